@@ -1,0 +1,10 @@
+//! Pod networks, service proxy and cluster DNS.
+//!
+//! Three small parts that know the API only through caches: [`pod::PodNetwork`] gives a pod's network namespace an address, the service
+//! proxy sends a Service's cluster address and node ports to its endpoints, and DNS answers names.
+//!
+//! Guarantee: no packet for a pod or service address leaves the machine by its default route.
+//!
+//! Not here: pods (see `k8s-kubelet`, which calls [`pod::PodNetwork`]) and containers (see `k8s-runtime`).
+
+pub mod pod;
