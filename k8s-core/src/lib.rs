@@ -1,1 +1,15 @@
-//! placeholder
+//! Kubernetes API machinery: types, resource table, schema engine, store, client and caches.
+//!
+//! Everything above this crate speaks the public API through a [`client::Client`], in the same process or over TLS, and sees
+//! the world through a [`cache::Cache`]. This crate makes no Linux calls.
+//!
+//! Not here: the API server (`k8s-apiserver`), controllers (`k8s-controllers`), the node (`k8s-runtime`, `k8s-kubelet`).
+
+pub mod cache;
+pub mod client;
+pub mod clock;
+pub mod meta;
+pub mod status;
+
+/// The Kubernetes types, as every kube-rs user has them.
+pub use k8s_openapi as api;

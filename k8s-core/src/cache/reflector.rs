@@ -1,0 +1,130 @@
+//! Keeps a cache current.
+
+use std::{collections::HashSet, time::Duration};
+
+use futures::StreamExt;
+use tokio_util::sync::CancellationToken;
+use tracing::{debug, warn};
+
+use super::Cache;
+use crate::{
+    client::{Api, Error, ListParams, WatchEvent},
+    meta::{Object, ObjectExt, ObjectKey},
+};
+
+const FIRST_DELAY: Duration = Duration::from_millis(50);
+const LONGEST_DELAY: Duration = Duration::from_secs(30);
+
+/// A running reflector; dropping it stops it.
+#[derive(Debug)]
+pub struct Reflector {
+    stop: CancellationToken,
+}
+
+impl Drop for Reflector {
+    fn drop(&mut self) {
+        self.stop.cancel();
+    }
+}
+
+/// Starts to fill `cache` from `api` and keeps it current until the returned handle is dropped.
+#[must_use]
+pub fn reflect<K: Object>(api: Api<K>, params: ListParams, cache: Cache<K>) -> Reflector {
+    let stop = CancellationToken::new();
+    let stopped = stop.clone();
+    tokio::spawn(async move {
+        tokio::select! {
+            () = run(api, params, cache) => {}
+            () = stopped.cancelled() => {}
+        }
+    });
+    Reflector { stop }
+}
+
+/// Where the reflector stands.
+enum Position {
+    /// Nothing is known, or history no longer reaches back to what is.
+    Start,
+    /// The cache is current up to this revision.
+    At(u64),
+}
+
+async fn run<K: Object>(api: Api<K>, params: ListParams, cache: Cache<K>) {
+    let mut position = Position::Start;
+    let mut delay = FIRST_DELAY;
+    loop {
+        let before = cache.revision();
+        match follow(&api, &params, &cache, &position).await {
+            Ok(()) => debug!(kind = K::KIND, "watch ended"),
+            Err(e) if e.is_expired() => {
+                debug!(kind = K::KIND, "history is gone, listing again");
+                position = Position::Start;
+                continue;
+            }
+            Err(e) => warn!(kind = K::KIND, error = %e, "watch failed"),
+        }
+        let now = cache.revision();
+        if now > before {
+            delay = FIRST_DELAY;
+        }
+        if now > 0 {
+            position = Position::At(now);
+        }
+        // Half fixed, half random, so that many reflectors do not return at one moment.
+        let jitter = rand::random_range(0.5..1.0);
+        tokio::time::sleep(delay.mul_f64(jitter)).await;
+        delay = (delay * 2).min(LONGEST_DELAY);
+    }
+}
+
+/// One watch, to its end.
+async fn follow<K: Object>(
+    api: &Api<K>,
+    params: &ListParams,
+    cache: &Cache<K>,
+    position: &Position,
+) -> Result<(), Error> {
+    let (mut events, mut initial) = match position {
+        Position::Start => match api.watch_list(params).await {
+            Ok(events) => (events, Some(HashSet::<ObjectKey>::new())),
+            // A server without WatchList: list first, then watch.
+            Err(e) if e.is_invalid() => {
+                let (objects, version) = api.list_with_version(params).await?;
+                let revision = version.parse().unwrap_or(1);
+                cache.replace(objects, revision);
+                (api.watch(&ListParams { resource_version: version, ..params.clone() }).await?, None)
+            }
+            Err(e) => return Err(e),
+        },
+        Position::At(revision) => {
+            let resource_version = revision.to_string();
+            (api.watch(&ListParams { resource_version, ..params.clone() }).await?, None)
+        }
+    };
+    while let Some(event) = events.next().await {
+        match (event?, &mut initial) {
+            (WatchEvent::Added(object) | WatchEvent::Modified(object), None) => cache.upsert(object),
+            (WatchEvent::Deleted(object), None) => cache.remove(object),
+            (WatchEvent::Added(object) | WatchEvent::Modified(object), Some(seen)) => {
+                seen.insert(object.key());
+                cache.upsert_initial(object);
+            }
+            (WatchEvent::Deleted(object), Some(seen)) => {
+                seen.remove(&object.key());
+                cache.remove_initial(object);
+            }
+            (WatchEvent::Bookmark(revision, complete), slot) => {
+                if complete {
+                    if let Some(seen) = slot.take() {
+                        cache.retain_keys(&seen);
+                    }
+                    cache.advance(revision.max(1));
+                } else if slot.is_none() {
+                    cache.advance(revision);
+                }
+            }
+            (WatchEvent::Error(status), _) => return Err(status.into()),
+        }
+    }
+    Ok(())
+}

@@ -1,0 +1,373 @@
+//! The cache itself and its subscribers.
+
+use std::{
+    collections::{BTreeMap, BTreeSet, HashMap},
+    sync::{Arc, RwLock},
+};
+
+use tokio::sync::{broadcast, watch};
+
+use crate::meta::{Object, ObjectExt, ObjectKey};
+
+/// How many changes a slow subscriber may fall behind before it must look at the whole cache.
+const BACKLOG: usize = 4096;
+
+/// What changed. Objects are shared with the cache.
+#[derive(Clone, Debug)]
+pub enum Change<K> {
+    /// An object that the cache did not have.
+    Added(Arc<K>),
+    /// An object that changed: what it was, what it is.
+    Modified(Arc<K>, Arc<K>),
+    /// An object that is gone: what it was last.
+    Deleted(Arc<K>),
+    /// The subscriber fell behind: look at the whole cache.
+    Resync,
+}
+
+type IndexFn<K> = dyn Fn(&K) -> Vec<String> + Send + Sync;
+
+struct Index<K> {
+    keys_of: Box<IndexFn<K>>,
+    entries: HashMap<String, BTreeSet<ObjectKey>>,
+}
+
+struct State<K> {
+    objects: BTreeMap<ObjectKey, Arc<K>>,
+    indexes: HashMap<&'static str, Index<K>>,
+}
+
+struct Inner<K> {
+    state: RwLock<State<K>>,
+    changes: broadcast::Sender<Change<K>>,
+    /// The newest revision that is wholly in the cache; 0 before the first list.
+    revision: watch::Sender<u64>,
+}
+
+/// The present state of one type. Cheap to clone; all clones are the same cache.
+pub struct Cache<K>(Arc<Inner<K>>);
+
+impl<K> Clone for Cache<K> {
+    fn clone(&self) -> Self {
+        Cache(self.0.clone())
+    }
+}
+
+impl<K> std::fmt::Debug for Cache<K> {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Cache").field("revision", &*self.0.revision.borrow()).finish_non_exhaustive()
+    }
+}
+
+impl<K: Object> Default for Cache<K> {
+    fn default() -> Self {
+        Self::new()
+    }
+}
+
+fn read<T>(lock: &RwLock<T>) -> std::sync::RwLockReadGuard<'_, T> {
+    // A poisoned lock means that an index function panicked; the map itself is still whole.
+    lock.read().unwrap_or_else(std::sync::PoisonError::into_inner)
+}
+
+fn write<T>(lock: &RwLock<T>) -> std::sync::RwLockWriteGuard<'_, T> {
+    lock.write().unwrap_or_else(std::sync::PoisonError::into_inner)
+}
+
+impl<K: Object> Cache<K> {
+    /// An empty cache; a reflector (or a test) fills it.
+    #[must_use]
+    pub fn new() -> Self {
+        Cache(Arc::new(Inner {
+            state: RwLock::new(State { objects: BTreeMap::new(), indexes: HashMap::new() }),
+            changes: broadcast::channel(BACKLOG).0,
+            revision: watch::channel(0).0,
+        }))
+    }
+
+    /// Adds an index: `keys_of` names the entries an object is found under in [`Cache::by_index`]. Adding one twice is fine.
+    pub fn add_index(&self, name: &'static str, keys_of: impl Fn(&K) -> Vec<String> + Send + Sync + 'static) {
+        let mut state = write(&self.0.state);
+        if state.indexes.contains_key(name) {
+            return;
+        }
+        let mut index = Index { keys_of: Box::new(keys_of), entries: HashMap::new() };
+        for (key, object) in &state.objects {
+            index.insert(key, object);
+        }
+        state.indexes.insert(name, index);
+    }
+
+    /// One object; the namespace is empty for cluster-scoped ones.
+    #[must_use]
+    pub fn get(&self, namespace: &str, name: &str) -> Option<Arc<K>> {
+        self.by_key(&ObjectKey::new(namespace, name))
+    }
+
+    /// One object.
+    #[must_use]
+    pub fn by_key(&self, key: &ObjectKey) -> Option<Arc<K>> {
+        read(&self.0.state).objects.get(key).cloned()
+    }
+
+    /// All objects, ordered by namespace and name.
+    #[must_use]
+    pub fn list(&self) -> Vec<Arc<K>> {
+        read(&self.0.state).objects.values().cloned().collect()
+    }
+
+    /// All objects in a namespace, ordered by name.
+    #[must_use]
+    pub fn in_namespace(&self, namespace: &str) -> Vec<Arc<K>> {
+        read(&self.0.state)
+            .objects
+            .range(ObjectKey::new(namespace, "")..)
+            .take_while(|(key, _)| key.namespace == namespace)
+            .map(|(_, object)| object.clone())
+            .collect()
+    }
+
+    /// Objects under an entry of an index; empty where the index was never added.
+    #[must_use]
+    pub fn by_index(&self, index: &str, entry: &str) -> Vec<Arc<K>> {
+        let state = read(&self.0.state);
+        let keys = state.indexes.get(index).and_then(|i| i.entries.get(entry));
+        keys.into_iter().flatten().filter_map(|key| state.objects.get(key).cloned()).collect()
+    }
+
+    /// How many objects there are.
+    #[must_use]
+    pub fn len(&self) -> usize {
+        read(&self.0.state).objects.len()
+    }
+
+    /// Whether there are none.
+    #[must_use]
+    pub fn is_empty(&self) -> bool {
+        self.len() == 0
+    }
+
+    /// Changes from now on.
+    #[must_use]
+    pub fn subscribe(&self) -> Subscription<K> {
+        Subscription(self.0.changes.subscribe())
+    }
+
+    /// The newest revision that is wholly in the cache; 0 before the first list.
+    #[must_use]
+    pub fn revision(&self) -> u64 {
+        *self.0.revision.borrow()
+    }
+
+    /// Waits until the first list is in the cache.
+    pub async fn synced(&self) {
+        self.reached(1).await;
+    }
+
+    /// Whether the first list is in the cache.
+    #[must_use]
+    pub fn is_synced(&self) -> bool {
+        self.revision() > 0
+    }
+
+    /// Waits until the cache has everything up to `revision` (that a write returned).
+    pub async fn reached(&self, revision: u64) {
+        let mut seen = self.0.revision.subscribe();
+        // The sender lives in `self`, so waiting cannot fail.
+        let _ = seen.wait_for(|have| *have >= revision).await;
+    }
+
+    /// Puts an object in. For reflectors and tests.
+    pub fn upsert(&self, object: K) {
+        let key = object.key();
+        let revision = object.revision();
+        let object = Arc::new(object);
+        let change = {
+            let mut state = write(&self.0.state);
+            match state.insert(key, object.clone()) {
+                Some(old) => Change::Modified(old, object),
+                None => Change::Added(object),
+            }
+        };
+        self.tell(change);
+        self.advance(revision);
+    }
+
+    /// Takes an object out. For reflectors and tests.
+    pub fn remove(&self, object: K) {
+        let revision = object.revision();
+        let known = write(&self.0.state).remove(&object.key()).is_some();
+        if known {
+            self.tell(Change::Deleted(Arc::new(object)));
+        }
+        self.advance(revision);
+    }
+
+    /// Replaces the whole content by a list taken at `revision`. For reflectors and tests.
+    pub fn replace(&self, objects: Vec<K>, revision: u64) {
+        let mut changes = Vec::new();
+        {
+            let mut state = write(&self.0.state);
+            let mut gone: BTreeSet<ObjectKey> = state.objects.keys().cloned().collect();
+            for object in objects {
+                let key = object.key();
+                gone.remove(&key);
+                let new_revision = object.revision();
+                let object = Arc::new(object);
+                match state.insert(key, object.clone()) {
+                    Some(old) if old.revision() == new_revision && old.uid() == object.uid() => {}
+                    Some(old) => changes.push(Change::Modified(old, object)),
+                    None => changes.push(Change::Added(object)),
+                }
+            }
+            for key in gone {
+                changes.extend(state.remove(&key).map(Change::Deleted));
+            }
+        }
+        for change in changes {
+            self.tell(change);
+        }
+        self.advance(revision.max(1));
+    }
+
+    /// Says that everything up to `revision` is in (a bookmark).
+    pub fn advance(&self, revision: u64) {
+        self.0.revision.send_if_modified(|have| {
+            let newer = revision > *have;
+            if newer {
+                *have = revision;
+            }
+            newer
+        });
+    }
+
+    /// As [`Cache::upsert`], but the revision is not yet complete (initial events of a watch come in any order).
+    pub(super) fn upsert_initial(&self, object: K) {
+        let key = object.key();
+        let object = Arc::new(object);
+        let old = write(&self.0.state).insert(key, object.clone());
+        match old {
+            Some(old) if old.revision() == object.revision() => {}
+            Some(old) => self.tell(Change::Modified(old, object)),
+            None => self.tell(Change::Added(object)),
+        }
+    }
+
+    /// As [`Cache::remove`], without saying that its revision is complete.
+    pub(super) fn remove_initial(&self, object: K) {
+        if write(&self.0.state).remove(&object.key()).is_some() {
+            self.tell(Change::Deleted(Arc::new(object)));
+        }
+    }
+
+    /// Takes out what a complete initial state did not have.
+    pub(super) fn retain_keys(&self, keep: &std::collections::HashSet<ObjectKey>) {
+        let gone: Vec<Arc<K>> = {
+            let mut state = write(&self.0.state);
+            let keys: Vec<ObjectKey> = state.objects.keys().filter(|k| !keep.contains(*k)).cloned().collect();
+            keys.iter().filter_map(|key| state.remove(key)).collect()
+        };
+        for object in gone {
+            self.tell(Change::Deleted(object));
+        }
+    }
+
+    fn tell(&self, change: Change<K>) {
+        // Nobody listening is fine.
+        let _ = self.0.changes.send(change);
+    }
+}
+
+impl<K> Index<K> {
+    fn insert(&mut self, key: &ObjectKey, object: &K) {
+        for entry in (self.keys_of)(object) {
+            self.entries.entry(entry).or_default().insert(key.clone());
+        }
+    }
+
+    fn remove(&mut self, key: &ObjectKey, object: &K) {
+        for entry in (self.keys_of)(object) {
+            if let Some(keys) = self.entries.get_mut(&entry) {
+                keys.remove(key);
+                if keys.is_empty() {
+                    self.entries.remove(&entry);
+                }
+            }
+        }
+    }
+}
+
+impl<K> State<K> {
+    fn insert(&mut self, key: ObjectKey, object: Arc<K>) -> Option<Arc<K>> {
+        let old = self.objects.insert(key.clone(), object.clone());
+        for index in self.indexes.values_mut() {
+            if let Some(old) = &old {
+                index.remove(&key, old);
+            }
+            index.insert(&key, &object);
+        }
+        old
+    }
+
+    fn remove(&mut self, key: &ObjectKey) -> Option<Arc<K>> {
+        let old = self.objects.remove(key)?;
+        for index in self.indexes.values_mut() {
+            index.remove(key, &old);
+        }
+        Some(old)
+    }
+}
+
+/// Changes of a cache, in order.
+#[derive(Debug)]
+pub struct Subscription<K>(broadcast::Receiver<Change<K>>);
+
+impl<K: Object> Subscription<K> {
+    /// The next change; `None` when the cache is gone.
+    pub async fn next(&mut self) -> Option<Change<K>> {
+        match self.0.recv().await {
+            Ok(change) => Some(change),
+            Err(broadcast::error::RecvError::Lagged(_)) => Some(Change::Resync),
+            Err(broadcast::error::RecvError::Closed) => None,
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use k8s_openapi::api::core::v1::ConfigMap;
+    use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
+
+    use super::*;
+
+    fn config_map(name: &str, revision: u64, label: &str) -> ConfigMap {
+        ConfigMap {
+            metadata: ObjectMeta {
+                name: Some(name.into()),
+                namespace: Some("ns".into()),
+                resource_version: Some(revision.to_string()),
+                labels: Some([("l".to_owned(), label.to_owned())].into()),
+                ..ObjectMeta::default()
+            },
+            ..ConfigMap::default()
+        }
+    }
+
+    #[tokio::test]
+    async fn indexes_follow_changes_and_replace_tells_the_difference() {
+        let cache = Cache::new();
+        cache.add_index("l", |c: &ConfigMap| c.label("l").map(str::to_owned).into_iter().collect());
+        let mut changes = cache.subscribe();
+        cache.upsert(config_map("a", 1, "x"));
+        cache.upsert(config_map("a", 2, "y"));
+        assert!(cache.by_index("l", "x").is_empty());
+        assert_eq!(cache.by_index("l", "y").len(), 1);
+        cache.replace(vec![config_map("b", 3, "y")], 5);
+        assert!(matches!(changes.next().await, Some(Change::Added(_))));
+        assert!(matches!(changes.next().await, Some(Change::Modified(..))));
+        assert!(matches!(changes.next().await, Some(Change::Added(b)) if b.name() == "b"));
+        assert!(matches!(changes.next().await, Some(Change::Deleted(a)) if a.name() == "a"));
+        assert_eq!(cache.revision(), 5);
+        cache.reached(5).await;
+    }
+}

@@ -1,0 +1,18 @@
+//! Calling an API server, in the same process or over TLS.
+//!
+//! [`Client`] is a cheap handle on a [`Transport`]; [`Api`] is a client for one type in one scope. The typed layer is thin: everything that
+//! moves bytes is written once, in [`request`].
+//!
+//! Not here: retries (the caller knows whether a call may be repeated) and caches (see [`crate::cache`]).
+
+mod api;
+mod error;
+mod kubeconfig;
+mod remote;
+mod request;
+
+pub use api::{Api, DeleteOptions, ListParams, Patch, PostParams, WatchEvent};
+pub use error::Error;
+pub use kubeconfig::{Kubeconfig, KubeconfigError, NamedContext};
+pub use remote::{Remote, RemoteConfig};
+pub use request::{Body, BoxError, Client, DynObject, Resource, Transport, body_from_bytes, empty_body};

@@ -1,0 +1,494 @@
+//! A client for one type in one scope.
+
+use std::marker::PhantomData;
+
+use bytes::Bytes;
+use futures::{StreamExt, stream::BoxStream};
+use http::Method;
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::{Preconditions, Status};
+use percent_encoding::{AsciiSet, NON_ALPHANUMERIC, utf8_percent_encode};
+use serde::{Deserialize, Serialize, de::DeserializeOwned};
+
+use super::{Client, Error, Resource};
+use crate::status::ApiStatus;
+
+const QUERY: &AsciiSet = &NON_ALPHANUMERIC.remove(b'-').remove(b'.').remove(b'_').remove(b'~');
+
+/// What to list or watch.
+#[derive(Clone, Debug, Default)]
+pub struct ListParams {
+    /// Label selector in its string form; empty: all.
+    pub labels: String,
+    /// Field selector in its string form; empty: all.
+    pub fields: String,
+    /// At most so many; 0: all.
+    pub limit: u32,
+    /// Where the last page ended.
+    pub continue_token: String,
+    /// `resourceVersion`; empty: the newest.
+    pub resource_version: String,
+}
+
+impl ListParams {
+    /// Only objects with these labels (`a=b,c in (d,e)`).
+    #[must_use]
+    pub fn labels(mut self, selector: impl Into<String>) -> Self {
+        self.labels = selector.into();
+        self
+    }
+
+    /// Only objects with these fields (`spec.nodeName=n1`).
+    #[must_use]
+    pub fn fields(mut self, selector: impl Into<String>) -> Self {
+        self.fields = selector.into();
+        self
+    }
+
+    fn query(&self) -> Query {
+        let mut query = Query::default();
+        query.add("labelSelector", &self.labels).add("fieldSelector", &self.fields);
+        if self.limit > 0 {
+            query.add("limit", &self.limit.to_string());
+        }
+        query.add("continue", &self.continue_token).add("resourceVersion", &self.resource_version);
+        query
+    }
+}
+
+/// Options of a write.
+#[derive(Clone, Debug, Default)]
+pub struct PostParams {
+    /// Check everything, store nothing.
+    pub dry_run: bool,
+    /// Whose fields these are; empty: the client's name.
+    pub field_manager: String,
+    /// Server-side apply: take fields over from other managers.
+    pub force: bool,
+}
+
+/// The four kinds of patch.
+#[derive(Clone, Debug)]
+pub enum Patch<T> {
+    /// RFC 6902.
+    Json(T),
+    /// RFC 7386.
+    Merge(T),
+    /// Strategic merge (built-in types only).
+    Strategic(T),
+    /// Server-side apply.
+    Apply(T),
+}
+
+/// `DeleteOptions`.
+#[derive(Clone, Debug, Default, Serialize)]
+#[serde(rename_all = "camelCase")]
+pub struct DeleteOptions {
+    /// Seconds the object gets to end by itself.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub grace_period_seconds: Option<i64>,
+    /// `Orphan`, `Background` or `Foreground`.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub propagation_policy: Option<String>,
+    /// Only when uid and resourceVersion match.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub preconditions: Option<Preconditions>,
+}
+
+impl DeleteOptions {
+    /// Dependents are removed by the garbage collector afterwards.
+    #[must_use]
+    pub fn background() -> Self {
+        DeleteOptions { propagation_policy: Some("Background".into()), ..Self::default() }
+    }
+
+    /// Only this very object, not a later one of the same name.
+    #[must_use]
+    pub fn with_uid(mut self, uid: &str) -> Self {
+        self.preconditions.get_or_insert_default().uid = Some(uid.to_owned());
+        self
+    }
+
+    /// With a grace period in seconds.
+    #[must_use]
+    pub fn grace(mut self, seconds: i64) -> Self {
+        self.grace_period_seconds = Some(seconds);
+        self
+    }
+}
+
+/// One event of a watch.
+#[derive(Clone, Debug)]
+pub enum WatchEvent<K> {
+    /// It is new to the watcher.
+    Added(K),
+    /// It changed.
+    Modified(K),
+    /// It is gone (or no longer selected); its last state.
+    Deleted(K),
+    /// Nothing happened up to this resourceVersion. `true`: the initial state is complete (`sendInitialEvents`).
+    Bookmark(u64, bool),
+    /// The watch failed and ends.
+    Error(ApiStatus),
+}
+
+/// A client for one type in one scope. Cheap to clone.
+#[derive(Debug)]
+pub struct Api<K> {
+    client: Client,
+    resource: Resource,
+    namespace: String,
+    kind: PhantomData<fn() -> K>,
+}
+
+impl<K> Clone for Api<K> {
+    fn clone(&self) -> Self {
+        Api {
+            client: self.client.clone(),
+            resource: self.resource.clone(),
+            namespace: self.namespace.clone(),
+            kind: PhantomData,
+        }
+    }
+}
+
+#[derive(Default)]
+struct Query(String);
+
+impl Query {
+    fn add(&mut self, key: &str, value: &str) -> &mut Self {
+        if !value.is_empty() {
+            self.0.push(if self.0.is_empty() { '?' } else { '&' });
+            self.0.push_str(key);
+            self.0.push('=');
+            self.0.extend(utf8_percent_encode(value, QUERY));
+        }
+        self
+    }
+
+    fn write(&mut self, params: &PostParams) -> &mut Self {
+        self.add("dryRun", if params.dry_run { "All" } else { "" })
+            .add("fieldManager", &params.field_manager)
+            .add("force", if params.force { "true" } else { "" })
+    }
+}
+
+const JSON: &str = "application/json";
+
+#[derive(Deserialize)]
+struct Page<K> {
+    #[serde(default)]
+    metadata: k8s_openapi::apimachinery::pkg::apis::meta::v1::ListMeta,
+    #[serde(default = "Vec::new")]
+    items: Vec<K>,
+}
+
+#[derive(Deserialize)]
+struct RawEvent<'a> {
+    r#type: &'a str,
+    #[serde(borrow)]
+    object: &'a serde_json::value::RawValue,
+}
+
+/// Where a bookmark keeps what it says.
+#[derive(Deserialize)]
+struct BookmarkObject {
+    metadata: k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta,
+}
+
+impl<K> Api<K> {
+    pub(super) fn new(client: Client, resource: Resource, namespace: &str) -> Self {
+        Api { client, resource, namespace: namespace.to_owned(), kind: PhantomData }
+    }
+
+    /// The resource.
+    #[must_use]
+    pub fn resource(&self) -> &Resource {
+        &self.resource
+    }
+
+    /// The client underneath.
+    #[must_use]
+    pub fn client(&self) -> &Client {
+        &self.client
+    }
+
+    /// The same type in another namespace (empty: all).
+    #[must_use]
+    pub fn within(&self, namespace: &str) -> Self {
+        Api { namespace: namespace.to_owned(), ..self.clone() }
+    }
+
+    fn path(&self, name: &str, subresource: &str) -> String {
+        let name = utf8_percent_encode(name, QUERY).to_string();
+        self.resource.path(&self.namespace, &name, subresource)
+    }
+}
+
+impl<K: Serialize + DeserializeOwned> Api<K> {
+    fn encode<T: Serialize>(&self, value: &T) -> Result<Bytes, Error> {
+        serde_json::to_vec(value)
+            .map(Bytes::from)
+            .map_err(|e| Error::Request(format!("encode {}: {e}", self.resource.kind)))
+    }
+
+    /// Reads one object.
+    ///
+    /// # Errors
+    /// [`Error::is_not_found`] when it is not there.
+    pub async fn get(&self, name: &str) -> Result<K, Error> {
+        self.client.json(Method::GET, &self.path(name, ""), JSON, Bytes::new()).await
+    }
+
+    /// Reads one object; `None` when it is not there.
+    ///
+    /// # Errors
+    /// Any failure but 404.
+    pub async fn get_opt(&self, name: &str) -> Result<Option<K>, Error> {
+        match self.get(name).await {
+            Ok(object) => Ok(Some(object)),
+            Err(e) if e.is_not_found() => Ok(None),
+            Err(e) => Err(e),
+        }
+    }
+
+    /// Reads a subresource (`status`, `scale`).
+    ///
+    /// # Errors
+    /// As [`Api::get`].
+    pub async fn get_subresource<T: DeserializeOwned>(
+        &self,
+        name: &str,
+        subresource: &str,
+    ) -> Result<T, Error> {
+        self.client.json(Method::GET, &self.path(name, subresource), JSON, Bytes::new()).await
+    }
+
+    /// Lists objects, and the resourceVersion of the list.
+    ///
+    /// # Errors
+    /// [`Error::is_expired`] for an old resourceVersion or continue token.
+    pub async fn list_with_version(&self, params: &ListParams) -> Result<(Vec<K>, String), Error> {
+        let path = self.path("", "") + &params.query().0;
+        let page: Page<K> = self.client.json(Method::GET, &path, JSON, Bytes::new()).await?;
+        Ok((page.items, page.metadata.resource_version.unwrap_or_default()))
+    }
+
+    /// Lists objects.
+    ///
+    /// # Errors
+    /// As [`Api::list_with_version`].
+    pub async fn list(&self, params: &ListParams) -> Result<Vec<K>, Error> {
+        Ok(self.list_with_version(params).await?.0)
+    }
+
+    /// Watches from a resourceVersion on (`params.resource_version`; empty: from now, starting with the present state).
+    ///
+    /// # Errors
+    /// When the watch cannot be opened. Later failures come as events or items.
+    pub async fn watch(
+        &self,
+        params: &ListParams,
+    ) -> Result<BoxStream<'static, Result<WatchEvent<K>, Error>>, Error>
+    where
+        K: 'static,
+    {
+        let mut query = params.query();
+        query.add("watch", "1").add("allowWatchBookmarks", "true");
+        self.watch_raw(&query.0).await
+    }
+
+    /// Watches, and gets the present state as `Added` events before the first bookmark with `true` (WatchList).
+    ///
+    /// # Errors
+    /// As [`Api::watch`].
+    pub async fn watch_list(
+        &self,
+        params: &ListParams,
+    ) -> Result<BoxStream<'static, Result<WatchEvent<K>, Error>>, Error>
+    where
+        K: 'static,
+    {
+        let mut query = params.query();
+        query
+            .add("watch", "1")
+            .add("allowWatchBookmarks", "true")
+            .add("sendInitialEvents", "true")
+            .add("resourceVersionMatch", "NotOlderThan");
+        self.watch_raw(&query.0).await
+    }
+
+    async fn watch_raw(&self, query: &str) -> Result<BoxStream<'static, Result<WatchEvent<K>, Error>>, Error>
+    where
+        K: 'static,
+    {
+        let lines = self.client.lines(&(self.path("", "") + query)).await?;
+        Ok(lines.map(|line| decode_event(&line?)).boxed())
+    }
+
+    /// Creates an object.
+    ///
+    /// # Errors
+    /// [`Error::is_already_exists`], [`Error::is_invalid`].
+    pub async fn create(&self, object: &K) -> Result<K, Error> {
+        self.create_with(object, &PostParams::default()).await
+    }
+
+    /// Creates an object, with options.
+    ///
+    /// # Errors
+    /// As [`Api::create`].
+    pub async fn create_with(&self, object: &K, params: &PostParams) -> Result<K, Error> {
+        let path = self.path("", "") + &Query::default().write(params).0;
+        self.client.json(Method::POST, &path, JSON, self.encode(object)?).await
+    }
+
+    /// Posts to a subresource (`binding`, `eviction`, `token`).
+    ///
+    /// # Errors
+    /// As the subresource has them.
+    pub async fn create_subresource<B: Serialize, T: DeserializeOwned>(
+        &self,
+        name: &str,
+        subresource: &str,
+        body: &B,
+    ) -> Result<T, Error> {
+        self.client.json(Method::POST, &self.path(name, subresource), JSON, self.encode(body)?).await
+    }
+
+    /// Replaces an object; its resourceVersion (where set) must be the newest.
+    ///
+    /// # Errors
+    /// [`Error::is_conflict`] when it changed meanwhile.
+    pub async fn replace(&self, name: &str, object: &K) -> Result<K, Error> {
+        self.client.json(Method::PUT, &self.path(name, ""), JSON, self.encode(object)?).await
+    }
+
+    /// Replaces an object's status; everything else in it is ignored.
+    ///
+    /// # Errors
+    /// As [`Api::replace`].
+    pub async fn replace_status(&self, name: &str, object: &K) -> Result<K, Error> {
+        self.client.json(Method::PUT, &self.path(name, "status"), JSON, self.encode(object)?).await
+    }
+
+    /// Replaces a subresource (`scale`).
+    ///
+    /// # Errors
+    /// As [`Api::replace`].
+    pub async fn replace_subresource<T: Serialize + DeserializeOwned>(
+        &self,
+        name: &str,
+        subresource: &str,
+        value: &T,
+    ) -> Result<T, Error> {
+        self.client.json(Method::PUT, &self.path(name, subresource), JSON, self.encode(value)?).await
+    }
+
+    /// Patches an object.
+    ///
+    /// # Errors
+    /// [`Error::is_not_found`] (except for apply, which creates), [`Error::is_invalid`], [`Error::is_conflict`].
+    pub async fn patch<T: Serialize>(&self, name: &str, patch: &Patch<T>) -> Result<K, Error> {
+        self.patch_with(name, "", patch, &PostParams::default()).await
+    }
+
+    /// Patches an object's status.
+    ///
+    /// # Errors
+    /// As [`Api::patch`].
+    pub async fn patch_status<T: Serialize>(&self, name: &str, patch: &Patch<T>) -> Result<K, Error> {
+        self.patch_with(name, "status", patch, &PostParams::default()).await
+    }
+
+    /// Patches an object or one of its subresources, with options. Apply uses the client's name as manager where none is given.
+    ///
+    /// # Errors
+    /// As [`Api::patch`].
+    pub async fn patch_with<T: Serialize>(
+        &self,
+        name: &str,
+        subresource: &str,
+        patch: &Patch<T>,
+        params: &PostParams,
+    ) -> Result<K, Error> {
+        let mut params = params.clone();
+        let (content_type, body) = match patch {
+            Patch::Json(p) => ("application/json-patch+json", self.encode(p)?),
+            Patch::Merge(p) => ("application/merge-patch+json", self.encode(p)?),
+            Patch::Strategic(p) => ("application/strategic-merge-patch+json", self.encode(p)?),
+            Patch::Apply(p) => {
+                if params.field_manager.is_empty() {
+                    params.field_manager = self.client.name().to_owned();
+                }
+                ("application/apply-patch+yaml", self.encode(p)?)
+            }
+        };
+        let path = self.path(name, subresource) + &Query::default().write(&params).0;
+        self.client.json(Method::PATCH, &path, content_type, body).await
+    }
+
+    /// Server-side apply under the client's name, taking over fields that others own.
+    ///
+    /// # Errors
+    /// As [`Api::patch`].
+    pub async fn apply<T: Serialize>(&self, name: &str, object: &T) -> Result<K, Error> {
+        let params = PostParams { force: true, ..PostParams::default() };
+        self.patch_with(name, "", &Patch::Apply(object), &params).await
+    }
+
+    /// Deletes an object. It may live on until its grace period is over or its finalizers are gone.
+    ///
+    /// # Errors
+    /// [`Error::is_not_found`], [`Error::is_conflict`] for a failed precondition.
+    pub async fn delete(&self, name: &str, options: &DeleteOptions) -> Result<(), Error> {
+        let body = self.encode(options)?;
+        self.client.bytes(Method::DELETE, &self.path(name, ""), JSON, body).await.map(drop)
+    }
+
+    /// Deletes an object; one that is not there is fine.
+    ///
+    /// # Errors
+    /// Any failure but 404.
+    pub async fn delete_if_exists(&self, name: &str, options: &DeleteOptions) -> Result<(), Error> {
+        match self.delete(name, options).await {
+            Err(e) if e.is_not_found() => Ok(()),
+            other => other,
+        }
+    }
+
+    /// Deletes everything that matches.
+    ///
+    /// # Errors
+    /// As [`Api::delete`].
+    pub async fn delete_collection(&self, params: &ListParams, options: &DeleteOptions) -> Result<(), Error> {
+        let path = self.path("", "") + &params.query().0;
+        let body = self.encode(options)?;
+        self.client.bytes(Method::DELETE, &path, JSON, body).await.map(drop)
+    }
+}
+
+/// Decodes one line of a watch.
+fn decode_event<K: DeserializeOwned>(line: &[u8]) -> Result<WatchEvent<K>, Error> {
+    let decode = |source| Error::Decode { what: "watch event".into(), source };
+    let raw: RawEvent<'_> = serde_json::from_slice(line).map_err(decode)?;
+    let object = raw.object.get();
+    Ok(match raw.r#type {
+        "ADDED" => WatchEvent::Added(serde_json::from_str(object).map_err(decode)?),
+        "MODIFIED" => WatchEvent::Modified(serde_json::from_str(object).map_err(decode)?),
+        "DELETED" => WatchEvent::Deleted(serde_json::from_str(object).map_err(decode)?),
+        "BOOKMARK" => {
+            let mark: BookmarkObject = serde_json::from_str(object).map_err(decode)?;
+            let version = mark.metadata.resource_version.and_then(|v| v.parse().ok()).unwrap_or(0);
+            let complete = mark
+                .metadata
+                .annotations
+                .is_some_and(|a| a.get("k8s.io/initial-events-end").is_some_and(|v| v == "true"));
+            WatchEvent::Bookmark(version, complete)
+        }
+        "ERROR" => {
+            let status: Status = serde_json::from_str(object).map_err(decode)?;
+            WatchEvent::Error(ApiStatus::from_status(status))
+        }
+        other => return Err(Error::Request(format!("watch event type {other:?} is unknown"))),
+    })
+}

@@ -1,0 +1,310 @@
+//! One request, whatever its type: paths, bodies, errors, watch frames.
+
+use std::{fmt, sync::Arc};
+
+use bytes::{Bytes, BytesMut};
+use futures::{FutureExt, future::BoxFuture, stream::BoxStream};
+use http::{Method, Request, Response, header};
+use http_body_util::{BodyExt, Full, combinators::UnsyncBoxBody};
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::{ObjectMeta, Status};
+use serde::{Deserialize, Serialize, de::DeserializeOwned};
+
+use super::{Api, Error};
+use crate::{meta::Object, status::ApiStatus};
+
+/// Any error of a body.
+pub type BoxError = Box<dyn std::error::Error + Send + Sync>;
+/// A request's or response's body.
+pub type Body = UnsyncBoxBody<Bytes, BoxError>;
+
+/// A body of known bytes.
+#[must_use]
+pub fn body_from_bytes(bytes: impl Into<Bytes>) -> Body {
+    Full::new(bytes.into()).map_err(|never| match never {}).boxed_unsync()
+}
+
+/// No body.
+#[must_use]
+pub fn empty_body() -> Body {
+    body_from_bytes(Bytes::new())
+}
+
+/// Carries a request to an API server and its answer back.
+///
+/// Implemented for every cloneable `tower::Service` over [`Body`], so an in-process API server is a transport.
+pub trait Transport: Send + Sync + 'static {
+    /// One exchange.
+    fn call(&self, request: Request<Body>) -> BoxFuture<'static, Result<Response<Body>, BoxError>>;
+}
+
+impl<S> Transport for S
+where
+    S: tower::Service<Request<Body>, Response = Response<Body>> + Clone + Send + Sync + 'static,
+    S::Future: Send + 'static,
+    S::Error: Into<BoxError>,
+{
+    fn call(&self, request: Request<Body>) -> BoxFuture<'static, Result<Response<Body>, BoxError>> {
+        tower::ServiceExt::oneshot(self.clone(), request).map(|answer| answer.map_err(Into::into)).boxed()
+    }
+}
+
+/// Names a served resource, for objects whose type is known only at run time.
+#[derive(Clone, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub struct Resource {
+    /// API group, empty for the core group.
+    pub group: String,
+    /// API version.
+    pub version: String,
+    /// Kind.
+    pub kind: String,
+    /// Plural name.
+    pub plural: String,
+    /// Whether objects live in namespaces.
+    pub namespaced: bool,
+}
+
+impl Resource {
+    /// The row of a type.
+    #[must_use]
+    pub fn of<K: Object>() -> Self {
+        Resource {
+            group: K::GROUP.to_owned(),
+            version: K::VERSION.to_owned(),
+            kind: K::KIND.to_owned(),
+            plural: K::PLURAL.to_owned(),
+            namespaced: std::any::TypeId::of::<K::Scope>()
+                == std::any::TypeId::of::<k8s_openapi::NamespaceResourceScope>(),
+        }
+    }
+
+    /// `apiVersion` as objects carry it.
+    #[must_use]
+    pub fn api_version(&self) -> String {
+        if self.group.is_empty() { self.version.clone() } else { format!("{}/{}", self.group, self.version) }
+    }
+
+    /// URL path of the collection (`name` empty) or of one object.
+    #[must_use]
+    pub fn path(&self, namespace: &str, name: &str, subresource: &str) -> String {
+        let mut path = if self.group.is_empty() {
+            format!("/api/{}", self.version)
+        } else {
+            format!("/apis/{}/{}", self.group, self.version)
+        };
+        if !namespace.is_empty() && self.namespaced {
+            path.push_str("/namespaces/");
+            path.push_str(namespace);
+        }
+        for part in [self.plural.as_str(), name, subresource] {
+            if !part.is_empty() {
+                path.push('/');
+                path.push_str(part);
+            }
+        }
+        path
+    }
+}
+
+/// An object whose type is known only at run time.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct DynObject {
+    /// `apiVersion`.
+    #[serde(default)]
+    pub api_version: String,
+    /// `kind`.
+    #[serde(default)]
+    pub kind: String,
+    /// Metadata.
+    #[serde(default)]
+    pub metadata: ObjectMeta,
+    /// Everything else.
+    #[serde(flatten)]
+    pub data: serde_json::Map<String, serde_json::Value>,
+}
+
+/// A handle on an API server. Cheap to clone.
+#[derive(Clone)]
+pub struct Client {
+    transport: Arc<dyn Transport>,
+    user_agent: Arc<str>,
+}
+
+impl fmt::Debug for Client {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Client").field("user_agent", &self.user_agent).finish_non_exhaustive()
+    }
+}
+
+impl Client {
+    /// A client over any transport: an in-process API server or a [`super::Remote`].
+    #[must_use]
+    pub fn new(transport: impl Transport) -> Self {
+        Client { transport: Arc::new(transport), user_agent: "k8s-core".into() }
+    }
+
+    /// The same client under another name: the server records it as the field manager.
+    #[must_use]
+    pub fn named(&self, user_agent: &str) -> Self {
+        Client { transport: self.transport.clone(), user_agent: user_agent.into() }
+    }
+
+    /// The name this client goes by.
+    #[must_use]
+    pub fn name(&self) -> &str {
+        &self.user_agent
+    }
+
+    /// Objects of `K` in all namespaces, or cluster-scoped ones.
+    #[must_use]
+    pub fn all<K: Object>(&self) -> Api<K> {
+        Api::new(self.clone(), Resource::of::<K>(), "")
+    }
+
+    /// Objects of `K` in one namespace.
+    #[must_use]
+    pub fn namespaced<K: Object>(&self, namespace: &str) -> Api<K> {
+        Api::new(self.clone(), Resource::of::<K>(), namespace)
+    }
+
+    /// Objects of a resource known at run time. `namespace` is empty for all, or for cluster-scoped ones.
+    #[must_use]
+    pub fn dynamic(&self, resource: &Resource, namespace: &str) -> Api<DynObject> {
+        Api::new(self.clone(), resource.clone(), namespace)
+    }
+
+    /// Sends a request as it is and returns the answer with its body unread. Any status is `Ok`.
+    ///
+    /// # Errors
+    /// [`Error::Transport`] when the server is not reached.
+    pub async fn send(&self, mut request: Request<Body>) -> Result<Response<Body>, Error> {
+        if let Ok(value) = header::HeaderValue::from_str(&self.user_agent) {
+            request.headers_mut().entry(header::USER_AGENT).or_insert(value);
+        }
+        let context = format!("{} {}", request.method(), request.uri().path());
+        self.transport.call(request).await.map_err(|source| Error::Transport { context, source })
+    }
+
+    /// Sends a request and returns a successful answer's bytes.
+    ///
+    /// # Errors
+    /// [`Error::Api`] for any status of 400 and above.
+    pub async fn bytes(
+        &self,
+        method: Method,
+        path_and_query: &str,
+        content_type: &str,
+        body: impl Into<Bytes>,
+    ) -> Result<Bytes, Error> {
+        let context = || format!("{method} {path_and_query}");
+        let request = Request::builder()
+            .method(method.clone())
+            .uri(path_and_query)
+            .header(header::ACCEPT, "application/json")
+            .header(header::CONTENT_TYPE, content_type)
+            .body(body_from_bytes(body))
+            .map_err(|e| Error::Request(format!("{}: {e}", context())))?;
+        let response = self.send(request).await?;
+        let code = response.status();
+        let bytes = response
+            .into_body()
+            .collect()
+            .await
+            .map_err(|source| Error::Transport { context: context(), source })?
+            .to_bytes();
+        if code.is_success() { Ok(bytes) } else { Err(status_of(code.as_u16(), &bytes).into()) }
+    }
+
+    /// Sends a request with a JSON body (or none) and decodes a successful answer.
+    ///
+    /// # Errors
+    /// As [`Client::bytes`], and [`Error::Decode`].
+    pub async fn json<T: DeserializeOwned>(
+        &self,
+        method: Method,
+        path_and_query: &str,
+        content_type: &str,
+        body: impl Into<Bytes>,
+    ) -> Result<T, Error> {
+        let bytes = self.bytes(method, path_and_query, content_type, body).await?;
+        serde_json::from_slice(&bytes)
+            .map_err(|source| Error::Decode { what: path_and_query.to_owned(), source })
+    }
+
+    /// Opens a stream of JSON lines (a watch, or `log?follow`); each item is one line without its end.
+    ///
+    /// # Errors
+    /// [`Error::Api`] when the server refuses; later failures come as items.
+    pub async fn lines(
+        &self,
+        path_and_query: &str,
+    ) -> Result<BoxStream<'static, Result<Bytes, Error>>, Error> {
+        let context = format!("GET {path_and_query}");
+        let request = Request::builder()
+            .uri(path_and_query)
+            .header(header::ACCEPT, "application/json")
+            .body(empty_body())
+            .map_err(|e| Error::Request(format!("{context}: {e}")))?;
+        let response = self.send(request).await?;
+        let code = response.status();
+        let body = response.into_body();
+        if !code.is_success() {
+            let bytes =
+                body.collect().await.map_err(|source| Error::Transport { context, source })?.to_bytes();
+            return Err(status_of(code.as_u16(), &bytes).into());
+        }
+        let state = Lines { body, buffer: BytesMut::new(), scanned: 0, ended: false, context };
+        Ok(Box::pin(futures::stream::unfold(state, |mut lines| async move {
+            lines.next().await.map(|item| (item, lines))
+        })))
+    }
+}
+
+/// Splits a body at line feeds.
+struct Lines {
+    body: Body,
+    buffer: BytesMut,
+    scanned: usize,
+    ended: bool,
+    context: String,
+}
+
+impl Lines {
+    async fn next(&mut self) -> Option<Result<Bytes, Error>> {
+        loop {
+            if let Some(at) = self.buffer[self.scanned..].iter().position(|b| *b == b'\n') {
+                let line = self.buffer.split_to(self.scanned + at + 1).freeze();
+                self.scanned = 0;
+                return Some(Ok(line.slice(..line.len() - 1)));
+            }
+            self.scanned = self.buffer.len();
+            if self.ended {
+                let rest = self.buffer.split().freeze();
+                self.scanned = 0;
+                return (!rest.is_empty()).then_some(Ok(rest));
+            }
+            match self.body.frame().await {
+                None => self.ended = true,
+                Some(Ok(frame)) => {
+                    if let Ok(data) = frame.into_data() {
+                        self.buffer.extend_from_slice(&data);
+                    }
+                }
+                Some(Err(source)) => {
+                    self.ended = true;
+                    self.buffer.clear();
+                    self.scanned = 0;
+                    return Some(Err(Error::Transport { context: self.context.clone(), source }));
+                }
+            }
+        }
+    }
+}
+
+/// The status in an error answer, made up from the code where the body is something else.
+fn status_of(code: u16, body: &[u8]) -> ApiStatus {
+    match serde_json::from_slice::<Status>(body) {
+        Ok(status) if status.code.is_some() || status.reason.is_some() => ApiStatus::from_status(status),
+        _ => ApiStatus::new(code, "", String::from_utf8_lossy(body).trim().to_owned()),
+    }
+}

@@ -1,0 +1,96 @@
+//! Time: the only place that asks what time it is.
+//!
+//! [`Clock::system`] is wall time. [`Clock::starting_at`] is wall time that follows tokio's timer, so that under tokio's paused time a test
+//! runs hours of cluster life in milliseconds. Waiting is `tokio::time` for both.
+
+use std::time::Duration;
+
+use jiff::Timestamp;
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::{MicroTime, Time};
+
+/// A source of "now". Cheap to clone.
+#[derive(Clone, Debug)]
+pub struct Clock(Source);
+
+#[derive(Clone, Debug)]
+enum Source {
+    System,
+    Tokio { epoch: Timestamp, origin: tokio::time::Instant },
+}
+
+impl Default for Clock {
+    fn default() -> Self {
+        Clock::system()
+    }
+}
+
+impl Clock {
+    /// Wall time.
+    #[must_use]
+    pub fn system() -> Self {
+        Clock(Source::System)
+    }
+
+    /// Time that starts at `epoch` now and follows tokio's (pausable) timer. Must be called inside a tokio runtime.
+    #[must_use]
+    pub fn starting_at(epoch: Timestamp) -> Self {
+        Clock(Source::Tokio { epoch, origin: tokio::time::Instant::now() })
+    }
+
+    /// The moment it is now.
+    #[must_use]
+    pub fn now(&self) -> Timestamp {
+        match &self.0 {
+            Source::System => Timestamp::now(),
+            Source::Tokio { epoch, origin } => {
+                let elapsed = tokio::time::Instant::now().saturating_duration_since(*origin);
+                epoch.saturating_add(elapsed).unwrap_or(*epoch)
+            }
+        }
+    }
+
+    /// Now, in whole seconds, as `metav1.Time` fields hold it.
+    #[must_use]
+    pub fn time(&self) -> Time {
+        let now = self.now();
+        Time(Timestamp::from_second(now.as_second()).unwrap_or(now))
+    }
+
+    /// Now, in microseconds, as Lease and Event fields hold it.
+    #[must_use]
+    pub fn micro_time(&self) -> MicroTime {
+        let now = self.now();
+        MicroTime(Timestamp::from_microsecond(now.as_microsecond()).unwrap_or(now))
+    }
+
+    /// Waits.
+    pub async fn sleep(&self, duration: Duration) {
+        tokio::time::sleep(duration).await;
+    }
+
+    /// How long until `when`; zero when it is past.
+    #[must_use]
+    pub fn until(&self, when: Timestamp) -> Duration {
+        Duration::try_from(when.duration_since(self.now())).unwrap_or(Duration::ZERO)
+    }
+
+    /// How long since `when`; zero when it is still to come.
+    #[must_use]
+    pub fn since(&self, when: Timestamp) -> Duration {
+        Duration::try_from(self.now().duration_since(when)).unwrap_or(Duration::ZERO)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[tokio::test(start_paused = true)]
+    async fn follows_tokio() {
+        let clock = Clock::starting_at(Timestamp::UNIX_EPOCH);
+        clock.sleep(Duration::from_secs(3600)).await;
+        assert_eq!(clock.now().as_second(), 3600);
+        assert_eq!(clock.until(Timestamp::from_second(3700).unwrap()), Duration::from_secs(100));
+        assert_eq!(clock.since(Timestamp::UNIX_EPOCH), Duration::from_secs(3600));
+    }
+}

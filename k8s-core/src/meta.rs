@@ -1,0 +1,131 @@
+//! What every API object has, and small helpers over it.
+
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::{ObjectMeta, OwnerReference};
+use serde::{Serialize, de::DeserializeOwned};
+
+pub mod quantity;
+pub mod selector;
+
+pub use quantity::Quantity;
+pub use selector::{FieldSelector, LabelSelector};
+
+/// A typed API object: any top-level type of k8s-openapi, and any type that implements the same traits.
+pub trait Object:
+    k8s_openapi::Resource
+    + k8s_openapi::Metadata<Ty = ObjectMeta>
+    + Serialize
+    + DeserializeOwned
+    + Clone
+    + Send
+    + Sync
+    + 'static
+{
+    /// Plural name in lower case, as in URLs.
+    const PLURAL: &'static str;
+}
+
+impl<K> Object for K
+where
+    K: k8s_openapi::Resource
+        + k8s_openapi::Metadata<Ty = ObjectMeta>
+        + Serialize
+        + DeserializeOwned
+        + Clone
+        + Send
+        + Sync
+        + 'static,
+{
+    const PLURAL: &'static str = K::URL_PATH_SEGMENT;
+}
+
+/// Short accessors that treat absent as empty.
+pub trait ObjectExt {
+    /// Name.
+    fn name(&self) -> &str;
+    /// Namespace; empty for cluster-scoped objects.
+    fn namespace(&self) -> &str;
+    /// Uid; empty before the object was created.
+    fn uid(&self) -> &str;
+    /// resourceVersion as a number; 0 where it is absent.
+    fn revision(&self) -> u64;
+    /// One label.
+    fn label(&self, key: &str) -> Option<&str>;
+    /// One annotation.
+    fn annotation(&self, key: &str) -> Option<&str>;
+    /// Whether deletion was asked for.
+    fn is_deleting(&self) -> bool;
+    /// The owner that controls this object.
+    fn controller_ref(&self) -> Option<&OwnerReference>;
+    /// `namespace/name`, or the name alone.
+    fn key(&self) -> ObjectKey;
+}
+
+impl<K: k8s_openapi::Metadata<Ty = ObjectMeta>> ObjectExt for K {
+    fn name(&self) -> &str {
+        self.metadata().name.as_deref().unwrap_or_default()
+    }
+    fn namespace(&self) -> &str {
+        self.metadata().namespace.as_deref().unwrap_or_default()
+    }
+    fn uid(&self) -> &str {
+        self.metadata().uid.as_deref().unwrap_or_default()
+    }
+    fn revision(&self) -> u64 {
+        self.metadata().resource_version.as_deref().and_then(|v| v.parse().ok()).unwrap_or(0)
+    }
+    fn label(&self, key: &str) -> Option<&str> {
+        self.metadata().labels.as_ref()?.get(key).map(String::as_str)
+    }
+    fn annotation(&self, key: &str) -> Option<&str> {
+        self.metadata().annotations.as_ref()?.get(key).map(String::as_str)
+    }
+    fn is_deleting(&self) -> bool {
+        self.metadata().deletion_timestamp.is_some()
+    }
+    fn controller_ref(&self) -> Option<&OwnerReference> {
+        self.metadata().owner_references.as_ref()?.iter().find(|o| o.controller == Some(true))
+    }
+    fn key(&self) -> ObjectKey {
+        ObjectKey::new(self.namespace(), self.name())
+    }
+}
+
+/// Namespace and name of an object of a known type. The namespace is empty for cluster-scoped objects.
+#[derive(Clone, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub struct ObjectKey {
+    /// Namespace, or empty.
+    pub namespace: String,
+    /// Name.
+    pub name: String,
+}
+
+impl ObjectKey {
+    /// From its parts.
+    #[must_use]
+    pub fn new(namespace: &str, name: &str) -> Self {
+        ObjectKey { namespace: namespace.to_owned(), name: name.to_owned() }
+    }
+}
+
+impl std::fmt::Display for ObjectKey {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        if self.namespace.is_empty() {
+            f.write_str(&self.name)
+        } else {
+            write!(f, "{}/{}", self.namespace, self.name)
+        }
+    }
+}
+
+/// An owner reference to `owner` that makes it the controller and blocks its foreground deletion.
+#[must_use]
+pub fn owner_reference<K: Object>(owner: &K) -> OwnerReference {
+    OwnerReference {
+        api_version: K::API_VERSION.to_owned(),
+        kind: K::KIND.to_owned(),
+        name: owner.name().to_owned(),
+        uid: owner.uid().to_owned(),
+        controller: Some(true),
+        block_owner_deletion: Some(true),
+    }
+}

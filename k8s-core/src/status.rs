@@ -1,0 +1,169 @@
+//! `metav1.Status` as an error: what an API server answers when it does not answer with an object.
+//!
+//! Built with one constructor per reason, so that code, reason and message agree as upstream has them
+//! (`k8s.io/apimachinery/pkg/api/errors`).
+
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::{Status, StatusCause, StatusDetails};
+
+/// A failed API call, as the server said it.
+#[derive(Clone, Debug, PartialEq)]
+pub struct ApiStatus(Box<Status>);
+
+impl std::error::Error for ApiStatus {}
+
+impl std::fmt::Display for ApiStatus {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str(self.message())
+    }
+}
+
+impl ApiStatus {
+    /// A failure with an HTTP code, a reason in CamelCase and a message.
+    #[must_use]
+    pub fn new(code: u16, reason: &str, message: impl Into<String>) -> Self {
+        ApiStatus(Box::new(Status {
+            status: Some("Failure".into()),
+            code: Some(code.into()),
+            reason: (!reason.is_empty()).then(|| reason.to_owned()),
+            message: Some(message.into()),
+            ..Status::default()
+        }))
+    }
+
+    /// Wraps what a server sent.
+    #[must_use]
+    pub fn from_status(status: Status) -> Self {
+        ApiStatus(Box::new(status))
+    }
+
+    /// Adds `details` (name, group and plural resource or kind).
+    #[must_use]
+    pub fn about(mut self, group: &str, kind: &str, name: &str) -> Self {
+        let some = |s: &str| (!s.is_empty()).then(|| s.to_owned());
+        let details = self.0.details.get_or_insert_with(StatusDetails::default);
+        details.group = some(group);
+        details.kind = some(kind);
+        details.name = some(name);
+        self
+    }
+
+    /// Adds causes.
+    #[must_use]
+    pub fn causes(mut self, causes: Vec<StatusCause>) -> Self {
+        self.0.details.get_or_insert_with(StatusDetails::default).causes = Some(causes);
+        self
+    }
+
+    /// Adds `retryAfterSeconds`.
+    #[must_use]
+    pub fn retry_after(mut self, seconds: i32) -> Self {
+        self.0.details.get_or_insert_with(StatusDetails::default).retry_after_seconds = Some(seconds);
+        self
+    }
+
+    /// 404: no such object. `resource` is the plural name.
+    #[must_use]
+    pub fn not_found(group: &str, resource: &str, name: &str) -> Self {
+        let full = qualified(resource, group);
+        ApiStatus::new(404, "NotFound", format!("{full} \"{name}\" not found")).about(group, resource, name)
+    }
+
+    /// 404: no such path.
+    #[must_use]
+    pub fn no_resource() -> Self {
+        ApiStatus::new(404, "NotFound", "the server could not find the requested resource").about("", "", "")
+    }
+
+    /// 409: it exists.
+    #[must_use]
+    pub fn already_exists(group: &str, resource: &str, name: &str) -> Self {
+        let full = qualified(resource, group);
+        ApiStatus::new(409, "AlreadyExists", format!("{full} \"{name}\" already exists"))
+            .about(group, resource, name)
+    }
+
+    /// 409: it changed meanwhile.
+    #[must_use]
+    pub fn conflict(group: &str, resource: &str, name: &str, why: &str) -> Self {
+        let full = qualified(resource, group);
+        ApiStatus::new(409, "Conflict", format!("Operation cannot be fulfilled on {full} \"{name}\": {why}"))
+            .about(group, resource, name)
+    }
+
+    /// 400.
+    #[must_use]
+    pub fn bad_request(message: impl Into<String>) -> Self {
+        ApiStatus::new(400, "BadRequest", message)
+    }
+
+    /// 403.
+    #[must_use]
+    pub fn forbidden(group: &str, resource: &str, name: &str, why: &str) -> Self {
+        let full = qualified(resource, group);
+        let message = if name.is_empty() {
+            format!("{full} is forbidden: {why}")
+        } else {
+            format!("{full} \"{name}\" is forbidden: {why}")
+        };
+        ApiStatus::new(403, "Forbidden", message).about(group, resource, name)
+    }
+
+    /// 401.
+    #[must_use]
+    pub fn unauthorized() -> Self {
+        ApiStatus::new(401, "Unauthorized", "Unauthorized")
+    }
+
+    /// 405.
+    #[must_use]
+    pub fn method_not_allowed() -> Self {
+        ApiStatus::new(
+            405,
+            "MethodNotAllowed",
+            "the server does not allow this method on the requested resource",
+        )
+        .about("", "", "")
+    }
+
+    /// 410: the revision is no longer in history.
+    #[must_use]
+    pub fn expired(message: impl Into<String>) -> Self {
+        ApiStatus::new(410, "Expired", message)
+    }
+
+    /// 500.
+    #[must_use]
+    pub fn internal(message: impl std::fmt::Display) -> Self {
+        let cause = StatusCause { message: Some(message.to_string()), ..StatusCause::default() };
+        ApiStatus::new(500, "InternalError", format!("Internal error occurred: {message}"))
+            .causes(vec![cause])
+    }
+
+    /// The HTTP code.
+    #[must_use]
+    pub fn code(&self) -> u16 {
+        self.0.code.and_then(|c| u16::try_from(c).ok()).unwrap_or(500)
+    }
+
+    /// The reason in CamelCase; empty where the server gave none.
+    #[must_use]
+    pub fn reason(&self) -> &str {
+        self.0.reason.as_deref().unwrap_or_default()
+    }
+
+    /// The message.
+    #[must_use]
+    pub fn message(&self) -> &str {
+        self.0.message.as_deref().unwrap_or_default()
+    }
+
+    /// The whole status.
+    #[must_use]
+    pub fn status(&self) -> &Status {
+        &self.0
+    }
+}
+
+fn qualified(resource: &str, group: &str) -> String {
+    if group.is_empty() { resource.to_owned() } else { format!("{resource}.{group}") }
+}
