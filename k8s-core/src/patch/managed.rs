@@ -217,8 +217,7 @@ pub fn apply(
         return Err(conflicts);
     }
     // What this manager applied before, does not apply now, and nobody else owns, goes away.
-    let owned =
-        entries.iter().filter(|e| !is_mine(e)).fold(wanted.clone(), |all, e| all.union(&e.fields));
+    let owned = entries.iter().filter(|e| !is_mine(e)).fold(wanted.clone(), |all, e| all.union(&e.fields));
     let gone = before.difference(&wanted);
     if !gone.is_empty() {
         remove(&mut merged, &gone, &owned, schema, root, 0);

@@ -111,7 +111,7 @@ struct Visible {
     history_bytes: usize,
     /// Every event after this revision is in `history`.
     complete_after: u64,
-    /// Older states for exact reads: the collection as it was when history was last cut is not kept, so reads go back only by undoing events.
+    /// The revision of the newest event.
     revision: u64,
 }
 
@@ -169,6 +169,10 @@ impl Collection {
         visible.revision = revision;
         visible.complete_after = revision;
         self.progress.send_replace(revision);
+    }
+
+    pub(super) fn last_change(&self) -> u64 {
+        self.read().revision
     }
 
     pub(super) fn get(&self, key: &str) -> Option<Arc<Stored>> {

@@ -177,6 +177,12 @@ impl Store {
         self.collection(resource).snapshot_at(revision).ok_or(StoreError::Expired(revision))
     }
 
+    /// The revision of the newest change of a type; tells cheaply whether what was made from a snapshot is still right.
+    #[must_use]
+    pub fn last_change(&self, resource: &str) -> u64 {
+        self.collection(resource).last_change()
+    }
+
     /// A place in a type's history, after `revision`.
     #[must_use]
     pub fn watch(&self, resource: &str, revision: u64) -> WatchCursor {
