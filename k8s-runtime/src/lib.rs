@@ -13,6 +13,7 @@
 pub mod api;
 pub mod embedded;
 pub mod images;
+pub mod simulated;
 
 pub use api::{
     Attached, ContainerId, ContainerSpec, ContainerState, ContainerStats, ContainerStatus, ExecRequest,

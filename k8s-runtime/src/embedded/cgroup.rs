@@ -72,7 +72,10 @@ impl Cgroups {
                 .collect(),
             Cgroups::V2(root) => {
                 let have = fs::read_to_string(root.join("cgroup.controllers")).unwrap_or_default();
-                V2_CONTROLLERS.into_iter().filter(|want| !have.split_whitespace().any(|h| h == *want)).collect()
+                V2_CONTROLLERS
+                    .into_iter()
+                    .filter(|want| !have.split_whitespace().any(|h| h == *want))
+                    .collect()
             }
         }
     }
@@ -106,11 +109,16 @@ impl Cgroups {
             Cgroups::V2(root) => {
                 let mut at = root.clone();
                 for part in Path::new(group) {
-                    // A child has a controller only where every parent passes it on.
-                    for controller in V2_CONTROLLERS {
-                        let control = at.join("cgroup.subtree_control");
-                        fs::write(&control, format!("+{controller}"))
-                            .map_err(|e| io::Error::new(e.kind(), format!("enable {controller} in {control:?}: {e}")))?;
+                    // A child has a controller only where every parent passes it on. One that is not there at all shows as
+                    // an error of the limit that needs it.
+                    let have = fs::read_to_string(at.join("cgroup.controllers")).unwrap_or_default();
+                    let control = at.join("cgroup.subtree_control");
+                    for controller in
+                        V2_CONTROLLERS.iter().filter(|c| have.split_whitespace().any(|h| h == **c))
+                    {
+                        fs::write(&control, format!("+{controller}")).map_err(|e| {
+                            io::Error::new(e.kind(), format!("enable {controller} in {control:?}: {e}"))
+                        })?;
                     }
                     at.push(part);
                     match fs::create_dir(&at) {
@@ -145,7 +153,8 @@ impl Cgroups {
         let set = |controller: &str, file: &str, value: String| -> io::Result<()> {
             let Some(directory) = self.controller(controller, group) else { return Ok(()) };
             let path = directory.join(file);
-            fs::write(&path, &value).map_err(|e| io::Error::new(e.kind(), format!("write {value:?} to {path:?}: {e}")))
+            fs::write(&path, &value)
+                .map_err(|e| io::Error::new(e.kind(), format!("write {value:?} to {path:?}: {e}")))
         };
         let v2 = matches!(self, Cgroups::V2(_));
         let or_max = |value: i64| if value < 0 { "max".to_owned() } else { value.to_string() };
@@ -191,14 +200,12 @@ impl Cgroups {
     /// Use of resources by a group.
     pub(crate) fn stats(&self, group: &str) -> io::Result<ContainerStats> {
         let directory = |controller| {
-            self.controller(controller, group)
-                .filter(|d| d.exists())
-                .ok_or_else(|| io::Error::new(io::ErrorKind::NotFound, format!("no {controller} cgroup {group}")))
+            self.controller(controller, group).filter(|d| d.exists()).ok_or_else(|| {
+                io::Error::new(io::ErrorKind::NotFound, format!("no {controller} cgroup {group}"))
+            })
         };
         let (cpu, memory, pids) = match self {
-            Cgroups::V1(_) => {
-                (directory("cpuacct")?, directory("memory")?, directory("pids")?)
-            }
+            Cgroups::V1(_) => (directory("cpuacct")?, directory("memory")?, directory("pids")?),
             Cgroups::V2(_) => (directory("cpu")?, directory("memory")?, directory("pids")?),
         };
         let (cpu_nanos, memory_bytes, reclaimable) = match self {
@@ -303,8 +310,7 @@ fn keyed(path: &Path, key: &str) -> u64 {
     fs::read_to_string(path)
         .ok()
         .and_then(|text| {
-            text.lines()
-                .find_map(|line| line.strip_prefix(key)?.strip_prefix(' ')?.trim().parse().ok())
+            text.lines().find_map(|line| line.strip_prefix(key)?.strip_prefix(' ')?.trim().parse().ok())
         })
         .unwrap_or(0)
 }
@@ -327,5 +333,27 @@ mod tests {
             ["/cg/cpu,cpuacct/a", "/cg/memory/a", "/cg/systemd/a"].map(PathBuf::from)
         );
         assert_eq!(found.missing(), ["pids"]);
+    }
+
+    #[test]
+    fn limits_in_version_2() {
+        let root = tempfile::tempdir().expect("tempdir");
+        let cgroups = Cgroups::V2(root.path().to_owned());
+        std::fs::create_dir(root.path().join("pod")).expect("mkdir");
+        let limits = Resources {
+            cpu_shares: Some(1024),
+            cpu_quota_us: Some(50_000),
+            memory_bytes: Some(1 << 20),
+            pids: Some(0),
+            ..Resources::default()
+        };
+        cgroups.limit("pod", &limits).expect("written");
+        let read = |name: &str| std::fs::read_to_string(root.path().join("pod").join(name)).expect("read");
+        assert_eq!(
+            ["cpu.weight", "cpu.max", "memory.max", "pids.max"].map(read),
+            ["39", "50000 100000", "1048576", "max"]
+        );
+        std::fs::write(root.path().join("pod/memory.events"), "low 0\noom 3\noom_kill 2\n").expect("write");
+        assert_eq!(cgroups.oom_kills("pod"), 2);
     }
 }

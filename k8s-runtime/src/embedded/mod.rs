@@ -10,14 +10,14 @@
 //!
 //! A program that uses it begins with:
 //! ```no_run
-//! fn main() {
-//!     k8s_runtime::embedded::run_if_zygote();
-//!     // ... then threads, tokio, everything else
-//! }
+//! // First in `main`:
+//! k8s_runtime::embedded::run_if_zygote();
+//! // ... then threads, tokio, everything else
 //! ```
 
 mod cgroup;
 mod client;
+pub(crate) mod json;
 mod model;
 mod preflight;
 mod protocol;
@@ -27,7 +27,6 @@ mod sandbox_files;
 pub(crate) mod shim;
 mod streams;
 pub(crate) mod sys;
-pub(crate) mod json;
 mod wire;
 mod zygote;
 
@@ -38,12 +37,12 @@ use std::{
 
 use serde::{Deserialize, Serialize};
 
+use self::{cgroup::Cgroups, model::Model, zygote::Zygote};
 pub use self::{
     preflight::{Missing, preflight},
     reset::{leftovers, reset},
     zygote::run_if_zygote,
 };
-use self::{cgroup::Cgroups, model::Model, zygote::Zygote};
 use crate::{api::RuntimeError, images::ImageStore};
 
 /// Where an embedded runtime keeps its things. Two runtimes must not share any of the three.

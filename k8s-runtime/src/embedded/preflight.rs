@@ -60,9 +60,8 @@ pub fn preflight(config: &EmbeddedConfig) -> Vec<Missing> {
             missing.push(Missing::Namespace { name });
         }
     }
-    let kernel = nix::sys::utsname::uname()
-        .map(|u| u.release().to_string_lossy().into_owned())
-        .unwrap_or_default();
+    let kernel =
+        nix::sys::utsname::uname().map(|u| u.release().to_string_lossy().into_owned()).unwrap_or_default();
     if version(&kernel) < (5, 12) {
         missing.push(Missing::Kernel { have: kernel });
     }
@@ -87,8 +86,12 @@ pub fn preflight(config: &EmbeddedConfig) -> Vec<Missing> {
 fn loadable(module: &str) -> bool {
     let Ok(name) = nix::sys::utsname::uname() else { return false };
     let list = Path::new("/lib/modules").join(name.release()).join("modules.dep");
-    std::fs::read_to_string(list)
-        .is_ok_and(|text| text.lines().any(|l| l.split('/').next_back().is_some_and(|f| f.starts_with(&format!("{module}.ko"))) || l.contains(&format!("/{module}.ko"))))
+    std::fs::read_to_string(list).is_ok_and(|text| {
+        text.lines().any(|l| {
+            l.split('/').next_back().is_some_and(|f| f.starts_with(&format!("{module}.ko")))
+                || l.contains(&format!("/{module}.ko"))
+        })
+    })
 }
 
 fn version(release: &str) -> (u32, u32) {

@@ -12,11 +12,7 @@
 //! c/<id>/{upper,work,rootfs}  overlayfs
 //! ```
 
-use std::{
-    collections::BTreeMap,
-    path::PathBuf,
-    time::SystemTime,
-};
+use std::{collections::BTreeMap, path::PathBuf, time::SystemTime};
 
 use serde::{Deserialize, Serialize};
 
@@ -149,9 +145,18 @@ impl Failure {
 pub(crate) enum Message {
     /// First on the connection that started it: the sandbox is there, or why not.
     Ready(Result<i32, String>),
-    Reply { seq: u64, result: Result<Reply, Failure> },
-    Exited { id: String, state: ContainerState },
-    ExecExited { exec: u64, code: i32 },
+    Reply {
+        seq: u64,
+        result: Result<Reply, Failure>,
+    },
+    Exited {
+        id: String,
+        state: ContainerState,
+    },
+    ExecExited {
+        exec: u64,
+        code: i32,
+    },
 }
 
 /// From the node process to the zygote: fork a shim for this directory. With one descriptor, the shim's first connection.

@@ -22,8 +22,8 @@ use super::{
 };
 use crate::{
     api::{
-        Attached, ContainerId, ContainerSpec, ContainerState, ContainerStats, ContainerStatus, ExecRequest, Resources,
-        Runtime, RuntimeError, RuntimeEvent, SandboxId, SandboxSpec, SandboxStatus, Stream,
+        Attached, ContainerId, ContainerSpec, ContainerState, ContainerStats, ContainerStatus, ExecRequest,
+        Resources, Runtime, RuntimeError, RuntimeEvent, SandboxId, SandboxSpec, SandboxStatus, Stream,
     },
     images::ResolvedImage,
 };
@@ -56,7 +56,8 @@ impl Embedded {
         for attempt in 0..2 {
             let zygote = match slot.take() {
                 Some(zygote) => zygote,
-                None => Zygote::start(&self.config.shims_cgroup()).map_err(RuntimeError::io("start the zygote"))?,
+                None => Zygote::start(&self.config.shims_cgroup())
+                    .map_err(RuntimeError::io("start the zygote"))?,
             };
             let (ours, theirs) = UnixStream::pair().map_err(RuntimeError::io("socketpair"))?;
             match zygote.spawn(dir, theirs.into()) {
@@ -89,8 +90,9 @@ impl Embedded {
 
     fn client(&self, id: &SandboxId) -> Result<ShimClient, RuntimeError> {
         let sandboxes = self.model.sandboxes();
-        let sandbox =
-            sandboxes.get(&id.0).ok_or_else(|| RuntimeError::NotFound { what: "sandbox", id: id.0.clone() })?;
+        let sandbox = sandboxes
+            .get(&id.0)
+            .ok_or_else(|| RuntimeError::NotFound { what: "sandbox", id: id.0.clone() })?;
         sandbox.client.clone().ok_or_else(|| RuntimeError::Other(format!("sandbox {id} is not ready")))
     }
 
@@ -99,7 +101,11 @@ impl Embedded {
         self.model.with_container(id, |sandbox, _| sandbox.client.clone())
     }
 
-    async fn call(&self, id: &ContainerId, request: Request) -> Result<(Reply, Vec<std::os::fd::OwnedFd>), RuntimeError> {
+    async fn call(
+        &self,
+        id: &ContainerId,
+        request: Request,
+    ) -> Result<(Reply, Vec<std::os::fd::OwnedFd>), RuntimeError> {
         let client = self
             .container_client(id)?
             .ok_or_else(|| RuntimeError::Other(format!("the sandbox of container {id} is not ready")))?;
@@ -299,7 +305,8 @@ impl Runtime for Embedded {
             }
             Err(error) => {
                 if let Ok(client) = self.client(&sandbox)
-                    && let Ok((Reply::States(states), _)) = client.call("sandbox", &sandbox.0, Request::List).await
+                    && let Ok((Reply::States(states), _)) =
+                        client.call("sandbox", &sandbox.0, Request::List).await
                 {
                     self.model.set_states(&sandbox.0, &states);
                 }
@@ -309,9 +316,10 @@ impl Runtime for Embedded {
     }
 
     async fn stop(&self, id: &ContainerId, grace: Duration) -> Result<(), RuntimeError> {
-        let (client, signal, state) = match self.model.with_container(id, |s, c| {
-            (s.client.clone(), c.record.stop_signal, c.state.subscribe())
-        }) {
+        let (client, signal, state) = match self
+            .model
+            .with_container(id, |s, c| (s.client.clone(), c.record.stop_signal, c.state.subscribe()))
+        {
             Ok((Some(client), signal, state)) => (client, signal, state),
             Ok((None, ..)) | Err(_) => return Ok(()),
         };
@@ -337,10 +345,9 @@ impl Runtime for Embedded {
     }
 
     async fn remove(&self, id: &ContainerId) -> Result<(), RuntimeError> {
-        let Ok((sandbox, client, cgroup)) = self
-            .model
-            .with_container(id, |s, c| (SandboxId(s.record.id.clone()), s.client.clone(), c.record.cgroup.clone()))
-        else {
+        let Ok((sandbox, client, cgroup)) = self.model.with_container(id, |s, c| {
+            (SandboxId(s.record.id.clone()), s.client.clone(), c.record.cgroup.clone())
+        }) else {
             return Ok(());
         };
         if let Some(client) = client {
@@ -411,7 +418,8 @@ impl Runtime for Embedded {
             guard.disarm();
             Ok(code)
         };
-        streams::attached(given, fds, request.stdin, Box::pin(exit)).map_err(RuntimeError::io("take over streams"))
+        streams::attached(given, fds, request.stdin, Box::pin(exit))
+            .map_err(RuntimeError::io("take over streams"))
     }
 
     async fn attach(&self, id: &ContainerId) -> Result<Attached, RuntimeError> {
@@ -540,7 +548,8 @@ mod tests {
         assert_eq!(args(&["/c"], &[]), ["/c"]);
         assert_eq!(args(&["/c"], &["x"]), ["/c", "x"]);
         let env = vec![("B".to_owned(), "spec".to_owned()), ("C".to_owned(), "spec".to_owned())];
-        let record = container_record("id".into(), &ContainerSpec { env, ..ContainerSpec::default() }, &image, "pod");
+        let record =
+            container_record("id".into(), &ContainerSpec { env, ..ContainerSpec::default() }, &image, "pod");
         let want = [("A", "image"), ("B", "spec"), ("C", "spec")].map(|(n, v)| (n.to_owned(), v.to_owned()));
         assert_eq!(record.expect("record").env, want);
     }

@@ -48,7 +48,11 @@ pub(crate) fn release(sandbox: &SandboxRecord, cgroups: &Cgroups) -> io::Result<
 }
 
 /// As [`release`], with everything that a dead shim may have left running.
-pub(crate) fn release_by_force(sandbox: &SandboxRecord, containers: &[String], cgroups: &Cgroups) -> io::Result<()> {
+pub(crate) fn release_by_force(
+    sandbox: &SandboxRecord,
+    containers: &[String],
+    cgroups: &Cgroups,
+) -> io::Result<()> {
     for cgroup in containers {
         cgroups.remove(cgroup, Duration::from_secs(5))?;
     }

@@ -80,7 +80,9 @@ pub(super) fn attached(streams: Streams, fds: Vec<OwnedFd>, stdin: bool, exit: E
         if !wanted {
             return Ok(None);
         }
-        fds.next().map(Some).ok_or_else(|| io::Error::new(io::ErrorKind::InvalidData, "stream missing in a shim's reply"))
+        fds.next()
+            .map(Some)
+            .ok_or_else(|| io::Error::new(io::ErrorKind::InvalidData, "stream missing in a shim's reply"))
     };
     let (stdin_fd, stdout, stderr, terminal) =
         (next(streams.stdin)?, next(streams.stdout)?, next(streams.stderr)?, next(streams.terminal)?);

@@ -75,9 +75,8 @@ pub(crate) fn clone3(flags: u64, cgroup: Option<BorrowedFd<'_>>) -> io::Result<O
     }
     // SAFETY: without CLONE_VM this is a fork: the child has its own copy of the address space and of this (only)
     // thread's stack. `args` is a valid clone_args of the size given.
-    let pid = check(unsafe {
-        libc::syscall(libc::SYS_clone3, &raw mut args, std::mem::size_of::<CloneArgs>())
-    })?;
+    let pid =
+        check(unsafe { libc::syscall(libc::SYS_clone3, &raw mut args, std::mem::size_of::<CloneArgs>()) })?;
     Ok((pid != 0).then(|| Pid::from_raw(pid as i32)))
 }
 
@@ -308,10 +307,8 @@ pub(crate) fn set_xattr(fd: BorrowedFd<'_>, name: &OsStr, value: &[u8]) -> io::R
     let name = c_path(Path::new(name))?;
     // SAFETY: name and value live across the call, with value's own length.
     check(
-        unsafe {
-            libc::fsetxattr(fd.as_raw_fd(), name.as_ptr(), value.as_ptr().cast(), value.len(), 0)
-        }
-        .into(),
+        unsafe { libc::fsetxattr(fd.as_raw_fd(), name.as_ptr(), value.as_ptr().cast(), value.len(), 0) }
+            .into(),
     )
     .map(drop)
 }

@@ -86,7 +86,10 @@ impl Members {
     fn path(&self, name: &Path) -> Result<&Path, RuntimeError> {
         let name = inroot::relative(name);
         let target = self.links.get(&name).unwrap_or(&name);
-        self.files.get(target).map(PathBuf::as_path).ok_or_else(|| invalid(format_args!("{name:?} is not in it")))
+        self.files
+            .get(target)
+            .map(PathBuf::as_path)
+            .ok_or_else(|| invalid(format_args!("{name:?} is not in it")))
     }
 
     fn document(&self, name: &Path) -> Result<Vec<u8>, RuntimeError> {
@@ -147,7 +150,7 @@ fn import_layout(store: &ImageStore, members: &Members) -> Result<Vec<ImageInfo>
         let mut descriptor = top.clone();
         let mut depth = 0;
         let manifest_bytes = loop {
-            let bytes = members.document(&members.blob(&descriptor.digest().to_string())?)?;
+            let bytes = members.document(&members.blob(descriptor.digest().as_ref())?)?;
             if !is_index(descriptor.media_type()) {
                 break bytes;
             }
@@ -159,10 +162,11 @@ fn import_layout(store: &ImageStore, members: &Members) -> Result<Vec<ImageInfo>
                 .ok_or_else(|| invalid("no manifest for this machine's platform"))?;
         };
         let manifest = parse_manifest(&manifest_bytes)?;
-        let config = members.document(&members.blob(&manifest.config().digest().to_string())?)?;
+        let config = members.document(&members.blob(manifest.config().digest().as_ref())?)?;
         let mut layer = |index: usize| {
-            let digest = manifest.layers().get(index).ok_or_else(|| invalid("fewer layers than diff ids"))?.digest();
-            members.open(&members.blob(&digest.to_string())?)
+            let digest =
+                manifest.layers().get(index).ok_or_else(|| invalid("fewer layers than diff ids"))?.digest();
+            members.open(&members.blob(digest.as_ref())?)
         };
         added.push(store.add(&names, &manifest_bytes, &config, &mut layer)?);
     }

@@ -21,12 +21,7 @@ use std::{
 use serde_json::{Map, Value, json};
 use sha2::{Digest, Sha256};
 
-use super::{
-    elf,
-    reference::Reference,
-    store::ImageStore,
-    unpack::digest_of,
-};
+use super::{elf, reference::Reference, store::ImageStore, unpack::digest_of};
 use crate::api::{ImageInfo, RuntimeError};
 
 #[derive(Clone, Debug)]
@@ -168,7 +163,8 @@ impl ImageBuilder {
                 items.entry(clean(&library)).or_insert(Item { content: Content::Host(library), mode: 0o755 });
             }
         }
-        let mut writer = Counting { inner: io::BufWriter::new(fs::File::create(layer)?), hash: Sha256::new(), length: 0 };
+        let mut writer =
+            Counting { inner: io::BufWriter::new(fs::File::create(layer)?), hash: Sha256::new(), length: 0 };
         write_layer(&items, &mut writer)?;
         writer.flush()?;
         let (length, diff_id) = (writer.length, digest_of(writer.hash));
@@ -256,7 +252,8 @@ fn append(archive: &mut tar::Builder<impl Write>, path: &Path, item: &Item) -> i
     header.set_gid(0);
     match &item.content {
         Content::Host(host) => {
-            let file = fs::File::open(host).map_err(|e| io::Error::new(e.kind(), format!("open {host:?}: {e}")))?;
+            let file =
+                fs::File::open(host).map_err(|e| io::Error::new(e.kind(), format!("open {host:?}: {e}")))?;
             let length = file.metadata().map_err(named)?.len();
             header.set_size(length);
             // Should it grow while it is read, the archive stays whole.

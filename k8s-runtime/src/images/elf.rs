@@ -74,7 +74,9 @@ pub(crate) fn parse(bytes: &[u8]) -> Option<Needs> {
     for (tag, value) in &tags {
         match tag {
             1 => needs.libraries.push(text(bytes, strings.checked_add(*value)?)?),
-            15 | 29 => needs.search.extend(text(bytes, strings.checked_add(*value)?)?.split(':').map(str::to_owned)),
+            15 | 29 => {
+                needs.search.extend(text(bytes, strings.checked_add(*value)?)?.split(':').map(str::to_owned))
+            }
             _ => {}
         }
     }
@@ -102,11 +104,16 @@ pub(crate) fn companions(program: &Path) -> io::Result<BTreeSet<PathBuf>> {
     let mut seen = BTreeSet::new();
     while let Some((path, needs)) = open.pop() {
         for library in &needs.libraries {
-            if !seen.insert(library.clone()) || found.iter().any(|p| p.file_name().is_some_and(|n| n == library.as_str())) {
+            if !seen.insert(library.clone())
+                || found.iter().any(|p| p.file_name().is_some_and(|n| n == library.as_str()))
+            {
                 continue;
             }
             let origin = path.parent().unwrap_or(Path::new("/")).to_string_lossy().into_owned();
-            let own = needs.search.iter().map(|d| PathBuf::from(d.replace("$ORIGIN", &origin).replace("${ORIGIN}", &origin)));
+            let own = needs
+                .search
+                .iter()
+                .map(|d| PathBuf::from(d.replace("$ORIGIN", &origin).replace("${ORIGIN}", &origin)));
             let hit = own
                 .chain(configured.iter().cloned())
                 .map(|directory| directory.join(library))
@@ -116,7 +123,10 @@ pub(crate) fn companions(program: &Path) -> io::Result<BTreeSet<PathBuf>> {
                     _ => None,
                 });
             let (candidate, library_needs) = hit.ok_or_else(|| {
-                io::Error::new(io::ErrorKind::NotFound, format!("library {library:?}, which {path:?} needs, is nowhere"))
+                io::Error::new(
+                    io::ErrorKind::NotFound,
+                    format!("library {library:?}, which {path:?} needs, is nowhere"),
+                )
             })?;
             found.insert(candidate.clone());
             open.push((candidate, library_needs));
@@ -127,8 +137,9 @@ pub(crate) fn companions(program: &Path) -> io::Result<BTreeSet<PathBuf>> {
 
 fn read(path: &Path) -> io::Result<Needs> {
     let bytes = fs::read(path).map_err(|e| io::Error::new(e.kind(), format!("read {path:?}: {e}")))?;
-    parse(&bytes)
-        .ok_or_else(|| io::Error::new(io::ErrorKind::InvalidData, format!("{path:?} is no 64-bit ELF program")))
+    parse(&bytes).ok_or_else(|| {
+        io::Error::new(io::ErrorKind::InvalidData, format!("{path:?} is no 64-bit ELF program"))
+    })
 }
 
 fn configured_directories() -> Vec<PathBuf> {
@@ -173,7 +184,10 @@ mod tests {
         let needs = read(&me).expect("an ELF file");
         assert!(needs.interpreter.is_some());
         let found = companions(&me).expect("all libraries are here");
-        assert!(found.iter().any(|p| p.file_name().is_some_and(|n| n.to_string_lossy().starts_with("libc.so"))), "{found:?}");
+        assert!(
+            found.iter().any(|p| p.file_name().is_some_and(|n| n.to_string_lossy().starts_with("libc.so"))),
+            "{found:?}"
+        );
         assert!(found.iter().all(|p| p.exists()));
     }
 

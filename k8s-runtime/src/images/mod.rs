@@ -20,6 +20,8 @@ mod elf;
 pub mod reference;
 pub mod registry;
 mod store;
+#[cfg(test)]
+mod tests;
 mod unpack;
 
 pub use self::{

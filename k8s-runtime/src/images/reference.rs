@@ -23,7 +23,8 @@ impl Reference {
     /// # Errors
     /// [`RuntimeError::Invalid`] in upstream's words.
     pub fn parse(text: &str) -> Result<Reference, RuntimeError> {
-        let invalid = || RuntimeError::Invalid(format!("couldn't parse image name {text:?}: invalid reference format"));
+        let invalid =
+            || RuntimeError::Invalid(format!("couldn't parse image name {text:?}: invalid reference format"));
         let (rest, digest) = match text.split_once('@') {
             Some((rest, digest)) => (rest, Some(digest)),
             None => (text, None),
@@ -38,7 +39,9 @@ impl Reference {
             None => ("docker.io", format!("library/{rest}")),
         };
         let registry = if registry == "index.docker.io" { "docker.io" } else { registry };
-        let host_fine = registry.chars().all(|c| c.is_ascii_alphanumeric() || ".:-[]".contains(c));
+        let starts_well = registry.starts_with(|c: char| c.is_ascii_alphanumeric() || c == '[');
+        let host_fine =
+            starts_well && registry.chars().all(|c| c.is_ascii_alphanumeric() || ".:-[]".contains(c));
         let component_fine = |part: &str| {
             let edge = |c: Option<char>| c.is_some_and(|c| c.is_ascii_lowercase() || c.is_ascii_digit());
             edge(part.chars().next())
@@ -52,12 +55,11 @@ impl Reference {
                 && tag.chars().all(|c| c.is_ascii_alphanumeric() || "._-".contains(c))
         };
         if rest.is_empty()
-            || registry.is_empty()
             || !host_fine
             || repository.len() > 255
             || !repository.split('/').all(component_fine)
             || !tag.is_none_or(tag_fine)
-            || !digest.is_none_or(|d| digest_hex(d).is_some())
+            || digest.is_some_and(|d| digest_hex(d).is_none())
         {
             return Err(invalid());
         }
@@ -117,7 +119,20 @@ mod tests {
         check("localhost:5000/a/b:t", "localhost:5000/a/b:t");
         check(&format!("busybox@{digest}"), &format!("docker.io/library/busybox@{digest}"));
         check(&format!("r.io/b:1@{digest}"), &format!("r.io/b:1@{digest}"));
-        for bad in ["", ":", "UPPER", "a//b", "a:b:c", "nginx:", "nginx@sha256:12", "a b", "-x", "x/", "../x", "nginx:-t"] {
+        for bad in [
+            "",
+            ":",
+            "UPPER",
+            "a//b",
+            "a:b:c",
+            "nginx:",
+            "nginx@sha256:12",
+            "a b",
+            "-x",
+            "x/",
+            "../x",
+            "nginx:-t",
+        ] {
             assert!(Reference::parse(bad).is_err(), "{bad:?} parsed");
         }
     }

@@ -76,7 +76,7 @@ pub struct ImageStore {
     state: Mutex<State>,
 }
 
-/// Where an added image's layers come from: `(index, its digest in the manifest)` to a reader of the (maybe compressed) layer.
+/// Where an added image's layers come from: index to a reader of the (maybe compressed) layer.
 pub(super) type LayerSource<'a> = &'a mut dyn FnMut(usize) -> Result<Box<dyn Read>, RuntimeError>;
 
 impl ImageStore {
@@ -130,6 +130,22 @@ impl ImageStore {
         archive::import(self, source)
     }
 
+    /// Whether a layer is unpacked already.
+    pub(super) fn has_layer(&self, diff_id: &str) -> bool {
+        self.state().index.layers.contains_key(diff_id)
+    }
+
+    /// As [`ImageStore::add`], from a task.
+    pub(super) fn add_blocking(
+        &self,
+        names: &[Reference],
+        manifest: &[u8],
+        config: &[u8],
+        layers: LayerSource<'_>,
+    ) -> Result<ImageInfo, RuntimeError> {
+        off_worker(|| self.add(names, manifest, config, layers))
+    }
+
     /// Adds an image from its parts. Layers that are there are not asked for.
     pub(super) fn add(
         &self,
@@ -138,13 +154,12 @@ impl ImageStore {
         config: &[u8],
         layers: LayerSource<'_>,
     ) -> Result<ImageInfo, RuntimeError> {
-        let parsed: ImageConfiguration =
-            serde_json::from_slice(config).map_err(|e| RuntimeError::Invalid(format!("image configuration: {e}")))?;
+        let parsed: ImageConfiguration = serde_json::from_slice(config)
+            .map_err(|e| RuntimeError::Invalid(format!("image configuration: {e}")))?;
         let diff_ids = parsed.rootfs().diff_ids().clone();
-        for (index, diff_id) in diff_ids.iter().enumerate() {
-            layer_name(diff_id)?;
+        diff_ids.iter().try_for_each(|d| layer_name(d).map(drop))?;
+        for diff_id in &diff_ids {
             *self.state().pinned.entry(diff_id.clone()).or_default() += 1;
-            let _ = index;
         }
         let result = self.add_pinned(names, manifest, config, &parsed, &diff_ids, layers);
         let mut state = self.state();
@@ -179,7 +194,8 @@ impl ImageStore {
         let manifest_digest = self.add_blob(manifest)?;
         let id = self.add_blob(config)?;
         let mut state = self.state();
-        let size = diff_ids.iter().filter_map(|d| state.index.layers.get(d)).sum::<u64>() + config.len() as u64;
+        let size =
+            diff_ids.iter().filter_map(|d| state.index.layers.get(d)).sum::<u64>() + config.len() as u64;
         let user = parsed.config().as_ref().and_then(|c| c.user().clone()).unwrap_or_default();
         for name in names {
             let tag = tag_name(name);
@@ -194,7 +210,9 @@ impl ImageStore {
         });
         for name in names {
             let digest = format!("{}@{}", name.name(), name.digest.as_deref().unwrap_or(&manifest_digest));
-            for (list, new) in [(&mut record.info.tags, tag_name(name)), (&mut record.info.digests, Some(digest))] {
+            for (list, new) in
+                [(&mut record.info.tags, tag_name(name)), (&mut record.info.digests, Some(digest))]
+            {
                 if let Some(new) = new.filter(|n| !list.contains(n)) {
                     list.push(new);
                 }
@@ -320,7 +338,8 @@ impl ImageStore {
     fn remove_now(&self, reference: &str) -> Result<(), RuntimeError> {
         let mut state = self.state();
         let Some(id) = Self::id_of(&state, reference)? else { return Ok(()) };
-        let by_id = digest_hex(&id).is_some_and(|hex| hex.starts_with(reference.trim_start_matches("sha256:")));
+        let by_id =
+            digest_hex(&id).is_some_and(|hex| hex.starts_with(reference.trim_start_matches("sha256:")));
         let whole = match Reference::parse(reference) {
             Ok(name) if !by_id => {
                 let tag = tag_name(&name);
@@ -331,7 +350,8 @@ impl ImageStore {
                     // A name's digest goes with its last tag.
                     let tags = &record.info.tags;
                     let has_tag = |d: &String| {
-                        d.split_once('@').is_some_and(|(n, _)| tags.iter().any(|t| t.starts_with(&format!("{n}:"))))
+                        d.split_once('@')
+                            .is_some_and(|(n, _)| tags.iter().any(|t| t.starts_with(&format!("{n}:"))))
                     };
                     if tag.is_some() {
                         record.info.digests.retain(has_tag);
@@ -375,6 +395,14 @@ fn layer_name(diff_id: &str) -> Result<String, RuntimeError> {
         .ok_or_else(|| RuntimeError::Invalid(format!("unsupported layer digest {diff_id:?}")))
 }
 
+/// Runs what blocks for long without holding up other tasks, where the runtime has threads to spare.
+fn off_worker<T>(work: impl FnOnce() -> T) -> T {
+    match tokio::runtime::Handle::try_current().map(|h| h.runtime_flavor()) {
+        Ok(tokio::runtime::RuntimeFlavor::MultiThread) => tokio::task::block_in_place(work),
+        _ => work(),
+    }
+}
+
 /// The manifest's parts that matter.
 pub(super) fn parse_manifest(bytes: &[u8]) -> Result<ImageManifest, RuntimeError> {
     serde_json::from_slice(bytes).map_err(|e| RuntimeError::Invalid(format!("image manifest: {e}")))
@@ -397,6 +425,6 @@ impl Images for ImageStore {
     }
 
     async fn remove(&self, reference: &str) -> Result<(), RuntimeError> {
-        tokio::task::block_in_place(|| self.remove_now(reference))
+        off_worker(|| self.remove_now(reference))
     }
 }

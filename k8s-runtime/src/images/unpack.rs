@@ -68,7 +68,9 @@ pub(crate) fn decompress<'a>(mut source: impl Read + 'a) -> io::Result<Box<dyn R
     (&mut source).take(4).read_to_end(&mut magic)?;
     let whole = io::Cursor::new(magic.clone()).chain(source);
     Ok(match magic[..] {
-        [0x1f, 0x8b, ..] => Box::new(flate2::read::MultiGzDecoder::new(io::BufReader::with_capacity(1 << 16, whole))),
+        [0x1f, 0x8b, ..] => {
+            Box::new(flate2::read::MultiGzDecoder::new(io::BufReader::with_capacity(1 << 16, whole)))
+        }
         [0x28, 0xb5, 0x2f, 0xfd] => {
             Box::new(ruzstd::decoding::StreamingDecoder::new(whole).map_err(io::Error::other)?)
         }
@@ -110,8 +112,9 @@ fn one<R: Read>(
 ) -> io::Result<u64> {
     let clean = inroot::relative(path);
     let kind = entry.header().entry_type();
-    let (mode, seconds) = (entry.header().mode()? & 0o7777, entry.header().mtime()?);
-    let (uid, gid) = (id(entry.header().uid()?)?, id(entry.header().gid()?)?);
+    let (mode, seconds) = (entry.header().mode()? & 0o7777, entry.header().mtime().unwrap_or(0));
+    // Writers that do not care leave these fields empty.
+    let (uid, gid) = (id(entry.header().uid().unwrap_or(0))?, id(entry.header().gid().unwrap_or(0))?);
     if clean == Path::new(".") {
         // The layer's root itself.
         set_owner_and_mode(root, OsStr::new("."), uid, gid, Some(mode))?;
@@ -123,7 +126,12 @@ fn one<R: Read>(
 
     if let Some(hidden) = name.as_bytes().strip_prefix(b".wh.") {
         if hidden == b".wh..opq" {
-            let directory = sys::open_in_root(root.as_fd(), &inroot::relative(parent_path), libc::O_RDONLY | libc::O_DIRECTORY, sys::RESOLVE_IN_ROOT)?;
+            let directory = sys::open_in_root(
+                root.as_fd(),
+                &inroot::relative(parent_path),
+                libc::O_RDONLY | libc::O_DIRECTORY,
+                sys::RESOLVE_IN_ROOT,
+            )?;
             sys::set_xattr(directory.as_fd(), OsStr::new("trusted.overlay.opaque"), b"y")?;
         } else if !hidden.starts_with(b".wh.") && !hidden.is_empty() && hidden != b"." && hidden != b".." {
             let hidden = OsStr::from_bytes(hidden);
@@ -207,7 +215,13 @@ fn clear(parent: &OwnedFd, name: &OsStr, keep_directory: bool) -> io::Result<()>
     }
 }
 
-fn set_owner_and_mode(parent: &OwnedFd, name: &OsStr, uid: u32, gid: u32, mode: Option<u32>) -> io::Result<()> {
+fn set_owner_and_mode(
+    parent: &OwnedFd,
+    name: &OsStr,
+    uid: u32,
+    gid: u32,
+    mode: Option<u32>,
+) -> io::Result<()> {
     let (uid, gid) = (Uid::from_raw(uid), Gid::from_raw(gid));
     fchownat(parent, name, Some(uid), Some(gid), AtFlags::AT_SYMLINK_NOFOLLOW)?;
     if let Some(mode) = mode {

@@ -84,8 +84,14 @@ async fn namespaces(f: Arc<Fixture>) -> Result<(), Failed> {
     expect(
         log,
         lines(&[
-            "stdout:pid 1", "stdout:my-pod", "stdout:my-pod", "stdout:nameserver 10.43.0.10", "stdout:1", "stdout:1",
-            "stdout:/dev/shm/.", "stdout:0022",
+            "stdout:pid 1",
+            "stdout:my-pod",
+            "stdout:my-pod",
+            "stdout:nameserver 10.43.0.10",
+            "stdout:1",
+            "stdout:1",
+            "stdout:/dev/shm/.",
+            "stdout:0022",
         ]),
     )
 }
@@ -96,14 +102,18 @@ async fn shared_process_namespace(f: Arc<Fixture>) -> Result<(), Failed> {
     sandbox.share_process_namespace = true;
     let sandbox = runtime.run_sandbox(&sandbox).await?;
     let first = launch(&runtime, &sandbox.id, &f.spec("first", "sleep 1000 & sleep 2000")).await?;
-    let second = launch(&runtime, &sandbox.id, &f.spec("second", "ps | grep -c 'sleep [12]000'; echo x > /dev/shm/x")).await?;
+    let second =
+        launch(&runtime, &sandbox.id, &f.spec("second", "ps | grep -c 'sleep [12]000'; echo x > /dev/shm/x"))
+            .await?;
     expect(wait_end(&runtime, &second).await?.code, 0)?;
     expect(f.log("second"), lines(&["stdout:2"]))?;
     runtime.stop(&first, std::time::Duration::ZERO).await?;
     expect(wait_end(&runtime, &first).await?.code, 137)?;
     runtime.remove(&first).await?;
     // The other process of the first container died with it.
-    let third = launch(&runtime, &sandbox.id, &f.spec("third", "ps | grep -c 'sleep [12]000'; cat /dev/shm/x")).await?;
+    let third =
+        launch(&runtime, &sandbox.id, &f.spec("third", "ps | grep -c 'sleep [12]000'; cat /dev/shm/x"))
+            .await?;
     wait_end(&runtime, &third).await?;
     expect(f.log("third"), lines(&["stdout:0", "stdout:x"]))?;
     runtime.remove_sandbox(&sandbox.id).await?;
@@ -128,7 +138,8 @@ async fn capabilities(f: Arc<Fixture>) -> Result<(), Failed> {
             let mut spec = f.spec(name, &script);
             edit(&mut spec);
             let (_, log) = once(&f, &spec).await?;
-            let got: Vec<String> = log.iter().filter_map(|l| l.rsplit('\t').next()).map(str::to_owned).collect();
+            let got: Vec<String> =
+                log.iter().filter_map(|l| l.rsplit('\t').next()).map(str::to_owned).collect();
             expect(got, lines(&want))
         }
     };
@@ -147,24 +158,28 @@ async fn capabilities(f: Arc<Fixture>) -> Result<(), Failed> {
 }
 
 async fn seccomp(f: Arc<Fixture>) -> Result<(), Failed> {
-    let script = "grep Seccomp: /proc/self/status | grep -c 2; mount -t tmpfs x /tmp 2>&1 | grep -c -i 'permi'";
+    let script =
+        "grep Seccomp: /proc/self/status | grep -c 2; mount -t tmpfs x /tmp 2>&1 | grep -c -i 'permi'";
     let (_, log) = once(&f, &f.spec("a", script)).await?;
     expect(log, lines(&["stdout:1", "stdout:1"]))?;
-    let mut spec = f.spec("b", "grep -c 'Seccomp:.*0' /proc/self/status; mount -t tmpfs x /tmp && echo mounted");
+    let mut spec =
+        f.spec("b", "grep -c 'Seccomp:.*0' /proc/self/status; mount -t tmpfs x /tmp && echo mounted");
     spec.privileged = true;
     let (_, log) = once(&f, &spec).await?;
     expect(log, lines(&["stdout:1", "stdout:mounted"]))
 }
 
 async fn readonly_root(f: Arc<Fixture>) -> Result<(), Failed> {
-    let mut spec = f.spec("a", "touch /x 2>/dev/null || echo refused; echo ok > /dev/shm/y && cat /dev/shm/y");
+    let mut spec =
+        f.spec("a", "touch /x 2>/dev/null || echo refused; echo ok > /dev/shm/y && cat /dev/shm/y");
     spec.readonly_rootfs = true;
     let (_, log) = once(&f, &spec).await?;
     expect(log, lines(&["stdout:refused", "stdout:ok"]))
 }
 
 async fn masked_paths_and_devices(f: Arc<Fixture>) -> Result<(), Failed> {
-    let script = "cat /proc/timer_list | wc -c; (echo 1 > /proc/sys/kernel/printk) 2>/dev/null || echo refused
+    let script =
+        "cat /proc/timer_list | wc -c; (echo 1 > /proc/sys/kernel/printk) 2>/dev/null || echo refused
         (echo 1 > /sys/kernel/uevent_seqnum) 2>/dev/null || echo refused
         echo gone > /dev/null && head -c 3 /dev/zero | wc -c; head -c 4 /dev/urandom | wc -c
         mknod /tmp/null c 1 3 && (echo x > /tmp/null) 2>/dev/null || echo refused
@@ -174,8 +189,15 @@ async fn masked_paths_and_devices(f: Arc<Fixture>) -> Result<(), Failed> {
     expect(
         log,
         lines(&[
-            "stdout:0", "stdout:refused", "stdout:refused", "stdout:3", "stdout:4", "stdout:refused", "stdout:refused",
-            "stdout:/dev/fd/0", "stdout:/dev/pts/ptmx",
+            "stdout:0",
+            "stdout:refused",
+            "stdout:refused",
+            "stdout:3",
+            "stdout:4",
+            "stdout:refused",
+            "stdout:refused",
+            "stdout:/dev/fd/0",
+            "stdout:/dev/pts/ptmx",
         ]),
     )
 }
@@ -205,7 +227,11 @@ async fn mounts(f: Arc<Fixture>) -> Result<(), Failed> {
     expect(
         log,
         lines(&[
-            "stdout:from the host", "stdout:from the host", "stdout:from the host", "stdout:refused", "stdout:3",
+            "stdout:from the host",
+            "stdout:from the host",
+            "stdout:from the host",
+            "stdout:refused",
+            "stdout:3",
         ]),
     )?;
     expect(std::fs::read_to_string(host.join("new"))?, "x\n".to_owned())?;
@@ -220,8 +246,13 @@ async fn mounts(f: Arc<Fixture>) -> Result<(), Failed> {
 
 async fn memory_limit(f: Arc<Fixture>) -> Result<(), Failed> {
     let mut spec = f.spec("a", "exec dd if=/dev/zero of=/dev/shm/x bs=1M count=60");
-    spec.resources =
-        Resources { memory_bytes: Some(24 << 20), pids: Some(50), cpu_shares: Some(100), cpu_quota_us: Some(50_000), ..Resources::default() };
+    spec.resources = Resources {
+        memory_bytes: Some(24 << 20),
+        pids: Some(50),
+        cpu_shares: Some(100),
+        cpu_quota_us: Some(50_000),
+        ..Resources::default()
+    };
     let (ended, _) = once(&f, &spec).await?;
     expect(ended, Ended { code: 137, oom: true })
 }
@@ -238,7 +269,8 @@ async fn sysctls(f: Arc<Fixture>) -> Result<(), Failed> {
     let mut sandbox = f.sandbox_spec();
     sandbox.sysctls.insert("net.ipv4.ip_unprivileged_port_start".into(), "0".into());
     let sandbox = runtime.run_sandbox(&sandbox).await?;
-    let id = launch(&runtime, &sandbox.id, &f.spec("a", "cat /proc/sys/net/ipv4/ip_unprivileged_port_start")).await?;
+    let id = launch(&runtime, &sandbox.id, &f.spec("a", "cat /proc/sys/net/ipv4/ip_unprivileged_port_start"))
+        .await?;
     wait_end(&runtime, &id).await?;
     runtime.remove_sandbox(&sandbox.id).await?;
     expect(f.log("a"), lines(&["stdout:0"]))?;

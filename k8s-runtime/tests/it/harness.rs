@@ -9,8 +9,8 @@ use std::{
 };
 
 use k8s_runtime::{
-    ContainerId, ContainerSpec, ContainerState, ContainerStatus, Runtime, RuntimeEvent, SandboxId, SandboxSpec,
-    SandboxStatus,
+    ContainerId, ContainerSpec, ContainerState, ContainerStatus, Runtime, RuntimeEvent, SandboxId,
+    SandboxSpec, SandboxStatus,
     embedded::{Embedded, EmbeddedConfig, leftovers, preflight, reset},
     images::{ImageBuilder, ImageStore},
 };
@@ -65,7 +65,8 @@ pub fn run(test: Test) -> Result<(), Failed> {
         Ok(result) => result?,
         Err(_) => return Err("timed out".into()),
     }
-    let ours: Vec<&String> = left.iter().filter(|l| !l.starts_with("cgroup ") && !l.starts_with("directory ")).collect();
+    let ours: Vec<&String> =
+        left.iter().filter(|l| !l.starts_with("cgroup ") && !l.starts_with("directory ")).collect();
     if !ours.is_empty() {
         return Err(format!("the test left {ours:?}").into());
     }
@@ -87,9 +88,11 @@ pub fn busybox() -> ImageBuilder {
         .link("/etc", "/outside")
         .env("FROM_IMAGE", "yes")
         .cmd(["/bin/sh", "-c", "echo default command"]);
-    for applet in ["sh", "echo", "cat", "sleep", "ls", "id", "env", "stty", "tty", "mount", "grep", "touch", "ps", "kill",
-        "hostname", "dd", "nc", "mknod", "chmod", "true", "false", "head", "tail", "wc", "seq", "umount", "ip", "sync"]
-    {
+    for applet in [
+        "sh", "echo", "cat", "sleep", "ls", "id", "env", "stty", "tty", "mount", "grep", "touch", "ps",
+        "kill", "hostname", "dd", "nc", "mknod", "chmod", "true", "false", "head", "tail", "wc", "seq",
+        "umount", "ip", "sync",
+    ] {
         image = image.link("busybox", format!("/bin/{applet}"));
     }
     image
@@ -116,7 +119,9 @@ pub fn outside_traces(dir: &Path, cgroup: &str) -> Result<Vec<String>, Failed> {
     }
     for directory in ["run/netns", "run/shm", "state/sandboxes"] {
         let path = Path::new(&dir).join(directory);
-        found.extend(std::fs::read_dir(path).into_iter().flatten().flatten().map(|e| e.path().display().to_string()));
+        found.extend(
+            std::fs::read_dir(path).into_iter().flatten().flatten().map(|e| e.path().display().to_string()),
+        );
     }
     Ok(found)
 }
@@ -156,7 +161,8 @@ impl Fixture {
 
     /// The lines a container wrote, as `stream:line`.
     pub fn log(&self, name: &str) -> Vec<String> {
-        let text = std::fs::read_to_string(self.dir.join("logs").join(format!("{name}.log"))).unwrap_or_default();
+        let text =
+            std::fs::read_to_string(self.dir.join("logs").join(format!("{name}.log"))).unwrap_or_default();
         text.lines()
             .filter_map(|l| {
                 let mut parts = l.splitn(4, ' ');
@@ -189,7 +195,11 @@ pub async fn status(runtime: &Embedded, id: &ContainerId) -> Result<ContainerSta
 }
 
 /// Creates and starts.
-pub async fn launch(runtime: &Embedded, sandbox: &SandboxId, spec: &ContainerSpec) -> Result<ContainerId, Failed> {
+pub async fn launch(
+    runtime: &Embedded,
+    sandbox: &SandboxId,
+    spec: &ContainerSpec,
+) -> Result<ContainerId, Failed> {
     let id = runtime.create(sandbox, spec).await?;
     runtime.start(&id).await?;
     Ok(id)
@@ -220,7 +230,9 @@ pub async fn event(
 ) -> Result<(), Failed> {
     use futures::StreamExt;
     let found = async { while events.next().await.is_some_and(|e| &e != wanted) {} };
-    tokio::time::timeout(Duration::from_secs(10), found).await.map_err(|_| format!("no event {wanted:?}").into())
+    tokio::time::timeout(Duration::from_secs(10), found)
+        .await
+        .map_err(|_| format!("no event {wanted:?}").into())
 }
 
 pub fn expect<T: PartialEq + std::fmt::Debug>(got: T, want: T) -> Result<(), Failed> {

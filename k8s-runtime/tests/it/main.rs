@@ -15,7 +15,9 @@ fn main() {
     // Two at a time: the tests are small, but each has processes of its own.
     args.test_threads.get_or_insert(2);
     let mut trials = Vec::new();
-    for (module, tests) in [("containers", containers::TESTS), ("streams", streams::TESTS), ("life", life::TESTS)] {
+    for (module, tests) in
+        [("containers", containers::TESTS), ("streams", streams::TESTS), ("life", life::TESTS)]
+    {
         for (name, test) in tests {
             trials.push(Trial::test(format!("{module}::{name}"), move || harness::run(*test)));
         }

@@ -44,7 +44,10 @@ async fn log_format_and_rotation(f: Arc<Fixture>) -> Result<(), Failed> {
     expect(wait_end(&runtime, &id).await?.code, 0)?;
     let text = std::fs::read_to_string(&spec.log_path)?;
     let lines: Vec<Vec<&str>> = text.lines().map(|l| l.split(' ').collect()).collect();
-    expect(lines.iter().map(|l| l[1..].join(" ")).collect::<Vec<_>>(), vec!["stdout F two".into(), "stdout P rest".into()])?;
+    expect(
+        lines.iter().map(|l| l[1..].join(" ")).collect::<Vec<_>>(),
+        vec!["stdout F two".into(), "stdout P rest".into()],
+    )?;
     for line in &lines {
         // 2026-01-02T03:04:05.123456789Z
         expect((line[0].len(), line[0].ends_with('Z')), (30, true))?;
@@ -76,12 +79,12 @@ async fn exec_plain(f: Arc<Fixture>) -> Result<(), Failed> {
     let mut spec = f.spec("a", "sleep 1000");
     spec.env = vec![("MINE".into(), "1".into())];
     let id = launch(&runtime, &sandbox.id, &spec).await?;
-    let script = "echo $MINE $$; echo err >&2; hostname; ps | grep -c 'sleep 1000'; exit 3";
+    let script = "echo $MINE $$; echo err >&2; hostname; ps | grep -c '[s]leep 1000'; exit 3";
     let attached = runtime.exec(&id, &request(&["sh", "-c", script])).await?;
     let (out, err) = (read_all(attached.stdout).await?, read_all(attached.stderr).await?);
     expect(attached.exit.await?, 3)?;
     let lines: Vec<&str> = out.lines().collect();
-    expect((lines[0].starts_with("1 "), lines[1], lines[2], err.as_str()), (true, "my-pod", "2", "err\n"))?;
+    expect((lines[0].starts_with("1 "), lines[1], lines[2], err.as_str()), (true, "my-pod", "1", "err\n"))?;
     runtime.remove_sandbox(&sandbox.id).await?;
     Ok(())
 }
@@ -125,7 +128,8 @@ async fn exec_errors(f: Arc<Fixture>) -> Result<(), Failed> {
     let runtime = f.runtime().await?;
     let sandbox = f.sandbox(&runtime).await?;
     let id = launch(&runtime, &sandbox.id, &f.spec("a", "sleep 1000")).await?;
-    let error = runtime.exec(&id, &request(&["nothing"])).await.err().map(|e| e.to_string()).unwrap_or_default();
+    let error =
+        runtime.exec(&id, &request(&["nothing"])).await.err().map(|e| e.to_string()).unwrap_or_default();
     expect(error.contains(r#"exec: "nothing": executable file not found in $PATH"#), true)?;
     runtime.stop(&id, Duration::ZERO).await?;
     let error = runtime.exec(&id, &request(&["true"])).await.err().map(|e| e.to_string()).unwrap_or_default();

@@ -81,15 +81,14 @@ impl Container {
     ) -> Result<Container, Failure> {
         let own = dir.join("c").join(&record.id);
         for name in ["upper", "work", "rootfs"] {
-            fs::create_dir_all(own.join(name)).map_err(Failure::other(&format!("make {:?}", own.join(name))))?;
+            fs::create_dir_all(own.join(name))
+                .map_err(Failure::other(&format!("make {:?}", own.join(name))))?;
         }
         let log = Log::open(record.spec.log_path.clone()).map_err(|e| Failure::Other(e.to_string()))?;
         cgroups
             .create(&record.cgroup)
             .map_err(Failure::other(&format!("make cgroup {:?}", record.cgroup)))?;
-        cgroups
-            .limit(&record.cgroup, &record.spec.resources)
-            .map_err(|e| Failure::Other(e.to_string()))?;
+        cgroups.limit(&record.cgroup, &record.spec.resources).map_err(|e| Failure::Other(e.to_string()))?;
 
         let spec = &record.spec;
         let mut stdio = Stdio::default();
@@ -152,7 +151,10 @@ impl Container {
     /// Lets the waiting process become the program.
     pub(super) fn start(&mut self) -> Result<(), Failure> {
         let Some(waiting) = self.waiting.take() else {
-            return Err(Failure::Other(format!("container {} cannot be started: it is not in state created", self.record.id)));
+            return Err(Failure::Other(format!(
+                "container {} cannot be started: it is not in state created",
+                self.record.id
+            )));
         };
         let pid = self.pid.map_or(0, Pid::as_raw);
         let started_at = SystemTime::now();
@@ -167,8 +169,13 @@ impl Container {
                     Failure::NotFound => "not found".to_owned(),
                 };
                 let finished_at = SystemTime::now();
-                self.state =
-                    ContainerState::Exited { started_at: None, finished_at, code: 128, oom_killed: false, message };
+                self.state = ContainerState::Exited {
+                    started_at: None,
+                    finished_at,
+                    code: 128,
+                    oom_killed: false,
+                    message,
+                };
                 Err(failure)
             }
         }
@@ -382,7 +389,8 @@ pub(super) fn exec(
     };
     let hostname = nix::unistd::gethostname().unwrap_or_default().to_string_lossy().into_owned();
     let child = process::spawn(&birth, cgroups, |sync| {
-        let program = Program { container: &container.record, args: command, tty, hostname: &hostname, stdio };
+        let program =
+            Program { container: &container.record, args: command, tty, hostname: &hostname, stdio };
         process::exec_in(sync, &namespaces, program)
     })?;
     if let Some(terminal) = child.terminal {

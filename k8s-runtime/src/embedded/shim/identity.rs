@@ -6,7 +6,10 @@
 
 use std::{fs, io::Read, os::unix::fs::OpenOptionsExt};
 
-use crate::{api::{ContainerSpec, User}, embedded::sys};
+use crate::{
+    api::{ContainerSpec, User},
+    embedded::sys,
+};
 
 /// A resolved user.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -36,8 +39,12 @@ pub(crate) fn resolve(user: &User, image_user: &str, passwd: &str, group: &str) 
     let field = |f: &[&str], index: usize| f[index].parse::<u32>().ok();
     let uid = match (number, &entry) {
         (Some(uid), _) => uid,
-        (None, Some(f)) => field(f, 2).ok_or_else(|| format!("user {wanted:?} has no numeric id in /etc/passwd"))?,
-        (None, None) => return Err(format!("unable to find user {wanted}: no matching entries in passwd file")),
+        (None, Some(f)) => {
+            field(f, 2).ok_or_else(|| format!("user {wanted:?} has no numeric id in /etc/passwd"))?
+        }
+        (None, None) => {
+            return Err(format!("unable to find user {wanted}: no matching entries in passwd file"));
+        }
     };
     let group_entries = || group.lines().map(|l| l.split(':').collect::<Vec<_>>()).filter(|f| f.len() >= 4);
     let gid = match (user.gid, image_group.filter(|g| !g.is_empty() && user.uid.is_none())) {
@@ -84,16 +91,63 @@ fn read_small(path: &str) -> String {
 
 /// Capability names by number.
 const CAPABILITIES: [&str; 41] = [
-    "CHOWN", "DAC_OVERRIDE", "DAC_READ_SEARCH", "FOWNER", "FSETID", "KILL", "SETGID", "SETUID", "SETPCAP",
-    "LINUX_IMMUTABLE", "NET_BIND_SERVICE", "NET_BROADCAST", "NET_ADMIN", "NET_RAW", "IPC_LOCK", "IPC_OWNER",
-    "SYS_MODULE", "SYS_RAWIO", "SYS_CHROOT", "SYS_PTRACE", "SYS_PACCT", "SYS_ADMIN", "SYS_BOOT", "SYS_NICE",
-    "SYS_RESOURCE", "SYS_TIME", "SYS_TTY_CONFIG", "MKNOD", "LEASE", "AUDIT_WRITE", "AUDIT_CONTROL", "SETFCAP",
-    "MAC_OVERRIDE", "MAC_ADMIN", "SYSLOG", "WAKE_ALARM", "BLOCK_SUSPEND", "AUDIT_READ", "PERFMON", "BPF",
+    "CHOWN",
+    "DAC_OVERRIDE",
+    "DAC_READ_SEARCH",
+    "FOWNER",
+    "FSETID",
+    "KILL",
+    "SETGID",
+    "SETUID",
+    "SETPCAP",
+    "LINUX_IMMUTABLE",
+    "NET_BIND_SERVICE",
+    "NET_BROADCAST",
+    "NET_ADMIN",
+    "NET_RAW",
+    "IPC_LOCK",
+    "IPC_OWNER",
+    "SYS_MODULE",
+    "SYS_RAWIO",
+    "SYS_CHROOT",
+    "SYS_PTRACE",
+    "SYS_PACCT",
+    "SYS_ADMIN",
+    "SYS_BOOT",
+    "SYS_NICE",
+    "SYS_RESOURCE",
+    "SYS_TIME",
+    "SYS_TTY_CONFIG",
+    "MKNOD",
+    "LEASE",
+    "AUDIT_WRITE",
+    "AUDIT_CONTROL",
+    "SETFCAP",
+    "MAC_OVERRIDE",
+    "MAC_ADMIN",
+    "SYSLOG",
+    "WAKE_ALARM",
+    "BLOCK_SUSPEND",
+    "AUDIT_READ",
+    "PERFMON",
+    "BPF",
     "CHECKPOINT_RESTORE",
 ];
 const DEFAULT: [&str; 14] = [
-    "CHOWN", "DAC_OVERRIDE", "FSETID", "FOWNER", "MKNOD", "NET_RAW", "SETGID", "SETUID", "SETFCAP", "SETPCAP",
-    "NET_BIND_SERVICE", "SYS_CHROOT", "KILL", "AUDIT_WRITE",
+    "CHOWN",
+    "DAC_OVERRIDE",
+    "FSETID",
+    "FOWNER",
+    "MKNOD",
+    "NET_RAW",
+    "SETGID",
+    "SETUID",
+    "SETFCAP",
+    "SETPCAP",
+    "NET_BIND_SERVICE",
+    "SYS_CHROOT",
+    "KILL",
+    "AUDIT_WRITE",
 ];
 
 /// Bit of `CAP_SYS_ADMIN`.
@@ -117,7 +171,9 @@ pub(crate) fn capabilities(spec: &ContainerSpec) -> Result<u64, String> {
         return Ok(ALL);
     }
     let is_all = |name: &String| name.eq_ignore_ascii_case("ALL");
-    let bits = |names: &[String]| names.iter().filter(|n| !is_all(n)).try_fold(0, |all, n| Ok::<_, String>(all | bit(n)?));
+    let bits = |names: &[String]| {
+        names.iter().filter(|n| !is_all(n)).try_fold(0, |all, n| Ok::<_, String>(all | bit(n)?))
+    };
     let mut set = DEFAULT.iter().try_fold(0, |all, n| Ok::<_, String>(all | bit(n)?))?;
     if spec.drop_capabilities.iter().any(is_all) {
         set = 0;
@@ -157,7 +213,8 @@ mod tests {
 
     fn check(user: User, image: &str, want: Result<(u32, u32, &[u32], &str), &str>) {
         let got = resolve(&user, image, PASSWD, GROUP);
-        let got = got.as_ref().map(|i| (i.uid, i.gid, &i.groups[..], i.home.as_str())).map_err(String::as_str);
+        let got =
+            got.as_ref().map(|i| (i.uid, i.gid, &i.groups[..], i.home.as_str())).map_err(String::as_str);
         assert_eq!(got, want, "user {user:?} image {image:?}");
     }
 
@@ -173,7 +230,11 @@ mod tests {
         check(uid(33), "root", Ok((33, 34, &[34, 50], "/srv")));
         let user = User { uid: Some(5), gid: Some(6), supplementary_gids: vec![9, 7] };
         check(user, "web", Ok((5, 6, &[6, 7, 9], "/")));
-        check(User::default(), "nobody", Err("unable to find user nobody: no matching entries in passwd file"));
+        check(
+            User::default(),
+            "nobody",
+            Err("unable to find user nobody: no matching entries in passwd file"),
+        );
     }
 
     #[test]

@@ -62,7 +62,8 @@ pub(crate) fn make_file(root: BorrowedFd<'_>, path: &Path) -> io::Result<OwnedFd
     let name = path
         .file_name()
         .ok_or_else(|| io::Error::new(io::ErrorKind::InvalidInput, "path without a file name"))?;
-    let parent = make_directory(root, path.parent().unwrap_or(Path::new("")), Mode::from_bits_truncate(0o755))?;
+    let parent =
+        make_directory(root, path.parent().unwrap_or(Path::new("")), Mode::from_bits_truncate(0o755))?;
     let flags = OFlag::O_CREAT | OFlag::O_EXCL | OFlag::O_WRONLY | OFlag::O_NOFOLLOW | OFlag::O_CLOEXEC;
     openat(parent.as_fd(), name, flags, Mode::from_bits_truncate(0o644))?;
     open(root, &path)

@@ -48,7 +48,10 @@ impl Log {
             std::fs::create_dir_all(directory)?;
         }
         let open = |path: &PathBuf| OpenOptions::new().append(true).create(true).open(path);
-        self.file = Some(open(&self.path).map_err(|e| io::Error::new(e.kind(), format!("open log {:?}: {e}", self.path)))?);
+        self.file = Some(
+            open(&self.path)
+                .map_err(|e| io::Error::new(e.kind(), format!("open log {:?}: {e}", self.path)))?,
+        );
         Ok(())
     }
 
@@ -111,7 +114,9 @@ mod tests {
         log.write(StreamName::Stdout, b"o\n\nrest", now).expect("write");
         log.finish(StreamName::Stdout, now).expect("finish");
         let t = "2026-01-02T03:04:05.000000006Z";
-        let want = format!("{t} stdout F one\n{t} stderr F err\n{t} stdout F two\n{t} stdout F \n{t} stdout P rest\n");
+        let want = format!(
+            "{t} stdout F one\n{t} stderr F err\n{t} stdout F two\n{t} stdout F \n{t} stdout P rest\n"
+        );
         assert_eq!(std::fs::read_to_string(&path).expect("read"), want);
 
         std::fs::rename(&path, dir.path().join("pod/0.log.1")).expect("rename");

@@ -239,7 +239,8 @@ impl Shim {
             if let Some(exec) = self.execs.iter().find(|(_, e)| e.pid == pid).map(|(id, _)| *id) {
                 self.execs.remove(&exec);
                 self.broadcast(&Message::ExecExited { exec, code });
-            } else if let Some(id) = self.containers.iter().find(|(_, c)| c.pid() == Some(pid)).map(|(id, _)| id.clone())
+            } else if let Some(id) =
+                self.containers.iter().find(|(_, c)| c.pid() == Some(pid)).map(|(id, _)| id.clone())
             {
                 self.ended(&id, code);
             }

@@ -15,7 +15,8 @@ pub(super) fn spawn() -> Result<Pid, Failure> {
             let _ = sys::prctl(libc::PR_SET_NAME, c"pause".as_ptr() as u64, 0);
             // Ignored children leave no zombies; that holds for adopted ones too.
             // SAFETY: sets a disposition that runs no code.
-            let _ = unsafe { nix::sys::signal::signal(Signal::SIGCHLD, nix::sys::signal::SigHandler::SigIgn) };
+            let _ =
+                unsafe { nix::sys::signal::signal(Signal::SIGCHLD, nix::sys::signal::SigHandler::SigIgn) };
             sys::close_from(0);
             loop {
                 nix::unistd::pause();

@@ -69,7 +69,8 @@ pub(super) struct Sync(OwnedFd);
 impl Sync {
     /// Tells the child to become the program, and waits until it has.
     pub(super) fn go(self) -> Result<(), Failure> {
-        nix::unistd::write(&self.0, b"g").map_err(|e| Failure::Other(format!("container process: {}", e.desc())))?;
+        nix::unistd::write(&self.0, b"g")
+            .map_err(|e| Failure::Other(format!("container process: {}", e.desc())))?;
         self.running()
     }
 
@@ -126,13 +127,13 @@ pub(super) fn spawn(
     cgroups: &Cgroups,
     body: impl FnOnce(&OwnedFd) -> Failure,
 ) -> Result<Child, Failure> {
-    let (ours, theirs) =
-        socketpair(AddressFamily::Unix, SockType::Stream, None, SockFlag::SOCK_CLOEXEC)
-            .map_err(|e| Failure::Other(format!("socketpair: {}", e.desc())))?;
+    let (ours, theirs) = socketpair(AddressFamily::Unix, SockType::Stream, None, SockFlag::SOCK_CLOEXEC)
+        .map_err(|e| Failure::Other(format!("socketpair: {}", e.desc())))?;
     let place = cgroups.birthplace(birth.cgroup).map_err(Failure::other("open cgroup"))?;
     let own_namespace = match birth.pid_namespace {
         Some(namespace) => {
-            let own = fs::File::open("/proc/self/ns/pid").map_err(Failure::other("open own process namespace"))?;
+            let own =
+                fs::File::open("/proc/self/ns/pid").map_err(Failure::other("open own process namespace"))?;
             setns(namespace, CloneFlags::CLONE_NEWPID)
                 .map_err(|e| Failure::Other(format!("enter process namespace: {}", e.desc())))?;
             Some(own)
@@ -170,7 +171,9 @@ pub(super) fn spawn(
             return Ok(Child { pid, sync: Sync(ours), terminal: fds.into_iter().next() });
         }
         Ok(Some((Err(failure), _))) => failure,
-        Ok(None) => Failure::Other("the container process died while it was set up (memory limit too low?)".into()),
+        Ok(None) => {
+            Failure::Other("the container process died while it was set up (memory limit too low?)".into())
+        }
         Err(e) => Failure::Other(format!("container process: {e}")),
     };
     let _ = nix::sys::signal::kill(pid, Signal::SIGKILL);
@@ -208,7 +211,9 @@ pub(super) fn container_init(
         if let Some(adjustment) = container.spec.resources.oom_score_adj {
             match fs::write("/proc/self/oom_score_adj", adjustment.to_string()) {
                 // Lowering it takes CAP_SYS_RESOURCE, which not every machine leaves to root; it is advice only.
-                Err(e) if e.kind() != io::ErrorKind::PermissionDenied => return Err(doing("set oom_score_adj")(e)),
+                Err(e) if e.kind() != io::ErrorKind::PermissionDenied => {
+                    return Err(doing("set oom_score_adj")(e));
+                }
                 _ => {}
             }
         }
@@ -241,7 +246,11 @@ fn become_program(sync: &OwnedFd, program: Program<'_>, first: bool) -> Failure 
     }
 }
 
-fn try_become(sync: &OwnedFd, program: Program<'_>, first: bool) -> Result<std::convert::Infallible, Failure> {
+fn try_become(
+    sync: &OwnedFd,
+    program: Program<'_>,
+    first: bool,
+) -> Result<std::convert::Infallible, Failure> {
     let spec = &program.container.spec;
     let other = Failure::Other;
     let identity = identity::of(spec, &program.container.image_user).map_err(Failure::Start)?;
@@ -251,7 +260,9 @@ fn try_become(sync: &OwnedFd, program: Program<'_>, first: bool) -> Result<std::
     let terminal = streams(&program, identity.uid)?;
     let cwd = Path::new(&program.container.working_dir);
     if first && !cwd.exists() {
-        fs::create_dir_all(cwd).map_err(doing(format!("make working directory {cwd:?}"))).map_err(Failure::Start)?;
+        fs::create_dir_all(cwd)
+            .map_err(doing(format!("make working directory {cwd:?}")))
+            .map_err(Failure::Start)?;
     }
     nix::unistd::chdir(cwd).map_err(doing(format!("chdir to {cwd:?}"))).map_err(Failure::Start)?;
     if first && spec.readonly_rootfs {
@@ -291,7 +302,8 @@ fn try_become(sync: &OwnedFd, program: Program<'_>, first: bool) -> Result<std::
     let kept = if identity.uid == 0 { capabilities } else { 0 };
     sys::capset(kept, kept, 0).map_err(Failure::other("set capabilities"))?;
     // After the change of user, which clears it.
-    sys::prctl(libc::PR_SET_PDEATHSIG, libc::SIGKILL as u64, 0).map_err(Failure::other("parent-death signal"))?;
+    sys::prctl(libc::PR_SET_PDEATHSIG, libc::SIGKILL as u64, 0)
+        .map_err(Failure::other("parent-death signal"))?;
     default_signals();
     sys::cloexec_from(3);
     let error = sys::exec(&file, &args, &env);
@@ -368,7 +380,11 @@ fn find_executable(args: &[String], env: &[String]) -> Result<String, Failure> {
     }
     let path = env.iter().rev().find_map(|e| e.strip_prefix("PATH=")).unwrap_or(DEFAULT_PATH);
     path.split(':')
-        .map(|directory| if directory.is_empty() { format!("./{name}") } else { format!("{directory}/{name}") })
+        .map(
+            |directory| {
+                if directory.is_empty() { format!("./{name}") } else { format!("{directory}/{name}") }
+            },
+        )
         .find(|candidate| usable(candidate).is_ok())
         .ok_or_else(|| Failure::Start(start_message(name, "executable file not found in $PATH")))
 }

@@ -80,7 +80,8 @@ pub(super) fn enter(
         .as_deref()
         .map(|path| sys::open_tree(path, sys::OPEN_TREE_CLONE).map_err(doing(format!("open {path:?}"))))
         .transpose()?;
-    mount(NONE, "/", NONE, MsFlags::MS_REC | MsFlags::MS_SLAVE, NONE).map_err(doing("cut mount propagation"))?;
+    mount(NONE, "/", NONE, MsFlags::MS_REC | MsFlags::MS_SLAVE, NONE)
+        .map_err(doing("cut mount propagation"))?;
 
     let root_path = dir.join("c").join(&container.id).join("rootfs");
     overlay(&root_path, dir, container)?;
@@ -104,8 +105,7 @@ pub(super) fn enter(
     if cgroup_v2 {
         put("cgroup2", "/sys/fs/cgroup", sys_flags, "")?;
     }
-    let dev_flags =
-        if spec.privileged { MsFlags::MS_NOSUID } else { MsFlags::MS_NOSUID | MsFlags::MS_NODEV };
+    let dev_flags = if spec.privileged { MsFlags::MS_NOSUID } else { MsFlags::MS_NOSUID | MsFlags::MS_NODEV };
     let dev = put("tmpfs", "/dev", dev_flags | MsFlags::MS_STRICTATIME, "mode=755,size=65536k")?;
     devices(&dev, spec.privileged)?;
     put(
@@ -153,7 +153,8 @@ fn overlay(root: &Path, dir: &Path, container: &ContainerRecord) -> Result<(), S
     std::env::set_current_dir(&container.layers_dir)
         .map_err(doing(format!("enter {:?}", container.layers_dir)))?;
     let lower: Vec<&str> = container.layers.iter().rev().map(String::as_str).collect();
-    let escape = |path: PathBuf| path.to_string_lossy().replace('\\', "\\\\").replace(',', "\\,").replace(':', "\\:");
+    let escape =
+        |path: PathBuf| path.to_string_lossy().replace('\\', "\\\\").replace(',', "\\,").replace(':', "\\:");
     let options = format!(
         "lowerdir={},upperdir={},workdir={}",
         lower.join(":"),
@@ -227,8 +228,10 @@ fn devices(dev: &OwnedFd, privileged: bool) -> Result<(), String> {
         fs::File::create_new(&file).map_err(doing(format!("make /dev/{name}")))?;
         let tree = sys::open_tree(&host, sys::OPEN_TREE_CLONE).map_err(doing(format!("open {host:?}")))?;
         let hardened = sys::MOUNT_ATTR_NOSUID | sys::MOUNT_ATTR_NOEXEC;
-        sys::mount_setattr(tree.as_fd(), hardened, libc::MS_PRIVATE).map_err(doing(format!("bind {host:?}")))?;
-        let target = inroot::open(dev.as_fd(), Path::new(name)).map_err(doing(format!("open /dev/{name}")))?;
+        sys::mount_setattr(tree.as_fd(), hardened, libc::MS_PRIVATE)
+            .map_err(doing(format!("bind {host:?}")))?;
+        let target =
+            inroot::open(dev.as_fd(), Path::new(name)).map_err(doing(format!("open /dev/{name}")))?;
         sys::move_mount(tree.as_fd(), target.as_fd()).map_err(doing(format!("bind {host:?}")))?;
     }
     Ok(())
@@ -273,9 +276,11 @@ fn mask() -> Result<(), String> {
         }
         let tree = sys::open_tree(Path::new(path), sys::OPEN_TREE_CLONE | sys::AT_RECURSIVE)
             .map_err(doing(format!("open {path}")))?;
-        sys::mount_setattr(tree.as_fd(), sys::MOUNT_ATTR_RDONLY, 0).map_err(doing(format!("protect {path}")))?;
-        let target = nix::fcntl::open(path, nix::fcntl::OFlag::O_PATH | nix::fcntl::OFlag::O_CLOEXEC, Mode::empty())
-            .map_err(doing(format!("open {path}")))?;
+        sys::mount_setattr(tree.as_fd(), sys::MOUNT_ATTR_RDONLY, 0)
+            .map_err(doing(format!("protect {path}")))?;
+        let target =
+            nix::fcntl::open(path, nix::fcntl::OFlag::O_PATH | nix::fcntl::OFlag::O_CLOEXEC, Mode::empty())
+                .map_err(doing(format!("open {path}")))?;
         sys::move_mount(tree.as_fd(), target.as_fd()).map_err(doing(format!("protect {path}")))?;
     }
     Ok(())

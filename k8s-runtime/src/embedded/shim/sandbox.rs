@@ -33,7 +33,8 @@ pub(super) fn set_up(
     if !spec.host_network {
         sys::loopback_up().map_err(doing("set the loopback interface up"))?;
         if !spec.hostname.is_empty() {
-            nix::unistd::sethostname(&spec.hostname).map_err(doing(format!("set host name {:?}", spec.hostname)))?;
+            nix::unistd::sethostname(&spec.hostname)
+                .map_err(doing(format!("set host name {:?}", spec.hostname)))?;
             let text = format!("{}\n", spec.hostname);
             fs::write(dir.join("hostname"), text).map_err(doing("write hostname"))?;
         }
@@ -60,7 +61,8 @@ pub(super) fn set_up(
         return Ok(None);
     }
     let pid = pause::spawn().map_err(|f| format!("{f:?}"))?;
-    let namespace = fs::File::open(format!("/proc/{pid}/ns/pid")).map_err(doing("open the shared process namespace"))?;
+    let namespace =
+        fs::File::open(format!("/proc/{pid}/ns/pid")).map_err(doing("open the shared process namespace"))?;
     Ok(Some((pid, namespace.into())))
 }
 
@@ -76,7 +78,8 @@ fn pin_network_namespace(pin: &Path) -> io::Result<()> {
 /// `net.ipv4.ip_forward` or `net/ipv4/ip_forward`; with slashes, dots belong to names.
 fn sysctl_path(name: &str) -> Option<PathBuf> {
     let relative = if name.contains('/') { name.to_owned() } else { name.replace('.', "/") };
-    let fine = !relative.is_empty() && relative.split('/').all(|part| !part.is_empty() && part != "." && part != "..");
+    let fine = !relative.is_empty()
+        && relative.split('/').all(|part| !part.is_empty() && part != "." && part != "..");
     fine.then(|| Path::new("/proc/sys").join(relative))
 }
 
@@ -86,7 +89,8 @@ mod tests {
 
     #[test]
     fn sysctl_names() {
-        let check = |name, want: Option<&str>| assert_eq!(sysctl_path(name), want.map(PathBuf::from), "{name}");
+        let check =
+            |name, want: Option<&str>| assert_eq!(sysctl_path(name), want.map(PathBuf::from), "{name}");
         check("net.ipv4.ip_forward", Some("/proc/sys/net/ipv4/ip_forward"));
         check("net/ipv4/conf/eth0.1/forwarding", Some("/proc/sys/net/ipv4/conf/eth0.1/forwarding"));
         check("net/../kernel/core_pattern", None);

@@ -5,8 +5,8 @@
 //! upon which C libraries fall back to `clone`. System calls of another architecture (32-bit, x32) are denied.
 
 use libc::{
-    BPF_ABS, BPF_JEQ, BPF_JGE, BPF_JMP, BPF_JSET, BPF_K, BPF_LD, BPF_RET, BPF_W, SECCOMP_RET_ALLOW, SECCOMP_RET_ERRNO,
-    SYS_clone, SYS_clone3, c_long, sock_filter,
+    BPF_ABS, BPF_JEQ, BPF_JGE, BPF_JMP, BPF_JSET, BPF_K, BPF_LD, BPF_RET, BPF_W, SECCOMP_RET_ALLOW,
+    SECCOMP_RET_ERRNO, SYS_clone, SYS_clone3, c_long, sock_filter,
 };
 
 #[cfg(target_arch = "x86_64")]
@@ -16,26 +16,63 @@ const ARCH: u32 = 0xc000_00b7;
 
 /// Denied to everyone.
 const DENIED: &[c_long] = &[
-    libc::SYS_add_key, libc::SYS_keyctl, libc::SYS_request_key, libc::SYS_kexec_load, libc::SYS_kexec_file_load,
-    libc::SYS_init_module, libc::SYS_finit_module, libc::SYS_delete_module, libc::SYS_reboot, libc::SYS_swapon,
-    libc::SYS_swapoff, libc::SYS_acct, libc::SYS_userfaultfd, libc::SYS_io_uring_setup, libc::SYS_io_uring_enter,
-    libc::SYS_io_uring_register, libc::SYS_nfsservctl, libc::SYS_vhangup,
-    #[cfg(target_arch = "x86_64")] libc::SYS_iopl,
-    #[cfg(target_arch = "x86_64")] libc::SYS_ioperm,
-    #[cfg(target_arch = "x86_64")] libc::SYS_uselib,
-    #[cfg(target_arch = "x86_64")] libc::SYS_ustat,
-    #[cfg(target_arch = "x86_64")] libc::SYS_sysfs,
-    #[cfg(target_arch = "x86_64")] libc::SYS__sysctl,
-    #[cfg(target_arch = "x86_64")] libc::SYS_modify_ldt,
+    libc::SYS_add_key,
+    libc::SYS_keyctl,
+    libc::SYS_request_key,
+    libc::SYS_kexec_load,
+    libc::SYS_kexec_file_load,
+    libc::SYS_init_module,
+    libc::SYS_finit_module,
+    libc::SYS_delete_module,
+    libc::SYS_reboot,
+    libc::SYS_swapon,
+    libc::SYS_swapoff,
+    libc::SYS_acct,
+    libc::SYS_userfaultfd,
+    libc::SYS_io_uring_setup,
+    libc::SYS_io_uring_enter,
+    libc::SYS_io_uring_register,
+    libc::SYS_nfsservctl,
+    libc::SYS_vhangup,
+    #[cfg(target_arch = "x86_64")]
+    libc::SYS_iopl,
+    #[cfg(target_arch = "x86_64")]
+    libc::SYS_ioperm,
+    #[cfg(target_arch = "x86_64")]
+    libc::SYS_uselib,
+    #[cfg(target_arch = "x86_64")]
+    libc::SYS_ustat,
+    #[cfg(target_arch = "x86_64")]
+    libc::SYS_sysfs,
+    #[cfg(target_arch = "x86_64")]
+    libc::SYS__sysctl,
+    #[cfg(target_arch = "x86_64")]
+    libc::SYS_modify_ldt,
 ];
 
 /// Denied without `CAP_SYS_ADMIN`.
 const ADMIN: &[c_long] = &[
-    libc::SYS_mount, libc::SYS_umount2, libc::SYS_pivot_root, libc::SYS_move_mount, libc::SYS_open_tree,
-    libc::SYS_fsopen, libc::SYS_fsmount, libc::SYS_fsconfig, libc::SYS_fspick, libc::SYS_mount_setattr,
-    libc::SYS_setns, libc::SYS_unshare, libc::SYS_bpf, libc::SYS_perf_event_open, libc::SYS_fanotify_init,
-    libc::SYS_quotactl, libc::SYS_lookup_dcookie, libc::SYS_open_by_handle_at, libc::SYS_settimeofday,
-    libc::SYS_clock_settime, libc::SYS_syslog,
+    libc::SYS_mount,
+    libc::SYS_umount2,
+    libc::SYS_pivot_root,
+    libc::SYS_move_mount,
+    libc::SYS_open_tree,
+    libc::SYS_fsopen,
+    libc::SYS_fsmount,
+    libc::SYS_fsconfig,
+    libc::SYS_fspick,
+    libc::SYS_mount_setattr,
+    libc::SYS_setns,
+    libc::SYS_unshare,
+    libc::SYS_bpf,
+    libc::SYS_perf_event_open,
+    libc::SYS_fanotify_init,
+    libc::SYS_quotactl,
+    libc::SYS_lookup_dcookie,
+    libc::SYS_open_by_handle_at,
+    libc::SYS_settimeofday,
+    libc::SYS_clock_settime,
+    libc::SYS_syslog,
 ];
 
 const NEW_NAMESPACES: u32 = (libc::CLONE_NEWNS
@@ -100,7 +137,9 @@ mod tests {
             let jump = |taken: bool| usize::from(if taken { i.jt } else { i.jf });
             match u32::from(i.code) {
                 c if c == BPF_RET | BPF_K => return i.k,
-                c if c == BPF_LD | BPF_W | BPF_ABS => a = [nr, arch][..].get((i.k / 4) as usize).copied().unwrap_or(arg),
+                c if c == BPF_LD | BPF_W | BPF_ABS => {
+                    a = [nr, arch][..].get((i.k / 4) as usize).copied().unwrap_or(arg)
+                }
                 c if c == BPF_JMP | BPF_JEQ | BPF_K => pc += jump(a == i.k),
                 c if c == BPF_JMP | BPF_JGE | BPF_K => pc += jump(a >= i.k),
                 c if c == BPF_JMP | BPF_JSET | BPF_K => pc += jump(a & i.k != 0),

@@ -17,12 +17,10 @@ use super::{
     Exec, Shim,
     container::{self, Container, complain},
 };
-use crate::{
-    embedded::{
-        protocol::{Call, ContainerRecord, Failure, Message, Reply, Request, read_json},
-        sandbox_files, sys,
-        wire::{Inbox, Outbox},
-    },
+use crate::embedded::{
+    protocol::{Call, ContainerRecord, Failure, Message, Reply, Request, read_json},
+    sandbox_files, sys,
+    wire::{Inbox, Outbox},
 };
 
 /// One client of the shim.
@@ -166,7 +164,8 @@ impl Shim {
                 Ok((Reply::Streams(streams), fds))
             }
             Request::PortForward { port, v6 } => {
-                let socket = sys::connect_loopback(port, v6).map_err(Failure::other(&format!("connect to port {port}")))?;
+                let socket = sys::connect_loopback(port, v6)
+                    .map_err(Failure::other(&format!("connect to port {port}")))?;
                 Ok((Reply::Done, vec![socket]))
             }
             Request::ReopenLog { id } => {
