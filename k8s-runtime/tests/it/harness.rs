@@ -113,7 +113,9 @@ pub fn outside_traces(dir: &Path, cgroup: &str) -> Result<Vec<String>, Failed> {
     }
     for process in std::fs::read_dir("/proc")?.flatten() {
         let membership = std::fs::read_to_string(process.path().join("cgroup")).unwrap_or_default();
-        if membership.contains(cgroup) {
+        // Whoever adopted a dead one may not have buried it yet.
+        let stat = std::fs::read_to_string(process.path().join("stat")).unwrap_or_default();
+        if membership.contains(cgroup) && !stat.contains(") Z ") {
             found.push(format!("process {:?}", process.file_name()));
         }
     }

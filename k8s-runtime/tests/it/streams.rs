@@ -16,6 +16,7 @@ crate::tests![
     exec_with_terminal,
     exec_errors,
     exec_timeout_and_drop_kill,
+    exec_does_not_outlive_its_container,
     exec_in_shared_process_namespace,
     attach_output_and_input,
     attach_terminal,
@@ -158,6 +159,25 @@ async fn exec_timeout_and_drop_kill(f: Arc<Fixture>) -> Result<(), Failed> {
         tokio::time::sleep(Duration::from_millis(20)).await;
     }
     runtime.remove_sandbox(&sandbox.id).await?;
+    Ok(())
+}
+
+async fn exec_does_not_outlive_its_container(f: Arc<Fixture>) -> Result<(), Failed> {
+    let runtime = f.runtime().await?;
+    for shared in [false, true] {
+        let mut spec = f.sandbox_spec();
+        spec.share_process_namespace = shared;
+        let sandbox = runtime.run_sandbox(&spec).await?;
+        let id = launch(&runtime, &sandbox.id, &f.spec("a", "sleep 1000")).await?;
+        let commands = [
+            runtime.exec(&id, &request(&["sleep", "500"])).await?,
+            runtime.exec(&id, &request(&["sleep", "600"])).await?,
+        ];
+        runtime.remove_sandbox(&sandbox.id).await?;
+        for attached in commands {
+            expect(attached.exit.await?, 137)?;
+        }
+    }
     Ok(())
 }
 

@@ -228,23 +228,35 @@ impl Shim {
 
     /// Buries what has died.
     fn reap(&mut self) {
-        loop {
-            let (pid, code) = match waitpid(None, Some(WaitPidFlag::WNOHANG)) {
-                Ok(WaitStatus::Exited(pid, code)) => (pid, code),
-                Ok(WaitStatus::Signaled(pid, signal, _)) => (pid, 128 + signal as i32),
-                Ok(WaitStatus::StillAlive) | Err(nix::errno::Errno::ECHILD) => return,
-                Ok(_) | Err(nix::errno::Errno::EINTR) => continue,
-                Err(_) => return,
-            };
-            if let Some(exec) = self.execs.iter().find(|(_, e)| e.pid == pid).map(|(id, _)| *id) {
-                self.execs.remove(&exec);
-                self.broadcast(&Message::ExecExited { exec, code });
-            } else if let Some(id) =
-                self.containers.iter().find(|(_, c)| c.pid() == Some(pid)).map(|(id, _)| id.clone())
-            {
-                self.ended(&id, code);
+        while self.bury_one(WaitPidFlag::WNOHANG).is_some() {}
+    }
+
+    /// Waits until `pid` is dead, burying every other child that dies meanwhile: the first process of a process namespace
+    /// does not end before commands that were exec'd into it are buried, and their parent is this process.
+    fn wait_for(&mut self, pid: Pid) {
+        while self.bury_one(WaitPidFlag::empty()).is_some_and(|buried| buried != pid) {}
+    }
+
+    /// Buries one child; `None` when there is none (or, with `WNOHANG`, none dead).
+    fn bury_one(&mut self, flags: WaitPidFlag) -> Option<Pid> {
+        let (pid, code) = loop {
+            match waitpid(None, Some(flags)) {
+                Ok(WaitStatus::Exited(pid, code)) => break (pid, code),
+                Ok(WaitStatus::Signaled(pid, signal, _)) => break (pid, 128 + signal as i32),
+                Ok(WaitStatus::StillAlive) => return None,
+                Ok(_) | Err(nix::errno::Errno::EINTR) => {}
+                Err(_) => return None,
             }
+        };
+        if let Some(exec) = self.execs.iter().find(|(_, e)| e.pid == pid).map(|(id, _)| *id) {
+            self.execs.remove(&exec);
+            self.broadcast(&Message::ExecExited { exec, code });
+        } else if let Some(id) =
+            self.containers.iter().find(|(_, c)| c.pid() == Some(pid)).map(|(id, _)| id.clone())
+        {
+            self.ended(&id, code);
         }
+        Some(pid)
     }
 
     fn ended(&mut self, id: &str, code: i32) {

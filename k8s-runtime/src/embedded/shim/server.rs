@@ -212,34 +212,30 @@ impl Shim {
     fn remove(&mut self, id: &str) -> Result<(), Failure> {
         let Some(container) = self.containers.get(id) else { return Ok(()) };
         let cgroup = container.record().cgroup.clone();
-        self.kill_and_wait(id)?;
+        self.kill_and_wait(id);
         self.cgroups.remove(&cgroup, Duration::from_secs(5)).map_err(|e| Failure::Other(e.to_string()))?;
         self.containers.remove(id);
         Ok(())
     }
 
-    fn kill_and_wait(&mut self, id: &str) -> Result<(), Failure> {
-        let Some(container) = self.containers.get(id) else { return Ok(()) };
+    fn kill_and_wait(&mut self, id: &str) {
+        let Some(container) = self.containers.get(id) else { return };
         if let Some(pid) = container.pid() {
             let _ = kill(pid, Signal::SIGKILL);
             self.cgroups.signal(&container.record().cgroup, libc::SIGKILL);
-            match nix::sys::wait::waitpid(pid, None) {
-                Ok(nix::sys::wait::WaitStatus::Exited(_, code)) => self.ended(id, code),
-                _ => self.ended(id, 128 + libc::SIGKILL),
-            }
+            self.wait_for(pid);
         }
-        Ok(())
     }
 
     /// Ends everything; states and files stay.
     fn shut_down(&mut self) -> Result<(), Failure> {
         let ids: Vec<String> = self.containers.keys().cloned().collect();
         for id in &ids {
-            self.kill_and_wait(id)?;
+            self.kill_and_wait(id);
         }
         if let Some((pid, _)) = self.shared_pids.take() {
             let _ = kill(pid, Signal::SIGKILL);
-            let _ = nix::sys::wait::waitpid(pid, None);
+            self.wait_for(pid);
         }
         for container in self.containers.values() {
             let cgroup = &container.record().cgroup;
