@@ -150,9 +150,14 @@ impl Model {
                         let _ = greeter.send(result);
                     }
                 }
+                Message::Started { id, state } => {
+                    if let Some(model) = on_event.upgrade() {
+                        model.changed(&event_id, id, state, RuntimeEvent::Started);
+                    }
+                }
                 Message::Exited { id, state } => {
                     if let Some(model) = on_event.upgrade() {
-                        model.exited(&event_id, &id, state);
+                        model.changed(&event_id, id, state, RuntimeEvent::Exited);
                     }
                 }
                 Message::ExecExited { exec, code } => {
@@ -173,11 +178,18 @@ impl Model {
         Ok((client, greeting))
     }
 
-    fn exited(&self, sandbox: &str, id: &str, state: ContainerState) {
-        if let Some(container) = self.sandboxes().get(sandbox).and_then(|s| s.containers.get(id)) {
+    /// The state is there before the event tells of it.
+    fn changed(
+        &self,
+        sandbox: &str,
+        id: String,
+        state: ContainerState,
+        event: fn(SandboxId, ContainerId) -> RuntimeEvent,
+    ) {
+        if let Some(container) = self.sandboxes().get(sandbox).and_then(|s| s.containers.get(&id)) {
             container.state.send_replace(state);
         }
-        self.emit(RuntimeEvent::Exited(SandboxId(sandbox.to_owned()), ContainerId(id.to_owned())));
+        self.emit(event(SandboxId(sandbox.to_owned()), ContainerId(id)));
     }
 
     /// Takes over states that a shim told.

@@ -120,7 +120,6 @@ pub(crate) struct Streams {
 pub(crate) enum Reply {
     Done,
     States(BTreeMap<String, ContainerState>),
-    State(ContainerState),
     Streams(Streams),
 }
 
@@ -148,6 +147,10 @@ pub(crate) enum Message {
     Reply {
         seq: u64,
         result: Result<Reply, Failure>,
+    },
+    Started {
+        id: String,
+        state: ContainerState,
     },
     Exited {
         id: String,

@@ -287,22 +287,8 @@ impl Runtime for Embedded {
         let sandbox = self.model.with_container(id, |s, _| SandboxId(s.record.id.clone()))?;
         let result = self.call(id, Request::Start { id: id.0.clone() }).await;
         match result {
-            Ok((reply, _)) => {
-                if let Reply::State(state) = reply {
-                    self.model.with_container(id, |_, container| {
-                        // An end that was faster than this reply's way here stays.
-                        container.state.send_if_modified(|old| {
-                            let fresh = matches!(old, ContainerState::Created);
-                            if fresh {
-                                *old = state;
-                            }
-                            fresh
-                        });
-                    })?;
-                }
-                self.model.emit(RuntimeEvent::Started(sandbox, id.clone()));
-                Ok(())
-            }
+            // The event that came before this reply has changed the model.
+            Ok(_) => Ok(()),
             Err(error) => {
                 if let Ok(client) = self.client(&sandbox)
                     && let Ok((Reply::States(states), _)) =

@@ -6,7 +6,7 @@
 
 use std::{
     fs::OpenOptions,
-    io,
+    io::{self, Write},
     os::{
         fd::{AsFd, OwnedFd},
         unix::{net::UnixStream, process::CommandExt},
@@ -39,7 +39,8 @@ pub fn run_if_zygote() {
         let code = match serve(&cgroup) {
             Ok(()) => 0,
             Err(error) => {
-                eprintln!("zygote: {error}");
+                // Unlike `eprintln`, this does not mind a closed standard error.
+                let _ = writeln!(io::stderr(), "zygote: {error}");
                 1
             }
         };

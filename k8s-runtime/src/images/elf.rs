@@ -100,7 +100,9 @@ pub(crate) fn companions(program: &Path) -> io::Result<BTreeSet<PathBuf>> {
     let configured = configured_directories();
     let root = read(program)?;
     found.extend(root.interpreter.clone());
-    let mut open = vec![(program.to_owned(), root)];
+    // For `$ORIGIN`; a deleted program behind /proc/self/exe keeps the name it was given.
+    let home = fs::canonicalize(program).unwrap_or_else(|_| program.to_owned());
+    let mut open = vec![(home, root)];
     let mut seen = BTreeSet::new();
     while let Some((path, needs)) = open.pop() {
         for library in &needs.libraries {

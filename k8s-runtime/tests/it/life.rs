@@ -70,6 +70,7 @@ async fn stop_with_grace(f: Arc<Fixture>) -> Result<(), Failed> {
     // Made and never started.
     let never = runtime.create(&sandbox.id, &f.spec("never", "true")).await?;
     runtime.stop(&never, Duration::from_secs(20)).await?;
+    expect(wait_end(&runtime, &never).await?.code, 137)?;
     runtime.remove(&never).await?;
     runtime.remove_sandbox(&sandbox.id).await?;
     Ok(())
@@ -131,6 +132,16 @@ fn children_of_shim(f: &Fixture) -> Vec<i32> {
     let file = [group.join("memory").join(&name), group.join(&name)].into_iter().find(|p| p.exists());
     let text = file.and_then(|p| std::fs::read_to_string(p.join("cgroup.procs")).ok()).unwrap_or_default();
     text.lines().filter_map(|l| l.parse().ok()).collect()
+}
+
+/// Processor time of all shims so far, in hundredths of a second.
+pub fn shims_cpu_ticks(f: &Fixture) -> u64 {
+    let ticks = |pid: i32| -> Option<u64> {
+        let stat = std::fs::read_to_string(format!("/proc/{pid}/stat")).ok()?;
+        let fields: Vec<&str> = stat.rsplit(") ").next()?.split(' ').collect();
+        Some(fields.get(11)?.parse::<u64>().ok()? + fields.get(12)?.parse::<u64>().ok()?)
+    };
+    children_of_shim(f).into_iter().filter_map(ticks).sum()
 }
 
 /// Pids of shims: the members of the shims' cgroup whose binary is this one and that lead a session and are no zygote's parent.

@@ -20,6 +20,7 @@ crate::tests![
     exec_in_shared_process_namespace,
     attach_output_and_input,
     attach_terminal,
+    closed_outputs_cost_nothing,
     port_forward,
 ];
 
@@ -268,5 +269,24 @@ async fn port_forward(f: Arc<Fixture>) -> Result<(), Failed> {
     let error = runtime.port_forward(&sandbox.id, 1).await.err().map(|e| e.to_string()).unwrap_or_default();
     expect(error.contains("refused"), true)?;
     runtime.remove_sandbox(&sandbox.id).await?;
+    Ok(())
+}
+
+/// A program that closes its terminal or pipes and lives on must not make its shim spin.
+async fn closed_outputs_cost_nothing(f: Arc<Fixture>) -> Result<(), Failed> {
+    let runtime = f.runtime().await?;
+    for tty in [false, true] {
+        let sandbox = f.sandbox(&runtime).await?;
+        let mut spec = f.spec("a", "exec sleep 1000 <&- >&- 2>&-");
+        spec.tty = tty;
+        launch(&runtime, &sandbox.id, &spec).await?;
+        tokio::time::sleep(Duration::from_millis(100)).await;
+        let used = || -> Result<u64, Failed> { Ok(crate::life::shims_cpu_ticks(&f)) };
+        let before = used()?;
+        tokio::time::sleep(Duration::from_millis(400)).await;
+        let spent = used()? - before;
+        expect(spent < 10, true)?;
+        runtime.remove_sandbox(&sandbox.id).await?;
+    }
     Ok(())
 }

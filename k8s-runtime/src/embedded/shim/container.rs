@@ -37,6 +37,8 @@ struct Client {
     stream: StreamName,
     fd: OwnedFd,
     behind: VecDeque<u8>,
+    /// The output has ended; what is behind is all there is.
+    ended: bool,
     gone: bool,
 }
 
@@ -52,6 +54,8 @@ pub(super) struct Container {
     stdout: Option<OwnedFd>,
     stderr: Option<OwnedFd>,
     terminal: Option<OwnedFd>,
+    /// Nobody has the terminal's other side open: polling it would spin.
+    hung_up: bool,
     log: Log,
     clients: Vec<Client>,
 }
@@ -126,6 +130,7 @@ impl Container {
             stdout,
             stderr,
             terminal: child.terminal,
+            hung_up: false,
             log,
             clients: Vec::new(),
         })
@@ -143,9 +148,9 @@ impl Container {
         self.pid
     }
 
-    /// Whether the program ran: then its end is an event.
-    pub(super) fn was_started(&self) -> bool {
-        matches!(self.state, ContainerState::Running { .. })
+    /// Whether its end is news: a failed start was told as that.
+    pub(super) fn is_live(&self) -> bool {
+        !matches!(self.state, ContainerState::Exited { .. })
     }
 
     /// Lets the waiting process become the program.
@@ -196,9 +201,6 @@ impl Container {
             self.drain(stream);
         }
         (self.stdin, self.stdout, self.stderr, self.terminal) = (None, None, None, None);
-        for client in &mut self.clients {
-            client.gone |= client.behind.is_empty();
-        }
         let started_at = match &self.state {
             ContainerState::Running { started_at, .. } => Some(*started_at),
             ContainerState::Created => None,
@@ -217,7 +219,8 @@ impl Container {
     /// Outputs to poll: none while a client is too far behind.
     pub(super) fn outputs(&self) -> impl Iterator<Item = (StreamName, BorrowedFd<'_>)> {
         let held_back = self.clients.iter().any(|c| c.behind.len() > MAX_BEHIND);
-        let stdout = self.stdout.as_ref().or(self.terminal.as_ref()).filter(|_| self.waiting.is_none());
+        let terminal = self.terminal.as_ref().filter(|_| !self.hung_up);
+        let stdout = self.stdout.as_ref().or(terminal).filter(|_| self.waiting.is_none());
         [(StreamName::Stdout, stdout), (StreamName::Stderr, self.stderr.as_ref())]
             .into_iter()
             .filter(move |_| !held_back)
@@ -250,7 +253,7 @@ impl Container {
             Ok(length) => {
                 let bytes = &chunk[..length];
                 if let Err(error) = self.log.write(stream, bytes, Timestamp::now()) {
-                    eprintln!("shim: log of {}: {error}", self.record.id);
+                    complain(&format!("log of {}", self.record.id), &error);
                 }
                 for client in self.clients.iter_mut().filter(|c| c.stream == stream && !c.gone) {
                     client.behind.extend(bytes);
@@ -269,23 +272,23 @@ impl Container {
     fn close(&mut self, stream: StreamName) {
         let _ = self.log.finish(stream, Timestamp::now());
         match stream {
-            // A terminal may come back to life: it stays until the first process ends.
-            StreamName::Stdout => self.stdout = None,
+            StreamName::Stdout => (self.stdout, self.hung_up) = (None, true),
             StreamName::Stderr => self.stderr = None,
+        }
+        for client in self.clients.iter_mut().filter(|c| c.stream == stream) {
+            client.ended = true;
         }
     }
 
     pub(super) fn flush_client(&mut self, index: usize, events: PollFlags) {
-        let ended = self.pid.is_none();
         if let Some(client) = self.clients.get_mut(index) {
             client.flush();
             client.gone |= events.intersects(PollFlags::POLLERR | PollFlags::POLLNVAL);
-            client.gone |= ended && client.behind.is_empty();
         }
     }
 
     pub(super) fn drop_gone_clients(&mut self) {
-        self.clients.retain(|c| !c.gone);
+        self.clients.retain(|c| !(c.gone || c.ended && c.behind.is_empty()));
     }
 
     pub(super) fn reopen_log(&mut self) -> io::Result<()> {
@@ -324,7 +327,7 @@ impl Container {
     fn add_client(&mut self, stream: StreamName) -> Result<OwnedFd, Failure> {
         let (read, write) = cloexec_pipe()?;
         nonblocking(&write)?;
-        self.clients.push(Client { stream, fd: write, behind: VecDeque::new(), gone: false });
+        self.clients.push(Client { stream, fd: write, behind: VecDeque::new(), ended: false, gone: false });
         Ok(read)
     }
 }
@@ -402,7 +405,7 @@ pub(super) fn exec(
     Ok((child.pid, streams, fds))
 }
 
-/// For messages that nobody may wait for.
+/// A line in the shim's log. Unlike `eprintln`, a full disk is no reason to die.
 pub(super) fn complain(context: &str, error: &dyn std::fmt::Display) {
     let _ = writeln!(io::stderr(), "shim: {context}: {error}");
 }

@@ -96,7 +96,7 @@ pub(super) fn run(dir: &Path, first: OwnedFd) -> i32 {
     match shim.serve(&signals, &listener) {
         Ok(()) => 0,
         Err(error) => {
-            eprintln!("shim: {error}");
+            container::complain("poll", &error);
             1
         }
     }
@@ -261,10 +261,10 @@ impl Shim {
 
     fn ended(&mut self, id: &str, code: i32) {
         let Some(container) = self.containers.get_mut(id) else { return };
-        let told = container.was_started();
+        let told = container.is_live();
         container.ended(code, &self.cgroups);
         if let Err(error) = container.save(&self.dir) {
-            eprintln!("shim: save the state of {id}: {error}");
+            container::complain(&format!("save the state of {id}"), &error);
         }
         let state = container.state().clone();
         if told {

@@ -129,7 +129,11 @@ impl Shim {
                 let container = self.container(&id)?;
                 let result = container.start();
                 container.save(&dir).map_err(Failure::other("save the container's state"))?;
-                result.map(|()| (Reply::State(container.state().clone()), vec![]))
+                let state = container.state().clone();
+                result?;
+                // Before any message about its end, which may come at once.
+                self.broadcast(&Message::Started { id, state });
+                done()
             }
             Request::Signal { id, signal, all } => {
                 let container = self.container(&id)?;
