@@ -6,7 +6,7 @@
 //! Guarantees: containers outlive this process and the zygote; [`Embedded::new`] on the same directories finds all of them
 //! again; whatever a sandbox made outside of its processes is listed in its record before it is made, so that a removal
 //! (or [`reset`]) after any crash finds it.
-//! Not here: images (see [`crate::images`]), networks (a [`SandboxStatus`] names the namespace that one attaches to).
+//! Not here: images (see [`crate::images`]), networks (a [`SandboxStatus`](crate::SandboxStatus) names the namespace that one attaches to).
 //!
 //! A program that uses it begins with:
 //! ```no_run
