@@ -10,12 +10,19 @@ use crate::Environment;
 pub mod batch;
 pub mod claim;
 pub mod conditions;
+pub mod dynamic;
 pub mod hash;
 pub mod pods;
 
+mod cluster_roles;
+mod cronjob;
 mod deployment;
 mod endpoints;
+mod gc;
+mod job;
+mod namespace;
 mod namespaced;
+mod node;
 mod replicas;
 
 /// What built-in controllers must be told.
@@ -75,6 +82,16 @@ pub static ALL: &[BuiltIn] = &[
     row("endpoints-controller", "endpoint", endpoints::endpoints),
     row("serviceaccount-controller", "serviceaccount", namespaced::service_accounts),
     row("root-ca-certificate-publisher-controller", "root-ca-cert-publisher", namespaced::root_ca),
+    row("namespace-controller", "namespace", namespace::start),
+    row("garbage-collector-controller", "garbagecollector", gc::start),
+    row("job-controller", "job", job::start),
+    row("ttl-after-finished-controller", "ttl-after-finished", job::ttl),
+    row("node-lifecycle-controller", "nodelifecycle", node::lifecycle),
+    row("taint-eviction-controller", "tainteviction", node::eviction),
+    row("node-ipam-controller", "nodeipam", node::ipam),
+    row("pod-garbage-collector-controller", "podgc", node::pod_gc),
+    row("cronjob-controller", "cronjob", cronjob::start),
+    row("clusterrole-aggregation-controller", "clusterrole-aggregation", cluster_roles::start),
 ];
 
 /// All built-in controllers that are on by default.

@@ -28,6 +28,8 @@ pub trait Condition: Clone {
 macro_rules! condition {
     ($($type:ident { $($extra:ident),* }),* $(,)?) => {$(
         impl Condition for $type {
+            // Some of the types have no further fields.
+            #[allow(clippy::needless_update)]
             fn make(kind: &str, status: &str, reason: &str, message: &str, now: &Time) -> Self {
                 let some = |text: &str| Some(text.to_owned()).filter(|t| !t.is_empty());
                 $type {
