@@ -322,13 +322,13 @@ mod tests {
     #[test]
     fn merging_keeps_what_is_foreign() {
         let mut mine: Kubeconfig = serde_saphyr::from_str(
-            "apiVersion: v1\nkind: Config\npreferences: {colors: true}\ncurrent-context: work\ncontexts:\n- name: work\n  context: {cluster: c, user: u, namespace: n}\nusers:\n- name: u\n  user: {exec: {command: aws}}\n",
+            "apiVersion: v1\nkind: Config\npreferences: {colors: true}\ncurrent-context: work\ncontexts:\n- name: work\n  context: {cluster: c, user: u, namespace: shop}\nusers:\n- name: u\n  user: {exec: {command: aws}}\n",
         )
         .unwrap();
         mine.merge(Kubeconfig::single("hyperkube", "https://127.0.0.1:6443", "CA", "CERT", "KEY"));
         let again: Kubeconfig = serde_saphyr::from_str(&mine.to_yaml()).unwrap();
         assert_eq!(again.current_context, "hyperkube");
-        assert_eq!(again.contexts[0].context.other["namespace"], "n");
+        assert_eq!(again.contexts[0].context.other["namespace"], "shop");
         assert_eq!(again.users[0].user.other["exec"]["command"], "aws");
         assert_eq!(again.other["preferences"]["colors"], true);
         let remote = again.remote(None).unwrap();
