@@ -1,0 +1,1 @@
+//! Reading a log for a client.
