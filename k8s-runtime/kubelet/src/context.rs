@@ -32,6 +32,7 @@ pub(crate) struct Context {
     /// Which pod (uid) a sandbox belongs to.
     sandboxes: Mutex<HashMap<SandboxId, String>>,
     views: Mutex<HashMap<String, PodView>>,
+    view_changes: tokio::sync::watch::Sender<()>,
 }
 
 /// What the kubelet's API needs to know of a pod.
@@ -88,6 +89,7 @@ impl Context {
             services: Cache::new(),
             sandboxes: Mutex::default(),
             views: Mutex::default(),
+            view_changes: tokio::sync::watch::channel(()).0,
         }
     }
 
@@ -114,11 +116,18 @@ impl Context {
     /// Publishes what the kubelet's API may show of a pod.
     pub(crate) fn publish(&self, uid: &str, view: PodView) {
         lock(&self.views).insert(uid.to_owned(), view);
+        self.view_changes.send_replace(());
     }
 
     /// Takes a pod's view away.
     pub(crate) fn retract(&self, uid: &str) {
         lock(&self.views).remove(uid);
+        self.view_changes.send_replace(());
+    }
+
+    /// Tells that some view changed.
+    pub(crate) fn view_changes(&self) -> tokio::sync::watch::Receiver<()> {
+        self.view_changes.subscribe()
     }
 
     /// What is known of a pod.
