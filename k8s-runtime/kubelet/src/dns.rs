@@ -46,7 +46,9 @@ pub(crate) fn hosts_file(pod: &Pod, config: &Config, ips: &[IpAddr]) -> String {
         text.push_str(&std::fs::read_to_string("/etc/hosts").unwrap_or_default());
     } else {
         text.push_str("# Kubernetes-managed hosts file.\n127.0.0.1\tlocalhost\n");
-        text.push_str("::1\tlocalhost ip6-localhost ip6-loopback\nfe00::0\tip6-localnet\nfe00::0\tip6-mcastprefix\n");
+        text.push_str(
+            "::1\tlocalhost ip6-localhost ip6-loopback\nfe00::0\tip6-localnet\nfe00::0\tip6-mcastprefix\n",
+        );
         text.push_str("fe00::1\tip6-allnodes\nfe00::2\tip6-allrouters\n");
         let (host, domain) = host_and_domain(pod, &config.cluster_domain);
         for ip in ips {
@@ -60,7 +62,12 @@ pub(crate) fn hosts_file(pod: &Pod, config: &Config, ips: &[IpAddr]) -> String {
     if let Some(aliases) = spec.and_then(|s| s.host_aliases.as_ref()).filter(|a| !a.is_empty()) {
         text.push_str("\n# Entries added by HostAliases.\n");
         for alias in aliases {
-            let _ = writeln!(text, "{}\t{}", alias.ip, alias.hostnames.iter().flatten().cloned().collect::<Vec<_>>().join("\t"));
+            let _ = writeln!(
+                text,
+                "{}\t{}",
+                alias.ip,
+                alias.hostnames.iter().flatten().cloned().collect::<Vec<_>>().join("\t")
+            );
         }
     }
     text
@@ -93,7 +100,8 @@ impl Resolver {
 
     /// The host's own, past a local stub (systemd-resolved), which a pod could not reach.
     fn of_host(path: &Path) -> Self {
-        let read = |path: &Path| std::fs::read_to_string(path).map(|t| Resolver::parse(&t)).unwrap_or_default();
+        let read =
+            |path: &Path| std::fs::read_to_string(path).map(|t| Resolver::parse(&t)).unwrap_or_default();
         let resolver = read(path);
         if resolver.nameservers.iter().all(|n| n == "127.0.0.53") && !resolver.nameservers.is_empty() {
             let upstream = read(Path::new("/run/systemd/resolve/resolv.conf"));
@@ -205,7 +213,8 @@ mod tests {
             searches: Some(vec!["example.com".into()]),
             options: Some(vec![PodDNSConfigOption { name: Some("ndots".into()), value: Some("2".into()) }]),
         };
-        let have = resolv_conf(&pod(PodSpec { dns_config: Some(dns_config), ..PodSpec::default() }), &config());
+        let have =
+            resolv_conf(&pod(PodSpec { dns_config: Some(dns_config), ..PodSpec::default() }), &config());
         assert_eq!(
             have,
             "search shop.svc.cluster.local svc.cluster.local cluster.local example.com\n\
@@ -219,7 +228,10 @@ mod tests {
     fn hosts() {
         let spec = PodSpec {
             subdomain: Some("web".into()),
-            host_aliases: Some(vec![HostAlias { ip: "1.2.3.4".into(), hostnames: Some(vec!["a".into(), "b".into()]) }]),
+            host_aliases: Some(vec![HostAlias {
+                ip: "1.2.3.4".into(),
+                hostnames: Some(vec!["a".into(), "b".into()]),
+            }]),
             ..PodSpec::default()
         };
         let text = hosts_file(&pod(spec), &config(), &["10.42.0.5".parse().unwrap()]);

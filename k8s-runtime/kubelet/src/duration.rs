@@ -28,7 +28,9 @@ mod tests {
 
     #[test]
     fn forms() {
-        for (ms, want) in [(5, "5ms"), (10_000, "10s"), (80_000, "1m20s"), (300_000, "5m0s"), (3_600_000, "1h0m0s")] {
+        for (ms, want) in
+            [(5, "5ms"), (10_000, "10s"), (80_000, "1m20s"), (300_000, "5m0s"), (3_600_000, "1h0m0s")]
+        {
             assert_eq!(go(Duration::from_millis(ms)), want);
         }
         assert_eq!(took(Duration::from_millis(1234)), "1.234s");

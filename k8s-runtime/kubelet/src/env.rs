@@ -86,9 +86,9 @@ pub(crate) async fn make(cx: &Context, source: &EnvSource<'_>) -> Result<Vec<(St
     }
     for var in source.container.env.iter().flatten() {
         let value = match (&var.value, &var.value_from) {
-            (Some(text), _) if !text.is_empty() => expand(text, &|name| {
-                vars.values.get(name).cloned().or_else(|| services.get(name).cloned())
-            }),
+            (Some(text), _) if !text.is_empty() => {
+                expand(text, &|name| vars.values.get(name).cloned().or_else(|| services.get(name).cloned()))
+            }
             (_, Some(from)) => match referenced(cx, source, from).await? {
                 Some(value) => value,
                 None => continue,
@@ -116,13 +116,16 @@ async fn add_all(
 ) -> Result<(), ConfigError> {
     let prefix = from.prefix.as_deref().unwrap_or_default();
     if let Some(reference) = &from.config_map_ref {
-        if let Some(map) = optional(cx.sources.config_map(namespace, &reference.name).await, reference.optional)? {
+        if let Some(map) =
+            optional(cx.sources.config_map(namespace, &reference.name).await, reference.optional)?
+        {
             for (key, value) in map.data.iter().flatten() {
                 vars.set(format!("{prefix}{key}"), value.clone());
             }
         }
     } else if let Some(reference) = &from.secret_ref
-        && let Some(secret) = optional(cx.sources.secret(namespace, &reference.name).await, reference.optional)?
+        && let Some(secret) =
+            optional(cx.sources.secret(namespace, &reference.name).await, reference.optional)?
     {
         for (key, value) in secret.data.iter().flatten() {
             vars.set(format!("{prefix}{key}"), String::from_utf8_lossy(&value.0).into_owned());
@@ -170,12 +173,15 @@ async fn referenced(
         };
         let value = map.data.as_ref().and_then(|d| d.get(&selector.key)).cloned();
         return match value {
-            None if selector.optional != Some(true) => Err(missing("ConfigMap", &selector.name, &selector.key)),
+            None if selector.optional != Some(true) => {
+                Err(missing("ConfigMap", &selector.name, &selector.key))
+            }
             value => Ok(value),
         };
     }
     if let Some(selector) = &from.secret_key_ref {
-        let Some(secret) = optional(cx.sources.secret(namespace, &selector.name).await, selector.optional)? else {
+        let Some(secret) = optional(cx.sources.secret(namespace, &selector.name).await, selector.optional)?
+        else {
             return Ok(None);
         };
         let value = secret.data.as_ref().and_then(|d| d.get(&selector.key));

@@ -46,12 +46,24 @@ impl Recorder {
     }
 
     /// Something normal happened to a pod, or to one of its containers.
-    pub(crate) fn normal(&self, pod: &Pod, container: Option<&str>, reason: &str, message: impl Into<String>) {
+    pub(crate) fn normal(
+        &self,
+        pod: &Pod,
+        container: Option<&str>,
+        reason: &str,
+        message: impl Into<String>,
+    ) {
         self.record(pod, container, false, reason, message.into());
     }
 
     /// Something is wrong with a pod, or with one of its containers.
-    pub(crate) fn warning(&self, pod: &Pod, container: Option<&str>, reason: &str, message: impl Into<String>) {
+    pub(crate) fn warning(
+        &self,
+        pod: &Pod,
+        container: Option<&str>,
+        reason: &str,
+        message: impl Into<String>,
+    ) {
         self.record(pod, container, true, reason, message.into());
     }
 
@@ -91,9 +103,11 @@ impl Recorder {
 
 fn field_path(pod: &Pod, container: &str) -> String {
     let spec = pod.spec.as_ref();
-    let init = spec.and_then(|s| s.init_containers.as_ref()).is_some_and(|c| c.iter().any(|c| c.name == container));
-    let ephemeral =
-        spec.and_then(|s| s.ephemeral_containers.as_ref()).is_some_and(|c| c.iter().any(|c| c.name == container));
+    let init =
+        spec.and_then(|s| s.init_containers.as_ref()).is_some_and(|c| c.iter().any(|c| c.name == container));
+    let ephemeral = spec
+        .and_then(|s| s.ephemeral_containers.as_ref())
+        .is_some_and(|c| c.iter().any(|c| c.name == container));
     let list = match (init, ephemeral) {
         (true, _) => "initContainers",
         (false, true) => "ephemeralContainers",

@@ -64,12 +64,14 @@ impl Puller {
         let image = container.image.as_deref().unwrap_or_default();
         let name = Some(container.name.as_str());
         let now = self.clock.now();
-        let later = |seconds: i64| now.saturating_add(jiff::SignedDuration::from_secs(seconds)).unwrap_or(now);
+        let later =
+            |seconds: i64| now.saturating_add(jiff::SignedDuration::from_secs(seconds)).unwrap_or(now);
         let present = match self.store.find(image).await {
             Ok(found) => found,
             Err(RuntimeError::Invalid(why)) => {
-                let message =
-                    format!("Failed to apply default image tag {image:?}: couldn't parse image name {image:?}: {why}");
+                let message = format!(
+                    "Failed to apply default image tag {image:?}: couldn't parse image name {image:?}: {why}"
+                );
                 cx.events.warning(pod, name, "InspectFailed", &message);
                 return Err(ImageError { reason: "InvalidImageName", message, retry_at: later(60) });
             }
@@ -247,7 +249,10 @@ mod tests {
 
     #[test]
     fn docker_auth() {
-        let auth = DockerAuth { auth: base64::engine::general_purpose::STANDARD.encode("u:p:q"), ..Default::default() };
+        let auth = DockerAuth {
+            auth: base64::engine::general_purpose::STANDARD.encode("u:p:q"),
+            ..Default::default()
+        };
         assert_eq!(auth.pair(), Some(("u".into(), "p:q".into())));
     }
 }

@@ -39,6 +39,7 @@ pub use server::KubeletApi;
 
 /// The API's types, under short names.
 mod types {
+    pub(crate) use jiff::Timestamp;
     pub(crate) use k8s_core::api::{
         api::{
             authentication::v1::{BoundObjectReference, TokenRequest, TokenRequestSpec},
@@ -51,5 +52,4 @@ mod types {
             util::intstr::IntOrString,
         },
     };
-    pub(crate) use jiff::Timestamp;
 }

@@ -34,7 +34,8 @@ pub(crate) async fn remove(cx: Arc<Context>, known: Vec<SandboxStatus>) {
             orphans.entry(dir).or_default();
         }
     }
-    futures::future::join_all(orphans.into_iter().map(|(uid, sandboxes)| remove_one(&cx, uid, sandboxes))).await;
+    futures::future::join_all(orphans.into_iter().map(|(uid, sandboxes)| remove_one(&cx, uid, sandboxes)))
+        .await;
     if let Some(network) = &cx.network {
         let keep: Vec<String> =
             known.iter().filter(|s| live.contains(&s.spec.uid)).map(|s| s.id.0.clone()).collect();
@@ -54,7 +55,8 @@ fn subdirectories(dir: &std::path::Path) -> Vec<String> {
 
 async fn remove_one(cx: &Context, uid: String, sandboxes: Vec<SandboxStatus>) {
     info!(uid, sandboxes = sandboxes.len(), "removing what is left of a pod that is no more");
-    let grace = sandboxes.first().and_then(|s| s.spec.annotations.get(keys::GRACE)?.parse().ok()).unwrap_or(30);
+    let grace =
+        sandboxes.first().and_then(|s| s.spec.annotations.get(keys::GRACE)?.parse().ok()).unwrap_or(30);
     let running = sandboxes.iter().flat_map(|s| &s.containers);
     let running = running.filter(|c| matches!(c.state, ContainerState::Running { .. }));
     let stops = running.map(|container| async {
@@ -64,7 +66,8 @@ async fn remove_one(cx: &Context, uid: String, sandboxes: Vec<SandboxStatus>) {
     });
     futures::future::join_all(stops).await;
     let logs = sandboxes.first().map(|s| s.spec.log_directory.clone());
-    let files = PodFiles { dir: cx.config.pod_dir(&uid), logs: logs.unwrap_or_else(|| cx.config.log_dir.join(&uid)) };
+    let files =
+        PodFiles { dir: cx.config.pod_dir(&uid), logs: logs.unwrap_or_else(|| cx.config.log_dir.join(&uid)) };
     for attempt in 0..RETRIES {
         match sandbox::take_down(cx, &sandboxes, &files, Extent::Remove).await {
             Ok(()) => return,

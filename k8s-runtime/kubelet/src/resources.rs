@@ -148,12 +148,15 @@ pub(crate) fn field(
     selector: &ResourceFieldSelector,
     allocatable: &List,
 ) -> Result<String, FieldError> {
-    let name = selector.container_name.as_deref().filter(|n| !n.is_empty()).or(own_container).unwrap_or_default();
-    let container =
-        all_containers(spec).find(|c| c.name == name).ok_or_else(|| FieldError::Container(name.to_owned()))?;
+    let name =
+        selector.container_name.as_deref().filter(|n| !n.is_empty()).or(own_container).unwrap_or_default();
+    let container = all_containers(spec)
+        .find(|c| c.name == name)
+        .ok_or_else(|| FieldError::Container(name.to_owned()))?;
     let unsupported = || FieldError::Resource(selector.resource.clone());
     let (kind, resource) = selector.resource.split_once('.').ok_or_else(unsupported)?;
-    let known = matches!(resource, "cpu" | "memory" | "ephemeral-storage") || resource.starts_with("hugepages-");
+    let known =
+        matches!(resource, "cpu" | "memory" | "ephemeral-storage") || resource.starts_with("hugepages-");
     let value = match kind {
         _ if !known => return Err(unsupported()),
         "limits" => amount(limits(container), resource).or_else(|| amount(Some(allocatable), resource)),

@@ -107,7 +107,11 @@ impl Sources {
     }
 
     /// A ConfigMap as it is now.
-    pub(crate) async fn config_map(&self, namespace: &str, name: &str) -> Result<Arc<ConfigMap>, SourceError> {
+    pub(crate) async fn config_map(
+        &self,
+        namespace: &str,
+        name: &str,
+    ) -> Result<Arc<ConfigMap>, SourceError> {
         self.watch_config_map(namespace, name).get().await
     }
 

@@ -39,7 +39,9 @@ pub(crate) fn remove(path: &Path) {
     let Ok(entries) = fs::read_dir(dir) else { return };
     for entry in entries.flatten() {
         let file = entry.file_name();
-        let own = file.to_str().is_some_and(|f| f.strip_prefix(name).is_some_and(|r| r.is_empty() || r.starts_with('.')));
+        let own = file
+            .to_str()
+            .is_some_and(|f| f.strip_prefix(name).is_some_and(|r| r.is_empty() || r.starts_with('.')));
         if own && let Err(e) = fs::remove_file(entry.path()) {
             tracing::debug!(path = ?entry.path(), error = %e, "log not removed");
         }

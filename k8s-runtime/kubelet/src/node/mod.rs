@@ -46,7 +46,8 @@ async fn register(cx: &Context) -> Result<(), Error> {
             name: Some(name.clone()),
             labels: Some(status::labels(cx)),
             annotations: Some(
-                [("volumes.kubernetes.io/controller-managed-attach-detach".to_owned(), "true".to_owned())].into(),
+                [("volumes.kubernetes.io/controller-managed-attach-detach".to_owned(), "true".to_owned())]
+                    .into(),
             ),
             ..ObjectMeta::default()
         },

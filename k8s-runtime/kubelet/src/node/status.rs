@@ -46,10 +46,11 @@ struct Pressure {
 
 fn pressure(cx: &Context) -> Pressure {
     let disk = facts::disk(&cx.config).is_some_and(|(total, free)| free < total / 10);
-    let number = |path: &str| std::fs::read_to_string(path).ok()?.split_whitespace().next()?.parse::<i64>().ok();
-    let tasks = std::fs::read_to_string("/proc/loadavg").ok().and_then(|text| {
-        text.split_whitespace().nth(3)?.split_once('/')?.1.parse::<i64>().ok()
-    });
+    let number =
+        |path: &str| std::fs::read_to_string(path).ok()?.split_whitespace().next()?.parse::<i64>().ok();
+    let tasks = std::fs::read_to_string("/proc/loadavg")
+        .ok()
+        .and_then(|text| text.split_whitespace().nth(3)?.split_once('/')?.1.parse::<i64>().ok());
     let most = number("/proc/sys/kernel/pid_max");
     Pressure {
         memory: facts::meminfo("MemAvailable").is_some_and(|free| free < LEAST_MEMORY),

@@ -105,7 +105,12 @@ fn make_dir(dir: &Path) -> Result<(), ConfigError> {
 }
 
 /// `runAsNonRoot`: the user that the container would run as must be known not to be root.
-fn check_user(pod: &Pod, spec: &PodSpec, container: &Container, image: &ImageInfo) -> Result<(), ConfigError> {
+fn check_user(
+    pod: &Pod,
+    spec: &PodSpec,
+    container: &Container,
+    image: &ImageInfo,
+) -> Result<(), ConfigError> {
     let own = container.security_context.as_ref();
     let whole = spec.security_context.as_ref();
     let non_root = own.and_then(|s| s.run_as_non_root).or(whole.and_then(|s| s.run_as_non_root));
@@ -118,7 +123,10 @@ fn check_user(pod: &Pod, spec: &PodSpec, container: &Container, image: &ImageInf
     };
     match own.and_then(|s| s.run_as_user).or(whole.and_then(|s| s.run_as_user)) {
         Some(0) => {
-            return Err(ConfigError::Invalid(format!("container's runAsUser breaks non-root policy {}", place())));
+            return Err(ConfigError::Invalid(format!(
+                "container's runAsUser breaks non-root policy {}",
+                place()
+            )));
         }
         Some(_) => return Ok(()),
         None => {}

@@ -198,12 +198,27 @@ pub(crate) enum Volumes {
 /// The pod's sandbox.
 #[derive(Clone, Debug, PartialEq)]
 pub(crate) enum Sandbox {
-    Absent { attempt: u32 },
-    Busy { attempt: u32, failures: u32 },
-    Ready { id: SandboxId, attempt: u32 },
+    Absent {
+        attempt: u32,
+    },
+    Busy {
+        attempt: u32,
+        failures: u32,
+    },
+    Ready {
+        id: SandboxId,
+        attempt: u32,
+    },
     /// It died; its containers with it.
-    Dead { id: SandboxId, attempt: u32 },
-    Failed { retry_at: Timestamp, failures: u32, attempt: u32 },
+    Dead {
+        id: SandboxId,
+        attempt: u32,
+    },
+    Failed {
+        retry_at: Timestamp,
+        failures: u32,
+        attempt: u32,
+    },
 }
 
 /// Why the pod is being ended.
@@ -299,7 +314,9 @@ impl World {
         let mut wanted = Vec::new();
         for container in spec.init_containers.iter().flatten() {
             let life = match own(container) {
-                Some(RestartPolicy::Always) => Life::new(Role::Sidecar, RestartPolicy::Always, container.clone()),
+                Some(RestartPolicy::Always) => {
+                    Life::new(Role::Sidecar, RestartPolicy::Always, container.clone())
+                }
                 Some(other) => Life::new(Role::Init, other, container.clone()),
                 // A failed init container is tried again unless the pod never restarts; a successful one is not.
                 None if policy == RestartPolicy::Never => Life::new(Role::Init, policy, container.clone()),

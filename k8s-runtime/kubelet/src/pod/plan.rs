@@ -84,9 +84,8 @@ fn end_cause(now: Timestamp, world: &World, acts: &mut Vec<Act>) -> Option<Cause
 
 /// Every main container has ended for good, or an init container failed for good.
 fn is_complete(world: &World) -> bool {
-    let ended = |life: &Life| {
-        life.op.is_none() && life.exit().is_some_and(|exit| !life.policy.restarts(exit.code))
-    };
+    let ended =
+        |life: &Life| life.op.is_none() && life.exit().is_some_and(|exit| !life.policy.restarts(exit.code));
     let mains = || world.containers.iter().filter(|l| l.role == Role::Main);
     let init_failed = !world.initialized
         && world
@@ -104,7 +103,10 @@ fn decide_containers(now: Timestamp, world: &World, acts: &mut Vec<Act>) {
             Role::Init if world.initialized => {}
             Role::Init => {
                 let done = life.op.is_none()
-                    && life.current.as_ref().is_some_and(|r| r.in_sandbox && r.exit().is_some_and(|e| e.code == 0));
+                    && life
+                        .current
+                        .as_ref()
+                        .is_some_and(|r| r.in_sandbox && r.exit().is_some_and(|e| e.code == 0));
                 if !done {
                     decide_one(now, life, true, acts);
                     initialized = false;
@@ -158,13 +160,17 @@ fn decide_ending(now: Timestamp, world: &World, ending: &Ending, acts: &mut Vec<
             let why = |life: &Life| Act::Stop(life.name.clone(), format!("Stopping container {}", life.name));
             let stop = |life: &&Life| life.op.is_none() && life.is_running();
             let sidecar = |life: &&Life| life.role == Role::Sidecar;
-            let others_alive = world.containers.iter().any(|l| l.role != Role::Sidecar && l.is_alive_for_end());
+            let others_alive =
+                world.containers.iter().any(|l| l.role != Role::Sidecar && l.is_alive_for_end());
             acts.extend(world.containers.iter().filter(|l| !sidecar(l)).filter(stop).map(why));
             // Sidecars end after everything that may need them, the last one first.
-            if !others_alive && let Some(next) = world.containers.iter().rev().find(|l| sidecar(l) && l.is_alive_for_end()) {
+            if !others_alive
+                && let Some(next) = world.containers.iter().rev().find(|l| sidecar(l) && l.is_alive_for_end())
+            {
                 acts.extend(Some(next).filter(stop).map(why));
             }
-            let busy = matches!(world.sandbox, Sandbox::Busy { .. }) || matches!(world.volumes, Volumes::Busy { .. });
+            let busy = matches!(world.sandbox, Sandbox::Busy { .. })
+                || matches!(world.volumes, Volumes::Busy { .. });
             if !busy && !world.containers.iter().any(Life::is_alive_for_end) {
                 acts.push(Act::TakeDown);
             }

@@ -108,7 +108,9 @@ pub(crate) fn from_status(status: &ContainerStatus, now: Timestamp) -> (Option<R
     };
     let last_end = status.last_state.as_ref().and_then(|s| s.terminated.as_ref());
     let last = || {
-        last_end.map(|end| record(end.container_id.as_deref(), status.restart_count.saturating_sub(1), ended(end)))
+        last_end.map(|end| {
+            record(end.container_id.as_deref(), status.restart_count.saturating_sub(1), ended(end))
+        })
     };
     let state = status.state.clone().unwrap_or_default();
     if let Some(end) = &state.terminated {
@@ -126,7 +128,6 @@ pub(crate) fn from_status(status: &ContainerStatus, now: Timestamp) -> (Option<R
         return (Some(record(status.container_id.as_deref(), status.restart_count, exit)), last());
     }
     // Waiting to be started again: what is its last state was its current container.
-    let current =
-        last_end.map(|end| record(end.container_id.as_deref(), status.restart_count, ended(end)));
+    let current = last_end.map(|end| record(end.container_id.as_deref(), status.restart_count, ended(end)));
     (current, None)
 }

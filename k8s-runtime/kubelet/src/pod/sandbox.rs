@@ -42,7 +42,8 @@ pub(crate) fn spec(cx: &Context, pod: &Pod, attempt: u32) -> SandboxSpec {
 
 /// A pod's host ports.
 fn host_ports(pod: &Pod) -> Vec<HostPort> {
-    let containers = pod.spec.iter().flat_map(|s| s.containers.iter().chain(s.init_containers.iter().flatten()));
+    let containers =
+        pod.spec.iter().flat_map(|s| s.containers.iter().chain(s.init_containers.iter().flatten()));
     let ports = containers.flat_map(|c| c.ports.iter().flatten());
     let port = |n: i32| u16::try_from(n).ok().filter(|n| *n > 0);
     ports
@@ -101,8 +102,7 @@ pub(crate) async fn make(
         cx.disown_sandbox(&old.id);
     }
     let spec = spec(cx, pod, attempt);
-    fs::create_dir_all(&spec.log_directory)
-        .map_err(|e| format!("create {:?}: {e}", spec.log_directory))?;
+    fs::create_dir_all(&spec.log_directory).map_err(|e| format!("create {:?}: {e}", spec.log_directory))?;
     let sandbox = cx.runtime.run_sandbox(&spec).await.map_err(|e| e.to_string())?;
     cx.own_sandbox(&sandbox.id, pod.uid());
     match connect(cx, pod, &sandbox).await {

@@ -20,7 +20,12 @@ pub(crate) const OWN_CONDITIONS: [&str; 5] =
     ["PodScheduled", "PodReadyToStartContainers", "Initialized", "ContainersReady", "Ready"];
 
 /// The status of a pod now. `old`: what it said last, for the times of transitions.
-pub(crate) fn compute(now: Timestamp, world: &World, facts: &Facts<'_>, old: Option<&PodStatus>) -> PodStatus {
+pub(crate) fn compute(
+    now: Timestamp,
+    world: &World,
+    facts: &Facts<'_>,
+    old: Option<&PodStatus>,
+) -> PodStatus {
     let spec = world.spec();
     let has_init = spec.init_containers.as_ref().is_some_and(|i| !i.is_empty());
     let of_role = |roles: &[Role]| {
@@ -231,7 +236,10 @@ fn conditions(
     let ready = readiness(world, &containers_ready, old_conditions);
     let verdicts: [(&str, Verdict); 5] = [
         (OWN_CONDITIONS[0], (true, None, None)),
-        (OWN_CONDITIONS[1], (matches!(world.sandbox, Sandbox::Ready { .. }) && world.network_ready, None, None)),
+        (
+            OWN_CONDITIONS[1],
+            (matches!(world.sandbox, Sandbox::Ready { .. }) && world.network_ready, None, None),
+        ),
         (OWN_CONDITIONS[2], initialized(world, phase, init)),
         (OWN_CONDITIONS[3], containers_ready),
         (OWN_CONDITIONS[4], ready),
@@ -279,8 +287,10 @@ fn containers_ready(world: &World, phase: &str, mains: &[ContainerStatus]) -> Ve
         "Failed" => return (false, Some("PodFailed"), None),
         _ => {}
     }
-    let sidecars = world.containers.iter().filter(|l| l.role == Role::Sidecar && !is_ready(l)).map(|l| l.name.clone());
-    let unready: Vec<String> = sidecars.chain(mains.iter().filter(|s| !s.ready).map(|s| s.name.clone())).collect();
+    let sidecars =
+        world.containers.iter().filter(|l| l.role == Role::Sidecar && !is_ready(l)).map(|l| l.name.clone());
+    let unready: Vec<String> =
+        sidecars.chain(mains.iter().filter(|s| !s.ready).map(|s| s.name.clone())).collect();
     if unready.is_empty() {
         return (true, None, None);
     }
@@ -301,10 +311,13 @@ fn readiness(world: &World, containers_ready: &Verdict, conditions: &[PodConditi
         .filter_map(|gate| {
             let type_ = &gate.condition_type;
             match live.iter().find(|c| &c.type_ == type_) {
-                None => Some(format!("corresponding condition of pod readiness gate {type_:?} does not exist.")),
-                Some(c) if c.status != "True" => {
-                    Some(format!("the status of pod readiness gate {type_:?} is not \"True\", but {}", c.status))
+                None => {
+                    Some(format!("corresponding condition of pod readiness gate {type_:?} does not exist."))
                 }
+                Some(c) if c.status != "True" => Some(format!(
+                    "the status of pod readiness gate {type_:?} is not \"True\", but {}",
+                    c.status
+                )),
                 Some(_) => None,
             }
         })
@@ -319,13 +332,10 @@ fn readiness(world: &World, containers_ready: &Verdict, conditions: &[PodConditi
 /// Writes the kubelet's part of a status into the newest known one, leaving what belongs to others.
 pub(crate) fn merge(pod: &mut Pod, ours: &PodStatus) {
     let base = pod.status.take().unwrap_or_default();
-    let foreign = base
-        .conditions
-        .iter()
-        .flatten()
-        .filter(|c| !OWN_CONDITIONS.contains(&c.type_.as_str()))
-        .cloned();
-    let own = ours.conditions.iter().flatten().filter(|c| OWN_CONDITIONS.contains(&c.type_.as_str())).cloned();
+    let foreign =
+        base.conditions.iter().flatten().filter(|c| !OWN_CONDITIONS.contains(&c.type_.as_str())).cloned();
+    let own =
+        ours.conditions.iter().flatten().filter(|c| OWN_CONDITIONS.contains(&c.type_.as_str())).cloned();
     pod.status = Some(PodStatus {
         conditions: Some(own.chain(foreign).collect()),
         resize: base.resize.clone(),

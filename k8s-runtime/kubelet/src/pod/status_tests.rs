@@ -117,7 +117,10 @@ fn crash_loop_shows_its_last_state() {
     });
     let status = of(&w);
     let container = &status.container_statuses.as_ref().unwrap()[0];
-    assert_eq!(container.state.as_ref().unwrap().waiting.as_ref().unwrap().reason.as_deref(), Some("CrashLoopBackOff"));
+    assert_eq!(
+        container.state.as_ref().unwrap().waiting.as_ref().unwrap().reason.as_deref(),
+        Some("CrashLoopBackOff")
+    );
     assert_eq!(container.last_state.as_ref().unwrap().terminated.as_ref().unwrap().exit_code, 3);
     assert_eq!(container.restart_count, 2);
     assert_eq!(status.phase.as_deref(), Some("Running"));

@@ -68,7 +68,12 @@ impl Job {
                 Ok(()) = self.kill_at.changed() => continue,
             };
             if let Err(why) = result {
-                self.cx.events.warning(&self.pod, Some(name), "FailedPreStopHook", format!("PreStopHook failed: {why}"));
+                self.cx.events.warning(
+                    &self.pod,
+                    Some(name),
+                    "FailedPreStopHook",
+                    format!("PreStopHook failed: {why}"),
+                );
             }
             return;
         }

@@ -192,9 +192,11 @@ impl Worker {
             Sandbox::Dead { id: sandbox.id.clone(), attempt }
         };
         self.observe_containers(&sandbox);
-        let mains_made = self.world.containers.iter().any(|l| {
-            l.role == Role::Main && l.current.as_ref().is_some_and(|r| r.in_sandbox)
-        });
+        let mains_made = self
+            .world
+            .containers
+            .iter()
+            .any(|l| l.role == Role::Main && l.current.as_ref().is_some_and(|r| r.in_sandbox));
         self.world.initialized = sandbox.ready && mains_made;
         for life in &mut self.world.containers {
             if life.is_running() {
@@ -398,7 +400,8 @@ impl Worker {
     fn lose_containers(&mut self, why: &str) {
         let now = self.cx.clock.now();
         for life in &mut self.world.containers {
-            let Some(record) = life.current.as_mut().filter(|r| r.exit().is_none() && life.op.is_none()) else {
+            let Some(record) = life.current.as_mut().filter(|r| r.exit().is_none() && life.op.is_none())
+            else {
                 continue;
             };
             let started_at = match record.phase {
@@ -456,7 +459,8 @@ impl Worker {
                     self.world.volumes = Volumes::Failed { retry_at, failures: failures + 1 };
                 } else {
                     self.world.volumes = Volumes::Ready;
-                    self.mounted = Arc::new(Mounted { refresh_at: Some(retry_at), ..(*self.mounted).clone() });
+                    self.mounted =
+                        Arc::new(Mounted { refresh_at: Some(retry_at), ..(*self.mounted).clone() });
                 }
             }
         }
@@ -519,7 +523,8 @@ impl Worker {
                     _ => (0, 0),
                 };
                 let retry_at = self.after(Duration::from_secs(1 << failures.min(5)));
-                self.world.sandbox = Sandbox::Failed { retry_at, failures: failures + 1, attempt: attempt + 1 };
+                self.world.sandbox =
+                    Sandbox::Failed { retry_at, failures: failures + 1, attempt: attempt + 1 };
             }
         }
     }
@@ -598,7 +603,12 @@ impl Worker {
             }
             Err(why) => {
                 warn!(pod = %self.world.pod.key(), error = why, "pod not taken down, trying again");
-                self.cx.events.warning(&self.world.pod, None, "FailedKillPod", format!("error killing pod: {why}"));
+                self.cx.events.warning(
+                    &self.world.pod,
+                    None,
+                    "FailedKillPod",
+                    format!("error killing pod: {why}"),
+                );
                 let delay = jiff::SignedDuration::from_secs(1 << failures.min(5));
                 Stage::Retry { at: now.saturating_add(delay).unwrap_or(now), failures: failures + 1 }
             }

@@ -37,7 +37,11 @@ impl Get {
     }
 }
 
-async fn within<T>(timeout: Duration, work: impl Future<Output = Result<T, String>>, late: String) -> Result<T, String> {
+async fn within<T>(
+    timeout: Duration,
+    work: impl Future<Output = Result<T, String>>,
+    late: String,
+) -> Result<T, String> {
     tokio::time::timeout(timeout, work).await.unwrap_or(Err(late))
 }
 
@@ -48,7 +52,11 @@ pub(crate) async fn exec(
     command: Vec<String>,
     timeout: Duration,
 ) -> Result<(), String> {
-    let late = format!("command timed out: {:?} timed out after {}", command.join(" "), crate::duration::go(timeout));
+    let late = format!(
+        "command timed out: {:?} timed out after {}",
+        command.join(" "),
+        crate::duration::go(timeout)
+    );
     let request = ExecRequest { command, timeout: Some(timeout), ..ExecRequest::default() };
     let work = async {
         let mut process = cx.runtime.exec(id, &request).await.map_err(|e| e.to_string())?;
@@ -94,7 +102,8 @@ pub(crate) async fn http(get: &Get, timeout: Duration) -> Result<(), String> {
     let scheme = if get.tls { "https" } else { "http" };
     let path = if get.path.starts_with('/') { get.path.clone() } else { format!("/{}", get.path) };
     let url = format!("{scheme}://{}{path}", get.authority());
-    let late = format!("Get {url:?}: context deadline exceeded (Client.Timeout exceeded while awaiting headers)");
+    let late =
+        format!("Get {url:?}: context deadline exceeded (Client.Timeout exceeded while awaiting headers)");
     let work = async {
         let failed = |e: &dyn std::fmt::Display| format!("Get {url:?}: {e}");
         let tcp = TcpStream::connect((get.host.as_str(), get.port)).await;
@@ -137,10 +146,8 @@ where
     for (name, value) in &get.headers {
         request = request.header(name, value);
     }
-    let request = request
-        .header("connection", "close")
-        .body(Full::new(Bytes::new()))
-        .map_err(|e| e.to_string())?;
+    let request =
+        request.header("connection", "close").body(Full::new(Bytes::new())).map_err(|e| e.to_string())?;
     let exchange = async {
         let answer = sender.send_request(request).await.map_err(|e| e.to_string())?;
         let code = answer.status().as_u16();
@@ -170,16 +177,21 @@ where
 
 /// Asks `grpc.health.v1.Health/Check`; success is `SERVING`.
 pub(crate) async fn grpc(host: &str, port: u16, service: &str, timeout: Duration) -> Result<(), String> {
-    let late = format!("timeout: failed to connect service \"{host}:{port}\" within {}", crate::duration::go(timeout));
+    let late = format!(
+        "timeout: failed to connect service \"{host}:{port}\" within {}",
+        crate::duration::go(timeout)
+    );
     let work = async {
-        let failed = |e: &dyn std::fmt::Display| format!("service unhealthy (connection to {host}:{port}: {e})");
+        let failed =
+            |e: &dyn std::fmt::Display| format!("service unhealthy (connection to {host}:{port}: {e})");
         let tcp = TcpStream::connect((host, port)).await.map_err(|e| failed(&e))?;
         let (mut sender, connection) =
             hyper::client::conn::http2::handshake(TokioExecutor::new(), TokioIo::new(tcp))
                 .await
                 .map_err(|e| failed(&e))?;
         let connection = tokio::spawn(connection);
-        let authority = if host.contains(':') { format!("[{host}]:{port}") } else { format!("{host}:{port}") };
+        let authority =
+            if host.contains(':') { format!("[{host}]:{port}") } else { format!("{host}:{port}") };
         let request = http::Request::post(format!("http://{authority}/grpc.health.v1.Health/Check"))
             .header("content-type", "application/grpc")
             .header("te", "trailers")
@@ -219,7 +231,8 @@ fn health_request(service: &str) -> Bytes {
 
 async fn health_answer(answer: http::Response<hyper::body::Incoming>) -> Result<(), String> {
     let collected = answer.into_body().collect().await.map_err(|e| e.to_string())?;
-    let status = collected.trailers().and_then(|t| t.get("grpc-status")).and_then(|v| v.to_str().ok()).unwrap_or("0");
+    let status =
+        collected.trailers().and_then(|t| t.get("grpc-status")).and_then(|v| v.to_str().ok()).unwrap_or("0");
     if status != "0" {
         return Err(format!("service unhealthy (gRPC status {status})"));
     }
@@ -309,7 +322,10 @@ mod tests {
                 let text = String::from_utf8_lossy(&buffer[..n]).to_lowercase();
                 assert!(text.starts_with("get /healthz http/1.1"), "{text}");
                 assert!(text.contains("x-a: b"), "{text}");
-                stream.write_all(format!("HTTP/1.1 {answer}\r\ncontent-length: 2\r\n\r\nno").as_bytes()).await.unwrap();
+                stream
+                    .write_all(format!("HTTP/1.1 {answer}\r\ncontent-length: 2\r\n\r\nno").as_bytes())
+                    .await
+                    .unwrap();
             }
         });
         let get = Get {

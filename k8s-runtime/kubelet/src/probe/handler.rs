@@ -32,7 +32,9 @@ impl Target<'_> {
                     .flatten()
                     .find(|p| p.name.as_ref() == Some(name))
                     .map(|p| p.container_port)
-                    .ok_or_else(|| format!("couldn't find port: {name:?} in container {:?}", self.container.name))?,
+                    .ok_or_else(|| {
+                        format!("couldn't find port: {name:?} in container {:?}", self.container.name)
+                    })?,
             },
         };
         u16::try_from(number).ok().filter(|n| *n > 0).ok_or_else(|| format!("invalid port number: {number}"))
@@ -41,7 +43,9 @@ impl Target<'_> {
     fn host(&self, host: Option<&str>) -> Result<String, String> {
         match host.filter(|h| !h.is_empty()) {
             Some(host) => Ok(host.to_owned()),
-            None => self.pod_ips.first().map(ToString::to_string).ok_or_else(|| "the pod has no address".into()),
+            None => {
+                self.pod_ips.first().map(ToString::to_string).ok_or_else(|| "the pod has no address".into())
+            }
         }
     }
 

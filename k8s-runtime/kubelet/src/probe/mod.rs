@@ -219,18 +219,7 @@ mod tests {
         let mut counter = Counter::new(&probe);
         let results = [true, true, true, false, false, true, false, false, false, false];
         let have: Vec<_> = results.into_iter().map(|r| counter.take(r)).collect();
-        let want = [
-            None,
-            Some(true),
-            Some(true),
-            None,
-            None,
-            None,
-            None,
-            None,
-            Some(false),
-            Some(false),
-        ];
+        let want = [None, Some(true), Some(true), None, None, None, None, None, Some(false), Some(false)];
         assert_eq!(have, want);
     }
 }

@@ -68,7 +68,9 @@ async fn connection(stream: TcpStream, peer: SocketAddr, acceptor: TlsAcceptor, 
         let api = api.clone();
         async move {
             if !known {
-                return Ok::<_, std::convert::Infallible>(refuse(&k8s_core::status::ApiStatus::unauthorized()));
+                return Ok::<_, std::convert::Infallible>(refuse(
+                    &k8s_core::status::ApiStatus::unauthorized(),
+                ));
             }
             Ok(api.handle(request).await)
         }

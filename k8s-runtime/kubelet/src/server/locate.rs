@@ -17,7 +17,11 @@ pub(super) fn pod(cx: &Context, namespace: &str, name: &str) -> Result<(Arc<Pod>
 }
 
 /// A container of a pod.
-pub(super) fn container<'v>(view: &'v PodView, pod: &str, container: &str) -> Result<&'v ContainerView, ApiStatus> {
+pub(super) fn container<'v>(
+    view: &'v PodView,
+    pod: &str,
+    container: &str,
+) -> Result<&'v ContainerView, ApiStatus> {
     view.containers.get(container).ok_or_else(|| {
         ApiStatus::new(404, "NotFound", format!("container {container:?} not found in pod {pod:?}"))
     })

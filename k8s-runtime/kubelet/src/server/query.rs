@@ -8,7 +8,8 @@ pub(super) struct Query(Vec<(String, String)>);
 
 impl Query {
     pub(super) fn of(uri: &http::Uri) -> Self {
-        let decode = |text: &str| percent_decode_str(&text.replace('+', " ")).decode_utf8_lossy().into_owned();
+        let decode =
+            |text: &str| percent_decode_str(&text.replace('+', " ")).decode_utf8_lossy().into_owned();
         let pairs = uri.query().unwrap_or_default().split('&').filter(|p| !p.is_empty());
         Query(
             pairs
@@ -32,7 +33,9 @@ impl Query {
 
     /// Whether a flag is set, under any of its names.
     pub(super) fn flag(&self, names: &[&str]) -> bool {
-        names.iter().any(|name| self.get(name).is_some_and(|v| matches!(v, "" | "1" | "t" | "T" | "true" | "TRUE" | "True")))
+        names.iter().any(|name| {
+            self.get(name).is_some_and(|v| matches!(v, "" | "1" | "t" | "T" | "true" | "TRUE" | "True"))
+        })
     }
 }
 

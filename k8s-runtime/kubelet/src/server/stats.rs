@@ -79,7 +79,8 @@ fn machine() -> (u64, u64) {
         .filter_map(|f| f.parse().ok())
         .collect();
     // user, nice, system, (idle, iowait,) irq, softirq; in hundredths of a second.
-    let busy: u64 = fields.iter().enumerate().filter(|(n, _)| !matches!(n, 3 | 4) && *n < 8).map(|(_, v)| v).sum();
+    let busy: u64 =
+        fields.iter().enumerate().filter(|(n, _)| !matches!(n, 3 | 4) && *n < 8).map(|(_, v)| v).sum();
     let memory = |key: &str| {
         let text = std::fs::read_to_string("/proc/meminfo").unwrap_or_default();
         let line = text.lines().find_map(|l| l.strip_prefix(key).map(str::to_owned)).unwrap_or_default();
@@ -135,7 +136,8 @@ pub(super) async fn resource_metrics(cx: &Context) -> Response<Body> {
     let _ = writeln!(out, "node_cpu_usage_seconds_total {}", seconds(cpu));
     let _ = writeln!(out, "# TYPE node_memory_working_set_bytes gauge");
     let _ = writeln!(out, "node_memory_working_set_bytes {memory}");
-    let labels = |u: &Usage| format!("container={:?},namespace={:?},pod={:?}", u.container, u.namespace, u.pod);
+    let labels =
+        |u: &Usage| format!("container={:?},namespace={:?},pod={:?}", u.container, u.namespace, u.pod);
     let _ = writeln!(out, "# TYPE container_cpu_usage_seconds_total counter");
     for usage in &usages {
         let value = seconds(usage.stats.cpu_nanos);

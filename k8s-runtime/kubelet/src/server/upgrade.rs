@@ -36,14 +36,19 @@ where
     F: Future<Output = ()> + Send + 'static,
 {
     let headers = request.headers();
-    if !has_token(headers, header::CONNECTION, "upgrade") || !has_token(headers, header::UPGRADE, "websocket") {
-        return Err(ApiStatus::bad_request("you must specify at least 1 of stdin, stdout, stderr, and upgrade to websocket"));
+    if !has_token(headers, header::CONNECTION, "upgrade") || !has_token(headers, header::UPGRADE, "websocket")
+    {
+        return Err(ApiStatus::bad_request(
+            "you must specify at least 1 of stdin, stdout, stderr, and upgrade to websocket",
+        ));
     }
     let Some(protocol) = choose(headers, protocols) else {
         let message = format!("unable to upgrade: the client offers none of the protocols {protocols:?}");
         return Err(ApiStatus::new(403, "Forbidden", message));
     };
-    let key = headers.get(header::SEC_WEBSOCKET_KEY).ok_or_else(|| ApiStatus::bad_request("no Sec-WebSocket-Key"))?;
+    let key = headers
+        .get(header::SEC_WEBSOCKET_KEY)
+        .ok_or_else(|| ApiStatus::bad_request("no Sec-WebSocket-Key"))?;
     let accepted = derive_accept_key(key.as_bytes());
     let upgraded = hyper::upgrade::on(&mut request);
     tokio::spawn(async move {

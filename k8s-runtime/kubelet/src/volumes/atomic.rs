@@ -63,7 +63,8 @@ pub(crate) fn write(dir: &Path, files: &Files, group: Option<u32>) -> Result<boo
         }
         fs::write(&target, &file.data).map_err(VolumeError::io("write", &target))?;
         let mode = if group.is_some() { file.mode | 0o440 } else { file.mode };
-        fs::set_permissions(&target, fs::Permissions::from_mode(mode)).map_err(VolumeError::io("chmod", &target))?;
+        fs::set_permissions(&target, fs::Permissions::from_mode(mode))
+            .map_err(VolumeError::io("chmod", &target))?;
         if group.is_some() {
             chown(&target, None, group).map_err(VolumeError::io("chown", &target))?;
         }

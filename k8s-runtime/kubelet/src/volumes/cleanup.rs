@@ -51,7 +51,8 @@ fn unescape(text: &str) -> PathBuf {
 pub(crate) fn remove_pod_dir(dir: &Path) -> Result<(), VolumeError> {
     let Ok(dir) = fs::canonicalize(dir) else { return Ok(()) };
     for mount in mounts_below(&dir)? {
-        nix::mount::umount2(&mount, nix::mount::MntFlags::MNT_DETACH).map_err(VolumeError::io("unmount", &mount))?;
+        nix::mount::umount2(&mount, nix::mount::MntFlags::MNT_DETACH)
+            .map_err(VolumeError::io("unmount", &mount))?;
     }
     if let Some(left) = mounts_below(&dir)?.first() {
         return Err(VolumeError::Other(format!("{left:?} is still mounted")));

@@ -21,7 +21,8 @@ pub(super) fn plugin(volume: &types::Volume) -> Option<Box<dyn Volume>> {
 impl Volume for ConfigMapVolume {
     async fn set_up(&self, setup: &Setup<'_>) -> Result<PathBuf, VolumeError> {
         let s = &self.source;
-        let files = payload::config_map(setup, &s.name, s.items.as_deref(), s.default_mode, s.optional).await?;
+        let files =
+            payload::config_map(setup, &s.name, s.items.as_deref(), s.default_mode, s.optional).await?;
         payload::write(setup, "configmap", &self.name, &files, false)
     }
 

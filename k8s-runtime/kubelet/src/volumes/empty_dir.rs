@@ -40,7 +40,8 @@ pub(super) fn tmpfs(dir: &Path, size: Option<i64>, mode: u32) -> Result<(), Volu
         options.push_str(&format!(",size={size}"));
     }
     let flags = MsFlags::MS_NOSUID | MsFlags::MS_NODEV;
-    mount(Some("tmpfs"), dir, Some("tmpfs"), flags, Some(options.as_str())).map_err(VolumeError::io("mount tmpfs on", dir))
+    mount(Some("tmpfs"), dir, Some("tmpfs"), flags, Some(options.as_str()))
+        .map_err(VolumeError::io("mount tmpfs on", dir))
 }
 
 #[async_trait]
@@ -57,7 +58,8 @@ impl Volume for EmptyDir {
             other => return Err(VolumeError::Other(format!("emptyDir medium {other:?} is not supported"))),
         }
         if new {
-            fs::set_permissions(&dir, fs::Permissions::from_mode(0o777)).map_err(VolumeError::io("chmod", &dir))?;
+            fs::set_permissions(&dir, fs::Permissions::from_mode(0o777))
+                .map_err(VolumeError::io("chmod", &dir))?;
             if let Some(group) = setup.fs_group {
                 ownership::give_to_group(&dir, group)?;
             }

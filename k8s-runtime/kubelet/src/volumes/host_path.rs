@@ -33,7 +33,8 @@ pub(super) fn check(path: &Path, kind: &str) -> Result<(), VolumeError> {
         "DirectoryOrCreate" if found.is_none() => make_dir(),
         "FileOrCreate" if found.is_none() => {
             fs::write(path, b"").map_err(VolumeError::io("create", path))?;
-            fs::set_permissions(path, fs::Permissions::from_mode(0o644)).map_err(VolumeError::io("chmod", path))
+            fs::set_permissions(path, fs::Permissions::from_mode(0o644))
+                .map_err(VolumeError::io("chmod", path))
         }
         "Directory" | "DirectoryOrCreate" if is(fs::FileType::is_dir) => Ok(()),
         "File" | "FileOrCreate" if is(fs::FileType::is_file) => Ok(()),

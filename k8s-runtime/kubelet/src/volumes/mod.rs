@@ -141,7 +141,8 @@ pub(crate) fn references(pod: &types::Pod) -> Vec<Reference> {
 /// Makes a pod's volumes or brings them up to date.
 pub(crate) async fn set_up(cx: &Context, pod: &types::Pod) -> Result<Mounted, MountError> {
     let spec = pod.spec.clone().unwrap_or_default();
-    let fs_group = spec.security_context.as_ref().and_then(|s| s.fs_group).and_then(|g| u32::try_from(g).ok());
+    let fs_group =
+        spec.security_context.as_ref().and_then(|s| s.fs_group).and_then(|g| u32::try_from(g).ok());
     let setup = Setup {
         cx,
         pod,

@@ -20,7 +20,8 @@ pub(crate) fn give_to_group(path: &Path, group: u32) -> Result<(), VolumeError> 
     let mode = meta.permissions().mode() & 0o7777;
     let wanted = if meta.is_dir() { mode | 0o2770 } else { mode | 0o660 };
     if wanted != mode || meta.gid() != group {
-        fs::set_permissions(path, fs::Permissions::from_mode(wanted)).map_err(VolumeError::io("chmod", path))?;
+        fs::set_permissions(path, fs::Permissions::from_mode(wanted))
+            .map_err(VolumeError::io("chmod", path))?;
     }
     if meta.is_dir() {
         for entry in fs::read_dir(path).map_err(VolumeError::io("read", path))? {

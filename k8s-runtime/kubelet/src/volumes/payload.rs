@@ -88,7 +88,10 @@ pub(super) fn downward_api(
             let allocatable = setup.cx.facts.allocatable();
             resources::field(&spec, None, selector, &allocatable).map_err(env::ConfigError::from)?
         } else {
-            return Err(VolumeError::Other(format!("{:?} has neither fieldRef nor resourceFieldRef", item.path)));
+            return Err(VolumeError::Other(format!(
+                "{:?} has neither fieldRef nor resourceFieldRef",
+                item.path
+            )));
         };
         files.insert(item.path.clone(), File { data: text.into_bytes(), mode: mode(item.mode, default) });
     }
@@ -140,10 +143,10 @@ mod tests {
         assert_eq!(pick(all(), None, Some(0o400), false, "config").unwrap()["a"].mode, 0o400);
         let items = [KeyToPath { key: "b".into(), path: "x/y".into(), mode: Some(0o600) }];
         let files = pick(all(), Some(&items), None, false, "config").unwrap();
-        assert_eq!(files.into_iter().collect::<Vec<_>>(), [(
-            "x/y".to_owned(),
-            File { data: b"2".to_vec(), mode: 0o600 }
-        )]);
+        assert_eq!(
+            files.into_iter().collect::<Vec<_>>(),
+            [("x/y".to_owned(), File { data: b"2".to_vec(), mode: 0o600 })]
+        );
         let missing = [KeyToPath { key: "c".into(), path: "c".into(), mode: None }];
         let error = pick(all(), Some(&missing), None, false, "config").unwrap_err();
         assert_eq!(error.to_string(), "references non-existent config key: c");

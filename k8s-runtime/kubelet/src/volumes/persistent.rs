@@ -51,6 +51,8 @@ impl Volume for Claim {
             }
             return Ok(path);
         }
-        Err(VolumeError::Other(format!("PersistentVolume {bound:?} is of a kind that this kubelet cannot mount")))
+        Err(VolumeError::Other(format!(
+            "PersistentVolume {bound:?} is of a kind that this kubelet cannot mount"
+        )))
     }
 }

@@ -27,7 +27,9 @@ impl SecretVolume {
 impl Volume for SecretVolume {
     async fn set_up(&self, setup: &Setup<'_>) -> Result<PathBuf, VolumeError> {
         let s = &self.source;
-        let files = payload::secret(setup, self.secret_name(), s.items.as_deref(), s.default_mode, s.optional).await?;
+        let files =
+            payload::secret(setup, self.secret_name(), s.items.as_deref(), s.default_mode, s.optional)
+                .await?;
         payload::write(setup, "secret", &self.name, &files, true)
     }
 

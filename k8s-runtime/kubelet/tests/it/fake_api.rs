@@ -38,7 +38,9 @@ pub struct FakeApi(Arc<Mutex<Inner>>);
 fn query(uri: &http::Uri) -> BTreeMap<String, String> {
     let pairs = uri.query().unwrap_or_default().split('&').filter_map(|p| p.split_once('='));
     pairs
-        .map(|(k, v)| (k.to_owned(), percent_encoding::percent_decode_str(v).decode_utf8_lossy().into_owned()))
+        .map(|(k, v)| {
+            (k.to_owned(), percent_encoding::percent_decode_str(v).decode_utf8_lossy().into_owned())
+        })
         .collect()
 }
 
@@ -73,7 +75,8 @@ fn answer(code: StatusCode, value: &Value) -> Response<Body> {
 }
 
 fn failure(code: u16, reason: &str) -> Response<Body> {
-    let value = json!({"kind": "Status", "status": "Failure", "code": code, "reason": reason, "message": reason});
+    let value =
+        json!({"kind": "Status", "status": "Failure", "code": code, "reason": reason, "message": reason});
     answer(StatusCode::from_u16(code).unwrap(), &value)
 }
 
@@ -146,11 +149,19 @@ impl FakeApi {
         self.0.lock().unwrap().statuses.clone()
     }
 
-    fn watch(&self, collection: String, selector: Option<String>, initial: bool, since: u64) -> Response<Body> {
+    fn watch(
+        &self,
+        collection: String,
+        selector: Option<String>,
+        initial: bool,
+        since: u64,
+    ) -> Response<Body> {
         let inner = self.0.lock().unwrap();
         let mut changes = inner.changes.subscribe();
         let (sender, receiver) = mpsc::unbounded_channel::<Bytes>();
-        let line = |kind: &str, object: &Value| Bytes::from(format!("{}\n", json!({"type": kind, "object": object})));
+        let line = |kind: &str, object: &Value| {
+            Bytes::from(format!("{}\n", json!({"type": kind, "object": object})))
+        };
         if initial || since == 0 {
             for (path, object) in &inner.objects {
                 if within(path, &collection) && selected(object, selector.as_ref()) {
@@ -258,7 +269,8 @@ impl FakeApi {
                             return failure(409, "Conflict");
                         }
                         let grace = sent["gracePeriodSeconds"].as_i64();
-                        let grace = grace.or(have["spec"]["terminationGracePeriodSeconds"].as_i64()).unwrap_or(30);
+                        let grace =
+                            grace.or(have["spec"]["terminationGracePeriodSeconds"].as_i64()).unwrap_or(30);
                         if plural(&collection) == "pods" && grace > 0 {
                             let mut object = have;
                             object["metadata"]["deletionTimestamp"] = json!("2026-01-01T00:00:00Z");

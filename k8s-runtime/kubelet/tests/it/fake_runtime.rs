@@ -162,7 +162,8 @@ impl Runtime for FakeRuntime {
         state.next += 1;
         let id = ContainerId(format!("c{}", state.next));
         state.log.push(format!("create {} {}", spec.name, spec.attempt));
-        let owner = state.sandboxes.iter_mut().find(|s| &s.id == sandbox).ok_or_else(|| not_found(&sandbox.0))?;
+        let owner =
+            state.sandboxes.iter_mut().find(|s| &s.id == sandbox).ok_or_else(|| not_found(&sandbox.0))?;
         owner.containers.push(ContainerStatus {
             id: id.clone(),
             sandbox: sandbox.clone(),
@@ -291,7 +292,11 @@ impl Images for FakeRuntime {
             return Err(RuntimeError::Invalid("invalid reference format".into()));
         }
         let there = self.state.lock().unwrap().images.iter().any(|i| i == reference);
-        Ok(there.then(|| ImageInfo { id: "sha256:1".into(), tags: vec![reference.into()], ..ImageInfo::default() }))
+        Ok(there.then(|| ImageInfo {
+            id: "sha256:1".into(),
+            tags: vec![reference.into()],
+            ..ImageInfo::default()
+        }))
     }
 
     async fn pull(&self, reference: &str, _: Option<(String, String)>) -> Result<ImageInfo, RuntimeError> {

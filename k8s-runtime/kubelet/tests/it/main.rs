@@ -5,6 +5,7 @@
 mod fake_api;
 mod fake_runtime;
 mod pods;
+mod server;
 
 use std::{sync::Arc, time::Duration};
 
@@ -78,7 +79,11 @@ impl Node {
         let path_of_one = format!("{path}/{name}");
         let body = object.to_string();
         if self.api.get(path_of_one.trim_start_matches('/')).is_some() {
-            self.api.client().bytes(http::Method::PATCH, &path_of_one, "application/merge-patch+json", body).await.unwrap();
+            self.api
+                .client()
+                .bytes(http::Method::PATCH, &path_of_one, "application/merge-patch+json", body)
+                .await
+                .unwrap();
         } else {
             self.api.client().bytes(http::Method::POST, &path, "application/json", body).await.unwrap();
         }
@@ -130,7 +135,11 @@ impl Node {
             }
             tokio::time::sleep(Duration::from_millis(20)).await;
         }
-        panic!("not within the time: {what}; runtime: {:#?}; pods: {:#?}", self.runtime.log(), self.api.list("pods"));
+        panic!(
+            "not within the time: {what}; runtime: {:#?}; pods: {:#?}",
+            self.runtime.log(),
+            self.api.list("pods")
+        );
     }
 
     pub async fn until_phase(&self, name: &str, phase: &str) {

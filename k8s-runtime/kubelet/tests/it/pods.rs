@@ -25,7 +25,8 @@ async fn a_pod_runs_and_says_so() {
     let seen = node.runtime.log();
     assert_eq!(seen, ["sandbox p 0", "attach p", "create c 0", "start c"]);
     let nodes = node.api.list("nodes");
-    let ready = nodes[0]["status"]["conditions"].as_array().unwrap().iter().find(|c| c["type"] == "Ready").unwrap();
+    let ready =
+        nodes[0]["status"]["conditions"].as_array().unwrap().iter().find(|c| c["type"] == "Ready").unwrap();
     assert_eq!(ready["status"], "True");
     node.until("lease", || !node.api.list("leases").is_empty()).await;
 }
@@ -45,7 +46,10 @@ async fn crashes_back_off_and_keep_their_last_state() {
     assert!((9..13).contains(&(seen[1] - seen[0])), "{seen:?}");
     assert!((19..23).contains(&(seen[2] - seen[1])), "{seen:?}");
     let message = node.container("p", "/state/waiting/message");
-    assert!(message.as_str().unwrap().starts_with("back-off 40s restarting failed container=c pod=p_ns(uid-"), "{message}");
+    assert!(
+        message.as_str().unwrap().starts_with("back-off 40s restarting failed container=c pod=p_ns(uid-"),
+        "{message}"
+    );
     assert_eq!(node.phase("p"), "Running");
     assert!(node.has_event("p", "BackOff", "Back-off restarting failed container c in pod p_ns("));
     // One dead container is kept beside the newest.
@@ -132,7 +136,9 @@ async fn pre_stop_runs_first() {
     node.delete("p", None).await;
     node.until("deleted", || node.pod("p").is_none()).await;
     let log = node.runtime.log();
-    let at = |text: &str| log.iter().position(|l| l.starts_with(text)).unwrap_or_else(|| panic!("{text}: {log:?}"));
+    let at = |text: &str| {
+        log.iter().position(|l| l.starts_with(text)).unwrap_or_else(|| panic!("{text}: {log:?}"))
+    };
     assert!(at("exec bye") < at("stop c"));
 }
 
@@ -183,7 +189,10 @@ async fn images_that_are_not_there() {
     node.until("ErrImagePull", reason("ErrImagePull")).await;
     node.until("ImagePullBackOff", reason("ImagePullBackOff")).await;
     let message = node.container("p", "/state/waiting/message");
-    assert!(message.as_str().unwrap().starts_with("Back-off pulling image \"nowhere:1\": ErrImagePull: "), "{message}");
+    assert!(
+        message.as_str().unwrap().starts_with("Back-off pulling image \"nowhere:1\": ErrImagePull: "),
+        "{message}"
+    );
     node.runtime.add_image("nowhere:1");
     node.until_phase("p", "Running").await;
     for (reason, message) in [
@@ -228,7 +237,10 @@ async fn environment_waits_for_its_sources() {
     ]);
     spec["containers"][0]["envFrom"] = json!([{"prefix": "S_", "secretRef": {"name": "s"}}]);
     node.create("p", spec).await;
-    node.until("config error", || node.container("p", "/state/waiting/reason") == "CreateContainerConfigError").await;
+    node.until("config error", || {
+        node.container("p", "/state/waiting/reason") == "CreateContainerConfigError"
+    })
+    .await;
     assert_eq!(node.container("p", "/state/waiting/message"), "secret \"s\" not found");
     let begun = node.seconds();
     node.object("secrets", "s", json!({"data": {"x": "eQ=="}})).await;
@@ -257,14 +269,19 @@ async fn config_volumes_follow_their_objects() {
     spec["containers"][0]["volumeMounts"] = json!(["v", "t", "d", "e"].map(mount));
     node.create("p", spec).await;
     node.until("mount fails", || {
-        node.has_event("p", "FailedMount", "MountVolume.SetUp failed for volume \"v\" : configmap \"m\" not found")
+        node.has_event(
+            "p",
+            "FailedMount",
+            "MountVolume.SetUp failed for volume \"v\" : configmap \"m\" not found",
+        )
     })
     .await;
     assert_eq!(node.container("p", "/state/waiting/reason"), "ContainerCreating");
     node.object("configmaps", "m", json!({"data": {"k": "one"}})).await;
     node.until_phase("p", "Running").await;
     let mounts = node.runtime.container("c").unwrap().spec.mounts;
-    let path = |at: &str| mounts.iter().find(|m| m.container_path.to_str() == Some(at)).unwrap().host_path.clone();
+    let path =
+        |at: &str| mounts.iter().find(|m| m.container_path.to_str() == Some(at)).unwrap().host_path.clone();
     let read = |at: &str, file: &str| std::fs::read_to_string(path(at).join(file)).unwrap_or_default();
     assert_eq!(read("/v", "k"), "one");
     assert_eq!(read("/t", "token"), "a-token");
@@ -282,7 +299,8 @@ async fn probes() {
     node.runtime.set_exec("ready", 1);
     node.runtime.set_exec("live", 0);
     node.runtime.set_exec("started", 1);
-    let probe = |command: &str| json!({"exec": {"command": [command]}, "periodSeconds": 2, "failureThreshold": 3});
+    let probe =
+        |command: &str| json!({"exec": {"command": [command]}, "periodSeconds": 2, "failureThreshold": 3});
     let mut spec = one(&["run"]);
     spec["containers"][0]["readinessProbe"] = probe("ready");
     spec["containers"][0]["livenessProbe"] = probe("live");
@@ -336,7 +354,10 @@ async fn a_dead_sandbox_is_made_anew() {
     node.create("p", one(&["run"])).await;
     node.until_phase("p", "Running").await;
     node.runtime.kill_sandbox(&node.runtime.sandboxes()[0].id.clone());
-    node.until("restarted", || node.container("p", "/restartCount") == 1 && node.condition("p", "Ready") == "True").await;
+    node.until("restarted", || {
+        node.container("p", "/restartCount") == 1 && node.condition("p", "Ready") == "True"
+    })
+    .await;
     assert!(node.runtime.log().contains(&"sandbox p 1".to_owned()));
     assert_eq!(node.runtime.sandboxes().len(), 1);
     assert!(node.has_event("p", "SandboxChanged", "Pod sandbox changed"));
