@@ -8,8 +8,12 @@
 pub mod cache;
 pub mod client;
 pub mod clock;
+pub mod legacy;
 pub mod meta;
+pub mod patch;
+pub mod schema;
 pub mod status;
+pub mod store;
 
 /// The Kubernetes types, as every kube-rs user has them.
 pub use k8s_openapi as api;

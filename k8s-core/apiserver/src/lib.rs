@@ -1,1 +1,5 @@
-//! placeholder
+//! The Kubernetes API server as a `tower::Service`.
+
+pub mod invalid;
+pub mod resources;
+pub mod value;

@@ -1,0 +1,321 @@
+//! Admission: what may change or refuse an object between authorization and storage.
+
+use std::sync::Arc;
+
+use k8s_core::{api::apimachinery::pkg::apis::meta::v1::StatusCause, status::ApiStatus};
+use serde_json::{Value, json};
+
+use crate::{
+    resources::Resource,
+    server::{ApiServer, Call},
+    user::User,
+    value::{child, default, list, map, text},
+};
+
+/// What is being done.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Operation {
+    /// A new object.
+    Create,
+    /// A changed object.
+    Update,
+}
+
+/// A write that is to be admitted. `object` is the stored form.
+#[derive(Debug)]
+pub struct Admission<'a> {
+    /// What is being done.
+    pub operation: Operation,
+    /// By whom.
+    pub user: &'a User,
+    /// To which resource.
+    pub resource: &'a Resource,
+    /// The object; may be changed.
+    pub object: &'a mut Value,
+    /// The object before, for updates.
+    pub old: Option<&'a Value>,
+}
+
+/// An admission function. Implemented for closures.
+pub trait Admit: Send + Sync + 'static {
+    /// Changes the object, or refuses it.
+    ///
+    /// # Errors
+    /// Why it is refused; the client gets this as it is.
+    fn admit(&self, admission: &mut Admission<'_>) -> Result<(), ApiStatus>;
+}
+
+impl<F> Admit for F
+where
+    F: Fn(&mut Admission<'_>) -> Result<(), ApiStatus> + Send + Sync + 'static,
+{
+    fn admit(&self, admission: &mut Admission<'_>) -> Result<(), ApiStatus> {
+        self(admission)
+    }
+}
+
+/// Runs the built-in admission and then the server's own list.
+pub(crate) fn run(
+    server: &ApiServer,
+    call: &Call,
+    resource: &Resource,
+    object: &mut Value,
+    old: Option<&Value>,
+    operation: Operation,
+) -> Result<(), ApiStatus> {
+    if &*resource.storage == "pods" && operation == Operation::Create {
+        priority(server, object)?;
+        service_account(server, object)?;
+        tolerations(object);
+    }
+    if &*resource.storage == "persistentvolumeclaims" && operation == Operation::Create {
+        storage_class(server, object);
+    }
+    if resource.group == "rbac.authorization.k8s.io" {
+        escalation(server, call, resource, object, old)?;
+    }
+    let mut admission = Admission { operation, user: &call.user, resource, object, old };
+    server.inner.admission.iter().try_for_each(|a: &Arc<dyn Admit>| a.admit(&mut admission))
+}
+
+/// Objects are made only in namespaces that are there and stay.
+pub(crate) fn namespace(server: &ApiServer, resource: &Resource, namespace: &str, name: &str) -> Result<(), ApiStatus> {
+    if !resource.namespaced {
+        return Ok(());
+    }
+    let Some(stored) = server.inner.store.get("namespaces", namespace) else {
+        return Err(ApiStatus::not_found("", "namespaces", namespace));
+    };
+    if &*stored.fields == ["Terminating".into()] {
+        let cause = StatusCause {
+            reason: Some("NamespaceTerminating".into()),
+            message: Some(format!("namespace {namespace} is being terminated")),
+            field: Some("metadata.namespace".into()),
+        };
+        let why = format!("unable to create new content in namespace {namespace} because it is being terminated");
+        return Err(ApiStatus::forbidden(&resource.group, &resource.plural, name, &why).causes(vec![cause]));
+    }
+    Ok(())
+}
+
+/// Namespaces that every cluster has stay.
+pub(crate) fn delete(resource: &Resource, name: &str) -> Result<(), ApiStatus> {
+    if &*resource.storage == "namespaces" && ["default", "kube-system", "kube-public"].contains(&name) {
+        return Err(ApiStatus::forbidden("", "namespaces", name, "this namespace may not be deleted"));
+    }
+    Ok(())
+}
+
+fn priority(server: &ApiServer, pod: &mut Value) -> Result<(), ApiStatus> {
+    let class = text(pod, "/spec/priorityClassName").to_owned();
+    let found = |name: &str| -> Option<Value> {
+        let stored = server.inner.store.get("priorityclasses.scheduling.k8s.io", name)?;
+        serde_json::from_slice(&stored.json).ok()
+    };
+    let class = if class.is_empty() {
+        let snapshot = server.inner.store.snapshot("priorityclasses.scheduling.k8s.io");
+        snapshot
+            .range("", "")
+            .filter_map(|s| serde_json::from_slice::<Value>(&s.json).ok())
+            .find(|c| c.get("globalDefault") == Some(&Value::Bool(true)))
+    } else {
+        let found = found(&class);
+        if found.is_none() {
+            let why = format!("no PriorityClass with name {class} was found");
+            return Err(ApiStatus::forbidden("", "pods", text(pod, "/metadata/name"), &why));
+        }
+        found
+    };
+    let Some(spec) = child(pod, "spec") else { return Ok(()) };
+    let (value, policy, name) = match &class {
+        Some(class) => (
+            class.get("value").cloned().unwrap_or(0.into()),
+            text(class, "/preemptionPolicy").to_owned(),
+            text(class, "/metadata/name").to_owned(),
+        ),
+        None => (0.into(), "PreemptLowerPriority".into(), String::new()),
+    };
+    spec["priority"] = value;
+    default(spec, "preemptionPolicy", if policy.is_empty() { "PreemptLowerPriority".into() } else { policy });
+    if !name.is_empty() {
+        spec["priorityClassName"] = name.into();
+    }
+    Ok(())
+}
+
+/// Where a pod finds its token.
+const TOKEN_PATH: &str = "/var/run/secrets/kubernetes.io/serviceaccount";
+
+fn service_account(server: &ApiServer, pod: &mut Value) -> Result<(), ApiStatus> {
+    let namespace = text(pod, "/metadata/namespace").to_owned();
+    let pod_name = text(pod, "/metadata/name").to_owned();
+    // The kubelet's own pods have no account.
+    if map(pod, "/metadata/annotations").is_some_and(|a| a.contains_key("kubernetes.io/config.mirror")) {
+        return Ok(());
+    }
+    let Some(spec) = child(pod, "spec") else { return Ok(()) };
+    let account = match text(spec, "/serviceAccountName") {
+        "" => "default".to_owned(),
+        name => name.to_owned(),
+    };
+    let Some(stored) = server.inner.store.get("serviceaccounts", &format!("{namespace}/{account}")) else {
+        let why = format!("error looking up service account {namespace}/{account}: serviceaccount \"{account}\" not found");
+        return Err(ApiStatus::forbidden("", "pods", &pod_name, &why));
+    };
+    let found: Value = serde_json::from_slice(&stored.json).map_err(ApiStatus::internal)?;
+    spec["serviceAccountName"] = account.clone().into();
+    spec["serviceAccount"] = account.into();
+    let secrets = list(&found, "/imagePullSecrets");
+    if !secrets.is_empty() && list(spec, "/imagePullSecrets").is_empty() {
+        spec["imagePullSecrets"] = secrets.to_vec().into();
+    }
+    let mounts = spec
+        .get("automountServiceAccountToken")
+        .or_else(|| found.get("automountServiceAccountToken"))
+        .and_then(Value::as_bool)
+        .unwrap_or(true);
+    let all = ["containers", "initContainers"];
+    let needs = |c: &Value| !list(c, "/volumeMounts").iter().any(|m| text(m, "/mountPath") == TOKEN_PATH);
+    let any = all.iter().any(|f| list(spec, &format!("/{f}")).iter().any(needs));
+    if !mounts || !any {
+        return Ok(());
+    }
+    const LETTERS: &[u8] = b"bcdfghjklmnpqrstvwxz2456789";
+    let suffix: String = (0..5).map(|_| char::from(LETTERS[rand::random_range(0..LETTERS.len())])).collect();
+    let name = format!("kube-api-access-{suffix}");
+    for field in all {
+        for container in spec.get_mut(field).and_then(Value::as_array_mut).into_iter().flatten() {
+            if needs(container)
+                && let Some(map) = container.as_object_mut()
+                && let Some(mounts) = map.entry("volumeMounts").or_insert_with(|| json!([])).as_array_mut()
+            {
+                mounts.push(json!({"name": name, "readOnly": true, "mountPath": TOKEN_PATH}));
+            }
+        }
+    }
+    let volume = json!({"name": name, "projected": {"defaultMode": 420, "sources": [
+        {"serviceAccountToken": {"expirationSeconds": 3607, "path": "token"}},
+        {"configMap": {"name": "kube-root-ca.crt", "items": [{"key": "ca.crt", "path": "ca.crt"}]}},
+        {"downwardAPI": {"items": [{"path": "namespace", "fieldRef": {"apiVersion": "v1", "fieldPath": "metadata.namespace"}}]}},
+    ]}});
+    if let Some(spec) = spec.as_object_mut()
+        && let Some(volumes) = spec.entry("volumes").or_insert_with(|| json!([])).as_array_mut()
+    {
+        volumes.push(volume);
+    }
+    Ok(())
+}
+
+/// How long a pod stays on a node that is not ready or unreachable.
+fn tolerations(pod: &mut Value) {
+    let Some(spec) = child(pod, "spec") else { return };
+    let mut all = list(spec, "/tolerations").to_vec();
+    for key in ["node.kubernetes.io/not-ready", "node.kubernetes.io/unreachable"] {
+        let tolerated = all.iter().any(|t| {
+            let (k, e) = (text(t, "/key"), text(t, "/effect"));
+            (k == key || (k.is_empty() && text(t, "/operator") == "Exists")) && (e.is_empty() || e == "NoExecute")
+        });
+        if !tolerated {
+            all.push(json!({"key": key, "operator": "Exists", "effect": "NoExecute", "tolerationSeconds": 300}));
+        }
+    }
+    spec["tolerations"] = all.into();
+}
+
+/// Claims without a class get the default one.
+fn storage_class(server: &ApiServer, claim: &mut Value) {
+    let named = claim.pointer("/spec/storageClassName").is_some()
+        || map(claim, "/metadata/annotations").is_some_and(|a| a.contains_key("volume.beta.kubernetes.io/storage-class"));
+    if named {
+        return;
+    }
+    let snapshot = server.inner.store.snapshot("storageclasses.storage.k8s.io");
+    let default = snapshot.range("", "").filter_map(|s| serde_json::from_slice::<Value>(&s.json).ok()).find(|c| {
+        map(c, "/metadata/annotations").is_some_and(|a| {
+            ["storageclass.kubernetes.io/is-default-class", "storageclass.beta.kubernetes.io/is-default-class"]
+                .iter()
+                .any(|k| a.get(*k).is_some_and(|v| v == "true"))
+        })
+    });
+    if let (Some(class), Some(spec)) = (default, child(claim, "spec")) {
+        spec["storageClassName"] = text(&class, "/metadata/name").into();
+    }
+}
+
+/// Nobody grants what they do not have themselves (unless they may `escalate` or `bind`).
+fn escalation(
+    server: &ApiServer,
+    call: &Call,
+    resource: &Resource,
+    object: &Value,
+    old: Option<&Value>,
+) -> Result<(), ApiStatus> {
+    use crate::auth::{AuthorizationMode, rbac::Attributes};
+    let inner = &server.inner;
+    if inner.authorization == AuthorizationMode::AlwaysAllow || old == Some(object) {
+        return Ok(());
+    }
+    let namespace = call.info.namespace.as_str();
+    let (verb, wanted, role_kind, role_name) = if resource.plural.ends_with("bindings") {
+        let (kind, name) = (text(object, "/roleRef/kind"), text(object, "/roleRef/name"));
+        let (storage, key) = if kind == "ClusterRole" {
+            ("clusterroles.rbac.authorization.k8s.io", name.to_owned())
+        } else {
+            ("roles.rbac.authorization.k8s.io", format!("{namespace}/{name}"))
+        };
+        let role = inner.store.get(storage, &key).and_then(|s| serde_json::from_slice::<Value>(&s.json).ok());
+        let rules = role.map(|r| list(&r, "/rules").to_vec()).unwrap_or_default();
+        ("bind", rules, if kind == "ClusterRole" { "clusterroles" } else { "roles" }, name)
+    } else {
+        ("escalate", list(object, "/rules").to_vec(), resource.plural.as_str(), text(object, "/metadata/name"))
+    };
+    let exempt = Attributes {
+        verb,
+        group: "rbac.authorization.k8s.io",
+        resource: role_kind,
+        namespace,
+        name: role_name,
+        ..Attributes::default()
+    };
+    if wanted.is_empty() || inner.rbac.allows(&inner.store, &call.user, &exempt) {
+        return Ok(());
+    }
+    let covered = |rule: &Value| {
+        let texts = |p: &str| -> Vec<String> {
+            list(rule, p).iter().filter_map(Value::as_str).map(str::to_owned).collect()
+        };
+        let names = match texts("/resourceNames") {
+            names if names.is_empty() => vec![String::new()],
+            names => names,
+        };
+        let verbs = texts("/verbs");
+        let paths_ok = texts("/nonResourceURLs").iter().all(|path| {
+            verbs.iter().all(|verb| {
+                inner.rbac.allows(&inner.store, &call.user, &Attributes { verb, path, ..Attributes::default() })
+            })
+        });
+        paths_ok
+            && texts("/apiGroups").iter().all(|group| {
+                texts("/resources").iter().all(|r| {
+                    let (resource, subresource) = r.split_once('/').unwrap_or((r, ""));
+                    verbs.iter().all(|verb| {
+                        names.iter().all(|name| {
+                            let a = Attributes { verb, group, resource, subresource, namespace, name, path: "" };
+                            inner.rbac.allows(&inner.store, &call.user, &a)
+                        })
+                    })
+                })
+            })
+    };
+    let missing: Vec<String> = wanted.iter().filter(|r| !covered(r)).map(Value::to_string).collect();
+    if missing.is_empty() {
+        return Ok(());
+    }
+    let why = format!(
+        "user {:?} (groups={:?}) is attempting to grant RBAC permissions not currently held:\n{}",
+        call.user.name,
+        call.user.groups,
+        missing.join("\n")
+    );
+    Err(ApiStatus::forbidden(&resource.group, &resource.plural, text(object, "/metadata/name"), &why))
+}

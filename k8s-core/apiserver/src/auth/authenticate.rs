@@ -1,0 +1,105 @@
+//! Authenticators: client certificates, static tokens, service account tokens.
+
+use std::collections::HashMap;
+
+use http::{HeaderMap, header};
+use k8s_core::status::ApiStatus;
+
+use super::tokens::TokenIssuer;
+use crate::user::User;
+
+/// The certificate (DER) that a client proved to own; verified by TLS against the client CA. The listener puts it into the request's extensions.
+#[derive(Clone, Debug)]
+pub struct PeerCertificate(pub Vec<u8>);
+
+/// Finds out who a request comes from.
+#[derive(Debug, Default)]
+pub struct Authenticator {
+    tokens: HashMap<String, User>,
+    anonymous: bool,
+}
+
+impl Authenticator {
+    /// Static tokens by token. With `anonymous`, requests without credentials are let through as `system:anonymous`.
+    #[must_use]
+    pub fn new(tokens: HashMap<String, User>, anonymous: bool) -> Self {
+        Authenticator { tokens, anonymous }
+    }
+
+    /// Reads a token file: lines of `token,user,uid[,"group1,group2"]`.
+    ///
+    /// # Errors
+    /// The line that has too few fields.
+    pub fn parse_token_file(text: &str) -> Result<HashMap<String, User>, String> {
+        let mut tokens = HashMap::new();
+        for (number, line) in text.lines().enumerate().filter(|(_, l)| !l.trim().is_empty() && !l.starts_with('#')) {
+            let mut fields = line.splitn(4, ',').map(|f| f.trim().trim_matches('"'));
+            let (Some(token), Some(name), Some(uid)) = (fields.next(), fields.next(), fields.next()) else {
+                return Err(format!("line {}: want token,user,uid and optionally \"group1,group2\"", number + 1));
+            };
+            let groups: Vec<&str> =
+                fields.next().unwrap_or_default().split(',').map(str::trim).filter(|g| !g.is_empty()).collect();
+            let mut user = User::new(name, &groups);
+            user.uid = uid.into();
+            tokens.insert(token.to_owned(), user);
+        }
+        Ok(tokens)
+    }
+
+    /// The user behind a bearer token. Service account tokens need `issuer`.
+    #[must_use]
+    pub fn token(&self, token: &str, issuer: &TokenIssuer, now: i64, alive: &dyn Fn(&str, &str, &str) -> bool) -> Option<User> {
+        self.tokens.get(token).cloned().or_else(|| issuer.verify(token, now, alive))
+    }
+
+    /// The user behind a request.
+    ///
+    /// # Errors
+    /// 401 when credentials are wrong, or absent where they are needed.
+    pub fn authenticate(
+        &self,
+        headers: &HeaderMap,
+        certificate: Option<&PeerCertificate>,
+        issuer: &TokenIssuer,
+        now: i64,
+        alive: &dyn Fn(&str, &str, &str) -> bool,
+    ) -> Result<User, ApiStatus> {
+        if let Some(user) = certificate.and_then(|c| certificate_user(&c.0)) {
+            return Ok(user);
+        }
+        let bearer = headers
+            .get(header::AUTHORIZATION)
+            .and_then(|v| v.to_str().ok())
+            .and_then(|v| v.split_once(' '))
+            .filter(|(scheme, _)| scheme.eq_ignore_ascii_case("bearer"))
+            .map(|(_, token)| token.trim());
+        // Browsers cannot set headers on a WebSocket: the token may come as a subprotocol.
+        match bearer {
+            Some(token) => self.token(token, issuer, now, alive).ok_or_else(ApiStatus::unauthorized),
+            None if self.anonymous => Ok(User::anonymous()),
+            None => Err(ApiStatus::unauthorized()),
+        }
+    }
+}
+
+/// Common name and organizations of a certificate's subject as user and groups.
+fn certificate_user(der: &[u8]) -> Option<User> {
+    let (_, certificate) = x509_parser::parse_x509_certificate(der).ok()?;
+    let subject = certificate.subject();
+    let name = subject.iter_common_name().next()?.as_str().ok()?.to_owned();
+    let groups: Vec<&str> = subject.iter_organization().filter_map(|o| o.as_str().ok()).collect();
+    Some(User::new(&name, &groups))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn token_files() {
+        let tokens = Authenticator::parse_token_file("abc,jane,u1,\"dev,ops\"\n\n# x\nxyz,bob,u2\n").unwrap();
+        assert_eq!(tokens["abc"].groups, ["dev", "ops", "system:authenticated"]);
+        assert_eq!(tokens["xyz"].name, "bob");
+        assert!(Authenticator::parse_token_file("onlytoken").is_err());
+    }
+}

@@ -1,0 +1,239 @@
+//! Role-based access control: compiled roles and bindings, recompiled when one of them changes.
+
+use std::{
+    collections::HashMap,
+    sync::{Arc, RwLock},
+};
+
+use k8s_core::store::Store;
+use serde_json::Value;
+
+use crate::{
+    user::User,
+    value::{list, text},
+};
+
+/// What somebody wants to do.
+#[derive(Clone, Debug, Default)]
+pub struct Attributes<'a> {
+    /// Verb.
+    pub verb: &'a str,
+    /// API group.
+    pub group: &'a str,
+    /// Plural resource.
+    pub resource: &'a str,
+    /// Subresource, or empty.
+    pub subresource: &'a str,
+    /// Namespace, or empty.
+    pub namespace: &'a str,
+    /// Object name, or empty.
+    pub name: &'a str,
+    /// For paths that are no resources; else empty.
+    pub path: &'a str,
+}
+
+/// One rule of a role.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub struct Rule {
+    /// Verbs, or `*`.
+    pub verbs: Vec<String>,
+    /// API groups, or `*`.
+    pub groups: Vec<String>,
+    /// Resources (`pods`, `pods/log`, `*/scale`, `*`).
+    pub resources: Vec<String>,
+    /// Object names; empty: all.
+    pub names: Vec<String>,
+    /// Paths that are no resources; may end in `*`.
+    pub paths: Vec<String>,
+}
+
+fn texts(object: &Value, pointer: &str) -> Vec<String> {
+    list(object, pointer).iter().filter_map(Value::as_str).map(str::to_owned).collect()
+}
+
+fn has(list: &[String], value: &str) -> bool {
+    list.iter().any(|v| v == "*" || v == value)
+}
+
+impl Rule {
+    fn from_json(rule: &Value) -> Self {
+        Rule {
+            verbs: texts(rule, "/verbs"),
+            groups: texts(rule, "/apiGroups"),
+            resources: texts(rule, "/resources"),
+            names: texts(rule, "/resourceNames"),
+            paths: texts(rule, "/nonResourceURLs"),
+        }
+    }
+
+    /// Whether this rule allows it.
+    #[must_use]
+    pub fn allows(&self, a: &Attributes<'_>) -> bool {
+        if !has(&self.verbs, a.verb) {
+            return false;
+        }
+        if !a.path.is_empty() {
+            return self.paths.iter().any(|p| {
+                p == "*" || p == a.path || p.strip_suffix('*').is_some_and(|prefix| a.path.starts_with(prefix))
+            });
+        }
+        let resource = self.resources.iter().any(|r| {
+            r == "*"
+                || if a.subresource.is_empty() {
+                    r == a.resource
+                } else {
+                    r.split_once('/').is_some_and(|(base, sub)| {
+                        sub == a.subresource && (base == a.resource || base == "*")
+                    })
+                }
+        });
+        resource && has(&self.groups, a.group) && (self.names.is_empty() || self.names.iter().any(|n| n == a.name))
+    }
+}
+
+#[derive(Debug)]
+struct Grant {
+    /// Empty: everywhere.
+    namespace: String,
+    users: Vec<String>,
+    groups: Vec<String>,
+    rules: Arc<Vec<Rule>>,
+}
+
+#[derive(Debug, Default)]
+struct Compiled {
+    revisions: [u64; 4],
+    grants: Vec<Grant>,
+}
+
+const RESOURCES: [&str; 4] = [
+    "clusterroles.rbac.authorization.k8s.io",
+    "clusterrolebindings.rbac.authorization.k8s.io",
+    "roles.rbac.authorization.k8s.io",
+    "rolebindings.rbac.authorization.k8s.io",
+];
+
+/// Decides by the roles and bindings in a store.
+#[derive(Debug, Default)]
+pub struct Rbac {
+    compiled: RwLock<Arc<Compiled>>,
+}
+
+impl Rbac {
+    fn compiled(&self, store: &Store) -> Arc<Compiled> {
+        let revisions = RESOURCES.map(|r| store.last_change(r));
+        let known = self.compiled.read().unwrap_or_else(std::sync::PoisonError::into_inner).clone();
+        if known.revisions == revisions {
+            return known;
+        }
+        let new = Arc::new(compile(store, revisions));
+        *self.compiled.write().unwrap_or_else(std::sync::PoisonError::into_inner) = new.clone();
+        new
+    }
+
+    /// Whether `user` may do it.
+    #[must_use]
+    pub fn allows(&self, store: &Store, user: &User, a: &Attributes<'_>) -> bool {
+        if user.groups.iter().any(|g| g == "system:masters") {
+            return true;
+        }
+        let compiled = self.compiled(store);
+        compiled.grants.iter().any(|grant| {
+            (grant.namespace.is_empty() || (a.path.is_empty() && grant.namespace == a.namespace))
+                && grant.is_for(user)
+                && grant.rules.iter().any(|rule| rule.allows(a))
+        })
+    }
+
+    /// The rules that `user` has in a namespace.
+    #[must_use]
+    pub fn rules(&self, store: &Store, user: &User, namespace: &str) -> Vec<Rule> {
+        let everything = Rule {
+            verbs: vec!["*".into()],
+            groups: vec!["*".into()],
+            resources: vec!["*".into()],
+            names: Vec::new(),
+            paths: vec!["*".into()],
+        };
+        if user.groups.iter().any(|g| g == "system:masters") {
+            return vec![everything];
+        }
+        let compiled = self.compiled(store);
+        let mine = compiled.grants.iter().filter(|g| {
+            (g.namespace.is_empty() || g.namespace == namespace) && g.is_for(user)
+        });
+        mine.flat_map(|g| g.rules.iter().cloned()).collect()
+    }
+}
+
+impl Grant {
+    fn is_for(&self, user: &User) -> bool {
+        self.users.contains(&user.name) || self.groups.iter().any(|g| user.groups.contains(g))
+    }
+}
+
+fn compile(store: &Store, revisions: [u64; 4]) -> Compiled {
+    let mut roles: HashMap<(String, String), Arc<Vec<Rule>>> = HashMap::new();
+    for (resource, namespaced) in [(RESOURCES[0], false), (RESOURCES[2], true)] {
+        for stored in store.snapshot(resource).range("", "") {
+            let Ok(role) = serde_json::from_slice::<Value>(&stored.json) else { continue };
+            let rules = list(&role, "/rules").iter().map(Rule::from_json).collect();
+            let namespace = if namespaced { stored.namespace() } else { "" };
+            roles.insert((namespace.to_owned(), stored.name().to_owned()), Arc::new(rules));
+        }
+    }
+    let mut grants = Vec::new();
+    for (resource, namespaced) in [(RESOURCES[1], false), (RESOURCES[3], true)] {
+        for stored in store.snapshot(resource).range("", "") {
+            let Ok(binding) = serde_json::from_slice::<Value>(&stored.json) else { continue };
+            let namespace = if namespaced { stored.namespace() } else { "" };
+            let home = if text(&binding, "/roleRef/kind") == "ClusterRole" { "" } else { namespace };
+            let Some(rules) = roles.get(&(home.to_owned(), text(&binding, "/roleRef/name").to_owned())) else {
+                continue;
+            };
+            let mut grant =
+                Grant { namespace: namespace.into(), users: Vec::new(), groups: Vec::new(), rules: rules.clone() };
+            for subject in list(&binding, "/subjects") {
+                let name = text(subject, "/name").to_owned();
+                match text(subject, "/kind") {
+                    "User" => grant.users.push(name),
+                    "Group" => grant.groups.push(name),
+                    "ServiceAccount" => {
+                        let at = match text(subject, "/namespace") {
+                            "" => namespace,
+                            at => at,
+                        };
+                        grant.users.push(format!("system:serviceaccount:{at}:{name}"));
+                    }
+                    _ => {}
+                }
+            }
+            grants.push(grant);
+        }
+    }
+    Compiled { revisions, grants }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn rules() {
+        let rule = Rule {
+            verbs: vec!["get".into()],
+            groups: vec!["".into()],
+            resources: vec!["pods".into(), "pods/log".into(), "*/scale".into()],
+            names: vec![],
+            paths: vec!["/healthz/*".into()],
+        };
+        let ask = |verb, resource, subresource| rule.allows(&Attributes { verb, resource, subresource, ..Attributes::default() });
+        assert!(ask("get", "pods", ""));
+        assert!(ask("get", "pods", "log"));
+        assert!(ask("get", "things", "scale"));
+        assert!(!ask("get", "pods", "exec"));
+        assert!(!ask("list", "pods", ""));
+        assert!(rule.allows(&Attributes { verb: "get", path: "/healthz/x", ..Attributes::default() }));
+        assert!(!rule.allows(&Attributes { verb: "get", path: "/metrics", ..Attributes::default() }));
+    }
+}

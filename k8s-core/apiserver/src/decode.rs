@@ -1,0 +1,116 @@
+//! Bodies to JSON values: JSON and YAML, with duplicate fields found and depth and size limited.
+
+use std::fmt;
+
+use serde::de::{DeserializeSeed, Deserializer, MapAccess, SeqAccess, Visitor};
+use serde_json::{Map, Number, Value};
+
+/// The largest body, bytes (as etcd's largest request with upstream's slack).
+pub const MAX_BODY: usize = 3 << 20;
+
+/// Decodes JSON, collecting the paths of duplicate fields (the last one counts).
+///
+/// # Errors
+/// A description of where it is not JSON.
+pub fn json(bytes: &[u8]) -> Result<(Value, Vec<String>), String> {
+    let mut duplicates = Vec::new();
+    let mut deserializer = serde_json::Deserializer::from_slice(bytes);
+    let seed = Seed { path: &mut String::new(), duplicates: &mut duplicates };
+    let value = seed.deserialize(&mut deserializer).map_err(|e| e.to_string())?;
+    deserializer.end().map_err(|e| e.to_string())?;
+    Ok((value, duplicates))
+}
+
+/// Decodes YAML (one document).
+///
+/// # Errors
+/// A description of where it is not YAML.
+pub fn yaml(bytes: &[u8]) -> Result<Value, String> {
+    let text = std::str::from_utf8(bytes).map_err(|e| e.to_string())?;
+    serde_saphyr::from_str(text).map_err(|e| e.to_string())
+}
+
+struct Seed<'a> {
+    path: &'a mut String,
+    duplicates: &'a mut Vec<String>,
+}
+
+impl<'de> DeserializeSeed<'de> for Seed<'_> {
+    type Value = Value;
+    fn deserialize<D: Deserializer<'de>>(self, deserializer: D) -> Result<Value, D::Error> {
+        deserializer.deserialize_any(self)
+    }
+}
+
+impl<'de> Visitor<'de> for Seed<'_> {
+    type Value = Value;
+
+    fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("a JSON value")
+    }
+    fn visit_bool<E>(self, v: bool) -> Result<Value, E> {
+        Ok(v.into())
+    }
+    fn visit_i64<E>(self, v: i64) -> Result<Value, E> {
+        Ok(v.into())
+    }
+    fn visit_u64<E>(self, v: u64) -> Result<Value, E> {
+        Ok(v.into())
+    }
+    fn visit_f64<E>(self, v: f64) -> Result<Value, E> {
+        Ok(Number::from_f64(v).map_or(Value::Null, Value::Number))
+    }
+    fn visit_str<E>(self, v: &str) -> Result<Value, E> {
+        Ok(v.into())
+    }
+    fn visit_string<E>(self, v: String) -> Result<Value, E> {
+        Ok(v.into())
+    }
+    fn visit_unit<E>(self) -> Result<Value, E> {
+        Ok(Value::Null)
+    }
+    fn visit_seq<A: SeqAccess<'de>>(self, mut seq: A) -> Result<Value, A::Error> {
+        let mut items = Vec::new();
+        let length = self.path.len();
+        loop {
+            self.path.push_str(&format!("[{}]", items.len()));
+            let next = seq.next_element_seed(Seed { path: self.path, duplicates: self.duplicates })?;
+            self.path.truncate(length);
+            match next {
+                Some(item) => items.push(item),
+                None => return Ok(items.into()),
+            }
+        }
+    }
+    fn visit_map<A: MapAccess<'de>>(self, mut map: A) -> Result<Value, A::Error> {
+        let mut out = Map::new();
+        let length = self.path.len();
+        while let Some(key) = map.next_key::<String>()? {
+            if !self.path.is_empty() {
+                self.path.push('.');
+            }
+            self.path.push_str(&key);
+            let value = map.next_value_seed(Seed { path: self.path, duplicates: self.duplicates })?;
+            if out.insert(key, value).is_some() {
+                self.duplicates.push(self.path.clone());
+            }
+            self.path.truncate(length);
+        }
+        Ok(out.into())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn duplicates_are_found_and_depth_is_limited() {
+        let (value, duplicates) = json(br#"{"metadata":{"name":"b"},"data":{"k":"v","k":"w"},"l":[{"a":1,"a":2}]}"#).unwrap();
+        assert_eq!(duplicates, ["data.k", "l[0].a"]);
+        assert_eq!(value["data"]["k"], "w");
+        assert!(json(&b"[".repeat(100_000)).is_err());
+        assert!(json(b"{\"metadata\":").is_err());
+        assert!(json(b"{} x").is_err());
+    }
+}

@@ -1,0 +1,280 @@
+//! Deletion: preconditions, grace, finalizers, propagation.
+
+use std::{sync::Arc, time::Duration};
+
+use http::{Response, StatusCode};
+use k8s_core::{
+    client::Body,
+    status::ApiStatus,
+    store::{Expect, StoreError, Stored},
+};
+use serde_json::{Value, json};
+
+use crate::{
+    admission,
+    read::Selection,
+    resources::Resource,
+    respond,
+    server::{ApiServer, Call},
+    value::{child, encode, integer, list, text},
+    write::{current, decode_body, dry_run, object_response, precondition, put, store_failure, timestamp},
+};
+
+/// `DeleteOptions`, from body and query.
+#[derive(Debug, Default)]
+struct Options {
+    grace: Option<i64>,
+    propagation: String,
+    uid: String,
+    revision: String,
+}
+
+fn options(call: &Call, body: &[u8]) -> Result<Options, ApiStatus> {
+    let value = if body.is_empty() { json!({}) } else { decode_body(call, "DeleteOptions", body)?.0 };
+    let grace = call.query.number("gracePeriodSeconds").or_else(|| integer(&value, "/gracePeriodSeconds"));
+    let mut propagation = match call.query.get("propagationPolicy") {
+        "" => text(&value, "/propagationPolicy").to_owned(),
+        given => given.to_owned(),
+    };
+    if let (true, Some(orphan)) = (propagation.is_empty(), value.get("orphanDependents").and_then(Value::as_bool)) {
+        propagation = if orphan { "Orphan" } else { "Background" }.into();
+    }
+    if !["", "Orphan", "Background", "Foreground"].contains(&propagation.as_str()) {
+        let mut errors = crate::invalid::FieldErrors::default();
+        errors.not_supported("propagationPolicy", propagation, &["Background", "Foreground", "Orphan"]);
+        return Err(errors.into_status("meta.k8s.io", "DeleteOptions", ""));
+    }
+    Ok(Options {
+        grace: grace.map(|g| g.max(0)),
+        propagation,
+        uid: text(&value, "/preconditions/uid").into(),
+        revision: text(&value, "/preconditions/resourceVersion").into(),
+    })
+}
+
+/// Whether nothing keeps an object any more that was asked to go.
+pub(crate) fn is_finished(resource: &Resource, object: &Value) -> bool {
+    object.pointer("/metadata/deletionTimestamp").is_some()
+        && list(object, "/metadata/finalizers").is_empty()
+        && integer(object, "/metadata/deletionGracePeriodSeconds").unwrap_or(0) == 0
+        && (&*resource.storage != "namespaces" || list(object, "/spec/finalizers").is_empty())
+}
+
+/// Takes an object out of the store; its last state is `object`.
+pub(crate) async fn remove(
+    server: &ApiServer,
+    resource: &Resource,
+    key: &str,
+    revision: u64,
+    object: &Value,
+) -> Result<Arc<Stored>, StoreError> {
+    let gone = server
+        .inner
+        .store
+        .delete(&resource.storage, key, revision, |revision| {
+            let mut object = object.clone();
+            object["metadata"]["resourceVersion"] = revision.to_string().into();
+            encode(&object).into()
+        })
+        .await?;
+    server.inner.services.release(resource, object);
+    crate::extend::after_delete(server, resource, object);
+    Ok(gone)
+}
+
+/// What a deletion came to.
+enum Outcome {
+    Gone(Arc<Stored>),
+    Waiting(Arc<Stored>),
+}
+
+async fn delete_named(
+    server: &ApiServer,
+    resource: &Arc<Resource>,
+    key: &str,
+    options: &Options,
+    dry_run: bool,
+) -> Result<Outcome, ApiStatus> {
+    let name = key.rsplit('/').next().unwrap_or(key);
+    for _ in 0..16 {
+        let (stored, old) = current(server, resource, key, name)?;
+        if !options.uid.is_empty() && options.uid != *stored.uid {
+            return Err(precondition(resource, key, name, &options.uid, &stored.uid));
+        }
+        if !options.revision.is_empty() && options.revision != stored.revision.to_string() {
+            let why = format!(
+                "Precondition failed: ResourceVersion in precondition: {}, ResourceVersion in object meta: {}",
+                options.revision, stored.revision
+            );
+            return Err(ApiStatus::conflict(&resource.group, &resource.plural, name, &why));
+        }
+        admission::delete(resource, name)?;
+        let mut new = old.clone();
+        let grace = grace(resource, &old, options);
+        finalize(&mut new, options);
+        let keeps = !list(&new, "/metadata/finalizers").is_empty()
+            || (&*resource.storage == "namespaces" && !list(&new, "/spec/finalizers").is_empty());
+        let result = if grace == 0 && !keeps {
+            if dry_run {
+                return Ok(Outcome::Gone(stored));
+            }
+            remove(server, resource, key, stored.revision, &new).await.map(Outcome::Gone)
+        } else {
+            mark(server, resource, &mut new, grace);
+            if new == old || dry_run {
+                return Ok(Outcome::Waiting(stored));
+            }
+            put(server, resource, key, Expect::Revision(stored.revision), &new).await.map(Outcome::Waiting)
+        };
+        match result {
+            Ok(outcome) => return Ok(outcome),
+            Err(StoreError::Conflict { .. }) => {}
+            Err(e) => return Err(store_failure(resource, name, &e)),
+        }
+    }
+    Err(ApiStatus::conflict(&resource.group, &resource.plural, name, "the object has been modified; please apply your changes to the latest version and try again"))
+}
+
+/// Seconds that an object gets to end by itself: only pods that run somewhere do.
+fn grace(resource: &Resource, old: &Value, options: &Options) -> i64 {
+    if &*resource.storage != "pods" {
+        return 0;
+    }
+    let ended = ["Succeeded", "Failed"].contains(&text(old, "/status/phase"));
+    let idle = text(old, "/spec/nodeName").is_empty();
+    if ended || idle {
+        return 0;
+    }
+    let own = integer(old, "/spec/terminationGracePeriodSeconds").unwrap_or(30).max(0);
+    let wanted = options.grace.unwrap_or(own);
+    // A second delete may shorten the grace, never lengthen it.
+    match integer(old, "/metadata/deletionGracePeriodSeconds") {
+        Some(running) if old.pointer("/metadata/deletionTimestamp").is_some() => {
+            if options.grace.is_some() { wanted.min(running) } else { running }
+        }
+        _ => wanted,
+    }
+}
+
+fn finalize(object: &mut Value, options: &Options) {
+    let mut finalizers: Vec<Value> = list(object, "/metadata/finalizers").to_vec();
+    let before = finalizers.len();
+    let set = |list: &mut Vec<Value>, name: &str, wanted: bool| {
+        list.retain(|f| f != name);
+        if wanted {
+            list.push(name.into());
+        }
+    };
+    match options.propagation.as_str() {
+        "Orphan" => {
+            set(&mut finalizers, "orphan", true);
+            set(&mut finalizers, "foregroundDeletion", false);
+        }
+        "Foreground" => {
+            set(&mut finalizers, "foregroundDeletion", true);
+            set(&mut finalizers, "orphan", false);
+        }
+        "Background" => {
+            set(&mut finalizers, "orphan", false);
+            set(&mut finalizers, "foregroundDeletion", false);
+        }
+        _ => {}
+    }
+    if (finalizers.len() != before || !finalizers.is_empty())
+        && let Some(metadata) = child(object, "metadata").and_then(Value::as_object_mut)
+    {
+        if finalizers.is_empty() {
+            metadata.remove("finalizers");
+        } else {
+            metadata.insert("finalizers".into(), finalizers.into());
+        }
+    }
+}
+
+/// Marks an object as being deleted.
+fn mark(server: &ApiServer, resource: &Resource, object: &mut Value, grace: i64) {
+    let now = server.inner.clock.now();
+    let running = object.pointer("/metadata/deletionTimestamp").is_some();
+    let shorter = integer(object, "/metadata/deletionGracePeriodSeconds").is_none_or(|have| grace < have);
+    if !running || shorter {
+        let until = now.checked_add(Duration::from_secs(grace.unsigned_abs())).unwrap_or(now);
+        if let Some(metadata) = child(object, "metadata") {
+            metadata["deletionTimestamp"] = timestamp(until).into();
+            metadata["deletionGracePeriodSeconds"] = grace.into();
+            if let Some(generation) = integer(metadata, "/generation").filter(|_| !running) {
+                metadata["generation"] = (generation + 1).into();
+            }
+        }
+    }
+    if &*resource.storage == "namespaces"
+        && let Some(status) = child(object, "status")
+    {
+        status["phase"] = "Terminating".into();
+    }
+}
+
+/// DELETE of an object.
+pub(crate) async fn one(
+    server: &ApiServer,
+    call: &Call,
+    resource: &Arc<Resource>,
+    body: &[u8],
+) -> Result<Response<Body>, ApiStatus> {
+    let dry_run = dry_run(call, "DeleteOptions")?;
+    let options = options(call, body)?;
+    let key = resource.key(&call.info.namespace, &call.info.name);
+    match delete_named(server, resource, &key, &options, dry_run).await? {
+        Outcome::Waiting(stored) => object_response(server, call, resource, StatusCode::OK, &stored.json),
+        Outcome::Gone(stored) if resource.strategy.returns_deleted => {
+            object_response(server, call, resource, StatusCode::OK, &stored.json)
+        }
+        Outcome::Gone(stored) => {
+            let mut details = json!({"name": stored.name(), "kind": resource.plural, "uid": &*stored.uid});
+            if !resource.group.is_empty() {
+                details["group"] = resource.group.clone().into();
+            }
+            Ok(respond::json_value(
+                StatusCode::OK,
+                &json!({"kind": "Status", "apiVersion": "v1", "metadata": {}, "status": "Success", "details": details}),
+            ))
+        }
+    }
+}
+
+/// DELETE of a collection: everything that is selected, as it was when the request came.
+pub(crate) async fn collection(
+    server: &ApiServer,
+    call: &Call,
+    resource: &Arc<Resource>,
+    body: &[u8],
+) -> Result<Response<Body>, ApiStatus> {
+    let dry_run = dry_run(call, "DeleteOptions")?;
+    let options = options(call, body)?;
+    let selection = Selection::from_call(call, resource)?;
+    let snapshot = server.inner.store.snapshot(&resource.storage);
+    let prefix = selection.prefix();
+    let chosen: Vec<Arc<Stored>> =
+        snapshot.range(&prefix, "").filter(|s| selection.accepts(s)).cloned().collect();
+    let deletions = chosen.iter().map(|stored| async {
+        match delete_named(server, resource, &stored.key, &options, dry_run).await {
+            Err(e) if e.code() != 404 => Err(e),
+            _ => Ok(()),
+        }
+    });
+    for result in futures::future::join_all(deletions).await {
+        result?;
+    }
+    let items: Vec<Value> = chosen
+        .iter()
+        .filter_map(|s| serde_json::from_slice::<Value>(&s.json).ok())
+        .map(|mut object| {
+            resource.from_storage(&mut object);
+            object
+        })
+        .collect();
+    let list = json!({
+        "kind": resource.list_kind, "apiVersion": resource.api_version(),
+        "metadata": {"resourceVersion": server.inner.store.revision().to_string()}, "items": items,
+    });
+    Ok(respond::json_value(StatusCode::OK, &list))
+}

@@ -1,0 +1,199 @@
+//! Problems with an object's fields, collected and answered all at once.
+
+use std::fmt::Display;
+
+use k8s_core::{api::apimachinery::pkg::apis::meta::v1::StatusCause, status::ApiStatus};
+use serde_json::Value;
+
+/// One problem.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct FieldError {
+    reason: &'static str,
+    field: String,
+    message: String,
+}
+
+/// All problems of an object, in the order they were found.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct FieldErrors(Vec<FieldError>);
+
+fn with_detail(head: String, detail: &str) -> String {
+    if detail.is_empty() { head } else { format!("{head}: {detail}") }
+}
+
+impl FieldErrors {
+    fn push(&mut self, reason: &'static str, field: impl Display, message: String) {
+        self.0.push(FieldError { reason, field: field.to_string(), message });
+    }
+
+    /// A field must be there.
+    pub fn required(&mut self, field: impl Display, detail: &str) {
+        self.push("FieldValueRequired", field, with_detail("Required value".into(), detail));
+    }
+
+    /// A field has a value that it may not have.
+    pub fn invalid(&mut self, field: impl Display, value: impl Into<Value>, detail: impl Display) {
+        let message = with_detail(format!("Invalid value: {}", value.into()), &detail.to_string());
+        self.push("FieldValueInvalid", field, message);
+    }
+
+    /// A field has none of the values that it may have.
+    pub fn not_supported<S: AsRef<str>>(
+        &mut self,
+        field: impl Display,
+        value: impl Into<Value>,
+        supported: &[S],
+    ) {
+        let mut supported: Vec<String> = supported.iter().map(|s| format!("{:?}", s.as_ref())).collect();
+        supported.sort();
+        let message =
+            format!("Unsupported value: {}: supported values: {}", value.into(), supported.join(", "));
+        self.push("FieldValueNotSupported", field, message);
+    }
+
+    /// A field may not be there, or may not change.
+    pub fn forbidden(&mut self, field: impl Display, detail: &str) {
+        self.push("FieldValueForbidden", field, with_detail("Forbidden".into(), detail));
+    }
+
+    /// Another element has this value.
+    pub fn duplicate(&mut self, field: impl Display, value: impl Into<Value>) {
+        self.push("FieldValueDuplicate", field, format!("Duplicate value: {}", value.into()));
+    }
+
+    /// The value names something that is not there.
+    pub fn not_found(&mut self, field: impl Display, value: impl Into<Value>) {
+        self.push("FieldValueNotFound", field, format!("Not found: {}", value.into()));
+    }
+
+    /// The value is too long.
+    pub fn too_long(&mut self, field: impl Display, limit: usize) {
+        self.push("FieldValueTooLong", field, format!("Too long: may not be more than {limit} bytes"));
+    }
+
+    /// Whether there is none.
+    #[must_use]
+    pub fn is_empty(&self) -> bool {
+        self.0.is_empty()
+    }
+
+    /// The 422 answer about an object; `kind` may be followed by `.group`.
+    #[must_use]
+    pub fn into_status(self, group: &str, kind: &str, name: &str) -> ApiStatus {
+        let mut lines: Vec<String> = Vec::new();
+        for error in &self.0 {
+            let line = format!("{}: {}", error.field, error.message);
+            if !lines.contains(&line) {
+                lines.push(line);
+            }
+        }
+        let what = if group.is_empty() { kind.to_owned() } else { format!("{kind}.{group}") };
+        let problems = if lines.len() == 1 { lines.remove(0) } else { format!("[{}]", lines.join(", ")) };
+        let causes = self
+            .0
+            .into_iter()
+            .map(|e| StatusCause {
+                reason: Some(e.reason.into()),
+                message: Some(e.message),
+                field: Some(e.field),
+            })
+            .collect();
+        ApiStatus::new(422, "Invalid", format!("{what} \"{name}\" is invalid: {problems}"))
+            .about(group, kind, name)
+            .causes(causes)
+    }
+}
+
+/// Names as upstream checks them, with upstream's explanations.
+pub mod names {
+    /// What is wrong with a lower-case RFC 1123 label of at most 63 characters.
+    pub const LABEL_MESSAGE: &str = "a lowercase RFC 1123 label must consist of lower case alphanumeric characters or '-', and must start and end with an alphanumeric character (e.g. 'my-name',  or '123-abc', regex used for validation is '[a-z0-9]([-a-z0-9]*[a-z0-9])?')";
+    /// What is wrong with a lower-case RFC 1123 subdomain of at most 253 characters.
+    pub const SUBDOMAIN_MESSAGE: &str = "a lowercase RFC 1123 subdomain must consist of lower case alphanumeric characters, '-' or '.', and must start and end with an alphanumeric character (e.g. 'example.com', regex used for validation is '[a-z0-9]([-a-z0-9]*[a-z0-9])?(\\.[a-z0-9]([-a-z0-9]*[a-z0-9])?)*')";
+    /// What is wrong with an RFC 1035 label.
+    pub const LABEL_1035_MESSAGE: &str = "a DNS-1035 label must consist of lower case alphanumeric characters or '-', start with an alphabetic character, and end with an alphanumeric character (e.g. 'my-name',  or 'abc-123', regex used for validation is '[a-z]([-a-z0-9]*[a-z0-9])?')";
+    /// What is wrong with a ConfigMap's or Secret's key.
+    pub const KEY_MESSAGE: &str = "a valid config key must consist of alphanumeric characters, '-', '_' or '.' (e.g. 'key.name',  or 'KEY_NAME',  or 'key-name', regex used for validation is '[-._a-zA-Z0-9]+')";
+
+    fn alphanumeric(b: u8) -> bool {
+        b.is_ascii_lowercase() || b.is_ascii_digit()
+    }
+
+    /// Lower-case RFC 1123 label.
+    #[must_use]
+    pub fn is_label(name: &str) -> bool {
+        let b = name.as_bytes();
+        !b.is_empty()
+            && b.len() <= 63
+            && b.iter().all(|b| alphanumeric(*b) || *b == b'-')
+            && alphanumeric(b[0])
+            && alphanumeric(b[b.len() - 1])
+    }
+
+    /// Lower-case RFC 1123 subdomain.
+    #[must_use]
+    pub fn is_subdomain(name: &str) -> bool {
+        name.len() <= 253
+            && name.split('.').all(|part| {
+                let b = part.as_bytes();
+                !b.is_empty()
+                    && b.iter().all(|b| alphanumeric(*b) || *b == b'-')
+                    && alphanumeric(b[0])
+                    && alphanumeric(b[b.len() - 1])
+            })
+    }
+
+    /// RFC 1035 label.
+    #[must_use]
+    pub fn is_label_1035(name: &str) -> bool {
+        is_label(name) && name.as_bytes()[0].is_ascii_lowercase()
+    }
+
+    /// A key of a ConfigMap or Secret.
+    #[must_use]
+    pub fn is_config_key(key: &str) -> bool {
+        !key.is_empty()
+            && key.len() <= 253
+            && key != "."
+            && key != ".."
+            && key.bytes().all(|b| b.is_ascii_alphanumeric() || b"-_.".contains(&b))
+    }
+
+    /// A label's or annotation's key: an optional subdomain and a name.
+    #[must_use]
+    pub fn is_qualified(key: &str) -> bool {
+        let (prefix, name) = key.split_once('/').map_or((None, key), |(p, n)| (Some(p), n));
+        prefix.is_none_or(is_subdomain) && !name.is_empty() && is_label_value(name)
+    }
+
+    /// A label's value.
+    #[must_use]
+    pub fn is_label_value(value: &str) -> bool {
+        let b = value.as_bytes();
+        b.is_empty()
+            || (b.len() <= 63
+                && b.iter().all(|b| b.is_ascii_alphanumeric() || b"-_.".contains(b))
+                && b[0].is_ascii_alphanumeric()
+                && b[b.len() - 1].is_ascii_alphanumeric())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn one_problem_stands_alone_and_several_in_brackets() {
+        let mut errors = FieldErrors::default();
+        errors.required("spec.containers", "");
+        let one = errors.clone().into_status("", "Pod", "p");
+        assert_eq!(one.message(), "Pod \"p\" is invalid: spec.containers: Required value");
+        errors.not_supported("spec.restartPolicy", "Sometimes", &["Never", "Always"]);
+        let two = errors.into_status("apps", "Deployment", "d");
+        assert_eq!(
+            two.message(),
+            "Deployment.apps \"d\" is invalid: [spec.containers: Required value, spec.restartPolicy: Unsupported value: \"Sometimes\": supported values: \"Always\", \"Never\"]"
+        );
+        assert_eq!(two.code(), 422);
+    }
+}

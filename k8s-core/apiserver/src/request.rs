@@ -1,0 +1,162 @@
+//! What a request asks for, read from its method and path.
+
+use std::collections::HashMap;
+
+use http::Method;
+use percent_encoding::percent_decode_str;
+
+/// Decoded query parameters; the last of a name counts.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Query(HashMap<String, String>);
+
+impl Query {
+    /// Decodes a query string.
+    #[must_use]
+    pub fn parse(query: &str) -> Self {
+        let decode = |s: &str| percent_decode_str(&s.replace('+', " ")).decode_utf8_lossy().into_owned();
+        let pairs = query.split('&').filter(|p| !p.is_empty()).map(|p| {
+            let (key, value) = p.split_once('=').unwrap_or((p, ""));
+            (decode(key), decode(value))
+        });
+        Query(pairs.collect())
+    }
+
+    /// A parameter; empty where absent.
+    #[must_use]
+    pub fn get(&self, key: &str) -> &str {
+        self.0.get(key).map_or("", String::as_str)
+    }
+
+    /// Whether a parameter is there.
+    #[must_use]
+    pub fn has(&self, key: &str) -> bool {
+        self.0.contains_key(key)
+    }
+
+    /// A truth as Go parses it; absent and malformed are false.
+    #[must_use]
+    pub fn truth(&self, key: &str) -> bool {
+        matches!(self.get(key), "1" | "t" | "T" | "true" | "True" | "TRUE")
+    }
+
+    /// A whole number.
+    #[must_use]
+    pub fn number(&self, key: &str) -> Option<i64> {
+        self.get(key).parse().ok()
+    }
+}
+
+/// What a request asks for.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct RequestInfo {
+    /// `get`, `list`, `watch`, `create`, `update`, `patch`, `delete`, `deletecollection`; for other paths the method in lower case.
+    pub verb: String,
+    /// The path as it came.
+    pub path: String,
+    /// It is about a resource (below `/api/v1` or `/apis/<group>/<version>`).
+    pub is_resource: bool,
+    /// API group.
+    pub group: String,
+    /// API version.
+    pub version: String,
+    /// Namespace; empty for none.
+    pub namespace: String,
+    /// Plural resource name.
+    pub resource: String,
+    /// Object name; empty for collections.
+    pub name: String,
+    /// Subresource; empty for none.
+    pub subresource: String,
+    /// Path below a `proxy` subresource.
+    pub rest: String,
+}
+
+impl RequestInfo {
+    /// Reads a request's method, path and query.
+    #[must_use]
+    pub fn parse(method: &Method, path: &str, query: &Query) -> Self {
+        let decode = |s: &str| percent_decode_str(s).decode_utf8_lossy().into_owned();
+        let mut info = RequestInfo {
+            verb: method.as_str().to_lowercase(),
+            path: path.to_owned(),
+            ..RequestInfo::default()
+        };
+        let parts: Vec<&str> = path.split('/').filter(|p| !p.is_empty()).collect();
+        let rest = match parts.as_slice() {
+            ["api", version, rest @ ..] => {
+                info.version = decode(version);
+                rest
+            }
+            ["apis", group, version, rest @ ..] => {
+                info.group = decode(group);
+                info.version = decode(version);
+                rest
+            }
+            _ => return info,
+        };
+        if rest.is_empty() {
+            return info;
+        }
+        info.is_resource = true;
+        // The old form `/watch/...` asks for a watch.
+        let (watch, rest) = if rest[0] == "watch" && rest.len() > 1 { (true, &rest[1..]) } else { (false, rest) };
+        let rest = match rest {
+            // The namespace itself, and its own subresources.
+            ["namespaces", name, tail @ ..] if !tail.is_empty() && !matches!(tail, ["status" | "finalize"]) => {
+                info.namespace = decode(name);
+                tail
+            }
+            other => other,
+        };
+        if let ["namespaces", name, ..] = rest {
+            info.namespace = decode(name);
+        }
+        info.resource = rest.first().map(|r| decode(r)).unwrap_or_default();
+        info.name = rest.get(1).map(|r| decode(r)).unwrap_or_default();
+        info.subresource = rest.get(2).map(|r| decode(r)).unwrap_or_default();
+        if info.subresource == "proxy" {
+            let marker = "/proxy";
+            info.rest = path.find(marker).map(|at| path[at + marker.len()..].to_owned()).unwrap_or_default();
+        } else if rest.len() > 3 {
+            info.rest = rest[3..].join("/");
+        }
+        info.verb = match (method.as_str(), info.name.is_empty()) {
+            ("GET" | "HEAD", _) if watch || query.truth("watch") => "watch",
+            ("GET" | "HEAD", true) => "list",
+            ("GET" | "HEAD", false) => "get",
+            ("POST", _) => "create",
+            ("PUT", _) => "update",
+            ("PATCH", _) => "patch",
+            ("DELETE", true) => "deletecollection",
+            ("DELETE", false) => "delete",
+            (other, _) => other,
+        }
+        .to_owned();
+        info
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn parse(method: &str, path: &str, query: &str) -> RequestInfo {
+        RequestInfo::parse(&method.parse().unwrap(), path, &Query::parse(query))
+    }
+
+    #[test]
+    fn paths() {
+        let p = parse("GET", "/api/v1/namespaces/ns/pods/p/log", "");
+        assert_eq!((p.verb.as_str(), p.namespace.as_str(), p.resource.as_str(), p.name.as_str(), p.subresource.as_str()), ("get", "ns", "pods", "p", "log"));
+        let p = parse("GET", "/apis/apps/v1/deployments", "watch=1");
+        assert_eq!((p.verb.as_str(), p.group.as_str(), p.resource.as_str()), ("watch", "apps", "deployments"));
+        let p = parse("PUT", "/api/v1/namespaces/ns/finalize", "");
+        assert_eq!((p.resource.as_str(), p.name.as_str(), p.subresource.as_str()), ("namespaces", "ns", "finalize"));
+        let p = parse("DELETE", "/api/v1/namespaces/ns", "");
+        assert_eq!((p.verb.as_str(), p.resource.as_str(), p.name.as_str()), ("delete", "namespaces", "ns"));
+        let p = parse("GET", "/api/v1/namespaces/ns/services/http:web:80/proxy/a/b", "");
+        assert_eq!((p.name.as_str(), p.rest.as_str()), ("http:web:80", "/a/b"));
+        assert!(!parse("GET", "/healthz", "").is_resource);
+        assert_eq!(Query::parse("a=b%20c&d").get("a"), "b c");
+    }
+}

@@ -1,0 +1,209 @@
+//! Resources made at run time: what a CustomResourceDefinition or a ThirdPartyResource serves.
+
+use std::sync::Arc;
+
+use k8s_core::{legacy::third_party_kind, schema::Schema};
+use serde_json::{Value, json};
+
+use super::{
+    ALL_VERBS, Columns, Resource, ScalePaths, Subresource,
+    columns::{CustomColumn, custom_default},
+    storage_name,
+    strategy::{BASE, Strategy},
+};
+use crate::value::{list, text, truth};
+
+static CUSTOM: Strategy = Strategy { generation: true, ..BASE };
+
+fn subresource(name: &str, kind: &str, group_version: Option<(&str, &str)>) -> Subresource {
+    Subresource {
+        name: name.into(),
+        kind: kind.into(),
+        group_version: group_version.map(|(g, v)| (g.to_owned(), v.to_owned())),
+        verbs: ["get", "patch", "update"].map(str::to_owned).into(),
+    }
+}
+
+fn texts(object: &Value, pointer: &str) -> Vec<String> {
+    list(object, pointer).iter().filter_map(Value::as_str).map(str::to_owned).collect()
+}
+
+/// `.spec.replicas` as a JSON pointer.
+fn pointer(path: &str) -> String {
+    path.replace('.', "/")
+}
+
+/// The resources that a CustomResourceDefinition serves, one for each served version. A version whose schema does not compile is left out.
+#[must_use]
+pub fn from_definition(crd: &Value) -> Vec<Arc<Resource>> {
+    let (group, plural, kind) =
+        (text(crd, "/spec/group"), text(crd, "/spec/names/plural"), text(crd, "/spec/names/kind"));
+    let versions = list(crd, "/spec/versions");
+    let Some(stored) = versions.iter().find(|v| truth(v, "/storage")) else { return Vec::new() };
+    let storage_version = format!("{group}/{}", text(stored, "/name"));
+    let served = versions.iter().filter(|v| truth(v, "/served"));
+    served
+        .filter_map(|version| {
+            let open_api = version
+                .pointer("/schema/openAPIV3Schema")
+                .cloned()
+                .unwrap_or_else(|| json!({"type": "object"}));
+            let schema = Schema::custom(&open_api).ok()?;
+            let mut subresources = Vec::new();
+            let has_status = version.pointer("/subresources/status").is_some();
+            let scale = version.pointer("/subresources/scale").map(|s| ScalePaths {
+                spec: pointer(text(s, "/specReplicasPath")),
+                status: pointer(text(s, "/statusReplicasPath")),
+                selector: pointer(text(s, "/labelSelectorPath")),
+            });
+            if scale.is_some() {
+                subresources.push(subresource("scale", "Scale", Some(("autoscaling", "v1"))));
+            }
+            if has_status {
+                subresources.push(subresource("status", kind, None));
+            }
+            let mut columns: Vec<CustomColumn> = list(version, "/additionalPrinterColumns")
+                .iter()
+                .map(|c| CustomColumn {
+                    name: text(c, "/name").into(),
+                    kind: text(c, "/type").into(),
+                    format: text(c, "/format").into(),
+                    description: text(c, "/description").into(),
+                    priority: c
+                        .pointer("/priority")
+                        .and_then(Value::as_i64)
+                        .and_then(|p| p.try_into().ok())
+                        .unwrap_or(0),
+                    path: text(c, "/jsonPath").into(),
+                })
+                .collect();
+            if columns.is_empty() {
+                columns.push(custom_default());
+            }
+            Some(Arc::new(Resource {
+                group: group.into(),
+                version: text(version, "/name").into(),
+                kind: kind.into(),
+                list_kind: text(crd, "/spec/names/listKind").into(),
+                plural: plural.into(),
+                singular: text(crd, "/spec/names/singular").into(),
+                short_names: texts(crd, "/spec/names/shortNames"),
+                categories: texts(crd, "/spec/names/categories"),
+                namespaced: text(crd, "/spec/scope") == "Namespaced",
+                verbs: ALL_VERBS.to_vec(),
+                subresources,
+                storage: storage_name(group, plural),
+                storage_version: storage_version.clone(),
+                has_status,
+                scale,
+                fields: list(version, "/selectableFields")
+                    .iter()
+                    .map(|f| text(f, "/jsonPath").trim_start_matches('.').to_owned())
+                    .collect(),
+                columns: Columns::Custom(columns.into()),
+                schema,
+                served_schema: None,
+                strategy: &CUSTOM,
+                conversion: None,
+                custom: true,
+                open_api: Some(Arc::new(open_api)),
+                generate: None,
+            }))
+        })
+        .collect()
+}
+
+/// The status that a CustomResourceDefinition gets once it is served.
+#[must_use]
+pub fn accepted_status(crd: &Value, now: &str) -> Value {
+    let old = list(crd, "/status/conditions");
+    let condition = |kind: &str, reason: &str, message: &str| {
+        let before = old.iter().find(|c| text(c, "/type") == kind && text(c, "/status") == "True");
+        let since = before.map_or(now, |c| text(c, "/lastTransitionTime"));
+        json!({"type": kind, "status": "True", "reason": reason, "message": message, "lastTransitionTime": since})
+    };
+    let stored =
+        list(crd, "/spec/versions").iter().find(|v| truth(v, "/storage")).map_or("", |v| text(v, "/name"));
+    let mut versions = list(crd, "/status/storedVersions").to_vec();
+    if !versions.iter().any(|v| v == stored) {
+        versions.push(stored.into());
+    }
+    json!({
+        "conditions": [
+            condition("NamesAccepted", "NoConflicts", "no conflicts found"),
+            condition("Established", "InitialNamesAccepted", "the initial names have been accepted"),
+        ],
+        "acceptedNames": crd.pointer("/spec/names").cloned().unwrap_or_default(),
+        "storedVersions": versions,
+    })
+}
+
+/// The resources that a ThirdPartyResource serves: objects of any shape.
+#[must_use]
+pub fn from_third_party(tpr: &Value) -> Vec<Arc<Resource>> {
+    let Some((kind, group)) = third_party_kind(text(tpr, "/metadata/name")) else { return Vec::new() };
+    let singular = kind.to_lowercase();
+    let plural = if singular.ends_with('s') { format!("{singular}es") } else { format!("{singular}s") };
+    let versions: Vec<&str> = list(tpr, "/versions").iter().map(|v| text(v, "/name")).collect();
+    let Some(stored) = versions.first() else { return Vec::new() };
+    let open_api = Arc::new(json!({"type": "object", "x-kubernetes-preserve-unknown-fields": true}));
+    versions
+        .iter()
+        .map(|version| {
+            Arc::new(Resource {
+                group: group.clone(),
+                version: (*version).into(),
+                kind: kind.clone(),
+                list_kind: format!("{kind}List"),
+                plural: plural.clone(),
+                singular: singular.clone(),
+                short_names: Vec::new(),
+                categories: Vec::new(),
+                namespaced: true,
+                verbs: ALL_VERBS.to_vec(),
+                subresources: Vec::new(),
+                storage: storage_name(&group, &plural),
+                storage_version: format!("{group}/{stored}"),
+                has_status: false,
+                scale: None,
+                fields: Arc::new([]),
+                columns: Columns::Custom(Arc::new([custom_default()])),
+                schema: Schema::anything(),
+                served_schema: None,
+                strategy: &CUSTOM,
+                conversion: None,
+                custom: true,
+                open_api: Some(open_api.clone()),
+                generate: None,
+            })
+        })
+        .collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_third_party_resource_is_served() {
+        let made = from_third_party(
+            &json!({"metadata": {"name": "rds-database.stable.example.com"}, "versions": [{"name": "v1"}]}),
+        );
+        assert_eq!(
+            (made[0].kind.as_str(), made[0].plural.as_str(), made[0].group.as_str()),
+            ("RdsDatabase", "rdsdatabases", "stable.example.com")
+        );
+    }
+
+    #[test]
+    fn a_definition_with_scale_and_columns() {
+        let crd = json!({"spec": {"group": "g.example.com", "scope": "Namespaced", "names": {"plural": "things", "kind": "Thing", "singular": "thing", "listKind": "ThingList", "shortNames": ["th"]},
+            "versions": [{"name": "v1", "served": true, "storage": true, "schema": {"openAPIV3Schema": {"type": "object", "properties": {"spec": {"type": "object", "properties": {"replicas": {"type": "integer"}}}}}},
+                "subresources": {"status": {}, "scale": {"specReplicasPath": ".spec.replicas", "statusReplicasPath": ".status.replicas"}},
+                "additionalPrinterColumns": [{"name": "R", "type": "integer", "jsonPath": ".spec.replicas"}]}]}});
+        let made = from_definition(&crd);
+        assert_eq!(made[0].scale.as_ref().unwrap().spec, "/spec/replicas");
+        assert!(made[0].has_status);
+        assert_eq!(list(&accepted_status(&crd, "2026-01-01T00:00:00Z"), "/storedVersions"), [json!("v1")]);
+    }
+}

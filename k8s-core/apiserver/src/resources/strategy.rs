@@ -1,0 +1,120 @@
+//! What is particular to a resource: its defaults beyond the schema, its rules, and what a write may change.
+//!
+//! Everything works on the stored form, so each rule is written once for all versions of a resource.
+
+pub mod autoscale;
+pub mod core;
+pub mod extensions;
+pub mod job;
+pub mod network;
+pub mod pod;
+pub mod rbac;
+pub mod service;
+pub mod storage;
+pub mod workload;
+
+use serde_json::Value;
+
+use crate::invalid::{FieldErrors, names};
+
+/// Which names objects may have.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum NameRule {
+    /// Lower-case RFC 1123 subdomain.
+    Subdomain,
+    /// Lower-case RFC 1123 label.
+    Label,
+    /// RFC 1035 label.
+    Label1035,
+    /// Anything that is one path segment.
+    Segment,
+}
+
+/// What is particular to a resource.
+#[derive(Debug)]
+pub struct Strategy {
+    /// Which names objects may have.
+    pub name: NameRule,
+    /// Counts changes of the spec in `metadata.generation`.
+    pub generation: bool,
+    /// A delete answers with the object instead of a Status.
+    pub returns_deleted: bool,
+    /// Fills in what is absent.
+    pub default: fn(&mut Value),
+    /// Sets what the server decides on creation (beyond metadata); runs before validation.
+    pub create: fn(&mut Value),
+    /// Carries over what an update may not change; gets the new and the old object, before validation.
+    pub update: fn(&mut Value, &Value),
+    /// Rules that always hold.
+    pub validate: fn(&Value, &mut FieldErrors),
+    /// Rules for an update; gets the new and the old object.
+    pub validate_update: fn(&Value, &Value, &mut FieldErrors),
+    /// Rules for a status write; gets the new and the old object.
+    pub validate_status: fn(&Value, &Value, &mut FieldErrors),
+}
+
+/// What most resources do.
+pub(crate) const BASE: Strategy = Strategy {
+    name: NameRule::Subdomain,
+    generation: false,
+    returns_deleted: false,
+    default: |_| {},
+    create: |_| {},
+    update: |_, _| {},
+    validate: |_, _| {},
+    validate_update: |_, _, _| {},
+    validate_status: |_, _, _| {},
+};
+
+impl NameRule {
+    /// Checks a name.
+    pub fn check(self, field: &str, name: &str, errors: &mut FieldErrors) {
+        let (good, message) = match self {
+            NameRule::Subdomain => (names::is_subdomain(name), names::SUBDOMAIN_MESSAGE),
+            NameRule::Label => (names::is_label(name), names::LABEL_MESSAGE),
+            NameRule::Label1035 => (names::is_label_1035(name), names::LABEL_1035_MESSAGE),
+            NameRule::Segment => (
+                name != "." && name != ".." && !name.contains(['/', '%']),
+                "may not be '.' or '..' and may not contain '/' or '%'",
+            ),
+        };
+        let limit = if matches!(self, NameRule::Label | NameRule::Label1035) { 63 } else { 253 };
+        if name.len() > limit {
+            errors.invalid(field, name, format!("must be no more than {limit} characters"));
+        } else if !good {
+            errors.invalid(field, name, message);
+        }
+    }
+}
+
+/// Checks labels at `field`.
+pub(crate) fn check_labels(object: &Value, pointer: &str, field: &str, errors: &mut FieldErrors) {
+    for (key, value) in crate::value::map(object, pointer).into_iter().flatten() {
+        if !names::is_qualified(key) {
+            errors.invalid(field, key.as_str(), "name part must consist of alphanumeric characters, '-', '_' or '.', and must start and end with an alphanumeric character (e.g. 'MyName',  or 'my.name',  or '123-abc', regex used for validation is '([A-Za-z0-9][-A-Za-z0-9_.]*)?[A-Za-z0-9]')");
+        }
+        let value = value.as_str().unwrap_or_default();
+        if !names::is_label_value(value) {
+            errors.invalid(field, value, "a valid label must be an empty string or consist of alphanumeric characters, '-', '_' or '.', and must start and end with an alphanumeric character (e.g. 'MyValue',  or 'my_value',  or '12345', regex used for validation is '(([A-Za-z0-9][-A-Za-z0-9_.]*)?[A-Za-z0-9])?')");
+        }
+    }
+}
+
+/// Reports a field that changed though it may not.
+pub(crate) fn immutable(new: &Value, old: &Value, pointer: &str, errors: &mut FieldErrors) {
+    let (now, before) = (new.pointer(pointer), old.pointer(pointer));
+    if now != before {
+        let field = pointer.trim_start_matches('/').replace('/', ".");
+        errors.invalid(field, now.cloned().unwrap_or_default(), "field is immutable");
+    }
+}
+
+/// Checks that a number is not negative.
+pub(crate) fn not_negative(object: &Value, pointer: &str, errors: &mut FieldErrors) {
+    if let Some(n) = crate::value::integer(object, pointer)
+        && n < 0
+    {
+        let field = pointer.trim_start_matches('/').replace('/', ".");
+        errors.invalid(field, n, "must be greater than or equal to 0");
+    }
+}

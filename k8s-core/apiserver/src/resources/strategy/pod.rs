@@ -1,0 +1,293 @@
+//! Pods: defaults, rules, and what may change.
+
+mod rules;
+
+use k8s_core::meta::Quantity;
+use serde_json::{Map, Value, json};
+
+use super::{BASE, Strategy};
+use crate::{
+    invalid::FieldErrors,
+    value::{child, default, default_text, list, text},
+};
+
+pub(super) use rules::check_template;
+
+/// Pods.
+pub static STRATEGY: Strategy = Strategy {
+    generation: true,
+    returns_deleted: true,
+    default: |pod| {
+        if let Some(spec) = child(pod, "spec") {
+            default_spec(spec);
+            default(spec, "enableServiceLinks", true);
+        }
+    },
+    create: |pod| {
+        let qos = qos_class(pod.get("spec").unwrap_or(&Value::Null));
+        pod["status"] = json!({"phase": "Pending", "qosClass": qos});
+    },
+    validate: |pod, errors| {
+        super::check_labels(pod, "/metadata/labels", "metadata.labels", errors);
+        rules::check_spec(pod.get("spec").unwrap_or(&Value::Null), "spec", errors);
+    },
+    validate_update: rules::check_update,
+    validate_status: |new, old, errors| {
+        let before = text(old, "/status/nominatedNodeName");
+        let _ = before;
+        if text(new, "/spec/nodeName") != text(old, "/spec/nodeName") {
+            errors.forbidden("spec.nodeName", "may not be changed directly");
+        }
+    },
+    ..BASE
+};
+
+/// Fills in a pod spec, in a pod or a template.
+pub(super) fn default_spec(spec: &mut Value) {
+    default_text(spec, "restartPolicy", "Always");
+    default(spec, "terminationGracePeriodSeconds", 30);
+    default_text(spec, "dnsPolicy", "ClusterFirst");
+    default(spec, "securityContext", json!({}));
+    default_text(spec, "schedulerName", "default-scheduler");
+    // The old name of serviceAccountName; both are kept equal.
+    let account = match text(spec, "/serviceAccountName") {
+        "" => text(spec, "/serviceAccount").to_owned(),
+        name => name.to_owned(),
+    };
+    if !account.is_empty() {
+        spec["serviceAccountName"] = account.clone().into();
+        spec["serviceAccount"] = account.into();
+    }
+    let host_network = crate::value::truth(spec, "/hostNetwork");
+    for field in ["containers", "initContainers", "ephemeralContainers"] {
+        for container in each(spec, field) {
+            default_container(container, host_network);
+        }
+    }
+    for volume in each(spec, "volumes") {
+        default_volume(volume);
+    }
+    for constraint in each(spec, "topologySpreadConstraints") {
+        default_text(constraint, "whenUnsatisfiable", "DoNotSchedule");
+    }
+}
+
+fn each<'a>(object: &'a mut Value, field: &str) -> impl Iterator<Item = &'a mut Value> {
+    object.get_mut(field).and_then(Value::as_array_mut).into_iter().flatten()
+}
+
+fn default_container(container: &mut Value, host_network: bool) {
+    default(container, "resources", json!({}));
+    default_text(container, "terminationMessagePath", "/dev/termination-log");
+    default_text(container, "terminationMessagePolicy", "File");
+    let policy = if tag_is_latest(text(container, "/image")) { "Always" } else { "IfNotPresent" };
+    default_text(container, "imagePullPolicy", policy);
+    for port in each(container, "ports") {
+        default_text(port, "protocol", "TCP");
+        if host_network && let Some(number) = port.get("containerPort").cloned() {
+            default(port, "hostPort", number);
+        }
+    }
+    for env in each(container, "env") {
+        if let Some(reference) = env.pointer_mut("/valueFrom/fieldRef") {
+            default_text(reference, "apiVersion", "v1");
+        }
+        if let Some(reference) = env.pointer_mut("/valueFrom/resourceFieldRef") {
+            default(reference, "divisor", "0");
+        }
+    }
+    for name in ["livenessProbe", "readinessProbe", "startupProbe"] {
+        if let Some(probe) = container.get_mut(name).filter(|p| p.is_object()) {
+            default(probe, "timeoutSeconds", 1);
+            default(probe, "periodSeconds", 10);
+            default(probe, "successThreshold", 1);
+            default(probe, "failureThreshold", 3);
+            default_http(probe);
+            if let Some(grpc) = probe.get_mut("grpc") {
+                default(grpc, "service", "");
+            }
+        }
+    }
+    for name in ["postStart", "preStop"] {
+        if let Some(hook) = container.pointer_mut(&format!("/lifecycle/{name}")) {
+            default_http(hook);
+        }
+    }
+    // What is limited and not requested is requested as it is limited.
+    let limits = container.pointer("/resources/limits").and_then(Value::as_object).cloned();
+    if let Some(limits) = limits
+        && let Some(requests) = child(container, "resources").and_then(|r| child(r, "requests"))
+    {
+        for (name, limit) in limits {
+            default(requests, &name, limit);
+        }
+    }
+}
+
+fn default_http(handler: &mut Value) {
+    if let Some(get) = handler.get_mut("httpGet").filter(|g| g.is_object()) {
+        default_text(get, "path", "/");
+        default_text(get, "scheme", "HTTP");
+    }
+}
+
+/// Whether an image reference means the tag `latest`.
+fn tag_is_latest(image: &str) -> bool {
+    if image.contains('@') {
+        return false;
+    }
+    let last = image.rsplit('/').next().unwrap_or(image);
+    last.split_once(':').is_none_or(|(_, tag)| tag == "latest")
+}
+
+fn default_volume(volume: &mut Value) {
+    let Some(map) = volume.as_object_mut() else { return };
+    if map.keys().all(|k| k == "name") {
+        map.insert("emptyDir".into(), json!({}));
+    }
+    for name in ["secret", "configMap", "downwardAPI", "projected"] {
+        if let Some(source) = volume.get_mut(name).filter(|s| s.is_object()) {
+            default(source, "defaultMode", 420);
+            default_items(source);
+        }
+    }
+    if let Some(host) = volume.get_mut("hostPath").filter(|s| s.is_object()) {
+        default(host, "type", "");
+    }
+    let sources = volume.pointer_mut("/projected/sources").and_then(Value::as_array_mut);
+    for source in sources.into_iter().flatten() {
+        if let Some(token) = source.get_mut("serviceAccountToken").filter(|s| s.is_object()) {
+            default(token, "expirationSeconds", 3600);
+        }
+        if let Some(downward) = source.get_mut("downwardAPI") {
+            default_items(downward);
+        }
+    }
+}
+
+fn default_items(source: &mut Value) {
+    for item in each(source, "items") {
+        if let Some(reference) = item.get_mut("fieldRef").filter(|r| r.is_object()) {
+            default_text(reference, "apiVersion", "v1");
+        }
+    }
+}
+
+/// The quality of service that requests and limits amount to.
+#[must_use]
+pub fn qos_class(spec: &Value) -> &'static str {
+    let mut any = false;
+    let mut guaranteed = true;
+    for container in list(spec, "/containers").iter().chain(list(spec, "/initContainers")) {
+        let amounts = |name: &str| -> Map<String, Value> {
+            container
+                .pointer(&format!("/resources/{name}"))
+                .and_then(Value::as_object)
+                .cloned()
+                .unwrap_or_default()
+        };
+        let (requests, limits) = (amounts("requests"), amounts("limits"));
+        let amount = |map: &Map<String, Value>, name: &str| {
+            map.get(name)
+                .and_then(Value::as_str)
+                .and_then(|q| q.parse::<Quantity>().ok())
+                .filter(|q| !q.is_zero())
+        };
+        for name in ["cpu", "memory"] {
+            let (request, limit) = (amount(&requests, name), amount(&limits, name));
+            any |= request.is_some() || limit.is_some();
+            guaranteed &= limit.is_some() && (request.is_none() || request == limit);
+        }
+    }
+    match (any, guaranteed) {
+        (false, _) => "BestEffort",
+        (true, true) => "Guaranteed",
+        (true, false) => "Burstable",
+    }
+}
+
+/// Marks a pod as placed on a node; for the binding subresource.
+///
+/// # Errors
+/// Why it cannot be placed there, as upstream says it.
+pub fn bind(
+    pod: &mut Value,
+    node: &str,
+    annotations: Option<&Map<String, Value>>,
+    now: &str,
+) -> Result<(), String> {
+    if pod.pointer("/metadata/deletionTimestamp").is_some() {
+        return Err(format!(
+            "pod {} is being deleted, cannot be assigned to a host",
+            text(pod, "/metadata/name")
+        ));
+    }
+    let have = text(pod, "/spec/nodeName");
+    if !have.is_empty() {
+        return Err(format!("pod {} is already assigned to node {have:?}", text(pod, "/metadata/name")));
+    }
+    if let Some(spec) = child(pod, "spec") {
+        spec["nodeName"] = node.into();
+    }
+    if let (Some(annotations), Some(target)) =
+        (annotations, child(pod, "metadata").and_then(|m| child(m, "annotations")))
+    {
+        for (key, value) in annotations {
+            target[key] = value.clone();
+        }
+    }
+    if let Some(status) = child(pod, "status") {
+        let mut conditions: Vec<Value> = list(status, "/conditions").to_vec();
+        conditions.retain(|c| text(c, "/type") != "PodScheduled");
+        let generation = 1;
+        conditions.push(json!({"type": "PodScheduled", "status": "True", "lastProbeTime": null, "lastTransitionTime": now, "observedGeneration": generation}));
+        for condition in &mut conditions {
+            if let Some(map) = condition.as_object_mut() {
+                map.retain(|_, v| !v.is_null());
+            }
+        }
+        status["conditions"] = conditions.into();
+    }
+    Ok(())
+}
+
+/// Whether a value is missing or empty text.
+pub(super) fn is_blank(value: Option<&Value>) -> bool {
+    value.is_none_or(|v| v.is_null() || v == "")
+}
+
+/// Checks a whole template's metadata and spec.
+pub(super) fn template_errors(template: &Value, field: &str, errors: &mut FieldErrors) {
+    check_template(template, field, errors);
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn pull_policy_follows_the_tag() {
+        for (image, latest) in [
+            ("nginx", true),
+            ("nginx:1.7.9", false),
+            ("r:5000/nginx", true),
+            ("a/b:latest", true),
+            ("a@sha256:00", false),
+        ] {
+            assert_eq!(tag_is_latest(image), latest, "{image}");
+        }
+    }
+
+    #[test]
+    fn quality_of_service() {
+        let with = |resources: Value| json!({"containers": [{"resources": resources}]});
+        assert_eq!(qos_class(&with(json!({}))), "BestEffort");
+        assert_eq!(qos_class(&with(json!({"requests": {"cpu": "1"}}))), "Burstable");
+        assert_eq!(
+            qos_class(&with(
+                json!({"limits": {"cpu": "1", "memory": "1Gi"}, "requests": {"cpu": "1000m", "memory": "1Gi"}})
+            )),
+            "Guaranteed"
+        );
+    }
+}

@@ -1,0 +1,375 @@
+//! The rules of pod specs.
+
+use std::collections::HashSet;
+
+use k8s_core::meta::Quantity;
+use serde_json::{Value, json};
+
+use super::is_blank;
+use crate::{
+    invalid::{FieldErrors, names},
+    value::{integer, list, map, text},
+};
+
+/// Checks a template: its labels and its spec.
+pub(in crate::resources) fn check_template(template: &Value, field: &str, errors: &mut FieldErrors) {
+    super::super::check_labels(template, "/metadata/labels", &format!("{field}.metadata.labels"), errors);
+    check_spec(template.get("spec").unwrap_or(&Value::Null), &format!("{field}.spec"), errors);
+}
+
+/// Checks a pod spec.
+pub(super) fn check_spec(spec: &Value, at: &str, errors: &mut FieldErrors) {
+    let volumes = check_volumes(spec, at, errors);
+    let containers = list(spec, "/containers");
+    if containers.is_empty() {
+        errors.required(format!("{at}.containers"), "");
+    }
+    let mut seen = HashSet::new();
+    for (i, container) in list(spec, "/initContainers").iter().enumerate() {
+        check_container(container, &format!("{at}.initContainers[{i}]"), &volumes, &mut seen, errors);
+        let policy = text(container, "/restartPolicy");
+        if !policy.is_empty() && policy != "Always" {
+            errors.not_supported(format!("{at}.initContainers[{i}].restartPolicy"), policy, &["Always"]);
+        }
+    }
+    for (i, container) in containers.iter().enumerate() {
+        check_container(container, &format!("{at}.containers[{i}]"), &volumes, &mut seen, errors);
+    }
+    one_of(spec, "restartPolicy", &["Always", "OnFailure", "Never"], at, errors);
+    one_of(spec, "dnsPolicy", &["ClusterFirst", "ClusterFirstWithHostNet", "Default", "None"], at, errors);
+    super::super::not_negative(spec, "/terminationGracePeriodSeconds", errors);
+    if let Some(n) = integer(spec, "/activeDeadlineSeconds")
+        && n < 1
+    {
+        errors.invalid(
+            format!("{at}.activeDeadlineSeconds"),
+            n,
+            "must be between 1 and 2147483647, inclusive",
+        );
+    }
+    for name in ["hostname", "subdomain"] {
+        let value = text(spec, &format!("/{name}"));
+        if !value.is_empty() && !names::is_label(value) {
+            errors.invalid(format!("{at}.{name}"), value, names::LABEL_MESSAGE);
+        }
+    }
+    let account = text(spec, "/serviceAccountName");
+    if !account.is_empty() && !names::is_subdomain(account) {
+        errors.invalid(format!("{at}.serviceAccountName"), account, names::SUBDOMAIN_MESSAGE);
+    }
+    for (i, toleration) in list(spec, "/tolerations").iter().enumerate() {
+        let at = format!("{at}.tolerations[{i}]");
+        let operator = text(toleration, "/operator");
+        if !["", "Equal", "Exists", "Lt", "Gt"].contains(&operator) {
+            errors.not_supported(format!("{at}.operator"), operator, &["Equal", "Exists"]);
+        }
+        if operator == "Exists" && !text(toleration, "/value").is_empty() {
+            errors.invalid(
+                format!("{at}.operator"),
+                text(toleration, "/value"),
+                "value must be empty when `operator` is 'Exists'",
+            );
+        }
+        let effect = text(toleration, "/effect");
+        if !["", "NoSchedule", "PreferNoSchedule", "NoExecute"].contains(&effect) {
+            errors.not_supported(
+                format!("{at}.effect"),
+                effect,
+                &["NoSchedule", "PreferNoSchedule", "NoExecute"],
+            );
+        }
+    }
+    super::super::check_labels(spec, "/nodeSelector", &format!("{at}.nodeSelector"), errors);
+}
+
+fn one_of(object: &Value, field: &str, values: &[&str], at: &str, errors: &mut FieldErrors) {
+    let value = text(object, &format!("/{field}"));
+    if value.is_empty() {
+        errors.required(format!("{at}.{field}"), "");
+    } else if !values.contains(&value) {
+        errors.not_supported(format!("{at}.{field}"), value, values);
+    }
+}
+
+/// Checks volumes and returns their names.
+fn check_volumes<'a>(spec: &'a Value, at: &str, errors: &mut FieldErrors) -> HashSet<&'a str> {
+    let mut seen = HashSet::new();
+    for (i, volume) in list(spec, "/volumes").iter().enumerate() {
+        let at = format!("{at}.volumes[{i}]");
+        let name = text(volume, "/name");
+        if name.is_empty() {
+            errors.required(format!("{at}.name"), "");
+        } else if !names::is_label(name) {
+            errors.invalid(format!("{at}.name"), name, names::LABEL_MESSAGE);
+        } else if !seen.insert(name) {
+            errors.duplicate(format!("{at}.name"), name);
+        }
+        let mut sources = volume.as_object().into_iter().flatten().map(|(k, _)| k).filter(|k| *k != "name");
+        if sources.next().is_none() {
+            errors.required(&at, "must specify a volume type");
+        }
+        for extra in sources {
+            errors.forbidden(format!("{at}.{extra}"), "may not specify more than 1 volume type");
+        }
+        for (pointer, field) in [
+            ("/hostPath", "path"),
+            ("/nfs", "server"),
+            ("/nfs", "path"),
+            ("/persistentVolumeClaim", "claimName"),
+            ("/secret", "secretName"),
+            ("/configMap", "name"),
+        ] {
+            if let Some(source) = volume.pointer(pointer)
+                && is_blank(source.get(field))
+            {
+                errors.required(format!("{at}.{}.{field}", &pointer[1..]), "");
+            }
+        }
+    }
+    seen
+}
+
+fn check_container<'a>(
+    container: &'a Value,
+    at: &str,
+    volumes: &HashSet<&str>,
+    seen: &mut HashSet<&'a str>,
+    errors: &mut FieldErrors,
+) {
+    let name = text(container, "/name");
+    if name.is_empty() {
+        errors.required(format!("{at}.name"), "");
+    } else if !names::is_label(name) {
+        errors.invalid(format!("{at}.name"), name, names::LABEL_MESSAGE);
+    } else if !seen.insert(name) {
+        errors.duplicate(format!("{at}.name"), name);
+    }
+    let image = text(container, "/image");
+    if image.is_empty() {
+        errors.required(format!("{at}.image"), "");
+    } else if image.trim() != image {
+        errors.invalid(format!("{at}.image"), image, "must not have leading or trailing whitespace");
+    }
+    check_ports(container, at, errors);
+    for (i, env) in list(container, "/env").iter().enumerate() {
+        let at = format!("{at}.env[{i}]");
+        let name = text(env, "/name");
+        if name.is_empty() {
+            errors.required(format!("{at}.name"), "");
+        } else if name.contains('=') || !name.bytes().all(|b| b.is_ascii_graphic() || b == b' ') {
+            errors.invalid(format!("{at}.name"), name, "a valid environment variable name must consist only of printable ASCII characters other than '='");
+        }
+        if let Some(from) = map(env, "/valueFrom") {
+            if !text(env, "/value").is_empty() {
+                errors.invalid(
+                    format!("{at}.valueFrom"),
+                    "",
+                    "may not be specified when `value` is not empty",
+                );
+            } else if from.len() != 1 {
+                let detail = if from.is_empty() {
+                    "must specify one of: `fieldRef`, `resourceFieldRef`, `configMapKeyRef` or `secretKeyRef`"
+                } else {
+                    "may not have more than one field specified at a time"
+                };
+                errors.invalid(format!("{at}.valueFrom"), "", detail);
+            }
+            for source in ["configMapKeyRef", "secretKeyRef"] {
+                if let Some(reference) = from.get(source)
+                    && is_blank(reference.get("key"))
+                {
+                    errors.required(format!("{at}.valueFrom.{source}.key"), "");
+                }
+            }
+        }
+    }
+    for (i, mount) in list(container, "/volumeMounts").iter().enumerate() {
+        let at = format!("{at}.volumeMounts[{i}]");
+        let name = text(mount, "/name");
+        if name.is_empty() {
+            errors.required(format!("{at}.name"), "");
+        } else if !volumes.contains(name) {
+            errors.not_found(format!("{at}.name"), name);
+        }
+        let path = text(mount, "/mountPath");
+        if path.is_empty() {
+            errors.required(format!("{at}.mountPath"), "");
+        } else if list(container, "/volumeMounts")[..i].iter().any(|m| text(m, "/mountPath") == path) {
+            errors.invalid(format!("{at}.mountPath"), path, "must be unique");
+        }
+        let sub_path = text(mount, "/subPath");
+        if sub_path.starts_with('/') {
+            errors.invalid(format!("{at}.subPath"), sub_path, "must be a relative path");
+        } else if sub_path.split('/').any(|p| p == "..") {
+            errors.invalid(format!("{at}.subPath"), sub_path, "must not contain '..'");
+        }
+    }
+    one_of(container, "imagePullPolicy", &["Always", "IfNotPresent", "Never"], at, errors);
+    one_of(container, "terminationMessagePolicy", &["File", "FallbackToLogsOnError"], at, errors);
+    check_resources(container, at, errors);
+    for probe in ["livenessProbe", "readinessProbe", "startupProbe"] {
+        if let Some(handler) = container.get(probe) {
+            check_handler(handler, &format!("{at}.{probe}"), errors);
+            if probe != "readinessProbe" && integer(handler, "/successThreshold").is_some_and(|n| n != 1) {
+                errors.invalid(
+                    format!("{at}.{probe}.successThreshold"),
+                    handler["successThreshold"].clone(),
+                    "must be 1",
+                );
+            }
+            for number in ["initialDelaySeconds", "timeoutSeconds", "periodSeconds", "failureThreshold"] {
+                if let Some(n) = integer(handler, &format!("/{number}"))
+                    && n < 0
+                {
+                    errors.invalid(format!("{at}.{probe}.{number}"), n, "must be greater than or equal to 0");
+                }
+            }
+        }
+    }
+    for hook in ["postStart", "preStop"] {
+        if let Some(handler) = container.pointer(&format!("/lifecycle/{hook}")) {
+            check_handler(handler, &format!("{at}.lifecycle.{hook}"), errors);
+        }
+    }
+}
+
+fn check_handler(handler: &Value, at: &str, errors: &mut FieldErrors) {
+    let kinds: Vec<&str> = ["exec", "httpGet", "tcpSocket", "grpc", "sleep"]
+        .into_iter()
+        .filter(|k| handler.get(k).is_some())
+        .collect();
+    if kinds.is_empty() {
+        errors.required(at, "must specify a handler type");
+    }
+    for extra in kinds.iter().skip(1) {
+        errors.forbidden(format!("{at}.{extra}"), "may not specify more than 1 handler type");
+    }
+    for kind in ["httpGet", "tcpSocket"] {
+        if let Some(port) = handler.pointer(&format!("/{kind}/port"))
+            && port.as_i64().is_some_and(|p| !(1..=65535).contains(&p))
+        {
+            errors.invalid(
+                format!("{at}.{kind}.port"),
+                port.clone(),
+                "must be between 1 and 65535, inclusive",
+            );
+        }
+    }
+    if handler.get("exec").is_some() && list(handler, "/exec/command").is_empty() {
+        errors.required(format!("{at}.exec.command"), "");
+    }
+}
+
+fn check_ports(container: &Value, at: &str, errors: &mut FieldErrors) {
+    let mut names_seen = HashSet::new();
+    for (i, port) in list(container, "/ports").iter().enumerate() {
+        let at = format!("{at}.ports[{i}]");
+        let name = text(port, "/name");
+        if !name.is_empty() {
+            if name.len() > 15 || !names::is_label(name) || !name.bytes().any(|b| b.is_ascii_lowercase()) {
+                errors.invalid(format!("{at}.name"), name, "must contain only alpha-numeric characters (a-z, 0-9), and hyphens (-), at least one letter, and be no more than 15 characters");
+            } else if !names_seen.insert(name) {
+                errors.duplicate(format!("{at}.name"), name);
+            }
+        }
+        let number = integer(port, "/containerPort").unwrap_or(0);
+        if number == 0 {
+            errors.required(format!("{at}.containerPort"), "");
+        } else if !(1..=65535).contains(&number) {
+            errors.invalid(format!("{at}.containerPort"), number, "must be between 1 and 65535, inclusive");
+        }
+        if let Some(host) = integer(port, "/hostPort")
+            && host != 0
+            && !(1..=65535).contains(&host)
+        {
+            errors.invalid(format!("{at}.hostPort"), host, "must be between 1 and 65535, inclusive");
+        }
+        let protocol = text(port, "/protocol");
+        if !["TCP", "UDP", "SCTP"].contains(&protocol) {
+            errors.not_supported(format!("{at}.protocol"), protocol, &["SCTP", "TCP", "UDP"]);
+        }
+    }
+}
+
+fn check_resources(container: &Value, at: &str, errors: &mut FieldErrors) {
+    let quantity = |value: &Value| value.as_str().and_then(|q| q.parse::<Quantity>().ok());
+    for list in ["limits", "requests"] {
+        for (name, value) in map(container, &format!("/resources/{list}")).into_iter().flatten() {
+            if quantity(value).is_some_and(|q| q.is_negative()) {
+                errors.invalid(
+                    format!("{at}.resources.{list}[{name}]"),
+                    value.clone(),
+                    "must be greater than or equal to 0",
+                );
+            }
+        }
+    }
+    for (name, request) in map(container, "/resources/requests").into_iter().flatten() {
+        let Some(limit) = container.pointer("/resources/limits").and_then(|l| l.get(name)) else { continue };
+        if let (Some(r), Some(l)) = (quantity(request), quantity(limit))
+            && r > l
+        {
+            errors.invalid(
+                format!("{at}.resources.requests"),
+                request.clone(),
+                format!("must be less than or equal to {name} limit of {l}"),
+            );
+        }
+    }
+}
+
+const UPDATE_MESSAGE: &str = "pod updates may not change fields other than `spec.containers[*].image`,`spec.initContainers[*].image`,`spec.activeDeadlineSeconds`,`spec.tolerations` (only additions to existing tolerations),`spec.terminationGracePeriodSeconds` (allow it to be set to 1 if it was previously negative)";
+
+/// What an update may change.
+pub(super) fn check_update(new: &Value, old: &Value, errors: &mut FieldErrors) {
+    let frozen = |pod: &Value| {
+        let mut spec = pod.get("spec").cloned().unwrap_or_default();
+        for field in ["containers", "initContainers"] {
+            for container in spec.get_mut(field).and_then(Value::as_array_mut).into_iter().flatten() {
+                if let Some(map) = container.as_object_mut() {
+                    map.remove("image");
+                }
+            }
+        }
+        if let Some(map) = spec.as_object_mut() {
+            for field in ["activeDeadlineSeconds", "tolerations", "ephemeralContainers"] {
+                map.remove(field);
+            }
+            // Gates may go, never come.
+            map.remove("schedulingGates");
+        }
+        spec
+    };
+    let (now, before) = (frozen(new), frozen(old));
+    if now != before {
+        errors.forbidden("spec", &format!("{UPDATE_MESSAGE}\n{}", difference(&now, &before)));
+    }
+    let have = list(new, "/spec/tolerations");
+    if list(old, "/spec/tolerations").iter().any(|t| !have.contains(t)) {
+        errors.forbidden(
+            "spec.tolerations",
+            "existing toleration can not be modified except its tolerationSeconds",
+        );
+    }
+    let gates = |pod: &Value| -> Vec<Value> { list(pod, "/spec/schedulingGates").to_vec() };
+    if gates(new).iter().any(|g| !gates(old).contains(g)) {
+        errors.forbidden("spec.schedulingGates", "only deletion is allowed, but found new scheduling gate");
+    }
+}
+
+/// The fields that differ, for the message: field, old value, new value.
+fn difference(new: &Value, old: &Value) -> String {
+    let mut lines = Vec::new();
+    let empty = json!({});
+    let (new, old) = (new.as_object().or(empty.as_object()), old.as_object().or(empty.as_object()));
+    if let (Some(new), Some(old)) = (new, old) {
+        for key in old.keys().chain(new.keys().filter(|k| !old.contains_key(*k))) {
+            let (before, after) = (old.get(key), new.get(key));
+            if before != after {
+                lines.extend(before.map(|v| format!("- {key}: {v}")));
+                lines.extend(after.map(|v| format!("+ {key}: {v}")));
+            }
+        }
+    }
+    lines.join("\n")
+}

@@ -1,0 +1,305 @@
+//! ReplicationControllers, ReplicaSets, Deployments, StatefulSets, DaemonSets and PodTemplates.
+
+use k8s_core::meta::LabelSelector;
+use serde_json::{Value, json};
+
+use super::{BASE, Strategy, immutable, not_negative, pod};
+use crate::{
+    invalid::FieldErrors,
+    value::{child, default, default_text, map, text},
+};
+
+fn default_template(object: &mut Value) {
+    if let Some(template) = object.pointer_mut("/spec/template").filter(|t| t.is_object()) {
+        child(template, "metadata");
+        if let Some(spec) = child(template, "spec") {
+            pod::default_spec(spec);
+        }
+    }
+}
+
+/// The rules of a structured selector and of the template that must satisfy it.
+fn check_selector(object: &Value, errors: &mut FieldErrors) {
+    let selector = object.pointer("/spec/selector");
+    let empty = selector.is_none_or(|s| {
+        s.as_object().is_none_or(|m| {
+            m.values().all(|v| {
+                v.as_object().is_none_or(serde_json::Map::is_empty) && v.as_array().is_none_or(Vec::is_empty)
+            })
+        })
+    });
+    if selector.is_none() {
+        errors.required("spec.selector", "");
+    } else if empty {
+        errors.invalid(
+            "spec.selector",
+            selector.cloned().unwrap_or_default(),
+            "empty selector is invalid for deployment",
+        );
+    }
+    let labels = object.pointer("/spec/template/metadata/labels").cloned().unwrap_or_else(|| json!({}));
+    let parsed =
+        selector.and_then(|s| serde_json::from_value(s.clone()).ok()).map(|s| LabelSelector::from_api(&s));
+    match parsed {
+        Some(Err(e)) => errors.invalid("spec.selector", selector.cloned().unwrap_or_default(), e.0),
+        Some(Ok(parsed)) if !empty && parsed.matches_with(|k| labels.get(k).and_then(Value::as_str)) => {}
+        _ => errors.invalid(
+            "spec.template.metadata.labels",
+            labels,
+            "`selector` does not match template `labels`",
+        ),
+    }
+}
+
+fn check_template(object: &Value, restart: &[&str], errors: &mut FieldErrors) {
+    match object.pointer("/spec/template") {
+        None => errors.required("spec.template", ""),
+        Some(template) => {
+            pod::template_errors(template, "spec.template", errors);
+            let policy = text(template, "/spec/restartPolicy");
+            if ["Always", "OnFailure", "Never"].contains(&policy) && !restart.contains(&policy) {
+                errors.not_supported("spec.template.spec.restartPolicy", policy, restart);
+            }
+        }
+    }
+}
+
+/// PodTemplates.
+pub static POD_TEMPLATE: Strategy = Strategy {
+    generation: true,
+    returns_deleted: true,
+    default: |object| {
+        if let Some(spec) = object.pointer_mut("/template/spec") {
+            pod::default_spec(spec);
+        }
+    },
+    ..BASE
+};
+
+/// ReplicationControllers: the selector is a map, and defaults to the template's labels.
+pub static REPLICATION_CONTROLLER: Strategy = Strategy {
+    generation: true,
+    default: |object| {
+        default_template(object);
+        let labels = object.pointer("/spec/template/metadata/labels").cloned();
+        if let Some(spec) = child(object, "spec") {
+            default(spec, "replicas", 1);
+            default(spec, "minReadySeconds", 0);
+            if let Some(labels) =
+                labels.clone().filter(|_| map(spec, "/selector").is_none_or(serde_json::Map::is_empty))
+            {
+                spec["selector"] = labels;
+            }
+        }
+        if let (Some(labels), Some(metadata)) = (labels, child(object, "metadata")) {
+            default(metadata, "labels", labels);
+        }
+    },
+    create: |object| object["status"] = json!({"replicas": 0}),
+    validate: |object, errors| {
+        not_negative(object, "/spec/replicas", errors);
+        not_negative(object, "/spec/minReadySeconds", errors);
+        let labels = object.pointer("/spec/template/metadata/labels").cloned().unwrap_or_else(|| json!({}));
+        match map(object, "/spec/selector") {
+            Some(selector) if !selector.is_empty() => {
+                if selector.iter().any(|(k, v)| labels.get(k) != Some(v)) {
+                    errors.invalid(
+                        "spec.template.metadata.labels",
+                        labels,
+                        "`selector` does not match template `labels`",
+                    );
+                }
+            }
+            _ => errors.required("spec.selector", ""),
+        }
+        check_template(object, &["Always"], errors);
+    },
+    ..BASE
+};
+
+/// ReplicaSets.
+pub static REPLICA_SET: Strategy = Strategy {
+    generation: true,
+    default: |object| {
+        default_template(object);
+        if let Some(spec) = child(object, "spec") {
+            default(spec, "replicas", 1);
+        }
+    },
+    create: |object| object["status"] = json!({"replicas": 0}),
+    validate: |object, errors| {
+        not_negative(object, "/spec/replicas", errors);
+        check_selector(object, errors);
+        check_template(object, &["Always"], errors);
+    },
+    validate_update: |new, old, errors| immutable(new, old, "/spec/selector", errors),
+    ..BASE
+};
+
+/// Deployments.
+pub static DEPLOYMENT: Strategy = Strategy {
+    generation: true,
+    default: |object| {
+        default_template(object);
+        let Some(spec) = child(object, "spec") else { return };
+        default(spec, "replicas", 1);
+        default(spec, "revisionHistoryLimit", 10);
+        default(spec, "progressDeadlineSeconds", 600);
+        if let Some(strategy) = child(spec, "strategy") {
+            default_text(strategy, "type", "RollingUpdate");
+            if text(strategy, "/type") == "RollingUpdate"
+                && let Some(rolling) = child(strategy, "rollingUpdate")
+            {
+                default(rolling, "maxUnavailable", "25%");
+                default(rolling, "maxSurge", "25%");
+            }
+        }
+    },
+    create: |object| object["status"] = json!({}),
+    validate: |object, errors| {
+        not_negative(object, "/spec/replicas", errors);
+        not_negative(object, "/spec/minReadySeconds", errors);
+        check_selector(object, errors);
+        check_template(object, &["Always"], errors);
+        match text(object, "/spec/strategy/type") {
+            "Recreate" => {
+                if object.pointer("/spec/strategy/rollingUpdate").is_some() {
+                    errors.forbidden(
+                        "spec.strategy.rollingUpdate",
+                        "may not be specified when strategy `type` is 'Recreate'",
+                    );
+                }
+            }
+            "RollingUpdate" => check_rolling(object, errors),
+            other => errors.not_supported("spec.strategy.type", other, &["Recreate", "RollingUpdate"]),
+        }
+    },
+    validate_update: |new, old, errors| immutable(new, old, "/spec/selector", errors),
+    ..BASE
+};
+
+/// A number or percentage; `None` when it is neither.
+fn share(value: &Value) -> Option<i64> {
+    match value {
+        Value::Number(n) => n.as_i64(),
+        Value::String(s) => s.strip_suffix('%')?.parse().ok(),
+        _ => None,
+    }
+}
+
+fn check_rolling(object: &Value, errors: &mut FieldErrors) {
+    let mut zero = 0;
+    for name in ["maxUnavailable", "maxSurge"] {
+        let Some(value) = object.pointer(&format!("/spec/strategy/rollingUpdate/{name}")) else { continue };
+        let field = format!("spec.strategy.rollingUpdate.{name}");
+        match share(value) {
+            None => errors.invalid(field, value.clone(), "must be an integer or percentage (e.g '5%')"),
+            Some(n) if n < 0 => errors.invalid(field, value.clone(), "must be greater than or equal to 0"),
+            Some(n) if n > 100 && value.is_string() && name == "maxUnavailable" => {
+                errors.invalid(field, value.clone(), "must not be greater than 100%");
+            }
+            Some(0) => zero += 1,
+            Some(_) => {}
+        }
+    }
+    if zero == 2 {
+        let value =
+            object.pointer("/spec/strategy/rollingUpdate/maxUnavailable").cloned().unwrap_or_default();
+        errors.invalid(
+            "spec.strategy.rollingUpdate.maxUnavailable",
+            value,
+            "may not be 0 when `maxSurge` is 0",
+        );
+    }
+}
+
+/// StatefulSets.
+pub static STATEFUL_SET: Strategy = Strategy {
+    generation: true,
+    default: |object| {
+        default_template(object);
+        let Some(spec) = child(object, "spec") else { return };
+        default(spec, "replicas", 1);
+        default(spec, "revisionHistoryLimit", 10);
+        default_text(spec, "podManagementPolicy", "OrderedReady");
+        default(
+            spec,
+            "persistentVolumeClaimRetentionPolicy",
+            json!({"whenDeleted": "Retain", "whenScaled": "Retain"}),
+        );
+        if let Some(strategy) = child(spec, "updateStrategy") {
+            default_text(strategy, "type", "RollingUpdate");
+            if text(strategy, "/type") == "RollingUpdate"
+                && let Some(rolling) = child(strategy, "rollingUpdate")
+            {
+                default(rolling, "partition", 0);
+            }
+        }
+        for claim in spec.get_mut("volumeClaimTemplates").and_then(Value::as_array_mut).into_iter().flatten()
+        {
+            claim["apiVersion"] = "v1".into();
+            claim["kind"] = "PersistentVolumeClaim".into();
+            if let Some(spec) = child(claim, "spec") {
+                default_text(spec, "volumeMode", "Filesystem");
+            }
+            claim["status"] = json!({"phase": "Pending"});
+        }
+    },
+    create: |object| object["status"] = json!({"replicas": 0, "availableReplicas": 0}),
+    validate: |object, errors| {
+        not_negative(object, "/spec/replicas", errors);
+        check_selector(object, errors);
+        check_template(object, &["Always"], errors);
+    },
+    validate_update: |new, old, errors| {
+        let frozen = |object: &Value| {
+            let mut spec = object.get("spec").cloned().unwrap_or_default();
+            if let Some(map) = spec.as_object_mut() {
+                for field in [
+                    "replicas",
+                    "template",
+                    "updateStrategy",
+                    "revisionHistoryLimit",
+                    "persistentVolumeClaimRetentionPolicy",
+                    "minReadySeconds",
+                    "ordinals",
+                ] {
+                    map.remove(field);
+                }
+            }
+            spec
+        };
+        if frozen(new) != frozen(old) {
+            errors.forbidden("spec", "updates to statefulset spec for fields other than 'replicas', 'ordinals', 'template', 'updateStrategy', 'revisionHistoryLimit', 'persistentVolumeClaimRetentionPolicy' and 'minReadySeconds' are forbidden");
+        }
+    },
+    ..BASE
+};
+
+/// DaemonSets.
+pub static DAEMON_SET: Strategy = Strategy {
+    generation: true,
+    default: |object| {
+        default_template(object);
+        let Some(spec) = child(object, "spec") else { return };
+        default(spec, "revisionHistoryLimit", 10);
+        if let Some(strategy) = child(spec, "updateStrategy") {
+            default_text(strategy, "type", "RollingUpdate");
+            if text(strategy, "/type") == "RollingUpdate"
+                && let Some(rolling) = child(strategy, "rollingUpdate")
+            {
+                default(rolling, "maxUnavailable", 1);
+                default(rolling, "maxSurge", 0);
+            }
+        }
+    },
+    create: |object| {
+        object["status"] = json!({"currentNumberScheduled": 0, "numberMisscheduled": 0, "desiredNumberScheduled": 0, "numberReady": 0});
+    },
+    validate: |object, errors| {
+        check_selector(object, errors);
+        check_template(object, &["Always"], errors);
+    },
+    validate_update: |new, old, errors| immutable(new, old, "/spec/selector", errors),
+    ..BASE
+};

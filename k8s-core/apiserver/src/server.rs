@@ -1,0 +1,485 @@
+//! The server: what it is made of, and the pipeline that every request goes through.
+//!
+//! authenticate, impersonate, authorize, then a path handler (health, discovery, OpenAPI) or a resource handler; resource writes go through
+//! decode, mutate, default and validate, validate, store ([`crate::write`]).
+
+use std::{
+    collections::HashMap,
+    convert::Infallible,
+    future::Future,
+    pin::Pin,
+    sync::{
+        Arc, Mutex,
+        atomic::{AtomicBool, Ordering},
+    },
+    task::{Context, Poll},
+};
+
+use bytes::Bytes;
+use http::{Request, Response, StatusCode, header};
+use http_body::Body as _;
+use http_body_util::BodyExt;
+use k8s_core::{
+    client::{Body, BoxError, Client},
+    clock::Clock,
+    status::ApiStatus,
+    store::{Meta, Store},
+};
+use serde_json::Value;
+
+use crate::{
+    admission::Admit,
+    allocate::ServiceAllocator,
+    auth::{
+        AuthorizationMode, Authenticator, PeerCertificate,
+        rbac::{Attributes, Rbac},
+        tokens::TokenIssuer,
+    },
+    decode::MAX_BODY,
+    proxy::NodeConnector,
+    request::{Query, RequestInfo},
+    resources::{Registry, Resource, SharedRegistry, selectable},
+    respond,
+    user::User,
+    value::text,
+};
+
+pub(crate) struct Inner {
+    pub(crate) store: Store,
+    pub(crate) registry: SharedRegistry,
+    pub(crate) clock: Clock,
+    pub(crate) authenticator: Authenticator,
+    pub(crate) authorization: AuthorizationMode,
+    pub(crate) rbac: Rbac,
+    pub(crate) issuer: TokenIssuer,
+    pub(crate) services: ServiceAllocator,
+    pub(crate) admission: Vec<Arc<dyn Admit>>,
+    pub(crate) nodes: Option<Arc<dyn NodeConnector>>,
+    pub(crate) open_api: Mutex<HashMap<String, Bytes>>,
+    pub(crate) ready: AtomicBool,
+}
+
+/// An API server. Cheap to clone; a clone is the same server. It is a `tower::Service` from requests to responses.
+#[derive(Clone)]
+pub struct ApiServer {
+    pub(crate) inner: Arc<Inner>,
+    /// Who a request is from that carries no credentials, for callers in the same process.
+    user: Option<Arc<User>>,
+}
+
+impl std::fmt::Debug for ApiServer {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("ApiServer").field("store", &self.inner.store).finish_non_exhaustive()
+    }
+}
+
+/// What an [`ApiServer`] is made of.
+pub struct Builder {
+    store: Store,
+    clock: Clock,
+    authenticator: Authenticator,
+    authorization: AuthorizationMode,
+    service_account_key: Option<Vec<u8>>,
+    service_range: (std::net::Ipv4Addr, u8),
+    node_ports: (u16, u16),
+    admission: Vec<Arc<dyn Admit>>,
+    nodes: Option<Arc<dyn NodeConnector>>,
+}
+
+impl std::fmt::Debug for Builder {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Builder").finish_non_exhaustive()
+    }
+}
+
+impl Builder {
+    /// Time. Default: wall time.
+    #[must_use]
+    pub fn clock(mut self, clock: Clock) -> Self {
+        self.clock = clock;
+        self
+    }
+    /// Who is who. Default: client certificates and service account tokens, no anonymous requests.
+    #[must_use]
+    pub fn authenticator(mut self, authenticator: Authenticator) -> Self {
+        self.authenticator = authenticator;
+        self
+    }
+    /// Who may do what. Default: RBAC.
+    #[must_use]
+    pub fn authorization(mut self, mode: AuthorizationMode) -> Self {
+        self.authorization = mode;
+        self
+    }
+    /// The PKCS#8 P-256 key that signs service account tokens. Default: a new one, which dies with the process.
+    #[must_use]
+    pub fn service_account_key(mut self, pkcs8: Vec<u8>) -> Self {
+        self.service_account_key = Some(pkcs8);
+        self
+    }
+    /// The range of cluster addresses. Default: 10.43.0.0/16.
+    #[must_use]
+    pub fn service_range(mut self, network: std::net::Ipv4Addr, prefix: u8) -> Self {
+        self.service_range = (network, prefix);
+        self
+    }
+    /// The range of node ports, both ends included. Default: 30000-32767.
+    #[must_use]
+    pub fn node_ports(mut self, first: u16, last: u16) -> Self {
+        self.node_ports = (first, last);
+        self
+    }
+    /// Adds an admission function, after the built-in ones.
+    #[must_use]
+    pub fn admit(mut self, admit: impl Admit) -> Self {
+        self.admission.push(Arc::new(admit));
+        self
+    }
+    /// How kubelets are reached, for logs, exec, attach, port-forward and proxy.
+    #[must_use]
+    pub fn nodes(mut self, connector: Arc<dyn NodeConnector>) -> Self {
+        self.nodes = Some(connector);
+        self
+    }
+
+    /// Makes the server, and in its store what every cluster has (namespaces, bootstrap roles, the `kubernetes` Service is the bins' part).
+    ///
+    /// # Errors
+    /// When the key is not one, or the store cannot be written.
+    pub async fn build(self) -> Result<ApiServer, String> {
+        let issuer = TokenIssuer::new(self.service_account_key.as_deref())?;
+        let services = ServiceAllocator::new(self.service_range.0, self.service_range.1, self.node_ports);
+        let server = ApiServer {
+            inner: Arc::new(Inner {
+                store: self.store,
+                registry: SharedRegistry::default(),
+                clock: self.clock,
+                authenticator: self.authenticator,
+                authorization: self.authorization,
+                rbac: Rbac::default(),
+                issuer,
+                services,
+                admission: self.admission,
+                nodes: self.nodes,
+                open_api: Mutex::default(),
+                ready: AtomicBool::new(false),
+            }),
+            user: None,
+        };
+        server.inner.load_definitions();
+        server.inner.services.load(&server.inner.store);
+        crate::bootstrap::run(&server).await.map_err(|e| e.to_string())?;
+        server.inner.ready.store(true, Ordering::Release);
+        crate::sweep::start(&server.inner);
+        Ok(server)
+    }
+}
+
+/// What the store wants to know of a stored object; for [`Store::open`].
+#[must_use]
+pub fn describe(resource: &str, json: &[u8]) -> Meta {
+    static BUILT_IN: std::sync::LazyLock<Registry> = std::sync::LazyLock::new(|| Registry::new(&[]));
+    let object: Value = serde_json::from_slice(json).unwrap_or_default();
+    let fields = BUILT_IN.all().find(|r| *r.storage == *resource).map(|r| r.fields.clone());
+    meta_of(&object, fields.as_deref().unwrap_or(&[]))
+}
+
+pub(crate) fn meta_of(object: &Value, fields: &[String]) -> Meta {
+    let labels = crate::value::map(object, "/metadata/labels").into_iter().flatten();
+    Meta {
+        uid: text(object, "/metadata/uid").into(),
+        labels: labels.map(|(k, v)| (k.as_str().into(), v.as_str().unwrap_or_default().into())).collect(),
+        fields: selectable(fields, object),
+    }
+}
+
+/// One request on its way through the pipeline.
+pub(crate) struct Call {
+    pub(crate) info: RequestInfo,
+    pub(crate) query: Query,
+    pub(crate) user: User,
+    pub(crate) headers: http::HeaderMap,
+    pub(crate) registry: Arc<Registry>,
+    pub(crate) warnings: Mutex<Vec<String>>,
+}
+
+impl Call {
+    pub(crate) fn warn(&self, warning: String) {
+        self.warnings.lock().unwrap_or_else(std::sync::PoisonError::into_inner).push(warning);
+    }
+
+    /// The field manager of a write: what the request says, else the client's name.
+    pub(crate) fn manager(&self) -> String {
+        let named = self.query.get("fieldManager");
+        if !named.is_empty() {
+            return named.to_owned();
+        }
+        let agent = self.headers.get(header::USER_AGENT).and_then(|v| v.to_str().ok()).unwrap_or("unknown");
+        agent.split('/').next().unwrap_or(agent).chars().take(128).collect()
+    }
+}
+
+impl ApiServer {
+    /// Starts to compose a server over a store.
+    #[must_use]
+    pub fn builder(store: Store) -> Builder {
+        Builder {
+            store,
+            clock: Clock::system(),
+            authenticator: Authenticator::default(),
+            authorization: AuthorizationMode::Rbac,
+            service_account_key: None,
+            service_range: (std::net::Ipv4Addr::new(10, 43, 0, 0), 16),
+            node_ports: (30000, 32767),
+            admission: Vec::new(),
+            nodes: None,
+        }
+    }
+
+    /// The same server for callers in the same process: requests without credentials are from `user`.
+    #[must_use]
+    pub fn service_as(&self, user: User) -> ApiServer {
+        ApiServer { inner: self.inner.clone(), user: Some(Arc::new(user)) }
+    }
+
+    /// A client in the same process, as `user`, without sockets.
+    #[must_use]
+    pub fn client_as(&self, user: User) -> Client {
+        Client::new(self.service_as(user))
+    }
+
+    /// The store underneath.
+    #[must_use]
+    pub fn store(&self) -> &Store {
+        &self.inner.store
+    }
+
+    /// Answers one request.
+    pub async fn handle<B>(&self, request: Request<B>) -> Response<Body>
+    where
+        B: http_body::Body<Data = Bytes> + Send + 'static,
+        B::Error: Into<BoxError>,
+    {
+        let request = request.map(|b| b.map_err(Into::into).boxed_unsync());
+        let (mut response, warnings) = match self.answer(request).await {
+            Ok(done) => done,
+            Err(status) => (respond::failure(&status), Vec::new()),
+        };
+        respond::warn(&mut response, &warnings);
+        response
+    }
+
+    async fn answer(&self, mut request: Request<Body>) -> Result<(Response<Body>, Vec<String>), ApiStatus> {
+        let inner = &self.inner;
+        let query = Query::parse(request.uri().query().unwrap_or_default());
+        let info = RequestInfo::parse(request.method(), request.uri().path(), &query);
+        let mut user = match (request.extensions().get::<User>(), &self.user) {
+            (Some(user), _) => user.clone(),
+            (None, Some(user)) if !request.headers().contains_key(header::AUTHORIZATION) => (**user).clone(),
+            _ => inner.authenticator.authenticate(
+                request.headers(),
+                request.extensions().get::<PeerCertificate>(),
+                &inner.issuer,
+                inner.clock.now().as_second(),
+                &|resource, key, uid| inner.store.get(resource, key).is_some_and(|s| &*s.uid == uid),
+            )?,
+        };
+        if let Some(other) = impersonated(request.headers()) {
+            for (resource, name) in other.1 {
+                let wanted = Attributes { verb: "impersonate", resource, name: &name, ..Attributes::default() };
+                inner.authorize(&user, &wanted)?;
+            }
+            user = other.0;
+        }
+        if let Some(response) = crate::health::public(self, &info, &query) {
+            return Ok((response, Vec::new()));
+        }
+        if info.is_resource {
+            inner.authorize(
+                &user,
+                &Attributes {
+                    verb: &info.verb,
+                    group: &info.group,
+                    resource: &info.resource,
+                    subresource: &info.subresource,
+                    namespace: &info.namespace,
+                    name: &info.name,
+                    path: "",
+                },
+            )?;
+        } else {
+            inner.authorize(&user, &Attributes { verb: &info.verb, path: &info.path, ..Attributes::default() })?;
+        }
+        let call = Call {
+            info,
+            query,
+            user,
+            headers: request.headers().clone(),
+            registry: inner.registry.now(),
+            warnings: Mutex::default(),
+        };
+        let response = if call.info.is_resource {
+            self.resource(&call, &mut request).await?
+        } else {
+            crate::discovery::path(self, &call)?
+        };
+        let warnings = std::mem::take(&mut *call.warnings.lock().unwrap_or_else(std::sync::PoisonError::into_inner));
+        Ok((response, warnings))
+    }
+
+    async fn resource(&self, call: &Call, request: &mut Request<Body>) -> Result<Response<Body>, ApiStatus> {
+        let info = &call.info;
+        if let Some(response) = crate::reviews::handle(self, call, request).await? {
+            return Ok(response);
+        }
+        let Some(resource) = call.registry.find(&info.group, &info.version, &info.resource).cloned() else {
+            let served = call.registry.groups().iter().any(|(g, v)| *g == info.group && v.contains(&info.version));
+            return if served { Err(ApiStatus::no_resource()) } else { Ok(not_found_page()) };
+        };
+        if resource.namespaced && info.namespace.is_empty() && !matches!(info.verb.as_str(), "list" | "watch" | "deletecollection") {
+            return if info.verb == "create" && info.name.is_empty() {
+                Err(ApiStatus::method_not_allowed())
+            } else {
+                Err(ApiStatus::no_resource())
+            };
+        }
+        if !info.subresource.is_empty() {
+            let known = resource.subresource(&info.subresource);
+            if known.is_none() {
+                return Err(ApiStatus::no_resource());
+            }
+            return crate::special::handle(self, call, &resource, request).await;
+        }
+        match info.verb.as_str() {
+            "get" => crate::read::get(self, call, &resource),
+            "list" => crate::read::list(self, call, &resource),
+            "watch" => crate::read::watch(self, call, &resource),
+            "create" if info.name.is_empty() => {
+                let body = read_body(request).await?;
+                crate::write::create(self, call, &resource, &body).await
+            }
+            "update" if !info.name.is_empty() => {
+                let body = read_body(request).await?;
+                crate::write::update(self, call, &resource, &body).await
+            }
+            "patch" if !info.name.is_empty() => {
+                let body = read_body(request).await?;
+                crate::write::patch(self, call, &resource, &body).await
+            }
+            "delete" => {
+                let body = read_body(request).await?;
+                crate::delete::one(self, call, &resource, &body).await
+            }
+            "deletecollection" => {
+                let body = read_body(request).await?;
+                crate::delete::collection(self, call, &resource, &body).await
+            }
+            _ => Err(ApiStatus::method_not_allowed()),
+        }
+    }
+}
+
+/// The plain answer for paths that nobody serves.
+pub(crate) fn not_found_page() -> Response<Body> {
+    respond::text(StatusCode::NOT_FOUND, "404 page not found\n")
+}
+
+/// The user that a request impersonates, with what one must be allowed to impersonate.
+fn impersonated(headers: &http::HeaderMap) -> Option<(User, Vec<(&'static str, String)>)> {
+    let name = headers.get("impersonate-user")?.to_str().ok()?.to_owned();
+    let groups: Vec<String> =
+        headers.get_all("impersonate-group").iter().filter_map(|v| v.to_str().ok()).map(str::to_owned).collect();
+    let mut needed = vec![("users", name.clone())];
+    needed.extend(groups.iter().map(|g| ("groups", g.clone())));
+    let groups: Vec<&str> = groups.iter().map(String::as_str).collect();
+    Some((User::new(&name, &groups), needed))
+}
+
+/// Reads a whole body.
+///
+/// # Errors
+/// 413 above the limit, 400 when the connection breaks.
+pub(crate) async fn read_body(request: &mut Request<Body>) -> Result<Bytes, ApiStatus> {
+    let too_large = || {
+        ApiStatus::new(413, "RequestEntityTooLarge", format!("Request entity too large: limit is {MAX_BODY}"))
+    };
+    if request.body().size_hint().lower() > MAX_BODY as u64 {
+        return Err(too_large());
+    }
+    let body = std::mem::replace(request.body_mut(), k8s_core::client::empty_body());
+    match http_body_util::Limited::new(body, MAX_BODY).collect().await {
+        Ok(body) => Ok(body.to_bytes()),
+        Err(e) if e.is::<http_body_util::LengthLimitError>() => Err(too_large()),
+        Err(e) => Err(ApiStatus::bad_request(format!("read the body: {e}"))),
+    }
+}
+
+impl Inner {
+    /// Checks that `user` may do it.
+    pub(crate) fn authorize(&self, user: &User, a: &Attributes<'_>) -> Result<(), ApiStatus> {
+        if self.authorization == AuthorizationMode::AlwaysAllow || self.rbac.allows(&self.store, user, a) {
+            return Ok(());
+        }
+        let why = if a.path.is_empty() {
+            let resource =
+                if a.subresource.is_empty() { a.resource.to_owned() } else { format!("{}/{}", a.resource, a.subresource) };
+            let scope = if a.namespace.is_empty() {
+                "at the cluster scope".to_owned()
+            } else {
+                format!("in the namespace \"{}\"", a.namespace)
+            };
+            format!("User \"{}\" cannot {} resource \"{resource}\" in API group \"{}\" {scope}", user.name, a.verb, a.group)
+        } else {
+            let why = format!("forbidden: User \"{}\" cannot {} path \"{}\"", user.name, a.verb, a.path);
+            return Err(ApiStatus::new(403, "Forbidden", why).about("", "", ""));
+        };
+        Err(ApiStatus::forbidden(a.group, a.resource, a.name, &why))
+    }
+
+    /// Serves what the definitions in the store define.
+    fn load_definitions(&self) {
+        for kind in ["customresourcedefinitions.apiextensions.k8s.io", "thirdpartyresources.extensions"] {
+            for stored in self.store.snapshot(kind).range("", "") {
+                if let Ok(object) = serde_json::from_slice(&stored.json) {
+                    self.define(&object);
+                }
+            }
+        }
+    }
+
+    /// Serves what a definition (as stored) defines.
+    pub(crate) fn define(&self, definition: &Value) {
+        let (kind, name) = (text(definition, "/kind"), text(definition, "/metadata/name"));
+        let made: Vec<Arc<Resource>> = match kind {
+            "CustomResourceDefinition" => crate::resources::custom::from_definition(definition),
+            _ => crate::resources::custom::from_third_party(definition),
+        };
+        self.registry.define(&format!("{kind}/{name}"), made);
+        self.open_api.lock().unwrap_or_else(std::sync::PoisonError::into_inner).clear();
+    }
+
+    /// Stops to serve what a definition defined.
+    pub(crate) fn undefine(&self, kind: &str, name: &str) {
+        self.registry.define(&format!("{kind}/{name}"), Vec::new());
+        self.open_api.lock().unwrap_or_else(std::sync::PoisonError::into_inner).clear();
+    }
+}
+
+impl<B> tower::Service<Request<B>> for ApiServer
+where
+    B: http_body::Body<Data = Bytes> + Send + 'static,
+    B::Error: Into<BoxError>,
+{
+    type Response = Response<Body>;
+    type Error = Infallible;
+    type Future = Pin<Box<dyn Future<Output = Result<Response<Body>, Infallible>> + Send>>;
+
+    fn poll_ready(&mut self, _: &mut Context<'_>) -> Poll<Result<(), Infallible>> {
+        Poll::Ready(Ok(()))
+    }
+
+    fn call(&mut self, request: Request<B>) -> Self::Future {
+        let server = self.clone();
+        Box::pin(async move { Ok(server.handle(request).await) })
+    }
+}

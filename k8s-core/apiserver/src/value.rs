@@ -1,0 +1,130 @@
+//! Small helpers over JSON values.
+
+use serde_json::{Map, Value};
+
+/// The text at a JSON pointer; empty where there is none.
+#[must_use]
+pub fn text<'a>(object: &'a Value, pointer: &str) -> &'a str {
+    object.pointer(pointer).and_then(Value::as_str).unwrap_or_default()
+}
+
+/// The whole number at a JSON pointer.
+#[must_use]
+pub fn integer(object: &Value, pointer: &str) -> Option<i64> {
+    object.pointer(pointer).and_then(Value::as_i64)
+}
+
+/// The truth at a JSON pointer; false where there is none.
+#[must_use]
+pub fn truth(object: &Value, pointer: &str) -> bool {
+    object.pointer(pointer).and_then(Value::as_bool).unwrap_or(false)
+}
+
+/// The list at a JSON pointer; empty where there is none.
+#[must_use]
+pub fn list<'a>(object: &'a Value, pointer: &str) -> &'a [Value] {
+    object.pointer(pointer).and_then(Value::as_array).map_or(&[], Vec::as_slice)
+}
+
+/// The map at a JSON pointer, if there is one.
+#[must_use]
+pub fn map<'a>(object: &'a Value, pointer: &str) -> Option<&'a Map<String, Value>> {
+    object.pointer(pointer).and_then(Value::as_object)
+}
+
+/// Removes a key from the map at a JSON pointer.
+pub fn take(object: &mut Value, pointer: &str, key: &str) -> Option<Value> {
+    object.pointer_mut(pointer)?.as_object_mut()?.remove(key)
+}
+
+/// Sets a field of an object where it is absent. Not an object: nothing happens.
+pub fn default(object: &mut Value, key: &str, value: impl Into<Value>) {
+    if let Some(map) = object.as_object_mut()
+        && map.get(key).is_none_or(Value::is_null)
+    {
+        map.insert(key.into(), value.into());
+    }
+}
+
+/// Sets a field of an object where it is absent or an empty text.
+pub fn default_text(object: &mut Value, key: &str, value: &str) {
+    if let Some(map) = object.as_object_mut()
+        && map.get(key).is_none_or(|v| v.is_null() || v == "")
+    {
+        map.insert(key.into(), value.into());
+    }
+}
+
+/// The object's map under `key`, made where it is absent. `None` when the object or what is there is no map.
+pub fn child<'a>(object: &'a mut Value, key: &str) -> Option<&'a mut Value> {
+    let map = object.as_object_mut()?;
+    let child = map.entry(key).or_insert_with(|| Value::Object(Map::new()));
+    child.is_object().then_some(child)
+}
+
+/// Name, empty where absent.
+#[must_use]
+pub fn name(object: &Value) -> &str {
+    text(object, "/metadata/name")
+}
+
+/// Whether two objects are equal but for `metadata` and `status`.
+#[must_use]
+pub fn same_spec(a: &Value, b: &Value) -> bool {
+    let (Some(a), Some(b)) = (a.as_object(), b.as_object()) else { return a == b };
+    let relevant = |k: &&String| {
+        k.as_str() != "metadata"
+            && k.as_str() != "status"
+            && k.as_str() != "apiVersion"
+            && k.as_str() != "kind"
+    };
+    a.keys().filter(relevant).all(|k| a.get(k) == b.get(k))
+        && b.keys().filter(relevant).all(|k| a.contains_key(k))
+}
+
+/// An object as JSON bytes with `kind`, `apiVersion` and `metadata` first, as upstream writes it.
+#[must_use]
+pub fn encode(object: &Value) -> Vec<u8> {
+    let Some(map) = object.as_object() else { return object.to_string().into_bytes() };
+    let mut out = Vec::with_capacity(1024);
+    out.push(b'{');
+    let first = ["kind", "apiVersion", "metadata"];
+    let ordered = first
+        .iter()
+        .filter_map(|k| map.get_key_value(*k))
+        .chain(map.iter().filter(|(k, _)| !first.contains(&k.as_str())));
+    for (i, (key, value)) in ordered.enumerate() {
+        if i > 0 {
+            out.push(b',');
+        }
+        // Writing JSON values into memory cannot fail: their keys are strings.
+        let _ = serde_json::to_writer(&mut out, key);
+        out.push(b':');
+        let _ = serde_json::to_writer(&mut out, value);
+    }
+    out.push(b'}');
+    out
+}
+
+#[cfg(test)]
+mod tests {
+    use serde_json::json;
+
+    use super::*;
+
+    #[test]
+    fn encoding_keeps_everything() {
+        let object = json!({"spec": {"a": 1}, "metadata": {"name": "x\"y"}, "apiVersion": "v1", "kind": "K"});
+        let bytes = encode(&object);
+        assert!(bytes.starts_with(b"{\"kind\":\"K\",\"apiVersion\":\"v1\",\"metadata\":"));
+        assert_eq!(serde_json::from_slice::<Value>(&bytes).unwrap(), object);
+    }
+
+    #[test]
+    fn spec_comparison_ignores_metadata_and_status() {
+        let a = json!({"metadata": {"x": 1}, "status": 1, "spec": 1});
+        assert!(same_spec(&a, &json!({"metadata": {}, "spec": 1})));
+        assert!(!same_spec(&a, &json!({"spec": 2})));
+        assert!(!same_spec(&json!({}), &a));
+    }
+}

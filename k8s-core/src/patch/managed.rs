@@ -1,0 +1,457 @@
+//! Server-side apply: who owns which field, and what an apply does with the fields of others.
+//!
+//! Everything here works on the stored form of an object. Entries are kept in `metadata.managedFields` as upstream writes them.
+
+use std::collections::HashSet;
+
+use serde_json::{Map, Value, json};
+
+use super::fields::{self, FieldSet, compare, element, key_default};
+use crate::schema::{Kind, ListType, MAX_DEPTH, NodeId, Schema};
+
+/// Who writes.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Manager {
+    /// The field manager's name.
+    pub name: String,
+    /// `apiVersion` of the request.
+    pub api_version: String,
+    /// Subresource, or empty.
+    pub subresource: String,
+}
+
+/// A field that another manager owns with another value.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Conflict {
+    /// Its owner.
+    pub manager: String,
+    /// The owner's subresource, or empty.
+    pub subresource: String,
+    /// The owner wrote by `Apply` or `Update`.
+    pub operation: String,
+    /// The version that the owner wrote in.
+    pub api_version: String,
+    /// When, for an owner by `Update`.
+    pub time: String,
+    /// The field.
+    pub path: String,
+}
+
+#[derive(Clone, Debug)]
+struct Entry {
+    manager: String,
+    apply: bool,
+    api_version: String,
+    time: String,
+    subresource: String,
+    fields: FieldSet,
+}
+
+/// Metadata that the server owns; it is in nobody's set.
+const OWN_METADATA: [&str; 11] = [
+    "name",
+    "namespace",
+    "uid",
+    "resourceVersion",
+    "generation",
+    "creationTimestamp",
+    "deletionTimestamp",
+    "deletionGracePeriodSeconds",
+    "selfLink",
+    "managedFields",
+    "generateName",
+];
+
+fn stripped(mut set: FieldSet) -> FieldSet {
+    set.children.remove("f:apiVersion");
+    set.children.remove("f:kind");
+    if let Some(metadata) = set.children.get_mut("f:metadata") {
+        for name in OWN_METADATA {
+            metadata.children.remove(&format!("f:{name}"));
+        }
+        metadata.member = false;
+        if metadata.children.is_empty() {
+            set.children.remove("f:metadata");
+        }
+    }
+    set.member = false;
+    set
+}
+
+fn entries_of(object: &Value) -> Vec<Entry> {
+    let list = object.pointer("/metadata/managedFields").and_then(Value::as_array);
+    list.into_iter()
+        .flatten()
+        .map(|entry| {
+            let text = |key: &str| entry.get(key).and_then(Value::as_str).unwrap_or_default().to_owned();
+            Entry {
+                manager: text("manager"),
+                apply: text("operation") == "Apply",
+                api_version: text("apiVersion"),
+                time: text("time"),
+                subresource: text("subresource"),
+                fields: entry.get("fieldsV1").map(FieldSet::from_json).unwrap_or_default(),
+            }
+        })
+        .collect()
+}
+
+fn store_entries(object: &mut Value, mut entries: Vec<Entry>) {
+    entries.retain(|e| !e.fields.is_empty());
+    entries.sort_by(|a, b| {
+        (!a.apply, &a.time, &a.manager, &a.api_version, &a.subresource).cmp(&(
+            !b.apply,
+            &b.time,
+            &b.manager,
+            &b.api_version,
+            &b.subresource,
+        ))
+    });
+    let list: Vec<Value> = entries
+        .into_iter()
+        .map(|e| {
+            let mut entry = json!({
+                "manager": e.manager,
+                "operation": if e.apply { "Apply" } else { "Update" },
+                "apiVersion": e.api_version,
+                "fieldsType": "FieldsV1",
+                "fieldsV1": e.fields.to_json(),
+            });
+            if !e.time.is_empty() {
+                entry["time"] = e.time.into();
+            }
+            if !e.subresource.is_empty() {
+                entry["subresource"] = e.subresource.into();
+            }
+            entry
+        })
+        .collect();
+    let Some(metadata) = object.get_mut("metadata").and_then(Value::as_object_mut) else { return };
+    if list.is_empty() {
+        metadata.remove("managedFields");
+    } else {
+        metadata.insert("managedFields".into(), list.into());
+    }
+}
+
+/// Records a create or update: what changed now belongs to `manager`, and to nobody else. `now` is RFC 3339.
+///
+/// The entries of `old` hold; those in `new` are ignored, but an explicitly empty list clears them.
+pub fn record_update(old: &Value, new: &mut Value, schema: &Schema, manager: &Manager, now: &str) {
+    let cleared = new.pointer("/metadata/managedFields").and_then(Value::as_array).is_some_and(Vec::is_empty);
+    let mut entries = if cleared { Vec::new() } else { entries_of(old) };
+    let (changed, removed) = compare(old, new, schema);
+    let (changed, removed) = (stripped(changed), stripped(removed));
+    let gone = changed.clone().union(&removed);
+    let mut own = FieldSet::default();
+    let mut kept_time = String::new();
+    entries.retain_mut(|e| {
+        let mine = !e.apply
+            && e.manager == manager.name
+            && e.subresource == manager.subresource
+            && e.api_version == manager.api_version;
+        if mine {
+            own = std::mem::take(&mut e.fields).difference(&removed);
+            kept_time = std::mem::take(&mut e.time);
+            return false;
+        }
+        if !gone.is_empty() {
+            e.fields = e.fields.difference(&gone);
+        }
+        true
+    });
+    let time = if changed.is_empty() && !kept_time.is_empty() { kept_time } else { now.to_owned() };
+    entries.push(Entry {
+        manager: manager.name.clone(),
+        apply: false,
+        api_version: manager.api_version.clone(),
+        time,
+        subresource: manager.subresource.clone(),
+        fields: own.union(&changed),
+    });
+    store_entries(new, entries);
+}
+
+/// Applies `config` to `live` (an empty object where there is none) and returns the result.
+///
+/// # Errors
+/// The fields that others own with other values, unless `force` takes them over.
+pub fn apply(
+    live: &Value,
+    config: &Value,
+    schema: &Schema,
+    manager: &Manager,
+    force: bool,
+    now: &str,
+) -> Result<Value, Vec<Conflict>> {
+    let root = Some(schema.root_id());
+    let wanted = stripped(fields::of(config, schema, root));
+    let mut entries = entries_of(live);
+    let is_mine = |e: &Entry| e.apply && e.manager == manager.name && e.subresource == manager.subresource;
+    let before =
+        entries.iter().filter(|e| is_mine(e)).fold(FieldSet::default(), |all, e| all.union(&e.fields));
+    let mut merged = live.clone();
+    merge(&mut merged, config, schema, root, 0);
+    let (changed, _) = compare(live, &merged, schema);
+    let changed = stripped(changed).intersection(&wanted);
+    let mut conflicts = Vec::new();
+    for entry in entries.iter_mut().filter(|e| !is_mine(e)) {
+        let contested = entry.fields.intersection(&changed);
+        if contested.is_empty() {
+            continue;
+        }
+        if force {
+            entry.fields = entry.fields.difference(&contested);
+            continue;
+        }
+        conflicts.extend(contested.paths().into_iter().map(|path| Conflict {
+            manager: entry.manager.clone(),
+            subresource: entry.subresource.clone(),
+            operation: if entry.apply { "Apply" } else { "Update" }.into(),
+            api_version: entry.api_version.clone(),
+            time: entry.time.clone(),
+            path,
+        }));
+    }
+    if !conflicts.is_empty() {
+        return Err(conflicts);
+    }
+    // What this manager applied before, does not apply now, and nobody else owns, goes away.
+    let owned = entries.iter().filter(|e| !is_mine(e)).fold(wanted.clone(), |all, e| all.union(&e.fields));
+    let gone = before.difference(&wanted);
+    if !gone.is_empty() {
+        remove(&mut merged, &gone, &owned, schema, root, 0);
+    }
+    let unchanged = without_managed_fields(&merged) == without_managed_fields(live) && before == wanted;
+    let time =
+        entries.iter().find(|e| unchanged && is_mine(e)).map_or_else(|| now.to_owned(), |e| e.time.clone());
+    entries.retain(|e| !is_mine(e));
+    entries.push(Entry {
+        manager: manager.name.clone(),
+        apply: true,
+        api_version: manager.api_version.clone(),
+        time,
+        subresource: manager.subresource.clone(),
+        fields: wanted,
+    });
+    store_entries(&mut merged, entries);
+    Ok(merged)
+}
+
+/// The object without its managedFields, for comparisons.
+#[must_use]
+pub fn without_managed_fields(object: &Value) -> Value {
+    let mut object = object.clone();
+    if let Some(metadata) = object.get_mut("metadata").and_then(Value::as_object_mut) {
+        metadata.remove("managedFields");
+    }
+    object
+}
+
+/// Lays `config` over `target` along the schema's list types.
+fn merge(target: &mut Value, config: &Value, schema: &Schema, node: Option<NodeId>, depth: usize) {
+    let kind = node.map(|n| &schema.node(n).kind);
+    match (&mut *target, config, kind) {
+        (Value::Object(have), Value::Object(want), kind)
+            if !matches!(kind, Some(Kind::Object { atomic: true, .. })) && depth <= MAX_DEPTH =>
+        {
+            for (name, value) in want {
+                let child = node.and_then(|n| schema.child(n, name));
+                match have.get_mut(name) {
+                    Some(old) => merge(old, value, schema, child, depth + 1),
+                    None => {
+                        have.insert(name.clone(), value.clone());
+                    }
+                }
+            }
+        }
+        (Value::Array(have), Value::Array(want), Some(Kind::List { item, list_type }))
+            if *list_type != ListType::Atomic =>
+        {
+            let defaults = key_default(schema, *item);
+            for value in want {
+                let id = element(value, list_type, &defaults);
+                match have.iter_mut().find(|h| element(h, list_type, &defaults) == id) {
+                    Some(old) => merge(old, value, schema, Some(*item), depth + 1),
+                    None => have.push(value.clone()),
+                }
+            }
+            order_as(have, want, list_type, &defaults);
+        }
+        _ => *target = config.clone(),
+    }
+}
+
+/// Puts the elements that `want` names into its order, in the places that such elements had.
+fn order_as(
+    have: &mut [Value],
+    want: &[Value],
+    list_type: &ListType,
+    defaults: &dyn Fn(&str) -> Option<Value>,
+) {
+    let order: Vec<Option<String>> = want.iter().map(|w| element(w, list_type, defaults)).collect();
+    let named: HashSet<&Option<String>> = order.iter().collect();
+    let places: Vec<usize> =
+        (0..have.len()).filter(|i| named.contains(&element(&have[*i], list_type, defaults))).collect();
+    let mut values: Vec<Value> = places.iter().map(|i| have[*i].clone()).collect();
+    values.sort_by_key(|v| {
+        let id = element(v, list_type, defaults);
+        order.iter().position(|o| *o == id)
+    });
+    for (place, value) in places.into_iter().zip(values) {
+        have[place] = value;
+    }
+}
+
+/// Removes the paths of `gone`, but nothing that `others` own or that holds something they own.
+fn remove(
+    target: &mut Value,
+    gone: &FieldSet,
+    others: &FieldSet,
+    schema: &Schema,
+    node: Option<NodeId>,
+    depth: usize,
+) {
+    if depth > MAX_DEPTH {
+        return;
+    }
+    let nothing = FieldSet::default();
+    let kind = node.map(|n| &schema.node(n).kind);
+    match target {
+        Value::Object(map) => {
+            for (key, gone) in &gone.children {
+                let Some(name) = key.strip_prefix("f:") else { continue };
+                let owned = others.children.get(key).unwrap_or(&nothing);
+                let child = node.and_then(|n| schema.child(n, name));
+                let Some(value) = map.get_mut(name) else { continue };
+                remove(value, gone, owned, schema, child, depth + 1);
+                let leaf = gone.member && gone.children.is_empty();
+                let emptied = !gone.children.is_empty() && is_hollow(value);
+                if (leaf || emptied) && owned.is_empty() {
+                    map.remove(name);
+                }
+            }
+        }
+        Value::Array(items) => {
+            let Some(Kind::List { item, list_type }) = kind else { return };
+            let defaults = key_default(schema, *item);
+            items.retain_mut(|value| {
+                let Some(id) = element(value, list_type, &defaults) else { return true };
+                let Some(gone) = gone.children.get(&id) else { return true };
+                let owned = others.children.get(&id).unwrap_or(&nothing);
+                if gone.member && owned.is_empty() {
+                    return false;
+                }
+                remove(value, gone, owned, schema, Some(*item), depth + 1);
+                true
+            });
+        }
+        _ => {}
+    }
+}
+
+fn is_hollow(value: &Value) -> bool {
+    match value {
+        Value::Object(map) => map.is_empty(),
+        Value::Array(items) => items.is_empty(),
+        _ => false,
+    }
+}
+
+/// An object with nothing in it, to apply to where there is none.
+#[must_use]
+pub fn nothing() -> Value {
+    json!({"metadata": Map::new()})
+}
+
+#[cfg(test)]
+mod tests {
+    use k8s_openapi::api::core::v1::Pod;
+    use proptest::prelude::*;
+
+    use super::*;
+    use crate::schema::{builtin, generate};
+
+    fn schema() -> Schema {
+        builtin(&[generate::<Pod>]).remove(0)
+    }
+
+    fn manager(name: &str) -> Manager {
+        Manager { name: name.into(), api_version: "v1".into(), subresource: String::new() }
+    }
+
+    fn run(live: &Value, config: Value, who: &str, force: bool) -> Result<Value, Vec<Conflict>> {
+        apply(live, &config, &schema(), &manager(who), force, "2026-01-01T00:00:00Z")
+    }
+
+    #[test]
+    fn ownership() {
+        let first =
+            run(&nothing(), json!({"metadata": {"name": "p", "labels": {"a": "1", "b": "1"}}}), "m1", false)
+                .unwrap();
+        let conflicts = run(&first, json!({"metadata": {"labels": {"a": "2"}}}), "m2", false).unwrap_err();
+        assert_eq!(conflicts.len(), 1);
+        assert_eq!((conflicts[0].manager.as_str(), conflicts[0].path.as_str()), ("m1", ".metadata.labels.a"));
+        let second = run(&first, json!({"metadata": {"labels": {"a": "2"}}}), "m2", true).unwrap();
+        assert_eq!(second["metadata"]["labels"], json!({"a": "2", "b": "1"}));
+        // m1 no longer owns a, so leaving it out removes only b.
+        let third = run(&second, json!({"metadata": {"name": "p"}}), "m1", false).unwrap();
+        assert_eq!(third["metadata"]["labels"], json!({"a": "2"}));
+        // The same value is shared without conflict.
+        run(&third, json!({"metadata": {"labels": {"a": "2"}}}), "m3", false).unwrap();
+    }
+
+    #[test]
+    fn keyed_lists_and_updates() {
+        let live = run(
+            &nothing(),
+            json!({"spec": {"containers": [{"name": "a", "image": "1"}, {"name": "b", "image": "1"}]}}),
+            "m1",
+            false,
+        )
+        .unwrap();
+        let mut updated = live.clone();
+        updated["spec"]["containers"][0]["image"] = "2".into();
+        record_update(&live, &mut updated, &schema(), &manager("kubectl-edit"), "2026-01-02T00:00:00Z");
+        let conflicts = run(
+            &updated,
+            json!({"spec": {"containers": [{"name": "a", "image": "3"}, {"name": "b", "image": "1"}]}}),
+            "m1",
+            false,
+        )
+        .unwrap_err();
+        assert_eq!(conflicts[0].path, ".spec.containers[name=\"a\"].image");
+        let gone = run(&updated, json!({"spec": {"containers": [{"name": "b", "image": "1"}]}}), "m1", true)
+            .unwrap();
+        // The element is kept because kubectl-edit owns a field in it.
+        assert_eq!(gone["spec"]["containers"].as_array().unwrap().len(), 2);
+        let gone =
+            run(&live, json!({"spec": {"containers": [{"name": "b", "image": "1"}]}}), "m1", false).unwrap();
+        assert_eq!(gone["spec"]["containers"], json!([{"name": "b", "image": "1"}]));
+    }
+
+    fn config() -> impl Strategy<Value = Value> {
+        let labels = proptest::collection::btree_map("[abc]", "[xy]", 0..3);
+        let containers = proptest::collection::btree_map("[abc]", "[12]", 0..3);
+        (labels, containers).prop_map(|(labels, containers)| {
+            let containers: Vec<Value> =
+                containers.into_iter().map(|(name, image)| json!({"name": name, "image": image})).collect();
+            json!({"metadata": {"labels": labels}, "spec": {"containers": containers}})
+        })
+    }
+
+    proptest! {
+        #![proptest_config(ProptestConfig::with_cases(64))]
+        #[test]
+        fn applying_twice_is_applying_once_and_a_lone_manager_gets_what_it_says(first in config(), second in config()) {
+            let once = run(&nothing(), first, "m", false).unwrap();
+            let twice = run(&once, second.clone(), "m", false).unwrap();
+            let again = run(&twice, second.clone(), "m", false).unwrap();
+            prop_assert_eq!(&again, &twice);
+            let labels = |v: &Value| v.pointer("/metadata/labels").and_then(Value::as_object).cloned().unwrap_or_default();
+            prop_assert_eq!(labels(&twice), labels(&second));
+            let names = |v: &Value| v.pointer("/spec/containers").and_then(Value::as_array).cloned().unwrap_or_default();
+            prop_assert_eq!(names(&twice), names(&second));
+        }
+    }
+}

@@ -1,0 +1,276 @@
+//! One type's objects and their recent history.
+
+use std::{
+    collections::VecDeque,
+    sync::{Arc, OnceLock, RwLock},
+};
+
+use bytes::Bytes;
+use rpds::RedBlackTreeMapSync;
+use tokio::sync::watch;
+
+use super::Stored;
+
+/// How many events of a type are kept for watches that resume.
+const HISTORY_EVENTS: usize = 8192;
+/// How many bytes of objects those events may hold.
+const HISTORY_BYTES: usize = 8 << 20;
+/// However large they are, so many events are kept.
+const HISTORY_LEAST: usize = 256;
+
+/// What happened to an object.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum EventKind {
+    /// It was created.
+    Added,
+    /// It was changed.
+    Modified,
+    /// It was deleted; the event has its last state, at the revision of the deletion.
+    Deleted,
+}
+
+/// One change of one object.
+#[derive(Debug)]
+pub struct Event {
+    /// What happened.
+    pub kind: EventKind,
+    /// The object after it.
+    pub object: Arc<Stored>,
+    /// The object before it, if there was one.
+    pub before: Option<Arc<Stored>>,
+    frame: OnceLock<Bytes>,
+}
+
+impl Event {
+    pub(super) fn new(kind: EventKind, object: Arc<Stored>, before: Option<Arc<Stored>>) -> Self {
+        Event { kind, object, before, frame: OnceLock::new() }
+    }
+
+    /// The event as a line of a JSON watch, encoded once and shared by all watchers that see it as what it is.
+    #[must_use]
+    pub fn frame(&self) -> Bytes {
+        self.frame.get_or_init(|| frame(self.kind, &self.object.json)).clone()
+    }
+}
+
+/// A line of a JSON watch.
+#[must_use]
+pub(super) fn frame(kind: EventKind, json: &[u8]) -> Bytes {
+    let head: &[u8] = match kind {
+        EventKind::Added => b"{\"type\":\"ADDED\",\"object\":",
+        EventKind::Modified => b"{\"type\":\"MODIFIED\",\"object\":",
+        EventKind::Deleted => b"{\"type\":\"DELETED\",\"object\":",
+    };
+    [head, json, b"}\n"].concat().into()
+}
+
+/// A type's objects at one moment. Costs O(1) to take and never changes.
+#[derive(Clone, Debug)]
+pub struct Snapshot {
+    /// The revision of the whole store that it shows.
+    pub revision: u64,
+    objects: RedBlackTreeMapSync<Arc<str>, Arc<Stored>>,
+}
+
+impl Snapshot {
+    /// One object.
+    #[must_use]
+    pub fn get(&self, key: &str) -> Option<&Arc<Stored>> {
+        self.objects.get(key)
+    }
+
+    /// Objects whose key starts with `prefix` and comes after `after`, in key order.
+    pub fn range<'a>(&'a self, prefix: &'a str, after: &str) -> impl Iterator<Item = &'a Arc<Stored>> {
+        use std::ops::Bound;
+        let from: Arc<str> = if after > prefix { after.into() } else { prefix.into() };
+        let after: Arc<str> = after.into();
+        self.objects
+            .range((Bound::Included(from), Bound::Unbounded))
+            .map(|(_, stored)| stored)
+            .skip_while(move |stored| !after.is_empty() && *stored.key <= *after)
+            .take_while(move |stored| stored.key.starts_with(prefix))
+    }
+
+    /// How many objects there are.
+    #[must_use]
+    pub fn len(&self) -> usize {
+        self.objects.size()
+    }
+
+    /// Whether there are none.
+    #[must_use]
+    pub fn is_empty(&self) -> bool {
+        self.objects.is_empty()
+    }
+}
+
+#[derive(Debug)]
+struct Visible {
+    objects: RedBlackTreeMapSync<Arc<str>, Arc<Stored>>,
+    history: VecDeque<Arc<Event>>,
+    history_bytes: usize,
+    /// Every event after this revision is in `history`.
+    complete_after: u64,
+    /// The revision of the newest event.
+    revision: u64,
+}
+
+/// One type's objects and their recent history.
+#[derive(Debug)]
+pub(super) struct Collection {
+    visible: RwLock<Visible>,
+    /// The newest revision whose events are visible; wakes watchers.
+    progress: watch::Sender<u64>,
+}
+
+/// Why a watch cannot go on.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+#[non_exhaustive]
+pub enum WatchError {
+    /// Events after the asked-for revision are gone: list again.
+    #[error("too old resource version: {asked} ({oldest})")]
+    TooOld {
+        /// Where the watcher stood.
+        asked: u64,
+        /// The oldest revision that a watch can start from.
+        oldest: u64,
+    },
+}
+
+impl Collection {
+    pub(super) fn new(revision: u64) -> Self {
+        Collection {
+            visible: RwLock::new(Visible {
+                objects: RedBlackTreeMapSync::default(),
+                history: VecDeque::new(),
+                history_bytes: 0,
+                complete_after: revision,
+                revision,
+            }),
+            progress: watch::channel(revision).0,
+        }
+    }
+
+    fn read(&self) -> std::sync::RwLockReadGuard<'_, Visible> {
+        // Nothing that runs under the lock can panic half-way through a change.
+        self.visible.read().unwrap_or_else(std::sync::PoisonError::into_inner)
+    }
+
+    fn write(&self) -> std::sync::RwLockWriteGuard<'_, Visible> {
+        self.visible.write().unwrap_or_else(std::sync::PoisonError::into_inner)
+    }
+
+    pub(super) fn load(&self, object: Stored) {
+        self.write().objects.insert_mut(object.key.clone(), Arc::new(object));
+    }
+
+    pub(super) fn loaded(&self, revision: u64) {
+        let mut visible = self.write();
+        visible.revision = revision;
+        visible.complete_after = revision;
+        self.progress.send_replace(revision);
+    }
+
+    pub(super) fn last_change(&self) -> u64 {
+        self.read().revision
+    }
+
+    pub(super) fn get(&self, key: &str) -> Option<Arc<Stored>> {
+        self.read().objects.get(key).cloned()
+    }
+
+    /// The present state. `revision` is the newest of the whole store, read before.
+    pub(super) fn snapshot(&self, revision: u64) -> Snapshot {
+        let visible = self.read();
+        Snapshot { revision: revision.max(visible.revision), objects: visible.objects.clone() }
+    }
+
+    /// The state as of `revision`, by undoing what came after; `None` when history does not reach back that far.
+    pub(super) fn snapshot_at(&self, revision: u64) -> Option<Snapshot> {
+        let visible = self.read();
+        if revision < visible.complete_after {
+            return None;
+        }
+        let mut objects = visible.objects.clone();
+        for event in visible.history.iter().rev().take_while(|e| e.object.revision > revision) {
+            match &event.before {
+                Some(before) => objects.insert_mut(before.key.clone(), before.clone()),
+                None => {
+                    objects.remove_mut(&event.object.key);
+                }
+            }
+        }
+        Some(Snapshot { revision, objects })
+    }
+
+    /// Shows a committed event. Watchers wake at [`Collection::wake`].
+    pub(super) fn apply(&self, event: Arc<Event>) {
+        let mut visible = self.write();
+        match event.kind {
+            EventKind::Deleted => {
+                visible.objects.remove_mut(&event.object.key);
+            }
+            EventKind::Added | EventKind::Modified => {
+                visible.objects.insert_mut(event.object.key.clone(), event.object.clone());
+            }
+        }
+        visible.revision = event.object.revision;
+        visible.history_bytes += event.object.json.len();
+        visible.history.push_back(event);
+        while visible.history.len() > HISTORY_EVENTS
+            || (visible.history_bytes > HISTORY_BYTES && visible.history.len() > HISTORY_LEAST)
+        {
+            if let Some(old) = visible.history.pop_front() {
+                visible.history_bytes -= old.object.json.len();
+                visible.complete_after = old.object.revision;
+            }
+        }
+    }
+
+    pub(super) fn wake(&self, revision: u64) {
+        self.progress.send_replace(revision);
+    }
+
+    pub(super) fn cursor(self: &Arc<Self>, after: u64) -> WatchCursor {
+        WatchCursor { collection: self.clone(), after, progress: self.progress.subscribe() }
+    }
+}
+
+/// A watcher's place in a type's history.
+#[derive(Debug)]
+pub struct WatchCursor {
+    collection: Arc<Collection>,
+    after: u64,
+    progress: watch::Receiver<u64>,
+}
+
+impl WatchCursor {
+    /// Up to `most` events after the cursor's place, which moves on; empty when there are none yet.
+    ///
+    /// # Errors
+    /// [`WatchError::TooOld`] when history no longer holds them all.
+    pub fn take(&mut self, most: usize) -> Result<Vec<Arc<Event>>, WatchError> {
+        let visible = self.collection.read();
+        if self.after < visible.complete_after {
+            return Err(WatchError::TooOld { asked: self.after, oldest: visible.complete_after });
+        }
+        let first = visible.history.partition_point(|e| e.object.revision <= self.after);
+        let events: Vec<Arc<Event>> = visible.history.range(first..).take(most).cloned().collect();
+        if let Some(last) = events.last() {
+            self.after = last.object.revision;
+        }
+        Ok(events)
+    }
+
+    /// Waits until something was committed to the type since the last call; returns at once if it was already.
+    pub async fn changed(&mut self) {
+        // The sender lives in `self.collection`, so this cannot fail.
+        let _ = self.progress.changed().await;
+    }
+
+    /// The revision up to which events were taken.
+    #[must_use]
+    pub fn position(&self) -> u64 {
+        self.after
+    }
+}

@@ -1,0 +1,503 @@
+//! Writes: checked, numbered, made durable in groups, then shown.
+
+use std::{
+    collections::HashMap,
+    sync::{
+        Arc, Mutex, RwLock,
+        atomic::{AtomicU64, Ordering},
+        mpsc,
+    },
+};
+
+use bytes::Bytes;
+use tokio::sync::oneshot;
+
+use super::{
+    Backend, BackendError, Event, EventKind, Meta, Record, Snapshot, Stored, WatchCursor,
+    collection::Collection,
+};
+
+/// How many writes one flush carries at most.
+const BATCH: usize = 512;
+
+/// Why a write or an exact read failed.
+#[derive(Clone, Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum StoreError {
+    /// The object is not in the state that the writer expects. Read again and retry.
+    #[error("{key} is at {have:?}")]
+    Conflict {
+        /// The object.
+        key: String,
+        /// Its revision; `None`: it is not there.
+        have: Option<u64>,
+    },
+    /// The backend cannot write. Retryable once its cause is mended.
+    #[error("the store cannot write: {0}")]
+    Unavailable(String),
+    /// The asked-for revision is no longer in history.
+    #[error("revision {0} is no longer in history")]
+    Expired(u64),
+}
+
+/// The state that a writer expects.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Expect {
+    /// Not there.
+    Absent,
+    /// At this revision.
+    Revision(u64),
+}
+
+/// A write that waits for its flush.
+struct Pending {
+    collection: Arc<Collection>,
+    record: Record,
+    event: Arc<Event>,
+    done: oneshot::Sender<Result<Arc<Stored>, StoreError>>,
+}
+
+/// The newest state of an object with pending writes: `None` when it will be deleted.
+type Overlay = HashMap<(Arc<str>, Arc<str>), (u64, Option<Arc<Stored>>)>;
+
+/// What writers share, under one lock.
+struct Writer {
+    revision: u64,
+    overlay: Overlay,
+    queue: Queue,
+}
+
+enum Queue {
+    /// The backend does not block: commits happen in the writer's own call.
+    Inline(Box<dyn Backend>),
+    Thread(mpsc::Sender<Pending>),
+}
+
+struct Inner {
+    collections: RwLock<HashMap<Arc<str>, Arc<Collection>>>,
+    writer: Mutex<Writer>,
+    /// The newest revision that is durable and visible.
+    visible: AtomicU64,
+}
+
+/// Every object of a cluster. Cheap to clone; all clones are one store.
+#[derive(Clone)]
+pub struct Store(Arc<Inner>);
+
+impl std::fmt::Debug for Store {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Store").field("revision", &self.revision()).finish_non_exhaustive()
+    }
+}
+
+impl Store {
+    /// Opens a store over a backend. `describe` tells uid, labels and fields of a stored object (resource, JSON).
+    ///
+    /// # Errors
+    /// When the backend cannot be read.
+    pub fn open(
+        mut backend: impl Backend,
+        describe: &dyn Fn(&str, &[u8]) -> Meta,
+    ) -> Result<Self, BackendError> {
+        let mut collections: HashMap<Arc<str>, Arc<Collection>> = HashMap::new();
+        let mut newest = 0;
+        let revision = backend.load(&mut |record| {
+            let Record { resource, key, revision, json: Some(json) } = record else { return };
+            newest = newest.max(revision);
+            let Meta { uid, labels, fields } = describe(&resource, &json);
+            let collection = collections.entry(resource).or_insert_with(|| Arc::new(Collection::new(0)));
+            collection.load(Stored { key, revision, uid, labels, fields, json });
+        })?;
+        let revision = revision.max(newest);
+        for collection in collections.values() {
+            collection.loaded(revision);
+        }
+        let blocks = backend.blocks();
+        let (sender, receiver) = mpsc::channel();
+        let mut boxed: Option<Box<dyn Backend>> = Some(Box::new(backend));
+        let queue = match boxed.take_if(|_| !blocks) {
+            Some(backend) => Queue::Inline(backend),
+            None => Queue::Thread(sender),
+        };
+        let inner = Arc::new(Inner {
+            collections: RwLock::new(collections),
+            writer: Mutex::new(Writer { revision, overlay: HashMap::new(), queue }),
+            visible: AtomicU64::new(revision),
+        });
+        if let Some(backend) = boxed {
+            let weak = Arc::downgrade(&inner);
+            std::thread::Builder::new()
+                .name("store-commit".into())
+                .spawn(move || commit_loop(backend, &receiver, &weak))
+                .map_err(|e| BackendError(format!("start the commit thread: {e}")))?;
+        }
+        Ok(Store(inner))
+    }
+
+    /// A store that keeps nothing beyond its process.
+    #[must_use]
+    pub fn memory() -> Self {
+        Store::open(super::Memory, &|_, _| Meta::default())
+            .unwrap_or_else(|e| unreachable!("memory cannot fail: {e}"))
+    }
+
+    fn collection(&self, resource: &str) -> Arc<Collection> {
+        let poisoned = std::sync::PoisonError::into_inner;
+        if let Some(found) = self.0.collections.read().unwrap_or_else(poisoned).get(resource) {
+            return found.clone();
+        }
+        let mut all = self.0.collections.write().unwrap_or_else(std::sync::PoisonError::into_inner);
+        all.entry(resource.into()).or_insert_with(|| Arc::new(Collection::new(0))).clone()
+    }
+
+    /// The newest revision that is durable and visible.
+    #[must_use]
+    pub fn revision(&self) -> u64 {
+        self.0.visible.load(Ordering::Acquire)
+    }
+
+    /// One object.
+    #[must_use]
+    pub fn get(&self, resource: &str, key: &str) -> Option<Arc<Stored>> {
+        self.collection(resource).get(key)
+    }
+
+    /// All objects of a type, as they are now.
+    #[must_use]
+    pub fn snapshot(&self, resource: &str) -> Snapshot {
+        let revision = self.revision();
+        self.collection(resource).snapshot(revision)
+    }
+
+    /// All objects of a type, as they were at `revision`.
+    ///
+    /// # Errors
+    /// [`StoreError::Expired`] when history does not reach back that far.
+    pub fn snapshot_at(&self, resource: &str, revision: u64) -> Result<Snapshot, StoreError> {
+        self.collection(resource).snapshot_at(revision).ok_or(StoreError::Expired(revision))
+    }
+
+    /// The revision of the newest change of a type; tells cheaply whether what was made from a snapshot is still right.
+    #[must_use]
+    pub fn last_change(&self, resource: &str) -> u64 {
+        self.collection(resource).last_change()
+    }
+
+    /// A place in a type's history, after `revision`.
+    #[must_use]
+    pub fn watch(&self, resource: &str, revision: u64) -> WatchCursor {
+        self.collection(resource).cursor(revision)
+    }
+
+    /// Writes an object. `encode` gets the write's revision and returns the object's bytes with that revision in them.
+    ///
+    /// # Errors
+    /// [`StoreError::Conflict`] or [`StoreError::Unavailable`].
+    pub async fn put(
+        &self,
+        resource: &str,
+        key: &str,
+        expect: Expect,
+        meta: Meta,
+        encode: impl FnOnce(u64) -> Bytes,
+    ) -> Result<Arc<Stored>, StoreError> {
+        self.write(resource, key, expect, meta, encode, false).await
+    }
+
+    /// Deletes an object. `encode` gets the deletion's revision and returns the object's last state with that revision in it.
+    ///
+    /// # Errors
+    /// [`StoreError::Conflict`] or [`StoreError::Unavailable`].
+    pub async fn delete(
+        &self,
+        resource: &str,
+        key: &str,
+        expect: u64,
+        encode: impl FnOnce(u64) -> Bytes,
+    ) -> Result<Arc<Stored>, StoreError> {
+        self.write(resource, key, Expect::Revision(expect), Meta::default(), encode, true).await
+    }
+
+    async fn write(
+        &self,
+        resource: &str,
+        key: &str,
+        expect: Expect,
+        meta: Meta,
+        encode: impl FnOnce(u64) -> Bytes,
+        delete: bool,
+    ) -> Result<Arc<Stored>, StoreError> {
+        let collection = self.collection(resource);
+        let (done, acknowledged) = oneshot::channel();
+        {
+            let mut writer = self.0.writer.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
+            let slot: (Arc<str>, Arc<str>) = (resource.into(), key.into());
+            let before = match writer.overlay.get(&slot) {
+                Some((_, pending)) => pending.clone(),
+                None => collection.get(key),
+            };
+            let have = before.as_ref().map(|b| b.revision);
+            let want = match expect {
+                Expect::Absent => None,
+                Expect::Revision(revision) => Some(revision),
+            };
+            if have != want {
+                return Err(StoreError::Conflict { key: key.to_owned(), have });
+            }
+            let revision = writer.revision + 1;
+            writer.revision = revision;
+            let json = encode(revision);
+            let meta = match &before {
+                Some(before) if delete => Meta {
+                    uid: before.uid.clone(),
+                    labels: before.labels.clone(),
+                    fields: before.fields.clone(),
+                },
+                _ => meta,
+            };
+            let object = Arc::new(Stored {
+                key: before.as_ref().map_or_else(|| slot.1.clone(), |b| b.key.clone()),
+                revision,
+                uid: meta.uid,
+                labels: meta.labels,
+                fields: meta.fields,
+                json: json.clone(),
+            });
+            let kind = match (&before, delete) {
+                (_, true) => EventKind::Deleted,
+                (None, false) => EventKind::Added,
+                (Some(_), false) => EventKind::Modified,
+            };
+            let record = Record {
+                resource: slot.0.clone(),
+                key: object.key.clone(),
+                revision,
+                json: (!delete).then_some(json),
+            };
+            let event = Arc::new(Event::new(kind, object.clone(), before));
+            let pending = Pending { collection, record, event, done };
+            let writer = &mut *writer;
+            match &mut writer.queue {
+                Queue::Inline(backend) => {
+                    commit_batch(&mut **backend, vec![pending], &self.0, &mut writer.overlay);
+                }
+                Queue::Thread(queue) => {
+                    writer.overlay.insert(slot, (revision, (!delete).then_some(object)));
+                    if queue.send(pending).is_err() {
+                        return Err(StoreError::Unavailable("the commit thread has ended".into()));
+                    }
+                }
+            }
+        }
+        acknowledged
+            .await
+            .unwrap_or_else(|_| Err(StoreError::Unavailable("the commit thread has ended".into())))
+    }
+}
+
+/// Takes what has gathered, makes it durable, shows it; until the store is dropped.
+fn commit_loop(
+    mut backend: Box<dyn Backend>,
+    queue: &mpsc::Receiver<Pending>,
+    store: &std::sync::Weak<Inner>,
+) {
+    while let Ok(first) = queue.recv() {
+        let mut batch = vec![first];
+        while batch.len() < BATCH
+            && let Ok(next) = queue.try_recv()
+        {
+            batch.push(next);
+        }
+        let Some(store) = store.upgrade() else { return };
+        let records: Vec<Record> = batch.iter().map(|p| p.record.clone()).collect();
+        match backend.commit(&records) {
+            Ok(()) => {
+                show(&batch, &store);
+                let mut writer = store.writer.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
+                forget(&batch, &mut writer.overlay);
+                drop(writer);
+                acknowledge(batch);
+            }
+            Err(e) => {
+                // Whatever was checked against these writes must fail with them, so the whole queue goes, under the writers' lock.
+                let mut writer = store.writer.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
+                batch.extend(queue.try_iter());
+                writer.overlay.clear();
+                drop(writer);
+                refuse(batch, &e);
+            }
+        }
+    }
+}
+
+/// Commits in the caller's own time, under the writers' lock.
+fn commit_batch(backend: &mut dyn Backend, batch: Vec<Pending>, store: &Inner, overlay: &mut Overlay) {
+    let records: Vec<Record> = batch.iter().map(|p| p.record.clone()).collect();
+    match backend.commit(&records) {
+        Ok(()) => {
+            show(&batch, store);
+            forget(&batch, overlay);
+            acknowledge(batch);
+        }
+        Err(e) => refuse(batch, &e),
+    }
+}
+
+fn show(batch: &[Pending], store: &Inner) {
+    let mut last = 0;
+    for pending in batch {
+        pending.collection.apply(pending.event.clone());
+        last = pending.record.revision;
+    }
+    store.visible.fetch_max(last, Ordering::Release);
+    let mut woken: Vec<&Arc<Collection>> = Vec::new();
+    for pending in batch {
+        if !woken.iter().any(|c| Arc::ptr_eq(c, &pending.collection)) {
+            pending.collection.wake(last);
+            woken.push(&pending.collection);
+        }
+    }
+}
+
+fn forget(batch: &[Pending], overlay: &mut Overlay) {
+    for Pending { record, .. } in batch {
+        let slot = (record.resource.clone(), record.key.clone());
+        if overlay.get(&slot).is_some_and(|(revision, _)| *revision == record.revision) {
+            overlay.remove(&slot);
+        }
+    }
+}
+
+fn acknowledge(batch: Vec<Pending>) {
+    for pending in batch {
+        // A writer that went away does not need to know.
+        let _ = pending.done.send(Ok(pending.event.object.clone()));
+    }
+}
+
+fn refuse(batch: Vec<Pending>, error: &BackendError) {
+    for pending in batch {
+        let _ = pending.done.send(Err(StoreError::Unavailable(error.to_string())));
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::collections::BTreeMap;
+
+    use proptest::prelude::*;
+
+    use super::super::{Embedded, OpenError};
+    use super::*;
+
+    fn bytes(value: u8) -> impl FnOnce(u64) -> Bytes {
+        move |revision| format!("{{\"v\":{value},\"rv\":{revision}}}").into()
+    }
+
+    #[tokio::test]
+    async fn survives_reopening_and_refuses_a_second_opener() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("state.redb");
+        let open = || Store::open(Embedded::open(&path).unwrap(), &|_, _| Meta::default()).unwrap();
+        let store = open();
+        let a = store.put("pods", "ns/a", Expect::Absent, Meta::default(), bytes(1)).await.unwrap();
+        store.put("pods", "ns/b", Expect::Absent, Meta::default(), bytes(2)).await.unwrap();
+        store.delete("pods", "ns/a", a.revision, bytes(1)).await.unwrap();
+        assert!(matches!(Embedded::open(&path), Err(OpenError::InUse { .. })));
+        drop(store);
+        // The commit thread lets the file go when it sees that the store is gone.
+        let mut again = Embedded::open(&path);
+        while again.is_err() {
+            tokio::time::sleep(std::time::Duration::from_millis(5)).await;
+            again = Embedded::open(&path);
+        }
+        let store = Store::open(again.unwrap(), &|_, _| Meta::default()).unwrap();
+        assert_eq!(store.revision(), 3);
+        assert!(store.get("pods", "ns/a").is_none());
+        assert_eq!(store.get("pods", "ns/b").unwrap().revision, 2);
+        assert!(store.watch("pods", 1).take(10).is_err(), "history does not survive");
+        assert!(store.watch("pods", 3).take(10).unwrap().is_empty());
+    }
+
+    struct Full(bool);
+    impl Backend for Full {
+        fn load(&mut self, _: &mut dyn FnMut(Record)) -> Result<u64, BackendError> {
+            Ok(0)
+        }
+        fn commit(&mut self, _: &[Record]) -> Result<(), BackendError> {
+            if self.0 { Err(BackendError("no space left".into())) } else { Ok(()) }
+        }
+    }
+
+    #[tokio::test]
+    async fn a_full_disk_refuses_writes_and_keeps_the_state() {
+        let store = Store::open(Full(true), &|_, _| Meta::default()).unwrap();
+        let error = store.put("pods", "a", Expect::Absent, Meta::default(), bytes(1)).await.unwrap_err();
+        assert!(matches!(error, StoreError::Unavailable(_)));
+        assert!(store.get("pods", "a").is_none());
+        assert_eq!(store.revision(), 0);
+    }
+
+    #[tokio::test]
+    async fn group_commit_keeps_order_and_wakes_watchers() {
+        let store = Store::open(Full(false), &|_, _| Meta::default()).unwrap();
+        let mut cursor = store.watch("pods", 0);
+        let writes = (0..100).map(|i| {
+            let store = store.clone();
+            async move {
+                store
+                    .put("pods", &format!("k{i:03}"), Expect::Absent, Meta::default(), bytes(1))
+                    .await
+                    .unwrap()
+            }
+        });
+        futures::future::join_all(writes).await;
+        let mut seen = Vec::new();
+        while seen.len() < 100 {
+            seen.extend(cursor.take(7).unwrap().iter().map(|e| e.object.revision));
+        }
+        assert_eq!(seen, (1..=100).collect::<Vec<u64>>());
+    }
+
+    proptest! {
+        /// The store against a map: same contents, and a replay of the events gives the same contents again.
+        #[test]
+        fn behaves_as_a_map(operations in proptest::collection::vec((0u8..8, 0u8..3, any::<u8>()), 1..80)) {
+            let runtime = tokio::runtime::Builder::new_current_thread().build().unwrap();
+            runtime.block_on(async {
+                let store = Store::memory();
+                let mut model: BTreeMap<String, (u64, u8)> = BTreeMap::new();
+                let mut states = vec![model.clone()];
+                for (key, operation, value) in operations {
+                    let key = format!("ns/{key}");
+                    let known = model.get(&key).map(|(revision, _)| *revision);
+                    let result = match (operation, known) {
+                        (0, _) => store.put("r", &key, Expect::Absent, Meta::default(), bytes(value)).await,
+                        (1, _) => store.put("r", &key, Expect::Revision(known.unwrap_or(1)), Meta::default(), bytes(value)).await,
+                        _ => store.delete("r", &key, known.unwrap_or(1), bytes(value)).await,
+                    };
+                    let expected = match operation { 0 => known.is_none(), _ => known.is_some() };
+                    assert_eq!(result.is_ok(), expected);
+                    if let Ok(stored) = result {
+                        if operation == 2 { model.remove(&key); } else { model.insert(key, (stored.revision, value)); }
+                        assert_eq!(stored.revision, states.len() as u64);
+                        states.push(model.clone());
+                    }
+                }
+                let keys = |snapshot: &Snapshot| snapshot.range("", "").map(|s| (s.key.to_string(), s.revision)).collect::<Vec<_>>();
+                for (revision, state) in states.iter().enumerate() {
+                    let want: Vec<_> = state.iter().map(|(k, (r, _))| (k.clone(), *r)).collect();
+                    assert_eq!(keys(&store.snapshot_at("r", revision as u64).unwrap()), want);
+                }
+                let mut replay = BTreeMap::new();
+                for event in store.watch("r", 0).take(usize::MAX).unwrap() {
+                    match event.kind {
+                        EventKind::Deleted => { replay.remove(event.object.key.as_ref()); }
+                        _ => { replay.insert(event.object.key.to_string(), event.object.revision); }
+                    }
+                }
+                assert_eq!(replay.into_iter().collect::<Vec<_>>(), keys(&store.snapshot("r")));
+            });
+        }
+    }
+}

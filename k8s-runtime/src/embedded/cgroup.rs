@@ -1,0 +1,359 @@
+//! Control groups, versions 1 and 2 behind one type.
+//!
+//! A group is a path below a root of our own (such as `hyperkube-ab12/burstable/pod<uid>/<container>`). In version 1 the
+//! path exists in every hierarchy that has a controller we use; in version 2 once. Guarantee: [`Cgroups::remove`]
+//! returns only when the groups are gone, or with the error that kept them.
+//! Not here: who belongs in which group.
+
+use std::{
+    fs, io,
+    path::{Path, PathBuf},
+    thread,
+    time::{Duration, Instant},
+};
+
+use crate::api::{ContainerStats, Resources};
+
+/// The version 1 controllers that are used, where present. `systemd` is named so that a service manager that kills by
+/// its own hierarchy does not take the shims along.
+const V1_CONTROLLERS: [&str; 5] = ["cpu", "cpuacct", "memory", "pids", "systemd"];
+const V2_CONTROLLERS: [&str; 3] = ["cpu", "memory", "pids"];
+
+/// Where this machine's control groups are.
+#[derive(Clone, Debug)]
+pub(crate) enum Cgroups {
+    /// Controller and the mount of its hierarchy; several controllers may share one.
+    V1(Vec<(&'static str, PathBuf)>),
+    /// The unified hierarchy.
+    V2(PathBuf),
+}
+
+impl Cgroups {
+    /// Looks at this machine's mounts.
+    pub(crate) fn detect() -> io::Result<Cgroups> {
+        Ok(Self::from_mounts(&fs::read_to_string("/proc/self/mountinfo")?))
+    }
+
+    fn from_mounts(mountinfo: &str) -> Cgroups {
+        let mut v1: Vec<(&'static str, PathBuf)> = Vec::new();
+        let mut v2 = None;
+        for line in mountinfo.lines() {
+            let Some((left, right)) = line.split_once(" - ") else { continue };
+            let Some(target) = left.split(' ').nth(4) else { continue };
+            let mut right = right.split(' ');
+            let (kind, options) = (right.next(), right.nth(1).unwrap_or_default());
+            match kind {
+                Some("cgroup2") if v2.is_none() => v2 = Some(PathBuf::from(target)),
+                Some("cgroup") => {
+                    for controller in V1_CONTROLLERS {
+                        let named = options
+                            .split(',')
+                            .any(|o| o == controller || o.strip_prefix("name=") == Some(controller));
+                        if named && !v1.iter().any(|(known, _)| *known == controller) {
+                            v1.push((controller, PathBuf::from(target)));
+                        }
+                    }
+                }
+                _ => {}
+            }
+        }
+        match v2 {
+            Some(root) if !v1.iter().any(|(c, _)| *c == "memory" || *c == "pids") => Cgroups::V2(root),
+            _ => Cgroups::V1(v1),
+        }
+    }
+
+    /// The controllers that are missing.
+    pub(crate) fn missing(&self) -> Vec<&'static str> {
+        match self {
+            Cgroups::V1(found) => V2_CONTROLLERS
+                .into_iter()
+                .filter(|want| !found.iter().any(|(controller, _)| controller == want))
+                .collect(),
+            Cgroups::V2(root) => {
+                let have = fs::read_to_string(root.join("cgroup.controllers")).unwrap_or_default();
+                V2_CONTROLLERS
+                    .into_iter()
+                    .filter(|want| !have.split_whitespace().any(|h| h == *want))
+                    .collect()
+            }
+        }
+    }
+
+    /// The directories that make up a group, each once.
+    pub(crate) fn directories(&self, group: &str) -> Vec<PathBuf> {
+        match self {
+            Cgroups::V1(hierarchies) => {
+                let mut all: Vec<PathBuf> = hierarchies.iter().map(|(_, root)| root.join(group)).collect();
+                all.sort();
+                all.dedup();
+                all
+            }
+            Cgroups::V2(root) => vec![root.join(group)],
+        }
+    }
+
+    fn controller(&self, controller: &str, group: &str) -> Option<PathBuf> {
+        match self {
+            Cgroups::V1(hierarchies) => {
+                hierarchies.iter().find(|(c, _)| *c == controller).map(|(_, root)| root.join(group))
+            }
+            Cgroups::V2(root) => Some(root.join(group)),
+        }
+    }
+
+    /// Makes a group that will hold processes, and its parents.
+    pub(crate) fn create(&self, group: &str) -> io::Result<()> {
+        match self {
+            Cgroups::V1(_) => self.directories(group).iter().try_for_each(fs::create_dir_all),
+            Cgroups::V2(root) => {
+                let mut at = root.clone();
+                for part in Path::new(group) {
+                    // A child has a controller only where every parent passes it on. One that is not there at all shows as
+                    // an error of the limit that needs it.
+                    let have = fs::read_to_string(at.join("cgroup.controllers")).unwrap_or_default();
+                    let control = at.join("cgroup.subtree_control");
+                    for controller in
+                        V2_CONTROLLERS.iter().filter(|c| have.split_whitespace().any(|h| h == **c))
+                    {
+                        fs::write(&control, format!("+{controller}")).map_err(|e| {
+                            io::Error::new(e.kind(), format!("enable {controller} in {control:?}: {e}"))
+                        })?;
+                    }
+                    at.push(part);
+                    match fs::create_dir(&at) {
+                        Err(e) if e.kind() != io::ErrorKind::AlreadyExists => return Err(e),
+                        _ => {}
+                    }
+                }
+                Ok(())
+            }
+        }
+    }
+
+    /// Moves the calling process into a group.
+    pub(crate) fn join(&self, group: &str) -> io::Result<()> {
+        for directory in self.directories(group) {
+            let file = directory.join("cgroup.procs");
+            fs::write(&file, "0").map_err(|e| io::Error::new(e.kind(), format!("join {file:?}: {e}")))?;
+        }
+        Ok(())
+    }
+
+    /// The directory to be born in, for `CLONE_INTO_CGROUP`; `None` in version 1.
+    pub(crate) fn birthplace(&self, group: &str) -> io::Result<Option<fs::File>> {
+        match self {
+            Cgroups::V1(_) => Ok(None),
+            Cgroups::V2(root) => fs::File::open(root.join(group)).map(Some),
+        }
+    }
+
+    /// Sets limits; what is `None` stays as it is.
+    pub(crate) fn limit(&self, group: &str, limits: &Resources) -> io::Result<()> {
+        let set = |controller: &str, file: &str, value: String| -> io::Result<()> {
+            let Some(directory) = self.controller(controller, group) else { return Ok(()) };
+            let path = directory.join(file);
+            fs::write(&path, &value)
+                .map_err(|e| io::Error::new(e.kind(), format!("write {value:?} to {path:?}: {e}")))
+        };
+        let v2 = matches!(self, Cgroups::V2(_));
+        let or_max = |value: i64| if value < 0 { "max".to_owned() } else { value.to_string() };
+        if let Some(shares) = limits.cpu_shares {
+            let shares = shares.clamp(2, 262_144);
+            // The kernel's own mapping of [2, 262144] shares to [1, 10000] weights.
+            if v2 {
+                set("cpu", "cpu.weight", (1 + (shares - 2) * 9999 / 262_142).to_string())?;
+            } else {
+                set("cpu", "cpu.shares", shares.to_string())?;
+            }
+        }
+        if limits.cpu_quota_us.is_some() || limits.cpu_period_us.is_some() {
+            let period = limits.cpu_period_us.unwrap_or(100_000);
+            let quota = limits.cpu_quota_us.unwrap_or(-1);
+            if v2 {
+                set("cpu", "cpu.max", format!("{} {period}", or_max(quota)))?;
+            } else {
+                set("cpu", "cpu.cfs_period_us", period.to_string())?;
+                set("cpu", "cpu.cfs_quota_us", quota.to_string())?;
+            }
+        }
+        if let Some(memory) = limits.memory_bytes {
+            if v2 {
+                set("memory", "memory.max", or_max(memory))?;
+            } else {
+                set("memory", "memory.limit_in_bytes", memory.to_string())?;
+            }
+        }
+        if let Some(pids) = limits.pids {
+            set("pids", "pids.max", or_max(if pids == 0 { -1 } else { pids }))?;
+        }
+        Ok(())
+    }
+
+    /// How often the kernel killed in this group for memory.
+    pub(crate) fn oom_kills(&self, group: &str) -> u64 {
+        let file = if matches!(self, Cgroups::V2(_)) { "memory.events" } else { "memory.oom_control" };
+        let Some(directory) = self.controller("memory", group) else { return 0 };
+        keyed(&directory.join(file), "oom_kill")
+    }
+
+    /// Use of resources by a group.
+    pub(crate) fn stats(&self, group: &str) -> io::Result<ContainerStats> {
+        let directory = |controller| {
+            self.controller(controller, group).filter(|d| d.exists()).ok_or_else(|| {
+                io::Error::new(io::ErrorKind::NotFound, format!("no {controller} cgroup {group}"))
+            })
+        };
+        let (cpu, memory, pids) = match self {
+            Cgroups::V1(_) => (directory("cpuacct")?, directory("memory")?, directory("pids")?),
+            Cgroups::V2(_) => (directory("cpu")?, directory("memory")?, directory("pids")?),
+        };
+        let (cpu_nanos, memory_bytes, reclaimable) = match self {
+            Cgroups::V1(_) => (
+                number(&cpu.join("cpuacct.usage")),
+                number(&memory.join("memory.usage_in_bytes")),
+                keyed(&memory.join("memory.stat"), "total_inactive_file"),
+            ),
+            Cgroups::V2(_) => (
+                keyed(&cpu.join("cpu.stat"), "usage_usec") * 1000,
+                number(&memory.join("memory.current")),
+                keyed(&memory.join("memory.stat"), "inactive_file"),
+            ),
+        };
+        Ok(ContainerStats {
+            cpu_nanos,
+            memory_bytes,
+            working_set_bytes: memory_bytes.saturating_sub(reclaimable),
+            pids: number(&pids.join("pids.current")),
+        })
+    }
+
+    /// The processes in a group itself (not below).
+    pub(crate) fn processes(&self, group: &str) -> Vec<i32> {
+        let mut all: Vec<i32> = self
+            .directories(group)
+            .iter()
+            .filter_map(|directory| fs::read_to_string(directory.join("cgroup.procs")).ok())
+            .flat_map(|text| text.lines().filter_map(|l| l.parse().ok()).collect::<Vec<i32>>())
+            .filter(|pid| *pid > 0)
+            .collect();
+        all.sort_unstable();
+        all.dedup();
+        all
+    }
+
+    /// Sends a signal to every process of a group.
+    pub(crate) fn signal(&self, group: &str, signal: i32) {
+        let signal = nix::sys::signal::Signal::try_from(signal).ok();
+        for pid in self.processes(group) {
+            // Gone in the meantime is what was wanted.
+            let _ = nix::sys::signal::kill(nix::unistd::Pid::from_raw(pid), signal);
+        }
+    }
+
+    /// Kills everything in a group and below, and removes it all; waits up to `patience` for the dead to leave.
+    pub(crate) fn remove(&self, group: &str, patience: Duration) -> io::Result<()> {
+        let deadline = Instant::now() + patience;
+        let mut pause = Duration::from_micros(200);
+        loop {
+            let mut last = Ok(());
+            for directory in self.directories(group) {
+                if let Err(error) = remove_tree(&directory) {
+                    last = Err(io::Error::new(error.kind(), format!("remove {directory:?}: {error}")));
+                }
+            }
+            if last.is_ok() || Instant::now() >= deadline {
+                return last;
+            }
+            thread::sleep(pause);
+            pause = (pause * 2).min(Duration::from_millis(20));
+        }
+    }
+
+    /// Removes a group that is empty; one in use stays.
+    pub(crate) fn remove_if_empty(&self, group: &str) {
+        for directory in self.directories(group) {
+            let _ = fs::remove_dir(directory);
+        }
+    }
+}
+
+fn remove_tree(directory: &Path) -> io::Result<()> {
+    match fs::remove_dir(directory) {
+        Ok(()) => return Ok(()),
+        Err(e) if e.kind() == io::ErrorKind::NotFound => return Ok(()),
+        Err(_) => {}
+    }
+    if fs::write(directory.join("cgroup.kill"), "1").is_err() {
+        for line in fs::read_to_string(directory.join("cgroup.procs")).unwrap_or_default().lines() {
+            if let Some(pid) = line.parse().ok().filter(|pid| *pid > 0) {
+                let _ = nix::sys::signal::kill(nix::unistd::Pid::from_raw(pid), nix::sys::signal::SIGKILL);
+            }
+        }
+    }
+    for entry in fs::read_dir(directory)?.flatten() {
+        if entry.file_type().is_ok_and(|t| t.is_dir()) {
+            remove_tree(&entry.path())?;
+        }
+    }
+    match fs::remove_dir(directory) {
+        Err(e) if e.kind() != io::ErrorKind::NotFound => Err(e),
+        _ => Ok(()),
+    }
+}
+
+fn number(path: &Path) -> u64 {
+    fs::read_to_string(path).ok().and_then(|text| text.trim().parse().ok()).unwrap_or(0)
+}
+
+fn keyed(path: &Path, key: &str) -> u64 {
+    fs::read_to_string(path)
+        .ok()
+        .and_then(|text| {
+            text.lines().find_map(|line| line.strip_prefix(key)?.strip_prefix(' ')?.trim().parse().ok())
+        })
+        .unwrap_or(0)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn versions_are_told_apart() {
+        let v2 = "30 22 0:26 / /sys/fs/cgroup rw shared:4 - cgroup2 cgroup2 rw,nsdelegate";
+        assert!(matches!(Cgroups::from_mounts(v2), Cgroups::V2(root) if root == Path::new("/sys/fs/cgroup")));
+        let hybrid = "1 2 0:1 / /cg/cpu,cpuacct rw - cgroup cgroup rw,cpu,cpuacct\n\
+                      1 2 0:1 / /cg/memory rw - cgroup cgroup rw,memory\n\
+                      1 2 0:1 / /cg/systemd rw - cgroup cgroup rw,xattr,name=systemd\n\
+                      1 2 0:1 / /cg/unified rw - cgroup2 cgroup2 rw";
+        let found = Cgroups::from_mounts(hybrid);
+        assert_eq!(
+            found.directories("a"),
+            ["/cg/cpu,cpuacct/a", "/cg/memory/a", "/cg/systemd/a"].map(PathBuf::from)
+        );
+        assert_eq!(found.missing(), ["pids"]);
+    }
+
+    #[test]
+    fn limits_in_version_2() {
+        let root = tempfile::tempdir().expect("tempdir");
+        let cgroups = Cgroups::V2(root.path().to_owned());
+        std::fs::create_dir(root.path().join("pod")).expect("mkdir");
+        let limits = Resources {
+            cpu_shares: Some(1024),
+            cpu_quota_us: Some(50_000),
+            memory_bytes: Some(1 << 20),
+            pids: Some(0),
+            ..Resources::default()
+        };
+        cgroups.limit("pod", &limits).expect("written");
+        let read = |name: &str| std::fs::read_to_string(root.path().join("pod").join(name)).expect("read");
+        assert_eq!(
+            ["cpu.weight", "cpu.max", "memory.max", "pids.max"].map(read),
+            ["39", "50000 100000", "1048576", "max"]
+        );
+        std::fs::write(root.path().join("pod/memory.events"), "low 0\noom 3\noom_kill 2\n").expect("write");
+        assert_eq!(cgroups.oom_kills("pod"), 2);
+    }
+}

@@ -1,0 +1,17 @@
+//! JSON files that are whole at any time.
+
+use std::path::Path;
+
+use serde::{Serialize, de::DeserializeOwned};
+
+/// Reads a JSON file.
+pub(crate) fn read_json<T: DeserializeOwned>(path: &Path) -> std::io::Result<T> {
+    Ok(serde_json::from_slice(&std::fs::read(path)?)?)
+}
+
+/// Replaces a JSON file: readers see the old or the new content, never a part.
+pub(crate) fn write_json<T: Serialize>(path: &Path, value: &T) -> std::io::Result<()> {
+    let temporary = path.with_extension("tmp");
+    std::fs::write(&temporary, serde_json::to_vec(value)?)?;
+    std::fs::rename(&temporary, path)
+}

@@ -1,0 +1,112 @@
+//! What this machine lacks for running containers, all of it at once.
+
+use std::path::Path;
+
+use super::{EmbeddedConfig, cgroup::Cgroups};
+
+/// Something that is missing, with how to mend it.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+#[non_exhaustive]
+pub enum Missing {
+    /// Not root.
+    #[error("containers need root (effective user is {uid}); run with sudo")]
+    Root {
+        /// Who this process is.
+        uid: u32,
+    },
+    /// The kernel has no such namespace.
+    #[error("the kernel has no {name} namespaces; use one with CONFIG_NAMESPACES and all of its kinds")]
+    Namespace {
+        /// As under `/proc/self/ns`.
+        name: &'static str,
+    },
+    /// The kernel has no such file system.
+    #[error("the kernel has no {name} file system; load it with `modprobe {name}`")]
+    FileSystem {
+        /// As in `/proc/filesystems`.
+        name: &'static str,
+    },
+    /// No usable control groups, or a controller is not there.
+    #[error("cgroup controller {controller} is not available below /sys/fs/cgroup")]
+    Controller {
+        /// Its name.
+        controller: &'static str,
+    },
+    /// The kernel is too old.
+    #[error("the kernel is {have}; at least 5.12 is needed")]
+    Kernel {
+        /// What runs.
+        have: String,
+    },
+    /// A directory cannot hold containers' roots.
+    #[error("{path:?} is on {kind}, where overlayfs cannot write; choose another --data-dir")]
+    Directory {
+        /// The state directory.
+        path: std::path::PathBuf,
+        /// Its file system.
+        kind: &'static str,
+    },
+}
+
+/// Looks for everything that the embedded runtime needs. Changes nothing. Empty: good to go.
+pub fn preflight(config: &EmbeddedConfig) -> Vec<Missing> {
+    let mut missing = Vec::new();
+    let uid = nix::unistd::geteuid();
+    if !uid.is_root() {
+        missing.push(Missing::Root { uid: uid.as_raw() });
+    }
+    for name in ["net", "mnt", "pid", "ipc", "uts"] {
+        if !Path::new("/proc/self/ns").join(name).exists() {
+            missing.push(Missing::Namespace { name });
+        }
+    }
+    let kernel =
+        nix::sys::utsname::uname().map(|u| u.release().to_string_lossy().into_owned()).unwrap_or_default();
+    if version(&kernel) < (5, 12) {
+        missing.push(Missing::Kernel { have: kernel });
+    }
+    let known = std::fs::read_to_string("/proc/filesystems").unwrap_or_default();
+    for name in ["overlay", "tmpfs", "mqueue"] {
+        if !known.lines().any(|l| l.split_whitespace().last() == Some(name)) && !loadable(name) {
+            missing.push(Missing::FileSystem { name });
+        }
+    }
+    let controllers = Cgroups::detect().map(|c| c.missing()).unwrap_or_else(|_| vec!["memory"]);
+    missing.extend(controllers.into_iter().map(|controller| Missing::Controller { controller }));
+    let existing = config.root.ancestors().find(|p| p.exists()).unwrap_or(Path::new("/"));
+    if let Ok(stat) = nix::sys::statfs::statfs(existing)
+        && stat.filesystem_type() == nix::sys::statfs::OVERLAYFS_SUPER_MAGIC
+    {
+        missing.push(Missing::Directory { path: config.root.clone(), kind: "overlayfs" });
+    }
+    missing
+}
+
+/// A module that the kernel would load by itself at the first mount.
+fn loadable(module: &str) -> bool {
+    let Ok(name) = nix::sys::utsname::uname() else { return false };
+    let list = Path::new("/lib/modules").join(name.release()).join("modules.dep");
+    std::fs::read_to_string(list).is_ok_and(|text| {
+        text.lines().any(|l| {
+            l.split('/').next_back().is_some_and(|f| f.starts_with(&format!("{module}.ko")))
+                || l.contains(&format!("/{module}.ko"))
+        })
+    })
+}
+
+fn version(release: &str) -> (u32, u32) {
+    let mut numbers = release.split(|c: char| !c.is_ascii_digit()).map(|n| n.parse().unwrap_or(0));
+    (numbers.next().unwrap_or(0), numbers.next().unwrap_or(0))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn kernel_versions() {
+        assert_eq!(version("6.18.44-fc-v669"), (6, 18));
+        assert_eq!(version("5.4.0"), (5, 4));
+        assert_eq!(version(""), (0, 0));
+    }
+}

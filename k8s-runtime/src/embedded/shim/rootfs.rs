@@ -1,0 +1,287 @@
+//! A container's view of the file system.
+//!
+//! Flow (in the container's fresh mount namespace, before anything of the image runs): clone the bind sources as
+//! detached mounts while they still propagate, cut propagation, mount the overlay, fill in `/proc`, `/sys`, `/dev`,
+//! attach the binds in order, pivot.
+//! Guarantees: no step follows a link out of the root (see [`inroot`]); nothing is ever mounted in the host's namespace,
+//! so the death of the container's processes unmounts it all. Without privileges no mount of the container allows device
+//! files except the bound default ones, which is what a device cgroup would have to achieve otherwise.
+
+use std::{
+    fs, io,
+    os::{
+        fd::{AsFd, BorrowedFd, OwnedFd},
+        unix::fs::{FileTypeExt, MetadataExt, symlink},
+    },
+    path::{Path, PathBuf},
+};
+
+use nix::{
+    mount::{MntFlags, MsFlags, mount, umount2},
+    sys::stat::{Mode, SFlag, mknod, umask},
+};
+
+use super::inroot;
+use crate::{
+    api::Mount,
+    embedded::{
+        protocol::{ContainerRecord, SandboxRecord},
+        sys,
+    },
+};
+
+const DEVICES: [&str; 6] = ["null", "zero", "full", "random", "urandom", "tty"];
+const LINKS: [(&str, &str); 5] = [
+    ("/proc/self/fd", "fd"),
+    ("/proc/self/fd/0", "stdin"),
+    ("/proc/self/fd/1", "stdout"),
+    ("/proc/self/fd/2", "stderr"),
+    ("pts/ptmx", "ptmx"),
+];
+const MASKED: [&str; 11] = [
+    "/proc/asound",
+    "/proc/acpi",
+    "/proc/kcore",
+    "/proc/keys",
+    "/proc/latency_stats",
+    "/proc/timer_list",
+    "/proc/timer_stats",
+    "/proc/sched_debug",
+    "/proc/scsi",
+    "/sys/firmware",
+    "/sys/devices/virtual/powercap",
+];
+const READONLY: [&str; 5] = ["/proc/bus", "/proc/fs", "/proc/irq", "/proc/sys", "/proc/sysrq-trigger"];
+
+/// Adds what was being done to an error.
+pub(super) fn doing<E: Into<io::Error>>(context: impl AsRef<str>) -> impl FnOnce(E) -> String {
+    move |error| format!("{}: {}", context.as_ref(), error.into())
+}
+
+const NONE: Option<&str> = None;
+
+/// Builds the root and makes it this process's own.
+pub(super) fn enter(
+    dir: &Path,
+    sandbox: &SandboxRecord,
+    container: &ContainerRecord,
+    cgroup_v2: bool,
+) -> Result<(), String> {
+    let spec = &container.spec;
+    umask(Mode::empty());
+    let binds = spec
+        .mounts
+        .iter()
+        .chain(&sandbox_files(dir, sandbox, &spec.mounts))
+        .map(|m| Ok((m.clone(), clone_source(m, spec.privileged)?)))
+        .collect::<Result<Vec<_>, String>>()?;
+    let shm = sandbox
+        .shm
+        .as_deref()
+        .map(|path| sys::open_tree(path, sys::OPEN_TREE_CLONE).map_err(doing(format!("open {path:?}"))))
+        .transpose()?;
+    mount(NONE, "/", NONE, MsFlags::MS_REC | MsFlags::MS_SLAVE, NONE)
+        .map_err(doing("cut mount propagation"))?;
+
+    let root_path = dir.join("c").join(&container.id).join("rootfs");
+    overlay(&root_path, dir, container)?;
+    let root = fs::File::open(&root_path).map_err(doing("open the root file system"))?;
+    let root = root.as_fd();
+    let at = |path: &str| {
+        inroot::make_directory(root, Path::new(path), Mode::from_bits_truncate(0o755)).map_err(doing(path))
+    };
+    let put = |what: &str, path: &str, flags: MsFlags, options: &str| -> Result<OwnedFd, String> {
+        let target = at(path)?;
+        mount(Some(what), &proc_path(&target), Some(what), flags, Some(options))
+            .map_err(doing(format!("mount {what} on {path}")))?;
+        // The descriptor from before the mount is below it; look again.
+        inroot::open(root, Path::new(path)).map_err(doing(path))
+    };
+
+    let hardened = MsFlags::MS_NOSUID | MsFlags::MS_NOEXEC | MsFlags::MS_NODEV;
+    put("proc", "/proc", hardened, "")?;
+    let sys_flags = if spec.privileged { hardened } else { hardened | MsFlags::MS_RDONLY };
+    put("sysfs", "/sys", sys_flags, "")?;
+    if cgroup_v2 {
+        put("cgroup2", "/sys/fs/cgroup", sys_flags, "")?;
+    }
+    let dev_flags = if spec.privileged { MsFlags::MS_NOSUID } else { MsFlags::MS_NOSUID | MsFlags::MS_NODEV };
+    let dev = put("tmpfs", "/dev", dev_flags | MsFlags::MS_STRICTATIME, "mode=755,size=65536k")?;
+    devices(&dev, spec.privileged)?;
+    put(
+        "devpts",
+        "/dev/pts",
+        MsFlags::MS_NOSUID | MsFlags::MS_NOEXEC,
+        "newinstance,ptmxmode=0666,mode=0620,gid=5",
+    )?;
+    put("mqueue", "/dev/mqueue", hardened, "")?;
+    let shm_target = at("/dev/shm")?;
+    match shm {
+        Some(tree) => sys::move_mount(tree.as_fd(), shm_target.as_fd()).map_err(doing("mount /dev/shm"))?,
+        None => {
+            let tree = sys::open_tree(Path::new("/dev/shm"), sys::OPEN_TREE_CLONE);
+            if let Ok(tree) = tree {
+                sys::move_mount(tree.as_fd(), shm_target.as_fd()).map_err(doing("mount /dev/shm"))?;
+            }
+        }
+    }
+    for (bind, (tree, is_dir)) in &binds {
+        attach(root, bind, tree, *is_dir)?;
+    }
+    nix::unistd::fchdir(root).map_err(doing("enter the root file system"))?;
+    // Stacks the old root on the new one; taking it off again needs no directory to put it in.
+    nix::unistd::pivot_root(".", ".").map_err(doing("pivot_root"))?;
+    umount2(".", MntFlags::MNT_DETACH).map_err(doing("leave the old root file system"))?;
+    nix::unistd::chdir("/").map_err(doing("chdir /"))?;
+
+    if !spec.privileged && !spec.unmasked_proc {
+        mask()?;
+    }
+    umask(Mode::from_bits_truncate(0o022));
+    Ok(())
+}
+
+/// The root may be made read-only only after the last mount point was made in it.
+pub(super) fn seal() -> Result<(), String> {
+    let flags = MsFlags::MS_REMOUNT | MsFlags::MS_BIND | MsFlags::MS_RDONLY | MsFlags::MS_NODEV;
+    mount(NONE, "/", NONE, flags, NONE).map_err(doing("make the root file system read-only"))
+}
+
+fn overlay(root: &Path, dir: &Path, container: &ContainerRecord) -> Result<(), String> {
+    let own = dir.join("c").join(&container.id);
+    // Relative names keep many layers within the one page that mount options may take.
+    std::env::set_current_dir(&container.layers_dir)
+        .map_err(doing(format!("enter {:?}", container.layers_dir)))?;
+    let lower: Vec<&str> = container.layers.iter().rev().map(String::as_str).collect();
+    let escape =
+        |path: PathBuf| path.to_string_lossy().replace('\\', "\\\\").replace(',', "\\,").replace(':', "\\:");
+    let options = format!(
+        "lowerdir={},upperdir={},workdir={}",
+        lower.join(":"),
+        escape(own.join("upper")),
+        escape(own.join("work"))
+    );
+    let flags = if container.spec.privileged { MsFlags::empty() } else { MsFlags::MS_NODEV };
+    mount(Some("overlay"), root, Some("overlay"), flags, Some(options.as_str()))
+        .map_err(doing("mount the root file system"))
+}
+
+/// The files that the runtime itself brings: only where the kubelet did not mount its own.
+fn sandbox_files(dir: &Path, sandbox: &SandboxRecord, mounts: &[Mount]) -> Vec<Mount> {
+    [("resolv.conf", "/etc/resolv.conf"), ("hostname", "/etc/hostname")]
+        .into_iter()
+        .filter(|(_, target)| !mounts.iter().any(|m| m.container_path == Path::new(target)))
+        .map(|(name, target)| Mount {
+            host_path: dir.join(name),
+            container_path: target.into(),
+            ..Mount::default()
+        })
+        .filter(|m| m.host_path.exists() && !(sandbox.spec.host_network && m.host_path.ends_with("hostname")))
+        .collect()
+}
+
+fn clone_source(bind: &Mount, privileged: bool) -> Result<(OwnedFd, bool), String> {
+    let context = || format!("mount {:?} on {:?}", bind.host_path, bind.container_path);
+    let is_dir = fs::metadata(&bind.host_path).map_err(doing(context()))?.is_dir();
+    let tree = sys::open_tree(&bind.host_path, sys::OPEN_TREE_CLONE | sys::AT_RECURSIVE)
+        .map_err(doing(context()))?;
+    let propagation = match (bind.propagate_to_host, bind.propagate_to_container) {
+        (true, _) => 0,
+        (false, true) => libc::MS_SLAVE,
+        (false, false) => libc::MS_PRIVATE,
+    };
+    let mut set = if privileged { 0 } else { sys::MOUNT_ATTR_NODEV };
+    if bind.readonly {
+        set |= sys::MOUNT_ATTR_RDONLY;
+    }
+    sys::mount_setattr(tree.as_fd(), set, propagation).map_err(doing(context()))?;
+    Ok((tree, is_dir))
+}
+
+fn attach(root: BorrowedFd<'_>, bind: &Mount, tree: &OwnedFd, is_dir: bool) -> Result<(), String> {
+    let context = || format!("mount {:?} on {:?}", bind.host_path, bind.container_path);
+    let target = if is_dir {
+        inroot::make_directory(root, &bind.container_path, Mode::from_bits_truncate(0o755))
+    } else {
+        inroot::make_file(root, &bind.container_path)
+    }
+    .map_err(doing(context()))?;
+    sys::move_mount(tree.as_fd(), target.as_fd()).map_err(doing(context()))
+}
+
+fn proc_path(fd: &OwnedFd) -> PathBuf {
+    use std::os::fd::AsRawFd;
+    PathBuf::from(format!("/proc/self/fd/{}", fd.as_raw_fd()))
+}
+
+fn devices(dev: &OwnedFd, privileged: bool) -> Result<(), String> {
+    let dev_path = proc_path(dev);
+    for (target, name) in LINKS {
+        symlink(target, dev_path.join(name)).map_err(doing(format!("link /dev/{name}")))?;
+    }
+    if privileged {
+        return copy_devices(Path::new("/dev"), &dev_path, 0);
+    }
+    for name in DEVICES {
+        let host = Path::new("/dev").join(name);
+        let file = dev_path.join(name);
+        fs::File::create_new(&file).map_err(doing(format!("make /dev/{name}")))?;
+        let tree = sys::open_tree(&host, sys::OPEN_TREE_CLONE).map_err(doing(format!("open {host:?}")))?;
+        let hardened = sys::MOUNT_ATTR_NOSUID | sys::MOUNT_ATTR_NOEXEC;
+        sys::mount_setattr(tree.as_fd(), hardened, libc::MS_PRIVATE)
+            .map_err(doing(format!("bind {host:?}")))?;
+        let target =
+            inroot::open(dev.as_fd(), Path::new(name)).map_err(doing(format!("open /dev/{name}")))?;
+        sys::move_mount(tree.as_fd(), target.as_fd()).map_err(doing(format!("bind {host:?}")))?;
+    }
+    Ok(())
+}
+
+/// A privileged container sees all of the host's device files as they are now.
+fn copy_devices(from: &Path, to: &Path, depth: u32) -> Result<(), String> {
+    const NOT: [&str; 6] = ["pts", "shm", "mqueue", "console", "ptmx", "fd"];
+    for entry in fs::read_dir(from).map_err(doing(format!("read {from:?}")))?.flatten() {
+        let (name, Ok(kind)) = (entry.file_name(), entry.file_type()) else { continue };
+        let target = to.join(&name);
+        if depth == 0 && NOT.iter().any(|n| name == *n) {
+            continue;
+        }
+        if kind.is_dir() && depth < 3 {
+            fs::create_dir(&target).map_err(doing(format!("make {target:?}")))?;
+            copy_devices(&entry.path(), &target, depth + 1)?;
+        } else if kind.is_char_device() || kind.is_block_device() {
+            let Ok(meta) = entry.metadata() else { continue };
+            let format = if kind.is_block_device() { SFlag::S_IFBLK } else { SFlag::S_IFCHR };
+            mknod(&target, format, Mode::from_bits_truncate(meta.mode() & 0o777), meta.rdev())
+                .map_err(doing(format!("make {:?}", entry.path())))?;
+            let _ = nix::unistd::chown(&target, Some(meta.uid().into()), Some(meta.gid().into()));
+        }
+    }
+    Ok(())
+}
+
+fn mask() -> Result<(), String> {
+    for path in MASKED {
+        let Ok(meta) = fs::symlink_metadata(path) else { continue };
+        let result = if meta.is_dir() {
+            mount(Some("tmpfs"), path, Some("tmpfs"), MsFlags::MS_RDONLY, Some("size=0k"))
+        } else {
+            mount(Some("/dev/null"), path, NONE, MsFlags::MS_BIND, NONE)
+        };
+        result.map_err(doing(format!("mask {path}")))?;
+    }
+    for path in READONLY {
+        if !Path::new(path).exists() {
+            continue;
+        }
+        let tree = sys::open_tree(Path::new(path), sys::OPEN_TREE_CLONE | sys::AT_RECURSIVE)
+            .map_err(doing(format!("open {path}")))?;
+        sys::mount_setattr(tree.as_fd(), sys::MOUNT_ATTR_RDONLY, 0)
+            .map_err(doing(format!("protect {path}")))?;
+        let target =
+            nix::fcntl::open(path, nix::fcntl::OFlag::O_PATH | nix::fcntl::OFlag::O_CLOEXEC, Mode::empty())
+                .map_err(doing(format!("open {path}")))?;
+        sys::move_mount(tree.as_fd(), target.as_fd()).map_err(doing(format!("protect {path}")))?;
+    }
+    Ok(())
+}

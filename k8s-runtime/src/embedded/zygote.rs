@@ -1,0 +1,146 @@
+//! The zygote: this program run once more, single-threaded, to fork shims from.
+//!
+//! Forking a process with threads leaves the child with locks that nobody will unlock; a fresh process that has never had a
+//! second thread can be forked safely, and its children share its memory. The node process starts it with a socket as
+//! standard input and sends one [`Spawn`] per pod; it ends when the socket does. Shims do not end with it.
+
+use std::{
+    fs::OpenOptions,
+    io::{self, Write},
+    os::{
+        fd::{AsFd, OwnedFd},
+        unix::{net::UnixStream, process::CommandExt},
+    },
+    path::Path,
+    process::{Child, Command, Stdio},
+};
+
+use nix::{
+    poll::{PollFd, PollFlags, PollTimeout, poll},
+    sys::signal::{SigHandler, Signal, signal},
+};
+
+use super::{
+    cgroup::Cgroups,
+    protocol::Spawn,
+    shim, sys,
+    wire::{Inbox, Outbox},
+};
+
+/// First argument that makes this program a zygote. The second is the cgroup that shims are in.
+const MARKER: &str = "--k8s-runtime-zygote";
+
+/// Call this first in `main`, before anything starts a thread. Returns at once, unless this process was started by the
+/// embedded runtime as its zygote: then it does that work and never returns.
+pub fn run_if_zygote() {
+    let mut args = std::env::args_os().skip(1);
+    if args.next().is_some_and(|a| a == MARKER) {
+        let cgroup = args.next().and_then(|a| a.into_string().ok()).unwrap_or_default();
+        let code = match serve(&cgroup) {
+            Ok(()) => 0,
+            Err(error) => {
+                // Unlike `eprintln`, this does not mind a closed standard error.
+                let _ = writeln!(io::stderr(), "zygote: {error}");
+                1
+            }
+        };
+        std::process::exit(code);
+    }
+}
+
+fn serve(cgroup: &str) -> io::Result<()> {
+    // Out of the terminal's process group: Ctrl-C is for the node process.
+    let _ = nix::unistd::setsid();
+    std::env::set_current_dir("/")?;
+    // What the node process inherited itself (a pipe of whoever started it, say) is none of the pods' business.
+    sys::close_from(3);
+    let socket = sys::take_stdin()?;
+    let null = OpenOptions::new().read(true).write(true).open("/dev/null")?;
+    sys::dup_onto(null.as_fd(), 0)?;
+    sys::dup_onto(null.as_fd(), 1)?;
+    if !cgroup.is_empty() {
+        let cgroups = Cgroups::detect()?;
+        cgroups.create(cgroup)?;
+        cgroups.join(cgroup)?;
+    }
+    ignore_children();
+    let mut inbox = Inbox::default();
+    loop {
+        while let Some((spawn, fds)) = inbox.next::<Spawn>()? {
+            if let Some(first) = fds.into_iter().next() {
+                fork_shim(&spawn.dir, first, &socket);
+            }
+        }
+        match poll(&mut [PollFd::new(socket.as_fd(), PollFlags::POLLIN)], PollTimeout::NONE) {
+            Ok(_) | Err(nix::errno::Errno::EINTR) => {}
+            Err(errno) => return Err(errno.into()),
+        }
+        match inbox.fill(socket.as_fd()) {
+            Ok(true) => {}
+            Ok(false) => return Ok(()),
+            Err(e) if e.kind() == io::ErrorKind::WouldBlock || e.kind() == io::ErrorKind::Interrupted => {}
+            Err(e) if e.kind() == io::ErrorKind::ConnectionReset => return Ok(()),
+            Err(e) => return Err(e),
+        }
+    }
+}
+
+/// The kernel buries ended shims.
+#[allow(unsafe_code)]
+fn ignore_children() {
+    // SAFETY: no code of ours runs in the handler.
+    let _ = unsafe { signal(Signal::SIGCHLD, SigHandler::SigIgn) };
+}
+
+fn fork_shim(dir: &Path, first: OwnedFd, socket: &OwnedFd) {
+    if let Ok(None) = sys::clone3(0, None) {
+        // The zygote's own end: a shim that kept it would keep the node process from seeing the zygote die.
+        sys::close_raw(socket);
+        sys::exit_now(shim::run(dir, first));
+    }
+    // On failure the connection closes, which the node process sees.
+}
+
+/// The node process's handle.
+#[derive(Debug)]
+pub(super) struct Zygote {
+    child: Child,
+    socket: Option<UnixStream>,
+}
+
+impl Zygote {
+    /// Starts this program again as a zygote.
+    pub(super) fn start(cgroup: &str) -> io::Result<Zygote> {
+        let (ours, theirs) = UnixStream::pair()?;
+        let child = Command::new("/proc/self/exe")
+            .arg0("hyperkube-shim")
+            .arg(MARKER)
+            .arg(cgroup)
+            .env_clear()
+            .stdin(Stdio::from(OwnedFd::from(theirs)))
+            .stdout(Stdio::null())
+            .spawn()?;
+        Ok(Zygote { child, socket: Some(ours) })
+    }
+
+    /// Asks for a shim; `first` becomes its first connection.
+    pub(super) fn spawn(&self, dir: &Path, first: OwnedFd) -> io::Result<()> {
+        let socket = self.socket.as_ref().ok_or_else(|| io::Error::from(io::ErrorKind::NotConnected))?;
+        let mut outbox = Outbox::default();
+        outbox.push(&Spawn { dir: dir.to_owned() }, vec![first])?;
+        loop {
+            match outbox.flush(socket.as_fd()) {
+                Err(e) if e.kind() == io::ErrorKind::WouldBlock => std::thread::yield_now(),
+                other => return other,
+            }
+        }
+    }
+}
+
+impl Drop for Zygote {
+    fn drop(&mut self) {
+        // Its input ends, so it does, at once.
+        self.socket = None;
+        let _ = self.child.wait();
+    }
+}

@@ -1,0 +1,139 @@
+//! Names of images: `[registry/]repository[:tag][@digest]`.
+
+use std::fmt;
+
+use crate::api::RuntimeError;
+
+/// A whole name; short forms are filled in as everyone does (`nginx` is `docker.io/library/nginx:latest`).
+#[derive(Clone, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub struct Reference {
+    /// Host and port.
+    pub registry: String,
+    /// Path in the registry.
+    pub repository: String,
+    /// Tag; `None` only where a digest is given.
+    pub tag: Option<String>,
+    /// `sha256:...`.
+    pub digest: Option<String>,
+}
+
+impl Reference {
+    /// Parses and normalises.
+    ///
+    /// # Errors
+    /// [`RuntimeError::Invalid`] in upstream's words.
+    pub fn parse(text: &str) -> Result<Reference, RuntimeError> {
+        let invalid =
+            || RuntimeError::Invalid(format!("couldn't parse image name {text:?}: invalid reference format"));
+        let (rest, digest) = match text.split_once('@') {
+            Some((rest, digest)) => (rest, Some(digest)),
+            None => (text, None),
+        };
+        let (rest, tag) = match rest.rsplit_once(':') {
+            Some((name, tag)) if !tag.contains('/') => (name, Some(tag)),
+            _ => (rest, None),
+        };
+        let (registry, repository) = match rest.split_once('/') {
+            Some((host, path)) if host.contains(['.', ':']) || host == "localhost" => (host, path.to_owned()),
+            Some(_) => ("docker.io", rest.to_owned()),
+            None => ("docker.io", format!("library/{rest}")),
+        };
+        let registry = if registry == "index.docker.io" { "docker.io" } else { registry };
+        let starts_well = registry.starts_with(|c: char| c.is_ascii_alphanumeric() || c == '[');
+        let host_fine =
+            starts_well && registry.chars().all(|c| c.is_ascii_alphanumeric() || ".:-[]".contains(c));
+        let component_fine = |part: &str| {
+            let edge = |c: Option<char>| c.is_some_and(|c| c.is_ascii_lowercase() || c.is_ascii_digit());
+            edge(part.chars().next())
+                && edge(part.chars().next_back())
+                && part.chars().all(|c| c.is_ascii_lowercase() || c.is_ascii_digit() || "._-".contains(c))
+        };
+        let tag_fine = |tag: &str| {
+            let first = tag.chars().next();
+            tag.len() <= 128
+                && first.is_some_and(|c| c.is_ascii_alphanumeric() || c == '_')
+                && tag.chars().all(|c| c.is_ascii_alphanumeric() || "._-".contains(c))
+        };
+        if rest.is_empty()
+            || !host_fine
+            || repository.len() > 255
+            || !repository.split('/').all(component_fine)
+            || !tag.is_none_or(tag_fine)
+            || digest.is_some_and(|d| digest_hex(d).is_none())
+        {
+            return Err(invalid());
+        }
+        let tag = match (tag, digest) {
+            (None, None) => Some("latest".to_owned()),
+            (tag, _) => tag.map(str::to_owned),
+        };
+        Ok(Reference { registry: registry.to_owned(), repository, tag, digest: digest.map(str::to_owned) })
+    }
+
+    /// Registry and repository.
+    pub fn name(&self) -> String {
+        format!("{}/{}", self.registry, self.repository)
+    }
+
+    /// What to ask the registry for: the digest where there is one.
+    pub fn version(&self) -> &str {
+        self.digest.as_deref().or(self.tag.as_deref()).unwrap_or("latest")
+    }
+}
+
+impl fmt::Display for Reference {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}/{}", self.registry, self.repository)?;
+        if let Some(tag) = &self.tag {
+            write!(f, ":{tag}")?;
+        }
+        if let Some(digest) = &self.digest {
+            write!(f, "@{digest}")?;
+        }
+        Ok(())
+    }
+}
+
+/// The hexadecimal part of a well-formed `sha256:` digest.
+pub(crate) fn digest_hex(digest: &str) -> Option<&str> {
+    let hex = digest.strip_prefix("sha256:")?;
+    let fine = hex.len() == 64 && hex.bytes().all(|b| matches!(b, b'0'..=b'9' | b'a'..=b'f'));
+    fine.then_some(hex)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn names() {
+        let check = |text: &str, want: &str| {
+            assert_eq!(Reference::parse(text).map(|r| r.to_string()).ok().as_deref(), Some(want), "{text}");
+        };
+        let digest = format!("sha256:{}", "a".repeat(64));
+        check("nginx", "docker.io/library/nginx:latest");
+        check("nginx:1.7.9", "docker.io/library/nginx:1.7.9");
+        check("me/app", "docker.io/me/app:latest");
+        check("gcr.io/google/x:v1", "gcr.io/google/x:v1");
+        check("localhost/x", "localhost/x:latest");
+        check("localhost:5000/a/b:t", "localhost:5000/a/b:t");
+        check(&format!("busybox@{digest}"), &format!("docker.io/library/busybox@{digest}"));
+        check(&format!("r.io/b:1@{digest}"), &format!("r.io/b:1@{digest}"));
+        for bad in [
+            "",
+            ":",
+            "UPPER",
+            "a//b",
+            "a:b:c",
+            "nginx:",
+            "nginx@sha256:12",
+            "a b",
+            "-x",
+            "x/",
+            "../x",
+            "nginx:-t",
+        ] {
+            assert!(Reference::parse(bad).is_err(), "{bad:?} parsed");
+        }
+    }
+}

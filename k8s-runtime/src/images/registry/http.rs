@@ -1,0 +1,229 @@
+//! Just enough of an HTTP client for registries: GET with redirects, TLS with the system's authorities, and timeouts on
+//! everything that waits.
+
+use std::{io, path::Path, sync::Arc, time::Duration};
+
+use bytes::Bytes;
+use http_body_util::{BodyExt, Empty};
+use hyper::{
+    Request, Response, StatusCode, Uri,
+    body::Incoming,
+    header::{self, HeaderValue},
+};
+use hyper_util::rt::TokioIo;
+use rustls::{
+    ClientConfig, DigitallySignedStruct, RootCertStore, SignatureScheme,
+    client::danger::{HandshakeSignatureValid, ServerCertVerified, ServerCertVerifier},
+    crypto::{CryptoProvider, verify_tls12_signature, verify_tls13_signature},
+};
+use rustls_pki_types::{CertificateDer, ServerName, UnixTime, pem::PemObject};
+use tokio::{
+    io::{AsyncRead, AsyncWrite},
+    net::TcpStream,
+    time::timeout,
+};
+
+use super::config::Tls;
+
+const CONNECT: Duration = Duration::from_secs(10);
+const ANSWER: Duration = Duration::from_secs(30);
+/// Longest silence in the middle of a body.
+pub(super) const SILENCE: Duration = Duration::from_secs(60);
+const REDIRECTS: usize = 8;
+const SYSTEM_BUNDLES: [&str; 5] = [
+    "/etc/ssl/certs/ca-certificates.crt",
+    "/etc/pki/tls/certs/ca-bundle.crt",
+    "/etc/ssl/ca-bundle.pem",
+    "/etc/pki/ca-trust/extracted/pem/tls-ca-bundle.pem",
+    "/etc/ssl/cert.pem",
+];
+
+/// An answer whose body was not read yet.
+pub(super) type Answer = Response<Incoming>;
+
+fn other(text: impl std::fmt::Display) -> io::Error {
+    io::Error::other(text.to_string())
+}
+
+/// GETs `url`, following redirects; `authorization` goes only to the first host.
+pub(super) async fn get(
+    url: &str,
+    authorization: Option<&str>,
+    accept: &str,
+    tls: &(dyn Fn(&str) -> Tls + Sync),
+) -> io::Result<Answer> {
+    let mut uri: Uri = url.parse().map_err(|e| other(format!("invalid URL {url:?}: {e}")))?;
+    let first = uri.authority().cloned();
+    for _ in 0..REDIRECTS {
+        let authorization = authorization.filter(|_| uri.authority() == first.as_ref());
+        let answer = once(&uri, authorization, accept, tls).await?;
+        if !matches!(
+            answer.status(),
+            StatusCode::MOVED_PERMANENTLY
+                | StatusCode::FOUND
+                | StatusCode::SEE_OTHER
+                | StatusCode::TEMPORARY_REDIRECT
+                | StatusCode::PERMANENT_REDIRECT
+        ) {
+            return Ok(answer);
+        }
+        let target = answer.headers().get(header::LOCATION).and_then(|l| l.to_str().ok()).unwrap_or_default();
+        uri = resolve(&uri, target)?;
+    }
+    Err(other("too many redirects"))
+}
+
+fn resolve(base: &Uri, target: &str) -> io::Result<Uri> {
+    let text = if target.starts_with('/') && !target.starts_with("//") {
+        let authority = base.authority().map(ToString::to_string).unwrap_or_default();
+        format!("{}://{authority}{target}", base.scheme_str().unwrap_or("https"))
+    } else {
+        target.to_owned()
+    };
+    let uri: Uri = text.parse().map_err(|e| other(format!("redirect to {target:?}: {e}")))?;
+    // From https to http would be a step down.
+    if base.scheme_str() == Some("https") && uri.scheme_str() != Some("https") {
+        return Err(other(format!("redirect from https to {target:?} refused")));
+    }
+    Ok(uri)
+}
+
+async fn once(
+    uri: &Uri,
+    authorization: Option<&str>,
+    accept: &str,
+    tls: &(dyn Fn(&str) -> Tls + Sync),
+) -> io::Result<Answer> {
+    let host = uri.host().ok_or_else(|| other(format!("no host in {uri}")))?;
+    let secure = uri.scheme_str() != Some("http");
+    let port = uri.port_u16().unwrap_or(if secure { 443 } else { 80 });
+    let address = host.trim_start_matches('[').trim_end_matches(']');
+    let late =
+        |what: &'static str| move |_| io::Error::new(io::ErrorKind::TimedOut, format!("{what}: timed out"));
+    let stream = timeout(CONNECT, TcpStream::connect((address, port))).await.map_err(late("connect"))??;
+    stream.set_nodelay(true)?;
+    let authority = uri.authority().map(ToString::to_string).unwrap_or_default();
+    let exchange = async {
+        if !secure {
+            return exchange(stream, uri, &authority, authorization, accept).await;
+        }
+        let config = client_config(&tls(&authority))?;
+        let name = ServerName::try_from(address.to_owned()).map_err(other)?;
+        let stream = tokio_rustls::TlsConnector::from(config).connect(name, stream).await?;
+        exchange(stream, uri, &authority, authorization, accept).await
+    };
+    timeout(ANSWER, exchange).await.map_err(late("wait for an answer"))?
+}
+
+async fn exchange(
+    stream: impl AsyncRead + AsyncWrite + Send + Unpin + 'static,
+    uri: &Uri,
+    authority: &str,
+    authorization: Option<&str>,
+    accept: &str,
+) -> io::Result<Answer> {
+    let (mut sender, connection) =
+        hyper::client::conn::http1::handshake(TokioIo::new(stream)).await.map_err(other)?;
+    // Ends by itself with the answer's body.
+    tokio::spawn(async move {
+        if let Err(error) = connection.await {
+            tracing::debug!(%error, "registry connection");
+        }
+    });
+    let path = uri.path_and_query().map_or("/", |p| p.as_str());
+    let mut request = Request::get(path)
+        .header(header::HOST, authority)
+        .header(header::USER_AGENT, concat!("hyperkube/", env!("CARGO_PKG_VERSION")))
+        .header(header::ACCEPT, accept);
+    if let Some(authorization) = authorization {
+        let mut value = HeaderValue::from_str(authorization).map_err(other)?;
+        value.set_sensitive(true);
+        request = request.header(header::AUTHORIZATION, value);
+    }
+    sender.send_request(request.body(Empty::<Bytes>::new()).map_err(other)?).await.map_err(other)
+}
+
+/// Reads a body of at most `limit` bytes.
+pub(super) async fn body(answer: Answer, limit: usize) -> io::Result<Vec<u8>> {
+    let mut body = answer.into_body();
+    let mut bytes = Vec::new();
+    while let Some(frame) =
+        timeout(SILENCE, body.frame()).await.map_err(|_| io::Error::from(io::ErrorKind::TimedOut))?
+    {
+        if let Ok(data) = frame.map_err(other)?.into_data() {
+            bytes.extend_from_slice(&data);
+        }
+        if bytes.len() > limit {
+            return Err(other(format!("answer is longer than {limit} bytes")));
+        }
+    }
+    Ok(bytes)
+}
+
+fn client_config(tls: &Tls) -> io::Result<Arc<ClientConfig>> {
+    let provider = Arc::new(rustls::crypto::ring::default_provider());
+    let builder = ClientConfig::builder_with_provider(Arc::clone(&provider))
+        .with_safe_default_protocol_versions()
+        .map_err(other)?;
+    if tls.insecure_skip_verify {
+        let verifier = Arc::new(AnyCertificate(provider));
+        return Ok(Arc::new(
+            builder.dangerous().with_custom_certificate_verifier(verifier).with_no_client_auth(),
+        ));
+    }
+    let mut roots = RootCertStore::empty();
+    let system = std::env::var_os("SSL_CERT_FILE")
+        .map(std::path::PathBuf::from)
+        .or_else(|| SYSTEM_BUNDLES.iter().map(Into::into).find(|p: &std::path::PathBuf| p.exists()));
+    for file in system.iter().chain(&tls.ca_file) {
+        add_bundle(&mut roots, file)?;
+    }
+    Ok(Arc::new(builder.with_root_certificates(roots).with_no_client_auth()))
+}
+
+fn add_bundle(roots: &mut RootCertStore, file: &Path) -> io::Result<()> {
+    let certificates = CertificateDer::pem_file_iter(file)
+        .map_err(|e| other(format!("read certificates of {file:?}: {e}")))?;
+    // A bundle may hold entries that rustls does not take; the others count.
+    roots.add_parsable_certificates(certificates.flatten());
+    Ok(())
+}
+
+/// For `insecure_skip_verify`.
+#[derive(Debug)]
+struct AnyCertificate(Arc<CryptoProvider>);
+
+impl ServerCertVerifier for AnyCertificate {
+    fn verify_server_cert(
+        &self,
+        _: &CertificateDer<'_>,
+        _: &[CertificateDer<'_>],
+        _: &ServerName<'_>,
+        _: &[u8],
+        _: UnixTime,
+    ) -> Result<ServerCertVerified, rustls::Error> {
+        Ok(ServerCertVerified::assertion())
+    }
+
+    fn verify_tls12_signature(
+        &self,
+        message: &[u8],
+        certificate: &CertificateDer<'_>,
+        signature: &DigitallySignedStruct,
+    ) -> Result<HandshakeSignatureValid, rustls::Error> {
+        verify_tls12_signature(message, certificate, signature, &self.0.signature_verification_algorithms)
+    }
+
+    fn verify_tls13_signature(
+        &self,
+        message: &[u8],
+        certificate: &CertificateDer<'_>,
+        signature: &DigitallySignedStruct,
+    ) -> Result<HandshakeSignatureValid, rustls::Error> {
+        verify_tls13_signature(message, certificate, signature, &self.0.signature_verification_algorithms)
+    }
+
+    fn supported_verify_schemes(&self) -> Vec<SignatureScheme> {
+        self.0.signature_verification_algorithms.supported_schemes()
+    }
+}

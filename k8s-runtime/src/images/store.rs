@@ -1,0 +1,430 @@
+//! [`ImageStore`]: the index, the blobs and the layers.
+
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    fs, io,
+    io::Read,
+    path::{Path, PathBuf},
+    sync::{Arc, Mutex, MutexGuard, PoisonError},
+};
+
+use async_trait::async_trait;
+use oci_spec::image::{ImageConfiguration, ImageManifest};
+use serde::{Deserialize, Serialize};
+
+use super::{
+    archive,
+    reference::{Reference, digest_hex},
+    registry::{self, Registries},
+    unpack::{self, Hashing},
+};
+use crate::{
+    api::{ImageInfo, Images, RuntimeError},
+    embedded::json,
+};
+
+/// What a runtime needs to know of an image.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct ResolvedImage {
+    /// Digest of the configuration.
+    pub id: String,
+    /// Program and first arguments.
+    pub entrypoint: Vec<String>,
+    /// Further arguments, or program and arguments.
+    pub cmd: Vec<String>,
+    /// Environment.
+    pub env: Vec<(String, String)>,
+    /// User as `name[:group]` or numbers; may be empty.
+    pub user: String,
+    /// Working directory; may be empty.
+    pub working_dir: String,
+    /// What stops it politely.
+    pub stop_signal: Option<String>,
+    /// Directory of unpacked layers.
+    pub layers_dir: PathBuf,
+    /// Names in `layers_dir`, lowest first.
+    pub layers: Vec<String>,
+}
+
+#[derive(Clone, Debug, Serialize, Deserialize)]
+struct Record {
+    info: ImageInfo,
+    manifest: String,
+    diff_ids: Vec<String>,
+}
+
+#[derive(Debug, Default, Serialize, Deserialize)]
+struct Index {
+    images: BTreeMap<String, Record>,
+    /// Bytes of every unpacked layer, by its diff id.
+    layers: BTreeMap<String, u64>,
+}
+
+#[derive(Debug, Default)]
+struct State {
+    index: Index,
+    resolved: BTreeMap<String, Arc<ResolvedImage>>,
+    /// Layers of images that are being added: no garbage.
+    pinned: BTreeMap<String, usize>,
+}
+
+/// The images on a node, in a directory. One process at a time.
+#[derive(Debug)]
+pub struct ImageStore {
+    dir: PathBuf,
+    registries: Registries,
+    state: Mutex<State>,
+}
+
+/// Where an added image's layers come from: index to a reader of the (maybe compressed) layer.
+pub(super) type LayerSource<'a> = &'a mut dyn FnMut(usize) -> Result<Box<dyn Read>, RuntimeError>;
+
+impl ImageStore {
+    /// Opens the store in a directory, making it where it is not there.
+    pub fn open(dir: impl Into<PathBuf>) -> Result<ImageStore, RuntimeError> {
+        let dir = dir.into();
+        let tmp = dir.join("tmp");
+        let context = || format!("open the image store {dir:?}");
+        let _ = fs::remove_dir_all(&tmp);
+        for directory in [&dir.join("blobs/sha256"), &dir.join("layers"), &tmp] {
+            fs::create_dir_all(directory).map_err(RuntimeError::io(context()))?;
+        }
+        let index = match json::read_json(&dir.join("index.json")) {
+            Ok(index) => index,
+            Err(e) if e.kind() == io::ErrorKind::NotFound => Index::default(),
+            Err(e) => return Err(RuntimeError::io(context())(e)),
+        };
+        let state = Mutex::new(State { index, ..State::default() });
+        Ok(ImageStore { dir, registries: Registries::default(), state })
+    }
+
+    /// Uses mirrors and credentials of a `registries.yaml`.
+    pub fn with_registries(mut self, registries: Registries) -> ImageStore {
+        self.registries = registries;
+        self
+    }
+
+    fn state(&self) -> MutexGuard<'_, State> {
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    pub(super) fn blob(&self, hex: &str) -> PathBuf {
+        self.dir.join("blobs/sha256").join(hex)
+    }
+
+    /// A new empty directory for work in progress.
+    pub(super) fn scratch(&self) -> Result<Scratch, RuntimeError> {
+        let path = self.dir.join("tmp").join(uuid::Uuid::new_v4().simple().to_string());
+        fs::create_dir_all(&path).map_err(RuntimeError::io(format!("make {path:?}")))?;
+        Ok(Scratch(path))
+    }
+
+    /// Imports every image of an archive: an OCI layout or a `docker save`, plain or compressed with gzip or zstd.
+    pub fn import_file(&self, path: &Path) -> Result<Vec<ImageInfo>, RuntimeError> {
+        let file = fs::File::open(path).map_err(RuntimeError::io(format!("open {path:?}")))?;
+        self.import(io::BufReader::with_capacity(1 << 16, file))
+    }
+
+    /// As [`ImageStore::import_file`], from a stream.
+    pub fn import(&self, source: impl Read) -> Result<Vec<ImageInfo>, RuntimeError> {
+        archive::import(self, source)
+    }
+
+    /// Whether a layer is unpacked already.
+    pub(super) fn has_layer(&self, diff_id: &str) -> bool {
+        self.state().index.layers.contains_key(diff_id)
+    }
+
+    /// As [`ImageStore::add`], from a task.
+    pub(super) fn add_blocking(
+        &self,
+        names: &[Reference],
+        manifest: &[u8],
+        config: &[u8],
+        layers: LayerSource<'_>,
+    ) -> Result<ImageInfo, RuntimeError> {
+        off_worker(|| self.add(names, manifest, config, layers))
+    }
+
+    /// Adds an image from its parts. Layers that are there are not asked for.
+    pub(super) fn add(
+        &self,
+        names: &[Reference],
+        manifest: &[u8],
+        config: &[u8],
+        layers: LayerSource<'_>,
+    ) -> Result<ImageInfo, RuntimeError> {
+        let parsed: ImageConfiguration = serde_json::from_slice(config)
+            .map_err(|e| RuntimeError::Invalid(format!("image configuration: {e}")))?;
+        let diff_ids = parsed.rootfs().diff_ids().clone();
+        diff_ids.iter().try_for_each(|d| layer_name(d).map(drop))?;
+        for diff_id in &diff_ids {
+            *self.state().pinned.entry(diff_id.clone()).or_default() += 1;
+        }
+        let result = self.add_pinned(names, manifest, config, &parsed, &diff_ids, layers);
+        let mut state = self.state();
+        for diff_id in &diff_ids {
+            if let Some(count) = state.pinned.get_mut(diff_id) {
+                *count -= 1;
+                if *count == 0 {
+                    state.pinned.remove(diff_id);
+                }
+            }
+        }
+        result
+    }
+
+    fn add_pinned(
+        &self,
+        names: &[Reference],
+        manifest: &[u8],
+        config: &[u8],
+        parsed: &ImageConfiguration,
+        diff_ids: &[String],
+        layers: LayerSource<'_>,
+    ) -> Result<ImageInfo, RuntimeError> {
+        for (index, diff_id) in diff_ids.iter().enumerate() {
+            if self.state().index.layers.contains_key(diff_id) {
+                continue;
+            }
+            let source = layers(index)?;
+            let size = self.add_layer(diff_id, source)?;
+            self.state().index.layers.insert(diff_id.clone(), size);
+        }
+        let manifest_digest = self.add_blob(manifest)?;
+        let id = self.add_blob(config)?;
+        let mut state = self.state();
+        let size =
+            diff_ids.iter().filter_map(|d| state.index.layers.get(d)).sum::<u64>() + config.len() as u64;
+        let user = parsed.config().as_ref().and_then(|c| c.user().clone()).unwrap_or_default();
+        for name in names {
+            let tag = tag_name(name);
+            for record in state.index.images.values_mut() {
+                record.info.tags.retain(|t| Some(t) != tag.as_ref());
+            }
+        }
+        let record = state.index.images.entry(id.clone()).or_insert_with(|| Record {
+            info: ImageInfo { id: id.clone(), size, user, ..ImageInfo::default() },
+            manifest: manifest_digest.clone(),
+            diff_ids: diff_ids.to_vec(),
+        });
+        for name in names {
+            let digest = format!("{}@{}", name.name(), name.digest.as_deref().unwrap_or(&manifest_digest));
+            for (list, new) in
+                [(&mut record.info.tags, tag_name(name)), (&mut record.info.digests, Some(digest))]
+            {
+                if let Some(new) = new.filter(|n| !list.contains(n)) {
+                    list.push(new);
+                }
+            }
+        }
+        let info = record.info.clone();
+        self.save(&state)?;
+        Ok(info)
+    }
+
+    fn save(&self, state: &State) -> Result<(), RuntimeError> {
+        let file = self.dir.join("index.json");
+        json::write_json(&file, &state.index).map_err(RuntimeError::io(format!("write {file:?}")))
+    }
+
+    fn add_blob(&self, bytes: &[u8]) -> Result<String, RuntimeError> {
+        let digest = Hashing::new(bytes).finish().map_err(RuntimeError::io("hash"))?;
+        let path = self.blob(&digest["sha256:".len()..]);
+        let temporary = self.dir.join("tmp").join(uuid::Uuid::new_v4().simple().to_string());
+        fs::write(&temporary, bytes)
+            .and_then(|()| fs::rename(&temporary, &path))
+            .map_err(RuntimeError::io(format!("write {path:?}")))?;
+        Ok(digest)
+    }
+
+    fn add_layer(&self, diff_id: &str, source: Box<dyn Read>) -> Result<u64, RuntimeError> {
+        let target = self.dir.join("layers").join(layer_name(diff_id)?);
+        let scratch = self.scratch()?;
+        let context = || format!("unpack layer {diff_id}");
+        let plain = unpack::decompress(source).map_err(RuntimeError::io(context()))?;
+        let (found, size) = unpack::unpack(plain, &scratch.0).map_err(RuntimeError::io(context()))?;
+        if found != diff_id {
+            return Err(RuntimeError::Invalid(format!("layer has digest {found}, its image says {diff_id}")));
+        }
+        // Left by a crash between the rename and the index, or by another import just now: the same content.
+        match fs::rename(&scratch.0, &target) {
+            Err(_) if target.is_dir() => Ok(size),
+            other => other.map(|()| size).map_err(RuntimeError::io(format!("rename to {target:?}"))),
+        }
+    }
+
+    fn id_of(state: &State, reference: &str) -> Result<Option<String>, RuntimeError> {
+        if state.index.images.contains_key(reference) {
+            return Ok(Some(reference.to_owned()));
+        }
+        let hex = reference.strip_prefix("sha256:").unwrap_or(reference);
+        if hex.len() >= 12 && hex.bytes().all(|b| b.is_ascii_hexdigit()) {
+            let wanted = format!("sha256:{hex}");
+            let mut ids = state.index.images.keys().filter(|id| id.starts_with(&wanted));
+            if let (Some(id), None) = (ids.next(), ids.next()) {
+                return Ok(Some(id.clone()));
+            }
+        }
+        let name = Reference::parse(reference)?;
+        let (tag, digest) = (tag_name(&name), name.digest.as_ref().map(|d| format!("{}@{d}", name.name())));
+        Ok(state
+            .index
+            .images
+            .iter()
+            .find(|(_, record)| match &digest {
+                Some(digest) => record.info.digests.contains(digest),
+                None => tag.as_ref().is_some_and(|t| record.info.tags.contains(t)),
+            })
+            .map(|(id, _)| id.clone()))
+    }
+
+    /// The image by reference or id, as a runtime needs it.
+    ///
+    /// # Errors
+    /// [`RuntimeError::NotFound`] when it is not there.
+    pub fn resolve(&self, reference: &str) -> Result<Arc<ResolvedImage>, RuntimeError> {
+        let mut state = self.state();
+        let missing = || RuntimeError::NotFound { what: "image", id: reference.to_owned() };
+        let id = Self::id_of(&state, reference)?.ok_or_else(missing)?;
+        if let Some(known) = state.resolved.get(&id) {
+            return Ok(Arc::clone(known));
+        }
+        let record = state.index.images.get(&id).ok_or_else(missing)?;
+        let path = self.blob(digest_hex(&id).ok_or_else(missing)?);
+        let config: ImageConfiguration =
+            json::read_json(&path).map_err(RuntimeError::io(format!("read {path:?}")))?;
+        let run = config.config().clone().unwrap_or_default();
+        let env = run.env().clone().unwrap_or_default();
+        let resolved = Arc::new(ResolvedImage {
+            id: id.clone(),
+            entrypoint: run.entrypoint().clone().unwrap_or_default(),
+            cmd: run.cmd().clone().unwrap_or_default(),
+            env: env
+                .iter()
+                .filter_map(|e| e.split_once('='))
+                .map(|(name, value)| (name.to_owned(), value.to_owned()))
+                .collect(),
+            user: run.user().clone().unwrap_or_default(),
+            working_dir: run.working_dir().clone().unwrap_or_default(),
+            stop_signal: run.stop_signal().clone(),
+            layers_dir: self.dir.join("layers"),
+            layers: record.diff_ids.iter().map(|d| layer_name(d)).collect::<Result<_, _>>()?,
+        });
+        state.resolved.insert(id, Arc::clone(&resolved));
+        Ok(resolved)
+    }
+
+    /// Removes layers and blobs that no image has.
+    fn collect(&self, state: &mut State) {
+        let used: BTreeSet<String> = state
+            .index
+            .images
+            .values()
+            .flat_map(|r| r.diff_ids.iter().cloned())
+            .chain(state.pinned.keys().cloned())
+            .collect();
+        let unused: Vec<String> = state.index.layers.keys().filter(|l| !used.contains(*l)).cloned().collect();
+        for diff_id in unused {
+            state.index.layers.remove(&diff_id);
+            if let Ok(name) = layer_name(&diff_id)
+                && let Err(error) = fs::remove_dir_all(self.dir.join("layers").join(name))
+            {
+                tracing::warn!(%error, diff_id, "remove an unused layer");
+            }
+        }
+    }
+
+    fn remove_now(&self, reference: &str) -> Result<(), RuntimeError> {
+        let mut state = self.state();
+        let Some(id) = Self::id_of(&state, reference)? else { return Ok(()) };
+        let by_id =
+            digest_hex(&id).is_some_and(|hex| hex.starts_with(reference.trim_start_matches("sha256:")));
+        let whole = match Reference::parse(reference) {
+            Ok(name) if !by_id => {
+                let tag = tag_name(&name);
+                let digest = name.digest.as_ref().map(|d| format!("{}@{d}", name.name()));
+                state.index.images.get_mut(&id).is_some_and(|record| {
+                    record.info.tags.retain(|t| Some(t) != tag.as_ref());
+                    record.info.digests.retain(|d| Some(d) != digest.as_ref());
+                    // A name's digest goes with its last tag.
+                    let tags = &record.info.tags;
+                    let has_tag = |d: &String| {
+                        d.split_once('@')
+                            .is_some_and(|(n, _)| tags.iter().any(|t| t.starts_with(&format!("{n}:"))))
+                    };
+                    if tag.is_some() {
+                        record.info.digests.retain(has_tag);
+                    }
+                    tags.is_empty() && record.info.digests.is_empty()
+                })
+            }
+            _ => true,
+        };
+        if whole && let Some(record) = state.index.images.remove(&id) {
+            state.resolved.remove(&id);
+            for digest in [&id, &record.manifest] {
+                if let Some(hex) = digest_hex(digest) {
+                    let _ = fs::remove_file(self.blob(hex));
+                }
+            }
+            self.collect(&mut state);
+        }
+        self.save(&state)
+    }
+}
+
+/// A directory that goes when it is dropped.
+#[derive(Debug)]
+pub(super) struct Scratch(pub(super) PathBuf);
+
+impl Drop for Scratch {
+    fn drop(&mut self) {
+        let _ = fs::remove_dir_all(&self.0);
+    }
+}
+
+fn tag_name(name: &Reference) -> Option<String> {
+    name.tag.as_ref().map(|tag| format!("{}:{tag}", name.name()))
+}
+
+/// Short, so that many fit in overlayfs's mount options; 128 bits of a digest are enough to tell layers apart.
+fn layer_name(diff_id: &str) -> Result<String, RuntimeError> {
+    digest_hex(diff_id)
+        .map(|hex| hex[..32].to_owned())
+        .ok_or_else(|| RuntimeError::Invalid(format!("unsupported layer digest {diff_id:?}")))
+}
+
+/// Runs what blocks for long without holding up other tasks, where the runtime has threads to spare.
+fn off_worker<T>(work: impl FnOnce() -> T) -> T {
+    match tokio::runtime::Handle::try_current().map(|h| h.runtime_flavor()) {
+        Ok(tokio::runtime::RuntimeFlavor::MultiThread) => tokio::task::block_in_place(work),
+        _ => work(),
+    }
+}
+
+/// The manifest's parts that matter.
+pub(super) fn parse_manifest(bytes: &[u8]) -> Result<ImageManifest, RuntimeError> {
+    serde_json::from_slice(bytes).map_err(|e| RuntimeError::Invalid(format!("image manifest: {e}")))
+}
+
+#[async_trait]
+impl Images for ImageStore {
+    async fn find(&self, reference: &str) -> Result<Option<ImageInfo>, RuntimeError> {
+        let state = self.state();
+        let id = Self::id_of(&state, reference)?;
+        Ok(id.and_then(|id| state.index.images.get(&id)).map(|r| r.info.clone()))
+    }
+
+    async fn pull(&self, reference: &str, auth: Option<(String, String)>) -> Result<ImageInfo, RuntimeError> {
+        registry::pull(self, &self.registries, &Reference::parse(reference)?, auth).await
+    }
+
+    async fn list(&self) -> Result<Vec<ImageInfo>, RuntimeError> {
+        Ok(self.state().index.images.values().map(|r| r.info.clone()).collect())
+    }
+
+    async fn remove(&self, reference: &str) -> Result<(), RuntimeError> {
+        off_worker(|| self.remove_now(reference))
+    }
+}

@@ -1,0 +1,282 @@
+//! What a container sees and may do.
+
+use std::sync::Arc;
+
+use k8s_runtime::{Mount, Resources, Runtime, RuntimeError, User};
+use libtest_mimic::Failed;
+
+use crate::harness::{Ended, Fixture, expect, launch, once, wait_end};
+
+crate::tests![
+    echo_and_exit_code,
+    image_defaults_and_environment,
+    start_errors,
+    namespaces,
+    shared_process_namespace,
+    user_and_groups,
+    capabilities,
+    seccomp,
+    readonly_root,
+    masked_paths_and_devices,
+    mounts,
+    memory_limit,
+    working_dir_is_made,
+    sysctls,
+];
+
+fn lines(lines: &[&str]) -> Vec<String> {
+    lines.iter().map(|l| (*l).to_owned()).collect()
+}
+
+async fn echo_and_exit_code(f: Arc<Fixture>) -> Result<(), Failed> {
+    let (ended, log) = once(&f, &f.spec("a", "echo hello; echo wrong >&2; exit 7")).await?;
+    expect(ended, Ended { code: 7, oom: false })?;
+    let mut log = log;
+    log.sort();
+    expect(log, lines(&["stderr:wrong", "stdout:hello"]))
+}
+
+async fn image_defaults_and_environment(f: Arc<Fixture>) -> Result<(), Failed> {
+    let mut spec = f.spec("a", "");
+    spec.command.clear();
+    let (_, log) = once(&f, &spec).await?;
+    expect(log, lines(&["stdout:default command"]))?;
+    let mut spec = f.spec("b", "echo $FROM_IMAGE $MINE $HOSTNAME $HOME; echo $PATH | grep -c /bin");
+    spec.env = vec![("MINE".into(), "1".into())];
+    let (_, log) = once(&f, &spec).await?;
+    expect(log, lines(&["stdout:yes 1 my-pod /root", "stdout:1"]))
+}
+
+async fn start_errors(f: Arc<Fixture>) -> Result<(), Failed> {
+    let runtime = f.runtime().await?;
+    let sandbox = f.sandbox(&runtime).await?;
+    for (command, want) in [
+        ("nothing-here", r#"exec: "nothing-here": executable file not found in $PATH"#),
+        ("/bin/nothing", r#"exec: "/bin/nothing": stat /bin/nothing: no such file or directory"#),
+        ("/bin/unexecutable", r#"exec: "/bin/unexecutable": permission denied"#),
+        ("/etc", r#"exec: "/etc": is a directory"#),
+        ("/bin/text", r#"exec: "/bin/text": exec format error"#),
+    ] {
+        let mut spec = f.spec("a", "");
+        spec.command = vec![command.into()];
+        let result = match runtime.create(&sandbox.id, &spec).await {
+            Ok(id) => runtime.start(&id).await,
+            Err(error) => Err(error),
+        };
+        match result {
+            Err(RuntimeError::Start(message)) if message.ends_with(want) => {}
+            other => return Err(format!("{command}: {other:?}").into()),
+        }
+    }
+    let mut spec = f.spec("a", "");
+    spec.image = "not.here/image:1".into();
+    match runtime.create(&sandbox.id, &spec).await {
+        Err(RuntimeError::NotFound { what: "image", .. }) => {}
+        other => return Err(format!("{other:?}").into()),
+    }
+    runtime.remove_sandbox(&sandbox.id).await?;
+    Ok(())
+}
+
+async fn namespaces(f: Arc<Fixture>) -> Result<(), Failed> {
+    let script = "echo pid $$; hostname; cat /etc/hostname /etc/resolv.conf; ip -o link | wc -l; ip addr show lo | grep -c 127.0.0.1; ls -d /dev/shm/.; umask";
+    let (_, log) = once(&f, &f.spec("a", script)).await?;
+    expect(
+        log,
+        lines(&[
+            "stdout:pid 1",
+            "stdout:my-pod",
+            "stdout:my-pod",
+            "stdout:nameserver 10.43.0.10",
+            "stdout:1",
+            "stdout:1",
+            "stdout:/dev/shm/.",
+            "stdout:0022",
+        ]),
+    )
+}
+
+async fn shared_process_namespace(f: Arc<Fixture>) -> Result<(), Failed> {
+    let runtime = f.runtime().await?;
+    let mut sandbox = f.sandbox_spec();
+    sandbox.share_process_namespace = true;
+    let sandbox = runtime.run_sandbox(&sandbox).await?;
+    let first = launch(&runtime, &sandbox.id, &f.spec("first", "sleep 1000 & sleep 2000")).await?;
+    let second =
+        launch(&runtime, &sandbox.id, &f.spec("second", "ps | grep -c 'sleep [12]000'; echo x > /dev/shm/x"))
+            .await?;
+    expect(wait_end(&runtime, &second).await?.code, 0)?;
+    expect(f.log("second"), lines(&["stdout:2"]))?;
+    runtime.stop(&first, std::time::Duration::ZERO).await?;
+    expect(wait_end(&runtime, &first).await?.code, 137)?;
+    runtime.remove(&first).await?;
+    // The other process of the first container died with it.
+    let third =
+        launch(&runtime, &sandbox.id, &f.spec("third", "ps | grep -c 'sleep [12]000'; cat /dev/shm/x"))
+            .await?;
+    wait_end(&runtime, &third).await?;
+    expect(f.log("third"), lines(&["stdout:0", "stdout:x"]))?;
+    runtime.remove_sandbox(&sandbox.id).await?;
+    Ok(())
+}
+
+async fn user_and_groups(f: Arc<Fixture>) -> Result<(), Failed> {
+    let script = "id -u; id -g; id -G; echo via > /dev/stdout; touch /root/x || echo denied";
+    let mut spec = f.spec("a", script);
+    spec.user = User { uid: Some(33), gid: None, supplementary_gids: vec![77] };
+    let (_, log) = once(&f, &spec).await?;
+    let out: Vec<String> = log.into_iter().filter(|l| l.starts_with("stdout")).collect();
+    expect(out, lines(&["stdout:33", "stdout:34", "stdout:34 50 77", "stdout:via", "stdout:denied"]))
+}
+
+async fn capabilities(f: Arc<Fixture>) -> Result<(), Failed> {
+    let script = "grep -E 'Cap(Inh|Prm|Eff|Bnd|Amb)|NoNewPrivs' /proc/self/status | tr '\\t' ' '";
+    let script = script.replace("tr '\\t' ' '", "cat");
+    let check = |name: &'static str, edit: fn(&mut k8s_runtime::ContainerSpec), want: [&'static str; 6]| {
+        let (f, script) = (Arc::clone(&f), script.clone());
+        async move {
+            let mut spec = f.spec(name, &script);
+            edit(&mut spec);
+            let (_, log) = once(&f, &spec).await?;
+            let got: Vec<String> =
+                log.iter().filter_map(|l| l.rsplit('\t').next()).map(str::to_owned).collect();
+            expect(got, lines(&want))
+        }
+    };
+    let (none, default) = ("0000000000000000", "00000000a80425fb");
+    check("root", |_| {}, [none, default, default, default, none, "0"]).await?;
+    check(
+        "user",
+        |s| {
+            s.user.uid = Some(1000);
+            s.no_new_privileges = true;
+        },
+        [none, none, none, default, none, "1"],
+    )
+    .await?;
+    check("dropped", |s| s.drop_capabilities = vec!["ALL".into()], [none, none, none, none, none, "0"]).await
+}
+
+async fn seccomp(f: Arc<Fixture>) -> Result<(), Failed> {
+    let script =
+        "grep Seccomp: /proc/self/status | grep -c 2; mount -t tmpfs x /tmp 2>&1 | grep -c -i 'permi'";
+    let (_, log) = once(&f, &f.spec("a", script)).await?;
+    expect(log, lines(&["stdout:1", "stdout:1"]))?;
+    let mut spec =
+        f.spec("b", "grep -c 'Seccomp:.*0' /proc/self/status; mount -t tmpfs x /tmp && echo mounted");
+    spec.privileged = true;
+    let (_, log) = once(&f, &spec).await?;
+    expect(log, lines(&["stdout:1", "stdout:mounted"]))
+}
+
+async fn readonly_root(f: Arc<Fixture>) -> Result<(), Failed> {
+    let mut spec =
+        f.spec("a", "touch /x 2>/dev/null || echo refused; echo ok > /dev/shm/y && cat /dev/shm/y");
+    spec.readonly_rootfs = true;
+    let (_, log) = once(&f, &spec).await?;
+    expect(log, lines(&["stdout:refused", "stdout:ok"]))
+}
+
+async fn masked_paths_and_devices(f: Arc<Fixture>) -> Result<(), Failed> {
+    let script =
+        "cat /proc/timer_list | wc -c; (echo 1 > /proc/sys/kernel/printk) 2>/dev/null || echo refused
+        (echo 1 > /sys/kernel/uevent_seqnum) 2>/dev/null || echo refused
+        echo gone > /dev/null && head -c 3 /dev/zero | wc -c; head -c 4 /dev/urandom | wc -c
+        mknod /tmp/null c 1 3 && (echo x > /tmp/null) 2>/dev/null || echo refused
+        mknod /dev/own c 1 3 && (echo x > /dev/own) 2>/dev/null || echo refused
+        ls /dev/pts/ptmx /dev/fd/0";
+    let (_, log) = once(&f, &f.spec("a", script)).await?;
+    expect(
+        log,
+        lines(&[
+            "stdout:0",
+            "stdout:refused",
+            "stdout:refused",
+            "stdout:3",
+            "stdout:4",
+            "stdout:refused",
+            "stdout:refused",
+            "stdout:/dev/fd/0",
+            "stdout:/dev/pts/ptmx",
+        ]),
+    )
+}
+
+async fn mounts(f: Arc<Fixture>) -> Result<(), Failed> {
+    let host = f.dir.join("volume");
+    std::fs::create_dir_all(host.join("sub"))?;
+    std::fs::write(host.join("file"), "from the host\n")?;
+    let mut spec = f.spec(
+        "a",
+        "cat /data/file /deep/er/single /etc/escape/file; echo x > /data/new; (echo x > /ro/new) 2>/dev/null || echo refused; ls /etc/escape | wc -l",
+    );
+    let mount = |from: &std::path::Path, to: &str, readonly: bool| Mount {
+        host_path: from.to_owned(),
+        container_path: to.into(),
+        readonly,
+        ..Mount::default()
+    };
+    spec.mounts = vec![
+        mount(&host, "/data", false),
+        mount(&host, "/ro", true),
+        mount(&host.join("file"), "/deep/er/single", true),
+        // A link to /etc inside the image: it must lead to the image's /etc, never the host's.
+        mount(&host, "/outside/escape", true),
+    ];
+    let (_, log) = once(&f, &spec).await?;
+    expect(
+        log,
+        lines(&[
+            "stdout:from the host",
+            "stdout:from the host",
+            "stdout:from the host",
+            "stdout:refused",
+            "stdout:3",
+        ]),
+    )?;
+    expect(std::fs::read_to_string(host.join("new"))?, "x\n".to_owned())?;
+    expect(std::path::Path::new("/etc/escape").exists(), false)?;
+    let runtime = f.runtime().await?;
+    let sandbox = f.sandbox(&runtime).await?;
+    spec.mounts = vec![mount(&f.dir.join("nothing"), "/x", false)];
+    let error = runtime.create(&sandbox.id, &spec).await.err().map(|e| e.to_string()).unwrap_or_default();
+    runtime.remove_sandbox(&sandbox.id).await?;
+    expect(error.contains("nothing") && error.contains("No such file"), true)
+}
+
+async fn memory_limit(f: Arc<Fixture>) -> Result<(), Failed> {
+    let mut spec = f.spec("a", "exec dd if=/dev/zero of=/dev/shm/x bs=1M count=60");
+    spec.resources = Resources {
+        memory_bytes: Some(24 << 20),
+        pids: Some(50),
+        cpu_shares: Some(100),
+        cpu_quota_us: Some(50_000),
+        ..Resources::default()
+    };
+    let (ended, _) = once(&f, &spec).await?;
+    expect(ended, Ended { code: 137, oom: true })
+}
+
+async fn working_dir_is_made(f: Arc<Fixture>) -> Result<(), Failed> {
+    let mut spec = f.spec("a", "pwd");
+    spec.working_dir = Some("/not/there/yet".into());
+    let (_, log) = once(&f, &spec).await?;
+    expect(log, lines(&["stdout:/not/there/yet"]))
+}
+
+async fn sysctls(f: Arc<Fixture>) -> Result<(), Failed> {
+    let runtime = f.runtime().await?;
+    let mut sandbox = f.sandbox_spec();
+    sandbox.sysctls.insert("net.ipv4.ip_unprivileged_port_start".into(), "0".into());
+    let sandbox = runtime.run_sandbox(&sandbox).await?;
+    let id = launch(&runtime, &sandbox.id, &f.spec("a", "cat /proc/sys/net/ipv4/ip_unprivileged_port_start"))
+        .await?;
+    wait_end(&runtime, &id).await?;
+    runtime.remove_sandbox(&sandbox.id).await?;
+    expect(f.log("a"), lines(&["stdout:0"]))?;
+    let mut bad = f.sandbox_spec();
+    bad.sysctls.insert("net.nothing".into(), "1".into());
+    let error = runtime.run_sandbox(&bad).await.err().map(|e| e.to_string()).unwrap_or_default();
+    expect(error.contains("net.nothing"), true)?;
+    expect(runtime.list().await?.len(), 0)
+}
