@@ -198,7 +198,7 @@ fn phase(world: &World, mains: &[ContainerStatus]) -> &'static str {
     }
     let init_pending = !world.initialized
         && world.containers.iter().any(|l| match l.role {
-            Role::Init => !l.exit().is_some_and(|e| e.code == 0),
+            Role::Init => l.exit().is_none_or(|e| e.code != 0),
             Role::Sidecar => !l.started,
             Role::Main | Role::Ephemeral => false,
         });

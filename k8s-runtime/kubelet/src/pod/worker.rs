@@ -52,7 +52,7 @@ pub(crate) enum Msg {
     /// The volumes are set up, or why not.
     Volumes(Result<Mounted, String>),
     /// The sandbox is made and connected, or why not.
-    Sandbox(Result<(SandboxStatus, Vec<IpAddr>), String>),
+    Sandbox(Result<Box<(SandboxStatus, Vec<IpAddr>)>, String>),
     /// A container's process runs; its postStart hook may still run.
     Running { name: String, record: Record },
     /// A start is over.
@@ -236,7 +236,7 @@ impl Worker {
                     () = ending.cancelled() => break known_ips,
                 }
             };
-            post.send(Msg::Sandbox(Ok((sandbox, ips))));
+            post.send(Msg::Sandbox(Ok(Box::new((sandbox, ips)))));
         });
     }
 
@@ -500,9 +500,10 @@ impl Worker {
         now.saturating_add(delay).unwrap_or(now)
     }
 
-    fn take_sandbox(&mut self, result: Result<(SandboxStatus, Vec<IpAddr>), String>) {
+    fn take_sandbox(&mut self, result: Result<Box<(SandboxStatus, Vec<IpAddr>)>, String>) {
         match result {
-            Ok((sandbox, ips)) => {
+            Ok(made) => {
+                let (sandbox, ips) = *made;
                 let fresh = self.sandbox.as_ref().is_none_or(|s| s.id != sandbox.id);
                 if fresh {
                     for record in self.world.containers.iter_mut().filter_map(|l| l.current.as_mut()) {
@@ -711,7 +712,7 @@ impl Worker {
         let (cx, pod, post) = (self.cx.clone(), self.world.pod.clone(), self.post.clone());
         self.tasks.spawn(async move {
             let result = sandbox::make(&cx, &pod, attempt, old.as_ref()).await;
-            post.send(Msg::Sandbox(result));
+            post.send(Msg::Sandbox(result.map(Box::new)));
         });
     }
 

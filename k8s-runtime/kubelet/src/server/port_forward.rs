@@ -79,11 +79,10 @@ async fn tunnel(cx: Arc<Context>, sandbox: SandboxId, socket: Socket) {
     let inward = async {
         while let Some(Ok(message)) = messages.next().await {
             match message {
-                Message::Binary(data) => {
-                    if far_write.write_all(&data).await.is_err() {
-                        break;
-                    }
-                }
+                Message::Binary(data) => match far_write.write_all(&data).await {
+                    Ok(()) => {}
+                    Err(_) => break,
+                },
                 Message::Close(_) => break,
                 _ => {}
             }
