@@ -177,11 +177,19 @@ impl Worker {
             &pod_status.container_statuses,
             &pod_status.ephemeral_container_statuses,
         ];
+        if let Some(sandbox) = &newest {
+            self.observe_containers(sandbox);
+        }
         for status in statuses.into_iter().flatten().flatten() {
             let (current, last) = records::from_status(status, now);
-            if let Some(life) = self.world.life_mut(&status.name) {
-                life.current = current;
-                life.last = last;
+            let Some(life) = self.world.life_mut(&status.name) else { continue };
+            match &life.current {
+                None => (life.current, life.last) = (current, last),
+                // The runtime may have removed the one before.
+                Some(have) if status.container_id.as_ref() == Some(&have.full_id) && life.last.is_none() => {
+                    life.last = last;
+                }
+                Some(_) => {}
             }
         }
         let Some(sandbox) = newest else { return };
@@ -191,7 +199,6 @@ impl Worker {
         } else {
             Sandbox::Dead { id: sandbox.id.clone(), attempt }
         };
-        self.observe_containers(&sandbox);
         let mains_made = self
             .world
             .containers

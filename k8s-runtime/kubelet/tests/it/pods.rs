@@ -336,12 +336,12 @@ async fn a_restart_adopts_what_runs() {
     node.until_phase("q", "Running").await;
     node.stop_kubelet().await;
     assert_eq!(node.runtime.sandboxes().len(), 2);
-    let id = node.container("p", "/containerID");
+    let before = node.container("p", "");
     node.api.vanish("api/v1/namespaces/ns/pods/q");
     node.start_kubelet().await;
     node.until("orphan removed", || node.runtime.sandboxes().len() == 1).await;
-    assert_eq!(node.container("p", "/containerID"), id);
-    assert_eq!(node.container("p", "/restartCount"), 0);
+    tokio::time::sleep(Duration::from_secs(5)).await;
+    assert_eq!(node.container("p", ""), before);
     assert_eq!(node.runtime.log().iter().filter(|l| l.starts_with("start ")).count(), 2);
     let running = node.runtime.sandboxes()[0].containers[0].id.clone();
     node.runtime.end(&running, 1);
