@@ -1,0 +1,132 @@
+//! A node, and what is on it.
+
+use std::{collections::HashMap, sync::Arc};
+
+use k8s_core::{
+    api::api::core::v1::{Node, Taint},
+    meta::{ObjectExt, Quantity},
+};
+
+use crate::{PodInfo, Resources, pod_info::HostPort};
+
+/// A node with the pods that are, or are assumed to be, on it. Kept current one pod at a time.
+#[derive(Clone, Debug)]
+pub struct NodeInfo {
+    /// The node.
+    pub node: Arc<Node>,
+    /// What pods may have.
+    pub allocatable: Resources,
+    /// How many pods it takes.
+    pub max_pods: i64,
+    /// What its pods ask for.
+    pub requested: Resources,
+    /// CPU and memory as scores count them.
+    pub(crate) counted: (i64, i64),
+    /// Its pods.
+    pub pods: Vec<Arc<PodInfo>>,
+    host_ports: Vec<HostPort>,
+    groups: HashMap<u64, i64>,
+    /// How many of its pods keep others away, or ask for others.
+    pub(crate) with_affinity: usize,
+}
+
+impl NodeInfo {
+    /// An empty node.
+    #[must_use]
+    pub fn new(node: Arc<Node>) -> Self {
+        let mut info = NodeInfo {
+            node: node.clone(),
+            allocatable: Resources::default(),
+            max_pods: 0,
+            requested: Resources::default(),
+            counted: (0, 0),
+            pods: Vec::new(),
+            host_ports: Vec::new(),
+            groups: HashMap::new(),
+            with_affinity: 0,
+        };
+        info.set_node(node);
+        info
+    }
+
+    /// The node changed; its pods stay.
+    pub fn set_node(&mut self, node: Arc<Node>) {
+        let allocatable = node.status.as_ref().and_then(|s| s.allocatable.as_ref());
+        self.allocatable = Resources::from_api(allocatable);
+        let pods = allocatable.and_then(|a| a.get("pods")).and_then(|q| Quantity::try_from(q).ok());
+        self.max_pods = pods.map_or(0, |q| q.units());
+        self.node = node;
+    }
+
+    /// Its name.
+    #[must_use]
+    pub fn name(&self) -> &str {
+        self.node.name()
+    }
+
+    /// One of its labels.
+    #[must_use]
+    pub fn label(&self, key: &str) -> Option<&str> {
+        self.node.label(key)
+    }
+
+    /// Its taints.
+    #[must_use]
+    pub fn taints(&self) -> &[Taint] {
+        self.node.spec.as_ref().and_then(|s| s.taints.as_deref()).unwrap_or_default()
+    }
+
+    /// How many of its pods the same controller made.
+    pub(crate) fn in_group(&self, group: u64) -> i64 {
+        self.groups.get(&group).copied().unwrap_or(0)
+    }
+
+    /// Whether a port of the node is taken. `0.0.0.0` clashes with every address.
+    pub(crate) fn has_port(&self, (address, protocol, number): &HostPort) -> bool {
+        let any = "0.0.0.0";
+        self.host_ports
+            .iter()
+            .any(|(a, p, n)| n == number && p == protocol && (a == address || a == any || address == any))
+    }
+
+    /// Puts a pod on it.
+    pub fn add(&mut self, pod: Arc<PodInfo>) {
+        self.requested.add(&pod.requests);
+        self.counted.0 = self.counted.0.saturating_add(pod.counted.0);
+        self.counted.1 = self.counted.1.saturating_add(pod.counted.1);
+        self.host_ports.extend(pod.host_ports.iter().cloned());
+        if let Some(group) = pod.group {
+            *self.groups.entry(group).or_default() += 1;
+        }
+        self.with_affinity += usize::from(is_social(&pod));
+        self.pods.push(pod);
+    }
+
+    /// Takes a pod off it; whether it was there.
+    pub fn remove(&mut self, uid: &str) -> bool {
+        let Some(at) = self.pods.iter().position(|p| p.uid() == uid) else { return false };
+        let pod = self.pods.swap_remove(at);
+        self.requested.subtract(&pod.requests);
+        self.counted.0 = self.counted.0.saturating_sub(pod.counted.0);
+        self.counted.1 = self.counted.1.saturating_sub(pod.counted.1);
+        for port in &pod.host_ports {
+            if let Some(at) = self.host_ports.iter().position(|p| p == port) {
+                self.host_ports.swap_remove(at);
+            }
+        }
+        if let Some(group) = pod.group
+            && let Some(count) = self.groups.get_mut(&group)
+        {
+            *count -= 1;
+            if *count <= 0 {
+                self.groups.remove(&group);
+            }
+        }
+        self.with_affinity -= usize::from(is_social(&pod));
+        true
+    }
+}
+
+fn is_social(pod: &PodInfo) -> bool {
+    !pod.anti_affinity.is_empty() || !pod.preferred_pods.is_empty() || !pod.affinity.is_empty()
+}

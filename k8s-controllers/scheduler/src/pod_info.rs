@@ -1,0 +1,202 @@
+//! What a decision needs of a pod, worked out once.
+
+use std::{
+    hash::{DefaultHasher, Hash, Hasher},
+    sync::Arc,
+};
+
+use k8s_core::{
+    api::api::core::v1::{Pod, PodAffinityTerm, Toleration, WeightedPodAffinityTerm},
+    meta::{LabelSelector, ObjectExt, ObjectKey},
+};
+
+use crate::{
+    Resources,
+    terms::{AffinityTerm, NodeTerm},
+};
+
+/// A port of the node that a pod takes: address, protocol, number.
+pub(crate) type HostPort = (String, String, i32);
+
+/// One topology spread constraint.
+#[derive(Clone, Debug)]
+pub(crate) struct Spread {
+    /// How uneven it may be.
+    pub(crate) max_skew: i64,
+    /// The node label whose values are the domains.
+    pub(crate) topology_key: String,
+    /// Whether the pod waits rather than break it.
+    pub(crate) required: bool,
+    /// Which pods are counted.
+    pub(crate) selector: LabelSelector,
+    /// At least so many domains must be there, else the emptiest counts as empty.
+    pub(crate) min_domains: i64,
+    /// Whether only nodes that the pod's affinity allows count (the default).
+    pub(crate) honor_affinity: bool,
+    /// Whether only nodes whose taints the pod tolerates count.
+    pub(crate) honor_taints: bool,
+}
+
+/// A pod, with what decisions need of it worked out.
+#[derive(Clone, Debug)]
+pub struct PodInfo {
+    /// The pod.
+    pub pod: Arc<Pod>,
+    /// Its namespace and name.
+    pub key: ObjectKey,
+    /// Its priority.
+    pub priority: i32,
+    /// What it asks for.
+    pub requests: Resources,
+    /// CPU and memory as scores count them: something for those who ask for nothing.
+    pub(crate) counted: (i64, i64),
+    /// Ports of the node that it takes.
+    pub(crate) host_ports: Vec<HostPort>,
+    /// `nodeSelector`, as a requirement on labels.
+    pub(crate) node_labels: Option<LabelSelector>,
+    /// Required node affinity: one of the terms must hold.
+    pub(crate) node_terms: Option<Vec<NodeTerm>>,
+    pub(crate) preferred_nodes: Vec<(i64, NodeTerm)>,
+    pub(crate) affinity: Vec<AffinityTerm>,
+    pub(crate) anti_affinity: Vec<AffinityTerm>,
+    /// Preferred affinity, with negative weights for anti-affinity.
+    pub(crate) preferred_pods: Vec<(i64, AffinityTerm)>,
+    pub(crate) spread: Vec<Spread>,
+    /// A number for the controller that made it; pods of one controller are spread.
+    pub(crate) group: Option<u64>,
+}
+
+/// What scores count for a container that asks for nothing: 100m and 200 MB, as upstream.
+const COUNTED_CPU: i64 = 100;
+const COUNTED_MEMORY: i64 = 200 * 1024 * 1024;
+
+impl PodInfo {
+    /// Works it out.
+    #[must_use]
+    pub fn new(pod: Arc<Pod>) -> Self {
+        let default = k8s_core::api::api::core::v1::PodSpec::default();
+        let spec = pod.spec.as_ref().unwrap_or(&default);
+        let requests = Resources::of_pod(spec);
+        let labels = pod.metadata.labels.as_ref();
+        let own = pod.namespace();
+        let term = |t: &PodAffinityTerm| AffinityTerm::parse(t, own, labels);
+        let affinity = spec.affinity.as_ref();
+        let node = affinity.and_then(|a| a.node_affinity.as_ref());
+        let near = affinity.and_then(|a| a.pod_affinity.as_ref());
+        let far = affinity.and_then(|a| a.pod_anti_affinity.as_ref());
+        let near_required = near.and_then(|a| a.required_during_scheduling_ignored_during_execution.as_ref());
+        let far_required = far.and_then(|a| a.required_during_scheduling_ignored_during_execution.as_ref());
+        let near_preferred =
+            near.and_then(|a| a.preferred_during_scheduling_ignored_during_execution.as_ref());
+        let far_preferred = far.and_then(|a| a.preferred_during_scheduling_ignored_during_execution.as_ref());
+        let weighted = |sign: i64, all: Option<&Vec<WeightedPodAffinityTerm>>| -> Vec<(i64, AffinityTerm)> {
+            all.into_iter()
+                .flatten()
+                .map(|w| (sign * i64::from(w.weight), term(&w.pod_affinity_term)))
+                .collect()
+        };
+        let mut preferred_pods = weighted(1, near_preferred);
+        preferred_pods.extend(weighted(-1, far_preferred));
+        let preferred_nodes = node
+            .and_then(|n| n.preferred_during_scheduling_ignored_during_execution.as_ref())
+            .into_iter()
+            .flatten()
+            .filter_map(|p| Some((i64::from(p.weight), NodeTerm::parse(&p.preference)?)))
+            .collect();
+        let host_network = spec.host_network.unwrap_or(false);
+        let host_ports = spec
+            .containers
+            .iter()
+            .flat_map(|c| c.ports.iter().flatten())
+            .filter_map(|p| {
+                let number = p.host_port.or(host_network.then_some(p.container_port)).filter(|n| *n > 0)?;
+                let address = p.host_ip.clone().filter(|ip| !ip.is_empty() && ip != "::");
+                let protocol = p.protocol.clone().unwrap_or_else(|| "TCP".into());
+                Some((address.unwrap_or_else(|| "0.0.0.0".into()), protocol, number))
+            })
+            .collect();
+        let group = pod.controller_ref().map(|owner| {
+            let mut hasher = DefaultHasher::new();
+            owner.uid.hash(&mut hasher);
+            hasher.finish()
+        });
+        PodInfo {
+            key: pod.key(),
+            priority: spec.priority.unwrap_or(0),
+            counted: (
+                if requests.milli_cpu == 0 { COUNTED_CPU } else { requests.milli_cpu },
+                if requests.memory == 0 { COUNTED_MEMORY } else { requests.memory },
+            ),
+            requests,
+            host_ports,
+            node_labels: spec
+                .node_selector
+                .as_ref()
+                .filter(|s| !s.is_empty())
+                .map(LabelSelector::from_labels),
+            node_terms: node
+                .and_then(|n| n.required_during_scheduling_ignored_during_execution.as_ref())
+                .map(NodeTerm::of),
+            preferred_nodes,
+            affinity: near_required.into_iter().flatten().map(term).collect(),
+            anti_affinity: far_required.into_iter().flatten().map(term).collect(),
+            preferred_pods,
+            spread: spreads(&pod),
+            group,
+            pod,
+        }
+    }
+
+    /// One of the pod's annotations.
+    #[must_use]
+    pub fn annotation(&self, key: &str) -> Option<&str> {
+        self.pod.annotation(key)
+    }
+
+    /// One of the pod's labels.
+    #[must_use]
+    pub fn label(&self, key: &str) -> Option<&str> {
+        self.pod.label(key)
+    }
+
+    /// The pod's uid.
+    #[must_use]
+    pub fn uid(&self) -> &str {
+        self.pod.uid()
+    }
+
+    pub(crate) fn tolerations(&self) -> &[Toleration] {
+        self.pod.spec.as_ref().and_then(|s| s.tolerations.as_deref()).unwrap_or_default()
+    }
+
+    /// Whether it may be on the node as far as node selector and node affinity go.
+    pub(crate) fn allows_node(&self, node: &k8s_core::api::api::core::v1::Node) -> bool {
+        self.node_labels.as_ref().is_none_or(|s| s.matches(node.metadata.labels.as_ref()))
+            && self.node_terms.as_ref().is_none_or(|terms| terms.iter().any(|t| t.matches(node)))
+    }
+}
+
+fn spreads(pod: &Pod) -> Vec<Spread> {
+    let all = pod.spec.as_ref().and_then(|s| s.topology_spread_constraints.as_ref());
+    let parse = |c: &k8s_core::api::api::core::v1::TopologySpreadConstraint| {
+        let mut selector = LabelSelector::from_api(c.label_selector.as_ref()?).ok()?;
+        for key in c.match_label_keys.iter().flatten() {
+            if let Some(value) = pod.label(key) {
+                selector.requirements.push(k8s_core::meta::selector::Requirement {
+                    key: key.clone(),
+                    operator: k8s_core::meta::selector::Operator::In(vec![value.to_owned()]),
+                });
+            }
+        }
+        Some(Spread {
+            max_skew: c.max_skew.into(),
+            topology_key: c.topology_key.clone(),
+            required: c.when_unsatisfiable == "DoNotSchedule",
+            selector,
+            min_domains: c.min_domains.unwrap_or(1).into(),
+            honor_affinity: c.node_affinity_policy.as_deref() != Some("Ignore"),
+            honor_taints: c.node_taints_policy.as_deref() == Some("Honor"),
+        })
+    };
+    all.into_iter().flatten().filter_map(parse).collect()
+}

@@ -1,0 +1,124 @@
+//! Amounts of what pods ask for and nodes have, as plain numbers.
+
+use std::collections::BTreeMap;
+
+use k8s_core::{
+    api::{
+        api::core::v1::{Container, PodSpec, ResourceRequirements},
+        apimachinery::pkg::api::resource::Quantity as ApiQuantity,
+    },
+    meta::Quantity,
+};
+
+/// Amounts of resources: thousandths of a CPU, bytes, and whole units of everything else.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Resources {
+    /// Thousandths of a CPU.
+    pub milli_cpu: i64,
+    /// Bytes of memory.
+    pub memory: i64,
+    /// Bytes of ephemeral storage.
+    pub ephemeral: i64,
+    /// Everything else (huge pages, devices), by name. Few nodes and pods have any.
+    pub others: Vec<(String, i64)>,
+}
+
+impl Resources {
+    /// From the API's form. What cannot be parsed counts as nothing; the API server does not let it in.
+    #[must_use]
+    pub fn from_api(map: Option<&BTreeMap<String, ApiQuantity>>) -> Self {
+        let mut result = Resources::default();
+        for (name, quantity) in map.into_iter().flatten() {
+            let quantity = Quantity::try_from(quantity).unwrap_or(Quantity::ZERO);
+            match name.as_str() {
+                "cpu" => result.milli_cpu = quantity.milli(),
+                "memory" => result.memory = quantity.units(),
+                "ephemeral-storage" => result.ephemeral = quantity.units(),
+                "pods" => {}
+                _ => result.others.push((name.clone(), quantity.units())),
+            }
+        }
+        result
+    }
+
+    /// The amount of one of the others.
+    #[must_use]
+    pub fn other(&self, name: &str) -> i64 {
+        self.others.iter().find(|(n, _)| n == name).map_or(0, |(_, amount)| *amount)
+    }
+
+    fn combine(&mut self, other: &Resources, f: impl Fn(i64, i64) -> i64) {
+        self.milli_cpu = f(self.milli_cpu, other.milli_cpu);
+        self.memory = f(self.memory, other.memory);
+        self.ephemeral = f(self.ephemeral, other.ephemeral);
+        for (name, amount) in &other.others {
+            match self.others.iter_mut().find(|(n, _)| n == name) {
+                Some((_, have)) => *have = f(*have, *amount),
+                None => self.others.push((name.clone(), f(0, *amount))),
+            }
+        }
+    }
+
+    /// Adds; amounts are held at the largest number.
+    pub fn add(&mut self, other: &Resources) {
+        self.combine(other, i64::saturating_add);
+    }
+
+    /// Takes away.
+    pub fn subtract(&mut self, other: &Resources) {
+        self.combine(other, i64::saturating_sub);
+    }
+
+    /// The larger of each.
+    pub fn raise_to(&mut self, other: &Resources) {
+        self.combine(other, i64::max);
+    }
+
+    /// What a pod asks for: its containers together, or its hungriest init container with the sidecars before it, whichever is more, and its
+    /// overhead. Requests of the pod as a whole replace those of its containers.
+    #[must_use]
+    pub fn of_pod(spec: &PodSpec) -> Self {
+        let mut sidecars = Resources::default();
+        let mut initial = Resources::default();
+        for container in spec.init_containers.iter().flatten() {
+            let own = requests(container);
+            if container.restart_policy.as_deref() == Some("Always") {
+                sidecars.add(&own);
+                initial.raise_to(&sidecars);
+            } else {
+                let mut together = own;
+                together.add(&sidecars);
+                initial.raise_to(&together);
+            }
+        }
+        let mut total = sidecars;
+        for container in &spec.containers {
+            total.add(&requests(container));
+        }
+        total.raise_to(&initial);
+        if let Some(whole) = spec.resources.as_ref().map(of_requirements) {
+            let replace = |have: &mut i64, with: i64| {
+                if with > 0 {
+                    *have = with;
+                }
+            };
+            replace(&mut total.milli_cpu, whole.milli_cpu);
+            replace(&mut total.memory, whole.memory);
+        }
+        if let Some(overhead) = &spec.overhead {
+            total.add(&Resources::from_api(Some(overhead)));
+        }
+        total
+    }
+}
+
+/// Requests; where there is only a limit, the limit.
+fn of_requirements(requirements: &ResourceRequirements) -> Resources {
+    let mut all = requirements.limits.clone().unwrap_or_default();
+    all.extend(requirements.requests.clone().unwrap_or_default());
+    Resources::from_api(Some(&all))
+}
+
+fn requests(container: &Container) -> Resources {
+    container.resources.as_ref().map(of_requirements).unwrap_or_default()
+}

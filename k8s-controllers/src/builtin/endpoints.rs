@@ -1,0 +1,67 @@
+//! EndpointSlice and Endpoints: which pods are behind a Service.
+//!
+//! Flow: [`backends`] turns a Service and its pods into addresses and ports, purely; [`slices`] packs them into EndpointSlices and [`legacy`]
+//! into the older Endpoints object. Each of the two is a controller of its own; neither writes where nothing changed.
+//!
+//! Not here: Services without a selector, whose endpoints are someone else's (mirroring of hand-made Endpoints), and topology hints.
+
+mod backends;
+mod legacy;
+mod slices;
+
+use std::sync::Arc;
+
+use futures::future::BoxFuture;
+use k8s_core::{
+    api::api::{
+        core::v1::{Endpoints, Node, Pod, Service},
+        discovery::v1::EndpointSlice,
+    },
+    meta::{LabelSelector, ObjectExt, ObjectKey},
+};
+
+use super::Options;
+use crate::{Caches, Controller, Environment};
+
+pub(super) fn slices(environment: Environment, _: Options) -> BoxFuture<'static, ()> {
+    Controller::<Service>::new()
+        .named("endpointslice-controller")
+        .workers(5)
+        .owns::<EndpointSlice>()
+        .watches::<Pod>(selecting)
+        .reads::<Node>()
+        .start(environment, slices::Slices)
+}
+
+pub(super) fn endpoints(environment: Environment, _: Options) -> BoxFuture<'static, ()> {
+    Controller::<Service>::new()
+        .named("endpoint-controller")
+        .workers(5)
+        .watches::<Endpoints>(|_, endpoints| vec![endpoints.key()])
+        .watches::<Pod>(selecting)
+        .start(environment, legacy::Legacy)
+}
+
+/// Services that a pod is, or was, behind.
+fn selecting(caches: &Caches, pod: &Pod) -> Vec<ObjectKey> {
+    let services = caches.of::<Service>().in_namespace(pod.namespace());
+    let selects =
+        |service: &Arc<Service>| selector(service).is_some_and(|s| s.matches(pod.metadata.labels.as_ref()));
+    services.iter().filter(|s| selects(s)).map(|s| s.key()).collect()
+}
+
+/// The selector of a Service; `None` where its endpoints are not ours to find.
+fn selector(service: &Service) -> Option<LabelSelector> {
+    let spec = service.spec.as_ref()?;
+    if spec.type_.as_deref() == Some("ExternalName") {
+        return None;
+    }
+    spec.selector.as_ref().filter(|s| !s.is_empty()).map(LabelSelector::from_labels)
+}
+
+fn pods_behind(caches: &Caches, service: &Service) -> Option<Vec<Arc<Pod>>> {
+    let selector = selector(service)?;
+    let mut pods = caches.of::<Pod>().in_namespace(service.namespace());
+    pods.retain(|pod| selector.matches(pod.metadata.labels.as_ref()));
+    Some(pods)
+}

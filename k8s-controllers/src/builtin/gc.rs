@@ -1,0 +1,270 @@
+//! The garbage collector: what has lost all its owners is deleted.
+//!
+//! Flow: [`monitor`] watches the metadata of every resource that discovery names, custom ones too, and keeps a [`graph`] of who owns whom;
+//! objects that a change concerns are queued; a worker looks at the graph, asks the API server about owners that the graph does not know
+//! (nothing is ever deleted on the graph's word alone, unless the owner was seen to go), and deletes, releases or unblocks.
+//!
+//! Deletion in the foreground: the owner stays, marked with the finalizer `foregroundDeletion`, until all dependents that block it have gone.
+//! Orphaning: the finalizer `orphan` is taken off the owner when all its dependents were released.
+
+mod graph;
+mod monitor;
+
+use std::{
+    collections::HashMap,
+    sync::{Arc, Mutex, MutexGuard, PoisonError},
+    time::Duration,
+};
+
+use futures::{FutureExt, future::BoxFuture};
+use k8s_core::{
+    api::{
+        apiextensions_apiserver::pkg::apis::apiextensions::v1::CustomResourceDefinition,
+        apimachinery::pkg::apis::meta::v1::{OwnerReference, Preconditions},
+    },
+    client::{DeleteOptions, Error as ApiError, Patch, Resource},
+};
+use serde_json::json;
+use tokio::task::JoinSet;
+use tokio_util::sync::CancellationToken;
+use tracing::{debug, warn};
+
+use self::graph::{Graph, Object, Step};
+use super::{
+    Options,
+    dynamic::{self, Served},
+};
+use crate::{Backoff, Environment, WorkQueue};
+
+/// How many objects are worked on at once.
+const WORKERS: usize = 20;
+/// Discovery is asked again after so long, or when a custom resource is defined or removed.
+const REDISCOVER: Duration = Duration::from_secs(60);
+const FOREGROUND: &str = "foregroundDeletion";
+const ORPHAN: &str = "orphan";
+
+pub(super) fn start(mut environment: Environment, _: Options) -> BoxFuture<'static, ()> {
+    environment.client = environment.client.named("generic-garbage-collector");
+    async move {
+        let shared = Arc::new(Shared {
+            graph: Mutex::default(),
+            queue: WorkQueue::new(Backoff::default(), environment.seed),
+            kinds: Mutex::default(),
+            environment: environment.clone(),
+        });
+        let mut tasks = JoinSet::new();
+        tasks.spawn(keep_monitors(shared.clone()));
+        for _ in 0..WORKERS {
+            tasks.spawn(work(shared.clone()));
+        }
+        environment.shutdown.cancelled().await;
+        shared.queue.close();
+        tasks.shutdown().await;
+    }
+    .boxed()
+}
+
+struct Shared {
+    graph: Mutex<Graph>,
+    /// Uids of objects to look at.
+    queue: WorkQueue<String>,
+    /// Resources by group and kind, for owner references.
+    kinds: Mutex<HashMap<(String, String), Resource>>,
+    environment: Environment,
+}
+
+impl Shared {
+    fn graph(&self) -> MutexGuard<'_, Graph> {
+        self.graph.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn resource_of(&self, owner: &OwnerReference) -> Option<Resource> {
+        let group = owner.api_version.rsplit_once('/').map_or("", |(group, _)| group);
+        let kinds = self.kinds.lock().unwrap_or_else(PoisonError::into_inner);
+        kinds.get(&(group.to_owned(), owner.kind.clone())).cloned()
+    }
+}
+
+/// One monitor per resource, started and stopped as discovery says.
+async fn keep_monitors(shared: Arc<Shared>) {
+    let definitions = shared.environment.caches.of::<CustomResourceDefinition>();
+    let mut changes = definitions.subscribe();
+    let mut running: HashMap<Resource, CancellationToken> = HashMap::new();
+    let mut delay = Duration::from_millis(100);
+    loop {
+        match dynamic::discover(&shared.environment.client).await {
+            Ok(served) => {
+                adjust(&shared, &served, &mut running);
+                delay = REDISCOVER;
+            }
+            Err(e) => {
+                debug!(error = %e, "discovery failed");
+                delay = (delay * 2).min(REDISCOVER);
+            }
+        }
+        tokio::select! {
+            () = tokio::time::sleep(delay) => {}
+            // A definition is served a moment after it is stored.
+            Some(_) = changes.next() => tokio::time::sleep(Duration::from_millis(200)).await,
+        }
+    }
+}
+
+fn adjust(shared: &Arc<Shared>, served: &[Served], running: &mut HashMap<Resource, CancellationToken>) {
+    let watched = |s: &&Served| {
+        let ignored =
+            s.resource.plural == "events" && matches!(s.resource.group.as_str(), "" | "events.k8s.io");
+        !ignored && s.can("list") && s.can("watch") && s.can("delete")
+    };
+    let wanted: Vec<&Resource> = served.iter().filter(watched).map(|s| &s.resource).collect();
+    *shared.kinds.lock().unwrap_or_else(PoisonError::into_inner) = served
+        .iter()
+        .map(|s| ((s.resource.group.clone(), s.resource.kind.clone()), s.resource.clone()))
+        .collect();
+    running.retain(|resource, stop| {
+        let keep = wanted.contains(&resource);
+        if !keep {
+            stop.cancel();
+            let touched = shared.graph().remove_resource(resource);
+            touched.into_iter().for_each(|uid| shared.queue.add(uid));
+        }
+        keep
+    });
+    for resource in wanted {
+        if running.contains_key(resource) {
+            continue;
+        }
+        let stop = shared.environment.shutdown.child_token();
+        running.insert(resource.clone(), stop.clone());
+        let (shared, resource) = (shared.clone(), resource.clone());
+        tokio::spawn(async move {
+            tokio::select! {
+                () = monitor::run(&shared, &resource) => {}
+                () = stop.cancelled() => {}
+            }
+        });
+    }
+}
+
+async fn work(shared: Arc<Shared>) {
+    while let Some(uid) = shared.queue.get().await {
+        match look_at(&shared, &uid).await {
+            Ok(()) => shared.queue.forget(&uid),
+            Err(e) => {
+                let delay = shared.queue.retry(uid.clone());
+                if e.is_conflict() {
+                    debug!(uid, ?delay, error = %e, "changed meanwhile");
+                } else {
+                    warn!(uid, ?delay, error = %e, "garbage not collected");
+                }
+            }
+        }
+        shared.queue.done(&uid);
+    }
+}
+
+async fn look_at(shared: &Shared, uid: &str) -> Result<(), ApiError> {
+    let client = &shared.environment.client;
+    let Some(object) = shared.graph().get(uid) else { return Ok(()) };
+    // Owners that the graph does not know: ask.
+    let unknown = shared.graph().unknown_owners(&object);
+    let mut found = HashMap::new();
+    for owner in unknown {
+        let Some(resource) = shared.resource_of(&owner) else {
+            return Err(ApiError::Request(format!(
+                "owner {} {} of {} is of a kind that is not served",
+                owner.kind, owner.name, object.meta.name
+            )));
+        };
+        let namespace = if resource.namespaced { object.meta.namespace.as_str() } else { "" };
+        // A cluster-scoped object cannot have an owner in a namespace.
+        let live = if resource.namespaced && namespace.is_empty() {
+            None
+        } else {
+            dynamic::get_meta(client, &resource, namespace, &owner.name).await?
+        };
+        found.insert(owner.uid.clone(), live.filter(|live| live.uid == owner.uid));
+    }
+    let step = shared.graph().step(uid, &found);
+    match step {
+        Step::Nothing => Ok(()),
+        Step::Delete(policy) => delete(shared, &object, policy).await,
+        Step::Release(owners) => {
+            let keep = |o: &OwnerReference| !owners.contains(&o.uid);
+            edit_owners(shared, &object, keep).await
+        }
+        Step::LookAt(dependents) => {
+            dependents.into_iter().for_each(|uid| shared.queue.add(uid));
+            Ok(())
+        }
+        Step::Unblock => remove_finalizer(shared, &object, FOREGROUND).await,
+        Step::Orphan(dependents) => {
+            for dependent in dependents {
+                edit_owners(shared, &dependent, |o| o.uid != uid).await?;
+            }
+            remove_finalizer(shared, &object, ORPHAN).await
+        }
+    }
+}
+
+/// Deletes the object as the graph knows it. One that has changed since may have other owners by now (or none, when it was orphaned): that is
+/// a conflict, and it is looked at again.
+async fn delete(shared: &Shared, object: &Object, policy: &str) -> Result<(), ApiError> {
+    let Object { resource, meta } = object;
+    let options = DeleteOptions {
+        propagation_policy: Some(policy.to_owned()),
+        preconditions: Some(Preconditions {
+            uid: Some(meta.uid.clone()),
+            resource_version: Some(meta.resource_version.clone()),
+        }),
+        ..DeleteOptions::default()
+    };
+    debug!(kind = resource.kind, namespace = meta.namespace, name = meta.name, policy, "deleting");
+    let api = shared.environment.client.dynamic(resource, &meta.namespace);
+    api.delete_if_exists(&meta.name, &options).await
+}
+
+/// Keeps only some owner references of the live object.
+async fn edit_owners(
+    shared: &Shared,
+    object: &Object,
+    keep: impl Fn(&OwnerReference) -> bool,
+) -> Result<(), ApiError> {
+    let Some(live) = live(shared, object).await? else { return Ok(()) };
+    let owners: Vec<&OwnerReference> = live.owner_references.iter().filter(|o| keep(o)).collect();
+    if owners.len() == live.owner_references.len() {
+        return Ok(());
+    }
+    patch(shared, object, &live, json!({"ownerReferences": owners})).await
+}
+
+async fn remove_finalizer(shared: &Shared, object: &Object, finalizer: &str) -> Result<(), ApiError> {
+    let Some(live) = live(shared, object).await? else { return Ok(()) };
+    let finalizers: Vec<&String> = live.finalizers.iter().filter(|f| *f != finalizer).collect();
+    if finalizers.len() == live.finalizers.len() {
+        return Ok(());
+    }
+    patch(shared, object, &live, json!({"finalizers": finalizers})).await
+}
+
+async fn live(shared: &Shared, object: &Object) -> Result<Option<dynamic::Meta>, ApiError> {
+    let Object { resource, meta, .. } = object;
+    let live = dynamic::get_meta(&shared.environment.client, resource, &meta.namespace, &meta.name).await?;
+    Ok(live.filter(|live| live.uid == meta.uid))
+}
+
+/// Patches metadata if nobody else has changed the object since it was read.
+async fn patch(
+    shared: &Shared,
+    object: &Object,
+    live: &dynamic::Meta,
+    mut metadata: serde_json::Value,
+) -> Result<(), ApiError> {
+    metadata["uid"] = live.uid.clone().into();
+    metadata["resourceVersion"] = live.resource_version.clone().into();
+    let api = shared.environment.client.dynamic(&object.resource, &live.namespace);
+    match api.patch(&live.name, &Patch::Merge(json!({"metadata": metadata}))).await {
+        Err(e) if e.is_not_found() => Ok(()),
+        other => other.map(drop),
+    }
+}

@@ -1,0 +1,159 @@
+//! ReplicaSet and ReplicationController: so many pods of a template, no more and no fewer.
+//!
+//! One implementation for both kinds (see [`kind::Replicated`]); [`plan`] decides, [`Replicas`] acts.
+
+mod kind;
+mod plan;
+
+use std::sync::Arc;
+
+use futures::future::BoxFuture;
+use k8s_core::{
+    api::api::{
+        apps::v1::ReplicaSet,
+        core::v1::{Pod, ReplicationController},
+    },
+    client::DeleteOptions,
+    meta::{Object, ObjectExt, ObjectKey},
+};
+
+pub(super) use kind::{ReplicaStatus, Replicated, count};
+
+use super::{
+    Options,
+    batch::{is_namespace_terminating, slow_start},
+    claim, conditions, pods,
+};
+use crate::{Action, Caches, Context, Controller, Environment, Error, EventType, Reconcile};
+
+pub(super) fn replica_sets(environment: Environment, _: Options) -> BoxFuture<'static, ()> {
+    start::<ReplicaSet>(environment, "replicaset-controller")
+}
+
+pub(super) fn replication_controllers(environment: Environment, _: Options) -> BoxFuture<'static, ()> {
+    start::<ReplicationController>(environment, "replication-controller")
+}
+
+fn start<K: Replicated>(environment: Environment, name: &str) -> BoxFuture<'static, ()> {
+    Controller::<K>::new()
+        .named(name)
+        .workers(8)
+        .owns::<Pod>()
+        .watches::<Pod>(|caches, pod| selecting::<K>(caches, pod))
+        .start(environment, Replicas(std::marker::PhantomData::<fn() -> K>))
+}
+
+/// Owners that may adopt a pod which nobody controls.
+fn selecting<K: Replicated>(caches: &Caches, pod: &Pod) -> Vec<ObjectKey> {
+    if pod.controller_ref().is_some() {
+        return Vec::new();
+    }
+    let selects = |owner: &Arc<K>| {
+        owner.selector().is_ok_and(|s| !s.is_everything() && s.matches(pod.metadata.labels.as_ref()))
+    };
+    caches.of::<K>().in_namespace(pod.namespace()).iter().filter(|o| selects(o)).map(|o| o.key()).collect()
+}
+
+/// The reconciler of ReplicaSets and ReplicationControllers.
+struct Replicas<K>(std::marker::PhantomData<fn() -> K>);
+
+impl<K: Replicated> Reconcile for Replicas<K> {
+    type Kind = K;
+
+    async fn reconcile(&self, cx: &Context, owner: Arc<K>) -> Result<Action, Error> {
+        let selector = match owner.selector() {
+            Ok(selector) if !selector.is_everything() => selector,
+            Ok(_) => return Ok(Action::await_change()),
+            Err(e) => return Err(Error::invalid(format!("selector of {}", cx.key()), e)),
+        };
+        let all: Vec<Arc<Pod>> = claim::claim(cx, &*owner, &selector).await?;
+        let (active, rest): (Vec<_>, Vec<_>) = all.into_iter().partition(|p| pods::is_active(p));
+        let terminating = rest.iter().filter(|p| p.is_deleting() && !pods::is_terminal(p)).count();
+
+        let step = if owner.is_deleting() {
+            plan::Step::Nothing
+        } else {
+            plan::step(owner.replicas(), active.len())
+        };
+        let failure = match step {
+            plan::Step::Nothing => None,
+            plan::Step::Create(count) => create(cx, &*owner, count).await.map(|e| ("FailedCreate", e)),
+            plan::Step::Delete(count) => {
+                delete(cx, &*owner, active.clone(), count).await.map(|e| ("FailedDelete", e))
+            }
+        };
+
+        let now = cx.clock().now();
+        let mut status = plan::status(&*owner, &active, terminating, now);
+        status.failure = failure.as_ref().map(|(reason, e)| ((*reason).to_owned(), e.to_string()));
+        let mut next = (*owner).clone();
+        next.set_status(&status, &cx.clock().time());
+        if next != *owner {
+            cx.replace_status(&next).await?;
+        }
+        match failure {
+            Some((_, e)) => Err(e),
+            None => Ok(Action::maybe_after(plan::next_available(&*owner, &active, now))),
+        }
+    }
+}
+
+async fn create<K: Replicated>(cx: &Context, owner: &K, count: usize) -> Option<Error> {
+    let pod = pods::from_template(owner, &owner.template());
+    let (_, failure) = slow_start(vec![(); count], |()| async {
+        match cx.create(&pod).await {
+            Ok(pod) => {
+                let message = format!("Created pod: {}", pod.name());
+                cx.event(owner, EventType::Normal, "SuccessfulCreate", message);
+                Ok(())
+            }
+            Err(e) if is_namespace_terminating(&e) => Ok(()),
+            Err(e) => {
+                cx.event(owner, EventType::Warning, "FailedCreate", format!("Error creating: {e}"));
+                Err(e)
+            }
+        }
+    })
+    .await;
+    failure
+}
+
+async fn delete<K: Replicated>(
+    cx: &Context,
+    owner: &K,
+    mut active: Vec<Arc<Pod>>,
+    count: usize,
+) -> Option<Error> {
+    if count < active.len() {
+        let related = related_pods(cx, owner);
+        pods::sort_for_deletion(&mut active, &related);
+    }
+    active.truncate(count);
+    let (_, failure) = slow_start(active, |pod| async move {
+        match cx.delete(&*pod, DeleteOptions::default()).await {
+            Ok(()) => {
+                let message = format!("Deleted pod: {}", pod.name());
+                cx.event(owner, EventType::Normal, "SuccessfulDelete", message);
+                Ok(())
+            }
+            Err(e) => {
+                cx.event(owner, EventType::Warning, "FailedDelete", format!("Error deleting: {e}"));
+                Err(e)
+            }
+        }
+    })
+    .await;
+    failure
+}
+
+/// Pods of the owner and of its siblings (the other ReplicaSets of a Deployment): they double up on nodes.
+fn related_pods<K: Object>(cx: &Context, owner: &K) -> Vec<Arc<Pod>> {
+    let Some(parent) = owner.controller_ref() else { return cx.owned(owner) };
+    let siblings = cx.caches().owned_by::<K>(&parent.uid);
+    siblings.iter().flat_map(|sibling| cx.owned::<Pod>(&**sibling)).collect()
+}
+
+/// Whether a status says that a write failed.
+pub(super) fn failure<C: conditions::Condition>(all: Option<&Vec<C>>) -> Option<&C> {
+    conditions::find(all, "ReplicaFailure").filter(|c| c.status() == "True")
+}

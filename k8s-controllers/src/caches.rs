@@ -1,0 +1,92 @@
+//! One reflector per type and process, shared by all controllers and started when first asked for.
+
+use std::{
+    any::{Any, TypeId},
+    collections::HashMap,
+    sync::{Arc, Mutex, PoisonError},
+};
+
+use k8s_core::{
+    cache::{Cache, Reflector, reflect},
+    client::{Client, ListParams},
+    meta::{Object, ObjectExt},
+};
+
+/// Index by the uid of the owner that controls the object, or by namespace for those without one. Every shared cache has it.
+pub(crate) const BY_OWNER: &str = "controller-uid";
+
+/// The index entry of objects that nobody controls; no uid has a slash.
+fn orphans_of(namespace: &str) -> String {
+    format!("orphan/{namespace}")
+}
+
+struct Entry {
+    cache: Box<dyn Any + Send + Sync>,
+    _reflector: Option<Reflector>,
+}
+
+/// The shared caches of a process. Cheap to clone.
+#[derive(Clone)]
+pub struct Caches {
+    client: Option<Client>,
+    entries: Arc<Mutex<HashMap<TypeId, Entry>>>,
+}
+
+impl std::fmt::Debug for Caches {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        let entries = self.entries.lock().unwrap_or_else(PoisonError::into_inner).len();
+        f.debug_struct("Caches").field("types", &entries).finish_non_exhaustive()
+    }
+}
+
+impl Caches {
+    /// Caches filled through `client`.
+    #[must_use]
+    pub fn new(client: Client) -> Self {
+        Caches { client: Some(client), entries: Arc::default() }
+    }
+
+    /// Caches that no reflector fills: tests put objects in.
+    #[must_use]
+    pub fn detached() -> Self {
+        Caches { client: None, entries: Arc::default() }
+    }
+
+    /// The cache of a type, over all namespaces. The first call starts its reflector (inside a tokio runtime), which runs as long as any clone
+    /// of these caches lives.
+    #[must_use]
+    pub fn of<K: Object>(&self) -> Cache<K> {
+        let mut entries = self.entries.lock().unwrap_or_else(PoisonError::into_inner);
+        let entry = entries.entry(TypeId::of::<K>()).or_insert_with(|| {
+            let cache = Cache::<K>::new();
+            cache.add_index(BY_OWNER, |object: &K| {
+                vec![
+                    object.controller_ref().map_or_else(|| orphans_of(object.namespace()), |o| o.uid.clone()),
+                ]
+            });
+            let reflector =
+                self.client.as_ref().map(|c| reflect(c.all::<K>(), ListParams::default(), cache.clone()));
+            Entry { cache: Box::new(cache), _reflector: reflector }
+        });
+        // The entry was made for this very type.
+        entry.cache.downcast_ref::<Cache<K>>().cloned().unwrap_or_default()
+    }
+
+    /// The cache of a type if its reflector was started.
+    pub(crate) fn started<K: Object>(&self) -> Option<Cache<K>> {
+        let entries = self.entries.lock().unwrap_or_else(PoisonError::into_inner);
+        entries.get(&TypeId::of::<K>())?.cache.downcast_ref::<Cache<K>>().cloned()
+    }
+
+    /// Objects of `T` that the object with this uid controls.
+    #[must_use]
+    pub fn owned_by<T: Object>(&self, uid: &str) -> Vec<Arc<T>> {
+        self.of::<T>().by_index(BY_OWNER, uid)
+    }
+
+    /// Objects of `T` in a namespace that nobody controls.
+    #[must_use]
+    pub fn orphans<T: Object>(&self, namespace: &str) -> Vec<Arc<T>> {
+        self.of::<T>().by_index(BY_OWNER, &orphans_of(namespace))
+    }
+}

@@ -1,0 +1,102 @@
+//! Many controllers in one process: one client, one set of caches, one shutdown.
+
+use futures::future::BoxFuture;
+use k8s_core::{client::Client, clock::Clock};
+use tokio::task::JoinSet;
+use tokio_util::sync::CancellationToken;
+
+use crate::{
+    Caches, Controller, Environment, Reconcile,
+    builtin::{Options, Selection},
+};
+
+type Start = Box<dyn FnOnce(Environment) -> BoxFuture<'static, ()> + Send>;
+
+/// Runs controllers over shared caches.
+pub struct Manager {
+    environment: Environment,
+    options: Options,
+    selection: Selection,
+    others: Vec<Start>,
+}
+
+impl std::fmt::Debug for Manager {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Manager").field("selection", &self.selection).finish_non_exhaustive()
+    }
+}
+
+impl Manager {
+    /// A manager without controllers, with wall time.
+    #[must_use]
+    pub fn new(client: Client) -> Self {
+        Manager {
+            environment: Environment::new(client),
+            options: Options::default(),
+            selection: Selection::none(),
+            others: Vec::new(),
+        }
+    }
+
+    /// With this clock.
+    #[must_use]
+    pub fn clock(mut self, clock: Clock) -> Self {
+        self.environment.clock = clock;
+        self
+    }
+
+    /// With randomness that follows from this seed.
+    #[must_use]
+    pub fn seed(mut self, seed: u64) -> Self {
+        self.environment.seed = seed;
+        self
+    }
+
+    /// With caches that others in the process use too.
+    #[must_use]
+    pub fn caches(mut self, caches: Caches) -> Self {
+        self.environment.caches = caches;
+        self
+    }
+
+    /// With these options for the built-in controllers.
+    #[must_use]
+    pub fn options(mut self, options: Options) -> Self {
+        self.options = options;
+        self
+    }
+
+    /// With these built-in controllers.
+    #[must_use]
+    pub fn controllers(mut self, selection: Selection) -> Self {
+        self.selection = selection;
+        self
+    }
+
+    /// With a controller of one's own.
+    #[must_use]
+    pub fn controller<R: Reconcile>(mut self, controller: Controller<R::Kind>, reconciler: R) -> Self {
+        self.others.push(Box::new(move |environment| controller.start(environment, reconciler)));
+        self
+    }
+
+    /// Runs until `shutdown` is cancelled; returns when every reconcile that had begun has ended.
+    pub async fn run(mut self, shutdown: CancellationToken) {
+        self.environment.shutdown = shutdown;
+        let mut running = JoinSet::new();
+        for row in self.selection.rows() {
+            tracing::debug!(controller = row.name, "starting");
+            running.spawn((row.start)(self.environment.clone(), self.options.clone()));
+        }
+        for start in self.others {
+            running.spawn(start(self.environment.clone()));
+        }
+        while let Some(ended) = running.join_next().await {
+            if let Err(e) = ended
+                && e.is_panic()
+            {
+                tracing::error!(error = %e, "a controller ended");
+            }
+        }
+    }
+}

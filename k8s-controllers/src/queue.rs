@@ -1,0 +1,351 @@
+//! The work queue: which keys need attention, each worked on by one worker at a time.
+//!
+//! Flow: [`WorkQueue::add`] marks a key; [`WorkQueue::get`] hands it to a worker; [`WorkQueue::done`] gives it back, and a key that was added
+//! meanwhile comes again. [`WorkQueue::add_after`] and [`WorkQueue::retry`] add later.
+//!
+//! Guarantees: a key is queued at most once, is never with two workers, and no add is lost. Waiting is tokio time, so it can be paused.
+
+use std::{
+    cmp::Reverse,
+    collections::{BinaryHeap, HashMap, HashSet, VecDeque},
+    hash::Hash,
+    sync::{Mutex, MutexGuard, PoisonError},
+    time::Duration,
+};
+
+use rand::{Rng, SeedableRng, rngs::StdRng};
+use tokio::{sync::Notify, time::Instant};
+
+/// How long to wait before the n-th retry: `first * 2^n`, at most `longest`, then between half and all of that.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Backoff {
+    /// Before the first retry.
+    pub first: Duration,
+    /// Never more than this.
+    pub longest: Duration,
+}
+
+impl Default for Backoff {
+    /// As upstream's controllers: 5 ms to 1000 s.
+    fn default() -> Self {
+        Backoff { first: Duration::from_millis(5), longest: Duration::from_secs(1000) }
+    }
+}
+
+impl Backoff {
+    /// The delay before retry number `failures` (counted from 0), before jitter.
+    #[must_use]
+    pub fn delay(&self, failures: u32) -> Duration {
+        let factor = 1u32.checked_shl(failures).filter(|f| *f > 0).unwrap_or(u32::MAX);
+        self.first.saturating_mul(factor).min(self.longest)
+    }
+}
+
+struct State<K> {
+    ready: VecDeque<K>,
+    /// Keys that need work: those in `ready`, and those added while being worked on.
+    dirty: HashSet<K>,
+    processing: HashSet<K>,
+    later: BinaryHeap<Reverse<(Instant, u64)>>,
+    /// What `later` stands for; an entry whose key waits for another moment is stale.
+    later_keys: HashMap<u64, K>,
+    due: HashMap<K, (Instant, u64)>,
+    next_id: u64,
+    failures: HashMap<K, u32>,
+    rng: StdRng,
+    closed: bool,
+}
+
+/// A deduplicating queue with delays and back-off.
+pub struct WorkQueue<K> {
+    state: Mutex<State<K>>,
+    wake: Notify,
+    backoff: Backoff,
+}
+
+impl<K> std::fmt::Debug for WorkQueue<K> {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("WorkQueue").field("backoff", &self.backoff).finish_non_exhaustive()
+    }
+}
+
+impl<K: Clone + Eq + Hash> WorkQueue<K> {
+    /// An empty queue; the jitter of its back-off follows from `seed`.
+    #[must_use]
+    pub fn new(backoff: Backoff, seed: u64) -> Self {
+        WorkQueue {
+            state: Mutex::new(State {
+                ready: VecDeque::new(),
+                dirty: HashSet::new(),
+                processing: HashSet::new(),
+                later: BinaryHeap::new(),
+                later_keys: HashMap::new(),
+                due: HashMap::new(),
+                next_id: 0,
+                failures: HashMap::new(),
+                rng: StdRng::seed_from_u64(seed),
+                closed: false,
+            }),
+            wake: Notify::new(),
+            backoff,
+        }
+    }
+
+    fn lock(&self) -> MutexGuard<'_, State<K>> {
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Marks a key as needing work.
+    pub fn add(&self, key: K) {
+        if self.lock().add(key) {
+            self.wake.notify_one();
+        }
+    }
+
+    /// Marks a key as needing work after `delay`; of several moments the earliest counts.
+    pub fn add_after(&self, key: K, delay: Duration) {
+        if delay.is_zero() {
+            return self.add(key);
+        }
+        let Some(when) = Instant::now().checked_add(delay) else { return };
+        let mut state = self.lock();
+        if state.closed || state.due.get(&key).is_some_and(|(known, _)| *known <= when) {
+            return;
+        }
+        let id = state.next_id;
+        state.next_id += 1;
+        if let Some((_, stale)) = state.due.insert(key.clone(), (when, id)) {
+            state.later_keys.remove(&stale);
+        }
+        state.later_keys.insert(id, key);
+        state.later.push(Reverse((when, id)));
+        drop(state);
+        self.wake.notify_one();
+    }
+
+    /// Adds a key that failed, after its back-off. Returns the delay.
+    pub fn retry(&self, key: K) -> Duration {
+        let delay = {
+            let mut state = self.lock();
+            let failures = state.failures.entry(key.clone()).or_insert(0);
+            let delay = self.backoff.delay(*failures);
+            *failures = failures.saturating_add(1);
+            delay.mul_f64(state.rng.random_range(0.5..=1.0))
+        };
+        self.add_after(key, delay);
+        delay
+    }
+
+    /// Forgets a key's failures: its next back-off starts anew.
+    pub fn forget(&self, key: &K) {
+        self.lock().failures.remove(key);
+    }
+
+    /// How often a key has failed in a row.
+    #[must_use]
+    pub fn failures(&self, key: &K) -> u32 {
+        self.lock().failures.get(key).copied().unwrap_or(0)
+    }
+
+    /// The next key, given to this caller alone until [`WorkQueue::done`]; `None` when the queue was closed.
+    pub async fn get(&self) -> Option<K> {
+        loop {
+            let next_due = {
+                let mut state = self.lock();
+                if state.closed {
+                    return None;
+                }
+                state.promote(Instant::now());
+                if let Some(key) = state.ready.pop_front() {
+                    state.dirty.remove(&key);
+                    state.processing.insert(key.clone());
+                    // Someone must keep an eye on what is left, now that this caller turns away.
+                    if !state.ready.is_empty() || !state.later.is_empty() {
+                        self.wake.notify_one();
+                    }
+                    return Some(key);
+                }
+                state.later.peek().map(|Reverse((when, _))| *when)
+            };
+            let notified = self.wake.notified();
+            match next_due {
+                None => notified.await,
+                Some(when) => tokio::select! {
+                    () = notified => {}
+                    () = tokio::time::sleep_until(when) => {}
+                },
+            }
+        }
+    }
+
+    /// Gives a key back.
+    pub fn done(&self, key: &K) {
+        let mut state = self.lock();
+        state.processing.remove(key);
+        if state.dirty.contains(key) && !state.closed {
+            state.ready.push_back(key.clone());
+            drop(state);
+            self.wake.notify_one();
+        }
+    }
+
+    /// Ends the queue: every [`WorkQueue::get`] returns `None`, adds are ignored.
+    pub fn close(&self) {
+        self.lock().closed = true;
+        self.wake.notify_waiters();
+        self.wake.notify_one();
+    }
+
+    /// Keys that are ready now.
+    #[must_use]
+    pub fn len(&self) -> usize {
+        self.lock().ready.len()
+    }
+
+    /// Whether no key is ready now.
+    #[must_use]
+    pub fn is_empty(&self) -> bool {
+        self.len() == 0
+    }
+}
+
+impl<K: Clone + Eq + Hash> State<K> {
+    /// Whether a worker should wake up.
+    fn add(&mut self, key: K) -> bool {
+        if self.closed || !self.dirty.insert(key.clone()) || self.processing.contains(&key) {
+            return false;
+        }
+        self.ready.push_back(key);
+        true
+    }
+
+    fn promote(&mut self, now: Instant) {
+        while let Some(Reverse((when, id))) = self.later.peek().copied() {
+            let stale = !self.later_keys.contains_key(&id);
+            if !stale && when > now {
+                return;
+            }
+            self.later.pop();
+            if let Some(key) = self.later_keys.remove(&id) {
+                self.due.remove(&key);
+                self.add(key);
+            }
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::Arc;
+
+    use proptest::prelude::*;
+
+    use super::*;
+
+    fn queue() -> WorkQueue<u8> {
+        WorkQueue::new(Backoff::default(), 1)
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn the_earliest_of_several_delays_counts() {
+        let q = queue();
+        let start = Instant::now();
+        q.add_after(1, Duration::from_secs(60));
+        q.add_after(1, Duration::from_secs(5));
+        q.add_after(1, Duration::from_secs(30));
+        assert_eq!(q.get().await, Some(1));
+        assert_eq!(start.elapsed().as_secs(), 5);
+        q.done(&1);
+        assert!(tokio::time::timeout(Duration::from_secs(600), q.get()).await.is_err(), "added once only");
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_delayed_key_is_not_late_while_another_worker_is_busy() {
+        let q = Arc::new(queue());
+        let second = tokio::spawn({
+            let q = q.clone();
+            async move {
+                let start = Instant::now();
+                let mut got = Vec::new();
+                while let Some(key) = q.get().await {
+                    got.push((key, start.elapsed().as_secs()));
+                }
+                got
+            }
+        });
+        q.add(1);
+        assert_eq!(q.get().await, Some(1)); // and keeps it
+        q.add_after(2, Duration::from_secs(3));
+        q.add(3);
+        tokio::time::sleep(Duration::from_secs(10)).await;
+        q.close();
+        let mut got = second.await.unwrap();
+        got.sort_unstable();
+        assert_eq!(got, [(2, 3), (3, 0)]);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn back_off_grows_within_its_bounds_and_is_forgotten() {
+        let q = queue();
+        for n in 0..40 {
+            let full = Backoff::default().delay(n);
+            let delay = q.retry(7);
+            assert!(delay <= full && delay >= full / 2, "{n}: {delay:?} of {full:?}");
+        }
+        assert_eq!(q.failures(&7), 40);
+        q.forget(&7);
+        assert!(q.retry(7) <= Duration::from_millis(5));
+    }
+
+    #[derive(Clone, Debug)]
+    enum Op {
+        Add(u8),
+        AddAfter(u8, u64),
+        Get,
+        Done(u8),
+        Sleep(u64),
+    }
+
+    fn op() -> impl Strategy<Value = Op> {
+        prop_oneof![
+            (0..4u8).prop_map(Op::Add),
+            (0..4u8, 1..50u64).prop_map(|(k, d)| Op::AddAfter(k, d)),
+            Just(Op::Get),
+            (0..4u8).prop_map(Op::Done),
+            (1..60u64).prop_map(Op::Sleep),
+        ]
+    }
+
+    proptest! {
+        /// Never two workers on one key, never a duplicate, and every add is followed by a get.
+        #[test]
+        fn serial_and_lossless(ops in proptest::collection::vec(op(), 1..80)) {
+            let runtime = tokio::runtime::Builder::new_current_thread().enable_time().start_paused(true).build().unwrap();
+            runtime.block_on(async {
+                let q = queue();
+                let mut held = HashSet::new();
+                let (mut owed, mut later) = (HashSet::new(), HashSet::new());
+                for op in ops {
+                    match op {
+                        Op::Add(k) => { q.add(k); owed.insert(k); }
+                        Op::AddAfter(k, ms) => { q.add_after(k, Duration::from_millis(ms)); later.insert(k); }
+                        Op::Get => {
+                            if let Ok(Some(k)) = tokio::time::timeout(Duration::from_nanos(1), q.get()).await {
+                                assert!(held.insert(k), "{k} is with two workers");
+                                assert!(owed.remove(&k) || later.contains(&k), "{k} came from nowhere");
+                            }
+                        }
+                        Op::Done(k) => if held.remove(&k) { q.done(&k) },
+                        Op::Sleep(ms) => tokio::time::sleep(Duration::from_millis(ms)).await,
+                    }
+                }
+                for k in held.drain() { q.done(&k); }
+                while let Ok(Some(k)) = tokio::time::timeout(Duration::from_secs(1), q.get()).await {
+                    assert!(owed.remove(&k) || later.contains(&k), "{k} came from nowhere");
+                    q.done(&k);
+                }
+                assert!(owed.is_empty(), "added and never handed out: {owed:?}");
+            });
+        }
+    }
+}

@@ -1,0 +1,187 @@
+//! Events: what happened to an object, for people.
+//!
+//! Flow: [`Recorder::event`] never waits; a task writes. The same thing said again about the same object raises the count of the event
+//! that said it first. Events are best effort: one that cannot be written is dropped.
+
+use std::{collections::HashMap, sync::Arc};
+
+use k8s_core::{
+    api::{
+        api::core::v1::{Event, EventSource, ObjectReference},
+        apimachinery::pkg::apis::meta::v1::ObjectMeta,
+    },
+    client::{Api, Client, Patch},
+    clock::Clock,
+    meta::{Object, ObjectExt},
+};
+use serde_json::json;
+use tokio::sync::mpsc;
+
+/// What kind of thing happened.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum EventType {
+    /// As it should be.
+    Normal,
+    /// Something a person may have to look at.
+    Warning,
+}
+
+impl EventType {
+    fn as_str(self) -> &'static str {
+        match self {
+            EventType::Normal => "Normal",
+            EventType::Warning => "Warning",
+        }
+    }
+}
+
+/// A reference to an object, as events carry it.
+#[must_use]
+pub fn involved<T: Object>(object: &T) -> ObjectReference {
+    let some = |text: &str| Some(text.to_owned()).filter(|t| !t.is_empty());
+    ObjectReference {
+        api_version: some(T::API_VERSION),
+        kind: some(T::KIND),
+        namespace: some(object.namespace()),
+        name: some(object.name()),
+        uid: some(object.uid()),
+        resource_version: object.metadata().resource_version.clone(),
+        ..ObjectReference::default()
+    }
+}
+
+/// How many events are kept waiting for the API server before further ones are dropped.
+const BACKLOG: usize = 4096;
+/// How many different events are remembered to be counted.
+const REMEMBERED: usize = 4096;
+
+struct Said {
+    about: ObjectReference,
+    kind: EventType,
+    reason: String,
+    message: String,
+}
+
+/// What makes two events one event with a higher count.
+#[derive(PartialEq, Eq, Hash)]
+struct Same {
+    namespace: String,
+    name: String,
+    uid: String,
+    field: String,
+    kind: EventType,
+    reason: String,
+    message: String,
+}
+
+/// Records events under the name of a component. Cheap to clone.
+#[derive(Clone, Debug)]
+pub struct Recorder {
+    sender: Option<Arc<mpsc::Sender<Said>>>,
+}
+
+impl std::fmt::Debug for Said {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "{}: {}", self.reason, self.message)
+    }
+}
+
+impl Recorder {
+    /// A recorder and its writing task, which ends with the last clone.
+    #[must_use]
+    pub fn new(client: &Client, clock: Clock, component: &str) -> Self {
+        Self::on_host(client, clock, component, "")
+    }
+
+    /// As [`Recorder::new`], for a component that belongs to a node.
+    #[must_use]
+    pub fn on_host(client: &Client, clock: Clock, component: &str, host: &str) -> Self {
+        let (sender, receiver) = mpsc::channel(BACKLOG);
+        let source = EventSource {
+            component: Some(component.to_owned()),
+            host: Some(host.to_owned()).filter(|h| !h.is_empty()),
+        };
+        tokio::spawn(write_all(client.named(component).all(), clock, source, receiver));
+        Recorder { sender: Some(Arc::new(sender)) }
+    }
+
+    /// A recorder that records nothing.
+    #[must_use]
+    pub fn silent() -> Self {
+        Recorder { sender: None }
+    }
+
+    /// Says that something happened to an object.
+    pub fn event(&self, about: ObjectReference, kind: EventType, reason: &str, message: String) {
+        let Some(sender) = &self.sender else { return };
+        // The API takes at most 1024 characters.
+        let message = if message.len() > 1024 { message.chars().take(1000).collect() } else { message };
+        if sender.try_send(Said { about, kind, reason: reason.to_owned(), message }).is_err() {
+            tracing::debug!(reason, "event dropped");
+        }
+    }
+}
+
+async fn write_all(events: Api<Event>, clock: Clock, source: EventSource, mut said: mpsc::Receiver<Said>) {
+    let mut known: HashMap<Same, (String, i32)> = HashMap::new();
+    let mut last_nanos = 0;
+    while let Some(said) = said.recv().await {
+        let namespace = said.about.namespace.clone().unwrap_or_else(|| "default".into());
+        let api = events.within(&namespace);
+        let same = Same {
+            namespace,
+            name: said.about.name.clone().unwrap_or_default(),
+            uid: said.about.uid.clone().unwrap_or_default(),
+            field: said.about.field_path.clone().unwrap_or_default(),
+            kind: said.kind,
+            reason: said.reason.clone(),
+            message: said.message.clone(),
+        };
+        if let Some((name, count)) = known.get_mut(&same) {
+            *count = count.saturating_add(1);
+            let patch = json!({"count": *count, "lastTimestamp": clock.time()});
+            match api.patch(name, &Patch::Merge(patch)).await {
+                Ok(_) => continue,
+                Err(e) if e.is_not_found() => {} // it expired: say it anew
+                Err(e) => {
+                    tracing::debug!(error = %e, "event not counted");
+                    continue;
+                }
+            }
+        }
+        // Names must differ even where the clock stands still.
+        last_nanos = clock.now().as_nanosecond().max(last_nanos + 1);
+        let name = format!("{}.{last_nanos:x}", said.about.name.as_deref().unwrap_or_default());
+        let event = new_event(&name, &same.namespace, said, &source, &clock);
+        match api.create(&event).await {
+            Ok(_) => {
+                if known.len() >= REMEMBERED {
+                    known.clear();
+                }
+                known.insert(same, (name, 1));
+            }
+            Err(e) => tracing::debug!(error = %e, name, "event not written"),
+        }
+    }
+}
+
+fn new_event(name: &str, namespace: &str, said: Said, source: &EventSource, clock: &Clock) -> Event {
+    Event {
+        metadata: ObjectMeta {
+            name: Some(name.to_owned()),
+            namespace: Some(namespace.to_owned()),
+            ..ObjectMeta::default()
+        },
+        involved_object: said.about,
+        type_: Some(said.kind.as_str().to_owned()),
+        reason: Some(said.reason),
+        message: Some(said.message),
+        source: Some(source.clone()),
+        reporting_component: source.component.clone(),
+        reporting_instance: source.host.clone(),
+        first_timestamp: Some(clock.time()),
+        last_timestamp: Some(clock.time()),
+        count: Some(1),
+        ..Event::default()
+    }
+}
