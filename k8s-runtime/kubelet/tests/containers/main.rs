@@ -4,6 +4,7 @@
 
 #[path = "../it/fake_api.rs"]
 mod fake_api;
+mod with_kubectl;
 
 use std::{
     future::Future,
@@ -36,6 +37,7 @@ fn main() -> ExitCode {
         trial("a_pods_life", |_| run(a_pods_life), ""),
         trial("a_restart_touches_nothing", |_| run(a_restart_touches_nothing), ""),
         trial("many_pods", |_| run(many_pods), ""),
+        trial("kubectl", |_| run(with_kubectl::kubectl), ""),
     ];
     libtest_mimic::run(&Arguments::from_args(), tests).exit_code()
 }
@@ -43,6 +45,8 @@ fn main() -> ExitCode {
 struct Node {
     dir: PathBuf,
     api: FakeApi,
+    /// Where the kubelet finds its API server, if not the fake one.
+    client: Option<k8s_core::client::Client>,
     config: EmbeddedConfig,
     images: Arc<ImageStore>,
     runtime: Option<Arc<Embedded>>,
@@ -71,6 +75,7 @@ fn run<F: Future<Output = Result<(), Failed>>>(test: fn(Node) -> F) -> Result<()
     let node = Node {
         dir: dir.path().to_owned(),
         api: FakeApi::new(),
+        client: None,
         config: config.clone(),
         images,
         runtime: None,
@@ -101,7 +106,7 @@ impl Node {
     async fn start(&mut self) -> Result<(), Failed> {
         let runtime = Arc::new(Embedded::new(self.config.clone(), self.images.clone()).await?);
         let dir = self.dir.clone();
-        let kubelet = Kubelet::builder(self.api.client(), "n1")
+        let kubelet = Kubelet::builder(self.client.clone().unwrap_or_else(|| self.api.client()), "n1")
             .configure(|c| {
                 c.root_dir = dir.join("kubelet");
                 c.log_dir = dir.join("logs");
