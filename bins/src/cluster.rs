@@ -14,6 +14,7 @@ use k8s_runtime::images::{ImageStore, Registries};
 use crate::{
     control_plane::{ControlPlane, ControlPlaneConfig},
     exit::{Code, Failure},
+    network::Network,
     node::{self, LocalNode, NodeConfig},
     paths::{Lock, Paths},
     ranges::Range,
@@ -66,6 +67,7 @@ pub struct Cluster {
     paths: Paths,
     plane: ControlPlane,
     nodes: Vec<LocalNode>,
+    network: Option<Network>,
     /// Held until the cluster is down.
     _lock: Lock,
 }
@@ -164,6 +166,9 @@ impl Cluster {
     pub async fn shutdown(self) {
         for node in self.nodes {
             node.shutdown().await;
+        }
+        if let Some(network) = self.network {
+            network.shutdown().await;
         }
         self.plane.shutdown().await;
     }
@@ -288,7 +293,7 @@ impl Builder {
             },
         )
         .await?;
-        let mut cluster = Cluster { paths, plane, nodes: Vec::new(), _lock: lock };
+        let mut cluster = Cluster { paths, plane, nodes: Vec::new(), network: None, _lock: lock };
         match cluster.add_nodes(&self, advertise, dns).await {
             Ok(()) => Ok(cluster),
             Err(e) => {
@@ -322,8 +327,12 @@ impl Cluster {
                 }
             }
             Node::Local => {
+                let network = Network::start(&self.paths, &config.name, address, choices.pods, choices.services, dns, &choices.domain, &system).await?;
+                config.pod_cidr = Some(network.pod_cidr().to_string());
+                let pods = network.pod_network();
+                self.network = Some(network);
                 let images = open_images(&self.paths)?;
-                self.add(LocalNode::start(&self.paths, &config, &system, None, images).await?);
+                self.add(LocalNode::start(&self.paths, &config, &system, Some(pods), images).await?);
                 let client = self.client();
                 crate::network::publish_dns(&client, dns).await.map_err(Failure::because("make the kube-dns Service"))?;
             }

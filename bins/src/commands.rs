@@ -1,6 +1,7 @@
 //! The command line.
 
 mod components;
+mod demo;
 mod image;
 mod reset;
 mod up;
@@ -28,6 +29,8 @@ enum Command {
     Up(up::Up),
     /// Run a control plane without a node, in the foreground.
     Server(up::Server),
+    /// Show a cluster at work: start one, use it, remove it.
+    Demo(demo::Demo),
     /// Remove what a stopped cluster left on this machine.
     Reset(reset::Reset),
     /// Load, list and remove images of this machine's node.
@@ -42,6 +45,14 @@ enum Command {
     /// Run the scheduler alone.
     #[command(name = "kube-scheduler")]
     Scheduler(components::KubeScheduler),
+    /// Run the node agent alone.
+    Kubelet(components::Kubelet),
+    /// Run the service proxy alone.
+    #[command(name = "kube-proxy")]
+    Proxy(components::Proxy),
+    /// What runs inside the demo's containers.
+    #[command(name = "demo-workload", hide = true)]
+    Workload(demo::workload::Workload),
 }
 
 /// The data directory of `up`, `server`, `reset` and `image`.
@@ -67,11 +78,15 @@ pub fn run(args: Vec<OsString>) -> ExitCode {
     let result = match cli.command {
         Command::Up(up) => block_on(up.run()),
         Command::Server(server) => block_on(server.run()),
+        Command::Demo(demo) => demo.run(),
         Command::Reset(reset) => reset.run(),
         Command::Image(image) => image.run(),
         Command::ApiServer(c) => block_on(c.run()),
         Command::ControllerManager(c) => block_on(c.run()),
         Command::Scheduler(c) => block_on(c.run()),
+        Command::Kubelet(c) => block_on(c.run()),
+        Command::Proxy(c) => block_on(c.run()),
+        Command::Workload(w) => block_on(w.run()),
     };
     match result {
         Ok(()) => ExitCode::SUCCESS,
