@@ -13,6 +13,7 @@ mod netlink;
 mod netns;
 mod nft;
 pub mod pod;
+pub mod proxy;
 mod rtnl;
 mod sysctl;
 
