@@ -1,5 +1,6 @@
 //! The command line.
 
+mod agents;
 mod components;
 mod demo;
 mod image;
@@ -45,11 +46,11 @@ enum Command {
     /// Run the scheduler alone.
     #[command(name = "kube-scheduler")]
     Scheduler(components::KubeScheduler),
-    /// Run the node agent alone.
-    Kubelet(components::Kubelet),
-    /// Run the service proxy alone.
+    /// Run the node agent and the pod network alone.
+    Kubelet(agents::Kubelet),
+    /// Run the service proxy and the cluster DNS alone.
     #[command(name = "kube-proxy")]
-    Proxy(components::Proxy),
+    Proxy(agents::Proxy),
     /// What runs inside the demo's containers.
     #[command(name = "demo-workload", hide = true)]
     Workload(demo::workload::Workload),
@@ -106,7 +107,8 @@ fn block_on(future: impl Future<Output = Result<(), Failure>>) -> Result<(), Fai
 /// Waits for Ctrl-C or SIGTERM.
 async fn told_to_stop() {
     use tokio::signal::unix::{SignalKind, signal};
-    let (Ok(mut interrupt), Ok(mut terminate)) = (signal(SignalKind::interrupt()), signal(SignalKind::terminate()))
+    let (Ok(mut interrupt), Ok(mut terminate)) =
+        (signal(SignalKind::interrupt()), signal(SignalKind::terminate()))
     else {
         return std::future::pending().await;
     };

@@ -26,3 +26,15 @@ pub(crate) fn protocol_number(name: &str) -> Option<u8> {
         _ => None,
     }
 }
+
+/// Switches on the loopback device of the calling thread's network namespace; a new namespace has it switched off.
+///
+/// # Errors
+/// The system's answer.
+pub fn loopback_up() -> std::io::Result<()> {
+    let mut rtnl = rtnl::Rtnl::open()?;
+    match rtnl.index_of("lo")? {
+        Some(index) => rtnl.set_up(index),
+        None => Err(std::io::Error::other("there is no loopback device")),
+    }
+}

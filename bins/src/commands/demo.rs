@@ -67,7 +67,10 @@ impl Report {
 impl Demo {
     pub(super) fn run(self) -> Result<(), Failure> {
         if !nix::unistd::geteuid().is_root() {
-            return Err(Failure::new(Code::Permission, "the demo runs real containers and needs root; run it as root (sudo)"));
+            return Err(Failure::new(
+                Code::Permission,
+                "the demo runs real containers and needs root; run it as root (sudo)",
+            ));
         }
         isolate()?;
         let directory = match &self.data_dir {
@@ -91,9 +94,11 @@ impl Demo {
 
 /// Moves this process (which has one thread still) into namespaces of its own.
 fn isolate() -> Result<(), Failure> {
-    let failed = |e: nix::Error| Failure::new(Code::Preflight, format!("make namespaces of the demo's own: {e}"));
+    let failed =
+        |e: nix::Error| Failure::new(Code::Preflight, format!("make namespaces of the demo's own: {e}"));
     unshare(CloneFlags::CLONE_NEWNET | CloneFlags::CLONE_NEWNS).map_err(failed)?;
-    mount(None::<&str>, "/", None::<&str>, MsFlags::MS_REC | MsFlags::MS_PRIVATE, None::<&str>).map_err(failed)?;
+    mount(None::<&str>, "/", None::<&str>, MsFlags::MS_REC | MsFlags::MS_PRIVATE, None::<&str>)
+        .map_err(failed)?;
     k8s_net::loopback_up().map_err(Failure::because("bring up the loopback device"))
 }
 
@@ -115,7 +120,9 @@ async fn play(paths: &Paths) -> Result<(), Failure> {
             if !left.is_empty() {
                 return Err(Failure::new(Code::Failed, format!("left behind: {}", left.join("; "))));
             }
-            report.done("torn down; nothing is left: no process, mount, namespace, cgroup, firewall table or file");
+            report.done(
+                "torn down; nothing is left: no process, mount, namespace, cgroup, firewall table or file",
+            );
             Ok(())
         }
         Err(e) => {

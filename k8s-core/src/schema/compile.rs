@@ -181,7 +181,9 @@ impl Compiler<'_> {
                 "integer" => Kind::Integer { bits: if text("format") == "int32" { 32 } else { 64 } },
                 "number" => Kind::Number,
                 "boolean" => Kind::Boolean,
-                "" if schema.get("properties").is_some() => self.object(schema, facts, !definition.is_empty(), path, depth)?,
+                "" if schema.get("properties").is_some() => {
+                    self.object(schema, facts, !definition.is_empty(), path, depth)?
+                }
                 "" => {
                     nullable = true;
                     Kind::Any

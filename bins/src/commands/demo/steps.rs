@@ -56,7 +56,9 @@ async fn until<T, F: Future<Output = Option<T>>>(what: &str, look: impl Fn() -> 
             tokio::time::sleep(Duration::from_millis(20)).await;
         }
     };
-    tokio::time::timeout(PATIENCE, looking).await.map_err(|_| failed(format!("{what} did not happen within {} s", PATIENCE.as_secs())))
+    tokio::time::timeout(PATIENCE, looking)
+        .await
+        .map_err(|_| failed(format!("{what} did not happen within {} s", PATIENCE.as_secs())))
 }
 
 /// Applies every document of a manifest.
@@ -64,13 +66,20 @@ async fn apply_manifest(client: &Client, text: &str) -> Result<(), Failure> {
     let registry = k8s_apiserver::resources::Registry::new(&[]);
     for document in text.split("\n---\n") {
         let object: Value = serde_saphyr::from_str(document).map_err(Failure::because("manifest"))?;
-        let at = |pointer: &str| object.pointer(pointer).and_then(Value::as_str).unwrap_or_default().to_owned();
+        let at =
+            |pointer: &str| object.pointer(pointer).and_then(Value::as_str).unwrap_or_default().to_owned();
         let version = at("/apiVersion");
         let (group, version) = version.split_once('/').unwrap_or(("", &version));
         let kind = at("/kind");
-        let resource = registry.by_kind(group, version, &kind).ok_or_else(|| failed(format!("no kind {kind}")))?;
-        let base = if group.is_empty() { format!("/api/{version}") } else { format!("/apis/{group}/{version}") };
-        let namespace = if resource.namespaced { format!("/namespaces/{}", at("/metadata/namespace")) } else { String::new() };
+        let resource =
+            registry.by_kind(group, version, &kind).ok_or_else(|| failed(format!("no kind {kind}")))?;
+        let base =
+            if group.is_empty() { format!("/api/{version}") } else { format!("/apis/{group}/{version}") };
+        let namespace = if resource.namespaced {
+            format!("/namespaces/{}", at("/metadata/namespace"))
+        } else {
+            String::new()
+        };
         let path = format!("{base}{namespace}/{}/{}", resource.plural, at("/metadata/name"));
         apply(client, &path, &object).await.map_err(Failure::because(format!("apply {kind}")))?;
     }
@@ -99,7 +108,8 @@ async fn reach_all(target: &str, names: &BTreeSet<String>) -> Result<Value, Fail
     for _ in 0..400 {
         match fetch(target).await {
             Ok(body) => {
-                last = serde_json::from_str(&body).map_err(Failure::because(format!("answer of {target}")))?;
+                last =
+                    serde_json::from_str(&body).map_err(Failure::because(format!("answer of {target}")))?;
                 seen.insert(last["pod"].as_str().unwrap_or_default().to_owned());
                 if names.is_subset(&seen) {
                     return Ok(last);
@@ -123,7 +133,9 @@ fn processes(cluster: &Cluster, pod: &Pod) -> Vec<i32> {
         .filter(|pid| {
             let cgroups = fs::read_to_string(format!("/proc/{pid}/cgroup")).unwrap_or_default();
             let command = fs::read(format!("/proc/{pid}/cmdline")).unwrap_or_default();
-            cgroups.contains(&marker) && cgroups.contains(pod.uid()) && command.windows(3).any(|w| w == b"web")
+            cgroups.contains(&marker)
+                && cgroups.contains(pod.uid())
+                && command.windows(3).any(|w| w == b"web")
         })
         .collect()
 }
@@ -136,7 +148,9 @@ pub(super) async fn play(cluster: &Cluster, report: &mut Report) -> Result<(), F
     for manifest in [NAMESPACE, CONFIG, DEPLOYMENT, SERVICE] {
         apply_manifest(&client, manifest).await?;
     }
-    report.done("created a namespace, a ConfigMap, a Secret, an extensions/v1beta1 Deployment of 3 and a Service");
+    report.done(
+        "created a namespace, a ConfigMap, a Secret, an extensions/v1beta1 Deployment of 3 and a Service",
+    );
     report.begin("waiting for 3 pods");
     let running = until("3 ready pods", || ready_pods(&client, 3)).await?;
     report.done("3 pods ready");
@@ -165,7 +179,11 @@ fn load_images(cluster: &Cluster, report: &mut Report) -> Result<(), Failure> {
 
 async fn reach(client: &Client, running: &[Pod], report: &mut Report) -> Result<(), Failure> {
     let names: BTreeSet<String> = running.iter().map(|p| p.name().to_owned()).collect();
-    let service = client.namespaced::<Service>("demo").get("web").await.map_err(Failure::because("read the Service"))?;
+    let service = client
+        .namespaced::<Service>("demo")
+        .get("web")
+        .await
+        .map_err(Failure::because("read the Service"))?;
     let spec = service.spec.unwrap_or_default();
     let address = spec.cluster_ip.unwrap_or_default();
     report.begin("reaching the pods");
@@ -177,7 +195,9 @@ async fn reach(client: &Client, running: &[Pod], report: &mut Report) -> Result<
     if !right {
         return Err(failed(format!("a pod does not have its environment and files: {answer}")));
     }
-    report.done(&format!("all 3 pods reached through the Service's address {address}, with environment and files"));
+    report.done(&format!(
+        "all 3 pods reached through the Service's address {address}, with environment and files"
+    ));
     report.begin("asking the DNS from inside a pod");
     let inside = running.first().and_then(|p| p.status.as_ref()?.pod_ip.clone()).unwrap_or_default();
     for name in ["web.demo", "web.demo.svc.cluster.local"] {
@@ -282,7 +302,11 @@ impl Load {
         let good = self.good.load(Ordering::Relaxed);
         match failures.first() {
             None => Ok(good),
-            Some(first) => Err(failed(format!("{} of {} requests failed, the first: {first}", failures.len(), good + failures.len() as u64))),
+            Some(first) => Err(failed(format!(
+                "{} of {} requests failed, the first: {first}",
+                failures.len(),
+                good + failures.len() as u64
+            ))),
         }
     }
 }
@@ -300,12 +324,19 @@ async fn rolled_out(client: &Client, image: &str) -> Option<()> {
 }
 
 async fn roll(client: &Client, report: &mut Report) -> Result<(), Failure> {
-    let service = client.namespaced::<Service>("demo").get("web").await.map_err(Failure::because("read the Service"))?;
+    let service = client
+        .namespaced::<Service>("demo")
+        .get("web")
+        .await
+        .map_err(Failure::because("read the Service"))?;
     let target = format!("{}:80", service.spec.and_then(|s| s.cluster_ip).unwrap_or_default());
-    for (image, version, what) in [("demo/web:v2", "v2", "rolled out version 2"), ("demo/web:v1", "v1", "rolled back to version 1")] {
+    for (image, version, what) in
+        [("demo/web:v2", "v2", "rolled out version 2"), ("demo/web:v1", "v1", "rolled back to version 1")]
+    {
         report.begin(what);
         let load = Load::start(target.clone());
-        let patch = json!({"spec": {"template": {"spec": {"containers": [{"name": "web", "image": image}]}}}});
+        let patch =
+            json!({"spec": {"template": {"spec": {"containers": [{"name": "web", "image": image}]}}}});
         client
             .namespaced::<Deployment>("demo")
             .patch("web", &Patch::Strategic(patch))

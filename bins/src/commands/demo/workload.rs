@@ -58,7 +58,9 @@ impl Workload {
 
 async fn web(port: u16) -> Result<(), Failure> {
     let mut terminate = signal(SignalKind::terminate()).map_err(Failure::because("signals"))?;
-    let listener = TcpListener::bind(SocketAddr::from(([0, 0, 0, 0], port))).await.map_err(Failure::because("listen"))?;
+    let listener = TcpListener::bind(SocketAddr::from(([0, 0, 0, 0], port)))
+        .await
+        .map_err(Failure::because("listen"))?;
     println!("serving on port {port}");
     let serve = async {
         loop {
