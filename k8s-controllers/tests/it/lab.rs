@@ -28,7 +28,6 @@ use crate::fake::Fake;
 pub(crate) struct Lab {
     pub(crate) fake: Fake,
     pub(crate) client: Client,
-    pub(crate) clock: Clock,
     stop: CancellationToken,
 }
 
@@ -70,7 +69,7 @@ impl Lab {
         let clock = Clock::starting_at(Timestamp::from_second(1_700_000_000).unwrap());
         let fake = Fake::new(clock.clone());
         let client = fake.client();
-        let lab = Lab { fake, client: client.clone(), clock: clock.clone(), stop: CancellationToken::new() };
+        let lab = Lab { fake, client: client.clone(), stop: CancellationToken::new() };
         lab.create(&Namespace { metadata: ObjectMeta { name: Some("default".into()), ..ObjectMeta::default() }, ..Namespace::default() }).await;
         for i in 0..nodes {
             let amounts = [("cpu", "64"), ("memory", "64Gi"), ("pods", "110")];
