@@ -79,9 +79,9 @@ struct Target {
 
 fn parse(path: &str) -> Option<Target> {
     let mut parts: Vec<&str> = path.trim_matches('/').split('/').collect();
-    let api_version = match parts.first()? {
-        &"api" => parts.drain(..2).nth(1)?.to_owned(),
-        &"apis" => parts.drain(..3).skip(1).collect::<Vec<_>>().join("/"),
+    let api_version = match *parts.first()? {
+        "api" => parts.drain(..2).nth(1)?.to_owned(),
+        "apis" => parts.drain(..3).skip(1).collect::<Vec<_>>().join("/"),
         _ => return None,
     };
     let mut namespace = String::new();
@@ -166,7 +166,9 @@ impl Fake {
             .unwrap_or_default()
             .split('&')
             .filter_map(|p| p.split_once('='))
-            .map(|(k, v)| (k.to_owned(), percent_encoding::percent_decode_str(v).decode_utf8_lossy().into_owned()))
+            .map(|(k, v)| {
+                (k.to_owned(), percent_encoding::percent_decode_str(v).decode_utf8_lossy().into_owned())
+            })
             .collect();
         let path = head.uri.path();
         if let Some(answer) = discovery(path) {
@@ -187,7 +189,9 @@ impl Fake {
 
     fn watch(&self, target: &Target, query: &HashMap<String, String>) -> Response<Body> {
         let mut backlog: Vec<Bytes> = Vec::new();
-        let frame = |kind: &str, object: &Value| Bytes::from(json!({"type": kind, "object": object}).to_string() + "\n");
+        let frame = |kind: &str, object: &Value| {
+            Bytes::from(json!({"type": kind, "object": object}).to_string() + "\n")
+        };
         let mut from: u64 = query.get("resourceVersion").and_then(|v| v.parse().ok()).unwrap_or(0);
         let state = self.lock();
         if query.contains_key("sendInitialEvents") {
@@ -204,30 +208,34 @@ impl Fake {
         }
         drop(state);
         let (fake, collection) = (self.clone(), target.collection.clone());
-        let live = futures::stream::unfold((from, self.changed.subscribe()), move |(mut from, mut changed)| {
-            let (fake, collection) = (fake.clone(), collection.clone());
-            async move {
-                loop {
-                    changed.borrow_and_update();
-                    let new: Vec<(u64, Bytes)> = {
-                        let state = fake.lock();
-                        let start = state.log.partition_point(|(r, ..)| *r <= from);
-                        let events = state.log[start..].iter().filter(|(_, _, c, _)| *c == collection);
-                        events
-                            .map(|(r, kind, _, o)| {
-                                (*r, Bytes::from(json!({"type": kind, "object": &**o}).to_string() + "\n"))
-                            })
-                            .collect()
-                    };
-                    if let Some((last, _)) = new.last() {
-                        from = *last;
-                        let frames: Vec<Bytes> = new.into_iter().map(|(_, b)| b).collect();
-                        return Some((frames, (from, changed)));
+        let live =
+            futures::stream::unfold((from, self.changed.subscribe()), move |(mut from, mut changed)| {
+                let (fake, collection) = (fake.clone(), collection.clone());
+                async move {
+                    loop {
+                        changed.borrow_and_update();
+                        let new: Vec<(u64, Bytes)> = {
+                            let state = fake.lock();
+                            let start = state.log.partition_point(|(r, ..)| *r <= from);
+                            let events = state.log[start..].iter().filter(|(_, _, c, _)| *c == collection);
+                            events
+                                .map(|(r, kind, _, o)| {
+                                    (
+                                        *r,
+                                        Bytes::from(json!({"type": kind, "object": &**o}).to_string() + "\n"),
+                                    )
+                                })
+                                .collect()
+                        };
+                        if let Some((last, _)) = new.last() {
+                            from = *last;
+                            let frames: Vec<Bytes> = new.into_iter().map(|(_, b)| b).collect();
+                            return Some((frames, (from, changed)));
+                        }
+                        changed.changed().await.ok()?;
                     }
-                    changed.changed().await.ok()?;
                 }
-            }
-        });
+            });
         let frames = futures::stream::iter(vec![backlog]).chain(live).flat_map(futures::stream::iter);
         let body = StreamBody::new(frames.map(|b| Ok::<_, BoxError>(http_body_frame(b))));
         Response::new(BodyExt::boxed_unsync(body))
@@ -246,10 +254,14 @@ impl Fake {
                 let items: Vec<Value> = state
                     .objects
                     .iter()
-                    .filter(|((c, n, _), _)| *c == t.collection && (t.namespace.is_empty() || *n == t.namespace))
+                    .filter(|((c, n, _), _)| {
+                        *c == t.collection && (t.namespace.is_empty() || *n == t.namespace)
+                    })
                     .map(|(_, o)| o.clone())
                     .collect();
-                return Ok(json!({"metadata": {"resourceVersion": state.revision.max(1).to_string()}, "items": items}));
+                return Ok(
+                    json!({"metadata": {"resourceVersion": state.revision.max(1).to_string()}, "items": items}),
+                );
             }
             ("GET", false, _) => return state.objects.get(&key).cloned().ok_or_else(missing),
             ("POST", false, "binding") => {
@@ -313,7 +325,7 @@ impl Fake {
     }
 
     fn create(&self, state: &mut State, t: &Target, mut object: Value) -> Result<Value, Refusal> {
-        if t.namespace != "" {
+        if !t.namespace.is_empty() {
             object["metadata"]["namespace"] = t.namespace.clone().into();
             let namespace = state.objects.get(&("v1/namespaces".into(), String::new(), t.namespace.clone()));
             if namespace.is_some_and(|n| n["metadata"]["deletionTimestamp"].is_string()) {
@@ -341,7 +353,14 @@ impl Fake {
         Ok(state.put(key, object))
     }
 
-    fn update(&self, state: &mut State, key: Key, old: Value, new: Value, sub: &str) -> Result<Value, Refusal> {
+    fn update(
+        &self,
+        state: &mut State,
+        key: Key,
+        old: Value,
+        new: Value,
+        sub: &str,
+    ) -> Result<Value, Refusal> {
         let wanted = &new["metadata"]["resourceVersion"];
         if wanted.is_string() && *wanted != old["metadata"]["resourceVersion"] {
             return Err(Refusal(409, "Conflict", "the object has been modified".into()));
@@ -361,7 +380,8 @@ impl Fake {
             _ => {
                 next["status"] = old["status"].clone();
                 if next["spec"] != old["spec"] {
-                    next["metadata"]["generation"] = (old["metadata"]["generation"].as_u64().unwrap_or(0) + 1).into();
+                    next["metadata"]["generation"] =
+                        (old["metadata"]["generation"].as_u64().unwrap_or(0) + 1).into();
                 }
             }
         }
@@ -459,7 +479,8 @@ fn discovery(path: &str) -> Option<Value> {
     match path {
         "/api" => Some(json!({"versions": ["v1"], "serverAddressByClientCIDRs": []})),
         "/apis" => {
-            let mut versions: Vec<&str> = KINDS.iter().map(|(v, ..)| *v).filter(|v| v.contains('/')).collect();
+            let mut versions: Vec<&str> =
+                KINDS.iter().map(|(v, ..)| *v).filter(|v| v.contains('/')).collect();
             versions.dedup();
             let group = |v: &&str| {
                 let (name, version) = v.split_once('/').unwrap();
@@ -477,6 +498,7 @@ fn discovery(path: &str) -> Option<Value> {
 }
 
 fn refuse(Refusal(code, reason, message): Refusal) -> Response<Body> {
-    let status = json!({"kind": "Status", "status": "Failure", "code": code, "reason": reason, "message": message});
+    let status =
+        json!({"kind": "Status", "status": "Failure", "code": code, "reason": reason, "message": message});
     Response::builder().status(code).body(body_from_bytes(status.to_string())).unwrap()
 }

@@ -7,8 +7,8 @@ use k8s_controllers::{Manager, builtin};
 use k8s_core::{
     api::{
         api::core::v1::{
-            Container, Namespace, Node, NodeCondition, NodeStatus, Pod, PodCondition, PodIP, PodSpec, PodStatus,
-            PodTemplateSpec,
+            Container, Namespace, Node, NodeCondition, NodeStatus, Pod, PodCondition, PodIP, PodSpec,
+            PodStatus, PodTemplateSpec,
         },
         apimachinery::pkg::{
             api::resource::Quantity,
@@ -53,7 +53,11 @@ pub(crate) fn template(app: &str, image: &str) -> PodTemplateSpec {
     PodTemplateSpec {
         metadata: Some(ObjectMeta { labels: Some(labels(app)), ..ObjectMeta::default() }),
         spec: Some(PodSpec {
-            containers: vec![Container { name: "c".into(), image: Some(image.into()), ..Container::default() }],
+            containers: vec![Container {
+                name: "c".into(),
+                image: Some(image.into()),
+                ..Container::default()
+            }],
             ..PodSpec::default()
         }),
     }
@@ -65,15 +69,23 @@ pub(crate) type Fate = fn(&Pod) -> &'static str;
 impl Lab {
     /// With so many nodes, all controllers, and the scheduler.
     pub(crate) async fn start(nodes: usize, fate: Fate) -> Lab {
-        let _ = tracing_subscriber::fmt().with_test_writer().with_env_filter(tracing_subscriber::EnvFilter::from_default_env()).try_init();
+        let _ = tracing_subscriber::fmt()
+            .with_test_writer()
+            .with_env_filter(tracing_subscriber::EnvFilter::from_default_env())
+            .try_init();
         let clock = Clock::starting_at(Timestamp::from_second(1_700_000_000).unwrap());
         let fake = Fake::new(clock.clone());
         let client = fake.client();
         let lab = Lab { fake, client: client.clone(), stop: CancellationToken::new() };
-        lab.create(&Namespace { metadata: ObjectMeta { name: Some("default".into()), ..ObjectMeta::default() }, ..Namespace::default() }).await;
+        lab.create(&Namespace {
+            metadata: ObjectMeta { name: Some("default".into()), ..ObjectMeta::default() },
+            ..Namespace::default()
+        })
+        .await;
         for i in 0..nodes {
             let amounts = [("cpu", "64"), ("memory", "64Gi"), ("pods", "110")];
-            let ready = NodeCondition { type_: "Ready".into(), status: "True".into(), ..NodeCondition::default() };
+            let ready =
+                NodeCondition { type_: "Ready".into(), status: "True".into(), ..NodeCondition::default() };
             lab.create(&Node {
                 metadata: ObjectMeta { name: Some(format!("n{i}")), ..ObjectMeta::default() },
                 spec: None,
@@ -91,7 +103,11 @@ impl Lab {
             shutdown: lab.stop.clone(),
             ..k8s_controllers::Environment::new(client.clone())
         };
-        let options = builtin::Options { root_ca: "PEM".into(), cluster_cidr: "10.42.0.0/16".into(), ..builtin::Options::default() };
+        let options = builtin::Options {
+            root_ca: "PEM".into(),
+            cluster_cidr: "10.42.0.0/16".into(),
+            ..builtin::Options::default()
+        };
         // The nodes here have no heartbeat.
         let controllers = builtin::all().without("nodelifecycle");
         let manager = Manager::new(client.clone())

@@ -4,19 +4,25 @@
 mod fake;
 mod lab;
 
+use k8s_controllers::builtin::{conditions, pods};
 use k8s_core::{
     api::{
         api::{
-            apps::v1::{Deployment, DeploymentSpec, ReplicaSet},
+            apps::v1::{
+                ControllerRevision, DaemonSet, DaemonSetSpec, Deployment, DeploymentSpec, ReplicaSet,
+            },
             batch::v1::{CronJob, CronJobSpec, Job, JobSpec, JobTemplateSpec},
-            core::v1::{ConfigMap, Endpoints, Event, Namespace, Node, Pod, Service, ServiceAccount, ServicePort, ServiceSpec},
+            core::v1::{
+                ConfigMap, Endpoints, Event, Namespace, Node, PersistentVolume, PersistentVolumeClaim,
+                PersistentVolumeClaimSpec, PersistentVolumeClaimVolumeSource, PersistentVolumeSpec, Pod,
+                Service, ServiceAccount, ServicePort, ServiceSpec, Volume, VolumeResourceRequirements,
+            },
             discovery::v1::EndpointSlice,
         },
-        apimachinery::pkg::util::intstr::IntOrString,
+        apimachinery::pkg::{api::resource::Quantity, util::intstr::IntOrString},
     },
     meta::ObjectExt,
 };
-use k8s_controllers::builtin::{conditions, pods};
 use lab::*;
 
 fn runs(_: &Pod) -> &'static str {
@@ -84,9 +90,16 @@ async fn a_deployment_comes_up_rolls_within_bounds_rolls_back_and_goes() {
     lab.edit("web", |d: &mut Deployment| d.spec.as_mut().unwrap().replicas = Some(4)).await;
     lab.until("scaled", async || is_rolled_out(&lab.get("web").await)).await;
     lab.delete::<Deployment>("web", "Background").await;
-    lab.until("cascade", async || lab.list::<Pod>().await.is_empty() && lab.list::<ReplicaSet>().await.is_empty()).await;
+    lab.until("cascade", async || {
+        lab.list::<Pod>().await.is_empty() && lab.list::<ReplicaSet>().await.is_empty()
+    })
+    .await;
     let events: Vec<Event> = lab.list().await;
-    assert!(events.iter().any(|e| e.message.as_deref().is_some_and(|m| m.starts_with("Scaled up replica set web-") && m.ends_with(" from 0 to 10"))));
+    assert!(events.iter().any(|e| {
+        e.message
+            .as_deref()
+            .is_some_and(|m| m.starts_with("Scaled up replica set web-") && m.ends_with(" from 0 to 10"))
+    }));
 }
 
 #[tokio::test(start_paused = true)]
@@ -105,7 +118,10 @@ async fn five_hundred_replicas_and_no_more() {
         assert!((60..=80).contains(&here), "{here} on n{i}");
     }
     lab.delete::<Deployment>("big", "Foreground").await;
-    lab.until("cascade", async || lab.list::<Pod>().await.is_empty() && lab.list::<Deployment>().await.is_empty()).await;
+    lab.until("cascade", async || {
+        lab.list::<Pod>().await.is_empty() && lab.list::<Deployment>().await.is_empty()
+    })
+    .await;
 }
 
 #[tokio::test(start_paused = true)]
@@ -132,7 +148,11 @@ fn service(name: &str) -> Service {
         spec: Some(ServiceSpec {
             selector: Some(labels(name)),
             cluster_ip: Some("10.43.0.7".into()),
-            ports: Some(vec![ServicePort { port: 80, target_port: Some(IntOrString::Int(8080)), ..ServicePort::default() }]),
+            ports: Some(vec![ServicePort {
+                port: 80,
+                target_port: Some(IntOrString::Int(8080)),
+                ..ServicePort::default()
+            }]),
             ..ServiceSpec::default()
         }),
         status: None,
@@ -146,7 +166,13 @@ async fn endpoints_follow_pods_and_go_with_the_service() {
     lab.create(&deployment("web", 3)).await;
     let ready = async || {
         let slices: Vec<EndpointSlice> = lab.list().await;
-        let of = |s: &EndpointSlice| s.endpoints.iter().flatten().filter(|e| e.conditions.as_ref().is_some_and(|c| c.ready == Some(true))).count();
+        let of = |s: &EndpointSlice| {
+            s.endpoints
+                .iter()
+                .flatten()
+                .filter(|e| e.conditions.as_ref().is_some_and(|c| c.ready == Some(true)))
+                .count()
+        };
         slices.iter().map(of).sum::<usize>()
     };
     lab.until("three ready", async || ready().await == 3).await;
@@ -161,22 +187,42 @@ async fn endpoints_follow_pods_and_go_with_the_service() {
     lab.until("one ready", async || ready().await == 1).await;
     lab.is_quiet().await;
     lab.delete::<Service>("web", "Background").await;
-    lab.until("gone", async || lab.list::<EndpointSlice>().await.is_empty() && lab.list::<Endpoints>().await.is_empty()).await;
+    lab.until("gone", async || {
+        lab.list::<EndpointSlice>().await.is_empty() && lab.list::<Endpoints>().await.is_empty()
+    })
+    .await;
 }
 
 fn job(name: &str, spec: JobSpec) -> Job {
-    Job { metadata: metadata(name), spec: Some(JobSpec { template: template(name, "work"), ..spec }), status: None }
+    Job {
+        metadata: metadata(name),
+        spec: Some(JobSpec { template: template(name, "work"), ..spec }),
+        status: None,
+    }
 }
 
 #[tokio::test(start_paused = true)]
 async fn jobs_complete_fail_and_expire() {
     let fate = |pod: &Pod| if pod.label("app") == Some("bad") { "Failed" } else { "Succeeded" };
     let lab = Lab::start(2, fate).await;
-    lab.create(&job("good", JobSpec { completions: Some(5), parallelism: Some(2), ..JobSpec::default() })).await;
-    lab.create(&job("indexed", JobSpec {
-        completions: Some(4), parallelism: Some(4), completion_mode: Some("Indexed".into()), ttl_seconds_after_finished: Some(60), ..JobSpec::default()
-    })).await;
-    lab.create(&job("bad", JobSpec { completions: Some(1), parallelism: Some(1), backoff_limit: Some(2), ..JobSpec::default() })).await;
+    lab.create(&job("good", JobSpec { completions: Some(5), parallelism: Some(2), ..JobSpec::default() }))
+        .await;
+    lab.create(&job(
+        "indexed",
+        JobSpec {
+            completions: Some(4),
+            parallelism: Some(4),
+            completion_mode: Some("Indexed".into()),
+            ttl_seconds_after_finished: Some(60),
+            ..JobSpec::default()
+        },
+    ))
+    .await;
+    lab.create(&job(
+        "bad",
+        JobSpec { completions: Some(1), parallelism: Some(1), backoff_limit: Some(2), ..JobSpec::default() },
+    ))
+    .await;
     let is = async |name: &str, condition: &str| {
         let job: Job = lab.get(name).await;
         conditions::is_true(job.status.as_ref().and_then(|s| s.conditions.as_ref()), condition)
@@ -206,7 +252,10 @@ async fn a_cron_job_makes_a_job_every_five_minutes_and_keeps_three() {
         metadata: metadata("tick"),
         spec: CronJobSpec {
             schedule: "*/5 * * * *".into(),
-            job_template: JobTemplateSpec { metadata: None, spec: job("tick", JobSpec { completions: Some(1), ..JobSpec::default() }).spec },
+            job_template: JobTemplateSpec {
+                metadata: None,
+                spec: job("tick", JobSpec { completions: Some(1), ..JobSpec::default() }).spec,
+            },
             ..CronJobSpec::default()
         },
         status: None,
@@ -216,7 +265,10 @@ async fn a_cron_job_makes_a_job_every_five_minutes_and_keeps_three() {
     let jobs: Vec<Job> = lab.list().await;
     assert_eq!(jobs.len(), 3, "history limit");
     let made: Vec<Event> = lab.list().await;
-    let made = made.iter().filter(|e| e.reason.as_deref() == Some("SuccessfulCreate") && e.involved_object.kind.as_deref() == Some("CronJob"));
+    let made = made.iter().filter(|e| {
+        e.reason.as_deref() == Some("SuccessfulCreate")
+            && e.involved_object.kind.as_deref() == Some("CronJob")
+    });
     let made: i32 = made.map(|e| e.count.unwrap_or(1)).sum();
     assert!((11..=12).contains(&made), "{made} in an hour");
 }
@@ -234,7 +286,11 @@ async fn a_namespace_goes_with_all_that_is_in_it() {
     lab.until("rolled out", async || is_rolled_out(&lab.get("web").await)).await;
     lab.delete::<Namespace>("default", "Background").await;
     lab.until("gone", async || lab.list::<Namespace>().await.is_empty()).await;
-    assert!(lab.list::<Pod>().await.is_empty() && lab.list::<ReplicaSet>().await.is_empty() && lab.list::<ConfigMap>().await.is_empty());
+    assert!(
+        lab.list::<Pod>().await.is_empty()
+            && lab.list::<ReplicaSet>().await.is_empty()
+            && lab.list::<ConfigMap>().await.is_empty()
+    );
 }
 
 #[tokio::test(start_paused = true)]
@@ -242,19 +298,122 @@ async fn a_pod_that_fits_nowhere_says_why_and_runs_when_there_is_room() {
     let lab = Lab::start(1, runs).await;
     let mut pod = Pod { metadata: metadata("big"), ..Pod::default() };
     pod.spec = template("big", "x").spec;
-    let requests = [("cpu".to_owned(), k8s_core::api::apimachinery::pkg::api::resource::Quantity("100".into()))];
+    let requests = [("cpu".to_owned(), Quantity("100".into()))];
     let container = &mut pod.spec.as_mut().unwrap().containers[0];
     container.resources.get_or_insert_default().requests = Some(requests.into());
     lab.create(&pod).await;
     let want = "0/1 nodes are available: 1 Insufficient cpu. preemption: 0/1 nodes are available: 1 Preemption is not helpful for scheduling.";
     lab.until("says why", async || {
         let pod: Pod = lab.get("big").await;
-        pods::condition(&pod, "PodScheduled").is_some_and(|c| c.status == "False" && c.message.as_deref() == Some(want))
+        pods::condition(&pod, "PodScheduled")
+            .is_some_and(|c| c.status == "False" && c.message.as_deref() == Some(want))
     })
     .await;
     let mut node: Node = lab.get("n0").await;
-    node.status.as_mut().unwrap().allocatable.as_mut().unwrap().insert("cpu".into(), k8s_core::api::apimachinery::pkg::api::resource::Quantity("128".into()));
+    node.status.as_mut().unwrap().allocatable.as_mut().unwrap().insert("cpu".into(), Quantity("128".into()));
     lab.api::<Node>().replace_status("n0", &node).await.unwrap();
     lab.until("runs", async || pods::is_ready(&lab.get::<Pod>("big").await)).await;
     assert_eq!(node.spec.and_then(|s| s.pod_cidr).as_deref(), Some("10.42.0.0/24"));
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_daemon_runs_on_every_node_and_is_updated_one_by_one() {
+    let lab = Lab::start(4, runs).await;
+    let daemon = DaemonSet {
+        metadata: metadata("agent"),
+        spec: Some(DaemonSetSpec {
+            selector: selector("agent"),
+            template: template("agent", "one"),
+            ..DaemonSetSpec::default()
+        }),
+        status: None,
+    };
+    lab.create(&daemon).await;
+    let is_done = async || {
+        let live: DaemonSet = lab.get("agent").await;
+        let status = live.status.unwrap_or_default();
+        status.observed_generation == live.metadata.generation
+            && (status.desired_number_scheduled, status.number_available, status.updated_number_scheduled)
+                == (4, Some(4), Some(4))
+    };
+    lab.until("on all nodes", is_done).await;
+    let mut nodes: Vec<String> =
+        lab.list::<Pod>().await.iter().map(|p| pods::node_name(p).to_owned()).collect();
+    nodes.sort();
+    assert_eq!(nodes, ["n0", "n1", "n2", "n3"]);
+    lab.is_quiet().await;
+    lab.edit("agent", |d: &mut DaemonSet| d.spec.as_mut().unwrap().template = template("agent", "two")).await;
+    lab.until("updated", async || {
+        let all: Vec<Pod> = lab.list().await;
+        let ready = all.iter().filter(|p| pods::is_active(p) && pods::is_ready(p)).count();
+        assert!(ready >= 3, "only one at a time");
+        is_done().await
+    })
+    .await;
+    assert_eq!(lab.list::<ControllerRevision>().await.len(), 2);
+    lab.is_quiet().await;
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_claim_gets_the_smallest_volume_of_its_class_and_its_pod_runs() {
+    let lab = Lab::start(1, runs).await;
+    let amount = |text: &str| [("storage".to_owned(), Quantity(text.to_owned()))].into();
+    for (name, size, class) in [
+        ("large", "10Gi", "slow"),
+        ("right", "2Gi", "slow"),
+        ("small", "1Gi", "slow"),
+        ("other", "2Gi", "fast"),
+    ] {
+        lab.create(&PersistentVolume {
+            metadata: k8s_core::api::apimachinery::pkg::apis::meta::v1::ObjectMeta {
+                namespace: None,
+                ..metadata(name)
+            },
+            spec: Some(PersistentVolumeSpec {
+                capacity: Some(amount(size)),
+                access_modes: Some(vec!["ReadWriteOnce".into()]),
+                storage_class_name: Some(class.into()),
+                ..PersistentVolumeSpec::default()
+            }),
+            status: None,
+        })
+        .await;
+    }
+    let mut claim = PersistentVolumeClaim { metadata: metadata("data"), ..PersistentVolumeClaim::default() };
+    // The class as claims named it before there was a field.
+    claim.metadata.annotations =
+        Some([("volume.beta.kubernetes.io/storage-class".to_owned(), "slow".to_owned())].into());
+    claim.spec = Some(PersistentVolumeClaimSpec {
+        access_modes: Some(vec!["ReadWriteOnce".into()]),
+        resources: Some(VolumeResourceRequirements {
+            requests: Some(amount("1500Mi")),
+            ..VolumeResourceRequirements::default()
+        }),
+        ..PersistentVolumeClaimSpec::default()
+    });
+    let mut pod = Pod { metadata: metadata("db"), ..Pod::default() };
+    pod.spec = template("db", "x").spec;
+    pod.spec.as_mut().unwrap().volumes = Some(vec![Volume {
+        name: "data".into(),
+        persistent_volume_claim: Some(PersistentVolumeClaimVolumeSource {
+            claim_name: "data".into(),
+            ..Default::default()
+        }),
+        ..Volume::default()
+    }]);
+    lab.create(&pod).await;
+    tokio::time::sleep(std::time::Duration::from_secs(5)).await;
+    assert!(pods::node_name(&lab.get::<Pod>("db").await).is_empty(), "it waits for its claim");
+    lab.create(&claim).await;
+    lab.until("runs", async || pods::is_ready(&lab.get::<Pod>("db").await)).await;
+    let live: PersistentVolumeClaim = lab.get("data").await;
+    assert_eq!(live.spec.unwrap().volume_name.as_deref(), Some("right"));
+    assert_eq!(lab.get::<PersistentVolume>("right").await.status.unwrap().phase.as_deref(), Some("Bound"));
+    lab.is_quiet().await;
+    lab.delete::<PersistentVolumeClaim>("data", "Background").await;
+    lab.until("released", async || {
+        let volume: PersistentVolume = lab.get("right").await;
+        volume.status.unwrap().phase.as_deref() == Some("Released")
+    })
+    .await;
 }
