@@ -2,6 +2,7 @@
 #![allow(clippy::unwrap_used, missing_docs)]
 
 mod fake;
+mod framework;
 mod lab;
 
 use k8s_controllers::builtin::{conditions, pods};
