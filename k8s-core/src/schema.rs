@@ -13,6 +13,7 @@ mod facts;
 mod normalize;
 
 pub use compile::{CompileError, Generate, builtin, generate};
+pub use facts::annotate;
 pub use normalize::{Mismatch, Normalized};
 
 use std::collections::BTreeMap;

@@ -79,7 +79,12 @@ pub(crate) fn run(
 }
 
 /// Objects are made only in namespaces that are there and stay.
-pub(crate) fn namespace(server: &ApiServer, resource: &Resource, namespace: &str, name: &str) -> Result<(), ApiStatus> {
+pub(crate) fn namespace(
+    server: &ApiServer,
+    resource: &Resource,
+    namespace: &str,
+    name: &str,
+) -> Result<(), ApiStatus> {
     if !resource.namespaced {
         return Ok(());
     }
@@ -92,7 +97,8 @@ pub(crate) fn namespace(server: &ApiServer, resource: &Resource, namespace: &str
             message: Some(format!("namespace {namespace} is being terminated")),
             field: Some("metadata.namespace".into()),
         };
-        let why = format!("unable to create new content in namespace {namespace} because it is being terminated");
+        let why =
+            format!("unable to create new content in namespace {namespace} because it is being terminated");
         return Err(ApiStatus::forbidden(&resource.group, &resource.plural, name, &why).causes(vec![cause]));
     }
     Ok(())
@@ -159,7 +165,9 @@ fn service_account(server: &ApiServer, pod: &mut Value) -> Result<(), ApiStatus>
         name => name.to_owned(),
     };
     let Some(stored) = server.inner.store.get("serviceaccounts", &format!("{namespace}/{account}")) else {
-        let why = format!("error looking up service account {namespace}/{account}: serviceaccount \"{account}\" not found");
+        let why = format!(
+            "error looking up service account {namespace}/{account}: serviceaccount \"{account}\" not found"
+        );
         return Err(ApiStatus::forbidden("", "pods", &pod_name, &why));
     };
     let found: Value = serde_json::from_slice(&stored.json).map_err(ApiStatus::internal)?;
@@ -213,10 +221,13 @@ fn tolerations(pod: &mut Value) {
     for key in ["node.kubernetes.io/not-ready", "node.kubernetes.io/unreachable"] {
         let tolerated = all.iter().any(|t| {
             let (k, e) = (text(t, "/key"), text(t, "/effect"));
-            (k == key || (k.is_empty() && text(t, "/operator") == "Exists")) && (e.is_empty() || e == "NoExecute")
+            (k == key || (k.is_empty() && text(t, "/operator") == "Exists"))
+                && (e.is_empty() || e == "NoExecute")
         });
         if !tolerated {
-            all.push(json!({"key": key, "operator": "Exists", "effect": "NoExecute", "tolerationSeconds": 300}));
+            all.push(
+                json!({"key": key, "operator": "Exists", "effect": "NoExecute", "tolerationSeconds": 300}),
+            );
         }
     }
     spec["tolerations"] = all.into();
@@ -225,18 +236,23 @@ fn tolerations(pod: &mut Value) {
 /// Claims without a class get the default one.
 fn storage_class(server: &ApiServer, claim: &mut Value) {
     let named = claim.pointer("/spec/storageClassName").is_some()
-        || map(claim, "/metadata/annotations").is_some_and(|a| a.contains_key("volume.beta.kubernetes.io/storage-class"));
+        || map(claim, "/metadata/annotations")
+            .is_some_and(|a| a.contains_key("volume.beta.kubernetes.io/storage-class"));
     if named {
         return;
     }
     let snapshot = server.inner.store.snapshot("storageclasses.storage.k8s.io");
-    let default = snapshot.range("", "").filter_map(|s| serde_json::from_slice::<Value>(&s.json).ok()).find(|c| {
-        map(c, "/metadata/annotations").is_some_and(|a| {
-            ["storageclass.kubernetes.io/is-default-class", "storageclass.beta.kubernetes.io/is-default-class"]
+    let default =
+        snapshot.range("", "").filter_map(|s| serde_json::from_slice::<Value>(&s.json).ok()).find(|c| {
+            map(c, "/metadata/annotations").is_some_and(|a| {
+                [
+                    "storageclass.kubernetes.io/is-default-class",
+                    "storageclass.beta.kubernetes.io/is-default-class",
+                ]
                 .iter()
                 .any(|k| a.get(*k).is_some_and(|v| v == "true"))
-        })
-    });
+            })
+        });
     if let (Some(class), Some(spec)) = (default, child(claim, "spec")) {
         spec["storageClassName"] = text(&class, "/metadata/name").into();
     }
@@ -267,7 +283,12 @@ fn escalation(
         let rules = role.map(|r| list(&r, "/rules").to_vec()).unwrap_or_default();
         ("bind", rules, if kind == "ClusterRole" { "clusterroles" } else { "roles" }, name)
     } else {
-        ("escalate", list(object, "/rules").to_vec(), resource.plural.as_str(), text(object, "/metadata/name"))
+        (
+            "escalate",
+            list(object, "/rules").to_vec(),
+            resource.plural.as_str(),
+            text(object, "/metadata/name"),
+        )
     };
     let exempt = Attributes {
         verb,
@@ -291,7 +312,11 @@ fn escalation(
         let verbs = texts("/verbs");
         let paths_ok = texts("/nonResourceURLs").iter().all(|path| {
             verbs.iter().all(|verb| {
-                inner.rbac.allows(&inner.store, &call.user, &Attributes { verb, path, ..Attributes::default() })
+                inner.rbac.allows(
+                    &inner.store,
+                    &call.user,
+                    &Attributes { verb, path, ..Attributes::default() },
+                )
             })
         });
         paths_ok
@@ -300,7 +325,8 @@ fn escalation(
                     let (resource, subresource) = r.split_once('/').unwrap_or((r, ""));
                     verbs.iter().all(|verb| {
                         names.iter().all(|name| {
-                            let a = Attributes { verb, group, resource, subresource, namespace, name, path: "" };
+                            let a =
+                                Attributes { verb, group, resource, subresource, namespace, name, path: "" };
                             inner.rbac.allows(&inner.store, &call.user, &a)
                         })
                     })

@@ -64,10 +64,8 @@ impl Drop for Reservation {
 }
 
 fn addresses(service: &Value) -> Vec<Ipv4Addr> {
-    let mut all: Vec<Ipv4Addr> = list(service, "/spec/clusterIPs")
-        .iter()
-        .filter_map(|v| v.as_str()?.parse().ok())
-        .collect();
+    let mut all: Vec<Ipv4Addr> =
+        list(service, "/spec/clusterIPs").iter().filter_map(|v| v.as_str()?.parse().ok()).collect();
     if let Ok(one) = text(service, "/spec/clusterIP").parse()
         && !all.contains(&one)
     {
@@ -92,7 +90,12 @@ impl ServiceAllocator {
     #[must_use]
     pub fn new(network: Ipv4Addr, prefix: u8, ports: (u16, u16)) -> Self {
         let size = 1u32.checked_shl(32 - u32::from(prefix.min(32))).unwrap_or(u32::MAX);
-        ServiceAllocator { network: u32::from(network) & !(size.wrapping_sub(1)), size, ports, used: Arc::default() }
+        ServiceAllocator {
+            network: u32::from(network) & !(size.wrapping_sub(1)),
+            size,
+            ports,
+            used: Arc::default(),
+        }
     }
 
     fn lock(&self) -> std::sync::MutexGuard<'_, Used> {
@@ -155,7 +158,9 @@ impl ServiceAllocator {
         let mut errors = FieldErrors::default();
         if kind == "ExternalName" {
             if let Some(spec) = child(service, "spec").and_then(Value::as_object_mut) {
-                for field in ["clusterIP", "clusterIPs", "ipFamilies", "ipFamilyPolicy", "internalTrafficPolicy"] {
+                for field in
+                    ["clusterIP", "clusterIPs", "ipFamilies", "ipFamilyPolicy", "internalTrafficPolicy"]
+                {
                     spec.remove(field);
                 }
             }
@@ -165,11 +170,14 @@ impl ServiceAllocator {
             spec["clusterIPs"] = json!(["None"]);
         }
         let wants_ports = kind == "NodePort"
-            || (kind == "LoadBalancer" && (truth(service, "/spec/allocateLoadBalancerNodePorts") || !node_ports(service).is_empty()));
+            || (kind == "LoadBalancer"
+                && (truth(service, "/spec/allocateLoadBalancerNodePorts")
+                    || !node_ports(service).is_empty()));
         if wants_ports {
             self.node_ports(service, &had_ports, &mut reservation, &mut errors)?;
         } else {
-            for port in service.pointer_mut("/spec/ports").and_then(Value::as_array_mut).into_iter().flatten() {
+            for port in service.pointer_mut("/spec/ports").and_then(Value::as_array_mut).into_iter().flatten()
+            {
                 if let Some(map) = port.as_object_mut() {
                     map.remove("nodePort");
                 }
@@ -207,7 +215,11 @@ impl ServiceAllocator {
                     None
                 };
                 if let Some(problem) = problem {
-                    errors.invalid("spec.clusterIPs", json!([wanted]), format!("failed to allocate IP {address}: {problem}"));
+                    errors.invalid(
+                        "spec.clusterIPs",
+                        json!([wanted]),
+                        format!("failed to allocate IP {address}: {problem}"),
+                    );
                     return Ok(());
                 }
                 used.addresses.insert(address);
@@ -273,7 +285,8 @@ impl ServiceAllocator {
                 _ => {
                     let span = last - first + 1;
                     let start = rand::random_range(0..span);
-                    let free = (0..span).map(|i| first + (start + i) % span).find(|p| !used.ports.contains(p));
+                    let free =
+                        (0..span).map(|i| first + (start + i) % span).find(|p| !used.ports.contains(p));
                     let Some(free) = free else {
                         return Err(ApiStatus::internal("failed to allocate a nodePort: range is full"));
                     };

@@ -106,7 +106,8 @@ mod tests {
 
     #[test]
     fn duplicates_are_found_and_depth_is_limited() {
-        let (value, duplicates) = json(br#"{"metadata":{"name":"b"},"data":{"k":"v","k":"w"},"l":[{"a":1,"a":2}]}"#).unwrap();
+        let (value, duplicates) =
+            json(br#"{"metadata":{"name":"b"},"data":{"k":"v","k":"w"},"l":[{"a":1,"a":2}]}"#).unwrap();
         assert_eq!(duplicates, ["data.k", "l[0].a"]);
         assert_eq!(value["data"]["k"], "w");
         assert!(json(&b"[".repeat(100_000)).is_err());

@@ -36,7 +36,9 @@ fn options(call: &Call, body: &[u8]) -> Result<Options, ApiStatus> {
         "" => text(&value, "/propagationPolicy").to_owned(),
         given => given.to_owned(),
     };
-    if let (true, Some(orphan)) = (propagation.is_empty(), value.get("orphanDependents").and_then(Value::as_bool)) {
+    if let (true, Some(orphan)) =
+        (propagation.is_empty(), value.get("orphanDependents").and_then(Value::as_bool))
+    {
         propagation = if orphan { "Orphan" } else { "Background" }.into();
     }
     if !["", "Orphan", "Background", "Foreground"].contains(&propagation.as_str()) {
@@ -132,7 +134,12 @@ async fn delete_named(
             Err(e) => return Err(store_failure(resource, name, &e)),
         }
     }
-    Err(ApiStatus::conflict(&resource.group, &resource.plural, name, "the object has been modified; please apply your changes to the latest version and try again"))
+    Err(ApiStatus::conflict(
+        &resource.group,
+        &resource.plural,
+        name,
+        "the object has been modified; please apply your changes to the latest version and try again",
+    ))
 }
 
 /// Seconds that an object gets to end by itself: only pods that run somewhere do.
@@ -150,7 +157,11 @@ fn grace(resource: &Resource, old: &Value, options: &Options) -> i64 {
     // A second delete may shorten the grace, never lengthen it.
     match integer(old, "/metadata/deletionGracePeriodSeconds") {
         Some(running) if old.pointer("/metadata/deletionTimestamp").is_some() => {
-            if options.grace.is_some() { wanted.min(running) } else { running }
+            if options.grace.is_some() {
+                wanted.min(running)
+            } else {
+                running
+            }
         }
         _ => wanted,
     }

@@ -68,7 +68,8 @@ async fn clean_up(server: &ApiServer, resource: &Resource, crd: &Value, revision
         let _ = store.delete(&storage, &stored.key, stored.revision, |_| json).await;
     }
     let mut new = crd.clone();
-    let left: Vec<Value> = list(crd, "/metadata/finalizers").iter().filter(|f| *f != CLEANUP).cloned().collect();
+    let left: Vec<Value> =
+        list(crd, "/metadata/finalizers").iter().filter(|f| *f != CLEANUP).cloned().collect();
     let done = left.is_empty();
     new["metadata"]["finalizers"] = left.into();
     let name = text(crd, "/metadata/name");

@@ -30,11 +30,17 @@ pub(crate) fn public(server: &ApiServer, info: &RequestInfo, query: &Query) -> O
         path @ ("/healthz" | "/livez" | "/readyz") => {
             let ready = server.inner.ready.load(std::sync::atomic::Ordering::Acquire);
             if !ready && path == "/readyz" {
-                return Some(respond::text(StatusCode::INTERNAL_SERVER_ERROR, "[-]bootstrap failed\nreadyz check failed\n"));
+                return Some(respond::text(
+                    StatusCode::INTERNAL_SERVER_ERROR,
+                    "[-]bootstrap failed\nreadyz check failed\n",
+                ));
             }
             if query.has("verbose") {
                 let name = &path[1..];
-                return Some(respond::text(StatusCode::OK, format!("[+]ping ok\n[+]store ok\n[+]bootstrap ok\n{name} check passed\n")));
+                return Some(respond::text(
+                    StatusCode::OK,
+                    format!("[+]ping ok\n[+]store ok\n[+]bootstrap ok\n{name} check passed\n"),
+                ));
             }
             Some(respond::text(StatusCode::OK, "ok"))
         }

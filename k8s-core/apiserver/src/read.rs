@@ -50,10 +50,16 @@ pub(crate) struct Selection {
 
 impl Selection {
     pub(crate) fn from_call(call: &Call, resource: &Resource) -> Result<Self, ApiStatus> {
-        let labels: LabelSelector =
-            call.query.get("labelSelector").parse().map_err(|e: k8s_core::meta::selector::SelectorError| ApiStatus::bad_request(e.0))?;
-        let fields: FieldSelector =
-            call.query.get("fieldSelector").parse().map_err(|e: k8s_core::meta::selector::SelectorError| ApiStatus::bad_request(e.0))?;
+        let labels: LabelSelector = call
+            .query
+            .get("labelSelector")
+            .parse()
+            .map_err(|e: k8s_core::meta::selector::SelectorError| ApiStatus::bad_request(e.0))?;
+        let fields: FieldSelector = call
+            .query
+            .get("fieldSelector")
+            .parse()
+            .map_err(|e: k8s_core::meta::selector::SelectorError| ApiStatus::bad_request(e.0))?;
         for (path, _, _) in &fields.terms {
             let plain = path == "metadata.name" || (path == "metadata.namespace" && resource.namespaced);
             if !plain && !resource.fields.iter().any(|f| f == path) {
@@ -77,12 +83,23 @@ impl Selection {
             Some(namespace) if call.info.namespace.is_empty() => namespace.to_owned(),
             _ => call.info.namespace.clone(),
         };
-        Ok(Selection { namespace, namespaced: resource.namespaced, name, labels, fields, known: resource.fields.clone() })
+        Ok(Selection {
+            namespace,
+            namespaced: resource.namespaced,
+            name,
+            labels,
+            fields,
+            known: resource.fields.clone(),
+        })
     }
 
     /// The start of every selected key.
     pub(crate) fn prefix(&self) -> String {
-        if self.namespaced && !self.namespace.is_empty() { format!("{}/", self.namespace) } else { String::new() }
+        if self.namespaced && !self.namespace.is_empty() {
+            format!("{}/", self.namespace)
+        } else {
+            String::new()
+        }
     }
 
     pub(crate) fn accepts(&self, stored: &Stored) -> bool {
@@ -109,7 +126,11 @@ impl Selection {
 
 /// Where a list goes on: the revision it is taken at, and the last key given.
 fn decode_continue(token: &str) -> Result<(u64, String), ApiStatus> {
-    let bad = || ApiStatus::bad_request("invalid continue token: continue key is not valid: it was not made by this server");
+    let bad = || {
+        ApiStatus::bad_request(
+            "invalid continue token: continue key is not valid: it was not made by this server",
+        )
+    };
     let bytes = B64.decode(token).map_err(|_| bad())?;
     let value: Value = serde_json::from_slice(&bytes).map_err(|_| bad())?;
     let revision = value.get("rv").and_then(Value::as_u64).ok_or_else(bad)?;
@@ -123,18 +144,30 @@ fn encode_continue(revision: u64, after: &str) -> String {
 /// The state that a list is taken from, as resourceVersion and resourceVersionMatch say.
 fn state(server: &ApiServer, call: &Call, resource: &Resource) -> Result<(Snapshot, String), ApiStatus> {
     let store = &server.inner.store;
-    let (version, matching, token) =
-        (call.query.get("resourceVersion"), call.query.get("resourceVersionMatch"), call.query.get("continue"));
+    let (version, matching, token) = (
+        call.query.get("resourceVersion"),
+        call.query.get("resourceVersionMatch"),
+        call.query.get("continue"),
+    );
     let mut errors = FieldErrors::default();
     if !matching.is_empty() {
         if version.is_empty() {
-            errors.forbidden("resourceVersionMatch", "resourceVersionMatch is forbidden unless resourceVersion is provided");
+            errors.forbidden(
+                "resourceVersionMatch",
+                "resourceVersionMatch is forbidden unless resourceVersion is provided",
+            );
         } else if !token.is_empty() {
-            errors.forbidden("resourceVersionMatch", "resourceVersionMatch is forbidden when continue is provided");
+            errors.forbidden(
+                "resourceVersionMatch",
+                "resourceVersionMatch is forbidden when continue is provided",
+            );
         } else if !["Exact", "NotOlderThan"].contains(&matching) {
             errors.not_supported("resourceVersionMatch", matching, &["Exact", "NotOlderThan"]);
         } else if matching == "Exact" && version == "0" {
-            errors.forbidden("resourceVersionMatch", "resourceVersionMatch \"exact\" is forbidden for resourceVersion \"0\"");
+            errors.forbidden(
+                "resourceVersionMatch",
+                "resourceVersionMatch \"exact\" is forbidden for resourceVersion \"0\"",
+            );
         }
     }
     if !errors.is_empty() {
@@ -182,15 +215,22 @@ fn parse_version(version: &str) -> Result<u64, ApiStatus> {
 }
 
 /// GET of a collection.
-pub(crate) fn list(server: &ApiServer, call: &Call, resource: &Arc<Resource>) -> Result<Response<Body>, ApiStatus> {
+pub(crate) fn list(
+    server: &ApiServer,
+    call: &Call,
+    resource: &Arc<Resource>,
+) -> Result<Response<Body>, ApiStatus> {
     let form = Form::from_headers(&call.headers)?;
     let selection = Selection::from_call(call, resource)?;
     let (snapshot, after) = state(server, call, resource)?;
     let limit = usize::try_from(call.query.number("limit").unwrap_or(0)).unwrap_or(0);
     let prefix = selection.prefix();
     let mut matching = snapshot.range(&prefix, &after).filter(|s| selection.accepts(s));
-    let items: Vec<Arc<Stored>> =
-        if limit == 0 { matching.by_ref().cloned().collect() } else { matching.by_ref().take(limit).cloned().collect() };
+    let items: Vec<Arc<Stored>> = if limit == 0 {
+        matching.by_ref().cloned().collect()
+    } else {
+        matching.by_ref().take(limit).cloned().collect()
+    };
     let remaining = if limit > 0 { matching.count() } else { 0 };
     let mut metadata = json!({"resourceVersion": snapshot.revision.to_string()});
     if remaining > 0
@@ -204,10 +244,11 @@ pub(crate) fn list(server: &ApiServer, call: &Call, resource: &Arc<Resource>) ->
     if form == Form::Whole && resource.is_storage_version() {
         return Ok(streamed_list(resource, items, &metadata));
     }
-    let objects = items.iter().filter_map(|s| serde_json::from_slice::<Value>(&s.json).ok()).map(|mut object| {
-        resource.from_storage(&mut object);
-        object
-    });
+    let objects =
+        items.iter().filter_map(|s| serde_json::from_slice::<Value>(&s.json).ok()).map(|mut object| {
+            resource.from_storage(&mut object);
+            object
+        });
     let now = server.inner.clock.now();
     let answer = match form {
         Form::Table => {
@@ -250,7 +291,8 @@ fn streamed_list(resource: &Resource, items: Vec<Arc<Stored>>, metadata: &Value)
         };
         body.into_iter().filter(|b| !b.is_empty())
     });
-    let all = std::iter::once(Bytes::from(head)).chain(chunks).chain(std::iter::once(Bytes::from_static(b"]}")));
+    let all =
+        std::iter::once(Bytes::from(head)).chain(chunks).chain(std::iter::once(Bytes::from_static(b"]}")));
     let frames = stream::iter(all.map(|b| Ok::<_, BoxError>(Frame::data(b)))).chunks(64).flat_map(|batch| {
         // Small pieces are joined so that each write carries a useful amount.
         let mut joined = Vec::with_capacity(16 << 10);
@@ -291,7 +333,11 @@ const BOOKMARK_EVERY: Duration = Duration::from_secs(60);
 const BATCH: usize = 256;
 
 /// GET of a collection with `watch`.
-pub(crate) fn watch(server: &ApiServer, call: &Call, resource: &Arc<Resource>) -> Result<Response<Body>, ApiStatus> {
+pub(crate) fn watch(
+    server: &ApiServer,
+    call: &Call,
+    resource: &Arc<Resource>,
+) -> Result<Response<Body>, ApiStatus> {
     let form = Form::from_headers(&call.headers)?;
     let selection = Selection::from_call(call, resource)?;
     let version = call.query.get("resourceVersion");
@@ -300,7 +346,10 @@ pub(crate) fn watch(server: &ApiServer, call: &Call, resource: &Arc<Resource>) -
     let initial_asked = call.query.truth("sendInitialEvents");
     if call.query.has("sendInitialEvents") && call.query.get("resourceVersionMatch") != "NotOlderThan" {
         let mut errors = FieldErrors::default();
-        errors.forbidden("resourceVersionMatch", "sendInitialEvents requires setting resourceVersionMatch to NotOlderThan");
+        errors.forbidden(
+            "resourceVersionMatch",
+            "sendInitialEvents requires setting resourceVersionMatch to NotOlderThan",
+        );
         return Err(errors.into_status("meta.k8s.io", "ListOptions", ""));
     }
     let from: u64 = if version.is_empty() { 0 } else { parse_version(version)? };

@@ -99,10 +99,13 @@ impl RequestInfo {
         }
         info.is_resource = true;
         // The old form `/watch/...` asks for a watch.
-        let (watch, rest) = if rest[0] == "watch" && rest.len() > 1 { (true, &rest[1..]) } else { (false, rest) };
+        let (watch, rest) =
+            if rest[0] == "watch" && rest.len() > 1 { (true, &rest[1..]) } else { (false, rest) };
         let rest = match rest {
             // The namespace itself, and its own subresources.
-            ["namespaces", name, tail @ ..] if !tail.is_empty() && !matches!(tail, ["status" | "finalize"]) => {
+            ["namespaces", name, tail @ ..]
+                if !tail.is_empty() && !matches!(tail, ["status" | "finalize"]) =>
+            {
                 info.namespace = decode(name);
                 tail
             }
@@ -147,11 +150,26 @@ mod tests {
     #[test]
     fn paths() {
         let p = parse("GET", "/api/v1/namespaces/ns/pods/p/log", "");
-        assert_eq!((p.verb.as_str(), p.namespace.as_str(), p.resource.as_str(), p.name.as_str(), p.subresource.as_str()), ("get", "ns", "pods", "p", "log"));
+        assert_eq!(
+            (
+                p.verb.as_str(),
+                p.namespace.as_str(),
+                p.resource.as_str(),
+                p.name.as_str(),
+                p.subresource.as_str()
+            ),
+            ("get", "ns", "pods", "p", "log")
+        );
         let p = parse("GET", "/apis/apps/v1/deployments", "watch=1");
-        assert_eq!((p.verb.as_str(), p.group.as_str(), p.resource.as_str()), ("watch", "apps", "deployments"));
+        assert_eq!(
+            (p.verb.as_str(), p.group.as_str(), p.resource.as_str()),
+            ("watch", "apps", "deployments")
+        );
         let p = parse("PUT", "/api/v1/namespaces/ns/finalize", "");
-        assert_eq!((p.resource.as_str(), p.name.as_str(), p.subresource.as_str()), ("namespaces", "ns", "finalize"));
+        assert_eq!(
+            (p.resource.as_str(), p.name.as_str(), p.subresource.as_str()),
+            ("namespaces", "ns", "finalize")
+        );
         let p = parse("DELETE", "/api/v1/namespaces/ns", "");
         assert_eq!((p.verb.as_str(), p.resource.as_str(), p.name.as_str()), ("delete", "namespaces", "ns"));
         let p = parse("GET", "/api/v1/namespaces/ns/services/http:web:80/proxy/a/b", "");

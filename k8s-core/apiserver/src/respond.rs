@@ -10,7 +10,7 @@ use serde_json::{Value, json};
 
 /// A JSON answer.
 #[must_use]
-pub fn json_bytes(code: StatusCode, bytes: impl Into<Bytes>) -> Response<Body> {
+pub(crate) fn json_bytes(code: StatusCode, bytes: impl Into<Bytes>) -> Response<Body> {
     let mut response = Response::new(body_from_bytes(bytes));
     *response.status_mut() = code;
     response.headers_mut().insert(header::CONTENT_TYPE, HeaderValue::from_static("application/json"));
@@ -19,13 +19,13 @@ pub fn json_bytes(code: StatusCode, bytes: impl Into<Bytes>) -> Response<Body> {
 
 /// A JSON answer.
 #[must_use]
-pub fn json_value(code: StatusCode, value: &Value) -> Response<Body> {
+pub(crate) fn json_value(code: StatusCode, value: &Value) -> Response<Body> {
     json_bytes(code, crate::value::encode(value))
 }
 
 /// A plain text answer.
 #[must_use]
-pub fn text(code: StatusCode, text: impl Into<Bytes>) -> Response<Body> {
+pub(crate) fn text(code: StatusCode, text: impl Into<Bytes>) -> Response<Body> {
     let mut response = Response::new(body_from_bytes(text));
     *response.status_mut() = code;
     let plain = HeaderValue::from_static("text/plain; charset=utf-8");
@@ -35,7 +35,7 @@ pub fn text(code: StatusCode, text: impl Into<Bytes>) -> Response<Body> {
 
 /// A Status as JSON, with the empty parts that upstream writes.
 #[must_use]
-pub fn status_value(status: &ApiStatus) -> Value {
+pub(crate) fn status_value(status: &ApiStatus) -> Value {
     let mut value = serde_json::to_value(status.status()).unwrap_or_default();
     value["kind"] = "Status".into();
     value["apiVersion"] = "v1".into();
@@ -45,7 +45,7 @@ pub fn status_value(status: &ApiStatus) -> Value {
 
 /// A failed answer.
 #[must_use]
-pub fn failure(status: &ApiStatus) -> Response<Body> {
+pub(crate) fn failure(status: &ApiStatus) -> Response<Body> {
     let code = StatusCode::from_u16(status.code()).unwrap_or(StatusCode::INTERNAL_SERVER_ERROR);
     let mut response = json_value(code, &status_value(status));
     if let Some(seconds) = status.status().details.as_ref().and_then(|d| d.retry_after_seconds) {
@@ -55,7 +55,7 @@ pub fn failure(status: &ApiStatus) -> Response<Body> {
 }
 
 /// Adds `Warning` headers.
-pub fn warn(response: &mut Response<Body>, warnings: &[String]) {
+pub(crate) fn warn(response: &mut Response<Body>, warnings: &[String]) {
     for warning in warnings {
         let quoted = warning.replace('\\', "\\\\").replace('"', "\\\"");
         if let Ok(value) = HeaderValue::from_str(&format!("299 - \"{quoted}\"")) {

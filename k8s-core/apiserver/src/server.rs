@@ -16,6 +16,7 @@ use std::{
 };
 
 use bytes::Bytes;
+use futures::{FutureExt, future::BoxFuture};
 use http::{Request, Response, StatusCode, header};
 use http_body::Body as _;
 use http_body_util::BodyExt;
@@ -31,7 +32,7 @@ use crate::{
     admission::Admit,
     allocate::ServiceAllocator,
     auth::{
-        AuthorizationMode, Authenticator, PeerCertificate,
+        Authenticator, AuthorizationMode, PeerCertificate,
         rbac::{Attributes, Rbac},
         tokens::TokenIssuer,
     },
@@ -255,18 +256,25 @@ impl ApiServer {
     }
 
     /// Answers one request.
-    pub async fn handle<B>(&self, request: Request<B>) -> Response<Body>
+    pub fn handle<B>(&self, request: Request<B>) -> BoxFuture<'static, Response<Body>>
     where
         B: http_body::Body<Data = Bytes> + Send + 'static,
         B::Error: Into<BoxError>,
     {
-        let request = request.map(|b| b.map_err(Into::into).boxed_unsync());
-        let (mut response, warnings) = match self.answer(request).await {
-            Ok(done) => done,
-            Err(status) => (respond::failure(&status), Vec::new()),
-        };
-        respond::warn(&mut response, &warnings);
-        response
+        // The generic part ends here, so that the pipeline is compiled once.
+        self.clone().respond(request.map(|b| b.map_err(Into::into).boxed_unsync()))
+    }
+
+    fn respond(self, request: Request<Body>) -> BoxFuture<'static, Response<Body>> {
+        async move {
+            let (mut response, warnings) = match self.answer(request).await {
+                Ok(done) => done,
+                Err(status) => (respond::failure(&status), Vec::new()),
+            };
+            respond::warn(&mut response, &warnings);
+            response
+        }
+        .boxed()
     }
 
     async fn answer(&self, mut request: Request<Body>) -> Result<(Response<Body>, Vec<String>), ApiStatus> {
@@ -286,7 +294,8 @@ impl ApiServer {
         };
         if let Some(other) = impersonated(request.headers()) {
             for (resource, name) in other.1 {
-                let wanted = Attributes { verb: "impersonate", resource, name: &name, ..Attributes::default() };
+                let wanted =
+                    Attributes { verb: "impersonate", resource, name: &name, ..Attributes::default() };
                 inner.authorize(&user, &wanted)?;
             }
             user = other.0;
@@ -308,7 +317,10 @@ impl ApiServer {
                 },
             )?;
         } else {
-            inner.authorize(&user, &Attributes { verb: &info.verb, path: &info.path, ..Attributes::default() })?;
+            inner.authorize(
+                &user,
+                &Attributes { verb: &info.verb, path: &info.path, ..Attributes::default() },
+            )?;
         }
         let call = Call {
             info,
@@ -323,7 +335,8 @@ impl ApiServer {
         } else {
             crate::discovery::path(self, &call)?
         };
-        let warnings = std::mem::take(&mut *call.warnings.lock().unwrap_or_else(std::sync::PoisonError::into_inner));
+        let warnings =
+            std::mem::take(&mut *call.warnings.lock().unwrap_or_else(std::sync::PoisonError::into_inner));
         Ok((response, warnings))
     }
 
@@ -333,10 +346,14 @@ impl ApiServer {
             return Ok(response);
         }
         let Some(resource) = call.registry.find(&info.group, &info.version, &info.resource).cloned() else {
-            let served = call.registry.groups().iter().any(|(g, v)| *g == info.group && v.contains(&info.version));
+            let served =
+                call.registry.groups().iter().any(|(g, v)| *g == info.group && v.contains(&info.version));
             return if served { Err(ApiStatus::no_resource()) } else { Ok(not_found_page()) };
         };
-        if resource.namespaced && info.namespace.is_empty() && !matches!(info.verb.as_str(), "list" | "watch" | "deletecollection") {
+        if resource.namespaced
+            && info.namespace.is_empty()
+            && !matches!(info.verb.as_str(), "list" | "watch" | "deletecollection")
+        {
             return if info.verb == "create" && info.name.is_empty() {
                 Err(ApiStatus::method_not_allowed())
             } else {
@@ -387,8 +404,12 @@ pub(crate) fn not_found_page() -> Response<Body> {
 /// The user that a request impersonates, with what one must be allowed to impersonate.
 fn impersonated(headers: &http::HeaderMap) -> Option<(User, Vec<(&'static str, String)>)> {
     let name = headers.get("impersonate-user")?.to_str().ok()?.to_owned();
-    let groups: Vec<String> =
-        headers.get_all("impersonate-group").iter().filter_map(|v| v.to_str().ok()).map(str::to_owned).collect();
+    let groups: Vec<String> = headers
+        .get_all("impersonate-group")
+        .iter()
+        .filter_map(|v| v.to_str().ok())
+        .map(str::to_owned)
+        .collect();
     let mut needed = vec![("users", name.clone())];
     needed.extend(groups.iter().map(|g| ("groups", g.clone())));
     let groups: Vec<&str> = groups.iter().map(String::as_str).collect();
@@ -407,11 +428,16 @@ pub(crate) async fn read_body(request: &mut Request<Body>) -> Result<Bytes, ApiS
         return Err(too_large());
     }
     let body = std::mem::replace(request.body_mut(), k8s_core::client::empty_body());
-    match http_body_util::Limited::new(body, MAX_BODY).collect().await {
-        Ok(body) => Ok(body.to_bytes()),
+    match collect(body).await {
+        Ok(body) => Ok(body),
         Err(e) if e.is::<http_body_util::LengthLimitError>() => Err(too_large()),
         Err(e) => Err(ApiStatus::bad_request(format!("read the body: {e}"))),
     }
+}
+
+/// Boxed, because rustc cannot see that a future over the body's boxed error is `Send`.
+fn collect(body: Body) -> BoxFuture<'static, Result<Bytes, BoxError>> {
+    http_body_util::Limited::new(body, MAX_BODY).collect().map(|done| done.map(|b| b.to_bytes())).boxed()
 }
 
 impl Inner {
@@ -421,14 +447,20 @@ impl Inner {
             return Ok(());
         }
         let why = if a.path.is_empty() {
-            let resource =
-                if a.subresource.is_empty() { a.resource.to_owned() } else { format!("{}/{}", a.resource, a.subresource) };
+            let resource = if a.subresource.is_empty() {
+                a.resource.to_owned()
+            } else {
+                format!("{}/{}", a.resource, a.subresource)
+            };
             let scope = if a.namespace.is_empty() {
                 "at the cluster scope".to_owned()
             } else {
                 format!("in the namespace \"{}\"", a.namespace)
             };
-            format!("User \"{}\" cannot {} resource \"{resource}\" in API group \"{}\" {scope}", user.name, a.verb, a.group)
+            format!(
+                "User \"{}\" cannot {} resource \"{resource}\" in API group \"{}\" {scope}",
+                user.name, a.verb, a.group
+            )
         } else {
             let why = format!("forbidden: User \"{}\" cannot {} path \"{}\"", user.name, a.verb, a.path);
             return Err(ApiStatus::new(403, "Forbidden", why).about("", "", ""));
@@ -479,7 +511,6 @@ where
     }
 
     fn call(&mut self, request: Request<B>) -> Self::Future {
-        let server = self.clone();
-        Box::pin(async move { Ok(server.handle(request).await) })
+        Box::pin(self.handle(request).map(Ok))
     }
 }

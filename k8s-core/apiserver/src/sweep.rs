@@ -28,9 +28,10 @@ async fn sweep(inner: &Inner) {
     let now = inner.clock.now();
     for stored in inner.store.snapshot("events").range("", "") {
         let Ok(event) = serde_json::from_slice::<Value>(&stored.json) else { continue };
-        let last = ["/series/lastObservedTime", "/lastTimestamp", "/eventTime", "/metadata/creationTimestamp"]
-            .iter()
-            .find_map(|p| text(&event, p).parse::<Timestamp>().ok());
+        let last =
+            ["/series/lastObservedTime", "/lastTimestamp", "/eventTime", "/metadata/creationTimestamp"]
+                .iter()
+                .find_map(|p| text(&event, p).parse::<Timestamp>().ok());
         let old = last.is_some_and(|t| now.duration_since(t).as_secs() > EVENT_LIFE.as_secs().cast_signed());
         if old {
             let json = stored.json.clone();

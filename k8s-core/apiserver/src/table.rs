@@ -9,7 +9,7 @@ use crate::resources::{Resource, columns};
 
 /// The form of an answer.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Form {
+pub(crate) enum Form {
     /// Whole objects.
     Whole,
     /// `PartialObjectMetadata`.
@@ -23,7 +23,7 @@ impl Form {
     ///
     /// # Errors
     /// 406 when it names none that can be given.
-    pub fn from_headers(headers: &HeaderMap) -> Result<Form, ApiStatus> {
+    pub(crate) fn from_headers(headers: &HeaderMap) -> Result<Form, ApiStatus> {
         let mut any = false;
         for accept in headers.get_all(http::header::ACCEPT).iter().filter_map(|v| v.to_str().ok()) {
             for choice in accept.split(',').map(str::trim).filter(|c| !c.is_empty()) {
@@ -55,7 +55,7 @@ impl Form {
 
 /// An object's `PartialObjectMetadata`.
 #[must_use]
-pub fn metadata_only(object: &Value) -> Value {
+pub(crate) fn metadata_only(object: &Value) -> Value {
     json!({
         "kind": "PartialObjectMetadata",
         "apiVersion": "meta.k8s.io/v1",
@@ -65,7 +65,7 @@ pub fn metadata_only(object: &Value) -> Value {
 
 /// One row: cells and, as `include` says (`None`, `Metadata`, `Object`), the object.
 #[must_use]
-pub fn row(resource: &Resource, object: &Value, include: &str, now: Timestamp) -> Value {
+pub(crate) fn row(resource: &Resource, object: &Value, include: &str, now: Timestamp) -> Value {
     let mut row = json!({"cells": columns::cells(&resource.columns, object, now)});
     match include {
         "None" => {}
@@ -77,7 +77,7 @@ pub fn row(resource: &Resource, object: &Value, include: &str, now: Timestamp) -
 
 /// A Table of rows. Later events of a watch leave the column definitions out.
 #[must_use]
-pub fn table(resource: &Resource, rows: Vec<Value>, metadata: Value, with_columns: bool) -> Value {
+pub(crate) fn table(resource: &Resource, rows: Vec<Value>, metadata: Value, with_columns: bool) -> Value {
     let definitions = if with_columns { columns::definitions(&resource.columns) } else { Value::Null };
     json!({
         "kind": "Table",

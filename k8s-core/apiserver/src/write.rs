@@ -124,7 +124,12 @@ pub(crate) fn decode_body(call: &Call, kind: &str, body: &[u8]) -> Result<(Value
 }
 
 /// Makes a decoded object fit the resource's type, as `fieldValidation` says.
-fn fit(call: &Call, resource: &Resource, object: &mut Value, duplicates: Vec<String>) -> Result<(), ApiStatus> {
+fn fit(
+    call: &Call,
+    resource: &Resource,
+    object: &mut Value,
+    duplicates: Vec<String>,
+) -> Result<(), ApiStatus> {
     if !object.is_object() {
         return Err(ApiStatus::bad_request(format!(
             "the object provided is unrecognized (must be of type {}): it is no object",
@@ -155,8 +160,16 @@ fn fit(call: &Call, resource: &Resource, object: &mut Value, duplicates: Vec<Str
             Some(("base64", message)) => message.to_owned(),
             Some(("time", message)) => message.to_owned(),
             _ => {
-                let path: String = first.path.split('.').map(|p| p.split('[').next().unwrap_or(p)).collect::<Vec<_>>().join(".");
-                format!("json: cannot unmarshal {} into Go struct field {}.{path} of type {}", first.have, resource.kind, first.want)
+                let path: String = first
+                    .path
+                    .split('.')
+                    .map(|p| p.split('[').next().unwrap_or(p))
+                    .collect::<Vec<_>>()
+                    .join(".");
+                format!(
+                    "json: cannot unmarshal {} into Go struct field {}.{path} of type {}",
+                    first.have, resource.kind, first.want
+                )
             }
         };
         return Err(handled_as(resource, &resource.version, why));
@@ -170,8 +183,12 @@ fn fit(call: &Call, resource: &Resource, object: &mut Value, duplicates: Vec<Str
             if message == "Required value" {
                 errors.required(path, "");
             } else {
-                let detail = message.strip_prefix("Invalid value: ").and_then(|m| m.split_once(": ")).map_or(message.as_str(), |(_, d)| d);
-                let value = object.pointer(&format!("/{}", path.replace('.', "/"))).cloned().unwrap_or_default();
+                let detail = message
+                    .strip_prefix("Invalid value: ")
+                    .and_then(|m| m.split_once(": "))
+                    .map_or(message.as_str(), |(_, d)| d);
+                let value =
+                    object.pointer(&format!("/{}", path.replace('.', "/"))).cloned().unwrap_or_default();
                 errors.invalid(path, value, detail);
             }
         }
@@ -244,9 +261,14 @@ fn check_metadata(resource: &Resource, object: &Value, errors: &mut FieldErrors)
             errors.invalid("metadata.annotations", key.as_str(), "name part must consist of alphanumeric characters, '-', '_' or '.', and must start and end with an alphanumeric character (e.g. 'MyName',  or 'my.name',  or '123-abc', regex used for validation is '([A-Za-z0-9][-A-Za-z0-9_.]*)?[A-Za-z0-9]')");
         }
     }
-    let controllers = list(object, "/metadata/ownerReferences").iter().filter(|o| o["controller"] == true).count();
+    let controllers =
+        list(object, "/metadata/ownerReferences").iter().filter(|o| o["controller"] == true).count();
     if controllers > 1 {
-        errors.invalid("metadata.ownerReferences", list(object, "/metadata/ownerReferences").to_vec(), "Only one reference can have Controller set to true");
+        errors.invalid(
+            "metadata.ownerReferences",
+            list(object, "/metadata/ownerReferences").to_vec(),
+            "Only one reference can have Controller set to true",
+        );
     }
     for (i, owner) in list(object, "/metadata/ownerReferences").iter().enumerate() {
         for field in ["apiVersion", "kind", "name", "uid"] {
@@ -290,11 +312,8 @@ pub(crate) async fn create(
     if !text(&object, "/metadata/resourceVersion").is_empty() {
         return Err(ApiStatus::bad_request("resourceVersion should not be set on objects to be created"));
     }
-    let manager = Manager {
-        name: call.manager(),
-        api_version: resource.api_version(),
-        subresource: String::new(),
-    };
+    let manager =
+        Manager { name: call.manager(), api_version: resource.api_version(), subresource: String::new() };
     let record = |server: &ApiServer, object: &mut Value| {
         let now = timestamp(server.inner.clock.now());
         take(object, "/metadata", "managedFields");
@@ -334,13 +353,19 @@ async fn insert(
             map.remove(field);
         }
     }
-    let prefix = if text(metadata, "/name").is_empty() { text(metadata, "/generateName").to_owned() } else { String::new() };
+    let prefix = if text(metadata, "/name").is_empty() {
+        text(metadata, "/generateName").to_owned()
+    } else {
+        String::new()
+    };
     metadata["uid"] = uuid::Uuid::new_v4().to_string().into();
     metadata["creationTimestamp"] = timestamp(inner.clock.now()).into();
     if !prefix.is_empty() {
         metadata["name"] = generated(&prefix).into();
     }
-    if resource.has_status && let Some(map) = object.as_object_mut() {
+    if resource.has_status
+        && let Some(map) = object.as_object_mut()
+    {
         map.remove("status");
     }
     store_form(resource, &mut object);
@@ -406,7 +431,12 @@ pub(crate) async fn put(
 }
 
 /// Reads the newest state of an object.
-pub(crate) fn current(server: &ApiServer, resource: &Resource, key: &str, name: &str) -> Result<(Arc<Stored>, Value), ApiStatus> {
+pub(crate) fn current(
+    server: &ApiServer,
+    resource: &Resource,
+    key: &str,
+    name: &str,
+) -> Result<(Arc<Stored>, Value), ApiStatus> {
     let stored = server
         .inner
         .store
@@ -521,7 +551,8 @@ pub(crate) async fn modify(
             return Ok(encode(&new).into());
         }
         // With its last finalizer gone, an object that waits for deletion goes as well.
-        let finished = crate::delete::is_finished(resource, &new) && !crate::delete::is_finished(resource, &old);
+        let finished =
+            crate::delete::is_finished(resource, &new) && !crate::delete::is_finished(resource, &old);
         let result = if finished {
             crate::delete::remove(server, resource, &key, stored.revision, &new).await
         } else {
@@ -612,12 +643,8 @@ fn carry_over(resource: &Resource, new: &mut Value, old: &Value, part: &str) {
 fn patch_failure(error: &PatchError) -> ApiStatus {
     match error {
         PatchError::Malformed(message) => ApiStatus::bad_request(message.clone()),
-        _ => ApiStatus::new(
-            422,
-            "Invalid",
-            "the server rejected our request due to an error in our request",
-        )
-        .about("", "", ""),
+        _ => ApiStatus::new(422, "Invalid", "the server rejected our request due to an error in our request")
+            .about("", "", ""),
     }
 }
 
@@ -659,7 +686,11 @@ pub(crate) fn media_type(call: &Call) -> String {
 type PatchFunction = Box<dyn Fn(&mut Value) -> Result<(), ApiStatus> + Send + Sync>;
 
 /// The function that a patch body describes.
-pub(crate) fn patch_function(resource: &Arc<Resource>, media: &str, body: &[u8]) -> Result<PatchFunction, ApiStatus> {
+pub(crate) fn patch_function(
+    resource: &Arc<Resource>,
+    media: &str,
+    body: &[u8],
+) -> Result<PatchFunction, ApiStatus> {
     let decode = || {
         serde_json::from_slice::<Value>(body)
             .map_err(|e| ApiStatus::bad_request(format!("error decoding patch: {e}")))
@@ -686,7 +717,9 @@ pub(crate) fn patch_function(resource: &Arc<Resource>, media: &str, body: &[u8])
                 patch::strategic(object, &change, resource.request_schema()).map_err(|e| patch_failure(&e))
             }))
         }
-        _ => Err(ApiStatus::new(415, "UnsupportedMediaType", "415: Unsupported Media Type").about("", "", "")),
+        _ => {
+            Err(ApiStatus::new(415, "UnsupportedMediaType", "415: Unsupported Media Type").about("", "", ""))
+        }
     }
 }
 
@@ -704,7 +737,8 @@ async fn apply(
         errors.required("fieldManager", "is required for apply patch");
         return Err(errors.into_status("meta.k8s.io", "PatchOptions", ""));
     }
-    let mut config = decode::yaml(body).map_err(|e| ApiStatus::bad_request(format!("error decoding YAML: {e}")))?;
+    let mut config =
+        decode::yaml(body).map_err(|e| ApiStatus::bad_request(format!("error decoding YAML: {e}")))?;
     let (version, kind) = (text(&config, "/apiVersion"), text(&config, "/kind"));
     if kind.is_empty() || version.is_empty() {
         let (group, version) = version.split_once('/').unwrap_or(("", version));

@@ -22,6 +22,43 @@ pub(super) struct Fact {
 pub(super) static FACTS: LazyLock<HashMap<&'static str, HashMap<&'static str, Fact>>> =
     LazyLock::new(|| parse(include_str!("facts.txt")));
 
+/// Writes the facts of a definition into its JSON schema, as the extensions that OpenAPI readers know.
+pub fn annotate(definition: &str, schema: &mut Value) {
+    let Some(facts) = FACTS.get(definition) else { return };
+    if facts.get(".").is_some_and(|f| f.map_atomic) {
+        schema["x-kubernetes-map-type"] = "atomic".into();
+    }
+    let Some(properties) = schema.get_mut("properties").and_then(Value::as_object_mut) else { return };
+    for (field, fact) in facts {
+        let Some(property) = properties.get_mut(*field) else { continue };
+        match &fact.list_type {
+            Some(ListType::Atomic) => property["x-kubernetes-list-type"] = "atomic".into(),
+            Some(ListType::Set) => property["x-kubernetes-list-type"] = "set".into(),
+            Some(ListType::Map(keys)) => {
+                property["x-kubernetes-list-type"] = "map".into();
+                property["x-kubernetes-list-map-keys"] = keys.iter().map(|k| Value::from(&**k)).collect();
+            }
+            None => {}
+        }
+        if fact.map_atomic {
+            property["x-kubernetes-map-type"] = "atomic".into();
+        }
+        if let Some(key) = &fact.merge_key {
+            let strategy = if fact.retain_keys { "merge,retainKeys" } else { "merge" };
+            property["x-kubernetes-patch-strategy"] = strategy.into();
+            if !key.is_empty() {
+                property["x-kubernetes-patch-merge-key"] = (**key).into();
+            }
+        }
+        if !fact.values.is_empty() {
+            property["enum"] = fact.values.iter().map(|v| Value::from(&**v)).collect();
+        }
+        if let Some(default) = &fact.default {
+            property["default"] = default.clone();
+        }
+    }
+}
+
 fn parse(text: &'static str) -> HashMap<&'static str, HashMap<&'static str, Fact>> {
     let mut all: HashMap<&str, HashMap<&str, Fact>> = HashMap::new();
     let mut definition = "";

@@ -32,13 +32,23 @@ impl Authenticator {
     /// The line that has too few fields.
     pub fn parse_token_file(text: &str) -> Result<HashMap<String, User>, String> {
         let mut tokens = HashMap::new();
-        for (number, line) in text.lines().enumerate().filter(|(_, l)| !l.trim().is_empty() && !l.starts_with('#')) {
+        for (number, line) in
+            text.lines().enumerate().filter(|(_, l)| !l.trim().is_empty() && !l.starts_with('#'))
+        {
             let mut fields = line.splitn(4, ',').map(|f| f.trim().trim_matches('"'));
             let (Some(token), Some(name), Some(uid)) = (fields.next(), fields.next(), fields.next()) else {
-                return Err(format!("line {}: want token,user,uid and optionally \"group1,group2\"", number + 1));
+                return Err(format!(
+                    "line {}: want token,user,uid and optionally \"group1,group2\"",
+                    number + 1
+                ));
             };
-            let groups: Vec<&str> =
-                fields.next().unwrap_or_default().split(',').map(str::trim).filter(|g| !g.is_empty()).collect();
+            let groups: Vec<&str> = fields
+                .next()
+                .unwrap_or_default()
+                .split(',')
+                .map(str::trim)
+                .filter(|g| !g.is_empty())
+                .collect();
             let mut user = User::new(name, &groups);
             user.uid = uid.into();
             tokens.insert(token.to_owned(), user);
@@ -48,7 +58,13 @@ impl Authenticator {
 
     /// The user behind a bearer token. Service account tokens need `issuer`.
     #[must_use]
-    pub fn token(&self, token: &str, issuer: &TokenIssuer, now: i64, alive: &dyn Fn(&str, &str, &str) -> bool) -> Option<User> {
+    pub fn token(
+        &self,
+        token: &str,
+        issuer: &TokenIssuer,
+        now: i64,
+        alive: &dyn Fn(&str, &str, &str) -> bool,
+    ) -> Option<User> {
         self.tokens.get(token).cloned().or_else(|| issuer.verify(token, now, alive))
     }
 

@@ -74,7 +74,9 @@ impl Rule {
         }
         if !a.path.is_empty() {
             return self.paths.iter().any(|p| {
-                p == "*" || p == a.path || p.strip_suffix('*').is_some_and(|prefix| a.path.starts_with(prefix))
+                p == "*"
+                    || p == a.path
+                    || p.strip_suffix('*').is_some_and(|prefix| a.path.starts_with(prefix))
             });
         }
         let resource = self.resources.iter().any(|r| {
@@ -87,7 +89,9 @@ impl Rule {
                     })
                 }
         });
-        resource && has(&self.groups, a.group) && (self.names.is_empty() || self.names.iter().any(|n| n == a.name))
+        resource
+            && has(&self.groups, a.group)
+            && (self.names.is_empty() || self.names.iter().any(|n| n == a.name))
     }
 }
 
@@ -159,9 +163,10 @@ impl Rbac {
             return vec![everything];
         }
         let compiled = self.compiled(store);
-        let mine = compiled.grants.iter().filter(|g| {
-            (g.namespace.is_empty() || g.namespace == namespace) && g.is_for(user)
-        });
+        let mine = compiled
+            .grants
+            .iter()
+            .filter(|g| (g.namespace.is_empty() || g.namespace == namespace) && g.is_for(user));
         mine.flat_map(|g| g.rules.iter().cloned()).collect()
     }
 }
@@ -188,11 +193,16 @@ fn compile(store: &Store, revisions: [u64; 4]) -> Compiled {
             let Ok(binding) = serde_json::from_slice::<Value>(&stored.json) else { continue };
             let namespace = if namespaced { stored.namespace() } else { "" };
             let home = if text(&binding, "/roleRef/kind") == "ClusterRole" { "" } else { namespace };
-            let Some(rules) = roles.get(&(home.to_owned(), text(&binding, "/roleRef/name").to_owned())) else {
+            let Some(rules) = roles.get(&(home.to_owned(), text(&binding, "/roleRef/name").to_owned()))
+            else {
                 continue;
             };
-            let mut grant =
-                Grant { namespace: namespace.into(), users: Vec::new(), groups: Vec::new(), rules: rules.clone() };
+            let mut grant = Grant {
+                namespace: namespace.into(),
+                users: Vec::new(),
+                groups: Vec::new(),
+                rules: rules.clone(),
+            };
             for subject in list(&binding, "/subjects") {
                 let name = text(subject, "/name").to_owned();
                 match text(subject, "/kind") {
@@ -227,7 +237,9 @@ mod tests {
             names: vec![],
             paths: vec!["/healthz/*".into()],
         };
-        let ask = |verb, resource, subresource| rule.allows(&Attributes { verb, resource, subresource, ..Attributes::default() });
+        let ask = |verb, resource, subresource| {
+            rule.allows(&Attributes { verb, resource, subresource, ..Attributes::default() })
+        };
         assert!(ask("get", "pods", ""));
         assert!(ask("get", "pods", "log"));
         assert!(ask("get", "things", "scale"));

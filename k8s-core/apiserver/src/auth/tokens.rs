@@ -3,11 +3,16 @@
 use base64::{Engine, engine::general_purpose::URL_SAFE_NO_PAD as B64};
 use ring::{
     rand::SystemRandom,
-    signature::{ECDSA_P256_SHA256_FIXED, ECDSA_P256_SHA256_FIXED_SIGNING, EcdsaKeyPair, KeyPair, UnparsedPublicKey},
+    signature::{
+        ECDSA_P256_SHA256_FIXED, ECDSA_P256_SHA256_FIXED_SIGNING, EcdsaKeyPair, KeyPair, UnparsedPublicKey,
+    },
 };
 use serde_json::{Value, json};
 
-use crate::{user::User, value::{integer, list, text}};
+use crate::{
+    user::User,
+    value::{integer, list, text},
+};
 
 /// The audience of tokens for the API server itself.
 pub const API_AUDIENCE: &str = "https://kubernetes.default.svc.cluster.local";
@@ -62,7 +67,13 @@ impl TokenIssuer {
     ///
     /// # Errors
     /// When signing fails for want of randomness.
-    pub fn issue(&self, subject: &TokenSubject, audiences: &[String], now: i64, seconds: i64) -> Result<String, String> {
+    pub fn issue(
+        &self,
+        subject: &TokenSubject,
+        audiences: &[String],
+        now: i64,
+        seconds: i64,
+    ) -> Result<String, String> {
         let mut kubernetes = json!({
             "namespace": subject.namespace,
             "serviceaccount": {"name": subject.name, "uid": subject.uid},
@@ -104,8 +115,11 @@ impl TokenIssuer {
             return None;
         }
         let about = claims.get("kubernetes.io")?;
-        let (namespace, name, uid) =
-            (text(about, "/namespace"), text(about, "/serviceaccount/name"), text(about, "/serviceaccount/uid"));
+        let (namespace, name, uid) = (
+            text(about, "/namespace"),
+            text(about, "/serviceaccount/name"),
+            text(about, "/serviceaccount/uid"),
+        );
         if !alive("serviceaccounts", &format!("{namespace}/{name}"), uid) {
             return None;
         }
@@ -133,7 +147,8 @@ mod tests {
     #[test]
     fn tokens_hold_until_they_expire_or_their_account_goes() {
         let issuer = TokenIssuer::new(None).unwrap();
-        let subject = TokenSubject { namespace: "ns".into(), name: "default".into(), uid: "u".into(), pod: None };
+        let subject =
+            TokenSubject { namespace: "ns".into(), name: "default".into(), uid: "u".into(), pod: None };
         let token = issuer.issue(&subject, &[API_AUDIENCE.into()], 1000, 600).unwrap();
         let user = issuer.verify(&token, 1100, &|_, key, uid| key == "ns/default" && uid == "u").unwrap();
         assert_eq!(user.name, "system:serviceaccount:ns:default");

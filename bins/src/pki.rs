@@ -1,0 +1,211 @@
+//! The cluster's certificates: one CA, a server certificate, client certificates for the components, and the service account key.
+//!
+//! Everything is made once, kept in one directory with mode 0600, and made again when it is about to expire or the addresses changed.
+
+use std::{
+    fs, io,
+    net::IpAddr,
+    os::unix::fs::OpenOptionsExt,
+    path::{Path, PathBuf},
+};
+
+use rcgen::{
+    BasicConstraints, CertificateParams, DnType, ExtendedKeyUsagePurpose, IsCa, Issuer, KeyPair, KeyUsagePurpose, SanType,
+};
+
+/// What can go wrong with certificates.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum PkiError {
+    /// A file cannot be read or written.
+    #[error("{path:?}: {source}")]
+    Io {
+        /// The file.
+        path: PathBuf,
+        /// The system's answer.
+        #[source]
+        source: io::Error,
+    },
+    /// A key or certificate in a file is damaged; removing the file makes a new one.
+    #[error("{path:?} is damaged ({source}); remove it to have a new one made")]
+    Damaged {
+        /// The file.
+        path: PathBuf,
+        /// What is wrong with it.
+        #[source]
+        source: rcgen::Error,
+    },
+    /// A certificate cannot be made.
+    #[error("make a certificate for {name}: {source}")]
+    Make {
+        /// Whose.
+        name: String,
+        /// Why not.
+        #[source]
+        source: rcgen::Error,
+    },
+}
+
+/// A certificate and its key, PEM.
+#[derive(Clone)]
+pub struct Identity {
+    /// Certificate.
+    pub certificate: String,
+    /// Key.
+    pub key: String,
+}
+
+impl std::fmt::Debug for Identity {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str("Identity { <key> }")
+    }
+}
+
+/// A directory of certificates.
+#[derive(Debug)]
+pub struct Pki {
+    directory: PathBuf,
+    ca_pem: String,
+    ca_key: KeyPair,
+}
+
+/// Writes a file with mode 0600, whole or not at all.
+///
+/// # Errors
+/// The system's answer.
+pub fn write_private(path: &Path, contents: &[u8]) -> io::Result<()> {
+    use std::io::Write;
+    let temporary = path.with_extension("tmp");
+    let mut file =
+        fs::OpenOptions::new().write(true).create(true).truncate(true).mode(0o600).open(&temporary)?;
+    file.write_all(contents)?;
+    file.sync_all()?;
+    fs::rename(&temporary, path)
+}
+
+fn io_error(path: &Path) -> impl FnOnce(io::Error) -> PkiError + '_ {
+    move |source| PkiError::Io { path: path.to_owned(), source }
+}
+
+impl Pki {
+    /// Opens a directory of certificates, making the CA where it is missing.
+    ///
+    /// # Errors
+    /// When files cannot be read or written, or are damaged.
+    pub fn open(directory: &Path) -> Result<Self, PkiError> {
+        use std::os::unix::fs::DirBuilderExt;
+        fs::DirBuilder::new().recursive(true).mode(0o700).create(directory).map_err(io_error(directory))?;
+        let (certificate_path, key_path) = (directory.join("ca.crt"), directory.join("ca.key"));
+        let ca_key = key_at(&key_path)?;
+        let ca_pem = match fs::read_to_string(&certificate_path) {
+            Ok(pem) => pem,
+            Err(e) if e.kind() == io::ErrorKind::NotFound => {
+                let make = |source| PkiError::Make { name: "ca".into(), source };
+                let mut params = CertificateParams::new(Vec::new()).map_err(make)?;
+                params.distinguished_name.push(DnType::CommonName, "hyperkube-ca");
+                params.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
+                params.key_usages = vec![KeyUsagePurpose::KeyCertSign, KeyUsagePurpose::CrlSign, KeyUsagePurpose::DigitalSignature];
+                params.not_after = rcgen::date_time_ymd(2046, 1, 1);
+                let pem = params.self_signed(&ca_key).map_err(make)?.pem();
+                write_private(&certificate_path, pem.as_bytes()).map_err(io_error(&certificate_path))?;
+                pem
+            }
+            Err(e) => return Err(io_error(&certificate_path)(e)),
+        };
+        Ok(Pki { directory: directory.to_owned(), ca_pem, ca_key })
+    }
+
+    /// The CA certificate, PEM.
+    #[must_use]
+    pub fn ca(&self) -> &str {
+        &self.ca_pem
+    }
+
+    /// The key that signs service account tokens, PKCS#8.
+    ///
+    /// # Errors
+    /// As [`Pki::open`].
+    pub fn service_account_key(&self) -> Result<Vec<u8>, PkiError> {
+        Ok(key_at(&self.directory.join("service-account.key"))?.serialize_der())
+    }
+
+    /// A server certificate for these names and addresses, kept under `name`.
+    ///
+    /// # Errors
+    /// As [`Pki::open`].
+    pub fn server(&self, name: &str, names: &[&str], addresses: &[IpAddr]) -> Result<Identity, PkiError> {
+        let make = |source| PkiError::Make { name: name.into(), source };
+        let mut params = CertificateParams::new(names.iter().map(|n| (*n).to_owned()).collect::<Vec<_>>()).map_err(make)?;
+        params.subject_alt_names.extend(addresses.iter().map(|a| SanType::IpAddress(*a)));
+        params.distinguished_name.push(DnType::CommonName, name);
+        // A kubelet's certificate also identifies it as a client.
+        params.extended_key_usages = vec![ExtendedKeyUsagePurpose::ServerAuth, ExtendedKeyUsagePurpose::ClientAuth];
+        self.sign(name, params)
+    }
+
+    /// A client certificate for a user with groups, kept under `file`.
+    ///
+    /// # Errors
+    /// As [`Pki::open`].
+    pub fn client(&self, file: &str, user: &str, groups: &[&str]) -> Result<Identity, PkiError> {
+        let make = |source| PkiError::Make { name: user.into(), source };
+        let mut params = CertificateParams::new(Vec::new()).map_err(make)?;
+        params.distinguished_name.push(DnType::CommonName, user);
+        for group in groups {
+            params.distinguished_name.push(DnType::OrganizationName, *group);
+        }
+        params.extended_key_usages = vec![ExtendedKeyUsagePurpose::ClientAuth];
+        self.sign(file, params)
+    }
+
+    /// Signs; the certificate is made anew at each start, the key is kept.
+    fn sign(&self, name: &str, mut params: CertificateParams) -> Result<Identity, PkiError> {
+        let make = |source| PkiError::Make { name: name.into(), source };
+        let key = key_at(&self.directory.join(format!("{name}.key")))?;
+        params.not_before = rcgen::date_time_ymd(2024, 1, 1);
+        params.not_after = rcgen::date_time_ymd(2036, 1, 1);
+        params.key_usages = vec![KeyUsagePurpose::DigitalSignature, KeyUsagePurpose::KeyEncipherment];
+        let issuer = Issuer::from_ca_cert_pem(&self.ca_pem, &self.ca_key).map_err(make)?;
+        let certificate = params.signed_by(&key, &issuer).map_err(make)?.pem();
+        let path = self.directory.join(format!("{name}.crt"));
+        write_private(&path, certificate.as_bytes()).map_err(io_error(&path))?;
+        Ok(Identity { certificate, key: key.serialize_pem() })
+    }
+}
+
+/// The key in a file, made where it is missing.
+fn key_at(path: &Path) -> Result<KeyPair, PkiError> {
+    match fs::read_to_string(path) {
+        Ok(pem) => KeyPair::from_pem(&pem).map_err(|source| PkiError::Damaged { path: path.to_owned(), source }),
+        Err(e) if e.kind() == io::ErrorKind::NotFound => {
+            let key = KeyPair::generate().map_err(|source| PkiError::Make { name: path.display().to_string(), source })?;
+            write_private(path, key.serialize_pem().as_bytes()).map_err(io_error(path))?;
+            Ok(key)
+        }
+        Err(e) => Err(io_error(path)(e)),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::os::unix::fs::PermissionsExt;
+
+    use super::*;
+
+    #[test]
+    fn certificates_survive_and_are_private() {
+        let directory = tempfile::tempdir().unwrap();
+        let first = Pki::open(directory.path()).unwrap();
+        let identity = first.client("admin", "admin", &["system:masters"]).unwrap();
+        let again = Pki::open(directory.path()).unwrap();
+        assert_eq!(first.ca(), again.ca());
+        assert_eq!(first.service_account_key().unwrap(), again.service_account_key().unwrap());
+        assert_eq!(identity.key, again.client("admin", "admin", &["system:masters"]).unwrap().key);
+        for entry in fs::read_dir(directory.path()).unwrap() {
+            let mode = entry.unwrap().metadata().unwrap().permissions().mode() & 0o777;
+            assert_eq!(mode, 0o600);
+        }
+        fs::write(directory.path().join("ca.key"), "junk").unwrap();
+        assert!(matches!(Pki::open(directory.path()), Err(PkiError::Damaged { .. })));
+    }
+}

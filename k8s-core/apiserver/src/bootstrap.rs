@@ -1,0 +1,136 @@
+//! What every cluster has from its first moment: namespaces, roles and bindings, priority classes.
+//!
+//! Missing objects are made again at every start; those that are there are left as they are.
+
+use k8s_core::client::{Client, Error};
+use serde_json::{Value, json};
+
+use crate::{
+    server::ApiServer,
+    user::User,
+    value::{list, text},
+};
+
+/// One JSON object a line: `kind` (in lower case), `namespace`, `name`, and the object's other fields.
+const RBAC: &str = include_str!("../data/bootstrap-rbac.jsonl");
+
+const NAMESPACES: [&str; 4] = ["default", "kube-system", "kube-public", "kube-node-lease"];
+
+/// Makes what is missing.
+pub(crate) async fn run(server: &ApiServer) -> Result<(), Error> {
+    let client = server.client_as(User::new("system:apiserver", &["system:masters"])).named("kube-apiserver");
+    let namespaces = NAMESPACES.map(|name| {
+        let object = json!({"apiVersion": "v1", "kind": "Namespace", "metadata": {"name": name}});
+        ("namespaces", name.to_owned(), "/api/v1/namespaces".to_owned(), object)
+    });
+    make(server, &client, namespaces.into()).await?;
+    let mut rest: Vec<(&str, String, String, Value)> =
+        RBAC.lines().filter_map(|line| serde_json::from_str::<Value>(line).ok()).map(rbac).collect();
+    for (name, value) in [("system-cluster-critical", 2_000_000_000), ("system-node-critical", 2_000_001_000)]
+    {
+        let object = json!({"apiVersion": "scheduling.k8s.io/v1", "kind": "PriorityClass", "metadata": {"name": name}, "value": value});
+        rest.push((
+            "priorityclasses.scheduling.k8s.io",
+            name.into(),
+            "/apis/scheduling.k8s.io/v1/priorityclasses".into(),
+            object,
+        ));
+    }
+    make(server, &client, rest).await?;
+    aggregate(server, &client).await
+}
+
+fn rbac(mut entry: Value) -> (&'static str, String, String, Value) {
+    let (name, namespace) = (text(&entry, "/name").to_owned(), text(&entry, "/namespace").to_owned());
+    let (kind, plural, storage) = match text(&entry, "/kind") {
+        "clusterrole" => ("ClusterRole", "clusterroles", "clusterroles.rbac.authorization.k8s.io"),
+        "clusterrolebinding" => {
+            ("ClusterRoleBinding", "clusterrolebindings", "clusterrolebindings.rbac.authorization.k8s.io")
+        }
+        "role" => ("Role", "roles", "roles.rbac.authorization.k8s.io"),
+        _ => ("RoleBinding", "rolebindings", "rolebindings.rbac.authorization.k8s.io"),
+    };
+    let mut metadata =
+        json!({"name": name, "annotations": {"rbac.authorization.kubernetes.io/autoupdate": "true"}});
+    if let Some(labels) = entry.get("labels") {
+        metadata["labels"] = labels.clone();
+    }
+    let base = "/apis/rbac.authorization.k8s.io/v1";
+    let (path, key) = if namespace.is_empty() {
+        (format!("{base}/{plural}"), name)
+    } else {
+        (format!("{base}/namespaces/{namespace}/{plural}"), format!("{namespace}/{name}"))
+    };
+    if let Some(map) = entry.as_object_mut() {
+        for field in ["name", "namespace", "labels"] {
+            map.remove(field);
+        }
+        map.insert("apiVersion".into(), "rbac.authorization.k8s.io/v1".into());
+        map.insert("kind".into(), kind.into());
+        map.insert("metadata".into(), metadata);
+    }
+    (storage, key, path, entry)
+}
+
+/// Creates all that are missing at once, so that they share flushes.
+async fn make(
+    server: &ApiServer,
+    client: &Client,
+    objects: Vec<(&'static str, String, String, Value)>,
+) -> Result<(), Error> {
+    let missing =
+        objects.into_iter().filter(|(storage, key, _, _)| server.store().get(storage, key).is_none());
+    let writes = missing.map(|(_, _, path, object)| async move {
+        match client.bytes(http::Method::POST, &path, "application/json", object.to_string()).await {
+            Err(e) if !e.is_already_exists() => Err(e),
+            _ => Ok(()),
+        }
+    });
+    futures::future::try_join_all(writes).await.map(drop)
+}
+
+/// Fills roles that are made of others, once; a controller keeps them so afterwards.
+async fn aggregate(server: &ApiServer, client: &Client) -> Result<(), Error> {
+    let roles: Vec<Value> = server
+        .store()
+        .snapshot("clusterroles.rbac.authorization.k8s.io")
+        .range("", "")
+        .filter_map(|s| serde_json::from_slice(&s.json).ok())
+        .collect();
+    {
+        for role in roles.iter().filter(|r| !list(r, "/aggregationRule/clusterRoleSelectors").is_empty()) {
+            let mut rules: Vec<Value> = Vec::new();
+            for selector in list(role, "/aggregationRule/clusterRoleSelectors") {
+                let Some(parsed) = serde_json::from_value(selector.clone())
+                    .ok()
+                    .and_then(|s| k8s_core::meta::LabelSelector::from_api(&s).ok())
+                else {
+                    continue;
+                };
+                for part in &roles {
+                    let label = |k: &str| {
+                        part.pointer("/metadata/labels").and_then(|l| l.get(k)).and_then(Value::as_str)
+                    };
+                    if parsed.matches_with(label) {
+                        rules.extend(
+                            list(part, "/rules")
+                                .iter()
+                                .filter(|r| !rules.contains(r))
+                                .cloned()
+                                .collect::<Vec<_>>(),
+                        );
+                    }
+                }
+            }
+            if list(role, "/rules").is_empty() && !rules.is_empty() {
+                let path = format!(
+                    "/apis/rbac.authorization.k8s.io/v1/clusterroles/{}",
+                    text(role, "/metadata/name")
+                );
+                let patch = json!({"rules": rules}).to_string();
+                client.bytes(http::Method::PATCH, &path, "application/merge-patch+json", patch).await?;
+            }
+        }
+    }
+    Ok(())
+}

@@ -1,0 +1,228 @@
+//! Paths that are no resources: what is served, in both forms of discovery, OpenAPI, and the list of paths.
+
+use http::{HeaderValue, Response, StatusCode, header};
+use k8s_core::{client::Body, status::ApiStatus};
+use serde_json::{Value, json};
+
+use crate::{
+    openapi,
+    resources::{Registry, Resource, Subresource},
+    respond,
+    server::{ApiServer, Call, not_found_page},
+};
+
+/// Kinds of the reviews, which have no rows: group, plural, kind, namespaced.
+const REVIEWS: [(&str, &str, &str, bool); 6] = [
+    ("authentication.k8s.io", "selfsubjectreviews", "SelfSubjectReview", false),
+    ("authentication.k8s.io", "tokenreviews", "TokenReview", false),
+    ("authorization.k8s.io", "localsubjectaccessreviews", "LocalSubjectAccessReview", true),
+    ("authorization.k8s.io", "selfsubjectaccessreviews", "SelfSubjectAccessReview", false),
+    ("authorization.k8s.io", "selfsubjectrulesreviews", "SelfSubjectRulesReview", false),
+    ("authorization.k8s.io", "subjectaccessreviews", "SubjectAccessReview", false),
+];
+
+/// Answers a path that is no resource.
+pub(crate) fn path(server: &ApiServer, call: &Call) -> Result<Response<Body>, ApiStatus> {
+    if call.info.verb != "get" && call.info.verb != "head" {
+        return Ok(not_found_page());
+    }
+    let registry = &call.registry;
+    let parts: Vec<&str> = call.info.path.split('/').filter(|p| !p.is_empty()).collect();
+    let accept = call.headers.get(header::ACCEPT).and_then(|v| v.to_str().ok()).unwrap_or_default();
+    let aggregated = accept.contains("as=APIGroupDiscoveryList");
+    let answer = match parts.as_slice() {
+        [] => json!({"paths": paths(registry)}),
+        ["api" | "apis"] if aggregated => {
+            let mut response = respond::json_value(StatusCode::OK, &aggregate(registry, parts == ["api"]));
+            let kind = HeaderValue::from_static(
+                "application/json;g=apidiscovery.k8s.io;v=v2;as=APIGroupDiscoveryList",
+            );
+            response.headers_mut().insert(header::CONTENT_TYPE, kind);
+            return Ok(response);
+        }
+        ["api"] => {
+            json!({"kind": "APIVersions", "versions": ["v1"], "serverAddressByClientCIDRs": []})
+        }
+        ["apis"] => {
+            let groups: Vec<Value> =
+                registry.groups().iter().filter(|(g, _)| !g.is_empty()).map(|(g, v)| group(g, v)).collect();
+            json!({"kind": "APIGroupList", "apiVersion": "v1", "groups": groups})
+        }
+        ["apis", name] => match registry.groups().iter().find(|(g, _)| g == name && !g.is_empty()) {
+            Some((g, versions)) => {
+                let mut one = group(g, versions);
+                one["kind"] = "APIGroup".into();
+                one["apiVersion"] = "v1".into();
+                one
+            }
+            None => return Ok(not_found_page()),
+        },
+        ["api", version] => match resources(registry, "", version) {
+            Some(list) => list,
+            None => return Ok(not_found_page()),
+        },
+        ["apis", group, version] => match resources(registry, group, version) {
+            Some(list) => list,
+            None => return Ok(not_found_page()),
+        },
+        ["openapi", rest @ ..] => return Ok(openapi::answer(server, call, rest)),
+        ["metrics"] => return Ok(respond::text(StatusCode::OK, metrics(server))),
+        _ => return Ok(not_found_page()),
+    };
+    Ok(respond::json_value(StatusCode::OK, &answer))
+}
+
+fn metrics(server: &ApiServer) -> String {
+    let mut out = String::from(
+        "# HELP apiserver_storage_objects Number of stored objects by kind.\n# TYPE apiserver_storage_objects gauge\n",
+    );
+    let mut seen = Vec::new();
+    for resource in server.inner.registry.now().all() {
+        if seen.contains(&resource.storage) {
+            continue;
+        }
+        seen.push(resource.storage.clone());
+        let count = server.inner.store.snapshot(&resource.storage).len();
+        out.push_str(&format!("apiserver_storage_objects{{resource=\"{}\"}} {count}\n", resource.storage));
+    }
+    out
+}
+
+fn paths(registry: &Registry) -> Vec<String> {
+    let mut all: Vec<String> = [
+        "/api",
+        "/api/v1",
+        "/apis",
+        "/apis/",
+        "/healthz",
+        "/livez",
+        "/metrics",
+        "/openapi/v2",
+        "/openapi/v3",
+        "/openapi/v3/",
+        "/readyz",
+        "/version",
+    ]
+    .map(str::to_owned)
+    .into();
+    for (group, versions) in registry.groups().iter().filter(|(g, _)| !g.is_empty()) {
+        all.push(format!("/apis/{group}"));
+        all.extend(versions.iter().map(|v| format!("/apis/{group}/{v}")));
+    }
+    all.sort();
+    all
+}
+
+fn group(name: &str, versions: &[String]) -> Value {
+    let version = |v: &String| json!({"groupVersion": format!("{name}/{v}"), "version": v});
+    let all: Vec<Value> = versions.iter().map(version).collect();
+    let preferred = all.first().cloned().unwrap_or_default();
+    json!({"name": name, "versions": all, "preferredVersion": preferred})
+}
+
+/// The subresources that discovery lists: those with verbs.
+fn listed(resource: &Resource) -> impl Iterator<Item = &Subresource> {
+    resource.subresources.iter()
+}
+
+/// The old form: one list for a group and version. `None` when it is not served.
+fn resources(registry: &Registry, group: &str, version: &str) -> Option<Value> {
+    registry.groups().iter().find(|(g, v)| g == group && v.iter().any(|v| v == version))?;
+    let mut all = Vec::new();
+    for r in registry.in_version(group, version) {
+        let mut one = json!({"name": r.plural, "singularName": r.singular, "namespaced": r.namespaced, "kind": r.kind, "verbs": r.verbs});
+        if !r.short_names.is_empty() {
+            one["shortNames"] = json!(r.short_names);
+        }
+        if !r.categories.is_empty() {
+            one["categories"] = json!(r.categories);
+        }
+        one["storageVersionHash"] = hash(&r.storage).into();
+        all.push(one);
+        for s in listed(r) {
+            let mut one = json!({"name": format!("{}/{}", r.plural, s.name), "singularName": "", "namespaced": r.namespaced, "kind": s.kind, "verbs": s.verbs});
+            if let Some((group, version)) = &s.group_version {
+                one["group"] = group.clone().into();
+                one["version"] = version.clone().into();
+            }
+            all.push(one);
+        }
+    }
+    if group.is_empty() {
+        all.push(json!({"name": "bindings", "singularName": "binding", "namespaced": true, "kind": "Binding", "verbs": ["create"]}));
+        all.push(json!({"name": "componentstatuses", "singularName": "componentstatus", "namespaced": false, "kind": "ComponentStatus", "verbs": ["get", "list"], "shortNames": ["cs"]}));
+    }
+    for (_, plural, kind, namespaced) in REVIEWS.iter().filter(|r| r.0 == group) {
+        all.push(json!({"name": plural, "singularName": kind.to_lowercase(), "namespaced": namespaced, "kind": kind, "verbs": ["create"]}));
+    }
+    all.sort_by(|a, b| a["name"].as_str().cmp(&b["name"].as_str()));
+    let group_version = if group.is_empty() { version.to_owned() } else { format!("{group}/{version}") };
+    Some(
+        json!({"kind": "APIResourceList", "apiVersion": "v1", "groupVersion": group_version, "resources": all}),
+    )
+}
+
+/// Changes with the stored form of a resource.
+fn hash(storage: &str) -> String {
+    use base64::{Engine, engine::general_purpose::STANDARD};
+    use sha2::{Digest, Sha256};
+    STANDARD.encode(&Sha256::digest(storage.as_bytes())[..8])
+}
+
+/// The new form: everything at once.
+fn aggregate(registry: &Registry, core: bool) -> Value {
+    let mut items = Vec::new();
+    for (group, versions) in registry.groups().iter().filter(|(g, _)| g.is_empty() == core) {
+        let all: Vec<Value> = versions
+            .iter()
+            .map(|version| {
+                let mut resources: Vec<Value> =
+                    registry.in_version(group, version).map(|r| aggregated_resource(r)).collect();
+                let question = |plural: &str, kind: &str, namespaced: bool, verbs: Value, short: Value| {
+                    json!({"resource": plural, "responseKind": {"group": group, "version": version, "kind": kind},
+                        "scope": if namespaced { "Namespaced" } else { "Cluster" }, "singularResource": kind.to_lowercase(), "verbs": verbs, "shortNames": short})
+                };
+                if core {
+                    resources.push(question("bindings", "Binding", true, json!(["create"]), json!([])));
+                    resources.push(question("componentstatuses", "ComponentStatus", false, json!(["get", "list"]), json!(["cs"])));
+                }
+                for (_, plural, kind, namespaced) in REVIEWS.iter().filter(|r| r.0 == group) {
+                    resources.push(question(plural, kind, *namespaced, json!(["create"]), json!([])));
+                }
+                json!({"version": version, "freshness": "Current", "resources": resources})
+            })
+            .collect();
+        let metadata = if core {
+            json!({"creationTimestamp": null})
+        } else {
+            json!({"name": group, "creationTimestamp": null})
+        };
+        items.push(json!({"metadata": metadata, "versions": all}));
+    }
+    json!({"kind": "APIGroupDiscoveryList", "apiVersion": "apidiscovery.k8s.io/v2", "metadata": {}, "items": items})
+}
+
+fn aggregated_resource(r: &Resource) -> Value {
+    let kind =
+        |group: &str, version: &str, kind: &str| json!({"group": group, "version": version, "kind": kind});
+    let mut one = json!({
+        "resource": r.plural, "responseKind": kind(&r.group, &r.version, &r.kind),
+        "scope": if r.namespaced { "Namespaced" } else { "Cluster" }, "singularResource": r.singular, "verbs": r.verbs,
+    });
+    if !r.short_names.is_empty() {
+        one["shortNames"] = json!(r.short_names);
+    }
+    if !r.categories.is_empty() {
+        one["categories"] = json!(r.categories);
+    }
+    let subresources: Vec<Value> = listed(r)
+        .map(|s| {
+            let (group, version) = s.group_version.clone().unwrap_or((r.group.clone(), r.version.clone()));
+            json!({"subresource": s.name, "responseKind": kind(&group, &version, &s.kind), "verbs": s.verbs})
+        })
+        .collect();
+    if !subresources.is_empty() {
+        one["subresources"] = subresources.into();
+    }
+    one
+}

@@ -1,0 +1,162 @@
+//! Resources that are questions, not objects: access and token reviews, bindings by name, component statuses.
+
+use http::{Request, Response, StatusCode};
+use k8s_core::{client::Body, status::ApiStatus};
+use serde_json::{Value, json};
+
+use crate::{
+    auth::rbac::{Attributes, Rule},
+    respond,
+    server::{ApiServer, Call, read_body},
+    table::Form,
+    user::User,
+    value::{list, text},
+    write::decode_body,
+};
+
+/// Answers a question; `None` when the request is about a stored resource.
+pub(crate) async fn handle(
+    server: &ApiServer,
+    call: &Call,
+    request: &mut Request<Body>,
+) -> Result<Option<Response<Body>>, ApiStatus> {
+    let info = &call.info;
+    let kind = match (info.group.as_str(), info.resource.as_str()) {
+        ("", "componentstatuses") => return component_statuses(server, call).map(Some),
+        ("", "bindings") => return Err(ApiStatus::method_not_allowed()),
+        ("authorization.k8s.io", "selfsubjectaccessreviews") => "SelfSubjectAccessReview",
+        ("authorization.k8s.io", "subjectaccessreviews") => "SubjectAccessReview",
+        ("authorization.k8s.io", "localsubjectaccessreviews") => "LocalSubjectAccessReview",
+        ("authorization.k8s.io", "selfsubjectrulesreviews") => "SelfSubjectRulesReview",
+        ("authentication.k8s.io", "selfsubjectreviews") => "SelfSubjectReview",
+        ("authentication.k8s.io", "tokenreviews") => "TokenReview",
+        _ => return Ok(None),
+    };
+    if info.verb != "create" || info.version != "v1" {
+        return Err(ApiStatus::method_not_allowed());
+    }
+    let body = read_body(request).await?;
+    let (mut review, _) = decode_body(call, kind, &body)?;
+    if !review.is_object() {
+        return Err(ApiStatus::bad_request(format!("the body must be a {kind}")));
+    }
+    let status = match kind {
+        "SelfSubjectAccessReview" => access(server, &call.user, &review),
+        "SubjectAccessReview" | "LocalSubjectAccessReview" => {
+            let groups: Vec<&str> = list(&review, "/spec/groups").iter().filter_map(Value::as_str).collect();
+            let user = User {
+                groups: groups.iter().map(|g| (*g).to_owned()).collect(),
+                ..User::new(text(&review, "/spec/user"), &[])
+            };
+            access(server, &user, &review)
+        }
+        "SelfSubjectRulesReview" => rules(server, &call.user, text(&review, "/spec/namespace")),
+        "SelfSubjectReview" => json!({"userInfo": user_info(&call.user)}),
+        _ => token(server, text(&review, "/spec/token")),
+    };
+    review["kind"] = kind.into();
+    review["apiVersion"] = format!("{}/v1", info.group).into();
+    if review.get("metadata").is_none() {
+        review["metadata"] = json!({});
+    }
+    review["status"] = status;
+    Ok(Some(respond::json_value(StatusCode::CREATED, &review)))
+}
+
+fn user_info(user: &User) -> Value {
+    let mut info = json!({"username": user.name, "groups": user.groups});
+    if !user.uid.is_empty() {
+        info["uid"] = user.uid.clone().into();
+    }
+    if !user.extra.is_empty() {
+        info["extra"] = json!(user.extra);
+    }
+    info
+}
+
+fn access(server: &ApiServer, user: &User, review: &Value) -> Value {
+    let at = |field: &str| text(review, &format!("/spec/resourceAttributes/{field}"));
+    let path = text(review, "/spec/nonResourceAttributes/path");
+    let attributes = if path.is_empty() {
+        Attributes {
+            verb: at("verb"),
+            group: at("group"),
+            resource: at("resource"),
+            subresource: at("subresource"),
+            namespace: at("namespace"),
+            name: at("name"),
+            path: "",
+        }
+    } else {
+        Attributes { verb: text(review, "/spec/nonResourceAttributes/verb"), path, ..Attributes::default() }
+    };
+    match server.inner.authorize(user, &attributes) {
+        Ok(()) => json!({"allowed": true}),
+        Err(_) => json!({"allowed": false}),
+    }
+}
+
+fn rules(server: &ApiServer, user: &User, namespace: &str) -> Value {
+    let all = server.inner.rbac.rules(&server.inner.store, user, namespace);
+    let resource = |r: &Rule| {
+        let mut rule = json!({"verbs": r.verbs, "apiGroups": r.groups, "resources": r.resources});
+        if !r.names.is_empty() {
+            rule["resourceNames"] = json!(r.names);
+        }
+        rule
+    };
+    let resources: Vec<Value> = all.iter().filter(|r| !r.resources.is_empty()).map(resource).collect();
+    let paths: Vec<Value> = all
+        .iter()
+        .filter(|r| !r.paths.is_empty())
+        .map(|r| json!({"verbs": r.verbs, "nonResourceURLs": r.paths}))
+        .collect();
+    json!({"resourceRules": resources, "nonResourceRules": paths, "incomplete": false})
+}
+
+fn token(server: &ApiServer, token: &str) -> Value {
+    let inner = &server.inner;
+    let alive =
+        |resource: &str, key: &str, uid: &str| inner.store.get(resource, key).is_some_and(|s| &*s.uid == uid);
+    match inner.authenticator.token(token, &inner.issuer, inner.clock.now().as_second(), &alive) {
+        Some(user) => {
+            json!({"authenticated": true, "user": user_info(&user), "audiences": [crate::auth::tokens::API_AUDIENCE]})
+        }
+        None => json!({"user": {}, "error": "[invalid bearer token, token lookup failed]"}),
+    }
+}
+
+/// The old health of parts. All of them are this process or report by leases; the store answers for itself.
+fn component_statuses(server: &ApiServer, call: &Call) -> Result<Response<Body>, ApiStatus> {
+    let form = Form::from_headers(&call.headers)?;
+    let component = |name: &str| {
+        json!({"kind": "ComponentStatus", "apiVersion": "v1", "metadata": {"name": name, "creationTimestamp": null},
+            "conditions": [{"type": "Healthy", "status": "True", "message": "ok"}]})
+    };
+    let names = ["controller-manager", "etcd-0", "scheduler"];
+    call.warn("v1 ComponentStatus is deprecated in v1.19+".into());
+    if !call.info.name.is_empty() {
+        if !names.contains(&call.info.name.as_str()) {
+            return Err(ApiStatus::not_found("", "componentstatuses", &call.info.name));
+        }
+        return Ok(respond::json_value(StatusCode::OK, &component(&call.info.name)));
+    }
+    if call.info.verb != "list" {
+        return Err(ApiStatus::method_not_allowed());
+    }
+    let metadata = json!({"resourceVersion": server.inner.store.revision().to_string()});
+    if form == Form::Table {
+        let column = |name: &str, format: &str| json!({"name": name, "type": "string", "format": format, "description": "", "priority": 0});
+        let rows: Vec<Value> = names
+            .iter()
+            .map(|n| json!({"cells": [n, "Healthy", "ok", ""], "object": crate::table::metadata_only(&component(n))}))
+            .collect();
+        let table = json!({"kind": "Table", "apiVersion": "meta.k8s.io/v1", "metadata": metadata,
+            "columnDefinitions": [column("Name", "name"), column("Status", ""), column("Message", ""), column("Error", "")], "rows": rows});
+        return Ok(respond::json_value(StatusCode::OK, &table));
+    }
+    let items: Vec<Value> = names.iter().map(|n| component(n)).collect();
+    let all =
+        json!({"kind": "ComponentStatusList", "apiVersion": "v1", "metadata": metadata, "items": items});
+    Ok(respond::json_value(StatusCode::OK, &all))
+}

@@ -1,0 +1,86 @@
+//! What a kubelet is told at its start.
+
+use std::{collections::BTreeMap, net::IpAddr, path::PathBuf, sync::Arc};
+
+use crate::types::Taint;
+
+/// Configuration; every field has a default, so that a caller names only what differs.
+#[derive(Clone, Debug)]
+pub struct Config {
+    /// The node's name.
+    pub node_name: String,
+    /// Where pods' directories are (`<root>/pods/<uid>`).
+    pub root_dir: PathBuf,
+    /// Where containers' logs are.
+    pub log_dir: PathBuf,
+    /// The cluster's DNS servers, for pods with `dnsPolicy: ClusterFirst`.
+    pub cluster_dns: Vec<IpAddr>,
+    /// The cluster's DNS domain.
+    pub cluster_domain: String,
+    /// The host's resolver configuration.
+    pub resolv_conf: PathBuf,
+    /// The node's addresses, the primary one first. Empty: found out.
+    pub node_ips: Vec<IpAddr>,
+    /// Labels beside the well-known ones.
+    pub node_labels: BTreeMap<String, String>,
+    /// Taints the node registers with.
+    pub node_taints: Vec<Taint>,
+    /// The node's pod range, where it is known before a controller assigns one.
+    pub pod_cidr: Option<String>,
+    /// How many pods may run.
+    pub max_pods: u32,
+    /// Address on which the kubelet's API listens.
+    pub bind_address: IpAddr,
+    /// Port of the kubelet's API; 0: no listener (the API is called in the same process).
+    pub port: u16,
+    /// Keys and client verification for the kubelet's API. `None`: no listener.
+    pub tls: Option<Arc<rustls::ServerConfig>>,
+    /// Version that the node reports.
+    pub kubelet_version: String,
+    /// A container's log is rotated when it is larger than this.
+    pub log_max_size: u64,
+    /// So many log files a container keeps.
+    pub log_max_files: usize,
+    /// Secrets and `medium: Memory` live on tmpfs. `false` only where nothing can be mounted (tests without root).
+    pub tmpfs: bool,
+    /// Address and port that pods reach the API server at, for `KUBERNETES_SERVICE_HOST` where no `kubernetes` Service is there yet.
+    pub kubernetes_service: Option<(IpAddr, u16)>,
+}
+
+impl Default for Config {
+    fn default() -> Self {
+        Config {
+            node_name: "localhost".into(),
+            root_dir: "/var/lib/kubelet".into(),
+            log_dir: "/var/log/pods".into(),
+            cluster_dns: Vec::new(),
+            cluster_domain: "cluster.local".into(),
+            resolv_conf: "/etc/resolv.conf".into(),
+            node_ips: Vec::new(),
+            node_labels: BTreeMap::new(),
+            node_taints: Vec::new(),
+            pod_cidr: None,
+            max_pods: 110,
+            bind_address: IpAddr::from([0, 0, 0, 0]),
+            port: 10250,
+            tls: None,
+            kubelet_version: "v1.36.0".into(),
+            log_max_size: 10 << 20,
+            log_max_files: 5,
+            tmpfs: true,
+            kubernetes_service: None,
+        }
+    }
+}
+
+impl Config {
+    /// A pod's directory.
+    pub(crate) fn pod_dir(&self, uid: &str) -> PathBuf {
+        self.root_dir.join("pods").join(uid)
+    }
+
+    /// Directory of a pod's logs.
+    pub(crate) fn pod_log_dir(&self, namespace: &str, name: &str, uid: &str) -> PathBuf {
+        self.log_dir.join(format!("{namespace}_{name}_{uid}"))
+    }
+}

@@ -1,0 +1,137 @@
+//! What every part of one kubelet shares.
+
+use std::{
+    collections::HashMap,
+    net::IpAddr,
+    path::PathBuf,
+    sync::{Arc, Mutex, MutexGuard, PoisonError},
+};
+
+use k8s_core::{cache::Cache, client::Client, clock::Clock};
+use k8s_net::pod::PodNetwork;
+use k8s_runtime::{ContainerId, Runtime, SandboxId};
+
+use crate::{
+    config::Config, events::Recorder, images::Puller, node::Facts, sources::Sources, tokens::Tokens, types::*,
+};
+
+/// Shared by all workers, the node's reporter and the kubelet's API.
+pub(crate) struct Context {
+    pub(crate) config: Config,
+    pub(crate) client: Client,
+    pub(crate) clock: Clock,
+    pub(crate) runtime: Arc<dyn Runtime>,
+    pub(crate) images: Puller,
+    pub(crate) network: Option<Arc<dyn PodNetwork>>,
+    pub(crate) events: Recorder,
+    pub(crate) sources: Sources,
+    pub(crate) tokens: Tokens,
+    pub(crate) pods: Cache<Pod>,
+    pub(crate) services: Cache<Service>,
+    pub(crate) facts: Facts,
+    /// Which pod (uid) a sandbox belongs to.
+    sandboxes: Mutex<HashMap<SandboxId, String>>,
+    views: Mutex<HashMap<String, PodView>>,
+    view_changes: tokio::sync::watch::Sender<()>,
+}
+
+/// What the kubelet's API needs to know of a pod.
+#[derive(Clone, Debug, Default)]
+pub(crate) struct PodView {
+    pub(crate) sandbox: Option<SandboxId>,
+    pub(crate) containers: HashMap<String, ContainerView>,
+    /// The last status that was computed.
+    pub(crate) status: PodStatus,
+}
+
+/// What the kubelet's API needs to know of a container.
+#[derive(Clone, Debug, Default)]
+pub(crate) struct ContainerView {
+    /// The newest container, running or dead.
+    pub(crate) id: Option<ContainerId>,
+    pub(crate) running: bool,
+    pub(crate) waiting: Option<String>,
+    pub(crate) log: Option<PathBuf>,
+    pub(crate) previous_log: Option<PathBuf>,
+}
+
+/// The parts a [`Context`] is made of.
+pub(crate) struct Parts {
+    pub(crate) config: Config,
+    pub(crate) client: Client,
+    pub(crate) clock: Clock,
+    pub(crate) runtime: Arc<dyn Runtime>,
+    pub(crate) images: Puller,
+    pub(crate) network: Option<Arc<dyn PodNetwork>>,
+    pub(crate) events: Recorder,
+    pub(crate) facts: Facts,
+}
+
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    // Nothing that can panic runs under these locks.
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+impl Context {
+    pub(crate) fn new(parts: Parts) -> Self {
+        Context {
+            sources: Sources::new(parts.client.clone()),
+            tokens: Tokens::new(parts.client.clone(), parts.clock.clone()),
+            config: parts.config,
+            client: parts.client,
+            clock: parts.clock,
+            runtime: parts.runtime,
+            images: parts.images,
+            network: parts.network,
+            events: parts.events,
+            facts: parts.facts,
+            pods: Cache::new(),
+            services: Cache::new(),
+            sandboxes: Mutex::default(),
+            views: Mutex::default(),
+            view_changes: tokio::sync::watch::channel(()).0,
+        }
+    }
+
+    /// The node's addresses.
+    pub(crate) fn node_ips(&self) -> &[IpAddr] {
+        &self.facts.ips
+    }
+
+    /// Remembers whose a sandbox is, so that its events find the worker.
+    pub(crate) fn own_sandbox(&self, id: &SandboxId, uid: &str) {
+        lock(&self.sandboxes).insert(id.clone(), uid.to_owned());
+    }
+
+    /// Forgets a sandbox.
+    pub(crate) fn disown_sandbox(&self, id: &SandboxId) {
+        lock(&self.sandboxes).remove(id);
+    }
+
+    /// The pod (uid) a sandbox belongs to.
+    pub(crate) fn owner_of(&self, id: &SandboxId) -> Option<String> {
+        lock(&self.sandboxes).get(id).cloned()
+    }
+
+    /// Publishes what the kubelet's API may show of a pod.
+    pub(crate) fn publish(&self, uid: &str, view: PodView) {
+        lock(&self.views).insert(uid.to_owned(), view);
+        self.view_changes.send_replace(());
+    }
+
+    /// Takes a pod's view away.
+    pub(crate) fn retract(&self, uid: &str) {
+        lock(&self.views).remove(uid);
+        self.view_changes.send_replace(());
+    }
+
+    /// Tells that some view changed.
+    pub(crate) fn view_changes(&self) -> tokio::sync::watch::Receiver<()> {
+        self.view_changes.subscribe()
+    }
+
+    /// What is known of a pod.
+    pub(crate) fn view(&self, uid: &str) -> Option<PodView> {
+        lock(&self.views).get(uid).cloned()
+    }
+}

@@ -1,0 +1,258 @@
+//! Getting a container's image: pull policy, credentials, and waiting longer after each failure.
+
+use std::{
+    collections::HashMap,
+    sync::{Arc, Mutex, PoisonError},
+};
+
+use base64::Engine;
+use k8s_core::{clock::Clock, meta::ObjectExt};
+use k8s_runtime::{ImageInfo, Images, RuntimeError};
+use serde::Deserialize;
+use tokio::sync::Semaphore;
+
+use crate::{backoff::Backoff, context::Context, duration, types::*};
+
+/// So many pulls at once.
+const PULLS: usize = 4;
+
+/// Why a container has no image yet: the waiting reason, and when to try again.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) struct ImageError {
+    pub(crate) reason: &'static str,
+    pub(crate) message: String,
+    pub(crate) retry_at: Timestamp,
+}
+
+#[derive(Debug, Default)]
+struct Failure {
+    backoff: Backoff,
+    at: Option<Timestamp>,
+    message: String,
+}
+
+/// The node's images, with the memory of failed pulls.
+pub(crate) struct Puller {
+    store: Arc<dyn Images>,
+    clock: Clock,
+    slots: Semaphore,
+    failures: Mutex<HashMap<(String, String), Failure>>,
+}
+
+impl Puller {
+    pub(crate) fn new(store: Arc<dyn Images>, clock: Clock) -> Self {
+        Puller { store, clock, slots: Semaphore::new(PULLS), failures: Mutex::default() }
+    }
+
+    /// The image store.
+    pub(crate) fn store(&self) -> &dyn Images {
+        &*self.store
+    }
+
+    /// Forgets a pod's failures.
+    pub(crate) fn forget(&self, pod_uid: &str) {
+        self.failures.lock().unwrap_or_else(PoisonError::into_inner).retain(|(uid, _), _| uid != pod_uid);
+    }
+
+    /// The image of a container, pulled where the policy says so.
+    pub(crate) async fn ensure(
+        &self,
+        cx: &Context,
+        pod: &Pod,
+        container: &Container,
+    ) -> Result<ImageInfo, ImageError> {
+        let image = container.image.as_deref().unwrap_or_default();
+        let name = Some(container.name.as_str());
+        let now = self.clock.now();
+        let later =
+            |seconds: i64| now.saturating_add(jiff::SignedDuration::from_secs(seconds)).unwrap_or(now);
+        let present = match self.store.find(image).await {
+            Ok(found) => found,
+            Err(RuntimeError::Invalid(why)) => {
+                let message = format!(
+                    "Failed to apply default image tag {image:?}: couldn't parse image name {image:?}: {why}"
+                );
+                cx.events.warning(pod, name, "InspectFailed", &message);
+                return Err(ImageError { reason: "InvalidImageName", message, retry_at: later(60) });
+            }
+            Err(e) => {
+                let message = format!("Failed to inspect image {image:?}: {e}");
+                cx.events.warning(pod, name, "InspectFailed", &message);
+                return Err(ImageError { reason: "ImageInspectError", message, retry_at: later(5) });
+            }
+        };
+        match (present, policy(container)) {
+            (Some(found), "IfNotPresent" | "Never") => {
+                let message = format!("Container image {image:?} already present on machine");
+                cx.events.normal(pod, name, "Pulled", message);
+                Ok(found)
+            }
+            (None, "Never") => {
+                let message = format!("Container image {image:?} is not present with pull policy of Never");
+                cx.events.warning(pod, name, "ErrImageNeverPull", &message);
+                cx.events.warning(pod, name, "Failed", "Error: ErrImageNeverPull");
+                Err(ImageError { reason: "ErrImageNeverPull", message, retry_at: later(10) })
+            }
+            _ => self.pull(cx, pod, container, image).await,
+        }
+    }
+
+    async fn pull(
+        &self,
+        cx: &Context,
+        pod: &Pod,
+        container: &Container,
+        image: &str,
+    ) -> Result<ImageInfo, ImageError> {
+        let name = Some(container.name.as_str());
+        let key = (pod.uid().to_owned(), image.to_owned());
+        if let Some((until, last)) = self.blocked(&key) {
+            let message = format!("Back-off pulling image {image:?}");
+            cx.events.normal(pod, name, "BackOff", &message);
+            cx.events.warning(pod, name, "Failed", "Error: ImagePullBackOff");
+            let message = format!("{message}: ErrImagePull: {last}");
+            return Err(ImageError { reason: "ImagePullBackOff", message, retry_at: until });
+        }
+        let asked = self.clock.now();
+        // The semaphore is never closed.
+        let _slot = self.slots.acquire().await.ok();
+        let begun = self.clock.now();
+        cx.events.normal(pod, name, "Pulling", format!("Pulling image {image:?}"));
+        let credentials = credentials(cx, pod, image).await;
+        match self.store.pull(image, credentials).await {
+            Ok(info) => {
+                self.failures.lock().unwrap_or_else(PoisonError::into_inner).remove(&key);
+                let message = format!(
+                    "Successfully pulled image {image:?} in {} ({} including waiting). Image size: {} bytes.",
+                    duration::took(self.clock.since(begun)),
+                    duration::took(self.clock.since(asked)),
+                    info.size
+                );
+                cx.events.normal(pod, name, "Pulled", message);
+                Ok(info)
+            }
+            Err(e) => {
+                let now = self.clock.now();
+                cx.events.warning(pod, name, "Failed", format!("Failed to pull image {image:?}: {e}"));
+                cx.events.warning(pod, name, "Failed", "Error: ErrImagePull");
+                let mut failures = self.failures.lock().unwrap_or_else(PoisonError::into_inner);
+                let failure = failures.entry(key).or_default();
+                failure.backoff.advance(now, now);
+                failure.at = Some(now);
+                failure.message = e.to_string();
+                // Soon after, the next attempt is refused and the container shows that it waits.
+                let retry_at = now.saturating_add(jiff::SignedDuration::from_secs(2)).unwrap_or(now);
+                Err(ImageError { reason: "ErrImagePull", message: e.to_string(), retry_at })
+            }
+        }
+    }
+
+    fn blocked(&self, key: &(String, String)) -> Option<(Timestamp, String)> {
+        let failures = self.failures.lock().unwrap_or_else(PoisonError::into_inner);
+        let failure = failures.get(key)?;
+        let until = failure.backoff.blocked_until(failure.at?, self.clock.now())?;
+        Some((until, failure.message.clone()))
+    }
+}
+
+/// The pull policy; without one it depends on the tag.
+fn policy(container: &Container) -> &str {
+    if let Some(policy) = container.image_pull_policy.as_deref().filter(|p| !p.is_empty()) {
+        return policy;
+    }
+    let image = container.image.as_deref().unwrap_or_default();
+    let last = image.rsplit('/').next().unwrap_or_default();
+    let tag = last.split_once(':').map(|(_, tag)| tag);
+    if image.contains('@') || tag.is_some_and(|t| t != "latest") { "IfNotPresent" } else { "Always" }
+}
+
+#[derive(Deserialize)]
+struct DockerConfig {
+    #[serde(default)]
+    auths: HashMap<String, DockerAuth>,
+}
+
+#[derive(Deserialize, Default)]
+#[serde(default)]
+struct DockerAuth {
+    username: String,
+    password: String,
+    auth: String,
+}
+
+impl DockerAuth {
+    fn pair(&self) -> Option<(String, String)> {
+        if !self.username.is_empty() {
+            return Some((self.username.clone(), self.password.clone()));
+        }
+        let plain = base64::engine::general_purpose::STANDARD.decode(&self.auth).ok()?;
+        let plain = String::from_utf8(plain).ok()?;
+        let (user, password) = plain.split_once(':')?;
+        Some((user.to_owned(), password.to_owned()))
+    }
+}
+
+/// The registry in an image's name.
+fn registry(image: &str) -> &str {
+    match image.split_once('/') {
+        Some((host, _)) if host.contains(['.', ':']) || host == "localhost" => host,
+        _ => "docker.io",
+    }
+}
+
+/// User and password from the pod's `imagePullSecrets`; secrets that are missing or malformed are passed over, as upstream does.
+async fn credentials(cx: &Context, pod: &Pod, image: &str) -> Option<(String, String)> {
+    let registry = registry(image);
+    for reference in pod.spec.as_ref()?.image_pull_secrets.iter().flatten() {
+        let Ok(secret) = cx.sources.secret(pod.namespace(), &reference.name).await else { continue };
+        let data = secret.data.iter().flatten();
+        for (key, value) in data {
+            let config = match key.as_str() {
+                ".dockerconfigjson" => serde_json::from_slice(&value.0).ok(),
+                ".dockercfg" => serde_json::from_slice(&value.0).ok().map(|auths| DockerConfig { auths }),
+                _ => None,
+            };
+            let Some(DockerConfig { auths }) = config else { continue };
+            let found = auths.iter().find(|(host, _)| {
+                let host = host.trim_start_matches("https://").trim_start_matches("http://");
+                let host = host.split('/').next().unwrap_or_default();
+                host == registry || (registry == "docker.io" && host == "index.docker.io")
+            });
+            if let Some(pair) = found.and_then(|(_, auth)| auth.pair()) {
+                return Some(pair);
+            }
+        }
+    }
+    None
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn default_policy() {
+        for (image, want) in [
+            ("nginx", "Always"),
+            ("nginx:latest", "Always"),
+            ("nginx:1.7", "IfNotPresent"),
+            ("localhost:5000/nginx", "Always"),
+            ("nginx@sha256:abc", "IfNotPresent"),
+        ] {
+            let container = Container { image: Some(image.into()), ..Container::default() };
+            assert_eq!(policy(&container), want, "{image}");
+        }
+        assert_eq!(registry("nginx"), "docker.io");
+        assert_eq!(registry("library/nginx"), "docker.io");
+        assert_eq!(registry("localhost:5000/a/b"), "localhost:5000");
+    }
+
+    #[test]
+    fn docker_auth() {
+        let auth = DockerAuth {
+            auth: base64::engine::general_purpose::STANDARD.encode("u:p:q"),
+            ..Default::default()
+        };
+        assert_eq!(auth.pair(), Some(("u".into(), "p:q".into())));
+    }
+}

@@ -1,0 +1,373 @@
+//! Putting the kubelet together, and routing what happens to the pods' workers.
+
+use std::{collections::HashMap, sync::Arc};
+
+use futures::StreamExt;
+use k8s_core::{
+    cache::{Change, reflect},
+    client::{Client, ListParams},
+    clock::Clock,
+    meta::ObjectExt,
+};
+use k8s_net::pod::PodNetwork;
+use k8s_runtime::{Images, Runtime, RuntimeError, RuntimeEvent, SandboxStatus};
+use tokio::task::{JoinHandle, JoinSet};
+use tokio_util::sync::CancellationToken;
+use tracing::{debug, warn};
+
+use crate::{
+    config::Config,
+    context::{Context, Parts},
+    events::Recorder,
+    images::Puller,
+    logs, node, orphans,
+    pod::worker::{self, Handle, Msg},
+    server::{self, KubeletApi},
+    types::*,
+};
+
+/// Why a kubelet does not start.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum KubeletError {
+    /// No runtime was given.
+    #[error("a kubelet needs a runtime and an image store")]
+    NoRuntime,
+    /// The runtime does not answer.
+    #[error("list what the runtime has: {0}")]
+    Runtime(#[from] RuntimeError),
+    /// The kubelet's API cannot be served.
+    #[error("listen on {address}: {source}")]
+    Listen {
+        /// Address and port.
+        address: std::net::SocketAddr,
+        /// The system's answer.
+        #[source]
+        source: std::io::Error,
+    },
+}
+
+/// What a kubelet is made of.
+pub struct Builder {
+    config: Config,
+    client: Client,
+    clock: Clock,
+    runtime: Option<Arc<dyn Runtime>>,
+    images: Option<Arc<dyn Images>>,
+    network: Option<Arc<dyn PodNetwork>>,
+}
+
+impl std::fmt::Debug for Builder {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Builder").field("config", &self.config).finish_non_exhaustive()
+    }
+}
+
+impl Builder {
+    /// The whole configuration; the node's name is kept where the configuration has none of its own.
+    #[must_use]
+    pub fn config(mut self, config: Config) -> Self {
+        let name = std::mem::take(&mut self.config.node_name);
+        self.config = Config { node_name: name, ..config };
+        self
+    }
+
+    /// Changes some of the configuration.
+    #[must_use]
+    pub fn configure(mut self, change: impl FnOnce(&mut Config)) -> Self {
+        change(&mut self.config);
+        self
+    }
+
+    /// Where time comes from.
+    #[must_use]
+    pub fn clock(mut self, clock: Clock) -> Self {
+        self.clock = clock;
+        self
+    }
+
+    /// What runs containers.
+    #[must_use]
+    pub fn runtime(mut self, runtime: Arc<dyn Runtime>) -> Self {
+        self.runtime = Some(runtime);
+        self
+    }
+
+    /// Where images are.
+    #[must_use]
+    pub fn images(mut self, images: Arc<dyn Images>) -> Self {
+        self.images = Some(images);
+        self
+    }
+
+    /// What connects pods. Without one, pods have the addresses that the runtime gives them.
+    #[must_use]
+    pub fn network(mut self, network: Arc<dyn PodNetwork>) -> Self {
+        self.network = Some(network);
+        self
+    }
+
+    /// Starts the kubelet. It works until [`Kubelet::shutdown`], or until the handle is dropped.
+    ///
+    /// # Errors
+    /// [`KubeletError`]: nothing was started.
+    pub async fn start(self) -> Result<Kubelet, KubeletError> {
+        let (Some(runtime), Some(images)) = (self.runtime, self.images) else {
+            return Err(KubeletError::NoRuntime);
+        };
+        // Listening begins before listing, so that nothing falls between.
+        let events = runtime.events();
+        let known = runtime.list().await?;
+        let client = self.client.named("kubelet");
+        let (recorder, event_writer) =
+            Recorder::start(client.clone(), self.clock.clone(), self.config.node_name.clone());
+        let facts = node::Facts::read(&self.config);
+        let listener = server::bind(&self.config).await?;
+        let cx = Arc::new(Context::new(Parts {
+            images: Puller::new(images, self.clock.clone()),
+            config: self.config,
+            client,
+            clock: self.clock,
+            runtime,
+            network: self.network,
+            events: recorder,
+            facts,
+        }));
+        let stop = CancellationToken::new();
+        let api = KubeletApi::new(cx.clone());
+        let mut tasks = JoinSet::new();
+        let until_stop = |work: futures::future::BoxFuture<'static, ()>| {
+            let stop = stop.clone();
+            async move {
+                tokio::select! {
+                    () = work => {}
+                    () = stop.cancelled() => {}
+                }
+            }
+        };
+        tasks.spawn(until_stop(Box::pin(event_writer)));
+        tasks.spawn(until_stop(Box::pin(node::run(cx.clone()))));
+        tasks.spawn(until_stop(Box::pin(logs::rotate::run(cx.clone()))));
+        if let Some(listener) = listener {
+            tasks.spawn(server::serve(listener, api.clone(), stop.clone()));
+        }
+        let mut router = Router {
+            cx: cx.clone(),
+            workers: HashMap::new(),
+            running: JoinSet::new(),
+            known,
+            services_known: false,
+            shutdown: stop.clone(),
+        };
+        tasks.spawn(async move { router.run(events).await });
+        let main = tokio::spawn(async move { while tasks.join_next().await.is_some() {} });
+        Ok(Kubelet { stop, main: Some(main), api, cx })
+    }
+}
+
+/// A running kubelet. Dropping it stops it, as [`Kubelet::shutdown`] does, without waiting.
+pub struct Kubelet {
+    stop: CancellationToken,
+    main: Option<JoinHandle<()>>,
+    api: KubeletApi,
+    cx: Arc<Context>,
+}
+
+impl std::fmt::Debug for Kubelet {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Kubelet").field("node", &self.cx.config.node_name).finish_non_exhaustive()
+    }
+}
+
+impl Drop for Kubelet {
+    fn drop(&mut self) {
+        self.stop.cancel();
+    }
+}
+
+impl Kubelet {
+    /// A kubelet for a node, to be given its parts.
+    #[must_use]
+    pub fn builder(client: Client, node_name: &str) -> Builder {
+        Builder {
+            config: Config { node_name: node_name.to_owned(), ..Config::default() },
+            client,
+            clock: Clock::system(),
+            runtime: None,
+            images: None,
+            network: None,
+        }
+    }
+
+    /// The kubelet's API, to be called in this process.
+    #[must_use]
+    pub fn api(&self) -> KubeletApi {
+        self.api.clone()
+    }
+
+    /// The node's name.
+    #[must_use]
+    pub fn node_name(&self) -> &str {
+        &self.cx.config.node_name
+    }
+
+    /// Stops. No container is touched.
+    pub async fn shutdown(mut self) {
+        self.stop.cancel();
+        if let Some(main) = self.main.take() {
+            // It ends by itself; a panic in it has been reported by the runtime already.
+            let _ = main.await;
+        }
+    }
+}
+
+/// Gives pods to workers and tells workers what happens.
+struct Router {
+    cx: Arc<Context>,
+    /// By uid.
+    workers: HashMap<String, Handle>,
+    running: JoinSet<String>,
+    /// What the runtime had at the start, until its worker takes it.
+    known: Vec<SandboxStatus>,
+    services_known: bool,
+    shutdown: CancellationToken,
+}
+
+impl Router {
+    async fn run(&mut self, mut events: futures::stream::BoxStream<'static, RuntimeEvent>) {
+        let cx = self.cx.clone();
+        let mut changes = cx.pods.subscribe();
+        let selector = ListParams::default().fields(format!("spec.nodeName={}", cx.config.node_name));
+        let _pods = reflect(cx.client.all::<Pod>(), selector, cx.pods.clone());
+        let _services = reflect(cx.client.all::<Service>(), ListParams::default(), cx.services.clone());
+        let mut orphans_due = true;
+        let mut background = JoinSet::new();
+        let shutdown = self.shutdown.clone();
+        loop {
+            tokio::select! {
+                change = changes.next() => match change {
+                    Some(change) => self.take_change(change),
+                    None => break,
+                },
+                event = events.next() => match event {
+                    Some(event) => self.take_event(event).await,
+                    None => {
+                        warn!("the runtime's events ended, listening again");
+                        cx.clock.sleep(std::time::Duration::from_secs(1)).await;
+                        events = cx.runtime.events();
+                        self.take_event(RuntimeEvent::Resync).await;
+                    }
+                },
+                Some(done) = self.running.join_next() => self.take_ended(done.ok()),
+                () = cx.services.synced(), if !self.services_known => {
+                    self.services_known = true;
+                    for handle in self.workers.values() {
+                        handle.post.send(Msg::Services);
+                    }
+                }
+                () = cx.pods.synced(), if orphans_due => {
+                    orphans_due = false;
+                    // Workers have taken what is theirs when every change up to the sync has been seen.
+                    for pod in cx.pods.list() {
+                        self.give(pod);
+                    }
+                    let known = std::mem::take(&mut self.known);
+                    background.spawn(orphans::remove(cx.clone(), known));
+                }
+                () = shutdown.cancelled() => break,
+            }
+        }
+        while self.running.join_next().await.is_some() {}
+    }
+
+    fn take_change(&mut self, change: Change<Pod>) {
+        match change {
+            Change::Added(pod) => self.give(pod),
+            Change::Modified(old, pod) => {
+                if old.uid() != pod.uid() {
+                    self.lost(&old);
+                }
+                self.give(pod);
+            }
+            Change::Deleted(pod) => self.lost(&pod),
+            Change::Resync => {
+                let all = self.cx.pods.list();
+                let uids: std::collections::HashSet<&str> = all.iter().map(|p| p.uid()).collect();
+                let gone = self.workers.values().filter(|h| !uids.contains(h.pod.uid()));
+                for handle in gone {
+                    handle.post.send(Msg::Gone(handle.pod.clone()));
+                }
+                for pod in all {
+                    self.give(pod);
+                }
+            }
+        }
+    }
+
+    fn give(&mut self, pod: Arc<Pod>) {
+        if let Some(handle) = self.workers.get_mut(pod.uid()) {
+            if pod.revision() > handle.pod.revision() {
+                handle.pod = pod.clone();
+                handle.post.send(Msg::Pod(pod));
+            }
+            return;
+        }
+        let uid = pod.uid().to_owned();
+        let known = self.known.iter().filter(|s| s.spec.uid == uid).cloned().collect();
+        let (handle, work) = worker::start(worker::Start {
+            cx: self.cx.clone(),
+            pod,
+            known,
+            services_known: self.services_known,
+            shutdown: self.shutdown.clone(),
+        });
+        self.workers.insert(uid.clone(), handle);
+        self.running.spawn(async move {
+            work.await;
+            uid
+        });
+    }
+
+    fn lost(&mut self, pod: &Arc<Pod>) {
+        if let Some(handle) = self.workers.get(pod.uid()) {
+            handle.post.send(Msg::Gone(pod.clone()));
+        }
+    }
+
+    fn take_ended(&mut self, uid: Option<String>) {
+        match uid {
+            Some(uid) => {
+                self.workers.remove(&uid);
+            }
+            None => warn!("a pod's worker failed"),
+        }
+    }
+
+    async fn take_event(&mut self, event: RuntimeEvent) {
+        let sandbox = match &event {
+            RuntimeEvent::Started(sandbox, _)
+            | RuntimeEvent::Exited(sandbox, _)
+            | RuntimeEvent::Removed(sandbox, _)
+            | RuntimeEvent::SandboxGone(sandbox) => sandbox,
+            RuntimeEvent::Resync => return self.resync().await,
+            _ => return,
+        };
+        let owner = self.cx.owner_of(sandbox);
+        match owner.and_then(|uid| self.workers.get(&uid)) {
+            Some(handle) => handle.post.send(Msg::Runtime(event)),
+            None => debug!(?event, "an event of no pod's"),
+        }
+    }
+
+    async fn resync(&mut self) {
+        match self.cx.runtime.list().await {
+            Ok(all) => {
+                for (uid, handle) in &self.workers {
+                    let own = all.iter().filter(|s| &s.spec.uid == uid).cloned().collect();
+                    handle.post.send(Msg::Relist(own));
+                }
+            }
+            Err(e) => warn!(error = %e, "runtime not listed"),
+        }
+    }
+}

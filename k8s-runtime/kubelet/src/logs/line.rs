@@ -1,0 +1,66 @@
+//! One line of a CRI log.
+
+use std::borrow::Cow;
+
+use crate::types::Timestamp;
+
+/// `2026-01-02T03:04:05.678901234Z stdout F text`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Line<'a> {
+    /// The time as it is written.
+    pub(crate) time: &'a str,
+    pub(crate) stream: &'a str,
+    /// The writer's line goes on in the next one.
+    pub(crate) partial: bool,
+    /// Without its end.
+    pub(crate) text: &'a [u8],
+}
+
+impl<'a> Line<'a> {
+    /// Reads a line; `None`: it is none (the rest of one that was cut, or garbage).
+    pub(crate) fn parse(raw: &'a [u8]) -> Option<Self> {
+        let raw = raw.strip_suffix(b"\n").unwrap_or(raw);
+        let mut parts = raw.splitn(4, |b| *b == b' ');
+        let time = std::str::from_utf8(parts.next()?).ok()?;
+        let stream = std::str::from_utf8(parts.next()?).ok()?;
+        let tag = parts.next()?;
+        let text = parts.next().unwrap_or_default();
+        if !matches!(stream, "stdout" | "stderr") || !time.contains('T') {
+            return None;
+        }
+        let partial = tag.split(|b| *b == b':').next() == Some(b"P");
+        Some(Line { time, stream, partial, text })
+    }
+
+    /// When it was written.
+    pub(crate) fn timestamp(&self) -> Option<Timestamp> {
+        self.time.parse().ok()
+    }
+
+    /// The text as the container wrote it.
+    pub(crate) fn text_with_end(&self) -> Cow<'a, [u8]> {
+        if self.partial {
+            return Cow::Borrowed(self.text);
+        }
+        let mut text = self.text.to_vec();
+        text.push(b'\n');
+        Cow::Owned(text)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn lines() {
+        let line = Line::parse(b"2026-01-02T03:04:05.5Z stderr P a b \n").unwrap();
+        assert_eq!((line.stream, line.partial, line.text), ("stderr", true, &b"a b "[..]));
+        assert!(line.timestamp().is_some());
+        let empty = Line::parse(b"2026-01-02T03:04:05Z stdout F \n").unwrap();
+        assert_eq!(&*empty.text_with_end(), b"\n");
+        for bad in [&b"garbage"[..], b"", b"x stdout F y", b"2026-01-02T03:04:05Z other F y"] {
+            assert_eq!(Line::parse(bad), None);
+        }
+    }
+}

@@ -1,0 +1,338 @@
+//! Reading a log for a client: from where, how much, and on as it grows.
+//!
+//! Following waits for the directory to change (inotify) or for the container to end; it does not poll.
+
+use std::{
+    io::{self, SeekFrom},
+    os::unix::fs::MetadataExt,
+    path::{Path, PathBuf},
+    sync::Arc,
+};
+
+use bytes::Bytes;
+use nix::sys::inotify::{AddWatchFlags, InitFlags, Inotify};
+use tokio::{
+    fs::File,
+    io::{AsyncReadExt, AsyncSeekExt},
+    net::unix::pipe,
+    sync::mpsc,
+};
+
+use super::{line::Line, rotate};
+use crate::{context::Context, types::Timestamp};
+
+const CHUNK: usize = 64 * 1024;
+/// A line longer than this is cut; runtimes write at most 16 KiB.
+const LONGEST_LINE: usize = 1 << 20;
+
+/// What a client wants of a log.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub(crate) struct Options {
+    pub(crate) follow: bool,
+    pub(crate) tail: Option<u64>,
+    pub(crate) since: Option<Timestamp>,
+    pub(crate) timestamps: bool,
+    pub(crate) limit: Option<u64>,
+    /// Only `stdout` or `stderr`.
+    pub(crate) stream: Option<String>,
+}
+
+/// The container whose log is followed.
+pub(crate) struct Whose {
+    pub(crate) cx: Arc<Context>,
+    pub(crate) pod_uid: String,
+    pub(crate) container: String,
+    pub(crate) id: k8s_runtime::ContainerId,
+}
+
+impl Whose {
+    /// Whether nothing more will be written.
+    fn ended(&self) -> bool {
+        let view = self.cx.view(&self.pod_uid);
+        let container = view.as_ref().and_then(|v| v.containers.get(&self.container));
+        !container.is_some_and(|c| c.running && c.id.as_ref() == Some(&self.id))
+    }
+}
+
+type Sender = mpsc::Sender<io::Result<Bytes>>;
+
+/// Sends what a client wants of a log, until all is sent, the client is gone, or (following) the container has ended.
+pub(crate) async fn send(log: PathBuf, options: Options, whose: Option<Whose>, sender: Sender) {
+    let mut output = Output::new(options, sender.clone());
+    let result = tokio::select! {
+        result = read(&log, &mut output, whose) => result,
+        () = sender.closed() => return,
+    };
+    if let Err(e) = result {
+        // The client learns of it by the end of the stream.
+        let _ = sender.send(Err(e)).await;
+    }
+}
+
+async fn read(log: &Path, output: &mut Output, whose: Option<Whose>) -> io::Result<()> {
+    let mut files = rotate::parts(log);
+    files.push(log.to_owned());
+    let mut skip = match output.options.tail {
+        Some(lines) => start_of_tail(&files, lines).await?,
+        None => (0, 0),
+    };
+    let mut current = None;
+    for (index, path) in files.iter().enumerate().skip(skip.0) {
+        let mut file = match File::open(path).await {
+            Ok(file) => file,
+            Err(e) if e.kind() == io::ErrorKind::NotFound => continue,
+            Err(e) => return Err(e),
+        };
+        file.seek(SeekFrom::Start(skip.1)).await?;
+        skip.1 = 0;
+        if !output.copy(&mut file).await? {
+            return Ok(());
+        }
+        if index + 1 == files.len() {
+            current = Some(file);
+        } else {
+            output.end_of_file().await?;
+        }
+    }
+    match whose.filter(|_| output.options.follow) {
+        Some(whose) => follow(log, current, output, &whose).await,
+        None => output.finish().await,
+    }
+}
+
+async fn follow(log: &Path, mut file: Option<File>, output: &mut Output, whose: &Whose) -> io::Result<()> {
+    let dir = log.parent().unwrap_or(Path::new("/"));
+    let inotify = Inotify::init(InitFlags::IN_NONBLOCK | InitFlags::IN_CLOEXEC)?;
+    inotify
+        .add_watch(dir, AddWatchFlags::IN_MODIFY | AddWatchFlags::IN_CREATE | AddWatchFlags::IN_MOVED_TO)?;
+    // An inotify descriptor is read as a pipe is; what it says does not matter, only that it says something.
+    let inotify = pipe::Receiver::from_owned_fd_unchecked(inotify.into())?;
+    let mut events = [0; 4096];
+    let mut views = whose.cx.view_changes();
+    loop {
+        // Asked before reading: what was written before the end is read below.
+        let ended = whose.ended();
+        if let Some(file) = &mut file
+            && !output.copy(file).await?
+        {
+            return Ok(());
+        }
+        if let Some(next) = replaced(log, file.as_ref()).await? {
+            output.end_of_file().await?;
+            file = Some(next);
+            continue;
+        }
+        if ended {
+            return output.finish().await;
+        }
+        tokio::select! {
+            ready = inotify.readable() => {
+                ready?;
+                while matches!(inotify.try_read(&mut events), Ok(1..)) {}
+            }
+            _ = views.changed() => {}
+        }
+    }
+}
+
+/// The file that is under the log's name now, if it is another one.
+async fn replaced(log: &Path, file: Option<&File>) -> io::Result<Option<File>> {
+    let there = match tokio::fs::metadata(log).await {
+        Ok(there) => there,
+        Err(e) if e.kind() == io::ErrorKind::NotFound => return Ok(None),
+        Err(e) => return Err(e),
+    };
+    if let Some(file) = file
+        && file.metadata().await?.ino() == there.ino()
+    {
+        return Ok(None);
+    }
+    File::open(log).await.map(Some)
+}
+
+/// Where the last so many lines begin: the file's index and the offset in it.
+async fn start_of_tail(files: &[PathBuf], lines: u64) -> io::Result<(usize, u64)> {
+    let mut wanted = lines;
+    for (index, path) in files.iter().enumerate().rev() {
+        let mut file = match File::open(path).await {
+            Ok(file) => file,
+            Err(e) if e.kind() == io::ErrorKind::NotFound => continue,
+            Err(e) => return Err(e),
+        };
+        let length = file.metadata().await?.len();
+        if wanted == 0 {
+            return Ok((index, length));
+        }
+        let mut end = length;
+        // The end of the last line is not the beginning of one more.
+        let mut at_end = true;
+        while end > 0 {
+            let size = end.min(CHUNK as u64);
+            let start = end - size;
+            file.seek(SeekFrom::Start(start)).await?;
+            let mut chunk = vec![0; usize::try_from(size).unwrap_or(CHUNK)];
+            file.read_exact(&mut chunk).await?;
+            for (at, byte) in chunk.iter().enumerate().rev() {
+                if *byte == b'\n' {
+                    if !at_end {
+                        wanted -= 1;
+                    }
+                    if wanted == 0 {
+                        return Ok((index, start + at as u64 + 1));
+                    }
+                }
+                at_end = false;
+            }
+            end = start;
+        }
+        if length > 0 {
+            wanted -= 1;
+            if wanted == 0 {
+                return Ok((index, 0));
+            }
+        }
+    }
+    Ok((0, 0))
+}
+
+/// Turns raw bytes into what the client gets.
+struct Output {
+    options: Options,
+    sender: Sender,
+    /// The beginning of a line whose end is not written yet.
+    rest: Vec<u8>,
+    ready: Vec<u8>,
+    /// The last line sent goes on.
+    inside: bool,
+    left: Option<u64>,
+}
+
+impl Output {
+    fn new(options: Options, sender: Sender) -> Self {
+        let left = options.limit;
+        Output { options, sender, rest: Vec::new(), ready: Vec::new(), inside: false, left }
+    }
+
+    /// Copies a file from where it stands to its end. `false`: enough was sent.
+    async fn copy(&mut self, file: &mut File) -> io::Result<bool> {
+        let mut chunk = vec![0; CHUNK];
+        loop {
+            let n = file.read(&mut chunk).await?;
+            if n == 0 {
+                return Ok(true);
+            }
+            self.take(&chunk[..n]);
+            if !self.flush().await? {
+                return Ok(false);
+            }
+        }
+    }
+
+    fn take(&mut self, bytes: &[u8]) {
+        self.rest.extend_from_slice(bytes);
+        let rest = std::mem::take(&mut self.rest);
+        let mut from = 0;
+        while let Some(length) = rest[from..].iter().position(|b| *b == b'\n') {
+            self.line(&rest[from..=from + length]);
+            from += length + 1;
+        }
+        self.rest = rest[from..].to_vec();
+        if self.rest.len() > LONGEST_LINE {
+            self.rest.clear();
+        }
+    }
+
+    fn line(&mut self, raw: &[u8]) {
+        let Some(line) = Line::parse(raw) else { return };
+        if self.options.stream.as_deref().is_some_and(|s| s != line.stream) {
+            return;
+        }
+        if let Some(since) = self.options.since
+            && line.timestamp().is_some_and(|t| t < since)
+        {
+            return;
+        }
+        if self.options.timestamps && !self.inside {
+            self.ready.extend_from_slice(line.time.as_bytes());
+            self.ready.push(b' ');
+        }
+        self.ready.extend_from_slice(&line.text_with_end());
+        self.inside = line.partial;
+    }
+
+    /// Sends what is ready. `false`: enough was sent.
+    async fn flush(&mut self) -> io::Result<bool> {
+        let mut ready = std::mem::take(&mut self.ready);
+        if let Some(left) = &mut self.left {
+            ready.truncate(usize::try_from(*left).unwrap_or(usize::MAX));
+            *left -= ready.len() as u64;
+        }
+        if !ready.is_empty() && self.sender.send(Ok(ready.into())).await.is_err() {
+            return Ok(false);
+        }
+        Ok(self.left != Some(0))
+    }
+
+    /// A file ended, perhaps inside a line.
+    async fn end_of_file(&mut self) -> io::Result<()> {
+        let rest = std::mem::take(&mut self.rest);
+        if !rest.is_empty() {
+            self.line(&rest);
+        }
+        self.flush().await.map(drop)
+    }
+
+    async fn finish(&mut self) -> io::Result<()> {
+        self.end_of_file().await
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    async fn get(log: &Path, options: Options) -> String {
+        let (sender, mut receiver) = mpsc::channel(16);
+        let task = tokio::spawn(send(log.to_owned(), options, None, sender));
+        let mut all = Vec::new();
+        while let Some(bytes) = receiver.recv().await {
+            all.extend_from_slice(&bytes.unwrap());
+        }
+        task.await.unwrap();
+        String::from_utf8(all).unwrap()
+    }
+
+    #[tokio::test]
+    async fn options() {
+        let dir = tempfile::tempdir().unwrap();
+        let log = dir.path().join("0.log");
+        std::fs::write(
+            dir.path().join("0.log.20260101-000000"),
+            "2026-01-01T00:00:01Z stdout F one\n2026-01-01T00:00:02Z stderr F two\n",
+        )
+        .unwrap();
+        std::fs::write(
+            &log,
+            "2026-01-01T00:00:03Z stdout P thr\n2026-01-01T00:00:03Z stdout F ee\n2026-01-01T00:00:04Z stdout F four\n",
+        )
+        .unwrap();
+        let base = Options::default();
+        for (options, want) in [
+            (base.clone(), "one\ntwo\nthree\nfour\n"),
+            (Options { tail: Some(1), ..base.clone() }, "four\n"),
+            (Options { tail: Some(4), ..base.clone() }, "two\nthree\nfour\n"),
+            (Options { tail: Some(5), ..base.clone() }, "one\ntwo\nthree\nfour\n"),
+            (Options { tail: Some(50), ..base.clone() }, "one\ntwo\nthree\nfour\n"),
+            (Options { tail: Some(0), ..base.clone() }, ""),
+            (Options { limit: Some(5), ..base.clone() }, "one\nt"),
+            (Options { stream: Some("stderr".into()), ..base.clone() }, "two\n"),
+            (Options { since: Some("2026-01-01T00:00:04Z".parse().unwrap()), ..base.clone() }, "four\n"),
+            (
+                Options { timestamps: true, tail: Some(3), ..base.clone() },
+                "2026-01-01T00:00:03Z three\n2026-01-01T00:00:04Z four\n",
+            ),
+        ] {
+            assert_eq!(get(&log, options.clone()).await, want, "{options:?}");
+        }
+    }
+}

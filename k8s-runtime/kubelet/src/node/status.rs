@@ -1,0 +1,174 @@
+//! The node's status.
+
+use std::{collections::BTreeMap, net::IpAddr};
+
+use super::facts::{self, Facts};
+use crate::{context::Context, types::*};
+
+/// Conditions that the kubelet writes.
+pub(super) const CONDITIONS: [&str; 4] = ["MemoryPressure", "DiskPressure", "PIDPressure", "Ready"];
+/// Upstream lists so many images.
+const MOST_IMAGES: usize = 50;
+const LEAST_MEMORY: i64 = 100 << 20;
+
+/// Architecture under Go's name.
+fn architecture() -> &'static str {
+    match std::env::consts::ARCH {
+        "x86_64" => "amd64",
+        "aarch64" => "arm64",
+        "x86" => "386",
+        "powerpc64" => "ppc64le",
+        other => other,
+    }
+}
+
+pub(super) fn labels(cx: &Context) -> BTreeMap<String, String> {
+    let (os, arch) = ("linux".to_owned(), architecture().to_owned());
+    let mut labels = cx.config.node_labels.clone();
+    for (key, value) in [
+        ("kubernetes.io/hostname", cx.config.node_name.clone()),
+        ("kubernetes.io/os", os.clone()),
+        ("kubernetes.io/arch", arch.clone()),
+        ("beta.kubernetes.io/os", os),
+        ("beta.kubernetes.io/arch", arch),
+    ] {
+        labels.insert(key.to_owned(), value);
+    }
+    labels
+}
+
+/// Whether there is too little of something.
+struct Pressure {
+    memory: bool,
+    disk: bool,
+    pids: bool,
+}
+
+fn pressure(cx: &Context) -> Pressure {
+    let disk = facts::disk(&cx.config).is_some_and(|(total, free)| free < total / 10);
+    let number =
+        |path: &str| std::fs::read_to_string(path).ok()?.split_whitespace().next()?.parse::<i64>().ok();
+    let tasks = std::fs::read_to_string("/proc/loadavg")
+        .ok()
+        .and_then(|text| text.split_whitespace().nth(3)?.split_once('/')?.1.parse::<i64>().ok());
+    let most = number("/proc/sys/kernel/pid_max");
+    Pressure {
+        memory: facts::meminfo("MemAvailable").is_some_and(|free| free < LEAST_MEMORY),
+        disk,
+        pids: matches!((tasks, most), (Some(tasks), Some(most)) if tasks > most / 10 * 9),
+    }
+}
+
+fn conditions(cx: &Context, old: Option<&NodeStatus>) -> Vec<NodeCondition> {
+    let now = cx.clock.time();
+    let pressure = pressure(cx);
+    let rows = [
+        (
+            pressure.memory,
+            ("KubeletHasInsufficientMemory", "kubelet has insufficient memory available"),
+            ("KubeletHasSufficientMemory", "kubelet has sufficient memory available"),
+        ),
+        (
+            pressure.disk,
+            ("KubeletHasDiskPressure", "kubelet has disk pressure"),
+            ("KubeletHasNoDiskPressure", "kubelet has no disk pressure"),
+        ),
+        (
+            pressure.pids,
+            ("KubeletHasInsufficientPID", "kubelet has insufficient PID available"),
+            ("KubeletHasSufficientPID", "kubelet has sufficient PID available"),
+        ),
+        (
+            true,
+            ("KubeletReady", "kubelet is posting ready status"),
+            ("KubeletNotReady", "container runtime is down"),
+        ),
+    ];
+    let known = old.and_then(|o| o.conditions.as_deref()).unwrap_or_default();
+    CONDITIONS
+        .iter()
+        .zip(rows)
+        .map(|(type_, (is, yes, no))| {
+            let status = if is { "True" } else { "False" };
+            let (reason, message) = if is { yes } else { no };
+            let before = known.iter().find(|c| c.type_ == *type_ && c.status == status);
+            NodeCondition {
+                type_: (*type_).to_owned(),
+                status: status.to_owned(),
+                reason: Some(reason.to_owned()),
+                message: Some(message.to_owned()),
+                last_heartbeat_time: Some(now.clone()),
+                last_transition_time: before
+                    .and_then(|c| c.last_transition_time.clone())
+                    .or_else(|| Some(now.clone())),
+            }
+        })
+        .collect()
+}
+
+fn addresses(facts: &Facts) -> Vec<NodeAddress> {
+    let address = |type_: &str, address: String| NodeAddress { type_: type_.to_owned(), address };
+    let internal = facts.ips.iter().map(|ip: &IpAddr| address("InternalIP", ip.to_string()));
+    internal.chain([address("Hostname", facts.hostname.clone())]).collect()
+}
+
+async fn images(cx: &Context) -> Vec<ContainerImage> {
+    let mut images = match cx.images.store().list().await {
+        Ok(images) => images,
+        Err(e) => {
+            tracing::debug!(error = %e, "images not listed");
+            Vec::new()
+        }
+    };
+    images.sort_by(|a, b| b.size.cmp(&a.size).then_with(|| a.id.cmp(&b.id)));
+    images
+        .into_iter()
+        .take(MOST_IMAGES)
+        .map(|image| ContainerImage {
+            names: Some(image.digests.into_iter().chain(image.tags).collect()),
+            size_bytes: i64::try_from(image.size).ok(),
+        })
+        .collect()
+}
+
+/// The node's status now. `old`: for the times of transitions.
+pub(super) async fn compute(cx: &Context, old: Option<&NodeStatus>) -> NodeStatus {
+    let facts = &cx.facts;
+    NodeStatus {
+        addresses: Some(addresses(facts)),
+        capacity: Some(facts.capacity()),
+        allocatable: Some(facts.allocatable()),
+        conditions: Some(conditions(cx, old)),
+        daemon_endpoints: Some(NodeDaemonEndpoints {
+            kubelet_endpoint: Some(DaemonEndpoint { port: cx.config.port.into() }),
+        }),
+        images: Some(images(cx).await),
+        node_info: Some(NodeSystemInfo {
+            architecture: architecture().to_owned(),
+            boot_id: facts.boot_id.clone(),
+            container_runtime_version: cx.runtime.version(),
+            kernel_version: facts.kernel.clone(),
+            kube_proxy_version: String::new(),
+            kubelet_version: cx.config.kubelet_version.clone(),
+            machine_id: facts.machine_id.clone(),
+            operating_system: "linux".into(),
+            os_image: facts.os_image.clone(),
+            swap: None,
+            system_uuid: facts.system_uuid.clone(),
+        }),
+        ..NodeStatus::default()
+    }
+}
+
+/// Whether two statuses differ in more than their heartbeats.
+pub(super) fn differs(a: &NodeStatus, b: &NodeStatus) -> bool {
+    let timeless = |status: &NodeStatus| {
+        let mut status = status.clone();
+        for condition in status.conditions.iter_mut().flatten() {
+            condition.last_heartbeat_time = None;
+            condition.last_transition_time = None;
+        }
+        status
+    };
+    timeless(a) != timeless(b)
+}

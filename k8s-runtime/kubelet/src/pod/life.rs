@@ -1,0 +1,370 @@
+//! What is known about a pod.
+
+use std::{path::PathBuf, sync::Arc};
+
+use k8s_core::meta::ObjectExt;
+use k8s_runtime::{ContainerId, SandboxId};
+
+use crate::{backoff::Backoff, types::*};
+
+/// What a container is for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Role {
+    /// Runs to its end before the next one starts.
+    Init,
+    /// An init container that keeps running beside the others.
+    Sidecar,
+    /// One of `spec.containers`.
+    Main,
+    /// Added to a running pod for debugging.
+    Ephemeral,
+}
+
+/// When a container that ended is started again.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum RestartPolicy {
+    Always,
+    OnFailure,
+    Never,
+}
+
+impl RestartPolicy {
+    fn parse(text: Option<&str>) -> Option<Self> {
+        match text {
+            Some("Always") => Some(RestartPolicy::Always),
+            Some("OnFailure") => Some(RestartPolicy::OnFailure),
+            Some("Never") => Some(RestartPolicy::Never),
+            _ => None,
+        }
+    }
+
+    /// Whether a container that ended with this code is started again.
+    pub(crate) fn restarts(self, code: i32) -> bool {
+        match self {
+            RestartPolicy::Always => true,
+            RestartPolicy::OnFailure => code != 0,
+            RestartPolicy::Never => false,
+        }
+    }
+}
+
+/// How a container ended.
+#[derive(Clone, Debug, PartialEq)]
+pub(crate) struct Exit {
+    pub(crate) code: i32,
+    pub(crate) reason: String,
+    pub(crate) message: String,
+    pub(crate) started_at: Option<Timestamp>,
+    pub(crate) finished_at: Timestamp,
+}
+
+/// Where a made container is.
+#[derive(Clone, Debug, PartialEq)]
+pub(crate) enum Phase {
+    Created,
+    Running { started_at: Timestamp },
+    Exited(Exit),
+}
+
+/// A container that was made: the newest one of its name, or the one before.
+#[derive(Clone, Debug, PartialEq)]
+pub(crate) struct Record {
+    /// `None`: known only from the pod's status, the runtime no longer has it.
+    pub(crate) id: Option<ContainerId>,
+    /// The whole id as the status has it, `runtime://id`.
+    pub(crate) full_id: String,
+    pub(crate) attempt: u32,
+    pub(crate) phase: Phase,
+    pub(crate) image_id: String,
+    pub(crate) log: PathBuf,
+    /// It was made in the sandbox that the pod has now.
+    pub(crate) in_sandbox: bool,
+}
+
+impl Record {
+    pub(crate) fn exit(&self) -> Option<&Exit> {
+        match &self.phase {
+            Phase::Exited(exit) => Some(exit),
+            Phase::Created | Phase::Running { .. } => None,
+        }
+    }
+}
+
+/// Why a container does not start yet.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) struct Hold {
+    pub(crate) until: Timestamp,
+    pub(crate) reason: String,
+    pub(crate) message: String,
+    /// Try at once when a ConfigMap or Secret of the pod changes.
+    pub(crate) on_source: bool,
+}
+
+/// What is being done with a container.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Op {
+    Starting,
+    Stopping,
+}
+
+/// One container of the pod's specification.
+#[derive(Clone, Debug)]
+pub(crate) struct Life {
+    pub(crate) name: String,
+    pub(crate) role: Role,
+    pub(crate) policy: RestartPolicy,
+    pub(crate) spec: Arc<Container>,
+    pub(crate) current: Option<Record>,
+    pub(crate) last: Option<Record>,
+    pub(crate) op: Option<Op>,
+    pub(crate) hold: Option<Hold>,
+    pub(crate) backoff: Backoff,
+    /// postStart is done and the startup probe (if any) succeeded.
+    pub(crate) started: bool,
+    /// postStart is done.
+    pub(crate) hook_done: bool,
+    /// The readiness probe says so, or there is none.
+    pub(crate) ready: bool,
+    /// A liveness or startup probe failed: it is to be killed, with this message.
+    pub(crate) kill: Option<String>,
+}
+
+impl Life {
+    fn new(role: Role, policy: RestartPolicy, spec: Container) -> Self {
+        Life {
+            name: spec.name.clone(),
+            role,
+            policy,
+            spec: Arc::new(spec),
+            current: None,
+            last: None,
+            op: None,
+            hold: None,
+            backoff: Backoff::default(),
+            started: false,
+            hook_done: false,
+            ready: false,
+            kill: None,
+        }
+    }
+
+    pub(crate) fn is_running(&self) -> bool {
+        matches!(self.current, Some(Record { phase: Phase::Running { .. }, .. }))
+    }
+
+    /// It can have a process, or is about to.
+    pub(crate) fn is_alive(&self) -> bool {
+        self.op.is_some() || matches!(&self.current, Some(r) if r.exit().is_none())
+    }
+
+    /// How it ended, if it did.
+    pub(crate) fn exit(&self) -> Option<&Exit> {
+        self.current.as_ref().and_then(Record::exit)
+    }
+
+    /// The number that the next container of this name gets.
+    pub(crate) fn next_attempt(&self) -> u32 {
+        match &self.current {
+            Some(Record { phase: Phase::Created, attempt, .. }) => *attempt,
+            Some(record) => record.attempt + 1,
+            None => 0,
+        }
+    }
+
+    /// A newer container of this name.
+    pub(crate) fn renew(&mut self, record: Record) {
+        if let Some(old) = self.current.replace(record)
+            && old.exit().is_some()
+        {
+            self.last = Some(old);
+        }
+        self.hold = None;
+        self.started = false;
+        self.hook_done = false;
+        self.ready = false;
+        self.kill = None;
+    }
+}
+
+/// The pod's volumes.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Volumes {
+    Absent,
+    Busy { failures: u32 },
+    Ready,
+    Failed { retry_at: Timestamp, failures: u32 },
+}
+
+/// The pod's sandbox.
+#[derive(Clone, Debug, PartialEq)]
+pub(crate) enum Sandbox {
+    Absent {
+        attempt: u32,
+    },
+    Busy {
+        attempt: u32,
+        failures: u32,
+    },
+    Ready {
+        id: SandboxId,
+        attempt: u32,
+    },
+    /// It died; its containers with it.
+    Dead {
+        id: SandboxId,
+        attempt: u32,
+    },
+    Failed {
+        retry_at: Timestamp,
+        failures: u32,
+        attempt: u32,
+    },
+}
+
+/// Why the pod is being ended.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Cause {
+    /// Everything in it has ended for good.
+    Completed,
+    /// `activeDeadlineSeconds` is over.
+    Deadline,
+    /// Its object is being deleted, or is gone.
+    Deleted,
+    /// Somebody else declared it failed or succeeded.
+    Declared,
+}
+
+/// How far the pod's end is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Stage {
+    /// Containers are being stopped.
+    Stopping,
+    /// The sandbox, network and volumes are being taken down.
+    TakingDown { failures: u32 },
+    /// Taking down failed.
+    Retry { at: Timestamp, failures: u32 },
+    /// Nothing runs any more and nothing is mounted.
+    Down,
+    /// The object is being deleted.
+    Finishing,
+    /// Nothing is left to do.
+    Finished,
+}
+
+/// The pod's end.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Ending {
+    pub(crate) cause: Cause,
+    pub(crate) stage: Stage,
+    /// When containers that still run are killed.
+    pub(crate) kill_at: Timestamp,
+}
+
+/// Everything known about one pod.
+#[derive(Clone, Debug)]
+pub(crate) struct World {
+    pub(crate) pod: Arc<Pod>,
+    pub(crate) volumes: Volumes,
+    pub(crate) sandbox: Sandbox,
+    /// The pod has its addresses, or needs none.
+    pub(crate) network_ready: bool,
+    pub(crate) containers: Vec<Life>,
+    /// Main containers were started in this sandbox: init containers are not run again.
+    pub(crate) initialized: bool,
+    pub(crate) ending: Option<Ending>,
+    /// The object is no longer in the API.
+    pub(crate) gone: bool,
+    /// When the pod was first seen by this kubelet (or its status said so).
+    pub(crate) start_time: Timestamp,
+    /// Services are known, so that containers can be told.
+    pub(crate) services_known: bool,
+}
+
+impl World {
+    /// A pod that nothing is known about.
+    pub(crate) fn new(pod: Arc<Pod>, now: Timestamp) -> Self {
+        let start_time = pod.status.as_ref().and_then(|s| s.start_time.as_ref()).map_or(now, |t| t.0);
+        let mut world = World {
+            pod,
+            volumes: Volumes::Absent,
+            sandbox: Sandbox::Absent { attempt: 0 },
+            network_ready: false,
+            containers: Vec::new(),
+            initialized: false,
+            ending: None,
+            gone: false,
+            start_time,
+            services_known: true,
+        };
+        world.take_spec();
+        world
+    }
+
+    /// The specification.
+    pub(crate) fn spec(&self) -> &PodSpec {
+        static EMPTY: std::sync::LazyLock<PodSpec> = std::sync::LazyLock::new(PodSpec::default);
+        self.pod.spec.as_ref().unwrap_or(&EMPTY)
+    }
+
+    /// Brings the containers in line with the specification (which gains ephemeral ones and changes images).
+    pub(crate) fn take_spec(&mut self) {
+        let spec = self.spec();
+        let policy = RestartPolicy::parse(spec.restart_policy.as_deref()).unwrap_or(RestartPolicy::Always);
+        let own = |c: &Container| RestartPolicy::parse(c.restart_policy.as_deref());
+        let mut wanted = Vec::new();
+        for container in spec.init_containers.iter().flatten() {
+            let life = match own(container) {
+                Some(RestartPolicy::Always) => {
+                    Life::new(Role::Sidecar, RestartPolicy::Always, container.clone())
+                }
+                Some(other) => Life::new(Role::Init, other, container.clone()),
+                // A failed init container is tried again unless the pod never restarts; a successful one is not.
+                None if policy == RestartPolicy::Never => Life::new(Role::Init, policy, container.clone()),
+                None => Life::new(Role::Init, RestartPolicy::OnFailure, container.clone()),
+            };
+            wanted.push(life);
+        }
+        for container in &spec.containers {
+            wanted.push(Life::new(Role::Main, own(container).unwrap_or(policy), container.clone()));
+        }
+        for container in spec.ephemeral_containers.iter().flatten() {
+            if let Some(container) = as_container(container) {
+                wanted.push(Life::new(Role::Ephemeral, RestartPolicy::Never, container));
+            }
+        }
+        let mut known = std::mem::take(&mut self.containers);
+        for life in &mut wanted {
+            if let Some(at) = known.iter().position(|k| k.name == life.name) {
+                let old = known.swap_remove(at);
+                *life = Life { role: life.role, policy: life.policy, spec: life.spec.clone(), ..old };
+            }
+        }
+        self.containers = wanted;
+    }
+
+    /// One container.
+    pub(crate) fn life(&self, name: &str) -> Option<&Life> {
+        self.containers.iter().find(|l| l.name == name)
+    }
+
+    /// One container.
+    pub(crate) fn life_mut(&mut self, name: &str) -> Option<&mut Life> {
+        self.containers.iter_mut().find(|l| l.name == name)
+    }
+
+    /// The grace period of a deletion, or that of the specification.
+    pub(crate) fn grace(&self) -> i64 {
+        let spec = self.spec().termination_grace_period_seconds.unwrap_or(30);
+        let grace = if self.pod.is_deleting() || self.gone {
+            self.pod.metadata.deletion_grace_period_seconds.unwrap_or(spec)
+        } else {
+            spec
+        };
+        grace.max(1)
+    }
+}
+
+/// An ephemeral container has the fields of a container.
+fn as_container(ephemeral: &EphemeralContainer) -> Option<Container> {
+    serde_json::from_value(serde_json::to_value(ephemeral).ok()?).ok()
+}

@@ -1,0 +1,198 @@
+//! What to do next for a pod. Pure: no clock, no I/O.
+
+use super::life::*;
+use crate::types::*;
+
+/// Something to do. Each is begun once: the worker marks the world before it begins.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) enum Act {
+    /// Set the volumes up.
+    MountVolumes,
+    /// Make a sandbox and connect it; remove the dead one first, if there is one.
+    MakeSandbox,
+    /// Make and start a container.
+    Start(String),
+    /// Stop a container, for this reason.
+    Stop(String, String),
+    /// Stop and (for deleted pods) remove the sandbox, disconnect the network, unmount.
+    TakeDown,
+    /// Delete the object.
+    Finish,
+    /// The pod comes to its end.
+    End(Cause),
+    /// A container waits because it crashed.
+    BackOff(String, Timestamp),
+    /// Decide again then.
+    WakeAt(Timestamp),
+}
+
+/// Decides what to do for a pod now.
+pub(crate) fn decide(now: Timestamp, world: &World) -> Vec<Act> {
+    let mut acts = Vec::new();
+    match &world.ending {
+        Some(ending) => decide_ending(now, world, ending, &mut acts),
+        None => decide_running(now, world, &mut acts),
+    }
+    acts
+}
+
+fn decide_running(now: Timestamp, world: &World, acts: &mut Vec<Act>) {
+    if let Some(cause) = end_cause(now, world, acts) {
+        acts.push(Act::End(cause));
+        return;
+    }
+    match world.volumes {
+        Volumes::Absent => acts.push(Act::MountVolumes),
+        Volumes::Failed { retry_at, .. } if now >= retry_at => acts.push(Act::MountVolumes),
+        Volumes::Failed { retry_at, .. } => acts.push(Act::WakeAt(retry_at)),
+        Volumes::Busy { .. } | Volumes::Ready => {}
+    }
+    if world.volumes != Volumes::Ready {
+        return;
+    }
+    match &world.sandbox {
+        Sandbox::Absent { .. } => acts.push(Act::MakeSandbox),
+        // Containers of a dead sandbox are first seen to have ended.
+        Sandbox::Dead { .. } if !world.containers.iter().any(Life::is_alive) => acts.push(Act::MakeSandbox),
+        Sandbox::Failed { retry_at, .. } if now >= *retry_at => acts.push(Act::MakeSandbox),
+        Sandbox::Failed { retry_at, .. } => acts.push(Act::WakeAt(*retry_at)),
+        Sandbox::Ready { .. } if world.services_known => decide_containers(now, world, acts),
+        Sandbox::Ready { .. } | Sandbox::Dead { .. } | Sandbox::Busy { .. } => {}
+    }
+}
+
+/// Whether the pod has come to its end.
+fn end_cause(now: Timestamp, world: &World, acts: &mut Vec<Act>) -> Option<Cause> {
+    if world.gone || world.pod.metadata.deletion_timestamp.is_some() {
+        return Some(Cause::Deleted);
+    }
+    let phase = world.pod.status.as_ref().and_then(|s| s.phase.as_deref());
+    if matches!(phase, Some("Failed" | "Succeeded")) {
+        return Some(Cause::Declared);
+    }
+    if is_complete(world) {
+        return Some(Cause::Completed);
+    }
+    let seconds = world.spec().active_deadline_seconds?;
+    let deadline = world.start_time.saturating_add(jiff::SignedDuration::from_secs(seconds)).ok()?;
+    if now >= deadline {
+        return Some(Cause::Deadline);
+    }
+    acts.push(Act::WakeAt(deadline));
+    None
+}
+
+/// Every main container has ended for good, or an init container failed for good.
+fn is_complete(world: &World) -> bool {
+    let ended =
+        |life: &Life| life.op.is_none() && life.exit().is_some_and(|exit| !life.policy.restarts(exit.code));
+    let mains = || world.containers.iter().filter(|l| l.role == Role::Main);
+    let init_failed = !world.initialized
+        && world
+            .containers
+            .iter()
+            .filter(|l| l.role == Role::Init)
+            .any(|l| ended(l) && l.exit().is_some_and(|e| e.code != 0));
+    init_failed || (mains().next().is_some() && mains().all(ended))
+}
+
+fn decide_containers(now: Timestamp, world: &World, acts: &mut Vec<Act>) {
+    let mut initialized = true;
+    for life in &world.containers {
+        match life.role {
+            Role::Init if world.initialized => {}
+            Role::Init => {
+                let done = life.op.is_none()
+                    && life
+                        .current
+                        .as_ref()
+                        .is_some_and(|r| r.in_sandbox && r.exit().is_some_and(|e| e.code == 0));
+                if !done {
+                    decide_one(now, life, true, acts);
+                    initialized = false;
+                }
+            }
+            Role::Sidecar => {
+                decide_one(now, life, false, acts);
+                initialized &= world.initialized || (life.is_running() && life.started);
+            }
+            Role::Main | Role::Ephemeral => decide_one(now, life, false, acts),
+        }
+        if !initialized {
+            return;
+        }
+    }
+}
+
+/// One container that should run. `rerun`: even if it succeeded, in an earlier sandbox.
+fn decide_one(now: Timestamp, life: &Life, rerun: bool, acts: &mut Vec<Act>) {
+    if life.op.is_some() {
+        return;
+    }
+    if let Some(hold) = &life.hold
+        && now < hold.until
+    {
+        acts.push(Act::WakeAt(hold.until));
+        return;
+    }
+    let start = Act::Start(life.name.clone());
+    match life.current.as_ref().map(|r| (&r.phase, r.in_sandbox)) {
+        None | Some((Phase::Created, _)) => acts.push(start),
+        Some((Phase::Running { .. }, _)) => {
+            if let Some(why) = &life.kill {
+                acts.push(Act::Stop(life.name.clone(), why.clone()));
+            }
+        }
+        Some((Phase::Exited(_), false)) if rerun => acts.push(start),
+        Some((Phase::Exited(exit), _)) if life.policy.restarts(exit.code) => {
+            match life.backoff.blocked_until(exit.finished_at, now) {
+                None => acts.push(start),
+                Some(until) => acts.push(Act::BackOff(life.name.clone(), until)),
+            }
+        }
+        Some((Phase::Exited(_), _)) => {}
+    }
+}
+
+fn decide_ending(now: Timestamp, world: &World, ending: &Ending, acts: &mut Vec<Act>) {
+    match ending.stage {
+        Stage::Stopping => {
+            let why = |life: &Life| Act::Stop(life.name.clone(), format!("Stopping container {}", life.name));
+            let stop = |life: &&Life| life.op.is_none() && life.is_running();
+            let sidecar = |life: &&Life| life.role == Role::Sidecar;
+            let others_alive =
+                world.containers.iter().any(|l| l.role != Role::Sidecar && l.is_alive_for_end());
+            acts.extend(world.containers.iter().filter(|l| !sidecar(l)).filter(stop).map(why));
+            // Sidecars end after everything that may need them, the last one first.
+            if !others_alive
+                && let Some(next) = world.containers.iter().rev().find(|l| sidecar(l) && l.is_alive_for_end())
+            {
+                acts.extend(Some(next).filter(stop).map(why));
+            }
+            let busy = matches!(world.sandbox, Sandbox::Busy { .. })
+                || matches!(world.volumes, Volumes::Busy { .. });
+            if !busy && !world.containers.iter().any(Life::is_alive_for_end) {
+                acts.push(Act::TakeDown);
+            }
+        }
+        Stage::Retry { at, .. } if now >= at => acts.push(Act::TakeDown),
+        Stage::Retry { at, .. } => acts.push(Act::WakeAt(at)),
+        Stage::Down if ending.cause == Cause::Deleted => acts.push(Act::Finish),
+        // A pod that had ended already is deleted now.
+        Stage::Down if world.gone || world.pod.metadata.deletion_timestamp.is_some() => {
+            acts.push(Act::End(Cause::Deleted));
+        }
+        Stage::Down | Stage::TakingDown { .. } | Stage::Finishing | Stage::Finished => {}
+    }
+}
+
+impl Life {
+    /// It has a process or is about to; one that was made and never started has none.
+    fn is_alive_for_end(&self) -> bool {
+        self.op.is_some() || self.is_running()
+    }
+}
+
+#[cfg(test)]
+#[path = "plan_tests.rs"]
+mod tests;

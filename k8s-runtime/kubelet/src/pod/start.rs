@@ -1,0 +1,186 @@
+//! Starting one container: image, configuration, create, start, postStart.
+
+use std::{net::IpAddr, sync::Arc};
+
+use k8s_core::meta::ObjectExt;
+use k8s_runtime::{ContainerId, RuntimeError, SandboxId};
+use tokio_util::sync::CancellationToken;
+
+use super::{
+    container_spec::{self, Input},
+    life::{Exit, Hold, Phase, Record},
+    records,
+    worker::{Msg, Post},
+};
+use crate::{context::Context, probe::handler, types::*, volumes::Mounted};
+
+/// What is needed to start a container.
+pub(crate) struct Job {
+    pub(crate) cx: Arc<Context>,
+    pub(crate) pod: Arc<Pod>,
+    pub(crate) container: Arc<Container>,
+    pub(crate) attempt: u32,
+    pub(crate) sandbox: SandboxId,
+    pub(crate) pod_ips: Vec<IpAddr>,
+    pub(crate) mounted: Arc<Mounted>,
+    /// A container of this attempt that was made and never started.
+    pub(crate) leftover: Option<ContainerId>,
+    /// An older dead container that is no longer needed once this one runs.
+    pub(crate) stale: Option<Record>,
+    /// The pod ends: stop where nothing has been made yet.
+    pub(crate) cancel: CancellationToken,
+    pub(crate) post: Post,
+}
+
+/// How a start ended.
+#[derive(Debug)]
+pub(crate) enum Outcome {
+    /// It runs (or has ended meanwhile) and its postStart hook is done.
+    Started(Record),
+    /// Nothing was made; try again after the hold.
+    Held(Hold),
+    /// It was made and ended at once, or was ended for its hook's failure.
+    Failed(Record),
+    /// The pod ends.
+    Cancelled,
+}
+
+impl Job {
+    /// Does it. Says [`Msg::Running`] as soon as the process runs.
+    pub(crate) async fn run(self) -> Outcome {
+        let prepared = tokio::select! {
+            prepared = self.prepare() => prepared,
+            () = self.cancel.cancelled() => return Outcome::Cancelled,
+        };
+        match prepared {
+            Ok(spec) => self.create_and_start(spec).await,
+            Err(hold) => Outcome::Held(hold),
+        }
+    }
+
+    fn name(&self) -> &str {
+        &self.container.name
+    }
+
+    fn hold(&self, seconds: i64, reason: &str, message: String) -> Hold {
+        let now = self.cx.clock.now();
+        Hold {
+            until: now.saturating_add(jiff::SignedDuration::from_secs(seconds)).unwrap_or(now),
+            reason: reason.to_owned(),
+            message,
+            on_source: false,
+        }
+    }
+
+    async fn prepare(&self) -> Result<k8s_runtime::ContainerSpec, Hold> {
+        let cx = &*self.cx;
+        let image = cx.images.ensure(cx, &self.pod, &self.container).await.map_err(|e| Hold {
+            until: e.retry_at,
+            reason: e.reason.to_owned(),
+            message: e.message,
+            on_source: false,
+        })?;
+        let input = Input {
+            pod: &self.pod,
+            container: &self.container,
+            attempt: self.attempt,
+            image: &image,
+            mounted: &self.mounted,
+            pod_ips: &self.pod_ips,
+        };
+        container_spec::build(cx, &input).await.map_err(|e| {
+            cx.events.warning(&self.pod, Some(self.name()), "Failed", format!("Error: {e}"));
+            Hold { on_source: true, ..self.hold(10, "CreateContainerConfigError", e.to_string()) }
+        })
+    }
+
+    async fn create_and_start(self, spec: k8s_runtime::ContainerSpec) -> Outcome {
+        let cx = &*self.cx;
+        let (pod, name) = (&*self.pod, Some(self.name()));
+        if let Some(leftover) = &self.leftover
+            && let Err(e) = super::sandbox::gone_is_fine(cx.runtime.remove(leftover).await)
+        {
+            return Outcome::Held(self.hold(5, "CreateContainerError", e.to_string()));
+        }
+        let id = match cx.runtime.create(&self.sandbox, &spec).await {
+            Ok(id) => id,
+            Err(e) => {
+                cx.events.warning(pod, name, "Failed", format!("Error: {e}"));
+                return Outcome::Held(self.hold(10, "CreateContainerError", e.to_string()));
+            }
+        };
+        cx.events.normal(pod, name, "Created", format!("Created container: {}", self.name()));
+        let record = Record {
+            id: Some(id.clone()),
+            full_id: format!("{}://{id}", records::runtime_name(cx)),
+            attempt: self.attempt,
+            phase: Phase::Created,
+            image_id: spec.image.clone(),
+            log: spec.log_path.clone(),
+            in_sandbox: true,
+        };
+        if let Err(e) = cx.runtime.start(&id).await {
+            return self.start_failed(record, &e);
+        }
+        cx.events.normal(pod, name, "Started", format!("Started container {}", self.name()));
+        let record = match cx.runtime.status(&id).await {
+            Ok(status) => records::from_runtime(cx, &status),
+            // It runs; how it ends, an event will say.
+            Err(_) => Record { phase: Phase::Running { started_at: cx.clock.now() }, ..record },
+        };
+        self.post.send(Msg::Running { name: self.name().to_owned(), record: record.clone() });
+        let ended = self.post_start(&id).await;
+        self.remove_stale().await;
+        match ended {
+            Ok(()) => Outcome::Started(record),
+            Err(()) => match cx.runtime.status(&id).await {
+                Ok(status) => Outcome::Failed(records::from_runtime(cx, &status)),
+                Err(_) => Outcome::Started(record),
+            },
+        }
+    }
+
+    fn start_failed(&self, record: Record, e: &RuntimeError) -> Outcome {
+        let message = format!("failed to start container {}: {e}", record.full_id);
+        self.cx.events.warning(&self.pod, Some(self.name()), "Failed", format!("Error: {message}"));
+        let exit = Exit {
+            code: 128,
+            reason: "StartError".into(),
+            message,
+            started_at: None,
+            finished_at: self.cx.clock.now(),
+        };
+        Outcome::Failed(Record { phase: Phase::Exited(exit), ..record })
+    }
+
+    /// The postStart hook; a container whose hook fails is killed.
+    async fn post_start(&self, id: &ContainerId) -> Result<(), ()> {
+        let Some(hook) = self.container.lifecycle.as_ref().and_then(|l| l.post_start.as_ref()) else {
+            return Ok(());
+        };
+        let call = handler::Target { cx: &self.cx, id, container: &self.container, pod_ips: &self.pod_ips };
+        let result = tokio::select! {
+            result = call.run(hook) => result,
+            () = self.cancel.cancelled() => return Ok(()),
+        };
+        let Err(why) = result else { return Ok(()) };
+        let message = format!("PostStartHook failed: {why}");
+        self.cx.events.warning(&self.pod, Some(self.name()), "FailedPostStartHook", &message);
+        self.cx.events.normal(&self.pod, Some(self.name()), "Killing", "FailedPostStartHook");
+        let grace = self.pod.spec.as_ref().and_then(|s| s.termination_grace_period_seconds).unwrap_or(30);
+        let grace = std::time::Duration::from_secs(u64::try_from(grace).unwrap_or(0));
+        if let Err(e) = self.cx.runtime.stop(id, grace).await {
+            tracing::warn!(pod = %self.pod.key(), container = self.name(), error = %e, "container not stopped");
+        }
+        Err(())
+    }
+
+    /// Of the dead containers one is kept, for `kubectl logs --previous`.
+    async fn remove_stale(&self) {
+        let Some(Record { id: Some(id), log, .. }) = &self.stale else { return };
+        if let Err(e) = super::sandbox::gone_is_fine(self.cx.runtime.remove(id).await) {
+            tracing::debug!(container = %id, error = %e, "dead container not removed");
+        }
+        crate::logs::remove(log);
+    }
+}

@@ -1,0 +1,357 @@
+//! What a pod's status says, from what is known about it. Pure.
+//!
+//! Phases, conditions, reasons and messages are upstream's (`pkg/kubelet/kubelet_pods.go`, `pkg/kubelet/status/generate.go`).
+
+use std::net::IpAddr;
+
+use k8s_core::meta::ObjectExt;
+
+use super::life::*;
+use crate::{resources, types::*};
+
+/// What the status says beside the world.
+pub(crate) struct Facts<'a> {
+    pub(crate) host_ips: &'a [IpAddr],
+    pub(crate) pod_ips: &'a [IpAddr],
+}
+
+/// The condition types that a kubelet writes; all others belong to others.
+pub(crate) const OWN_CONDITIONS: [&str; 5] =
+    ["PodScheduled", "PodReadyToStartContainers", "Initialized", "ContainersReady", "Ready"];
+
+/// The status of a pod now. `old`: what it said last, for the times of transitions.
+pub(crate) fn compute(
+    now: Timestamp,
+    world: &World,
+    facts: &Facts<'_>,
+    old: Option<&PodStatus>,
+) -> PodStatus {
+    let spec = world.spec();
+    let has_init = spec.init_containers.as_ref().is_some_and(|i| !i.is_empty());
+    let of_role = |roles: &[Role]| {
+        let lives = world.containers.iter().filter(|l| roles.contains(&l.role));
+        lives.map(|life| container_status(world, life, has_init)).collect::<Vec<_>>()
+    };
+    let init = of_role(&[Role::Init, Role::Sidecar]);
+    let mains = of_role(&[Role::Main]);
+    let ephemeral = of_role(&[Role::Ephemeral]);
+    let deadline = world.ending.is_some_and(|e| e.cause == Cause::Deadline);
+    let old_phase = old.and_then(|o| o.phase.as_deref());
+    let phase = match old_phase {
+        Some(end @ ("Failed" | "Succeeded")) => end.to_owned(),
+        _ if deadline => "Failed".to_owned(),
+        _ => phase(world, &mains).to_owned(),
+    };
+    let generation = world.pod.metadata.generation;
+    let conditions = conditions(now, world, &phase, &init, &mains, old, generation);
+    let ip = |ips: &[IpAddr]| ips.first().map(ToString::to_string);
+    let some = |list: Vec<ContainerStatus>| (!list.is_empty()).then_some(list);
+    let mut status = PodStatus {
+        phase: Some(phase),
+        conditions: Some(conditions),
+        host_ip: ip(facts.host_ips),
+        host_ips: (!facts.host_ips.is_empty())
+            .then(|| facts.host_ips.iter().map(|ip| HostIP { ip: ip.to_string() }).collect()),
+        pod_ip: ip(facts.pod_ips),
+        pod_ips: (!facts.pod_ips.is_empty())
+            .then(|| facts.pod_ips.iter().map(|ip| PodIP { ip: ip.to_string() }).collect()),
+        start_time: Some(seconds(world.start_time)),
+        init_container_statuses: some(init),
+        container_statuses: some(mains),
+        ephemeral_container_statuses: some(ephemeral),
+        qos_class: Some(resources::qos(spec).name().to_owned()),
+        observed_generation: generation,
+        ..PodStatus::default()
+    };
+    if deadline {
+        status.reason = Some("DeadlineExceeded".into());
+        status.message = Some("Pod was active on the node longer than the specified deadline".into());
+    } else if let Some(old) = old {
+        status.reason = old.reason.clone();
+        status.message = old.message.clone();
+    }
+    status
+}
+
+/// Whole seconds, as the API keeps them.
+fn seconds(at: Timestamp) -> Time {
+    Time(Timestamp::from_second(at.as_second()).unwrap_or(at))
+}
+
+fn terminated(record: &Record, exit: &Exit) -> ContainerStateTerminated {
+    ContainerStateTerminated {
+        container_id: Some(record.full_id.clone()),
+        exit_code: exit.code,
+        reason: Some(exit.reason.clone()),
+        message: (!exit.message.is_empty()).then(|| exit.message.clone()),
+        started_at: Some(exit.started_at.map_or(Time(Timestamp::UNIX_EPOCH), seconds)),
+        finished_at: Some(seconds(exit.finished_at)),
+        signal: None,
+    }
+}
+
+fn state_of(record: &Record) -> ContainerState {
+    match &record.phase {
+        Phase::Created => ContainerState {
+            waiting: Some(ContainerStateWaiting { reason: Some("ContainerCreating".into()), message: None }),
+            ..ContainerState::default()
+        },
+        Phase::Running { started_at } => ContainerState {
+            running: Some(ContainerStateRunning { started_at: Some(seconds(*started_at)) }),
+            ..ContainerState::default()
+        },
+        Phase::Exited(exit) => {
+            ContainerState { terminated: Some(terminated(record, exit)), ..ContainerState::default() }
+        }
+    }
+}
+
+fn waiting(reason: &str, message: &str) -> ContainerState {
+    ContainerState {
+        waiting: Some(ContainerStateWaiting {
+            reason: Some(reason.to_owned()),
+            message: (!message.is_empty()).then(|| message.to_owned()),
+        }),
+        ..ContainerState::default()
+    }
+}
+
+fn container_status(world: &World, life: &Life, has_init: bool) -> ContainerStatus {
+    let default_reason = if has_init && life.role != Role::Ephemeral && !world.initialized {
+        "PodInitializing"
+    } else {
+        "ContainerCreating"
+    };
+    let current = life.current.as_ref();
+    let last = life.last.as_ref().filter(|r| r.exit().is_some());
+    // A container that has ended and waits to be started again shows why it waits, and its end as its last state.
+    let (state, last) = match (current, &life.hold) {
+        (Some(record), Some(hold)) if record.exit().is_some() && world.ending.is_none() => {
+            (waiting(&hold.reason, &hold.message), Some(record))
+        }
+        (Some(record), _) => (state_of(record), last),
+        (None, Some(hold)) => (waiting(&hold.reason, &hold.message), last),
+        (None, None) => (waiting(default_reason, ""), last),
+    };
+    let running = life.is_running();
+    let init_done = life.role == Role::Init && life.exit().is_some_and(|e| e.code == 0);
+    ContainerStatus {
+        name: life.name.clone(),
+        image: life.spec.image.clone().unwrap_or_default(),
+        image_id: current.map(|r| r.image_id.clone()).unwrap_or_default(),
+        container_id: current.map(|r| r.full_id.clone()),
+        restart_count: current.map_or(0, |r| i32::try_from(r.attempt).unwrap_or(i32::MAX)),
+        state: Some(state),
+        last_state: Some(last.map(state_of).unwrap_or_default()),
+        started: Some(running && life.started),
+        ready: init_done || is_ready(life),
+        resources: life.spec.resources.clone(),
+        allocated_resources: life.spec.resources.as_ref().and_then(|r| r.requests.clone()),
+        volume_mounts: life.spec.volume_mounts.as_ref().map(|mounts| {
+            mounts
+                .iter()
+                .map(|m| VolumeMountStatus {
+                    name: m.name.clone(),
+                    mount_path: m.mount_path.clone(),
+                    read_only: m.read_only,
+                    recursive_read_only: (m.read_only == Some(true)).then(|| "Disabled".to_owned()),
+                    ..VolumeMountStatus::default()
+                })
+                .collect()
+        }),
+        ..ContainerStatus::default()
+    }
+}
+
+fn is_ready(life: &Life) -> bool {
+    life.is_running() && life.started && life.ready
+}
+
+fn phase(world: &World, mains: &[ContainerStatus]) -> &'static str {
+    let (mut waiting, mut running, mut stopped, mut succeeded) = (0, 0, 0, 0);
+    for status in mains {
+        let state = status.state.clone().unwrap_or_default();
+        let ended_before = status.last_state.as_ref().is_some_and(|l| l.terminated.is_some());
+        if state.running.is_some() {
+            running += 1;
+        } else if let Some(end) = &state.terminated {
+            stopped += 1;
+            succeeded += i32::from(end.exit_code == 0);
+        } else if ended_before {
+            stopped += 1;
+        } else {
+            waiting += 1;
+        }
+    }
+    let init_failed = !world.initialized
+        && world.containers.iter().any(|l| {
+            l.role == Role::Init && l.exit().is_some_and(|e| e.code != 0 && !l.policy.restarts(e.code))
+        });
+    if init_failed {
+        return "Failed";
+    }
+    let end = |all_succeeded: bool| if all_succeeded { "Succeeded" } else { "Failed" };
+    if let Some(ending) = &world.ending
+        && !matches!(ending.stage, Stage::Stopping)
+    {
+        return end(waiting == 0 && running == 0 && stopped == succeeded);
+    }
+    let init_pending = !world.initialized
+        && world.containers.iter().any(|l| match l.role {
+            Role::Init => l.exit().is_none_or(|e| e.code != 0),
+            Role::Sidecar => !l.started,
+            Role::Main | Role::Ephemeral => false,
+        });
+    if init_pending || waiting > 0 {
+        return "Pending";
+    }
+    if running > 0 {
+        return "Running";
+    }
+    if stopped == 0 {
+        return "Pending";
+    }
+    let goes_on = world
+        .containers
+        .iter()
+        .filter(|l| l.role == Role::Main)
+        .any(|l| l.exit().is_none_or(|e| l.policy.restarts(e.code)));
+    if goes_on { "Running" } else { end(stopped == succeeded) }
+}
+
+/// A condition's status, reason and message.
+type Verdict = (bool, Option<&'static str>, Option<String>);
+
+fn conditions(
+    now: Timestamp,
+    world: &World,
+    phase: &str,
+    init: &[ContainerStatus],
+    mains: &[ContainerStatus],
+    old: Option<&PodStatus>,
+    generation: Option<i64>,
+) -> Vec<PodCondition> {
+    let old_conditions = old.and_then(|o| o.conditions.as_deref()).unwrap_or_default();
+    let containers_ready = containers_ready(world, phase, mains);
+    let ready = readiness(world, &containers_ready, old_conditions);
+    let verdicts: [(&str, Verdict); 5] = [
+        (OWN_CONDITIONS[0], (true, None, None)),
+        (
+            OWN_CONDITIONS[1],
+            (matches!(world.sandbox, Sandbox::Ready { .. }) && world.network_ready, None, None),
+        ),
+        (OWN_CONDITIONS[2], initialized(world, phase, init)),
+        (OWN_CONDITIONS[3], containers_ready),
+        (OWN_CONDITIONS[4], ready),
+    ];
+    let own = verdicts.into_iter().map(|(type_, (is, reason, message))| {
+        let status = if is { "True" } else { "False" };
+        let before = old_conditions.iter().find(|c| c.type_ == type_);
+        let since = before.filter(|c| c.status == status).and_then(|c| c.last_transition_time.clone());
+        PodCondition {
+            type_: type_.to_owned(),
+            status: status.to_owned(),
+            reason: reason.map(str::to_owned),
+            message,
+            last_transition_time: Some(since.unwrap_or_else(|| seconds(now))),
+            observed_generation: generation,
+            last_probe_time: None,
+        }
+    });
+    let foreign = old_conditions.iter().filter(|c| !OWN_CONDITIONS.contains(&c.type_.as_str())).cloned();
+    own.chain(foreign).collect()
+}
+
+fn names(statuses: impl Iterator<Item = String>) -> String {
+    format!("[{}]", statuses.collect::<Vec<_>>().join(" "))
+}
+
+fn initialized(world: &World, phase: &str, init: &[ContainerStatus]) -> Verdict {
+    if phase == "Succeeded" {
+        return (true, Some("PodCompleted"), None);
+    }
+    let incomplete = |s: &&ContainerStatus| {
+        let sidecar = world.life(&s.name).is_some_and(|l| l.role == Role::Sidecar);
+        if sidecar { s.started != Some(true) } else { !s.ready }
+    };
+    if world.initialized || !init.iter().any(|s| incomplete(&s)) {
+        return (true, None, None);
+    }
+    let list = names(init.iter().filter(incomplete).map(|s| s.name.clone()));
+    (false, Some("ContainersNotInitialized"), Some(format!("containers with incomplete status: {list}")))
+}
+
+fn containers_ready(world: &World, phase: &str, mains: &[ContainerStatus]) -> Verdict {
+    match phase {
+        "Succeeded" => return (false, Some("PodCompleted"), None),
+        "Failed" => return (false, Some("PodFailed"), None),
+        _ => {}
+    }
+    let sidecars =
+        world.containers.iter().filter(|l| l.role == Role::Sidecar && !is_ready(l)).map(|l| l.name.clone());
+    let unready: Vec<String> =
+        sidecars.chain(mains.iter().filter(|s| !s.ready).map(|s| s.name.clone())).collect();
+    if unready.is_empty() {
+        return (true, None, None);
+    }
+    let list = names(unready.into_iter());
+    (false, Some("ContainersNotReady"), Some(format!("containers with unready status: {list}")))
+}
+
+fn readiness(world: &World, containers_ready: &Verdict, conditions: &[PodCondition]) -> Verdict {
+    if !containers_ready.0 {
+        return containers_ready.clone();
+    }
+    let live = world.pod.status.as_ref().and_then(|s| s.conditions.as_deref()).unwrap_or(conditions);
+    let problems: Vec<String> = world
+        .spec()
+        .readiness_gates
+        .iter()
+        .flatten()
+        .filter_map(|gate| {
+            let type_ = &gate.condition_type;
+            match live.iter().find(|c| &c.type_ == type_) {
+                None => {
+                    Some(format!("corresponding condition of pod readiness gate {type_:?} does not exist."))
+                }
+                Some(c) if c.status != "True" => Some(format!(
+                    "the status of pod readiness gate {type_:?} is not \"True\", but {}",
+                    c.status
+                )),
+                Some(_) => None,
+            }
+        })
+        .collect();
+    if problems.is_empty() {
+        (true, None, None)
+    } else {
+        (false, Some("ReadinessGatesNotReady"), Some(problems.join(", ")))
+    }
+}
+
+/// Writes the kubelet's part of a status into the newest known one, leaving what belongs to others.
+pub(crate) fn merge(pod: &mut Pod, ours: &PodStatus) {
+    let base = pod.status.take().unwrap_or_default();
+    let foreign =
+        base.conditions.iter().flatten().filter(|c| !OWN_CONDITIONS.contains(&c.type_.as_str())).cloned();
+    let own =
+        ours.conditions.iter().flatten().filter(|c| OWN_CONDITIONS.contains(&c.type_.as_str())).cloned();
+    pod.status = Some(PodStatus {
+        conditions: Some(own.chain(foreign).collect()),
+        resize: base.resize.clone(),
+        nominated_node_name: base.nominated_node_name.clone(),
+        resource_claim_statuses: base.resource_claim_statuses.clone(),
+        extended_resource_claim_status: base.extended_resource_claim_status.clone(),
+        node_allocatable_resource_claim_statuses: base.node_allocatable_resource_claim_statuses.clone(),
+        ..ours.clone()
+    });
+}
+
+/// `namespace/name` as upstream's messages name a pod: `name_namespace(uid)`.
+pub(crate) fn full_name(pod: &Pod) -> String {
+    format!("{}_{}({})", pod.name(), pod.namespace(), pod.uid())
+}
+
+#[cfg(test)]
+#[path = "status_tests.rs"]
+mod tests;

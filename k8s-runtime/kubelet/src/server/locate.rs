@@ -1,0 +1,37 @@
+//! Finding what a request names.
+
+use std::sync::Arc;
+
+use k8s_core::{meta::ObjectExt, status::ApiStatus};
+
+use crate::{
+    context::{ContainerView, Context, PodView},
+    types::Pod,
+};
+
+/// A pod of this node, and what is known of it.
+pub(super) fn pod(cx: &Context, namespace: &str, name: &str) -> Result<(Arc<Pod>, PodView), ApiStatus> {
+    let pod = cx.pods.get(namespace, name).ok_or_else(|| ApiStatus::not_found("", "pods", name))?;
+    let view = cx.view(pod.uid()).unwrap_or_default();
+    Ok((pod, view))
+}
+
+/// A container of a pod.
+pub(super) fn container<'v>(
+    view: &'v PodView,
+    pod: &str,
+    container: &str,
+) -> Result<&'v ContainerView, ApiStatus> {
+    view.containers.get(container).ok_or_else(|| {
+        ApiStatus::new(404, "NotFound", format!("container {container:?} not found in pod {pod:?}"))
+    })
+}
+
+/// A running container's id.
+pub(super) fn running(view: &PodView, pod: &str, name: &str) -> Result<k8s_runtime::ContainerId, ApiStatus> {
+    let found = container(view, pod, name)?;
+    match &found.id {
+        Some(id) if found.running => Ok(id.clone()),
+        _ => Err(ApiStatus::new(404, "NotFound", format!("container not found ({name:?})"))),
+    }
+}

@@ -1,0 +1,88 @@
+//! `GET /containerLogs/{namespace}/{pod}/{container}`.
+
+use std::sync::Arc;
+
+use http::Response;
+use http_body_util::{BodyExt, StreamBody};
+use k8s_core::{
+    client::{Body, BoxError},
+    meta::ObjectExt,
+    status::ApiStatus,
+};
+use tokio::sync::mpsc;
+
+use super::{locate, query::Query, text};
+use crate::{
+    context::Context,
+    logs::read::{self, Options, Whose},
+    types::Timestamp,
+};
+
+fn number<T: std::str::FromStr>(query: &Query, name: &str) -> Result<Option<T>, ApiStatus> {
+    query
+        .get(name)
+        .filter(|v| !v.is_empty())
+        .map(|v| v.parse().map_err(|_| ApiStatus::bad_request(format!("invalid value {v:?} for {name}"))))
+        .transpose()
+}
+
+fn options(query: &Query, now: Timestamp) -> Result<Options, ApiStatus> {
+    let since_time: Option<Timestamp> = number(query, "sinceTime")?;
+    let since_seconds: Option<i64> = number(query, "sinceSeconds")?;
+    let ago = since_seconds.and_then(|s| now.saturating_add(jiff::SignedDuration::from_secs(-s)).ok());
+    let stream = match query.get("stream") {
+        None | Some("" | "All") => None,
+        Some("Stdout") => Some("stdout".to_owned()),
+        Some("Stderr") => Some("stderr".to_owned()),
+        Some(other) => return Err(ApiStatus::bad_request(format!("invalid value {other:?} for stream"))),
+    };
+    Ok(Options {
+        follow: query.flag(&["follow"]),
+        tail: number(query, "tailLines")?,
+        since: since_time.or(ago),
+        timestamps: query.flag(&["timestamps"]),
+        limit: number(query, "limitBytes")?,
+        stream,
+    })
+}
+
+pub(super) fn serve(
+    cx: &Arc<Context>,
+    namespace: &str,
+    pod_name: &str,
+    name: &str,
+    uri: &http::Uri,
+) -> Result<Response<Body>, ApiStatus> {
+    let (pod, view) = locate::pod(cx, namespace, pod_name)?;
+    let container = locate::container(&view, pod_name, name)?;
+    let query = Query::of(uri);
+    let options = options(&query, cx.clock.now())?;
+    let previous = query.flag(&["previous"]);
+    let log = if previous { container.previous_log.clone() } else { container.log.clone() };
+    let Some(log) = log.filter(|l| !l.as_os_str().is_empty()) else {
+        return Err(ApiStatus::bad_request(if previous {
+            format!("previous terminated container {name:?} in pod {pod_name:?} not found")
+        } else {
+            let why = container.waiting.as_deref().unwrap_or("ContainerCreating");
+            format!("container {name:?} in pod {pod_name:?} is waiting to start: {why}")
+        }));
+    };
+    let whose = match &container.id {
+        Some(id) if !previous => Some(Whose {
+            cx: cx.clone(),
+            pod_uid: pod.uid().to_owned(),
+            container: name.to_owned(),
+            id: id.clone(),
+        }),
+        _ => None,
+    };
+    let (sender, receiver) = mpsc::channel(16);
+    tokio::spawn(read::send(log, options, whose, sender));
+    let frames = futures::stream::unfold(receiver, |mut receiver| async move {
+        let item = receiver.recv().await?;
+        Some((item.map(http_body::Frame::data).map_err(|e| Box::new(e) as BoxError), receiver))
+    });
+    let mut response = text("");
+    *response.body_mut() = StreamBody::new(frames).boxed_unsync();
+    Ok(response)
+}

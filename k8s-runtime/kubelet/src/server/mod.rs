@@ -1,0 +1,120 @@
+//! The kubelet's API: logs, exec, attach, port-forward, pods, figures. The API server proxies to it.
+//!
+//! Flow: [`KubeletApi::handle`] takes a request and answers; what needs a stream both ways takes over the connection by hyper's upgrade.
+//! It is called by the listener (TLS, client certificate required) and, where everything is one process, by the API server itself.
+//!
+//! Guarantee: nobody without a certificate of the cluster gets an answer from the listener; there is no anonymous access.
+//! Not here: SPDY upgrades by old clients (WebSockets only), `/run`, `/configz`.
+
+mod channels;
+mod listen;
+mod locate;
+mod logs;
+mod port_forward;
+mod query;
+mod remote;
+mod spdy;
+mod stats;
+mod upgrade;
+
+use std::sync::Arc;
+
+use http::{Method, Request, Response, StatusCode, header};
+use k8s_core::{
+    client::{Body, body_from_bytes},
+    status::ApiStatus,
+};
+
+pub(crate) use listen::{bind, serve};
+
+use crate::context::Context;
+
+/// The kubelet's API, callable in this process. Cheap to clone.
+#[derive(Clone)]
+pub struct KubeletApi {
+    cx: Arc<Context>,
+}
+
+impl std::fmt::Debug for KubeletApi {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("KubeletApi").field("node", &self.cx.config.node_name).finish_non_exhaustive()
+    }
+}
+
+/// A JSON answer.
+fn json(code: StatusCode, value: &impl serde::Serialize) -> Response<Body> {
+    match serde_json::to_vec(value) {
+        Ok(bytes) => {
+            let mut response = Response::new(body_from_bytes(bytes));
+            *response.status_mut() = code;
+            response
+                .headers_mut()
+                .insert(header::CONTENT_TYPE, header::HeaderValue::from_static("application/json"));
+            response
+        }
+        Err(e) => refuse(&ApiStatus::internal(e)),
+    }
+}
+
+/// A plain answer.
+fn text(text: impl Into<bytes::Bytes>) -> Response<Body> {
+    let mut response = Response::new(body_from_bytes(text));
+    let plain = header::HeaderValue::from_static("text/plain; charset=utf-8");
+    response.headers_mut().insert(header::CONTENT_TYPE, plain);
+    response
+}
+
+/// A failure, as a `Status`.
+fn refuse(status: &ApiStatus) -> Response<Body> {
+    let mut object = status.status().clone();
+    object.metadata = Default::default();
+    let code = StatusCode::from_u16(status.code()).unwrap_or(StatusCode::INTERNAL_SERVER_ERROR);
+    json(code, &object)
+}
+
+impl KubeletApi {
+    pub(crate) fn new(cx: Arc<Context>) -> Self {
+        KubeletApi { cx }
+    }
+
+    /// Answers a request. Paths and parameters are upstream's:
+    /// `/containerLogs/{namespace}/{pod}/{container}`, `/exec/...`, `/attach/...`, `/portForward/{namespace}/{pod}`, `/pods`,
+    /// `/stats/summary`, `/metrics`, `/healthz`.
+    ///
+    /// A connection is taken over through the request's `hyper::upgrade::OnUpgrade` extension, which hyper's server puts there.
+    pub async fn handle<B: Send + 'static>(&self, request: Request<B>) -> Response<Body> {
+        self.route(request).await.unwrap_or_else(|status| refuse(&status))
+    }
+
+    async fn route<B: Send + 'static>(&self, request: Request<B>) -> Result<Response<Body>, ApiStatus> {
+        let path = request.uri().path().to_owned();
+        let parts: Vec<String> = path
+            .split('/')
+            .filter(|p| !p.is_empty())
+            .map(|p| percent_encoding::percent_decode_str(p).decode_utf8_lossy().into_owned())
+            .collect();
+        let parts: Vec<&str> = parts.iter().map(String::as_str).collect();
+        let reading = request.method() == Method::GET || request.method() == Method::HEAD;
+        let cx = &self.cx;
+        match parts.as_slice() {
+            ["healthz" | "livez" | "readyz", ..] if reading => Ok(text("ok")),
+            ["pods" | "runningpods"] if reading => Ok(stats::pods(cx)),
+            ["stats", "summary"] if reading => Ok(stats::summary(cx).await),
+            ["metrics"] if reading => Ok(stats::metrics(cx)),
+            ["metrics", "resource"] if reading => Ok(stats::resource_metrics(cx).await),
+            ["containerLogs", namespace, pod, container] if reading => {
+                logs::serve(cx, namespace, pod, container, request.uri())
+            }
+            ["exec", namespace, pod, container] | ["exec", namespace, pod, _, container] => {
+                remote::serve(cx, remote::What::Exec, namespace, pod, container, request)
+            }
+            ["attach", namespace, pod, container] | ["attach", namespace, pod, _, container] => {
+                remote::serve(cx, remote::What::Attach, namespace, pod, container, request)
+            }
+            ["portForward", namespace, pod] | ["portForward", namespace, pod, _] => {
+                port_forward::serve(cx, namespace, pod, request)
+            }
+            _ => Err(ApiStatus::no_resource()),
+        }
+    }
+}

@@ -1,0 +1,264 @@
+//! `portForward`: TCP connections to a pod over a WebSocket.
+//!
+//! kubectl speaks SPDY/3.1 inside the WebSocket's messages (`SPDY/3.1+portforward.k8s.io`): for each connection an error stream and a data
+//! stream with the same `requestid`. Older clients use channels (`v4.channel.k8s.io`): two per port, data and errors, each beginning with
+//! the port's number in little-endian.
+
+use std::{collections::HashMap, sync::Arc};
+
+use bytes::Bytes;
+use futures::{SinkExt, StreamExt};
+use http::{Request, Response};
+use k8s_core::{client::Body, status::ApiStatus};
+use k8s_runtime::SandboxId;
+use tokio::{
+    io::{AsyncReadExt, AsyncWriteExt},
+    sync::mpsc,
+    task::JoinSet,
+};
+use tokio_tungstenite::tungstenite::Message;
+use tracing::debug;
+
+use super::{
+    channels, locate,
+    query::Query,
+    spdy::{self, Incoming, Session},
+    upgrade::{self, Socket},
+};
+use crate::context::Context;
+
+const SPDY: &str = "SPDY/3.1+portforward.k8s.io";
+const PROTOCOLS: [&str; 2] = [SPDY, "v4.channel.k8s.io"];
+const CHUNK: usize = 32 * 1024;
+
+pub(super) fn serve<B: Send + 'static>(
+    cx: &Arc<Context>,
+    namespace: &str,
+    pod: &str,
+    request: Request<B>,
+) -> Result<Response<Body>, ApiStatus> {
+    let (_, view) = locate::pod(cx, namespace, pod)?;
+    let running = view.containers.values().any(|c| c.running);
+    let Some(sandbox) = view.sandbox.filter(|_| running) else {
+        let message = format!("unable to forward port because pod is not running: {pod}");
+        return Err(ApiStatus::bad_request(message));
+    };
+    let query = Query::of(request.uri());
+    let ports: Vec<&str> = query.all("port").chain(query.all("ports")).flat_map(|p| p.split(',')).collect();
+    let ports: Vec<u16> = ports.iter().filter_map(|p| p.parse().ok()).collect();
+    let cx = cx.clone();
+    upgrade::accept(request, &PROTOCOLS, move |socket, protocol| async move {
+        if protocol == SPDY {
+            tunnel(cx, sandbox, socket).await;
+        } else {
+            by_channels(&cx, &sandbox, &ports, socket).await;
+        }
+    })
+}
+
+/// SPDY inside the messages.
+async fn tunnel(cx: Arc<Context>, sandbox: SandboxId, socket: Socket) {
+    let (mut sink, mut messages) = socket.split();
+    let (near, far) = tokio::io::duplex(CHUNK * 2);
+    let (read, write) = tokio::io::split(near);
+    let (mut far_read, mut far_write) = tokio::io::split(far);
+    let session = match Session::start(read, write) {
+        Ok(session) => session,
+        Err(e) => return debug!(error = %e, "no SPDY session"),
+    };
+    let outward = async {
+        let mut buffer = vec![0; CHUNK];
+        while let Ok(n @ 1..) = far_read.read(&mut buffer).await {
+            if sink.send(Message::Binary(Bytes::copy_from_slice(&buffer[..n]))).await.is_err() {
+                break;
+            }
+        }
+        // A client that is gone needs no farewell.
+        let _ = sink.send(Message::Close(None)).await;
+    };
+    let inward = async {
+        while let Some(Ok(message)) = messages.next().await {
+            match message {
+                Message::Binary(data) => match far_write.write_all(&data).await {
+                    Ok(()) => {}
+                    Err(_) => break,
+                },
+                Message::Close(_) => break,
+                _ => {}
+            }
+        }
+    };
+    tokio::select! {
+        () = outward => {}
+        () = inward => {}
+        () = forward(cx, sandbox, session) => {}
+    }
+}
+
+/// Pairs streams and forwards each pair.
+async fn forward(cx: Arc<Context>, sandbox: SandboxId, mut session: Session) {
+    let mut waiting: HashMap<String, spdy::Stream> = HashMap::new();
+    let mut pairs = JoinSet::new();
+    loop {
+        let stream = tokio::select! {
+            stream = session.accept() => stream,
+            Some(_) = pairs.join_next() => continue,
+        };
+        let Some(stream) = stream else { break };
+        let kind = stream.headers.get("streamtype").cloned().unwrap_or_default();
+        if !matches!(kind.as_str(), "error" | "data") {
+            debug!(kind, "a stream of an unknown type");
+            let _ = stream.writer().reset().await;
+            continue;
+        }
+        // Very old clients send no request id: their streams come in pairs.
+        let request = stream.headers.get("requestid").cloned().unwrap_or_else(|| match kind.as_str() {
+            "error" => stream.id.to_string(),
+            _ => stream.id.saturating_sub(2).to_string(),
+        });
+        let Some(other) = waiting.remove(&request) else {
+            waiting.insert(request, stream);
+            continue;
+        };
+        let (error, data) = if kind == "data" { (other, stream) } else { (stream, other) };
+        pairs.spawn(pair(cx.clone(), sandbox.clone(), error, data));
+    }
+}
+
+/// One connection.
+async fn pair(cx: Arc<Context>, sandbox: SandboxId, error: spdy::Stream, mut data: spdy::Stream) {
+    let port: Option<u16> = data.headers.get("port").and_then(|p| p.parse().ok());
+    let opened = match port {
+        Some(port) => cx.runtime.port_forward(&sandbox, port).await.map_err(|e| e.to_string()),
+        None => Err(format!("{:?} is not a port", data.headers.get("port"))),
+    };
+    let (writer, errors) = (data.writer(), error.writer());
+    let connection = match opened {
+        Ok(connection) => connection,
+        Err(e) => {
+            let port = port.map(|p| p.to_string()).unwrap_or_default();
+            let message = format!("error forwarding port {port} to pod {sandbox}: {e}");
+            // The session has ended if these fail.
+            let _ = errors.send(message.as_bytes()).await;
+            let _ = errors.finish().await;
+            let _ = writer.reset().await;
+            return;
+        }
+    };
+    let (mut from_pod, mut to_pod) = tokio::io::split(connection);
+    let inward = async {
+        while let Some(incoming) = data.incoming.recv().await {
+            match incoming {
+                Incoming::Data(bytes) => {
+                    if to_pod.write_all(&bytes).await.is_err() || to_pod.flush().await.is_err() {
+                        break;
+                    }
+                }
+                Incoming::Fin => {
+                    let _ = to_pod.shutdown().await;
+                }
+                Incoming::Reset => return,
+            }
+        }
+        // Nothing more can come from the client; the pod may still have something to say.
+        std::future::pending::<()>().await
+    };
+    let outward = async {
+        let mut buffer = vec![0; CHUNK];
+        while let Ok(n @ 1..) = from_pod.read(&mut buffer).await {
+            if writer.send(&buffer[..n]).await.is_err() {
+                return;
+            }
+        }
+    };
+    tokio::select! {
+        () = inward => {}
+        () = outward => {}
+    }
+    let _ = writer.finish().await;
+    let _ = errors.finish().await;
+}
+
+/// Two channels for each port.
+async fn by_channels(cx: &Context, sandbox: &SandboxId, ports: &[u16], socket: Socket) {
+    let (mut sink, mut messages) = socket.split();
+    let (sender, mut outgoing) = mpsc::channel::<Bytes>(16);
+    let mut inputs = Vec::new();
+    let mut tasks = futures::stream::FuturesUnordered::new();
+    for (index, port) in ports.iter().copied().enumerate() {
+        let Ok(channel) = u8::try_from(index * 2) else { break };
+        let (input, pending) = mpsc::channel::<Bytes>(16);
+        inputs.push(input);
+        tasks.push(one_port(cx, sandbox, port, channel, pending, sender.clone()));
+    }
+    drop(sender);
+    let outward = async {
+        while let Some(message) = outgoing.recv().await {
+            if sink.send(Message::Binary(message)).await.is_err() {
+                return;
+            }
+        }
+        let _ = sink.send(Message::Close(None)).await;
+    };
+    let inward = async {
+        while let Some(Ok(message)) = messages.next().await {
+            match message {
+                Message::Binary(data) => {
+                    let input = data.first().and_then(|c| inputs.get(usize::from(*c) / 2));
+                    if let Some(input) = input {
+                        let _ = input.send(data.slice(1..)).await;
+                    }
+                }
+                Message::Close(_) => break,
+                _ => {}
+            }
+        }
+    };
+    let work = async { while tasks.next().await.is_some() {} };
+    tokio::select! {
+        ((), ()) = async { tokio::join!(outward, work) } => {}
+        () = inward => {}
+    }
+}
+
+async fn one_port(
+    cx: &Context,
+    sandbox: &SandboxId,
+    port: u16,
+    channel: u8,
+    mut pending: mpsc::Receiver<Bytes>,
+    sender: mpsc::Sender<Bytes>,
+) {
+    // The client is gone where sending fails, and all of this ends with it.
+    for channel in [channel, channel + 1] {
+        let _ = sender.send(channels::frame(channel, &port.to_le_bytes())).await;
+    }
+    let connection = match cx.runtime.port_forward(sandbox, port).await {
+        Ok(connection) => connection,
+        Err(e) => {
+            let message = format!("error forwarding port {port} to pod {sandbox}: {e}");
+            let _ = sender.send(channels::frame(channel + 1, message.as_bytes())).await;
+            return;
+        }
+    };
+    let (mut from_pod, mut to_pod) = tokio::io::split(connection);
+    let inward = async {
+        while let Some(bytes) = pending.recv().await {
+            if to_pod.write_all(&bytes).await.is_err() || to_pod.flush().await.is_err() {
+                return;
+            }
+        }
+    };
+    let outward = async {
+        let mut buffer = vec![0; CHUNK];
+        while let Ok(n @ 1..) = from_pod.read(&mut buffer).await {
+            if sender.send(channels::frame(channel, &buffer[..n])).await.is_err() {
+                return;
+            }
+        }
+    };
+    tokio::select! {
+        () = inward => {}
+        () = outward => {}
+    }
+}

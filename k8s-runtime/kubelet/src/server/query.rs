@@ -1,0 +1,52 @@
+//! Parameters in a request's address.
+
+use percent_encoding::percent_decode_str;
+
+/// All parameters, in order; a name may be there more than once.
+#[derive(Clone, Debug, Default)]
+pub(super) struct Query(Vec<(String, String)>);
+
+impl Query {
+    pub(super) fn of(uri: &http::Uri) -> Self {
+        let decode =
+            |text: &str| percent_decode_str(&text.replace('+', " ")).decode_utf8_lossy().into_owned();
+        let pairs = uri.query().unwrap_or_default().split('&').filter(|p| !p.is_empty());
+        Query(
+            pairs
+                .map(|pair| {
+                    let (name, value) = pair.split_once('=').unwrap_or((pair, ""));
+                    (decode(name), decode(value))
+                })
+                .collect(),
+        )
+    }
+
+    /// The first value of a name.
+    pub(super) fn get(&self, name: &str) -> Option<&str> {
+        self.0.iter().find(|(n, _)| n == name).map(|(_, v)| v.as_str())
+    }
+
+    /// All values of a name.
+    pub(super) fn all(&self, name: &str) -> impl Iterator<Item = &str> {
+        self.0.iter().filter(move |(n, _)| n == name).map(|(_, v)| v.as_str())
+    }
+
+    /// Whether a flag is set, under any of its names.
+    pub(super) fn flag(&self, names: &[&str]) -> bool {
+        names.iter().any(|name| {
+            self.get(name).is_some_and(|v| matches!(v, "" | "1" | "t" | "T" | "true" | "TRUE" | "True"))
+        })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn parameters() {
+        let query = Query::of(&"/x?command=a%20b&command=c+d&tty=1&stdin=false&e".parse().unwrap());
+        assert_eq!(query.all("command").collect::<Vec<_>>(), ["a b", "c d"]);
+        assert!(query.flag(&["tty"]) && query.flag(&["e"]) && !query.flag(&["stdin", "input"]));
+    }
+}

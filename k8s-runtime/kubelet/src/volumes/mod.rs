@@ -1,0 +1,167 @@
+//! Volumes: directories and files that pods see, one plugin per kind.
+//!
+//! Flow: [`set_up`] turns a pod's volumes into host paths; called again (a ConfigMap changed, a token gets old) it brings contents up to
+//! date. [`cleanup::remove_pod_dir`] takes everything of a pod away without knowing what was there, so that it works after a crash too.
+//!
+//! Guarantee: a reader of a ConfigMap, Secret, downward API or projected volume sees all of one version, never a mixture ([`atomic`]).
+//! Not here: attaching disks and network file systems; pods that want them get a `FailedMount` event that says so.
+
+mod atomic;
+pub(crate) mod cleanup;
+mod config_map;
+mod downward_api;
+mod empty_dir;
+mod host_path;
+mod ownership;
+mod payload;
+mod persistent;
+mod projected;
+mod secret;
+mod unsupported;
+
+use std::{
+    collections::HashMap,
+    path::{Path, PathBuf},
+    sync::{Mutex, PoisonError},
+};
+
+use async_trait::async_trait;
+use k8s_core::meta::ObjectExt;
+
+use crate::{context::Context, env::ConfigError, sources::SourceError, types};
+
+/// Why a volume cannot be used yet. Every variant is tried again.
+#[derive(Debug, thiserror::Error)]
+pub(crate) enum VolumeError {
+    #[error("{0}")]
+    Source(#[from] SourceError),
+    #[error("{0}")]
+    Config(#[from] ConfigError),
+    #[error("{0}")]
+    Api(#[from] k8s_core::client::Error),
+    #[error("references non-existent {kind} key: {key}")]
+    Key { kind: &'static str, key: String },
+    #[error("hostPath type check failed: {path:?} is not {want}")]
+    HostPathType { path: PathBuf, want: &'static str },
+    #[error("{context} {path:?}: {source}")]
+    Io { context: &'static str, path: PathBuf, source: std::io::Error },
+    #[error("invalid path {0:?}: must be relative and stay inside the volume")]
+    Path(String),
+    #[error("{0}")]
+    Other(String),
+}
+
+impl VolumeError {
+    fn io<E: Into<std::io::Error>>(context: &'static str, path: &Path) -> impl FnOnce(E) -> VolumeError {
+        move |e| VolumeError::Io { context, path: path.to_owned(), source: e.into() }
+    }
+}
+
+/// An object whose change changes a volume's contents or a container's environment.
+#[derive(Clone, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub(crate) enum Reference {
+    ConfigMap(String),
+    Secret(String),
+}
+
+/// What a plugin gets to set a volume up.
+pub(crate) struct Setup<'a> {
+    pub(crate) cx: &'a Context,
+    pub(crate) pod: &'a types::Pod,
+    pub(crate) fs_group: Option<u32>,
+    volumes_dir: PathBuf,
+    refresh_at: Mutex<Option<types::Timestamp>>,
+}
+
+impl Setup<'_> {
+    /// The directory of a volume, not made yet.
+    fn dir(&self, plugin: &str, name: &str) -> PathBuf {
+        self.volumes_dir.join(format!("kubernetes.io~{plugin}")).join(name)
+    }
+
+    /// Asks for the volumes to be set up again at the latest then.
+    fn refresh_at(&self, when: types::Timestamp) {
+        let mut slot = self.refresh_at.lock().unwrap_or_else(PoisonError::into_inner);
+        *slot = Some(slot.map_or(when, |have| have.min(when)));
+    }
+}
+
+/// One volume of a pod.
+#[async_trait]
+pub(crate) trait Volume: Send + Sync {
+    /// Makes the volume, or brings its contents up to date, and returns where it is on the host.
+    async fn set_up(&self, setup: &Setup<'_>) -> Result<PathBuf, VolumeError>;
+    /// Objects that the contents come from.
+    fn references(&self) -> Vec<Reference> {
+        Vec::new()
+    }
+}
+
+type Plugin = fn(&types::Volume) -> Option<Box<dyn Volume>>;
+
+/// All plugins; the last one takes whatever no other takes.
+const PLUGINS: &[Plugin] = &[
+    empty_dir::plugin,
+    config_map::plugin,
+    secret::plugin,
+    projected::plugin,
+    downward_api::plugin,
+    host_path::plugin,
+    persistent::plugin,
+    unsupported::plugin,
+];
+
+fn plugin_for(volume: &types::Volume) -> Option<Box<dyn Volume>> {
+    PLUGINS.iter().find_map(|plugin| plugin(volume))
+}
+
+/// A pod's volumes on the host.
+#[derive(Clone, Debug, Default)]
+pub(crate) struct Mounted {
+    pub(crate) paths: HashMap<String, PathBuf>,
+    /// When to set up again even if nothing changes (tokens get old).
+    pub(crate) refresh_at: Option<types::Timestamp>,
+}
+
+/// Which volume failed, and why.
+#[derive(Debug, thiserror::Error)]
+#[error("MountVolume.SetUp failed for volume {volume:?} : {source}")]
+pub(crate) struct MountError {
+    volume: String,
+    #[source]
+    source: VolumeError,
+}
+
+/// The objects that a pod's volumes are made from.
+pub(crate) fn references(pod: &types::Pod) -> Vec<Reference> {
+    let volumes = pod.spec.iter().flat_map(|s| s.volumes.iter().flatten());
+    volumes.filter_map(plugin_for).flat_map(|v| v.references()).collect()
+}
+
+/// Makes a pod's volumes or brings them up to date.
+pub(crate) async fn set_up(cx: &Context, pod: &types::Pod) -> Result<Mounted, MountError> {
+    let spec = pod.spec.clone().unwrap_or_default();
+    let fs_group =
+        spec.security_context.as_ref().and_then(|s| s.fs_group).and_then(|g| u32::try_from(g).ok());
+    let setup = Setup {
+        cx,
+        pod,
+        fs_group,
+        volumes_dir: cx.config.pod_dir(pod.uid()).join("volumes"),
+        refresh_at: Mutex::new(None),
+    };
+    let work = spec.volumes.iter().flatten().map(|volume| {
+        let setup = &setup;
+        async move {
+            let failed = |source| MountError { volume: volume.name.clone(), source };
+            let plugin = plugin_for(volume).ok_or_else(|| {
+                failed(VolumeError::Other("the volume has no source that this kubelet knows".into()))
+            })?;
+            let path = plugin.set_up(setup).await.map_err(failed)?;
+            Ok((volume.name.clone(), path))
+        }
+    });
+    let paths = futures::future::try_join_all(work).await?.into_iter().collect();
+    let refresh_at = *setup.refresh_at.lock().unwrap_or_else(PoisonError::into_inner);
+    Ok(Mounted { paths, refresh_at })
+}
