@@ -1,1 +1,79 @@
-//! placeholder
+//! Cluster composition, and the programs on top of it.
+//!
+//! [`Cluster`] is a whole cluster as one value; the programs are command lines around it and around the single components. A bespoke
+//! distribution is another small `main` over the same calls.
+//!
+//! ```no_run
+//! # async fn f() -> Result<(), Box<dyn std::error::Error>> {
+//! use hyperkube::{Cluster, Node};
+//! use k8s_core::api::api::core::v1::Pod;
+//!
+//! let cluster = Cluster::builder()
+//!     .data_dir("/var/lib/shop")
+//!     .node(Node::simulated(3))
+//!     .listen("127.0.0.1:6443".parse()?)
+//!     .start().await?;
+//! let pods = cluster.client().namespaced::<Pod>("default");
+//! println!("{} pods", pods.list(&Default::default()).await?.len());
+//! std::fs::write("kubeconfig", cluster.kubeconfig()?)?;
+//! cluster.shutdown().await;
+//! # Ok(()) }
+//! ```
+//!
+//! Not here: any part of a cluster; each is a crate of its own.
+
+mod cluster;
+pub mod commands;
+pub mod control_plane;
+pub mod exit;
+pub mod network;
+pub mod node;
+pub mod paths;
+pub mod pki;
+pub mod ranges;
+pub mod reset;
+
+use std::{process::ExitCode, sync::Arc};
+
+pub use cluster::{Builder, Cluster, Node, host_name, open_images};
+use exit::Failure;
+use k8s_apiserver::proxy::RemoteKubelets;
+
+/// The `main` of `hyperkube`. Must be called before any thread is started.
+#[must_use]
+pub fn main() -> ExitCode {
+    k8s_runtime::embedded::run_if_zygote();
+    commands::run(std::env::args_os().collect())
+}
+
+/// The `main` of a program that is one component: as `hyperkube <component>`.
+#[must_use]
+pub fn component_main(component: &str) -> ExitCode {
+    k8s_runtime::embedded::run_if_zygote();
+    let mut args: Vec<std::ffi::OsString> = vec!["hyperkube".into(), component.into()];
+    args.extend(std::env::args_os().skip(1));
+    commands::run(args)
+}
+
+/// Reaches kubelets with the API server's own client certificate.
+///
+/// # Errors
+/// When the certificate cannot be made.
+pub fn remote_kubelets(pki: &pki::Pki) -> Result<RemoteKubelets, Failure> {
+    use rustls::pki_types::{CertificateDer, PrivateKeyDer, pem::PemObject};
+    let identity = pki
+        .client("apiserver-kubelet-client", "kube-apiserver-kubelet-client", "system:masters")
+        .map_err(Failure::because("kubelet client certificate"))?;
+    let mut roots = rustls::RootCertStore::empty();
+    let ca = CertificateDer::from_pem_slice(pki.ca().as_bytes()).map_err(Failure::because("CA"))?;
+    roots.add(ca).map_err(Failure::because("CA"))?;
+    let chain = vec![CertificateDer::from_pem_slice(identity.certificate.as_bytes()).map_err(Failure::because("certificate"))?];
+    let key = PrivateKeyDer::from_pem_slice(identity.key.as_bytes()).map_err(Failure::because("key"))?;
+    let tls = rustls::ClientConfig::builder_with_provider(Arc::new(rustls::crypto::ring::default_provider()))
+        .with_safe_default_protocol_versions()
+        .map_err(Failure::because("TLS"))?
+        .with_root_certificates(roots)
+        .with_client_auth_cert(chain, key)
+        .map_err(Failure::because("certificate"))?;
+    Ok(RemoteKubelets::new(tls))
+}

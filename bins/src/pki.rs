@@ -143,17 +143,15 @@ impl Pki {
         self.sign(name, params)
     }
 
-    /// A client certificate for a user with groups, kept under `file`.
+    /// A client certificate for a user in a group, kept under `file`.
     ///
     /// # Errors
     /// As [`Pki::open`].
-    pub fn client(&self, file: &str, user: &str, groups: &[&str]) -> Result<Identity, PkiError> {
+    pub fn client(&self, file: &str, user: &str, group: &str) -> Result<Identity, PkiError> {
         let make = |source| PkiError::Make { name: user.into(), source };
         let mut params = CertificateParams::new(Vec::new()).map_err(make)?;
         params.distinguished_name.push(DnType::CommonName, user);
-        for group in groups {
-            params.distinguished_name.push(DnType::OrganizationName, *group);
-        }
+        params.distinguished_name.push(DnType::OrganizationName, group);
         params.extended_key_usages = vec![ExtendedKeyUsagePurpose::ClientAuth];
         self.sign(file, params)
     }
@@ -196,11 +194,11 @@ mod tests {
     fn certificates_survive_and_are_private() {
         let directory = tempfile::tempdir().unwrap();
         let first = Pki::open(directory.path()).unwrap();
-        let identity = first.client("admin", "admin", &["system:masters"]).unwrap();
+        let identity = first.client("admin", "admin", "system:masters").unwrap();
         let again = Pki::open(directory.path()).unwrap();
         assert_eq!(first.ca(), again.ca());
         assert_eq!(first.service_account_key().unwrap(), again.service_account_key().unwrap());
-        assert_eq!(identity.key, again.client("admin", "admin", &["system:masters"]).unwrap().key);
+        assert_eq!(identity.key, again.client("admin", "admin", "system:masters").unwrap().key);
         for entry in fs::read_dir(directory.path()).unwrap() {
             let mode = entry.unwrap().metadata().unwrap().permissions().mode() & 0o777;
             assert_eq!(mode, 0o600);

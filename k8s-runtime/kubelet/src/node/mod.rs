@@ -60,7 +60,9 @@ async fn register(cx: &Context) -> Result<(), Error> {
         status: Some(status::compute(cx, None).await),
     };
     match api.create(&node).await {
-        Ok(_) => return Ok(()),
+        Ok(made) if made.status.as_ref().is_some_and(|s| s.conditions.is_some()) => return Ok(()),
+        // Servers may leave the status out of a creation.
+        Ok(made) => return write(cx, made).await,
         Err(e) if e.is_already_exists() => {}
         Err(e) => return Err(e),
     }

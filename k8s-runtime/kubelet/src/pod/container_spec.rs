@@ -66,6 +66,9 @@ pub(crate) async fn build(cx: &Context, input: &Input<'_>) -> Result<ContainerSp
     annotations.insert(keys::MESSAGE_FILE.into(), message_file.to_string_lossy().into_owned());
     let policy = container.termination_message_policy.clone().unwrap_or_else(|| "File".into());
     annotations.insert(keys::MESSAGE_POLICY.into(), policy);
+    if let Some(digest) = input.image.digests.first() {
+        annotations.insert(keys::IMAGE_REF.into(), digest.clone());
+    }
     Ok(ContainerSpec {
         name: container.name.clone(),
         attempt: input.attempt,

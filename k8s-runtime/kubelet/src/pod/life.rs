@@ -265,6 +265,8 @@ pub(crate) struct Ending {
 pub(crate) struct World {
     pub(crate) pod: Arc<Pod>,
     pub(crate) volumes: Volumes,
+    /// The volumes are there, and are being brought up to date.
+    pub(crate) refreshing: bool,
     pub(crate) sandbox: Sandbox,
     /// The pod has its addresses, or needs none.
     pub(crate) network_ready: bool,
@@ -287,6 +289,7 @@ impl World {
         let mut world = World {
             pod,
             volumes: Volumes::Absent,
+            refreshing: false,
             sandbox: Sandbox::Absent { attempt: 0 },
             network_ready: false,
             containers: Vec::new(),
@@ -335,7 +338,13 @@ impl World {
         let mut known = std::mem::take(&mut self.containers);
         for life in &mut wanted {
             if let Some(at) = known.iter().position(|k| k.name == life.name) {
-                let old = known.swap_remove(at);
+                let mut old = known.swap_remove(at);
+                if old.spec.image != life.spec.image
+                    && old.is_running()
+                    && life.policy != RestartPolicy::Never
+                {
+                    old.kill = Some(format!("Container {} definition changed, will be restarted", life.name));
+                }
                 *life = Life { role: life.role, policy: life.policy, spec: life.spec.clone(), ..old };
             }
         }

@@ -169,7 +169,8 @@ fn decide_ending(now: Timestamp, world: &World, ending: &Ending, acts: &mut Vec<
             {
                 acts.extend(Some(next).filter(stop).map(why));
             }
-            let busy = matches!(world.sandbox, Sandbox::Busy { .. })
+            let busy = world.refreshing
+                || matches!(world.sandbox, Sandbox::Busy { .. })
                 || matches!(world.volumes, Volumes::Busy { .. });
             if !busy && !world.containers.iter().any(Life::is_alive_for_end) {
                 acts.push(Act::TakeDown);

@@ -5,7 +5,7 @@ use std::{
     time::SystemTime,
 };
 
-use k8s_runtime::{ContainerState as RuntimeState, ContainerStatus as RuntimeStatus};
+use k8s_runtime::{ContainerSpec, ContainerState as RuntimeState, ContainerStatus as RuntimeStatus};
 
 use super::life::{Exit, Phase, Record};
 use crate::{context::Context, logs, types::*};
@@ -19,6 +19,7 @@ pub(crate) mod keys {
     pub(crate) const RESTART_COUNT: &str = "io.kubernetes.container.restartCount";
     pub(crate) const MESSAGE_FILE: &str = "io.kubernetes.container.terminationMessageFile";
     pub(crate) const MESSAGE_POLICY: &str = "io.kubernetes.container.terminationMessagePolicy";
+    pub(crate) const IMAGE_REF: &str = "io.kubernetes.container.imageRef";
     pub(crate) const GRACE: &str = "io.kubernetes.pod.terminationGracePeriod";
 }
 
@@ -63,10 +64,15 @@ pub(crate) fn from_runtime(cx: &Context, status: &RuntimeStatus) -> Record {
         full_id: format!("{}://{}", runtime_name(cx), status.id),
         attempt: status.spec.attempt,
         phase,
-        image_id: status.spec.image.clone(),
+        image_id: image_ref(&status.spec),
         log: status.spec.log_path.clone(),
         in_sandbox: true,
     }
+}
+
+/// The image's name with digest, where it has one, else its id.
+pub(crate) fn image_ref(spec: &ContainerSpec) -> String {
+    spec.annotations.get(keys::IMAGE_REF).cloned().unwrap_or_else(|| spec.image.clone())
 }
 
 /// What a container left in its termination message file or, if so wished, at the end of its log.

@@ -115,7 +115,7 @@ impl Job {
             full_id: format!("{}://{id}", records::runtime_name(cx)),
             attempt: self.attempt,
             phase: Phase::Created,
-            image_id: spec.image.clone(),
+            image_id: records::image_ref(&spec),
             log: spec.log_path.clone(),
             in_sandbox: true,
         };

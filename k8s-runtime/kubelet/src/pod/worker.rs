@@ -35,6 +35,8 @@ use crate::{
 /// How long a shutdown waits for work that is nearly done.
 const SHUTDOWN_PATIENCE: Duration = Duration::from_secs(1);
 const RECONNECT: Duration = Duration::from_secs(2);
+/// Until contents that could not be renewed are tried again.
+const REFRESH_RETRY: Duration = Duration::from_secs(10);
 
 /// Something that changes what is known about the pod.
 #[derive(Debug)]
@@ -448,6 +450,7 @@ impl Worker {
     }
 
     fn take_volumes(&mut self, result: Result<Mounted, String>) {
+        self.world.refreshing = false;
         let failures = match self.world.volumes {
             Volumes::Failed { failures, .. } | Volumes::Busy { failures } => failures,
             Volumes::Absent | Volumes::Ready => 0,
@@ -460,7 +463,7 @@ impl Worker {
             Err(why) => {
                 self.cx.events.warning(&self.world.pod, None, "FailedMount", why);
                 let delay = Duration::from_millis(500 << failures.min(8)).min(Duration::from_secs(122));
-                let retry_at = self.after(delay);
+                let retry_at = self.after(if self.mounted.paths.is_empty() { delay } else { REFRESH_RETRY });
                 // Contents that cannot be renewed are no reason to hold back what runs.
                 if self.mounted.paths.is_empty() {
                     self.world.volumes = Volumes::Failed { retry_at, failures: failures + 1 };
@@ -483,6 +486,7 @@ impl Worker {
         }
         match self.world.volumes {
             Volumes::Absent => {}
+            Volumes::Ready if self.world.refreshing => self.volumes_stale = true,
             Volumes::Busy { .. } => self.volumes_stale = true,
             Volumes::Failed { .. } => self.set_up_volumes(),
             Volumes::Ready => self.set_up_volumes(),
@@ -491,6 +495,7 @@ impl Worker {
 
     fn set_up_volumes(&mut self) {
         let (cx, pod, post) = (self.cx.clone(), self.world.pod.clone(), self.post.clone());
+        self.world.refreshing = self.world.volumes == Volumes::Ready;
         self.world.volumes = match self.world.volumes {
             Volumes::Ready => Volumes::Ready,
             Volumes::Failed { failures, .. } | Volumes::Busy { failures } => Volumes::Busy { failures },

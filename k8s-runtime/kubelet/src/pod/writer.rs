@@ -17,6 +17,8 @@ use crate::types::*;
 
 const FIRST_DELAY: Duration = Duration::from_millis(50);
 const LONGEST_DELAY: Duration = Duration::from_secs(10);
+/// A step on the way to running waits this long for the next one to overtake it.
+const OVERTAKE: Duration = Duration::from_millis(50);
 
 /// A pod's status writer. Dropping it stops it.
 pub(crate) struct Writer {
@@ -74,10 +76,17 @@ async fn run(
     done: watch::Sender<u64>,
 ) {
     let mut delay = FIRST_DELAY;
+    let mut said_starting = false;
     while requests.changed().await.is_ok() {
+        if said_starting && is_starting(&requests.borrow().1) {
+            requests.mark_unchanged();
+            // Both outcomes are fine: a newer status, or this one after all.
+            let _ = tokio::time::timeout(OVERTAKE, requests.changed()).await;
+        }
         loop {
             let (number, wanted) = requests.borrow_and_update().clone();
             if write(&client, &newest, &wanted).await {
+                said_starting = is_starting(&wanted);
                 done.send_replace(number);
                 delay = FIRST_DELAY;
                 break;
@@ -86,6 +95,16 @@ async fn run(
             delay = (delay * 2).min(LONGEST_DELAY);
         }
     }
+}
+
+/// Whether a status says no more than that the pod is on its way.
+fn is_starting(status: &PodStatus) -> bool {
+    let creating = |container: &ContainerStatus| {
+        let waiting = container.state.as_ref().and_then(|s| s.waiting.as_ref());
+        waiting.is_some_and(|w| matches!(w.reason.as_deref(), Some("ContainerCreating" | "PodInitializing")))
+    };
+    let mut containers = status.init_container_statuses.iter().chain(&status.container_statuses).flatten();
+    status.phase.as_deref() == Some("Pending") && containers.all(creating)
 }
 
 /// Writes a status. `false`: try again later.

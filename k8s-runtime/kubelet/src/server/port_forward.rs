@@ -74,7 +74,7 @@ async fn tunnel(cx: Arc<Context>, sandbox: SandboxId, socket: Socket) {
             }
         }
         // A client that is gone needs no farewell.
-        let _ = sink.send(Message::Close(None)).await;
+        let _ = sink.send(upgrade::farewell()).await;
     };
     let inward = async {
         while let Some(Ok(message)) = messages.next().await {
@@ -198,7 +198,7 @@ async fn by_channels(cx: &Context, sandbox: &SandboxId, ports: &[u16], socket: S
                 return;
             }
         }
-        let _ = sink.send(Message::Close(None)).await;
+        let _ = sink.send(upgrade::farewell()).await;
     };
     let inward = async {
         while let Some(Ok(message)) = messages.next().await {

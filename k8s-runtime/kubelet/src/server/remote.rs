@@ -114,7 +114,7 @@ async fn run(socket: Socket, process: Result<Attached, String>, wanted: Wanted) 
             sink.send(message).await.ok()?;
         }
         // The client is told that this is the end.
-        sink.send(Message::Close(None)).await.ok()?;
+        sink.send(upgrade::farewell()).await.ok()?;
         sink.close().await.ok()
     };
     let work = async {

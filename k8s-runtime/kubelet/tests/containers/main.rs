@@ -4,6 +4,7 @@
 
 #[path = "../it/fake_api.rs"]
 mod fake_api;
+mod with_kubectl;
 
 use std::{
     future::Future,
@@ -30,11 +31,13 @@ const IMAGE: &str = "test.local/busybox:1";
 
 fn main() -> ExitCode {
     k8s_runtime::embedded::run_if_zygote();
-    let trial = |name: &str, test: fn(&'static str) -> Result<(), Failed>, arg| Trial::test(name, move || test(arg));
+    let trial =
+        |name: &str, test: fn(&'static str) -> Result<(), Failed>, arg| Trial::test(name, move || test(arg));
     let tests = vec![
         trial("a_pods_life", |_| run(a_pods_life), ""),
         trial("a_restart_touches_nothing", |_| run(a_restart_touches_nothing), ""),
         trial("many_pods", |_| run(many_pods), ""),
+        trial("kubectl", |_| run(with_kubectl::kubectl), ""),
     ];
     libtest_mimic::run(&Arguments::from_args(), tests).exit_code()
 }
@@ -42,6 +45,8 @@ fn main() -> ExitCode {
 struct Node {
     dir: PathBuf,
     api: FakeApi,
+    /// Where the kubelet finds its API server, if not the fake one.
+    client: Option<k8s_core::client::Client>,
     config: EmbeddedConfig,
     images: Arc<ImageStore>,
     runtime: Option<Arc<Embedded>>,
@@ -70,6 +75,7 @@ fn run<F: Future<Output = Result<(), Failed>>>(test: fn(Node) -> F) -> Result<()
     let node = Node {
         dir: dir.path().to_owned(),
         api: FakeApi::new(),
+        client: None,
         config: config.clone(),
         images,
         runtime: None,
@@ -81,7 +87,10 @@ fn run<F: Future<Output = Result<(), Failed>>>(test: fn(Node) -> F) -> Result<()
     reset(&config.root)?;
     // A failed test may have left its tmpfs volumes mounted.
     let mounts = std::fs::read_to_string("/proc/self/mountinfo")?;
-    let ours = mounts.lines().filter_map(|l| l.split(' ').nth(4)).filter(|m| m.starts_with(&*dir.path().to_string_lossy()));
+    let ours = mounts
+        .lines()
+        .filter_map(|l| l.split(' ').nth(4))
+        .filter(|m| m.starts_with(&*dir.path().to_string_lossy()));
     let left: Vec<String> = ours.map(str::to_owned).collect();
     for mount in &left {
         nix::mount::umount2(mount.as_str(), nix::mount::MntFlags::MNT_DETACH)?;
@@ -97,7 +106,7 @@ impl Node {
     async fn start(&mut self) -> Result<(), Failed> {
         let runtime = Arc::new(Embedded::new(self.config.clone(), self.images.clone()).await?);
         let dir = self.dir.clone();
-        let kubelet = Kubelet::builder(self.api.client(), "n1")
+        let kubelet = Kubelet::builder(self.client.clone().unwrap_or_else(|| self.api.client()), "n1")
             .configure(|c| {
                 c.root_dir = dir.join("kubelet");
                 c.log_dir = dir.join("logs");
@@ -153,7 +162,8 @@ impl Node {
     async fn log(&self, pod: &str, query: &str) -> Result<String, Failed> {
         let api = self.kubelet.as_ref().ok_or("not started")?.api();
         let request = Request::get(format!("/containerLogs/ns/{pod}/c?{query}")).body(())?;
-        let bytes = api.handle(request).await.into_body().collect().await.map_err(|e| e.to_string())?.to_bytes();
+        let bytes =
+            api.handle(request).await.into_body().collect().await.map_err(|e| e.to_string())?.to_bytes();
         Ok(String::from_utf8(bytes.to_vec())?)
     }
 
@@ -172,7 +182,10 @@ fn shell(script: &str) -> Value {
 async fn a_pods_life(mut node: Node) -> Result<(), Failed> {
     node.start().await?;
     let map = json!({"metadata": {"name": "m"}, "data": {"key": "from the map"}});
-    node.api.client().bytes(http::Method::POST, "/api/v1/namespaces/ns/configmaps", "application/json", map.to_string()).await?;
+    node.api
+        .client()
+        .bytes(http::Method::POST, "/api/v1/namespaces/ns/configmaps", "application/json", map.to_string())
+        .await?;
     let script = "echo $GREETING; cat /config/key; echo; cat /token/token; echo; hostname; cat /etc/hosts; \
         echo scratch > /scratch/f; cat /scratch/f; id -u; echo bye > /dev/termination-log; exit $(cat /scratch/code 2>/dev/null || echo 5)";
     let mut spec = shell(script);
@@ -193,19 +206,33 @@ async fn a_pods_life(mut node: Node) -> Result<(), Failed> {
         return Err(format!("{end}").into());
     }
     let log = node.log("p", "").await?;
-    for want in ["hello\n", "from the map\n", "a-token\n", "\np\n", "# Kubernetes-managed hosts file", "scratch\n1000\n"] {
+    for want in [
+        "hello\n",
+        "from the map\n",
+        "a-token\n",
+        "\np\n",
+        "# Kubernetes-managed hosts file",
+        "scratch\n1000\n",
+    ] {
         if !log.contains(want) {
             return Err(format!("{want:?} is not in {log}").into());
         }
     }
     // The end of a pod frees what it held.
     let sandboxes = node.runtime.as_ref().ok_or("no runtime")?.list().await?;
-    node.until("taken down", || !node.dir.join("kubelet/pods").join(&sandboxes[0].spec.uid).join("volumes").exists()).await?;
+    node.until("taken down", || {
+        !node.dir.join("kubelet/pods").join(&sandboxes[0].spec.uid).join("volumes").exists()
+    })
+    .await?;
     node.delete("p", 30).await?;
     let left = node.runtime.as_ref().ok_or("no runtime")?.list().await?.len();
     let dirs = std::fs::read_dir(node.dir.join("kubelet/pods"))?.count();
     node.stop().await;
-    if (left, dirs) == (0, 0) { Ok(()) } else { Err(format!("{left} sandboxes and {dirs} directories are left").into()) }
+    if (left, dirs) == (0, 0) {
+        Ok(())
+    } else {
+        Err(format!("{left} sandboxes and {dirs} directories are left").into())
+    }
 }
 
 async fn a_restart_touches_nothing(mut node: Node) -> Result<(), Failed> {

@@ -6,6 +6,7 @@ mod fake_api;
 mod fake_runtime;
 mod pods;
 mod server;
+mod tls;
 
 use std::{sync::Arc, time::Duration};
 

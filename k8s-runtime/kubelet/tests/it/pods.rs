@@ -410,3 +410,55 @@ async fn many_pods_at_once() {
     }
     assert!(node.seconds() < 5, "{}", node.seconds());
 }
+
+#[tokio::test(start_paused = true)]
+async fn a_new_image_restarts_the_container() {
+    let node = Node::start().await;
+    node.create("p", one(&["run"])).await;
+    node.until_phase("p", "Running").await;
+    node.runtime.add_image("here:2");
+    let patch = json!({"spec": {"containers": [{"name": "c", "image": "here:2", "command": ["run"]}]}});
+    let path = "/api/v1/namespaces/ns/pods/p";
+    let kind = "application/merge-patch+json";
+    node.api.client().bytes(http::Method::PATCH, path, kind, patch.to_string()).await.unwrap();
+    node.until("restarted", || node.container("p", "/restartCount") == 1).await;
+    assert_eq!(node.container("p", "/image"), "here:2");
+    assert!(node.has_event("p", "Killing", "Container c definition changed, will be restarted"));
+}
+
+#[tokio::test(start_paused = true)]
+async fn few_status_writes_on_the_way_to_running() {
+    let node = Node::start().await;
+    node.create("p", one(&["run"])).await;
+    node.until_phase("p", "Running").await;
+    assert_eq!(node.api.statuses().len(), 2);
+}
+
+#[tokio::test(start_paused = true)]
+async fn ephemeral_containers_join_a_running_pod() {
+    let node = Node::start().await;
+    node.create("p", one(&["run"])).await;
+    node.until_phase("p", "Running").await;
+    let debugger =
+        json!({"name": "d", "image": "here:1", "command": ["exit", "0"], "targetContainerName": "c"});
+    let patch = json!({"spec": {"ephemeralContainers": [debugger]}});
+    let (path, kind) = ("/api/v1/namespaces/ns/pods/p", "application/merge-patch+json");
+    node.api.client().bytes(http::Method::PATCH, path, kind, patch.to_string()).await.unwrap();
+    let state = || node.pod("p").unwrap()["status"]["ephemeralContainerStatuses"][0]["state"].clone();
+    node.until("it ended", || state()["terminated"]["exitCode"] == 0).await;
+    assert_eq!(node.phase("p"), "Running");
+    assert_eq!(node.condition("p", "Ready"), "True");
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_pod_that_never_started_can_be_deleted() {
+    let node = Node::start().await;
+    let mut spec = one(&["run"]);
+    spec["volumes"] = json!([{"name": "n", "nfs": {"server": "s", "path": "/"}}]);
+    node.create("p", spec).await;
+    let message = "volume plugin \"kubernetes.io/nfs\" is not supported by this kubelet";
+    node.until("event", || node.has_event("p", "FailedMount", message)).await;
+    node.delete("p", None).await;
+    node.until("deleted", || node.pod("p").is_none()).await;
+    assert!(node.runtime.log().is_empty());
+}

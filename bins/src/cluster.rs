@@ -1,0 +1,361 @@
+//! A whole cluster as one value: choose, start, use, stop.
+
+use std::{
+    net::{IpAddr, Ipv4Addr, SocketAddr},
+    path::{Path, PathBuf},
+    sync::Arc,
+    time::Duration,
+};
+
+use k8s_apiserver::{ApiServer, User};
+use k8s_core::client::{Client, Kubeconfig};
+use k8s_runtime::images::{ImageStore, Registries};
+
+use crate::{
+    control_plane::{ControlPlane, ControlPlaneConfig},
+    exit::{Code, Failure},
+    node::{self, LocalNode, NodeConfig},
+    paths::{Lock, Paths},
+    ranges::Range,
+};
+
+/// Which nodes a cluster has in this process.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub enum Node {
+    /// None: a control plane only.
+    None,
+    /// This machine, with real containers. Needs root.
+    #[default]
+    Local,
+    /// So many nodes whose containers are not processes.
+    Simulated(usize),
+}
+
+impl Node {
+    /// This machine, with real containers.
+    #[must_use]
+    pub fn local() -> Self {
+        Node::Local
+    }
+    /// So many nodes whose containers are not processes. Needs no root.
+    #[must_use]
+    pub fn simulated(count: usize) -> Self {
+        Node::Simulated(count)
+    }
+}
+
+/// What a cluster is made of; every choice has a default.
+#[derive(Clone, Debug)]
+pub struct Builder {
+    data_dir: PathBuf,
+    memory: bool,
+    node: Node,
+    listen: Option<SocketAddr>,
+    advertise: Option<IpAddr>,
+    pods: Range,
+    services: Range,
+    dns: Option<Ipv4Addr>,
+    domain: String,
+    node_name: Option<String>,
+    tls_names: Vec<String>,
+    controllers: Vec<String>,
+}
+
+/// A running cluster.
+pub struct Cluster {
+    paths: Paths,
+    plane: ControlPlane,
+    nodes: Vec<LocalNode>,
+    /// Held until the cluster is down.
+    _lock: Lock,
+}
+
+impl std::fmt::Debug for Cluster {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Cluster").field("data", &self.paths.data).finish_non_exhaustive()
+    }
+}
+
+impl Cluster {
+    /// Starts to choose. Without further choices: this machine as the node, an embedded durable store, no socket.
+    #[must_use]
+    pub fn builder() -> Builder {
+        Builder {
+            data_dir: "/var/lib/hyperkube".into(),
+            memory: false,
+            node: Node::Local,
+            listen: None,
+            advertise: None,
+            pods: Range { network: Ipv4Addr::new(10, 42, 0, 0), prefix: 16 },
+            services: Range { network: Ipv4Addr::new(10, 43, 0, 0), prefix: 16 },
+            dns: None,
+            domain: "cluster.local".into(),
+            node_name: None,
+            tls_names: Vec::new(),
+            controllers: vec!["*".into()],
+        }
+    }
+
+    /// A client as administrator, in this process.
+    #[must_use]
+    pub fn client(&self) -> Client {
+        self.plane.client()
+    }
+
+    /// The API as a `tower::Service`, as administrator: any kube-rs program runs on it without a socket.
+    #[must_use]
+    pub fn service(&self) -> ApiServer {
+        self.plane.server.service_as(User::admin())
+    }
+
+    /// Where the API listens.
+    #[must_use]
+    pub fn address(&self) -> Option<SocketAddr> {
+        self.plane.address
+    }
+
+    /// The administrator's kubeconfig, as text.
+    ///
+    /// # Errors
+    /// When the cluster listens on no address.
+    pub fn kubeconfig(&self) -> Result<String, Failure> {
+        Ok(self.kubeconfig_named("hyperkube")?.to_yaml())
+    }
+
+    /// The administrator's kubeconfig with a context of this name.
+    ///
+    /// # Errors
+    /// As [`Cluster::kubeconfig`].
+    pub fn kubeconfig_named(&self, name: &str) -> Result<Kubeconfig, Failure> {
+        self.plane.kubeconfig(name)
+    }
+
+    /// The images of this machine's node.
+    #[must_use]
+    pub fn images(&self) -> Option<Arc<ImageStore>> {
+        self.nodes.iter().find_map(|n| n.images.clone())
+    }
+
+    /// Names of the nodes in this process.
+    #[must_use]
+    pub fn nodes(&self) -> Vec<&str> {
+        self.nodes.iter().map(LocalNode::name).collect()
+    }
+
+    /// Waits until all nodes of this process are ready.
+    ///
+    /// # Errors
+    /// When they are not in time.
+    pub async fn ready(&self, within: Duration) -> Result<(), Failure> {
+        let client = self.client();
+        for node in &self.nodes {
+            node::wait_ready(&client, node.name(), within).await?;
+        }
+        Ok(())
+    }
+
+    /// Its directories.
+    #[must_use]
+    pub fn paths(&self) -> &Paths {
+        &self.paths
+    }
+
+    /// Stops. Containers keep running, and are found again by the next start on the same data directory.
+    pub async fn shutdown(self) {
+        for node in self.nodes {
+            node.shutdown().await;
+        }
+        self.plane.shutdown().await;
+    }
+
+    /// Stops, and removes containers, network and data directory: nothing is left.
+    ///
+    /// # Errors
+    /// What could not be removed.
+    pub async fn down(self) -> Result<(), Failure> {
+        let paths = self.paths.clone();
+        self.shutdown().await;
+        tokio::task::spawn_blocking(move || crate::reset::remove(&paths))
+            .await
+            .map_err(Failure::because("remove the cluster"))?
+    }
+}
+
+impl Builder {
+    /// Where the state is kept. Default: `/var/lib/hyperkube`.
+    #[must_use]
+    pub fn data_dir(mut self, path: impl AsRef<Path>) -> Self {
+        self.data_dir = path.as_ref().to_owned();
+        self
+    }
+    /// Keeps objects in memory only; the data directory then holds just keys and containers.
+    #[must_use]
+    pub fn memory(mut self) -> Self {
+        self.memory = true;
+        self
+    }
+    /// Which nodes run in this process. Default: [`Node::Local`].
+    #[must_use]
+    pub fn node(mut self, node: Node) -> Self {
+        self.node = node;
+        self
+    }
+    /// Serves the API over TLS on an address; port 0 takes a free one. Default: no socket.
+    #[must_use]
+    pub fn listen(mut self, address: SocketAddr) -> Self {
+        self.listen = Some(address);
+        self
+    }
+    /// The address that pods and other nodes reach this machine at. Default: found out.
+    #[must_use]
+    pub fn advertise(mut self, address: IpAddr) -> Self {
+        self.advertise = Some(address);
+        self
+    }
+    /// Pod addresses. Default: 10.42.0.0/16.
+    #[must_use]
+    pub fn pods(mut self, range: Range) -> Self {
+        self.pods = range;
+        self
+    }
+    /// Service addresses. Default: 10.43.0.0/16.
+    #[must_use]
+    pub fn services(mut self, range: Range) -> Self {
+        self.services = range;
+        self
+    }
+    /// The DNS server's address. Default: the tenth of the Service range.
+    #[must_use]
+    pub fn dns(mut self, address: Ipv4Addr) -> Self {
+        self.dns = Some(address);
+        self
+    }
+    /// The DNS domain. Default: `cluster.local`.
+    #[must_use]
+    pub fn domain(mut self, domain: &str) -> Self {
+        self.domain = domain.into();
+        self
+    }
+    /// This machine's node name. Default: its host name.
+    #[must_use]
+    pub fn node_name(mut self, name: &str) -> Self {
+        self.node_name = Some(name.into());
+        self
+    }
+    /// Names and addresses for the server's certificate, beside the usual ones.
+    #[must_use]
+    pub fn tls_names(mut self, names: &[String]) -> Self {
+        self.tls_names = names.to_vec();
+        self
+    }
+    /// Built-in controllers by name: `*` all, `-name` not this one. Default: all.
+    #[must_use]
+    pub fn controllers(mut self, names: &[String]) -> Self {
+        self.controllers = names.to_vec();
+        self
+    }
+
+    /// Starts the cluster. The API answers when this returns; [`Cluster::ready`] waits for the nodes.
+    ///
+    /// # Errors
+    /// One clear line and a code; what was started is stopped again.
+    pub async fn start(self) -> Result<Cluster, Failure> {
+        let paths = Paths::new(&self.data_dir)?;
+        if self.pods.overlaps(&self.services) {
+            return Err(Failure::new(
+                Code::Usage,
+                format!("pod range {} and service range {} overlap; choose others with --cluster-cidr and --service-cidr", self.pods, self.services),
+            ));
+        }
+        if self.node == Node::Local {
+            node::check(&paths)?;
+        }
+        let lock = Lock::take(&paths)?;
+        let gateway = IpAddr::V4(self.pods.nth(1));
+        let advertise = self.advertise.or_else(crate::network::own_address).unwrap_or(gateway);
+        let dns = self.dns.unwrap_or_else(|| self.services.nth(10));
+        let plane = ControlPlane::start(
+            &paths,
+            &ControlPlaneConfig {
+                listen: self.listen,
+                advertise,
+                services: self.services,
+                pods: self.pods,
+                domain: self.domain.clone(),
+                memory: self.memory,
+                tls_names: self.tls_names.clone(),
+                controllers: self.controllers.clone(),
+            },
+        )
+        .await?;
+        let mut cluster = Cluster { paths, plane, nodes: Vec::new(), _lock: lock };
+        match cluster.add_nodes(&self, advertise, dns).await {
+            Ok(()) => Ok(cluster),
+            Err(e) => {
+                cluster.shutdown().await;
+                Err(e)
+            }
+        }
+    }
+}
+
+impl Cluster {
+    async fn add_nodes(&mut self, choices: &Builder, address: IpAddr, dns: Ipv4Addr) -> Result<(), Failure> {
+        let name = choices.node_name.clone().unwrap_or_else(host_name);
+        let mut config = NodeConfig {
+            name,
+            address,
+            dns: IpAddr::V4(dns),
+            domain: choices.domain.clone(),
+            pod_cidr: None,
+            api: None,
+        };
+        let system = self.plane.server.client_as(User::new("system:node", &["system:masters"]));
+        match choices.node {
+            Node::None => {}
+            Node::Simulated(count) => {
+                let base = config.name.clone();
+                for i in 0..count {
+                    config.name = if count == 1 { base.clone() } else { format!("{base}-{i}") };
+                    let root = self.paths.data.join("simulated").join(&config.name);
+                    self.add(LocalNode::simulated(&root, &config, &system).await?);
+                }
+            }
+            Node::Local => {
+                let images = open_images(&self.paths)?;
+                self.add(LocalNode::start(&self.paths, &config, &system, None, images).await?);
+                let client = self.client();
+                crate::network::publish_dns(&client, dns).await.map_err(Failure::because("make the kube-dns Service"))?;
+            }
+        }
+        Ok(())
+    }
+
+    fn add(&mut self, node: LocalNode) {
+        self.plane.kubelets.add(node.name(), node.connector());
+        self.nodes.push(node);
+    }
+}
+
+/// Opens a data directory's images, with its `registries.yaml` where there is one.
+///
+/// # Errors
+/// When the directory or the file cannot be used.
+pub fn open_images(paths: &Paths) -> Result<Arc<ImageStore>, Failure> {
+    let mut images = ImageStore::open(paths.images()).map_err(Failure::because("image store"))?;
+    let file = paths.data.join("registries.yaml");
+    if let Ok(text) = std::fs::read_to_string(&file) {
+        let registries = Registries::parse(&text)
+            .map_err(|e| Failure::new(Code::Usage, format!("{}: {e}", file.display())))?;
+        images = images.with_registries(registries);
+    }
+    Ok(Arc::new(images))
+}
+
+/// The host's name as a node's name: lower case.
+#[must_use]
+pub fn host_name() -> String {
+    let name = nix::unistd::gethostname().ok().and_then(|h| h.into_string().ok()).unwrap_or_default();
+    let name = name.to_lowercase();
+    if name.is_empty() || name == "(none)" { "localhost".into() } else { name }
+}

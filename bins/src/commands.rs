@@ -1,0 +1,102 @@
+//! The command line.
+
+mod components;
+mod image;
+mod reset;
+mod up;
+
+use std::{ffi::OsString, future::Future, path::PathBuf, process::ExitCode};
+
+use clap::{Parser, Subcommand};
+
+use crate::exit::{Code, Failure};
+
+/// Kubernetes in one binary.
+#[derive(Debug, Parser)]
+#[command(name = "hyperkube", version, propagate_version = true)]
+struct Cli {
+    #[command(subcommand)]
+    command: Command,
+    /// What to log: error, warn, info, debug, or tracing directives.
+    #[arg(long, global = true, env = "HYPERKUBE_LOG", default_value = "warn")]
+    log: String,
+}
+
+#[derive(Debug, Subcommand)]
+enum Command {
+    /// Run a whole cluster on this machine, in the foreground.
+    Up(up::Up),
+    /// Run a control plane without a node, in the foreground.
+    Server(up::Server),
+    /// Remove what a stopped cluster left on this machine.
+    Reset(reset::Reset),
+    /// Load, list and remove images of this machine's node.
+    #[command(subcommand)]
+    Image(image::Image),
+    /// Run the API server alone.
+    #[command(name = "kube-apiserver")]
+    ApiServer(components::ApiServer),
+    /// Run the controllers alone.
+    #[command(name = "kube-controller-manager")]
+    ControllerManager(components::ControllerManager),
+    /// Run the scheduler alone.
+    #[command(name = "kube-scheduler")]
+    Scheduler(components::KubeScheduler),
+}
+
+/// The data directory of `up`, `server`, `reset` and `image`.
+#[derive(Clone, Debug, clap::Args)]
+struct DataDir {
+    /// Where the cluster's state is kept.
+    #[arg(long, env = "HYPERKUBE_DATA_DIR", default_value = "/var/lib/hyperkube")]
+    data_dir: PathBuf,
+}
+
+/// Parses a command line and runs it.
+#[must_use]
+pub fn run(args: Vec<OsString>) -> ExitCode {
+    let cli = match Cli::try_parse_from(args) {
+        Ok(cli) => cli,
+        Err(e) => {
+            let _ = e.print();
+            return if e.use_stderr() { ExitCode::from(Code::Usage as u8) } else { ExitCode::SUCCESS };
+        }
+    };
+    let filter = tracing_subscriber::EnvFilter::try_new(&cli.log).unwrap_or_else(|_| "warn".into());
+    let _ = tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr).try_init();
+    let result = match cli.command {
+        Command::Up(up) => block_on(up.run()),
+        Command::Server(server) => block_on(server.run()),
+        Command::Reset(reset) => reset.run(),
+        Command::Image(image) => image.run(),
+        Command::ApiServer(c) => block_on(c.run()),
+        Command::ControllerManager(c) => block_on(c.run()),
+        Command::Scheduler(c) => block_on(c.run()),
+    };
+    match result {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(failure) => failure.report(),
+    }
+}
+
+/// Runs a future on a runtime of its own.
+fn block_on(future: impl Future<Output = Result<(), Failure>>) -> Result<(), Failure> {
+    tokio::runtime::Builder::new_multi_thread()
+        .enable_all()
+        .build()
+        .map_err(Failure::because("start the async runtime"))?
+        .block_on(future)
+}
+
+/// Waits for Ctrl-C or SIGTERM.
+async fn told_to_stop() {
+    use tokio::signal::unix::{SignalKind, signal};
+    let (Ok(mut interrupt), Ok(mut terminate)) = (signal(SignalKind::interrupt()), signal(SignalKind::terminate()))
+    else {
+        return std::future::pending().await;
+    };
+    tokio::select! {
+        _ = interrupt.recv() => {}
+        _ = terminate.recv() => {}
+    }
+}

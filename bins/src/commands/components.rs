@@ -1,0 +1,354 @@
+//! The parts alone, over the public API, with upstream's flag names.
+
+use std::{
+    collections::HashMap,
+    net::{IpAddr, SocketAddr},
+    path::PathBuf,
+    sync::Arc,
+};
+
+use k8s_apiserver::{
+    ApiServer as Server, User,
+    auth::{AuthorizationMode, Authenticator},
+    listen::{self, TlsFiles},
+};
+use k8s_controllers::{Manager, builtin, leader::Candidate};
+use k8s_core::{
+    client::{Client, Kubeconfig, Remote},
+    clock::Clock,
+};
+use k8s_scheduler::Scheduler;
+use tokio_util::sync::CancellationToken;
+
+use super::told_to_stop;
+use crate::{
+    control_plane::{ControlPlaneConfig, bind, kubernetes_service, open_store},
+    exit::{Code, Failure},
+    paths::{Lock, Paths},
+    pki::{Pki, write_private},
+    ranges::Range,
+};
+
+/// Run the API server alone.
+#[derive(Debug, clap::Args)]
+pub(super) struct ApiServer {
+    /// Where the embedded store is kept.
+    #[arg(long, default_value = "/var/lib/hyperkube")]
+    data_dir: PathBuf,
+    /// Port that the API listens on; 0 takes a free one.
+    #[arg(long, default_value_t = 6443)]
+    secure_port: u16,
+    /// Address that the API listens on.
+    #[arg(long, default_value = "0.0.0.0")]
+    bind_address: IpAddr,
+    /// Address that pods and nodes reach the API at (default: found out).
+    #[arg(long)]
+    advertise_address: Option<IpAddr>,
+    /// Where certificates and keys are, or are made (default: `pki` in the data directory).
+    #[arg(long)]
+    cert_dir: Option<PathBuf>,
+    /// Static tokens: lines of `token,user,uid[,"group1,group2"]`.
+    #[arg(long)]
+    token_auth_file: Option<PathBuf>,
+    /// Who signs client certificates (default: the CA in the certificate directory).
+    #[arg(long)]
+    client_ca_file: Option<PathBuf>,
+    /// Service addresses.
+    #[arg(long, default_value = "10.43.0.0/16")]
+    service_cluster_ip_range: Range,
+    /// Node ports, both ends included.
+    #[arg(long, default_value = "30000-32767", value_parser = port_range)]
+    service_node_port_range: (u16, u16),
+    /// RBAC (also as `Node,RBAC`) or AlwaysAllow.
+    #[arg(long, default_value = "RBAC")]
+    authorization_mode: String,
+    /// Let requests without credentials through as system:anonymous.
+    #[arg(long, default_value_t = true, action = clap::ArgAction::Set)]
+    anonymous_auth: bool,
+}
+
+fn port_range(text: &str) -> Result<(u16, u16), String> {
+    let parsed = text.split_once('-').and_then(|(a, b)| Some((a.parse().ok()?, b.parse().ok()?)));
+    match parsed {
+        Some((first, last)) if first > 0 && first <= last => Ok((first, last)),
+        _ => Err(format!("{text:?} is no port range such as 30000-32767")),
+    }
+}
+
+fn read(path: &std::path::Path) -> Result<Vec<u8>, Failure> {
+    std::fs::read(path).map_err(Failure::because(format!("read {}", path.display())))
+}
+
+impl ApiServer {
+    pub(super) async fn run(self) -> Result<(), Failure> {
+        let mode = match self.authorization_mode.as_str() {
+            "AlwaysAllow" => AuthorizationMode::AlwaysAllow,
+            list if list.split(',').any(|m| m == "RBAC") && list.split(',').all(|m| m == "RBAC" || m == "Node") => {
+                AuthorizationMode::Rbac
+            }
+            other => {
+                return Err(Failure::new(Code::Usage, format!("--authorization-mode {other:?}: RBAC or AlwaysAllow is needed")));
+            }
+        };
+        let paths = Paths::new(&self.data_dir)?;
+        let _lock = Lock::take(&paths)?;
+        let listener = bind(SocketAddr::new(self.bind_address, self.secure_port)).await?;
+        let address = listener.local_addr().map_err(Failure::because("listen"))?;
+        let pki_dir = self.cert_dir.clone().unwrap_or_else(|| paths.pki());
+        let pki = Pki::open(&pki_dir).map_err(Failure::because("certificates"))?;
+        let tokens = match &self.token_auth_file {
+            Some(file) => {
+                let text = String::from_utf8_lossy(&read(file)?).into_owned();
+                Authenticator::parse_token_file(&text)
+                    .map_err(|e| Failure::new(Code::Usage, format!("{}: {e}", file.display())))?
+            }
+            None => HashMap::new(),
+        };
+        let range = self.service_cluster_ip_range;
+        let advertise =
+            self.advertise_address.or_else(crate::network::own_address).unwrap_or(IpAddr::V4(std::net::Ipv4Addr::LOCALHOST));
+        let config = ControlPlaneConfig {
+            listen: Some(address),
+            advertise,
+            services: range,
+            pods: range,
+            domain: "cluster.local".into(),
+            memory: false,
+            tls_names: Vec::new(),
+            controllers: Vec::new(),
+        };
+        let server = Server::builder(open_store(&paths)?)
+            .authenticator(Authenticator::new(tokens, self.anonymous_auth))
+            .authorization(mode)
+            .service_account_key(pki.service_account_key().map_err(Failure::because("service account key"))?)
+            .service_range(range.network, range.prefix)
+            .node_ports(self.service_node_port_range.0, self.service_node_port_range.1)
+            .nodes(Arc::new(crate::remote_kubelets(&pki)?))
+            .build()
+            .await
+            .map_err(Failure::because("start the API server"))?;
+        let identity = crate::control_plane::server_identity(&pki, &config)?;
+        let mut client_ca = pki.ca().as_bytes().to_vec();
+        if let Some(file) = &self.client_ca_file {
+            client_ca.extend(read(file)?);
+        }
+        let files = TlsFiles {
+            certificate: identity.certificate.into_bytes(),
+            key: identity.key.into_bytes(),
+            client_ca: Some(client_ca),
+        };
+        let tls = Arc::new(listen::tls_config(&files).map_err(Failure::because("TLS"))?);
+        kubernetes_service(&server.client_as(User::admin()), &config, Some(address))
+            .await
+            .map_err(Failure::because("make the kubernetes Service"))?;
+        self.write_kubeconfigs(&pki, &pki_dir, address)?;
+        println!("serving on https://{address}");
+        let stop = CancellationToken::new();
+        let serving = listen::serve(server, listener, tls, stop.clone());
+        tokio::pin!(serving);
+        tokio::select! {
+            ended = &mut serving => return ended.map_err(Failure::because("serve")),
+            () = told_to_stop() => stop.cancel(),
+        }
+        serving.await.map_err(Failure::because("serve"))
+    }
+
+    /// A kubeconfig for the administrator and one for each component, beside the certificates.
+    fn write_kubeconfigs(&self, pki: &Pki, directory: &std::path::Path, address: SocketAddr) -> Result<(), Failure> {
+        let host = if address.ip().is_unspecified() { IpAddr::from([127, 0, 0, 1]) } else { address.ip() };
+        let server = format!("https://{}", SocketAddr::new(host, address.port()));
+        let users = [
+            ("admin", "hyperkube-admin", "system:masters"),
+            ("controller-manager", "system:kube-controller-manager", "system:masters"),
+            ("scheduler", "system:kube-scheduler", ""),
+            ("kubelet", "system:node:kubelet", "system:masters"),
+            ("kube-proxy", "system:kube-proxy", "system:node-proxier"),
+        ];
+        for (file, user, group) in users {
+            let identity = pki.client(file, user, group).map_err(Failure::because(format!("certificate of {user}")))?;
+            let config = Kubeconfig::single("hyperkube", &server, pki.ca(), &identity.certificate, &identity.key);
+            let path = directory.join(format!("{file}.kubeconfig"));
+            write_private(&path, config.to_yaml().as_bytes())
+                .map_err(Failure::because(format!("write {}", path.display())))?;
+        }
+        Ok(())
+    }
+}
+
+/// How a component reaches the API.
+#[derive(Debug, clap::Args)]
+struct Connection {
+    /// The kubeconfig to connect with.
+    #[arg(long, env = "KUBECONFIG")]
+    kubeconfig: PathBuf,
+}
+
+impl Connection {
+    fn client(&self, name: &str) -> Result<Client, Failure> {
+        let failed = |e: &dyn std::fmt::Display| Failure::new(Code::Usage, format!("--kubeconfig {}: {e}", self.kubeconfig.display()));
+        let config = Kubeconfig::read(&self.kubeconfig).map_err(|e| failed(&e))?;
+        let remote = config.remote(None).map_err(|e| failed(&e))?;
+        Ok(Client::new(Remote::new(&remote).map_err(|e| failed(&e))?).named(name))
+    }
+}
+
+/// Whether only one of several works at a time.
+#[derive(Debug, clap::Args)]
+struct Election {
+    /// Work only while holding a lease.
+    #[arg(long, default_value_t = true, action = clap::ArgAction::Set)]
+    leader_elect: bool,
+    /// Namespace of the lease.
+    #[arg(long, default_value = "kube-system")]
+    leader_elect_resource_namespace: String,
+}
+
+impl Election {
+    /// Does the work, while leading where that is asked for.
+    async fn run<F: Future<Output = ()>>(
+        &self,
+        client: &Client,
+        name: &str,
+        stop: CancellationToken,
+        work: impl FnOnce(CancellationToken) -> F,
+    ) -> Result<(), Failure> {
+        if !self.leader_elect {
+            work(stop).await;
+            return Ok(());
+        }
+        let identity = format!("{}_{}", crate::host_name(), std::process::id());
+        let candidate =
+            Candidate::new(client, Clock::system(), &self.leader_elect_resource_namespace, name, &identity);
+        candidate.run(stop, work).await.map_err(|e| Failure::new(Code::Failed, format!("leader election: {e}")))
+    }
+}
+
+/// A token that is cancelled by Ctrl-C or SIGTERM.
+fn stop_token() -> CancellationToken {
+    let stop = CancellationToken::new();
+    let told = stop.clone();
+    tokio::spawn(async move {
+        told_to_stop().await;
+        told.cancel();
+    });
+    stop
+}
+
+/// A component's configuration file: YAML, unknown keys are errors.
+fn config_file<T: serde::de::DeserializeOwned + Default>(path: Option<&PathBuf>) -> Result<T, Failure> {
+    let Some(path) = path else { return Ok(T::default()) };
+    let text = String::from_utf8_lossy(&read(path)?).into_owned();
+    serde_saphyr::from_str(&text).map_err(|e| Failure::new(Code::Usage, format!("--config {}: {e}", path.display())))
+}
+
+/// Run the controllers alone.
+#[derive(Debug, clap::Args)]
+pub(super) struct ControllerManager {
+    #[command(flatten)]
+    connection: Connection,
+    #[command(flatten)]
+    election: Election,
+    /// Built-in controllers: `*` all, `-name` not this one.
+    #[arg(long, value_delimiter = ',', default_value = "*", allow_hyphen_values = true)]
+    controllers: Vec<String>,
+    /// Pod addresses that nodes get their ranges from.
+    #[arg(long, default_value = "10.42.0.0/16")]
+    cluster_cidr: Range,
+    /// The CA to publish in every namespace (default: the kubeconfig's).
+    #[arg(long)]
+    root_ca_file: Option<PathBuf>,
+    /// Configuration file (KubeControllerManagerConfiguration: `controllers`).
+    #[arg(long)]
+    config: Option<PathBuf>,
+}
+
+/// What a KubeControllerManagerConfiguration may hold here.
+#[derive(Debug, Default, serde::Deserialize)]
+#[serde(rename_all = "camelCase", deny_unknown_fields, default)]
+struct ControllerManagerFile {
+    #[serde(rename = "apiVersion")]
+    _api_version: String,
+    #[serde(rename = "kind")]
+    _kind: String,
+    controllers: Vec<String>,
+}
+
+impl ControllerManager {
+    pub(super) async fn run(self) -> Result<(), Failure> {
+        let file: ControllerManagerFile = config_file(self.config.as_ref())?;
+        let names = if file.controllers.is_empty() { &self.controllers } else { &file.controllers };
+        let selection = builtin::Selection::parse(names.iter().map(String::as_str))
+            .map_err(|e| Failure::new(Code::Usage, e.to_string()))?;
+        let client = self.connection.client("kube-controller-manager")?;
+        let root_ca = match &self.root_ca_file {
+            Some(file) => read(file)?,
+            None => {
+                let config = Kubeconfig::read(&self.connection.kubeconfig).and_then(|c| c.remote(None));
+                config.ok().and_then(|c| c.ca).unwrap_or_default()
+            }
+        };
+        let options = builtin::Options {
+            root_ca: String::from_utf8_lossy(&root_ca).into_owned(),
+            cluster_cidr: self.cluster_cidr.to_string(),
+            ..builtin::Options::default()
+        };
+        let stop = stop_token();
+        let work = {
+            let client = client.clone();
+            move |stop| Manager::new(client).options(options).controllers(selection).run(stop)
+        };
+        self.election.run(&client, "kube-controller-manager", stop, work).await
+    }
+}
+
+/// Run the scheduler alone.
+#[derive(Debug, clap::Args)]
+pub(super) struct KubeScheduler {
+    #[command(flatten)]
+    connection: Connection,
+    #[command(flatten)]
+    election: Election,
+    /// Configuration file (KubeSchedulerConfiguration: `profiles[0].schedulerName`).
+    #[arg(long)]
+    config: Option<PathBuf>,
+}
+
+/// What a KubeSchedulerConfiguration may hold here.
+#[derive(Debug, Default, serde::Deserialize)]
+#[serde(rename_all = "camelCase", deny_unknown_fields, default)]
+struct SchedulerFile {
+    #[serde(rename = "apiVersion")]
+    _api_version: String,
+    #[serde(rename = "kind")]
+    _kind: String,
+    profiles: Vec<SchedulerProfile>,
+}
+
+/// One profile.
+#[derive(Debug, Default, serde::Deserialize)]
+#[serde(rename_all = "camelCase", deny_unknown_fields, default)]
+struct SchedulerProfile {
+    scheduler_name: String,
+}
+
+impl KubeScheduler {
+    pub(super) async fn run(self) -> Result<(), Failure> {
+        let file: SchedulerFile = config_file(self.config.as_ref())?;
+        let client = self.connection.client("kube-scheduler")?;
+        let mut builder = Scheduler::builder();
+        if let Some(profile) = file.profiles.first().filter(|p| !p.scheduler_name.is_empty()) {
+            builder = builder.named(&profile.scheduler_name);
+        }
+        let stop = stop_token();
+        let work = {
+            let client = client.clone();
+            move |stop: CancellationToken| async move {
+                tokio::select! {
+                    () = builder.run(client) => {}
+                    () = stop.cancelled() => {}
+                }
+            }
+        };
+        self.election.run(&client, "kube-scheduler", stop, work).await
+    }
+}

@@ -1,0 +1,159 @@
+//! `hyperkube up` and `hyperkube server`: a cluster in the foreground.
+
+use std::{
+    fs,
+    net::{IpAddr, Ipv4Addr, SocketAddr},
+    path::{Path, PathBuf},
+    time::{Duration, Instant},
+};
+
+use k8s_core::client::Kubeconfig;
+
+use super::{DataDir, told_to_stop};
+use crate::{Cluster, Node, exit::Failure, pki::write_private, ranges::Range};
+
+/// Where the cluster's own files are and how it is reached.
+#[derive(Debug, clap::Args)]
+struct Common {
+    #[command(flatten)]
+    data: DataDir,
+    /// Address that the API listens on.
+    #[arg(long, env = "HYPERKUBE_BIND_ADDRESS", default_value = "0.0.0.0")]
+    bind_address: IpAddr,
+    /// Port that the API listens on; 0 takes a free one.
+    #[arg(long, env = "HYPERKUBE_HTTPS_LISTEN_PORT", default_value_t = 6443)]
+    https_listen_port: u16,
+    /// Address that pods and other nodes reach this machine at (default: found out).
+    #[arg(long, env = "HYPERKUBE_ADVERTISE_ADDRESS")]
+    advertise_address: Option<IpAddr>,
+    /// Pod addresses.
+    #[arg(long, env = "HYPERKUBE_CLUSTER_CIDR", default_value = "10.42.0.0/16")]
+    cluster_cidr: Range,
+    /// Service addresses.
+    #[arg(long, env = "HYPERKUBE_SERVICE_CIDR", default_value = "10.43.0.0/16")]
+    service_cidr: Range,
+    /// The DNS server's address (default: the tenth of the Service range).
+    #[arg(long, env = "HYPERKUBE_CLUSTER_DNS")]
+    cluster_dns: Option<Ipv4Addr>,
+    /// The DNS domain.
+    #[arg(long, env = "HYPERKUBE_CLUSTER_DOMAIN", default_value = "cluster.local")]
+    cluster_domain: String,
+    /// A name or address more for the server's certificate.
+    #[arg(long)]
+    tls_san: Vec<String>,
+    /// Built-in controllers: `*` all, `-name` not this one.
+    #[arg(long, value_delimiter = ',', default_value = "*", allow_hyphen_values = true)]
+    controllers: Vec<String>,
+    /// Write the administrator's kubeconfig here as well.
+    #[arg(long, env = "HYPERKUBE_WRITE_KUBECONFIG")]
+    write_kubeconfig: Option<PathBuf>,
+    /// Do not add a context `hyperkube` to ~/.kube/config.
+    #[arg(long)]
+    no_kubeconfig_merge: bool,
+}
+
+/// Run a whole cluster on this machine, in the foreground.
+#[derive(Debug, clap::Args)]
+pub(super) struct Up {
+    #[command(flatten)]
+    common: Common,
+    /// The node's name (default: the host name).
+    #[arg(long, env = "HYPERKUBE_NODE_NAME")]
+    node_name: Option<String>,
+    /// Nodes whose containers are not processes, instead of this machine; needs no root.
+    #[arg(long)]
+    simulated_nodes: Option<usize>,
+}
+
+/// Run a control plane without a node, in the foreground.
+#[derive(Debug, clap::Args)]
+pub(super) struct Server {
+    #[command(flatten)]
+    common: Common,
+}
+
+impl Up {
+    pub(super) async fn run(self) -> Result<(), Failure> {
+        let node = self.simulated_nodes.map_or(Node::Local, Node::Simulated);
+        self.common.run(node, self.node_name).await
+    }
+}
+
+impl Server {
+    pub(super) async fn run(self) -> Result<(), Failure> {
+        self.common.run(Node::None, None).await
+    }
+}
+
+impl Common {
+    async fn run(self, node: Node, node_name: Option<String>) -> Result<(), Failure> {
+        let started = Instant::now();
+        let mut builder = Cluster::builder()
+            .data_dir(&self.data.data_dir)
+            .node(node)
+            .listen(SocketAddr::new(self.bind_address, self.https_listen_port))
+            .pods(self.cluster_cidr)
+            .services(self.service_cidr)
+            .domain(&self.cluster_domain)
+            .tls_names(&self.tls_san)
+            .controllers(&self.controllers);
+        if let Some(address) = self.advertise_address {
+            builder = builder.advertise(address);
+        }
+        if let Some(dns) = self.cluster_dns {
+            builder = builder.dns(dns);
+        }
+        if let Some(name) = &node_name {
+            builder = builder.node_name(name);
+        }
+        let cluster = builder.start().await?;
+        let took = |what: &str| println!("{:>7.3} s  {what}", started.elapsed().as_secs_f64());
+        took(&format!("API server ready on {}", cluster.address().map(|a| a.to_string()).unwrap_or_default()));
+        let config = cluster.kubeconfig_named("hyperkube")?;
+        let path = cluster.paths().kubeconfig();
+        for path in [Some(&path), self.write_kubeconfig.as_ref()].into_iter().flatten() {
+            write_private(path, config.to_yaml().as_bytes())
+                .map_err(Failure::because(format!("write {}", path.display())))?;
+        }
+        if !self.no_kubeconfig_merge
+            && let Some(merged) = merge(config)?
+        {
+            took(&format!("context \"hyperkube\" merged into {}", merged.display()));
+        }
+        let ready = async {
+            cluster.ready(Duration::from_secs(60)).await?;
+            if !cluster.nodes().is_empty() {
+                took(&format!("node {} ready", cluster.nodes().join(", ")));
+            }
+            println!("kubectl --kubeconfig {} get nodes", path.display());
+            Ok::<(), Failure>(())
+        };
+        let result = tokio::select! {
+            result = async { ready.await?; std::future::pending().await } => result,
+            () = told_to_stop() => Ok(()),
+        };
+        println!("stopping; containers keep running (hyperkube reset removes them)");
+        cluster.shutdown().await;
+        result
+    }
+}
+
+/// Adds the context to the user's kubeconfig. `None`: the user has no home.
+fn merge(config: Kubeconfig) -> Result<Option<PathBuf>, Failure> {
+    let path = match std::env::var_os("KUBECONFIG").filter(|v| !v.is_empty()) {
+        Some(list) => std::env::split_paths(&list).next(),
+        None => std::env::var_os("HOME").map(|home| Path::new(&home).join(".kube/config")),
+    };
+    let Some(path) = path else { return Ok(None) };
+    let mut all = match Kubeconfig::read(&path) {
+        Ok(all) => all,
+        Err(_) if !path.exists() => Kubeconfig { api_version: "v1".into(), kind: "Config".into(), ..Kubeconfig::default() },
+        Err(e) => return Err(Failure::because("merge the kubeconfig (or give --no-kubeconfig-merge)")(e)),
+    };
+    all.merge(config);
+    if let Some(parent) = path.parent() {
+        fs::create_dir_all(parent).map_err(Failure::because(format!("make {}", parent.display())))?;
+    }
+    write_private(&path, all.to_yaml().as_bytes()).map_err(Failure::because(format!("write {}", path.display())))?;
+    Ok(Some(path))
+}

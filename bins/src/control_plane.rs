@@ -1,0 +1,271 @@
+//! The control plane in this process: store, API server, controllers, scheduler.
+
+use std::{net::{IpAddr, Ipv4Addr, SocketAddr}, sync::Arc, time::Duration};
+
+use k8s_apiserver::{
+    ApiServer, User,
+    auth::{Authenticator, AuthorizationMode},
+    listen::{self, TlsFiles},
+    proxy::LocalKubelets,
+};
+use k8s_controllers::{Manager, builtin};
+use k8s_core::{client::{Client, Kubeconfig}, store::{Embedded, OpenError, Store}};
+use k8s_scheduler::Scheduler;
+use serde_json::{Value, json};
+use tokio::{net::TcpListener, task::JoinHandle};
+use tokio_util::sync::CancellationToken;
+
+use crate::{
+    exit::{Code, Failure},
+    paths::Paths,
+    pki::Pki,
+    ranges::Range,
+};
+
+/// What a control plane is told.
+#[derive(Clone, Debug)]
+pub struct ControlPlaneConfig {
+    /// Address and port of the API over TLS; `None`: no socket is opened. Port 0 takes a free one.
+    pub listen: Option<SocketAddr>,
+    /// Address that pods and other nodes reach the API at.
+    pub advertise: IpAddr,
+    /// Cluster addresses.
+    pub services: Range,
+    /// Pod addresses.
+    pub pods: Range,
+    /// The cluster's DNS domain.
+    pub domain: String,
+    /// Keep the state in memory only.
+    pub memory: bool,
+    /// Names and addresses for the server's certificate, beside the usual ones.
+    pub tls_names: Vec<String>,
+    /// Which built-in controllers run (`*`, `-name`).
+    pub controllers: Vec<String>,
+}
+
+/// A running control plane.
+pub struct ControlPlane {
+    /// The API server.
+    pub server: ApiServer,
+    /// Where the API listens.
+    pub address: Option<SocketAddr>,
+    /// The cluster's certificates.
+    pub pki: Pki,
+    /// Kubelets of this process.
+    pub kubelets: Arc<LocalKubelets>,
+    stop: CancellationToken,
+    tasks: Vec<JoinHandle<()>>,
+}
+
+impl std::fmt::Debug for ControlPlane {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("ControlPlane").field("address", &self.address).finish_non_exhaustive()
+    }
+}
+
+/// Opens the store in a data directory.
+///
+/// # Errors
+/// In use (4), from a newer program (3), damaged or not accessible (1).
+pub fn open_store(paths: &Paths) -> Result<Store, Failure> {
+    let backend = Embedded::open(&paths.store()).map_err(|e| {
+        let code = match e {
+            OpenError::InUse { .. } => Code::InUse,
+            OpenError::Newer { .. } => Code::Preflight,
+            _ => Code::Failed,
+        };
+        Failure::new(code, e.to_string())
+    })?;
+    Store::open(backend, &k8s_apiserver::describe).map_err(Failure::because("read the store"))
+}
+
+/// Binds an address.
+///
+/// # Errors
+/// In use (4), not allowed (7).
+pub async fn bind(address: SocketAddr) -> Result<TcpListener, Failure> {
+    TcpListener::bind(address).await.map_err(|e| {
+        let code = match e.kind() {
+            std::io::ErrorKind::AddrInUse => Code::InUse,
+            std::io::ErrorKind::PermissionDenied => Code::Permission,
+            _ => Code::Failed,
+        };
+        let mend = if code == Code::InUse { "; stop what uses it or choose another port" } else { "" };
+        Failure::new(code, format!("listen on {address}: {e}{mend}"))
+    })
+}
+
+impl ControlPlane {
+    /// Starts everything. Ready when this returns.
+    ///
+    /// # Errors
+    /// One clear line and a code.
+    pub async fn start(paths: &Paths, config: &ControlPlaneConfig) -> Result<Self, Failure> {
+        let listener = match config.listen {
+            Some(address) => Some(bind(address).await?),
+            None => None,
+        };
+        let address = listener.as_ref().and_then(|l| l.local_addr().ok());
+        let pki = Pki::open(&paths.pki()).map_err(Failure::because("certificates"))?;
+        let store = if config.memory { Store::memory() } else { open_store(paths)? };
+        let kubelets = Arc::new(LocalKubelets::new(Some(Arc::new(crate::remote_kubelets(&pki)?))));
+        let server = ApiServer::builder(store)
+            .authenticator(Authenticator::new(std::collections::HashMap::new(), true))
+            .authorization(AuthorizationMode::Rbac)
+            .service_account_key(pki.service_account_key().map_err(Failure::because("service account key"))?)
+            .service_range(config.services.network, config.services.prefix)
+            .nodes(kubelets.clone())
+            .build()
+            .await
+            .map_err(Failure::because("start the API server"))?;
+        let stop = CancellationToken::new();
+        let mut tasks = Vec::new();
+        if let Some(listener) = listener {
+            let identity = server_identity(&pki, config)?;
+            let files = TlsFiles {
+                certificate: identity.certificate.into_bytes(),
+                key: identity.key.into_bytes(),
+                client_ca: Some(pki.ca().as_bytes().to_vec()),
+            };
+            let tls = Arc::new(listen::tls_config(&files).map_err(Failure::because("TLS"))?);
+            let (server, stop) = (server.clone(), stop.clone());
+            tasks.push(tokio::spawn(async move {
+                if let Err(e) = listen::serve(server, listener, tls, stop).await {
+                    tracing::error!(error = %e, "the API listener ended");
+                }
+            }));
+        }
+        let admin = server.client_as(User::admin());
+        kubernetes_service(&admin, config, address).await.map_err(Failure::because("make the kubernetes Service"))?;
+        let plane = ControlPlane { server, address, pki, kubelets, stop, tasks };
+        plane.start_controllers(config)
+    }
+
+    fn start_controllers(mut self, config: &ControlPlaneConfig) -> Result<Self, Failure> {
+        let user = User::new("system:kube-controller-manager", &["system:masters"]);
+        let client = self.server.client_as(user).named("kube-controller-manager");
+        let selection = builtin::Selection::parse(config.controllers.iter().map(String::as_str))
+            .map_err(|e| Failure::new(Code::Usage, e.to_string()))?;
+        let options = builtin::Options {
+            root_ca: self.pki.ca().to_owned(),
+            cluster_cidr: config.pods.to_string(),
+            ..builtin::Options::default()
+        };
+        let manager = Manager::new(client).options(options).controllers(selection);
+        self.tasks.push(tokio::spawn(manager.run(self.stop.clone())));
+        let user = User::new("system:kube-scheduler", &["system:masters"]);
+        let client = self.server.client_as(user).named("kube-scheduler");
+        let stop = self.stop.clone();
+        self.tasks.push(tokio::spawn(async move {
+            tokio::select! {
+                () = Scheduler::builder().run(client) => {}
+                () = stop.cancelled() => {}
+            }
+        }));
+        Ok(self)
+    }
+
+    /// A client as administrator, in this process.
+    #[must_use]
+    pub fn client(&self) -> Client {
+        self.server.client_as(User::admin()).named("hyperkube")
+    }
+
+    /// The administrator's kubeconfig. The context is called `name`.
+    ///
+    /// # Errors
+    /// When the cluster has no socket, or the certificate cannot be made.
+    pub fn kubeconfig(&self, name: &str) -> Result<Kubeconfig, Failure> {
+        let Some(address) = self.address else {
+            return Err(Failure::new(Code::Failed, "this cluster listens on no address, so there is no kubeconfig for it"));
+        };
+        let host = if address.ip().is_unspecified() { IpAddr::V4(Ipv4Addr::LOCALHOST) } else { address.ip() };
+        let identity =
+            self.pki.client("admin", "hyperkube-admin", "system:masters").map_err(Failure::because("admin certificate"))?;
+        let server = format!("https://{}", SocketAddr::new(host, address.port()));
+        Ok(Kubeconfig::single(name, &server, self.pki.ca(), &identity.certificate, &identity.key))
+    }
+
+    /// Stops. What is stored stays.
+    pub async fn shutdown(self) {
+        self.stop.cancel();
+        for task in self.tasks {
+            let mut task = task;
+            if tokio::time::timeout(Duration::from_secs(5), &mut task).await.is_err() {
+                task.abort();
+            }
+        }
+    }
+}
+
+/// The API server's certificate: for every name and address it is reached by.
+pub(crate) fn server_identity(pki: &Pki, config: &ControlPlaneConfig) -> Result<crate::pki::Identity, Failure> {
+    let hostname = nix::unistd::gethostname().ok().and_then(|h| h.into_string().ok()).unwrap_or_default();
+    let in_cluster = format!("kubernetes.default.svc.{}", config.domain);
+    let mut names = vec!["localhost", "kubernetes", "kubernetes.default", "kubernetes.default.svc", &in_cluster];
+    if !hostname.is_empty() {
+        names.push(&hostname);
+    }
+    let mut addresses = vec![
+        IpAddr::V4(Ipv4Addr::LOCALHOST),
+        IpAddr::V6(std::net::Ipv6Addr::LOCALHOST),
+        IpAddr::V4(config.services.nth(1)),
+        config.advertise,
+    ];
+    for extra in &config.tls_names {
+        match extra.parse() {
+            Ok(address) => addresses.push(address),
+            Err(_) => names.push(extra),
+        }
+    }
+    if let Some(listen) = config.listen.filter(|l| !l.ip().is_unspecified()) {
+        addresses.push(listen.ip());
+    }
+    pki.server("apiserver", &names, &addresses).map_err(Failure::because("server certificate"))
+}
+
+/// The Service that pods reach the API by, and its endpoint.
+///
+/// # Errors
+/// When the API server refuses.
+pub async fn kubernetes_service(
+    client: &Client,
+    config: &ControlPlaneConfig,
+    address: Option<SocketAddr>,
+) -> Result<(), k8s_core::client::Error> {
+    let port = address.map_or(6443, |a| a.port());
+    let service = json!({
+        "apiVersion": "v1", "kind": "Service",
+        "metadata": {"name": "kubernetes", "namespace": "default", "labels": {"component": "apiserver", "provider": "kubernetes"}},
+        "spec": {"clusterIP": config.services.nth(1), "ports": [{"name": "https", "port": 443, "protocol": "TCP", "targetPort": port}]},
+    });
+    let endpoints = json!({
+        "apiVersion": "v1", "kind": "Endpoints",
+        "metadata": {"name": "kubernetes", "namespace": "default", "labels": {"endpointslice.kubernetes.io/skip-mirror": "true"}},
+        "subsets": [{"addresses": [{"ip": config.advertise}], "ports": [{"name": "https", "port": port, "protocol": "TCP"}]}],
+    });
+    let slice = json!({
+        "apiVersion": "discovery.k8s.io/v1", "kind": "EndpointSlice",
+        "metadata": {"name": "kubernetes", "namespace": "default", "labels": {"kubernetes.io/service-name": "kubernetes"}},
+        "addressType": "IPv4",
+        "endpoints": [{"addresses": [config.advertise], "conditions": {"ready": true}}],
+        "ports": [{"name": "https", "port": port, "protocol": "TCP"}],
+    });
+    for (path, object) in [
+        ("/api/v1/namespaces/default/services/kubernetes", service),
+        ("/api/v1/namespaces/default/endpoints/kubernetes", endpoints),
+        ("/apis/discovery.k8s.io/v1/namespaces/default/endpointslices/kubernetes", slice),
+    ] {
+        apply(client, path, &object).await?;
+    }
+    Ok(())
+}
+
+/// Server-side apply of an object under this program's name.
+///
+/// # Errors
+/// When the API server refuses.
+pub async fn apply(client: &Client, path: &str, object: &Value) -> Result<(), k8s_core::client::Error> {
+    let target = format!("{path}?fieldManager=hyperkube&force=true");
+    client.bytes(http::Method::PATCH, &target, "application/apply-patch+yaml", object.to_string()).await.map(drop)
+}

@@ -1,0 +1,205 @@
+//! The node in this process: runtime, images, pod network, kubelet.
+
+use std::{net::IpAddr, path::Path, sync::Arc, time::Duration};
+
+use async_trait::async_trait;
+use http::{Request, Response};
+use k8s_apiserver::proxy::NodeConnector;
+use k8s_core::{
+    api::api::core::v1::Node,
+    client::{Body, BoxError, Client, ListParams, WatchEvent},
+};
+use k8s_kubelet::{Config, Kubelet, KubeletApi};
+use k8s_net::pod::PodNetwork;
+use k8s_runtime::{
+    Images, Runtime,
+    embedded::{Embedded, EmbeddedConfig, preflight},
+    images::ImageStore,
+    simulated::{Simulated, SimulatedImages},
+};
+
+use crate::{
+    exit::{Code, Failure},
+    paths::Paths,
+};
+
+/// What a node is told.
+#[derive(Clone, Debug)]
+pub struct NodeConfig {
+    /// Its name.
+    pub name: String,
+    /// Its own address.
+    pub address: IpAddr,
+    /// The cluster's DNS server.
+    pub dns: IpAddr,
+    /// The cluster's DNS domain.
+    pub domain: String,
+    /// Its pod range.
+    pub pod_cidr: Option<String>,
+    /// Address and port of the kubelet's API; `None`: it is called in this process only.
+    pub api: Option<(std::net::SocketAddr, Arc<rustls::ServerConfig>)>,
+}
+
+/// A running node.
+pub struct LocalNode {
+    kubelet: Kubelet,
+    /// Its images.
+    pub images: Option<Arc<ImageStore>>,
+}
+
+impl std::fmt::Debug for LocalNode {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("LocalNode").field("name", &self.kubelet.node_name()).finish_non_exhaustive()
+    }
+}
+
+/// The runtime's directories and cgroup.
+#[must_use]
+pub fn runtime_config(paths: &Paths) -> EmbeddedConfig {
+    EmbeddedConfig { root: paths.containers(), run: paths.run.clone(), cgroup_root: paths.cgroup() }
+}
+
+/// Checks that this machine can run containers.
+///
+/// # Errors
+/// What is missing and how to mend it.
+pub fn check(paths: &Paths) -> Result<(), Failure> {
+    if !nix::unistd::geteuid().is_root() {
+        return Err(Failure::new(Code::Permission, "a node that runs containers needs root; run this as root (sudo)"));
+    }
+    let missing = preflight(&runtime_config(paths));
+    if missing.is_empty() {
+        return Ok(());
+    }
+    let missing: Vec<String> = missing.iter().map(ToString::to_string).collect();
+    Err(Failure::new(Code::Preflight, format!("this machine cannot run containers: {}", missing.join("; "))))
+}
+
+impl LocalNode {
+    /// Starts a node that runs real containers.
+    ///
+    /// # Errors
+    /// One clear line and a code.
+    pub async fn start(
+        paths: &Paths,
+        config: &NodeConfig,
+        client: &Client,
+        network: Option<Arc<dyn PodNetwork>>,
+        images: Arc<ImageStore>,
+    ) -> Result<Self, Failure> {
+        let runtime = Embedded::new(runtime_config(paths), images.clone()).await.map_err(Failure::because("container runtime"))?;
+        let kubelet = start_kubelet(&paths.kubelet(), &paths.logs(), config, client, Arc::new(runtime), images.clone(), network).await?;
+        Ok(LocalNode { kubelet, images: Some(images) })
+    }
+
+    /// Starts a node whose containers are not processes.
+    ///
+    /// # Errors
+    /// One clear line and a code.
+    pub async fn simulated(root: &Path, config: &NodeConfig, client: &Client) -> Result<Self, Failure> {
+        let runtime = Arc::new(Simulated::default());
+        let images = Arc::new(SimulatedImages);
+        let kubelet = start_kubelet(root, &root.join("logs"), config, client, runtime, images, None).await?;
+        Ok(LocalNode { kubelet, images: None })
+    }
+
+    /// Its kubelet's API, to be called in this process.
+    #[must_use]
+    pub fn connector(&self) -> Arc<dyn NodeConnector> {
+        Arc::new(InProcess(self.kubelet.api()))
+    }
+
+    /// Its name.
+    #[must_use]
+    pub fn name(&self) -> &str {
+        self.kubelet.node_name()
+    }
+
+    /// Stops the node agent. Containers keep running.
+    pub async fn shutdown(self) {
+        self.kubelet.shutdown().await;
+    }
+}
+
+async fn start_kubelet(
+    root: &Path,
+    logs: &Path,
+    config: &NodeConfig,
+    client: &Client,
+    runtime: Arc<dyn Runtime>,
+    images: Arc<dyn Images>,
+    network: Option<Arc<dyn PodNetwork>>,
+) -> Result<Kubelet, Failure> {
+    let (root, logs) = (root.to_owned(), logs.to_owned());
+    let node = config.clone();
+    let simulated = network.is_none() && !nix::unistd::geteuid().is_root();
+    let mut builder = Kubelet::builder(client.named("kubelet"), &config.name)
+        .configure(move |c: &mut Config| {
+            c.root_dir = root;
+            c.log_dir = logs;
+            c.cluster_dns = vec![node.dns];
+            c.cluster_domain = node.domain;
+            c.node_ips = vec![node.address];
+            c.pod_cidr = node.pod_cidr;
+            c.kubelet_version = k8s_apiserver::health::VERSION.into();
+            c.tmpfs = !simulated;
+            match node.api {
+                Some((address, tls)) => {
+                    c.bind_address = address.ip();
+                    c.port = address.port();
+                    c.tls = Some(tls);
+                }
+                None => {
+                    c.port = 0;
+                    c.tls = None;
+                }
+            }
+        })
+        .runtime(runtime)
+        .images(images);
+    if let Some(network) = network {
+        builder = builder.network(network);
+    }
+    builder.start().await.map_err(Failure::because("start the kubelet"))
+}
+
+/// A kubelet of this process, as the API server calls it.
+struct InProcess(KubeletApi);
+
+#[async_trait]
+impl NodeConnector for InProcess {
+    async fn call(&self, _: &serde_json::Value, request: Request<Body>) -> Result<Response<Body>, BoxError> {
+        Ok(self.0.handle(request).await)
+    }
+}
+
+/// Waits until a node says it is ready.
+///
+/// # Errors
+/// When it is not in time.
+pub async fn wait_ready(client: &Client, name: &str, within: Duration) -> Result<(), Failure> {
+    use futures::StreamExt;
+    let is_ready = |node: &Node| {
+        let conditions = node.status.iter().flat_map(|s| s.conditions.iter().flatten());
+        conditions.into_iter().any(|c| c.type_ == "Ready" && c.status == "True")
+    };
+    let watch = async {
+        loop {
+            let params = ListParams::default().fields(format!("metadata.name={name}"));
+            let Ok(mut events) = client.all::<Node>().watch(&params).await else {
+                tokio::time::sleep(Duration::from_millis(50)).await;
+                continue;
+            };
+            while let Some(Ok(event)) = events.next().await {
+                if let WatchEvent::Added(node) | WatchEvent::Modified(node) = event
+                    && is_ready(&node)
+                {
+                    return;
+                }
+            }
+        }
+    };
+    tokio::time::timeout(within, watch)
+        .await
+        .map_err(|_| Failure::new(Code::Failed, format!("node {name} was not ready within {} s", within.as_secs())))
+}

@@ -1,0 +1,158 @@
+//! Where a cluster keeps its things, and the names it gives to what it makes outside its directories.
+
+use std::{
+    fs,
+    os::unix::fs::DirBuilderExt,
+    path::{Path, PathBuf},
+};
+
+use nix::fcntl::{Flock, FlockArg};
+use sha2::{Digest, Sha256};
+
+use crate::exit::{Code, Failure};
+
+/// The layout of a data directory that this program writes.
+const FORMAT: u32 = 1;
+
+/// The directories and names of one cluster, all from its data directory.
+#[derive(Clone, Debug)]
+pub struct Paths {
+    /// State that survives.
+    pub data: PathBuf,
+    /// State that does not survive a reboot.
+    pub run: PathBuf,
+    /// Eight hexadecimal digits that tell this data directory from others on the machine.
+    pub id: String,
+}
+
+impl Paths {
+    /// For a data directory, which need not exist yet.
+    ///
+    /// # Errors
+    /// When the path cannot be made absolute.
+    pub fn new(data: &Path) -> Result<Self, Failure> {
+        let data = std::path::absolute(data).map_err(Failure::because(format!("data directory {data:?}")))?;
+        let digest = Sha256::digest(data.as_os_str().as_encoded_bytes());
+        let id: String = digest[..4].iter().map(|b| format!("{b:02x}")).collect();
+        Ok(Paths { run: PathBuf::from("/run/hyperkube").join(&id), data, id })
+    }
+
+    /// The store's file.
+    #[must_use]
+    pub fn store(&self) -> PathBuf {
+        self.data.join("state.redb")
+    }
+    /// Certificates and keys.
+    #[must_use]
+    pub fn pki(&self) -> PathBuf {
+        self.data.join("pki")
+    }
+    /// The administrator's kubeconfig.
+    #[must_use]
+    pub fn kubeconfig(&self) -> PathBuf {
+        self.data.join("kubeconfig")
+    }
+    /// Images.
+    #[must_use]
+    pub fn images(&self) -> PathBuf {
+        self.data.join("images-store")
+    }
+    /// Containers.
+    #[must_use]
+    pub fn containers(&self) -> PathBuf {
+        self.data.join("containers")
+    }
+    /// The kubelet's directory.
+    #[must_use]
+    pub fn kubelet(&self) -> PathBuf {
+        self.data.join("kubelet")
+    }
+    /// Addresses of pods.
+    #[must_use]
+    pub fn network(&self) -> PathBuf {
+        self.data.join("network")
+    }
+    /// Containers' logs.
+    #[must_use]
+    pub fn logs(&self) -> PathBuf {
+        self.data.join("logs")
+    }
+    /// The cgroup that holds all of this cluster's pods.
+    #[must_use]
+    pub fn cgroup(&self) -> String {
+        format!("hyperkube-{}", self.id)
+    }
+    /// Name of bridge and firewall table.
+    #[must_use]
+    pub fn network_name(&self) -> String {
+        format!("hk-{}", self.id)
+    }
+}
+
+/// Holds a data directory for this process.
+#[derive(Debug)]
+pub struct Lock {
+    _file: Flock<fs::File>,
+}
+
+impl Lock {
+    /// Makes the directory where it is missing, checks its format and takes it.
+    ///
+    /// # Errors
+    /// In use by another process (4), from a newer program (3), not accessible (7 or 1).
+    pub fn take(paths: &Paths) -> Result<Self, Failure> {
+        let data = &paths.data;
+        let denied = |e: std::io::Error| {
+            let code = if e.kind() == std::io::ErrorKind::PermissionDenied { Code::Permission } else { Code::Failed };
+            Failure::new(code, format!("data directory {data:?}: {e}; choose another with --data-dir"))
+        };
+        fs::DirBuilder::new().recursive(true).mode(0o700).create(data).map_err(denied)?;
+        let file = fs::OpenOptions::new()
+            .write(true)
+            .create(true)
+            .truncate(false)
+            .open(data.join("lock"))
+            .map_err(denied)?;
+        let lock = Flock::lock(file, FlockArg::LockExclusiveNonblock).map_err(|(_, e)| {
+            Failure::new(
+                Code::InUse,
+                format!("data directory {data:?} is in use by another hyperkube ({e}); stop that one or choose another with --data-dir"),
+            )
+        })?;
+        let marker = data.join("format");
+        match fs::read_to_string(&marker) {
+            Ok(text) => {
+                let have: u32 = text.trim().parse().unwrap_or(u32::MAX);
+                if have > FORMAT {
+                    return Err(Failure::new(
+                        Code::Preflight,
+                        format!("data directory {data:?} has format {}, this program knows formats up to {FORMAT}; use the newer program or another --data-dir", text.trim()),
+                    ));
+                }
+            }
+            Err(e) if e.kind() == std::io::ErrorKind::NotFound => {
+                fs::write(&marker, format!("{FORMAT}\n")).map_err(denied)?;
+            }
+            Err(e) => return Err(denied(e)),
+        }
+        Ok(Lock { _file: lock })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_directory_is_held_by_one_and_not_from_the_future() {
+        let directory = tempfile::tempdir().unwrap();
+        let paths = Paths::new(directory.path()).unwrap();
+        let first = Lock::take(&paths).unwrap();
+        assert_eq!(Lock::take(&paths).unwrap_err().code, Code::InUse);
+        drop(first);
+        fs::write(directory.path().join("format"), "99\n").unwrap();
+        let newer = Lock::take(&paths).unwrap_err();
+        assert_eq!(newer.code, Code::Preflight);
+        assert!(newer.message.contains("format 99"));
+    }
+}
