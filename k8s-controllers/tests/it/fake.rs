@@ -53,8 +53,6 @@ struct State {
     /// By plural with group, namespace, name.
     objects: BTreeMap<Key, Value>,
     log: Vec<(u64, &'static str, String, Arc<Value>)>,
-    /// Writes by method and plural, for those who count them.
-    writes: HashMap<String, usize>,
 }
 
 /// The server.
@@ -150,11 +148,6 @@ impl Fake {
         self.state.lock().unwrap()
     }
 
-    /// How many writes there were, events aside.
-    pub(crate) fn writes(&self) -> usize {
-        self.lock().writes.iter().filter(|(k, _)| !k.ends_with("events")).map(|(_, n)| n).sum()
-    }
-
     async fn answer(&self, request: Request<Body>) -> Result<Response<Body>, BoxError> {
         let (head, body) = request.into_parts();
         let body = body.collect().await?.to_bytes();
@@ -245,9 +238,6 @@ impl Fake {
         let body: Value = if body.is_empty() { Value::Null } else { serde_json::from_slice(body).unwrap() };
         let key = (t.collection.clone(), t.namespace.clone(), t.name.clone());
         let mut state = self.lock();
-        if *method != Method::GET {
-            *state.writes.entry(format!("{method} {}", t.plural)).or_default() += 1;
-        }
         let missing = || Refusal(404, "NotFound", format!("{} \"{}\" not found", t.plural, t.name));
         let answer = match (method.as_str(), t.name.is_empty(), t.sub.as_str()) {
             ("GET", true, _) => {

@@ -1,14 +1,22 @@
-//! A control plane in a test: the fake API server, controllers, the scheduler, and a kubelet that only says what it would do.
+//! A control plane in a test: the API server over a memory store, controllers, the scheduler, and a kubelet that only says what it would do.
 
-use std::time::Duration;
+use std::{
+    sync::{
+        Arc,
+        atomic::{AtomicUsize, Ordering},
+    },
+    time::Duration,
+};
 
+use http::{Method, Request};
 use jiff::Timestamp;
+use k8s_apiserver::{ApiServer, User};
 use k8s_controllers::{Manager, builtin};
 use k8s_core::{
     api::{
         api::core::v1::{
-            Container, Namespace, Node, NodeCondition, NodeStatus, Pod, PodCondition, PodIP, PodSpec,
-            PodStatus, PodTemplateSpec,
+            Container, Event, Node, NodeCondition, NodeStatus, Pod, PodCondition, PodIP, PodSpec, PodStatus,
+            PodTemplateSpec, ServiceAccount,
         },
         apimachinery::pkg::{
             api::resource::Quantity,
@@ -16,17 +24,16 @@ use k8s_core::{
         },
     },
     cache::{Cache, Change, reflect},
-    client::{Api, Client, DeleteOptions, ListParams},
+    client::{Api, Body, Client, DeleteOptions, ListParams},
     clock::Clock,
     meta::{Object, ObjectExt},
+    store::Store,
 };
 use k8s_scheduler::Scheduler;
 use tokio_util::sync::CancellationToken;
 
-use crate::fake::Fake;
-
 pub(crate) struct Lab {
-    pub(crate) fake: Fake,
+    writes: Arc<AtomicUsize>,
     pub(crate) client: Client,
     stop: CancellationToken,
 }
@@ -74,19 +81,23 @@ impl Lab {
             .with_env_filter(tracing_subscriber::EnvFilter::from_default_env())
             .try_init();
         let clock = Clock::starting_at(Timestamp::from_second(1_700_000_000).unwrap());
-        let fake = Fake::new(clock.clone());
-        let client = fake.client();
-        let lab = Lab { fake, client: client.clone(), stop: CancellationToken::new() };
-        lab.create(&Namespace {
-            metadata: ObjectMeta { name: Some("default".into()), ..ObjectMeta::default() },
-            ..Namespace::default()
-        })
-        .await;
+        let server = ApiServer::builder(Store::memory()).clock(clock.clone()).build().await.unwrap();
+        let (admin, writes) = (server.client_as(User::admin()), Arc::new(AtomicUsize::new(0)));
+        let counter = writes.clone();
+        let client = Client::new(tower::service_fn(move |request: Request<Body>| {
+            let (admin, counter) = (admin.clone(), counter.clone());
+            let is_event = request.uri().path().contains("/events");
+            if request.method() != Method::GET && !is_event {
+                counter.fetch_add(1, Ordering::SeqCst);
+            }
+            async move { admin.send(request).await }
+        }));
+        let lab = Lab { writes, client: client.clone(), stop: CancellationToken::new() };
         for i in 0..nodes {
             let amounts = [("cpu", "64"), ("memory", "64Gi"), ("pods", "110")];
             let ready =
                 NodeCondition { type_: "Ready".into(), status: "True".into(), ..NodeCondition::default() };
-            lab.create(&Node {
+            let node = Node {
                 metadata: ObjectMeta { name: Some(format!("n{i}")), ..ObjectMeta::default() },
                 spec: None,
                 status: Some(NodeStatus {
@@ -94,8 +105,9 @@ impl Lab {
                     conditions: Some(vec![ready]),
                     ..NodeStatus::default()
                 }),
-            })
-            .await;
+            };
+            lab.create(&node).await;
+            lab.api::<Node>().replace_status(node.name(), &node).await.unwrap();
         }
         let environment = k8s_controllers::Environment {
             clock: clock.clone(),
@@ -106,10 +118,11 @@ impl Lab {
         let options = builtin::Options {
             root_ca: "PEM".into(),
             cluster_cidr: "10.42.0.0/16".into(),
+            // The nodes here have no heartbeat.
+            node_monitor_grace: Duration::from_secs(1_000_000),
             ..builtin::Options::default()
         };
-        // The nodes here have no heartbeat.
-        let controllers = builtin::all().without("nodelifecycle");
+        let controllers = builtin::all();
         let manager = Manager::new(client.clone())
             .caches(environment.caches.clone())
             .clock(clock.clone())
@@ -119,6 +132,10 @@ impl Lab {
         tokio::spawn(manager.run(lab.stop.clone()));
         tokio::spawn(Scheduler::builder().start(environment));
         tokio::spawn(kubelet(client, clock, lab.stop.clone(), fate));
+        lab.until("service account", async || {
+            lab.api::<ServiceAccount>().get_opt("default").await.unwrap().is_some()
+        })
+        .await;
         lab
     }
 
@@ -137,6 +154,10 @@ impl Lab {
 
     pub(crate) async fn list<K: Object>(&self) -> Vec<K> {
         self.api::<K>().list(&ListParams::default()).await.unwrap()
+    }
+
+    pub(crate) async fn list_in<K: Object>(&self, namespace: &str) -> Vec<K> {
+        self.client.namespaced::<K>(namespace).list(&ListParams::default()).await.unwrap()
     }
 
     pub(crate) async fn edit<K: Object>(&self, name: &str, change: impl Fn(&mut K)) {
@@ -164,15 +185,22 @@ impl Lab {
             }
             tokio::time::sleep(Duration::from_millis(100)).await;
         }
+        for event in self.list::<Event>().await {
+            let about = event.involved_object;
+            println!("{:?} {:?}: {:?} {:?}", about.kind, about.name, event.reason, event.message);
+        }
+        for pod in self.list::<Pod>().await {
+            println!("{} {:?} {:?}", pod.name(), pod.spec.as_ref().map(|s| &s.node_name), pod.status);
+        }
         panic!("never: {what}");
     }
 
     /// Fails when anything is still written although nothing happens.
     pub(crate) async fn is_quiet(&self) {
         tokio::time::sleep(Duration::from_secs(5)).await;
-        let before = self.fake.writes();
+        let before = self.writes.load(Ordering::SeqCst);
         tokio::time::sleep(Duration::from_secs(100)).await;
-        assert_eq!(self.fake.writes(), before, "somebody spins");
+        assert_eq!(self.writes.load(Ordering::SeqCst), before, "somebody spins");
     }
 }
 
@@ -200,7 +228,7 @@ async fn kubelet(client: Client, clock: Clock, stop: CancellationToken, fate: Fa
                 let _ = api.delete(pod.name(), &DeleteOptions::default().grace(0).with_uid(pod.uid())).await;
                 return;
             }
-            if pod.status.as_ref().is_some_and(|s| s.phase.is_some()) {
+            if pod.status.as_ref().and_then(|s| s.phase.as_deref()).is_some_and(|p| p != "Pending") {
                 return;
             }
             let phase = fate(&pod);

@@ -14,9 +14,10 @@ use k8s_core::{
             },
             batch::v1::{CronJob, CronJobSpec, Job, JobSpec, JobTemplateSpec},
             core::v1::{
-                ConfigMap, Endpoints, Event, Namespace, Node, PersistentVolume, PersistentVolumeClaim,
-                PersistentVolumeClaimSpec, PersistentVolumeClaimVolumeSource, PersistentVolumeSpec, Pod,
-                Service, ServiceAccount, ServicePort, ServiceSpec, Volume, VolumeResourceRequirements,
+                ConfigMap, Endpoints, Event, HostPathVolumeSource, Namespace, Node, PersistentVolume,
+                PersistentVolumeClaim, PersistentVolumeClaimSpec, PersistentVolumeClaimVolumeSource,
+                PersistentVolumeSpec, Pod, Service, ServiceAccount, ServicePort, ServiceSpec, Volume,
+                VolumeResourceRequirements,
             },
             discovery::v1::EndpointSlice,
         },
@@ -195,11 +196,9 @@ async fn endpoints_follow_pods_and_go_with_the_service() {
 }
 
 fn job(name: &str, spec: JobSpec) -> Job {
-    Job {
-        metadata: metadata(name),
-        spec: Some(JobSpec { template: template(name, "work"), ..spec }),
-        status: None,
-    }
+    let mut template = template(name, "work");
+    template.spec.get_or_insert_default().restart_policy = Some("Never".into());
+    Job { metadata: metadata(name), spec: Some(JobSpec { template, ..spec }), status: None }
 }
 
 #[tokio::test(start_paused = true)]
@@ -240,7 +239,7 @@ async fn jobs_complete_fail_and_expire() {
     let bad: Job = lab.get("bad").await;
     assert_eq!(bad.status.unwrap().failed, Some(3));
     for pod in lab.list::<Pod>().await {
-        assert!(pod.metadata.finalizers.is_none(), "{} is held", pod.name());
+        assert!(pod.metadata.finalizers.iter().flatten().next().is_none(), "{} is held", pod.name());
     }
     lab.until("expires", async || lab.api::<Job>().get_opt("indexed").await.unwrap().is_none()).await;
     lab.is_quiet().await;
@@ -277,21 +276,27 @@ async fn a_cron_job_makes_a_job_every_five_minutes_and_keeps_three() {
 #[tokio::test(start_paused = true)]
 async fn a_namespace_goes_with_all_that_is_in_it() {
     let lab = Lab::start(1, runs).await;
+    let mut shop = Namespace::default();
+    shop.metadata.name = Some("shop".into());
+    lab.create(&shop).await;
     lab.until("defaults", async || {
-        lab.api::<ServiceAccount>().get_opt("default").await.unwrap().is_some()
-            && lab.api::<ConfigMap>().get_opt("kube-root-ca.crt").await.unwrap().is_some()
+        let accounts: Vec<ServiceAccount> = lab.list_in("shop").await;
+        let maps: Vec<ConfigMap> = lab.list_in("shop").await;
+        accounts.iter().any(|a| a.name() == "default") && maps.iter().any(|m| m.name() == "kube-root-ca.crt")
     })
     .await;
-    lab.create(&deployment("web", 3)).await;
-    lab.create(&service("web")).await;
-    lab.until("rolled out", async || is_rolled_out(&lab.get("web").await)).await;
-    lab.delete::<Namespace>("default", "Background").await;
-    lab.until("gone", async || lab.list::<Namespace>().await.is_empty()).await;
-    assert!(
-        lab.list::<Pod>().await.is_empty()
-            && lab.list::<ReplicaSet>().await.is_empty()
-            && lab.list::<ConfigMap>().await.is_empty()
-    );
+    let (mut web, mut front) = (deployment("web", 3), service("web"));
+    web.metadata.namespace = Some("shop".into());
+    front.metadata.namespace = Some("shop".into());
+    lab.client.namespaced("shop").create(&web).await.unwrap();
+    lab.client.namespaced("shop").create(&front).await.unwrap();
+    lab.until("rolled out", async || lab.list_in::<Deployment>("shop").await.iter().all(is_rolled_out)).await;
+    lab.delete::<Namespace>("shop", "Background").await;
+    lab.until("gone", async || lab.list::<Namespace>().await.iter().all(|n| n.name() != "shop")).await;
+    assert!(lab.list_in::<Pod>("shop").await.is_empty());
+    assert!(lab.list_in::<ReplicaSet>("shop").await.is_empty());
+    assert!(lab.list_in::<ConfigMap>("shop").await.is_empty());
+    assert!(lab.list_in::<Event>("shop").await.is_empty());
 }
 
 #[tokio::test(start_paused = true)]
@@ -374,6 +379,7 @@ async fn a_claim_gets_the_smallest_volume_of_its_class_and_its_pod_runs() {
                 capacity: Some(amount(size)),
                 access_modes: Some(vec!["ReadWriteOnce".into()]),
                 storage_class_name: Some(class.into()),
+                host_path: Some(HostPathVolumeSource { path: "/data".into(), type_: None }),
                 ..PersistentVolumeSpec::default()
             }),
             status: None,

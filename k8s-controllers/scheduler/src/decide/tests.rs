@@ -273,5 +273,10 @@ fn how_long_a_decision_takes() {
         times.push(begin.elapsed());
     }
     times.sort_unstable();
-    println!("p50 {:?} p99 {:?} all {:?}", times[2500], times[4950], times.iter().sum::<std::time::Duration>());
+    println!(
+        "p50 {:?} p99 {:?} all {:?}",
+        times[2500],
+        times[4950],
+        times.iter().sum::<std::time::Duration>()
+    );
 }
