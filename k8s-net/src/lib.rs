@@ -9,10 +9,15 @@
 
 pub mod bridge;
 pub mod cidr;
+pub mod dns;
 mod netlink;
+#[cfg(test)]
+mod nettests;
 mod netns;
 mod nft;
+pub mod node;
 pub mod pod;
+pub mod preflight;
 pub mod proxy;
 mod rtnl;
 mod sysctl;

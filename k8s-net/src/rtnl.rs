@@ -11,7 +11,7 @@ use std::{
 use crate::{
     cidr::Cidr,
     netlink::{
-        Messages, NLM_F_ACK, NLM_F_CREATE, NLM_F_DUMP, NLM_F_EXCL, NLM_F_REPLACE, Socket, attr_of,
+        NLM_F_ACK, NLM_F_CREATE, NLM_F_DUMP, NLM_F_EXCL, NLM_F_REPLACE, Socket, attr_of,
     },
 };
 
@@ -313,7 +313,7 @@ impl Rtnl {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::netlink::attrs;
+    use crate::netlink::{Messages, attrs};
 
     #[test]
     fn nested_attributes_are_read_back_as_written() {

@@ -35,11 +35,6 @@ pub(crate) enum Zone {
     OutsidePort = 4,
 }
 
-impl Zone {
-    pub(crate) const ALL: [Zone; 5] =
-        [Zone::Cluster, Zone::Inside, Zone::Outside, Zone::InsidePort, Zone::OutsidePort];
-}
-
 /// Which endpoints serve.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub(crate) enum Reach {
