@@ -118,7 +118,9 @@ impl Dns {
             complete: AtomicBool::new(false),
             pending: Arc::new(Semaphore::new(MOST_PENDING)),
         });
-        slices.add_index(BY_SERVICE, |slice: &EndpointSlice| service_of(slice).iter().map(ObjectKey::to_string).collect());
+        slices.add_index(BY_SERVICE, |slice: &EndpointSlice| {
+            service_of(slice).iter().map(ObjectKey::to_string).collect()
+        });
         let stop = CancellationToken::new();
         let mut tasks = JoinSet::new();
         tasks.spawn(until(stop.clone(), follow(shared.clone(), services, slices)));

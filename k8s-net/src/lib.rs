@@ -11,9 +11,9 @@ pub mod bridge;
 pub mod cidr;
 pub mod dns;
 mod netlink;
+mod netns;
 #[cfg(test)]
 mod nettests;
-mod netns;
 mod nft;
 pub mod node;
 pub mod pod;

@@ -2,7 +2,7 @@
 
 use std::{
     io::{Read, Write},
-    net::{IpAddr, Ipv4Addr, SocketAddr, SocketAddrV4, TcpListener, TcpStream, UdpSocket},
+    net::{IpAddr, Ipv4Addr, SocketAddr, TcpListener, TcpStream, UdpSocket},
     path::PathBuf,
     sync::mpsc,
     time::{Duration, Instant},
@@ -40,7 +40,9 @@ impl Ns {
         let (ready, path) = mpsc::channel();
         std::thread::spawn(move || {
             unshare(CloneFlags::CLONE_NEWNET).expect("network tests need root");
-            ready.send(PathBuf::from(format!("/proc/self/task/{}/ns/net", nix::unistd::gettid()))).expect("waiting");
+            ready
+                .send(PathBuf::from(format!("/proc/self/task/{}/ns/net", nix::unistd::gettid())))
+                .expect("waiting");
             for job in work {
                 job();
             }
@@ -187,7 +189,8 @@ fn finish(host: &Ns, config: BridgeConfig) {
         let mut rtnl = Rtnl::open().expect("rtnetlink");
         let mut links: Vec<_> = rtnl.links().expect("lists").into_iter().map(|l| l.name).collect();
         links.sort();
-        let ours = rtnl.routes().expect("lists").into_iter().filter(|r| r.is_ours && r.to.prefix() > 0).count();
+        let ours =
+            rtnl.routes().expect("lists").into_iter().filter(|r| r.is_ours && r.to.prefix() > 0).count();
         assert_eq!(ours, 0, "routes are left");
         let mut nft = Nft::open().expect("nf_tables");
         let tables = [proxy::table_name(&config.cluster), format!("hyperkube-{}-pods", config.cluster)];
@@ -204,7 +207,8 @@ fn pods_reach_each_other_and_the_outside_sees_the_node() {
     let address_a = attach(&host, &bridge, attachment("a", &a));
     let before = Instant::now();
     let mut pod_b = attachment("b", &b);
-    pod_b.host_ports = vec![HostPort { protocol: "TCP".into(), host_ip: None, host_port: 8081, container_port: 80 }];
+    pod_b.host_ports =
+        vec![HostPort { protocol: "TCP".into(), host_ip: None, host_port: 8081, container_port: 80 }];
     let address_b = attach(&host, &bridge, pod_b.clone());
     eprintln!("attach took {:?}", before.elapsed());
     assert_eq!(attach(&host, &bridge, pod_b.clone()), address_b, "attach is idempotent");
@@ -320,7 +324,8 @@ impl World {
 
     fn endpoints(&self, name: &str, addresses: &[IpAddr]) {
         let before = self.transactions();
-        let endpoints: Vec<_> = addresses.iter().map(|a| json!({"addresses": [a], "nodeName": "node"})).collect();
+        let endpoints: Vec<_> =
+            addresses.iter().map(|a| json!({"addresses": [a], "nodeName": "node"})).collect();
         let slice = json!({"addressType": "IPv4", "endpoints": endpoints,
             "metadata": {"name": format!("{name}-1"), "namespace": "demo", "labels": {"kubernetes.io/service-name": name}},
             "ports": [{"name": "tcp", "port": 80, "protocol": "TCP"}, {"name": "udp", "port": 80, "protocol": "UDP"}]});

@@ -12,7 +12,9 @@ pub enum PreflightError {
     #[error("cannot use rtnetlink: {0}; run as root (CAP_NET_ADMIN)")]
     Rtnetlink(#[source] io::Error),
     /// No nf_tables.
-    #[error("the kernel has no nf_tables: {0}; enable CONFIG_NF_TABLES, CONFIG_NF_TABLES_IPV4 and CONFIG_NFT_NAT, or run 'modprobe nf_tables'")]
+    #[error(
+        "the kernel has no nf_tables: {0}; enable CONFIG_NF_TABLES, CONFIG_NF_TABLES_IPV4 and CONFIG_NFT_NAT, or run 'modprobe nf_tables'"
+    )]
     NfTables(#[source] io::Error),
     /// A kind of link that the kernel cannot make.
     #[error("the kernel cannot make a {kind} link: {source}; enable {option}, or run 'modprobe {kind}'")]
@@ -37,7 +39,8 @@ pub fn check() -> Result<(), PreflightError> {
 
 fn probe() -> Result<(), PreflightError> {
     // The thread ends after this: its namespace and all in it go away by themselves.
-    nix::sched::unshare(nix::sched::CloneFlags::CLONE_NEWNET).map_err(|e| PreflightError::Rtnetlink(e.into()))?;
+    nix::sched::unshare(nix::sched::CloneFlags::CLONE_NEWNET)
+        .map_err(|e| PreflightError::Rtnetlink(e.into()))?;
     let mut nft = Nft::open().map_err(PreflightError::NfTables)?;
     nft.has_table("none").map_err(PreflightError::NfTables)?;
     let mut rtnl = Rtnl::open().map_err(PreflightError::Rtnetlink)?;

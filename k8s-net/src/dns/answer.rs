@@ -81,7 +81,8 @@ pub(super) fn plan(question: &Message, zone: &Zone, index: Option<&Index>) -> Pl
     let name = plain(query.name());
     let in_zone = is_below(&name, &zone.name);
     let backwards = name.ends_with(".arpa");
-    let ours = in_zone || (backwards && reverse_address(&name).is_some_and(|ip| zone.ranges.iter().any(|r| r.contains(ip))));
+    let ours = in_zone
+        || (backwards && reverse_address(&name).is_some_and(|ip| zone.ranges.iter().any(|r| r.contains(ip))));
     if !ours {
         // Another cluster's or the node's: but what the index has backwards is known here alone.
         let known = backwards && index.is_some_and(|i| i.get(&name).is_some());
@@ -122,10 +123,12 @@ fn answer(question: &Message, query: &Query, mut name: String, zone: &Zone, inde
         let matching: Vec<RData> =
             second.iter().chain(first).filter_map(|fact| data_of(fact, wanted, &mut message)).collect();
         if !matching.is_empty() {
-            message.add_answers(matching.into_iter().map(|data| Record::from_rdata(owner.clone(), TTL, data)));
+            message
+                .add_answers(matching.into_iter().map(|data| Record::from_rdata(owner.clone(), TTL, data)));
             return Plan::Answer(message);
         }
-        let alias = facts.iter().find_map(|f| if let Data::Alias(target) = f { Some(target.clone()) } else { None });
+        let alias =
+            facts.iter().find_map(|f| if let Data::Alias(target) = f { Some(target.clone()) } else { None });
         let Some((target, target_name)) = alias.and_then(|t| Some((parse(&t)?, t))) else { break };
         message.add_answer(Record::from_rdata(owner, TTL, RData::CNAME(CNAME(target.clone()))));
         if wanted == RecordType::CNAME {

@@ -27,7 +27,8 @@ pub(super) fn servers(resolv_conf: &str, own: IpAddr) -> Vec<SocketAddr> {
 /// Hands a question on, byte for byte, and returns the first answer; `None` when no server answers in time.
 pub(super) async fn ask(servers: &[SocketAddr], question: &[u8], tcp: bool) -> Option<Vec<u8>> {
     for server in servers.iter().take(2) {
-        let answer = async { if tcp { over_tcp(*server, question).await } else { over_udp(*server, question).await } };
+        let answer =
+            async { if tcp { over_tcp(*server, question).await } else { over_udp(*server, question).await } };
         if let Ok(Ok(answer)) = timeout(PATIENCE, answer).await {
             return Some(answer);
         }

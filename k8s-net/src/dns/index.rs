@@ -108,7 +108,9 @@ pub(crate) fn entries(service: &Service, slices: &[Arc<EndpointSlice>], zone: &s
         .ports
         .iter()
         .flatten()
-        .filter_map(|p| Some((p.name.as_deref()?, p.protocol.as_deref().unwrap_or("TCP"), u16::try_from(p.port).ok()?)))
+        .filter_map(|p| {
+            Some((p.name.as_deref()?, p.protocol.as_deref().unwrap_or("TCP"), u16::try_from(p.port).ok()?))
+        })
         .collect();
     let cluster_ips = spec.cluster_ips.iter().flatten().chain(&spec.cluster_ip);
     let addresses: Vec<IpAddr> = cluster_ips.clone().filter_map(|ip| ip.parse().ok()).collect();
@@ -139,7 +141,9 @@ pub(crate) fn entries(service: &Service, slices: &[Arc<EndpointSlice>], zone: &s
                 out.push((reverse(address), Data::Pointer(target.clone())));
                 for port in slice.ports.iter().flatten() {
                     let number = port.port.and_then(|p| u16::try_from(p).ok());
-                    if let (Some(name), Some(number)) = (port.name.as_deref().filter(|n| !n.is_empty()), number) {
+                    if let (Some(name), Some(number)) =
+                        (port.name.as_deref().filter(|n| !n.is_empty()), number)
+                    {
                         let protocol = port.protocol.as_deref().unwrap_or("TCP");
                         push_service(&mut out, &base, name, protocol, number, target.clone());
                     }
@@ -150,7 +154,14 @@ pub(crate) fn entries(service: &Service, slices: &[Arc<EndpointSlice>], zone: &s
     out
 }
 
-fn push_service(out: &mut Vec<(String, Data)>, base: &str, name: &str, protocol: &str, port: u16, target: String) {
+fn push_service(
+    out: &mut Vec<(String, Data)>,
+    base: &str,
+    name: &str,
+    protocol: &str,
+    port: u16,
+    target: String,
+) {
     let parent = format!("_{}.{base}", protocol.to_lowercase());
     out.push((format!("_{}.{parent}", name.to_lowercase()), Data::Service { port, target }));
     out.push((parent, Data::Exists));
@@ -164,7 +175,8 @@ mod tests {
     use super::*;
 
     fn service(spec: serde_json::Value) -> Service {
-        serde_json::from_value(json!({"metadata": {"name": "web", "namespace": "demo"}, "spec": spec})).expect("valid")
+        serde_json::from_value(json!({"metadata": {"name": "web", "namespace": "demo"}, "spec": spec}))
+            .expect("valid")
     }
 
     #[test]

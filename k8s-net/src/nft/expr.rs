@@ -134,9 +134,11 @@ impl Rule {
 
     /// An address is in a range, or not.
     pub(crate) fn in_range(self, side: Side, is: Is, range: Cidr) -> Self {
-        self.address(REG, side)
-            .bitwise(REG, range.mask().octets(), [0; 4])
-            .compare(REG, is, &range.base().octets())
+        self.address(REG, side).bitwise(REG, range.mask().octets(), [0; 4]).compare(
+            REG,
+            is,
+            &range.base().octets(),
+        )
     }
 
     /// The link that the packet came by or leaves by has this name, or not.
@@ -265,6 +267,13 @@ impl Rule {
             .push("meta", |m| {
                 m.attr_be32(2, Meta::Mark as u32).attr_be32(3, REG);
             })
+    }
+
+    /// Resets a TCP connection; ends for other protocols. Unlike ICMP, nobody limits the rate of resets.
+    pub(crate) fn reset(self) -> Self {
+        self.meta(REG, Meta::Protocol).compare(REG, Is::Equal, &[6]).push("reject", |m| {
+            m.attr_be32(1, 1);
+        })
     }
 
     /// Answers "port unreachable": the caller sees a refused connection at once.
