@@ -314,7 +314,7 @@ fn check_ranges(rtnl: &mut Rtnl, config: &BridgeConfig) -> Result<(), BridgeErro
     let routes = rtnl.routes().map_err(context("list routes"))?;
     for range in [config.cluster_cidr, config.service_cidr] {
         let foreign = routes.iter().find(|r| {
-            r.link.is_some() && r.link != own && !(r.is_ours && r.has_gateway) && range.covers(&r.to)
+            r.link.is_some() && r.link != own && !(r.is_ours && r.gateway.is_some()) && range.covers(&r.to)
         });
         if let Some(found) = foreign {
             let links = rtnl.links().map_err(context("list links"))?;
@@ -348,6 +348,10 @@ pub fn cleanup(config: &BridgeConfig) -> Result<(), BridgeError> {
     for range in [config.cluster_cidr, config.service_cidr] {
         note(rtnl.del_route(&guard(range)).map_err(context(format!("remove guard route for {range}"))));
     }
+    note(
+        crate::routes::remove(&mut rtnl, config.cluster_cidr)
+            .map_err(context("remove routes to other nodes")),
+    );
     let table = rules::table_name(&config.cluster);
     note(
         Nft::open()
