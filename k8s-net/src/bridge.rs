@@ -344,14 +344,14 @@ pub fn cleanup(config: &BridgeConfig) -> Result<(), BridgeError> {
         }
         note(rtnl.del_link(&config.bridge).map_err(context(format!("remove bridge {}", config.bridge))));
     }
-    // The guards may protect another cluster of the same ranges only if its bridge is there; then start() had refused one of us.
-    for range in [config.cluster_cidr, config.service_cidr] {
-        note(rtnl.del_route(&guard(range)).map_err(context(format!("remove guard route for {range}"))));
+    // Another cluster that serves these ranges (which made our own start fail) keeps its guards and routes.
+    if check_ranges(&mut rtnl, config).is_ok() {
+        for range in [config.cluster_cidr, config.service_cidr] {
+            note(rtnl.del_route(&guard(range)).map_err(context(format!("remove guard route for {range}"))));
+        }
+        let others = crate::routes::remove(&mut rtnl, config.cluster_cidr);
+        note(others.map_err(context("remove routes to other nodes")));
     }
-    note(
-        crate::routes::remove(&mut rtnl, config.cluster_cidr)
-            .map_err(context("remove routes to other nodes")),
-    );
     let table = rules::table_name(&config.cluster);
     note(
         Nft::open()

@@ -257,6 +257,17 @@ fn nothing_for_the_cluster_leaves_by_the_default_route() {
     std::thread::sleep(Duration::from_millis(50));
     let first = outside.run(count).expect("counts");
     assert!(first >= 20, "the counter counts: {first}");
+    // Another cluster of the same ranges is refused, and its cleanup takes nothing from this one.
+    let other = BridgeConfig { cluster: "other".into(), bridge: "hk-other".into(), ..config.clone() };
+    host.run(move || {
+        assert!(matches!(Bridge::start(other.clone()), Err(bridge::BridgeError::RangeInUse { .. })));
+        let routes = |r: &mut Rtnl| r.routes().expect("lists").len();
+        let mut rtnl = Rtnl::open().expect("rtnetlink");
+        let before = routes(&mut rtnl);
+        bridge::cleanup(&BridgeConfig { state_dir: other.state_dir.join("other"), ..other })
+            .expect("cleans up");
+        assert_eq!(routes(&mut rtnl), before);
+    });
     for target in ["10.43.0.99:80", "10.43.255.1:53", "10.42.0.77:80", "10.42.9.9:80", "10.42.255.255:80"] {
         send(target);
     }
