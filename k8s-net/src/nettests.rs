@@ -281,16 +281,24 @@ struct World {
     services: Cache<Service>,
     slices: Cache<EndpointSlice>,
     stats: tokio::sync::watch::Receiver<ProxyStats>,
-    _stop: mpsc::Sender<()>,
+    stop: mpsc::Sender<()>,
+    ended: mpsc::Receiver<()>,
 }
 
 impl World {
+    /// Stops the proxy, which would mend a table that is removed under it.
+    fn stop(self) {
+        drop(self.stop);
+        self.ended.recv_timeout(WAIT).expect("stops");
+    }
+
     /// Starts a proxy on a thread of the namespace.
     fn start(host: &Ns, cluster: &'static str) -> Self {
         let (services, slices) = (Cache::new(), Cache::new());
         services.advance(1);
         slices.advance(1);
         let (stop, stopped) = mpsc::channel::<()>();
+        let (end, ended) = mpsc::channel();
         let (s, e) = (services.clone(), slices.clone());
         let stats = host.run(move || {
             let (tell, told) = mpsc::channel();
@@ -308,10 +316,11 @@ impl World {
                     let _ = tokio::task::spawn_blocking(move || stopped.recv()).await;
                     proxy.shutdown().await;
                 });
+                let _ = end.send(());
             });
             told.recv_timeout(Duration::from_secs(20)).expect("proxy syncs")
         });
-        World { services, slices, stats, _stop: stop }
+        World { services, slices, stats, stop, ended }
     }
 
     fn transactions(&self) -> u64 {
@@ -413,6 +422,7 @@ fn services_reach_their_endpoints() {
     // Local policy with no endpoint here: dropped for the outside, served inside.
     world.service("web", json!({"clusterIP": "10.43.0.50", "type": "NodePort", "externalTrafficPolicy": "Local", "ports": ports}));
     assert_eq!(outside.get("192.0.2.2:30080").map(|t| t[2..].to_owned()).expect("local"), "192.0.2.1");
+    world.stop();
     finish(&host, config);
 }
 
@@ -438,6 +448,7 @@ fn one_change_among_many_services_is_quick() {
     times.sort();
     println!("{count} services, one change: p50 {:?}, p99 {:?}", times[50], times[98]);
     assert!(times[50] < Duration::from_millis(100), "{:?}", times[50]);
+    world.stop();
     finish(&host, config);
 }
 
@@ -640,5 +651,43 @@ fn pods_of_other_nodes_are_reached_through_their_nodes() {
     let last = host.run(|| crate::routes::plan(&[], "node", cidr("10.42.0.0/16")).len());
     assert_eq!(last, 0);
     assert_eq!(answer.map_err(|e| e.to_string()), Ok("other 192.0.2.2".to_owned()));
+    finish(&host, config);
+}
+
+#[test]
+fn no_connection_is_lost_while_endpoints_change() {
+    let (host, _outside, bridge, config) = node("roll");
+    let (a, b, client) = (Ns::new(), Ns::new(), Ns::new());
+    let [ip_a, ip_b, _] =
+        [("a", &a), ("b", &b), ("c", &client)].map(|(name, ns)| attach(&host, &bridge, attachment(name, ns)));
+    a.serve("a", 80);
+    b.serve("b", 80);
+    let world = World::start(&host, "roll");
+    world.service("web", json!({"clusterIP": "10.43.0.60", "ports": [{"name": "tcp", "port": 80}]}));
+    world.endpoints("web", &[ip_a]);
+    let outcome = client.start(|| {
+        let end = Instant::now() + Duration::from_millis(1500);
+        let address: SocketAddr = "10.43.0.60:80".parse().expect("address");
+        let mut served = 0;
+        while Instant::now() < end {
+            let mut text = String::new();
+            TcpStream::connect_timeout(&address, WAIT)?.read_to_string(&mut text)?;
+            served += 1;
+        }
+        std::io::Result::Ok(served)
+    });
+    let mut changes = 0;
+    let served = loop {
+        for set in [&[ip_a, ip_b][..], &[ip_b], &[ip_a, ip_b], &[ip_a]] {
+            world.endpoints("web", set);
+            changes += 1;
+        }
+        if let Ok(served) = outcome.try_recv() {
+            break served.expect("no connection fails");
+        }
+    };
+    println!("{served} connections over {changes} changes");
+    assert!(served > 100 && changes > 100, "{served} connections, {changes} changes");
+    world.stop();
     finish(&host, config);
 }
