@@ -253,9 +253,15 @@ fn nothing_for_the_cluster_leaves_by_the_default_route() {
             (0..20).filter(|_| socket.send_to(b"leak?", target).is_ok()).count()
         })
     };
-    send("198.51.100.1:9");
-    std::thread::sleep(Duration::from_millis(50));
-    let first = outside.run(count).expect("counts");
+    let end = Instant::now() + WAIT;
+    let mut first = Some(0);
+    // Neighbours are looked up first; what waits for that is dropped.
+    while first < Some(20) && Instant::now() < end {
+        send("198.51.100.1:9");
+        std::thread::sleep(Duration::from_millis(50));
+        first = outside.run(count);
+    }
+    let first = first.expect("counts");
     assert!(first >= 20, "the counter counts: {first}");
     // Another cluster of the same ranges is refused, and its cleanup takes nothing from this one.
     let other = BridgeConfig { cluster: "other".into(), bridge: "hk-other".into(), ..config.clone() };
