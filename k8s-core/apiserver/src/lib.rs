@@ -34,6 +34,7 @@ pub mod health;
 pub mod invalid;
 pub mod listen;
 mod openapi;
+pub mod protobuf;
 pub mod proxy;
 mod read;
 pub mod request;

@@ -21,6 +21,7 @@ use crate::{
     admission::{self, Operation},
     decode,
     invalid::FieldErrors,
+    protobuf,
     resources::{Resource, strategy::check_labels},
     respond,
     server::{ApiServer, Call, meta_of},
@@ -115,10 +116,13 @@ pub(crate) fn decode_body(call: &Call, kind: &str, body: &[u8]) -> Result<(Value
     match media {
         "application/json" | "" => decode::json(body).map_err(unrecognized),
         "application/yaml" => decode::yaml(body).map(|v| (v, Vec::new())).map_err(unrecognized),
+        "application/vnd.kubernetes.protobuf" => {
+            protobuf::decode(body).map(|v| (v, Vec::new())).map_err(ApiStatus::bad_request)
+        }
         _ => Err(ApiStatus::new(
             415,
             "UnsupportedMediaType",
-            "the body of the request was in an unknown format - accepted media types include: application/json, application/yaml",
+            "the body of the request was in an unknown format - accepted media types include: application/json, application/yaml, application/vnd.kubernetes.protobuf",
         )),
     }
 }
