@@ -1,0 +1,82 @@
+//! A server to ask, and how to ask it.
+
+use std::collections::HashMap;
+
+use bytes::Bytes;
+use http::{Request, StatusCode};
+use http_body_util::BodyExt;
+use k8s_apiserver::{ApiServer, User, auth::Authenticator};
+use k8s_core::{client::body_from_bytes, store::Store};
+use serde_json::Value;
+
+/// A server with an administrator (token `admin`) and anonymous requests let through to authorization.
+pub(crate) async fn server() -> ApiServer {
+    let mut admin = User::new("admin", &["system:masters"]);
+    admin.uid = "admin".into();
+    ApiServer::builder(Store::memory())
+        .authenticator(Authenticator::new(HashMap::from([("admin".to_owned(), admin)]), true))
+        .service_range(std::net::Ipv4Addr::new(10, 96, 0, 0), 12)
+        .build()
+        .await
+        .unwrap()
+}
+
+/// An answer, read to its end.
+pub(crate) struct Answer {
+    pub(crate) status: StatusCode,
+    pub(crate) warnings: Vec<String>,
+    pub(crate) bytes: Bytes,
+}
+
+impl Answer {
+    /// The body as JSON; a watch's lines as a list, anything else as text.
+    pub(crate) fn json(&self) -> Value {
+        let text = String::from_utf8_lossy(&self.bytes);
+        serde_json::from_str(&text)
+            .or_else(|_| {
+                text.lines()
+                    .filter(|l| !l.trim().is_empty())
+                    .map(serde_json::from_str::<Value>)
+                    .collect::<Result<Value, _>>()
+            })
+            .unwrap_or_else(|_| text.into_owned().into())
+    }
+}
+
+/// Asks the server.
+pub(crate) async fn ask(server: &ApiServer, request: Request<Vec<u8>>) -> Answer {
+    let response = server.handle(request.map(body_from_bytes)).await;
+    let status = response.status();
+    let warnings =
+        response.headers().get_all("warning").iter().map(|w| w.to_str().unwrap().to_owned()).collect();
+    let bytes = response.into_body().collect().await.unwrap().to_bytes();
+    Answer { status, warnings, bytes }
+}
+
+/// Asks as the administrator.
+pub(crate) async fn admin(
+    server: &ApiServer,
+    method: &str,
+    path: &str,
+    content_type: &str,
+    body: impl Into<Vec<u8>>,
+) -> Answer {
+    let request = Request::builder()
+        .method(method)
+        .uri(path)
+        .header("authorization", "Bearer admin")
+        .header("user-agent", "test/1")
+        .header("content-type", content_type)
+        .body(body.into())
+        .unwrap();
+    ask(server, request).await
+}
+
+/// Asks with a JSON body as the administrator, and expects success.
+pub(crate) async fn done(server: &ApiServer, method: &str, path: &str, body: &Value) -> Value {
+    let kind = if method == "PATCH" { "application/merge-patch+json" } else { "application/json" };
+    let body = if body.is_null() { Vec::new() } else { body.to_string().into_bytes() };
+    let answer = admin(server, method, path, kind, body).await;
+    assert!(answer.status.is_success(), "{method} {path}: {} {}", answer.status, answer.json());
+    answer.json()
+}
