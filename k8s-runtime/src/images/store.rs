@@ -4,11 +4,14 @@ use std::{
     collections::{BTreeMap, BTreeSet},
     fs, io,
     io::Read,
+    os::unix::fs::MetadataExt,
     path::{Path, PathBuf},
     sync::{Arc, Mutex, MutexGuard, PoisonError},
+    time::Duration,
 };
 
 use async_trait::async_trait;
+use nix::fcntl::{Flock, FlockArg};
 use oci_spec::image::{ImageConfiguration, ImageManifest};
 use serde::{Deserialize, Serialize};
 
@@ -22,6 +25,9 @@ use crate::{
     api::{ImageInfo, Images, RuntimeError},
     embedded::json,
 };
+
+/// After so long, work in progress was left by a crash.
+const STALE: Duration = Duration::from_secs(3600);
 
 /// What a runtime needs to know of an image.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -66,9 +72,11 @@ struct State {
     resolved: BTreeMap<String, Arc<ResolvedImage>>,
     /// Layers of images that are being added: no garbage.
     pinned: BTreeMap<String, usize>,
+    /// The index file that `index` was read from or written to: inode, and time of change in nanoseconds.
+    stamp: Option<(u64, i128)>,
 }
 
-/// The images on a node, in a directory. One process at a time.
+/// The images on a node, in a directory. Several processes may use one: writers wait for each other, readers see what others wrote.
 #[derive(Debug)]
 pub struct ImageStore {
     dir: PathBuf,
@@ -84,18 +92,45 @@ impl ImageStore {
     pub fn open(dir: impl Into<PathBuf>) -> Result<ImageStore, RuntimeError> {
         let dir = dir.into();
         let tmp = dir.join("tmp");
-        let context = || format!("open the image store {dir:?}");
-        let _ = fs::remove_dir_all(&tmp);
+        let shown = format!("open the image store {dir:?}");
+        let context = || shown.clone();
         for directory in [&dir.join("blobs/sha256"), &dir.join("layers"), &tmp] {
             fs::create_dir_all(directory).map_err(RuntimeError::io(context()))?;
         }
-        let index = match json::read_json(&dir.join("index.json")) {
-            Ok(index) => index,
-            Err(e) if e.kind() == io::ErrorKind::NotFound => Index::default(),
-            Err(e) => return Err(RuntimeError::io(context())(e)),
+        // What a crash left behind; younger things may be another process's work in progress.
+        for entry in fs::read_dir(&tmp).map_err(RuntimeError::io(context()))?.flatten() {
+            let age = entry.metadata().and_then(|m| m.modified()).ok().and_then(|t| t.elapsed().ok());
+            if age.is_some_and(|age| age > STALE) {
+                let _ = fs::remove_dir_all(entry.path()).or_else(|_| fs::remove_file(entry.path()));
+            }
+        }
+        let store = ImageStore { dir, registries: Registries::default(), state: Mutex::default() };
+        store
+            .refresh(&mut store.state.lock().unwrap_or_else(PoisonError::into_inner))
+            .map_err(RuntimeError::io(context()))?;
+        Ok(store)
+    }
+
+    /// Takes over an index that another process wrote.
+    fn refresh(&self, state: &mut State) -> io::Result<()> {
+        let path = self.dir.join("index.json");
+        let stamp = match fs::metadata(&path) {
+            Ok(meta) => stamp_of(&meta),
+            Err(e) if e.kind() == io::ErrorKind::NotFound => return Ok(()),
+            Err(e) => return Err(e),
         };
-        let state = Mutex::new(State { index, ..State::default() });
-        Ok(ImageStore { dir, registries: Registries::default(), state })
+        if state.stamp == Some(stamp) {
+            return Ok(());
+        }
+        state.index = json::read_json(&path)?;
+        state.resolved.clear();
+        state.stamp = Some(stamp);
+        Ok(())
+    }
+
+    /// Keeps other writers out, of this process and of others.
+    fn exclusive(&self) -> Result<Flock<fs::File>, RuntimeError> {
+        lock(&self.dir).map_err(RuntimeError::io(format!("lock {:?}", self.dir)))
     }
 
     /// Uses mirrors and credentials of a `registries.yaml`.
@@ -105,7 +140,14 @@ impl ImageStore {
     }
 
     fn state(&self) -> MutexGuard<'_, State> {
-        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+        let mut state = self.state.lock().unwrap_or_else(PoisonError::into_inner);
+        // While this process adds an image, nobody else writes, and the index in memory is ahead of the file.
+        if state.pinned.is_empty()
+            && let Err(error) = self.refresh(&mut state)
+        {
+            tracing::warn!(%error, dir = ?self.dir, "read the index of images");
+        }
+        state
     }
 
     pub(super) fn blob(&self, hex: &str) -> PathBuf {
@@ -158,6 +200,7 @@ impl ImageStore {
             .map_err(|e| RuntimeError::Invalid(format!("image configuration: {e}")))?;
         let diff_ids = parsed.rootfs().diff_ids().clone();
         diff_ids.iter().try_for_each(|d| layer_name(d).map(drop))?;
+        let _guard = self.exclusive()?;
         for diff_id in &diff_ids {
             *self.state().pinned.entry(diff_id.clone()).or_default() += 1;
         }
@@ -219,13 +262,15 @@ impl ImageStore {
             }
         }
         let info = record.info.clone();
-        self.save(&state)?;
+        self.save(&mut state)?;
         Ok(info)
     }
 
-    fn save(&self, state: &State) -> Result<(), RuntimeError> {
+    fn save(&self, state: &mut State) -> Result<(), RuntimeError> {
         let file = self.dir.join("index.json");
-        json::write_json(&file, &state.index).map_err(RuntimeError::io(format!("write {file:?}")))
+        json::write_json(&file, &state.index).map_err(RuntimeError::io(format!("write {file:?}")))?;
+        state.stamp = fs::metadata(&file).ok().map(|meta| stamp_of(&meta));
+        Ok(())
     }
 
     fn add_blob(&self, bytes: &[u8]) -> Result<String, RuntimeError> {
@@ -336,6 +381,7 @@ impl ImageStore {
     }
 
     fn remove_now(&self, reference: &str) -> Result<(), RuntimeError> {
+        let _guard = self.exclusive()?;
         let mut state = self.state();
         let Some(id) = Self::id_of(&state, reference)? else { return Ok(()) };
         let by_id =
@@ -370,7 +416,7 @@ impl ImageStore {
             }
             self.collect(&mut state);
         }
-        self.save(&state)
+        self.save(&mut state)
     }
 }
 
@@ -382,6 +428,16 @@ impl Drop for Scratch {
     fn drop(&mut self) {
         let _ = fs::remove_dir_all(&self.0);
     }
+}
+
+/// Waits for the directory's lock and holds it.
+fn lock(dir: &Path) -> io::Result<Flock<fs::File>> {
+    let file = fs::OpenOptions::new().write(true).create(true).truncate(false).open(dir.join("lock"))?;
+    Flock::lock(file, FlockArg::LockExclusive).map_err(|(_, e)| e.into())
+}
+
+fn stamp_of(meta: &fs::Metadata) -> (u64, i128) {
+    (meta.ino(), i128::from(meta.mtime()) * 1_000_000_000 + i128::from(meta.mtime_nsec()))
 }
 
 fn tag_name(name: &Reference) -> Option<String> {
