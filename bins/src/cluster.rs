@@ -14,6 +14,7 @@ use k8s_runtime::images::{ImageStore, Registries};
 use crate::{
     control_plane::{ControlPlane, ControlPlaneConfig},
     exit::{Code, Failure},
+    network::{Network, NetworkConfig, Parts},
     node::{self, LocalNode, NodeConfig},
     paths::{Lock, Paths},
     ranges::Range,
@@ -66,6 +67,7 @@ pub struct Cluster {
     paths: Paths,
     plane: ControlPlane,
     nodes: Vec<LocalNode>,
+    network: Option<Network>,
     /// Held until the cluster is down.
     _lock: Lock,
 }
@@ -164,6 +166,9 @@ impl Cluster {
     pub async fn shutdown(self) {
         for node in self.nodes {
             node.shutdown().await;
+        }
+        if let Some(network) = self.network {
+            network.shutdown().await;
         }
         self.plane.shutdown().await;
     }
@@ -264,7 +269,10 @@ impl Builder {
         if self.pods.overlaps(&self.services) {
             return Err(Failure::new(
                 Code::Usage,
-                format!("pod range {} and service range {} overlap; choose others with --cluster-cidr and --service-cidr", self.pods, self.services),
+                format!(
+                    "pod range {} and service range {} overlap; choose others with --cluster-cidr and --service-cidr",
+                    self.pods, self.services
+                ),
             ));
         }
         if self.node == Node::Local {
@@ -288,7 +296,7 @@ impl Builder {
             },
         )
         .await?;
-        let mut cluster = Cluster { paths, plane, nodes: Vec::new(), _lock: lock };
+        let mut cluster = Cluster { paths, plane, nodes: Vec::new(), network: None, _lock: lock };
         match cluster.add_nodes(&self, advertise, dns).await {
             Ok(()) => Ok(cluster),
             Err(e) => {
@@ -322,10 +330,27 @@ impl Cluster {
                 }
             }
             Node::Local => {
+                let network = NetworkConfig {
+                    cluster: self.paths.id.clone(),
+                    node_name: config.name.clone(),
+                    pods: choices.pods,
+                    services: choices.services,
+                    node_pods: None,
+                    dns,
+                    domain: choices.domain.clone(),
+                    state_dir: self.paths.network(),
+                };
+                crate::network::record(&self.paths, &network)?;
+                let network = Network::start(&network, &system, Parts::ALL).await?;
+                config.pod_cidr = Some(network.node_pods().to_string());
+                let pods = network.pod_network();
+                self.network = Some(network);
                 let images = open_images(&self.paths)?;
-                self.add(LocalNode::start(&self.paths, &config, &system, None, images).await?);
+                self.add(LocalNode::start(&self.paths, &config, &system, pods, images).await?);
                 let client = self.client();
-                crate::network::publish_dns(&client, dns).await.map_err(Failure::because("make the kube-dns Service"))?;
+                crate::network::publish_dns(&client, dns)
+                    .await
+                    .map_err(Failure::because("make the kube-dns Service"))?;
             }
         }
         Ok(())

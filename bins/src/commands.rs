@@ -1,6 +1,8 @@
 //! The command line.
 
+mod agents;
 mod components;
+mod demo;
 mod image;
 mod reset;
 mod up;
@@ -28,6 +30,8 @@ enum Command {
     Up(up::Up),
     /// Run a control plane without a node, in the foreground.
     Server(up::Server),
+    /// Show a cluster at work: start one, use it, remove it.
+    Demo(demo::Demo),
     /// Remove what a stopped cluster left on this machine.
     Reset(reset::Reset),
     /// Load, list and remove images of this machine's node.
@@ -42,6 +46,14 @@ enum Command {
     /// Run the scheduler alone.
     #[command(name = "kube-scheduler")]
     Scheduler(components::KubeScheduler),
+    /// Run the node agent and the pod network alone.
+    Kubelet(agents::Kubelet),
+    /// Run the service proxy and the cluster DNS alone.
+    #[command(name = "kube-proxy")]
+    Proxy(agents::Proxy),
+    /// What runs inside the demo's containers.
+    #[command(name = "demo-workload", hide = true)]
+    Workload(demo::workload::Workload),
 }
 
 /// The data directory of `up`, `server`, `reset` and `image`.
@@ -67,11 +79,15 @@ pub fn run(args: Vec<OsString>) -> ExitCode {
     let result = match cli.command {
         Command::Up(up) => block_on(up.run()),
         Command::Server(server) => block_on(server.run()),
+        Command::Demo(demo) => demo.run(),
         Command::Reset(reset) => reset.run(),
         Command::Image(image) => image.run(),
         Command::ApiServer(c) => block_on(c.run()),
         Command::ControllerManager(c) => block_on(c.run()),
         Command::Scheduler(c) => block_on(c.run()),
+        Command::Kubelet(c) => block_on(c.run()),
+        Command::Proxy(c) => block_on(c.run()),
+        Command::Workload(w) => block_on(w.run()),
     };
     match result {
         Ok(()) => ExitCode::SUCCESS,
@@ -91,7 +107,8 @@ fn block_on(future: impl Future<Output = Result<(), Failure>>) -> Result<(), Fai
 /// Waits for Ctrl-C or SIGTERM.
 async fn told_to_stop() {
     use tokio::signal::unix::{SignalKind, signal};
-    let (Ok(mut interrupt), Ok(mut terminate)) = (signal(SignalKind::interrupt()), signal(SignalKind::terminate()))
+    let (Ok(mut interrupt), Ok(mut terminate)) =
+        (signal(SignalKind::interrupt()), signal(SignalKind::terminate()))
     else {
         return std::future::pending().await;
     };

@@ -1,6 +1,10 @@
 //! The control plane in this process: store, API server, controllers, scheduler.
 
-use std::{net::{IpAddr, Ipv4Addr, SocketAddr}, sync::Arc, time::Duration};
+use std::{
+    net::{IpAddr, Ipv4Addr, SocketAddr},
+    sync::Arc,
+    time::Duration,
+};
 
 use k8s_apiserver::{
     ApiServer, User,
@@ -9,7 +13,10 @@ use k8s_apiserver::{
     proxy::LocalKubelets,
 };
 use k8s_controllers::{Manager, builtin};
-use k8s_core::{client::{Client, Kubeconfig}, store::{Embedded, OpenError, Store}};
+use k8s_core::{
+    client::{Client, Kubeconfig},
+    store::{Embedded, OpenError, Store},
+};
 use k8s_scheduler::Scheduler;
 use serde_json::{Value, json};
 use tokio::{net::TcpListener, task::JoinHandle};
@@ -136,7 +143,9 @@ impl ControlPlane {
             }));
         }
         let admin = server.client_as(User::admin());
-        kubernetes_service(&admin, config, address).await.map_err(Failure::because("make the kubernetes Service"))?;
+        kubernetes_service(&admin, config, address)
+            .await
+            .map_err(Failure::because("make the kubernetes Service"))?;
         let plane = ControlPlane { server, address, pki, kubelets, stop, tasks };
         plane.start_controllers(config)
     }
@@ -177,11 +186,16 @@ impl ControlPlane {
     /// When the cluster has no socket, or the certificate cannot be made.
     pub fn kubeconfig(&self, name: &str) -> Result<Kubeconfig, Failure> {
         let Some(address) = self.address else {
-            return Err(Failure::new(Code::Failed, "this cluster listens on no address, so there is no kubeconfig for it"));
+            return Err(Failure::new(
+                Code::Failed,
+                "this cluster listens on no address, so there is no kubeconfig for it",
+            ));
         };
         let host = if address.ip().is_unspecified() { IpAddr::V4(Ipv4Addr::LOCALHOST) } else { address.ip() };
-        let identity =
-            self.pki.client("admin", "hyperkube-admin", "system:masters").map_err(Failure::because("admin certificate"))?;
+        let identity = self
+            .pki
+            .client("admin", "hyperkube-admin", "system:masters")
+            .map_err(Failure::because("admin certificate"))?;
         let server = format!("https://{}", SocketAddr::new(host, address.port()));
         Ok(Kubeconfig::single(name, &server, self.pki.ca(), &identity.certificate, &identity.key))
     }
@@ -199,10 +213,14 @@ impl ControlPlane {
 }
 
 /// The API server's certificate: for every name and address it is reached by.
-pub(crate) fn server_identity(pki: &Pki, config: &ControlPlaneConfig) -> Result<crate::pki::Identity, Failure> {
+pub(crate) fn server_identity(
+    pki: &Pki,
+    config: &ControlPlaneConfig,
+) -> Result<crate::pki::Identity, Failure> {
     let hostname = nix::unistd::gethostname().ok().and_then(|h| h.into_string().ok()).unwrap_or_default();
     let in_cluster = format!("kubernetes.default.svc.{}", config.domain);
-    let mut names = vec!["localhost", "kubernetes", "kubernetes.default", "kubernetes.default.svc", &in_cluster];
+    let mut names =
+        vec!["localhost", "kubernetes", "kubernetes.default", "kubernetes.default.svc", &in_cluster];
     if !hostname.is_empty() {
         names.push(&hostname);
     }
@@ -267,5 +285,8 @@ pub async fn kubernetes_service(
 /// When the API server refuses.
 pub async fn apply(client: &Client, path: &str, object: &Value) -> Result<(), k8s_core::client::Error> {
     let target = format!("{path}?fieldManager=hyperkube&force=true");
-    client.bytes(http::Method::PATCH, &target, "application/apply-patch+yaml", object.to_string()).await.map(drop)
+    client
+        .bytes(http::Method::PATCH, &target, "application/apply-patch+yaml", object.to_string())
+        .await
+        .map(drop)
 }

@@ -67,7 +67,10 @@ pub fn remote_kubelets(pki: &pki::Pki) -> Result<RemoteKubelets, Failure> {
     let mut roots = rustls::RootCertStore::empty();
     let ca = CertificateDer::from_pem_slice(pki.ca().as_bytes()).map_err(Failure::because("CA"))?;
     roots.add(ca).map_err(Failure::because("CA"))?;
-    let chain = vec![CertificateDer::from_pem_slice(identity.certificate.as_bytes()).map_err(Failure::because("certificate"))?];
+    let chain = vec![
+        CertificateDer::from_pem_slice(identity.certificate.as_bytes())
+            .map_err(Failure::because("certificate"))?,
+    ];
     let key = PrivateKeyDer::from_pem_slice(identity.key.as_bytes()).map_err(Failure::because("key"))?;
     let tls = rustls::ClientConfig::builder_with_provider(Arc::new(rustls::crypto::ring::default_provider()))
         .with_safe_default_protocol_versions()

@@ -1,15 +1,230 @@
-//! The network of this machine's node.
+//! The network of this machine's node: pod network, service proxy, DNS.
 
 use std::{
     net::{IpAddr, Ipv4Addr, UdpSocket},
+    path::PathBuf,
     sync::Arc,
 };
 
-use k8s_core::client::{Client, Error};
-use k8s_net::pod::PodNetwork;
+use k8s_core::{
+    api::api::{core::v1::Service, discovery::v1::EndpointSlice},
+    cache::{Cache, Reflector, reflect},
+    client::{Client, Error, ListParams},
+};
+use k8s_net::{
+    bridge::{self, Bridge, BridgeConfig, bridge_name},
+    cidr::Cidr,
+    pod::PodNetwork,
+    proxy::{self, Proxy, ProxyConfig},
+};
 use serde_json::json;
 
-use crate::{control_plane::apply, exit::Failure, paths::Paths, ranges::Range};
+use crate::{
+    control_plane::apply,
+    exit::{Code, Failure},
+    paths::Paths,
+    ranges::Range,
+};
+
+/// What a node's network is told.
+#[derive(Clone, Debug)]
+pub struct NetworkConfig {
+    /// Names of what is made on the machine carry this.
+    pub cluster: String,
+    /// The node's name.
+    pub node_name: String,
+    /// All pods of the cluster.
+    pub pods: Range,
+    /// All services of the cluster.
+    pub services: Range,
+    /// The node's part of the pods' range; `None`: the first /24.
+    pub node_pods: Option<Range>,
+    /// Address that the DNS server listens on.
+    pub dns: Ipv4Addr,
+    /// The cluster's DNS domain.
+    pub domain: String,
+    /// Where allocations are kept.
+    pub state_dir: PathBuf,
+}
+
+/// Which parts of the network run in this process.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Parts {
+    /// The pod network.
+    pub pods: bool,
+    /// The service proxy and the DNS.
+    pub services: bool,
+}
+
+impl Parts {
+    /// All of it.
+    pub const ALL: Parts = Parts { pods: true, services: true };
+}
+
+/// A running network.
+pub struct Network {
+    bridge: Bridge,
+    node_pods: Range,
+    services: Option<Services>,
+}
+
+/// What answers for Services: proxy, and the caches that it sees the world through.
+struct Services {
+    proxy: Proxy,
+    _caches: (Reflector, Reflector),
+}
+
+impl std::fmt::Debug for Network {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Network").field("node_pods", &self.node_pods).finish_non_exhaustive()
+    }
+}
+
+fn cidr(range: Range) -> Result<Cidr, Failure> {
+    range.to_string().parse().map_err(|e| Failure::new(Code::Usage, format!("range {range}: {e}")))
+}
+
+fn bridge_config(config: &NetworkConfig) -> Result<BridgeConfig, Failure> {
+    Ok(BridgeConfig {
+        cluster: config.cluster.clone(),
+        bridge: bridge_name(&config.cluster),
+        pod_cidr: cidr(config.node_range())?,
+        cluster_cidr: cidr(config.pods)?,
+        service_cidr: cidr(config.services)?,
+        mtu: 0,
+        state_dir: config.state_dir.clone(),
+    })
+}
+
+impl NetworkConfig {
+    /// The node's part of the pods' range.
+    #[must_use]
+    pub fn node_range(&self) -> Range {
+        self.node_pods.unwrap_or(Range { network: self.pods.network, prefix: self.pods.prefix.max(24) })
+    }
+}
+
+impl Network {
+    /// Makes the bridge and the guard routes, then starts proxy and DNS.
+    ///
+    /// # Errors
+    /// One clear line and a code.
+    pub async fn start(config: &NetworkConfig, client: &Client, parts: Parts) -> Result<Self, Failure> {
+        let settings = bridge_config(config)?;
+        let bridge = tokio::task::spawn_blocking(move || Bridge::start(settings))
+            .await
+            .map_err(Failure::because("pod network"))?
+            .map_err(|e| Failure::new(Code::Preflight, format!("pod network: {e}")))?;
+        let services =
+            if parts.services { Some(Services::start(config, client, &bridge).await?) } else { None };
+        Ok(Network { bridge, node_pods: config.node_range(), services })
+    }
+
+    /// What connects pods.
+    #[must_use]
+    pub fn pod_network(&self) -> Arc<dyn PodNetwork> {
+        Arc::new(self.bridge.clone())
+    }
+
+    /// The node's part of the pods' range.
+    #[must_use]
+    pub fn node_pods(&self) -> Range {
+        self.node_pods
+    }
+
+    /// The bridge's own address.
+    #[must_use]
+    pub fn gateway(&self) -> IpAddr {
+        IpAddr::V4(self.bridge.gateway())
+    }
+
+    /// Stops; what running pods need stays in the kernel.
+    pub async fn shutdown(self) {
+        if let Some(services) = self.services {
+            services.proxy.shutdown().await;
+        }
+    }
+}
+
+impl Services {
+    async fn start(config: &NetworkConfig, client: &Client, bridge: &Bridge) -> Result<Self, Failure> {
+        bridge.add_address(config.dns).map_err(Failure::because("DNS address"))?;
+        let client = client.named("kube-proxy");
+        let (services, slices) = (Cache::<Service>::new(), Cache::<EndpointSlice>::new());
+        let proxy = Proxy::start(
+            ProxyConfig {
+                cluster: config.cluster.clone(),
+                node_name: config.node_name.clone(),
+                cluster_cidr: Some(cidr(config.pods)?),
+                service_cidr: Some(cidr(config.services)?),
+            },
+            services.clone(),
+            slices.clone(),
+        )
+        .map_err(|e| Failure::new(Code::Preflight, format!("service proxy: {e}")))?;
+        let caches = (
+            reflect(client.all(), ListParams::default(), services),
+            reflect(client.all(), ListParams::default(), slices),
+        );
+        Ok(Services { proxy, _caches: caches })
+    }
+}
+
+/// What a data directory's network was told, for removing it.
+fn recorded(paths: &Paths) -> Option<NetworkConfig> {
+    let text = std::fs::read_to_string(paths.network().join("config.json")).ok()?;
+    let value: serde_json::Value = serde_json::from_str(&text).ok()?;
+    let at = |key: &str| value.get(key).and_then(serde_json::Value::as_str).unwrap_or_default().to_owned();
+    Some(NetworkConfig {
+        cluster: at("cluster"),
+        node_name: String::new(),
+        pods: at("pods").parse().ok()?,
+        services: at("services").parse().ok()?,
+        node_pods: at("node_pods").parse().ok(),
+        dns: at("dns").parse().ok()?,
+        domain: String::new(),
+        state_dir: paths.network(),
+    })
+}
+
+/// Writes down what will be made, before it is made, so that `reset` can remove it after any crash.
+///
+/// # Errors
+/// When the file cannot be written.
+pub fn record(paths: &Paths, config: &NetworkConfig) -> Result<(), Failure> {
+    let directory = paths.network();
+    let text = json!({
+        "cluster": config.cluster, "pods": config.pods.to_string(), "services": config.services.to_string(),
+        "node_pods": config.node_range().to_string(), "dns": config.dns,
+    });
+    std::fs::create_dir_all(&directory)
+        .and_then(|()| std::fs::write(directory.join("config.json"), text.to_string()))
+        .map_err(Failure::because(format!("write in {}", directory.display())))
+}
+
+/// What is there of a cluster's network on this machine, one line each.
+#[must_use]
+pub fn leftovers(paths: &Paths) -> Vec<String> {
+    let Some(config) = recorded(paths) else { return Vec::new() };
+    let bridge = bridge_name(&config.cluster);
+    let there = std::path::Path::new("/sys/class/net").join(&bridge).exists();
+    there
+        .then(|| {
+            format!("network: bridge {bridge}, its routes, and table {}", proxy::table_name(&config.cluster))
+        })
+        .into_iter()
+        .collect()
+}
+
+/// Removes a cluster's network from this machine.
+///
+/// # Errors
+/// What could not be removed.
+pub fn cleanup(paths: &Paths) -> Result<(), Failure> {
+    let Some(config) = recorded(paths) else { return Ok(()) };
+    proxy::cleanup(&config.cluster).map_err(Failure::because("service proxy"))?;
+    bridge::cleanup(&bridge_config(&config)?).map_err(Failure::because("pod network"))
+}
 
 /// The address that this machine has on the way to others; `None` when it has no way. No packet is sent.
 #[must_use]
@@ -37,6 +252,3 @@ pub async fn publish_dns(client: &Client, dns: Ipv4Addr) -> Result<(), Error> {
     });
     apply(client, "/api/v1/namespaces/kube-system/services/kube-dns", &service).await
 }
-
-pub fn leftovers(_: &Paths) -> Vec<String> { Vec::new() }
-pub fn cleanup(_: &Paths) -> std::io::Result<()> { Ok(()) }

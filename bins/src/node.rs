@@ -65,7 +65,10 @@ pub fn runtime_config(paths: &Paths) -> EmbeddedConfig {
 /// What is missing and how to mend it.
 pub fn check(paths: &Paths) -> Result<(), Failure> {
     if !nix::unistd::geteuid().is_root() {
-        return Err(Failure::new(Code::Permission, "a node that runs containers needs root; run this as root (sudo)"));
+        return Err(Failure::new(
+            Code::Permission,
+            "a node that runs containers needs root; run this as root (sudo)",
+        ));
     }
     let missing = preflight(&runtime_config(paths));
     if missing.is_empty() {
@@ -84,11 +87,22 @@ impl LocalNode {
         paths: &Paths,
         config: &NodeConfig,
         client: &Client,
-        network: Option<Arc<dyn PodNetwork>>,
+        network: Arc<dyn PodNetwork>,
         images: Arc<ImageStore>,
     ) -> Result<Self, Failure> {
-        let runtime = Embedded::new(runtime_config(paths), images.clone()).await.map_err(Failure::because("container runtime"))?;
-        let kubelet = start_kubelet(&paths.kubelet(), &paths.logs(), config, client, Arc::new(runtime), images.clone(), network).await?;
+        let runtime = Embedded::new(runtime_config(paths), images.clone())
+            .await
+            .map_err(Failure::because("container runtime"))?;
+        let kubelet = start_kubelet(
+            &paths.kubelet(),
+            &paths.logs(),
+            config,
+            client,
+            Arc::new(runtime),
+            images.clone(),
+            Some(network),
+        )
+        .await?;
         Ok(LocalNode { kubelet, images: Some(images) })
     }
 
@@ -119,6 +133,44 @@ impl LocalNode {
     pub async fn shutdown(self) {
         self.kubelet.shutdown().await;
     }
+}
+
+/// TLS for a kubelet's API: a certificate for the node, and only clients that the cluster's CA vouches for.
+///
+/// # Errors
+/// When the certificate cannot be made.
+pub fn kubelet_tls(
+    pki: &crate::pki::Pki,
+    name: &str,
+    address: IpAddr,
+) -> Result<Arc<rustls::ServerConfig>, Failure> {
+    use rustls::{
+        RootCertStore,
+        pki_types::{CertificateDer, PrivateKeyDer, pem::PemObject},
+        server::WebPkiClientVerifier,
+    };
+    let identity = pki
+        .server(&format!("kubelet-{name}"), &[name], &[address])
+        .map_err(Failure::because("kubelet certificate"))?;
+    let provider = Arc::new(rustls::crypto::ring::default_provider());
+    let mut roots = RootCertStore::empty();
+    let ca = CertificateDer::from_pem_slice(pki.ca().as_bytes()).map_err(Failure::because("CA"))?;
+    roots.add(ca).map_err(Failure::because("CA"))?;
+    let verifier = WebPkiClientVerifier::builder_with_provider(Arc::new(roots), provider.clone())
+        .build()
+        .map_err(Failure::because("CA"))?;
+    let chain = vec![
+        CertificateDer::from_pem_slice(identity.certificate.as_bytes())
+            .map_err(Failure::because("certificate"))?,
+    ];
+    let key = PrivateKeyDer::from_pem_slice(identity.key.as_bytes()).map_err(Failure::because("key"))?;
+    let config = rustls::ServerConfig::builder_with_provider(provider)
+        .with_safe_default_protocol_versions()
+        .map_err(Failure::because("TLS"))?
+        .with_client_cert_verifier(verifier)
+        .with_single_cert(chain, key)
+        .map_err(Failure::because("certificate"))?;
+    Ok(Arc::new(config))
 }
 
 async fn start_kubelet(
@@ -199,7 +251,7 @@ pub async fn wait_ready(client: &Client, name: &str, within: Duration) -> Result
             }
         }
     };
-    tokio::time::timeout(within, watch)
-        .await
-        .map_err(|_| Failure::new(Code::Failed, format!("node {name} was not ready within {} s", within.as_secs())))
+    tokio::time::timeout(within, watch).await.map_err(|_| {
+        Failure::new(Code::Failed, format!("node {name} was not ready within {} s", within.as_secs()))
+    })
 }

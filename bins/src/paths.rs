@@ -82,11 +82,6 @@ impl Paths {
     pub fn cgroup(&self) -> String {
         format!("hyperkube-{}", self.id)
     }
-    /// Name of bridge and firewall table.
-    #[must_use]
-    pub fn network_name(&self) -> String {
-        format!("hk-{}", self.id)
-    }
 }
 
 /// Holds a data directory for this process.
@@ -103,7 +98,11 @@ impl Lock {
     pub fn take(paths: &Paths) -> Result<Self, Failure> {
         let data = &paths.data;
         let denied = |e: std::io::Error| {
-            let code = if e.kind() == std::io::ErrorKind::PermissionDenied { Code::Permission } else { Code::Failed };
+            let code = if e.kind() == std::io::ErrorKind::PermissionDenied {
+                Code::Permission
+            } else {
+                Code::Failed
+            };
             Failure::new(code, format!("data directory {data:?}: {e}; choose another with --data-dir"))
         };
         fs::DirBuilder::new().recursive(true).mode(0o700).create(data).map_err(denied)?;
@@ -126,7 +125,10 @@ impl Lock {
                 if have > FORMAT {
                     return Err(Failure::new(
                         Code::Preflight,
-                        format!("data directory {data:?} has format {}, this program knows formats up to {FORMAT}; use the newer program or another --data-dir", text.trim()),
+                        format!(
+                            "data directory {data:?} has format {}, this program knows formats up to {FORMAT}; use the newer program or another --data-dir",
+                            text.trim()
+                        ),
                     ));
                 }
             }

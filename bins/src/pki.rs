@@ -10,7 +10,8 @@ use std::{
 };
 
 use rcgen::{
-    BasicConstraints, CertificateParams, DnType, ExtendedKeyUsagePurpose, IsCa, Issuer, KeyPair, KeyUsagePurpose, SanType,
+    BasicConstraints, CertificateParams, DnType, ExtendedKeyUsagePurpose, IsCa, Issuer, KeyPair,
+    KeyUsagePurpose, SanType,
 };
 
 /// What can go wrong with certificates.
@@ -104,7 +105,11 @@ impl Pki {
                 let mut params = CertificateParams::new(Vec::new()).map_err(make)?;
                 params.distinguished_name.push(DnType::CommonName, "hyperkube-ca");
                 params.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
-                params.key_usages = vec![KeyUsagePurpose::KeyCertSign, KeyUsagePurpose::CrlSign, KeyUsagePurpose::DigitalSignature];
+                params.key_usages = vec![
+                    KeyUsagePurpose::KeyCertSign,
+                    KeyUsagePurpose::CrlSign,
+                    KeyUsagePurpose::DigitalSignature,
+                ];
                 params.not_after = rcgen::date_time_ymd(2046, 1, 1);
                 let pem = params.self_signed(&ca_key).map_err(make)?.pem();
                 write_private(&certificate_path, pem.as_bytes()).map_err(io_error(&certificate_path))?;
@@ -135,11 +140,13 @@ impl Pki {
     /// As [`Pki::open`].
     pub fn server(&self, name: &str, names: &[&str], addresses: &[IpAddr]) -> Result<Identity, PkiError> {
         let make = |source| PkiError::Make { name: name.into(), source };
-        let mut params = CertificateParams::new(names.iter().map(|n| (*n).to_owned()).collect::<Vec<_>>()).map_err(make)?;
+        let mut params = CertificateParams::new(names.iter().map(|n| (*n).to_owned()).collect::<Vec<_>>())
+            .map_err(make)?;
         params.subject_alt_names.extend(addresses.iter().map(|a| SanType::IpAddress(*a)));
         params.distinguished_name.push(DnType::CommonName, name);
         // A kubelet's certificate also identifies it as a client.
-        params.extended_key_usages = vec![ExtendedKeyUsagePurpose::ServerAuth, ExtendedKeyUsagePurpose::ClientAuth];
+        params.extended_key_usages =
+            vec![ExtendedKeyUsagePurpose::ServerAuth, ExtendedKeyUsagePurpose::ClientAuth];
         self.sign(name, params)
     }
 
@@ -174,9 +181,12 @@ impl Pki {
 /// The key in a file, made where it is missing.
 fn key_at(path: &Path) -> Result<KeyPair, PkiError> {
     match fs::read_to_string(path) {
-        Ok(pem) => KeyPair::from_pem(&pem).map_err(|source| PkiError::Damaged { path: path.to_owned(), source }),
+        Ok(pem) => {
+            KeyPair::from_pem(&pem).map_err(|source| PkiError::Damaged { path: path.to_owned(), source })
+        }
         Err(e) if e.kind() == io::ErrorKind::NotFound => {
-            let key = KeyPair::generate().map_err(|source| PkiError::Make { name: path.display().to_string(), source })?;
+            let key = KeyPair::generate()
+                .map_err(|source| PkiError::Make { name: path.display().to_string(), source })?;
             write_private(path, key.serialize_pem().as_bytes()).map_err(io_error(path))?;
             Ok(key)
         }

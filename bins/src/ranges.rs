@@ -32,7 +32,8 @@ impl FromStr for Range {
     fn from_str(text: &str) -> Result<Self, String> {
         let bad = || format!("{text:?} is no IPv4 range such as 10.42.0.0/16");
         let (network, prefix) = text.split_once('/').ok_or_else(bad)?;
-        let (network, prefix): (Ipv4Addr, u8) = (network.parse().map_err(|_| bad())?, prefix.parse().map_err(|_| bad())?);
+        let (network, prefix): (Ipv4Addr, u8) =
+            (network.parse().map_err(|_| bad())?, prefix.parse().map_err(|_| bad())?);
         if !(8..=28).contains(&prefix) {
             return Err(format!("{text:?}: a prefix from 8 to 28 is needed"));
         }

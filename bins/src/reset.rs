@@ -12,9 +12,12 @@ use crate::{
 /// # Errors
 /// When it cannot be looked at.
 pub fn leftovers(paths: &Paths) -> Result<Vec<String>, Failure> {
-    let mut found = k8s_runtime::embedded::leftovers(&paths.containers()).map_err(Failure::because("look for containers"))?;
+    let mut found = k8s_runtime::embedded::leftovers(&paths.containers())
+        .map_err(Failure::because("look for containers"))?;
     found.extend(crate::network::leftovers(paths));
-    found.extend(mounts_below(&paths.data).into_iter().chain(mounts_below(&paths.run)).map(|m| format!("mount {m}")));
+    found.extend(
+        mounts_below(&paths.data).into_iter().chain(mounts_below(&paths.run)).map(|m| format!("mount {m}")),
+    );
     for directory in [&paths.data, &paths.run] {
         if directory.exists() {
             found.push(format!("directory {}", directory.display()));
@@ -59,7 +62,11 @@ pub fn remove(paths: &Paths) -> Result<(), Failure> {
         }
     }
     drop(lock);
-    if problems.is_empty() { Ok(()) } else { Err(Failure::new(crate::exit::Code::Failed, problems.join("; "))) }
+    if problems.is_empty() {
+        Ok(())
+    } else {
+        Err(Failure::new(crate::exit::Code::Failed, problems.join("; ")))
+    }
 }
 
 /// Mount points below a directory, in the order they were made.

@@ -9,7 +9,7 @@ use std::{
 
 use k8s_apiserver::{
     ApiServer as Server, User,
-    auth::{AuthorizationMode, Authenticator},
+    auth::{Authenticator, AuthorizationMode},
     listen::{self, TlsFiles},
 };
 use k8s_controllers::{Manager, builtin, leader::Candidate};
@@ -83,11 +83,16 @@ impl ApiServer {
     pub(super) async fn run(self) -> Result<(), Failure> {
         let mode = match self.authorization_mode.as_str() {
             "AlwaysAllow" => AuthorizationMode::AlwaysAllow,
-            list if list.split(',').any(|m| m == "RBAC") && list.split(',').all(|m| m == "RBAC" || m == "Node") => {
+            list if list.split(',').any(|m| m == "RBAC")
+                && list.split(',').all(|m| m == "RBAC" || m == "Node") =>
+            {
                 AuthorizationMode::Rbac
             }
             other => {
-                return Err(Failure::new(Code::Usage, format!("--authorization-mode {other:?}: RBAC or AlwaysAllow is needed")));
+                return Err(Failure::new(
+                    Code::Usage,
+                    format!("--authorization-mode {other:?}: RBAC or AlwaysAllow is needed"),
+                ));
             }
         };
         let paths = Paths::new(&self.data_dir)?;
@@ -105,8 +110,10 @@ impl ApiServer {
             None => HashMap::new(),
         };
         let range = self.service_cluster_ip_range;
-        let advertise =
-            self.advertise_address.or_else(crate::network::own_address).unwrap_or(IpAddr::V4(std::net::Ipv4Addr::LOCALHOST));
+        let advertise = self
+            .advertise_address
+            .or_else(crate::network::own_address)
+            .unwrap_or(IpAddr::V4(std::net::Ipv4Addr::LOCALHOST));
         let config = ControlPlaneConfig {
             listen: Some(address),
             advertise,
@@ -154,7 +161,12 @@ impl ApiServer {
     }
 
     /// A kubeconfig for the administrator and one for each component, beside the certificates.
-    fn write_kubeconfigs(&self, pki: &Pki, directory: &std::path::Path, address: SocketAddr) -> Result<(), Failure> {
+    fn write_kubeconfigs(
+        &self,
+        pki: &Pki,
+        directory: &std::path::Path,
+        address: SocketAddr,
+    ) -> Result<(), Failure> {
         let host = if address.ip().is_unspecified() { IpAddr::from([127, 0, 0, 1]) } else { address.ip() };
         let server = format!("https://{}", SocketAddr::new(host, address.port()));
         let users = [
@@ -165,8 +177,10 @@ impl ApiServer {
             ("kube-proxy", "system:kube-proxy", "system:node-proxier"),
         ];
         for (file, user, group) in users {
-            let identity = pki.client(file, user, group).map_err(Failure::because(format!("certificate of {user}")))?;
-            let config = Kubeconfig::single("hyperkube", &server, pki.ca(), &identity.certificate, &identity.key);
+            let identity =
+                pki.client(file, user, group).map_err(Failure::because(format!("certificate of {user}")))?;
+            let config =
+                Kubeconfig::single("hyperkube", &server, pki.ca(), &identity.certificate, &identity.key);
             let path = directory.join(format!("{file}.kubeconfig"));
             write_private(&path, config.to_yaml().as_bytes())
                 .map_err(Failure::because(format!("write {}", path.display())))?;
@@ -177,15 +191,17 @@ impl ApiServer {
 
 /// How a component reaches the API.
 #[derive(Debug, clap::Args)]
-struct Connection {
+pub(super) struct Connection {
     /// The kubeconfig to connect with.
     #[arg(long, env = "KUBECONFIG")]
     kubeconfig: PathBuf,
 }
 
 impl Connection {
-    fn client(&self, name: &str) -> Result<Client, Failure> {
-        let failed = |e: &dyn std::fmt::Display| Failure::new(Code::Usage, format!("--kubeconfig {}: {e}", self.kubeconfig.display()));
+    pub(super) fn client(&self, name: &str) -> Result<Client, Failure> {
+        let failed = |e: &dyn std::fmt::Display| {
+            Failure::new(Code::Usage, format!("--kubeconfig {}: {e}", self.kubeconfig.display()))
+        };
         let config = Kubeconfig::read(&self.kubeconfig).map_err(|e| failed(&e))?;
         let remote = config.remote(None).map_err(|e| failed(&e))?;
         Ok(Client::new(Remote::new(&remote).map_err(|e| failed(&e))?).named(name))
@@ -219,12 +235,15 @@ impl Election {
         let identity = format!("{}_{}", crate::host_name(), std::process::id());
         let candidate =
             Candidate::new(client, Clock::system(), &self.leader_elect_resource_namespace, name, &identity);
-        candidate.run(stop, work).await.map_err(|e| Failure::new(Code::Failed, format!("leader election: {e}")))
+        candidate
+            .run(stop, work)
+            .await
+            .map_err(|e| Failure::new(Code::Failed, format!("leader election: {e}")))
     }
 }
 
 /// A token that is cancelled by Ctrl-C or SIGTERM.
-fn stop_token() -> CancellationToken {
+pub(super) fn stop_token() -> CancellationToken {
     let stop = CancellationToken::new();
     let told = stop.clone();
     tokio::spawn(async move {
@@ -235,10 +254,13 @@ fn stop_token() -> CancellationToken {
 }
 
 /// A component's configuration file: YAML, unknown keys are errors.
-fn config_file<T: serde::de::DeserializeOwned + Default>(path: Option<&PathBuf>) -> Result<T, Failure> {
+pub(super) fn config_file<T: serde::de::DeserializeOwned + Default>(
+    path: Option<&PathBuf>,
+) -> Result<T, Failure> {
     let Some(path) = path else { return Ok(T::default()) };
     let text = String::from_utf8_lossy(&read(path)?).into_owned();
-    serde_saphyr::from_str(&text).map_err(|e| Failure::new(Code::Usage, format!("--config {}: {e}", path.display())))
+    serde_saphyr::from_str(&text)
+        .map_err(|e| Failure::new(Code::Usage, format!("--config {}: {e}", path.display())))
 }
 
 /// Run the controllers alone.

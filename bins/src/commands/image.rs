@@ -70,7 +70,8 @@ impl Image {
                         if quiet {
                             println!("{tag}");
                         } else {
-                            let id: String = image.id.trim_start_matches("sha256:").chars().take(12).collect();
+                            let id: String =
+                                image.id.trim_start_matches("sha256:").chars().take(12).collect();
                             println!("{tag:<60} {id:<20} {:>7.1} MB", image.size as f64 / 1e6);
                         }
                     }

@@ -108,7 +108,10 @@ impl Common {
         }
         let cluster = builder.start().await?;
         let took = |what: &str| println!("{:>7.3} s  {what}", started.elapsed().as_secs_f64());
-        took(&format!("API server ready on {}", cluster.address().map(|a| a.to_string()).unwrap_or_default()));
+        took(&format!(
+            "API server ready on {}",
+            cluster.address().map(|a| a.to_string()).unwrap_or_default()
+        ));
         let config = cluster.kubeconfig_named("hyperkube")?;
         let path = cluster.paths().kubeconfig();
         for path in [Some(&path), self.write_kubeconfig.as_ref()].into_iter().flatten() {
@@ -147,13 +150,16 @@ fn merge(config: Kubeconfig) -> Result<Option<PathBuf>, Failure> {
     let Some(path) = path else { return Ok(None) };
     let mut all = match Kubeconfig::read(&path) {
         Ok(all) => all,
-        Err(_) if !path.exists() => Kubeconfig { api_version: "v1".into(), kind: "Config".into(), ..Kubeconfig::default() },
+        Err(_) if !path.exists() => {
+            Kubeconfig { api_version: "v1".into(), kind: "Config".into(), ..Kubeconfig::default() }
+        }
         Err(e) => return Err(Failure::because("merge the kubeconfig (or give --no-kubeconfig-merge)")(e)),
     };
     all.merge(config);
     if let Some(parent) = path.parent() {
         fs::create_dir_all(parent).map_err(Failure::because(format!("make {}", parent.display())))?;
     }
-    write_private(&path, all.to_yaml().as_bytes()).map_err(Failure::because(format!("write {}", path.display())))?;
+    write_private(&path, all.to_yaml().as_bytes())
+        .map_err(Failure::because(format!("write {}", path.display())))?;
     Ok(Some(path))
 }

@@ -5,11 +5,7 @@
 use k8s_core::client::{Client, Error};
 use serde_json::{Value, json};
 
-use crate::{
-    server::ApiServer,
-    user::User,
-    value::{list, text},
-};
+use crate::{server::ApiServer, user::User, value::text};
 
 /// One JSON object a line: `kind` (in lower case), `namespace`, `name`, and the object's other fields.
 const RBAC: &str = include_str!("../data/bootstrap-rbac.jsonl");
@@ -36,8 +32,7 @@ pub(crate) async fn run(server: &ApiServer) -> Result<(), Error> {
             object,
         ));
     }
-    make(server, &client, rest).await?;
-    aggregate(server, &client).await
+    make(server, &client, rest).await
 }
 
 fn rbac(mut entry: Value) -> (&'static str, String, String, Value) {
@@ -87,50 +82,4 @@ async fn make(
         }
     });
     futures::future::try_join_all(writes).await.map(drop)
-}
-
-/// Fills roles that are made of others, once; a controller keeps them so afterwards.
-async fn aggregate(server: &ApiServer, client: &Client) -> Result<(), Error> {
-    let roles: Vec<Value> = server
-        .store()
-        .snapshot("clusterroles.rbac.authorization.k8s.io")
-        .range("", "")
-        .filter_map(|s| serde_json::from_slice(&s.json).ok())
-        .collect();
-    {
-        for role in roles.iter().filter(|r| !list(r, "/aggregationRule/clusterRoleSelectors").is_empty()) {
-            let mut rules: Vec<Value> = Vec::new();
-            for selector in list(role, "/aggregationRule/clusterRoleSelectors") {
-                let Some(parsed) = serde_json::from_value(selector.clone())
-                    .ok()
-                    .and_then(|s| k8s_core::meta::LabelSelector::from_api(&s).ok())
-                else {
-                    continue;
-                };
-                for part in &roles {
-                    let label = |k: &str| {
-                        part.pointer("/metadata/labels").and_then(|l| l.get(k)).and_then(Value::as_str)
-                    };
-                    if parsed.matches_with(label) {
-                        rules.extend(
-                            list(part, "/rules")
-                                .iter()
-                                .filter(|r| !rules.contains(r))
-                                .cloned()
-                                .collect::<Vec<_>>(),
-                        );
-                    }
-                }
-            }
-            if list(role, "/rules").is_empty() && !rules.is_empty() {
-                let path = format!(
-                    "/apis/rbac.authorization.k8s.io/v1/clusterroles/{}",
-                    text(role, "/metadata/name")
-                );
-                let patch = json!({"rules": rules}).to_string();
-                client.bytes(http::Method::PATCH, &path, "application/merge-patch+json", patch).await?;
-            }
-        }
-    }
-    Ok(())
 }

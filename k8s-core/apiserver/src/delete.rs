@@ -120,6 +120,9 @@ async fn delete_named(
             if dry_run {
                 return Ok(Outcome::Gone(stored));
             }
+            if let Some(left) = new.pointer_mut("/metadata/deletionGracePeriodSeconds") {
+                *left = 0.into();
+            }
             remove(server, resource, key, stored.revision, &new).await.map(Outcome::Gone)
         } else {
             mark(server, resource, &mut new, grace);
@@ -211,7 +214,9 @@ fn mark(server: &ApiServer, resource: &Resource, object: &mut Value, grace: i64)
         let until = now.checked_add(Duration::from_secs(grace.unsigned_abs())).unwrap_or(now);
         if let Some(metadata) = child(object, "metadata") {
             metadata["deletionTimestamp"] = timestamp(until).into();
-            metadata["deletionGracePeriodSeconds"] = grace.into();
+            if &*resource.storage != "namespaces" {
+                metadata["deletionGracePeriodSeconds"] = grace.into();
+            }
             if let Some(generation) = integer(metadata, "/generation").filter(|_| !running) {
                 metadata["generation"] = (generation + 1).into();
             }
@@ -280,6 +285,10 @@ pub(crate) async fn collection(
         .filter_map(|s| serde_json::from_slice::<Value>(&s.json).ok())
         .map(|mut object| {
             resource.from_storage(&mut object);
+            if let Some(map) = object.as_object_mut().filter(|_| !resource.custom) {
+                map.remove("kind");
+                map.remove("apiVersion");
+            }
             object
         })
         .collect();

@@ -44,8 +44,7 @@ impl FieldErrors {
         value: impl Into<Value>,
         supported: &[S],
     ) {
-        let mut supported: Vec<String> = supported.iter().map(|s| format!("{:?}", s.as_ref())).collect();
-        supported.sort();
+        let supported: Vec<String> = supported.iter().map(|s| format!("{:?}", s.as_ref())).collect();
         let message =
             format!("Unsupported value: {}: supported values: {}", value.into(), supported.join(", "));
         self.push("FieldValueNotSupported", field, message);
@@ -188,7 +187,7 @@ mod tests {
         errors.required("spec.containers", "");
         let one = errors.clone().into_status("", "Pod", "p");
         assert_eq!(one.message(), "Pod \"p\" is invalid: spec.containers: Required value");
-        errors.not_supported("spec.restartPolicy", "Sometimes", &["Never", "Always"]);
+        errors.not_supported("spec.restartPolicy", "Sometimes", &["Always", "Never"]);
         let two = errors.into_status("apps", "Deployment", "d");
         assert_eq!(
             two.message(),

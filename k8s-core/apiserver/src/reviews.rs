@@ -122,7 +122,7 @@ fn token(server: &ApiServer, token: &str) -> Value {
         Some(user) => {
             json!({"authenticated": true, "user": user_info(&user), "audiences": [crate::auth::tokens::API_AUDIENCE]})
         }
-        None => json!({"user": {}, "error": "[invalid bearer token, token lookup failed]"}),
+        None => json!({"user": {}, "error": "invalid bearer token"}),
     }
 }
 

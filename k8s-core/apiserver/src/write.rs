@@ -279,7 +279,27 @@ fn check_metadata(resource: &Resource, object: &Value, errors: &mut FieldErrors)
     }
 }
 
-/// Checks enumerations that the schema knows.
+/// An object that is being deleted gets no new finalizers.
+fn check_finalizers(new: &Value, old: &Value, errors: &mut FieldErrors) {
+    if old.pointer("/metadata/deletionTimestamp").is_none() {
+        return;
+    }
+    let had = list(old, "/metadata/finalizers");
+    let added: Vec<&str> = list(new, "/metadata/finalizers")
+        .iter()
+        .filter(|f| !had.contains(f))
+        .filter_map(Value::as_str)
+        .collect();
+    if !added.is_empty() {
+        let detail = format!(
+            "no new finalizers can be added if the object is being deleted, found new finalizers []string{{{}}}",
+            added.iter().map(|f| format!("{f:?}")).collect::<Vec<_>>().join(", ")
+        );
+        errors.forbidden("metadata.finalizers", &detail);
+    }
+}
+
+/// Runs admission for a create, or an update of `old`.
 fn admitted(
     server: &ApiServer,
     call: &Call,
@@ -363,7 +383,9 @@ async fn insert(
     if !prefix.is_empty() {
         metadata["name"] = generated(&prefix).into();
     }
+    // A node agent may register a node with its status at once.
     if resource.has_status
+        && &*resource.storage != "nodes"
         && let Some(map) = object.as_object_mut()
     {
         map.remove("status");
@@ -524,11 +546,12 @@ pub(crate) async fn modify(
         }
         let mut errors = FieldErrors::default();
         check_metadata(resource, &new, &mut errors);
+        check_finalizers(&new, &old, &mut errors);
         if part == "status" {
             (resource.strategy.validate_status)(&new, &old, &mut errors);
         } else {
-            (resource.strategy.validate)(&new, &mut errors);
             (resource.strategy.validate_update)(&new, &old, &mut errors);
+            (resource.strategy.validate)(&new, &mut errors);
         }
         if !errors.is_empty() {
             return Err(errors.into_status(&resource.group, &resource.kind, name));

@@ -169,7 +169,7 @@ impl Compiler<'_> {
             Kind::IntOrString
         } else {
             match kind_name {
-                "object" => self.object(schema, facts, path, depth)?,
+                "object" => self.object(schema, facts, !definition.is_empty(), path, depth)?,
                 "array" => {
                     let item = match schema.get("items") {
                         Some(items) => self.node(items, &format!("{path}.items"), depth + 1)?,
@@ -181,7 +181,9 @@ impl Compiler<'_> {
                 "integer" => Kind::Integer { bits: if text("format") == "int32" { 32 } else { 64 } },
                 "number" => Kind::Number,
                 "boolean" => Kind::Boolean,
-                "" if schema.get("properties").is_some() => self.object(schema, facts, path, depth)?,
+                "" if schema.get("properties").is_some() => {
+                    self.object(schema, facts, !definition.is_empty(), path, depth)?
+                }
                 "" => {
                     nullable = true;
                     Kind::Any
@@ -204,6 +206,7 @@ impl Compiler<'_> {
         &mut self,
         schema: &Value,
         facts: Option<&HashMap<&'static str, Fact>>,
+        built_in: bool,
         path: &str,
         depth: usize,
     ) -> Result<Kind, CompileError> {
@@ -226,13 +229,9 @@ impl Compiler<'_> {
             schema.get("required").and_then(Value::as_array).into_iter().flatten().filter_map(Value::as_str);
         let atomic = schema.get("x-kubernetes-map-type").and_then(Value::as_str) == Some("atomic")
             || facts.and_then(|f| f.get(".")).is_some_and(|f| f.map_atomic);
-        let preserve = flag("x-kubernetes-preserve-unknown-fields")
-            || (fields.is_empty()
-                && rest.is_none()
-                && facts.is_none()
-                && schema.get("properties").is_none()
-                && depth > 0
-                && path.is_empty());
+        // A built-in type without fields (FieldsV1, RawExtension) holds anything.
+        let opaque = built_in && fields.is_empty() && rest.is_none();
+        let preserve = opaque || flag("x-kubernetes-preserve-unknown-fields");
         Ok(Kind::Object { fields, rest, preserve, atomic, required: required.map(Into::into).collect() })
     }
 

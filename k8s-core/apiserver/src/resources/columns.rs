@@ -58,7 +58,7 @@ const fn computed(name: &'static str, f: fn(&Value, Timestamp) -> Value) -> Colu
     Column { name, kind: "string", format: "", priority: 0, cell: Cell::Fn(f) }
 }
 const fn count(name: &'static str, f: fn(&Value, Timestamp) -> Value) -> Column {
-    Column { name, kind: "integer", format: "", priority: 0, cell: Cell::Fn(f) }
+    Column { name, kind: "string", format: "", priority: 0, cell: Cell::Fn(f) }
 }
 const fn wide(mut column: Column) -> Column {
     column.priority = 1;
@@ -643,8 +643,8 @@ pub(super) const REPLICATIONCONTROLLERS: [Column; 8] = REPLICASETS;
 pub(super) const DEPLOYMENTS: [Column; 8] = [
     NAME,
     computed("Ready", |o, _| ratio(o, "/status/readyReplicas", "/spec/replicas")),
-    number("Up-to-date", "/status/updatedReplicas"),
-    number("Available", "/status/availableReplicas"),
+    count("Up-to-date", |o, _| integer(o, "/status/updatedReplicas").unwrap_or(0).into()),
+    count("Available", |o, _| integer(o, "/status/availableReplicas").unwrap_or(0).into()),
     AGE,
     CONTAINERS,
     IMAGES,

@@ -49,7 +49,8 @@ fn check_spec(spec: &Value, at: &str, errors: &mut FieldErrors) {
     pod::template_errors(&template, &format!("{at}.template"), errors);
     let policy = text(&template, "/spec/restartPolicy");
     if policy == "Always" {
-        errors.not_supported(format!("{at}.template.spec.restartPolicy"), policy, &["OnFailure", "Never"]);
+        errors
+            .required(format!("{at}.template.spec.restartPolicy"), "valid values: \"OnFailure\", \"Never\"");
     }
 }
 

@@ -229,8 +229,8 @@ pub fn bind(
     if let Some(spec) = child(pod, "spec") {
         spec["nodeName"] = node.into();
     }
-    if let (Some(annotations), Some(target)) =
-        (annotations, child(pod, "metadata").and_then(|m| child(m, "annotations")))
+    if let Some(annotations) = annotations
+        && let Some(target) = child(pod, "metadata").and_then(|m| child(m, "annotations"))
     {
         for (key, value) in annotations {
             target[key] = value.clone();
@@ -239,8 +239,7 @@ pub fn bind(
     if let Some(status) = child(pod, "status") {
         let mut conditions: Vec<Value> = list(status, "/conditions").to_vec();
         conditions.retain(|c| text(c, "/type") != "PodScheduled");
-        let generation = 1;
-        conditions.push(json!({"type": "PodScheduled", "status": "True", "lastProbeTime": null, "lastTransitionTime": now, "observedGeneration": generation}));
+        conditions.push(json!({"type": "PodScheduled", "status": "True", "lastProbeTime": null, "lastTransitionTime": now}));
         for condition in &mut conditions {
             if let Some(map) = condition.as_object_mut() {
                 map.retain(|_, v| !v.is_null());

@@ -1,0 +1,209 @@
+//! The node's parts alone: kubelet with the pod network, and kube-proxy with the cluster DNS.
+
+use std::{
+    net::{IpAddr, Ipv4Addr, SocketAddr},
+    path::PathBuf,
+    sync::Arc,
+};
+
+use super::components::{Connection, config_file, stop_token};
+use crate::{
+    exit::{Code, Failure},
+    network::{Network, NetworkConfig, Parts},
+    node::{self, LocalNode, NodeConfig},
+    open_images,
+    paths::{Lock, Paths},
+    pki::Pki,
+    ranges::Range,
+};
+
+/// Ranges and addresses that every node of a cluster is told.
+#[derive(Debug, clap::Args)]
+struct Ranges {
+    /// Pod addresses of the whole cluster.
+    #[arg(long, default_value = "10.42.0.0/16")]
+    cluster_cidr: Range,
+    /// Service addresses.
+    #[arg(long, default_value = "10.43.0.0/16")]
+    service_cluster_ip_range: Range,
+    /// The cluster's DNS server.
+    #[arg(long, default_value = "10.43.0.10")]
+    cluster_dns: Ipv4Addr,
+    /// The cluster's DNS domain.
+    #[arg(long, default_value = "cluster.local")]
+    cluster_domain: String,
+    /// The node's name (default: the host name).
+    #[arg(long, visible_alias = "node-name")]
+    hostname_override: Option<String>,
+}
+
+impl Ranges {
+    fn network(&self, paths: &Paths, node_pods: Option<Range>) -> NetworkConfig {
+        NetworkConfig {
+            cluster: paths.id.clone(),
+            node_name: self.node_name(),
+            pods: self.cluster_cidr,
+            services: self.service_cluster_ip_range,
+            node_pods,
+            dns: self.cluster_dns,
+            domain: self.cluster_domain.clone(),
+            state_dir: paths.network(),
+        }
+    }
+
+    fn node_name(&self) -> String {
+        self.hostname_override.clone().unwrap_or_else(crate::host_name)
+    }
+}
+
+/// Run the node agent and the pod network alone.
+#[derive(Debug, clap::Args)]
+pub(super) struct Kubelet {
+    #[command(flatten)]
+    connection: Connection,
+    #[command(flatten)]
+    ranges: Ranges,
+    /// Where the node's state is kept.
+    #[arg(long, default_value = "/var/lib/hyperkube")]
+    root_dir: PathBuf,
+    /// The node's own address (default: found out).
+    #[arg(long)]
+    node_ip: Option<IpAddr>,
+    /// The node's pod range (default: the first /24 of the cluster's).
+    #[arg(long)]
+    pod_cidr: Option<Range>,
+    /// Port of the kubelet's API; 0: none.
+    #[arg(long, default_value_t = 10250)]
+    port: u16,
+    /// Address of the kubelet's API.
+    #[arg(long, default_value = "0.0.0.0")]
+    address: IpAddr,
+    /// Who signs the API server's client certificate, and this kubelet's own (default: the cluster's certificate directory, where it is on this machine).
+    #[arg(long)]
+    cert_dir: Option<PathBuf>,
+    /// Configuration file (KubeletConfiguration: `clusterDNS`, `clusterDomain`, `port`, `address`, `podCIDR`).
+    #[arg(long)]
+    config: Option<PathBuf>,
+}
+
+/// What a KubeletConfiguration may hold here.
+#[derive(Debug, Default, serde::Deserialize)]
+#[serde(rename_all = "camelCase", deny_unknown_fields, default)]
+struct KubeletFile {
+    #[serde(rename = "apiVersion")]
+    _api_version: String,
+    #[serde(rename = "kind")]
+    _kind: String,
+    #[serde(rename = "clusterDNS")]
+    cluster_dns: Vec<Ipv4Addr>,
+    cluster_domain: Option<String>,
+    port: Option<u16>,
+    address: Option<IpAddr>,
+    #[serde(rename = "podCIDR")]
+    pod_cidr: Option<String>,
+}
+
+impl Kubelet {
+    pub(super) async fn run(mut self) -> Result<(), Failure> {
+        let file: KubeletFile = config_file(self.config.as_ref())?;
+        if let Some(dns) = file.cluster_dns.first() {
+            self.ranges.cluster_dns = *dns;
+        }
+        if let Some(domain) = file.cluster_domain {
+            self.ranges.cluster_domain = domain;
+        }
+        self.port = file.port.unwrap_or(self.port);
+        self.address = file.address.unwrap_or(self.address);
+        if let Some(range) = file.pod_cidr {
+            self.pod_cidr =
+                Some(range.parse().map_err(|e: String| Failure::new(Code::Usage, format!("podCIDR: {e}")))?);
+        }
+        let paths = Paths::new(&self.root_dir)?;
+        node::check(&paths)?;
+        let _lock = Lock::take(&paths)?;
+        let client = self.connection.client("kubelet")?;
+        let network = self.ranges.network(&paths, self.pod_cidr);
+        crate::network::record(&paths, &network)?;
+        let network = Network::start(&network, &client, Parts { pods: true, services: false }).await?;
+        let address = self.node_ip.or_else(crate::network::own_address).unwrap_or_else(|| network.gateway());
+        let config = NodeConfig {
+            name: self.ranges.node_name(),
+            address,
+            dns: IpAddr::V4(self.ranges.cluster_dns),
+            domain: self.ranges.cluster_domain.clone(),
+            pod_cidr: Some(network.node_pods().to_string()),
+            api: self.tls(address)?,
+        };
+        let images = open_images(&paths)?;
+        let node = LocalNode::start(&paths, &config, &client, network.pod_network(), images).await?;
+        println!("node {} runs", node.name());
+        stop_token().cancelled().await;
+        node.shutdown().await;
+        network.shutdown().await;
+        Ok(())
+    }
+
+    /// The kubelet's API over TLS, with a certificate of the cluster's CA.
+    fn tls(&self, address: IpAddr) -> Result<Option<(SocketAddr, Arc<rustls::ServerConfig>)>, Failure> {
+        let Some(directory) = self.cert_dir.as_ref().filter(|_| self.port != 0) else { return Ok(None) };
+        let pki = Pki::open(directory).map_err(Failure::because("certificates"))?;
+        Ok(Some((
+            SocketAddr::new(self.address, self.port),
+            node::kubelet_tls(&pki, &self.ranges.node_name(), address)?,
+        )))
+    }
+}
+
+/// Run the service proxy and the cluster DNS alone.
+#[derive(Debug, clap::Args)]
+pub(super) struct Proxy {
+    #[command(flatten)]
+    connection: Connection,
+    #[command(flatten)]
+    ranges: Ranges,
+    /// Where the proxy's state is kept; of the same cluster on the same machine, the kubelet's.
+    #[arg(long, default_value = "/var/lib/hyperkube")]
+    root_dir: PathBuf,
+    /// Configuration file (KubeProxyConfiguration: `clusterCIDR`).
+    #[arg(long)]
+    config: Option<PathBuf>,
+}
+
+/// What a KubeProxyConfiguration may hold here.
+#[derive(Debug, Default, serde::Deserialize)]
+#[serde(rename_all = "camelCase", deny_unknown_fields, default)]
+struct ProxyFile {
+    #[serde(rename = "apiVersion")]
+    _api_version: String,
+    #[serde(rename = "kind")]
+    _kind: String,
+    #[serde(rename = "clusterCIDR")]
+    cluster_cidr: Option<String>,
+}
+
+impl Proxy {
+    pub(super) async fn run(mut self) -> Result<(), Failure> {
+        let file: ProxyFile = config_file(self.config.as_ref())?;
+        if let Some(range) = file.cluster_cidr {
+            self.ranges.cluster_cidr =
+                range.parse().map_err(|e: String| Failure::new(Code::Usage, format!("clusterCIDR: {e}")))?;
+        }
+        if !nix::unistd::geteuid().is_root() {
+            return Err(Failure::new(
+                Code::Permission,
+                "the service proxy changes the kernel's tables and needs root",
+            ));
+        }
+        let paths = Paths::new(&self.root_dir)?;
+        let client = self.connection.client("kube-proxy")?;
+        let config = self.ranges.network(&paths, None);
+        let network = Network::start(&config, &client, Parts { pods: false, services: true }).await?;
+        crate::network::publish_dns(&client, self.ranges.cluster_dns)
+            .await
+            .map_err(Failure::because("make the kube-dns Service"))?;
+        println!("services are proxied");
+        stop_token().cancelled().await;
+        network.shutdown().await;
+        Ok(())
+    }
+}

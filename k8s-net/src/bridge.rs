@@ -1,0 +1,359 @@
+//! The bridge pod network: one Linux bridge per node and cluster, a pair of virtual links per pod, addresses from the node's range.
+//!
+//! Flow: [`Bridge::start`] first closes the default route to every pod and service address, then makes the bridge; the kubelet calls
+//! [`PodNetwork::attach`] for each sandbox. A pod has a `/32` address and sends everything to the bridge's own address, so every
+//! packet between pods is routed, and its connection tracked, by the node: replies of a service always find their way back.
+//!
+//! Guarantees:
+//! 1. No packet for a pod or service address leaves by the default route, from the first moment on, also after a kill -9.
+//! 2. Attach is idempotent; addresses survive a restart.
+//! 3. Everything made carries the cluster's name (bridge, tables) or hangs on the bridge; [`cleanup`] removes exactly that.
+//!    Only `ip_forward` stays on: others may have come to need it.
+//!
+//! Not here: services (see [`crate::proxy`]), routes to other nodes (see [`crate::routes`]), IPv6.
+
+mod attach;
+mod ipam;
+mod rules;
+
+use std::{
+    io,
+    net::{IpAddr, Ipv4Addr},
+    path::PathBuf,
+    sync::{Arc, Mutex, MutexGuard, PoisonError},
+};
+
+use async_trait::async_trait;
+
+use crate::{
+    cidr::Cidr,
+    nft::Nft,
+    pod::{PodAttachment, PodNetwork, PodNetworkError},
+    rtnl::{How, Route, Rtnl},
+    sysctl,
+};
+use ipam::{Ipam, IpamError, KeptPort};
+
+/// Guard routes lose against every real route.
+const GUARD_METRIC: u32 = 0x7fff_0000;
+
+/// What the bridge is made of.
+#[derive(Clone, Debug)]
+pub struct BridgeConfig {
+    /// The cluster's name; tables carry it.
+    pub cluster: String,
+    /// Name of the bridge, at most 15 bytes. See [`bridge_name`].
+    pub bridge: String,
+    /// The node's part of the pods' range; its first address is the bridge's.
+    pub pod_cidr: Cidr,
+    /// All pods of the cluster.
+    pub cluster_cidr: Cidr,
+    /// All services of the cluster.
+    pub service_cidr: Cidr,
+    /// Largest packet; 0: 1500.
+    pub mtu: u32,
+    /// Where allocations are kept.
+    pub state_dir: PathBuf,
+}
+
+/// Why there is no bridge.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum BridgeError {
+    /// Not retryable: choose another name.
+    #[error("{0:?} is no name for a link: 1 to 15 bytes without '/' and blanks")]
+    Name(String),
+    /// Not retryable: choose another range, or remove what uses it.
+    #[error("range {range} is in use: there is a route to {route} by link {link:?}")]
+    RangeInUse {
+        /// The range that was asked for.
+        range: Cidr,
+        /// The foreign route.
+        route: Cidr,
+        /// Its link.
+        link: String,
+    },
+    /// The range has no room for a gateway and a pod.
+    #[error("pod range {0} is too small")]
+    TooSmall(Cidr),
+    /// The system refused something.
+    #[error("{context}: {source}")]
+    Io {
+        /// What was being done.
+        context: String,
+        /// The system's answer.
+        #[source]
+        source: io::Error,
+    },
+    /// The allocations could not be read.
+    #[error("address allocations: {0}")]
+    State(String),
+}
+
+fn context(context: impl Into<String>) -> impl FnOnce(io::Error) -> BridgeError {
+    let context = context.into();
+    move |source| BridgeError::Io { context, source }
+}
+
+/// The name of a cluster's bridge: readable where it fits into a link's 15 bytes, otherwise shortened with a checksum.
+#[must_use]
+pub fn bridge_name(cluster: &str) -> String {
+    let fits = cluster.len() <= 12 && cluster.bytes().all(|b| b.is_ascii_alphanumeric() || b == b'-' || b == b'_');
+    if fits && !cluster.is_empty() {
+        return format!("hk-{cluster}");
+    }
+    format!("hk-{:012x}", checksum(cluster.as_bytes()) & 0xffff_ffff_ffff)
+}
+
+/// FNV-1a: stable over versions, which names that outlive a process need.
+pub(crate) fn checksum(bytes: &[u8]) -> u64 {
+    bytes.iter().fold(0xcbf2_9ce4_8422_2325, |hash, b| (hash ^ u64::from(*b)).wrapping_mul(0x0100_0000_01b3))
+}
+
+/// The node's bridge. Dropping it leaves everything in place: running pods need it.
+#[derive(Clone, Debug)]
+pub struct Bridge(Arc<Inner>);
+
+#[derive(Debug)]
+struct Inner {
+    config: BridgeConfig,
+    index: u32,
+    state: Mutex<State>,
+}
+
+#[derive(Debug)]
+struct State {
+    ipam: Ipam,
+    nft: Nft,
+}
+
+impl Bridge {
+    /// Makes the bridge, or takes over the one that is there. Blocking, a few milliseconds.
+    pub fn start(config: BridgeConfig) -> Result<Self, BridgeError> {
+        let name = &config.bridge;
+        if name.is_empty() || name.len() > 15 || name.contains(|c: char| c == '/' || c.is_whitespace()) {
+            return Err(BridgeError::Name(name.clone()));
+        }
+        let gateway = gateway_of(&config)?;
+        let mtu = if config.mtu == 0 { 1500 } else { config.mtu };
+        let mut rtnl = Rtnl::open().map_err(context("open rtnetlink"))?;
+        check_ranges(&mut rtnl, &config)?;
+        for range in [config.cluster_cidr, config.service_cidr] {
+            rtnl.set_route(&guard(range)).map_err(context(format!("guard route for {range}")))?;
+        }
+        sysctl::set("net/ipv4/ip_forward", "1").map_err(context("enable net.ipv4.ip_forward"))?;
+        let hash = checksum(name.as_bytes()).to_ne_bytes();
+        let mac = [0x02, hash[0], hash[1], hash[2], hash[3], hash[4]];
+        rtnl.add_bridge(name, mac, mtu).map_err(context(format!("make bridge {name}")))?;
+        let index = rtnl.index_of(name).and_then(|i| i.ok_or_else(|| io::Error::other("it is not there")));
+        let index = index.map_err(context(format!("find bridge {name}")))?;
+        // Nothing but our addresses; and packets of 127.0.0.1 may be sent on to pods, for node ports.
+        let _ = sysctl::set(&format!("net/ipv6/conf/{name}/disable_ipv6"), "1");
+        sysctl::set(&format!("net/ipv4/conf/{name}/route_localnet"), "1").map_err(context("set route_localnet"))?;
+        rtnl.add_address(index, gateway, config.pod_cidr.prefix())
+            .map_err(context(format!("address {gateway} on {name}")))?;
+        rtnl.set_up(index).map_err(context(format!("switch on {name}")))?;
+        rtnl.set_route(&service_route(&config, index, gateway))
+            .map_err(context(format!("route {} to {name}", config.service_cidr)))?;
+        let ipam = Ipam::open(&config.state_dir.join("ipam"), config.pod_cidr)
+            .map_err(|e| BridgeError::State(e.to_string()))?;
+        let mut nft = Nft::open().map_err(context("open nf_tables"))?;
+        nft.commit(rules::build(&config, &ipam)).map_err(context("make the pod table"))?;
+        Ok(Bridge(Arc::new(Inner { config, index, state: Mutex::new(State { ipam, nft }) })))
+    }
+
+    /// The bridge's own address, which is every pod's gateway.
+    #[must_use]
+    pub fn gateway(&self) -> Ipv4Addr {
+        gateway_of(&self.0.config).unwrap_or(Ipv4Addr::UNSPECIFIED)
+    }
+
+    /// Gives the bridge one more address (the cluster DNS's), so that the node itself can listen there.
+    pub fn add_address(&self, address: Ipv4Addr) -> Result<(), BridgeError> {
+        let done = Rtnl::open().and_then(|mut rtnl| rtnl.add_address(self.0.index, address, 32));
+        done.map_err(context(format!("address {address} on {}", self.0.config.bridge)))
+    }
+
+    /// Takes an address that [`Bridge::add_address`] gave.
+    pub fn remove_address(&self, address: Ipv4Addr) -> Result<(), BridgeError> {
+        let done = Rtnl::open().and_then(|mut rtnl| rtnl.del_address(self.0.index, address, 32));
+        done.map_err(context(format!("address {address} on {}", self.0.config.bridge)))
+    }
+
+    fn state(&self) -> MutexGuard<'_, State> {
+        // A poisoned lock means that a thread panicked between two calls; files and kernel are each whole.
+        self.0.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn attach_blocking(&self, pod: &PodAttachment) -> Result<Vec<IpAddr>, PodNetworkError> {
+        let ports = attach::kept_ports(&pod.host_ports)?;
+        let address = {
+            let mut state = self.state();
+            let old: Vec<KeptPort> = state.ipam.ports_of(&pod.sandbox).to_vec();
+            let address = state.ipam.allocate(&pod.sandbox, ports.clone()).map_err(pod_error)?;
+            let is_new = old != ports || !state.ipam.is_announced(address);
+            if is_new {
+                let change = rules::change(&self.0.config, address, &old, &ports, state.ipam.is_announced(address));
+                if let Err(e) = state.nft.commit(change) {
+                    let _ = state.ipam.release(&pod.sandbox);
+                    return Err(host_port_error(pod, e));
+                }
+                state.ipam.set_announced(address);
+            }
+            address
+        };
+        let gateway = self.gateway();
+        let mtu = if self.0.config.mtu == 0 { 1500 } else { self.0.config.mtu };
+        let host = attach::host_link(&self.0.config.bridge, &pod.sandbox);
+        attach::connect(&attach::Ends { host: &host, bridge: self.0.index, netns: &pod.netns, address, gateway, mtu })
+            .map_err(|source| PodNetworkError::Io {
+                context: format!("connect {}/{} to {}", pod.namespace, pod.name, self.0.config.bridge),
+                source,
+            })?;
+        Ok(vec![IpAddr::V4(address)])
+    }
+
+    fn release_blocking(&self, sandbox: &str) -> Result<(), PodNetworkError> {
+        let host = attach::host_link(&self.0.config.bridge, sandbox);
+        let gone = Rtnl::open().and_then(|mut rtnl| rtnl.del_link(&host));
+        gone.map_err(|source| PodNetworkError::Io { context: format!("remove link {host}"), source })?;
+        let mut state = self.state();
+        let announced = state.ipam.address_of(sandbox).is_some_and(|a| state.ipam.is_announced(a));
+        if let Some((address, allocation)) = state.ipam.release(sandbox).map_err(pod_error)?
+            && announced
+        {
+            let change = rules::withdraw(&self.0.config, address, &allocation.ports);
+            if let Err(source) = state.nft.commit(change) {
+                // Somebody flushed the table; the next start rebuilds it from the files.
+                tracing::warn!(%address, error = %source, "remove a pod's firewall entries");
+            }
+        }
+        Ok(())
+    }
+
+    fn retain_blocking(&self, live: &[String]) -> Result<(), PodNetworkError> {
+        let dead: Vec<String> = {
+            let state = self.state();
+            let sandboxes = state.ipam.allocations().map(|(_, a)| a.sandbox.clone());
+            sandboxes.filter(|s| !live.contains(s)).collect()
+        };
+        dead.iter().try_for_each(|sandbox| self.release_blocking(sandbox))
+    }
+}
+
+fn pod_error(error: IpamError) -> PodNetworkError {
+    match error {
+        IpamError::Exhausted(range) => PodNetworkError::Exhausted { range: range.to_string() },
+        IpamError::Io { path, source } => PodNetworkError::Io { context: path.display().to_string(), source },
+    }
+}
+
+fn host_port_error(pod: &PodAttachment, source: io::Error) -> PodNetworkError {
+    if source.raw_os_error() == Some(libc::EEXIST) {
+        let ports: Vec<_> = pod.host_ports.iter().map(|p| p.host_port.to_string()).collect();
+        return PodNetworkError::Other(format!("host port is in use by another pod (wanted: {})", ports.join(", ")));
+    }
+    PodNetworkError::Io { context: format!("host ports of {}/{}", pod.namespace, pod.name), source }
+}
+
+async fn blocking<T: Send + 'static>(
+    work: impl FnOnce() -> Result<T, PodNetworkError> + Send + 'static,
+) -> Result<T, PodNetworkError> {
+    tokio::task::spawn_blocking(work)
+        .await
+        .unwrap_or_else(|e| Err(PodNetworkError::Other(format!("network worker: {e}"))))
+}
+
+#[async_trait]
+impl PodNetwork for Bridge {
+    async fn attach(&self, pod: &PodAttachment) -> Result<Vec<IpAddr>, PodNetworkError> {
+        let (bridge, pod) = (self.clone(), pod.clone());
+        blocking(move || bridge.attach_blocking(&pod)).await
+    }
+
+    async fn detach(&self, pod: &PodAttachment) -> Result<(), PodNetworkError> {
+        let (bridge, sandbox) = (self.clone(), pod.sandbox.clone());
+        blocking(move || bridge.release_blocking(&sandbox)).await
+    }
+
+    async fn retain(&self, live: &[String]) -> Result<(), PodNetworkError> {
+        let (bridge, live) = (self.clone(), live.to_vec());
+        blocking(move || bridge.retain_blocking(&live)).await
+    }
+}
+
+fn gateway_of(config: &BridgeConfig) -> Result<Ipv4Addr, BridgeError> {
+    let range = config.pod_cidr;
+    range.nth(1).filter(|_| range.size() >= 4).ok_or(BridgeError::TooSmall(range))
+}
+
+fn guard(range: Cidr) -> Route {
+    Route { to: range, how: How::Unreachable, metric: GUARD_METRIC }
+}
+
+fn service_route(config: &BridgeConfig, index: u32, gateway: Ipv4Addr) -> Route {
+    Route { to: config.service_cidr, how: How::Link { index, source: Some(gateway) }, metric: 0 }
+}
+
+/// Refuses ranges that another link serves already: taking them would cut off whoever is there.
+fn check_ranges(rtnl: &mut Rtnl, config: &BridgeConfig) -> Result<(), BridgeError> {
+    let own = rtnl.index_of(&config.bridge).map_err(context("look for the bridge"))?;
+    let routes = rtnl.routes().map_err(context("list routes"))?;
+    for range in [config.cluster_cidr, config.service_cidr] {
+        let foreign = routes.iter().find(|r| {
+            r.link.is_some() && r.link != own && !(r.is_ours && r.has_gateway) && range.covers(&r.to)
+        });
+        if let Some(found) = foreign {
+            let links = rtnl.links().map_err(context("list links"))?;
+            let link = links.into_iter().find(|l| Some(l.index) == found.link).map(|l| l.name);
+            return Err(BridgeError::RangeInUse { range, route: found.to, link: link.unwrap_or_default() });
+        }
+    }
+    Ok(())
+}
+
+/// Removes all that [`Bridge::start`] and its pods made: links, routes, tables, allocations. Blocking; fine when nothing is there.
+///
+/// The first error is returned after everything was tried.
+pub fn cleanup(config: &BridgeConfig) -> Result<(), BridgeError> {
+    let mut rtnl = Rtnl::open().map_err(context("open rtnetlink"))?;
+    let mut first = Ok(());
+    let mut note = |result: Result<(), BridgeError>| {
+        if first.is_ok() {
+            first = result;
+        }
+    };
+    let index = rtnl.index_of(&config.bridge).map_err(context("look for the bridge"))?;
+    if let Some(index) = index {
+        let links = rtnl.links().map_err(context("list links"))?;
+        for link in links.iter().filter(|l| l.master == Some(index)) {
+            note(rtnl.del_link(&link.name).map_err(context(format!("remove link {}", link.name))));
+        }
+        note(rtnl.del_link(&config.bridge).map_err(context(format!("remove bridge {}", config.bridge))));
+    }
+    // The guards may protect another cluster of the same ranges only if its bridge is there; then start() had refused one of us.
+    for range in [config.cluster_cidr, config.service_cidr] {
+        note(rtnl.del_route(&guard(range)).map_err(context(format!("remove guard route for {range}"))));
+    }
+    let table = rules::table_name(&config.cluster);
+    note(Nft::open().and_then(|mut nft| nft.drop_table(&table)).map_err(context(format!("remove table {table}"))));
+    let folder = config.state_dir.join("ipam");
+    match std::fs::remove_dir_all(&folder) {
+        Err(e) if e.kind() != io::ErrorKind::NotFound => note(Err(context(folder.display().to_string())(e))),
+        _ => {}
+    }
+    first
+}
+
+#[cfg(test)]
+mod tests {
+    use super::bridge_name;
+
+    #[test]
+    fn bridge_names_fit_and_differ() {
+        assert_eq!(bridge_name("demo"), "hk-demo");
+        let (long, other) = (bridge_name("a-very-long-cluster-name"), bridge_name("a-very-long-cluster-namf"));
+        assert!(long.len() <= 15 && long != other);
+        assert!(bridge_name("").len() <= 15 && !bridge_name("a b").contains(' '));
+    }
+}

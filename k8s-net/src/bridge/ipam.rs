@@ -1,0 +1,239 @@
+//! Host-local address management: which sandbox has which address of the node's range.
+//!
+//! Every allocation is a small file named after its address, so addresses survive a restart and a kill -9 (a file appears by
+//! rename, whole or not at all). Addresses are handed out round-robin: a freed one rests as long as possible, because connections
+//! to its last owner may still be remembered somewhere.
+
+use std::{
+    collections::{BTreeMap, BTreeSet, HashMap},
+    fs, io,
+    net::Ipv4Addr,
+    path::{Path, PathBuf},
+};
+
+use serde::{Deserialize, Serialize};
+
+use crate::cidr::Cidr;
+
+/// A port of the node that leads to a pod, as kept in the allocation's file.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub(crate) struct KeptPort {
+    /// IP protocol number.
+    pub(crate) protocol: u8,
+    pub(crate) host_ip: Option<Ipv4Addr>,
+    pub(crate) host_port: u16,
+    pub(crate) container_port: u16,
+}
+
+/// What a file holds.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub(crate) struct Allocation {
+    pub(crate) sandbox: String,
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub(crate) ports: Vec<KeptPort>,
+}
+
+/// Why there is no address.
+#[derive(Debug, thiserror::Error)]
+pub(crate) enum IpamError {
+    #[error("no free address in {0}")]
+    Exhausted(Cidr),
+    #[error("{path:?}: {source}")]
+    Io { path: PathBuf, source: io::Error },
+}
+
+/// The addresses of one node.
+#[derive(Debug)]
+pub(crate) struct Ipam {
+    range: Cidr,
+    folder: PathBuf,
+    by_address: BTreeMap<Ipv4Addr, Allocation>,
+    by_sandbox: HashMap<String, Ipv4Addr>,
+    /// Addresses that the pod table knows.
+    announced: BTreeSet<Ipv4Addr>,
+    /// Offset of the next candidate.
+    cursor: u64,
+}
+
+impl Ipam {
+    /// Reads what is allocated. Files that are no allocations of this range are ignored and left alone.
+    pub(crate) fn open(folder: &Path, range: Cidr) -> Result<Self, IpamError> {
+        let failed = |source| IpamError::Io { path: folder.to_owned(), source };
+        fs::create_dir_all(folder).map_err(failed)?;
+        let mut ipam = Ipam {
+            range,
+            folder: folder.to_owned(),
+            by_address: BTreeMap::new(),
+            by_sandbox: HashMap::new(),
+            announced: BTreeSet::new(),
+            cursor: FIRST,
+        };
+        let mut newest = None;
+        for entry in fs::read_dir(folder).map_err(failed)? {
+            let entry = entry.map_err(failed)?;
+            let name = entry.file_name();
+            let Some(address) = name.to_str().and_then(|n| n.parse::<Ipv4Addr>().ok()) else { continue };
+            let Some(offset) = range.offset_of(address) else { continue };
+            let Ok(bytes) = fs::read(entry.path()) else { continue };
+            let Ok(allocation) = serde_json::from_slice::<Allocation>(&bytes) else { continue };
+            let made = entry.metadata().and_then(|m| m.modified()).ok();
+            if made >= newest {
+                newest = made;
+                ipam.cursor = offset + 1;
+            }
+            ipam.by_sandbox.insert(allocation.sandbox.clone(), address);
+            ipam.by_address.insert(address, allocation);
+            ipam.announced.insert(address);
+        }
+        Ok(ipam)
+    }
+
+    /// The address of a sandbox: the one it has, or a free one.
+    pub(crate) fn allocate(&mut self, sandbox: &str, ports: Vec<KeptPort>) -> Result<Ipv4Addr, IpamError> {
+        let allocation = Allocation { sandbox: sandbox.to_owned(), ports };
+        let address = match self.by_sandbox.get(sandbox) {
+            Some(have) if self.by_address.get(have) == Some(&allocation) => return Ok(*have),
+            Some(have) => *have,
+            None => self.free_address().ok_or(IpamError::Exhausted(self.range))?,
+        };
+        self.write(address, &allocation)?;
+        self.cursor = self.range.offset_of(address).map_or(FIRST, |o| o + 1);
+        self.by_sandbox.insert(sandbox.to_owned(), address);
+        self.by_address.insert(address, allocation);
+        Ok(address)
+    }
+
+    /// Frees a sandbox's address; says which it was.
+    pub(crate) fn release(&mut self, sandbox: &str) -> Result<Option<(Ipv4Addr, Allocation)>, IpamError> {
+        let Some(address) = self.by_sandbox.get(sandbox).copied() else { return Ok(None) };
+        let path = self.folder.join(address.to_string());
+        match fs::remove_file(&path) {
+            Err(source) if source.kind() != io::ErrorKind::NotFound => return Err(IpamError::Io { path, source }),
+            _ => {}
+        }
+        self.by_sandbox.remove(sandbox);
+        self.announced.remove(&address);
+        Ok(self.by_address.remove(&address).map(|allocation| (address, allocation)))
+    }
+
+    /// The address of a sandbox.
+    pub(crate) fn address_of(&self, sandbox: &str) -> Option<Ipv4Addr> {
+        self.by_sandbox.get(sandbox).copied()
+    }
+
+    /// The ports that were kept for a sandbox.
+    pub(crate) fn ports_of(&self, sandbox: &str) -> &[KeptPort] {
+        let kept = self.address_of(sandbox).and_then(|a| self.by_address.get(&a));
+        kept.map(|allocation| &allocation.ports[..]).unwrap_or_default()
+    }
+
+    /// Whether the pod table knows the address.
+    pub(crate) fn is_announced(&self, address: Ipv4Addr) -> bool {
+        self.announced.contains(&address)
+    }
+
+    /// The pod table knows the address from now on.
+    pub(crate) fn set_announced(&mut self, address: Ipv4Addr) {
+        self.announced.insert(address);
+    }
+
+    /// All allocations.
+    pub(crate) fn allocations(&self) -> impl Iterator<Item = (Ipv4Addr, &Allocation)> {
+        self.by_address.iter().map(|(address, allocation)| (*address, allocation))
+    }
+
+    fn free_address(&self) -> Option<Ipv4Addr> {
+        // The network's own address, the gateway and the broadcast address are nobody's.
+        let end = self.range.size().saturating_sub(1);
+        (self.cursor.clamp(FIRST, end.max(FIRST))..end)
+            .chain(FIRST..end)
+            .filter_map(|offset| self.range.nth(offset))
+            .find(|address| !self.by_address.contains_key(address))
+    }
+
+    fn write(&self, address: Ipv4Addr, allocation: &Allocation) -> Result<(), IpamError> {
+        let path = self.folder.join(address.to_string());
+        let draft = self.folder.join(format!("{address}.tmp"));
+        let bytes = serde_json::to_vec(allocation).unwrap_or_default();
+        fs::write(&draft, bytes)
+            .and_then(|()| fs::rename(&draft, &path))
+            .map_err(|source| IpamError::Io { path, source })
+    }
+}
+
+/// Offset of the first address for a pod: 0 is the network, 1 the gateway.
+const FIRST: u64 = 2;
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    #[derive(Clone, Debug)]
+    enum Step {
+        Allocate(u8),
+        Release(u8),
+        Reopen,
+    }
+
+    fn steps() -> impl Strategy<Value = Vec<Step>> {
+        let step = prop_oneof![
+            4 => any::<u8>().prop_map(|s| Step::Allocate(s % 20)),
+            2 => any::<u8>().prop_map(|s| Step::Release(s % 20)),
+            1 => Just(Step::Reopen),
+        ];
+        proptest::collection::vec(step, 0..60)
+    }
+
+    fn folder() -> PathBuf {
+        static NEXT: std::sync::atomic::AtomicU64 = std::sync::atomic::AtomicU64::new(0);
+        let number = NEXT.fetch_add(1, std::sync::atomic::Ordering::Relaxed);
+        std::env::temp_dir().join(format!("k8s-net-ipam-{}-{number}", std::process::id()))
+    }
+
+    proptest! {
+        #![proptest_config(ProptestConfig { cases: 64, ..ProptestConfig::default() })]
+        /// No two sandboxes share an address; a sandbox keeps its own, also over restarts; 13 fit into a /28.
+        #[test]
+        fn addresses_are_unique_and_stable(steps in steps()) {
+            let folder = folder();
+            let range: Cidr = "10.1.2.16/28".parse().expect("valid");
+            let mut ipam = Ipam::open(&folder, range).expect("opens");
+            let mut model: HashMap<u8, Ipv4Addr> = HashMap::new();
+            for step in steps {
+                match step {
+                    Step::Allocate(s) => match ipam.allocate(&s.to_string(), Vec::new()) {
+                        Ok(address) => {
+                            prop_assert!(range.contains(address));
+                            let offset = range.offset_of(address).expect("inside");
+                            prop_assert!((2..15).contains(&offset));
+                            let before = model.insert(s, address);
+                            prop_assert!(before.is_none_or(|b| b == address));
+                            prop_assert!(model.iter().all(|(k, v)| *k == s || *v != address));
+                        }
+                        Err(IpamError::Exhausted(_)) => prop_assert!(model.len() == 13 && !model.contains_key(&s)),
+                        Err(e) => return Err(TestCaseError::fail(e.to_string())),
+                    },
+                    Step::Release(s) => {
+                        let freed = ipam.release(&s.to_string()).expect("releases").map(|(a, _)| a);
+                        prop_assert_eq!(freed, model.remove(&s));
+                    }
+                    Step::Reopen => ipam = Ipam::open(&folder, range).expect("opens"),
+                }
+            }
+            prop_assert_eq!(ipam.allocations().count(), model.len());
+            fs::remove_dir_all(&folder).expect("removed");
+        }
+    }
+
+    #[test]
+    fn a_freed_address_rests() {
+        let folder = folder();
+        let mut ipam = Ipam::open(&folder, "10.1.2.0/28".parse().expect("valid")).expect("opens");
+        let first = ipam.allocate("a", Vec::new()).expect("free");
+        ipam.release("a").expect("releases");
+        assert_ne!(ipam.allocate("b", Vec::new()).expect("free"), first);
+        fs::remove_dir_all(&folder).expect("removed");
+    }
+}

@@ -1,0 +1,129 @@
+//! The pod table: masquerading towards the outside, host ports, and what must not pass the bridge.
+
+use std::net::Ipv4Addr;
+
+use super::{
+    BridgeConfig,
+    ipam::{Ipam, KeptPort},
+};
+use crate::{
+    cidr::Cidr,
+    nft::{
+        Batch, DSTNAT, FILTER, Hook, INPUT, OUTPUT, POSTROUTING, PREROUTING, Rule, SRCNAT, SetSpec, Value, Values,
+        Verdict,
+        expr::{Is, Meta, REG, Side},
+    },
+};
+
+const ANY: SetSpec =
+    SetSpec { name: "host-ports", key_length: 8, values: Values::Bytes(8), dynamic: false };
+const AT: SetSpec =
+    SetSpec { name: "host-ports-at", key_length: 12, values: Values::Bytes(8), dynamic: false };
+const HAIRPIN: SetSpec = SetSpec { name: "hairpin", key_length: 8, values: Values::None, dynamic: false };
+
+/// The table's name.
+pub(super) fn table_name(cluster: &str) -> String {
+    format!("hyperkube-{cluster}-pods")
+}
+
+/// The whole table, made anew from the allocations.
+pub(super) fn build(config: &BridgeConfig, ipam: &Ipam) -> Batch {
+    let mut batch = Batch::new(&table_name(&config.cluster));
+    batch.table();
+    batch.del_table();
+    batch.table();
+    for set in [&ANY, &AT, &HAIRPIN] {
+        batch.set(set);
+    }
+    batch.chain("host-ports", None);
+    let at = Rule::new().address(REG, Side::Destination).meta(REG + 1, Meta::Protocol).port(REG + 2);
+    batch.rule("host-ports", &at.map(REG, AT.name, REG + 4).redirect(REG + 4, REG + 5));
+    let any = Rule::new().meta(REG, Meta::Protocol).port(REG + 1);
+    batch.rule("host-ports", &any.map(REG, ANY.name, REG + 4).redirect(REG + 4, REG + 5));
+    for (chain, hook) in [("prerouting", PREROUTING), ("output", OUTPUT)] {
+        batch.chain(chain, Some(Hook { kind: "nat", hook, priority: DSTNAT }));
+        let jump = Rule::new().local(Side::Destination, Is::Equal).verdict(&Verdict::Jump("host-ports".into()));
+        batch.rule(chain, &jump);
+    }
+    let loopback = Cidr::new(Ipv4Addr::LOCALHOST, 8);
+    batch.chain("postrouting", Some(Hook { kind: "nat", hook: POSTROUTING, priority: SRCNAT }));
+    let outside = Rule::new()
+        .in_range(Side::Source, Is::Equal, config.pod_cidr)
+        .in_range(Side::Destination, Is::Not, config.cluster_cidr)
+        .in_range(Side::Destination, Is::Not, config.service_cidr)
+        .link(Meta::OutName, Is::Not, &config.bridge);
+    batch.rule("postrouting", &outside.masquerade());
+    let to_pod = || Rule::new().link(Meta::OutName, Is::Equal, &config.bridge).was_redirected();
+    batch.rule("postrouting", &to_pod().in_range(Side::Source, Is::Equal, loopback).masquerade());
+    let itself = to_pod().address(REG, Side::Source).address(REG + 1, Side::Destination);
+    batch.rule("postrouting", &itself.in_set(REG, HAIRPIN.name).masquerade());
+    // `route_localnet` lets replies for 127.0.0.1 in; nothing else may use that door.
+    batch.chain("input", Some(Hook { kind: "filter", hook: INPUT, priority: FILTER }));
+    let intruder = Rule::new()
+        .link(Meta::InName, Is::Equal, &config.bridge)
+        .in_range(Side::Destination, Is::Equal, loopback)
+        .original_direction();
+    batch.rule("input", &intruder.verdict(&Verdict::Drop));
+    batch.chain("filter-output", Some(Hook { kind: "filter", hook: OUTPUT, priority: FILTER }));
+    let shortcut = Rule::new().link(Meta::OutName, Is::Equal, &config.bridge).is_icmp_redirect();
+    batch.rule("filter-output", &shortcut.verdict(&Verdict::Drop));
+    for (address, allocation) in ipam.allocations().filter(|(a, _)| ipam.is_announced(*a)) {
+        announce(&mut batch, address, &allocation.ports, true);
+        batch.add(HAIRPIN.name, &[hairpin(address)]);
+    }
+    batch
+}
+
+/// What changes when a pod's ports do; `known`: the pod is in the table already.
+pub(super) fn change(
+    config: &BridgeConfig,
+    address: Ipv4Addr,
+    old: &[KeptPort],
+    new: &[KeptPort],
+    known: bool,
+) -> Batch {
+    let mut batch = Batch::new(&table_name(&config.cluster));
+    if known {
+        announce(&mut batch, address, old, false);
+    } else {
+        batch.add(HAIRPIN.name, &[hairpin(address)]);
+    }
+    announce(&mut batch, address, new, true);
+    batch
+}
+
+/// Takes a pod out.
+pub(super) fn withdraw(config: &BridgeConfig, address: Ipv4Addr, ports: &[KeptPort]) -> Batch {
+    let mut batch = Batch::new(&table_name(&config.cluster));
+    announce(&mut batch, address, ports, false);
+    batch.remove(HAIRPIN.name, &[hairpin(address)]);
+    batch
+}
+
+fn hairpin(address: Ipv4Addr) -> (Vec<u8>, Value) {
+    ([address.octets(), address.octets()].concat(), Value::None)
+}
+
+fn announce(batch: &mut Batch, address: Ipv4Addr, ports: &[KeptPort], add: bool) {
+    for port in ports {
+        let to = [address.octets(), word(port.container_port)].concat();
+        let tail = [[port.protocol, 0, 0, 0], word(port.host_port)].concat();
+        let (set, key) = match port.host_ip {
+            Some(ip) => (AT.name, [&ip.octets()[..], &tail].concat()),
+            None => (ANY.name, tail),
+        };
+        // An element that comes with a value is removed only if the value is the same: nobody loses another pod's port.
+        let element = [(key, Value::Bytes(to))];
+        if add {
+            batch.create(set, &element);
+        } else {
+            batch.remove(set, &element);
+        }
+    }
+}
+
+/// A port as a register holds it.
+fn word(port: u16) -> [u8; 4] {
+    let bytes = port.to_be_bytes();
+    [bytes[0], bytes[1], 0, 0]
+}

@@ -1,0 +1,282 @@
+//! nf_tables through netlink: tables, chains, sets, maps and rules, sent as transactions that happen wholly or not at all.
+//!
+//! Flow: a [`Batch`] collects changes; [`Nft::commit`] sends it. Packets see the rules of before or of after, nothing between.
+//! Only the `ip` family is used, and only a table of our own name: foreign tables are never touched.
+//!
+//! Not here: which rules (see `proxy::rules` and `bridge::rules`). The expressions live in [`expr`].
+
+use std::io;
+
+use crate::netlink::{Messages, NLM_F_ACK, NLM_F_APPEND, NLM_F_CREATE, NLM_F_EXCL, Socket};
+
+pub(crate) mod expr;
+pub(crate) use expr::{Rule, Verdict};
+
+const NETLINK_NETFILTER: i32 = 12;
+const SUBSYSTEM: u16 = 10 << 8;
+const BATCH_BEGIN: u16 = 16;
+const BATCH_END: u16 = 17;
+const NEW_TABLE: u16 = 0;
+const GET_TABLE: u16 = 1;
+const DEL_TABLE: u16 = 2;
+const NEW_CHAIN: u16 = 3;
+const NEW_RULE: u16 = 6;
+const NEW_SET: u16 = 9;
+const NEW_ELEMENT: u16 = 12;
+const DEL_ELEMENT: u16 = 14;
+/// Family `ip`.
+const FAMILY: u8 = 2;
+
+/// Elements per message: their list is one attribute and may have 64 KiB.
+const CHUNK: usize = 400;
+
+/// What a base chain sees and when.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Hook {
+    pub(crate) kind: &'static str,
+    pub(crate) hook: u32,
+    pub(crate) priority: i32,
+}
+
+pub(crate) const PREROUTING: u32 = 0;
+pub(crate) const INPUT: u32 = 1;
+pub(crate) const FORWARD: u32 = 2;
+pub(crate) const OUTPUT: u32 = 3;
+pub(crate) const POSTROUTING: u32 = 4;
+pub(crate) const DSTNAT: i32 = -100;
+pub(crate) const SRCNAT: i32 = 100;
+pub(crate) const FILTER: i32 = 0;
+
+/// What a map's values are.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Values {
+    /// A set: no values.
+    None,
+    /// So many bytes.
+    Bytes(u32),
+    /// What to do next.
+    Verdicts,
+}
+
+/// A set or map. Keys are 32-bit words: shorter fields are padded at their end.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct SetSpec {
+    pub(crate) name: &'static str,
+    pub(crate) key_length: u32,
+    pub(crate) values: Values,
+    /// Rules write into it and entries leave after a while.
+    pub(crate) dynamic: bool,
+}
+
+/// The value of a map's element.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) enum Value {
+    None,
+    Bytes(Vec<u8>),
+    Verdict(Verdict),
+}
+
+/// Changes to one table.
+#[derive(Debug)]
+pub(crate) struct Batch {
+    table: String,
+    messages: Messages,
+    sequence: u32,
+    /// Where the last message starts, which will ask for the acknowledgement.
+    last: usize,
+    set_ids: u32,
+}
+
+fn head(resource: u16) -> [u8; 4] {
+    let resource = resource.to_be_bytes();
+    [FAMILY, 0, resource[0], resource[1]]
+}
+
+impl Batch {
+    pub(crate) fn new(table: &str) -> Self {
+        let mut messages = Messages::default();
+        let mut begin = head(10);
+        begin[0] = 0;
+        messages.begin(BATCH_BEGIN, 0, 1, &begin).end();
+        Batch { table: table.to_owned(), messages, sequence: 1, last: 0, set_ids: 0 }
+    }
+
+    /// Whether nothing was added yet.
+    pub(crate) fn is_empty(&self) -> bool {
+        self.last == 0
+    }
+
+    fn message(&mut self, kind: u16, flags: u16, fill: impl FnOnce(&mut Messages, &str)) {
+        self.sequence += 1;
+        self.last = self.messages.bytes().len();
+        self.messages.begin(SUBSYSTEM | kind, flags, self.sequence, &head(0));
+        fill(&mut self.messages, &self.table);
+        self.messages.end();
+    }
+
+    /// The table; fine when it exists.
+    pub(crate) fn table(&mut self) {
+        self.message(NEW_TABLE, NLM_F_CREATE, |m, table| {
+            m.attr_str(1, table).attr_be32(2, 0);
+        });
+    }
+
+    /// Removes the table with all that is in it. It must exist (add it first in the same batch).
+    pub(crate) fn del_table(&mut self) {
+        self.message(DEL_TABLE, 0, |m, table| {
+            m.attr_str(1, table);
+        });
+    }
+
+    /// A chain; with a hook it sees packets by itself.
+    pub(crate) fn chain(&mut self, name: &str, hook: Option<Hook>) {
+        self.message(NEW_CHAIN, NLM_F_CREATE, |m, table| {
+            m.attr_str(1, table).attr_str(3, name);
+            if let Some(hook) = hook {
+                m.nest(4, |m| {
+                    m.attr_be32(1, hook.hook).attr(2, &hook.priority.to_be_bytes());
+                });
+                m.attr_be32(5, 1); // policy: accept
+                m.attr_str(7, hook.kind);
+            }
+        });
+    }
+
+    /// Adds a rule to the end of a chain.
+    pub(crate) fn rule(&mut self, chain: &str, rule: &Rule) {
+        self.message(NEW_RULE, NLM_F_CREATE | NLM_F_APPEND, |m, table| {
+            m.attr_str(1, table).attr_str(2, chain);
+            m.nest(4, |m| {
+                m.raw(rule.bytes());
+            });
+        });
+    }
+
+    /// A set or map.
+    pub(crate) fn set(&mut self, spec: &SetSpec) {
+        const MAP: u32 = 0x8;
+        const TIMEOUT: u32 = 0x10;
+        const EVAL: u32 = 0x20;
+        self.set_ids += 1;
+        let id = self.set_ids;
+        let map = if spec.values == Values::None { 0 } else { MAP };
+        let dynamic = if spec.dynamic { TIMEOUT | EVAL } else { 0 };
+        self.message(NEW_SET, NLM_F_CREATE | NLM_F_EXCL, |m, table| {
+            m.attr_str(1, table).attr_str(2, spec.name).attr_be32(3, map | dynamic);
+            m.attr_be32(4, 4).attr_be32(5, spec.key_length);
+            match spec.values {
+                Values::None => {}
+                Values::Bytes(length) => {
+                    m.attr_be32(6, 4).attr_be32(7, length);
+                }
+                Values::Verdicts => {
+                    m.attr_be32(6, 0xffff_ff00);
+                }
+            }
+            if spec.dynamic {
+                m.nest(9, |m| {
+                    m.attr_be32(1, 65_536);
+                });
+            }
+            m.attr_be32(10, id);
+        });
+    }
+
+    fn elements(&mut self, kind: u16, flags: u16, set: &str, elements: &[(Vec<u8>, Value)]) {
+        for chunk in elements.chunks(CHUNK) {
+            self.message(kind, flags, |m, table| {
+                m.attr_str(1, table).attr_str(2, set);
+                m.nest(3, |m| {
+                    for (key, value) in chunk {
+                        m.nest(1, |m| {
+                            m.nest(1, |m| {
+                                m.attr(1, key);
+                            });
+                            match value {
+                                Value::None => {}
+                                Value::Bytes(bytes) => {
+                                    m.nest(2, |m| {
+                                        m.attr(1, bytes);
+                                    });
+                                }
+                                Value::Verdict(verdict) => {
+                                    m.nest(2, |m| verdict.write(m));
+                                }
+                            }
+                        });
+                    }
+                });
+            });
+        }
+    }
+
+    /// Adds elements; one that is there is an error.
+    pub(crate) fn create(&mut self, set: &str, elements: &[(Vec<u8>, Value)]) {
+        self.elements(NEW_ELEMENT, NLM_F_CREATE | NLM_F_EXCL, set, elements);
+    }
+
+    /// Adds elements; one that is there with another value is an error.
+    pub(crate) fn add(&mut self, set: &str, elements: &[(Vec<u8>, Value)]) {
+        self.elements(NEW_ELEMENT, NLM_F_CREATE, set, elements);
+    }
+
+    /// Removes elements, which must exist.
+    pub(crate) fn remove(&mut self, set: &str, elements: &[(Vec<u8>, Value)]) {
+        self.elements(DEL_ELEMENT, 0, set, elements);
+    }
+
+    fn finish(mut self) -> (Messages, u32) {
+        let last = self.sequence;
+        self.messages.set_flag(self.last, NLM_F_ACK);
+        let mut end = head(10);
+        end[0] = 0;
+        self.messages.begin(BATCH_END, 0, last + 1, &end).end();
+        (self.messages, last)
+    }
+}
+
+/// A connection to nf_tables in the network namespace of the thread that opened it.
+#[derive(Debug)]
+pub(crate) struct Nft(Socket);
+
+impl Nft {
+    pub(crate) fn open() -> io::Result<Self> {
+        Ok(Nft(Socket::open(NETLINK_NETFILTER)?))
+    }
+
+    /// Carries out a batch: wholly, or not at all with the first error.
+    pub(crate) fn commit(&mut self, batch: Batch) -> io::Result<()> {
+        if batch.is_empty() {
+            return Ok(());
+        }
+        let (messages, last) = batch.finish();
+        self.0.batch(&messages, last)
+    }
+
+    /// Whether the table exists. An error means that the kernel has no nf_tables.
+    pub(crate) fn has_table(&mut self, name: &str) -> io::Result<bool> {
+        let mut found = false;
+        let flags = crate::netlink::NLM_F_DUMP;
+        self.0.dump(
+            |m, seq| {
+                m.begin(SUBSYSTEM | GET_TABLE, flags, seq, &head(0)).end();
+            },
+            |_, body| {
+                let listed = body.get(4..).and_then(|rest| crate::netlink::attr_of(rest, 1));
+                found |= listed.is_some_and(|n| n.strip_suffix(b"\0") == Some(name.as_bytes()));
+            },
+        )?;
+        Ok(found)
+    }
+
+    /// Removes a table if it exists.
+    pub(crate) fn drop_table(&mut self, name: &str) -> io::Result<()> {
+        if !self.has_table(name)? {
+            return Ok(());
+        }
+        let mut batch = Batch::new(name);
+        batch.table();
+        batch.del_table();
+        self.commit(batch)
+    }
+}

@@ -1,0 +1,294 @@
+//! The expressions of a rule, as a small vocabulary over nf_tables' virtual machine.
+//!
+//! Registers are 32-bit words numbered from [`REG`]; the kernel refuses a rule that reads a register which the same rule did not
+//! write, so every rule loads what it needs.
+
+use std::net::Ipv4Addr;
+
+use crate::{cidr::Cidr, netlink::Messages};
+
+/// The first register; there are 16.
+pub(crate) const REG: u32 = 8;
+/// A packet with this mark bit leaves with the node's own address (the bit that upstream uses, too).
+pub(crate) const MASQUERADE_MARK: u32 = 0x4000;
+
+/// What happens to a packet next.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) enum Verdict {
+    Accept,
+    Drop,
+    Return,
+    Goto(String),
+    Jump(String),
+}
+
+impl Verdict {
+    pub(crate) fn write(&self, m: &mut Messages) {
+        let (code, chain): (i32, _) = match self {
+            Verdict::Drop => (0, None),
+            Verdict::Accept => (1, None),
+            Verdict::Return => (-5, None),
+            Verdict::Jump(chain) => (-3, Some(chain)),
+            Verdict::Goto(chain) => (-4, Some(chain)),
+        };
+        m.nest(2, |m| {
+            m.attr(1, &code.to_be_bytes());
+            if let Some(chain) = chain {
+                m.attr_str(2, chain);
+            }
+        });
+    }
+}
+
+/// Which of a packet's addresses.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Side {
+    Source,
+    Destination,
+}
+
+/// Something a packet has, beside its payload.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Meta {
+    Mark = 3,
+    InName = 6,
+    OutName = 7,
+    Protocol = 16,
+}
+
+/// How a comparison goes.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Is {
+    Equal = 0,
+    Not = 1,
+}
+
+/// A rule: expressions in order; the first one that does not hold ends it.
+#[derive(Default, Debug)]
+pub(crate) struct Rule(Messages);
+
+impl Rule {
+    pub(crate) fn new() -> Self {
+        Self::default()
+    }
+
+    pub(crate) fn bytes(&self) -> &[u8] {
+        self.0.bytes()
+    }
+
+    fn push(mut self, name: &str, fill: impl FnOnce(&mut Messages)) -> Self {
+        self.0.nest(1, |m| {
+            m.attr_str(1, name);
+            m.nest(2, fill);
+        });
+        self
+    }
+
+    /// register = bytes
+    pub(crate) fn load(self, register: u32, bytes: &[u8]) -> Self {
+        self.push("immediate", |m| {
+            m.attr_be32(1, register).nest(2, |m| {
+                m.attr(1, bytes);
+            });
+        })
+    }
+
+    fn payload(self, register: u32, base: u32, offset: u32, length: u32) -> Self {
+        self.push("payload", |m| {
+            m.attr_be32(1, register).attr_be32(2, base).attr_be32(3, offset).attr_be32(4, length);
+        })
+    }
+
+    /// register = the packet's source or destination address
+    pub(crate) fn address(self, register: u32, side: Side) -> Self {
+        self.payload(register, 1, if side == Side::Source { 12 } else { 16 }, 4)
+    }
+
+    /// register = destination port
+    pub(crate) fn port(self, register: u32) -> Self {
+        self.payload(register, 2, 2, 2)
+    }
+
+    /// register = meta
+    pub(crate) fn meta(self, register: u32, key: Meta) -> Self {
+        self.push("meta", |m| {
+            m.attr_be32(1, register).attr_be32(2, key as u32);
+        })
+    }
+
+    /// The register holds (or does not hold) these bytes.
+    pub(crate) fn compare(self, register: u32, is: Is, bytes: &[u8]) -> Self {
+        self.push("cmp", |m| {
+            m.attr_be32(1, register).attr_be32(2, is as u32).nest(3, |m| {
+                m.attr(1, bytes);
+            });
+        })
+    }
+
+    /// register = (register & mask) ^ xor
+    fn bitwise(self, register: u32, mask: [u8; 4], xor: [u8; 4]) -> Self {
+        self.push("bitwise", |m| {
+            m.attr_be32(1, register).attr_be32(2, register).attr_be32(3, 4);
+            m.nest(4, |m| {
+                m.attr(1, &mask);
+            });
+            m.nest(5, |m| {
+                m.attr(1, &xor);
+            });
+        })
+    }
+
+    /// An address is in a range, or not.
+    pub(crate) fn in_range(self, side: Side, is: Is, range: Cidr) -> Self {
+        self.address(REG, side)
+            .bitwise(REG, range.mask().octets(), [0; 4])
+            .compare(REG, is, &range.base().octets())
+    }
+
+    /// An address is this one.
+    pub(crate) fn is_address(self, side: Side, address: Ipv4Addr) -> Self {
+        self.address(REG, side).compare(REG, Is::Equal, &address.octets())
+    }
+
+    /// The link that the packet came by or leaves by has this name, or not.
+    pub(crate) fn link(self, key: Meta, is: Is, name: &str) -> Self {
+        let mut padded = [0; 16];
+        for (to, from) in padded.iter_mut().zip(name.bytes()) {
+            *to = from;
+        }
+        self.meta(REG, key).compare(REG, is, &padded)
+    }
+
+    /// An address is the machine's own (`local`), or not.
+    pub(crate) fn local(self, side: Side, is: Is) -> Self {
+        const ADDRESS_TYPE: u32 = 3;
+        let flag = if side == Side::Source { 1 } else { 2 };
+        self.push("fib", |m| {
+            m.attr_be32(1, REG).attr_be32(2, ADDRESS_TYPE).attr_be32(3, flag);
+        })
+        .compare(REG, is, &2u32.to_ne_bytes())
+    }
+
+    /// The connection's destination was changed.
+    pub(crate) fn was_redirected(self) -> Self {
+        const STATUS: u32 = 2;
+        const DST_NAT: u32 = 1 << 5;
+        self.push("ct", |m| {
+            m.attr_be32(1, REG).attr_be32(2, STATUS);
+        })
+        .bitwise(REG, DST_NAT.to_ne_bytes(), [0; 4])
+        .compare(REG, Is::Not, &[0; 4])
+    }
+
+    /// The packet goes the way its connection was opened.
+    pub(crate) fn original_direction(self) -> Self {
+        const DIRECTION: u32 = 1;
+        self.push("ct", |m| {
+            m.attr_be32(1, REG).attr_be32(2, DIRECTION);
+        })
+        .compare(REG, Is::Equal, &[0])
+    }
+
+    /// It is an ICMP redirect.
+    pub(crate) fn is_icmp_redirect(self) -> Self {
+        self.meta(REG, Meta::Protocol).compare(REG, Is::Equal, &[1]).payload(REG, 2, 0, 1).compare(
+            REG,
+            Is::Equal,
+            &[5],
+        )
+    }
+
+    /// The key in these registers is in the set.
+    pub(crate) fn in_set(self, register: u32, set: &str) -> Self {
+        self.push("lookup", |m| {
+            m.attr_str(1, set).attr_be32(2, register);
+        })
+    }
+
+    /// to = map[key]; the rule ends when there is none.
+    pub(crate) fn map(self, register: u32, map: &str, to: u32) -> Self {
+        self.push("lookup", |m| {
+            m.attr_str(1, map).attr_be32(2, register).attr_be32(3, to);
+        })
+    }
+
+    /// Go where the verdict map says.
+    pub(crate) fn dispatch(self, register: u32, map: &str) -> Self {
+        self.map(register, map, 0)
+    }
+
+    /// register = a random number below `modulus`
+    pub(crate) fn random(self, register: u32, modulus: u32) -> Self {
+        self.push("numgen", |m| {
+            m.attr_be32(1, register).attr_be32(2, modulus).attr_be32(3, 1).attr_be32(4, 0);
+        })
+    }
+
+    fn dynamic(self, operation: u32, map: &str, key: u32, value: u32, timeout_ms: Option<u64>) -> Self {
+        self.push("dynset", |m| {
+            m.attr_str(1, map).attr_be32(3, operation).attr_be32(4, key).attr_be32(5, value);
+            if let Some(timeout) = timeout_ms {
+                m.attr(6, &timeout.to_be_bytes());
+            }
+        })
+    }
+
+    /// map[key] = value for so long; an entry that is there keeps its value and lives on.
+    pub(crate) fn remember(self, map: &str, key: u32, value: u32, timeout_ms: u64) -> Self {
+        self.dynamic(1, map, key, value, Some(timeout_ms))
+    }
+
+    /// Removes map[key].
+    pub(crate) fn forget(self, map: &str, key: u32, value: u32) -> Self {
+        self.dynamic(2, map, key, value, None)
+    }
+
+    /// Sends the connection to the address and port in these registers.
+    pub(crate) fn redirect(self, address: u32, port: u32) -> Self {
+        self.push("nat", |m| {
+            m.attr_be32(1, 1).attr_be32(2, 2).attr_be32(3, address).attr_be32(5, port);
+        })
+    }
+
+    /// Gives the connection the address of the link it leaves by.
+    pub(crate) fn masquerade(self) -> Self {
+        self.push("masq", |_| {})
+    }
+
+    /// Asks for [`Rule::masquerade`] when the packet leaves.
+    pub(crate) fn mark_masquerade(self) -> Self {
+        let bit = MASQUERADE_MARK.to_ne_bytes();
+        let keep = (!MASQUERADE_MARK).to_ne_bytes();
+        self.meta(REG, Meta::Mark).bitwise(REG, keep, bit).push("meta", |m| {
+            m.attr_be32(2, Meta::Mark as u32).attr_be32(3, REG);
+        })
+    }
+
+    /// The packet was marked by [`Rule::mark_masquerade`]; the mark is taken off.
+    pub(crate) fn take_masquerade_mark(self) -> Self {
+        let bit = MASQUERADE_MARK.to_ne_bytes();
+        let keep = (!MASQUERADE_MARK).to_ne_bytes();
+        self.meta(REG, Meta::Mark)
+            .bitwise(REG, bit, [0; 4])
+            .compare(REG, Is::Not, &[0; 4])
+            .meta(REG, Meta::Mark)
+            .bitwise(REG, keep, [0; 4])
+            .push("meta", |m| {
+                m.attr_be32(2, Meta::Mark as u32).attr_be32(3, REG);
+            })
+    }
+
+    /// Answers "port unreachable": the caller sees a refused connection at once.
+    pub(crate) fn reject(self) -> Self {
+        self.push("reject", |m| {
+            m.attr_be32(1, 0).attr(2, &[3]);
+        })
+    }
+
+    /// Ends with a verdict.
+    pub(crate) fn verdict(self, verdict: &Verdict) -> Self {
+        self.push("immediate", |m| {
+            m.attr_be32(1, 0).nest(2, |m| verdict.write(m));
+        })
+    }
+}

@@ -1,0 +1,306 @@
+//! The service proxy: connections to a Service's addresses and node ports reach one of its endpoints, in the kernel.
+//!
+//! Flow: [`Proxy::start`] reads Services and EndpointSlices from caches, `plan` says what each service needs, `table` turns the
+//! difference to what is installed into one nf_tables transaction. Changes that come together are applied together.
+//!
+//! Guarantees:
+//! 1. Only the table `hyperkube-<cluster>` is touched; [`cleanup`] removes it. Stopping leaves it: running pods keep their services.
+//! 2. A change costs a few map elements, whatever the number of services. Packets see the state of before or after.
+//! 3. Endpoints that are not ready get no new connections; open ones are left alone.
+//! 4. If the table was damaged by someone else, the next change rebuilds it whole.
+//!
+//! Not here: IPv6, `loadBalancerSourceRanges`, health check node ports, topology hints.
+
+mod conntrack;
+mod plan;
+mod rules;
+mod table;
+
+use std::{
+    collections::HashSet,
+    future::pending,
+    io,
+    time::{Duration, Instant},
+};
+
+use futures::FutureExt;
+use k8s_core::{
+    api::api::{core::v1::Service, discovery::v1::EndpointSlice},
+    cache::{Cache, Change, Subscription},
+    meta::{ObjectExt, ObjectKey},
+};
+use tokio::sync::watch;
+use tokio_util::sync::{CancellationToken, DropGuard};
+use tracing::{debug, warn};
+
+use crate::{cidr::Cidr, nft::Nft};
+use table::Table;
+
+const BY_SERVICE: &str = "service";
+
+/// What the proxy needs to know.
+#[derive(Clone, Debug)]
+pub struct ProxyConfig {
+    /// The cluster's name; the table carries it.
+    pub cluster: String,
+    /// This node's name, for the policies `Local`.
+    pub node_name: String,
+    /// All pods of the cluster; without it only the node itself counts as inside.
+    pub cluster_cidr: Option<Cidr>,
+    /// All services of the cluster; without it, addresses of no service are not refused.
+    pub service_cidr: Option<Cidr>,
+}
+
+/// Why there is no proxy.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum ProxyError {
+    /// The kernel refused a change.
+    #[error("{context}: {source}")]
+    Io {
+        /// What was being done.
+        context: String,
+        /// The system's answer.
+        #[source]
+        source: io::Error,
+    },
+}
+
+/// What the proxy has done so far.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct ProxyStats {
+    /// Transactions carried out.
+    pub transactions: u64,
+    /// How long the last one took, from the first change seen to the kernel's answer.
+    pub last: Duration,
+    /// Services that the kernel knows.
+    pub services: usize,
+}
+
+/// A running proxy; dropping it stops it and leaves the table.
+#[derive(Debug)]
+pub struct Proxy {
+    stats: watch::Receiver<ProxyStats>,
+    task: tokio::task::JoinHandle<()>,
+    stop: CancellationToken,
+    _guard: DropGuard,
+}
+
+/// The name of a cluster's service table.
+#[must_use]
+pub fn table_name(cluster: &str) -> String {
+    format!("hyperkube-{cluster}")
+}
+
+/// Removes the service table of a cluster. Blocking; fine when there is none.
+pub fn cleanup(cluster: &str) -> Result<(), ProxyError> {
+    let table = table_name(cluster);
+    let done = Nft::open().and_then(|mut nft| nft.drop_table(&table));
+    done.map_err(|source| ProxyError::Io { context: format!("remove table {table}"), source })
+}
+
+impl Proxy {
+    /// Starts a proxy over caches that somebody fills; rules appear once both are synced.
+    pub fn start(
+        config: ProxyConfig,
+        services: Cache<Service>,
+        slices: Cache<EndpointSlice>,
+    ) -> Result<Self, ProxyError> {
+        slices.add_index(BY_SERVICE, |slice: &EndpointSlice| service_of(slice).into_iter().map(|k| k.to_string()).collect());
+        let nft = Nft::open().map_err(|source| ProxyError::Io { context: "open nf_tables".into(), source })?;
+        let (sender, stats) = watch::channel(ProxyStats::default());
+        let stop = CancellationToken::new();
+        let table = Table::new(&table_name(&config.cluster), config.cluster_cidr, config.service_cidr);
+        let kernel = Kernel { nft, table, broken: true };
+        let worker = Worker { config, services, slices, kernel: Some(kernel), stats: sender };
+        let task = tokio::spawn(worker.run(stop.clone()));
+        Ok(Proxy { stats, task, stop: stop.clone(), _guard: stop.drop_guard() })
+    }
+
+    /// Waits until the first rules are in the kernel.
+    pub async fn synced(&self) {
+        // The sender lives as long as the worker; if that ended there is nothing to wait for.
+        let _ = self.stats.clone().wait_for(|s| s.transactions > 0).await;
+    }
+
+    /// What was done; changes after every transaction.
+    #[must_use]
+    pub fn stats(&self) -> watch::Receiver<ProxyStats> {
+        self.stats.clone()
+    }
+
+    /// Stops; the rules stay in the kernel.
+    pub async fn shutdown(self) {
+        self.stop.cancel();
+        let _ = self.task.await;
+    }
+}
+
+fn service_of(slice: &EndpointSlice) -> Option<ObjectKey> {
+    slice.label(plan::SERVICE_NAME).map(|name| ObjectKey::new(slice.namespace(), name))
+}
+
+/// The kernel's side; moves to a blocking thread for each transaction.
+struct Kernel {
+    nft: Nft,
+    table: Table,
+    /// The kernel's content is not known: make the table anew.
+    broken: bool,
+}
+
+struct Worker {
+    config: ProxyConfig,
+    services: Cache<Service>,
+    slices: Cache<EndpointSlice>,
+    kernel: Option<Kernel>,
+    stats: watch::Sender<ProxyStats>,
+}
+
+/// Services to look at.
+#[derive(Default)]
+struct Dirty {
+    keys: HashSet<ObjectKey>,
+    all: bool,
+}
+
+impl Dirty {
+    fn service(&mut self, change: Change<Service>) {
+        match change {
+            Change::Added(service) | Change::Modified(_, service) | Change::Deleted(service) => {
+                self.keys.insert(service.key());
+            }
+            Change::Resync => self.all = true,
+        }
+    }
+
+    fn slice(&mut self, change: Change<EndpointSlice>) {
+        match change {
+            Change::Added(slice) | Change::Deleted(slice) => self.keys.extend(service_of(&slice)),
+            Change::Modified(old, new) => {
+                self.keys.extend(service_of(&old));
+                self.keys.extend(service_of(&new));
+            }
+            Change::Resync => self.all = true,
+        }
+    }
+
+    /// Takes what is there already; `false` when a cache is gone.
+    fn drain(&mut self, services: &mut Subscription<Service>, slices: &mut Subscription<EndpointSlice>) {
+        while let Some(Some(change)) = services.next().now_or_never() {
+            self.service(change);
+        }
+        while let Some(Some(change)) = slices.next().now_or_never() {
+            self.slice(change);
+        }
+    }
+}
+
+impl Worker {
+    async fn run(mut self, stop: CancellationToken) {
+        tokio::select! {
+            () = stop.cancelled() => {}
+            () = self.work() => {}
+        }
+    }
+
+    async fn work(&mut self) {
+        let (mut services, mut slices) = (self.services.subscribe(), self.slices.subscribe());
+        self.services.synced().await;
+        self.slices.synced().await;
+        let mut dirty = Dirty { all: true, ..Dirty::default() };
+        let mut delay = Duration::from_millis(100);
+        loop {
+            let since = Instant::now();
+            dirty.drain(&mut services, &mut slices);
+            match self.apply(&mut dirty, since).await {
+                Ok(()) => delay = Duration::from_millis(100),
+                Err(error) => {
+                    warn!(%error, table = table_name(&self.config.cluster), "service rules, will be made anew");
+                    tokio::time::sleep(delay).await;
+                    delay = (delay * 2).min(Duration::from_secs(10));
+                    continue;
+                }
+            }
+            let collection = self.kernel.as_ref().and_then(|k| k.table.next_collection());
+            let collection = async {
+                match collection {
+                    Some(at) => tokio::time::sleep_until(at.into()).await,
+                    None => pending().await,
+                }
+            };
+            tokio::select! {
+                change = services.next() => match change {
+                    Some(change) => dirty.service(change),
+                    None => return,
+                },
+                change = slices.next() => match change {
+                    Some(change) => dirty.slice(change),
+                    None => return,
+                },
+                () = collection => {}
+            }
+        }
+    }
+
+    fn plan(&self, key: &ObjectKey) -> Vec<plan::PortPlan> {
+        let Some(service) = self.services.by_key(key) else { return Vec::new() };
+        let slices = self.slices.by_index(BY_SERVICE, &key.to_string());
+        plan::plan(&service, &slices, &self.config.node_name)
+    }
+
+    async fn apply(&mut self, dirty: &mut Dirty, since: Instant) -> io::Result<()> {
+        let Some(mut kernel) = self.kernel.take() else { return Err(io::Error::other("worker was lost")) };
+        let rebuild = kernel.broken || dirty.all;
+        let keys: Vec<ObjectKey> = if rebuild {
+            dirty.keys.clear();
+            self.services.list().iter().map(|s| s.key()).collect()
+        } else {
+            if kernel.table.has_contested() {
+                dirty.keys.extend(kernel.table.take_contested());
+            }
+            dirty.keys.drain().collect()
+        };
+        dirty.all = false;
+        let plans: Vec<_> = keys.into_iter().map(|key| (self.plan(&key), key)).map(|(p, k)| (k, p)).collect();
+        let count = self.services.len();
+        let (kernel, result) = tokio::task::spawn_blocking(move || {
+            let result = kernel.apply(plans, rebuild);
+            (kernel, result)
+        })
+        .await
+        .map_err(io::Error::other)?;
+        self.kernel = Some(kernel);
+        if result? {
+            let last = since.elapsed();
+            debug!(?last, "service rules applied");
+            self.stats.send_modify(|s| {
+                *s = ProxyStats { transactions: s.transactions + 1, last, services: count };
+            });
+        }
+        Ok(())
+    }
+}
+
+impl Kernel {
+    /// Says whether anything was to be done.
+    fn apply(&mut self, plans: Vec<(ObjectKey, Vec<plan::PortPlan>)>, rebuild: bool) -> io::Result<bool> {
+        let now = Instant::now();
+        let mut batch = if rebuild { self.table.rebuild() } else { self.table.batch() };
+        self.table.collect(&mut batch, now);
+        let left = self.table.change(&mut batch, plans, now);
+        if batch.is_empty() {
+            return Ok(false);
+        }
+        let done = self.nft.commit(batch);
+        self.broken = done.is_err();
+        done?;
+        let udp: HashSet<_> = left.into_iter().filter(|(p, _)| *p == 17).map(|(_, b)| b).collect();
+        if !udp.is_empty()
+            && let Err(error) = conntrack::forget_udp(&udp)
+        {
+            warn!(%error, "forget UDP flows to endpoints that left");
+        }
+        Ok(true)
+    }
+}
+

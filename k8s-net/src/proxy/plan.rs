@@ -1,0 +1,246 @@
+//! From a Service and its EndpointSlices to what the kernel must do: a pure function.
+//!
+//! New connections go to ready endpoints; when there is none, to those that are terminating but still serve, so that a rolling
+//! update loses no request.
+
+use std::{collections::BTreeSet, net::Ipv4Addr, sync::Arc};
+
+use k8s_core::{
+    api::api::{
+        core::v1::{Service, ServicePort},
+        discovery::v1::{Endpoint, EndpointSlice},
+    },
+    meta::ObjectExt,
+};
+
+/// An endpoint's address and port.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub(crate) struct Backend {
+    pub(crate) address: Ipv4Addr,
+    pub(crate) port: u16,
+}
+
+/// Where a connection comes from, and whether it goes to an address or to a port of the node.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub(crate) enum Zone {
+    /// To the cluster address, from anywhere.
+    Cluster = 0,
+    /// To an external address, from pods and nodes.
+    Inside = 1,
+    /// To an external address, from elsewhere.
+    Outside = 2,
+    /// To a node port, from pods and nodes.
+    InsidePort = 3,
+    /// To a node port, from elsewhere.
+    OutsidePort = 4,
+}
+
+impl Zone {
+    pub(crate) const ALL: [Zone; 5] =
+        [Zone::Cluster, Zone::Inside, Zone::Outside, Zone::InsidePort, Zone::OutsidePort];
+}
+
+/// Which endpoints serve.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub(crate) enum Reach {
+    /// All.
+    Cluster,
+    /// Those on this node (`...TrafficPolicy: Local`). Without one, packets are dropped: another node may have some.
+    Local,
+}
+
+/// An address and port that the service answers at.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Front {
+    pub(crate) zone: Zone,
+    /// Unspecified for node ports.
+    pub(crate) address: Ipv4Addr,
+    pub(crate) port: u16,
+    pub(crate) reach: Reach,
+    /// The endpoint sees the node's address, so that its answers come back here.
+    pub(crate) masquerade: bool,
+}
+
+/// One port of one service.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) struct PortPlan {
+    pub(crate) name: String,
+    pub(crate) protocol: u8,
+    /// How long a client stays with its endpoint.
+    pub(crate) affinity_ms: Option<u64>,
+    /// Sorted, no two the same.
+    pub(crate) all: Vec<Backend>,
+    /// Those of `all`'s endpoints that are on this node; chosen by the same rule.
+    pub(crate) local: Vec<Backend>,
+    pub(crate) fronts: Vec<Front>,
+}
+
+impl PortPlan {
+    pub(crate) fn backends(&self, reach: Reach) -> &[Backend] {
+        match reach {
+            Reach::Cluster => &self.all,
+            Reach::Local => &self.local,
+        }
+    }
+}
+
+/// The label that names an EndpointSlice's service.
+pub(crate) const SERVICE_NAME: &str = "kubernetes.io/service-name";
+
+/// Plans a service. Empty for services that a proxy has nothing to do with (headless, ExternalName, another proxy's).
+pub(crate) fn plan(service: &Service, slices: &[Arc<EndpointSlice>], node: &str) -> Vec<PortPlan> {
+    let Some(spec) = &service.spec else { return Vec::new() };
+    let cluster_ips: Vec<Ipv4Addr> = spec
+        .cluster_ips
+        .iter()
+        .flatten()
+        .chain(&spec.cluster_ip)
+        .filter_map(|ip| ip.parse().ok())
+        .collect::<BTreeSet<_>>()
+        .into_iter()
+        .collect();
+    let skipped = spec.type_.as_deref() == Some("ExternalName")
+        || service.label("service.kubernetes.io/service-proxy-name").is_some();
+    if skipped || cluster_ips.is_empty() {
+        return Vec::new();
+    }
+    let affinity_ms = (spec.session_affinity.as_deref() == Some("ClientIP")).then(|| {
+        let configured = spec.session_affinity_config.as_ref().and_then(|c| c.client_ip.as_ref()?.timeout_seconds);
+        u64::from(configured.and_then(|s| u32::try_from(s).ok()).unwrap_or(10_800).max(1)) * 1000
+    });
+    let reach_of = |policy: Option<&str>| if policy == Some("Local") { Reach::Local } else { Reach::Cluster };
+    let inner = reach_of(spec.internal_traffic_policy.as_deref());
+    let outer = reach_of(spec.external_traffic_policy.as_deref());
+    let balancers = service.status.iter().flat_map(|s| &s.load_balancer).flat_map(|l| l.ingress.iter().flatten());
+    let balancers = balancers.filter(|i| i.ip_mode.as_deref() != Some("Proxy")).filter_map(|i| i.ip.as_ref());
+    let external: BTreeSet<Ipv4Addr> =
+        spec.external_ips.iter().flatten().chain(balancers).filter_map(|ip| ip.parse().ok()).collect();
+
+    let mut plans = Vec::new();
+    for port in spec.ports.iter().flatten() {
+        let Some(protocol) = crate::protocol_number(port.protocol.as_deref().unwrap_or_default()) else { continue };
+        let Some(number) = u16::try_from(port.port).ok().filter(|p| *p > 0) else { continue };
+        let mut fronts: Vec<Front> = cluster_ips
+            .iter()
+            .map(|ip| Front { zone: Zone::Cluster, address: *ip, port: number, reach: inner, masquerade: false })
+            .collect();
+        for address in &external {
+            fronts.extend(both_sides([Zone::Inside, Zone::Outside], *address, number, outer));
+        }
+        if let Some(node_port) = port.node_port.and_then(|p| u16::try_from(p).ok()).filter(|p| *p > 0) {
+            let zones = [Zone::InsidePort, Zone::OutsidePort];
+            fronts.extend(both_sides(zones, Ipv4Addr::UNSPECIFIED, node_port, outer));
+        }
+        plans.push(PortPlan {
+            name: port.name.clone().unwrap_or_default(),
+            protocol,
+            affinity_ms,
+            all: serving(slices, port, |_| true),
+            local: serving(slices, port, |e| e.node_name.as_deref() == Some(node)),
+            fronts,
+        });
+    }
+    plans
+}
+
+/// A way in from outside: who is inside the cluster reaches every endpoint even where the policy is `Local`.
+fn both_sides([inside, outside]: [Zone; 2], address: Ipv4Addr, port: u16, reach: Reach) -> [Front; 2] {
+    [
+        Front { zone: inside, address, port, reach: Reach::Cluster, masquerade: true },
+        Front { zone: outside, address, port, reach, masquerade: reach == Reach::Cluster },
+    ]
+}
+
+fn serving(slices: &[Arc<EndpointSlice>], port: &ServicePort, here: impl Fn(&Endpoint) -> bool) -> Vec<Backend> {
+    let wanted_protocol = port.protocol.as_deref().unwrap_or("TCP");
+    let (mut ready, mut leaving) = (BTreeSet::new(), BTreeSet::new());
+    for slice in slices.iter().filter(|s| s.address_type == "IPv4") {
+        let number = slice.ports.iter().flatten().find(|p| {
+            p.name.as_deref().unwrap_or_default() == port.name.as_deref().unwrap_or_default()
+                && p.protocol.as_deref().unwrap_or("TCP") == wanted_protocol
+        });
+        let Some(number) = number.and_then(|p| u16::try_from(p.port?).ok()) else { continue };
+        for endpoint in slice.endpoints.iter().flatten().filter(|e| here(e)) {
+            let conditions = endpoint.conditions.as_ref();
+            let is_ready = conditions.and_then(|c| c.ready).unwrap_or(true);
+            let serves = conditions.and_then(|c| c.serving).unwrap_or(is_ready);
+            let terminating = conditions.and_then(|c| c.terminating).unwrap_or(false);
+            let into = match (is_ready, serves && terminating) {
+                (true, _) => &mut ready,
+                (false, true) => &mut leaving,
+                (false, false) => continue,
+            };
+            // The addresses of one endpoint are the same pod: one is enough.
+            if let Some(address) = endpoint.addresses.first().and_then(|a| a.parse().ok()) {
+                into.insert(Backend { address, port: number });
+            }
+        }
+    }
+    if ready.is_empty() { leaving } else { ready }.into_iter().collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use serde_json::json;
+
+    use super::*;
+
+    fn service(spec: serde_json::Value) -> Service {
+        serde_json::from_value(json!({"metadata": {"name": "web", "namespace": "demo"}, "spec": spec})).expect("valid")
+    }
+
+    fn slice(endpoints: serde_json::Value) -> Arc<EndpointSlice> {
+        let slice = json!({"addressType": "IPv4", "metadata": {"name": "web-1"}, "endpoints": endpoints,
+            "ports": [{"name": "http", "port": 8080, "protocol": "TCP"}]});
+        Arc::new(serde_json::from_value(slice).expect("valid"))
+    }
+
+    fn addresses(backends: &[Backend]) -> Vec<String> {
+        backends.iter().map(|b| format!("{}:{}", b.address, b.port)).collect()
+    }
+
+    #[test]
+    fn ready_endpoints_first_then_those_that_still_serve() {
+        let service = service(json!({"clusterIP": "10.43.0.7", "ports": [{"name": "http", "port": 80}]}));
+        let leaving = json!({"addresses": ["10.42.0.9"], "conditions": {"ready": false, "serving": true, "terminating": true}});
+        let broken = json!({"addresses": ["10.42.0.8"], "conditions": {"ready": false, "serving": false}});
+        let ready = json!({"addresses": ["10.42.0.5"], "nodeName": "a"});
+        let got = plan(&service, &[slice(json!([leaving, broken, ready]))], "b");
+        assert_eq!(addresses(&got[0].all), ["10.42.0.5:8080"]);
+        assert!(got[0].local.is_empty());
+        let got = plan(&service, &[slice(json!([leaving, broken]))], "b");
+        assert_eq!(addresses(&got[0].all), ["10.42.0.9:8080"]);
+        assert!(plan(&service, &[slice(json!([broken]))], "b")[0].all.is_empty());
+    }
+
+    #[test]
+    fn local_policy_keeps_outside_traffic_on_the_node() {
+        let service = service(json!({"clusterIP": "10.43.0.7", "type": "NodePort", "externalTrafficPolicy": "Local",
+            "externalIPs": ["198.51.100.7"], "ports": [{"name": "http", "port": 80, "nodePort": 30080}]}));
+        let both = json!([{"addresses": ["10.42.0.5"], "nodeName": "a"}, {"addresses": ["10.42.1.5"], "nodeName": "b"}]);
+        let plan = &plan(&service, &[slice(both)], "b")[0];
+        assert_eq!(addresses(&plan.local), ["10.42.1.5:8080"]);
+        let zones: Vec<_> = plan.fronts.iter().map(|f| (f.zone, f.reach, f.masquerade)).collect();
+        assert_eq!(
+            zones,
+            [
+                (Zone::Cluster, Reach::Cluster, false),
+                (Zone::Inside, Reach::Cluster, true),
+                (Zone::Outside, Reach::Local, false),
+                (Zone::InsidePort, Reach::Cluster, true),
+                (Zone::OutsidePort, Reach::Local, false),
+            ]
+        );
+    }
+
+    #[test]
+    fn headless_and_foreign_services_are_left_alone() {
+        for spec in [
+            json!({"clusterIP": "None", "ports": [{"port": 80}]}),
+            json!({"type": "ExternalName", "externalName": "example.com"}),
+            json!({"clusterIP": "fd00::1", "ports": [{"port": 80}]}),
+        ] {
+            assert_eq!(plan(&service(spec.clone()), &[], "a"), [], "{spec}");
+        }
+    }
+}

@@ -1,0 +1,180 @@
+//! The fixed part of the service table: chains, maps, and how a packet finds its endpoint.
+//!
+//! No service has a chain of its own. A packet's zone, address, protocol and port are looked up in `fronts`, which yields
+//! `class . pool . service`. The class (how many endpoints, affinity, masquerading) names one of a few shared chains; that draws a
+//! number, looks `pool . number` up in `backends` and redirects the connection. So a changed service is a handful of map elements,
+//! whatever the number of services.
+
+use crate::{
+    cidr::Cidr,
+    nft::{
+        Batch, DSTNAT, FILTER, FORWARD, Hook, INPUT, OUTPUT, POSTROUTING, PREROUTING, Rule, SRCNAT, SetSpec, Value,
+        Values, Verdict,
+        expr::{Is, Meta, REG, Side},
+    },
+};
+
+use super::plan::Zone;
+
+/// zone . address . protocol . port -> class . pool . service
+pub(super) const FRONTS: &str = "fronts";
+/// pool . number -> address . port
+pub(super) const BACKENDS: &str = "backends";
+/// pool . address . port, of services with affinity
+pub(super) const MEMBERS: &str = "members";
+/// service . client -> address . port
+pub(super) const AFFINITY: &str = "affinity";
+/// address . protocol . port that has no endpoints
+pub(super) const REJECTED: &str = "rejected";
+/// protocol . node port that has no endpoints
+pub(super) const REJECTED_PORTS: &str = "rejected-ports";
+/// endpoint . endpoint: connections of a pod to itself
+pub(super) const HAIRPIN: &str = "hairpin";
+
+const CLASSES: [&str; 5] = ["classes-0", "classes-1", "classes-2", "classes-3", "classes-4"];
+
+const fn set(name: &'static str, key_length: u32, values: Values) -> SetSpec {
+    SetSpec { name, key_length, values, dynamic: false }
+}
+
+const SETS: [SetSpec; 12] = [
+    set(FRONTS, 16, Values::Bytes(12)),
+    set(BACKENDS, 8, Values::Bytes(8)),
+    set(MEMBERS, 12, Values::None),
+    SetSpec { name: AFFINITY, key_length: 8, values: Values::Bytes(8), dynamic: true },
+    set(REJECTED, 12, Values::None),
+    set(REJECTED_PORTS, 8, Values::None),
+    set(HAIRPIN, 8, Values::None),
+    set(CLASSES[0], 4, Values::Verdicts),
+    set(CLASSES[1], 4, Values::Verdicts),
+    set(CLASSES[2], 4, Values::Verdicts),
+    set(CLASSES[3], 4, Values::Verdicts),
+    set(CLASSES[4], 4, Values::Verdicts),
+];
+
+/// What chains of a class do.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub(super) struct Class {
+    /// Endpoints to choose from; 0: packets are dropped.
+    pub(super) endpoints: u32,
+    pub(super) affinity_ms: Option<u64>,
+    pub(super) masquerade: bool,
+}
+
+/// The zone as the first word of a key.
+pub(super) fn zone_word(zone: Zone) -> [u8; 4] {
+    (zone as u32).to_be_bytes()
+}
+
+/// Loads the key of `fronts` into the first four registers.
+fn front_key(rule: Rule, zone: Zone) -> Rule {
+    let rule = rule.load(REG, &zone_word(zone));
+    let rule = match zone {
+        Zone::InsidePort | Zone::OutsidePort => rule.load(REG + 1, &[0; 4]),
+        Zone::Cluster | Zone::Inside | Zone::Outside => rule.address(REG + 1, Side::Destination),
+    };
+    rule.meta(REG + 2, Meta::Protocol).port(REG + 3)
+}
+
+fn to_class(rule: Rule, zone: Zone) -> Rule {
+    front_key(rule, zone).map(REG, FRONTS, REG + 4).dispatch(REG + 4, CLASSES[zone as usize])
+}
+
+/// The table without any service; replaces the one that is there, in the same transaction.
+pub(super) fn skeleton(batch: &mut Batch, cluster_cidr: Option<Cidr>, service_cidr: Option<Cidr>) {
+    batch.table();
+    batch.del_table();
+    batch.table();
+    for set in &SETS {
+        batch.set(set);
+    }
+    for chain in ["services", "inside", "outside", "reject"] {
+        batch.chain(chain, None);
+    }
+    for (chain, hook) in [("prerouting", PREROUTING), ("output", OUTPUT)] {
+        batch.chain(chain, Some(Hook { kind: "nat", hook, priority: DSTNAT }));
+        batch.rule(chain, &Rule::new().verdict(&Verdict::Jump("services".into())));
+    }
+    if let (Some(pods), Some(services)) = (cluster_cidr, service_cidr) {
+        // Answers to whoever is not part of the cluster must come back through this node.
+        let foreign = Rule::new().in_range(Side::Destination, Is::Equal, services);
+        batch.rule("services", &foreign.in_range(Side::Source, Is::Not, pods).mark_masquerade());
+    }
+    batch.rule("services", &to_class(Rule::new(), Zone::Cluster));
+    let inside = Verdict::Goto("inside".into());
+    if let Some(pods) = cluster_cidr {
+        batch.rule("services", &Rule::new().in_range(Side::Source, Is::Equal, pods).verdict(&inside));
+    }
+    batch.rule("services", &Rule::new().local(Side::Source, Is::Equal).verdict(&inside));
+    batch.rule("services", &Rule::new().verdict(&Verdict::Goto("outside".into())));
+    for (chain, address, port) in
+        [("inside", Zone::Inside, Zone::InsidePort), ("outside", Zone::Outside, Zone::OutsidePort)]
+    {
+        batch.rule(chain, &to_class(Rule::new(), address));
+        batch.rule(chain, &to_class(Rule::new().local(Side::Destination, Is::Equal), port));
+    }
+
+    batch.chain("postrouting", Some(Hook { kind: "nat", hook: POSTROUTING, priority: SRCNAT }));
+    batch.rule("postrouting", &Rule::new().was_redirected().take_masquerade_mark().masquerade());
+    let itself = Rule::new().was_redirected().address(REG, Side::Source).address(REG + 1, Side::Destination);
+    batch.rule("postrouting", &itself.in_set(REG, HAIRPIN).masquerade());
+
+    // What still has a service's address here was not redirected. An address of the node itself (the cluster DNS) is no such case.
+    let rejected = Rule::new().address(REG + 1, Side::Destination).meta(REG + 2, Meta::Protocol).port(REG + 3);
+    let rejected = rejected.in_set(REG + 1, REJECTED).local(Side::Destination, Is::Not);
+    batch.rule("reject", &rejected.reject());
+    if let Some(services) = service_cidr {
+        let unknown = Rule::new().in_range(Side::Destination, Is::Equal, services);
+        batch.rule("reject", &unknown.local(Side::Destination, Is::Not).reject());
+    }
+    for (chain, hook) in [("filter-forward", FORWARD), ("filter-output", OUTPUT)] {
+        batch.chain(chain, Some(Hook { kind: "filter", hook, priority: FILTER }));
+        batch.rule(chain, &Rule::new().verdict(&Verdict::Jump("reject".into())));
+    }
+    batch.chain("filter-input", Some(Hook { kind: "filter", hook: INPUT, priority: FILTER }));
+    let port = Rule::new().meta(REG + 1, Meta::Protocol).port(REG + 2).in_set(REG + 1, REJECTED_PORTS);
+    batch.rule("filter-input", &port.local(Side::Destination, Is::Equal).reject());
+}
+
+/// Adds a class's chain for a zone and makes it reachable.
+pub(super) fn add_class(batch: &mut Batch, zone: Zone, id: u32, class: Class) {
+    let chain = format!("zone-{}-class-{id}", zone as u32);
+    batch.chain(&chain, None);
+    if class.endpoints == 0 {
+        batch.rule(&chain, &Rule::new().verdict(&Verdict::Drop));
+    } else {
+        if class.masquerade {
+            batch.rule(&chain, &Rule::new().mark_masquerade());
+        }
+        let found = || front_key(Rule::new(), zone).map(REG, FRONTS, REG + 4);
+        match class.affinity_ms {
+            None => {
+                // 13: pool, 14: number -> 15: address, 16: port
+                let rule = found().random(REG + 6, class.endpoints).map(REG + 5, BACKENDS, REG + 7);
+                batch.rule(&chain, &rule.redirect(REG + 7, REG + 8));
+            }
+            Some(timeout) => {
+                // 14: service, 15: client -> 20: address, 21: port; 19: pool, still a member?
+                let known = found()
+                    .address(REG + 7, Side::Source)
+                    .map(REG, FRONTS, REG + 10)
+                    .map(REG + 6, AFFINITY, REG + 12)
+                    .in_set(REG + 11, MEMBERS)
+                    .remember(AFFINITY, REG + 6, REG + 12, timeout);
+                batch.rule(&chain, &known.redirect(REG + 12, REG + 13));
+                // 13: pool, 14: number -> 21: address, 22: port; 19: service, 20: client. A stale entry goes first: it would keep
+                // its old value.
+                let fresh = found()
+                    .map(REG, FRONTS, REG + 9)
+                    .address(REG + 12, Side::Source)
+                    .random(REG + 6, class.endpoints)
+                    .map(REG + 5, BACKENDS, REG + 13)
+                    .forget(AFFINITY, REG + 11, REG + 13)
+                    .remember(AFFINITY, REG + 11, REG + 13, timeout);
+                batch.rule(&chain, &fresh.redirect(REG + 13, REG + 14));
+            }
+        }
+    }
+    let key = id.to_ne_bytes().to_vec();
+    batch.add(CLASSES[zone as usize], &[(key, Value::Verdict(Verdict::Goto(chain)))]);
+}

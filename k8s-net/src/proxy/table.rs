@@ -1,0 +1,318 @@
+//! What is in the kernel, and the smallest transaction to what should be.
+//!
+//! Guarantee: a packet that found its class before a change still finds its endpoint after it. A changed pool gets a new number,
+//! and the elements of the old one leave with a later transaction ([`Table::collect`]).
+
+use std::{
+    collections::{BTreeMap, HashMap, HashSet, VecDeque},
+    net::Ipv4Addr,
+    time::{Duration, Instant},
+};
+
+use k8s_core::meta::ObjectKey;
+
+use super::{
+    plan::{Backend, PortPlan, Reach, Zone},
+    rules::{self, Class},
+};
+use crate::{
+    cidr::Cidr,
+    nft::{Batch, Value},
+};
+
+/// How long elements of a replaced pool stay; any packet in flight is through by then.
+pub(super) const REST: Duration = Duration::from_secs(1);
+
+type Elements = BTreeMap<(&'static str, Vec<u8>), Value>;
+
+#[derive(Debug, Default)]
+struct Installed {
+    /// By port name and reach: the pool's number and content.
+    pools: BTreeMap<(String, u8, Reach), (u32, Vec<Backend>)>,
+    /// By port name: stays the same while endpoints change; affinity hangs on it.
+    ids: BTreeMap<(String, u8), u32>,
+    /// Elements that show the service to packets.
+    shown: Elements,
+    /// Elements of pools.
+    kept: Elements,
+}
+
+/// The table's content as of the last transaction.
+#[derive(Debug)]
+pub(super) struct Table {
+    name: String,
+    cluster_cidr: Option<Cidr>,
+    service_cidr: Option<Cidr>,
+    services: HashMap<ObjectKey, Installed>,
+    owners: HashMap<(&'static str, Vec<u8>), ObjectKey>,
+    /// Services that wanted an address or port which another one has.
+    contested: HashSet<ObjectKey>,
+    hairpins: HashMap<Ipv4Addr, usize>,
+    classes: HashMap<Class, u32>,
+    reachable: HashSet<(Zone, u32)>,
+    garbage: VecDeque<(Instant, Elements)>,
+    next_id: u32,
+}
+
+fn word(port: u16) -> [u8; 4] {
+    let bytes = port.to_be_bytes();
+    [bytes[0], bytes[1], 0, 0]
+}
+
+fn endpoint(backend: &Backend) -> Vec<u8> {
+    [backend.address.octets(), word(backend.port)].concat()
+}
+
+impl Table {
+    pub(super) fn new(name: &str, cluster_cidr: Option<Cidr>, service_cidr: Option<Cidr>) -> Self {
+        Table {
+            name: name.to_owned(),
+            cluster_cidr,
+            service_cidr,
+            services: HashMap::new(),
+            owners: HashMap::new(),
+            contested: HashSet::new(),
+            hairpins: HashMap::new(),
+            classes: HashMap::new(),
+            reachable: HashSet::new(),
+            garbage: VecDeque::new(),
+            next_id: 0,
+        }
+    }
+
+    /// A batch that makes the table anew; follow it by [`Table::change`] for all services.
+    pub(super) fn rebuild(&mut self) -> Batch {
+        let (name, pods, services) = (self.name.clone(), self.cluster_cidr, self.service_cidr);
+        *self = Table::new(&name, pods, services);
+        let mut batch = Batch::new(&self.name);
+        rules::skeleton(&mut batch, pods, services);
+        batch
+    }
+
+    /// A batch for incremental changes.
+    pub(super) fn batch(&self) -> Batch {
+        Batch::new(&self.name)
+    }
+
+    fn id(&mut self) -> u32 {
+        self.next_id = self.next_id.wrapping_add(1);
+        self.next_id
+    }
+
+    /// Services to look at again because an address or port that they wanted may be free now.
+    pub(super) fn take_contested(&mut self) -> Vec<ObjectKey> {
+        self.contested.drain().collect()
+    }
+
+    /// Whether a service that wants something another one has is waiting.
+    pub(super) fn has_contested(&self) -> bool {
+        !self.contested.is_empty()
+    }
+
+    /// When the oldest garbage may go.
+    pub(super) fn next_collection(&self) -> Option<Instant> {
+        self.garbage.front().map(|(since, _)| *since + REST)
+    }
+
+    /// Adds the removal of what has rested long enough.
+    pub(super) fn collect(&mut self, batch: &mut Batch, now: Instant) {
+        while let Some((_, elements)) = self.garbage.pop_front_if(|(since, _)| *since + REST <= now) {
+            emit(batch, &elements, |batch, set, elements| batch.remove(set, elements));
+        }
+    }
+
+    /// Adds what brings some services to their plans; no ports: the service is gone. Returns endpoints that left, with protocol.
+    pub(super) fn change(
+        &mut self,
+        batch: &mut Batch,
+        plans: Vec<(ObjectKey, Vec<PortPlan>)>,
+        now: Instant,
+    ) -> Vec<(u8, Backend)> {
+        let (mut add, mut remove, mut garbage) = (Elements::new(), Elements::new(), Elements::new());
+        let mut left = Vec::new();
+        // What leaves is taken out of the books first, so that another service of the same batch may have it.
+        let plans: Vec<_> = plans
+            .into_iter()
+            .map(|(key, ports)| {
+                let old = self.services.remove(&key).unwrap_or_default();
+                for element in old.shown.keys() {
+                    if self.owners.get(element) == Some(&key) {
+                        self.owners.remove(element);
+                    }
+                }
+                (key, ports, old)
+            })
+            .collect();
+        for (key, ports, old) in plans {
+            let new = self.install(batch, &key, &ports, &old);
+            for (element, value) in &old.shown {
+                if new.shown.get(element) != Some(value) {
+                    remove.insert(element.clone(), value.clone());
+                }
+            }
+            for (element, value) in &new.shown {
+                if old.shown.get(element) != Some(value) {
+                    add.insert(element.clone(), value.clone());
+                }
+            }
+            garbage.extend(difference(&old.kept, &new.kept));
+            add.extend(difference(&new.kept, &old.kept));
+            for (slot, (_, backends)) in &old.pools {
+                let now_there = new.pools.get(slot).map(|(_, b)| &b[..]).unwrap_or_default();
+                left.extend(backends.iter().filter(|b| !now_there.contains(b)).map(|b| (slot.1, *b)));
+            }
+            self.count_hairpins(&old, &new, &mut add, &mut remove);
+            if !ports.is_empty() {
+                self.services.insert(key, new);
+            }
+        }
+        // An element that one service gave up and another one took with the same value stays.
+        let same: Vec<_> = remove.iter().filter(|(k, v)| add.get(*k) == Some(*v)).map(|(k, _)| k.clone()).collect();
+        for key in same {
+            remove.remove(&key);
+            add.remove(&key);
+        }
+        emit(batch, &remove, |batch, set, elements| batch.remove(set, elements));
+        emit(batch, &add, |batch, set, elements| batch.add(set, elements));
+        if !garbage.is_empty() {
+            self.garbage.push_back((now, garbage));
+        }
+        left
+    }
+
+    fn install(&mut self, batch: &mut Batch, key: &ObjectKey, ports: &[PortPlan], old: &Installed) -> Installed {
+        let mut new = Installed::default();
+        for port in ports {
+            let name = (port.name.clone(), port.protocol);
+            let id = old.ids.get(&name).copied().unwrap_or_else(|| self.id());
+            for front in &port.fronts {
+                let backends = port.backends(front.reach);
+                let (element, value) = if backends.is_empty() && front.reach == Reach::Cluster {
+                    (reject_key(front.zone, front.address, port.protocol, front.port), Value::None)
+                } else {
+                    let slot = (port.name.clone(), port.protocol, front.reach);
+                    let pool = match (new.pools.get(&slot), old.pools.get(&slot)) {
+                        (Some((pool, _)), _) => *pool,
+                        (None, Some((pool, had))) if had == backends => *pool,
+                        (None, _) => self.id(),
+                    };
+                    new.pools.entry(slot).or_insert_with(|| (pool, backends.to_vec()));
+                    let class = Class {
+                        endpoints: u32::try_from(backends.len()).unwrap_or(u32::MAX),
+                        affinity_ms: port.affinity_ms,
+                        masquerade: front.masquerade,
+                    };
+                    let class = self.class(batch, front.zone, class);
+                    let key = [
+                        rules::zone_word(front.zone),
+                        front.address.octets(),
+                        [port.protocol, 0, 0, 0],
+                        word(front.port),
+                    ];
+                    let value = [class, pool, id].map(u32::to_ne_bytes).concat();
+                    ((rules::FRONTS, key.concat()), Value::Bytes(value))
+                };
+                if self.owners.get(&element).is_some_and(|owner| owner != key) {
+                    self.contested.insert(key.clone());
+                    continue;
+                }
+                self.owners.insert(element.clone(), key.clone());
+                new.shown.insert(element, value);
+            }
+            new.ids.insert(name, id);
+            let reaches = [Reach::Cluster, Reach::Local];
+            for (pool, backends) in
+                reaches.iter().filter_map(|r| new.pools.get(&(port.name.clone(), port.protocol, *r)))
+            {
+                for (number, backend) in (0u32..).zip(backends) {
+                    let slot = [pool.to_ne_bytes(), number.to_ne_bytes()].concat();
+                    new.kept.insert((rules::BACKENDS, slot), Value::Bytes(endpoint(backend)));
+                    if port.affinity_ms.is_some() {
+                        let member = [&pool.to_ne_bytes()[..], &endpoint(backend)].concat();
+                        new.kept.insert((rules::MEMBERS, member), Value::None);
+                    }
+                }
+            }
+        }
+        new
+    }
+
+    fn class(&mut self, batch: &mut Batch, zone: Zone, class: Class) -> u32 {
+        let id = match self.classes.get(&class) {
+            Some(id) => *id,
+            None => {
+                let id = self.id();
+                self.classes.insert(class, id);
+                id
+            }
+        };
+        if self.reachable.insert((zone, id)) {
+            rules::add_class(batch, zone, id, class);
+        }
+        id
+    }
+
+    fn count_hairpins(&mut self, old: &Installed, new: &Installed, add: &mut Elements, remove: &mut Elements) {
+        let addresses = |installed: &Installed| -> HashSet<Ipv4Addr> {
+            installed.pools.values().flat_map(|(_, backends)| backends.iter().map(|b| b.address)).collect()
+        };
+        let (before, after) = (addresses(old), addresses(new));
+        for address in after.difference(&before) {
+            let count = self.hairpins.entry(*address).or_default();
+            *count += 1;
+            if *count == 1 {
+                add.insert(hairpin(*address), Value::None);
+            }
+        }
+        for address in before.difference(&after) {
+            let count = self.hairpins.entry(*address).or_default();
+            *count = count.saturating_sub(1);
+            if *count == 0 {
+                self.hairpins.remove(address);
+                // Added earlier in the same batch: the two cancel out where all is put together.
+                remove.insert(hairpin(*address), Value::None);
+            }
+        }
+    }
+}
+
+fn hairpin(address: Ipv4Addr) -> (&'static str, Vec<u8>) {
+    (rules::HAIRPIN, [address.octets(), address.octets()].concat())
+}
+
+fn reject_key(zone: Zone, address: Ipv4Addr, protocol: u8, port: u16) -> (&'static str, Vec<u8>) {
+    let tail = [[protocol, 0, 0, 0], word(port)].concat();
+    match zone {
+        Zone::InsidePort | Zone::OutsidePort => (rules::REJECTED_PORTS, tail),
+        Zone::Cluster | Zone::Inside | Zone::Outside => {
+            (rules::REJECTED, [&address.octets()[..], &tail].concat())
+        }
+    }
+}
+
+fn difference(of: &Elements, without: &Elements) -> Elements {
+    of.iter().filter(|(key, _)| !without.contains_key(*key)).map(|(k, v)| (k.clone(), v.clone())).collect()
+}
+
+/// Gives `each` the elements of one set after another.
+fn emit(
+    batch: &mut Batch,
+    elements: &Elements,
+    mut each: impl FnMut(&mut Batch, &'static str, &[(Vec<u8>, Value)]),
+) {
+    let mut current: Vec<(Vec<u8>, Value)> = Vec::new();
+    let mut name = None;
+    for ((set, key), value) in elements {
+        if name.is_some_and(|n| n != *set) {
+            if let Some(name) = name {
+                each(batch, name, &current);
+            }
+            current.clear();
+        }
+        name = Some(*set);
+        current.push((key.clone(), value.clone()));
+    }
+    if let Some(name) = name {
+        each(batch, name, &current);
+    }
+}
