@@ -12,8 +12,11 @@ pub const TESTS: &[(&str, fn() -> Outcome)] = &[("five_processes_are_a_cluster",
 
 fn five() -> Outcome {
     let mut cluster = Cluster::prepare()?;
-    let data = cluster.data.to_string_lossy().into_owned();
-    let pki = cluster.data.join("pki");
+    // The control plane's directory holds files only; what `take_down` resets is the node's.
+    let control = cluster.dir.path().join("control");
+    let (control_dir, node_dir) = (control.to_string_lossy().into_owned(), cluster.data.to_string_lossy().into_owned());
+    let pki = control.join("pki");
+    let certificates = pki.to_string_lossy().into_owned();
     let kubeconfig = |component: &str| pki.join(format!("{component}.kubeconfig")).to_string_lossy().into_owned();
     let start = |cluster: &mut Cluster, component: &str, more: &[&str]| -> Outcome {
         let mut command = cluster.hyperkube(&["--log", "info", component]);
@@ -22,14 +25,14 @@ fn five() -> Outcome {
         cluster.processes.push(process);
         Ok(())
     };
-    start(&mut cluster, "kube-apiserver", &["--data-dir", &data, "--bind-address", "127.0.0.1", "--authorization-mode", "Node,RBAC"])?;
+    start(&mut cluster, "kube-apiserver", &["--data-dir", &control_dir, "--bind-address", "127.0.0.1", "--authorization-mode", "Node,RBAC"])?;
     until("the API server has written its kubeconfigs", Duration::from_secs(20), || Ok(pki.join("kube-proxy.kubeconfig").exists()))?;
     start(&mut cluster, "kube-controller-manager", &["--kubeconfig", &kubeconfig("controller-manager"), "--leader-elect=true"])?;
     start(&mut cluster, "kube-scheduler", &["--kubeconfig", &kubeconfig("scheduler")])?;
     // The same images and containers as `up` would use.
     cluster.load_images()?;
-    start(&mut cluster, "kubelet", &["--kubeconfig", &kubeconfig("kubelet"), "--data-dir", &data, "--hostname-override", "node-1"])?;
-    start(&mut cluster, "kube-proxy", &["--kubeconfig", &kubeconfig("kube-proxy"), "--hostname-override", "node-1"])?;
+    start(&mut cluster, "kubelet", &["--kubeconfig", &kubeconfig("kubelet"), "--root-dir", &node_dir, "--cert-dir", &certificates, "--hostname-override", "node-1"])?;
+    start(&mut cluster, "kube-proxy", &["--kubeconfig", &kubeconfig("kube-proxy"), "--root-dir", &node_dir, "--hostname-override", "node-1"])?;
     cluster.kubeconfig = pki.join("admin.kubeconfig");
     cluster.wait_ready()?;
     smoke(&cluster)?;

@@ -145,9 +145,6 @@ impl Process {
     pub fn said(&self) -> String {
         fs::read_to_string(&self.log).unwrap_or_default()
     }
-    pub fn id(&self) -> u32 {
-        self.child.id()
-    }
     pub fn kill(&mut self) {
         let _ = self.child.kill();
         let _ = self.child.wait();
