@@ -341,7 +341,7 @@ impl Cluster {
                     state_dir: self.paths.network(),
                 };
                 crate::network::record(&self.paths, &network)?;
-                let network = Network::start(&network, &system, Parts::ALL).await?;
+                let network = Network::start(&network, &system, Parts::All).await?;
                 config.pod_cidr = Some(network.node_pods().to_string());
                 let pods = network.pod_network();
                 self.network = Some(network);

@@ -6,16 +6,13 @@ use std::{
     sync::Arc,
 };
 
-use k8s_core::{
-    api::api::{core::v1::Service, discovery::v1::EndpointSlice},
-    cache::{Cache, Reflector, reflect},
-    client::{Client, Error, ListParams},
-};
+use k8s_core::client::{Client, Error};
 use k8s_net::{
-    bridge::{self, Bridge, BridgeConfig, bridge_name},
+    bridge::{Bridge, bridge_name},
     cidr::Cidr,
+    node::{NodeNet, NodeNetConfig},
     pod::PodNetwork,
-    proxy::{self, Proxy, ProxyConfig},
+    proxy,
 };
 use serde_json::json;
 
@@ -49,29 +46,24 @@ pub struct NetworkConfig {
 
 /// Which parts of the network run in this process.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Parts {
+pub enum Parts {
     /// The pod network.
-    pub pods: bool,
-    /// The service proxy and the DNS.
-    pub services: bool,
-}
-
-impl Parts {
-    /// All of it.
-    pub const ALL: Parts = Parts { pods: true, services: true };
+    Pods,
+    /// Pod network, service proxy and DNS.
+    All,
 }
 
 /// A running network.
 pub struct Network {
-    bridge: Bridge,
+    running: Running,
     node_pods: Range,
-    services: Option<Services>,
 }
 
-/// What answers for Services: proxy, and the caches that it sees the world through.
-struct Services {
-    proxy: Proxy,
-    _caches: (Reflector, Reflector),
+enum Running {
+    /// The pod network alone.
+    Pods(Bridge),
+    /// Proxy and DNS as well. (They need the bridge, and take over one that another process made.)
+    Whole(NodeNet),
 }
 
 impl std::fmt::Debug for Network {
@@ -84,15 +76,18 @@ fn cidr(range: Range) -> Result<Cidr, Failure> {
     range.to_string().parse().map_err(|e| Failure::new(Code::Usage, format!("range {range}: {e}")))
 }
 
-fn bridge_config(config: &NetworkConfig) -> Result<BridgeConfig, Failure> {
-    Ok(BridgeConfig {
-        cluster: config.cluster.clone(),
-        bridge: bridge_name(&config.cluster),
+/// The configuration as `k8s-net` has it.
+fn node_net(config: &NetworkConfig) -> Result<NodeNetConfig, Failure> {
+    Ok(NodeNetConfig {
+        name: config.cluster.clone(),
+        node_name: config.node_name.clone(),
         pod_cidr: cidr(config.node_range())?,
         cluster_cidr: cidr(config.pods)?,
         service_cidr: cidr(config.services)?,
-        mtu: 0,
+        dns_ip: Some(config.dns),
+        cluster_domain: config.domain.clone(),
         state_dir: config.state_dir.clone(),
+        ..NodeNetConfig::default()
     })
 }
 
@@ -110,20 +105,24 @@ impl Network {
     /// # Errors
     /// One clear line and a code.
     pub async fn start(config: &NetworkConfig, client: &Client, parts: Parts) -> Result<Self, Failure> {
-        let settings = bridge_config(config)?;
-        let bridge = tokio::task::spawn_blocking(move || Bridge::start(settings))
-            .await
-            .map_err(Failure::because("pod network"))?
-            .map_err(|e| Failure::new(Code::Preflight, format!("pod network: {e}")))?;
-        let services =
-            if parts.services { Some(Services::start(config, client, &bridge).await?) } else { None };
-        Ok(Network { bridge, node_pods: config.node_range(), services })
+        let missing = |e: &dyn std::fmt::Display| Failure::new(Code::Preflight, format!("network: {e}"));
+        let settings = node_net(config)?;
+        let running = if parts == Parts::Pods {
+            let bridge = tokio::task::spawn_blocking(move || Bridge::start(settings.bridge()));
+            Running::Pods(bridge.await.map_err(Failure::because("network"))?.map_err(|e| missing(&e))?)
+        } else {
+            Running::Whole(NodeNet::start(settings, &client.named("kube-proxy")).await.map_err(|e| missing(&e))?)
+        };
+        Ok(Network { running, node_pods: config.node_range() })
     }
 
     /// What connects pods.
     #[must_use]
     pub fn pod_network(&self) -> Arc<dyn PodNetwork> {
-        Arc::new(self.bridge.clone())
+        match &self.running {
+            Running::Pods(bridge) => Arc::new(bridge.clone()),
+            Running::Whole(net) => net.pod_network(),
+        }
     }
 
     /// The node's part of the pods' range.
@@ -132,41 +131,17 @@ impl Network {
         self.node_pods
     }
 
-    /// The bridge's own address.
+    /// The address that this machine has on the pod network.
     #[must_use]
     pub fn gateway(&self) -> IpAddr {
-        IpAddr::V4(self.bridge.gateway())
+        IpAddr::V4(self.node_pods.nth(1))
     }
 
     /// Stops; what running pods need stays in the kernel.
     pub async fn shutdown(self) {
-        if let Some(services) = self.services {
-            services.proxy.shutdown().await;
+        if let Running::Whole(net) = self.running {
+            net.shutdown().await;
         }
-    }
-}
-
-impl Services {
-    async fn start(config: &NetworkConfig, client: &Client, bridge: &Bridge) -> Result<Self, Failure> {
-        bridge.add_address(config.dns).map_err(Failure::because("DNS address"))?;
-        let client = client.named("kube-proxy");
-        let (services, slices) = (Cache::<Service>::new(), Cache::<EndpointSlice>::new());
-        let proxy = Proxy::start(
-            ProxyConfig {
-                cluster: config.cluster.clone(),
-                node_name: config.node_name.clone(),
-                cluster_cidr: Some(cidr(config.pods)?),
-                service_cidr: Some(cidr(config.services)?),
-            },
-            services.clone(),
-            slices.clone(),
-        )
-        .map_err(|e| Failure::new(Code::Preflight, format!("service proxy: {e}")))?;
-        let caches = (
-            reflect(client.all(), ListParams::default(), services),
-            reflect(client.all(), ListParams::default(), slices),
-        );
-        Ok(Services { proxy, _caches: caches })
     }
 }
 
@@ -222,8 +197,7 @@ pub fn leftovers(paths: &Paths) -> Vec<String> {
 /// What could not be removed.
 pub fn cleanup(paths: &Paths) -> Result<(), Failure> {
     let Some(config) = recorded(paths) else { return Ok(()) };
-    proxy::cleanup(&config.cluster).map_err(Failure::because("service proxy"))?;
-    bridge::cleanup(&bridge_config(&config)?).map_err(Failure::because("pod network"))
+    k8s_net::node::cleanup(&node_net(&config)?).map_err(Failure::because("remove the network"))
 }
 
 /// The address that this machine has on the way to others; `None` when it has no way. No packet is sent.

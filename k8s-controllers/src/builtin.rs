@@ -16,6 +16,7 @@ pub mod pods;
 
 mod cluster_roles;
 mod cronjob;
+mod daemonset;
 mod deployment;
 mod endpoints;
 mod gc;
@@ -24,6 +25,7 @@ mod namespace;
 mod namespaced;
 mod node;
 mod replicas;
+mod volumes;
 
 /// What built-in controllers must be told.
 #[derive(Clone, Debug)]
@@ -92,6 +94,8 @@ pub static ALL: &[BuiltIn] = &[
     row("pod-garbage-collector-controller", "podgc", node::pod_gc),
     row("cronjob-controller", "cronjob", cronjob::start),
     row("clusterrole-aggregation-controller", "clusterrole-aggregation", cluster_roles::start),
+    row("daemonset-controller", "daemonset", daemonset::start),
+    row("persistentvolume-binder-controller", "persistentvolume-binder", volumes::start),
 ];
 
 /// All built-in controllers that are on by default.

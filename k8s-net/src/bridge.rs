@@ -98,7 +98,8 @@ fn context(context: impl Into<String>) -> impl FnOnce(io::Error) -> BridgeError 
 /// The name of a cluster's bridge: readable where it fits into a link's 15 bytes, otherwise shortened with a checksum.
 #[must_use]
 pub fn bridge_name(cluster: &str) -> String {
-    let fits = cluster.len() <= 12 && cluster.bytes().all(|b| b.is_ascii_alphanumeric() || b == b'-' || b == b'_');
+    let fits =
+        cluster.len() <= 12 && cluster.bytes().all(|b| b.is_ascii_alphanumeric() || b == b'-' || b == b'_');
     if fits && !cluster.is_empty() {
         return format!("hk-{cluster}");
     }
@@ -149,7 +150,8 @@ impl Bridge {
         let index = index.map_err(context(format!("find bridge {name}")))?;
         // Nothing but our addresses; and packets of 127.0.0.1 may be sent on to pods, for node ports.
         let _ = sysctl::set(&format!("net/ipv6/conf/{name}/disable_ipv6"), "1");
-        sysctl::set(&format!("net/ipv4/conf/{name}/route_localnet"), "1").map_err(context("set route_localnet"))?;
+        sysctl::set(&format!("net/ipv4/conf/{name}/route_localnet"), "1")
+            .map_err(context("set route_localnet"))?;
         rtnl.add_address(index, gateway, config.pod_cidr.prefix())
             .map_err(context(format!("address {gateway} on {name}")))?;
         rtnl.set_up(index).map_err(context(format!("switch on {name}")))?;
@@ -193,7 +195,8 @@ impl Bridge {
             let address = state.ipam.allocate(&pod.sandbox, ports.clone()).map_err(pod_error)?;
             let is_new = old != ports || !state.ipam.is_announced(address);
             if is_new {
-                let change = rules::change(&self.0.config, address, &old, &ports, state.ipam.is_announced(address));
+                let change =
+                    rules::change(&self.0.config, address, &old, &ports, state.ipam.is_announced(address));
                 if let Err(e) = state.nft.commit(change) {
                     let _ = state.ipam.release(&pod.sandbox);
                     return Err(host_port_error(pod, e));
@@ -205,11 +208,18 @@ impl Bridge {
         let gateway = self.gateway();
         let mtu = if self.0.config.mtu == 0 { 1500 } else { self.0.config.mtu };
         let host = attach::host_link(&self.0.config.bridge, &pod.sandbox);
-        attach::connect(&attach::Ends { host: &host, bridge: self.0.index, netns: &pod.netns, address, gateway, mtu })
-            .map_err(|source| PodNetworkError::Io {
-                context: format!("connect {}/{} to {}", pod.namespace, pod.name, self.0.config.bridge),
-                source,
-            })?;
+        attach::connect(&attach::Ends {
+            host: &host,
+            bridge: self.0.index,
+            netns: &pod.netns,
+            address,
+            gateway,
+            mtu,
+        })
+        .map_err(|source| PodNetworkError::Io {
+            context: format!("connect {}/{} to {}", pod.namespace, pod.name, self.0.config.bridge),
+            source,
+        })?;
         Ok(vec![IpAddr::V4(address)])
     }
 
@@ -251,7 +261,10 @@ fn pod_error(error: IpamError) -> PodNetworkError {
 fn host_port_error(pod: &PodAttachment, source: io::Error) -> PodNetworkError {
     if source.raw_os_error() == Some(libc::EEXIST) {
         let ports: Vec<_> = pod.host_ports.iter().map(|p| p.host_port.to_string()).collect();
-        return PodNetworkError::Other(format!("host port is in use by another pod (wanted: {})", ports.join(", ")));
+        return PodNetworkError::Other(format!(
+            "host port is in use by another pod (wanted: {})",
+            ports.join(", ")
+        ));
     }
     PodNetworkError::Io { context: format!("host ports of {}/{}", pod.namespace, pod.name), source }
 }
@@ -336,7 +349,11 @@ pub fn cleanup(config: &BridgeConfig) -> Result<(), BridgeError> {
         note(rtnl.del_route(&guard(range)).map_err(context(format!("remove guard route for {range}"))));
     }
     let table = rules::table_name(&config.cluster);
-    note(Nft::open().and_then(|mut nft| nft.drop_table(&table)).map_err(context(format!("remove table {table}"))));
+    note(
+        Nft::open()
+            .and_then(|mut nft| nft.drop_table(&table))
+            .map_err(context(format!("remove table {table}"))),
+    );
     let folder = config.state_dir.join("ipam");
     match std::fs::remove_dir_all(&folder) {
         Err(e) if e.kind() != io::ErrorKind::NotFound => note(Err(context(folder.display().to_string())(e))),
@@ -352,7 +369,8 @@ mod tests {
     #[test]
     fn bridge_names_fit_and_differ() {
         assert_eq!(bridge_name("demo"), "hk-demo");
-        let (long, other) = (bridge_name("a-very-long-cluster-name"), bridge_name("a-very-long-cluster-namf"));
+        let (long, other) =
+            (bridge_name("a-very-long-cluster-name"), bridge_name("a-very-long-cluster-namf"));
         assert!(long.len() <= 15 && long != other);
         assert!(bridge_name("").len() <= 15 && !bridge_name("a b").contains(' '));
     }

@@ -9,10 +9,15 @@
 
 pub mod bridge;
 pub mod cidr;
+pub mod dns;
 mod netlink;
 mod netns;
+#[cfg(test)]
+mod nettests;
 mod nft;
+pub mod node;
 pub mod pod;
+pub mod preflight;
 pub mod proxy;
 mod rtnl;
 mod sysctl;

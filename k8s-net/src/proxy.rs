@@ -106,8 +106,11 @@ impl Proxy {
         services: Cache<Service>,
         slices: Cache<EndpointSlice>,
     ) -> Result<Self, ProxyError> {
-        slices.add_index(BY_SERVICE, |slice: &EndpointSlice| service_of(slice).into_iter().map(|k| k.to_string()).collect());
-        let nft = Nft::open().map_err(|source| ProxyError::Io { context: "open nf_tables".into(), source })?;
+        slices.add_index(BY_SERVICE, |slice: &EndpointSlice| {
+            service_of(slice).into_iter().map(|k| k.to_string()).collect()
+        });
+        let nft =
+            Nft::open().map_err(|source| ProxyError::Io { context: "open nf_tables".into(), source })?;
         let (sender, stats) = watch::channel(ProxyStats::default());
         let stop = CancellationToken::new();
         let table = Table::new(&table_name(&config.cluster), config.cluster_cidr, config.service_cidr);
@@ -303,4 +306,3 @@ impl Kernel {
         Ok(true)
     }
 }
-

@@ -10,9 +10,7 @@ use std::{
 
 use crate::{
     cidr::Cidr,
-    netlink::{
-        Messages, NLM_F_ACK, NLM_F_CREATE, NLM_F_DUMP, NLM_F_EXCL, NLM_F_REPLACE, Socket, attr_of,
-    },
+    netlink::{NLM_F_ACK, NLM_F_CREATE, NLM_F_DUMP, NLM_F_EXCL, NLM_F_REPLACE, Socket, attr_of},
 };
 
 const IFLA_ADDRESS: u16 = 1;
@@ -126,7 +124,9 @@ impl Rtnl {
             },
             |_, body| {
                 let number = |b: &[u8]| b.get(..4).map(|b| u32::from_ne_bytes([b[0], b[1], b[2], b[3]]));
-                let (Some(index), Some(rest)) = (body.get(4..).and_then(number), body.get(16..)) else { return };
+                let (Some(index), Some(rest)) = (body.get(4..).and_then(number), body.get(16..)) else {
+                    return;
+                };
                 let name = attr_of(rest, IFLA_IFNAME).unwrap_or_default();
                 let name = String::from_utf8_lossy(name).trim_end_matches('\0').to_owned();
                 let master = attr_of(rest, IFLA_MASTER).and_then(number);
@@ -218,7 +218,14 @@ impl Rtnl {
         unless(gone, libc::ENODEV)
     }
 
-    fn address(&mut self, kind: u16, flags: u16, index: u32, address: Ipv4Addr, prefix: u8) -> io::Result<()> {
+    fn address(
+        &mut self,
+        kind: u16,
+        flags: u16,
+        index: u32,
+        address: Ipv4Addr,
+        prefix: u8,
+    ) -> io::Result<()> {
         let mut head = [0; 8];
         head[0] = libc::AF_INET as u8;
         head[1] = prefix;
@@ -313,7 +320,7 @@ impl Rtnl {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::netlink::attrs;
+    use crate::netlink::{Messages, attrs};
 
     #[test]
     fn nested_attributes_are_read_back_as_written() {

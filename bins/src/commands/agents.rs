@@ -124,7 +124,7 @@ impl Kubelet {
         let client = self.connection.client("kubelet")?;
         let network = self.ranges.network(&paths, self.pod_cidr);
         crate::network::record(&paths, &network)?;
-        let network = Network::start(&network, &client, Parts { pods: true, services: false }).await?;
+        let network = Network::start(&network, &client, Parts::Pods).await?;
         let address = self.node_ip.or_else(crate::network::own_address).unwrap_or_else(|| network.gateway());
         let config = NodeConfig {
             name: self.ranges.node_name(),
@@ -197,7 +197,7 @@ impl Proxy {
         let paths = Paths::new(&self.root_dir)?;
         let client = self.connection.client("kube-proxy")?;
         let config = self.ranges.network(&paths, None);
-        let network = Network::start(&config, &client, Parts { pods: false, services: true }).await?;
+        let network = Network::start(&config, &client, Parts::All).await?;
         crate::network::publish_dns(&client, self.ranges.cluster_dns)
             .await
             .map_err(Failure::because("make the kube-dns Service"))?;

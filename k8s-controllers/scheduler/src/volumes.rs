@@ -94,12 +94,11 @@ pub(crate) fn claims_of(pod: &Pod, caches: &VolumeCaches) -> Result<Vec<Claim>, 
             );
             return Err(Reject::never(reason));
         }
-        if let Some(volume) = spec.volume_name.as_ref().filter(|v| !v.is_empty()) {
-            if claim.annotation("pv.kubernetes.io/bind-completed").is_some() || phase == Some("Bound") {
-                let volume = caches.volumes.get("", volume);
-                all.push(Claim::Bound(volume.and_then(|v| reach(&v))));
-                continue;
-            }
+        let bound = claim.annotation("pv.kubernetes.io/bind-completed").is_some() || phase == Some("Bound");
+        if let Some(volume) = spec.volume_name.as_ref().filter(|v| bound && !v.is_empty()) {
+            let volume = caches.volumes.get("", volume);
+            all.push(Claim::Bound(volume.and_then(|v| reach(&v))));
+            continue;
         }
         let class_name =
             class(claim.annotation(CLASS_ANNOTATION), spec.storage_class_name.as_ref()).to_owned();

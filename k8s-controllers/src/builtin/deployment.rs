@@ -23,6 +23,7 @@ use k8s_core::{
     meta::{LabelSelector, ObjectExt, ObjectKey},
 };
 
+pub(super) use self::plan::scaled;
 use self::{
     plan::{Bounds, Size},
     replica_sets::Sets,

@@ -127,11 +127,17 @@ impl Left {
             return Ok(());
         }
         let api = cx.client().dynamic(resource, namespace);
-        if row.can("deletecollection") {
+        let mut standing: Vec<&str> = Vec::new();
+        for object in &before.items {
+            if object.metadata.deletion_timestamp.is_none() {
+                standing.push(&object.metadata.name);
+            }
+        }
+        if !standing.is_empty() && row.can("deletecollection") {
             api.delete_collection(&ListParams::default(), &DeleteOptions::background()).await?;
         } else {
-            for object in before.items.iter().filter(|o| o.metadata.deletion_timestamp.is_none()) {
-                api.delete_if_exists(&object.metadata.name, &DeleteOptions::background()).await?;
+            for name in standing {
+                api.delete_if_exists(name, &DeleteOptions::background()).await?;
             }
         }
         let after = dynamic::list(cx.client(), resource, namespace).await?;

@@ -66,7 +66,11 @@ fn inner(ends: &Ends<'_>) -> io::Result<bool> {
         rtnl.add_address(index, ends.address, 32)?;
         rtnl.set_up(index)?;
         let source = Some(ends.address);
-        rtnl.set_route(&Route { to: Cidr::new(ends.gateway, 32), how: How::Link { index, source }, metric: 0 })?;
+        rtnl.set_route(&Route {
+            to: Cidr::new(ends.gateway, 32),
+            how: How::Link { index, source },
+            metric: 0,
+        })?;
         let everything = Cidr::new(Ipv4Addr::UNSPECIFIED, 0);
         let how = How::Via { gateway: ends.gateway, index: Some(index) };
         rtnl.set_route(&Route { to: everything, how, metric: 0 })?;
@@ -78,7 +82,10 @@ fn inner(ends: &Ends<'_>) -> io::Result<bool> {
 pub(super) fn kept_ports(ports: &[HostPort]) -> Result<Vec<KeptPort>, PodNetworkError> {
     let kept = |port: &HostPort| {
         let protocol = crate::protocol_number(&port.protocol).ok_or_else(|| {
-            PodNetworkError::Other(format!("host port {}: unknown protocol {:?}", port.host_port, port.protocol))
+            PodNetworkError::Other(format!(
+                "host port {}: unknown protocol {:?}",
+                port.host_port, port.protocol
+            ))
         })?;
         let host_ip = match port.host_ip {
             None => None,
@@ -86,7 +93,10 @@ pub(super) fn kept_ports(ports: &[HostPort]) -> Result<Vec<KeptPort>, PodNetwork
             Some(IpAddr::V4(ip)) => Some(ip),
             Some(IpAddr::V6(ip)) if ip.is_unspecified() => None,
             Some(IpAddr::V6(ip)) => {
-                return Err(PodNetworkError::Other(format!("host port {}: {ip} is not IPv4", port.host_port)));
+                return Err(PodNetworkError::Other(format!(
+                    "host port {}: {ip} is not IPv4",
+                    port.host_port
+                )));
             }
         };
         Ok(KeptPort { protocol, host_ip, host_port: port.host_port, container_port: port.container_port })

@@ -108,7 +108,9 @@ impl Ipam {
         let Some(address) = self.by_sandbox.get(sandbox).copied() else { return Ok(None) };
         let path = self.folder.join(address.to_string());
         match fs::remove_file(&path) {
-            Err(source) if source.kind() != io::ErrorKind::NotFound => return Err(IpamError::Io { path, source }),
+            Err(source) if source.kind() != io::ErrorKind::NotFound => {
+                return Err(IpamError::Io { path, source });
+            }
             _ => {}
         }
         self.by_sandbox.remove(sandbox);

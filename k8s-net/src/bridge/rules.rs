@@ -9,14 +9,13 @@ use super::{
 use crate::{
     cidr::Cidr,
     nft::{
-        Batch, DSTNAT, FILTER, Hook, INPUT, OUTPUT, POSTROUTING, PREROUTING, Rule, SRCNAT, SetSpec, Value, Values,
-        Verdict,
+        Batch, DSTNAT, FILTER, Hook, INPUT, OUTPUT, POSTROUTING, PREROUTING, Rule, SRCNAT, SetSpec, Value,
+        Values, Verdict,
         expr::{Is, Meta, REG, Side},
     },
 };
 
-const ANY: SetSpec =
-    SetSpec { name: "host-ports", key_length: 8, values: Values::Bytes(8), dynamic: false };
+const ANY: SetSpec = SetSpec { name: "host-ports", key_length: 8, values: Values::Bytes(8), dynamic: false };
 const AT: SetSpec =
     SetSpec { name: "host-ports-at", key_length: 12, values: Values::Bytes(8), dynamic: false };
 const HAIRPIN: SetSpec = SetSpec { name: "hairpin", key_length: 8, values: Values::None, dynamic: false };
@@ -42,7 +41,8 @@ pub(super) fn build(config: &BridgeConfig, ipam: &Ipam) -> Batch {
     batch.rule("host-ports", &any.map(REG, ANY.name, REG + 4).redirect(REG + 4, REG + 5));
     for (chain, hook) in [("prerouting", PREROUTING), ("output", OUTPUT)] {
         batch.chain(chain, Some(Hook { kind: "nat", hook, priority: DSTNAT }));
-        let jump = Rule::new().local(Side::Destination, Is::Equal).verdict(&Verdict::Jump("host-ports".into()));
+        let jump =
+            Rule::new().local(Side::Destination, Is::Equal).verdict(&Verdict::Jump("host-ports".into()));
         batch.rule(chain, &jump);
     }
     let loopback = Cidr::new(Ipv4Addr::LOCALHOST, 8);

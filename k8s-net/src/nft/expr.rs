@@ -3,8 +3,6 @@
 //! Registers are 32-bit words numbered from [`REG`]; the kernel refuses a rule that reads a register which the same rule did not
 //! write, so every rule loads what it needs.
 
-use std::net::Ipv4Addr;
-
 use crate::{cidr::Cidr, netlink::Messages};
 
 /// The first register; there are 16.
@@ -15,9 +13,7 @@ pub(crate) const MASQUERADE_MARK: u32 = 0x4000;
 /// What happens to a packet next.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) enum Verdict {
-    Accept,
     Drop,
-    Return,
     Goto(String),
     Jump(String),
 }
@@ -26,8 +22,6 @@ impl Verdict {
     pub(crate) fn write(&self, m: &mut Messages) {
         let (code, chain): (i32, _) = match self {
             Verdict::Drop => (0, None),
-            Verdict::Accept => (1, None),
-            Verdict::Return => (-5, None),
             Verdict::Jump(chain) => (-3, Some(chain)),
             Verdict::Goto(chain) => (-4, Some(chain)),
         };
@@ -140,14 +134,11 @@ impl Rule {
 
     /// An address is in a range, or not.
     pub(crate) fn in_range(self, side: Side, is: Is, range: Cidr) -> Self {
-        self.address(REG, side)
-            .bitwise(REG, range.mask().octets(), [0; 4])
-            .compare(REG, is, &range.base().octets())
-    }
-
-    /// An address is this one.
-    pub(crate) fn is_address(self, side: Side, address: Ipv4Addr) -> Self {
-        self.address(REG, side).compare(REG, Is::Equal, &address.octets())
+        self.address(REG, side).bitwise(REG, range.mask().octets(), [0; 4]).compare(
+            REG,
+            is,
+            &range.base().octets(),
+        )
     }
 
     /// The link that the packet came by or leaves by has this name, or not.
@@ -276,6 +267,13 @@ impl Rule {
             .push("meta", |m| {
                 m.attr_be32(2, Meta::Mark as u32).attr_be32(3, REG);
             })
+    }
+
+    /// Resets a TCP connection; ends for other protocols. Unlike ICMP, nobody limits the rate of resets.
+    pub(crate) fn reset(self) -> Self {
+        self.meta(REG, Meta::Protocol).compare(REG, Is::Equal, &[6]).push("reject", |m| {
+            m.attr_be32(1, 1);
+        })
     }
 
     /// Answers "port unreachable": the caller sees a refused connection at once.

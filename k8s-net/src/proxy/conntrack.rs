@@ -23,7 +23,9 @@ pub(super) fn forget_udp(left: &HashSet<Backend>) -> io::Result<()> {
         },
         |_, body| {
             let Some(rest) = body.get(4..) else { return };
-            let (Some(orig), Some(reply)) = (attr_of(rest, TUPLE_ORIG), attr_of(rest, TUPLE_REPLY)) else { return };
+            let (Some(orig), Some(reply)) = (attr_of(rest, TUPLE_ORIG), attr_of(rest, TUPLE_REPLY)) else {
+                return;
+            };
             let Some((17, answering)) = source_of(reply) else { return };
             if left.contains(&answering) && destination_of(orig) != Some(answering) {
                 found.push(orig.to_vec());

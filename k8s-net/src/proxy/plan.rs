@@ -35,11 +35,6 @@ pub(crate) enum Zone {
     OutsidePort = 4,
 }
 
-impl Zone {
-    pub(crate) const ALL: [Zone; 5] =
-        [Zone::Cluster, Zone::Inside, Zone::Outside, Zone::InsidePort, Zone::OutsidePort];
-}
-
 /// Which endpoints serve.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub(crate) enum Reach {
@@ -105,24 +100,34 @@ pub(crate) fn plan(service: &Service, slices: &[Arc<EndpointSlice>], node: &str)
         return Vec::new();
     }
     let affinity_ms = (spec.session_affinity.as_deref() == Some("ClientIP")).then(|| {
-        let configured = spec.session_affinity_config.as_ref().and_then(|c| c.client_ip.as_ref()?.timeout_seconds);
+        let configured =
+            spec.session_affinity_config.as_ref().and_then(|c| c.client_ip.as_ref()?.timeout_seconds);
         u64::from(configured.and_then(|s| u32::try_from(s).ok()).unwrap_or(10_800).max(1)) * 1000
     });
     let reach_of = |policy: Option<&str>| if policy == Some("Local") { Reach::Local } else { Reach::Cluster };
     let inner = reach_of(spec.internal_traffic_policy.as_deref());
     let outer = reach_of(spec.external_traffic_policy.as_deref());
-    let balancers = service.status.iter().flat_map(|s| &s.load_balancer).flat_map(|l| l.ingress.iter().flatten());
+    let balancers =
+        service.status.iter().flat_map(|s| &s.load_balancer).flat_map(|l| l.ingress.iter().flatten());
     let balancers = balancers.filter(|i| i.ip_mode.as_deref() != Some("Proxy")).filter_map(|i| i.ip.as_ref());
     let external: BTreeSet<Ipv4Addr> =
         spec.external_ips.iter().flatten().chain(balancers).filter_map(|ip| ip.parse().ok()).collect();
 
     let mut plans = Vec::new();
     for port in spec.ports.iter().flatten() {
-        let Some(protocol) = crate::protocol_number(port.protocol.as_deref().unwrap_or_default()) else { continue };
+        let Some(protocol) = crate::protocol_number(port.protocol.as_deref().unwrap_or_default()) else {
+            continue;
+        };
         let Some(number) = u16::try_from(port.port).ok().filter(|p| *p > 0) else { continue };
         let mut fronts: Vec<Front> = cluster_ips
             .iter()
-            .map(|ip| Front { zone: Zone::Cluster, address: *ip, port: number, reach: inner, masquerade: false })
+            .map(|ip| Front {
+                zone: Zone::Cluster,
+                address: *ip,
+                port: number,
+                reach: inner,
+                masquerade: false,
+            })
             .collect();
         for address in &external {
             fronts.extend(both_sides([Zone::Inside, Zone::Outside], *address, number, outer));
@@ -151,7 +156,11 @@ fn both_sides([inside, outside]: [Zone; 2], address: Ipv4Addr, port: u16, reach:
     ]
 }
 
-fn serving(slices: &[Arc<EndpointSlice>], port: &ServicePort, here: impl Fn(&Endpoint) -> bool) -> Vec<Backend> {
+fn serving(
+    slices: &[Arc<EndpointSlice>],
+    port: &ServicePort,
+    here: impl Fn(&Endpoint) -> bool,
+) -> Vec<Backend> {
     let wanted_protocol = port.protocol.as_deref().unwrap_or("TCP");
     let (mut ready, mut leaving) = (BTreeSet::new(), BTreeSet::new());
     for slice in slices.iter().filter(|s| s.address_type == "IPv4") {
@@ -186,7 +195,8 @@ mod tests {
     use super::*;
 
     fn service(spec: serde_json::Value) -> Service {
-        serde_json::from_value(json!({"metadata": {"name": "web", "namespace": "demo"}, "spec": spec})).expect("valid")
+        serde_json::from_value(json!({"metadata": {"name": "web", "namespace": "demo"}, "spec": spec}))
+            .expect("valid")
     }
 
     fn slice(endpoints: serde_json::Value) -> Arc<EndpointSlice> {
@@ -215,7 +225,8 @@ mod tests {
 
     #[test]
     fn local_policy_keeps_outside_traffic_on_the_node() {
-        let service = service(json!({"clusterIP": "10.43.0.7", "type": "NodePort", "externalTrafficPolicy": "Local",
+        let service =
+            service(json!({"clusterIP": "10.43.0.7", "type": "NodePort", "externalTrafficPolicy": "Local",
             "externalIPs": ["198.51.100.7"], "ports": [{"name": "http", "port": 80, "nodePort": 30080}]}));
         let both = json!([{"addresses": ["10.42.0.5"], "nodeName": "a"}, {"addresses": ["10.42.1.5"], "nodeName": "b"}]);
         let plan = &plan(&service, &[slice(both)], "b")[0];

@@ -8,8 +8,8 @@
 use crate::{
     cidr::Cidr,
     nft::{
-        Batch, DSTNAT, FILTER, FORWARD, Hook, INPUT, OUTPUT, POSTROUTING, PREROUTING, Rule, SRCNAT, SetSpec, Value,
-        Values, Verdict,
+        Batch, DSTNAT, FILTER, FORWARD, Hook, INPUT, OUTPUT, POSTROUTING, PREROUTING, Rule, SRCNAT, SetSpec,
+        Value, Values, Verdict,
         expr::{Is, Meta, REG, Side},
     },
 };
@@ -120,20 +120,31 @@ pub(super) fn skeleton(batch: &mut Batch, cluster_cidr: Option<Cidr>, service_ci
     batch.rule("postrouting", &itself.in_set(REG, HAIRPIN).masquerade());
 
     // What still has a service's address here was not redirected. An address of the node itself (the cluster DNS) is no such case.
-    let rejected = Rule::new().address(REG + 1, Side::Destination).meta(REG + 2, Meta::Protocol).port(REG + 3);
-    let rejected = rejected.in_set(REG + 1, REJECTED).local(Side::Destination, Is::Not);
-    batch.rule("reject", &rejected.reject());
+    let rejected = || {
+        let key = Rule::new().address(REG + 1, Side::Destination).meta(REG + 2, Meta::Protocol).port(REG + 3);
+        key.in_set(REG + 1, REJECTED).local(Side::Destination, Is::Not)
+    };
+    refuse(batch, "reject", rejected);
     if let Some(services) = service_cidr {
-        let unknown = Rule::new().in_range(Side::Destination, Is::Equal, services);
-        batch.rule("reject", &unknown.local(Side::Destination, Is::Not).reject());
+        refuse(batch, "reject", || {
+            Rule::new().in_range(Side::Destination, Is::Equal, services).local(Side::Destination, Is::Not)
+        });
     }
     for (chain, hook) in [("filter-forward", FORWARD), ("filter-output", OUTPUT)] {
         batch.chain(chain, Some(Hook { kind: "filter", hook, priority: FILTER }));
         batch.rule(chain, &Rule::new().verdict(&Verdict::Jump("reject".into())));
     }
     batch.chain("filter-input", Some(Hook { kind: "filter", hook: INPUT, priority: FILTER }));
-    let port = Rule::new().meta(REG + 1, Meta::Protocol).port(REG + 2).in_set(REG + 1, REJECTED_PORTS);
-    batch.rule("filter-input", &port.local(Side::Destination, Is::Equal).reject());
+    refuse(batch, "filter-input", || {
+        let port = Rule::new().meta(REG + 1, Meta::Protocol).port(REG + 2).in_set(REG + 1, REJECTED_PORTS);
+        port.local(Side::Destination, Is::Equal)
+    });
+}
+
+/// Refuses what a condition holds for, in the way that its protocol understands.
+fn refuse(batch: &mut Batch, chain: &str, condition: impl Fn() -> Rule) {
+    batch.rule(chain, &condition().reset());
+    batch.rule(chain, &condition().reject());
 }
 
 /// Adds a class's chain for a zone and makes it reachable.

@@ -167,7 +167,8 @@ impl Table {
             }
         }
         // An element that one service gave up and another one took with the same value stays.
-        let same: Vec<_> = remove.iter().filter(|(k, v)| add.get(*k) == Some(*v)).map(|(k, _)| k.clone()).collect();
+        let same: Vec<_> =
+            remove.iter().filter(|(k, v)| add.get(*k) == Some(*v)).map(|(k, _)| k.clone()).collect();
         for key in same {
             remove.remove(&key);
             add.remove(&key);
@@ -180,7 +181,13 @@ impl Table {
         left
     }
 
-    fn install(&mut self, batch: &mut Batch, key: &ObjectKey, ports: &[PortPlan], old: &Installed) -> Installed {
+    fn install(
+        &mut self,
+        batch: &mut Batch,
+        key: &ObjectKey,
+        ports: &[PortPlan],
+        old: &Installed,
+    ) -> Installed {
         let mut new = Installed::default();
         for port in ports {
             let name = (port.name.clone(), port.protocol);
@@ -252,7 +259,13 @@ impl Table {
         id
     }
 
-    fn count_hairpins(&mut self, old: &Installed, new: &Installed, add: &mut Elements, remove: &mut Elements) {
+    fn count_hairpins(
+        &mut self,
+        old: &Installed,
+        new: &Installed,
+        add: &mut Elements,
+        remove: &mut Elements,
+    ) {
         let addresses = |installed: &Installed| -> HashSet<Ipv4Addr> {
             installed.pools.values().flat_map(|(_, backends)| backends.iter().map(|b| b.address)).collect()
         };

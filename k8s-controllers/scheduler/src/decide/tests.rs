@@ -256,3 +256,27 @@ proptest! {
         }
     }
 }
+
+/// Prints how long a decision takes; run it with `--release -- --ignored --nocapture`. It asserts no time.
+#[test]
+#[ignore = "a measurement"]
+fn how_long_a_decision_takes() {
+    let mut c = cluster((0..1000).map(|i| node(&format!("n{i}"), "64", &[("zone", "a")])));
+    let (profile, mut start, mut rng) = (profile(), 0, StdRng::seed_from_u64(1));
+    let mut times = Vec::new();
+    for i in 0..5000 {
+        let info = Arc::new(PodInfo::new(Arc::new(pod(&i.to_string(), "100m"))));
+        let begin = std::time::Instant::now();
+        if let Decision::Fits(fit) = profile.decide(&c, &info, &mut start, &mut rng) {
+            c.assume(info, &fit.node);
+        }
+        times.push(begin.elapsed());
+    }
+    times.sort_unstable();
+    println!(
+        "p50 {:?} p99 {:?} all {:?}",
+        times[2500],
+        times[4950],
+        times.iter().sum::<std::time::Duration>()
+    );
+}

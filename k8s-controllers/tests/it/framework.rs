@@ -1,0 +1,133 @@
+//! What the framework promises to every controller.
+
+use std::{
+    sync::{
+        Arc,
+        atomic::{AtomicUsize, Ordering},
+    },
+    time::Duration,
+};
+
+use jiff::Timestamp;
+use k8s_controllers::{
+    Action, Context, Controller, Environment, Error, EventType, Reconcile, leader::Candidate,
+};
+use k8s_core::{
+    api::api::core::v1::{ConfigMap, Event},
+    client::ListParams,
+    clock::Clock,
+    meta::ObjectExt,
+};
+use tokio_util::sync::CancellationToken;
+
+use crate::{fake::Fake, lab::metadata};
+
+/// Panics for one key, fails for another, and makes a ConfigMap for every Secret, which it counts through its cache.
+struct Difficult {
+    attempts: Arc<AtomicUsize>,
+}
+
+impl Reconcile for Difficult {
+    type Kind = ConfigMap;
+
+    async fn reconcile(&self, cx: &Context, object: Arc<ConfigMap>) -> Result<Action, Error> {
+        match object.name() {
+            "panics" => {
+                self.attempts.fetch_add(1, Ordering::SeqCst);
+                panic!("on purpose");
+            }
+            "fails" => Err(Error::invalid("x", "on purpose")),
+            _ if object.controller_ref().is_some() => Ok(Action::await_change()),
+            _ => {
+                // Without the promise that the cache has the last write, there would be more than three.
+                let mine = cx.owned::<ConfigMap>(&*object);
+                if mine.len() < 3 {
+                    let mut next = ConfigMap { metadata: metadata(""), ..ConfigMap::default() };
+                    next.metadata.name = None;
+                    next.metadata.generate_name = Some("made-".into());
+                    next.metadata.owner_references = Some(vec![k8s_core::meta::owner_reference(&*object)]);
+                    cx.create(&next).await?;
+                    cx.event(&*object, EventType::Normal, "Made", "made one");
+                    return Ok(Action::requeue_after(Duration::from_nanos(1)));
+                }
+                Ok(Action::await_change())
+            }
+        }
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn failures_stay_with_their_keys_and_writes_are_seen_before_the_next_look() {
+    let clock = Clock::starting_at(Timestamp::UNIX_EPOCH);
+    let fake = Fake::new(clock.clone());
+    let client = fake.client();
+    let api = client.namespaced::<ConfigMap>("default");
+    for name in ["panics", "fails", "fine"] {
+        api.create(&ConfigMap { metadata: metadata(name), ..ConfigMap::default() }).await.unwrap();
+    }
+    let attempts = Arc::new(AtomicUsize::new(0));
+    let environment = Environment { clock, seed: 1, ..Environment::new(client.clone()) };
+    let stop = environment.shutdown.clone();
+    let running = tokio::spawn(
+        Controller::<ConfigMap>::new()
+            .owns::<ConfigMap>()
+            .workers(1)
+            .start(environment, Difficult { attempts: attempts.clone() }),
+    );
+    tokio::time::sleep(Duration::from_secs(20)).await;
+    let all = api.list(&ListParams::default()).await.unwrap();
+    let made = all.iter().filter(|c| c.controller_ref().is_some()).count();
+    assert_eq!(made, 3);
+    let tried = attempts.load(Ordering::SeqCst);
+    assert!((10..=14).contains(&tried), "{tried} attempts in 20 s with doubling delays");
+    let events = client.namespaced::<Event>("default").list(&ListParams::default()).await.unwrap();
+    assert_eq!(events.len(), 1, "the same thing said three times is one event");
+    assert_eq!(events[0].count, Some(3));
+    stop.cancel();
+    tokio::time::timeout(Duration::from_secs(1), running).await.expect("it ends").unwrap();
+}
+
+#[tokio::test(start_paused = true)]
+async fn one_leads_at_a_time_and_another_follows() {
+    let clock = Clock::starting_at(Timestamp::UNIX_EPOCH);
+    let fake = Fake::new(clock.clone());
+    let leading = Arc::new(AtomicUsize::new(0));
+    let terms = Arc::new(AtomicUsize::new(0));
+    let mut stops = Vec::new();
+    let mut tasks = Vec::new();
+    for id in ["a", "b", "c"] {
+        let candidate = Candidate::new(&fake.client(), clock.clone(), "kube-system", "controllers", id);
+        let (stop, leading, terms) = (CancellationToken::new(), leading.clone(), terms.clone());
+        stops.push(stop.clone());
+        tasks.push(tokio::spawn(candidate.run(stop, move |stop| async move {
+            assert_eq!(leading.fetch_add(1, Ordering::SeqCst), 0, "two leaders");
+            terms.fetch_add(1, Ordering::SeqCst);
+            stop.cancelled().await;
+            leading.fetch_sub(1, Ordering::SeqCst);
+        })));
+    }
+    for round in 1..=3 {
+        tokio::time::sleep(Duration::from_secs(60)).await;
+        assert_eq!(leading.load(Ordering::SeqCst), 1);
+        assert_eq!(terms.load(Ordering::SeqCst), round);
+        // Whoever leads now is killed, which leaves its lease to run out, or asked to stop, which gives it up.
+        let lease: k8s_core::api::api::coordination::v1::Lease =
+            fake.client().namespaced("kube-system").get("controllers").await.unwrap();
+        let holder = lease.spec.unwrap().holder_identity.unwrap();
+        let at = ["a", "b", "c"].iter().position(|id| *id == holder).unwrap();
+        if round == 1 {
+            tasks[at].abort();
+            leading.store(0, Ordering::SeqCst);
+            tokio::time::sleep(Duration::from_secs(10)).await;
+            assert_eq!(leading.load(Ordering::SeqCst), 0, "nobody takes over before the lease has run out");
+        } else {
+            stops[at].cancel();
+            tokio::time::sleep(Duration::from_secs(5)).await;
+            assert_eq!(
+                leading.load(Ordering::SeqCst),
+                usize::from(round < 3),
+                "a lease that is given up is taken at once"
+            );
+        }
+    }
+}

@@ -1,0 +1,53 @@
+//! What the kernel must have, checked before anything is made.
+
+use std::io;
+
+use crate::{nft::Nft, rtnl::Rtnl};
+
+/// Something is missing; the message says what and how to mend it.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum PreflightError {
+    /// Links and routes cannot be changed.
+    #[error("cannot use rtnetlink: {0}; run as root (CAP_NET_ADMIN)")]
+    Rtnetlink(#[source] io::Error),
+    /// No nf_tables.
+    #[error(
+        "the kernel has no nf_tables: {0}; enable CONFIG_NF_TABLES, CONFIG_NF_TABLES_IPV4 and CONFIG_NFT_NAT, or run 'modprobe nf_tables'"
+    )]
+    NfTables(#[source] io::Error),
+    /// A kind of link that the kernel cannot make.
+    #[error("the kernel cannot make a {kind} link: {source}; enable {option}, or run 'modprobe {kind}'")]
+    Link {
+        /// `bridge` or `veth`.
+        kind: &'static str,
+        /// The kernel option.
+        option: &'static str,
+        /// The system's answer.
+        #[source]
+        source: io::Error,
+    },
+}
+
+/// Checks for netlink, nf_tables, bridges and veth pairs by making and removing a bridge and a pair in a namespace that ends with
+/// the call. Blocking.
+pub fn check() -> Result<(), PreflightError> {
+    Rtnl::open().map_err(PreflightError::Rtnetlink)?;
+    let outcome = std::thread::scope(|scope| scope.spawn(probe).join());
+    outcome.unwrap_or_else(|_| Err(PreflightError::Rtnetlink(io::Error::other("probe panicked"))))
+}
+
+fn probe() -> Result<(), PreflightError> {
+    // The thread ends after this: its namespace and all in it go away by themselves.
+    nix::sched::unshare(nix::sched::CloneFlags::CLONE_NEWNET)
+        .map_err(|e| PreflightError::Rtnetlink(e.into()))?;
+    let mut nft = Nft::open().map_err(PreflightError::NfTables)?;
+    nft.has_table("none").map_err(PreflightError::NfTables)?;
+    let mut rtnl = Rtnl::open().map_err(PreflightError::Rtnetlink)?;
+    let failed = |kind, option| move |source| PreflightError::Link { kind, option, source };
+    rtnl.add_bridge("probe", [2, 0, 0, 0, 0, 1], 1500).map_err(failed("bridge", "CONFIG_BRIDGE"))?;
+    let namespace = std::fs::File::open("/proc/thread-self/ns/net").map_err(PreflightError::Rtnetlink)?;
+    let master = rtnl.index_of("probe").ok().flatten().unwrap_or_default();
+    let peer = std::os::fd::AsFd::as_fd(&namespace);
+    rtnl.add_veth("probe0", "probe1", peer, 1500, master).map_err(failed("veth", "CONFIG_VETH"))
+}
