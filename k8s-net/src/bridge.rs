@@ -314,7 +314,7 @@ fn check_ranges(rtnl: &mut Rtnl, config: &BridgeConfig) -> Result<(), BridgeErro
     let routes = rtnl.routes().map_err(context("list routes"))?;
     for range in [config.cluster_cidr, config.service_cidr] {
         let foreign = routes.iter().find(|r| {
-            r.link.is_some() && r.link != own && !(r.is_ours && r.has_gateway) && range.covers(&r.to)
+            r.link.is_some() && r.link != own && !(r.is_ours && r.gateway.is_some()) && range.covers(&r.to)
         });
         if let Some(found) = foreign {
             let links = rtnl.links().map_err(context("list links"))?;
@@ -344,9 +344,13 @@ pub fn cleanup(config: &BridgeConfig) -> Result<(), BridgeError> {
         }
         note(rtnl.del_link(&config.bridge).map_err(context(format!("remove bridge {}", config.bridge))));
     }
-    // The guards may protect another cluster of the same ranges only if its bridge is there; then start() had refused one of us.
-    for range in [config.cluster_cidr, config.service_cidr] {
-        note(rtnl.del_route(&guard(range)).map_err(context(format!("remove guard route for {range}"))));
+    // Another cluster that serves these ranges (which made our own start fail) keeps its guards and routes.
+    if check_ranges(&mut rtnl, config).is_ok() {
+        for range in [config.cluster_cidr, config.service_cidr] {
+            note(rtnl.del_route(&guard(range)).map_err(context(format!("remove guard route for {range}"))));
+        }
+        let others = crate::routes::remove(&mut rtnl, config.cluster_cidr);
+        note(others.map_err(context("remove routes to other nodes")));
     }
     let table = rules::table_name(&config.cluster);
     note(

@@ -19,6 +19,7 @@ pub mod node;
 pub mod pod;
 pub mod preflight;
 pub mod proxy;
+pub mod routes;
 mod rtnl;
 mod sysctl;
 

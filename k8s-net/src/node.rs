@@ -1,7 +1,7 @@
 //! Everything a node needs, joined: bridge, service proxy, cluster DNS, over one pair of caches.
 //!
-//! Flow: [`NodeNet::start`] makes bridge and guard routes first, then starts the proxy, gives the DNS address to the bridge and
-//! starts DNS there. [`NodeNet::shutdown`] stops the tasks and keeps what running pods need; [`cleanup`] removes all of it, also
+//! Flow: [`NodeNet::start`] makes bridge and guard routes first, then starts the proxy, gives the DNS address to the bridge, starts
+//! DNS there and keeps the routes to other nodes' pods. [`NodeNet::shutdown`] stops the tasks and keeps what running pods need; [`cleanup`] removes all of it, also
 //! after a kill -9, from the configuration alone.
 //!
 //! The parts work alone, too: [`crate::bridge`], [`crate::proxy`], [`crate::dns`].
@@ -13,10 +13,14 @@ use std::{
 };
 
 use k8s_core::{
-    api::api::{core::v1::Service, discovery::v1::EndpointSlice},
+    api::api::{
+        core::v1::{Node, Service},
+        discovery::v1::EndpointSlice,
+    },
     cache::{Cache, Reflector, reflect},
     client::{Client, ListParams},
 };
+use tokio_util::sync::{CancellationToken, DropGuard};
 
 use crate::{
     bridge::{self, Bridge, BridgeConfig, BridgeError, bridge_name},
@@ -25,6 +29,7 @@ use crate::{
     pod::PodNetwork,
     preflight::{self, PreflightError},
     proxy::{self, Proxy, ProxyConfig, ProxyError},
+    routes,
 };
 
 /// A node's network. `Default` has the ranges of DESIGN and the name `hyperkube`.
@@ -128,6 +133,15 @@ pub enum NodeNetError {
     Worker(String),
 }
 
+/// What keeps caches and routes current; dropping it ends that.
+#[derive(Debug)]
+struct Feeds {
+    _services: Reflector,
+    _slices: Reflector,
+    _nodes: Reflector,
+    _routes: DropGuard,
+}
+
 /// A node's running network.
 #[derive(Debug)]
 pub struct NodeNet {
@@ -135,7 +149,7 @@ pub struct NodeNet {
     bridge: Bridge,
     proxy: Proxy,
     dns: Option<Dns>,
-    _reflectors: Option<(Reflector, Reflector)>,
+    _feeds: Option<Feeds>,
 }
 
 async fn blocking<T: Send + 'static, E: Into<NodeNetError> + Send + 'static>(
@@ -151,12 +165,27 @@ impl NodeNet {
     /// Starts all parts with caches of their own.
     pub async fn start(config: NodeNetConfig, client: &Client) -> Result<Self, NodeNetError> {
         let (services, slices) = (Cache::<Service>::new(), Cache::<EndpointSlice>::new());
-        let reflectors = (
-            reflect(client.all::<Service>(), ListParams::default(), services.clone()),
-            reflect(client.all::<EndpointSlice>(), ListParams::default(), slices.clone()),
-        );
+        let (own, range) = (config.node_name.clone(), config.cluster_cidr);
+        let services_feed = reflect(client.all::<Service>(), ListParams::default(), services.clone());
+        let slices_feed = reflect(client.all::<EndpointSlice>(), ListParams::default(), slices.clone());
         let mut net = Self::start_with(config, services, slices).await?;
-        net._reflectors = Some(reflectors);
+        // Only after the bridge, which checks the ranges.
+        let nodes = Cache::<Node>::new();
+        let nodes_feed = reflect(client.all::<Node>(), ListParams::default(), nodes.clone());
+        let stop = CancellationToken::new();
+        let stopped = stop.clone();
+        tokio::spawn(async move {
+            tokio::select! {
+                () = stopped.cancelled() => {}
+                () = routes::follow(nodes, own, range) => {}
+            }
+        });
+        net._feeds = Some(Feeds {
+            _services: services_feed,
+            _slices: slices_feed,
+            _nodes: nodes_feed,
+            _routes: stop.drop_guard(),
+        });
         Ok(net)
     }
 
@@ -178,7 +207,7 @@ impl NodeNet {
             }
             None => None,
         };
-        Ok(NodeNet { config, bridge, proxy, dns, _reflectors: None })
+        Ok(NodeNet { config, bridge, proxy, dns, _feeds: None })
     }
 
     /// What the kubelet connects pods with.

@@ -73,7 +73,7 @@ pub(crate) enum How {
 pub(crate) struct Listed {
     pub(crate) to: Cidr,
     pub(crate) link: Option<u32>,
-    pub(crate) has_gateway: bool,
+    pub(crate) gateway: Option<Ipv4Addr>,
     /// It carries our protocol number: a cluster of ours made it, this one or another.
     pub(crate) is_ours: bool,
 }
@@ -85,7 +85,7 @@ fn listed(body: &[u8]) -> Option<Listed> {
     (head[4] == TABLE_MAIN).then(|| Listed {
         to: Cidr::new(octets.into(), head[1]),
         link,
-        has_gateway: attr_of(rest, RTA_GATEWAY).is_some(),
+        gateway: attr_of(rest, RTA_GATEWAY).and_then(|v| <[u8; 4]>::try_from(v).ok()).map(Ipv4Addr::from),
         is_ours: head[5] == PROTOCOL,
     })
 }

@@ -348,6 +348,11 @@ fn legacy(row: &'static Row, of: &Resource, old: &'static convert::Legacy) -> Re
     resource.group = old.group.into();
     resource.version = old.version.into();
     resource.conversion = old.conversion;
+    if old.group != old.storage_group {
+        // Short names and categories mean the newer group.
+        resource.short_names.clear();
+        resource.categories.clear();
+    }
     if let Some(generate) = old.conversion.and_then(|c| c.generate) {
         resource.served_schema = schema::builtin(&[generate]).pop();
         resource.generate = Some(generate);

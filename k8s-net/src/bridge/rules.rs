@@ -65,7 +65,7 @@ pub(super) fn build(config: &BridgeConfig, ipam: &Ipam) -> Batch {
         .original_direction();
     batch.rule("input", &intruder.verdict(&Verdict::Drop));
     batch.chain("filter-output", Some(Hook { kind: "filter", hook: OUTPUT, priority: FILTER }));
-    let shortcut = Rule::new().link(Meta::OutName, Is::Equal, &config.bridge).is_icmp_redirect();
+    let shortcut = Rule::new().link(Meta::OutName, Is::Equal, &config.bridge).icmp_redirect();
     batch.rule("filter-output", &shortcut.verdict(&Verdict::Drop));
     for (address, allocation) in ipam.allocations().filter(|(a, _)| ipam.is_announced(*a)) {
         announce(&mut batch, address, &allocation.ports, true);

@@ -181,7 +181,7 @@ impl Rule {
     }
 
     /// It is an ICMP redirect.
-    pub(crate) fn is_icmp_redirect(self) -> Self {
+    pub(crate) fn icmp_redirect(self) -> Self {
         self.meta(REG, Meta::Protocol).compare(REG, Is::Equal, &[1]).payload(REG, 2, 0, 1).compare(
             REG,
             Is::Equal,

@@ -52,6 +52,9 @@ const SETS: [SetSpec; 12] = [
     set(CLASSES[4], 4, Values::Verdicts),
 ];
 
+/// A lookup that runs while its element is replaced may see neither the old nor the new one, for nanoseconds: look twice.
+const TRIES: usize = 2;
+
 /// What chains of a class do.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub(super) struct Class {
@@ -100,7 +103,9 @@ pub(super) fn skeleton(batch: &mut Batch, cluster_cidr: Option<Cidr>, service_ci
         let foreign = Rule::new().in_range(Side::Destination, Is::Equal, services);
         batch.rule("services", &foreign.in_range(Side::Source, Is::Not, pods).mark_masquerade());
     }
-    batch.rule("services", &to_class(Rule::new(), Zone::Cluster));
+    for _ in 0..TRIES {
+        batch.rule("services", &to_class(Rule::new(), Zone::Cluster));
+    }
     let inside = Verdict::Goto("inside".into());
     if let Some(pods) = cluster_cidr {
         batch.rule("services", &Rule::new().in_range(Side::Source, Is::Equal, pods).verdict(&inside));
@@ -110,8 +115,10 @@ pub(super) fn skeleton(batch: &mut Batch, cluster_cidr: Option<Cidr>, service_ci
     for (chain, address, port) in
         [("inside", Zone::Inside, Zone::InsidePort), ("outside", Zone::Outside, Zone::OutsidePort)]
     {
-        batch.rule(chain, &to_class(Rule::new(), address));
-        batch.rule(chain, &to_class(Rule::new().local(Side::Destination, Is::Equal), port));
+        for _ in 0..TRIES {
+            batch.rule(chain, &to_class(Rule::new(), address));
+            batch.rule(chain, &to_class(Rule::new().local(Side::Destination, Is::Equal), port));
+        }
     }
 
     batch.chain("postrouting", Some(Hook { kind: "nat", hook: POSTROUTING, priority: SRCNAT }));
@@ -185,6 +192,9 @@ pub(super) fn add_class(batch: &mut Batch, zone: Zone, id: u32, class: Class) {
                 batch.rule(&chain, &fresh.redirect(REG + 13, REG + 14));
             }
         }
+        // The service may have changed between the choice of this chain and now, to fewer endpoints. Every pool has a number 0.
+        let first = found().load(REG + 6, &[0; 4]).map(REG + 5, BACKENDS, REG + 7);
+        batch.rule(&chain, &first.redirect(REG + 7, REG + 8));
     }
     let key = id.to_ne_bytes().to_vec();
     batch.add(CLASSES[zone as usize], &[(key, Value::Verdict(Verdict::Goto(chain)))]);

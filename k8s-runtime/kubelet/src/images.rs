@@ -93,7 +93,17 @@ impl Puller {
                 cx.events.warning(pod, name, "Failed", "Error: ErrImageNeverPull");
                 Err(ImageError { reason: "ErrImageNeverPull", message, retry_at: later(10) })
             }
-            _ => self.pull(cx, pod, container, image).await,
+            (None, _) => self.pull(cx, pod, container, image).await,
+            (Some(found), _) => match self.pull(cx, pod, container, image).await {
+                // Unlike upstream: where no registry answers, an image that was loaded by hand is as new as any can be. Clusters without
+                // a registry then run manifests that name no tag, which means `Always`.
+                Err(e) => {
+                    let message = format!("Using image {image:?} that is on the node: {}", e.message);
+                    cx.events.warning(pod, name, "Pulled", message);
+                    Ok(found)
+                }
+                pulled => pulled,
+            },
         }
     }
 

@@ -1,0 +1,85 @@
+//! Routes to the pods of other nodes (`host-gw`): each node's pod range by way of the node's own address.
+//!
+//! Flow: [`follow`] reads Nodes from a cache; `plan` says which routes there must be, `apply` sets those and removes others of ours.
+//! Works where nodes are neighbours on one network. Pods of a node without a route are unreachable, never sent to the default route.
+
+use std::{io, net::Ipv4Addr, sync::Arc, time::Duration};
+
+use futures::FutureExt;
+use k8s_core::{api::api::core::v1::Node, cache::Cache, meta::ObjectExt};
+use tracing::warn;
+
+use crate::{
+    cidr::Cidr,
+    rtnl::{How, Route, Rtnl},
+};
+
+/// A pod range and the address of the node that has it.
+pub(crate) type NodeRoute = (Cidr, Ipv4Addr);
+
+/// The routes to other nodes' pods, sorted.
+pub(crate) fn plan(nodes: &[Arc<Node>], own: &str, cluster_cidr: Cidr) -> Vec<NodeRoute> {
+    let mut routes = Vec::new();
+    for node in nodes.iter().filter(|n| n.name() != own) {
+        let addresses = node.status.iter().flat_map(|s| s.addresses.iter().flatten());
+        let address =
+            addresses.filter(|a| a.type_ == "InternalIP").find_map(|a| a.address.parse::<Ipv4Addr>().ok());
+        let ranges = node.spec.iter().flat_map(|s| s.pod_cidrs.iter().flatten().chain(&s.pod_cidr));
+        // Nobody may draw other traffic to himself with a range that is not the pods'.
+        let range = ranges.filter_map(|r| r.parse::<Cidr>().ok()).find(|r| cluster_cidr.covers(r));
+        routes.extend(range.zip(address));
+    }
+    routes.sort_by_key(|(range, address)| (range.base(), range.prefix(), *address));
+    routes.dedup_by_key(|(range, _)| *range);
+    routes
+}
+
+/// Sets these routes and removes others of ours inside the range. Blocking. The first error is returned after all was tried.
+pub(crate) fn apply(routes: &[NodeRoute], cluster_cidr: Cidr) -> io::Result<()> {
+    let mut rtnl = Rtnl::open()?;
+    let mut first = Ok(());
+    for (to, gateway) in routes {
+        let how = How::Via { gateway: *gateway, index: None };
+        let set = rtnl.set_route(&Route { to: *to, how, metric: 0 });
+        first = first.and(set.map_err(|e| io::Error::new(e.kind(), format!("{to} via {gateway}: {e}"))));
+    }
+    first.and(remove_others(&mut rtnl, routes, cluster_cidr))
+}
+
+/// Removes all routes to other nodes' pods.
+pub(crate) fn remove(rtnl: &mut Rtnl, cluster_cidr: Cidr) -> io::Result<()> {
+    remove_others(rtnl, &[], cluster_cidr)
+}
+
+fn remove_others(rtnl: &mut Rtnl, keep: &[NodeRoute], cluster_cidr: Cidr) -> io::Result<()> {
+    for route in rtnl.routes()?.into_iter().filter(|r| r.is_ours && cluster_cidr.covers(&r.to)) {
+        let Some(gateway) = route.gateway else { continue };
+        if !keep.contains(&(route.to, gateway)) {
+            rtnl.del_route(&Route { to: route.to, how: How::Via { gateway, index: None }, metric: 0 })?;
+        }
+    }
+    Ok(())
+}
+
+/// Keeps the routes current until it is dropped or the cache is gone. Failures are tried again with the next change or in 10 s.
+pub async fn follow(nodes: Cache<Node>, own: String, cluster_cidr: Cidr) {
+    let mut changes = nodes.subscribe();
+    nodes.synced().await;
+    let mut applied = None;
+    loop {
+        let wanted = plan(&nodes.list(), &own, cluster_cidr);
+        if applied.as_ref() != Some(&wanted) {
+            let routes = wanted.clone();
+            match tokio::task::spawn_blocking(move || apply(&routes, cluster_cidr)).await {
+                Ok(Ok(())) => applied = Some(wanted),
+                Ok(Err(error)) => warn!(%error, "routes to other nodes"),
+                Err(error) => warn!(%error, "routes to other nodes"),
+            }
+        }
+        match tokio::time::timeout(Duration::from_secs(10), changes.next()).await {
+            Ok(None) => return,
+            Ok(Some(_)) => while let Some(Some(_)) = changes.next().now_or_never() {},
+            Err(_) => {}
+        }
+    }
+}
