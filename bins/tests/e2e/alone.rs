@@ -17,6 +17,7 @@ pub const TESTS: &[(&str, fn() -> Outcome)] = &[
     ("up_on_a_newer_format_is_refused", newer_format),
     ("a_wrong_command_line_is_refused", usage),
     ("images_are_loaded_listed_and_removed", images),
+    ("an_image_loaded_while_a_cluster_runs_is_used", loaded_late),
     ("reset_removes_what_it_says", reset),
     ("demo_shows_every_step", demo),
 ];
@@ -55,7 +56,7 @@ fn no_root() -> Outcome {
 fn port_in_use() -> Outcome {
     let cluster = Cluster::prepare()?;
     let mut listener = cluster.net.command("/bin/busybox");
-    let _listener = crate::harness::Process::start(listener.args(["nc", "-l", "-p", "6443", "-s", "0.0.0.0"]), cluster.dir.path().join("nc.log"))?;
+    let _listener = crate::harness::Process::start(listener.args(["httpd", "-f", "-p", "0.0.0.0:6443"]), cluster.dir.path().join("nc.log"))?;
     std::thread::sleep(Duration::from_millis(300));
     let said = up(&cluster.net, &cluster.data.to_string_lossy(), &[])?;
     refused(&said, 4, &["6443", "in use"])
@@ -110,6 +111,16 @@ fn images() -> Outcome {
     let junk = cluster.dir.path().join("junk.tar");
     std::fs::write(&junk, b"this is no archive")?;
     refused(&image(&["load", &junk.to_string_lossy()])?, 1, &["junk.tar"])
+}
+
+fn loaded_late() -> Outcome {
+    let mut cluster = Cluster::prepare()?;
+    cluster.start_up()?;
+    cluster.load_images()?;
+    let n = cluster.namespace("late")?;
+    n.ok(&["apply", "-f", "-"], &crate::harness::pod("p", crate::harness::WAIT).to_string())?;
+    n.ok(&["wait", "--for=condition=Ready", "pod/p", "--timeout=30s"], "")?;
+    cluster.take_down()
 }
 
 fn reset() -> Outcome {

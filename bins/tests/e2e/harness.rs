@@ -207,8 +207,8 @@ impl Cluster {
     /// `hyperkube up`, with the node ready and the images loaded.
     pub fn up() -> Result<Self, Failed> {
         let mut cluster = Cluster::prepare()?;
-        cluster.start_up()?;
         cluster.load_images()?;
+        cluster.start_up()?;
         Ok(cluster)
     }
 
@@ -301,7 +301,8 @@ impl Cluster {
 
     /// A namespace for one test, as a place to run kubectl in.
     pub fn namespace<'a>(&'a self, name: &str) -> Result<Namespace<'a>, Failed> {
-        self.ok(&["create", "namespace", name], "")?;
+        let manifest = serde_json::json!({"apiVersion": "v1", "kind": "Namespace", "metadata": {"name": name}});
+        self.ok(&["apply", "-f", "-"], &manifest.to_string())?;
         let namespace = Namespace { cluster: self, name: name.to_owned() };
         // What a pod needs before it is admitted.
         until("the namespace has its service account", Duration::from_secs(20), || {

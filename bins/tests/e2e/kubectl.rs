@@ -122,6 +122,8 @@ fn create(cluster: &Cluster, name: &str) -> Outcome {
         &n,
         &[
             Row("get configmap file -o jsonpath={.data.key}", "", 0, "from a file"),
+            Row("create namespace kubectl-creates-this", "", 0, "namespace/kubectl-creates-this created"),
+            Row("delete namespace kubectl-creates-this --timeout=30s", "", 0, "deleted"),
             Row("create configmap literal --from-literal=a=b", "", 0, "configmap/literal created"),
             Row("create configmap literal --from-literal=a=b", "", 1, "already exists"),
             Row("create secret generic s --from-literal=p=w", "", 0, "secret/s created"),

@@ -10,6 +10,7 @@ use k8s_controllers::{
     builtin::{self, Options, Selection},
 };
 use k8s_core::{
+    api::api::core::v1::ServiceAccount,
     client::{self, Client, ListParams, WatchEvent},
     clock::Clock,
     meta::Object,
@@ -124,6 +125,7 @@ impl Builder {
 
         let system = server.client_as(User::new("system:kube-controller-manager", &["system:masters"]));
         let manager = Manager::new(system.named("kube-controller-manager")).clock(clock.clone()).seed(self.seed);
+        let accounts = self.controllers.rows().any(|row| row.alias == "serviceaccount");
         let manager = manager.options(Options { cluster_cidr: "10.42.0.0/16".into(), ..Options::default() }).controllers(self.controllers);
         let manager = self.others.into_iter().fold(manager, |manager, add| add(manager));
         tasks.spawn(manager.run(stop.clone()));
@@ -140,7 +142,11 @@ impl Builder {
             node::register(&client, &clock, &name).await?;
             tasks.spawn(node::run(client, clock.clone(), name, i));
         }
-        Ok(TestCluster { server, clock, stop, tasks: tasks })
+        // Without it, no pod is admitted.
+        while accounts && system.namespaced::<ServiceAccount>("default").get_opt("default").await?.is_none() {
+            clock.sleep(Duration::from_millis(1)).await;
+        }
+        Ok(TestCluster { server, clock, stop, tasks })
     }
 }
 
