@@ -11,6 +11,7 @@ pub mod clock;
 pub mod legacy;
 pub mod meta;
 pub mod patch;
+pub mod proto;
 pub mod schema;
 pub mod status;
 pub mod store;

@@ -115,10 +115,17 @@ pub(crate) fn decode_body(call: &Call, kind: &str, body: &[u8]) -> Result<(Value
     match media {
         "application/json" | "" => decode::json(body).map_err(unrecognized),
         "application/yaml" => decode::yaml(body).map(|v| (v, Vec::new())).map_err(unrecognized),
+        "application/vnd.kubernetes.protobuf" => {
+            k8s_core::proto::decode(body).map(|v| (v, Vec::new())).map_err(|e| {
+                ApiStatus::bad_request(format!(
+                    "the object provided is unrecognized (must be of type {kind}): {e}"
+                ))
+            })
+        }
         _ => Err(ApiStatus::new(
             415,
             "UnsupportedMediaType",
-            "the body of the request was in an unknown format - accepted media types include: application/json, application/yaml",
+            "the body of the request was in an unknown format - accepted media types include: application/json, application/yaml, application/vnd.kubernetes.protobuf",
         )),
     }
 }
