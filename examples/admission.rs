@@ -10,7 +10,9 @@ fn team(admission: &mut Admission<'_>) -> Result<(), ApiStatus> {
         return Ok(());
     }
     let containers = admission.object["spec"]["containers"].as_array().into_iter().flatten();
-    if let Some(image) = containers.filter_map(|c| c["image"].as_str()).find(|image| image.starts_with("nobody/")) {
+    if let Some(image) =
+        containers.filter_map(|c| c["image"].as_str()).find(|image| image.starts_with("nobody/"))
+    {
         return Err(ApiStatus::forbidden("", "pods", "p", &format!("image {image:?} is nobody's")));
     }
     admission.object["metadata"]["labels"]["team"] = json!(admission.user.groups.first());

@@ -95,7 +95,9 @@ fn deployment(db: &RdsDatabase) -> Result<Deployment, Error> {
 }
 
 fn service(db: &RdsDatabase) -> Result<Service, Error> {
-    typed(json!({"metadata": {"name": db.name()}, "spec": {"selector": {"database": db.name()}, "ports": [{"port": 5432}]}}))
+    typed(
+        json!({"metadata": {"name": db.name()}, "spec": {"selector": {"database": db.name()}, "ports": [{"port": 5432}]}}),
+    )
 }
 
 /// The controller.
@@ -108,7 +110,9 @@ impl Reconcile for Databases {
         // Both are owned by the database, so they are garbage collected with it.
         cx.apply(&*db, &deployment(&db)?).await?;
         cx.apply(&*db, &service(&db)?).await?;
-        let ready = cx.cached::<Deployment>(db.name()).is_some_and(|d| d.status.as_ref().and_then(|s| s.available_replicas) == Some(1));
+        let ready = cx
+            .cached::<Deployment>(db.name())
+            .is_some_and(|d| d.status.as_ref().and_then(|s| s.available_replicas) == Some(1));
         cx.status(&*db, |db| db.status.ready = ready).await?;
         Ok(Action::await_change())
     }

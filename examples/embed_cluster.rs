@@ -8,10 +8,16 @@ use k8s_core::api::api::{apps::v1::Deployment, core::v1::Pod};
 #[tokio::main]
 async fn main() -> anyhow::Result<()> {
     let directory = tempfile::tempdir()?;
-    let cluster = Cluster::builder().data_dir(directory.path().join("data")).memory().node(Node::simulated(1)).start().await?;
+    let cluster = Cluster::builder()
+        .data_dir(directory.path().join("data"))
+        .memory()
+        .node(Node::simulated(1))
+        .start()
+        .await?;
     cluster.ready(Duration::from_secs(30)).await?;
 
-    let manifest = std::fs::read_to_string(Path::new(env!("CARGO_MANIFEST_DIR")).join("embed/deployment.yaml"))?;
+    let manifest =
+        std::fs::read_to_string(Path::new(env!("CARGO_MANIFEST_DIR")).join("embed/deployment.yaml"))?;
     let manifest: serde_json::Value = serde_saphyr::from_str(&manifest)?;
     let deployments = cluster.client().namespaced::<Deployment>("default");
     deployments.apply("web", &manifest).await?;

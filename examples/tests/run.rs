@@ -18,7 +18,10 @@ fn embed_cluster() {
 
 #[test]
 fn custom_controller() {
-    check(env!("CARGO_BIN_EXE_custom_controller"), &["orders is ready: postgres with 20 GB", "gone with all it owned"]);
+    check(
+        env!("CARGO_BIN_EXE_custom_controller"),
+        &["orders is ready: postgres with 20 GB", "gone with all it owned"],
+    );
 }
 
 #[test]

@@ -19,9 +19,8 @@ fn two(data: &[u8]) -> Option<(Value, Value)> {
 }
 
 /// The schema of a Pod: lists of every kind.
-static POD: LazyLock<Schema> = LazyLock::new(|| {
-    schema::builtin(&[schema::generate::<Pod>]).pop().unwrap_or_else(Schema::anything)
-});
+static POD: LazyLock<Schema> =
+    LazyLock::new(|| schema::builtin(&[schema::generate::<Pod>]).pop().unwrap_or_else(Schema::anything));
 
 pub(crate) const JSON_PATCH: Target = Target {
     name: "json_patch",
@@ -70,7 +69,8 @@ pub(crate) const APPLY: Target = Target {
         if !live.is_object() || !config.is_object() {
             return;
         }
-        let manager = managed::Manager { name: "fuzz".into(), api_version: "v1".into(), subresource: String::new() };
+        let manager =
+            managed::Manager { name: "fuzz".into(), api_version: "v1".into(), subresource: String::new() };
         let now = "2026-01-01T00:00:00Z";
         let _ = managed::apply(&live, &config, &POD, &manager, false, now);
         let Ok(once) = managed::apply(&live, &config, &POD, &manager, true, now) else { return };

@@ -33,7 +33,11 @@ pub(crate) const YAML: Target = Target {
 
 pub(crate) const PATH: Target = Target {
     name: "request_path",
-    seeds: &[b"/api/v1/namespaces/a/pods/b/log?container=c&follow=true", b"/apis/apps/v1/watch/deployments?labelSelector=a%3Db", b"/api/v1/namespaces/a/services/https:b:80/proxy/x/y"],
+    seeds: &[
+        b"/api/v1/namespaces/a/pods/b/log?container=c&follow=true",
+        b"/apis/apps/v1/watch/deployments?labelSelector=a%3Db",
+        b"/api/v1/namespaces/a/services/https:b:80/proxy/x/y",
+    ],
     run: |data| {
         let text = String::from_utf8_lossy(data);
         let (path, query) = text.split_once('?').unwrap_or((&text, ""));

@@ -44,7 +44,11 @@ pub(crate) const QUANTITY: Target = Target {
 
 pub(crate) const IMAGE_REFERENCE: Target = Target {
     name: "image_reference",
-    seeds: &[b"redis", b"localhost:5000/a/b:c", b"docker.io/library/x@sha256:0000000000000000000000000000000000000000000000000000000000000000"],
+    seeds: &[
+        b"redis",
+        b"localhost:5000/a/b:c",
+        b"docker.io/library/x@sha256:0000000000000000000000000000000000000000000000000000000000000000",
+    ],
     run: |data| {
         let Ok(reference) = Reference::parse(&String::from_utf8_lossy(data)) else { return };
         let name = reference.name();

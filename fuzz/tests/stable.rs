@@ -9,7 +9,31 @@ use k8s_fuzz::{TARGETS, Target};
 use rand::{Rng, SeedableRng, rngs::SmallRng, seq::IndexedRandom};
 
 /// Bytes that parsers care for.
-const SPICE: &[&[u8]] = &[b"{", b"}", b"[", b"]", b"\"", b",", b":", b"\n", b"\0", b"/", b"..", b"%", b"-", b"1e999", b"null", b"\xff\xfe", b"$patch", b"\\u0000", b"(", b"!", b"&x", b"*x", b"~1"];
+const SPICE: &[&[u8]] = &[
+    b"{",
+    b"}",
+    b"[",
+    b"]",
+    b"\"",
+    b",",
+    b":",
+    b"\n",
+    b"\0",
+    b"/",
+    b"..",
+    b"%",
+    b"-",
+    b"1e999",
+    b"null",
+    b"\xff\xfe",
+    b"$patch",
+    b"\\u0000",
+    b"(",
+    b"!",
+    b"&x",
+    b"*x",
+    b"~1",
+];
 
 fn mutated(random: &mut SmallRng, target: &Target) -> Vec<u8> {
     let mut bytes = target.seeds.choose(random).map(|s| s.to_vec()).unwrap_or_default();
@@ -18,7 +42,9 @@ fn mutated(random: &mut SmallRng, target: &Target) -> Vec<u8> {
         match random.random_range(0..6) {
             0 if at < bytes.len() => bytes[at] = random.random(),
             1 if at < bytes.len() => drop(bytes.drain(at..(at + random.random_range(1..9)).min(bytes.len()))),
-            2 => drop(bytes.splice(at..at, SPICE.choose(random).copied().unwrap_or_default().iter().copied())),
+            2 => {
+                drop(bytes.splice(at..at, SPICE.choose(random).copied().unwrap_or_default().iter().copied()))
+            }
             3 => {
                 let from = random.random_range(0..=at);
                 let piece = bytes[from..at].to_vec();
@@ -27,7 +53,10 @@ fn mutated(random: &mut SmallRng, target: &Target) -> Vec<u8> {
                 }
             }
             4 => bytes.truncate(at),
-            _ => drop(bytes.splice(at..at, (0..random.random_range(0..16)).map(|_| random.random()).collect::<Vec<u8>>())),
+            _ => drop(bytes.splice(
+                at..at,
+                (0..random.random_range(0..16)).map(|_| random.random()).collect::<Vec<u8>>(),
+            )),
         }
     }
     bytes
@@ -43,10 +72,16 @@ fn fuzz(target: &Target, seed: u64, time: Duration) -> Result<usize, String> {
             break;
         }
         let one = Instant::now();
-        catch_unwind(AssertUnwindSafe(|| (target.run)(&input)))
-            .map_err(|_| format!("{}: panics on {:?} (seed {seed})", target.name, String::from_utf8_lossy(&input)))?;
+        catch_unwind(AssertUnwindSafe(|| (target.run)(&input))).map_err(|_| {
+            format!("{}: panics on {:?} (seed {seed})", target.name, String::from_utf8_lossy(&input))
+        })?;
         if one.elapsed() > Duration::from_secs(5) {
-            return Err(format!("{}: took {:?} on {:?}", target.name, one.elapsed(), String::from_utf8_lossy(&input)));
+            return Err(format!(
+                "{}: took {:?} on {:?}",
+                target.name,
+                one.elapsed(),
+                String::from_utf8_lossy(&input)
+            ));
         }
         count += 1;
     }

@@ -56,7 +56,10 @@ fn no_root() -> Outcome {
 fn port_in_use() -> Outcome {
     let cluster = Cluster::prepare()?;
     let mut listener = cluster.net.command("/bin/busybox");
-    let _listener = crate::harness::Process::start(listener.args(["httpd", "-f", "-p", "0.0.0.0:6443"]), cluster.dir.path().join("nc.log"))?;
+    let _listener = crate::harness::Process::start(
+        listener.args(["httpd", "-f", "-p", "0.0.0.0:6443"]),
+        cluster.dir.path().join("nc.log"),
+    )?;
     std::thread::sleep(Duration::from_millis(300));
     let said = up(&cluster.net, &cluster.data.to_string_lossy(), &[])?;
     refused(&said, 4, &["6443", "in use"])
@@ -96,7 +99,13 @@ fn images() -> Outcome {
     let cluster = Cluster::prepare()?;
     cluster.load_images()?;
     let data = cluster.data.to_string_lossy().into_owned();
-    let image = |arguments: &[&str]| run(&mut cluster.hyperkube(&[&["image"], arguments, &["--data-dir", &data]].concat()), "", Duration::from_secs(20));
+    let image = |arguments: &[&str]| {
+        run(
+            &mut cluster.hyperkube(&[&["image"], arguments, &["--data-dir", &data]].concat()),
+            "",
+            Duration::from_secs(20),
+        )
+    };
     let listed = image(&["ls"])?;
     if !listed.out.contains(IMAGE) || !listed.out.contains("MB") {
         return Err(format!("{listed:?}").into());
@@ -139,7 +148,11 @@ fn reset() -> Outcome {
             return Err(format!("SIGTERM ended it with {code}: {}", process.said()).into());
         }
     }
-    let dry = run(&mut cluster.hyperkube(&["reset", "--dry-run", "--data-dir", &data]), "", Duration::from_secs(20))?;
+    let dry = run(
+        &mut cluster.hyperkube(&["reset", "--dry-run", "--data-dir", &data]),
+        "",
+        Duration::from_secs(20),
+    )?;
     if !dry.out.contains("would remove") || !cluster.data.exists() {
         return Err(format!("{dry:?}").into());
     }
@@ -149,6 +162,14 @@ fn reset() -> Outcome {
 fn demo() -> Outcome {
     let net = NetworkNamespace::new()?;
     let home = tempfile::tempdir()?;
-    let said = run(net.command(HYPERKUBE).arg("demo").env("HOME", home.path()).current_dir(home.path()), "", Duration::from_secs(180))?;
-    if said.code == 0 { Ok(()) } else { Err(format!("demo ended with {}\n{}\n{}", said.code, said.out, said.err).into()) }
+    let said = run(
+        net.command(HYPERKUBE).arg("demo").env("HOME", home.path()).current_dir(home.path()),
+        "",
+        Duration::from_secs(180),
+    )?;
+    if said.code == 0 {
+        Ok(())
+    } else {
+        Err(format!("demo ended with {}\n{}\n{}", said.code, said.out, said.err).into())
+    }
 }

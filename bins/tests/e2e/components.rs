@@ -14,10 +14,12 @@ fn five() -> Outcome {
     let mut cluster = Cluster::prepare()?;
     // The control plane's directory holds files only; what `take_down` resets is the node's.
     let control = cluster.dir.path().join("control");
-    let (control_dir, node_dir) = (control.to_string_lossy().into_owned(), cluster.data.to_string_lossy().into_owned());
+    let (control_dir, node_dir) =
+        (control.to_string_lossy().into_owned(), cluster.data.to_string_lossy().into_owned());
     let pki = control.join("pki");
     let certificates = pki.to_string_lossy().into_owned();
-    let kubeconfig = |component: &str| pki.join(format!("{component}.kubeconfig")).to_string_lossy().into_owned();
+    let kubeconfig =
+        |component: &str| pki.join(format!("{component}.kubeconfig")).to_string_lossy().into_owned();
     let start = |cluster: &mut Cluster, component: &str, more: &[&str]| -> Outcome {
         let mut command = cluster.hyperkube(&["--log", "info", component]);
         command.args(more);
@@ -25,14 +27,48 @@ fn five() -> Outcome {
         cluster.processes.push(process);
         Ok(())
     };
-    start(&mut cluster, "kube-apiserver", &["--data-dir", &control_dir, "--bind-address", "127.0.0.1", "--authorization-mode", "Node,RBAC"])?;
-    until("the API server has written its kubeconfigs", Duration::from_secs(20), || Ok(pki.join("kube-proxy.kubeconfig").exists()))?;
-    start(&mut cluster, "kube-controller-manager", &["--kubeconfig", &kubeconfig("controller-manager"), "--leader-elect=true"])?;
+    start(
+        &mut cluster,
+        "kube-apiserver",
+        &["--data-dir", &control_dir, "--bind-address", "127.0.0.1", "--authorization-mode", "Node,RBAC"],
+    )?;
+    until("the API server has written its kubeconfigs", Duration::from_secs(20), || {
+        Ok(pki.join("kube-proxy.kubeconfig").exists())
+    })?;
+    start(
+        &mut cluster,
+        "kube-controller-manager",
+        &["--kubeconfig", &kubeconfig("controller-manager"), "--leader-elect=true"],
+    )?;
     start(&mut cluster, "kube-scheduler", &["--kubeconfig", &kubeconfig("scheduler")])?;
     // The same images and containers as `up` would use.
     cluster.load_images()?;
-    start(&mut cluster, "kubelet", &["--kubeconfig", &kubeconfig("kubelet"), "--root-dir", &node_dir, "--cert-dir", &certificates, "--hostname-override", "node-1"])?;
-    start(&mut cluster, "kube-proxy", &["--kubeconfig", &kubeconfig("kube-proxy"), "--root-dir", &node_dir, "--hostname-override", "node-1"])?;
+    start(
+        &mut cluster,
+        "kubelet",
+        &[
+            "--kubeconfig",
+            &kubeconfig("kubelet"),
+            "--root-dir",
+            &node_dir,
+            "--cert-dir",
+            &certificates,
+            "--hostname-override",
+            "node-1",
+        ],
+    )?;
+    start(
+        &mut cluster,
+        "kube-proxy",
+        &[
+            "--kubeconfig",
+            &kubeconfig("kube-proxy"),
+            "--root-dir",
+            &node_dir,
+            "--hostname-override",
+            "node-1",
+        ],
+    )?;
     cluster.kubeconfig = pki.join("admin.kubeconfig");
     cluster.wait_ready()?;
     smoke(&cluster)?;
@@ -52,9 +88,11 @@ fn smoke(cluster: &Cluster) -> Outcome {
     n.expect(&["exec", "deploy/web", "--", "cat", "/tmp/www/index.html"], "", 0, "version 1")?;
     n.ok(&["logs", "deploy/web"], "")?;
     let address = n.jsonpath("service/web", "{.spec.clusterIP}")?;
-    until("the Service answers", Duration::from_secs(15), || match http_get(cluster, &format!("http://{address}/")) {
-        Ok(page) => Ok(page.contains("version 1")),
-        Err(e) => Err(e.message().unwrap_or_default().to_owned()),
+    until("the Service answers", Duration::from_secs(15), || {
+        match http_get(cluster, &format!("http://{address}/")) {
+            Ok(page) => Ok(page.contains("version 1")),
+            Err(e) => Err(e.message().unwrap_or_default().to_owned()),
+        }
     })?;
     n.ok(&["scale", "deployment", "web", "--replicas=3"], "")?;
     n.ok(&["wait", "--for=jsonpath={.status.readyReplicas}=3", "deployment/web", "--timeout=60s"], "")?;

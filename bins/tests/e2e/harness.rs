@@ -75,7 +75,11 @@ fn reader(pipe: Option<impl Read + Send + 'static>) -> std::thread::JoinHandle<S
 }
 
 /// Asks again until it is so.
-pub fn until(what: &str, limit: Duration, mut test: impl FnMut() -> Result<bool, String>) -> Result<(), Failed> {
+pub fn until(
+    what: &str,
+    limit: Duration,
+    mut test: impl FnMut() -> Result<bool, String>,
+) -> Result<(), Failed> {
     let begun = Instant::now();
     let mut last = String::new();
     while begun.elapsed() < limit {
@@ -221,8 +225,16 @@ impl Cluster {
     /// Runs `up` in the foreground of its own process and waits for the node.
     pub fn start_up(&mut self) -> Result<(), Failed> {
         let data = self.data.to_string_lossy().into_owned();
-        let mut command =
-            self.hyperkube(&["--log", "info", "up", "--data-dir", &data, "--no-kubeconfig-merge", "--node-name", "node-1"]);
+        let mut command = self.hyperkube(&[
+            "--log",
+            "info",
+            "up",
+            "--data-dir",
+            &data,
+            "--no-kubeconfig-merge",
+            "--node-name",
+            "node-1",
+        ]);
         self.processes.push(Process::start(&mut command, self.dir.path().join("up.log"))?);
         self.wait_ready()
     }
@@ -250,10 +262,14 @@ impl Cluster {
 
     /// Loads the tests' image under both tags.
     pub fn load_images(&self) -> Result<(), Failed> {
-        let mut image = ImageBuilder::new().file("/bin/busybox", "/bin/busybox", 0o755).directory("/tmp", 0o1777).env("PATH", "/bin");
-        for applet in
-            ["sh", "echo", "cat", "sleep", "id", "hostname", "true", "false", "env", "tar", "ls", "httpd", "wget", "nslookup", "ip", "ps", "kill", "mkdir", "nc"]
-        {
+        let mut image = ImageBuilder::new()
+            .file("/bin/busybox", "/bin/busybox", 0o755)
+            .directory("/tmp", 0o1777)
+            .env("PATH", "/bin");
+        for applet in [
+            "sh", "echo", "cat", "sleep", "id", "hostname", "true", "false", "env", "tar", "ls", "httpd",
+            "wget", "nslookup", "ip", "ps", "kill", "mkdir", "nc",
+        ] {
             image = image.link("busybox", format!("/bin/{applet}"));
         }
         let data = self.data.to_string_lossy().into_owned();
@@ -261,7 +277,11 @@ impl Cluster {
             let archive = self.dir.path().join(format!("image-{version}.tar"));
             image.clone().env("VERSION", version).write_layout(&archive, name)?;
             let archive = archive.to_string_lossy().into_owned();
-            let said = run(&mut self.hyperkube(&["image", "load", &archive, "--data-dir", &data]), "", Duration::from_secs(60))?;
+            let said = run(
+                &mut self.hyperkube(&["image", "load", &archive, "--data-dir", &data]),
+                "",
+                Duration::from_secs(60),
+            )?;
             if said.code != 0 || !said.out.contains(name) {
                 return Err(format!("image load: {said:?}").into());
             }
@@ -301,12 +321,15 @@ impl Cluster {
 
     /// A namespace for one test, as a place to run kubectl in.
     pub fn namespace<'a>(&'a self, name: &str) -> Result<Namespace<'a>, Failed> {
-        let manifest = serde_json::json!({"apiVersion": "v1", "kind": "Namespace", "metadata": {"name": name}});
+        let manifest =
+            serde_json::json!({"apiVersion": "v1", "kind": "Namespace", "metadata": {"name": name}});
         self.ok(&["apply", "-f", "-"], &manifest.to_string())?;
         let namespace = Namespace { cluster: self, name: name.to_owned() };
         // What a pod needs before it is admitted.
         until("the namespace has its service account", Duration::from_secs(20), || {
-            let said = namespace.run(&["get", "serviceaccount/default", "configmap/kube-root-ca.crt"], "").map_err(|e| e.message().unwrap_or_default().to_owned())?;
+            let said = namespace
+                .run(&["get", "serviceaccount/default", "configmap/kube-root-ca.crt"], "")
+                .map_err(|e| e.message().unwrap_or_default().to_owned())?;
             if said.code == 0 { Ok(true) } else { Err(said.err) }
         })?;
         Ok(namespace)
@@ -382,7 +405,14 @@ impl Namespace<'_> {
         if said.code == code && (said.out.contains(want) || said.err.contains(want)) {
             return Ok(said.out);
         }
-        Err(format!("kubectl {}: wanted exit code {code} and {want:?}, got {}\nout: {}\nerr: {}", arguments.join(" "), said.code, said.out, said.err).into())
+        Err(format!(
+            "kubectl {}: wanted exit code {code} and {want:?}, got {}\nout: {}\nerr: {}",
+            arguments.join(" "),
+            said.code,
+            said.out,
+            said.err
+        )
+        .into())
     }
 
     /// Asks until the answer contains a text.
@@ -454,4 +484,3 @@ pub fn take_down_shared() -> Result<(), String> {
         None => Err("a test still holds it".into()),
     }
 }
-

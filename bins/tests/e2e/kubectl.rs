@@ -117,7 +117,12 @@ fn create(cluster: &Cluster, name: &str) -> Outcome {
     let n = cluster.namespace(name)?;
     let file = cluster.dir.path().join(format!("{name}.txt"));
     std::fs::write(&file, "from a file")?;
-    n.expect(&["create", "configmap", "file", &format!("--from-file=key={}", file.display())], "", 0, "created")?;
+    n.expect(
+        &["create", "configmap", "file", &format!("--from-file=key={}", file.display())],
+        "",
+        0,
+        "created",
+    )?;
     table(
         &n,
         &[
@@ -150,14 +155,22 @@ fn create(cluster: &Cluster, name: &str) -> Outcome {
 
 fn apply(cluster: &Cluster, name: &str) -> Outcome {
     let n = cluster.namespace(name)?;
-    let map = |value: &str| json!({"apiVersion": "v1", "kind": "ConfigMap", "metadata": {"name": "m"}, "data": {"k": value}}).to_string();
+    let map = |value: &str| {
+        json!({"apiVersion": "v1", "kind": "ConfigMap", "metadata": {"name": "m"}, "data": {"k": value}})
+            .to_string()
+    };
     n.expect(&["apply", "-f", "-"], &map("1"), 0, "configmap/m created")?;
     n.expect(&["apply", "-f", "-"], &map("1"), 0, "configmap/m unchanged")?;
     n.expect(&["diff", "-f", "-"], &map("2"), 1, "+  k: \"2\"")?;
     n.expect(&["apply", "--dry-run=server", "-f", "-"], &map("2"), 0, "configured (server dry run)")?;
     n.expect(&["apply", "-f", "-"], &map("2"), 0, "configmap/m configured")?;
     n.expect(&["apply", "--server-side", "--field-manager=other", "-f", "-"], &map("3"), 1, "conflict")?;
-    n.expect(&["apply", "--server-side", "--force-conflicts", "--field-manager=other", "-f", "-"], &map("3"), 0, "serverside-applied")?;
+    n.expect(
+        &["apply", "--server-side", "--force-conflicts", "--field-manager=other", "-f", "-"],
+        &map("3"),
+        0,
+        "serverside-applied",
+    )?;
     n.expect(&["get", "configmap", "m", "-o", "jsonpath={.data.k}"], "", 0, "3")?;
     n.expect(&["delete", "-f", "-"], &map("3"), 0, "deleted")?;
     Ok(())
@@ -175,11 +188,21 @@ fn change(cluster: &Cluster, name: &str) -> Outcome {
             Row("label deployment web tier-", "", 0, "unlabeled"),
             Row("annotate deployment web note=it", "", 0, "annotated"),
             Row("patch deployment web -p {\"spec\":{\"replicas\":2}}", "", 0, "patched"),
-            Row("patch deployment web --type=json -p [{\"op\":\"replace\",\"path\":\"/spec/replicas\",\"value\":1}]", "", 0, "patched"),
+            Row(
+                "patch deployment web --type=json -p [{\"op\":\"replace\",\"path\":\"/spec/replicas\",\"value\":1}]",
+                "",
+                0,
+                "patched",
+            ),
             Row("patch deployment web --type=merge -p {\"spec\":{\"replicas\":2}}", "", 0, "patched"),
             Row("get deployment web -o jsonpath={.spec.replicas}", "", 0, "2"),
             Row("scale deployment web --replicas=3", "", 0, "scaled"),
-            Row("wait --for=jsonpath={.status.readyReplicas}=3 deployment/web --timeout=60s", "", 0, "condition met"),
+            Row(
+                "wait --for=jsonpath={.status.readyReplicas}=3 deployment/web --timeout=60s",
+                "",
+                0,
+                "condition met",
+            ),
             Row("set env deployment/web A=b", "", 0, "env updated"),
             Row("set resources deployment/web --requests=cpu=10m", "", 0, "resource requirements updated"),
             Row("rollout status deployment/web --timeout=90s", "", 0, "successfully rolled out"),
@@ -198,13 +221,23 @@ fn rollout(cluster: &Cluster, name: &str) -> Outcome {
             Row("rollout status deployment/web --timeout=60s", "", 0, "successfully rolled out"),
             Row("set image deployment/web main={image2}", "", 0, "image updated"),
             Row("rollout status deployment/web --timeout=60s", "", 0, "successfully rolled out"),
-            Row("get deployment web -o jsonpath={.spec.template.spec.containers[0].image}", "", 0, "busybox:2"),
+            Row(
+                "get deployment web -o jsonpath={.spec.template.spec.containers[0].image}",
+                "",
+                0,
+                "busybox:2",
+            ),
             Row("exec deploy/web -- cat /tmp/www/index.html", "", 0, "version 2"),
             Row("rollout history deployment/web", "", 0, "REVISION"),
             Row("rollout history deployment/web --revision=1", "", 0, "busybox:1"),
             Row("rollout undo deployment/web", "", 0, "rolled back"),
             Row("rollout status deployment/web --timeout=60s", "", 0, "successfully rolled out"),
-            Row("get deployment web -o jsonpath={.spec.template.spec.containers[0].image}", "", 0, "busybox:1"),
+            Row(
+                "get deployment web -o jsonpath={.spec.template.spec.containers[0].image}",
+                "",
+                0,
+                "busybox:1",
+            ),
             Row("rollout restart deployment/web", "", 0, "restarted"),
             Row("rollout status deployment/web --timeout=60s", "", 0, "successfully rolled out"),
             Row("rollout pause deployment/web", "", 0, "paused"),
@@ -226,7 +259,12 @@ fn logs(cluster: &Cluster, name: &str) -> Outcome {
     let mut follow = n.command(&["logs", "-f", "p"]).stdin(Stdio::null()).stdout(Stdio::piped()).spawn()?;
     let lines = BufReader::new(follow.stdout.take().ok_or("no output")?).lines();
     let begun = Instant::now();
-    let seen = lines.map_while(Result::ok).take_while(|_| begun.elapsed() < Duration::from_secs(10)).filter(|l| l.starts_with("tick")).take(8).count();
+    let seen = lines
+        .map_while(Result::ok)
+        .take_while(|_| begun.elapsed() < Duration::from_secs(10))
+        .filter(|l| l.starts_with("tick"))
+        .take(8)
+        .count();
     let _ = follow.kill();
     let _ = follow.wait();
     if seen < 8 {
@@ -246,7 +284,8 @@ fn exec(cluster: &Cluster, name: &str) -> Outcome {
     n.expect(&["exec", "p", "--", "sh", "-c", "echo bad >&2; exit 7"], "", 7, "bad\n")?;
     n.expect(&["exec", "-i", "p", "--", "cat"], "there and back", 0, "there and back")?;
     n.expect(&["exec", "p", "--", "hostname"], "", 0, "p\n")?;
-    n.expect(&["exec", "p", "--", "nothing-here"], "", 126, "nothing-here").or_else(|_| n.expect(&["exec", "p", "--", "nothing-here"], "", 127, "nothing-here"))?;
+    n.expect(&["exec", "p", "--", "nothing-here"], "", 126, "nothing-here")
+        .or_else(|_| n.expect(&["exec", "p", "--", "nothing-here"], "", 127, "nothing-here"))?;
     let big = "x".repeat(300_000);
     let said = n.run(&["exec", "-i", "p", "--", "cat"], &big)?;
     if said.out.len() != big.len() {
@@ -254,16 +293,31 @@ fn exec(cluster: &Cluster, name: &str) -> Outcome {
     }
     // A terminal of its own: `script` gives kubectl one.
     let line = n.command(&["exec", "-it", "p", "--", "sh", "-c", "test -t 0 && echo a terminal"]);
-    let words: Vec<String> = std::iter::once(line.get_program()).chain(line.get_args()).map(|w| format!("'{}'", w.to_string_lossy())).collect();
-    let said = run(std::process::Command::new("script").args(["-qec", &words.join(" "), "/dev/null"]), "", Duration::from_secs(30))?;
+    let words: Vec<String> = std::iter::once(line.get_program())
+        .chain(line.get_args())
+        .map(|w| format!("'{}'", w.to_string_lossy()))
+        .collect();
+    let said = run(
+        std::process::Command::new("script").args(["-qec", &words.join(" "), "/dev/null"]),
+        "",
+        Duration::from_secs(30),
+    )?;
     if said.out.contains("a terminal") { Ok(()) } else { Err(format!("exec -it: {said:?}").into()) }
 }
 
 fn attach(cluster: &Cluster, name: &str) -> Outcome {
     let n = cluster.namespace(name)?;
-    n.ok(&["apply", "-f", "-"], &pod("p", "trap 'exit 0' TERM; while true; do echo alive; sleep 0.2; done").to_string())?;
+    n.ok(
+        &["apply", "-f", "-"],
+        &pod("p", "trap 'exit 0' TERM; while true; do echo alive; sleep 0.2; done").to_string(),
+    )?;
     n.ok(&["wait", "--for=condition=Ready", "pod/p", "--timeout=60s"], "")?;
-    let mut child = n.command(&["attach", "p"]).stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped()).spawn()?;
+    let mut child = n
+        .command(&["attach", "p"])
+        .stdin(Stdio::null())
+        .stdout(Stdio::piped())
+        .stderr(Stdio::piped())
+        .spawn()?;
     let mut lines = BufReader::new(child.stdout.take().ok_or("no output")?).lines();
     let first = lines.next().transpose();
     let _ = child.kill();
@@ -276,14 +330,21 @@ fn attach(cluster: &Cluster, name: &str) -> Outcome {
         Ok(Some(line)) if line == "alive" => {}
         other => return Err(format!("attach: {other:?}: {err}").into()),
     }
-    n.expect(&["run", "-i", "--rm", "cat", "--restart=Never", &format!("--image={IMAGE}"), "--", "cat"], "through a pod\n", 0, "through a pod").map(|_| ())
+    n.expect(
+        &["run", "-i", "--rm", "cat", "--restart=Never", &format!("--image={IMAGE}"), "--", "cat"],
+        "through a pod\n",
+        0,
+        "through a pod",
+    )
+    .map(|_| ())
 }
 
 fn copy(cluster: &Cluster, name: &str) -> Outcome {
     let n = cluster.namespace(name)?;
     n.ok(&["apply", "-f", "-"], &pod("p", WAIT).to_string())?;
     n.ok(&["wait", "--for=condition=Ready", "pod/p", "--timeout=60s"], "")?;
-    let (there, back) = (cluster.dir.path().join(format!("{name}.there")), cluster.dir.path().join(format!("{name}.back")));
+    let (there, back) =
+        (cluster.dir.path().join(format!("{name}.there")), cluster.dir.path().join(format!("{name}.back")));
     let content: Vec<u8> = (0..200_000_u32).map(|i| i.wrapping_mul(31).to_le_bytes()[1]).collect();
     std::fs::write(&there, &content)?;
     n.ok(&["cp", &there.to_string_lossy(), "p:/tmp/file"], "")?;
@@ -293,17 +354,25 @@ fn copy(cluster: &Cluster, name: &str) -> Outcome {
 
 /// An HTTP request from inside the cluster's network namespace.
 pub fn http_get(cluster: &Cluster, address: &str) -> Result<String, Failed> {
-    let said = run(cluster.net.command("/bin/busybox").args(["wget", "-q", "-T", "5", "-O", "-", address]), "", Duration::from_secs(10))?;
+    let said = run(
+        cluster.net.command("/bin/busybox").args(["wget", "-q", "-T", "5", "-O", "-", address]),
+        "",
+        Duration::from_secs(10),
+    )?;
     if said.code == 0 { Ok(said.out) } else { Err(format!("GET {address}: {said:?}").into()) }
 }
 
 /// Starts a kubectl that listens on a port, gets a page through it, and ends it.
 fn through(n: &Namespace<'_>, arguments: &[&str], before: &str, path: &str, want: &str) -> Outcome {
-    let mut child = n.command(arguments).stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped()).spawn()?;
+    let mut child =
+        n.command(arguments).stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped()).spawn()?;
     let mut line = String::new();
     let mut out = BufReader::new(child.stdout.take().ok_or("no output")?);
     out.read_line(&mut line)?;
-    let port: Option<u16> = line.split(before).nth(1).and_then(|rest| rest.split(|c: char| !c.is_ascii_digit()).next()?.parse().ok());
+    let port: Option<u16> = line
+        .split(before)
+        .nth(1)
+        .and_then(|rest| rest.split(|c: char| !c.is_ascii_digit()).next()?.parse().ok());
     let result = match port {
         Some(port) => {
             let address = format!("http://{}:{port}{path}", Ipv4Addr::LOCALHOST);
@@ -347,7 +416,11 @@ fn proxy(cluster: &Cluster, name: &str) -> Outcome {
 
 fn watch(cluster: &Cluster, name: &str) -> Outcome {
     let n = cluster.namespace(name)?;
-    let mut child = n.command(&["get", "configmaps", "-w", "--no-headers"]).stdin(Stdio::null()).stdout(Stdio::piped()).spawn()?;
+    let mut child = n
+        .command(&["get", "configmaps", "-w", "--no-headers"])
+        .stdin(Stdio::null())
+        .stdout(Stdio::piped())
+        .spawn()?;
     let lines = BufReader::new(child.stdout.take().ok_or("no output")?).lines();
     let (sender, seen) = std::sync::mpsc::channel();
     let reader = std::thread::spawn(move || {
@@ -358,7 +431,9 @@ fn watch(cluster: &Cluster, name: &str) -> Outcome {
         }
     });
     n.ok(&["create", "configmap", "seen"], "")?;
-    let result = until("the new object is seen", Duration::from_secs(10), || Ok(seen.try_iter().any(|l| l.starts_with("seen "))));
+    let result = until("the new object is seen", Duration::from_secs(10), || {
+        Ok(seen.try_iter().any(|l| l.starts_with("seen ")))
+    });
     let _ = child.kill();
     let _ = child.wait();
     let _ = reader.join();
@@ -373,7 +448,8 @@ fn edit(cluster: &Cluster, name: &str) -> Outcome {
     file.write_all(b"#!/bin/sh\nexec /bin/busybox sed -i s/before/after/ \"$1\"\n")?;
     drop(file);
     let editor = format!("sh {}", editor.display());
-    let said = run(n.command(&["edit", "configmap", "m"]).env("KUBE_EDITOR", editor), "", Duration::from_secs(30))?;
+    let said =
+        run(n.command(&["edit", "configmap", "m"]).env("KUBE_EDITOR", editor), "", Duration::from_secs(30))?;
     if said.code != 0 {
         return Err(format!("edit: {said:?}").into());
     }
@@ -391,7 +467,12 @@ fn cordon(_: &Cluster, _: &str) -> Outcome {
         &[
             Row("cordon node-1", "", 0, "cordoned"),
             Row("get nodes", "", 0, "SchedulingDisabled"),
-            Row("drain node-1 --ignore-daemonsets --delete-emptydir-data --force --timeout=60s", "", 0, "drained"),
+            Row(
+                "drain node-1 --ignore-daemonsets --delete-emptydir-data --force --timeout=60s",
+                "",
+                0,
+                "drained",
+            ),
             Row("get pods", "", 0, "Pending"),
             Row("uncordon node-1", "", 0, "uncordoned"),
             Row("wait --for=condition=Available deployment/web --timeout=60s", "", 0, "condition met"),

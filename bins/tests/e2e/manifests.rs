@@ -7,7 +7,8 @@ use crate::{
 
 type Test = fn(&Cluster, &str) -> Outcome;
 
-pub const TESTS: &[(&str, Test)] = &[("manifests_of_2017_apply", apply), ("manifests_that_are_wrong_are_told_so", wrong)];
+pub const TESTS: &[(&str, Test)] =
+    &[("manifests_of_2017_apply", apply), ("manifests_that_are_wrong_are_told_so", wrong)];
 
 /// A manifest, what kubectl says of it, what to get afterwards and what that shows.
 const MANIFESTS: &[(&str, &str, &str, &str)] = &[
@@ -16,13 +17,38 @@ const MANIFESTS: &[(&str, &str, &str, &str)] = &[
     ("03-deployment", "deployment.extensions/nginx-deployment created", "deployment nginx-deployment", "0/3"),
     ("04-configmap-env", "pod/configured created", "configmap my-config-map", "my-config-map"),
     ("05-persistent-volume", "persistentvolume/mongo-volume created", "pv mongo-volume", "10Gi"),
-    ("06-storage-class", "storageclass.storage.k8s.io/ssd created", "storageclass ssd", "kubernetes.io/aws-ebs"),
-    ("07-persistent-volume-claim", "persistentvolumeclaim/mongo-storage created", "pvc mongo-storage -n database", "ssd"),
+    (
+        "06-storage-class",
+        "storageclass.storage.k8s.io/ssd created",
+        "storageclass ssd",
+        "kubernetes.io/aws-ebs",
+    ),
+    (
+        "07-persistent-volume-claim",
+        "persistentvolumeclaim/mongo-storage created",
+        "pvc mongo-storage -n database",
+        "ssd",
+    ),
     ("08-job", "job.batch/pi created", "job pi", "0/1"),
     ("09-ingress", "ingress.extensions/test created", "ingress test", "foo.bar.com"),
-    ("10-autoscaler", "horizontalpodautoscaler.autoscaling/php-apache created", "hpa php-apache -n default", "Deployment/php-apache"),
-    ("11-third-party-resource", "rds-database.stable.example.com created", "thirdpartyresources", "rds-database.stable.example.com"),
-    ("12-third-party-object", "rdsdatabase.stable.example.com/orders created", "rdsdatabases orders", "orders"),
+    (
+        "10-autoscaler",
+        "horizontalpodautoscaler.autoscaling/php-apache created",
+        "hpa php-apache -n default",
+        "Deployment/php-apache",
+    ),
+    (
+        "11-third-party-resource",
+        "rds-database.stable.example.com created",
+        "thirdpartyresources",
+        "rds-database.stable.example.com",
+    ),
+    (
+        "12-third-party-object",
+        "rdsdatabase.stable.example.com/orders created",
+        "rdsdatabases orders",
+        "orders",
+    ),
     ("13-service", "service/web created", "service web", "LoadBalancer"),
 ];
 
@@ -46,7 +72,8 @@ fn apply_one(n: &Namespace<'_>, file: &str, created: &str, get: &str, shows: &st
     let path = format!("{}/tests/manifests/{file}.yaml", env!("CARGO_MANIFEST_DIR"));
     // Some name a namespace of their own; those that do not land in the test's.
     let own = std::fs::read_to_string(&path)?.contains("\n  namespace:");
-    let said = if own { n.cluster.kubectl(&["apply", "-f", &path])? } else { n.run(&["apply", "-f", &path], "")? };
+    let said =
+        if own { n.cluster.kubectl(&["apply", "-f", &path])? } else { n.run(&["apply", "-f", &path], "")? };
     if said.code != 0 || !said.out.contains(created) {
         return Err(format!("apply: {said:?}").into());
     }
@@ -56,14 +83,38 @@ fn apply_one(n: &Namespace<'_>, file: &str, created: &str, get: &str, shows: &st
 
 /// What is wrong, and what upstream says of it.
 const WRONG: &[(&str, &str)] = &[
-    (r#"{"apiVersion":"v1","kind":"Pod","metadata":{"name":"a"},"spec":{}}"#, "spec.containers: Required value"),
-    (r#"{"apiVersion":"v1","kind":"Pod","metadata":{"name":"A_b"},"spec":{"containers":[{"name":"c","image":"i"}]}}"#, "metadata.name: Invalid value: \"A_b\""),
-    (r#"{"apiVersion":"v1","kind":"Pod","metadata":{"name":"a"},"spec":{"containers":[{"name":"c","image":"i"}],"restartPolicy":"Often"}}"#, "spec.restartPolicy: Unsupported value: \"Often\""),
-    (r#"{"apiVersion":"v1","kind":"Pod","metadata":{"name":"a"},"spec":{"containers":[{"name":"c","image":"i"}],"replicas":1}}"#, "unknown field \"spec.replicas\""),
-    (r#"{"apiVersion":"v1","kind":"Pod","metadata":{"name":"a"},"spec":{"containers":"c"}}"#, "cannot unmarshal string into Go struct field PodSpec.spec.containers"),
-    (r#"{"apiVersion":"apps/v1","kind":"Deployment","metadata":{"name":"a"},"spec":{"selector":{"matchLabels":{"a":"b"}},"template":{"metadata":{"labels":{"a":"c"}},"spec":{"containers":[{"name":"c","image":"i"}]}}}}"#, "`selector` does not match template `labels`"),
-    (r#"{"apiVersion":"v1","kind":"Service","metadata":{"name":"a"},"spec":{"ports":[{"port":70000}]}}"#, "must be between 1 and 65535"),
-    (r#"{"apiVersion":"v1","kind":"Nothing","metadata":{"name":"a"}}"#, "no matches for kind \"Nothing\" in version \"v1\""),
+    (
+        r#"{"apiVersion":"v1","kind":"Pod","metadata":{"name":"a"},"spec":{}}"#,
+        "spec.containers: Required value",
+    ),
+    (
+        r#"{"apiVersion":"v1","kind":"Pod","metadata":{"name":"A_b"},"spec":{"containers":[{"name":"c","image":"i"}]}}"#,
+        "metadata.name: Invalid value: \"A_b\"",
+    ),
+    (
+        r#"{"apiVersion":"v1","kind":"Pod","metadata":{"name":"a"},"spec":{"containers":[{"name":"c","image":"i"}],"restartPolicy":"Often"}}"#,
+        "spec.restartPolicy: Unsupported value: \"Often\"",
+    ),
+    (
+        r#"{"apiVersion":"v1","kind":"Pod","metadata":{"name":"a"},"spec":{"containers":[{"name":"c","image":"i"}],"replicas":1}}"#,
+        "unknown field \"spec.replicas\"",
+    ),
+    (
+        r#"{"apiVersion":"v1","kind":"Pod","metadata":{"name":"a"},"spec":{"containers":"c"}}"#,
+        "cannot unmarshal string into Go struct field PodSpec.spec.containers",
+    ),
+    (
+        r#"{"apiVersion":"apps/v1","kind":"Deployment","metadata":{"name":"a"},"spec":{"selector":{"matchLabels":{"a":"b"}},"template":{"metadata":{"labels":{"a":"c"}},"spec":{"containers":[{"name":"c","image":"i"}]}}}}"#,
+        "`selector` does not match template `labels`",
+    ),
+    (
+        r#"{"apiVersion":"v1","kind":"Service","metadata":{"name":"a"},"spec":{"ports":[{"port":70000}]}}"#,
+        "must be between 1 and 65535",
+    ),
+    (
+        r#"{"apiVersion":"v1","kind":"Nothing","metadata":{"name":"a"}}"#,
+        "no matches for kind \"Nothing\" in version \"v1\"",
+    ),
 ];
 
 fn wrong(cluster: &Cluster, name: &str) -> Outcome {

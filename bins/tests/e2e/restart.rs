@@ -27,7 +27,9 @@ fn kill_9() -> Outcome {
     // Writes up to the last moment: every one that kubectl saw acknowledged must be there afterwards.
     let writers: Vec<_> = (0..3)
         .map(|w| {
-            let command = |i: usize| cluster.kubectl_command(&["-n", "kept", "create", "configmap", &format!("w{w}-{i}")]);
+            let command = |i: usize| {
+                cluster.kubectl_command(&["-n", "kept", "create", "configmap", &format!("w{w}-{i}")])
+            };
             let commands: Vec<_> = (0..100).map(command).collect();
             std::thread::spawn(move || {
                 let mut acknowledged = Vec::new();
@@ -50,7 +52,8 @@ fn kill_9() -> Outcome {
     }
     cluster.start_up()?;
     let have = cluster.ok(&["get", "configmaps", "-n", "kept", "-o", "name"], "")?;
-    let lost: Vec<&String> = acknowledged.iter().filter(|name| !have.contains(&format!("configmap/{name}\n"))).collect();
+    let lost: Vec<&String> =
+        acknowledged.iter().filter(|name| !have.contains(&format!("configmap/{name}\n"))).collect();
     if !lost.is_empty() {
         return Err(format!("acknowledged and lost: {lost:?}").into());
     }

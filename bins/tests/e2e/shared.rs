@@ -27,7 +27,10 @@ pub const TESTS: &[(&str, Test)] = &[
 
 fn grace(cluster: &Cluster, name: &str) -> Outcome {
     let n = cluster.namespace(name)?;
-    n.ok(&["apply", "-f", "-"], &pod("polite", "trap 'exit 0' TERM; while true; do sleep 0.1; done").to_string())?;
+    n.ok(
+        &["apply", "-f", "-"],
+        &pod("polite", "trap 'exit 0' TERM; while true; do sleep 0.1; done").to_string(),
+    )?;
     let mut stubborn = pod("stubborn", "trap '' TERM; while true; do sleep 0.1; done");
     stubborn["spec"]["terminationGracePeriodSeconds"] = json!(4);
     n.ok(&["apply", "-f", "-"], &stubborn.to_string())?;
@@ -90,7 +93,10 @@ fn configuration(cluster: &Cluster, name: &str) -> Outcome {
     let n = cluster.namespace(name)?;
     n.ok(&["create", "configmap", "m", "--from-literal=key=from-map"], "")?;
     n.ok(&["create", "secret", "generic", "s", "--from-literal=key=from-secret"], "")?;
-    let mut p = pod("p", "echo env $FROM_MAP $FROM_SECRET $POD_NAME; echo file $(cat /map/key) $(cat /secret/key); id -u; cat /proc/self/limits > /scratch/x && echo wrote");
+    let mut p = pod(
+        "p",
+        "echo env $FROM_MAP $FROM_SECRET $POD_NAME; echo file $(cat /map/key) $(cat /secret/key); id -u; cat /proc/self/limits > /scratch/x && echo wrote",
+    );
     let spec = &mut p["spec"];
     spec["restartPolicy"] = json!("Never");
     spec["securityContext"] = json!({"runAsUser": 1234, "fsGroup": 1234});
@@ -104,7 +110,8 @@ fn configuration(cluster: &Cluster, name: &str) -> Outcome {
     ]);
     n.ok(&["apply", "-f", "-"], &p.to_string())?;
     n.ok(&["wait", "--for=jsonpath={.status.phase}=Succeeded", "pod/p", "--timeout=60s"], "")?;
-    n.expect(&["logs", "p"], "", 0, "env from-map from-secret p\nfile from-map from-secret\n1234\nwrote\n").map(|_| ())
+    n.expect(&["logs", "p"], "", 0, "env from-map from-secret p\nfile from-map from-secret\n1234\nwrote\n")
+        .map(|_| ())
 }
 
 fn restarted(cluster: &Cluster, name: &str) -> Outcome {
@@ -129,7 +136,11 @@ fn replaced(cluster: &Cluster, name: &str) -> Outcome {
     n.ok(&["delete", "pod", &first], "")?;
     n.ok(&["wait", "--for=jsonpath={.status.readyReplicas}=2", "deployment/web", "--timeout=60s"], "")?;
     let now = n.jsonpath("pods", "{.items[*].metadata.name}")?;
-    if now.contains(&first) || now.split(' ').count() != 2 { Err(format!("{names} became {now}").into()) } else { Ok(()) }
+    if now.contains(&first) || now.split(' ').count() != 2 {
+        Err(format!("{names} became {now}").into())
+    } else {
+        Ok(())
+    }
 }
 
 fn service(cluster: &Cluster, name: &str) -> Outcome {
@@ -147,10 +158,18 @@ fn service(cluster: &Cluster, name: &str) -> Outcome {
         })?;
     }
     // From one pod to the Service, and to another pod.
-    n.until(&["exec", "deploy/web", "--", "wget", "-q", "-T", "3", "-O", "-", &format!("http://{address}/")], "version 1", 15)?;
+    n.until(
+        &["exec", "deploy/web", "--", "wget", "-q", "-T", "3", "-O", "-", &format!("http://{address}/")],
+        "version 1",
+        15,
+    )?;
     let pods = n.jsonpath("pods", "{.items[*].status.podIP}")?;
     for pod in pods.split(' ') {
-        n.until(&["exec", "deploy/web", "--", "wget", "-q", "-T", "3", "-O", "-", &format!("http://{pod}:8080/")], "version 1", 15)?;
+        n.until(
+            &["exec", "deploy/web", "--", "wget", "-q", "-T", "3", "-O", "-", &format!("http://{pod}:8080/")],
+            "version 1",
+            15,
+        )?;
     }
     Ok(())
 }
@@ -163,7 +182,11 @@ fn names(cluster: &Cluster, name: &str) -> Outcome {
     n.ok(&["apply", "-f", "-"], &pod("p", WAIT).to_string())?;
     n.ok(&["wait", "--for=condition=Ready", "pod/p", "--timeout=60s"], "")?;
     for host in [format!("web.{name}"), format!("web.{name}.svc.cluster.local"), "web".to_owned()] {
-        n.until(&["exec", "p", "--", "wget", "-q", "-T", "3", "-O", "-", &format!("http://{host}/")], "version 1", 15)?;
+        n.until(
+            &["exec", "p", "--", "wget", "-q", "-T", "3", "-O", "-", &format!("http://{host}/")],
+            "version 1",
+            15,
+        )?;
     }
     let address = n.jsonpath("service/web", "{.spec.clusterIP}")?;
     n.until(&["exec", "p", "--", "nslookup", &format!("web.{name}.svc.cluster.local")], &address, 15)?;

@@ -47,7 +47,12 @@ struct Data {
 
 impl Drop for Data {
     fn drop(&mut self) {
-        let _ = Command::new(&self.program).arg("reset").arg("--data-dir").arg(self.directory.join("data")).stdout(Stdio::null()).status();
+        let _ = Command::new(&self.program)
+            .arg("reset")
+            .arg("--data-dir")
+            .arg(self.directory.join("data"))
+            .stdout(Stdio::null())
+            .status();
         let _ = fs::remove_dir_all(&self.directory);
     }
 }
@@ -85,11 +90,20 @@ pub(crate) fn run(pods: usize, at_once: usize) -> Result<()> {
     let directory = std::env::temp_dir().join(format!("hk-bench-{}", std::process::id()));
     fs::create_dir_all(&directory)?;
     let holder = Command::new("unshare")
-        .args(["-n", "/bin/busybox", "sh", "-c", "/bin/busybox ip link set lo up; exec /bin/busybox sleep 100000"])
+        .args([
+            "-n",
+            "/bin/busybox",
+            "sh",
+            "-c",
+            "/bin/busybox ip link set lo up; exec /bin/busybox sleep 100000",
+        ])
         .stdin(Stdio::null())
         .spawn()
         .context("unshare -n (root is needed)")?;
-    let bench = Bench { data: Data { program: program.clone(), directory: directory.clone() }, holder: Guard(holder) };
+    let bench = Bench {
+        data: Data { program: program.clone(), directory: directory.clone() },
+        holder: Guard(holder),
+    };
     std::thread::sleep(Duration::from_millis(200));
 
     let log = File::create(directory.join("up.log"))?;
@@ -112,7 +126,10 @@ pub(crate) fn run(pods: usize, at_once: usize) -> Result<()> {
             }
             std::thread::sleep(Duration::from_millis(1));
         }
-        bail!("up did not say {words:?}: {}", fs::read_to_string(directory.join("up.log")).unwrap_or_default())
+        bail!(
+            "up did not say {words:?}: {}",
+            fs::read_to_string(directory.join("up.log")).unwrap_or_default()
+        )
     };
     said("API server ready")?;
     println!("{:<44} {:>10.0} ms", "start to API ready", started.elapsed().as_secs_f64() * 1e3);
@@ -130,9 +147,19 @@ pub(crate) fn run(pods: usize, at_once: usize) -> Result<()> {
 fn load_image(bench: &Bench, program: &Path, directory: &Path) -> Result<()> {
     use k8s_runtime::images::ImageBuilder;
     let archive = directory.join("image.tar");
-    let image = ImageBuilder::new().file("/bin/busybox", "/bin/busybox", 0o755).link("busybox", "/bin/sh").link("busybox", "/bin/sleep");
+    let image = ImageBuilder::new()
+        .file("/bin/busybox", "/bin/busybox", 0o755)
+        .link("busybox", "/bin/sh")
+        .link("busybox", "/bin/sleep");
     image.write_layout(&archive, IMAGE)?;
-    output(bench.command(program).args(["image", "load"]).arg(&archive).arg("--data-dir").arg(directory.join("data")))?;
+    output(
+        bench
+            .command(program)
+            .args(["image", "load"])
+            .arg(&archive)
+            .arg("--data-dir")
+            .arg(directory.join("data")),
+    )?;
     Ok(())
 }
 
@@ -205,7 +232,10 @@ impl Watcher {
     fn wait(&self, names: &[String]) -> Result<HashMap<String, Instant>> {
         let mut running = HashMap::new();
         while !names.iter().all(|n| running.contains_key(n)) {
-            let (name, when) = self.seen.recv_timeout(Duration::from_secs(60)).context("pods did not all run within a minute")?;
+            let (name, when) = self
+                .seen
+                .recv_timeout(Duration::from_secs(60))
+                .context("pods did not all run within a minute")?;
             running.entry(name).or_insert(when);
         }
         Ok(running)
@@ -228,10 +258,16 @@ struct Poster {
 impl Poster {
     fn start(bench: &Bench) -> Result<Self> {
         use std::io::BufRead;
-        let mut child = bench.kubectl(&["proxy", "--port=0"]).stdout(Stdio::piped()).spawn().context("kubectl proxy")?;
+        let mut child =
+            bench.kubectl(&["proxy", "--port=0"]).stdout(Stdio::piped()).spawn().context("kubectl proxy")?;
         let mut line = String::new();
         std::io::BufReader::new(child.stdout.take().context("no output")?).read_line(&mut line)?;
-        let port = line.trim().rsplit(':').next().and_then(|p| p.parse().ok()).with_context(|| format!("no port in {line:?}"))?;
+        let port = line
+            .trim()
+            .rsplit(':')
+            .next()
+            .and_then(|p| p.parse().ok())
+            .with_context(|| format!("no port in {line:?}"))?;
         Ok(Poster { child, port })
     }
 
@@ -242,7 +278,17 @@ impl Poster {
             let body = manifest.to_string();
             let url = format!("http://127.0.0.1:{}/api/v1/namespaces/default/pods", self.port);
             let mut command = bench.command("/bin/busybox");
-            command.args(["wget", "-q", "-O", "/dev/null", "--header", "Content-Type: application/json", "--post-data", &body, &url]);
+            command.args([
+                "wget",
+                "-q",
+                "-O",
+                "/dev/null",
+                "--header",
+                "Content-Type: application/json",
+                "--post-data",
+                &body,
+                &url,
+            ]);
             sent.push(Instant::now());
             output(&mut command)?;
         }
@@ -270,8 +316,18 @@ fn one_by_one(bench: &Bench, count: usize) -> Result<()> {
         times.push(running[&name].duration_since(sent[0]).as_secs_f64() * 1e3);
     }
     times.sort_by(f64::total_cmp);
-    let at = |p: f64| times.get(((times.len() as f64 * p) as usize).min(times.len().saturating_sub(1))).copied().unwrap_or_default();
-    println!("{:<44} {:>10.0} ms p50, {:.0} ms p99 (of {count})", "pod create to Running on a watch", at(0.5), at(0.99));
+    let at = |p: f64| {
+        times
+            .get(((times.len() as f64 * p) as usize).min(times.len().saturating_sub(1)))
+            .copied()
+            .unwrap_or_default()
+    };
+    println!(
+        "{:<44} {:>10.0} ms p50, {:.0} ms p99 (of {count})",
+        "pod create to Running on a watch",
+        at(0.5),
+        at(0.99)
+    );
     drop(watcher);
     clear(bench)
 }
@@ -284,7 +340,11 @@ fn together(bench: &Bench, count: usize) -> Result<()> {
     poster.create(bench, &manifests)?;
     let running = watcher.wait(&names)?;
     let last = running.values().max().copied().unwrap_or(begun);
-    println!("{:<44} {:>10.0} ms", format!("{count} pods at once to all Running"), last.duration_since(begun).as_secs_f64() * 1e3);
+    println!(
+        "{:<44} {:>10.0} ms",
+        format!("{count} pods at once to all Running"),
+        last.duration_since(begun).as_secs_f64() * 1e3
+    );
     drop(watcher);
     clear(bench)
 }

@@ -12,7 +12,10 @@ impl Leftovers {
     pub(crate) fn now() -> Self {
         let mut found = BTreeSet::new();
         let mounts = fs::read_to_string("/proc/self/mountinfo").unwrap_or_default();
-        for line in mounts.lines().filter(|l| ["overlay", "hk-", "hyperkube", "/tmp/.tmp"].iter().any(|w| l.contains(w))) {
+        for line in mounts
+            .lines()
+            .filter(|l| ["overlay", "hk-", "hyperkube", "/tmp/.tmp"].iter().any(|w| l.contains(w)))
+        {
             found.insert(format!("mount {}", line.split(' ').nth(4).unwrap_or(line)));
         }
         for name in entries(Path::new("/sys/class/net")).filter(|n| n.starts_with("hk")) {
@@ -20,7 +23,9 @@ impl Leftovers {
         }
         for controller in std::iter::once(String::new()).chain(entries(Path::new("/sys/fs/cgroup"))) {
             let groups = Path::new("/sys/fs/cgroup").join(&controller);
-            for name in entries(&groups).filter(|n| n.starts_with("hyperkube") || n.starts_with("k8s-") || n.starts_with("kubepods")) {
+            for name in entries(&groups)
+                .filter(|n| n.starts_with("hyperkube") || n.starts_with("k8s-") || n.starts_with("kubepods"))
+            {
                 found.insert(format!("cgroup {}", groups.join(name).display()));
             }
         }
@@ -43,7 +48,9 @@ impl Leftovers {
         }
         let left: Vec<String> = Leftovers::now().0.difference(&self.0).cloned().collect();
         if left.is_empty() {
-            println!("no mounts, interfaces, cgroups, network namespaces, processes or firewall tables are left");
+            println!(
+                "no mounts, interfaces, cgroups, network namespaces, processes or firewall tables are left"
+            );
             return Ok(());
         }
         bail!("left behind:\n  {}", left.join("\n  "))
@@ -51,7 +58,11 @@ impl Leftovers {
 }
 
 fn entries(directory: &Path) -> impl Iterator<Item = String> + use<> {
-    fs::read_dir(directory).into_iter().flatten().flatten().map(|e| e.file_name().to_string_lossy().into_owned())
+    fs::read_dir(directory)
+        .into_iter()
+        .flatten()
+        .flatten()
+        .map(|e| e.file_name().to_string_lossy().into_owned())
 }
 
 /// Programs of this repository that run.
@@ -60,7 +71,10 @@ fn processes() -> impl Iterator<Item = String> {
         let line = fs::read(format!("/proc/{pid}/cmdline")).ok()?;
         let line = String::from_utf8_lossy(&line).replace('\0', " ");
         let first = line.split(' ').next()?;
-        ["hyperkube", "k8s-shim", "k8s-zygote"].iter().any(|p| first.ends_with(p)).then(|| format!("process {pid}: {}", line.trim()))
+        ["hyperkube", "k8s-shim", "k8s-zygote"]
+            .iter()
+            .any(|p| first.ends_with(p))
+            .then(|| format!("process {pid}: {}", line.trim()))
     })
 }
 
@@ -68,5 +82,8 @@ fn processes() -> impl Iterator<Item = String> {
 fn tables() -> Vec<String> {
     let Ok(out) = Command::new("nft").args(["list", "tables"]).output() else { return Vec::new() };
     let text = String::from_utf8_lossy(&out.stdout);
-    text.lines().filter(|l| l.contains(" hk-") || l.contains("hyperkube")).map(|l| format!("nftables {l}")).collect()
+    text.lines()
+        .filter(|l| l.contains(" hk-") || l.contains("hyperkube"))
+        .map(|l| format!("nftables {l}"))
+        .collect()
 }

@@ -20,7 +20,11 @@ impl Steps {
         let begun = Instant::now();
         let result = work();
         let took = begun.elapsed();
-        println!("<== {name}: {} after {:.1} s", if result.is_ok() { "ok" } else { "FAILED" }, took.as_secs_f64());
+        println!(
+            "<== {name}: {} after {:.1} s",
+            if result.is_ok() { "ok" } else { "FAILED" },
+            took.as_secs_f64()
+        );
         self.done.push((name.to_owned(), took));
         result.with_context(|| format!("step \"{name}\""))
     }

@@ -13,8 +13,22 @@ use crate::{root, steps};
 
 /// What may stand at the top level, dot-files aside.
 const TOP_LEVEL: &[&str] = &[
-    "Cargo.lock", "Cargo.toml", "LICENSE", "README.md", "bins", "clippy.toml", "deny.toml", "examples", "fuzz", "k8s-controllers", "k8s-core", "k8s-net",
-    "k8s-runtime", "rust-toolchain.toml", "rustfmt.toml", "target",
+    "Cargo.lock",
+    "Cargo.toml",
+    "LICENSE",
+    "README.md",
+    "bins",
+    "clippy.toml",
+    "deny.toml",
+    "examples",
+    "fuzz",
+    "k8s-controllers",
+    "k8s-core",
+    "k8s-net",
+    "k8s-runtime",
+    "rust-toolchain.toml",
+    "rustfmt.toml",
+    "target",
 ];
 
 /// Which of our crates a crate may depend on. Dependencies point one way: {bins, k8s-testing} -> {apiserver, scheduler, kubelet} ->
@@ -27,9 +41,44 @@ const EDGES: &[(&str, &[&str])] = &[
     ("k8s-apiserver", &["k8s-core", "k8s-controllers", "k8s-runtime", "k8s-net"]),
     ("k8s-scheduler", &["k8s-core", "k8s-controllers"]),
     ("k8s-kubelet", &["k8s-core", "k8s-controllers", "k8s-runtime", "k8s-net"]),
-    ("k8s-testing", &["k8s-core", "k8s-controllers", "k8s-runtime", "k8s-net", "k8s-apiserver", "k8s-scheduler", "k8s-kubelet"]),
-    ("hyperkube", &["k8s-core", "k8s-controllers", "k8s-runtime", "k8s-net", "k8s-apiserver", "k8s-scheduler", "k8s-kubelet"]),
-    ("k8s-examples", &["k8s-core", "k8s-controllers", "k8s-runtime", "k8s-net", "k8s-apiserver", "k8s-scheduler", "k8s-kubelet", "k8s-testing", "hyperkube"]),
+    (
+        "k8s-testing",
+        &[
+            "k8s-core",
+            "k8s-controllers",
+            "k8s-runtime",
+            "k8s-net",
+            "k8s-apiserver",
+            "k8s-scheduler",
+            "k8s-kubelet",
+        ],
+    ),
+    (
+        "hyperkube",
+        &[
+            "k8s-core",
+            "k8s-controllers",
+            "k8s-runtime",
+            "k8s-net",
+            "k8s-apiserver",
+            "k8s-scheduler",
+            "k8s-kubelet",
+        ],
+    ),
+    (
+        "k8s-examples",
+        &[
+            "k8s-core",
+            "k8s-controllers",
+            "k8s-runtime",
+            "k8s-net",
+            "k8s-apiserver",
+            "k8s-scheduler",
+            "k8s-kubelet",
+            "k8s-testing",
+            "hyperkube",
+        ],
+    ),
     ("xtask", &["k8s-core", "k8s-runtime"]),
 ];
 
@@ -47,19 +96,27 @@ pub(crate) fn run() -> Result<()> {
 
 fn top_level() -> Result<Vec<String>> {
     // What git knows or would add; a build directory and the like are nobody's business.
-    let listed = steps::output(Command::new("git").args(["ls-files", "--cached", "--others", "--exclude-standard"]).current_dir(root()));
+    let listed = steps::output(
+        Command::new("git")
+            .args(["ls-files", "--cached", "--others", "--exclude-standard"])
+            .current_dir(root()),
+    );
     let names: Vec<String> = match listed {
         Ok(text) => text.lines().map(|l| l.split('/').next().unwrap_or(l).to_owned()).collect(),
-        Err(_) => fs::read_dir(root())?.flatten().map(|e| e.file_name().to_string_lossy().into_owned()).collect(),
+        Err(_) => {
+            fs::read_dir(root())?.flatten().map(|e| e.file_name().to_string_lossy().into_owned()).collect()
+        }
     };
-    let mut bad: Vec<String> = names.into_iter().filter(|n| !n.starts_with('.') && !TOP_LEVEL.contains(&n.as_str())).collect();
+    let mut bad: Vec<String> =
+        names.into_iter().filter(|n| !n.starts_with('.') && !TOP_LEVEL.contains(&n.as_str())).collect();
     bad.sort();
     bad.dedup();
     Ok(bad.into_iter().map(|n| format!("{n}: the top level holds only what DESIGN lays out")).collect())
 }
 
 fn metadata() -> Result<Value> {
-    let text = steps::output(&mut steps::cargo(&["metadata", "--format-version=1", "--no-deps", "--offline"]))?;
+    let text =
+        steps::output(&mut steps::cargo(&["metadata", "--format-version=1", "--no-deps", "--offline"]))?;
     serde_json::from_str(&text).context("cargo metadata")
 }
 
@@ -87,7 +144,11 @@ fn edges() -> Result<Vec<String>> {
 /// Every crate and every module that has a folder says what it is for.
 fn module_docs() -> Result<Vec<String>> {
     let mut problems = Vec::new();
-    let mut todo: Vec<PathBuf> = ["bins", "examples", "fuzz", "k8s-controllers", "k8s-core", "k8s-net", "k8s-runtime"].iter().map(|d| root().join(d)).collect();
+    let mut todo: Vec<PathBuf> =
+        ["bins", "examples", "fuzz", "k8s-controllers", "k8s-core", "k8s-net", "k8s-runtime"]
+            .iter()
+            .map(|d| root().join(d))
+            .collect();
     while let Some(directory) = todo.pop() {
         for entry in fs::read_dir(&directory).with_context(|| format!("{directory:?}"))?.flatten() {
             let path = entry.path();
@@ -99,7 +160,10 @@ fn module_docs() -> Result<Vec<String>> {
                 let text = fs::read_to_string(&path)?;
                 // After attributes of a test's own root.
                 if !text.trim_start().starts_with("//!") && !text.contains("\n//!") {
-                    problems.push(format!("{}: no module documentation (//!)", path.strip_prefix(root()).unwrap_or(&path).display()));
+                    problems.push(format!(
+                        "{}: no module documentation (//!)",
+                        path.strip_prefix(root()).unwrap_or(&path).display()
+                    ));
                 }
             }
         }
@@ -110,6 +174,7 @@ fn module_docs() -> Result<Vec<String>> {
 fn must_have_docs(path: &Path) -> bool {
     let text = path.to_string_lossy();
     let is_source = text.contains("/src/") && !text.contains("/src/bin/");
-    let unit_tests = path.file_stem().is_some_and(|s| s == "tests" || s.to_string_lossy().ends_with("_tests"));
+    let unit_tests =
+        path.file_stem().is_some_and(|s| s == "tests" || s.to_string_lossy().ends_with("_tests"));
     is_source && !unit_tests
 }

@@ -117,16 +117,20 @@ impl Builder {
     /// # Errors
     /// [`Error::Start`], [`Error::Api`].
     pub async fn start(self) -> Result<TestCluster, Error> {
-        let clock = Clock::starting_at(Timestamp::UNIX_EPOCH + jiff::SignedDuration::from_hours(24 * 365 * 50));
+        let clock =
+            Clock::starting_at(Timestamp::UNIX_EPOCH + jiff::SignedDuration::from_hours(24 * 365 * 50));
         let server = ApiServer::builder(Store::memory()).clock(clock.clone());
         let server = self.admission.into_iter().fold(server, |server, admit| admit(server));
         let server = server.build().await.map_err(Error::Start)?;
         let (stop, mut tasks) = (CancellationToken::new(), JoinSet::new());
 
         let system = server.client_as(User::new("system:kube-controller-manager", &["system:masters"]));
-        let manager = Manager::new(system.named("kube-controller-manager")).clock(clock.clone()).seed(self.seed);
+        let manager =
+            Manager::new(system.named("kube-controller-manager")).clock(clock.clone()).seed(self.seed);
         let accounts = self.controllers.rows().any(|row| row.alias == "serviceaccount");
-        let manager = manager.options(Options { cluster_cidr: "10.42.0.0/16".into(), ..Options::default() }).controllers(self.controllers);
+        let manager = manager
+            .options(Options { cluster_cidr: "10.42.0.0/16".into(), ..Options::default() })
+            .controllers(self.controllers);
         let manager = self.others.into_iter().fold(manager, |manager, add| add(manager));
         tasks.spawn(manager.run(stop.clone()));
         if self.scheduler {
@@ -138,7 +142,9 @@ impl Builder {
         }
         for i in 0..self.nodes {
             let name = format!("node-{i}");
-            let client = server.client_as(User::new(&format!("system:node:{name}"), &["system:masters"])).named("kubelet");
+            let client = server
+                .client_as(User::new(&format!("system:node:{name}"), &["system:masters"]))
+                .named("kubelet");
             node::register(&client, &clock, &name).await?;
             tasks.spawn(node::run(client, clock.clone(), name, i));
         }
@@ -154,7 +160,14 @@ impl TestCluster {
     /// Starts to choose. Without further choices: all controllers, the scheduler, one node.
     #[must_use]
     pub fn builder() -> Builder {
-        Builder { nodes: 1, controllers: builtin::all(), scheduler: true, seed: 0, admission: Vec::new(), others: Vec::new() }
+        Builder {
+            nodes: 1,
+            controllers: builtin::all(),
+            scheduler: true,
+            seed: 0,
+            admission: Vec::new(),
+            others: Vec::new(),
+        }
     }
 
     /// A cluster without further choices.
@@ -188,7 +201,8 @@ impl TestCluster {
     /// # Errors
     /// [`Error::NotOne`], [`Error::Api`].
     pub async fn create<K: Object>(&self, namespace: &str, manifest: &Value) -> Result<K, Error> {
-        let object: K = serde_json::from_value(manifest.clone()).map_err(|source| Error::NotOne { kind: K::KIND, source })?;
+        let object: K = serde_json::from_value(manifest.clone())
+            .map_err(|source| Error::NotOne { kind: K::KIND, source })?;
         Ok(self.client().namespaced::<K>(namespace).create(&object).await?)
     }
 
@@ -196,7 +210,12 @@ impl TestCluster {
     ///
     /// # Errors
     /// [`Error::Late`] with the object as it is then, [`Error::Api`].
-    pub async fn until<K: Object>(&self, namespace: &str, name: &str, wanted: impl Fn(&K) -> bool) -> Result<K, Error> {
+    pub async fn until<K: Object>(
+        &self,
+        namespace: &str,
+        name: &str,
+        wanted: impl Fn(&K) -> bool,
+    ) -> Result<K, Error> {
         let within = Duration::from_secs(600);
         let api = self.client().namespaced::<K>(namespace);
         let params = ListParams::default().fields(format!("metadata.name={name}"));
@@ -216,7 +235,11 @@ impl TestCluster {
             Ok(result) => result,
             Err(_) => {
                 let last = api.get_opt(name).await?.and_then(|o| serde_json::to_string(&o).ok());
-                Err(Error::Late { name: name.to_owned(), within, last: last.unwrap_or_else(|| "nothing".into()) })
+                Err(Error::Late {
+                    name: name.to_owned(),
+                    within,
+                    last: last.unwrap_or_else(|| "nothing".into()),
+                })
             }
         }
     }

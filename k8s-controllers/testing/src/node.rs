@@ -30,7 +30,8 @@ pub const EXIT: &str = "k8s-testing/exit-code";
 const HEARTBEAT: Duration = Duration::from_secs(10);
 
 fn typed<T: DeserializeOwned>(value: Value) -> Result<T, Error> {
-    serde_json::from_value(value).map_err(|source| Error::Decode { what: std::any::type_name::<T>().to_owned(), source })
+    serde_json::from_value(value)
+        .map_err(|source| Error::Decode { what: std::any::type_name::<T>().to_owned(), source })
 }
 
 /// Makes the Node, ready, with room for 110 pods.
@@ -48,7 +49,9 @@ pub async fn register(client: &Client, clock: &Clock, name: &str) -> Result<(), 
         },
     }))?;
     client.all::<Node>().create(&node).await?;
-    let lease: Lease = typed(json!({"metadata": {"name": name}, "spec": {"holderIdentity": name, "leaseDurationSeconds": 40, "renewTime": clock.micro_time()}}))?;
+    let lease: Lease = typed(
+        json!({"metadata": {"name": name}, "spec": {"holderIdentity": name, "leaseDurationSeconds": 40, "renewTime": clock.micro_time()}}),
+    )?;
     client.namespaced::<Lease>("kube-node-lease").create(&lease).await?;
     Ok(())
 }
@@ -127,7 +130,8 @@ impl Pods<'_> {
         });
         let containers: Vec<Value> = containers.collect();
         let ready = if exit.is_none() { "True" } else { "False" };
-        let condition = |kind: &str, status: &str| json!({"type": kind, "status": status, "lastTransitionTime": now});
+        let condition =
+            |kind: &str, status: &str| json!({"type": kind, "status": status, "lastTransitionTime": now});
         json!({
             "phase": match exit { None => "Running", Some(0) => "Succeeded", Some(_) => "Failed" },
             "podIP": address, "podIPs": [{"ip": address}], "startTime": now,

@@ -43,7 +43,13 @@ async fn a_deployment_becomes_ready_and_a_deleted_pod_is_replaced() -> Outcome {
     cluster.clock().sleep(Duration::from_secs(60)).await;
     let after = pods.list(&Default::default()).await?;
     assert!(after.iter().all(|p| p.metadata.name.as_ref() != Some(&name)));
-    assert_eq!(after.iter().filter(|p| p.status.as_ref().and_then(|s| s.phase.as_deref()) == Some("Running")).count(), 3);
+    assert_eq!(
+        after
+            .iter()
+            .filter(|p| p.status.as_ref().and_then(|s| s.phase.as_deref()) == Some("Running"))
+            .count(),
+        3
+    );
     Ok(())
 }
 
@@ -58,7 +64,10 @@ async fn a_job_completes_and_hours_take_no_time() -> Outcome {
     let begun = Instant::now();
     cluster.clock().sleep(Duration::from_secs(3 * 3600)).await;
     println!("three hours took {:?}", begun.elapsed());
-    assert!(cluster.client().namespaced::<Job>("default").get_opt("j").await?.is_none(), "its time to live is over");
+    assert!(
+        cluster.client().namespaced::<Job>("default").get_opt("j").await?.is_none(),
+        "its time to live is over"
+    );
     Ok(())
 }
 
@@ -85,7 +94,12 @@ async fn admission_has_its_say() -> Outcome {
         })
         .start()
         .await?;
-    let pod: Pod = cluster.create("default", &json!({"metadata": {"name": "p"}, "spec": {"containers": [{"name": "c", "image": "i"}]}})).await?;
+    let pod: Pod = cluster
+        .create(
+            "default",
+            &json!({"metadata": {"name": "p"}, "spec": {"containers": [{"name": "c", "image": "i"}]}}),
+        )
+        .await?;
     assert!(pod.metadata.labels.is_some_and(|l| l.contains_key("team")));
     Ok(())
 }
