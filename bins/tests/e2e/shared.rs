@@ -159,14 +159,14 @@ fn service(cluster: &Cluster, name: &str) -> Outcome {
     }
     // From one pod to the Service, and to another pod.
     n.until(
-        &["exec", "deploy/web", "--", "wget", "-q", "-T", "3", "-O", "-", &format!("http://{address}/")],
+        &["exec", "deploy/web", "--", "wget", "-q", "-O", "-", &format!("http://{address}/")],
         "version 1",
         15,
     )?;
     let pods = n.jsonpath("pods", "{.items[*].status.podIP}")?;
     for pod in pods.split(' ') {
         n.until(
-            &["exec", "deploy/web", "--", "wget", "-q", "-T", "3", "-O", "-", &format!("http://{pod}:8080/")],
+            &["exec", "deploy/web", "--", "wget", "-q", "-O", "-", &format!("http://{pod}:8080/")],
             "version 1",
             15,
         )?;
@@ -182,11 +182,7 @@ fn names(cluster: &Cluster, name: &str) -> Outcome {
     n.ok(&["apply", "-f", "-"], &pod("p", WAIT).to_string())?;
     n.ok(&["wait", "--for=condition=Ready", "pod/p", "--timeout=60s"], "")?;
     for host in [format!("web.{name}"), format!("web.{name}.svc.cluster.local"), "web".to_owned()] {
-        n.until(
-            &["exec", "p", "--", "wget", "-q", "-T", "3", "-O", "-", &format!("http://{host}/")],
-            "version 1",
-            15,
-        )?;
+        n.until(&["exec", "p", "--", "wget", "-q", "-O", "-", &format!("http://{host}/")], "version 1", 15)?;
     }
     let address = n.jsonpath("service/web", "{.spec.clusterIP}")?;
     n.until(&["exec", "p", "--", "nslookup", &format!("web.{name}.svc.cluster.local")], &address, 15)?;
