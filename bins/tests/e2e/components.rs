@@ -1,0 +1,102 @@
+//! A cluster assembled from five processes, over the public API only.
+
+use std::{fs, time::Duration};
+
+use crate::{
+    Outcome,
+    harness::{Cluster, Process, deployment, until},
+    kubectl::http_get,
+};
+
+pub const TESTS: &[(&str, fn() -> Outcome)] = &[("five_processes_are_a_cluster", five)];
+
+fn five() -> Outcome {
+    let mut cluster = Cluster::prepare()?;
+    // The control plane's directory holds files only; what `take_down` resets is the node's.
+    let control = cluster.dir.path().join("control");
+    let (control_dir, node_dir) =
+        (control.to_string_lossy().into_owned(), cluster.data.to_string_lossy().into_owned());
+    let pki = control.join("pki");
+    let certificates = pki.to_string_lossy().into_owned();
+    let kubeconfig =
+        |component: &str| pki.join(format!("{component}.kubeconfig")).to_string_lossy().into_owned();
+    let start = |cluster: &mut Cluster, component: &str, more: &[&str]| -> Outcome {
+        let mut command = cluster.hyperkube(&["--log", "info", component]);
+        command.args(more);
+        let process = Process::start(&mut command, cluster.dir.path().join(format!("{component}.log")))?;
+        cluster.processes.push(process);
+        Ok(())
+    };
+    start(
+        &mut cluster,
+        "kube-apiserver",
+        &["--data-dir", &control_dir, "--bind-address", "127.0.0.1", "--authorization-mode", "Node,RBAC"],
+    )?;
+    until("the API server has written its kubeconfigs", Duration::from_secs(20), || {
+        Ok(pki.join("kube-proxy.kubeconfig").exists())
+    })?;
+    start(
+        &mut cluster,
+        "kube-controller-manager",
+        &["--kubeconfig", &kubeconfig("controller-manager"), "--leader-elect=true"],
+    )?;
+    start(&mut cluster, "kube-scheduler", &["--kubeconfig", &kubeconfig("scheduler")])?;
+    // The same images and containers as `up` would use.
+    cluster.load_images()?;
+    start(
+        &mut cluster,
+        "kubelet",
+        &[
+            "--kubeconfig",
+            &kubeconfig("kubelet"),
+            "--root-dir",
+            &node_dir,
+            "--cert-dir",
+            &certificates,
+            "--hostname-override",
+            "node-1",
+        ],
+    )?;
+    start(
+        &mut cluster,
+        "kube-proxy",
+        &[
+            "--kubeconfig",
+            &kubeconfig("kube-proxy"),
+            "--root-dir",
+            &node_dir,
+            "--hostname-override",
+            "node-1",
+        ],
+    )?;
+    cluster.kubeconfig = pki.join("admin.kubeconfig");
+    cluster.wait_ready()?;
+    smoke(&cluster)?;
+    let logs = fs::read_to_string(cluster.dir.path().join("kube-apiserver.log"))?;
+    if logs.contains("panicked") {
+        return Err(logs.into());
+    }
+    cluster.take_down()
+}
+
+/// A Deployment behind a Service, reached, scaled, updated, looked into and removed.
+fn smoke(cluster: &Cluster) -> Outcome {
+    let n = cluster.namespace("smoke")?;
+    n.ok(&["apply", "-f", "-"], &deployment("web", 2).to_string())?;
+    n.ok(&["expose", "deployment", "web", "--port=80", "--target-port=8080"], "")?;
+    n.ok(&["rollout", "status", "deployment/web", "--timeout=60s"], "")?;
+    n.expect(&["exec", "deploy/web", "--", "cat", "/tmp/www/index.html"], "", 0, "version 1")?;
+    n.ok(&["logs", "deploy/web"], "")?;
+    let address = n.jsonpath("service/web", "{.spec.clusterIP}")?;
+    until("the Service answers", Duration::from_secs(15), || {
+        match http_get(cluster, &format!("http://{address}/")) {
+            Ok(page) => Ok(page.contains("version 1")),
+            Err(e) => Err(e.message().unwrap_or_default().to_owned()),
+        }
+    })?;
+    n.ok(&["scale", "deployment", "web", "--replicas=3"], "")?;
+    n.ok(&["wait", "--for=jsonpath={.status.readyReplicas}=3", "deployment/web", "--timeout=60s"], "")?;
+    n.ok(&["delete", "deployment", "web"], "")?;
+    n.ok(&["wait", "--for=delete", "pod", "-l", "app=web", "--timeout=60s"], "")?;
+    Ok(())
+}

@@ -1,0 +1,44 @@
+//! End to end: the built `hyperkube` in a network namespace of its own, real containers, an unmodified kubectl.
+//!
+//! Flow: tests of [`shared`] share one cluster (starting is the costly part) and work in namespaces of their own; tests of [`alone`] start what they
+//! need. The shared cluster starts with the first test that asks for it and is taken down, with everything that it made, after the last.
+//! Needs root, busybox (static), util-linux and kubectl; what is missing fails the tests, it never skips them.
+
+#![allow(missing_docs, unreachable_pub)]
+
+mod alone;
+mod components;
+mod harness;
+mod kubectl;
+mod manifests;
+mod restart;
+mod shared;
+
+use std::process::ExitCode;
+
+use libtest_mimic::{Arguments, Failed, Trial};
+
+type Outcome = Result<(), Failed>;
+
+fn main() -> ExitCode {
+    let arguments = Arguments::from_args();
+    let mut tests: Vec<Trial> = Vec::new();
+    for list in [kubectl::TESTS, manifests::TESTS, shared::TESTS] {
+        tests.extend(list.iter().map(|(name, test)| {
+            let (name, test) = (*name, *test);
+            Trial::test(name, move || test(&*harness::shared()?, &name.replace('_', "-")))
+        }));
+    }
+    for list in [alone::TESTS, restart::TESTS, components::TESTS] {
+        tests.extend(list.iter().map(|(name, test)| {
+            let (name, test) = (*name, *test);
+            Trial::test(name, test)
+        }));
+    }
+    let conclusion = libtest_mimic::run(&arguments, tests);
+    let down = harness::take_down_shared();
+    if let Err(e) = &down {
+        eprintln!("error: the shared cluster did not go down cleanly: {e}");
+    }
+    if conclusion.has_failed() || down.is_err() { ExitCode::from(101) } else { ExitCode::SUCCESS }
+}

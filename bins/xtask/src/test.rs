@@ -1,0 +1,84 @@
+//! `cargo xtask test`.
+
+use std::{path::Path, process::Command};
+
+use anyhow::{Result, bail};
+
+use crate::{
+    leftovers::Leftovers,
+    steps::{self, Steps, cargo},
+    tidy,
+};
+
+/// A program that tests run, and the Debian package it comes from.
+const TOOLS: &[(&str, &str)] = &[
+    ("busybox", "busybox-static"),
+    ("kubectl", "kubernetes-client"),
+    ("unshare", "util-linux"),
+    ("nsenter", "util-linux"),
+    ("setpriv", "util-linux"),
+    ("script", "bsdutils"),
+];
+
+pub(crate) fn run() -> Result<()> {
+    let mut steps = Steps::default();
+    let result = all(&mut steps);
+    steps.summary();
+    result
+}
+
+fn all(steps: &mut Steps) -> Result<()> {
+    steps.step("programs that tests need", install)?;
+    let before = Leftovers::now();
+    steps.step("tidy", tidy::run)?;
+    steps.step("format", || steps::run(&mut cargo(&["fmt", "--all", "--check"])))?;
+    steps.step("lints", || {
+        steps::run(&mut cargo(&["clippy", "--quiet", "--workspace", "--all-targets", "--", "-D", "warnings"]))
+    })?;
+    steps.step("documentation", || {
+        steps::run(cargo(&["doc", "--quiet", "--workspace", "--no-deps"]).env("RUSTDOCFLAGS", "-D warnings"))
+    })?;
+    steps.step("build", || steps::run(&mut cargo(&["build", "--quiet", "--workspace", "--all-targets"])))?;
+    // One test program after the other: those with containers and clusters would disturb each other's timing.
+    steps.step("tests", || steps::run(&mut cargo(&["test", "--quiet", "--workspace", "--no-fail-fast"])))?;
+    steps.step("fuzz targets, two seconds each", || {
+        steps::run(
+            cargo(&["test", "--quiet", "--manifest-path", "fuzz/Cargo.toml"])
+                .env("CARGO_TARGET_DIR", target_directory()),
+        )
+    })?;
+    steps.step("nothing is left on this machine", || before.compare())
+}
+
+/// Where cargo builds to, so that the fuzz targets use what is built already.
+fn target_directory() -> std::path::PathBuf {
+    std::env::var_os("CARGO_TARGET_DIR").map_or_else(|| crate::root().join("target"), Into::into)
+}
+
+/// Whether a program is on the path.
+fn is_there(program: &str) -> bool {
+    std::env::var_os("PATH")
+        .is_some_and(|path| std::env::split_paths(&path).any(|dir| dir.join(program).is_file()))
+}
+
+/// Installs from Debian what is missing, and says so.
+fn install() -> Result<()> {
+    let mut packages: Vec<&str> =
+        TOOLS.iter().filter(|(program, _)| !is_there(program)).map(|(_, package)| *package).collect();
+    packages.dedup();
+    if packages.is_empty() {
+        println!("all there: {}", TOOLS.iter().map(|(program, _)| *program).collect::<Vec<_>>().join(", "));
+        return Ok(());
+    }
+    if !Path::new("/usr/bin/apt-get").exists() {
+        bail!("these Debian packages are needed and there is no apt-get: {}", packages.join(" "));
+    }
+    println!("installing from Debian: {}", packages.join(" "));
+    steps::run(Command::new("apt-get").args(["update", "-qq"]))?;
+    steps::run(
+        Command::new("apt-get")
+            .args(["install", "-qq", "-y", "--no-install-recommends"])
+            .args(&packages)
+            .env("DEBIAN_FRONTEND", "noninteractive"),
+    )
+}

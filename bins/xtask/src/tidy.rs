@@ -1,0 +1,180 @@
+//! `cargo xtask tidy`: the repository's own rules.
+
+use std::{
+    fs,
+    path::{Path, PathBuf},
+    process::Command,
+};
+
+use anyhow::{Context, Result, bail};
+use serde_json::Value;
+
+use crate::{root, steps};
+
+/// What may stand at the top level, dot-files aside.
+const TOP_LEVEL: &[&str] = &[
+    "Cargo.lock",
+    "Cargo.toml",
+    "LICENSE",
+    "README.md",
+    "bins",
+    "clippy.toml",
+    "deny.toml",
+    "examples",
+    "fuzz",
+    "k8s-controllers",
+    "k8s-core",
+    "k8s-net",
+    "k8s-runtime",
+    "rust-toolchain.toml",
+    "rustfmt.toml",
+    "target",
+];
+
+/// Which of our crates a crate may depend on. Dependencies point one way: {bins, k8s-testing} -> {apiserver, scheduler, kubelet} ->
+/// {k8s-controllers, k8s-runtime, k8s-net} -> k8s-core.
+const EDGES: &[(&str, &[&str])] = &[
+    ("k8s-core", &[]),
+    ("k8s-controllers", &["k8s-core"]),
+    ("k8s-runtime", &["k8s-core"]),
+    ("k8s-net", &["k8s-core"]),
+    ("k8s-apiserver", &["k8s-core", "k8s-controllers", "k8s-runtime", "k8s-net"]),
+    ("k8s-scheduler", &["k8s-core", "k8s-controllers"]),
+    ("k8s-kubelet", &["k8s-core", "k8s-controllers", "k8s-runtime", "k8s-net"]),
+    (
+        "k8s-testing",
+        &[
+            "k8s-core",
+            "k8s-controllers",
+            "k8s-runtime",
+            "k8s-net",
+            "k8s-apiserver",
+            "k8s-scheduler",
+            "k8s-kubelet",
+        ],
+    ),
+    (
+        "hyperkube",
+        &[
+            "k8s-core",
+            "k8s-controllers",
+            "k8s-runtime",
+            "k8s-net",
+            "k8s-apiserver",
+            "k8s-scheduler",
+            "k8s-kubelet",
+        ],
+    ),
+    (
+        "k8s-examples",
+        &[
+            "k8s-core",
+            "k8s-controllers",
+            "k8s-runtime",
+            "k8s-net",
+            "k8s-apiserver",
+            "k8s-scheduler",
+            "k8s-kubelet",
+            "k8s-testing",
+            "hyperkube",
+        ],
+    ),
+    ("xtask", &["k8s-core", "k8s-runtime"]),
+];
+
+pub(crate) fn run() -> Result<()> {
+    let mut problems = Vec::new();
+    problems.extend(top_level()?);
+    problems.extend(edges()?);
+    problems.extend(module_docs()?);
+    if problems.is_empty() {
+        println!("top level, crate edges and module documentation are as they should be");
+        return Ok(());
+    }
+    bail!("{}", problems.join("\n"))
+}
+
+fn top_level() -> Result<Vec<String>> {
+    // What git knows or would add; a build directory and the like are nobody's business.
+    let listed = steps::output(
+        Command::new("git")
+            .args(["ls-files", "--cached", "--others", "--exclude-standard"])
+            .current_dir(root()),
+    );
+    let names: Vec<String> = match listed {
+        Ok(text) => text.lines().map(|l| l.split('/').next().unwrap_or(l).to_owned()).collect(),
+        Err(_) => {
+            fs::read_dir(root())?.flatten().map(|e| e.file_name().to_string_lossy().into_owned()).collect()
+        }
+    };
+    let mut bad: Vec<String> =
+        names.into_iter().filter(|n| !n.starts_with('.') && !TOP_LEVEL.contains(&n.as_str())).collect();
+    bad.sort();
+    bad.dedup();
+    Ok(bad.into_iter().map(|n| format!("{n}: the top level holds only what DESIGN lays out")).collect())
+}
+
+fn metadata() -> Result<Value> {
+    let text =
+        steps::output(&mut steps::cargo(&["metadata", "--format-version=1", "--no-deps", "--offline"]))?;
+    serde_json::from_str(&text).context("cargo metadata")
+}
+
+fn edges() -> Result<Vec<String>> {
+    let metadata = metadata()?;
+    let mut problems = Vec::new();
+    for package in metadata["packages"].as_array().into_iter().flatten() {
+        let name = package["name"].as_str().unwrap_or_default();
+        let Some((_, allowed)) = EDGES.iter().find(|(crate_, _)| *crate_ == name) else {
+            problems.push(format!("{name}: a crate that xtask's table of edges does not have"));
+            continue;
+        };
+        for dependency in package["dependencies"].as_array().into_iter().flatten() {
+            let to = dependency["name"].as_str().unwrap_or_default();
+            // Tests may use what lies above.
+            let ours = EDGES.iter().any(|(crate_, _)| *crate_ == to) && dependency["kind"].is_null();
+            if ours && !allowed.contains(&to) {
+                problems.push(format!("{name} must not depend on {to}"));
+            }
+        }
+    }
+    Ok(problems)
+}
+
+/// Every crate and every module that has a folder says what it is for.
+fn module_docs() -> Result<Vec<String>> {
+    let mut problems = Vec::new();
+    let mut todo: Vec<PathBuf> =
+        ["bins", "examples", "fuzz", "k8s-controllers", "k8s-core", "k8s-net", "k8s-runtime"]
+            .iter()
+            .map(|d| root().join(d))
+            .collect();
+    while let Some(directory) = todo.pop() {
+        for entry in fs::read_dir(&directory).with_context(|| format!("{directory:?}"))?.flatten() {
+            let path = entry.path();
+            if path.is_dir() {
+                if !matches!(entry.file_name().to_str(), Some("target" | "data" | "corpus" | "artifacts")) {
+                    todo.push(path);
+                }
+            } else if path.extension().is_some_and(|e| e == "rs") && must_have_docs(&path) {
+                let text = fs::read_to_string(&path)?;
+                // After attributes of a test's own root.
+                if !text.trim_start().starts_with("//!") && !text.contains("\n//!") {
+                    problems.push(format!(
+                        "{}: no module documentation (//!)",
+                        path.strip_prefix(root()).unwrap_or(&path).display()
+                    ));
+                }
+            }
+        }
+    }
+    Ok(problems)
+}
+
+fn must_have_docs(path: &Path) -> bool {
+    let text = path.to_string_lossy();
+    let is_source = text.contains("/src/") && !text.contains("/src/bin/");
+    let unit_tests =
+        path.file_stem().is_some_and(|s| s == "tests" || s.to_string_lossy().ends_with("_tests"));
+    is_source && !unit_tests
+}

@@ -1,0 +1,30 @@
+//! Every example runs to its end and says what it should.
+
+use std::process::Command;
+
+fn check(program: &str, wanted: &[&str]) {
+    let out = Command::new(program).output().expect("the example is built with its tests");
+    let (said, err) = (String::from_utf8_lossy(&out.stdout), String::from_utf8_lossy(&out.stderr));
+    assert!(out.status.success(), "{program}: {}\n{said}\n{err}", out.status);
+    for want in wanted {
+        assert!(said.contains(want), "{program} did not say {want:?}:\n{said}\n{err}");
+    }
+}
+
+#[test]
+fn embed_cluster() {
+    check(env!("CARGO_BIN_EXE_embed_cluster"), &["web-", " Running"]);
+}
+
+#[test]
+fn custom_controller() {
+    check(
+        env!("CARGO_BIN_EXE_custom_controller"),
+        &["orders is ready: postgres with 20 GB", "gone with all it owned"],
+    );
+}
+
+#[test]
+fn admission() {
+    check(env!("CARGO_BIN_EXE_admission"), &["refused: ", "nobody's", "\"team\":"]);
+}

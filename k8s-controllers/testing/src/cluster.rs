@@ -1,0 +1,258 @@
+//! [`TestCluster`].
+
+use std::time::Duration;
+
+use futures::StreamExt;
+use jiff::Timestamp;
+use k8s_apiserver::{ApiServer, User, admission::Admit};
+use k8s_controllers::{
+    Controller, Environment, Manager, Reconcile,
+    builtin::{self, Options, Selection},
+};
+use k8s_core::{
+    api::api::core::v1::ServiceAccount,
+    client::{self, Client, ListParams, WatchEvent},
+    clock::Clock,
+    meta::Object,
+    store::Store,
+};
+use k8s_scheduler::Scheduler;
+use serde_json::Value;
+use tokio::task::JoinSet;
+use tokio_util::sync::CancellationToken;
+
+use crate::node;
+
+/// Why a test cluster did not do what was asked.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum Error {
+    /// The API server did not start.
+    #[error("start the API server: {0}")]
+    Start(String),
+    /// The API server refused.
+    #[error(transparent)]
+    Api(#[from] client::Error),
+    /// The object given is not one of its type.
+    #[error("not a {kind}: {source}")]
+    NotOne {
+        /// The type.
+        kind: &'static str,
+        /// What is wrong.
+        source: serde_json::Error,
+    },
+    /// What was waited for did not come.
+    #[error("{name} was not as wanted within {within:?}; last seen: {last}")]
+    Late {
+        /// The object.
+        name: String,
+        /// The limit, in the cluster's time.
+        within: Duration,
+        /// The object as it was last seen.
+        last: String,
+    },
+}
+
+/// What a test cluster is made of.
+#[allow(missing_debug_implementations)]
+pub struct Builder {
+    nodes: usize,
+    controllers: Selection,
+    scheduler: bool,
+    seed: u64,
+    admission: Vec<Box<dyn FnOnce(k8s_apiserver::Builder) -> k8s_apiserver::Builder + Send>>,
+    others: Vec<Box<dyn FnOnce(Manager) -> Manager + Send>>,
+}
+
+/// A running control plane with nodes that are not there.
+#[derive(Debug)]
+pub struct TestCluster {
+    server: ApiServer,
+    clock: Clock,
+    stop: CancellationToken,
+    /// What runs; dropping this ends it.
+    tasks: JoinSet<()>,
+}
+
+impl Builder {
+    /// So many nodes, `node-0` and on. Default: one.
+    #[must_use]
+    pub fn nodes(mut self, count: usize) -> Self {
+        self.nodes = count;
+        self
+    }
+    /// These built-in controllers. Default: all.
+    #[must_use]
+    pub fn controllers(mut self, selection: Selection) -> Self {
+        self.controllers = selection;
+        self
+    }
+    /// A controller under test.
+    #[must_use]
+    pub fn with<R: Reconcile>(mut self, controller: Controller<R::Kind>, reconciler: R) -> Self {
+        self.others.push(Box::new(move |manager| manager.controller(controller, reconciler)));
+        self
+    }
+    /// An admission function.
+    #[must_use]
+    pub fn admit(mut self, admit: impl Admit) -> Self {
+        self.admission.push(Box::new(move |server| server.admit(admit)));
+        self
+    }
+    /// Pods are bound by hand.
+    #[must_use]
+    pub fn without_scheduler(mut self) -> Self {
+        self.scheduler = false;
+        self
+    }
+    /// Where randomness begins.
+    #[must_use]
+    pub fn seed(mut self, seed: u64) -> Self {
+        self.seed = seed;
+        self
+    }
+
+    /// Starts it. The API answers when this returns, and the nodes are ready.
+    ///
+    /// # Errors
+    /// [`Error::Start`], [`Error::Api`].
+    pub async fn start(self) -> Result<TestCluster, Error> {
+        let clock =
+            Clock::starting_at(Timestamp::UNIX_EPOCH + jiff::SignedDuration::from_hours(24 * 365 * 50));
+        let server = ApiServer::builder(Store::memory()).clock(clock.clone());
+        let server = self.admission.into_iter().fold(server, |server, admit| admit(server));
+        let server = server.build().await.map_err(Error::Start)?;
+        let (stop, mut tasks) = (CancellationToken::new(), JoinSet::new());
+
+        let system = server.client_as(User::new("system:kube-controller-manager", &["system:masters"]));
+        let manager =
+            Manager::new(system.named("kube-controller-manager")).clock(clock.clone()).seed(self.seed);
+        let accounts = self.controllers.rows().any(|row| row.alias == "serviceaccount");
+        let manager = manager
+            .options(Options { cluster_cidr: "10.42.0.0/16".into(), ..Options::default() })
+            .controllers(self.controllers);
+        let manager = self.others.into_iter().fold(manager, |manager, add| add(manager));
+        tasks.spawn(manager.run(stop.clone()));
+        if self.scheduler {
+            let mut environment = Environment::new(server.client_as(User::admin()).named("kube-scheduler"));
+            environment.clock = clock.clone();
+            environment.seed = self.seed;
+            environment.shutdown = stop.clone();
+            tasks.spawn(Scheduler::builder().start(environment));
+        }
+        for i in 0..self.nodes {
+            let name = format!("node-{i}");
+            let client = server
+                .client_as(User::new(&format!("system:node:{name}"), &["system:masters"]))
+                .named("kubelet");
+            node::register(&client, &clock, &name).await?;
+            tasks.spawn(node::run(client, clock.clone(), name, i));
+        }
+        // Without it, no pod is admitted.
+        while accounts && system.namespaced::<ServiceAccount>("default").get_opt("default").await?.is_none() {
+            clock.sleep(Duration::from_millis(1)).await;
+        }
+        Ok(TestCluster { server, clock, stop, tasks })
+    }
+}
+
+impl TestCluster {
+    /// Starts to choose. Without further choices: all controllers, the scheduler, one node.
+    #[must_use]
+    pub fn builder() -> Builder {
+        Builder {
+            nodes: 1,
+            controllers: builtin::all(),
+            scheduler: true,
+            seed: 0,
+            admission: Vec::new(),
+            others: Vec::new(),
+        }
+    }
+
+    /// A cluster without further choices.
+    ///
+    /// # Errors
+    /// As [`Builder::start`].
+    pub async fn start() -> Result<Self, Error> {
+        TestCluster::builder().start().await
+    }
+
+    /// A client as administrator.
+    #[must_use]
+    pub fn client(&self) -> Client {
+        self.server.client_as(User::admin())
+    }
+
+    /// The API as a `tower::Service`, as administrator: `kube::Client::new(cluster.service(), "default")`.
+    #[must_use]
+    pub fn service(&self) -> ApiServer {
+        self.server.service_as(User::admin())
+    }
+
+    /// The cluster's time.
+    #[must_use]
+    pub fn clock(&self) -> &Clock {
+        &self.clock
+    }
+
+    /// Creates an object from a manifest.
+    ///
+    /// # Errors
+    /// [`Error::NotOne`], [`Error::Api`].
+    pub async fn create<K: Object>(&self, namespace: &str, manifest: &Value) -> Result<K, Error> {
+        let object: K = serde_json::from_value(manifest.clone())
+            .map_err(|source| Error::NotOne { kind: K::KIND, source })?;
+        Ok(self.client().namespaced::<K>(namespace).create(&object).await?)
+    }
+
+    /// Waits, ten minutes of the cluster's time at most, until an object is as wanted.
+    ///
+    /// # Errors
+    /// [`Error::Late`] with the object as it is then, [`Error::Api`].
+    pub async fn until<K: Object>(
+        &self,
+        namespace: &str,
+        name: &str,
+        wanted: impl Fn(&K) -> bool,
+    ) -> Result<K, Error> {
+        let within = Duration::from_secs(600);
+        let api = self.client().namespaced::<K>(namespace);
+        let params = ListParams::default().fields(format!("metadata.name={name}"));
+        let watch = async {
+            loop {
+                let mut events = api.watch(&params).await?;
+                while let Some(Ok(event)) = events.next().await {
+                    if let WatchEvent::Added(object) | WatchEvent::Modified(object) = event
+                        && wanted(&object)
+                    {
+                        return Ok(object);
+                    }
+                }
+            }
+        };
+        match tokio::time::timeout(within, watch).await {
+            Ok(result) => result,
+            Err(_) => {
+                let last = api.get_opt(name).await?.and_then(|o| serde_json::to_string(&o).ok());
+                Err(Error::Late {
+                    name: name.to_owned(),
+                    within,
+                    last: last.unwrap_or_else(|| "nothing".into()),
+                })
+            }
+        }
+    }
+
+    /// Ends everything and waits for it.
+    pub async fn shutdown(mut self) {
+        self.stop.cancel();
+        self.tasks.shutdown().await;
+    }
+}
+
+impl Drop for TestCluster {
+    fn drop(&mut self) {
+        self.stop.cancel();
+    }
+}

@@ -1,0 +1,105 @@
+//! A control plane in a test, as its users have it.
+
+use std::time::{Duration, Instant};
+
+use k8s_core::api::api::{apps::v1::Deployment, batch::v1::Job, core::v1::Pod};
+use k8s_testing::{TestCluster, node::EXIT};
+use serde_json::json;
+
+type Outcome = Result<(), Box<dyn std::error::Error>>;
+
+fn web(replicas: i32) -> serde_json::Value {
+    json!({
+        "metadata": {"name": "web"},
+        "spec": {"replicas": replicas, "selector": {"matchLabels": {"app": "web"}}, "template": {
+            "metadata": {"labels": {"app": "web"}}, "spec": {"containers": [{"name": "c", "image": "i"}]},
+        }},
+    })
+}
+
+fn ready(deployment: &Deployment) -> i32 {
+    deployment.status.as_ref().and_then(|s| s.ready_replicas).unwrap_or_default()
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_deployment_becomes_ready_and_a_deleted_pod_is_replaced() -> Outcome {
+    // The first start compiles the schemas of all built-in types, the second is what every further test pays.
+    for which in ["first", "second"] {
+        let begun = Instant::now();
+        let cluster = TestCluster::builder().nodes(3).start().await?;
+        println!("{which} start: {:?}", begun.elapsed());
+        cluster.shutdown().await;
+    }
+    let cluster = TestCluster::builder().nodes(3).start().await?;
+    cluster.create::<Deployment>("default", &web(3)).await?;
+    cluster.until::<Deployment>("default", "web", |d| ready(d) == 3).await?;
+    let pods = cluster.client().namespaced::<Pod>("default");
+    let before = pods.list(&Default::default()).await?;
+    let mut nodes: Vec<_> = before.iter().filter_map(|p| p.spec.as_ref()?.node_name.clone()).collect();
+    nodes.sort();
+    assert_eq!(nodes, ["node-0", "node-1", "node-2"], "the scheduler spreads them");
+    let name = before[0].metadata.name.clone().unwrap_or_default();
+    pods.delete(&name, &Default::default()).await?;
+    cluster.clock().sleep(Duration::from_secs(60)).await;
+    let after = pods.list(&Default::default()).await?;
+    assert!(after.iter().all(|p| p.metadata.name.as_ref() != Some(&name)));
+    assert_eq!(
+        after
+            .iter()
+            .filter(|p| p.status.as_ref().and_then(|s| s.phase.as_deref()) == Some("Running"))
+            .count(),
+        3
+    );
+    Ok(())
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_job_completes_and_hours_take_no_time() -> Outcome {
+    let cluster = TestCluster::start().await?;
+    let job = json!({"metadata": {"name": "j"}, "spec": {"completions": 2, "ttlSecondsAfterFinished": 7200, "template": {
+        "metadata": {"annotations": {EXIT: "0"}}, "spec": {"restartPolicy": "Never", "containers": [{"name": "c", "image": "i"}]},
+    }}});
+    cluster.create::<Job>("default", &job).await?;
+    cluster.until::<Job>("default", "j", |j| j.status.as_ref().and_then(|s| s.succeeded) == Some(2)).await?;
+    let begun = Instant::now();
+    cluster.clock().sleep(Duration::from_secs(3 * 3600)).await;
+    println!("three hours took {:?}", begun.elapsed());
+    assert!(
+        cluster.client().namespaced::<Job>("default").get_opt("j").await?.is_none(),
+        "its time to live is over"
+    );
+    Ok(())
+}
+
+#[tokio::test(start_paused = true)]
+async fn kube_rs_runs_on_it_without_a_socket() -> Outcome {
+    let cluster = TestCluster::start().await?;
+    cluster.create::<Deployment>("default", &web(2)).await?;
+    cluster.until::<Deployment>("default", "web", |d| ready(d) == 2).await?;
+    let client = kube::Client::new(cluster.service(), "default");
+    let pods: kube::Api<Pod> = kube::Api::default_namespaced(client);
+    let list = pods.list(&kube::api::ListParams::default().labels("app=web")).await?;
+    assert_eq!(list.items.len(), 2);
+    assert!(list.items.iter().all(|p| p.status.as_ref().and_then(|s| s.phase.as_deref()) == Some("Running")));
+    Ok(())
+}
+
+#[tokio::test(start_paused = true)]
+async fn admission_has_its_say() -> Outcome {
+    let cluster = TestCluster::builder()
+        .nodes(0)
+        .admit(|admission: &mut k8s_apiserver::admission::Admission<'_>| {
+            admission.object["metadata"]["labels"]["team"] = json!(admission.user.name);
+            Ok(())
+        })
+        .start()
+        .await?;
+    let pod: Pod = cluster
+        .create(
+            "default",
+            &json!({"metadata": {"name": "p"}, "spec": {"containers": [{"name": "c", "image": "i"}]}}),
+        )
+        .await?;
+    assert!(pod.metadata.labels.is_some_and(|l| l.contains_key("team")));
+    Ok(())
+}
