@@ -16,7 +16,10 @@ pub fn json(bytes: &[u8]) -> Result<(Value, Vec<String>), String> {
     let mut duplicates = Vec::new();
     let mut deserializer = serde_json::Deserializer::from_slice(bytes);
     let seed = Seed { path: &mut String::new(), duplicates: &mut duplicates };
-    let value = seed.deserialize(&mut deserializer).map_err(|e| e.to_string())?;
+    let value = seed.deserialize(&mut deserializer).map_err(|e| match e.is_eof() {
+        true => "unexpected end of JSON input".to_owned(),
+        false => e.to_string(),
+    })?;
     deserializer.end().map_err(|e| e.to_string())?;
     Ok((value, duplicates))
 }

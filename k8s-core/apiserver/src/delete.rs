@@ -16,7 +16,7 @@ use crate::{
     resources::Resource,
     respond,
     server::{ApiServer, Call},
-    value::{child, encode, integer, list, text},
+    value::{child, encode, integer, list, set, text},
     write::{current, decode_body, dry_run, object_response, precondition, put, store_failure, timestamp},
 };
 
@@ -75,7 +75,7 @@ pub(crate) async fn remove(
         .store
         .delete(&resource.storage, key, revision, |revision| {
             let mut object = object.clone();
-            object["metadata"]["resourceVersion"] = revision.to_string().into();
+            set(&mut object, "/metadata/resourceVersion", revision.to_string().into());
             encode(&object).into()
         })
         .await?;

@@ -8,7 +8,7 @@ use serde_json::Value;
 use crate::{
     resources::{Resource, custom},
     server::ApiServer,
-    value::{list, text},
+    value::{list, set, text},
     write::{put, timestamp},
 };
 
@@ -46,7 +46,7 @@ pub(crate) async fn after_write(server: &ApiServer, resource: &Resource, stored:
     if !finalizers.iter().any(|f| f == CLEANUP) {
         let mut all = finalizers.to_vec();
         all.push(CLEANUP.into());
-        new["metadata"]["finalizers"] = all.into();
+        set(&mut new, "/metadata/finalizers", all.into());
     }
     // Somebody who wrote meanwhile comes through here as well.
     let _ = put(server, resource, &stored.key, Expect::Revision(stored.revision), &new).await;
@@ -71,7 +71,7 @@ async fn clean_up(server: &ApiServer, resource: &Resource, crd: &Value, revision
     let left: Vec<Value> =
         list(crd, "/metadata/finalizers").iter().filter(|f| *f != CLEANUP).cloned().collect();
     let done = left.is_empty();
-    new["metadata"]["finalizers"] = left.into();
+    set(&mut new, "/metadata/finalizers", left.into());
     let name = text(crd, "/metadata/name");
     if done {
         let _ = Box::pin(crate::delete::remove(server, resource, name, revision, &new)).await;

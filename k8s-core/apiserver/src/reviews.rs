@@ -56,8 +56,11 @@ pub(crate) async fn handle(
     };
     review["kind"] = kind.into();
     review["apiVersion"] = format!("{}/v1", info.group).into();
-    if review.get("metadata").is_none() {
+    if !review.get("metadata").is_some_and(Value::is_object) {
         review["metadata"] = json!({});
+    }
+    if kind == "SelfSubjectReview" {
+        review["metadata"]["creationTimestamp"] = crate::write::timestamp(server.inner.clock.now()).into();
     }
     review["status"] = status;
     Ok(Some(respond::json_value(StatusCode::CREATED, &review)))

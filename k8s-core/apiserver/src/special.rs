@@ -12,7 +12,7 @@ use crate::{
     resources::{Resource, columns::selector_text, strategy::pod},
     respond,
     server::{ApiServer, Call, read_body},
-    value::{integer, list, text},
+    value::{integer, list, set, text},
     write::{self, Change, current, decode_body, modify, timestamp},
 };
 
@@ -144,7 +144,7 @@ async fn scale(
         let mut new = old.clone();
         let wanted = text(&scale, "/metadata/resourceVersion");
         if !wanted.is_empty() && wanted != before {
-            new["metadata"]["resourceVersion"] = wanted.into();
+            set(&mut new, "/metadata/resourceVersion", wanted.into());
         } else if let Some(metadata) = new["metadata"].as_object_mut() {
             metadata.remove("resourceVersion");
         }
@@ -156,19 +156,6 @@ async fn scale(
     .await?;
     let object: Value = serde_json::from_slice(&bytes).map_err(ApiStatus::internal)?;
     Ok(respond::json_value(StatusCode::OK, &scale_of(resource, &object)))
-}
-
-/// Sets the value at a JSON pointer, making the maps on the way.
-fn set(object: &mut Value, pointer: &str, value: Value) {
-    let mut at = object;
-    let parts: Vec<&str> = pointer.split('/').skip(1).collect();
-    for part in &parts[..parts.len().saturating_sub(1)] {
-        let Some(next) = crate::value::child(at, part) else { return };
-        at = next;
-    }
-    if let (Some(map), Some(last)) = (at.as_object_mut(), parts.last()) {
-        map.insert((*last).to_owned(), value);
-    }
 }
 
 fn created() -> Response<Body> {
@@ -282,7 +269,7 @@ async fn budget(server: &ApiServer, call: &Call, namespace: &str, pod: &Value) -
                 )
                 .causes(vec![cause]));
             }
-            budget["status"]["disruptionsAllowed"] = (allowed - 1).into();
+            set(&mut budget, "/status/disruptionsAllowed", (allowed - 1).into());
             let expect = k8s_core::store::Expect::Revision(stored.revision);
             if write::put(server, &budgets, &stored.key, expect, &budget).await.is_ok() {
                 break;
@@ -339,8 +326,8 @@ fn token(
     request["kind"] = "TokenRequest".into();
     request["apiVersion"] = "authentication.k8s.io/v1".into();
     request["metadata"] = json!({"name": name, "namespace": namespace, "creationTimestamp": timestamp(now)});
-    request["spec"]["audiences"] = audiences.into();
-    request["spec"]["expirationSeconds"] = seconds.into();
+    set(&mut request, "/spec/audiences", audiences.into());
+    set(&mut request, "/spec/expirationSeconds", seconds.into());
     request["status"] = json!({"token": token, "expirationTimestamp": timestamp(expires)});
     Ok(respond::json_value(StatusCode::CREATED, &request))
 }
@@ -366,7 +353,7 @@ async fn finalize(
             ));
         }
         let mut new = old.clone();
-        new["spec"]["finalizers"] = list(&wanted, "/spec/finalizers").to_vec().into();
+        set(&mut new, "/spec/finalizers", list(&wanted, "/spec/finalizers").to_vec().into());
         let result = if crate::delete::is_finished(resource, &new) {
             crate::delete::remove(server, resource, name, stored.revision, &new).await
         } else {

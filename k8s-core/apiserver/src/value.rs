@@ -62,6 +62,19 @@ pub fn child<'a>(object: &'a mut Value, key: &str) -> Option<&'a mut Value> {
     child.is_object().then_some(child)
 }
 
+/// Sets the value at a JSON pointer, making the maps on the way. Where something else than a map is in the way, nothing happens.
+pub fn set(object: &mut Value, pointer: &str, value: Value) {
+    let mut at = object;
+    let parts: Vec<&str> = pointer.split('/').skip(1).collect();
+    for part in &parts[..parts.len().saturating_sub(1)] {
+        let Some(next) = child(at, part) else { return };
+        at = next;
+    }
+    if let (Some(map), Some(last)) = (at.as_object_mut(), parts.last()) {
+        map.insert((*last).to_owned(), value);
+    }
+}
+
 /// Name, empty where absent.
 #[must_use]
 pub fn name(object: &Value) -> &str {

@@ -25,7 +25,7 @@ use crate::{
     respond,
     server::{ApiServer, Call, meta_of},
     table::{Form, metadata_only, row, table},
-    value::{child, encode, integer, list, same_spec, take, text},
+    value::{child, encode, integer, list, same_spec, set, take, text},
 };
 
 /// How often a write is tried again when somebody else wrote meanwhile.
@@ -112,7 +112,7 @@ pub(crate) fn decode_body(call: &Call, kind: &str, body: &[u8]) -> Result<(Value
             "the object provided is unrecognized (must be of type {kind}): couldn't get version/kind; json parse error: {e} ({shown})"
         ))
     };
-    match media {
+    let (value, duplicates) = match media {
         "application/json" | "" => decode::json(body).map_err(unrecognized),
         "application/yaml" => decode::yaml(body).map(|v| (v, Vec::new())).map_err(unrecognized),
         "application/vnd.kubernetes.protobuf" => {
@@ -127,7 +127,11 @@ pub(crate) fn decode_body(call: &Call, kind: &str, body: &[u8]) -> Result<(Value
             "UnsupportedMediaType",
             "the body of the request was in an unknown format - accepted media types include: application/json, application/yaml, application/vnd.kubernetes.protobuf",
         )),
+    }?;
+    if !value.is_object() {
+        return Err(unrecognized("the body is no object".into()));
     }
+    Ok((value, duplicates))
 }
 
 /// Makes a decoded object fit the resource's type, as `fieldValidation` says.
@@ -148,7 +152,11 @@ fn fit(
     if !kind.is_empty() && kind != resource.kind {
         return Err(ApiStatus::bad_request(format!(
             "{kind} in version \"{}\" cannot be handled as a {}: converting ({}.{kind}) to ({}.{}): unknown conversion",
-            resource.version, resource.kind, resource.version, resource.group, resource.kind
+            resource.version,
+            resource.kind,
+            resource.version,
+            if resource.group.is_empty() { "core" } else { &resource.group },
+            resource.kind
         )));
     }
     if !version.is_empty() && version != served {
@@ -399,7 +407,7 @@ async fn insert(
     }
     store_form(resource, &mut object);
     if resource.strategy.generation {
-        object["metadata"]["generation"] = 1.into();
+        set(&mut object, "/metadata/generation", 1.into());
     }
     admission::namespace(server, resource, namespace, text(&object, "/metadata/name"))?;
     admitted(server, call, resource, &mut object, None)?;
@@ -428,7 +436,7 @@ async fn insert(
                 return Ok(stored.json.clone());
             }
             Err(StoreError::Conflict { .. }) if !prefix.is_empty() => {
-                object["metadata"]["name"] = generated(&prefix).into();
+                set(&mut object, "/metadata/name", generated(&prefix).into());
             }
             Err(StoreError::Conflict { .. }) => {
                 return Err(ApiStatus::already_exists(&resource.group, &resource.plural, &name));
@@ -453,7 +461,7 @@ pub(crate) async fn put(
         .store
         .put(&resource.storage, key, expect, meta, |revision| {
             let mut object = object.clone();
-            object["metadata"]["resourceVersion"] = revision.to_string().into();
+            set(&mut object, "/metadata/resourceVersion", revision.to_string().into());
             encode(&object).into()
         })
         .await
@@ -487,7 +495,7 @@ pub(crate) async fn update(
     fit(call, resource, &mut object, duplicates)?;
     let name = text(&object, "/metadata/name");
     if name.is_empty() {
-        object["metadata"]["name"] = call.info.name.clone().into();
+        set(&mut object, "/metadata/name", call.info.name.clone().into());
     } else if name != call.info.name {
         return Err(ApiStatus::bad_request(format!(
             "the name of the object ({name}) does not match the name on the URL ({})",
@@ -548,7 +556,7 @@ pub(crate) async fn modify(
             admitted(server, call, resource, &mut new, Some(&old))?;
             if resource.strategy.generation && !same_spec(&new, &old) {
                 let generation = integer(&old, "/metadata/generation").unwrap_or(0) + 1;
-                new["metadata"]["generation"] = generation.into();
+                set(&mut new, "/metadata/generation", generation.into());
             }
         }
         let mut errors = FieldErrors::default();
@@ -573,7 +581,7 @@ pub(crate) async fn modify(
             let now = timestamp(server.inner.clock.now());
             managed::record_update(&old, &mut new, &resource.schema, &manager, &now);
         }
-        new["metadata"]["resourceVersion"] = stored.revision.to_string().into();
+        set(&mut new, "/metadata/resourceVersion", stored.revision.to_string().into());
         if new == old {
             return Ok(stored.json.clone());
         }
@@ -779,9 +787,9 @@ async fn apply(
     }
     fit(call, resource, &mut config, Vec::new())?;
     let (namespace, name) = (call.info.namespace.as_str(), call.info.name.as_str());
-    config["metadata"]["name"] = name.into();
+    set(&mut config, "/metadata/name", name.into());
     if resource.namespaced {
-        config["metadata"]["namespace"] = namespace.into();
+        set(&mut config, "/metadata/namespace", namespace.into());
     }
     resource.to_storage(&mut config);
     let manager = Manager {

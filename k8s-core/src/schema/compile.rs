@@ -167,6 +167,9 @@ impl Compiler<'_> {
             Kind::Quantity
         } else if flag("x-kubernetes-int-or-string") || text("format") == "int-or-string" {
             Kind::IntOrString
+        } else if ANYTHING.contains(&definition.rsplit('.').next().unwrap_or_default()) {
+            nullable = true;
+            Kind::Any
         } else {
             match kind_name {
                 "object" => self.object(schema, facts, !definition.is_empty(), path, depth)?,
@@ -255,6 +258,10 @@ impl Compiler<'_> {
         }
     }
 }
+
+/// Definitions that hold any JSON value, or one of several types: their schemas say "object", or nothing.
+const ANYTHING: [&str; 4] =
+    ["JSON", "JSONSchemaPropsOrBool", "JSONSchemaPropsOrArray", "JSONSchemaPropsOrStringArray"];
 
 fn list_type_of(schema: &Value) -> ListType {
     match schema.get("x-kubernetes-list-type").and_then(Value::as_str) {

@@ -421,6 +421,13 @@ async fn mutated_objects_are_never_a_server_error() {
         &crd("widgets", "Widget"),
     )
     .await;
+    done(
+        &server,
+        "POST",
+        "/api/v1/namespaces/default/serviceaccounts",
+        &json!({"metadata": {"name": "default"}}),
+    )
+    .await;
     let seeds = seeds();
     for (collection, seed) in &seeds {
         if collection.contains("/base/")
