@@ -63,7 +63,7 @@ enum Running {
     /// The pod network alone.
     Pods(Bridge),
     /// Proxy and DNS as well. (They need the bridge, and take over one that another process made.)
-    Whole(NodeNet),
+    Whole(Box<NodeNet>),
 }
 
 impl std::fmt::Debug for Network {
@@ -111,7 +111,7 @@ impl Network {
             let bridge = tokio::task::spawn_blocking(move || Bridge::start(settings.bridge()));
             Running::Pods(bridge.await.map_err(Failure::because("network"))?.map_err(|e| missing(&e))?)
         } else {
-            Running::Whole(NodeNet::start(settings, &client.named("kube-proxy")).await.map_err(|e| missing(&e))?)
+            Running::Whole(Box::new(NodeNet::start(settings, &client.named("kube-proxy")).await.map_err(|e| missing(&e))?))
         };
         Ok(Network { running, node_pods: config.node_range() })
     }

@@ -208,6 +208,12 @@ impl Resource {
         if self.namespaced { format!("{namespace}/{name}") } else { name.to_owned() }
     }
 
+    /// Group of the stored form.
+    #[must_use]
+    pub fn storage_group(&self) -> &str {
+        self.storage_version.split_once('/').map_or("", |(group, _)| group)
+    }
+
     /// Whether the served form is the stored form.
     #[must_use]
     pub fn is_storage_version(&self) -> bool {
@@ -521,13 +527,5 @@ mod tests {
             registry.by_kind("extensions", "v1beta1", "Deployment").unwrap().storage.as_ref(),
             "deployments.apps"
         );
-    }
-}
-
-impl Resource {
-    /// Group of the stored form.
-    #[must_use]
-    pub fn storage_group(&self) -> &str {
-        self.storage_version.split_once('/').map_or("", |(group, _)| group)
     }
 }
