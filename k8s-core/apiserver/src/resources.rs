@@ -315,7 +315,11 @@ fn built_in(row: &'static Row, schema: Schema) -> Resource {
         list_kind: format!("{}List", row.kind),
         plural: row.plural.into(),
         singular: row.kind.to_lowercase(),
-        short_names: row.short.iter().map(|s| (*s).to_owned()).collect(),
+        // Kinds that moved on have their short names in their new group; kubectl warns about names that two groups have.
+        short_names: match row.group {
+            "extensions" => Vec::new(),
+            _ => row.short.iter().map(|s| (*s).to_owned()).collect(),
+        },
         categories: row.category.split(',').filter(|c| !c.is_empty()).map(str::to_owned).collect(),
         namespaced: row.namespaced,
         verbs: ALL_VERBS
