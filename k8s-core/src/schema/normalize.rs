@@ -235,13 +235,11 @@ impl Walk<'_> {
                     self.mismatch(format!("base64: illegal base64 data at input byte {at}"), &Value::Null);
                 }
             }
-            "date-time" => {
-                if text.parse::<jiff::Timestamp>().is_err() {
-                    self.mismatch(
-                        format!("time: parsing time {text:?} as \"2006-01-02T15:04:05Z07:00\""),
-                        &Value::Null,
-                    );
-                }
+            "date-time" if text.parse::<jiff::Timestamp>().is_err() => {
+                self.mismatch(
+                    format!("time: parsing time {text:?} as \"2006-01-02T15:04:05Z07:00\""),
+                    &Value::Null,
+                );
             }
             _ => {}
         }
