@@ -91,7 +91,7 @@ pub(crate) fn namespace(
     let Some(stored) = server.inner.store.get("namespaces", namespace) else {
         return Err(ApiStatus::not_found("", "namespaces", namespace));
     };
-    if &*stored.fields == ["Terminating".into()] {
+    if *stored.fields == ["Terminating".into()] {
         let cause = StatusCause {
             reason: Some("NamespaceTerminating".into()),
             message: Some(format!("namespace {namespace} is being terminated")),

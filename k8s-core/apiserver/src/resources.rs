@@ -494,6 +494,14 @@ pub fn field_text(object: &Value, path: &str) -> String {
     }
 }
 
+impl Resource {
+    /// Group of the stored form.
+    #[must_use]
+    pub fn storage_group(&self) -> &str {
+        self.storage_version.split_once('/').map_or("", |(group, _)| group)
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use std::collections::HashSet;
@@ -520,13 +528,5 @@ mod tests {
             registry.by_kind("extensions", "v1beta1", "Deployment").unwrap().storage.as_ref(),
             "deployments.apps"
         );
-    }
-}
-
-impl Resource {
-    /// Group of the stored form.
-    #[must_use]
-    pub fn storage_group(&self) -> &str {
-        self.storage_version.split_once('/').map_or("", |(group, _)| group)
     }
 }

@@ -104,7 +104,7 @@ async fn scale(
         return Ok(respond::json_value(StatusCode::OK, &scale_of(resource, &object)));
     }
     let dry_run = write::dry_run(call, "UpdateOptions")?;
-    let change: Box<dyn Fn(&mut Value) -> Result<(), ApiStatus> + Send + Sync> = match verb {
+    let change: write::PatchFunction = match verb {
         "update" => {
             let (wanted, _) = decode_body(call, "Scale", body)?;
             Box::new(move |scale| {

@@ -718,7 +718,8 @@ pub(crate) fn media_type(call: &Call) -> String {
     value.split(';').next().unwrap_or_default().trim().to_owned()
 }
 
-type PatchFunction = Box<dyn Fn(&mut Value) -> Result<(), ApiStatus> + Send + Sync>;
+/// Changes an object as a patch says.
+pub(crate) type PatchFunction = Box<dyn Fn(&mut Value) -> Result<(), ApiStatus> + Send + Sync>;
 
 /// The function that a patch body describes.
 pub(crate) fn patch_function(
