@@ -150,7 +150,9 @@ fn tidy(schema: &mut Value, depth: usize) {
                 let one = types.iter().find(|t| *t != "null").cloned().unwrap_or_default();
                 map.insert("type".into(), one);
             }
+            // A type may have a property of that name (JSONSchemaProps has): only a text is a reference.
             if map.len() > 1
+                && map.get("$ref").is_some_and(Value::is_string)
                 && let Some(reference) = map.remove("$ref")
             {
                 map.insert("allOf".into(), json!([{"$ref": reference}]));

@@ -321,7 +321,11 @@ fn built_in(row: &'static Row, schema: Schema) -> Resource {
         list_kind: format!("{}List", row.kind),
         plural: row.plural.into(),
         singular: row.kind.to_lowercase(),
-        short_names: row.short.iter().map(|s| (*s).to_owned()).collect(),
+        // Kinds that moved on have their short names in their new group; kubectl warns about names that two groups have.
+        short_names: match row.group {
+            "extensions" => Vec::new(),
+            _ => row.short.iter().map(|s| (*s).to_owned()).collect(),
+        },
         categories: row.category.split(',').filter(|c| !c.is_empty()).map(str::to_owned).collect(),
         namespaced: row.namespaced,
         verbs: ALL_VERBS
@@ -498,6 +502,14 @@ pub fn field_text(object: &Value, path: &str) -> String {
         Some(Value::Bool(_) | Value::Number(_)) => value.map(Value::to_string).unwrap_or_default(),
         _ if path == "spec.unschedulable" || path == "spec.hostNetwork" => "false".into(),
         _ => String::new(),
+    }
+}
+
+impl Resource {
+    /// Group of the stored form.
+    #[must_use]
+    pub fn storage_group(&self) -> &str {
+        self.storage_version.split_once('/').map_or("", |(group, _)| group)
     }
 }
 
