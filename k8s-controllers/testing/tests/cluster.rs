@@ -89,6 +89,9 @@ async fn admission_has_its_say() -> Outcome {
     let cluster = TestCluster::builder()
         .nodes(0)
         .admit(|admission: &mut k8s_apiserver::admission::Admission<'_>| {
+            if admission.resource.kind != "Pod" {
+                return Ok(());
+            }
             admission.object["metadata"]["labels"]["team"] = json!(admission.user.name);
             Ok(())
         })
