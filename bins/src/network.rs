@@ -111,7 +111,9 @@ impl Network {
             let bridge = tokio::task::spawn_blocking(move || Bridge::start(settings.bridge()));
             Running::Pods(bridge.await.map_err(Failure::because("network"))?.map_err(|e| missing(&e))?)
         } else {
-            Running::Whole(Box::new(NodeNet::start(settings, &client.named("kube-proxy")).await.map_err(|e| missing(&e))?))
+            Running::Whole(Box::new(
+                NodeNet::start(settings, &client.named("kube-proxy")).await.map_err(|e| missing(&e))?,
+            ))
         };
         Ok(Network { running, node_pods: config.node_range() })
     }

@@ -505,14 +505,6 @@ pub fn field_text(object: &Value, path: &str) -> String {
     }
 }
 
-impl Resource {
-    /// Group of the stored form.
-    #[must_use]
-    pub fn storage_group(&self) -> &str {
-        self.storage_version.split_once('/').map_or("", |(group, _)| group)
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use std::collections::HashSet;
