@@ -324,7 +324,7 @@ async fn round(server: &ApiServer, collection: &str, seed: &Value, numbers: &mut
         change(&mut body, &mut at, numbers);
     }
     if let Some(metadata) = body.get_mut("metadata").and_then(Value::as_object_mut)
-        && n % 3 == 0
+        && n.is_multiple_of(3)
     {
         metadata.insert("name".into(), format!("m{n}").into());
     }
