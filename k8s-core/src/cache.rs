@@ -1,6 +1,6 @@
 //! Shared caches: the present state of one resource type in memory, kept current by a watch.
 //!
-//! Flow: a reflector lists and watches through an [`Api`], puts every object into the [`Cache`] as an `Arc` and tells the subscribers
+//! Flow: a reflector lists and watches through an [`Api`](crate::client::Api), puts every object into the [`Cache`] as an `Arc` and tells the subscribers
 //! what changed. A broken watch is resumed from the last revision seen; a list is taken again only when history no longer has it.
 //!
 //! Guarantees:

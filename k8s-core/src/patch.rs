@@ -38,7 +38,10 @@ pub fn json(target: &mut Value, patch: &Value) -> Result<(), PatchError> {
     }
     let patch: json_patch::Patch =
         serde_json::from_value(patch.clone()).map_err(|e| PatchError::Malformed(e.to_string()))?;
-    json_patch::patch(target, &patch).map_err(|e| PatchError::Inapplicable(e.to_string()))
+    let mut patched = target.clone();
+    json_patch::patch(&mut patched, &patch).map_err(|e| PatchError::Inapplicable(e.to_string()))?;
+    *target = patched;
+    Ok(())
 }
 
 /// Applies a merge patch: `null` removes, objects merge, everything else replaces.

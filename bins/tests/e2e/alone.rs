@@ -10,7 +10,7 @@ use crate::{
     harness::{Cluster, HYPERKUBE, IMAGE, NetworkNamespace, Said, run},
 };
 
-pub const TESTS: &[(&str, fn() -> Outcome)] = &[
+pub const TESTS: &[crate::Test] = &[
     ("up_without_root_is_refused", no_root),
     ("up_on_a_port_in_use_is_refused", port_in_use),
     ("up_on_a_directory_in_use_is_refused", directory_in_use),

@@ -8,7 +8,7 @@ use crate::{
     kubectl::http_get,
 };
 
-pub const TESTS: &[(&str, fn() -> Outcome)] = &[("five_processes_are_a_cluster", five)];
+pub const TESTS: &[crate::Test] = &[("five_processes_are_a_cluster", five)];
 
 fn five() -> Outcome {
     let mut cluster = Cluster::prepare()?;

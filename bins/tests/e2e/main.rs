@@ -19,6 +19,8 @@ use std::process::ExitCode;
 use libtest_mimic::{Arguments, Failed, Trial};
 
 type Outcome = Result<(), Failed>;
+/// A test that starts what it needs: name and function.
+type Test = (&'static str, fn() -> Outcome);
 
 fn main() -> ExitCode {
     let arguments = Arguments::from_args();

@@ -10,7 +10,7 @@ use crate::{
     harness::{Cluster, WAIT, pod, until},
 };
 
-pub const TESTS: &[(&str, fn() -> Outcome)] = &[("kill_9_loses_nothing_and_containers_are_adopted", kill_9)];
+pub const TESTS: &[crate::Test] = &[("kill_9_loses_nothing_and_containers_are_adopted", kill_9)];
 
 fn container(cluster: &Cluster) -> Result<Value, Failed> {
     let json = cluster.ok(&["get", "pod", "p", "-n", "kept", "-o", "json"], "")?;

@@ -39,20 +39,9 @@ fn all(steps: &mut Steps) -> Result<()> {
         steps::run(cargo(&["doc", "--quiet", "--workspace", "--no-deps"]).env("RUSTDOCFLAGS", "-D warnings"))
     })?;
     steps.step("build", || steps::run(&mut cargo(&["build", "--quiet", "--workspace", "--all-targets"])))?;
-    // One test program after the other: those with containers and clusters would disturb each other's timing.
+    // The fuzz targets' stable driver is among them. One test program after the other: those with containers and clusters would disturb each other's timing.
     steps.step("tests", || steps::run(&mut cargo(&["test", "--quiet", "--workspace", "--no-fail-fast"])))?;
-    steps.step("fuzz targets, two seconds each", || {
-        steps::run(
-            cargo(&["test", "--quiet", "--manifest-path", "fuzz/Cargo.toml"])
-                .env("CARGO_TARGET_DIR", target_directory()),
-        )
-    })?;
     steps.step("nothing is left on this machine", || before.compare())
-}
-
-/// Where cargo builds to, so that the fuzz targets use what is built already.
-fn target_directory() -> std::path::PathBuf {
-    std::env::var_os("CARGO_TARGET_DIR").map_or_else(|| crate::root().join("target"), Into::into)
 }
 
 /// Whether a program is on the path.

@@ -44,9 +44,14 @@ impl Reference {
             starts_well && registry.chars().all(|c| c.is_ascii_alphanumeric() || ".:-[]".contains(c));
         let component_fine = |part: &str| {
             let edge = |c: Option<char>| c.is_some_and(|c| c.is_ascii_lowercase() || c.is_ascii_digit());
+            // Between them: one dot, one or two underscores, or any number of dashes.
+            let separators =
+                part.split(|c: char| c.is_ascii_lowercase() || c.is_ascii_digit()).filter(|s| !s.is_empty());
             edge(part.chars().next())
                 && edge(part.chars().next_back())
-                && part.chars().all(|c| c.is_ascii_lowercase() || c.is_ascii_digit() || "._-".contains(c))
+                && separators
+                    .into_iter()
+                    .all(|s| matches!(s, "." | "_" | "__") || s.bytes().all(|b| b == b'-'))
         };
         let tag_fine = |tag: &str| {
             let first = tag.chars().next();
