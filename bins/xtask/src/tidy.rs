@@ -80,6 +80,7 @@ const EDGES: &[(&str, &[&str])] = &[
         ],
     ),
     ("xtask", &["k8s-core", "k8s-runtime"]),
+    ("k8s-fuzz", &["k8s-core", "k8s-apiserver", "k8s-runtime"]),
 ];
 
 pub(crate) fn run() -> Result<()> {
