@@ -15,7 +15,9 @@ fn team(admission: &mut Admission<'_>) -> Result<(), ApiStatus> {
     {
         return Err(ApiStatus::forbidden("", "pods", "p", &format!("image {image:?} is nobody's")));
     }
-    admission.object["metadata"]["labels"]["team"] = json!(admission.user.groups.first());
+    // Groups may be called `system:masters`; a label may not.
+    let team = admission.user.groups.first().and_then(|group| group.rsplit(':').next());
+    admission.object["metadata"]["labels"]["team"] = json!(team);
     Ok(())
 }
 

@@ -38,8 +38,9 @@ pub fn json(target: &mut Value, patch: &Value) -> Result<(), PatchError> {
     }
     let patch: json_patch::Patch =
         serde_json::from_value(patch.clone()).map_err(|e| PatchError::Malformed(e.to_string()))?;
+    // The crate's own way back from a failed patch does not always find the way; a copy does.
     let mut patched = target.clone();
-    json_patch::patch(&mut patched, &patch).map_err(|e| PatchError::Inapplicable(e.to_string()))?;
+    json_patch::patch_unsafe(&mut patched, &patch).map_err(|e| PatchError::Inapplicable(e.to_string()))?;
     *target = patched;
     Ok(())
 }

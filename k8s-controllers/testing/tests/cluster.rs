@@ -92,7 +92,7 @@ async fn admission_has_its_say() -> Outcome {
             if admission.resource.kind != "Pod" {
                 return Ok(());
             }
-            admission.object["metadata"]["labels"]["team"] = json!(admission.user.name);
+            admission.object["metadata"]["labels"]["team"] = json!(admission.user.name.replace(':', "-"));
             Ok(())
         })
         .start()

@@ -17,6 +17,25 @@ pub struct Reference {
     pub digest: Option<String>,
 }
 
+/// Whether this is a registry's address: a host name or an IPv6 address in brackets, and perhaps a port.
+fn is_registry(text: &str) -> bool {
+    let digits = |port: &str| !port.is_empty() && port.bytes().all(|b| b.is_ascii_digit());
+    if let Some((address, rest)) = text.strip_prefix('[').and_then(|t| t.split_once(']')) {
+        let port_fine = rest.is_empty() || rest.strip_prefix(':').is_some_and(digits);
+        return port_fine
+            && address.bytes().all(|b| b.is_ascii_hexdigit() || b == b':')
+            && !address.is_empty();
+    }
+    let (host, port) = text.split_once(':').map_or((text, None), |(host, port)| (host, Some(port)));
+    let label_fine = |label: &str| {
+        !label.is_empty()
+            && !label.starts_with('-')
+            && !label.ends_with('-')
+            && label.bytes().all(|b| b.is_ascii_alphanumeric() || b == b'-')
+    };
+    port.is_none_or(digits) && host.split('.').all(label_fine)
+}
+
 impl Reference {
     /// Parses and normalises.
     ///
@@ -39,9 +58,7 @@ impl Reference {
             None => ("docker.io", format!("library/{rest}")),
         };
         let registry = if registry == "index.docker.io" { "docker.io" } else { registry };
-        let starts_well = registry.starts_with(|c: char| c.is_ascii_alphanumeric() || c == '[');
-        let host_fine =
-            starts_well && registry.chars().all(|c| c.is_ascii_alphanumeric() || ".:-[]".contains(c));
+        let host_fine = is_registry(registry);
         let component_fine = |part: &str| {
             let edge = |c: Option<char>| c.is_some_and(|c| c.is_ascii_lowercase() || c.is_ascii_digit());
             // Between them: one dot, one or two underscores, or any number of dashes.
