@@ -1,7 +1,7 @@
 //! `hyperkube demo`: a cluster at work, step by step; every step is seen to happen or the demo fails.
 //!
-//! It runs in a network and a mount namespace of its own, with a data directory and a port of its own, so it runs beside anything else and what it
-//! makes dies with it.
+//! It runs in a network and a mount namespace of its own, with a data directory and a port of its own, so it runs beside anything else. A demo that is
+//! killed with KILL leaves its containers running, as any node agent does: `hyperkube reset --data-dir <its directory>` removes them.
 
 mod steps;
 pub(super) mod workload;
