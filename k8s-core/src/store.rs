@@ -16,11 +16,13 @@ mod backend;
 mod collection;
 mod commit;
 mod embedded;
+mod index;
 
 pub use backend::{Backend, BackendError, Memory, Record};
 pub use collection::{Event, EventKind, Snapshot, WatchCursor, WatchError};
 pub use commit::{Expect, Store, StoreError};
 pub use embedded::{Embedded, OpenError};
+pub use index::Term;
 
 use std::sync::Arc;
 

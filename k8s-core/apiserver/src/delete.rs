@@ -267,10 +267,10 @@ pub(crate) async fn collection(
     let dry_run = dry_run(call, "DeleteOptions")?;
     let options = options(call, body)?;
     let selection = Selection::from_call(call, resource)?;
-    let snapshot = server.inner.store.snapshot(&resource.storage);
-    let prefix = selection.prefix();
-    let chosen: Vec<Arc<Stored>> =
-        snapshot.range(&prefix, "").filter(|s| selection.accepts(s)).cloned().collect();
+    let selected = selection
+        .select(&server.inner.store, &resource.storage, None)
+        .map_err(|e| store_failure(resource, "", &e))?;
+    let chosen: Vec<Arc<Stored>> = selected.after("").cloned().collect();
     let deletions = chosen.iter().map(|stored| async {
         match delete_named(server, resource, &stored.key, &options, dry_run).await {
             Err(e) if e.code() != 404 => Err(e),

@@ -21,10 +21,10 @@ use crate::{
     admission::{self, Operation},
     decode,
     invalid::FieldErrors,
+    read::Presenter,
     resources::{Resource, strategy::check_labels},
     respond,
     server::{ApiServer, Call, meta_of},
-    table::{Form, metadata_only, row, table},
     value::{child, encode, integer, list, same_spec, set, take, text},
 };
 
@@ -40,26 +40,12 @@ pub(crate) fn timestamp(now: Timestamp) -> String {
 pub(crate) fn object_response(
     server: &ApiServer,
     call: &Call,
-    resource: &Resource,
+    resource: &Arc<Resource>,
     code: StatusCode,
     json: &Bytes,
 ) -> Result<Response<Body>, ApiStatus> {
-    let form = Form::from_headers(&call.headers)?;
-    if form == Form::Whole && resource.is_storage_version() {
-        return Ok(respond::json_bytes(code, json.clone()));
-    }
-    let mut object: Value = serde_json::from_slice(json).map_err(ApiStatus::internal)?;
-    resource.from_storage(&mut object);
-    Ok(match form {
-        Form::Whole => respond::json_value(code, &object),
-        Form::Metadata => respond::json_value(code, &metadata_only(&object)),
-        Form::Table => {
-            let include = call.query.get("includeObject");
-            let rows = vec![row(resource, &object, include, server.inner.clock.now())];
-            let revision = text(&object, "/metadata/resourceVersion");
-            respond::json_value(code, &table(resource, rows, json!({"resourceVersion": revision}), true))
-        }
-    })
+    let presenter = Presenter::from_call(server, call, resource)?;
+    Ok(respond::json_bytes(code, presenter.object(json)))
 }
 
 /// The store's failure as an answer.

@@ -9,7 +9,10 @@ use bytes::Bytes;
 use rpds::RedBlackTreeMapSync;
 use tokio::sync::watch;
 
-use super::Stored;
+use super::{
+    Stored,
+    index::{Index, Term},
+};
 
 /// How many events of a type are kept for watches that resume.
 const HISTORY_EVENTS: usize = 8192;
@@ -107,12 +110,36 @@ impl Snapshot {
 #[derive(Debug)]
 struct Visible {
     objects: RedBlackTreeMapSync<Arc<str>, Arc<Stored>>,
+    index: Index,
     history: VecDeque<Arc<Event>>,
     history_bytes: usize,
     /// Every event after this revision is in `history`.
     complete_after: u64,
     /// The revision of the newest event.
     revision: u64,
+}
+
+impl Visible {
+    /// What happened after a revision, newest first.
+    fn after(&self, revision: u64) -> impl Iterator<Item = &Arc<Event>> {
+        self.history.iter().rev().take_while(move |e| e.object.revision > revision)
+    }
+
+    fn at(&self, revision: u64) -> Option<Snapshot> {
+        if revision < self.complete_after {
+            return None;
+        }
+        let mut objects = self.objects.clone();
+        for event in self.after(revision) {
+            match &event.before {
+                Some(before) => objects.insert_mut(before.key.clone(), before.clone()),
+                None => {
+                    objects.remove_mut(&event.object.key);
+                }
+            }
+        }
+        Some(Snapshot { revision, objects })
+    }
 }
 
 /// One type's objects and their recent history.
@@ -142,6 +169,7 @@ impl Collection {
         Collection {
             visible: RwLock::new(Visible {
                 objects: RedBlackTreeMapSync::default(),
+                index: Index::default(),
                 history: VecDeque::new(),
                 history_bytes: 0,
                 complete_after: revision,
@@ -161,7 +189,9 @@ impl Collection {
     }
 
     pub(super) fn load(&self, object: Stored) {
-        self.write().objects.insert_mut(object.key.clone(), Arc::new(object));
+        let mut visible = self.write();
+        visible.index.replace(None, Some(&object));
+        visible.objects.insert_mut(object.key.clone(), Arc::new(object));
     }
 
     pub(super) fn loaded(&self, revision: u64) {
@@ -187,25 +217,36 @@ impl Collection {
 
     /// The state as of `revision`, by undoing what came after; `None` when history does not reach back that far.
     pub(super) fn snapshot_at(&self, revision: u64) -> Option<Snapshot> {
+        self.read().at(revision)
+    }
+
+    /// The present state (`newest` is the newest revision of the whole store, read before) or an older one, and the objects in it that may have `wanted`.
+    pub(super) fn select(
+        &self,
+        newest: u64,
+        at: Option<u64>,
+        wanted: &[Vec<Term<'_>>],
+    ) -> Option<(Snapshot, Option<Vec<Arc<str>>>)> {
         let visible = self.read();
-        if revision < visible.complete_after {
-            return None;
-        }
-        let mut objects = visible.objects.clone();
-        for event in visible.history.iter().rev().take_while(|e| e.object.revision > revision) {
-            match &event.before {
-                Some(before) => objects.insert_mut(before.key.clone(), before.clone()),
-                None => {
-                    objects.remove_mut(&event.object.key);
-                }
-            }
-        }
-        Some(Snapshot { revision, objects })
+        let candidates = visible.index.candidates(wanted, visible.objects.size());
+        let Some(at) = at else {
+            let revision = newest.max(visible.revision);
+            return Some((Snapshot { revision, objects: visible.objects.clone() }, candidates));
+        };
+        let candidates = candidates.map(|mut keys| {
+            keys.extend(visible.after(at).map(|event| event.object.key.clone()));
+            keys.sort_unstable();
+            keys.dedup();
+            keys
+        });
+        Some((visible.at(at)?, candidates))
     }
 
     /// Shows a committed event. Watchers wake at [`Collection::wake`].
     pub(super) fn apply(&self, event: Arc<Event>) {
         let mut visible = self.write();
+        let after = (event.kind != EventKind::Deleted).then_some(&*event.object);
+        visible.index.replace(event.before.as_deref(), after);
         match event.kind {
             EventKind::Deleted => {
                 visible.objects.remove_mut(&event.object.key);

@@ -14,7 +14,7 @@ use tokio::sync::oneshot;
 
 use super::{
     Backend, BackendError, Event, EventKind, Meta, Record, Snapshot, Stored, WatchCursor,
-    collection::Collection,
+    collection::Collection, index::Term,
 };
 
 /// How many writes one flush carries at most.
@@ -175,6 +175,22 @@ impl Store {
     /// [`StoreError::Expired`] when history does not reach back that far.
     pub fn snapshot_at(&self, resource: &str, revision: u64) -> Result<Snapshot, StoreError> {
         self.collection(resource).snapshot_at(revision).ok_or(StoreError::Expired(revision))
+    }
+
+    /// A type's objects now, or as they were at a revision, with the keys of those that may match a selector, in order. Each element of `wanted` lists terms
+    /// of which a matching object has at least one; without keys in the answer, any object may match.
+    ///
+    /// # Errors
+    /// [`StoreError::Expired`] when history does not reach back that far.
+    pub fn select(
+        &self,
+        resource: &str,
+        at: Option<u64>,
+        wanted: &[Vec<Term<'_>>],
+    ) -> Result<(Snapshot, Option<Vec<Arc<str>>>), StoreError> {
+        let newest = self.revision();
+        let expired = || StoreError::Expired(at.unwrap_or(newest));
+        self.collection(resource).select(newest, at, wanted).ok_or_else(expired)
     }
 
     /// The revision of the newest change of a type; tells cheaply whether what was made from a snapshot is still right.

@@ -1,0 +1,159 @@
+//! How stored objects are written for one request: in which form and in which version.
+
+use std::sync::Arc;
+
+use bytes::Bytes;
+use jiff::Timestamp;
+use k8s_core::status::ApiStatus;
+use serde_json::{Value, json};
+
+use crate::{
+    resources::Resource,
+    server::{ApiServer, Call},
+    table::{Form, metadata_only, row, table},
+    value::{encode, text},
+};
+
+/// How stored objects are written for one request.
+#[derive(Clone, Debug)]
+pub(crate) struct Presenter {
+    resource: Arc<Resource>,
+    form: Form,
+    /// What a Table's rows hold of the objects: `None`, `Metadata` or `Object`.
+    include: String,
+    now: Timestamp,
+    /// `{"kind":…,"apiVersion":…,` as stored objects begin: elements of lists of built-in types leave it out.
+    identity: String,
+}
+
+impl Presenter {
+    /// What a request asks for.
+    ///
+    /// # Errors
+    /// 406 when nothing that it accepts can be given.
+    pub(crate) fn from_call(
+        server: &ApiServer,
+        call: &Call,
+        resource: &Arc<Resource>,
+    ) -> Result<Self, ApiStatus> {
+        Ok(Presenter {
+            resource: resource.clone(),
+            form: Form::from_headers(&call.headers)?,
+            include: call.query.get("includeObject").to_owned(),
+            now: server.inner.clock.now(),
+            identity: format!(
+                "{{\"kind\":{},\"apiVersion\":{},",
+                Value::from(resource.kind.as_str()),
+                Value::from(resource.api_version())
+            ),
+        })
+    }
+
+    /// Whether the stored bytes are what is asked for.
+    pub(crate) fn is_verbatim(&self) -> bool {
+        self.form == Form::Whole && self.resource.is_storage_version()
+    }
+
+    /// An object in the asked-for version.
+    fn served(&self, json: &[u8]) -> Value {
+        // The store holds only what this server encoded.
+        let mut object: Value = serde_json::from_slice(json).unwrap_or_default();
+        self.resource.from_storage(&mut object);
+        object
+    }
+
+    /// One object by itself.
+    pub(crate) fn object(&self, json: &Bytes) -> Bytes {
+        if self.is_verbatim() { json.clone() } else { encode(&self.alone(json, true)).into() }
+    }
+
+    /// One object by itself; a Table has its column definitions or, after the first of a watch, not.
+    fn alone(&self, json: &[u8], columns: bool) -> Value {
+        let object = self.served(json);
+        match self.form {
+            Form::Whole => object,
+            Form::Metadata => metadata_only(&object),
+            Form::Table => {
+                let revision = json!({"resourceVersion": text(&object, "/metadata/resourceVersion")});
+                let rows = vec![row(&self.resource, &object, &self.include, self.now)];
+                table(&self.resource, rows, revision, columns)
+            }
+        }
+    }
+
+    /// What a list begins with, up to its first element.
+    pub(super) fn list_head(&self, metadata: &Value) -> Vec<u8> {
+        let (kind, version) = match self.form {
+            Form::Whole => (self.resource.list_kind.clone(), self.resource.api_version()),
+            Form::Metadata => ("PartialObjectMetadataList".into(), "meta.k8s.io/v1".into()),
+            Form::Table => {
+                let empty = encode(&table(&self.resource, Vec::new(), metadata.clone(), true));
+                // The rows are the last of a Table's fields.
+                let end = empty.len() - b"]}".len();
+                return empty[..end].to_vec();
+            }
+        };
+        let (kind, version) = (Value::from(kind), Value::from(version));
+        format!("{{\"kind\":{kind},\"apiVersion\":{version},\"metadata\":{metadata},\"items\":[").into_bytes()
+    }
+
+    /// Appends one element of a list.
+    pub(super) fn list_element(&self, json: &[u8], out: &mut Vec<u8>) {
+        let bare = !self.resource.custom;
+        if self.is_verbatim() {
+            match json.strip_prefix(self.identity.as_bytes()) {
+                Some(rest) if bare => {
+                    out.push(b'{');
+                    out.extend_from_slice(rest);
+                }
+                _ => out.extend_from_slice(json),
+            }
+            return;
+        }
+        let mut object = self.served(json);
+        match self.form {
+            Form::Whole => {
+                if let (true, Some(map)) = (bare, object.as_object_mut()) {
+                    map.remove("kind");
+                    map.remove("apiVersion");
+                }
+            }
+            Form::Metadata => object = metadata_only(&object),
+            Form::Table => object = row(&self.resource, &object, &self.include, self.now),
+        }
+        out.extend_from_slice(&encode(&object));
+    }
+
+    /// What a list ends with.
+    pub(super) const LIST_TAIL: &'static [u8] = b"]}";
+
+    /// One event of a watch. The first event of a watch of Tables tells the columns.
+    pub(super) fn event(&self, kind: &str, json: &[u8], first: bool) -> Bytes {
+        if self.is_verbatim() { line(kind, json) } else { line(kind, &encode(&self.alone(json, first))) }
+    }
+
+    /// The event that tells how far a watch has come; `initial`: and that all objects there were have been sent.
+    pub(super) fn bookmark(&self, revision: u64, initial: bool) -> Bytes {
+        let mut metadata = json!({"resourceVersion": revision.to_string(), "creationTimestamp": null});
+        if initial {
+            metadata["annotations"] = json!({"k8s.io/initial-events-end": "true"});
+        }
+        let of =
+            |kind: &str, version: &str| json!({"kind": kind, "apiVersion": version, "metadata": metadata});
+        let whole = of(&self.resource.kind, &self.resource.api_version());
+        let object = match self.form {
+            Form::Whole => whole,
+            Form::Metadata => of("PartialObjectMetadata", "meta.k8s.io/v1"),
+            Form::Table => json!({
+                "kind": "Table", "apiVersion": "meta.k8s.io/v1", "metadata": {"resourceVersion": revision.to_string()},
+                "columnDefinitions": null, "rows": [{"cells": [], "object": metadata_only(&whole)}],
+            }),
+        };
+        line("BOOKMARK", &encode(&object))
+    }
+}
+
+/// A line of a watch.
+pub(super) fn line(kind: &str, json: &[u8]) -> Bytes {
+    [b"{\"type\":\"", kind.as_bytes(), b"\",\"object\":", json, b"}\n"].concat().into()
+}

@@ -1,0 +1,198 @@
+//! The moment that a list is taken from: `resourceVersion`, `resourceVersionMatch` and continue tokens.
+
+use base64::{Engine, engine::general_purpose::URL_SAFE_NO_PAD as B64};
+use k8s_core::{api::apimachinery::pkg::apis::meta::v1::StatusCause, status::ApiStatus, store::Store};
+use serde::{Deserialize, Serialize};
+
+use crate::{invalid::FieldErrors, server::Call};
+
+/// Where a list goes on. Clients see it as an opaque text.
+#[derive(Debug, Deserialize, PartialEq, Serialize)]
+pub(super) struct Continue {
+    v: Form,
+    /// The revision that all pages show.
+    #[serde(rename = "rv")]
+    pub(super) revision: u64,
+    /// The last key of the page before.
+    #[serde(rename = "start")]
+    pub(super) after: String,
+    /// How many objects the pages before had.
+    #[serde(rename = "n")]
+    pub(super) given: usize,
+}
+
+/// The token's layout.
+#[derive(Debug, Deserialize, PartialEq, Serialize)]
+enum Form {
+    #[serde(rename = "meta.k8s.io/v1")]
+    V1,
+}
+
+impl Continue {
+    pub(super) fn new(revision: u64, after: &str, given: usize) -> Self {
+        Continue { v: Form::V1, revision, after: after.to_owned(), given }
+    }
+
+    /// Reads what [`Continue::encode`] wrote.
+    ///
+    /// # Errors
+    /// 400 for anything else.
+    pub(super) fn decode(token: &str) -> Result<Self, ApiStatus> {
+        let bytes = B64.decode(token).ok();
+        bytes.and_then(|bytes| serde_json::from_slice(&bytes).ok()).ok_or_else(|| {
+            ApiStatus::bad_request(
+                "invalid continue token: continue key is not valid: it was not made by this server",
+            )
+        })
+    }
+
+    pub(super) fn encode(&self) -> String {
+        // Two numbers and two texts always have a JSON form.
+        B64.encode(serde_json::to_vec(self).unwrap_or_default())
+    }
+}
+
+/// The moment that a list shows.
+#[derive(Debug, PartialEq)]
+pub(super) enum Moment {
+    /// The newest state.
+    Newest,
+    /// The state at this revision, and no other.
+    Exact(u64),
+    /// The next page of a list.
+    Next(Continue),
+}
+
+/// The moment that a list request asks for.
+///
+/// # Errors
+/// 400 or 422 for options that make no sense, 504 for a revision that is not yet there.
+pub(super) fn of_list(call: &Call, store: &Store) -> Result<Moment, ApiStatus> {
+    let (version, matching, token) = (
+        call.query.get("resourceVersion"),
+        call.query.get("resourceVersionMatch"),
+        call.query.get("continue"),
+    );
+    let mut errors = FieldErrors::default();
+    if !matching.is_empty() {
+        if version.is_empty() {
+            errors.forbidden(
+                "resourceVersionMatch",
+                "resourceVersionMatch is forbidden unless resourceVersion is provided",
+            );
+        } else if !token.is_empty() {
+            errors.forbidden(
+                "resourceVersionMatch",
+                "resourceVersionMatch is forbidden when continue is provided",
+            );
+        } else if !["Exact", "NotOlderThan"].contains(&matching) {
+            errors.not_supported("resourceVersionMatch", matching, &["Exact", "NotOlderThan"]);
+        } else if matching == "Exact" && version == "0" {
+            errors.forbidden(
+                "resourceVersionMatch",
+                "resourceVersionMatch \"exact\" is forbidden for resourceVersion \"0\"",
+            );
+        }
+    }
+    if call.query.has("sendInitialEvents") {
+        errors.forbidden("sendInitialEvents", "sendInitialEvents is forbidden for list");
+    }
+    if !errors.is_empty() {
+        return Err(errors.into_status("meta.k8s.io", "ListOptions", ""));
+    }
+    if !token.is_empty() {
+        if !["", "0"].contains(&version) {
+            return Err(ApiStatus::bad_request(
+                "specifying resource version is not allowed when using continue",
+            ));
+        }
+        return Continue::decode(token).map(Moment::Next);
+    }
+    let wanted = parse(version)?;
+    not_in_the_future(wanted, store)?;
+    // A limited list of a revision has always meant that revision.
+    let limited = call.query.number("limit").is_some_and(|limit| limit > 0);
+    let exact = matching == "Exact" || (matching.is_empty() && wanted > 0 && limited);
+    Ok(if exact { Moment::Exact(wanted) } else { Moment::Newest })
+}
+
+/// The revision that a watch asks for, and whether it is to begin with the objects that there are.
+///
+/// # Errors
+/// 400 or 422 for options that make no sense, 504 for initial events of a revision that is not yet there.
+pub(super) fn of_watch(call: &Call, store: &Store) -> Result<(u64, bool), ApiStatus> {
+    let (version, matching) = (call.query.get("resourceVersion"), call.query.get("resourceVersionMatch"));
+    let initial = call.query.has("sendInitialEvents");
+    let mut errors = FieldErrors::default();
+    if initial && matching != "NotOlderThan" {
+        errors.forbidden(
+            "resourceVersionMatch",
+            "sendInitialEvents requires setting resourceVersionMatch to NotOlderThan",
+        );
+    }
+    if !matching.is_empty() {
+        if !initial {
+            errors.forbidden(
+                "resourceVersionMatch",
+                "resourceVersionMatch is forbidden for watch unless sendInitialEvents is provided",
+            );
+        }
+        if matching != "NotOlderThan" {
+            errors.not_supported("resourceVersionMatch", matching, &["NotOlderThan"]);
+        }
+        if call.query.has("continue") {
+            errors.forbidden(
+                "resourceVersionMatch",
+                "resourceVersionMatch is forbidden when continue is provided",
+            );
+        }
+    }
+    if !errors.is_empty() {
+        return Err(errors.into_status("meta.k8s.io", "ListOptions", ""));
+    }
+    let from = parse(version)?;
+    let begin = call.query.truth("sendInitialEvents") || (from == 0 && !initial);
+    if begin {
+        not_in_the_future(from, store)?;
+    }
+    Ok((from, begin))
+}
+
+fn parse(version: &str) -> Result<u64, ApiStatus> {
+    if version.is_empty() {
+        return Ok(0);
+    }
+    version.parse().map_err(|_| {
+        let mut errors = FieldErrors::default();
+        errors.invalid("resourceVersion", version, "strconv.ParseUint: parsing: invalid syntax");
+        errors.into_status("meta.k8s.io", "ListOptions", "")
+    })
+}
+
+fn not_in_the_future(wanted: u64, store: &Store) -> Result<(), ApiStatus> {
+    let newest = store.revision();
+    if wanted <= newest {
+        return Ok(());
+    }
+    let cause = StatusCause {
+        reason: Some("ResourceVersionTooLarge".into()),
+        message: Some("Too large resource version".into()),
+        field: None,
+    };
+    let message = format!("Timeout: Too large resource version: {wanted}, current: {newest}");
+    Err(ApiStatus::new(504, "Timeout", message).causes(vec![cause]).retry_after(1))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_token_says_what_it_was_made_of() {
+        let token = Continue::new(7, "ns/a\"b", 500).encode();
+        assert_eq!(Continue::decode(&token).unwrap(), Continue::new(7, "ns/a\"b", 500));
+        for bad in ["", "x", "e30", &token[1..]] {
+            assert_eq!(Continue::decode(bad).unwrap_err().code(), 400, "{bad}");
+        }
+    }
+}

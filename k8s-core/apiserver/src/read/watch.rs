@@ -1,0 +1,218 @@
+//! Watch: a client's place in a type's history, and what it is sent from there.
+//!
+//! A watcher takes events from the type's shared history when its client has taken what it was sent before. Nothing is queued for it, so a slow
+//! client costs nobody anything; when history has moved on past its place it is told so (410) and cut off.
+
+use std::{sync::Arc, time::Duration};
+
+use bytes::Bytes;
+use futures::stream::{self, Stream, StreamExt};
+use http::{HeaderValue, Response, header};
+use http_body::Frame;
+use http_body_util::{BodyExt, StreamBody};
+use k8s_core::{
+    client::{Body, BoxError},
+    status::ApiStatus,
+    store::{Event, EventKind, Stored, WatchCursor},
+};
+use rand::Rng;
+use serde_json::Value;
+use tokio::time::Instant;
+
+use super::{CHUNK, Presenter, Selection, present::line, selection::Selected, state};
+use crate::{
+    resources::Resource,
+    respond::status_value,
+    server::{ApiServer, Call},
+    value::{encode, set},
+};
+
+/// How long a watch without `timeoutSeconds` goes on, seconds: between these, so that clients do not all come back at once.
+const UNASKED: std::ops::Range<u64> = 1800..3600;
+/// How often an idle watcher is told the revision it is at.
+const BOOKMARK_EVERY: Duration = Duration::from_secs(60);
+/// A watch that is about to end tells how far it came, so that the next one need not go through the same events.
+const BOOKMARK_BEFORE_END: Duration = Duration::from_secs(2);
+/// How many events are taken from history at a time.
+const BATCH: usize = 256;
+
+/// One watcher.
+struct Watch {
+    server: ApiServer,
+    selection: Selection,
+    presenter: Presenter,
+    cursor: WatchCursor,
+    /// The objects that there were when it began, and the key of the last one sent.
+    initial: Option<(Selected, Arc<str>)>,
+    /// Whether the end of the initial objects is to be marked.
+    mark_initial: bool,
+    bookmarks: bool,
+    out: Vec<u8>,
+    /// Whether a Table's columns were sent.
+    begun: bool,
+    ended: bool,
+    deadline: Instant,
+    next_bookmark: Instant,
+}
+
+/// GET of a collection with `watch`.
+pub(crate) fn watch(
+    server: &ApiServer,
+    call: &Call,
+    resource: &Arc<Resource>,
+) -> Result<Response<Body>, ApiStatus> {
+    let presenter = Presenter::from_call(server, call, resource)?;
+    let selection = Selection::from_call(call, resource)?;
+    let store = &server.inner.store;
+    let (from, begin) = state::of_watch(call, store)?;
+    let initial = if begin {
+        let selected = selection.select(store, &resource.storage, None);
+        Some(selected.map_err(|e| ApiStatus::expired(e.to_string()))?)
+    } else {
+        None
+    };
+    let after = match &initial {
+        Some(selected) => selected.revision(),
+        None if from == 0 => store.revision(),
+        None => from,
+    };
+    let seconds = call.query.number("timeoutSeconds").and_then(|s| u64::try_from(s).ok()).filter(|s| *s > 0);
+    let now = Instant::now();
+    let timeout = Duration::from_secs(seconds.unwrap_or_else(|| rand::rng().random_range(UNASKED)));
+    let deadline = now.checked_add(timeout).unwrap_or(now + Duration::from_secs(UNASKED.end));
+    let bookmarks = call.query.truth("allowWatchBookmarks");
+    let watch = Watch {
+        server: server.clone(),
+        selection,
+        presenter,
+        cursor: store.watch(&resource.storage, after),
+        mark_initial: bookmarks && call.query.truth("sendInitialEvents"),
+        initial: initial.map(|selected| (selected, "".into())),
+        bookmarks,
+        out: Vec::new(),
+        begun: false,
+        ended: false,
+        deadline,
+        next_bookmark: next_bookmark(now, deadline),
+    };
+    let frames = frames(watch).map(|bytes| Ok::<_, BoxError>(Frame::data(bytes)));
+    let mut response = Response::new(StreamBody::new(frames).boxed_unsync());
+    response.headers_mut().insert(header::CONTENT_TYPE, HeaderValue::from_static("application/json"));
+    Ok(response)
+}
+
+fn next_bookmark(now: Instant, deadline: Instant) -> Instant {
+    let last = deadline.checked_sub(BOOKMARK_BEFORE_END).filter(|last| *last > now).unwrap_or(deadline);
+    last.min(now + BOOKMARK_EVERY)
+}
+
+impl Watch {
+    /// Queues an event about an object.
+    fn push(&mut self, kind: &str, json: &[u8]) {
+        let first = !std::mem::replace(&mut self.begun, true);
+        self.out.extend_from_slice(&self.presenter.event(kind, json, first));
+    }
+
+    /// Queues an event of the type's history as this watcher sees it: an object that comes to be selected is new to it, one that no longer is has gone.
+    fn push_event(&mut self, event: &Event) {
+        let before = event.before.as_deref().filter(|b| self.selection.accepts(b));
+        let was = event.kind != EventKind::Added && before.is_some();
+        let is = event.kind != EventKind::Deleted && self.selection.accepts(&event.object);
+        let seen = match (was, is) {
+            (false, false) => return,
+            (false, true) => EventKind::Added,
+            (true, true) => EventKind::Modified,
+            (true, false) => EventKind::Deleted,
+        };
+        if seen == event.kind && self.presenter.is_verbatim() {
+            self.out.extend_from_slice(&event.frame());
+            return;
+        }
+        match (seen, before) {
+            // The watcher gets the last state that was selected, at the revision where that ended.
+            (EventKind::Deleted, Some(before)) if event.kind != EventKind::Deleted => {
+                self.push("DELETED", &at_revision(before, event.object.revision));
+            }
+            (EventKind::Added, _) => self.push("ADDED", &event.object.json),
+            (EventKind::Modified, _) => self.push("MODIFIED", &event.object.json),
+            (EventKind::Deleted, _) => self.push("DELETED", &event.object.json),
+        }
+    }
+
+    fn push_bookmark(&mut self, revision: u64, initial: bool) {
+        self.out.extend_from_slice(&self.presenter.bookmark(revision, initial));
+    }
+
+    /// Queues the next of the objects that there were at the beginning; whether there were any to queue.
+    fn take_initial(&mut self) -> bool {
+        let Some((selected, after)) = self.initial.take() else { return false };
+        let mut last = after.clone();
+        let mut more = false;
+        for object in selected.after(&after) {
+            if self.out.len() >= CHUNK {
+                more = true;
+                break;
+            }
+            self.push("ADDED", &object.json);
+            last = object.key.clone();
+        }
+        if more {
+            self.initial = Some((selected, last));
+        } else if self.mark_initial {
+            self.push_bookmark(selected.revision(), true);
+        }
+        true
+    }
+
+    /// Queues what has happened; whether there was anything to look at.
+    fn take(&mut self) -> bool {
+        match self.cursor.take(BATCH) {
+            Ok(events) => {
+                events.iter().for_each(|event| self.push_event(event));
+                !events.is_empty()
+            }
+            Err(e) => {
+                let status = ApiStatus::expired(e.to_string());
+                self.out.extend_from_slice(&line("ERROR", &encode(&status_value(&status))));
+                self.ended = true;
+                true
+            }
+        }
+    }
+}
+
+/// An object's JSON with another resourceVersion in it.
+fn at_revision(object: &Stored, revision: u64) -> Vec<u8> {
+    let mut value: Value = serde_json::from_slice(&object.json).unwrap_or_default();
+    set(&mut value, "/metadata/resourceVersion", revision.to_string().into());
+    encode(&value)
+}
+
+/// The frames of a watch, until its deadline or an error.
+fn frames(watch: Watch) -> impl Stream<Item = Bytes> + Send {
+    stream::unfold(watch, |mut watch| async move {
+        loop {
+            if !watch.out.is_empty() {
+                return Some((Bytes::from(std::mem::take(&mut watch.out)), watch));
+            }
+            if watch.ended || Instant::now() >= watch.deadline {
+                return None;
+            }
+            if watch.take_initial() || watch.take() {
+                continue;
+            }
+            let wake = if watch.bookmarks { watch.next_bookmark.min(watch.deadline) } else { watch.deadline };
+            // Read before waiting: nothing up to here is unseen when the wait begins and ends with the timer.
+            let revision = watch.server.inner.store.revision();
+            tokio::select! {
+                () = watch.cursor.changed() => {}
+                () = tokio::time::sleep_until(wake) => {
+                    if watch.bookmarks && Instant::now() >= watch.next_bookmark && !watch.take() {
+                        watch.push_bookmark(revision, false);
+                        watch.next_bookmark = next_bookmark(Instant::now(), watch.deadline);
+                    }
+                }
+            }
+        }
+    })
+}
