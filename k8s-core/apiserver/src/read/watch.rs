@@ -102,8 +102,11 @@ pub(crate) fn watch(
 }
 
 fn next_bookmark(now: Instant, deadline: Instant) -> Instant {
-    let last = deadline.checked_sub(BOOKMARK_BEFORE_END).filter(|last| *last > now).unwrap_or(deadline);
-    last.min(now + BOOKMARK_EVERY)
+    match deadline.checked_sub(BOOKMARK_BEFORE_END).filter(|last| *last > now) {
+        Some(last) => last.min(now + BOOKMARK_EVERY),
+        // None any more.
+        None => deadline + BOOKMARK_EVERY,
+    }
 }
 
 impl Watch {

@@ -1,6 +1,8 @@
 //! The API server in this process, called without sockets.
 
 mod golden;
+mod lists;
 
 mod mutations;
 mod support;
+mod watches;

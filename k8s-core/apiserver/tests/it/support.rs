@@ -80,3 +80,38 @@ pub(crate) async fn done(server: &ApiServer, method: &str, path: &str, body: &Va
     assert!(answer.status.is_success(), "{method} {path}: {} {}", answer.status, answer.json());
     answer.json()
 }
+
+/// An open watch, read line by line.
+pub(crate) struct Watcher {
+    body: k8s_core::client::Body,
+    rest: Vec<u8>,
+}
+
+impl Watcher {
+    /// Opens a watch as the administrator.
+    pub(crate) async fn open(server: &ApiServer, path: &str) -> Self {
+        let request = Request::builder().uri(path).header("authorization", "Bearer admin").body(Vec::new());
+        let response = server.handle(request.unwrap().map(body_from_bytes)).await;
+        assert_eq!(response.status(), StatusCode::OK, "{path}");
+        Watcher { body: response.into_body(), rest: Vec::new() }
+    }
+
+    /// The next event; `None` when the watch has ended.
+    pub(crate) async fn next(&mut self) -> Option<Value> {
+        loop {
+            if let Some(end) = self.rest.iter().position(|b| *b == b'\n') {
+                let line: Vec<u8> = self.rest.drain(..=end).collect();
+                return Some(serde_json::from_slice(&line).unwrap());
+            }
+            let frame = self.body.frame().await?.unwrap();
+            self.rest.extend_from_slice(&frame.into_data().unwrap_or_default());
+        }
+    }
+
+    /// The next event as its type and the object's name.
+    pub(crate) async fn next_brief(&mut self) -> (String, String) {
+        let event = self.next().await.expect("the watch goes on");
+        let text = |p: &str| event.pointer(p).and_then(Value::as_str).unwrap_or_default().to_owned();
+        (text("/type"), text("/object/metadata/name"))
+    }
+}
