@@ -16,7 +16,7 @@ use crate::{
     resources::Resource,
     respond,
     server::{ApiServer, Call},
-    value::{child, encode, integer, list, set, text},
+    value::{Unversioned, child, integer, list, text},
     write::{current, decode_body, dry_run, object_response, precondition, put, store_failure, timestamp},
 };
 
@@ -70,15 +70,9 @@ pub(crate) async fn remove(
     revision: u64,
     object: &Value,
 ) -> Result<Arc<Stored>, StoreError> {
-    let gone = server
-        .inner
-        .store
-        .delete(&resource.storage, key, revision, |revision| {
-            let mut object = object.clone();
-            set(&mut object, "/metadata/resourceVersion", revision.to_string().into());
-            encode(&object).into()
-        })
-        .await?;
+    let json = Unversioned::encode(object);
+    let gone =
+        server.inner.store.delete(&resource.storage, key, revision, |revision| json.at(revision)).await?;
     server.inner.services.release(resource, object);
     crate::extend::after_delete(server, resource, object);
     Ok(gone)

@@ -100,8 +100,26 @@ pub fn same_spec(a: &Value, b: &Value) -> bool {
 pub fn encode(object: &Value) -> Vec<u8> {
     let Some(map) = object.as_object() else { return object.to_string().into_bytes() };
     let mut out = Vec::with_capacity(1024);
+    encode_fields(map, &FIRST, &mut out, |_, value, out| encode_value(value, out));
+    out
+}
+
+/// The fields that come first.
+const FIRST: [&str; 3] = ["kind", "apiVersion", "metadata"];
+
+fn encode_value(value: &Value, out: &mut Vec<u8>) {
+    // Writing JSON values into memory cannot fail: their keys are strings.
+    let _ = serde_json::to_writer(out, value);
+}
+
+/// Writes an object, its `first` fields before the others; `each` writes a field's value.
+fn encode_fields(
+    map: &Map<String, Value>,
+    first: &[&str],
+    out: &mut Vec<u8>,
+    mut each: impl FnMut(&str, &Value, &mut Vec<u8>),
+) {
     out.push(b'{');
-    let first = ["kind", "apiVersion", "metadata"];
     let ordered = first
         .iter()
         .filter_map(|k| map.get_key_value(*k))
@@ -110,13 +128,54 @@ pub fn encode(object: &Value) -> Vec<u8> {
         if i > 0 {
             out.push(b',');
         }
-        // Writing JSON values into memory cannot fail: their keys are strings.
-        let _ = serde_json::to_writer(&mut out, key);
+        let _ = serde_json::to_writer(&mut *out, key);
         out.push(b':');
-        let _ = serde_json::to_writer(&mut out, value);
+        each(key, value, out);
     }
     out.push(b'}');
-    out
+}
+
+/// An object's JSON without its resourceVersion, which a write learns last, when others wait for it: only that is then left to be filled in.
+#[derive(Debug)]
+pub struct Unversioned {
+    json: Vec<u8>,
+    /// Where the revision's digits go.
+    gap: usize,
+}
+
+impl Unversioned {
+    /// Encodes an object as [`encode`] does; whatever resourceVersion it has is left out.
+    #[must_use]
+    pub fn encode(object: &Value) -> Self {
+        let empty = Map::new();
+        let mut json = Vec::with_capacity(1024);
+        let mut gap = 0;
+        encode_fields(object.as_object().unwrap_or(&empty), &FIRST, &mut json, |key, value, out| {
+            let metadata = value.as_object().filter(|_| key == "metadata");
+            let Some(metadata) = metadata else { return encode_value(value, out) };
+            out.extend_from_slice(b"{\"resourceVersion\":\"");
+            gap = out.len();
+            out.push(b'"');
+            for (key, value) in metadata.iter().filter(|(key, _)| *key != "resourceVersion") {
+                out.push(b',');
+                let _ = serde_json::to_writer(&mut *out, key);
+                out.push(b':');
+                encode_value(value, out);
+            }
+            out.push(b'}');
+        });
+        Unversioned { json, gap }
+    }
+
+    /// The object's JSON at a revision.
+    #[must_use]
+    pub fn at(&self, revision: u64) -> bytes::Bytes {
+        let (head, tail) = self.json.split_at(self.gap);
+        if self.gap == 0 {
+            return tail.to_vec().into();
+        }
+        [head, revision.to_string().as_bytes(), tail].concat().into()
+    }
 }
 
 #[cfg(test)]
@@ -131,6 +190,17 @@ mod tests {
         let bytes = encode(&object);
         assert!(bytes.starts_with(b"{\"kind\":\"K\",\"apiVersion\":\"v1\",\"metadata\":"));
         assert_eq!(serde_json::from_slice::<Value>(&bytes).unwrap(), object);
+    }
+
+    #[test]
+    fn the_revision_is_filled_in() {
+        let old = json!({"metadata": {"name": "a", "resourceVersion": "1"}, "apiVersion": "v1", "kind": "K", "data": {"metadata": {"resourceVersion": "x"}}});
+        let mut want = old.clone();
+        set(&mut want, "/metadata/resourceVersion", "42".into());
+        let bytes = Unversioned::encode(&old).at(42);
+        assert_eq!(serde_json::from_slice::<Value>(&bytes).unwrap(), want);
+        assert!(bytes.starts_with(b"{\"kind\":\"K\",\"apiVersion\":\"v1\",\"metadata\":"));
+        assert_eq!(&Unversioned::encode(&json!({"kind": "K"})).at(1)[..], b"{\"kind\":\"K\"}");
     }
 
     #[test]

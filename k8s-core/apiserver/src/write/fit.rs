@@ -1,0 +1,166 @@
+//! From a request's body to an object that fits its resource's type.
+
+use http::header;
+use k8s_core::status::ApiStatus;
+use serde_json::Value;
+
+use crate::{decode, invalid::FieldErrors, resources::Resource, server::Call, value::text};
+
+fn handled_as(resource: &Resource, version: &str, why: impl std::fmt::Display) -> ApiStatus {
+    let kind = &resource.kind;
+    ApiStatus::bad_request(format!("{kind} in version \"{version}\" cannot be handled as a {kind}: {why}"))
+}
+
+/// Decodes a body into a JSON value and the paths of duplicate fields.
+pub(crate) fn decode_body(call: &Call, kind: &str, body: &[u8]) -> Result<(Value, Vec<String>), ApiStatus> {
+    let content_type =
+        call.headers.get(header::CONTENT_TYPE).and_then(|v| v.to_str().ok()).unwrap_or("application/json");
+    let media = content_type.split(';').next().unwrap_or_default().trim();
+    let unrecognized = |e: String| {
+        let shown: String = String::from_utf8_lossy(body).chars().take(200).collect();
+        ApiStatus::bad_request(format!(
+            "the object provided is unrecognized (must be of type {kind}): couldn't get version/kind; json parse error: {e} ({shown})"
+        ))
+    };
+    let (value, duplicates) = match media {
+        "application/json" | "" => decode::json(body).map_err(unrecognized),
+        "application/yaml" => decode::yaml(body).map(|v| (v, Vec::new())).map_err(unrecognized),
+        "application/vnd.kubernetes.protobuf" => {
+            k8s_core::proto::decode(body).map(|v| (v, Vec::new())).map_err(|e| {
+                ApiStatus::bad_request(format!(
+                    "the object provided is unrecognized (must be of type {kind}): {e}"
+                ))
+            })
+        }
+        _ => Err(ApiStatus::new(
+            415,
+            "UnsupportedMediaType",
+            "the body of the request was in an unknown format - accepted media types include: application/json, application/yaml, application/vnd.kubernetes.protobuf",
+        )),
+    }?;
+    if !value.is_object() {
+        return Err(unrecognized("the body is no object".into()));
+    }
+    Ok((value, duplicates))
+}
+
+/// Makes a decoded object fit the resource's type, as `fieldValidation` says.
+pub(crate) fn fit(
+    call: &Call,
+    resource: &Resource,
+    object: &mut Value,
+    duplicates: Vec<String>,
+) -> Result<(), ApiStatus> {
+    if !object.is_object() {
+        return Err(ApiStatus::bad_request(format!(
+            "the object provided is unrecognized (must be of type {}): it is no object",
+            resource.kind
+        )));
+    }
+    let (version, kind) = (text(object, "/apiVersion").to_owned(), text(object, "/kind").to_owned());
+    let served = resource.api_version();
+    if !kind.is_empty() && kind != resource.kind {
+        return Err(ApiStatus::bad_request(format!(
+            "{kind} in version \"{}\" cannot be handled as a {}: converting ({}.{kind}) to ({}.{}): unknown conversion",
+            resource.version,
+            resource.kind,
+            resource.version,
+            if resource.group.is_empty() { "core" } else { &resource.group },
+            resource.kind
+        )));
+    }
+    if !version.is_empty() && version != served {
+        let short = version.rsplit('/').next().unwrap_or(&version);
+        return Err(handled_as(
+            resource,
+            short,
+            format!("no kind \"{}\" is registered for version \"{version}\"", resource.kind),
+        ));
+    }
+    object["apiVersion"] = served.into();
+    object["kind"] = resource.kind.clone().into();
+    let found = resource.request_schema().normalize(object, resource.custom);
+    if let Some(first) = found.mismatches.first() {
+        let why = match first.want.split_once(": ") {
+            Some(("base64", message)) => message.to_owned(),
+            Some(("time", message)) => message.to_owned(),
+            _ => {
+                let path: String = first
+                    .path
+                    .split('.')
+                    .map(|p| p.split('[').next().unwrap_or(p))
+                    .collect::<Vec<_>>()
+                    .join(".");
+                format!(
+                    "json: cannot unmarshal {} into Go struct field {}.{path} of type {}",
+                    first.have, resource.kind, first.want
+                )
+            }
+        };
+        return Err(handled_as(resource, &resource.version, why));
+    }
+    if let Some(bad) = bad_quantity(object, 0) {
+        return Err(handled_as(resource, &resource.version, bad));
+    }
+    if !found.breaches.is_empty() {
+        let mut errors = FieldErrors::default();
+        for (path, message) in found.breaches {
+            if message == "Required value" {
+                errors.required(path, "");
+            } else {
+                let detail = message
+                    .strip_prefix("Invalid value: ")
+                    .and_then(|m| m.split_once(": "))
+                    .map_or(message.as_str(), |(_, d)| d);
+                let value =
+                    object.pointer(&format!("/{}", path.replace('.', "/"))).cloned().unwrap_or_default();
+                errors.invalid(path, value, detail);
+            }
+        }
+        return Err(errors.into_status(&resource.group, &resource.kind, text(object, "/metadata/name")));
+    }
+    let problems: Vec<String> = found
+        .unknown
+        .iter()
+        .map(|p| format!("unknown field \"{p}\""))
+        .chain(duplicates.iter().map(|p| format!("duplicate field \"{p}\"")))
+        .collect();
+    if problems.is_empty() {
+        return Ok(());
+    }
+    match call.query.get("fieldValidation") {
+        "Strict" => Err(handled_as(
+            resource,
+            &resource.version,
+            format!("strict decoding error: {}", problems.join(", ")),
+        )),
+        "Ignore" => Ok(()),
+        _ => {
+            problems.into_iter().for_each(|p| call.warn(p));
+            Ok(())
+        }
+    }
+}
+
+/// The message about a malformed quantity in the places where quantities are, if there is one.
+fn bad_quantity(value: &Value, depth: usize) -> Option<String> {
+    let map = value.as_object();
+    if depth > 40 {
+        return None;
+    }
+    for (key, child) in map.into_iter().flatten() {
+        if ["limits", "requests", "capacity", "allocatable", "hard", "used"].contains(&key.as_str())
+            && let Some(amounts) = child.as_object()
+        {
+            for amount in amounts.values().filter_map(Value::as_str) {
+                if let Err(e) = amount.parse::<k8s_core::meta::Quantity>() {
+                    return Some(e.to_string());
+                }
+            }
+        }
+        if let Some(found) = bad_quantity(child, depth + 1) {
+            return Some(found);
+        }
+    }
+    value.as_array()?.iter().find_map(|item| bad_quantity(item, depth + 1))
+}

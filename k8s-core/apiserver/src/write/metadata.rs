@@ -1,0 +1,119 @@
+//! What holds for the metadata of every object, and what a write may not touch.
+
+use serde_json::{Map, Value};
+
+use crate::{
+    invalid::FieldErrors,
+    resources::{Resource, strategy::check_labels},
+    value::{list, text},
+};
+
+/// The rules that hold for every object's metadata.
+pub(super) fn check_metadata(resource: &Resource, object: &Value, errors: &mut FieldErrors) {
+    let name = text(object, "/metadata/name");
+    if name.is_empty() {
+        errors.required("metadata.name", "name or generateName is required");
+    } else {
+        resource.strategy.name.check("metadata.name", name, errors);
+    }
+    check_labels(object, "/metadata/labels", "metadata.labels", errors);
+    for key in crate::value::map(object, "/metadata/annotations").into_iter().flatten().map(|(k, _)| k) {
+        if !crate::invalid::names::is_qualified(&key.to_lowercase()) {
+            errors.invalid("metadata.annotations", key.as_str(), "name part must consist of alphanumeric characters, '-', '_' or '.', and must start and end with an alphanumeric character (e.g. 'MyName',  or 'my.name',  or '123-abc', regex used for validation is '([A-Za-z0-9][-A-Za-z0-9_.]*)?[A-Za-z0-9]')");
+        }
+    }
+    let controllers =
+        list(object, "/metadata/ownerReferences").iter().filter(|o| o["controller"] == true).count();
+    if controllers > 1 {
+        errors.invalid(
+            "metadata.ownerReferences",
+            list(object, "/metadata/ownerReferences").to_vec(),
+            "Only one reference can have Controller set to true",
+        );
+    }
+    for (i, owner) in list(object, "/metadata/ownerReferences").iter().enumerate() {
+        for field in ["apiVersion", "kind", "name", "uid"] {
+            if text(owner, &format!("/{field}")).is_empty() {
+                errors.invalid(format!("metadata.ownerReferences[{i}].{field}"), "", "must not be empty");
+            }
+        }
+    }
+}
+
+/// An object that is being deleted gets no new finalizers.
+pub(super) fn check_finalizers(new: &Value, old: &Value, errors: &mut FieldErrors) {
+    if old.pointer("/metadata/deletionTimestamp").is_none() {
+        return;
+    }
+    let had = list(old, "/metadata/finalizers");
+    let added: Vec<&str> = list(new, "/metadata/finalizers")
+        .iter()
+        .filter(|f| !had.contains(f))
+        .filter_map(Value::as_str)
+        .collect();
+    if !added.is_empty() {
+        let detail = format!(
+            "no new finalizers can be added if the object is being deleted, found new finalizers []string{{{}}}",
+            added.iter().map(|f| format!("{f:?}")).collect::<Vec<_>>().join(", ")
+        );
+        errors.forbidden("metadata.finalizers", &detail);
+    }
+}
+
+/// Puts back what a write may not touch.
+pub(super) fn carry_over(resource: &Resource, new: &mut Value, old: &Value, part: &str) {
+    let old_metadata = old.get("metadata").cloned().unwrap_or_default();
+    let Some(map) = new.as_object_mut() else { return };
+    if part == "status" {
+        // A status write changes the status, and of the metadata only what a status writer may annotate.
+        let metadata = map.remove("metadata").unwrap_or_default();
+        let status = map.remove("status");
+        *map = old.as_object().cloned().unwrap_or_default();
+        match status {
+            Some(status) => map.insert("status".into(), status),
+            None => map.remove("status"),
+        };
+        let annotates = ["pods", "nodes", "persistentvolumes", "persistentvolumeclaims", "services"];
+        if annotates.contains(&resource.plural.as_str())
+            && let (Some(kept), Some(asked)) =
+                (map.get_mut("metadata").and_then(Value::as_object_mut), metadata.as_object())
+        {
+            for field in ["labels", "annotations", "finalizers"] {
+                match asked.get(field) {
+                    Some(value) => kept.insert(field.into(), value.clone()),
+                    None => kept.remove(field),
+                };
+            }
+        }
+        if let (Some(kept), Some(fields)) =
+            (map.get_mut("metadata").and_then(Value::as_object_mut), metadata.get("managedFields"))
+        {
+            kept.insert("managedFields".into(), fields.clone());
+        }
+        return;
+    }
+    if resource.has_status && part != "ephemeralcontainers" {
+        match old.get("status") {
+            Some(status) => map.insert("status".into(), status.clone()),
+            None => map.remove("status"),
+        };
+    }
+    let metadata = map.entry("metadata").or_insert_with(|| Value::Object(Map::new()));
+    let Some(metadata) = metadata.as_object_mut() else { return };
+    for field in [
+        "name",
+        "namespace",
+        "uid",
+        "creationTimestamp",
+        "deletionTimestamp",
+        "deletionGracePeriodSeconds",
+        "generation",
+        "selfLink",
+        "generateName",
+    ] {
+        match old_metadata.get(field) {
+            Some(value) => metadata.insert(field.into(), value.clone()),
+            None => metadata.remove(field),
+        };
+    }
+}

@@ -1,0 +1,217 @@
+//! PATCH: JSON patch, merge patch, strategic merge patch and server-side apply.
+
+use std::sync::Arc;
+
+use http::{Response, StatusCode, header};
+use k8s_core::{
+    api::apimachinery::pkg::apis::meta::v1::StatusCause,
+    client::Body,
+    patch::{
+        self, PatchError,
+        managed::{self, Manager},
+    },
+    status::ApiStatus,
+};
+use serde_json::Value;
+
+use super::{Change, TRIES, dry_run, fit::fit, insert, modified, modify, object_response, timestamp};
+use crate::{
+    decode,
+    invalid::FieldErrors,
+    resources::Resource,
+    server::{ApiServer, Call},
+    value::{list, set, text},
+};
+
+fn patch_failure(error: &PatchError) -> ApiStatus {
+    match error {
+        PatchError::Malformed(message) => ApiStatus::bad_request(message.clone()),
+        _ => ApiStatus::new(422, "Invalid", "the server rejected our request due to an error in our request")
+            .about("", "", ""),
+    }
+}
+
+/// PATCH of an object or of its status.
+pub(crate) async fn patch(
+    server: &ApiServer,
+    call: &Call,
+    resource: &Arc<Resource>,
+    body: &[u8],
+) -> Result<Response<Body>, ApiStatus> {
+    let dry_run = dry_run(call, "PatchOptions")?;
+    let media = media_type(call);
+    if media == "application/apply-patch+yaml" {
+        return apply(server, call, resource, body, dry_run).await;
+    }
+    let change = patch_function(resource, &media, body)?;
+    let bytes = modify(server, call, resource, dry_run, &|old| {
+        let mut object = old.clone();
+        resource.from_storage(&mut object);
+        change(&mut object)?;
+        fit(call, resource, &mut object, Vec::new())?;
+        if text(&object, "/metadata/name") != call.info.name {
+            let mut errors = FieldErrors::default();
+            errors.invalid("metadata.name", text(&object, "/metadata/name"), "field is immutable");
+            return Err(errors.into_status(&resource.group, &resource.kind, &call.info.name));
+        }
+        Ok(Change::Replace(object))
+    })
+    .await?;
+    object_response(server, call, resource, StatusCode::OK, &bytes)
+}
+
+/// The body's media type.
+pub(crate) fn media_type(call: &Call) -> String {
+    let value = call.headers.get(header::CONTENT_TYPE).and_then(|v| v.to_str().ok()).unwrap_or_default();
+    value.split(';').next().unwrap_or_default().trim().to_owned()
+}
+
+/// Changes an object as a patch says.
+pub(crate) type PatchFunction = Box<dyn Fn(&mut Value) -> Result<(), ApiStatus> + Send + Sync>;
+
+/// The function that a patch body describes.
+pub(crate) fn patch_function(
+    resource: &Arc<Resource>,
+    media: &str,
+    body: &[u8],
+) -> Result<PatchFunction, ApiStatus> {
+    let decode = || {
+        serde_json::from_slice::<Value>(body)
+            .map_err(|e| ApiStatus::bad_request(format!("error decoding patch: {e}")))
+    };
+    match media {
+        "application/json-patch+json" => {
+            let change = decode()?;
+            Ok(Box::new(move |object| patch::json(object, &change).map_err(|e| patch_failure(&e))))
+        }
+        "application/merge-patch+json" => {
+            let change = decode()?;
+            if !change.is_object() {
+                return Err(ApiStatus::bad_request("a merge patch must be an object"));
+            }
+            Ok(Box::new(move |object| {
+                patch::merge(object, &change);
+                Ok(())
+            }))
+        }
+        "application/strategic-merge-patch+json" if !resource.custom => {
+            let change = decode()?;
+            let resource = resource.clone();
+            Ok(Box::new(move |object| {
+                patch::strategic(object, &change, resource.request_schema()).map_err(|e| patch_failure(&e))
+            }))
+        }
+        _ => {
+            Err(ApiStatus::new(415, "UnsupportedMediaType", "415: Unsupported Media Type").about("", "", ""))
+        }
+    }
+}
+
+/// Server-side apply.
+async fn apply(
+    server: &ApiServer,
+    call: &Call,
+    resource: &Arc<Resource>,
+    body: &[u8],
+    dry_run: bool,
+) -> Result<Response<Body>, ApiStatus> {
+    let named = call.query.get("fieldManager");
+    if named.is_empty() {
+        let mut errors = FieldErrors::default();
+        errors.required("fieldManager", "is required for apply patch");
+        return Err(errors.into_status("meta.k8s.io", "PatchOptions", ""));
+    }
+    let mut config =
+        decode::yaml(body).map_err(|e| ApiStatus::bad_request(format!("error decoding YAML: {e}")))?;
+    let (version, kind) = (text(&config, "/apiVersion"), text(&config, "/kind"));
+    if kind.is_empty() || version.is_empty() {
+        let (group, version) = version.split_once('/').unwrap_or(("", version));
+        return Err(ApiStatus::bad_request(format!("invalid object type: {group}/{version}, Kind={kind}")));
+    }
+    if !list(&config, "/metadata/managedFields").is_empty() {
+        return Err(ApiStatus::bad_request("metadata.managedFields must be nil"));
+    }
+    fit(call, resource, &mut config, Vec::new())?;
+    let (namespace, name) = (call.info.namespace.as_str(), call.info.name.as_str());
+    set(&mut config, "/metadata/name", name.into());
+    if resource.namespaced {
+        set(&mut config, "/metadata/namespace", namespace.into());
+    }
+    resource.to_storage(&mut config);
+    let manager = Manager {
+        name: named.to_owned(),
+        api_version: resource.api_version(),
+        subresource: call.info.subresource.clone(),
+    };
+    let force = call.query.truth("force");
+    let key = resource.key(namespace, name);
+    for _ in 0..TRIES {
+        let now = timestamp(server.inner.clock.now());
+        if server.inner.store.get(&resource.storage, &key).is_some() {
+            let done = modify(server, call, resource, dry_run, &|old| {
+                managed::apply(old, &config, &resource.schema, &manager, force, &now)
+                    .map(Change::Applied)
+                    .map_err(conflicts)
+            })
+            .await;
+            match done {
+                Err(e) if e.code() == 404 => continue,
+                other => return object_response(server, call, resource, StatusCode::OK, &other?),
+            }
+        }
+        if !call.info.subresource.is_empty() {
+            return Err(ApiStatus::not_found(&resource.group, &resource.plural, name));
+        }
+        let made = managed::apply(&managed::nothing(), &config, &resource.schema, &manager, force, &now)
+            .map_err(conflicts)?;
+        match insert(server, call, resource, made, dry_run, &|_, _| {}).await {
+            Err(e) if e.reason() == "AlreadyExists" => {}
+            other => return object_response(server, call, resource, StatusCode::CREATED, &other?),
+        }
+    }
+    Err(modified(resource, name))
+}
+
+/// The answer about fields that others own.
+fn conflicts(conflicts: Vec<managed::Conflict>) -> ApiStatus {
+    let owner = |c: &managed::Conflict| {
+        let mut text = format!("conflict with \"{}\"", c.manager);
+        if !c.subresource.is_empty() {
+            text.push_str(&format!(" with subresource \"{}\"", c.subresource));
+        }
+        if c.operation == "Update" {
+            text.push_str(&format!(" using {}", c.api_version));
+        }
+        text
+    };
+    let mut by_owner: Vec<(String, Vec<&str>)> = Vec::new();
+    for conflict in &conflicts {
+        let name = owner(conflict);
+        match by_owner.iter_mut().find(|(o, _)| *o == name) {
+            Some((_, paths)) => paths.push(&conflict.path),
+            None => by_owner.push((name, vec![&conflict.path])),
+        }
+    }
+    let parts: Vec<String> = by_owner
+        .iter()
+        .map(|(owner, paths)| match paths.as_slice() {
+            [path] => format!("{owner}: {path}"),
+            paths => format!("{owner}:\n- {}", paths.join("\n- ")),
+        })
+        .collect();
+    let causes = conflicts
+        .iter()
+        .map(|c| StatusCause {
+            reason: Some("FieldManagerConflict".into()),
+            message: Some(owner(c)),
+            field: Some(c.path.clone()),
+        })
+        .collect();
+    let plural = if conflicts.len() == 1 { "conflict" } else { "conflicts" };
+    ApiStatus::new(
+        409,
+        "Conflict",
+        format!("Apply failed with {} {plural}: {}", conflicts.len(), parts.join("\n")),
+    )
+    .causes(causes)
+}
