@@ -2,7 +2,7 @@
 //!
 //! Everything here works on the stored form of an object. Entries are kept in `metadata.managedFields` as upstream writes them.
 
-use std::collections::HashSet;
+use std::collections::HashMap;
 
 use serde_json::{Map, Value, json};
 
@@ -269,35 +269,39 @@ fn merge(target: &mut Value, config: &Value, schema: &Schema, node: Option<NodeI
             if *list_type != ListType::Atomic =>
         {
             let defaults = key_default(schema, *item);
-            for value in want {
-                let id = element(value, list_type, &defaults);
-                match have.iter_mut().find(|h| element(h, list_type, &defaults) == id) {
+            let id = |value: &Value| element(value, list_type, &defaults);
+            let mut places: HashMap<Option<String>, usize> = HashMap::new();
+            for (at, value) in have.iter().enumerate() {
+                places.entry(id(value)).or_insert(at);
+            }
+            let order: Vec<Option<String>> = want.iter().map(id).collect();
+            for (value, id) in want.iter().zip(&order) {
+                let at = *places.entry(id.clone()).or_insert(have.len());
+                match have.get_mut(at) {
                     Some(old) => merge(old, value, schema, Some(*item), depth + 1),
                     None => have.push(value.clone()),
                 }
             }
-            order_as(have, want, list_type, &defaults);
+            order_as(have, &order, &id);
         }
         _ => *target = config.clone(),
     }
 }
 
-/// Puts the elements that `want` names into its order, in the places that such elements had.
-fn order_as(
-    have: &mut [Value],
-    want: &[Value],
-    list_type: &ListType,
-    defaults: &dyn Fn(&str) -> Option<Value>,
-) {
-    let order: Vec<Option<String>> = want.iter().map(|w| element(w, list_type, defaults)).collect();
-    let named: HashSet<&Option<String>> = order.iter().collect();
-    let places: Vec<usize> =
-        (0..have.len()).filter(|i| named.contains(&element(&have[*i], list_type, defaults))).collect();
-    let mut values: Vec<Value> = places.iter().map(|i| have[*i].clone()).collect();
-    values.sort_by_key(|v| {
-        let id = element(v, list_type, defaults);
-        order.iter().position(|o| *o == id)
-    });
+/// Puts the elements that `order` names into its order, in the places that such elements had.
+fn order_as(have: &mut [Value], order: &[Option<String>], id: &dyn Fn(&Value) -> Option<String>) {
+    let mut wanted: HashMap<&Option<String>, usize> = HashMap::new();
+    for (at, id) in order.iter().enumerate() {
+        wanted.entry(id).or_insert(at);
+    }
+    let mut named: Vec<(usize, usize)> = have
+        .iter()
+        .enumerate()
+        .filter_map(|(place, value)| Some((*wanted.get(&id(value))?, place)))
+        .collect();
+    let places: Vec<usize> = named.iter().map(|(_, place)| *place).collect();
+    named.sort_unstable();
+    let values: Vec<Value> = named.iter().map(|(_, place)| have[*place].take()).collect();
     for (place, value) in places.into_iter().zip(values) {
         have[place] = value;
     }

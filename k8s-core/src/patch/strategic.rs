@@ -3,6 +3,8 @@
 //! Directives: `$patch: replace|delete|merge` on objects and list elements, `$retainKeys`, `$deleteFromPrimitiveList/<field>` and
 //! `$setElementOrder/<field>` (upstream's `strategicpatch` package defines them).
 
+use std::collections::{HashMap, HashSet};
+
 use serde_json::{Map, Value};
 
 use super::PatchError;
@@ -71,7 +73,8 @@ fn object(
     let Value::Object(map) = target else { return Ok(()) };
     if let Some(keep) = changes.get(RETAIN_KEYS) {
         let keep = keep.as_array().ok_or_else(|| malformed(format!("{RETAIN_KEYS} must be a list")))?;
-        map.retain(|key, _| keep.iter().any(|k| k == key));
+        let keep: HashSet<&str> = keep.iter().filter_map(Value::as_str).collect();
+        map.retain(|key, _| keep.contains(key.as_str()));
     }
     for (key, change) in changes {
         if key == PATCH || key == RETAIN_KEYS || key.starts_with(ORDER) {
@@ -79,6 +82,7 @@ fn object(
         }
         if let Some(name) = key.strip_prefix(DELETE_FROM) {
             let gone = change.as_array().ok_or_else(|| malformed(format!("{key} must be a list")))?;
+            let gone: HashSet<&Value> = gone.iter().collect();
             if let Some(Value::Array(items)) = map.get_mut(name) {
                 items.retain(|item| !gone.contains(item));
             }
@@ -156,49 +160,60 @@ fn list_of(
             .collect();
         return Ok(());
     }
-    for change in changes {
-        if !change.is_object() {
-            if !have.contains(change) {
-                have.push(change.clone());
-            }
-            continue;
+    let is_delete = |change: &Value| change.get(PATCH).is_some_and(|p| p == "delete");
+    for change in changes.iter().filter(|change| change.is_object()) {
+        if change.get(merge_key).is_none_or(Value::is_null) {
+            return Err(malformed(format!("map: {change} does not contain declared merge key: {merge_key}")));
         }
-        let directive = change.get(PATCH).and_then(Value::as_str);
-        let key = change.get(merge_key).filter(|k| !k.is_null()).ok_or_else(|| {
-            malformed(format!("map: {change} does not contain declared merge key: {merge_key}"))
-        })?;
-        match directive {
-            Some("delete") => have.retain(|h| h.get(merge_key) != Some(key)),
-            _ => match have.iter_mut().find(|h| h.get(merge_key) == Some(key)) {
-                Some(found) => object(found, change, schema, item, depth + 1)?,
-                None => {
-                    let mut new = Value::Object(Map::new());
-                    object(&mut new, change, schema, item, depth + 1)?;
-                    have.push(new);
-                }
-            },
+    }
+    let gone: HashSet<&Value> = changes
+        .iter()
+        .filter(|change| is_delete(change))
+        .filter_map(|change| change.get(merge_key))
+        .collect();
+    have.retain(|element| !element.get(merge_key).is_some_and(|key| gone.contains(key)));
+    // Where the element with an identity is; the first, if there are several.
+    let mut places: HashMap<Value, usize> = HashMap::new();
+    for (at, element) in have.iter().enumerate() {
+        places.entry(identity(element, merge_key)).or_insert(at);
+    }
+    for change in changes.iter().filter(|change| !is_delete(change)) {
+        let id = identity(change, merge_key);
+        let at = *places.entry(id).or_insert(have.len());
+        if at == have.len() {
+            have.push(if change.is_object() { Value::Object(Map::new()) } else { change.clone() });
+        }
+        if let (true, Some(found)) = (change.is_object(), have.get_mut(at)) {
+            object(found, change, schema, item, depth + 1)?;
         }
     }
     Ok(())
 }
 
+/// What tells an element of a list from the others: the value of its merge key, or itself.
+fn identity(element: &Value, merge_key: &str) -> Value {
+    if element.is_object() { element.get(merge_key).cloned().unwrap_or_default() } else { element.clone() }
+}
+
 /// Sorts the elements that `order` names as it names them; the others keep their place relative to these as far as that can be.
 fn reorder(have: &mut Vec<Value>, before: &[Value], order: &[Value], merge_key: &str) {
-    let identity =
-        |v: &Value| if v.is_object() { v.get(merge_key).cloned().unwrap_or_default() } else { v.clone() };
-    let wanted: Vec<Value> = order.iter().map(identity).collect();
-    let place = |v: &Value| {
-        let id = identity(v);
-        before.iter().position(|b| identity(b) == id)
+    let places = |list: &[Value]| -> HashMap<Value, usize> {
+        let mut places = HashMap::new();
+        for (at, element) in list.iter().enumerate() {
+            places.entry(identity(element, merge_key)).or_insert(at);
+        }
+        places
     };
+    let (wanted, before) = (places(order), places(before));
+    let wanted_at = |v: &Value| wanted.get(&identity(v, merge_key)).copied();
+    let was_at = |v: &Value| before.get(&identity(v, merge_key)).copied();
     let (mut named, others): (Vec<Value>, Vec<Value>) =
-        std::mem::take(have).into_iter().partition(|v| wanted.contains(&identity(v)));
-    named.sort_by_key(|v| wanted.iter().position(|w| *w == identity(v)));
+        std::mem::take(have).into_iter().partition(|v| wanted_at(v).is_some());
+    named.sort_by_cached_key(|v| wanted_at(v));
     let mut others = others.into_iter().peekable();
     for value in named {
-        while let Some(other) =
-            others.next_if(|o| matches!((place(o), place(&value)), (Some(a), Some(b)) if a < b))
-        {
+        let here = was_at(&value);
+        while let Some(other) = others.next_if(|o| matches!((was_at(o), here), (Some(a), Some(b)) if a < b)) {
             have.push(other);
         }
         have.push(value);
