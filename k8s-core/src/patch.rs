@@ -5,6 +5,7 @@
 
 pub mod fields;
 mod json;
+pub mod last_applied;
 pub mod managed;
 mod strategic;
 

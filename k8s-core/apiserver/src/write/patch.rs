@@ -7,7 +7,7 @@ use k8s_core::{
     api::apimachinery::pkg::apis::meta::v1::StatusCause,
     client::Body,
     patch::{
-        self, PatchError,
+        self, PatchError, last_applied,
         managed::{self, Manager},
     },
     status::ApiStatus,
@@ -137,6 +137,7 @@ async fn apply(
     if resource.namespaced {
         set(&mut config, "/metadata/namespace", namespace.into());
     }
+    let sent = config.clone();
     resource.to_storage(&mut config);
     let manager = Manager {
         name: named.to_owned(),
@@ -149,7 +150,7 @@ async fn apply(
         let now = timestamp(server.inner.clock.now());
         if server.inner.store.get(&resource.storage, &key).is_some() {
             let done = modify(server, call, resource, dry_run, &|old| {
-                managed::apply(old, &config, &resource.schema, &manager, force, &now)
+                last_applied::apply(old, &config, &sent, &resource.schema, &manager, force, &now)
                     .map(Change::Applied)
                     .map_err(conflicts)
             })
