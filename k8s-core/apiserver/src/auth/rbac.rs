@@ -99,8 +99,6 @@ impl Rule {
 struct Grant {
     /// Empty: everywhere.
     namespace: String,
-    users: Vec<String>,
-    groups: Vec<String>,
     rules: Arc<Vec<Rule>>,
 }
 
@@ -108,6 +106,25 @@ struct Grant {
 struct Compiled {
     revisions: [u64; 4],
     grants: Vec<Grant>,
+    /// The places of a subject's grants.
+    of: HashMap<Subject, Vec<usize>>,
+}
+
+#[derive(Clone, Debug, Eq, Hash, PartialEq)]
+enum Subject {
+    User(String),
+    Group(String),
+}
+
+impl Compiled {
+    fn grants_of<'a>(&'a self, user: &'a User) -> impl Iterator<Item = &'a Grant> {
+        let groups = user.groups.iter().map(|g| Subject::Group(g.clone()));
+        std::iter::once(Subject::User(user.name.clone()))
+            .chain(groups)
+            .filter_map(|subject| self.of.get(&subject))
+            .flatten()
+            .filter_map(|at| self.grants.get(*at))
+    }
 }
 
 const RESOURCES: [&str; 4] = [
@@ -142,9 +159,8 @@ impl Rbac {
             return true;
         }
         let compiled = self.compiled(store);
-        compiled.grants.iter().any(|grant| {
+        compiled.grants_of(user).any(|grant| {
             (grant.namespace.is_empty() || (a.path.is_empty() && grant.namespace == a.namespace))
-                && grant.is_for(user)
                 && grant.rules.iter().any(|rule| rule.allows(a))
         })
     }
@@ -163,17 +179,8 @@ impl Rbac {
             return vec![everything];
         }
         let compiled = self.compiled(store);
-        let mine = compiled
-            .grants
-            .iter()
-            .filter(|g| (g.namespace.is_empty() || g.namespace == namespace) && g.is_for(user));
+        let mine = compiled.grants_of(user).filter(|g| g.namespace.is_empty() || g.namespace == namespace);
         mine.flat_map(|g| g.rules.iter().cloned()).collect()
-    }
-}
-
-impl Grant {
-    fn is_for(&self, user: &User) -> bool {
-        self.users.contains(&user.name) || self.groups.iter().any(|g| user.groups.contains(g))
     }
 }
 
@@ -188,6 +195,7 @@ fn compile(store: &Store, revisions: [u64; 4]) -> Compiled {
         }
     }
     let mut grants = Vec::new();
+    let mut of: HashMap<Subject, Vec<usize>> = HashMap::new();
     for (resource, namespaced) in [(RESOURCES[1], false), (RESOURCES[3], true)] {
         for stored in store.snapshot(resource).range("", "") {
             let Ok(binding) = serde_json::from_slice::<Value>(&stored.json) else { continue };
@@ -197,31 +205,26 @@ fn compile(store: &Store, revisions: [u64; 4]) -> Compiled {
             else {
                 continue;
             };
-            let mut grant = Grant {
-                namespace: namespace.into(),
-                users: Vec::new(),
-                groups: Vec::new(),
-                rules: rules.clone(),
-            };
             for subject in list(&binding, "/subjects") {
                 let name = text(subject, "/name").to_owned();
-                match text(subject, "/kind") {
-                    "User" => grant.users.push(name),
-                    "Group" => grant.groups.push(name),
+                let subject = match text(subject, "/kind") {
+                    "User" => Subject::User(name),
+                    "Group" => Subject::Group(name),
                     "ServiceAccount" => {
                         let at = match text(subject, "/namespace") {
                             "" => namespace,
                             at => at,
                         };
-                        grant.users.push(format!("system:serviceaccount:{at}:{name}"));
+                        Subject::User(format!("system:serviceaccount:{at}:{name}"))
                     }
-                    _ => {}
-                }
+                    _ => continue,
+                };
+                of.entry(subject).or_default().push(grants.len());
             }
-            grants.push(grant);
+            grants.push(Grant { namespace: namespace.into(), rules: rules.clone() });
         }
     }
-    Compiled { revisions, grants }
+    Compiled { revisions, grants, of }
 }
 
 #[cfg(test)]

@@ -1,5 +1,10 @@
 //! Service account tokens: JWTs signed with the cluster's key (ES256).
 
+use std::{
+    collections::HashMap,
+    sync::{Arc, Mutex, PoisonError},
+};
+
 use base64::{Engine, engine::general_purpose::URL_SAFE_NO_PAD as B64};
 use ring::{
     rand::SystemRandom,
@@ -8,6 +13,7 @@ use ring::{
     },
 };
 use serde_json::{Value, json};
+use sha2::{Digest, Sha256};
 
 use crate::{
     user::User,
@@ -17,10 +23,26 @@ use crate::{
 /// The audience of tokens for the API server itself.
 pub const API_AUDIENCE: &str = "https://kubernetes.default.svc.cluster.local";
 
+/// How many tokens are remembered, so that a signature is checked once and not with every request.
+const KNOWN: usize = 4096;
+
 /// Signs and verifies service account tokens.
 pub struct TokenIssuer {
     key: EcdsaKeyPair,
     random: SystemRandom,
+    /// What tokens say whose signatures were right, by their SHA-256.
+    known: Mutex<HashMap<[u8; 32], Arc<Claims>>>,
+}
+
+/// What a token says.
+struct Claims {
+    /// Seconds since 1970.
+    not_before: i64,
+    /// Seconds since 1970.
+    expires: i64,
+    user: User,
+    /// The objects that must still be there for it to hold: resource, key, uid.
+    needs: Vec<(&'static str, String, String)>,
 }
 
 impl std::fmt::Debug for TokenIssuer {
@@ -60,7 +82,7 @@ impl TokenIssuer {
         };
         let key = EcdsaKeyPair::from_pkcs8(&ECDSA_P256_SHA256_FIXED_SIGNING, bytes, &random)
             .map_err(|e| format!("service account key: {e}"))?;
-        Ok(TokenIssuer { key, random })
+        Ok(TokenIssuer { key, random, known: Mutex::default() })
     }
 
     /// Issues a token that is valid from `now` for `seconds`.
@@ -100,6 +122,29 @@ impl TokenIssuer {
     /// (resource, key, uid).
     #[must_use]
     pub fn verify(&self, token: &str, now: i64, alive: &dyn Fn(&str, &str, &str) -> bool) -> Option<User> {
+        let claims = self.signed(token)?;
+        let in_time = claims.not_before <= now + 5 && now < claims.expires;
+        let mut needed = claims.needs.iter();
+        (in_time && needed.all(|(resource, key, uid)| alive(resource, key, uid))).then(|| claims.user.clone())
+    }
+
+    /// What a token says, if this key signed it and it is meant for the API server. That never changes, so it is found out once.
+    fn signed(&self, token: &str) -> Option<Arc<Claims>> {
+        let digest: [u8; 32] = Sha256::digest(token).into();
+        let lock = || self.known.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(known) = lock().get(&digest) {
+            return Some(known.clone());
+        }
+        let claims = Arc::new(self.check(token)?);
+        let mut known = lock();
+        if known.len() >= KNOWN {
+            known.clear();
+        }
+        known.insert(digest, claims.clone());
+        Some(claims)
+    }
+
+    fn check(&self, token: &str) -> Option<Claims> {
         let (message, signature) = token.rsplit_once('.')?;
         let (header, claims) = message.split_once('.')?;
         let header: Value = serde_json::from_slice(&B64.decode(header).ok()?).ok()?;
@@ -110,8 +155,7 @@ impl TokenIssuer {
             .verify(message.as_bytes(), &B64.decode(signature).ok()?)
             .ok()?;
         let claims: Value = serde_json::from_slice(&B64.decode(claims).ok()?).ok()?;
-        let in_time = integer(&claims, "/nbf")? <= now + 5 && now < integer(&claims, "/exp")?;
-        if !in_time || !list(&claims, "/aud").iter().any(|a| a == API_AUDIENCE) {
+        if !list(&claims, "/aud").iter().any(|a| a == API_AUDIENCE) {
             return None;
         }
         let about = claims.get("kubernetes.io")?;
@@ -120,23 +164,24 @@ impl TokenIssuer {
             text(about, "/serviceaccount/name"),
             text(about, "/serviceaccount/uid"),
         );
-        if !alive("serviceaccounts", &format!("{namespace}/{name}"), uid) {
-            return None;
-        }
         let mut user = User::new(
             &format!("system:serviceaccount:{namespace}:{name}"),
             &["system:serviceaccounts", &format!("system:serviceaccounts:{namespace}")],
         );
         user.uid = uid.to_owned();
+        let mut needs = vec![("serviceaccounts", format!("{namespace}/{name}"), uid.to_owned())];
         let (pod, pod_uid) = (text(about, "/pod/name"), text(about, "/pod/uid"));
         if !pod.is_empty() {
-            if !alive("pods", &format!("{namespace}/{pod}"), pod_uid) {
-                return None;
-            }
+            needs.push(("pods", format!("{namespace}/{pod}"), pod_uid.to_owned()));
             user.extra.insert("authentication.kubernetes.io/pod-name".into(), vec![pod.into()]);
             user.extra.insert("authentication.kubernetes.io/pod-uid".into(), vec![pod_uid.into()]);
         }
-        Some(user)
+        Some(Claims {
+            not_before: integer(&claims, "/nbf")?,
+            expires: integer(&claims, "/exp")?,
+            user,
+            needs,
+        })
     }
 }
 
