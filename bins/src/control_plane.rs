@@ -12,7 +12,7 @@ use k8s_apiserver::{
     listen::{self, TlsFiles},
     proxy::LocalKubelets,
 };
-use k8s_controllers::{Manager, builtin};
+use k8s_controllers::{Caches, Environment, Manager, builtin};
 use k8s_core::{
     client::{Client, Kubeconfig},
     store::{Embedded, OpenError, Store},
@@ -160,17 +160,15 @@ impl ControlPlane {
             cluster_cidr: config.pods.to_string(),
             ..builtin::Options::default()
         };
-        let manager = Manager::new(client).options(options).controllers(selection);
+        // Controllers and scheduler are in one process, so they see the cluster through one set of caches.
+        let caches = Caches::new(client.clone());
+        let manager = Manager::new(client).caches(caches.clone()).options(options).controllers(selection);
         self.tasks.push(tokio::spawn(manager.run(self.stop.clone())));
         let user = User::new("system:kube-scheduler", &["system:masters"]);
-        let client = self.server.client_as(user).named("kube-scheduler");
-        let stop = self.stop.clone();
-        self.tasks.push(tokio::spawn(async move {
-            tokio::select! {
-                () = Scheduler::builder().run(client) => {}
-                () = stop.cancelled() => {}
-            }
-        }));
+        let mut environment = Environment::new(self.server.client_as(user).named("kube-scheduler"));
+        environment.caches = caches;
+        environment.shutdown = self.stop.clone();
+        self.tasks.push(tokio::spawn(Scheduler::builder().start(environment)));
         Ok(self)
     }
 

@@ -178,6 +178,32 @@ impl Unversioned {
     }
 }
 
+/// The JSON of `metadata` in what [`encode`] or [`Unversioned`] made, without decoding the rest.
+#[must_use]
+pub fn metadata_of(json: &[u8]) -> Option<&[u8]> {
+    const FIELD: &[u8] = b",\"metadata\":";
+    // Kind and apiVersion come before it; neither is long, and neither holds a quoted comma.
+    let start = json.windows(FIELD.len()).take(512).position(|w| w == FIELD)? + FIELD.len();
+    let rest = json.get(start..)?;
+    let (mut depth, mut quoted, mut escaped) = (0usize, false, false);
+    for (at, byte) in rest.iter().enumerate() {
+        match byte {
+            _ if escaped => escaped = false,
+            b'\\' if quoted => escaped = true,
+            b'"' => quoted = !quoted,
+            b'{' | b'[' if !quoted => depth += 1,
+            b'}' | b']' if !quoted => {
+                depth = depth.checked_sub(1)?;
+                if depth == 0 {
+                    return rest.get(..=at);
+                }
+            }
+            _ => {}
+        }
+    }
+    None
+}
+
 #[cfg(test)]
 mod tests {
     use serde_json::json;
@@ -201,6 +227,16 @@ mod tests {
         assert_eq!(serde_json::from_slice::<Value>(&bytes).unwrap(), want);
         assert!(bytes.starts_with(b"{\"kind\":\"K\",\"apiVersion\":\"v1\",\"metadata\":"));
         assert_eq!(&Unversioned::encode(&json!({"kind": "K"})).at(1)[..], b"{\"kind\":\"K\"}");
+    }
+
+    #[test]
+    fn metadata_is_found_without_decoding() {
+        let metadata =
+            json!({"name": "a\\\"}", "annotations": {"x": "{[\"", "y": "\\\\"}, "finalizers": ["}"]});
+        let object = json!({"kind": "K", "apiVersion": "v1", "metadata": metadata, "spec": {"metadata": {}}});
+        let bytes = encode(&object);
+        assert_eq!(serde_json::from_slice::<Value>(metadata_of(&bytes).unwrap()).unwrap(), metadata);
+        assert!(metadata_of(b"{}").is_none() && metadata_of(b"{\"a\":1,\"metadata\":{").is_none());
     }
 
     #[test]

@@ -2,10 +2,9 @@
 
 use std::{
     collections::VecDeque,
-    sync::{Arc, OnceLock, RwLock},
+    sync::{Arc, RwLock},
 };
 
-use bytes::Bytes;
 use rpds::RedBlackTreeMapSync;
 use tokio::sync::watch;
 
@@ -41,30 +40,17 @@ pub struct Event {
     pub object: Arc<Stored>,
     /// The object before it, if there was one.
     pub before: Option<Arc<Stored>>,
-    frame: OnceLock<Bytes>,
 }
 
 impl Event {
     pub(super) fn new(kind: EventKind, object: Arc<Stored>, before: Option<Arc<Stored>>) -> Self {
-        Event { kind, object, before, frame: OnceLock::new() }
+        Event { kind, object, before }
     }
 
-    /// The event as a line of a JSON watch, encoded once and shared by all watchers that see it as what it is.
-    #[must_use]
-    pub fn frame(&self) -> Bytes {
-        self.frame.get_or_init(|| frame(self.kind, &self.object.json)).clone()
+    /// How many bytes of objects it keeps.
+    fn size(&self) -> usize {
+        self.object.json.len() + self.before.as_ref().map_or(0, |b| b.json.len())
     }
-}
-
-/// A line of a JSON watch.
-#[must_use]
-pub(super) fn frame(kind: EventKind, json: &[u8]) -> Bytes {
-    let head: &[u8] = match kind {
-        EventKind::Added => b"{\"type\":\"ADDED\",\"object\":",
-        EventKind::Modified => b"{\"type\":\"MODIFIED\",\"object\":",
-        EventKind::Deleted => b"{\"type\":\"DELETED\",\"object\":",
-    };
-    [head, json, b"}\n"].concat().into()
 }
 
 /// A type's objects at one moment. Costs O(1) to take and never changes.
@@ -256,13 +242,13 @@ impl Collection {
             }
         }
         visible.revision = event.object.revision;
-        visible.history_bytes += event.object.json.len();
+        visible.history_bytes += event.size();
         visible.history.push_back(event);
         while visible.history.len() > HISTORY_EVENTS
             || (visible.history_bytes > HISTORY_BYTES && visible.history.len() > HISTORY_LEAST)
         {
             if let Some(old) = visible.history.pop_front() {
-                visible.history_bytes -= old.object.json.len();
+                visible.history_bytes -= old.size();
                 visible.complete_after = old.object.revision;
             }
         }

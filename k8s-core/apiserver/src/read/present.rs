@@ -11,7 +11,7 @@ use crate::{
     resources::Resource,
     server::{ApiServer, Call},
     table::{Form, metadata_only, row, table},
-    value::{encode, text},
+    value::{encode, metadata_of, text},
 };
 
 /// How stored objects are written for one request.
@@ -64,7 +64,28 @@ impl Presenter {
 
     /// One object by itself.
     pub(crate) fn object(&self, json: &Bytes) -> Bytes {
-        if self.is_verbatim() { json.clone() } else { encode(&self.alone(json, true)).into() }
+        if self.is_verbatim() {
+            return json.clone();
+        }
+        let mut out = Vec::new();
+        self.write_alone(json, true, &mut out);
+        out.into()
+    }
+
+    /// Appends one object by itself. Metadata is the same in all versions and is copied as it is.
+    fn write_alone(&self, json: &[u8], columns: bool, out: &mut Vec<u8>) {
+        if self.is_verbatim() {
+            out.extend_from_slice(json);
+        } else if let (Form::Metadata, Some(metadata)) = (self.form, metadata_of(json)) {
+            const HEAD: &[u8] =
+                b"{\"kind\":\"PartialObjectMetadata\",\"apiVersion\":\"meta.k8s.io/v1\",\"metadata\":";
+            out.reserve(HEAD.len() + metadata.len() + 1);
+            out.extend_from_slice(HEAD);
+            out.extend_from_slice(metadata);
+            out.push(b'}');
+        } else {
+            out.extend_from_slice(&encode(&self.alone(json, columns)));
+        }
     }
 
     /// One object by itself; a Table has its column definitions or, after the first of a watch, not.
@@ -110,15 +131,17 @@ impl Presenter {
             }
             return;
         }
+        if self.form == Form::Metadata {
+            return self.write_alone(json, false, out);
+        }
         let mut object = self.served(json);
         match self.form {
-            Form::Whole => {
+            Form::Whole | Form::Metadata => {
                 if let (true, Some(map)) = (bare, object.as_object_mut()) {
                     map.remove("kind");
                     map.remove("apiVersion");
                 }
             }
-            Form::Metadata => object = metadata_only(&object),
             Form::Table => object = row(&self.resource, &object, &self.include, self.now),
         }
         out.extend_from_slice(&encode(&object));
@@ -127,13 +150,13 @@ impl Presenter {
     /// What a list ends with.
     pub(super) const LIST_TAIL: &'static [u8] = b"]}";
 
-    /// One event of a watch. The first event of a watch of Tables tells the columns.
-    pub(super) fn event(&self, kind: &str, json: &[u8], first: bool) -> Bytes {
-        if self.is_verbatim() { line(kind, json) } else { line(kind, &encode(&self.alone(json, first))) }
+    /// Appends one event of a watch. The first event of a watch of Tables tells the columns.
+    pub(super) fn event(&self, kind: &str, json: &[u8], first: bool, out: &mut Vec<u8>) {
+        line(kind, |out| self.write_alone(json, first, out), out);
     }
 
-    /// The event that tells how far a watch has come; `initial`: and that all objects there were have been sent.
-    pub(super) fn bookmark(&self, revision: u64, initial: bool) -> Bytes {
+    /// Appends the event that tells how far a watch has come; `initial`: and that all objects there were have been sent.
+    pub(super) fn bookmark(&self, revision: u64, initial: bool, out: &mut Vec<u8>) {
         let mut metadata = json!({"resourceVersion": revision.to_string(), "creationTimestamp": null});
         if initial {
             metadata["annotations"] = json!({"k8s.io/initial-events-end": "true"});
@@ -149,11 +172,15 @@ impl Presenter {
                 "columnDefinitions": null, "rows": [{"cells": [], "object": metadata_only(&whole)}],
             }),
         };
-        line("BOOKMARK", &encode(&object))
+        line("BOOKMARK", |out| out.extend_from_slice(&encode(&object)), out);
     }
 }
 
-/// A line of a watch.
-pub(super) fn line(kind: &str, json: &[u8]) -> Bytes {
-    [b"{\"type\":\"", kind.as_bytes(), b"\",\"object\":", json, b"}\n"].concat().into()
+/// Appends a line of a watch.
+pub(super) fn line(kind: &str, object: impl FnOnce(&mut Vec<u8>), out: &mut Vec<u8>) {
+    for part in [b"{\"type\":\"", kind.as_bytes(), b"\",\"object\":"] {
+        out.extend_from_slice(part);
+    }
+    object(out);
+    out.extend_from_slice(b"}\n");
 }

@@ -113,7 +113,7 @@ impl Watch {
     /// Queues an event about an object.
     fn push(&mut self, kind: &str, json: &[u8]) {
         let first = !std::mem::replace(&mut self.begun, true);
-        self.out.extend_from_slice(&self.presenter.event(kind, json, first));
+        self.presenter.event(kind, json, first, &mut self.out);
     }
 
     /// Queues an event of the type's history as this watcher sees it: an object that comes to be selected is new to it, one that no longer is has gone.
@@ -127,10 +127,6 @@ impl Watch {
             (true, true) => EventKind::Modified,
             (true, false) => EventKind::Deleted,
         };
-        if seen == event.kind && self.presenter.is_verbatim() {
-            self.out.extend_from_slice(&event.frame());
-            return;
-        }
         match (seen, before) {
             // The watcher gets the last state that was selected, at the revision where that ended.
             (EventKind::Deleted, Some(before)) if event.kind != EventKind::Deleted => {
@@ -143,7 +139,7 @@ impl Watch {
     }
 
     fn push_bookmark(&mut self, revision: u64, initial: bool) {
-        self.out.extend_from_slice(&self.presenter.bookmark(revision, initial));
+        self.presenter.bookmark(revision, initial, &mut self.out);
     }
 
     /// Queues the next of the objects that there were at the beginning; whether there were any to queue.
@@ -176,7 +172,7 @@ impl Watch {
             }
             Err(e) => {
                 let status = ApiStatus::expired(e.to_string());
-                self.out.extend_from_slice(&line("ERROR", &encode(&status_value(&status))));
+                line("ERROR", |out| out.extend_from_slice(&encode(&status_value(&status))), &mut self.out);
                 self.ended = true;
                 true
             }
