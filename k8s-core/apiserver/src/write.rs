@@ -3,6 +3,7 @@
 mod fit;
 mod metadata;
 mod patch;
+mod put_rules;
 
 pub(crate) use fit::{decode_body, fit};
 use metadata::{carry_over, check_finalizers, check_metadata};
@@ -125,15 +126,19 @@ pub(crate) async fn create(
     if !text(&object, "/metadata/resourceVersion").is_empty() {
         return Err(ApiStatus::bad_request("resourceVersion should not be set on objects to be created"));
     }
+    let stored = insert(server, call, resource, object, dry_run, &recorder(call, resource)).await?;
+    object_response(server, call, resource, StatusCode::CREATED, &stored)
+}
+
+/// Notes that the fields of a new object are its creator's.
+fn recorder<'a>(call: &'a Call, resource: &'a Resource) -> impl Fn(&ApiServer, &mut Value) + Sync + 'a {
     let manager =
         Manager { name: call.manager(), api_version: resource.api_version(), subresource: String::new() };
-    let record = |server: &ApiServer, object: &mut Value| {
+    move |server, object| {
         let now = timestamp(server.inner.clock.now());
         take(object, "/metadata", "managedFields");
         managed::record_update(&managed::nothing(), object, &resource.schema, &manager, &now);
-    };
-    let stored = insert(server, call, resource, object, dry_run, &record).await?;
-    object_response(server, call, resource, StatusCode::CREATED, &stored)
+    }
 }
 
 /// The common part of create and apply-that-creates. Returns the stored bytes.
@@ -279,7 +284,24 @@ pub(crate) async fn update(
             "the namespace of the provided object does not match the namespace sent on the request",
         ));
     }
-    let bytes = modify(server, call, resource, dry_run, &|_| Ok(Change::Replace(object.clone()))).await?;
+    let absent = || {
+        let key = resource.key(&call.info.namespace, &call.info.name);
+        server.inner.store.get(&resource.storage, &key).is_none()
+    };
+    if call.info.subresource.is_empty() && put_rules::creates(resource) && absent() {
+        set(&mut object, "/metadata/resourceVersion", "".into());
+        let stored = insert(server, call, resource, object, dry_run, &recorder(call, resource)).await?;
+        return object_response(server, call, resource, StatusCode::CREATED, &stored);
+    }
+    let bytes = modify(server, call, resource, dry_run, &|_| {
+        if put_rules::is_conditional(resource) && text(&object, "/metadata/resourceVersion").is_empty() {
+            let mut errors = FieldErrors::default();
+            errors.invalid("metadata.resourceVersion", 0, "must be specified for an update");
+            return Err(errors.into_status(&resource.group, &resource.kind, &call.info.name));
+        }
+        Ok(Change::Replace(object.clone()))
+    })
+    .await?;
     object_response(server, call, resource, StatusCode::OK, &bytes)
 }
 
