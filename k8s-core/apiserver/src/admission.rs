@@ -1,7 +1,6 @@
 //! Admission: what may change or refuse an object between authorization and storage.
 
-use std::sync::Arc;
-
+use async_trait::async_trait;
 use k8s_core::{api::apimachinery::pkg::apis::meta::v1::StatusCause, status::ApiStatus};
 use serde_json::{Value, json};
 
@@ -21,6 +20,12 @@ pub enum Operation {
     Update,
 }
 
+impl Operation {
+    fn of(old: Option<&Value>) -> Self {
+        if old.is_some() { Operation::Update } else { Operation::Create }
+    }
+}
+
 /// A write that is to be admitted. `object` is the stored form.
 #[derive(Debug)]
 pub struct Admission<'a> {
@@ -36,46 +41,81 @@ pub struct Admission<'a> {
     pub old: Option<&'a Value>,
 }
 
-/// An admission function. Implemented for closures.
+/// An admission function. Closures are ones that only [`admit`](Admit::admit).
+#[async_trait]
 pub trait Admit: Send + Sync + 'static {
-    /// Changes the object, or refuses it.
+    /// Changes the object, or refuses it. The object has its defaults; what is made of it is defaulted and checked again.
     ///
     /// # Errors
     /// Why it is refused; the client gets this as it is.
-    fn admit(&self, admission: &mut Admission<'_>) -> Result<(), ApiStatus>;
+    async fn admit(&self, admission: &mut Admission<'_>) -> Result<(), ApiStatus>;
+
+    /// Refuses the object as it is going to be stored: all changes are made and all rules of its type hold.
+    ///
+    /// # Errors
+    /// Why it is refused; the client gets this as it is.
+    async fn validate(&self, _admission: &Admission<'_>) -> Result<(), ApiStatus> {
+        Ok(())
+    }
 }
 
+#[async_trait]
 impl<F> Admit for F
 where
     F: Fn(&mut Admission<'_>) -> Result<(), ApiStatus> + Send + Sync + 'static,
 {
-    fn admit(&self, admission: &mut Admission<'_>) -> Result<(), ApiStatus> {
+    async fn admit(&self, admission: &mut Admission<'_>) -> Result<(), ApiStatus> {
         self(admission)
     }
 }
 
 /// Runs the built-in admission and then the server's own list.
-pub(crate) fn run(
+pub(crate) async fn run(
     server: &ApiServer,
     call: &Call,
     resource: &Resource,
     object: &mut Value,
     old: Option<&Value>,
-    operation: Operation,
 ) -> Result<(), ApiStatus> {
-    if &*resource.storage == "pods" && operation == Operation::Create {
+    if &*resource.storage == "pods" && old.is_none() {
         priority(server, object)?;
         service_account(server, object)?;
         tolerations(object);
     }
-    if &*resource.storage == "persistentvolumeclaims" && operation == Operation::Create {
+    if &*resource.storage == "persistentvolumeclaims" && old.is_none() {
         storage_class(server, object);
     }
     if resource.group == "rbac.authorization.k8s.io" {
         escalation(server, call, resource, object, old)?;
     }
+    let own = &server.inner.admission;
+    if own.is_empty() {
+        return Ok(());
+    }
+    let operation = Operation::of(old);
     let mut admission = Admission { operation, user: &call.user, resource, object, old };
-    server.inner.admission.iter().try_for_each(|a: &Arc<dyn Admit>| a.admit(&mut admission))
+    for admit in own {
+        admit.admit(&mut admission).await?;
+    }
+    // What they made of it has its defaults as well.
+    resource.schema.default(object);
+    (resource.strategy.default)(object);
+    Ok(())
+}
+
+/// Asks the server's own list whether the object may be stored as it is.
+pub(crate) async fn validate(
+    server: &ApiServer,
+    call: &Call,
+    resource: &Resource,
+    object: &mut Value,
+    old: Option<&Value>,
+) -> Result<(), ApiStatus> {
+    let operation = Operation::of(old);
+    for admit in &server.inner.admission {
+        admit.validate(&Admission { operation, user: &call.user, resource, object, old }).await?;
+    }
+    Ok(())
 }
 
 /// Objects are made only in namespaces that are there and stay.
@@ -300,6 +340,27 @@ fn escalation(
     };
     if wanted.is_empty() || inner.rbac.allows(&inner.store, &call.user, &exempt) {
         return Ok(());
+    }
+    // Each combination is looked up; a rule that means more of them than anybody would write is not worth the time.
+    const MOST_COMBINATIONS: usize = 1 << 20;
+    let combinations: usize = wanted
+        .iter()
+        .map(|rule| {
+            ["/verbs", "/apiGroups", "/resources", "/resourceNames"]
+                .iter()
+                .fold(1usize, |product, part| product.saturating_mul(list(rule, part).len().max(1)))
+        })
+        .fold(0, usize::saturating_add);
+    if combinations > MOST_COMBINATIONS {
+        let why = format!(
+            "the rules name more than {MOST_COMBINATIONS} combinations of verbs, groups, resources and names: use \"*\" or several roles"
+        );
+        return Err(ApiStatus::forbidden(
+            &resource.group,
+            &resource.plural,
+            text(object, "/metadata/name"),
+            &why,
+        ));
     }
     let covered = |rule: &Value| {
         let texts = |p: &str| -> Vec<String> {

@@ -1,6 +1,7 @@
 //! Who a request comes from, and what that user may do.
 
 pub mod authenticate;
+pub(crate) mod impersonate;
 pub mod rbac;
 pub mod tokens;
 

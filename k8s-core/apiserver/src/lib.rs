@@ -42,6 +42,7 @@ mod respond;
 mod reviews;
 mod server;
 mod special;
+pub mod stages;
 mod sweep;
 mod table;
 mod user;

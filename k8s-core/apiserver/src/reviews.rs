@@ -41,14 +41,14 @@ pub(crate) async fn handle(
         return Err(ApiStatus::bad_request(format!("the body must be a {kind}")));
     }
     let status = match kind {
-        "SelfSubjectAccessReview" => access(server, &call.user, &review),
+        "SelfSubjectAccessReview" => access(server, &call.user, &review).await,
         "SubjectAccessReview" | "LocalSubjectAccessReview" => {
             let groups: Vec<&str> = list(&review, "/spec/groups").iter().filter_map(Value::as_str).collect();
             let user = User {
                 groups: groups.iter().map(|g| (*g).to_owned()).collect(),
                 ..User::new(text(&review, "/spec/user"), &[])
             };
-            access(server, &user, &review)
+            access(server, &user, &review).await
         }
         "SelfSubjectRulesReview" => rules(server, &call.user, text(&review, "/spec/namespace")),
         "SelfSubjectReview" => json!({"userInfo": user_info(&call.user)}),
@@ -77,7 +77,7 @@ fn user_info(user: &User) -> Value {
     info
 }
 
-fn access(server: &ApiServer, user: &User, review: &Value) -> Value {
+async fn access(server: &ApiServer, user: &User, review: &Value) -> Value {
     let at = |field: &str| text(review, &format!("/spec/resourceAttributes/{field}"));
     let path = text(review, "/spec/nonResourceAttributes/path");
     let attributes = if path.is_empty() {
@@ -93,7 +93,7 @@ fn access(server: &ApiServer, user: &User, review: &Value) -> Value {
     } else {
         Attributes { verb: text(review, "/spec/nonResourceAttributes/verb"), path, ..Attributes::default() }
     };
-    match server.inner.authorize(user, &attributes) {
+    match server.inner.authorize(user, &attributes).await {
         Ok(()) => json!({"allowed": true}),
         Err(_) => json!({"allowed": false}),
     }

@@ -1,6 +1,6 @@
 //! The server: what it is made of, and the pipeline that every request goes through.
 //!
-//! authenticate, impersonate, authorize, then a path handler (health, discovery, OpenAPI) or a resource handler; resource writes go through
+//! authenticate, impersonate, flow control, authorize (each may be added to: [`crate::stages`]), then a path handler (health, discovery, OpenAPI) or a resource handler; resource writes go through
 //! decode, mutate, default and validate, validate, store ([`crate::write`]).
 
 use std::{
@@ -32,7 +32,8 @@ use crate::{
     admission::Admit,
     allocate::ServiceAllocator,
     auth::{
-        Authenticator, AuthorizationMode, PeerCertificate,
+        Authenticator, AuthorizationMode,
+        impersonate::Impersonated,
         rbac::{Attributes, Rbac},
         tokens::TokenIssuer,
     },
@@ -41,6 +42,7 @@ use crate::{
     request::{Query, RequestInfo},
     resources::{Registry, Resource, SharedRegistry, selectable},
     respond,
+    stages::{Audit, Audited, Authenticate, Authorize, Credentials, Decision, FlowControl},
     user::User,
     value::text,
 };
@@ -55,6 +57,10 @@ pub(crate) struct Inner {
     pub(crate) issuer: TokenIssuer,
     pub(crate) services: ServiceAllocator,
     pub(crate) admission: Vec<Arc<dyn Admit>>,
+    authenticators: Vec<Arc<dyn Authenticate>>,
+    authorizers: Vec<Arc<dyn Authorize>>,
+    flow: Vec<Arc<dyn FlowControl>>,
+    audit: Vec<Arc<dyn Audit>>,
     pub(crate) nodes: Option<Arc<dyn NodeConnector>>,
     pub(crate) open_api: Mutex<HashMap<String, Bytes>>,
     pub(crate) ready: AtomicBool,
@@ -84,6 +90,10 @@ pub struct Builder {
     service_range: (std::net::Ipv4Addr, u8),
     node_ports: (u16, u16),
     admission: Vec<Arc<dyn Admit>>,
+    authenticators: Vec<Arc<dyn Authenticate>>,
+    authorizers: Vec<Arc<dyn Authorize>>,
+    flow: Vec<Arc<dyn FlowControl>>,
+    audit: Vec<Arc<dyn Audit>>,
     nodes: Option<Arc<dyn NodeConnector>>,
 }
 
@@ -136,6 +146,30 @@ impl Builder {
         self.admission.push(Arc::new(admit));
         self
     }
+    /// Adds a way to find out who a request is from, asked before the server's own.
+    #[must_use]
+    pub fn authenticate_with(mut self, authenticator: impl Authenticate) -> Self {
+        self.authenticators.push(Arc::new(authenticator));
+        self
+    }
+    /// Adds a way to decide what users may do, asked before RBAC.
+    #[must_use]
+    pub fn authorize_with(mut self, authorizer: impl Authorize) -> Self {
+        self.authorizers.push(Arc::new(authorizer));
+        self
+    }
+    /// Adds a limit on how much is worked on at once.
+    #[must_use]
+    pub fn flow_control(mut self, flow: impl FlowControl) -> Self {
+        self.flow.push(Arc::new(flow));
+        self
+    }
+    /// Adds somebody who writes down what was asked.
+    #[must_use]
+    pub fn audit(mut self, audit: impl Audit) -> Self {
+        self.audit.push(Arc::new(audit));
+        self
+    }
     /// How kubelets are reached, for logs, exec, attach, port-forward and proxy.
     #[must_use]
     pub fn nodes(mut self, connector: Arc<dyn NodeConnector>) -> Self {
@@ -161,6 +195,10 @@ impl Builder {
                 issuer,
                 services,
                 admission: self.admission,
+                authenticators: self.authenticators,
+                authorizers: self.authorizers,
+                flow: self.flow,
+                audit: self.audit,
                 nodes: self.nodes,
                 open_api: Mutex::default(),
                 ready: AtomicBool::new(false),
@@ -233,6 +271,10 @@ impl ApiServer {
             service_range: (std::net::Ipv4Addr::new(10, 43, 0, 0), 16),
             node_ports: (30000, 32767),
             admission: Vec::new(),
+            authenticators: Vec::new(),
+            authorizers: Vec::new(),
+            flow: Vec::new(),
+            audit: Vec::new(),
             nodes: None,
         }
     }
@@ -277,51 +319,92 @@ impl ApiServer {
         .boxed()
     }
 
-    async fn answer(&self, mut request: Request<Body>) -> Result<(Response<Body>, Vec<String>), ApiStatus> {
-        let inner = &self.inner;
+    async fn answer(&self, request: Request<Body>) -> Result<(Response<Body>, Vec<String>), ApiStatus> {
         let query = Query::parse(request.uri().query().unwrap_or_default());
         let info = RequestInfo::parse(request.method(), request.uri().path(), &query);
-        let mut user = match (request.extensions().get::<User>(), &self.user) {
-            (Some(user), _) => user.clone(),
-            (None, Some(user)) if !request.headers().contains_key(header::AUTHORIZATION) => (**user).clone(),
-            _ => inner.authenticator.authenticate(
-                request.headers(),
-                request.extensions().get::<PeerCertificate>(),
-                &inner.issuer,
-                inner.clock.now().as_second(),
-                &|resource, key, uid| inner.store.get(resource, key).is_some_and(|s| &*s.uid == uid),
-            )?,
+        if self.inner.audit.is_empty() {
+            return self.admitted(request, info, query, &mut None).await;
+        }
+        let (mut user, asked) = (None, info.clone());
+        let answer = self.admitted(request, info, query, &mut user).await;
+        let code = match &answer {
+            Ok((response, _)) => response.status(),
+            Err(status) => StatusCode::from_u16(status.code()).unwrap_or(StatusCode::INTERNAL_SERVER_ERROR),
         };
-        if let Some(other) = impersonated(request.headers()) {
-            for (resource, name) in other.1 {
-                let wanted =
-                    Attributes { verb: "impersonate", resource, name: &name, ..Attributes::default() };
-                inner.authorize(&user, &wanted)?;
+        for audit in &self.inner.audit {
+            audit.record(Audited { user: user.as_ref(), request: &asked, code });
+        }
+        answer
+    }
+
+    /// Who a request is from.
+    async fn authenticate(
+        &self,
+        headers: &http::HeaderMap,
+        extensions: &http::Extensions,
+    ) -> Result<User, ApiStatus> {
+        let inner = &self.inner;
+        match (extensions.get::<User>(), &self.user) {
+            (Some(user), _) => return Ok(user.clone()),
+            (None, Some(user)) if !headers.contains_key(header::AUTHORIZATION) => {
+                return Ok((**user).clone());
             }
-            user = other.0;
+            _ => {}
+        }
+        let credentials = Credentials { headers, certificate: extensions.get() };
+        for authenticator in &inner.authenticators {
+            if let Some(user) = authenticator.authenticate(&credentials).await? {
+                return Ok(user);
+            }
+        }
+        inner.authenticator.authenticate(
+            &credentials,
+            &inner.issuer,
+            inner.clock.now().as_second(),
+            &|resource, key, uid| inner.store.get(resource, key).is_some_and(|s| &*s.uid == uid),
+        )
+    }
+
+    /// The pipeline from authentication on. `asked_by` is set as soon as the user is known.
+    async fn admitted(
+        &self,
+        mut request: Request<Body>,
+        info: RequestInfo,
+        query: Query,
+        asked_by: &mut Option<User>,
+    ) -> Result<(Response<Body>, Vec<String>), ApiStatus> {
+        let inner = &self.inner;
+        let mut user = self.authenticate(request.headers(), request.extensions()).await?;
+        if let Some(other) = Impersonated::from_headers(request.headers())? {
+            for need in other.needs() {
+                inner.authorize(&user, &need).await?;
+            }
+            user = other.user;
+        }
+        if !inner.audit.is_empty() {
+            *asked_by = Some(user.clone());
         }
         if let Some(response) = crate::health::public(self, &info, &query) {
             return Ok((response, Vec::new()));
         }
-        if info.is_resource {
-            inner.authorize(
-                &user,
-                &Attributes {
-                    verb: &info.verb,
-                    group: &info.group,
-                    resource: &info.resource,
-                    subresource: &info.subresource,
-                    namespace: &info.namespace,
-                    name: &info.name,
-                    path: "",
-                },
-            )?;
-        } else {
-            inner.authorize(
-                &user,
-                &Attributes { verb: &info.verb, path: &info.path, ..Attributes::default() },
-            )?;
+        let mut tickets = Vec::new();
+        for flow in &inner.flow {
+            tickets.push(flow.admit(&user, &info).await?);
         }
+        let wanted = if info.is_resource {
+            Attributes {
+                verb: &info.verb,
+                group: &info.group,
+                resource: &info.resource,
+                subresource: &info.subresource,
+                namespace: &info.namespace,
+                name: &info.name,
+                path: "",
+            }
+        } else {
+            Attributes { verb: &info.verb, path: &info.path, ..Attributes::default() }
+        };
+        inner.authorize(&user, &wanted).await?;
         let call = Call {
             info,
             query,
@@ -401,21 +484,6 @@ pub(crate) fn not_found_page() -> Response<Body> {
     respond::text(StatusCode::NOT_FOUND, "404 page not found\n")
 }
 
-/// The user that a request impersonates, with what one must be allowed to impersonate.
-fn impersonated(headers: &http::HeaderMap) -> Option<(User, Vec<(&'static str, String)>)> {
-    let name = headers.get("impersonate-user")?.to_str().ok()?.to_owned();
-    let groups: Vec<String> = headers
-        .get_all("impersonate-group")
-        .iter()
-        .filter_map(|v| v.to_str().ok())
-        .map(str::to_owned)
-        .collect();
-    let mut needed = vec![("users", name.clone())];
-    needed.extend(groups.iter().map(|g| ("groups", g.clone())));
-    let groups: Vec<&str> = groups.iter().map(String::as_str).collect();
-    Some((User::new(&name, &groups), needed))
-}
-
 /// Reads a whole body.
 ///
 /// # Errors
@@ -442,10 +510,24 @@ fn collect(body: Body) -> BoxFuture<'static, Result<Bytes, BoxError>> {
 
 impl Inner {
     /// Checks that `user` may do it.
-    pub(crate) fn authorize(&self, user: &User, a: &Attributes<'_>) -> Result<(), ApiStatus> {
-        if self.authorization == AuthorizationMode::AlwaysAllow || self.rbac.allows(&self.store, user, a) {
+    pub(crate) async fn authorize(&self, user: &User, a: &Attributes<'_>) -> Result<(), ApiStatus> {
+        let mut reason = String::new();
+        for authorizer in &self.authorizers {
+            match authorizer.authorize(user, a).await {
+                Decision::Allow => return Ok(()),
+                Decision::Deny(why) => {
+                    reason = why;
+                    break;
+                }
+                Decision::NoOpinion => {}
+            }
+        }
+        let allowed =
+            || self.authorization == AuthorizationMode::AlwaysAllow || self.rbac.allows(&self.store, user, a);
+        if reason.is_empty() && allowed() {
             return Ok(());
         }
+        let reason = if reason.is_empty() { reason } else { format!(": {reason}") };
         let why = if a.path.is_empty() {
             let resource = if a.subresource.is_empty() {
                 a.resource.to_owned()
@@ -458,11 +540,12 @@ impl Inner {
                 format!("in the namespace \"{}\"", a.namespace)
             };
             format!(
-                "User \"{}\" cannot {} resource \"{resource}\" in API group \"{}\" {scope}",
+                "User \"{}\" cannot {} resource \"{resource}\" in API group \"{}\" {scope}{reason}",
                 user.name, a.verb, a.group
             )
         } else {
-            let why = format!("forbidden: User \"{}\" cannot {} path \"{}\"", user.name, a.verb, a.path);
+            let why =
+                format!("forbidden: User \"{}\" cannot {} path \"{}\"{reason}", user.name, a.verb, a.path);
             return Err(ApiStatus::new(403, "Forbidden", why).about("", "", ""));
         };
         Err(ApiStatus::forbidden(a.group, a.resource, a.name, &why))

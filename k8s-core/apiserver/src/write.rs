@@ -23,7 +23,7 @@ use k8s_core::{
 use serde_json::{Value, json};
 
 use crate::{
-    admission::{self, Operation},
+    admission,
     invalid::FieldErrors,
     read::Presenter,
     resources::Resource,
@@ -91,18 +91,6 @@ fn store_form(resource: &Resource, object: &mut Value) {
     resource.to_storage(object);
     resource.schema.default(object);
     (resource.strategy.default)(object);
-}
-
-/// Runs admission for a create, or an update of `old`.
-fn admitted(
-    server: &ApiServer,
-    call: &Call,
-    resource: &Resource,
-    object: &mut Value,
-    old: Option<&Value>,
-) -> Result<(), ApiStatus> {
-    let operation = if old.is_some() { Operation::Update } else { Operation::Create };
-    admission::run(server, call, resource, object, old, operation)
 }
 
 /// Adds a random suffix as `generateName` asks.
@@ -193,7 +181,7 @@ async fn insert(
         set(&mut object, "/metadata/generation", 1.into());
     }
     admission::namespace(server, resource, namespace, text(&object, "/metadata/name"))?;
-    admitted(server, call, resource, &mut object, None)?;
+    admission::run(server, call, resource, &mut object, None).await?;
     (resource.strategy.create)(&mut object);
     let mut errors = FieldErrors::default();
     check_metadata(resource, &object, &mut errors);
@@ -201,6 +189,7 @@ async fn insert(
     if !errors.is_empty() {
         return Err(errors.into_status(&resource.group, &resource.kind, text(&object, "/metadata/name")));
     }
+    admission::validate(server, call, resource, &mut object, None).await?;
     let mut reserved = inner.services.reserve(resource, &mut object, None)?;
     record(server, &mut object);
     for _ in 0..8 {
@@ -346,7 +335,7 @@ pub(crate) async fn modify(
             resource.schema.default(&mut new);
             (resource.strategy.default)(&mut new);
             (resource.strategy.update)(&mut new, &old);
-            admitted(server, call, resource, &mut new, Some(&old))?;
+            admission::run(server, call, resource, &mut new, Some(&old)).await?;
             if resource.strategy.generation && !same_spec(&new, &old) {
                 let generation = integer(&old, "/metadata/generation").unwrap_or(0) + 1;
                 set(&mut new, "/metadata/generation", generation.into());
@@ -364,6 +353,7 @@ pub(crate) async fn modify(
         if !errors.is_empty() {
             return Err(errors.into_status(&resource.group, &resource.kind, name));
         }
+        admission::validate(server, call, resource, &mut new, Some(&old)).await?;
         let mut reserved = server.inner.services.reserve(resource, &mut new, Some(&old))?;
         if !applied {
             let manager = Manager {

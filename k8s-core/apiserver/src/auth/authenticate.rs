@@ -2,11 +2,10 @@
 
 use std::collections::HashMap;
 
-use http::{HeaderMap, header};
 use k8s_core::status::ApiStatus;
 
 use super::tokens::TokenIssuer;
-use crate::user::User;
+use crate::{stages::Credentials, user::User};
 
 /// The certificate (DER) that a client proved to own; verified by TLS against the client CA. The listener puts it into the request's extensions.
 #[derive(Clone, Debug)]
@@ -68,29 +67,21 @@ impl Authenticator {
         self.tokens.get(token).cloned().or_else(|| issuer.verify(token, now, alive))
     }
 
-    /// The user behind a request.
+    /// The user behind a request's certificate or token.
     ///
     /// # Errors
     /// 401 when credentials are wrong, or absent where they are needed.
     pub fn authenticate(
         &self,
-        headers: &HeaderMap,
-        certificate: Option<&PeerCertificate>,
+        credentials: &Credentials<'_>,
         issuer: &TokenIssuer,
         now: i64,
         alive: &dyn Fn(&str, &str, &str) -> bool,
     ) -> Result<User, ApiStatus> {
-        if let Some(user) = certificate.and_then(|c| certificate_user(&c.0)) {
+        if let Some(user) = credentials.certificate.and_then(|c| certificate_user(&c.0)) {
             return Ok(user);
         }
-        let bearer = headers
-            .get(header::AUTHORIZATION)
-            .and_then(|v| v.to_str().ok())
-            .and_then(|v| v.split_once(' '))
-            .filter(|(scheme, _)| scheme.eq_ignore_ascii_case("bearer"))
-            .map(|(_, token)| token.trim());
-        // Browsers cannot set headers on a WebSocket: the token may come as a subprotocol.
-        match bearer {
+        match credentials.bearer_token() {
             Some(token) => self.token(token, issuer, now, alive).ok_or_else(ApiStatus::unauthorized),
             None if self.anonymous => Ok(User::anonymous()),
             None => Err(ApiStatus::unauthorized()),

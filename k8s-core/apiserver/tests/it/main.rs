@@ -4,5 +4,6 @@ mod golden;
 mod lists;
 
 mod mutations;
+mod stages;
 mod support;
 mod watches;
