@@ -25,11 +25,19 @@ struct Entry {
     _reflector: Option<Reflector>,
 }
 
+impl Entry {
+    fn cache_of<K: Object>(&self) -> Option<Cache<K>> {
+        self.cache.downcast_ref::<Cache<K>>().cloned()
+    }
+}
+
 /// The shared caches of a process. Cheap to clone.
 #[derive(Clone)]
 pub struct Caches {
     client: Option<Client>,
     entries: Arc<Mutex<HashMap<TypeId, Entry>>>,
+    /// What this clone and its clones see of some types instead.
+    scoped: HashMap<TypeId, Arc<Entry>>,
 }
 
 impl std::fmt::Debug for Caches {
@@ -43,39 +51,63 @@ impl Caches {
     /// Caches filled through `client`.
     #[must_use]
     pub fn new(client: Client) -> Self {
-        Caches { client: Some(client), entries: Arc::default() }
+        Caches { client: Some(client), entries: Arc::default(), scoped: HashMap::new() }
     }
 
     /// Caches that no reflector fills: tests put objects in.
     #[must_use]
     pub fn detached() -> Self {
-        Caches { client: None, entries: Arc::default() }
+        Caches { client: None, entries: Arc::default(), scoped: HashMap::new() }
+    }
+
+    /// These caches, but with only the objects of `K` that `params` selects. For a controller that needs few of many objects: they are all that
+    /// is kept in memory for it. Starts a reflector (inside a tokio runtime), which runs as long as any clone of what is returned lives.
+    ///
+    /// # Examples
+    /// ```no_run
+    /// # use k8s_core::{api::api::core::v1::ConfigMap, client::ListParams};
+    /// # fn f(caches: k8s_controllers::Caches) {
+    /// let only = ListParams { fields: "metadata.name=kube-root-ca.crt".into(), ..ListParams::default() };
+    /// let caches = caches.scoped::<ConfigMap>(only);
+    /// # }
+    /// ```
+    #[must_use]
+    pub fn scoped<K: Object>(mut self, params: ListParams) -> Self {
+        let entry = self.start::<K>(params);
+        self.scoped.insert(TypeId::of::<K>(), Arc::new(entry));
+        self
+    }
+
+    fn start<K: Object>(&self, params: ListParams) -> Entry {
+        let cache = Cache::<K>::new();
+        cache.add_index(BY_OWNER, |object: &K| {
+            vec![object.controller_ref().map_or_else(|| orphans_of(object.namespace()), |o| o.uid.clone())]
+        });
+        let reflector = self.client.as_ref().map(|c| reflect(c.all::<K>(), params, cache.clone()));
+        Entry { cache: Box::new(cache), _reflector: reflector }
     }
 
     /// The cache of a type, over all namespaces. The first call starts its reflector (inside a tokio runtime), which runs as long as any clone
     /// of these caches lives.
     #[must_use]
     pub fn of<K: Object>(&self) -> Cache<K> {
+        if let Some(entry) = self.scoped.get(&TypeId::of::<K>()) {
+            return entry.cache_of().unwrap_or_default();
+        }
         let mut entries = self.entries.lock().unwrap_or_else(PoisonError::into_inner);
-        let entry = entries.entry(TypeId::of::<K>()).or_insert_with(|| {
-            let cache = Cache::<K>::new();
-            cache.add_index(BY_OWNER, |object: &K| {
-                vec![
-                    object.controller_ref().map_or_else(|| orphans_of(object.namespace()), |o| o.uid.clone()),
-                ]
-            });
-            let reflector =
-                self.client.as_ref().map(|c| reflect(c.all::<K>(), ListParams::default(), cache.clone()));
-            Entry { cache: Box::new(cache), _reflector: reflector }
-        });
+        let entry =
+            entries.entry(TypeId::of::<K>()).or_insert_with(|| self.start::<K>(ListParams::default()));
         // The entry was made for this very type.
-        entry.cache.downcast_ref::<Cache<K>>().cloned().unwrap_or_default()
+        entry.cache_of().unwrap_or_default()
     }
 
     /// The cache of a type if its reflector was started.
     pub(crate) fn started<K: Object>(&self) -> Option<Cache<K>> {
+        if let Some(entry) = self.scoped.get(&TypeId::of::<K>()) {
+            return entry.cache_of();
+        }
         let entries = self.entries.lock().unwrap_or_else(PoisonError::into_inner);
-        entries.get(&TypeId::of::<K>())?.cache.downcast_ref::<Cache<K>>().cloned()
+        entries.get(&TypeId::of::<K>())?.cache_of()
     }
 
     /// Objects of `T` that the object with this uid controls.

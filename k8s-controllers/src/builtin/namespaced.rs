@@ -8,6 +8,7 @@ use k8s_core::{
         api::core::v1::{ConfigMap, Namespace, ServiceAccount},
         apimachinery::pkg::apis::meta::v1::ObjectMeta,
     },
+    client::ListParams,
     meta::{Object, ObjectExt, ObjectKey},
 };
 
@@ -46,11 +47,18 @@ async fn create<T: Object>(cx: &Context, object: &T) -> Result<(), Error> {
     }
 }
 
+/// An environment in which only objects of `T` with this name are seen: a cluster may have many others.
+fn only_named<T: Object>(mut environment: Environment, name: &str) -> Environment {
+    let fields = format!("metadata.name={name}");
+    environment.caches = environment.caches.scoped::<T>(ListParams { fields, ..ListParams::default() });
+    environment
+}
+
 pub(super) fn service_accounts(environment: Environment, _: Options) -> BoxFuture<'static, ()> {
     Controller::<Namespace>::new()
         .named("service-account-controller")
         .watches::<ServiceAccount>(of_named(ACCOUNT))
-        .start(environment, DefaultAccount)
+        .start(only_named::<ServiceAccount>(environment, ACCOUNT), DefaultAccount)
 }
 
 struct DefaultAccount;
@@ -76,7 +84,7 @@ pub(super) fn root_ca(environment: Environment, options: Options) -> BoxFuture<'
     Controller::<Namespace>::new()
         .named("root-ca-cert-publisher")
         .watches::<ConfigMap>(of_named(ROOT_CA))
-        .start(environment, RootCa { pem: options.root_ca })
+        .start(only_named::<ConfigMap>(environment, ROOT_CA), RootCa { pem: options.root_ca })
 }
 
 struct RootCa {
