@@ -6,8 +6,13 @@ use std::collections::BTreeMap;
 
 use k8s_openapi::{
     api::{
+        autoscaling::v2::CrossVersionObjectReference,
         core::v1::TypedLocalObjectReference,
         networking::v1::{IngressStatus, IngressTLS},
+    },
+    apiextensions_apiserver::pkg::apis::apiextensions::v1::{
+        CustomResourceDefinitionNames, CustomResourceDefinitionStatus, CustomResourceSubresources,
+        CustomResourceValidation, WebhookClientConfig,
     },
     apimachinery::pkg::{apis::meta::v1::ObjectMeta, util::intstr::IntOrString},
 };
@@ -116,6 +121,141 @@ pub struct ThirdPartyResource {
 pub struct ApiVersion {
     /// Name, such as `v1`.
     pub name: Option<String>,
+}
+
+/// `apiextensions.k8s.io/v1beta1` CustomResourceDefinition.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "camelCase", default)]
+#[schemars(rename = "io.k8s.apiextensions-apiserver.pkg.apis.apiextensions.v1beta1.CustomResourceDefinition")]
+pub struct CustomResourceDefinition {
+    /// apiVersion.
+    pub api_version: String,
+    /// Kind.
+    pub kind: String,
+    /// Metadata.
+    pub metadata: ObjectMeta,
+    /// What it defines.
+    pub spec: CustomResourceDefinitionSpec,
+    /// Whether it is served.
+    pub status: Option<CustomResourceDefinitionStatus>,
+}
+
+/// What a v1beta1 CustomResourceDefinition defines.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "camelCase", default)]
+#[schemars(
+    rename = "io.k8s.apiextensions-apiserver.pkg.apis.apiextensions.v1beta1.CustomResourceDefinitionSpec"
+)]
+pub struct CustomResourceDefinitionSpec {
+    /// API group.
+    pub group: String,
+    /// The only version, or the first.
+    pub version: Option<String>,
+    /// The versions.
+    pub versions: Option<Vec<CustomResourceDefinitionVersion>>,
+    /// Names.
+    pub names: CustomResourceDefinitionNames,
+    /// `Namespaced` or `Cluster`.
+    pub scope: Option<String>,
+    /// The schema of all versions.
+    pub validation: Option<CustomResourceValidation>,
+    /// The subresources of all versions.
+    pub subresources: Option<CustomResourceSubresources>,
+    /// The columns of all versions.
+    pub additional_printer_columns: Option<Vec<CustomResourceColumnDefinition>>,
+    /// How versions are made of each other.
+    pub conversion: Option<CustomResourceConversion>,
+    /// Fields that no schema names are kept.
+    pub preserve_unknown_fields: Option<bool>,
+}
+
+/// A version of a v1beta1 CustomResourceDefinition.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "camelCase", default)]
+#[schemars(
+    rename = "io.k8s.apiextensions-apiserver.pkg.apis.apiextensions.v1beta1.CustomResourceDefinitionVersion"
+)]
+pub struct CustomResourceDefinitionVersion {
+    /// Name.
+    pub name: String,
+    /// Whether it is served.
+    pub served: bool,
+    /// Whether objects are stored in it.
+    pub storage: bool,
+    /// Its schema.
+    pub schema: Option<CustomResourceValidation>,
+    /// Its subresources.
+    pub subresources: Option<CustomResourceSubresources>,
+    /// Its columns.
+    pub additional_printer_columns: Option<Vec<CustomResourceColumnDefinition>>,
+}
+
+/// A column of a v1beta1 CustomResourceDefinition.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize, JsonSchema)]
+#[serde(default)]
+#[schemars(
+    rename = "io.k8s.apiextensions-apiserver.pkg.apis.apiextensions.v1beta1.CustomResourceColumnDefinition"
+)]
+pub struct CustomResourceColumnDefinition {
+    /// Title.
+    pub name: String,
+    /// OpenAPI type.
+    #[serde(rename = "type")]
+    pub type_: String,
+    /// OpenAPI format.
+    pub format: Option<String>,
+    /// What it shows.
+    pub description: Option<String>,
+    /// Above 0: only wide tables have it.
+    pub priority: Option<i32>,
+    /// Where it finds its value.
+    #[serde(rename = "JSONPath")]
+    pub json_path: String,
+}
+
+/// How versions of a v1beta1 CustomResourceDefinition are made of each other.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "camelCase", default)]
+#[schemars(rename = "io.k8s.apiextensions-apiserver.pkg.apis.apiextensions.v1beta1.CustomResourceConversion")]
+pub struct CustomResourceConversion {
+    /// `None` or `Webhook`.
+    pub strategy: String,
+    /// The webhook.
+    pub webhook_client_config: Option<WebhookClientConfig>,
+    /// The review versions that it knows.
+    pub conversion_review_versions: Option<Vec<String>>,
+}
+
+/// `autoscaling/v2beta1` HorizontalPodAutoscaler.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "camelCase", default)]
+#[schemars(rename = "io.k8s.api.autoscaling.v2beta1.HorizontalPodAutoscaler")]
+pub struct HorizontalPodAutoscalerV2beta1 {
+    /// apiVersion.
+    pub api_version: String,
+    /// Kind.
+    pub kind: String,
+    /// Metadata.
+    pub metadata: ObjectMeta,
+    /// What it aims at.
+    pub spec: HorizontalPodAutoscalerSpecV2beta1,
+    /// What it sees.
+    pub status: Option<serde_json::Value>,
+}
+
+/// What a v2beta1 autoscaler aims at.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "camelCase", default)]
+#[schemars(rename = "io.k8s.api.autoscaling.v2beta1.HorizontalPodAutoscalerSpec")]
+pub struct HorizontalPodAutoscalerSpecV2beta1 {
+    /// What it scales.
+    pub scale_target_ref: CrossVersionObjectReference,
+    /// Lower limit.
+    pub min_replicas: Option<i32>,
+    /// Upper limit.
+    pub max_replicas: i32,
+    /// What it measures; checked in today's form.
+    pub metrics: Option<Vec<serde_json::Value>>,
 }
 
 /// Kind and group of a ThirdPartyResource's name: `rds-database.stable.example.com` is `RdsDatabase` in `stable.example.com`.

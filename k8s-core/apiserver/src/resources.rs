@@ -177,6 +177,8 @@ pub struct Resource {
     pub scale: Option<ScalePaths>,
     /// Selectable fields beside metadata.name and metadata.namespace, in the order of [`k8s_core::store::Stored::fields`].
     pub fields: Arc<[String]>,
+    /// Their names in this version, in the same order.
+    pub field_names: Arc<[String]>,
     /// Printer columns.
     pub columns: Columns,
     /// Type of the stored form.
@@ -341,6 +343,7 @@ fn built_in(row: &'static Row, schema: Schema) -> Resource {
             status: "/status/replicas".into(),
             selector: "/spec/selector".into(),
         }),
+        field_names: row.fields.iter().map(|f| (*f).to_owned()).collect(),
         fields: row.fields.iter().map(|f| (*f).to_owned()).collect(),
         columns: Columns::Static(row.columns),
         schema,
@@ -358,7 +361,10 @@ fn legacy(row: &'static Row, of: &Resource, old: &'static convert::Legacy) -> Re
     resource.group = old.group.into();
     resource.version = old.version.into();
     resource.conversion = old.conversion;
-    if old.group != old.storage_group {
+    if !old.fields.is_empty() {
+        resource.field_names = old.fields.iter().map(|f| (*f).to_owned()).collect();
+    }
+    if old.group == "extensions" {
         // Short names and categories mean the newer group.
         resource.short_names.clear();
         resource.categories.clear();

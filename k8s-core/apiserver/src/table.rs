@@ -63,14 +63,21 @@ pub(crate) fn metadata_only(object: &Value) -> Value {
     })
 }
 
-/// One row: cells and, as `include` says (`None`, `Metadata`, `Object`), the object.
+/// One row: cells, which are made of the stored form for built-in types, and, as `include` says (`None`, `Metadata`, `Object`), the served object.
 #[must_use]
-pub(crate) fn row(resource: &Resource, object: &Value, include: &str, now: Timestamp) -> Value {
-    let mut row = json!({"cells": columns::cells(&resource.columns, object, now)});
+pub(crate) fn row(
+    resource: &Resource,
+    stored: &Value,
+    served: &Value,
+    include: &str,
+    now: Timestamp,
+) -> Value {
+    let shown = if resource.custom { served } else { stored };
+    let mut row = json!({"cells": columns::cells(&resource.columns, shown, now)});
     match include {
         "None" => {}
-        "Object" => row["object"] = object.clone(),
-        _ => row["object"] = metadata_only(object),
+        "Object" => row["object"] = served.clone(),
+        _ => row["object"] = metadata_only(served),
     }
     row
 }

@@ -56,10 +56,17 @@ impl Presenter {
 
     /// An object in the asked-for version.
     fn served(&self, json: &[u8]) -> Value {
-        // The store holds only what this server encoded.
-        let mut object: Value = serde_json::from_slice(json).unwrap_or_default();
+        let mut object = stored(json);
         self.resource.from_storage(&mut object);
         object
+    }
+
+    /// An object as a row of a Table.
+    fn row(&self, json: &[u8]) -> Value {
+        let stored = stored(json);
+        let mut served = stored.clone();
+        self.resource.from_storage(&mut served);
+        row(&self.resource, &stored, &served, &self.include, self.now)
     }
 
     /// One object by itself.
@@ -96,8 +103,7 @@ impl Presenter {
             Form::Metadata => metadata_only(&object),
             Form::Table => {
                 let revision = json!({"resourceVersion": text(&object, "/metadata/resourceVersion")});
-                let rows = vec![row(&self.resource, &object, &self.include, self.now)];
-                table(&self.resource, rows, revision, columns)
+                table(&self.resource, vec![self.row(json)], revision, columns)
             }
         }
     }
@@ -134,15 +140,14 @@ impl Presenter {
         if self.form == Form::Metadata {
             return self.write_alone(json, false, out);
         }
+        if self.form == Form::Table {
+            out.extend_from_slice(&encode(&self.row(json)));
+            return;
+        }
         let mut object = self.served(json);
-        match self.form {
-            Form::Whole | Form::Metadata => {
-                if let (true, Some(map)) = (bare, object.as_object_mut()) {
-                    map.remove("kind");
-                    map.remove("apiVersion");
-                }
-            }
-            Form::Table => object = row(&self.resource, &object, &self.include, self.now),
+        if let (true, Some(map)) = (bare, object.as_object_mut()) {
+            map.remove("kind");
+            map.remove("apiVersion");
         }
         out.extend_from_slice(&encode(&object));
     }
@@ -174,6 +179,12 @@ impl Presenter {
         };
         line("BOOKMARK", |out| out.extend_from_slice(&encode(&object)), out);
     }
+}
+
+/// A stored object.
+fn stored(json: &[u8]) -> Value {
+    // The store holds only what this server encoded.
+    serde_json::from_slice(json).unwrap_or_default()
 }
 
 /// Appends a line of a watch.

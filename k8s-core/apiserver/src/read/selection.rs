@@ -41,12 +41,12 @@ impl Selection {
             .map_err(|e: SelectorError| ApiStatus::bad_request(e.0))?;
         for (path, _, _) in &fields.terms {
             let plain = path == "metadata.name" || (path == "metadata.namespace" && resource.namespaced);
-            if !plain && !resource.fields.iter().any(|f| f == path) {
+            if !plain && !resource.field_names.iter().any(|f| f == path) {
                 let mut known = vec!["metadata.name"];
                 if resource.namespaced {
                     known.push("metadata.namespace");
                 }
-                known.extend(resource.fields.iter().map(String::as_str));
+                known.extend(resource.field_names.iter().map(String::as_str));
                 let known: Vec<String> = known.iter().map(|k| format!("\"{k}\"")).collect();
                 return Err(ApiStatus::bad_request(format!(
                     "\"{path}\" is not a known field selector: only {}",
@@ -68,7 +68,7 @@ impl Selection {
             name,
             labels,
             fields,
-            known: resource.fields.clone(),
+            known: resource.field_names.clone(),
             indexed: !resource.custom,
         })
     }

@@ -80,6 +80,10 @@ pub fn from_definition(crd: &Value) -> Vec<Arc<Resource>> {
             if columns.is_empty() {
                 columns.push(custom_default());
             }
+            let fields: Arc<[String]> = list(version, "/selectableFields")
+                .iter()
+                .map(|f| text(f, "/jsonPath").trim_start_matches('.').to_owned())
+                .collect();
             Some(Arc::new(Resource {
                 group: group.into(),
                 version: text(version, "/name").into(),
@@ -96,10 +100,8 @@ pub fn from_definition(crd: &Value) -> Vec<Arc<Resource>> {
                 storage_version: storage_version.clone(),
                 has_status,
                 scale,
-                fields: list(version, "/selectableFields")
-                    .iter()
-                    .map(|f| text(f, "/jsonPath").trim_start_matches('.').to_owned())
-                    .collect(),
+                field_names: fields.clone(),
+                fields,
                 columns: Columns::Custom(columns.into()),
                 schema,
                 served_schema: None,
@@ -167,6 +169,7 @@ pub fn from_third_party(tpr: &Value) -> Vec<Arc<Resource>> {
                 has_status: false,
                 scale: None,
                 fields: Arc::new([]),
+                field_names: Arc::new([]),
                 columns: Columns::Custom(Arc::new([custom_default()])),
                 schema: Schema::anything(),
                 served_schema: None,

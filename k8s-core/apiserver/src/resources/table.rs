@@ -515,31 +515,62 @@ pub(super) static ROWS: &[Row] = &[
 
 /// Versions of the rows above under which clients may also see their objects.
 pub(super) static LEGACY: &[Legacy] = &[
-    Legacy::new("autoscaling", "v1", "autoscaling", "horizontalpodautoscalers").with(&convert::HPA_V1),
+    Legacy::new("autoscaling", "v1", "autoscaling", "horizontalpodautoscalers")
+        .with(&convert::autoscaling::V1),
     Legacy::new("autoscaling", "v2beta2", "autoscaling", "horizontalpodautoscalers"),
-    Legacy::new("apps", "v1beta2", "apps", "deployments").with(&convert::OLD_WORKLOAD),
-    Legacy::new("apps", "v1beta2", "apps", "replicasets").with(&convert::OLD_WORKLOAD),
-    Legacy::new("apps", "v1beta2", "apps", "daemonsets").with(&convert::OLD_WORKLOAD),
-    Legacy::new("apps", "v1beta2", "apps", "statefulsets").with(&convert::OLD_WORKLOAD),
+    Legacy::new("autoscaling", "v2beta1", "autoscaling", "horizontalpodautoscalers")
+        .with(&convert::autoscaling::V2BETA1),
+    Legacy::new("apps", "v1beta2", "apps", "deployments").with(&convert::workload::OLD_WORKLOAD),
+    Legacy::new("apps", "v1beta2", "apps", "replicasets").with(&convert::workload::OLD_WORKLOAD),
+    Legacy::new("apps", "v1beta2", "apps", "daemonsets").with(&convert::workload::OLD_WORKLOAD),
+    Legacy::new("apps", "v1beta2", "apps", "statefulsets").with(&convert::workload::OLD_WORKLOAD),
     Legacy::new("apps", "v1beta2", "apps", "controllerrevisions"),
-    Legacy::new("apps", "v1beta1", "apps", "deployments").with(&convert::OLD_WORKLOAD),
-    Legacy::new("apps", "v1beta1", "apps", "statefulsets").with(&convert::OLD_WORKLOAD),
+    Legacy::new("apps", "v1beta1", "apps", "deployments").with(&convert::workload::OLD_WORKLOAD),
+    Legacy::new("apps", "v1beta1", "apps", "statefulsets").with(&convert::workload::OLD_WORKLOAD),
     Legacy::new("apps", "v1beta1", "apps", "controllerrevisions"),
     Legacy::new("batch", "v1beta1", "batch", "cronjobs"),
     Legacy::new("batch", "v2alpha1", "batch", "cronjobs"),
     Legacy::new("policy", "v1beta1", "policy", "poddisruptionbudgets"),
-    Legacy::new("networking.k8s.io", "v1beta1", "networking.k8s.io", "ingresses").with(&convert::OLD_INGRESS),
+    Legacy::new("networking.k8s.io", "v1beta1", "networking.k8s.io", "ingresses")
+        .with(&convert::ingress::V1BETA1),
     Legacy::new("networking.k8s.io", "v1beta1", "networking.k8s.io", "ingressclasses"),
     Legacy::new("storage.k8s.io", "v1beta1", "storage.k8s.io", "storageclasses"),
     Legacy::new("rbac.authorization.k8s.io", "v1beta1", "rbac.authorization.k8s.io", "roles"),
     Legacy::new("rbac.authorization.k8s.io", "v1beta1", "rbac.authorization.k8s.io", "clusterroles"),
     Legacy::new("rbac.authorization.k8s.io", "v1beta1", "rbac.authorization.k8s.io", "rolebindings"),
     Legacy::new("rbac.authorization.k8s.io", "v1beta1", "rbac.authorization.k8s.io", "clusterrolebindings"),
+    Legacy::new("events.k8s.io", "v1", "", "events")
+        .with(&convert::events::EVENT)
+        .fields(convert::events::FIELDS),
+    Legacy::new("events.k8s.io", "v1beta1", "", "events")
+        .with(&convert::events::EVENT)
+        .fields(convert::events::FIELDS),
+    Legacy::new("apiextensions.k8s.io", "v1beta1", "apiextensions.k8s.io", "customresourcedefinitions")
+        .with(&convert::definitions::V1BETA1),
+    Legacy::new(
+        "admissionregistration.k8s.io",
+        "v1beta1",
+        "admissionregistration.k8s.io",
+        "validatingwebhookconfigurations",
+    )
+    .with(&convert::webhooks::WEBHOOKS),
+    Legacy::new(
+        "admissionregistration.k8s.io",
+        "v1beta1",
+        "admissionregistration.k8s.io",
+        "mutatingwebhookconfigurations",
+    )
+    .with(&convert::webhooks::WEBHOOKS),
+    Legacy::new("storage.k8s.io", "v1beta1", "storage.k8s.io", "csidrivers"),
+    Legacy::new("storage.k8s.io", "v1beta1", "storage.k8s.io", "csinodes"),
+    Legacy::new("storage.k8s.io", "v1beta1", "storage.k8s.io", "volumeattachments"),
+    Legacy::new("node.k8s.io", "v1beta1", "node.k8s.io", "runtimeclasses"),
     Legacy::new("scheduling.k8s.io", "v1beta1", "scheduling.k8s.io", "priorityclasses"),
     Legacy::new("coordination.k8s.io", "v1beta1", "coordination.k8s.io", "leases"),
-    Legacy::new("extensions", "v1beta1", "apps", "deployments").with(&convert::OLD_WORKLOAD),
-    Legacy::new("extensions", "v1beta1", "apps", "replicasets").with(&convert::OLD_WORKLOAD),
-    Legacy::new("extensions", "v1beta1", "apps", "daemonsets").with(&convert::OLD_WORKLOAD),
-    Legacy::new("extensions", "v1beta1", "networking.k8s.io", "ingresses").with(&convert::OLD_INGRESS),
+    Legacy::new("extensions", "v1beta1", "apps", "deployments").with(&convert::workload::OLD_WORKLOAD),
+    Legacy::new("extensions", "v1beta1", "apps", "replicasets").with(&convert::workload::OLD_WORKLOAD),
+    Legacy::new("extensions", "v1beta1", "apps", "daemonsets").with(&convert::workload::OLD_WORKLOAD),
+    Legacy::new("extensions", "v1beta1", "networking.k8s.io", "ingresses")
+        .with(&convert::ingress::EXTENSIONS),
     Legacy::new("extensions", "v1beta1", "networking.k8s.io", "networkpolicies"),
 ];
