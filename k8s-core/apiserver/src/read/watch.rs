@@ -33,8 +33,8 @@ const UNASKED: std::ops::Range<u64> = 1800..3600;
 const BOOKMARK_EVERY: Duration = Duration::from_secs(60);
 /// A watch that is about to end tells how far it came, so that the next one need not go through the same events.
 const BOOKMARK_BEFORE_END: Duration = Duration::from_secs(2);
-/// How many events are taken from history at a time.
-const BATCH: usize = 256;
+/// How many events are taken from history at a time: with small objects they fill about one [`CHUNK`].
+const BATCH: usize = 64;
 
 /// One watcher.
 struct Watch {
@@ -167,6 +167,7 @@ impl Watch {
     fn take(&mut self) -> bool {
         match self.cursor.take(BATCH) {
             Ok(events) => {
+                self.out.reserve(events.iter().map(|event| event.object.json.len() + 48).sum());
                 events.iter().for_each(|event| self.push_event(event));
                 !events.is_empty()
             }

@@ -107,6 +107,7 @@ pub(super) static ROWS: &[Row] = &[
         .strategy(&pod::STRATEGY)
         .columns(&columns::PODS),
     Row::new("", "v1", "PodTemplate", "podtemplates", generate::<api::core::v1::PodTemplate>)
+        .columns(&columns::PODTEMPLATES)
         .strategy(&workload::POD_TEMPLATE),
     Row::new(
         "",
@@ -162,7 +163,8 @@ pub(super) static ROWS: &[Row] = &[
         "ControllerRevision",
         "controllerrevisions",
         generate::<api::apps::v1::ControllerRevision>,
-    ),
+    )
+    .columns(&columns::CONTROLLERREVISIONS),
     Row::new("apps", "v1", "DaemonSet", "daemonsets", generate::<api::apps::v1::DaemonSet>)
         .short(&["ds"])
         .category("all")
@@ -250,6 +252,7 @@ pub(super) static ROWS: &[Row] = &[
         "ipaddresses",
         generate::<api::networking::v1::IPAddress>,
     )
+    .columns(&columns::IPADDRESSES)
     .cluster()
     .short(&["ip"]),
     Row::new(
@@ -269,6 +272,7 @@ pub(super) static ROWS: &[Row] = &[
         "servicecidrs",
         generate::<api::networking::v1::ServiceCIDR>,
     )
+    .columns(&columns::SERVICECIDRS)
     .cluster()
     .status()
     .strategy(&core::GENERATION),
@@ -316,8 +320,11 @@ pub(super) static ROWS: &[Row] = &[
         .strategy(&rbac::ROLE)
         .columns(&columns::ROLES),
     Row::new("storage.k8s.io", "v1", "CSIDriver", "csidrivers", generate::<api::storage::v1::CSIDriver>)
+        .columns(&columns::CSIDRIVERS)
         .cluster(),
-    Row::new("storage.k8s.io", "v1", "CSINode", "csinodes", generate::<api::storage::v1::CSINode>).cluster(),
+    Row::new("storage.k8s.io", "v1", "CSINode", "csinodes", generate::<api::storage::v1::CSINode>)
+        .columns(&columns::CSINODES)
+        .cluster(),
     Row::new(
         "storage.k8s.io",
         "v1",
@@ -343,6 +350,7 @@ pub(super) static ROWS: &[Row] = &[
         "volumeattachments",
         generate::<api::storage::v1::VolumeAttachment>,
     )
+    .columns(&columns::VOLUMEATTACHMENTS)
     .cluster()
     .status()
     .strategy(&core::GENERATION),
@@ -353,6 +361,7 @@ pub(super) static ROWS: &[Row] = &[
         "volumeattributesclasses",
         generate::<api::storage::v1::VolumeAttributesClass>,
     )
+    .columns(&columns::VOLUMEATTRIBUTESCLASSES)
     .cluster()
     .short(&["vac"]),
     Row::new(
@@ -362,6 +371,7 @@ pub(super) static ROWS: &[Row] = &[
         "mutatingadmissionpolicies",
         generate::<api::admissionregistration::v1::MutatingAdmissionPolicy>,
     )
+    .columns(&columns::MUTATINGADMISSIONPOLICIES)
     .cluster()
     .category("api-extensions")
     .strategy(&core::GENERATION),
@@ -372,6 +382,7 @@ pub(super) static ROWS: &[Row] = &[
         "mutatingadmissionpolicybindings",
         generate::<api::admissionregistration::v1::MutatingAdmissionPolicyBinding>,
     )
+    .columns(&columns::ADMISSIONPOLICYBINDINGS)
     .cluster()
     .category("api-extensions"),
     Row::new(
@@ -381,6 +392,7 @@ pub(super) static ROWS: &[Row] = &[
         "mutatingwebhookconfigurations",
         generate::<api::admissionregistration::v1::MutatingWebhookConfiguration>,
     )
+    .columns(&columns::WEBHOOKCONFIGURATIONS)
     .cluster()
     .category("api-extensions"),
     Row::new(
@@ -390,6 +402,7 @@ pub(super) static ROWS: &[Row] = &[
         "validatingadmissionpolicies",
         generate::<api::admissionregistration::v1::ValidatingAdmissionPolicy>,
     )
+    .columns(&columns::VALIDATINGADMISSIONPOLICIES)
     .cluster()
     .category("api-extensions")
     .status()
@@ -401,6 +414,7 @@ pub(super) static ROWS: &[Row] = &[
         "validatingadmissionpolicybindings",
         generate::<api::admissionregistration::v1::ValidatingAdmissionPolicyBinding>,
     )
+    .columns(&columns::ADMISSIONPOLICYBINDINGS)
     .cluster()
     .category("api-extensions"),
     Row::new(
@@ -410,6 +424,7 @@ pub(super) static ROWS: &[Row] = &[
         "validatingwebhookconfigurations",
         generate::<api::admissionregistration::v1::ValidatingWebhookConfiguration>,
     )
+    .columns(&columns::WEBHOOKCONFIGURATIONS)
     .cluster()
     .category("api-extensions"),
     Row::new(
@@ -440,6 +455,7 @@ pub(super) static ROWS: &[Row] = &[
         .strategy(&core::LEASE)
         .columns(&columns::LEASES),
     Row::new("node.k8s.io", "v1", "RuntimeClass", "runtimeclasses", generate::<api::node::v1::RuntimeClass>)
+        .columns(&columns::RUNTIMECLASSES)
         .cluster(),
     Row::new(
         "discovery.k8s.io",
@@ -457,6 +473,7 @@ pub(super) static ROWS: &[Row] = &[
         "deviceclasses",
         generate::<api::resource::v1::DeviceClass>,
     )
+    .columns(&columns::NAME_AND_AGE)
     .cluster(),
     Row::new(
         "resource.k8s.io",
@@ -465,6 +482,7 @@ pub(super) static ROWS: &[Row] = &[
         "resourceclaims",
         generate::<api::resource::v1::ResourceClaim>,
     )
+    .columns(&columns::RESOURCECLAIMS)
     .status()
     .strategy(&core::GENERATION),
     Row::new(
@@ -473,7 +491,8 @@ pub(super) static ROWS: &[Row] = &[
         "ResourceClaimTemplate",
         "resourceclaimtemplates",
         generate::<api::resource::v1::ResourceClaimTemplate>,
-    ),
+    )
+    .columns(&columns::NAME_AND_AGE),
     Row::new(
         "resource.k8s.io",
         "v1",
@@ -481,6 +500,7 @@ pub(super) static ROWS: &[Row] = &[
         "resourceslices",
         generate::<api::resource::v1::ResourceSlice>,
     )
+    .columns(&columns::RESOURCESLICES)
     .cluster(),
     Row::new(
         "flowcontrol.apiserver.k8s.io",
@@ -489,6 +509,7 @@ pub(super) static ROWS: &[Row] = &[
         "flowschemas",
         generate::<api::flowcontrol::v1::FlowSchema>,
     )
+    .columns(&columns::FLOWSCHEMAS)
     .cluster()
     .status()
     .strategy(&core::GENERATION),
@@ -499,6 +520,7 @@ pub(super) static ROWS: &[Row] = &[
         "prioritylevelconfigurations",
         generate::<api::flowcontrol::v1::PriorityLevelConfiguration>,
     )
+    .columns(&columns::PRIORITYLEVELCONFIGURATIONS)
     .cluster()
     .status()
     .strategy(&core::GENERATION),
