@@ -74,7 +74,7 @@ pub(crate) async fn remove(
     let gone =
         server.inner.store.delete(&resource.storage, key, revision, |revision| json.at(revision)).await?;
     server.inner.services.release(resource, object);
-    crate::extend::after_delete(server, resource, object);
+    crate::extend::after_delete(server, resource, object).await;
     Ok(gone)
 }
 
@@ -126,7 +126,11 @@ async fn delete_named(
             put(server, resource, key, Expect::Revision(stored.revision), &new).await.map(Outcome::Waiting)
         };
         match result {
-            Ok(outcome) => return Ok(outcome),
+            Ok(Outcome::Waiting(stored)) => {
+                crate::extend::after_write(server, resource, &stored).await;
+                return Ok(Outcome::Waiting(stored));
+            }
+            Ok(gone) => return Ok(gone),
             Err(StoreError::Conflict { .. }) => {}
             Err(e) => return Err(store_failure(resource, name, &e)),
         }

@@ -70,6 +70,28 @@ impl FieldErrors {
         self.push("FieldValueTooLong", field, format!("Too long: may not be more than {limit} bytes"));
     }
 
+    /// There are too many elements.
+    pub fn too_many(&mut self, field: impl Display, have: u64, most: u64) {
+        let items = if most == 1 { "item" } else { "items" };
+        self.push("FieldValueTooMany", field, format!("Too many: {have}: must have at most {most} {items}"));
+    }
+
+    /// Adds others.
+    pub fn append(&mut self, mut others: FieldErrors) {
+        self.0.append(&mut others.0);
+    }
+
+    /// Keeps those at the fields that `keep` says.
+    pub fn retain(&mut self, keep: impl Fn(&str) -> bool) {
+        self.0.retain(|error| keep(&error.field));
+    }
+
+    /// Each as a line, `field: message`.
+    #[must_use]
+    pub fn lines(&self) -> Vec<String> {
+        self.0.iter().map(|e| format!("{}: {}", e.field, e.message)).collect()
+    }
+
     /// Whether there is none.
     #[must_use]
     pub fn is_empty(&self) -> bool {

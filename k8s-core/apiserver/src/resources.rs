@@ -191,6 +191,10 @@ pub struct Resource {
     pub conversion: Option<&'static Conversion>,
     /// Defined at run time (by a CRD or ThirdPartyResource).
     pub custom: bool,
+    /// Its definition is going: no new objects are made.
+    pub terminating: bool,
+    /// What its definition demands of objects, for resources defined at run time.
+    pub(crate) rules: Option<custom::Rules>,
     /// JSON schema for OpenAPI, for resources defined at run time.
     pub open_api: Option<Arc<Value>>,
     /// Makes the JSON schema for OpenAPI, for built-in ones.
@@ -351,6 +355,8 @@ fn built_in(row: &'static Row, schema: Schema) -> Resource {
         strategy: row.strategy,
         conversion: None,
         custom: false,
+        terminating: false,
+        rules: None,
         open_api: None,
         generate: Some(row.generate),
     }

@@ -181,11 +181,22 @@ async fn insert(
         set(&mut object, "/metadata/generation", 1.into());
     }
     admission::namespace(server, resource, namespace, text(&object, "/metadata/name"))?;
+    if resource.terminating {
+        let why = "create not allowed while custom resource definition is terminating";
+        return Err(ApiStatus::new(405, "MethodNotAllowed", why).about(
+            &resource.group,
+            &resource.plural,
+            "",
+        ));
+    }
     admission::run(server, call, resource, &mut object, None).await?;
     (resource.strategy.create)(&mut object);
     let mut errors = FieldErrors::default();
     check_metadata(resource, &object, &mut errors);
     (resource.strategy.validate)(&object, &mut errors);
+    if let Some(rules) = &resource.rules {
+        rules.check(&object, None, &mut errors);
+    }
     if !errors.is_empty() {
         return Err(errors.into_status(&resource.group, &resource.kind, text(&object, "/metadata/name")));
     }
@@ -349,6 +360,9 @@ pub(crate) async fn modify(
         } else {
             (resource.strategy.validate_update)(&new, &old, &mut errors);
             (resource.strategy.validate)(&new, &mut errors);
+        }
+        if let Some(rules) = &resource.rules {
+            rules.check(&new, Some(&old), &mut errors);
         }
         if !errors.is_empty() {
             return Err(errors.into_status(&resource.group, &resource.kind, name));

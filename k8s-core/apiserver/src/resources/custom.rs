@@ -1,5 +1,11 @@
 //! Resources made at run time: what a CustomResourceDefinition or a ThirdPartyResource serves.
 
+mod budget;
+mod check;
+mod rules;
+
+pub(crate) use rules::Rules;
+
 use std::sync::Arc;
 
 use k8s_core::{legacy::third_party_kind, schema::Schema};
@@ -11,7 +17,10 @@ use super::{
     storage_name,
     strategy::{BASE, Strategy},
 };
-use crate::value::{list, text, truth};
+use crate::{
+    invalid::FieldErrors,
+    value::{list, text, truth},
+};
 
 static CUSTOM: Strategy = Strategy { generation: true, ..BASE };
 
@@ -49,6 +58,10 @@ pub fn from_definition(crd: &Value) -> Vec<Arc<Resource>> {
                 .cloned()
                 .unwrap_or_else(|| json!({"type": "object"}));
             let schema = Schema::custom(&open_api).ok()?;
+            // What is wrong with it was said when the definition was made.
+            let mut problems = FieldErrors::default();
+            let identity = (group, text(version, "/name"), kind);
+            let rules = Rules::new(&open_api, "", identity, &mut problems);
             let mut subresources = Vec::new();
             let has_status = version.pointer("/subresources/status").is_some();
             let scale = version.pointer("/subresources/scale").map(|s| ScalePaths {
@@ -108,36 +121,13 @@ pub fn from_definition(crd: &Value) -> Vec<Arc<Resource>> {
                 strategy: &CUSTOM,
                 conversion: None,
                 custom: true,
+                terminating: crd.pointer("/metadata/deletionTimestamp").is_some(),
+                rules: Some(rules),
                 open_api: Some(Arc::new(open_api)),
                 generate: None,
             }))
         })
         .collect()
-}
-
-/// The status that a CustomResourceDefinition gets once it is served.
-#[must_use]
-pub fn accepted_status(crd: &Value, now: &str) -> Value {
-    let old = list(crd, "/status/conditions");
-    let condition = |kind: &str, reason: &str, message: &str| {
-        let before = old.iter().find(|c| text(c, "/type") == kind && text(c, "/status") == "True");
-        let since = before.map_or(now, |c| text(c, "/lastTransitionTime"));
-        json!({"type": kind, "status": "True", "reason": reason, "message": message, "lastTransitionTime": since})
-    };
-    let stored =
-        list(crd, "/spec/versions").iter().find(|v| truth(v, "/storage")).map_or("", |v| text(v, "/name"));
-    let mut versions = list(crd, "/status/storedVersions").to_vec();
-    if !versions.iter().any(|v| v == stored) {
-        versions.push(stored.into());
-    }
-    json!({
-        "conditions": [
-            condition("NamesAccepted", "NoConflicts", "no conflicts found"),
-            condition("Established", "InitialNamesAccepted", "the initial names have been accepted"),
-        ],
-        "acceptedNames": crd.pointer("/spec/names").cloned().unwrap_or_default(),
-        "storedVersions": versions,
-    })
 }
 
 /// The resources that a ThirdPartyResource serves: objects of any shape.
@@ -176,6 +166,8 @@ pub fn from_third_party(tpr: &Value) -> Vec<Arc<Resource>> {
                 strategy: &CUSTOM,
                 conversion: None,
                 custom: true,
+                terminating: false,
+                rules: None,
                 open_api: Some(open_api.clone()),
                 generate: None,
             })
@@ -207,6 +199,5 @@ mod tests {
         let made = from_definition(&crd);
         assert_eq!(made[0].scale.as_ref().unwrap().spec, "/spec/replicas");
         assert!(made[0].has_status);
-        assert_eq!(list(&accepted_status(&crd, "2026-01-01T00:00:00Z"), "/storedVersions"), [json!("v1")]);
     }
 }

@@ -4,7 +4,7 @@ use http::header;
 use k8s_core::status::ApiStatus;
 use serde_json::Value;
 
-use crate::{decode, invalid::FieldErrors, resources::Resource, server::Call, value::text};
+use crate::{decode, resources::Resource, server::Call, value::text};
 
 fn handled_as(resource: &Resource, version: &str, why: impl std::fmt::Display) -> ApiStatus {
     let kind = &resource.kind;
@@ -80,7 +80,11 @@ pub(crate) fn fit(
     object["apiVersion"] = served.into();
     object["kind"] = resource.kind.clone().into();
     let found = resource.request_schema().normalize(object, resource.custom);
-    if let Some(first) = found.mismatches.first() {
+    // What else a custom object must be is its definition's to say, all at once.
+    let own = |path: &str| {
+        resource.rules.is_none() || ["metadata", "apiVersion", "kind"].iter().any(|p| path.starts_with(p))
+    };
+    if let Some(first) = found.mismatches.iter().find(|m| own(&m.path)) {
         let why = match first.want.split_once(": ") {
             Some(("base64", message)) => message.to_owned(),
             Some(("time", message)) => message.to_owned(),
@@ -101,23 +105,6 @@ pub(crate) fn fit(
     }
     if let Some(bad) = bad_quantity(object, 0) {
         return Err(handled_as(resource, &resource.version, bad));
-    }
-    if !found.breaches.is_empty() {
-        let mut errors = FieldErrors::default();
-        for (path, message) in found.breaches {
-            if message == "Required value" {
-                errors.required(path, "");
-            } else {
-                let detail = message
-                    .strip_prefix("Invalid value: ")
-                    .and_then(|m| m.split_once(": "))
-                    .map_or(message.as_str(), |(_, d)| d);
-                let value =
-                    object.pointer(&format!("/{}", path.replace('.', "/"))).cloned().unwrap_or_default();
-                errors.invalid(path, value, detail);
-            }
-        }
-        return Err(errors.into_status(&resource.group, &resource.kind, text(object, "/metadata/name")));
     }
     let problems: Vec<String> = found
         .unknown

@@ -1,5 +1,6 @@
 //! The API server in this process, called without sockets.
 
+mod crd;
 mod facts;
 mod golden;
 mod lists;

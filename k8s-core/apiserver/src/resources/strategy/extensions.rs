@@ -8,6 +8,7 @@ use serde_json::{Value, json};
 use super::{BASE, Strategy, immutable};
 use crate::{
     invalid::{FieldErrors, names},
+    resources::custom::Rules,
     value::{child, default, default_text, list, text, truth},
 };
 
@@ -102,6 +103,8 @@ fn check(crd: &Value, errors: &mut FieldErrors) {
                         .required(format!("{at}.schema.openAPIV3Schema.type"), "must be object at the root");
                 } else if let Err(e) = Schema::custom(schema) {
                     errors.invalid(format!("{at}.schema.{}", e.path), "", e.message);
+                } else {
+                    Rules::new(schema, &format!("{at}.schema.openAPIV3Schema"), (group, name, kind), errors);
                 }
             }
         }

@@ -1,0 +1,223 @@
+//! CustomResourceDefinitions from their making to their end, seen from outside.
+
+use k8s_apiserver::ApiServer;
+use serde_json::{Value, json};
+
+use crate::support::{admin, done, server};
+
+const DEFINITIONS: &str = "/apis/apiextensions.k8s.io/v1/customresourcedefinitions";
+const THINGS: &str = "/apis/g.example.com/v1/namespaces/default/things";
+
+fn definition(plural: &str, kind: &str, schema: &Value) -> Value {
+    json!({
+        "apiVersion": "apiextensions.k8s.io/v1", "kind": "CustomResourceDefinition",
+        "metadata": {"name": format!("{plural}.g.example.com")},
+        "spec": {"group": "g.example.com", "scope": "Namespaced", "names": {"plural": plural, "kind": kind, "shortNames": ["th"]},
+            "versions": [{"name": "v1", "served": true, "storage": true, "schema": {"openAPIV3Schema": schema},
+                "subresources": {"status": {}, "scale": {"specReplicasPath": ".spec.replicas", "statusReplicasPath": ".status.replicas"}},
+                "additionalPrinterColumns": [{"name": "Replicas", "type": "integer", "jsonPath": ".spec.replicas"}],
+                "selectableFields": [{"jsonPath": ".spec.color"}]}]},
+    })
+}
+
+fn schema() -> Value {
+    json!({"type": "object", "properties": {
+        "spec": {"type": "object", "required": ["replicas"],
+            "x-kubernetes-validations": [{"rule": "self.replicas <= self.limit", "message": "replicas must not be above limit"}],
+            "properties": {
+                "replicas": {"type": "integer", "minimum": 0, "maximum": 10},
+                "limit": {"type": "integer", "default": 5},
+                "color": {"type": "string", "pattern": "^[a-z]+$", "x-kubernetes-validations": [{"rule": "self == oldSelf", "message": "color is immutable"}]},
+            }},
+        "status": {"type": "object", "properties": {"replicas": {"type": "integer"}}},
+    }})
+}
+
+fn thing(name: &str, spec: Value) -> Value {
+    json!({"apiVersion": "g.example.com/v1", "kind": "Thing", "metadata": {"name": name}, "spec": spec})
+}
+
+async fn condition(server: &ApiServer, name: &str, kind: &str) -> (String, String) {
+    let crd = done(server, "GET", &format!("{DEFINITIONS}/{name}"), &Value::Null).await;
+    let all = crd["status"]["conditions"].as_array().unwrap().clone();
+    let found = all.iter().find(|c| c["type"] == kind).cloned().unwrap_or_default();
+    let text = |field: &str| found[field].as_str().unwrap_or_default().to_owned();
+    (text("status"), text("reason"))
+}
+
+/// The status code and the causes' fields and messages of a refused write.
+async fn refused(server: &ApiServer, method: &str, path: &str, body: &Value) -> (u16, Vec<String>) {
+    let kind = if method == "PATCH" { "application/merge-patch+json" } else { "application/json" };
+    let answer = admin(server, method, path, kind, body.to_string()).await;
+    let status = answer.json();
+    let causes = status["details"]["causes"].as_array().cloned().unwrap_or_default();
+    let text = |c: &Value, f: &str| c[f].as_str().unwrap_or_default().to_owned();
+    let causes = causes.iter().map(|c| format!("{}: {}", text(c, "field"), text(c, "message"))).collect();
+    (answer.status.as_u16(), causes)
+}
+
+#[tokio::test]
+async fn objects_are_defaulted_checked_and_found() {
+    let server = server().await;
+    done(&server, "POST", DEFINITIONS, &definition("things", "Thing", &schema())).await;
+    let made =
+        done(&server, "POST", THINGS, &thing("a", json!({"replicas": 2, "color": "red", "junk": 1}))).await;
+    assert_eq!(made["spec"], json!({"replicas": 2, "color": "red", "limit": 5}));
+    done(&server, "POST", THINGS, &thing("b", json!({"replicas": 2, "color": "blue"}))).await;
+    let (code, causes) =
+        refused(&server, "POST", THINGS, &thing("c", json!({"replicas": 11, "color": "RED"}))).await;
+    assert_eq!(code, 422);
+    assert_eq!(causes[0], "spec.color: Invalid value: \"RED\": spec.color in body should match '^[a-z]+$'");
+    assert_eq!(
+        causes[1],
+        "spec.replicas: Invalid value: 11: spec.replicas in body should be less than or equal to 10"
+    );
+    assert!(causes[2].contains("some validation rules were not checked"), "{causes:?}");
+    let (code, causes) = refused(&server, "POST", THINGS, &thing("c", json!({"replicas": 6}))).await;
+    assert_eq!(
+        (code, causes),
+        (422, vec!["spec: Invalid value: \"object\": replicas must not be above limit".into()])
+    );
+    let (code, causes) = refused(&server, "POST", THINGS, &thing("c", json!({"replicas": "many"}))).await;
+    assert_eq!(code, 422);
+    assert_eq!(
+        causes[0],
+        "spec.replicas: Invalid value: \"string\": spec.replicas in body must be of type integer: \"string\""
+    );
+    let change = json!({"spec": {"color": "green"}});
+    let (code, causes) = refused(&server, "PATCH", &format!("{THINGS}/a"), &change).await;
+    assert_eq!(
+        (code, causes),
+        (422, vec!["spec.color: Invalid value: \"string\": color is immutable".into()])
+    );
+    let strict = format!("{THINGS}?fieldValidation=Strict");
+    assert_eq!(
+        refused(&server, "POST", &strict, &thing("c", json!({"replicas": 1, "junk": 1}))).await.0,
+        400
+    );
+    // Subresources, selectors.
+    let scaled =
+        done(&server, "PATCH", &format!("{THINGS}/a/scale"), &json!({"spec": {"replicas": 4}})).await;
+    assert_eq!((&scaled["kind"], &scaled["spec"]["replicas"]), (&json!("Scale"), &json!(4)));
+    let status = done(
+        &server,
+        "PATCH",
+        &format!("{THINGS}/a/status"),
+        &json!({"status": {"replicas": 4}, "spec": {"replicas": 9}}),
+    )
+    .await;
+    assert_eq!((&status["spec"]["replicas"], &status["status"]["replicas"]), (&json!(4), &json!(4)));
+    let red = done(&server, "GET", &format!("{THINGS}?fieldSelector=spec.color%3Dred"), &Value::Null).await;
+    assert_eq!(red["items"].as_array().unwrap().len(), 1);
+}
+
+#[tokio::test]
+async fn bad_definitions_are_refused_with_all_their_problems() {
+    let server = server().await;
+    let mut bad = definition(
+        "things",
+        "Thing",
+        &json!({"type": "object", "properties": {
+        "a": {"type": "string", "pattern": "("},
+        "b": {"type": "integer", "x-kubernetes-validations": [{"rule": "self >"}, {"rule": "request.x > 1"}]}}}),
+    );
+    bad["spec"]["versions"][0]["name"] = "V1".into();
+    let (code, causes) = refused(&server, "POST", DEFINITIONS, &bad).await;
+    assert_eq!(code, 422);
+    let at = "spec.versions[0].schema.openAPIV3Schema.properties";
+    for want in [
+        "spec.versions[0].name: Invalid value: \"V1\"".to_owned(),
+        format!("{at}[a].pattern: Invalid value: \"(\""),
+        format!("{at}[b].x-kubernetes-validations[0].rule: Invalid value: \"self >\": compilation failed"),
+        format!(
+            "{at}[b].x-kubernetes-validations[1].rule: Invalid value: \"request.x > 1\": compilation failed: ERROR: undeclared reference to 'request'"
+        ),
+    ] {
+        assert!(causes.iter().any(|c| c.starts_with(&want)), "{want}\n{causes:#?}");
+    }
+}
+
+#[tokio::test]
+async fn a_name_belongs_to_the_first_that_has_it() {
+    let server = server().await;
+    let plain = json!({"type": "object", "x-kubernetes-preserve-unknown-fields": true});
+    done(&server, "POST", DEFINITIONS, &definition("things", "Thing", &plain)).await;
+    assert_eq!(condition(&server, "things.g.example.com", "Established").await.0, "True");
+    let mut second = definition("thingies", "Thing", &plain);
+    second["spec"]["names"]["shortNames"] = json!([]);
+    done(&server, "POST", DEFINITIONS, &second).await;
+    let (status, reason) = condition(&server, "thingies.g.example.com", "NamesAccepted").await;
+    assert_eq!((status.as_str(), reason.as_str()), ("False", "ListKindConflict"));
+    assert_eq!(condition(&server, "thingies.g.example.com", "Established").await.0, "False");
+    let served = admin(&server, "GET", "/apis/g.example.com/v1/thingies", "", "").await;
+    assert_eq!(served.status, 404);
+    done(&server, "DELETE", &format!("{DEFINITIONS}/things.g.example.com"), &Value::Null).await;
+    assert_eq!(condition(&server, "thingies.g.example.com", "Established").await.0, "True");
+    done(&server, "GET", "/apis/g.example.com/v1/thingies", &Value::Null).await;
+}
+
+#[tokio::test]
+async fn its_end_waits_for_the_finalizers_of_its_objects() {
+    let server = server().await;
+    done(&server, "POST", DEFINITIONS, &definition("things", "Thing", &schema())).await;
+    let mut kept = thing("kept", json!({"replicas": 1}));
+    kept["metadata"]["finalizers"] = json!(["example.com/keep"]);
+    done(&server, "POST", THINGS, &kept).await;
+    done(&server, "POST", THINGS, &thing("gone", json!({"replicas": 1}))).await;
+    done(&server, "DELETE", &format!("{DEFINITIONS}/things.g.example.com"), &Value::Null).await;
+    let left = done(&server, "GET", THINGS, &Value::Null).await;
+    assert_eq!(left["items"].as_array().unwrap().len(), 1);
+    assert!(left["items"][0]["metadata"]["deletionTimestamp"].is_string());
+    assert_eq!(
+        condition(&server, "things.g.example.com", "Terminating").await,
+        ("True".into(), "InstanceDeletionInProgress".into())
+    );
+    assert_eq!(refused(&server, "POST", THINGS, &thing("new", json!({"replicas": 1}))).await.0, 405);
+    done(&server, "PATCH", &format!("{THINGS}/kept"), &json!({"metadata": {"finalizers": null}})).await;
+    assert_eq!(
+        admin(&server, "GET", &format!("{DEFINITIONS}/things.g.example.com"), "", "").await.status,
+        404
+    );
+    assert_eq!(admin(&server, "GET", THINGS, "", "").await.status, 404);
+}
+
+#[tokio::test]
+async fn definitions_of_2019_keep_what_they_do_not_describe() {
+    let server = server().await;
+    let old = json!({
+        "apiVersion": "apiextensions.k8s.io/v1beta1", "kind": "CustomResourceDefinition", "metadata": {"name": "things.g.example.com"},
+        "spec": {"group": "g.example.com", "version": "v1", "scope": "Namespaced", "names": {"plural": "things", "kind": "Thing"},
+            "additionalPrinterColumns": [{"name": "Color", "type": "string", "JSONPath": ".spec.color"}]},
+    });
+    let path = "/apis/apiextensions.k8s.io/v1beta1/customresourcedefinitions";
+    let made = done(&server, "POST", path, &old).await;
+    assert_eq!(made["spec"]["additionalPrinterColumns"][0]["JSONPath"], ".spec.color");
+    let made =
+        done(&server, "POST", THINGS, &thing("a", json!({"color": "red", "any": {"thing": [1]}}))).await;
+    assert_eq!(made["spec"]["any"]["thing"], json!([1]));
+    let today = done(&server, "GET", &format!("{DEFINITIONS}/things.g.example.com"), &Value::Null).await;
+    assert_eq!(today["spec"]["versions"][0]["additionalPrinterColumns"][0]["jsonPath"], ".spec.color");
+}
+
+#[tokio::test]
+async fn third_party_resources_work_as_in_2017() {
+    let server = server().await;
+    let tpr = json!({"apiVersion": "extensions/v1beta1", "kind": "ThirdPartyResource",
+        "metadata": {"name": "rds-database.stable.example.com"}, "description": "databases", "versions": [{"name": "v1"}]});
+    done(&server, "POST", "/apis/extensions/v1beta1/thirdpartyresources", &tpr).await;
+    let path = "/apis/stable.example.com/v1/namespaces/default/rdsdatabases";
+    let database = json!({"apiVersion": "stable.example.com/v1", "kind": "RdsDatabase", "metadata": {"name": "orders"}, "engine": "postgres"});
+    let made = done(&server, "POST", path, &database).await;
+    assert_eq!(made["engine"], "postgres");
+    done(
+        &server,
+        "DELETE",
+        "/apis/extensions/v1beta1/thirdpartyresources/rds-database.stable.example.com",
+        &Value::Null,
+    )
+    .await;
+    assert_eq!(admin(&server, "GET", path, "", "").await.status, 404);
+    done(&server, "POST", "/apis/extensions/v1beta1/thirdpartyresources", &tpr).await;
+    let list = done(&server, "GET", path, &Value::Null).await;
+    assert_eq!(list["items"], json!([]), "its objects went with it");
+}
