@@ -8,6 +8,7 @@
 pub mod cache;
 pub mod client;
 pub mod clock;
+pub mod custom;
 pub mod legacy;
 pub mod meta;
 pub mod patch;

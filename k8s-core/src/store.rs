@@ -22,7 +22,7 @@ pub use backend::{Backend, BackendError, Memory, Record};
 pub use collection::{Event, EventKind, Snapshot, WatchCursor, WatchError};
 pub use commit::{Expect, Store, StoreError};
 pub use embedded::{Embedded, OpenError};
-pub use index::Term;
+pub use index::{Candidates, Term};
 
 use std::sync::Arc;
 

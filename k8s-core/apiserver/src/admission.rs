@@ -98,8 +98,7 @@ pub(crate) async fn run(
         admit.admit(&mut admission).await?;
     }
     // What they made of it has its defaults as well.
-    resource.schema.default(object);
-    (resource.strategy.default)(object);
+    resource.default(object);
     Ok(())
 }
 

@@ -45,6 +45,7 @@ mod special;
 pub mod stages;
 mod sweep;
 mod table;
+mod typed;
 mod user;
 pub mod value;
 mod write;

@@ -193,6 +193,8 @@ pub struct Resource {
     pub custom: bool,
     /// Its definition is going: no new objects are made.
     pub terminating: bool,
+    /// The Rust type that describes it.
+    pub(crate) typed: Option<Arc<dyn crate::typed::Typed>>,
     /// What its definition demands of objects, for resources defined at run time.
     pub(crate) rules: Option<custom::Rules>,
     /// JSON schema for OpenAPI, for resources defined at run time.
@@ -244,6 +246,15 @@ impl Resource {
         self.subresources.iter().find(|s| s.name == name)
     }
 
+    /// Fills in what a stored form leaves out.
+    pub(crate) fn default(&self, object: &mut Value) {
+        self.schema.default(object);
+        (self.strategy.default)(object);
+        if let Some(typed) = &self.typed {
+            typed.default(object);
+        }
+    }
+
     /// The stored form of a request's object.
     pub fn to_storage(&self, object: &mut Value) {
         if self.is_storage_version() {
@@ -251,6 +262,9 @@ impl Resource {
         }
         if let Some(conversion) = self.conversion {
             (conversion.to_storage)(object);
+        }
+        if let Some(typed) = &self.typed {
+            typed.stored_form(&self.version, object);
         }
         object["apiVersion"] = self.storage_version.clone().into();
     }
@@ -262,6 +276,9 @@ impl Resource {
         }
         if let Some(conversion) = self.conversion {
             (conversion.from_storage)(object);
+        }
+        if let Some(typed) = &self.typed {
+            typed.served_form(&self.version, object);
         }
         object["apiVersion"] = self.api_version().into();
     }
@@ -356,6 +373,7 @@ fn built_in(row: &'static Row, schema: Schema) -> Resource {
         conversion: None,
         custom: false,
         terminating: false,
+        typed: None,
         rules: None,
         open_api: None,
         generate: Some(row.generate),

@@ -23,6 +23,7 @@ use http_body_util::BodyExt;
 use k8s_core::{
     client::{Body, BoxError, Client},
     clock::Clock,
+    custom::CustomResource,
     status::ApiStatus,
     store::{Meta, Store},
 };
@@ -94,6 +95,7 @@ pub struct Builder {
     authorizers: Vec<Arc<dyn Authorize>>,
     flow: Vec<Arc<dyn FlowControl>>,
     audit: Vec<Arc<dyn Audit>>,
+    typed: Vec<Result<Vec<Arc<Resource>>, String>>,
     nodes: Option<Arc<dyn NodeConnector>>,
 }
 
@@ -146,6 +148,12 @@ impl Builder {
         self.admission.push(Arc::new(admit));
         self
     }
+    /// Serves a custom resource that a Rust type describes, without a definition in the store.
+    #[must_use]
+    pub fn resource<T: CustomResource>(mut self) -> Self {
+        self.typed.push(crate::typed::resources::<T>());
+        self
+    }
     /// Adds a way to find out who a request is from, asked before the server's own.
     #[must_use]
     pub fn authenticate_with(mut self, authenticator: impl Authenticate) -> Self {
@@ -180,7 +188,7 @@ impl Builder {
     /// Makes the server, and in its store what every cluster has (namespaces, bootstrap roles, the `kubernetes` Service is the bins' part).
     ///
     /// # Errors
-    /// When the key is not one, or the store cannot be written.
+    /// When the key is not one, a type's own definition is wrong, or the store cannot be written.
     pub async fn build(self) -> Result<ApiServer, String> {
         let issuer = TokenIssuer::new(self.service_account_key.as_deref())?;
         let services = ServiceAllocator::new(self.service_range.0, self.service_range.1, self.node_ports);
@@ -205,6 +213,12 @@ impl Builder {
             }),
             user: None,
         };
+        for made in self.typed {
+            let made = made?;
+            if let Some(name) = made.first().map(|r| format!("type/{}", r.storage)) {
+                server.inner.registry.define(&name, made);
+            }
+        }
         server.inner.load_definitions();
         server.inner.services.load(&server.inner.store);
         crate::bootstrap::run(&server).await.map_err(|e| e.to_string())?;
@@ -275,6 +289,7 @@ impl ApiServer {
             authorizers: Vec::new(),
             flow: Vec::new(),
             audit: Vec::new(),
+            typed: Vec::new(),
             nodes: None,
         }
     }

@@ -89,8 +89,7 @@ pub(crate) fn dry_run(call: &Call, options: &str) -> Result<bool, ApiStatus> {
 /// Turns a fitting object into its stored form, with defaults.
 fn store_form(resource: &Resource, object: &mut Value) {
     resource.to_storage(object);
-    resource.schema.default(object);
-    (resource.strategy.default)(object);
+    resource.default(object);
 }
 
 /// Adds a random suffix as `generateName` asks.
@@ -196,6 +195,9 @@ async fn insert(
     (resource.strategy.validate)(&object, &mut errors);
     if let Some(rules) = &resource.rules {
         rules.check(&object, None, &mut errors);
+    }
+    if let Some(typed) = &resource.typed {
+        typed.validate(&object, None, false, &mut errors);
     }
     if !errors.is_empty() {
         return Err(errors.into_status(&resource.group, &resource.kind, text(&object, "/metadata/name")));
@@ -343,8 +345,7 @@ pub(crate) async fn modify(
         let part = call.info.subresource.as_str();
         carry_over(resource, &mut new, &old, part);
         if part.is_empty() || part == "scale" {
-            resource.schema.default(&mut new);
-            (resource.strategy.default)(&mut new);
+            resource.default(&mut new);
             (resource.strategy.update)(&mut new, &old);
             admission::run(server, call, resource, &mut new, Some(&old)).await?;
             if resource.strategy.generation && !same_spec(&new, &old) {
@@ -363,6 +364,9 @@ pub(crate) async fn modify(
         }
         if let Some(rules) = &resource.rules {
             rules.check(&new, Some(&old), &mut errors);
+        }
+        if let Some(typed) = &resource.typed {
+            typed.validate(&new, Some(&old), part == "status", &mut errors);
         }
         if !errors.is_empty() {
             return Err(errors.into_status(&resource.group, &resource.kind, name));

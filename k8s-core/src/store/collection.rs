@@ -10,7 +10,7 @@ use tokio::sync::watch;
 
 use super::{
     Stored,
-    index::{Index, Term},
+    index::{Candidates, Index, Term},
 };
 
 /// How many events of a type are kept for watches that resume.
@@ -212,7 +212,7 @@ impl Collection {
         newest: u64,
         at: Option<u64>,
         wanted: &[Vec<Term<'_>>],
-    ) -> Option<(Snapshot, Option<Vec<Arc<str>>>)> {
+    ) -> Option<(Snapshot, Candidates)> {
         let visible = self.read();
         let candidates = visible.index.candidates(wanted, visible.objects.size());
         let Some(at) = at else {

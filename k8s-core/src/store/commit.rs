@@ -14,7 +14,8 @@ use tokio::sync::oneshot;
 
 use super::{
     Backend, BackendError, Event, EventKind, Meta, Record, Snapshot, Stored, WatchCursor,
-    collection::Collection, index::Term,
+    collection::Collection,
+    index::{Candidates, Term},
 };
 
 /// How many writes one flush carries at most.
@@ -187,7 +188,7 @@ impl Store {
         resource: &str,
         at: Option<u64>,
         wanted: &[Vec<Term<'_>>],
-    ) -> Result<(Snapshot, Option<Vec<Arc<str>>>), StoreError> {
+    ) -> Result<(Snapshot, Candidates), StoreError> {
         let newest = self.revision();
         let expired = || StoreError::Expired(at.unwrap_or(newest));
         self.collection(resource).select(newest, at, wanted).ok_or_else(expired)

@@ -22,6 +22,9 @@ pub enum Term<'a> {
     Field(usize, &'a str),
 }
 
+/// The keys of objects that may match, in order; `None`: any object may.
+pub type Candidates = Option<Vec<Arc<str>>>;
+
 /// When the rarest term still has more than one of so many objects, walking all of them in order is as quick.
 const SELECTIVE: usize = 8;
 
@@ -120,7 +123,7 @@ impl Index {
 
     /// The keys of the objects that may match, in order. Each element of `wanted` lists terms of which a matching object has at least one.
     /// `None` when `wanted` does not narrow `total` objects down enough to be worth it.
-    pub(super) fn candidates(&self, wanted: &[Vec<Term<'_>>], total: usize) -> Option<Vec<Arc<str>>> {
+    pub(super) fn candidates(&self, wanted: &[Vec<Term<'_>>], total: usize) -> Candidates {
         let postings = |terms: &[Term<'_>]| -> Vec<&Posting> {
             terms.iter().filter_map(|term| self.postings.get(&self.hasher.hash_one(term))).collect()
         };

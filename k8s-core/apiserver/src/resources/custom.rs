@@ -15,7 +15,7 @@ use super::{
     ALL_VERBS, Columns, Resource, ScalePaths, Subresource,
     columns::{CustomColumn, custom_default},
     storage_name,
-    strategy::{BASE, Strategy},
+    strategy::{BASE, Strategy, extensions::CUSTOM_RESOURCE_DEFINITION},
 };
 use crate::{
     invalid::FieldErrors,
@@ -122,12 +122,20 @@ pub fn from_definition(crd: &Value) -> Vec<Arc<Resource>> {
                 conversion: None,
                 custom: true,
                 terminating: crd.pointer("/metadata/deletionTimestamp").is_some(),
+                typed: None,
                 rules: Some(rules),
                 open_api: Some(Arc::new(open_api)),
                 generate: None,
             }))
         })
         .collect()
+}
+
+/// Says what is wrong with a definition.
+pub(crate) fn check_definition(crd: &Value, errors: &mut FieldErrors) {
+    let mut crd = crd.clone();
+    (CUSTOM_RESOURCE_DEFINITION.default)(&mut crd);
+    (CUSTOM_RESOURCE_DEFINITION.validate)(&crd, errors);
 }
 
 /// The resources that a ThirdPartyResource serves: objects of any shape.
@@ -167,6 +175,7 @@ pub fn from_third_party(tpr: &Value) -> Vec<Arc<Resource>> {
                 conversion: None,
                 custom: true,
                 terminating: false,
+                typed: None,
                 rules: None,
                 open_api: Some(open_api.clone()),
                 generate: None,

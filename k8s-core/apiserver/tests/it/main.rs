@@ -3,6 +3,7 @@
 mod crd;
 mod facts;
 mod golden;
+mod kube_rs;
 mod lists;
 
 mod mutations;

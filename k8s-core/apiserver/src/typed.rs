@@ -1,0 +1,89 @@
+//! Resources that Rust types describe ([`CustomResource`]), served without a definition in the store: their methods are their rules.
+
+use std::{fmt, marker::PhantomData, sync::Arc};
+
+use k8s_core::custom::{CustomResource, Problems};
+use serde_json::Value;
+
+use crate::{
+    invalid::FieldErrors,
+    resources::{Resource, custom},
+};
+
+/// What a type's methods say, for JSON values.
+pub(crate) trait Typed: Send + Sync {
+    fn default(&self, object: &mut Value);
+    fn validate(&self, object: &Value, old: Option<&Value>, status: bool, errors: &mut FieldErrors);
+    fn stored_form(&self, version: &str, object: &mut Value);
+    fn served_form(&self, version: &str, object: &mut Value);
+}
+
+impl fmt::Debug for dyn Typed {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("Typed")
+    }
+}
+
+struct Of<T>(PhantomData<fn() -> T>);
+
+impl<T: CustomResource> Typed for Of<T> {
+    fn default(&self, object: &mut Value) {
+        // What does not fit the type is left to validation.
+        let Ok(mut typed) = T::deserialize(&*object) else { return };
+        typed.default();
+        let Ok(Value::Object(new)) = serde_json::to_value(&typed) else { return };
+        let Some(map) = object.as_object_mut() else { return };
+        for (name, value) in new {
+            if !["apiVersion", "kind", "metadata"].contains(&name.as_str()) && !value.is_null() {
+                map.insert(name, value);
+            }
+        }
+    }
+
+    fn validate(&self, object: &Value, old: Option<&Value>, status: bool, errors: &mut FieldErrors) {
+        let typed = match T::deserialize(object) {
+            Ok(typed) => typed,
+            Err(e) => {
+                errors.invalid("<nil>", Value::Null, format!("cannot be read as a {}: {e}", T::KIND));
+                return;
+            }
+        };
+        // What is stored may be of an older shape; it then has nothing to say.
+        let old = old.and_then(|old| T::deserialize(old).ok());
+        let mut problems = Problems::default();
+        match (&old, status) {
+            (Some(old), true) => typed.validate_status(old, &mut problems),
+            _ => typed.validate(old.as_ref(), &mut problems),
+        }
+        for (field, message) in problems.iter() {
+            let pointer = format!("/{}", field.replace('.', "/"));
+            errors.invalid(field, object.pointer(&pointer).cloned().unwrap_or_default(), message);
+        }
+    }
+
+    fn stored_form(&self, version: &str, object: &mut Value) {
+        T::from_version(version, object);
+    }
+
+    fn served_form(&self, version: &str, object: &mut Value) {
+        T::to_version(version, object);
+    }
+}
+
+/// The resources that serve a type: one for each of its versions.
+pub(crate) fn resources<T: CustomResource>() -> Result<Vec<Arc<Resource>>, String> {
+    let definition = T::definition();
+    let mut errors = FieldErrors::default();
+    custom::check_definition(&definition, &mut errors);
+    if !errors.is_empty() {
+        return Err(format!("{} cannot be served: {}", T::KIND, errors.lines().join("; ")));
+    }
+    let made = custom::from_definition(&definition);
+    let typed: Arc<dyn Typed> = Arc::new(Of::<T>(PhantomData));
+    let with = |resource: Arc<Resource>| {
+        let mut resource = Arc::into_inner(resource)?;
+        resource.typed = Some(typed.clone());
+        Some(Arc::new(resource))
+    };
+    Ok(made.into_iter().filter_map(with).collect())
+}
