@@ -2,6 +2,8 @@
 //!
 //! Documents are made when they are first asked for and kept until a definition changes.
 
+mod gnostic;
+
 use bytes::Bytes;
 use http::{HeaderValue, Response, StatusCode, header};
 use k8s_core::client::Body;
@@ -22,6 +24,10 @@ fn etag(bytes: &[u8]) -> String {
 /// Answers `/openapi/...`.
 pub(crate) fn answer(server: &ApiServer, call: &Call, rest: &[&str]) -> Response<Body> {
     let bytes = match rest {
+        ["v2"] if accepts_protobuf(call) => {
+            let make = || document_v2(&call.registry).map(|json| gnostic::document(&json));
+            return answered(call, cached_bytes(server, "v2 in protobuf", make), PROTOBUF);
+        }
         ["v2"] => cached(server, "v2", || document_v2(&call.registry)),
         ["v3"] => {
             let mut paths = Map::new();
@@ -50,6 +56,23 @@ pub(crate) fn answer(server: &ApiServer, call: &Call, rest: &[&str]) -> Response
     if bytes.is_empty() {
         return not_found_page();
     }
+    answered(call, bytes, "application/json")
+}
+
+/// The media type of OpenAPI v2 in protobuf. Clients also write it with an `@`, which is no media type.
+const PROTOBUF: &str = "application/com.github.proto-openapi.spec.v2.v1.0+protobuf";
+
+fn accepts_protobuf(call: &Call) -> bool {
+    let accepted = call.headers.get_all(header::ACCEPT).iter().filter_map(|v| v.to_str().ok());
+    // The first choice decides.
+    let first = accepted.flat_map(|v| v.split(',')).map(str::trim).find(|choice| {
+        choice.starts_with("application/com.github.proto-openapi.spec.v2")
+            || choice.starts_with("application/json")
+    });
+    first.is_some_and(|choice| choice.contains("protobuf"))
+}
+
+fn answered(call: &Call, bytes: Bytes, media: &'static str) -> Response<Body> {
     let tag = format!("\"{}\"", etag(&bytes));
     let matches = call.headers.get(header::IF_NONE_MATCH).is_some_and(|v| v.as_bytes() == tag.as_bytes());
     let mut response = if matches {
@@ -57,6 +80,8 @@ pub(crate) fn answer(server: &ApiServer, call: &Call, rest: &[&str]) -> Response
     } else {
         respond::json_bytes(StatusCode::OK, bytes)
     };
+    response.headers_mut().insert(header::CONTENT_TYPE, HeaderValue::from_static(media));
+    response.headers_mut().insert(header::VARY, HeaderValue::from_static("Accept"));
     if let Ok(value) = HeaderValue::from_str(&tag) {
         response.headers_mut().insert(header::ETAG, value);
     }
@@ -64,11 +89,15 @@ pub(crate) fn answer(server: &ApiServer, call: &Call, rest: &[&str]) -> Response
 }
 
 fn cached(server: &ApiServer, path: &str, make: impl FnOnce() -> Option<Value>) -> Bytes {
+    cached_bytes(server, path, || make().map(|v| v.to_string().into_bytes()))
+}
+
+fn cached_bytes(server: &ApiServer, path: &str, make: impl FnOnce() -> Option<Vec<u8>>) -> Bytes {
     let mut all = server.inner.open_api.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
     if let Some(known) = all.get(path) {
         return known.clone();
     }
-    let bytes = make().map(|v| Bytes::from(v.to_string())).unwrap_or_default();
+    let bytes = make().map(Bytes::from).unwrap_or_default();
     all.insert(path.to_owned(), bytes.clone());
     bytes
 }
