@@ -24,6 +24,7 @@ pub struct Target {
 pub const TARGETS: &[Target] = &[
     requests::JSON,
     requests::YAML,
+    requests::PROTOBUF,
     requests::PATH,
     requests::KUBECONFIG,
     text::LABEL_SELECTOR,
@@ -35,6 +36,7 @@ pub const TARGETS: &[Target] = &[
     patches::STRATEGIC_MERGE,
     patches::APPLY,
     patches::SCHEMA,
+    patches::RULES,
     images::ARCHIVE,
 ];
 

@@ -89,3 +89,15 @@ pub(crate) const SCHEMA: Target = Target {
         schema.default(&mut value);
     },
 };
+
+pub(crate) const RULES: Target = Target {
+    name: "custom_rules",
+    seeds: &[
+        b"{\"type\":\"object\",\"x-kubernetes-validations\":[{\"rule\":\"self.l.all(x, x > 0 && self.l.exists(y, y == x)) || has(self.a) && self.a.matches('^a+$')\"}],\"properties\":{\"a\":{\"type\":\"string\",\"pattern\":\"^a\"},\"l\":{\"type\":\"array\",\"items\":{\"type\":\"integer\"}}}}\n{\"a\":\"b\",\"l\":[1,2,3]}",
+        b"{\"type\":\"object\",\"x-kubernetes-validations\":[{\"rule\":\"quantity(self.q).isGreaterThan(quantity('1Gi'))\",\"messageExpression\":\"'x' + self.q\"}],\"properties\":{\"q\":{\"type\":\"string\"}}}\n{\"q\":\"1Mi\"}",
+    ],
+    run: |data| {
+        let Some((schema, value)) = two(data) else { return };
+        let _ = k8s_apiserver::resources::custom::validate(&schema, &value, Some(&value));
+    },
+};

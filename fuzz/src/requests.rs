@@ -31,6 +31,19 @@ pub(crate) const YAML: Target = Target {
     },
 };
 
+pub(crate) const PROTOBUF: Target = Target {
+    name: "protobuf",
+    seeds: &[
+        b"k8s\0\n\x0f\n\x02v1\x12\tConfigMap\x12\x14\n\x05\n\x01a\x12\0\x12\x0b\n\x01k\x12\x06v12345",
+        b"k8s\0\n\x09\n\x02v1\x12\x03Pod\x12\x0c\n\x03\n\x01p\x12\x05\x12\x03\n\x01c",
+    ],
+    run: |data| {
+        if let Ok(value) = k8s_core::proto::decode(data) {
+            assert!(serde_json::to_vec(&value).is_ok());
+        }
+    },
+};
+
 pub(crate) const PATH: Target = Target {
     name: "request_path",
     seeds: &[

@@ -26,6 +26,7 @@ pub mod admission;
 pub mod allocate;
 pub mod auth;
 mod bootstrap;
+mod compress;
 pub mod decode;
 mod delete;
 mod discovery;

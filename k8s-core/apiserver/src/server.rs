@@ -337,6 +337,19 @@ impl ApiServer {
     async fn answer(&self, request: Request<Body>) -> Result<(Response<Body>, Vec<String>), ApiStatus> {
         let query = Query::parse(request.uri().query().unwrap_or_default());
         let info = RequestInfo::parse(request.method(), request.uri().path(), &query);
+        if crate::compress::is_wanted(request.headers(), &info) {
+            let (response, warnings) = self.audited(request, info, query).await?;
+            return Ok((crate::compress::gzip(response).await, warnings));
+        }
+        self.audited(request, info, query).await
+    }
+
+    async fn audited(
+        &self,
+        request: Request<Body>,
+        info: RequestInfo,
+        query: Query,
+    ) -> Result<(Response<Body>, Vec<String>), ApiStatus> {
         if self.inner.audit.is_empty() {
             return self.admitted(request, info, query, &mut None).await;
         }

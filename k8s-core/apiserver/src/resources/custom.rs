@@ -131,6 +131,30 @@ pub fn from_definition(crd: &Value) -> Vec<Arc<Resource>> {
         .collect()
 }
 
+/// Checks an object, or an update of `old`, against a CustomResourceDefinition's `openAPIV3Schema` as the server does: limits, formats and CEL rules.
+///
+/// # Errors
+/// Each problem as `field: message`: the schema's own (fields below `schema`), else the object's.
+///
+/// # Examples
+/// ```
+/// use k8s_apiserver::resources::custom::validate;
+/// use serde_json::json;
+///
+/// let schema = json!({"type": "object", "properties": {"size": {"type": "integer", "maximum": 3}},
+///     "x-kubernetes-validations": [{"rule": "self.size != 2", "message": "not two"}]});
+/// assert_eq!(validate(&schema, &json!({"size": 3}), None), Ok(()));
+/// assert_eq!(validate(&schema, &json!({"size": 2}), None), Err(vec!["<nil>: Invalid value: \"object\": not two".to_owned()]));
+/// ```
+pub fn validate(schema: &Value, object: &Value, old: Option<&Value>) -> Result<(), Vec<String>> {
+    let mut errors = FieldErrors::default();
+    let rules = Rules::new(schema, "schema", ("example.com", "v1", "Object"), &mut errors);
+    if errors.is_empty() {
+        rules.check(object, old, &mut errors);
+    }
+    if errors.is_empty() { Ok(()) } else { Err(errors.lines()) }
+}
+
 /// Says what is wrong with a definition.
 pub(crate) fn check_definition(crd: &Value, errors: &mut FieldErrors) {
     let mut crd = crd.clone();

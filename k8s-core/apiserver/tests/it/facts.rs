@@ -84,6 +84,18 @@ async fn columns_of(server: &ApiServer, group_version: &str, name: &str) -> Vec<
         .collect()
 }
 
+/// The collection of every type that objects can be made of.
+pub(crate) fn collections() -> Vec<String> {
+    let of = |fact: &str| {
+        let words: Vec<&str> = fact.split(' ').collect();
+        let [group_version, plural, _, scope, verbs, ..] = words.as_slice() else { return None };
+        let namespace = if *scope == "n" { "/namespaces/default" } else { "" };
+        let makes = *verbs == "*" || verbs.contains("create");
+        makes.then(|| format!("{}{namespace}/{plural}", path_of(group_version)))
+    };
+    resources().iter().filter_map(|(fact, _)| of(fact)).collect()
+}
+
 #[tokio::test]
 async fn discovery_and_columns_are_upstreams() {
     let server = server().await;

@@ -1,6 +1,7 @@
 //! The API server in this process, called without sockets.
 
 mod crd;
+mod encoding;
 mod facts;
 mod golden;
 mod kube_rs;

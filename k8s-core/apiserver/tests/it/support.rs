@@ -25,6 +25,7 @@ pub(crate) async fn server() -> ApiServer {
 pub(crate) struct Answer {
     pub(crate) status: StatusCode,
     pub(crate) warnings: Vec<String>,
+    pub(crate) headers: http::HeaderMap,
     pub(crate) bytes: Bytes,
 }
 
@@ -49,8 +50,9 @@ pub(crate) async fn ask(server: &ApiServer, request: Request<Vec<u8>>) -> Answer
     let status = response.status();
     let warnings =
         response.headers().get_all("warning").iter().map(|w| w.to_str().unwrap().to_owned()).collect();
+    let headers = response.headers().clone();
     let bytes = response.into_body().collect().await.unwrap().to_bytes();
-    Answer { status, warnings, bytes }
+    Answer { status, warnings, headers, bytes }
 }
 
 /// Asks as the administrator.
