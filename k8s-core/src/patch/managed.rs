@@ -136,10 +136,14 @@ fn store_entries(object: &mut Value, mut entries: Vec<Entry>) {
 
 /// Records a create or update: what changed now belongs to `manager`, and to nobody else. `now` is RFC 3339.
 ///
-/// The entries of `old` hold; those in `new` are ignored, but an explicitly empty list clears them.
+/// The entries of `old` hold; those in `new` are ignored, but a list of one empty entry clears them. (An empty list does not: clients that do not know the
+/// field send that.)
 pub fn record_update(old: &Value, new: &mut Value, schema: &Schema, manager: &Manager, now: &str) {
-    let cleared = new.pointer("/metadata/managedFields").and_then(Value::as_array).is_some_and(Vec::is_empty);
-    let mut entries = if cleared { Vec::new() } else { entries_of(old) };
+    if new.pointer("/metadata/managedFields") == Some(&json!([{}])) {
+        store_entries(new, Vec::new());
+        return;
+    }
+    let mut entries = entries_of(old);
     let (changed, removed) = compare(old, new, schema);
     let (changed, removed) = (stripped(changed), stripped(removed));
     let gone = changed.clone().union(&removed);
@@ -386,6 +390,18 @@ mod tests {
 
     fn run(live: &Value, config: Value, who: &str, force: bool) -> Result<Value, Vec<Conflict>> {
         apply(live, &config, &schema(), &manager(who), force, "2026-01-01T00:00:00Z")
+    }
+
+    #[test]
+    fn one_empty_entry_clears_the_list_and_an_empty_list_does_not() {
+        let live = run(&nothing(), json!({"metadata": {"labels": {"a": "1"}}}), "m1", false).unwrap();
+        let mut new = live.clone();
+        new["metadata"]["managedFields"] = json!([]);
+        record_update(&live, &mut new, &schema(), &manager("m2"), "t");
+        assert_eq!(new["metadata"]["managedFields"], live["metadata"]["managedFields"]);
+        new["metadata"]["managedFields"] = json!([{}]);
+        record_update(&live, &mut new, &schema(), &manager("m2"), "t");
+        assert_eq!(new["metadata"].get("managedFields"), None);
     }
 
     #[test]

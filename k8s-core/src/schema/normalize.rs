@@ -87,6 +87,20 @@ fn type_name(value: &Value) -> &'static str {
     }
 }
 
+/// Optional lists that are written even when they are empty (RBAC's rules).
+const KEPT_EMPTY: [&str; 1] = ["rules"];
+
+/// Whether a value is a list or map with nothing in it: in a built-in type, that is the same as no list or map, and is stored as such.
+fn is_empty_collection(value: &Value, kind: &Kind) -> bool {
+    match (value, kind) {
+        (Value::Array(items), Kind::List { .. }) => items.is_empty(),
+        (Value::Object(map), Kind::Object { fields, rest: Some(_), .. }) => {
+            map.is_empty() && fields.is_empty()
+        }
+        _ => false,
+    }
+}
+
 impl Walk<'_> {
     fn mismatch(&mut self, want: impl Into<String>, value: &Value) {
         self.found.mismatches.push(Mismatch {
@@ -185,6 +199,7 @@ impl Walk<'_> {
 
     fn object(&mut self, map: &mut Map<String, Value>, kind: &Kind, depth: usize) {
         let Kind::Object { fields, rest, preserve, required, .. } = kind else { return };
+        let schema = self.schema;
         let mut drop = Vec::new();
         for (name, child) in map.iter_mut() {
             let node = match fields.get(name.as_str()).map(|f| f.node).or(*rest) {
@@ -207,6 +222,10 @@ impl Walk<'_> {
                 self.within(&format!("[{name}]"), false, |walk| walk.value(child, node, depth + 1));
             } else {
                 self.within(name, true, |walk| walk.value(child, node, depth + 1));
+                let needed = KEPT_EMPTY.contains(&name.as_str()) || required.iter().any(|r| **r == **name);
+                if !self.custom && !needed && is_empty_collection(child, &schema.node(node).kind) {
+                    drop.push(name.clone());
+                }
             }
         }
         for name in drop {
@@ -303,6 +322,21 @@ mod tests {
         let paths: Vec<&str> = found.mismatches.iter().map(|m| m.path.as_str()).collect();
         assert_eq!(paths, ["spec.containers[0].ports[0].containerPort", "spec.hostNetwork"]);
         assert_eq!(pod["metadata"], json!({"name": "p", "labels": {"a": "b"}}));
+    }
+
+    #[test]
+    fn empty_lists_and_maps_are_none() {
+        let schema = builtin(&[generate::<Pod>]).remove(0);
+        let mut pod = json!({
+            "metadata": {"name": "p", "labels": {}, "finalizers": []},
+            "spec": {"containers": [], "volumes": [{"name": "v", "emptyDir": {}}], "nodeSelector": {}, "securityContext": {}}
+        });
+        schema.normalize(&mut pod, false);
+        let want = json!({
+            "metadata": {"name": "p"},
+            "spec": {"containers": [], "volumes": [{"name": "v", "emptyDir": {}}], "securityContext": {}}
+        });
+        assert_eq!(pod, want, "required lists and empty structures stay");
     }
 
     #[test]
