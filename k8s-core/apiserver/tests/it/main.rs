@@ -10,4 +10,5 @@ mod lists;
 mod mutations;
 mod stages;
 mod support;
+mod versions;
 mod watches;

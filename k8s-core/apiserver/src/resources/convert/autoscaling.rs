@@ -35,6 +35,14 @@ fn hpa_to_v2(object: &mut Value) {
         metrics.extend(serde_json::from_str::<Vec<Value>>(&more).unwrap_or_default());
     }
     let behavior = take(object, "/metadata/annotations", BEHAVIOR);
+    // Annotations that were only there to carry these go with them.
+    if object
+        .pointer("/metadata/annotations")
+        .and_then(Value::as_object)
+        .is_some_and(serde_json::Map::is_empty)
+    {
+        take(object, "/metadata", "annotations");
+    }
     if let Some(spec) = object.get_mut("spec").and_then(Value::as_object_mut) {
         if !metrics.is_empty() {
             spec.insert("metrics".into(), metrics.into());
@@ -178,7 +186,7 @@ mod tests {
     fn old_autoscalers_survive() {
         round_trip(
             &V1,
-            json!({"metadata": {"annotations": {}}, "spec": {"maxReplicas": 3, "targetCPUUtilizationPercentage": 50}}),
+            json!({"metadata": {}, "spec": {"maxReplicas": 3, "targetCPUUtilizationPercentage": 50}}),
         );
         round_trip(
             &V2BETA1,
