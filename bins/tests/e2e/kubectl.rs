@@ -22,6 +22,7 @@ pub const TESTS: &[(&str, Test)] = &[
     ("kubectl_gets_and_describes", get_and_describe),
     ("kubectl_creates", create),
     ("kubectl_applies", apply),
+    ("kubectl_defines_resources", define),
     ("kubectl_changes", change),
     ("kubectl_rolls_out", rollout),
     ("kubectl_reads_logs", logs),
@@ -174,6 +175,47 @@ fn apply(cluster: &Cluster, name: &str) -> Outcome {
     n.expect(&["get", "configmap", "m", "-o", "jsonpath={.data.k}"], "", 0, "3")?;
     n.expect(&["delete", "-f", "-"], &map("3"), 0, "deleted")?;
     Ok(())
+}
+
+/// What a user of custom resources does, and what they are told when they do it wrong.
+fn define(cluster: &Cluster, name: &str) -> Outcome {
+    const DEFINITION: &str = r#"{"apiVersion": "apiextensions.k8s.io/v1", "kind": "CustomResourceDefinition", "metadata": {"name": "shops.e2e.example.com"},
+        "spec": {"group": "e2e.example.com", "scope": "Namespaced", "names": {"plural": "shops", "kind": "Shop", "shortNames": ["shp"]},
+            "versions": [{"name": "v1", "served": true, "storage": true,
+                "subresources": {"status": {}, "scale": {"specReplicasPath": ".spec.replicas", "statusReplicasPath": ".status.open"}},
+                "additionalPrinterColumns": [{"name": "Wanted", "type": "integer", "jsonPath": ".spec.replicas"}],
+                "schema": {"openAPIV3Schema": {"type": "object", "properties": {"spec": {"type": "object", "description": "What a shop is.",
+                    "x-kubernetes-validations": [{"rule": "self.replicas <= 10", "message": "too many"}],
+                    "properties": {"replicas": {"type": "integer", "description": "How many."}}}}}}}]}}"#;
+    const SHOP: &str = r#"{"apiVersion": "e2e.example.com/v1", "kind": "Shop", "metadata": {"name": "corner"}, "spec": {"replicas": 3}}"#;
+    const INGRESS: &str = r#"{"apiVersion": "extensions/v1beta1", "kind": "Ingress", "metadata": {"name": "old"},
+        "spec": {"rules": [{"http": {"paths": [{"path": "/x", "backend": {"serviceName": "s", "servicePort": 80}}]}}]}}"#;
+    const UNKNOWN: &str =
+        r#"{"apiVersion": "nope.example.com/v1", "kind": "Nope", "metadata": {"name": "x"}}"#;
+    table(
+        &cluster.namespace(name)?,
+        &[
+            Row("create -f -", UNKNOWN, 1, "no matches for kind \"Nope\" in version \"nope.example.com/v1\""),
+            Row("create -f -", DEFINITION, 0, "shops.e2e.example.com created"),
+            Row(
+                "wait --for=condition=Established crd/shops.e2e.example.com --timeout=10s",
+                "",
+                0,
+                "condition met",
+            ),
+            Row("apply -f -", SHOP, 0, "corner created"),
+            Row("get shp", "", 0, "WANTED"),
+            Row("explain shop.spec.replicas", "", 0, "How many."),
+            Row("explain pod.spec.containers.ports --output plaintext-openapiv2", "", 0, "containerPort"),
+            Row("scale shp/corner --replicas=5", "", 0, "corner scaled"),
+            Row("scale shp/corner --replicas=50", "", 1, "spec: Invalid value: \"object\": too many"),
+            Row("delete crd shops.e2e.example.com", "", 0, "deleted"),
+            Row("apply -f -", INGRESS, 0, "ingress.extensions/old created"),
+            Row("apply -f -", INGRESS, 0, "ingress.extensions/old unchanged"),
+            Row("get ingresses.v1.networking.k8s.io old -o yaml", "", 0, "pathType: ImplementationSpecific"),
+            Row("get events.events.k8s.io", "", 0, ""),
+        ],
+    )
 }
 
 fn change(cluster: &Cluster, name: &str) -> Outcome {

@@ -1,0 +1,59 @@
+//! An unmodified kube-rs client over TLS, as another machine would connect: with the kubeconfig that the cluster hands out.
+
+use std::time::Duration;
+
+use futures::{StreamExt, TryStreamExt};
+use hyperkube::{Cluster, Node};
+use k8s_openapi::api::core::v1::{ConfigMap, Pod};
+use kube::{
+    Api, Client, Config,
+    api::{DeleteParams, ListParams, Patch, PatchParams, PostParams},
+    config::Kubeconfig,
+    runtime::{wait, watcher},
+};
+use serde_json::json;
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn over_tls_with_the_clusters_kubeconfig() {
+    let cluster = Cluster::builder()
+        .memory()
+        .node(Node::simulated(1))
+        .listen("127.0.0.1:0".parse().unwrap())
+        .start()
+        .await
+        .unwrap();
+    cluster.ready(Duration::from_secs(30)).await.unwrap();
+    let kubeconfig = Kubeconfig::from_yaml(&cluster.kubeconfig().unwrap()).unwrap();
+    let config = Config::from_custom_kubeconfig(kubeconfig, &Default::default()).await.unwrap();
+    assert_eq!(config.cluster_url.scheme_str(), Some("https"));
+    let client = Client::try_from(config).unwrap();
+
+    let maps: Api<ConfigMap> = Api::default_namespaced(client.clone());
+    let map = json!({"apiVersion": "v1", "kind": "ConfigMap", "metadata": {"name": "a"}, "data": {"k": "v"}});
+    maps.patch("a", &PatchParams::apply("mine"), &Patch::Apply(&map)).await.unwrap();
+    let mut seen = watcher::watcher(
+        maps.clone(),
+        watcher::Config::default().fields("metadata.name=a").streaming_lists(),
+    )
+    .boxed();
+    assert!(matches!(seen.try_next().await.unwrap(), Some(watcher::Event::Init)));
+    assert!(matches!(seen.try_next().await.unwrap(), Some(watcher::Event::InitApply(m)) if m.data.is_some()));
+    assert!(matches!(seen.try_next().await.unwrap(), Some(watcher::Event::InitDone)));
+    maps.delete("a", &DeleteParams::default()).await.unwrap();
+    assert!(matches!(seen.try_next().await.unwrap(), Some(watcher::Event::Delete(_))));
+
+    // More than is sent uncompressed, with gzip as kube-rs asks for it where it is built with it.
+    for i in 0..50 {
+        let map = json!({"metadata": {"name": format!("m{i}")}, "data": {"d": "x".repeat(10_000)}});
+        maps.create(&PostParams::default(), &serde_json::from_value(map).unwrap()).await.unwrap();
+    }
+    assert_eq!(maps.list(&ListParams::default().fields("metadata.name=m7")).await.unwrap().items.len(), 1);
+    assert!(maps.list(&ListParams::default()).await.unwrap().items.len() > 50);
+
+    let pods: Api<Pod> = Api::default_namespaced(client);
+    let pod = json!({"metadata": {"name": "p"}, "spec": {"containers": [{"name": "c", "image": "i"}]}});
+    pods.create(&PostParams::default(), &serde_json::from_value(pod).unwrap()).await.unwrap();
+    let running = wait::await_condition(pods, "p", wait::conditions::is_pod_running());
+    tokio::time::timeout(Duration::from_secs(30), running).await.unwrap().unwrap();
+    cluster.down().await.unwrap();
+}
