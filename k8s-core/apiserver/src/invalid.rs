@@ -1,6 +1,6 @@
 //! Problems with an object's fields, collected and answered all at once.
 
-use std::fmt::Display;
+use std::{collections::HashSet, fmt::Display};
 
 use k8s_core::{api::apimachinery::pkg::apis::meta::v1::StatusCause, status::ApiStatus};
 use serde_json::Value;
@@ -13,6 +13,11 @@ pub struct FieldError {
     message: String,
 }
 
+/// How many problems of an object are told; nobody reads more.
+const MOST: usize = 500;
+/// How much is told of each, bytes: a message quotes the value that it is about.
+const LONGEST: usize = 16 << 10;
+
 /// All problems of an object, in the order they were found.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct FieldErrors(Vec<FieldError>);
@@ -23,6 +28,15 @@ fn with_detail(head: String, detail: &str) -> String {
 
 impl FieldErrors {
     fn push(&mut self, reason: &'static str, field: impl Display, message: String) {
+        if self.0.len() >= MOST {
+            return;
+        }
+        let message = if message.len() > LONGEST {
+            let end = (0..=LONGEST).rev().find(|at| message.is_char_boundary(*at)).unwrap_or(0);
+            format!("{}...", message.get(..end).unwrap_or_default())
+        } else {
+            message
+        };
         self.0.push(FieldError { reason, field: field.to_string(), message });
     }
 
@@ -101,13 +115,9 @@ impl FieldErrors {
     /// The 422 answer about an object; `kind` may be followed by `.group`.
     #[must_use]
     pub fn into_status(self, group: &str, kind: &str, name: &str) -> ApiStatus {
-        let mut lines: Vec<String> = Vec::new();
-        for error in &self.0 {
-            let line = format!("{}: {}", error.field, error.message);
-            if !lines.contains(&line) {
-                lines.push(line);
-            }
-        }
+        let mut seen = HashSet::new();
+        let mut lines: Vec<String> =
+            self.lines().into_iter().filter(|line| seen.insert(line.clone())).collect();
         let what = if group.is_empty() { kind.to_owned() } else { format!("{kind}.{group}") };
         let problems = if lines.len() == 1 { lines.remove(0) } else { format!("[{}]", lines.join(", ")) };
         let causes = self

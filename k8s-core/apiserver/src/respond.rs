@@ -54,10 +54,20 @@ pub(crate) fn failure(status: &ApiStatus) -> Response<Body> {
     response
 }
 
-/// Adds `Warning` headers.
+/// How much all warnings of an answer may have, and then each of them, characters (upstream's limits).
+const ALL_WARNINGS: usize = 4096;
+const ONE_WARNING: usize = 256;
+
+/// Adds `Warning` headers. When they are many, each is cut, and what does not fit is left out.
 pub(crate) fn warn(response: &mut Response<Body>, warnings: &[String]) {
+    let total: usize = warnings.iter().map(|w| w.chars().count()).sum();
+    let mut room = ALL_WARNINGS;
     for warning in warnings {
-        let quoted = warning.replace('\\', "\\\\").replace('"', "\\\"");
+        let most = if total > ALL_WARNINGS { ONE_WARNING } else { usize::MAX };
+        let shown: String = warning.chars().take(most).collect();
+        let Some(left) = room.checked_sub(shown.chars().count()) else { return };
+        room = left;
+        let quoted = shown.replace('\\', "\\\\").replace('"', "\\\"");
         if let Ok(value) = HeaderValue::from_str(&format!("299 - \"{quoted}\"")) {
             response.headers_mut().append(header::WARNING, value);
         }

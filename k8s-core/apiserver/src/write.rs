@@ -194,7 +194,7 @@ async fn insert(
     check_metadata(resource, &object, &mut errors);
     (resource.strategy.validate)(&object, &mut errors);
     if let Some(rules) = &resource.rules {
-        rules.check(&object, None, &mut errors);
+        unhurried(rules.is_heavy(&object, None), || rules.check(&object, None, &mut errors));
     }
     if let Some(typed) = &resource.typed {
         typed.validate(&object, None, false, &mut errors);
@@ -230,6 +230,16 @@ async fn insert(
         }
     }
     Err(ApiStatus::already_exists(&resource.group, &resource.plural, text(&object, "/metadata/name")))
+}
+
+/// Does something that takes long without keeping other requests of this thread waiting, where the runtime has other threads for them.
+fn unhurried(long: bool, work: impl FnOnce()) {
+    use tokio::runtime::{Handle, RuntimeFlavor};
+    if long && Handle::try_current().is_ok_and(|h| h.runtime_flavor() == RuntimeFlavor::MultiThread) {
+        tokio::task::block_in_place(work);
+    } else {
+        work();
+    }
 }
 
 /// Writes an object's stored form.
@@ -363,7 +373,7 @@ pub(crate) async fn modify(
             (resource.strategy.validate)(&new, &mut errors);
         }
         if let Some(rules) = &resource.rules {
-            rules.check(&new, Some(&old), &mut errors);
+            unhurried(rules.is_heavy(&new, Some(&old)), || rules.check(&new, Some(&old), &mut errors));
         }
         if let Some(typed) = &resource.typed {
             typed.validate(&new, Some(&old), part == "status", &mut errors);

@@ -5,7 +5,7 @@
 //! map, its bytes): a loop goes over a list or map of the value or over what was made from one, and linear operations over parts of a value add up to
 //! its bytes for each time they are done.
 
-use kube_cel::cel::common::ast::{EntryExpr, Expr, IdedExpr, LiteralValue, MapExpr, StructExpr};
+use kube_cel::cel::common::ast::{CallExpr, EntryExpr, Expr, IdedExpr, LiteralValue, MapExpr, StructExpr};
 use serde_json::Value;
 
 /// Most steps that a rule may need. A step takes some 100 ns.
@@ -53,21 +53,26 @@ pub(super) struct Shape {
     operations: u64,
     /// How deep loops are nested.
     depth: u32,
-    /// Lists that are made by more than going over one: each sum makes them longer.
-    sums: u64,
+    /// Sums: each makes a text or a list at most twice as long as the longest there is.
+    sums: u32,
     /// Calls that can make a text longer by a factor.
     growing: u32,
+    /// Calls that make one text of a list of texts.
+    joins: u32,
     /// The longest literal, bytes, or entries of a literal range.
     literal: u64,
-    /// It takes texts or nested lists apart, or has a range that is not literal.
+    /// It takes texts apart, or has a range that is not literal.
     splits: bool,
 }
+
+/// What a pattern that is not written in the rule may take to compile, steps.
+const PATTERN: u64 = 50_000;
 
 impl Shape {
     /// The shape of an expression that is evaluated inside of `around` loops.
     pub(super) fn of(expression: &IdedExpr, around: u32) -> Self {
         let mut shape = Shape { depth: around, ..Shape::default() };
-        shape.visit(expression, around);
+        shape.visit(expression, around, "");
         shape
     }
 
@@ -75,46 +80,30 @@ impl Shape {
         self.depth = self.depth.max(depth);
     }
 
-    fn visit(&mut self, expression: &IdedExpr, loops: u32) {
+    /// `accumulated` is the name of the innermost loop's own result: what the loop adds to that is counted with the loop.
+    fn visit(&mut self, expression: &IdedExpr, loops: u32, accumulated: &str) {
         self.operations += 1;
         match &expression.expr {
             Expr::Call(call) => {
-                let literal_list = call.args.last().is_some_and(|a| matches!(a.expr, Expr::List(_)));
-                match call.func_name.as_str() {
-                    "_+_" => self.sums += 1,
-                    "replace" | "join" | "format" | "quote" | "strings.quote" => self.growing += 1,
-                    "split" | "findAll" | "flatten" => self.splits = true,
-                    "range" | "lists.range" => match call.args.last().map(|a| &a.expr) {
-                        Some(Expr::Literal(LiteralValue::Int(n))) => {
-                            self.literal = self.literal.max(n.inner().unsigned_abs());
-                        }
-                        _ => self.literal = u64::MAX,
-                    },
-                    // They look at every element, or at every pair.
-                    "@in" if !literal_list => self.deep(loops + 1),
-                    "contains" | "indexOf" | "lastIndexOf" | "sort" | "isSorted" | "distinct" | "matches"
-                    | "find" | "min" | "max" | "sum" => self.deep(loops + 1),
-                    "equivalent" | "intersects" | "sets.contains" | "sets.equivalent" | "sets.intersects" => {
-                        self.deep(loops + 2);
-                    }
-                    _ => {}
-                }
-                call.target.iter().for_each(|target| self.visit(target, loops));
-                call.args.iter().for_each(|arg| self.visit(arg, loops));
+                self.call(call, loops, accumulated);
+                call.target.iter().for_each(|target| self.visit(target, loops, accumulated));
+                call.args.iter().for_each(|arg| self.visit(arg, loops, accumulated));
             }
-            Expr::Comprehension(loop_) => {
-                self.deep(loops + 1);
-                self.visit(&loop_.iter_range, loops);
-                self.visit(&loop_.accu_init, loops);
-                self.visit(&loop_.result, loops);
-                self.visit(&loop_.loop_cond, loops + 1);
-                self.visit(&loop_.loop_step, loops + 1);
+            Expr::Comprehension(one) => {
+                // A list that grows by one element is copied for each of them.
+                let copies = matches!(one.accu_init.expr, Expr::List(_) | Expr::Map(_));
+                self.deep(loops + 1 + u32::from(copies));
+                self.visit(&one.iter_range, loops, accumulated);
+                self.visit(&one.accu_init, loops, accumulated);
+                self.visit(&one.result, loops, &one.accu_var);
+                self.visit(&one.loop_cond, loops + 1, &one.accu_var);
+                self.visit(&one.loop_step, loops + 1, &one.accu_var);
             }
             Expr::List(list) => {
                 self.literal = self.literal.max(list.elements.len() as u64);
-                list.elements.iter().for_each(|element| self.visit(element, loops));
+                list.elements.iter().for_each(|element| self.visit(element, loops, accumulated));
             }
-            Expr::Select(select) => self.visit(&select.operand, loops),
+            Expr::Select(select) => self.visit(&select.operand, loops, accumulated),
             Expr::Literal(LiteralValue::String(text)) => {
                 self.literal = self.literal.max(text.inner().len() as u64);
             }
@@ -123,13 +112,50 @@ impl Shape {
                 for entry in entries {
                     match &entry.expr {
                         EntryExpr::MapEntry(entry) => {
-                            self.visit(&entry.key, loops);
-                            self.visit(&entry.value, loops);
+                            self.visit(&entry.key, loops, accumulated);
+                            self.visit(&entry.value, loops, accumulated);
                         }
-                        EntryExpr::StructField(field) => self.visit(&field.value, loops),
+                        EntryExpr::StructField(field) => self.visit(&field.value, loops, accumulated),
                     }
                 }
             }
+        }
+    }
+
+    fn call(&mut self, call: &CallExpr, loops: u32, accumulated: &str) {
+        let last = call.args.last().map(|a| &a.expr);
+        let is_accumulated = |e: &IdedExpr| matches!(&e.expr, Expr::Ident(name) if name == accumulated);
+        match call.func_name.as_str() {
+            "_+_" if call.args.first().is_some_and(is_accumulated) => {}
+            "_+_" => self.sums += 1,
+            "replace" | "format" | "quote" | "strings.quote" => self.growing += 1,
+            "join" => self.joins += 1,
+            "split" | "findAll" => self.splits = true,
+            // Of a list of the value it gives no more than the value has; of one that the rule makes it could give anything.
+            "flatten" => match &call.target {
+                Some(target) if is_path(target) => self.splits = true,
+                _ => self.literal = u64::MAX,
+            },
+            "range" | "lists.range" => match last {
+                Some(Expr::Literal(LiteralValue::Int(n))) => {
+                    self.literal = self.literal.max(n.inner().unsigned_abs());
+                }
+                _ => self.literal = u64::MAX,
+            },
+            // They look at every element, or at every pair.
+            "@in" if !matches!(last, Some(Expr::List(_))) => self.deep(loops + 1),
+            "matches" | "find" => {
+                self.deep(loops + 1);
+                if !matches!(last, Some(Expr::Literal(_))) {
+                    self.operations += PATTERN;
+                }
+            }
+            "contains" | "indexOf" | "lastIndexOf" | "isSorted" | "min" | "max" | "sum" => {
+                self.deep(loops + 1)
+            }
+            "sort" | "distinct" | "equivalent" | "intersects" | "sets.contains" | "sets.equivalent"
+            | "sets.intersects" => self.deep(loops + 2),
+            _ => {}
         }
     }
 
@@ -140,17 +166,37 @@ impl Shape {
 
     /// Whether the work for a value is within the budget.
     pub(super) fn fits(&self, size: Size) -> bool {
-        let bytes = size.bytes.max(self.literal.min(1 << 20)).max(1);
-        let longest = (self.literal.min(1 << 20) + 2).saturating_pow(self.growing).saturating_mul(bytes);
-        if longest > LONGEST || self.literal > STEPS {
-            return false;
+        self.steps(size).is_some_and(|steps| steps <= STEPS)
+    }
+
+    /// A bound on the steps for a value; `None`: it could make a text or list of any length.
+    pub(super) fn steps(&self, size: Size) -> Option<u64> {
+        if self.literal > STEPS {
+            return None;
         }
-        let widest = if self.splits { size.widest.max(longest) } else { size.widest };
-        // What `+` makes of lists inside of a loop can be as long as the loop's own list for each `+`.
-        let widest = widest.max(self.literal.min(STEPS)).saturating_mul(1 + self.sums.min(8)).max(1);
+        let doubled = 1u64.checked_shl(self.sums).unwrap_or(u64::MAX);
+        let widest = size.widest.max(self.literal).max(1).saturating_mul(doubled);
+        let longest = (self.literal.min(1 << 20) + 2)
+            .saturating_pow(self.growing)
+            .saturating_mul(widest.saturating_pow(self.joins))
+            .saturating_mul(size.bytes.max(self.literal).max(1))
+            .saturating_mul(doubled);
+        if longest > LONGEST {
+            return None;
+        }
+        let widest = if self.splits { widest.max(longest) } else { widest };
         let loops = widest.saturating_pow(self.depth);
         let linear = widest.saturating_pow(self.depth.saturating_sub(1)).saturating_mul(longest / 64);
-        self.operations.saturating_mul(loops.saturating_add(linear)) <= STEPS
+        Some(self.operations.saturating_mul(loops.saturating_add(linear)))
+    }
+}
+
+/// Whether an expression only names a part of the value.
+fn is_path(expression: &IdedExpr) -> bool {
+    match &expression.expr {
+        Expr::Ident(name) => name == "self" || name == "oldSelf",
+        Expr::Select(select) => is_path(&select.operand),
+        _ => false,
     }
 }
 
@@ -219,6 +265,10 @@ mod tests {
         for rule in [
             "self.items.all(x, self.items.all(y, self.items.all(z, x.port + y.port + z.port > 0)))",
             "self.items.all(x, self.items.all(y, x.name == y.name))",
+            "self.items.map(x, x.port + 1).size() > 0",
+            "self.items.map(x, self.items).flatten().size() > 0",
+            "[self.items[0].name].map(x, x + x).map(x, x + x).map(x, x + x).map(x, x + x).map(x, x + x).map(x, x + x).map(x, x + x).map(x, x + x).map(x, x + x).map(x, x + x).map(x, x + x).map(x, x + x).map(x, x + x).map(x, x + x).map(x, x + x).map(x, x + x)[0] != ''",
+            "self.items.exists(x, 'abc'.matches(x.name))",
             "{'a': self.items.all(x, self.items.all(y, x.name == y.name))}.a",
             "lists.range(1000000000).size() > 0",
             "self.items[0].name.replace('a', 'aaaaaaaaaaaaaaaa').replace('a', 'aaaaaaaaaaaaaaaa').replace('a', 'aaaaaaaaaaaaaaaa').replace('a', 'aaaaaaaaaaaaaaaa').replace('a', 'aaaaaaaaaaaaaaaa').replace('a', 'aaaaaaaaaaaaaaaa').size() > 0",
