@@ -461,6 +461,14 @@ impl ApiServer {
                 call.registry.groups().iter().any(|(g, v)| *g == info.group && v.contains(&info.version));
             return if served { Err(ApiStatus::no_resource()) } else { Ok(not_found_page()) };
         };
+        if resource.needs_webhook {
+            let (version, kind) = (resource.api_version(), &resource.kind);
+            let why = format!(
+                "conversion webhook for {version}, Kind={kind} failed: this server does not call conversion webhooks: use {}",
+                resource.storage_version
+            );
+            return Err(ApiStatus::new(500, "InternalError", format!("Internal error occurred: {why}")));
+        }
         if resource.namespaced
             && info.namespace.is_empty()
             && !matches!(info.verb.as_str(), "list" | "watch" | "deletecollection")

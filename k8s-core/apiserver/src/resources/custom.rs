@@ -8,7 +8,10 @@ pub(crate) use rules::Rules;
 
 use std::sync::Arc;
 
-use k8s_core::{legacy::third_party_kind, schema::Schema};
+use k8s_core::{
+    legacy::third_party_kind,
+    schema::{MAX_DEPTH, Schema},
+};
 use serde_json::{Value, json};
 
 use super::{
@@ -50,13 +53,18 @@ pub fn from_definition(crd: &Value) -> Vec<Arc<Resource>> {
     let versions = list(crd, "/spec/versions");
     let Some(stored) = versions.iter().find(|v| truth(v, "/storage")) else { return Vec::new() };
     let storage_version = format!("{group}/{}", text(stored, "/name"));
-    let served = versions.iter().filter(|v| truth(v, "/served"));
+    let mut served: Vec<&Value> = versions.iter().filter(|v| truth(v, "/served")).collect();
+    served.sort_by_key(|v| priority(text(v, "/name")));
     served
+        .into_iter()
         .filter_map(|version| {
-            let open_api = version
+            let mut open_api = version
                 .pointer("/schema/openAPIV3Schema")
                 .cloned()
                 .unwrap_or_else(|| json!({"type": "object"}));
+            if truth(crd, "/spec/preserveUnknownFields") {
+                keep_unknown_fields(&mut open_api, 0);
+            }
             let schema = Schema::custom(&open_api).ok()?;
             // What is wrong with it was said when the definition was made.
             let mut problems = FieldErrors::default();
@@ -121,6 +129,8 @@ pub fn from_definition(crd: &Value) -> Vec<Arc<Resource>> {
                 strategy: &CUSTOM,
                 conversion: None,
                 custom: true,
+                needs_webhook: text(crd, "/spec/conversion/strategy") == "Webhook"
+                    && version.get("name") != stored.get("name"),
                 terminating: crd.pointer("/metadata/deletionTimestamp").is_some(),
                 typed: None,
                 rules: Some(rules),
@@ -129,6 +139,46 @@ pub fn from_definition(crd: &Value) -> Vec<Arc<Resource>> {
             }))
         })
         .collect()
+}
+
+/// Which version comes first: stable ones, then beta, then alpha ones, higher numbers first, then all other names by name.
+fn priority(version: &str) -> (u8, std::cmp::Reverse<(u64, u64)>, String) {
+    let parse = || -> Option<(u8, u64, u64)> {
+        let rest = version.strip_prefix('v')?;
+        let digits = rest.find(|c: char| !c.is_ascii_digit()).unwrap_or(rest.len());
+        let major = rest.get(..digits)?.parse().ok()?;
+        match rest.get(digits..)? {
+            "" => Some((0, major, 0)),
+            tail => {
+                let beta = tail.strip_prefix("beta");
+                let minor = beta.or_else(|| tail.strip_prefix("alpha"))?.parse().ok()?;
+                Some((if beta.is_some() { 1 } else { 2 }, major, minor))
+            }
+        }
+    };
+    match parse() {
+        Some((stability, major, minor)) => (stability, std::cmp::Reverse((major, minor)), String::new()),
+        None => (3, std::cmp::Reverse((0, 0)), version.to_owned()),
+    }
+}
+
+/// Lets every object of a schema have fields that it does not describe.
+fn keep_unknown_fields(schema: &mut Value, depth: usize) {
+    if depth > MAX_DEPTH {
+        return;
+    }
+    let Some(map) = schema.as_object_mut() else { return };
+    if map.get("type").is_some_and(|t| t == "object") && !map.contains_key("additionalProperties") {
+        map.insert("x-kubernetes-preserve-unknown-fields".into(), true.into());
+    }
+    for (_, field) in map.get_mut("properties").and_then(Value::as_object_mut).into_iter().flatten() {
+        keep_unknown_fields(field, depth + 1);
+    }
+    for key in ["items", "additionalProperties"] {
+        if let Some(inner) = map.get_mut(key) {
+            keep_unknown_fields(inner, depth + 1);
+        }
+    }
 }
 
 /// Checks an object, or an update of `old`, against a CustomResourceDefinition's `openAPIV3Schema` as the server does: limits, formats and CEL rules.
@@ -198,6 +248,7 @@ pub fn from_third_party(tpr: &Value) -> Vec<Arc<Resource>> {
                 strategy: &CUSTOM,
                 conversion: None,
                 custom: true,
+                needs_webhook: false,
                 terminating: false,
                 typed: None,
                 rules: None,
@@ -211,6 +262,13 @@ pub fn from_third_party(tpr: &Value) -> Vec<Arc<Resource>> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn stable_versions_come_first() {
+        let mut versions = ["foo", "v1alpha2", "v2", "v1", "v10", "v1beta3", "v11beta1", "v1beta10"];
+        versions.sort_by_key(|v| priority(v));
+        assert_eq!(versions, ["v10", "v2", "v1", "v11beta1", "v1beta10", "v1beta3", "v1alpha2", "foo"]);
+    }
 
     #[test]
     fn a_third_party_resource_is_served() {

@@ -18,9 +18,6 @@ const SHARED: [(&str, &str); 3] = [
     ("subresources", "subresources"),
     ("additionalPrinterColumns", "additionalPrinterColumns"),
 ];
-/// In a schema: unknown fields are kept.
-const PRESERVE: &str = "x-kubernetes-preserve-unknown-fields";
-
 fn rename_paths(columns: &mut Value, from: &str, to: &str) {
     for column in columns.as_array_mut().into_iter().flatten().filter_map(Value::as_object_mut) {
         if let Some(path) = column.remove(from) {
@@ -39,7 +36,7 @@ fn to_v1(object: &mut Value) {
     }
     let shared: Vec<(&str, Value)> =
         SHARED.into_iter().filter_map(|(old, new)| Some((new, spec.remove(old)?))).collect();
-    let preserve = spec.remove("preserveUnknownFields").is_none_or(|p| p == true);
+    spec.entry("preserveUnknownFields").or_insert(true.into());
     let versions = spec.get_mut("versions").and_then(Value::as_array_mut);
     for version in versions.into_iter().flatten().filter_map(Value::as_object_mut) {
         for (name, value) in &shared {
@@ -53,9 +50,6 @@ fn to_v1(object: &mut Value) {
             let root = schema.entry("openAPIV3Schema").or_insert_with(|| json!({"type": "object"}));
             if let Some(root) = root.as_object_mut() {
                 root.entry("type").or_insert("object".into());
-                if preserve {
-                    root.entry(PRESERVE).or_insert(true.into());
-                }
             }
         }
     }
@@ -76,14 +70,11 @@ fn to_v1(object: &mut Value) {
 
 fn from_v1(object: &mut Value) {
     let Some(spec) = object.get_mut("spec").and_then(Value::as_object_mut) else { return };
-    let mut preserve = false;
     let versions = spec.get_mut("versions").and_then(Value::as_array_mut);
     for version in versions.into_iter().flatten() {
         if let Some(columns) = version.get_mut("additionalPrinterColumns") {
             rename_paths(columns, "jsonPath", "JSONPath");
         }
-        let root = version.pointer_mut("/schema/openAPIV3Schema").and_then(Value::as_object_mut);
-        preserve |= root.is_some_and(|root| root.get(PRESERVE).is_some_and(|p| p == true));
     }
     // What is the same in all versions stands beside them: the two places exclude each other.
     for (old, new) in SHARED {
@@ -101,7 +92,7 @@ fn from_v1(object: &mut Value) {
     if let Some(first) = first {
         spec.insert("version".into(), first);
     }
-    spec.insert("preserveUnknownFields".into(), preserve.into());
+    spec.entry("preserveUnknownFields").or_insert(false.into());
     let Some(conversion) = spec.get_mut("conversion").and_then(Value::as_object_mut) else { return };
     if let Some(Value::Object(mut webhook)) = conversion.remove("webhook") {
         for (old, new) in [
@@ -132,9 +123,6 @@ mod tests {
         );
         let mut oldest = json!({"spec": {"group": "g.example.com", "version": "v1"}});
         to_v1(&mut oldest);
-        assert_eq!(
-            oldest["spec"]["versions"][0]["schema"]["openAPIV3Schema"],
-            json!({"type": "object", PRESERVE: true})
-        );
+        assert_eq!(oldest["spec"]["versions"][0]["schema"]["openAPIV3Schema"], json!({"type": "object"}));
     }
 }

@@ -76,6 +76,10 @@ impl Shape {
         shape
     }
 
+    fn repeated(&mut self, parts: usize) {
+        self.sums += parts.checked_next_power_of_two().map_or(usize::BITS, usize::trailing_zeros);
+    }
+
     fn deep(&mut self, depth: u32) {
         self.depth = self.depth.max(depth);
     }
@@ -101,6 +105,9 @@ impl Shape {
             }
             Expr::List(list) => {
                 self.literal = self.literal.max(list.elements.len() as u64);
+                // What is put into a list several times makes it that much longer to go through.
+                let parts = list.elements.iter().filter(|e| !matches!(e.expr, Expr::Literal(_))).count();
+                self.repeated(parts);
                 list.elements.iter().for_each(|element| self.visit(element, loops, accumulated));
             }
             Expr::Select(select) => self.visit(&select.operand, loops, accumulated),
@@ -109,6 +116,7 @@ impl Shape {
             }
             Expr::Ident(_) | Expr::Literal(_) | Expr::Unspecified => {}
             Expr::Map(MapExpr { entries }) | Expr::Struct(StructExpr { entries, .. }) => {
+                self.repeated(entries.len());
                 for entry in entries {
                     match &entry.expr {
                         EntryExpr::MapEntry(entry) => {
@@ -269,6 +277,7 @@ mod tests {
             "self.items.map(x, self.items).flatten().size() > 0",
             "[self.items[0].name].map(x, x + x).map(x, x + x).map(x, x + x).map(x, x + x).map(x, x + x).map(x, x + x).map(x, x + x).map(x, x + x).map(x, x + x).map(x, x + x).map(x, x + x).map(x, x + x).map(x, x + x).map(x, x + x).map(x, x + x).map(x, x + x)[0] != ''",
             "self.items.exists(x, 'abc'.matches(x.name))",
+            "[self.items].map(v, [v, v]).map(v, [v, v]).map(v, [v, v]).map(v, [v, v]).map(v, [v, v]).map(v, [v, v]).map(v, [v, v]).map(v, [v, v]).map(v, [v, v]).map(v, [v, v]).map(v, [v, v]).map(v, [v, v]).map(v, [v, v]).map(v, [v, v]).map(v, [v, v]).map(v, [v, v]).map(v, [v, v]).map(v, [v, v]).map(v, [v, v]).map(v, [v, v]).map(v, [v, v]).map(v, [v, v]).map(v, [v, v]).map(v, [v, v]).map(v, [v, v]).map(v, [v, v]).map(v, [v, v]).map(v, [v, v]).map(v, [v, v]).map(v, [v, v]).map(v, [v, v]).map(v, [v, v]).map(v, [v, v]).map(v, [v, v]).map(v, [v, v]).map(v, [v, v]).map(v, [v, v]).map(v, [v, v]).map(v, [v, v]).map(v, [v, v]).map(v, [v, v]) != []",
             "{'a': self.items.all(x, self.items.all(y, x.name == y.name))}.a",
             "lists.range(1000000000).size() > 0",
             "self.items[0].name.replace('a', 'aaaaaaaaaaaaaaaa').replace('a', 'aaaaaaaaaaaaaaaa').replace('a', 'aaaaaaaaaaaaaaaa').replace('a', 'aaaaaaaaaaaaaaaa').replace('a', 'aaaaaaaaaaaaaaaa').replace('a', 'aaaaaaaaaaaaaaaa').size() > 0",

@@ -1,5 +1,7 @@
 //! CustomResourceDefinitions and ThirdPartyResources: their rules. What they make is in [`crate::resources::custom`].
 
+mod structure;
+
 use std::collections::HashSet;
 
 use k8s_core::{legacy::third_party_kind, schema::Schema};
@@ -126,6 +128,7 @@ fn check(crd: &Value, errors: &mut FieldErrors) {
             "must have exactly one version marked as storage version",
         );
     }
+    structure::check(crd, errors);
     let strategy = text(crd, "/spec/conversion/strategy");
     if !["None", "Webhook"].contains(&strategy) {
         errors.not_supported("spec.conversion.strategy", strategy, &["None", "Webhook"]);
