@@ -40,6 +40,10 @@ pub(crate) const PROTOBUF: Target = Target {
     run: |data| {
         if let Ok(value) = k8s_core::proto::decode(data) {
             assert!(serde_json::to_vec(&value).is_ok());
+            // What is decoded can be written again, if its type is written, and read again.
+            if let Some(body) = k8s_core::proto::encode(&value) {
+                assert!(k8s_core::proto::decode(&body).is_ok());
+            }
         }
     },
 };

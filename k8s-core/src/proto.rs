@@ -1,13 +1,19 @@
-//! Protobuf bodies of built-in types, turned into JSON values.
+//! Protobuf bodies of built-in types: decoded into JSON values, and ([`encode`]) made of them.
 //!
 //! client-go sends its own types in this form: four magic bytes, then a `runtime.Unknown` message that names the type and holds the object. Field
 //! numbers, names and types are in `messages.txt`, a table of facts of the wire format; what is decoded is then treated as JSON would be.
 //!
-//! Guarantee: decoding is total. Unknown fields are skipped, as protobuf has it; malformed input is an error.
-//!
-//! Not here: encoding (answers are JSON, which every client that sends protobuf also accepts).
+//! Guarantees: decoding and encoding are total. Unknown fields are skipped, as protobuf has it; malformed input is an error. What was encoded
+//! decodes to the same value, but for what JSON can say and protobuf cannot (an empty list, an empty text).
 
-use std::{collections::HashMap, sync::LazyLock};
+mod encode;
+
+pub use encode::{Definition, ListHead, encode, watch_frame};
+
+use std::{
+    collections::{BTreeMap, HashMap},
+    sync::LazyLock,
+};
 
 use base64::{Engine, engine::general_purpose::STANDARD};
 use jiff::Timestamp;
@@ -98,7 +104,8 @@ struct Field {
     of: Type,
 }
 
-type Message = HashMap<u64, Field>;
+/// Fields by number: they are written in this order.
+type Message = BTreeMap<u64, Field>;
 
 static MESSAGES: LazyLock<HashMap<&'static str, Message>> = LazyLock::new(|| {
     let mut all: HashMap<&str, Message> = HashMap::new();
@@ -364,7 +371,9 @@ fn object(bytes: &[u8], definition: &str, depth: usize) -> Result<Value, ProtoEr
             let nanos = i32::try_from(nanos).unwrap_or(0);
             let time =
                 Timestamp::new(seconds, nanos).map_err(|_| ProtoError::Malformed("time out of range"))?;
-            Ok(time.to_string().into())
+            // As Go writes them in JSON: whole seconds, or always microseconds.
+            let micro = definition.ends_with("MicroTime");
+            Ok(if micro { format!("{time:.6}") } else { format!("{time:.0}") }.into())
         }
         "apimachinery.pkg.apis.meta.v1.FieldsV1" | "apimachinery.pkg.runtime.RawExtension" => {
             match numbered()?.get(&1) {

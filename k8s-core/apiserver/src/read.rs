@@ -22,6 +22,7 @@ use http_body_util::{BodyExt, StreamBody};
 use k8s_core::{
     client::{Body, BoxError},
     status::ApiStatus,
+    store::Stored,
 };
 use serde_json::json;
 
@@ -91,10 +92,11 @@ pub(crate) fn list(
             metadata["remainingItemCount"] = remaining.into();
         }
     }
-    let head = presenter.list_head(&metadata);
+    let head = presenter.list_head(&metadata, page.objects(&selected, &after).map(|o| &*o.json));
+    let content_type = HeaderValue::from_static(presenter.content_type(false));
     let chunks = chunks(presenter, selected, after, page, head).map(|b| Ok::<_, BoxError>(Frame::data(b)));
     let mut response = Response::new(StreamBody::new(chunks).boxed_unsync());
-    response.headers_mut().insert(header::CONTENT_TYPE, HeaderValue::from_static("application/json"));
+    response.headers_mut().insert(header::CONTENT_TYPE, content_type);
     Ok(response)
 }
 
@@ -119,6 +121,16 @@ impl Page {
         }
         Page { last, length, more: objects.next().is_some() }
     }
+
+    /// Its objects after a key.
+    fn objects<'a>(
+        &'a self,
+        selected: &'a Selected,
+        after: &'a str,
+    ) -> impl Iterator<Item = &'a Arc<Stored>> {
+        let last = self.last.as_deref();
+        selected.after(after).take_while(move |object| last.is_none_or(|last| *object.key <= *last))
+    }
 }
 
 /// The bytes of a list, made as they are asked for.
@@ -135,6 +147,7 @@ fn chunks(
         first: bool,
         done: bool,
     }
+    let (between, tail) = presenter.list_marks();
     let begin = Writing { out: head, after: after.into(), first: true, done: false };
     stream::unfold(begin, move |mut writing| {
         if writing.done {
@@ -143,23 +156,20 @@ fn chunks(
         // The list goes on from the last key, since an iterator cannot live as long as the snapshot that it borrows from.
         let from = writing.after.clone();
         writing.done = true;
-        for object in selected.after(&from) {
-            if page.last.as_ref().is_some_and(|last| object.key > *last) {
-                break;
-            }
+        for object in page.objects(&selected, &from) {
             if writing.out.len() >= CHUNK {
                 writing.done = false;
                 break;
             }
             if !std::mem::take(&mut writing.first) {
-                writing.out.push(b',');
+                writing.out.extend_from_slice(between);
             }
             presenter.list_element(&object.json, &mut writing.out);
             writing.after = object.key.clone();
         }
         let mut out = std::mem::take(&mut writing.out);
         if writing.done {
-            out.extend_from_slice(Presenter::LIST_TAIL);
+            out.extend_from_slice(tail);
         } else {
             writing.out.reserve(CHUNK + 4096);
         }

@@ -2,11 +2,15 @@
 
 use bytes::Bytes;
 use http::{HeaderValue, Response, StatusCode, header};
+use http_body::Body as _;
+use http_body_util::BodyExt;
 use k8s_core::{
     client::{Body, body_from_bytes},
     status::ApiStatus,
 };
 use serde_json::{Value, json};
+
+use crate::table::{Encoding, Form, PROTOBUF};
 
 /// A JSON answer.
 #[must_use]
@@ -52,6 +56,37 @@ pub(crate) fn failure(status: &ApiStatus) -> Response<Body> {
         response.headers_mut().insert(header::RETRY_AFTER, seconds.into());
     }
     response
+}
+
+/// Whether a client would rather have protobuf than JSON.
+#[must_use]
+pub(crate) fn takes_protobuf(headers: &http::HeaderMap) -> bool {
+    matches!(Form::negotiate(headers, true), Ok((_, Encoding::Protobuf)))
+}
+
+/// A JSON answer as protobuf, where it holds an object that has such a form; other answers stay what they are.
+///
+/// Lists and watches of stored objects are not answered by way of JSON, and come through here untouched.
+pub(crate) async fn in_protobuf(response: Response<Body>) -> Response<Body> {
+    let json = response.headers().get(header::CONTENT_TYPE).is_some_and(|v| v == "application/json");
+    // What has no known length is written piece by piece.
+    if !json || response.body().size_hint().exact().is_none() {
+        return response;
+    }
+    let (mut parts, body) = response.into_parts();
+    let Ok(bytes) = body.collect().await.map(http_body_util::Collected::to_bytes) else {
+        return failure(&ApiStatus::new(
+            500,
+            "InternalError",
+            "Internal error occurred: the answer broke off",
+        ));
+    };
+    let encoded =
+        serde_json::from_slice(&bytes).ok().and_then(|object: Value| k8s_core::proto::encode(&object));
+    let Some(encoded) = encoded else { return Response::from_parts(parts, body_from_bytes(bytes)) };
+    parts.headers.insert(header::CONTENT_TYPE, HeaderValue::from_static(PROTOBUF));
+    parts.headers.remove(header::CONTENT_LENGTH);
+    Response::from_parts(parts, body_from_bytes(encoded))
 }
 
 /// How much all warnings of an answer may have, and then each of them, characters (upstream's limits).

@@ -324,24 +324,30 @@ impl ApiServer {
 
     fn respond(self, request: Request<Body>) -> BoxFuture<'static, Response<Body>> {
         async move {
-            let (mut response, warnings) = match self.answer(request).await {
-                Ok(done) => done,
-                Err(status) => (respond::failure(&status), Vec::new()),
-            };
+            let (mut response, warnings) = self.answer(request).await;
             respond::warn(&mut response, &warnings);
             response
         }
         .boxed()
     }
 
-    async fn answer(&self, request: Request<Body>) -> Result<(Response<Body>, Vec<String>), ApiStatus> {
+    async fn answer(&self, request: Request<Body>) -> (Response<Body>, Vec<String>) {
         let query = Query::parse(request.uri().query().unwrap_or_default());
         let info = RequestInfo::parse(request.method(), request.uri().path(), &query);
-        if crate::compress::is_wanted(request.headers(), &info) {
-            let (response, warnings) = self.audited(request, info, query).await?;
-            return Ok((crate::compress::gzip(response).await, warnings));
+        // What others answer is passed on as it is.
+        let protobuf = info.subresource != "proxy" && respond::takes_protobuf(request.headers());
+        let gzip = crate::compress::is_wanted(request.headers(), &info);
+        let (mut response, warnings) = match self.audited(request, info, query).await {
+            Ok(done) => done,
+            Err(status) => (respond::failure(&status), Vec::new()),
+        };
+        if protobuf {
+            response = respond::in_protobuf(response).await;
         }
-        self.audited(request, info, query).await
+        if gzip {
+            response = crate::compress::gzip(response).await;
+        }
+        (response, warnings)
     }
 
     async fn audited(

@@ -4,13 +4,17 @@ use std::sync::Arc;
 
 use bytes::Bytes;
 use jiff::Timestamp;
-use k8s_core::status::ApiStatus;
+use k8s_core::{
+    proto::{self, Definition, ListHead},
+    status::ApiStatus,
+};
 use serde_json::{Value, json};
 
 use crate::{
     resources::Resource,
+    respond::status_value,
     server::{ApiServer, Call},
-    table::{Form, metadata_only, row, table},
+    table::{Encoding, Form, PROTOBUF, metadata_only, row, table},
     value::{encode, metadata_of, text},
 };
 
@@ -19,6 +23,8 @@ use crate::{
 pub(crate) struct Presenter {
     resource: Arc<Resource>,
     form: Form,
+    /// Lists and watches in protobuf: the type of their objects.
+    protobuf: Option<Definition>,
     /// What a Table's rows hold of the objects: `None`, `Metadata` or `Object`.
     include: String,
     now: Timestamp,
@@ -36,9 +42,17 @@ impl Presenter {
         call: &Call,
         resource: &Arc<Resource>,
     ) -> Result<Self, ApiStatus> {
+        let own = Definition::of(&resource.api_version(), &resource.kind).filter(|_| !resource.custom);
+        let (form, encoding) = Form::negotiate(&call.headers, own.is_some())?;
+        let protobuf = match (encoding, form) {
+            (Encoding::Json, _) => None,
+            (Encoding::Protobuf, Form::Metadata) => Definition::of("meta.k8s.io/v1", "PartialObjectMetadata"),
+            (Encoding::Protobuf, _) => own,
+        };
         Ok(Presenter {
             resource: resource.clone(),
-            form: Form::from_headers(&call.headers)?,
+            form,
+            protobuf,
             include: call.query.get("includeObject").to_owned(),
             now: server.inner.clock.now(),
             identity: format!(
@@ -69,7 +83,16 @@ impl Presenter {
         row(&self.resource, &stored, &served, &self.include, self.now)
     }
 
-    /// One object by itself.
+    /// The media type of lists and (`watch`) of streams of events.
+    pub(super) fn content_type(&self, watch: bool) -> &'static str {
+        match (self.protobuf.is_some(), watch) {
+            (true, true) => "application/vnd.kubernetes.protobuf;stream=watch",
+            (true, false) => PROTOBUF,
+            (false, _) => "application/json",
+        }
+    }
+
+    /// One object by itself, as JSON: it is turned into protobuf where it leaves the server.
     pub(crate) fn object(&self, json: &Bytes) -> Bytes {
         if self.is_verbatim() {
             return json.clone();
@@ -108,8 +131,8 @@ impl Presenter {
         }
     }
 
-    /// What a list begins with, up to its first element.
-    pub(super) fn list_head(&self, metadata: &Value) -> Vec<u8> {
+    /// What a list begins with, up to its first element. `objects` are those that the list will have.
+    pub(super) fn list_head<'a>(&self, metadata: &Value, objects: impl Iterator<Item = &'a [u8]>) -> Vec<u8> {
         let (kind, version) = match self.form {
             Form::Whole => (self.resource.list_kind.clone(), self.resource.api_version()),
             Form::Metadata => ("PartialObjectMetadataList".into(), "meta.k8s.io/v1".into()),
@@ -120,12 +143,26 @@ impl Presenter {
                 return empty[..end].to_vec();
             }
         };
+        if self.protobuf.is_some() {
+            // The length of all stands before the first. They are written twice, so that memory does not grow with the list.
+            let mut one = Vec::new();
+            let length = objects.map(|json| {
+                one.clear();
+                self.list_element(json, &mut one);
+                one.len()
+            });
+            let length = length.sum();
+            return ListHead::new(&version, &kind, metadata).bytes(length);
+        }
         let (kind, version) = (Value::from(kind), Value::from(version));
         format!("{{\"kind\":{kind},\"apiVersion\":{version},\"metadata\":{metadata},\"items\":[").into_bytes()
     }
 
     /// Appends one element of a list.
     pub(super) fn list_element(&self, json: &[u8], out: &mut Vec<u8>) {
+        if let Some(definition) = self.protobuf {
+            return definition.list_element(&self.alone(json, false), out);
+        }
         let bare = !self.resource.custom;
         if self.is_verbatim() {
             match json.strip_prefix(self.identity.as_bytes()) {
@@ -152,12 +189,30 @@ impl Presenter {
         out.extend_from_slice(&encode(&object));
     }
 
-    /// What a list ends with.
-    pub(super) const LIST_TAIL: &'static [u8] = b"]}";
+    /// What stands between two elements of a list, and after the last.
+    pub(super) fn list_marks(&self) -> (&'static [u8], &'static [u8]) {
+        if self.protobuf.is_some() { (b"", b"") } else { (b",", b"]}") }
+    }
 
     /// Appends one event of a watch. The first event of a watch of Tables tells the columns.
     pub(super) fn event(&self, kind: &str, json: &[u8], first: bool, out: &mut Vec<u8>) {
+        if self.protobuf.is_some() {
+            return self.told(kind, &self.alone(json, first), out);
+        }
         line(kind, |out| self.write_alone(json, first, out), out);
+    }
+
+    /// Appends the event that ends a watch with a failure.
+    pub(super) fn failure(&self, status: &ApiStatus, out: &mut Vec<u8>) {
+        self.told("ERROR", &status_value(status), out);
+    }
+
+    /// Appends an event about an object as it is served.
+    fn told(&self, kind: &str, object: &Value, out: &mut Vec<u8>) {
+        match self.protobuf {
+            Some(_) => out.extend(proto::watch_frame(kind, object).unwrap_or_default()),
+            None => line(kind, |out| out.extend_from_slice(&encode(object)), out),
+        }
     }
 
     /// Appends the event that tells how far a watch has come; `initial`: and that all objects there were have been sent.
@@ -177,7 +232,7 @@ impl Presenter {
                 "columnDefinitions": null, "rows": [{"cells": [], "object": metadata_only(&whole)}],
             }),
         };
-        line("BOOKMARK", |out| out.extend_from_slice(&encode(&object)), out);
+        self.told("BOOKMARK", &object, out);
     }
 }
 
@@ -188,7 +243,7 @@ fn stored(json: &[u8]) -> Value {
 }
 
 /// Appends a line of a watch.
-pub(super) fn line(kind: &str, object: impl FnOnce(&mut Vec<u8>), out: &mut Vec<u8>) {
+fn line(kind: &str, object: impl FnOnce(&mut Vec<u8>), out: &mut Vec<u8>) {
     for part in [b"{\"type\":\"", kind.as_bytes(), b"\",\"object\":"] {
         out.extend_from_slice(part);
     }

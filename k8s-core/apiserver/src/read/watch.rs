@@ -19,10 +19,9 @@ use rand::Rng;
 use serde_json::Value;
 use tokio::time::Instant;
 
-use super::{CHUNK, Presenter, Selection, present::line, selection::Selected, state};
+use super::{CHUNK, Presenter, Selection, selection::Selected, state};
 use crate::{
     resources::Resource,
-    respond::status_value,
     server::{ApiServer, Call},
     value::{encode, set},
 };
@@ -81,6 +80,7 @@ pub(crate) fn watch(
     let timeout = Duration::from_secs(seconds.unwrap_or_else(|| rand::rng().random_range(UNASKED)));
     let deadline = now.checked_add(timeout).unwrap_or(now + Duration::from_secs(UNASKED.end));
     let bookmarks = call.query.truth("allowWatchBookmarks");
+    let content_type = HeaderValue::from_static(presenter.content_type(true));
     let watch = Watch {
         server: server.clone(),
         selection,
@@ -97,7 +97,7 @@ pub(crate) fn watch(
     };
     let frames = frames(watch).map(|bytes| Ok::<_, BoxError>(Frame::data(bytes)));
     let mut response = Response::new(StreamBody::new(frames).boxed_unsync());
-    response.headers_mut().insert(header::CONTENT_TYPE, HeaderValue::from_static("application/json"));
+    response.headers_mut().insert(header::CONTENT_TYPE, content_type);
     Ok(response)
 }
 
@@ -173,7 +173,7 @@ impl Watch {
             }
             Err(e) => {
                 let status = ApiStatus::expired(e.to_string());
-                line("ERROR", |out| out.extend_from_slice(&encode(&status_value(&status))), &mut self.out);
+                self.presenter.failure(&status, &mut self.out);
                 self.ended = true;
                 true
             }

@@ -8,6 +8,7 @@ mod kube_rs;
 mod lists;
 
 mod mutations;
+mod proto;
 mod stages;
 mod support;
 mod versions;
