@@ -274,13 +274,15 @@ mod tests {
         let n = rng.next_u32() % 1000 + 1;
         match of {
             Type::Text => format!("t{n}").into(),
-            Type::Integer => (if n % 5 == 0 { -i64::from(n) } else { i64::from(n) << (n % 40) }).into(),
+            Type::Integer => {
+                (if n.is_multiple_of(5) { -i64::from(n) } else { i64::from(n) << (n % 40) }).into()
+            }
             Type::Truth => true.into(),
             Type::Bytes => STANDARD.encode(n.to_be_bytes()).into(),
             Type::Number => (f64::from(n) / 8.0).into(),
             Type::Message(definition) => match definition.rsplit('.').next().unwrap() {
                 "Quantity" => format!("{n}Mi").into(),
-                "IntOrString" if n % 2 == 0 => format!("{n}%").into(),
+                "IntOrString" if n.is_multiple_of(2) => format!("{n}%").into(),
                 "IntOrString" => n.into(),
                 "Time" => format!("{:.0}", Timestamp::from_second(i64::from(n) * 7_654_321).unwrap()).into(),
                 "MicroTime" => {
