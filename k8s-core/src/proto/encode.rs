@@ -274,7 +274,9 @@ mod tests {
         let n = rng.next_u32() % 1000 + 1;
         match of {
             Type::Text => format!("t{n}").into(),
-            Type::Integer => (if n.is_multiple_of(5) { -i64::from(n) } else { i64::from(n) << (n % 40) }).into(),
+            Type::Integer => {
+                (if n.is_multiple_of(5) { -i64::from(n) } else { i64::from(n) << (n % 40) }).into()
+            }
             Type::Truth => true.into(),
             Type::Bytes => STANDARD.encode(n.to_be_bytes()).into(),
             Type::Number => (f64::from(n) / 8.0).into(),
