@@ -1,0 +1,184 @@
+//! What a server is made of, chosen part by part.
+
+use std::sync::{
+    Arc, Mutex,
+    atomic::{AtomicBool, Ordering},
+};
+
+use k8s_core::{clock::Clock, custom::CustomResource, store::Store};
+
+use super::{ApiServer, Inner};
+use crate::{
+    admission::Admit,
+    allocate::ServiceAllocator,
+    auth::{Authenticator, AuthorizationMode, rbac::Rbac, tokens::TokenIssuer},
+    proxy::NodeConnector,
+    resources::{Resource, SharedRegistry},
+    stages::{Audit, Authenticate, Authorize, FlowControl},
+};
+
+/// What an [`ApiServer`] is made of.
+pub struct Builder {
+    store: Store,
+    clock: Clock,
+    authenticator: Authenticator,
+    authorization: AuthorizationMode,
+    service_account_key: Option<Vec<u8>>,
+    service_range: (std::net::Ipv4Addr, u8),
+    node_ports: (u16, u16),
+    admission: Vec<Arc<dyn Admit>>,
+    authenticators: Vec<Arc<dyn Authenticate>>,
+    authorizers: Vec<Arc<dyn Authorize>>,
+    flow: Vec<Arc<dyn FlowControl>>,
+    audit: Vec<Arc<dyn Audit>>,
+    typed: Vec<Result<Vec<Arc<Resource>>, String>>,
+    nodes: Option<Arc<dyn NodeConnector>>,
+}
+
+impl std::fmt::Debug for Builder {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Builder").finish_non_exhaustive()
+    }
+}
+
+impl Builder {
+    pub(super) fn new(store: Store) -> Self {
+        Builder {
+            store,
+            clock: Clock::system(),
+            authenticator: Authenticator::default(),
+            authorization: AuthorizationMode::Rbac,
+            service_account_key: None,
+            service_range: (std::net::Ipv4Addr::new(10, 43, 0, 0), 16),
+            node_ports: (30000, 32767),
+            admission: Vec::new(),
+            authenticators: Vec::new(),
+            authorizers: Vec::new(),
+            flow: Vec::new(),
+            audit: Vec::new(),
+            typed: Vec::new(),
+            nodes: None,
+        }
+    }
+
+    /// Time. Default: wall time.
+    #[must_use]
+    pub fn clock(mut self, clock: Clock) -> Self {
+        self.clock = clock;
+        self
+    }
+    /// Who is who. Default: client certificates and service account tokens, no anonymous requests.
+    #[must_use]
+    pub fn authenticator(mut self, authenticator: Authenticator) -> Self {
+        self.authenticator = authenticator;
+        self
+    }
+    /// Who may do what. Default: RBAC.
+    #[must_use]
+    pub fn authorization(mut self, mode: AuthorizationMode) -> Self {
+        self.authorization = mode;
+        self
+    }
+    /// The PKCS#8 P-256 key that signs service account tokens. Default: a new one, which dies with the process.
+    #[must_use]
+    pub fn service_account_key(mut self, pkcs8: Vec<u8>) -> Self {
+        self.service_account_key = Some(pkcs8);
+        self
+    }
+    /// The range of cluster addresses. Default: 10.43.0.0/16.
+    #[must_use]
+    pub fn service_range(mut self, network: std::net::Ipv4Addr, prefix: u8) -> Self {
+        self.service_range = (network, prefix);
+        self
+    }
+    /// The range of node ports, both ends included. Default: 30000-32767.
+    #[must_use]
+    pub fn node_ports(mut self, first: u16, last: u16) -> Self {
+        self.node_ports = (first, last);
+        self
+    }
+    /// Adds an admission function, after the built-in ones.
+    #[must_use]
+    pub fn admit(mut self, admit: impl Admit) -> Self {
+        self.admission.push(Arc::new(admit));
+        self
+    }
+    /// Serves a custom resource that a Rust type describes, without a definition in the store.
+    #[must_use]
+    pub fn resource<T: CustomResource>(mut self) -> Self {
+        self.typed.push(crate::typed::resources::<T>());
+        self
+    }
+    /// Adds a way to find out who a request is from, asked before the server's own.
+    #[must_use]
+    pub fn authenticate_with(mut self, authenticator: impl Authenticate) -> Self {
+        self.authenticators.push(Arc::new(authenticator));
+        self
+    }
+    /// Adds a way to decide what users may do, asked before RBAC.
+    #[must_use]
+    pub fn authorize_with(mut self, authorizer: impl Authorize) -> Self {
+        self.authorizers.push(Arc::new(authorizer));
+        self
+    }
+    /// Adds a limit on how much is worked on at once.
+    #[must_use]
+    pub fn flow_control(mut self, flow: impl FlowControl) -> Self {
+        self.flow.push(Arc::new(flow));
+        self
+    }
+    /// Adds somebody who writes down what was asked.
+    #[must_use]
+    pub fn audit(mut self, audit: impl Audit) -> Self {
+        self.audit.push(Arc::new(audit));
+        self
+    }
+    /// How kubelets are reached, for logs, exec, attach, port-forward and proxy.
+    #[must_use]
+    pub fn nodes(mut self, connector: Arc<dyn NodeConnector>) -> Self {
+        self.nodes = Some(connector);
+        self
+    }
+
+    /// Makes the server, and in its store what every cluster has (namespaces, bootstrap roles, the `kubernetes` Service is the bins' part).
+    ///
+    /// # Errors
+    /// When the key is not one, a type's own definition is wrong, or the store cannot be written.
+    pub async fn build(self) -> Result<ApiServer, String> {
+        let issuer = TokenIssuer::new(self.service_account_key.as_deref())?;
+        let services = ServiceAllocator::new(self.service_range.0, self.service_range.1, self.node_ports);
+        let server = ApiServer {
+            inner: Arc::new(Inner {
+                store: self.store,
+                registry: SharedRegistry::default(),
+                clock: self.clock,
+                authenticator: self.authenticator,
+                authorization: self.authorization,
+                rbac: Rbac::default(),
+                issuer,
+                services,
+                admission: self.admission,
+                authenticators: self.authenticators,
+                authorizers: self.authorizers,
+                flow: self.flow,
+                audit: self.audit,
+                nodes: self.nodes,
+                open_api: Mutex::default(),
+                ready: AtomicBool::new(false),
+            }),
+            user: None,
+        };
+        for made in self.typed {
+            let made = made?;
+            if let Some(name) = made.first().map(|r| format!("type/{}", r.storage)) {
+                server.inner.registry.define(&name, made);
+            }
+        }
+        server.inner.load_definitions();
+        server.inner.services.load(&server.inner.store);
+        crate::bootstrap::run(&server).await.map_err(|e| e.to_string())?;
+        server.inner.ready.store(true, Ordering::Release);
+        crate::sweep::start(&server.inner);
+        Ok(server)
+    }
+}
