@@ -85,6 +85,9 @@ pub(crate) async fn run(
     if &*resource.storage == "persistentvolumeclaims" && old.is_none() {
         storage_class(server, object);
     }
+    if &*resource.storage == RESOURCE_OF_REQUESTS && old.is_none() {
+        requester(call, object);
+    }
     if resource.group == "rbac.authorization.k8s.io" {
         escalation(server, call, resource, object, old)?;
     }
@@ -100,6 +103,28 @@ pub(crate) async fn run(
     // What they made of it has its defaults as well.
     resource.default(object);
     Ok(())
+}
+
+/// How the store calls CertificateSigningRequests.
+const RESOURCE_OF_REQUESTS: &str = "certificatesigningrequests.certificates.k8s.io";
+
+/// Who asks for a certificate is who sent the request, whatever it says.
+fn requester(call: &Call, object: &mut Value) {
+    let user = &call.user;
+    let Some(spec) = child(object, "spec") else { return };
+    for field in ["username", "uid", "groups", "extra"] {
+        crate::value::take(spec, "", field);
+    }
+    spec["username"] = user.name.clone().into();
+    if !user.uid.is_empty() {
+        spec["uid"] = user.uid.clone().into();
+    }
+    if !user.groups.is_empty() {
+        spec["groups"] = json!(user.groups);
+    }
+    if !user.extra.is_empty() {
+        spec["extra"] = json!(user.extra);
+    }
 }
 
 /// Asks the server's own list whether the object may be stored as it is.

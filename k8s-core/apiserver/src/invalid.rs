@@ -106,6 +106,12 @@ impl FieldErrors {
         self.0.iter().map(|e| format!("{}: {}", e.field, e.message)).collect()
     }
 
+    /// How many there are.
+    #[must_use]
+    pub fn len(&self) -> usize {
+        self.0.len()
+    }
+
     /// Whether there is none.
     #[must_use]
     pub fn is_empty(&self) -> bool {

@@ -55,6 +55,15 @@ pub fn default_text(object: &mut Value, key: &str, value: &str) {
     }
 }
 
+/// Sets a field of an object where it is absent or zero.
+pub fn default_number(object: &mut Value, key: &str, value: i64) {
+    if let Some(map) = object.as_object_mut()
+        && map.get(key).is_none_or(|v| v.is_null() || v == 0)
+    {
+        map.insert(key.into(), value.into());
+    }
+}
+
 /// The object's map under `key`, made where it is absent. `None` when the object or what is there is no map.
 pub fn child<'a>(object: &'a mut Value, key: &str) -> Option<&'a mut Value> {
     let map = object.as_object_mut()?;

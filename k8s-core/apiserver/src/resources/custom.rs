@@ -4,7 +4,7 @@ mod budget;
 mod check;
 mod rules;
 
-pub(crate) use rules::Rules;
+pub(crate) use rules::{Rules, compiles};
 
 use std::sync::Arc;
 

@@ -2,13 +2,23 @@
 //!
 //! Everything works on the stored form, so each rule is written once for all versions of a resource.
 
+pub mod admission;
+pub mod aggregate;
 pub mod autoscale;
+pub mod certificates;
+pub mod classes;
 pub mod core;
+pub mod csi;
+pub mod dra;
+pub mod events;
 pub mod extensions;
+pub mod flow;
 pub mod job;
 pub mod network;
 pub mod pod;
+pub mod policy;
 pub mod rbac;
+pub(in crate::resources) mod rule;
 pub mod service;
 pub mod storage;
 pub mod workload;

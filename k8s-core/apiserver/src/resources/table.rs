@@ -14,7 +14,10 @@ use k8s_core::{
 use super::{
     Row, columns,
     convert::{self, Legacy},
-    strategy::{autoscale, core, extensions, job, network, pod, rbac, service, storage, workload},
+    strategy::{
+        admission, aggregate, autoscale, certificates, classes, core, csi, dra, events, extensions, flow,
+        job, network, pod, policy, rbac, service, storage, workload,
+    },
 };
 
 /// Every built-in resource, stored forms first.
@@ -42,10 +45,11 @@ pub(super) static ROWS: &[Row] = &[
             "source",
             "type",
         ])
-        .columns(&columns::EVENTS),
+        .columns(&columns::EVENTS)
+        .strategy(&events::EVENT),
     Row::new("", "v1", "LimitRange", "limitranges", generate::<api::core::v1::LimitRange>)
         .short(&["limits"])
-        .strategy(&core::GENERATION),
+        .strategy(&policy::LIMIT_RANGE),
     Row::new("", "v1", "Namespace", "namespaces", generate::<api::core::v1::Namespace>)
         .cluster()
         .short(&["ns"])
@@ -126,8 +130,8 @@ pub(super) static ROWS: &[Row] = &[
     Row::new("", "v1", "ResourceQuota", "resourcequotas", generate::<api::core::v1::ResourceQuota>)
         .short(&["quota"])
         .status()
-        .strategy(&core::PLAIN)
-        .columns(&columns::RESOURCEQUOTAS),
+        .columns(&columns::RESOURCEQUOTAS)
+        .strategy(&policy::RESOURCE_QUOTA),
     Row::new("", "v1", "Secret", "secrets", generate::<api::core::v1::Secret>)
         .fields(&["type"])
         .strategy(&core::SECRET)
@@ -155,8 +159,8 @@ pub(super) static ROWS: &[Row] = &[
     .cluster()
     .category("api-extensions")
     .status()
-    .strategy(&core::GENERATION)
-    .columns(&columns::APISERVICES),
+    .columns(&columns::APISERVICES)
+    .strategy(&aggregate::API_SERVICE),
     Row::new(
         "apps",
         "v1",
@@ -164,7 +168,8 @@ pub(super) static ROWS: &[Row] = &[
         "controllerrevisions",
         generate::<api::apps::v1::ControllerRevision>,
     )
-    .columns(&columns::CONTROLLERREVISIONS),
+    .columns(&columns::CONTROLLERREVISIONS)
+    .strategy(&classes::CONTROLLER_REVISION),
     Row::new("apps", "v1", "DaemonSet", "daemonsets", generate::<api::apps::v1::DaemonSet>)
         .short(&["ds"])
         .category("all")
@@ -229,8 +234,8 @@ pub(super) static ROWS: &[Row] = &[
     .status()
     .special(&[("approval", "CertificateSigningRequest", "get,patch,update")])
     .fields(&["spec.signerName"])
-    .strategy(&core::GENERATION)
-    .columns(&columns::CERTIFICATESIGNINGREQUESTS),
+    .columns(&columns::CERTIFICATESIGNINGREQUESTS)
+    .strategy(&certificates::CERTIFICATE_SIGNING_REQUEST),
     Row::new(
         "networking.k8s.io",
         "v1",
@@ -239,7 +244,8 @@ pub(super) static ROWS: &[Row] = &[
         generate::<api::networking::v1::IngressClass>,
     )
     .cluster()
-    .columns(&columns::INGRESSCLASSES),
+    .columns(&columns::INGRESSCLASSES)
+    .strategy(&network::INGRESS_CLASS),
     Row::new("networking.k8s.io", "v1", "Ingress", "ingresses", generate::<api::networking::v1::Ingress>)
         .short(&["ing"])
         .status()
@@ -254,7 +260,8 @@ pub(super) static ROWS: &[Row] = &[
     )
     .columns(&columns::IPADDRESSES)
     .cluster()
-    .short(&["ip"]),
+    .short(&["ip"])
+    .strategy(&network::IP_ADDRESS),
     Row::new(
         "networking.k8s.io",
         "v1",
@@ -275,7 +282,7 @@ pub(super) static ROWS: &[Row] = &[
     .columns(&columns::SERVICECIDRS)
     .cluster()
     .status()
-    .strategy(&core::GENERATION),
+    .strategy(&network::SERVICE_CIDR),
     Row::new(
         "policy",
         "v1",
@@ -285,8 +292,8 @@ pub(super) static ROWS: &[Row] = &[
     )
     .short(&["pdb"])
     .status()
-    .strategy(&core::GENERATION)
-    .columns(&columns::PODDISRUPTIONBUDGETS),
+    .columns(&columns::PODDISRUPTIONBUDGETS)
+    .strategy(&policy::POD_DISRUPTION_BUDGET),
     Row::new(
         "rbac.authorization.k8s.io",
         "v1",
@@ -321,17 +328,20 @@ pub(super) static ROWS: &[Row] = &[
         .columns(&columns::ROLES),
     Row::new("storage.k8s.io", "v1", "CSIDriver", "csidrivers", generate::<api::storage::v1::CSIDriver>)
         .columns(&columns::CSIDRIVERS)
-        .cluster(),
+        .cluster()
+        .strategy(&csi::CSI_DRIVER),
     Row::new("storage.k8s.io", "v1", "CSINode", "csinodes", generate::<api::storage::v1::CSINode>)
         .columns(&columns::CSINODES)
-        .cluster(),
+        .cluster()
+        .strategy(&csi::CSI_NODE),
     Row::new(
         "storage.k8s.io",
         "v1",
         "CSIStorageCapacity",
         "csistoragecapacities",
         generate::<api::storage::v1::CSIStorageCapacity>,
-    ),
+    )
+    .strategy(&csi::CSI_STORAGE_CAPACITY),
     Row::new(
         "storage.k8s.io",
         "v1",
@@ -353,7 +363,7 @@ pub(super) static ROWS: &[Row] = &[
     .columns(&columns::VOLUMEATTACHMENTS)
     .cluster()
     .status()
-    .strategy(&core::GENERATION),
+    .strategy(&csi::VOLUME_ATTACHMENT),
     Row::new(
         "storage.k8s.io",
         "v1",
@@ -363,7 +373,8 @@ pub(super) static ROWS: &[Row] = &[
     )
     .columns(&columns::VOLUMEATTRIBUTESCLASSES)
     .cluster()
-    .short(&["vac"]),
+    .short(&["vac"])
+    .strategy(&csi::VOLUME_ATTRIBUTES_CLASS),
     Row::new(
         "admissionregistration.k8s.io",
         "v1",
@@ -374,7 +385,7 @@ pub(super) static ROWS: &[Row] = &[
     .columns(&columns::MUTATINGADMISSIONPOLICIES)
     .cluster()
     .category("api-extensions")
-    .strategy(&core::GENERATION),
+    .strategy(&admission::MUTATING_POLICY),
     Row::new(
         "admissionregistration.k8s.io",
         "v1",
@@ -384,7 +395,8 @@ pub(super) static ROWS: &[Row] = &[
     )
     .columns(&columns::ADMISSIONPOLICYBINDINGS)
     .cluster()
-    .category("api-extensions"),
+    .category("api-extensions")
+    .strategy(&admission::MUTATING_BINDING),
     Row::new(
         "admissionregistration.k8s.io",
         "v1",
@@ -394,7 +406,8 @@ pub(super) static ROWS: &[Row] = &[
     )
     .columns(&columns::WEBHOOKCONFIGURATIONS)
     .cluster()
-    .category("api-extensions"),
+    .category("api-extensions")
+    .strategy(&admission::MUTATING_WEBHOOKS),
     Row::new(
         "admissionregistration.k8s.io",
         "v1",
@@ -406,7 +419,7 @@ pub(super) static ROWS: &[Row] = &[
     .cluster()
     .category("api-extensions")
     .status()
-    .strategy(&core::GENERATION),
+    .strategy(&admission::VALIDATING_POLICY),
     Row::new(
         "admissionregistration.k8s.io",
         "v1",
@@ -416,7 +429,8 @@ pub(super) static ROWS: &[Row] = &[
     )
     .columns(&columns::ADMISSIONPOLICYBINDINGS)
     .cluster()
-    .category("api-extensions"),
+    .category("api-extensions")
+    .strategy(&admission::VALIDATING_BINDING),
     Row::new(
         "admissionregistration.k8s.io",
         "v1",
@@ -426,7 +440,8 @@ pub(super) static ROWS: &[Row] = &[
     )
     .columns(&columns::WEBHOOKCONFIGURATIONS)
     .cluster()
-    .category("api-extensions"),
+    .category("api-extensions")
+    .strategy(&admission::VALIDATING_WEBHOOKS),
     Row::new(
         "apiextensions.k8s.io",
         "v1",
@@ -449,14 +464,15 @@ pub(super) static ROWS: &[Row] = &[
     )
     .cluster()
     .short(&["pc"])
-    .strategy(&core::PRIORITY_CLASS)
-    .columns(&columns::PRIORITYCLASSES),
+    .columns(&columns::PRIORITYCLASSES)
+    .strategy(&classes::PRIORITY_CLASS),
     Row::new("coordination.k8s.io", "v1", "Lease", "leases", generate::<api::coordination::v1::Lease>)
-        .strategy(&core::LEASE)
-        .columns(&columns::LEASES),
+        .columns(&columns::LEASES)
+        .strategy(&classes::LEASE),
     Row::new("node.k8s.io", "v1", "RuntimeClass", "runtimeclasses", generate::<api::node::v1::RuntimeClass>)
         .columns(&columns::RUNTIMECLASSES)
-        .cluster(),
+        .cluster()
+        .strategy(&classes::RUNTIME_CLASS),
     Row::new(
         "discovery.k8s.io",
         "v1",
@@ -474,7 +490,8 @@ pub(super) static ROWS: &[Row] = &[
         generate::<api::resource::v1::DeviceClass>,
     )
     .columns(&columns::NAME_AND_AGE)
-    .cluster(),
+    .cluster()
+    .strategy(&dra::DEVICE_CLASS),
     Row::new(
         "resource.k8s.io",
         "v1",
@@ -484,7 +501,7 @@ pub(super) static ROWS: &[Row] = &[
     )
     .columns(&columns::RESOURCECLAIMS)
     .status()
-    .strategy(&core::GENERATION),
+    .strategy(&dra::RESOURCE_CLAIM),
     Row::new(
         "resource.k8s.io",
         "v1",
@@ -492,7 +509,8 @@ pub(super) static ROWS: &[Row] = &[
         "resourceclaimtemplates",
         generate::<api::resource::v1::ResourceClaimTemplate>,
     )
-    .columns(&columns::NAME_AND_AGE),
+    .columns(&columns::NAME_AND_AGE)
+    .strategy(&dra::RESOURCE_CLAIM_TEMPLATE),
     Row::new(
         "resource.k8s.io",
         "v1",
@@ -501,7 +519,8 @@ pub(super) static ROWS: &[Row] = &[
         generate::<api::resource::v1::ResourceSlice>,
     )
     .columns(&columns::RESOURCESLICES)
-    .cluster(),
+    .cluster()
+    .strategy(&dra::RESOURCE_SLICE),
     Row::new(
         "flowcontrol.apiserver.k8s.io",
         "v1",
@@ -512,7 +531,7 @@ pub(super) static ROWS: &[Row] = &[
     .columns(&columns::FLOWSCHEMAS)
     .cluster()
     .status()
-    .strategy(&core::GENERATION),
+    .strategy(&flow::FLOW_SCHEMA),
     Row::new(
         "flowcontrol.apiserver.k8s.io",
         "v1",
@@ -523,7 +542,7 @@ pub(super) static ROWS: &[Row] = &[
     .columns(&columns::PRIORITYLEVELCONFIGURATIONS)
     .cluster()
     .status()
-    .strategy(&core::GENERATION),
+    .strategy(&flow::PRIORITY_LEVEL),
     Row::new(
         "extensions",
         "v1beta1",

@@ -11,5 +11,6 @@ mod mutations;
 mod proto;
 mod stages;
 mod support;
+mod validation;
 mod versions;
 mod watches;

@@ -94,7 +94,7 @@ fn change(value: &mut Value, at: &mut usize, numbers: &mut Numbers) -> bool {
 
 fn template() -> Value {
     json!({"metadata": {"labels": {"app": "a"}, "annotations": {"n": "1"}}, "spec": {"restartPolicy": "Always", "nodeSelector": {"a": "b"},
-        "tolerations": [{"key": "a", "operator": "Exists", "effect": "NoSchedule", "tolerationSeconds": 3}],
+        "tolerations": [{"key": "a", "operator": "Exists", "effect": "NoExecute", "tolerationSeconds": 3}],
         "securityContext": {"runAsUser": 1, "sysctls": [{"name": "a", "value": "b"}]},
         "affinity": {"podAntiAffinity": {"requiredDuringSchedulingIgnoredDuringExecution": [{"topologyKey": "z", "labelSelector": {"matchExpressions": [{"key": "a", "operator": "In", "values": ["b"]}]}}]}},
         "volumes": [{"name": "v", "emptyDir": {"sizeLimit": "1Gi"}}, {"name": "c", "configMap": {"name": "c", "items": [{"key": "k", "path": "p"}]}}],

@@ -80,6 +80,14 @@ fn with_large_stack<T: Send>(f: impl FnOnce() -> T + Send) -> Option<T> {
     })
 }
 
+/// Whether an expression in CEL can be parsed; else, why not.
+pub(crate) fn compiles(expression: &str) -> Result<(), String> {
+    match with_large_stack(|| Program::compile(expression).map(|_| ()).map_err(|e| describe(&e))) {
+        Some(result) => result,
+        None => Err("the expression cannot be parsed".into()),
+    }
+}
+
 impl Rules {
     /// Compiles what a schema demands; problems are reported below `path`.
     pub(crate) fn new(

@@ -2,10 +2,13 @@
 
 use serde_json::{Value, json};
 
-use super::{BASE, NameRule, Strategy, immutable};
+use super::{
+    BASE, NameRule, Strategy, immutable,
+    rule::{Check, Rule, check},
+};
 use crate::{
     invalid::{FieldErrors, names},
-    value::{child, default_text, list, map, text, truth},
+    value::{child, default_text, map, text, truth},
 };
 
 /// Nothing beyond the schema.
@@ -104,8 +107,19 @@ pub static SECRET: Strategy = Strategy {
             "kubernetes.io/dockerconfigjson" => &[".dockerconfigjson"],
             "kubernetes.io/dockercfg" => &[".dockercfg"],
             "kubernetes.io/ssh-auth" => &["ssh-privatekey"],
+            "kubernetes.io/basic-auth"
+                if !["username", "password"].iter().any(|k| secret["data"].get(k).is_some()) =>
+            {
+                &["username", "password"]
+            }
             _ => &[],
         };
+        if text(secret, "/type") == "kubernetes.io/service-account-token"
+            && text(secret, "/metadata/annotations/kubernetes.io~1service-account.name").is_empty()
+        {
+            errors.required("metadata.annotations[kubernetes.io/service-account.name]", "");
+        }
+        check_registries(secret, errors);
         for key in required {
             if !map(secret, "/data").is_some_and(|d| d.contains_key(*key)) {
                 errors.required(format!("data[{key}]"), "");
@@ -127,6 +141,21 @@ pub static SECRET: Strategy = Strategy {
     ..BASE
 };
 
+/// Credentials for registries are JSON.
+fn check_registries(secret: &Value, errors: &mut FieldErrors) {
+    use base64::{Engine, engine::general_purpose::STANDARD};
+    let key = match text(secret, "/type") {
+        "kubernetes.io/dockerconfigjson" => ".dockerconfigjson",
+        "kubernetes.io/dockercfg" => ".dockercfg",
+        _ => return,
+    };
+    let Some(data) = secret.get("data").and_then(|d| d.get(key)).and_then(Value::as_str) else { return };
+    let json = STANDARD.decode(data).ok().and_then(|bytes| serde_json::from_slice::<Value>(&bytes).ok());
+    if !json.is_some_and(|v| v.is_object()) {
+        errors.invalid(format!("data[{key}]"), "<secret contents redacted>", "must be a JSON object");
+    }
+}
+
 fn merge_string_data(secret: &mut Value) {
     use base64::{Engine, engine::general_purpose::STANDARD};
     let Some(Value::Object(plain)) = secret.as_object_mut().and_then(|s| s.remove("stringData")) else {
@@ -143,6 +172,34 @@ fn merge_string_data(secret: &mut Value) {
 pub static NODE: Strategy = Strategy {
     create: |node| {
         child(node, "spec");
+    },
+    validate: |node, errors| {
+        const RULES: &[Rule] = &[
+            Rule("spec.podCIDRs[*]", &[Check::Cidr]),
+            Rule("spec.taints[*].key", &[Check::Required(""), Check::Qualified]),
+            Rule(
+                "spec.taints[*].value",
+                &[Check::Is(|at, errors| {
+                    if !names::is_label_value(at.as_text()) {
+                        at.invalid(errors, "a valid label must be an empty string or consist of alphanumeric characters, '-', '_' or '.', and must start and end with an alphanumeric character (e.g. 'MyValue',  or 'my_value',  or '12345', regex used for validation is '(([A-Za-z0-9][-A-Za-z0-9_.]*)?[A-Za-z0-9])?')");
+                    }
+                })],
+            ),
+            Rule(
+                "spec.taints[*].effect",
+                &[Check::Required(""), Check::OneOf(&["NoSchedule", "PreferNoSchedule", "NoExecute"])],
+            ),
+            Rule("spec.taints", &[Check::UniqueBy(&["effect", "key"])]),
+        ];
+        check(node, RULES, errors);
+    },
+    validate_status: |new, _, errors| {
+        const RULES: &[Rule] = &[
+            Rule("status.capacity", &[Check::NotNegative]),
+            Rule("status.allocatable", &[Check::NotNegative]),
+            Rule("status.addresses", &[Check::UniqueBy(&["type", "address"])]),
+        ];
+        check(new, RULES, errors);
     },
     validate_update: |new, old, errors| {
         let before = text(old, "/spec/podCIDR");
@@ -172,54 +229,41 @@ pub static ENDPOINTS: Strategy = Strategy {
         }
     },
     validate: |endpoints, errors| {
-        for (i, subset) in list(endpoints, "/subsets").iter().enumerate() {
-            let addresses = ["addresses", "notReadyAddresses"];
-            for (name, a) in addresses
-                .iter()
-                .flat_map(|n| list(subset, &format!("/{n}")).iter().enumerate().map(move |a| (n, a)))
-            {
-                if text(a.1, "/ip").parse::<std::net::IpAddr>().is_err() {
-                    errors.invalid(
-                        format!("subsets[{i}].{name}[{}].ip", a.0),
-                        text(a.1, "/ip"),
-                        "must be a valid IP address, (e.g. 10.9.8.7 or 2001:db8::ffff)",
-                    );
-                }
-            }
-        }
+        check(endpoints, ENDPOINTS_RULES, errors);
     },
     ..BASE
 };
 
-/// Leases.
-pub static LEASE: Strategy = Strategy {
-    validate: |lease, errors| {
-        for (pointer, field) in [("/spec/leaseDurationSeconds", "spec.leaseDurationSeconds")] {
-            if let Some(n) = crate::value::integer(lease, pointer)
-                && n <= 0
-            {
-                errors.invalid(field, n, "must be greater than 0");
-            }
-        }
-        super::not_negative(lease, "/spec/leaseTransitions", errors);
-    },
-    ..BASE
-};
+const ENDPOINT_ADDRESS: &[Check] = &[Check::Has(&[
+    Rule(
+        "ip",
+        &[Check::Is(|at, errors| match at.as_text().parse() {
+            Err(_) => errors.invalid(at, at.as_text(), super::rule::IP),
+            Ok(ip) => super::network::check_endpoint_ip(at, ip, errors),
+        })],
+    ),
+    Rule("hostname", &[Check::Name(NameRule::Label)]),
+    Rule("nodeName", &[Check::Name(NameRule::Subdomain)]),
+])];
 
-/// Priority classes.
-pub static PRIORITY_CLASS: Strategy = Strategy {
-    default: |class| default_text(class, "preemptionPolicy", "PreemptLowerPriority"),
-    validate: |class, errors| {
-        let value = crate::value::integer(class, "/value").unwrap_or(0);
-        if value > 1_000_000_000 && !text(class, "/metadata/name").starts_with("system-") {
-            errors.forbidden("value", "maximum allowed value of a user defined priority is 1000000000");
-        }
-    },
-    validate_update: |new, old, errors| {
-        if crate::value::integer(new, "/value") != crate::value::integer(old, "/value") {
-            errors.forbidden("value", "may not be changed in an update.");
-        }
-    },
-    generation: true,
-    ..BASE
-};
+const ENDPOINTS_RULES: &[Rule] = &[
+    Rule(
+        "subsets[*]",
+        &[Check::Is(|subset, errors| {
+            if !subset.field("addresses").is_set() && !subset.field("notReadyAddresses").is_set() {
+                errors.required(subset, "must specify `addresses` or `notReadyAddresses`");
+            }
+            let ports = subset.field("ports");
+            let several = ports.items().count() > 1;
+            for port in ports.items().filter(|p| several && p.text("name").is_empty()) {
+                errors.required(port.field("name"), "");
+            }
+        })],
+    ),
+    Rule("subsets[*].addresses[*]", ENDPOINT_ADDRESS),
+    Rule("subsets[*].notReadyAddresses[*]", ENDPOINT_ADDRESS),
+    Rule("subsets[*].ports[*].name", &[Check::Name(NameRule::Label)]),
+    Rule("subsets[*].ports[*].port", &[Check::Within(1, 65535)]),
+    Rule("subsets[*].ports[*].protocol", &[Check::Required(""), Check::OneOf(&["SCTP", "TCP", "UDP"])]),
+    Rule("subsets[*].ports[*].appProtocol", &[Check::Qualified]),
+];

@@ -2,10 +2,13 @@
 
 use serde_json::{Value, json};
 
-use super::{BASE, Strategy, not_negative, pod};
+use super::{
+    BASE, Strategy, not_negative, pod,
+    rule::{At, Check, Rule},
+};
 use crate::{
     invalid::FieldErrors,
-    value::{child, default, default_text, integer, list, text, truth},
+    value::{child, default, default_text, list, text, truth},
 };
 
 fn default_spec(spec: &mut Value) {
@@ -29,22 +32,9 @@ fn default_spec(spec: &mut Value) {
 }
 
 fn check_spec(spec: &Value, at: &str, errors: &mut FieldErrors) {
-    for field in
-        ["parallelism", "completions", "activeDeadlineSeconds", "backoffLimit", "ttlSecondsAfterFinished"]
-    {
-        if let Some(n) = integer(spec, &format!("/{field}"))
-            && n < 0
-        {
-            errors.invalid(format!("{at}.{field}"), n, "must be greater than or equal to 0");
-        }
-    }
-    let mode = text(spec, "/completionMode");
-    if !["NonIndexed", "Indexed"].contains(&mode) {
-        errors.not_supported(format!("{at}.completionMode"), mode, &["Indexed", "NonIndexed"]);
-    }
-    if mode == "Indexed" && spec.get("completions").is_none() {
-        errors.required(format!("{at}.completions"), "when completion mode is Indexed");
-    }
+    let root = At::root(spec, at);
+    root.check(RULES, errors);
+    check_indexes(&root, errors);
     let template = spec.get("template").cloned().unwrap_or_default();
     pod::template_errors(&template, &format!("{at}.template"), errors);
     let policy = text(&template, "/spec/restartPolicy");
@@ -52,6 +42,214 @@ fn check_spec(spec: &Value, at: &str, errors: &mut FieldErrors) {
         errors
             .required(format!("{at}.template.spec.restartPolicy"), "valid values: \"OnFailure\", \"Never\"");
     }
+}
+
+const RULES: &[Rule] = &[
+    Rule("parallelism", &[Check::AtLeast(0)]),
+    Rule("completions", &[Check::AtLeast(0)]),
+    Rule("activeDeadlineSeconds", &[Check::AtLeast(0)]),
+    Rule("backoffLimit", &[Check::AtLeast(0)]),
+    Rule("ttlSecondsAfterFinished", &[Check::AtLeast(0)]),
+    Rule("backoffLimitPerIndex", &[Check::AtLeast(0)]),
+    Rule("maxFailedIndexes", &[Check::AtLeast(0)]),
+    Rule("completionMode", &[Check::OneOf(&["Indexed", "NonIndexed"])]),
+    Rule("selector", &[Check::Selector]),
+    Rule("podReplacementPolicy", &[Check::Required(""), Check::OneOf(&["Failed", "TerminatingOrFailed"])]),
+    Rule(
+        "managedBy",
+        &[Check::Is(|at, errors| {
+            let good = at.as_text().split_once('/').is_some_and(|(domain, path)| {
+                crate::invalid::names::is_subdomain(domain) && !path.is_empty()
+            });
+            if !good {
+                at.invalid(errors, "must be a domain-prefixed path (such as \"acme.io/foo\")");
+            } else if at.as_text().len() > 63 {
+                errors.too_long(at, 63);
+            }
+        })],
+    ),
+    Rule("podFailurePolicy", &[Check::Has(FAILURE_POLICY)]),
+    Rule("", &[Check::Is(check_failure_policy)]),
+    Rule("successPolicy", &[Check::Has(SUCCESS_POLICY)]),
+];
+
+const ACTIONS: &[&str] = &["Count", "FailIndex", "FailJob", "Ignore"];
+
+const FAILURE_POLICY: &[Rule] = &[
+    Rule("rules", &[Check::Most(20)]),
+    Rule("rules[*].action", &[Check::Required(""), Check::OneOf(ACTIONS)]),
+    Rule(
+        "rules[*]",
+        &[Check::Is(|rule, errors| {
+            match (rule.field("onExitCodes").value.is_null(), rule.field("onPodConditions").is_set()) {
+                (false, true) => {
+                    rule.invalid(errors, "specifying both OnExitCodes and OnPodConditions is not supported")
+                }
+                (true, false) => {
+                    rule.invalid(errors, "specifying one of OnExitCodes and OnPodConditions is required")
+                }
+                _ => {}
+            }
+        })],
+    ),
+    Rule("rules[*].onExitCodes.operator", &[Check::Required(""), Check::OneOf(&["In", "NotIn"])]),
+    Rule("rules[*].onExitCodes.values", &[Check::Is(check_exit_codes)]),
+    Rule("rules[*].onPodConditions", &[Check::Most(20)]),
+    Rule("rules[*].onPodConditions[*].type", &[Check::Required(""), Check::Qualified]),
+    Rule(
+        "rules[*].onPodConditions[*].status",
+        &[Check::Required(""), Check::OneOf(&["False", "True", "Unknown"])],
+    ),
+];
+
+fn check_exit_codes(values: &At<'_>, errors: &mut FieldErrors) {
+    let codes: Vec<i64> = values.items().filter_map(|v| v.value.as_i64()).collect();
+    if codes.is_empty() {
+        values.invalid(errors, "at least one value is required");
+    } else if codes.len() > 255 {
+        errors.too_many(values, codes.len() as u64, 255);
+    }
+    let mut seen = std::collections::HashSet::new();
+    for value in values.items() {
+        if !seen.insert(value.value.as_i64()) {
+            errors.duplicate(value, value.value.clone());
+        }
+        if value.value == &json!(0) {
+            value.invalid(errors, "must not be 0 for the In operator");
+        }
+    }
+    if !codes.is_sorted() {
+        values.invalid(errors, "must be ordered");
+    }
+}
+
+/// What failed pods mean can be said only of pods that are not restarted in place.
+fn check_failure_policy(spec: &At<'_>, errors: &mut FieldErrors) {
+    let policy = spec.field("podFailurePolicy");
+    if policy.value.is_null() {
+        return;
+    }
+    let restart = text(spec.value, "/template/spec/restartPolicy");
+    if restart != "Never" {
+        let (template, pod) = (spec.field("template"), "spec");
+        let pod = template.field(pod);
+        errors.invalid(
+            pod.field("restartPolicy"),
+            restart,
+            "only \"Never\" is supported when podFailurePolicy is specified",
+        );
+    }
+    if spec.text("podReplacementPolicy") == "TerminatingOrFailed" {
+        errors.not_supported(spec.field("podReplacementPolicy"), "TerminatingOrFailed", &["Failed"]);
+    }
+    let containers: Vec<&str> = ["/template/spec/containers", "/template/spec/initContainers"]
+        .into_iter()
+        .flat_map(|p| list(spec.value, p))
+        .map(|c| text(c, "/name"))
+        .collect();
+    for rule in policy.field("rules").items() {
+        let codes = rule.field("onExitCodes");
+        let name = codes.field("containerName");
+        if name.is_set() && !containers.contains(&name.as_text()) {
+            name.invalid(errors, "must be one of the container or initContainer names in the pod template");
+        }
+        if rule.text("action") == "FailIndex" && spec.field("backoffLimitPerIndex").value.is_null() {
+            rule.field("action").invalid(errors, "requires the backoffLimitPerIndex to be set");
+        }
+    }
+}
+
+const SUCCESS_POLICY: &[Rule] = &[
+    Rule(
+        "rules",
+        &[
+            Check::Required("at least one rules must be specified when the successPolicy is specified"),
+            Check::Most(20),
+        ],
+    ),
+    Rule(
+        "rules[*]",
+        &[Check::Is(|rule, errors| {
+            if rule.field("succeededCount").value.is_null() && rule.field("succeededIndexes").value.is_null()
+            {
+                errors.required(rule, "at least one of succeededCount or succeededIndexes must be specified");
+            }
+        })],
+    ),
+    Rule("rules[*].succeededCount", &[Check::AtLeast(0)]),
+];
+
+/// Largest number of completions of a job that counts them by index.
+const MOST_INDEXES: i64 = 100_000;
+
+/// What only jobs with indexes have, and what those must have.
+fn check_indexes(spec: &At<'_>, errors: &mut FieldErrors) {
+    let completions = spec.field("completions");
+    if spec.text("completionMode") != "Indexed" {
+        for (field, why) in [
+            ("backoffLimitPerIndex", "requires indexed completion mode"),
+            ("maxFailedIndexes", "requires indexed completion mode"),
+            ("successPolicy", "requires indexed completion mode"),
+        ] {
+            if !spec.field(field).value.is_null() {
+                spec.field(field).invalid(errors, why);
+            }
+        }
+        return;
+    }
+    let Some(total) = completions.value.as_i64() else {
+        return errors.required(completions, "when completion mode is Indexed");
+    };
+    if total > MOST_INDEXES && spec.integer("parallelism").unwrap_or(0) > MOST_INDEXES {
+        spec.field("parallelism").invalid(
+            errors,
+            format!("must be less than or equal to {MOST_INDEXES} when completion mode is Indexed"),
+        );
+    }
+    let failed = spec.field("maxFailedIndexes");
+    if let Some(n) = failed.value.as_i64() {
+        if spec.field("backoffLimitPerIndex").value.is_null() {
+            errors.required(spec.field("backoffLimitPerIndex"), "when maxFailedIndexes is specified");
+        }
+        if n > total {
+            failed.invalid(errors, "must be less than or equal to completions");
+        }
+    } else if total > MOST_INDEXES && !spec.field("backoffLimitPerIndex").value.is_null() {
+        errors.required(failed, &format!("must be specified when completions is above {MOST_INDEXES}"));
+    }
+    for rule in spec.field("successPolicy").field("rules").items() {
+        let indexes = rule.field("succeededIndexes");
+        if indexes.is_set() {
+            match count_indexes(indexes.as_text(), total) {
+                Err(why) => indexes.invalid(errors, format!("error parsing succeededIndexes: {why}")),
+                Ok(count) if rule.integer("succeededCount").is_some_and(|n| n > count) => {
+                    rule.field("succeededCount").invalid(errors, format!("must be less than or equal to {count} (the number of indexes in the specified succeededIndexes field)"));
+                }
+                Ok(_) => {}
+            }
+        }
+    }
+}
+
+/// How many indexes a list such as `1,3-5` has; they rise and are below `total`.
+fn count_indexes(text: &str, total: i64) -> Result<i64, String> {
+    let (mut count, mut next) = (0, 0);
+    for part in text.split(',') {
+        let (first, last) = part.split_once('-').unwrap_or((part, part));
+        let number = |n: &str| {
+            n.parse::<i64>().map_err(|_| format!("cannot convert string to integer for index: {n:?}"))
+        };
+        let (first, last) = (number(first)?, number(last)?);
+        if first < next || (last <= first && part.contains('-')) {
+            return Err(format!("non-increasing order, previous: {}, current: {first}", next - 1));
+        }
+        if last >= total {
+            return Err(format!("too large index: {last:?}"));
+        }
+        count += last - first + 1;
+        next = last + 1;
+    }
+    Ok(count)
 }
 
 /// Jobs: selector and labels made from the uid.
@@ -100,7 +298,9 @@ pub static JOB: Strategy = Strategy {
     },
     validate_update: |new, old, errors| {
         let suspended = truth(old, "/spec/suspend") && old.pointer("/status/startTime").is_none();
-        for field in ["selector", "completionMode", "podFailurePolicy", "backoffLimitPerIndex"] {
+        for field in
+            ["selector", "completionMode", "podFailurePolicy", "successPolicy", "backoffLimitPerIndex"]
+        {
             super::immutable(new, old, &format!("/spec/{field}"), errors);
         }
         if !suspended {
@@ -144,10 +344,11 @@ pub static CRON_JOB: Strategy = Strategy {
         for field in ["startingDeadlineSeconds", "successfulJobsHistoryLimit", "failedJobsHistoryLimit"] {
             not_negative(cron, &format!("/spec/{field}"), errors);
         }
+        check_time_zone(cron, errors);
         let mut job = cron.pointer("/spec/jobTemplate/spec").cloned().unwrap_or_default();
         default_spec(&mut job);
         check_spec(&job, "spec.jobTemplate.spec", errors);
-        if list(cron, "/metadata/name").is_empty() && text(cron, "/metadata/name").len() > 52 {
+        if text(cron, "/metadata/name").len() > 52 {
             errors.invalid(
                 "metadata.name",
                 text(cron, "/metadata/name"),
@@ -157,6 +358,30 @@ pub static CRON_JOB: Strategy = Strategy {
     },
     ..BASE
 };
+
+/// A time zone is a name of the IANA database, not of the machine.
+fn check_time_zone(cron: &Value, errors: &mut FieldErrors) {
+    let schedule = text(cron, "/spec/schedule");
+    if schedule.contains("TZ") {
+        errors.invalid(
+            "spec.schedule",
+            schedule,
+            "cannot use TZ or CRON_TZ in schedule, use timeZone field instead",
+        );
+    }
+    let Some(zone) = cron.pointer("/spec/timeZone").and_then(Value::as_str) else { return };
+    if zone.is_empty() {
+        errors.invalid("spec.timeZone", zone, "timeZone must be nil or non-empty string");
+    } else if zone.eq_ignore_ascii_case("local") {
+        errors.invalid(
+            "spec.timeZone",
+            zone,
+            "timeZone must be an explicit time zone as defined in https://www.iana.org/time-zones",
+        );
+    } else if jiff::tz::TimeZone::get(zone).is_err() {
+        errors.invalid("spec.timeZone", zone, format!("unknown time zone {zone}"));
+    }
+}
 
 /// Whether a schedule has the five fields of cron (or is a macro such as `@daily`).
 fn check_schedule(schedule: &str) -> Result<(), String> {
@@ -212,6 +437,14 @@ fn check_schedule(schedule: &str) -> Result<(), String> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn indexes_are_counted() {
+        assert_eq!(count_indexes("0,2-4,9", 10), Ok(5));
+        for bad in ["", "a", "1-", "3,2", "2-2", "0-10", "4-3"] {
+            assert!(count_indexes(bad, 10).is_err(), "{bad}");
+        }
+    }
 
     #[test]
     fn schedules() {

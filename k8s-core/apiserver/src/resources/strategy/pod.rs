@@ -1,6 +1,8 @@
 //! Pods: defaults, rules, and what may change.
 
+mod details;
 mod rules;
+mod volumes;
 
 use k8s_core::meta::Quantity;
 use serde_json::{Map, Value, json};
@@ -11,7 +13,9 @@ use crate::{
     value::{child, default, default_text, list, text},
 };
 
+pub(super) use details::{NODE_SELECTOR, TOLERATION};
 pub(super) use rules::check_template;
+pub(super) use volumes::{check_sources, default_old_sources};
 
 /// Pods.
 pub static STRATEGY: Strategy = Strategy {
@@ -33,8 +37,6 @@ pub static STRATEGY: Strategy = Strategy {
     },
     validate_update: rules::check_update,
     validate_status: |new, old, errors| {
-        let before = text(old, "/status/nominatedNodeName");
-        let _ = before;
         if text(new, "/spec/nodeName") != text(old, "/spec/nodeName") {
             errors.forbidden("spec.nodeName", "may not be changed directly");
         }
@@ -154,6 +156,8 @@ fn default_volume(volume: &mut Value) {
     if let Some(host) = volume.get_mut("hostPath").filter(|s| s.is_object()) {
         default(host, "type", "");
     }
+    default_old_sources(volume);
+    volumes::default_ephemeral(volume);
     let sources = volume.pointer_mut("/projected/sources").and_then(Value::as_array_mut);
     for source in sources.into_iter().flatten() {
         if let Some(token) = source.get_mut("serviceAccountToken").filter(|s| s.is_object()) {

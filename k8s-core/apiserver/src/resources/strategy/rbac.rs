@@ -2,13 +2,26 @@
 
 use serde_json::Value;
 
-use super::{BASE, NameRule, Strategy};
+use super::{
+    BASE, NameRule, Strategy,
+    rule::{Check, Rule, check},
+};
 use crate::value::{list, text};
+
+const GROUP: &str = "rbac.authorization.k8s.io";
 
 /// Roles and ClusterRoles.
 pub static ROLE: Strategy = Strategy {
     name: NameRule::Segment,
     validate: |role, errors| {
+        const AGGREGATION: &[Rule] = &[
+            Rule(
+                "aggregationRule.clusterRoleSelectors",
+                &[Check::Required("at least one clusterRoleSelector required if aggregationRule is non-nil")],
+            ),
+            Rule("aggregationRule.clusterRoleSelectors[*]", &[Check::Selector]),
+        ];
+        check(role, AGGREGATION, errors);
         for (i, rule) in list(role, "/rules").iter().enumerate() {
             let at = format!("rules[{i}]");
             if list(rule, "/verbs").is_empty() {
@@ -61,6 +74,10 @@ pub static BINDING: Strategy = Strategy {
         if text(binding, "/roleRef/name").is_empty() {
             errors.required("roleRef.name", "");
         }
+        let group = text(binding, "/roleRef/apiGroup");
+        if group != GROUP {
+            errors.not_supported("roleRef.apiGroup", group, &[GROUP]);
+        }
         for (i, subject) in list(binding, "/subjects").iter().enumerate() {
             let at = format!("subjects[{i}]");
             if text(subject, "/name").is_empty() {
@@ -69,6 +86,14 @@ pub static BINDING: Strategy = Strategy {
             let kind = text(subject, "/kind");
             if !["User", "Group", "ServiceAccount"].contains(&kind) {
                 errors.not_supported(format!("{at}.kind"), kind, &["Group", "ServiceAccount", "User"]);
+            }
+            let (group, name) = (text(subject, "/apiGroup"), text(subject, "/name"));
+            let own = if kind == "ServiceAccount" { "" } else { GROUP };
+            if ["User", "Group", "ServiceAccount"].contains(&kind) && group != own {
+                errors.not_supported(format!("{at}.apiGroup"), group, &[own]);
+            }
+            if kind == "ServiceAccount" && !name.is_empty() {
+                NameRule::Subdomain.check(&format!("{at}.name"), name, errors);
             }
             if kind == "ServiceAccount" && text(subject, "/namespace").is_empty() {
                 errors.required(format!("{at}.namespace"), "");

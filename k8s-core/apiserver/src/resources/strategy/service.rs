@@ -4,7 +4,10 @@ use std::{collections::HashSet, net::IpAddr};
 
 use serde_json::{Value, json};
 
-use super::{BASE, NameRule, Strategy};
+use super::{
+    BASE, NameRule, Strategy,
+    rule::{At, Check, Rule, check as check_rules, parse_cidr},
+};
 use crate::{
     invalid::{FieldErrors, names},
     value::{child, default, default_text, integer, list, map, text},
@@ -72,6 +75,11 @@ fn default_service(service: &mut Value) {
     if text(spec, "/sessionAffinity") == "ClientIP" {
         default(spec, "sessionAffinityConfig", json!({"clientIP": {"timeoutSeconds": 10800}}));
     }
+    if text(spec, "/sessionAffinity") == "None"
+        && let Some(map) = spec.as_object_mut()
+    {
+        map.remove("sessionAffinityConfig");
+    }
     let kind = text(spec, "/type").to_owned();
     let named_ip = text(spec, "/clusterIP").to_owned();
     if !named_ip.is_empty() {
@@ -102,6 +110,83 @@ fn default_service(service: &mut Value) {
     }
     default(spec, "ipFamilies", json!(["IPv4"]));
     default_text(spec, "ipFamilyPolicy", "SingleStack");
+}
+
+const POLICIES: &[Check] = &[Check::OneOf(&["Cluster", "Local"])];
+
+const RULES: &[Rule] = &[
+    Rule(
+        "spec.externalIPs[*]",
+        &[
+            Check::Ip,
+            Check::Is(|at, errors| {
+                if let Ok(ip) = at.as_text().parse() {
+                    super::network::check_endpoint_ip(at, ip, errors);
+                }
+            }),
+        ],
+    ),
+    Rule("spec.ports[*].nodePort", &[Check::Between(0, 65535)]),
+    Rule("spec.ports[*].appProtocol", &[Check::Qualified]),
+    Rule(
+        "spec.sessionAffinityConfig.clientIP.timeoutSeconds",
+        &[Check::Is(|at, errors| {
+            if at.value.as_i64().is_some_and(|n| !(1..=86400).contains(&n)) {
+                at.invalid(errors, "must be greater than 0 and less than 86400");
+            }
+        })],
+    ),
+    Rule("spec.internalTrafficPolicy", POLICIES),
+    Rule("spec.externalTrafficPolicy", POLICIES),
+    Rule("spec.ipFamilyPolicy", &[Check::OneOf(&["PreferDualStack", "RequireDualStack", "SingleStack"])]),
+    Rule("spec.ipFamilies", &[Check::Most(2), Check::Unique]),
+    Rule("spec.ipFamilies[*]", &[Check::OneOf(&["IPv4", "IPv6"])]),
+    Rule("spec.trafficDistribution", &[Check::OneOf(&["PreferClose", "PreferSameNode", "PreferSameZone"])]),
+    Rule("spec.loadBalancerClass", &[Check::Qualified]),
+    Rule(
+        "spec.loadBalancerSourceRanges[*]",
+        &[Check::Is(|at, errors| {
+            if parse_cidr(at.as_text().trim()).is_none() {
+                at.invalid(errors, "must be a valid CIDR value, (e.g. 10.9.8.0/24 or 2001:db8::/64)");
+            }
+        })],
+    ),
+];
+
+/// What only services of some types have.
+fn check_type(service: &Value, errors: &mut FieldErrors) {
+    let root = At::root(service, "");
+    let spec = root.field("spec");
+    let (kind, there) = (spec.text("type"), |field: &str| spec.field(field).is_set());
+    if kind != "LoadBalancer" {
+        for field in ["loadBalancerSourceRanges", "loadBalancerClass", "allocateLoadBalancerNodePorts"] {
+            if there(field) {
+                errors.forbidden(spec.field(field), "may only be used when `type` is 'LoadBalancer'");
+            }
+        }
+    }
+    let external = ["NodePort", "LoadBalancer"].contains(&kind) || there("externalIPs");
+    if there("externalTrafficPolicy") && !external {
+        spec.field("externalTrafficPolicy")
+            .invalid(errors, "may only be set for externally-accessible services");
+    }
+    if spec.integer("healthCheckNodePort").is_some_and(|n| n != 0)
+        && !(kind == "LoadBalancer" && spec.text("externalTrafficPolicy") == "Local")
+    {
+        spec.field("healthCheckNodePort").invalid(
+            errors,
+            "may only be set when `type` is 'LoadBalancer' and `externalTrafficPolicy` is 'Local'",
+        );
+    }
+    let mut node_ports = HashSet::new();
+    for port in spec.field("ports").items() {
+        let number = port.integer("nodePort").filter(|n| *n != 0);
+        if let Some(number) = number
+            && !node_ports.insert((number, port.text("protocol")))
+        {
+            errors.duplicate(port.field("nodePort"), number);
+        }
+    }
 }
 
 fn check(service: &Value, errors: &mut FieldErrors) {
@@ -183,11 +268,8 @@ fn check(service: &Value, errors: &mut FieldErrors) {
             errors.forbidden("spec.clusterIPs", "may not be set for ExternalName services");
         }
     }
-    for (i, ip) in list(service, "/spec/externalIPs").iter().enumerate() {
-        if ip.as_str().is_none_or(|ip| ip.parse::<IpAddr>().is_err()) {
-            errors.invalid(format!("spec.externalIPs[{i}]"), ip.clone(), "must be a valid IP address");
-        }
-    }
+    check_rules(service, RULES, errors);
+    check_type(service, errors);
     let selector = map(service, "/spec/selector");
     if selector.is_some() {
         super::check_labels(service, "/spec/selector", "spec.selector", errors);

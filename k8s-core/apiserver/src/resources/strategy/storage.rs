@@ -2,23 +2,35 @@
 
 use serde_json::{Value, json};
 
-use super::{BASE, Strategy, immutable};
+use super::{
+    BASE, NameRule, Strategy, immutable, pod,
+    rule::{At, Check, Rule, check, frozen, is_empty, quantity},
+};
 use crate::{
     invalid::FieldErrors,
     value::{child, default_text, list, map, text},
 };
 
-const MODES: [&str; 4] = ["ReadOnlyMany", "ReadWriteMany", "ReadWriteOnce", "ReadWriteOncePod"];
+const MODES: &[&str] = &["ReadOnlyMany", "ReadWriteMany", "ReadWriteOnce", "ReadWriteOncePod"];
 
-fn check_modes(object: &Value, errors: &mut FieldErrors) {
-    let modes = list(object, "/spec/accessModes");
-    if modes.is_empty() {
-        errors.required("spec.accessModes", "at least 1 access mode is required");
-    }
-    for mode in modes {
-        if !mode.as_str().is_some_and(|m| MODES.contains(&m)) {
-            errors.not_supported("spec.accessModes", mode.clone(), &MODES);
+/// The modes of access, of a volume or a claim.
+const ACCESS: &[Check] = &[
+    Check::Required("at least 1 access mode is required"),
+    Check::Is(|at, errors| {
+        for mode in at.items().filter(|m| !MODES.contains(&m.as_text())) {
+            errors.not_supported(at, mode.value.clone(), MODES);
         }
+        let alone = at.items().any(|m| m.as_text() == "ReadWriteOncePod");
+        if alone && at.items().count() > 1 {
+            errors.forbidden(at, "may not use ReadWriteOncePod with other access modes");
+        }
+    }),
+];
+
+/// An amount of storage above nothing.
+fn positive(at: &At<'_>, errors: &mut FieldErrors) {
+    if quantity(at.value).is_some_and(|q| q.is_negative() || q.is_zero()) {
+        at.invalid(errors, "must be greater than zero");
     }
 }
 
@@ -32,47 +44,94 @@ pub static PERSISTENT_VOLUME: Strategy = Strategy {
         if let Some(host) = spec.get_mut("hostPath").filter(|h| h.is_object()) {
             crate::value::default(host, "type", "");
         }
+        pod::default_old_sources(spec);
     },
     create: |volume| volume["status"] = json!({"phase": "Pending"}),
     validate: |volume, errors| {
-        check_modes(volume, errors);
-        if map(volume, "/spec/capacity").is_none_or(|c| !c.contains_key("storage")) {
-            errors.required("spec.capacity", "");
-        }
-        const PLAIN: [&str; 10] = [
-            "accessModes",
-            "capacity",
-            "claimRef",
-            "mountOptions",
-            "nodeAffinity",
-            "persistentVolumeReclaimPolicy",
-            "storageClassName",
-            "volumeMode",
-            "volumeAttributesClassName",
-            "csiDriver",
-        ];
-        let mut sources = map(volume, "/spec")
-            .into_iter()
-            .flatten()
-            .map(|(k, _)| k)
-            .filter(|k| !PLAIN.contains(&k.as_str()));
-        if sources.next().is_none() {
-            errors.required("spec", "must specify a volume type");
-        }
-        for extra in sources {
-            errors.forbidden(format!("spec.{extra}"), "may not specify more than 1 volume type");
-        }
-        let policy = text(volume, "/spec/persistentVolumeReclaimPolicy");
-        if !["Delete", "Recycle", "Retain"].contains(&policy) {
-            errors.not_supported(
-                "spec.persistentVolumeReclaimPolicy",
-                policy,
-                &["Delete", "Recycle", "Retain"],
+        check(volume, VOLUME, errors);
+        pod::check_sources(volume.get("spec").unwrap_or(&Value::Null), "spec", NOT_SOURCES, errors);
+    },
+    validate_update: |new, old, errors| {
+        let source = |volume: &Value| -> Vec<(String, Value)> {
+            let spec = map(volume, "/spec").into_iter().flatten();
+            spec.filter(|(k, _)| !NOT_SOURCES.contains(&k.as_str()))
+                .map(|(k, v)| (k.clone(), v.clone()))
+                .collect()
+        };
+        if source(new) != source(old) {
+            errors.forbidden(
+                "spec.persistentvolumesource",
+                "spec.persistentvolumesource is immutable after creation",
             );
+        }
+        frozen(new, old, &["/spec/volumeMode"], errors);
+        if old.pointer("/spec/nodeAffinity").is_some() {
+            frozen(new, old, &["/spec/nodeAffinity"], errors);
         }
     },
     ..BASE
 };
+
+/// The fields of a volume's spec that are no source of storage.
+const NOT_SOURCES: &[&str] = &[
+    "accessModes",
+    "capacity",
+    "claimRef",
+    "mountOptions",
+    "nodeAffinity",
+    "persistentVolumeReclaimPolicy",
+    "storageClassName",
+    "volumeAttributesClassName",
+    "volumeMode",
+];
+
+const VOLUME: &[Rule] = &[
+    Rule("spec.accessModes", ACCESS),
+    Rule(
+        "spec.capacity",
+        &[
+            Check::Required(""),
+            Check::Is(|at, errors| {
+                let storage = at.field("storage");
+                if storage.value.is_null() || at.entries().count() > 1 {
+                    errors.not_supported(at, at.value.clone(), &["storage"]);
+                }
+            }),
+        ],
+    ),
+    Rule(
+        "spec.capacity.storage",
+        &[Check::Is(|at, errors| {
+            // A quantity is told by its key, as in a map of quantities.
+            if quantity(at.value).is_some_and(|q| q.is_negative() || q.is_zero()) {
+                errors.invalid("spec.capacity[storage]", at.value.clone(), "must be greater than zero");
+            }
+        })],
+    ),
+    Rule("spec.persistentVolumeReclaimPolicy", &[Check::OneOf(&["Delete", "Recycle", "Retain"])]),
+    Rule("spec.volumeMode", &[Check::OneOf(&["Block", "Filesystem"])]),
+    Rule("spec.storageClassName", &[Check::Name(NameRule::Subdomain)]),
+    Rule("spec.volumeAttributesClassName", &[Check::Name(NameRule::Subdomain)]),
+    Rule("spec.claimRef.name", &[Check::Name(NameRule::Subdomain)]),
+    Rule("spec.nodeAffinity.required", &[Check::Required("must specify required node constraints")]),
+    Rule("spec.nodeAffinity.required", &[Check::Has(pod::NODE_SELECTOR)]),
+    Rule(
+        "spec",
+        &[Check::Is(|spec, errors| {
+            let there = |name| !spec.field(name).value.is_null();
+            if there("local") && !there("nodeAffinity") {
+                errors.required("spec.nodeAffinity", "Local volume requires node affinity");
+            }
+            let recycle = spec.text("persistentVolumeReclaimPolicy") == "Recycle";
+            if recycle && spec.field("hostPath").text("path") == "/" {
+                errors.forbidden(
+                    "spec.persistentVolumeReclaimPolicy",
+                    "may not be 'recycle' for a hostPath mount of '/'",
+                );
+            }
+        })],
+    ),
+];
 
 /// PersistentVolumeClaims.
 pub static PERSISTENT_VOLUME_CLAIM: Strategy = Strategy {
@@ -80,15 +139,19 @@ pub static PERSISTENT_VOLUME_CLAIM: Strategy = Strategy {
     default: |claim| {
         if let Some(spec) = child(claim, "spec") {
             default_text(spec, "volumeMode", "Filesystem");
+            // The old name of dataSourceRef; both are kept equal where no namespace is named.
+            let (source, reference) = (spec.get("dataSource").cloned(), spec.get("dataSourceRef").cloned());
+            match (source, reference) {
+                (Some(source), None) => spec["dataSourceRef"] = source,
+                (None, Some(reference)) if text(&reference, "/namespace").is_empty() => {
+                    spec["dataSource"] = reference;
+                }
+                _ => {}
+            }
         }
     },
     create: |claim| claim["status"] = json!({"phase": "Pending"}),
-    validate: |claim, errors| {
-        check_modes(claim, errors);
-        if map(claim, "/spec/resources/requests").is_none_or(|r| !r.contains_key("storage")) {
-            errors.required("spec.resources[storage]", "");
-        }
-    },
+    validate: |claim, errors| check_claim(claim.get("spec").unwrap_or(&Value::Null), "spec", errors),
     validate_update: |new, old, errors| {
         let frozen = |claim: &Value| {
             let mut spec = claim.get("spec").cloned().unwrap_or_default();
@@ -107,9 +170,81 @@ pub static PERSISTENT_VOLUME_CLAIM: Strategy = Strategy {
         if frozen(new) != frozen(old) {
             errors.forbidden("spec", "spec is immutable after creation except resources.requests and volumeAttributesClassName for bound claims");
         }
+        check_growth(new, old, errors);
+    },
+    validate_status: |new, _, errors| {
+        const RULES: &[Rule] = &[
+            Rule("status.accessModes[*]", &[Check::OneOf(MODES)]),
+            Rule("status.capacity", &[Check::NotNegative]),
+        ];
+        check(new, RULES, errors);
     },
     ..BASE
 };
+
+/// A claim asks for more, never for less; and only once it is bound.
+fn check_growth(new: &Value, old: &Value, errors: &mut FieldErrors) {
+    let asked = |claim: &Value| claim.pointer("/spec/resources/requests/storage").and_then(quantity);
+    let (Some(now), Some(before)) = (asked(new), asked(old)) else { return };
+    if now == before {
+        return;
+    }
+    if text(old, "/status/phase") != "Bound" {
+        errors.forbidden("spec", "spec is immutable after creation except resources.requests and volumeAttributesClassName for bound claims");
+    } else if now < before
+        && old.pointer("/status/capacity/storage").and_then(quantity).is_none_or(|have| now <= have)
+    {
+        errors.forbidden("spec.resources.requests.storage", "field can not be less than status.capacity");
+    }
+}
+
+/// Checks a claim's spec, in a claim or in a template of one.
+pub(super) fn check_claim(spec: &Value, at: &str, errors: &mut FieldErrors) {
+    const RULES: &[Rule] = &[
+        Rule("selector", &[Check::Selector]),
+        Rule("accessModes", ACCESS),
+        Rule("storageClassName", &[Check::Name(NameRule::Subdomain)]),
+        Rule("volumeMode", &[Check::OneOf(&["Block", "Filesystem"])]),
+        Rule("volumeAttributesClassName", &[Check::Name(NameRule::Subdomain)]),
+        Rule("dataSource", &[Check::Has(DATA_SOURCE)]),
+        Rule("dataSourceRef", &[Check::Has(DATA_SOURCE)]),
+    ];
+    let root = At::root(spec, at);
+    root.check(RULES, errors);
+    let resources = root.field("resources");
+    let requests = resources.field("requests");
+    if requests.field("storage").value.is_null() {
+        errors.required(resources.key("storage"), "");
+    } else {
+        positive(&requests.key("storage"), errors);
+    }
+    let (old, new) = (root.field("dataSource"), root.field("dataSourceRef"));
+    if !new.text("namespace").is_empty() {
+        if !is_empty(old.value) {
+            errors.invalid(
+                root,
+                spec.clone(),
+                "may not be specified when dataSourceRef.namespace is specified",
+            );
+        }
+    } else if !is_empty(old.value) && !is_empty(new.value) && old.value != new.value {
+        errors.invalid(root, spec.clone(), "must match dataSourceRef");
+    }
+}
+
+const DATA_SOURCE: &[Rule] = &[
+    Rule("name", &[Check::Required("")]),
+    Rule("kind", &[Check::Required("")]),
+    Rule("apiGroup", &[Check::Name(NameRule::Subdomain)]),
+    Rule(
+        "",
+        &[Check::Is(|at, errors| {
+            if at.text("apiGroup").is_empty() && at.text("kind") != "PersistentVolumeClaim" {
+                at.invalid(errors, "must be 'PersistentVolumeClaim' when referencing the default apiGroup");
+            }
+        })],
+    ),
+];
 
 /// StorageClasses.
 pub static STORAGE_CLASS: Strategy = Strategy {
@@ -119,12 +254,37 @@ pub static STORAGE_CLASS: Strategy = Strategy {
         default_text(class, "volumeBindingMode", "Immediate");
     },
     validate: |class, errors| {
-        if text(class, "/provisioner").is_empty() {
-            errors.required("provisioner", "");
-        }
-        let mode = text(class, "/volumeBindingMode");
-        if !["Immediate", "WaitForFirstConsumer"].contains(&mode) {
-            errors.not_supported("volumeBindingMode", mode, &["Immediate", "WaitForFirstConsumer"]);
+        const RULES: &[Rule] = &[
+            Rule(
+                "provisioner",
+                &[
+                    Check::Required(""),
+                    Check::Is(|at, errors| {
+                        if !crate::invalid::names::is_qualified(&at.as_text().to_ascii_lowercase()) {
+                            at.invalid(errors, super::rule::QUALIFIED);
+                        }
+                    }),
+                ],
+            ),
+            Rule("parameters", &[Check::Is(super::csi::check_class_parameters)]),
+            Rule("reclaimPolicy", &[Check::OneOf(&["Delete", "Retain"])]),
+            Rule("volumeBindingMode", &[Check::OneOf(&["Immediate", "WaitForFirstConsumer"])]),
+            Rule(
+                "allowedTopologies[*].matchLabelExpressions[*].key",
+                &[Check::Required(""), Check::Qualified],
+            ),
+            Rule(
+                "allowedTopologies[*].matchLabelExpressions[*].values",
+                &[Check::Required(""), Check::Unique],
+            ),
+            Rule("allowedTopologies[*].matchLabelExpressions", &[Check::UniqueBy(&["key"])]),
+        ];
+        check(class, RULES, errors);
+        let terms = list(class, "/allowedTopologies");
+        for (i, term) in terms.iter().enumerate() {
+            if terms[..i].contains(term) {
+                errors.duplicate(format!("allowedTopologies[{i}].matchLabelExpressions"), "");
+            }
         }
     },
     validate_update: |new, old, errors| {

@@ -3,7 +3,11 @@
 use k8s_core::meta::LabelSelector;
 use serde_json::{Value, json};
 
-use super::{BASE, Strategy, immutable, not_negative, pod};
+use super::{
+    BASE, NameRule, Strategy, immutable, not_negative, pod,
+    rule::{At, Check, Rule, at_most_all, check},
+    storage,
+};
 use crate::{
     invalid::FieldErrors,
     value::{child, default, default_text, map, text},
@@ -64,6 +68,35 @@ fn check_template(object: &Value, restart: &[&str], errors: &mut FieldErrors) {
     }
 }
 
+/// Numbers that no workload may have below zero.
+const COUNTS: &[Rule] = &[
+    Rule("spec.replicas", &[Check::AtLeast(0)]),
+    Rule("spec.minReadySeconds", &[Check::AtLeast(0)]),
+    Rule("spec.revisionHistoryLimit", &[Check::AtLeast(0)]),
+    Rule("spec.progressDeadlineSeconds", &[Check::AtLeast(0)]),
+];
+
+/// What controllers report is not negative, and no part of it is more than the whole (`total`).
+fn check_status(new: &Value, total: &str, parts: &[&str], errors: &mut FieldErrors) {
+    let root = At::root(new, "");
+    let status = root.field("status");
+    let number = |field: &str| status.integer(field).unwrap_or(0);
+    for field in parts.iter().chain([&total, &"observedGeneration", &"collisionCount"]) {
+        if number(field) < 0 {
+            status.field(field).invalid(errors, "must be greater than or equal to 0");
+        }
+    }
+    if total.is_empty() {
+        return;
+    }
+    for part in parts.iter().filter(|p| number(p) > number(total)) {
+        status.field(part).invalid(errors, format!("cannot be greater than status.{total}"));
+    }
+    if parts.contains(&"readyReplicas") && number("availableReplicas") > number("readyReplicas") {
+        status.field("availableReplicas").invalid(errors, "cannot be greater than readyReplicas");
+    }
+}
+
 /// PodTemplates.
 pub static POD_TEMPLATE: Strategy = Strategy {
     generation: true,
@@ -72,6 +105,10 @@ pub static POD_TEMPLATE: Strategy = Strategy {
         if let Some(spec) = object.pointer_mut("/template/spec") {
             pod::default_spec(spec);
         }
+    },
+    validate: |object, errors| {
+        let template = object.get("template").unwrap_or(&Value::Null);
+        pod::template_errors(template, "template", errors);
     },
     ..BASE
 };
@@ -114,8 +151,12 @@ pub static REPLICATION_CONTROLLER: Strategy = Strategy {
         }
         check_template(object, &["Always"], errors);
     },
+    validate_status: |new, _, errors| check_status(new, "replicas", REPLICAS, errors),
     ..BASE
 };
+
+/// What a controller of replicas counts.
+const REPLICAS: &[&str] = &["fullyLabeledReplicas", "readyReplicas", "availableReplicas"];
 
 /// ReplicaSets.
 pub static REPLICA_SET: Strategy = Strategy {
@@ -128,11 +169,12 @@ pub static REPLICA_SET: Strategy = Strategy {
     },
     create: |object| object["status"] = json!({"replicas": 0}),
     validate: |object, errors| {
-        not_negative(object, "/spec/replicas", errors);
+        check(object, COUNTS, errors);
         check_selector(object, errors);
         check_template(object, &["Always"], errors);
     },
     validate_update: |new, old, errors| immutable(new, old, "/spec/selector", errors),
+    validate_status: |new, _, errors| check_status(new, "replicas", REPLICAS, errors),
     ..BASE
 };
 
@@ -157,10 +199,17 @@ pub static DEPLOYMENT: Strategy = Strategy {
     },
     create: |object| object["status"] = json!({}),
     validate: |object, errors| {
-        not_negative(object, "/spec/replicas", errors);
-        not_negative(object, "/spec/minReadySeconds", errors);
+        check(object, COUNTS, errors);
         check_selector(object, errors);
         check_template(object, &["Always"], errors);
+        let root = At::root(object, "");
+        let spec = root.field("spec");
+        if let (Some(deadline), Some(ready)) =
+            (spec.integer("progressDeadlineSeconds"), spec.integer("minReadySeconds"))
+            && deadline <= ready
+        {
+            spec.field("progressDeadlineSeconds").invalid(errors, "must be greater than minReadySeconds");
+        }
         match text(object, "/spec/strategy/type") {
             "Recreate" => {
                 if object.pointer("/spec/strategy/rollingUpdate").is_some() {
@@ -175,6 +224,11 @@ pub static DEPLOYMENT: Strategy = Strategy {
         }
     },
     validate_update: |new, old, errors| immutable(new, old, "/spec/selector", errors),
+    validate_status: |new, _, errors| {
+        let parts = ["updatedReplicas", "readyReplicas", "availableReplicas", "unavailableReplicas"];
+        check_status(new, "replicas", &parts[..3], errors);
+        check_status(new, "", &parts, errors);
+    },
     ..BASE
 };
 
@@ -213,6 +267,49 @@ fn check_rolling(object: &Value, errors: &mut FieldErrors) {
     }
 }
 
+const RETENTION: &[Check] = &[Check::Required(""), Check::OneOf(&["Delete", "Retain"])];
+
+const STATEFUL: &[Rule] = &[
+    Rule(
+        "spec.podManagementPolicy",
+        &[Check::Is(|at, errors| {
+            if !["OrderedReady", "Parallel"].contains(&at.as_text()) {
+                at.invalid(errors, "must be 'OrderedReady' or 'Parallel'");
+            }
+        })],
+    ),
+    Rule(
+        "spec.updateStrategy",
+        &[Check::Is(|at, errors| {
+            let rolling = at.field("rollingUpdate");
+            match at.text("type") {
+                "OnDelete" if !rolling.value.is_null() => {
+                    rolling.invalid(errors, "only allowed for updateStrategy 'RollingUpdate'");
+                }
+                "OnDelete" | "RollingUpdate" => {}
+                _ => at.invalid(errors, "must be 'RollingUpdate' or 'OnDelete'"),
+            }
+        })],
+    ),
+    Rule("spec.updateStrategy.rollingUpdate.partition", &[Check::AtLeast(0)]),
+    Rule(
+        "spec.updateStrategy.rollingUpdate.maxUnavailable",
+        &[
+            Check::Share,
+            Check::Is(|at, errors| {
+                if at.value == &json!(0) || at.value == &json!("0%") {
+                    at.invalid(errors, "cannot be 0");
+                }
+            }),
+            Check::Is(at_most_all),
+        ],
+    ),
+    Rule("spec.ordinals.start", &[Check::AtLeast(0)]),
+    Rule("spec.serviceName", &[Check::Name(NameRule::Subdomain)]),
+    Rule("spec.persistentVolumeClaimRetentionPolicy.whenDeleted", RETENTION),
+    Rule("spec.persistentVolumeClaimRetentionPolicy.whenScaled", RETENTION),
+];
+
 /// StatefulSets.
 pub static STATEFUL_SET: Strategy = Strategy {
     generation: true,
@@ -247,9 +344,23 @@ pub static STATEFUL_SET: Strategy = Strategy {
     },
     create: |object| object["status"] = json!({"replicas": 0, "availableReplicas": 0}),
     validate: |object, errors| {
-        not_negative(object, "/spec/replicas", errors);
+        check(object, COUNTS, errors);
+        check(object, STATEFUL, errors);
         check_selector(object, errors);
         check_template(object, &["Always"], errors);
+        let claims = object.pointer("/spec/volumeClaimTemplates").and_then(Value::as_array);
+        for (i, claim) in claims.into_iter().flatten().enumerate() {
+            let at = format!("spec.volumeClaimTemplates[{i}].spec");
+            storage::check_claim(claim.get("spec").unwrap_or(&Value::Null), &at, errors);
+        }
+    },
+    validate_status: |new, _, errors| {
+        check_status(
+            new,
+            "replicas",
+            &["readyReplicas", "currentReplicas", "updatedReplicas", "availableReplicas"],
+            errors,
+        );
     },
     validate_update: |new, old, errors| {
         let frozen = |object: &Value| {
@@ -297,9 +408,48 @@ pub static DAEMON_SET: Strategy = Strategy {
         object["status"] = json!({"currentNumberScheduled": 0, "numberMisscheduled": 0, "desiredNumberScheduled": 0, "numberReady": 0});
     },
     validate: |object, errors| {
+        check(object, COUNTS, errors);
+        check(object, DAEMON, errors);
         check_selector(object, errors);
         check_template(object, &["Always"], errors);
     },
     validate_update: |new, old, errors| immutable(new, old, "/spec/selector", errors),
+    validate_status: |new, _, errors| {
+        let parts = [
+            "currentNumberScheduled",
+            "numberMisscheduled",
+            "desiredNumberScheduled",
+            "numberReady",
+            "updatedNumberScheduled",
+            "numberAvailable",
+            "numberUnavailable",
+        ];
+        check_status(new, "", &parts, errors);
+    },
     ..BASE
 };
+
+const DAEMON: &[Rule] = &[
+    Rule(
+        "spec.template.spec.activeDeadlineSeconds",
+        &[Check::Never("activeDeadlineSeconds in DaemonSet is not Supported")],
+    ),
+    Rule("spec.updateStrategy.type", &[Check::OneOf(&["OnDelete", "RollingUpdate"])]),
+    Rule("spec.updateStrategy.rollingUpdate.maxUnavailable", &[Check::Share, Check::Is(at_most_all)]),
+    Rule("spec.updateStrategy.rollingUpdate.maxSurge", &[Check::Share, Check::Is(at_most_all)]),
+    Rule(
+        "spec.updateStrategy.rollingUpdate",
+        &[Check::Is(|at, errors| {
+            let some = |field: &str| share(at.field(field).value).unwrap_or(0) > 0;
+            match (some("maxUnavailable"), some("maxSurge")) {
+                (true, true) => {
+                    at.field("maxSurge").invalid(errors, "may not be set when maxUnavailable is non-zero")
+                }
+                (false, false) => {
+                    errors.required(at.field("maxUnavailable"), "cannot be 0 when maxSurge is 0")
+                }
+                _ => {}
+            }
+        })],
+    ),
+];

@@ -5,9 +5,10 @@ use std::collections::HashSet;
 use k8s_core::meta::Quantity;
 use serde_json::{Value, json};
 
-use super::is_blank;
+use super::{details, is_blank, volumes::check_sources};
 use crate::{
     invalid::{FieldErrors, names},
+    resources::strategy::rule::At,
     value::{integer, list, map, text},
 };
 
@@ -57,29 +58,44 @@ pub(super) fn check_spec(spec: &Value, at: &str, errors: &mut FieldErrors) {
     if !account.is_empty() && !names::is_subdomain(account) {
         errors.invalid(format!("{at}.serviceAccountName"), account, names::SUBDOMAIN_MESSAGE);
     }
-    for (i, toleration) in list(spec, "/tolerations").iter().enumerate() {
-        let at = format!("{at}.tolerations[{i}]");
-        let operator = text(toleration, "/operator");
-        if !["", "Equal", "Exists", "Lt", "Gt"].contains(&operator) {
-            errors.not_supported(format!("{at}.operator"), operator, &["Equal", "Exists"]);
-        }
-        if operator == "Exists" && !text(toleration, "/value").is_empty() {
-            errors.invalid(
-                format!("{at}.operator"),
-                text(toleration, "/value"),
-                "value must be empty when `operator` is 'Exists'",
-            );
-        }
-        let effect = text(toleration, "/effect");
-        if !["", "NoSchedule", "PreferNoSchedule", "NoExecute"].contains(&effect) {
-            errors.not_supported(
-                format!("{at}.effect"),
-                effect,
-                &["NoSchedule", "PreferNoSchedule", "NoExecute"],
-            );
+    super::super::check_labels(spec, "/nodeSelector", &format!("{at}.nodeSelector"), errors);
+    let spec = At::root(spec, at);
+    spec.check(details::SPEC, errors);
+    check_host_ports(&spec, errors);
+    check_ephemeral(&spec, errors);
+}
+
+/// With the host's network a port is the host's.
+fn check_host_ports(spec: &At<'_>, errors: &mut FieldErrors) {
+    if !spec.truth("hostNetwork") {
+        return;
+    }
+    for field in ["containers", "initContainers"] {
+        for container in spec.field(field).items() {
+            for port in container.field("ports").items() {
+                let (own, host) = (port.field("containerPort"), port.integer("hostPort").unwrap_or(0));
+                if own.value.as_i64() != Some(host) {
+                    own.invalid(errors, "must match `hostPort` when `hostNetwork` is true");
+                }
+            }
         }
     }
-    super::super::check_labels(spec, "/nodeSelector", &format!("{at}.nodeSelector"), errors);
+}
+
+/// A container for debugging has a name of its own, and the one that it looks at is there.
+fn check_ephemeral(spec: &At<'_>, errors: &mut FieldErrors) {
+    let lists = [spec.field("containers"), spec.field("initContainers")];
+    let names: Vec<&str> =
+        lists.iter().flat_map(|list| list.items().map(|c| c.text("name")).collect::<Vec<_>>()).collect();
+    for container in spec.field("ephemeralContainers").items() {
+        let (name, target) = (container.field("name"), container.field("targetContainerName"));
+        if names.contains(&name.as_text()) {
+            errors.duplicate(name, name.as_text());
+        }
+        if target.is_set() && !names.contains(&target.as_text()) {
+            errors.not_found(target, target.as_text());
+        }
+    }
 }
 
 fn one_of(object: &Value, field: &str, values: &[&str], at: &str, errors: &mut FieldErrors) {
@@ -104,27 +120,7 @@ fn check_volumes<'a>(spec: &'a Value, at: &str, errors: &mut FieldErrors) -> Has
         } else if !seen.insert(name) {
             errors.duplicate(format!("{at}.name"), name);
         }
-        let mut sources = volume.as_object().into_iter().flatten().map(|(k, _)| k).filter(|k| *k != "name");
-        if sources.next().is_none() {
-            errors.required(&at, "must specify a volume type");
-        }
-        for extra in sources {
-            errors.forbidden(format!("{at}.{extra}"), "may not specify more than 1 volume type");
-        }
-        for (pointer, field) in [
-            ("/hostPath", "path"),
-            ("/nfs", "server"),
-            ("/nfs", "path"),
-            ("/persistentVolumeClaim", "claimName"),
-            ("/secret", "secretName"),
-            ("/configMap", "name"),
-        ] {
-            if let Some(source) = volume.pointer(pointer)
-                && is_blank(source.get(field))
-            {
-                errors.required(format!("{at}.{}.{field}", &pointer[1..]), "");
-            }
-        }
+        check_sources(volume, &at, &["name"], errors);
     }
     seen
 }
@@ -243,17 +239,6 @@ fn check_handler(handler: &Value, at: &str, errors: &mut FieldErrors) {
     }
     for extra in kinds.iter().skip(1) {
         errors.forbidden(format!("{at}.{extra}"), "may not specify more than 1 handler type");
-    }
-    for kind in ["httpGet", "tcpSocket"] {
-        if let Some(port) = handler.pointer(&format!("/{kind}/port"))
-            && port.as_i64().is_some_and(|p| !(1..=65535).contains(&p))
-        {
-            errors.invalid(
-                format!("{at}.{kind}.port"),
-                port.clone(),
-                "must be between 1 and 65535, inclusive",
-            );
-        }
     }
     if handler.get("exec").is_some() && list(handler, "/exec/command").is_empty() {
         errors.required(format!("{at}.exec.command"), "");

@@ -1,0 +1,197 @@
+//! CertificateSigningRequests.
+
+use serde_json::{Value, json};
+
+use super::{
+    BASE, NameRule, Strategy,
+    rule::{At, Check, Rule, check},
+};
+use crate::{
+    invalid::{FieldErrors, names},
+    value::{list, set, text},
+};
+
+/// CertificateSigningRequests. Who asked is filled in by admission; the specification never changes.
+pub static CERTIFICATE_SIGNING_REQUEST: Strategy = Strategy {
+    name: NameRule::Segment,
+    create: |request| request["status"] = json!({}),
+    update: |new, old| set(new, "/spec", old.get("spec").cloned().unwrap_or_default()),
+    validate: |request, errors| {
+        check(request, RULES, errors);
+        check_conditions(request, errors);
+    },
+    validate_update: check_transition,
+    validate_status: |new, old, errors| {
+        check_conditions(new, errors);
+        check_transition(new, old, errors);
+    },
+    ..BASE
+};
+
+const USAGES: &[&str] = &[
+    "any",
+    "cert sign",
+    "client auth",
+    "code signing",
+    "content commitment",
+    "crl sign",
+    "data encipherment",
+    "decipher only",
+    "digital signature",
+    "email protection",
+    "encipher only",
+    "ipsec end system",
+    "ipsec tunnel",
+    "ipsec user",
+    "key agreement",
+    "key encipherment",
+    "microsoft sgc",
+    "netscape sgc",
+    "ocsp signing",
+    "s/mime",
+    "server auth",
+    "signing",
+    "timestamping",
+];
+
+const RULES: &[Rule] = &[
+    Rule(
+        "spec",
+        &[Check::Is(|spec, errors| {
+            let request = spec.field("request");
+            if let Err(why) = parse_request(request.as_text()) {
+                request.invalid(errors, why);
+            }
+        })],
+    ),
+    Rule("spec.usages", &[Check::Required("usages must be specified"), Check::Unique]),
+    Rule("spec.usages[*]", &[Check::OneOf(USAGES)]),
+    Rule(
+        "spec.signerName",
+        &[
+            Check::Required(""),
+            Check::Is(|at, errors| {
+                if at.as_text() == "kubernetes.io/legacy-unknown" {
+                    at.invalid(errors, "the legacy signerName is not allowed via this API version");
+                }
+            }),
+            Check::Is(check_signer),
+        ],
+    ),
+    Rule(
+        "spec.expirationSeconds",
+        &[Check::Is(|at, errors| {
+            if at.value.as_i64().is_some_and(|n| n < 600) {
+                at.invalid(errors, "may not specify a duration less than 600 seconds (10 minutes)");
+            }
+        })],
+    ),
+];
+
+/// Whether a request (base64 of PEM, as JSON has bytes) holds a PKCS #10 certificate request.
+fn parse_request(text: &str) -> Result<(), String> {
+    use base64::{Engine, engine::general_purpose::STANDARD};
+    use x509_parser::{
+        certification_request::X509CertificationRequest, pem::parse_x509_pem, prelude::FromDer,
+    };
+    const FORM: &str = "PEM block type must be CERTIFICATE REQUEST";
+    let pem = STANDARD.decode(text).map_err(|_| FORM)?;
+    let (_, block) = parse_x509_pem(&pem).map_err(|_| FORM)?;
+    if block.label != "CERTIFICATE REQUEST" {
+        return Err(FORM.into());
+    }
+    X509CertificationRequest::from_der(&block.contents).map(|_| ()).map_err(|e| e.to_string())
+}
+
+/// A signer: a domain and a path of at most 571 bytes.
+fn check_signer(at: &At<'_>, errors: &mut FieldErrors) {
+    let name = at.as_text();
+    match name.split_once('/') {
+        None => at.invalid(
+            errors,
+            "must be a fully qualified domain and path of the form 'example.com/signer-name'",
+        ),
+        Some((domain, path)) => {
+            if !names::is_subdomain(domain) {
+                at.invalid(errors, format!("validating label \"{domain}\": {}", names::SUBDOMAIN_MESSAGE));
+            } else if domain.split('.').count() < 2 {
+                at.invalid(errors, "should be a domain with at least two segments separated by dots");
+            }
+            if !names::is_subdomain(path) {
+                at.invalid(errors, format!("validating label \"{path}\": {}", names::SUBDOMAIN_MESSAGE));
+            }
+            if name.len() > 571 {
+                errors.too_long(at, 571);
+            }
+        }
+    }
+}
+
+fn check_conditions(request: &Value, errors: &mut FieldErrors) {
+    const CONDITIONS: &[Rule] = &[
+        Rule("status.conditions", &[Check::UniqueBy(&["type"])]),
+        Rule("status.conditions[*].type", &[Check::Required("")]),
+        Rule(
+            "status.conditions[*].status",
+            &[Check::Required(""), Check::OneOf(&["False", "True", "Unknown"])],
+        ),
+        Rule(
+            "status.conditions[*]",
+            &[Check::Is(|at, errors| {
+                if ["Approved", "Denied", "Failed"].contains(&at.text("type")) && at.text("status") != "True"
+                {
+                    errors.not_supported(at.field("status"), at.text("status"), &["True"]);
+                }
+            })],
+        ),
+    ];
+    check(request, CONDITIONS, errors);
+    let has = |kind: &str| list(request, "/status/conditions").iter().any(|c| text(c, "/type") == kind);
+    if has("Approved") && has("Denied") {
+        errors.invalid(
+            "status.conditions",
+            list(request, "/status/conditions").to_vec(),
+            "Approved and Denied conditions are mutually exclusive",
+        );
+    }
+}
+
+/// An approval stays, and a certificate that was given stays as it is.
+fn check_transition(new: &Value, old: &Value, errors: &mut FieldErrors) {
+    for kind in ["Approved", "Denied", "Failed"] {
+        let of =
+            |request: &Value| list(request, "/status/conditions").iter().any(|c| text(c, "/type") == kind);
+        if of(old) && !of(new) {
+            errors.forbidden(
+                "status.conditions",
+                &format!("updates may not remove a condition of type \"{kind}\""),
+            );
+        }
+    }
+    let before = text(old, "/status/certificate");
+    if !before.is_empty() && text(new, "/status/certificate") != before {
+        errors.forbidden("status.certificate", "updates may not modify a set certificate");
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use base64::{Engine, engine::general_purpose::STANDARD};
+
+    use super::*;
+
+    #[test]
+    fn requests_are_pem_of_der() {
+        let pem = |label: &str, der: &[u8]| {
+            STANDARD
+                .encode(format!("-----BEGIN {label}-----\n{}\n-----END {label}-----\n", STANDARD.encode(der)))
+        };
+        let key = rcgen::KeyPair::generate().unwrap();
+        let request = rcgen::CertificateParams::default().serialize_request(&key).unwrap();
+        assert_eq!(parse_request(&pem("CERTIFICATE REQUEST", request.der())), Ok(()));
+        let broken = pem("CERTIFICATE REQUEST", &[0x30, 5, 0]);
+        for bad in ["", "!", "aGk=", &broken, &pem("CERTIFICATE", request.der())] {
+            assert!(parse_request(bad).is_err(), "{bad}");
+        }
+    }
+}

@@ -1,0 +1,133 @@
+//! What is refused, and how it is said: `data/validation.yaml`, one document for each resource.
+//!
+//! A document has an object that is accepted, and changes to it (JSON pointers and values; null removes) with all the problems that they cause:
+//! on creation (`refused`), on update (`frozen`) and on a write of the status (`status`). A problem that ends in `...` is compared up to there.
+
+use std::collections::BTreeMap;
+
+use k8s_apiserver::ApiServer;
+use serde::Deserialize;
+use serde_json::{Value, json};
+
+use crate::support::{admin, done, server};
+
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+struct Document {
+    path: String,
+    object: Value,
+    #[serde(default)]
+    refused: Vec<Case>,
+    #[serde(default)]
+    frozen: Vec<Case>,
+    #[serde(default)]
+    status: Vec<Case>,
+}
+
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+struct Case {
+    set: BTreeMap<String, Value>,
+    says: Vec<String>,
+}
+
+/// Sets the value at a pointer, making maps on the way and adding to lists at their end; null removes.
+fn set(object: &mut Value, pointer: &str, value: &Value) {
+    let mut at = object;
+    let mut parts = pointer.split('/').skip(1).map(|p| p.replace("~1", "/")).peekable();
+    while let Some(part) = parts.next() {
+        let last = parts.peek().is_none();
+        if at.is_null() {
+            *at = json!({});
+        }
+        if let Value::Array(list) = at {
+            let index: usize = part.parse().unwrap();
+            if last && value.is_null() {
+                list.remove(index);
+                return;
+            }
+            if index == list.len() {
+                list.push(Value::Null);
+            }
+            at = &mut list[index];
+        } else {
+            let map = at.as_object_mut().unwrap_or_else(|| panic!("{pointer}: no map at {part}"));
+            if last && value.is_null() {
+                map.remove(&part);
+                return;
+            }
+            at = map.entry(part).or_insert(Value::Null);
+        }
+    }
+    *at = value.clone();
+}
+
+fn changed(object: &Value, case: &Case) -> Value {
+    let mut object = object.clone();
+    for (pointer, value) in &case.set {
+        set(&mut object, pointer, value);
+    }
+    object
+}
+
+/// Asks with a changed object and compares what is said.
+async fn expect(server: &ApiServer, method: &str, path: &str, object: &Value, case: &Case) -> Option<String> {
+    let answer = admin(server, method, path, "application/json", object.to_string()).await;
+    let json = answer.json();
+    let causes = json.pointer("/details/causes").and_then(Value::as_array).cloned().unwrap_or_default();
+    let field = |c: &Value, f: &str| c[f].as_str().unwrap_or_default().to_owned();
+    let said: Vec<String> =
+        causes.iter().map(|c| format!("{}: {}", field(c, "field"), field(c, "message"))).collect();
+    let same = said.len() == case.says.len()
+        && said.iter().zip(&case.says).all(|(said, want)| match want.strip_suffix("...") {
+            Some(start) => said.starts_with(start),
+            None => said == want,
+        });
+    let fine = if case.says.is_empty() { answer.status.is_success() } else { answer.status == 422 && same };
+    (!fine).then(|| {
+        format!(
+            "{method} {path} with {}:\n  want {:#?}\n  got {} {said:#?}\n  {}",
+            json!(case.set),
+            case.says,
+            answer.status,
+            json["message"]
+        )
+    })
+}
+
+#[tokio::test]
+async fn every_problem_is_told() {
+    let server = server().await;
+    // Pods need an account to run as.
+    let accounts = "/api/v1/namespaces/default/serviceaccounts";
+    done(&server, "POST", accounts, &json!({"metadata": {"name": "default"}})).await;
+    let mut wrong = Vec::new();
+    for document in include_str!("../data/validation.yaml").split("\n---\n") {
+        let document: Document =
+            serde_saphyr::from_str(document).unwrap_or_else(|e| panic!("{e}\n{document}"));
+        for case in &document.refused {
+            let object = changed(&document.object, case);
+            let path = format!("{}?dryRun=All", document.path);
+            wrong.extend(expect(&server, "POST", &path, &object, case).await);
+        }
+        let answer =
+            admin(&server, "POST", &document.path, "application/json", document.object.to_string()).await;
+        if !answer.status.is_success() {
+            wrong.push(format!("POST {}: {}", document.path, answer.json()["message"]));
+            continue;
+        }
+        let made = answer.json();
+        let own = format!("{}/{}", document.path, made["metadata"]["name"].as_str().unwrap());
+        for case in &document.frozen {
+            let path = format!("{own}?dryRun=All");
+            wrong.extend(expect(&server, "PUT", &path, &changed(&made, case), case).await);
+        }
+        for case in &document.status {
+            let path = format!("{own}/status?dryRun=All");
+            wrong.extend(expect(&server, "PUT", &path, &changed(&made, case), case).await);
+        }
+        // What was accepted is accepted again as it was answered: defaults never make an object invalid.
+        done(&server, "PUT", &own, &made).await;
+    }
+    assert!(wrong.is_empty(), "{} differ:\n{}", wrong.len(), wrong.join("\n"));
+}
