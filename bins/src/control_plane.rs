@@ -24,6 +24,7 @@ use tokio_util::sync::CancellationToken;
 
 use crate::{
     exit::{Code, Failure},
+    front_proxy::FrontProxy,
     paths::Paths,
     pki::Pki,
     ranges::Range,
@@ -116,12 +117,14 @@ impl ControlPlane {
         let pki = Pki::open(&paths.pki()).map_err(Failure::because("certificates"))?;
         let store = if config.memory { Store::memory() } else { open_store(paths)? };
         let kubelets = Arc::new(LocalKubelets::new(Some(Arc::new(crate::remote_kubelets(&pki)?))));
+        let front_proxy = FrontProxy::open(paths)?;
         let server = ApiServer::builder(store)
             .authenticator(Authenticator::new(std::collections::HashMap::new(), true))
             .authorization(AuthorizationMode::Rbac)
             .service_account_key(pki.service_account_key().map_err(Failure::because("service account key"))?)
             .service_range(config.services.network, config.services.prefix)
             .nodes(kubelets.clone())
+            .front_proxy(front_proxy.identity())
             .build()
             .await
             .map_err(Failure::because("start the API server"))?;
@@ -146,6 +149,10 @@ impl ControlPlane {
         kubernetes_service(&admin, config, address)
             .await
             .map_err(Failure::because("make the kubernetes Service"))?;
+        front_proxy
+            .publish(&admin, pki.ca())
+            .await
+            .map_err(Failure::because("publish the front proxy's CA"))?;
         let plane = ControlPlane { server, address, pki, kubelets, stop, tasks };
         plane.start_controllers(config)
     }
@@ -267,8 +274,13 @@ pub async fn kubernetes_service(
         "endpoints": [{"addresses": [config.advertise], "conditions": {"ready": true}}],
         "ports": [{"name": "https", "port": port, "protocol": "TCP"}],
     });
+    apply(client, "/api/v1/namespaces/default/services/kubernetes", &service).await?;
+    if config.advertise.is_loopback() {
+        // No pod could reach it there.
+        tracing::warn!(address = %config.advertise, "the Service kubernetes has no endpoints: this address is of this machine only");
+        return Ok(());
+    }
     for (path, object) in [
-        ("/api/v1/namespaces/default/services/kubernetes", service),
         ("/api/v1/namespaces/default/endpoints/kubernetes", endpoints),
         ("/apis/discovery.k8s.io/v1/namespaces/default/endpointslices/kubernetes", slice),
     ] {

@@ -26,6 +26,7 @@ mod cluster;
 pub mod commands;
 pub mod control_plane;
 pub mod exit;
+pub mod front_proxy;
 pub mod network;
 pub mod node;
 pub mod paths;

@@ -24,6 +24,7 @@ use super::told_to_stop;
 use crate::{
     control_plane::{ControlPlaneConfig, bind, kubernetes_service, open_store},
     exit::{Code, Failure},
+    front_proxy::FrontProxy,
     paths::{Lock, Paths},
     pki::{Pki, write_private},
     ranges::Range,
@@ -124,6 +125,7 @@ impl ApiServer {
             tls_names: Vec::new(),
             controllers: Vec::new(),
         };
+        let front_proxy = FrontProxy::open(&paths)?;
         let server = Server::builder(open_store(&paths)?)
             .authenticator(Authenticator::new(tokens, self.anonymous_auth))
             .authorization(mode)
@@ -131,6 +133,7 @@ impl ApiServer {
             .service_range(range.network, range.prefix)
             .node_ports(self.service_node_port_range.0, self.service_node_port_range.1)
             .nodes(Arc::new(crate::remote_kubelets(&pki)?))
+            .front_proxy(front_proxy.identity())
             .build()
             .await
             .map_err(Failure::because("start the API server"))?;
@@ -148,6 +151,10 @@ impl ApiServer {
         kubernetes_service(&server.client_as(User::admin()), &config, Some(address))
             .await
             .map_err(Failure::because("make the kubernetes Service"))?;
+        front_proxy
+            .publish(&server.client_as(User::admin()), pki.ca())
+            .await
+            .map_err(Failure::because("publish the front proxy's CA"))?;
         self.write_kubeconfigs(&pki, &pki_dir, address)?;
         println!("serving on https://{address}");
         let stop = CancellationToken::new();

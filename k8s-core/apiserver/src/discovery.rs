@@ -1,5 +1,7 @@
 //! Paths that are no resources: what is served, in both forms of discovery, OpenAPI, and the list of paths.
 
+mod remote;
+
 use http::{HeaderValue, Response, StatusCode, header};
 use k8s_core::{client::Body, status::ApiStatus};
 use serde_json::{Value, json};
@@ -31,9 +33,13 @@ pub(crate) fn path(server: &ApiServer, call: &Call) -> Result<Response<Body>, Ap
     let accept = call.headers.get(header::ACCEPT).and_then(|v| v.to_str().ok()).unwrap_or_default();
     let aggregated = accept.contains("as=APIGroupDiscoveryList");
     let answer = match parts.as_slice() {
-        [] => json!({"paths": paths(registry)}),
+        [] => json!({"paths": paths(&remote::groups(server, registry))}),
         ["api" | "apis"] if aggregated => {
-            let mut response = respond::json_value(StatusCode::OK, &aggregate(registry, parts == ["api"]));
+            let mut all = aggregate(registry, parts == ["api"]);
+            if parts == ["apis"] {
+                remote::add(&mut all, server);
+            }
+            let mut response = respond::json_value(StatusCode::OK, &all);
             let kind = HeaderValue::from_static(
                 "application/json;g=apidiscovery.k8s.io;v=v2;as=APIGroupDiscoveryList",
             );
@@ -44,19 +50,24 @@ pub(crate) fn path(server: &ApiServer, call: &Call) -> Result<Response<Body>, Ap
             json!({"kind": "APIVersions", "versions": ["v1"], "serverAddressByClientCIDRs": []})
         }
         ["apis"] => {
-            let groups: Vec<Value> =
-                registry.groups().iter().filter(|(g, _)| !g.is_empty()).map(|(g, v)| group(g, v)).collect();
+            let groups: Vec<Value> = remote::groups(server, registry)
+                .iter()
+                .filter(|(g, _)| !g.is_empty())
+                .map(|(g, v)| group(g, v))
+                .collect();
             json!({"kind": "APIGroupList", "apiVersion": "v1", "groups": groups})
         }
-        ["apis", name] => match registry.groups().iter().find(|(g, _)| g == name && !g.is_empty()) {
-            Some((g, versions)) => {
-                let mut one = group(g, versions);
-                one["kind"] = "APIGroup".into();
-                one["apiVersion"] = "v1".into();
-                one
+        ["apis", name] => {
+            match remote::groups(server, registry).iter().find(|(g, _)| g == name && !g.is_empty()) {
+                Some((g, versions)) => {
+                    let mut one = group(g, versions);
+                    one["kind"] = "APIGroup".into();
+                    one["apiVersion"] = "v1".into();
+                    one
+                }
+                None => return Ok(not_found_page()),
             }
-            None => return Ok(not_found_page()),
-        },
+        }
         ["api", version] => match resources(registry, "", version) {
             Some(list) => list,
             None => return Ok(not_found_page()),
@@ -88,7 +99,7 @@ fn metrics(server: &ApiServer) -> String {
     out
 }
 
-fn paths(registry: &Registry) -> Vec<String> {
+fn paths(groups: &[(String, Vec<String>)]) -> Vec<String> {
     let mut all: Vec<String> = [
         "/api",
         "/api/v1",
@@ -105,7 +116,7 @@ fn paths(registry: &Registry) -> Vec<String> {
     ]
     .map(str::to_owned)
     .into();
-    for (group, versions) in registry.groups().iter().filter(|(g, _)| !g.is_empty()) {
+    for (group, versions) in groups.iter().filter(|(g, _)| !g.is_empty()) {
         all.push(format!("/apis/{group}"));
         all.extend(versions.iter().map(|v| format!("/apis/{group}/{v}")));
     }

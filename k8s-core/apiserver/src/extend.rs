@@ -8,6 +8,7 @@ use k8s_core::store::{Expect, Stored};
 use serde_json::Value;
 
 use crate::{
+    aggregate,
     resources::{Resource, custom},
     server::{ApiServer, meta_of},
     value::{Unversioned, list, set, text},
@@ -23,6 +24,7 @@ pub(crate) const CLEANUP: &str = "customresourcecleanup.apiextensions.k8s.io";
 pub(crate) async fn after_write(server: &ApiServer, resource: &Resource, stored: &Arc<Stored>) {
     match &*resource.storage {
         DEFINITIONS => {}
+        aggregate::STORAGE => return aggregate::after_write(server, stored),
         THIRD_PARTY => {
             if let Ok(object) = serde_json::from_slice(&stored.json) {
                 server.inner.define(&object);
@@ -68,6 +70,7 @@ pub(crate) async fn after_delete(server: &ApiServer, resource: &Resource, object
             server.inner.undefine("CustomResourceDefinition", text(object, "/metadata/name"));
             Box::pin(reconsider(server, text(object, "/spec/group"))).await;
         }
+        aggregate::STORAGE => aggregate::after_delete(server, object),
         THIRD_PARTY => {
             server.inner.undefine("ThirdPartyResource", text(object, "/metadata/name"));
             for made in custom::from_third_party(object).iter().take(1) {

@@ -23,10 +23,12 @@
 //! Not here: controllers (garbage collection, namespace contents), the node, the listener's certificates.
 
 pub mod admission;
+mod aggregate;
 pub mod allocate;
 pub mod auth;
 mod bootstrap;
 mod compress;
+mod conversion;
 pub mod decode;
 mod delete;
 mod discovery;
@@ -35,6 +37,7 @@ pub mod health;
 pub mod invalid;
 pub mod listen;
 mod openapi;
+mod outbound;
 pub mod proxy;
 mod read;
 pub mod request;
@@ -51,5 +54,6 @@ mod user;
 pub mod value;
 mod write;
 
+pub use outbound::ClientIdentity;
 pub use server::{ApiServer, Builder, describe};
 pub use user::User;

@@ -43,6 +43,14 @@ pub(crate) fn answer(server: &ApiServer, call: &Call, rest: &[&str]) -> Response
                     paths.insert(path, json!({"serverRelativeURL": url}));
                 }
             }
+            for remote in server.inner.aggregator.all().iter().filter(|r| r.is_available()) {
+                let path = format!("apis/{}/{}", remote.group, remote.version);
+                let hash = etag(remote.resources().to_string().as_bytes());
+                paths.insert(
+                    path.clone(),
+                    json!({"serverRelativeURL": format!("/openapi/v3/{path}?hash={hash}")}),
+                );
+            }
             Bytes::from(json!({"paths": paths}).to_string())
         }
         ["v3", "api", version] => {

@@ -70,7 +70,7 @@ impl NodeConnector for RemoteKubelets {
 }
 
 /// One exchange over a fresh connection, upgrades included.
-async fn exchange<I>(io: I, mut request: Request<Body>) -> Result<Response<Body>, BoxError>
+pub(crate) async fn exchange<I>(io: I, mut request: Request<Body>) -> Result<Response<Body>, BoxError>
 where
     I: hyper::rt::Read + hyper::rt::Write + Send + Unpin + 'static,
 {
@@ -213,7 +213,7 @@ async fn to_pod(
 }
 
 /// A request for somebody else, with this one's method, headers, body and pending upgrade.
-fn forwarded(target: &str, request: &mut Request<Body>) -> Result<Request<Body>, ApiStatus> {
+pub(crate) fn forwarded(target: &str, request: &mut Request<Body>) -> Result<Request<Body>, ApiStatus> {
     let uri: Uri = target.parse().map_err(|e| ApiStatus::bad_request(format!("path {target:?}: {e}")))?;
     let mut out = Request::new(std::mem::replace(request.body_mut(), empty_body()));
     *out.method_mut() = request.method().clone();
@@ -222,7 +222,9 @@ fn forwarded(target: &str, request: &mut Request<Body>) -> Result<Request<Body>,
     std::mem::swap(out.extensions_mut(), request.extensions_mut());
     // Whoever is asked next must not learn the caller's credentials.
     out.headers_mut().remove(header::AUTHORIZATION);
-    for name in ["impersonate-user", "impersonate-group", "impersonate-uid"] {
+    let said: Vec<header::HeaderName> =
+        out.headers().keys().filter(|n| n.as_str().starts_with("impersonate-")).cloned().collect();
+    for name in said {
         out.headers_mut().remove(name);
     }
     Ok(out)
@@ -289,17 +291,22 @@ fn service_target(server: &ApiServer, call: &Call) -> Result<SocketAddr, ApiStat
     let Some(chosen) = chosen else {
         return Err(unavailable(format!("no service port {port:?} found for service {name:?}")));
     };
-    let wanted = text(chosen, "/name");
+    endpoint(server, namespace, &name, text(chosen, "/name"))
+        .ok_or_else(|| unavailable(format!("no endpoints available for service {name:?}")))
+}
+
+/// An address where a service's port (by name) is answered.
+pub(crate) fn endpoint(server: &ApiServer, namespace: &str, service: &str, port: &str) -> Option<SocketAddr> {
     for slice in
         server.inner.store.snapshot("endpointslices.discovery.k8s.io").range(&format!("{namespace}/"), "")
     {
-        if slice.label("kubernetes.io/service-name") != Some(name.as_str()) {
+        if slice.label("kubernetes.io/service-name") != Some(service) {
             continue;
         }
-        let slice: Value = serde_json::from_slice(&slice.json).map_err(ApiStatus::internal)?;
+        let slice: Value = serde_json::from_slice(&slice.json).ok()?;
         let number = list(&slice, "/ports")
             .iter()
-            .find(|p| text(p, "/name") == wanted)
+            .find(|p| text(p, "/name") == port)
             .and_then(|p| integer(p, "/port"));
         let ready = list(&slice, "/endpoints")
             .iter()
@@ -307,10 +314,10 @@ fn service_target(server: &ApiServer, call: &Call) -> Result<SocketAddr, ApiStat
         if let (Some(_), Some(endpoint)) = (number, ready)
             && let Some(ip) = list(endpoint, "/addresses").first().and_then(Value::as_str)
         {
-            return address(ip, number, "address not allowed");
+            return address(ip, number, "").ok();
         }
     }
-    Err(unavailable(format!("no endpoints available for service {name:?}")))
+    None
 }
 
 async fn to_address(

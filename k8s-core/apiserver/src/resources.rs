@@ -191,8 +191,8 @@ pub struct Resource {
     pub conversion: Option<&'static Conversion>,
     /// Defined at run time (by a CRD or ThirdPartyResource).
     pub custom: bool,
-    /// Objects in this version are made of stored ones by a webhook, which this server does not call.
-    pub needs_webhook: bool,
+    /// What makes objects in this version of stored ones, where that is a webhook.
+    pub(crate) webhook: Option<Arc<crate::conversion::Webhook>>,
     /// Its definition is going: no new objects are made.
     pub terminating: bool,
     /// The Rust type that describes it.
@@ -374,7 +374,7 @@ fn built_in(row: &'static Row, schema: Schema) -> Resource {
         strategy: row.strategy,
         conversion: None,
         custom: false,
-        needs_webhook: false,
+        webhook: None,
         terminating: false,
         typed: None,
         rules: None,

@@ -12,6 +12,10 @@ use serde_json::{Value, json};
 
 use crate::table::{Encoding, Form, PROTOBUF};
 
+/// Marks an answer of another server, which is passed on as it is.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Foreign;
+
 /// A JSON answer.
 #[must_use]
 pub(crate) fn json_bytes(code: StatusCode, bytes: impl Into<Bytes>) -> Response<Body> {

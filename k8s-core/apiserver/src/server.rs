@@ -31,6 +31,7 @@ use serde_json::Value;
 
 use crate::{
     admission::Admit,
+    aggregate::{Aggregator, Remote},
     allocate::ServiceAllocator,
     auth::{
         Authenticator, AuthorizationMode,
@@ -39,6 +40,7 @@ use crate::{
         tokens::TokenIssuer,
     },
     decode::MAX_BODY,
+    outbound::ClientIdentity,
     proxy::NodeConnector,
     request::{Query, RequestInfo},
     resources::{Registry, Resource, SharedRegistry, selectable},
@@ -63,6 +65,10 @@ pub(crate) struct Inner {
     flow: Vec<Arc<dyn FlowControl>>,
     audit: Vec<Arc<dyn Audit>>,
     pub(crate) nodes: Option<Arc<dyn NodeConnector>>,
+    pub(crate) aggregator: Aggregator,
+    /// Told when what is served changes.
+    pub(crate) redefined: Arc<tokio::sync::Notify>,
+    pub(crate) front_proxy: Option<ClientIdentity>,
     pub(crate) open_api: Mutex<HashMap<String, Bytes>>,
     pub(crate) ready: AtomicBool,
 }
@@ -114,6 +120,23 @@ impl Call {
         self.warnings.lock().unwrap_or_else(std::sync::PoisonError::into_inner).push(warning);
     }
 
+    /// The same request, to be changed; its warnings are its own.
+    pub(crate) fn inner(&self) -> Call {
+        Call {
+            info: self.info.clone(),
+            query: self.query.clone(),
+            user: self.user.clone(),
+            headers: self.headers.clone(),
+            registry: self.registry.clone(),
+            warnings: Mutex::default(),
+        }
+    }
+
+    /// Takes the warnings.
+    pub(crate) fn warned(&self) -> Vec<String> {
+        std::mem::take(&mut *self.warnings.lock().unwrap_or_else(std::sync::PoisonError::into_inner))
+    }
+
     /// The field manager of a write: what the request says, else the client's name.
     pub(crate) fn manager(&self) -> String {
         let named = self.query.get("fieldManager");
@@ -142,6 +165,11 @@ impl ApiServer {
     #[must_use]
     pub fn client_as(&self, user: User) -> Client {
         Client::new(self.service_as(user))
+    }
+
+    /// The server, where it is still there.
+    pub(crate) fn of(inner: &std::sync::Weak<Inner>) -> Option<Self> {
+        Some(ApiServer { inner: inner.upgrade()?, user: None })
     }
 
     /// The store underneath.
@@ -179,6 +207,9 @@ impl ApiServer {
             Ok(done) => done,
             Err(status) => (respond::failure(&status), Vec::new()),
         };
+        if response.extensions().get::<respond::Foreign>().is_some() {
+            return (response, warnings);
+        }
         if protobuf {
             response = respond::in_protobuf(response).await;
         }
@@ -277,6 +308,9 @@ impl ApiServer {
             Attributes { verb: &info.verb, path: &info.path, ..Attributes::default() }
         };
         inner.authorize(&user, &wanted).await?;
+        if let Some(remote) = inner.elsewhere(&info) {
+            return Ok((remote.forward(self, &user, &mut request).await, Vec::new()));
+        }
         let call = Call {
             info,
             query,
@@ -290,8 +324,7 @@ impl ApiServer {
         } else {
             crate::discovery::path(self, &call)?
         };
-        let warnings =
-            std::mem::take(&mut *call.warnings.lock().unwrap_or_else(std::sync::PoisonError::into_inner));
+        let warnings = call.warned();
         Ok((response, warnings))
     }
 
@@ -305,14 +338,20 @@ impl ApiServer {
                 call.registry.groups().iter().any(|(g, v)| *g == info.group && v.contains(&info.version));
             return if served { Err(ApiStatus::no_resource()) } else { Ok(not_found_page()) };
         };
-        if resource.needs_webhook {
-            let (version, kind) = (resource.api_version(), &resource.kind);
-            let why = format!(
-                "conversion webhook for {version}, Kind={kind} failed: this server does not call conversion webhooks: use {}",
-                resource.storage_version
-            );
-            return Err(ApiStatus::new(500, "InternalError", format!("Internal error occurred: {why}")));
+        if let Some(webhook) = &resource.webhook {
+            return crate::conversion::handle(self, call, &resource, webhook, request).await;
         }
+        self.dispatch(call, &resource, request).await
+    }
+
+    /// Answers a request for a resource that is served.
+    pub(crate) async fn dispatch(
+        &self,
+        call: &Call,
+        resource: &Arc<Resource>,
+        request: &mut Request<Body>,
+    ) -> Result<Response<Body>, ApiStatus> {
+        let info = &call.info;
         if resource.namespaced
             && info.namespace.is_empty()
             && !matches!(info.verb.as_str(), "list" | "watch" | "deletecollection")
@@ -328,31 +367,31 @@ impl ApiServer {
             if known.is_none() {
                 return Err(ApiStatus::no_resource());
             }
-            return crate::special::handle(self, call, &resource, request).await;
+            return crate::special::handle(self, call, resource, request).await;
         }
         match info.verb.as_str() {
-            "get" => crate::read::get(self, call, &resource),
-            "list" => crate::read::list(self, call, &resource),
-            "watch" => crate::read::watch(self, call, &resource),
+            "get" => crate::read::get(self, call, resource),
+            "list" => crate::read::list(self, call, resource),
+            "watch" => crate::read::watch(self, call, resource),
             "create" if info.name.is_empty() => {
                 let body = read_body(request).await?;
-                crate::write::create(self, call, &resource, &body).await
+                crate::write::create(self, call, resource, &body).await
             }
             "update" if !info.name.is_empty() => {
                 let body = read_body(request).await?;
-                crate::write::update(self, call, &resource, &body).await
+                crate::write::update(self, call, resource, &body).await
             }
             "patch" if !info.name.is_empty() => {
                 let body = read_body(request).await?;
-                crate::write::patch(self, call, &resource, &body).await
+                crate::write::patch(self, call, resource, &body).await
             }
             "delete" => {
                 let body = read_body(request).await?;
-                crate::delete::one(self, call, &resource, &body).await
+                crate::delete::one(self, call, resource, &body).await
             }
             "deletecollection" => {
                 let body = read_body(request).await?;
-                crate::delete::collection(self, call, &resource, &body).await
+                crate::delete::collection(self, call, resource, &body).await
             }
             _ => Err(ApiStatus::method_not_allowed()),
         }
@@ -389,6 +428,15 @@ fn collect(body: Body) -> BoxFuture<'static, Result<Bytes, BoxError>> {
 }
 
 impl Inner {
+    /// Who else answers for a path, if somebody does.
+    fn elsewhere(&self, info: &RequestInfo) -> Option<Arc<Remote>> {
+        if let Some(rest) = info.path.strip_prefix("/openapi/v3/apis/") {
+            let (group, version) = rest.split_once('/')?;
+            return self.aggregator.find(group, version);
+        }
+        if info.group.is_empty() { None } else { self.aggregator.find(&info.group, &info.version) }
+    }
+
     /// Checks that `user` may do it.
     pub(crate) async fn authorize(&self, user: &User, a: &Attributes<'_>) -> Result<(), ApiStatus> {
         let mut reason = String::new();
@@ -451,12 +499,14 @@ impl Inner {
         };
         self.registry.define(&format!("{kind}/{name}"), made);
         self.open_api.lock().unwrap_or_else(std::sync::PoisonError::into_inner).clear();
+        self.redefined.notify_one();
     }
 
     /// Stops to serve what a definition defined.
     pub(crate) fn undefine(&self, kind: &str, name: &str) {
         self.registry.define(&format!("{kind}/{name}"), Vec::new());
         self.open_api.lock().unwrap_or_else(std::sync::PoisonError::into_inner).clear();
+        self.redefined.notify_one();
     }
 }
 

@@ -89,7 +89,16 @@ impl Remote {
     }
 }
 
-/// The client side of TLS for a configuration.
+impl RemoteConfig {
+    /// The client side of TLS: whom it trusts and who it is.
+    ///
+    /// # Errors
+    /// [`Error::Request`] when a certificate or key is none; it names the part.
+    pub fn tls(&self) -> Result<rustls::ClientConfig, Error> {
+        tls_config(self)
+    }
+}
+
 fn tls_config(config: &RemoteConfig) -> Result<rustls::ClientConfig, Error> {
     let bad = |what: &str, e: &dyn std::fmt::Display| Error::Request(format!("{what}: {e}"));
     let provider = Arc::new(rustls::crypto::ring::default_provider());

@@ -194,8 +194,22 @@ impl Presenter {
         if self.protobuf.is_some() { (b"", b"") } else { (b",", b"]}") }
     }
 
+    /// A whole list of objects that are in the asked-for version already.
+    pub(crate) fn list(&self, metadata: &Value, objects: impl Iterator<Item = Vec<u8>>) -> Vec<u8> {
+        let (between, tail) = self.list_marks();
+        let mut out = self.list_head(metadata, std::iter::empty());
+        for (i, json) in objects.enumerate() {
+            if i > 0 {
+                out.extend_from_slice(between);
+            }
+            self.list_element(&json, &mut out);
+        }
+        out.extend_from_slice(tail);
+        out
+    }
+
     /// Appends one event of a watch. The first event of a watch of Tables tells the columns.
-    pub(super) fn event(&self, kind: &str, json: &[u8], first: bool, out: &mut Vec<u8>) {
+    pub(crate) fn event(&self, kind: &str, json: &[u8], first: bool, out: &mut Vec<u8>) {
         if self.protobuf.is_some() {
             return self.told(kind, &self.alone(json, first), out);
         }
@@ -203,7 +217,7 @@ impl Presenter {
     }
 
     /// Appends the event that ends a watch with a failure.
-    pub(super) fn failure(&self, status: &ApiStatus, out: &mut Vec<u8>) {
+    pub(crate) fn failure(&self, status: &ApiStatus, out: &mut Vec<u8>) {
         self.told("ERROR", &status_value(status), out);
     }
 
@@ -216,7 +230,7 @@ impl Presenter {
     }
 
     /// Appends the event that tells how far a watch has come; `initial`: and that all objects there were have been sent.
-    pub(super) fn bookmark(&self, revision: u64, initial: bool, out: &mut Vec<u8>) {
+    pub(crate) fn bookmark(&self, revision: u64, initial: bool, out: &mut Vec<u8>) {
         let mut metadata = json!({"resourceVersion": revision.to_string(), "creationTimestamp": null});
         if initial {
             metadata["annotations"] = json!({"k8s.io/initial-events-end": "true"});

@@ -21,6 +21,7 @@ use super::{
     strategy::{BASE, Strategy, extensions::CUSTOM_RESOURCE_DEFINITION},
 };
 use crate::{
+    conversion::Webhook,
     invalid::FieldErrors,
     value::{list, text, truth},
 };
@@ -55,88 +56,96 @@ pub fn from_definition(crd: &Value) -> Vec<Arc<Resource>> {
     let storage_version = format!("{group}/{}", text(stored, "/name"));
     let mut served: Vec<&Value> = versions.iter().filter(|v| truth(v, "/served")).collect();
     served.sort_by_key(|v| priority(text(v, "/name")));
+    let make = |version: &Value| {
+        let mut open_api =
+            version.pointer("/schema/openAPIV3Schema").cloned().unwrap_or_else(|| json!({"type": "object"}));
+        if truth(crd, "/spec/preserveUnknownFields") {
+            keep_unknown_fields(&mut open_api, 0);
+        }
+        let schema = Schema::custom(&open_api).ok()?;
+        // What is wrong with it was said when the definition was made.
+        let mut problems = FieldErrors::default();
+        let identity = (group, text(version, "/name"), kind);
+        let rules = Rules::new(&open_api, "", identity, &mut problems);
+        let mut subresources = Vec::new();
+        let has_status = version.pointer("/subresources/status").is_some();
+        let scale = version.pointer("/subresources/scale").map(|s| ScalePaths {
+            spec: pointer(text(s, "/specReplicasPath")),
+            status: pointer(text(s, "/statusReplicasPath")),
+            selector: pointer(text(s, "/labelSelectorPath")),
+        });
+        if scale.is_some() {
+            subresources.push(subresource("scale", "Scale", Some(("autoscaling", "v1"))));
+        }
+        if has_status {
+            subresources.push(subresource("status", kind, None));
+        }
+        let mut columns: Vec<CustomColumn> = list(version, "/additionalPrinterColumns")
+            .iter()
+            .map(|c| CustomColumn {
+                name: text(c, "/name").into(),
+                kind: text(c, "/type").into(),
+                format: text(c, "/format").into(),
+                description: text(c, "/description").into(),
+                priority: c
+                    .pointer("/priority")
+                    .and_then(Value::as_i64)
+                    .and_then(|p| p.try_into().ok())
+                    .unwrap_or(0),
+                path: text(c, "/jsonPath").into(),
+            })
+            .collect();
+        if columns.is_empty() {
+            columns.push(custom_default());
+        }
+        let fields: Arc<[String]> = list(version, "/selectableFields")
+            .iter()
+            .map(|f| text(f, "/jsonPath").trim_start_matches('.').to_owned())
+            .collect();
+        Some(Resource {
+            group: group.into(),
+            version: text(version, "/name").into(),
+            kind: kind.into(),
+            list_kind: text(crd, "/spec/names/listKind").into(),
+            plural: plural.into(),
+            singular: text(crd, "/spec/names/singular").into(),
+            short_names: texts(crd, "/spec/names/shortNames"),
+            categories: texts(crd, "/spec/names/categories"),
+            namespaced: text(crd, "/spec/scope") == "Namespaced",
+            verbs: ALL_VERBS.to_vec(),
+            subresources,
+            storage: storage_name(group, plural),
+            storage_version: storage_version.clone(),
+            has_status,
+            scale,
+            field_names: fields.clone(),
+            fields,
+            columns: Columns::Custom(columns.into()),
+            schema,
+            served_schema: None,
+            strategy: &CUSTOM,
+            conversion: None,
+            custom: true,
+            webhook: None,
+            terminating: crd.pointer("/metadata/deletionTimestamp").is_some(),
+            typed: None,
+            rules: Some(rules),
+            open_api: Some(Arc::new(open_api)),
+            generate: None,
+        })
+    };
+    let by_webhook = text(crd, "/spec/conversion/strategy") == "Webhook";
+    let webhook = make(stored)
+        .filter(|_| by_webhook)
+        .map(|stored| Arc::new(Webhook::new(&crd["spec"]["conversion"], Arc::new(stored))));
     served
         .into_iter()
         .filter_map(|version| {
-            let mut open_api = version
-                .pointer("/schema/openAPIV3Schema")
-                .cloned()
-                .unwrap_or_else(|| json!({"type": "object"}));
-            if truth(crd, "/spec/preserveUnknownFields") {
-                keep_unknown_fields(&mut open_api, 0);
+            let mut resource = make(version)?;
+            if version.get("name") != stored.get("name") {
+                resource.webhook = webhook.clone();
             }
-            let schema = Schema::custom(&open_api).ok()?;
-            // What is wrong with it was said when the definition was made.
-            let mut problems = FieldErrors::default();
-            let identity = (group, text(version, "/name"), kind);
-            let rules = Rules::new(&open_api, "", identity, &mut problems);
-            let mut subresources = Vec::new();
-            let has_status = version.pointer("/subresources/status").is_some();
-            let scale = version.pointer("/subresources/scale").map(|s| ScalePaths {
-                spec: pointer(text(s, "/specReplicasPath")),
-                status: pointer(text(s, "/statusReplicasPath")),
-                selector: pointer(text(s, "/labelSelectorPath")),
-            });
-            if scale.is_some() {
-                subresources.push(subresource("scale", "Scale", Some(("autoscaling", "v1"))));
-            }
-            if has_status {
-                subresources.push(subresource("status", kind, None));
-            }
-            let mut columns: Vec<CustomColumn> = list(version, "/additionalPrinterColumns")
-                .iter()
-                .map(|c| CustomColumn {
-                    name: text(c, "/name").into(),
-                    kind: text(c, "/type").into(),
-                    format: text(c, "/format").into(),
-                    description: text(c, "/description").into(),
-                    priority: c
-                        .pointer("/priority")
-                        .and_then(Value::as_i64)
-                        .and_then(|p| p.try_into().ok())
-                        .unwrap_or(0),
-                    path: text(c, "/jsonPath").into(),
-                })
-                .collect();
-            if columns.is_empty() {
-                columns.push(custom_default());
-            }
-            let fields: Arc<[String]> = list(version, "/selectableFields")
-                .iter()
-                .map(|f| text(f, "/jsonPath").trim_start_matches('.').to_owned())
-                .collect();
-            Some(Arc::new(Resource {
-                group: group.into(),
-                version: text(version, "/name").into(),
-                kind: kind.into(),
-                list_kind: text(crd, "/spec/names/listKind").into(),
-                plural: plural.into(),
-                singular: text(crd, "/spec/names/singular").into(),
-                short_names: texts(crd, "/spec/names/shortNames"),
-                categories: texts(crd, "/spec/names/categories"),
-                namespaced: text(crd, "/spec/scope") == "Namespaced",
-                verbs: ALL_VERBS.to_vec(),
-                subresources,
-                storage: storage_name(group, plural),
-                storage_version: storage_version.clone(),
-                has_status,
-                scale,
-                field_names: fields.clone(),
-                fields,
-                columns: Columns::Custom(columns.into()),
-                schema,
-                served_schema: None,
-                strategy: &CUSTOM,
-                conversion: None,
-                custom: true,
-                needs_webhook: text(crd, "/spec/conversion/strategy") == "Webhook"
-                    && version.get("name") != stored.get("name"),
-                terminating: crd.pointer("/metadata/deletionTimestamp").is_some(),
-                typed: None,
-                rules: Some(rules),
-                open_api: Some(Arc::new(open_api)),
-                generate: None,
-            }))
+            Some(Arc::new(resource))
         })
         .collect()
 }
@@ -248,7 +257,7 @@ pub fn from_third_party(tpr: &Value) -> Vec<Arc<Resource>> {
                 strategy: &CUSTOM,
                 conversion: None,
                 custom: true,
-                needs_webhook: false,
+                webhook: None,
                 terminating: false,
                 typed: None,
                 rules: None,

@@ -10,8 +10,10 @@ use k8s_core::{clock::Clock, custom::CustomResource, store::Store};
 use super::{ApiServer, Inner};
 use crate::{
     admission::Admit,
+    aggregate::{self, Aggregator},
     allocate::ServiceAllocator,
     auth::{Authenticator, AuthorizationMode, rbac::Rbac, tokens::TokenIssuer},
+    outbound::ClientIdentity,
     proxy::NodeConnector,
     resources::{Resource, SharedRegistry},
     stages::{Audit, Authenticate, Authorize, FlowControl},
@@ -33,6 +35,7 @@ pub struct Builder {
     audit: Vec<Arc<dyn Audit>>,
     typed: Vec<Result<Vec<Arc<Resource>>, String>>,
     nodes: Option<Arc<dyn NodeConnector>>,
+    front_proxy: Option<ClientIdentity>,
 }
 
 impl std::fmt::Debug for Builder {
@@ -58,6 +61,7 @@ impl Builder {
             audit: Vec::new(),
             typed: Vec::new(),
             nodes: None,
+            front_proxy: None,
         }
     }
 
@@ -140,6 +144,13 @@ impl Builder {
         self
     }
 
+    /// As whom aggregated API servers are called. Default: without a certificate, so that they know nobody.
+    #[must_use]
+    pub fn front_proxy(mut self, identity: ClientIdentity) -> Self {
+        self.front_proxy = Some(identity);
+        self
+    }
+
     /// Makes the server, and in its store what every cluster has (namespaces, bootstrap roles, the `kubernetes` Service is the bins' part).
     ///
     /// # Errors
@@ -163,6 +174,9 @@ impl Builder {
                 flow: self.flow,
                 audit: self.audit,
                 nodes: self.nodes,
+                aggregator: Aggregator::default(),
+                redefined: Arc::default(),
+                front_proxy: self.front_proxy,
                 open_api: Mutex::default(),
                 ready: AtomicBool::new(false),
             }),
@@ -179,6 +193,7 @@ impl Builder {
         crate::bootstrap::run(&server).await.map_err(|e| e.to_string())?;
         server.inner.ready.store(true, Ordering::Release);
         crate::sweep::start(&server.inner);
+        aggregate::start(&server);
         Ok(server)
     }
 }

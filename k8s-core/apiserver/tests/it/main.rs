@@ -1,5 +1,7 @@
 //! The API server in this process, called without sockets.
 
+mod aggregation;
+mod conversion;
 mod crd;
 mod encoding;
 mod facts;
@@ -8,6 +10,7 @@ mod kube_rs;
 mod lists;
 
 mod mutations;
+mod peer;
 mod proto;
 mod stages;
 mod support;

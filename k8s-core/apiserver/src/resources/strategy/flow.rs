@@ -183,10 +183,11 @@ pub static PRIORITY_LEVEL: Strategy = Strategy {
     default: |level| {
         let Some(spec) = child(level, "spec") else { return };
         if text(spec, "/type") == "Exempt"
-            && let Some(exempt) = child(spec, "exempt") {
-                default(exempt, "nominalConcurrencyShares", 0);
-                default(exempt, "lendablePercent", 0);
-            }
+            && let Some(exempt) = child(spec, "exempt")
+        {
+            default(exempt, "nominalConcurrencyShares", 0);
+            default(exempt, "lendablePercent", 0);
+        }
         let Some(limited) = spec.get_mut("limited").filter(|l| l.is_object()) else { return };
         default(limited, "nominalConcurrencyShares", 30);
         default(limited, "lendablePercent", 0);

@@ -1,0 +1,81 @@
+//! APIServices of the versions that this server answers for itself, so that clients see all versions in one list.
+
+use k8s_core::store::Expect;
+use serde_json::json;
+
+use super::STORAGE;
+use crate::{
+    server::ApiServer,
+    value::text,
+    write::{put, timestamp},
+};
+
+/// Upstream's priorities of the groups that it serves; groups of custom resources have [`CUSTOM`].
+const PRIORITIES: [(&str, i64); 21] = [
+    ("", 18_000),
+    ("apps", 17_800),
+    ("events.k8s.io", 17_750),
+    ("authentication.k8s.io", 17_700),
+    ("authorization.k8s.io", 17_600),
+    ("autoscaling", 17_500),
+    ("batch", 17_400),
+    ("certificates.k8s.io", 17_300),
+    ("networking.k8s.io", 17_200),
+    ("policy", 17_100),
+    ("rbac.authorization.k8s.io", 17_000),
+    ("storage.k8s.io", 16_800),
+    ("apiextensions.k8s.io", 16_700),
+    ("admissionregistration.k8s.io", 16_700),
+    ("scheduling.k8s.io", 16_600),
+    ("coordination.k8s.io", 16_500),
+    ("node.k8s.io", 16_300),
+    ("discovery.k8s.io", 16_200),
+    ("flowcontrol.apiserver.k8s.io", 16_100),
+    ("resource.k8s.io", 15_900),
+    ("extensions", 15_000),
+];
+const CUSTOM: i64 = 1000;
+/// Who made it: the server, at its start or for a definition.
+const MANAGED: &str = "kube-aggregator.kubernetes.io/automanaged";
+
+/// Makes the APIServices that are missing, and removes its own of versions that it no longer serves.
+pub(crate) async fn register(server: &ApiServer) {
+    let inner = &server.inner;
+    let registry = inner.registry.now();
+    let Some(resource) = registry.find("apiregistration.k8s.io", "v1", "apiservices") else { return };
+    let now = timestamp(inner.clock.now());
+    let mut names = Vec::new();
+    let mut missing = Vec::new();
+    // What answers for APIServices is not itself one of them.
+    for (group, versions) in registry.groups().iter().filter(|(g, _)| g != "apiregistration.k8s.io") {
+        let built_in = PRIORITIES.iter().find(|(g, _)| g == group);
+        for (i, version) in versions.iter().enumerate() {
+            let name = format!("{version}.{group}");
+            if inner.store.get(STORAGE, &name).is_none() {
+                let group_priority = built_in.map_or(CUSTOM, |(_, p)| *p);
+                let version_priority = (100 - i64::try_from(i).unwrap_or(0)).max(1);
+                let managed = if built_in.is_some() { "onstart" } else { "true" };
+                missing.push(json!({
+                    "kind": "APIService", "apiVersion": "apiregistration.k8s.io/v1",
+                    "metadata": {"name": name, "uid": uuid::Uuid::new_v4().to_string(), "creationTimestamp": now, "generation": 1, "labels": {MANAGED: managed}},
+                    "spec": {"group": group, "version": version, "groupPriorityMinimum": group_priority, "versionPriority": version_priority},
+                    "status": {"conditions": [{"type": "Available", "status": "True", "reason": "Local", "message": "Local APIServices are always available", "lastTransitionTime": now}]},
+                }));
+            }
+            names.push(name);
+        }
+    }
+    // All at once, so that they share flushes; somebody who was faster has made the same.
+    let writes = missing.iter().map(|service| {
+        let key = text(service, "/metadata/name");
+        put(server, resource, key, Expect::Absent, service)
+    });
+    futures::future::join_all(writes).await;
+    for stored in inner.store.snapshot(STORAGE).range("", "") {
+        let own = stored.label(MANAGED).is_some();
+        if own && !names.contains(&stored.key.to_string()) {
+            let json = stored.json.clone();
+            let _ = inner.store.delete(STORAGE, &stored.key, stored.revision, |_| json).await;
+        }
+    }
+}

@@ -1,0 +1,286 @@
+//! Versions of custom resources that a webhook converts.
+//!
+//! A request for such a version becomes one for the stored version: what it brings is converted on its way in, and what comes back on its way out. The rest
+//! of the server sees stored objects only, and need not know that there are others.
+
+mod webhook;
+
+use std::sync::Arc;
+
+use bytes::Bytes;
+use futures::{
+    FutureExt, StreamExt,
+    future::{BoxFuture, ready},
+    stream::BoxStream,
+};
+use http::{HeaderValue, Request, Response, StatusCode, Uri, header};
+use http_body::Frame;
+use http_body_util::{BodyExt, StreamBody};
+use k8s_core::{
+    client::{Body, BoxError, body_from_bytes},
+    status::ApiStatus,
+};
+use serde_json::Value;
+
+pub(crate) use webhook::Webhook;
+
+use crate::{
+    decode,
+    invalid::FieldErrors,
+    read::Presenter,
+    resources::Resource,
+    server::{ApiServer, Call, read_body},
+    value::{list, set, text},
+    write::{decode_body, fit, media_type, object_response, patch_function},
+};
+
+/// How often a patch is tried again when somebody else wrote meanwhile.
+const TRIES: usize = 5;
+const JSON: HeaderValue = HeaderValue::from_static("application/json");
+const APPLY: &str = "application/apply-patch+yaml";
+
+/// One request for a version that a webhook makes.
+struct Converting<'a> {
+    server: &'a ApiServer,
+    call: &'a Call,
+    /// The version that is asked for.
+    resource: &'a Arc<Resource>,
+    webhook: &'a Arc<Webhook>,
+    uri: &'a Uri,
+}
+
+/// Answers a request for a version that a webhook makes.
+pub(crate) async fn handle(
+    server: &ApiServer,
+    call: &Call,
+    resource: &Arc<Resource>,
+    webhook: &Arc<Webhook>,
+    request: &mut Request<Body>,
+) -> Result<Response<Body>, ApiStatus> {
+    let uri = request.uri().clone();
+    let this = Converting { server, call, resource, webhook, uri: &uri };
+    let objects = matches!(call.info.subresource.as_str(), "" | "status");
+    match call.info.verb.as_str() {
+        "watch" => this.watch().await,
+        "create" | "update" if objects => {
+            let body = read_body(request).await?;
+            let (mut object, duplicates) = decode_body(call, &resource.kind, &body)?;
+            fit(call, resource, &mut object, duplicates)?;
+            let answer = this.write(&call.info.verb, object).await?;
+            this.answer(answer).await
+        }
+        "patch" if objects => {
+            let body = read_body(request).await?;
+            let answer = this.patch(&body).await?;
+            this.answer(answer).await
+        }
+        _ => {
+            let body = read_body(request).await?;
+            let answer = this.pass(&call.info.verb, body).await?;
+            this.answer(answer).await
+        }
+    }
+}
+
+impl Converting<'_> {
+    /// Asks for the stored version, in JSON.
+    async fn pass(&self, verb: &str, body: impl Into<Bytes>) -> Result<Response<Body>, ApiStatus> {
+        let stored = &self.webhook.stored;
+        let mut inner = self.call.inner();
+        inner.info.verb = verb.to_owned();
+        inner.info.version = stored.version.clone();
+        inner.headers.remove(header::ACCEPT);
+        let mut asked = Request::new(body_from_bytes(body.into().to_vec()));
+        *asked.uri_mut() = self.uri.clone();
+        let answer = self.server.dispatch(&inner, stored, &mut asked).await;
+        inner.warned().into_iter().for_each(|warning| self.call.warn(warning));
+        answer
+    }
+
+    /// Writes an object of the asked-for version.
+    async fn write(&self, verb: &str, object: Value) -> Result<Response<Body>, ApiStatus> {
+        let mut errors = FieldErrors::default();
+        if let Some(rules) = &self.resource.rules {
+            rules.check(&object, None, &mut errors);
+        }
+        if !errors.is_empty() {
+            let name = text(&object, "/metadata/name").to_owned();
+            return Err(errors.into_status(&self.resource.group, &self.resource.kind, &name));
+        }
+        let stored = self.stored(object).await?;
+        let mut inner = self.call.inner();
+        inner.headers.insert(header::CONTENT_TYPE, JSON);
+        Converting { call: &inner, ..*self }.pass(verb, stored.to_string()).await
+    }
+
+    /// An object of the asked-for version as it is stored.
+    async fn stored(&self, object: Value) -> Result<Value, ApiStatus> {
+        let version = self.webhook.stored.api_version();
+        let mut all = self.webhook.convert(self.server, &version, vec![object]).await?;
+        Ok(all.pop().unwrap_or_default())
+    }
+
+    /// Stored objects in the asked-for version.
+    async fn served(&self, objects: Vec<Value>) -> Result<Vec<Value>, ApiStatus> {
+        self.webhook.convert(self.server, &self.resource.api_version(), objects).await
+    }
+
+    /// Changes an object as it is in the asked-for version; server-side apply is converted itself.
+    async fn patch(&self, body: &[u8]) -> Result<Response<Body>, ApiStatus> {
+        let (call, resource) = (self.call, self.resource);
+        let media = media_type(call);
+        if media == APPLY {
+            let mut applied = decode::yaml(body)
+                .map_err(|e| ApiStatus::bad_request(format!("error decoding YAML: {e}")))?;
+            fit(call, resource, &mut applied, Vec::new())?;
+            let stored = self.stored(applied).await?;
+            return self.pass("patch", stored.to_string()).await;
+        }
+        let change = patch_function(resource, &media, body)?;
+        for _ in 0..TRIES {
+            let mut get = self.call.inner();
+            get.info.subresource.clear();
+            let found = Converting { call: &get, ..*self }.pass("get", Bytes::new()).await?;
+            let mut object = self.served(vec![json_of(found).await?]).await?.pop().unwrap_or_default();
+            let before = text(&object, "/metadata/resourceVersion").to_owned();
+            change(&mut object)?;
+            fit(call, resource, &mut object, Vec::new())?;
+            let own = text(&object, "/metadata/resourceVersion").to_owned();
+            if own.is_empty() {
+                set(&mut object, "/metadata/resourceVersion", before.clone().into());
+            }
+            match self.write("update", object).await {
+                // Where the patch itself does not say what it is about, it is about what is there now.
+                Err(status) if status.code() == 409 && (own.is_empty() || own == before) => {}
+                answer => return answer,
+            }
+        }
+        let why =
+            "the object has been modified; please apply your changes to the latest version and try again";
+        Err(ApiStatus::conflict(&resource.group, &resource.plural, &call.info.name, why))
+    }
+
+    /// What was answered about stored objects, in the asked-for version and form.
+    async fn answer(&self, response: Response<Body>) -> Result<Response<Body>, ApiStatus> {
+        let code = response.status();
+        let answer = json_of(response).await?;
+        let (kind, stored) =
+            (text(&answer, "/kind"), text(&answer, "/apiVersion") == self.webhook.stored.api_version());
+        if stored && kind == self.resource.kind {
+            let object = self.served(vec![answer]).await?.pop().unwrap_or_default();
+            let bytes = crate::value::encode(&object).into();
+            return object_response(self.server, self.call, self.resource, code, &bytes);
+        }
+        if stored && kind == self.resource.list_kind {
+            let presenter = Presenter::from_call(self.server, self.call, self.resource)?;
+            let items = self.served(list(&answer, "/items").to_vec()).await?;
+            let items = items.iter().map(crate::value::encode);
+            return Ok(crate::respond::json_bytes(
+                code,
+                Bytes::from(presenter.list(&answer["metadata"], items)),
+            ));
+        }
+        Ok(crate::respond::json_value(code, &answer))
+    }
+
+    /// A watch of stored objects, each converted on its way.
+    async fn watch(&self) -> Result<Response<Body>, ApiStatus> {
+        let presenter = Presenter::from_call(self.server, self.call, self.resource)?;
+        let response = self.pass("watch", Bytes::new()).await?;
+        let state = Watching {
+            server: self.server.clone(),
+            webhook: self.webhook.clone(),
+            version: self.resource.api_version(),
+            presenter,
+            first: true,
+            failed: false,
+        };
+        let lines = lines(response.into_body());
+        let out = futures::stream::unfold((lines, state), |(mut lines, mut state)| async move {
+            let line = if state.failed { None } else { lines.next().await };
+            let event = state.event(&line?).await;
+            Some((Bytes::from(event), (lines, state)))
+        });
+        let out = out.map(|bytes| Ok::<_, BoxError>(Frame::data(bytes)));
+        let mut response = Response::new(StreamBody::new(out).boxed_unsync());
+        response.headers_mut().insert(header::CONTENT_TYPE, JSON);
+        Ok(response)
+    }
+}
+
+/// A watch under way.
+struct Watching {
+    server: ApiServer,
+    webhook: Arc<Webhook>,
+    version: String,
+    presenter: Presenter,
+    first: bool,
+    failed: bool,
+}
+
+impl Watching {
+    /// An event in the asked-for version.
+    async fn event(&mut self, line: &[u8]) -> Vec<u8> {
+        let mut event: Value = serde_json::from_slice(line).unwrap_or_default();
+        let (kind, mut out) = (text(&event, "/type").to_owned(), Vec::new());
+        match kind.as_str() {
+            "ADDED" | "MODIFIED" | "DELETED" => {
+                let object = vec![event["object"].take()];
+                match self.webhook.convert(&self.server, &self.version, object).await {
+                    Ok(objects) => {
+                        for object in objects {
+                            let json = crate::value::encode(&object);
+                            self.presenter.event(&kind, &json, std::mem::take(&mut self.first), &mut out);
+                        }
+                    }
+                    Err(status) => {
+                        self.failed = true;
+                        self.presenter.failure(&status, &mut out);
+                    }
+                }
+            }
+            "BOOKMARK" => {
+                let revision = text(&event, "/object/metadata/resourceVersion").parse().unwrap_or(0);
+                let initial = event.pointer("/object/metadata/annotations").is_some();
+                self.presenter.bookmark(revision, initial, &mut out);
+            }
+            _ => {
+                out.extend_from_slice(line);
+                out.push(b'\n');
+            }
+        }
+        out
+    }
+}
+
+/// The lines of a body, up to its end or failure.
+fn lines(body: Body) -> BoxStream<'static, Vec<u8>> {
+    let frames = body.into_data_stream().take_while(|frame| ready(frame.is_ok()));
+    let frames = frames.filter_map(|frame| ready(frame.ok())).boxed();
+    let lines = futures::stream::unfold((frames, Vec::new()), |(mut frames, mut rest)| async move {
+        loop {
+            if let Some(end) = rest.iter().position(|b| *b == b'\n') {
+                let tail = rest.split_off(end + 1);
+                let mut line = std::mem::replace(&mut rest, tail);
+                line.pop();
+                return Some((line, (frames, rest)));
+            }
+            rest.extend_from_slice(&frames.next().await?);
+        }
+    });
+    lines.boxed()
+}
+
+/// The JSON of an answer of this server's own.
+async fn json_of(response: Response<Body>) -> Result<Value, ApiStatus> {
+    let status: StatusCode = response.status();
+    let body = whole(response.into_body(), usize::MAX).await.map_err(ApiStatus::internal)?;
+    serde_json::from_slice(&body)
+        .map_err(|e| ApiStatus::internal(format!("an answer with status {status}: {e}")))
+}
+
+/// Reads a body of at most so many bytes. Boxed, because rustc cannot see that a future over the body's boxed error is `Send`.
+fn whole(body: Body, most: usize) -> BoxFuture<'static, Result<Bytes, String>> {
+    let all = http_body_util::Limited::new(body, most).collect();
+    all.map(|done| done.map(|b| b.to_bytes()).map_err(|e| e.to_string())).boxed()
+}

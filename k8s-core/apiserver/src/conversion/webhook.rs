@@ -1,0 +1,174 @@
+//! A conversion webhook (apiextensions.k8s.io ConversionReview).
+
+use std::{sync::Arc, time::Duration};
+
+use http::{Method, Request, StatusCode, header};
+use k8s_core::{client::body_from_bytes, status::ApiStatus};
+use serde_json::{Value, json};
+
+use crate::{
+    outbound::Callee,
+    resources::Resource,
+    server::ApiServer,
+    value::{list, text},
+};
+
+/// How long a webhook may take.
+const PATIENCE: Duration = Duration::from_secs(30);
+/// How many objects are converted in one call.
+const BATCH: usize = 500;
+/// The largest answer, bytes.
+const MOST: usize = 64 << 20;
+
+/// Who converts a resource's objects, and into what they are stored.
+#[derive(Debug)]
+pub(crate) struct Webhook {
+    /// The stored version.
+    pub(crate) stored: Arc<Resource>,
+    callee: Result<Callee, String>,
+    /// `v1` or `v1beta1`.
+    review: &'static str,
+}
+
+impl Webhook {
+    /// What a definition says (`spec.conversion`).
+    pub(crate) fn new(conversion: &Value, stored: Arc<Resource>) -> Self {
+        let known =
+            list(conversion, "/webhook/conversionReviewVersions").iter().find_map(|v| match v.as_str() {
+                Some("v1") => Some("v1"),
+                Some("v1beta1") => Some("v1beta1"),
+                _ => None,
+            });
+        let callee = Callee::webhook(conversion.pointer("/webhook/clientConfig").unwrap_or(&Value::Null));
+        Webhook { stored, callee, review: known.unwrap_or("v1") }
+    }
+
+    /// Objects in another version, in the same order.
+    ///
+    /// # Errors
+    /// 500 with what is wrong with the webhook or its answer.
+    pub(crate) async fn convert(
+        &self,
+        server: &ApiServer,
+        version: &str,
+        objects: Vec<Value>,
+    ) -> Result<Vec<Value>, ApiStatus> {
+        let mut all = Vec::with_capacity(objects.len());
+        for batch in objects.chunks(BATCH) {
+            let converted = self.ask(server, version, batch).await.map_err(|why| {
+                let from = batch.first().map_or("", |o| text(o, "/apiVersion"));
+                let kind = &self.stored.kind;
+                let why = format!("conversion webhook for {from}, Kind={kind} failed: {why}");
+                ApiStatus::new(500, "InternalError", format!("Internal error occurred: {why}"))
+            })?;
+            all.extend(converted);
+        }
+        Ok(all)
+    }
+
+    async fn ask(&self, server: &ApiServer, version: &str, objects: &[Value]) -> Result<Vec<Value>, String> {
+        let callee = self.callee.as_ref().map_err(Clone::clone)?;
+        let uid = uuid::Uuid::new_v4().to_string();
+        let review = json!({
+            "kind": "ConversionReview", "apiVersion": format!("apiextensions.k8s.io/{}", self.review),
+            "request": {"uid": uid, "desiredAPIVersion": version, "objects": objects},
+        });
+        let request = Request::builder()
+            .method(Method::POST)
+            .uri(callee.path())
+            .header(header::CONTENT_TYPE, "application/json")
+            .header(header::ACCEPT, "application/json")
+            .body(body_from_bytes(review.to_string().into_bytes()))
+            .map_err(|e| e.to_string())?;
+        let exchange = async {
+            let response = callee.call(server, request).await.map_err(|e| e.to_string())?;
+            let status = response.status();
+            Ok::<_, String>((status, super::whole(response.into_body(), MOST).await?))
+        };
+        let (status, body) =
+            tokio::time::timeout(PATIENCE, exchange).await.map_err(|_| "context deadline exceeded")??;
+        if status != StatusCode::OK {
+            return Err(format!("the server responded with the status code {}", status.as_u16()));
+        }
+        let answer: Value = serde_json::from_slice(&body).map_err(|e| e.to_string())?;
+        check(&answer, &uid, version, objects)
+    }
+}
+
+/// The converted objects of an answer: as many, in the wanted version, and still the same objects.
+fn check(answer: &Value, uid: &str, version: &str, objects: &[Value]) -> Result<Vec<Value>, String> {
+    let response = answer.get("response").ok_or("no response provided")?;
+    if text(response, "/uid") != uid {
+        return Err(format!("expected response.uid={uid:?}, got {:?}", text(response, "/uid")));
+    }
+    if text(response, "/result/status") != "Success" {
+        return Err(match text(response, "/result/message") {
+            "" => "the webhook did not say why".to_owned(),
+            why => why.to_owned(),
+        });
+    }
+    let converted = list(response, "/convertedObjects");
+    if converted.len() != objects.len() {
+        return Err(format!("webhook returned {} objects, expected {}", converted.len(), objects.len()));
+    }
+    let pairs = converted.iter().zip(objects).enumerate();
+    pairs
+        .map(|(i, (new, old))| {
+            let said = text(new, "/apiVersion");
+            if said != version {
+                return Err(format!("returned object {i} has apiVersion {said:?}, expected {version:?}"));
+            }
+            for field in ["/kind", "/metadata/name", "/metadata/namespace", "/metadata/uid"] {
+                if text(new, field) != text(old, field) {
+                    let field = field.trim_start_matches('/').replace('/', ".");
+                    return Err(format!("returned object {i} has another {field}"));
+                }
+            }
+            // A webhook may change labels and annotations, and nothing else of what is not its own.
+            let mut new = new.clone();
+            let mut metadata = old.get("metadata").cloned().unwrap_or_default();
+            for field in ["labels", "annotations"] {
+                let value = new.pointer(&format!("/metadata/{field}")).cloned();
+                if let Some(map) = metadata.as_object_mut() {
+                    match value {
+                        Some(value) => map.insert(field.into(), value),
+                        None => map.remove(field),
+                    };
+                }
+            }
+            new["metadata"] = metadata;
+            Ok(new)
+        })
+        .collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_answer_is_believed_only_about_what_it_may_change() {
+        let object = json!({"apiVersion": "g/v1", "kind": "K", "metadata": {"name": "a", "uid": "u", "finalizers": ["f"], "labels": {"x": "1"}}});
+        let answer = |new: Value| json!({"response": {"uid": "1", "result": {"status": "Success"}, "convertedObjects": [new]}});
+        let mut new = object.clone();
+        new["apiVersion"] = "g/v2".into();
+        new["metadata"] = json!({"name": "a", "uid": "u", "labels": {"x": "2"}});
+        let good = check(&answer(new.clone()), "1", "g/v2", std::slice::from_ref(&object)).unwrap();
+        assert_eq!(
+            good[0]["metadata"],
+            json!({"name": "a", "uid": "u", "finalizers": ["f"], "labels": {"x": "2"}})
+        );
+        let refused = |answer: &Value, version: &str| {
+            check(answer, "1", version, std::slice::from_ref(&object)).unwrap_err()
+        };
+        assert!(refused(&answer(new.clone()), "g/v3").contains("apiVersion"));
+        new["metadata"]["name"] = "b".into();
+        assert!(refused(&answer(new), "g/v2").contains("another metadata.name"));
+        assert!(refused(&json!({"response": {"uid": "2"}}), "g/v2").contains("uid"));
+        assert!(refused(&json!({}), "g/v2").contains("no response"));
+        let failed = json!({"response": {"uid": "1", "result": {"status": "Failure", "message": "because"}}});
+        assert_eq!(refused(&failed, "g/v2"), "because");
+        let none = json!({"response": {"uid": "1", "result": {"status": "Success"}, "convertedObjects": []}});
+        assert!(refused(&none, "g/v2").contains("returned 0 objects"));
+    }
+}

@@ -1,0 +1,203 @@
+//! Calls to servers that extend this one: aggregated API servers and webhooks, by URL or as a Service of the cluster.
+
+use std::{net::SocketAddr, sync::Arc, time::Duration};
+
+use base64::{Engine, engine::general_purpose::STANDARD};
+use http::{HeaderValue, Request, Response, header};
+use hyper_util::rt::TokioIo;
+use k8s_core::client::{Body, RemoteConfig};
+use serde_json::Value;
+use tokio::net::TcpStream;
+
+use crate::{
+    server::ApiServer,
+    value::{integer, text},
+};
+
+/// How long a connection may take to be made.
+const CONNECT: Duration = Duration::from_secs(10);
+/// Where the machine keeps the certificates that it trusts, for URLs without a bundle of their own.
+const SYSTEM_ROOTS: &str = "/etc/ssl/certs/ca-certificates.crt";
+
+/// The certificate and key (PEM) that other servers know this one by.
+#[derive(Clone)]
+pub struct ClientIdentity {
+    /// Certificate chain, PEM.
+    pub certificate: String,
+    /// Private key, PEM.
+    pub key: String,
+}
+
+impl std::fmt::Debug for ClientIdentity {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str("ClientIdentity { <key> }")
+    }
+}
+
+/// Why somebody could not be called.
+#[derive(Debug)]
+pub(crate) enum Unreachable {
+    /// There is nobody: a reason in one word, and in a sentence.
+    Nowhere(&'static str, String),
+    /// The call failed.
+    Failed(String),
+}
+
+impl std::fmt::Display for Unreachable {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        match self {
+            Unreachable::Nowhere(_, why) | Unreachable::Failed(why) => f.write_str(why),
+        }
+    }
+}
+
+/// Where somebody is.
+#[derive(Clone, Debug)]
+enum Place {
+    Url { host: String, port: u16 },
+    Service { namespace: String, name: String, port: i64 },
+}
+
+/// Somebody who can be called.
+#[derive(Clone)]
+pub(crate) struct Callee {
+    place: Place,
+    /// The path of a webhook.
+    path: String,
+    tls: Arc<rustls::ClientConfig>,
+}
+
+impl std::fmt::Debug for Callee {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Callee").field("place", &self.place).field("path", &self.path).finish_non_exhaustive()
+    }
+}
+
+/// The client side of TLS: whom it trusts (`bundle` is PEM in base64, as JSON has bytes), and as whom it calls.
+fn tls(
+    bundle: &str,
+    insecure: bool,
+    identity: Option<&ClientIdentity>,
+) -> Result<Arc<rustls::ClientConfig>, String> {
+    let ca = if bundle.is_empty() {
+        std::fs::read(SYSTEM_ROOTS).unwrap_or_default()
+    } else {
+        STANDARD.decode(bundle).map_err(|e| format!("caBundle: {e}"))?
+    };
+    let config = RemoteConfig {
+        ca: Some(ca).filter(|_| !insecure),
+        insecure,
+        certificate: identity.map(|i| i.certificate.clone().into_bytes()),
+        key: identity.map(|i| i.key.clone().into_bytes()),
+        ..RemoteConfig::default()
+    };
+    let mut tls = config.tls().map_err(|e| e.to_string())?;
+    // Upgrades go through, which HTTP/2 has not.
+    tls.alpn_protocols = vec![b"http/1.1".to_vec()];
+    Ok(Arc::new(tls))
+}
+
+impl Callee {
+    /// A Service (`{namespace, name, port, path}`), and how its certificate is checked.
+    pub(crate) fn service(
+        service: &Value,
+        bundle: &str,
+        insecure: bool,
+        identity: Option<&ClientIdentity>,
+    ) -> Result<Self, String> {
+        let place = Place::Service {
+            namespace: text(service, "/namespace").into(),
+            name: text(service, "/name").into(),
+            port: integer(service, "/port").unwrap_or(443),
+        };
+        Ok(Callee { place, path: text(service, "/path").into(), tls: tls(bundle, insecure, identity)? })
+    }
+
+    /// A webhook's client configuration: `{url | service, caBundle}`.
+    pub(crate) fn webhook(config: &Value) -> Result<Self, String> {
+        let bundle = text(config, "/caBundle");
+        if config.get("service").is_some() {
+            return Callee::service(&config["service"], bundle, false, None);
+        }
+        let url: http::Uri = text(config, "/url").parse().map_err(|e| format!("url: {e}"))?;
+        let host = url.host().ok_or("url: no host")?.trim_matches(['[', ']']).to_owned();
+        let place = Place::Url { host, port: url.port_u16().unwrap_or(443) };
+        let path = url.path_and_query().map_or("/", |p| p.as_str()).to_owned();
+        Ok(Callee { place, path, tls: tls(bundle, false, None)? })
+    }
+
+    /// The path of a webhook, `/` where none is named.
+    pub(crate) fn path(&self) -> &str {
+        if self.path.is_empty() { "/" } else { &self.path }
+    }
+
+    /// Sends a request over a connection of its own; upgrades go through.
+    pub(crate) async fn call(
+        &self,
+        server: &ApiServer,
+        mut request: Request<Body>,
+    ) -> Result<Response<Body>, Unreachable> {
+        let failed = |e: &dyn std::fmt::Display| Unreachable::Failed(e.to_string());
+        let (name, tcp) = match &self.place {
+            Place::Url { host, port } => (host.clone(), connect((host.as_str(), *port)).await?),
+            Place::Service { namespace, name, port } => {
+                let tcp = match locate(server, namespace, name, *port)? {
+                    Location::Address(address) => connect(address).await?,
+                    Location::Name(host, port) => connect((host.as_str(), port)).await?,
+                };
+                (format!("{name}.{namespace}.svc"), tcp)
+            }
+        };
+        if let Ok(host) = HeaderValue::from_str(&name) {
+            request.headers_mut().insert(header::HOST, host);
+        }
+        let name = rustls::pki_types::ServerName::try_from(name).map_err(|e| failed(&e))?;
+        let connecting = tokio_rustls::TlsConnector::from(self.tls.clone()).connect(name, tcp);
+        let tls = tokio::time::timeout(CONNECT, connecting).await;
+        let tls = tls.map_err(|_| failed(&"TLS handshake timeout"))?.map_err(|e| failed(&e))?;
+        crate::proxy::exchange(TokioIo::new(tls), request).await.map_err(|e| failed(&e))
+    }
+}
+
+async fn connect(to: impl tokio::net::ToSocketAddrs) -> Result<TcpStream, Unreachable> {
+    match tokio::time::timeout(CONNECT, TcpStream::connect(to)).await {
+        Ok(Ok(tcp)) => {
+            // Only speed: a connection without it works as well.
+            let _ = tcp.set_nodelay(true);
+            Ok(tcp)
+        }
+        Ok(Err(e)) => Err(Unreachable::Failed(e.to_string())),
+        Err(_) => Err(Unreachable::Failed("connect: i/o timeout".into())),
+    }
+}
+
+enum Location {
+    Address(SocketAddr),
+    Name(String, u16),
+}
+
+/// Where a Service's port is answered.
+fn locate(server: &ApiServer, namespace: &str, name: &str, port: i64) -> Result<Location, Unreachable> {
+    let stored = server.inner.store.get("services", &format!("{namespace}/{name}"));
+    let service: Option<Value> = stored.and_then(|s| serde_json::from_slice(&s.json).ok());
+    let Some(service) = service else {
+        let why = format!("service/{name} in \"{namespace}\" is not present");
+        return Err(Unreachable::Nowhere("ServiceNotFound", why));
+    };
+    if text(&service, "/spec/type") == "ExternalName" {
+        let port = u16::try_from(port).unwrap_or(443);
+        return Ok(Location::Name(text(&service, "/spec/externalName").into(), port));
+    }
+    let ports = crate::value::list(&service, "/spec/ports");
+    let Some(chosen) = ports.iter().find(|p| integer(p, "/port") == Some(port)) else {
+        let why = format!("service/{name} in \"{namespace}\" is not listening on port {port}");
+        return Err(Unreachable::Nowhere("ServicePortError", why));
+    };
+    let wanted = text(chosen, "/name");
+    crate::proxy::endpoint(server, namespace, name, wanted).map(Location::Address).ok_or_else(|| {
+        let why = format!(
+            "endpoints for service/{name} in \"{namespace}\" have no addresses with port name \"{wanted}\""
+        );
+        Unreachable::Nowhere("MissingEndpoints", why)
+    })
+}

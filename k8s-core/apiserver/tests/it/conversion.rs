@@ -1,0 +1,149 @@
+//! A custom resource whose versions a webhook converts, through every verb.
+
+use std::sync::{
+    Arc,
+    atomic::{AtomicBool, Ordering},
+};
+
+use base64::{Engine, engine::general_purpose::STANDARD};
+use serde_json::{Value, json};
+
+use crate::{
+    peer::{authority, serve_json},
+    support::{Watcher, admin, done, server},
+};
+
+const V1: &str = "/apis/g.example.com/v1/namespaces/default/boxes";
+const V2: &str = "/apis/g.example.com/v2/namespaces/default/boxes";
+
+/// v1 says `size: 3x4`, v2 `width: 3` and `height: 4`.
+fn converted(mut object: Value, version: &str) -> Value {
+    let spec = &mut object["spec"];
+    if version.ends_with("/v1") {
+        *spec = json!({"size": format!("{}x{}", spec["width"], spec["height"])});
+    } else if let Some((width, height)) = spec["size"].as_str().and_then(|s| s.split_once('x')) {
+        *spec =
+            json!({"width": width.parse::<i64>().unwrap_or(0), "height": height.parse::<i64>().unwrap_or(0)});
+    }
+    object["apiVersion"] = version.into();
+    object
+}
+
+fn review(review: &Value) -> Value {
+    let request = &review["request"];
+    let version = request["desiredAPIVersion"].as_str().unwrap();
+    let objects: Vec<Value> =
+        request["objects"].as_array().unwrap().iter().map(|o| converted(o.clone(), version)).collect();
+    json!({"kind": "ConversionReview", "apiVersion": review["apiVersion"],
+        "response": {"uid": request["uid"], "result": {"status": "Success"}, "convertedObjects": objects}})
+}
+
+fn version(name: &str, storage: bool, spec: Value, column: &str) -> Value {
+    let schema = json!({"type": "object", "properties": {"spec": {"type": "object", "properties": spec}}});
+    json!({"name": name, "served": true, "storage": storage, "schema": {"openAPIV3Schema": schema},
+        "additionalPrinterColumns": [{"name": "Shape", "type": "string", "jsonPath": column}]})
+}
+
+#[tokio::test]
+async fn versions_are_one_object() {
+    let ca = authority();
+    let broken = Arc::new(AtomicBool::new(false));
+    let switch = broken.clone();
+    let (port, task) =
+        serve_json(
+            &ca,
+            "localhost",
+            move |asked| {
+                if switch.load(Ordering::Relaxed) { json!({}) } else { review(&asked) }
+            },
+        )
+        .await;
+    let server = server().await;
+    let definition = json!({
+        "metadata": {"name": "boxes.g.example.com"},
+        "spec": {"group": "g.example.com", "scope": "Namespaced", "names": {"plural": "boxes", "kind": "Box"},
+            "conversion": {"strategy": "Webhook", "webhook": {"conversionReviewVersions": ["v1"],
+                "clientConfig": {"url": format!("https://localhost:{port}/convert"), "caBundle": STANDARD.encode(&ca.0)}}},
+            "versions": [
+                version("v2", true, json!({"width": {"type": "integer", "maximum": 100}, "height": {"type": "integer"}}), ".spec.width"),
+                version("v1", false, json!({"size": {"type": "string", "pattern": "^[0-9]+x[0-9]+$"}}), ".spec.size"),
+            ]},
+    });
+    done(&server, "POST", "/apis/apiextensions.k8s.io/v1/customresourcedefinitions", &definition).await;
+    let mut watcher = Watcher::open(&server, &format!("{V1}?watch=true")).await;
+
+    let made = done(
+        &server,
+        "POST",
+        V1,
+        &json!({"metadata": {"name": "a", "labels": {"x": "y"}}, "spec": {"size": "3x4"}}),
+    )
+    .await;
+    assert_eq!((&made["apiVersion"], &made["spec"]), (&json!("g.example.com/v1"), &json!({"size": "3x4"})));
+    let stored = done(&server, "GET", &format!("{V2}/a"), &Value::Null).await;
+    assert_eq!(stored["spec"], json!({"width": 3, "height": 4}));
+    assert_eq!(stored["metadata"]["uid"], made["metadata"]["uid"]);
+
+    // Each version's own rules, and those of the stored one.
+    let bad = json!({"metadata": {"name": "b"}, "spec": {"size": "big"}});
+    assert_eq!(admin(&server, "POST", V1, "application/json", bad.to_string()).await.status, 422);
+    let large = json!({"metadata": {"name": "b"}, "spec": {"size": "300x1"}});
+    assert_eq!(admin(&server, "POST", V1, "application/json", large.to_string()).await.status, 422);
+
+    // A patch is of the version that it is sent to; so is an update, which is conditional as ever.
+    let patched = done(&server, "PATCH", &format!("{V1}/a"), &json!({"spec": {"size": "5x6"}})).await;
+    assert_eq!(patched["spec"]["size"], "5x6");
+    let stale = admin(&server, "PUT", &format!("{V1}/a"), "application/json", made.to_string()).await;
+    assert_eq!(stale.status, 409);
+    let applied = json!({"apiVersion": "g.example.com/v1", "kind": "Box", "metadata": {"name": "c"}, "spec": {"size": "7x8"}});
+    let answer = admin(
+        &server,
+        "PATCH",
+        &format!("{V1}/c?fieldManager=me"),
+        "application/apply-patch+yaml",
+        applied.to_string(),
+    )
+    .await;
+    assert_eq!((answer.status.as_u16(), answer.json()["spec"].clone()), (201, json!({"size": "7x8"})));
+
+    let list = done(&server, "GET", V1, &Value::Null).await;
+    let sizes: Vec<&str> =
+        list["items"].as_array().unwrap().iter().map(|i| i["spec"]["size"].as_str().unwrap()).collect();
+    assert_eq!((list["apiVersion"].as_str(), sizes), (Some("g.example.com/v1"), vec!["5x6", "7x8"]));
+    let request = http::Request::builder()
+        .uri(V1)
+        .header("authorization", "Bearer admin")
+        .header("accept", "application/json;as=Table;v=v1;g=meta.k8s.io");
+    let table = crate::support::ask(&server, request.body(Vec::new()).unwrap()).await.json();
+    assert_eq!(table["rows"][0]["cells"], json!(["a", "5x6"]));
+
+    // The watch has seen it all, in its version.
+    let mut seen = Vec::new();
+    for _ in 0..3 {
+        let event = watcher.next().await.unwrap();
+        assert_eq!(event["object"]["apiVersion"], "g.example.com/v1");
+        seen.push((
+            event["type"].as_str().unwrap().to_owned(),
+            event["object"]["spec"]["size"].as_str().unwrap().to_owned(),
+        ));
+    }
+    let event = |kind: &str, size: &str| (kind.to_owned(), size.to_owned());
+    assert_eq!(seen, [event("ADDED", "3x4"), event("MODIFIED", "5x6"), event("ADDED", "7x8")]);
+
+    // A webhook that answers nonsense stops its versions, and no other.
+    broken.store(true, Ordering::Relaxed);
+    let answer = admin(&server, "GET", &format!("{V1}/a"), "", "").await;
+    assert_eq!(answer.status, 500);
+    let message = answer.json()["message"].as_str().unwrap().to_owned();
+    assert_eq!(
+        message,
+        "Internal error occurred: conversion webhook for g.example.com/v2, Kind=Box failed: no response provided"
+    );
+    done(&server, "GET", &format!("{V2}/a"), &Value::Null).await;
+    broken.store(false, Ordering::Relaxed);
+
+    let gone = done(&server, "DELETE", &format!("{V1}/a"), &Value::Null).await;
+    assert_eq!(gone["status"], "Success");
+    assert_eq!(admin(&server, "GET", &format!("{V1}/a"), "", "").await.status, 404);
+    task.abort();
+}
