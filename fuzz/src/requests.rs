@@ -1,11 +1,19 @@
 //! What an API server reads from a request, and a client from its configuration.
 
-use http::Method;
+use std::sync::LazyLock;
+
+use base64::{Engine, engine::general_purpose::URL_SAFE_NO_PAD};
+use http::{Method, Request, StatusCode};
+use http_body_util::BodyExt;
 use k8s_apiserver::{
-    decode,
+    ApiServer, User, decode,
     request::{Query, RequestInfo},
 };
-use k8s_core::client::Kubeconfig;
+use k8s_core::{
+    client::{Kubeconfig, body_from_bytes},
+    store::Store,
+};
+use tokio::runtime::Runtime;
 
 use crate::Target;
 
@@ -74,5 +82,58 @@ pub(crate) const KUBECONFIG: Target = Target {
         let Ok(config) = serde_json::from_value::<Kubeconfig>(value) else { return };
         let _ = config.remote(None);
         assert!(decode::yaml(config.to_yaml().as_bytes()).is_ok());
+    },
+};
+
+/// A server with some objects, and what runs it.
+struct Served {
+    runtime: Runtime,
+    server: ApiServer,
+}
+
+static SERVED: LazyLock<Served> = LazyLock::new(|| {
+    let runtime =
+        tokio::runtime::Builder::new_current_thread().enable_time().build().expect("a runtime starts");
+    let server = runtime.block_on(ApiServer::builder(Store::memory()).build()).expect("a server starts");
+    let served = Served { runtime, server: server.service_as(User::admin()) };
+    for i in 0..10 {
+        let body = format!("{{\"metadata\":{{\"name\":\"m{i}\"}}}}");
+        assert_eq!(served.ask("POST", "/api/v1/namespaces/default/configmaps", body).0, StatusCode::CREATED);
+    }
+    served
+});
+
+impl Served {
+    fn ask(&self, method: &str, path: &str, body: String) -> (StatusCode, usize) {
+        let request = Request::builder().method(method).uri(path).header("content-type", "application/json");
+        let request =
+            request.body(body_from_bytes(body.into_bytes())).expect("targets ask for what is an address");
+        self.runtime.block_on(async {
+            let response = self.server.handle(request).await;
+            let code = response.status();
+            let body = response.into_body().collect().await.expect("an answer has an end");
+            (code, body.to_bytes().len())
+        })
+    }
+}
+
+pub(crate) const CONTINUE: Target = Target {
+    name: "continue_token",
+    seeds: &[
+        br#"{"v":"meta.k8s.io/v1","rv":5,"start":"default/m3","n":4}"#,
+        b"eyJ2IjoibWV0YS5rOHMuaW8vdjEiLCJydiI6MX0",
+        b"{}",
+    ],
+    run: |data| {
+        // As it stands, and as what a token holds.
+        let written = URL_SAFE_NO_PAD.encode(data);
+        let plain: String =
+            data.iter().filter(|b| b.is_ascii_alphanumeric()).map(|b| char::from(*b)).collect();
+        for token in [written, plain] {
+            let path = format!("/api/v1/namespaces/default/configmaps?limit=3&continue={token}");
+            let (code, length) = SERVED.ask("GET", &path, String::new());
+            assert!([200, 400, 410].contains(&code.as_u16()), "{code} for {token:?}");
+            assert!(length < 1 << 16);
+        }
     },
 };

@@ -1,7 +1,12 @@
-//! Every target on a stable compiler: seeds, mutations of them and noise, two seconds each (`FUZZ_SECONDS` for more), from a seed that is printed.
+//! Every target on a stable compiler: seeds, mutations of them and noise, two seconds each (`FUZZ_SECONDS` for more), as many at once as there are processors,
+//! from a fixed seed (`FUZZ_SEED` for another).
 
 use std::{
     panic::{AssertUnwindSafe, catch_unwind},
+    sync::{
+        Mutex,
+        atomic::{AtomicUsize, Ordering},
+    },
     time::{Duration, Instant},
 };
 
@@ -92,13 +97,21 @@ fn fuzz(target: &Target, seed: u64, time: Duration) -> Result<usize, String> {
 fn no_target_finds_anything() {
     let seconds: f64 = std::env::var("FUZZ_SECONDS").ok().and_then(|s| s.parse().ok()).unwrap_or(2.0);
     let seed: u64 = std::env::var("FUZZ_SEED").ok().and_then(|s| s.parse().ok()).unwrap_or(20_260_101);
-    let mut problems = Vec::new();
-    for target in TARGETS {
-        match fuzz(target, seed, Duration::from_secs_f64(seconds)) {
-            Ok(count) => println!("{}: {count} inputs", target.name),
-            Err(e) => problems.push(e),
+    let (next, problems) = (AtomicUsize::new(0), Mutex::new(Vec::new()));
+    let one_after_the_other = || {
+        while let Some(target) = TARGETS.get(next.fetch_add(1, Ordering::Relaxed)) {
+            match fuzz(target, seed, Duration::from_secs_f64(seconds)) {
+                Ok(count) => println!("{}: {count} inputs", target.name),
+                Err(e) => problems.lock().unwrap().push(e),
+            }
         }
-    }
+    };
+    std::thread::scope(|scope| {
+        for _ in 0..std::thread::available_parallelism().map_or(1, usize::from) {
+            scope.spawn(one_after_the_other);
+        }
+    });
+    let problems = problems.into_inner().unwrap();
     assert!(problems.is_empty(), "{}", problems.join("\n"));
 }
 

@@ -39,8 +39,12 @@ fn all(steps: &mut Steps) -> Result<()> {
         steps::run(cargo(&["doc", "--quiet", "--workspace", "--no-deps"]).env("RUSTDOCFLAGS", "-D warnings"))
     })?;
     steps.step("build", || steps::run(&mut cargo(&["build", "--quiet", "--workspace", "--all-targets"])))?;
-    // The fuzz targets' stable driver is among them. One test program after the other: those with containers and clusters would disturb each other's timing.
+    // The fuzz targets' stable driver is among them, two seconds a target. One test program after the other: those with containers and clusters would disturb each other's timing.
     steps.step("tests", || steps::run(&mut cargo(&["test", "--quiet", "--workspace", "--no-fail-fast"])))?;
+    steps.step("fuzz targets, a minute each", || {
+        let targets = ["test", "--quiet", "--package", "k8s-fuzz", "--test", "stable"];
+        steps::run(cargo(&targets).env("FUZZ_SECONDS", "60"))
+    })?;
     steps.step("nothing is left on this machine", || before.compare())
 }
 

@@ -164,8 +164,9 @@ impl Converting<'_> {
     async fn answer(&self, response: Response<Body>) -> Result<Response<Body>, ApiStatus> {
         let code = response.status();
         let answer = json_of(response).await?;
-        let (kind, stored) =
-            (text(&answer, "/kind"), text(&answer, "/apiVersion") == self.webhook.stored.api_version());
+        let kind = text(&answer, "/kind");
+        let group = text(&answer, "/apiVersion").rsplit_once('/').map_or("", |(group, _)| group);
+        let stored = group == self.resource.group;
         if stored && kind == self.resource.kind {
             let object = self.served(vec![answer]).await?.pop().unwrap_or_default();
             let bytes = crate::value::encode(&object).into();

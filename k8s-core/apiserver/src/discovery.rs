@@ -2,7 +2,7 @@
 
 mod remote;
 
-use http::{HeaderValue, Response, StatusCode, header};
+use http::{Response, StatusCode, header};
 use k8s_core::{client::Body, status::ApiStatus};
 use serde_json::{Value, json};
 
@@ -23,6 +23,9 @@ const REVIEWS: [(&str, &str, &str, bool); 6] = [
     ("authorization.k8s.io", "subjectaccessreviews", "SubjectAccessReview", false),
 ];
 
+/// The media type of the aggregated form.
+const AGGREGATED: &str = "application/json;g=apidiscovery.k8s.io;v=v2;as=APIGroupDiscoveryList";
+
 /// Answers a path that is no resource.
 pub(crate) fn path(server: &ApiServer, call: &Call) -> Result<Response<Body>, ApiStatus> {
     if call.info.verb != "get" && call.info.verb != "head" {
@@ -39,12 +42,8 @@ pub(crate) fn path(server: &ApiServer, call: &Call) -> Result<Response<Body>, Ap
             if parts == ["apis"] {
                 remote::add(&mut all, server);
             }
-            let mut response = respond::json_value(StatusCode::OK, &all);
-            let kind = HeaderValue::from_static(
-                "application/json;g=apidiscovery.k8s.io;v=v2;as=APIGroupDiscoveryList",
-            );
-            response.headers_mut().insert(header::CONTENT_TYPE, kind);
-            return Ok(response);
+            let bytes = crate::value::encode(&all);
+            return Ok(respond::tagged(call, bytes.into(), AGGREGATED));
         }
         ["api"] => {
             json!({"kind": "APIVersions", "versions": ["v1"], "serverAddressByClientCIDRs": []})

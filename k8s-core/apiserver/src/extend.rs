@@ -1,6 +1,7 @@
 //! What a stored definition sets in motion: a CustomResourceDefinition or ThirdPartyResource starts or stops being served.
 
 mod names;
+pub(crate) mod reshape;
 
 use std::sync::Arc;
 

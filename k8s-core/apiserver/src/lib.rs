@@ -22,6 +22,7 @@
 //!
 //! Not here: controllers (garbage collection, namespace contents), the node, the listener's certificates.
 
+mod accept;
 pub mod admission;
 mod aggregate;
 pub mod allocate;

@@ -5,11 +5,10 @@
 mod gnostic;
 
 use bytes::Bytes;
-use http::{HeaderValue, Response, StatusCode, header};
+use http::{Response, header};
 use k8s_core::client::Body;
 use schemars::generate::SchemaSettings;
 use serde_json::{Map, Value, json};
-use sha2::{Digest, Sha256};
 
 use crate::{
     resources::{Registry, Resource},
@@ -17,16 +16,12 @@ use crate::{
     server::{ApiServer, Call, not_found_page},
 };
 
-fn etag(bytes: &[u8]) -> String {
-    Sha256::digest(bytes).iter().map(|b| format!("{b:02X}")).collect()
-}
-
 /// Answers `/openapi/...`.
 pub(crate) fn answer(server: &ApiServer, call: &Call, rest: &[&str]) -> Response<Body> {
     let bytes = match rest {
         ["v2"] if accepts_protobuf(call) => {
             let make = || document_v2(&call.registry).map(|json| gnostic::document(&json));
-            return answered(call, cached_bytes(server, "v2 in protobuf", make), PROTOBUF);
+            return respond::tagged(call, cached_bytes(server, "v2 in protobuf", make), PROTOBUF);
         }
         ["v2"] => cached(server, "v2", || document_v2(&call.registry)),
         ["v3"] => {
@@ -39,13 +34,13 @@ pub(crate) fn answer(server: &ApiServer, call: &Call, rest: &[&str]) -> Response
                         format!("apis/{group}/{version}")
                     };
                     let document = cached(server, &path, || document_v3(&call.registry, group, version));
-                    let url = format!("/openapi/v3/{path}?hash={}", etag(&document));
+                    let url = format!("/openapi/v3/{path}?hash={}", respond::etag(&document));
                     paths.insert(path, json!({"serverRelativeURL": url}));
                 }
             }
             for remote in server.inner.aggregator.all().iter().filter(|r| r.is_available()) {
                 let path = format!("apis/{}/{}", remote.group, remote.version);
-                let hash = etag(remote.resources().to_string().as_bytes());
+                let hash = respond::etag(remote.resources().to_string().as_bytes());
                 paths.insert(
                     path.clone(),
                     json!({"serverRelativeURL": format!("/openapi/v3/{path}?hash={hash}")}),
@@ -64,7 +59,7 @@ pub(crate) fn answer(server: &ApiServer, call: &Call, rest: &[&str]) -> Response
     if bytes.is_empty() {
         return not_found_page();
     }
-    answered(call, bytes, "application/json")
+    respond::tagged(call, bytes, "application/json")
 }
 
 /// The media type of OpenAPI v2 in protobuf. Clients also write it with an `@`, which is no media type.
@@ -78,22 +73,6 @@ fn accepts_protobuf(call: &Call) -> bool {
             || choice.starts_with("application/json")
     });
     first.is_some_and(|choice| choice.contains("protobuf"))
-}
-
-fn answered(call: &Call, bytes: Bytes, media: &'static str) -> Response<Body> {
-    let tag = format!("\"{}\"", etag(&bytes));
-    let matches = call.headers.get(header::IF_NONE_MATCH).is_some_and(|v| v.as_bytes() == tag.as_bytes());
-    let mut response = if matches {
-        respond::text(StatusCode::NOT_MODIFIED, "")
-    } else {
-        respond::json_bytes(StatusCode::OK, bytes)
-    };
-    response.headers_mut().insert(header::CONTENT_TYPE, HeaderValue::from_static(media));
-    response.headers_mut().insert(header::VARY, HeaderValue::from_static("Accept"));
-    if let Ok(value) = HeaderValue::from_str(&tag) {
-        response.headers_mut().insert(header::ETAG, value);
-    }
-    response
 }
 
 fn cached(server: &ApiServer, path: &str, make: impl FnOnce() -> Option<Value>) -> Bytes {

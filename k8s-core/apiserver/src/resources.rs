@@ -283,6 +283,11 @@ impl Resource {
             typed.served_form(&self.version, object);
         }
         object["apiVersion"] = self.api_version().into();
+        if self.custom && self.typed.is_none() {
+            // A version shows the fields that it has itself.
+            self.schema.normalize(object, true);
+            self.schema.default(object);
+        }
     }
 }
 

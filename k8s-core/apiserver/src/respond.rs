@@ -1,7 +1,7 @@
 //! Answers.
 
 use bytes::Bytes;
-use http::{HeaderValue, Response, StatusCode, header};
+use http::{HeaderName, HeaderValue, Response, StatusCode, header};
 use http_body::Body as _;
 use http_body_util::BodyExt;
 use k8s_core::{
@@ -9,8 +9,20 @@ use k8s_core::{
     status::ApiStatus,
 };
 use serde_json::{Value, json};
+use sha2::{Digest, Sha256};
 
-use crate::table::{Encoding, Form, PROTOBUF};
+use crate::{
+    accept::{Encoding, PROTOBUF, YAML},
+    server::Call,
+};
+
+/// The media type of JSON.
+const JSON: &str = "application/json";
+
+/// The header with a request's id, which a client may choose.
+pub(crate) const AUDIT_ID: HeaderName = HeaderName::from_static("audit-id");
+/// Longest id that a client may choose, bytes.
+const LONGEST_ID: usize = 64;
 
 /// Marks an answer of another server, which is passed on as it is.
 #[derive(Clone, Copy, Debug)]
@@ -21,7 +33,7 @@ pub(crate) struct Foreign;
 pub(crate) fn json_bytes(code: StatusCode, bytes: impl Into<Bytes>) -> Response<Body> {
     let mut response = Response::new(body_from_bytes(bytes));
     *response.status_mut() = code;
-    response.headers_mut().insert(header::CONTENT_TYPE, HeaderValue::from_static("application/json"));
+    response.headers_mut().insert(header::CONTENT_TYPE, HeaderValue::from_static(JSON));
     response
 }
 
@@ -29,6 +41,43 @@ pub(crate) fn json_bytes(code: StatusCode, bytes: impl Into<Bytes>) -> Response<
 #[must_use]
 pub(crate) fn json_value(code: StatusCode, value: &Value) -> Response<Body> {
     json_bytes(code, crate::value::encode(value))
+}
+
+/// A document that clients keep, with the tag that they ask again with: who has it already gets 304 and no body.
+#[must_use]
+pub(crate) fn tagged(call: &Call, bytes: Bytes, media: &'static str) -> Response<Body> {
+    let tag = format!("\"{}\"", etag(&bytes));
+    let known = call.headers.get_all(header::IF_NONE_MATCH).iter().filter_map(|v| v.to_str().ok());
+    let known = known.flat_map(|v| v.split(',')).any(|v| v.trim().trim_start_matches("W/") == tag);
+    let mut response = match known {
+        true => text(StatusCode::NOT_MODIFIED, ""),
+        false => json_bytes(StatusCode::OK, bytes),
+    };
+    response.headers_mut().insert(header::CONTENT_TYPE, HeaderValue::from_static(media));
+    response.headers_mut().insert(header::VARY, HeaderValue::from_static("Accept"));
+    if let Ok(value) = HeaderValue::from_str(&tag) {
+        response.headers_mut().insert(header::ETAG, value);
+    }
+    response
+}
+
+/// The tag of a document: a hash of it.
+#[must_use]
+pub(crate) fn etag(bytes: &[u8]) -> String {
+    Sha256::digest(bytes).iter().map(|b| format!("{b:02X}")).collect()
+}
+
+/// What every answer says: that it is nobody else's, and the id that the audit log knows the request by.
+pub(crate) fn identify(response: &mut Response<Body>, asked_as: Option<&HeaderValue>) {
+    let headers = response.headers_mut();
+    headers.entry(header::CACHE_CONTROL).or_insert(HeaderValue::from_static("no-cache, private"));
+    let id = asked_as.filter(|id| !id.is_empty() && id.len() <= LONGEST_ID).cloned().or_else(|| {
+        let id = uuid::Builder::from_random_bytes(rand::random()).into_uuid();
+        HeaderValue::from_str(&id.hyphenated().to_string()).ok()
+    });
+    if let Some(id) = id {
+        headers.insert(AUDIT_ID, id);
+    }
 }
 
 /// A plain text answer.
@@ -62,21 +111,26 @@ pub(crate) fn failure(status: &ApiStatus) -> Response<Body> {
     response
 }
 
-/// Whether a client would rather have protobuf than JSON.
-#[must_use]
-pub(crate) fn takes_protobuf(headers: &http::HeaderMap) -> bool {
-    matches!(Form::negotiate(headers, true), Ok((_, Encoding::Protobuf)))
+/// A JSON answer in the encoding that the client takes; answers that are no JSON stay what they are.
+pub(crate) async fn encoded(response: Response<Body>, encoding: Encoding) -> Response<Body> {
+    let content_type = response.headers().get(header::CONTENT_TYPE).cloned();
+    let json = content_type.is_some_and(|v| v.to_str().is_ok_and(|v| v.split(';').next() == Some(JSON)));
+    match encoding {
+        _ if !json => response,
+        Encoding::Json => response,
+        Encoding::Yaml => rewritten(response, YAML, |object| serde_saphyr::to_string(object).ok()).await,
+        // Lists and watches of stored objects are in protobuf already, where they can be. What has no known length is one that cannot.
+        Encoding::Protobuf if response.body().size_hint().exact().is_none() => response,
+        Encoding::Protobuf => rewritten(response, PROTOBUF, k8s_core::proto::encode).await,
+    }
 }
 
-/// A JSON answer as protobuf, where it holds an object that has such a form; other answers stay what they are.
-///
-/// Lists and watches of stored objects are not answered by way of JSON, and come through here untouched.
-pub(crate) async fn in_protobuf(response: Response<Body>) -> Response<Body> {
-    let json = response.headers().get(header::CONTENT_TYPE).is_some_and(|v| v == "application/json");
-    // What has no known length is written piece by piece.
-    if !json || response.body().size_hint().exact().is_none() {
-        return response;
-    }
+/// A JSON answer with another body; what has no other form stays what it is.
+async fn rewritten<B: Into<Bytes>>(
+    response: Response<Body>,
+    media: &'static str,
+    encode: impl Fn(&Value) -> Option<B>,
+) -> Response<Body> {
     let (mut parts, body) = response.into_parts();
     let Ok(bytes) = body.collect().await.map(http_body_util::Collected::to_bytes) else {
         return failure(&ApiStatus::new(
@@ -85,10 +139,13 @@ pub(crate) async fn in_protobuf(response: Response<Body>) -> Response<Body> {
             "Internal error occurred: the answer broke off",
         ));
     };
-    let encoded =
-        serde_json::from_slice(&bytes).ok().and_then(|object: Value| k8s_core::proto::encode(&object));
+    let encoded = serde_json::from_slice(&bytes).ok().and_then(|object: Value| encode(&object));
     let Some(encoded) = encoded else { return Response::from_parts(parts, body_from_bytes(bytes)) };
-    parts.headers.insert(header::CONTENT_TYPE, HeaderValue::from_static(PROTOBUF));
+    // What else the type says of the answer (discovery's `as=`) is as true of its other forms.
+    let told = parts.headers.get(header::CONTENT_TYPE).and_then(|v| v.to_str().ok()).unwrap_or_default();
+    let told = told.split_once(';').map_or(String::new(), |(_, rest)| format!(";{rest}"));
+    let media = HeaderValue::from_str(&format!("{media}{told}"));
+    parts.headers.insert(header::CONTENT_TYPE, media.unwrap_or(HeaderValue::from_static(JSON)));
     parts.headers.remove(header::CONTENT_LENGTH);
     Response::from_parts(parts, body_from_bytes(encoded))
 }

@@ -5,10 +5,10 @@ use k8s_core::{client::Body, status::ApiStatus};
 use serde_json::{Value, json};
 
 use crate::{
+    accept::{Form, Offer, negotiate},
     auth::rbac::{Attributes, Rule},
     respond,
     server::{ApiServer, Call, read_body},
-    table::Form,
     user::User,
     value::{list, text},
     write::decode_body,
@@ -131,7 +131,7 @@ fn token(server: &ApiServer, token: &str) -> Value {
 
 /// The old health of parts. All of them are this process or report by leases; the store answers for itself.
 fn component_statuses(server: &ApiServer, call: &Call) -> Result<Response<Body>, ApiStatus> {
-    let form = Form::from_headers(&call.headers)?;
+    let (form, _) = negotiate(&call.headers, Offer::All)?;
     let component = |name: &str| {
         json!({"kind": "ComponentStatus", "apiVersion": "v1", "metadata": {"name": name, "creationTimestamp": null},
             "conditions": [{"type": "Healthy", "status": "True", "message": "ok"}]})

@@ -30,6 +30,7 @@ use k8s_core::{
 use serde_json::Value;
 
 use crate::{
+    accept::{self, Encoding},
     admission::Admit,
     aggregate::{Aggregator, Remote},
     allocate::ServiceAllocator,
@@ -40,6 +41,7 @@ use crate::{
         tokens::TokenIssuer,
     },
     decode::MAX_BODY,
+    extend::reshape,
     outbound::ClientIdentity,
     proxy::NodeConnector,
     request::{Query, RequestInfo},
@@ -48,6 +50,7 @@ use crate::{
     stages::{Audit, Audited, Authenticate, Authorize, Credentials, Decision, FlowControl},
     user::User,
     value::text,
+    write::unhurried,
 };
 
 pub(crate) struct Inner {
@@ -190,8 +193,10 @@ impl ApiServer {
 
     fn respond(self, request: Request<Body>) -> BoxFuture<'static, Response<Body>> {
         async move {
+            let id = request.headers().get(respond::AUDIT_ID).cloned();
             let (mut response, warnings) = self.answer(request).await;
             respond::warn(&mut response, &warnings);
+            respond::identify(&mut response, id.as_ref());
             response
         }
         .boxed()
@@ -201,7 +206,11 @@ impl ApiServer {
         let query = Query::parse(request.uri().query().unwrap_or_default());
         let info = RequestInfo::parse(request.method(), request.uri().path(), &query);
         // What others answer is passed on as it is.
-        let protobuf = info.subresource != "proxy" && respond::takes_protobuf(request.headers());
+        // What a proxied server says is its own.
+        let encoding = match info.subresource.as_str() {
+            "proxy" => Encoding::Json,
+            _ => accept::encoding(request.headers()),
+        };
         let gzip = crate::compress::is_wanted(request.headers(), &info);
         let (mut response, warnings) = match self.audited(request, info, query).await {
             Ok(done) => done,
@@ -210,9 +219,7 @@ impl ApiServer {
         if response.extensions().get::<respond::Foreign>().is_some() {
             return (response, warnings);
         }
-        if protobuf {
-            response = respond::in_protobuf(response).await;
-        }
+        response = respond::encoded(response, encoding).await;
         if gzip {
             response = crate::compress::gzip(response).await;
         }
@@ -497,7 +504,15 @@ impl Inner {
             "CustomResourceDefinition" => crate::resources::custom::from_definition(definition),
             _ => crate::resources::custom::from_third_party(definition),
         };
+        let before = self.registry.now();
+        let stored = made.iter().find(|r| r.is_storage_version()).cloned();
         self.registry.define(&format!("{kind}/{name}"), made);
+        if let Some(now) = stored {
+            let was = before.find(&now.group, &now.version, &now.plural);
+            if reshape::differs(&now, was.map(|r| &**r)) {
+                unhurried(true, || reshape::all(&self.store, &now));
+            }
+        }
         self.open_api.lock().unwrap_or_else(std::sync::PoisonError::into_inner).clear();
         self.redefined.notify_one();
     }

@@ -26,7 +26,7 @@ use crate::{
     admission,
     invalid::FieldErrors,
     read::Presenter,
-    resources::Resource,
+    resources::{Resource, strategy::immutable},
     respond,
     server::{ApiServer, Call, meta_of},
     value::{Unversioned, child, encode, integer, same_spec, set, take, text},
@@ -233,7 +233,7 @@ async fn insert(
 }
 
 /// Does something that takes long without keeping other requests of this thread waiting, where the runtime has other threads for them.
-fn unhurried(long: bool, work: impl FnOnce()) {
+pub(crate) fn unhurried(long: bool, work: impl FnOnce()) {
     use tokio::runtime::{Handle, RuntimeFlavor};
     if long && Handle::try_current().is_ok_and(|h| h.runtime_flavor() == RuntimeFlavor::MultiThread) {
         tokio::task::block_in_place(work);
@@ -354,6 +354,9 @@ pub(crate) async fn modify(
         };
         let part = call.info.subresource.as_str();
         carry_over(resource, &mut new, &old, part);
+        if part == "status" {
+            resource.schema.default(&mut new);
+        }
         if part.is_empty() || part == "scale" {
             resource.default(&mut new);
             (resource.strategy.update)(&mut new, &old);
@@ -371,6 +374,7 @@ pub(crate) async fn modify(
         } else {
             (resource.strategy.validate_update)(&new, &old, &mut errors);
             (resource.strategy.validate)(&new, &mut errors);
+            resource.strategy.fixed.iter().for_each(|field| immutable(&new, &old, field, &mut errors));
         }
         if let Some(rules) = &resource.rules {
             unhurried(rules.is_heavy(&new, Some(&old)), || rules.check(&new, Some(&old), &mut errors));

@@ -53,7 +53,8 @@ pub fn annotate(definition: &str, schema: &mut Value) {
         if !fact.values.is_empty() {
             property["enum"] = fact.values.iter().map(|v| Value::from(&**v)).collect();
         }
-        if let Some(default) = &fact.default {
+        // A time that is null when it is not set is no default that clients should know.
+        if let Some(default) = fact.default.as_ref().filter(|d| !d.is_null()) {
             property["default"] = default.clone();
         }
     }

@@ -254,6 +254,19 @@ impl Collection {
         }
     }
 
+    /// Shows objects as they are now understood, where they are still at the revision that they have here.
+    pub(super) fn reshape(&self, objects: Vec<Stored>) {
+        let mut visible = self.write();
+        for new in objects {
+            let Some(old) = visible.objects.get(&new.key).filter(|old| old.revision == new.revision) else {
+                continue;
+            };
+            let old = old.clone();
+            visible.index.replace(Some(&old), Some(&new));
+            visible.objects.insert_mut(old.key.clone(), Arc::new(new));
+        }
+    }
+
     pub(super) fn wake(&self, revision: u64) {
         self.progress.send_replace(revision);
     }

@@ -194,6 +194,19 @@ impl Store {
         self.collection(resource).select(newest, at, wanted).ok_or_else(expired)
     }
 
+    /// Shows a type's objects as they are now understood (their definition changed): `reshape` returns the bytes and what the store needs to know of them, or
+    /// `None` for an object that stays as it is. Not a write: revisions stay, nobody is told, and what is on disk is as it was until it is written again.
+    pub fn reshape(&self, resource: &str, reshape: impl Fn(&Stored) -> Option<(Bytes, Meta)>) {
+        let now = self.snapshot(resource);
+        let reshaped = now.range("", "").filter_map(|old| {
+            let (json, Meta { uid, labels, fields }) = reshape(old)?;
+            Some(Stored { key: old.key.clone(), revision: old.revision, uid, labels, fields, json })
+        });
+        // The lock is not held while they are made.
+        let reshaped: Vec<Stored> = reshaped.collect();
+        self.collection(resource).reshape(reshaped);
+    }
+
     /// The revision of the newest change of a type; tells cheaply whether what was made from a snapshot is still right.
     #[must_use]
     pub fn last_change(&self, resource: &str) -> u64 {

@@ -53,15 +53,20 @@ impl Webhook {
         version: &str,
         objects: Vec<Value>,
     ) -> Result<Vec<Value>, ApiStatus> {
-        let mut all = Vec::with_capacity(objects.len());
-        for batch in objects.chunks(BATCH) {
-            let converted = self.ask(server, version, batch).await.map_err(|why| {
+        let mut all = objects;
+        let others: Vec<usize> =
+            (0..all.len()).filter(|i| text(&all[*i], "/apiVersion") != version).collect();
+        for places in others.chunks(BATCH) {
+            let batch: Vec<Value> = places.iter().map(|i| all[*i].take()).collect();
+            let converted = self.ask(server, version, &batch).await.map_err(|why| {
                 let from = batch.first().map_or("", |o| text(o, "/apiVersion"));
                 let kind = &self.stored.kind;
                 let why = format!("conversion webhook for {from}, Kind={kind} failed: {why}");
                 ApiStatus::new(500, "InternalError", format!("Internal error occurred: {why}"))
             })?;
-            all.extend(converted);
+            for (place, object) in places.iter().zip(converted) {
+                all[*place] = object;
+            }
         }
         Ok(all)
     }

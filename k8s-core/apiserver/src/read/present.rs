@@ -11,10 +11,11 @@ use k8s_core::{
 use serde_json::{Value, json};
 
 use crate::{
+    accept::{Encoding, Form, Offer, PROTOBUF, negotiate},
     resources::Resource,
     respond::status_value,
     server::{ApiServer, Call},
-    table::{Encoding, Form, PROTOBUF, metadata_only, row, table},
+    table::{metadata_only, row, table},
     value::{encode, metadata_of, text},
 };
 
@@ -43,9 +44,14 @@ impl Presenter {
         resource: &Arc<Resource>,
     ) -> Result<Self, ApiStatus> {
         let own = Definition::of(&resource.api_version(), &resource.kind).filter(|_| !resource.custom);
-        let (form, encoding) = Form::negotiate(&call.headers, own.is_some())?;
+        let offer = match own {
+            protobuf if call.info.verb == "watch" => Offer::Stream { protobuf: protobuf.is_some() },
+            Some(_) => Offer::All,
+            None => Offer::Text,
+        };
+        let (form, encoding) = negotiate(&call.headers, offer)?;
         let protobuf = match (encoding, form) {
-            (Encoding::Json, _) => None,
+            (Encoding::Json | Encoding::Yaml, _) => None,
             (Encoding::Protobuf, Form::Metadata) => Definition::of("meta.k8s.io/v1", "PartialObjectMetadata"),
             (Encoding::Protobuf, _) => own,
         };

@@ -38,11 +38,15 @@ impl Continue {
     /// # Errors
     /// 400 for anything else.
     pub(super) fn decode(token: &str) -> Result<Self, ApiStatus> {
-        let bytes = B64.decode(token).ok();
-        bytes.and_then(|bytes| serde_json::from_slice(&bytes).ok()).ok_or_else(|| {
-            ApiStatus::bad_request(
-                "invalid continue token: continue key is not valid: it was not made by this server",
-            )
+        let bad = |why: String| {
+            ApiStatus::bad_request(format!("invalid continue token: continue key is not valid: {why}"))
+        };
+        let bytes = B64.decode(token).map_err(|e| bad(e.to_string()))?;
+        serde_json::from_slice(&bytes).map_err(|e| match bytes.first() {
+            Some(first) if *first != b'{' => {
+                bad(format!("invalid character {:?} looking for beginning of value", char::from(*first)))
+            }
+            _ => bad(e.to_string()),
         })
     }
 
@@ -109,10 +113,12 @@ pub(super) fn of_list(call: &Call, store: &Store) -> Result<Moment, ApiStatus> {
         return Continue::decode(token).map(Moment::Next);
     }
     let wanted = parse(version)?;
-    not_in_the_future(wanted, store)?;
     // A limited list of a revision has always meant that revision.
     let limited = call.query.number("limit").is_some_and(|limit| limit > 0);
     let exact = matching == "Exact" || (matching.is_empty() && wanted > 0 && limited);
+    if let Some(status) = in_the_future(wanted, store) {
+        return Err(if exact { status } else { status.retry_after(1) });
+    }
     Ok(if exact { Moment::Exact(wanted) } else { Moment::Newest })
 }
 
@@ -152,8 +158,8 @@ pub(super) fn of_watch(call: &Call, store: &Store) -> Result<(u64, bool), ApiSta
     }
     let from = parse(version)?;
     let begin = call.query.truth("sendInitialEvents") || (from == 0 && !initial);
-    if begin {
-        not_in_the_future(from, store)?;
+    if begin && let Some(status) = in_the_future(from, store) {
+        return Err(status.retry_after(1));
     }
     Ok((from, begin))
 }
@@ -169,18 +175,16 @@ fn parse(version: &str) -> Result<u64, ApiStatus> {
     })
 }
 
-fn not_in_the_future(wanted: u64, store: &Store) -> Result<(), ApiStatus> {
+/// The 504 for a revision that is yet to come.
+fn in_the_future(wanted: u64, store: &Store) -> Option<ApiStatus> {
     let newest = store.revision();
-    if wanted <= newest {
-        return Ok(());
-    }
     let cause = StatusCause {
         reason: Some("ResourceVersionTooLarge".into()),
         message: Some("Too large resource version".into()),
         field: None,
     };
     let message = format!("Timeout: Too large resource version: {wanted}, current: {newest}");
-    Err(ApiStatus::new(504, "Timeout", message).causes(vec![cause]).retry_after(1))
+    (wanted > newest).then(|| ApiStatus::new(504, "Timeout", message).causes(vec![cause]))
 }
 
 #[cfg(test)]

@@ -142,7 +142,9 @@ pub fn from_definition(crd: &Value) -> Vec<Arc<Resource>> {
         .into_iter()
         .filter_map(|version| {
             let mut resource = make(version)?;
-            if version.get("name") != stored.get("name") {
+            // Objects that were stored in an earlier version are there until they are written again.
+            let earlier = list(crd, "/status/storedVersions").iter().any(|v| Some(v) != stored.get("name"));
+            if earlier || version.get("name") != stored.get("name") {
                 resource.webhook = webhook.clone();
             }
             Some(Arc::new(resource))

@@ -59,6 +59,8 @@ pub struct Strategy {
     pub validate: fn(&Value, &mut FieldErrors),
     /// Rules for an update; gets the new and the old object.
     pub validate_update: fn(&Value, &Value, &mut FieldErrors),
+    /// Fields that may not change, as pointers: told after all else that is wrong with an update.
+    pub fixed: &'static [&'static str],
     /// Rules for a status write; gets the new and the old object.
     pub validate_status: fn(&Value, &Value, &mut FieldErrors),
 }
@@ -73,6 +75,7 @@ pub(crate) const BASE: Strategy = Strategy {
     update: |_, _| {},
     validate: |_, _| {},
     validate_update: |_, _, _| {},
+    fixed: &[],
     validate_status: |_, _, _| {},
 };
 

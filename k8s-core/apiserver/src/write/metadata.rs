@@ -56,6 +56,8 @@ pub(super) fn check_finalizers(new: &Value, old: &Value, errors: &mut FieldError
             "no new finalizers can be added if the object is being deleted, found new finalizers []string{{{}}}",
             added.iter().map(|f| format!("{f:?}")).collect::<Vec<_>>().join(", ")
         );
+        // Upstream checks the metadata for itself and again with the type's rules: clients see the cause twice.
+        errors.forbidden("metadata.finalizers", &detail);
         errors.forbidden("metadata.finalizers", &detail);
     }
 }

@@ -142,6 +142,23 @@ async fn versions_are_one_object() {
     done(&server, "GET", &format!("{V2}/a"), &Value::Null).await;
     broken.store(false, Ordering::Relaxed);
 
+    // From now on the other version is stored: what is there is converted when it is read, and when it is written.
+    let crd = "/apis/apiextensions.k8s.io/v1/customresourcedefinitions/boxes.g.example.com";
+    let flip = json!([{"op": "replace", "path": "/spec/versions/0/storage", "value": false},
+        {"op": "replace", "path": "/spec/versions/1/storage", "value": true}]);
+    let flipped = admin(&server, "PATCH", crd, "application/json-patch+json", flip.to_string()).await;
+    assert_eq!(flipped.status, 200, "{}", flipped.json());
+    for (path, spec) in [(V1, json!({"size": "5x6"})), (V2, json!({"width": 5, "height": 6}))] {
+        let shown = done(&server, "GET", &format!("{path}/a"), &Value::Null).await;
+        assert_eq!(shown["spec"], spec, "{path}");
+        let list = done(&server, "GET", path, &Value::Null).await;
+        assert_eq!(list["items"][0]["spec"], spec, "{path}");
+    }
+    let patched = done(&server, "PATCH", &format!("{V1}/a"), &json!({"spec": {"size": "9x9"}})).await;
+    assert_eq!(patched["spec"]["size"], "9x9");
+    let shown = done(&server, "GET", &format!("{V2}/a"), &Value::Null).await;
+    assert_eq!(shown["spec"], json!({"width": 9, "height": 9}));
+
     let gone = done(&server, "DELETE", &format!("{V1}/a"), &Value::Null).await;
     assert_eq!(gone["status"], "Success");
     assert_eq!(admin(&server, "GET", &format!("{V1}/a"), "", "").await.status, 404);

@@ -221,3 +221,48 @@ async fn third_party_resources_work_as_in_2017() {
     let list = done(&server, "GET", path, &Value::Null).await;
     assert_eq!(list["items"], json!([]), "its objects went with it");
 }
+
+/// A definition's schema may grow and shrink, and its stored version may change: objects that are there are shown as it says now, at the revision they had.
+#[tokio::test]
+async fn objects_follow_their_definition() {
+    let server = server().await;
+    let crd = format!("{DEFINITIONS}/things.g.example.com");
+    let fields = |fields: Value| json!({"type": "object", "properties": {"spec": {"type": "object", "properties": fields}}});
+    let string = json!({"type": "string"});
+    let begin = fields(json!({"color": string, "old": string}));
+    done(&server, "POST", DEFINITIONS, &definition("things", "Thing", &begin)).await;
+    let made = done(&server, "POST", THINGS, &thing("a", json!({"color": "red", "old": "x"}))).await;
+
+    let mut live = done(&server, "GET", &crd, &Value::Null).await;
+    let now = fields(json!({"color": string, "size": {"type": "string", "default": "small"}}));
+    live["spec"]["versions"][0]["schema"]["openAPIV3Schema"] = now.clone();
+    live["spec"]["versions"][0]["selectableFields"] = json!([{"jsonPath": ".spec.size"}]);
+    done(&server, "PUT", &crd, &live).await;
+    let shown = done(&server, "GET", &format!("{THINGS}/a"), &Value::Null).await;
+    assert_eq!(shown["spec"], json!({"color": "red", "size": "small"}));
+    assert_eq!(shown["metadata"]["resourceVersion"], made["metadata"]["resourceVersion"]);
+    let small =
+        done(&server, "GET", &format!("{THINGS}?fieldSelector=spec.size%3Dsmall"), &Value::Null).await;
+    assert_eq!(small["items"].as_array().unwrap().len(), 1);
+
+    // Another version is stored from now on.
+    let mut live = done(&server, "GET", &crd, &Value::Null).await;
+    let mut v2 = live["spec"]["versions"][0].clone();
+    v2["name"] = "v2".into();
+    v2["schema"]["openAPIV3Schema"] = fields(json!({"size": string}));
+    live["spec"]["versions"][0]["storage"] = false.into();
+    live["spec"]["versions"].as_array_mut().unwrap().push(v2);
+    done(&server, "PUT", &crd, &live).await;
+    let shown = done(&server, "GET", &format!("{THINGS}/a").replace("/v1/", "/v2/"), &Value::Null).await;
+    assert_eq!(
+        (&shown["apiVersion"], &shown["spec"]),
+        (&json!("g.example.com/v2"), &json!({"size": "small"}))
+    );
+    let shown = done(&server, "GET", &format!("{THINGS}/a"), &Value::Null).await;
+    assert_eq!(shown["apiVersion"], "g.example.com/v1");
+    let status = done(&server, "GET", &crd, &Value::Null).await["status"].clone();
+    assert_eq!(status["storedVersions"], json!(["v1", "v2"]));
+    // A write on top of what is shown is not a conflict.
+    let patched = done(&server, "PATCH", &format!("{THINGS}/a"), &json!({"spec": {"size": "large"}})).await;
+    assert_eq!(patched["spec"]["size"], "large");
+}

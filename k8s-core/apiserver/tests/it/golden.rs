@@ -13,14 +13,7 @@ use crate::support::{ask, server};
 /// Where this server answers differently, and why that is right here. Everything else must be equal.
 const KNOWN: &[(&str, &str)] = &[
     ("cm-wrong-version", "names a Go source file"),
-    ("list-continue-bad", "quotes Go's JSON decoder"),
-    ("list-rv-future", "this server says when to try again as well"),
     ("pod-spec-immutable", "shows the difference as Go structs"),
-    ("pod-status", "writes null for times that are absent"),
-    ("pod-delete", "writes null for times that are absent"),
-    ("pod-delete-now", "writes null for times that are absent"),
-    ("dep-selector-immutable", "the same causes in another order"),
-    ("fin-add", "says the same cause twice"),
 ];
 
 /// Column descriptions are documentation.

@@ -244,11 +244,6 @@ pub fn bind(
         let mut conditions: Vec<Value> = list(status, "/conditions").to_vec();
         conditions.retain(|c| text(c, "/type") != "PodScheduled");
         conditions.push(json!({"type": "PodScheduled", "status": "True", "lastProbeTime": null, "lastTransitionTime": now}));
-        for condition in &mut conditions {
-            if let Some(map) = condition.as_object_mut() {
-                map.retain(|_, v| !v.is_null());
-            }
-        }
         status["conditions"] = conditions.into();
     }
     Ok(())

@@ -4,7 +4,7 @@ use k8s_core::meta::LabelSelector;
 use serde_json::{Value, json};
 
 use super::{
-    BASE, NameRule, Strategy, immutable, not_negative, pod,
+    BASE, NameRule, Strategy, not_negative, pod,
     rule::{At, Check, Rule, at_most_all, check},
     storage,
 };
@@ -173,7 +173,7 @@ pub static REPLICA_SET: Strategy = Strategy {
         check_selector(object, errors);
         check_template(object, &["Always"], errors);
     },
-    validate_update: |new, old, errors| immutable(new, old, "/spec/selector", errors),
+    fixed: &["/spec/selector"],
     validate_status: |new, _, errors| check_status(new, "replicas", REPLICAS, errors),
     ..BASE
 };
@@ -223,7 +223,7 @@ pub static DEPLOYMENT: Strategy = Strategy {
             other => errors.not_supported("spec.strategy.type", other, &["Recreate", "RollingUpdate"]),
         }
     },
-    validate_update: |new, old, errors| immutable(new, old, "/spec/selector", errors),
+    fixed: &["/spec/selector"],
     validate_status: |new, _, errors| {
         let parts = ["updatedReplicas", "readyReplicas", "availableReplicas", "unavailableReplicas"];
         check_status(new, "replicas", &parts[..3], errors);
@@ -413,7 +413,7 @@ pub static DAEMON_SET: Strategy = Strategy {
         check_selector(object, errors);
         check_template(object, &["Always"], errors);
     },
-    validate_update: |new, old, errors| immutable(new, old, "/spec/selector", errors),
+    fixed: &["/spec/selector"],
     validate_status: |new, _, errors| {
         let parts = [
             "currentNumberScheduled",

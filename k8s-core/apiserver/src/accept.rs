@@ -1,0 +1,178 @@
+//! What a client takes: the forms of objects (whole, metadata only, a Table) and how they are written.
+
+use std::cmp::Reverse;
+
+use http::{HeaderMap, header};
+use k8s_core::status::ApiStatus;
+
+/// The media type of Kubernetes protobuf.
+pub(crate) const PROTOBUF: &str = "application/vnd.kubernetes.protobuf";
+/// The media type of YAML.
+pub(crate) const YAML: &str = "application/yaml";
+/// How many choices of a header are looked at; no client has more.
+const MOST: usize = 64;
+
+/// The form of an answer.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Form {
+    /// Whole objects.
+    Whole,
+    /// `PartialObjectMetadata`.
+    Metadata,
+    /// `Table`.
+    Table,
+}
+
+/// How an answer is written.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Encoding {
+    /// JSON.
+    Json,
+    /// YAML: JSON that is rewritten where it leaves the server.
+    Yaml,
+    /// Kubernetes protobuf: `application/vnd.kubernetes.protobuf`.
+    Protobuf,
+}
+
+/// What can be given.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Offer {
+    /// JSON and YAML: objects of a type without protobuf.
+    Text,
+    /// Protobuf as well.
+    All,
+    /// A watch, which has no form in YAML; `protobuf`: whether its type has one there.
+    Stream {
+        /// Whether events can be given in protobuf.
+        protobuf: bool,
+    },
+}
+
+impl Offer {
+    fn has(self, encoding: Encoding, form: Form) -> bool {
+        match (encoding, form) {
+            (Encoding::Json, _) => true,
+            (Encoding::Yaml, _) => !matches!(self, Offer::Stream { .. }),
+            // Rows of a Table have no type; metadata is of the same type everywhere.
+            (Encoding::Protobuf, Form::Table) => false,
+            (Encoding::Protobuf, Form::Metadata) => true,
+            (Encoding::Protobuf, Form::Whole) => {
+                matches!(self, Offer::All | Offer::Stream { protobuf: true })
+            }
+        }
+    }
+
+    fn names(self) -> &'static str {
+        match self {
+            Offer::Text => "application/json, application/yaml",
+            Offer::All => "application/json, application/yaml, application/vnd.kubernetes.protobuf",
+            Offer::Stream { protobuf: true } => {
+                "application/json;stream=watch, application/vnd.kubernetes.protobuf;stream=watch"
+            }
+            Offer::Stream { protobuf: false } => "application/json;stream=watch",
+        }
+    }
+}
+
+/// The choices of an `Accept` header, the best first: by their quality, then by how exactly they name a type, then as they are written.
+fn choices(headers: &HeaderMap) -> Vec<&str> {
+    let values = headers.get_all(header::ACCEPT).iter().filter_map(|v| v.to_str().ok());
+    let all = values.flat_map(|v| v.split(',')).map(str::trim).filter(|c| !c.is_empty());
+    let mut ranked: Vec<((u16, usize), &str)> = all
+        .take(MOST)
+        .filter_map(|choice| {
+            let quality = choice.split(';').find_map(|p| p.trim().strip_prefix("q="));
+            let quality = quality.map_or(Some(1.0), |q| q.trim().parse::<f32>().ok())?.clamp(0.0, 1.0);
+            let stars = choice.split(';').next().unwrap_or_default().matches('*').count();
+            // Thousandths, which is what a quality is written in.
+            (quality > 0.0).then_some((((quality * 1000.0) as u16, 2 - stars.min(2)), choice))
+        })
+        .collect();
+    ranked.sort_by_key(|(rank, _)| Reverse(*rank));
+    ranked.into_iter().map(|(_, choice)| choice).collect()
+}
+
+/// What a media type with its parameters asks for.
+fn meaning(choice: &str) -> Option<(Form, Encoding)> {
+    let mut parts = choice.split(';').map(str::trim);
+    let encoding = match parts.next().unwrap_or_default() {
+        PROTOBUF => Encoding::Protobuf,
+        YAML => Encoding::Yaml,
+        "application/json" | "application/*" | "*/*" => Encoding::Json,
+        _ => return None,
+    };
+    let form = match parts.find_map(|p| p.strip_prefix("as=")) {
+        None => Form::Whole,
+        Some("PartialObjectMetadata" | "PartialObjectMetadataList") => Form::Metadata,
+        Some("Table") => Form::Table,
+        Some(_) => return None,
+    };
+    Some((form, encoding))
+}
+
+/// The best form and encoding that the `Accept` header names.
+///
+/// # Errors
+/// 406 when it names none that can be given.
+pub(crate) fn negotiate(headers: &HeaderMap, offer: Offer) -> Result<(Form, Encoding), ApiStatus> {
+    if !headers.contains_key(header::ACCEPT) {
+        return Ok((Form::Whole, Encoding::Json));
+    }
+    let choices = choices(headers);
+    if choices.is_empty() && headers.get_all(header::ACCEPT).iter().all(|v| v.is_empty()) {
+        return Ok((Form::Whole, Encoding::Json));
+    }
+    let best = choices.into_iter().filter_map(meaning).find(|(form, encoding)| offer.has(*encoding, *form));
+    best.ok_or_else(|| {
+        let message = format!("406: Not Acceptable\n\nAvailable representations: {}", offer.names());
+        ApiStatus::new(406, "NotAcceptable", message).about("", "", "")
+    })
+}
+
+/// The encoding of answers that are made as JSON and rewritten where they leave the server.
+#[must_use]
+pub(crate) fn encoding(headers: &HeaderMap) -> Encoding {
+    negotiate(headers, Offer::All).map_or(Encoding::Json, |(_, encoding)| encoding)
+}
+
+#[cfg(test)]
+mod tests {
+    use http::HeaderValue;
+
+    use super::*;
+
+    fn check(accept: &str, offer: Offer, want: Option<(Form, Encoding)>) {
+        let mut headers = HeaderMap::new();
+        headers.insert(header::ACCEPT, HeaderValue::from_str(accept).unwrap());
+        assert_eq!(negotiate(&headers, offer).ok(), want, "{accept} of {offer:?}");
+    }
+
+    #[test]
+    fn the_best_that_can_be_given_is_given() {
+        use Encoding::{Json, Protobuf, Yaml};
+        use Form::{Metadata, Table, Whole};
+        check("", Offer::All, Some((Whole, Json)));
+        check("*/*", Offer::All, Some((Whole, Json)));
+        check("application/yaml", Offer::Text, Some((Whole, Yaml)));
+        check("application/vnd.kubernetes.protobuf, application/json", Offer::All, Some((Whole, Protobuf)));
+        check("application/vnd.kubernetes.protobuf, application/json", Offer::Text, Some((Whole, Json)));
+        check("application/vnd.kubernetes.protobuf", Offer::Text, None);
+        check("application/json;q=0.5, application/yaml;q=0.9", Offer::All, Some((Whole, Yaml)));
+        check("*/*, application/yaml", Offer::All, Some((Whole, Yaml)));
+        check("application/yaml;q=0, application/json", Offer::All, Some((Whole, Json)));
+        check(
+            "application/json;as=Table;v=v1;g=meta.k8s.io, application/json",
+            Offer::All,
+            Some((Table, Json)),
+        );
+        check(
+            "application/vnd.kubernetes.protobuf;as=PartialObjectMetadata",
+            Offer::Text,
+            Some((Metadata, Protobuf)),
+        );
+        check("application/yaml", Offer::Stream { protobuf: true }, None);
+        check("application/yaml, application/json", Offer::Stream { protobuf: true }, Some((Whole, Json)));
+        check("text/html", Offer::All, None);
+        check("application/json;q=nonsense", Offer::All, None);
+    }
+}
