@@ -173,7 +173,7 @@ impl ControlPlane {
         self.tasks.push(tokio::spawn(manager.run(self.stop.clone())));
         let user = User::new("system:kube-scheduler", &["system:masters"]);
         let mut environment = Environment::new(self.server.client_as(user).named("kube-scheduler"));
-        environment.caches = caches;
+        environment.caches = k8s_controllers::builtin::trimmed(caches);
         environment.shutdown = self.stop.clone();
         self.tasks.push(tokio::spawn(Scheduler::builder().start(environment)));
         Ok(self)

@@ -25,7 +25,10 @@ mod namespace;
 mod namespaced;
 mod node;
 mod replicas;
+mod trim;
 mod volumes;
+
+pub use trim::trimmed;
 
 /// What built-in controllers must be told.
 #[derive(Clone, Debug)]

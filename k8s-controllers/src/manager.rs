@@ -7,7 +7,7 @@ use tokio_util::sync::CancellationToken;
 
 use crate::{
     Caches, Controller, Environment, Reconcile,
-    builtin::{Options, Selection},
+    builtin::{self, Options, Selection},
 };
 
 type Start = Box<dyn FnOnce(Environment) -> BoxFuture<'static, ()> + Send>;
@@ -84,9 +84,11 @@ impl Manager {
     pub async fn run(mut self, shutdown: CancellationToken) {
         self.environment.shutdown = shutdown;
         let mut running = JoinSet::new();
+        let mut built_in = self.environment.clone();
+        built_in.caches = builtin::trimmed(built_in.caches);
         for row in self.selection.rows() {
             tracing::debug!(controller = row.name, "starting");
-            running.spawn((row.start)(self.environment.clone(), self.options.clone()));
+            running.spawn((row.start)(built_in.clone(), self.options.clone()));
         }
         for start in self.others {
             running.spawn(start(self.environment.clone()));

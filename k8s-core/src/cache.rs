@@ -11,5 +11,5 @@
 mod reflector;
 mod shared;
 
-pub use reflector::{Reflector, reflect};
+pub use reflector::{Reflector, reflect, reflect_trimmed};
 pub use shared::{Cache, Change, Subscription};

@@ -9,7 +9,8 @@ use hyper_util::{
     server::{conn::auto, graceful::GracefulShutdown},
 };
 use rustls::{
-    RootCertStore, ServerConfig,
+    CipherSuite, RootCertStore, ServerConfig,
+    crypto::CryptoProvider,
     pki_types::{CertificateDer, PrivateKeyDer, pem::PemObject},
     server::WebPkiClientVerifier,
 };
@@ -43,7 +44,7 @@ impl std::fmt::Debug for TlsFiles {
 /// The part that is not usable.
 pub fn tls_config(files: &TlsFiles) -> Result<ServerConfig, String> {
     let bad = |what: &str, e: &dyn std::fmt::Display| format!("{what}: {e}");
-    let provider = Arc::new(rustls::crypto::ring::default_provider());
+    let provider = Arc::new(quickest_first(rustls::crypto::ring::default_provider()));
     let chain = CertificateDer::pem_slice_iter(&files.certificate)
         .collect::<Result<Vec<_>, _>>()
         .map_err(|e| bad("server certificate", &e))?;
@@ -68,7 +69,21 @@ pub fn tls_config(files: &TlsFiles) -> Result<ServerConfig, String> {
     };
     let mut config = builder.with_single_cert(chain, key).map_err(|e| bad("server certificate", &e))?;
     config.alpn_protocols = vec![b"h2".to_vec(), b"http/1.1".to_vec()];
+    config.ignore_client_order = true;
     Ok(config)
+}
+
+/// Prefers AES with 128 bits, as Go's servers do: as safe for a connection, and a third less work for both sides of a large list.
+fn quickest_first(mut provider: CryptoProvider) -> CryptoProvider {
+    provider.cipher_suites.sort_by_key(|suite| {
+        !matches!(
+            suite.suite(),
+            CipherSuite::TLS13_AES_128_GCM_SHA256
+                | CipherSuite::TLS_ECDHE_ECDSA_WITH_AES_128_GCM_SHA256
+                | CipherSuite::TLS_ECDHE_RSA_WITH_AES_128_GCM_SHA256
+        )
+    });
+    provider
 }
 
 /// Serves connections until `stop`; requests under way get a moment to end.

@@ -2,6 +2,8 @@
 //!
 //! An upgrade (WebSocket) goes through as it is: the kubelet answers the handshake, and bytes are copied both ways afterwards.
 
+mod log_options;
+
 use std::{collections::HashMap, net::SocketAddr, sync::Arc};
 
 use async_trait::async_trait;
@@ -186,6 +188,9 @@ async fn to_pod(
     let target = match info.subresource.as_str() {
         "portforward" => format!("/portForward/{namespace}/{name}"),
         part => {
+            if part == "log" {
+                log_options::check(&call.query, &info.name)?;
+            }
             let container = container(call, pod)?;
             let path = match part {
                 "log" => format!("/containerLogs/{namespace}/{name}/{}", encode(&container)),

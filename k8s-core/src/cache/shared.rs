@@ -29,11 +29,12 @@ type IndexFn<K> = dyn Fn(&K) -> Vec<String> + Send + Sync;
 
 struct Index<K> {
     keys_of: Box<IndexFn<K>>,
-    entries: HashMap<String, BTreeSet<ObjectKey>>,
+    /// Keys are those of the objects' own map.
+    entries: HashMap<String, BTreeSet<Arc<ObjectKey>>>,
 }
 
 struct State<K> {
-    objects: BTreeMap<ObjectKey, Arc<K>>,
+    objects: BTreeMap<Arc<ObjectKey>, Arc<K>>,
     indexes: HashMap<&'static str, Index<K>>,
 }
 
@@ -208,7 +209,7 @@ impl<K: Object> Cache<K> {
         let mut changes = Vec::new();
         {
             let mut state = write(&self.0.state);
-            let mut gone: BTreeSet<ObjectKey> = state.objects.keys().cloned().collect();
+            let mut gone: BTreeSet<Arc<ObjectKey>> = state.objects.keys().cloned().collect();
             for object in objects {
                 let key = object.key();
                 gone.remove(&key);
@@ -264,7 +265,8 @@ impl<K: Object> Cache<K> {
     pub(super) fn retain_keys(&self, keep: &std::collections::HashSet<ObjectKey>) {
         let gone: Vec<Arc<K>> = {
             let mut state = write(&self.0.state);
-            let keys: Vec<ObjectKey> = state.objects.keys().filter(|k| !keep.contains(*k)).cloned().collect();
+            let keys: Vec<Arc<ObjectKey>> =
+                state.objects.keys().filter(|k| !keep.contains(&***k)).cloned().collect();
             keys.iter().filter_map(|key| state.remove(key)).collect()
         };
         for object in gone {
@@ -279,7 +281,7 @@ impl<K: Object> Cache<K> {
 }
 
 impl<K> Index<K> {
-    fn insert(&mut self, key: &ObjectKey, object: &K) {
+    fn insert(&mut self, key: &Arc<ObjectKey>, object: &K) {
         for entry in (self.keys_of)(object) {
             self.entries.entry(entry).or_default().insert(key.clone());
         }
@@ -299,6 +301,8 @@ impl<K> Index<K> {
 
 impl<K> State<K> {
     fn insert(&mut self, key: ObjectKey, object: Arc<K>) -> Option<Arc<K>> {
+        let known = self.objects.get_key_value(&key).map(|(key, _)| key.clone());
+        let key = known.unwrap_or_else(|| Arc::new(key));
         let old = self.objects.insert(key.clone(), object.clone());
         for index in self.indexes.values_mut() {
             if let Some(old) = &old {
