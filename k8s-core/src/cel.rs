@@ -132,6 +132,12 @@ impl Program {
         self.plan.variables.iter().any(|(name, _)| name == variable)
     }
 
+    /// How many names it binds at once, at most: loops are not nested deeper.
+    #[must_use]
+    pub fn bindings(&self) -> u32 {
+        u32::try_from(self.plan.locals).unwrap_or(u32::MAX)
+    }
+
     /// Runs it. The meter goes on counting where it is.
     ///
     /// # Errors

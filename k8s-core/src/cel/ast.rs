@@ -129,7 +129,9 @@ impl Ast {
     /// Adds an expression. `None` when it would be nested too deep.
     pub(super) fn add(&mut self, expr: Expr, at: u32) -> Option<Id> {
         let below = expr.children().into_iter().map(|id| self.node(id).depth).max().unwrap_or(0);
-        let depth = below.saturating_add(1);
+        // A name takes more room while it is bound than other expressions do.
+        let own = if matches!(expr, Expr::Loop(_) | Expr::Bind { .. } | Expr::OptMap { .. }) { 3 } else { 1 };
+        let depth = below.saturating_add(own);
         if depth > MAX_DEPTH {
             return None;
         }

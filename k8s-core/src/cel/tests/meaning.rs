@@ -68,7 +68,7 @@ fn comparisons_and_equality() {
         ("1 < 'a'", "found no matching overload for '_<_' applied to '(int, string)'"),
         ("dyn(1) < 'a'", "error: no such overload"),
         ("self == self", "true"),
-        ("x.l == [dyn(1), 'a', null]", "expected type 'dyn' but found 'string'"),
+        ("x.l == [dyn(1), 'a', null]", "true"),
         ("x.l == [dyn(1), dyn('a'), dyn(null)]", "true"),
     ]);
 }
@@ -214,7 +214,7 @@ fn optional_values() {
         ("self.?map['k']", "some(\"v\")"),
         ("[1, ?optional.none(), ?optional.of(3)]", "[1, 3]"),
         ("{?'a': optional.none(), ?'b': optional.of(2)}", "{\"b\": 2}"),
-        ("has(self.?absent.x)", "invalid argument to has() macro"),
+        ("has(self.?absent.x)", "false"),
         ("self.?foo", "undefined field 'foo'"),
     ]);
 }
@@ -285,7 +285,7 @@ fn time() {
         ("duration('1d')", "invalid duration argument"),
         ("duration(self.name)", "error: invalid duration \"web-1\""),
         ("timestamp('x')", "invalid timestamp argument"),
-        ("timestamp('9999-12-31T23:59:59Z') + duration('1h')", "error: timestamp overflow"),
+        ("timestamp('9999-12-30T20:00:00Z') + duration('24h')", "error: timestamp overflow"),
         ("duration('2000000h') + duration('2000000h')", "error: duration overflow"),
     ]);
 }
