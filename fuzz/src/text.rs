@@ -64,7 +64,7 @@ pub(crate) const CEL: Target = Target {
     name: "cel",
     seeds: &[
         b"self.l.all(x, x > 0 && self.l.exists(y, y == x)) || has(self.s) && self.s.matches('^(a|b{1,9})+$')",
-        b"self.s.split('').map(c, c + self.s).join(self.s).replace('', self.s).size() > 1u ? 1.5e3 : -0x1f",
+        b"self.s.split('').map(c, c + self.s).join(self.s).replace('', self.s).size() > 1u ? 0x1f : -1",
         b"'%s %d %.3f %x'.format([self.?o.?x.orValue({'a': [1, b'\\xff']}), 1, 2.5, 'hi']) in [r'a', \"\"\"b\"\"\"]",
         b"cel.bind(v, self.l + self.l, v.transformMap(i, x, i > 1, x * x)[2]) == duration('1h').getHours() // end",
         b"quantity('1Gi').add(quantity('1')).isGreaterThan(quantity('2')) && cidr('10.0.0.0/8').containsIP(ip('10.1.1.1'))",

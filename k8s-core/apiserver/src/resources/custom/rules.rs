@@ -12,7 +12,7 @@ mod tests;
 
 use std::collections::BTreeMap;
 
-use k8s_core::cel::Program;
+use k8s_core::cel::{Program, RUNTIME_BUDGET};
 use serde_json::{Map, Value};
 
 use super::check::Check;
@@ -68,17 +68,18 @@ impl Rules {
     /// Compiles what a schema demands; problems are reported below `path`.
     pub(crate) fn new(schema: &Value, path: &str, errors: &mut FieldErrors) -> Self {
         let check = Check::new(schema, path, errors);
+        check.defaults(schema, path, errors, 0);
         let mut found = compile::Found::default();
         let root = compile::root(schema, path, &mut found, errors);
         Rules { check, root, count: found.count, nesting: found.nesting }
     }
 
     /// Whether checking an object may take so long that others should not wait for it.
-    pub(crate) fn is_heavy(&self, object: &Value, _old: Option<&Value>) -> bool {
+    pub(crate) fn is_heavy(&self, object: &Value, old: Option<&Value>) -> bool {
         if self.root.is_none() {
             return false;
         }
-        let size = nodes(object, HEAVY);
+        let size = nodes(object, HEAVY) + old.map_or(0, |old| nodes(old, HEAVY));
         let steps = (0..=self.nesting).fold(self.count.max(1), |steps, _| steps.saturating_mul(size));
         steps > HEAVY
     }
@@ -100,7 +101,8 @@ impl Rules {
                 "some validation rules were not checked because the object was invalid; correct the existing errors to complete validation",
             );
         } else {
-            run::run(root, object, old, errors);
+            let mut budget = RUNTIME_BUDGET;
+            run::run(root, object, old, "", &mut budget, errors);
         }
     }
 }

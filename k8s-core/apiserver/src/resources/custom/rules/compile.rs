@@ -3,12 +3,12 @@
 use std::sync::Arc;
 
 use k8s_core::{
-    cel::{Decl, Env, Program, Type},
+    cel::{Decl, Env, Program, RUNTIME_BUDGET, Type},
     schema::MAX_DEPTH,
 };
 use serde_json::Value;
 
-use super::{Node, Rule, paths};
+use super::{Node, Rule, paths, run};
 use crate::{
     invalid::FieldErrors,
     value::{list, text},
@@ -24,12 +24,20 @@ const TOLD: usize = 4;
 const REQUEST: u64 = 3 << 20;
 
 /// What was found on the way through a schema.
-#[derive(Debug, Default)]
+#[derive(Debug)]
 pub(super) struct Found {
+    /// What running rules on defaults may still cost.
+    budget: u64,
     pub(super) count: u64,
     pub(super) nesting: u32,
     /// Each expression's place with its cost.
     costs: Vec<(String, u64)>,
+}
+
+impl Default for Found {
+    fn default() -> Self {
+        Found { budget: RUNTIME_BUDGET, count: 0, nesting: 0, costs: Vec::new() }
+    }
 }
 
 /// Where a schema stands.
@@ -155,7 +163,14 @@ fn node(
         && node.items.is_none()
         && node.rest.is_none()
         && node.all_of.is_empty();
-    (!empty).then_some(node)
+    if empty {
+        return None;
+    }
+    // A default is a value like any other.
+    if let Some(default) = schema.get("default") {
+        run::run(&node, default, None, &format!("{path}.default"), &mut found.budget, errors);
+    }
+    Some(node)
 }
 
 /// Where only one of several schemas may hold, none can have rules.

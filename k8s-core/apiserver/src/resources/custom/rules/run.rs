@@ -2,7 +2,7 @@
 
 use std::{cell::Cell, collections::HashMap};
 
-use k8s_core::cel::{self, Activation, EvalError, Meter, PER_CALL_LIMIT, RUNTIME_BUDGET};
+use k8s_core::cel::{self, Activation, EvalError, Meter, PER_CALL_LIMIT};
 use serde_json::Value;
 
 use super::{Node, Rule};
@@ -11,12 +11,19 @@ use crate::invalid::FieldErrors;
 /// Longest message that an expression may make, bytes.
 const MAX_MESSAGE: usize = 5 * 1024;
 
-/// Runs all rules.
-pub(super) fn run(root: &Node, object: &Value, old: Option<&Value>, errors: &mut FieldErrors) {
+/// Runs all rules on a value at a path, and takes what they cost from a budget.
+pub(super) fn run(
+    root: &Node,
+    object: &Value,
+    old: Option<&Value>,
+    path: &str,
+    budget: &mut u64,
+    errors: &mut FieldErrors,
+) {
     let place = Place { new: object, old, parent: None, same: Cell::new(None) };
-    let mut run = Run { budget: RUNTIME_BUDGET, errors };
+    let mut run = Run { budget, errors };
     // When the budget is spent, that was told.
-    let _ = run.node(root, "", &place, true);
+    let _ = run.node(root, path, &place, true);
 }
 
 /// A value with what it was before.
@@ -45,7 +52,7 @@ impl Place<'_> {
 }
 
 struct Run<'e> {
-    budget: u64,
+    budget: &'e mut u64,
     errors: &'e mut FieldErrors,
 }
 
@@ -120,7 +127,7 @@ impl Run<'_> {
 
     /// Pays for an evaluation.
     fn pay(&mut self, meter: &Meter) -> Result<(), ()> {
-        self.budget = self.budget.checked_sub(meter.cost()).ok_or(())?;
+        *self.budget = self.budget.checked_sub(meter.cost()).ok_or(())?;
         Ok(())
     }
 
@@ -142,7 +149,11 @@ impl Run<'_> {
             (false, Some(old)) => activation.json("oldSelf", old),
             (false, None) => activation,
         };
-        let kind = if node.kind.is_empty() { super::super::check::type_name(place.new) } else { &node.kind };
+        let kind = if node.kind.is_empty() {
+            crate::resources::custom::check::type_name(place.new)
+        } else {
+            node.kind.as_str()
+        };
         let mut meter = Meter::new(PER_CALL_LIMIT);
         let result = match rule.program.evaluate(&activation, &mut meter) {
             Ok(cel::Value::Bool(holds)) => Ok(holds),

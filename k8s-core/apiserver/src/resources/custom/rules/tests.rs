@@ -321,8 +321,8 @@ fn a_message_that_cannot_be_made_is_replaced() {
     );
     assert_eq!(breaches(&rules, &json!({"m": {"a": "b"}}), None), ["m: Invalid value: \"object\": more"]);
     assert_eq!(
-        breaches(&rules, &json!({"m": {"none": "say this"}}), None),
-        ["m: Invalid value: \"object\": say this"]
+        breaches(&rules, &json!({"m": {"none": "more!"}}), None),
+        ["m: Invalid value: \"object\": more!"]
     );
 }
 
@@ -339,6 +339,27 @@ fn null_is_not_asked_and_int_or_string_is_either() {
         breaches(&rules, &json!({"t": "4"}), None),
         [
             "t: Invalid value: \"string\": 'no such overload': call arguments did not match a supported operator, function or macro signature for rule: self < 5"
+        ]
+    );
+}
+
+#[test]
+fn defaults_are_values_like_others() {
+    let schema = json!({"type": "object", "properties": {"spec": {"type": "object", "default": {"n": "x"}, "properties": {
+        "n": {"type": "integer", "maximum": 5, "default": 9},
+        "s": {"type": "string", "default": "bad", "maxLength": 9, "x-kubernetes-validations": [{"rule": "self != 'bad'"}]},
+        "good": {"type": "string", "default": "ok", "pattern": "^ok$"}}}}});
+    let at = "schema.properties[spec]";
+    assert_eq!(
+        rules(&schema).1,
+        [
+            format!(
+                "{at}.default.n: Invalid value: \"string\": {at}.default.n in body must be of type integer: \"string\""
+            ),
+            format!(
+                "{at}.properties[n].default: Invalid value: 9: {at}.properties[n].default in body should be less than or equal to 5"
+            ),
+            format!("{at}.properties[s].default: Invalid value: \"string\": failed rule: self != 'bad'"),
         ]
     );
 }
