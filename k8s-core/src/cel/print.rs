@@ -179,10 +179,13 @@ impl Printer<'_> {
             }
             ("-_", [operand]) => {
                 self.out.push('-');
-                // Not a number: the sign would become its own.
-                let number =
-                    matches!(self.ast.expr(*operand), Expr::Literal(Literal::Int(_) | Literal::Double(_)));
-                self.expr(*operand, if number { u8::MAX } else { UNARY + 1 });
+                let start = self.out.len();
+                self.expr(*operand, UNARY + 1);
+                // In front of a number, the sign would become the number's own.
+                if self.out.get(start..).is_some_and(|rest| rest.starts_with(|c: char| c.is_ascii_digit())) {
+                    self.out.insert(start, '(');
+                    self.out.push(')');
+                }
             }
             ("_[_]" | "_[?_]", [operand, index]) => {
                 self.expr(*operand, MEMBER);
