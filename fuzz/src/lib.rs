@@ -32,6 +32,7 @@ pub const TARGETS: &[Target] = &[
     text::FIELD_SELECTOR,
     text::QUANTITY,
     text::IMAGE_REFERENCE,
+    text::CEL,
     patches::JSON_PATCH,
     patches::MERGE_PATCH,
     patches::STRATEGIC_MERGE,

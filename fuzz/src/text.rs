@@ -1,6 +1,9 @@
 //! Small languages in strings: selectors, quantities, image names.
 
-use k8s_core::meta::{FieldSelector, LabelSelector, Quantity};
+use k8s_core::{
+    cel::{Activation, Decl, Env, EvalError, Meter},
+    meta::{FieldSelector, LabelSelector, Quantity},
+};
 use k8s_runtime::images::Reference;
 
 use crate::Target;
@@ -54,5 +57,34 @@ pub(crate) const IMAGE_REFERENCE: Target = Target {
         let name = reference.name();
         assert!(!name.is_empty() && !name.contains(".."), "{name:?}");
         let _ = reference.version();
+    },
+};
+
+pub(crate) const CEL: Target = Target {
+    name: "cel",
+    seeds: &[
+        b"self.l.all(x, x > 0 && self.l.exists(y, y == x)) || has(self.s) && self.s.matches('^(a|b{1,9})+$')",
+        b"self.s.split('').map(c, c + self.s).join(self.s).replace('', self.s).size() > 1u ? 0x1f : -1",
+        b"'%s %d %.3f %x'.format([self.?o.?x.orValue({'a': [1, b'\\xff']}), 1, 2.5, 'hi']) in [r'a', \"\"\"b\"\"\"]",
+        b"cel.bind(v, self.l + self.l, v.transformMap(i, x, i > 1, x * x)[2]) == duration('1h').getHours() // end",
+        b"quantity('1Gi').add(quantity('1')).isGreaterThan(quantity('2')) && cidr('10.0.0.0/8').containsIP(ip('10.1.1.1'))",
+    ],
+    run: |data| {
+        let schema = serde_json::json!({"type": "object", "properties": {
+            "l": {"type": "array", "items": {"type": "integer"}}, "s": {"type": "string"}, "o": {"x-kubernetes-preserve-unknown-fields": true}}});
+        let object = serde_json::json!({"l": [1, 2, 3], "s": "abc", "o": {"x": {"a": [1, 2.5, null]}}});
+        let text = String::from_utf8_lossy(data);
+        if let Ok(printed) = k8s_core::cel::format(&text) {
+            // What it prints means the same.
+            assert_eq!(k8s_core::cel::format(&printed), Ok(printed));
+        }
+        let env = Env::new().variable("self", Decl::of_schema(&schema));
+        let Ok(program) = env.compile(&text) else { return };
+        let activation = Activation::new().json("self", &object);
+        let mut meter = Meter::new(100_000);
+        let result = program.evaluate(&activation, &mut meter);
+        // A meter with less either sees the same, or runs out.
+        let again = program.evaluate(&activation, &mut Meter::new(meter.cost() / 2));
+        assert!(matches!(again, Err(EvalError::Cost)) || again.is_ok() == result.is_ok());
     },
 };

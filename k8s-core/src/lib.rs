@@ -6,6 +6,7 @@
 //! Not here: the API server (`k8s-apiserver`), controllers (`k8s-controllers`), the node (`k8s-runtime`, `k8s-kubelet`).
 
 pub mod cache;
+pub mod cel;
 pub mod client;
 pub mod clock;
 pub mod custom;

@@ -1,6 +1,5 @@
 //! Resources made at run time: what a CustomResourceDefinition or a ThirdPartyResource serves.
 
-mod budget;
 mod check;
 mod rules;
 
@@ -65,8 +64,7 @@ pub fn from_definition(crd: &Value) -> Vec<Arc<Resource>> {
         let schema = Schema::custom(&open_api).ok()?;
         // What is wrong with it was said when the definition was made.
         let mut problems = FieldErrors::default();
-        let identity = (group, text(version, "/name"), kind);
-        let rules = Rules::new(&open_api, "", identity, &mut problems);
+        let rules = Rules::new(&open_api, "", &mut problems);
         let mut subresources = Vec::new();
         let has_status = version.pointer("/subresources/status").is_some();
         let scale = version.pointer("/subresources/scale").map(|s| ScalePaths {
@@ -209,7 +207,7 @@ fn keep_unknown_fields(schema: &mut Value, depth: usize) {
 /// ```
 pub fn validate(schema: &Value, object: &Value, old: Option<&Value>) -> Result<(), Vec<String>> {
     let mut errors = FieldErrors::default();
-    let rules = Rules::new(schema, "schema", ("example.com", "v1", "Object"), &mut errors);
+    let rules = Rules::new(schema, "schema", &mut errors);
     if errors.is_empty() {
         rules.check(object, old, &mut errors);
     }

@@ -130,7 +130,7 @@ async fn bad_definitions_are_refused_with_all_their_problems() {
         format!("{at}[a].pattern: Invalid value: \"(\""),
         format!("{at}[b].x-kubernetes-validations[0].rule: Invalid value: \"self >\": compilation failed"),
         format!(
-            "{at}[b].x-kubernetes-validations[1].rule: Invalid value: \"request.x > 1\": compilation failed: ERROR: undeclared reference to 'request'"
+            "{at}[b].x-kubernetes-validations[1].rule: Invalid value: \"request.x > 1\": compilation failed: ERROR: <input>:1:1: undeclared reference to 'request' (in container '')"
         ),
     ] {
         assert!(causes.iter().any(|c| c.starts_with(&want)), "{want}\n{causes:#?}");
@@ -265,4 +265,98 @@ async fn objects_follow_their_definition() {
     // A write on top of what is shown is not a conflict.
     let patched = done(&server, "PATCH", &format!("{THINGS}/a"), &json!({"spec": {"size": "large"}})).await;
     assert_eq!(patched["spec"]["size"], "large");
+}
+
+/// A definition whose `spec` has a schema.
+fn with_spec(spec: Value) -> Value {
+    definition("things", "Thing", &json!({"type": "object", "properties": {"spec": spec}}))
+}
+
+#[tokio::test]
+async fn rules_are_checked_when_the_definition_is_made_and_run_at_every_level() {
+    let server = server().await;
+    let list = |kind: &str| {
+        json!({"type": "array", "maxItems": 10, "x-kubernetes-list-type": kind, "x-kubernetes-list-map-keys": ["name"], "items": {"type": "object", "required": ["name"],
+            "properties": {"name": {"type": "string", "maxLength": 20}, "size": {"type": "integer"}},
+            "x-kubernetes-validations": [{"rule": "self.size >= oldSelf.size", "message": "may not shrink"}]}})
+    };
+    let color = json!({"type": "string"});
+    let spec = |kind: &str, rule: &str| {
+        json!({"type": "object", "properties": {"color": color, "replicas": {"type": "integer"}, "disks": list(kind), "labels": {"type": "object", "maxProperties": 5,
+            "additionalProperties": {"type": "string", "maxLength": 10, "x-kubernetes-validations": [{"rule": "self == self.lowerAscii()", "messageExpression": "'write ' + self.lowerAscii()"}]}}},
+            "x-kubernetes-validations": [{"rule": rule, "fieldPath": ".replicas", "reason": "FieldValueForbidden", "message": "too many"}]})
+    };
+    let at = "spec.versions[0].schema.openAPIV3Schema.properties[spec]";
+    let refusals = [
+        (
+            "map",
+            "self.count < 5",
+            format!(
+                "{at}.x-kubernetes-validations[0].rule: Invalid value: \"self.count < 5\": compilation failed: ERROR: <input>:1:5: undefined field 'count'"
+            ),
+        ),
+        (
+            "map",
+            "self.replicas",
+            format!(
+                "{at}.x-kubernetes-validations[0].rule: Invalid value: \"self.replicas\": cel expression must evaluate to a bool"
+            ),
+        ),
+        (
+            "atomic",
+            "true",
+            format!(
+                "{at}.properties[disks].items.x-kubernetes-validations[0].rule: Invalid value: \"self.size >= oldSelf.size\": oldSelf cannot be used on the uncorrelatable portion of the schema within {at}.properties[disks]"
+            ),
+        ),
+        (
+            "map",
+            "self.color.matches(self.color)",
+            format!(
+                "{at}.x-kubernetes-validations[0].rule: Forbidden: estimated rule cost exceeds budget by factor of more than 100x"
+            ),
+        ),
+    ];
+    for (kind, rule, want) in refusals {
+        let (code, causes) = refused(&server, "POST", DEFINITIONS, &with_spec(spec(kind, rule))).await;
+        assert_eq!(code, 422);
+        assert!(causes.iter().any(|c| c.starts_with(&want)), "{want}\n{causes:#?}");
+    }
+    done(&server, "POST", DEFINITIONS, &with_spec(spec("map", "self.replicas < 5"))).await;
+    let body = |replicas: i64, size: i64, label: &str| json!({"replicas": replicas, "disks": [{"name": "a", "size": size}], "labels": {"k": label}});
+    let (code, causes) = refused(&server, "POST", THINGS, &thing("t", body(9, 5, "BAD"))).await;
+    assert_eq!(code, 422);
+    assert_eq!(
+        causes,
+        ["spec.replicas: Forbidden: too many", "spec.labels[k]: Invalid value: \"string\": write bad"]
+    );
+    done(&server, "POST", THINGS, &thing("t", body(1, 5, "good"))).await;
+    let change = json!({"spec": {"disks": [{"name": "new", "size": 0}, {"name": "a", "size": 4}]}});
+    let (code, causes) = refused(&server, "PATCH", &format!("{THINGS}/t"), &change).await;
+    assert_eq!(
+        (code, causes),
+        (422, vec!["spec.disks[1]: Invalid value: \"object\": may not shrink".into()])
+    );
+    let change = json!({"spec": {"disks": [{"name": "new", "size": 0}, {"name": "a", "size": 6}]}});
+    done(&server, "PATCH", &format!("{THINGS}/t"), &change).await;
+}
+
+#[tokio::test]
+async fn a_rule_that_grew_stricter_spares_what_is_unchanged() {
+    let server = server().await;
+    let spec = |rule: &str| {
+        json!({"type": "object", "properties": {"color": {"type": "string", "maxLength": 20, "x-kubernetes-validations": [{"rule": rule}]},
+            "n": {"type": "integer"}}})
+    };
+    done(&server, "POST", DEFINITIONS, &with_spec(spec("true"))).await;
+    done(&server, "POST", THINGS, &thing("t", json!({"color": "red", "n": 1}))).await;
+    let stricter = json!({"spec": {"versions": with_spec(spec("self == 'blue'"))["spec"]["versions"]}});
+    done(&server, "PATCH", &format!("{DEFINITIONS}/things.g.example.com"), &stricter).await;
+    done(&server, "PATCH", &format!("{THINGS}/t"), &json!({"spec": {"n": 2}})).await;
+    let (code, causes) =
+        refused(&server, "PATCH", &format!("{THINGS}/t"), &json!({"spec": {"color": "green"}})).await;
+    assert_eq!(
+        (code, causes),
+        (422, vec!["spec.color: Invalid value: \"string\": failed rule: self == 'blue'".into()])
+    );
 }

@@ -128,6 +128,26 @@ impl Check {
         self.value(object, "", errors, 0);
     }
 
+    /// Checks the defaults of the schema that this was made of, each against its own part.
+    pub(super) fn defaults(&self, schema: &Value, path: &str, errors: &mut FieldErrors, depth: usize) {
+        if depth > MAX_DEPTH {
+            return;
+        }
+        if let Some(default) = schema.get("default") {
+            self.value(default, &format!("{path}.default"), errors, depth);
+        }
+        for (name, field) in schema.get("properties").and_then(Value::as_object).into_iter().flatten() {
+            if let Some(check) = self.fields.get(name) {
+                check.defaults(field, &format!("{path}.properties[{name}]"), errors, depth + 1);
+            }
+        }
+        for (key, check) in [("items", &self.element), ("additionalProperties", &self.rest)] {
+            if let (Some(check), Some(inner)) = (check, schema.get(key)) {
+                check.defaults(inner, &format!("{path}.{key}"), errors, depth + 1);
+            }
+        }
+    }
+
     fn value(&self, value: &Value, path: &str, errors: &mut FieldErrors, depth: usize) {
         if depth > MAX_DEPTH || (value.is_null() && self.nullable) {
             return;

@@ -106,7 +106,7 @@ fn check(crd: &Value, errors: &mut FieldErrors) {
                 } else if let Err(e) = Schema::custom(schema) {
                     errors.invalid(format!("{at}.schema.{}", e.path), "", e.message);
                 } else {
-                    Rules::new(schema, &format!("{at}.schema.openAPIV3Schema"), (group, name, kind), errors);
+                    Rules::new(schema, &format!("{at}.schema.openAPIV3Schema"), errors);
                 }
             }
         }

@@ -1,0 +1,242 @@
+//! Types of expressions, and which of them can stand for which.
+
+use std::{fmt, sync::Arc};
+
+use super::schema::ObjectType;
+
+/// Types whose values only their own functions look into.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum Opaque {
+    /// A resource quantity.
+    Quantity,
+    /// A URL.
+    Url,
+    /// An IP address.
+    Ip,
+    /// A network in CIDR notation.
+    Cidr,
+    /// A semantic version.
+    Semver,
+    /// A named format.
+    Format,
+}
+
+impl Opaque {
+    /// Its name as a type.
+    #[must_use]
+    pub fn name(self) -> &'static str {
+        match self {
+            Opaque::Quantity => "kubernetes.Quantity",
+            Opaque::Url => "kubernetes.URL",
+            Opaque::Ip => "net.IP",
+            Opaque::Cidr => "net.CIDR",
+            Opaque::Semver => "kubernetes.Semver",
+            Opaque::Format => "kubernetes.NamedFormat",
+        }
+    }
+}
+
+/// The type of an expression.
+#[derive(Clone, Debug)]
+pub enum Type {
+    /// Any; known when it is evaluated.
+    Dyn,
+    /// The type of `null`.
+    Null,
+    /// `bool`
+    Bool,
+    /// `int`
+    Int,
+    /// `uint`
+    Uint,
+    /// `double`
+    Double,
+    /// `string`
+    String,
+    /// `bytes`
+    Bytes,
+    /// A moment.
+    Timestamp,
+    /// A span of time.
+    Duration,
+    /// A list of one type.
+    List(Arc<Type>),
+    /// A map from a type of keys to a type of values.
+    Map(Arc<(Type, Type)>),
+    /// A value that may not be there.
+    Optional(Arc<Type>),
+    /// The type of a type.
+    Type,
+    /// An object with known fields.
+    Object(Arc<ObjectType>),
+    /// One of Kubernetes' own.
+    Opaque(Opaque),
+}
+
+impl Type {
+    /// A list of a type.
+    #[must_use]
+    pub fn list(element: Type) -> Type {
+        Type::List(Arc::new(element))
+    }
+
+    /// A map with texts as keys.
+    #[must_use]
+    pub fn map(value: Type) -> Type {
+        Type::Map(Arc::new((Type::String, value)))
+    }
+
+    /// An optional value of a type.
+    #[must_use]
+    pub fn optional(of: Type) -> Type {
+        Type::Optional(Arc::new(of))
+    }
+
+    pub(super) fn is_dyn(&self) -> bool {
+        matches!(self, Type::Dyn)
+    }
+
+    fn takes_null(&self) -> bool {
+        matches!(
+            self,
+            Type::Null
+                | Type::Object(_)
+                | Type::Timestamp
+                | Type::Duration
+                | Type::Optional(_)
+                | Type::Opaque(_)
+        )
+    }
+
+    /// Whether a value of one type may stand where the other is wanted. What is not known may.
+    #[must_use]
+    pub fn accepts(&self, other: &Type) -> bool {
+        match (self, other) {
+            (Type::Dyn, _) | (_, Type::Dyn) => true,
+            (Type::Null, b) if b.takes_null() => true,
+            (a, Type::Null) => a.takes_null(),
+            (Type::List(a), Type::List(b)) | (Type::Optional(a), Type::Optional(b)) => a.accepts(b),
+            (Type::Map(a), Type::Map(b)) => a.0.accepts(&b.0) && a.1.accepts(&b.1),
+            (Type::Object(a), Type::Object(b)) => a.is(b),
+            (Type::Opaque(a), Type::Opaque(b)) => a == b,
+            (a, b) => std::mem::discriminant(a) == std::mem::discriminant(b),
+        }
+    }
+
+    /// The type of what is either: the same, or any.
+    #[must_use]
+    pub fn join(&self, other: &Type) -> Type {
+        match (self, other) {
+            (Type::List(a), Type::List(b)) => Type::list(a.join(b)),
+            (Type::Optional(a), Type::Optional(b)) => Type::optional(a.join(b)),
+            (Type::Map(a), Type::Map(b)) => Type::Map(Arc::new((a.0.join(&b.0), a.1.join(&b.1)))),
+            (Type::Null, b) if b.takes_null() => b.clone(),
+            (a, Type::Null) if a.takes_null() => a.clone(),
+            (a, b) if !a.is_dyn() && !b.is_dyn() && a.accepts(b) => a.clone(),
+            _ => Type::Dyn,
+        }
+    }
+}
+
+impl fmt::Display for Type {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Type::Dyn => f.write_str("dyn"),
+            Type::Null => f.write_str("null"),
+            Type::Bool => f.write_str("bool"),
+            Type::Int => f.write_str("int"),
+            Type::Uint => f.write_str("uint"),
+            Type::Double => f.write_str("double"),
+            Type::String => f.write_str("string"),
+            Type::Bytes => f.write_str("bytes"),
+            Type::Timestamp => f.write_str("timestamp"),
+            Type::Duration => f.write_str("duration"),
+            Type::List(element) => write!(f, "list({element})"),
+            Type::Map(entry) => write!(f, "map({}, {})", entry.0, entry.1),
+            Type::Optional(of) => write!(f, "optional_type({of})"),
+            Type::Type => f.write_str("type"),
+            Type::Object(object) => f.write_str(object.name()),
+            Type::Opaque(opaque) => f.write_str(opaque.name()),
+        }
+    }
+}
+
+/// A type in the table of functions; `A` and `B` stand for any, the same wherever they are in a row.
+#[derive(Clone, Copy, Debug)]
+pub(super) enum T {
+    Dyn,
+    Bool,
+    Int,
+    Uint,
+    Double,
+    Str,
+    Bytes,
+    Time,
+    Dur,
+    Type,
+    A,
+    B,
+    List(&'static T),
+    Map(&'static T, &'static T),
+    Opt(&'static T),
+    Op(Opaque),
+}
+
+/// What `A` and `B` stand for in a call.
+#[derive(Clone, Debug, Default)]
+pub(super) struct Params([Option<Type>; 2]);
+
+impl T {
+    /// Whether an argument of a type fits; remembers what a parameter stands for.
+    pub(super) fn fits(&self, actual: &Type, params: &mut Params) -> bool {
+        let bind = |slot: usize, params: &mut Params| match &params.0[slot] {
+            None => {
+                params.0[slot] = Some(actual.clone());
+                true
+            }
+            Some(known) if known.accepts(actual) => {
+                let joined = known.join(actual);
+                params.0[slot] = Some(joined);
+                true
+            }
+            Some(_) => false,
+        };
+        match (self, actual) {
+            (T::A, _) => bind(0, params),
+            (T::B, _) => bind(1, params),
+            (T::Dyn, _) => true,
+            (T::List(of), Type::List(element)) => of.fits(element, params),
+            (T::Map(key, value), Type::Map(entry)) => {
+                key.fits(&entry.0, params) && value.fits(&entry.1, params)
+            }
+            (T::Opt(of), Type::Optional(inner)) => of.fits(inner, params),
+            (T::List(of), Type::Dyn) | (T::Opt(of), Type::Dyn) => of.fits(actual, params),
+            (T::Map(key, value), Type::Dyn) => key.fits(actual, params) && value.fits(actual, params),
+            (T::List(_) | T::Map(..) | T::Opt(_), _) => false,
+            _ => self.result(params).accepts(actual),
+        }
+    }
+
+    /// The type, with parameters replaced.
+    pub(super) fn result(&self, params: &Params) -> Type {
+        let param = |slot: usize| params.0[slot].clone().unwrap_or(Type::Dyn);
+        match self {
+            T::Dyn => Type::Dyn,
+            T::Bool => Type::Bool,
+            T::Int => Type::Int,
+            T::Uint => Type::Uint,
+            T::Double => Type::Double,
+            T::Str => Type::String,
+            T::Bytes => Type::Bytes,
+            T::Time => Type::Timestamp,
+            T::Dur => Type::Duration,
+            T::Type => Type::Type,
+            T::A => param(0),
+            T::B => param(1),
+            T::List(of) => Type::list(of.result(params)),
+            T::Map(key, value) => Type::Map(Arc::new((key.result(params), value.result(params)))),
+            T::Opt(of) => Type::optional(of.result(params)),
+            T::Op(opaque) => Type::Opaque(*opaque),
+        }
+    }
+}
