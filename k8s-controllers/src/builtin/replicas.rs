@@ -66,7 +66,9 @@ impl<K: Replicated> Reconcile for Replicas<K> {
             Ok(_) => return Ok(Action::await_change()),
             Err(e) => return Err(Error::invalid(format!("selector of {}", cx.key()), e)),
         };
-        let all: Vec<Arc<Pod>> = claim::claim(cx, &*owner, &selector).await?;
+        // Pods that have ended are nobody's replicas: they are neither taken nor left.
+        let all: Vec<Arc<Pod>> =
+            claim::claim_with(cx, &*owner, &selector, None, |pod| !pods::is_terminal(pod)).await?;
         let (active, rest): (Vec<_>, Vec<_>) = all.into_iter().partition(|p| pods::is_active(p));
         let terminating = rest.iter().filter(|p| p.is_deleting() && !pods::is_terminal(p)).count();
 
@@ -126,7 +128,7 @@ async fn delete<K: Replicated>(
 ) -> Option<Error> {
     if count < active.len() {
         let related = related_pods(cx, owner);
-        pods::sort_for_deletion(&mut active, &related);
+        pods::sort_for_deletion(&mut active, &related, cx.clock().now());
     }
     active.truncate(count);
     let (_, failure) = slow_start(active, |pod| async move {

@@ -153,6 +153,15 @@ fn copied(deployment: &Deployment) -> BTreeMap<String, String> {
     all.into_iter().filter(|(k, _)| !NOT_COPIED.contains(&k.as_str())).collect()
 }
 
+/// Gives the Deployment the annotations that it had when the ReplicaSet was its present one.
+pub(super) fn take_back_annotations(deployment: &mut Deployment, set: &ReplicaSet) {
+    let own = |key: &String| NOT_COPIED.contains(&key.as_str());
+    let mut annotations = deployment.metadata.annotations.take().unwrap_or_default();
+    annotations.retain(|key, _| own(key));
+    annotations.extend(set.metadata.annotations.clone().into_iter().flatten().filter(|(key, _)| !own(key)));
+    deployment.metadata.annotations = Some(annotations);
+}
+
 /// A new ReplicaSet of the Deployment's present template.
 pub(super) fn build(deployment: &Deployment, size: i32, bounds: &Bounds, revision: i64) -> ReplicaSet {
     let spec = deployment.spec.clone().unwrap_or_default();
