@@ -34,7 +34,7 @@ use super::{
     Options,
     dynamic::{self, Served},
 };
-use crate::{Backoff, Environment, WorkQueue};
+use crate::{Backoff, Environment, EventType, Recorder, WorkQueue};
 
 /// How many objects are worked on at once.
 const WORKERS: usize = 20;
@@ -42,6 +42,7 @@ const WORKERS: usize = 20;
 const REDISCOVER: Duration = Duration::from_secs(60);
 const FOREGROUND: &str = "foregroundDeletion";
 const ORPHAN: &str = "orphan";
+const NAME: &str = "garbage-collector-controller";
 
 pub(super) fn start(mut environment: Environment, _: Options) -> BoxFuture<'static, ()> {
     environment.client = environment.client.named("generic-garbage-collector");
@@ -50,6 +51,7 @@ pub(super) fn start(mut environment: Environment, _: Options) -> BoxFuture<'stat
             graph: Mutex::default(),
             queue: WorkQueue::new(Backoff::default(), environment.seed),
             kinds: Mutex::default(),
+            recorder: Recorder::new(&environment.client, environment.clock.clone(), NAME),
             environment: environment.clone(),
         });
         let mut tasks = JoinSet::new();
@@ -70,6 +72,7 @@ struct Shared {
     queue: WorkQueue<String>,
     /// Resources by group and kind, for owner references.
     kinds: Mutex<HashMap<(String, String), Resource>>,
+    recorder: Recorder,
     environment: Environment,
 }
 
@@ -169,6 +172,9 @@ async fn look_at(shared: &Shared, uid: &str) -> Result<(), ApiError> {
     // Owners that the graph does not know: ask.
     let unknown = shared.graph().unknown_owners(&object);
     let mut found = HashMap::new();
+    for owner in shared.graph().misplaced_owners(&object) {
+        tell_misplaced(shared, &object, &owner);
+    }
     for owner in unknown {
         let Some(resource) = shared.resource_of(&owner) else {
             return Err(ApiError::Request(format!(
@@ -177,12 +183,12 @@ async fn look_at(shared: &Shared, uid: &str) -> Result<(), ApiError> {
             )));
         };
         let namespace = if resource.namespaced { object.meta.namespace.as_str() } else { "" };
-        // A cluster-scoped object cannot have an owner in a namespace.
-        let live = if resource.namespaced && namespace.is_empty() {
-            None
-        } else {
-            dynamic::get_meta(client, &resource, namespace, &owner.name).await?
-        };
+        if resource.namespaced && namespace.is_empty() {
+            // Nobody can tell whether the owner is there: in which namespace? So the object stays.
+            tell_misplaced(shared, &object, &owner);
+            return Ok(());
+        }
+        let live = dynamic::get_meta(client, &resource, namespace, &owner.name).await?;
         found.insert(owner.uid.clone(), live.filter(|live| live.uid == owner.uid));
     }
     let step = shared.graph().step(uid, &found);
@@ -205,6 +211,17 @@ async fn look_at(shared: &Shared, uid: &str) -> Result<(), ApiError> {
             remove_finalizer(shared, &object, ORPHAN).await
         }
     }
+}
+
+/// An owner in another namespace, or in any for an object without one, is no owner: the user is told.
+fn tell_misplaced(shared: &Shared, object: &Object, owner: &OwnerReference) {
+    let about = object.reference();
+    let namespace = object.meta.namespace.as_str();
+    let message = format!(
+        "ownerRef [{}/{}, namespace: {namespace}, name: {}, uid: {}] does not exist in namespace {namespace:?}",
+        owner.api_version, owner.kind, owner.name, owner.uid
+    );
+    shared.recorder.event(about, EventType::Warning, "OwnerRefInvalidNamespace", message);
 }
 
 /// Deletes the object as the graph knows it. One that has changed since may have other owners by now (or none, when it was orphaned): that is

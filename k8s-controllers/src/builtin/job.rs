@@ -26,7 +26,7 @@ use serde_json::json;
 use self::{build::New, plan::Plan};
 use super::{
     Options,
-    batch::{is_namespace_terminating, slow_start},
+    batch::{catch_up, is_in_doubt, is_namespace_terminating, slow_start},
     claim,
 };
 use crate::{Action, Context, Controller, Environment, Error, EventType, Reconcile};
@@ -53,9 +53,9 @@ impl Reconcile for Jobs {
             return Ok(Action::await_change());
         }
         let selector = job.spec.as_ref().and_then(|s| s.selector.as_ref()).map(LabelSelector::from_api);
-        let all: Vec<Arc<Pod>> = match selector {
+        let all: Vec<Arc<Pod>> = match &selector {
             Some(Ok(selector)) if !selector.is_everything() => {
-                claim::claim_with(cx, &*job, &selector, Some(TRACKING), |_| true).await?
+                claim::claim_with(cx, &*job, selector, Some(TRACKING), |_| true).await?
             }
             Some(Err(e)) => return Err(Error::invalid(format!("selector of {}", cx.key()), e)),
             _ => cx.owned(&*job),
@@ -83,7 +83,13 @@ impl Reconcile for Jobs {
             None => slow_start(create, |new| create_pod(cx, &job, new)).await.1,
             failure => failure,
         };
-        failure.map_or_else(|| Ok(Action::maybe_after(after)), Err)
+        let Some(failure) = failure else { return Ok(Action::maybe_after(after)) };
+        if is_in_doubt(&failure)
+            && let Some(Ok(selector)) = selector
+        {
+            catch_up::<Pod>(cx, &selector).await;
+        }
+        Err(failure)
     }
 
     async fn gone(&self, cx: &Context) -> Result<Action, Error> {

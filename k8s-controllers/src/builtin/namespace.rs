@@ -144,11 +144,8 @@ impl Left {
         if after.items.is_empty() {
             return Ok(());
         }
-        let name = if resource.group.is_empty() {
-            resource.plural.clone()
-        } else {
-            format!("{}.{}", resource.plural, resource.group)
-        };
+        // With the dot for the core group too, as upstream writes it.
+        let name = format!("{}.{}", resource.plural, resource.group);
         *self.objects.entry(name).or_default() += after.items.len();
         for finalizer in after.items.iter().flat_map(|o| &o.metadata.finalizers) {
             *self.finalizers.entry(finalizer.clone()).or_default() += 1;

@@ -21,7 +21,7 @@ pub(super) use kind::{ReplicaStatus, Replicated, count};
 
 use super::{
     Options,
-    batch::{is_namespace_terminating, slow_start},
+    batch::{catch_up, is_in_doubt, is_namespace_terminating, slow_start},
     claim, conditions, pods,
 };
 use crate::{Action, Caches, Context, Controller, Environment, Error, EventType, Reconcile};
@@ -85,6 +85,9 @@ impl<K: Replicated> Reconcile for Replicas<K> {
             }
         };
 
+        if failure.as_ref().is_some_and(|(_, e)| is_in_doubt(e)) {
+            catch_up::<Pod>(cx, &selector).await;
+        }
         let now = cx.clock().now();
         let mut status = plan::status(&*owner, &active, terminating, now);
         status.failure = failure.as_ref().map(|(reason, e)| ((*reason).to_owned(), e.to_string()));

@@ -205,7 +205,7 @@ impl Lab {
 }
 
 /// Runs pods a second after they come, ends those that are to end, and lets deleted ones go after a second.
-async fn kubelet(client: Client, clock: Clock, stop: CancellationToken, fate: Fate) {
+pub(crate) async fn kubelet(client: Client, clock: Clock, stop: CancellationToken, fate: Fate) {
     let cache = Cache::<Pod>::new();
     let mut changes = cache.subscribe();
     let _reflector = reflect(client.all::<Pod>(), ListParams::default(), cache.clone());

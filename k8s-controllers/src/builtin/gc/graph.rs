@@ -5,7 +5,10 @@ use std::{
     sync::Arc,
 };
 
-use k8s_core::{api::apimachinery::pkg::apis::meta::v1::OwnerReference, client::Resource};
+use k8s_core::{
+    api::{api::core::v1::ObjectReference, apimachinery::pkg::apis::meta::v1::OwnerReference},
+    client::Resource,
+};
 
 use super::{FOREGROUND, ORPHAN};
 use crate::builtin::dynamic::Meta;
@@ -22,9 +25,27 @@ impl Object {
         self.meta.deletion_timestamp.is_some()
     }
 
+    /// The object, as events refer to it.
+    pub(super) fn reference(&self) -> ObjectReference {
+        let Resource { group, version, kind, .. } = &*self.resource;
+        let api_version = if group.is_empty() { version.clone() } else { format!("{group}/{version}") };
+        ObjectReference {
+            api_version: Some(api_version),
+            kind: Some(kind.clone()),
+            name: Some(self.meta.name.clone()),
+            namespace: Some(self.meta.namespace.clone()).filter(|n| !n.is_empty()),
+            uid: Some(self.meta.uid.clone()),
+            ..ObjectReference::default()
+        }
+    }
+
     fn waits_for_dependents(&self) -> bool {
         self.is_deleting() && has(&self.meta, FOREGROUND)
     }
+}
+
+fn is_elsewhere(owner: &Object, object: &Object) -> bool {
+    owner.resource.namespaced && owner.meta.namespace != object.meta.namespace
 }
 
 fn has(meta: &Meta, finalizer: &str) -> bool {
@@ -83,8 +104,10 @@ impl Graph {
                 self.dependents.entry(owner.uid.clone()).or_default().insert(uid.clone());
             }
             // Only what may have lost an owner needs a look.
-            let solid =
-                |o: &OwnerReference| self.objects.get(&o.uid).is_some_and(|owner| !owner.is_deleting());
+            let solid = |o: &OwnerReference| {
+                let owner = self.objects.get(&o.uid);
+                owner.is_some_and(|owner| !owner.is_deleting() && !is_elsewhere(owner, &object))
+            };
             if !object.meta.owner_references.iter().all(solid) {
                 look.push(uid.clone());
             }
@@ -150,6 +173,13 @@ impl Graph {
         object.meta.owner_references.iter().filter(unknown).cloned().collect()
     }
 
+    /// Known owners of an object that are in another namespace, or in one although it is in none.
+    pub(super) fn misplaced_owners(&self, object: &Object) -> Vec<OwnerReference> {
+        let misplaced =
+            |o: &&OwnerReference| self.objects.get(&o.uid).is_some_and(|owner| is_elsewhere(owner, object));
+        object.meta.owner_references.iter().filter(misplaced).cloned().collect()
+    }
+
     fn dependents_of(&self, uid: &str) -> impl Iterator<Item = &Object> {
         self.dependents.get(uid).into_iter().flatten().filter_map(|d| self.objects.get(d))
     }
@@ -213,9 +243,9 @@ impl Graph {
     ) -> Owner {
         let meta = match self.objects.get(&owner.uid) {
             Some(known) => {
-                // An owner in another namespace is no owner.
-                if known.resource.namespaced && known.meta.namespace != object.meta.namespace {
-                    return Owner::Lost;
+                // An owner in another namespace is no owner. Of an object without a namespace nobody can tell.
+                if is_elsewhere(known, object) {
+                    return if object.meta.namespace.is_empty() { Owner::Unknown } else { Owner::Lost };
                 }
                 &known.meta
             }
