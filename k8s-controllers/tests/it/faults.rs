@@ -22,7 +22,7 @@ use k8s_controllers::{
     builtin::{Options, Selection},
 };
 use k8s_core::{
-    api::api::core::v1::Pod,
+    api::api::core::v1::{Pod, ServiceAccount},
     cache::{Cache, Reflector, reflect},
     client::{Api, Body, BoxError, Client, ListParams, body_from_bytes},
     clock::Clock,
@@ -182,6 +182,7 @@ impl Storm {
         let stop = CancellationToken::new();
         let selection = Selection::parse(controllers.iter().copied()).unwrap();
         let storm = Storm { seed, client, clock, faults, stop, pods, _pods: reflector };
+        storm.account("default").await;
         tokio::spawn(kubelet(storm.client.clone(), storm.clock.clone(), storm.stop.clone(), fate));
         tokio::spawn(keep_running(
             storm.faults.clone(),
@@ -196,6 +197,16 @@ impl Storm {
     pub(crate) fn api<K: Object>(&self) -> Api<K> {
         let namespaced = k8s_core::client::Resource::of::<K>().namespaced;
         self.client.namespaced(if namespaced { "default" } else { "" })
+    }
+
+    /// Without its account a namespace takes no pods. The controller that makes it may have been faster.
+    pub(crate) async fn account(&self, namespace: &str) {
+        let mut account = ServiceAccount::default();
+        account.metadata.name = Some("default".into());
+        match self.client.namespaced(namespace).create(&account).await {
+            Err(e) if !e.is_already_exists() => panic!("seed {}: {e}", self.seed),
+            _ => {}
+        }
     }
 
     pub(crate) async fn create<K: Object>(&self, object: &K) -> K {

@@ -335,6 +335,7 @@ fn namespaces_go_with_all_and_others_stay() {
             let mut namespace = Namespace::default();
             namespace.metadata.name = Some(name.into());
             storm.create(&namespace).await;
+            storm.account(name).await;
             for i in 0..5 {
                 let mut map = ConfigMap { metadata: metadata(&format!("m{i}")), ..ConfigMap::default() };
                 map.metadata.namespace = Some(name.into());
