@@ -205,7 +205,7 @@ impl Work<'_> {
             return self.sync_revision().await;
         }
         let bounds = self.bounds();
-        let size = plan::size_of_new(&bounds, 0, self.sets.total());
+        let size = self.sets.view().pods().map_or(0, |total| plan::size_of_new(&bounds, 0, total));
         let desired = replica_sets::build(&self.deployment, size, &bounds, self.sets.next_revision());
         let made = match self.cx.create(&desired).await {
             Ok(made) => made,
@@ -311,6 +311,10 @@ impl Work<'_> {
     }
 
     fn old_pods_run(&self) -> bool {
+        // A ReplicaSet whose controller has not seen that it is to have none may make some yet.
+        if self.sets.view().old.iter().any(|set| set.pods != Some(0)) {
+            return true;
+        }
         let pods = |set: &Arc<ReplicaSet>| self.cx.owned::<Pod>(&**set);
         self.sets.old.iter().flat_map(pods).any(|pod| !pods::is_terminal(&pod))
     }

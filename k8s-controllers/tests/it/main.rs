@@ -1,10 +1,15 @@
 //! The built-in controllers and the scheduler together, in virtual time.
 #![allow(clippy::unwrap_used, missing_docs)]
 
+mod cron_jobs;
+mod deployments;
 mod fake;
 mod faults;
 mod framework;
+mod garbage;
+mod jobs;
 mod lab;
+mod slices;
 mod storms;
 
 use k8s_controllers::builtin::{conditions, pods};

@@ -49,7 +49,7 @@ fn bystander(app: &str) -> Pod {
 
 #[test]
 fn deployments_roll_within_their_bounds() {
-    seeds(25, async |seed| {
+    seeds(15, async |seed| {
         let storm = Storm::start(seed, &["deployment", "replicaset", "garbagecollector"], runs).await;
         storm.create(&bystander("other")).await;
         let replicas = 3 + i32::try_from(storm.random(5)).unwrap();
@@ -137,7 +137,7 @@ async fn keeps_so_many<K: Object>(
 
 #[test]
 fn replica_sets_keep_so_many_pods() {
-    seeds(25, async |seed| {
+    seeds(15, async |seed| {
         let storm = Storm::start(seed, &["replicaset"], runs).await;
         let make = |size| ReplicaSet {
             metadata: metadata("web"),
@@ -162,7 +162,7 @@ fn replica_sets_keep_so_many_pods() {
 
 #[test]
 fn replication_controllers_keep_so_many_pods() {
-    seeds(25, async |seed| {
+    seeds(15, async |seed| {
         let storm = Storm::start(seed, &["replicationcontroller"], runs).await;
         let make = |size| ReplicationController {
             metadata: metadata("web"),
@@ -191,7 +191,7 @@ fn mostly_succeeds(pod: &Pod) -> &'static str {
 
 #[test]
 fn jobs_count_every_pod_once_and_run_no_more_than_asked() {
-    seeds(25, async |seed| {
+    seeds(15, async |seed| {
         let storm = Storm::start(seed, &["job"], mostly_succeeds).await;
         let (completions, parallelism) = (2 + storm.random(6), 1 + storm.random(4));
         let (indexed, by_index) = (seed % 2 == 1, seed % 4 == 3);
@@ -252,7 +252,7 @@ fn jobs_count_every_pod_once_and_run_no_more_than_asked() {
 
 #[test]
 fn cron_jobs_keep_to_their_policy_and_history() {
-    seeds(20, async |seed| {
+    seeds(8, async |seed| {
         let storm = Storm::start(seed, &["cronjob", "job", "garbagecollector"], |_| "Succeeded").await;
         let policy = ["Forbid", "Allow", "Replace"][usize::try_from(seed % 3).unwrap()];
         let mut cron = cron_job("tick", "* * * * *");
@@ -281,7 +281,7 @@ fn cron_jobs_keep_to_their_policy_and_history() {
 
 #[test]
 fn what_is_owned_goes_with_its_owners_and_nothing_else() {
-    seeds(25, async |seed| {
+    seeds(15, async |seed| {
         let storm = Storm::start(seed, &["garbagecollector"], runs).await;
         let map = |name: &str, owners: &[&ConfigMap]| {
             let mut map = ConfigMap { metadata: metadata(name), ..ConfigMap::default() };
