@@ -93,6 +93,11 @@ impl Reconcile for Deployments {
         if selector.is_everything() {
             let message = "This deployment is selecting all pods. A non-empty selector is required.";
             cx.event(&*deployment, EventType::Warning, "SelectingAll", message);
+            let mut seen = (*deployment).clone();
+            seen.status.get_or_insert_default().observed_generation = seen.metadata.generation;
+            if seen != *deployment {
+                cx.replace_status(&seen).await?;
+            }
             return Ok(Action::await_change());
         }
         let claimed: Vec<Arc<ReplicaSet>> = claim::claim(cx, &*deployment, &selector).await?;

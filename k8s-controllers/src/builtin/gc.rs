@@ -32,7 +32,7 @@ use tracing::{debug, warn};
 use self::graph::{Graph, Object, Step};
 use super::{
     Options,
-    dynamic::{self, Served},
+    dynamic::{self, Discovery, Served},
 };
 use crate::{Backoff, Environment, EventType, Recorder, WorkQueue};
 
@@ -96,8 +96,11 @@ async fn keep_monitors(shared: Arc<Shared>) {
     let mut delay = Duration::from_millis(100);
     loop {
         match dynamic::discover(&shared.environment.client).await {
-            Ok(served) => {
-                adjust(&shared, &served, &mut running);
+            Ok(found) => {
+                if let Some(e) = found.failure() {
+                    debug!(error = e, "not all is known");
+                }
+                adjust(&shared, &found, &mut running);
                 delay = REDISCOVER;
             }
             Err(e) => {
@@ -113,22 +116,28 @@ async fn keep_monitors(shared: Arc<Shared>) {
     }
 }
 
-fn adjust(shared: &Arc<Shared>, served: &[Served], running: &mut HashMap<Resource, CancellationToken>) {
+fn adjust(shared: &Arc<Shared>, found: &Discovery, running: &mut HashMap<Resource, CancellationToken>) {
     let watched = |s: &&Served| {
         let ignored =
             s.resource.plural == "events" && matches!(s.resource.group.as_str(), "" | "events.k8s.io");
         !ignored && s.can("list") && s.can("watch") && s.can("delete")
     };
-    let wanted: Vec<&Resource> = served.iter().filter(watched).map(|s| &s.resource).collect();
-    *shared.kinds.lock().unwrap_or_else(PoisonError::into_inner) = served
-        .iter()
-        .map(|s| ((s.resource.group.clone(), s.resource.kind.clone()), s.resource.clone()))
-        .collect();
+    let wanted: Vec<&Resource> = found.served.iter().filter(watched).map(|s| &s.resource).collect();
+    let mut kinds = shared.kinds.lock().unwrap_or_else(PoisonError::into_inner);
+    kinds.retain(|(group, _), _| found.is_uncertain(group));
+    kinds.extend(
+        found
+            .served
+            .iter()
+            .map(|s| ((s.resource.group.clone(), s.resource.kind.clone()), s.resource.clone())),
+    );
+    drop(kinds);
     running.retain(|resource, stop| {
-        let keep = wanted.contains(&resource);
+        // What cannot be asked for just now is not gone.
+        let keep = wanted.contains(&resource) || found.is_uncertain(&resource.group);
         if !keep {
             stop.cancel();
-            let touched = shared.graph().remove_resource(resource);
+            let touched = shared.graph().forget_resource(resource);
             touched.into_iter().for_each(|uid| shared.queue.add(uid));
         }
         keep

@@ -9,8 +9,10 @@ use k8s_core::{
             core::v1::{ConfigMap, Event, Namespace, PersistentVolume},
             rbac::v1::ClusterRole,
         },
+        apiextensions_apiserver::pkg::apis::apiextensions::v1::CustomResourceDefinition,
         apimachinery::pkg::apis::meta::v1::OwnerReference,
     },
+    client::{DeleteOptions, ListParams, Resource},
     meta::{ObjectExt, owner_reference},
 };
 
@@ -173,4 +175,55 @@ async fn foreground_waits_for_those_that_block_only() {
     let exists = async |name: &str| lab.api::<ConfigMap>().get_opt(name).await.unwrap().is_some();
     lab.until("the owner goes", async || !exists("owner").await).await;
     assert!(exists("does-not").await);
+}
+
+#[tokio::test(start_paused = true)]
+async fn dependents_outlive_a_change_of_their_owners_version() {
+    let lab = Lab::start(0, runs).await;
+    let version = |name: &str, storage: bool| serde_json::json!({"name": name, "served": true, "storage": storage, "schema": {"openAPIV3Schema": {"type": "object", "x-kubernetes-preserve-unknown-fields": true}}});
+    let definition: CustomResourceDefinition = serde_json::from_value(serde_json::json!({
+        "metadata": {"name": "widgets.example.com"},
+        "spec": {
+            "group": "example.com", "scope": "Namespaced", "names": {"plural": "widgets", "kind": "Widget"},
+            "versions": [version("v1beta1", true)],
+        },
+    }))
+    .unwrap();
+    lab.create(&definition).await;
+    let widgets = |version: &str| {
+        let resource = Resource {
+            group: "example.com".into(),
+            version: version.into(),
+            kind: "Widget".into(),
+            plural: "widgets".into(),
+            namespaced: true,
+        };
+        lab.client.dynamic(&resource, "default")
+    };
+    let old = widgets("v1beta1");
+    lab.until("served", async || old.list(&ListParams::default()).await.is_ok()).await;
+    let object =
+        serde_json::json!({"apiVersion": "example.com/v1beta1", "kind": "Widget", "metadata": {"name": "w"}});
+    let widget = old.create(&serde_json::from_value(object).unwrap()).await.unwrap();
+    let mut child = map("child", "default");
+    child.metadata.owner_references = Some(vec![OwnerReference {
+        api_version: "example.com/v1beta1".into(),
+        kind: "Widget".into(),
+        name: "w".into(),
+        uid: widget.metadata.uid.clone().unwrap(),
+        ..OwnerReference::default()
+    }]);
+    lab.create(&child).await;
+    tokio::time::sleep(Duration::from_secs(90)).await;
+    lab.edit("widgets.example.com", |d: &mut CustomResourceDefinition| {
+        d.spec.versions =
+            serde_json::from_value(serde_json::json!([version("v1", true), version("v1beta1", false)]))
+                .unwrap();
+    })
+    .await;
+    tokio::time::sleep(Duration::from_secs(180)).await;
+    let exists = async |name: &str| lab.api::<ConfigMap>().get_opt(name).await.unwrap().is_some();
+    assert!(exists("child").await, "its owner is there");
+    widgets("v1").delete("w", &DeleteOptions::background()).await.unwrap();
+    lab.until("goes with its owner", async || !exists("child").await).await;
 }

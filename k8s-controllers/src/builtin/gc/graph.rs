@@ -141,11 +141,21 @@ impl Graph {
         look
     }
 
-    /// A resource is no longer served.
-    pub(super) fn remove_resource(&mut self, resource: &Resource) -> Vec<String> {
+    /// A resource is no longer served, or in another version: nothing more is known about its objects, which may well be there. Returns the uids
+    /// to look at.
+    pub(super) fn forget_resource(&mut self, resource: &Resource) -> Vec<String> {
         let of = |o: &&Object| *o.resource == *resource;
-        let uids: Vec<String> = self.objects.values().filter(of).map(|o| o.meta.uid.clone()).collect();
-        uids.iter().flat_map(|uid| self.remove(uid)).collect()
+        let objects: Vec<Object> = self.objects.values().filter(of).cloned().collect();
+        let mut look = Vec::new();
+        for object in objects {
+            let uid = &object.meta.uid;
+            self.objects.remove(uid);
+            for owner in &object.meta.owner_references {
+                self.detach(&owner.uid, uid);
+            }
+            look.extend(self.dependents.get(uid).into_iter().flatten().cloned());
+        }
+        look
     }
 
     /// Takes out what a new list of the resource did not have.
@@ -315,6 +325,21 @@ mod tests {
         if meta.finalizers.is_empty() {
             world.remove(uid);
         }
+    }
+
+    #[test]
+    fn owners_that_are_not_known_any_more_are_asked_for() {
+        let (old, mut graph) = (resource(), Graph::default());
+        let other = Arc::new(Resource { plural: "others".into(), ..(*old).clone() });
+        graph.set(&old, meta("owner", &[]));
+        graph.set(&other, meta("child", &["owner"]));
+        assert_eq!(graph.forget_resource(&old), ["child"]);
+        let child = graph.get("child").unwrap();
+        assert_eq!(graph.unknown_owners(&child).len(), 1);
+        let there = HashMap::from([("owner".to_owned(), Some(meta("owner", &[])))]);
+        assert!(matches!(graph.step("child", &there), Step::Nothing));
+        let gone = HashMap::from([("owner".to_owned(), None)]);
+        assert!(matches!(graph.step("child", &gone), Step::Delete("Background")));
     }
 
     proptest! {
