@@ -84,6 +84,7 @@ pub static ALL: &[BuiltIn] = &[
     row("replicaset-controller", "replicaset", replicas::replica_sets),
     row("replicationcontroller-controller", "replicationcontroller", replicas::replication_controllers),
     row("endpointslice-controller", "endpointslice", endpoints::slices),
+    row("endpointslice-mirroring-controller", "endpointslicemirroring", endpoints::mirroring),
     row("endpoints-controller", "endpoint", endpoints::endpoints),
     row("serviceaccount-controller", "serviceaccount", namespaced::service_accounts),
     row("root-ca-certificate-publisher-controller", "root-ca-cert-publisher", namespaced::root_ca),

@@ -1,9 +1,14 @@
 //! Many writes at once, started slowly: a refusal (quota, admission) is met by one request, not by thousands.
 
-use futures::future::join_all;
-use k8s_core::client::Error as ApiError;
+use std::time::Duration;
 
-use crate::Error;
+use futures::future::join_all;
+use k8s_core::{
+    client::{Error as ApiError, ListParams},
+    meta::{LabelSelector, Object, ObjectExt},
+};
+
+use crate::{Context, Error};
 
 /// How many pods one reconcile makes or deletes at most.
 pub const BURST: usize = 500;
@@ -34,6 +39,38 @@ pub async fn slow_start<T, F: Future<Output = Result<(), Error>>>(
         }
         size *= 2;
     }
+}
+
+/// Whether nobody knows if a write happened: the answer was lost, or was not one.
+#[must_use]
+pub fn is_in_doubt(error: &Error) -> bool {
+    let Error::Api(e) = error else { return false };
+    matches!(e, ApiError::Transport { .. }) || e.status().is_some_and(|s| s.code() >= 500)
+}
+
+/// For how long a server that does not answer is asked what it has done.
+const PATIENCE: Duration = Duration::from_secs(60);
+
+/// After a create that may have happened: waits until the cache has what is there now, so that the next look does not make it again.
+pub async fn catch_up<T: Object>(cx: &Context, selector: &LabelSelector) {
+    let params = ListParams::default().labels(selector.to_string());
+    let api = cx.api::<T>(&cx.key().namespace);
+    let caught_up = async {
+        let mut delay = Duration::from_millis(50);
+        let newest = loop {
+            match api.list(&params).await {
+                Ok(live) => break live.iter().map(ObjectExt::revision).max(),
+                Err(e) => tracing::debug!(key = %cx.key(), error = %e, "not known what was made"),
+            }
+            tokio::time::sleep(delay).await;
+            delay = (delay * 2).min(Duration::from_secs(5));
+        };
+        if let Some(newest) = newest {
+            cx.caches().of::<T>().reached(newest).await;
+        }
+    };
+    // Longer than that: too many may be made, and the surplus is deleted later.
+    let _ = tokio::time::timeout(PATIENCE, caught_up).await;
 }
 
 /// Whether a create was refused because its namespace is going away: nothing to report, nothing to retry.

@@ -3,6 +3,7 @@
 use std::sync::Arc;
 
 use k8s_core::{
+    api::apimachinery::pkg::apis::meta::v1::OwnerReference,
     client::Error as ApiError,
     meta::{LabelSelector, Object, ObjectExt, owner_reference},
 };
@@ -47,7 +48,23 @@ pub async fn claim<O: Object, T: Object>(
     owner: &O,
     selector: &LabelSelector,
 ) -> Result<Vec<Arc<T>>, Error> {
-    let free = cx.caches().orphans(owner.namespace());
+    claim_with(cx, owner, selector, None, |_| true).await
+}
+
+/// As [`claim`], for an owner that takes and leaves only what `may_move`, and that keeps a finalizer on what it has: adopted objects get it,
+/// released ones lose it.
+///
+/// # Errors
+/// As [`claim`].
+pub async fn claim_with<O: Object, T: Object>(
+    cx: &Context,
+    owner: &O,
+    selector: &LabelSelector,
+    finalizer: Option<&str>,
+    may_move: impl Fn(&T) -> bool,
+) -> Result<Vec<Arc<T>>, Error> {
+    let mut free = cx.caches().orphans(owner.namespace());
+    free.retain(|object| may_move(object));
     let Claim { mut kept, adopt, release }: Claim<T> = plan(owner, selector, cx.owned(owner), free);
     if !adopt.is_empty() {
         // The cached owner may be an old one; only the live one may adopt.
@@ -56,20 +73,40 @@ pub async fn claim<O: Object, T: Object>(
             for object in adopt {
                 let mut owners = object.metadata().owner_references.clone().unwrap_or_default();
                 owners.push(owner_reference(owner));
-                let patch = json!({"metadata": {"uid": object.uid(), "ownerReferences": owners}});
-                if let Some(object) = gone_is_fine(cx.merge(&*object, &patch).await)? {
+                let mut finalizers = object.metadata().finalizers.clone().unwrap_or_default();
+                finalizers
+                    .extend(finalizer.filter(|f| !finalizers.iter().any(|g| g == f)).map(str::to_owned));
+                if let Some(object) = gone_is_fine(hand_over(cx, &*object, owners, finalizers).await)? {
                     kept.push(Arc::new(object));
                 }
             }
         }
     }
-    for object in release {
+    for object in release.into_iter().filter(|object| may_move(object)) {
         let mut owners = object.metadata().owner_references.clone().unwrap_or_default();
         owners.retain(|o| o.uid != owner.uid());
-        let patch = json!({"metadata": {"uid": object.uid(), "ownerReferences": owners}});
-        gone_is_fine(cx.merge(&*object, &patch).await)?;
+        let mut finalizers = object.metadata().finalizers.clone().unwrap_or_default();
+        finalizers.retain(|f| Some(f.as_str()) != finalizer);
+        gone_is_fine(hand_over(cx, &*object, owners, finalizers).await)?;
     }
     Ok(kept)
+}
+
+/// Writes owners and finalizers, if nobody has changed the object since it was cached: whole lists are written, and a list may have an entry
+/// of someone else's by now.
+async fn hand_over<T: Object>(
+    cx: &Context,
+    object: &T,
+    owners: Vec<OwnerReference>,
+    finalizers: Vec<String>,
+) -> Result<T, Error> {
+    let patch = json!({"metadata": {
+        "uid": object.uid(),
+        "resourceVersion": object.metadata().resource_version,
+        "ownerReferences": owners,
+        "finalizers": finalizers,
+    }});
+    cx.merge(object, &patch).await
 }
 
 /// An object that is gone, or another object of its name (uid conflict), needs nothing any more.

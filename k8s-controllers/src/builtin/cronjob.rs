@@ -33,6 +33,7 @@ pub(super) fn start(environment: Environment, _: Options) -> BoxFuture<'static, 
 
 struct CronJobs;
 
+/// How a Job ended and when that was noted; `None` while it runs.
 fn end_of(job: &Job) -> Option<(&'static str, Timestamp)> {
     let status = job.status.as_ref()?;
     let find = |kind| {
@@ -42,6 +43,12 @@ fn end_of(job: &Job) -> Option<(&'static str, Timestamp)> {
     find("Complete").or_else(|| find("Failed"))
 }
 
+/// When a Job succeeded.
+fn success_of(job: &Job) -> Option<Timestamp> {
+    let (_, noted) = end_of(job).filter(|(kind, _)| *kind == "Complete")?;
+    Some(job.status.as_ref()?.completion_time.as_ref().map_or(noted, |t| t.0))
+}
+
 fn reference(job: &Job) -> ObjectReference {
     ObjectReference {
         api_version: Some("batch/v1".into()),
@@ -49,6 +56,7 @@ fn reference(job: &Job) -> ObjectReference {
         namespace: Some(job.namespace().to_owned()),
         name: Some(job.name().to_owned()),
         uid: Some(job.uid().to_owned()),
+        resource_version: job.metadata.resource_version.clone(),
         ..ObjectReference::default()
     }
 }
@@ -57,54 +65,100 @@ impl Reconcile for CronJobs {
     type Kind = CronJob;
 
     async fn reconcile(&self, cx: &Context, cron: Arc<CronJob>) -> Result<Action, Error> {
-        if cron.is_deleting() {
-            return Ok(Action::await_change());
-        }
-        let spec = cron.spec.clone();
         let mut jobs: Vec<Arc<Job>> = cx.owned(&*cron);
         jobs.sort_by_key(|j| (j.metadata.creation_timestamp.as_ref().map(|t| t.0), j.name().to_owned()));
-        self.clean_up(cx, &spec, &jobs).await?;
-        let mut status = self.look(cx, &cron, &jobs);
-        let action = self.schedule(cx, &cron, &spec, &jobs, &mut status).await;
-        let mut next = (*cron).clone();
-        next.status = Some(status);
-        if next.status.clone().unwrap_or_default() != cron.status.clone().unwrap_or_default() {
+        let mut work =
+            Work { cx, cron: &cron, spec: &cron.spec, status: cron.status.clone().unwrap_or_default() };
+        work.clean_up(&jobs).await?;
+        work.look(&jobs);
+        let action = if cron.is_deleting() || cron.spec.suspend == Some(true) {
+            Ok(Action::await_change())
+        } else {
+            work.schedule(&jobs).await
+        };
+        if work.status != cron.status.clone().unwrap_or_default() {
+            let next = CronJob { status: Some(work.status), ..(*cron).clone() };
             cx.replace_status(&next).await?;
         }
         action
     }
 }
 
-impl CronJobs {
-    /// Which Jobs run, and which have ended since.
-    fn look(&self, cx: &Context, cron: &CronJob, jobs: &[Arc<Job>]) -> CronJobStatus {
-        let mut status = cron.status.clone().unwrap_or_default();
-        let mut active = status.active.take().unwrap_or_default();
+/// One reconcile of one CronJob.
+struct Work<'a> {
+    cx: &'a Context,
+    cron: &'a CronJob,
+    spec: &'a CronJobSpec,
+    /// As cached, changed on the way; written once, at the end.
+    status: CronJobStatus,
+}
+
+impl Work<'_> {
+    fn tell(&self, kind: EventType, reason: &str, message: impl Into<String>) {
+        self.cx.event(self.cron, kind, reason, message);
+    }
+
+    fn warn(&self, reason: &str, message: impl Into<String>) {
+        self.tell(EventType::Warning, reason, message);
+    }
+
+    /// Which Jobs have ended since, which are gone, and which nobody knows.
+    fn look(&mut self, jobs: &[Arc<Job>]) {
+        let mut active = self.status.active.take().unwrap_or_default();
         for job in jobs {
             let known = active.iter().position(|r| r.uid.as_deref() == Some(job.uid()));
             match (end_of(job), known) {
-                (None, None) => active.push(reference(job)),
-                (Some((kind, at)), Some(known)) => {
+                (None, None) => match scheduled_for(self.cron, job) {
+                    // Made by this controller, which ended before it could write so.
+                    Some(due) => {
+                        active.push(reference(job));
+                        if self.status.last_schedule_time.as_ref().is_none_or(|t| t.0 < due) {
+                            self.status.last_schedule_time = Some(Time(due));
+                        }
+                    }
+                    None => {
+                        let message =
+                            format!("Saw a job that the controller did not create or forgot: {}", job.name());
+                        self.warn("UnexpectedJob", message);
+                    }
+                },
+                (Some((kind, _)), Some(known)) => {
                     active.remove(known);
                     let message = format!("Saw completed job: {}, condition: {kind}", job.name());
-                    cx.event(cron, EventType::Normal, "SawCompletedJob", message);
-                    if kind == "Complete" && status.last_successful_time.as_ref().is_none_or(|t| t.0 < at) {
-                        status.last_successful_time = Some(Time(at));
-                    }
+                    self.tell(EventType::Normal, "SawCompletedJob", message);
                 }
                 _ => {}
             }
+            if let Some(at) = success_of(job)
+                && self.status.last_successful_time.as_ref().is_none_or(|t| t.0 < at)
+            {
+                self.status.last_successful_time = Some(Time(at));
+            }
         }
-        // Those that somebody deleted.
-        active.retain(|r| jobs.iter().any(|j| Some(j.uid()) == r.uid.as_deref()));
-        status.active = Some(active).filter(|a| !a.is_empty());
-        status
+        active.retain(|known| {
+            let there = jobs.iter().any(|j| Some(j.uid()) == known.uid.as_deref());
+            if !there {
+                let name = known.name.as_deref().unwrap_or_default();
+                self.tell(EventType::Normal, "MissingJob", format!("Active job went missing: {name}"));
+            }
+            there
+        });
+        self.status.active = Some(active).filter(|a| !a.is_empty());
     }
 
-    async fn clean_up(&self, cx: &Context, spec: &CronJobSpec, jobs: &[Arc<Job>]) -> Result<(), Error> {
+    async fn delete(&self, job: &Job) -> Result<(), Error> {
+        if let Err(e) = self.cx.delete(job, DeleteOptions::background()).await {
+            self.warn("FailedDelete", format!("Deleted job: {e}"));
+            return Err(e);
+        }
+        self.tell(EventType::Normal, "SuccessfulDelete", format!("Deleted job {}", job.name()));
+        Ok(())
+    }
+
+    async fn clean_up(&self, jobs: &[Arc<Job>]) -> Result<(), Error> {
         let limits = [
-            ("Complete", spec.successful_jobs_history_limit.unwrap_or(3)),
-            ("Failed", spec.failed_jobs_history_limit.unwrap_or(1)),
+            ("Complete", self.spec.successful_jobs_history_limit.unwrap_or(3)),
+            ("Failed", self.spec.failed_jobs_history_limit.unwrap_or(1)),
         ];
         for (kind, limit) in limits {
             let ended: Vec<&Arc<Job>> = jobs
@@ -113,100 +167,138 @@ impl CronJobs {
                 .collect();
             let surplus = ended.len().saturating_sub(usize::try_from(limit).unwrap_or(0));
             for job in ended.into_iter().take(surplus) {
-                cx.delete(&**job, DeleteOptions::background()).await?;
+                self.delete(job).await?;
             }
         }
         Ok(())
     }
 
-    async fn schedule(
-        &self,
-        cx: &Context,
-        cron: &CronJob,
-        spec: &CronJobSpec,
-        jobs: &[Arc<Job>],
-        status: &mut CronJobStatus,
-    ) -> Result<Action, Error> {
-        if spec.suspend == Some(true) {
-            return Ok(Action::await_change());
+    /// When Jobs are due, and where; `None`, said to the user, when nobody can tell.
+    fn plan(&self) -> Option<(Schedule, TimeZone)> {
+        let text = &self.spec.schedule;
+        let named = self.spec.time_zone.as_deref();
+        let (inline, rest) = schedule::zone_prefix(text);
+        if inline.is_some() {
+            self.warn(
+                "UnsupportedSchedule",
+                format!("CRON_TZ or TZ used in schedule {text:?} is not officially supported, see https://kubernetes.io/docs/concepts/workloads/controllers/cron-jobs/ for more details"),
+            );
         }
-        let warn = |reason: &str, message: String| cx.event(cron, EventType::Warning, reason, message);
-        let zone = match spec.time_zone.as_deref() {
+        let zone = match named.or(inline).filter(|n| !n.is_empty()) {
             None => TimeZone::UTC,
             Some(name) => match TimeZone::get(name) {
                 Ok(zone) => zone,
+                Err(e) if named.is_some() => {
+                    self.warn("UnknownTimeZone", format!("invalid timeZone: {name:?}: {e}"));
+                    return None;
+                }
                 Err(e) => {
-                    warn("UnknownTimeZone", format!("invalid timeZone: {name:?}: {e}"));
-                    return Ok(Action::await_change());
+                    self.warn("UnparseableSchedule", format!("unparseable schedule: {text:?} : {e}"));
+                    return None;
                 }
             },
         };
-        let plan: Schedule = match spec.schedule.parse() {
-            Ok(plan) => plan,
+        match rest.parse() {
+            Ok(plan) => Some((plan, zone)),
             Err(e) => {
-                warn("UnparseableSchedule", format!("unparseable schedule: {:?} : {e}", spec.schedule));
-                return Ok(Action::await_change());
+                self.warn("UnparseableSchedule", format!("unparseable schedule: {text:?} : {e}"));
+                None
             }
-        };
-        let now = cx.clock().now();
-        let created = cron.metadata.creation_timestamp.as_ref().map_or(now, |t| t.0);
-        let mut earliest = status.last_schedule_time.as_ref().map_or(created, |t| t.0);
-        let deadline =
-            spec.starting_deadline_seconds.and_then(|s| u64::try_from(s).ok()).map(Duration::from_secs);
-        if let Some(deadline) = deadline
-            && let Ok(limit) = now.checked_sub(deadline)
-        {
+        }
+    }
+
+    async fn schedule(&mut self, jobs: &[Arc<Job>]) -> Result<Action, Error> {
+        let Some((plan, zone)) = self.plan() else { return Ok(Action::await_change()) };
+        let now = self.cx.clock().now();
+        let created = self.cron.metadata.creation_timestamp.as_ref().map_or(now, |t| t.0);
+        let mut earliest = self.status.last_schedule_time.as_ref().map_or(created, |t| t.0);
+        let deadline = self.spec.starting_deadline_seconds.and_then(|s| u64::try_from(s).ok());
+        let deadline = deadline.map(Duration::from_secs);
+        if let Some(limit) = deadline.and_then(|d| now.checked_sub(d).ok()) {
             earliest = earliest.max(limit);
         }
         let next = plan.after(now, &zone);
-        let wake = Action::maybe_after(next.map(|t| cx.clock().until(t) + Duration::from_millis(10)));
+        let wake = Action::maybe_after(next.map(|t| self.cx.clock().until(t) + Duration::from_millis(10)));
         let (missed, last) = plan.last_between(earliest, now, &zone);
-        let Some(due) = last else { return Ok(wake) };
         if missed > 100 {
-            warn("TooManyMissedTimes", "too many missed start times. Set or decrease .spec.startingDeadlineSeconds or check clock skew".into());
+            self.warn("TooManyMissedTimes", "too many missed start times. Set or decrease .spec.startingDeadlineSeconds or check clock skew");
         }
-        if deadline.is_some_and(|d| cx.clock().since(due) > d) {
-            warn("MissSchedule", format!("Missed scheduled time to start a job: {due}"));
+        // A time that has had its Job is not due again, however the deadline was changed.
+        let had = self.status.last_schedule_time.as_ref().map(|t| t.0);
+        let Some(due) = last.filter(|due| had.is_none_or(|had| had < *due)) else { return Ok(wake) };
+        if deadline.is_some_and(|d| self.cx.clock().since(due) > d) {
+            let due = due.strftime("%a, %d %b %Y %H:%M:%S +0000");
+            self.warn("MissSchedule", format!("Missed scheduled time to start a job: {due}"));
             return Ok(wake);
         }
-        let running = jobs.iter().filter(|j| end_of(j).is_none()).collect::<Vec<_>>();
-        match spec.concurrency_policy.as_deref() {
+        let running: Vec<&Arc<Job>> = jobs.iter().filter(|j| self.is_active(j)).collect();
+        match self.spec.concurrency_policy.as_deref() {
             Some("Forbid") if !running.is_empty() => {
                 let message =
                     "Not starting job because prior execution is running and concurrency policy is Forbid";
-                cx.event(cron, EventType::Normal, "JobAlreadyActive", message);
+                self.tell(EventType::Normal, "JobAlreadyActive", message);
                 return Ok(wake);
             }
             Some("Replace") => {
-                for job in &running {
-                    cx.delete(&***job, DeleteOptions::background()).await?;
-                    cx.event(
-                        cron,
-                        EventType::Normal,
-                        "SuccessfulDelete",
-                        format!("Deleted job {}", job.name()),
-                    );
+                for job in running {
+                    self.delete(job).await?;
                 }
-                status.active = None;
+                self.status.active = None;
             }
             _ => {}
         }
-        match cx.create(&build(cron, spec, due, &zone)).await {
-            Ok(job) => {
-                cx.event(cron, EventType::Normal, "SuccessfulCreate", format!("Created job {}", job.name()));
-                status.active.get_or_insert_default().push(reference(&job));
-            }
-            // Made before, and the status was not written.
-            Err(Error::Api(e)) if e.is_already_exists() => {}
-            Err(e) if is_namespace_terminating(&e) => return Ok(Action::await_change()),
-            Err(e) => {
-                warn("FailedCreate", format!("Error creating job: {e}"));
-                return Err(e);
-            }
-        }
-        status.last_schedule_time = Some(Time(due));
+        self.start(due, &zone).await?;
         Ok(wake)
     }
+
+    fn is_active(&self, job: &Job) -> bool {
+        self.status.active.iter().flatten().any(|r| r.uid.as_deref() == Some(job.uid()))
+    }
+
+    /// Makes the Job of a scheduled time.
+    async fn start(&mut self, due: Timestamp, zone: &TimeZone) -> Result<(), Error> {
+        let desired = build(self.cron, self.spec, due, zone);
+        let job = match self.cx.create(&desired).await {
+            Ok(job) => {
+                let message = format!("Created job {}", job.name());
+                self.tell(EventType::Normal, "SuccessfulCreate", message);
+                job
+            }
+            Err(Error::Api(e)) if e.is_already_exists() => {
+                let Some(job) = self.cx.api::<Job>(self.cron.namespace()).get_opt(desired.name()).await?
+                else {
+                    return Err(e.into());
+                };
+                // Made before, and the status was not written. Someone else's Job of that name takes the time.
+                if job.controller_ref().is_none_or(|o| o.uid != self.cron.uid()) || self.is_active(&job) {
+                    self.status.last_schedule_time = Some(Time(due));
+                    return Ok(());
+                }
+                job
+            }
+            Err(e) if is_namespace_terminating(&e) => return Ok(()),
+            Err(e) => {
+                self.warn("FailedCreate", format!("Error creating job: {e}"));
+                return Err(e);
+            }
+        };
+        if end_of(&job).is_none() {
+            self.status.active.get_or_insert_default().push(reference(&job));
+        }
+        self.status.last_schedule_time = Some(Time(due));
+        Ok(())
+    }
+}
+
+/// The name of the Job of a scheduled time. The minute is in it, so that one time never has two Jobs.
+fn name_of(cron: &CronJob, due: Timestamp) -> String {
+    format!("{}-{}", cron.name(), due.as_second().div_euclid(60))
+}
+
+/// The time that a Job was made for, where this controller made it; a Job made by hand has none.
+fn scheduled_for(cron: &CronJob, job: &Job) -> Option<Timestamp> {
+    let due: Timestamp = job.annotation(SCHEDULED_AT)?.parse().ok()?;
+    (job.name() == name_of(cron, due)).then_some(due)
 }
 
 fn build(cron: &CronJob, spec: &CronJobSpec, due: Timestamp, zone: &TimeZone) -> Job {
@@ -219,8 +311,7 @@ fn build(cron: &CronJob, spec: &CronJobSpec, due: Timestamp, zone: &TimeZone) ->
     );
     Job {
         metadata: ObjectMeta {
-            // The minute is in the name, so that one scheduled time never has two Jobs.
-            name: Some(format!("{}-{}", cron.name(), due.as_second() / 60)),
+            name: Some(name_of(cron, due)),
             namespace: Some(cron.namespace().to_owned()),
             labels: template.labels,
             annotations: Some(annotations),

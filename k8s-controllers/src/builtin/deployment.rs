@@ -93,6 +93,11 @@ impl Reconcile for Deployments {
         if selector.is_everything() {
             let message = "This deployment is selecting all pods. A non-empty selector is required.";
             cx.event(&*deployment, EventType::Warning, "SelectingAll", message);
+            let mut seen = (*deployment).clone();
+            seen.status.get_or_insert_default().observed_generation = seen.metadata.generation;
+            if seen != *deployment {
+                cx.replace_status(&seen).await?;
+            }
             return Ok(Action::await_change());
         }
         let claimed: Vec<Arc<ReplicaSet>> = claim::claim(cx, &*deployment, &selector).await?;
@@ -205,7 +210,7 @@ impl Work<'_> {
             return self.sync_revision().await;
         }
         let bounds = self.bounds();
-        let size = plan::size_of_new(&bounds, 0, self.sets.total());
+        let size = self.sets.view().pods().map_or(0, |total| plan::size_of_new(&bounds, 0, total));
         let desired = replica_sets::build(&self.deployment, size, &bounds, self.sets.next_revision());
         let made = match self.cx.create(&desired).await {
             Ok(made) => made,
@@ -311,6 +316,10 @@ impl Work<'_> {
     }
 
     fn old_pods_run(&self) -> bool {
+        // A ReplicaSet whose controller has not seen that it is to have none may make some yet.
+        if self.sets.view().old.iter().any(|set| set.pods != Some(0)) {
+            return true;
+        }
         let pods = |set: &Arc<ReplicaSet>| self.cx.owned::<Pod>(&**set);
         self.sets.old.iter().flat_map(pods).any(|pod| !pods::is_terminal(&pod))
     }

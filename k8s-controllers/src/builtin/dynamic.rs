@@ -1,5 +1,7 @@
 //! Resources known only at run time: discovery, and objects of which only the metadata matters.
 
+use std::collections::BTreeMap;
+
 use http::Method;
 use k8s_core::{
     api::apimachinery::pkg::apis::meta::v1::{APIGroupList, APIResourceList, APIVersions, OwnerReference},
@@ -28,12 +30,44 @@ async fn get<T: DeserializeOwned>(client: &Client, path: &str) -> Result<T, Erro
     client.json(Method::GET, path, "application/json", "").await
 }
 
-/// Every resource, once: in its group's preferred version where that has it. `extensions` is left out where another group serves the
-/// same kind.
+/// What a server says that it serves.
+#[derive(Debug, Default)]
+pub struct Discovery {
+    /// Every resource, once: in its group's preferred version where that has it. `extensions` is left out where another group serves the same
+    /// kind.
+    pub served: Vec<Served>,
+    /// Groups and versions (`metrics.k8s.io/v1beta1`) that could not be asked: an aggregated server that does not answer, most often. Nobody may
+    /// conclude that what they serve is not there.
+    pub failed: BTreeMap<String, Error>,
+}
+
+impl Discovery {
+    /// Why not all is known; `None` when it is.
+    #[must_use]
+    pub fn failure(&self) -> Option<String> {
+        if self.failed.is_empty() {
+            return None;
+        }
+        let all: Vec<String> = self.failed.iter().map(|(name, e)| format!("{name}: {e}")).collect();
+        Some(format!(
+            "Discovery failed for some groups, {} failing: unable to retrieve the complete list of server APIs: {}",
+            self.failed.len(),
+            all.join(", ")
+        ))
+    }
+
+    /// Whether some of this group could not be asked for.
+    #[must_use]
+    pub fn is_uncertain(&self, group: &str) -> bool {
+        self.failed.keys().any(|name| name.rsplit_once('/').map_or("", |(g, _)| g) == group)
+    }
+}
+
+/// Asks for every resource.
 ///
 /// # Errors
-/// When a group cannot be asked: then nobody may conclude that what is not in the list is not there.
-pub async fn discover(client: &Client) -> Result<Vec<Served>, Error> {
+/// When not even the groups are known.
+pub async fn discover(client: &Client) -> Result<Discovery, Error> {
     let core: APIVersions = get(client, "/api").await?;
     let groups: APIGroupList = get(client, "/apis").await?;
     let mut versions: Vec<(String, String)> = core.versions.into_iter().map(|v| (String::new(), v)).collect();
@@ -44,32 +78,41 @@ pub async fn discover(client: &Client) -> Result<Vec<Served>, Error> {
     }
     // All groups at once: each answer is small, and over a network each takes a round trip.
     let answers = futures::future::join_all(versions.into_iter().map(|(group, version)| async move {
-        let path =
-            if group.is_empty() { format!("/api/{version}") } else { format!("/apis/{group}/{version}") };
-        let list: APIResourceList = get(client, &path).await?;
-        Ok::<_, Error>((group, version, list))
+        let name = if group.is_empty() { version.clone() } else { format!("{group}/{version}") };
+        let prefix = if group.is_empty() { "/api/" } else { "/apis/" };
+        let list = get::<APIResourceList>(client, &(prefix.to_owned() + &name)).await;
+        (group, version, name, list)
     }));
-    let mut all: Vec<Served> = Vec::new();
-    for answer in answers.await {
-        let (group, version, list) = answer?;
+    let mut found = Discovery::default();
+    for (group, version, name, list) in answers.await {
+        match list {
+            Ok(list) => found.add(&group, &version, list),
+            Err(e) => drop(found.failed.insert(name, e)),
+        }
+    }
+    let kinds = found.served.iter().filter(|s| s.resource.group != "extensions");
+    let elsewhere: Vec<String> = kinds.map(|s| s.resource.kind.clone()).collect();
+    found.served.retain(|s| s.resource.group != "extensions" || !elsewhere.contains(&s.resource.kind));
+    Ok(found)
+}
+
+impl Discovery {
+    fn add(&mut self, group: &str, version: &str, list: APIResourceList) {
         for row in list.resources.into_iter().filter(|r| !r.name.contains('/')) {
-            if all.iter().any(|s| s.resource.group == group && s.resource.plural == row.name) {
+            let known = |s: &Served| s.resource.group == group && s.resource.plural == row.name;
+            if self.served.iter().any(known) {
                 continue;
             }
             let resource = Resource {
-                group: group.clone(),
-                version: version.clone(),
+                group: group.to_owned(),
+                version: version.to_owned(),
                 kind: row.kind,
                 plural: row.name,
                 namespaced: row.namespaced,
             };
-            all.push(Served { resource, verbs: row.verbs });
+            self.served.push(Served { resource, verbs: row.verbs });
         }
     }
-    let elsewhere: Vec<String> =
-        all.iter().filter(|s| s.resource.group != "extensions").map(|s| s.resource.kind.clone()).collect();
-    all.retain(|s| s.resource.group != "extensions" || !elsewhere.contains(&s.resource.kind));
-    Ok(all)
 }
 
 /// What matters of an object's metadata to those who do not know its type. Everything else is skipped unread.

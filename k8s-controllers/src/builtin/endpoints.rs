@@ -1,13 +1,17 @@
 //! EndpointSlice and Endpoints: which pods are behind a Service.
 //!
-//! Flow: [`backends`] turns a Service and its pods into addresses and ports, purely; [`slices`] packs them into EndpointSlices and [`legacy`]
-//! into the older Endpoints object. Each of the two is a controller of its own; neither writes where nothing changed.
+//! Flow: [`backends`] turns a Service and its pods into addresses and ports, purely; [`slices`] shapes EndpointSlices of them and [`legacy`] the
+//! older Endpoints object; [`mirroring`] makes EndpointSlices of Endpoints that somebody wrote by hand. Slices are packed by [`pack`]. Each of the
+//! three is a controller of its own; none writes where nothing changed.
 //!
-//! Not here: Services without a selector, whose endpoints are someone else's (mirroring of hand-made Endpoints), and topology hints.
+//! Not here: hints by the share of processors in each zone (`service.kubernetes.io/topology-mode: Auto`).
 
 mod backends;
 mod legacy;
+mod mirroring;
+mod pack;
 mod slices;
+mod trigger;
 
 use std::sync::Arc;
 
@@ -30,7 +34,7 @@ pub(super) fn slices(environment: Environment, _: Options) -> BoxFuture<'static,
         .owns::<EndpointSlice>()
         .watches::<Pod>(selecting)
         .reads::<Node>()
-        .start(environment, slices::Slices)
+        .start(environment, slices::Slices::default())
 }
 
 pub(super) fn endpoints(environment: Environment, _: Options) -> BoxFuture<'static, ()> {
@@ -39,7 +43,16 @@ pub(super) fn endpoints(environment: Environment, _: Options) -> BoxFuture<'stat
         .workers(5)
         .watches::<Endpoints>(|_, endpoints| vec![endpoints.key()])
         .watches::<Pod>(selecting)
-        .start(environment, legacy::Legacy)
+        .start(environment, legacy::Legacy::default())
+}
+
+pub(super) fn mirroring(environment: Environment, _: Options) -> BoxFuture<'static, ()> {
+    Controller::<Endpoints>::new()
+        .named("endpointslice-mirroring-controller")
+        .workers(5)
+        .watches::<EndpointSlice>(mirroring::mirrored)
+        .watches::<Service>(|_, service| vec![service.key()])
+        .start(environment, mirroring::Mirroring)
 }
 
 /// Services that a pod is, or was, behind.

@@ -32,9 +32,9 @@ use tracing::{debug, warn};
 use self::graph::{Graph, Object, Step};
 use super::{
     Options,
-    dynamic::{self, Served},
+    dynamic::{self, Discovery, Served},
 };
-use crate::{Backoff, Environment, WorkQueue};
+use crate::{Backoff, Environment, EventType, Recorder, WorkQueue};
 
 /// How many objects are worked on at once.
 const WORKERS: usize = 20;
@@ -42,6 +42,7 @@ const WORKERS: usize = 20;
 const REDISCOVER: Duration = Duration::from_secs(60);
 const FOREGROUND: &str = "foregroundDeletion";
 const ORPHAN: &str = "orphan";
+const NAME: &str = "garbage-collector-controller";
 
 pub(super) fn start(mut environment: Environment, _: Options) -> BoxFuture<'static, ()> {
     environment.client = environment.client.named("generic-garbage-collector");
@@ -50,6 +51,7 @@ pub(super) fn start(mut environment: Environment, _: Options) -> BoxFuture<'stat
             graph: Mutex::default(),
             queue: WorkQueue::new(Backoff::default(), environment.seed),
             kinds: Mutex::default(),
+            recorder: Recorder::new(&environment.client, environment.clock.clone(), NAME),
             environment: environment.clone(),
         });
         let mut tasks = JoinSet::new();
@@ -70,6 +72,7 @@ struct Shared {
     queue: WorkQueue<String>,
     /// Resources by group and kind, for owner references.
     kinds: Mutex<HashMap<(String, String), Resource>>,
+    recorder: Recorder,
     environment: Environment,
 }
 
@@ -93,8 +96,11 @@ async fn keep_monitors(shared: Arc<Shared>) {
     let mut delay = Duration::from_millis(100);
     loop {
         match dynamic::discover(&shared.environment.client).await {
-            Ok(served) => {
-                adjust(&shared, &served, &mut running);
+            Ok(found) => {
+                if let Some(e) = found.failure() {
+                    debug!(error = e, "not all is known");
+                }
+                adjust(&shared, &found, &mut running);
                 delay = REDISCOVER;
             }
             Err(e) => {
@@ -110,22 +116,28 @@ async fn keep_monitors(shared: Arc<Shared>) {
     }
 }
 
-fn adjust(shared: &Arc<Shared>, served: &[Served], running: &mut HashMap<Resource, CancellationToken>) {
+fn adjust(shared: &Arc<Shared>, found: &Discovery, running: &mut HashMap<Resource, CancellationToken>) {
     let watched = |s: &&Served| {
         let ignored =
             s.resource.plural == "events" && matches!(s.resource.group.as_str(), "" | "events.k8s.io");
         !ignored && s.can("list") && s.can("watch") && s.can("delete")
     };
-    let wanted: Vec<&Resource> = served.iter().filter(watched).map(|s| &s.resource).collect();
-    *shared.kinds.lock().unwrap_or_else(PoisonError::into_inner) = served
-        .iter()
-        .map(|s| ((s.resource.group.clone(), s.resource.kind.clone()), s.resource.clone()))
-        .collect();
+    let wanted: Vec<&Resource> = found.served.iter().filter(watched).map(|s| &s.resource).collect();
+    let mut kinds = shared.kinds.lock().unwrap_or_else(PoisonError::into_inner);
+    kinds.retain(|(group, _), _| found.is_uncertain(group));
+    kinds.extend(
+        found
+            .served
+            .iter()
+            .map(|s| ((s.resource.group.clone(), s.resource.kind.clone()), s.resource.clone())),
+    );
+    drop(kinds);
     running.retain(|resource, stop| {
-        let keep = wanted.contains(&resource);
+        // What cannot be asked for just now is not gone.
+        let keep = wanted.contains(&resource) || found.is_uncertain(&resource.group);
         if !keep {
             stop.cancel();
-            let touched = shared.graph().remove_resource(resource);
+            let touched = shared.graph().forget_resource(resource);
             touched.into_iter().for_each(|uid| shared.queue.add(uid));
         }
         keep
@@ -169,6 +181,9 @@ async fn look_at(shared: &Shared, uid: &str) -> Result<(), ApiError> {
     // Owners that the graph does not know: ask.
     let unknown = shared.graph().unknown_owners(&object);
     let mut found = HashMap::new();
+    for owner in shared.graph().misplaced_owners(&object) {
+        tell_misplaced(shared, &object, &owner);
+    }
     for owner in unknown {
         let Some(resource) = shared.resource_of(&owner) else {
             return Err(ApiError::Request(format!(
@@ -177,12 +192,12 @@ async fn look_at(shared: &Shared, uid: &str) -> Result<(), ApiError> {
             )));
         };
         let namespace = if resource.namespaced { object.meta.namespace.as_str() } else { "" };
-        // A cluster-scoped object cannot have an owner in a namespace.
-        let live = if resource.namespaced && namespace.is_empty() {
-            None
-        } else {
-            dynamic::get_meta(client, &resource, namespace, &owner.name).await?
-        };
+        if resource.namespaced && namespace.is_empty() {
+            // Nobody can tell whether the owner is there: in which namespace? So the object stays.
+            tell_misplaced(shared, &object, &owner);
+            return Ok(());
+        }
+        let live = dynamic::get_meta(client, &resource, namespace, &owner.name).await?;
         found.insert(owner.uid.clone(), live.filter(|live| live.uid == owner.uid));
     }
     let step = shared.graph().step(uid, &found);
@@ -205,6 +220,17 @@ async fn look_at(shared: &Shared, uid: &str) -> Result<(), ApiError> {
             remove_finalizer(shared, &object, ORPHAN).await
         }
     }
+}
+
+/// An owner in another namespace, or in any for an object without one, is no owner: the user is told.
+fn tell_misplaced(shared: &Shared, object: &Object, owner: &OwnerReference) {
+    let about = object.reference();
+    let namespace = object.meta.namespace.as_str();
+    let message = format!(
+        "ownerRef [{}/{}, namespace: {namespace}, name: {}, uid: {}] does not exist in namespace {namespace:?}",
+        owner.api_version, owner.kind, owner.name, owner.uid
+    );
+    shared.recorder.event(about, EventType::Warning, "OwnerRefInvalidNamespace", message);
 }
 
 /// Deletes the object as the graph knows it. One that has changed since may have other owners by now (or none, when it was orphaned): that is

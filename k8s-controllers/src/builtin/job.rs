@@ -6,34 +6,33 @@
 //! Guarantee: every ended pod is counted exactly once. A pod keeps the finalizer `batch.kubernetes.io/job-tracking` until its uid is in
 //! `status.uncountedTerminatedPods`; the uid leaves that list, and the counter rises, only when the pod no longer has the finalizer.
 
+mod backoff;
+mod build;
 mod indexes;
 mod plan;
+mod policy;
 mod ttl;
 
 use std::sync::Arc;
 
 use futures::future::BoxFuture;
 use k8s_core::{
-    api::api::{
-        batch::v1::Job,
-        core::v1::{EnvVar, EnvVarSource, ObjectFieldSelector, Pod},
-    },
+    api::api::{batch::v1::Job, core::v1::Pod},
     client::DeleteOptions,
     meta::{LabelSelector, ObjectExt},
 };
 use serde_json::json;
 
-use self::plan::Plan;
+use self::{build::New, plan::Plan};
 use super::{
     Options,
-    batch::{is_namespace_terminating, slow_start},
-    claim, pods,
+    batch::{catch_up, is_in_doubt, is_namespace_terminating, slow_start},
+    claim,
 };
 use crate::{Action, Context, Controller, Environment, Error, EventType, Reconcile};
 
 /// Keeps an ended pod until it is counted.
 const TRACKING: &str = "batch.kubernetes.io/job-tracking";
-const INDEX: &str = "batch.kubernetes.io/job-completion-index";
 
 pub(super) fn start(environment: Environment, _: Options) -> BoxFuture<'static, ()> {
     Controller::<Job>::new().named("job-controller").workers(8).owns::<Pod>().start(environment, Jobs)
@@ -54,8 +53,10 @@ impl Reconcile for Jobs {
             return Ok(Action::await_change());
         }
         let selector = job.spec.as_ref().and_then(|s| s.selector.as_ref()).map(LabelSelector::from_api);
-        let all: Vec<Arc<Pod>> = match selector {
-            Some(Ok(selector)) if !selector.is_everything() => claim::claim(cx, &*job, &selector).await?,
+        let all: Vec<Arc<Pod>> = match &selector {
+            Some(Ok(selector)) if !selector.is_everything() => {
+                claim::claim_with(cx, &*job, selector, Some(TRACKING), |_| true).await?
+            }
             Some(Err(e)) => return Err(Error::invalid(format!("selector of {}", cx.key()), e)),
             _ => cx.owned(&*job),
         };
@@ -63,25 +64,32 @@ impl Reconcile for Jobs {
             release(cx, &all).await?;
             return Ok(Action::await_change());
         }
-        let Plan { status, create, delete, counted, events, after } = plan::plan(&job, &all, cx.clock());
+        let Plan { status, create, delete, shed, counted, events, after } =
+            plan::plan(&job, &all, cx.clock());
         let mut next = (*job).clone();
         next.status = Some(status);
         if next.status != job.status {
             cx.replace_status(&next).await?;
         }
         for (kind, reason, message) in events {
-            cx.event(&*job, kind, reason, message);
+            cx.event(&*job, kind, &reason, message);
         }
         release(cx, &counted).await?;
-        for pod in delete {
-            cx.delete(&*pod, DeleteOptions::default()).await?;
-            cx.event(&*job, EventType::Normal, "SuccessfulDelete", format!("Deleted pod: {}", pod.name()));
+        // A pod that is not wanted any more must not count as failed when it has gone.
+        release(cx, &shed).await?;
+        let leaving = shed.into_iter().chain(delete).collect();
+        let (_, failure) = slow_start(leaving, |pod: Arc<Pod>| delete_pod(cx, &job, pod)).await;
+        let failure = match failure {
+            None => slow_start(create, |new| create_pod(cx, &job, new)).await.1,
+            failure => failure,
+        };
+        let Some(failure) = failure else { return Ok(Action::maybe_after(after)) };
+        if is_in_doubt(&failure)
+            && let Some(Ok(selector)) = selector
+        {
+            catch_up::<Pod>(cx, &selector).await;
         }
-        let (_, failure) = slow_start(create, |index| create_pod(cx, &job, index)).await;
-        match failure {
-            Some(e) => Err(e),
-            None => Ok(Action::maybe_after(after)),
-        }
+        Err(failure)
     }
 
     async fn gone(&self, cx: &Context) -> Result<Action, Error> {
@@ -117,9 +125,8 @@ async fn release(cx: &Context, pods: &[Arc<Pod>]) -> Result<(), Error> {
     failure.map_or(Ok(()), Err)
 }
 
-async fn create_pod(cx: &Context, job: &Job, index: Option<i32>) -> Result<(), Error> {
-    let pod = build(job, index);
-    match cx.create(&pod).await {
+async fn create_pod(cx: &Context, job: &Job, new: New) -> Result<(), Error> {
+    match cx.create(&build::pod(job, &new)).await {
         Ok(pod) => {
             cx.event(job, EventType::Normal, "SuccessfulCreate", format!("Created pod: {}", pod.name()));
             Ok(())
@@ -132,49 +139,15 @@ async fn create_pod(cx: &Context, job: &Job, index: Option<i32>) -> Result<(), E
     }
 }
 
-fn build(job: &Job, index: Option<i32>) -> Pod {
-    let template = job.spec.as_ref().map(|s| s.template.clone()).unwrap_or_default();
-    let mut pod = pods::from_template(job, &template);
-    let metadata = &mut pod.metadata;
-    metadata.finalizers.get_or_insert_default().push(TRACKING.into());
-    let labels = metadata.labels.get_or_insert_default();
-    // The API server puts these into the template of most Jobs; those of `manualSelector` get them here.
-    for (prefix, key, value) in [
-        ("batch.kubernetes.io/", "job-name", job.name()),
-        ("batch.kubernetes.io/", "controller-uid", job.uid()),
-    ] {
-        labels.entry(format!("{prefix}{key}")).or_insert_with(|| value.to_owned());
-    }
-    let Some(index) = index else { return pod };
-    labels.insert(INDEX.into(), index.to_string());
-    metadata.annotations.get_or_insert_default().insert(INDEX.into(), index.to_string());
-    metadata.generate_name = Some(format!("{}-{index}-", job.name()));
-    let spec = pod.spec.get_or_insert_default();
-    if spec.hostname.is_none() {
-        spec.hostname = Some(format!("{}-{index}", job.name()));
-    }
-    let source = EnvVarSource {
-        field_ref: Some(ObjectFieldSelector {
-            api_version: None,
-            field_path: format!("metadata.annotations['{INDEX}']"),
-        }),
-        ..EnvVarSource::default()
-    };
-    let containers = spec.containers.iter_mut().chain(spec.init_containers.iter_mut().flatten());
-    for container in containers {
-        let env = container.env.get_or_insert_default();
-        if !env.iter().any(|e| e.name == "JOB_COMPLETION_INDEX") {
-            env.push(EnvVar {
-                name: "JOB_COMPLETION_INDEX".into(),
-                value_from: Some(source.clone()),
-                ..EnvVar::default()
-            });
+async fn delete_pod(cx: &Context, job: &Job, pod: Arc<Pod>) -> Result<(), Error> {
+    match cx.delete(&*pod, DeleteOptions::default()).await {
+        Ok(()) => {
+            cx.event(job, EventType::Normal, "SuccessfulDelete", format!("Deleted pod: {}", pod.name()));
+            Ok(())
+        }
+        Err(e) => {
+            cx.event(job, EventType::Warning, "FailedDelete", format!("Error deleting: {e}"));
+            Err(e)
         }
     }
-    pod
-}
-
-/// The completion index of a pod of an Indexed Job.
-fn index_of(pod: &Pod) -> Option<i32> {
-    pod.annotation(INDEX)?.parse().ok().filter(|i| *i >= 0)
 }

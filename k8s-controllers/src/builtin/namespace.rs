@@ -5,24 +5,26 @@
 
 use std::{collections::BTreeMap, sync::Arc, time::Duration};
 
-use futures::future::BoxFuture;
+use futures::{FutureExt, StreamExt, future::BoxFuture};
 use http::Method;
 use k8s_core::{
     api::api::core::v1::{Namespace, NamespaceCondition, Pod},
-    client::{DeleteOptions, Error as ApiError, ListParams},
+    client::{DeleteOptions, Error as ApiError, ListParams, Resource},
     meta::{ObjectExt, ObjectKey},
 };
 
 use super::{
     Options,
     conditions::{self, Condition},
-    dynamic::{self, Served},
+    dynamic::{self, Any, Served},
 };
 use crate::{Action, Caches, Context, Controller, Environment, Error, Reconcile};
 
 const FINALIZER: &str = "kubernetes";
 /// How long to wait before looking whether what is being deleted has gone.
 const LOOK_AGAIN: Duration = Duration::from_secs(1);
+/// How many resources are emptied at once.
+const AT_ONCE: usize = 8;
 
 pub(super) fn start(environment: Environment, _: Options) -> BoxFuture<'static, ()> {
     Controller::<Namespace>::new()
@@ -53,7 +55,11 @@ impl Reconcile for Namespaces {
         }
         let mut left = Left::default();
         match dynamic::discover(cx.client()).await {
-            Ok(served) => left.empty(cx, namespace.name(), served).await,
+            Ok(found) => {
+                // What is known is emptied; what is not keeps the namespace.
+                left.discovery = found.failure();
+                left.empty(cx, namespace.name(), found.served).await;
+            }
             Err(e) => left.discovery = Some(e.to_string()),
         }
         cx.status(&*namespace, |next| left.write(next, cx)).await?;
@@ -105,9 +111,13 @@ impl Left {
             .partition(|s| s.resource.plural == "pods" && s.resource.group.is_empty());
         // What pods use stays until they have ended.
         for part in [pods, others] {
-            for row in &part {
-                if let Err(e) = self.empty_one(cx, namespace, row).await {
-                    self.failures.push(format!("{}: {e}", row.resource.plural));
+            let work: Vec<_> = part.iter().map(|row| empty(cx, namespace, row).boxed()).collect();
+            // Ordered, so that what is said does not depend on who answered first.
+            let results: Vec<_> = futures::stream::iter(work).buffered(AT_ONCE).collect().await;
+            for (row, result) in part.iter().zip(results) {
+                match result {
+                    Ok(left) => self.note(row, &left),
+                    Err(e) => self.failures.push(format!("{}: {e}", row.resource.plural)),
                 }
             }
             if !self.objects.is_empty() {
@@ -116,44 +126,16 @@ impl Left {
         }
     }
 
-    async fn empty_one(&mut self, cx: &Context, namespace: &str, row: &Served) -> Result<(), ApiError> {
-        let resource = &row.resource;
-        let before = match dynamic::list(cx.client(), resource, namespace).await {
-            // It is no longer served: a custom resource whose definition went meanwhile.
-            Err(e) if e.is_not_found() => return Ok(()),
-            other => other?,
-        };
-        if before.items.is_empty() {
-            return Ok(());
+    fn note(&mut self, row: &Served, left: &[Any]) {
+        if left.is_empty() {
+            return;
         }
-        let api = cx.client().dynamic(resource, namespace);
-        let mut standing: Vec<&str> = Vec::new();
-        for object in &before.items {
-            if object.metadata.deletion_timestamp.is_none() {
-                standing.push(&object.metadata.name);
-            }
-        }
-        if !standing.is_empty() && row.can("deletecollection") {
-            api.delete_collection(&ListParams::default(), &DeleteOptions::background()).await?;
-        } else {
-            for name in standing {
-                api.delete_if_exists(name, &DeleteOptions::background()).await?;
-            }
-        }
-        let after = dynamic::list(cx.client(), resource, namespace).await?;
-        if after.items.is_empty() {
-            return Ok(());
-        }
-        let name = if resource.group.is_empty() {
-            resource.plural.clone()
-        } else {
-            format!("{}.{}", resource.plural, resource.group)
-        };
-        *self.objects.entry(name).or_default() += after.items.len();
-        for finalizer in after.items.iter().flat_map(|o| &o.metadata.finalizers) {
+        let Resource { plural, group, .. } = &row.resource;
+        // With the dot for the core group too, as upstream writes it.
+        *self.objects.entry(format!("{plural}.{group}")).or_default() += left.len();
+        for finalizer in left.iter().flat_map(|o| &o.metadata.finalizers) {
             *self.finalizers.entry(finalizer.clone()).or_default() += 1;
         }
-        Ok(())
     }
 
     fn write(&self, namespace: &mut Namespace, cx: &Context) {
@@ -216,4 +198,28 @@ impl Left {
             ("ContentHasNoFinalizers", "All content-preserving finalizers finished"),
         );
     }
+}
+
+/// Asks for the deletion of all objects of a resource; returns those that are not gone at once.
+async fn empty(cx: &Context, namespace: &str, row: &Served) -> Result<Vec<Any>, ApiError> {
+    let resource = &row.resource;
+    let before = match dynamic::list(cx.client(), resource, namespace).await {
+        // It is no longer served: a custom resource whose definition went meanwhile.
+        Err(e) if e.is_not_found() => return Ok(Vec::new()),
+        other => other?,
+    };
+    let standing = before.items.iter().filter(|o| o.metadata.deletion_timestamp.is_none());
+    let standing: Vec<&str> = standing.map(|o| o.metadata.name.as_str()).collect();
+    let api = cx.client().dynamic(resource, namespace);
+    if standing.is_empty() {
+        return Ok(before.items);
+    }
+    if row.can("deletecollection") {
+        api.delete_collection(&ListParams::default(), &DeleteOptions::background()).await?;
+    } else {
+        for name in standing {
+            api.delete_if_exists(name, &DeleteOptions::background()).await?;
+        }
+    }
+    Ok(dynamic::list(cx.client(), resource, namespace).await?.items)
 }

@@ -1,10 +1,10 @@
 //! What controllers ask of pods.
 
-use std::{cmp::Ordering, sync::Arc, time::Duration};
+use std::{cmp::Reverse, sync::Arc, time::Duration};
 
 use jiff::Timestamp;
 use k8s_core::{
-    api::api::core::v1::{Pod, PodCondition, PodTemplateSpec},
+    api::api::core::v1::{ContainerStatus, Pod, PodCondition, PodTemplateSpec},
     api::apimachinery::pkg::apis::meta::v1::ObjectMeta,
     meta::{Object, ObjectExt, owner_reference},
 };
@@ -66,11 +66,18 @@ pub fn node_name(pod: &Pod) -> &str {
     pod.spec.as_ref().and_then(|s| s.node_name.as_deref()).unwrap_or_default()
 }
 
-/// How often its containers were restarted: the most restarted one counts.
+/// How often its containers were restarted, and its sidecars: of each the most restarted one counts.
 #[must_use]
-pub fn restarts(pod: &Pod) -> i32 {
-    let statuses = pod.status.as_ref().and_then(|s| s.container_statuses.as_ref());
-    statuses.into_iter().flatten().map(|c| c.restart_count).max().unwrap_or(0)
+pub fn restarts(pod: &Pod) -> (i32, i32) {
+    let status = pod.status.as_ref();
+    let most = |all: Option<&Vec<ContainerStatus>>, counts: &dyn Fn(&str) -> bool| {
+        all.into_iter().flatten().filter(|c| counts(&c.name)).map(|c| c.restart_count).max().unwrap_or(0)
+    };
+    let init = pod.spec.as_ref().and_then(|s| s.init_containers.as_deref()).unwrap_or_default();
+    let is_sidecar =
+        |name: &str| init.iter().any(|c| c.name == name && c.restart_policy.as_deref() == Some("Always"));
+    let containers = most(status.and_then(|s| s.container_statuses.as_ref()), &|_| true);
+    (containers, most(status.and_then(|s| s.init_container_statuses.as_ref()), &is_sidecar))
 }
 
 fn deletion_cost(pod: &Pod) -> i32 {
@@ -85,36 +92,37 @@ fn phase_rank(pod: &Pod) -> u8 {
     }
 }
 
-/// Which of two pods of a controller is to go first (`Less`): unassigned before assigned, pending before running, not ready before ready,
-/// cheaper before dearer, doubled up on a node before alone, lately ready before long ready, often restarted before never, young before old
-/// (`k8s.io/kubernetes/pkg/controller.ActivePodsWithRanks`). The ranks are how many pods of the same kind share the node.
-#[must_use]
-pub fn goes_first(a: (&Pod, usize), b: (&Pod, usize)) -> Ordering {
-    let ((a, a_rank), (b, b_rank)) = (a, b);
-    // Times of a logarithmic age would make the choice less predictable under load; the API has whole seconds anyway.
-    let ready = |pod: &Pod| ready_since(pod).map(|t| t.as_second());
-    let created = |pod: &Pod| pod.metadata.creation_timestamp.as_ref().map(|t| t.0.as_second());
-    node_name(b)
-        .is_empty()
-        .cmp(&node_name(a).is_empty())
-        .then_with(|| phase_rank(a).cmp(&phase_rank(b)))
-        .then_with(|| is_ready(a).cmp(&is_ready(b)))
-        .then_with(|| deletion_cost(a).cmp(&deletion_cost(b)))
-        .then_with(|| b_rank.cmp(&a_rank))
-        .then_with(|| ready(b).cmp(&ready(a)))
-        .then_with(|| restarts(b).cmp(&restarts(a)))
-        .then_with(|| created(b).cmp(&created(a)))
-        .then_with(|| a.name().cmp(b.name()))
+/// Ages that differ by less than half are alike: so that not always the youngest pods go, which may all be in one place. Pods without the
+/// time have age 0.
+fn age_class(since: Option<Timestamp>, now: Timestamp) -> u32 {
+    let age = since.map_or(0, |t| now.as_second() - t.as_second());
+    u64::try_from(age).unwrap_or(0).checked_ilog2().map_or(0, |class| class + 1)
+}
+
+/// What decides which pods of a controller go first, the smaller first: unassigned before assigned, pending before running, not ready before
+/// ready, cheaper before dearer, doubled up on a node before alone, lately ready before long ready, often restarted before never, young
+/// before old (`k8s.io/kubernetes/pkg/controller.ActivePodsWithRanks`). `sharing` is how many pods of the same kind share the node. Where
+/// all are alike the uid decides, which is as good as chance.
+pub fn deletion_order(pod: &Pod, sharing: usize, now: Timestamp) -> impl Ord + use<> {
+    let created = pod.metadata.creation_timestamp.as_ref().map(|t| t.0);
+    (
+        (!node_name(pod).is_empty(), phase_rank(pod), is_ready(pod), deletion_cost(pod)),
+        Reverse(sharing),
+        age_class(ready_since(pod), now),
+        Reverse(restarts(pod)),
+        age_class(created, now),
+        (pod.uid().to_owned(), pod.name().to_owned()),
+    )
 }
 
 /// Orders pods so that those to be deleted first come first; `related` are all pods that count as doubling up on a node.
-pub fn sort_for_deletion(pods: &mut [Arc<Pod>], related: &[Arc<Pod>]) {
+pub fn sort_for_deletion(pods: &mut [Arc<Pod>], related: &[Arc<Pod>], now: Timestamp) {
     let mut on_node = std::collections::HashMap::<&str, usize>::new();
     for pod in related.iter().filter(|p| is_active(p) && !node_name(p).is_empty()) {
         *on_node.entry(node_name(pod)).or_default() += 1;
     }
     let rank = |pod: &Pod| on_node.get(node_name(pod)).copied().unwrap_or(0);
-    pods.sort_by(|a, b| goes_first((a, rank(a)), (b, rank(b))));
+    pods.sort_by_cached_key(|pod| deletion_order(pod, rank(pod), now));
 }
 
 /// A pod from a template, controlled by `owner`; the server completes its name from `<owner>-`.
@@ -140,4 +148,60 @@ pub fn from_template<K: Object>(owner: &K, template: &PodTemplateSpec) -> Pod {
 fn pod_prefix(owner: &str) -> String {
     // 253 for a name, five for the random end, one for the dash.
     if owner.len() <= 247 { format!("{owner}-") } else { owner.to_owned() }
+}
+
+#[cfg(test)]
+mod tests {
+    use serde_json::{Value, json};
+
+    use super::*;
+
+    fn pod(name: &str, status: Value, meta: Value) -> Arc<Pod> {
+        let mut pod = json!({
+            "metadata": {"name": name, "uid": name, "creationTimestamp": "2026-01-01T00:00:00Z"},
+            "spec": {"nodeName": "n1", "containers": []},
+            "status": {"phase": "Running", "conditions": [
+                {"type": "Ready", "status": "True", "lastTransitionTime": "2026-01-01T00:00:00Z"},
+            ]},
+        });
+        for (part, with) in [("status", status), ("metadata", meta)] {
+            for (key, value) in with.as_object().unwrap() {
+                if key == "nodeName" {
+                    pod["spec"]["nodeName"] = value.clone();
+                } else {
+                    pod[part][key] = value.clone();
+                }
+            }
+        }
+        Arc::new(serde_json::from_value(pod).unwrap())
+    }
+
+    #[test]
+    fn the_least_useful_goes_first() {
+        let ready_at = |time: &str| json!([{"type": "Ready", "status": "True", "lastTransitionTime": time}]);
+        let restarted = json!([{"name": "c", "image": "", "imageID": "", "ready": true, "restartCount": 3}]);
+        // In the order in which they go; the names are in the opposite order, so that names alone would fail.
+        let mut want = vec![
+            pod("z", json!({"nodeName": ""}), json!({})),
+            pod("y", json!({"phase": "Pending"}), json!({})),
+            pod("x", json!({"phase": "Unknown"}), json!({})),
+            pod("w", json!({"conditions": []}), json!({})),
+            pod("v", json!({}), json!({"annotations": {"controller.kubernetes.io/pod-deletion-cost": "-5"}})),
+            pod("u", json!({"nodeName": "full"}), json!({})),
+            pod("t", json!({"conditions": ready_at("2026-01-02T23:00:00Z")}), json!({})),
+            pod("s", json!({"containerStatuses": restarted}), json!({})),
+            pod("r", json!({}), json!({"creationTimestamp": "2026-01-02T23:00:00Z"})),
+            pod("p", json!({}), json!({})),
+            pod("q", json!({"conditions": ready_at("2025-12-31T23:59:59Z")}), json!({})),
+            pod("a", json!({}), json!({"annotations": {"controller.kubernetes.io/pod-deletion-cost": "7"}})),
+        ];
+        let mut related = want.clone();
+        // Twenty more on one node: pods there are doubled up the most.
+        related.extend((0..20).map(|i| pod(&format!("n{i}"), json!({"nodeName": "full"}), json!({}))));
+        let names = |pods: &[Arc<Pod>]| pods.iter().map(|p| p.name().to_owned()).collect::<Vec<_>>();
+        let expected = names(&want);
+        want.reverse();
+        sort_for_deletion(&mut want, &related, "2026-01-03T00:00:00Z".parse().unwrap());
+        assert_eq!(names(&want), expected);
+    }
 }

@@ -21,7 +21,7 @@ pub(super) use kind::{ReplicaStatus, Replicated, count};
 
 use super::{
     Options,
-    batch::{is_namespace_terminating, slow_start},
+    batch::{catch_up, is_in_doubt, is_namespace_terminating, slow_start},
     claim, conditions, pods,
 };
 use crate::{Action, Caches, Context, Controller, Environment, Error, EventType, Reconcile};
@@ -66,7 +66,9 @@ impl<K: Replicated> Reconcile for Replicas<K> {
             Ok(_) => return Ok(Action::await_change()),
             Err(e) => return Err(Error::invalid(format!("selector of {}", cx.key()), e)),
         };
-        let all: Vec<Arc<Pod>> = claim::claim(cx, &*owner, &selector).await?;
+        // Pods that have ended are nobody's replicas: they are neither taken nor left.
+        let all: Vec<Arc<Pod>> =
+            claim::claim_with(cx, &*owner, &selector, None, |pod| !pods::is_terminal(pod)).await?;
         let (active, rest): (Vec<_>, Vec<_>) = all.into_iter().partition(|p| pods::is_active(p));
         let terminating = rest.iter().filter(|p| p.is_deleting() && !pods::is_terminal(p)).count();
 
@@ -83,6 +85,9 @@ impl<K: Replicated> Reconcile for Replicas<K> {
             }
         };
 
+        if failure.as_ref().is_some_and(|(_, e)| is_in_doubt(e)) {
+            catch_up::<Pod>(cx, &selector).await;
+        }
         let now = cx.clock().now();
         let mut status = plan::status(&*owner, &active, terminating, now);
         status.failure = failure.as_ref().map(|(reason, e)| ((*reason).to_owned(), e.to_string()));
@@ -126,7 +131,7 @@ async fn delete<K: Replicated>(
 ) -> Option<Error> {
     if count < active.len() {
         let related = related_pods(cx, owner);
-        pods::sort_for_deletion(&mut active, &related);
+        pods::sort_for_deletion(&mut active, &related, cx.clock().now());
     }
     active.truncate(count);
     let (_, failure) = slow_start(active, |pod| async move {

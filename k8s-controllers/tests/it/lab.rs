@@ -11,16 +11,19 @@ use std::{
 use http::{Method, Request};
 use jiff::Timestamp;
 use k8s_apiserver::{ApiServer, User};
-use k8s_controllers::{Manager, builtin};
+use k8s_controllers::{
+    Manager,
+    builtin::{self, pods},
+};
 use k8s_core::{
     api::{
         api::core::v1::{
-            Container, Event, Node, NodeCondition, NodeStatus, Pod, PodCondition, PodIP, PodSpec, PodStatus,
-            PodTemplateSpec, ServiceAccount,
+            Container, ContainerState, ContainerStateTerminated, ContainerStatus, Event, Node, NodeCondition,
+            NodeStatus, Pod, PodCondition, PodIP, PodSpec, PodStatus, PodTemplateSpec, ServiceAccount,
         },
         apimachinery::pkg::{
             api::resource::Quantity,
-            apis::meta::v1::{LabelSelector, ObjectMeta},
+            apis::meta::v1::{LabelSelector, ObjectMeta, Time},
         },
     },
     cache::{Cache, Change, reflect},
@@ -70,8 +73,44 @@ pub(crate) fn template(app: &str, image: &str) -> PodTemplateSpec {
     }
 }
 
-/// What the kubelet makes of a pod.
+/// What the kubelet makes of a pod: the phase it comes to, perhaps with its exit code (`Failed:42`) or a condition (`Failed!DisruptionTarget`).
 pub(crate) type Fate = fn(&Pod) -> &'static str;
+
+fn status_of(pod: &Pod, fate: &str, ip: String, now: Time) -> PodStatus {
+    let (phase, exit) = fate.split_once(':').map_or((fate, None), |(phase, code)| (phase, code.parse().ok()));
+    let (phase, extra) = phase.split_once('!').map_or((phase, None), |(phase, kind)| (phase, Some(kind)));
+    let condition = |kind: &str, status: &str| PodCondition {
+        type_: kind.into(),
+        status: status.into(),
+        last_transition_time: Some(now.clone()),
+        ..PodCondition::default()
+    };
+    let mut conditions = vec![condition("Ready", if phase == "Running" { "True" } else { "False" })];
+    conditions.extend(extra.map(|kind| condition(kind, "True")));
+    let ended = exit.map(|exit_code| ContainerStateTerminated {
+        exit_code,
+        finished_at: Some(now.clone()),
+        ..ContainerStateTerminated::default()
+    });
+    let container = ended.map(|ended| ContainerStatus {
+        name: pod
+            .spec
+            .as_ref()
+            .and_then(|s| s.containers.first())
+            .map(|c| c.name.clone())
+            .unwrap_or_default(),
+        state: Some(ContainerState { terminated: Some(ended), ..ContainerState::default() }),
+        ..ContainerStatus::default()
+    });
+    PodStatus {
+        phase: Some(phase.into()),
+        pod_ip: Some(ip.clone()),
+        pod_ips: Some(vec![PodIP { ip }]),
+        conditions: Some(conditions),
+        container_statuses: container.map(|c| vec![c]),
+        ..PodStatus::default()
+    }
+}
 
 impl Lab {
     /// With so many nodes, all controllers, and the scheduler.
@@ -98,7 +137,11 @@ impl Lab {
             let ready =
                 NodeCondition { type_: "Ready".into(), status: "True".into(), ..NodeCondition::default() };
             let node = Node {
-                metadata: ObjectMeta { name: Some(format!("n{i}")), ..ObjectMeta::default() },
+                metadata: ObjectMeta {
+                    name: Some(format!("n{i}")),
+                    labels: Some([("topology.kubernetes.io/zone".into(), format!("z{i}"))].into()),
+                    ..ObjectMeta::default()
+                },
                 spec: None,
                 status: Some(NodeStatus {
                     allocatable: Some(amounts.map(|(k, v)| (k.to_owned(), Quantity(v.to_owned()))).into()),
@@ -177,6 +220,16 @@ impl Lab {
         self.api::<K>().delete(name, &options).await.unwrap();
     }
 
+    /// Whether something was said about objects of a kind: the reason, and a part of the message.
+    pub(crate) async fn heard(&self, kind: &str, reason: &str, part: &str) -> bool {
+        let all: Vec<Event> = self.list_in("").await;
+        all.iter().any(|e| {
+            e.involved_object.kind.as_deref() == Some(kind)
+                && e.reason.as_deref() == Some(reason)
+                && e.message.as_deref().is_some_and(|m| m.contains(part))
+        })
+    }
+
     /// Until `done`, or a failure after ten minutes of virtual time.
     pub(crate) async fn until(&self, what: &str, done: impl AsyncFn() -> bool) {
         for _ in 0..6000 {
@@ -205,7 +258,7 @@ impl Lab {
 }
 
 /// Runs pods a second after they come, ends those that are to end, and lets deleted ones go after a second.
-async fn kubelet(client: Client, clock: Clock, stop: CancellationToken, fate: Fate) {
+pub(crate) async fn kubelet(client: Client, clock: Clock, stop: CancellationToken, fate: Fate) {
     let cache = Cache::<Pod>::new();
     let mut changes = cache.subscribe();
     let _reflector = reflect(client.all::<Pod>(), ListParams::default(), cache.clone());
@@ -225,28 +278,22 @@ async fn kubelet(client: Client, clock: Clock, stop: CancellationToken, fate: Fa
         tokio::spawn(async move {
             tokio::time::sleep(Duration::from_secs(1)).await;
             if pod.is_deleting() {
+                if !pods::is_terminal(&pod) {
+                    // Who holds the pod by a finalizer is to see that it has ended.
+                    let mut ended = (*pod).clone();
+                    ended.metadata.resource_version = None;
+                    ended.status.get_or_insert_default().phase = Some("Failed".into());
+                    let _ = api.replace_status(pod.name(), &ended).await;
+                }
                 let _ = api.delete(pod.name(), &DeleteOptions::default().grace(0).with_uid(pod.uid())).await;
                 return;
             }
-            if pod.status.as_ref().and_then(|s| s.phase.as_deref()).is_some_and(|p| p != "Pending") {
+            if pod.status.as_ref().is_some_and(|s| s.pod_ip.is_some()) {
                 return;
             }
-            let phase = fate(&pod);
-            let ready = PodCondition {
-                type_: "Ready".into(),
-                status: if phase == "Running" { "True" } else { "False" }.into(),
-                last_transition_time: Some(clock.time()),
-                ..PodCondition::default()
-            };
             let mut next = (*pod).clone();
             next.metadata.resource_version = None;
-            next.status = Some(PodStatus {
-                phase: Some(phase.into()),
-                pod_ip: Some(ip.clone()),
-                pod_ips: Some(vec![PodIP { ip }]),
-                conditions: Some(vec![ready]),
-                ..PodStatus::default()
-            });
+            next.status = Some(status_of(&pod, fate(&pod), ip, clock.time()));
             let _ = api.replace_status(pod.name(), &next).await;
         });
     }

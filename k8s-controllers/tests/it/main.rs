@@ -1,9 +1,16 @@
 //! The built-in controllers and the scheduler together, in virtual time.
 #![allow(clippy::unwrap_used, missing_docs)]
 
+mod cron_jobs;
+mod deployments;
 mod fake;
+mod faults;
 mod framework;
+mod garbage;
+mod jobs;
 mod lab;
+mod slices;
+mod storms;
 
 use k8s_controllers::builtin::{conditions, pods};
 use k8s_core::{
@@ -245,22 +252,30 @@ async fn jobs_complete_fail_and_expire() {
     lab.is_quiet().await;
 }
 
-#[tokio::test(start_paused = true)]
-async fn a_cron_job_makes_a_job_every_five_minutes_and_keeps_three() {
-    let lab = Lab::start(1, |_| "Succeeded").await;
-    lab.create(&CronJob {
-        metadata: metadata("tick"),
+fn cron_job(name: &str, schedule: &str) -> CronJob {
+    CronJob {
+        metadata: metadata(name),
         spec: CronJobSpec {
-            schedule: "*/5 * * * *".into(),
+            schedule: schedule.into(),
             job_template: JobTemplateSpec {
                 metadata: None,
-                spec: job("tick", JobSpec { completions: Some(1), ..JobSpec::default() }).spec,
+                spec: job(name, JobSpec { completions: Some(1), ..JobSpec::default() }).spec,
             },
             ..CronJobSpec::default()
         },
         status: None,
-    })
-    .await;
+    }
+}
+
+fn is_finished(job: &Job) -> bool {
+    let all = job.status.as_ref().and_then(|s| s.conditions.as_ref());
+    conditions::is_true(all, "Complete") || conditions::is_true(all, "Failed")
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_cron_job_makes_a_job_every_five_minutes_and_keeps_three() {
+    let lab = Lab::start(1, |_| "Succeeded").await;
+    lab.create(&cron_job("tick", "*/5 * * * *")).await;
     tokio::time::sleep(std::time::Duration::from_secs(3600)).await;
     let jobs: Vec<Job> = lab.list().await;
     assert_eq!(jobs.len(), 3, "history limit");

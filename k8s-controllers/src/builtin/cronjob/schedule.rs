@@ -70,6 +70,15 @@ fn field(text: &str, least: u32, most: u32, names: &[&str]) -> Result<(u64, bool
     Ok((bits, star))
 }
 
+/// The time zone that a schedule begins with (`TZ=Asia/Tokyo 0 9 * * *`), and the rest.
+pub(super) fn zone_prefix(text: &str) -> (Option<&str>, &str) {
+    let text = text.trim();
+    let Some(named) = text.strip_prefix("CRON_TZ=").or_else(|| text.strip_prefix("TZ=")) else {
+        return (None, text);
+    };
+    named.split_once(char::is_whitespace).map_or((Some(named), ""), |(zone, rest)| (Some(zone), rest.trim()))
+}
+
 impl FromStr for Schedule {
     type Err = String;
 
@@ -107,24 +116,33 @@ impl FromStr for Schedule {
     }
 }
 
-/// `1h30m15s` in seconds, at least one.
+/// `1h30m15s` or `1.5h`, in whole seconds, at least one.
 fn duration(text: &str) -> Result<i64, String> {
     let error = || format!("failed to parse duration {text:?}");
-    let (mut total, mut rest) = (0i64, text);
+    let (mut total, mut rest) = (0f64, text);
     while !rest.is_empty() {
-        let at = rest.find(|c: char| !c.is_ascii_digit()).ok_or_else(error)?;
-        let value: i64 = rest[..at].parse().map_err(|_| error())?;
-        let mut chars = rest[at..].chars();
-        let unit = match chars.next() {
-            Some('h') => 3600,
-            Some('m') => 60,
-            Some('s') => 1,
+        let at = rest.find(|c: char| !c.is_ascii_digit() && c != '.').ok_or_else(error)?;
+        let value: f64 = rest[..at].parse().map_err(|_| error())?;
+        let end = rest[at..].find(|c: char| c.is_ascii_digit()).map_or(rest.len(), |n| at + n);
+        let unit = match &rest[at..end] {
+            "h" => 3600.0,
+            "m" => 60.0,
+            "s" => 1.0,
+            "ms" => 1e-3,
+            "us" | "µs" => 1e-6,
+            "ns" => 1e-9,
             _ => return Err(error()),
         };
-        total = value.checked_mul(unit).and_then(|v| total.checked_add(v)).ok_or_else(error)?;
-        rest = chars.as_str();
+        total += value * unit;
+        rest = &rest[end..];
     }
-    if total > 0 { Ok(total) } else { Err(error()) }
+    // A hundred years: far more than anybody asks for, far less than any overflow.
+    if text.is_empty() || !(0.0..=3.2e9).contains(&total) {
+        return Err(error());
+    }
+    // Within the range above.
+    #[allow(clippy::cast_possible_truncation)]
+    Ok((total as i64).max(1))
 }
 
 fn has(bits: u64, value: i8) -> bool {
@@ -253,6 +271,16 @@ mod tests {
     }
 
     #[test]
+    fn durations_and_zones_in_schedules() {
+        for (text, want) in [("1h30m15s", 5415), ("1.5h", 5400), ("90s", 90), ("1500ms", 1), ("1ms", 1)] {
+            assert_eq!(duration(text), Ok(want), "{text}");
+        }
+        assert_eq!(zone_prefix("TZ=Asia/Tokyo 0 9 * * *"), (Some("Asia/Tokyo"), "0 9 * * *"));
+        assert_eq!(zone_prefix(" CRON_TZ=UTC  @hourly"), (Some("UTC"), "@hourly"));
+        assert_eq!(zone_prefix("0 9 * * *"), (None, "0 9 * * *"));
+    }
+
+    #[test]
     fn malformed() {
         for text in [
             "",
@@ -263,6 +291,9 @@ mod tests {
             "5-1 * * * *",
             "x * * * *",
             "@every x",
+            "@every ",
+            "@every 1h2",
+            "@every 9999999999h",
             "@often",
         ] {
             assert!(text.parse::<Schedule>().is_err(), "{text}");

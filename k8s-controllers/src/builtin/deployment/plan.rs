@@ -21,6 +21,9 @@ pub(super) struct SetView {
     pub(super) uid: String,
     pub(super) size: i32,
     pub(super) available: i32,
+    /// No more pods than this can be there, nor more than `size` come; `None`: its controller has not looked since it was resized, so that
+    /// nobody knows.
+    pub(super) pods: Option<i32>,
     /// `replicas` of the Deployment when it was sized.
     pub(super) desired: Option<i32>,
     /// `replicas + maxSurge` then.
@@ -95,6 +98,11 @@ impl View {
     fn total(&self) -> i32 {
         self.all().map(|s| s.size).sum()
     }
+
+    /// How many pods can be there at most, those included that a ReplicaSet was told to delete and still has; `None` where nobody knows.
+    pub(super) fn pods(&self) -> Option<i32> {
+        self.all().map(|s| s.pods.map(|pods| pods.max(s.size))).sum()
+    }
 }
 
 /// How large the present ReplicaSet may be, when it is so large now and all together are `total`.
@@ -108,7 +116,11 @@ pub(super) fn size_of_new(bounds: &Bounds, now: i32, total: i32) -> i32 {
 /// Sizes the present ReplicaSet as far as the surge allows.
 pub(super) fn grow_new(bounds: &Bounds, view: &View) -> Vec<Size> {
     let Some(new) = &view.new else { return Vec::new() };
-    let size = size_of_new(bounds, new.size, view.total());
+    let size = match view.pods() {
+        Some(total) => size_of_new(bounds, new.size, total),
+        // What was asked for last is not done: wait for it.
+        None => new.size.min(bounds.replicas),
+    };
     vec![Size { uid: new.uid.clone(), size }]
 }
 
@@ -152,8 +164,11 @@ pub(super) fn scale(bounds: &Bounds, view: &View, recreate: bool) -> Vec<Size> {
         [one] => Some(*one),
         _ => None,
     };
+    // More may only come when those that were to go have gone.
+    let settled = view.pods() == Some(view.total());
     if let Some(only) = only {
-        return vec![size(only, bounds.replicas)];
+        let grows = bounds.replicas > only.size;
+        return if grows && !settled { Vec::new() } else { vec![size(only, bounds.replicas)] };
     }
     if active.is_empty() {
         return Vec::new();
@@ -166,7 +181,7 @@ pub(super) fn scale(bounds: &Bounds, view: &View, recreate: bool) -> Vec<Size> {
     {
         return view.old.iter().filter(|s| s.size > 0).map(|s| size(s, 0)).collect();
     }
-    if recreate {
+    if recreate || (bounds.most() > view.total() && !settled) {
         return Vec::new();
     }
     proportional(bounds, &active)
@@ -220,7 +235,7 @@ mod tests {
     use super::*;
 
     fn set(uid: &str, size: i32, available: i32) -> SetView {
-        SetView { uid: uid.into(), size, available, desired: None, max: None }
+        SetView { uid: uid.into(), size, available, pods: Some(size), desired: None, max: None }
     }
 
     #[test]
@@ -300,7 +315,7 @@ mod tests {
             let most = before + surge;
             let (old, new) = (old.min(most), new.min(most));
             prop_assume!(old + new <= most);
-            let with = |uid: &str, size| SetView { uid: uid.into(), size, available: 0, desired: Some(before), max: Some(most) };
+            let with = |uid: &str, size| SetView { uid: uid.into(), size, available: 0, pods: Some(size), desired: Some(before), max: Some(most) };
             let bounds = Bounds { replicas: after, max_surge: surge, max_unavailable: 0 };
             let view = View { new: Some(with("new", new)), old: vec![with("old", old)] };
             let sizes = scale(&bounds, &view, false);

@@ -44,6 +44,12 @@ pub(super) fn revision(set: &ReplicaSet) -> i64 {
     set.annotation(REVISION).and_then(|r| r.parse().ok()).unwrap_or(0)
 }
 
+/// Whether its controller has looked at a ReplicaSet as it is now.
+fn is_observed(set: &ReplicaSet) -> bool {
+    let observed = set.status.as_ref().and_then(|s| s.observed_generation);
+    observed.unwrap_or(0) >= set.metadata.generation.unwrap_or(0)
+}
+
 /// The ReplicaSets of a Deployment.
 #[derive(Debug)]
 pub(super) struct Sets {
@@ -98,6 +104,7 @@ impl Sets {
                 .and_then(|s| s.available_replicas)
                 .unwrap_or(0)
                 .clamp(0, size(set)),
+            pods: is_observed(set).then(|| set.status.as_ref().map_or(0, |s| s.replicas)),
             desired: desired_annotation(set),
             max: set.annotation(MAX).and_then(|m| m.parse().ok()),
         };
@@ -110,9 +117,7 @@ impl Sets {
         alive.sort_by_key(|s| Reverse(revision(s)));
         let idle = |set: &Arc<ReplicaSet>| {
             let status = set.status.clone().unwrap_or_default();
-            status.replicas == 0
-                && size(set) == 0
-                && set.metadata.generation.unwrap_or(0) <= status.observed_generation.unwrap_or(0)
+            status.replicas == 0 && size(set) == 0 && is_observed(set)
         };
         alive.into_iter().skip(limit).filter(idle).collect()
     }
@@ -151,6 +156,15 @@ pub(super) fn original_template(set: &ReplicaSet) -> PodTemplateSpec {
 fn copied(deployment: &Deployment) -> BTreeMap<String, String> {
     let all = deployment.metadata.annotations.clone().unwrap_or_default();
     all.into_iter().filter(|(k, _)| !NOT_COPIED.contains(&k.as_str())).collect()
+}
+
+/// Gives the Deployment the annotations that it had when the ReplicaSet was its present one.
+pub(super) fn take_back_annotations(deployment: &mut Deployment, set: &ReplicaSet) {
+    let own = |key: &String| NOT_COPIED.contains(&key.as_str());
+    let mut annotations = deployment.metadata.annotations.take().unwrap_or_default();
+    annotations.retain(|key, _| own(key));
+    annotations.extend(set.metadata.annotations.clone().into_iter().flatten().filter(|(key, _)| !own(key)));
+    deployment.metadata.annotations = Some(annotations);
 }
 
 /// A new ReplicaSet of the Deployment's present template.

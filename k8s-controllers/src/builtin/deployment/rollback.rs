@@ -44,6 +44,7 @@ pub(super) async fn perform(
         }
         Some(set) => {
             next.spec.get_or_insert_default().template = replica_sets::original_template(set);
+            replica_sets::take_back_annotations(&mut next, set);
             let message = format!(
                 "Rolled back deployment {:?} to revision {}",
                 deployment.name(),

@@ -43,12 +43,14 @@ fn set_in(all: &mut Option<Vec<DeploymentCondition>>, next: DeploymentCondition)
 pub(super) fn found(deployment: &Deployment, sets: &Sets) -> DeploymentStatus {
     let before = deployment.status.clone().unwrap_or_default();
     let mut status = before.clone();
-    let (mut replicas, mut ready, mut available, mut terminating) = (0, 0, 0, 0);
+    let (mut replicas, mut ready, mut available) = (0, 0, 0);
+    // Unknown as long as one ReplicaSet does not say.
+    let terminating: Option<i32> =
+        sets.all().map(|set| set.status.as_ref().and_then(|s| s.terminating_replicas)).sum();
     for live in sets.all().filter_map(|s| s.status.as_ref()) {
         replicas += live.replicas;
         ready += live.ready_replicas.unwrap_or(0);
         available += live.available_replicas.unwrap_or(0);
-        terminating += live.terminating_replicas.unwrap_or(0);
     }
     let updated = sets.new.as_ref().and_then(|s| s.status.as_ref()).map_or(0, |s| s.replicas);
     count(&mut status.replicas, replicas);
@@ -56,7 +58,7 @@ pub(super) fn found(deployment: &Deployment, sets: &Sets) -> DeploymentStatus {
     count(&mut status.ready_replicas, ready);
     count(&mut status.available_replicas, available);
     count(&mut status.unavailable_replicas, (sets.total() - available).max(0));
-    count(&mut status.terminating_replicas, terminating);
+    status.terminating_replicas = terminating;
     status.observed_generation = deployment.metadata.generation;
     status
 }

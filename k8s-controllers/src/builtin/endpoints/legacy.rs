@@ -14,8 +14,12 @@ use k8s_core::{
 use super::{
     backends::{self, Backend, Port},
     pods_behind,
+    trigger::{self, Tracker},
 };
-use crate::{Action, Context, Error, Reconcile, builtin::pods};
+use crate::{
+    Action, Context, Error, EventType, Reconcile,
+    builtin::{batch::is_namespace_terminating, pods},
+};
 
 const MANAGED_BY: &str = "endpoints.kubernetes.io/managed-by";
 const MANAGER: &str = "endpoint-controller";
@@ -24,7 +28,10 @@ const OVER_CAPACITY: &str = "endpoints.kubernetes.io/over-capacity";
 /// How many addresses an Endpoints object has at most.
 const LARGEST: usize = 1000;
 
-pub(super) struct Legacy;
+#[derive(Default)]
+pub(super) struct Legacy {
+    told: Tracker,
+}
 
 impl Reconcile for Legacy {
     type Kind = Service;
@@ -59,15 +66,29 @@ impl Reconcile for Legacy {
         }
         next.metadata.annotations = next.metadata.annotations.take().filter(|a| !a.is_empty());
         next.subsets = Some(subsets).filter(|s| !s.is_empty());
-        match live {
-            None => drop(cx.create(&next).await?),
-            Some(live) if *live == next => {}
-            Some(_) => drop(cx.replace(&next).await?),
+        let time = self.told.next(&service, &pods);
+        if live.as_deref() == Some(&next) {
+            return Ok(Action::await_change());
+        }
+        trigger::write(&mut next.metadata, time.as_deref());
+        let (reason, did, result) = match live {
+            None => ("FailedToCreateEndpoint", "create endpoint for service", cx.create(&next).await),
+            Some(_) => ("FailedToUpdateEndpoint", "update endpoint", cx.replace(&next).await),
+        };
+        if let Err(e) = result {
+            // What was to be told was not.
+            self.told.forget(cx.key());
+            if !is_namespace_terminating(&e) {
+                let message = format!("Failed to {did} {}: {e}", cx.key());
+                cx.event(&*service, EventType::Warning, reason, message);
+            }
+            return Err(e);
         }
         Ok(Action::await_change())
     }
 
     async fn gone(&self, cx: &Context) -> Result<Action, Error> {
+        self.told.forget(cx.key());
         // Endpoints of a Service with a selector go with it; those that somebody made by hand stay.
         if let Some(live) = cx.cached::<Endpoints>(&cx.key().name)
             && live.label(MANAGED_BY) == Some(MANAGER)
@@ -84,11 +105,9 @@ struct Addresses {
     not_ready: Vec<EndpointAddress>,
 }
 
-/// Addresses by the ports they serve, in a fixed order; and whether some were left out.
+/// Addresses by the ports they serve, in a fixed order; and whether some were left out: those that are not ready first.
 fn subsets(service: &Service, groups: backends::Groups) -> (Vec<EndpointSubset>, bool) {
     let mut by_ports: BTreeMap<Vec<Port>, Addresses> = BTreeMap::new();
-    let mut count = 0;
-    let mut truncated = false;
     for (ports, mut backends) in groups {
         backends.sort_by(|a, b| a.ip.cmp(&b.ip).then_with(|| a.pod.uid().cmp(b.pod.uid())));
         if ports.is_empty() && !backends::is_headless(service) {
@@ -97,15 +116,19 @@ fn subsets(service: &Service, groups: backends::Groups) -> (Vec<EndpointSubset>,
         let slot = by_ports.entry(ports).or_default();
         // A terminating pod gets no new connections, unless the Service wants all.
         for backend in backends.iter().filter(|b| !b.terminating || b.ready) {
-            if count == LARGEST {
-                truncated = true;
-                break;
-            }
-            count += 1;
             let list = if backend.ready { &mut slot.ready } else { &mut slot.not_ready };
             list.push(address(backend));
         }
     }
+    let mut left = LARGEST;
+    let mut truncated = false;
+    let mut cut = |list: &mut Vec<EndpointAddress>| {
+        truncated |= list.len() > left;
+        list.truncate(left);
+        left -= list.len();
+    };
+    by_ports.values_mut().for_each(|slot| cut(&mut slot.ready));
+    by_ports.values_mut().for_each(|slot| cut(&mut slot.not_ready));
     let some = |list: Vec<EndpointAddress>| Some(list).filter(|l| !l.is_empty());
     let subsets = by_ports
         .into_iter()

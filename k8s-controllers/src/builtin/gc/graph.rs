@@ -5,7 +5,10 @@ use std::{
     sync::Arc,
 };
 
-use k8s_core::{api::apimachinery::pkg::apis::meta::v1::OwnerReference, client::Resource};
+use k8s_core::{
+    api::{api::core::v1::ObjectReference, apimachinery::pkg::apis::meta::v1::OwnerReference},
+    client::Resource,
+};
 
 use super::{FOREGROUND, ORPHAN};
 use crate::builtin::dynamic::Meta;
@@ -22,9 +25,27 @@ impl Object {
         self.meta.deletion_timestamp.is_some()
     }
 
+    /// The object, as events refer to it.
+    pub(super) fn reference(&self) -> ObjectReference {
+        let Resource { group, version, kind, .. } = &*self.resource;
+        let api_version = if group.is_empty() { version.clone() } else { format!("{group}/{version}") };
+        ObjectReference {
+            api_version: Some(api_version),
+            kind: Some(kind.clone()),
+            name: Some(self.meta.name.clone()),
+            namespace: Some(self.meta.namespace.clone()).filter(|n| !n.is_empty()),
+            uid: Some(self.meta.uid.clone()),
+            ..ObjectReference::default()
+        }
+    }
+
     fn waits_for_dependents(&self) -> bool {
         self.is_deleting() && has(&self.meta, FOREGROUND)
     }
+}
+
+fn is_elsewhere(owner: &Object, object: &Object) -> bool {
+    owner.resource.namespaced && owner.meta.namespace != object.meta.namespace
 }
 
 fn has(meta: &Meta, finalizer: &str) -> bool {
@@ -83,8 +104,10 @@ impl Graph {
                 self.dependents.entry(owner.uid.clone()).or_default().insert(uid.clone());
             }
             // Only what may have lost an owner needs a look.
-            let solid =
-                |o: &OwnerReference| self.objects.get(&o.uid).is_some_and(|owner| !owner.is_deleting());
+            let solid = |o: &OwnerReference| {
+                let owner = self.objects.get(&o.uid);
+                owner.is_some_and(|owner| !owner.is_deleting() && !is_elsewhere(owner, &object))
+            };
             if !object.meta.owner_references.iter().all(solid) {
                 look.push(uid.clone());
             }
@@ -118,11 +141,21 @@ impl Graph {
         look
     }
 
-    /// A resource is no longer served.
-    pub(super) fn remove_resource(&mut self, resource: &Resource) -> Vec<String> {
+    /// A resource is no longer served, or in another version: nothing more is known about its objects, which may well be there. Returns the uids
+    /// to look at.
+    pub(super) fn forget_resource(&mut self, resource: &Resource) -> Vec<String> {
         let of = |o: &&Object| *o.resource == *resource;
-        let uids: Vec<String> = self.objects.values().filter(of).map(|o| o.meta.uid.clone()).collect();
-        uids.iter().flat_map(|uid| self.remove(uid)).collect()
+        let objects: Vec<Object> = self.objects.values().filter(of).cloned().collect();
+        let mut look = Vec::new();
+        for object in objects {
+            let uid = &object.meta.uid;
+            self.objects.remove(uid);
+            for owner in &object.meta.owner_references {
+                self.detach(&owner.uid, uid);
+            }
+            look.extend(self.dependents.get(uid).into_iter().flatten().cloned());
+        }
+        look
     }
 
     /// Takes out what a new list of the resource did not have.
@@ -148,6 +181,13 @@ impl Graph {
         }
         let unknown = |o: &&OwnerReference| !self.objects.contains_key(&o.uid) && !self.gone.contains(&o.uid);
         object.meta.owner_references.iter().filter(unknown).cloned().collect()
+    }
+
+    /// Known owners of an object that are in another namespace, or in one although it is in none.
+    pub(super) fn misplaced_owners(&self, object: &Object) -> Vec<OwnerReference> {
+        let misplaced =
+            |o: &&OwnerReference| self.objects.get(&o.uid).is_some_and(|owner| is_elsewhere(owner, object));
+        object.meta.owner_references.iter().filter(misplaced).cloned().collect()
     }
 
     fn dependents_of(&self, uid: &str) -> impl Iterator<Item = &Object> {
@@ -213,9 +253,9 @@ impl Graph {
     ) -> Owner {
         let meta = match self.objects.get(&owner.uid) {
             Some(known) => {
-                // An owner in another namespace is no owner.
-                if known.resource.namespaced && known.meta.namespace != object.meta.namespace {
-                    return Owner::Lost;
+                // An owner in another namespace is no owner. Of an object without a namespace nobody can tell.
+                if is_elsewhere(known, object) {
+                    return if object.meta.namespace.is_empty() { Owner::Unknown } else { Owner::Lost };
                 }
                 &known.meta
             }
@@ -285,6 +325,21 @@ mod tests {
         if meta.finalizers.is_empty() {
             world.remove(uid);
         }
+    }
+
+    #[test]
+    fn owners_that_are_not_known_any_more_are_asked_for() {
+        let (old, mut graph) = (resource(), Graph::default());
+        let other = Arc::new(Resource { plural: "others".into(), ..(*old).clone() });
+        graph.set(&old, meta("owner", &[]));
+        graph.set(&other, meta("child", &["owner"]));
+        assert_eq!(graph.forget_resource(&old), ["child"]);
+        let child = graph.get("child").unwrap();
+        assert_eq!(graph.unknown_owners(&child).len(), 1);
+        let there = HashMap::from([("owner".to_owned(), Some(meta("owner", &[])))]);
+        assert!(matches!(graph.step("child", &there), Step::Nothing));
+        let gone = HashMap::from([("owner".to_owned(), None)]);
+        assert!(matches!(graph.step("child", &gone), Step::Delete("Background")));
     }
 
     proptest! {

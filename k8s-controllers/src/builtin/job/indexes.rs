@@ -2,11 +2,13 @@
 
 use std::collections::BTreeSet;
 
-/// Reads a set. What is malformed is left out; only the controller writes these.
-pub(super) fn parse(text: &str) -> BTreeSet<i32> {
-    let range = |part: &str| -> Option<std::ops::RangeInclusive<i32>> {
+/// Reads a set, as far as it is below `limit`. What is malformed is left out; only the controller and validated fields have these.
+pub(super) fn parse_below(text: &str, limit: i32) -> BTreeSet<i32> {
+    let range = |part: &str| -> Option<std::ops::Range<i32>> {
         let (first, last) = part.split_once('-').unwrap_or((part, part));
-        Some(first.trim().parse().ok()?..=last.trim().parse().ok()?)
+        let (first, last): (i32, i32) = (first.trim().parse().ok()?, last.trim().parse().ok()?);
+        // Ends before `limit`, so that a hostile range costs no more than the Job itself.
+        Some(first.max(0)..last.saturating_add(1).min(limit))
     };
     text.split(',').filter_map(range).flatten().collect()
 }
@@ -50,10 +52,18 @@ mod tests {
         assert_eq!(format(&BTreeSet::new()), "");
     }
 
+    #[test]
+    fn hostile_text_is_harmless() {
+        for text in ["", ",", "-", "3-1", "x-y", "-5-3", "9999999999-1"] {
+            assert!(parse_below(text, 10).is_empty(), "{text}");
+        }
+        assert_eq!(format(&parse_below("0-2147483647", 4)), "0-3");
+    }
+
     proptest! {
         #[test]
         fn round_trip(set in proptest::collection::btree_set(0..200i32, 0..60)) {
-            prop_assert_eq!(parse(&format(&set)), set);
+            prop_assert_eq!(parse_below(&format(&set), 200), set);
         }
     }
 }

@@ -47,8 +47,10 @@ pub(crate) trait Replicated: Object + PartialEq {
     fn set_status(&mut self, found: &ReplicaStatus, now: &Time);
 }
 
+/// A failure that lasts keeps its first message: messages name the pods that could not be made, and those differ each time.
 fn set_failure<C: Condition>(conditions: &mut Option<Vec<C>>, found: &ReplicaStatus, now: &Time) {
     match &found.failure {
+        Some(_) if conditions::find(conditions.as_ref(), "ReplicaFailure").is_some() => {}
         Some((reason, message)) => {
             conditions::set(conditions, C::make("ReplicaFailure", "True", reason, message, now));
         }
@@ -78,7 +80,8 @@ impl Replicated for ReplicaSet {
         count(&mut status.fully_labeled_replicas, found.fully_labeled);
         count(&mut status.ready_replicas, found.ready);
         count(&mut status.available_replicas, found.available);
-        count(&mut status.terminating_replicas, found.terminating);
+        // Zero too is written: without it, nobody could tell whether it was looked at.
+        status.terminating_replicas = Some(found.terminating);
         status.observed_generation = generation;
         set_failure::<ReplicaSetCondition>(&mut status.conditions, found, now);
     }
