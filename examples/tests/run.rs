@@ -20,8 +20,19 @@ fn embed_cluster() {
 fn custom_controller() {
     check(
         env!("CARGO_BIN_EXE_custom_controller"),
-        &["orders is ready: postgres with 20 GB", "gone with all it owned"],
+        &[
+            "CustomResourceDefinition: orders is ready: Postgres with 20 GB",
+            "CustomResourceDefinition: gone with all it owned",
+            "ThirdPartyResource: orders is ready",
+            "secret with 2 entries",
+            "ThirdPartyResource: gone with all it owned",
+        ],
     );
+}
+
+#[test]
+fn kube_controller() {
+    check(env!("CARGO_BIN_EXE_kube_controller"), &["hello, world"]);
 }
 
 #[test]

@@ -13,19 +13,33 @@
 //!
 //! Not here: the scheduler (`k8s-scheduler`) and a cluster for tests (`k8s-testing`).
 
+/// What a controller is written with.
+pub mod prelude {
+    pub use std::sync::Arc;
+
+    pub use k8s_core::meta::ObjectExt;
+
+    pub use crate::{Action, Conditions, Context, Controller, Error, EventType, Reconcile};
+}
+
 mod action;
 pub mod builtin;
 mod caches;
+mod conditions;
 mod context;
 mod controller;
+mod health;
 pub mod leader;
 mod manager;
+pub mod metrics;
+pub mod predicates;
 mod queue;
 mod recorder;
 
 pub use action::{Action, Error};
 pub use caches::Caches;
-pub use context::{Context, Environment};
+pub use conditions::{Conditions, StatusOf};
+pub use context::{Context, Environment, Owner};
 pub use controller::{Controller, Reconcile};
 pub use manager::Manager;
 pub use queue::{Backoff, WorkQueue};

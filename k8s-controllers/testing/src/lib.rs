@@ -29,7 +29,32 @@
 //!
 //! Not here yet: faults, shrinking of seeds, reports about a controller (DESIGN's "Time, randomness, tests without a cluster").
 
+mod base;
 mod cluster;
+pub mod controllers;
+mod faults;
+mod hub;
+mod lab;
 pub mod node;
+mod objects;
+mod process;
+mod role;
+mod running;
+mod script;
+mod seeds;
+mod setup;
+mod shrink;
+mod trace;
+mod watch;
+mod wire;
 
 pub use cluster::{Builder, Error, TestCluster};
+pub use faults::{Fault, Faults};
+pub use hub::Written;
+pub use lab::{Lab, Report};
+pub use process::Life;
+pub use role::NeededRole;
+pub use running::Running;
+pub use script::Script;
+pub use trace::{Difference, Entry, Trace, What};
+pub use wire::Service;

@@ -96,7 +96,8 @@ impl Snapshot {
 #[derive(Debug)]
 struct Visible {
     objects: RedBlackTreeMapSync<Arc<str>, Arc<Stored>>,
-    index: Index,
+    /// Shared with forks until one of them changes it.
+    index: Arc<Index>,
     history: VecDeque<Arc<Event>>,
     history_bytes: usize,
     /// Every event after this revision is in `history`.
@@ -155,11 +156,27 @@ impl Collection {
         Collection {
             visible: RwLock::new(Visible {
                 objects: RedBlackTreeMapSync::default(),
-                index: Index::default(),
+                index: Arc::default(),
                 history: VecDeque::new(),
                 history_bytes: 0,
                 complete_after: revision,
                 revision,
+            }),
+            progress: watch::channel(revision).0,
+        }
+    }
+
+    /// The same objects at `revision`, without their history, to go on from independently.
+    pub(super) fn fork(&self, revision: u64) -> Self {
+        let visible = self.read();
+        Collection {
+            visible: RwLock::new(Visible {
+                objects: visible.objects.clone(),
+                index: visible.index.clone(),
+                history: VecDeque::new(),
+                history_bytes: 0,
+                complete_after: revision,
+                revision: visible.revision,
             }),
             progress: watch::channel(revision).0,
         }
@@ -176,7 +193,7 @@ impl Collection {
 
     pub(super) fn load(&self, object: Stored) {
         let mut visible = self.write();
-        visible.index.replace(None, Some(&object));
+        Arc::make_mut(&mut visible.index).replace(None, Some(&object));
         visible.objects.insert_mut(object.key.clone(), Arc::new(object));
     }
 
@@ -232,7 +249,7 @@ impl Collection {
     pub(super) fn apply(&self, event: Arc<Event>) {
         let mut visible = self.write();
         let after = (event.kind != EventKind::Deleted).then_some(&*event.object);
-        visible.index.replace(event.before.as_deref(), after);
+        Arc::make_mut(&mut visible.index).replace(event.before.as_deref(), after);
         match event.kind {
             EventKind::Deleted => {
                 visible.objects.remove_mut(&event.object.key);
