@@ -12,6 +12,7 @@ pub mod custom;
 pub mod legacy;
 pub mod meta;
 pub mod patch;
+mod progress;
 pub mod proto;
 pub mod random;
 pub mod schema;

@@ -6,12 +6,11 @@ use std::{
 };
 
 use rpds::RedBlackTreeMapSync;
-use tokio::sync::watch;
-
 use super::{
     Stored,
     index::{Candidates, Index, Term},
 };
+use crate::progress::Progress;
 
 /// How many events of a type are kept for watches that resume.
 const HISTORY_EVENTS: usize = 8192;
@@ -134,7 +133,7 @@ impl Visible {
 pub(super) struct Collection {
     visible: RwLock<Visible>,
     /// The newest revision whose events are visible; wakes watchers.
-    progress: watch::Sender<u64>,
+    progress: Progress,
 }
 
 /// Why a watch cannot go on.
@@ -162,7 +161,7 @@ impl Collection {
                 complete_after: revision,
                 revision,
             }),
-            progress: watch::channel(revision).0,
+            progress: Progress::new(revision),
         }
     }
 
@@ -178,7 +177,7 @@ impl Collection {
                 complete_after: revision,
                 revision: visible.revision,
             }),
-            progress: watch::channel(revision).0,
+            progress: Progress::new(revision),
         }
     }
 
@@ -201,7 +200,7 @@ impl Collection {
         let mut visible = self.write();
         visible.revision = revision;
         visible.complete_after = revision;
-        self.progress.send_replace(revision);
+        self.progress.advance(revision);
     }
 
     pub(super) fn last_change(&self) -> u64 {
@@ -272,11 +271,11 @@ impl Collection {
     }
 
     pub(super) fn wake(&self, revision: u64) {
-        self.progress.send_replace(revision);
+        self.progress.advance(revision);
     }
 
     pub(super) fn cursor(self: &Arc<Self>, after: u64) -> WatchCursor {
-        WatchCursor { collection: self.clone(), after, progress: self.progress.subscribe() }
+        WatchCursor { collection: self.clone(), after, seen: self.progress.get() }
     }
 }
 
@@ -285,7 +284,8 @@ impl Collection {
 pub struct WatchCursor {
     collection: Arc<Collection>,
     after: u64,
-    progress: watch::Receiver<u64>,
+    /// How far the type was when this cursor last waited.
+    seen: u64,
 }
 
 impl WatchCursor {
@@ -308,8 +308,7 @@ impl WatchCursor {
 
     /// Waits until something was committed to the type since the last call; returns at once if it was already.
     pub async fn changed(&mut self) {
-        // The sender lives in `self.collection`, so this cannot fail.
-        let _ = self.progress.changed().await;
+        self.seen = self.collection.progress.reached(self.seen + 1).await;
     }
 
     /// The revision up to which events were taken.
