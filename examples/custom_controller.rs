@@ -9,20 +9,31 @@ use k8s_core::{
         },
         apiextensions_apiserver::pkg::apis::apiextensions::v1::CustomResourceDefinition,
     },
+    client::{Client, Resource},
     custom::CustomResource,
-    legacy::ThirdPartyResource,
     meta::ObjectExt,
 };
 use k8s_examples::rds::{Databases, RdsDatabase, controller};
 use k8s_testing::TestCluster;
-use serde_json::{Value, json};
+use serde_json::json;
 
-fn third_party() -> Value {
-    json!({
+/// The definition as of Kubernetes 1.5, which no library has a type for any more.
+async fn define_third_party(client: &Client) -> anyhow::Result<()> {
+    let definitions = Resource {
+        group: "extensions".into(),
+        version: "v1beta1".into(),
+        kind: "ThirdPartyResource".into(),
+        plural: "thirdpartyresources".into(),
+        namespaced: false,
+    };
+    let definition = serde_json::from_value(json!({
+        "apiVersion": "extensions/v1beta1", "kind": "ThirdPartyResource",
         "metadata": {"name": "rds-database.stable.example.com"},
         "description": "A relational database that a controller provisions",
         "versions": [{"name": "v1"}],
-    })
+    }))?;
+    client.dynamic(&definitions, "").create(&definition).await?;
+    Ok(())
 }
 
 #[tokio::main(flavor = "current_thread")]
@@ -30,7 +41,7 @@ async fn main() -> anyhow::Result<()> {
     for form in ["CustomResourceDefinition", "ThirdPartyResource"] {
         let cluster = TestCluster::start().await?;
         match form {
-            "ThirdPartyResource" => drop(cluster.create::<ThirdPartyResource>("", &third_party()).await?),
+            "ThirdPartyResource" => define_third_party(&cluster.client()).await?,
             _ => drop(cluster.create::<CustomResourceDefinition>("", &RdsDatabase::definition()).await?),
         }
         let client = cluster.client();

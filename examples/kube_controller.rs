@@ -33,7 +33,8 @@ async fn main() -> anyhow::Result<()> {
     let controller = Controller::new(maps.clone(), wanted).run(reconcile, again, Arc::new(client));
     let running = tokio::spawn(controller.for_each(|_| async {}));
 
-    let map: ConfigMap = serde_json::from_value(json!({"metadata": {"name": "world", "labels": {"greet": ""}}}))?;
+    let map: ConfigMap =
+        serde_json::from_value(json!({"metadata": {"name": "world", "labels": {"greet": ""}}}))?;
     maps.create(&PostParams::default(), &map).await?;
     let greeted = cluster.until::<ConfigMap>("default", "world", |map| map.data.is_some()).await?;
     println!("{}", greeted.data.and_then(|mut data| data.remove("greeting")).unwrap_or_default());

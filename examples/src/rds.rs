@@ -21,7 +21,10 @@ use serde_json::{Value, json};
 /// What a database is.
 #[derive(Resource, Serialize, Deserialize, JsonSchema, Clone, Debug)]
 #[resource(group = "stable.example.com", version = "v1", kind = "RdsDatabase", namespaced, status = DatabaseStatus)]
-#[resource(column(name = "Engine", path = ".spec.engine"), rule("self.storageGb >= 10", "too small to be useful"))]
+#[resource(
+    column(name = "Engine", path = ".spec.engine"),
+    rule("self.storageGb >= 10", "too small to be useful")
+)]
 #[serde(rename_all = "camelCase")]
 pub struct DatabaseSpec {
     /// What it runs.
@@ -82,7 +85,9 @@ fn deployment(db: &RdsDatabase, secret: &Secret) -> Deployment {
 
 fn service(db: &RdsDatabase) -> Service {
     let name = db.name();
-    object(json!({"metadata": {"name": name}, "spec": {"selector": {"database": name}, "ports": [{"port": 5432}]}}))
+    object(
+        json!({"metadata": {"name": name}, "spec": {"selector": {"database": name}, "ports": [{"port": 5432}]}}),
+    )
 }
 
 /// The controller.

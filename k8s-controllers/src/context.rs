@@ -319,11 +319,7 @@ impl Context {
     ///
     /// # Errors
     /// As [`Api::apply`].
-    pub async fn apply<T: Object, K: Object>(
-        &self,
-        owner: &impl Owner<K>,
-        object: &T,
-    ) -> Result<T, Error> {
+    pub async fn apply<T: Object, K: Object>(&self, owner: &impl Owner<K>, object: &T) -> Result<T, Error> {
         let mut desired = adopted(owner.object(), object);
         desired.metadata_mut().resource_version = None;
         desired.metadata_mut().managed_fields = None;

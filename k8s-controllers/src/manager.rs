@@ -102,7 +102,11 @@ impl Manager {
         self.environment.shutdown = shutdown;
         let mut running = JoinSet::new();
         if let Some(listener) = self.listener {
-            running.spawn(health::serve(listener, self.environment.metrics.clone(), self.environment.shutdown.clone()));
+            running.spawn(health::serve(
+                listener,
+                self.environment.metrics.clone(),
+                self.environment.shutdown.clone(),
+            ));
         }
         for row in self.selection.rows() {
             tracing::debug!(controller = row.name, "starting");

@@ -186,7 +186,12 @@ impl Metrics {
     #[must_use]
     pub fn unready(&self) -> Vec<String> {
         let registry = self.registry();
-        registry.controllers.iter().filter(|(_, c)| !c.state().started).map(|(name, _)| name.clone()).collect()
+        registry
+            .controllers
+            .iter()
+            .filter(|(_, c)| !c.state().started)
+            .map(|(name, _)| name.clone())
+            .collect()
     }
 
     /// All of them, as a scraper reads them.
@@ -196,9 +201,14 @@ impl Metrics {
         let registry = self.registry();
         type Draw = fn(&QueueState, &str, &str, &mut String);
         let families: [(&str, &str, &str, Draw); 7] = [
-            ("workqueue_adds_total", "counter", "Total number of adds handled by workqueue", |s, n, l, out| {
-                let _ = writeln!(out, "{n}{{{l}}} {}", s.adds);
-            }),
+            (
+                "workqueue_adds_total",
+                "counter",
+                "Total number of adds handled by workqueue",
+                |s, n, l, out| {
+                    let _ = writeln!(out, "{n}{{{l}}} {}", s.adds);
+                },
+            ),
             ("workqueue_depth", "gauge", "Current depth of workqueue", |s, n, l, out| {
                 let _ = writeln!(out, "{n}{{{l}}} {}", s.depth);
             }),
@@ -217,9 +227,14 @@ impl Metrics {
                 "How long in seconds an item stays in workqueue before being requested",
                 |s, n, l, out| s.waited.render(n, l, out),
             ),
-            ("workqueue_retries_total", "counter", "Total number of retries handled by workqueue", |s, n, l, out| {
-                let _ = writeln!(out, "{n}{{{l}}} {}", s.retries);
-            }),
+            (
+                "workqueue_retries_total",
+                "counter",
+                "Total number of retries handled by workqueue",
+                |s, n, l, out| {
+                    let _ = writeln!(out, "{n}{{{l}}} {}", s.retries);
+                },
+            ),
             (
                 "workqueue_unfinished_work_seconds",
                 "gauge",
@@ -243,7 +258,10 @@ impl Metrics {
             }
         }
         let name = "controller_runtime_reconcile_total";
-        let _ = writeln!(out, "# HELP {name} Total number of reconciliations per controller\n# TYPE {name} counter");
+        let _ = writeln!(
+            out,
+            "# HELP {name} Total number of reconciliations per controller\n# TYPE {name} counter"
+        );
         for (controller, metrics) in &registry.controllers {
             let results = [
                 (Outcome::Success, "success"),
@@ -258,12 +276,18 @@ impl Metrics {
             }
         }
         let name = "controller_runtime_reconcile_panics_total";
-        let _ = writeln!(out, "# HELP {name} Total number of reconciliation panics per controller\n# TYPE {name} counter");
+        let _ = writeln!(
+            out,
+            "# HELP {name} Total number of reconciliation panics per controller\n# TYPE {name} counter"
+        );
         for (controller, metrics) in &registry.controllers {
             let _ = writeln!(out, "{name}{{controller=\"{controller}\"}} {}", metrics.panics());
         }
         let name = "controller_runtime_reconcile_time_seconds";
-        let _ = writeln!(out, "# HELP {name} Length of time per reconciliation per controller\n# TYPE {name} histogram");
+        let _ = writeln!(
+            out,
+            "# HELP {name} Length of time per reconciliation per controller\n# TYPE {name} histogram"
+        );
         for (controller, metrics) in &registry.controllers {
             metrics.state().time.render(name, &format!("controller=\"{controller}\""), &mut out);
         }

@@ -59,6 +59,7 @@
 //! assert_eq!(schema["properties"]["spec"]["properties"]["storageGb"]["nullable"], true);
 //! ```
 
+mod kube;
 mod structural;
 
 pub use structural::structural_schema;

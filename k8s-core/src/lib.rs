@@ -19,8 +19,8 @@ pub mod schema;
 pub mod status;
 pub mod store;
 
-/// The Kubernetes types, as every kube-rs user has them.
-pub use k8s_openapi as api;
 /// Makes a custom resource of the struct of its spec: see [`k8s_derive`].
 #[cfg(feature = "derive")]
 pub use k8s_derive::Resource;
+/// The Kubernetes types, as every kube-rs user has them.
+pub use k8s_openapi as api;

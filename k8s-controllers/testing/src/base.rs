@@ -9,7 +9,8 @@ use std::{
 use jiff::Timestamp;
 use k8s_apiserver::{ApiServer, Pace, User};
 use k8s_core::{
-    api::api::core::v1::ServiceAccount, client::Client, clock::Clock, custom::CustomResource, random, store::Store,
+    api::api::core::v1::ServiceAccount, client::Client, clock::Clock, custom::CustomResource, random,
+    store::Store,
 };
 use serde_json::{Value, json};
 

@@ -112,7 +112,12 @@ impl Hub {
     }
 
     /// Numbers an opportunity and says whether a fault strikes there.
-    pub(crate) fn strike(&self, who: &Process, at: Opportunity, what: impl FnOnce() -> String) -> Option<Strike> {
+    pub(crate) fn strike(
+        &self,
+        who: &Process,
+        at: Opportunity,
+        what: impl FnOnce() -> String,
+    ) -> Option<Strike> {
         if !who.suffers() || !self.armed.load(Ordering::Relaxed) {
             return None;
         }

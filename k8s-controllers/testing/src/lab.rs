@@ -72,7 +72,8 @@ pub struct Report {
 impl Lab {
     /// An API server without controllers and nodes, run once, without faults.
     pub fn new() -> Self {
-        let existing = std::env::var_os("USE_EXISTING_CLUSTER").filter(|v| !matches!(v.to_str(), Some("" | "0" | "false")));
+        let existing = std::env::var_os("USE_EXISTING_CLUSTER")
+            .filter(|v| !matches!(v.to_str(), Some("" | "0" | "false")));
         Lab {
             setup: Setup::default(),
             controllers: Vec::new(),

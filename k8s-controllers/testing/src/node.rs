@@ -216,7 +216,9 @@ impl Actor {
         let mut report = Report { pod, address, restarts: 0, started: self.clock.time() };
         self.wait(script.start).await;
         if let Some(reason) = &script.stuck {
-            return report.write(&api, "Pending", false, &json!({"waiting": {"reason": reason}}), self.clock.time()).await;
+            return report
+                .write(&api, "Pending", false, &json!({"waiting": {"reason": reason}}), self.clock.time())
+                .await;
         }
         let mut back_off = FIRST_RESTART;
         loop {
@@ -226,7 +228,8 @@ impl Actor {
             if !ends_at_once {
                 let ready = script.ready.is_zero();
                 report.write(&api, "Running", ready, &running, self.clock.time()).await?;
-                let steps = (!ready).then_some((script.ready, true)).into_iter().chain(script.probes.iter().copied());
+                let steps =
+                    (!ready).then_some((script.ready, true)).into_iter().chain(script.probes.iter().copied());
                 for (after, ready) in steps {
                     self.wait(after).await;
                     report.write(&api, "Running", ready, &running, self.clock.time()).await?;

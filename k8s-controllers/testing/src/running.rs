@@ -118,7 +118,9 @@ impl Running {
             }
         }
         let service = world.service(&Arc::new(Process::new("test", Kind::Bystander)));
-        Running { inner: Arc::new(Inner { setup, world, server, service, programs, tasks: Mutex::new(tasks) }) }
+        Running {
+            inner: Arc::new(Inner { setup, world, server, service, programs, tasks: Mutex::new(tasks) }),
+        }
     }
 
     /// Ends everything. Panics with what any part of the run panicked with.
@@ -272,7 +274,11 @@ impl Running {
             Ok(object) => object,
             Err(_) => {
                 let last = self.find::<K>(name).await.and_then(|o| serde_json::to_string(&o).ok());
-                panic!("{} {name:?} was not as wanted within {limit:?}; it is {}", K::KIND, last.unwrap_or_default())
+                panic!(
+                    "{} {name:?} was not as wanted within {limit:?}; it is {}",
+                    K::KIND,
+                    last.unwrap_or_default()
+                )
             }
         }
     }
@@ -319,7 +325,9 @@ impl Running {
 
     fn restless(&self, patience: Duration) -> String {
         let state = self.inner.world.hub.state();
-        let mut text = format!("the cluster does not settle: after {patience:?} there are still writes, the last ones being\n");
+        let mut text = format!(
+            "the cluster does not settle: after {patience:?} there are still writes, the last ones being\n"
+        );
         for written in state.written.iter().rev().take(10).rev() {
             text += &format!("  {written}\n");
         }

@@ -15,14 +15,7 @@ use std::{
 use k8s_core::{clock::Clock, store::Store};
 
 use crate::{
-    base,
-    faults::Faults,
-    hub::Plan,
-    lab::Report,
-    role::Recorded,
-    running::Running,
-    setup::Setup,
-    shrink,
+    base, faults::Faults, hub::Plan, lab::Report, role::Recorded, running::Running, setup::Setup, shrink,
     trace::Trace,
 };
 
@@ -74,7 +67,8 @@ fn quieten() {
 
 fn text_of(panic: &(dyn std::any::Any + Send)) -> String {
     let text = panic.downcast_ref::<String>().cloned();
-    text.or_else(|| panic.downcast_ref::<&str>().map(ToString::to_string)).unwrap_or_else(|| "panicked".into())
+    text.or_else(|| panic.downcast_ref::<&str>().map(ToString::to_string))
+        .unwrap_or_else(|| "panicked".into())
 }
 
 /// Runs and catches what goes wrong.
@@ -123,12 +117,15 @@ impl Job {
     /// The first seed's trace is written, or compared with one that was written.
     fn compare(&self, trace: &Trace) -> Result<(), String> {
         if let Some(path) = &self.setup.record {
-            std::fs::write(path, trace.to_json_lines()).map_err(|e| format!("write {}: {e}", path.display()))?;
+            std::fs::write(path, trace.to_json_lines())
+                .map_err(|e| format!("write {}: {e}", path.display()))?;
         }
         let Some(path) = &self.expected else { return Ok(()) };
         let expected = Trace::read(path).map_err(|e| format!("read {}: {e}", path.display()))?;
         let Some(difference) = expected.difference(trace) else { return Ok(()) };
-        let show = |entry: &Option<crate::trace::Entry>| entry.as_ref().map_or("nothing".into(), ToString::to_string);
+        let show = |entry: &Option<crate::trace::Entry>| {
+            entry.as_ref().map_or("nothing".into(), ToString::to_string)
+        };
         Err(format!(
             "line {} of {} is not what happened:\n  recorded {}\n  happened {}",
             difference.line + 1,
@@ -140,7 +137,12 @@ impl Job {
 }
 
 /// Runs every seed, on several threads; panics with the first that fails, shrunk.
-pub(crate) fn run(job: &Job, seeds: Range<u64>, threads: usize, test: &(impl AsyncFn(Running) + Sync)) -> Report {
+pub(crate) fn run(
+    job: &Job,
+    seeds: Range<u64>,
+    threads: usize,
+    test: &(impl AsyncFn(Running) + Sync),
+) -> Report {
     let (next, failed_at) = (AtomicU64::new(seeds.start), AtomicU64::new(u64::MAX));
     let failed: Mutex<Option<Failed>> = Mutex::new(None);
     let passed: Mutex<(usize, Passed)> = Mutex::default();
@@ -194,13 +196,16 @@ fn smallest(job: &Job, failed: Failed, test: &impl AsyncFn(Running)) -> Failed {
     let seed = failed.seed;
     let numbers: Vec<u64> = failed.injected.iter().map(|(number, _)| *number).collect();
     let mut best = failed;
-    shrink::smallest(numbers, &mut |faults| match job.one(seed, Some(&faults.iter().copied().collect()), test) {
-        Ok(_) => false,
-        Err(failed) => {
-            best = failed;
-            true
-        }
-    });
+    shrink::smallest(
+        numbers,
+        &mut |faults| match job.one(seed, Some(&faults.iter().copied().collect()), test) {
+            Ok(_) => false,
+            Err(failed) => {
+                best = failed;
+                true
+            }
+        },
+    );
     best
 }
 

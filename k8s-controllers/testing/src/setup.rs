@@ -28,7 +28,10 @@ pub(crate) struct Setup {
 
 impl std::fmt::Debug for Setup {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.debug_struct("Setup").field("programs", &self.programs).field("nodes", &self.nodes).finish_non_exhaustive()
+        f.debug_struct("Setup")
+            .field("programs", &self.programs)
+            .field("nodes", &self.nodes)
+            .finish_non_exhaustive()
     }
 }
 

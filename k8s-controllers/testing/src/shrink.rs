@@ -59,9 +59,8 @@ mod tests {
     #[test]
     fn what_does_not_matter_is_taken_away() {
         let all: Vec<u32> = (0..40).collect();
-        let smallest_of = |needed: &'static [u32]| {
-            smallest(all.clone(), &mut |set| needed.iter().all(|n| set.contains(n)))
-        };
+        let smallest_of =
+            |needed: &'static [u32]| smallest(all.clone(), &mut |set| needed.iter().all(|n| set.contains(n)));
         assert_eq!(smallest_of(&[]), Vec::<u32>::new());
         assert_eq!(smallest_of(&[7]), [7]);
         assert_eq!(smallest_of(&[3, 31]), [3, 31]);

@@ -64,7 +64,9 @@ impl Watch {
             Some(Fault::WatchBroken) => {
                 self.ended = true;
                 // With an error or without: both happen.
-                return strike.filter(|s| s.other_way()).map(|_| Err("connection reset by peer (injected)".into()));
+                return strike
+                    .filter(|s| s.other_way())
+                    .map(|_| Err("connection reset by peer (injected)".into()));
             }
             Some(Fault::Gone) => {
                 self.ended = true;

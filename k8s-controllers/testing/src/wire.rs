@@ -161,8 +161,11 @@ impl Service {
         }
         let is_write = matches!(at, Opportunity::Create | Opportunity::Write);
         let whole = self.hub.state().trace.is_whole();
-        let (request, sent) =
-            if is_write && (whole || self.process.kind == Kind::Tested) { read(request).await? } else { (request, None) };
+        let (request, sent) = if is_write && (whole || self.process.kind == Kind::Tested) {
+            read(request).await?
+        } else {
+            (request, None)
+        };
         let revision = self.store.as_ref().map(Store::revision);
         let answer = self.upstream.send(request).await;
         if self.is_dead() {
@@ -209,11 +212,14 @@ impl Service {
                 ApiStatus::conflict(&info.group, &info.resource, &info.name, why)
             }
             Fault::ServerError if strike.other_way() => ApiStatus::internal("injected"),
-            Fault::ServerError => {
-                ApiStatus::new(503, "ServiceUnavailable", "the server is currently unable to handle the request")
-            }
+            Fault::ServerError => ApiStatus::new(
+                503,
+                "ServiceUnavailable",
+                "the server is currently unable to handle the request",
+            ),
             Fault::TooManyRequests => {
-                ApiStatus::new(429, "TooManyRequests", "too many requests, please try again later").retry_after(1)
+                ApiStatus::new(429, "TooManyRequests", "too many requests, please try again later")
+                    .retry_after(1)
             }
             Fault::Gone => ApiStatus::expired("too old resource version"),
             Fault::TimeoutBefore => {

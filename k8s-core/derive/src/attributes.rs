@@ -100,10 +100,13 @@ impl Attributes {
             attribute.parse_nested_meta(|meta| all.take(&meta))?;
         }
         let missing = [("group", &all.group), ("version", &all.version), ("kind", &all.kind)];
-        let missing: Vec<&str> = missing.iter().filter(|(_, v)| v.is_empty()).map(|(name, _)| *name).collect();
+        let missing: Vec<&str> =
+            missing.iter().filter(|(_, v)| v.is_empty()).map(|(name, _)| *name).collect();
         if !any || !missing.is_empty() {
             let what = missing.join(", ");
-            let message = format!("#[resource(...)] lacks {what}: for example group = \"example.com\", version = \"v1\", kind = \"Shop\"");
+            let message = format!(
+                "#[resource(...)] lacks {what}: for example group = \"example.com\", version = \"v1\", kind = \"Shop\""
+            );
             return Err(Error::new(input.ident.span(), message));
         }
         if all.kind == input.ident.to_string() {
@@ -125,7 +128,10 @@ impl Attributes {
                 let fits = self.kind.starts_with(|c: char| c.is_ascii_uppercase())
                     && self.kind.chars().all(|c| c.is_ascii_alphanumeric());
                 if !fits {
-                    return Err(Error::new(kind.span(), "a kind is letters and digits, the first one a capital"));
+                    return Err(Error::new(
+                        kind.span(),
+                        "a kind is letters and digits, the first one a capital",
+                    ));
                 }
             }
             "namespaced" => self.namespaced = true,
@@ -206,7 +212,12 @@ mod tests {
 
     #[test]
     fn plurals() {
-        let plural = |kind: &str| read(&format!("group = \"g\", version = \"v1\", kind = \"{kind}\"")).unwrap().plural();
-        assert_eq!(["Shop", "Policy", "Proxy", "Gateway", "Box"].map(plural), ["shops", "policies", "proxies", "gateways", "boxes"]);
+        let plural = |kind: &str| {
+            read(&format!("group = \"g\", version = \"v1\", kind = \"{kind}\"")).unwrap().plural()
+        };
+        assert_eq!(
+            ["Shop", "Policy", "Proxy", "Gateway", "Box"].map(plural),
+            ["shops", "policies", "proxies", "gateways", "boxes"]
+        );
     }
 }

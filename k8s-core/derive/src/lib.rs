@@ -55,6 +55,7 @@ use syn::{DeriveInput, parse_macro_input};
 #[proc_macro_derive(Resource, attributes(resource))]
 pub fn resource(input: TokenStream) -> TokenStream {
     let input = parse_macro_input!(input as DeriveInput);
-    let expanded = attributes::Attributes::read(&input).and_then(|attributes| expand::expand(&input, &attributes));
+    let expanded =
+        attributes::Attributes::read(&input).and_then(|attributes| expand::expand(&input, &attributes));
     expanded.unwrap_or_else(syn::Error::into_compile_error).into()
 }

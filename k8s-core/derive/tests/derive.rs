@@ -23,7 +23,10 @@ fn twenty() -> u32 {
 
 #[derive(Resource, Serialize, Deserialize, JsonSchema, Clone, Debug)]
 #[resource(group = "stable.example.com", version = "v1", kind = "RdsDatabase", namespaced, status = DatabaseStatus)]
-#[resource(column(name = "Engine", path = ".spec.engine"), rule("self.storageGb >= 10", "too small to be useful"))]
+#[resource(
+    column(name = "Engine", path = ".spec.engine"),
+    rule("self.storageGb >= 10", "too small to be useful")
+)]
 #[serde(rename_all = "camelCase")]
 struct DatabaseSpec {
     engine: Engine,
@@ -52,8 +55,16 @@ fn rename(_: &str, object: &mut Value) {
 
 #[derive(Resource, Serialize, Deserialize, JsonSchema, Clone, Debug)]
 #[resource(group = "example.com", version = "v2", kind = "Quota", plural = "quotas", singular = "quota")]
-#[resource(short_names("qt"), categories("all"), versions("v1"), object_rule("has(self.metadata.name)", "named"))]
-#[resource(column(name = "Count", path = ".spec.count", type = "integer", wide), scale(spec = ".spec.count", status = ".spec.count"))]
+#[resource(
+    short_names("qt"),
+    categories("all"),
+    versions("v1"),
+    object_rule("has(self.metadata.name)", "named")
+)]
+#[resource(
+    column(name = "Count", path = ".spec.count", type = "integer", wide),
+    scale(spec = ".spec.count", status = ".spec.count")
+)]
 #[resource(default = at_least_one, validate = no_less, to_version = rename)]
 struct QuotaSpec {
     count: i32,
@@ -68,9 +79,15 @@ fn a_whole_object_is_made() {
     let manifest = json!({"apiVersion": "stable.example.com/v1", "kind": "RdsDatabase", "metadata": {"name": "orders"},
         "spec": {"engine": "postgres"}, "status": {"ready": true}});
     let orders: RdsDatabase = serde_json::from_value(manifest).unwrap();
-    assert_eq!((orders.name(), orders.spec.storage_gb, is_object::<RdsDatabase>()), ("orders", 20, "rdsdatabases"));
+    assert_eq!(
+        (orders.name(), orders.spec.storage_gb, is_object::<RdsDatabase>()),
+        ("orders", 20, "rdsdatabases")
+    );
     let back = serde_json::to_value(&orders).unwrap();
-    assert_eq!((&back["kind"], &back["spec"]["storageGb"], &back["status"]["ready"]), (&json!("RdsDatabase"), &json!(20), &json!(true)));
+    assert_eq!(
+        (&back["kind"], &back["spec"]["storageGb"], &back["status"]["ready"]),
+        (&json!("RdsDatabase"), &json!(20), &json!(true))
+    );
     assert_eq!(RdsDatabase::API_VERSION, "stable.example.com/v1");
     let new = RdsDatabase::new("x", DatabaseSpec { engine: Engine::Mysql, storage_gb: 10 });
     assert!(new.status.is_none() && serde_json::to_value(&new).unwrap().get("status").is_none());
@@ -85,14 +102,26 @@ fn its_definition_has_what_was_said() {
     assert_eq!(spec["properties"]["engine"]["enum"], json!(["postgres", "mysql"]));
     assert_eq!(spec["properties"]["storageGb"]["default"], 20);
     assert_eq!(version["additionalPrinterColumns"][0]["jsonPath"], ".spec.engine");
-    assert_eq!((&definition["spec"]["scope"], &version["subresources"]), (&json!("Namespaced"), &json!({"status": {}})));
+    assert_eq!(
+        (&definition["spec"]["scope"], &version["subresources"]),
+        (&json!("Namespaced"), &json!({"status": {}}))
+    );
 
     let definition = Quota::definition();
     let names = &definition["spec"]["names"];
-    assert_eq!((&names["shortNames"], &names["singular"], &definition["spec"]["scope"]), (&json!(["qt"]), &json!("quota"), &json!("Cluster")));
+    assert_eq!(
+        (&names["shortNames"], &names["singular"], &definition["spec"]["scope"]),
+        (&json!(["qt"]), &json!("quota"), &json!("Cluster"))
+    );
     assert_eq!(definition["spec"]["versions"][1]["name"], "v1");
     let version = &definition["spec"]["versions"][0];
-    assert_eq!((&version["additionalPrinterColumns"][0]["type"], &version["additionalPrinterColumns"][0]["priority"]), (&json!("integer"), &json!(1)));
+    assert_eq!(
+        (
+            &version["additionalPrinterColumns"][0]["type"],
+            &version["additionalPrinterColumns"][0]["priority"]
+        ),
+        (&json!("integer"), &json!(1))
+    );
     assert_eq!(version["subresources"]["scale"]["specReplicasPath"], ".spec.count");
 }
 

@@ -5,12 +5,12 @@ use std::{
     sync::{Arc, RwLock},
 };
 
-use rpds::RedBlackTreeMapSync;
 use super::{
     Stored,
     index::{Candidates, Index, Term},
 };
 use crate::progress::Progress;
+use rpds::RedBlackTreeMapSync;
 
 /// How many events of a type are kept for watches that resume.
 const HISTORY_EVENTS: usize = 8192;

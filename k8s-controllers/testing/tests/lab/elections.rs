@@ -49,7 +49,8 @@ fn of_several_on_kube_clients_one_leads() {
         let (leading, terms) = (Arc::new(AtomicUsize::new(0)), Arc::new(AtomicUsize::new(0)));
         let mut stops = Vec::new();
         for id in ["a", "b", "c"] {
-            let leases = KubeLeases(kube::Api::default_namespaced(kube::Client::new(lab.service(), "default")));
+            let leases =
+                KubeLeases(kube::Api::default_namespaced(kube::Client::new(lab.service(), "default")));
             let candidate = Candidate::over(leases, lab.clock().clone(), "default", "l", id);
             let stop = CancellationToken::new();
             stops.push((id, stop.clone()));
@@ -74,7 +75,10 @@ fn of_several_on_kube_clients_one_leads() {
 struct Cut(Client, Arc<AtomicBool>);
 
 impl Transport for Cut {
-    fn call(&self, request: Request<Body>) -> futures::future::BoxFuture<'static, Result<Response<Body>, BoxError>> {
+    fn call(
+        &self,
+        request: Request<Body>,
+    ) -> futures::future::BoxFuture<'static, Result<Response<Body>, BoxError>> {
         let (client, cut) = (self.0.clone(), self.1.clone());
         async move {
             if cut.load(Ordering::SeqCst) {

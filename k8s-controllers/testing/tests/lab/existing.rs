@@ -26,7 +26,9 @@ fn serve() -> (SocketAddr, ApiServer) {
                 let (stream, _) = listener.accept().await.unwrap();
                 let service = TowerToHyperService::new(server.service_as(User::admin()));
                 tokio::spawn(async move {
-                    let _ = auto::Builder::new(TokioExecutor::new()).serve_connection(TokioIo::new(stream), service).await;
+                    let _ = auto::Builder::new(TokioExecutor::new())
+                        .serve_connection(TokioIo::new(stream), service)
+                        .await;
                 });
             }
         });
@@ -55,13 +57,14 @@ fn the_same_test_runs_in_a_cluster_that_exists() {
         assert!(again.status.success(), "{said}");
         assert!(server.store().get("configmaps", "default/real-copy").is_some(), "{said}");
     }
-    let report = Lab::new().with(controller(), || Copies).seeds(0..3).faults(Faults::all()).run(async |lab| {
-        lab.create(&original("real", "x")).await;
-        lab.settle().await;
-        let copy: ConfigMap = lab.get("real-copy").await;
-        assert!(copy.data.is_some());
-        assert_eq!(lab.writes_since_settled(), 0);
-    });
+    let report =
+        Lab::new().with(controller(), || Copies).seeds(0..3).faults(Faults::all()).run(async |lab| {
+            lab.create(&original("real", "x")).await;
+            lab.settle().await;
+            let copy: ConfigMap = lab.get("real-copy").await;
+            assert!(copy.data.is_some());
+            assert_eq!(lab.writes_since_settled(), 0);
+        });
     let once = std::env::var_os("USE_EXISTING_CLUSTER").is_some();
     assert_eq!(report.runs, if once { 1 } else { 3 });
 }

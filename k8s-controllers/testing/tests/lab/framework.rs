@@ -104,7 +104,8 @@ fn a_panic_is_isolated_counted_and_reported() {
         });
     let seen = seen.lock().unwrap();
     let value = |name: &str| -> f64 {
-        let line = seen.lines().find(|l| l.starts_with(name)).unwrap_or_else(|| panic!("no {name} in {seen}"));
+        let line =
+            seen.lines().find(|l| l.starts_with(name)).unwrap_or_else(|| panic!("no {name} in {seen}"));
         line.rsplit(' ').next().unwrap().parse().unwrap()
     };
     assert!(value("controller_runtime_reconcile_panics_total{controller=\"maps\"}") >= 8.0);
@@ -166,7 +167,8 @@ impl Reconcile for Counts {
 
     async fn reconcile(&self, cx: &Context, map: Arc<ConfigMap>) -> Result<Action, Error> {
         if map.label("copy").is_some() {
-            let count = cx.caches().of::<MetadataOnly<Secret>>().in_namespace(map.namespace()).len().to_string();
+            let count =
+                cx.caches().of::<MetadataOnly<Secret>>().in_namespace(map.namespace()).len().to_string();
             if map.annotation("count") != Some(&count) {
                 cx.merge(&*map, &serde_json::json!({"metadata": {"annotations": {"count": count}}})).await?;
                 for i in 0..15 {
@@ -189,13 +191,18 @@ fn metadata_alone_wakes_and_similar_events_are_combined() {
         .seeds(0..5)
         .run(async |lab| {
             lab.create(&original("a", "x")).await;
-            lab.create_from::<Secret>(serde_json::json!({"metadata": {"name": "s"}, "stringData": {"k": "v"}})).await;
+            lab.create_from::<Secret>(
+                serde_json::json!({"metadata": {"name": "s"}, "stringData": {"k": "v"}}),
+            )
+            .await;
             lab.settle().await;
             assert_eq!(lab.get::<ConfigMap>("a").await.annotation("count"), Some("1"));
             let events: Vec<Event> = lab.list().await;
             let combined: Vec<&Event> = events
                 .iter()
-                .filter(|e| e.message.as_ref().is_some_and(|m| m.starts_with("(combined from similar events): ")))
+                .filter(|e| {
+                    e.message.as_ref().is_some_and(|m| m.starts_with("(combined from similar events): "))
+                })
                 .collect();
             assert_eq!((events.len(), combined.len()), (11, 1));
             assert!(combined[0].count >= Some(5));
@@ -225,7 +232,10 @@ async fn a_manager_says_how_it_is() {
     assert!(get(address, "/healthz").await.ends_with("ok"));
     assert!(get(address, "/nothing").await.starts_with("HTTP/1.1 404"));
     let metrics = get(address, "/metrics").await;
-    assert!(metrics.contains("# TYPE workqueue_depth gauge") && metrics.contains("name=\"maps\""), "{metrics}");
+    assert!(
+        metrics.contains("# TYPE workqueue_depth gauge") && metrics.contains("name=\"maps\""),
+        "{metrics}"
+    );
     stop.cancel();
     running.await.unwrap();
 }

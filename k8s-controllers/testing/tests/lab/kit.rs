@@ -177,20 +177,25 @@ fn a_cluster_that_never_rests_is_told_so() {
 #[test]
 fn every_kind_of_fault_alone_is_survived() {
     for kind in Fault::ALL {
-        let report = Lab::new()
-            .with(controller(), || Copies)
-            .seeds(0..25)
-            .faults(Faults::only([kind]))
-            .run(async |lab| {
+        let report = Lab::new().with(controller(), || Copies).seeds(0..25).faults(Faults::only([kind])).run(
+            async |lab| {
                 for name in ["a", "b", "c", "d"] {
                     lab.create(&original(name, "x")).await;
                 }
                 lab.settle().await;
                 lab.edit("a", |map: &mut ConfigMap| map.data = None).await;
                 lab.settle().await;
-                assert_eq!(lab.list::<ConfigMap>().await.iter().filter(|m| m.metadata.owner_references.is_some()).count(), 4);
+                assert_eq!(
+                    lab.list::<ConfigMap>()
+                        .await
+                        .iter()
+                        .filter(|m| m.metadata.owner_references.is_some())
+                        .count(),
+                    4
+                );
                 assert_eq!(lab.get::<ConfigMap>("a-copy").await.data, None);
-            });
+            },
+        );
         assert!(report.faults > 0, "{kind:?} never struck");
     }
 }
@@ -216,7 +221,8 @@ fn forks_go_their_own_ways_from_one_state() {
         lab.settle().await;
         for replicas in [0, 1, 4] {
             let fork = lab.fork().await;
-            fork.edit("web", |web: &mut Deployment| web.spec.as_mut().unwrap().replicas = Some(replicas)).await;
+            fork.edit("web", |web: &mut Deployment| web.spec.as_mut().unwrap().replicas = Some(replicas))
+                .await;
             fork.settle().await;
             assert_eq!(i32::try_from(fork.pods_in("Running").await).unwrap(), replicas);
         }
@@ -231,7 +237,9 @@ fn scripted_pods_start_crash_and_fail_their_probes() {
         .controllers([deployment(), replica_set()])
         .nodes(1)
         .pods(move |pod| match pod.metadata.labels.as_ref().and_then(|l| l["app"].chars().next()) {
-            Some('w') => Script::runs().starts_after(minute * 3).ready_after(minute).then_ready(minute, false),
+            Some('w') => {
+                Script::runs().starts_after(minute * 3).ready_after(minute).then_ready(minute, false)
+            }
             _ => Script::exits(minute, 7),
         })
         .run(async |lab| {
@@ -244,7 +252,9 @@ fn scripted_pods_start_crash_and_fail_their_probes() {
             lab.apply(WEB.replace("web", "other")).await;
             let pod = async || {
                 let pods = lab.list::<Pod>().await;
-                let other = pods.into_iter().find(|p| p.metadata.labels.as_ref().is_some_and(|l| l["app"] == "other"));
+                let other = pods
+                    .into_iter()
+                    .find(|p| p.metadata.labels.as_ref().is_some_and(|l| l["app"] == "other"));
                 other.unwrap().status.unwrap().container_statuses.unwrap()[0].restart_count
             };
             lab.sleep(minute * 30).await;

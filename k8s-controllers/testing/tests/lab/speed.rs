@@ -59,8 +59,11 @@ spec:
 #[test]
 fn a_year_of_an_hourly_cron_job() {
     let begun = Instant::now();
-    Lab::new().controllers([cron_job(), job()]).nodes(1).pods(|_| Script::exits(Duration::from_secs(60), 0)).run(
-        async |lab| {
+    Lab::new()
+        .controllers([cron_job(), job()])
+        .nodes(1)
+        .pods(|_| Script::exits(Duration::from_secs(60), 0))
+        .run(async |lab| {
             lab.apply(HOURLY).await;
             let days = if cfg!(debug_assertions) { 7 } else { 365 };
             lab.sleep(Duration::from_secs(days * 86_400 + 1800)).await;
@@ -69,6 +72,5 @@ fn a_year_of_an_hourly_cron_job() {
             assert!(cron.status.unwrap().last_successful_time.is_some());
             assert_eq!(lab.list::<Job>().await.len(), 3, "as the history limit says");
             println!("{days} days, {} jobs, {writes} writes: {:?}", days * 24, begun.elapsed());
-        },
-    );
+        });
 }

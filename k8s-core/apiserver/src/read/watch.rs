@@ -73,7 +73,8 @@ pub(crate) fn watch(
     let seconds = call.query.number("timeoutSeconds").and_then(|s| u64::try_from(s).ok()).filter(|s| *s > 0);
     let now = Instant::now();
     let pace = &server.inner.pace;
-    let timeout = Duration::from_secs(seconds.unwrap_or_else(|| k8s_core::random::range(pace.watch_seconds.clone())));
+    let timeout =
+        Duration::from_secs(seconds.unwrap_or_else(|| k8s_core::random::range(pace.watch_seconds.clone())));
     let deadline = now.checked_add(timeout).unwrap_or(now + timeout.min(Duration::from_secs(3600)));
     let bookmarks = call.query.truth("allowWatchBookmarks");
     let content_type = HeaderValue::from_static(presenter.content_type(true));
