@@ -36,7 +36,6 @@ fn custom_controller() {
             "CustomResourceDefinition: gone with all it owned",
             "ThirdPartyResource: orders is ready",
             "secret with 2 entries",
-            "ThirdPartyResource: gone with all it owned",
         ],
     );
 }
