@@ -13,6 +13,7 @@ use k8s_runtime::images::{ImageStore, Registries};
 
 use crate::{
     control_plane::{ControlPlane, ControlPlaneConfig},
+    distribution::Extras,
     exit::{Code, Failure},
     network::{Network, NetworkConfig, Parts},
     node::{self, LocalNode, NodeConfig},
@@ -60,6 +61,7 @@ pub struct Builder {
     node_name: Option<String>,
     tls_names: Vec<String>,
     controllers: Vec<String>,
+    extras: Extras,
 }
 
 /// A running cluster.
@@ -95,6 +97,7 @@ impl Cluster {
             node_name: None,
             tls_names: Vec::new(),
             controllers: vec!["*".into()],
+            extras: Extras::default(),
         }
     }
 
@@ -260,6 +263,13 @@ impl Builder {
         self
     }
 
+    /// What this program adds to the control plane: admission functions, resources, controllers.
+    #[must_use]
+    pub fn extras(mut self, extras: Extras) -> Self {
+        self.extras = extras;
+        self
+    }
+
     /// Starts the cluster. The API answers when this returns; [`Cluster::ready`] waits for the nodes.
     ///
     /// # Errors
@@ -293,6 +303,7 @@ impl Builder {
                 memory: self.memory,
                 tls_names: self.tls_names.clone(),
                 controllers: self.controllers.clone(),
+                extras: self.extras.clone(),
             },
         )
         .await?;

@@ -9,9 +9,12 @@ mod up;
 
 use std::{ffi::OsString, future::Future, path::PathBuf, process::ExitCode};
 
-use clap::{Parser, Subcommand};
+use clap::{CommandFactory, FromArgMatches, Parser, Subcommand};
 
-use crate::exit::{Code, Failure};
+use crate::{
+    distribution::Extras,
+    exit::{Code, Failure},
+};
 
 /// Kubernetes in one binary.
 #[derive(Debug, Parser)]
@@ -67,7 +70,14 @@ struct DataDir {
 /// Parses a command line and runs it.
 #[must_use]
 pub fn run(args: Vec<OsString>) -> ExitCode {
-    let cli = match Cli::try_parse_from(args) {
+    run_as("hyperkube", args, &Extras::default())
+}
+
+/// As [`run`], for a program of another name, which adds something to the control plane of `up` and `server`.
+#[must_use]
+pub fn run_as(name: &'static str, args: Vec<OsString>, extras: &Extras) -> ExitCode {
+    let command = Cli::command().name(name).bin_name(name);
+    let cli = match command.try_get_matches_from(args).and_then(|m| Cli::from_arg_matches(&m)) {
         Ok(cli) => cli,
         Err(e) => {
             let _ = e.print();
@@ -77,8 +87,8 @@ pub fn run(args: Vec<OsString>) -> ExitCode {
     let filter = tracing_subscriber::EnvFilter::try_new(&cli.log).unwrap_or_else(|_| "warn".into());
     let _ = tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr).try_init();
     let result = match cli.command {
-        Command::Up(up) => block_on(up.run()),
-        Command::Server(server) => block_on(server.run()),
+        Command::Up(up) => block_on(up.run(extras)),
+        Command::Server(server) => block_on(server.run(extras)),
         Command::Demo(demo) => demo.run(),
         Command::Reset(reset) => reset.run(),
         Command::Image(image) => image.run(),

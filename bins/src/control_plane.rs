@@ -23,6 +23,7 @@ use tokio::{net::TcpListener, task::JoinHandle};
 use tokio_util::sync::CancellationToken;
 
 use crate::{
+    distribution::Extras,
     exit::{Code, Failure},
     front_proxy::FrontProxy,
     paths::Paths,
@@ -49,6 +50,8 @@ pub struct ControlPlaneConfig {
     pub tls_names: Vec<String>,
     /// Which built-in controllers run (`*`, `-name`).
     pub controllers: Vec<String>,
+    /// What the program adds.
+    pub extras: Extras,
 }
 
 /// A running control plane.
@@ -118,7 +121,9 @@ impl ControlPlane {
         let store = if config.memory { Store::memory() } else { open_store(paths)? };
         let kubelets = Arc::new(LocalKubelets::new(Some(Arc::new(crate::remote_kubelets(&pki)?))));
         let front_proxy = FrontProxy::open(paths)?;
-        let server = ApiServer::builder(store)
+        let server = config
+            .extras
+            .shape(ApiServer::builder(store))
             .authenticator(Authenticator::new(std::collections::HashMap::new(), true))
             .authorization(AuthorizationMode::Rbac)
             .service_account_key(pki.service_account_key().map_err(Failure::because("service account key"))?)
@@ -162,6 +167,7 @@ impl ControlPlane {
         let client = self.server.client_as(user).named("kube-controller-manager");
         let selection = builtin::Selection::parse(config.controllers.iter().map(String::as_str))
             .map_err(|e| Failure::new(Code::Usage, e.to_string()))?;
+        let selection = config.extras.select(selection, &config.controllers);
         let options = builtin::Options {
             root_ca: self.pki.ca().to_owned(),
             cluster_cidr: config.pods.to_string(),
@@ -170,6 +176,7 @@ impl ControlPlane {
         // Controllers and scheduler are in one process, so they see the cluster through one set of caches.
         let caches = Caches::new(client.clone());
         let manager = Manager::new(client).caches(caches.clone()).options(options).controllers(selection);
+        let manager = config.extras.manage(manager);
         self.tasks.push(tokio::spawn(manager.run(self.stop.clone())));
         let user = User::new("system:kube-scheduler", &["system:masters"]);
         let mut environment = Environment::new(self.server.client_as(user).named("kube-scheduler"));

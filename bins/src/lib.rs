@@ -25,6 +25,7 @@
 mod cluster;
 pub mod commands;
 pub mod control_plane;
+pub mod distribution;
 pub mod exit;
 pub mod front_proxy;
 pub mod network;
@@ -37,6 +38,7 @@ pub mod reset;
 use std::{process::ExitCode, sync::Arc};
 
 pub use cluster::{Builder, Cluster, Node, host_name, open_images};
+pub use distribution::{Distribution, Extras, distribution};
 use exit::Failure;
 use k8s_apiserver::proxy::RemoteKubelets;
 

@@ -66,6 +66,11 @@ impl Error {
         Error::Invalid { what: what.into(), why: why.to_string() }
     }
 
+    /// Whether the cache was behind: the object changed meanwhile, or was made already. Part of life, and mended by the retry.
+    pub(crate) fn is_race(&self) -> bool {
+        matches!(self, Error::Api(e) if e.is_conflict() || e.is_already_exists())
+    }
+
     /// Whether someone else wrote meanwhile: the retry reads anew.
     #[must_use]
     pub fn is_conflict(&self) -> bool {

@@ -18,7 +18,7 @@ use k8s_core::{
 use serde::Serialize;
 use tokio_util::sync::CancellationToken;
 
-use crate::{Caches, Error, EventType, Recorder, involved};
+use crate::{Caches, Error, EventType, Recorder, StatusOf, involved, metrics::Metrics};
 
 /// What all controllers of a process share.
 #[derive(Clone, Debug)]
@@ -33,6 +33,8 @@ pub struct Environment {
     pub seed: u64,
     /// Cancelled when the process should end.
     pub shutdown: CancellationToken,
+    /// What controllers count.
+    pub metrics: Metrics,
 }
 
 impl Environment {
@@ -43,9 +45,28 @@ impl Environment {
             caches: Caches::new(client.clone()),
             client,
             clock: Clock::system(),
-            seed: rand::random(),
+            seed: k8s_core::random::number(),
             shutdown: CancellationToken::new(),
+            metrics: Metrics::default(),
         }
+    }
+}
+
+/// An object, or a shared one as reconciles and caches give it.
+pub trait Owner<K> {
+    /// The object.
+    fn object(&self) -> &K;
+}
+
+impl<K: Object> Owner<K> for K {
+    fn object(&self) -> &K {
+        self
+    }
+}
+
+impl<K: Object> Owner<K> for Arc<K> {
+    fn object(&self) -> &K {
+        self
     }
 }
 
@@ -201,19 +222,26 @@ impl Context {
         Ok(live)
     }
 
-    /// Changes an object's status where `change` makes a difference; nothing is written otherwise.
+    /// Changes an object's status where `change` makes a difference; nothing is written otherwise. An object of a resource without a status of its
+    /// own (a ThirdPartyResource's) is replaced as a whole.
     ///
     /// # Errors
     /// As [`Api::replace_status`].
-    pub async fn status<T: Object + PartialEq>(
+    pub async fn status<T: Object>(
         &self,
-        object: &T,
-        change: impl FnOnce(&mut T),
+        object: &impl Owner<T>,
+        change: impl FnOnce(&mut StatusOf<'_, T>),
     ) -> Result<(), Error> {
+        let object = object.object();
         let mut next = object.clone();
-        change(&mut next);
-        if next != *object {
-            self.replace_status(&next).await?;
+        change(&mut StatusOf::new(&mut next, self.clock().time()));
+        let (was, is) = (serde_json::to_value(object), serde_json::to_value(&next));
+        if was.ok() != is.ok() {
+            match self.replace_status(&next).await {
+                // It is not the object that is not there: there is no such subresource.
+                Err(Error::Api(e)) if is_unserved(&e) => drop(self.replace(&next).await?),
+                other => drop(other?),
+            }
         }
         Ok(())
     }
@@ -247,12 +275,52 @@ impl Context {
         Ok(())
     }
 
+    /// Adds a finalizer, so that the object stays until it is taken off. Returns the object as it is then; nothing is written where it is there.
+    ///
+    /// # Errors
+    /// As [`Api::patch`]: a conflict when the object changed meanwhile.
+    pub async fn add_finalizer<T: Object>(&self, object: &impl Owner<T>, name: &str) -> Result<T, Error> {
+        let object = object.object();
+        let mut all = object.metadata().finalizers.clone().unwrap_or_default();
+        if all.iter().any(|f| f == name) {
+            return Ok(object.clone());
+        }
+        all.push(name.to_owned());
+        self.set_finalizers(object, &all).await
+    }
+
+    /// Takes a finalizer off; an object that is being deleted goes with its last one.
+    ///
+    /// # Errors
+    /// As [`Api::patch`]: a conflict when the object changed meanwhile. That it is gone is fine.
+    pub async fn remove_finalizer<T: Object>(&self, object: &impl Owner<T>, name: &str) -> Result<(), Error> {
+        let object = object.object();
+        let mut all = object.metadata().finalizers.clone().unwrap_or_default();
+        let before = all.len();
+        all.retain(|f| f != name);
+        if all.len() == before {
+            return Ok(());
+        }
+        match self.set_finalizers(object, &all).await {
+            Err(Error::Api(e)) if e.is_not_found() => Ok(()),
+            other => other.map(drop),
+        }
+    }
+
+    async fn set_finalizers<T: Object>(&self, object: &T, all: &[String]) -> Result<T, Error> {
+        // A list is replaced as a whole: only if nobody else changed it.
+        let metadata = serde_json::json!({
+            "finalizers": all, "resourceVersion": object.metadata().resource_version, "uid": object.uid(),
+        });
+        self.merge(object, &serde_json::json!({"metadata": metadata})).await
+    }
+
     /// Server-side apply of an object owned by `owner`, so that it is garbage collected with it.
     ///
     /// # Errors
     /// As [`Api::apply`].
-    pub async fn apply<T: Object>(&self, owner: &impl Object, object: &T) -> Result<T, Error> {
-        let mut desired = self.adopted(owner, object);
+    pub async fn apply<T: Object, K: Object>(&self, owner: &impl Owner<K>, object: &T) -> Result<T, Error> {
+        let mut desired = adopted(owner.object(), object);
         desired.metadata_mut().resource_version = None;
         desired.metadata_mut().managed_fields = None;
         let live = self.api::<T>(desired.namespace()).apply(desired.name(), &desired).await?;
@@ -260,45 +328,46 @@ impl Context {
         Ok(live)
     }
 
-    /// The object of this name if there is one, else a new one owned by `owner`.
+    /// The object of this name if the cache has one, else a new one owned by `owner`.
     ///
     /// # Errors
-    /// As [`Api::create`].
-    pub async fn get_or_create<T: Object>(
+    /// As [`Api::create`]. One that exists and that the cache does not have yet is found by the retry.
+    pub async fn get_or_create<T: Object, K: Object>(
         &self,
-        owner: &impl Object,
+        owner: &impl Owner<K>,
         make: impl FnOnce() -> T,
     ) -> Result<Arc<T>, Error> {
-        let desired = self.adopted(owner, &make());
+        let desired = adopted(owner.object(), &make());
         if let Some(live) = self.caches().of::<T>().by_key(&desired.key()) {
             return Ok(live);
         }
-        match self.create(&desired).await {
-            Ok(live) => Ok(Arc::new(live)),
-            Err(Error::Api(e)) if e.is_already_exists() => {
-                Ok(Arc::new(self.api::<T>(desired.namespace()).get(desired.name()).await?))
-            }
-            Err(e) => Err(e),
-        }
-    }
-
-    fn adopted<T: Object>(&self, owner: &impl Object, object: &T) -> T {
-        let mut object = object.clone();
-        let metadata = object.metadata_mut();
-        if metadata.namespace.is_none() && is_namespaced::<T>() {
-            metadata.namespace = Some(owner.namespace().to_owned()).filter(|n| !n.is_empty());
-        }
-        let owners = metadata.owner_references.get_or_insert_default();
-        if !owners.iter().any(|o| o.uid == owner.uid()) {
-            owners.push(owner_reference(owner));
-        }
-        object
+        self.create(&desired).await.map(Arc::new)
     }
 
     /// Tells users about an object through an event.
     pub fn event<T: Object>(&self, object: &T, kind: EventType, reason: &str, message: impl Into<String>) {
         self.recorder.event(involved(object), kind, reason, message.into());
     }
+}
+
+/// The object in its owner's namespace, with a reference to its owner.
+fn adopted<T: Object>(owner: &impl Object, object: &T) -> T {
+    let mut object = object.clone();
+    let metadata = object.metadata_mut();
+    if metadata.namespace.is_none() && is_namespaced::<T>() {
+        metadata.namespace = Some(owner.namespace().to_owned()).filter(|n| !n.is_empty());
+    }
+    let owners = metadata.owner_references.get_or_insert_default();
+    if !owners.iter().any(|o| o.uid == owner.uid()) {
+        owners.push(owner_reference(owner));
+    }
+    object
+}
+
+/// Whether a 404 is about the path, and not about an object.
+fn is_unserved(error: &k8s_core::client::Error) -> bool {
+    let about = error.status().and_then(|s| s.status().details.as_ref()).and_then(|d| d.name.as_ref());
+    error.is_not_found() && about.is_none()
 }
 
 fn is_namespaced<T: Object>() -> bool {

@@ -1,6 +1,6 @@
 //! One controller: what wakes it, its queue, its workers.
 
-use std::{panic::AssertUnwindSafe, sync::Arc};
+use std::{panic::AssertUnwindSafe, sync::Arc, time::Duration};
 
 use futures::{FutureExt, future::BoxFuture};
 use k8s_core::{
@@ -8,10 +8,15 @@ use k8s_core::{
     client::Client,
     meta::{Object, ObjectExt, ObjectKey},
 };
-use tokio::task::JoinSet;
+use tokio::{task::JoinSet, time::Instant};
 use tracing::{Instrument, debug, error, warn};
 
-use crate::{Action, Backoff, Caches, Context, Environment, Error, Recorder, WorkQueue, context::Ledger};
+use crate::{
+    Action, Backoff, Caches, Context, Environment, Error, Recorder, WorkQueue,
+    context::Ledger,
+    metrics::{Outcome, ReconcileMetrics},
+    predicates::Predicate,
+};
 
 /// Brings the world closer to what an object asks for.
 pub trait Reconcile: Send + Sync + 'static {
@@ -26,6 +31,21 @@ pub trait Reconcile: Send + Sync + 'static {
         object: Arc<Self::Kind>,
     ) -> impl Future<Output = Result<Action, Error>> + Send;
 
+    /// Keeps objects with this finalizer until [`Reconcile::cleanup`] is done: for what the garbage collector does not know, such as something outside of
+    /// the cluster. Every object gets it before it is reconciled for the first time.
+    const FINALIZER: Option<&'static str> = None;
+
+    /// The object is being deleted and has [`Reconcile::FINALIZER`]: undo what was done for it. The finalizer is taken off when this succeeds with
+    /// [`Action::await_change`]; another action asks for another look.
+    fn cleanup(
+        &self,
+        cx: &Context,
+        object: Arc<Self::Kind>,
+    ) -> impl Future<Output = Result<Action, Error>> + Send {
+        let _ = (cx, object);
+        async { Ok(Action::await_change()) }
+    }
+
     /// The object is gone; its key is `cx.key()`. Owned objects are the garbage collector's.
     fn gone(&self, cx: &Context) -> impl Future<Output = Result<Action, Error>> + Send {
         let _ = cx;
@@ -34,10 +54,10 @@ pub trait Reconcile: Send + Sync + 'static {
 }
 
 type Queue = Arc<WorkQueue<ObjectKey>>;
-type Wire = Box<dyn FnOnce(Environment, Queue) -> BoxFuture<'static, ()> + Send>;
-type Synced = Box<dyn Fn(&Caches) -> BoxFuture<'static, ()> + Send>;
+type Wire = Arc<dyn Fn(Environment, Queue) -> BoxFuture<'static, ()> + Send + Sync>;
+type Synced = Arc<dyn Fn(&Caches) -> BoxFuture<'static, ()> + Send + Sync>;
 
-/// How a controller of `K` is driven.
+/// How a controller of `K` is driven. Cheap to clone: a test kit starts it again after a crash.
 pub struct Controller<K> {
     name: String,
     component: Option<String>,
@@ -45,7 +65,23 @@ pub struct Controller<K> {
     needs: Vec<Synced>,
     workers: usize,
     backoff: Backoff,
+    own: Predicate<K>,
     kind: std::marker::PhantomData<fn() -> K>,
+}
+
+impl<K> Clone for Controller<K> {
+    fn clone(&self) -> Self {
+        Controller {
+            name: self.name.clone(),
+            component: self.component.clone(),
+            wires: self.wires.clone(),
+            needs: self.needs.clone(),
+            workers: self.workers,
+            backoff: self.backoff,
+            own: self.own.clone(),
+            kind: self.kind,
+        }
+    }
 }
 
 impl<K> std::fmt::Debug for Controller<K> {
@@ -71,8 +107,15 @@ impl<K: Object> Controller<K> {
             needs: Vec::new(),
             workers: 4,
             backoff: Backoff::default(),
+            own: Predicate::any(),
             kind: std::marker::PhantomData,
         }
+    }
+
+    /// Its name.
+    #[must_use]
+    pub fn name(&self) -> &str {
+        &self.name
     }
 
     /// Under this name in logs, events and field managers.
@@ -96,6 +139,13 @@ impl<K: Object> Controller<K> {
         self
     }
 
+    /// Woken only by those changes of its own objects: see [`crate::predicates`].
+    #[must_use]
+    pub fn when(mut self, predicate: Predicate<K>) -> Self {
+        self.own = predicate;
+        self
+    }
+
     /// Also woken by objects of `T` that an object of `K` controls.
     #[must_use]
     pub fn owns<T: Object>(self) -> Self {
@@ -111,11 +161,23 @@ impl<K: Object> Controller<K> {
     /// Also woken by objects of `T`: `map` says which objects of `K` a changed one concerns (asked for what it was and for what it is).
     #[must_use]
     pub fn watches<T: Object>(
+        self,
+        map: impl Fn(&Caches, &T) -> Vec<ObjectKey> + Send + Sync + 'static,
+    ) -> Self {
+        self.watches_when(Predicate::any(), map)
+    }
+
+    /// As [`Controller::watches`], but woken only by those changes: see [`crate::predicates`].
+    #[must_use]
+    pub fn watches_when<T: Object>(
         mut self,
+        predicate: Predicate<T>,
         map: impl Fn(&Caches, &T) -> Vec<ObjectKey> + Send + Sync + 'static,
     ) -> Self {
         self = self.reads::<T>();
-        self.wires.push(Box::new(move |environment, queue| {
+        let map = Arc::new(map);
+        self.wires.push(Arc::new(move |environment, queue| {
+            let (map, predicate) = (map.clone(), predicate.clone());
             let cache = environment.caches.of::<T>();
             let mut changes = cache.subscribe();
             async move {
@@ -127,11 +189,13 @@ impl<K: Object> Controller<K> {
                 cache.list().iter().for_each(|object| add(object));
                 while let Some(change) = changes.next().await {
                     match change {
-                        Change::Added(object) | Change::Deleted(object) => add(&object),
-                        Change::Modified(old, new) => {
+                        Change::Added(object) if predicate.accepts(None, Some(&object)) => add(&object),
+                        Change::Deleted(object) if predicate.accepts(Some(&object), None) => add(&object),
+                        Change::Modified(old, new) if predicate.accepts(Some(&old), Some(&new)) => {
                             add(&old);
                             add(&new);
                         }
+                        Change::Added(_) | Change::Deleted(_) | Change::Modified(..) => {}
                         Change::Resync => cache.list().iter().for_each(|object| add(object)),
                     }
                 }
@@ -145,7 +209,7 @@ impl<K: Object> Controller<K> {
     /// not be named again.
     #[must_use]
     pub fn reads<T: Object>(mut self) -> Self {
-        self.needs.push(Box::new(|caches| {
+        self.needs.push(Arc::new(|caches| {
             let cache = caches.of::<T>();
             async move { cache.synced().await }.boxed()
         }));
@@ -167,8 +231,13 @@ impl<K: Object> Controller<K> {
         let component = self.component.take().unwrap_or_else(|| self.name.clone());
         // Each controller has its own sequence, so that adding one does not change what the others do.
         let seed = self.name.bytes().fold(environment.seed, |s, b| s.wrapping_mul(31).wrapping_add(b.into()));
-        let queue: Queue = Arc::new(WorkQueue::new(self.backoff, seed));
-        let own = self.watches::<K>(|_, object| vec![object.key()]);
+        let queue: Queue = Arc::new(
+            WorkQueue::new(self.backoff, seed)
+                .most_failing(self.workers.div_ceil(2))
+                .measured(environment.metrics.queue(&self.name)),
+        );
+        let predicate = self.own.clone();
+        let own = self.watches_when::<K>(predicate, |_, object| vec![object.key()]);
         async move {
             let recorder = Recorder::new(&environment.client, environment.clock.clone(), &component);
             let shared = Arc::new(Shared {
@@ -177,6 +246,7 @@ impl<K: Object> Controller<K> {
                 ledger: Arc::new(Ledger::default()),
                 environment: environment.clone(),
                 recorder,
+                metrics: environment.metrics.controller(&own.name),
                 name: own.name,
             });
             let mut wires = JoinSet::new();
@@ -188,6 +258,7 @@ impl<K: Object> Controller<K> {
                 _ = complete => {}
                 () = environment.shutdown.cancelled() => return,
             }
+            shared.metrics.started();
             let mut workers = JoinSet::new();
             for _ in 0..own.workers {
                 workers.spawn(work(shared.clone()));
@@ -206,6 +277,7 @@ struct Shared<R> {
     ledger: Arc<Ledger>,
     environment: Environment,
     recorder: Recorder,
+    metrics: Arc<ReconcileMetrics>,
     name: String,
 }
 
@@ -221,18 +293,47 @@ async fn work<R: Reconcile>(shared: Arc<Shared<R>>) {
         };
         let step = async {
             match cache.by_key(&key) {
-                Some(object) => shared.reconciler.reconcile(&cx, object).await,
+                Some(object) => shared.look_at(&cx, object).await,
                 None => shared.reconciler.gone(&cx).await,
             }
         };
         let span = tracing::debug_span!("reconcile", controller = %shared.name, %key);
+        let begun = Instant::now();
         let result = AssertUnwindSafe(step).catch_unwind().instrument(span).await;
-        shared.finish(&key, result);
+        shared.finish(&key, result, begun.elapsed());
     }
 }
 
-impl<R> Shared<R> {
-    fn finish(&self, key: &ObjectKey, result: Result<Result<Action, Error>, Box<dyn std::any::Any + Send>>) {
+impl<R: Reconcile> Shared<R> {
+    async fn look_at(&self, cx: &Context, object: Arc<R::Kind>) -> Result<Action, Error> {
+        let Some(finalizer) = R::FINALIZER else { return self.reconciler.reconcile(cx, object).await };
+        if !object.is_deleting() {
+            let kept = Arc::new(cx.add_finalizer(&object, finalizer).await?);
+            return self.reconciler.reconcile(cx, kept).await;
+        }
+        if !k8s_core::api::Metadata::metadata(&*object).finalizers.iter().flatten().any(|f| f == finalizer) {
+            return Ok(Action::await_change());
+        }
+        let action = self.reconciler.cleanup(cx, object.clone()).await?;
+        if action == Action::await_change() {
+            cx.remove_finalizer(&object, finalizer).await?;
+        }
+        Ok(action)
+    }
+
+    fn finish(
+        &self,
+        key: &ObjectKey,
+        result: Result<Result<Action, Error>, Box<dyn std::any::Any + Send>>,
+        took: Duration,
+    ) {
+        let outcome = match &result {
+            Ok(Ok(action)) if action.after.is_some() => Outcome::RequeueAfter,
+            Ok(Ok(_)) => Outcome::Success,
+            Ok(Err(_)) => Outcome::Error,
+            Err(_) => Outcome::Panic,
+        };
+        self.metrics.ended(outcome, took);
         match result {
             Ok(Ok(action)) => {
                 self.queue.forget(key);
@@ -240,7 +341,7 @@ impl<R> Shared<R> {
                     self.queue.add_after(key.clone(), after);
                 }
             }
-            Ok(Err(e)) if e.is_conflict() => {
+            Ok(Err(e)) if e.is_race() => {
                 let delay = self.queue.retry(key.clone());
                 debug!(controller = %self.name, %key, ?delay, error = %e, "conflict, trying again");
             }

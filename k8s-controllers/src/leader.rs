@@ -4,16 +4,27 @@
 //! `lease_duration` (by the candidate's own clock: clocks of different machines are never compared). A leader that cannot renew for
 //! `renew_deadline` stops leading, which is sooner than anyone else may begin.
 //!
-//! Guarantee: never two leaders, as long as `renew_deadline < lease_duration` and time passes at the same speed everywhere.
+//! It needs three calls of an API ([`Leases`]), which our client has; three lines each give them to any other client, so it works with a `kube::Client` too.
+//!
+//! Guarantee: never two leaders, as long as `renew_deadline < lease_duration` and time passes at the same speed everywhere. Work that does not stop
+//! when it is told to is dropped before another leader can begin, and a client behind the [`Fence`] refuses to write from then on.
 
-use std::time::Duration;
+use std::{
+    fmt,
+    future::Future,
+    sync::{Arc, Mutex, PoisonError},
+    time::Duration,
+};
+
+use futures::{FutureExt, future::BoxFuture};
+use http::{Method, Request, Response};
 
 use k8s_core::{
     api::{
         api::coordination::v1::{Lease, LeaseSpec},
         apimachinery::pkg::apis::meta::v1::ObjectMeta,
     },
-    client::{Api, Client, Error},
+    client::{Api, Body, BoxError, Client, Transport},
     clock::Clock,
     meta::ObjectExt,
 };
@@ -52,15 +63,108 @@ pub struct Lost {
     pub identity: String,
 }
 
+/// A call about a lease that failed.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum LeaseError {
+    /// Somebody else was faster: it exists already, or it changed meanwhile.
+    #[error("somebody else was faster: {0}")]
+    Race(BoxError),
+    /// Anything else. Tried again.
+    #[error(transparent)]
+    Other(BoxError),
+}
+
+/// What an election needs of an API server: the leases of one namespace.
+pub trait Leases: Send + Sync + 'static {
+    /// Reads a lease; `None`: there is none.
+    fn get(&self, name: &str) -> impl Future<Output = Result<Option<Lease>, LeaseError>> + Send;
+    /// Creates a lease.
+    fn create(&self, lease: &Lease) -> impl Future<Output = Result<Lease, LeaseError>> + Send;
+    /// Replaces a lease whose resourceVersion is still the same.
+    fn replace(&self, name: &str, lease: &Lease) -> impl Future<Output = Result<Lease, LeaseError>> + Send;
+}
+
+impl From<k8s_core::client::Error> for LeaseError {
+    fn from(error: k8s_core::client::Error) -> Self {
+        if error.is_conflict() || error.is_already_exists() {
+            LeaseError::Race(error.into())
+        } else {
+            LeaseError::Other(error.into())
+        }
+    }
+}
+
+impl Leases for Api<Lease> {
+    async fn get(&self, name: &str) -> Result<Option<Lease>, LeaseError> {
+        Ok(self.get_opt(name).await?)
+    }
+    async fn create(&self, lease: &Lease) -> Result<Lease, LeaseError> {
+        Ok(Api::create(self, lease).await?)
+    }
+    async fn replace(&self, name: &str, lease: &Lease) -> Result<Lease, LeaseError> {
+        Ok(Api::replace(self, name, lease).await?)
+    }
+}
+
+/// Knows until when leadership is certain. Cheap to clone; all clones are one fence.
+#[derive(Clone, Debug, Default)]
+pub struct Fence(Arc<Mutex<Option<Instant>>>);
+
+impl Fence {
+    fn until(&self) -> Option<Instant> {
+        *self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn set(&self, until: Option<Instant>) {
+        *self.0.lock().unwrap_or_else(PoisonError::into_inner) = until;
+    }
+
+    /// Whether nobody else can lead now.
+    #[must_use]
+    pub fn holds(&self) -> bool {
+        self.until().is_some_and(|until| Instant::now() < until)
+    }
+
+    /// The same client, which writes only while nobody else can lead.
+    #[must_use]
+    pub fn client(&self, client: &Client) -> Client {
+        Client::new(Fenced { client: client.clone(), fence: self.clone() }).named(client.name())
+    }
+}
+
+struct Fenced {
+    client: Client,
+    fence: Fence,
+}
+
+impl fmt::Debug for Fenced {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Fenced").field("fence", &self.fence).finish_non_exhaustive()
+    }
+}
+
+impl Transport for Fenced {
+    fn call(&self, request: Request<Body>) -> BoxFuture<'static, Result<Response<Body>, BoxError>> {
+        let reads = matches!(*request.method(), Method::GET | Method::HEAD | Method::OPTIONS);
+        if !reads && !self.fence.holds() {
+            return async { Err("not sent: the lease that permits it is lost".into()) }.boxed();
+        }
+        let client = self.client.clone();
+        async move { Ok(client.send(request).await?) }.boxed()
+    }
+}
+
 /// A candidate.
 #[derive(Clone, Debug)]
-pub struct Candidate {
-    leases: Api<Lease>,
+pub struct Candidate<L = Api<Lease>> {
+    leases: L,
     namespace: String,
     name: String,
     identity: String,
     clock: Clock,
     timing: Timing,
+    fence: Fence,
 }
 
 /// What was seen of the lease, and when it last changed.
@@ -69,18 +173,33 @@ struct Observed {
     since: Instant,
 }
 
-impl Candidate {
+impl Candidate<Api<Lease>> {
     /// A candidate for the lease `namespace/name`. Identities must differ between processes.
     #[must_use]
     pub fn new(client: &Client, clock: Clock, namespace: &str, name: &str, identity: &str) -> Self {
+        Candidate::over(client.namespaced(namespace), clock, namespace, name, identity)
+    }
+}
+
+impl<L: Leases> Candidate<L> {
+    /// As [`Candidate::new`], over any client's leases of that namespace.
+    #[must_use]
+    pub fn over(leases: L, clock: Clock, namespace: &str, name: &str, identity: &str) -> Self {
         Candidate {
-            leases: client.namespaced(namespace),
+            leases,
             namespace: namespace.to_owned(),
             name: name.to_owned(),
             identity: identity.to_owned(),
             clock,
             timing: Timing::default(),
+            fence: Fence::default(),
         }
+    }
+
+    /// What knows until when this candidate leads for certain.
+    #[must_use]
+    pub fn fence(&self) -> Fence {
+        self.fence.clone()
     }
 
     /// With other times.
@@ -91,7 +210,8 @@ impl Candidate {
     }
 
     /// Waits for leadership, then runs `lead` until it ends or leadership is lost. `lead` is given a token that is cancelled when it must
-    /// stop: on loss, or when `shutdown` is. At the end the lease is given up, so that the next candidate need not wait.
+    /// stop: on loss, or when `shutdown` is. What has not stopped when another may begin is dropped. At the end the lease is given up, so that the
+    /// next candidate need not wait.
     ///
     /// # Errors
     /// [`Lost`] when the lease could not be renewed in time.
@@ -120,10 +240,14 @@ impl Candidate {
             () = &mut work => Ok(()),
             lost = self.hold(&mut observed) => {
                 stop.cancel();
-                work.await;
+                let until = self.fence.until().unwrap_or_else(Instant::now);
+                if tokio::time::timeout_at(until, &mut work).await.is_err() {
+                    tracing::warn!(lease = self.name, identity = self.identity, "the work did not stop in time and is dropped");
+                }
                 Err(lost)
             }
         };
+        self.fence.set(None);
         if result.is_ok() {
             self.release(observed).await;
         }
@@ -132,7 +256,7 @@ impl Candidate {
 
     /// Spread a little, so that candidates do not all try at one moment.
     fn jittered(&self) -> Duration {
-        self.timing.retry_period.mul_f64(rand::random_range(1.0..1.2))
+        self.timing.retry_period.mul_f64(k8s_core::random::range(1.0..1.2))
     }
 
     /// Renews until that fails for too long.
@@ -159,8 +283,18 @@ impl Candidate {
     }
 
     /// Takes or renews the lease; `false`: someone else holds it.
-    async fn try_acquire(&self, observed: &mut Option<Observed>) -> Result<bool, Error> {
-        let Some(live) = self.leases.get_opt(&self.name).await? else {
+    async fn try_acquire(&self, observed: &mut Option<Observed>) -> Result<bool, LeaseError> {
+        // Nobody else can have seen this try before it was made.
+        let tried = Instant::now();
+        let mine = self.try_write(observed).await?;
+        if mine {
+            self.fence.set(Some(tried + self.timing.lease_duration));
+        }
+        Ok(mine)
+    }
+
+    async fn try_write(&self, observed: &mut Option<Observed>) -> Result<bool, LeaseError> {
+        let Some(live) = self.leases.get(&self.name).await? else {
             let lease = Lease {
                 metadata: ObjectMeta {
                     name: Some(self.name.clone()),
@@ -174,7 +308,7 @@ impl Candidate {
                     *observed = Some(Observed { lease, since: Instant::now() });
                     Ok(true)
                 }
-                Err(e) if e.is_already_exists() => Ok(false),
+                Err(LeaseError::Race(_)) => Ok(false),
                 Err(e) => Err(e),
             };
         };

@@ -1,32 +1,75 @@
 //! The reconcile-loop framework, and every built-in controller on it.
 //!
+//! # A controller
+//!
+//! ```
+//! use k8s_controllers::prelude::*;
+//! use k8s_core::api::api::core::v1::{ConfigMap, Secret};
+//!
+//! /// Keeps a Secret beside every ConfigMap.
+//! struct Secrets;
+//!
+//! impl Reconcile for Secrets {
+//!     type Kind = ConfigMap;
+//!     async fn reconcile(&self, cx: &Context, map: Arc<ConfigMap>) -> Result<Action, Error> {
+//!         let mut secret = Secret { string_data: map.data.clone(), ..Secret::default() };
+//!         secret.metadata.name = map.metadata.name.clone();
+//!         cx.apply(&map, &secret).await?; // owned by the map, so garbage collected with it
+//!         Ok(Action::await_change())
+//!     }
+//! }
+//!
+//! # async fn f(client: k8s_core::client::Client) {
+//! Controller::<ConfigMap>::new().owns::<Secret>().run(client, Secrets).await;
+//! # }
+//! ```
+//!
+//! It runs unchanged against an API server in the same process, one behind TLS, and any other Kubernetes. How it is tested: `k8s-testing`.
+//!
 //! Flow: a reflector per type fills a shared cache ([`Caches`]); a [`Controller`] turns changes of what it owns and watches into keys on a
 //! [`WorkQueue`]; workers take keys one at a time and call [`Reconcile::reconcile`] with the cached object; what it returns says when to come
-//! back. A [`Manager`] runs many controllers over one set of caches.
+//! back. A [`Manager`] runs many controllers over one set of caches, and answers for their health and [`metrics`].
 //!
 //! Guarantees:
 //! 1. One key is never reconciled by two workers at once, and a change that comes while it is worked on is not lost.
 //! 2. After a write through its [`Context`], a key is not reconciled again before the caches have that write. So there is no bookkeeping of
 //!    expected creations and deletions in any controller.
-//! 3. A reconcile that fails or panics is retried with growing, jittered delays; no other key waits for it.
+//! 3. A reconcile that fails or panics is retried with growing, jittered delays; no other key waits for it, however many fail.
 //! 4. Time comes from one [`k8s_core::clock::Clock`], randomness from one seed.
+//! 5. Of several processes that elect a [`leader`], one works; what does not stop when its lease is lost is dropped before another begins.
 //!
 //! Not here: the scheduler (`k8s-scheduler`) and a cluster for tests (`k8s-testing`).
+
+/// What a controller is written with.
+pub mod prelude {
+    pub use std::sync::Arc;
+
+    pub use k8s_core::meta::ObjectExt;
+
+    pub use crate::{Action, Conditions, Context, Controller, Error, EventType, Reconcile};
+}
 
 mod action;
 pub mod builtin;
 mod caches;
+mod conditions;
 mod context;
 mod controller;
+mod health;
 pub mod leader;
 mod manager;
+pub mod metrics;
+mod partial;
+pub mod predicates;
 mod queue;
 mod recorder;
 
 pub use action::{Action, Error};
 pub use caches::Caches;
-pub use context::{Context, Environment};
+pub use conditions::{Conditions, StatusOf};
+pub use context::{Context, Environment, Owner};
 pub use controller::{Controller, Reconcile};
 pub use manager::Manager;
+pub use partial::MetadataOnly;
 pub use queue::{Backoff, WorkQueue};
 pub use recorder::{EventType, Recorder, involved};

@@ -2,12 +2,14 @@
 
 use futures::future::BoxFuture;
 use k8s_core::{client::Client, clock::Clock};
-use tokio::task::JoinSet;
+use tokio::{net::TcpListener, task::JoinSet};
 use tokio_util::sync::CancellationToken;
 
 use crate::{
     Caches, Controller, Environment, Reconcile,
     builtin::{self, Options, Selection},
+    health,
+    metrics::Metrics,
 };
 
 type Start = Box<dyn FnOnce(Environment) -> BoxFuture<'static, ()> + Send>;
@@ -18,6 +20,7 @@ pub struct Manager {
     options: Options,
     selection: Selection,
     others: Vec<Start>,
+    listener: Option<TcpListener>,
 }
 
 impl std::fmt::Debug for Manager {
@@ -35,6 +38,7 @@ impl Manager {
             options: Options::default(),
             selection: Selection::none(),
             others: Vec::new(),
+            listener: None,
         }
     }
 
@@ -80,10 +84,30 @@ impl Manager {
         self
     }
 
+    /// Answers `/healthz`, `/livez`, `/readyz` and `/metrics` here while it runs.
+    #[must_use]
+    pub fn serve(mut self, listener: TcpListener) -> Self {
+        self.listener = Some(listener);
+        self
+    }
+
+    /// What its controllers count.
+    #[must_use]
+    pub fn metrics(&self) -> Metrics {
+        self.environment.metrics.clone()
+    }
+
     /// Runs until `shutdown` is cancelled; returns when every reconcile that had begun has ended.
     pub async fn run(mut self, shutdown: CancellationToken) {
         self.environment.shutdown = shutdown;
         let mut running = JoinSet::new();
+        if let Some(listener) = self.listener {
+            running.spawn(health::serve(
+                listener,
+                self.environment.metrics.clone(),
+                self.environment.shutdown.clone(),
+            ));
+        }
         let mut built_in = self.environment.clone();
         built_in.caches = builtin::trimmed(built_in.caches);
         for row in self.selection.rows() {

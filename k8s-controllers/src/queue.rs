@@ -3,18 +3,23 @@
 //! Flow: [`WorkQueue::add`] marks a key; [`WorkQueue::get`] hands it to a worker; [`WorkQueue::done`] gives it back, and a key that was added
 //! meanwhile comes again. [`WorkQueue::add_after`] and [`WorkQueue::retry`] add later.
 //!
+//! Fairness: keys that failed wait in a lane of their own, which gets every fifth turn while others wait, and only some of the workers. So a thousand
+//! broken objects do not slow the healthy ones.
+//!
 //! Guarantees: a key is queued at most once, is never with two workers, and no add is lost. Waiting is tokio time, so it can be paused.
 
 use std::{
     cmp::Reverse,
     collections::{BinaryHeap, HashMap, HashSet, VecDeque},
     hash::Hash,
-    sync::{Mutex, MutexGuard, PoisonError},
+    sync::{Arc, Mutex, MutexGuard, PoisonError},
     time::Duration,
 };
 
 use rand::{Rng, SeedableRng, rngs::StdRng};
 use tokio::{sync::Notify, time::Instant};
+
+use crate::metrics::QueueMetrics;
 
 /// How long to wait before the n-th retry: `first * 2^n`, at most `longest`, then between half and all of that.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -43,7 +48,17 @@ impl Backoff {
 
 struct State<K> {
     ready: VecDeque<K>,
-    /// Keys that need work: those in `ready`, and those added while being worked on.
+    /// As `ready`, for keys that failed.
+    failed: VecDeque<K>,
+    /// How many turns in a row `ready` has had while `failed` waited.
+    turns: u32,
+    /// Keys with workers that had failed when they were taken.
+    failing: HashSet<K>,
+    /// Since when keys wait, and when they were taken; kept where somebody measures.
+    waiting: HashMap<K, Instant>,
+    begun: HashMap<K, Instant>,
+    metrics: Option<Arc<QueueMetrics>>,
+    /// Keys that need work: those in `ready` and `failed`, and those added while being worked on.
     dirty: HashSet<K>,
     processing: HashSet<K>,
     later: BinaryHeap<Reverse<(Instant, u64)>>,
@@ -61,7 +76,12 @@ pub struct WorkQueue<K> {
     state: Mutex<State<K>>,
     wake: Notify,
     backoff: Backoff,
+    /// How many workers may be with keys that failed.
+    most_failing: usize,
 }
+
+/// How many turns others have before one that failed has its own.
+const TURNS: u32 = 4;
 
 impl<K> std::fmt::Debug for WorkQueue<K> {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
@@ -76,6 +96,12 @@ impl<K: Clone + Eq + Hash> WorkQueue<K> {
         WorkQueue {
             state: Mutex::new(State {
                 ready: VecDeque::new(),
+                failed: VecDeque::new(),
+                turns: 0,
+                failing: HashSet::new(),
+                waiting: HashMap::new(),
+                begun: HashMap::new(),
+                metrics: None,
                 dirty: HashSet::new(),
                 processing: HashSet::new(),
                 later: BinaryHeap::new(),
@@ -88,7 +114,22 @@ impl<K: Clone + Eq + Hash> WorkQueue<K> {
             }),
             wake: Notify::new(),
             backoff,
+            most_failing: usize::MAX,
         }
+    }
+
+    /// With at most so many workers at once on keys that failed.
+    #[must_use]
+    pub fn most_failing(mut self, workers: usize) -> Self {
+        self.most_failing = workers.max(1);
+        self
+    }
+
+    /// Counted here.
+    #[must_use]
+    pub fn measured(self, metrics: Arc<QueueMetrics>) -> Self {
+        self.lock().metrics = Some(metrics);
+        self
     }
 
     fn lock(&self) -> MutexGuard<'_, State<K>> {
@@ -132,6 +173,9 @@ impl<K: Clone + Eq + Hash> WorkQueue<K> {
             *failures = failures.saturating_add(1);
             delay.mul_f64(state.rng.random_range(0.5..=1.0))
         };
+        if let Some(metrics) = &self.lock().metrics {
+            metrics.retried();
+        }
         self.add_after(key, delay);
         delay
     }
@@ -155,12 +199,18 @@ impl<K: Clone + Eq + Hash> WorkQueue<K> {
                 if state.closed {
                     return None;
                 }
-                state.promote(Instant::now());
-                if let Some(key) = state.ready.pop_front() {
+                let now = Instant::now();
+                state.promote(now);
+                if let Some(key) = state.next(self.most_failing) {
                     state.dirty.remove(&key);
                     state.processing.insert(key.clone());
+                    if let Some(metrics) = state.metrics.clone() {
+                        let since = state.waiting.remove(&key).unwrap_or(now);
+                        state.begun.insert(key.clone(), now);
+                        metrics.taken(now.duration_since(since), now, state.depth());
+                    }
                     // Someone must keep an eye on what is left, now that this caller turns away.
-                    if !state.ready.is_empty() || !state.later.is_empty() {
+                    if state.depth() > 0 || !state.later.is_empty() {
                         self.wake.notify_one();
                     }
                     return Some(key);
@@ -182,9 +232,18 @@ impl<K: Clone + Eq + Hash> WorkQueue<K> {
     pub fn done(&self, key: &K) {
         let mut state = self.lock();
         state.processing.remove(key);
-        if state.dirty.contains(key) && !state.closed {
-            state.ready.push_back(key.clone());
-            drop(state);
+        let made_room = state.failing.remove(key) && !state.failed.is_empty();
+        let again = state.dirty.contains(key) && !state.closed;
+        if again {
+            state.enqueue(key.clone());
+        }
+        if let Some(begun) = state.begun.remove(key)
+            && let Some(metrics) = &state.metrics
+        {
+            metrics.done(begun, state.depth());
+        }
+        drop(state);
+        if again || made_room {
             self.wake.notify_one();
         }
     }
@@ -199,7 +258,7 @@ impl<K: Clone + Eq + Hash> WorkQueue<K> {
     /// Keys that are ready now.
     #[must_use]
     pub fn len(&self) -> usize {
-        self.lock().ready.len()
+        self.lock().depth()
     }
 
     /// Whether no key is ready now.
@@ -212,11 +271,45 @@ impl<K: Clone + Eq + Hash> WorkQueue<K> {
 impl<K: Clone + Eq + Hash> State<K> {
     /// Whether a worker should wake up.
     fn add(&mut self, key: K) -> bool {
-        if self.closed || !self.dirty.insert(key.clone()) || self.processing.contains(&key) {
+        if self.closed || !self.dirty.insert(key.clone()) {
             return false;
         }
-        self.ready.push_back(key);
-        true
+        let wakes = !self.processing.contains(&key);
+        if wakes {
+            self.enqueue(key);
+        }
+        if let Some(metrics) = &self.metrics {
+            metrics.added(self.depth());
+        }
+        wakes
+    }
+
+    fn enqueue(&mut self, key: K) {
+        if self.metrics.is_some() {
+            self.waiting.entry(key.clone()).or_insert_with(Instant::now);
+        }
+        if self.failures.contains_key(&key) {
+            self.failed.push_back(key);
+        } else {
+            self.ready.push_back(key);
+        }
+    }
+
+    fn depth(&self) -> usize {
+        self.ready.len() + self.failed.len()
+    }
+
+    /// Whose turn it is.
+    fn next(&mut self, most_failing: usize) -> Option<K> {
+        let may_fail = self.failing.len() < most_failing && !self.failed.is_empty();
+        if may_fail && (self.ready.is_empty() || self.turns >= TURNS) {
+            self.turns = 0;
+            let key = self.failed.pop_front()?;
+            self.failing.insert(key.clone());
+            return Some(key);
+        }
+        self.turns = self.turns.saturating_add(u32::from(may_fail));
+        self.ready.pop_front()
     }
 
     fn promote(&mut self, now: Instant) {
@@ -295,6 +388,51 @@ mod tests {
         assert_eq!(q.failures(&7), 40);
         q.forget(&7);
         assert!(q.retry(7) <= Duration::from_millis(5));
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_thousand_failures_wait_behind_the_healthy_but_not_for_ever() {
+        let q = WorkQueue::new(Backoff::default(), 1).most_failing(1);
+        for key in 0..1000u32 {
+            q.add(key);
+            assert_eq!(q.get().await, Some(key));
+            q.retry(key);
+            q.done(&key);
+        }
+        tokio::time::sleep(Duration::from_secs(1)).await;
+        for key in 2000..2020u32 {
+            q.add(key);
+        }
+        let mut healthy = 0;
+        for turn in 0..25 {
+            let key = q.get().await.unwrap();
+            healthy += u32::from(key >= 2000);
+            assert!(healthy >= turn * 4 / 5, "turn {turn}");
+            q.done(&key);
+        }
+        assert_eq!(healthy, 20, "all of them within 25 turns");
+        // One that fails is with a worker: no other gets one, but a healthy key does.
+        let broken = q.get().await.unwrap();
+        assert!(broken < 1000);
+        assert!(tokio::time::timeout(Duration::from_secs(1), q.get()).await.is_err());
+        q.add(3000);
+        assert_eq!(q.get().await, Some(3000));
+        q.done(&broken);
+        assert!(q.get().await.unwrap() < 1000);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn what_is_measured_is_what_happens() {
+        let metrics = Arc::new(QueueMetrics::default());
+        let q = WorkQueue::new(Backoff::default(), 1).measured(metrics.clone());
+        q.add(1);
+        q.add(1);
+        q.add(2);
+        tokio::time::sleep(Duration::from_secs(3)).await;
+        assert_eq!(q.get().await, Some(1));
+        q.retry(1);
+        q.done(&1);
+        assert_eq!((metrics.adds(), metrics.retries()), (2, 1));
     }
 
     #[derive(Clone, Debug)]

@@ -1,9 +1,11 @@
 //! Events: what happened to an object, for people.
 //!
-//! Flow: [`Recorder::event`] never waits; a task writes. The same thing said again about the same object raises the count of the event
-//! that said it first. Events are best effort: one that cannot be written is dropped.
+//! Flow: [`Recorder::event`] never waits; a task writes what the correlator (`correlate`) makes of it: the same thing said again raises a count, many
+//! similar things become one, and one object is not given too many. Events are best effort: one that cannot be written is dropped.
 
-use std::{collections::HashMap, sync::Arc};
+mod correlate;
+
+use std::sync::Arc;
 
 use k8s_core::{
     api::{
@@ -16,6 +18,8 @@ use k8s_core::{
 };
 use serde_json::json;
 use tokio::sync::mpsc;
+
+use correlate::{Correlator, Subject, Verdict};
 
 /// What kind of thing happened.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -52,23 +56,9 @@ pub fn involved<T: Object>(object: &T) -> ObjectReference {
 
 /// How many events are kept waiting for the API server before further ones are dropped.
 const BACKLOG: usize = 4096;
-/// How many different events are remembered to be counted.
-const REMEMBERED: usize = 4096;
 
 struct Said {
     about: ObjectReference,
-    kind: EventType,
-    reason: String,
-    message: String,
-}
-
-/// What makes two events one event with a higher count.
-#[derive(PartialEq, Eq, Hash)]
-struct Same {
-    namespace: String,
-    name: String,
-    uid: String,
-    field: String,
     kind: EventType,
     reason: String,
     message: String,
@@ -122,44 +112,52 @@ impl Recorder {
     }
 }
 
+impl Said {
+    fn subject(&self, namespace: &str) -> Subject {
+        let text = |text: &Option<String>| text.clone().unwrap_or_default();
+        Subject {
+            object: correlate::Object {
+                namespace: namespace.to_owned(),
+                kind: text(&self.about.kind),
+                name: text(&self.about.name),
+                uid: text(&self.about.uid),
+                field: text(&self.about.field_path),
+            },
+            warning: self.kind == EventType::Warning,
+            reason: self.reason.clone(),
+        }
+    }
+}
+
 async fn write_all(events: Api<Event>, clock: Clock, source: EventSource, mut said: mpsc::Receiver<Said>) {
-    let mut known: HashMap<Same, (String, i32)> = HashMap::new();
+    let mut correlator = Correlator::default();
     let mut last_nanos = 0;
     while let Some(said) = said.recv().await {
         let namespace = said.about.namespace.clone().unwrap_or_else(|| "default".into());
         let api = events.within(&namespace);
-        let same = Same {
-            namespace,
-            name: said.about.name.clone().unwrap_or_default(),
-            uid: said.about.uid.clone().unwrap_or_default(),
-            field: said.about.field_path.clone().unwrap_or_default(),
-            kind: said.kind,
-            reason: said.reason.clone(),
-            message: said.message.clone(),
-        };
-        if let Some((name, count)) = known.get_mut(&same) {
-            *count = count.saturating_add(1);
-            let patch = json!({"count": *count, "lastTimestamp": clock.time()});
-            match api.patch(name, &Patch::Merge(patch)).await {
-                Ok(_) => continue,
-                Err(e) if e.is_not_found() => {} // it expired: say it anew
-                Err(e) => {
-                    tracing::debug!(error = %e, "event not counted");
-                    continue;
+        let (verdict, same) = correlator.judge(said.subject(&namespace), said.message.clone(), clock.now());
+        let message = match verdict {
+            Verdict::Drop => continue,
+            Verdict::New(message) => message,
+            Verdict::Again { name, count, message } => {
+                let patch = json!({"count": count, "lastTimestamp": clock.time(), "message": message});
+                match api.patch(&name, &Patch::Merge(patch)).await {
+                    Err(e) if e.is_not_found() => correlator.forget(&same), // it expired: say it anew
+                    Err(e) => {
+                        tracing::debug!(error = %e, "event not counted");
+                        continue;
+                    }
+                    Ok(_) => continue,
                 }
+                message
             }
-        }
+        };
         // Names must differ even where the clock stands still.
         last_nanos = clock.now().as_nanosecond().max(last_nanos + 1);
         let name = format!("{}.{last_nanos:x}", said.about.name.as_deref().unwrap_or_default());
-        let event = new_event(&name, &same.namespace, said, &source, &clock);
+        let event = new_event(&name, &namespace, Said { message, ..said }, &source, &clock);
         match api.create(&event).await {
-            Ok(_) => {
-                if known.len() >= REMEMBERED {
-                    known.clear();
-                }
-                known.insert(same, (name, 1));
-            }
+            Ok(_) => correlator.wrote(same, name),
             Err(e) => tracing::debug!(error = %e, name, "event not written"),
         }
     }

@@ -59,9 +59,18 @@
 //! assert_eq!(schema["properties"]["spec"]["properties"]["storageGb"]["nullable"], true);
 //! ```
 
+mod kube;
 mod structural;
 
 pub use structural::structural_schema;
+
+/// What derived code names.
+#[doc(hidden)]
+pub mod __derive {
+    pub use schemars;
+    pub use serde;
+    pub use serde_json;
+}
 
 use schemars::JsonSchema;
 use serde_json::{Value, json};
@@ -137,6 +146,8 @@ impl Problems {
 pub trait CustomResource: Object + JsonSchema {
     /// Objects live in namespaces.
     const NAMESPACED: bool;
+    /// Its name for one; empty: the kind in lower case.
+    const SINGULAR: &'static str = "";
     /// Short names for kubectl.
     const SHORT_NAMES: &'static [&'static str] = &[];
     /// Groups of resources that it is listed with, such as `all`.
@@ -149,6 +160,8 @@ pub trait CustomResource: Object + JsonSchema {
     const COLUMNS: &'static [PrinterColumn] = &[];
     /// Rules that hold wherever it is served.
     const RULES: &'static [Rule] = &[];
+    /// The same, in which `self` is the object's `spec`.
+    const SPEC_RULES: &'static [Rule] = &[];
     /// Versions that it is served in beside its own.
     const OTHER_VERSIONS: &'static [&'static str] = &[];
 
@@ -172,10 +185,17 @@ pub trait CustomResource: Object + JsonSchema {
     #[must_use]
     fn definition() -> Value {
         let mut schema = structural_schema::<Self>();
+        let of = |rules: &[Rule]| -> Value {
+            rules.iter().map(|r| json!({"rule": r.rule, "message": r.message})).collect()
+        };
         if !Self::RULES.is_empty() {
-            let rules = Self::RULES.iter().map(|r| json!({"rule": r.rule, "message": r.message}));
-            schema["x-kubernetes-validations"] = rules.collect();
+            schema["x-kubernetes-validations"] = of(Self::RULES);
         }
+        if !Self::SPEC_RULES.is_empty() {
+            schema["properties"]["spec"]["x-kubernetes-validations"] = of(Self::SPEC_RULES);
+        }
+        let singular =
+            if Self::SINGULAR.is_empty() { Self::KIND.to_lowercase() } else { Self::SINGULAR.to_owned() };
         let columns = Self::COLUMNS.iter().map(
             |c| json!({"name": c.name, "type": c.kind, "jsonPath": c.path, "priority": i32::from(c.wide)}),
         );
@@ -208,7 +228,7 @@ pub trait CustomResource: Object + JsonSchema {
                 "group": Self::GROUP,
                 "scope": if Self::NAMESPACED { "Namespaced" } else { "Cluster" },
                 "names": {
-                    "plural": Self::URL_PATH_SEGMENT, "singular": Self::KIND.to_lowercase(), "kind": Self::KIND,
+                    "plural": Self::URL_PATH_SEGMENT, "singular": singular, "kind": Self::KIND,
                     "listKind": format!("{}List", Self::KIND),
                     "shortNames": Self::SHORT_NAMES, "categories": Self::CATEGORIES,
                 },

@@ -13,10 +13,15 @@ pub mod custom;
 pub mod legacy;
 pub mod meta;
 pub mod patch;
+mod progress;
 pub mod proto;
+pub mod random;
 pub mod schema;
 pub mod status;
 pub mod store;
 
+/// Makes a custom resource of the struct of its spec: see [`k8s_derive`].
+#[cfg(feature = "derive")]
+pub use k8s_derive::Resource;
 /// The Kubernetes types, as every kube-rs user has them.
 pub use k8s_openapi as api;

@@ -124,6 +124,7 @@ impl ApiServer {
             memory: false,
             tls_names: Vec::new(),
             controllers: Vec::new(),
+            extras: crate::Extras::default(),
         };
         let front_proxy = FrontProxy::open(&paths)?;
         let server = Server::builder(open_store(&paths)?)

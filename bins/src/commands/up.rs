@@ -10,7 +10,7 @@ use std::{
 use k8s_core::client::Kubeconfig;
 
 use super::{DataDir, told_to_stop};
-use crate::{Cluster, Node, exit::Failure, pki::write_private, ranges::Range};
+use crate::{Cluster, Extras, Node, exit::Failure, pki::write_private, ranges::Range};
 
 /// Where the cluster's own files are and how it is reached.
 #[derive(Debug, clap::Args)]
@@ -73,20 +73,20 @@ pub(super) struct Server {
 }
 
 impl Up {
-    pub(super) async fn run(self) -> Result<(), Failure> {
+    pub(super) async fn run(self, extras: &Extras) -> Result<(), Failure> {
         let node = self.simulated_nodes.map_or(Node::Local, Node::Simulated);
-        self.common.run(node, self.node_name).await
+        self.common.run(node, self.node_name, extras).await
     }
 }
 
 impl Server {
-    pub(super) async fn run(self) -> Result<(), Failure> {
-        self.common.run(Node::None, None).await
+    pub(super) async fn run(self, extras: &Extras) -> Result<(), Failure> {
+        self.common.run(Node::None, None, extras).await
     }
 }
 
 impl Common {
-    async fn run(self, node: Node, node_name: Option<String>) -> Result<(), Failure> {
+    async fn run(self, node: Node, node_name: Option<String>, extras: &Extras) -> Result<(), Failure> {
         let started = Instant::now();
         let mut builder = Cluster::builder()
             .data_dir(&self.data.data_dir)
@@ -96,7 +96,8 @@ impl Common {
             .services(self.service_cidr)
             .domain(&self.cluster_domain)
             .tls_names(&self.tls_san)
-            .controllers(&self.controllers);
+            .controllers(&self.controllers)
+            .extras(extras.clone());
         if let Some(address) = self.advertise_address {
             builder = builder.advertise(address);
         }

@@ -34,7 +34,8 @@ const TOP_LEVEL: &[&str] = &[
 /// Which of our crates a crate may depend on. Dependencies point one way: {bins, k8s-testing} -> {apiserver, scheduler, kubelet} ->
 /// {k8s-controllers, k8s-runtime, k8s-net} -> k8s-core.
 const EDGES: &[(&str, &[&str])] = &[
-    ("k8s-core", &[]),
+    ("k8s-core", &["k8s-derive"]),
+    ("k8s-derive", &[]),
     ("k8s-controllers", &["k8s-core"]),
     ("k8s-runtime", &["k8s-core"]),
     ("k8s-net", &["k8s-core"]),

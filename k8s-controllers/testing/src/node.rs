@@ -1,11 +1,19 @@
-//! Nodes without processes: every pod that is bound to one is said to run, and one that is deleted is gone.
+//! Nodes without processes: what becomes of a pod that is bound to one is a [`Script`], and one that is deleted is gone.
 //!
-//! A node registers itself, renews its lease, and answers each pod by one status write. A pod whose containers should end does so by annotation:
-//! [`EXIT`] gives the exit code with which its containers end as soon as they run.
+//! A node registers itself, renews its lease, and writes the status of its pods as a kubelet would: start, readiness, exit, restarts with back-off.
+//! Without further words a pod runs at once. Annotations say otherwise ([`EXIT`], [`RUN_FOR`], [`START_AFTER`], [`READY_AFTER`], [`STOP_AFTER`],
+//! [`STUCK`]), and so does a function that makes scripts.
 //!
-//! Not here: probes, restarts, images. `k8s-kubelet` over its simulated runtime has those.
+//! Not here: images, volumes, real probes. `k8s-kubelet` over its simulated runtime has those.
 
-use std::{collections::HashSet, time::Duration};
+use std::{
+    collections::HashMap,
+    sync::{
+        Arc,
+        atomic::{AtomicU32, Ordering},
+    },
+    time::Duration,
+};
 
 use futures::StreamExt;
 use k8s_core::{
@@ -16,18 +24,37 @@ use k8s_core::{
         },
         apimachinery::pkg::apis::meta::v1::Time,
     },
-    client::{Client, DeleteOptions, Error, ListParams, Patch, WatchEvent},
+    client::{Api, Client, DeleteOptions, Error, ListParams, Patch, WatchEvent},
     clock::Clock,
     meta::ObjectExt,
 };
 use serde::de::DeserializeOwned;
 use serde_json::{Value, json};
+use tokio::task::{AbortHandle, JoinSet};
 
-/// Annotation of a pod: with which exit code its containers end as soon as they run.
+use crate::{hub::Hub, script::Script};
+
+/// Annotation of a pod: with which exit code its containers end, at once or after [`RUN_FOR`].
 pub const EXIT: &str = "k8s-testing/exit-code";
+/// Annotation of a pod that ends: how long its containers run (`90s`, `5m`, `2h`).
+pub const RUN_FOR: &str = "k8s-testing/run-for";
+/// Annotation of a pod: how long it takes to start.
+pub const START_AFTER: &str = "k8s-testing/start-after";
+/// Annotation of a pod: how long after its start it is ready.
+pub const READY_AFTER: &str = "k8s-testing/ready-after";
+/// Annotation of a pod: how long it takes to stop.
+pub const STOP_AFTER: &str = "k8s-testing/stop-after";
+/// Annotation of a pod that never starts: the reason (`ImagePullBackOff`).
+pub const STUCK: &str = "k8s-testing/stuck";
 
 /// How often a node says that it lives.
 const HEARTBEAT: Duration = Duration::from_secs(10);
+/// Before the first restart of a container; doubled each time.
+const FIRST_RESTART: Duration = Duration::from_secs(10);
+const LONGEST_RESTART: Duration = Duration::from_secs(300);
+
+/// Says what becomes of a pod.
+pub(crate) type Director = Arc<dyn Fn(&Pod) -> Script + Send + Sync>;
 
 fn typed<T: DeserializeOwned>(value: Value) -> Result<T, Error> {
     serde_json::from_value(value)
@@ -58,85 +85,218 @@ pub async fn register(client: &Client, clock: &Clock, name: &str) -> Result<(), 
 
 /// Is a node until it is dropped.
 pub async fn run(client: Client, clock: Clock, name: String, index: usize) {
-    let beat = async {
-        loop {
-            clock.sleep(HEARTBEAT).await;
-            let patch = Patch::Merge(json!({"spec": {"renewTime": clock.micro_time()}}));
-            if let Err(e) = client.namespaced::<Lease>("kube-node-lease").patch(&name, &patch).await {
-                tracing::warn!(node = name, error = %e, "renew the lease");
-            }
+    let params = ListParams::default().fields(format!("spec.nodeName={name}"));
+    let base = u32::try_from(index % 256).unwrap_or(0) << 8;
+    let pods = Pods::new(client.clone(), clock.clone(), Arc::new(Script::of), None, base);
+    tokio::join!(beat(&client, &clock, &name), pods.follow(params));
+}
+
+/// Renews a node's lease.
+pub(crate) async fn beat(client: &Client, clock: &Clock, name: &str) {
+    loop {
+        clock.sleep(HEARTBEAT).await;
+        let patch = Patch::Merge(json!({"spec": {"renewTime": clock.micro_time()}}));
+        if let Err(e) = client.namespaced::<Lease>("kube-node-lease").patch(name, &patch).await {
+            tracing::warn!(node = name, error = %e, "renew the lease");
         }
-    };
-    let mut pods = Pods { client: &client, clock: &clock, index, next_address: 1, started: HashSet::new() };
-    tokio::join!(beat, pods.follow(&name));
+    }
 }
 
-struct Pods<'a> {
-    client: &'a Client,
-    clock: &'a Clock,
-    index: usize,
-    next_address: u32,
-    /// Uids of pods that were answered.
-    started: HashSet<String>,
+/// The pods of one node, or of all.
+pub(crate) struct Pods {
+    actor: Actor,
+    /// What is under way, by uid.
+    lives: HashMap<String, Option<AbortHandle>>,
+    tasks: JoinSet<()>,
 }
 
-impl Pods<'_> {
-    async fn follow(&mut self, node: &str) {
-        let params = ListParams::default().fields(format!("spec.nodeName={node}"));
+/// What one pod's life needs.
+#[derive(Clone)]
+struct Actor {
+    client: Client,
+    clock: Clock,
+    director: Director,
+    hub: Option<Arc<Hub>>,
+    base: u32,
+    next: Arc<AtomicU32>,
+}
+
+impl Pods {
+    pub(crate) fn new(
+        client: Client,
+        clock: Clock,
+        director: Director,
+        hub: Option<Arc<Hub>>,
+        base: u32,
+    ) -> Self {
+        let actor = Actor { client, clock, director, hub, base, next: Arc::default() };
+        Pods { actor, lives: HashMap::new(), tasks: JoinSet::new() }
+    }
+
+    pub(crate) async fn follow(mut self, params: ListParams) {
         loop {
-            if let Ok(mut events) = self.client.all::<Pod>().watch(&params).await {
+            if let Ok(mut events) = self.actor.client.all::<Pod>().watch(&params).await {
                 while let Some(Ok(event)) = events.next().await {
                     match event {
-                        WatchEvent::Added(pod) | WatchEvent::Modified(pod) => self.answer(&pod).await,
-                        WatchEvent::Deleted(pod) => drop(self.started.remove(pod.uid())),
+                        WatchEvent::Added(pod) | WatchEvent::Modified(pod) => self.see(pod),
+                        WatchEvent::Deleted(pod) => self.end(pod.uid()),
                         _ => {}
                     }
+                    while self.tasks.try_join_next().is_some() {}
                 }
             }
-            self.clock.sleep(Duration::from_secs(1)).await;
+            self.actor.clock.sleep(Duration::from_secs(1)).await;
         }
     }
 
-    async fn answer(&mut self, pod: &Pod) {
-        let api = self.client.namespaced::<Pod>(pod.namespace());
-        let result = if pod.is_deleting() {
-            api.delete_if_exists(pod.name(), &DeleteOptions::default().with_uid(pod.uid()).grace(0)).await
-        } else if self.started.insert(pod.uid().to_owned()) {
-            let status = Patch::Merge(json!({"status": self.status(pod)}));
-            api.patch_status(pod.name(), &status).await.map(drop)
-        } else {
-            Ok(())
-        };
-        if let Err(e) = result
-            && !e.is_not_found()
-        {
-            tracing::warn!(pod = %pod.key(), error = %e, "answer for a pod");
-            self.started.remove(pod.uid());
+    fn end(&mut self, uid: &str) {
+        if let Some(Some(task)) = self.lives.remove(uid) {
+            task.abort();
         }
     }
 
-    /// What a kubelet would say of a pod whose containers all run, or have all ended.
-    fn status(&mut self, pod: &Pod) -> Value {
-        let now: Time = self.clock.time();
-        let exit: Option<i32> = pod.annotation(EXIT).and_then(|code| code.parse().ok());
-        let address = format!("10.42.{}.{}", self.index % 256, 2 + self.next_address % 250);
-        self.next_address += 1;
-        let containers = pod.spec.iter().flat_map(|s| &s.containers).map(|c| {
-            let state = match exit {
-                Some(code) => json!({"terminated": {"exitCode": code, "reason": if code == 0 { "Completed" } else { "Error" }, "startedAt": now, "finishedAt": now}}),
-                None => json!({"running": {"startedAt": now}}),
-            };
-            json!({"name": c.name, "image": c.image, "imageID": "", "ready": exit.is_none(), "restartCount": 0, "started": exit.is_none(), "state": state})
+    fn see(&mut self, pod: Pod) {
+        if pod.spec.as_ref().and_then(|s| s.node_name.as_deref()).is_none_or(str::is_empty) {
+            return;
+        }
+        let (uid, key) = (pod.uid().to_owned(), pod.is_deleting());
+        let life = format!("{uid}{}", if key { "/end" } else { "" });
+        if self.lives.contains_key(&life) {
+            return;
+        }
+        if pod.is_deleting() {
+            self.end(&uid);
+        } else if phase(&pod) != "Pending" {
+            // Somebody else's, or of a cluster that this one is a fork of.
+            self.lives.insert(life, None);
+            return;
+        }
+        let actor = self.actor.clone();
+        let task = self.tasks.spawn(async move {
+            let result = if pod.is_deleting() { actor.stop(&pod).await } else { actor.live(&pod).await };
+            if let Err(e) = result
+                && !e.is_not_found()
+            {
+                tracing::warn!(pod = %pod.key(), error = %e, "answer for a pod");
+            }
         });
-        let containers: Vec<Value> = containers.collect();
-        let ready = if exit.is_none() { "True" } else { "False" };
+        self.lives.insert(life, Some(task));
+    }
+}
+
+fn phase(pod: &Pod) -> &str {
+    pod.status.as_ref().and_then(|s| s.phase.as_deref()).unwrap_or("Pending")
+}
+
+impl Actor {
+    async fn wait(&self, how_long: Duration) {
+        if !how_long.is_zero() {
+            if let Some(hub) = &self.hub {
+                hub.await_script(how_long);
+            }
+            self.clock.sleep(how_long).await;
+        }
+    }
+
+    async fn stop(&self, pod: &Pod) -> Result<(), Error> {
+        self.wait((self.director)(pod).stop).await;
+        let options = DeleteOptions::default().with_uid(pod.uid()).grace(0);
+        match self.client.namespaced::<Pod>(pod.namespace()).delete_if_exists(pod.name(), &options).await {
+            Err(e) if e.is_conflict() => Ok(()),
+            other => other,
+        }
+    }
+
+    async fn live(&self, pod: &Pod) -> Result<(), Error> {
+        let script = (self.director)(pod);
+        let api = self.client.namespaced::<Pod>(pod.namespace());
+        let number = self.base + 2 + self.next.fetch_add(1, Ordering::Relaxed);
+        let address = format!("10.42.{}.{}", number >> 8 & 255, number & 255);
+        let policy = pod.spec.as_ref().and_then(|s| s.restart_policy.as_deref()).unwrap_or("Always");
+        let mut report = Report { pod, address, restarts: 0, started: self.clock.time() };
+        self.wait(script.start).await;
+        if let Some(reason) = &script.stuck {
+            return report
+                .write(&api, "Pending", false, &json!({"waiting": {"reason": reason}}), self.clock.time())
+                .await;
+        }
+        let mut back_off = FIRST_RESTART;
+        loop {
+            let began = self.clock.time();
+            let running = json!({"running": {"startedAt": began}});
+            let ends_at_once = script.end.is_some_and(|(after, _)| after.is_zero());
+            if !ends_at_once {
+                let ready = script.ready.is_zero();
+                report.write(&api, "Running", ready, &running, self.clock.time()).await?;
+                let steps =
+                    (!ready).then_some((script.ready, true)).into_iter().chain(script.probes.iter().copied());
+                for (after, ready) in steps {
+                    self.wait(after).await;
+                    report.write(&api, "Running", ready, &running, self.clock.time()).await?;
+                }
+            }
+            let Some((after, code)) = script.end else { return Ok(()) };
+            self.wait(after).await;
+            let reason = if code == 0 { "Completed" } else { "Error" };
+            let now = self.clock.time();
+            let ended = json!({"terminated": {"exitCode": code, "reason": reason, "startedAt": began, "finishedAt": now}});
+            if policy == "Never" || (policy == "OnFailure" && code == 0) {
+                let phase = if code == 0 { "Succeeded" } else { "Failed" };
+                return report.write(&api, phase, false, &ended, now).await;
+            }
+            let waits = json!({"waiting": {"reason": "CrashLoopBackOff"}});
+            report.write(&api, "Running", false, &waits, now).await?;
+            // Restarts go on for ever: nobody waits for their end.
+            self.clock.sleep(back_off).await;
+            back_off = (back_off * 2).min(LONGEST_RESTART);
+            report.restarts += 1;
+        }
+    }
+}
+
+/// What a kubelet would say of a pod.
+struct Report<'a> {
+    pod: &'a Pod,
+    address: String,
+    restarts: u32,
+    started: Time,
+}
+
+impl Report<'_> {
+    async fn write(
+        &self,
+        api: &Api<Pod>,
+        phase: &str,
+        ready: bool,
+        state: &Value,
+        now: Time,
+    ) -> Result<(), Error> {
+        let runs = state.get("running").is_some();
+        let containers: Vec<Value> = self
+            .pod
+            .spec
+            .iter()
+            .flat_map(|s| &s.containers)
+            .map(|c| {
+                json!({"name": c.name, "image": c.image, "imageID": "", "ready": ready, "restartCount": self.restarts, "started": runs, "state": state})
+            })
+            .collect();
+        let is_ready = if ready { "True" } else { "False" };
         let condition =
             |kind: &str, status: &str| json!({"type": kind, "status": status, "lastTransitionTime": now});
-        json!({
-            "phase": match exit { None => "Running", Some(0) => "Succeeded", Some(_) => "Failed" },
-            "podIP": address, "podIPs": [{"ip": address}], "startTime": now,
-            "containerStatuses": containers,
-            "conditions": [condition("Initialized", "True"), condition("Ready", ready), condition("ContainersReady", ready), condition("PodScheduled", "True")],
-        })
+        let mut status = json!({
+            "phase": phase, "startTime": self.started, "containerStatuses": containers,
+            "conditions": [condition("Initialized", "True"), condition("Ready", is_ready), condition("ContainersReady", is_ready), condition("PodScheduled", "True")],
+        });
+        if phase != "Pending" {
+            status["podIP"] = json!(self.address);
+            status["podIPs"] = json!([{"ip": self.address}]);
+        }
+        // Only this very pod, not a later one of its name.
+        let patch = json!({"metadata": {"uid": self.pod.uid()}, "status": status});
+        match api.patch_status(self.pod.name(), &Patch::Merge(patch)).await {
+            Err(e) if e.is_conflict() => Ok(()),
+            other => other.map(drop),
+        }
     }
 }

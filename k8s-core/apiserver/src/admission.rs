@@ -253,7 +253,8 @@ fn service_account(server: &ApiServer, pod: &mut Value) -> Result<(), ApiStatus>
         return Ok(());
     }
     const LETTERS: &[u8] = b"bcdfghjklmnpqrstvwxz2456789";
-    let suffix: String = (0..5).map(|_| char::from(LETTERS[rand::random_range(0..LETTERS.len())])).collect();
+    let suffix: String =
+        (0..5).map(|_| char::from(LETTERS[k8s_core::random::range(0..LETTERS.len())])).collect();
     let name = format!("kube-api-access-{suffix}");
     for field in all {
         for container in spec.get_mut(field).and_then(Value::as_array_mut).into_iter().flatten() {

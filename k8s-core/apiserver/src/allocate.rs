@@ -229,7 +229,7 @@ impl ServiceAllocator {
             Err(_) => {
                 // The low part of the range is left to those who ask by number, as upstream does.
                 let low = (self.size / 16).clamp(16, 256).min(self.size / 2);
-                let start = rand::random_range(low..self.size - 1);
+                let start = k8s_core::random::range(low..self.size - 1);
                 let free = (0..self.size - 2)
                     .map(|i| 1 + (start - 1 + i) % (self.size - 2))
                     .map(|offset| Ipv4Addr::from(self.network + offset))
@@ -284,7 +284,7 @@ impl ServiceAllocator {
                 }
                 _ => {
                     let span = last - first + 1;
-                    let start = rand::random_range(0..span);
+                    let start = k8s_core::random::range(0..span);
                     let free =
                         (0..span).map(|i| first + (start + i) % span).find(|p| !used.ports.contains(p));
                     let Some(free) = free else {

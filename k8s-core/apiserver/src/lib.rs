@@ -56,5 +56,5 @@ pub mod value;
 mod write;
 
 pub use outbound::ClientIdentity;
-pub use server::{ApiServer, Builder, describe};
+pub use server::{ApiServer, Builder, Pace, describe};
 pub use user::User;

@@ -5,7 +5,7 @@
 
 mod builder;
 
-pub use builder::Builder;
+pub use builder::{Builder, Pace};
 
 use std::{
     collections::HashMap,
@@ -72,6 +72,7 @@ pub(crate) struct Inner {
     /// Told when what is served changes.
     pub(crate) redefined: Arc<tokio::sync::Notify>,
     pub(crate) front_proxy: Option<ClientIdentity>,
+    pub(crate) pace: Pace,
     pub(crate) open_api: Mutex<HashMap<String, Bytes>>,
     pub(crate) ready: AtomicBool,
 }

@@ -9,15 +9,13 @@ use crate::{server::Inner, value::text};
 
 /// How long an event is kept after it last happened.
 const EVENT_LIFE: Duration = Duration::from_secs(3600);
-/// How often old events are looked for.
-const EVERY: Duration = Duration::from_secs(60);
 
 /// Starts to sweep, until the server is gone.
 pub(crate) fn start(inner: &Arc<Inner>) {
-    let weak = Arc::downgrade(inner);
+    let (weak, every) = (Arc::downgrade(inner), inner.pace.sweep_every);
     tokio::spawn(async move {
         loop {
-            tokio::time::sleep(EVERY).await;
+            tokio::time::sleep(every).await;
             let Some(inner) = weak.upgrade() else { return };
             sweep(&inner).await;
         }

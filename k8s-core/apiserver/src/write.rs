@@ -96,7 +96,7 @@ fn store_form(resource: &Resource, object: &mut Value) {
 fn generated(prefix: &str) -> String {
     const LETTERS: &[u8] = b"bcdfghjklmnpqrstvwxz2456789";
     let mut name: String = prefix.chars().take(58).collect();
-    name.extend((0..5).map(|_| char::from(LETTERS[rand::random_range(0..LETTERS.len())])));
+    name.extend((0..5).map(|_| char::from(LETTERS[k8s_core::random::range(0..LETTERS.len())])));
     name
 }
 
@@ -163,7 +163,7 @@ async fn insert(
     } else {
         String::new()
     };
-    metadata["uid"] = uuid::Uuid::new_v4().to_string().into();
+    metadata["uid"] = k8s_core::random::uuid().to_string().into();
     metadata["creationTimestamp"] = timestamp(inner.clock.now()).into();
     if !prefix.is_empty() {
         metadata["name"] = generated(&prefix).into();

@@ -89,7 +89,7 @@ async fn run<K: Object>(source: Source<K>, cache: Cache<K>) {
             position = Position::At(now);
         }
         // Half fixed, half random, so that many reflectors do not return at one moment.
-        let jitter = rand::random_range(0.5..1.0);
+        let jitter = crate::random::range(0.5..1.0);
         tokio::time::sleep(delay.mul_f64(jitter)).await;
         delay = (delay * 2).min(LONGEST_DELAY);
     }

@@ -5,9 +5,12 @@ use std::{
     sync::{Arc, RwLock},
 };
 
-use tokio::sync::{broadcast, watch};
+use tokio::sync::broadcast;
 
-use crate::meta::{Object, ObjectExt, ObjectKey};
+use crate::{
+    meta::{Object, ObjectExt, ObjectKey},
+    progress::Progress,
+};
 
 /// How many changes a slow subscriber may fall behind before it must look at the whole cache.
 const BACKLOG: usize = 4096;
@@ -42,7 +45,7 @@ struct Inner<K> {
     state: RwLock<State<K>>,
     changes: broadcast::Sender<Change<K>>,
     /// The newest revision that is wholly in the cache; 0 before the first list.
-    revision: watch::Sender<u64>,
+    revision: Progress,
 }
 
 /// The present state of one type. Cheap to clone; all clones are the same cache.
@@ -56,7 +59,7 @@ impl<K> Clone for Cache<K> {
 
 impl<K> std::fmt::Debug for Cache<K> {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.debug_struct("Cache").field("revision", &*self.0.revision.borrow()).finish_non_exhaustive()
+        f.debug_struct("Cache").field("revision", &self.0.revision.get()).finish_non_exhaustive()
     }
 }
 
@@ -82,7 +85,7 @@ impl<K: Object> Cache<K> {
         Cache(Arc::new(Inner {
             state: RwLock::new(State { objects: BTreeMap::new(), indexes: HashMap::new() }),
             changes: broadcast::channel(BACKLOG).0,
-            revision: watch::channel(0).0,
+            revision: Progress::new(0),
         }))
     }
 
@@ -157,7 +160,7 @@ impl<K: Object> Cache<K> {
     /// The newest revision that is wholly in the cache; 0 before the first list.
     #[must_use]
     pub fn revision(&self) -> u64 {
-        *self.0.revision.borrow()
+        self.0.revision.get()
     }
 
     /// Waits until the first list is in the cache.
@@ -173,9 +176,7 @@ impl<K: Object> Cache<K> {
 
     /// Waits until the cache has everything up to `revision` (that a write returned).
     pub async fn reached(&self, revision: u64) {
-        let mut seen = self.0.revision.subscribe();
-        // The sender lives in `self`, so waiting cannot fail.
-        let _ = seen.wait_for(|have| *have >= revision).await;
+        self.0.revision.reached(revision).await;
     }
 
     /// Puts an object in. For reflectors and tests.
@@ -233,13 +234,7 @@ impl<K: Object> Cache<K> {
 
     /// Says that everything up to `revision` is in (a bookmark).
     pub fn advance(&self, revision: u64) {
-        self.0.revision.send_if_modified(|have| {
-            let newer = revision > *have;
-            if newer {
-                *have = revision;
-            }
-            newer
-        });
+        self.0.revision.advance(revision);
     }
 
     /// As [`Cache::upsert`], but the revision is not yet complete (initial events of a watch come in any order).

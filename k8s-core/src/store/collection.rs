@@ -5,13 +5,12 @@ use std::{
     sync::{Arc, RwLock},
 };
 
-use rpds::RedBlackTreeMapSync;
-use tokio::sync::watch;
-
 use super::{
     Stored,
     index::{Candidates, Index, Term},
 };
+use crate::progress::Progress;
+use rpds::RedBlackTreeMapSync;
 
 /// How many events of a type are kept for watches that resume.
 const HISTORY_EVENTS: usize = 8192;
@@ -96,7 +95,8 @@ impl Snapshot {
 #[derive(Debug)]
 struct Visible {
     objects: RedBlackTreeMapSync<Arc<str>, Arc<Stored>>,
-    index: Index,
+    /// Shared with forks until one of them changes it.
+    index: Arc<Index>,
     history: VecDeque<Arc<Event>>,
     history_bytes: usize,
     /// Every event after this revision is in `history`.
@@ -133,7 +133,7 @@ impl Visible {
 pub(super) struct Collection {
     visible: RwLock<Visible>,
     /// The newest revision whose events are visible; wakes watchers.
-    progress: watch::Sender<u64>,
+    progress: Progress,
 }
 
 /// Why a watch cannot go on.
@@ -155,13 +155,29 @@ impl Collection {
         Collection {
             visible: RwLock::new(Visible {
                 objects: RedBlackTreeMapSync::default(),
-                index: Index::default(),
+                index: Arc::default(),
                 history: VecDeque::new(),
                 history_bytes: 0,
                 complete_after: revision,
                 revision,
             }),
-            progress: watch::channel(revision).0,
+            progress: Progress::new(revision),
+        }
+    }
+
+    /// The same objects at `revision`, without their history, to go on from independently.
+    pub(super) fn fork(&self, revision: u64) -> Self {
+        let visible = self.read();
+        Collection {
+            visible: RwLock::new(Visible {
+                objects: visible.objects.clone(),
+                index: visible.index.clone(),
+                history: VecDeque::new(),
+                history_bytes: 0,
+                complete_after: revision,
+                revision: visible.revision,
+            }),
+            progress: Progress::new(revision),
         }
     }
 
@@ -176,7 +192,7 @@ impl Collection {
 
     pub(super) fn load(&self, object: Stored) {
         let mut visible = self.write();
-        visible.index.replace(None, Some(&object));
+        Arc::make_mut(&mut visible.index).replace(None, Some(&object));
         visible.objects.insert_mut(object.key.clone(), Arc::new(object));
     }
 
@@ -184,7 +200,7 @@ impl Collection {
         let mut visible = self.write();
         visible.revision = revision;
         visible.complete_after = revision;
-        self.progress.send_replace(revision);
+        self.progress.advance(revision);
     }
 
     pub(super) fn last_change(&self) -> u64 {
@@ -232,7 +248,7 @@ impl Collection {
     pub(super) fn apply(&self, event: Arc<Event>) {
         let mut visible = self.write();
         let after = (event.kind != EventKind::Deleted).then_some(&*event.object);
-        visible.index.replace(event.before.as_deref(), after);
+        Arc::make_mut(&mut visible.index).replace(event.before.as_deref(), after);
         match event.kind {
             EventKind::Deleted => {
                 visible.objects.remove_mut(&event.object.key);
@@ -268,11 +284,11 @@ impl Collection {
     }
 
     pub(super) fn wake(&self, revision: u64) {
-        self.progress.send_replace(revision);
+        self.progress.advance(revision);
     }
 
     pub(super) fn cursor(self: &Arc<Self>, after: u64) -> WatchCursor {
-        WatchCursor { collection: self.clone(), after, progress: self.progress.subscribe() }
+        WatchCursor { collection: self.clone(), after, seen: self.progress.get() }
     }
 }
 
@@ -281,7 +297,8 @@ impl Collection {
 pub struct WatchCursor {
     collection: Arc<Collection>,
     after: u64,
-    progress: watch::Receiver<u64>,
+    /// How far the type was when this cursor last waited.
+    seen: u64,
 }
 
 impl WatchCursor {
@@ -304,8 +321,7 @@ impl WatchCursor {
 
     /// Waits until something was committed to the type since the last call; returns at once if it was already.
     pub async fn changed(&mut self) {
-        // The sender lives in `self.collection`, so this cannot fail.
-        let _ = self.progress.changed().await;
+        self.seen = self.collection.progress.reached(self.seen + 1).await;
     }
 
     /// The revision up to which events were taken.

@@ -142,6 +142,27 @@ impl Store {
             .unwrap_or_else(|e| unreachable!("memory cannot fail: {e}"))
     }
 
+    /// A store of its own with the same objects, which keeps nothing beyond its process. Costs O(1) per type: what neither changes is shared. Watches
+    /// of it begin now; older history is left behind.
+    #[must_use]
+    pub fn fork(&self) -> Self {
+        let poisoned = std::sync::PoisonError::into_inner;
+        // No write is half visible while the lock is held.
+        let _writers = self.0.writer.lock().unwrap_or_else(poisoned);
+        let revision = self.revision();
+        let all = self.0.collections.read().unwrap_or_else(std::sync::PoisonError::into_inner);
+        let collections = all.iter().map(|(name, c)| (name.clone(), Arc::new(c.fork(revision)))).collect();
+        Store(Arc::new(Inner {
+            collections: RwLock::new(collections),
+            writer: Mutex::new(Writer {
+                revision,
+                overlay: HashMap::new(),
+                queue: Queue::Inline(Box::new(super::Memory)),
+            }),
+            visible: AtomicU64::new(revision),
+        }))
+    }
+
     fn collection(&self, resource: &str) -> Arc<Collection> {
         let poisoned = std::sync::PoisonError::into_inner;
         if let Some(found) = self.0.collections.read().unwrap_or_else(poisoned).get(resource) {
@@ -447,6 +468,21 @@ mod tests {
         assert_eq!(store.get("pods", "ns/b").unwrap().revision, 2);
         assert!(store.watch("pods", 1).take(10).is_err(), "history does not survive");
         assert!(store.watch("pods", 3).take(10).unwrap().is_empty());
+    }
+
+    #[tokio::test]
+    async fn forks_share_the_past_and_nothing_else() {
+        let store = Store::memory();
+        let a = store.put("pods", "a", Expect::Absent, Meta::default(), bytes(1)).await.unwrap();
+        let fork = store.fork();
+        let mut cursor = fork.watch("pods", fork.revision());
+        store.delete("pods", "a", a.revision, bytes(1)).await.unwrap();
+        let b = fork.put("pods", "b", Expect::Absent, Meta::default(), bytes(2)).await.unwrap();
+        assert_eq!(b.revision, a.revision + 1);
+        assert!(store.get("pods", "a").is_none() && store.get("pods", "b").is_none());
+        assert!(fork.get("pods", "a").is_some());
+        assert_eq!(cursor.take(9).unwrap().len(), 1);
+        assert!(fork.watch("pods", 0).take(1).is_err(), "history stays behind");
     }
 
     struct Full(bool);

@@ -29,7 +29,7 @@ pub type Candidates = Option<Vec<Arc<str>>>;
 const SELECTIVE: usize = 8;
 
 /// The keys of the objects that have a term. Most terms of a cluster (a controller's uid, a pod's address) have one.
-#[derive(Debug)]
+#[derive(Clone, Debug)]
 enum Posting {
     One(Arc<str>),
     Many(BTreeSet<Arc<str>>),
@@ -52,7 +52,7 @@ impl Posting {
 }
 
 /// Every term of a type's objects.
-#[derive(Debug, Default)]
+#[derive(Clone, Debug, Default)]
 pub(super) struct Index {
     hasher: RandomState,
     postings: HashMap<u64, Posting>,

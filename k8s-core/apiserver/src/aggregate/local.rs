@@ -57,7 +57,7 @@ pub(crate) async fn register(server: &ApiServer) {
                 let managed = if built_in.is_some() { "onstart" } else { "true" };
                 missing.push(json!({
                     "kind": "APIService", "apiVersion": "apiregistration.k8s.io/v1",
-                    "metadata": {"name": name, "uid": uuid::Uuid::new_v4().to_string(), "creationTimestamp": now, "generation": 1, "labels": {MANAGED: managed}},
+                    "metadata": {"name": name, "uid": k8s_core::random::uuid().to_string(), "creationTimestamp": now, "generation": 1, "labels": {MANAGED: managed}},
                     "spec": {"group": group, "version": version, "groupPriorityMinimum": group_priority, "versionPriority": version_priority},
                     "status": {"conditions": [{"type": "Available", "status": "True", "reason": "Local", "message": "Local APIServices are always available", "lastTransitionTime": now}]},
                 }));

@@ -108,7 +108,7 @@ impl TokenIssuer {
             "iss": API_AUDIENCE,
             "sub": format!("system:serviceaccount:{}:{}", subject.namespace, subject.name),
             "iat": now, "nbf": now, "exp": now + seconds,
-            "jti": uuid::Uuid::new_v4().to_string(),
+            "jti": k8s_core::random::uuid().to_string(),
             "kubernetes.io": kubernetes,
         });
         let header = json!({"alg": "ES256", "typ": "JWT"});

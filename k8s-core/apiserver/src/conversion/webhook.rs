@@ -73,7 +73,7 @@ impl Webhook {
 
     async fn ask(&self, server: &ApiServer, version: &str, objects: &[Value]) -> Result<Vec<Value>, String> {
         let callee = self.callee.as_ref().map_err(Clone::clone)?;
-        let uid = uuid::Uuid::new_v4().to_string();
+        let uid = k8s_core::random::uuid().to_string();
         let review = json!({
             "kind": "ConversionReview", "apiVersion": format!("apiextensions.k8s.io/{}", self.review),
             "request": {"uid": uid, "desiredAPIVersion": version, "objects": objects},

@@ -15,7 +15,6 @@ use k8s_core::{
     status::ApiStatus,
     store::{Event, EventKind, Stored, WatchCursor},
 };
-use rand::Rng;
 use serde_json::Value;
 use tokio::time::Instant;
 
@@ -26,10 +25,6 @@ use crate::{
     value::{encode, set},
 };
 
-/// How long a watch without `timeoutSeconds` goes on, seconds: between these, so that clients do not all come back at once.
-const UNASKED: std::ops::Range<u64> = 1800..3600;
-/// How often an idle watcher is told the revision it is at.
-const BOOKMARK_EVERY: Duration = Duration::from_secs(60);
 /// A watch that is about to end tells how far it came, so that the next one need not go through the same events.
 const BOOKMARK_BEFORE_END: Duration = Duration::from_secs(2);
 /// How many events are taken from history at a time: with small objects they fill about one [`CHUNK`].
@@ -77,8 +72,10 @@ pub(crate) fn watch(
     };
     let seconds = call.query.number("timeoutSeconds").and_then(|s| u64::try_from(s).ok()).filter(|s| *s > 0);
     let now = Instant::now();
-    let timeout = Duration::from_secs(seconds.unwrap_or_else(|| rand::rng().random_range(UNASKED)));
-    let deadline = now.checked_add(timeout).unwrap_or(now + Duration::from_secs(UNASKED.end));
+    let pace = &server.inner.pace;
+    let timeout =
+        Duration::from_secs(seconds.unwrap_or_else(|| k8s_core::random::range(pace.watch_seconds.clone())));
+    let deadline = now.checked_add(timeout).unwrap_or(now + timeout.min(Duration::from_secs(3600)));
     let bookmarks = call.query.truth("allowWatchBookmarks");
     let content_type = HeaderValue::from_static(presenter.content_type(true));
     let watch = Watch {
@@ -93,7 +90,7 @@ pub(crate) fn watch(
         begun: false,
         ended: false,
         deadline,
-        next_bookmark: next_bookmark(now, deadline),
+        next_bookmark: next_bookmark(now, deadline, pace.bookmark_every),
     };
     let frames = frames(watch).map(|bytes| Ok::<_, BoxError>(Frame::data(bytes)));
     let mut response = Response::new(StreamBody::new(frames).boxed_unsync());
@@ -101,11 +98,11 @@ pub(crate) fn watch(
     Ok(response)
 }
 
-fn next_bookmark(now: Instant, deadline: Instant) -> Instant {
+fn next_bookmark(now: Instant, deadline: Instant, every: Duration) -> Instant {
     match deadline.checked_sub(BOOKMARK_BEFORE_END).filter(|last| *last > now) {
-        Some(last) => last.min(now + BOOKMARK_EVERY),
+        Some(last) => last.min(now + every),
         // None any more.
-        None => deadline + BOOKMARK_EVERY,
+        None => deadline + every,
     }
 }
 
@@ -209,7 +206,8 @@ fn frames(watch: Watch) -> impl Stream<Item = Bytes> + Send {
                 () = tokio::time::sleep_until(wake) => {
                     if watch.bookmarks && Instant::now() >= watch.next_bookmark && !watch.take() {
                         watch.push_bookmark(revision, false);
-                        watch.next_bookmark = next_bookmark(Instant::now(), watch.deadline);
+                        let every = watch.server.inner.pace.bookmark_every;
+                        watch.next_bookmark = next_bookmark(Instant::now(), watch.deadline, every);
                     }
                 }
             }

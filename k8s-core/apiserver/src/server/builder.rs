@@ -1,8 +1,11 @@
 //! What a server is made of, chosen part by part.
 
-use std::sync::{
-    Arc, Mutex,
-    atomic::{AtomicBool, Ordering},
+use std::{
+    sync::{
+        Arc, Mutex,
+        atomic::{AtomicBool, Ordering},
+    },
+    time::Duration,
 };
 
 use k8s_core::{clock::Clock, custom::CustomResource, store::Store};
@@ -18,6 +21,27 @@ use crate::{
     resources::{Resource, SharedRegistry},
     stages::{Audit, Authenticate, Authorize, FlowControl},
 };
+
+/// How often a server does what nobody asked for. A cluster in virtual time, where years pass, does little of it.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Pace {
+    /// How often an idle watcher is told the revision it is at.
+    pub bookmark_every: Duration,
+    /// How long a watch without `timeoutSeconds` goes on, seconds: between these, so that clients do not all come back at once.
+    pub watch_seconds: std::ops::Range<u64>,
+    /// How often old events are looked for.
+    pub sweep_every: Duration,
+}
+
+impl Default for Pace {
+    fn default() -> Self {
+        Pace {
+            bookmark_every: Duration::from_secs(60),
+            watch_seconds: 1800..3600,
+            sweep_every: Duration::from_secs(60),
+        }
+    }
+}
 
 /// What an [`ApiServer`] is made of.
 pub struct Builder {
@@ -36,6 +60,7 @@ pub struct Builder {
     typed: Vec<Result<Vec<Arc<Resource>>, String>>,
     nodes: Option<Arc<dyn NodeConnector>>,
     front_proxy: Option<ClientIdentity>,
+    pace: Pace,
 }
 
 impl std::fmt::Debug for Builder {
@@ -62,6 +87,7 @@ impl Builder {
             typed: Vec::new(),
             nodes: None,
             front_proxy: None,
+            pace: Pace::default(),
         }
     }
 
@@ -151,6 +177,13 @@ impl Builder {
         self
     }
 
+    /// How often it does what it does by itself. Default: as upstream.
+    #[must_use]
+    pub fn pace(mut self, pace: Pace) -> Self {
+        self.pace = pace;
+        self
+    }
+
     /// Makes the server, and in its store what every cluster has (namespaces, bootstrap roles, the `kubernetes` Service is the bins' part).
     ///
     /// # Errors
@@ -177,6 +210,7 @@ impl Builder {
                 aggregator: Aggregator::default(),
                 redefined: Arc::default(),
                 front_proxy: self.front_proxy,
+                pace: self.pace,
                 open_api: Mutex::default(),
                 ready: AtomicBool::new(false),
             }),

@@ -1,0 +1,137 @@
+//! A `hyperkube` of one's own: the same command line, with what a program adds to it.
+//!
+//! ```no_run
+//! use k8s_apiserver::admission::Admission;
+//!
+//! fn main() -> std::process::ExitCode {
+//!     hyperkube::distribution("shopkube")
+//!         .admit(|request: &mut Admission<'_>| {
+//!             request.object["metadata"]["labels"]["sold-by"] = "us".into();
+//!             Ok(())
+//!         })
+//!         .main()
+//! }
+//! ```
+
+use std::{process::ExitCode, sync::Arc};
+
+use k8s_apiserver::admission::Admit;
+use k8s_controllers::{Controller, Manager, Reconcile, builtin::Selection};
+use k8s_core::custom::CustomResource;
+
+type Shape = Arc<dyn Fn(k8s_apiserver::Builder) -> k8s_apiserver::Builder + Send + Sync>;
+type Add = Arc<dyn Fn(Manager) -> Manager + Send + Sync>;
+
+/// What a program adds to a cluster's control plane. Cheap to clone.
+#[derive(Clone, Default)]
+pub struct Extras {
+    shapes: Vec<Shape>,
+    controllers: Vec<Add>,
+    selection: Option<Selection>,
+}
+
+impl std::fmt::Debug for Extras {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Extras").field("selection", &self.selection).finish_non_exhaustive()
+    }
+}
+
+impl Extras {
+    /// An admission function.
+    #[must_use]
+    pub fn admit(mut self, admit: impl Admit + Clone) -> Self {
+        self.shapes.push(Arc::new(move |server| server.admit(admit.clone())));
+        self
+    }
+
+    /// A custom resource that a Rust type describes.
+    #[must_use]
+    pub fn resource<T: CustomResource>(mut self) -> Self {
+        self.shapes.push(Arc::new(|server| server.resource::<T>()));
+        self
+    }
+
+    /// A controller, and what makes its reconciler.
+    #[must_use]
+    pub fn controller<R: Reconcile>(
+        mut self,
+        controller: Controller<R::Kind>,
+        make: impl Fn() -> R + Send + Sync + 'static,
+    ) -> Self {
+        self.controllers.push(Arc::new(move |manager| manager.controller(controller.clone(), make())));
+        self
+    }
+
+    /// These built-in controllers, where the command line does not choose.
+    #[must_use]
+    pub fn controllers(mut self, selection: Selection) -> Self {
+        self.selection = Some(selection);
+        self
+    }
+
+    pub(crate) fn shape(&self, server: k8s_apiserver::Builder) -> k8s_apiserver::Builder {
+        self.shapes.iter().fold(server, |server, shape| shape(server))
+    }
+
+    pub(crate) fn manage(&self, manager: Manager) -> Manager {
+        self.controllers.iter().fold(manager, |manager, add| add(manager))
+    }
+
+    /// The built-in controllers: those that were named, unless that is merely "all" and others were chosen.
+    pub(crate) fn select(&self, named: Selection, names: &[String]) -> Selection {
+        match &self.selection {
+            Some(chosen) if names.len() == 1 && names[0] == "*" => chosen.clone(),
+            _ => named,
+        }
+    }
+}
+
+/// A `hyperkube` of one's own.
+#[derive(Debug)]
+#[must_use]
+pub struct Distribution {
+    name: &'static str,
+    extras: Extras,
+}
+
+/// Starts to choose what a distribution of this name has.
+pub fn distribution(name: &'static str) -> Distribution {
+    Distribution { name, extras: Extras::default() }
+}
+
+impl Distribution {
+    /// As [`Extras::admit`].
+    pub fn admit(mut self, admit: impl Admit + Clone) -> Self {
+        self.extras = self.extras.admit(admit);
+        self
+    }
+
+    /// As [`Extras::resource`].
+    pub fn resource<T: CustomResource>(mut self) -> Self {
+        self.extras = self.extras.resource::<T>();
+        self
+    }
+
+    /// As [`Extras::controller`].
+    pub fn controller<R: Reconcile>(
+        mut self,
+        controller: Controller<R::Kind>,
+        make: impl Fn() -> R + Send + Sync + 'static,
+    ) -> Self {
+        self.extras = self.extras.controller(controller, make);
+        self
+    }
+
+    /// As [`Extras::controllers`].
+    pub fn controllers(mut self, selection: Selection) -> Self {
+        self.extras = self.extras.controllers(selection);
+        self
+    }
+
+    /// Its `main`. Must be called before any thread is started.
+    #[must_use]
+    pub fn main(self) -> ExitCode {
+        k8s_runtime::embedded::run_if_zygote();
+        crate::commands::run_as(self.name, std::env::args_os().collect(), &self.extras)
+    }
+}

@@ -1,0 +1,145 @@
+//! Conditions of any object, read and set by name.
+//!
+//! They are found where the API's conventions put them, in `status.conditions`, whatever the type of their list: built-in types have several, and a
+//! custom resource has its own. So nothing has to be implemented for a type.
+
+use std::ops::{Deref, DerefMut};
+
+use k8s_core::{
+    api::apimachinery::pkg::apis::meta::v1::Time,
+    meta::{Object, ObjectExt},
+};
+use serde_json::{Value, json};
+
+/// What an object's conditions say.
+pub trait Conditions {
+    /// Whether a condition is `True`, and said of the object as it is now.
+    fn condition(&self, kind: &str) -> bool;
+
+    /// Whether it is `Ready`.
+    fn is_ready(&self) -> bool {
+        self.condition("Ready")
+    }
+
+    /// Whether it is `Available`.
+    fn is_available(&self) -> bool {
+        self.condition("Available")
+    }
+}
+
+impl<K: Object> Conditions for K {
+    fn condition(&self, kind: &str) -> bool {
+        let Ok(object) = serde_json::to_value(self) else { return false };
+        let status = &object["status"];
+        let generation = self.metadata().generation.unwrap_or(0);
+        let seen = |of: &Value| of["observedGeneration"].as_i64().is_none_or(|seen| seen >= generation);
+        let all = status["conditions"].as_array().into_iter().flatten();
+        let found = all.filter(|c| c["type"] == kind).next_back();
+        found.is_some_and(|c| c["status"] == "True" && seen(c)) && seen(status)
+    }
+}
+
+/// An object whose status is being changed.
+#[derive(Debug)]
+pub struct StatusOf<'a, T> {
+    object: &'a mut T,
+    now: Time,
+}
+
+impl<T> Deref for StatusOf<'_, T> {
+    type Target = T;
+    fn deref(&self) -> &T {
+        self.object
+    }
+}
+
+impl<T> DerefMut for StatusOf<'_, T> {
+    fn deref_mut(&mut self) -> &mut T {
+        self.object
+    }
+}
+
+impl<'a, T: Object> StatusOf<'a, T> {
+    pub(crate) fn new(object: &'a mut T, now: Time) -> Self {
+        StatusOf { object, now }
+    }
+
+    /// Sets a condition. Its transition time changes when its status does.
+    pub fn set_condition(&mut self, kind: &str, holds: bool, reason: &str) {
+        self.set_condition_because(kind, holds, reason, "");
+    }
+
+    /// Sets a condition with a message for people.
+    pub fn set_condition_because(&mut self, kind: &str, holds: bool, reason: &str, message: &str) {
+        // What cannot be written as JSON could not be sent either.
+        let Ok(mut object) = serde_json::to_value(&*self.object) else { return };
+        if !object["status"].is_object() {
+            object["status"] = json!({});
+        }
+        let generation = self.object.metadata().generation;
+        let list = &mut object["status"]["conditions"];
+        if !list.is_array() {
+            *list = json!([]);
+        }
+        let Some(list) = list.as_array_mut() else { return };
+        let now = json!(self.now);
+        let mut next = json!({
+            "type": kind, "status": if holds { "True" } else { "False" }, "reason": reason, "message": message,
+            "lastTransitionTime": now,
+        });
+        if let Some(generation) = generation {
+            next["observedGeneration"] = generation.into();
+        }
+        match list.iter_mut().find(|c| c["type"] == kind) {
+            Some(known) => {
+                if known["status"] == next["status"] {
+                    next["lastTransitionTime"] = known["lastTransitionTime"].clone();
+                }
+                if let (Some(known), Value::Object(next)) = (known.as_object_mut(), next) {
+                    known.extend(next);
+                }
+            }
+            None => list.push(next),
+        }
+        match serde_json::from_value(object) {
+            Ok(object) => *self.object = object,
+            Err(e) => {
+                tracing::error!(object = %self.object.key(), condition = kind, error = %e, "its status has no such conditions");
+            }
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use k8s_core::api::{
+        api::{apps::v1::Deployment, core::v1::Pod},
+        jiff::Timestamp,
+    };
+
+    use super::*;
+
+    #[test]
+    fn transition_times_change_with_the_status_alone() {
+        let at = |second| Time(Timestamp::from_second(second).unwrap());
+        let mut pod = Pod::default();
+        StatusOf::new(&mut pod, at(1)).set_condition("Ready", false, "Starting");
+        StatusOf::new(&mut pod, at(2)).set_condition("Ready", false, "Slow");
+        let of = |pod: &Pod| pod.status.clone().unwrap().conditions.unwrap()[0].clone();
+        assert_eq!((of(&pod).last_transition_time, of(&pod).reason.as_deref()), (Some(at(1)), Some("Slow")));
+        assert!(!pod.is_ready());
+        StatusOf::new(&mut pod, at(3)).set_condition("Ready", true, "Up");
+        assert_eq!(of(&pod).last_transition_time, Some(at(3)));
+        assert!(pod.is_ready() && !pod.condition("Other"));
+    }
+
+    #[test]
+    fn what_was_said_of_an_older_generation_does_not_count() {
+        let mut deployment = Deployment::default();
+        StatusOf::new(&mut deployment, Time(Timestamp::UNIX_EPOCH)).set_condition("Available", true, "Yes");
+        assert!(deployment.is_available());
+        deployment.metadata.generation = Some(2);
+        deployment.status.as_mut().unwrap().observed_generation = Some(1);
+        assert!(!deployment.is_available());
+    }
+}

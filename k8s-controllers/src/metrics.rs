@@ -1,0 +1,296 @@
+//! What queues and controllers say of themselves, under upstream's names, in Prometheus's text format.
+//!
+//! Flow: whoever has something to count holds an [`Arc`] from [`Metrics`]; [`Metrics::render`] writes all that there are. Counting takes a short lock and
+//! never waits.
+
+use std::{
+    collections::BTreeMap,
+    fmt::Write,
+    sync::{Arc, Mutex, MutexGuard, PoisonError},
+    time::Duration,
+};
+
+use tokio::time::Instant;
+
+/// Upper bounds of a histogram's buckets, in seconds: from ten nanoseconds, each ten times the one before, as upstream's queues have them.
+const QUEUE_BUCKETS: [f64; 12] = [1e-8, 1e-7, 1e-6, 1e-5, 1e-4, 1e-3, 1e-2, 0.1, 1.0, 10.0, 100.0, 1000.0];
+
+/// How long things took.
+#[derive(Clone, Debug, Default)]
+struct Histogram {
+    counts: [u64; QUEUE_BUCKETS.len()],
+    count: u64,
+    sum: f64,
+}
+
+impl Histogram {
+    fn observe(&mut self, took: Duration) {
+        let seconds = took.as_secs_f64();
+        for (count, bound) in self.counts.iter_mut().zip(QUEUE_BUCKETS) {
+            *count += u64::from(seconds <= bound);
+        }
+        self.count += 1;
+        self.sum += seconds;
+    }
+
+    fn render(&self, name: &str, labels: &str, out: &mut String) {
+        for (count, bound) in self.counts.iter().zip(QUEUE_BUCKETS) {
+            let _ = writeln!(out, "{name}_bucket{{{labels},le=\"{bound}\"}} {count}");
+        }
+        let _ = writeln!(out, "{name}_bucket{{{labels},le=\"+Inf\"}} {}", self.count);
+        let _ = writeln!(out, "{name}_sum{{{labels}}} {}", self.sum);
+        let _ = writeln!(out, "{name}_count{{{labels}}} {}", self.count);
+    }
+}
+
+#[derive(Debug, Default)]
+struct QueueState {
+    adds: u64,
+    retries: u64,
+    depth: usize,
+    waited: Histogram,
+    worked: Histogram,
+    /// When each key that is worked on was taken.
+    begun: Vec<Instant>,
+}
+
+/// What a work queue counts.
+#[derive(Debug, Default)]
+pub struct QueueMetrics(Mutex<QueueState>);
+
+impl QueueMetrics {
+    fn state(&self) -> MutexGuard<'_, QueueState> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    pub(crate) fn added(&self, depth: usize) {
+        let mut state = self.state();
+        state.adds += 1;
+        state.depth = depth;
+    }
+
+    pub(crate) fn retried(&self) {
+        self.state().retries += 1;
+    }
+
+    pub(crate) fn taken(&self, waited: Duration, at: Instant, depth: usize) {
+        let mut state = self.state();
+        state.waited.observe(waited);
+        state.begun.push(at);
+        state.depth = depth;
+    }
+
+    pub(crate) fn done(&self, begun: Instant, depth: usize) {
+        let mut state = self.state();
+        state.worked.observe(begun.elapsed());
+        if let Some(at) = state.begun.iter().position(|b| *b == begun) {
+            state.begun.swap_remove(at);
+        }
+        state.depth = depth;
+    }
+
+    /// How many keys were added.
+    #[must_use]
+    pub fn adds(&self) -> u64 {
+        self.state().adds
+    }
+
+    /// How many keys failed and were added again.
+    #[must_use]
+    pub fn retries(&self) -> u64 {
+        self.state().retries
+    }
+}
+
+/// How reconciles ended.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub(crate) enum Outcome {
+    Success,
+    RequeueAfter,
+    Error,
+    Panic,
+}
+
+#[derive(Debug, Default)]
+struct ReconcileState {
+    totals: BTreeMap<Outcome, u64>,
+    /// Its caches are complete.
+    started: bool,
+    time: Histogram,
+}
+
+/// What a controller counts.
+#[derive(Debug, Default)]
+pub struct ReconcileMetrics(Mutex<ReconcileState>);
+
+impl ReconcileMetrics {
+    fn state(&self) -> MutexGuard<'_, ReconcileState> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    pub(crate) fn ended(&self, outcome: Outcome, took: Duration) {
+        let mut state = self.state();
+        *state.totals.entry(outcome).or_default() += 1;
+        state.time.observe(took);
+    }
+
+    pub(crate) fn started(&self) {
+        self.state().started = true;
+    }
+
+    fn total(&self, outcome: Outcome) -> u64 {
+        self.state().totals.get(&outcome).copied().unwrap_or(0)
+    }
+
+    /// How many reconciles there were.
+    #[must_use]
+    pub fn reconciles(&self) -> u64 {
+        self.state().totals.values().sum()
+    }
+
+    /// How many of them panicked.
+    #[must_use]
+    pub fn panics(&self) -> u64 {
+        self.total(Outcome::Panic)
+    }
+}
+
+#[derive(Debug, Default)]
+struct Registry {
+    queues: BTreeMap<String, Arc<QueueMetrics>>,
+    controllers: BTreeMap<String, Arc<ReconcileMetrics>>,
+}
+
+/// All metrics of a process's controllers. Cheap to clone; all clones are the same.
+#[derive(Clone, Debug, Default)]
+pub struct Metrics(Arc<Mutex<Registry>>);
+
+impl Metrics {
+    fn registry(&self) -> MutexGuard<'_, Registry> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Those of the queue of this name.
+    #[must_use]
+    pub fn queue(&self, name: &str) -> Arc<QueueMetrics> {
+        self.registry().queues.entry(name.to_owned()).or_default().clone()
+    }
+
+    /// Those of the controller of this name.
+    #[must_use]
+    pub fn controller(&self, name: &str) -> Arc<ReconcileMetrics> {
+        self.registry().controllers.entry(name.to_owned()).or_default().clone()
+    }
+
+    /// Names of controllers whose caches are not complete yet.
+    #[must_use]
+    pub fn unready(&self) -> Vec<String> {
+        let registry = self.registry();
+        registry
+            .controllers
+            .iter()
+            .filter(|(_, c)| !c.state().started)
+            .map(|(name, _)| name.clone())
+            .collect()
+    }
+
+    /// All of them, as a scraper reads them.
+    #[must_use]
+    pub fn render(&self) -> String {
+        let mut out = String::new();
+        let registry = self.registry();
+        type Draw = fn(&QueueState, &str, &str, &mut String);
+        let families: [(&str, &str, &str, Draw); 7] = [
+            (
+                "workqueue_adds_total",
+                "counter",
+                "Total number of adds handled by workqueue",
+                |s, n, l, out| {
+                    let _ = writeln!(out, "{n}{{{l}}} {}", s.adds);
+                },
+            ),
+            ("workqueue_depth", "gauge", "Current depth of workqueue", |s, n, l, out| {
+                let _ = writeln!(out, "{n}{{{l}}} {}", s.depth);
+            }),
+            (
+                "workqueue_longest_running_processor_seconds",
+                "gauge",
+                "How many seconds has the longest running processor for workqueue been running",
+                |s, n, l, out| {
+                    let longest = s.begun.iter().map(|b| b.elapsed().as_secs_f64()).fold(0.0, f64::max);
+                    let _ = writeln!(out, "{n}{{{l}}} {longest}");
+                },
+            ),
+            (
+                "workqueue_queue_duration_seconds",
+                "histogram",
+                "How long in seconds an item stays in workqueue before being requested",
+                |s, n, l, out| s.waited.render(n, l, out),
+            ),
+            (
+                "workqueue_retries_total",
+                "counter",
+                "Total number of retries handled by workqueue",
+                |s, n, l, out| {
+                    let _ = writeln!(out, "{n}{{{l}}} {}", s.retries);
+                },
+            ),
+            (
+                "workqueue_unfinished_work_seconds",
+                "gauge",
+                "How many seconds of work has been done that is in progress and has not been observed by work_duration",
+                |s, n, l, out| {
+                    let sum: f64 = s.begun.iter().map(|b| b.elapsed().as_secs_f64()).sum();
+                    let _ = writeln!(out, "{n}{{{l}}} {sum}");
+                },
+            ),
+            (
+                "workqueue_work_duration_seconds",
+                "histogram",
+                "How long in seconds processing an item from workqueue takes",
+                |s, n, l, out| s.worked.render(n, l, out),
+            ),
+        ];
+        for (name, kind, help, draw) in families {
+            let _ = writeln!(out, "# HELP {name} {help}\n# TYPE {name} {kind}");
+            for (queue, metrics) in &registry.queues {
+                draw(&metrics.state(), name, &format!("name=\"{queue}\""), &mut out);
+            }
+        }
+        let name = "controller_runtime_reconcile_total";
+        let _ = writeln!(
+            out,
+            "# HELP {name} Total number of reconciliations per controller\n# TYPE {name} counter"
+        );
+        for (controller, metrics) in &registry.controllers {
+            let results = [
+                (Outcome::Success, "success"),
+                (Outcome::RequeueAfter, "requeue_after"),
+                (Outcome::Error, "error"),
+            ];
+            for (outcome, result) in results {
+                // A panic is an error too, as upstream counts it.
+                let panics = if outcome == Outcome::Error { metrics.panics() } else { 0 };
+                let total = metrics.total(outcome) + panics;
+                let _ = writeln!(out, "{name}{{controller=\"{controller}\",result=\"{result}\"}} {total}");
+            }
+        }
+        let name = "controller_runtime_reconcile_panics_total";
+        let _ = writeln!(
+            out,
+            "# HELP {name} Total number of reconciliation panics per controller\n# TYPE {name} counter"
+        );
+        for (controller, metrics) in &registry.controllers {
+            let _ = writeln!(out, "{name}{{controller=\"{controller}\"}} {}", metrics.panics());
+        }
+        let name = "controller_runtime_reconcile_time_seconds";
+        let _ = writeln!(
+            out,
+            "# HELP {name} Length of time per reconciliation per controller\n# TYPE {name} histogram"
+        );
+        for (controller, metrics) in &registry.controllers {
+            metrics.state().time.render(name, &format!("controller=\"{controller}\""), &mut out);
+        }
+        out
+    }
+}

@@ -1,0 +1,213 @@
+//! Which faults there are, and how a seed decides where they strike.
+//!
+//! Everything that a controller sends and is sent is numbered: its requests and its watch events are *opportunities*. Whether one goes wrong, and how,
+//! follows from the seed and its number alone. So a run is replayed by its seed, and a smaller one by its seed and the numbers that count.
+
+use std::time::Duration;
+
+/// Something that goes wrong between a controller and the API server.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+#[non_exhaustive]
+pub enum Fault {
+    /// A write is answered 409: somebody else was faster.
+    Conflict,
+    /// A request is answered 500 or 503, and nothing happens.
+    ServerError,
+    /// A request is answered 429 with `Retry-After`.
+    TooManyRequests,
+    /// A request is lost: no answer, and nothing happens.
+    TimeoutBefore,
+    /// An answer is lost: the write has happened, and its writer does not know.
+    TimeoutAfter,
+    /// A watch breaks.
+    WatchBroken,
+    /// A watch event, and all after it, come a few seconds late.
+    WatchDelayed,
+    /// A watch falls behind for so long that caches are stale while others act.
+    Stale,
+    /// A watch event comes twice.
+    WatchDuplicated,
+    /// A watch ends with 410 Gone: history is no longer there.
+    Gone,
+    /// The controller is killed before or after a write: it begins again with empty caches.
+    Crash,
+}
+
+impl Fault {
+    /// All of them.
+    pub const ALL: [Fault; 11] = [
+        Fault::Conflict,
+        Fault::ServerError,
+        Fault::TooManyRequests,
+        Fault::TimeoutBefore,
+        Fault::TimeoutAfter,
+        Fault::WatchBroken,
+        Fault::WatchDelayed,
+        Fault::Stale,
+        Fault::WatchDuplicated,
+        Fault::Gone,
+        Fault::Crash,
+    ];
+
+    /// Whether it can strike here.
+    fn fits(self, at: Opportunity) -> bool {
+        use Opportunity::{Create, Event, Read, Watch, Write};
+        match self {
+            Fault::Conflict => at == Write,
+            Fault::ServerError | Fault::TooManyRequests => at != Event,
+            Fault::TimeoutBefore => matches!(at, Create | Write | Read),
+            Fault::TimeoutAfter | Fault::Crash => matches!(at, Create | Write),
+            Fault::WatchBroken | Fault::WatchDelayed | Fault::Stale | Fault::WatchDuplicated => at == Event,
+            Fault::Gone => matches!(at, Watch | Event),
+        }
+    }
+}
+
+/// What can go wrong at.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Opportunity {
+    /// A POST.
+    Create,
+    /// Any other write.
+    Write,
+    /// A get or list.
+    Read,
+    /// The beginning of a watch.
+    Watch,
+    /// An event of a watch.
+    Event,
+}
+
+/// Which faults a lab injects, and how many.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Faults {
+    kinds: Vec<Fault>,
+    most: usize,
+}
+
+impl Default for Faults {
+    fn default() -> Self {
+        Self::none()
+    }
+}
+
+impl Faults {
+    /// Every kind.
+    #[must_use]
+    pub fn all() -> Self {
+        Self::only(Fault::ALL)
+    }
+
+    /// None at all.
+    #[must_use]
+    pub fn none() -> Self {
+        Self::only([])
+    }
+
+    /// These kinds.
+    #[must_use]
+    pub fn only(kinds: impl IntoIterator<Item = Fault>) -> Self {
+        Faults { kinds: kinds.into_iter().collect(), most: 60 }
+    }
+
+    /// Not this kind.
+    #[must_use]
+    pub fn without(mut self, kind: Fault) -> Self {
+        self.kinds.retain(|k| *k != kind);
+        self
+    }
+
+    /// At most so many in a run. Default: 60.
+    #[must_use]
+    pub fn at_most(mut self, most: usize) -> Self {
+        self.most = most;
+        self
+    }
+
+    pub(crate) fn most(&self) -> usize {
+        self.most
+    }
+
+    pub(crate) fn is_none(&self) -> bool {
+        self.kinds.is_empty()
+    }
+
+    /// What goes wrong at the opportunity of this number. Each seed has a rate of its own and leaves some kinds out, so that among many seeds there are
+    /// calm ones, stormy ones, and ones where one kind comes alone.
+    pub(crate) fn strike(&self, seed: u64, number: u64, at: Opportunity) -> Option<Strike> {
+        let character = mix(seed ^ 0x6c61_6273);
+        let per_mille = [15, 40, 90, 180][(character % 4) as usize];
+        let chosen = mix(character);
+        let dice = mix(mix(seed).wrapping_add(number.wrapping_mul(0x9e37_79b9_7f4a_7c15)));
+        if dice % 1000 >= per_mille {
+            return None;
+        }
+        let in_play = |kind: &Fault| kind.fits(at) && chosen >> (2 * (*kind as u64)) & 3 != 0;
+        let candidates: Vec<Fault> = self.kinds.iter().copied().filter(in_play).collect();
+        let detail = mix(dice);
+        let len = u64::try_from(candidates.len()).unwrap_or(0);
+        let kind = *candidates.get(usize::try_from(detail.checked_rem(len)?).ok()?)?;
+        Some(Strike { kind, detail: mix(detail) })
+    }
+}
+
+/// A fault that strikes.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Strike {
+    pub(crate) kind: Fault,
+    detail: u64,
+}
+
+impl Strike {
+    /// One of two ways.
+    pub(crate) fn other_way(self) -> bool {
+        self.detail & 1 == 1
+    }
+
+    /// How late.
+    pub(crate) fn delay(self) -> Duration {
+        let of = |from: u64, to: u64| Duration::from_millis(from + (self.detail >> 1) % (to - from));
+        match self.kind {
+            Fault::Stale => of(8_000, 25_000),
+            Fault::WatchDelayed => of(50, 4_000),
+            _ => of(200, 3_000),
+        }
+    }
+}
+
+/// Spreads the bits of a number (the finalizer of splitmix64).
+fn mix(mut x: u64) -> u64 {
+    x = x.wrapping_add(0x9e37_79b9_7f4a_7c15);
+    x = (x ^ (x >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
+    x = (x ^ (x >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
+    x ^ (x >> 31)
+}
+
+#[cfg(test)]
+mod tests {
+    use std::collections::HashSet;
+
+    use super::*;
+
+    #[test]
+    fn every_kind_strikes_where_it_fits_and_nowhere_else() {
+        use Opportunity::{Create, Event, Read, Watch, Write};
+        let faults = Faults::all();
+        let mut seen = HashSet::new();
+        for seed in 0..200 {
+            for number in 0..100 {
+                for at in [Create, Write, Read, Watch, Event] {
+                    if let Some(strike) = faults.strike(seed, number, at) {
+                        assert!(strike.kind.fits(at));
+                        assert_eq!(Some(strike), faults.strike(seed, number, at));
+                        seen.insert(strike.kind);
+                    }
+                }
+            }
+        }
+        assert_eq!(seen.len(), Fault::ALL.len());
+        assert_eq!(Faults::none().strike(1, 1, Write), None);
+        let only = Faults::only([Fault::Crash]);
+        assert!((0..9999).filter_map(|n| only.strike(n, n, Write)).all(|s| s.kind == Fault::Crash));
+    }
+}

@@ -1,0 +1,437 @@
+//! One run of a lab, as the test sees it.
+
+use std::{
+    sync::{Arc, Mutex, PoisonError},
+    time::Duration,
+};
+
+use futures::StreamExt;
+use k8s_apiserver::{ApiServer, User};
+use k8s_core::{
+    api::api::core::v1::Pod,
+    client::{Api, Client, DeleteOptions, ListParams, Resource, WatchEvent},
+    clock::Clock,
+    meta::{Object, ObjectExt},
+    random,
+    store::Store,
+};
+use serde_json::Value;
+use tokio::{task::JoinSet, time::Instant};
+use tokio_util::sync::CancellationToken;
+
+use crate::{
+    base,
+    hub::{Hub, Plan, Written},
+    node, objects,
+    process::{self, Supervised, World},
+    role::{NeededRole, Recorded},
+    setup::Setup,
+    trace::Trace,
+    wire::{Kind, Process, Service},
+};
+
+/// How long nobody may write before a cluster counts as settled. Longer than any retry that a fault can have caused.
+const CALM: Duration = Duration::from_secs(45);
+/// As long, in a cluster of real time.
+const REAL_CALM: Duration = Duration::from_secs(5);
+/// How long faults go on in a cluster that does not come to rest under them.
+const STORM: Duration = Duration::from_secs(300);
+
+/// A cluster with the lab's controllers in it. Cheap to clone. Its methods panic where a test should fail.
+#[derive(Clone, Debug)]
+pub struct Running {
+    inner: Arc<Inner>,
+}
+
+#[derive(Debug)]
+struct Inner {
+    setup: Arc<Setup>,
+    world: World,
+    server: Option<ApiServer>,
+    service: Service,
+    programs: Vec<Supervised>,
+    tasks: Mutex<JoinSet<()>>,
+}
+
+impl Drop for Inner {
+    fn drop(&mut self) {
+        self.world.stop.cancel();
+    }
+}
+
+fn split(name: &str) -> (&str, &str) {
+    name.split_once('/').unwrap_or(("default", name))
+}
+
+impl Running {
+    /// Begins a run in a cluster of its own.
+    pub(crate) async fn begin(setup: Arc<Setup>, store: Store, plan: Plan, clock: Clock) -> Self {
+        let server = base::server(store, clock.clone(), &setup.shapes).await;
+        let upstream = server.client_as(User::admin());
+        let store = Some(server.store().clone());
+        Self::start(setup, Some(server), upstream, store, plan, clock)
+    }
+
+    /// Begins a run in a cluster that exists.
+    pub(crate) async fn join(setup: Arc<Setup>, upstream: Client, seed: u64) -> Self {
+        for manifest in setup.definitions.iter().chain(&setup.manifests) {
+            // What a definition defines is served a moment later.
+            let mut tries = 0;
+            while let Err(e) = objects::apply(&upstream, manifest).await {
+                tries += 1;
+                assert!(tries < 20, "{e}");
+                tokio::time::sleep(Duration::from_millis(500)).await;
+            }
+        }
+        let plan = Plan { seed, ..Plan::default() };
+        Self::start(setup, None, upstream, None, plan, Clock::system())
+    }
+
+    fn start(
+        setup: Arc<Setup>,
+        server: Option<ApiServer>,
+        upstream: Client,
+        store: Option<Store>,
+        plan: Plan,
+        clock: Clock,
+    ) -> Self {
+        let (seed, whole) = (plan.seed, setup.record.is_some() || setup.whole_trace);
+        let hub = Arc::new(Hub::new(plan, whole));
+        let stop = CancellationToken::new();
+        let world = World { upstream, store, hub: hub.clone(), clock: clock.clone(), seed, stop };
+        let mut tasks = JoinSet::new();
+        let mut programs = Vec::new();
+        for program in &setup.programs {
+            // A cluster that exists has its own parts.
+            if server.is_some() || program.kind == Kind::Tested {
+                programs.push(process::supervise(program, &world, &mut tasks));
+            }
+        }
+        if server.is_some() && setup.nodes > 0 {
+            let kubelet = Arc::new(Process::new("kubelet", Kind::Bystander));
+            let client = world.service(&kubelet).client().named("kubelet");
+            let pods = node::Pods::new(client.clone(), clock.clone(), setup.director.clone(), Some(hub), 0);
+            tasks.spawn(pods.follow(ListParams::default()));
+            for i in (0..setup.nodes).filter(|_| setup.heartbeats) {
+                let (client, clock) = (client.clone(), clock.clone());
+                tasks.spawn(async move { node::beat(&client, &clock, &format!("node-{i}")).await });
+            }
+        }
+        let service = world.service(&Arc::new(Process::new("test", Kind::Bystander)));
+        Running {
+            inner: Arc::new(Inner { setup, world, server, service, programs, tasks: Mutex::new(tasks) }),
+        }
+    }
+
+    /// Ends everything. Panics with what any part of the run panicked with.
+    pub(crate) async fn finish(self) {
+        self.inner.world.stop.cancel();
+        let mut tasks = std::mem::take(&mut *self.inner.tasks.lock().unwrap_or_else(PoisonError::into_inner));
+        while let Some(ended) = tasks.try_join_next() {
+            if let Err(e) = ended
+                && e.is_panic()
+            {
+                std::panic::resume_unwind(e.into_panic());
+            }
+        }
+        tasks.shutdown().await;
+    }
+
+    pub(crate) fn hub(&self) -> Arc<Hub> {
+        self.inner.world.hub.clone()
+    }
+
+    fn is_real(&self) -> bool {
+        self.inner.server.is_none()
+    }
+
+    /// A client as administrator. What it does is the test's own, and no fault strikes it.
+    #[must_use]
+    pub fn client(&self) -> Client {
+        self.inner.service.client().named("lab")
+    }
+
+    /// The API server as a `tower::Service`, as administrator: `kube::Client::new(lab.service(), "default")`.
+    #[must_use]
+    pub fn service(&self) -> Service {
+        self.inner.service.clone()
+    }
+
+    /// A `kube::Client` on the cluster.
+    #[cfg(feature = "kube")]
+    #[must_use]
+    pub fn kube(&self) -> kube::Client {
+        kube::Client::new(self.service(), "default")
+    }
+
+    /// The cluster's time.
+    #[must_use]
+    pub fn clock(&self) -> &Clock {
+        &self.inner.world.clock
+    }
+
+    /// The seed of this run.
+    #[must_use]
+    pub fn seed(&self) -> u64 {
+        self.inner.world.seed
+    }
+
+    /// The objects of a type: in the namespace `default` where they are in namespaces.
+    #[must_use]
+    pub fn api<K: Object>(&self) -> Api<K> {
+        self.api_in("default")
+    }
+
+    fn api_in<K: Object>(&self, namespace: &str) -> Api<K> {
+        let namespaced = Resource::of::<K>().namespaced;
+        self.client().namespaced(if namespaced { namespace } else { "" })
+    }
+
+    /// Applies every document of a YAML text by server-side apply. Faults are on from here until the cluster has settled.
+    pub async fn apply(&self, yaml: impl AsRef<str>) {
+        let all = objects::documents(yaml.as_ref()).unwrap_or_else(|e| panic!("{e}"));
+        self.inner.world.hub.arm();
+        for manifest in &all {
+            objects::apply(&self.client(), manifest).await.unwrap_or_else(|e| panic!("{e}"));
+        }
+    }
+
+    /// Creates an object; in the namespace `default` where it names none.
+    pub async fn create<K: Object>(&self, object: &K) -> K {
+        self.inner.world.hub.arm();
+        let namespace = Some(object.namespace()).filter(|n| !n.is_empty()).unwrap_or("default");
+        let made = self.api_in(namespace).create(object).await;
+        made.unwrap_or_else(|e| panic!("create {} {:?}: {e}", K::KIND, object.name()))
+    }
+
+    /// Creates an object from a manifest.
+    pub async fn create_from<K: Object>(&self, manifest: Value) -> K {
+        let object: K = serde_json::from_value(manifest).unwrap_or_else(|e| panic!("not a {}: {e}", K::KIND));
+        self.create(&object).await
+    }
+
+    /// An object that must be there. `name` or `namespace/name`.
+    pub async fn get<K: Object>(&self, name: &str) -> K {
+        self.find(name).await.unwrap_or_else(|| panic!("there is no {} {name:?}", K::KIND))
+    }
+
+    /// An object, if it is there. `name` or `namespace/name`.
+    pub async fn find<K: Object>(&self, name: &str) -> Option<K> {
+        let (namespace, name) = split(name);
+        let found = self.api_in(namespace).get_opt(name).await;
+        found.unwrap_or_else(|e| panic!("get {} {name:?}: {e}", K::KIND))
+    }
+
+    /// All objects of a type, in all namespaces.
+    pub async fn list<K: Object>(&self) -> Vec<K> {
+        let all = self.client().all::<K>().list(&ListParams::default()).await;
+        all.unwrap_or_else(|e| panic!("list {}: {e}", K::PLURAL))
+    }
+
+    /// Changes an object, again if somebody else does meanwhile.
+    pub async fn edit<K: Object>(&self, name: &str, change: impl Fn(&mut K)) -> K {
+        self.inner.world.hub.arm();
+        let (namespace, bare) = split(name);
+        loop {
+            let mut live: K = self.get(name).await;
+            change(&mut live);
+            match self.api_in(namespace).replace(bare, &live).await {
+                Err(e) if e.is_conflict() => {}
+                Err(e) => panic!("change {} {name:?}: {e}", K::KIND),
+                Ok(live) => return live,
+            }
+        }
+    }
+
+    /// Deletes an object that must be there; what it owns is left to the garbage collector.
+    pub async fn delete<K: Object>(&self, name: &str) {
+        self.inner.world.hub.arm();
+        let (namespace, bare) = split(name);
+        let done = self.api_in::<K>(namespace).delete(bare, &DeleteOptions::background()).await;
+        done.unwrap_or_else(|e| panic!("delete {} {name:?}: {e}", K::KIND));
+    }
+
+    /// Waits, an hour of the cluster's time at most, until an object is as wanted.
+    pub async fn until<K: Object>(&self, name: &str, wanted: impl Fn(&K) -> bool) -> K {
+        let (namespace, bare) = split(name);
+        let params = ListParams::default().fields(format!("metadata.name={bare}"));
+        let api = self.api_in::<K>(namespace);
+        let watch = async {
+            loop {
+                if let Ok(mut events) = api.watch(&params).await {
+                    while let Some(Ok(event)) = events.next().await {
+                        if let WatchEvent::Added(object) | WatchEvent::Modified(object) = event
+                            && wanted(&object)
+                        {
+                            return object;
+                        }
+                    }
+                }
+            }
+        };
+        let limit = if self.is_real() { Duration::from_secs(120) } else { Duration::from_secs(3600) };
+        match tokio::time::timeout(limit, watch).await {
+            Ok(object) => object,
+            Err(_) => {
+                let last = self.find::<K>(name).await.and_then(|o| serde_json::to_string(&o).ok());
+                panic!(
+                    "{} {name:?} was not as wanted within {limit:?}; it is {}",
+                    K::KIND,
+                    last.unwrap_or_default()
+                )
+            }
+        }
+    }
+
+    /// Lets time pass. In a cluster of real time: ten seconds at most.
+    pub async fn sleep(&self, how_long: Duration) {
+        let longest = if self.is_real() { Duration::from_secs(10) } else { how_long };
+        tokio::time::sleep(how_long.min(longest)).await;
+    }
+
+    /// Waits until nothing more will happen: nobody has tried to write for 45 seconds of the cluster's time, and no scripted pod is about to start,
+    /// to become ready or to end. Timers of controllers that lie further ahead (the next run of a CronJob) are not waited for.
+    ///
+    /// Faults go on until the cluster has come to rest under them, for five minutes, or until there were enough; then they end, so that whether
+    /// it converges can be judged.
+    ///
+    /// # Panics
+    /// When it does not come to rest within the lab's patience: what was written last is in the message.
+    pub async fn settle(&self) {
+        let hub = &self.inner.world.hub;
+        let calm = if self.is_real() { REAL_CALM } else { CALM };
+        let patience = if self.is_real() { Duration::from_secs(120) } else { self.inner.setup.patience };
+        let begun = Instant::now();
+        let mut from = begun;
+        loop {
+            let (last, script) = hub.calm_since();
+            let now = Instant::now();
+            let rests_at = script.unwrap_or(now).max(last.max(from) + calm);
+            // What faults have held up (a watch that is opened again, a program that is away) comes after their end.
+            if hub.is_armed() && (rests_at <= now || now.duration_since(begun) > STORM) {
+                hub.disarm();
+                from = now;
+                continue;
+            }
+            if rests_at <= now {
+                break;
+            }
+            assert!(now.duration_since(begun) < patience, "{}", self.restless(patience));
+            tokio::time::sleep_until(rests_at.min(begun + patience)).await;
+        }
+        hub.disarm();
+        hub.state().written.clear();
+    }
+
+    fn restless(&self, patience: Duration) -> String {
+        let state = self.inner.world.hub.state();
+        let mut text = format!(
+            "the cluster does not settle: after {patience:?} there are still writes, the last ones being\n"
+        );
+        for written in state.written.iter().rev().take(10).rev() {
+            text += &format!("  {written}\n");
+        }
+        text
+    }
+
+    /// How many writes controllers made that changed something, since the cluster last settled.
+    #[must_use]
+    pub fn writes_since_settled(&self) -> usize {
+        self.inner.world.hub.state().written.len()
+    }
+
+    /// The writes of controllers that changed something, since the cluster last settled.
+    #[must_use]
+    pub fn written(&self) -> Vec<Written> {
+        self.inner.world.hub.state().written.clone()
+    }
+
+    /// The smallest role with which this run's controllers under test would have gone as far as they did.
+    #[must_use]
+    pub fn needed_role(&self) -> NeededRole {
+        let (recorded, name) = self.recorded();
+        recorded.role(&name, false)
+    }
+
+    /// As [`Running::needed_role`], but rules are for the very names that were used where these are few: for a controller of fixed objects.
+    #[must_use]
+    pub fn needed_role_by_name(&self) -> NeededRole {
+        let (recorded, name) = self.recorded();
+        recorded.role(&name, true)
+    }
+
+    pub(crate) fn recorded(&self) -> (Recorded, String) {
+        let mut all = Recorded::default();
+        let tested = self.inner.programs.iter().filter(|p| p.process.kind() == Kind::Tested);
+        let mut name = String::new();
+        for program in tested {
+            all.merge(&program.process.recorded());
+            if name.is_empty() {
+                name = program.process.name().to_string();
+            }
+        }
+        (all, name)
+    }
+
+    /// What happened so far.
+    #[must_use]
+    pub fn trace(&self) -> Trace {
+        self.inner.world.hub.state().trace.clone()
+    }
+
+    /// Kills every controller and starts it again with empty caches.
+    pub async fn restart_controllers(&self) {
+        for program in self.inner.programs.iter().filter(|p| p.process.suffers()) {
+            program.restart().await;
+        }
+    }
+
+    /// Settles, then has every controller look at everything again from empty caches.
+    ///
+    /// # Panics
+    /// When that writes anything: reconciling what is as it should be must change nothing.
+    pub async fn assert_idempotent(&self) {
+        self.settle().await;
+        self.restart_controllers().await;
+        self.sleep(CALM).await;
+        let written = self.written();
+        assert!(written.is_empty(), "a second reconcile wrote again:\n{}", lines(&written));
+    }
+
+    /// Settles, then lets time pass.
+    ///
+    /// # Panics
+    /// When controllers write meanwhile although nothing happens.
+    pub async fn assert_quiet_for(&self, how_long: Duration) {
+        self.settle().await;
+        self.sleep(how_long).await;
+        let written = self.written();
+        assert!(written.is_empty(), "controllers write although nothing happens:\n{}", lines(&written));
+    }
+
+    /// # Panics
+    /// When a controller under test wrote an object from a state that is older than its own last write of it: it has read a stale cache.
+    pub fn assert_never_stale(&self) {
+        let stale = self.inner.world.hub.state().stale.clone();
+        assert!(stale.is_empty(), "stale reads after own writes:\n{}", lines(&stale));
+    }
+
+    /// A cluster with the same objects and controllers of its own, to go another way from here. The objects are shared until one of the two changes them,
+    /// so it costs no more for a large cluster. Only in virtual time.
+    pub async fn fork(&self) -> Running {
+        let Some(server) = &self.inner.server else { panic!("a cluster that exists cannot be forked") };
+        let mut plan = self.inner.world.hub.plan.clone();
+        plan.seed = plan.seed.wrapping_add(random::number() >> 32);
+        Running::begin(self.inner.setup.clone(), server.store().fork(), plan, self.clock().clone()).await
+    }
+
+    /// How many pods have a phase.
+    pub async fn pods_in(&self, phase: &str) -> usize {
+        let pods = self.list::<Pod>().await;
+        pods.iter().filter(|p| p.status.as_ref().and_then(|s| s.phase.as_deref()) == Some(phase)).count()
+    }
+}
+
+fn lines<T: ToString>(all: &[T]) -> String {
+    all.iter().map(|line| format!("  {}\n", line.to_string())).collect()
+}

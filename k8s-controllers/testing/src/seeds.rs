@@ -1,0 +1,249 @@
+//! Many seeds, and what is done about one that fails.
+
+use std::{
+    cell::{Cell, RefCell},
+    collections::BTreeSet,
+    ops::Range,
+    panic::{AssertUnwindSafe, catch_unwind},
+    path::PathBuf,
+    sync::{
+        Arc, Mutex, Once, PoisonError,
+        atomic::{AtomicU64, Ordering},
+    },
+};
+
+use k8s_core::{clock::Clock, store::Store};
+
+use crate::{
+    base, faults::Faults, hub::Plan, lab::Report, role::Recorded, running::Running, setup::Setup, shrink,
+    trace::Trace,
+};
+
+/// What every run of a lab is.
+pub(crate) struct Job {
+    pub(crate) setup: Arc<Setup>,
+    pub(crate) image: Store,
+    pub(crate) faults: Faults,
+    pub(crate) only: Option<BTreeSet<u64>>,
+    pub(crate) expected: Option<PathBuf>,
+}
+
+/// A run that went well.
+#[derive(Default)]
+struct Passed {
+    faults: usize,
+    recorded: Recorded,
+    name: String,
+}
+
+/// A run that failed.
+pub(crate) struct Failed {
+    seed: u64,
+    message: String,
+    injected: Vec<(u64, String)>,
+    trace: Trace,
+}
+
+thread_local! {
+    /// Panics on this thread are expected: they are kept instead of printed.
+    static QUIET: Cell<bool> = const { Cell::new(false) };
+    static SAID: RefCell<Option<String>> = const { RefCell::new(None) };
+}
+
+/// Lets panics of runs be told by the lab, once, instead of by every try at shrinking.
+fn quieten() {
+    static HOOK: Once = Once::new();
+    HOOK.call_once(|| {
+        let before = std::panic::take_hook();
+        std::panic::set_hook(Box::new(move |info| {
+            if QUIET.with(Cell::get) {
+                SAID.with(|said| *said.borrow_mut() = Some(info.to_string()));
+            } else {
+                before(info);
+            }
+        }));
+    });
+}
+
+fn text_of(panic: &(dyn std::any::Any + Send)) -> String {
+    let text = panic.downcast_ref::<String>().cloned();
+    text.or_else(|| panic.downcast_ref::<&str>().map(ToString::to_string))
+        .unwrap_or_else(|| "panicked".into())
+}
+
+/// Runs and catches what goes wrong.
+fn caught(work: impl FnOnce()) -> Result<(), String> {
+    quieten();
+    let before = QUIET.replace(true);
+    let result = catch_unwind(AssertUnwindSafe(work));
+    QUIET.set(before);
+    result.map_err(|panic| {
+        let text = text_of(&*panic);
+        // What the hook heard has the place too, if it is the same panic.
+        SAID.take().filter(|said| said.contains(&text)).unwrap_or(text)
+    })
+}
+
+impl Job {
+    fn one(
+        &self,
+        seed: u64,
+        only: Option<&BTreeSet<u64>>,
+        test: &impl AsyncFn(Running),
+    ) -> Result<Passed, Failed> {
+        let seen = RefCell::new(None);
+        let mut passed = Passed::default();
+        let result = caught(|| {
+            base::block_on(seed, async {
+                let plan = Plan { seed, faults: self.faults.clone(), only: only.cloned() };
+                let clock = Clock::starting_at(base::epoch());
+                let lab = Running::begin(self.setup.clone(), self.image.fork(), plan, clock).await;
+                *seen.borrow_mut() = Some(lab.hub());
+                test(lab.clone()).await;
+                (passed.recorded, passed.name) = lab.recorded();
+                passed.faults = lab.hub().state().injected.len();
+                lab.finish().await;
+            });
+        });
+        let hub = seen.into_inner();
+        let trace = hub.as_ref().map(|hub| hub.state().trace.clone()).unwrap_or_default();
+        let result = result.and_then(|()| self.compare(&trace));
+        result.map(|()| passed).map_err(|message| {
+            let injected = hub.map(|hub| hub.state().injected.clone()).unwrap_or_default();
+            Failed { seed, message, injected, trace }
+        })
+    }
+
+    /// The first seed's trace is written, or compared with one that was written.
+    fn compare(&self, trace: &Trace) -> Result<(), String> {
+        if let Some(path) = &self.setup.record {
+            std::fs::write(path, trace.to_json_lines())
+                .map_err(|e| format!("write {}: {e}", path.display()))?;
+        }
+        let Some(path) = &self.expected else { return Ok(()) };
+        let expected = Trace::read(path).map_err(|e| format!("read {}: {e}", path.display()))?;
+        let Some(difference) = expected.difference(trace) else { return Ok(()) };
+        let show = |entry: &Option<crate::trace::Entry>| {
+            entry.as_ref().map_or("nothing".into(), ToString::to_string)
+        };
+        Err(format!(
+            "line {} of {} is not what happened:\n  recorded {}\n  happened {}",
+            difference.line + 1,
+            path.display(),
+            show(&difference.left),
+            show(&difference.right)
+        ))
+    }
+}
+
+/// Runs every seed, on several threads; panics with the first that fails, shrunk.
+pub(crate) fn run(
+    job: &Job,
+    seeds: Range<u64>,
+    threads: usize,
+    test: &(impl AsyncFn(Running) + Sync),
+) -> Report {
+    let (next, failed_at) = (AtomicU64::new(seeds.start), AtomicU64::new(u64::MAX));
+    let failed: Mutex<Option<Failed>> = Mutex::new(None);
+    let passed: Mutex<(usize, Passed)> = Mutex::default();
+    let work = || {
+        loop {
+            let seed = next.fetch_add(1, Ordering::Relaxed);
+            if seed >= seeds.end || seed > failed_at.load(Ordering::Relaxed) {
+                return;
+            }
+            match job.one(seed, job.only.as_ref(), test) {
+                Ok(one) => {
+                    let mut all = passed.lock().unwrap_or_else(PoisonError::into_inner);
+                    all.0 += 1;
+                    all.1.faults += one.faults;
+                    all.1.recorded.merge(&one.recorded);
+                    all.1.name = one.name;
+                }
+                Err(one) => {
+                    let mut lowest = failed.lock().unwrap_or_else(PoisonError::into_inner);
+                    failed_at.fetch_min(seed, Ordering::Relaxed);
+                    if lowest.as_ref().is_none_or(|f| f.seed > seed) {
+                        *lowest = Some(one);
+                    }
+                }
+            }
+        }
+    };
+    let count = usize::try_from(seeds.end.saturating_sub(seeds.start)).unwrap_or(usize::MAX);
+    let threads = threads.min(count);
+    if threads <= 1 || job.setup.record.is_some() {
+        work();
+    } else {
+        std::thread::scope(|scope| {
+            for _ in 0..threads {
+                scope.spawn(work);
+            }
+        });
+    }
+    if let Some(failed) = failed.into_inner().unwrap_or_else(PoisonError::into_inner) {
+        let all = failed.injected.len();
+        // A trace differs without its faults: there is nothing to find out.
+        let failed = if job.expected.is_some() { failed } else { smallest(job, failed, test) };
+        panic!("{}", failed.report(all));
+    }
+    let (runs, passed) = passed.into_inner().unwrap_or_else(PoisonError::into_inner);
+    Report { runs, faults: passed.faults, needed_role: passed.recorded.role(&passed.name, false) }
+}
+
+/// The same seed with the fewest faults that still make it fail.
+fn smallest(job: &Job, failed: Failed, test: &impl AsyncFn(Running)) -> Failed {
+    let seed = failed.seed;
+    let numbers: Vec<u64> = failed.injected.iter().map(|(number, _)| *number).collect();
+    let mut best = failed;
+    shrink::smallest(
+        numbers,
+        &mut |faults| match job.one(seed, Some(&faults.iter().copied().collect()), test) {
+            Ok(_) => false,
+            Err(failed) => {
+                best = failed;
+                true
+            }
+        },
+    );
+    best
+}
+
+impl Failed {
+    fn report(&self, all: usize) -> String {
+        let Failed { seed, message, injected, trace } = self;
+        let mut text = format!("seed {seed} fails");
+        match injected.len() {
+            0 if all == 0 => text += ":",
+            0 => text += &format!(" without any of its {all} faults too:"),
+            n => text += &format!(" with {n} of its {all} faults:"),
+        }
+        for (number, what) in injected {
+            text += &format!("\n  {number}: {what}");
+        }
+        text += &format!("\n\n{message}\n\nwhat happened last:");
+        let recent: Vec<_> = trace.entries().collect();
+        for entry in recent.iter().rev().take(25).rev() {
+            text += &format!("\n{entry}");
+        }
+        let numbers: Vec<String> = injected.iter().map(|(number, _)| number.to_string()).collect();
+        text + &format!("\n\nreplay it with .replay(\"seed:{seed} faults:{}\")", numbers.join(","))
+    }
+}
+
+/// Runs once in a cluster that exists.
+pub(crate) fn run_existing(
+    kubeconfig: Option<PathBuf>,
+    setup: Setup,
+    seed: u64,
+    test: &impl AsyncFn(Running),
+) -> Report {
+    let client = base::existing(kubeconfig).unwrap_or_else(|e| panic!("the existing cluster: {e}"));
+    base::runtime(false).block_on(async {
+        let lab = Running::join(Arc::new(setup), client, seed).await;
+        test(lab.clone()).await;
+        let (recorded, name) = lab.recorded();
+        lab.finish().await;
+        Report { runs: 1, faults: 0, needed_role: recorded.role(&name, false) }
+    })
+}

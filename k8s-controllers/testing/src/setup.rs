@@ -1,0 +1,53 @@
+//! What all runs of a lab have in common.
+
+use std::{path::PathBuf, sync::Arc, time::Duration};
+
+use serde_json::Value;
+
+use crate::{base::Shape, node::Director, process::Program, script::Script};
+
+#[derive(Clone)]
+pub(crate) struct Setup {
+    /// Of the API server.
+    pub(crate) shapes: Vec<Shape>,
+    /// The same custom resources, for a cluster that exists.
+    pub(crate) definitions: Vec<Value>,
+    /// What is there from the beginning.
+    pub(crate) manifests: Vec<Value>,
+    pub(crate) programs: Vec<Program>,
+    pub(crate) nodes: usize,
+    pub(crate) director: Director,
+    /// Nodes renew their leases.
+    pub(crate) heartbeats: bool,
+    /// How long a cluster may take to settle.
+    pub(crate) patience: Duration,
+    /// Where the first seed's trace is written.
+    pub(crate) record: Option<PathBuf>,
+    pub(crate) whole_trace: bool,
+}
+
+impl std::fmt::Debug for Setup {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Setup")
+            .field("programs", &self.programs)
+            .field("nodes", &self.nodes)
+            .finish_non_exhaustive()
+    }
+}
+
+impl Default for Setup {
+    fn default() -> Self {
+        Setup {
+            shapes: Vec::new(),
+            definitions: Vec::new(),
+            manifests: Vec::new(),
+            programs: Vec::new(),
+            nodes: 0,
+            director: Arc::new(Script::of),
+            heartbeats: false,
+            patience: Duration::from_secs(3 * 3600),
+            record: None,
+            whole_trace: false,
+        }
+    }
+}

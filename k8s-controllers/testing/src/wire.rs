@@ -1,0 +1,348 @@
+//! What stands between a program and the API server: it counts, writes down, and lets faults strike.
+
+use std::{
+    collections::HashMap,
+    pin::Pin,
+    sync::{
+        Arc, Mutex, PoisonError,
+        atomic::{AtomicU64, Ordering},
+    },
+    task::{Context, Poll},
+};
+
+use bytes::Bytes;
+use http::{HeaderValue, Method, Request, Response, StatusCode, header};
+use http_body_util::BodyExt;
+use k8s_apiserver::request::{Query, RequestInfo};
+use k8s_core::{
+    client::{Body, BoxError, Client, body_from_bytes},
+    status::ApiStatus,
+    store::Store,
+};
+use serde::Deserialize;
+use tokio::sync::Notify;
+
+use crate::{
+    faults::{Fault, Opportunity, Strike},
+    hub::{Hub, Written},
+    role::Recorded,
+    trace::What,
+    watch,
+};
+
+/// What a program is to the run.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Kind {
+    /// The test itself, or a node.
+    Bystander,
+    /// The scheduler.
+    Part,
+    /// A built-in controller.
+    BuiltIn,
+    /// A controller under test.
+    Tested,
+}
+
+/// A program that talks to the API server, through all its lives.
+#[derive(Debug)]
+pub(crate) struct Process {
+    name: Arc<str>,
+    kind: Kind,
+    /// Which of its lives it is in.
+    pub(crate) life: AtomicU64,
+    pub(crate) crashed: Notify,
+    recorded: Mutex<Recorded>,
+    /// The newest revision of each object that it knows to have written.
+    own: Mutex<HashMap<String, u64>>,
+}
+
+impl Process {
+    pub(crate) fn new(name: &str, kind: Kind) -> Self {
+        Process {
+            name: name.into(),
+            kind,
+            life: AtomicU64::new(0),
+            crashed: Notify::new(),
+            recorded: Mutex::default(),
+            own: Mutex::default(),
+        }
+    }
+
+    pub(crate) fn name(&self) -> &Arc<str> {
+        &self.name
+    }
+
+    pub(crate) fn kind(&self) -> Kind {
+        self.kind
+    }
+
+    /// Whether faults are for it.
+    pub(crate) fn suffers(&self) -> bool {
+        matches!(self.kind, Kind::BuiltIn | Kind::Tested)
+    }
+
+    pub(crate) fn recorded(&self) -> Recorded {
+        self.recorded.lock().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+
+    /// Ends the present life.
+    pub(crate) fn crash(&self) {
+        self.life.fetch_add(1, Ordering::Relaxed);
+        self.own.lock().unwrap_or_else(PoisonError::into_inner).clear();
+        self.crashed.notify_one();
+    }
+}
+
+/// The API server as one program sees it: a `tower::Service`, so our client and `kube::Client` run on it.
+#[derive(Clone, Debug)]
+pub struct Service {
+    upstream: Client,
+    /// Where the server is in this process: tells whether a write changed anything.
+    store: Option<Store>,
+    hub: Arc<Hub>,
+    process: Arc<Process>,
+    life: u64,
+}
+
+#[derive(Default, Deserialize)]
+#[serde(default, rename_all = "camelCase")]
+struct Version {
+    resource_version: String,
+    name: String,
+}
+
+#[derive(Default, Deserialize)]
+#[serde(default)]
+struct Any {
+    metadata: Version,
+}
+
+fn version_of(json: &[u8]) -> Option<(u64, String)> {
+    let any: Any = serde_json::from_slice(json).ok()?;
+    Some((any.metadata.resource_version.parse().ok()?, any.metadata.name))
+}
+
+impl Service {
+    pub(crate) fn new(upstream: Client, store: Option<Store>, hub: Arc<Hub>, process: Arc<Process>) -> Self {
+        let life = process.life.load(Ordering::Relaxed);
+        Service { upstream, store, hub, process, life }
+    }
+
+    /// A client on it.
+    pub(crate) fn client(&self) -> Client {
+        Client::new(self.clone())
+    }
+
+    fn is_dead(&self) -> bool {
+        self.process.life.load(Ordering::Relaxed) != self.life
+    }
+
+    async fn exchange(self, request: Request<Body>) -> Result<Response<Body>, BoxError> {
+        if self.is_dead() {
+            return std::future::pending().await;
+        }
+        let uri = request.uri().clone();
+        let query = Query::parse(uri.query().unwrap_or_default());
+        let info = RequestInfo::parse(request.method(), uri.path(), &query);
+        if self.process.kind == Kind::Tested {
+            self.process.recorded.lock().unwrap_or_else(PoisonError::into_inner).note(&info);
+        }
+        let at = opportunity(request.method(), &info);
+        let strike = self.hub.strike(&self.process, at, || format!("{} {}", info.verb, uri.path()));
+        let before = match strike {
+            Some(strike) => self.before(strike, &info).await,
+            None => None,
+        };
+        let path = uri.path_and_query().map_or("", |p| p.as_str()).to_owned();
+        if let Some(answer) = before {
+            let code = answer.as_ref().map_or(0, |a| a.status().as_u16());
+            self.finish(&info, path, code, false, String::new());
+            return answer;
+        }
+        let is_write = matches!(at, Opportunity::Create | Opportunity::Write);
+        let whole = self.hub.state().trace.is_whole();
+        let (request, sent) = if is_write && (whole || self.process.kind == Kind::Tested) {
+            read(request).await?
+        } else {
+            (request, None)
+        };
+        let revision = self.store.as_ref().map(Store::revision);
+        let answer = self.upstream.send(request).await;
+        if self.is_dead() {
+            return std::future::pending().await;
+        }
+        let changed = match (&self.store, revision) {
+            (Some(store), Some(before)) => store.revision() > before,
+            _ => is_write,
+        };
+        let code = answer.as_ref().map_or(0, |a| a.status().as_u16());
+        let body = sent.as_deref().filter(|_| whole).map(|b| String::from_utf8_lossy(b).into_owned());
+        let shown = path.clone();
+        self.finish(&info, path, code, changed && code < 300, body.unwrap_or_default());
+        if let Some(strike) = strike {
+            match strike.kind {
+                Fault::TimeoutAfter => {
+                    tokio::time::sleep(strike.delay()).await;
+                    return Err(lost());
+                }
+                Fault::Crash => {
+                    self.process.crash();
+                    return std::future::pending().await;
+                }
+                _ => {}
+            }
+        }
+        let answer = answer?;
+        if at == Opportunity::Watch && answer.status().is_success() && (self.process.suffers() || whole) {
+            let (parts, body) = answer.into_parts();
+            let events = watch::events(body, self.hub.clone(), self.process.clone(), shown);
+            return Ok(Response::from_parts(parts, events));
+        }
+        if let (Some(sent), Kind::Tested) = (sent, self.process.kind) {
+            return self.check(&info, &sent, answer).await;
+        }
+        Ok(answer)
+    }
+
+    /// What happens instead of the request.
+    async fn before(&self, strike: Strike, info: &RequestInfo) -> Option<Result<Response<Body>, BoxError>> {
+        let status = match strike.kind {
+            Fault::Conflict => {
+                let why = "the object has been modified; please apply your changes to the latest version and try again";
+                ApiStatus::conflict(&info.group, &info.resource, &info.name, why)
+            }
+            Fault::ServerError if strike.other_way() => ApiStatus::internal("injected"),
+            Fault::ServerError => ApiStatus::new(
+                503,
+                "ServiceUnavailable",
+                "the server is currently unable to handle the request",
+            ),
+            Fault::TooManyRequests => {
+                ApiStatus::new(429, "TooManyRequests", "too many requests, please try again later")
+                    .retry_after(1)
+            }
+            Fault::Gone => ApiStatus::expired("too old resource version"),
+            Fault::TimeoutBefore => {
+                tokio::time::sleep(strike.delay()).await;
+                return Some(Err(lost()));
+            }
+            Fault::Crash if strike.other_way() => {
+                self.process.crash();
+                return std::future::pending().await;
+            }
+            _ => return None,
+        };
+        Some(Ok(failure(&status)))
+    }
+
+    fn finish(&self, info: &RequestInfo, path: String, code: u16, changed: bool, body: String) {
+        let is_write =
+            matches!(info.verb.as_str(), "create" | "update" | "patch" | "delete" | "deletecollection");
+        // Leases are renewed as long as somebody lives; reviews and tokens change nothing.
+        let counts = is_write
+            && info.resource != "leases"
+            && !info.resource.ends_with("reviews")
+            && info.subresource != "token";
+        if counts {
+            let mut state = self.hub.state();
+            state.last_write = tokio::time::Instant::now();
+            if changed && self.process.suffers() {
+                let (who, verb) = (self.process.name.clone(), info.verb.clone());
+                state.written.push(Written { who, verb, path: path.clone(), code });
+            }
+        }
+        self.hub.note(&self.process, What::Request { verb: info.verb.clone(), path, code, body });
+    }
+
+    /// Sees whether a write was made from a state that is older than the writer's own last write.
+    async fn check(
+        &self,
+        info: &RequestInfo,
+        sent: &Bytes,
+        answer: Response<Body>,
+    ) -> Result<Response<Body>, BoxError> {
+        let (parts, body) = answer.into_parts();
+        let bytes = body.collect().await?.to_bytes();
+        let version = version_of(&bytes);
+        let key = |name: &str| format!("{}/{}/{}/{name}", info.group, info.resource, info.namespace);
+        let stale = {
+            let mut own = self.process.own.lock().unwrap_or_else(PoisonError::into_inner);
+            if parts.status.is_success() {
+                if let Some((revision, name)) = version.filter(|_| info.verb != "delete") {
+                    own.insert(key(if info.name.is_empty() { &name } else { &info.name }), revision);
+                } else if info.verb == "delete" {
+                    own.remove(&key(&info.name));
+                }
+                None
+            } else if parts.status == StatusCode::CONFLICT {
+                let (asked, name) = version_of(sent).map_or((None, String::new()), |(r, n)| (Some(r), n));
+                let name = if info.name.is_empty() { name } else { info.name.clone() };
+                let mine = own.get(&key(&name)).copied();
+                match (asked, mine) {
+                    (Some(asked), Some(mine)) if asked < mine => Some(format!(
+                        "{}: {} {name} at revision {asked}, after it had written revision {mine}",
+                        self.process.name, info.verb
+                    )),
+                    (None, Some(mine)) if info.verb == "create" => Some(format!(
+                        "{}: create {name}, after it had written it at revision {mine}",
+                        self.process.name
+                    )),
+                    _ => None,
+                }
+            } else {
+                None
+            }
+        };
+        self.hub.state().stale.extend(stale);
+        Ok(Response::from_parts(parts, body_from_bytes(bytes)))
+    }
+}
+
+fn opportunity(method: &Method, info: &RequestInfo) -> Opportunity {
+    match (method, info.verb.as_str()) {
+        (_, "watch") => Opportunity::Watch,
+        (&Method::GET | &Method::HEAD, _) => Opportunity::Read,
+        (&Method::POST, _) => Opportunity::Create,
+        _ => Opportunity::Write,
+    }
+}
+
+async fn read(request: Request<Body>) -> Result<(Request<Body>, Option<Bytes>), BoxError> {
+    let (parts, body) = request.into_parts();
+    let bytes = body.collect().await?.to_bytes();
+    Ok((Request::from_parts(parts, body_from_bytes(bytes.clone())), Some(bytes)))
+}
+
+fn lost() -> BoxError {
+    "connection reset by peer (injected)".into()
+}
+
+fn failure(status: &ApiStatus) -> Response<Body> {
+    let body = serde_json::to_vec(status.status()).unwrap_or_default();
+    let mut response = Response::new(body_from_bytes(body));
+    *response.status_mut() = StatusCode::from_u16(status.code()).unwrap_or(StatusCode::INTERNAL_SERVER_ERROR);
+    let headers = response.headers_mut();
+    headers.insert(header::CONTENT_TYPE, HeaderValue::from_static("application/json"));
+    if status.code() == 429 {
+        headers.insert(header::RETRY_AFTER, HeaderValue::from_static("1"));
+    }
+    response
+}
+
+impl<B> tower::Service<Request<B>> for Service
+where
+    B: http_body::Body<Data = Bytes> + Send + 'static,
+    B::Error: Into<BoxError>,
+{
+    type Response = Response<Body>;
+    type Error = BoxError;
+    type Future = Pin<Box<dyn Future<Output = Result<Response<Body>, BoxError>> + Send>>;
+
+    fn poll_ready(&mut self, _: &mut Context<'_>) -> Poll<Result<(), BoxError>> {
+        Poll::Ready(Ok(()))
+    }
+
+    fn call(&mut self, request: Request<B>) -> Self::Future {
+        Box::pin(self.clone().exchange(request.map(|b| b.map_err(Into::into).boxed_unsync())))
+    }
+}
