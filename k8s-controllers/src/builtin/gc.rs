@@ -161,7 +161,8 @@ fn adjust(shared: &Arc<Shared>, found: &Discovery, running: &mut HashMap<Resourc
 async fn work(shared: Arc<Shared>) {
     while let Some(uid) = shared.queue.get().await {
         match look_at(&shared, &uid).await {
-            Ok(()) => shared.queue.forget(&uid),
+            Ok(Looked::Done) => shared.queue.forget(&uid),
+            Ok(Looked::Unseen) => drop(shared.queue.retry(uid.clone())),
             Err(e) => {
                 let delay = shared.queue.retry(uid.clone());
                 if e.is_conflict() {
@@ -175,9 +176,16 @@ async fn work(shared: Arc<Shared>) {
     }
 }
 
-async fn look_at(shared: &Shared, uid: &str) -> Result<(), ApiError> {
+/// What came of a look at an object.
+enum Looked {
+    Done,
+    /// The API server has an owner that the graph has not: it may go before the graph ever sees it, and then nobody would tell. Look again.
+    Unseen,
+}
+
+async fn look_at(shared: &Shared, uid: &str) -> Result<Looked, ApiError> {
     let client = &shared.environment.client;
-    let Some(object) = shared.graph().get(uid) else { return Ok(()) };
+    let Some(object) = shared.graph().get(uid) else { return Ok(Looked::Done) };
     // Owners that the graph does not know: ask.
     let unknown = shared.graph().unknown_owners(&object);
     let mut found = HashMap::new();
@@ -195,31 +203,30 @@ async fn look_at(shared: &Shared, uid: &str) -> Result<(), ApiError> {
         if resource.namespaced && namespace.is_empty() {
             // Nobody can tell whether the owner is there: in which namespace? So the object stays.
             tell_misplaced(shared, &object, &owner);
-            return Ok(());
+            return Ok(Looked::Done);
         }
         let live = dynamic::get_meta(client, &resource, namespace, &owner.name).await?;
         found.insert(owner.uid.clone(), live.filter(|live| live.uid == owner.uid));
     }
     let step = shared.graph().step(uid, &found);
     match step {
-        Step::Nothing => Ok(()),
-        Step::Delete(policy) => delete(shared, &object, policy).await,
+        Step::Nothing => {}
+        Step::Delete(policy) => delete(shared, &object, policy).await?,
         Step::Release(owners) => {
             let keep = |o: &OwnerReference| !owners.contains(&o.uid);
-            edit_owners(shared, &object, keep).await
+            edit_owners(shared, &object, keep).await?;
         }
-        Step::LookAt(dependents) => {
-            dependents.into_iter().for_each(|uid| shared.queue.add(uid));
-            Ok(())
-        }
-        Step::Unblock => remove_finalizer(shared, &object, FOREGROUND).await,
+        Step::LookAt(dependents) => dependents.into_iter().for_each(|uid| shared.queue.add(uid)),
+        Step::Unblock => remove_finalizer(shared, &object, FOREGROUND).await?,
         Step::Orphan(dependents) => {
             for dependent in dependents {
                 edit_owners(shared, &dependent, |o| o.uid != uid).await?;
             }
-            remove_finalizer(shared, &object, ORPHAN).await
+            remove_finalizer(shared, &object, ORPHAN).await?;
         }
     }
+    let unseen = found.iter().any(|(owner, live)| live.is_some() && shared.graph().get(owner).is_none());
+    Ok(if unseen { Looked::Unseen } else { Looked::Done })
 }
 
 /// An owner in another namespace, or in any for an object without one, is no owner: the user is told.
