@@ -33,8 +33,8 @@ impl<K: Object> Conditions for K {
         let status = &object["status"];
         let generation = self.metadata().generation.unwrap_or(0);
         let seen = |of: &Value| of["observedGeneration"].as_i64().is_none_or(|seen| seen >= generation);
-        let all = status["conditions"].as_array().into_iter().flatten();
-        let found = all.filter(|c| c["type"] == kind).next_back();
+        let mut all = status["conditions"].as_array().into_iter().flatten();
+        let found = all.rfind(|c| c["type"] == kind);
         found.is_some_and(|c| c["status"] == "True" && seen(c)) && seen(status)
     }
 }

@@ -22,8 +22,8 @@ pub(crate) fn smallest<T: Clone>(all: Vec<T>, fails: &mut dyn FnMut(&[T]) -> boo
             chunks.iter().enumerate().filter(|(i, _)| *i != at).flat_map(|(_, c)| c.clone()).collect()
         };
         let mut next = None;
-        for at in 0..chunks.len() {
-            for candidate in [chunks[at].clone(), without(at)] {
+        for (at, chunk) in chunks.iter().enumerate() {
+            for candidate in [chunk.clone(), without(at)] {
                 if candidate.len() == set.len() || candidate.is_empty() {
                     continue;
                 }

@@ -109,7 +109,7 @@ impl Attributes {
             );
             return Err(Error::new(input.ident.span(), message));
         }
-        if all.kind == input.ident.to_string() {
+        if input.ident == all.kind {
             let message = "kind is the name of the type that is made, so the struct of the spec must have another, such as ...Spec";
             return Err(Error::new(all.kind_span.unwrap_or_else(|| input.ident.span()), message));
         }

@@ -4,7 +4,7 @@
 /// the test kit. kube's traits and ours cannot be on one type, so it is wrapped: the wrapper derefs to kube's type and is the same in JSON, and its
 /// definition is the one that kube makes. The names are said again, since kube knows them at run time only; a wrong one shows at once, in a 404.
 ///
-/// ```ignore
+/// ```text
 /// #[derive(kube::CustomResource, Clone, Debug, Serialize, Deserialize, JsonSchema)]
 /// #[kube(group = "example.com", version = "v1", kind = "Shop", namespaced)]
 /// struct ShopSpec { shelves: i32 }
