@@ -278,7 +278,7 @@ impl Collection {
                 continue;
             };
             let old = old.clone();
-            visible.index.replace(Some(&old), Some(&new));
+            Arc::make_mut(&mut visible.index).replace(Some(&old), Some(&new));
             visible.objects.insert_mut(old.key.clone(), Arc::new(new));
         }
     }
