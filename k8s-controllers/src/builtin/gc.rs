@@ -97,11 +97,14 @@ async fn keep_monitors(shared: Arc<Shared>) {
     loop {
         match dynamic::discover(&shared.environment.client).await {
             Ok(found) => {
-                if let Some(e) = found.failure() {
-                    debug!(error = e, "not all is known");
-                }
                 adjust(&shared, &found, &mut running);
-                delay = REDISCOVER;
+                delay = match found.failure() {
+                    None => REDISCOVER,
+                    Some(e) => {
+                        debug!(error = e, "not all is known");
+                        (delay * 2).min(REDISCOVER)
+                    }
+                };
             }
             Err(e) => {
                 debug!(error = %e, "discovery failed");
