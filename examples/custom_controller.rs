@@ -62,9 +62,6 @@ async fn main() -> anyhow::Result<()> {
         );
 
         running.abort();
-        if form == "ThirdPartyResource" {
-            continue;
-        }
         // What it owns goes with it.
         client.namespaced::<RdsDatabase>("default").delete("orders", &Default::default()).await?;
         let deployments = client.namespaced::<Deployment>("default");

@@ -36,6 +36,7 @@ fn custom_controller() {
             "CustomResourceDefinition: gone with all it owned",
             "ThirdPartyResource: orders is ready",
             "secret with 2 entries",
+            "ThirdPartyResource: gone with all it owned",
         ],
     );
 }

@@ -21,6 +21,7 @@ use k8s_core::{
     api::{
         apiextensions_apiserver::pkg::apis::apiextensions::v1::CustomResourceDefinition,
         apimachinery::pkg::apis::meta::v1::{OwnerReference, Preconditions},
+        kube_aggregator::pkg::apis::apiregistration::v1::APIService,
     },
     client::{DeleteOptions, Error as ApiError, Patch, Resource},
 };
@@ -38,8 +39,9 @@ use crate::{Backoff, Environment, EventType, Recorder, WorkQueue};
 
 /// How many objects are worked on at once.
 const WORKERS: usize = 20;
-/// Discovery is asked again after so long, or when a custom resource is defined or removed.
+/// Discovery is asked again after so long, or when something is served that was not, or no longer.
 const REDISCOVER: Duration = Duration::from_secs(60);
+const SERVED_AFTER: Duration = Duration::from_millis(200);
 const FOREGROUND: &str = "foregroundDeletion";
 const ORPHAN: &str = "orphan";
 const NAME: &str = "garbage-collector-controller";
@@ -90,8 +92,9 @@ impl Shared {
 
 /// One monitor per resource, started and stopped as discovery says.
 async fn keep_monitors(shared: Arc<Shared>) {
-    let definitions = shared.environment.caches.of::<CustomResourceDefinition>();
-    let mut changes = definitions.subscribe();
+    let caches = &shared.environment.caches;
+    let (definitions, versions) = (caches.of::<CustomResourceDefinition>(), caches.of::<APIService>());
+    let (mut definitions, mut versions) = (definitions.subscribe(), versions.subscribe());
     let mut running: HashMap<Resource, CancellationToken> = HashMap::new();
     let mut delay = Duration::from_millis(100);
     loop {
@@ -114,7 +117,9 @@ async fn keep_monitors(shared: Arc<Shared>) {
         tokio::select! {
             () = tokio::time::sleep(delay) => {}
             // A definition is served a moment after it is stored.
-            Some(_) = changes.next() => tokio::time::sleep(Duration::from_millis(200)).await,
+            Some(_) = definitions.next() => tokio::time::sleep(SERVED_AFTER).await,
+            // So do third party resources and other API servers show up, and go.
+            Some(_) = versions.next() => tokio::time::sleep(SERVED_AFTER).await,
         }
     }
 }

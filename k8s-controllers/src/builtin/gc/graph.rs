@@ -87,7 +87,10 @@ impl Graph {
     }
 
     /// An object is new or changed. Returns the uids to look at.
-    pub(super) fn set(&mut self, resource: &Arc<Resource>, meta: Meta) -> Vec<String> {
+    pub(super) fn set(&mut self, resource: &Arc<Resource>, mut meta: Meta) -> Vec<String> {
+        // There is one of these for every object of the cluster: without the room to grow that decoding leaves.
+        meta.owner_references.shrink_to_fit();
+        meta.finalizers.shrink_to_fit();
         let mut look = Vec::new();
         let uid = meta.uid.clone();
         let object = Object { resource: resource.clone(), meta };

@@ -23,6 +23,11 @@ fn default_spec(spec: &mut Value) {
     let replacement = if spec.get("podFailurePolicy").is_some() { "Failed" } else { "TerminatingOrFailed" };
     default_text(spec, "podReplacementPolicy", replacement);
     default(spec, "manualSelector", false);
+    let rules = spec.pointer_mut("/podFailurePolicy/rules").and_then(Value::as_array_mut);
+    for rule in rules.into_iter().flatten() {
+        let conditions = rule.get_mut("onPodConditions").and_then(Value::as_array_mut);
+        conditions.into_iter().flatten().for_each(|condition| default_text(condition, "status", "True"));
+    }
     if let Some(template) = child(spec, "template") {
         child(template, "metadata");
         if let Some(spec) = child(template, "spec") {
