@@ -3,6 +3,7 @@
 //! `test` is what a change must pass, in order, ending at the first failure. Everything is built in one profile with one set of features, so
 //! that nothing is compiled twice.
 
+#[cfg(feature = "bench")]
 mod bench;
 mod leftovers;
 mod steps;
@@ -49,6 +50,18 @@ fn main() -> ExitCode {
             eprintln!("xtask: FAILED: {e:#}");
             ExitCode::FAILURE
         }
+    }
+}
+
+/// Runs this program again with what the bench needs built in.
+#[cfg(not(feature = "bench"))]
+mod bench {
+    use crate::steps;
+
+    pub(crate) fn run(pods: usize, at_once: usize) -> anyhow::Result<()> {
+        let (pods, at_once) = (pods.to_string(), at_once.to_string());
+        let program = ["run", "--quiet", "--package", "xtask", "--features", "bench", "--", "bench"];
+        steps::run(steps::cargo(&program).args(["--pods", &pods, "--at-once", &at_once]))
     }
 }
 
