@@ -50,6 +50,7 @@ fn kube_controller() {
 async fn distribution() {
     let directory = tempfile::tempdir().unwrap();
     let (data, home) = (directory.path().join("data"), directory.path().join("home"));
+    let kept = data.clone();
     let mut running = Command::new(env!("CARGO_BIN_EXE_distribution"))
         .args(["up", "--simulated-nodes", "1", "--bind-address", "127.0.0.1", "--https-listen-port", "0"])
         .arg("--data-dir")
@@ -83,7 +84,11 @@ async fn distribution() {
     let result = tokio::spawn(ready).await;
     running.kill().unwrap();
     running.wait().unwrap();
+    // Pods keep what they have when a cluster's process ends: their volumes are mounted still.
+    let reset =
+        Command::new(env!("CARGO_BIN_EXE_distribution")).args(["reset", "--data-dir"]).arg(&kept).status();
     result.unwrap();
+    assert!(reset.unwrap().success());
 }
 
 #[test]
