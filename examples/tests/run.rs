@@ -86,7 +86,7 @@ async fn distribution() {
     running.wait().unwrap();
     // Pods keep what they have when a cluster's process ends: their volumes are mounted still.
     let reset =
-        Command::new(env!("CARGO_BIN_EXE_distribution")).args(["reset", "--data-dir"]).arg(&kept).status();
+        Command::new(env!("CARGO_BIN_EXE_distribution")).args(["reset", "--data-dir"]).arg(kept).status();
     result.unwrap();
     assert!(reset.unwrap().success());
 }
