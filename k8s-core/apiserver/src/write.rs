@@ -192,6 +192,9 @@ async fn insert(
     (resource.strategy.create)(&mut object);
     let mut errors = FieldErrors::default();
     check_metadata(resource, &object, &mut errors);
+    if resource.is_storage_version() {
+        (resource.strategy.validate_current)(&object, None, &mut errors);
+    }
     (resource.strategy.validate)(&object, &mut errors);
     if let Some(rules) = &resource.rules {
         unhurried(rules.is_heavy(&object, None), || rules.check(&object, None, &mut errors));
@@ -372,6 +375,9 @@ pub(crate) async fn modify(
         if part == "status" {
             (resource.strategy.validate_status)(&new, &old, &mut errors);
         } else {
+            if resource.is_storage_version() {
+                (resource.strategy.validate_current)(&new, Some(&old), &mut errors);
+            }
             (resource.strategy.validate_update)(&new, &old, &mut errors);
             (resource.strategy.validate)(&new, &mut errors);
             resource.strategy.fixed.iter().for_each(|field| immutable(&new, &old, field, &mut errors));

@@ -9,6 +9,7 @@ use serde_json::{Value, json};
 
 use super::DEFINITIONS;
 use crate::{
+    resources::strategy::extensions::non_structural,
     server::ApiServer,
     value::{list, set, text, truth},
 };
@@ -115,7 +116,11 @@ pub(super) fn status(crd: &Value, conflicts: &[Conflict], now: &str) -> Value {
     } else {
         crd.pointer("/status/acceptedNames").cloned().unwrap_or_else(|| json!({"plural": "", "kind": ""}))
     };
-    json!({"conditions": [accepted, established], "acceptedNames": names, "storedVersions": versions})
+    let mut conditions = vec![accepted, established];
+    if let Some(violations) = non_structural(crd) {
+        conditions.push(condition(crd, "NonStructuralSchema", true, "Violations", &violations, now));
+    }
+    json!({"conditions": conditions, "acceptedNames": names, "storedVersions": versions})
 }
 
 /// Whether a status says that objects are served.

@@ -22,7 +22,7 @@ use super::{
 use crate::{
     conversion::Webhook,
     invalid::FieldErrors,
-    value::{list, text, truth},
+    value::{default_text, list, text, truth},
 };
 
 static CUSTOM: Strategy = Strategy { generation: true, ..BASE };
@@ -59,6 +59,8 @@ pub fn from_definition(crd: &Value) -> Vec<Arc<Resource>> {
         let mut open_api =
             version.pointer("/schema/openAPIV3Schema").cloned().unwrap_or_else(|| json!({"type": "object"}));
         if truth(crd, "/spec/preserveUnknownFields") {
+            // Only such schemas may leave it out.
+            default_text(&mut open_api, "type", "object");
             keep_unknown_fields(&mut open_api, 0);
         }
         let schema = Schema::custom(&open_api).ok()?;
@@ -177,7 +179,8 @@ fn keep_unknown_fields(schema: &mut Value, depth: usize) {
         return;
     }
     let Some(map) = schema.as_object_mut() else { return };
-    if map.get("type").is_some_and(|t| t == "object") && !map.contains_key("additionalProperties") {
+    let is_object = map.get("type").map_or(map.contains_key("properties"), |t| t == "object");
+    if is_object && !map.contains_key("additionalProperties") {
         map.insert("x-kubernetes-preserve-unknown-fields".into(), true.into());
     }
     for (_, field) in map.get_mut("properties").and_then(Value::as_object_mut).into_iter().flatten() {

@@ -55,6 +55,8 @@ pub struct Strategy {
     pub create: fn(&mut Value),
     /// Carries over what an update may not change; gets the new and the old object, before validation.
     pub update: fn(&mut Value, &Value),
+    /// Rules for writes in the version that is stored, which older versions need not keep; gets the new object and, in an update, the old one.
+    pub validate_current: fn(&Value, Option<&Value>, &mut FieldErrors),
     /// Rules that always hold.
     pub validate: fn(&Value, &mut FieldErrors),
     /// Rules for an update; gets the new and the old object.
@@ -73,6 +75,7 @@ pub(crate) const BASE: Strategy = Strategy {
     default: |_| {},
     create: |_| {},
     update: |_, _| {},
+    validate_current: |_, _, _| {},
     validate: |_, _| {},
     validate_update: |_, _, _| {},
     fixed: &[],

@@ -360,3 +360,61 @@ async fn a_rule_that_grew_stricter_spares_what_is_unchanged() {
         (422, vec!["spec.color: Invalid value: \"string\": failed rule: self == 'blue'".into()])
     );
 }
+
+/// What definitions of 2018 look like: a schema without types, which is no structural one, and objects that keep what it does not name.
+#[tokio::test]
+async fn old_definitions_may_have_loose_schemas() {
+    let server = server().await;
+    let old = DEFINITIONS.replace("/v1/", "/v1beta1/");
+    let schema = json!({"properties": {"spec": {"properties": {"replicas": {"minimum": 1}}}}});
+    let mut loose = json!({"metadata": {"name": "olds.g.example.com"}, "spec": {"group": "g.example.com", "version": "v1",
+        "scope": "Namespaced", "names": {"plural": "olds", "kind": "Old"}, "validation": {"openAPIV3Schema": schema}}});
+    done(&server, "POST", &old, &loose).await;
+    assert_eq!(
+        condition(&server, "olds.g.example.com", "NonStructuralSchema").await,
+        ("True".into(), "Violations".into())
+    );
+    let made = done(&server, "GET", &format!("{DEFINITIONS}/olds.g.example.com"), &Value::Null).await;
+    let conditions = made["status"]["conditions"].as_array().expect("a list");
+    let message = conditions.iter().find(|c| c["type"] == "NonStructuralSchema").map(|c| &c["message"]);
+    let at = "spec.versions[0].schema.openAPIV3Schema";
+    let want = format!(
+        "[spec.preserveUnknownFields: Invalid value: true: must be false, {at}.type: Required value: must not be empty at the root, \
+         {at}.properties[spec].type: Required value: must not be empty for specified object fields, \
+         {at}.properties[spec].properties[replicas].type: Required value: must not be empty for specified object fields]"
+    );
+    assert_eq!(message, Some(&json!(want)));
+    assert_eq!(condition(&server, "olds.g.example.com", "Established").await.0, "True");
+    let olds = THINGS.replace("things", "olds");
+    let object = |replicas: i64| json!({"metadata": {"name": "a"}, "spec": {"replicas": replicas, "other": {"x": 1}}, "more": 2});
+    let (code, causes) = refused(&server, "POST", &olds, &object(0)).await;
+    assert_eq!(code, 422, "{causes:?}");
+    let made = done(&server, "POST", &olds, &object(2)).await;
+    assert_eq!((&made["spec"]["other"]["x"], &made["more"]), (&json!(1), &json!(2)));
+
+    // A structural one has no such condition; and who does not keep unknown fields needs one.
+    done(&server, "POST", DEFINITIONS, &definition("things", "Thing", &self::schema())).await;
+    assert_eq!(
+        condition(&server, "things.g.example.com", "NonStructuralSchema").await,
+        (String::new(), String::new())
+    );
+    loose["spec"]["preserveUnknownFields"] = false.into();
+    assert_eq!(refused(&server, "POST", &old, &loose).await.0, 422);
+    // Defaults are for who prunes.
+    loose["spec"]["preserveUnknownFields"] = true.into();
+    loose["spec"]["validation"]["openAPIV3Schema"]["properties"]["a"] =
+        json!({"type": "string", "default": "x"});
+    let why = "spec.preserveUnknownFields: Invalid value: true: must be false in order to use defaults in the schema";
+    assert_eq!(refused(&server, "POST", &old, &loose).await, (422, vec![why.to_owned()]));
+
+    // In v1 it can be neither made so nor turned so; what is so already stays.
+    let mut new = definition("others", "Other", &self::schema());
+    new["spec"]["preserveUnknownFields"] = true.into();
+    let why = "spec.preserveUnknownFields: Invalid value: true: cannot set to true, set x-kubernetes-preserve-unknown-fields to true in spec.versions[*].schema instead";
+    assert!(refused(&server, "POST", DEFINITIONS, &new).await.1.contains(&why.to_owned()));
+    let olds = format!("{DEFINITIONS}/olds.g.example.com");
+    let mut current = done(&server, "GET", &olds, &Value::Null).await;
+    assert!(current["spec"]["preserveUnknownFields"] == true, "{current}");
+    current["metadata"]["labels"] = json!({"touched": "yes"});
+    done(&server, "PUT", &olds, &current).await;
+}

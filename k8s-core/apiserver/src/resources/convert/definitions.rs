@@ -45,13 +45,6 @@ fn to_v1(object: &mut Value) {
         if let Some(columns) = version.get_mut("additionalPrinterColumns") {
             rename_paths(columns, "JSONPath", "jsonPath");
         }
-        let schema = version.entry("schema").or_insert_with(|| json!({}));
-        if let Some(schema) = schema.as_object_mut() {
-            let root = schema.entry("openAPIV3Schema").or_insert_with(|| json!({"type": "object"}));
-            if let Some(root) = root.as_object_mut() {
-                root.entry("type").or_insert("object".into());
-            }
-        }
     }
     let Some(conversion) = spec.get_mut("conversion").and_then(Value::as_object_mut) else { return };
     let mut webhook = Map::new();
@@ -123,6 +116,10 @@ mod tests {
         );
         let mut oldest = json!({"spec": {"group": "g.example.com", "version": "v1"}});
         to_v1(&mut oldest);
-        assert_eq!(oldest["spec"]["versions"][0]["schema"]["openAPIV3Schema"], json!({"type": "object"}));
+        let versions = json!([{"name": "v1", "served": true, "storage": true}]);
+        assert_eq!(
+            oldest["spec"],
+            json!({"group": "g.example.com", "preserveUnknownFields": true, "versions": versions})
+        );
     }
 }

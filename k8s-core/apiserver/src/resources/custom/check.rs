@@ -134,7 +134,11 @@ impl Check {
             return;
         }
         if let Some(default) = schema.get("default") {
-            self.value(default, &format!("{path}.default"), errors, depth);
+            let at = format!("{path}.default");
+            if has_unknown(schema, default, depth) {
+                errors.invalid(&at, default.clone(), "must not have unknown fields");
+            }
+            self.value(default, &at, errors, depth);
         }
         for (name, field) in schema.get("properties").and_then(Value::as_object).into_iter().flatten() {
             if let Some(check) = self.fields.get(name) {
@@ -350,6 +354,30 @@ pub(super) fn type_name(value: &Value) -> &'static str {
     }
 }
 
+/// Whether a value has fields that its schema would take out.
+fn has_unknown(schema: &Value, value: &Value, depth: usize) -> bool {
+    let flag = |name: &str| schema.get(name).is_some_and(|v| v == true);
+    let kept = |name: &str| {
+        let embedded = flag("x-kubernetes-embedded-resource");
+        flag("x-kubernetes-preserve-unknown-fields")
+            || (embedded && ["apiVersion", "kind", "metadata"].contains(&name))
+    };
+    match value {
+        _ if depth > MAX_DEPTH || *schema == true => false,
+        Value::Object(map) => map.iter().any(|(name, value)| {
+            let field = schema.get("properties").and_then(|fields| fields.get(name));
+            match field.or_else(|| schema.get("additionalProperties").filter(|rest| **rest != false)) {
+                Some(field) => has_unknown(field, value, depth + 1),
+                None => !kept(name),
+            }
+        }),
+        Value::Array(items) => {
+            schema.get("items").is_some_and(|schema| items.iter().any(|v| has_unknown(schema, v, depth + 1)))
+        }
+        _ => false,
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use serde_json::json;
@@ -482,6 +510,25 @@ mod tests {
         for (schema, value, want) in table {
             let found = breaches(schema.clone(), value);
             assert_eq!(found.join("; "), want, "{schema}");
+        }
+    }
+
+    #[test]
+    fn defaults_have_no_fields_that_would_be_taken_out() {
+        let refused = "x.default: Invalid value: {\"a\":1,\"b\":2}: must not have unknown fields";
+        let a = json!({"a": {"type": "integer"}});
+        for (schema, want) in [
+            (json!({"type": "object", "properties": a}), refused),
+            (json!({"type": "object", "properties": a, "x-kubernetes-preserve-unknown-fields": true}), ""),
+            (json!({"type": "object", "additionalProperties": {"type": "integer"}}), ""),
+            (json!({"type": "object", "additionalProperties": true}), ""),
+        ] {
+            let mut schema = schema;
+            schema["default"] = json!({"a": 1, "b": 2});
+            let mut errors = FieldErrors::default();
+            let check = Check::new(&schema, "x", &mut errors);
+            check.defaults(&schema, "x", &mut errors, 0);
+            assert_eq!(errors.lines().join("; "), want, "{schema}");
         }
     }
 

@@ -39,6 +39,16 @@ pub static CUSTOM_RESOURCE_DEFINITION: Strategy = Strategy {
         crd["status"] =
             json!({"conditions": [], "acceptedNames": {"plural": "", "kind": ""}, "storedVersions": []});
     },
+    validate_current: |new, old, errors| {
+        let loose = |crd: &Value| truth(crd, "/spec/preserveUnknownFields");
+        if loose(new) && !old.is_some_and(loose) {
+            errors.invalid(
+                "spec.preserveUnknownFields",
+                true,
+                "cannot set to true, set x-kubernetes-preserve-unknown-fields to true in spec.versions[*].schema instead",
+            );
+        }
+    },
     validate: check,
     validate_update: |new, old, errors| {
         for pointer in ["/spec/group", "/spec/names/kind", "/spec/names/plural", "/spec/scope"] {
@@ -57,6 +67,16 @@ pub static CUSTOM_RESOURCE_DEFINITION: Strategy = Strategy {
     },
     ..BASE
 };
+
+/// Where the schemas of a definition are not structural, as its condition tells it; `None`: they are.
+pub(crate) fn non_structural(crd: &Value) -> Option<String> {
+    let lines = structure::violations(crd).lines();
+    match lines.as_slice() {
+        [] => None,
+        [one] => Some(one.clone()),
+        all => Some(format!("[{}]", all.join(", "))),
+    }
+}
 
 fn check(crd: &Value, errors: &mut FieldErrors) {
     let (group, plural, kind) =
@@ -97,18 +117,19 @@ fn check(crd: &Value, errors: &mut FieldErrors) {
         } else if !seen.insert(name) {
             errors.duplicate(format!("{at}.name"), name);
         }
+        let loose = truth(crd, "/spec/preserveUnknownFields");
         match version.pointer("/schema/openAPIV3Schema") {
+            None if loose => {}
             None => errors.required(format!("{at}.schema.openAPIV3Schema"), "schemas are required"),
-            Some(schema) => {
-                if text(schema, "/type") != "object" {
-                    errors
-                        .required(format!("{at}.schema.openAPIV3Schema.type"), "must be object at the root");
-                } else if let Err(e) = Schema::custom(schema) {
+            Some(schema) if loose || text(schema, "/type") == "object" => {
+                if let Err(e) = Schema::custom(schema) {
                     errors.invalid(format!("{at}.schema.{}", e.path), "", e.message);
                 } else {
                     Rules::new(schema, &format!("{at}.schema.openAPIV3Schema"), errors);
                 }
             }
+            // Told with what else is not structural.
+            Some(_) => {}
         }
         for (j, column) in list(version, "/additionalPrinterColumns").iter().enumerate() {
             if !text(column, "/jsonPath").starts_with('.') {

@@ -33,11 +33,44 @@ pub(super) fn check(crd: &Value, errors: &mut FieldErrors) {
     for (i, version) in list(crd, "/spec/versions").iter().enumerate() {
         let at = format!("spec.versions[{i}]");
         parts(version, &at, errors);
-        if let Some(root) = version.pointer("/schema/openAPIV3Schema") {
-            let at = format!("{at}.schema.openAPIV3Schema");
-            schema(root, &at, Place::Value, errors, 0);
-        }
     }
+    if !truth(crd, "/spec/preserveUnknownFields") {
+        errors.append(violations(crd));
+    } else if roots(crd).any(|(_, root)| has_defaults(root, 0)) {
+        let why = "must be false in order to use defaults in the schema";
+        errors.invalid("spec.preserveUnknownFields", true, why);
+    }
+}
+
+/// The schemas of a definition, each with the index of its version.
+fn roots(crd: &Value) -> impl Iterator<Item = (usize, &Value)> {
+    let versions = list(crd, "/spec/versions").iter().enumerate();
+    versions.filter_map(|(i, version)| Some((i, version.pointer("/schema/openAPIV3Schema")?)))
+}
+
+/// What keeps a definition and its schemas from being structural. Definitions of v1beta1 whose objects keep unknown fields may be so: their condition
+/// `NonStructuralSchema` says it.
+pub(super) fn violations(crd: &Value) -> FieldErrors {
+    let mut errors = FieldErrors::default();
+    if truth(crd, "/spec/preserveUnknownFields") {
+        errors.invalid("spec.preserveUnknownFields", true, "must be false");
+    }
+    for (i, root) in roots(crd) {
+        schema(root, &format!("spec.versions[{i}].schema.openAPIV3Schema"), Place::Root, &mut errors, 0);
+    }
+    errors
+}
+
+fn has_defaults(schema: &Value, depth: usize) -> bool {
+    let inner = |key: &str| schema.get(key).is_some_and(|inner| has_defaults(inner, depth + 1));
+    depth <= MAX_DEPTH
+        && (schema.get("default").is_some()
+            || map(schema, "/properties")
+                .into_iter()
+                .flatten()
+                .any(|(_, field)| has_defaults(field, depth + 1))
+            || inner("items")
+            || inner("additionalProperties"))
 }
 
 fn parts(version: &Value, at: &str, errors: &mut FieldErrors) {
@@ -80,8 +113,12 @@ fn parts(version: &Value, at: &str, errors: &mut FieldErrors) {
 /// Where a schema stands.
 #[derive(Clone, Copy, PartialEq)]
 enum Place {
-    /// It describes a value.
-    Value,
+    /// It describes the object.
+    Root,
+    /// It describes a field.
+    Field,
+    /// It describes the elements of a list.
+    Element,
     /// Inside of `allOf` and its like it only adds to what is described outside.
     Junctor,
 }
@@ -106,9 +143,17 @@ fn schema(schema_: &Value, at: &str, place: Place, errors: &mut FieldErrors, dep
         );
     }
     match place {
-        Place::Value => {
+        Place::Root | Place::Field | Place::Element => {
+            if place == Place::Root && !kind.is_empty() && kind != "object" {
+                errors.invalid(format!("{at}.type"), kind, "must be object at the root");
+            }
             if kind.is_empty() && !anything && !either {
-                errors.required(format!("{at}.type"), "must not be empty for specified object fields");
+                let why = match place {
+                    Place::Root => "must not be empty at the root",
+                    Place::Element => "must not be empty for specified array items",
+                    _ => "must not be empty for specified object fields",
+                };
+                errors.required(format!("{at}.type"), why);
             }
             if either && !kind.is_empty() {
                 errors.forbidden(format!("{at}.type"), "must be empty if x-kubernetes-int-or-string is true");
@@ -160,12 +205,13 @@ fn schema(schema_: &Value, at: &str, place: Place, errors: &mut FieldErrors, dep
     if kind == "array" && schema_.get("items").is_none() {
         errors.required(format!("{at}.items"), "must be specified");
     }
+    let inside = |place_: Place| if place == Place::Junctor { place } else { place_ };
     for (name, field) in map(schema_, "/properties").into_iter().flatten() {
-        schema(field, &format!("{at}.properties[{name}]"), place, errors, depth + 1);
+        schema(field, &format!("{at}.properties[{name}]"), inside(Place::Field), errors, depth + 1);
     }
-    for key in ["items", "additionalProperties"] {
+    for (key, place) in [("items", Place::Element), ("additionalProperties", Place::Field)] {
         if let Some(inner) = schema_.get(key).filter(|inner| inner.is_object()) {
-            schema(inner, &format!("{at}.{key}"), place, errors, depth + 1);
+            schema(inner, &format!("{at}.{key}"), inside(place), errors, depth + 1);
         }
     }
     for key in ["allOf", "anyOf", "oneOf"] {
@@ -205,7 +251,7 @@ mod tests {
 
     fn problems(root: Value) -> String {
         let mut errors = FieldErrors::default();
-        schema(&root, "s", Place::Value, &mut errors, 0);
+        schema(&root, "s", Place::Field, &mut errors, 0);
         errors.lines().join("; ")
     }
 
