@@ -25,6 +25,7 @@ use tracing::{debug, warn};
 use crate::{
     Attempt, Cluster, Decision, Filter, Plugin, PodInfo, Queue, Score, Unschedulable, WakeOn,
     decide::Profile,
+    failures::{Failure, Failures},
     plugins,
     preemption::{self, Preempt},
     volumes::{self, VolumeCaches},
@@ -104,6 +105,7 @@ pub struct Scheduler {
     profile: Profile,
     cluster: Cluster,
     queue: Queue,
+    failures: Failures,
     environment: Environment,
     recorder: Recorder,
     client: Client,
@@ -165,6 +167,7 @@ impl Scheduler {
             name: builder.name,
             profile: Profile { filters: builder.filters, scores: builder.scores },
             queue: Queue::default(),
+            failures: Failures::new(Instant::now()),
             pods: caches.of(),
             nodes: caches.of(),
             volumes,
@@ -195,6 +198,9 @@ impl Scheduler {
             while let Some(event) = self.next_event(&mut changes).now_or_never() {
                 self.take_in(event);
             }
+            while let Some(failure) = self.failures.next(Instant::now()) {
+                self.tell(&failure, None);
+            }
             match self.queue.pop(Instant::now()) {
                 Some(attempt) => {
                     self.try_one(attempt);
@@ -210,7 +216,7 @@ impl Scheduler {
     }
 
     async fn next_event(&mut self, changes: &mut Changes) -> Event {
-        let due = self.queue.next_due();
+        let due = self.queue.next_due().into_iter().chain(self.failures.next_due()).min();
         let due = async {
             match due {
                 Some(when) => tokio::time::sleep_until(when).await,
@@ -297,6 +303,7 @@ impl Scheduler {
         }
         let Some(node) = node_of(pod) else { return self.pending(pod) };
         self.queue.remove(pod.uid());
+        self.failures.remove(pod.uid());
         let known = self.cluster.has_confirmed(pod.uid(), node);
         let same = known.is_some_and(|known| {
             known.pod.metadata.labels == pod.metadata.labels
@@ -317,6 +324,7 @@ impl Scheduler {
         let gated = spec.and_then(|s| s.scheduling_gates.as_ref()).is_some_and(|g| !g.is_empty());
         if !ours || gated || pod.is_deleting() {
             self.queue.remove(pod.uid());
+            self.failures.remove(pod.uid());
         } else if !self.cluster.is_placed(pod.uid()) {
             self.queue.set(pod.clone());
         }
@@ -324,6 +332,7 @@ impl Scheduler {
 
     fn pod_gone(&mut self, uid: &str) {
         self.queue.remove(uid);
+        self.failures.remove(uid);
         if self.cluster.remove_pod(uid) {
             self.queue.wake(WakeOn::POD_GONE, Instant::now());
         }
@@ -334,6 +343,7 @@ impl Scheduler {
         match self.profile.decide(&self.cluster, &pod, &mut self.start_at, &mut self.rng) {
             Decision::Fits(fit) => {
                 debug!(pod = %pod.key, node = fit.node, evaluated = fit.evaluated, feasible = fit.feasible, "placed");
+                self.failures.remove(pod.uid());
                 self.cluster.assume(pod, &fit.node);
                 self.bind(attempt, fit.node);
             }
@@ -382,7 +392,6 @@ impl Scheduler {
     fn nowhere(&mut self, attempt: Attempt, why: Unschedulable) {
         let pod = attempt.pod.clone();
         let mut message = why.message.clone();
-        let mut nominated = None;
         match preemption::plan(&self.profile, &self.cluster, &pod, &why) {
             Preempt::No(reason) if why.nodes > 0 => {
                 message.push(' ');
@@ -391,11 +400,13 @@ impl Scheduler {
             Preempt::No(_) => {}
             Preempt::Victims { node, victims } => {
                 self.evict(&pod, &node, victims);
-                nominated = Some(node);
+                // The room that is made must be known to be this pod's.
+                self.failures.remove(pod.uid());
+                self.tell(&Failure { pod, message }, Some(node));
+                return self.queue.wait(attempt, why.wakes_on.or(WakeOn::NODE), Instant::now());
             }
         }
-        self.recorder.event(involved(&*pod.pod), EventType::Warning, "FailedScheduling", message.clone());
-        self.report_unschedulable(&pod, message, nominated);
+        self.failures.add(Failure { pod, message });
         self.queue.wait(attempt, why.wakes_on.or(WakeOn::NODE), Instant::now());
     }
 
@@ -415,13 +426,14 @@ impl Scheduler {
         });
     }
 
-    /// Writes why the pod waits, where that is not written already.
-    fn report_unschedulable(&self, pod: &PodInfo, message: String, nominated: Option<String>) {
+    /// Tells why a pod waits: by an event, and in its status where that does not say so already.
+    fn tell(&self, Failure { pod, message }: &Failure, nominated: Option<String>) {
+        self.recorder.event(involved(&*pod.pod), EventType::Warning, "FailedScheduling", message.clone());
         let status = pod.pod.status.as_ref();
         let old = status
             .and_then(|s| s.conditions.as_ref())
             .and_then(|all| all.iter().find(|c| c.type_ == "PodScheduled"));
-        let said = old.is_some_and(|c| c.status == "False" && c.message.as_ref() == Some(&message));
+        let said = old.is_some_and(|c| c.status == "False" && c.message.as_ref() == Some(message));
         let nominated_before = status.and_then(|s| s.nominated_node_name.as_ref());
         if said && (nominated.is_none() || nominated.as_ref() == nominated_before) {
             return;
@@ -434,7 +446,7 @@ impl Scheduler {
             type_: "PodScheduled".into(),
             status: "False".into(),
             reason: Some("Unschedulable".into()),
-            message: Some(message),
+            message: Some(message.clone()),
             last_transition_time: Some(transition),
             ..PodCondition::default()
         };

@@ -14,6 +14,7 @@
 mod cluster;
 mod decide;
 mod driver;
+mod failures;
 mod node_info;
 mod plugin;
 pub mod plugins;
