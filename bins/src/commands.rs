@@ -105,13 +105,20 @@ pub fn run_as(name: &'static str, args: Vec<OsString>, extras: &Extras) -> ExitC
     }
 }
 
+/// When a program that runs on is taken to have started.
+const STARTED: std::time::Duration = std::time::Duration::from_secs(3);
+
 /// Runs a future on a runtime of its own.
 fn block_on(future: impl Future<Output = Result<(), Failure>>) -> Result<(), Failure> {
-    tokio::runtime::Builder::new_multi_thread()
+    let runtime = tokio::runtime::Builder::new_multi_thread()
         .enable_all()
         .build()
-        .map_err(Failure::because("start the async runtime"))?
-        .block_on(future)
+        .map_err(Failure::because("start the async runtime"))?;
+    runtime.spawn(async {
+        tokio::time::sleep(STARTED).await;
+        crate::text_pages::release();
+    });
+    runtime.block_on(future)
 }
 
 /// Waits for Ctrl-C or SIGTERM.

@@ -34,6 +34,7 @@ pub mod paths;
 pub mod pki;
 pub mod ranges;
 pub mod reset;
+mod text_pages;
 
 use std::{process::ExitCode, sync::Arc};
 

@@ -10,6 +10,7 @@ pub mod cel;
 pub mod client;
 pub mod clock;
 pub mod custom;
+pub mod json;
 pub mod legacy;
 pub mod meta;
 pub mod patch;

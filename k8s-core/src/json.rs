@@ -1,0 +1,223 @@
+//! Places in JSON text: fields are found, cut and read without decoding what is around them.
+//!
+//! For text that is known to be an object, as a server sends and a store holds it. Whatever else it is, nothing here panics: a place is then not
+//! found. Names are compared as they are written, so one with escapes is another one.
+
+use std::{borrow::Cow, ops::Range};
+
+use memchr::memchr2;
+
+/// Where the value of a field is, from the outermost object inwards.
+///
+/// # Examples
+/// ```
+/// use k8s_core::json::find;
+/// let text = br#"{"metadata": {"name": "a", "labels": {"}": "{"}}, "name": "b"}"#;
+/// assert_eq!(&text[find(text, &["metadata", "name"]).unwrap()], b"\"a\"");
+/// assert_eq!(find(text, &["spec", "name"]), None);
+/// ```
+#[must_use]
+pub fn find(json: &[u8], path: &[&str]) -> Option<Range<usize>> {
+    let mut place = 0..json.len();
+    for name in path {
+        let field = Fields::of(json, place.start)?
+            .find(|field| json.get(field.name.clone()) == Some(name.as_bytes()))?;
+        place = field.value;
+    }
+    Some(place)
+}
+
+/// The text at a place, where it is a string without escapes.
+#[must_use]
+pub fn plain<'a>(json: &'a [u8], path: &[&str]) -> Option<&'a str> {
+    let inner = json.get(find(json, path)?)?.strip_prefix(b"\"")?.strip_suffix(b"\"")?;
+    if inner.contains(&b'\\') { None } else { std::str::from_utf8(inner).ok() }
+}
+
+/// The text without a field.
+///
+/// # Examples
+/// ```
+/// use k8s_core::json::without;
+/// assert_eq!(&*without(br#"{"a":{"b":1,"c":[2,3]}}"#, &["a", "c"]), br#"{"a":{"b":1}}"#);
+/// assert_eq!(&*without(br#"{"a":{"b":1,"c":[2,3]}}"#, &["a", "b"]), br#"{"a":{"c":[2,3]}}"#);
+/// ```
+#[must_use]
+pub fn without<'a>(json: &'a [u8], path: &[&str]) -> Cow<'a, [u8]> {
+    match place_of_field(json, path) {
+        Some(place) => Cow::Owned([&json[..place.start], &json[place.end..]].concat()),
+        None => Cow::Borrowed(json),
+    }
+}
+
+/// A field with its name and one of the commas beside it.
+fn place_of_field(json: &[u8], path: &[&str]) -> Option<Range<usize>> {
+    let (last, outer) = path.split_last()?;
+    let object = find(json, outer)?;
+    let mut before = None;
+    for field in Fields::of(json, object.start)? {
+        // Names stand in quotes.
+        let start = field.name.start.checked_sub(1)?;
+        if json.get(field.name) == Some(last.as_bytes()) {
+            let after = white(json, field.value.end);
+            return Some(match before {
+                Some(end) => end..field.value.end,
+                None if json.get(after) == Some(&b',') => start..after + 1,
+                None => start..field.value.end,
+            });
+        }
+        before = Some(field.value.end);
+    }
+    None
+}
+
+/// A field of an object: where its name is, without quotes, and its value.
+struct Field {
+    name: Range<usize>,
+    value: Range<usize>,
+}
+
+/// The fields of an object, until its end or until something else than an object's text comes.
+struct Fields<'a> {
+    json: &'a [u8],
+    at: usize,
+}
+
+impl<'a> Fields<'a> {
+    fn of(json: &'a [u8], start: usize) -> Option<Self> {
+        let at = white(json, start);
+        (json.get(at) == Some(&b'{')).then_some(Fields { json, at: at + 1 })
+    }
+}
+
+impl Iterator for Fields<'_> {
+    type Item = Field;
+
+    fn next(&mut self) -> Option<Field> {
+        let json = self.json;
+        let mut at = white(json, self.at);
+        if json.get(at) == Some(&b',') {
+            at = white(json, at + 1);
+        }
+        let name = at + 1..string_end(json, at)?.checked_sub(1)?;
+        let colon = white(json, name.end + 1);
+        if json.get(colon) != Some(&b':') {
+            return None;
+        }
+        let start = white(json, colon + 1);
+        let end = value_end(json, start)?;
+        self.at = end;
+        Some(Field { name, value: start..end })
+    }
+}
+
+fn white(json: &[u8], at: usize) -> usize {
+    let rest = json.get(at..).unwrap_or_default();
+    at + rest.iter().take_while(|b| b.is_ascii_whitespace()).count()
+}
+
+/// One past the closing quote of the string that begins here.
+fn string_end(json: &[u8], at: usize) -> Option<usize> {
+    if json.get(at) != Some(&b'"') {
+        return None;
+    }
+    let mut at = at + 1;
+    loop {
+        at += memchr2(b'"', b'\\', json.get(at..)?)?;
+        match json[at] {
+            b'"' => return Some(at + 1),
+            _ => at += 2,
+        }
+    }
+}
+
+/// One past the value that begins here.
+fn value_end(json: &[u8], start: usize) -> Option<usize> {
+    match json.get(start)? {
+        b'"' => string_end(json, start),
+        b'{' | b'[' => {
+            let (mut at, mut depth) = (start, 0usize);
+            loop {
+                match json.get(at)? {
+                    b'"' => {
+                        at = string_end(json, at)?;
+                        continue;
+                    }
+                    b'{' | b'[' => depth += 1,
+                    b'}' | b']' => depth -= 1,
+                    _ => {}
+                }
+                at += 1;
+                if depth == 0 {
+                    return Some(at);
+                }
+            }
+        }
+        _ => {
+            let rest = json.get(start..)?;
+            let ends = |b: &u8| matches!(b, b',' | b'}' | b']') || b.is_ascii_whitespace();
+            Some(start + rest.iter().position(ends).unwrap_or(rest.len()))
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+    use serde_json::{Value, json};
+
+    use super::*;
+
+    /// Objects with few names, so that paths hit, and texts that look like structure.
+    fn tree() -> impl Strategy<Value = Value> {
+        let text = prop_oneof![Just("a"), Just("}"), Just("\"{"), Just("\\"), Just("[,"), Just("")];
+        let leaf = prop_oneof![
+            any::<bool>().prop_map(Value::from),
+            any::<i32>().prop_map(Value::from),
+            text.prop_map(Value::from),
+            Just(Value::Null)
+        ];
+        leaf.prop_recursive(4, 24, 4, |inner| {
+            let object = proptest::collection::btree_map("[abc]", inner.clone(), 0..4)
+                .prop_map(|m| Value::Object(m.into_iter().collect()));
+            prop_oneof![object, proptest::collection::vec(inner, 0..4).prop_map(Value::from)]
+        })
+    }
+
+    fn fields_at(value: &Value, path: &[&str]) -> Option<Value> {
+        path.iter().try_fold(value, |at, name| at.as_object()?.get(*name)).cloned()
+    }
+
+    proptest! {
+        #[test]
+        fn finds_and_cuts_what_decoding_would(value in tree(), path in proptest::collection::vec("[abc]", 1..4), pretty: bool) {
+            let text = if pretty { serde_json::to_vec_pretty(&value) } else { serde_json::to_vec(&value) }.unwrap();
+            let path: Vec<&str> = path.iter().map(String::as_str).collect();
+            let want = fields_at(&value, &path);
+            let found = find(&text, &path).map(|place| serde_json::from_slice::<Value>(&text[place]).unwrap());
+            prop_assert_eq!(&found, &want);
+            let mut less = value.clone();
+            let (last, outer) = path.split_last().unwrap();
+            let pointer: String = outer.iter().map(|name| format!("/{name}")).collect();
+            if let Some(Value::Object(map)) = less.pointer_mut(&pointer)
+                && want.is_some()
+            {
+                map.remove(*last);
+            }
+            prop_assert_eq!(serde_json::from_slice::<Value>(&without(&text, &path)).unwrap(), less);
+        }
+
+        #[test]
+        fn nonsense_is_no_danger(text in proptest::collection::vec(prop_oneof![Just(b'{'), Just(b'}'), Just(b'['), Just(b']'), Just(b'"'), Just(b'\\'), Just(b','), Just(b':'), Just(b'a'), Just(b' ')], 0..40)) {
+            let _ = (find(&text, &["a", "a"]), without(&text, &["a"]).len(), plain(&text, &["a"]));
+        }
+    }
+
+    #[test]
+    fn plain_text_is_read() {
+        let text = json!({"type": "ADDED", "odd": "a\"b", "n": 1}).to_string();
+        assert_eq!(plain(text.as_bytes(), &["type"]), Some("ADDED"));
+        assert_eq!(plain(text.as_bytes(), &["odd"]), None);
+        assert_eq!(plain(text.as_bytes(), &["n"]), None);
+    }
+}
