@@ -2,23 +2,16 @@
 
 use std::process::ExitCode;
 
-use k8s_apiserver::admission::{Admission, Operation};
+use k8s_apiserver::admission::Request;
 use k8s_controllers::builtin;
-use k8s_core::status::ApiStatus;
+use k8s_core::{api::api::core::v1::Pod, meta::ObjectExt};
 use k8s_examples::rds::{Databases, RdsDatabase, controller};
-
-fn team(request: &mut Admission<'_>) -> Result<(), ApiStatus> {
-    if request.resource.kind == "Pod" && request.operation == Operation::Create {
-        request.object["metadata"]["labels"]["team"] = "shop".into();
-    }
-    Ok(())
-}
 
 fn main() -> ExitCode {
     hyperkube::distribution("shopkube")
-        .admit(team)
+        .admit(|r: &mut Request<Pod>| r.object.set_label("team", r.user.group_or("shop")))
         .resource::<RdsDatabase>()
         .controllers(builtin::all().without("cronjob"))
-        .controller(controller(), || Databases)
+        .controller(controller(), Databases)
         .main()
 }

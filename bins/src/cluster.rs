@@ -285,7 +285,7 @@ impl Builder {
                 ),
             ));
         }
-        if self.node == Node::Local {
+        if self.node == Node::Local && self.extras.runtime.is_none() {
             node::check(&paths)?;
         }
         let lock = Lock::take(&paths)?;
@@ -341,6 +341,11 @@ impl Cluster {
                 }
             }
             Node::Local => {
+                if let Some(runtime) = &choices.extras.runtime {
+                    let root = self.paths.kubelet();
+                    self.add(LocalNode::with_runtime(&root, &config, &system, runtime.clone()).await?);
+                    return Ok(());
+                }
                 let network = NetworkConfig {
                     cluster: self.paths.id.clone(),
                     node_name: config.name.clone(),

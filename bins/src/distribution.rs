@@ -1,23 +1,22 @@
 //! A `hyperkube` of one's own: the same command line, with what a program adds to it.
 //!
 //! ```no_run
-//! use k8s_apiserver::admission::Admission;
+//! use k8s_apiserver::admission::Request;
+//! use k8s_core::{api::api::core::v1::Pod, meta::ObjectExt};
 //!
 //! fn main() -> std::process::ExitCode {
 //!     hyperkube::distribution("shopkube")
-//!         .admit(|request: &mut Admission<'_>| {
-//!             request.object["metadata"]["labels"]["sold-by"] = "us".into();
-//!             Ok(())
-//!         })
+//!         .admit(|r: &mut Request<Pod>| r.object.set_label("team", r.user.group_or("shared")))
 //!         .main()
 //! }
 //! ```
 
 use std::{process::ExitCode, sync::Arc};
 
-use k8s_apiserver::admission::Admit;
+use k8s_apiserver::admission::IntoAdmit;
 use k8s_controllers::{Controller, Manager, Reconcile, builtin::Selection};
 use k8s_core::custom::CustomResource;
+use k8s_runtime::Runtime;
 
 type Shape = Arc<dyn Fn(k8s_apiserver::Builder) -> k8s_apiserver::Builder + Send + Sync>;
 type Add = Arc<dyn Fn(Manager) -> Manager + Send + Sync>;
@@ -28,6 +27,7 @@ pub struct Extras {
     shapes: Vec<Shape>,
     controllers: Vec<Add>,
     selection: Option<Selection>,
+    pub(crate) runtime: Option<Arc<dyn Runtime>>,
 }
 
 impl std::fmt::Debug for Extras {
@@ -37,10 +37,11 @@ impl std::fmt::Debug for Extras {
 }
 
 impl Extras {
-    /// An admission function.
+    /// An admission function, as [`k8s_apiserver::Builder::admit`] takes them.
     #[must_use]
-    pub fn admit(mut self, admit: impl Admit + Clone) -> Self {
-        self.shapes.push(Arc::new(move |server| server.admit(admit.clone())));
+    pub fn admit<M>(mut self, admit: impl IntoAdmit<M>) -> Self {
+        let admit = admit.into_admit();
+        self.shapes.push(Arc::new(move |server| server.admit_shared(admit.clone())));
         self
     }
 
@@ -51,14 +52,18 @@ impl Extras {
         self
     }
 
-    /// A controller, and what makes its reconciler.
+    /// A controller and its reconciler, of which each start of the control plane gets a copy.
     #[must_use]
-    pub fn controller<R: Reconcile>(
-        mut self,
-        controller: Controller<R::Kind>,
-        make: impl Fn() -> R + Send + Sync + 'static,
-    ) -> Self {
-        self.controllers.push(Arc::new(move |manager| manager.controller(controller.clone(), make())));
+    pub fn controller<R: Reconcile + Clone>(mut self, controller: Controller<R::Kind>, reconcile: R) -> Self {
+        self.controllers
+            .push(Arc::new(move |manager| manager.controller(controller.clone(), reconcile.clone())));
+        self
+    }
+
+    /// A container runtime of one's own for this machine's node, which then needs neither root nor images, and has no pod network but the runtime's.
+    #[must_use]
+    pub fn runtime(mut self, runtime: impl Runtime) -> Self {
+        self.runtime = Some(Arc::new(runtime));
         self
     }
 
@@ -101,7 +106,7 @@ pub fn distribution(name: &'static str) -> Distribution {
 
 impl Distribution {
     /// As [`Extras::admit`].
-    pub fn admit(mut self, admit: impl Admit + Clone) -> Self {
+    pub fn admit<M>(mut self, admit: impl IntoAdmit<M>) -> Self {
         self.extras = self.extras.admit(admit);
         self
     }
@@ -113,12 +118,14 @@ impl Distribution {
     }
 
     /// As [`Extras::controller`].
-    pub fn controller<R: Reconcile>(
-        mut self,
-        controller: Controller<R::Kind>,
-        make: impl Fn() -> R + Send + Sync + 'static,
-    ) -> Self {
-        self.extras = self.extras.controller(controller, make);
+    pub fn controller<R: Reconcile + Clone>(mut self, controller: Controller<R::Kind>, reconcile: R) -> Self {
+        self.extras = self.extras.controller(controller, reconcile);
+        self
+    }
+
+    /// As [`Extras::runtime`].
+    pub fn runtime(mut self, runtime: impl Runtime) -> Self {
+        self.extras = self.extras.runtime(runtime);
         self
     }
 

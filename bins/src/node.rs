@@ -111,7 +111,19 @@ impl LocalNode {
     /// # Errors
     /// One clear line and a code.
     pub async fn simulated(root: &Path, config: &NodeConfig, client: &Client) -> Result<Self, Failure> {
-        let runtime = Arc::new(Simulated::default());
+        LocalNode::with_runtime(root, config, client, Arc::new(Simulated::default())).await
+    }
+
+    /// Starts a node on a runtime that needs no images.
+    ///
+    /// # Errors
+    /// One clear line and a code.
+    pub async fn with_runtime(
+        root: &Path,
+        config: &NodeConfig,
+        client: &Client,
+        runtime: Arc<dyn Runtime>,
+    ) -> Result<Self, Failure> {
         let images = Arc::new(SimulatedImages);
         let kubelet = start_kubelet(root, &root.join("logs"), config, client, runtime, images, None).await?;
         Ok(LocalNode { kubelet, images: None })

@@ -3,8 +3,11 @@
 use std::time::Duration;
 
 use futures::{StreamExt, TryStreamExt};
-use hyperkube::{Cluster, Node};
-use k8s_openapi::api::core::v1::{ConfigMap, Pod};
+use hyperkube::{Cluster, Extras, Node};
+use k8s_apiserver::admission::Request;
+use k8s_core::{meta::ObjectExt, status::ApiStatus};
+use k8s_openapi::api::core::v1::{ConfigMap, Pod, ServiceAccount};
+use k8s_runtime::simulated::{Behavior, Simulated};
 use kube::{
     Api, Client, Config,
     api::{DeleteParams, ListParams, Patch, PatchParams, PostParams},
@@ -55,5 +58,53 @@ async fn over_tls_with_the_clusters_kubeconfig() {
     pods.create(&PostParams::default(), &serde_json::from_value(pod).unwrap()).await.unwrap();
     let running = wait::await_condition(pods, "p", wait::conditions::is_pod_running());
     tokio::time::timeout(Duration::from_secs(30), running).await.unwrap().unwrap();
+    cluster.down().await.unwrap();
+}
+
+/// A distribution's parts, in a cluster of its own: a function that sees each pod decoded, and a runtime in place of the embedded one.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn with_a_runtime_and_an_admission_function_of_its_own() {
+    let scripted = Simulated::scripted(|_, container| match container.name.as_str() {
+        "ends" => Behavior { exit: Some((Duration::from_millis(1), 3)), ..Behavior::default() },
+        _ => Behavior::default(),
+    });
+    let extras = Extras::default()
+        .runtime(scripted)
+        .admit(|r: &mut Request<Pod>| r.object.set_label("team", r.user.group_or("shared")))
+        .admit(|r: &mut Request<ConfigMap>| match r.old {
+            Some(_) => Err(ApiStatus::forbidden("", "configmaps", r.object.name(), "it is carved in stone")),
+            None => Ok(()),
+        });
+    let data = tempfile::tempdir().unwrap();
+    let cluster = Cluster::builder()
+        .memory()
+        .data_dir(data.path())
+        .node_name("own")
+        .extras(extras)
+        .start()
+        .await
+        .unwrap();
+    cluster.ready(Duration::from_secs(30)).await.unwrap();
+    let client = Client::new(cluster.service(), "default");
+    // The controllers have to get to it first.
+    let accounts: Api<ServiceAccount> = Api::default_namespaced(client.clone());
+    wait::await_condition(accounts, "default", |found: Option<&ServiceAccount>| found.is_some())
+        .await
+        .unwrap();
+    let pods: Api<Pod> = Api::default_namespaced(client.clone());
+    let pod = json!({"metadata": {"name": "p"}, "spec": {"restartPolicy": "Never", "containers": [{"name": "ends", "image": "i"}]}});
+    let made = pods.create(&PostParams::default(), &serde_json::from_value(pod).unwrap()).await.unwrap();
+    assert_eq!(made.label("team"), Some("shared"));
+    let failed = wait::await_condition(pods, "p", |pod: Option<&Pod>| {
+        pod.and_then(|p| p.status.as_ref()?.phase.as_deref()) == Some("Failed")
+    });
+    tokio::time::timeout(Duration::from_secs(30), failed).await.unwrap().unwrap();
+
+    let maps: Api<ConfigMap> = Api::default_namespaced(client);
+    let map: ConfigMap = serde_json::from_value(json!({"metadata": {"name": "m"}})).unwrap();
+    maps.create(&PostParams::default(), &map).await.unwrap();
+    let patch = Patch::Merge(json!({"data": {"a": "b"}}));
+    let refused = maps.patch("m", &PatchParams::default(), &patch).await.unwrap_err();
+    assert!(refused.to_string().contains("it is carved in stone"), "{refused}");
     cluster.down().await.unwrap();
 }

@@ -91,7 +91,7 @@ fn service(db: &RdsDatabase) -> Service {
 }
 
 /// The controller.
-#[derive(Debug)]
+#[derive(Clone, Debug)]
 pub struct Databases;
 
 impl Reconcile for Databases {

@@ -56,6 +56,10 @@ pub trait ObjectExt {
     fn is_deleting(&self) -> bool;
     /// The owner that controls this object.
     fn controller_ref(&self) -> Option<&OwnerReference>;
+    /// Sets one label.
+    fn set_label(&mut self, key: &str, value: &str);
+    /// Sets one annotation.
+    fn set_annotation(&mut self, key: &str, value: &str);
     /// `namespace/name`, or the name alone.
     fn key(&self) -> ObjectKey;
 }
@@ -84,6 +88,12 @@ impl<K: k8s_openapi::Metadata<Ty = ObjectMeta>> ObjectExt for K {
     }
     fn controller_ref(&self) -> Option<&OwnerReference> {
         self.metadata().owner_references.as_ref()?.iter().find(|o| o.controller == Some(true))
+    }
+    fn set_label(&mut self, key: &str, value: &str) {
+        self.metadata_mut().labels.get_or_insert_default().insert(key.to_owned(), value.to_owned());
+    }
+    fn set_annotation(&mut self, key: &str, value: &str) {
+        self.metadata_mut().annotations.get_or_insert_default().insert(key.to_owned(), value.to_owned());
     }
     fn key(&self) -> ObjectKey {
         ObjectKey::new(self.namespace(), self.name())

@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use futures::StreamExt;
 use jiff::Timestamp;
-use k8s_apiserver::{ApiServer, User, admission::Admit};
+use k8s_apiserver::{ApiServer, User, admission::IntoAdmit};
 use k8s_controllers::{
     Controller, Environment, Manager, Reconcile,
     builtin::{self, Options, Selection},
@@ -95,8 +95,9 @@ impl Builder {
     }
     /// An admission function.
     #[must_use]
-    pub fn admit(mut self, admit: impl Admit) -> Self {
-        self.admission.push(Box::new(move |server| server.admit(admit)));
+    pub fn admit<M>(mut self, admit: impl IntoAdmit<M>) -> Self {
+        let admit = admit.into_admit();
+        self.admission.push(Box::new(move |server| server.admit_shared(admit)));
         self
     }
     /// Pods are bound by hand.

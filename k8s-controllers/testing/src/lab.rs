@@ -9,7 +9,7 @@ use std::{
 };
 
 use futures::FutureExt;
-use k8s_apiserver::admission::Admit;
+use k8s_apiserver::admission::IntoAdmit;
 use k8s_controllers::{
     Controller, Reconcile,
     builtin::{BuiltIn, Options},
@@ -164,8 +164,9 @@ impl Lab {
     }
 
     /// An admission function.
-    pub fn admit(mut self, admit: impl Admit + Clone) -> Self {
-        self.setup.shapes.push(Arc::new(move |server| server.admit(admit.clone())));
+    pub fn admit<M>(mut self, admit: impl IntoAdmit<M>) -> Self {
+        let admit = admit.into_admit();
+        self.setup.shapes.push(Arc::new(move |server| server.admit_shared(admit.clone())));
         self
     }
 

@@ -1,7 +1,13 @@
 //! Admission: what may change or refuse an object between authorization and storage.
 
+mod typed;
+
+pub use typed::{Every, IntoAdmit, Request, Verdict};
+
+use std::sync::Arc;
+
 use async_trait::async_trait;
-use k8s_core::{api::apimachinery::pkg::apis::meta::v1::StatusCause, status::ApiStatus};
+use k8s_core::{api::apimachinery::pkg::apis::meta::v1::StatusCause, status::ApiStatus, store::Stored};
 use serde_json::{Value, json};
 
 use crate::{
@@ -41,7 +47,7 @@ pub struct Admission<'a> {
     pub old: Option<&'a Value>,
 }
 
-/// An admission function. Closures are ones that only [`admit`](Admit::admit).
+/// An admission function that sees every write. Closures are ones that only [`admit`](Admit::admit); one over a [`Request`] sees the writes of one type.
 #[async_trait]
 pub trait Admit: Send + Sync + 'static {
     /// Changes the object, or refuses it. The object has its defaults; what is made of it is defaulted and checked again.
@@ -184,10 +190,12 @@ fn priority(server: &ApiServer, pod: &mut Value) -> Result<(), ApiStatus> {
     };
     let class = if class.is_empty() {
         let snapshot = server.inner.store.snapshot("priorityclasses.scheduling.k8s.io");
-        snapshot
-            .range("", "")
-            .filter_map(|s| serde_json::from_slice::<Value>(&s.json).ok())
-            .find(|c| c.get("globalDefault") == Some(&Value::Bool(true)))
+        // Asked for every pod: the others are not decoded.
+        let is_default = |s: &&Arc<Stored>| {
+            k8s_core::json::find(&s.json, &["globalDefault"])
+                .is_some_and(|place| s.json[place] == b"true"[..])
+        };
+        snapshot.range("", "").find(is_default).and_then(|s| serde_json::from_slice(&s.json).ok())
     } else {
         let found = found(&class);
         if found.is_none() {
@@ -234,18 +242,20 @@ fn service_account(server: &ApiServer, pod: &mut Value) -> Result<(), ApiStatus>
         );
         return Err(ApiStatus::forbidden("", "pods", &pod_name, &why));
     };
-    let found: Value = serde_json::from_slice(&stored.json).map_err(ApiStatus::internal)?;
+    // Asked for every pod: no more than these two fields is decoded.
+    let of_account = |field: &str| -> Value {
+        let place = k8s_core::json::find(&stored.json, &[field]);
+        place.and_then(|place| serde_json::from_slice(&stored.json[place]).ok()).unwrap_or_default()
+    };
     spec["serviceAccountName"] = account.clone().into();
     spec["serviceAccount"] = account.into();
-    let secrets = list(&found, "/imagePullSecrets");
-    if !secrets.is_empty() && list(spec, "/imagePullSecrets").is_empty() {
-        spec["imagePullSecrets"] = secrets.to_vec().into();
+    let secrets = of_account("imagePullSecrets");
+    if secrets.as_array().is_some_and(|all| !all.is_empty()) && list(spec, "/imagePullSecrets").is_empty() {
+        spec["imagePullSecrets"] = secrets;
     }
-    let mounts = spec
-        .get("automountServiceAccountToken")
-        .or_else(|| found.get("automountServiceAccountToken"))
-        .and_then(Value::as_bool)
-        .unwrap_or(true);
+    let automount = "automountServiceAccountToken";
+    let mounts = spec.get(automount).and_then(Value::as_bool).or_else(|| of_account(automount).as_bool());
+    let mounts = mounts.unwrap_or(true);
     let all = ["containers", "initContainers"];
     let needs = |c: &Value| !list(c, "/volumeMounts").iter().any(|m| text(m, "/mountPath") == TOKEN_PATH);
     let any = all.iter().any(|f| list(spec, &format!("/{f}")).iter().any(needs));

@@ -27,6 +27,12 @@ impl User {
         User { name: name.into(), groups, ..User::default() }
     }
 
+    /// The first of its groups that an administrator named (not one of the system's own), or `default`.
+    #[must_use]
+    pub fn group_or<'a>(&'a self, default: &'a str) -> &'a str {
+        self.groups.iter().find(|g| !g.starts_with("system:")).map_or(default, String::as_str)
+    }
+
     /// Somebody who may do everything.
     #[must_use]
     pub fn admin() -> Self {

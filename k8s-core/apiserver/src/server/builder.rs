@@ -12,7 +12,7 @@ use k8s_core::{clock::Clock, custom::CustomResource, store::Store};
 
 use super::{ApiServer, Inner};
 use crate::{
-    admission::Admit,
+    admission::{Admit, IntoAdmit},
     aggregate::{self, Aggregator},
     allocate::ServiceAllocator,
     auth::{Authenticator, AuthorizationMode, rbac::Rbac, tokens::TokenIssuer},
@@ -127,10 +127,16 @@ impl Builder {
         self.node_ports = (first, last);
         self
     }
-    /// Adds an admission function, after the built-in ones.
+    /// Adds an admission function, after the built-in ones: an [`Admit`](crate::admission::Admit), or a closure over an
+    /// [`Admission`](crate::admission::Admission) or a [`Request`](crate::admission::Request).
     #[must_use]
-    pub fn admit(mut self, admit: impl Admit) -> Self {
-        self.admission.push(Arc::new(admit));
+    pub fn admit<M>(self, admit: impl IntoAdmit<M>) -> Self {
+        self.admit_shared(admit.into_admit())
+    }
+    /// Adds an admission function that others may have as well.
+    #[must_use]
+    pub fn admit_shared(mut self, admit: Arc<dyn Admit>) -> Self {
+        self.admission.push(admit);
         self
     }
     /// Serves a custom resource that a Rust type describes, without a definition in the store.

@@ -1,0 +1,114 @@
+//! Admission functions that see one type, decoded.
+
+use std::{marker::PhantomData, sync::Arc};
+
+use async_trait::async_trait;
+use k8s_core::{meta::Object, patch, status::ApiStatus};
+use serde_json::Value;
+
+use super::{Admission, Admit, Operation};
+use crate::user::User;
+
+/// A write of a `K` that is to be admitted.
+///
+/// ```
+/// use k8s_apiserver::admission::Request;
+/// use k8s_core::{api::api::core::v1::Pod, meta::ObjectExt};
+///
+/// # fn of(server: k8s_apiserver::Builder) -> k8s_apiserver::Builder {
+/// server.admit(|r: &mut Request<Pod>| r.object.set_label("team", r.user.group_or("shared")))
+/// # }
+/// ```
+#[derive(Clone, Debug)]
+pub struct Request<K> {
+    /// What is being done.
+    pub operation: Operation,
+    /// By whom.
+    pub user: User,
+    /// The object, in its stored version; may be changed.
+    pub object: K,
+    /// The object before, for updates.
+    pub old: Option<K>,
+}
+
+/// What an admission function may return: nothing, where it refuses nothing.
+pub trait Verdict {
+    /// Why the write is refused, if it is.
+    ///
+    /// # Errors
+    /// What the client gets.
+    fn verdict(self) -> Result<(), ApiStatus>;
+}
+
+impl Verdict for () {
+    fn verdict(self) -> Result<(), ApiStatus> {
+        Ok(())
+    }
+}
+
+impl Verdict for Result<(), ApiStatus> {
+    fn verdict(self) -> Result<(), ApiStatus> {
+        self
+    }
+}
+
+/// Whatever can be an admission function: an [`Admit`], a closure over an [`Admission`], a closure over a [`Request`]. The parameter only tells these
+/// apart.
+pub trait IntoAdmit<Marker> {
+    /// The admission function.
+    fn into_admit(self) -> Arc<dyn Admit>;
+}
+
+/// Marks what sees every write.
+#[derive(Debug)]
+pub struct Every;
+
+impl<A: Admit> IntoAdmit<Every> for A {
+    fn into_admit(self) -> Arc<dyn Admit> {
+        Arc::new(self)
+    }
+}
+
+impl<F, K, V> IntoAdmit<(K, V)> for F
+where
+    F: Fn(&mut Request<K>) -> V + Send + Sync + 'static,
+    K: Object,
+    V: Verdict,
+{
+    fn into_admit(self) -> Arc<dyn Admit> {
+        Arc::new(Typed { function: self, kind: PhantomData::<fn(K)> })
+    }
+}
+
+struct Typed<F, K> {
+    function: F,
+    kind: PhantomData<fn(K)>,
+}
+
+#[async_trait]
+impl<F, K, V> Admit for Typed<F, K>
+where
+    F: Fn(&mut Request<K>) -> V + Send + Sync + 'static,
+    K: Object,
+    V: Verdict,
+{
+    async fn admit(&self, admission: &mut Admission<'_>) -> Result<(), ApiStatus> {
+        let resource = admission.resource;
+        if resource.kind != K::KIND || resource.storage_version != K::API_VERSION {
+            return Ok(());
+        }
+        let typed = |object: &Value| K::deserialize(object).map_err(ApiStatus::internal);
+        let object = typed(admission.object)?;
+        let before = serde_json::to_value(&object).map_err(ApiStatus::internal)?;
+        let old = admission.old.map(typed).transpose()?;
+        let mut request =
+            Request { operation: admission.operation, user: admission.user.clone(), object, old };
+        (self.function)(&mut request).verdict()?;
+        // Only what it changed: whatever the Rust type does not say stays as it was.
+        let after = serde_json::to_value(&request.object).map_err(ApiStatus::internal)?;
+        if after != before {
+            patch::merge(admission.object, &patch::merge_diff(&before, &after));
+        }
+        Ok(())
+    }
+}
