@@ -23,7 +23,7 @@ use crate::{Caches, Error, EventType, Recorder, StatusOf, involved, metrics::Met
 /// What all controllers of a process share.
 #[derive(Clone, Debug)]
 pub struct Environment {
-    /// The client; controllers write under their own names.
+    /// The client; controllers write under their own names. It leaves `managedFields` unread, as the caches do.
     pub client: Client,
     /// The shared caches.
     pub caches: Caches,
@@ -41,6 +41,7 @@ impl Environment {
     /// An environment of its own over a client, with wall time and a random seed.
     #[must_use]
     pub fn new(client: Client) -> Self {
+        let client = client.lean();
         Environment {
             caches: Caches::new(client.clone()),
             client,

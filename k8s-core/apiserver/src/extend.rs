@@ -64,7 +64,13 @@ pub(crate) async fn after_write(server: &ApiServer, resource: &Resource, stored:
     let _ = put(server, resource, &stored.key, Expect::Revision(stored.revision), &new).await;
 }
 
-/// Called with every object that was deleted.
+/// Whether somebody has to read the objects of a resource when they go: [`after_delete`], or who gives back their addresses.
+pub(crate) fn is_read_at_its_end(resource: &Resource) -> bool {
+    let read = ["namespaces", "services", DEFINITIONS, aggregate::STORAGE, THIRD_PARTY];
+    resource.custom || read.contains(&&*resource.storage)
+}
+
+/// Called with every object that was deleted, if [`is_read_at_its_end`].
 pub(crate) async fn after_delete(server: &ApiServer, resource: &Resource, object: &Value) {
     match &*resource.storage {
         DEFINITIONS => {

@@ -2,34 +2,52 @@
 
 use serde_json::{Map, Value};
 
+/// The value at a JSON pointer, as [`Value::pointer`] finds it: this one is asked many times for every write, and makes no copies of the names.
+#[must_use]
+pub fn at<'a>(object: &'a Value, pointer: &str) -> Option<&'a Value> {
+    if pointer.contains('~') {
+        return object.pointer(pointer);
+    }
+    let mut names = pointer.split('/');
+    // What is before the first slash.
+    if !names.next()?.is_empty() {
+        return None;
+    }
+    names.try_fold(object, |at, name| match at {
+        Value::Object(map) => map.get(name),
+        Value::Array(_) => at.pointer(&format!("/{name}")),
+        _ => None,
+    })
+}
+
 /// The text at a JSON pointer; empty where there is none.
 #[must_use]
 pub fn text<'a>(object: &'a Value, pointer: &str) -> &'a str {
-    object.pointer(pointer).and_then(Value::as_str).unwrap_or_default()
+    at(object, pointer).and_then(Value::as_str).unwrap_or_default()
 }
 
 /// The whole number at a JSON pointer.
 #[must_use]
 pub fn integer(object: &Value, pointer: &str) -> Option<i64> {
-    object.pointer(pointer).and_then(Value::as_i64)
+    at(object, pointer).and_then(Value::as_i64)
 }
 
 /// The truth at a JSON pointer; false where there is none.
 #[must_use]
 pub fn truth(object: &Value, pointer: &str) -> bool {
-    object.pointer(pointer).and_then(Value::as_bool).unwrap_or(false)
+    at(object, pointer).and_then(Value::as_bool).unwrap_or(false)
 }
 
 /// The list at a JSON pointer; empty where there is none.
 #[must_use]
 pub fn list<'a>(object: &'a Value, pointer: &str) -> &'a [Value] {
-    object.pointer(pointer).and_then(Value::as_array).map_or(&[], Vec::as_slice)
+    at(object, pointer).and_then(Value::as_array).map_or(&[], Vec::as_slice)
 }
 
 /// The map at a JSON pointer, if there is one.
 #[must_use]
 pub fn map<'a>(object: &'a Value, pointer: &str) -> Option<&'a Map<String, Value>> {
-    object.pointer(pointer).and_then(Value::as_object)
+    at(object, pointer).and_then(Value::as_object)
 }
 
 /// Removes a key from the map at a JSON pointer.
@@ -176,6 +194,14 @@ impl Unversioned {
         Unversioned { json, gap }
     }
 
+    /// Of an object's JSON, without decoding it. `None` where it has no resourceVersion.
+    #[must_use]
+    pub fn of(json: &[u8]) -> Option<Self> {
+        let digits = k8s_core::json::find(json, &["metadata", "resourceVersion"])?;
+        let (head, tail) = (json.get(..=digits.start)?, json.get(digits.end.checked_sub(1)?..)?);
+        Some(Unversioned { json: [head, tail].concat(), gap: head.len() })
+    }
+
     /// The object's JSON at a revision.
     #[must_use]
     pub fn at(&self, revision: u64) -> bytes::Bytes {
@@ -187,30 +213,10 @@ impl Unversioned {
     }
 }
 
-/// The JSON of `metadata` in what [`encode`] or [`Unversioned`] made, without decoding the rest.
+/// The JSON of an object's `metadata`, without decoding the rest.
 #[must_use]
 pub fn metadata_of(json: &[u8]) -> Option<&[u8]> {
-    const FIELD: &[u8] = b",\"metadata\":";
-    // Kind and apiVersion come before it; neither is long, and neither holds a quoted comma.
-    let start = json.windows(FIELD.len()).take(512).position(|w| w == FIELD)? + FIELD.len();
-    let rest = json.get(start..)?;
-    let (mut depth, mut quoted, mut escaped) = (0usize, false, false);
-    for (at, byte) in rest.iter().enumerate() {
-        match byte {
-            _ if escaped => escaped = false,
-            b'\\' if quoted => escaped = true,
-            b'"' => quoted = !quoted,
-            b'{' | b'[' if !quoted => depth += 1,
-            b'}' | b']' if !quoted => {
-                depth = depth.checked_sub(1)?;
-                if depth == 0 {
-                    return rest.get(..=at);
-                }
-            }
-            _ => {}
-        }
-    }
-    None
+    json.get(k8s_core::json::find(json, &["metadata"])?)
 }
 
 #[cfg(test)]
@@ -218,6 +224,16 @@ mod tests {
     use serde_json::json;
 
     use super::*;
+
+    #[test]
+    fn pointers_lead_where_they_should() {
+        let object = json!({"a": {"b": [1, {"c": 2}]}, "": 3, "x/y": 4});
+        for pointer in
+            ["", "/", "/a", "/a/b", "/a/b/1/c", "/a/b/01", "/a/b/2", "/a/b/1/c/d", "/x~1y", "a", "/a/"]
+        {
+            assert_eq!(at(&object, pointer), object.pointer(pointer), "{pointer:?}");
+        }
+    }
 
     #[test]
     fn encoding_keeps_everything() {
@@ -235,6 +251,9 @@ mod tests {
         let bytes = Unversioned::encode(&old).at(42);
         assert_eq!(serde_json::from_slice::<Value>(&bytes).unwrap(), want);
         assert!(bytes.starts_with(b"{\"kind\":\"K\",\"apiVersion\":\"v1\",\"metadata\":"));
+        assert_eq!(Unversioned::of(&bytes).unwrap().at(42), bytes);
+        assert_eq!(Unversioned::of(&bytes).unwrap().at(7), Unversioned::encode(&old).at(7));
+        assert!(Unversioned::of(b"{\"kind\":\"K\"}").is_none());
         assert_eq!(&Unversioned::encode(&json!({"kind": "K"})).at(1)[..], b"{\"kind\":\"K\"}");
     }
 

@@ -45,7 +45,7 @@ pub fn reflect_trimmed<K: Object>(
     let stopped = stop.clone();
     tokio::spawn(async move {
         tokio::select! {
-            () = run(Source { api, params, trim }, cache) => {}
+            () = run(Source { api: api.lean(), params, trim }, cache) => {}
             () = stopped.cancelled() => {}
         }
     });
@@ -96,8 +96,7 @@ async fn run<K: Object>(source: Source<K>, cache: Cache<K>) {
 }
 
 impl<K: Object> Source<K> {
-    /// An object as caches hold it: without managedFields, which no controller reads and which are half of what a small object takes in memory (a write
-    /// without them leaves them as they are), trimmed, and without the room to grow that decoding leaves in its lists.
+    /// An object as caches hold it: without managedFields (a list has them still), trimmed, and without the room to grow that decoding leaves in its lists.
     fn slim(&self, mut object: K) -> K {
         object.metadata_mut().managed_fields = None;
         (self.trim)(&mut object);

@@ -10,7 +10,7 @@ use percent_encoding::{AsciiSet, NON_ALPHANUMERIC, utf8_percent_encode};
 use serde::{Deserialize, Serialize, de::DeserializeOwned};
 
 use super::{Client, Error, Resource};
-use crate::status::ApiStatus;
+use crate::{json, status::ApiStatus};
 
 const QUERY: &AsciiSet = &NON_ALPHANUMERIC.remove(b'-').remove(b'.').remove(b'_').remove(b'~');
 
@@ -182,13 +182,6 @@ struct Page<K> {
     items: Vec<K>,
 }
 
-#[derive(Deserialize)]
-struct RawEvent<'a> {
-    r#type: &'a str,
-    #[serde(borrow)]
-    object: &'a serde_json::value::RawValue,
-}
-
 /// Where a bookmark keeps what it says.
 #[derive(Deserialize)]
 struct BookmarkObject {
@@ -210,6 +203,12 @@ impl<K> Api<K> {
     #[must_use]
     pub fn client(&self) -> &Client {
         &self.client
+    }
+
+    /// The same, with a client that leaves `managedFields` unread ([`Client::lean`]).
+    #[must_use]
+    pub fn lean(&self) -> Self {
+        Api { client: self.client.lean(), ..self.clone() }
     }
 
     /// The same type in another namespace (empty: all).
@@ -322,7 +321,8 @@ impl<K: Serialize + DeserializeOwned> Api<K> {
         K: 'static,
     {
         let lines = self.client.lines(&(self.path("", "") + query)).await?;
-        Ok(lines.map(|line| decode_event(&line?)).boxed())
+        let client = self.client.clone();
+        Ok(lines.map(move |line| decode_event(&client, &line?)).boxed())
     }
 
     /// Creates an object.
@@ -468,16 +468,19 @@ impl<K: Serialize + DeserializeOwned> Api<K> {
 }
 
 /// Decodes one line of a watch.
-fn decode_event<K: DeserializeOwned>(line: &[u8]) -> Result<WatchEvent<K>, Error> {
+fn decode_event<K: DeserializeOwned>(client: &Client, line: &[u8]) -> Result<WatchEvent<K>, Error> {
     let decode = |source| Error::Decode { what: "watch event".into(), source };
-    let raw: RawEvent<'_> = serde_json::from_slice(line).map_err(decode)?;
-    let object = raw.object.get();
-    Ok(match raw.r#type {
-        "ADDED" => WatchEvent::Added(serde_json::from_str(object).map_err(decode)?),
-        "MODIFIED" => WatchEvent::Modified(serde_json::from_str(object).map_err(decode)?),
-        "DELETED" => WatchEvent::Deleted(serde_json::from_str(object).map_err(decode)?),
+    let (Some(kind), Some(object)) = (json::plain(line, &["type"]), json::find(line, &["object"])) else {
+        return Err(Error::Request("a line of a watch is no event".into()));
+    };
+    let object = &line[object];
+    let changed = || serde_json::from_slice(&client.read(object)).map_err(decode);
+    Ok(match kind {
+        "ADDED" => WatchEvent::Added(changed()?),
+        "MODIFIED" => WatchEvent::Modified(changed()?),
+        "DELETED" => WatchEvent::Deleted(changed()?),
         "BOOKMARK" => {
-            let mark: BookmarkObject = serde_json::from_str(object).map_err(decode)?;
+            let mark: BookmarkObject = serde_json::from_slice(object).map_err(decode)?;
             let version = mark.metadata.resource_version.and_then(|v| v.parse().ok()).unwrap_or(0);
             let complete = mark
                 .metadata
@@ -486,7 +489,7 @@ fn decode_event<K: DeserializeOwned>(line: &[u8]) -> Result<WatchEvent<K>, Error
             WatchEvent::Bookmark(version, complete)
         }
         "ERROR" => {
-            let status: Status = serde_json::from_str(object).map_err(decode)?;
+            let status: Status = serde_json::from_slice(object).map_err(decode)?;
             WatchEvent::Error(ApiStatus::from_status(status))
         }
         other => return Err(Error::Request(format!("watch event type {other:?} is unknown"))),

@@ -1,6 +1,6 @@
 //! One request, whatever its type: paths, bodies, errors, watch frames.
 
-use std::{fmt, sync::Arc};
+use std::{borrow::Cow, fmt, sync::Arc};
 
 use bytes::{Bytes, BytesMut};
 use futures::{FutureExt, future::BoxFuture, stream::BoxStream};
@@ -10,7 +10,7 @@ use k8s_openapi::apimachinery::pkg::apis::meta::v1::{ObjectMeta, Status};
 use serde::{Deserialize, Serialize, de::DeserializeOwned};
 
 use super::{Api, Error};
-use crate::{meta::Object, status::ApiStatus};
+use crate::{json, meta::Object, status::ApiStatus};
 
 /// Any error of a body.
 pub type BoxError = Box<dyn std::error::Error + Send + Sync>;
@@ -128,6 +128,7 @@ pub struct DynObject {
 pub struct Client {
     transport: Arc<dyn Transport>,
     user_agent: Arc<str>,
+    lean: bool,
 }
 
 impl fmt::Debug for Client {
@@ -140,13 +141,25 @@ impl Client {
     /// A client over any transport: an in-process API server or a [`super::Remote`].
     #[must_use]
     pub fn new(transport: impl Transport) -> Self {
-        Client { transport: Arc::new(transport), user_agent: "k8s-core".into() }
+        Client { transport: Arc::new(transport), user_agent: "k8s-core".into(), lean: false }
     }
 
     /// The same client under another name: the server records it as the field manager.
     #[must_use]
     pub fn named(&self, user_agent: &str) -> Self {
-        Client { transport: self.transport.clone(), user_agent: user_agent.into() }
+        Client { user_agent: user_agent.into(), ..self.clone() }
+    }
+
+    /// The same client, which leaves `managedFields` unread: they are half of a small object, and controllers have no use for them. (A write without them
+    /// leaves them as they are.)
+    #[must_use]
+    pub fn lean(&self) -> Self {
+        Client { lean: true, ..self.clone() }
+    }
+
+    /// An object's or a list's JSON, as far as this client reads it.
+    pub(super) fn read<'a>(&self, json: &'a [u8]) -> Cow<'a, [u8]> {
+        if self.lean { json::without(json, &["metadata", "managedFields"]) } else { Cow::Borrowed(json) }
     }
 
     /// The name this client goes by.
@@ -227,7 +240,7 @@ impl Client {
         body: impl Into<Bytes>,
     ) -> Result<T, Error> {
         let bytes = self.bytes(method, path_and_query, content_type, body).await?;
-        serde_json::from_slice(&bytes)
+        serde_json::from_slice(&self.read(&bytes))
             .map_err(|source| Error::Decode { what: path_and_query.to_owned(), source })
     }
 

@@ -73,13 +73,38 @@ impl FieldSet {
 
     /// The paths of either.
     #[must_use]
-    pub fn union(mut self, other: &FieldSet) -> FieldSet {
+    pub fn union(mut self, other: FieldSet) -> FieldSet {
+        if self.children.is_empty() {
+            return FieldSet { member: self.member | other.member, ..other };
+        }
         self.member |= other.member;
-        for (key, theirs) in &other.children {
-            let mine = self.children.remove(key).unwrap_or_default();
-            self.children.insert(key.clone(), mine.union(theirs));
+        for (key, theirs) in other.children {
+            let mine = self.children.remove(&key).unwrap_or_default();
+            self.children.insert(key, mine.union(theirs));
         }
         self
+    }
+
+    /// Whether some path is both in this set and in the one that `fields` is, as `fieldsV1` write it. Neither may be of the empty path.
+    #[must_use]
+    pub fn touches(&self, fields: &Value) -> bool {
+        let of = |key: &String| self.children.get(key);
+        (self.member && is_member(fields))
+            || fields
+                .as_object()
+                .into_iter()
+                .flatten()
+                .any(|(key, child)| of(key).is_some_and(|mine| mine.touches(child)))
+    }
+
+    /// Whether every path of this set is in the one that `fields` is, as `fieldsV1` write it.
+    #[must_use]
+    pub fn is_within(&self, fields: &Value) -> bool {
+        (!self.member || is_member(fields))
+            && self
+                .children
+                .iter()
+                .all(|(key, mine)| fields.get(key).is_some_and(|child| mine.is_within(child)))
     }
 
     /// The paths of this one that are not in the other.
@@ -137,6 +162,11 @@ impl FieldSet {
             path.truncate(length);
         }
     }
+}
+
+/// Whether the path that leads to this part of `fieldsV1` is in its set.
+fn is_member(fields: &Value) -> bool {
+    fields.as_object().is_none_or(|map| map.is_empty() || map.contains_key("."))
 }
 
 /// The path element of a list element: its keys, or its value.
@@ -210,14 +240,55 @@ fn of_at(value: &Value, schema: &Schema, node: Option<NodeId>, depth: usize) -> 
     }
 }
 
+/// Every path that a value has, as `fieldsV1` writes them: [`of`] without the set in between. `member`: so has the path to the value itself.
+pub(super) fn json_of(
+    value: &Value,
+    schema: &Schema,
+    node: Option<NodeId>,
+    member: bool,
+    depth: usize,
+) -> Value {
+    let kind = node.map(|n| &schema.node(n).kind);
+    let mut all = Map::new();
+    match (value, kind) {
+        _ if depth > MAX_DEPTH => {}
+        (_, Some(Kind::Object { atomic: true, .. })) => {}
+        (Value::Object(map), _) => {
+            for (name, child) in map {
+                let node = node.and_then(|n| schema.child(n, name));
+                all.insert(format!("f:{name}"), json_of(child, schema, node, false, depth + 1));
+            }
+        }
+        (Value::Array(items), Some(Kind::List { item, list_type })) if *list_type != ListType::Atomic => {
+            let defaults = key_default(schema, *item);
+            for value in items {
+                let Some(element) = element(value, list_type, &defaults) else { continue };
+                let child = match list_type {
+                    ListType::Map(_) => json_of(value, schema, Some(*item), true, depth + 1),
+                    _ => Value::Object(Map::new()),
+                };
+                all.insert(element, child);
+            }
+        }
+        _ => {}
+    }
+    if member && !all.is_empty() {
+        all.insert(".".into(), Value::Object(Map::new()));
+    }
+    all.into()
+}
+
 /// What changed between two values: paths that are new or have another value, and paths that are gone.
 #[must_use]
 pub fn compare(old: &Value, new: &Value, schema: &Schema) -> (FieldSet, FieldSet) {
     let (mut changed, mut removed) = (FieldSet::default(), FieldSet::default());
-    compare_at(old, new, schema, Some(schema.root_id()), &mut changed, &mut removed, 0);
+    if old != new {
+        compare_at(old, new, schema, Some(schema.root_id()), &mut changed, &mut removed, 0);
+    }
     (changed, removed)
 }
 
+/// Compares two values that differ.
 fn compare_at(
     old: &Value,
     new: &Value,
@@ -227,51 +298,44 @@ fn compare_at(
     removed: &mut FieldSet,
     depth: usize,
 ) {
-    if old == new {
-        return;
-    }
     let kind = node.map(|n| &schema.node(n).kind);
     match (old, new, kind) {
         (Value::Object(before), Value::Object(after), kind)
             if !matches!(kind, Some(Kind::Object { atomic: true, .. })) && depth <= MAX_DEPTH =>
         {
             for name in before.keys().chain(after.keys().filter(|k| !before.contains_key(*k))) {
+                let (old, new) = (before.get(name), after.get(name));
+                if old == new {
+                    continue;
+                }
                 let child = node.and_then(|n| schema.child(n, name));
-                step(
-                    before.get(name),
-                    after.get(name),
-                    format!("f:{name}"),
-                    schema,
-                    child,
-                    changed,
-                    removed,
-                    depth,
-                );
+                step(old, new, format!("f:{name}"), schema, child, changed, removed, depth);
             }
         }
         (Value::Array(before), Value::Array(after), Some(Kind::List { item, list_type }))
             if *list_type != ListType::Atomic =>
         {
             let defaults = key_default(schema, *item);
-            let keyed = |items: &[Value]| -> BTreeMap<String, Value> {
-                items.iter().filter_map(|i| Some((element(i, list_type, &defaults)?, i.clone()))).collect()
-            };
-            let (before, after) = (keyed(before), keyed(after));
+            let (before, after) = (keyed(before, list_type, &defaults), keyed(after, list_type, &defaults));
             for key in before.keys().chain(after.keys().filter(|k| !before.contains_key(*k))) {
-                step(
-                    before.get(key),
-                    after.get(key),
-                    key.clone(),
-                    schema,
-                    Some(*item),
-                    changed,
-                    removed,
-                    depth,
-                );
+                let (old, new) = (before.get(key).copied(), after.get(key).copied());
+                if old == new {
+                    continue;
+                }
+                step(old, new, key.clone(), schema, Some(*item), changed, removed, depth);
             }
         }
         _ => *changed = FieldSet::leaf(),
     }
+}
+
+/// A list's elements by their path elements.
+fn keyed<'a>(
+    items: &'a [Value],
+    list_type: &ListType,
+    defaults: &dyn Fn(&str) -> Option<Value>,
+) -> BTreeMap<String, &'a Value> {
+    items.iter().filter_map(|item| Some((element(item, list_type, defaults)?, item))).collect()
 }
 
 #[allow(clippy::too_many_arguments, reason = "one step of a walk over two values and two results")]

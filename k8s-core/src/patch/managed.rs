@@ -83,7 +83,7 @@ fn entries_of(object: &Value) -> Vec<Entry> {
     list.into_iter()
         .flatten()
         .map(|entry| {
-            let text = |key: &str| entry.get(key).and_then(Value::as_str).unwrap_or_default().to_owned();
+            let text = |field: &str| text(entry, field).to_owned();
             Entry {
                 manager: text("manager"),
                 apply: text("operation") == "Apply",
@@ -96,41 +96,60 @@ fn entries_of(object: &Value) -> Vec<Entry> {
         .collect()
 }
 
-fn store_entries(object: &mut Value, mut entries: Vec<Entry>) {
-    entries.retain(|e| !e.fields.is_empty());
-    entries.sort_by(|a, b| {
-        (!a.apply, &a.time, &a.manager, &a.api_version, &a.subresource).cmp(&(
-            !b.apply,
-            &b.time,
-            &b.manager,
-            &b.api_version,
-            &b.subresource,
-        ))
-    });
-    let list: Vec<Value> = entries
-        .into_iter()
-        .map(|e| {
-            let mut entry = json!({
-                "manager": e.manager,
-                "operation": if e.apply { "Apply" } else { "Update" },
-                "apiVersion": e.api_version,
-                "fieldsType": "FieldsV1",
-                "fieldsV1": e.fields.to_json(),
-            });
-            if !e.time.is_empty() {
-                entry["time"] = e.time.into();
-            }
-            if !e.subresource.is_empty() {
-                entry["subresource"] = e.subresource.into();
-            }
-            entry
-        })
-        .collect();
+fn store_entries(object: &mut Value, entries: Vec<Entry>) {
+    store(object, entries.into_iter().filter(|e| !e.fields.is_empty()).map(Entry::into_json).collect());
+}
+
+impl Entry {
+    fn into_json(self) -> Value {
+        let mut entry = json!({
+            "manager": self.manager,
+            "operation": if self.apply { "Apply" } else { "Update" },
+            "apiVersion": self.api_version,
+            "fieldsType": "FieldsV1",
+            "fieldsV1": self.fields.to_json(),
+        });
+        if !self.time.is_empty() {
+            entry["time"] = self.time.into();
+        }
+        if !self.subresource.is_empty() {
+            entry["subresource"] = self.subresource.into();
+        }
+        entry
+    }
+}
+
+/// The text in a field of an entry.
+fn text<'a>(entry: &'a Value, field: &str) -> &'a str {
+    entry.get(field).and_then(Value::as_str).unwrap_or_default()
+}
+
+/// Stores entries as upstream orders them: those of appliers first, then by time.
+fn store(object: &mut Value, mut entries: Vec<Value>) {
     let Some(metadata) = object.get_mut("metadata").and_then(Value::as_object_mut) else { return };
-    if list.is_empty() {
+    if entries.is_empty() {
         metadata.remove("managedFields");
-    } else {
-        metadata.insert("managedFields".into(), list.into());
+        return;
+    }
+    let key = |e: &Value| {
+        let rest = ["time", "manager", "apiVersion", "subresource"].map(|field| text(e, field).to_owned());
+        (text(e, "operation") != "Apply", rest)
+    };
+    if entries.len() > 1 {
+        entries.sort_by_cached_key(key);
+    }
+    metadata.insert("managedFields".into(), entries.into());
+}
+
+/// The entries that hold before a write: `old`'s, in place of whatever `new` has. Mostly those are the same, and nothing is copied.
+fn take_entries(old: &Value, new: &mut Value) -> Vec<Value> {
+    let pointer = "/metadata/managedFields";
+    let old = old.pointer(pointer);
+    match new.pointer_mut(pointer) {
+        Some(Value::Array(entries)) if old.and_then(Value::as_array) == Some(entries) => {
+            std::mem::take(entries)
+        }
+        _ => old.and_then(Value::as_array).cloned().unwrap_or_default(),
     }
 }
 
@@ -140,40 +159,95 @@ fn store_entries(object: &mut Value, mut entries: Vec<Entry>) {
 /// field send that.)
 pub fn record_update(old: &Value, new: &mut Value, schema: &Schema, manager: &Manager, now: &str) {
     if new.pointer("/metadata/managedFields") == Some(&json!([{}])) {
-        store_entries(new, Vec::new());
+        store(new, Vec::new());
         return;
     }
-    let mut entries = entries_of(old);
+    if is_nothing(old) {
+        let entry = Entry {
+            manager: manager.name.clone(),
+            apply: false,
+            api_version: manager.api_version.clone(),
+            time: now.to_owned(),
+            subresource: manager.subresource.clone(),
+            fields: FieldSet::default(),
+        };
+        let mut entry = entry.into_json();
+        entry["fieldsV1"] = created(new, schema);
+        store(new, vec![entry]);
+        return;
+    }
     let (changed, removed) = compare(old, new, schema);
     let (changed, removed) = (stripped(changed), stripped(removed));
-    let gone = changed.clone().union(&removed);
-    let mut own = FieldSet::default();
-    let mut kept_time = String::new();
+    let mut own = None;
+    let mut entries = take_entries(old, new);
     entries.retain_mut(|e| {
-        let mine = !e.apply
-            && e.manager == manager.name
-            && e.subresource == manager.subresource
-            && e.api_version == manager.api_version;
+        let mine = text(e, "operation") != "Apply"
+            && text(e, "manager") == manager.name
+            && text(e, "subresource") == manager.subresource
+            && text(e, "apiVersion") == manager.api_version;
         if mine {
-            own = std::mem::take(&mut e.fields).difference(&removed);
-            kept_time = std::mem::take(&mut e.time);
+            own = Some(e.take());
             return false;
         }
-        if !gone.is_empty() {
-            e.fields = e.fields.difference(&gone);
+        // Most entries have nothing to do with the change, and stay as they are, undecoded.
+        let Some(fields) = e.get_mut("fieldsV1") else { return false };
+        if !changed.touches(fields) && !removed.touches(fields) {
+            return true;
         }
-        true
+        let left = FieldSet::from_json(fields).difference(&changed).difference(&removed);
+        *fields = left.to_json();
+        !left.is_empty()
     });
-    let time = if changed.is_empty() && !kept_time.is_empty() { kept_time } else { now.to_owned() };
-    entries.push(Entry {
-        manager: manager.name.clone(),
-        apply: false,
-        api_version: manager.api_version.clone(),
-        time,
-        subresource: manager.subresource.clone(),
-        fields: own.union(&changed),
-    });
-    store_entries(new, entries);
+    let own = match own {
+        Some(mut entry) => {
+            if !changed.is_empty() || text(&entry, "time").is_empty() {
+                entry["time"] = now.into();
+            }
+            let fields = &mut entry["fieldsV1"];
+            if removed.touches(fields) || !changed.is_within(fields) {
+                *fields = FieldSet::from_json(fields).difference(&removed).union(changed).to_json();
+            }
+            entry
+        }
+        None => Entry {
+            manager: manager.name.clone(),
+            apply: false,
+            api_version: manager.api_version.clone(),
+            time: now.to_owned(),
+            subresource: manager.subresource.clone(),
+            fields: changed,
+        }
+        .into_json(),
+    };
+    if own["fieldsV1"].as_object().is_some_and(|fields| !fields.is_empty()) {
+        entries.push(own);
+    }
+    store(new, entries);
+}
+
+/// The `fieldsV1` of whoever makes an object: what comparing with nothing finds, written at once.
+fn created(object: &Value, schema: &Schema) -> Value {
+    let mut all = Map::new();
+    for (name, value) in object.as_object().into_iter().flatten() {
+        let node = schema.child(schema.root_id(), name);
+        match name.as_str() {
+            "apiVersion" | "kind" => {}
+            "metadata" => {
+                let mut own = Map::new();
+                for (name, value) in value.as_object().into_iter().flatten() {
+                    if !OWN_METADATA.contains(&name.as_str()) {
+                        let node = node.and_then(|n| schema.child(n, name));
+                        own.insert(format!("f:{name}"), fields::json_of(value, schema, node, true, 2));
+                    }
+                }
+                if !own.is_empty() {
+                    all.insert("f:metadata".into(), own.into());
+                }
+            }
+            _ => drop(all.insert(format!("f:{name}"), fields::json_of(value, schema, node, true, 1))),
+        }
+    }
+    all.into()
 }
 
 /// Applies `config` to `live` (an empty object where there is none) and returns the result.
@@ -193,7 +267,7 @@ pub fn apply(
     let mut entries = entries_of(live);
     let is_mine = |e: &Entry| e.apply && e.manager == manager.name && e.subresource == manager.subresource;
     let before =
-        entries.iter().filter(|e| is_mine(e)).fold(FieldSet::default(), |all, e| all.union(&e.fields));
+        entries.iter().filter(|e| is_mine(e)).fold(FieldSet::default(), |all, e| all.union(e.fields.clone()));
     let mut merged = live.clone();
     merge(&mut merged, config, schema, root, 0);
     let (changed, _) = compare(live, &merged, schema);
@@ -221,7 +295,8 @@ pub fn apply(
         return Err(conflicts);
     }
     // What this manager applied before, does not apply now, and nobody else owns, goes away.
-    let owned = entries.iter().filter(|e| !is_mine(e)).fold(wanted.clone(), |all, e| all.union(&e.fields));
+    let owned =
+        entries.iter().filter(|e| !is_mine(e)).fold(wanted.clone(), |all, e| all.union(e.fields.clone()));
     let gone = before.difference(&wanted);
     if !gone.is_empty() {
         remove(&mut merged, &gone, &owned, schema, root, 0);
@@ -240,6 +315,12 @@ pub fn apply(
     });
     store_entries(&mut merged, entries);
     Ok(merged)
+}
+
+fn is_nothing(object: &Value) -> bool {
+    object.as_object().is_some_and(|map| {
+        map.len() == 1 && map.get("metadata").and_then(Value::as_object).is_some_and(Map::is_empty)
+    })
 }
 
 /// The object without its managedFields, for comparisons.
@@ -462,6 +543,51 @@ mod tests {
 
     proptest! {
         #![proptest_config(ProptestConfig::with_cases(64))]
+        #[test]
+        fn a_new_object_is_described_as_a_comparison_with_nothing_would(config in config(), bare: bool) {
+            let mut new = config;
+            let extra = if bare { json!({}) } else { json!({"tolerations": [{"key": "a"}], "nodeSelector": {}, "containers": [], "volumes": [{}],
+                "imagePullSecrets": [{"name": "s"}], "securityContext": {"supplementalGroups": [1]}, "unheard": {"of": [1]}}) };
+            new["spec"].as_object_mut().unwrap().extend(extra.as_object().unwrap().clone());
+            new["metadata"]["name"] = "p".into();
+            new["metadata"]["finalizers"] = json!(["f"]);
+            new["kind"] = "Pod".into();
+            new["empty"] = json!({});
+            let schema = schema();
+            let want = stripped(compare(&nothing(), &new, &schema).0).to_json();
+            prop_assert_eq!(created(&new, &schema), want);
+        }
+
+        /// What leaves most entries undecoded finds what decoding all of them would.
+        #[test]
+        fn an_update_takes_what_it_changes_from_everybody_else(first in config(), second in config(), third in config()) {
+            let schema = schema();
+            let mut live = run(&nothing(), first, "applier", false).unwrap();
+            for (config, who) in [(second, "a"), (third, "b")] {
+                let mut new = config;
+                new["metadata"]["name"] = "p".into();
+                let (changed, removed) = compare(&live, &new, &schema);
+                let (changed, removed) = (stripped(changed), stripped(removed));
+                let want: Vec<Value> = entries_of(&live)
+                    .into_iter()
+                    .filter(|e| e.apply || e.manager != who)
+                    .map(|mut e| {
+                        e.fields = e.fields.difference(&changed).difference(&removed);
+                        e
+                    })
+                    .filter(|e| !e.fields.is_empty())
+                    .map(Entry::into_json)
+                    .collect();
+                record_update(&live, &mut new, &schema, &manager(who), "2026-01-02T00:00:00Z");
+                let entries = entries_of(&new);
+                let others: Vec<Value> = entries.iter().filter(|e| e.apply || e.manager != who).cloned().map(Entry::into_json).collect();
+                prop_assert_eq!(others, want);
+                let own = entries.iter().find(|e| !e.apply && e.manager == who).map(|e| e.fields.clone()).unwrap_or_default();
+                prop_assert_eq!(own, changed);
+                live = new;
+            }
+        }
+
         #[test]
         fn applying_twice_is_applying_once_and_a_lone_manager_gets_what_it_says(first in config(), second in config()) {
             let once = run(&nothing(), first, "m", false).unwrap();

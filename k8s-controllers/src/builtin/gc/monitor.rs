@@ -6,20 +6,13 @@ use futures::StreamExt;
 use k8s_core::{
     api::apimachinery::pkg::apis::meta::v1::Status,
     client::{Error, Resource},
+    json,
     status::ApiStatus,
 };
-use serde::Deserialize;
 use tracing::debug;
 
 use super::Shared;
-use crate::builtin::dynamic::{self, Any};
-
-#[derive(Deserialize)]
-struct Event<'a> {
-    r#type: &'a str,
-    #[serde(borrow)]
-    object: &'a serde_json::value::RawValue,
-}
+use crate::builtin::dynamic::{self, Meta};
 
 const LONGEST_DELAY: Duration = Duration::from_secs(30);
 
@@ -68,18 +61,21 @@ async fn follow(
     while let Some(line) = lines.next().await {
         let line = line?;
         let decode = |source| Error::Decode { what: format!("watch of {}", resource.plural), source };
-        let event: Event<'_> = serde_json::from_slice(&line).map_err(decode)?;
-        if event.r#type == "ERROR" {
-            let status: Status = serde_json::from_str(event.object.get()).map_err(decode)?;
+        // Of an object, only the metadata is read at all.
+        let part =
+            |path: &[&str]| json::find(&line, path).and_then(|place| line.get(place)).unwrap_or_default();
+        let kind = json::plain(&line, &["type"]).unwrap_or_default();
+        if kind == "ERROR" {
+            let status: Status = serde_json::from_slice(part(&["object"])).map_err(decode)?;
             return Err(ApiStatus::from_status(status).into());
         }
-        let object: Any = serde_json::from_str(event.object.get()).map_err(decode)?;
-        if !object.metadata.resource_version.is_empty() {
-            *position = Some(object.metadata.resource_version.clone());
+        let meta: Meta = serde_json::from_slice(part(&["object", "metadata"])).map_err(decode)?;
+        if !meta.resource_version.is_empty() {
+            *position = Some(meta.resource_version.clone());
         }
-        let touched = match event.r#type {
-            "ADDED" | "MODIFIED" => shared.graph().set(resource, object.metadata),
-            "DELETED" => shared.graph().remove(&object.metadata.uid),
+        let touched = match kind {
+            "ADDED" | "MODIFIED" => shared.graph().set(resource, meta),
+            "DELETED" => shared.graph().remove(&meta.uid),
             _ => continue,
         };
         look(touched);

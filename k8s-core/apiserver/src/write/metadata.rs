@@ -64,17 +64,11 @@ pub(super) fn check_finalizers(new: &Value, old: &Value, errors: &mut FieldError
 
 /// Puts back what a write may not touch.
 pub(super) fn carry_over(resource: &Resource, new: &mut Value, old: &Value, part: &str) {
-    let old_metadata = old.get("metadata").cloned().unwrap_or_default();
     let Some(map) = new.as_object_mut() else { return };
     if part == "status" {
         // A status write changes the status, and of the metadata only what a status writer may annotate.
         let metadata = map.remove("metadata").unwrap_or_default();
-        let status = map.remove("status");
-        *map = old.as_object().cloned().unwrap_or_default();
-        match status {
-            Some(status) => map.insert("status".into(), status),
-            None => map.remove("status"),
-        };
+        keep_all_but_status(map, old.as_object().unwrap_or(&Map::new()));
         let annotates = ["pods", "nodes", "persistentvolumes", "persistentvolumeclaims", "services"];
         if annotates.contains(&resource.plural.as_str())
             && let (Some(kept), Some(asked)) =
@@ -113,9 +107,20 @@ pub(super) fn carry_over(resource: &Resource, new: &mut Value, old: &Value, part
         "selfLink",
         "generateName",
     ] {
-        match old_metadata.get(field) {
+        match old.get("metadata").and_then(|metadata| metadata.get(field)) {
+            Some(value) if metadata.get(field) == Some(value) => None,
             Some(value) => metadata.insert(field.into(), value.clone()),
             None => metadata.remove(field),
         };
+    }
+}
+
+/// Puts back every field but the status. Most are as they were, and then need no copy.
+fn keep_all_but_status(new: &mut Map<String, Value>, old: &Map<String, Value>) {
+    new.retain(|name, _| name == "status" || old.contains_key(name));
+    for (name, value) in old.iter().filter(|(name, _)| *name != "status") {
+        if new.get(name) != Some(value) {
+            new.insert(name.clone(), value.clone());
+        }
     }
 }
