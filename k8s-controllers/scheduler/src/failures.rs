@@ -73,8 +73,8 @@ impl Failures {
 
     /// When [`Failures::next`] may have something, if nothing new is added.
     pub(crate) fn next_due(&self) -> Option<Instant> {
-        let next = self.since + Duration::from_secs(1) / RATE;
-        (!self.waiting.is_empty()).then(|| if self.allowed > 0 { self.since } else { next })
+        let next = if self.allowed > 0 { self.since } else { self.since + Duration::from_secs(1) / RATE };
+        (!self.waiting.is_empty()).then_some(next)
     }
 }
 
