@@ -7,7 +7,14 @@ mod image;
 mod reset;
 mod up;
 
-use std::{ffi::OsString, future::Future, path::PathBuf, process::ExitCode};
+use std::{
+    cell::Cell,
+    ffi::OsString,
+    future::Future,
+    path::PathBuf,
+    process::ExitCode,
+    time::{Duration, Instant},
+};
 
 use clap::{CommandFactory, FromArgMatches, Parser, Subcommand};
 
@@ -106,12 +113,29 @@ pub fn run_as(name: &'static str, args: Vec<OsString>, extras: &Extras) -> ExitC
 }
 
 /// When a program that runs on is taken to have started.
-const STARTED: std::time::Duration = std::time::Duration::from_secs(3);
+const STARTED: Duration = Duration::from_secs(3);
+
+/// How often an idle thread does what [`crate::when_idle`] was told.
+const IDLE: Duration = Duration::from_secs(3);
+
+/// Called whenever a thread of the runtime has nothing to do, which is often.
+fn idle() {
+    thread_local! {
+        static LAST: Cell<Option<Instant>> = const { Cell::new(None) };
+    }
+    let Some(work) = crate::WHEN_IDLE.get() else { return };
+    let now = Instant::now();
+    if LAST.get().is_none_or(|last| now - last >= IDLE) {
+        LAST.set(Some(now));
+        work();
+    }
+}
 
 /// Runs a future on a runtime of its own.
 fn block_on(future: impl Future<Output = Result<(), Failure>>) -> Result<(), Failure> {
     let runtime = tokio::runtime::Builder::new_multi_thread()
         .enable_all()
+        .on_thread_park(idle)
         .build()
         .map_err(Failure::because("start the async runtime"))?;
     runtime.spawn(async {

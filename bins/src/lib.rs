@@ -36,12 +36,23 @@ pub mod ranges;
 pub mod reset;
 mod text_pages;
 
-use std::{process::ExitCode, sync::Arc};
+use std::{
+    process::ExitCode,
+    sync::{Arc, OnceLock},
+};
 
 pub use cluster::{Builder, Cluster, Node, host_name, open_images};
 pub use distribution::{Distribution, Extras, distribution};
 use exit::Failure;
 use k8s_apiserver::proxy::RemoteKubelets;
+
+static WHEN_IDLE: OnceLock<fn()> = OnceLock::new();
+
+/// What threads do, every few seconds, when they run out of work: a program tells its allocator here to give memory back.
+pub fn when_idle(work: fn()) {
+    // The first one stays.
+    let _ = WHEN_IDLE.set(work);
+}
 
 /// The `main` of `hyperkube`. Must be called before any thread is started.
 #[must_use]
