@@ -13,7 +13,7 @@ mod pack;
 mod slices;
 mod trigger;
 
-use std::sync::Arc;
+use std::{collections::BTreeSet, sync::Arc};
 
 use futures::future::BoxFuture;
 use k8s_core::{
@@ -24,16 +24,24 @@ use k8s_core::{
     meta::{LabelSelector, ObjectExt, ObjectKey},
 };
 
-use super::Options;
-use crate::{Caches, Controller, Environment};
+use super::{Options, pods};
+use crate::{Caches, Controller, Environment, predicates};
 
 pub(super) fn slices(environment: Environment, _: Options) -> BoxFuture<'static, ()> {
+    pods::index_by_node(&environment.caches);
     Controller::<Service>::new()
         .named("endpointslice-controller")
         .workers(5)
         .owns::<EndpointSlice>()
         .watches::<Pod>(selecting)
-        .reads::<Node>()
+        .watches_when::<Node>(
+            predicates::changed(|node: &Node| slices::zone_of(node).cloned()),
+            |caches, node| {
+                let services =
+                    pods::pods_on(caches, node.name()).into_iter().flat_map(|pod| selecting(caches, &pod));
+                services.collect::<BTreeSet<ObjectKey>>().into_iter().collect()
+            },
+        )
         .start(environment, slices::Slices::default())
 }
 

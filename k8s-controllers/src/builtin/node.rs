@@ -8,8 +8,6 @@ mod ipam;
 mod lifecycle;
 mod pod_gc;
 
-use std::sync::Arc;
-
 use futures::future::BoxFuture;
 use k8s_core::{
     api::api::{
@@ -19,24 +17,16 @@ use k8s_core::{
     meta::{ObjectExt, ObjectKey},
 };
 
-use super::{Options, pods};
-use crate::{Caches, Controller, Environment};
+use super::{
+    Options,
+    pods::{self, index_by_node},
+};
+use crate::{Controller, Environment};
 
-const BY_NODE: &str = "node";
 const LEASES: &str = "kube-node-lease";
 
-fn index_pods(caches: &Caches) {
-    caches.of::<Pod>().add_index(BY_NODE, |pod| {
-        Some(pods::node_name(pod).to_owned()).filter(|n| !n.is_empty()).into_iter().collect()
-    });
-}
-
-fn pods_on(caches: &Caches, node: &str) -> Vec<Arc<Pod>> {
-    caches.of::<Pod>().by_index(BY_NODE, node)
-}
-
 pub(super) fn lifecycle(environment: Environment, options: Options) -> BoxFuture<'static, ()> {
-    index_pods(&environment.caches);
+    index_by_node(&environment.caches);
     Controller::<Node>::new()
         .named("node-controller")
         .watches::<Lease>(|_, lease| {
@@ -47,7 +37,7 @@ pub(super) fn lifecycle(environment: Environment, options: Options) -> BoxFuture
 }
 
 pub(super) fn eviction(environment: Environment, _: Options) -> BoxFuture<'static, ()> {
-    index_pods(&environment.caches);
+    index_by_node(&environment.caches);
     Controller::<Node>::new()
         .named("taint-eviction-controller")
         .watches::<Pod>(|caches, pod| {

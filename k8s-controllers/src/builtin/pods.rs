@@ -9,6 +9,23 @@ use k8s_core::{
     meta::{Object, ObjectExt, owner_reference},
 };
 
+use crate::Caches;
+
+const BY_NODE: &str = "node";
+
+/// Lets [`pods_on`] find the pods of a node.
+pub fn index_by_node(caches: &Caches) {
+    caches.of::<Pod>().add_index(BY_NODE, |pod| {
+        Some(node_name(pod).to_owned()).filter(|n| !n.is_empty()).into_iter().collect()
+    });
+}
+
+/// The pods of a node, where [`index_by_node`] was called.
+#[must_use]
+pub fn pods_on(caches: &Caches, node: &str) -> Vec<Arc<Pod>> {
+    caches.of::<Pod>().by_index(BY_NODE, node)
+}
+
 /// The phase; empty before a kubelet has seen the pod.
 #[must_use]
 pub fn phase(pod: &Pod) -> &str {

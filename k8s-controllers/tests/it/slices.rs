@@ -6,7 +6,7 @@ use k8s_controllers::builtin::pods;
 use k8s_core::{
     api::api::{
         apps::v1::Deployment,
-        core::v1::{Endpoints, Pod, Service},
+        core::v1::{Endpoints, Node, Pod, Service},
         discovery::v1::{Endpoint, EndpointSlice},
     },
     client::DeleteOptions,
@@ -65,6 +65,14 @@ async fn no_slice_has_more_than_a_hundred_and_hints_name_zones() {
             let nodes = e.hints.as_ref().and_then(|h| h.for_nodes.clone()).unwrap_or_default();
             nodes.first().map(|n| n.name.clone()) == e.node_name
         })
+    })
+    .await;
+    // A node that moves takes its endpoints along.
+    lab.edit("n1", |node: &mut Node| node.set_label("topology.kubernetes.io/zone", "elsewhere")).await;
+    lab.until("they are elsewhere", async || {
+        let moved =
+            |e: &Endpoint| (e.node_name.as_deref() == Some("n1")) == (e.zone.as_deref() == Some("elsewhere"));
+        endpoints(&lab).await.iter().all(moved)
     })
     .await;
 }

@@ -57,6 +57,11 @@ impl Reconcile for Slices {
     }
 }
 
+/// The zone that a node is in.
+pub(super) fn zone_of(node: &Node) -> Option<&String> {
+    node.metadata.labels.as_ref()?.get("topology.kubernetes.io/zone")
+}
+
 fn plan(
     caches: &Caches,
     service: &Service,
@@ -154,7 +159,7 @@ fn endpoint(backend: &Backend, caches: &Caches, prefers: Preference) -> Endpoint
     let pod = &backend.pod;
     let node_name = Some(pods::node_name(pod).to_owned()).filter(|n| !n.is_empty());
     let node = node_name.as_ref().and_then(|name| caches.of::<Node>().get("", name));
-    let zone = node.and_then(|n| n.label("topology.kubernetes.io/zone").map(str::to_owned));
+    let zone = node.as_deref().and_then(zone_of).cloned();
     Endpoint {
         addresses: vec![backend.ip.clone()],
         conditions: Some(EndpointConditions {

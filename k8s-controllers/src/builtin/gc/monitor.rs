@@ -62,14 +62,12 @@ async fn follow(
         let line = line?;
         let decode = |source| Error::Decode { what: format!("watch of {}", resource.plural), source };
         // Of an object, only the metadata is read at all.
-        let part =
-            |path: &[&str]| json::find(&line, path).and_then(|place| line.get(place)).unwrap_or_default();
         let kind = json::plain(&line, &["type"]).unwrap_or_default();
         if kind == "ERROR" {
-            let status: Status = serde_json::from_slice(part(&["object"])).map_err(decode)?;
+            let status: Status = json::read(&line, &["object"]).map_err(decode)?;
             return Err(ApiStatus::from_status(status).into());
         }
-        let meta: Meta = serde_json::from_slice(part(&["object", "metadata"])).map_err(decode)?;
+        let meta: Meta = json::read(&line, &["object", "metadata"]).map_err(decode)?;
         if !meta.resource_version.is_empty() {
             *position = Some(meta.resource_version.clone());
         }

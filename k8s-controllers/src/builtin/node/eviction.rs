@@ -11,11 +11,11 @@ use k8s_core::{
     meta::ObjectExt,
 };
 
-use super::{
-    lifecycle::{NOT_READY, UNREACHABLE},
-    pods_on,
+use super::lifecycle::{NOT_READY, UNREACHABLE};
+use crate::{
+    Action, Context, Error, EventType, Reconcile,
+    builtin::pods::{self, pods_on},
 };
-use crate::{Action, Context, Error, EventType, Reconcile, builtin::pods};
 
 /// How long a pod that says nothing about it stays on a node that is not ready or not reachable. (The admission plugin
 /// DefaultTolerationSeconds says it for pods made since it is on.)

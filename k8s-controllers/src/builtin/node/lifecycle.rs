@@ -22,7 +22,7 @@ use k8s_core::{
 };
 use serde_json::json;
 
-use super::{LEASES, pods_on};
+use super::{LEASES, pods::pods_on};
 use crate::{
     Action, Context, Error, EventType, Reconcile,
     builtin::{
