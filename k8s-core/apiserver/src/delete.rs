@@ -168,19 +168,21 @@ fn goes_at_once(resource: &Resource, stored: &Stored, options: &Options) -> Opti
     if !is_plain || crate::extend::is_read_at_its_end(resource) {
         return None;
     }
-    let json = &stored.json;
-    for kept_by in ["finalizers", "deletionGracePeriodSeconds"] {
-        if json::find(json, &["metadata", kept_by]).is_some() {
-            return None;
-        }
-    }
     if &*resource.storage == "pods" {
-        let ended = matches!(json::plain(json, &["status", "phase"]), Some("Succeeded" | "Failed"));
-        if !ended && json::find(json, &["spec", "nodeName"]).is_some() {
+        let field = |name: &str| {
+            resource.fields.iter().zip(&stored.fields).find(|(n, _)| *n == name).map(|(_, v)| &**v)
+        };
+        let ended = matches!(field("status.phase"), Some("Succeeded" | "Failed"));
+        if !ended && field("spec.nodeName") != Some("") {
             return None;
         }
     }
-    Unversioned::of(json)
+    let metadata = crate::value::metadata_of(&stored.json)?;
+    let has = |field: &str| json::find(metadata, &[field]).is_some();
+    if has("finalizers") || has("deletionGracePeriodSeconds") {
+        return None;
+    }
+    Unversioned::of(&stored.json)
 }
 
 /// Seconds that an object gets to end by itself: only pods that run somewhere do.

@@ -470,17 +470,16 @@ impl<K: Serialize + DeserializeOwned> Api<K> {
 /// Decodes one line of a watch.
 fn decode_event<K: DeserializeOwned>(client: &Client, line: &[u8]) -> Result<WatchEvent<K>, Error> {
     let decode = |source| Error::Decode { what: "watch event".into(), source };
-    let (Some(kind), Some(object)) = (json::plain(line, &["type"]), json::find(line, &["object"])) else {
+    let Some(kind) = json::plain(line, &["type"]) else {
         return Err(Error::Request("a line of a watch is no event".into()));
     };
-    let object = &line[object];
-    let changed = || serde_json::from_slice(&client.read(object)).map_err(decode);
+    let changed = || json::read(&client.read_below(line, "object"), &["object"]).map_err(decode);
     Ok(match kind {
         "ADDED" => WatchEvent::Added(changed()?),
         "MODIFIED" => WatchEvent::Modified(changed()?),
         "DELETED" => WatchEvent::Deleted(changed()?),
         "BOOKMARK" => {
-            let mark: BookmarkObject = serde_json::from_slice(object).map_err(decode)?;
+            let mark: BookmarkObject = json::read(line, &["object"]).map_err(decode)?;
             let version = mark.metadata.resource_version.and_then(|v| v.parse().ok()).unwrap_or(0);
             let complete = mark
                 .metadata
@@ -489,7 +488,7 @@ fn decode_event<K: DeserializeOwned>(client: &Client, line: &[u8]) -> Result<Wat
             WatchEvent::Bookmark(version, complete)
         }
         "ERROR" => {
-            let status: Status = serde_json::from_slice(object).map_err(decode)?;
+            let status: Status = json::read(line, &["object"]).map_err(decode)?;
             WatchEvent::Error(ApiStatus::from_status(status))
         }
         other => return Err(Error::Request(format!("watch event type {other:?} is unknown"))),

@@ -157,9 +157,18 @@ impl Client {
         Client { lean: true, ..self.clone() }
     }
 
-    /// An object's or a list's JSON, as far as this client reads it.
-    pub(super) fn read<'a>(&self, json: &'a [u8]) -> Cow<'a, [u8]> {
+    /// An object's JSON, or that of something else, as far as this client reads it.
+    fn read<'a>(&self, json: &'a [u8]) -> Cow<'a, [u8]> {
         if self.lean { json::without(json, &["metadata", "managedFields"]) } else { Cow::Borrowed(json) }
+    }
+
+    /// The same where the object is in a field.
+    pub(super) fn read_below<'a>(&self, json: &'a [u8], field: &str) -> Cow<'a, [u8]> {
+        if self.lean {
+            json::without(json, &[field, "metadata", "managedFields"])
+        } else {
+            Cow::Borrowed(json)
+        }
     }
 
     /// The name this client goes by.

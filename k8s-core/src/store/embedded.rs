@@ -16,7 +16,7 @@ const META: TableDefinition<'_, &str, u64> = TableDefinition::new("meta");
 /// The layout that this program writes.
 const FORMAT: u64 = 1;
 /// redb's own page cache, bytes. The store holds every object itself, so reads after start-up are rare.
-const PAGE_CACHE: usize = 4 << 20;
+const PAGE_CACHE: usize = 1 << 20;
 
 /// Why a store cannot be opened.
 #[derive(Debug, thiserror::Error)]
