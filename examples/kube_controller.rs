@@ -1,43 +1,149 @@
-//! An unmodified kube-rs controller, on a cluster in the same process and without a socket: every ConfigMap with the label `greet` gets a greeting.
+//! The controller of `src/rds.rs` as a program of kube-rs, unmodified and without a socket on a cluster in the same process: what it makes is the same.
+//! To be read beside it.
 
 use std::{sync::Arc, time::Duration};
 
 use futures::StreamExt;
-use k8s_openapi::api::core::v1::ConfigMap;
+use k8s_openapi::{
+    api::{
+        apps::v1::Deployment,
+        core::v1::{Secret, Service},
+    },
+    apiextensions_apiserver::pkg::apis::apiextensions::v1::CustomResourceDefinition,
+    apimachinery::pkg::apis::meta::v1::{Condition, Time},
+};
 use k8s_testing::TestCluster;
 use kube::{
-    Api, Client, ResourceExt,
-    api::{Patch, PatchParams, PostParams},
-    runtime::{Controller, controller::Action, watcher},
+    Api, Client, CustomResource, CustomResourceExt, Resource, ResourceExt,
+    api::{ListParams, Patch, PatchParams, PostParams},
+    runtime::{Controller, controller::Action, wait, watcher},
 };
+use schemars::JsonSchema;
+use serde::{Deserialize, Serialize};
 use serde_json::json;
 
-async fn reconcile(map: Arc<ConfigMap>, client: Arc<Client>) -> Result<Action, kube::Error> {
-    let maps: Api<ConfigMap> = Api::default_namespaced((*client).clone());
-    let greeting = json!({
-        "apiVersion": "v1", "kind": "ConfigMap",
-        "data": {"greeting": format!("hello, {}", map.name_any())},
-    });
-    maps.patch(&map.name_any(), &PatchParams::apply("greeter"), &Patch::Apply(greeting)).await?;
+#[derive(CustomResource, Serialize, Deserialize, JsonSchema, Clone, Debug)]
+#[kube(
+    group = "stable.example.com",
+    version = "v1",
+    kind = "RdsDatabase",
+    namespaced,
+    status = "DatabaseStatus"
+)]
+#[kube(printcolumn = r#"{"name": "Engine", "type": "string", "jsonPath": ".spec.engine"}"#)]
+#[serde(rename_all = "camelCase")]
+struct DatabaseSpec {
+    engine: Engine,
+    #[serde(default = "twenty")]
+    storage_gb: u32,
+}
+
+#[derive(Serialize, Deserialize, JsonSchema, Clone, Copy, Debug)]
+#[serde(rename_all = "lowercase")]
+enum Engine {
+    Postgres,
+    Mysql,
+}
+
+#[derive(Serialize, Deserialize, JsonSchema, Clone, Debug, Default)]
+struct DatabaseStatus {
+    #[serde(default)]
+    conditions: Vec<Condition>,
+}
+
+fn twenty() -> u32 {
+    20
+}
+
+async fn reconcile(db: Arc<RdsDatabase>, client: Arc<Client>) -> Result<Action, kube::Error> {
+    let (name, namespace) = (db.name_any(), db.namespace().unwrap_or_default());
+    let owned = json!({"name": name, "ownerReferences": [db.controller_owner_ref(&())]});
+    let mine = PatchParams::apply("databases").force();
+
+    let secrets: Api<Secret> = Api::namespaced((*client).clone(), &namespace);
+    if secrets.get_opt(&name).await?.is_none() {
+        let data = json!({"user": "admin", "password": format!("{:x}", rand())});
+        let secret = serde_json::from_value(json!({"metadata": owned, "stringData": data}))
+            .map_err(kube::Error::SerdeError)?;
+        match secrets.create(&PostParams::default(), &secret).await {
+            Err(kube::Error::Api(e)) if e.code == 409 => {}
+            other => drop(other?),
+        }
+    }
+    let labels = json!({"database": name});
+    let image = match db.spec.engine {
+        Engine::Postgres => "postgres:16",
+        Engine::Mysql => "mysql:8",
+    };
+    let deployment = json!({"apiVersion": "apps/v1", "kind": "Deployment", "metadata": owned,
+    "spec": {"replicas": 1, "selector": {"matchLabels": labels}, "template": {
+        "metadata": {"labels": labels},
+        "spec": {"containers": [{"name": "db", "image": image, "envFrom": [{"secretRef": {"name": name}}]}]},
+    }}});
+    let deployments: Api<Deployment> = Api::namespaced((*client).clone(), &namespace);
+    let deployment = deployments.patch(&name, &mine, &Patch::Apply(deployment)).await?;
+    let service = json!({"apiVersion": "v1", "kind": "Service", "metadata": owned,
+        "spec": {"selector": labels, "ports": [{"port": 5432}]}});
+    let services: Api<Service> = Api::namespaced((*client).clone(), &namespace);
+    services.patch(&name, &mine, &Patch::Apply(service)).await?;
+
+    let available = deployment.status.iter().flat_map(|s| s.conditions.iter().flatten());
+    let ready = available.into_iter().any(|c| c.type_ == "Available" && c.status == "True");
+    let status = if ready { "True" } else { "False" };
+    let before =
+        db.status.iter().flat_map(|s| &s.conditions).find(|c| c.type_ == "Ready" && c.status == status);
+    let condition = Condition {
+        type_: "Ready".into(),
+        status: status.into(),
+        reason: "DeploymentAvailable".into(),
+        message: String::new(),
+        observed_generation: db.metadata.generation,
+        // A condition that stays keeps its time, or each look would be a write, and each write a look.
+        last_transition_time: before
+            .map_or_else(|| Time(k8s_openapi::jiff::Timestamp::now()), |c| c.last_transition_time.clone()),
+    };
+    let databases: Api<RdsDatabase> = Api::namespaced((*client).clone(), &namespace);
+    let patch = json!({"status": {"conditions": [condition]}});
+    databases.patch_status(&name, &PatchParams::default(), &Patch::Merge(patch)).await?;
     Ok(Action::await_change())
+}
+
+fn rand() -> u128 {
+    use std::hash::{BuildHasher, RandomState};
+    u128::from(RandomState::new().hash_one(0)) << 64 | u128::from(RandomState::new().hash_one(1))
+}
+
+async fn run(client: Client) {
+    let again =
+        |_: Arc<RdsDatabase>, _: &kube::Error, _: Arc<Client>| Action::requeue(Duration::from_secs(1));
+    let any = watcher::Config::default;
+    Controller::new(Api::<RdsDatabase>::all(client.clone()), any())
+        .owns(Api::<Deployment>::all(client.clone()), any())
+        .owns(Api::<Service>::all(client.clone()), any())
+        .owns(Api::<Secret>::all(client.clone()), any())
+        .run(reconcile, again, Arc::new(client))
+        .for_each(|_| async {})
+        .await;
 }
 
 #[tokio::main(flavor = "current_thread")]
 async fn main() -> anyhow::Result<()> {
-    let cluster = TestCluster::builder().nodes(0).start().await?;
+    let cluster = TestCluster::start().await?;
     let client = Client::new(cluster.service(), "default");
-    let maps: Api<ConfigMap> = Api::default_namespaced(client.clone());
+    let definitions: Api<CustomResourceDefinition> = Api::all(client.clone());
+    definitions.create(&PostParams::default(), &RdsDatabase::crd()).await?;
+    let running = tokio::spawn(run(client.clone()));
 
-    let wanted = watcher::Config::default().labels("greet");
-    let again = |_: Arc<ConfigMap>, _: &kube::Error, _: Arc<Client>| Action::requeue(Duration::from_secs(1));
-    let controller = Controller::new(maps.clone(), wanted).run(reconcile, again, Arc::new(client));
-    let running = tokio::spawn(controller.for_each(|_| async {}));
-
-    let map: ConfigMap =
-        serde_json::from_value(json!({"metadata": {"name": "world", "labels": {"greet": ""}}}))?;
-    maps.create(&PostParams::default(), &map).await?;
-    let greeted = cluster.until::<ConfigMap>("default", "world", |map| map.data.is_some()).await?;
-    println!("{}", greeted.data.and_then(|mut data| data.remove("greeting")).unwrap_or_default());
+    let databases: Api<RdsDatabase> = Api::default_namespaced(client.clone());
+    let spec = DatabaseSpec { engine: Engine::Postgres, storage_gb: 20 };
+    databases.create(&PostParams::default(), &RdsDatabase::new("orders", spec)).await?;
+    let ready = |db: Option<&RdsDatabase>| {
+        db.iter().flat_map(|db| db.status.iter()).flat_map(|s| &s.conditions).any(|c| c.status == "True")
+    };
+    wait::await_condition(databases, "orders", ready).await?;
+    let secrets: Api<Secret> = Api::default_namespaced(client);
+    let secret = secrets.list(&ListParams::default().fields("metadata.name=orders")).await?;
+    println!("orders is ready, with {} secret", secret.items.len());
     running.abort();
     Ok(())
 }

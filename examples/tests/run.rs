@@ -43,7 +43,7 @@ fn custom_controller() {
 
 #[test]
 fn kube_controller() {
-    check(env!("CARGO_BIN_EXE_kube_controller"), &["hello, world"]);
+    check(env!("CARGO_BIN_EXE_kube_controller"), &["orders is ready, with 1 secret"]);
 }
 
 #[tokio::test]

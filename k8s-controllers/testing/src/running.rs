@@ -157,13 +157,6 @@ impl Running {
         self.inner.service.clone()
     }
 
-    /// A `kube::Client` on the cluster.
-    #[cfg(feature = "kube")]
-    #[must_use]
-    pub fn kube(&self) -> kube::Client {
-        kube::Client::new(self.service(), "default")
-    }
-
     /// The cluster's time.
     #[must_use]
     pub fn clock(&self) -> &Clock {
