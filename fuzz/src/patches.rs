@@ -66,7 +66,7 @@ pub(crate) const APPLY: Target = Target {
     seeds: PODS,
     run: |data| {
         let Some((live, config)) = two(data) else { return };
-        if !live.is_object() || !config.is_object() {
+        if !live.is_object() || !config.is_object() || managed::ambiguous(&config, &POD).is_some() {
             return;
         }
         let manager =

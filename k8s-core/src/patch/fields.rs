@@ -146,21 +146,23 @@ impl FieldSet {
         }
         for (key, child) in &self.children {
             let length = path.len();
-            match key.split_once(':') {
-                Some(("f", name)) => {
-                    path.push('.');
-                    path.push_str(name);
-                }
-                Some(("k", keys)) => {
-                    let keys: Map<String, Value> = serde_json::from_str(keys).unwrap_or_default();
-                    let keys: Vec<String> = keys.iter().map(|(k, v)| format!("{k}={v}")).collect();
-                    path.push_str(&format!("[{}]", keys.join(",")));
-                }
-                _ => path.push_str(&format!("[={}]", &key[2.min(key.len())..])),
-            }
+            path.push_str(&shown(key));
             child.collect(path, out);
             path.truncate(length);
         }
+    }
+}
+
+/// A path element as users know it: `.spec`, `[name="c"]`, `[="x"]`.
+pub(super) fn shown(element: &str) -> String {
+    match element.split_once(':') {
+        Some(("f", name)) => format!(".{name}"),
+        Some(("k", keys)) => {
+            let keys: Map<String, Value> = serde_json::from_str(keys).unwrap_or_default();
+            let keys: Vec<String> = keys.iter().map(|(k, v)| format!("{k}={v}")).collect();
+            format!("[{}]", keys.join(","))
+        }
+        _ => format!("[={}]", element.get(2..).unwrap_or_default()),
     }
 }
 

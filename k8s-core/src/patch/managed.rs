@@ -2,7 +2,7 @@
 //!
 //! Everything here works on the stored form of an object. Entries are kept in `metadata.managedFields` as upstream writes them.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 
 use serde_json::{Map, Value, json};
 
@@ -250,7 +250,70 @@ fn created(object: &Value, schema: &Schema) -> Value {
     all.into()
 }
 
+/// What [`apply`] cannot do with a configuration: two elements of a list that are known by the same keys, or are the same member of a set. Says where.
+///
+/// # Examples
+/// ```
+/// use k8s_core::{api::api::core::v1::Pod, patch::managed::ambiguous, schema::{builtin, generate}};
+/// let schema = builtin(&[generate::<Pod>]).remove(0);
+/// let config = serde_json::json!({"spec": {"containers": [{"name": "c"}, {"name": "c"}]}});
+/// assert_eq!(ambiguous(&config, &schema).unwrap(), r#".spec.containers: duplicate entries for key [name="c"]"#);
+/// ```
+#[must_use]
+pub fn ambiguous(config: &Value, schema: &Schema) -> Option<String> {
+    ambiguous_at(config, schema, schema.root_id(), &mut String::new(), 0)
+}
+
+fn ambiguous_at(
+    value: &Value,
+    schema: &Schema,
+    node: NodeId,
+    path: &mut String,
+    depth: usize,
+) -> Option<String> {
+    if depth > MAX_DEPTH {
+        return None;
+    }
+    let mut within = |part: &str, value: &Value, node: NodeId| {
+        let length = path.len();
+        path.push_str(part);
+        let found = ambiguous_at(value, schema, node, path, depth + 1);
+        path.truncate(length);
+        found
+    };
+    match (value, &schema.node(node).kind) {
+        (_, Kind::Object { atomic: true, .. }) => None,
+        (Value::Object(map), _) => map.iter().find_map(|(name, value)| {
+            schema.child(node, name).and_then(|child| within(&format!(".{name}"), value, child))
+        }),
+        (Value::Array(items), Kind::List { item, list_type }) if *list_type != ListType::Atomic => {
+            let defaults = key_default(schema, *item);
+            let mut seen = HashSet::new();
+            for value in items {
+                let Some(id) = element(value, list_type, &defaults) else {
+                    return Some(format!("{path}: an element has no keys that it could be known by"));
+                };
+                let shown = fields::shown(&id);
+                if !seen.insert(id) {
+                    return Some(format!("{path}: duplicate entries for key {shown}"));
+                }
+                let length = path.len();
+                path.push_str(&shown);
+                let found = ambiguous_at(value, schema, *item, path, depth + 1);
+                path.truncate(length);
+                if found.is_some() {
+                    return found;
+                }
+            }
+            None
+        }
+        _ => None,
+    }
+}
+
 /// Applies `config` to `live` (an empty object where there is none) and returns the result.
+///
+/// A configuration that is [`ambiguous`] has to be refused before: what comes of it is not what it says.
 ///
 /// # Errors
 /// The fields that others own with other values, unless `force` takes them over.

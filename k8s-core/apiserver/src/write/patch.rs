@@ -139,6 +139,13 @@ async fn apply(
     }
     let sent = config.clone();
     resource.to_storage(&mut config);
+    if let Some(what) = managed::ambiguous(&config, &resource.schema) {
+        // Upstream answers 500, although it is the client's mistake.
+        let (group, version, kind) = (&resource.group, &resource.version, &resource.kind);
+        return Err(ApiStatus::bad_request(format!(
+            "failed to create typed patch object ({namespace}/{name}; {group}/{version}, Kind={kind}): {what}"
+        )));
+    }
     let manager = Manager {
         name: named.to_owned(),
         api_version: resource.api_version(),

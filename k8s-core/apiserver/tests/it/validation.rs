@@ -131,3 +131,22 @@ async fn every_problem_is_told() {
     }
     assert!(wrong.is_empty(), "{} differ:\n{}", wrong.len(), wrong.join("\n"));
 }
+
+/// What an apply says twice it cannot mean.
+#[tokio::test]
+async fn an_apply_names_each_element_once() {
+    let server = server().await;
+    let path = "/apis/apps/v1/namespaces/default/deployments/p?fieldManager=m";
+    let container = |name: &str| json!({"name": name, "image": "i"});
+    for (second, code) in [("c", 400), ("d", 201)] {
+        let template = json!({"metadata": {"labels": {"a": "b"}}, "spec": {"containers": [container("c"), container(second)]}});
+        let spec = json!({"selector": {"matchLabels": {"a": "b"}}, "template": template});
+        let body = json!({"apiVersion": "apps/v1", "kind": "Deployment", "spec": spec}).to_string();
+        let answer = admin(&server, "PATCH", path, "application/apply-patch+yaml", body).await;
+        assert_eq!(answer.status.as_u16(), code, "{}", answer.json());
+        if code == 400 {
+            let want = r#"failed to create typed patch object (default/p; apps/v1, Kind=Deployment): .spec.template.spec.containers: duplicate entries for key [name="c"]"#;
+            assert_eq!(answer.json()["message"], want);
+        }
+    }
+}
