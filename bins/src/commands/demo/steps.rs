@@ -46,8 +46,12 @@ fn failed(message: impl Into<String>) -> Failure {
     Failure::new(Code::Failed, message)
 }
 
-/// Looks again and again until it holds.
-async fn until<T, F: Future<Output = Option<T>>>(what: &str, look: impl Fn() -> F) -> Result<T, Failure> {
+/// Looks again and again until it holds. When it does not in time, the error says what the pods wait for.
+async fn until<T, F: Future<Output = Option<T>>>(
+    client: &Client,
+    what: &str,
+    look: impl Fn() -> F,
+) -> Result<T, Failure> {
     let looking = async {
         loop {
             if let Some(found) = look().await {
@@ -56,9 +60,32 @@ async fn until<T, F: Future<Output = Option<T>>>(what: &str, look: impl Fn() -> 
             tokio::time::sleep(Duration::from_millis(20)).await;
         }
     };
-    tokio::time::timeout(PATIENCE, looking)
-        .await
-        .map_err(|_| failed(format!("{what} did not happen within {} s", PATIENCE.as_secs())))
+    match tokio::time::timeout(PATIENCE, looking).await {
+        Ok(found) => Ok(found),
+        Err(_) => {
+            let all = client.namespaced::<Pod>("demo").list(&ListParams::default()).await;
+            let waiting: String = all.iter().flatten().filter_map(waits_for).collect();
+            Err(failed(format!("{what} did not happen within {} s{waiting}", PATIENCE.as_secs())))
+        }
+    }
+}
+
+/// A line about a pod that is not ready: why it has no node, or what its containers wait for.
+fn waits_for(pod: &Pod) -> Option<String> {
+    let status = pod.status.as_ref();
+    if is_ready(pod) || status.is_some_and(|s| s.phase.as_deref() == Some("Succeeded")) {
+        return None;
+    }
+    let unscheduled = status
+        .and_then(|s| s.conditions.as_ref()?.iter().find(|c| c.type_ == "PodScheduled" && c.status != "True"))
+        .and_then(|c| c.message.clone());
+    let waiting = || {
+        let containers = status?.container_statuses.as_ref()?;
+        let state = containers.iter().find_map(|c| c.state.as_ref()?.waiting.clone())?;
+        Some(format!("{}: {}", state.reason.unwrap_or_default(), state.message.unwrap_or_default()))
+    };
+    let why = unscheduled.or_else(waiting).unwrap_or_else(|| "not ready".to_owned());
+    Some(format!("\n  pod {}: {why}", pod.name()))
 }
 
 /// Applies every document of a manifest.
@@ -152,7 +179,7 @@ pub(super) async fn play(cluster: &Cluster, report: &mut Report) -> Result<(), F
         "created a namespace, a ConfigMap, a Secret, an extensions/v1beta1 Deployment of 3 and a Service",
     );
     report.begin("waiting for 3 pods");
-    let running = until("3 ready pods", || ready_pods(&client, 3)).await?;
+    let running = until(&client, "3 ready pods", || ready_pods(&client, 3)).await?;
     report.done("3 pods ready");
 
     reach(&client, &running, report).await?;
@@ -237,7 +264,7 @@ async fn recover(cluster: &Cluster, client: &Client, report: &mut Report) -> Res
             .map_err(Failure::because("kill"))?;
     }
     let name = victim.name().to_owned();
-    until("the restart", || async {
+    until(client, "the restart", || async {
         let pod = client.namespaced::<Pod>("demo").get(&name).await.ok()?;
         let status = pod.status.as_ref()?.container_statuses.as_ref()?.first()?.clone();
         (status.restart_count > 0 && status.ready && is_ready(&pod)).then_some(())
@@ -251,7 +278,7 @@ async fn recover(cluster: &Cluster, client: &Client, report: &mut Report) -> Res
         .delete(&name, &DeleteOptions::default())
         .await
         .map_err(Failure::because("delete a pod"))?;
-    until("the replacement", || async {
+    until(client, "the replacement", || async {
         let ready = pods(client).await.iter().filter(|p| is_ready(p) && p.name() != name).count();
         (ready == 3).then_some(())
     })
@@ -264,7 +291,7 @@ async fn recover(cluster: &Cluster, client: &Client, report: &mut Report) -> Res
         .patch("web", &Patch::Merge(json!({"spec": {"replicas": 5}})))
         .await
         .map_err(Failure::because("scale"))?;
-    until("5 ready pods", || ready_pods(client, 5)).await?;
+    until(client, "5 ready pods", || ready_pods(client, 5)).await?;
     report.done("scaled to 5");
     Ok(())
 }
@@ -342,7 +369,7 @@ async fn roll(client: &Client, report: &mut Report) -> Result<(), Failure> {
             .patch("web", &Patch::Strategic(patch))
             .await
             .map_err(Failure::because(what))?;
-        until(what, || rolled_out(client, image)).await?;
+        until(client, what, || rolled_out(client, image)).await?;
         let good = load.end().await?;
         let body = fetch(&target).await.map_err(Failure::because("ask the Service"))?;
         let answer: Value = serde_json::from_str(&body).map_err(Failure::because("answer"))?;
@@ -357,7 +384,7 @@ async fn roll(client: &Client, report: &mut Report) -> Result<(), Failure> {
 async fn job(client: &Client, report: &mut Report) -> Result<(), Failure> {
     report.begin("running a job");
     apply_manifest(client, JOB).await?;
-    until("the job's end", || async {
+    until(client, "the job's end", || async {
         let job = client.namespaced::<Job>("demo").get("countdown").await.ok()?;
         let conditions = job.status.as_ref()?.conditions.as_ref()?.clone();
         conditions.iter().any(|c| c.type_ == "Complete" && c.status == "True").then_some(())
