@@ -248,8 +248,13 @@ impl Cluster {
                 }
             }
             if self.kubeconfig.exists() {
-                let said = self.kubectl(&["get", "nodes", "--no-headers"])?;
-                if said.out.contains(" Ready ") {
+                let holds = "jsonpath={.items[*].status.conditions[?(@.status==\"True\")].type}";
+                let said = self.kubectl(&["get", "nodes", "-o", holds])?;
+                // No pod would be scheduled: better said here than by every test after a minute each.
+                if said.out.contains("Pressure") {
+                    return Err(format!("this machine is short of something: {}", said.out).into());
+                }
+                if said.out.split(' ').any(|condition| condition == "Ready") {
                     return Ok(());
                 }
             }
