@@ -18,7 +18,9 @@ use crate::{
     respond,
     server::{ApiServer, Call},
     value::{Unversioned, child, integer, list, text},
-    write::{decode_body, dry_run, object_response, precondition, put, store_failure, timestamp},
+    write::{
+        TRIES, decode_body, dry_run, modified, object_response, precondition, put, store_failure, timestamp,
+    },
 };
 
 /// `DeleteOptions`, from body and query.
@@ -93,7 +95,7 @@ async fn delete_named(
     dry_run: bool,
 ) -> Result<Outcome, ApiStatus> {
     let name = key.rsplit('/').next().unwrap_or(key);
-    for _ in 0..16 {
+    for _ in 0..TRIES {
         let stored = server
             .inner
             .store
@@ -152,12 +154,7 @@ async fn delete_named(
             Err(e) => return Err(store_failure(resource, name, &e)),
         }
     }
-    Err(ApiStatus::conflict(
-        &resource.group,
-        &resource.plural,
-        name,
-        "the object has been modified; please apply your changes to the latest version and try again",
-    ))
+    Err(modified(resource, name))
 }
 
 /// The last state of an object that a deletion takes out of the store just as it is, and that nobody needs to read then. `None`: it has to be looked at.

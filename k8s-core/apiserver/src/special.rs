@@ -189,7 +189,7 @@ async fn binding(
     let dry_run = write::dry_run(call, "CreateOptions")?;
     let name = &call.info.name;
     let key = resource.key(&call.info.namespace, name);
-    for _ in 0..16 {
+    for _ in 0..write::TRIES {
         let (stored, old) = current(server, resource, &key, name)?;
         if !uid.is_empty() && uid != *stored.uid {
             return Err(write::precondition(resource, &key, name, &uid, &stored.uid));
@@ -238,7 +238,7 @@ async fn budget(server: &ApiServer, call: &Call, namespace: &str, pod: &Value) -
     let labels = |key: &str| pod.pointer("/metadata/labels").and_then(|l| l.get(key)).and_then(Value::as_str);
     let snapshot = server.inner.store.snapshot(&budgets.storage);
     for stored in snapshot.range(&format!("{namespace}/"), "") {
-        for _ in 0..16 {
+        for _ in 0..write::TRIES {
             let Ok((stored, mut budget)) = current(server, &budgets, &stored.key, stored.name()) else {
                 break;
             };
@@ -341,7 +341,7 @@ async fn finalize(
 ) -> Result<Response<Body>, ApiStatus> {
     let (wanted, _) = decode_body(call, "Namespace", body)?;
     let name = call.info.name.as_str();
-    for _ in 0..16 {
+    for _ in 0..write::TRIES {
         let (stored, old) = current(server, resource, name, name)?;
         let version = text(&wanted, "/metadata/resourceVersion");
         if !version.is_empty() && version != stored.revision.to_string() {

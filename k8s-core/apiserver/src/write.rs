@@ -32,8 +32,9 @@ use crate::{
     value::{Unversioned, child, encode, integer, same_spec, set, take, text},
 };
 
-/// How often a write is tried again when somebody else wrote meanwhile.
-const TRIES: usize = 16;
+/// How often a write is tried when others write the same object meanwhile. The store tells of a conflict when the other write can be read, so of so many
+/// writers that begin together each gets its turn.
+pub(crate) const TRIES: usize = 64;
 
 /// Now in whole seconds, RFC 3339.
 pub(crate) fn timestamp(now: Timestamp) -> String {
@@ -61,7 +62,7 @@ pub(crate) fn store_failure(resource: &Resource, name: &str, error: &StoreError)
     }
 }
 
-fn modified(resource: &Resource, name: &str) -> ApiStatus {
+pub(crate) fn modified(resource: &Resource, name: &str) -> ApiStatus {
     ApiStatus::conflict(
         &resource.group,
         &resource.plural,

@@ -10,7 +10,7 @@ use std::{
 };
 
 use bytes::Bytes;
-use tokio::sync::oneshot;
+use tokio::sync::{oneshot, watch};
 
 use super::{
     Backend, BackendError, Event, EventKind, Meta, Record, Snapshot, Stored, WatchCursor,
@@ -79,6 +79,8 @@ struct Inner {
     writer: Mutex<Writer>,
     /// The newest revision that is durable and visible.
     visible: AtomicU64,
+    /// The newest revision whose write has come to its end: is visible, or was refused. The commit thread has the sender.
+    settled: watch::Receiver<u64>,
 }
 
 /// Every object of a cluster. Cheap to clone; all clones are one store.
@@ -115,6 +117,7 @@ impl Store {
         }
         let blocks = backend.blocks();
         let (sender, receiver) = mpsc::channel();
+        let (settle, settled) = watch::channel(revision);
         let mut boxed: Option<Box<dyn Backend>> = Some(Box::new(backend));
         let queue = match boxed.take_if(|_| !blocks) {
             Some(backend) => Queue::Inline(backend),
@@ -124,12 +127,13 @@ impl Store {
             collections: RwLock::new(collections),
             writer: Mutex::new(Writer { revision, overlay: HashMap::new(), queue }),
             visible: AtomicU64::new(revision),
+            settled,
         });
         if let Some(backend) = boxed {
             let weak = Arc::downgrade(&inner);
             std::thread::Builder::new()
                 .name("store-commit".into())
-                .spawn(move || commit_loop(backend, &receiver, &weak))
+                .spawn(move || commit_loop(backend, &receiver, &settle, &weak))
                 .map_err(|e| BackendError(format!("start the commit thread: {e}")))?;
         }
         Ok(Store(inner))
@@ -160,6 +164,7 @@ impl Store {
                 queue: Queue::Inline(Box::new(super::Memory)),
             }),
             visible: AtomicU64::new(revision),
+            settled: watch::channel(revision).1,
         }))
     }
 
@@ -278,78 +283,107 @@ impl Store {
         encode: impl FnOnce(u64) -> Bytes,
         delete: bool,
     ) -> Result<Arc<Stored>, StoreError> {
-        let collection = self.collection(resource);
         let (done, acknowledged) = oneshot::channel();
-        {
-            let mut writer = self.0.writer.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
-            let slot: (Arc<str>, Arc<str>) = (resource.into(), key.into());
-            let before = match writer.overlay.get(&slot) {
-                Some((_, pending)) => pending.clone(),
-                None => collection.get(key),
-            };
-            let have = before.as_ref().map(|b| b.revision);
-            let want = match expect {
-                Expect::Absent => None,
-                Expect::Revision(revision) => Some(revision),
-            };
-            if have != want {
-                return Err(StoreError::Conflict { key: key.to_owned(), have });
+        if let Err(Lost { have, pending }) = self.submit(resource, key, expect, meta, encode, delete, done) {
+            if let Some(revision) = pending {
+                // Who reads and retries sooner would read what it read before. (When the commit thread has ended, nothing is pending any more.)
+                let _ = self.0.settled.clone().wait_for(|settled| *settled >= revision).await;
             }
-            let revision = writer.revision + 1;
-            writer.revision = revision;
-            let json = encode(revision);
-            let meta = match &before {
-                Some(before) if delete => Meta {
-                    uid: before.uid.clone(),
-                    labels: before.labels.clone(),
-                    fields: before.fields.clone(),
-                },
-                _ => meta,
-            };
-            let object = Arc::new(Stored {
-                key: before.as_ref().map_or_else(|| slot.1.clone(), |b| b.key.clone()),
-                revision,
-                uid: meta.uid,
-                labels: meta.labels,
-                fields: meta.fields,
-                json: json.clone(),
-            });
-            let kind = match (&before, delete) {
-                (_, true) => EventKind::Deleted,
-                (None, false) => EventKind::Added,
-                (Some(_), false) => EventKind::Modified,
-            };
-            let record = Record {
-                resource: slot.0.clone(),
-                key: object.key.clone(),
-                revision,
-                json: (!delete).then_some(json),
-            };
-            let event = Arc::new(Event::new(kind, object.clone(), before));
-            let pending = Pending { collection, record, event, done };
-            let writer = &mut *writer;
-            match &mut writer.queue {
-                Queue::Inline(backend) => {
-                    commit_batch(&mut **backend, vec![pending], &self.0, &mut writer.overlay);
-                }
-                Queue::Thread(queue) => {
-                    writer.overlay.insert(slot, (revision, (!delete).then_some(object)));
-                    if queue.send(pending).is_err() {
-                        return Err(StoreError::Unavailable("the commit thread has ended".into()));
-                    }
-                }
-            }
+            return Err(StoreError::Conflict { key: key.to_owned(), have });
         }
         acknowledged
             .await
             .unwrap_or_else(|_| Err(StoreError::Unavailable("the commit thread has ended".into())))
     }
+
+    /// Checks and numbers a write and hands it to the commit thread, which tells `done` (or drops it, when it has ended).
+    #[allow(clippy::too_many_arguments, reason = "one write's parts, used once")]
+    fn submit(
+        &self,
+        resource: &str,
+        key: &str,
+        expect: Expect,
+        meta: Meta,
+        encode: impl FnOnce(u64) -> Bytes,
+        delete: bool,
+        done: oneshot::Sender<Result<Arc<Stored>, StoreError>>,
+    ) -> Result<(), Lost> {
+        let collection = self.collection(resource);
+        let mut writer = self.0.writer.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
+        let slot: (Arc<str>, Arc<str>) = (resource.into(), key.into());
+        let (pending, before) = match writer.overlay.get(&slot) {
+            Some((revision, pending)) => (Some(*revision), pending.clone()),
+            None => (None, collection.get(key)),
+        };
+        let have = before.as_ref().map(|b| b.revision);
+        let want = match expect {
+            Expect::Absent => None,
+            Expect::Revision(revision) => Some(revision),
+        };
+        if have != want {
+            return Err(Lost { have, pending });
+        }
+        let revision = writer.revision + 1;
+        writer.revision = revision;
+        let json = encode(revision);
+        let meta = match &before {
+            Some(before) if delete => Meta {
+                uid: before.uid.clone(),
+                labels: before.labels.clone(),
+                fields: before.fields.clone(),
+            },
+            _ => meta,
+        };
+        let object = Arc::new(Stored {
+            key: before.as_ref().map_or_else(|| slot.1.clone(), |b| b.key.clone()),
+            revision,
+            uid: meta.uid,
+            labels: meta.labels,
+            fields: meta.fields,
+            json: json.clone(),
+        });
+        let kind = match (&before, delete) {
+            (_, true) => EventKind::Deleted,
+            (None, false) => EventKind::Added,
+            (Some(_), false) => EventKind::Modified,
+        };
+        let record = Record {
+            resource: slot.0.clone(),
+            key: object.key.clone(),
+            revision,
+            json: (!delete).then_some(json),
+        };
+        let event = Arc::new(Event::new(kind, object.clone(), before));
+        let write = Pending { collection, record, event, done };
+        let writer = &mut *writer;
+        match &mut writer.queue {
+            Queue::Inline(backend) => {
+                commit_batch(&mut **backend, vec![write], &self.0, &mut writer.overlay);
+            }
+            Queue::Thread(queue) => {
+                // Without a thread the write is dropped here, and its writer told.
+                if queue.send(write).is_ok() {
+                    writer.overlay.insert(slot, (revision, (!delete).then_some(object)));
+                }
+            }
+        }
+        Ok(())
+    }
+}
+
+/// A write that came too late.
+struct Lost {
+    /// The object's revision; `None`: it is not there.
+    have: Option<u64>,
+    /// The write that came before and is not durable yet.
+    pending: Option<u64>,
 }
 
 /// Takes what has gathered, makes it durable, shows it; until the store is dropped.
 fn commit_loop(
     mut backend: Box<dyn Backend>,
     queue: &mpsc::Receiver<Pending>,
+    settled: &watch::Sender<u64>,
     store: &std::sync::Weak<Inner>,
 ) {
     while let Ok(first) = queue.recv() {
@@ -360,6 +394,7 @@ fn commit_loop(
             batch.push(next);
         }
         let Some(store) = store.upgrade() else { return };
+        let mut last = batch.last().map_or(0, |p| p.record.revision);
         let records: Vec<Record> = batch.iter().map(|p| p.record.clone()).collect();
         match backend.commit(&records) {
             Ok(()) => {
@@ -374,10 +409,12 @@ fn commit_loop(
                 let mut writer = store.writer.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
                 batch.extend(queue.try_iter());
                 writer.overlay.clear();
+                last = writer.revision;
                 drop(writer);
                 refuse(batch, &e);
             }
         }
+        settled.send_replace(last);
     }
 }
 
@@ -502,6 +539,33 @@ mod tests {
         assert!(matches!(error, StoreError::Unavailable(_)));
         assert!(store.get("pods", "a").is_none());
         assert_eq!(store.revision(), 0);
+    }
+
+    /// A disk on which every flush takes a while.
+    struct Slow;
+    impl Backend for Slow {
+        fn load(&mut self, _: &mut dyn FnMut(Record)) -> Result<u64, BackendError> {
+            Ok(0)
+        }
+        fn commit(&mut self, _: &[Record]) -> Result<(), BackendError> {
+            std::thread::sleep(std::time::Duration::from_millis(5));
+            Ok(())
+        }
+    }
+
+    #[tokio::test]
+    async fn a_conflict_is_told_when_what_it_is_with_can_be_read() {
+        let store = Store::open(Slow, &|_, _| Meta::default()).unwrap();
+        let a = store.put("pods", "a", Expect::Absent, Meta::default(), bytes(0)).await.unwrap();
+        let expect = Expect::Revision(a.revision);
+        let first = store.put("pods", "a", expect, Meta::default(), bytes(1));
+        let second = async {
+            let error = store.put("pods", "a", expect, Meta::default(), bytes(2)).await.unwrap_err();
+            let StoreError::Conflict { have, .. } = error else { panic!("{error}") };
+            assert_eq!(store.get("pods", "a").map(|now| now.revision), have);
+        };
+        let (first, ()) = futures::future::join(first, second).await;
+        first.unwrap();
     }
 
     #[tokio::test]

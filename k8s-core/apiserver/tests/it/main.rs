@@ -1,6 +1,7 @@
 //! The API server in this process, called without sockets.
 
 mod aggregation;
+mod contention;
 mod conversion;
 mod crd;
 mod encoding;
@@ -8,7 +9,6 @@ mod facts;
 mod golden;
 mod kube_rs;
 mod lists;
-
 mod mutations;
 mod peer;
 mod proto;

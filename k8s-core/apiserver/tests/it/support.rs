@@ -11,9 +11,14 @@ use serde_json::Value;
 
 /// A server with an administrator (token `admin`) and anonymous requests let through to authorization.
 pub(crate) async fn server() -> ApiServer {
+    server_on(Store::memory()).await
+}
+
+/// Such a server with a store of its own.
+pub(crate) async fn server_on(store: Store) -> ApiServer {
     let mut admin = User::new("admin", &["system:masters"]);
     admin.uid = "admin".into();
-    ApiServer::builder(Store::memory())
+    ApiServer::builder(store)
         .authenticator(Authenticator::new(HashMap::from([("admin".to_owned(), admin)]), true))
         .service_range(std::net::Ipv4Addr::new(10, 96, 0, 0), 12)
         .build()
