@@ -263,10 +263,17 @@ impl Context {
     /// Any failure but that it is gone.
     pub async fn delete<T: Object>(&self, object: &T, options: DeleteOptions) -> Result<(), Error> {
         let options = if object.uid().is_empty() { options } else { options.with_uid(object.uid()) };
-        match self.api::<T>(object.namespace()).delete(object.name(), &options).await {
+        let api = self.api::<T>(object.namespace());
+        match api.delete(object.name(), &options).await {
             Ok(()) => {}
-            // A failed uid precondition says that this object is gone and another has its name.
-            Err(e) if e.is_not_found() || e.is_conflict() => {}
+            Err(e) if e.is_not_found() => {}
+            Err(e) if e.is_conflict() => {
+                // Either this object is gone and another has its name, or somebody else was faster.
+                let live = api.get_opt(object.name()).await?;
+                if live.is_some_and(|live| live.uid() == object.uid()) {
+                    return Err(e.into());
+                }
+            }
             Err(e) => return Err(e.into()),
         }
         if let Some(cache) = self.caches().started::<T>() {

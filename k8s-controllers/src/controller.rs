@@ -255,8 +255,9 @@ impl<K: Object> Controller<K> {
             }
             let complete = futures::future::join_all(own.needs.iter().map(|n| n(&environment.caches)));
             tokio::select! {
-                _ = complete => {}
+                biased;
                 () = environment.shutdown.cancelled() => return,
+                _ = complete => {}
             }
             shared.metrics.started();
             let mut workers = JoinSet::new();

@@ -228,8 +228,9 @@ impl<L: Leases> Candidate<L> {
                 Err(e) => debug!(lease = self.name, error = %e, "lease not acquired"),
             }
             tokio::select! {
-                () = tokio::time::sleep(self.jittered()) => {}
+                biased;
                 () = shutdown.cancelled() => return Ok(()),
+                () = tokio::time::sleep(self.jittered()) => {}
             }
         }
         info!(lease = self.name, identity = self.identity, "leading");
@@ -237,6 +238,7 @@ impl<L: Leases> Candidate<L> {
         let work = lead(stop.clone());
         tokio::pin!(work);
         let result = tokio::select! {
+            biased;
             () = &mut work => Ok(()),
             lost = self.hold(&mut observed) => {
                 stop.cancel();

@@ -221,6 +221,7 @@ impl<K: Clone + Eq + Hash> WorkQueue<K> {
             match next_due {
                 None => notified.await,
                 Some(when) => tokio::select! {
+                    biased;
                     () = notified => {}
                     () = tokio::time::sleep_until(when) => {}
                 },

@@ -161,8 +161,11 @@ impl Cluster {
         true
     }
 
-    /// Uids of all pods that are on nodes, assumed ones left out.
+    /// Uids of all pods that are on nodes, assumed ones left out, in order.
     pub(crate) fn confirmed(&self) -> Vec<String> {
-        self.pods.iter().filter(|(_, p)| !p.assumed).map(|(uid, _)| uid.clone()).collect()
+        let placed = self.pods.iter().filter(|(_, p)| !p.assumed);
+        let mut uids: Vec<String> = placed.map(|(uid, _)| uid.clone()).collect();
+        uids.sort_unstable();
+        uids
     }
 }

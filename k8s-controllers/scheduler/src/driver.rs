@@ -85,8 +85,9 @@ impl Builder {
             let shutdown = environment.shutdown.clone();
             let mut scheduler = Scheduler::new(self, environment);
             tokio::select! {
-                () = scheduler.run() => {}
+                biased;
                 () = shutdown.cancelled() => {}
+                () = scheduler.run() => {}
             }
         }
         .boxed()
@@ -365,8 +366,9 @@ impl Scheduler {
                 Ok(())
             };
             let error = tokio::select! {
-                result = work => result.err(),
+                biased;
                 () = shutdown.cancelled() => return,
+                result = work => result.err(),
             };
             // Nobody listens when the scheduler has ended.
             let _ = report.send(Bound { attempt, error });

@@ -2,7 +2,7 @@
 
 use std::{
     cmp::Reverse,
-    collections::{BinaryHeap, HashMap, HashSet},
+    collections::{BTreeSet, BinaryHeap, HashMap},
     sync::Arc,
     time::Duration,
 };
@@ -56,7 +56,7 @@ pub struct Queue {
     active: BinaryHeap<(Rank, String)>,
     next: u64,
     /// Those of `entries` that are not active, so that a change need not look at thousands that are.
-    asleep: HashSet<String>,
+    asleep: BTreeSet<String>,
     /// Nothing becomes due by itself before this.
     due: Option<Instant>,
     /// No change but these can help any pod that waits.

@@ -11,7 +11,7 @@ mod graph;
 mod monitor;
 
 use std::{
-    collections::HashMap,
+    collections::{BTreeMap, HashMap},
     sync::{Arc, Mutex, MutexGuard, PoisonError},
     time::Duration,
 };
@@ -95,7 +95,7 @@ async fn keep_monitors(shared: Arc<Shared>) {
     let caches = &shared.environment.caches;
     let (definitions, versions) = (caches.of::<CustomResourceDefinition>(), caches.of::<APIService>());
     let (mut definitions, mut versions) = (definitions.subscribe(), versions.subscribe());
-    let mut running: HashMap<Resource, CancellationToken> = HashMap::new();
+    let mut running: BTreeMap<Resource, CancellationToken> = BTreeMap::new();
     let mut delay = Duration::from_millis(100);
     loop {
         match dynamic::discover(&shared.environment.client).await {
@@ -115,16 +115,17 @@ async fn keep_monitors(shared: Arc<Shared>) {
             }
         }
         tokio::select! {
-            () = tokio::time::sleep(delay) => {}
+            biased;
             // A definition is served a moment after it is stored.
             Some(_) = definitions.next() => tokio::time::sleep(SERVED_AFTER).await,
             // So do third party resources and other API servers show up, and go.
             Some(_) = versions.next() => tokio::time::sleep(SERVED_AFTER).await,
+            () = tokio::time::sleep(delay) => {}
         }
     }
 }
 
-fn adjust(shared: &Arc<Shared>, found: &Discovery, running: &mut HashMap<Resource, CancellationToken>) {
+fn adjust(shared: &Arc<Shared>, found: &Discovery, running: &mut BTreeMap<Resource, CancellationToken>) {
     let watched = |s: &&Served| {
         let ignored =
             s.resource.plural == "events" && matches!(s.resource.group.as_str(), "" | "events.k8s.io");
@@ -159,8 +160,9 @@ fn adjust(shared: &Arc<Shared>, found: &Discovery, running: &mut HashMap<Resourc
         let (shared, resource) = (shared.clone(), resource.clone());
         tokio::spawn(async move {
             tokio::select! {
-                () = monitor::run(&shared, &resource) => {}
+                biased;
                 () = stop.cancelled() => {}
+                () = monitor::run(&shared, &resource) => {}
             }
         });
     }

@@ -16,6 +16,10 @@ use serde_json::{Value, json};
 
 use crate::node;
 
+/// Seeds of what every run begins with. No run has them: it would give its objects the uids of objects that are already there.
+const OF_EMPTY: u64 = u64::MAX;
+const OF_IMAGE: u64 = u64::MAX - 1;
+
 /// What is done to the builder of each API server of a lab.
 pub(crate) type Shape = Arc<dyn Fn(k8s_apiserver::Builder) -> k8s_apiserver::Builder + Send + Sync>;
 
@@ -67,7 +71,7 @@ pub(crate) async fn server(store: Store, clock: Clock, shapes: &[Shape]) -> ApiS
 fn empty() -> Store {
     static EMPTY: OnceLock<Store> = OnceLock::new();
     let made = EMPTY.get_or_init(|| {
-        block_on(0, async {
+        block_on(OF_EMPTY, async {
             let server = server(Store::memory(), Clock::starting_at(epoch()), &[]).await;
             let client = server.client_as(User::admin());
             // Without it no pod is admitted, and its controller may not be among those chosen.
@@ -88,7 +92,7 @@ fn empty() -> Store {
 /// The cluster that a lab's runs begin from.
 pub(crate) fn image(shapes: &[Shape], nodes: usize, manifests: &[Value]) -> Store {
     let store = empty();
-    block_on(1, async {
+    block_on(OF_IMAGE, async {
         let clock = Clock::starting_at(epoch());
         let server = server(store, clock.clone(), shapes).await;
         let client = server.client_as(User::admin());

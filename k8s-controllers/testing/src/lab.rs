@@ -74,8 +74,10 @@ impl Lab {
     pub fn new() -> Self {
         let existing = std::env::var_os("USE_EXISTING_CLUSTER")
             .filter(|v| !matches!(v.to_str(), Some("" | "0" | "false")));
+        let mut setup = Setup::default();
+        setup.record = std::env::var_os("RECORD").map(PathBuf::from);
         Lab {
-            setup: Setup::default(),
+            setup,
             controllers: Vec::new(),
             options: Options { cluster_cidr: "10.42.0.0/16".into(), ..Options::default() },
             scheduler: true,
@@ -203,7 +205,7 @@ impl Lab {
         self
     }
 
-    /// Writes everything that happens under the first seed to a file, as JSON lines.
+    /// Writes everything that happens under the first seed to a file, as JSON lines. `RECORD` in the environment does the same.
     pub fn record(mut self, path: impl AsRef<Path>) -> Self {
         self.setup.record = Some(path.as_ref().to_owned());
         self

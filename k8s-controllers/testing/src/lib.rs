@@ -71,7 +71,7 @@
 //! # More
 //!
 //! [`Running::fork`] goes on from one state in many ways, for tests by table. [`Lab::pods`] says by [`Script`] what becomes of pods. `SEEDS=1000` runs more
-//! seeds, `REPLAY="seed:17 faults:6"` replays one, and `USE_EXISTING_CLUSTER=true` runs the same test once, without faults and in real time, in the
+//! seeds, `REPLAY="seed:17 faults:6"` replays one, `RECORD=trace.jsonl` with it keeps all that happened, and `USE_EXISTING_CLUSTER=true` runs the same test once, without faults and in real time, in the
 //! cluster that `KUBECONFIG` names. [`TestCluster`] is a cluster to be started by hand inside a runtime of one's own.
 //!
 //! # Guarantees

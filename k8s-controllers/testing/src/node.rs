@@ -51,6 +51,8 @@ pub const STUCK: &str = "k8s-testing/stuck";
 const HEARTBEAT: Duration = Duration::from_secs(10);
 /// Before the first restart of a container; doubled each time.
 const FIRST_RESTART: Duration = Duration::from_secs(10);
+/// What a shell says of a process that SIGTERM has ended.
+const TERMINATED: i32 = 128 + 15;
 const LONGEST_RESTART: Duration = Duration::from_secs(300);
 
 /// Says what becomes of a pod.
@@ -200,6 +202,15 @@ impl Actor {
 
     async fn stop(&self, pod: &Pod) -> Result<(), Error> {
         self.wait((self.director)(pod).stop).await;
+        if !matches!(phase(pod), "Succeeded" | "Failed") {
+            // Who holds the pod by a finalizer (a Job, to count it) is to see that it has ended.
+            let api = self.client.namespaced::<Pod>(pod.namespace());
+            let now = self.clock.time();
+            let address = pod.status.as_ref().and_then(|s| s.pod_ip.clone()).unwrap_or_default();
+            let report = Report { pod, address, restarts: 0, started: now.clone() };
+            let ended = json!({"terminated": {"exitCode": TERMINATED, "reason": "Error", "finishedAt": now}});
+            report.write(&api, "Failed", false, &ended, now).await?;
+        }
         let options = DeleteOptions::default().with_uid(pod.uid()).grace(0);
         match self.client.namespaced::<Pod>(pod.namespace()).delete_if_exists(pod.name(), &options).await {
             Err(e) if e.is_conflict() => Ok(()),

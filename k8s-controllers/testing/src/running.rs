@@ -1,7 +1,8 @@
 //! One run of a lab, as the test sees it.
 
 use std::{
-    sync::{Arc, Mutex, PoisonError},
+    collections::BTreeMap,
+    sync::{Arc, Mutex, MutexGuard, PoisonError},
     time::Duration,
 };
 
@@ -11,7 +12,7 @@ use k8s_core::{
     api::api::core::v1::Pod,
     client::{Api, Client, DeleteOptions, ListParams, Resource, WatchEvent},
     clock::Clock,
-    meta::{Object, ObjectExt},
+    meta::{Object, ObjectExt, ObjectKey},
     random,
     store::Store,
 };
@@ -125,16 +126,27 @@ impl Running {
 
     /// Ends everything. Panics with what any part of the run panicked with.
     pub(crate) async fn finish(self) {
+        self.raise();
         self.inner.world.stop.cancel();
-        let mut tasks = std::mem::take(&mut *self.inner.tasks.lock().unwrap_or_else(PoisonError::into_inner));
+        let mut tasks = std::mem::take(&mut *self.tasks());
+        tasks.shutdown().await;
+    }
+
+    fn tasks(&self) -> MutexGuard<'_, JoinSet<()>> {
+        self.inner.tasks.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Panics with what a part of the run has panicked with.
+    fn raise(&self) {
+        let mut tasks = self.tasks();
         while let Some(ended) = tasks.try_join_next() {
             if let Err(e) = ended
                 && e.is_panic()
             {
+                drop(tasks);
                 std::panic::resume_unwind(e.into_panic());
             }
         }
-        tasks.shutdown().await;
     }
 
     pub(crate) fn hub(&self) -> Arc<Hub> {
@@ -276,10 +288,46 @@ impl Running {
         }
     }
 
+    /// Looks at all objects of a type now and after every single change of one, until the run ends: what must hold at every moment. `check` panics
+    /// where the test should fail, which it does at the end of the next [`Running::sleep`] or [`Running::settle`], or of the run.
+    ///
+    /// ```
+    /// # use k8s_core::api::api::core::v1::Pod;
+    /// # k8s_testing::Lab::new().run(async |lab| {
+    /// lab.always(|pods: &[&Pod]| assert!(pods.len() <= 4, "no more than surge allows"));
+    /// # });
+    /// ```
+    pub fn always<K: Object>(&self, mut check: impl FnMut(&[&K]) + Send + 'static) {
+        let api = self.client().all::<K>();
+        self.tasks().spawn(async move {
+            loop {
+                let mut all: BTreeMap<ObjectKey, K> = BTreeMap::new();
+                let mut events = match api.watch(&ListParams::default()).await {
+                    Ok(events) => events,
+                    Err(e) => panic!("watch {}: {e}", K::PLURAL),
+                };
+                while let Some(Ok(event)) = events.next().await {
+                    match event {
+                        WatchEvent::Added(object) | WatchEvent::Modified(object) => {
+                            all.insert(object.key(), object);
+                        }
+                        WatchEvent::Deleted(object) => {
+                            all.remove(&object.key());
+                        }
+                        WatchEvent::Bookmark(..) => continue,
+                        WatchEvent::Error(_) => break,
+                    }
+                    check(&all.values().collect::<Vec<&K>>());
+                }
+            }
+        });
+    }
+
     /// Lets time pass. In a cluster of real time: ten seconds at most.
     pub async fn sleep(&self, how_long: Duration) {
         let longest = if self.is_real() { Duration::from_secs(10) } else { how_long };
         tokio::time::sleep(how_long.min(longest)).await;
+        self.raise();
     }
 
     /// Waits until nothing more will happen: nobody has tried to write for 45 seconds of the cluster's time, and no scripted pod is about to start,
@@ -314,6 +362,7 @@ impl Running {
         }
         hub.disarm();
         hub.state().written.clear();
+        self.raise();
     }
 
     fn restless(&self, patience: Duration) -> String {

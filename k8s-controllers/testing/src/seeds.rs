@@ -34,6 +34,7 @@ struct Passed {
     faults: usize,
     recorded: Recorded,
     name: String,
+    trace: Trace,
 }
 
 /// A run that failed.
@@ -108,18 +109,20 @@ impl Job {
         let hub = seen.into_inner();
         let trace = hub.as_ref().map(|hub| hub.state().trace.clone()).unwrap_or_default();
         let result = result.and_then(|()| self.compare(&trace));
+        passed.trace = trace.clone();
         result.map(|()| passed).map_err(|message| {
             let injected = hub.map(|hub| hub.state().injected.clone()).unwrap_or_default();
             Failed { seed, message, injected, trace }
         })
     }
 
-    /// The first seed's trace is written, or compared with one that was written.
+    fn record(&self, trace: &Trace) -> Result<(), String> {
+        let Some(path) = &self.setup.record else { return Ok(()) };
+        std::fs::write(path, trace.to_json_lines()).map_err(|e| format!("write {}: {e}", path.display()))
+    }
+
+    /// A trace is as it was recorded.
     fn compare(&self, trace: &Trace) -> Result<(), String> {
-        if let Some(path) = &self.setup.record {
-            std::fs::write(path, trace.to_json_lines())
-                .map_err(|e| format!("write {}: {e}", path.display()))?;
-        }
         let Some(path) = &self.expected else { return Ok(()) };
         let expected = Trace::read(path).map_err(|e| format!("read {}: {e}", path.display()))?;
         let Some(difference) = expected.difference(trace) else { return Ok(()) };
@@ -154,6 +157,7 @@ pub(crate) fn run(
             }
             match job.one(seed, job.only.as_ref(), test) {
                 Ok(one) => {
+                    job.record(&one.trace).unwrap_or_else(|e| panic!("{e}"));
                     let mut all = passed.lock().unwrap_or_else(PoisonError::into_inner);
                     all.0 += 1;
                     all.1.faults += one.faults;
@@ -183,8 +187,11 @@ pub(crate) fn run(
     }
     if let Some(failed) = failed.into_inner().unwrap_or_else(PoisonError::into_inner) {
         let all = failed.injected.len();
-        // A trace differs without its faults: there is nothing to find out.
-        let failed = if job.expected.is_some() { failed } else { smallest(job, failed, test) };
+        // A trace differs without its faults, and faults that were given are meant: there is nothing to find out.
+        let is_known = job.expected.is_some() || job.only.is_some();
+        let failed = if is_known { failed } else { smallest(job, failed, test) };
+        // That is when a trace is read.
+        job.record(&failed.trace).unwrap_or_else(|e| panic!("{e}"));
         panic!("{}", failed.report(all));
     }
     let (runs, passed) = passed.into_inner().unwrap_or_else(PoisonError::into_inner);

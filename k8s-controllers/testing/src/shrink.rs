@@ -1,15 +1,18 @@
 //! The fewest faults that still make a run fail.
 
-/// How many tries are worth it.
+use std::time::{Duration, Instant};
+
+/// How many tries are worth it, and how much time of the one who waits.
 const TRIES: usize = 80;
+const TIME: Duration = Duration::from_secs(60);
 
 /// Takes away as many of `all` as `fails` still fails without: halves first, then smaller parts (Zeller's ddmin). The last set for which `fails`
 /// said true is returned. `fails(all)` is taken to be true.
 pub(crate) fn smallest<T: Clone>(all: Vec<T>, fails: &mut dyn FnMut(&[T]) -> bool) -> Vec<T> {
-    let mut tries = 0;
+    let (mut tries, begun) = (0, Instant::now());
     let mut still = |set: &[T]| {
         tries += 1;
-        (tries <= TRIES).then(|| fails(set))
+        (tries <= TRIES && begun.elapsed() < TIME).then(|| fails(set))
     };
     if all.is_empty() || still(&[]) == Some(true) {
         return Vec::new();

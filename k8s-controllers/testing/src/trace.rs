@@ -54,6 +54,16 @@ pub struct Entry {
     pub what: What,
 }
 
+impl Entry {
+    /// An answer about what is served: the garbage collector alone asks for forty of them a minute.
+    fn is_discovery(&self) -> bool {
+        let What::Request { verb, path, code: 200, .. } = &self.what else { return false };
+        let depth = path.split('/').skip(1).count();
+        verb == "get"
+            && ((path.starts_with("/apis") && depth <= 3) || (path.starts_with("/api") && depth <= 2))
+    }
+}
+
 impl fmt::Display for Entry {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let Entry { at, who, what } = self;
@@ -70,7 +80,7 @@ impl fmt::Display for Entry {
     }
 }
 
-/// What happened in a run: the last two hundred things, or all of them where the lab was told to record.
+/// What happened in a run: the last two hundred things (but for discovery that went well), or all of them where the lab was told to record.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Trace {
     entries: VecDeque<Entry>,
@@ -99,6 +109,9 @@ impl Trace {
     }
 
     pub(crate) fn push(&mut self, entry: Entry) {
+        if !self.whole && entry.is_discovery() {
+            return;
+        }
         if !self.whole && self.entries.len() >= RECENT {
             self.entries.pop_front();
         }
@@ -143,5 +156,29 @@ impl Trace {
             left: self.entries.get(line).cloned(),
             right: other.entries.get(line).cloned(),
         })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn discovery_does_not_crowd_out_what_matters() {
+        let request = |path: &str, code| Entry {
+            at: 0,
+            who: "gc".into(),
+            what: What::Request { verb: "get".into(), path: path.into(), code, body: String::new() },
+        };
+        let mut trace = Trace::new(false);
+        for path in ["/api", "/apis", "/api/v1", "/apis/apps", "/apis/apps/v1"] {
+            trace.push(request(path, 200));
+            assert_eq!(trace.entries().count(), 0, "{path}");
+        }
+        for kept in [("/api/v1/namespaces/default", 200), ("/apis/apps/v1/deployments", 200), ("/apis", 503)]
+        {
+            trace.push(request(kept.0, kept.1));
+        }
+        assert_eq!(trace.entries().count(), 3);
     }
 }

@@ -4,13 +4,11 @@
 mod cron_jobs;
 mod deployments;
 mod fake;
-mod faults;
 mod framework;
 mod garbage;
 mod jobs;
 mod lab;
 mod slices;
-mod storms;
 
 use k8s_controllers::builtin::{conditions, pods};
 use k8s_core::{

@@ -45,8 +45,10 @@ pub fn reflect_trimmed<K: Object>(
     let stopped = stop.clone();
     tokio::spawn(async move {
         tokio::select! {
-            () = run(Source { api: api.lean(), params, trim }, cache) => {}
+            // So that what happens in a test follows from its seed, here and in every controller.
+            biased;
             () = stopped.cancelled() => {}
+            () = run(Source { api: api.lean(), params, trim }, cache) => {}
         }
     });
     Reflector { stop }

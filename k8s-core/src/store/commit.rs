@@ -327,11 +327,9 @@ impl Store {
         writer.revision = revision;
         let json = encode(revision);
         let meta = match &before {
-            Some(before) if delete => Meta {
-                uid: before.uid.clone(),
-                labels: before.labels.clone(),
-                fields: before.fields.clone(),
-            },
+            Some(before) if delete => {
+                Meta { uid: before.uid.clone(), labels: before.labels.clone(), fields: before.fields.clone() }
+            }
             _ => meta,
         };
         let object = Arc::new(Stored {

@@ -1,9 +1,6 @@
 //! Packs endpoints into EndpointSlices of a limited size, changing as few of the present slices as possible. Pure.
 
-use std::{
-    collections::{BTreeMap, HashMap},
-    sync::Arc,
-};
+use std::{collections::BTreeMap, sync::Arc};
 
 use k8s_core::{
     api::{
@@ -60,7 +57,7 @@ impl Plan {
         if placeholder {
             desired.push((Vec::new(), Vec::new()));
         }
-        let mut by_ports: HashMap<String, Vec<Arc<EndpointSlice>>> = HashMap::new();
+        let mut by_ports: BTreeMap<String, Vec<Arc<EndpointSlice>>> = BTreeMap::new();
         for slice in present {
             by_ports.entry(ports_key(slice.ports.as_deref().unwrap_or_default())).or_default().push(slice);
         }

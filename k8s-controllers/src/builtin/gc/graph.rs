@@ -1,7 +1,7 @@
 //! Who owns whom. Pure: changes go in, uids to look at come out, and [`Graph::step`] says what to do about one.
 
 use std::{
-    collections::{HashMap, HashSet, VecDeque},
+    collections::{BTreeMap, BTreeSet, HashMap, HashSet, VecDeque},
     sync::Arc,
 };
 
@@ -71,12 +71,12 @@ pub(super) enum Step {
 /// How many uids that were seen to go are remembered.
 const REMEMBERED: usize = 50_000;
 
-/// All objects by uid, and who depends on whom.
+/// All objects by uid, and who depends on whom. In order, so that the same changes always lead to the same steps in the same order.
 #[derive(Debug, Default)]
 pub(super) struct Graph {
-    objects: HashMap<String, Object>,
+    objects: BTreeMap<String, Object>,
     /// Dependents by the owner's uid, whether or not the owner is known.
-    dependents: HashMap<String, HashSet<String>>,
+    dependents: BTreeMap<String, BTreeSet<String>>,
     gone: HashSet<String>,
     gone_order: VecDeque<String>,
 }

@@ -24,8 +24,9 @@ pub(super) async fn run(environment: Environment, threshold: usize) {
     let mut missing: HashMap<String, Instant> = HashMap::new();
     loop {
         tokio::select! {
-            () = tokio::time::sleep(PERIOD) => {}
+            biased;
             () = environment.shutdown.cancelled() => return,
+            () = tokio::time::sleep(PERIOD) => {}
         }
         if !pods.is_synced() || !nodes.is_synced() {
             continue;

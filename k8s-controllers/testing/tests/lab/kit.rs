@@ -6,9 +6,13 @@ use std::{
     time::Duration,
 };
 
-use k8s_core::api::api::{
-    apps::v1::Deployment,
-    core::v1::{ConfigMap, Pod},
+use k8s_core::{
+    api::api::{
+        apps::v1::Deployment,
+        coordination::v1::Lease,
+        core::v1::{ConfigMap, Node, Pod},
+    },
+    meta::ObjectExt,
 };
 use k8s_testing::{
     Fault, Faults, Lab, Running, Script,
@@ -56,6 +60,40 @@ fn a_deployment_comes_up_whatever_the_api_server_does() {
         });
     assert_eq!(report.runs, 40);
     assert!(report.faults > 100, "{} faults in forty runs", report.faults);
+}
+
+#[test]
+fn no_two_objects_have_one_uid() {
+    Lab::new().nodes(5).seeds(0..3).run(async |lab| {
+        let mut uids: Vec<String> = lab.list::<Node>().await.iter().map(|n| n.uid().to_owned()).collect();
+        uids.extend(lab.list::<Lease>().await.iter().map(|l| l.uid().to_owned()));
+        for i in 0..20 {
+            uids.push(lab.create(&original(&format!("c{i}"), "x")).await.uid().to_owned());
+        }
+        let count = uids.len();
+        uids.sort();
+        uids.dedup();
+        assert_eq!(uids.len(), count);
+    });
+}
+
+#[test]
+fn a_broken_rule_fails_the_run_and_its_trace_is_kept() {
+    let path = std::env::temp_dir().join(format!("rule-{}.jsonl", std::process::id()));
+    let said = why(|| {
+        Lab::new().record(&path).run(async |lab| {
+            lab.always(|maps: &[&ConfigMap]| assert!(maps.len() < 3, "{} maps", maps.len()));
+            for i in 0..4 {
+                lab.create(&original(&format!("c{i}"), "x")).await;
+            }
+            lab.sleep(Duration::from_secs(1)).await;
+            unreachable!("the rule was broken");
+        });
+    });
+    assert!(said.contains("3 maps"), "{said}");
+    let kept = std::fs::read_to_string(&path).unwrap();
+    std::fs::remove_file(&path).unwrap();
+    assert!(kept.contains("c2"), "{kept}");
 }
 
 #[test]

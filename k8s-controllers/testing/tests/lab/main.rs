@@ -7,3 +7,4 @@ mod framework;
 mod kit;
 mod kube_rs;
 mod speed;
+mod storms;

@@ -202,6 +202,7 @@ fn frames(watch: Watch) -> impl Stream<Item = Bytes> + Send {
             // Read before waiting: nothing up to here is unseen when the wait begins and ends with the timer.
             let revision = watch.server.inner.store.revision();
             tokio::select! {
+                biased;
                 () = watch.cursor.changed() => {}
                 () = tokio::time::sleep_until(wake) => {
                     if watch.bookmarks && Instant::now() >= watch.next_bookmark && !watch.take() {
