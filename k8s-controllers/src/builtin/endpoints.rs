@@ -2,9 +2,8 @@
 //!
 //! Flow: [`backends`] turns a Service and its pods into addresses and ports, purely; [`slices`] shapes EndpointSlices of them and [`legacy`] the
 //! older Endpoints object; [`mirroring`] makes EndpointSlices of Endpoints that somebody wrote by hand. Slices are packed by [`pack`]. Each of the
-//! three is a controller of its own; none writes where nothing changed.
-//!
-//! Not here: hints by the share of processors in each zone (`service.kubernetes.io/topology-mode: Auto`).
+//! three is a controller of its own; none writes where nothing changed. Which zone an endpoint is for, where a Service wants that decided, is
+//! [`zones`]' matter.
 
 mod backends;
 mod legacy;
@@ -12,6 +11,7 @@ mod mirroring;
 mod pack;
 mod slices;
 mod trigger;
+mod zones;
 
 use std::{collections::BTreeSet, sync::Arc};
 
@@ -35,11 +35,14 @@ pub(super) fn slices(environment: Environment, _: Options) -> BoxFuture<'static,
         .owns::<EndpointSlice>()
         .watches::<Pod>(selecting)
         .watches_when::<Node>(
-            predicates::changed(|node: &Node| slices::zone_of(node).cloned()),
+            predicates::changed(|node: &Node| (slices::zone_of(node).cloned(), zones::part(node))),
             |caches, node| {
-                let services =
-                    pods::pods_on(caches, node.name()).into_iter().flat_map(|pod| selecting(caches, &pod));
-                services.collect::<BTreeSet<ObjectKey>>().into_iter().collect()
+                let pods = pods::pods_on(caches, node.name());
+                let services = pods.iter().flat_map(|pod| selecting(caches, pod));
+                // Every node counts for those that ask for shares.
+                let all = caches.of::<Service>().list();
+                let auto = all.iter().filter(|service| zones::is_auto(service)).map(|service| service.key());
+                services.chain(auto).collect::<BTreeSet<ObjectKey>>().into_iter().collect()
             },
         )
         .start(environment, slices::Slices::default())

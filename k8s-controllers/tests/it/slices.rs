@@ -166,3 +166,36 @@ async fn endpoints_written_by_hand_are_mirrored() {
     .await;
     lab.until("not mirrored", async || mirrored().await.is_empty()).await;
 }
+
+#[tokio::test(start_paused = true)]
+async fn with_topology_mode_auto_zones_get_their_share() {
+    // Three nodes in zones of their own, with as many processors each.
+    let lab = Lab::start(3, runs).await;
+    let mut web = service("web");
+    let mode = ("service.kubernetes.io/topology-mode".to_owned(), "Auto".to_owned());
+    web.metadata.annotations = Some([mode].into());
+    lab.create(&web).await;
+    lab.create(&deployment("web", 2)).await;
+    let zones = async || {
+        let all = endpoints(&lab).await;
+        let mut zones: Vec<String> = all
+            .iter()
+            .map(|e| {
+                e.hints.iter().flat_map(|h| h.for_zones.iter().flatten()).map(|z| z.name.clone()).collect()
+            })
+            .collect();
+        zones.sort();
+        zones
+    };
+    let reason = "TopologyAwareHintsDisabled";
+    lab.until("told", async || lab.heard("Service", reason, "Insufficient number of endpoints").await).await;
+    assert_eq!(zones().await, ["", ""]);
+    lab.edit("web", |d: &mut Deployment| d.spec.as_mut().unwrap().replicas = Some(3)).await;
+    lab.until("hints", async || zones().await == ["z0", "z1", "z2"]).await;
+    lab.until("told", async || lab.heard("Service", "TopologyAwareHintsEnabled", "IPv4").await).await;
+    lab.is_quiet().await;
+    // A node that nobody knows the zone of makes all shares uncertain.
+    lab.edit("n2", |n: &mut Node| n.metadata.labels = None).await;
+    lab.until("no hints", async || zones().await == ["", "", ""]).await;
+    assert!(lab.heard("Service", reason, "Insufficient Node information").await);
+}

@@ -1,6 +1,9 @@
 //! The EndpointSlices of a Service with a selector: at most 100 endpoints each.
 
-use std::sync::Arc;
+use std::{
+    collections::HashMap,
+    sync::{Arc, Mutex, PoisonError},
+};
 
 use k8s_core::{
     api::api::{
@@ -9,25 +12,55 @@ use k8s_core::{
             Endpoint, EndpointConditions, EndpointHints, EndpointPort, EndpointSlice, ForNode, ForZone,
         },
     },
-    meta::{ObjectExt, owner_reference},
+    meta::{ObjectExt, ObjectKey, owner_reference},
 };
 
 use super::{
     backends::{self, Backend, Port},
-    pack::{MANAGED_BY, Plan, SERVICE_NAME, Template},
+    pack::{Group, MANAGED_BY, Plan, SERVICE_NAME, Template},
     pods_behind,
     trigger::Tracker,
+    zones::{self, Refusal, Zones},
 };
 use crate::{Action, Caches, Context, Error, EventType, Reconcile, builtin::pods};
 
 const MANAGER: &str = "endpointslice-controller.k8s.io";
 const HEADLESS: &str = "service.kubernetes.io/headless";
+const ENABLED: &str = "Topology Aware Hints has been enabled";
 /// How many endpoints a slice has at most.
 const LARGEST: usize = 100;
 
 #[derive(Default)]
 pub(super) struct Slices {
     told: Tracker,
+    /// What was last said of each Service's shares, per address family.
+    shares: Mutex<HashMap<ObjectKey, Vec<Share>>>,
+}
+
+impl Slices {
+    /// Says so when hints by the share of processors have come, or are not there for another reason than before.
+    fn tell(&self, cx: &Context, service: &Service, shares: Vec<Share>) {
+        let mut all = self.shares.lock().unwrap_or_else(PoisonError::into_inner);
+        let before = all.get(cx.key()).map_or(&[] as &[Share], Vec::as_slice);
+        for Share { family, refusal, had_hints } in &shares {
+            let known = before.iter().find(|s| s.family == *family);
+            // At the first look it is news that there are none, or that there are some now.
+            let is_first = || refusal.is_some() || !had_hints;
+            let is_news = known.map_or_else(is_first, |s| s.refusal != *refusal);
+            let (kind, reason, message) = match refusal {
+                None => (EventType::Normal, "TopologyAwareHintsEnabled", ENABLED.to_owned()),
+                Some(why) => (EventType::Warning, "TopologyAwareHintsDisabled", why.to_string()),
+            };
+            if is_news {
+                cx.event(service, kind, reason, format!("{message}, addressType: {family}"));
+            }
+        }
+        if shares.is_empty() {
+            all.remove(cx.key());
+        } else {
+            all.insert(cx.key().clone(), shares);
+        }
+    }
 }
 
 impl Reconcile for Slices {
@@ -40,7 +73,8 @@ impl Reconcile for Slices {
         let Some(pods) = pods_behind(cx.caches(), &service) else { return Ok(Action::await_change()) };
         let mut present: Vec<Arc<EndpointSlice>> = cx.owned(&*service);
         present.retain(|s| s.label(MANAGED_BY) == Some(MANAGER) && !s.is_deleting());
-        let plan = plan(cx.caches(), &service, &pods, present, self.told.next(&service, &pods));
+        let (plan, shares) = plan(cx.caches(), &service, &pods, present, self.told.next(&service, &pods));
+        self.tell(cx, &service, shares);
         if let Err(e) = plan.act(cx).await {
             // What was to be told was not.
             self.told.forget(cx.key());
@@ -53,6 +87,7 @@ impl Reconcile for Slices {
 
     async fn gone(&self, cx: &Context) -> Result<Action, Error> {
         self.told.forget(cx.key());
+        self.shares.lock().unwrap_or_else(PoisonError::into_inner).remove(cx.key());
         Ok(Action::await_change())
     }
 }
@@ -68,25 +103,58 @@ fn plan(
     pods: &[Arc<Pod>],
     mut present: Vec<Arc<EndpointSlice>>,
     trigger: Option<String>,
-) -> Plan {
+) -> (Plan, Vec<Share>) {
     let template = template(service, trigger);
     let prefers = Preference::of(service);
-    let mut plan = Plan::default();
+    let zones = zones::is_auto(service).then(|| Zones::of(&caches.of::<Node>().list()));
+    let (mut plan, mut shares) = (Plan::default(), Vec::new());
     for family in &backends::families(service) {
         let (same, others) = present.into_iter().partition(|s| s.address_type == *family);
         present = others;
         let groups = backends::groups(service, pods, family);
-        let desired = groups
+        let mut desired: Vec<Group> = groups
             .into_iter()
             .map(|(ports, backends)| {
                 let endpoints = backends.iter().map(|b| endpoint(b, caches, prefers)).collect();
                 (ports.iter().map(endpoint_port).collect(), endpoints)
             })
             .collect();
+        if let Some(zones) = &zones {
+            let refusal = zones.clone().and_then(|zones| share(&mut desired, &zones)).err();
+            let had_hints = same.iter().any(|s| s.endpoints.iter().flatten().any(|e| e.hints.is_some()));
+            if desired.iter().any(|(_, endpoints)| endpoints.iter().any(is_ready)) {
+                shares.push(Share { family: family.clone(), refusal, had_hints });
+            }
+        }
         plan.add(&template, family, same, desired);
     }
     plan.delete.extend(present);
-    plan
+    (plan, shares)
+}
+
+/// Whether the endpoints of a family have hints by the share of processors.
+struct Share {
+    family: String,
+    /// Why not.
+    refusal: Option<Refusal>,
+    /// Whether they had hints before.
+    had_hints: bool,
+}
+
+fn is_ready(endpoint: &Endpoint) -> bool {
+    endpoint.conditions.as_ref().is_some_and(|c| c.ready == Some(true))
+}
+
+/// Says of all endpoints that get traffic, or of none, for which zone they are.
+fn share(desired: &mut [Group], zones: &Zones) -> Result<(), Refusal> {
+    let all = || desired.iter().flat_map(|(_, endpoints)| endpoints).filter(|e| is_ready(e));
+    let homes: Vec<Option<&str>> = all().map(|e| e.zone.as_deref()).collect();
+    let given = zones.assign(&homes)?;
+    let all = desired.iter_mut().flat_map(|(_, endpoints)| endpoints).filter(|e| is_ready(e));
+    for (endpoint, name) in all.zip(given) {
+        endpoint.hints = Some(EndpointHints { for_zones: Some(vec![ForZone { name }]), for_nodes: None });
+    }
+    Ok(())
 }
 
 fn template(service: &Service, trigger: Option<String>) -> Template {
@@ -131,6 +199,8 @@ enum Preference {
 impl Preference {
     fn of(service: &Service) -> Self {
         match service.spec.as_ref().and_then(|s| s.traffic_distribution.as_deref()) {
+            // The older annotation has precedence.
+            _ if zones::is_auto(service) => Preference::None,
             Some("PreferClose" | "PreferSameZone") => Preference::SameZone,
             Some("PreferSameNode") => Preference::SameNode,
             _ => Preference::None,
