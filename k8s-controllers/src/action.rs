@@ -66,9 +66,12 @@ impl Error {
         Error::Invalid { what: what.into(), why: why.to_string() }
     }
 
-    /// Whether the cache was behind: the object changed meanwhile, or was made already. Part of life, and mended by the retry.
-    pub(crate) fn is_race(&self) -> bool {
-        matches!(self, Error::Api(e) if e.is_conflict() || e.is_already_exists())
+    /// Whether the cache was behind: something changed meanwhile, or was made already, or the object called `name` itself is gone. Part of life, and
+    /// mended by the retry.
+    pub(crate) fn is_race(&self, name: &str) -> bool {
+        let Error::Api(e) = self else { return false };
+        let about = || e.status()?.status().details.as_ref()?.name.as_deref();
+        e.is_conflict() || e.is_already_exists() || (e.is_not_found() && about() == Some(name))
     }
 
     /// Whether someone else wrote meanwhile: the retry reads anew.

@@ -83,8 +83,9 @@ struct Pending {
 #[derive(Default)]
 pub(crate) struct Ledger(Mutex<HashMap<ObjectKey, Pending>>);
 
-/// A cache that does not see a write for so long is broken; then progress is worth more than certainty.
-const PATIENCE: Duration = Duration::from_secs(30);
+/// A cache that does not see a write for so long is broken; then progress is worth more than certainty. As long as upstream's controllers keep their
+/// expectations: a watch that lags for half a minute happens, and whoever goes on without it makes its pods twice.
+pub(crate) const PATIENCE: Duration = Duration::from_secs(300);
 
 impl Ledger {
     fn with(&self, key: &ObjectKey, change: impl FnOnce(&mut Pending)) {

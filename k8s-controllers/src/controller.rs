@@ -342,9 +342,9 @@ impl<R: Reconcile> Shared<R> {
                     self.queue.add_after(key.clone(), after);
                 }
             }
-            Ok(Err(e)) if e.is_race() => {
+            Ok(Err(e)) if e.is_race(&key.name) => {
                 let delay = self.queue.retry(key.clone());
-                debug!(controller = %self.name, %key, ?delay, error = %e, "conflict, trying again");
+                debug!(controller = %self.name, %key, ?delay, error = %e, "changed meanwhile, trying again");
             }
             Ok(Err(e)) => {
                 let delay = self.queue.retry(key.clone());

@@ -8,7 +8,7 @@ use k8s_core::{
     meta::{LabelSelector, Object, ObjectExt},
 };
 
-use crate::{Context, Error};
+use crate::{Context, Error, context::PATIENCE};
 
 /// How many pods one reconcile makes or deletes at most.
 pub const BURST: usize = 500;
@@ -47,9 +47,6 @@ pub fn is_in_doubt(error: &Error) -> bool {
     let Error::Api(e) = error else { return false };
     matches!(e, ApiError::Transport { .. }) || e.status().is_some_and(|s| s.code() >= 500)
 }
-
-/// For how long a server that does not answer is asked what it has done.
-const PATIENCE: Duration = Duration::from_secs(60);
 
 /// After a create that may have happened: waits until the cache has what is there now, so that the next look does not make it again.
 pub async fn catch_up<T: Object>(cx: &Context, selector: &LabelSelector) {
