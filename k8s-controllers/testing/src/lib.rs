@@ -61,6 +61,7 @@
 //!
 //! | | |
 //! | --- | --- |
+//! | rules that hold at every moment | [`Running::always`]: no more pods than surge allows |
 //! | it converges | [`Running::settle`] panics when the cluster does not come to rest |
 //! | it does not spin | [`Running::assert_quiet_for`], [`Running::writes_since_settled`] |
 //! | it is idempotent | [`Running::assert_idempotent`]: looking at everything again writes nothing |
@@ -71,8 +72,9 @@
 //! # More
 //!
 //! [`Running::fork`] goes on from one state in many ways, for tests by table. [`Lab::pods`] says by [`Script`] what becomes of pods. `SEEDS=1000` runs more
-//! seeds, `REPLAY="seed:17 faults:6"` replays one, `RECORD=trace.jsonl` with it keeps all that happened, and `USE_EXISTING_CLUSTER=true` runs the same test once, without faults and in real time, in the
-//! cluster that `KUBECONFIG` names. [`TestCluster`] is a cluster to be started by hand inside a runtime of one's own.
+//! seeds, `REPLAY="seed:17 faults:6"` replays one, and `RECORD=trace.jsonl` with it keeps all that happened. `USE_EXISTING_CLUSTER=true` runs the same
+//! test once, without faults and in real time, in the cluster that `KUBECONFIG` names. [`TestCluster`] is a cluster to be started by hand inside a runtime
+//! of one's own.
 //!
 //! # Guarantees
 //!
