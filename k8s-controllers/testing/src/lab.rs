@@ -74,10 +74,9 @@ impl Lab {
     pub fn new() -> Self {
         let existing = std::env::var_os("USE_EXISTING_CLUSTER")
             .filter(|v| !matches!(v.to_str(), Some("" | "0" | "false")));
-        let mut setup = Setup::default();
-        setup.record = std::env::var_os("RECORD").map(PathBuf::from);
+        let record = std::env::var_os("RECORD").map(PathBuf::from);
         Lab {
-            setup,
+            setup: Setup { record, ..Setup::default() },
             controllers: Vec::new(),
             options: Options { cluster_cidr: "10.42.0.0/16".into(), ..Options::default() },
             scheduler: true,

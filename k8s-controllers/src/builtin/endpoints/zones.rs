@@ -129,7 +129,7 @@ mod tests {
         let others = [node("c", "4", "False", ""), node("c", "4", "True", "control-plane")];
         let both: Vec<_> = [a.clone(), a.clone(), b].into_iter().chain(others).collect();
         assert_eq!(Zones::of(&both), Ok(zones(&[("a", 8000), ("b", 1500)])));
-        assert_eq!(Zones::of(&[a.clone()]), Err(Refusal::OneZone));
+        assert_eq!(Zones::of(std::slice::from_ref(&a)), Err(Refusal::OneZone));
         assert_eq!(Zones::of(&[a, node("b", "0", "True", "")]), Err(Refusal::Nodes));
     }
 
