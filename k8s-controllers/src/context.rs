@@ -10,7 +10,6 @@ use std::{
 
 use futures::{FutureExt, future::BoxFuture};
 use k8s_core::{
-    cache::Cache,
     client::{Api, Client, DeleteOptions, Patch},
     clock::Clock,
     meta::{Object, ObjectExt, ObjectKey, owner_reference},
@@ -76,16 +75,17 @@ impl<K: Object> Owner<K> for Arc<K> {
 struct Pending {
     /// Per type: the newest revision written, and a future that ends when the type's cache has it.
     revisions: HashMap<TypeId, (u64, BoxFuture<'static, ()>)>,
-    /// End when a deleted object is marked or gone in its cache.
-    deletions: Vec<BoxFuture<'static, ()>>,
+    /// End when a cache has something else: a deleted object is marked or gone, what may have been made is there.
+    others: Vec<BoxFuture<'static, ()>>,
 }
 
+/// What keys wait for.
 #[derive(Default)]
 pub(crate) struct Ledger(Mutex<HashMap<ObjectKey, Pending>>);
 
 /// A cache that does not see a write for so long is broken; then progress is worth more than certainty. As long as upstream's controllers keep their
 /// expectations: a watch that lags for half a minute happens, and whoever goes on without it makes its pods twice.
-pub(crate) const PATIENCE: Duration = Duration::from_secs(300);
+const PATIENCE: Duration = Duration::from_secs(300);
 
 impl Ledger {
     fn with(&self, key: &ObjectKey, change: impl FnOnce(&mut Pending)) {
@@ -93,30 +93,29 @@ impl Ledger {
         change(all.entry(key.clone()).or_default());
     }
 
-    /// Waits until the caches have everything that was written for this key.
-    pub(crate) async fn settled(&self, key: &ObjectKey) {
-        let pending = self.0.lock().unwrap_or_else(PoisonError::into_inner).remove(key);
-        let Some(pending) = pending else { return };
-        let all = async {
+    /// Ends when the caches have everything that was written for this key; `None` where they have it now.
+    pub(crate) fn lag(&self, key: &ObjectKey) -> Option<BoxFuture<'static, ()>> {
+        let pending = self.0.lock().unwrap_or_else(PoisonError::into_inner).remove(key)?;
+        let mut all = async move {
             for (_, wait) in pending.revisions.into_values() {
                 wait.await;
             }
-            for wait in pending.deletions {
+            for wait in pending.others {
                 wait.await;
             }
+        }
+        .boxed();
+        // Polled again by whoever waits for it, so that nothing is missed.
+        if (&mut all).now_or_never().is_some() {
+            return None;
+        }
+        let key = key.clone();
+        let patient = async move {
+            if tokio::time::timeout(PATIENCE, all).await.is_err() {
+                tracing::warn!(%key, "the cache has not seen a write of {PATIENCE:?} ago");
+            }
         };
-        if tokio::time::timeout(PATIENCE, all).await.is_err() {
-            tracing::warn!(%key, "the cache has not seen a write of {PATIENCE:?} ago");
-        }
-    }
-}
-
-async fn until_deleted<K: Object>(cache: Cache<K>, key: ObjectKey, uid: String) {
-    let mut changes = cache.subscribe();
-    while cache.by_key(&key).is_some_and(|live| live.uid() == uid && !live.is_deleting()) {
-        if changes.next().await.is_none() {
-            return;
-        }
+        Some(patient.boxed())
     }
 }
 
@@ -180,6 +179,11 @@ impl Context {
     #[must_use]
     pub fn api<T: Object>(&self, namespace: &str) -> Api<T> {
         self.client().namespaced(namespace)
+    }
+
+    /// Nobody looks at the key again before this has ended, or a few minutes have passed.
+    pub(crate) fn hold(&self, until: impl Future<Output = ()> + Send + 'static) {
+        self.ledger.with(&self.key, |pending| pending.others.push(until.boxed()));
     }
 
     fn wrote<T: Object>(&self, object: &T) {
@@ -278,8 +282,12 @@ impl Context {
             Err(e) => return Err(e.into()),
         }
         if let Some(cache) = self.caches().started::<T>() {
-            let wait = until_deleted(cache, object.key(), object.uid().to_owned()).boxed();
-            self.ledger.with(&self.key, |pending| pending.deletions.push(wait));
+            let (key, uid) = (object.key(), object.uid().to_owned());
+            let there = {
+                let cache = cache.clone();
+                move || cache.by_key(&key).is_some_and(|live| live.uid() == uid && !live.is_deleting())
+            };
+            self.hold(async move { cache.until(|| !there()).await });
         }
         Ok(())
     }

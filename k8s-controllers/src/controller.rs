@@ -2,13 +2,13 @@
 
 use std::{panic::AssertUnwindSafe, sync::Arc, time::Duration};
 
-use futures::{FutureExt, future::BoxFuture};
+use futures::{FutureExt, StreamExt, future::BoxFuture, stream::FuturesUnordered};
 use k8s_core::{
     cache::Change,
     client::Client,
     meta::{Object, ObjectExt, ObjectKey},
 };
-use tokio::{task::JoinSet, time::Instant};
+use tokio::{sync::mpsc, task::JoinSet, time::Instant};
 use tracing::{Instrument, debug, error, warn};
 
 use crate::{
@@ -240,6 +240,7 @@ impl<K: Object> Controller<K> {
         let own = self.watches_when::<K>(predicate, |_, object| vec![object.key()]);
         async move {
             let recorder = Recorder::new(&environment.client, environment.clock.clone(), &component);
+            let (lagging, held) = mpsc::unbounded_channel();
             let shared = Arc::new(Shared {
                 reconciler,
                 queue: queue.clone(),
@@ -247,9 +248,11 @@ impl<K: Object> Controller<K> {
                 environment: environment.clone(),
                 recorder,
                 metrics: environment.metrics.controller(&own.name),
+                lagging,
                 name: own.name,
             });
             let mut wires = JoinSet::new();
+            wires.spawn(give_back(queue.clone(), held));
             for wire in own.wires {
                 wires.spawn(wire(environment.clone(), queue.clone()));
             }
@@ -279,13 +282,13 @@ struct Shared<R> {
     environment: Environment,
     recorder: Recorder,
     metrics: Arc<ReconcileMetrics>,
+    lagging: mpsc::UnboundedSender<Lagging>,
     name: String,
 }
 
 async fn work<R: Reconcile>(shared: Arc<Shared<R>>) {
     let cache = shared.environment.caches.of::<R::Kind>();
     while let Some(key) = shared.queue.get().await {
-        shared.ledger.settled(&key).await;
         let cx = Context {
             environment: shared.environment.clone(),
             recorder: shared.recorder.clone(),
@@ -359,6 +362,32 @@ impl<R: Reconcile> Shared<R> {
                 error!(controller = %self.name, %key, ?delay, panic = text.as_deref(), "reconcile panicked");
             }
         }
-        self.queue.done(key);
+        // Until the caches have what was written, nobody looks at this key again; the worker goes on with others.
+        match self.ledger.lag(key) {
+            None => self.queue.done(key),
+            Some(lag) => {
+                self.queue.rest(key);
+                // Fails where the controller is about to end, and then nobody asks for the key.
+                let _ = self.lagging.send((key.clone(), lag));
+            }
+        }
+    }
+}
+
+/// A key, and what it waits for.
+type Lagging = (ObjectKey, BoxFuture<'static, ()>);
+
+/// Gives keys back when the caches have what was written for them.
+async fn give_back(queue: Queue, mut lagging: mpsc::UnboundedReceiver<Lagging>) {
+    let mut waits = FuturesUnordered::new();
+    loop {
+        tokio::select! {
+            biased;
+            Some(key) = waits.next(), if !waits.is_empty() => queue.done(&key),
+            more = lagging.recv() => match more {
+                Some((key, lag)) => waits.push(lag.map(move |()| key)),
+                None => return,
+            },
+        }
     }
 }

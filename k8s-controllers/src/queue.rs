@@ -231,20 +231,30 @@ impl<K: Clone + Eq + Hash> WorkQueue<K> {
 
     /// Gives a key back.
     pub fn done(&self, key: &K) {
+        self.rest(key);
         let mut state = self.lock();
         state.processing.remove(key);
-        let made_room = state.failing.remove(key) && !state.failed.is_empty();
         let again = state.dirty.contains(key) && !state.closed;
         if again {
             state.enqueue(key.clone());
         }
+        drop(state);
+        if again {
+            self.wake.notify_one();
+        }
+    }
+
+    /// The work on a key is over, but nobody may have it before [`WorkQueue::done`]: something must happen first. It counts as no worker's.
+    pub fn rest(&self, key: &K) {
+        let mut state = self.lock();
+        let made_room = state.failing.remove(key) && !state.failed.is_empty();
         if let Some(begun) = state.begun.remove(key)
             && let Some(metrics) = &state.metrics
         {
             metrics.done(begun, state.depth());
         }
         drop(state);
-        if again || made_room {
+        if made_room {
             self.wake.notify_one();
         }
     }
@@ -420,6 +430,27 @@ mod tests {
         assert_eq!(q.get().await, Some(3000));
         q.done(&broken);
         assert!(q.get().await.unwrap() < 1000);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_key_that_rests_is_nobodys_and_takes_no_room() {
+        let q = WorkQueue::new(Backoff::default(), 1).most_failing(1);
+        for key in [1, 2] {
+            q.retry(key);
+        }
+        let first = q.get().await.unwrap();
+        let other = 3 - first;
+        q.add(first);
+        assert!(
+            tokio::time::timeout(Duration::from_secs(1), q.get()).await.is_err(),
+            "one at most that failed"
+        );
+        q.rest(&first);
+        assert_eq!(q.get().await, Some(other));
+        q.done(&other);
+        assert!(tokio::time::timeout(Duration::from_secs(1), q.get()).await.is_err(), "it rests");
+        q.done(&first);
+        assert_eq!(q.get().await, Some(first), "added while it was worked on");
     }
 
     #[tokio::test(start_paused = true)]

@@ -10,6 +10,7 @@
 
 mod reflector;
 mod shared;
+mod state;
 
 pub use reflector::{Reflector, reflect, reflect_trimmed};
 pub use shared::{Cache, Change, Subscription};

@@ -30,6 +30,12 @@ impl Progress {
         }
     }
 
+    /// Lets it grow by one, and wakes those who wait.
+    pub(crate) fn step(&self) {
+        self.at.fetch_add(1, Ordering::AcqRel);
+        self.grown.notify_waiters();
+    }
+
     /// Waits until it is at least `least`; what it is then.
     pub(crate) async fn reached(&self, least: u64) -> u64 {
         loop {

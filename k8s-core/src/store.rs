@@ -16,6 +16,7 @@ mod backend;
 mod collection;
 mod commit;
 mod embedded;
+mod group;
 mod index;
 
 pub use backend::{Backend, BackendError, Memory, Record};
@@ -50,6 +51,11 @@ impl Stored {
     #[must_use]
     pub fn label(&self, key: &str) -> Option<&str> {
         self.labels.iter().find(|(k, _)| &**k == key).map(|(_, v)| &**v)
+    }
+
+    /// What the store knows of it beside its bytes.
+    fn meta(&self) -> Meta {
+        Meta { uid: self.uid.clone(), labels: self.labels.clone(), fields: self.fields.clone() }
     }
 
     /// The namespace; empty for cluster-scoped objects.

@@ -24,7 +24,7 @@ use k8s_core::{
 
 use super::{
     Options,
-    batch::{is_namespace_terminating, slow_start},
+    batch::{catch_up, is_in_doubt, slow_start},
     claim, pods,
 };
 use crate::{Action, Context, Controller, Environment, Error, EventType, Reconcile};
@@ -70,25 +70,11 @@ impl Reconcile for DaemonSets {
             cx.event(&*set, EventType::Warning, "FailedDaemonPod", message);
             cx.delete(&**pod, DeleteOptions::default()).await?;
         }
-        let (_, failure) = slow_start(plan.create, |node| {
-            let pod = build(&set, &hash, &node);
-            let set = &set;
-            async move {
-                match cx.create(&pod).await {
-                    Ok(pod) => {
-                        let message = format!("Created pod: {}", pod.name());
-                        cx.event(&**set, EventType::Normal, "SuccessfulCreate", message);
-                        Ok(())
-                    }
-                    Err(e) if is_namespace_terminating(&e) => Ok(()),
-                    Err(e) => {
-                        cx.event(&**set, EventType::Warning, "FailedCreate", format!("Error creating: {e}"));
-                        Err(e)
-                    }
-                }
-            }
-        })
-        .await;
+        let pods = plan.create.iter().map(|node| build(&set, &hash, node)).collect();
+        let (_, failure) = slow_start(cx, &set, pods, pods::create_one).await;
+        if failure.as_ref().is_some_and(is_in_doubt) {
+            catch_up::<Pod>(cx, &selector);
+        }
         cx.status(&*set, |next| {
             let collisions = next.status.as_ref().and_then(|s| s.collision_count);
             next.status = Some(plan.status);

@@ -18,23 +18,29 @@ use std::sync::Arc;
 use futures::future::BoxFuture;
 use k8s_core::{
     api::api::{batch::v1::Job, core::v1::Pod},
-    client::DeleteOptions,
-    meta::{LabelSelector, ObjectExt},
+    meta::{LabelSelector, ObjectExt, ObjectKey},
 };
 use serde_json::json;
 
-use self::{build::New, plan::Plan};
+use self::plan::Plan;
 use super::{
     Options,
-    batch::{catch_up, is_in_doubt, is_namespace_terminating, slow_start},
-    claim,
+    batch::{catch_up, is_in_doubt, slow_start},
+    claim, pods,
 };
-use crate::{Action, Context, Controller, Environment, Error, EventType, Reconcile};
+use crate::{Action, Context, Controller, Environment, Error, Reconcile};
 
 /// Keeps an ended pod until it is counted.
 const TRACKING: &str = "batch.kubernetes.io/job-tracking";
 
+/// Index of pods with [`TRACKING`] by the key of the Job that controls them: those that a Job leaves behind have no other way to it.
+const BY_JOB: &str = "job";
+
 pub(super) fn start(environment: Environment, _: Options) -> BoxFuture<'static, ()> {
+    environment.caches.of::<Pod>().add_index(BY_JOB, |pod| {
+        let job = pod.controller_ref().filter(|o| o.kind == "Job" && is_tracked(pod));
+        job.map(|o| ObjectKey::new(pod.namespace(), &o.name).to_string()).into_iter().collect()
+    });
     Controller::<Job>::new().named("job-controller").workers(8).owns::<Pod>().start(environment, Jobs)
 }
 
@@ -52,6 +58,8 @@ impl Reconcile for Jobs {
         if managed_by.is_some_and(|m| m != "kubernetes.io/job-controller") {
             return Ok(Action::await_change());
         }
+        // Those of an earlier Job of this name: it is gone, and nobody else lets them go.
+        release(cx, &tracked_by(cx, |uid| uid != job.uid())).await?;
         let selector = job.spec.as_ref().and_then(|s| s.selector.as_ref()).map(LabelSelector::from_api);
         let all: Vec<Arc<Pod>> = match &selector {
             Some(Ok(selector)) if !selector.is_everything() => {
@@ -78,25 +86,26 @@ impl Reconcile for Jobs {
         // A pod that is not wanted any more must not count as failed when it has gone.
         release(cx, &shed).await?;
         let leaving = shed.into_iter().chain(delete).collect();
-        let (_, failure) = slow_start(leaving, |pod: Arc<Pod>| delete_pod(cx, &job, pod)).await;
+        let (_, failure) = slow_start(cx, &job, leaving, pods::delete_one).await;
         let failure = match failure {
-            None => slow_start(create, |new| create_pod(cx, &job, new)).await.1,
+            None => {
+                let pods = create.iter().map(|new| build::pod(&job, new)).collect();
+                slow_start(cx, &job, pods, pods::create_one).await.1
+            }
             failure => failure,
         };
         let Some(failure) = failure else { return Ok(Action::maybe_after(after)) };
         if is_in_doubt(&failure)
             && let Some(Ok(selector)) = selector
         {
-            catch_up::<Pod>(cx, &selector).await;
+            catch_up::<Pod>(cx, &selector);
         }
         Err(failure)
     }
 
     async fn gone(&self, cx: &Context) -> Result<Action, Error> {
         // Nobody counts any more; the pods must not stay for ever.
-        let mut left = cx.caches().of::<Pod>().in_namespace(&cx.key().namespace);
-        left.retain(|pod| pod.controller_ref().is_some_and(|o| o.kind == "Job" && o.name == cx.key().name));
-        release(cx, &left).await?;
+        release(cx, &tracked_by(cx, |_| true)).await?;
         Ok(Action::await_change())
     }
 }
@@ -105,49 +114,30 @@ fn is_tracked(pod: &Pod) -> bool {
     pod.metadata.finalizers.iter().flatten().any(|f| f == TRACKING)
 }
 
+/// Pods with the finalizer whose Job has, or had, the name that is reconciled, and such a uid.
+fn tracked_by(cx: &Context, uid: impl Fn(&str) -> bool) -> Vec<Arc<Pod>> {
+    let mut all = cx.caches().of::<Pod>().by_index(BY_JOB, &cx.key().to_string());
+    all.retain(|pod| pod.controller_ref().is_some_and(|o| uid(&o.uid)));
+    all
+}
+
 /// Takes the finalizer off.
 async fn release(cx: &Context, pods: &[Arc<Pod>]) -> Result<(), Error> {
     let tracked = pods.iter().filter(|p| is_tracked(p)).cloned().collect();
-    let (_, failure) = slow_start(tracked, |pod: Arc<Pod>| async move {
-        let rest: Vec<&String> =
-            pod.metadata.finalizers.iter().flatten().filter(|f| *f != TRACKING).collect();
-        let patch = json!({"metadata": {
-            "uid": pod.uid(),
-            "resourceVersion": pod.metadata.resource_version,
-            "finalizers": rest,
-        }});
-        match cx.merge(&*pod, &patch).await {
-            Err(Error::Api(e)) if e.is_not_found() => Ok(()),
-            other => other.map(drop),
-        }
-    })
-    .await;
+    // No owner is asked of: it may be gone.
+    let (_, failure) = slow_start(cx, &Arc::new(()), tracked, release_one).await;
     failure.map_or(Ok(()), Err)
 }
 
-async fn create_pod(cx: &Context, job: &Job, new: New) -> Result<(), Error> {
-    match cx.create(&build::pod(job, &new)).await {
-        Ok(pod) => {
-            cx.event(job, EventType::Normal, "SuccessfulCreate", format!("Created pod: {}", pod.name()));
-            Ok(())
-        }
-        Err(e) if is_namespace_terminating(&e) => Ok(()),
-        Err(e) => {
-            cx.event(job, EventType::Warning, "FailedCreate", format!("Error creating: {e}"));
-            Err(e)
-        }
-    }
-}
-
-async fn delete_pod(cx: &Context, job: &Job, pod: Arc<Pod>) -> Result<(), Error> {
-    match cx.delete(&*pod, DeleteOptions::default()).await {
-        Ok(()) => {
-            cx.event(job, EventType::Normal, "SuccessfulDelete", format!("Deleted pod: {}", pod.name()));
-            Ok(())
-        }
-        Err(e) => {
-            cx.event(job, EventType::Warning, "FailedDelete", format!("Error deleting: {e}"));
-            Err(e)
-        }
+async fn release_one(cx: Arc<Context>, _: Arc<()>, pod: Arc<Pod>) -> Result<(), Error> {
+    let rest: Vec<&String> = pod.metadata.finalizers.iter().flatten().filter(|f| *f != TRACKING).collect();
+    let patch = json!({"metadata": {
+        "uid": pod.uid(),
+        "resourceVersion": pod.metadata.resource_version,
+        "finalizers": rest,
+    }});
+    match cx.merge(&*pod, &patch).await {
+        Err(Error::Api(e)) if e.is_not_found() => Ok(()),
+        other => other.map(drop),
     }
 }

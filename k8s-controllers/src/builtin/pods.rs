@@ -6,10 +6,12 @@ use jiff::Timestamp;
 use k8s_core::{
     api::api::core::v1::{ContainerStatus, Pod, PodCondition, PodTemplateSpec},
     api::apimachinery::pkg::apis::meta::v1::ObjectMeta,
+    client::DeleteOptions,
     meta::{Object, ObjectExt, owner_reference},
 };
 
-use crate::Caches;
+use super::batch::is_namespace_terminating;
+use crate::{Caches, Context, Error, EventType};
 
 const BY_NODE: &str = "node";
 
@@ -24,6 +26,41 @@ pub fn index_by_node(caches: &Caches) {
 #[must_use]
 pub fn pods_on(caches: &Caches, node: &str) -> Vec<Arc<Pod>> {
     caches.of::<Pod>().by_index(BY_NODE, node)
+}
+
+/// Makes a pod of `owner`, and says so. A namespace that is going away is no failure.
+///
+/// # Errors
+/// As [`Context::create`].
+pub async fn create_one<K: Object>(cx: Arc<Context>, owner: Arc<K>, pod: Pod) -> Result<(), Error> {
+    match cx.create(&pod).await {
+        Ok(pod) => {
+            cx.event(&*owner, EventType::Normal, "SuccessfulCreate", format!("Created pod: {}", pod.name()));
+            Ok(())
+        }
+        Err(e) if is_namespace_terminating(&e) => Ok(()),
+        Err(e) => {
+            cx.event(&*owner, EventType::Warning, "FailedCreate", format!("Error creating: {e}"));
+            Err(e)
+        }
+    }
+}
+
+/// Deletes a pod of `owner`, and says so.
+///
+/// # Errors
+/// As [`Context::delete`].
+pub async fn delete_one<K: Object>(cx: Arc<Context>, owner: Arc<K>, pod: Arc<Pod>) -> Result<(), Error> {
+    match cx.delete(&*pod, DeleteOptions::default()).await {
+        Ok(()) => {
+            cx.event(&*owner, EventType::Normal, "SuccessfulDelete", format!("Deleted pod: {}", pod.name()));
+            Ok(())
+        }
+        Err(e) => {
+            cx.event(&*owner, EventType::Warning, "FailedDelete", format!("Error deleting: {e}"));
+            Err(e)
+        }
+    }
 }
 
 /// The phase; empty before a kubelet has seen the pod.

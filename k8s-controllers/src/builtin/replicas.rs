@@ -13,7 +13,6 @@ use k8s_core::{
         apps::v1::ReplicaSet,
         core::v1::{Pod, ReplicationController},
     },
-    client::DeleteOptions,
     meta::{Object, ObjectExt, ObjectKey},
 };
 
@@ -21,10 +20,10 @@ pub(super) use kind::{ReplicaStatus, Replicated, count};
 
 use super::{
     Options,
-    batch::{catch_up, is_in_doubt, is_namespace_terminating, slow_start},
+    batch::{catch_up, is_in_doubt, slow_start},
     claim, conditions, pods,
 };
-use crate::{Action, Caches, Context, Controller, Environment, Error, EventType, Reconcile};
+use crate::{Action, Caches, Context, Controller, Environment, Error, Reconcile};
 
 pub(super) fn replica_sets(environment: Environment, _: Options) -> BoxFuture<'static, ()> {
     start::<ReplicaSet>(environment, "replicaset-controller")
@@ -79,14 +78,14 @@ impl<K: Replicated> Reconcile for Replicas<K> {
         };
         let failure = match step {
             plan::Step::Nothing => None,
-            plan::Step::Create(count) => create(cx, &*owner, count).await.map(|e| ("FailedCreate", e)),
+            plan::Step::Create(count) => create(cx, &owner, count).await.map(|e| ("FailedCreate", e)),
             plan::Step::Delete(count) => {
-                delete(cx, &*owner, active.clone(), count).await.map(|e| ("FailedDelete", e))
+                delete(cx, &owner, active.clone(), count).await.map(|e| ("FailedDelete", e))
             }
         };
 
         if failure.as_ref().is_some_and(|(_, e)| is_in_doubt(e)) {
-            catch_up::<Pod>(cx, &selector).await;
+            catch_up::<Pod>(cx, &selector);
         }
         let now = cx.clock().now();
         let mut status = plan::status(&*owner, &active, terminating, now);
@@ -103,52 +102,23 @@ impl<K: Replicated> Reconcile for Replicas<K> {
     }
 }
 
-async fn create<K: Replicated>(cx: &Context, owner: &K, count: usize) -> Option<Error> {
-    let pod = pods::from_template(owner, &owner.template());
-    let (_, failure) = slow_start(vec![(); count], |()| async {
-        match cx.create(&pod).await {
-            Ok(pod) => {
-                let message = format!("Created pod: {}", pod.name());
-                cx.event(owner, EventType::Normal, "SuccessfulCreate", message);
-                Ok(())
-            }
-            Err(e) if is_namespace_terminating(&e) => Ok(()),
-            Err(e) => {
-                cx.event(owner, EventType::Warning, "FailedCreate", format!("Error creating: {e}"));
-                Err(e)
-            }
-        }
-    })
-    .await;
-    failure
+async fn create<K: Replicated>(cx: &Context, owner: &Arc<K>, count: usize) -> Option<Error> {
+    let pod = pods::from_template(&**owner, &owner.template());
+    slow_start(cx, owner, vec![pod; count], pods::create_one).await.1
 }
 
 async fn delete<K: Replicated>(
     cx: &Context,
-    owner: &K,
+    owner: &Arc<K>,
     mut active: Vec<Arc<Pod>>,
     count: usize,
 ) -> Option<Error> {
     if count < active.len() {
-        let related = related_pods(cx, owner);
+        let related = related_pods(cx, &**owner);
         pods::sort_for_deletion(&mut active, &related, cx.clock().now());
     }
     active.truncate(count);
-    let (_, failure) = slow_start(active, |pod| async move {
-        match cx.delete(&*pod, DeleteOptions::default()).await {
-            Ok(()) => {
-                let message = format!("Deleted pod: {}", pod.name());
-                cx.event(owner, EventType::Normal, "SuccessfulDelete", message);
-                Ok(())
-            }
-            Err(e) => {
-                cx.event(owner, EventType::Warning, "FailedDelete", format!("Error deleting: {e}"));
-                Err(e)
-            }
-        }
-    })
-    .await;
-    failure
+    slow_start(cx, owner, active, pods::delete_one).await.1
 }
 
 /// Pods of the owner and of its siblings (the other ReplicaSets of a Deployment): they double up on nodes.

@@ -37,6 +37,8 @@ const CALM: Duration = Duration::from_secs(45);
 const REAL_CALM: Duration = Duration::from_secs(5);
 /// How long faults go on in a cluster that does not come to rest under them.
 const STORM: Duration = Duration::from_secs(300);
+/// Before a watch is opened again.
+const WATCH_PAUSE: Duration = Duration::from_millis(100);
 
 /// A cluster with the lab's controllers in it. Cheap to clone. Its methods panic where a test should fail.
 #[derive(Clone, Debug)]
@@ -288,7 +290,7 @@ impl Running {
         }
     }
 
-    /// Looks at all objects of a type now and after every single change of one, until the run ends: what must hold at every moment. `check` panics
+    /// Looks at all objects of a type as they are at first and after every single change of one, until the run ends: what must hold at every moment. `check` panics
     /// where the test should fail, which it does at the end of the next [`Running::sleep`] or [`Running::settle`], or of the run.
     ///
     /// ```
@@ -301,24 +303,35 @@ impl Running {
         let api = self.client().all::<K>();
         self.tasks().spawn(async move {
             loop {
-                let mut all: BTreeMap<ObjectKey, K> = BTreeMap::new();
-                let mut events = match api.watch(&ListParams::default()).await {
-                    Ok(events) => events,
-                    Err(e) => panic!("watch {}: {e}", K::PLURAL),
+                let (objects, mut version) = match api.list_with_version(&ListParams::default()).await {
+                    Ok(listed) => listed,
+                    Err(e) => panic!("list {}: {e}", K::PLURAL),
                 };
-                while let Some(Ok(event)) = events.next().await {
-                    match event {
-                        WatchEvent::Added(object) | WatchEvent::Modified(object) => {
-                            all.insert(object.key(), object);
+                let mut all: BTreeMap<ObjectKey, K> = objects.into_iter().map(|o| (o.key(), o)).collect();
+                check(&all.values().collect::<Vec<&K>>());
+                // A watch that has ended goes on where it was; one that cannot begins with a list.
+                'resumed: while let Ok(mut events) = api.watch(&ListParams::default().at(&version)).await {
+                    while let Some(Ok(event)) = events.next().await {
+                        match event {
+                            WatchEvent::Added(object) | WatchEvent::Modified(object) => {
+                                version = object.revision().to_string();
+                                all.insert(object.key(), object);
+                            }
+                            WatchEvent::Deleted(object) => {
+                                version = object.revision().to_string();
+                                all.remove(&object.key());
+                            }
+                            WatchEvent::Bookmark(revision, _) => {
+                                version = revision.to_string();
+                                continue;
+                            }
+                            WatchEvent::Error(_) => break 'resumed,
                         }
-                        WatchEvent::Deleted(object) => {
-                            all.remove(&object.key());
-                        }
-                        WatchEvent::Bookmark(..) => continue,
-                        WatchEvent::Error(_) => break,
+                        check(&all.values().collect::<Vec<&K>>());
                     }
-                    check(&all.values().collect::<Vec<&K>>());
+                    tokio::time::sleep(WATCH_PAUSE).await;
                 }
+                tokio::time::sleep(WATCH_PAUSE).await;
             }
         });
     }

@@ -97,7 +97,7 @@ impl Watch {
     async fn line(&mut self) -> Option<Result<Bytes, BoxError>> {
         let mut scanned = 0;
         loop {
-            if let Some(at) = self.buffer[scanned..].iter().position(|b| *b == b'\n') {
+            if let Some(at) = memchr::memchr(b'\n', &self.buffer[scanned..]) {
                 return Some(Ok(self.buffer.split_to(scanned + at + 1).freeze()));
             }
             scanned = self.buffer.len();

@@ -193,7 +193,8 @@ impl Service {
             }
         }
         let answer = answer?;
-        if at == Opportunity::Watch && answer.status().is_success() && (self.process.suffers() || whole) {
+        let strikes = self.process.suffers() && !self.hub.plan.faults.is_none();
+        if at == Opportunity::Watch && answer.status().is_success() && (strikes || whole) {
             let (parts, body) = answer.into_parts();
             let events = watch::events(body, self.hub.clone(), self.process.clone(), shown);
             return Ok(Response::from_parts(parts, events));

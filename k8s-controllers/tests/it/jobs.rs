@@ -284,3 +284,22 @@ async fn only_ended_pods_are_replaced_where_that_is_asked_and_strangers_jobs_are
     assert_eq!(lab.get::<Job>("work").await.status.unwrap().terminating, Some(1));
     assert_eq!(lab.get::<Job>("strange").await.status.unwrap_or_default(), Default::default());
 }
+
+#[tokio::test(start_paused = true)]
+async fn a_job_made_again_under_its_name_lets_the_pods_of_the_first_go() {
+    let lab = Lab::start(1, runs).await;
+    lab.create(&job(json!({"completions": 1}))).await;
+    lab.until("runs", async || lab.list::<Pod>().await.iter().any(pods::is_ready)).await;
+    let first = lab.list::<Pod>().await[0].clone();
+    // The controllers' next look is at the second one.
+    lab.delete::<Job>("work", "Background").await;
+    let second = lab.create(&job(json!({"completions": 1}))).await;
+    lab.until("the first pod is gone", async || {
+        lab.list::<Pod>().await.iter().all(|p| p.uid() != first.uid())
+    })
+    .await;
+    lab.until("runs", async || lab.list::<Pod>().await.iter().any(pods::is_ready)).await;
+    let left = lab.list::<Pod>().await;
+    assert_eq!(left.len(), 1);
+    assert_eq!(left[0].controller_ref().unwrap().uid, second.uid());
+}

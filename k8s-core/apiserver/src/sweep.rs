@@ -1,11 +1,11 @@
 //! Events live for an hour.
 
-use std::{sync::Arc, time::Duration};
+use std::{borrow::Cow, sync::Arc, time::Duration};
 
 use jiff::Timestamp;
-use serde_json::Value;
+use serde::Deserialize;
 
-use crate::{server::Inner, value::text};
+use crate::server::Inner;
 
 /// How long an event is kept after it last happened.
 const EVENT_LIFE: Duration = Duration::from_secs(3600);
@@ -22,19 +22,81 @@ pub(crate) fn start(inner: &Arc<Inner>) {
     });
 }
 
+/// What of an event says when it last happened: with many events, all else of them is not worth decoding every time.
+#[derive(Default, Deserialize)]
+#[serde(default, rename_all = "camelCase")]
+struct Happened<'a> {
+    #[serde(borrow)]
+    series: Option<Series<'a>>,
+    #[serde(borrow)]
+    last_timestamp: Option<Cow<'a, str>>,
+    #[serde(borrow)]
+    event_time: Option<Cow<'a, str>>,
+    #[serde(borrow)]
+    metadata: Created<'a>,
+}
+
+#[derive(Default, Deserialize)]
+#[serde(default, rename_all = "camelCase")]
+struct Series<'a> {
+    #[serde(borrow)]
+    last_observed_time: Option<Cow<'a, str>>,
+}
+
+#[derive(Default, Deserialize)]
+#[serde(default, rename_all = "camelCase")]
+struct Created<'a> {
+    #[serde(borrow)]
+    creation_timestamp: Option<Cow<'a, str>>,
+}
+
+/// When an event last happened; `None` where nobody can tell.
+fn last_time(json: &[u8]) -> Option<Timestamp> {
+    let Happened { series, last_timestamp, event_time, metadata } = serde_json::from_slice(json).ok()?;
+    let all =
+        [series.and_then(|s| s.last_observed_time), last_timestamp, event_time, metadata.creation_timestamp];
+    all.into_iter().flatten().find_map(|time| time.parse().ok())
+}
+
 async fn sweep(inner: &Inner) {
     let now = inner.clock.now();
     for stored in inner.store.snapshot("events").range("", "") {
-        let Ok(event) = serde_json::from_slice::<Value>(&stored.json) else { continue };
-        let last =
-            ["/series/lastObservedTime", "/lastTimestamp", "/eventTime", "/metadata/creationTimestamp"]
-                .iter()
-                .find_map(|p| text(&event, p).parse::<Timestamp>().ok());
-        let old = last.is_some_and(|t| now.duration_since(t).as_secs() > EVENT_LIFE.as_secs().cast_signed());
+        let old = last_time(&stored.json)
+            .is_some_and(|t| now.duration_since(t).as_secs() > EVENT_LIFE.as_secs().cast_signed());
         if old {
             let json = stored.json.clone();
             // Somebody who changed it meanwhile keeps it.
             let _ = inner.store.delete("events", &stored.key, stored.revision, |_| json).await;
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use serde_json::json;
+
+    use super::*;
+
+    #[test]
+    fn an_event_is_as_old_as_the_last_time_it_happened() {
+        let mut event = json!({
+            "metadata": {"creationTimestamp": "2026-01-01T00:00:00Z", "managedFields": [{"time": "x"}]},
+            "eventTime": null, "series": null, "message": "say \"hello\"",
+        });
+        let mut later = |field: &str, value: serde_json::Value, want: &str| {
+            if !field.is_empty() {
+                event[field] = value;
+            }
+            assert_eq!(last_time(event.to_string().as_bytes()), Some(want.parse().unwrap()), "{field}");
+        };
+        later("", json!(null), "2026-01-01T00:00:00Z");
+        later("eventTime", json!("2026-01-01T00:01:00.5Z"), "2026-01-01T00:01:00.5Z");
+        later("lastTimestamp", json!("2026-01-01T00:02:00Z"), "2026-01-01T00:02:00Z");
+        later(
+            "series",
+            json!({"count": 2, "lastObservedTime": "2026-01-01T00:03:00Z"}),
+            "2026-01-01T00:03:00Z",
+        );
+        assert_eq!(last_time(b"{}"), None);
     }
 }

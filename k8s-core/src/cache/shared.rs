@@ -1,12 +1,13 @@
 //! The cache itself and its subscribers.
 
 use std::{
-    collections::{BTreeMap, BTreeSet, HashMap},
+    collections::{BTreeSet, HashSet},
     sync::{Arc, RwLock},
 };
 
 use tokio::sync::broadcast;
 
+use super::state::State;
 use crate::{
     meta::{Object, ObjectExt, ObjectKey},
     progress::Progress,
@@ -28,24 +29,13 @@ pub enum Change<K> {
     Resync,
 }
 
-type IndexFn<K> = dyn Fn(&K) -> Vec<String> + Send + Sync;
-
-struct Index<K> {
-    keys_of: Box<IndexFn<K>>,
-    /// Keys are those of the objects' own map.
-    entries: HashMap<String, BTreeSet<Arc<ObjectKey>>>,
-}
-
-struct State<K> {
-    objects: BTreeMap<Arc<ObjectKey>, Arc<K>>,
-    indexes: HashMap<&'static str, Index<K>>,
-}
-
 struct Inner<K> {
     state: RwLock<State<K>>,
     changes: broadcast::Sender<Change<K>>,
     /// The newest revision that is wholly in the cache; 0 before the first list.
     revision: Progress,
+    /// How many changes there were.
+    changed: Progress,
 }
 
 /// The present state of one type. Cheap to clone; all clones are the same cache.
@@ -83,23 +73,16 @@ impl<K: Object> Cache<K> {
     #[must_use]
     pub fn new() -> Self {
         Cache(Arc::new(Inner {
-            state: RwLock::new(State { objects: BTreeMap::new(), indexes: HashMap::new() }),
+            state: RwLock::default(),
             changes: broadcast::channel(BACKLOG).0,
             revision: Progress::new(0),
+            changed: Progress::new(0),
         }))
     }
 
     /// Adds an index: `keys_of` names the entries an object is found under in [`Cache::by_index`]. Adding one twice is fine.
     pub fn add_index(&self, name: &'static str, keys_of: impl Fn(&K) -> Vec<String> + Send + Sync + 'static) {
-        let mut state = write(&self.0.state);
-        if state.indexes.contains_key(name) {
-            return;
-        }
-        let mut index = Index { keys_of: Box::new(keys_of), entries: HashMap::new() };
-        for (key, object) in &state.objects {
-            index.insert(key, object);
-        }
-        state.indexes.insert(name, index);
+        write(&self.0.state).add_index(name, keys_of);
     }
 
     /// One object; the namespace is empty for cluster-scoped ones.
@@ -111,38 +94,31 @@ impl<K: Object> Cache<K> {
     /// One object.
     #[must_use]
     pub fn by_key(&self, key: &ObjectKey) -> Option<Arc<K>> {
-        read(&self.0.state).objects.get(key).cloned()
+        read(&self.0.state).get(key).cloned()
     }
 
     /// All objects, ordered by namespace and name.
     #[must_use]
     pub fn list(&self) -> Vec<Arc<K>> {
-        read(&self.0.state).objects.values().cloned().collect()
+        read(&self.0.state).iter().cloned().collect()
     }
 
     /// All objects in a namespace, ordered by name.
     #[must_use]
     pub fn in_namespace(&self, namespace: &str) -> Vec<Arc<K>> {
-        read(&self.0.state)
-            .objects
-            .range(ObjectKey::new(namespace, "")..)
-            .take_while(|(key, _)| key.namespace == namespace)
-            .map(|(_, object)| object.clone())
-            .collect()
+        read(&self.0.state).in_namespace(namespace).cloned().collect()
     }
 
-    /// Objects under an entry of an index; empty where the index was never added.
+    /// Objects under an entry of an index, in no order that means anything; empty where the index was never added.
     #[must_use]
     pub fn by_index(&self, index: &str, entry: &str) -> Vec<Arc<K>> {
-        let state = read(&self.0.state);
-        let keys = state.indexes.get(index).and_then(|i| i.entries.get(entry));
-        keys.into_iter().flatten().filter_map(|key| state.objects.get(key).cloned()).collect()
+        read(&self.0.state).by_index(index, entry).cloned().collect()
     }
 
     /// How many objects there are.
     #[must_use]
     pub fn len(&self) -> usize {
-        read(&self.0.state).objects.len()
+        read(&self.0.state).len()
     }
 
     /// Whether there are none.
@@ -179,6 +155,17 @@ impl<K: Object> Cache<K> {
         self.0.revision.reached(revision).await;
     }
 
+    /// Waits until `done` holds; it is asked now, and then when objects have changed. Cheaper than a subscription for one who need not see what changed.
+    pub async fn until(&self, mut done: impl FnMut() -> bool) {
+        loop {
+            let seen = self.0.changed.get();
+            if done() {
+                return;
+            }
+            self.0.changed.reached(seen + 1).await;
+        }
+    }
+
     /// Puts an object in. For reflectors and tests.
     pub fn upsert(&self, object: K) {
         let key = object.key();
@@ -210,7 +197,7 @@ impl<K: Object> Cache<K> {
         let mut changes = Vec::new();
         {
             let mut state = write(&self.0.state);
-            let mut gone: BTreeSet<Arc<ObjectKey>> = state.objects.keys().cloned().collect();
+            let mut gone: BTreeSet<ObjectKey> = state.keys().cloned().collect();
             for object in objects {
                 let key = object.key();
                 gone.remove(&key);
@@ -257,11 +244,10 @@ impl<K: Object> Cache<K> {
     }
 
     /// Takes out what a complete initial state did not have.
-    pub(super) fn retain_keys(&self, keep: &std::collections::HashSet<ObjectKey>) {
+    pub(super) fn retain_keys(&self, keep: &HashSet<ObjectKey>) {
         let gone: Vec<Arc<K>> = {
             let mut state = write(&self.0.state);
-            let keys: Vec<Arc<ObjectKey>> =
-                state.objects.keys().filter(|k| !keep.contains(&***k)).cloned().collect();
+            let keys: Vec<ObjectKey> = state.keys().filter(|k| !keep.contains(*k)).cloned().collect();
             keys.iter().filter_map(|key| state.remove(key)).collect()
         };
         for object in gone {
@@ -272,48 +258,7 @@ impl<K: Object> Cache<K> {
     fn tell(&self, change: Change<K>) {
         // Nobody listening is fine.
         let _ = self.0.changes.send(change);
-    }
-}
-
-impl<K> Index<K> {
-    fn insert(&mut self, key: &Arc<ObjectKey>, object: &K) {
-        for entry in (self.keys_of)(object) {
-            self.entries.entry(entry).or_default().insert(key.clone());
-        }
-    }
-
-    fn remove(&mut self, key: &ObjectKey, object: &K) {
-        for entry in (self.keys_of)(object) {
-            if let Some(keys) = self.entries.get_mut(&entry) {
-                keys.remove(key);
-                if keys.is_empty() {
-                    self.entries.remove(&entry);
-                }
-            }
-        }
-    }
-}
-
-impl<K> State<K> {
-    fn insert(&mut self, key: ObjectKey, object: Arc<K>) -> Option<Arc<K>> {
-        let known = self.objects.get_key_value(&key).map(|(key, _)| key.clone());
-        let key = known.unwrap_or_else(|| Arc::new(key));
-        let old = self.objects.insert(key.clone(), object.clone());
-        for index in self.indexes.values_mut() {
-            if let Some(old) = &old {
-                index.remove(&key, old);
-            }
-            index.insert(&key, &object);
-        }
-        old
-    }
-
-    fn remove(&mut self, key: &ObjectKey) -> Option<Arc<K>> {
-        let old = self.objects.remove(key)?;
-        for index in self.indexes.values_mut() {
-            index.remove(key, &old);
-        }
-        Some(old)
+        self.0.changed.step();
     }
 }
 

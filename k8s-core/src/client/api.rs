@@ -44,6 +44,13 @@ impl ListParams {
         self
     }
 
+    /// From this `resourceVersion` on.
+    #[must_use]
+    pub fn at(mut self, version: impl Into<String>) -> Self {
+        self.resource_version = version.into();
+        self
+    }
+
     fn query(&self) -> Query {
         let mut query = Query::default();
         query.add("labelSelector", &self.labels).add("fieldSelector", &self.fields);

@@ -1,4 +1,4 @@
-//! Writes: checked, numbered, made durable in groups, then shown.
+//! Writes: checked, numbered, and handed to those who make them durable.
 
 use std::{
     collections::HashMap,
@@ -15,11 +15,9 @@ use tokio::sync::{oneshot, watch};
 use super::{
     Backend, BackendError, Event, EventKind, Meta, Record, Snapshot, Stored, WatchCursor,
     collection::Collection,
+    group::{self, Overlay, Pending},
     index::{Candidates, Term},
 };
-
-/// How many writes one flush carries at most.
-const BATCH: usize = 512;
 
 /// Why a write or an exact read failed.
 #[derive(Clone, Debug, thiserror::Error)]
@@ -50,21 +48,10 @@ pub enum Expect {
     Revision(u64),
 }
 
-/// A write that waits for its flush.
-struct Pending {
-    collection: Arc<Collection>,
-    record: Record,
-    event: Arc<Event>,
-    done: oneshot::Sender<Result<Arc<Stored>, StoreError>>,
-}
-
-/// The newest state of an object with pending writes: `None` when it will be deleted.
-type Overlay = HashMap<(Arc<str>, Arc<str>), (u64, Option<Arc<Stored>>)>;
-
 /// What writers share, under one lock.
-struct Writer {
-    revision: u64,
-    overlay: Overlay,
+pub(super) struct Writer {
+    pub(super) revision: u64,
+    pub(super) overlay: Overlay,
     queue: Queue,
 }
 
@@ -74,11 +61,11 @@ enum Queue {
     Thread(mpsc::Sender<Pending>),
 }
 
-struct Inner {
+pub(super) struct Inner {
     collections: RwLock<HashMap<Arc<str>, Arc<Collection>>>,
-    writer: Mutex<Writer>,
+    pub(super) writer: Mutex<Writer>,
     /// The newest revision that is durable and visible.
-    visible: AtomicU64,
+    pub(super) visible: AtomicU64,
     /// The newest revision whose write has come to its end: is visible, or was refused. The commit thread has the sender.
     settled: watch::Receiver<u64>,
 }
@@ -133,7 +120,7 @@ impl Store {
             let weak = Arc::downgrade(&inner);
             std::thread::Builder::new()
                 .name("store-commit".into())
-                .spawn(move || commit_loop(backend, &receiver, &settle, &weak))
+                .spawn(move || group::commit_loop(backend, &receiver, &settle, &weak))
                 .map_err(|e| BackendError(format!("start the commit thread: {e}")))?;
         }
         Ok(Store(inner))
@@ -257,7 +244,7 @@ impl Store {
         meta: Meta,
         encode: impl FnOnce(u64) -> Bytes,
     ) -> Result<Arc<Stored>, StoreError> {
-        self.write(resource, key, expect, meta, encode, false).await
+        self.write(Write { resource, key, expect, change: Change::Put(meta) }, encode).await
     }
 
     /// Deletes an object. `encode` gets the deletion's revision and returns the object's last state with that revision in it.
@@ -271,20 +258,18 @@ impl Store {
         expect: u64,
         encode: impl FnOnce(u64) -> Bytes,
     ) -> Result<Arc<Stored>, StoreError> {
-        self.write(resource, key, Expect::Revision(expect), Meta::default(), encode, true).await
+        let expect = Expect::Revision(expect);
+        self.write(Write { resource, key, expect, change: Change::Delete }, encode).await
     }
 
     async fn write(
         &self,
-        resource: &str,
-        key: &str,
-        expect: Expect,
-        meta: Meta,
+        write: Write<'_>,
         encode: impl FnOnce(u64) -> Bytes,
-        delete: bool,
     ) -> Result<Arc<Stored>, StoreError> {
         let (done, acknowledged) = oneshot::channel();
-        if let Err(Lost { have, pending }) = self.submit(resource, key, expect, meta, encode, delete, done) {
+        let key = write.key;
+        if let Err(Lost { have, pending }) = self.submit(write, encode, done) {
             if let Some(revision) = pending {
                 // Who reads and retries sooner would read what it read before. (When the commit thread has ended, nothing is pending any more.)
                 let _ = self.0.settled.clone().wait_for(|settled| *settled >= revision).await;
@@ -297,15 +282,10 @@ impl Store {
     }
 
     /// Checks and numbers a write and hands it to the commit thread, which tells `done` (or drops it, when it has ended).
-    #[allow(clippy::too_many_arguments, reason = "one write's parts, used once")]
     fn submit(
         &self,
-        resource: &str,
-        key: &str,
-        expect: Expect,
-        meta: Meta,
+        Write { resource, key, expect, change }: Write<'_>,
         encode: impl FnOnce(u64) -> Bytes,
-        delete: bool,
         done: oneshot::Sender<Result<Arc<Stored>, StoreError>>,
     ) -> Result<(), Lost> {
         let collection = self.collection(resource);
@@ -326,11 +306,12 @@ impl Store {
         let revision = writer.revision + 1;
         writer.revision = revision;
         let json = encode(revision);
-        let meta = match &before {
-            Some(before) if delete => {
-                Meta { uid: before.uid.clone(), labels: before.labels.clone(), fields: before.fields.clone() }
+        let (kind, meta) = match (&before, change) {
+            (None, Change::Put(meta)) => (EventKind::Added, meta),
+            (Some(_), Change::Put(meta)) => (EventKind::Modified, meta),
+            (before, Change::Delete) => {
+                (EventKind::Deleted, before.as_ref().map(|b| b.meta()).unwrap_or_default())
             }
-            _ => meta,
         };
         let object = Arc::new(Stored {
             key: before.as_ref().map_or_else(|| slot.1.clone(), |b| b.key.clone()),
@@ -338,35 +319,45 @@ impl Store {
             uid: meta.uid,
             labels: meta.labels,
             fields: meta.fields,
-            json: json.clone(),
+            json,
         });
-        let kind = match (&before, delete) {
-            (_, true) => EventKind::Deleted,
-            (None, false) => EventKind::Added,
-            (Some(_), false) => EventKind::Modified,
-        };
+        let left = (kind != EventKind::Deleted).then(|| object.clone());
         let record = Record {
             resource: slot.0.clone(),
             key: object.key.clone(),
             revision,
-            json: (!delete).then_some(json),
+            json: left.as_ref().map(|object| object.json.clone()),
         };
-        let event = Arc::new(Event::new(kind, object.clone(), before));
+        let event = Arc::new(Event::new(kind, object, before));
         let write = Pending { collection, record, event, done };
         let writer = &mut *writer;
         match &mut writer.queue {
             Queue::Inline(backend) => {
-                commit_batch(&mut **backend, vec![write], &self.0, &mut writer.overlay);
+                group::commit(&mut **backend, vec![write], &self.0, &mut writer.overlay);
             }
             Queue::Thread(queue) => {
                 // Without a thread the write is dropped here, and its writer told.
                 if queue.send(write).is_ok() {
-                    writer.overlay.insert(slot, (revision, (!delete).then_some(object)));
+                    writer.overlay.insert(slot, (revision, left));
                 }
             }
         }
         Ok(())
     }
+}
+
+/// A write, but for its bytes: those have its revision in them.
+struct Write<'a> {
+    resource: &'a str,
+    key: &'a str,
+    expect: Expect,
+    change: Change,
+}
+
+/// What a write does.
+enum Change {
+    Put(Meta),
+    Delete,
 }
 
 /// A write that came too late.
@@ -375,96 +366,6 @@ struct Lost {
     have: Option<u64>,
     /// The write that came before and is not durable yet.
     pending: Option<u64>,
-}
-
-/// Takes what has gathered, makes it durable, shows it; until the store is dropped.
-fn commit_loop(
-    mut backend: Box<dyn Backend>,
-    queue: &mpsc::Receiver<Pending>,
-    settled: &watch::Sender<u64>,
-    store: &std::sync::Weak<Inner>,
-) {
-    while let Ok(first) = queue.recv() {
-        let mut batch = vec![first];
-        while batch.len() < BATCH
-            && let Ok(next) = queue.try_recv()
-        {
-            batch.push(next);
-        }
-        let Some(store) = store.upgrade() else { return };
-        let mut last = batch.last().map_or(0, |p| p.record.revision);
-        let records: Vec<Record> = batch.iter().map(|p| p.record.clone()).collect();
-        match backend.commit(&records) {
-            Ok(()) => {
-                show(&batch, &store);
-                let mut writer = store.writer.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
-                forget(&batch, &mut writer.overlay);
-                drop(writer);
-                acknowledge(batch);
-            }
-            Err(e) => {
-                // Whatever was checked against these writes must fail with them, so the whole queue goes, under the writers' lock.
-                let mut writer = store.writer.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
-                batch.extend(queue.try_iter());
-                writer.overlay.clear();
-                last = writer.revision;
-                drop(writer);
-                refuse(batch, &e);
-            }
-        }
-        settled.send_replace(last);
-    }
-}
-
-/// Commits in the caller's own time, under the writers' lock.
-fn commit_batch(backend: &mut dyn Backend, batch: Vec<Pending>, store: &Inner, overlay: &mut Overlay) {
-    let records: Vec<Record> = batch.iter().map(|p| p.record.clone()).collect();
-    match backend.commit(&records) {
-        Ok(()) => {
-            show(&batch, store);
-            forget(&batch, overlay);
-            acknowledge(batch);
-        }
-        Err(e) => refuse(batch, &e),
-    }
-}
-
-fn show(batch: &[Pending], store: &Inner) {
-    let mut last = 0;
-    for pending in batch {
-        pending.collection.apply(pending.event.clone());
-        last = pending.record.revision;
-    }
-    store.visible.fetch_max(last, Ordering::Release);
-    let mut woken: Vec<&Arc<Collection>> = Vec::new();
-    for pending in batch {
-        if !woken.iter().any(|c| Arc::ptr_eq(c, &pending.collection)) {
-            pending.collection.wake(last);
-            woken.push(&pending.collection);
-        }
-    }
-}
-
-fn forget(batch: &[Pending], overlay: &mut Overlay) {
-    for Pending { record, .. } in batch {
-        let slot = (record.resource.clone(), record.key.clone());
-        if overlay.get(&slot).is_some_and(|(revision, _)| *revision == record.revision) {
-            overlay.remove(&slot);
-        }
-    }
-}
-
-fn acknowledge(batch: Vec<Pending>) {
-    for pending in batch {
-        // A writer that went away does not need to know.
-        let _ = pending.done.send(Ok(pending.event.object.clone()));
-    }
-}
-
-fn refuse(batch: Vec<Pending>, error: &BackendError) {
-    for pending in batch {
-        let _ = pending.done.send(Err(StoreError::Unavailable(error.to_string())));
-    }
 }
 
 #[cfg(test)]

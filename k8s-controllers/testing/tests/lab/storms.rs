@@ -3,6 +3,7 @@
 //! CI runs a few seeds of each; `SEEDS=1000` runs so many.
 
 mod alike;
+mod daemons;
 mod endpoints;
 mod jobs;
 mod owned;
@@ -22,8 +23,13 @@ use serde_json::{Value, json};
 
 /// A lab in a storm. Pods take a second to start and one to stop; they are on a node from the beginning.
 fn storm(seeds: u64) -> Lab {
+    scheduled_storm(1, seeds).without_scheduler()
+}
+
+/// As [`storm`], with pods that are scheduled.
+fn scheduled_storm(nodes: usize, seeds: u64) -> Lab {
     let script = |_: &Pod| slow(Script::runs());
-    Lab::new().nodes(1).without_scheduler().seeds(0..seeds).faults(Faults::all().at_most(200)).pods(script)
+    Lab::new().nodes(nodes).seeds(0..seeds).faults(Faults::all().at_most(200)).pods(script)
 }
 
 fn slow(script: Script) -> Script {

@@ -1,0 +1,175 @@
+//! What a cache holds: objects in slots, in the order of their keys, and found through indexes.
+//!
+//! An index knows slots, not keys: an object that changes within its entries leaves the indexes as they are, and a reader of an entry follows
+//! numbers instead of comparing names.
+
+use std::{
+    collections::{BTreeMap, BTreeSet, HashMap},
+    sync::Arc,
+};
+
+use slab::Slab;
+
+use crate::meta::ObjectKey;
+
+type Slot = usize;
+type EntriesOf<K> = dyn Fn(&K) -> Vec<String> + Send + Sync;
+
+struct Index<K> {
+    entries_of: Box<EntriesOf<K>>,
+    entries: HashMap<String, BTreeSet<Slot>>,
+}
+
+/// The objects of a cache with their indexes.
+pub(super) struct State<K> {
+    order: BTreeMap<ObjectKey, Slot>,
+    objects: Slab<Arc<K>>,
+    indexes: BTreeMap<&'static str, Index<K>>,
+}
+
+impl<K> Default for State<K> {
+    fn default() -> Self {
+        State { order: BTreeMap::new(), objects: Slab::new(), indexes: BTreeMap::new() }
+    }
+}
+
+impl<K> State<K> {
+    pub(super) fn get(&self, key: &ObjectKey) -> Option<&Arc<K>> {
+        self.objects.get(*self.order.get(key)?)
+    }
+
+    pub(super) fn len(&self) -> usize {
+        self.order.len()
+    }
+
+    pub(super) fn keys(&self) -> impl Iterator<Item = &ObjectKey> {
+        self.order.keys()
+    }
+
+    /// All objects, in the order of their keys.
+    pub(super) fn iter(&self) -> impl Iterator<Item = &Arc<K>> {
+        self.order.values().filter_map(|slot| self.objects.get(*slot))
+    }
+
+    /// Objects of a namespace, in the order of their names.
+    pub(super) fn in_namespace(&self, namespace: &str) -> impl Iterator<Item = &Arc<K>> {
+        self.order
+            .range(ObjectKey::new(namespace, "")..)
+            .take_while(move |(key, _)| key.namespace == namespace)
+            .filter_map(|(_, slot)| self.objects.get(*slot))
+    }
+
+    /// Objects under an entry of an index, in no order that means anything.
+    pub(super) fn by_index(&self, index: &str, entry: &str) -> impl Iterator<Item = &Arc<K>> {
+        let slots = self.indexes.get(index).and_then(|index| index.entries.get(entry));
+        slots.into_iter().flatten().filter_map(|slot| self.objects.get(*slot))
+    }
+
+    pub(super) fn add_index(
+        &mut self,
+        name: &'static str,
+        entries_of: impl Fn(&K) -> Vec<String> + Send + Sync + 'static,
+    ) {
+        if self.indexes.contains_key(name) {
+            return;
+        }
+        let mut index = Index { entries_of: Box::new(entries_of), entries: HashMap::new() };
+        for (slot, object) in &self.objects {
+            index.add(slot, (index.entries_of)(object));
+        }
+        self.indexes.insert(name, index);
+    }
+
+    /// Puts an object in; what was there before.
+    pub(super) fn insert(&mut self, key: ObjectKey, object: Arc<K>) -> Option<Arc<K>> {
+        if let Some(slot) = self.order.get(&key).copied() {
+            let held = self.objects.get_mut(slot)?;
+            for index in self.indexes.values_mut() {
+                let (was, is) = ((index.entries_of)(held), (index.entries_of)(&object));
+                if was != is {
+                    index.remove(slot, &was);
+                    index.add(slot, is);
+                }
+            }
+            return Some(std::mem::replace(held, object));
+        }
+        let slot = self.objects.vacant_key();
+        for index in self.indexes.values_mut() {
+            index.add(slot, (index.entries_of)(&object));
+        }
+        self.objects.insert(object);
+        self.order.insert(key, slot);
+        None
+    }
+
+    /// Takes an object out.
+    pub(super) fn remove(&mut self, key: &ObjectKey) -> Option<Arc<K>> {
+        let slot = self.order.remove(key)?;
+        let object = self.objects.try_remove(slot)?;
+        for index in self.indexes.values_mut() {
+            index.remove(slot, &(index.entries_of)(&object));
+        }
+        Some(object)
+    }
+}
+
+impl<K> Index<K> {
+    fn add(&mut self, slot: Slot, entries: Vec<String>) {
+        for entry in entries {
+            self.entries.entry(entry).or_default().insert(slot);
+        }
+    }
+
+    fn remove(&mut self, slot: Slot, entries: &[String]) {
+        for entry in entries {
+            if let Some(slots) = self.entries.get_mut(entry) {
+                slots.remove(&slot);
+                if slots.is_empty() {
+                    self.entries.remove(entry);
+                }
+            }
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    type Thing = (u8, Vec<u8>);
+
+    proptest! {
+        /// Whatever is put in and taken out: an index finds exactly the objects that name the entry.
+        #[test]
+        fn an_index_finds_what_is_there(
+            ops in prop::collection::vec((0..6u8, prop::option::of(prop::collection::vec(0..3u8, 0..3))), 0..60),
+            begin in 0..60usize,
+        ) {
+            let mut state = State::<Thing>::default();
+            let mut model = BTreeMap::<u8, Thing>::new();
+            for (i, (name, labels)) in ops.into_iter().enumerate() {
+                if i == begin {
+                    state.add_index("l", |(_, labels)| labels.iter().map(ToString::to_string).collect());
+                }
+                let key = ObjectKey::new("n", &name.to_string());
+                let (was, expected) = match labels {
+                    Some(labels) => {
+                        let thing = (name, labels);
+                        (state.insert(key, Arc::new(thing.clone())), model.insert(name, thing))
+                    }
+                    None => (state.remove(&key), model.remove(&name)),
+                };
+                prop_assert_eq!(was.as_deref(), expected.as_ref());
+                prop_assert!(state.iter().map(|o| &**o).eq(model.values()));
+                for label in 0..3u8 {
+                    let mut found: Vec<_> = state.by_index("l", &label.to_string()).map(|o| (**o).clone()).collect();
+                    found.sort();
+                    let there = model.values().filter(|(_, labels)| i >= begin && labels.contains(&label));
+                    prop_assert!(found.iter().eq(there));
+                }
+            }
+        }
+    }
+}
