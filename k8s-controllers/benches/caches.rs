@@ -12,6 +12,10 @@ use k8s_core::{
 };
 use serde_json::json;
 
+/// As in the programs.
+#[global_allocator]
+static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
+
 /// Resident memory of this process, in bytes.
 fn resident() -> i64 {
     let status = std::fs::read_to_string("/proc/self/status").unwrap();
@@ -69,6 +73,8 @@ fn main() {
             assert_eq!(cache.len(), count);
             let after = resident();
             each(what, after - before);
+            let told: usize = caches.usage().iter().map(|u| u.bytes).sum();
+            each("  as its metric has it", i64::try_from(told).unwrap());
             before = after;
         }
     });

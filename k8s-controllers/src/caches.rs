@@ -1,9 +1,10 @@
-//! One reflector per type and process, shared by all controllers and started when first asked for.
+//! One reflector per type and process, shared by all controllers and started when first asked for. What the caches hold, and about how much memory that
+//! takes, is in the metrics of the controllers that read them.
 
 use std::{
     any::{Any, TypeId},
     collections::HashMap,
-    sync::{Arc, Mutex, PoisonError},
+    sync::{Arc, Mutex, PoisonError, Weak},
 };
 
 use k8s_core::{
@@ -23,7 +24,65 @@ fn orphans_of(namespace: &str) -> String {
 /// A cache with what fills it.
 struct Entry {
     cache: Box<dyn Any + Send + Sync>,
+    usage: Box<dyn Fn() -> Usage + Send + Sync>,
     _reflector: Option<Reflector>,
+}
+
+/// What a shared cache holds.
+#[derive(Clone, Debug, PartialEq, Eq)]
+#[non_exhaustive]
+pub struct Usage {
+    /// API group; empty for the core group.
+    pub group: &'static str,
+    /// API version.
+    pub version: &'static str,
+    /// Kind.
+    pub kind: &'static str,
+    /// Whether parts of the objects were left out.
+    pub trimmed: bool,
+    /// How many objects.
+    pub objects: usize,
+    /// About how many bytes they take.
+    pub bytes: usize,
+}
+
+/// The caches of all clones.
+#[derive(Default)]
+pub(crate) struct Entries {
+    shared: HashMap<Slot, Entry>,
+    /// Those of [`Caches::scoped`], as long as somebody has them.
+    scoped: Vec<Weak<Entry>>,
+}
+
+impl std::fmt::Debug for Entries {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Entries").field("types", &self.shared.len()).finish_non_exhaustive()
+    }
+}
+
+impl Entries {
+    fn usage(&self) -> Vec<Usage> {
+        let scoped: Vec<_> = self.scoped.iter().filter_map(Weak::upgrade).collect();
+        let mut all: Vec<Usage> =
+            self.shared.values().chain(scoped.iter().map(|e| &**e)).map(|e| (e.usage)()).collect();
+        all.sort_by_key(|u| (u.group, u.kind, u.version, u.trimmed, u.objects));
+        all
+    }
+}
+
+/// Counts caches without keeping them.
+#[derive(Clone, Debug)]
+pub(crate) struct Account(Weak<Mutex<Entries>>);
+
+impl Account {
+    pub(crate) fn is_of(&self, caches: &Caches) -> bool {
+        std::ptr::eq(self.0.as_ptr(), Arc::as_ptr(&caches.entries))
+    }
+
+    pub(crate) fn usage(&self) -> Vec<Usage> {
+        let entries = self.0.upgrade();
+        entries.map_or_else(Vec::new, |e| e.lock().unwrap_or_else(PoisonError::into_inner).usage())
+    }
 }
 
 /// A type, and whether its objects are trimmed.
@@ -39,7 +98,7 @@ impl Entry {
 #[derive(Clone)]
 pub struct Caches {
     client: Option<Client>,
-    entries: Arc<Mutex<HashMap<Slot, Entry>>>,
+    entries: Arc<Mutex<Entries>>,
     /// What this clone and its clones see of some types instead.
     scoped: HashMap<TypeId, Arc<Entry>>,
     /// What this clone and its clones do without: a `fn(&mut K)` for some types.
@@ -48,7 +107,7 @@ pub struct Caches {
 
 impl std::fmt::Debug for Caches {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        let entries = self.entries.lock().unwrap_or_else(PoisonError::into_inner).len();
+        let entries = self.entries.lock().unwrap_or_else(PoisonError::into_inner).shared.len();
         f.debug_struct("Caches").field("types", &entries).finish_non_exhaustive()
     }
 }
@@ -79,8 +138,12 @@ impl Caches {
     /// ```
     #[must_use]
     pub fn scoped<K: Object>(mut self, params: ListParams) -> Self {
-        let entry = self.start::<K>(params);
-        self.scoped.insert(TypeId::of::<K>(), Arc::new(entry));
+        let entry = Arc::new(self.start::<K>(params));
+        let mut entries = self.entries.lock().unwrap_or_else(PoisonError::into_inner);
+        entries.scoped.retain(|e| e.strong_count() > 0);
+        entries.scoped.push(Arc::downgrade(&entry));
+        drop(entries);
+        self.scoped.insert(TypeId::of::<K>(), entry);
         self
     }
 
@@ -104,7 +167,27 @@ impl Caches {
             reflect_trimmed(client.all::<K>(), params, cache.clone(), trim.unwrap_or(|_| {}))
         };
         let reflector = self.client.as_ref().map(fill);
-        Entry { cache: Box::new(cache), _reflector: reflector }
+        let trimmed = trim.is_some();
+        let counted = cache.clone();
+        let usage = move || Usage {
+            group: K::GROUP,
+            version: K::VERSION,
+            kind: K::KIND,
+            trimmed,
+            objects: counted.len(),
+            bytes: counted.memory(),
+        };
+        Entry { cache: Box::new(cache), usage: Box::new(usage), _reflector: reflector }
+    }
+
+    /// What these caches and those of all clones hold, and about how much memory it takes.
+    #[must_use]
+    pub fn usage(&self) -> Vec<Usage> {
+        self.account().usage()
+    }
+
+    pub(crate) fn account(&self) -> Account {
+        Account(Arc::downgrade(&self.entries))
     }
 
     fn slot<K: Object>(&self) -> Slot {
@@ -119,7 +202,8 @@ impl Caches {
             return entry.cache_of().unwrap_or_default();
         }
         let mut entries = self.entries.lock().unwrap_or_else(PoisonError::into_inner);
-        let entry = entries.entry(self.slot::<K>()).or_insert_with(|| self.start::<K>(ListParams::default()));
+        let entry =
+            entries.shared.entry(self.slot::<K>()).or_insert_with(|| self.start::<K>(ListParams::default()));
         // The entry was made for this very type.
         entry.cache_of().unwrap_or_default()
     }
@@ -130,7 +214,7 @@ impl Caches {
             return entry.cache_of();
         }
         let entries = self.entries.lock().unwrap_or_else(PoisonError::into_inner);
-        entries.get(&self.slot::<K>())?.cache_of()
+        entries.shared.get(&self.slot::<K>())?.cache_of()
     }
 
     /// Objects of `T` that the object with this uid controls.

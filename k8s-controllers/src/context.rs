@@ -2,7 +2,7 @@
 
 use std::{
     any::TypeId,
-    collections::HashMap,
+    collections::{BTreeMap, HashMap},
     fmt::Debug,
     sync::{Arc, Mutex, PoisonError},
     time::Duration,
@@ -74,7 +74,8 @@ impl<K: Object> Owner<K> for Arc<K> {
 #[derive(Default)]
 struct Pending {
     /// Per type: the newest revision written, and a future that ends when the type's cache has it.
-    revisions: HashMap<TypeId, (u64, BoxFuture<'static, ()>)>,
+    /// (In an order that is the same in every run: a seed is a run.)
+    revisions: BTreeMap<TypeId, (u64, BoxFuture<'static, ()>)>,
     /// End when a cache has something else: a deleted object is marked or gone, what may have been made is there.
     others: Vec<BoxFuture<'static, ()>>,
 }

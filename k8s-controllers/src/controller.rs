@@ -228,6 +228,7 @@ impl<K: Object> Controller<K> {
         reconciler: R,
     ) -> BoxFuture<'static, ()> {
         environment.client = environment.client.named(&self.name);
+        environment.metrics.account(&environment.caches);
         let component = self.component.take().unwrap_or_else(|| self.name.clone());
         // Each controller has its own sequence, so that adding one does not change what the others do.
         let seed = self.name.bytes().fold(environment.seed, |s, b| s.wrapping_mul(31).wrapping_add(b.into()));

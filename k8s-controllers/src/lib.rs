@@ -65,7 +65,7 @@ mod queue;
 mod recorder;
 
 pub use action::{Action, Error};
-pub use caches::Caches;
+pub use caches::{Caches, Usage};
 pub use conditions::{Conditions, StatusOf};
 pub use context::{Context, Environment, Owner};
 pub use controller::{Controller, Reconcile};

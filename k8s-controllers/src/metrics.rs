@@ -12,6 +12,8 @@ use std::{
 
 use tokio::time::Instant;
 
+use crate::caches::{Account, Caches, Usage};
+
 /// Upper bounds of a histogram's buckets, in seconds: from ten nanoseconds, each ten times the one before, as upstream's queues have them.
 const QUEUE_BUCKETS: [f64; 12] = [1e-8, 1e-7, 1e-6, 1e-5, 1e-4, 1e-3, 1e-2, 0.1, 1.0, 10.0, 100.0, 1000.0];
 
@@ -159,6 +161,7 @@ impl ReconcileMetrics {
 struct Registry {
     queues: BTreeMap<String, Arc<QueueMetrics>>,
     controllers: BTreeMap<String, Arc<ReconcileMetrics>>,
+    caches: Vec<Account>,
 }
 
 /// All metrics of a process's controllers. Cheap to clone; all clones are the same.
@@ -180,6 +183,14 @@ impl Metrics {
     #[must_use]
     pub fn controller(&self, name: &str) -> Arc<ReconcileMetrics> {
         self.registry().controllers.entry(name.to_owned()).or_default().clone()
+    }
+
+    /// Counts what these caches hold, and the memory that it takes, as long as they live.
+    pub(crate) fn account(&self, caches: &Caches) {
+        let mut registry = self.registry();
+        if !registry.caches.iter().any(|a| a.is_of(caches)) {
+            registry.caches.push(caches.account());
+        }
     }
 
     /// Names of controllers whose caches are not complete yet.
@@ -290,6 +301,28 @@ impl Metrics {
         );
         for (controller, metrics) in &registry.controllers {
             metrics.state().time.render(name, &format!("controller=\"{controller}\""), &mut out);
+        }
+        drop(registry);
+        out + &self.render_caches()
+    }
+
+    fn render_caches(&self) -> String {
+        type Value = fn(&Usage) -> usize;
+        let accounts = self.registry().caches.clone();
+        let usage: Vec<Usage> = accounts.iter().flat_map(Account::usage).collect();
+        let mut out = String::new();
+        let families: [(&str, &str, Value); 2] = [
+            ("shared_cache_objects", "Number of objects in a shared cache", |u| u.objects),
+            ("shared_cache_memory_bytes", "Estimated memory of the objects in a shared cache", |u| u.bytes),
+        ];
+        for (name, help, value) in families {
+            let _ = writeln!(out, "# HELP {name} {help}\n# TYPE {name} gauge");
+            for u in &usage {
+                let (group, version, kind, trimmed) = (u.group, u.version, u.kind, u.trimmed);
+                let labels =
+                    format!("group=\"{group}\",version=\"{version}\",kind=\"{kind}\",trimmed=\"{trimmed}\"");
+                let _ = writeln!(out, "{name}{{{labels}}} {}", value(u));
+            }
         }
         out
     }

@@ -6,6 +6,8 @@
 //! Fairness: keys that failed wait in a lane of their own, which gets every fifth turn while others wait, and only some of the workers. So a thousand
 //! broken objects do not slow the healthy ones.
 //!
+//! A key that is added all the time is handed out a hundred times a second at most.
+//!
 //! Guarantees: a key is queued at most once, is never with two workers, and no add is lost. Waiting is tokio time, so it can be paused.
 
 use std::{
@@ -67,6 +69,9 @@ struct State<K> {
     due: HashMap<K, (Instant, u64)>,
     next_id: u64,
     failures: HashMap<K, u32>,
+    /// How often keys were taken in this second, and when it began.
+    taken: HashMap<K, u32>,
+    second: Instant,
     rng: StdRng,
     closed: bool,
 }
@@ -79,6 +84,11 @@ pub struct WorkQueue<K> {
     /// How many workers may be with keys that failed.
     most_failing: usize,
 }
+
+/// How often a key is worked on in a second at most. Two controllers that undo each other's work, one of them with a cache that lags, would do so as fast as
+/// they can.
+const A_SECOND: u32 = 100;
+const SECOND: Duration = Duration::from_secs(1);
 
 /// How many turns others have before one that failed has its own.
 const TURNS: u32 = 4;
@@ -109,6 +119,8 @@ impl<K: Clone + Eq + Hash> WorkQueue<K> {
                 due: HashMap::new(),
                 next_id: 0,
                 failures: HashMap::new(),
+                taken: HashMap::new(),
+                second: Instant::now(),
                 rng: StdRng::seed_from_u64(seed),
                 closed: false,
             }),
@@ -149,19 +161,9 @@ impl<K: Clone + Eq + Hash> WorkQueue<K> {
             return self.add(key);
         }
         let Some(when) = Instant::now().checked_add(delay) else { return };
-        let mut state = self.lock();
-        if state.closed || state.due.get(&key).is_some_and(|(known, _)| *known <= when) {
-            return;
+        if self.lock().put_off(key, when) {
+            self.wake.notify_one();
         }
-        let id = state.next_id;
-        state.next_id += 1;
-        if let Some((_, stale)) = state.due.insert(key.clone(), (when, id)) {
-            state.later_keys.remove(&stale);
-        }
-        state.later_keys.insert(id, key);
-        state.later.push(Reverse((when, id)));
-        drop(state);
-        self.wake.notify_one();
     }
 
     /// Adds a key that failed, after its back-off. Returns the delay.
@@ -202,6 +204,7 @@ impl<K: Clone + Eq + Hash> WorkQueue<K> {
                 let now = Instant::now();
                 state.promote(now);
                 if let Some(key) = state.next(self.most_failing) {
+                    state.count(&key, now);
                     state.dirty.remove(&key);
                     state.processing.insert(key.clone());
                     if let Some(metrics) = state.metrics.clone() {
@@ -295,7 +298,28 @@ impl<K: Clone + Eq + Hash> State<K> {
         wakes
     }
 
+    /// Lets a key come at this moment, if it does not come sooner. Whether a worker should look when that is.
+    fn put_off(&mut self, key: K, when: Instant) -> bool {
+        if self.closed || self.due.get(&key).is_some_and(|(known, _)| *known <= when) {
+            return false;
+        }
+        let id = self.next_id;
+        self.next_id += 1;
+        if let Some((_, stale)) = self.due.insert(key.clone(), (when, id)) {
+            self.later_keys.remove(&stale);
+        }
+        self.later_keys.insert(id, key);
+        self.later.push(Reverse((when, id)));
+        true
+    }
+
     fn enqueue(&mut self, key: K) {
+        let often = self.taken.get(&key).is_some_and(|times| *times >= A_SECOND);
+        if often && self.second.elapsed() < SECOND {
+            self.dirty.remove(&key);
+            self.put_off(key, self.second + SECOND);
+            return;
+        }
         if self.metrics.is_some() {
             self.waiting.entry(key.clone()).or_insert_with(Instant::now);
         }
@@ -308,6 +332,15 @@ impl<K: Clone + Eq + Hash> State<K> {
 
     fn depth(&self) -> usize {
         self.ready.len() + self.failed.len()
+    }
+
+    /// Notes that a key is taken.
+    fn count(&mut self, key: &K, now: Instant) {
+        if now.duration_since(self.second) >= SECOND {
+            self.taken.clear();
+            self.second = now;
+        }
+        *self.taken.entry(key.clone()).or_default() += 1;
     }
 
     /// Whose turn it is.
@@ -451,6 +484,27 @@ mod tests {
         assert!(tokio::time::timeout(Duration::from_secs(1), q.get()).await.is_err(), "it rests");
         q.done(&first);
         assert_eq!(q.get().await, Some(first), "added while it was worked on");
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_key_that_is_added_all_the_time_leaves_time_to_pass() {
+        let q = queue();
+        let start = Instant::now();
+        for turn in 0..1000u32 {
+            // Added while it is worked on, or after.
+            if turn % 2 == 0 {
+                q.add(1);
+                assert_eq!(q.get().await, Some(1));
+                q.add(1);
+            } else {
+                assert_eq!(q.get().await, Some(1));
+            }
+            q.done(&1);
+            assert!(start.elapsed().as_secs() >= u64::from(turn / A_SECOND));
+        }
+        q.add(2);
+        assert_eq!(q.get().await, Some(2), "others need not wait");
+        assert!(start.elapsed().as_secs() < 11);
     }
 
     #[tokio::test(start_paused = true)]

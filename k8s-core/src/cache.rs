@@ -11,6 +11,7 @@
 mod reflector;
 mod shared;
 mod state;
+mod weigh;
 
 pub use reflector::{Reflector, reflect, reflect_trimmed};
 pub use shared::{Cache, Change, Subscription};

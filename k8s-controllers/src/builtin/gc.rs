@@ -37,8 +37,8 @@ use super::{
 };
 use crate::{Backoff, Environment, EventType, Recorder, WorkQueue};
 
-/// How many objects are worked on at once.
-const WORKERS: usize = 20;
+/// How many objects are worked on at once. (Upstream: 20.) A deletion waits for its flush, and a flush takes along what has gathered.
+const WORKERS: usize = 64;
 /// Discovery is asked again after so long, or when something is served that was not, or no longer.
 const REDISCOVER: Duration = Duration::from_secs(60);
 const SERVED_AFTER: Duration = Duration::from_millis(200);

@@ -90,6 +90,7 @@ pub mod controllers;
 mod faults;
 mod hub;
 mod lab;
+mod listed;
 pub mod node;
 mod objects;
 mod process;

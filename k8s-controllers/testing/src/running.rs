@@ -1,7 +1,6 @@
 //! One run of a lab, as the test sees it.
 
 use std::{
-    collections::BTreeMap,
     sync::{Arc, Mutex, MutexGuard, PoisonError},
     time::Duration,
 };
@@ -12,7 +11,7 @@ use k8s_core::{
     api::api::core::v1::Pod,
     client::{Api, Client, DeleteOptions, ListParams, Resource, WatchEvent},
     clock::Clock,
-    meta::{Object, ObjectExt, ObjectKey},
+    meta::{Object, ObjectExt},
     random,
     store::Store,
 };
@@ -23,6 +22,7 @@ use tokio_util::sync::CancellationToken;
 use crate::{
     base,
     hub::{Hub, Plan, Written},
+    listed::Listed,
     node, objects,
     process::{self, Supervised, World},
     role::{NeededRole, Recorded},
@@ -37,8 +37,6 @@ const CALM: Duration = Duration::from_secs(45);
 const REAL_CALM: Duration = Duration::from_secs(5);
 /// How long faults go on in a cluster that does not come to rest under them.
 const STORM: Duration = Duration::from_secs(300);
-/// Before a watch is opened again.
-const WATCH_PAUSE: Duration = Duration::from_millis(100);
 
 /// A cluster with the lab's controllers in it. Cheap to clone. Its methods panic where a test should fail.
 #[derive(Clone, Debug)]
@@ -296,42 +294,22 @@ impl Running {
     /// ```
     /// # use k8s_core::api::api::core::v1::Pod;
     /// # k8s_testing::Lab::new().run(async |lab| {
-    /// lab.always(|pods: &[&Pod]| assert!(pods.len() <= 4, "no more than surge allows"));
+    /// lab.always(|pods: &[&Pod]| assert!(pods.len() <= 4, "no more than surge allows")).await;
     /// # });
     /// ```
-    pub fn always<K: Object>(&self, mut check: impl FnMut(&[&K]) + Send + 'static) {
+    ///
+    /// # Panics
+    /// When `check` does so at once, or the objects cannot be listed.
+    pub async fn always<K: Object>(&self, mut check: impl FnMut(&[&K]) + Send + 'static) {
         let api = self.client().all::<K>();
+        let mut listed = Listed::of(&api).await;
+        listed.look(&mut check);
         self.tasks().spawn(async move {
             loop {
-                let (objects, mut version) = match api.list_with_version(&ListParams::default()).await {
-                    Ok(listed) => listed,
-                    Err(e) => panic!("list {}: {e}", K::PLURAL),
-                };
-                let mut all: BTreeMap<ObjectKey, K> = objects.into_iter().map(|o| (o.key(), o)).collect();
-                check(&all.values().collect::<Vec<&K>>());
-                // A watch that has ended goes on where it was; one that cannot begins with a list.
-                'resumed: while let Ok(mut events) = api.watch(&ListParams::default().at(&version)).await {
-                    while let Some(Ok(event)) = events.next().await {
-                        match event {
-                            WatchEvent::Added(object) | WatchEvent::Modified(object) => {
-                                version = object.revision().to_string();
-                                all.insert(object.key(), object);
-                            }
-                            WatchEvent::Deleted(object) => {
-                                version = object.revision().to_string();
-                                all.remove(&object.key());
-                            }
-                            WatchEvent::Bookmark(revision, _) => {
-                                version = revision.to_string();
-                                continue;
-                            }
-                            WatchEvent::Error(_) => break 'resumed,
-                        }
-                        check(&all.values().collect::<Vec<&K>>());
-                    }
-                    tokio::time::sleep(WATCH_PAUSE).await;
-                }
-                tokio::time::sleep(WATCH_PAUSE).await;
+                listed.follow(&api, &mut check).await;
+                // History no longer reaches back to what was seen.
+                listed = Listed::of(&api).await;
+                listed.look(&mut check);
             }
         });
     }

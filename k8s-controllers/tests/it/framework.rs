@@ -1,20 +1,24 @@
 //! What the framework promises to every controller.
 
 use std::{
+    collections::BTreeMap,
     sync::{
-        Arc,
+        Arc, Mutex,
         atomic::{AtomicUsize, Ordering},
     },
     time::Duration,
 };
 
+use futures::StreamExt;
+use http::{Method, Request, Response};
+use http_body_util::{BodyExt, BodyStream, StreamBody};
 use jiff::Timestamp;
 use k8s_controllers::{
     Action, Context, Controller, Environment, Error, EventType, Reconcile, leader::Candidate,
 };
 use k8s_core::{
-    api::api::core::v1::{ConfigMap, Event},
-    client::ListParams,
+    api::api::core::v1::{ConfigMap, Endpoints, Event},
+    client::{Body, BoxError, Client, ListParams},
     clock::Clock,
     meta::ObjectExt,
 };
@@ -83,6 +87,71 @@ async fn failures_stay_with_their_keys_and_writes_are_seen_before_the_next_look(
     let events = client.namespaced::<Event>("default").list(&ListParams::default()).await.unwrap();
     assert_eq!(events.len(), 1, "the same thing said three times is one event");
     assert_eq!(events[0].count, Some(3));
+    stop.cancel();
+    tokio::time::timeout(Duration::from_secs(1), running).await.expect("it ends").unwrap();
+}
+
+/// Makes Endpoints beside every ConfigMap, and counts how often it looks.
+struct Beside(Arc<Mutex<BTreeMap<String, usize>>>);
+
+impl Reconcile for Beside {
+    type Kind = ConfigMap;
+
+    async fn reconcile(&self, cx: &Context, object: Arc<ConfigMap>) -> Result<Action, Error> {
+        *self.0.lock().unwrap().entry(object.name().to_owned()).or_default() += 1;
+        if cx.cached::<Endpoints>(object.name()).is_none() {
+            cx.create(&Endpoints { metadata: metadata(object.name()), ..Endpoints::default() }).await?;
+        }
+        Ok(Action::await_change())
+    }
+}
+
+/// A client to whom a watch of Endpoints tells everything a minute late.
+fn late(client: Client) -> Client {
+    Client::new(tower::service_fn(move |request: Request<Body>| {
+        let client = client.clone();
+        async move {
+            let is_late = request.uri().path().ends_with("/endpoints") && request.method() == Method::GET;
+            let (parts, body) = client.send(request).await?.into_parts();
+            if !is_late {
+                return Ok::<_, BoxError>(Response::from_parts(parts, body));
+            }
+            let frames = BodyStream::new(body).then(|frame| async move {
+                tokio::time::sleep(Duration::from_secs(60)).await;
+                frame
+            });
+            Ok(Response::from_parts(parts, StreamBody::new(frames).boxed_unsync()))
+        }
+    }))
+}
+
+#[tokio::test(start_paused = true)]
+async fn keys_that_wait_for_a_late_cache_hold_no_worker() {
+    let clock = Clock::starting_at(Timestamp::UNIX_EPOCH);
+    let fake = Fake::new(clock.clone());
+    let api = fake.client().namespaced::<ConfigMap>("default");
+    for name in ["a", "b", "c"] {
+        api.create(&ConfigMap { metadata: metadata(name), ..ConfigMap::default() }).await.unwrap();
+    }
+    let looks = Arc::<Mutex<BTreeMap<String, usize>>>::default();
+    let environment = Environment { clock, seed: 1, ..Environment::new(late(fake.client())) };
+    let stop = environment.shutdown.clone();
+    let controller = Controller::<ConfigMap>::new().owns::<Endpoints>().workers(1);
+    let running = tokio::spawn(controller.start(environment, Beside(looks.clone())));
+    let seen = |a: usize, others: usize| {
+        let want = [("a".to_owned(), a), ("b".to_owned(), others), ("c".to_owned(), others)].into();
+        assert_eq!(*looks.lock().unwrap(), want);
+    };
+    // The cache of Endpoints has its list after a minute.
+    tokio::time::sleep(Duration::from_secs(61)).await;
+    seen(1, 1);
+    let mut changed = api.get("a").await.unwrap();
+    changed.data = Some([("x".to_owned(), "y".to_owned())].into());
+    api.replace("a", &changed).await.unwrap();
+    tokio::time::sleep(Duration::from_secs(50)).await;
+    seen(1, 1);
+    tokio::time::sleep(Duration::from_secs(200)).await;
+    seen(2, 1);
     stop.cancel();
     tokio::time::timeout(Duration::from_secs(1), running).await.expect("it ends").unwrap();
 }

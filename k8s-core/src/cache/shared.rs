@@ -7,7 +7,7 @@ use std::{
 
 use tokio::sync::broadcast;
 
-use super::state::State;
+use super::{state::State, weigh::weigh};
 use crate::{
     meta::{Object, ObjectExt, ObjectKey},
     progress::Progress,
@@ -15,6 +15,11 @@ use crate::{
 
 /// How many changes a slow subscriber may fall behind before it must look at the whole cache.
 const BACKLOG: usize = 4096;
+
+/// How many objects are weighed at most to know what all of them weigh.
+const SAMPLE: usize = 256;
+/// Bytes of an object's place: its key and slot in a B-tree's nodes, and its numbers in two indexes or so.
+const PLACE: usize = 160;
 
 /// What changed. Objects are shared with the cache.
 #[derive(Clone, Debug)]
@@ -125,6 +130,19 @@ impl<K: Object> Cache<K> {
     #[must_use]
     pub fn is_empty(&self) -> bool {
         self.len() == 0
+    }
+
+    /// About how many bytes of memory the objects take with their keys: from a sample of them, so that it can be asked of a large cache.
+    #[must_use]
+    pub fn memory(&self) -> usize {
+        let (count, sample) = {
+            let state = read(&self.0.state);
+            let step = state.len().div_ceil(SAMPLE).max(1);
+            (state.len(), state.iter().step_by(step).cloned().collect::<Vec<_>>())
+        };
+        let each =
+            |object: &Arc<K>| weigh(&**object) + PLACE + object.namespace().len() + object.name().len();
+        sample.iter().map(each).sum::<usize>().saturating_mul(count) / sample.len().max(1)
     }
 
     /// Changes from now on.

@@ -80,36 +80,41 @@ impl<K> State<K> {
         self.indexes.insert(name, index);
     }
 
+    /// Where each index has an object. Asked before anything changes: these functions are not ours, and one that panics must leave the state whole.
+    fn entries_of(&self, object: &K) -> Vec<Vec<String>> {
+        self.indexes.values().map(|index| (index.entries_of)(object)).collect()
+    }
+
     /// Puts an object in; what was there before.
     pub(super) fn insert(&mut self, key: ObjectKey, object: Arc<K>) -> Option<Arc<K>> {
-        if let Some(slot) = self.order.get(&key).copied() {
-            let held = self.objects.get_mut(slot)?;
-            for index in self.indexes.values_mut() {
-                let (was, is) = ((index.entries_of)(held), (index.entries_of)(&object));
-                if was != is {
-                    index.remove(slot, &was);
-                    index.add(slot, is);
-                }
+        let is = self.entries_of(&object);
+        let Some(slot) = self.order.get(&key).copied() else {
+            let slot = self.objects.insert(object);
+            for (index, is) in self.indexes.values_mut().zip(is) {
+                index.add(slot, is);
             }
-            return Some(std::mem::replace(held, object));
+            self.order.insert(key, slot);
+            return None;
+        };
+        let was = self.entries_of(self.objects.get(slot)?);
+        for (index, (was, is)) in self.indexes.values_mut().zip(was.into_iter().zip(is)) {
+            if was != is {
+                index.remove(slot, &was);
+                index.add(slot, is);
+            }
         }
-        let slot = self.objects.vacant_key();
-        for index in self.indexes.values_mut() {
-            index.add(slot, (index.entries_of)(&object));
-        }
-        self.objects.insert(object);
-        self.order.insert(key, slot);
-        None
+        Some(std::mem::replace(self.objects.get_mut(slot)?, object))
     }
 
     /// Takes an object out.
     pub(super) fn remove(&mut self, key: &ObjectKey) -> Option<Arc<K>> {
-        let slot = self.order.remove(key)?;
-        let object = self.objects.try_remove(slot)?;
-        for index in self.indexes.values_mut() {
-            index.remove(slot, &(index.entries_of)(&object));
+        let slot = *self.order.get(key)?;
+        let was = self.entries_of(self.objects.get(slot)?);
+        for (index, was) in self.indexes.values_mut().zip(was) {
+            index.remove(slot, &was);
         }
-        Some(object)
+        self.order.remove(key);
+        self.objects.try_remove(slot)
     }
 }
 

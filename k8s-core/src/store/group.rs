@@ -47,7 +47,7 @@ impl Pace {
 
     /// How long to wait with so many writes there.
     fn pause(&mut self, waiting: usize) -> Duration {
-        if waiting < Self::MANY || waiting >= BATCH / 2 {
+        if !(Self::MANY..BATCH / 2).contains(&waiting) {
             return Duration::ZERO;
         }
         if self.window.is_zero() {

@@ -14,6 +14,7 @@ use k8s_controllers::{
 };
 use k8s_core::{
     api::api::core::v1::{ConfigMap, Event, Secret},
+    client::ListParams,
     meta::{ObjectExt, ObjectKey},
     store::Store,
 };
@@ -221,6 +222,8 @@ async fn get(address: std::net::SocketAddr, path: &str) -> String {
 #[tokio::test]
 async fn a_manager_says_how_it_is() {
     let server = ApiServer::builder(Store::memory()).build().await.unwrap();
+    let large = ConfigMap { data: Some([("x".into(), "y".repeat(10_000))].into()), ..original("large", "") };
+    server.client_as(User::admin()).namespaced("default").create(&large).await.unwrap();
     let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
     let address = listener.local_addr().unwrap();
     let manager = Manager::new(server.client_as(User::admin())).controller(maps(), Marks).serve(listener);
@@ -236,6 +239,14 @@ async fn a_manager_says_how_it_is() {
         metrics.contains("# TYPE workqueue_depth gauge") && metrics.contains("name=\"maps\""),
         "{metrics}"
     );
+    let of_maps = |name: &str| -> usize {
+        let begin = format!("{name}{{group=\"\",version=\"v1\",kind=\"ConfigMap\",trimmed=\"false\"}} ");
+        metrics.lines().find_map(|l| l.strip_prefix(&begin)).unwrap().parse().unwrap()
+    };
+    let stored =
+        server.client_as(User::admin()).all::<ConfigMap>().list(&ListParams::default()).await.unwrap();
+    assert_eq!(of_maps("shared_cache_objects"), stored.len());
+    assert!((10_000..30_000).contains(&of_maps("shared_cache_memory_bytes")), "{metrics}");
     stop.cancel();
     running.await.unwrap();
 }

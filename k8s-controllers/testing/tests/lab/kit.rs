@@ -2,7 +2,10 @@
 
 use std::{
     panic::{AssertUnwindSafe, catch_unwind},
-    sync::atomic::{AtomicUsize, Ordering},
+    sync::{
+        Arc,
+        atomic::{AtomicUsize, Ordering},
+    },
     time::Duration,
 };
 
@@ -82,7 +85,7 @@ fn a_broken_rule_fails_the_run_and_its_trace_is_kept() {
     let path = std::env::temp_dir().join(format!("rule-{}.jsonl", std::process::id()));
     let said = why(|| {
         Lab::new().record(&path).run(async |lab| {
-            lab.always(|maps: &[&ConfigMap]| assert!(maps.len() < 3, "{} maps", maps.len()));
+            lab.always(|maps: &[&ConfigMap]| assert!(maps.len() < 3, "{} maps", maps.len())).await;
             for i in 0..4 {
                 lab.create(&original(&format!("c{i}"), "x")).await;
             }
@@ -94,6 +97,26 @@ fn a_broken_rule_fails_the_run_and_its_trace_is_kept() {
     let kept = std::fs::read_to_string(&path).unwrap();
     std::fs::remove_file(&path).unwrap();
     assert!(kept.contains("c2"), "{kept}");
+}
+
+#[test]
+fn a_rule_is_asked_of_all_that_is_there_already_at_once() {
+    Lab::new().run(async |lab| {
+        for i in 0..3 {
+            lab.create(&original(&format!("c{i}"), "x")).await;
+        }
+        let asked = Arc::new(AtomicUsize::new(0));
+        let counted = asked.clone();
+        lab.always(move |maps: &[&ConfigMap]| {
+            assert!(maps.len() >= 3, "{} maps", maps.len());
+            counted.fetch_add(1, Ordering::Relaxed);
+        })
+        .await;
+        assert_eq!(asked.load(Ordering::Relaxed), 1);
+        lab.create(&original("c3", "x")).await;
+        lab.sleep(Duration::from_secs(1)).await;
+        assert_eq!(asked.load(Ordering::Relaxed), 2);
+    });
 }
 
 #[test]

@@ -8,3 +8,7 @@ mod kit;
 mod kube_rs;
 mod speed;
 mod storms;
+
+/// A lab decodes and encodes all day: what gives out memory counts.
+#[global_allocator]
+static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;

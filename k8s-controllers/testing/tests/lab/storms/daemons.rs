@@ -24,7 +24,7 @@ fn daemon_sets_have_one_pod_on_every_node() {
             let mut nodes = HashSet::new();
             let twice = active(all, "agent").map(made_for).find(|node| !nodes.insert(node.clone()));
             assert_eq!(twice, None, "two pods for one node");
-        });
+        }).await;
         let template = json!({
             "metadata": {"labels": {"app": "agent"}}, "spec": {"containers": [{"name": "c", "image": "zero"}]},
         });

@@ -71,7 +71,8 @@ fn jobs_count_every_pod_once_and_run_no_more_than_asked() {
             assert!(running <= parallelism, "{running} run, {parallelism} may");
             let good = i32::try_from(ends.values().filter(|well| **well).count()).unwrap();
             assert!(good + running <= completions || indexed, "{good} of {completions} done, {running} run");
-        });
+        })
+        .await;
         lab.create_from::<Job>(json!({"metadata": {"name": "work"}, "spec": spec})).await;
         lab.sleep(Duration::from_secs(200)).await;
         lab.assert_idempotent().await;
@@ -105,7 +106,8 @@ fn cron_jobs_keep_to_their_policy_and_history() {
         lab.always(move |jobs: &[&Job]| {
             let running = jobs.iter().filter(|j| !j.is_deleting() && !is_finished(j)).count();
             assert!(running <= 1 || policy == "Allow", "{running} run with {policy}");
-        });
+        })
+        .await;
         lab.create_from::<CronJob>(json!({"metadata": {"name": "tick"}, "spec": {
             "schedule": "* * * * *", "concurrencyPolicy": policy,
             "jobTemplate": {"spec": {"completions": 1, "template": work()}},

@@ -28,7 +28,8 @@ async fn resize<K: Object>(lab: &Running, first: i32, resize: impl Fn(&mut K, i3
     lab.always(move |all: &[&Pod]| {
         let (count, most) = (active(all, "web").count(), allowed.load(Ordering::SeqCst));
         assert!(count <= most, "{count} pods, {most} allowed");
-    });
+    })
+    .await;
     let mut size = first;
     for _ in 0..4 {
         lab.sleep(seconds(5..35)).await;

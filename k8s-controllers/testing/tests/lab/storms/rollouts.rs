@@ -49,7 +49,8 @@ fn deployments_roll_within_their_bounds() {
                 let hashes: HashSet<_> = live.filter_map(|p| p.label("pod-template-hash")).collect();
                 assert!(hashes.len() <= 1, "old and new pods at once");
             }
-        });
+        })
+        .await;
         for round in 1..=3 {
             lab.sleep(seconds(5..45)).await;
             let next = typed_template("web", &round.to_string());
