@@ -26,6 +26,7 @@ use crate::{
     distribution::Extras,
     exit::{Code, Failure},
     front_proxy::FrontProxy,
+    identities,
     paths::Paths,
     pki::Pki,
     ranges::Range,
@@ -154,6 +155,7 @@ impl ControlPlane {
         kubernetes_service(&admin, config, address)
             .await
             .map_err(Failure::because("make the kubernetes Service"))?;
+        identities::bind(&admin).await.map_err(Failure::because("bind the components' roles"))?;
         front_proxy
             .publish(&admin, pki.ca())
             .await
@@ -163,8 +165,7 @@ impl ControlPlane {
     }
 
     fn start_controllers(mut self, config: &ControlPlaneConfig) -> Result<Self, Failure> {
-        let user = User::new("system:kube-controller-manager", &["system:masters"]);
-        let client = self.server.client_as(user).named("kube-controller-manager");
+        let reader = self.server.client_as(User::new(identities::CONTROLLER_MANAGER, &[]));
         let selection = builtin::Selection::parse(config.controllers.iter().map(String::as_str))
             .map_err(|e| Failure::new(Code::Usage, e.to_string()))?;
         let selection = config.extras.select(selection, &config.controllers);
@@ -174,11 +175,21 @@ impl ControlPlane {
             ..builtin::Options::default()
         };
         // Controllers and scheduler are in one process, so they see the cluster through one set of caches.
-        let caches = Caches::new(client.clone());
-        let manager = Manager::new(client).caches(caches.clone()).options(options).controllers(selection);
+        let caches = Caches::new(reader.named("kube-controller-manager").lean());
+        let server = self.server.clone();
+        // Controllers that the program adds are its own: they act as the administrator.
+        let manager = Manager::new(self.client().named("kube-controller-manager"))
+            .caches(caches.clone())
+            .options(options)
+            .controllers(selection)
+            .accounts(move |account| {
+                server
+                    .client_as(User::service_account("kube-system", account))
+                    .named("kube-controller-manager")
+            });
         let manager = config.extras.manage(manager);
         self.tasks.push(tokio::spawn(manager.run(self.stop.clone())));
-        let user = User::new("system:kube-scheduler", &["system:masters"]);
+        let user = User::new(identities::SCHEDULER, &[]);
         let mut environment = Environment::new(self.server.client_as(user).named("kube-scheduler"));
         environment.caches = k8s_controllers::builtin::trimmed(caches);
         environment.shutdown = self.stop.clone();

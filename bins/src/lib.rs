@@ -28,6 +28,7 @@ pub mod control_plane;
 pub mod distribution;
 pub mod exit;
 pub mod front_proxy;
+pub mod identities;
 pub mod network;
 pub mod node;
 pub mod paths;
@@ -35,6 +36,7 @@ pub mod pki;
 pub mod ranges;
 pub mod reset;
 mod text_pages;
+pub mod user_kubeconfig;
 
 use std::{
     process::ExitCode,
@@ -77,7 +79,7 @@ pub fn component_main(component: &str) -> ExitCode {
 pub fn remote_kubelets(pki: &pki::Pki) -> Result<RemoteKubelets, Failure> {
     use rustls::pki_types::{CertificateDer, PrivateKeyDer, pem::PemObject};
     let identity = pki
-        .client("apiserver-kubelet-client", "kube-apiserver-kubelet-client", "system:masters")
+        .client("apiserver-kubelet-client", identities::KUBELET_CLIENT, "")
         .map_err(Failure::because("kubelet client certificate"))?;
     let mut roots = rustls::RootCertStore::empty();
     let ca = CertificateDer::from_pem_slice(pki.ca().as_bytes()).map_err(Failure::because("CA"))?;

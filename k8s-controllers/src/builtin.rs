@@ -64,6 +64,8 @@ pub struct BuiltIn {
     pub name: &'static str,
     /// Its older name (`deployment`).
     pub alias: &'static str,
+    /// The service account in kube-system that it acts as. Upstream's ClusterRole `system:controller:<account>` has its rights.
+    pub account: &'static str,
     /// Whether `*` includes it.
     pub default_on: bool,
     /// Runs it until the environment shuts down.
@@ -73,33 +75,64 @@ pub struct BuiltIn {
 const fn row(
     name: &'static str,
     alias: &'static str,
+    account: &'static str,
     start: fn(Environment, Options) -> BoxFuture<'static, ()>,
 ) -> BuiltIn {
-    BuiltIn { name, alias, default_on: true, start }
+    BuiltIn { name, alias, account, default_on: true, start }
 }
 
 /// Every built-in controller.
 pub static ALL: &[BuiltIn] = &[
-    row("deployment-controller", "deployment", deployment::start),
-    row("replicaset-controller", "replicaset", replicas::replica_sets),
-    row("replicationcontroller-controller", "replicationcontroller", replicas::replication_controllers),
-    row("endpointslice-controller", "endpointslice", endpoints::slices),
-    row("endpointslice-mirroring-controller", "endpointslicemirroring", endpoints::mirroring),
-    row("endpoints-controller", "endpoint", endpoints::endpoints),
-    row("serviceaccount-controller", "serviceaccount", namespaced::service_accounts),
-    row("root-ca-certificate-publisher-controller", "root-ca-cert-publisher", namespaced::root_ca),
-    row("namespace-controller", "namespace", namespace::start),
-    row("garbage-collector-controller", "garbagecollector", gc::start),
-    row("job-controller", "job", job::start),
-    row("ttl-after-finished-controller", "ttl-after-finished", job::ttl),
-    row("node-lifecycle-controller", "nodelifecycle", node::lifecycle),
-    row("taint-eviction-controller", "tainteviction", node::eviction),
-    row("node-ipam-controller", "nodeipam", node::ipam),
-    row("pod-garbage-collector-controller", "podgc", node::pod_gc),
-    row("cronjob-controller", "cronjob", cronjob::start),
-    row("clusterrole-aggregation-controller", "clusterrole-aggregation", cluster_roles::start),
-    row("daemonset-controller", "daemonset", daemonset::start),
-    row("persistentvolume-binder-controller", "persistentvolume-binder", volumes::start),
+    row("deployment-controller", "deployment", "deployment-controller", deployment::start),
+    row("replicaset-controller", "replicaset", "replicaset-controller", replicas::replica_sets),
+    row(
+        "replicationcontroller-controller",
+        "replicationcontroller",
+        "replication-controller",
+        replicas::replication_controllers,
+    ),
+    row("endpointslice-controller", "endpointslice", "endpointslice-controller", endpoints::slices),
+    row(
+        "endpointslice-mirroring-controller",
+        "endpointslicemirroring",
+        "endpointslicemirroring-controller",
+        endpoints::mirroring,
+    ),
+    row("endpoints-controller", "endpoint", "endpoint-controller", endpoints::endpoints),
+    row(
+        "serviceaccount-controller",
+        "serviceaccount",
+        "service-account-controller",
+        namespaced::service_accounts,
+    ),
+    row(
+        "root-ca-certificate-publisher-controller",
+        "root-ca-cert-publisher",
+        "root-ca-cert-publisher",
+        namespaced::root_ca,
+    ),
+    row("namespace-controller", "namespace", "namespace-controller", namespace::start),
+    row("garbage-collector-controller", "garbagecollector", "generic-garbage-collector", gc::start),
+    row("job-controller", "job", "job-controller", job::start),
+    row("ttl-after-finished-controller", "ttl-after-finished", "ttl-after-finished-controller", job::ttl),
+    row("node-lifecycle-controller", "nodelifecycle", "node-controller", node::lifecycle),
+    row("taint-eviction-controller", "tainteviction", "node-controller", node::eviction),
+    row("node-ipam-controller", "nodeipam", "node-controller", node::ipam),
+    row("pod-garbage-collector-controller", "podgc", "pod-garbage-collector", node::pod_gc),
+    row("cronjob-controller", "cronjob", "cronjob-controller", cronjob::start),
+    row(
+        "clusterrole-aggregation-controller",
+        "clusterrole-aggregation",
+        "clusterrole-aggregation-controller",
+        cluster_roles::start,
+    ),
+    row("daemonset-controller", "daemonset", "daemon-set-controller", daemonset::start),
+    row(
+        "persistentvolume-binder-controller",
+        "persistentvolume-binder",
+        "persistent-volume-binder",
+        volumes::start,
+    ),
 ];
 
 /// All built-in controllers that are on by default.

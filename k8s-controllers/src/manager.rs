@@ -13,12 +13,14 @@ use crate::{
 };
 
 type Start = Box<dyn FnOnce(Environment) -> BoxFuture<'static, ()> + Send>;
+type Accounts = Box<dyn Fn(&'static str) -> Client + Send>;
 
 /// Runs controllers over shared caches.
 pub struct Manager {
     environment: Environment,
     options: Options,
     selection: Selection,
+    accounts: Option<Accounts>,
     others: Vec<Start>,
     listener: Option<TcpListener>,
 }
@@ -37,6 +39,7 @@ impl Manager {
             environment: Environment::new(client),
             options: Options::default(),
             selection: Selection::none(),
+            accounts: None,
             others: Vec::new(),
             listener: None,
         }
@@ -77,6 +80,14 @@ impl Manager {
         self
     }
 
+    /// Gives each built-in controller a client of its own, by the name of its service account ([`builtin::BuiltIn::account`]).
+    /// Without it they all act as the manager's client. Reads of the shared caches are made by the caches' client.
+    #[must_use]
+    pub fn accounts(mut self, client: impl Fn(&'static str) -> Client + Send + 'static) -> Self {
+        self.accounts = Some(Box::new(client));
+        self
+    }
+
     /// With a controller of one's own.
     #[must_use]
     pub fn controller<R: Reconcile>(mut self, controller: Controller<R::Kind>, reconciler: R) -> Self {
@@ -112,7 +123,11 @@ impl Manager {
         built_in.caches = builtin::trimmed(built_in.caches);
         for row in self.selection.rows() {
             tracing::debug!(controller = row.name, "starting");
-            running.spawn((row.start)(built_in.clone(), self.options.clone()));
+            let mut environment = built_in.clone();
+            if let Some(client_of) = &self.accounts {
+                environment.client = client_of(row.account).lean();
+            }
+            running.spawn((row.start)(environment, self.options.clone()));
         }
         for start in self.others {
             running.spawn(start(self.environment.clone()));

@@ -14,7 +14,7 @@ use k8s_apiserver::{
 };
 use k8s_controllers::{Manager, builtin, leader::Candidate};
 use k8s_core::{
-    client::{Client, Kubeconfig, Remote},
+    client::{Client, Kubeconfig, Remote, RemoteConfig},
     clock::Clock,
 };
 use k8s_scheduler::Scheduler;
@@ -25,6 +25,7 @@ use crate::{
     control_plane::{ControlPlaneConfig, bind, kubernetes_service, open_store},
     exit::{Code, Failure},
     front_proxy::FrontProxy,
+    identities::{self, ServiceAccounts},
     paths::{Lock, Paths},
     pki::{Pki, write_private},
     ranges::Range,
@@ -152,6 +153,9 @@ impl ApiServer {
         kubernetes_service(&server.client_as(User::admin()), &config, Some(address))
             .await
             .map_err(Failure::because("make the kubernetes Service"))?;
+        identities::bind(&server.client_as(User::admin()))
+            .await
+            .map_err(Failure::because("bind the components' roles"))?;
         front_proxy
             .publish(&server.client_as(User::admin()), pki.ca())
             .await
@@ -177,12 +181,13 @@ impl ApiServer {
     ) -> Result<(), Failure> {
         let host = if address.ip().is_unspecified() { IpAddr::from([127, 0, 0, 1]) } else { address.ip() };
         let server = format!("https://{}", SocketAddr::new(host, address.port()));
+        let kubelet = format!("system:node:{}", crate::host_name());
         let users = [
             ("admin", "hyperkube-admin", "system:masters"),
-            ("controller-manager", "system:kube-controller-manager", "system:masters"),
-            ("scheduler", "system:kube-scheduler", ""),
-            ("kubelet", "system:node:kubelet", "system:masters"),
-            ("kube-proxy", "system:kube-proxy", "system:node-proxier"),
+            ("controller-manager", identities::CONTROLLER_MANAGER, ""),
+            ("scheduler", identities::SCHEDULER, ""),
+            ("kubelet", &kubelet, identities::NODES),
+            ("kube-proxy", identities::PROXY, ""),
         ];
         for (file, user, group) in users {
             let identity =
@@ -206,13 +211,26 @@ pub(super) struct Connection {
 }
 
 impl Connection {
+    fn unusable(&self, e: &dyn std::fmt::Display) -> Failure {
+        Failure::new(Code::Usage, format!("--kubeconfig {}: {e}", self.kubeconfig.display()))
+    }
+
+    fn remote(&self) -> Result<RemoteConfig, Failure> {
+        let config = Kubeconfig::read(&self.kubeconfig).map_err(|e| self.unusable(&e))?;
+        config.remote(None).map_err(|e| self.unusable(&e))
+    }
+
     pub(super) fn client(&self, name: &str) -> Result<Client, Failure> {
-        let failed = |e: &dyn std::fmt::Display| {
-            Failure::new(Code::Usage, format!("--kubeconfig {}: {e}", self.kubeconfig.display()))
-        };
-        let config = Kubeconfig::read(&self.kubeconfig).map_err(|e| failed(&e))?;
-        let remote = config.remote(None).map_err(|e| failed(&e))?;
-        Ok(Client::new(Remote::new(&remote).map_err(|e| failed(&e))?).named(name))
+        let remote = Remote::new(&self.remote()?).map_err(|e| self.unusable(&e))?;
+        Ok(Client::new(remote).named(name))
+    }
+
+    /// Clients as service accounts of the same cluster, whose tokens `client` asks for.
+    fn accounts(&self, client: &Client) -> Result<ServiceAccounts, Failure> {
+        // A server believes a client certificate before a token.
+        let config = RemoteConfig { certificate: None, key: None, token: None, ..self.remote()? };
+        let plain = Remote::new(&config).map_err(|e| self.unusable(&e))?;
+        Ok(ServiceAccounts::new(client.clone(), plain))
     }
 }
 
@@ -284,6 +302,10 @@ pub(super) struct ControllerManager {
     /// Pod addresses that nodes get their ranges from.
     #[arg(long, default_value = "10.42.0.0/16")]
     cluster_cidr: Range,
+    /// Each controller acts as a service account of its own in kube-system, with upstream's role for it; false: all act as the kubeconfig's
+    /// user, who then needs the rights of all of them.
+    #[arg(long, default_value_t = true, action = clap::ArgAction::Set)]
+    use_service_account_credentials: bool,
     /// The CA to publish in every namespace (default: the kubeconfig's).
     #[arg(long)]
     root_ca_file: Option<PathBuf>,
@@ -322,10 +344,19 @@ impl ControllerManager {
             cluster_cidr: self.cluster_cidr.to_string(),
             ..builtin::Options::default()
         };
+        let accounts =
+            self.use_service_account_credentials.then(|| self.connection.accounts(&client)).transpose()?;
         let stop = stop_token();
         let work = {
             let client = client.clone();
-            move |stop| Manager::new(client).options(options).controllers(selection).run(stop)
+            move |stop| {
+                let mut manager = Manager::new(client).options(options).controllers(selection);
+                if let Some(accounts) = accounts {
+                    manager = manager
+                        .accounts(move |account| accounts.client(account).named("kube-controller-manager"));
+                }
+                manager.run(stop)
+            }
         };
         self.election.run(&client, "kube-controller-manager", stop, work).await
     }

@@ -195,11 +195,9 @@ impl Work<'_> {
         if self.deployment.annotation(replica_sets::REVISION) == Some(&revision) || revision.is_empty() {
             return Ok(());
         }
-        let patch = serde_json::json!({"metadata": {
-            "resourceVersion": self.deployment.metadata.resource_version,
-            "annotations": {replica_sets::REVISION: revision},
-        }});
-        let live = self.cx.merge(&self.deployment, &patch).await?;
+        let mut next = self.deployment.clone();
+        next.metadata.annotations.get_or_insert_default().insert(replica_sets::REVISION.into(), revision);
+        let live = self.cx.replace(&next).await?;
         self.deployment.metadata = live.metadata;
         Ok(())
     }

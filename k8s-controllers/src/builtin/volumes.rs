@@ -12,12 +12,11 @@ use std::sync::Arc;
 use futures::{FutureExt, future::BoxFuture};
 use k8s_core::{
     api::api::{
-        core::v1::{PersistentVolume, PersistentVolumeClaim, PersistentVolumeClaimStatus},
+        core::v1::{ObjectReference, PersistentVolume, PersistentVolumeClaim, PersistentVolumeClaimStatus},
         storage::v1::StorageClass,
     },
     meta::{ObjectExt, ObjectKey},
 };
-use serde_json::json;
 
 use super::Options;
 use crate::{Action, Caches, Context, Controller, Environment, Error, EventType, Reconcile};
@@ -153,21 +152,20 @@ async fn mark_volume(
         return Ok(volume.clone());
     }
     let prebound = matching::claim_of(volume).is_some();
-    let mut patch = json!({
-        "metadata": {"resourceVersion": volume.metadata.resource_version},
-        "spec": {"claimRef": {
-            "apiVersion": "v1",
-            "kind": "PersistentVolumeClaim",
-            "namespace": claim.namespace(),
-            "name": claim.name(),
-            "uid": claim.uid(),
-            "resourceVersion": claim.metadata.resource_version,
-        }},
-    });
+    let mut next = volume.clone();
     if !prebound {
-        patch["metadata"]["annotations"] = json!({BOUND_BY_CONTROLLER: "yes"});
+        next.metadata.annotations.get_or_insert_default().insert(BOUND_BY_CONTROLLER.into(), "yes".into());
     }
-    cx.merge(volume, &patch).await
+    next.spec.get_or_insert_default().claim_ref = Some(ObjectReference {
+        api_version: Some("v1".into()),
+        kind: Some("PersistentVolumeClaim".into()),
+        namespace: claim.metadata.namespace.clone(),
+        name: claim.metadata.name.clone(),
+        uid: claim.metadata.uid.clone(),
+        resource_version: claim.metadata.resource_version.clone(),
+        ..ObjectReference::default()
+    });
+    cx.replace(&next).await
 }
 
 async fn mark_claim(
@@ -179,15 +177,14 @@ async fn mark_claim(
     if named && claim.annotation(BIND_COMPLETED).is_some() {
         return Ok(claim.clone());
     }
-    let mut annotations = json!({BIND_COMPLETED: "yes"});
+    let mut next = claim.clone();
+    let annotations = next.metadata.annotations.get_or_insert_default();
+    annotations.insert(BIND_COMPLETED.into(), "yes".into());
     if !named {
-        annotations[BOUND_BY_CONTROLLER] = "yes".into();
+        annotations.insert(BOUND_BY_CONTROLLER.into(), "yes".into());
     }
-    let patch = json!({
-        "metadata": {"resourceVersion": claim.metadata.resource_version, "annotations": annotations},
-        "spec": {"volumeName": volume.name()},
-    });
-    cx.merge(claim, &patch).await
+    next.spec.get_or_insert_default().volume_name = Some(volume.name().to_owned());
+    cx.replace(&next).await
 }
 
 async fn set_phase(

@@ -6,7 +6,7 @@ use futures::StreamExt;
 use jiff::Timestamp;
 use k8s_apiserver::{ApiServer, User, admission::IntoAdmit};
 use k8s_controllers::{
-    Controller, Environment, Manager, Reconcile,
+    Caches, Controller, Environment, Manager, Reconcile,
     builtin::{self, Options, Selection},
 };
 use k8s_core::{
@@ -125,9 +125,17 @@ impl Builder {
         let server = server.build().await.map_err(Error::Start)?;
         let (stop, mut tasks) = (CancellationToken::new(), JoinSet::new());
 
-        let system = server.client_as(User::new("system:kube-controller-manager", &["system:masters"]));
-        let manager =
-            Manager::new(system.named("kube-controller-manager")).clock(clock.clone()).seed(self.seed);
+        let system = server.client_as(User::admin());
+        let reader = server.client_as(User::new("system:kube-controller-manager", &[]));
+        let of_accounts = server.clone();
+        let manager = Manager::new(system.named("kube-controller-manager"))
+            .caches(Caches::new(reader.named("kube-controller-manager").lean()))
+            .accounts(move |account| {
+                let user = User::service_account("kube-system", account);
+                of_accounts.client_as(user).named("kube-controller-manager")
+            })
+            .clock(clock.clone())
+            .seed(self.seed);
         let accounts = self.controllers.rows().any(|row| row.alias == "serviceaccount");
         let manager = manager
             .options(Options { cluster_cidr: "10.42.0.0/16".into(), ..Options::default() })
@@ -135,7 +143,9 @@ impl Builder {
         let manager = self.others.into_iter().fold(manager, |manager, add| add(manager));
         tasks.spawn(manager.run(stop.clone()));
         if self.scheduler {
-            let mut environment = Environment::new(server.client_as(User::admin()).named("kube-scheduler"));
+            let mut environment = Environment::new(
+                server.client_as(User::new("system:kube-scheduler", &[])).named("kube-scheduler"),
+            );
             environment.clock = clock.clone();
             environment.seed = self.seed;
             environment.shutdown = stop.clone();

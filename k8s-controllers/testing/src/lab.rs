@@ -270,7 +270,8 @@ impl Lab {
             .iter()
             .map(|row| {
                 let (start, options) = (row.start, self.options.clone());
-                main_of(move |life: Life| start(life.trimmed(), options.clone()))
+                let user = format!("system:serviceaccount:kube-system:{}", row.account);
+                main_of(move |life: Life| start(life.built_in(&user), options.clone()))
             })
             .collect();
         if !mains.is_empty() {
@@ -278,7 +279,9 @@ impl Lab {
             self.setup.programs.push(Program { name, kind: Kind::BuiltIn, mains });
         }
         if self.scheduler && self.setup.nodes > 0 {
-            let main = main_of(|life: Life| Scheduler::builder().start(life.trimmed()).boxed());
+            let main = main_of(|life: Life| {
+                Scheduler::builder().start(life.built_in("system:kube-scheduler")).boxed()
+            });
             let name = "kube-scheduler".to_owned();
             self.setup.programs.push(Program { name, kind: Kind::Part, mains: vec![main] });
         }

@@ -63,9 +63,11 @@ impl Life {
         self.environment.clone()
     }
 
-    /// As [`Life::environment`], with pods as the built-in controllers and the scheduler of a real cluster have them.
-    pub(crate) fn trimmed(&self) -> Environment {
+    /// As [`Life::environment`], with pods as the built-in controllers and the scheduler of a real cluster have them, and with the rights of one of
+    /// them: what the user `user` may not do fails here as it does there.
+    pub(crate) fn built_in(&self, user: &str) -> Environment {
         let mut environment = self.environment();
+        environment.client = self.service.acting_as(user).client().named(environment.client.name());
         environment.caches = k8s_controllers::builtin::trimmed(environment.caches);
         environment
     }

@@ -102,6 +102,8 @@ pub struct Service {
     hub: Arc<Hub>,
     process: Arc<Process>,
     life: u64,
+    /// The user that the requests are made as; `None`: the administrator.
+    user: Option<HeaderValue>,
 }
 
 #[derive(Default, Deserialize)]
@@ -125,7 +127,12 @@ fn version_of(json: &[u8]) -> Option<(u64, String)> {
 impl Service {
     pub(crate) fn new(upstream: Client, store: Option<Store>, hub: Arc<Hub>, process: Arc<Process>) -> Self {
         let life = process.life.load(Ordering::Relaxed);
-        Service { upstream, store, hub, process, life }
+        Service { upstream, store, hub, process, life, user: None }
+    }
+
+    /// The same, as another user, with that user's rights alone.
+    pub(crate) fn acting_as(&self, user: &str) -> Self {
+        Service { user: HeaderValue::from_str(user).ok(), ..self.clone() }
     }
 
     /// A client on it.
@@ -167,6 +174,10 @@ impl Service {
             (request, None)
         };
         let revision = self.store.as_ref().map(Store::revision);
+        let mut request = request;
+        if let Some(user) = &self.user {
+            request.headers_mut().insert("impersonate-user", user.clone());
+        }
         let answer = self.upstream.send(request).await;
         if self.is_dead() {
             return std::future::pending().await;

@@ -27,6 +27,22 @@ impl User {
         User { name: name.into(), groups, ..User::default() }
     }
 
+    /// A service account, with the groups that its tokens give.
+    #[must_use]
+    pub fn service_account(namespace: &str, name: &str) -> Self {
+        let of_namespace = format!("system:serviceaccounts:{namespace}");
+        User::new(
+            &format!("system:serviceaccount:{namespace}:{name}"),
+            &["system:serviceaccounts", &of_namespace],
+        )
+    }
+
+    /// A node's kubelet.
+    #[must_use]
+    pub fn node(name: &str) -> Self {
+        User::new(&format!("system:node:{name}"), &["system:nodes"])
+    }
+
     /// The first of its groups that an administrator named (not one of the system's own), or `default`.
     #[must_use]
     pub fn group_or<'a>(&'a self, default: &'a str) -> &'a str {

@@ -1,0 +1,162 @@
+//! The identities that components act as, and their rights.
+//!
+//! Each component is the user that upstream gives it, with upstream's role: no component is in `system:masters`. Built-in controllers act as
+//! service accounts of kube-system (`system:controller:*` roles), reads of shared caches as `system:kube-controller-manager`.
+//!
+//! Not here: the Node authorizer. Until there is one, every kubelet has the whole ClusterRole `system:node`.
+
+use std::{
+    sync::{Arc, Mutex, PoisonError},
+    time::Duration,
+};
+
+use futures::{FutureExt, future::BoxFuture};
+use http::{HeaderValue, Method, Request, Response, StatusCode, header};
+use k8s_core::client::{Body, BoxError, Client, Error, Remote, Transport};
+use serde_json::{Value, json};
+use tokio::time::Instant;
+
+/// The user of the controller manager.
+pub const CONTROLLER_MANAGER: &str = "system:kube-controller-manager";
+/// The user of the scheduler.
+pub const SCHEDULER: &str = "system:kube-scheduler";
+/// The user of the service proxy and the cluster DNS.
+pub const PROXY: &str = "system:kube-proxy";
+/// The user that the API server calls kubelets as.
+pub const KUBELET_CLIENT: &str = "kube-apiserver-kubelet-client";
+/// The group of all kubelets.
+pub const NODES: &str = "system:nodes";
+
+/// How long a controller's token is valid, in seconds.
+const TOKEN_SECONDS: u64 = 3600;
+
+/// Makes the bindings that upstream leaves to the installer: kubelets to `system:node`, the API server's client of kubelets to
+/// `system:kubelet-api-admin`.
+///
+/// # Errors
+/// When the API server refuses.
+pub async fn bind(admin: &Client) -> Result<(), Error> {
+    for (name, role, kind, subject) in [
+        ("hyperkube:nodes", "system:node", "Group", NODES),
+        ("hyperkube:kubelet-api-admin", "system:kubelet-api-admin", "User", KUBELET_CLIENT),
+    ] {
+        let group = "rbac.authorization.k8s.io";
+        let binding = json!({
+            "apiVersion": "rbac.authorization.k8s.io/v1", "kind": "ClusterRoleBinding", "metadata": {"name": name},
+            "roleRef": {"apiGroup": group, "kind": "ClusterRole", "name": role},
+            "subjects": [{"apiGroup": group, "kind": kind, "name": subject}],
+        });
+        let path = format!("/apis/rbac.authorization.k8s.io/v1/clusterrolebindings/{name}");
+        crate::control_plane::apply(admin, &path, &binding).await?;
+    }
+    Ok(())
+}
+
+/// Clients that act as service accounts of kube-system, with tokens that are asked for when they are needed and renewed before they end
+/// (upstream's `--use-service-account-credentials`).
+#[derive(Clone, Debug)]
+pub struct ServiceAccounts {
+    /// May create service accounts and their tokens.
+    asker: Client,
+    /// Connections without credentials.
+    plain: Remote,
+}
+
+impl ServiceAccounts {
+    /// Clients over `plain`, which must carry no credentials of its own; `asker` asks for the tokens.
+    #[must_use]
+    pub fn new(asker: Client, plain: Remote) -> Self {
+        ServiceAccounts { asker, plain }
+    }
+
+    /// A client that acts as a service account, which is made where it is missing.
+    #[must_use]
+    pub fn client(&self, account: &str) -> Client {
+        let token =
+            Tokens { account: account.to_owned(), asker: self.asker.clone(), known: Mutex::default() };
+        Client::new(AsAccount { plain: self.plain.clone(), tokens: Arc::new(token) })
+    }
+}
+
+/// A token and the time to ask for the next one.
+#[derive(Clone)]
+struct Known {
+    header: HeaderValue,
+    renew: Instant,
+}
+
+struct Tokens {
+    account: String,
+    asker: Client,
+    known: Mutex<Option<Known>>,
+}
+
+impl Tokens {
+    async fn header(&self) -> Result<HeaderValue, BoxError> {
+        let known = self.known.lock().unwrap_or_else(PoisonError::into_inner).clone();
+        if let Some(known) = known.filter(|k| Instant::now() < k.renew) {
+            return Ok(known.header);
+        }
+        let token = match self.ask().await {
+            Err(e) if e.is_not_found() => {
+                self.make().await?;
+                self.ask().await?
+            }
+            other => other?,
+        };
+        let mut header = HeaderValue::from_str(&format!("Bearer {token}"))?;
+        header.set_sensitive(true);
+        let renew = Instant::now() + Duration::from_secs(TOKEN_SECONDS / 2);
+        let known = Known { header: header.clone(), renew };
+        *self.known.lock().unwrap_or_else(PoisonError::into_inner) = Some(known);
+        Ok(header)
+    }
+
+    async fn ask(&self) -> Result<String, Error> {
+        let path = format!("/api/v1/namespaces/kube-system/serviceaccounts/{}/token", self.account);
+        let request = json!({
+            "apiVersion": "authentication.k8s.io/v1", "kind": "TokenRequest", "spec": {"expirationSeconds": TOKEN_SECONDS},
+        });
+        let answer: Value =
+            self.asker.json(Method::POST, &path, "application/json", request.to_string()).await?;
+        let token = answer.pointer("/status/token").and_then(Value::as_str);
+        token.map(str::to_owned).ok_or_else(|| Error::Request(format!("{path}: the answer has no token")))
+    }
+
+    async fn make(&self) -> Result<(), Error> {
+        let account =
+            json!({"apiVersion": "v1", "kind": "ServiceAccount", "metadata": {"name": self.account}});
+        let path = "/api/v1/namespaces/kube-system/serviceaccounts";
+        match self.asker.bytes(Method::POST, path, "application/json", account.to_string()).await {
+            Err(e) if !e.is_already_exists() => Err(e),
+            _ => Ok(()),
+        }
+    }
+
+    /// Forgets a token that the server no longer takes.
+    fn forget(&self) {
+        *self.known.lock().unwrap_or_else(PoisonError::into_inner) = None;
+    }
+}
+
+#[derive(Clone)]
+struct AsAccount {
+    plain: Remote,
+    tokens: Arc<Tokens>,
+}
+
+impl Transport for AsAccount {
+    fn call(&self, mut request: Request<Body>) -> BoxFuture<'static, Result<Response<Body>, BoxError>> {
+        let this = self.clone();
+        async move {
+            let header = this.tokens.header().await?;
+            request.headers_mut().insert(header::AUTHORIZATION, header);
+            let response = this.plain.call(request).await?;
+            if response.status() == StatusCode::UNAUTHORIZED {
+                this.tokens.forget();
+            }
+            Ok(response)
+        }
+        .boxed()
+    }
+}
