@@ -22,39 +22,8 @@ pub static STRATEGY: Strategy = Strategy {
     default: default_service,
     create: |service| service["status"] = json!({"loadBalancer": {}}),
     update: |new, old| {
-        // An update that says nothing of addresses keeps them.
-        let external = text(new, "/spec/type") == "ExternalName";
-        if external {
-            return;
-        }
-        let kept: Vec<(&str, Value)> =
-            ["clusterIP", "clusterIPs", "ipFamilies", "ipFamilyPolicy", "healthCheckNodePort"]
-                .into_iter()
-                .filter_map(|f| Some((f, old.pointer(&format!("/spec/{f}"))?.clone())))
-                .collect();
-        let node_ports = ["NodePort", "LoadBalancer"].contains(&text(new, "/spec/type"));
-        let old_ports = list(old, "/spec/ports").to_vec();
-        let Some(spec) = child(new, "spec") else { return };
-        for (field, value) in kept {
-            if field == "clusterIPs"
-                && text(spec, "/clusterIP") != value.pointer("/0").and_then(Value::as_str).unwrap_or_default()
-            {
-                continue;
-            }
-            default(spec, field, value);
-        }
-        if node_ports {
-            for port in spec.get_mut("ports").and_then(Value::as_array_mut).into_iter().flatten() {
-                let same = |o: &&Value| {
-                    integer(o, "/port") == integer(port, "/port")
-                        && text(o, "/protocol") == text(port, "/protocol")
-                };
-                if let Some(node_port) = old_ports.iter().find(same).and_then(|o| o.get("nodePort")).cloned()
-                {
-                    default(port, "nodePort", node_port);
-                }
-            }
-        }
+        drop_fields_of_the_old_type(new, old);
+        keep_allocated(new, old);
     },
     validate: check,
     validate_update: |new, old, errors| {
@@ -67,6 +36,94 @@ pub static STRATEGY: Strategy = Strategy {
     },
     ..BASE
 };
+
+const NODE_PORT_TYPES: [&str; 2] = ["NodePort", "LoadBalancer"];
+
+/// Whether traffic from outside reaches a Service, so that it has an external traffic policy.
+fn is_external(service: &Value) -> bool {
+    NODE_PORT_TYPES.contains(&text(service, "/spec/type")) || !list(service, "/spec/externalIPs").is_empty()
+}
+
+/// Whether a Service has a port for health checks of its nodes.
+fn has_health_port(service: &Value) -> bool {
+    text(service, "/spec/type") == "LoadBalancer" && text(service, "/spec/externalTrafficPolicy") == "Local"
+}
+
+/// A type-dependent field of the spec, and whether a Service may have it.
+type Dependent = (&'static [&'static str], fn(&Value) -> bool);
+
+/// The fields that only some types of Service have. Fields of one row go together, and only where none of them was changed.
+const DEPENDENT: &[Dependent] = &[
+    (&["clusterIP", "clusterIPs"], |s| text(s, "/spec/type") != "ExternalName"),
+    (&["ipFamilies"], |s| text(s, "/spec/type") != "ExternalName"),
+    (&["ipFamilyPolicy"], |s| text(s, "/spec/type") != "ExternalName"),
+    (&["healthCheckNodePort"], has_health_port),
+    (&["allocateLoadBalancerNodePorts"], |s| text(s, "/spec/type") == "LoadBalancer"),
+    (&["loadBalancerClass"], |s| text(s, "/spec/type") == "LoadBalancer"),
+    (&["externalTrafficPolicy"], is_external),
+];
+
+/// Drops what belonged to the old type of a Service and was not changed with it (upstream's `dropTypeDependentFields`). What the user changed
+/// stays, and is refused by validation.
+fn drop_fields_of_the_old_type(new: &mut Value, old: &Value) {
+    let gone: Vec<&str> = DEPENDENT
+        .iter()
+        .filter(|(fields, may_have)| {
+            let same = |f: &&str| new.pointer(&format!("/spec/{f}")) == old.pointer(&format!("/spec/{f}"));
+            may_have(old) && !may_have(new) && fields.iter().all(same)
+        })
+        .flat_map(|(fields, _)| fields.iter().copied())
+        .collect();
+    let had: HashSet<i64> = list(old, "/spec/ports").iter().filter_map(|p| integer(p, "/nodePort")).collect();
+    let loses_ports = NODE_PORT_TYPES.contains(&text(old, "/spec/type"))
+        && !NODE_PORT_TYPES.contains(&text(new, "/spec/type"))
+        && list(new, "/spec/ports").iter().filter_map(|p| integer(p, "/nodePort")).all(|p| had.contains(&p));
+    let balanced = text(new, "/spec/type") == "LoadBalancer";
+    if let Some(spec) = child(new, "spec").and_then(Value::as_object_mut) {
+        spec.retain(|field, _| !gone.contains(&field.as_str()));
+        let ports = spec.get_mut("ports").and_then(Value::as_array_mut).filter(|_| loses_ports);
+        for port in ports.into_iter().flatten().filter_map(Value::as_object_mut) {
+            port.remove("nodePort");
+        }
+    }
+    if let Some(status) = new.get_mut("status").filter(|_| !balanced) {
+        status["loadBalancer"] = json!({});
+    }
+}
+
+/// Keeps the addresses and node ports of an update that says nothing of them.
+fn keep_allocated(new: &mut Value, old: &Value) {
+    if text(new, "/spec/type") == "ExternalName" {
+        return;
+    }
+    let kept: Vec<(&str, Value)> = ["clusterIP", "clusterIPs", "ipFamilies", "ipFamilyPolicy"]
+        .into_iter()
+        .chain(has_health_port(new).then_some("healthCheckNodePort"))
+        .filter_map(|f| Some((f, old.pointer(&format!("/spec/{f}"))?.clone())))
+        .collect();
+    let node_ports = NODE_PORT_TYPES.contains(&text(new, "/spec/type"));
+    let old_ports = list(old, "/spec/ports").to_vec();
+    let Some(spec) = child(new, "spec") else { return };
+    for (field, value) in kept {
+        if field == "clusterIPs"
+            && text(spec, "/clusterIP") != value.pointer("/0").and_then(Value::as_str).unwrap_or_default()
+        {
+            continue;
+        }
+        default(spec, field, value);
+    }
+    if !node_ports {
+        return;
+    }
+    for port in spec.get_mut("ports").and_then(Value::as_array_mut).into_iter().flatten() {
+        let same = |o: &&Value| {
+            integer(o, "/port") == integer(port, "/port") && text(o, "/protocol") == text(port, "/protocol")
+        };
+        if let Some(node_port) = old_ports.iter().find(same).and_then(|o| o.get("nodePort")).cloned() {
+            default(port, "nodePort", node_port);
+        }
+    }
+}
 
 fn default_service(service: &mut Value) {
     let Some(spec) = child(service, "spec") else { return };
@@ -165,8 +222,7 @@ fn check_type(service: &Value, errors: &mut FieldErrors) {
             }
         }
     }
-    let external = ["NodePort", "LoadBalancer"].contains(&kind) || there("externalIPs");
-    if there("externalTrafficPolicy") && !external {
+    if there("externalTrafficPolicy") && !is_external(service) {
         spec.field("externalTrafficPolicy")
             .invalid(errors, "may only be set for externally-accessible services");
     }
@@ -273,5 +329,92 @@ fn check(service: &Value, errors: &mut FieldErrors) {
     let selector = map(service, "/spec/selector");
     if selector.is_some() {
         super::check_labels(service, "/spec/selector", "spec.selector", errors);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn service(spec: &Value) -> Value {
+        let mut service = json!({"metadata": {"name": "s"}, "spec": spec, "status": {"loadBalancer": {}}});
+        default_service(&mut service);
+        service
+    }
+
+    /// The fields of the spec after a change of `old` by `change`, or the fields that are refused.
+    fn change(old: &Value, change: &Value) -> Result<Value, Vec<String>> {
+        let mut new = old.clone();
+        k8s_core::patch::merge(&mut new["spec"], change);
+        default_service(&mut new);
+        (STRATEGY.update)(&mut new, old);
+        let mut errors = FieldErrors::default();
+        (STRATEGY.validate)(&new, &mut errors);
+        (STRATEGY.validate_update)(&new, old, &mut errors);
+        let field = |line: String| line.split(':').next().unwrap_or_default().to_owned();
+        if errors.is_empty() {
+            Ok(new["spec"].take())
+        } else {
+            Err(errors.lines().into_iter().map(field).collect())
+        }
+    }
+
+    fn names(spec: &Value) -> Vec<&str> {
+        spec.as_object().unwrap().keys().map(String::as_str).collect()
+    }
+
+    #[test]
+    fn a_change_of_type_drops_what_belonged_to_the_old_one() {
+        let addresses = json!({"clusterIP": "10.0.0.1", "clusterIPs": ["10.0.0.1"]});
+        let made = |kind: &str, more: Value| {
+            let mut spec = json!({"type": kind, "ports": [{"port": 80, "nodePort": 30001}]});
+            k8s_core::patch::merge(&mut spec, &addresses);
+            k8s_core::patch::merge(&mut spec, &more);
+            service(&spec)
+        };
+        let node_port = made("NodePort", json!({}));
+        let plain = change(&node_port, &json!({"type": "ClusterIP"})).unwrap();
+        assert_eq!(plain["clusterIP"], "10.0.0.1");
+        assert!(plain["ports"][0].get("nodePort").is_none());
+        assert!(plain.get("externalTrafficPolicy").is_none());
+
+        let outside = json!({"type": "ExternalName", "externalName": "x.example"});
+        let external = change(&node_port, &outside).unwrap();
+        for gone in ["clusterIP", "clusterIPs", "ipFamilies", "ipFamilyPolicy", "externalTrafficPolicy"] {
+            assert!(!names(&external).contains(&gone), "{gone}");
+        }
+
+        let balanced = made(
+            "LoadBalancer",
+            json!({"loadBalancerClass": "a.b/c", "externalTrafficPolicy": "Local", "healthCheckNodePort": 30002}),
+        );
+        let ports = change(&balanced, &json!({"type": "NodePort"})).unwrap();
+        for gone in ["allocateLoadBalancerNodePorts", "loadBalancerClass", "healthCheckNodePort"] {
+            assert!(!names(&ports).contains(&gone), "{gone}");
+        }
+        assert_eq!(
+            (&ports["ports"][0]["nodePort"], &ports["externalTrafficPolicy"]),
+            (&json!(30001), &json!("Local"))
+        );
+    }
+
+    #[test]
+    fn a_field_that_was_changed_with_the_type_is_refused() {
+        let old = service(
+            &json!({"type": "LoadBalancer", "clusterIP": "10.0.0.1", "clusterIPs": ["10.0.0.1"], "ports": [{"port": 80, "nodePort": 30001}]}),
+        );
+        let refused = |c: Value| change(&old, &c).unwrap_err();
+        assert_eq!(
+            refused(json!({"type": "ClusterIP", "ports": [{"port": 80, "nodePort": 30009}]})),
+            ["spec.ports[0].nodePort"]
+        );
+        assert_eq!(
+            refused(json!({"type": "ClusterIP", "externalTrafficPolicy": "Local"})),
+            ["spec.externalTrafficPolicy"]
+        );
+        assert_eq!(
+            refused(json!({"type": "NodePort", "allocateLoadBalancerNodePorts": false})),
+            ["spec.allocateLoadBalancerNodePorts"]
+        );
     }
 }
