@@ -241,19 +241,9 @@ impl Walk<'_> {
         }
     }
 
-    fn format(&mut self, format: &str, text: &str) {
+    fn format(&mut self, format: &str, text: &mut String) {
         match format {
-            "byte" => {
-                use base64::{Engine, engine::general_purpose::STANDARD};
-                if let Err(e) = STANDARD.decode(text) {
-                    let at = match e {
-                        base64::DecodeError::InvalidByte(at, _)
-                        | base64::DecodeError::InvalidLastSymbol(at, _) => at,
-                        _ => text.len(),
-                    };
-                    self.mismatch(format!("base64: illegal base64 data at input byte {at}"), &Value::Null);
-                }
-            }
+            "byte" => self.bytes(text),
             "date-time" if text.parse::<jiff::Timestamp>().is_err() => {
                 self.mismatch(
                     format!("time: parsing time {text:?} as \"2006-01-02T15:04:05Z07:00\""),
@@ -261,6 +251,26 @@ impl Walk<'_> {
                 );
             }
             _ => {}
+        }
+    }
+
+    /// Checks base64. Line breaks are passed over, as Go's decoder does, and do not come back in a built-in type.
+    fn bytes(&mut self, text: &mut String) {
+        use base64::{DecodeError, Engine, engine::general_purpose::STANDARD};
+        let is_break = |c: char| c == '\r' || c == '\n';
+        let lines = text.contains(is_break).then(|| text.replace(is_break, ""));
+        let joined = lines.as_deref().unwrap_or(text);
+        if let Err(e) = STANDARD.decode(joined) {
+            let at = match e {
+                DecodeError::InvalidByte(at, _) | DecodeError::InvalidLastSymbol(at, _) => at,
+                _ => joined.len(),
+            };
+            // The place in the text as it was sent.
+            let sent =
+                text.char_indices().filter(|(_, c)| !is_break(*c)).nth(at).map_or(text.len(), |(i, _)| i);
+            self.mismatch(format!("base64: illegal base64 data at input byte {sent}"), &Value::Null);
+        } else if let Some(joined) = lines.filter(|_| !self.custom) {
+            *text = joined;
         }
     }
 
