@@ -6,7 +6,7 @@ mod patch;
 mod put_rules;
 
 pub(crate) use fit::{decode_body, fit};
-use metadata::{carry_over, check_finalizers, check_metadata};
+use metadata::{VIEWS, carry_over, check_finalizers, check_metadata};
 pub(crate) use patch::{PatchFunction, media_type, patch, patch_function};
 
 use std::sync::Arc;
@@ -26,7 +26,10 @@ use crate::{
     admission,
     invalid::FieldErrors,
     read::Presenter,
-    resources::{Resource, strategy::immutable},
+    resources::{
+        Resource,
+        strategy::{View, immutable},
+    },
     respond,
     server::{ApiServer, Call, meta_of},
     value::{Unversioned, child, encode, integer, same_spec, set, take, text},
@@ -310,7 +313,7 @@ pub(crate) async fn update(
         return object_response(server, call, resource, StatusCode::CREATED, &stored);
     }
     let bytes = modify(server, call, resource, dry_run, &|_| {
-        if put_rules::is_conditional(resource) && text(&object, "/metadata/resourceVersion").is_empty() {
+        if put_rules::is_conditional(resource) && wanted_version(&object).is_empty() {
             let mut errors = FieldErrors::default();
             errors.invalid("metadata.resourceVersion", 0, "must be specified for an update");
             return Err(errors.into_status(&resource.group, &resource.kind, &call.info.name));
@@ -321,12 +324,25 @@ pub(crate) async fn update(
     object_response(server, call, resource, StatusCode::OK, &bytes)
 }
 
+/// The version that a write is to replace; empty for any. `0` is any, too.
+fn wanted_version(object: &Value) -> &str {
+    Some(text(object, "/metadata/resourceVersion")).filter(|v| *v != "0").unwrap_or_default()
+}
+
 /// What a write makes of the served form of an object.
 pub(crate) enum Change {
     /// The served form of the whole object; fields of the server's own are carried over.
     Replace(Value),
     /// The stored form with managedFields already worked out (server-side apply).
     Applied(Value),
+}
+
+/// Raises `metadata.generation` where the specification changed.
+fn count_generation(resource: &Resource, new: &mut Value, old: &Value) {
+    if resource.strategy.generation && !same_spec(new, old) {
+        let generation = integer(old, "/metadata/generation").unwrap_or(0) + 1;
+        set(new, "/metadata/generation", generation.into());
+    }
 }
 
 /// Reads, changes, checks and writes an object, again and again until nobody else wrote meanwhile. Returns the stored bytes.
@@ -343,7 +359,7 @@ pub(crate) async fn modify(
         let (stored, old) = current(server, resource, &key, name)?;
         let (mut new, applied) = match change(&old)? {
             Change::Replace(mut new) => {
-                let wanted = text(&new, "/metadata/resourceVersion").to_owned();
+                let wanted = wanted_version(&new).to_owned();
                 if !wanted.is_empty() && wanted != stored.revision.to_string() {
                     return Err(modified(resource, name));
                 }
@@ -357,20 +373,25 @@ pub(crate) async fn modify(
             Change::Applied(new) => (new, true),
         };
         let part = call.info.subresource.as_str();
+        let mut errors = FieldErrors::default();
+        let now = timestamp(server.inner.clock.now());
         carry_over(resource, &mut new, &old, part);
+        if !part.is_empty() {
+            (resource.strategy.view)(&View { part, old: &old, now: &now }, &mut new, &mut errors);
+        }
         if part == "status" {
             resource.schema.default(&mut new);
+        }
+        if VIEWS.contains(&part) {
+            resource.default(&mut new);
+            count_generation(resource, &mut new, &old);
         }
         if part.is_empty() || part == "scale" {
             resource.default(&mut new);
             (resource.strategy.update)(&mut new, &old);
             admission::run(server, call, resource, &mut new, Some(&old)).await?;
-            if resource.strategy.generation && !same_spec(&new, &old) {
-                let generation = integer(&old, "/metadata/generation").unwrap_or(0) + 1;
-                set(&mut new, "/metadata/generation", generation.into());
-            }
+            count_generation(resource, &mut new, &old);
         }
-        let mut errors = FieldErrors::default();
         check_metadata(resource, &new, &mut errors);
         check_finalizers(&new, &old, &mut errors);
         if part == "status" {
@@ -379,7 +400,9 @@ pub(crate) async fn modify(
             if resource.is_storage_version() {
                 (resource.strategy.validate_current)(&new, Some(&old), &mut errors);
             }
-            (resource.strategy.validate_update)(&new, &old, &mut errors);
+            if !VIEWS.contains(&part) {
+                (resource.strategy.validate_update)(&new, &old, &mut errors);
+            }
             (resource.strategy.validate)(&new, &mut errors);
             resource.strategy.fixed.iter().for_each(|field| immutable(&new, &old, field, &mut errors));
         }
@@ -400,7 +423,6 @@ pub(crate) async fn modify(
                 api_version: resource.api_version(),
                 subresource: if part == "resize" { String::new() } else { part.to_owned() },
             };
-            let now = timestamp(server.inner.clock.now());
             managed::record_update(&old, &mut new, &resource.schema, &manager, &now);
         }
         set(&mut new, "/metadata/resourceVersion", stored.revision.to_string().into());

@@ -65,6 +65,20 @@ pub struct Strategy {
     pub fixed: &'static [&'static str],
     /// Rules for a status write; gets the new and the old object.
     pub validate_status: fn(&Value, &Value, &mut FieldErrors),
+    /// Prepares and checks a write to a subresource that is a view of the whole object (`approval`, `ephemeralcontainers`, `status`): puts back
+    /// what such a write may not change.
+    pub view: fn(&View<'_>, &mut Value, &mut FieldErrors),
+}
+
+/// A write to a subresource that is a view of the whole object.
+#[derive(Debug)]
+pub struct View<'a> {
+    /// The subresource.
+    pub part: &'a str,
+    /// The stored object.
+    pub old: &'a Value,
+    /// The time, RFC 3339.
+    pub now: &'a str,
 }
 
 /// What most resources do.
@@ -80,6 +94,7 @@ pub(crate) const BASE: Strategy = Strategy {
     validate_update: |_, _, _| {},
     fixed: &[],
     validate_status: |_, _, _| {},
+    view: |_, _, _| {},
 };
 
 impl NameRule {

@@ -62,6 +62,9 @@ pub(super) fn check_finalizers(new: &Value, old: &Value, errors: &mut FieldError
     }
 }
 
+/// Subresources that show the whole object, and of which the resource's own rule says what a write may change.
+pub(super) const VIEWS: [&str; 2] = ["approval", "ephemeralcontainers"];
+
 /// Puts back what a write may not touch.
 pub(super) fn carry_over(resource: &Resource, new: &mut Value, old: &Value, part: &str) {
     let Some(map) = new.as_object_mut() else { return };
@@ -88,7 +91,7 @@ pub(super) fn carry_over(resource: &Resource, new: &mut Value, old: &Value, part
         }
         return;
     }
-    if resource.has_status && part != "ephemeralcontainers" {
+    if resource.has_status && !VIEWS.contains(&part) {
         match old.get("status") {
             Some(status) => map.insert("status".into(), status.clone()),
             None => map.remove("status"),

@@ -3,12 +3,12 @@
 use serde_json::{Value, json};
 
 use super::{
-    BASE, NameRule, Strategy,
+    BASE, NameRule, Strategy, View,
     rule::{At, Check, Rule, check},
 };
 use crate::{
     invalid::{FieldErrors, names},
-    value::{list, set, text},
+    value::{list, set, take, text},
 };
 
 /// CertificateSigningRequests. Who asked is filled in by admission; the specification never changes.
@@ -25,8 +25,69 @@ pub static CERTIFICATE_SIGNING_REQUEST: Strategy = Strategy {
         check_conditions(new, errors);
         check_transition(new, old, errors);
     },
+    view: |view, new, errors| {
+        date_conditions(view, new);
+        match view.part {
+            // An approval changes the conditions, and nothing else of specification and status.
+            "approval" => {
+                let conditions = new.pointer("/status/conditions").cloned();
+                for field in ["spec", "status"] {
+                    set(new, &format!("/{field}"), view.old.get(field).cloned().unwrap_or_default());
+                }
+                match conditions {
+                    Some(conditions) => set(new, "/status/conditions", conditions),
+                    None => drop(take(new, "/status", "conditions")),
+                }
+                check_transition(new, view.old, errors);
+            }
+            "status" => check_decisions(new, view.old, errors),
+            _ => {}
+        }
+    },
     ..BASE
 };
+
+/// The conditions of a type.
+fn conditions<'a>(request: &'a Value, kind: &str) -> Vec<&'a Value> {
+    list(request, "/status/conditions").iter().filter(|c| text(c, "/type") == kind).collect()
+}
+
+/// Dates conditions that come without times. A condition whose status stays keeps the time of its last transition.
+fn date_conditions(view: &View<'_>, new: &mut Value) {
+    let before = list(view.old, "/status/conditions").to_vec();
+    let conditions = new.pointer_mut("/status/conditions").and_then(Value::as_array_mut);
+    for condition in conditions.into_iter().flatten().filter(|c| c.is_object()) {
+        let same = |c: &&Value| c["type"] == condition["type"] && c["status"] == condition["status"];
+        let since =
+            before.iter().find(same).map(|c| text(c, "/lastTransitionTime")).filter(|t| !t.is_empty());
+        let since = since.unwrap_or(view.now).to_owned();
+        if text(condition, "/lastUpdateTime").is_empty() {
+            condition["lastUpdateTime"] = view.now.into();
+        }
+        if text(condition, "/lastTransitionTime").is_empty() {
+            condition["lastTransitionTime"] = since.into();
+        }
+    }
+}
+
+/// Whether a request is approved or denied is the approval subresource's to say: a status write keeps those conditions as they are.
+fn check_decisions(new: &mut Value, old: &Value, errors: &mut FieldErrors) {
+    for kind in ["Approved", "Denied"] {
+        let kept: Vec<Value> = conditions(old, kind).into_iter().cloned().collect();
+        let count = conditions(new, kind).len();
+        if count > kept.len() {
+            errors.forbidden(
+                "status.conditions",
+                &format!("updates may not add a condition of type \"{kind}\""),
+            );
+        }
+        if count == kept.len() {
+            let all = new.pointer_mut("/status/conditions").and_then(Value::as_array_mut);
+            let same = all.into_iter().flatten().filter(|c| text(c, "/type") == kind);
+            same.zip(kept).for_each(|(condition, kept)| *condition = kept);
+        }
+    }
+}
 
 const USAGES: &[&str] = &[
     "any",

@@ -10,7 +10,7 @@ use serde_json::{Map, Value, json};
 use super::{BASE, Strategy};
 use crate::{
     invalid::FieldErrors,
-    value::{child, default, default_text, list, text},
+    value::{child, default, default_text, list, set, take, text},
 };
 
 pub(super) use details::{NODE_SELECTOR, TOLERATION};
@@ -41,8 +41,27 @@ pub static STRATEGY: Strategy = Strategy {
             errors.forbidden("spec.nodeName", "may not be changed directly");
         }
     },
+    view: |view, new, errors| {
+        if view.part == "ephemeralcontainers" {
+            keep_all_but_ephemeral_containers(new, view.old);
+            rules::check_ephemeral_update(new, view.old, errors);
+        }
+    },
     ..BASE
 };
+
+/// Puts back all that a write of `ephemeralcontainers` may not change.
+fn keep_all_but_ephemeral_containers(new: &mut Value, old: &Value) {
+    let mut kept = old.clone();
+    match new.pointer_mut("/spec/ephemeralContainers").map(Value::take) {
+        Some(containers) => set(&mut kept, "/spec/ephemeralContainers", containers),
+        None => drop(take(&mut kept, "/spec", "ephemeralContainers")),
+    }
+    if let Some(fields) = new.pointer_mut("/metadata/managedFields").map(Value::take) {
+        set(&mut kept, "/metadata/managedFields", fields);
+    }
+    *new = kept;
+}
 
 /// Fills in a pod spec, in a pod or a template.
 pub(super) fn default_spec(spec: &mut Value) {

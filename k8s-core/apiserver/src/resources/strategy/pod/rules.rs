@@ -317,7 +317,7 @@ pub(super) fn check_update(new: &Value, old: &Value, errors: &mut FieldErrors) {
             }
         }
         if let Some(map) = spec.as_object_mut() {
-            for field in ["activeDeadlineSeconds", "tolerations", "ephemeralContainers"] {
+            for field in ["activeDeadlineSeconds", "tolerations"] {
                 map.remove(field);
             }
             // Gates may go, never come.
@@ -339,6 +339,30 @@ pub(super) fn check_update(new: &Value, old: &Value, errors: &mut FieldErrors) {
     let gates = |pod: &Value| -> Vec<Value> { list(pod, "/spec/schedulingGates").to_vec() };
     if gates(new).iter().any(|g| !gates(old).contains(g)) {
         errors.forbidden("spec.schedulingGates", "only deletion is allowed, but found new scheduling gate");
+    }
+}
+
+/// Ephemeral containers are added; those that are there stay as they are.
+pub(super) fn check_ephemeral_update(new: &Value, old: &Value, errors: &mut FieldErrors) {
+    let field = "spec.ephemeralContainers";
+    if map(new, "/metadata/annotations").is_some_and(|a| a.contains_key("kubernetes.io/config.mirror")) {
+        errors.forbidden("", "static pods do not support ephemeral containers");
+    }
+    let now = list(new, "/spec/ephemeralContainers");
+    for container in list(old, "/spec/ephemeralContainers") {
+        let name = text(container, "/name");
+        match now.iter().find(|c| text(c, "/name") == name) {
+            None => errors
+                .forbidden(field, &format!("existing ephemeral containers \"{name}\" may not be removed\n")),
+            Some(changed) if changed != container => errors.forbidden(
+                field,
+                &format!(
+                    "existing ephemeral containers \"{name}\" may not be changed\n{}",
+                    difference(changed, container)
+                ),
+            ),
+            Some(_) => {}
+        }
     }
 }
 
