@@ -15,6 +15,7 @@ use crate::{
     control_plane::{ControlPlane, ControlPlaneConfig},
     distribution::Extras,
     exit::{Code, Failure},
+    identities,
     network::{Network, NetworkConfig, Parts},
     node::{self, LocalNode, NodeConfig},
     paths::{Lock, Paths},
@@ -329,7 +330,8 @@ impl Cluster {
             pod_cidr: None,
             api: None,
         };
-        let system = self.plane.server.client_as(User::new("system:node", &["system:masters"]));
+        let server = self.plane.server.clone();
+        let kubelet = |name: &str| server.client_as(User::node(name));
         match choices.node {
             Node::None => {}
             Node::Simulated(count) => {
@@ -337,13 +339,14 @@ impl Cluster {
                 for i in 0..count {
                     config.name = if count == 1 { base.clone() } else { format!("{base}-{i}") };
                     let root = self.paths.data.join("simulated").join(&config.name);
-                    self.add(LocalNode::simulated(&root, &config, &system).await?);
+                    self.add(LocalNode::simulated(&root, &config, &kubelet(&config.name)).await?);
                 }
             }
             Node::Local => {
                 if let Some(runtime) = &choices.extras.runtime {
                     let root = self.paths.kubelet();
-                    self.add(LocalNode::with_runtime(&root, &config, &system, runtime.clone()).await?);
+                    let client = kubelet(&config.name);
+                    self.add(LocalNode::with_runtime(&root, &config, &client, runtime.clone()).await?);
                     return Ok(());
                 }
                 let network = NetworkConfig {
@@ -357,12 +360,13 @@ impl Cluster {
                     state_dir: self.paths.network(),
                 };
                 crate::network::record(&self.paths, &network)?;
-                let network = Network::start(&network, &system, Parts::All).await?;
+                let proxy = server.client_as(User::new(identities::PROXY, &[]));
+                let network = Network::start(&network, &proxy, Parts::All).await?;
                 config.pod_cidr = Some(network.node_pods().to_string());
                 let pods = network.pod_network();
                 self.network = Some(network);
                 let images = open_images(&self.paths)?;
-                self.add(LocalNode::start(&self.paths, &config, &system, pods, images).await?);
+                self.add(LocalNode::start(&self.paths, &config, &kubelet(&config.name), pods, images).await?);
                 let client = self.client();
                 crate::network::publish_dns(&client, dns)
                     .await
@@ -383,6 +387,7 @@ impl Cluster {
 /// # Errors
 /// When the directory or the file cannot be used.
 pub fn open_images(paths: &Paths) -> Result<Arc<ImageStore>, Failure> {
+    paths.make().map_err(Failure::io(format!("data directory {}", paths.data.display())))?;
     let mut images = ImageStore::open(paths.images()).map_err(Failure::because("image store"))?;
     let file = paths.data.join("registries.yaml");
     if let Ok(text) = std::fs::read_to_string(&file) {

@@ -11,6 +11,7 @@ use std::{
     cell::Cell,
     ffi::OsString,
     future::Future,
+    io::IsTerminal,
     path::PathBuf,
     process::ExitCode,
     time::{Duration, Instant},
@@ -66,6 +67,9 @@ enum Command {
     Workload(demo::workload::Workload),
 }
 
+/// The name of the cluster's context in a kubeconfig.
+const CONTEXT: &str = "hyperkube";
+
 /// The data directory of `up`, `server`, `reset` and `image`.
 #[derive(Clone, Debug, clap::Args)]
 struct DataDir {
@@ -92,7 +96,11 @@ pub fn run_as(name: &'static str, args: Vec<OsString>, extras: &Extras) -> ExitC
         }
     };
     let filter = tracing_subscriber::EnvFilter::try_new(&cli.log).unwrap_or_else(|_| "warn".into());
-    let _ = tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr).try_init();
+    // Colours are for people at a terminal, who have not asked for none (https://no-color.org).
+    let colours =
+        std::io::stderr().is_terminal() && std::env::var_os("NO_COLOR").is_none_or(|v| v.is_empty());
+    let log = tracing_subscriber::fmt().with_ansi(colours).with_env_filter(filter);
+    let _ = log.with_writer(std::io::stderr).try_init();
     let result = match cli.command {
         Command::Up(up) => block_on(up.run(extras)),
         Command::Server(server) => block_on(server.run(extras)),

@@ -37,6 +37,15 @@ impl Failure {
         move |e| Failure::new(Code::Failed, format!("{what}: {e}"))
     }
 
+    /// For `map_err` of the system's answers: what is not allowed has a code of its own.
+    pub fn io(what: impl fmt::Display) -> impl FnOnce(std::io::Error) -> Failure {
+        move |e| {
+            let denied = e.kind() == std::io::ErrorKind::PermissionDenied;
+            let code = if denied { Code::Permission } else { Code::Failed };
+            Failure::new(code, format!("{what}: {e}"))
+        }
+    }
+
     /// Prints the line and gives the code.
     #[must_use]
     pub fn report(&self) -> ExitCode {

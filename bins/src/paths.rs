@@ -1,8 +1,8 @@
 //! Where a cluster keeps its things, and the names it gives to what it makes outside its directories.
 
 use std::{
-    fs,
-    os::unix::fs::DirBuilderExt,
+    fs, io,
+    os::unix::fs::{DirBuilderExt, PermissionsExt},
     path::{Path, PathBuf},
 };
 
@@ -35,6 +35,28 @@ impl Paths {
         let digest = Sha256::digest(data.as_os_str().as_encoded_bytes());
         let id: String = digest[..4].iter().map(|b| format!("{b:02x}")).collect();
         Ok(Paths { run: PathBuf::from("/run/hyperkube").join(&id), data, id })
+    }
+
+    /// Makes the data directory and those in it for the administrator alone (0700), also where another command made them wider: images in it have
+    /// programs that change the user, volumes have Secrets.
+    ///
+    /// # Errors
+    /// The system's answer.
+    pub fn make(&self) -> io::Result<()> {
+        let private = |path: &Path| fs::DirBuilder::new().recursive(true).mode(0o700).create(path);
+        let existed = self.data.exists();
+        private(&self.data)?;
+        // A directory with other things in it may be meant for others as well; what is ours in it is not.
+        let ours = !existed || self.data.join("format").exists() || self.images().exists();
+        let own = [self.pki(), self.images(), self.containers(), self.kubelet(), self.network(), self.logs()];
+        own.iter().try_for_each(|path| private(path))?;
+        let is_wide = |path: &Path| fs::metadata(path).map(|m| m.permissions().mode() & 0o077 != 0);
+        for path in ours.then_some(&self.data).into_iter().chain(&own) {
+            if is_wide(path)? {
+                fs::set_permissions(path, fs::Permissions::from_mode(0o700))?;
+            }
+        }
+        Ok(())
     }
 
     /// The store's file.
@@ -94,28 +116,28 @@ impl Lock {
     /// Makes the directory where it is missing, checks its format and takes it.
     ///
     /// # Errors
-    /// In use by another process (4), from a newer program (3), not accessible (7 or 1).
+    /// In use by another process (4), from a newer program or not usable (3), not allowed (7).
     pub fn take(paths: &Paths) -> Result<Self, Failure> {
         let data = &paths.data;
         let denied = |e: std::io::Error| {
             let code = if e.kind() == std::io::ErrorKind::PermissionDenied {
                 Code::Permission
             } else {
-                Code::Failed
+                Code::Preflight
             };
             Failure::new(code, format!("data directory {data:?}: {e}; choose another with --data-dir"))
         };
-        fs::DirBuilder::new().recursive(true).mode(0o700).create(data).map_err(denied)?;
+        paths.make().map_err(denied)?;
         let file = fs::OpenOptions::new()
             .write(true)
             .create(true)
             .truncate(false)
             .open(data.join("lock"))
             .map_err(denied)?;
-        let lock = Flock::lock(file, FlockArg::LockExclusiveNonblock).map_err(|(_, e)| {
+        let lock = Flock::lock(file, FlockArg::LockExclusiveNonblock).map_err(|_| {
             Failure::new(
                 Code::InUse,
-                format!("data directory {data:?} is in use by another hyperkube ({e}); stop that one or choose another with --data-dir"),
+                format!("data directory {data:?} is in use by another hyperkube; stop that one or choose another with --data-dir"),
             )
         })?;
         let marker = data.join("format");
@@ -144,6 +166,28 @@ impl Lock {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn directories_are_the_administrators_alone_whoever_made_them() {
+        let parent = tempfile::tempdir().unwrap();
+        let mode = |path: &Path| fs::metadata(path).unwrap().permissions().mode() & 0o777;
+        let wide = |path: &Path| fs::set_permissions(path, fs::Permissions::from_mode(0o755)).unwrap();
+        let paths = Paths::new(&parent.path().join("data")).unwrap();
+        // As `image load` did before `up`.
+        fs::create_dir_all(paths.images()).unwrap();
+        wide(&paths.data);
+        drop(Lock::take(&paths).unwrap());
+        for path in [&paths.data, &paths.images(), &paths.kubelet(), &paths.pki(), &paths.containers()] {
+            assert_eq!(mode(path), 0o700, "{path:?}");
+        }
+        // A directory of somebody else's, chosen by mistake, is not closed to others.
+        let shared = Paths::new(&parent.path().join("shared")).unwrap();
+        fs::create_dir(&shared.data).unwrap();
+        wide(&shared.data);
+        fs::write(shared.data.join("letter.txt"), "").unwrap();
+        shared.make().unwrap();
+        assert_eq!((mode(&shared.data), mode(&shared.kubelet())), (0o755, 0o700));
+    }
 
     #[test]
     fn a_directory_is_held_by_one_and_not_from_the_future() {

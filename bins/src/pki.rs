@@ -5,7 +5,6 @@
 use std::{
     fs, io,
     net::IpAddr,
-    os::unix::fs::OpenOptionsExt,
     path::{Path, PathBuf},
 };
 
@@ -70,18 +69,37 @@ pub struct Pki {
     ca_key: KeyPair,
 }
 
-/// Writes a file with mode 0600, whole or not at all.
+/// A new file of mode 0600 beside `path`, to be written and then put in its place. Its name cannot be guessed, and it is never a file that
+/// somebody else made beforehand.
+///
+/// # Errors
+/// The system's answer.
+pub(crate) fn private_file(path: &Path) -> io::Result<tempfile::NamedTempFile> {
+    let directory = path.parent().filter(|p| !p.as_os_str().is_empty()).unwrap_or(Path::new("."));
+    tempfile::Builder::new().prefix(".hyperkube-").tempfile_in(directory)
+}
+
+/// Writes a file with mode 0600, whole or not at all. One that holds just this already is left alone, so that a full disk does not stop a start.
 ///
 /// # Errors
 /// The system's answer.
 pub fn write_private(path: &Path, contents: &[u8]) -> io::Result<()> {
     use std::io::Write;
-    let temporary = path.with_extension("tmp");
-    let mut file =
-        fs::OpenOptions::new().write(true).create(true).truncate(true).mode(0o600).open(&temporary)?;
+    use std::os::unix::fs::{MetadataExt, PermissionsExt};
+    let own = nix::unistd::geteuid().as_raw();
+    let same = fs::symlink_metadata(path).is_ok_and(|m| {
+        m.is_file()
+            && m.uid() == own
+            && m.permissions().mode() & 0o777 == 0o600
+            && m.len() == contents.len() as u64
+    }) && fs::read(path).is_ok_and(|have| have == contents);
+    if same {
+        return Ok(());
+    }
+    let mut file = private_file(path)?;
     file.write_all(contents)?;
-    file.sync_all()?;
-    fs::rename(&temporary, path)
+    file.as_file().sync_all()?;
+    file.persist(path).map(drop).map_err(|e| e.error)
 }
 
 fn io_error(path: &Path) -> impl FnOnce(io::Error) -> PkiError + '_ {

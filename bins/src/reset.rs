@@ -12,8 +12,8 @@ use crate::{
 /// # Errors
 /// When it cannot be looked at.
 pub fn leftovers(paths: &Paths) -> Result<Vec<String>, Failure> {
-    let mut found = k8s_runtime::embedded::leftovers(&paths.containers())
-        .map_err(Failure::because("look for containers"))?;
+    let mut found =
+        k8s_runtime::embedded::leftovers(&paths.containers()).map_err(Failure::io("look for containers"))?;
     found.extend(crate::network::leftovers(paths));
     found.extend(
         mounts_below(&paths.data).into_iter().chain(mounts_below(&paths.run)).map(|m| format!("mount {m}")),
@@ -29,12 +29,19 @@ pub fn leftovers(paths: &Paths) -> Result<Vec<String>, Failure> {
 /// Removes a cluster that nobody runs any more: containers, mounts, namespaces, cgroups, network, files.
 ///
 /// # Errors
-/// What could not be removed; everything else is.
+/// In use (4); what could not be removed: everything else is.
 pub fn remove(paths: &Paths) -> Result<(), Failure> {
-    if !paths.data.exists() && leftovers(paths)?.is_empty() {
-        return Ok(());
-    }
-    let lock = Lock::take(paths)?;
+    remove_telling(paths, |_| {})
+}
+
+/// As [`remove`], and tells of each thing before it is removed. A cluster that runs is refused before anything is told.
+///
+/// # Errors
+/// As [`remove`].
+pub fn remove_telling(paths: &Paths, tell: impl Fn(&str)) -> Result<(), Failure> {
+    // Taking the lock would make the directory.
+    let lock = paths.data.exists().then(|| Lock::take(paths)).transpose()?;
+    leftovers(paths)?.iter().for_each(|line| tell(line));
     let mut problems = Vec::new();
     if let Err(e) = k8s_runtime::embedded::reset(&paths.containers()) {
         problems.push(format!("containers: {e}"));

@@ -13,6 +13,6 @@ mod request;
 
 pub use api::{Api, DeleteOptions, ListParams, Patch, PostParams, WatchEvent};
 pub use error::Error;
-pub use kubeconfig::{Kubeconfig, KubeconfigError, NamedContext};
+pub use kubeconfig::{Kubeconfig, KubeconfigError, NamedCluster, NamedContext};
 pub use remote::{Remote, RemoteConfig};
 pub use request::{Body, BoxError, Client, DynObject, Resource, Transport, body_from_bytes, empty_body};

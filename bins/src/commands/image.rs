@@ -1,8 +1,11 @@
 //! `hyperkube image`.
 
-use std::path::PathBuf;
+mod progress;
 
-use k8s_runtime::Images;
+use std::{fs::File, io::BufReader, path::PathBuf};
+
+use k8s_runtime::{Images, embedded::images_in_use};
+use progress::Progress;
 
 use super::{DataDir, block_on};
 use crate::{
@@ -47,12 +50,17 @@ impl Image {
             Image::Load { archives, data } => {
                 let store = open(&data)?;
                 for archive in archives {
+                    let what = format!("load {}", archive.display());
                     let loaded = if archive.as_os_str() == "-" {
-                        store.import(std::io::stdin().lock())
+                        let progress = Progress::begin("standard input", None);
+                        store.import(progress.reading(std::io::stdin().lock()))
                     } else {
-                        store.import_file(&archive)
+                        let file = File::open(&archive).map_err(Failure::io(&what))?;
+                        let size = file.metadata().ok().map(|m| m.len());
+                        let progress = Progress::begin(&archive.display().to_string(), size);
+                        store.import(progress.reading(BufReader::with_capacity(1 << 16, file)))
                     };
-                    let loaded = loaded.map_err(Failure::because(format!("load {}", archive.display())))?;
+                    let loaded = loaded.map_err(Failure::because(&what))?;
                     for image in loaded {
                         println!("loaded {} ({})", image.tags.join(", "), image.id);
                     }
@@ -61,7 +69,8 @@ impl Image {
             }
             Image::Ls { data, quiet } => {
                 let store = open(&data)?;
-                let images = block_on_value(async move { store.list().await })?;
+                let mut images = block_on_value(async move { store.list().await })?;
+                images.sort_by(|a, b| a.tags.cmp(&b.tags).then(a.id.cmp(&b.id)));
                 if !quiet {
                     println!("{:<60} {:<20} {:>10}", "IMAGE", "ID", "SIZE");
                 }
@@ -80,10 +89,16 @@ impl Image {
             }
             Image::Rm { names, data } => {
                 let store = open(&data)?;
+                let used = images_in_use(&Paths::new(&data.data_dir)?.containers())
+                    .map_err(Failure::io("look for containers"))?;
                 block_on(async move {
                     for name in names {
-                        if store.find(&name).await.map_err(Failure::because(&name))?.is_none() {
+                        let Some(image) = store.find(&name).await.map_err(Failure::because(&name))? else {
                             return Err(Failure::new(Code::Failed, format!("no image {name:?}")));
+                        };
+                        if let Some(pod) = used.get(&image.id) {
+                            let why = format!("image {name:?} is in use by pod {pod}; delete its pods first");
+                            return Err(Failure::new(Code::InUse, why));
                         }
                         store.remove(&name).await.map_err(Failure::because(format!("remove {name}")))?;
                         println!("removed {name}");

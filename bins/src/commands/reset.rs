@@ -1,7 +1,9 @@
 //! `hyperkube reset`.
 
+use std::cell::Cell;
+
 use super::DataDir;
-use crate::{exit::Failure, paths::Paths};
+use crate::{exit::Failure, paths::Paths, user_kubeconfig::UserKubeconfig};
 
 /// Remove what a stopped cluster left on this machine: containers, mounts, namespaces, cgroups, network, files.
 #[derive(Debug, clap::Args)]
@@ -16,13 +18,30 @@ pub(super) struct Reset {
 impl Reset {
     pub(super) fn run(self) -> Result<(), Failure> {
         let paths = Paths::new(&self.data.data_dir)?;
-        let found = crate::reset::leftovers(&paths)?;
-        for line in &found {
-            println!("{}{line}", if self.dry_run { "would remove " } else { "removing " });
+        if self.dry_run {
+            let found = crate::reset::leftovers(&paths)?;
+            found.iter().for_each(|line| println!("would remove {line}"));
+            if found.is_empty() {
+                println!("nothing of {} is on this machine", paths.data.display());
+            }
+            return Ok(());
         }
-        if found.is_empty() {
+        let ca = std::fs::read_to_string(paths.pki().join("ca.crt"));
+        let told = Cell::new(false);
+        crate::reset::remove_telling(&paths, |line| {
+            told.set(true);
+            println!("removing {line}");
+        })?;
+        if !told.get() {
             println!("nothing of {} is on this machine", paths.data.display());
         }
-        if self.dry_run { Ok(()) } else { crate::reset::remove(&paths) }
+        if let (Ok(ca), Some(user)) = (ca, UserKubeconfig::find()) {
+            match user.remove(super::CONTEXT, &ca) {
+                Ok(Some(file)) => println!("removed context {:?} from {}", super::CONTEXT, file.display()),
+                Ok(None) => {}
+                Err(e) => eprintln!("warning: context {:?} stays in the kubeconfig: {e}", super::CONTEXT),
+            }
+        }
+        Ok(())
     }
 }

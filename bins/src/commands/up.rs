@@ -1,16 +1,17 @@
 //! `hyperkube up` and `hyperkube server`: a cluster in the foreground.
 
 use std::{
-    fs,
     net::{IpAddr, Ipv4Addr, SocketAddr},
-    path::{Path, PathBuf},
+    path::PathBuf,
     time::{Duration, Instant},
 };
 
 use k8s_core::client::Kubeconfig;
 
 use super::{DataDir, told_to_stop};
-use crate::{Cluster, Extras, Node, exit::Failure, pki::write_private, ranges::Range};
+use crate::{
+    Cluster, Extras, Node, exit::Failure, pki::write_private, ranges::Range, user_kubeconfig::UserKubeconfig,
+};
 
 /// Where the cluster's own files are and how it is reached.
 #[derive(Debug, clap::Args)]
@@ -50,6 +51,9 @@ struct Common {
     /// Do not add a context `hyperkube` to ~/.kube/config.
     #[arg(long)]
     no_kubeconfig_merge: bool,
+    /// Make the context `hyperkube` the current one in ~/.kube/config, also where another is.
+    #[arg(long)]
+    kubeconfig_current: bool,
 }
 
 /// Run a whole cluster on this machine, in the foreground.
@@ -113,16 +117,16 @@ impl Common {
             "API server ready on {}",
             cluster.address().map(|a| a.to_string()).unwrap_or_default()
         ));
-        let config = cluster.kubeconfig_named("hyperkube")?;
+        let config = cluster.kubeconfig_named(super::CONTEXT)?;
         let path = cluster.paths().kubeconfig();
         for path in [Some(&path), self.write_kubeconfig.as_ref()].into_iter().flatten() {
             write_private(path, config.to_yaml().as_bytes())
                 .map_err(Failure::because(format!("write {}", path.display())))?;
         }
         if !self.no_kubeconfig_merge
-            && let Some(merged) = merge(config)?
+            && let Some(told) = merge(config, self.kubeconfig_current)
         {
-            took(&format!("context \"hyperkube\" merged into {}", merged.display()));
+            took(&told);
         }
         let ready = async {
             cluster.ready(Duration::from_secs(60)).await?;
@@ -142,25 +146,23 @@ impl Common {
     }
 }
 
-/// Adds the context to the user's kubeconfig. `None`: the user has no home.
-fn merge(config: Kubeconfig) -> Result<Option<PathBuf>, Failure> {
-    let path = match std::env::var_os("KUBECONFIG").filter(|v| !v.is_empty()) {
-        Some(list) => std::env::split_paths(&list).next(),
-        None => std::env::var_os("HOME").map(|home| Path::new(&home).join(".kube/config")),
-    };
-    let Some(path) = path else { return Ok(None) };
-    let mut all = match Kubeconfig::read(&path) {
-        Ok(all) => all,
-        Err(_) if !path.exists() => {
-            Kubeconfig { api_version: "v1".into(), kind: "Config".into(), ..Kubeconfig::default() }
+/// Adds the context to the user's kubeconfig and says what became of it. A kubeconfig that cannot be changed never ends a cluster.
+fn merge(config: Kubeconfig, take_current: bool) -> Option<String> {
+    let name = config.current_context.clone();
+    match UserKubeconfig::find()?.merge(config, take_current) {
+        Ok(merged) => {
+            let mut told = format!("context {name:?} merged into {}", merged.path.display());
+            if merged.current != name {
+                told += &format!(
+                    "; the current context stays {:?} (kubectl config use-context {name}, or start with --kubeconfig-current)",
+                    merged.current
+                );
+            }
+            if merged.rewritten {
+                told += "; its layout could not be edited in place, so comments in it are gone";
+            }
+            Some(told)
         }
-        Err(e) => return Err(Failure::because("merge the kubeconfig (or give --no-kubeconfig-merge)")(e)),
-    };
-    all.merge(config);
-    if let Some(parent) = path.parent() {
-        fs::create_dir_all(parent).map_err(Failure::because(format!("make {}", parent.display())))?;
+        Err(e) => Some(format!("kubeconfig not merged (--no-kubeconfig-merge leaves it alone): {e}")),
     }
-    write_private(&path, all.to_yaml().as_bytes())
-        .map_err(Failure::because(format!("write {}", path.display())))?;
-    Ok(Some(path))
 }

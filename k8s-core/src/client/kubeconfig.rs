@@ -206,6 +206,14 @@ impl Kubeconfig {
     pub fn read(path: &Path) -> Result<Self, KubeconfigError> {
         let text = std::fs::read_to_string(path)
             .map_err(|source| KubeconfigError::Read { path: path.to_owned(), source })?;
+        Self::parse(path, &text)
+    }
+
+    /// Parses the text of the file at `path`; an empty one has nothing in it.
+    ///
+    /// # Errors
+    /// [`KubeconfigError::Parse`], which names the path.
+    pub fn parse(path: &Path, text: &str) -> Result<Self, KubeconfigError> {
         if text.trim().is_empty() {
             return Ok(Kubeconfig {
                 api_version: "v1".into(),
@@ -213,7 +221,7 @@ impl Kubeconfig {
                 ..Kubeconfig::default()
             });
         }
-        serde_saphyr::from_str(&text)
+        serde_saphyr::from_str(text)
             .map_err(|e| KubeconfigError::Parse { path: path.to_owned(), message: e.to_string() })
     }
 
