@@ -17,6 +17,7 @@
 
 mod cgroup;
 mod client;
+mod in_use;
 pub(crate) mod json;
 mod model;
 mod preflight;
@@ -39,6 +40,7 @@ use serde::{Deserialize, Serialize};
 
 use self::{cgroup::Cgroups, model::Model, zygote::Zygote};
 pub use self::{
+    in_use::images_in_use,
     preflight::{Missing, preflight},
     reset::{leftovers, reset},
     zygote::run_if_zygote,

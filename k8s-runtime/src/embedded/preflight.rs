@@ -26,7 +26,12 @@ pub enum Missing {
         /// As in `/proc/filesystems`.
         name: &'static str,
     },
-    /// No usable control groups, or a controller is not there.
+    /// No control groups can be seen at all.
+    #[error(
+        "no cgroup file system is mounted at /sys/fs/cgroup; mount one (`ip netns exec` hides them: enter the namespace with `nsenter --net=/run/netns/NAME` instead)"
+    )]
+    NoCgroups,
+    /// A controller is not there.
     #[error("cgroup controller {controller} is not available below /sys/fs/cgroup")]
     Controller {
         /// Its name.
@@ -71,8 +76,13 @@ pub fn preflight(config: &EmbeddedConfig) -> Vec<Missing> {
             missing.push(Missing::FileSystem { name });
         }
     }
-    let controllers = Cgroups::detect().map(|c| c.missing()).unwrap_or_else(|_| vec!["memory"]);
-    missing.extend(controllers.into_iter().map(|controller| Missing::Controller { controller }));
+    let mounts = std::fs::read_to_string("/proc/self/mountinfo").unwrap_or_default();
+    if has_cgroups(&mounts) {
+        let controllers = Cgroups::detect().map(|c| c.missing()).unwrap_or_else(|_| vec!["memory"]);
+        missing.extend(controllers.into_iter().map(|controller| Missing::Controller { controller }));
+    } else {
+        missing.push(Missing::NoCgroups);
+    }
     let existing = config.root.ancestors().find(|p| p.exists()).unwrap_or(Path::new("/"));
     if let Ok(stat) = nix::sys::statfs::statfs(existing)
         && stat.filesystem_type() == nix::sys::statfs::OVERLAYFS_SUPER_MAGIC
@@ -80,6 +90,15 @@ pub fn preflight(config: &EmbeddedConfig) -> Vec<Missing> {
         missing.push(Missing::Directory { path: config.root.clone(), kind: "overlayfs" });
     }
     missing
+}
+
+/// Whether a cgroup file system is mounted at or below /sys/fs/cgroup, by the text of `/proc/self/mountinfo`.
+fn has_cgroups(mountinfo: &str) -> bool {
+    mountinfo.lines().any(|line| {
+        let at = line.split(' ').nth(4).is_some_and(|at| Path::new(at).starts_with("/sys/fs/cgroup"));
+        let kind = line.split(" - ").nth(1).and_then(|rest| rest.split(' ').next());
+        at && matches!(kind, Some("cgroup" | "cgroup2"))
+    })
 }
 
 /// A module that the kernel would load by itself at the first mount.
@@ -102,6 +121,20 @@ fn version(release: &str) -> (u32, u32) {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn hidden_cgroups_are_told_from_missing_controllers() {
+        let sys = "24 1 0:22 / /sys rw,nosuid - sysfs sysfs rw";
+        let tmpfs = "25 24 0:23 / /sys/fs/cgroup rw - tmpfs tmpfs rw";
+        for (mounts, there) in [
+            (sys.to_owned(), false),
+            (format!("{sys}\n{tmpfs}"), false),
+            (format!("{sys}\n30 24 0:26 / /sys/fs/cgroup rw shared:4 - cgroup2 cgroup2 rw"), true),
+            (format!("{tmpfs}\n31 25 0:27 / /sys/fs/cgroup/cpu rw shared:9 - cgroup cgroup rw,cpu"), true),
+        ] {
+            assert_eq!(has_cgroups(&mounts), there, "{mounts}");
+        }
+    }
 
     #[test]
     fn kernel_versions() {

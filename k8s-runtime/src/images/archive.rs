@@ -36,6 +36,16 @@ fn invalid(text: impl std::fmt::Display) -> RuntimeError {
     RuntimeError::Invalid(format!("image archive: {text}"))
 }
 
+/// The first line of a message, with what no terminal should be sent left out.
+fn printable(message: &str) -> String {
+    let clean = message.chars().take_while(|c| *c != '\0' && *c != '\n');
+    let text: String = clean.filter(|c| c.is_ascii_graphic() || *c == ' ').take(160).collect();
+    if text.contains("did not have utf-8 text") || text.contains("numeric field") {
+        return "this is neither a tar archive nor a compressed one".into();
+    }
+    text
+}
+
 pub(super) fn import(store: &ImageStore, source: impl Read) -> Result<Vec<ImageInfo>, RuntimeError> {
     let members = Members::read(store.scratch()?, source)?;
     if members.files.contains_key(Path::new("index.json")) {
@@ -51,7 +61,8 @@ impl Members {
     fn read(scratch: Scratch, source: impl Read) -> Result<Members, RuntimeError> {
         let failed = |e: io::Error| match e.kind() {
             io::ErrorKind::StorageFull => RuntimeError::io("read image archive")(e),
-            _ => invalid(e),
+            // What is no archive at all makes messages with the bytes that were found.
+            _ => invalid(printable(&e.to_string())),
         };
         let mut members = Members { scratch, files: BTreeMap::new(), links: HashMap::new() };
         let mut archive = tar::Archive::new(decompress(source).map_err(failed)?);
