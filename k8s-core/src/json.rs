@@ -3,6 +3,10 @@
 //! For text that is known to be an object, as a server sends and a store holds it. Whatever else it is, nothing here panics: a place is then not
 //! found. Names are compared as they are written, so one with escapes is another one.
 
+mod lenient;
+
+pub use lenient::{from_slice, lenient};
+
 use std::{borrow::Cow, ops::Range};
 
 use memchr::memchr2;
