@@ -60,6 +60,14 @@ pub fn read<T: DeserializeOwned>(json: &[u8], path: &[&str]) -> Result<T, serde_
     T::deserialize(&mut serde_json::Deserializer::from_slice(rest))
 }
 
+/// As [`read`], but where that fails as Go would decode it ([`lenient()`]).
+///
+/// # Errors
+/// That of [`read`].
+pub fn read_leniently<T: DeserializeOwned>(json: &[u8], path: &[&str]) -> Result<T, serde_json::Error> {
+    read(json, path).or_else(|strict| lenient(&read(json, path)?).map_err(|_| strict))
+}
+
 /// The text at a place, where it is a string without escapes.
 #[must_use]
 pub fn plain<'a>(json: &'a [u8], path: &[&str]) -> Option<&'a str> {

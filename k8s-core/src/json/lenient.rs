@@ -28,6 +28,10 @@ const ZERO_TIME: &str = "0001-01-01T00:00:00Z";
 /// assert_eq!(lenient::<Condition>(&value).unwrap().last_transition_time.0.to_string(), "0001-01-01T00:00:00Z");
 /// ```
 pub fn lenient<T: DeserializeOwned>(value: &Value) -> Result<T, Error> {
+    if value.is_null() {
+        // Nothing at all is no object.
+        return T::deserialize(value);
+    }
     let decode = |fill| T::deserialize(Lenient { value, fill });
     // First without absent members: a type may have a default of its own for one that it does not demand.
     decode(false).or_else(|_| decode(true))
