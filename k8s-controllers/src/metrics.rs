@@ -324,6 +324,15 @@ impl Metrics {
                 let _ = writeln!(out, "{name}{{{labels}}} {}", value(u));
             }
         }
+        let name = "unreadable_objects_total";
+        let _ = writeln!(
+            out,
+            "# HELP {name} Number of times that an object was left out because it is not what its type says\n# TYPE {name} counter"
+        );
+        for ((group, version, kind), count) in k8s_core::client::unreadable_objects() {
+            let labels = format!("group=\"{group}\",version=\"{version}\",kind=\"{kind}\"");
+            let _ = writeln!(out, "{name}{{{labels}}} {count}");
+        }
         out
     }
 }

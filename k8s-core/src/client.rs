@@ -6,12 +6,14 @@
 //! Not here: retries (the caller knows whether a call may be repeated) and caches (see [`crate::cache`]).
 
 mod api;
+mod decode;
 mod error;
 mod kubeconfig;
 mod remote;
 mod request;
 
 pub use api::{Api, DeleteOptions, ListParams, Patch, PostParams, WatchEvent};
+pub use decode::{Page, Unreadable, unreadable_objects};
 pub use error::Error;
 pub use kubeconfig::{Kubeconfig, KubeconfigError, NamedCluster, NamedContext};
 pub use remote::{Remote, RemoteConfig};

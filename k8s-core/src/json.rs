@@ -3,6 +3,10 @@
 //! For text that is known to be an object, as a server sends and a store holds it. Whatever else it is, nothing here panics: a place is then not
 //! found. Names are compared as they are written, so one with escapes is another one.
 
+mod lenient;
+
+pub use lenient::{from_slice, lenient};
+
 use std::{borrow::Cow, ops::Range};
 
 use memchr::memchr2;
@@ -54,6 +58,14 @@ fn start(json: &[u8], path: &[&str]) -> Option<usize> {
 pub fn read<T: DeserializeOwned>(json: &[u8], path: &[&str]) -> Result<T, serde_json::Error> {
     let rest = start(json, path).and_then(|start| json.get(start..)).unwrap_or_default();
     T::deserialize(&mut serde_json::Deserializer::from_slice(rest))
+}
+
+/// As [`read`], but where that fails as Go would decode it ([`lenient()`]).
+///
+/// # Errors
+/// That of [`read`].
+pub fn read_leniently<T: DeserializeOwned>(json: &[u8], path: &[&str]) -> Result<T, serde_json::Error> {
+    read(json, path).or_else(|strict| lenient(&read(json, path)?).map_err(|_| strict))
 }
 
 /// The text at a place, where it is a string without escapes.

@@ -8,7 +8,8 @@
 //! 1. A write that was acknowledged survives a crash; one that was not acknowledged was never seen by anybody.
 //! 2. Revisions are unique across all types and grow by one per write; events of a type come in revision order, without gaps.
 //! 3. A [`Snapshot`] never changes and costs O(1); reads never wait for writes.
-//! 4. A backend that cannot write (full disk) fails those writes with [`StoreError::Unavailable`] and leaves reads and the state as they were.
+//! 4. A backend that cannot write (full disk) fails those writes with [`StoreError::Unavailable`] and leaves reads and the state as they were. It is asked
+//!    to mend itself every second, and [`Store::ailment`] says so meanwhile.
 //!
 //! Not here: what objects mean (the store knows a key, labels, fields and bytes) and time to live (the API server sweeps).
 

@@ -42,6 +42,10 @@ impl<K: Object> Listed<K> {
                         self.version = object.revision().to_string();
                         self.all.remove(&object.key());
                     }
+                    WatchEvent::Unreadable(object, _) => {
+                        self.version = object.revision.to_string();
+                        self.all.remove(&object.key);
+                    }
                     WatchEvent::Bookmark(revision, _) => {
                         self.version = revision.to_string();
                         continue;

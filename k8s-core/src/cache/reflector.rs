@@ -1,10 +1,14 @@
 //! Keeps a cache current.
 
-use std::{collections::HashSet, time::Duration};
+use std::{
+    collections::HashSet,
+    sync::atomic::{AtomicBool, Ordering},
+    time::Duration,
+};
 
-use futures::StreamExt;
+use futures::{StreamExt, stream::BoxStream};
 use tokio_util::sync::CancellationToken;
-use tracing::{debug, warn};
+use tracing::{debug, info, warn};
 
 use super::Cache;
 use crate::{
@@ -14,6 +18,12 @@ use crate::{
 
 const FIRST_DELAY: Duration = Duration::from_millis(50);
 const LONGEST_DELAY: Duration = Duration::from_secs(30);
+/// Between attempts on a server that lacks the kind, or does not let it be read.
+const LONGEST_DELAY_WITHOUT: Duration = Duration::from_secs(120);
+/// A server that sends nothing for so long, and has not said that the initial state is complete, never will.
+const STALLED: Duration = Duration::from_secs(30);
+/// Objects on a page of a list.
+const PAGE: u32 = 500;
 
 /// A running reflector; dropping it stops it.
 #[derive(Debug)]
@@ -48,7 +58,7 @@ pub fn reflect_trimmed<K: Object>(
             // So that what happens in a test follows from its seed, here and in every controller.
             biased;
             () = stopped.cancelled() => {}
-            () = run(Source { api: api.lean(), params, trim }, cache) => {}
+            () = run(Source { api: api.lean(), params, trim, lists: AtomicBool::new(false) }, cache) => {}
         }
     });
     Reflector { stop }
@@ -59,9 +69,12 @@ struct Source<K> {
     api: Api<K>,
     params: ListParams,
     trim: fn(&mut K),
+    /// The server does not send the initial state in a watch.
+    lists: AtomicBool,
 }
 
 /// Where the reflector stands.
+#[derive(Clone, Copy)]
 enum Position {
     /// Nothing is known, or history no longer reaches back to what is.
     Start,
@@ -69,33 +82,82 @@ enum Position {
     At(u64),
 }
 
+/// What was logged of a server that does not answer as it should, so that each is logged once.
+#[derive(Default)]
+struct Trouble(Option<String>);
+
+impl Trouble {
+    fn tell(&mut self, kind: &str, error: &Error) {
+        let text = error.to_string();
+        if self.0.as_ref() == Some(&text) {
+            return debug!(kind, error = text, "watch failed");
+        }
+        if is_without(error) {
+            warn!(kind, error = text, "the server does not give this kind: asking again from time to time");
+        } else {
+            warn!(kind, error = text, "watch failed");
+        }
+        self.0 = Some(text);
+    }
+
+    fn over(&mut self, kind: &str) {
+        if self.0.take().is_some() {
+            info!(kind, "watch works again");
+        }
+    }
+}
+
+/// Whether a server lacks the kind, or does not let it be read: that does not change soon.
+fn is_without(error: &Error) -> bool {
+    error.is_not_found() || error.is_forbidden()
+}
+
 async fn run<K: Object>(source: Source<K>, cache: Cache<K>) {
     let mut position = Position::Start;
     let mut delay = FIRST_DELAY;
+    let mut trouble = Trouble::default();
+    let mut expired = false;
     loop {
         let before = cache.revision();
-        match source.follow(&cache, &position).await {
-            Ok(()) => debug!(kind = K::KIND, "watch ended"),
-            Err(e) if e.is_expired() => {
-                debug!(kind = K::KIND, "history is gone, listing again");
-                position = Position::Start;
-                continue;
-            }
-            Err(e) => warn!(kind = K::KIND, error = %e, "watch failed"),
-        }
+        let mut longest = LONGEST_DELAY;
+        let result = source.follow(&cache, position).await;
         let now = cache.revision();
         if now > before {
             delay = FIRST_DELAY;
+            trouble.over(K::KIND);
         }
         if now > 0 {
             position = Position::At(now);
         }
+        match result {
+            Ok(()) => {
+                trouble.over(K::KIND);
+                debug!(kind = K::KIND, "watch ended");
+            }
+            Err(e) if e.is_expired() => {
+                debug!(kind = K::KIND, "history is gone, listing again");
+                position = Position::Start;
+                // Once at once; a server that says so again and again is not asked in a loop.
+                if now > before || !std::mem::replace(&mut expired, true) {
+                    continue;
+                }
+            }
+            Err(e) => {
+                if is_without(&e) {
+                    longest = LONGEST_DELAY_WITHOUT;
+                }
+                trouble.tell(K::KIND, &e);
+            }
+        }
+        expired &= now <= before;
         // Half fixed, half random, so that many reflectors do not return at one moment.
         let jitter = crate::random::range(0.5..1.0);
         tokio::time::sleep(delay.mul_f64(jitter)).await;
-        delay = (delay * 2).min(LONGEST_DELAY);
+        delay = (delay * 2).min(longest);
     }
 }
+
+type Events<K> = BoxStream<'static, Result<WatchEvent<K>, Error>>;
 
 impl<K: Object> Source<K> {
     /// An object as caches hold it: without managedFields (a list has them still), trimmed, and without the room to grow that decoding leaves in its lists.
@@ -105,27 +167,76 @@ impl<K: Object> Source<K> {
         object.clone()
     }
 
-    /// One watch, to its end.
-    async fn follow(&self, cache: &Cache<K>, position: &Position) -> Result<(), Error> {
-        let (api, params) = (&self.api, &self.params);
-        let (mut events, mut initial) = match position {
-            Position::Start => match api.watch_list(params).await {
-                Ok(events) => (events, Some(HashSet::<ObjectKey>::new())),
-                // A server without WatchList: list first, then watch.
-                Err(e) if e.is_invalid() => {
-                    let (objects, version) = api.list_with_version(params).await?;
-                    let revision = version.parse().unwrap_or(1);
-                    cache.replace(objects.into_iter().map(|o| self.slim(o)).collect(), revision);
-                    (api.watch(&ListParams { resource_version: version, ..params.clone() }).await?, None)
+    /// Remembers that the server does not send the initial state in a watch.
+    fn list_from_now_on(&self, why: &dyn std::fmt::Display) {
+        if !self.lists.swap(true, Ordering::Relaxed) {
+            debug!(kind = K::KIND, %why, "the server does not send the initial state: listing it");
+        }
+    }
+
+    /// Opens a watch; with the set of objects seen, when it begins with the initial state.
+    async fn open(
+        &self,
+        cache: &Cache<K>,
+        position: Position,
+    ) -> Result<(Events<K>, Option<HashSet<ObjectKey>>), Error> {
+        let version = match position {
+            Position::At(revision) => revision.to_string(),
+            Position::Start if self.lists.load(Ordering::Relaxed) => self.list(cache).await?,
+            Position::Start => match self.api.watch_list(&self.params).await {
+                Ok(events) => return Ok((events, Some(HashSet::new()))),
+                Err(e) if e.status().is_some_and(|status| refuses(status.code())) => {
+                    self.list_from_now_on(&e);
+                    self.list(cache).await?
                 }
                 Err(e) => return Err(e),
             },
-            Position::At(revision) => {
-                let resource_version = revision.to_string();
-                (api.watch(&ListParams { resource_version, ..params.clone() }).await?, None)
+        };
+        Ok((self.api.watch(&self.params.clone().at(version)).await?, None))
+    }
+
+    /// Lists everything, page by page, into the cache, and returns the list's resourceVersion.
+    async fn list(&self, cache: &Cache<K>) -> Result<String, Error> {
+        let (mut objects, mut unreadable) = (Vec::new(), Vec::new());
+        let mut params = ListParams { limit: PAGE, resource_version: String::new(), ..self.params.clone() };
+        let version = loop {
+            match self.api.page(&params).await {
+                Ok(page) => {
+                    objects.extend(page.items.into_iter().map(|object| self.slim(object)));
+                    unreadable.extend(page.unreadable);
+                    if page.continue_token.is_empty() {
+                        break page.version;
+                    }
+                    params.continue_token = page.continue_token;
+                }
+                // History went on while it was listed: now all of it at once.
+                Err(e) if e.is_expired() && !params.continue_token.is_empty() => {
+                    objects.clear();
+                    unreadable.clear();
+                    params = ListParams { limit: 0, continue_token: String::new(), ..params };
+                }
+                Err(e) => return Err(e),
             }
         };
-        while let Some(event) = events.next().await {
+        cache.replace_readable(objects, &unreadable, version.parse().unwrap_or(1));
+        Ok(version)
+    }
+
+    /// One watch, to its end.
+    async fn follow(&self, cache: &Cache<K>, position: Position) -> Result<(), Error> {
+        let (mut events, mut initial) = self.open(cache, position).await?;
+        loop {
+            let event = match &initial {
+                None => events.next().await,
+                Some(_) => match tokio::time::timeout(STALLED, events.next()).await {
+                    Ok(event) => event,
+                    Err(_) => {
+                        self.list_from_now_on(&"it is not complete after a long time");
+                        return Ok(());
+                    }
+                },
+            };
+            let Some(event) = event else { return Ok(()) };
             match (event?, &mut initial) {
                 (WatchEvent::Added(object) | WatchEvent::Modified(object), None) => {
                     cache.upsert(self.slim(object))
@@ -139,6 +250,17 @@ impl<K: Object> Source<K> {
                     seen.remove(&object.key());
                     cache.remove_initial(object);
                 }
+                (WatchEvent::Unreadable(object, gone), None) => {
+                    cache.see_unreadable(&object, gone);
+                    cache.advance(object.revision);
+                }
+                (WatchEvent::Unreadable(object, gone), Some(seen)) => {
+                    if cache.see_unreadable(&object, gone) {
+                        seen.insert(object.key);
+                    } else {
+                        seen.remove(&object.key);
+                    }
+                }
                 (WatchEvent::Bookmark(revision, complete), slot) => {
                     if complete {
                         if let Some(seen) = slot.take() {
@@ -149,9 +271,21 @@ impl<K: Object> Source<K> {
                         cache.advance(revision);
                     }
                 }
-                (WatchEvent::Error(status), _) => return Err(status.into()),
+                (WatchEvent::Error(status), initial) => {
+                    if initial.is_some() && refuses(status.code()) {
+                        self.list_from_now_on(&status.message());
+                    }
+                    return Err(status.into());
+                }
             }
         }
-        Ok(())
     }
 }
+
+/// Whether an answer to a watch that asks for the initial state says that the server does not know how. (An API server over an old etcd fails with 500.)
+fn refuses(code: u16) -> bool {
+    matches!(code, 400 | 422 | 500 | 501)
+}
+
+#[cfg(test)]
+mod tests;

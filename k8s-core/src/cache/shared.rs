@@ -9,6 +9,7 @@ use tokio::sync::broadcast;
 
 use super::{state::State, weigh::weigh};
 use crate::{
+    client::Unreadable,
     meta::{Object, ObjectExt, ObjectKey},
     progress::Progress,
 };
@@ -210,12 +211,39 @@ impl<K: Object> Cache<K> {
         self.advance(revision);
     }
 
+    /// Takes note of an object that the type cannot hold. What the cache has of the same object stays, since an older state serves better than none; that of an
+    /// earlier object of this name goes, as does that of an object which is `gone`. Returns whether something stays.
+    pub(super) fn see_unreadable(&self, one: &Unreadable, gone: bool) -> bool {
+        let removed = {
+            let mut state = write(&self.0.state);
+            match state.get(&one.key) {
+                None => return false,
+                Some(old) if !gone && old.uid() == one.uid => return true,
+                Some(_) => state.remove(&one.key),
+            }
+        };
+        if let Some(old) = removed {
+            self.tell(Change::Deleted(old));
+        }
+        false
+    }
+
     /// Replaces the whole content by a list taken at `revision`. For reflectors and tests.
     pub fn replace(&self, objects: Vec<K>, revision: u64) {
+        self.replace_readable(objects, &[], revision);
+    }
+
+    /// As [`Cache::replace`], by a list that has unreadable objects as well: of those, an older state stays.
+    pub(super) fn replace_readable(&self, objects: Vec<K>, unreadable: &[Unreadable], revision: u64) {
         let mut changes = Vec::new();
         {
             let mut state = write(&self.0.state);
             let mut gone: BTreeSet<ObjectKey> = state.keys().cloned().collect();
+            for one in unreadable {
+                if state.get(&one.key).is_some_and(|old| old.uid() == one.uid) {
+                    gone.remove(&one.key);
+                }
+            }
             for object in objects {
                 let key = object.key();
                 gone.remove(&key);

@@ -9,7 +9,7 @@ use k8s_openapi::apimachinery::pkg::apis::meta::v1::{Preconditions, Status};
 use percent_encoding::{AsciiSet, NON_ALPHANUMERIC, utf8_percent_encode};
 use serde::{Deserialize, Serialize, de::DeserializeOwned};
 
-use super::{Client, Error, Resource};
+use super::{Client, Error, Page, Resource, Unreadable, decode};
 use crate::{json, status::ApiStatus};
 
 const QUERY: &AsciiSet = &NON_ALPHANUMERIC.remove(b'-').remove(b'.').remove(b'_').remove(b'~');
@@ -132,6 +132,8 @@ pub enum WatchEvent<K> {
     Modified(K),
     /// It is gone (or no longer selected); its last state.
     Deleted(K),
+    /// It is new or changed, and the type cannot hold it. `true`: it is gone.
+    Unreadable(Unreadable, bool),
     /// Nothing happened up to this resourceVersion. `true`: the initial state is complete (`sendInitialEvents`).
     Bookmark(u64, bool),
     /// The watch failed and ends.
@@ -180,14 +182,6 @@ impl Query {
 }
 
 const JSON: &str = "application/json";
-
-#[derive(Deserialize)]
-struct Page<K> {
-    #[serde(default)]
-    metadata: k8s_openapi::apimachinery::pkg::apis::meta::v1::ListMeta,
-    #[serde(default = "Vec::new")]
-    items: Vec<K>,
-}
 
 /// Where a bookmark keeps what it says.
 #[derive(Deserialize)]
@@ -269,17 +263,26 @@ impl<K: Serialize + DeserializeOwned> Api<K> {
         self.client.json(Method::GET, &self.path(name, subresource), JSON, Bytes::new()).await
     }
 
-    /// Lists objects, and the resourceVersion of the list.
+    /// Lists objects: one page of them, where `params` has a limit.
     ///
     /// # Errors
     /// [`Error::is_expired`] for an old resourceVersion or continue token.
-    pub async fn list_with_version(&self, params: &ListParams) -> Result<(Vec<K>, String), Error> {
+    pub async fn page(&self, params: &ListParams) -> Result<Page<K>, Error> {
         let path = self.path("", "") + &params.query().0;
-        let page: Page<K> = self.client.json(Method::GET, &path, JSON, Bytes::new()).await?;
-        Ok((page.items, page.metadata.resource_version.unwrap_or_default()))
+        let bytes = self.client.bytes(Method::GET, &path, JSON, Bytes::new()).await?;
+        decode::page(&self.resource, &bytes).map_err(|source| Error::Decode { what: path, source })
     }
 
-    /// Lists objects.
+    /// Lists objects, and the resourceVersion of the list. Objects that the type cannot hold are left out ([`super::unreadable_objects`]).
+    ///
+    /// # Errors
+    /// As [`Api::page`].
+    pub async fn list_with_version(&self, params: &ListParams) -> Result<(Vec<K>, String), Error> {
+        let page = self.page(params).await?;
+        Ok((page.items, page.version))
+    }
+
+    /// Lists objects. Objects that the type cannot hold are left out ([`super::unreadable_objects`]).
     ///
     /// # Errors
     /// As [`Api::list_with_version`].
@@ -328,8 +331,8 @@ impl<K: Serialize + DeserializeOwned> Api<K> {
         K: 'static,
     {
         let lines = self.client.lines(&(self.path("", "") + query)).await?;
-        let client = self.client.clone();
-        Ok(lines.map(move |line| decode_event(&client, &line?)).boxed())
+        let (client, resource) = (self.client.clone(), self.resource.clone());
+        Ok(lines.map(move |line| decode_event(&client, &resource, &line?)).boxed())
     }
 
     /// Creates an object.
@@ -475,16 +478,31 @@ impl<K: Serialize + DeserializeOwned> Api<K> {
 }
 
 /// Decodes one line of a watch.
-fn decode_event<K: DeserializeOwned>(client: &Client, line: &[u8]) -> Result<WatchEvent<K>, Error> {
+fn decode_event<K: DeserializeOwned>(
+    client: &Client,
+    resource: &Resource,
+    line: &[u8],
+) -> Result<WatchEvent<K>, Error> {
     let decode = |source| Error::Decode { what: "watch event".into(), source };
     let Some(kind) = json::plain(line, &["type"]) else {
         return Err(Error::Request("a line of a watch is no event".into()));
     };
-    let changed = || json::read(&client.read_below(line, "object"), &["object"]).map_err(decode);
+    let changed = |event: fn(K) -> WatchEvent<K>, gone| -> Result<WatchEvent<K>, Error> {
+        let line = client.read_below(line, "object");
+        let strict = match json::read(&line, &["object"]) {
+            Ok(object) => return Ok(event(object)),
+            Err(e) => e,
+        };
+        let value: serde_json::Value = json::read(&line, &["object"]).map_err(decode)?;
+        Ok(match json::lenient(&value) {
+            Ok(object) => event(object),
+            Err(_) => WatchEvent::Unreadable(Unreadable::found(resource, &value, &strict), gone),
+        })
+    };
     Ok(match kind {
-        "ADDED" => WatchEvent::Added(changed()?),
-        "MODIFIED" => WatchEvent::Modified(changed()?),
-        "DELETED" => WatchEvent::Deleted(changed()?),
+        "ADDED" => changed(WatchEvent::Added, false)?,
+        "MODIFIED" => changed(WatchEvent::Modified, false)?,
+        "DELETED" => changed(WatchEvent::Deleted, true)?,
         "BOOKMARK" => {
             let mark: BookmarkObject = json::read(line, &["object"]).map_err(decode)?;
             let version = mark.metadata.resource_version.and_then(|v| v.parse().ok()).unwrap_or(0);

@@ -237,7 +237,7 @@ impl Client {
         if code.is_success() { Ok(bytes) } else { Err(status_of(code.as_u16(), &bytes).into()) }
     }
 
-    /// Sends a request with a JSON body (or none) and decodes a successful answer.
+    /// Sends a request with a JSON body (or none) and decodes a successful answer: strictly, or else as Go would ([`json::lenient`]).
     ///
     /// # Errors
     /// As [`Client::bytes`], and [`Error::Decode`].
@@ -249,7 +249,7 @@ impl Client {
         body: impl Into<Bytes>,
     ) -> Result<T, Error> {
         let bytes = self.bytes(method, path_and_query, content_type, body).await?;
-        serde_json::from_slice(&self.read(&bytes))
+        json::from_slice(&self.read(&bytes))
             .map_err(|source| Error::Decode { what: path_and_query.to_owned(), source })
     }
 

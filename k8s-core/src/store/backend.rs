@@ -13,6 +13,24 @@ pub struct Record {
     pub revision: u64,
     /// The object as JSON; `None`: it is deleted.
     pub json: Option<Bytes>,
+    /// The object before it and the revision of that; `None`: it was not there.
+    pub before: Option<(u64, Bytes)>,
+}
+
+impl Record {
+    /// The change that takes this one back.
+    pub(super) fn undone(&self) -> Record {
+        let (revision, json) =
+            self.before.clone().map_or((0, None), |(revision, json)| (revision, Some(json)));
+        Record { resource: self.resource.clone(), key: self.key.clone(), revision, json, before: None }
+    }
+
+    /// How many bytes more there are after it; negative: less.
+    pub(super) fn growth(&self) -> isize {
+        let length =
+            |json: Option<&Bytes>| json.map_or(0, |json| isize::try_from(json.len()).unwrap_or(isize::MAX));
+        length(self.json.as_ref()) - length(self.before.as_ref().map(|(_, json)| json))
+    }
 }
 
 /// A backend that could not do its work.
@@ -33,6 +51,19 @@ pub trait Backend: Send + 'static {
     /// # Errors
     /// When they are not durable; the caller treats them as never made.
     fn commit(&mut self, batch: &[Record]) -> Result<(), BackendError>;
+
+    /// Tries to become able to write again. Called about once a second while [`Backend::is_well`] is false or the last commit failed.
+    ///
+    /// # Errors
+    /// When it still cannot write.
+    fn mend(&mut self) -> Result<(), BackendError> {
+        Ok(())
+    }
+
+    /// Whether any write could be made durable now, as far as is known. Some may be even when this is false.
+    fn is_well(&self) -> bool {
+        true
+    }
 
     /// Whether commits block on a device, so that they belong on a thread of their own.
     fn blocks(&self) -> bool {

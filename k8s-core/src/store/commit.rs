@@ -31,7 +31,7 @@ pub enum StoreError {
         /// Its revision; `None`: it is not there.
         have: Option<u64>,
     },
-    /// The backend cannot write. Retryable once its cause is mended.
+    /// The backend cannot write, and nothing was written. Retryable: the store writes again within seconds after the cause is mended.
     #[error("the store cannot write: {0}")]
     Unavailable(String),
     /// The asked-for revision is no longer in history.
@@ -68,6 +68,8 @@ pub(super) struct Inner {
     pub(super) visible: AtomicU64,
     /// The newest revision whose write has come to its end: is visible, or was refused. The commit thread has the sender.
     settled: watch::Receiver<u64>,
+    /// Why not all writes can be made durable now.
+    pub(super) ailment: RwLock<Option<String>>,
 }
 
 /// Every object of a cluster. Cheap to clone; all clones are one store.
@@ -92,7 +94,7 @@ impl Store {
         let mut collections: HashMap<Arc<str>, Arc<Collection>> = HashMap::new();
         let mut newest = 0;
         let revision = backend.load(&mut |record| {
-            let Record { resource, key, revision, json: Some(json) } = record else { return };
+            let Record { resource, key, revision, json: Some(json), .. } = record else { return };
             newest = newest.max(revision);
             let Meta { uid, labels, fields } = describe(&resource, &json);
             let collection = collections.entry(resource).or_insert_with(|| Arc::new(Collection::new(0)));
@@ -101,6 +103,10 @@ impl Store {
         let revision = revision.max(newest);
         for collection in collections.values() {
             collection.loaded(revision);
+        }
+        let ailment = (!backend.is_well()).then(|| "no space left on the disk".to_owned());
+        if let Some(why) = &ailment {
+            tracing::error!(why, "the store opens for reading only");
         }
         let blocks = backend.blocks();
         let (sender, receiver) = mpsc::channel();
@@ -115,6 +121,7 @@ impl Store {
             writer: Mutex::new(Writer { revision, overlay: HashMap::new(), queue }),
             visible: AtomicU64::new(revision),
             settled,
+            ailment: RwLock::new(ailment),
         });
         if let Some(backend) = boxed {
             let weak = Arc::downgrade(&inner);
@@ -152,6 +159,7 @@ impl Store {
             }),
             visible: AtomicU64::new(revision),
             settled: watch::channel(revision).1,
+            ailment: RwLock::default(),
         }))
     }
 
@@ -168,6 +176,12 @@ impl Store {
     #[must_use]
     pub fn revision(&self) -> u64 {
         self.0.visible.load(Ordering::Acquire)
+    }
+
+    /// Why the store does not take all writes now (the disk is full, say); `None`: it does.
+    #[must_use]
+    pub fn ailment(&self) -> Option<String> {
+        self.0.ailment.read().unwrap_or_else(std::sync::PoisonError::into_inner).clone()
     }
 
     /// One object.
@@ -327,6 +341,7 @@ impl Store {
             key: object.key.clone(),
             revision,
             json: left.as_ref().map(|object| object.json.clone()),
+            before: before.as_ref().map(|before| (before.revision, before.json.clone())),
         };
         let event = Arc::new(Event::new(kind, object, before));
         let write = Pending { collection, record, event, done };

@@ -2,9 +2,21 @@
 //!
 //! Format: table `objects` maps `resource NUL key` to an 8-byte little-endian revision followed by the object's JSON; table `meta` holds `format` (this
 //! layout's number) and `revision` (the newest). Every commit is one redb transaction with immediate durability: redb writes copy-on-write pages, flushes,
-//! then switches the root, so a crash leaves either the old or the new state.
+//! then switches the root, so a crash leaves either the old or the new state. A new file is made under another name and renamed when its tables are on disk,
+//! so an empty file is never the trace of a crash.
+//!
+//! A full disk: after an I/O error redb refuses everything until its file is opened again. So the file is closed, the space held in reserve (a file of
+//! [`RESERVE`] bytes beside it) is given up, and the file is opened again; what a failed commit may have left in it is undone. From then on only batches that
+//! do not grow are written (deletions, mostly), until [`Backend::mend`] could take the reserve again.
 
-use std::path::{Path, PathBuf};
+mod file;
+
+pub use file::OpenError;
+
+use std::{
+    io::Write,
+    path::{Path, PathBuf},
+};
 
 use bytes::Bytes;
 use redb::{Database, ReadableDatabase, ReadableTable, TableDefinition};
@@ -17,91 +29,59 @@ const META: TableDefinition<'_, &str, u64> = TableDefinition::new("meta");
 const FORMAT: u64 = 1;
 /// redb's own page cache, bytes. The store holds every object itself, so reads after start-up are rare.
 const PAGE_CACHE: usize = 1 << 20;
-
-/// Why a store cannot be opened.
-#[derive(Debug, thiserror::Error)]
-#[non_exhaustive]
-pub enum OpenError {
-    /// Another process has it open.
-    #[error("{path:?} is in use by another process")]
-    InUse {
-        /// The file.
-        path: PathBuf,
-    },
-    /// A newer program wrote it.
-    #[error(
-        "{path:?} has format {have}, this program knows formats up to {FORMAT}: use a newer program or another data directory"
-    )]
-    Newer {
-        /// The file.
-        path: PathBuf,
-        /// Its format.
-        have: u64,
-    },
-    /// The file cannot be opened or is damaged.
-    #[error("open {path:?}: {message}")]
-    Other {
-        /// The file.
-        path: PathBuf,
-        /// The whole story.
-        message: String,
-    },
-}
+/// Bytes of disk held in reserve: room for redb to open its file and to delete objects on a disk that is full.
+const RESERVE: usize = 4 << 20;
 
 /// One redb file.
 #[derive(Debug)]
 pub struct Embedded {
-    database: Database,
+    path: PathBuf,
+    /// `None` after an I/O error, until the file could be opened again.
+    database: Option<Database>,
+    /// The disk was full and has not been seen with room again.
+    full: bool,
+    /// The newest revision that was committed.
+    revision: u64,
+    /// What a failed commit may have changed in the file: the states to go back to.
+    undo: Vec<Record>,
 }
 
 impl Embedded {
-    /// Opens a file, or makes it (mode 0600: it holds Secrets).
+    /// Opens a file, or makes it where it is missing (mode 0600: it holds Secrets).
     ///
     /// # Errors
-    /// [`OpenError`] says what to do.
+    /// [`OpenError`] says what to do. A file that is empty or of another program is an error, and is left as it is.
     pub fn open(path: &Path) -> Result<Self, OpenError> {
-        use std::os::unix::fs::OpenOptionsExt;
-        let other =
-            |e: &dyn std::fmt::Display| OpenError::Other { path: path.to_owned(), message: e.to_string() };
-        std::fs::OpenOptions::new()
-            .read(true)
-            .write(true)
-            .create(true)
-            .truncate(false)
-            .mode(0o600)
-            .open(path)
-            .map_err(|e| other(&e))?;
-        let database = match Database::builder().set_cache_size(PAGE_CACHE).create(path) {
-            Ok(database) => database,
-            Err(redb::DatabaseError::DatabaseAlreadyOpen) => {
-                return Err(OpenError::InUse { path: path.to_owned() });
-            }
-            Err(e) => return Err(other(&e)),
-        };
-        let this = Embedded { database };
-        let format = this.prepare().map_err(|e| other(&e))?;
-        if format > FORMAT {
-            return Err(OpenError::Newer { path: path.to_owned(), have: format });
+        match Self::open_existing(path) {
+            Err(OpenError::Missing { .. }) => file::create(path).map(|database| Self::new(path, database)),
+            other => other,
         }
-        Ok(this)
     }
 
-    /// Makes the tables where they are missing and returns the format.
-    fn prepare(&self) -> Result<u64, redb::Error> {
-        if let Ok(meta) = self.database.begin_read()?.open_table(META)
-            && let Some(format) = meta.get("format")?
-        {
-            return Ok(format.value());
-        }
-        let transaction = self.database.begin_write()?;
-        transaction.open_table(META)?.insert("format", FORMAT)?;
-        transaction.open_table(OBJECTS)?;
-        transaction.commit()?;
-        Ok(FORMAT)
+    /// Opens a file that is there.
+    ///
+    /// # Errors
+    /// As [`Embedded::open`]; [`OpenError::Missing`] where there is no file.
+    pub fn open_existing(path: &Path) -> Result<Self, OpenError> {
+        file::check(path)?;
+        let database = match file::open(path) {
+            Err(OpenError::Other { .. }) if give_up_reserve(path) => file::open(path)?,
+            other => other?,
+        };
+        Ok(Self::new(path, database))
+    }
+
+    fn new(path: &Path, database: Database) -> Self {
+        let full = take_reserve(path).is_err();
+        Embedded { path: path.to_owned(), database: Some(database), full, revision: 0, undo: Vec::new() }
+    }
+
+    fn database(&self) -> Result<&Database, redb::Error> {
+        self.database.as_ref().ok_or(redb::Error::PreviousIo)
     }
 
     fn read_all(&self, each: &mut dyn FnMut(Record)) -> Result<u64, redb::Error> {
-        let transaction = self.database.begin_read()?;
+        let transaction = self.database()?.begin_read()?;
         for entry in transaction.open_table(OBJECTS)?.iter()? {
             let (key, value) = entry?;
             let (Some((resource, key)), Some((revision, json))) =
@@ -114,13 +94,14 @@ impl Embedded {
                 key: key.into(),
                 revision: u64::from_le_bytes(*revision),
                 json: Some(Bytes::copy_from_slice(json)),
+                before: None,
             });
         }
         Ok(transaction.open_table(META)?.get("revision")?.map_or(0, |r| r.value()))
     }
 
-    fn write_all(&self, batch: &[Record]) -> Result<(), redb::Error> {
-        let transaction = self.database.begin_write()?;
+    fn write_all(&self, batch: &[Record], revision: u64) -> Result<(), redb::Error> {
+        let transaction = self.database()?.begin_write()?;
         {
             let mut objects = transaction.open_table(OBJECTS)?;
             let mut value = Vec::new();
@@ -138,12 +119,50 @@ impl Embedded {
                     }
                 }
             }
-            if let Some(last) = batch.last() {
-                transaction.open_table(META)?.insert("revision", last.revision)?;
-            }
+            transaction.open_table(META)?.insert("revision", revision)?;
         }
         transaction.commit()?;
         Ok(())
+    }
+
+    /// Opens the file again after an I/O error, and undoes what the failed commit may have left in it.
+    fn reopen(&mut self) -> Result<(), BackendError> {
+        if self.database.is_none() {
+            self.database = Some(file::open(&self.path).map_err(|e| BackendError(e.to_string()))?);
+        }
+        if !self.undo.is_empty() {
+            let left = self.file_revision().map_err(|e| self.failed(&e))?;
+            if left != self.revision {
+                self.write_all(&self.undo, self.revision).map_err(|e| self.failed(&e))?;
+            }
+            self.undo.clear();
+        }
+        Ok(())
+    }
+
+    fn file_revision(&self) -> Result<u64, redb::Error> {
+        let transaction = self.database()?.begin_read()?;
+        Ok(transaction.open_table(META)?.get("revision")?.map_or(0, |r| r.value()))
+    }
+
+    /// Closes the file, which redb asks for after an I/O error.
+    fn failed(&mut self, error: &redb::Error) -> BackendError {
+        self.database = None;
+        BackendError(error.to_string())
+    }
+
+    fn write(&mut self, batch: &[Record]) -> Result<(), BackendError> {
+        let revision = batch.last().map_or(self.revision, |last| last.revision);
+        match self.write_all(batch, revision) {
+            Ok(()) => {
+                self.revision = revision;
+                Ok(())
+            }
+            Err(e) => {
+                self.undo = batch.iter().rev().map(Record::undone).collect();
+                Err(self.failed(&e))
+            }
+        }
     }
 }
 
@@ -151,12 +170,72 @@ fn split_key(key: &[u8]) -> Option<(&str, &str)> {
     std::str::from_utf8(key).ok()?.split_once('\0')
 }
 
+fn reserve(path: &Path) -> PathBuf {
+    path.with_extension("reserve")
+}
+
+/// Holds space in reserve, by a file that is full of zeros.
+fn take_reserve(path: &Path) -> std::io::Result<()> {
+    use std::os::unix::fs::OpenOptionsExt;
+    let mut file = std::fs::OpenOptions::new()
+        .write(true)
+        .create(true)
+        .truncate(false)
+        .mode(0o600)
+        .open(reserve(path))?;
+    if file.metadata()?.len() == RESERVE as u64 {
+        return Ok(());
+    }
+    file.set_len(0)?;
+    let zeros = [0; 64 << 10];
+    let written = (0..RESERVE / zeros.len()).try_for_each(|_| file.write_all(&zeros));
+    // Some file systems learn only here that there is no room.
+    let written = written.and_then(|()| file.sync_data());
+    if written.is_err() {
+        file.set_len(0)?;
+    }
+    written
+}
+
+/// Gives the reserve back to the disk; whether there was any.
+fn give_up_reserve(path: &Path) -> bool {
+    let Ok(file) = std::fs::OpenOptions::new().write(true).open(reserve(path)) else { return false };
+    let held = file.metadata().is_ok_and(|m| m.len() > 0);
+    held && file.set_len(0).is_ok()
+}
+
 impl Backend for Embedded {
     fn load(&mut self, each: &mut dyn FnMut(Record)) -> Result<u64, BackendError> {
-        self.read_all(each).map_err(|e| BackendError(e.to_string()))
+        self.revision = self.read_all(each).map_err(|e| BackendError(e.to_string()))?;
+        Ok(self.revision)
     }
 
     fn commit(&mut self, batch: &[Record]) -> Result<(), BackendError> {
-        self.write_all(batch).map_err(|e| BackendError(e.to_string()))
+        let grows = batch.iter().map(Record::growth).sum::<isize>() > 0;
+        if self.full && grows {
+            return Err(BackendError("no space left on the disk".into()));
+        }
+        if self.database.is_none() || !self.undo.is_empty() {
+            self.reopen()?;
+        }
+        let Err(error) = self.write(batch) else { return Ok(()) };
+        self.full = true;
+        give_up_reserve(&self.path);
+        self.reopen()?;
+        if grows { Err(error) } else { self.write(batch) }
+    }
+
+    fn mend(&mut self) -> Result<(), BackendError> {
+        self.reopen()?;
+        take_reserve(&self.path).map_err(|e| BackendError(e.to_string()))?;
+        self.full = false;
+        Ok(())
+    }
+
+    fn is_well(&self) -> bool {
+        !self.full && self.database.is_some()
     }
 }
+
+#[cfg(test)]
+mod tests;

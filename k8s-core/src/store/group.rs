@@ -2,11 +2,16 @@
 
 use std::{
     collections::HashMap,
-    sync::{Arc, PoisonError, Weak, atomic::Ordering, mpsc},
-    time::Duration,
+    sync::{
+        Arc, PoisonError, Weak,
+        atomic::Ordering,
+        mpsc::{self, RecvTimeoutError},
+    },
+    time::{Duration, Instant},
 };
 
 use tokio::sync::{oneshot, watch};
+use tracing::{error, info};
 
 use super::{
     Backend, BackendError, Event, Record, Stored,
@@ -16,6 +21,8 @@ use super::{
 
 /// How many writes one flush carries at most.
 const BATCH: usize = 512;
+/// How often a backend that cannot write is asked to mend itself.
+const MEND_EVERY: Duration = Duration::from_secs(1);
 
 /// A write that waits for its flush.
 pub(super) struct Pending {
@@ -81,7 +88,26 @@ pub(super) fn commit_loop(
     store: &Weak<Inner>,
 ) {
     let mut pace = Pace::default();
-    while let Ok(first) = queue.recv() {
+    // The next attempt to mend a backend that cannot write.
+    let mut attempt = (!backend.is_well()).then(Instant::now);
+    loop {
+        let first = match attempt {
+            None => queue.recv().map_err(|_| RecvTimeoutError::Disconnected),
+            Some(at) => queue.recv_timeout(at.saturating_duration_since(Instant::now())),
+        };
+        if attempt.is_some_and(|at| at <= Instant::now()) {
+            let mended = backend.mend();
+            attempt = mended.is_err().then(|| Instant::now() + MEND_EVERY);
+            match store.upgrade() {
+                Some(store) => tell(&store, mended.err().map(|e| e.to_string())),
+                None => return,
+            }
+        }
+        let first = match first {
+            Ok(first) => first,
+            Err(RecvTimeoutError::Timeout) => continue,
+            Err(RecvTimeoutError::Disconnected) => return,
+        };
         let mut batch = vec![first];
         let gather = |batch: &mut Vec<Pending>| {
             batch.extend(queue.try_iter().take(BATCH - batch.len()));
@@ -98,6 +124,10 @@ pub(super) fn commit_loop(
         let records: Vec<Record> = batch.iter().map(|p| p.record.clone()).collect();
         match backend.commit(&records) {
             Ok(()) => {
+                if attempt.is_none() && !backend.is_well() {
+                    attempt = Some(Instant::now() + MEND_EVERY);
+                    tell(&store, Some("only deletions are written: no space left on the disk".to_owned()));
+                }
                 show(&batch, &store);
                 let mut writer = store.writer.lock().unwrap_or_else(PoisonError::into_inner);
                 forget(&batch, &mut writer.overlay);
@@ -105,6 +135,8 @@ pub(super) fn commit_loop(
                 acknowledge(batch);
             }
             Err(e) => {
+                attempt.get_or_insert_with(|| Instant::now() + MEND_EVERY);
+                tell(&store, Some(e.to_string()));
                 // Whatever was checked against these writes must fail with them, so the whole queue goes, under the writers' lock.
                 let mut writer = store.writer.lock().unwrap_or_else(PoisonError::into_inner);
                 batch.extend(queue.try_iter());
@@ -116,6 +148,17 @@ pub(super) fn commit_loop(
         }
         settled.send_replace(last);
     }
+}
+
+/// Keeps what ails the backend, for those who ask, and logs when that begins and ends.
+fn tell(store: &Inner, now: Option<String>) {
+    let mut ailment = store.ailment.write().unwrap_or_else(PoisonError::into_inner);
+    match (&*ailment, &now) {
+        (None, Some(why)) => error!(why, "the store cannot write"),
+        (Some(_), None) => info!("the store writes again"),
+        _ => {}
+    }
+    *ailment = now;
 }
 
 /// Commits in the caller's own time, under the writers' lock.

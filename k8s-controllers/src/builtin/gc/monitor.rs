@@ -67,7 +67,7 @@ async fn follow(
             let status: Status = json::read(&line, &["object"]).map_err(decode)?;
             return Err(ApiStatus::from_status(status).into());
         }
-        let meta: Meta = json::read(&line, &["object", "metadata"]).map_err(decode)?;
+        let meta: Meta = json::read_leniently(&line, &["object", "metadata"]).map_err(decode)?;
         if !meta.resource_version.is_empty() {
             *position = Some(meta.resource_version.clone());
         }

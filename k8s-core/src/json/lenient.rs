@@ -1,0 +1,272 @@
+//! Decodes JSON as Go decodes it into structs: what is absent or `null` is the type's zero value.
+//!
+//! k8s-openapi's types, and derived ones, demand some members that Go's leave at zero (a condition's `lastTransitionTime`) and refuse `null` where Go takes it.
+//! Which members a type has, and of which kind they are, the type itself says while it is decoded: so this works for every type, built-in or custom.
+
+use serde::{
+    de::{
+        DeserializeOwned, DeserializeSeed, Deserializer, IntoDeserializer, MapAccess, SeqAccess, Visitor,
+        value::StrDeserializer,
+    },
+    forward_to_deserialize_any,
+};
+use serde_json::{Error, Value};
+
+/// Go's zero time.
+const ZERO_TIME: &str = "0001-01-01T00:00:00Z";
+
+/// Decodes a value; absent members stay as the type has them (an error, where it demands them) unless it cannot be decoded otherwise.
+///
+/// # Errors
+/// When the type cannot hold the value even so.
+///
+/// # Examples
+/// ```
+/// use k8s_core::{api::apimachinery::pkg::apis::meta::v1::Condition, json::lenient};
+/// let value = serde_json::json!({"type": "Ready", "status": "True", "message": null});
+/// assert!(serde_json::from_value::<Condition>(value.clone()).is_err());
+/// assert_eq!(lenient::<Condition>(&value).unwrap().last_transition_time.0.to_string(), "0001-01-01T00:00:00Z");
+/// ```
+pub fn lenient<T: DeserializeOwned>(value: &Value) -> Result<T, Error> {
+    if value.is_null() {
+        // Nothing at all is no object.
+        return T::deserialize(value);
+    }
+    let decode = |fill| T::deserialize(Lenient { value, fill });
+    // First without absent members: a type may have a default of its own for one that it does not demand.
+    decode(false).or_else(|_| decode(true))
+}
+
+/// A value on its way into a type.
+#[derive(Clone, Copy)]
+struct Lenient<'a> {
+    value: &'a Value,
+    /// Whether absent members of structs are given as `null`.
+    fill: bool,
+}
+
+const NULL: &Value = &Value::Null;
+
+impl<'a> Lenient<'a> {
+    fn of(self, value: &'a Value) -> Self {
+        Lenient { value, ..self }
+    }
+
+    /// A number without a fraction, however it is written.
+    fn whole(self) -> Option<i64> {
+        match self.value {
+            Value::Null => Some(0),
+            // Within what a double holds exactly.
+            Value::Number(n) if n.is_f64() => {
+                n.as_f64().filter(|f| f.fract() == 0.0 && f.abs() < 9.0e15).map(|f| f as i64)
+            }
+            _ => None,
+        }
+    }
+}
+
+macro_rules! whole_numbers {
+    ($($method:ident)*) => {
+        $(fn $method<V: Visitor<'de>>(self, visitor: V) -> Result<V::Value, Error> {
+            match self.whole() {
+                Some(number) => visitor.visit_i64(number),
+                None => self.deserialize_any(visitor),
+            }
+        })*
+    };
+}
+
+macro_rules! or_zero {
+    ($($method:ident: $zero:expr;)*) => {
+        $(fn $method<V: Visitor<'de>>(self, visitor: V) -> Result<V::Value, Error> {
+            match self.value {
+                Value::Null => $zero(visitor, self),
+                _ => self.deserialize_any(visitor),
+            }
+        })*
+    };
+}
+
+impl<'de> Deserializer<'de> for Lenient<'de> {
+    type Error = Error;
+
+    fn deserialize_any<V: Visitor<'de>>(self, visitor: V) -> Result<V::Value, Error> {
+        match self.value {
+            Value::Array(items) => visitor.visit_seq(Items { items: items.iter(), like: self }),
+            Value::Object(map) => visitor.visit_map(Members {
+                members: map
+                    .iter()
+                    .map(|(name, value)| (name.as_str(), value))
+                    .collect::<Vec<_>>()
+                    .into_iter(),
+                next: NULL,
+                like: self,
+            }),
+            plain => plain.deserialize_any(visitor),
+        }
+    }
+
+    whole_numbers! {
+        deserialize_i8 deserialize_i16 deserialize_i32 deserialize_i64
+        deserialize_u8 deserialize_u16 deserialize_u32 deserialize_u64
+    }
+
+    or_zero! {
+        deserialize_bool: |v: V, _| v.visit_bool(false);
+        deserialize_f32: |v: V, _| v.visit_f64(0.0);
+        deserialize_f64: |v: V, _| v.visit_f64(0.0);
+        deserialize_str: |v: V, _| v.visit_borrowed_str("");
+        deserialize_string: |v: V, _| v.visit_borrowed_str("");
+        deserialize_seq: |v: V, like| v.visit_seq(Items { items: [].iter(), like });
+        deserialize_map: |v: V, like| v.visit_map(Members { members: Vec::new().into_iter(), next: NULL, like });
+    }
+
+    fn deserialize_option<V: Visitor<'de>>(self, visitor: V) -> Result<V::Value, Error> {
+        if self.value.is_null() { visitor.visit_none() } else { visitor.visit_some(self) }
+    }
+
+    fn deserialize_newtype_struct<V: Visitor<'de>>(
+        self,
+        name: &'static str,
+        visitor: V,
+    ) -> Result<V::Value, Error> {
+        if self.value.is_null() && matches!(name, "Time" | "MicroTime") {
+            let zero: StrDeserializer<'_, Error> = ZERO_TIME.into_deserializer();
+            return visitor.visit_newtype_struct(zero);
+        }
+        visitor.visit_newtype_struct(self)
+    }
+
+    fn deserialize_struct<V: Visitor<'de>>(
+        self,
+        _: &'static str,
+        fields: &'static [&'static str],
+        visitor: V,
+    ) -> Result<V::Value, Error> {
+        let mut members: Vec<(&str, &Value)> = match self.value {
+            Value::Null => Vec::new(),
+            Value::Object(map) => map.iter().map(|(name, value)| (name.as_str(), value)).collect(),
+            _ => return self.deserialize_any(visitor),
+        };
+        if self.fill {
+            // What an object is, it says or it does not: that has no zero value.
+            let absent = |name: &&&'static str| {
+                !matches!(**name, "apiVersion" | "kind") && self.value.get(**name).is_none()
+            };
+            members.extend(fields.iter().filter(absent).map(|name| (*name, NULL)));
+        }
+        visitor.visit_map(Members { members: members.into_iter(), next: NULL, like: self })
+    }
+
+    fn deserialize_enum<V: Visitor<'de>>(
+        self,
+        name: &'static str,
+        variants: &'static [&'static str],
+        visitor: V,
+    ) -> Result<V::Value, Error> {
+        self.value.deserialize_enum(name, variants, visitor)
+    }
+
+    forward_to_deserialize_any! {
+        i128 u128 char bytes byte_buf unit unit_struct tuple tuple_struct identifier ignored_any
+    }
+}
+
+struct Items<'a> {
+    items: std::slice::Iter<'a, Value>,
+    like: Lenient<'a>,
+}
+
+impl<'de> SeqAccess<'de> for Items<'de> {
+    type Error = Error;
+
+    fn next_element_seed<T: DeserializeSeed<'de>>(&mut self, seed: T) -> Result<Option<T::Value>, Error> {
+        self.items.next().map(|value| seed.deserialize(self.like.of(value))).transpose()
+    }
+}
+
+struct Members<'a> {
+    members: std::vec::IntoIter<(&'a str, &'a Value)>,
+    /// The value whose name was taken.
+    next: &'a Value,
+    like: Lenient<'a>,
+}
+
+impl<'de> MapAccess<'de> for Members<'de> {
+    type Error = Error;
+
+    fn next_key_seed<T: DeserializeSeed<'de>>(&mut self, seed: T) -> Result<Option<T::Value>, Error> {
+        let Some((name, value)) = self.members.next() else { return Ok(None) };
+        self.next = value;
+        let name: StrDeserializer<'_, Error> = name.into_deserializer();
+        seed.deserialize(name).map(Some)
+    }
+
+    fn next_value_seed<T: DeserializeSeed<'de>>(&mut self, seed: T) -> Result<T::Value, Error> {
+        seed.deserialize(self.like.of(self.next))
+    }
+}
+
+/// Decodes text as strictly as the type asks for, and where that fails as Go would.
+///
+/// # Errors
+/// That of the strict attempt.
+pub fn from_slice<T: DeserializeOwned>(json: &[u8]) -> Result<T, Error> {
+    serde_json::from_slice(json).or_else(|strict| {
+        let value: Value = serde_json::from_slice(json)?;
+        lenient(&value).map_err(|_| strict)
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use k8s_openapi::api::core::v1::{ConfigMap, Pod, Service};
+    use serde::Deserialize;
+    use serde_json::json;
+
+    use super::*;
+
+    #[derive(Debug, PartialEq, Deserialize)]
+    struct Own {
+        name: String,
+        #[serde(default = "seven")]
+        size: u32,
+        ready: bool,
+    }
+
+    fn seven() -> u32 {
+        7
+    }
+
+    #[test]
+    fn absent_and_null_members_are_zero() {
+        let service = json!({"status": {"conditions": [{"type": "A", "status": "True"}]}});
+        let service: Service = lenient(&service).unwrap();
+        let condition = &service.status.unwrap().conditions.unwrap()[0];
+        assert_eq!((condition.type_.as_str(), condition.reason.as_str()), ("A", ""));
+        let map: ConfigMap = lenient(&json!({"data": {"a": null, "b": "c"}})).unwrap();
+        assert_eq!(map.data.unwrap()["a"], "");
+        let pod = json!({"spec": {"containers": [null, {"name": "c", "args": [null], "ports": [{"containerPort": 80.0}]}]}});
+        let containers = lenient::<Pod>(&pod).unwrap().spec.unwrap().containers;
+        assert_eq!(containers[0].name, "");
+        assert_eq!(containers[1].ports.as_ref().unwrap()[0].container_port, 80);
+    }
+
+    #[test]
+    fn a_types_own_defaults_come_first() {
+        let own = |value| lenient::<Own>(&value).unwrap();
+        assert_eq!(
+            own(json!({"name": null, "ready": true})),
+            Own { name: String::new(), size: 7, ready: true }
+        );
+        assert_eq!(own(json!({"size": 1})), Own { name: String::new(), size: 1, ready: false });
+    }
+
+    #[test]
+    fn what_is_something_else_stays_an_error() {
+        for bad in [json!({"metadata": 1}), json!({"spec": {"containers": "x"}}), json!([])] {
+            assert!(lenient::<Pod>(&bad).is_err(), "{bad}");
+        }
+        assert!(from_slice::<Pod>(b"{").is_err());
+    }
+}
