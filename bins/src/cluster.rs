@@ -328,6 +328,7 @@ impl Cluster {
             domain: choices.domain.clone(),
             pod_cidr: None,
             api: None,
+            allowed_unsafe_sysctls: Vec::new(),
         };
         let system = self.plane.server.client_as(User::new("system:node", &["system:masters"]));
         match choices.node {

@@ -15,6 +15,7 @@ pub mod beneath;
 pub mod embedded;
 pub mod images;
 pub mod simulated;
+pub mod sysctl;
 
 pub use api::{
     Attached, ContainerId, ContainerSpec, ContainerState, ContainerStats, ContainerStatus, ExecRequest,

@@ -11,7 +11,7 @@ use std::{
 use k8s_core::meta::ObjectExt;
 use k8s_runtime::{ContainerSpec, ImageInfo, Mount, User, beneath::Directory};
 
-use super::records::keys;
+use super::{admit, records::keys};
 use crate::{
     context::Context,
     dns,
@@ -49,6 +49,7 @@ pub(crate) async fn build(cx: &Context, input: &Input<'_>) -> Result<ContainerSp
         list.iter().flatten().map(|text| env::expand(text, &lookup)).collect::<Vec<_>>()
     };
     let security = container.security_context.clone().unwrap_or_default();
+    admit::container(&security).map_err(ConfigError::Invalid)?;
     let privileged = security.privileged == Some(true);
     let capabilities = security.capabilities.clone().unwrap_or_default();
     let bare = |list: Option<Vec<String>>| {
@@ -84,7 +85,7 @@ pub(crate) async fn build(cx: &Context, input: &Input<'_>) -> Result<ContainerSp
         no_new_privileges: security.allow_privilege_escalation == Some(false) && !privileged,
         readonly_rootfs: security.read_only_root_filesystem == Some(true),
         seccomp_unconfined: privileged || seccomp_unconfined(&spec, &security)?,
-        unmasked_proc: security.proc_mount.as_deref() == Some("Unmasked"),
+        unmasked_proc: false,
         resources: resources::container(resources::qos(&spec), container, cx.facts.memory),
         stdin: container.stdin == Some(true),
         stdin_once: container.stdin_once == Some(true),
