@@ -329,6 +329,7 @@ impl Cluster {
             domain: choices.domain.clone(),
             pod_cidr: None,
             api: None,
+            allowed_unsafe_sysctls: Vec::new(),
         };
         let server = self.plane.server.clone();
         let kubelet = |name: &str| server.client_as(User::node(name));

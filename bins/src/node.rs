@@ -38,6 +38,8 @@ pub struct NodeConfig {
     pub pod_cidr: Option<String>,
     /// Address and port of the kubelet's API; `None`: it is called in this process only.
     pub api: Option<(std::net::SocketAddr, Arc<rustls::ServerConfig>)>,
+    /// Sysctls beside the safe ones that pods may set.
+    pub allowed_unsafe_sysctls: Vec<String>,
 }
 
 /// A running node.
@@ -207,6 +209,7 @@ async fn start_kubelet(
             c.pod_cidr = node.pod_cidr;
             c.kubelet_version = k8s_apiserver::health::VERSION.into();
             c.tmpfs = !simulated;
+            c.allowed_unsafe_sysctls = node.allowed_unsafe_sysctls;
             match node.api {
                 Some((address, tls)) => {
                     c.bind_address = address.ip();

@@ -159,6 +159,10 @@ pub struct User {
 pub struct Mount {
     /// Path on the host: a file or a directory that exists.
     pub host_path: PathBuf,
+    /// A path that exists below the directory `host_path`; empty: `host_path` itself. It is resolved when the container is
+    /// made, beneath `host_path`: links that lead out of it are refused, however often they are changed meanwhile.
+    #[serde(default)]
+    pub sub_path: PathBuf,
     /// Absolute path in the container; made where it does not exist.
     pub container_path: PathBuf,
     /// Not writable through this mount.

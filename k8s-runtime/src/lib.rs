@@ -11,9 +11,11 @@
 //! Not here: pod semantics (restarts, probes, volumes' contents), which are `k8s-kubelet`'s, and networks, which are `k8s-net`'s.
 
 pub mod api;
+pub mod beneath;
 pub mod embedded;
 pub mod images;
 pub mod simulated;
+pub mod sysctl;
 
 pub use api::{
     Attached, ContainerId, ContainerSpec, ContainerState, ContainerStats, ContainerStatus, ExecRequest,

@@ -81,7 +81,11 @@ pub(super) struct Kubelet {
     /// Who signs the API server's client certificate, and this kubelet's own (default: the cluster's certificate directory, where it is on this machine).
     #[arg(long)]
     cert_dir: Option<PathBuf>,
-    /// Configuration file (KubeletConfiguration: `clusterDNS`, `clusterDomain`, `port`, `address`, `podCIDR`).
+    /// Sysctls beside the safe ones that pods may set, comma-separated; `*` at the end stands for anything. Only sysctls
+    /// of a pod's own namespaces (`kernel.shm*`, `kernel.msg*`, `kernel.sem`, `fs.mqueue.*`, `net.*`).
+    #[arg(long, value_delimiter = ',')]
+    allowed_unsafe_sysctls: Vec<String>,
+    /// Configuration file (KubeletConfiguration: `clusterDNS`, `clusterDomain`, `port`, `address`, `podCIDR`, `allowedUnsafeSysctls`).
     #[arg(long)]
     config: Option<PathBuf>,
 }
@@ -101,6 +105,7 @@ struct KubeletFile {
     address: Option<IpAddr>,
     #[serde(rename = "podCIDR")]
     pod_cidr: Option<String>,
+    allowed_unsafe_sysctls: Vec<String>,
 }
 
 impl Kubelet {
@@ -114,6 +119,7 @@ impl Kubelet {
         }
         self.port = file.port.unwrap_or(self.port);
         self.address = file.address.unwrap_or(self.address);
+        self.allowed_unsafe_sysctls.extend(file.allowed_unsafe_sysctls);
         if let Some(range) = file.pod_cidr {
             self.pod_cidr =
                 Some(range.parse().map_err(|e: String| Failure::new(Code::Usage, format!("podCIDR: {e}")))?);
@@ -133,6 +139,7 @@ impl Kubelet {
             domain: self.ranges.cluster_domain.clone(),
             pod_cidr: Some(network.node_pods().to_string()),
             api: self.tls(address)?,
+            allowed_unsafe_sysctls: std::mem::take(&mut self.allowed_unsafe_sysctls),
         };
         let images = open_images(&paths)?;
         let node = LocalNode::start(&paths, &config, &client, network.pod_network(), images).await?;

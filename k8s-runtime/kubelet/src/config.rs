@@ -43,6 +43,9 @@ pub struct Config {
     pub log_max_files: usize,
     /// Secrets and `medium: Memory` live on tmpfs. `false` only where nothing can be mounted (tests without root).
     pub tmpfs: bool,
+    /// Sysctls beside the safe ones that pods may set: names, or patterns with `*` at the end. Only of namespaces that a pod has
+    /// of its own.
+    pub allowed_unsafe_sysctls: Vec<String>,
     /// Address and port that pods reach the API server at, for `KUBERNETES_SERVICE_HOST` where no `kubernetes` Service is there yet.
     pub kubernetes_service: Option<(IpAddr, u16)>,
 }
@@ -68,6 +71,7 @@ impl Default for Config {
             log_max_size: 10 << 20,
             log_max_files: 5,
             tmpfs: true,
+            allowed_unsafe_sysctls: Vec::new(),
             kubernetes_service: None,
         }
     }

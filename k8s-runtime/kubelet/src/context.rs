@@ -12,7 +12,8 @@ use k8s_net::pod::PodNetwork;
 use k8s_runtime::{ContainerId, Runtime, SandboxId};
 
 use crate::{
-    config::Config, events::Recorder, images::Puller, node::Facts, sources::Sources, tokens::Tokens, types::*,
+    config::Config, events::Recorder, images::Puller, node::Facts, pod::admit::Sysctls, sources::Sources,
+    tokens::Tokens, types::*,
 };
 
 /// Shared by all workers, the node's reporter and the kubelet's API.
@@ -29,6 +30,7 @@ pub(crate) struct Context {
     pub(crate) pods: Cache<Pod>,
     pub(crate) services: Cache<Service>,
     pub(crate) facts: Facts,
+    pub(crate) sysctls: Sysctls,
     /// Which pod (uid) a sandbox belongs to.
     sandboxes: Mutex<HashMap<SandboxId, String>>,
     views: Mutex<HashMap<String, PodView>>,
@@ -65,6 +67,7 @@ pub(crate) struct Parts {
     pub(crate) network: Option<Arc<dyn PodNetwork>>,
     pub(crate) events: Recorder,
     pub(crate) facts: Facts,
+    pub(crate) sysctls: Sysctls,
 }
 
 fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
@@ -85,6 +88,7 @@ impl Context {
             network: parts.network,
             events: parts.events,
             facts: parts.facts,
+            sysctls: parts.sysctls,
             pods: Cache::new(),
             services: Cache::new(),
             sandboxes: Mutex::default(),

@@ -21,7 +21,10 @@ use crate::{
     events::Recorder,
     images::Puller,
     logs, node, orphans,
-    pod::worker::{self, Handle, Msg},
+    pod::{
+        admit::Sysctls,
+        worker::{self, Handle, Msg},
+    },
     server::{self, KubeletApi},
     types::*,
 };
@@ -36,6 +39,9 @@ pub enum KubeletError {
     /// The runtime does not answer.
     #[error("list what the runtime has: {0}")]
     Runtime(#[from] RuntimeError),
+    /// The configuration allows what cannot be allowed.
+    #[error("allowed unsafe sysctls: {0}")]
+    Sysctls(String),
     /// The kubelet's API cannot be served.
     #[error("listen on {address}: {source}")]
     Listen {
@@ -115,6 +121,7 @@ impl Builder {
         let (Some(runtime), Some(images)) = (self.runtime, self.images) else {
             return Err(KubeletError::NoRuntime);
         };
+        let sysctls = Sysctls::new(&self.config.allowed_unsafe_sysctls).map_err(KubeletError::Sysctls)?;
         // Listening begins before listing, so that nothing falls between.
         let events = runtime.events();
         let known = runtime.list().await?;
@@ -132,6 +139,7 @@ impl Builder {
             network: self.network,
             events: recorder,
             facts,
+            sysctls,
         }));
         let stop = CancellationToken::new();
         let api = KubeletApi::new(cx.clone());

@@ -45,6 +45,7 @@ mod types {
             authentication::v1::{BoundObjectReference, TokenRequest, TokenRequestSpec},
             coordination::v1::Lease,
             core::v1::*,
+            node::v1::RuntimeClass,
         },
         apimachinery::pkg::{
             api::resource::Quantity as ApiQuantity,

@@ -36,6 +36,10 @@ pub(crate) const MOUNT_ATTR_NOEXEC: u64 = 0x8;
 pub(crate) const RESOLVE_IN_ROOT: u64 = 0x10;
 /// `openat2`: do not follow `/proc` magic links.
 pub(crate) const RESOLVE_NO_MAGICLINKS: u64 = 0x02;
+/// `openat2`: do not follow symbolic links at all.
+pub(crate) const RESOLVE_NO_SYMLINKS: u64 = 0x04;
+/// `openat2`: refuse whatever leads out of the directory.
+pub(crate) const RESOLVE_BENEATH: u64 = 0x08;
 
 const CLONE_INTO_CGROUP: u64 = 0x2_0000_0000;
 
@@ -87,6 +91,17 @@ pub(crate) fn open_in_root(
     flags: i32,
     resolve: u64,
 ) -> io::Result<OwnedFd> {
+    openat2(root, path, flags, 0, resolve)
+}
+
+/// `openat2`. `mode` counts with `O_CREAT` only, and must be 0 without.
+pub(crate) fn openat2(
+    root: BorrowedFd<'_>,
+    path: &Path,
+    flags: i32,
+    mode: u32,
+    resolve: u64,
+) -> io::Result<OwnedFd> {
     #[repr(C)]
     struct OpenHow {
         flags: u64,
@@ -94,7 +109,7 @@ pub(crate) fn open_in_root(
         resolve: u64,
     }
     let path = c_path(path)?;
-    let how = OpenHow { flags: (flags | libc::O_CLOEXEC) as u64, mode: 0, resolve };
+    let how = OpenHow { flags: (flags | libc::O_CLOEXEC) as u64, mode: mode.into(), resolve };
     // SAFETY: path and how live across the call; the size given is how's.
     let fd = check(unsafe {
         libc::syscall(
@@ -116,6 +131,15 @@ pub(crate) fn open_tree(path: &Path, flags: u32) -> io::Result<OwnedFd> {
     let fd = check(unsafe {
         libc::syscall(libc::SYS_open_tree, libc::AT_FDCWD, path.as_ptr(), flags | OPEN_TREE_CLOEXEC)
     })?;
+    // SAFETY: a fresh descriptor that nobody else owns.
+    Ok(unsafe { OwnedFd::from_raw_fd(fd as RawFd) })
+}
+
+/// As [`open_tree`], of what a descriptor refers to.
+pub(crate) fn open_tree_of(place: BorrowedFd<'_>, flags: u32) -> io::Result<OwnedFd> {
+    let flags = flags | OPEN_TREE_CLOEXEC | AT_EMPTY_PATH;
+    // SAFETY: the path is a static empty string.
+    let fd = check(unsafe { libc::syscall(libc::SYS_open_tree, place.as_raw_fd(), c"".as_ptr(), flags) })?;
     // SAFETY: a fresh descriptor that nobody else owns.
     Ok(unsafe { OwnedFd::from_raw_fd(fd as RawFd) })
 }

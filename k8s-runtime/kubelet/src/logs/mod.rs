@@ -1,6 +1,9 @@
 //! Containers' logs on disk: reading, following, rotating.
 //!
 //! The runtime writes CRI lines (`time stream F|P text`); this module never writes to a log, it only renames and removes.
+//!
+//! Guarantee: below the directory of all logs no symbolic link is followed and only regular files are read. A pod that has
+//! that directory as a hostPath could otherwise have the kubelet read the host's files out to it.
 
 pub(crate) mod line;
 pub(crate) mod read;
@@ -8,18 +11,65 @@ pub(crate) mod rotate;
 
 use std::{
     fs,
-    io::{Read, Seek, SeekFrom},
-    path::Path,
+    io::{self, Read, Seek, SeekFrom},
+    path::{Path, PathBuf},
 };
 
+use k8s_runtime::beneath::Directory;
+
+/// One container's log: the directory of all logs, and the file below it.
+#[derive(Clone, Debug)]
+pub(crate) struct LogFile {
+    root: PathBuf,
+    relative: PathBuf,
+}
+
+impl LogFile {
+    /// A log at `path`. `root` is the directory of all logs; a log that is elsewhere is its own directory's.
+    pub(crate) fn new(root: &Path, path: &Path) -> Self {
+        let parent = path.parent().unwrap_or(Path::new("/"));
+        let root = if path.starts_with(root) { root } else { parent };
+        let relative = path.strip_prefix(root).unwrap_or(path).to_owned();
+        LogFile { root: root.to_owned(), relative }
+    }
+
+    /// The directory that the log and its rotated parts are in.
+    fn directory(&self) -> io::Result<Directory> {
+        let root = Directory::open(&self.root)?.without_links();
+        root.directory(self.relative.parent().unwrap_or(Path::new("")))
+    }
+
+    /// The log's own name in its directory.
+    fn name(&self) -> &str {
+        self.relative.file_name().and_then(|n| n.to_str()).unwrap_or_default()
+    }
+
+    /// Opens the log for reading.
+    fn open(&self) -> io::Result<fs::File> {
+        self.directory()?.read(Path::new(self.name()))
+    }
+
+    /// The names of the rotated parts, oldest first.
+    fn parts(&self) -> Vec<String> {
+        let Ok(names) = self.directory().and_then(|d| d.names()) else { return Vec::new() };
+        let prefix = format!("{}.", self.name());
+        let mut parts: Vec<String> = names.into_iter().filter_map(|n| n.into_string().ok()).collect();
+        parts.retain(|n| n.starts_with(&prefix));
+        parts.sort();
+        parts
+    }
+}
+
 /// The end of a log as plain text: at most so many lines and bytes.
-pub(crate) fn tail_text(path: &Path, lines: usize, bytes: usize) -> Vec<u8> {
-    let Ok(mut file) = fs::File::open(path) else { return Vec::new() };
+pub(crate) fn tail_text(log: &LogFile, lines: usize, bytes: usize) -> Vec<u8> {
+    let Ok(mut file) = log.open() else { return Vec::new() };
     let length = file.metadata().map(|m| m.len()).unwrap_or(0);
     // Each line has its time and stream in front; twice the bytes is plenty for what is wanted.
     let window = (bytes as u64 + lines as u64 * 64).min(length);
     let mut raw = Vec::new();
-    if file.seek(SeekFrom::Start(length - window)).is_err() || file.read_to_end(&mut raw).is_err() {
+    if file.seek(SeekFrom::Start(length - window)).is_err()
+        || file.take(window).read_to_end(&mut raw).is_err()
+    {
         return Vec::new();
     }
     let mut texts: Vec<Vec<u8>> = raw
@@ -34,16 +84,37 @@ pub(crate) fn tail_text(path: &Path, lines: usize, bytes: usize) -> Vec<u8> {
 }
 
 /// Removes a log and its rotated parts.
-pub(crate) fn remove(path: &Path) {
-    let (Some(dir), Some(name)) = (path.parent(), path.file_name().and_then(|n| n.to_str())) else { return };
-    let Ok(entries) = fs::read_dir(dir) else { return };
-    for entry in entries.flatten() {
-        let file = entry.file_name();
-        let own = file
-            .to_str()
-            .is_some_and(|f| f.strip_prefix(name).is_some_and(|r| r.is_empty() || r.starts_with('.')));
-        if own && let Err(e) = fs::remove_file(entry.path()) {
-            tracing::debug!(path = ?entry.path(), error = %e, "log not removed");
+pub(crate) fn remove(log: &LogFile) {
+    let Ok(dir) = log.directory() else { return };
+    for name in log.parts().iter().map(String::as_str).chain([log.name()]) {
+        if let Err(e) = dir.entry(name).and_then(fs::remove_file)
+            && e.kind() != io::ErrorKind::NotFound
+        {
+            tracing::debug!(?log, name, error = %e, "log not removed");
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::os::unix::fs::symlink;
+
+    use super::*;
+
+    #[test]
+    fn links_below_the_logs_are_not_followed() {
+        let (logs, host) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
+        let secret = host.path().join("0.log");
+        fs::write(&secret, "2026-01-01T00:00:01Z stdout F secret\n").unwrap();
+        fs::create_dir_all(logs.path().join("pod/c")).unwrap();
+        symlink(&secret, logs.path().join("pod/c/0.log")).unwrap();
+        symlink(host.path(), logs.path().join("pod/d")).unwrap();
+        for path in ["pod/c/0.log", "pod/d/0.log"] {
+            let log = LogFile::new(logs.path(), &logs.path().join(path));
+            assert!(log.open().is_err(), "{path}");
+            assert!(tail_text(&log, 10, 100).is_empty(), "{path}");
+            remove(&log);
+        }
+        assert!(secret.exists());
     }
 }

@@ -4,12 +4,13 @@
 
 use std::{
     io::{self, SeekFrom},
-    os::unix::fs::MetadataExt,
-    path::{Path, PathBuf},
+    os::{fd::AsFd, unix::fs::MetadataExt},
+    path::Path,
     sync::Arc,
 };
 
 use bytes::Bytes;
+use k8s_runtime::beneath;
 use nix::sys::inotify::{AddWatchFlags, InitFlags, Inotify};
 use tokio::{
     fs::File,
@@ -18,7 +19,7 @@ use tokio::{
     sync::mpsc,
 };
 
-use super::{line::Line, rotate};
+use super::{LogFile, line::Line};
 use crate::{context::Context, types::Timestamp};
 
 const CHUNK: usize = 64 * 1024;
@@ -57,7 +58,7 @@ impl Whose {
 type Sender = mpsc::Sender<io::Result<Bytes>>;
 
 /// Sends what a client wants of a log, until all is sent, the client is gone, or (following) the container has ended.
-pub(crate) async fn send(log: PathBuf, options: Options, whose: Option<Whose>, sender: Sender) {
+pub(crate) async fn send(log: LogFile, options: Options, whose: Option<Whose>, sender: Sender) {
     let mut output = Output::new(options, sender.clone());
     let result = tokio::select! {
         result = read(&log, &mut output, whose) => result,
@@ -69,16 +70,21 @@ pub(crate) async fn send(log: PathBuf, options: Options, whose: Option<Whose>, s
     }
 }
 
-async fn read(log: &Path, output: &mut Output, whose: Option<Whose>) -> io::Result<()> {
-    let mut files = rotate::parts(log);
-    files.push(log.to_owned());
+/// Opens the log or one of its parts.
+fn open(log: &LogFile, name: &str) -> io::Result<File> {
+    log.directory()?.read(Path::new(name)).map(File::from_std)
+}
+
+async fn read(log: &LogFile, output: &mut Output, whose: Option<Whose>) -> io::Result<()> {
+    let mut files = log.parts();
+    files.push(log.name().to_owned());
     let mut skip = match output.options.tail {
-        Some(lines) => start_of_tail(&files, lines).await?,
+        Some(lines) => start_of_tail(log, &files, lines).await?,
         None => (0, 0),
     };
     let mut current = None;
-    for (index, path) in files.iter().enumerate().skip(skip.0) {
-        let mut file = match File::open(path).await {
+    for (index, name) in files.iter().enumerate().skip(skip.0) {
+        let mut file = match open(log, name) {
             Ok(file) => file,
             Err(e) if e.kind() == io::ErrorKind::NotFound => continue,
             Err(e) => return Err(e),
@@ -100,11 +106,13 @@ async fn read(log: &Path, output: &mut Output, whose: Option<Whose>) -> io::Resu
     }
 }
 
-async fn follow(log: &Path, mut file: Option<File>, output: &mut Output, whose: &Whose) -> io::Result<()> {
-    let dir = log.parent().unwrap_or(Path::new("/"));
+async fn follow(log: &LogFile, mut file: Option<File>, output: &mut Output, whose: &Whose) -> io::Result<()> {
+    let dir = log.directory()?;
     let inotify = Inotify::init(InitFlags::IN_NONBLOCK | InitFlags::IN_CLOEXEC)?;
-    inotify
-        .add_watch(dir, AddWatchFlags::IN_MODIFY | AddWatchFlags::IN_CREATE | AddWatchFlags::IN_MOVED_TO)?;
+    inotify.add_watch(
+        &beneath::by_descriptor(dir.as_fd()),
+        AddWatchFlags::IN_MODIFY | AddWatchFlags::IN_CREATE | AddWatchFlags::IN_MOVED_TO,
+    )?;
     // An inotify descriptor is read as a pipe is; what it says does not matter, only that it says something.
     let inotify = pipe::Receiver::from_owned_fd_unchecked(inotify.into())?;
     let mut events = [0; 4096];
@@ -136,25 +144,25 @@ async fn follow(log: &Path, mut file: Option<File>, output: &mut Output, whose: 
 }
 
 /// The file that is under the log's name now, if it is another one.
-async fn replaced(log: &Path, file: Option<&File>) -> io::Result<Option<File>> {
-    let there = match tokio::fs::metadata(log).await {
+async fn replaced(log: &LogFile, file: Option<&File>) -> io::Result<Option<File>> {
+    let there = match open(log, log.name()) {
         Ok(there) => there,
         Err(e) if e.kind() == io::ErrorKind::NotFound => return Ok(None),
         Err(e) => return Err(e),
     };
     if let Some(file) = file
-        && file.metadata().await?.ino() == there.ino()
+        && file.metadata().await?.ino() == there.metadata().await?.ino()
     {
         return Ok(None);
     }
-    File::open(log).await.map(Some)
+    Ok(Some(there))
 }
 
 /// Where the last so many lines begin: the file's index and the offset in it.
-async fn start_of_tail(files: &[PathBuf], lines: u64) -> io::Result<(usize, u64)> {
+async fn start_of_tail(log: &LogFile, files: &[String], lines: u64) -> io::Result<(usize, u64)> {
     let mut wanted = lines;
-    for (index, path) in files.iter().enumerate().rev() {
-        let mut file = match File::open(path).await {
+    for (index, name) in files.iter().enumerate().rev() {
+        let mut file = match open(log, name) {
             Ok(file) => file,
             Err(e) if e.kind() == io::ErrorKind::NotFound => continue,
             Err(e) => return Err(e),
@@ -293,7 +301,8 @@ mod tests {
 
     async fn get(log: &Path, options: Options) -> String {
         let (sender, mut receiver) = mpsc::channel(16);
-        let task = tokio::spawn(send(log.to_owned(), options, None, sender));
+        let log = LogFile::new(log.parent().unwrap(), log);
+        let task = tokio::spawn(send(log, options, None, sender));
         let mut all = Vec::new();
         while let Some(bytes) = receiver.recv().await {
             all.extend_from_slice(&bytes.unwrap());

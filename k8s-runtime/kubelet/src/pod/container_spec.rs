@@ -9,9 +9,9 @@ use std::{
 };
 
 use k8s_core::meta::ObjectExt;
-use k8s_runtime::{ContainerSpec, ImageInfo, Mount, User};
+use k8s_runtime::{ContainerSpec, ImageInfo, Mount, User, beneath::Directory};
 
-use super::records::keys;
+use super::{admit, records::keys};
 use crate::{
     context::Context,
     dns,
@@ -49,6 +49,7 @@ pub(crate) async fn build(cx: &Context, input: &Input<'_>) -> Result<ContainerSp
         list.iter().flatten().map(|text| env::expand(text, &lookup)).collect::<Vec<_>>()
     };
     let security = container.security_context.clone().unwrap_or_default();
+    admit::container(&security).map_err(ConfigError::Invalid)?;
     let privileged = security.privileged == Some(true);
     let capabilities = security.capabilities.clone().unwrap_or_default();
     let bare = |list: Option<Vec<String>>| {
@@ -84,7 +85,7 @@ pub(crate) async fn build(cx: &Context, input: &Input<'_>) -> Result<ContainerSp
         no_new_privileges: security.allow_privilege_escalation == Some(false) && !privileged,
         readonly_rootfs: security.read_only_root_filesystem == Some(true),
         seccomp_unconfined: privileged || seccomp_unconfined(&spec, &security)?,
-        unmasked_proc: security.proc_mount.as_deref() == Some("Unmasked"),
+        unmasked_proc: false,
         resources: resources::container(resources::qos(&spec), container, cx.facts.memory),
         stdin: container.stdin == Some(true),
         stdin_once: container.stdin_once == Some(true),
@@ -188,11 +189,15 @@ fn volume_mounts(
             (_, Some(expression)) => env::expand(expression, lookup),
             _ => String::new(),
         };
-        let host_path = if sub.is_empty() { base.clone() } else { sub_path(base, &sub)? };
+        let sub_path = PathBuf::from(sub);
+        if !sub_path.as_os_str().is_empty() {
+            make_sub_path(base, &sub_path)?;
+        }
         let volume = spec.volumes.iter().flatten().find(|v| v.name == mount.name);
         let propagation = mount.mount_propagation.as_deref().unwrap_or("None");
         mounts.push(Mount {
-            host_path,
+            host_path: base.clone(),
+            sub_path,
             container_path: absolute(&mount.mount_path),
             readonly: mount.read_only == Some(true) || volume.is_some_and(is_read_only),
             propagate_to_container: matches!(propagation, "HostToContainer" | "Bidirectional"),
@@ -215,31 +220,21 @@ fn absolute(path: &str) -> PathBuf {
     if path.starts_with('/') { path.into() } else { Path::new("/").join(path) }
 }
 
-/// A path inside a volume, made as a directory where nothing is. Symbolic links may not lead out of the volume.
-fn sub_path(base: &Path, sub: &str) -> Result<PathBuf, ConfigError> {
+/// Makes a `subPath` as a directory, with the volume's own mode, where nothing is. Links that lead out of the volume are
+/// refused, here and (whatever was changed meanwhile) by the runtime when it mounts.
+fn make_sub_path(base: &Path, sub: &Path) -> Result<(), ConfigError> {
     let refuse = |why: &str| ConfigError::Invalid(format!("failed to prepare subPath {sub:?}: {why}"));
-    let failed = |e: io::Error| refuse(&e.to_string());
-    if !Path::new(sub).components().all(|c| matches!(c, Component::Normal(_) | Component::CurDir)) {
+    if !sub.components().all(|c| matches!(c, Component::Normal(_) | Component::CurDir)) {
         return Err(refuse("must be relative and without '..'"));
     }
-    let base = fs::canonicalize(base).map_err(failed)?;
-    let mut at = base.clone();
-    for part in Path::new(sub).components() {
-        let Component::Normal(part) = part else { continue };
-        let next = at.join(part);
-        match fs::canonicalize(&next) {
-            Ok(real) if real.starts_with(&base) => at = real,
-            Ok(_) => return Err(refuse("leads out of the volume")),
-            Err(e) if e.kind() == io::ErrorKind::NotFound && fs::symlink_metadata(&next).is_err() => {
-                fs::create_dir(&next).map_err(failed)?;
-                let mode = fs::metadata(&base).map_err(failed)?.permissions().mode() & 0o7777;
-                fs::set_permissions(&next, fs::Permissions::from_mode(mode)).map_err(failed)?;
-                at = next;
-            }
-            Err(e) => return Err(failed(e)),
-        }
-    }
-    Ok(at)
+    let make = || {
+        let volume = Directory::open(base)?;
+        volume.make_directories(sub, volume.metadata()?.permissions().mode() & 0o7777)
+    };
+    make().map_err(|e| match e.kind() {
+        io::ErrorKind::CrossesDevices => refuse("leads out of the volume"),
+        _ => refuse(&e.to_string()),
+    })
 }
 
 /// `/etc/hosts`, unless the container mounts its own.
@@ -257,7 +252,10 @@ fn hosts_mount(
     let file = dir.join("etc-hosts");
     // Written once per sandbox address: a running container keeps the file it has mounted.
     let text = dns::hosts_file(pod, &cx.config, pod_ips);
-    if !fs::read_to_string(&file).is_ok_and(|have| have == text) {
+    // The container may write to it, so its length counts first.
+    let length = fs::metadata(&file).map(|m| m.len()).ok();
+    let same = length == Some(text.len() as u64) && fs::read_to_string(&file).is_ok_and(|have| have == text);
+    if !same {
         fs::write(&file, text).map_err(|e| ConfigError::Invalid(format!("write {file:?}: {e}")))?;
         let mode = fs::Permissions::from_mode(0o644);
         fs::set_permissions(&file, mode).map_err(|e| ConfigError::Invalid(format!("chmod {file:?}: {e}")))?;
@@ -274,11 +272,16 @@ fn message_file(
 ) -> Result<(PathBuf, Mount), ConfigError> {
     let dir = cx.config.pod_dir(pod.uid()).join("containers").join(&container.name);
     make_dir(&dir)?;
-    let file = dir.join(format!("{attempt}-termination-log"));
-    fs::write(&file, b"").map_err(|e| ConfigError::Invalid(format!("write {file:?}: {e}")))?;
-    // The container may run as any user.
-    let mode = fs::Permissions::from_mode(0o666);
-    fs::set_permissions(&file, mode).map_err(|e| ConfigError::Invalid(format!("chmod {file:?}: {e}")))?;
+    let name = format!("{attempt}-termination-log");
+    let file = dir.join(&name);
+    let make = || {
+        let dir = Directory::open(&dir)?.without_links();
+        let made = dir.append(Path::new(&name), 0o666)?;
+        made.set_len(0)?;
+        // The container may run as any user.
+        made.set_permissions(fs::Permissions::from_mode(0o666))
+    };
+    make().map_err(|e: io::Error| ConfigError::Invalid(format!("make {file:?}: {e}")))?;
     let path = container.termination_message_path.as_deref().unwrap_or("/dev/termination-log");
     let mount = Mount { host_path: file.clone(), container_path: absolute(path), ..Mount::default() };
     Ok((file, mount))
@@ -292,18 +295,19 @@ mod tests {
     fn sub_paths_stay_inside() {
         let dir = tempfile::tempdir().unwrap();
         let base = dir.path();
-        assert!(sub_path(base, "a/b").unwrap().ends_with("a/b"));
+        let made = |sub: &str| make_sub_path(base, Path::new(sub));
+        made("a/b").unwrap();
         assert!(base.join("a/b").is_dir());
         fs::write(base.join("f"), "x").unwrap();
-        assert!(sub_path(base, "f").unwrap().ends_with("f"));
-        assert!(sub_path(base, "../x").is_err());
-        assert!(sub_path(base, "/etc").is_err());
+        made("f").unwrap();
+        assert!(made("../x").is_err());
+        assert!(made("/etc").is_err());
         std::os::unix::fs::symlink("/etc", base.join("out")).unwrap();
-        assert!(sub_path(base, "out/passwd").is_err());
+        assert!(made("out/passwd").unwrap_err().to_string().ends_with("leads out of the volume"));
         std::os::unix::fs::symlink("/nonexistent", base.join("dangling")).unwrap();
-        assert!(sub_path(base, "dangling/x").is_err());
+        assert!(made("dangling/x").is_err());
         std::os::unix::fs::symlink("a", base.join("in")).unwrap();
-        assert!(sub_path(base, "in/b").unwrap().ends_with("a/b"));
+        made("in/b").unwrap();
     }
 
     #[test]

@@ -5,6 +5,7 @@ use std::{path::PathBuf, sync::Arc};
 use k8s_core::meta::ObjectExt;
 use k8s_runtime::{ContainerId, SandboxId};
 
+use super::admit::Refusal;
 use crate::{backoff::Backoff, types::*};
 
 /// What a container is for.
@@ -232,6 +233,8 @@ pub(crate) enum Cause {
     Deleted,
     /// Somebody else declared it failed or succeeded.
     Declared,
+    /// This node does not run it.
+    Refused,
 }
 
 /// How far the pod's end is.
@@ -280,6 +283,8 @@ pub(crate) struct World {
     pub(crate) start_time: Timestamp,
     /// Services are known, so that containers can be told.
     pub(crate) services_known: bool,
+    /// Why this node does not run the pod.
+    pub(crate) refusal: Option<Refusal>,
 }
 
 impl World {
@@ -298,6 +303,7 @@ impl World {
             gone: false,
             start_time,
             services_known: true,
+            refusal: None,
         };
         world.take_spec();
         world

@@ -6,6 +6,7 @@
 //!
 //! `decide` and `compute` are pure: they take the time as an argument and do no I/O.
 
+pub(crate) mod admit;
 pub(crate) mod container_spec;
 pub(crate) mod life;
 pub(crate) mod plan;

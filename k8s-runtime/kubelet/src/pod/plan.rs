@@ -70,6 +70,9 @@ fn end_cause(now: Timestamp, world: &World, acts: &mut Vec<Act>) -> Option<Cause
     if matches!(phase, Some("Failed" | "Succeeded")) {
         return Some(Cause::Declared);
     }
+    if world.refusal.is_some() {
+        return Some(Cause::Refused);
+    }
     if is_complete(world) {
         return Some(Cause::Completed);
     }

@@ -5,7 +5,9 @@ use std::{
     time::SystemTime,
 };
 
-use k8s_runtime::{ContainerSpec, ContainerState as RuntimeState, ContainerStatus as RuntimeStatus};
+use k8s_runtime::{
+    ContainerSpec, ContainerState as RuntimeState, ContainerStatus as RuntimeStatus, beneath::Directory,
+};
 
 use super::life::{Exit, Phase, Record};
 use crate::{context::Context, logs, types::*};
@@ -49,7 +51,7 @@ pub(crate) fn from_runtime(cx: &Context, status: &RuntimeStatus) -> Record {
                 (_, false) if started_at.is_none() && !message.is_empty() => "StartError",
                 _ => "Error",
             };
-            let message = if message.is_empty() { last_words(status, *code) } else { message.clone() };
+            let message = if message.is_empty() { last_words(cx, status, *code) } else { message.clone() };
             Phase::Exited(Exit {
                 code: *code,
                 reason: reason.to_owned(),
@@ -76,13 +78,14 @@ pub(crate) fn image_ref(spec: &ContainerSpec) -> String {
 }
 
 /// What a container left in its termination message file or, if so wished, at the end of its log.
-fn last_words(status: &RuntimeStatus, code: i32) -> String {
+fn last_words(cx: &Context, status: &RuntimeStatus, code: i32) -> String {
     let annotations = &status.spec.annotations;
     let file = annotations.get(keys::MESSAGE_FILE).map(Path::new);
     let mut bytes = file.and_then(|f| read_start(f, LONGEST_MESSAGE)).unwrap_or_default();
     let policy = annotations.get(keys::MESSAGE_POLICY).map(String::as_str);
     if bytes.is_empty() && code != 0 && policy == Some("FallbackToLogsOnError") {
-        bytes = logs::tail_text(&status.spec.log_path, LOG_MESSAGE_LINES, LONGEST_LOG_MESSAGE);
+        let log = logs::LogFile::new(&cx.config.log_dir, &status.spec.log_path);
+        bytes = logs::tail_text(&log, LOG_MESSAGE_LINES, LONGEST_LOG_MESSAGE);
     }
     String::from_utf8_lossy(&bytes).into_owned()
 }
@@ -90,7 +93,8 @@ fn last_words(status: &RuntimeStatus, code: i32) -> String {
 fn read_start(path: &Path, limit: usize) -> Option<Vec<u8>> {
     use std::io::Read;
     let mut bytes = Vec::new();
-    std::fs::File::open(path).ok()?.take(limit as u64).read_to_end(&mut bytes).ok()?;
+    let dir = Directory::open(path.parent()?).ok()?.without_links();
+    dir.read(Path::new(path.file_name()?)).ok()?.take(limit as u64).read_to_end(&mut bytes).ok()?;
     Some(bytes)
 }
 

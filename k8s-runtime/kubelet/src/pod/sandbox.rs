@@ -6,7 +6,7 @@ use k8s_core::meta::ObjectExt;
 use k8s_net::pod::{HostPort, PodAttachment};
 use k8s_runtime::{RuntimeError, SandboxId, SandboxSpec, SandboxStatus};
 
-use super::records::keys;
+use super::{admit, records::keys};
 use crate::{context::Context, dns, resources, types::*, volumes};
 
 /// The specification of a pod's sandbox.
@@ -101,6 +101,7 @@ pub(crate) async fn make(
         gone_is_fine(cx.runtime.remove_sandbox(&old.id).await).map_err(|e| e.to_string())?;
         cx.disown_sandbox(&old.id);
     }
+    admit::for_sandbox(cx, pod).await?;
     let spec = spec(cx, pod, attempt);
     fs::create_dir_all(&spec.log_directory).map_err(|e| format!("create {:?}: {e}", spec.log_directory))?;
     let sandbox = cx.runtime.run_sandbox(&spec).await.map_err(|e| e.to_string())?;

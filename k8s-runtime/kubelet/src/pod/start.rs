@@ -181,6 +181,6 @@ impl Job {
         if let Err(e) = super::sandbox::gone_is_fine(self.cx.runtime.remove(id).await) {
             tracing::debug!(container = %id, error = %e, "dead container not removed");
         }
-        crate::logs::remove(log);
+        crate::logs::remove(&crate::logs::LogFile::new(&self.cx.config.log_dir, log));
     }
 }

@@ -6,7 +6,7 @@ use std::net::IpAddr;
 
 use k8s_core::meta::ObjectExt;
 
-use super::life::*;
+use super::{admit::Refusal, life::*};
 use crate::{resources, types::*};
 
 /// What the status says beside the world.
@@ -26,6 +26,9 @@ pub(crate) fn compute(
     facts: &Facts<'_>,
     old: Option<&PodStatus>,
 ) -> PodStatus {
+    if let Some(refusal) = &world.refusal {
+        return refused(world, refusal, old);
+    }
     let spec = world.spec();
     let has_init = spec.init_containers.as_ref().is_some_and(|i| !i.is_empty());
     let of_role = |roles: &[Role]| {
@@ -71,6 +74,22 @@ pub(crate) fn compute(
         status.message = old.message.clone();
     }
     status
+}
+
+/// The status of a pod that this node does not run: no container was ever looked at.
+fn refused(world: &World, refusal: &Refusal, old: Option<&PodStatus>) -> PodStatus {
+    let live = world.pod.status.as_ref();
+    let conditions = old.or(live).and_then(|s| s.conditions.clone()).unwrap_or_default();
+    PodStatus {
+        phase: Some("Failed".into()),
+        reason: Some(refusal.reason.into()),
+        message: Some(format!("Pod was rejected: {}", refusal.message)),
+        conditions: Some(conditions),
+        start_time: Some(seconds(world.start_time)),
+        qos_class: Some(resources::qos(world.spec()).name().to_owned()),
+        observed_generation: world.pod.metadata.generation,
+        ..PodStatus::default()
+    }
 }
 
 /// Whole seconds, as the API keeps them.

@@ -17,6 +17,7 @@ use tokio_util::sync::CancellationToken;
 use tracing::{debug, warn};
 
 use super::{
+    admit,
     life::*,
     plan::{self, Act},
     records,
@@ -194,7 +195,7 @@ impl Worker {
                 Some(_) => {}
             }
         }
-        let Some(sandbox) = newest else { return };
+        let Some(sandbox) = newest else { return self.admit() };
         let attempt = sandbox.spec.attempt;
         self.world.sandbox = if sandbox.ready {
             Sandbox::Ready { id: sandbox.id.clone(), attempt }
@@ -226,6 +227,16 @@ impl Worker {
             self.world.network_ready = !self.pod_ips.is_empty();
             self.reconnect();
         }
+    }
+
+    /// Decides whether this node runs a pod of which nothing is there yet.
+    fn admit(&mut self) {
+        let status = self.world.pod.status.as_ref();
+        let ended = status.is_some_and(|s| matches!(s.phase.as_deref(), Some("Failed" | "Succeeded")));
+        let reason = status.and_then(|s| s.reason.as_deref());
+        let refusal = admit::admit(&self.world.pod, &self.cx.sysctls).err();
+        // A pod that has ended keeps the status it ended with.
+        self.world.refusal = refusal.filter(|r| !ended || reason == Some(r.reason));
     }
 
     fn reconnect(&mut self) {
@@ -688,6 +699,9 @@ impl Worker {
         let now = self.cx.clock.now();
         let grace = jiff::SignedDuration::from_secs(self.world.grace());
         let mut kill_at = now.saturating_add(grace).unwrap_or(now);
+        if let (Cause::Refused, Some(refusal)) = (cause, &self.world.refusal) {
+            self.cx.events.warning(&self.world.pod, None, refusal.reason, &refusal.message);
+        }
         if cause == Cause::Deadline {
             let message = "Pod was active on the node longer than the specified deadline";
             self.cx.events.normal(&self.world.pod, None, "DeadlineExceeded", message);

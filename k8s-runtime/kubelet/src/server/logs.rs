@@ -14,7 +14,10 @@ use tokio::sync::mpsc;
 use super::{locate, query::Query, text};
 use crate::{
     context::Context,
-    logs::read::{self, Options, Whose},
+    logs::{
+        LogFile,
+        read::{self, Options, Whose},
+    },
     types::Timestamp,
 };
 
@@ -77,6 +80,7 @@ pub(super) fn serve(
         _ => None,
     };
     let (sender, receiver) = mpsc::channel(16);
+    let log = LogFile::new(&cx.config.log_dir, &log);
     tokio::spawn(read::send(log, options, whose, sender));
     let frames = futures::stream::unfold(receiver, |mut receiver| async move {
         let item = receiver.recv().await?;

@@ -2,13 +2,22 @@
 //!
 //! Layout, as upstream's atomic writer has it: the files are in a directory of their own (`..2026_01_02_03_04_05.678`), `..data` is a
 //! symbolic link to it, and each visible name is a link through `..data`. Renaming a new `..data` over the old one is the switch.
+//!
+//! Guarantee: everything goes by descriptor and no link is followed, so that a container that may mount (`CAP_SYS_ADMIN`) and
+//! writes to its read-only volume leads the writer nowhere else.
 
 use std::{
     collections::{BTreeMap, BTreeSet},
-    fs, io,
-    os::unix::fs::{PermissionsExt, chown, symlink},
+    fs,
+    io::{self, Read, Write},
+    os::{
+        fd::AsFd,
+        unix::fs::{PermissionsExt, fchown, symlink},
+    },
     path::{Component, Path},
 };
+
+use k8s_runtime::beneath::{self, Directory};
 
 use super::VolumeError;
 
@@ -38,99 +47,115 @@ pub(crate) fn write(dir: &Path, files: &Files, group: Option<u32>) -> Result<boo
     for path in files.keys() {
         check(path)?;
     }
-    let link = dir.join(DATA);
-    let old = fs::read_link(&link).ok();
+    replace(dir, files, group).map_err(VolumeError::io("write the files of", dir))
+}
+
+fn replace(dir: &Path, files: &Files, group: Option<u32>) -> io::Result<bool> {
+    let root = Directory::open(dir)?.without_links();
+    // A name that the writer never gives was put there by somebody else.
+    let old = fs::read_link(root.entry(DATA)?).ok();
+    let old = old.filter(|o| o.to_str().is_some_and(|o| o.starts_with("..2") && !o.contains('/')));
     if let Some(old) = &old
-        && same(&dir.join(old), files)
+        && root.directory(old).is_ok_and(|old| same(&old, files))
     {
         return Ok(false);
     }
     let now = jiff::Timestamp::now();
     let stamp = now.to_string().replace(['-', ':', 'T'], "_").replace('Z', "");
     let name = format!("..{stamp}");
-    let fresh = dir.join(&name);
-    fs::create_dir(&fresh).map_err(VolumeError::io("create", &fresh))?;
-    make_dir_mode(&fresh, group)?;
+    fs::create_dir(root.entry(&name)?)?;
+    let fresh = root.directory(Path::new(&name))?;
+    set_dir_mode(&fresh, group)?;
     for (path, file) in files {
-        let target = fresh.join(path);
-        if let Some(parent) = target.parent()
-            && parent != fresh
-        {
-            fs::create_dir_all(parent).map_err(VolumeError::io("create", parent))?;
-            for made in parent.ancestors().take_while(|a| *a != fresh) {
-                make_dir_mode(made, group)?;
-            }
+        let path = Path::new(path);
+        let mut made: Vec<&Path> = path.ancestors().skip(1).filter(|p| !p.as_os_str().is_empty()).collect();
+        made.reverse();
+        for parent in made {
+            fresh.make_directories(parent, 0o755)?;
+            set_dir_mode(&fresh.directory(parent)?, group)?;
         }
-        fs::write(&target, &file.data).map_err(VolumeError::io("write", &target))?;
-        let mode = if group.is_some() { file.mode | 0o440 } else { file.mode };
-        fs::set_permissions(&target, fs::Permissions::from_mode(mode))
-            .map_err(VolumeError::io("chmod", &target))?;
+        let mut target = fresh.create_new(path, 0o600)?;
+        target.write_all(&file.data)?;
         if group.is_some() {
-            chown(&target, None, group).map_err(VolumeError::io("chown", &target))?;
+            fchown(&target, None, group)?;
         }
+        let mode = if group.is_some() { file.mode | 0o440 } else { file.mode };
+        target.set_permissions(fs::Permissions::from_mode(mode))?;
     }
-    let tmp = dir.join(DATA_TMP);
+    let tmp = root.entry(DATA_TMP)?;
     remove_if_there(&tmp)?;
-    symlink(&name, &tmp).map_err(VolumeError::io("link", &tmp))?;
-    fs::rename(&tmp, &link).map_err(VolumeError::io("rename", &tmp))?;
-    show(dir, files)?;
+    symlink(&name, &tmp)?;
+    fs::rename(&tmp, root.entry(DATA)?)?;
+    show(&root, files)?;
     if let Some(old) = old {
-        let old = dir.join(old);
-        fs::remove_dir_all(&old).map_err(VolumeError::io("remove", &old))?;
+        match fs::remove_dir_all(root.entry(old)?) {
+            Err(e) if e.kind() != io::ErrorKind::NotFound => return Err(e),
+            _ => {}
+        }
     }
     Ok(true)
 }
 
-fn make_dir_mode(dir: &Path, group: Option<u32>) -> Result<(), VolumeError> {
+fn set_dir_mode(dir: &Directory, group: Option<u32>) -> io::Result<()> {
     if group.is_some() {
-        chown(dir, None, group).map_err(VolumeError::io("chown", dir))?;
+        fchown(dir, None, group)?;
     }
     let mode = if group.is_some() { 0o2755 } else { 0o755 };
-    fs::set_permissions(dir, fs::Permissions::from_mode(mode)).map_err(VolumeError::io("chmod", dir))
+    fs::set_permissions(beneath::by_descriptor(dir.as_fd()), fs::Permissions::from_mode(mode))
 }
 
 /// Links the visible names, and takes away those that are no longer there.
-fn show(dir: &Path, files: &Files) -> Result<(), VolumeError> {
+fn show(root: &Directory, files: &Files) -> io::Result<()> {
     let wanted: BTreeSet<&str> = files.keys().map(|p| p.split('/').next().unwrap_or(p)).collect();
     for name in &wanted {
-        let visible = dir.join(name);
+        let visible = root.entry(name)?;
         if fs::symlink_metadata(&visible).is_err() {
-            let target = Path::new(DATA).join(name);
-            symlink(target, &visible).map_err(VolumeError::io("link", &visible))?;
+            symlink(Path::new(DATA).join(name), &visible)?;
         }
     }
-    for entry in fs::read_dir(dir).map_err(VolumeError::io("read", dir))? {
-        let entry = entry.map_err(VolumeError::io("read", dir))?;
-        let name = entry.file_name();
-        let name = name.to_string_lossy();
-        if !name.starts_with("..") && !wanted.contains(&*name) {
-            remove_if_there(&entry.path())?;
+    for name in root.names()? {
+        let text = name.to_string_lossy();
+        if !text.starts_with("..") && !wanted.contains(&*text) {
+            remove_if_there(&root.entry(&name)?)?;
         }
     }
     Ok(())
 }
 
-fn remove_if_there(path: &Path) -> Result<(), VolumeError> {
+fn remove_if_there(path: &Path) -> io::Result<()> {
     match fs::remove_file(path) {
-        Err(e) if e.kind() != io::ErrorKind::NotFound => Err(VolumeError::io("remove", path)(e)),
+        Err(e) if e.kind() != io::ErrorKind::NotFound => Err(e),
         _ => Ok(()),
     }
 }
 
 /// Whether a directory holds exactly these files with these contents.
-fn same(dir: &Path, files: &Files) -> bool {
-    fn count(dir: &Path) -> usize {
-        let Ok(entries) = fs::read_dir(dir) else { return usize::MAX };
-        entries.flatten().fold(0, |n, e| {
-            n.saturating_add(if e.file_type().is_ok_and(|t| t.is_dir()) { count(&e.path()) } else { 1 })
-        })
+fn same(dir: &Directory, files: &Files) -> bool {
+    // Deeper than any file is wanted, nothing is looked at.
+    fn count(dir: &Directory, depth: usize) -> Option<usize> {
+        let mut found = 0_usize;
+        for name in dir.names().ok()? {
+            let directory = fs::symlink_metadata(dir.entry(&name).ok()?).ok()?.is_dir();
+            found += match directory {
+                true => count(&dir.directory(Path::new(&name)).ok()?, depth.checked_sub(1)?)?,
+                false => 1,
+            };
+        }
+        Some(found)
     }
-    count(dir) == files.len()
-        && files.iter().all(|(path, file)| {
-            let path = dir.join(path);
-            let mode = fs::metadata(&path).map(|m| m.permissions().mode() & 0o777).unwrap_or(0);
-            mode | 0o440 == file.mode & 0o777 | 0o440 && fs::read(&path).is_ok_and(|have| have == file.data)
-        })
+    let deepest = files.keys().map(|p| p.split('/').count()).max().unwrap_or(0);
+    let is = |path: &str, file: &File| -> Option<bool> {
+        let mut have = dir.read(Path::new(path)).ok()?;
+        let meta = have.metadata().ok()?;
+        let mode = meta.permissions().mode() & 0o777;
+        if mode | 0o440 != file.mode & 0o777 | 0o440 || meta.len() != file.data.len() as u64 {
+            return Some(false);
+        }
+        let mut data = Vec::with_capacity(file.data.len());
+        (&mut have).take(meta.len()).read_to_end(&mut data).ok()?;
+        Some(data == file.data)
+    };
+    count(dir, deepest) == Some(files.len()) && files.iter().all(|(path, file)| is(path, file) == Some(true))
 }
 
 #[cfg(test)]
@@ -165,5 +190,26 @@ mod tests {
         for path in ["../x", "/x", "a/../b", "..data", ""] {
             assert!(write(dir.path(), &files(&[(path, "")]), None).is_err(), "{path}");
         }
+    }
+
+    #[test]
+    fn links_that_a_container_put_there_lead_nowhere() {
+        let (volume, host) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
+        let (dir, victim) = (volume.path(), host.path().join("victim"));
+        fs::create_dir(&victim).unwrap();
+        fs::write(victim.join("a"), "theirs").unwrap();
+        write(dir, &files(&[("a", "1"), ("d/b", "2")]), None).unwrap();
+        // The next version's predecessor, which the writer removes.
+        fs::remove_file(dir.join(DATA)).unwrap();
+        symlink(&victim, dir.join(DATA)).unwrap();
+        symlink(&victim, dir.join(DATA_TMP)).unwrap();
+        assert!(write(dir, &files(&[("a", "3"), ("d/b", "4")]), Some(0)).unwrap());
+        assert_eq!(fs::read_to_string(dir.join("a")).unwrap(), "3");
+        // A relative one that leads out, and a link in place of a version.
+        let made = fs::read_link(dir.join(DATA)).unwrap();
+        fs::rename(dir.join(&made), dir.join("..moved")).unwrap();
+        symlink(&victim, dir.join(&made)).unwrap();
+        write(dir, &files(&[("a", "5")]), None).ok();
+        assert_eq!(fs::read_to_string(victim.join("a")).unwrap(), "theirs");
     }
 }

@@ -462,3 +462,76 @@ async fn a_pod_that_never_started_can_be_deleted() {
     node.until("deleted", || node.pod("p").is_none()).await;
     assert!(node.runtime.log().is_empty());
 }
+
+#[tokio::test(start_paused = true)]
+async fn a_forbidden_sysctl_fails_the_pod_and_nothing_is_made() {
+    let mut node = Node::start().await;
+    for (name, sysctl, host_network, why) in [
+        ("vm", "vm.swappiness", false, "forbidden sysctl: \"vm.swappiness\" not allowlisted"),
+        (
+            "net",
+            "net.ipv4.ip_local_port_range",
+            true,
+            "forbidden sysctl: \"net.ipv4.ip_local_port_range\" not allowed with host Net enabled",
+        ),
+        ("unsafe", "net.core.somaxconn", false, "forbidden sysctl: \"net.core.somaxconn\" not allowlisted"),
+    ] {
+        let mut spec = one(&["run"]);
+        spec["hostNetwork"] = json!(host_network);
+        spec["securityContext"] = json!({"sysctls": [{"name": sysctl, "value": "1"}]});
+        node.create(name, spec).await;
+        node.until_phase(name, "Failed").await;
+        let status = node.pod(name).unwrap()["status"].clone();
+        assert_eq!(status["reason"], "SysctlForbidden");
+        assert_eq!(status["message"], format!("Pod was rejected: {why}"));
+        assert_eq!(status["containerStatuses"], json!(null));
+        node.until("event", || node.has_event(name, "SysctlForbidden", why)).await;
+    }
+    let before = node.pod("vm").unwrap()["status"].clone();
+    node.stop_kubelet().await;
+    node.start_kubelet().await;
+    tokio::time::sleep(Duration::from_secs(30)).await;
+    assert_eq!(node.pod("vm").unwrap()["status"], before);
+    assert!(node.runtime.sandboxes().is_empty());
+    node.delete("vm", None).await;
+    node.until("deleted", || node.pod("vm").is_none()).await;
+    let mut safe = one(&["run"]);
+    safe["securityContext"] =
+        json!({"sysctls": [{"name": "net.ipv4.ip_local_port_range", "value": "20000 21000"}]});
+    node.create("safe", safe).await;
+    node.until_phase("safe", "Running").await;
+}
+
+#[tokio::test(start_paused = true)]
+async fn isolation_that_is_not_there_is_refused() {
+    let node = Node::start().await;
+    let mut apparmor = one(&["run"]);
+    apparmor["containers"][0]["securityContext"] = json!({"appArmorProfile": {"type": "RuntimeDefault"}});
+    node.create("apparmor", apparmor).await;
+    node.until_phase("apparmor", "Failed").await;
+    assert_eq!(node.pod("apparmor").unwrap()["status"]["reason"], "AppArmor");
+
+    let mut userns = one(&["run"]);
+    userns["hostUsers"] = json!(false);
+    let mut unmasked = one(&["run"]);
+    unmasked["containers"][0]["securityContext"] = json!({"procMount": "Unmasked"});
+    let mut class = one(&["run"]);
+    class["runtimeClassName"] = json!("absent");
+    let mut handler = one(&["run"]);
+    handler["runtimeClassName"] = json!("sandboxed");
+    let object = json!({"metadata": {"name": "sandboxed"}, "handler": "kata"});
+    let path = "/apis/node.k8s.io/v1/runtimeclasses";
+    let body = object.to_string();
+    node.api.client().bytes(http::Method::POST, path, "application/json", body).await.unwrap();
+    for (name, spec, why) in [
+        ("userns", userns, "can't set `spec.hostUsers: false`, runtime does not support user namespaces"),
+        ("unmasked", unmasked, "`hostUsers` must be false to use `Unmasked`"),
+        ("class", class, "failed to lookup RuntimeClass absent"),
+        ("handler", handler, "no runtime for \"kata\" is configured"),
+    ] {
+        node.create(name, spec).await;
+        node.until(name, || node.has_event(name, "FailedCreatePodSandBox", why)).await;
+        assert_eq!(node.phase(name), "Pending");
+    }
+    assert!(node.runtime.sandboxes().is_empty());
+}

@@ -88,14 +88,15 @@ impl Container {
             fs::create_dir_all(own.join(name))
                 .map_err(Failure::other(&format!("make {:?}", own.join(name))))?;
         }
-        let log = Log::open(record.spec.log_path.clone()).map_err(|e| Failure::Other(e.to_string()))?;
+        let log = Log::open(&sandbox.spec.log_directory, &record.spec.log_path)
+            .map_err(|e| Failure::Other(e.to_string()))?;
         cgroups
             .create(&record.cgroup)
             .map_err(Failure::other(&format!("make cgroup {:?}", record.cgroup)))?;
         cgroups.limit(&record.cgroup, &record.spec.resources).map_err(|e| Failure::Other(e.to_string()))?;
 
         let spec = &record.spec;
-        let mut stdio = Stdio::default();
+        let mut stdio = Stdio::new()?;
         let (mut stdin, mut stdout, mut stderr) = (None, None, None);
         if !spec.tty {
             if spec.stdin {
@@ -369,7 +370,7 @@ pub(super) fn exec(
     let pids = open("pid")?;
     let namespaces = [open("cgroup")?, open("mnt")?];
     let mut streams = Streams::default();
-    let mut stdio = Stdio::default();
+    let mut stdio = Stdio::new()?;
     let mut fds = Vec::new();
     if !tty {
         if stdin {

@@ -5,12 +5,14 @@
 //! Not here: rotation (the kubelet renames the file and asks for a reopen).
 
 use std::{
-    fs::{File, OpenOptions},
+    fs::{self, File},
     io::{self, Write},
-    path::PathBuf,
+    path::{Path, PathBuf},
 };
 
 use jiff::Timestamp;
+
+use crate::beneath::Directory;
 
 /// Longest part of a line in one entry.
 const MAX_LINE: usize = 16 << 10;
@@ -25,6 +27,9 @@ pub(crate) enum StreamName {
 /// One container's log file.
 #[derive(Debug)]
 pub(crate) struct Log {
+    /// The directory of all pods' logs. Below it no link is followed: a pod that has it as a hostPath may put one there.
+    root: PathBuf,
+    /// The file, relative to `root`; empty: no log.
     path: PathBuf,
     file: Option<File>,
     /// What was read of an unfinished line, per stream.
@@ -32,9 +37,13 @@ pub(crate) struct Log {
 }
 
 impl Log {
-    /// Opens the file for appending; an empty path means no log.
-    pub(crate) fn open(path: PathBuf) -> io::Result<Log> {
-        let mut log = Log { path, file: None, partial: [Vec::new(), Vec::new()] };
+    /// Opens the file for appending; an empty path means no log. `pod_dir` is the directory of the pod's logs.
+    pub(crate) fn open(pod_dir: &Path, path: &Path) -> io::Result<Log> {
+        let root = pod_dir.parent().filter(|_| path.starts_with(pod_dir));
+        let root = root.or(path.parent()).unwrap_or(Path::new("/"));
+        let relative = path.strip_prefix(root).unwrap_or(Path::new(""));
+        let (root, path) = (root.to_owned(), relative.to_owned());
+        let mut log = Log { root, path, file: None, partial: [Vec::new(), Vec::new()] };
         log.reopen()?;
         Ok(log)
     }
@@ -44,14 +53,17 @@ impl Log {
         if self.path.as_os_str().is_empty() {
             return Ok(());
         }
-        if let Some(directory) = self.path.parent() {
-            std::fs::create_dir_all(directory)?;
-        }
-        let open = |path: &PathBuf| OpenOptions::new().append(true).create(true).open(path);
-        self.file = Some(
-            open(&self.path)
-                .map_err(|e| io::Error::new(e.kind(), format!("open log {:?}: {e}", self.path)))?,
-        );
+        let open = || {
+            fs::create_dir_all(&self.root)?;
+            let root = Directory::open(&self.root)?.without_links();
+            root.make_directories(self.path.parent().unwrap_or(Path::new("")), 0o755)?;
+            root.append(&self.path, 0o640)
+        };
+        let file = open();
+        let named = |e: io::Error| {
+            io::Error::new(e.kind(), format!("open log {:?}: {e}", self.root.join(&self.path)))
+        };
+        self.file = Some(file.map_err(named)?);
         Ok(())
     }
 
@@ -108,7 +120,7 @@ mod tests {
         let dir = tempfile::tempdir().expect("tempdir");
         let path = dir.path().join("pod/0.log");
         let now: Timestamp = "2026-01-02T03:04:05.000000006Z".parse().expect("time");
-        let mut log = Log::open(path.clone()).expect("open");
+        let mut log = Log::open(&dir.path().join("pod"), &path).expect("open");
         log.write(StreamName::Stdout, b"one\ntw", now).expect("write");
         log.write(StreamName::Stderr, b"err\n", now).expect("write");
         log.write(StreamName::Stdout, b"o\n\nrest", now).expect("write");
@@ -129,5 +141,22 @@ mod tests {
         assert_eq!(lines.len(), 2);
         assert_eq!(lines[0], format!("{t} stdout P {}", "x".repeat(MAX_LINE)));
         assert_eq!(lines[1], format!("{t} stdout F xxxxx"));
+    }
+
+    #[test]
+    fn links_in_the_log_directory_are_not_followed() {
+        use std::os::unix::fs::symlink;
+        let (dir, host) = (tempfile::tempdir().expect("tempdir"), tempfile::tempdir().expect("tempdir"));
+        let pod = dir.path().join("logs/pod");
+        fs::create_dir_all(pod.join("c")).expect("mkdir");
+        symlink(host.path().join("victim"), pod.join("c/0.log")).expect("link");
+        symlink(host.path(), pod.join("d")).expect("link");
+        assert!(Log::open(&pod, &pod.join("c/0.log")).is_err());
+        assert!(Log::open(&pod, &pod.join("d/0.log")).is_err());
+        assert!(Log::open(Path::new(""), &pod.join("c/0.log")).is_err());
+        assert_eq!(fs::read_dir(host.path()).expect("read").count(), 0);
+        Log::open(&pod, &pod.join("e/0.log")).expect("made");
+        Log::open(Path::new(""), &pod.join("f.log")).expect("made");
+        Log::open(Path::new(""), Path::new("")).expect("no log");
     }
 }

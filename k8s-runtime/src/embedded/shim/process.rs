@@ -40,11 +40,21 @@ const PATIENCE: Duration = Duration::from_secs(60);
 const DEFAULT_PATH: &str = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin";
 
 /// The child's ends of its streams; `None` is `/dev/null`.
-#[derive(Debug, Default)]
+#[derive(Debug)]
 pub(super) struct Stdio {
     pub(super) stdin: Option<OwnedFd>,
     pub(super) stdout: Option<OwnedFd>,
     pub(super) stderr: Option<OwnedFd>,
+    /// The host's `/dev/null`. The container's may be a link of a volume to anything.
+    null: fs::File,
+}
+
+impl Stdio {
+    pub(super) fn new() -> Result<Stdio, Failure> {
+        let null = fs::OpenOptions::new().read(true).write(true).open("/dev/null");
+        let null = null.map_err(Failure::other("open /dev/null"))?;
+        Ok(Stdio { stdin: None, stdout: None, stderr: None, null })
+    }
 }
 
 /// A forked child that has reported ready.
@@ -326,21 +336,13 @@ fn streams(program: &Program<'_>, uid: u32) -> Result<Option<OwnedFd>, Failure> 
     }
     let ends = [&program.stdio.stdin, &program.stdio.stdout, &program.stdio.stderr];
     for (target, end) in (0..).zip(ends) {
-        let null;
         let end = match end {
             Some(end) => {
                 // So that a program that is not root can open /dev/stdout anew.
                 let _ = nix::unistd::fchown(end, owner, None);
                 end.as_fd()
             }
-            None => {
-                null = fs::OpenOptions::new()
-                    .read(true)
-                    .write(true)
-                    .open("/dev/null")
-                    .map_err(Failure::other("open /dev/null"))?;
-                null.as_fd()
-            }
+            None => program.stdio.null.as_fd(),
         };
         sys::dup_onto(end, target).map_err(Failure::other("connect streams"))?;
     }

@@ -11,19 +11,20 @@ use std::{
     fs, io,
     os::{
         fd::{AsFd, BorrowedFd, OwnedFd},
-        unix::fs::{FileTypeExt, MetadataExt, symlink},
+        unix::fs::{FileTypeExt, MetadataExt, OpenOptionsExt, symlink},
     },
     path::{Path, PathBuf},
 };
 
 use nix::{
     mount::{MntFlags, MsFlags, mount, umount2},
-    sys::stat::{Mode, SFlag, mknod, umask},
+    sys::stat::{Mode, SFlag, fstat, mknod, umask},
 };
 
 use super::inroot;
 use crate::{
     api::Mount,
+    beneath::Directory,
     embedded::{
         protocol::{ContainerRecord, SandboxRecord},
         sys,
@@ -125,6 +126,9 @@ pub(super) fn enter(
             }
         }
     }
+    // The host's, from before the container's volumes can put something else at the name.
+    let null =
+        sys::open_tree(Path::new("/dev/null"), sys::OPEN_TREE_CLONE).map_err(doing("open /dev/null"))?;
     for (bind, (tree, is_dir)) in &binds {
         attach(root, bind, tree, *is_dir)?;
     }
@@ -135,7 +139,7 @@ pub(super) fn enter(
     nix::unistd::chdir("/").map_err(doing("chdir /"))?;
 
     if !spec.privileged && !spec.unmasked_proc {
-        mask()?;
+        mask(&null)?;
     }
     umask(Mode::from_bits_truncate(0o022));
     Ok(())
@@ -180,10 +184,27 @@ fn sandbox_files(dir: &Path, sandbox: &SandboxRecord, mounts: &[Mount]) -> Vec<M
         .collect()
 }
 
+/// A mount in words.
+fn naming(bind: &Mount) -> String {
+    format!("mount {:?} on {:?}", bind.host_path.join(&bind.sub_path), bind.container_path)
+}
+
+/// Finds what is to be mounted. The path is resolved once; everything after goes by the descriptor.
+fn source(bind: &Mount) -> io::Result<OwnedFd> {
+    if bind.sub_path.as_os_str().is_empty() {
+        let place = fs::OpenOptions::new().read(true).custom_flags(libc::O_PATH).open(&bind.host_path);
+        return place.map(Into::into);
+    }
+    Directory::open(&bind.host_path)?.place(&bind.sub_path)
+}
+
+/// Clones a mount's source as a detached mount, and says whether it is a directory.
 fn clone_source(bind: &Mount, privileged: bool) -> Result<(OwnedFd, bool), String> {
-    let context = || format!("mount {:?} on {:?}", bind.host_path, bind.container_path);
-    let is_dir = fs::metadata(&bind.host_path).map_err(doing(context()))?.is_dir();
-    let tree = sys::open_tree(&bind.host_path, sys::OPEN_TREE_CLONE | sys::AT_RECURSIVE)
+    let context = || naming(bind);
+    let place = source(bind).map_err(doing(context()))?;
+    let is_dir = SFlag::from_bits_truncate(fstat(&place).map_err(doing(context()))?.st_mode) & SFlag::S_IFMT
+        == SFlag::S_IFDIR;
+    let tree = sys::open_tree_of(place.as_fd(), sys::OPEN_TREE_CLONE | sys::AT_RECURSIVE)
         .map_err(doing(context()))?;
     let propagation = match (bind.propagate_to_host, bind.propagate_to_container) {
         (true, _) => 0,
@@ -199,7 +220,7 @@ fn clone_source(bind: &Mount, privileged: bool) -> Result<(OwnedFd, bool), Strin
 }
 
 fn attach(root: BorrowedFd<'_>, bind: &Mount, tree: &OwnedFd, is_dir: bool) -> Result<(), String> {
-    let context = || format!("mount {:?} on {:?}", bind.host_path, bind.container_path);
+    let context = || naming(bind);
     let target = if is_dir {
         inroot::make_directory(root, &bind.container_path, Mode::from_bits_truncate(0o755))
     } else {
@@ -260,15 +281,20 @@ fn copy_devices(from: &Path, to: &Path, depth: u32) -> Result<(), String> {
     Ok(())
 }
 
-fn mask() -> Result<(), String> {
+/// Hides what the container must not see. `null` is a detached mount of the host's `/dev/null`: the container's own
+/// `/dev/null` may be a link of a volume to something writable below `/proc`, which would then be mounted in its place.
+fn mask(null: &OwnedFd) -> Result<(), String> {
     for path in MASKED {
         let Ok(meta) = fs::symlink_metadata(path) else { continue };
-        let result = if meta.is_dir() {
+        if meta.is_dir() {
             mount(Some("tmpfs"), path, Some("tmpfs"), MsFlags::MS_RDONLY, Some("size=0k"))
-        } else {
-            mount(Some("/dev/null"), path, NONE, MsFlags::MS_BIND, NONE)
-        };
-        result.map_err(doing(format!("mask {path}")))?;
+                .map_err(doing(format!("mask {path}")))?;
+            continue;
+        }
+        let cover =
+            sys::open_tree_of(null.as_fd(), sys::OPEN_TREE_CLONE).map_err(doing(format!("mask {path}")))?;
+        let target = place(path).map_err(doing(format!("mask {path}")))?;
+        sys::move_mount(cover.as_fd(), target.as_fd()).map_err(doing(format!("mask {path}")))?;
     }
     for path in READONLY {
         if !Path::new(path).exists() {
@@ -278,10 +304,83 @@ fn mask() -> Result<(), String> {
             .map_err(doing(format!("open {path}")))?;
         sys::mount_setattr(tree.as_fd(), sys::MOUNT_ATTR_RDONLY, 0)
             .map_err(doing(format!("protect {path}")))?;
-        let target =
-            nix::fcntl::open(path, nix::fcntl::OFlag::O_PATH | nix::fcntl::OFlag::O_CLOEXEC, Mode::empty())
-                .map_err(doing(format!("open {path}")))?;
+        let target = place(path).map_err(doing(format!("open {path}")))?;
         sys::move_mount(tree.as_fd(), target.as_fd()).map_err(doing(format!("protect {path}")))?;
     }
     Ok(())
+}
+
+/// What is at a path, as a place to mount on.
+fn place(path: &str) -> io::Result<OwnedFd> {
+    let flags = nix::fcntl::OFlag::O_PATH | nix::fcntl::OFlag::O_CLOEXEC;
+    Ok(nix::fcntl::open(path, flags, Mode::empty())?)
+}
+
+#[cfg(test)]
+mod tests {
+    use std::{
+        os::unix::fs::symlink,
+        sync::atomic::{AtomicBool, Ordering},
+    };
+
+    use super::*;
+
+    /// Renames two entries into each other's place until told to stop.
+    fn swap(a: &Path, b: &Path, stop: &AtomicBool) -> u64 {
+        let mut swaps = 0;
+        while !stop.load(Ordering::Relaxed) {
+            let flags = nix::fcntl::RenameFlags::RENAME_EXCHANGE;
+            nix::fcntl::renameat2(nix::fcntl::AT_FDCWD, a, nix::fcntl::AT_FDCWD, b, flags).expect("exchange");
+            swaps += 1;
+        }
+        swaps
+    }
+
+    /// A container of the pod exchanges a directory and a link to the outside, while others mount it as `subPath`.
+    #[test]
+    fn a_swapped_sub_path_never_leaves_the_volume_in_1000_mounts() {
+        let (volume, host) = (tempfile::tempdir().expect("tempdir"), tempfile::tempdir().expect("tempdir"));
+        let (a, b) = (volume.path().join("a"), volume.path().join("b"));
+        fs::create_dir_all(a.join("deep")).expect("mkdir");
+        fs::create_dir(host.path().join("deep")).expect("mkdir");
+        fs::write(a.join("deep/inside"), "").expect("write");
+        symlink(host.path(), &b).expect("link");
+        let stop = AtomicBool::new(false);
+        let (mut inside, mut refused) = (0, 0);
+        std::thread::scope(|scope| {
+            let swapper = scope.spawn(|| swap(&a, &b, &stop));
+            for n in 0..1000 {
+                let sub_path = if n % 2 == 0 { "a".into() } else { "a/deep".into() };
+                let bind = Mount { host_path: volume.path().into(), sub_path, ..Mount::default() };
+                match clone_source(&bind, false) {
+                    Ok((tree, is_dir)) => {
+                        let look = if n % 2 == 0 { "deep/inside" } else { "inside" };
+                        assert!(is_dir, "mount {n}");
+                        inroot::open(tree.as_fd(), Path::new(look)).expect("what is mounted is the volume's");
+                        inside += 1;
+                    }
+                    Err(why) => {
+                        assert!(why.contains("cross-device"), "{why}");
+                        refused += 1;
+                    }
+                }
+                std::thread::yield_now();
+            }
+            stop.store(true, Ordering::Relaxed);
+            assert!(swapper.join().expect("swapper") > 100);
+        });
+        assert!(inside > 0 && refused > 0, "{inside} mounted, {refused} refused");
+    }
+
+    #[test]
+    fn a_link_within_the_volume_is_a_fine_sub_path() {
+        let volume = tempfile::tempdir().expect("tempdir");
+        fs::create_dir(volume.path().join("..2026")).expect("mkdir");
+        fs::write(volume.path().join("..2026/key"), "value").expect("write");
+        symlink("..2026", volume.path().join("..data")).expect("link");
+        symlink("..data/key", volume.path().join("key")).expect("link");
+        let bind = Mount { host_path: volume.path().into(), sub_path: "key".into(), ..Mount::default() };
+        let (_, is_dir) = clone_source(&bind, false).expect("mounted");
+        assert!(!is_dir);
+    }
 }

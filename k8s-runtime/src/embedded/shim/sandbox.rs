@@ -13,7 +13,11 @@ use nix::{
 };
 
 use super::{pause, rootfs::doing};
-use crate::embedded::{cgroup::Cgroups, protocol::SandboxRecord, sys};
+use crate::{
+    api::SandboxSpec,
+    embedded::{cgroup::Cgroups, protocol::SandboxRecord, sys},
+    sysctl::{self, Namespace},
+};
 
 const NONE: Option<&str> = None;
 
@@ -43,7 +47,7 @@ pub(super) fn set_up(
         fs::write(dir.join("resolv.conf"), &spec.resolv_conf).map_err(doing("write resolv.conf"))?;
     }
     for (name, value) in &spec.sysctls {
-        let path = sysctl_path(name).ok_or_else(|| format!("invalid sysctl name {name:?}"))?;
+        let path = sysctl_file(name, spec)?;
         fs::write(&path, value).map_err(doing(format!("set sysctl {name} to {value:?}")))?;
     }
     if let Some(pin) = &sandbox.netns {
@@ -75,12 +79,17 @@ fn pin_network_namespace(pin: &Path) -> io::Result<()> {
     Ok(())
 }
 
-/// `net.ipv4.ip_forward` or `net/ipv4/ip_forward`; with slashes, dots belong to names.
-fn sysctl_path(name: &str) -> Option<PathBuf> {
-    let relative = if name.contains('/') { name.to_owned() } else { name.replace('.', "/") };
-    let fine = !relative.is_empty()
-        && relative.split('/').all(|part| !part.is_empty() && part != "." && part != "..");
-    fine.then(|| Path::new("/proc/sys").join(relative))
+/// The file of a sysctl that the sandbox has a value of its own of. Any other would be the host's.
+fn sysctl_file(name: &str, spec: &SandboxSpec) -> Result<PathBuf, String> {
+    let own = match sysctl::namespace_of(name) {
+        Some(Namespace::Net) => !spec.host_network,
+        Some(Namespace::Ipc) => !spec.host_ipc,
+        None => false,
+    };
+    if !own {
+        return Err(format!("sysctl {name:?} is not in a separate kernel namespace"));
+    }
+    sysctl::path(name).ok_or_else(|| format!("invalid sysctl name {name:?}"))
 }
 
 #[cfg(test)]
@@ -88,13 +97,16 @@ mod tests {
     use super::*;
 
     #[test]
-    fn sysctl_names() {
-        let check =
-            |name, want: Option<&str>| assert_eq!(sysctl_path(name), want.map(PathBuf::from), "{name}");
-        check("net.ipv4.ip_forward", Some("/proc/sys/net/ipv4/ip_forward"));
-        check("net/ipv4/conf/eth0.1/forwarding", Some("/proc/sys/net/ipv4/conf/eth0.1/forwarding"));
-        check("net/../kernel/core_pattern", None);
-        check("..kernel", None);
-        check("", None);
+    fn no_sysctl_of_the_host_is_written() {
+        let own = SandboxSpec::default();
+        let hosts = SandboxSpec { host_network: true, host_ipc: true, ..SandboxSpec::default() };
+        for name in ["net.core.somaxconn", "kernel.shmmax", "kernel/sem", "fs.mqueue.msg_max"] {
+            assert!(sysctl_file(name, &own).is_ok(), "{name}");
+            assert!(sysctl_file(name, &hosts).is_err(), "{name}");
+        }
+        for name in ["kernel.core_pattern", "vm.swappiness", "net.//.kernel.core_pattern", "kernel.shmmax.x"]
+        {
+            assert!(sysctl_file(name, &own).is_err(), "{name}");
+        }
     }
 }

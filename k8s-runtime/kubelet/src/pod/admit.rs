@@ -1,0 +1,272 @@
+//! What this node does not run, decided before anything of a pod is made.
+//!
+//! Flow: [`admit`] looks at the specification alone; a pod that it refuses is failed with the reason, for good. [`for_sandbox`]
+//! names what no sandbox can be made for; that is tried again, since a RuntimeClass may come. Reasons and messages are upstream's
+//! (`pkg/kubelet/sysctl`, `pkg/security/apparmor`, `pkg/kubelet/userns`).
+//! Guarantee: isolation that a pod asks for is either there or the pod does not run.
+
+use k8s_core::meta::ObjectExt;
+use k8s_runtime::sysctl::{self, Namespace};
+
+use super::records;
+use crate::{context::Context, types::*};
+
+/// The sysctls that a pod may set without being asked about: of its own namespaces, and of no consequence to others. (Upstream asks
+/// for kernels up to 4.15 for some; the runtime needs a newer one.)
+const SAFE_SYSCTLS: [&str; 12] = [
+    "kernel.shm_rmid_forced",
+    "net.ipv4.ip_local_port_range",
+    "net.ipv4.tcp_syncookies",
+    "net.ipv4.ping_group_range",
+    "net.ipv4.ip_unprivileged_port_start",
+    "net.ipv4.ip_local_reserved_ports",
+    "net.ipv4.tcp_keepalive_time",
+    "net.ipv4.tcp_fin_timeout",
+    "net.ipv4.tcp_keepalive_intvl",
+    "net.ipv4.tcp_keepalive_probes",
+    "net.ipv4.tcp_rmem",
+    "net.ipv4.tcp_wmem",
+];
+const APPARMOR_ANNOTATION: &str = "container.apparmor.security.beta.kubernetes.io/";
+const LONGEST_PATTERN: usize = 253;
+
+/// Why a pod is failed.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) struct Refusal {
+    pub(crate) reason: &'static str,
+    pub(crate) message: String,
+}
+
+/// The sysctls that pods of this node may set: the safe ones, and what the configuration allows.
+#[derive(Clone, Debug)]
+pub(crate) struct Sysctls {
+    names: Vec<(String, Namespace)>,
+    prefixes: Vec<(String, Namespace)>,
+}
+
+impl Default for Sysctls {
+    fn default() -> Self {
+        let safe = SAFE_SYSCTLS.into_iter();
+        let names = safe.filter_map(|s| Some((s.to_owned(), sysctl::namespace_of(s)?))).collect();
+        Sysctls { names, prefixes: Vec::new() }
+    }
+}
+
+impl Sysctls {
+    /// Reads the configuration's names and patterns (with `*` at the end).
+    pub(crate) fn new(unsafe_ones: &[String]) -> Result<Self, String> {
+        let mut all = Sysctls::default();
+        for pattern in unsafe_ones {
+            let name = sysctl::normalize(pattern);
+            let (body, is_prefix) = name.strip_suffix('*').map_or((&*name, false), |body| (body, true));
+            let plain = |c: char| c.is_ascii_lowercase() || c.is_ascii_digit() || "-_./".contains(c);
+            if pattern.len() > LONGEST_PATTERN || !body.chars().all(plain) {
+                return Err(format!("{pattern:?} is not the name of a sysctl or a pattern of names"));
+            }
+            let (list, namespace) = match is_prefix {
+                true => (&mut all.prefixes, sysctl::namespace_of_prefix(body)),
+                false => (&mut all.names, sysctl::namespace_of(body)),
+            };
+            let namespace =
+                namespace.ok_or_else(|| format!("the sysctls {body:?} are not known to be namespaced"))?;
+            list.push((body.to_owned(), namespace));
+        }
+        Ok(all)
+    }
+
+    fn check(&self, name: &str, spec: &PodSpec) -> Result<(), String> {
+        let name = sysctl::normalize(name);
+        let exact = self.names.iter().find(|(known, _)| *known == name);
+        let found = exact.or_else(|| self.prefixes.iter().find(|(prefix, _)| name.starts_with(prefix)));
+        let Some((_, namespace)) = found else { return Err(format!("{name:?} not allowlisted")) };
+        let shared = match namespace {
+            Namespace::Ipc => spec.host_ipc == Some(true),
+            Namespace::Net => spec.host_network == Some(true),
+        };
+        if shared {
+            return Err(format!("{name:?} not allowed with host {} enabled", namespace.name()));
+        }
+        Ok(())
+    }
+}
+
+/// Whether this node may run the pod.
+pub(crate) fn admit(pod: &Pod, sysctls: &Sysctls) -> Result<(), Refusal> {
+    let Some(spec) = &pod.spec else { return Ok(()) };
+    let wanted = spec.security_context.iter().flat_map(|s| s.sysctls.iter().flatten());
+    for sysctl in wanted {
+        sysctls.check(&sysctl.name, spec).map_err(|why| Refusal {
+            reason: "SysctlForbidden",
+            message: format!("forbidden sysctl: {why}"),
+        })?;
+    }
+    let whole = spec.security_context.as_ref().and_then(|s| s.app_armor_profile.as_ref());
+    let own = contexts(spec).filter_map(|s| s.app_armor_profile.as_ref());
+    let annotations = pod.metadata.annotations.iter().flatten();
+    let by_annotation = annotations
+        .filter(|(key, value)| key.starts_with(APPARMOR_ANNOTATION) && value.as_str() != "unconfined")
+        .next();
+    if whole.into_iter().chain(own).any(is_confined) || by_annotation.is_some() {
+        return Err(Refusal {
+            reason: "AppArmor",
+            message: format!("Cannot enforce AppArmor: {NO_APPARMOR}"),
+        });
+    }
+    Ok(())
+}
+
+/// What is true whatever the kernel has: the runtime sets no profile.
+const NO_APPARMOR: &str = "AppArmor is not enabled on the host";
+
+fn is_confined(profile: &AppArmorProfile) -> bool {
+    profile.type_ != "Unconfined"
+}
+
+/// Refuses a container that asks for isolation which it would not have. Ephemeral containers come after [`admit`].
+pub(crate) fn container(security: &SecurityContext) -> Result<(), String> {
+    if security.app_armor_profile.as_ref().is_some_and(is_confined) {
+        return Err(format!("Cannot enforce AppArmor: {NO_APPARMOR}"));
+    }
+    if is_unmasked(security) {
+        return Err(UNMASKED.to_owned());
+    }
+    Ok(())
+}
+
+const UNMASKED: &str = "`hostUsers` must be false to use `Unmasked`";
+
+fn is_unmasked(security: &SecurityContext) -> bool {
+    security.proc_mount.as_deref() == Some("Unmasked")
+}
+
+fn contexts(spec: &PodSpec) -> impl Iterator<Item = &SecurityContext> {
+    let main = spec.containers.iter().chain(spec.init_containers.iter().flatten());
+    let main = main.filter_map(|c| c.security_context.as_ref());
+    main.chain(spec.ephemeral_containers.iter().flatten().filter_map(|c| c.security_context.as_ref()))
+}
+
+/// Says why no sandbox can be made for the pod now.
+pub(crate) async fn for_sandbox(cx: &Context, pod: &Pod) -> Result<(), String> {
+    let spec = pod.spec.clone().unwrap_or_default();
+    if let Some(name) = spec.runtime_class_name.as_deref().filter(|n| !n.is_empty()) {
+        let class = cx.client.all::<RuntimeClass>().get(name).await;
+        let class = class.map_err(|e| format!("failed to lookup RuntimeClass {name}: {e}"))?;
+        let handler = class.handler;
+        // Containers are made as runc makes them; clusters have RuntimeClasses that say so.
+        if handler != "runc" && handler != records::runtime_name(cx) {
+            return Err(format!("failed to get sandbox runtime: no runtime for {handler:?} is configured"));
+        }
+    }
+    if spec.host_users == Some(false) {
+        return Err("can't set `spec.hostUsers: false`, runtime does not support user namespaces".into());
+    }
+    if contexts(&spec).any(is_unmasked) {
+        tracing::debug!(pod = %pod.key(), "procMount Unmasked without a user namespace");
+        return Err(UNMASKED.to_owned());
+    }
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use serde_json::{Value, json};
+
+    use super::*;
+
+    fn refusal(spec: Value, allowed: &[&str]) -> Option<(&'static str, String)> {
+        let annotations = spec["annotations"].clone();
+        let pod = json!({"metadata": {"annotations": annotations}, "spec": spec});
+        let pod: Pod = serde_json::from_value(pod).unwrap();
+        let allowed: Vec<String> = allowed.iter().map(|s| (*s).to_owned()).collect();
+        admit(&pod, &Sysctls::new(&allowed).unwrap()).err().map(|r| (r.reason, r.message))
+    }
+
+    fn with_sysctl(name: &str, more: Value) -> Value {
+        let mut spec =
+            json!({"containers": [], "securityContext": {"sysctls": [{"name": name, "value": "1"}]}});
+        for (key, value) in more.as_object().into_iter().flatten() {
+            spec[key] = value.clone();
+        }
+        spec
+    }
+
+    #[test]
+    fn sysctls_are_safe_or_allowed_and_never_the_hosts() {
+        let net = json!({"hostNetwork": true});
+        let ipc = json!({"hostIPC": true});
+        let forbidden = |name: &str, why: &str| Some(format!("forbidden sysctl: {name:?} {why}"));
+        for (name, more, allowed, want) in [
+            ("net.ipv4.ip_local_port_range", json!({}), &[][..], None),
+            ("net/ipv4/tcp_rmem", json!({}), &[], None),
+            ("kernel.shm_rmid_forced", net.clone(), &[], None),
+            ("vm.swappiness", json!({}), &[], forbidden("vm.swappiness", "not allowlisted")),
+            (
+                "kernel.core_pattern",
+                json!({}),
+                &["net.*"],
+                forbidden("kernel.core_pattern", "not allowlisted"),
+            ),
+            ("net.core.somaxconn", json!({}), &[], forbidden("net.core.somaxconn", "not allowlisted")),
+            ("net.core.somaxconn", json!({}), &["net.core.*"], None),
+            ("net/core/somaxconn", json!({}), &["net/core/somaxconn"], None),
+            ("kernel.shmmax", json!({}), &["kernel.shm*"], None),
+            (
+                "net.ipv4.ip_local_port_range",
+                net.clone(),
+                &[],
+                forbidden("net.ipv4.ip_local_port_range", "not allowed with host Net enabled"),
+            ),
+            (
+                "net.core.somaxconn",
+                net,
+                &["net.*"],
+                forbidden("net.core.somaxconn", "not allowed with host Net enabled"),
+            ),
+            (
+                "kernel.shm_rmid_forced",
+                ipc.clone(),
+                &[],
+                forbidden("kernel.shm_rmid_forced", "not allowed with host IPC enabled"),
+            ),
+            (
+                "fs.mqueue.msg_max",
+                ipc,
+                &["fs.mqueue.*"],
+                forbidden("fs.mqueue.msg_max", "not allowed with host IPC enabled"),
+            ),
+        ] {
+            let have = refusal(with_sysctl(name, more.clone()), allowed);
+            assert_eq!(have, want.map(|m| ("SysctlForbidden", m)), "{name} {more} {allowed:?}");
+        }
+    }
+
+    #[test]
+    fn only_namespaced_sysctls_can_be_allowed() {
+        for pattern in ["kernel.*", "*", "vm.swappiness", "kernel.core_pattern", "net.a*b", "NET.x", ""] {
+            assert!(Sysctls::new(&[pattern.to_owned()]).is_err(), "{pattern}");
+        }
+    }
+
+    #[test]
+    fn apparmor_is_refused_unless_unconfined() {
+        let annotation = |value: &str| json!({"container.apparmor.security.beta.kubernetes.io/c": value});
+        let profile = |type_: &str| json!({"appArmorProfile": {"type": type_}});
+        let container = |type_: &str| json!([{"name": "c", "securityContext": profile(type_)}]);
+        for (spec, refused) in [
+            (json!({"containers": []}), false),
+            (json!({"containers": [], "securityContext": profile("Unconfined")}), false),
+            (json!({"containers": [], "securityContext": profile("RuntimeDefault")}), true),
+            (json!({"containers": container("Unconfined")}), false),
+            (json!({"containers": container("Localhost")}), true),
+            (json!({"containers": [], "initContainers": container("RuntimeDefault")}), true),
+            (json!({"containers": [], "annotations": annotation("unconfined")}), false),
+            (json!({"containers": [], "annotations": annotation("runtime/default")}), true),
+            (json!({"containers": [], "annotations": annotation("localhost/x")}), true),
+        ] {
+            let want = refused.then(|| {
+                ("AppArmor", "Cannot enforce AppArmor: AppArmor is not enabled on the host".to_owned())
+            });
+            assert_eq!(refusal(spec.clone(), &[]), want, "{spec}");
+        }
+    }
+}

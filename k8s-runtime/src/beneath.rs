@@ -1,0 +1,255 @@
+//! Resolving paths beneath a directory whose contents others may change at any moment.
+//!
+//! A container can replace a directory of its volume by a symbolic link between a check and a use of a path. So nothing here
+//! checks a path: the kernel resolves it beneath an open directory (`openat2` with `RESOLVE_BENEATH`), and what was found is
+//! used by its descriptor.
+//!
+//! Guarantee: no function opens, makes or names anything outside of the directory, whatever links the tree below it holds.
+//! Not here: the path that leads to the directory itself, which the caller vouches for.
+
+use std::{
+    ffi::OsStr,
+    fs, io,
+    os::{
+        fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd},
+        unix::fs::{MetadataExt, PermissionsExt},
+    },
+    path::{Component, Path, PathBuf},
+};
+
+use nix::sys::stat::{Mode, mkdirat};
+
+use crate::embedded::sys;
+
+/// `openat2` answers `EAGAIN` when a rename meets its look at `..`; so often it is asked again.
+const ATTEMPTS: u32 = 128;
+
+/// An open directory, as the root of what is beneath it.
+#[derive(Debug)]
+pub struct Directory {
+    fd: OwnedFd,
+    resolve: u64,
+}
+
+impl Directory {
+    /// Opens the directory at `path`, following links in `path`. Links beneath it are followed as long as they stay beneath it.
+    pub fn open(path: &Path) -> io::Result<Directory> {
+        let file = fs::File::open(path)?;
+        if !file.metadata()?.is_dir() {
+            return Err(io::ErrorKind::NotADirectory.into());
+        }
+        Ok(Directory { fd: file.into(), resolve: sys::RESOLVE_BENEATH | sys::RESOLVE_NO_MAGICLINKS })
+    }
+
+    /// Refuses every symbolic link beneath the directory (`ELOOP`).
+    #[must_use]
+    pub fn without_links(mut self) -> Directory {
+        self.resolve |= sys::RESOLVE_NO_SYMLINKS;
+        self
+    }
+
+    /// Opens what is at `path`, of whatever kind, as a place (`O_PATH`): nothing is read or written through it.
+    pub fn place(&self, path: &Path) -> io::Result<OwnedFd> {
+        self.resolve(path, libc::O_PATH, 0)
+    }
+
+    /// Opens the directory at `path`, with the same rules as this one.
+    pub fn directory(&self, path: &Path) -> io::Result<Directory> {
+        let fd = self.resolve(path, libc::O_RDONLY | libc::O_DIRECTORY, 0)?;
+        Ok(Directory { fd, resolve: self.resolve })
+    }
+
+    /// Opens the regular file at `path` for reading. Anything else (a FIFO that would block, a device) is refused.
+    pub fn read(&self, path: &Path) -> io::Result<fs::File> {
+        regular(self.resolve(path, libc::O_RDONLY | libc::O_NONBLOCK | libc::O_NOCTTY, 0)?)
+    }
+
+    /// Opens the regular file at `path` for appending, making it with `mode` where nothing is.
+    pub fn append(&self, path: &Path, mode: u32) -> io::Result<fs::File> {
+        let flags = libc::O_WRONLY | libc::O_APPEND | libc::O_CREAT | libc::O_NONBLOCK | libc::O_NOCTTY;
+        regular(self.resolve(path, flags, mode)?)
+    }
+
+    /// Makes the file at `path` with `mode` (less the umask) and opens it for writing. Anything that is there is refused.
+    pub fn create_new(&self, path: &Path, mode: u32) -> io::Result<fs::File> {
+        let flags = libc::O_WRONLY | libc::O_CREAT | libc::O_EXCL | libc::O_NOFOLLOW;
+        self.resolve(path, flags, mode).map(Into::into)
+    }
+
+    /// Makes what is missing of `path` as directories with exactly `mode`. What is there already may be of any kind.
+    pub fn make_directories(&self, path: &Path, mode: u32) -> io::Result<()> {
+        match self.place(path) {
+            Err(e) if e.kind() == io::ErrorKind::NotFound => {}
+            other => return other.map(drop),
+        }
+        let mut at = self.fd.try_clone()?;
+        let mut walked = PathBuf::new();
+        for part in path.components() {
+            let name = match part {
+                Component::Normal(name) => name,
+                Component::CurDir => continue,
+                _ => {
+                    return Err(io::Error::new(
+                        io::ErrorKind::InvalidInput,
+                        "path must be relative and without '..'",
+                    ));
+                }
+            };
+            walked.push(name);
+            at = match self.place(&walked) {
+                Err(e) if e.kind() == io::ErrorKind::NotFound => make_one(at.as_fd(), name, mode)?,
+                other => other?,
+            };
+        }
+        Ok(())
+    }
+
+    /// A path that names an entry of this directory by the directory's descriptor, for calls that do not follow a link
+    /// there (`lstat`, `readlink`, `symlink`, `rename`, `unlink`, `fs::remove_dir_all`). Valid while the directory is open.
+    ///
+    /// # Errors
+    /// `name` is not the name of one entry.
+    pub fn entry(&self, name: impl AsRef<OsStr>) -> io::Result<PathBuf> {
+        let name = name.as_ref();
+        let mut parts = Path::new(name).components();
+        match (parts.next(), parts.next()) {
+            (Some(Component::Normal(only)), None) if only == name => Ok(self.by_descriptor().join(name)),
+            _ => Err(io::Error::new(io::ErrorKind::InvalidInput, format!("{name:?} is not a file name"))),
+        }
+    }
+
+    /// Reads the names of the directory's entries.
+    pub fn names(&self) -> io::Result<Vec<std::ffi::OsString>> {
+        fs::read_dir(self.by_descriptor())?.map(|entry| Ok(entry?.file_name())).collect()
+    }
+
+    /// A second descriptor for the same directory.
+    pub fn try_clone(&self) -> io::Result<Directory> {
+        Ok(Directory { fd: self.fd.try_clone()?, resolve: self.resolve })
+    }
+
+    /// The metadata of the directory itself.
+    pub fn metadata(&self) -> io::Result<fs::Metadata> {
+        fs::metadata(self.by_descriptor())
+    }
+
+    fn by_descriptor(&self) -> PathBuf {
+        by_descriptor(self.fd.as_fd())
+    }
+
+    fn resolve(&self, path: &Path, flags: i32, mode: u32) -> io::Result<OwnedFd> {
+        let path = if path.as_os_str().is_empty() { Path::new(".") } else { path };
+        for _ in 1..ATTEMPTS {
+            match sys::openat2(self.fd.as_fd(), path, flags, mode, self.resolve) {
+                Err(e) if e.raw_os_error() == Some(libc::EAGAIN) => {}
+                other => return other,
+            }
+        }
+        sys::openat2(self.fd.as_fd(), path, flags, mode, self.resolve)
+    }
+}
+
+impl AsFd for Directory {
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        self.fd.as_fd()
+    }
+}
+
+/// The path of what a descriptor refers to, for calls that take paths only. Valid while the descriptor is open.
+pub fn by_descriptor(fd: BorrowedFd<'_>) -> PathBuf {
+    PathBuf::from(format!("/proc/self/fd/{}", fd.as_raw_fd()))
+}
+
+/// `name` has no slash, and neither call follows a link, so this stays in `at`.
+fn make_one(at: BorrowedFd<'_>, name: &OsStr, mode: u32) -> io::Result<OwnedFd> {
+    match mkdirat(at, name, Mode::from_bits_truncate(mode & 0o777)) {
+        Ok(()) | Err(nix::errno::Errno::EEXIST) => {}
+        Err(errno) => return Err(errno.into()),
+    }
+    let flags = libc::O_RDONLY | libc::O_DIRECTORY | libc::O_NOFOLLOW;
+    let made = fs::File::from(sys::openat2(at, Path::new(name), flags, 0, sys::RESOLVE_BENEATH)?);
+    // Another process may have put a directory of its own there meanwhile: that one keeps its mode.
+    if made.metadata()?.uid() == nix::unistd::geteuid().as_raw() {
+        made.set_permissions(fs::Permissions::from_mode(mode))?;
+    }
+    Ok(made.into())
+}
+
+fn regular(fd: OwnedFd) -> io::Result<fs::File> {
+    let file = fs::File::from(fd);
+    if !file.metadata()?.is_file() {
+        return Err(io::Error::new(io::ErrorKind::InvalidInput, "not a regular file"));
+    }
+    Ok(file)
+}
+
+#[cfg(test)]
+mod tests {
+    use std::{io::Read, os::unix::fs::symlink};
+
+    use super::*;
+
+    fn tree() -> (tempfile::TempDir, tempfile::TempDir) {
+        let (inside, outside) =
+            (tempfile::tempdir().expect("tempdir"), tempfile::tempdir().expect("tempdir"));
+        fs::create_dir_all(inside.path().join("a/b")).expect("mkdir");
+        fs::write(inside.path().join("a/f"), "inside").expect("write");
+        fs::write(outside.path().join("f"), "outside").expect("write");
+        symlink("a", inside.path().join("in")).expect("link");
+        symlink(outside.path(), inside.path().join("out")).expect("link");
+        symlink("../../../../../../tmp", inside.path().join("up")).expect("link");
+        symlink("/nowhere", inside.path().join("dangling")).expect("link");
+        (inside, outside)
+    }
+
+    #[test]
+    fn links_beneath_are_followed_and_links_out_are_not() {
+        let (inside, outside) = tree();
+        let root = Directory::open(inside.path()).expect("open");
+        let mut text = String::new();
+        root.read(Path::new("in/f")).expect("read").read_to_string(&mut text).expect("text");
+        assert_eq!(text, "inside");
+        for path in ["out", "out/f", "up", "dangling/x", "../x", "/etc/passwd", "a/../../x"] {
+            assert!(root.place(Path::new(path)).is_err(), "{path}");
+            assert!(root.read(Path::new(path)).is_err(), "{path}");
+            assert!(root.append(Path::new(path), 0o600).is_err(), "{path}");
+        }
+        for path in ["out/new", "dangling/new", "up/new", "../new", "/new"] {
+            assert!(root.make_directories(Path::new(path), 0o755).is_err(), "{path}");
+        }
+        assert_eq!(fs::read_dir(outside.path()).expect("read").count(), 1);
+    }
+
+    #[test]
+    fn without_links_refuses_those_beneath_too() {
+        let (inside, _outside) = tree();
+        let root = Directory::open(inside.path()).expect("open").without_links();
+        assert!(root.read(Path::new("in/f")).is_err());
+        root.read(Path::new("a/f")).expect("read");
+        assert!(root.create_new(Path::new("dangling"), 0o600).is_err());
+        assert!(root.directory(Path::new("in")).is_err());
+    }
+
+    #[test]
+    fn directories_are_made_with_the_mode_asked_for() {
+        let (inside, _outside) = tree();
+        let root = Directory::open(inside.path()).expect("open");
+        root.make_directories(Path::new("./in/new/er"), 0o2777).expect("made");
+        let mode = fs::metadata(inside.path().join("a/new/er")).expect("stat").permissions().mode();
+        assert_eq!(mode & 0o7777, 0o2777);
+        root.make_directories(Path::new("a/f"), 0o755).expect("a file is there already");
+    }
+
+    #[test]
+    fn only_regular_files_are_read() {
+        let (inside, _outside) = tree();
+        nix::unistd::mkfifo(&inside.path().join("fifo"), Mode::from_bits_truncate(0o600)).expect("mkfifo");
+        let root = Directory::open(inside.path()).expect("open");
+        assert!(root.read(Path::new("fifo")).is_err());
+        assert!(root.append(Path::new("fifo"), 0o600).is_err());
+        for name in ["", ".", "..", "a/f", "/a", "a/"] {
+            assert!(root.entry(name).is_err(), "{name:?}");
+        }
+        assert!(root.entry("..data").is_ok());
+    }
+}
