@@ -5,6 +5,7 @@ mod contention;
 mod conversion;
 mod crd;
 mod encoding;
+mod escalation;
 mod facts;
 mod golden;
 mod kube_rs;

@@ -88,6 +88,32 @@ pub(crate) async fn done(server: &ApiServer, method: &str, path: &str, body: &Va
     answer.json()
 }
 
+/// Asks as somebody in this process, with a JSON body unless it is null.
+pub(crate) async fn ask_as(
+    server: &ApiServer,
+    user: &User,
+    method: &str,
+    path: &str,
+    body: &Value,
+) -> Answer {
+    let media = if method == "PATCH" { "application/merge-patch+json" } else { "application/json" };
+    let body = if body.is_null() { Vec::new() } else { body.to_string().into_bytes() };
+    let request =
+        Request::builder().method(method).uri(path).header("content-type", media).body(body).unwrap();
+    ask(&server.service_as(user.clone()), request).await
+}
+
+/// Lets a user do what `rules` say, everywhere.
+pub(crate) async fn grant(server: &ApiServer, user: &str, rules: Value) {
+    let base = "/apis/rbac.authorization.k8s.io/v1";
+    let name = format!("test-{user}");
+    let role = serde_json::json!({"metadata": {"name": name}, "rules": rules});
+    done(server, "POST", &format!("{base}/clusterroles"), &role).await;
+    let binding = serde_json::json!({"metadata": {"name": name}, "subjects": [{"kind": "User", "name": user}],
+        "roleRef": {"apiGroup": "rbac.authorization.k8s.io", "kind": "ClusterRole", "name": name}});
+    done(server, "POST", &format!("{base}/clusterrolebindings"), &binding).await;
+}
+
 /// An open watch, read line by line.
 pub(crate) struct Watcher {
     body: k8s_core::client::Body,
