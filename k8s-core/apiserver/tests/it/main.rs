@@ -13,6 +13,7 @@ mod lists;
 mod mutations;
 mod peer;
 mod proto;
+mod proxies;
 mod stages;
 mod support;
 mod validation;
