@@ -50,6 +50,7 @@ mod special;
 pub mod stages;
 mod sweep;
 mod table;
+mod tokens;
 mod typed;
 mod user;
 pub mod value;

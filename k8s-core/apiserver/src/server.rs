@@ -272,7 +272,7 @@ impl ApiServer {
             &credentials,
             &inner.issuer,
             inner.clock.now().as_second(),
-            &|resource, key, uid| inner.store.get(resource, key).is_some_and(|s| &*s.uid == uid),
+            &|resource, key, uid| inner.is_alive(resource, key, uid),
         )
     }
 
@@ -435,7 +435,19 @@ fn collect(body: Body) -> BoxFuture<'static, Result<Bytes, BoxError>> {
     http_body_util::Limited::new(body, MAX_BODY).collect().map(|done| done.map(|b| b.to_bytes())).boxed()
 }
 
+/// How long a token still holds after what it depends on was deleted and waits to go, seconds (as upstream's leeway for clocks).
+const DELETION_LEEWAY: i64 = 60;
+
 impl Inner {
+    /// Whether an object that a token depends on is still this one, and not one that has long been deleted.
+    pub(crate) fn is_alive(&self, resource: &str, key: &str, uid: &str) -> bool {
+        let Some(stored) = self.store.get(resource, key).filter(|s| *s.uid == *uid) else { return false };
+        let place = k8s_core::json::find(&stored.json, &["metadata", "deletionTimestamp"]);
+        let Some(place) = place else { return true };
+        let since = serde_json::from_slice::<jiff::Timestamp>(&stored.json[place]);
+        since.is_ok_and(|since| since.as_second() >= self.clock.now().as_second() - DELETION_LEEWAY)
+    }
+
     /// Who else answers for a path, if somebody does.
     fn elsewhere(&self, info: &RequestInfo) -> Option<Arc<Remote>> {
         if let Some(rest) = info.path.strip_prefix("/openapi/v3/apis/") {

@@ -103,7 +103,7 @@ impl Builder {
         self.authenticator = authenticator;
         self
     }
-    /// Who may do what. Default: RBAC.
+    /// Who may do what. Default: RBAC. With `AlwaysAllow`, requests without credentials are refused whatever the authenticator says.
     #[must_use]
     pub fn authorization(mut self, mode: AuthorizationMode) -> Self {
         self.authorization = mode;
@@ -194,7 +194,10 @@ impl Builder {
     ///
     /// # Errors
     /// When the key is not one, a type's own definition is wrong, or the store cannot be written.
-    pub async fn build(self) -> Result<ApiServer, String> {
+    pub async fn build(mut self) -> Result<ApiServer, String> {
+        if self.authorization == AuthorizationMode::AlwaysAllow {
+            self.authenticator.refuse_anonymous();
+        }
         let issuer = TokenIssuer::new(self.service_account_key.as_deref())?;
         let services = ServiceAllocator::new(self.service_range.0, self.service_range.1, self.node_ports);
         let server = ApiServer {

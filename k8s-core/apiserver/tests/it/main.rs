@@ -16,6 +16,7 @@ mod proto;
 mod proxies;
 mod stages;
 mod support;
+mod tokens;
 mod validation;
 mod versions;
 mod watches;
