@@ -24,6 +24,7 @@ use http_body_util::BodyExt;
 use k8s_core::{
     client::{Body, BoxError, Client},
     clock::Clock,
+    meta::FieldSelector,
     status::ApiStatus,
     store::{Meta, Store},
 };
@@ -309,9 +310,10 @@ impl ApiServer {
                 resource: &info.resource,
                 subresource: &info.subresource,
                 namespace: &info.namespace,
-                name: &info.name,
+                name: one.as_deref().unwrap_or(&info.name),
                 path: "",
             }
+        let one = one_of_a_list(&info, &query);
         } else {
             Attributes { verb: &info.verb, path: &info.path, ..Attributes::default() }
         };
@@ -445,6 +447,17 @@ impl Inner {
         let place = k8s_core::json::find(&stored.json, &["metadata", "deletionTimestamp"]);
         let Some(place) = place else { return true };
         let since = serde_json::from_slice::<jiff::Timestamp>(&stored.json[place]);
+/// The name of the one object that a list or watch selects by `metadata.name`: who may read only that one may list and watch it too.
+fn one_of_a_list(info: &RequestInfo, query: &Query) -> Option<String> {
+    if !info.is_resource || !info.name.is_empty() || !matches!(info.verb.as_str(), "list" | "watch") {
+        return None;
+    }
+    let selector: FieldSelector = query.get("fieldSelector").parse().ok()?;
+    let name = selector.required("metadata.name")?;
+    let is_segment = !name.is_empty() && ![".", ".."].contains(&name) && !name.contains(['/', '%']);
+    is_segment.then(|| name.to_owned())
+}
+
         since.is_ok_and(|since| since.as_second() >= self.clock.now().as_second() - DELETION_LEEWAY)
     }
 

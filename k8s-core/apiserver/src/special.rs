@@ -219,18 +219,29 @@ async fn eviction(
 ) -> Result<Response<Body>, ApiStatus> {
     let (eviction, _) = decode_body(call, "Eviction", body)?;
     let (namespace, name) = (call.info.namespace.as_str(), call.info.name.as_str());
+    let named = text(&eviction, "/metadata/name");
+    if !named.is_empty() && named != name {
+        return Err(ApiStatus::bad_request("name in URL does not match name in Eviction object"));
+    }
+    let nothing = json!({});
+    let options = crate::delete::parse(call, eviction.get("deleteOptions").unwrap_or(&nothing))?;
     let (_, pod) = current(server, resource, &resource.key(namespace, name), name)?;
     let waiting = ["Succeeded", "Failed", "Pending"].contains(&text(&pod, "/status/phase"));
     if !waiting && pod.pointer("/metadata/deletionTimestamp").is_none() {
-        budget(server, call, namespace, &pod).await?;
+        budget(server, call, namespace, &pod, options.dry_run).await?;
     }
-    let options = eviction.get("deleteOptions").cloned().unwrap_or_else(|| json!({}));
-    crate::delete::one(server, call, resource, options.to_string().as_bytes()).await?;
+    crate::delete::with(server, call, resource, &options).await?;
     Ok(created())
 }
 
-/// Takes one disruption from the budgets that cover a pod.
-async fn budget(server: &ApiServer, call: &Call, namespace: &str, pod: &Value) -> Result<(), ApiStatus> {
+/// Takes one disruption from the budgets that cover a pod; in a dry run, only looks whether there is one.
+async fn budget(
+    server: &ApiServer,
+    call: &Call,
+    namespace: &str,
+    pod: &Value,
+    dry_run: bool,
+) -> Result<(), ApiStatus> {
     let Some(budgets) = call.registry.find("policy", "v1", "poddisruptionbudgets").cloned() else {
         return Ok(());
     };
@@ -267,6 +278,9 @@ async fn budget(server: &ApiServer, call: &Call, namespace: &str, pod: &Value) -
                     "Cannot evict pod as it would violate the pod's disruption budget.",
                 )
                 .causes(vec![cause]));
+            }
+            if dry_run {
+                break;
             }
             set(&mut budget, "/status/disruptionsAllowed", (allowed - 1).into());
             let expect = k8s_core::store::Expect::Revision(stored.revision);

@@ -20,7 +20,7 @@ use k8s_core::{
     status::ApiStatus,
     store::{Expect, StoreError, Stored},
 };
-use serde_json::{Value, json};
+use serde_json::Value;
 
 use crate::{
     admission,
@@ -72,20 +72,28 @@ pub(crate) fn modified(resource: &Resource, name: &str) -> ApiStatus {
     )
 }
 
-/// Whether the request only pretends.
+/// Whether the request's query asks for a dry run.
 ///
 /// # Errors
 /// 422 for another value than `All`.
 pub(crate) fn dry_run(call: &Call, options: &str) -> Result<bool, ApiStatus> {
     match call.query.get("dryRun") {
         "" => Ok(false),
-        "All" => Ok(true),
-        other => {
-            let mut errors = FieldErrors::default();
-            errors.not_supported("dryRun", json!([other]), &["All"]);
-            Err(errors.into_status("meta.k8s.io", options, ""))
-        }
+        asked => dry_run_of(&[asked.into()], options),
     }
+}
+
+/// Whether the `dryRun` of options in a body asks for a dry run.
+///
+/// # Errors
+/// 422 for another value than `All`.
+pub(crate) fn dry_run_of(asked: &[Value], options: &str) -> Result<bool, ApiStatus> {
+    if asked.iter().all(|value| value == "All") {
+        return Ok(!asked.is_empty());
+    }
+    let mut errors = FieldErrors::default();
+    errors.not_supported("dryRun", asked.to_vec(), &["All"]);
+    Err(errors.into_status("meta.k8s.io", options, ""))
 }
 
 /// Turns a fitting object into its stored form, with defaults.
