@@ -52,6 +52,7 @@ mod sweep;
 mod table;
 mod tokens;
 mod typed;
+mod unenforced;
 mod user;
 pub mod value;
 mod write;

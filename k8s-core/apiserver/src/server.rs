@@ -74,6 +74,8 @@ pub(crate) struct Inner {
     pub(crate) redefined: Arc<tokio::sync::Notify>,
     pub(crate) front_proxy: Option<ClientIdentity>,
     pub(crate) pace: Pace,
+    /// Answers warn of what is stored and not acted on.
+    pub(crate) warns_unenforced: bool,
     pub(crate) open_api: Mutex<HashMap<String, Bytes>>,
     pub(crate) ready: AtomicBool,
 }
@@ -123,6 +125,14 @@ pub(crate) struct Call {
 impl Call {
     pub(crate) fn warn(&self, warning: String) {
         self.warnings.lock().unwrap_or_else(std::sync::PoisonError::into_inner).push(warning);
+    }
+
+    /// Warns, unless the same was said already.
+    pub(crate) fn warn_once(&self, warning: String) {
+        let mut all = self.warnings.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
+        if !all.contains(&warning) {
+            all.push(warning);
+        }
     }
 
     /// The same request, to be changed; its warnings are its own.
@@ -303,6 +313,7 @@ impl ApiServer {
         for flow in &inner.flow {
             tickets.push(flow.admit(&user, &info).await?);
         }
+        let one = one_of_a_list(&info, &query);
         let wanted = if info.is_resource {
             Attributes {
                 verb: &info.verb,
@@ -313,7 +324,6 @@ impl ApiServer {
                 name: one.as_deref().unwrap_or(&info.name),
                 path: "",
             }
-        let one = one_of_a_list(&info, &query);
         } else {
             Attributes { verb: &info.verb, path: &info.path, ..Attributes::default() }
         };
@@ -437,16 +447,6 @@ fn collect(body: Body) -> BoxFuture<'static, Result<Bytes, BoxError>> {
     http_body_util::Limited::new(body, MAX_BODY).collect().map(|done| done.map(|b| b.to_bytes())).boxed()
 }
 
-/// How long a token still holds after what it depends on was deleted and waits to go, seconds (as upstream's leeway for clocks).
-const DELETION_LEEWAY: i64 = 60;
-
-impl Inner {
-    /// Whether an object that a token depends on is still this one, and not one that has long been deleted.
-    pub(crate) fn is_alive(&self, resource: &str, key: &str, uid: &str) -> bool {
-        let Some(stored) = self.store.get(resource, key).filter(|s| *s.uid == *uid) else { return false };
-        let place = k8s_core::json::find(&stored.json, &["metadata", "deletionTimestamp"]);
-        let Some(place) = place else { return true };
-        let since = serde_json::from_slice::<jiff::Timestamp>(&stored.json[place]);
 /// The name of the one object that a list or watch selects by `metadata.name`: who may read only that one may list and watch it too.
 fn one_of_a_list(info: &RequestInfo, query: &Query) -> Option<String> {
     if !info.is_resource || !info.name.is_empty() || !matches!(info.verb.as_str(), "list" | "watch") {
@@ -458,6 +458,16 @@ fn one_of_a_list(info: &RequestInfo, query: &Query) -> Option<String> {
     is_segment.then(|| name.to_owned())
 }
 
+/// How long a token still holds after what it depends on was deleted and waits to go, seconds (as upstream's leeway for clocks).
+const DELETION_LEEWAY: i64 = 60;
+
+impl Inner {
+    /// Whether an object that a token depends on is still this one, and not one that has long been deleted.
+    pub(crate) fn is_alive(&self, resource: &str, key: &str, uid: &str) -> bool {
+        let Some(stored) = self.store.get(resource, key).filter(|s| *s.uid == *uid) else { return false };
+        let place = k8s_core::json::find(&stored.json, &["metadata", "deletionTimestamp"]);
+        let Some(place) = place else { return true };
+        let since = serde_json::from_slice::<jiff::Timestamp>(&stored.json[place]);
         since.is_ok_and(|since| since.as_second() >= self.clock.now().as_second() - DELETION_LEEWAY)
     }
 

@@ -231,6 +231,7 @@ async fn insert(
         return Err(errors.into_status(&resource.group, &resource.kind, text(&object, "/metadata/name")));
     }
     admission::validate(server, call, resource, &mut object, None).await?;
+    crate::unenforced::warn(server, call, resource, &object, None);
     let mut reserved = inner.services.reserve(resource, &mut object, None)?;
     record(server, &mut object);
     for _ in 0..8 {
@@ -386,6 +387,14 @@ pub(crate) async fn modify(
         if part == "status" {
             resource.schema.default(&mut new);
         }
+        if part == "resize" && !same_spec(&new, &old) {
+            let mut errors = FieldErrors::default();
+            errors.forbidden(
+                "spec",
+                "in-place resize of pods is not supported by this cluster: create the pod anew",
+            );
+            return Err(errors.into_status(&resource.group, &resource.kind, name));
+        }
         if part.is_empty() || part == "scale" {
             resource.default(&mut new);
             (resource.strategy.update)(&mut new, &old);
@@ -418,6 +427,9 @@ pub(crate) async fn modify(
             return Err(errors.into_status(&resource.group, &resource.kind, name));
         }
         admission::validate(server, call, resource, &mut new, Some(&old)).await?;
+        if matches!(part, "" | "ephemeralcontainers") {
+            crate::unenforced::warn(server, call, resource, &new, Some(&old));
+        }
         let mut reserved = server.inner.services.reserve(resource, &mut new, Some(&old))?;
         if !applied {
             let manager = Manager {

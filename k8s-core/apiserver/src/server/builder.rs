@@ -61,6 +61,7 @@ pub struct Builder {
     nodes: Option<Arc<dyn NodeConnector>>,
     front_proxy: Option<ClientIdentity>,
     pace: Pace,
+    warns_unenforced: bool,
 }
 
 impl std::fmt::Debug for Builder {
@@ -88,6 +89,7 @@ impl Builder {
             nodes: None,
             front_proxy: None,
             pace: Pace::default(),
+            warns_unenforced: true,
         }
     }
 
@@ -190,6 +192,13 @@ impl Builder {
         self
     }
 
+    /// Whether answers warn of kinds and fields that are stored and not acted on. Default: yes. (A comparison with an upstream server turns it off.)
+    #[must_use]
+    pub fn warn_unenforced(mut self, warns: bool) -> Self {
+        self.warns_unenforced = warns;
+        self
+    }
+
     /// Makes the server, and in its store what every cluster has (namespaces, bootstrap roles, the `kubernetes` Service is the bins' part).
     ///
     /// # Errors
@@ -220,6 +229,7 @@ impl Builder {
                 redefined: Arc::default(),
                 front_proxy: self.front_proxy,
                 pace: self.pace,
+                warns_unenforced: self.warns_unenforced,
                 open_api: Mutex::default(),
                 ready: AtomicBool::new(false),
             }),

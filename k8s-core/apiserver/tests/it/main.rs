@@ -18,6 +18,7 @@ mod proxies;
 mod stages;
 mod support;
 mod tokens;
+mod unenforced;
 mod validation;
 mod versions;
 mod watches;

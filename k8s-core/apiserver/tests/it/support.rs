@@ -16,11 +16,22 @@ pub(crate) async fn server() -> ApiServer {
 
 /// Such a server with a store of its own.
 pub(crate) async fn server_on(store: Store) -> ApiServer {
+    // What upstream acts on it does not warn of.
+    server_that(store, false).await
+}
+
+/// Such a server, which warns of what is not acted on.
+pub(crate) async fn warning_server() -> ApiServer {
+    server_that(Store::memory(), true).await
+}
+
+async fn server_that(store: Store, warns: bool) -> ApiServer {
     let mut admin = User::new("admin", &["system:masters"]);
     admin.uid = "admin".into();
     ApiServer::builder(store)
         .authenticator(Authenticator::new(HashMap::from([("admin".to_owned(), admin)]), true))
         .service_range(std::net::Ipv4Addr::new(10, 96, 0, 0), 12)
+        .warn_unenforced(warns)
         .build()
         .await
         .unwrap()
