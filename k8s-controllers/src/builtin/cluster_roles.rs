@@ -55,7 +55,9 @@ impl Reconcile for Aggregation {
             }
         }
         if role.rules.clone().unwrap_or_default() != rules {
-            cx.merge(&*role, &json!({"rules": rules})).await?;
+            // This very role: one of the same name that gathers nothing must not get the rules.
+            let of = json!({"uid": role.uid(), "resourceVersion": role.metadata.resource_version});
+            cx.merge(&*role, &json!({"metadata": of, "rules": rules})).await?;
         }
         Ok(Action::await_change())
     }

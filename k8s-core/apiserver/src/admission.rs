@@ -1,5 +1,6 @@
 //! Admission: what may change or refuse an object between authorization and storage.
 
+mod escalation;
 mod typed;
 
 pub use typed::{Every, IntoAdmit, Request, Verdict};
@@ -94,20 +95,19 @@ pub(crate) async fn run(
     if &*resource.storage == RESOURCE_OF_REQUESTS && old.is_none() {
         requester(call, object);
     }
-    if resource.group == "rbac.authorization.k8s.io" {
-        escalation(server, call, resource, object, old)?;
-    }
     let own = &server.inner.admission;
-    if own.is_empty() {
-        return Ok(());
+    if !own.is_empty() {
+        let operation = Operation::of(old);
+        let mut admission = Admission { operation, user: &call.user, resource, object: &mut *object, old };
+        for admit in own {
+            admit.admit(&mut admission).await?;
+        }
+        // What they made of it has its defaults as well.
+        resource.default(object);
     }
-    let operation = Operation::of(old);
-    let mut admission = Admission { operation, user: &call.user, resource, object, old };
-    for admit in own {
-        admit.admit(&mut admission).await?;
+    if resource.group == escalation::GROUP {
+        escalation::check(server, call, resource, object, old).await?;
     }
-    // What they made of it has its defaults as well.
-    resource.default(object);
     Ok(())
 }
 
@@ -331,113 +331,4 @@ fn storage_class(server: &ApiServer, claim: &mut Value) {
     if let (Some(class), Some(spec)) = (default, child(claim, "spec")) {
         spec["storageClassName"] = text(&class, "/metadata/name").into();
     }
-}
-
-/// Nobody grants what they do not have themselves (unless they may `escalate` or `bind`).
-fn escalation(
-    server: &ApiServer,
-    call: &Call,
-    resource: &Resource,
-    object: &Value,
-    old: Option<&Value>,
-) -> Result<(), ApiStatus> {
-    use crate::auth::{AuthorizationMode, rbac::Attributes};
-    let inner = &server.inner;
-    if inner.authorization == AuthorizationMode::AlwaysAllow || old == Some(object) {
-        return Ok(());
-    }
-    let namespace = call.info.namespace.as_str();
-    let (verb, wanted, role_kind, role_name) = if resource.plural.ends_with("bindings") {
-        let (kind, name) = (text(object, "/roleRef/kind"), text(object, "/roleRef/name"));
-        let (storage, key) = if kind == "ClusterRole" {
-            ("clusterroles.rbac.authorization.k8s.io", name.to_owned())
-        } else {
-            ("roles.rbac.authorization.k8s.io", format!("{namespace}/{name}"))
-        };
-        let role = inner.store.get(storage, &key).and_then(|s| serde_json::from_slice::<Value>(&s.json).ok());
-        let rules = role.map(|r| list(&r, "/rules").to_vec()).unwrap_or_default();
-        ("bind", rules, if kind == "ClusterRole" { "clusterroles" } else { "roles" }, name)
-    } else {
-        (
-            "escalate",
-            list(object, "/rules").to_vec(),
-            resource.plural.as_str(),
-            text(object, "/metadata/name"),
-        )
-    };
-    let exempt = Attributes {
-        verb,
-        group: "rbac.authorization.k8s.io",
-        resource: role_kind,
-        namespace,
-        name: role_name,
-        ..Attributes::default()
-    };
-    if wanted.is_empty() || inner.rbac.allows(&inner.store, &call.user, &exempt) {
-        return Ok(());
-    }
-    // Each combination is looked up; a rule that means more of them than anybody would write is not worth the time.
-    const MOST_COMBINATIONS: usize = 1 << 20;
-    let combinations: usize = wanted
-        .iter()
-        .map(|rule| {
-            ["/verbs", "/apiGroups", "/resources", "/resourceNames"]
-                .iter()
-                .fold(1usize, |product, part| product.saturating_mul(list(rule, part).len().max(1)))
-        })
-        .fold(0, usize::saturating_add);
-    if combinations > MOST_COMBINATIONS {
-        let why = format!(
-            "the rules name more than {MOST_COMBINATIONS} combinations of verbs, groups, resources and names: use \"*\" or several roles"
-        );
-        return Err(ApiStatus::forbidden(
-            &resource.group,
-            &resource.plural,
-            text(object, "/metadata/name"),
-            &why,
-        ));
-    }
-    let covered = |rule: &Value| {
-        let texts = |p: &str| -> Vec<String> {
-            list(rule, p).iter().filter_map(Value::as_str).map(str::to_owned).collect()
-        };
-        let names = match texts("/resourceNames") {
-            names if names.is_empty() => vec![String::new()],
-            names => names,
-        };
-        let verbs = texts("/verbs");
-        let paths_ok = texts("/nonResourceURLs").iter().all(|path| {
-            verbs.iter().all(|verb| {
-                inner.rbac.allows(
-                    &inner.store,
-                    &call.user,
-                    &Attributes { verb, path, ..Attributes::default() },
-                )
-            })
-        });
-        paths_ok
-            && texts("/apiGroups").iter().all(|group| {
-                texts("/resources").iter().all(|r| {
-                    let (resource, subresource) = r.split_once('/').unwrap_or((r, ""));
-                    verbs.iter().all(|verb| {
-                        names.iter().all(|name| {
-                            let a =
-                                Attributes { verb, group, resource, subresource, namespace, name, path: "" };
-                            inner.rbac.allows(&inner.store, &call.user, &a)
-                        })
-                    })
-                })
-            })
-    };
-    let missing: Vec<String> = wanted.iter().filter(|r| !covered(r)).map(Value::to_string).collect();
-    if missing.is_empty() {
-        return Ok(());
-    }
-    let why = format!(
-        "user {:?} (groups={:?}) is attempting to grant RBAC permissions not currently held:\n{}",
-        call.user.name,
-        call.user.groups,
-        missing.join("\n")
-    );
-    Err(ApiStatus::forbidden(&resource.group, &resource.plural, text(object, "/metadata/name"), &why))
 }

@@ -19,24 +19,37 @@ use crate::{
     server::{ApiServer, Call},
     value::{Unversioned, child, integer, list, text},
     write::{
-        TRIES, decode_body, dry_run, modified, object_response, precondition, put, store_failure, timestamp,
+        TRIES, decode_body, dry_run, dry_run_of, modified, object_response, precondition, put, store_failure,
+        timestamp,
     },
 };
 
 /// `DeleteOptions`, from body and query.
 #[derive(Debug, Default)]
-struct Options {
+pub(crate) struct Options {
+    /// Nothing is to be deleted, only tried.
+    pub(crate) dry_run: bool,
     grace: Option<i64>,
     propagation: String,
     uid: String,
     revision: String,
 }
 
+/// The options of a DELETE: in its body and its query.
 fn options(call: &Call, body: &[u8]) -> Result<Options, ApiStatus> {
     let value = if body.is_empty() { json!({}) } else { decode_body(call, "DeleteOptions", body)?.0 };
-    let grace = call.query.number("gracePeriodSeconds").or_else(|| integer(&value, "/gracePeriodSeconds"));
+    parse(call, &value)
+}
+
+/// The options of a deletion: a `DeleteOptions` object, and the request's query.
+///
+/// # Errors
+/// 422 for a propagation policy or dry run that does not exist.
+pub(crate) fn parse(call: &Call, value: &Value) -> Result<Options, ApiStatus> {
+    let dry_run = dry_run(call, "DeleteOptions")? | dry_run_of(list(value, "/dryRun"), "DeleteOptions")?;
+    let grace = call.query.number("gracePeriodSeconds").or_else(|| integer(value, "/gracePeriodSeconds"));
     let mut propagation = match call.query.get("propagationPolicy") {
-        "" => text(&value, "/propagationPolicy").to_owned(),
+        "" => text(value, "/propagationPolicy").to_owned(),
         given => given.to_owned(),
     };
     if let (true, Some(orphan)) =
@@ -50,10 +63,11 @@ fn options(call: &Call, body: &[u8]) -> Result<Options, ApiStatus> {
         return Err(errors.into_status("meta.k8s.io", "DeleteOptions", ""));
     }
     Ok(Options {
+        dry_run,
         grace: grace.map(|g| g.max(0)),
         propagation,
-        uid: text(&value, "/preconditions/uid").into(),
-        revision: text(&value, "/preconditions/resourceVersion").into(),
+        uid: text(value, "/preconditions/uid").into(),
+        revision: text(value, "/preconditions/resourceVersion").into(),
     })
 }
 
@@ -92,8 +106,8 @@ async fn delete_named(
     resource: &Arc<Resource>,
     key: &str,
     options: &Options,
-    dry_run: bool,
 ) -> Result<Outcome, ApiStatus> {
+    let dry_run = options.dry_run;
     let name = key.rsplit('/').next().unwrap_or(key);
     for _ in 0..TRIES {
         let stored = server
@@ -273,10 +287,19 @@ pub(crate) async fn one(
     resource: &Arc<Resource>,
     body: &[u8],
 ) -> Result<Response<Body>, ApiStatus> {
-    let dry_run = dry_run(call, "DeleteOptions")?;
     let options = options(call, body)?;
+    with(server, call, resource, &options).await
+}
+
+/// Deletes the object of a request's path.
+pub(crate) async fn with(
+    server: &ApiServer,
+    call: &Call,
+    resource: &Arc<Resource>,
+    options: &Options,
+) -> Result<Response<Body>, ApiStatus> {
     let key = resource.key(&call.info.namespace, &call.info.name);
-    match delete_named(server, resource, &key, &options, dry_run).await? {
+    match delete_named(server, resource, &key, options).await? {
         Outcome::Waiting(stored) => object_response(server, call, resource, StatusCode::OK, &stored.json),
         Outcome::Gone(stored) if resource.strategy.returns_deleted => {
             object_response(server, call, resource, StatusCode::OK, &stored.json)
@@ -301,7 +324,6 @@ pub(crate) async fn collection(
     resource: &Arc<Resource>,
     body: &[u8],
 ) -> Result<Response<Body>, ApiStatus> {
-    let dry_run = dry_run(call, "DeleteOptions")?;
     let options = options(call, body)?;
     let selection = Selection::from_call(call, resource)?;
     let selected = selection
@@ -309,7 +331,7 @@ pub(crate) async fn collection(
         .map_err(|e| store_failure(resource, "", &e))?;
     let chosen: Vec<Arc<Stored>> = selected.after("").cloned().collect();
     let deletions = chosen.iter().map(|stored| async {
-        match delete_named(server, resource, &stored.key, &options, dry_run).await {
+        match delete_named(server, resource, &stored.key, &options).await {
             Err(e) if e.code() != 404 => Err(e),
             _ => Ok(()),
         }

@@ -10,7 +10,7 @@ use serde_json::Value;
 
 use crate::{
     aggregate,
-    resources::{Resource, custom},
+    resources::{Resource, custom, is_built_in},
     server::{ApiServer, meta_of},
     value::{Unversioned, list, set, text},
     write::{put, timestamp},
@@ -91,6 +91,9 @@ pub(crate) async fn after_delete(server: &ApiServer, resource: &Resource, object
 
 /// Removes what a ThirdPartyResource defined, as its deletion did in its time.
 async fn remove_all(server: &ApiServer, storage: &str) {
+    if is_built_in(storage) {
+        return;
+    }
     let store = &server.inner.store;
     for stored in store.snapshot(storage).range("", "") {
         let json = stored.json.clone();
@@ -121,7 +124,10 @@ async fn clean_up(server: &ApiServer, resource: &Resource, crd: &Value, revision
     let storage = storage_of(crd);
     let store = &server.inner.store;
     let now = timestamp(server.inner.clock.now());
-    for stored in store.snapshot(&storage).range("", "") {
+    // A definition that never got its names has no objects: those of that name are somebody else's.
+    let owns = names::is_established(crd.get("status").unwrap_or(&Value::Null)) && !is_built_in(&storage);
+    let objects = || store.snapshot(&storage);
+    for stored in owns.then(objects).iter().flat_map(|all| all.range("", "")) {
         let Ok(mut object) = serde_json::from_slice::<Value>(&stored.json) else { continue };
         if list(&object, "/metadata/finalizers").is_empty() {
             let json = Unversioned::encode(&object);
@@ -135,7 +141,7 @@ async fn clean_up(server: &ApiServer, resource: &Resource, crd: &Value, revision
             let _ = store.put(&storage, &stored.key, expect, meta, |revision| json.at(revision)).await;
         }
     }
-    let waits = !store.snapshot(&storage).is_empty();
+    let waits = owns && !store.snapshot(&storage).is_empty();
     let mut new = crd.clone();
     names::terminating(&mut new, waits, &now);
     if !waits {

@@ -3,11 +3,14 @@
 //! An upgrade (WebSocket) goes through as it is: the kubelet answers the handshake, and bytes are copied both ways afterwards.
 
 mod log_options;
+mod target;
+
+pub(crate) use target::endpoint;
 
 use std::{collections::HashMap, net::SocketAddr, sync::Arc};
 
 use async_trait::async_trait;
-use http::{HeaderValue, Request, Response, StatusCode, Uri, header};
+use http::{HeaderValue, Method, Request, Response, StatusCode, Uri, header};
 use http_body_util::BodyExt;
 use hyper_util::rt::TokioIo;
 use k8s_core::{
@@ -19,11 +22,14 @@ use serde_json::Value;
 use tokio::net::TcpStream;
 
 use crate::{
+    auth::rbac::Attributes,
+    request::RequestInfo,
     resources::Resource,
     server::{ApiServer, Call},
     value::{integer, list, map, text},
     write::current,
 };
+use target::Target;
 
 /// Reaches kubelets.
 #[async_trait]
@@ -32,6 +38,15 @@ pub trait NodeConnector: Send + Sync + 'static {
     /// gets status 101 must see to it that the bytes are copied.
     async fn call(&self, node: &Value, request: Request<Body>) -> Result<Response<Body>, BoxError>;
 }
+
+/// Marks a request that must not go to a loopback or link-local address.
+#[derive(Clone, Copy, Debug)]
+struct GlobalOnly;
+
+/// An address that requests of users are not sent to.
+#[derive(Clone, Copy, Debug, thiserror::Error)]
+#[error("address not allowed")]
+struct NotAllowed;
 
 /// Reaches kubelets over TLS, with a client certificate that they trust.
 #[derive(Clone)]
@@ -63,7 +78,13 @@ impl NodeConnector for RemoteKubelets {
             .map(|a| text(a, "/address"))
             .ok_or("the node has no address")?;
         let port = integer(node, "/status/daemonEndpoints/kubeletEndpoint/Port").unwrap_or(10250);
-        let tcp = TcpStream::connect((address, u16::try_from(port)?)).await?;
+        let all: Vec<SocketAddr> = tokio::net::lookup_host((address, u16::try_from(port)?)).await?.collect();
+        // The addresses that are connected to are those that were looked at: a name may mean another one the next time.
+        let refused = all.iter().any(|a| !target::is_global_unicast(a.ip()));
+        if refused && request.extensions().get::<GlobalOnly>().is_some() {
+            return Err(NotAllowed.into());
+        }
+        let tcp = TcpStream::connect(all.as_slice()).await?;
         tcp.set_nodelay(true)?;
         let name = rustls::pki_types::ServerName::try_from(address.to_owned())?;
         let tls = tokio_rustls::TlsConnector::from(self.tls.clone()).connect(name, tcp).await?;
@@ -108,26 +129,53 @@ pub(crate) async fn handle(
     request: &mut Request<Body>,
 ) -> Result<Response<Body>, ApiStatus> {
     let info = &call.info;
-    match (&*resource.storage, info.subresource.as_str()) {
-        ("nodes", "proxy") => {
-            let (name, _) = info.name.split_once(':').unwrap_or((&info.name, ""));
-            let (_, node) = current(server, resource, name, name)?;
-            let target = with_query(if info.rest.is_empty() { "/" } else { &info.rest }, request);
-            to_node(server, &node, &target, request).await
+    if info.subresource == "proxy" {
+        if let Some(redirect) = to_root(info, request) {
+            return Ok(redirect);
         }
-        ("pods" | "services", "proxy") => {
-            let target = if &*resource.storage == "pods" {
-                pod_target(server, call, resource)?
-            } else {
-                service_target(server, call)?
-            };
-            to_address(call, target, request).await
-        }
-        _ => {
-            let (_, pod) = current(server, resource, &resource.key(&info.namespace, &info.name), &info.name)?;
-            to_pod(server, call, &pod, request).await
-        }
+        let target = match &*resource.storage {
+            "pods" => target::of_pod(server, call, resource)?,
+            "services" => target::of_service(server, call)?,
+            _ => match target::of_node(server, call, resource).await? {
+                target::Node::Kubelet(node) => {
+                    let path = with_query(if info.rest.is_empty() { "/" } else { &info.rest }, request);
+                    // Other than logs and exec, this reaches any path: it must not lead into the server's own machine.
+                    request.extensions_mut().insert(GlobalOnly);
+                    return to_node(server, &node, &path, request).await;
+                }
+                target::Node::Port(target) => target,
+            },
+        };
+        return to_address(call, &target, request).await;
     }
+    if info.subresource != "log" {
+        // A WebSocket begins with a GET: who may only read must not run commands by it.
+        let wanted = Attributes {
+            verb: "create",
+            group: &info.group,
+            resource: &info.resource,
+            subresource: &info.subresource,
+            namespace: &info.namespace,
+            name: &info.name,
+            path: "",
+        };
+        server.inner.authorize(&call.user, &wanted).await?;
+    }
+    let (_, pod) = current(server, resource, &resource.key(&info.namespace, &info.name), &info.name)?;
+    to_pod(server, call, &pod, request).await
+}
+
+/// The redirect of a proxied request without a path to the root of what is proxied, so that relative links in its answer hold.
+fn to_root(info: &RequestInfo, request: &Request<Body>) -> Option<Response<Body>> {
+    let reads = matches!(*request.method(), Method::GET | Method::HEAD);
+    if !info.rest.is_empty() || !reads || request.headers().contains_key(header::UPGRADE) {
+        return None;
+    }
+    let location = HeaderValue::from_str(&with_query(&format!("{}/", info.path), request)).ok()?;
+    let mut response = Response::new(empty_body());
+    *response.status_mut() = StatusCode::MOVED_PERMANENTLY;
+    response.headers_mut().insert(header::LOCATION, location);
+    Some(response)
 }
 
 fn with_query(path: &str, request: &Request<Body>) -> String {
@@ -247,87 +295,17 @@ async fn to_node(
     let mut out = forwarded(target, request)?;
     out.headers_mut().entry(header::HOST).or_insert(HeaderValue::from_static("kubelet"));
     nodes.call(node, out).await.map_err(|e| {
+        if e.is::<NotAllowed>() {
+            return ApiStatus::bad_request(e.to_string());
+        }
         let name = text(node, "/metadata/name");
         ApiStatus::internal(format!("error dialing the kubelet of node {name}: {e}"))
     })
 }
 
-/// Name and port of `[scheme:]name[:port]`.
-fn name_and_port(name: &str) -> (String, String) {
-    let parts: Vec<&str> = name.split(':').collect();
-    match parts.as_slice() {
-        [name] => ((*name).to_owned(), String::new()),
-        [name, port] => ((*name).to_owned(), (*port).to_owned()),
-        [_, name, port, ..] => ((*name).to_owned(), (*port).to_owned()),
-        [] => (String::new(), String::new()),
-    }
-}
-
-fn pod_target(server: &ApiServer, call: &Call, resource: &Resource) -> Result<SocketAddr, ApiStatus> {
-    let (name, port) = name_and_port(&call.info.name);
-    let (_, pod) = current(server, resource, &resource.key(&call.info.namespace, &name), &name)?;
-    let ports = || list(&pod, "/spec/containers").iter().flat_map(|c| list(c, "/ports"));
-    let number = match port.parse::<u16>() {
-        Ok(number) => Some(i64::from(number)),
-        Err(_) if port.is_empty() => ports().next().and_then(|p| integer(p, "/containerPort")),
-        Err(_) => ports().find(|p| text(p, "/name") == port).and_then(|p| integer(p, "/containerPort")),
-    };
-    address(text(&pod, "/status/podIP"), number, "address not allowed")
-}
-
-fn address(ip: &str, port: Option<i64>, why: &str) -> Result<SocketAddr, ApiStatus> {
-    let ip = ip.parse().map_err(|_| ApiStatus::bad_request(why))?;
-    let port = port.and_then(|p| u16::try_from(p).ok()).unwrap_or(80);
-    Ok(SocketAddr::new(ip, port))
-}
-
-fn service_target(server: &ApiServer, call: &Call) -> Result<SocketAddr, ApiStatus> {
-    let (name, port) = name_and_port(&call.info.name);
-    let namespace = &call.info.namespace;
-    let stored = server.inner.store.get("services", &format!("{namespace}/{name}"));
-    let stored = stored.ok_or_else(|| ApiStatus::not_found("", "services", &name))?;
-    let service: Value = serde_json::from_slice(&stored.json).map_err(ApiStatus::internal)?;
-    let ports = list(&service, "/spec/ports");
-    let chosen = ports
-        .iter()
-        .find(|p| text(p, "/name") == port || integer(p, "/port").is_some_and(|n| n.to_string() == port))
-        .or_else(|| ports.first().filter(|_| port.is_empty()));
-    let unavailable = |why: String| ApiStatus::new(503, "ServiceUnavailable", why);
-    let Some(chosen) = chosen else {
-        return Err(unavailable(format!("no service port {port:?} found for service {name:?}")));
-    };
-    endpoint(server, namespace, &name, text(chosen, "/name"))
-        .ok_or_else(|| unavailable(format!("no endpoints available for service {name:?}")))
-}
-
-/// An address where a service's port (by name) is answered.
-pub(crate) fn endpoint(server: &ApiServer, namespace: &str, service: &str, port: &str) -> Option<SocketAddr> {
-    for slice in
-        server.inner.store.snapshot("endpointslices.discovery.k8s.io").range(&format!("{namespace}/"), "")
-    {
-        if slice.label("kubernetes.io/service-name") != Some(service) {
-            continue;
-        }
-        let slice: Value = serde_json::from_slice(&slice.json).ok()?;
-        let number = list(&slice, "/ports")
-            .iter()
-            .find(|p| text(p, "/name") == port)
-            .and_then(|p| integer(p, "/port"));
-        let ready = list(&slice, "/endpoints")
-            .iter()
-            .find(|e| e.pointer("/conditions/ready") != Some(&Value::Bool(false)));
-        if let (Some(_), Some(endpoint)) = (number, ready)
-            && let Some(ip) = list(endpoint, "/addresses").first().and_then(Value::as_str)
-        {
-            return address(ip, number, "").ok();
-        }
-    }
-    None
-}
-
 async fn to_address(
     call: &Call,
-    target: SocketAddr,
+    target: &Target,
     request: &mut Request<Body>,
 ) -> Result<Response<Body>, ApiStatus> {
     let failed = |e: BoxError| {
@@ -335,16 +313,28 @@ async fn to_address(
     };
     let path = with_query(if call.info.rest.is_empty() { "/" } else { &call.info.rest }, request);
     let mut out = forwarded(&path, request)?;
-    if let Ok(host) = HeaderValue::from_str(&target.to_string()) {
+    if let Ok(host) = HeaderValue::from_str(&target.address.to_string()) {
         out.headers_mut().insert(header::HOST, host);
     }
-    let connect = tokio::time::timeout(std::time::Duration::from_secs(10), TcpStream::connect(target));
+    let connect =
+        tokio::time::timeout(std::time::Duration::from_secs(10), TcpStream::connect(target.address));
     let tcp = match connect.await {
         Ok(Ok(tcp)) => tcp,
         Ok(Err(e)) => return Err(failed(e.into())),
-        Err(_) => return Err(failed(format!("dial tcp {target}: i/o timeout").into())),
+        Err(_) => return Err(failed(format!("dial tcp {}: i/o timeout", target.address).into())),
     };
-    exchange(TokioIo::new(tcp), out).await.map_err(failed)
+    if !target.tls {
+        return exchange(TokioIo::new(tcp), out).await.map_err(failed);
+    }
+    // As upstream's: whoever proxies to a pod knows no authority for its certificate.
+    let tls = crate::outbound::unverified().map_err(|e| failed(e.into()))?;
+    let name = rustls::pki_types::ServerName::from(target.address.ip());
+    let connecting = tokio_rustls::TlsConnector::from(tls).connect(name, tcp);
+    match tokio::time::timeout(std::time::Duration::from_secs(10), connecting).await {
+        Ok(Ok(tls)) => exchange(TokioIo::new(tls), out).await.map_err(failed),
+        Ok(Err(e)) => Err(failed(e.into())),
+        Err(_) => Err(failed("net/http: TLS handshake timeout".into())),
+    }
 }
 
 /// Kubelets in this process by node name, with another connector for the rest.

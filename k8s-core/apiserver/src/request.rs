@@ -118,8 +118,7 @@ impl RequestInfo {
         info.name = rest.get(1).map(|r| decode(r)).unwrap_or_default();
         info.subresource = rest.get(2).map(|r| decode(r)).unwrap_or_default();
         if info.subresource == "proxy" {
-            let marker = "/proxy";
-            info.rest = path.find(marker).map(|at| path[at + marker.len()..].to_owned()).unwrap_or_default();
+            info.rest = after_segments(path, parts.len() - rest.len() + 3).to_owned();
         } else if rest.len() > 3 {
             info.rest = rest[3..].join("/");
         }
@@ -139,9 +138,29 @@ impl RequestInfo {
     }
 }
 
+/// What is left of a path after its first `count` segments, from the slash on. Empty segments do not count.
+fn after_segments(path: &str, count: usize) -> &str {
+    let mut left = path;
+    for _ in 0..count {
+        left = left.trim_start_matches('/');
+        left = left.find('/').map_or("", |end| &left[end..]);
+    }
+    left
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn what_is_proxied_is_found_by_its_place_and_not_by_its_name() {
+        let rest = |path: &str| parse("GET", path, "").rest;
+        assert_eq!(rest("/api/v1/namespaces/proxy-x/pods/proxy/proxy/a/proxy/b"), "/a/proxy/b");
+        assert_eq!(rest("/api/v1/namespaces/proxy/services/proxy:80/proxy/"), "/");
+        assert_eq!(rest("/api/v1/nodes/proxy-1/proxy"), "");
+        assert_eq!(rest("//api/v1//nodes/proxy-1/proxy//stats/"), "//stats/");
+        assert_eq!(rest("/api/v1/watch/namespaces/proxy/pods/a/proxy/x"), "/x");
+    }
 
     fn parse(method: &str, path: &str, query: &str) -> RequestInfo {
         RequestInfo::parse(&method.parse().unwrap(), path, &Query::parse(query))

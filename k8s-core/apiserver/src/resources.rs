@@ -413,6 +413,11 @@ fn legacy(row: &'static Row, of: &Resource, old: &'static convert::Legacy) -> Re
     resource
 }
 
+/// Whether built-in objects are stored under this name.
+pub(crate) fn is_built_in(storage: &str) -> bool {
+    BUILT_IN.iter().any(|r| *r.storage == *storage)
+}
+
 /// Everything that is served now.
 #[derive(Debug, Default)]
 pub struct Registry {
@@ -506,8 +511,9 @@ impl SharedRegistry {
         self.now.read().unwrap_or_else(std::sync::PoisonError::into_inner).clone()
     }
 
-    /// Serves what a definition (named so) makes, in place of what it made before; an empty list takes it away.
-    pub fn define(&self, definition: &str, resources: Vec<Arc<Resource>>) {
+    /// Serves what a definition (named so) makes, in place of what it made before; an empty list takes it away. Built-in resources cannot be redefined.
+    pub fn define(&self, definition: &str, mut resources: Vec<Arc<Resource>>) {
+        resources.retain(|r| !is_built_in(&r.storage));
         let mut custom = self.custom.write().unwrap_or_else(std::sync::PoisonError::into_inner);
         if resources.is_empty() {
             custom.remove(definition);

@@ -6,7 +6,10 @@ use serde_json::{Value, json};
 
 use crate::{
     accept::{Form, Offer, negotiate},
-    auth::rbac::{Attributes, Rule},
+    auth::{
+        rbac::{Attributes, Rule},
+        tokens::API_AUDIENCE,
+    },
     respond,
     server::{ApiServer, Call, read_body},
     user::User,
@@ -52,7 +55,7 @@ pub(crate) async fn handle(
         }
         "SelfSubjectRulesReview" => rules(server, &call.user, text(&review, "/spec/namespace")),
         "SelfSubjectReview" => json!({"userInfo": user_info(&call.user)}),
-        _ => token(server, text(&review, "/spec/token")),
+        _ => token(server, &review)?,
     };
     review["kind"] = kind.into();
     review["apiVersion"] = format!("{}/v1", info.group).into();
@@ -117,16 +120,25 @@ fn rules(server: &ApiServer, user: &User, namespace: &str) -> Value {
     json!({"resourceRules": resources, "nonResourceRules": paths, "incomplete": false})
 }
 
-fn token(server: &ApiServer, token: &str) -> Value {
+fn token(server: &ApiServer, review: &Value) -> Result<Value, ApiStatus> {
     let inner = &server.inner;
-    let alive =
-        |resource: &str, key: &str, uid: &str| inner.store.get(resource, key).is_some_and(|s| &*s.uid == uid);
-    match inner.authenticator.token(token, &inner.issuer, inner.clock.now().as_second(), &alive) {
-        Some(user) => {
-            json!({"authenticated": true, "user": user_info(&user), "audiences": [crate::auth::tokens::API_AUDIENCE]})
-        }
-        None => json!({"user": {}, "error": "invalid bearer token"}),
+    let token = text(review, "/spec/token");
+    if token.is_empty() {
+        return Err(ApiStatus::bad_request("token is required for TokenReview in authentication"));
     }
+    let mut audiences: Vec<String> =
+        list(review, "/spec/audiences").iter().filter_map(Value::as_str).map(str::to_owned).collect();
+    if audiences.is_empty() {
+        audiences.push(API_AUDIENCE.into());
+    }
+    let (now, alive) =
+        (inner.clock.now(), |resource: &str, key: &str, uid: &str| inner.is_alive(resource, key, uid));
+    Ok(match inner.authenticator.token(token, &audiences, &inner.issuer, now.as_second(), &alive) {
+        Ok(found) => {
+            json!({"authenticated": true, "user": user_info(&found.user), "audiences": found.audiences})
+        }
+        Err(why) => json!({"user": {}, "error": why.to_string()}),
+    })
 }
 
 /// The old health of parts. All of them are this process or report by leases; the store answers for itself.

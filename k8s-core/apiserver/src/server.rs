@@ -24,6 +24,7 @@ use http_body_util::BodyExt;
 use k8s_core::{
     client::{Body, BoxError, Client},
     clock::Clock,
+    meta::FieldSelector,
     status::ApiStatus,
     store::{Meta, Store},
 };
@@ -73,6 +74,8 @@ pub(crate) struct Inner {
     pub(crate) redefined: Arc<tokio::sync::Notify>,
     pub(crate) front_proxy: Option<ClientIdentity>,
     pub(crate) pace: Pace,
+    /// Answers warn of what is stored and not acted on.
+    pub(crate) warns_unenforced: bool,
     pub(crate) open_api: Mutex<HashMap<String, Bytes>>,
     pub(crate) ready: AtomicBool,
 }
@@ -122,6 +125,14 @@ pub(crate) struct Call {
 impl Call {
     pub(crate) fn warn(&self, warning: String) {
         self.warnings.lock().unwrap_or_else(std::sync::PoisonError::into_inner).push(warning);
+    }
+
+    /// Warns, unless the same was said already.
+    pub(crate) fn warn_once(&self, warning: String) {
+        let mut all = self.warnings.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
+        if !all.contains(&warning) {
+            all.push(warning);
+        }
     }
 
     /// The same request, to be changed; its warnings are its own.
@@ -272,7 +283,7 @@ impl ApiServer {
             &credentials,
             &inner.issuer,
             inner.clock.now().as_second(),
-            &|resource, key, uid| inner.store.get(resource, key).is_some_and(|s| &*s.uid == uid),
+            &|resource, key, uid| inner.is_alive(resource, key, uid),
         )
     }
 
@@ -302,6 +313,7 @@ impl ApiServer {
         for flow in &inner.flow {
             tickets.push(flow.admit(&user, &info).await?);
         }
+        let one = one_of_a_list(&info, &query);
         let wanted = if info.is_resource {
             Attributes {
                 verb: &info.verb,
@@ -309,7 +321,7 @@ impl ApiServer {
                 resource: &info.resource,
                 subresource: &info.subresource,
                 namespace: &info.namespace,
-                name: &info.name,
+                name: one.as_deref().unwrap_or(&info.name),
                 path: "",
             }
         } else {
@@ -435,7 +447,30 @@ fn collect(body: Body) -> BoxFuture<'static, Result<Bytes, BoxError>> {
     http_body_util::Limited::new(body, MAX_BODY).collect().map(|done| done.map(|b| b.to_bytes())).boxed()
 }
 
+/// The name of the one object that a list or watch selects by `metadata.name`: who may read only that one may list and watch it too.
+fn one_of_a_list(info: &RequestInfo, query: &Query) -> Option<String> {
+    if !info.is_resource || !info.name.is_empty() || !matches!(info.verb.as_str(), "list" | "watch") {
+        return None;
+    }
+    let selector: FieldSelector = query.get("fieldSelector").parse().ok()?;
+    let name = selector.required("metadata.name")?;
+    let is_segment = !name.is_empty() && ![".", ".."].contains(&name) && !name.contains(['/', '%']);
+    is_segment.then(|| name.to_owned())
+}
+
+/// How long a token still holds after what it depends on was deleted and waits to go, seconds (as upstream's leeway for clocks).
+const DELETION_LEEWAY: i64 = 60;
+
 impl Inner {
+    /// Whether an object that a token depends on is still this one, and not one that has long been deleted.
+    pub(crate) fn is_alive(&self, resource: &str, key: &str, uid: &str) -> bool {
+        let Some(stored) = self.store.get(resource, key).filter(|s| *s.uid == *uid) else { return false };
+        let place = k8s_core::json::find(&stored.json, &["metadata", "deletionTimestamp"]);
+        let Some(place) = place else { return true };
+        let since = serde_json::from_slice::<jiff::Timestamp>(&stored.json[place]);
+        since.is_ok_and(|since| since.as_second() >= self.clock.now().as_second() - DELETION_LEEWAY)
+    }
+
     /// Who else answers for a path, if somebody does.
     fn elsewhere(&self, info: &RequestInfo) -> Option<Arc<Remote>> {
         if let Some(rest) = info.path.strip_prefix("/openapi/v3/apis/") {

@@ -7,7 +7,6 @@ use k8s_core::{client::Body, status::ApiStatus};
 use serde_json::{Value, json};
 
 use crate::{
-    auth::tokens::{API_AUDIENCE, TokenSubject},
     invalid::FieldErrors,
     resources::{Resource, columns::selector_text, strategy::pod},
     respond,
@@ -53,7 +52,7 @@ pub(crate) async fn handle(
         }
         ("token", "create") => {
             let body = read_body(request).await?;
-            token(server, call, resource, &body)
+            crate::tokens::request(server, call, resource, &body)
         }
         ("finalize", "update") => {
             let body = read_body(request).await?;
@@ -220,18 +219,29 @@ async fn eviction(
 ) -> Result<Response<Body>, ApiStatus> {
     let (eviction, _) = decode_body(call, "Eviction", body)?;
     let (namespace, name) = (call.info.namespace.as_str(), call.info.name.as_str());
+    let named = text(&eviction, "/metadata/name");
+    if !named.is_empty() && named != name {
+        return Err(ApiStatus::bad_request("name in URL does not match name in Eviction object"));
+    }
+    let nothing = json!({});
+    let options = crate::delete::parse(call, eviction.get("deleteOptions").unwrap_or(&nothing))?;
     let (_, pod) = current(server, resource, &resource.key(namespace, name), name)?;
     let waiting = ["Succeeded", "Failed", "Pending"].contains(&text(&pod, "/status/phase"));
     if !waiting && pod.pointer("/metadata/deletionTimestamp").is_none() {
-        budget(server, call, namespace, &pod).await?;
+        budget(server, call, namespace, &pod, options.dry_run).await?;
     }
-    let options = eviction.get("deleteOptions").cloned().unwrap_or_else(|| json!({}));
-    crate::delete::one(server, call, resource, options.to_string().as_bytes()).await?;
+    crate::delete::with(server, call, resource, &options).await?;
     Ok(created())
 }
 
-/// Takes one disruption from the budgets that cover a pod.
-async fn budget(server: &ApiServer, call: &Call, namespace: &str, pod: &Value) -> Result<(), ApiStatus> {
+/// Takes one disruption from the budgets that cover a pod; in a dry run, only looks whether there is one.
+async fn budget(
+    server: &ApiServer,
+    call: &Call,
+    namespace: &str,
+    pod: &Value,
+    dry_run: bool,
+) -> Result<(), ApiStatus> {
     let Some(budgets) = call.registry.find("policy", "v1", "poddisruptionbudgets").cloned() else {
         return Ok(());
     };
@@ -269,6 +279,9 @@ async fn budget(server: &ApiServer, call: &Call, namespace: &str, pod: &Value) -
                 )
                 .causes(vec![cause]));
             }
+            if dry_run {
+                break;
+            }
             set(&mut budget, "/status/disruptionsAllowed", (allowed - 1).into());
             let expect = k8s_core::store::Expect::Revision(stored.revision);
             if write::put(server, &budgets, &stored.key, expect, &budget).await.is_ok() {
@@ -277,59 +290,6 @@ async fn budget(server: &ApiServer, call: &Call, namespace: &str, pod: &Value) -
         }
     }
     Ok(())
-}
-
-/// `serviceaccounts/<name>/token`: a token for a service account.
-fn token(
-    server: &ApiServer,
-    call: &Call,
-    resource: &Resource,
-    body: &[u8],
-) -> Result<Response<Body>, ApiStatus> {
-    let (mut request, _) = decode_body(call, "TokenRequest", body)?;
-    let (namespace, name) = (call.info.namespace.as_str(), call.info.name.as_str());
-    let (stored, _) = current(server, resource, &resource.key(namespace, name), name)?;
-    let seconds = integer(&request, "/spec/expirationSeconds").unwrap_or(3600);
-    if !(600..=1i64 << 32).contains(&seconds) {
-        let mut errors = FieldErrors::default();
-        errors.invalid("spec.expirationSeconds", seconds, "may not specify a duration less than 10 minutes");
-        return Err(errors.into_status("authentication.k8s.io", "TokenRequest", ""));
-    }
-    let mut audiences: Vec<String> =
-        list(&request, "/spec/audiences").iter().filter_map(Value::as_str).map(str::to_owned).collect();
-    if audiences.is_empty() {
-        audiences.push(API_AUDIENCE.into());
-    }
-    let mut pod = None;
-    if text(&request, "/spec/boundObjectRef/kind") == "Pod" {
-        let bound = text(&request, "/spec/boundObjectRef/name");
-        let found = server.inner.store.get("pods", &format!("{namespace}/{bound}"));
-        let found = found.ok_or_else(|| ApiStatus::not_found("", "pods", bound))?;
-        let wanted = text(&request, "/spec/boundObjectRef/uid");
-        if !wanted.is_empty() && wanted != &*found.uid {
-            let why = format!(
-                "the UID in the bound object reference ({wanted}) does not match the UID in record. The object might have been deleted and then recreated"
-            );
-            return Err(ApiStatus::conflict("", "pods", bound, &why));
-        }
-        pod = Some((bound.to_owned(), found.uid.to_string()));
-    }
-    let now = server.inner.clock.now();
-    let subject =
-        TokenSubject { namespace: namespace.into(), name: name.into(), uid: stored.uid.to_string(), pod };
-    let token = server
-        .inner
-        .issuer
-        .issue(&subject, &audiences, now.as_second(), seconds)
-        .map_err(ApiStatus::internal)?;
-    let expires = now.checked_add(std::time::Duration::from_secs(seconds.unsigned_abs())).unwrap_or(now);
-    request["kind"] = "TokenRequest".into();
-    request["apiVersion"] = "authentication.k8s.io/v1".into();
-    request["metadata"] = json!({"name": name, "namespace": namespace, "creationTimestamp": timestamp(now)});
-    set(&mut request, "/spec/audiences", audiences.into());
-    set(&mut request, "/spec/expirationSeconds", seconds.into());
-    request["status"] = json!({"token": token, "expirationTimestamp": timestamp(expires)});
-    Ok(respond::json_value(StatusCode::CREATED, &request))
 }
 
 /// `namespaces/<name>/finalize`: what keeps a namespace is taken off.

@@ -20,10 +20,11 @@ use k8s_core::{
     status::ApiStatus,
     store::{Expect, StoreError, Stored},
 };
-use serde_json::{Value, json};
+use serde_json::Value;
 
 use crate::{
     admission,
+    auth::rbac::Attributes,
     invalid::FieldErrors,
     read::Presenter,
     resources::{
@@ -74,20 +75,28 @@ pub(crate) fn modified(resource: &Resource, name: &str) -> ApiStatus {
     )
 }
 
-/// Whether the request only pretends.
+/// Whether the request's query asks for a dry run.
 ///
 /// # Errors
 /// 422 for another value than `All`.
 pub(crate) fn dry_run(call: &Call, options: &str) -> Result<bool, ApiStatus> {
     match call.query.get("dryRun") {
         "" => Ok(false),
-        "All" => Ok(true),
-        other => {
-            let mut errors = FieldErrors::default();
-            errors.not_supported("dryRun", json!([other]), &["All"]);
-            Err(errors.into_status("meta.k8s.io", options, ""))
-        }
+        asked => dry_run_of(&[asked.into()], options),
     }
+}
+
+/// Whether the `dryRun` of options in a body asks for a dry run.
+///
+/// # Errors
+/// 422 for another value than `All`.
+pub(crate) fn dry_run_of(asked: &[Value], options: &str) -> Result<bool, ApiStatus> {
+    if asked.iter().all(|value| value == "All") {
+        return Ok(!asked.is_empty());
+    }
+    let mut errors = FieldErrors::default();
+    errors.not_supported("dryRun", asked.to_vec(), &["All"]);
+    Err(errors.into_status("meta.k8s.io", options, ""))
 }
 
 /// Turns a fitting object into its stored form, with defaults.
@@ -119,6 +128,21 @@ pub(crate) async fn create(
     }
     let stored = insert(server, call, resource, object, dry_run, &recorder(call, resource)).await?;
     object_response(server, call, resource, StatusCode::CREATED, &stored)
+}
+
+/// Checks that a caller whose PUT or apply finds no object may create one.
+async fn may_create(server: &ApiServer, call: &Call) -> Result<(), ApiStatus> {
+    let info = &call.info;
+    let wanted = Attributes {
+        verb: "create",
+        group: &info.group,
+        resource: &info.resource,
+        subresource: &info.subresource,
+        namespace: &info.namespace,
+        name: &info.name,
+        path: "",
+    };
+    server.inner.authorize(&call.user, &wanted).await
 }
 
 /// Notes that the fields of a new object are its creator's.
@@ -210,6 +234,7 @@ async fn insert(
         return Err(errors.into_status(&resource.group, &resource.kind, text(&object, "/metadata/name")));
     }
     admission::validate(server, call, resource, &mut object, None).await?;
+    crate::unenforced::warn(server, call, resource, &object, None);
     let mut reserved = inner.services.reserve(resource, &mut object, None)?;
     record(server, &mut object);
     for _ in 0..8 {
@@ -308,6 +333,7 @@ pub(crate) async fn update(
         server.inner.store.get(&resource.storage, &key).is_none()
     };
     if call.info.subresource.is_empty() && put_rules::creates(resource) && absent() {
+        may_create(server, call).await?;
         set(&mut object, "/metadata/resourceVersion", "".into());
         let stored = insert(server, call, resource, object, dry_run, &recorder(call, resource)).await?;
         return object_response(server, call, resource, StatusCode::CREATED, &stored);
@@ -386,6 +412,14 @@ pub(crate) async fn modify(
             resource.default(&mut new);
             count_generation(resource, &mut new, &old);
         }
+        if part == "resize" && !same_spec(&new, &old) {
+            let mut errors = FieldErrors::default();
+            errors.forbidden(
+                "spec",
+                "in-place resize of pods is not supported by this cluster: create the pod anew",
+            );
+            return Err(errors.into_status(&resource.group, &resource.kind, name));
+        }
         if part.is_empty() || part == "scale" {
             resource.default(&mut new);
             (resource.strategy.update)(&mut new, &old);
@@ -416,6 +450,9 @@ pub(crate) async fn modify(
             return Err(errors.into_status(&resource.group, &resource.kind, name));
         }
         admission::validate(server, call, resource, &mut new, Some(&old)).await?;
+        if matches!(part, "" | "ephemeralcontainers") {
+            crate::unenforced::warn(server, call, resource, &new, Some(&old));
+        }
         let mut reserved = server.inner.services.reserve(resource, &mut new, Some(&old))?;
         if !applied {
             let manager = Manager {

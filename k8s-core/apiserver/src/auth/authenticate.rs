@@ -4,7 +4,7 @@ use std::collections::HashMap;
 
 use k8s_core::status::ApiStatus;
 
-use super::tokens::TokenIssuer;
+use super::tokens::{API_AUDIENCE, TokenError, TokenIssuer, Verified};
 use crate::{stages::Credentials, user::User};
 
 /// The certificate (DER) that a client proved to own; verified by TLS against the client CA. The listener puts it into the request's extensions.
@@ -55,16 +55,30 @@ impl Authenticator {
         Ok(tokens)
     }
 
-    /// The user behind a bearer token. Service account tokens need `issuer`.
-    #[must_use]
+    /// Refuses requests without credentials.
+    pub(crate) fn refuse_anonymous(&mut self) {
+        self.anonymous = false;
+    }
+
+    /// The user behind a bearer token that is meant for one of `audiences`. Service account tokens need `issuer`; static tokens are for the API server.
+    ///
+    /// # Errors
+    /// Why it is refused.
     pub fn token(
         &self,
         token: &str,
+        audiences: &[String],
         issuer: &TokenIssuer,
         now: i64,
         alive: &dyn Fn(&str, &str, &str) -> bool,
-    ) -> Option<User> {
-        self.tokens.get(token).cloned().or_else(|| issuer.verify(token, now, alive))
+    ) -> Result<Verified, TokenError> {
+        match self.tokens.get(token) {
+            Some(user) if audiences.iter().any(|a| a == API_AUDIENCE) => {
+                Ok(Verified { user: user.clone(), audiences: vec![API_AUDIENCE.to_owned()] })
+            }
+            Some(_) => Err(TokenError::Invalid),
+            None => issuer.verify(token, audiences, now, alive),
+        }
     }
 
     /// The user behind a request's certificate or token.
@@ -82,7 +96,10 @@ impl Authenticator {
             return Ok(user);
         }
         match credentials.bearer_token() {
-            Some(token) => self.token(token, issuer, now, alive).ok_or_else(ApiStatus::unauthorized),
+            Some(token) => self
+                .token(token, &[API_AUDIENCE.to_owned()], issuer, now, alive)
+                .map(|verified| verified.user)
+                .map_err(|_| ApiStatus::unauthorized()),
             None if self.anonymous => Ok(User::anonymous()),
             None => Err(ApiStatus::unauthorized()),
         }

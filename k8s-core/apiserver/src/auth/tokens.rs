@@ -40,6 +40,7 @@ struct Claims {
     not_before: i64,
     /// Seconds since 1970.
     expires: i64,
+    audiences: Vec<String>,
     user: User,
     /// The objects that must still be there for it to hold: resource, key, uid.
     needs: Vec<(&'static str, String, String)>,
@@ -51,7 +52,30 @@ impl std::fmt::Debug for TokenIssuer {
     }
 }
 
-/// The service account, and the object the token is bound to (pod name and uid), if any.
+/// Name and uid of an object that a token names.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Named {
+    /// Name.
+    pub name: String,
+    /// Uid; empty where it is not known.
+    pub uid: String,
+}
+
+/// The object that a token is bound to: with it, the token becomes invalid.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub enum Bound {
+    /// None: the token holds as long as its service account.
+    #[default]
+    Nothing,
+    /// A pod, and the node that it runs on, which the token names but does not depend on.
+    Pod(Named, Option<Named>),
+    /// A secret of the service account's namespace.
+    Secret(Named),
+    /// A node.
+    Node(Named),
+}
+
+/// The service account, and the object that the token is bound to.
 #[derive(Clone, Debug, Default)]
 pub struct TokenSubject {
     /// Namespace of the service account.
@@ -60,8 +84,40 @@ pub struct TokenSubject {
     pub name: String,
     /// Uid of the service account.
     pub uid: String,
-    /// Pod name and uid.
-    pub pod: Option<(String, String)>,
+    /// The object that it is bound to.
+    pub bound: Bound,
+}
+
+/// The user of a valid token, and those of the asked audiences that it is meant for.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Verified {
+    /// The user.
+    pub user: User,
+    /// The audiences.
+    pub audiences: Vec<String>,
+}
+
+/// Why a bearer token is refused.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+#[non_exhaustive]
+pub enum TokenError {
+    /// It is not known, has expired, or an object that it depends on is gone.
+    #[error("invalid bearer token")]
+    Invalid,
+    /// It is meant for other audiences.
+    #[error("[invalid bearer token, token audiences {has} is invalid for the target audiences {want}]", has = quoted(.has), want = quoted(.want))]
+    Audience {
+        /// The audiences that it is meant for.
+        has: Vec<String>,
+        /// The audiences that were asked for.
+        want: Vec<String>,
+    },
+}
+
+/// A list of texts as Go quotes it.
+fn quoted(texts: &[String]) -> String {
+    let all: Vec<String> = texts.iter().map(|t| format!("{t:?}")).collect();
+    format!("[{}]", all.join(" "))
 }
 
 impl TokenIssuer {
@@ -100,8 +156,22 @@ impl TokenIssuer {
             "namespace": subject.namespace,
             "serviceaccount": {"name": subject.name, "uid": subject.uid},
         });
-        if let Some((name, uid)) = &subject.pod {
-            kubernetes["pod"] = json!({"name": name, "uid": uid});
+        let mut name = |field: &str, of: &Named| {
+            kubernetes[field] = json!({"name": of.name});
+            if !of.uid.is_empty() {
+                kubernetes[field]["uid"] = of.uid.clone().into();
+            }
+        };
+        match &subject.bound {
+            Bound::Nothing => {}
+            Bound::Secret(secret) => name("secret", secret),
+            Bound::Node(node) => name("node", node),
+            Bound::Pod(pod, node) => {
+                name("pod", pod);
+                if let Some(node) = node {
+                    name("node", node);
+                }
+            }
         }
         let claims = json!({
             "aud": audiences,
@@ -118,17 +188,33 @@ impl TokenIssuer {
         Ok(format!("{message}.{}", B64.encode(signature)))
     }
 
-    /// The user of a token that is signed by this key, valid at `now`, meant for the API server, and whose service account and pod are `alive`
-    /// (resource, key, uid).
-    #[must_use]
-    pub fn verify(&self, token: &str, now: i64, alive: &dyn Fn(&str, &str, &str) -> bool) -> Option<User> {
-        let claims = self.signed(token)?;
+    /// The user of a token that is signed by this key, valid at `now`, meant for one of `audiences`, and whose service account and bound object are
+    /// `alive` (resource, key, uid).
+    ///
+    /// # Errors
+    /// Why it is refused.
+    pub fn verify(
+        &self,
+        token: &str,
+        audiences: &[String],
+        now: i64,
+        alive: &dyn Fn(&str, &str, &str) -> bool,
+    ) -> Result<Verified, TokenError> {
+        let claims = self.signed(token).ok_or(TokenError::Invalid)?;
+        let shared: Vec<String> =
+            claims.audiences.iter().filter(|a| audiences.contains(a)).cloned().collect();
+        if shared.is_empty() {
+            return Err(TokenError::Audience { has: claims.audiences.clone(), want: audiences.to_vec() });
+        }
         let in_time = claims.not_before <= now + 5 && now < claims.expires;
         let mut needed = claims.needs.iter();
-        (in_time && needed.all(|(resource, key, uid)| alive(resource, key, uid))).then(|| claims.user.clone())
+        if !in_time || !needed.all(|(resource, key, uid)| alive(resource, key, uid)) {
+            return Err(TokenError::Invalid);
+        }
+        Ok(Verified { user: claims.user.clone(), audiences: shared })
     }
 
-    /// What a token says, if this key signed it and it is meant for the API server. That never changes, so it is found out once.
+    /// What a token says, if this key signed it. That never changes, so it is found out once.
     fn signed(&self, token: &str) -> Option<Arc<Claims>> {
         let digest: [u8; 32] = Sha256::digest(token).into();
         let lock = || self.known.lock().unwrap_or_else(PoisonError::into_inner);
@@ -155,9 +241,7 @@ impl TokenIssuer {
             .verify(message.as_bytes(), &B64.decode(signature).ok()?)
             .ok()?;
         let claims: Value = serde_json::from_slice(&B64.decode(claims).ok()?).ok()?;
-        if !list(&claims, "/aud").iter().any(|a| a == API_AUDIENCE) {
-            return None;
-        }
+        let audiences = list(&claims, "/aud").iter().filter_map(Value::as_str).map(str::to_owned).collect();
         let about = claims.get("kubernetes.io")?;
         let (namespace, name, uid) = (
             text(about, "/namespace"),
@@ -170,15 +254,37 @@ impl TokenIssuer {
         );
         user.uid = uid.to_owned();
         let mut needs = vec![("serviceaccounts", format!("{namespace}/{name}"), uid.to_owned())];
-        let (pod, pod_uid) = (text(about, "/pod/name"), text(about, "/pod/uid"));
-        if !pod.is_empty() {
-            needs.push(("pods", format!("{namespace}/{pod}"), pod_uid.to_owned()));
-            user.extra.insert("authentication.kubernetes.io/pod-name".into(), vec![pod.into()]);
-            user.extra.insert("authentication.kubernetes.io/pod-uid".into(), vec![pod_uid.into()]);
+        let id = text(&claims, "/jti");
+        if !id.is_empty() {
+            user.extra.insert("authentication.kubernetes.io/credential-id".into(), vec![format!("JTI={id}")]);
+        }
+        let named = |kind: &str| {
+            let of = |field: &str| text(about, &format!("/{kind}/{field}")).to_owned();
+            Some(Named { name: of("name"), uid: of("uid") }).filter(|named| !named.name.is_empty())
+        };
+        let (pod, node) = (named("pod"), named("node"));
+        let bound = [
+            ("pods", named("pod"), true),
+            ("secrets", named("secret"), true),
+            // A pod's node is only told.
+            ("nodes", named("node").filter(|_| pod.is_none()), false),
+        ];
+        for (resource, named, namespaced) in bound {
+            let Some(Named { name, uid }) = named else { continue };
+            needs.push((resource, if namespaced { format!("{namespace}/{name}") } else { name }, uid));
+        }
+        for (kind, named) in [("pod", pod), ("node", node)] {
+            let Some(Named { name, uid }) = named else { continue };
+            for (field, value) in [("name", name), ("uid", uid)] {
+                if !value.is_empty() {
+                    user.extra.insert(format!("authentication.kubernetes.io/{kind}-{field}"), vec![value]);
+                }
+            }
         }
         Some(Claims {
             not_before: integer(&claims, "/nbf")?,
             expires: integer(&claims, "/exp")?,
+            audiences,
             user,
             needs,
         })
@@ -189,22 +295,72 @@ impl TokenIssuer {
 mod tests {
     use super::*;
 
+    fn subject(bound: Bound) -> TokenSubject {
+        TokenSubject { namespace: "ns".into(), name: "default".into(), uid: "u".into(), bound }
+    }
+
+    fn own() -> Vec<String> {
+        vec![API_AUDIENCE.into()]
+    }
+
     #[test]
     fn tokens_hold_until_they_expire_or_their_account_goes() {
         let issuer = TokenIssuer::new(None).unwrap();
-        let subject =
-            TokenSubject { namespace: "ns".into(), name: "default".into(), uid: "u".into(), pod: None };
-        let token = issuer.issue(&subject, &[API_AUDIENCE.into()], 1000, 600).unwrap();
-        let user = issuer.verify(&token, 1100, &|_, key, uid| key == "ns/default" && uid == "u").unwrap();
+        let token = issuer.issue(&subject(Bound::Nothing), &own(), 1000, 600).unwrap();
+        let at = |issuer: &TokenIssuer, token: &str, now, alive: &dyn Fn(&str, &str, &str) -> bool| {
+            issuer.verify(token, &own(), now, alive)
+        };
+        let user = at(&issuer, &token, 1100, &|_, key, uid| key == "ns/default" && uid == "u").unwrap().user;
         assert_eq!(user.name, "system:serviceaccount:ns:default");
-        assert!(issuer.verify(&token, 1700, &|_, _, _| true).is_none(), "expired");
-        assert!(issuer.verify(&token, 1100, &|_, _, _| false).is_none(), "account gone");
+        assert!(user.extra["authentication.kubernetes.io/credential-id"][0].starts_with("JTI="));
+        assert!(at(&issuer, &token, 1700, &|_, _, _| true).is_err(), "expired");
+        assert!(at(&issuer, &token, 1100, &|_, _, _| false).is_err(), "account gone");
         let mut forged = token.clone();
         forged.replace_range(token.len() - 4.., "AAAA");
-        assert!(issuer.verify(&forged, 1100, &|_, _, _| true).is_none(), "forged");
+        assert!(at(&issuer, &forged, 1100, &|_, _, _| true).is_err(), "forged");
         let other = TokenIssuer::new(None).unwrap();
-        assert!(other.verify(&token, 1100, &|_, _, _| true).is_none(), "another key");
-        let elsewhere = issuer.issue(&subject, &["vault".into()], 1000, 600).unwrap();
-        assert!(issuer.verify(&elsewhere, 1100, &|_, _, _| true).is_none(), "another audience");
+        assert!(at(&other, &token, 1100, &|_, _, _| true).is_err(), "another key");
+    }
+
+    #[test]
+    fn a_token_is_for_its_audiences() {
+        let issuer = TokenIssuer::new(None).unwrap();
+        let audiences = ["vault".to_owned(), "api".to_owned()];
+        let token = issuer.issue(&subject(Bound::Nothing), &audiences, 1000, 600).unwrap();
+        let asked = ["other".to_owned(), "api".to_owned()];
+        assert_eq!(issuer.verify(&token, &asked, 1100, &|_, _, _| true).unwrap().audiences, ["api"]);
+        let error = issuer.verify(&token, &own(), 1100, &|_, _, _| true).unwrap_err();
+        assert_eq!(
+            error.to_string(),
+            format!(
+                "[invalid bearer token, token audiences [\"vault\" \"api\"] is invalid for the target audiences [{API_AUDIENCE:?}]]"
+            )
+        );
+    }
+
+    #[test]
+    fn a_token_ends_with_what_it_is_bound_to() {
+        let issuer = TokenIssuer::new(None).unwrap();
+        let it = || Named { name: "x".into(), uid: "1".into() };
+        let node = Named { name: "n".into(), uid: "2".into() };
+        for (bound, needs) in [
+            (Bound::Secret(it()), vec![("secrets", "ns/x", "1")]),
+            (Bound::Node(it()), vec![("nodes", "x", "1")]),
+            (Bound::Pod(it(), Some(node)), vec![("pods", "ns/x", "1")]),
+        ] {
+            let token = issuer.issue(&subject(bound.clone()), &own(), 1000, 600).unwrap();
+            let seen = std::cell::RefCell::new(Vec::new());
+            let alive = |resource: &str, key: &str, uid: &str| {
+                seen.borrow_mut().push((resource.to_owned(), key.to_owned(), uid.to_owned()));
+                true
+            };
+            let user = issuer.verify(&token, &own(), 1100, &alive).unwrap().user;
+            let seen: Vec<_> = seen.take().into_iter().filter(|(r, _, _)| r != "serviceaccounts").collect();
+            let needs: Vec<_> =
+                needs.iter().map(|(r, k, u)| ((*r).into(), (*k).into(), (*u).into())).collect();
+            assert_eq!(seen, needs, "{bound:?}");
+            let node = user.extra.get("authentication.kubernetes.io/node-name");
+            assert_eq!(node.is_some(), !matches!(bound, Bound::Secret(_)), "{bound:?}");
+        }
     }
 }

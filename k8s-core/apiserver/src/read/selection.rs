@@ -55,6 +55,12 @@ impl Selection {
             }
         }
         let name = match fields.required("metadata.name") {
+            // Who was let through for the name in the path must not read another one.
+            Some(name) if !call.info.name.is_empty() && name != call.info.name => {
+                return Err(ApiStatus::bad_request(
+                    "fieldSelector metadata.name doesn't match requested name",
+                ));
+            }
             Some(name) => name.to_owned(),
             None => call.info.name.clone(),
         };

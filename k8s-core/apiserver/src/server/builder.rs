@@ -61,6 +61,7 @@ pub struct Builder {
     nodes: Option<Arc<dyn NodeConnector>>,
     front_proxy: Option<ClientIdentity>,
     pace: Pace,
+    warns_unenforced: bool,
 }
 
 impl std::fmt::Debug for Builder {
@@ -88,6 +89,7 @@ impl Builder {
             nodes: None,
             front_proxy: None,
             pace: Pace::default(),
+            warns_unenforced: true,
         }
     }
 
@@ -103,7 +105,7 @@ impl Builder {
         self.authenticator = authenticator;
         self
     }
-    /// Who may do what. Default: RBAC.
+    /// Who may do what. Default: RBAC. With `AlwaysAllow`, requests without credentials are refused whatever the authenticator says.
     #[must_use]
     pub fn authorization(mut self, mode: AuthorizationMode) -> Self {
         self.authorization = mode;
@@ -190,11 +192,21 @@ impl Builder {
         self
     }
 
+    /// Whether answers warn of kinds and fields that are stored and not acted on. Default: yes. (A comparison with an upstream server turns it off.)
+    #[must_use]
+    pub fn warn_unenforced(mut self, warns: bool) -> Self {
+        self.warns_unenforced = warns;
+        self
+    }
+
     /// Makes the server, and in its store what every cluster has (namespaces, bootstrap roles, the `kubernetes` Service is the bins' part).
     ///
     /// # Errors
     /// When the key is not one, a type's own definition is wrong, or the store cannot be written.
-    pub async fn build(self) -> Result<ApiServer, String> {
+    pub async fn build(mut self) -> Result<ApiServer, String> {
+        if self.authorization == AuthorizationMode::AlwaysAllow {
+            self.authenticator.refuse_anonymous();
+        }
         let issuer = TokenIssuer::new(self.service_account_key.as_deref())?;
         let services = ServiceAllocator::new(self.service_range.0, self.service_range.1, self.node_ports);
         let server = ApiServer {
@@ -217,6 +229,7 @@ impl Builder {
                 redefined: Arc::default(),
                 front_proxy: self.front_proxy,
                 pace: self.pace,
+                warns_unenforced: self.warns_unenforced,
                 open_api: Mutex::default(),
                 ready: AtomicBool::new(false),
             }),

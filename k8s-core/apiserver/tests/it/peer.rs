@@ -40,6 +40,16 @@ pub(crate) async fn serve_json(
     name: &str,
     answer: impl Fn(Value) -> Value + Send + Sync + 'static,
 ) -> (u16, tokio::task::AbortHandle) {
+    serve_on(ca, name, "127.0.0.1:0", answer).await
+}
+
+/// As [`serve_json`], on an address of one's own.
+pub(crate) async fn serve_on(
+    ca: &Authority,
+    name: &str,
+    address: &str,
+    answer: impl Fn(Value) -> Value + Send + Sync + 'static,
+) -> (u16, tokio::task::AbortHandle) {
     let identity = signed(ca, name);
     let files = TlsFiles {
         certificate: identity.certificate.into_bytes(),
@@ -49,7 +59,7 @@ pub(crate) async fn serve_json(
     let mut tls = listen::tls_config(&files).unwrap();
     tls.alpn_protocols.clear();
     let acceptor = tokio_rustls::TlsAcceptor::from(Arc::new(tls));
-    let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let listener = tokio::net::TcpListener::bind(address).await.unwrap();
     let port = listener.local_addr().unwrap().port();
     let answer = Arc::new(answer);
     let task = tokio::spawn(async move {

@@ -16,11 +16,22 @@ pub(crate) async fn server() -> ApiServer {
 
 /// Such a server with a store of its own.
 pub(crate) async fn server_on(store: Store) -> ApiServer {
+    // What upstream acts on it does not warn of.
+    server_that(store, false).await
+}
+
+/// Such a server, which warns of what is not acted on.
+pub(crate) async fn warning_server() -> ApiServer {
+    server_that(Store::memory(), true).await
+}
+
+async fn server_that(store: Store, warns: bool) -> ApiServer {
     let mut admin = User::new("admin", &["system:masters"]);
     admin.uid = "admin".into();
     ApiServer::builder(store)
         .authenticator(Authenticator::new(HashMap::from([("admin".to_owned(), admin)]), true))
         .service_range(std::net::Ipv4Addr::new(10, 96, 0, 0), 12)
+        .warn_unenforced(warns)
         .build()
         .await
         .unwrap()
@@ -86,6 +97,32 @@ pub(crate) async fn done(server: &ApiServer, method: &str, path: &str, body: &Va
     let answer = admin(server, method, path, kind, body).await;
     assert!(answer.status.is_success(), "{method} {path}: {} {}", answer.status, answer.json());
     answer.json()
+}
+
+/// Asks as somebody in this process, with a JSON body unless it is null.
+pub(crate) async fn ask_as(
+    server: &ApiServer,
+    user: &User,
+    method: &str,
+    path: &str,
+    body: &Value,
+) -> Answer {
+    let media = if method == "PATCH" { "application/merge-patch+json" } else { "application/json" };
+    let body = if body.is_null() { Vec::new() } else { body.to_string().into_bytes() };
+    let request =
+        Request::builder().method(method).uri(path).header("content-type", media).body(body).unwrap();
+    ask(&server.service_as(user.clone()), request).await
+}
+
+/// Lets a user do what `rules` say, everywhere.
+pub(crate) async fn grant(server: &ApiServer, user: &str, rules: Value) {
+    let base = "/apis/rbac.authorization.k8s.io/v1";
+    let name = format!("test-{user}");
+    let role = serde_json::json!({"metadata": {"name": name}, "rules": rules});
+    done(server, "POST", &format!("{base}/clusterroles"), &role).await;
+    let binding = serde_json::json!({"metadata": {"name": name}, "subjects": [{"kind": "User", "name": user}],
+        "roleRef": {"apiGroup": "rbac.authorization.k8s.io", "kind": "ClusterRole", "name": name}});
+    done(server, "POST", &format!("{base}/clusterrolebindings"), &binding).await;
 }
 
 /// An open watch, read line by line.

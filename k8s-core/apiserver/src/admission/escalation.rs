@@ -1,0 +1,226 @@
+//! Role escalation: nobody grants rights that they do not hold.
+//!
+//! Every write of a role or binding comes through [`check`] (create, update, patch, apply, dry run), after all admission functions have changed the
+//! object. The aggregation controller holds `escalate` on ClusterRoles, so it may write the rules that it gathers.
+//!
+//! A role may be written by who holds all of its rules, or may `escalate` it. An aggregation rule gathers any rules, so it needs every right.
+//! A binding may be written by who holds all rules of its role, or may `bind` it; only the latter, and `system:masters`, may bind an absent role.
+
+use std::collections::BTreeMap;
+
+use k8s_core::status::ApiStatus;
+use serde_json::{Value, json};
+
+use crate::{
+    auth::{AuthorizationMode, rbac::Attributes},
+    resources::Resource,
+    server::{ApiServer, Call},
+    user::User,
+    value::{list, text},
+};
+
+/// The API group of roles and bindings.
+pub(super) const GROUP: &str = "rbac.authorization.k8s.io";
+
+/// Most combinations of verbs, groups, resources and names that are looked up for one role.
+const MOST_COMBINATIONS: usize = 1 << 20;
+
+/// Checks that the caller may grant what an object of the RBAC group grants.
+///
+/// # Errors
+/// 403 with the missing rights; 404 for a binding to an absent role.
+pub(super) async fn check(
+    server: &ApiServer,
+    call: &Call,
+    resource: &Resource,
+    object: &Value,
+    old: Option<&Value>,
+) -> Result<(), ApiStatus> {
+    let inner = &server.inner;
+    let is_master = call.user.groups.iter().any(|g| g == "system:masters");
+    if is_master || inner.authorization == AuthorizationMode::AlwaysAllow {
+        return Ok(());
+    }
+    if old.is_some_and(|old| changes_only_collection(object, old)) {
+        return Ok(());
+    }
+    let namespace = call.info.namespace.as_str();
+    let caller = Caller { server, user: &call.user, namespace };
+    let forbidden = |why: &str| {
+        ApiStatus::forbidden(&resource.group, &resource.plural, text(object, "/metadata/name"), why)
+    };
+    if resource.plural.ends_with("bindings") {
+        let (kind, name) = (text(object, "/roleRef/kind"), text(object, "/roleRef/name"));
+        let (plural, key) = match kind {
+            "ClusterRole" => ("clusterroles", name.to_owned()),
+            "Role" => ("roles", format!("{namespace}/{name}")),
+            // The type's own rules refuse it.
+            _ => return Ok(()),
+        };
+        if caller.may("bind", plural, name).await {
+            return Ok(());
+        }
+        let stored = inner.store.get(&format!("{plural}.{GROUP}"), &key);
+        let stored = stored.ok_or_else(|| ApiStatus::not_found(GROUP, plural, name))?;
+        let role: Value = serde_json::from_slice(&stored.json).map_err(ApiStatus::internal)?;
+        return caller.holds(list(&role, "/rules")).map_err(|why| forbidden(&why));
+    }
+    if caller.may("escalate", &resource.plural, &call.info.name).await {
+        return Ok(());
+    }
+    caller.holds(list(object, "/rules")).map_err(|why| forbidden(&why))?;
+    let aggregates = |role: &Value| !list(role, "/aggregationRule/clusterRoleSelectors").is_empty();
+    if aggregates(object) || old.is_some_and(aggregates) {
+        let everything = json!([
+            {"verbs": ["*"], "apiGroups": ["*"], "resources": ["*"]},
+            {"verbs": ["*"], "nonResourceURLs": ["*"]},
+        ]);
+        caller
+            .holds(list(&everything, ""))
+            .map_err(|_| forbidden("must have cluster-admin privileges to use the aggregationRule"))?;
+    }
+    Ok(())
+}
+
+/// Whether an update changes nothing but what garbage collection changes: finalizers and owner references.
+fn changes_only_collection(new: &Value, old: &Value) -> bool {
+    let rest = |object: &Value| {
+        let mut object = object.clone();
+        if let Some(metadata) = object.get_mut("metadata").and_then(Value::as_object_mut) {
+            for field in ["finalizers", "ownerReferences", "selfLink", "managedFields", "resourceVersion"] {
+                metadata.remove(field);
+            }
+        }
+        object
+    };
+    rest(new) == rest(old)
+}
+
+struct Caller<'a> {
+    server: &'a ApiServer,
+    user: &'a User,
+    namespace: &'a str,
+}
+
+impl Caller<'_> {
+    /// Whether the caller has a verb that stands in for holding the rules.
+    async fn may(&self, verb: &str, resource: &str, name: &str) -> bool {
+        let wanted = Attributes {
+            verb,
+            group: GROUP,
+            resource,
+            namespace: self.namespace,
+            name,
+            ..Default::default()
+        };
+        self.server.inner.authorize(self.user, &wanted).await.is_ok()
+    }
+
+    fn is_granted(&self, wanted: &Attributes<'_>) -> bool {
+        self.server.inner.rbac.allows(&self.server.inner.store, self.user, wanted)
+    }
+
+    /// Checks that the caller's own roles cover all rules.
+    ///
+    /// # Errors
+    /// The reason, with the rights that are missing.
+    fn holds(&self, rules: &[Value]) -> Result<(), String> {
+        let combinations = rules
+            .iter()
+            .map(|rule| {
+                ["/verbs", "/apiGroups", "/resources", "/resourceNames", "/nonResourceURLs"]
+                    .iter()
+                    .fold(1usize, |product, part| product.saturating_mul(list(rule, part).len().max(1)))
+            })
+            .fold(0, usize::saturating_add);
+        if combinations > MOST_COMBINATIONS {
+            return Err(format!(
+                "the rules name more than {MOST_COMBINATIONS} combinations of verbs, groups, resources and names: use \"*\" or several roles"
+            ));
+        }
+        let mut missing = Missing::default();
+        rules.iter().for_each(|rule| self.look_up(rule, &mut missing));
+        if missing.0.is_empty() {
+            return Ok(());
+        }
+        Err(format!(
+            "user {:?} (groups={}) is attempting to grant RBAC permissions not currently held:\n{}",
+            self.user.name,
+            quoted(&self.user.groups),
+            missing.describe()
+        ))
+    }
+
+    fn look_up(&self, rule: &Value, missing: &mut Missing) {
+        let texts = |part: &str| list(rule, part).iter().filter_map(Value::as_str).collect::<Vec<_>>();
+        let (verbs, groups, resources) = (texts("/verbs"), texts("/apiGroups"), texts("/resources"));
+        let names = match texts("/resourceNames") {
+            names if names.is_empty() => vec![""],
+            names => names,
+        };
+        for verb in verbs {
+            for path in texts("/nonResourceURLs") {
+                let wanted = Attributes { verb, path, ..Attributes::default() };
+                if path.is_empty() || !self.is_granted(&wanted) {
+                    missing.add(["", "", "", path], verb);
+                }
+            }
+            for group in &groups {
+                for full in &resources {
+                    let (resource, subresource) = full.split_once('/').unwrap_or((full, ""));
+                    for name in &names {
+                        let namespace = self.namespace;
+                        let wanted =
+                            Attributes { verb, group, resource, subresource, namespace, name, path: "" };
+                        if !self.is_granted(&wanted) {
+                            missing.add([group, full, name, ""], verb);
+                        }
+                    }
+                }
+            }
+        }
+    }
+}
+
+/// Rights that are missing: verbs by group, resource, object name and path.
+#[derive(Default)]
+struct Missing(BTreeMap<[String; 4], Vec<String>>);
+
+impl Missing {
+    fn add(&mut self, of: [&str; 4], verb: &str) {
+        let verbs = self.0.entry(of.map(str::to_owned)).or_default();
+        if !verbs.iter().any(|v| v == verb) {
+            verbs.push(verb.to_owned());
+        }
+    }
+
+    /// One rule a line, as upstream shows rules.
+    fn describe(&self) -> String {
+        let mut lines: Vec<String> = self
+            .0
+            .iter()
+            .map(|([group, resource, name, path], verbs)| {
+                let part = |label: &str, value: &str| format!("{label}:[{value:?}]");
+                let mut parts = Vec::new();
+                if path.is_empty() && !resource.is_empty() {
+                    parts.extend([part("APIGroups", group), part("Resources", resource)]);
+                } else {
+                    parts.push(part("NonResourceURLs", path));
+                }
+                if !name.is_empty() {
+                    parts.push(part("ResourceNames", name));
+                }
+                parts.push(format!("Verbs:{}", quoted(verbs)));
+                format!("{{{}}}", parts.join(", "))
+            })
+            .collect();
+        lines.sort();
+        lines.join("\n")
+    }
+}
+
+/// A list of texts as Go quotes it.
+fn quoted(texts: &[String]) -> String {
+    let all: Vec<String> = texts.iter().map(|t| format!("{t:?}")).collect();
+    format!("[{}]", all.join(" "))
+}

@@ -1,0 +1,286 @@
+//! Warnings about what is stored and not acted on, so that nobody relies on a limit, policy or controller that this cluster does not have.
+//!
+//! One row of a table makes one warning. A field is warned of when an object is created with it, and when an update sets it anew; a kind when an object of
+//! it is created. Whatever comes to be enforced loses its row here, and its line in README's "What does not work yet".
+//!
+//! Not here: what the kubelet refuses to run (user namespaces, AppArmor profiles, unknown volume plugins): such a pod fails, and says why.
+
+use serde_json::Value;
+
+use crate::{
+    resources::Resource,
+    server::{ApiServer, Call},
+    value::{list, text},
+};
+
+/// A kind whose objects are stored only: the name in the store, and the warning.
+struct Kind(&'static str, &'static str);
+
+const NO_ADMISSION: &str =
+    "admission policies and webhooks are stored, but not called: no request is refused or changed by them";
+const NO_DRA: &str =
+    "dynamic resource allocation is not implemented: claims are stored, and no device is allocated";
+const NO_CSI: &str = "CSI drivers are not supported: the object is stored, but not acted on";
+const NO_FAIRNESS: &str = "priority and fairness is not implemented: the object is stored, but not acted on";
+
+const KINDS: &[Kind] = &[
+    Kind(
+        "certificatesigningrequests.certificates.k8s.io",
+        "no signer runs in this cluster: an approved request gets no certificate",
+    ),
+    Kind("csidrivers.storage.k8s.io", NO_CSI),
+    Kind("csinodes.storage.k8s.io", NO_CSI),
+    Kind("csistoragecapacities.storage.k8s.io", NO_CSI),
+    Kind("deviceclasses.resource.k8s.io", NO_DRA),
+    Kind("flowschemas.flowcontrol.apiserver.k8s.io", NO_FAIRNESS),
+    Kind("horizontalpodautoscalers.autoscaling", "no autoscaler runs in this cluster: nothing is scaled"),
+    Kind(
+        "ingresses.networking.k8s.io",
+        "no ingress controller runs in this cluster: the Ingress is stored, but not acted on",
+    ),
+    Kind("ipaddresses.networking.k8s.io", "the object is stored, but addresses are not allocated by it"),
+    Kind("limitranges", "limit ranges are stored, but not enforced: no default is set and no pod is refused"),
+    Kind("mutatingadmissionpolicies.admissionregistration.k8s.io", NO_ADMISSION),
+    Kind("mutatingadmissionpolicybindings.admissionregistration.k8s.io", NO_ADMISSION),
+    Kind("mutatingwebhookconfigurations.admissionregistration.k8s.io", NO_ADMISSION),
+    Kind(
+        "networkpolicies.networking.k8s.io",
+        "network policies are stored, but not enforced: all traffic is let through",
+    ),
+    Kind(
+        "poddisruptionbudgets.policy",
+        "no controller updates the status of disruption budgets: every eviction of a covered pod is refused",
+    ),
+    Kind("prioritylevelconfigurations.flowcontrol.apiserver.k8s.io", NO_FAIRNESS),
+    Kind("resourceclaims.resource.k8s.io", NO_DRA),
+    Kind("resourceclaimtemplates.resource.k8s.io", NO_DRA),
+    Kind("resourcequotas", "resource quotas are stored, but not enforced: nothing is counted or refused"),
+    Kind("resourceslices.resource.k8s.io", NO_DRA),
+    Kind(
+        "runtimeclasses.node.k8s.io",
+        "runtime classes are stored, but pods do not get their overhead or scheduling",
+    ),
+    Kind("servicecidrs.networking.k8s.io", "the object is stored, but addresses are not allocated from it"),
+    Kind("statefulsets.apps", "no StatefulSet controller runs in this cluster: no pods are created"),
+    Kind(
+        "storageclasses.storage.k8s.io",
+        "no provisioner runs in this cluster: claims are bound to volumes that exist",
+    ),
+    Kind("validatingadmissionpolicies.admissionregistration.k8s.io", NO_ADMISSION),
+    Kind("validatingadmissionpolicybindings.admissionregistration.k8s.io", NO_ADMISSION),
+    Kind("validatingwebhookconfigurations.admissionregistration.k8s.io", NO_ADMISSION),
+    Kind("volumeattachments.storage.k8s.io", NO_CSI),
+    Kind("volumeattributesclasses.storage.k8s.io", NO_CSI),
+];
+
+/// A field that is stored only: its path (`*`: each element of a list), which values are meant, and the warning.
+struct Field(&'static [&'static str], fn(&Value) -> bool, &'static str);
+
+const SET: fn(&Value) -> bool = |_| true;
+
+/// Fields of one kind, by the name in the store.
+const FIELDS: &[(&str, Field)] = &[
+    ("namespaces", Field(&["metadata", "labels", "pod-security.kubernetes.io/enforce"], SET, POD_SECURITY)),
+    ("namespaces", Field(&["metadata", "labels", "pod-security.kubernetes.io/audit"], SET, POD_SECURITY)),
+    ("namespaces", Field(&["metadata", "labels", "pod-security.kubernetes.io/warn"], SET, POD_SECURITY)),
+    (
+        "secrets",
+        Field(
+            &["type"],
+            |v| v == "kubernetes.io/service-account-token",
+            "no token is written into the secret: use the TokenRequest API (kubectl create token)",
+        ),
+    ),
+    (
+        "services",
+        Field(
+            &["spec", "type"],
+            |v| v == "LoadBalancer",
+            "no load balancer is provided: the Service answers on its node port",
+        ),
+    ),
+    (
+        "persistentvolumeclaims",
+        Field(&["spec", "dataSource"], SET, "volumes are not provisioned: the data source is not copied"),
+    ),
+    (
+        "persistentvolumeclaims",
+        Field(&["spec", "dataSourceRef"], SET, "volumes are not provisioned: the data source is not copied"),
+    ),
+    ("persistentvolumeclaims", Field(&["spec", "volumeAttributesClassName"], SET, NO_CSI)),
+];
+
+const POD_SECURITY: &str = "pod security standards are not enforced: every pod is let in";
+const NO_SELINUX: &str = "SELinux options are not applied";
+const NO_WINDOWS: &str = "Windows options are not applied";
+const NO_DISK_LIMIT: &str = "use of the disk is not limited";
+
+/// Fields of a container; those of a pod's `containers`, `initContainers` and `ephemeralContainers`.
+const CONTAINER: &[Field] = &[
+    Field(&["resources", "limits", "ephemeral-storage"], SET, NO_DISK_LIMIT),
+    Field(&["resources", "claims"], SET, NO_DRA),
+    Field(
+        &["restartPolicyRules"],
+        SET,
+        "restart rules of containers are not applied: the pod's restartPolicy is",
+    ),
+    Field(&["securityContext", "seLinuxOptions"], SET, NO_SELINUX),
+    Field(&["securityContext", "windowsOptions"], SET, NO_WINDOWS),
+    Field(
+        &["targetContainerName"],
+        SET,
+        "process namespaces of other containers are not shared: the container sees its own processes only",
+    ),
+    Field(&["volumeDevices"], SET, "block devices are not passed into containers"),
+    Field(
+        &["volumeMounts", "*", "recursiveReadOnly"],
+        |v| v != "Disabled",
+        "mounts below a read-only mount stay writable",
+    ),
+];
+
+/// Fields of a pod's spec.
+const POD: &[Field] = &[
+    Field(&["hostnameOverride"], SET, "the hostname is not overridden"),
+    Field(&["resourceClaims"], SET, NO_DRA),
+    Field(&["resources"], SET, "resources of the whole pod are not applied: set them for each container"),
+    Field(
+        &["securityContext", "fsGroupChangePolicy"],
+        |v| v == "OnRootMismatch",
+        "volumes get their group at each start",
+    ),
+    Field(&["securityContext", "seLinuxOptions"], SET, NO_SELINUX),
+    Field(
+        &["securityContext", "supplementalGroupsPolicy"],
+        |v| v == "Strict",
+        "groups of the image's user are merged all the same",
+    ),
+    Field(&["securityContext", "windowsOptions"], SET, NO_WINDOWS),
+    Field(
+        &["volumes", "*", "emptyDir"],
+        |v| v.get("sizeLimit").is_some() && text(v, "/medium") != "Memory",
+        "sizeLimit is enforced with medium Memory only",
+    ),
+    Field(
+        &["volumes", "*", "ephemeral"],
+        SET,
+        "volumes are not provisioned: the claim stays pending until a matching volume exists",
+    ),
+];
+
+/// Where kinds have a pod's spec.
+const POD_SPECS: &[(&str, &[&str])] = &[
+    ("pods", &["spec"]),
+    ("podtemplates", &["template", "spec"]),
+    ("replicationcontrollers", &["spec", "template", "spec"]),
+    ("replicasets.apps", &["spec", "template", "spec"]),
+    ("deployments.apps", &["spec", "template", "spec"]),
+    ("statefulsets.apps", &["spec", "template", "spec"]),
+    ("daemonsets.apps", &["spec", "template", "spec"]),
+    ("jobs.batch", &["spec", "template", "spec"]),
+    ("cronjobs.batch", &["spec", "jobTemplate", "spec", "template", "spec"]),
+];
+
+/// Adds the warnings about an object that is written; `old` is the one that it replaces.
+pub(crate) fn warn(
+    server: &ApiServer,
+    call: &Call,
+    resource: &Resource,
+    object: &Value,
+    old: Option<&Value>,
+) {
+    if !server.inner.warns_unenforced || resource.custom {
+        return;
+    }
+    let mut found = of(&resource.storage, object);
+    if let Some(old) = old {
+        let before = of(&resource.storage, old);
+        found.retain(|warning| !before.contains(warning));
+    } else if let Some(kind) = KINDS.iter().find(|kind| kind.0 == &*resource.storage) {
+        found.insert(0, kind.1.to_owned());
+    }
+    for warning in found {
+        call.warn_once(warning);
+    }
+}
+
+/// The warnings about an object's fields.
+fn of(storage: &str, object: &Value) -> Vec<String> {
+    let mut found = Vec::new();
+    for (_, field) in FIELDS.iter().filter(|(kind, _)| *kind == storage) {
+        field.look_up(object, "", &mut found);
+    }
+    let Some((_, at)) = POD_SPECS.iter().find(|(kind, _)| *kind == storage) else { return found };
+    let Some(spec) = at.iter().try_fold(object, |value, name| value.get(name)) else { return found };
+    let path = at.join(".");
+    for field in POD {
+        field.look_up(spec, &path, &mut found);
+    }
+    for kind in ["containers", "initContainers", "ephemeralContainers"] {
+        for (i, container) in list(spec, &format!("/{kind}")).iter().enumerate() {
+            let path = format!("{path}.{kind}[{i}]");
+            CONTAINER.iter().for_each(|field| field.look_up(container, &path, &mut found));
+        }
+    }
+    found
+}
+
+impl Field {
+    fn look_up(&self, at: &Value, path: &str, found: &mut Vec<String>) {
+        self.walk(self.0, at, path, found);
+    }
+
+    fn walk(&self, left: &[&str], at: &Value, path: &str, found: &mut Vec<String>) {
+        match left {
+            [] if (self.1)(at) => found.push(format!("{path}: {}", self.2)),
+            [] => {}
+            ["*", rest @ ..] => {
+                for (i, item) in at.as_array().into_iter().flatten().enumerate() {
+                    self.walk(rest, item, &format!("{path}[{i}]"), found);
+                }
+            }
+            [name, rest @ ..] => {
+                let Some(child) = at.get(name) else { return };
+                let path = match (path.is_empty(), name.contains('.')) {
+                    (true, _) => (*name).to_owned(),
+                    (false, true) => format!("{path}[{name}]"),
+                    (false, false) => format!("{path}.{name}"),
+                };
+                self.walk(rest, child, &path, found);
+            }
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn every_row_is_about_something_that_is_served() {
+        let registry = crate::resources::Registry::new(&[]);
+        let served = |storage: &str| registry.all().any(|r| &*r.storage == storage);
+        let kinds = KINDS.iter().map(|kind| kind.0);
+        let fields = FIELDS.iter().map(|(kind, _)| *kind).chain(POD_SPECS.iter().map(|(kind, _)| *kind));
+        for storage in kinds.chain(fields) {
+            assert!(served(storage), "{storage}");
+        }
+        let pod = registry.find("", "v1", "pods").unwrap();
+        let child = |of, name: &str| pod.schema.child(of, name);
+        let item = |of| match &pod.schema.node(of).kind {
+            k8s_core::schema::Kind::List { item, .. } => *item,
+            _ => of,
+        };
+        let spec = child(pod.schema.root_id(), "spec").unwrap();
+        let container = item(child(spec, "ephemeralContainers").unwrap());
+        for (base, rows) in [(spec, POD), (container, CONTAINER)] {
+            for row in rows {
+                let end = row
+                    .0
+                    .iter()
+                    .try_fold(base, |at, name| if *name == "*" { Some(item(at)) } else { child(at, name) });
+                assert!(end.is_some(), "{:?}", row.0);
+            }
+        }
+    }
+}

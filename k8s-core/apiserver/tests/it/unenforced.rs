@@ -1,0 +1,110 @@
+//! What is stored and not acted on is warned of, once.
+
+use serde_json::{Value, json};
+
+use crate::support::{admin, server, warning_server};
+
+async fn send(
+    server: &k8s_apiserver::ApiServer,
+    method: &str,
+    path: &str,
+    body: &Value,
+) -> (u16, Vec<String>) {
+    let media = if method == "PATCH" { "application/strategic-merge-patch+json" } else { "application/json" };
+    let answer = admin(server, method, path, media, body.to_string()).await;
+    let said = |w: &String| w.trim_start_matches("299 - ").trim_matches('"').to_owned();
+    assert!(answer.status.as_u16() < 500, "{}", answer.json());
+    (answer.status.as_u16(), answer.warnings.iter().map(said).collect())
+}
+
+fn pod(name: &str) -> Value {
+    json!({"metadata": {"name": name}, "spec": {
+        "volumes": [{"name": "a", "emptyDir": {"sizeLimit": "10Mi"}}, {"name": "b", "emptyDir": {"sizeLimit": "1Mi", "medium": "Memory"}}],
+        "containers": [{"name": "c", "image": "x", "resources": {"limits": {"ephemeral-storage": "10Mi", "cpu": "1"}}}]}})
+}
+
+const SIZE: &str = "emptyDir: sizeLimit is enforced with medium Memory only";
+const DISK: &str = "containers[0].resources.limits.ephemeral-storage: use of the disk is not limited";
+
+#[tokio::test]
+async fn fields_that_are_not_enforced_are_warned_of_when_they_are_set() {
+    let server = warning_server().await;
+    let base = "/api/v1/namespaces/default";
+    send(&server, "POST", &format!("{base}/serviceaccounts"), &json!({"metadata": {"name": "default"}}))
+        .await;
+    let pods = format!("{base}/pods");
+    let want = vec![format!("spec.volumes[0].{SIZE}"), format!("spec.{DISK}")];
+    assert_eq!(send(&server, "POST", &format!("{pods}?dryRun=All"), &pod("p")).await, (201, want.clone()));
+    assert_eq!(send(&server, "POST", &pods, &pod("p")).await, (201, want));
+    let label = json!({"metadata": {"labels": {"a": "b"}}});
+    assert_eq!(send(&server, "PATCH", &format!("{pods}/p"), &label).await, (200, vec![]), "not set anew");
+    let debug =
+        json!({"spec": {"ephemeralContainers": [{"name": "d", "image": "x", "targetContainerName": "c"}]}});
+    let (code, warnings) = send(&server, "PATCH", &format!("{pods}/p/ephemeralcontainers"), &debug).await;
+    assert_eq!(code, 200);
+    assert!(warnings[0].starts_with("spec.ephemeralContainers[0].targetContainerName: "), "{warnings:?}");
+    let resize = json!({"spec": {"containers": [{"name": "c", "resources": {"limits": {"cpu": "2"}}}]}});
+    let answer = admin(
+        &server,
+        "PATCH",
+        &format!("{pods}/p/resize"),
+        "application/strategic-merge-patch+json",
+        resize.to_string(),
+    )
+    .await;
+    assert_eq!(answer.status, 422);
+    assert!(answer.json()["message"].as_str().unwrap().contains("in-place resize of pods is not supported"));
+    let mut template = pod("t");
+    template["metadata"] = json!({"labels": {"a": "b"}});
+    let deployment = json!({"metadata": {"name": "d"}, "spec": {"selector": {"matchLabels": {"a": "b"}}, "template": template}});
+    let want = vec![format!("spec.template.spec.volumes[0].{SIZE}"), format!("spec.template.spec.{DISK}")];
+    assert_eq!(
+        send(&server, "POST", "/apis/apps/v1/namespaces/default/deployments", &deployment).await,
+        (201, want)
+    );
+    let namespace =
+        json!({"metadata": {"name": "n", "labels": {"pod-security.kubernetes.io/enforce": "restricted"}}});
+    let (_, warnings) = send(&server, "POST", "/api/v1/namespaces", &namespace).await;
+    assert_eq!(
+        warnings,
+        [
+            "metadata.labels[pod-security.kubernetes.io/enforce]: pod security standards are not enforced: every pod is let in"
+        ]
+    );
+}
+
+#[tokio::test]
+async fn kinds_that_nothing_acts_on_are_warned_of_when_they_are_created() {
+    let server = warning_server().await;
+    let namespaced = |group: &str, plural: &str| format!("{group}/namespaces/default/{plural}");
+    for (path, object) in [
+        (namespaced("/api/v1", "resourcequotas"), json!({"spec": {"hard": {"pods": "1"}}})),
+        (
+            namespaced("/api/v1", "limitranges"),
+            json!({"spec": {"limits": [{"type": "Container", "max": {"memory": "1Mi"}}]}}),
+        ),
+        (namespaced("/apis/networking.k8s.io/v1", "networkpolicies"), json!({"spec": {"podSelector": {}}})),
+        (namespaced("/apis/policy/v1", "poddisruptionbudgets"), json!({"spec": {"maxUnavailable": 1}})),
+        ("/apis/admissionregistration.k8s.io/v1/validatingwebhookconfigurations".into(), json!({})),
+        (
+            "/apis/admissionregistration.k8s.io/v1/validatingadmissionpolicybindings".into(),
+            json!({"spec": {"policyName": "p", "validationActions": ["Deny"]}}),
+        ),
+    ] {
+        let mut object = object;
+        object["metadata"] = json!({"name": "x"});
+        let (code, warnings) = send(&server, "POST", &path, &object).await;
+        assert_eq!((code, warnings.len()), (201, 1), "{path}: {warnings:?}");
+        let (code, warnings) =
+            send(&server, "PATCH", &format!("{path}/x"), &json!({"metadata": {"labels": {"a": "b"}}})).await;
+        assert_eq!((code, warnings.len()), (200, 0), "{path}: {warnings:?}");
+    }
+}
+
+#[tokio::test]
+async fn a_comparison_with_upstream_can_turn_them_off() {
+    let server = server().await;
+    let quota = json!({"metadata": {"name": "x"}, "spec": {"hard": {"pods": "1"}}});
+    let (_, warnings) = send(&server, "POST", "/api/v1/namespaces/default/resourcequotas", &quota).await;
+    assert_eq!(warnings, Vec::<String>::new());
+}
