@@ -52,6 +52,7 @@ impl Node {
 pub struct Builder {
     data_dir: PathBuf,
     memory: bool,
+    forget_state: bool,
     node: Node,
     listen: Option<SocketAddr>,
     advertise: Option<IpAddr>,
@@ -88,6 +89,7 @@ impl Cluster {
         Builder {
             data_dir: "/var/lib/hyperkube".into(),
             memory: false,
+            forget_state: false,
             node: Node::Local,
             listen: None,
             advertise: None,
@@ -203,6 +205,13 @@ impl Builder {
         self.memory = true;
         self
     }
+    /// Sets a store that is empty, or of another program, aside and begins anew; containers of its pods are removed. Default: such a store is
+    /// refused.
+    #[must_use]
+    pub fn forget_state(mut self, forget: bool) -> Self {
+        self.forget_state = forget;
+        self
+    }
     /// Which nodes run in this process. Default: [`Node::Local`].
     #[must_use]
     pub fn node(mut self, node: Node) -> Self {
@@ -302,6 +311,7 @@ impl Builder {
                 pods: self.pods,
                 domain: self.domain.clone(),
                 memory: self.memory,
+                forget_state: self.forget_state,
                 tls_names: self.tls_names.clone(),
                 controllers: self.controllers.clone(),
                 extras: self.extras.clone(),

@@ -47,6 +47,8 @@ pub struct ControlPlaneConfig {
     pub domain: String,
     /// Keep the state in memory only.
     pub memory: bool,
+    /// Set a store that cannot be used aside, and begin anew.
+    pub forget_state: bool,
     /// Names and addresses for the server's certificate, beside the usual ones.
     pub tls_names: Vec<String>,
     /// Which built-in controllers run (`*`, `-name`).
@@ -75,12 +77,40 @@ impl std::fmt::Debug for ControlPlane {
     }
 }
 
-/// Opens the store in a data directory.
+/// Opens the store in a data directory. `forget` sets an unusable file aside and begins anew.
 ///
 /// # Errors
-/// In use (4), from a newer program (3), damaged or not accessible (1).
-pub fn open_store(paths: &Paths) -> Result<Store, Failure> {
-    let backend = Embedded::open(&paths.store()).map_err(|e| {
+/// In use (4); from a newer program, empty, of another program, or missing beside containers (3); damaged or not accessible (1).
+pub fn open_store(paths: &Paths, forget: bool) -> Result<Store, Failure> {
+    let file = paths.store();
+    let opened = Embedded::open_existing(&file);
+    let lost = match &opened {
+        Err(OpenError::Empty { .. }) => Some("it is empty"),
+        Err(OpenError::Foreign { .. }) => Some("it is no store of this program"),
+        Err(OpenError::Missing { .. }) if k8s_runtime::embedded::has_sandboxes(&paths.containers()) => {
+            Some("it is missing, and there are containers of a cluster")
+        }
+        _ => None,
+    };
+    let opened = match lost {
+        Some(why) if !forget => {
+            let shown = file.display();
+            return Err(Failure::new(
+                Code::Preflight,
+                format!(
+                    "the cluster's state {shown} cannot be used: {why}. Put a copy of it back, or start with --forget-state: the file is set aside, and the containers of its pods are removed"
+                ),
+            ));
+        }
+        Some(_) if file.exists() => {
+            let aside = file.with_extension(format!("forgotten-{}", jiff::Timestamp::now().as_second()));
+            std::fs::rename(&file, &aside).map_err(Failure::io(format!("set {} aside", file.display())))?;
+            Embedded::open(&file)
+        }
+        _ if matches!(opened, Err(OpenError::Missing { .. })) => Embedded::open(&file),
+        _ => opened,
+    };
+    let backend = opened.map_err(|e| {
         let code = match e {
             OpenError::InUse { .. } => Code::InUse,
             OpenError::Newer { .. } => Code::Preflight,
@@ -119,7 +149,7 @@ impl ControlPlane {
         };
         let address = listener.as_ref().and_then(|l| l.local_addr().ok());
         let pki = Pki::open(&paths.pki()).map_err(Failure::because("certificates"))?;
-        let store = if config.memory { Store::memory() } else { open_store(paths)? };
+        let store = if config.memory { Store::memory() } else { open_store(paths, config.forget_state)? };
         let kubelets = Arc::new(LocalKubelets::new(Some(Arc::new(crate::remote_kubelets(&pki)?))));
         let front_proxy = FrontProxy::open(paths)?;
         let server = config
@@ -317,4 +347,48 @@ pub async fn apply(client: &Client, path: &str, object: &Value) -> Result<(), k8
         .bytes(http::Method::PATCH, &target, "application/apply-patch+yaml", object.to_string())
         .await
         .map(drop)
+}
+
+#[cfg(test)]
+mod tests {
+    use std::fs;
+
+    use super::*;
+
+    /// As [`open_store`], once the store that was opened before has let go of the file.
+    fn open(paths: &Paths, forget: bool) -> Result<Store, Failure> {
+        for _ in 0..500 {
+            match open_store(paths, forget) {
+                Err(e) if e.code == Code::InUse => std::thread::sleep(Duration::from_millis(10)),
+                other => return other,
+            }
+        }
+        open_store(paths, forget)
+    }
+
+    #[test]
+    fn a_store_that_lost_its_content_is_never_taken_for_a_new_one() {
+        let directory = tempfile::tempdir().unwrap();
+        let paths = Paths::new(directory.path()).unwrap();
+        drop(open(&paths, false).unwrap());
+        drop(open(&paths, false).unwrap());
+        for content in [&b""[..], b"not a store at all, but some other file\n"] {
+            fs::write(paths.store(), content).unwrap();
+            let refused = open(&paths, false).unwrap_err();
+            assert_eq!(refused.code, Code::Preflight);
+            for part in [&*paths.store().to_string_lossy(), "--forget-state"] {
+                assert!(refused.message.contains(part), "{}", refused.message);
+            }
+            assert_eq!(fs::read(paths.store()).unwrap(), content, "it is left as it is");
+        }
+        drop(open(&paths, true).unwrap());
+        let aside = fs::read_dir(directory.path()).unwrap().flatten();
+        assert!(aside.into_iter().any(|e| e.file_name().to_string_lossy().contains("forgotten")));
+
+        // A file that is gone is a first start only where no containers are.
+        fs::remove_file(paths.store()).unwrap();
+        fs::create_dir_all(paths.containers().join("sandboxes/abc")).unwrap();
+        assert_eq!(open(&paths, false).unwrap_err().code, Code::Preflight);
+        drop(open(&paths, true).unwrap());
+    }
 }

@@ -4,6 +4,7 @@ use std::{
     io::{Read, Write},
     net::{IpAddr, Ipv4Addr, SocketAddr, TcpListener, TcpStream, UdpSocket},
     path::PathBuf,
+    process::Command,
     sync::mpsc,
     time::{Duration, Instant},
 };
@@ -360,6 +361,19 @@ impl World {
     }
 }
 
+/// Debian's `nft` prints every rule of every table, and has nothing to complain of. (1.0.6 ended with an assertion.)
+fn lists(host: &Ns) {
+    let listed =
+        host.run(|| Command::new("nft").args(["list", "ruleset"]).output().expect("nft is installed"));
+    let (out, err) = (String::from_utf8_lossy(&listed.stdout), String::from_utf8_lossy(&listed.stderr));
+    assert!(listed.status.success() && err.is_empty(), "{}: {err}", listed.status);
+    for part in
+        ["map fronts", "map affinity", "chain services", "@backends", "update @affinity", "masquerade"]
+    {
+        assert!(out.contains(part), "{part} is not in\n{out}");
+    }
+}
+
 #[test]
 fn services_reach_their_endpoints() {
     let (host, outside, bridge, config) = node("svc");
@@ -424,6 +438,8 @@ fn services_reach_their_endpoints() {
     for _ in 0..10 {
         assert_eq!(client.get("10.43.0.50:80").expect("served"), moved);
     }
+
+    lists(&host);
 
     // Local policy with no endpoint here: dropped for the outside, served inside.
     world.service("web", json!({"clusterIP": "10.43.0.50", "type": "NodePort", "externalTrafficPolicy": "Local", "ports": ports}));

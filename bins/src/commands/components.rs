@@ -37,6 +37,9 @@ pub(super) struct ApiServer {
     /// Where the embedded store is kept.
     #[arg(long, default_value = "/var/lib/hyperkube")]
     data_dir: PathBuf,
+    /// Set a state file that is empty or of another program aside and begin anew.
+    #[arg(long)]
+    forget_state: bool,
     /// Port that the API listens on; 0 takes a free one.
     #[arg(long, default_value_t = 6443)]
     secure_port: u16,
@@ -123,12 +126,13 @@ impl ApiServer {
             pods: range,
             domain: "cluster.local".into(),
             memory: false,
+            forget_state: self.forget_state,
             tls_names: Vec::new(),
             controllers: Vec::new(),
             extras: crate::Extras::default(),
         };
         let front_proxy = FrontProxy::open(&paths)?;
-        let server = Server::builder(open_store(&paths)?)
+        let server = Server::builder(open_store(&paths, self.forget_state)?)
             .authenticator(Authenticator::new(tokens, self.anonymous_auth))
             .authorization(mode)
             .service_account_key(pki.service_account_key().map_err(Failure::because("service account key"))?)

@@ -45,6 +45,9 @@ struct Common {
     /// Built-in controllers: `*` all, `-name` not this one.
     #[arg(long, value_delimiter = ',', default_value = "*", allow_hyphen_values = true)]
     controllers: Vec<String>,
+    /// Set a state file that is empty or of another program aside and begin anew; containers of its pods are removed.
+    #[arg(long)]
+    forget_state: bool,
     /// Write the administrator's kubeconfig here as well.
     #[arg(long, env = "HYPERKUBE_WRITE_KUBECONFIG")]
     write_kubeconfig: Option<PathBuf>,
@@ -101,6 +104,7 @@ impl Common {
             .domain(&self.cluster_domain)
             .tls_names(&self.tls_san)
             .controllers(&self.controllers)
+            .forget_state(self.forget_state)
             .extras(extras.clone());
         if let Some(address) = self.advertise_address {
             builder = builder.advertise(address);

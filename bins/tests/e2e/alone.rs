@@ -15,6 +15,8 @@ pub const TESTS: &[crate::Test] = &[
     ("up_on_a_port_in_use_is_refused", port_in_use),
     ("up_on_a_directory_in_use_is_refused", directory_in_use),
     ("up_on_a_newer_format_is_refused", newer_format),
+    ("up_on_an_empty_state_is_refused", empty_state),
+    ("built_in_controllers_have_their_own_rights_and_no_more", controllers_rights),
     ("a_wrong_command_line_is_refused", usage),
     ("images_are_loaded_listed_and_removed", images),
     ("an_image_loaded_while_a_cluster_runs_is_used", loaded_late),
@@ -84,6 +86,45 @@ fn newer_format() -> Outcome {
     Ok(())
 }
 
+fn empty_state() -> Outcome {
+    let mut cluster = Cluster::up()?;
+    let n = cluster.namespace("kept")?;
+    n.ok(&["apply", "-f", "-"], &crate::harness::pod("p", crate::harness::WAIT).to_string())?;
+    n.ok(&["wait", "--for=condition=Ready", "pod/p", "--timeout=60s"], "")?;
+    if let Some(mut process) = cluster.processes.pop() {
+        process.stop()?;
+    }
+    let sandboxes = || Ok::<_, Failed>(std::fs::read_dir(cluster.data.join("containers/sandboxes"))?.count());
+    let before = sandboxes()?;
+    std::fs::write(cluster.data.join("state.redb"), "")?;
+    let data = cluster.data.to_string_lossy().into_owned();
+    refused(&up(&cluster.net, &data, &[])?, 3, &["state.redb", "--forget-state"])?;
+    if before == 0 || sandboxes()? != before {
+        return Err("containers went on the word of an empty store".into());
+    }
+    cluster.take_down()
+}
+
+/// Each built-in controller acts as its own service account: without its role, it alone stands still.
+fn controllers_rights() -> Outcome {
+    let mut cluster = Cluster::up()?;
+    let role = "system:controller:replicaset-controller";
+    cluster.ok(&["delete", "clusterrolebinding", role], "")?;
+    let n = cluster.namespace("rights")?;
+    n.ok(&["apply", "-f", "-"], &crate::harness::deployment("web", 1).to_string())?;
+    // The deployment controller still works.
+    n.until(&["get", "replicasets", "-o", "jsonpath={.items[*].spec.replicas}"], "1", 20)?;
+    std::thread::sleep(Duration::from_secs(1));
+    let pods = n.ok(&["get", "pods", "-o", "name"], "")?;
+    if !pods.trim().is_empty() {
+        return Err(format!("made without the right to: {pods}").into());
+    }
+    let account = "--serviceaccount=kube-system:replicaset-controller";
+    cluster.ok(&["create", "clusterrolebinding", role, &format!("--clusterrole={role}"), account], "")?;
+    n.ok(&["rollout", "status", "deployment/web", "--timeout=60s"], "")?;
+    cluster.take_down()
+}
+
 fn usage() -> Outcome {
     for arguments in [&["up", "--cluster-cidr", "nonsense"] as &[&str], &["nothing"], &["image", "load"]] {
         let said = run(Command::new(HYPERKUBE).args(arguments), "", Duration::from_secs(10))?;
@@ -119,7 +160,13 @@ fn images() -> Outcome {
     refused(&again, 1, &["no image", IMAGE])?;
     let junk = cluster.dir.path().join("junk.tar");
     std::fs::write(&junk, b"this is no archive")?;
-    refused(&image(&["load", &junk.to_string_lossy()])?, 1, &["junk.tar"])
+    std::fs::write(&junk, [b"\x1b[31m\xff\xfe\0".repeat(300), b"junk".to_vec()].concat())?;
+    let said = image(&["load", &junk.to_string_lossy()])?;
+    refused(&said, 1, &["junk.tar"])?;
+    if said.err.chars().any(|c| c.is_control() && c != '\n') || said.err.contains('\u{fffd}') {
+        return Err(format!("bytes of the file on the terminal: {said:?}").into());
+    }
+    Ok(())
 }
 
 fn loaded_late() -> Outcome {
@@ -129,6 +176,9 @@ fn loaded_late() -> Outcome {
     let n = cluster.namespace("late")?;
     n.ok(&["apply", "-f", "-"], &crate::harness::pod("p", crate::harness::WAIT).to_string())?;
     n.ok(&["wait", "--for=condition=Ready", "pod/p", "--timeout=30s"], "")?;
+    let data = cluster.data.to_string_lossy().into_owned();
+    let used = cluster.hyperkube(&["image", "rm", IMAGE, "--data-dir", &data]);
+    refused(&run(&mut { used }, "", Duration::from_secs(20))?, 4, &[IMAGE, "late/p"])?;
     cluster.take_down()
 }
 
@@ -139,7 +189,8 @@ fn reset() -> Outcome {
     n.ok(&["wait", "--for=condition=Ready", "pod/p", "--timeout=60s"], "")?;
     let data = cluster.data.to_string_lossy().into_owned();
     let running = run(&mut cluster.hyperkube(&["reset", "--data-dir", &data]), "", Duration::from_secs(20))?;
-    if running.code != 4 {
+    // Nothing of a plan is shown that is not carried out.
+    if running.code != 4 || !running.out.is_empty() {
         return Err(format!("reset of a running cluster: {running:?}").into());
     }
     if let Some(mut process) = cluster.processes.pop() {

@@ -72,11 +72,34 @@ fn five() -> Outcome {
     cluster.kubeconfig = pki.join("admin.kubeconfig");
     cluster.wait_ready()?;
     smoke(&cluster)?;
-    let logs = fs::read_to_string(cluster.dir.path().join("kube-apiserver.log"))?;
-    if logs.contains("panicked") {
-        return Err(logs.into());
+    for (component, user) in [
+        ("controller-manager", "system:kube-controller-manager"),
+        ("scheduler", "system:kube-scheduler"),
+        ("kubelet", "system:node:"),
+        ("kube-proxy", "system:kube-proxy"),
+    ] {
+        is_no_master(&cluster, &kubeconfig(component), user)?;
+    }
+    for component in ["kube-apiserver", "kube-controller-manager", "kube-scheduler", "kubelet", "kube-proxy"]
+    {
+        let log = fs::read_to_string(cluster.dir.path().join(format!("{component}.log")))?;
+        if log.contains("panicked") || log.contains("forbidden: User") {
+            return Err(format!("{component}: {log}").into());
+        }
     }
     cluster.take_down()
+}
+
+/// A component's kubeconfig is upstream's user for it, and not in system:masters.
+fn is_no_master(cluster: &Cluster, kubeconfig: &str, user: &str) -> Outcome {
+    let said = cluster.ok(&["--kubeconfig", kubeconfig, "auth", "whoami", "-o", "json"], "")?;
+    let me: serde_json::Value = serde_json::from_str(&said)?;
+    let me = &me["status"]["userInfo"];
+    let masters = me["groups"].as_array().is_none_or(|g| g.iter().any(|g| g == "system:masters"));
+    if me["username"].as_str().is_some_and(|name| name.starts_with(user)) && !masters {
+        return Ok(());
+    }
+    Err(format!("{kubeconfig} is {me}").into())
 }
 
 /// A Deployment behind a Service, reached, scaled, updated, looked into and removed.

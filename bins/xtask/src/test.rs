@@ -14,6 +14,7 @@ use crate::{
 const TOOLS: &[(&str, &str)] = &[
     ("busybox", "busybox-static"),
     ("kubectl", "kubernetes-client"),
+    ("nft", "nftables"),
     ("unshare", "util-linux"),
     ("nsenter", "util-linux"),
     ("setpriv", "util-linux"),

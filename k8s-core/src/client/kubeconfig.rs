@@ -58,20 +58,25 @@ pub struct Kubeconfig {
     #[serde(default)]
     pub kind: String,
     /// Clusters by name.
-    #[serde(default)]
+    #[serde(default, deserialize_with = "or_null")]
     pub clusters: Vec<NamedCluster>,
     /// Users by name.
-    #[serde(default)]
+    #[serde(default, deserialize_with = "or_null")]
     pub users: Vec<NamedUser>,
     /// Contexts by name.
-    #[serde(default)]
+    #[serde(default, deserialize_with = "or_null")]
     pub contexts: Vec<NamedContext>,
     /// The context in use.
-    #[serde(default)]
+    #[serde(default, deserialize_with = "or_null")]
     pub current_context: String,
     /// Everything else.
     #[serde(flatten)]
     pub other: Map<String, Value>,
+}
+
+/// An empty value for `null`, which kubectl writes for a list without entries.
+fn or_null<'de, D: serde::Deserializer<'de>, T: Deserialize<'de> + Default>(from: D) -> Result<T, D::Error> {
+    Option::deserialize(from).map(Option::unwrap_or_default)
 }
 
 /// A named cluster.

@@ -35,9 +35,13 @@ pub(super) fn build(config: &BridgeConfig, ipam: &Ipam) -> Batch {
         batch.set(set);
     }
     batch.chain("host-ports", None);
-    let at = Rule::new().address(REG, Side::Destination).meta(REG + 1, Meta::Protocol).port(REG + 2);
+    let at = Rule::new()
+        .shown(&[REG + 5])
+        .address(REG, Side::Destination)
+        .meta(REG + 1, Meta::Protocol)
+        .port(REG + 2);
     batch.rule("host-ports", &at.map(REG, AT.name, REG + 4).redirect(REG + 4, REG + 5));
-    let any = Rule::new().meta(REG, Meta::Protocol).port(REG + 1);
+    let any = Rule::new().shown(&[REG + 5]).meta(REG, Meta::Protocol).port(REG + 1);
     batch.rule("host-ports", &any.map(REG, ANY.name, REG + 4).redirect(REG + 4, REG + 5));
     for (chain, hook) in [("prerouting", PREROUTING), ("output", OUTPUT)] {
         batch.chain(chain, Some(Hook { kind: "nat", hook, priority: DSTNAT }));

@@ -87,6 +87,12 @@ impl Rule {
         })
     }
 
+    /// Gives registers that a map is about to write a constant first: `nft` takes a map to write its first register alone, and shows this constant
+    /// where the others are used.
+    pub(crate) fn shown(self, registers: &[u32]) -> Self {
+        registers.iter().fold(self, |rule, register| rule.load(*register, &[0; 4]))
+    }
+
     fn payload(self, register: u32, base: u32, offset: u32, length: u32) -> Self {
         self.push("payload", |m| {
             m.attr_be32(1, register).attr_be32(2, base).attr_be32(3, offset).attr_be32(4, length);

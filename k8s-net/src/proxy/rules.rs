@@ -1,9 +1,14 @@
 //! The fixed part of the service table: chains, maps, and how a packet finds its endpoint.
 //!
 //! No service has a chain of its own. A packet's zone, address, protocol and port are looked up in `fronts`, which yields
-//! `class . pool . service`. The class (how many endpoints, affinity, masquerading) names one of a few shared chains; that draws a
+//! `0 . class . pool . service`. The class (how many endpoints, affinity, masquerading) names one of a few shared chains; that draws a
 //! number, looks `pool . number` up in `backends` and redirects the connection. So a changed service is a handful of map elements,
 //! whatever the number of services.
+//!
+//! `nft` (up to 1.0.6 at least) takes what a map yields for a value without a length, and ends with an assertion when a rule uses it as the first or a
+//! later part of a key. It keeps one expression for each register, though, and puts a map's result in the first register that is written alone. So
+//! what is looked up or stored again is never in the first word of a value, and its registers hold a constant before the map is asked
+//! ([`Rule::shown`]): `nft list ruleset` shows that constant in its place.
 
 use crate::{
     cidr::Cidr,
@@ -16,13 +21,13 @@ use crate::{
 
 use super::plan::Zone;
 
-/// zone . address . protocol . port -> class . pool . service
+/// zone . address . protocol . port -> 0 . class . pool . service
 pub(super) const FRONTS: &str = "fronts";
-/// pool . number -> address . port
+/// pool . number -> address . port . address . port
 pub(super) const BACKENDS: &str = "backends";
-/// pool . address . port, of services with affinity
+/// pool . 0 . address . port, of services with affinity
 pub(super) const MEMBERS: &str = "members";
-/// service . client -> address . port
+/// service . client -> 0 . address . port
 pub(super) const AFFINITY: &str = "affinity";
 /// address . protocol . port that has no endpoints
 pub(super) const REJECTED: &str = "rejected";
@@ -38,10 +43,10 @@ const fn set(name: &'static str, key_length: u32, values: Values) -> SetSpec {
 }
 
 const SETS: [SetSpec; 12] = [
-    set(FRONTS, 16, Values::Bytes(12)),
-    set(BACKENDS, 8, Values::Bytes(8)),
-    set(MEMBERS, 12, Values::None),
-    SetSpec { name: AFFINITY, key_length: 8, values: Values::Bytes(8), dynamic: true },
+    set(FRONTS, 16, Values::Bytes(16)),
+    set(BACKENDS, 8, Values::Bytes(16)),
+    set(MEMBERS, 16, Values::None),
+    SetSpec { name: AFFINITY, key_length: 8, values: Values::Bytes(12), dynamic: true },
     set(REJECTED, 12, Values::None),
     set(REJECTED_PORTS, 8, Values::None),
     set(HAIRPIN, 8, Values::None),
@@ -80,7 +85,9 @@ fn front_key(rule: Rule, zone: Zone) -> Rule {
 }
 
 fn to_class(rule: Rule, zone: Zone) -> Rule {
-    front_key(rule, zone).map(REG, FRONTS, REG + 4).dispatch(REG + 4, CLASSES[zone as usize])
+    front_key(rule.shown(&[REG + 5]), zone)
+        .map(REG, FRONTS, REG + 4)
+        .dispatch(REG + 5, CLASSES[zone as usize])
 }
 
 /// The table without any service; replaces the one that is there, in the same transaction.
@@ -164,37 +171,46 @@ pub(super) fn add_class(batch: &mut Batch, zone: Zone, id: u32, class: Class) {
         if class.masquerade {
             batch.rule(&chain, &Rule::new().mark_masquerade());
         }
-        let found = || front_key(Rule::new(), zone).map(REG, FRONTS, REG + 4);
+        // 4: 0, 5: class, 6: pool, 7: service
+        let found = |shown: &[u32]| {
+            front_key(Rule::new().shown(&[REG + 6, REG + 7, REG + 9]).shown(shown), zone).map(
+                REG,
+                FRONTS,
+                REG + 4,
+            )
+        };
         match class.affinity_ms {
             None => {
-                // 13: pool, 14: number -> 15: address, 16: port
-                let rule = found().random(REG + 6, class.endpoints).map(REG + 5, BACKENDS, REG + 7);
-                batch.rule(&chain, &rule.redirect(REG + 7, REG + 8));
+                // 6: pool, 7: number -> 8: address, 9: port
+                let rule = found(&[]).random(REG + 7, class.endpoints).map(REG + 6, BACKENDS, REG + 8);
+                batch.rule(&chain, &rule.redirect(REG + 8, REG + 9));
             }
             Some(timeout) => {
-                // 14: service, 15: client -> 20: address, 21: port; 19: pool, still a member?
-                let known = found()
-                    .address(REG + 7, Side::Source)
-                    .map(REG, FRONTS, REG + 10)
-                    .map(REG + 6, AFFINITY, REG + 12)
-                    .in_set(REG + 11, MEMBERS)
-                    .remember(AFFINITY, REG + 6, REG + 12, timeout);
-                batch.rule(&chain, &known.redirect(REG + 12, REG + 13));
-                // 13: pool, 14: number -> 21: address, 22: port; 19: service, 20: client. A stale entry goes first: it would keep
-                // its old value.
-                let fresh = found()
+                // 7: service, 8: client -> 12: 0, 13: address, 14: port; 11: pool, still a member?
+                let known = found(&[REG + 11, REG + 13, REG + 14])
+                    .address(REG + 8, Side::Source)
                     .map(REG, FRONTS, REG + 9)
-                    .address(REG + 12, Side::Source)
-                    .random(REG + 6, class.endpoints)
-                    .map(REG + 5, BACKENDS, REG + 13)
-                    .forget(AFFINITY, REG + 11, REG + 13)
-                    .remember(AFFINITY, REG + 11, REG + 13, timeout);
-                batch.rule(&chain, &fresh.redirect(REG + 13, REG + 14));
+                    .map(REG + 7, AFFINITY, REG + 12)
+                    .load(REG + 12, &[0; 4])
+                    .in_set(REG + 11, MEMBERS)
+                    .remember(AFFINITY, REG + 7, REG + 12, timeout);
+                batch.rule(&chain, &known.redirect(REG + 13, REG + 14));
+                // 6: pool, 7: number -> 9: 0, 10: address, 11: port; 3: service, 4: client. A stale entry goes first: it would keep its old
+                // value.
+                let fresh = found(&[REG + 10, REG + 11])
+                    .map(REG, FRONTS, REG)
+                    .address(REG + 4, Side::Source)
+                    .random(REG + 7, class.endpoints)
+                    .map(REG + 6, BACKENDS, REG + 8)
+                    .load(REG + 9, &[0; 4])
+                    .forget(AFFINITY, REG + 3, REG + 9)
+                    .remember(AFFINITY, REG + 3, REG + 9, timeout);
+                batch.rule(&chain, &fresh.redirect(REG + 10, REG + 11));
             }
         }
         // The service may have changed between the choice of this chain and now, to fewer endpoints. Every pool has a number 0.
-        let first = found().load(REG + 6, &[0; 4]).map(REG + 5, BACKENDS, REG + 7);
-        batch.rule(&chain, &first.redirect(REG + 7, REG + 8));
+        let first = found(&[]).load(REG + 7, &[0; 4]).map(REG + 6, BACKENDS, REG + 8);
+        batch.rule(&chain, &first.redirect(REG + 8, REG + 9));
     }
     let key = id.to_ne_bytes().to_vec();
     batch.add(CLASSES[zone as usize], &[(key, Value::Verdict(Verdict::Goto(chain)))]);

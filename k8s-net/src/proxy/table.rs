@@ -216,7 +216,7 @@ impl Table {
                         [port.protocol, 0, 0, 0],
                         word(front.port),
                     ];
-                    let value = [class, pool, id].map(u32::to_ne_bytes).concat();
+                    let value = [0, class, pool, id].map(u32::to_ne_bytes).concat();
                     ((rules::FRONTS, key.concat()), Value::Bytes(value))
                 };
                 if self.owners.get(&element).is_some_and(|owner| owner != key) {
@@ -233,9 +233,10 @@ impl Table {
             {
                 for (number, backend) in (0u32..).zip(backends) {
                     let slot = [pool.to_ne_bytes(), number.to_ne_bytes()].concat();
-                    new.kept.insert((rules::BACKENDS, slot), Value::Bytes(endpoint(backend)));
+                    let twice = [endpoint(backend), endpoint(backend)].concat();
+                    new.kept.insert((rules::BACKENDS, slot), Value::Bytes(twice));
                     if port.affinity_ms.is_some() {
-                        let member = [&pool.to_ne_bytes()[..], &endpoint(backend)].concat();
+                        let member = [&pool.to_ne_bytes()[..], &[0; 4], &endpoint(backend)].concat();
                         new.kept.insert((rules::MEMBERS, member), Value::None);
                     }
                 }

@@ -1,4 +1,4 @@
-//! Images that containers run from, read from the runtime's records: whether the node's process is running or not.
+//! What there is of containers, and the images that they run from, read from the runtime's records: whether the node's process is running or not.
 
 use std::{collections::BTreeMap, fs, io, path::Path};
 
@@ -28,6 +28,13 @@ pub fn images_in_use(root: &Path) -> io::Result<BTreeMap<String, String>> {
         }
     }
     Ok(found)
+}
+
+/// Whether the runtime with this state directory has made sandboxes that were not removed.
+#[must_use]
+pub fn has_sandboxes(root: &Path) -> bool {
+    // What cannot be read may be full of them.
+    entries(&root.join("sandboxes")).map_or(true, |all| !all.is_empty())
 }
 
 /// The entries of a directory; none where it is not there.

@@ -40,7 +40,7 @@ use serde::{Deserialize, Serialize};
 
 use self::{cgroup::Cgroups, model::Model, zygote::Zygote};
 pub use self::{
-    in_use::images_in_use,
+    in_use::{has_sandboxes, images_in_use},
     preflight::{Missing, preflight},
     reset::{leftovers, reset},
     zygote::run_if_zygote,

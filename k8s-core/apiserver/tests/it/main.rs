@@ -21,4 +21,5 @@ mod tokens;
 mod unenforced;
 mod validation;
 mod versions;
+mod views;
 mod watches;
