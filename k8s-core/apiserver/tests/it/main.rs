@@ -4,6 +4,7 @@ mod aggregation;
 mod contention;
 mod conversion;
 mod crd;
+mod decoding;
 mod encoding;
 mod facts;
 mod golden;
