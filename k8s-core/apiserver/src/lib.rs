@@ -36,6 +36,7 @@ mod discovery;
 mod extend;
 pub mod health;
 pub mod invalid;
+pub mod limits;
 pub mod listen;
 mod openapi;
 mod outbound;

@@ -42,6 +42,8 @@ use crate::{
     },
     decode::MAX_BODY,
     extend::reshape,
+    limits::{Crowded, Gate},
+    listen::Connection,
     outbound::ClientIdentity,
     proxy::NodeConnector,
     request::{Query, RequestInfo},
@@ -73,6 +75,7 @@ pub(crate) struct Inner {
     pub(crate) redefined: Arc<tokio::sync::Notify>,
     pub(crate) front_proxy: Option<ClientIdentity>,
     pub(crate) pace: Pace,
+    pub(crate) gate: Arc<Gate>,
     pub(crate) open_api: Mutex<HashMap<String, Bytes>>,
     pub(crate) ready: AtomicBool,
 }
@@ -279,7 +282,7 @@ impl ApiServer {
     /// The pipeline from authentication on. `asked_by` is set as soon as the user is known.
     async fn admitted(
         &self,
-        mut request: Request<Body>,
+        request: Request<Body>,
         info: RequestInfo,
         query: Query,
         asked_by: &mut Option<User>,
@@ -298,6 +301,25 @@ impl ApiServer {
         if let Some(response) = crate::health::public(self, &info, &query) {
             return Ok((response, Vec::new()));
         }
+        let Some(connection) = request.extensions().get::<Arc<Connection>>() else {
+            return self.granted(request, info, query, user).await;
+        };
+        let ticket = inner.gate.enter(connection, &user, &info)?;
+        let request = request.map(|body| ticket.count(body));
+        let (mut response, warnings) = ticket.within(self.granted(request, info, query, user)).await?;
+        response.extensions_mut().insert(ticket);
+        Ok((response, warnings))
+    }
+
+    /// The pipeline from flow control on.
+    async fn granted(
+        &self,
+        mut request: Request<Body>,
+        info: RequestInfo,
+        query: Query,
+        user: User,
+    ) -> Result<(Response<Body>, Vec<String>), ApiStatus> {
+        let inner = &self.inner;
         let mut tickets = Vec::new();
         for flow in &inner.flow {
             tickets.push(flow.admit(&user, &info).await?);
@@ -426,6 +448,7 @@ pub(crate) async fn read_body(request: &mut Request<Body>) -> Result<Bytes, ApiS
     match collect(body).await {
         Ok(body) => Ok(body),
         Err(e) if e.is::<http_body_util::LengthLimitError>() => Err(too_large()),
+        Err(e) if e.is::<Crowded>() => Err((&Crowded).into()),
         Err(e) => Err(ApiStatus::bad_request(format!("read the body: {e}"))),
     }
 }

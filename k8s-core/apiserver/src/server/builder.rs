@@ -16,6 +16,7 @@ use crate::{
     aggregate::{self, Aggregator},
     allocate::ServiceAllocator,
     auth::{Authenticator, AuthorizationMode, rbac::Rbac, tokens::TokenIssuer},
+    limits::{Gate, Limits},
     outbound::ClientIdentity,
     proxy::NodeConnector,
     resources::{Resource, SharedRegistry},
@@ -61,6 +62,7 @@ pub struct Builder {
     nodes: Option<Arc<dyn NodeConnector>>,
     front_proxy: Option<ClientIdentity>,
     pace: Pace,
+    limits: Limits,
 }
 
 impl std::fmt::Debug for Builder {
@@ -88,6 +90,7 @@ impl Builder {
             nodes: None,
             front_proxy: None,
             pace: Pace::default(),
+            limits: Limits::default(),
         }
     }
 
@@ -190,6 +193,13 @@ impl Builder {
         self
     }
 
+    /// What clients over sockets may hold at once. Default: as upstream.
+    #[must_use]
+    pub fn limits(mut self, limits: Limits) -> Self {
+        self.limits = limits;
+        self
+    }
+
     /// Makes the server, and in its store what every cluster has (namespaces, bootstrap roles, the `kubernetes` Service is the bins' part).
     ///
     /// # Errors
@@ -217,6 +227,7 @@ impl Builder {
                 redefined: Arc::default(),
                 front_proxy: self.front_proxy,
                 pace: self.pace,
+                gate: Arc::new(Gate::new(self.limits)),
                 open_api: Mutex::default(),
                 ready: AtomicBool::new(false),
             }),
