@@ -55,6 +55,7 @@ mod typed;
 mod user;
 pub mod value;
 mod write;
+mod yaml;
 
 pub use outbound::ClientIdentity;
 pub use server::{ApiServer, Builder, Pace, describe};

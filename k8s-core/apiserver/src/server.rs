@@ -213,6 +213,8 @@ impl ApiServer {
         // What a proxied server says is its own.
         let encoding = match info.subresource.as_str() {
             "proxy" => Encoding::Json,
+            // A watch is given in what it is asked for, or not at all.
+            _ if info.verb == "watch" => Encoding::Json,
             _ => accept::encoding(request.headers()),
         };
         let gzip = crate::compress::is_wanted(request.headers(), &info);

@@ -241,7 +241,11 @@ impl Builder {
         }
         server.inner.load_definitions();
         server.inner.services.load(&server.inner.store);
-        crate::bootstrap::run(&server).await.map_err(|e| e.to_string())?;
+        match (crate::bootstrap::run(&server).await, server.inner.store.ailment()) {
+            // A cluster on a full disk can be read, and has what it had before.
+            (Err(e), Some(_)) => tracing::warn!(error = %e, "not all bootstrap objects could be made"),
+            (made, _) => made.map_err(|e| e.to_string())?,
+        }
         server.inner.ready.store(true, Ordering::Release);
         crate::sweep::start(&server.inner);
         aggregate::start(&server);
