@@ -12,7 +12,7 @@ mod compile;
 mod facts;
 mod normalize;
 
-pub use compile::{CompileError, Generate, builtin, generate};
+pub use compile::{CompileError, Decode, Generate, builtin, decoder, generate};
 pub use facts::annotate;
 pub use normalize::{Mismatch, Normalized};
 

@@ -5,6 +5,8 @@ use std::fmt;
 use serde::de::{DeserializeSeed, Deserializer, MapAccess, SeqAccess, Visitor};
 use serde_json::{Map, Number, Value};
 
+use crate::write::unhurried;
+
 /// The largest body, bytes (as etcd's largest request with upstream's slack).
 pub const MAX_BODY: usize = 3 << 20;
 
@@ -13,6 +15,12 @@ pub const MAX_BODY: usize = 3 << 20;
 /// # Errors
 /// A description of where it is not JSON.
 pub fn json(bytes: &[u8]) -> Result<(Value, Vec<String>), String> {
+    let mut decoded = Err(String::new());
+    unhurried(bytes.len() > HEAVY, || decoded = json_here(bytes));
+    decoded
+}
+
+fn json_here(bytes: &[u8]) -> Result<(Value, Vec<String>), String> {
     let mut duplicates = Vec::new();
     let mut deserializer = serde_json::Deserializer::from_slice(bytes);
     let seed = Seed { path: &mut String::new(), duplicates: &mut duplicates };
@@ -30,8 +38,31 @@ pub fn json(bytes: &[u8]) -> Result<(Value, Vec<String>), String> {
 /// A description of where it is not YAML.
 pub fn yaml(bytes: &[u8]) -> Result<Value, String> {
     let text = std::str::from_utf8(bytes).map_err(|e| e.to_string())?;
-    serde_saphyr::from_str(text).map_err(|e| e.to_string())
+    // What aliases and merge keys may add grows with what is written out, as in Go's decoder: a short text cannot become a large object.
+    let replayed = (bytes.len() / 4).clamp(LEAST_REPLAYED, MOST_REPLAYED);
+    let options = serde_saphyr::options! {
+        alias_limits: serde_saphyr::alias_limits! { max_total_replayed_events: replayed },
+        budget: serde_saphyr::budget! {
+            max_merge_keys: MOST_MERGES,
+            max_recorded_anchor_events: replayed,
+            max_recorded_anchor_bytes: 2 * MAX_BODY,
+            max_total_scalar_bytes: 2 * MAX_BODY,
+        },
+    };
+    let mut value = Err(String::new());
+    unhurried(bytes.len() > HEAVY, || {
+        value = serde_saphyr::from_str_with_options(text, options).map_err(|e| e.to_string());
+    });
+    value
 }
+
+/// YAML's events that aliases may repeat in a document, at least and at most.
+const LEAST_REPLAYED: usize = 10_000;
+const MOST_REPLAYED: usize = 200_000;
+/// Merge keys (`<<`) in a document.
+const MOST_MERGES: usize = 1000;
+/// Bodies of more bytes are decoded where no other request waits for it.
+const HEAVY: usize = 64 << 10;
 
 struct Seed<'a> {
     path: &'a mut String,
@@ -116,5 +147,28 @@ mod tests {
         assert!(json(&b"[".repeat(100_000)).is_err());
         assert!(json(b"{\"metadata\":").is_err());
         assert!(json(b"{} x").is_err());
+    }
+
+    #[test]
+    fn aliases_and_merge_keys_cannot_make_much_of_little() {
+        let mut laughs = "a: &a [x,x,x,x,x,x,x,x,x]\n".to_owned();
+        for (name, of) in "bcdefghij".chars().zip("abcdefghi".chars()) {
+            laughs += &format!("{name}: &{name} [*{of},*{of},*{of},*{of},*{of},*{of},*{of},*{of},*{of}]\n");
+        }
+        let mut merges = "m0: &m0 {k: v}\n".to_owned();
+        for i in 1..40 {
+            merges += &format!("m{i}: &m{i} {{<<: [*m{0}, *m{0}], k{i}: v}}\n", i - 1);
+        }
+        let long = "x".repeat(60_000);
+        let texts = format!("a: &a {long}\nb: [{}]\n", vec!["*a"; 2000].join(","));
+        for bomb in [laughs, merges, texts] {
+            let begun = std::time::Instant::now();
+            assert!(yaml(bomb.as_bytes()).is_err());
+            assert!(begun.elapsed().as_millis() < 1000, "{:?}", begun.elapsed());
+        }
+        let fine = "base: &b {image: x, env: [1, 2]}\nuse: [{<<: *b, name: a}, {<<: *b, name: c}]\n";
+        assert_eq!(yaml(fine.as_bytes()).unwrap()["use"][1]["image"], "x");
+        let large: String = (0..20_000).map(|i| format!("k{i}: v\n")).collect();
+        assert_eq!(yaml(large.as_bytes()).unwrap().as_object().unwrap().len(), 20_000);
     }
 }

@@ -29,20 +29,21 @@ pub(crate) fn public(server: &ApiServer, info: &RequestInfo, query: &Query) -> O
         )),
         path @ ("/healthz" | "/livez" | "/readyz") => {
             let ready = server.inner.ready.load(std::sync::atomic::Ordering::Acquire);
-            if !ready && path == "/readyz" {
-                return Some(respond::text(
-                    StatusCode::INTERNAL_SERVER_ERROR,
-                    "[-]bootstrap failed\nreadyz check failed\n",
-                ));
+            let ailment = server.inner.store.ailment();
+            let name = &path[1..];
+            let readiness = name == "readyz";
+            // A server that only reads lives: restarting it would help nobody.
+            let failed = readiness && (!ready || ailment.is_some());
+            if !failed && !query.has("verbose") {
+                return Some(respond::text(StatusCode::OK, "ok"));
             }
-            if query.has("verbose") {
-                let name = &path[1..];
-                return Some(respond::text(
-                    StatusCode::OK,
-                    format!("[+]ping ok\n[+]store ok\n[+]bootstrap ok\n{name} check passed\n"),
-                ));
-            }
-            Some(respond::text(StatusCode::OK, "ok"))
+            let mark = |fine: bool| if fine { "+" } else { "-" };
+            let store = ailment.as_deref().map_or("ok".to_owned(), |why| format!("cannot write: {why}"));
+            let store = format!("[{}]store {store}", mark(ailment.is_none() || !readiness));
+            let bootstrap = format!("[{}]bootstrap {}", mark(ready), if ready { "ok" } else { "failed" });
+            let end = if failed { "failed" } else { "passed" };
+            let code = if failed { StatusCode::INTERNAL_SERVER_ERROR } else { StatusCode::OK };
+            Some(respond::text(code, format!("[+]ping ok\n{store}\n{bootstrap}\n{name} check {end}\n")))
         }
         _ => None,
     }

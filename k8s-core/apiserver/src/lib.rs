@@ -36,6 +36,7 @@ mod discovery;
 mod extend;
 pub mod health;
 pub mod invalid;
+pub mod limits;
 pub mod listen;
 mod openapi;
 mod outbound;
@@ -56,6 +57,7 @@ mod unenforced;
 mod user;
 pub mod value;
 mod write;
+mod yaml;
 
 pub use outbound::ClientIdentity;
 pub use server::{ApiServer, Builder, Pace, describe};

@@ -1,12 +1,25 @@
 //! Serving over TLS.
 
-use std::{io, sync::Arc};
+mod connection;
+
+pub(crate) use connection::Connection;
+
+use std::{
+    collections::HashMap,
+    convert::Infallible,
+    io,
+    sync::{Arc, Mutex, MutexGuard, PoisonError},
+    time::Duration,
+};
 
 use http::Request;
 use hyper::{body::Incoming, service::service_fn};
 use hyper_util::{
     rt::{TokioExecutor, TokioIo, TokioTimer},
-    server::{conn::auto, graceful::GracefulShutdown},
+    server::{
+        conn::auto,
+        graceful::{GracefulShutdown, Watcher},
+    },
 };
 use rustls::{
     CipherSuite, RootCertStore, ServerConfig,
@@ -14,12 +27,18 @@ use rustls::{
     pki_types::{CertificateDer, PrivateKeyDer, pem::PemObject},
     server::WebPkiClientVerifier,
 };
-use tokio::net::TcpListener;
+use tokio::net::{TcpListener, TcpStream};
 use tokio_rustls::TlsAcceptor;
 use tokio_util::sync::CancellationToken;
 use tracing::debug;
 
 use crate::{auth::PeerCertificate, server::ApiServer};
+use connection::Wire;
+
+/// Requests at once over one connection of HTTP/2.
+const MOST_STREAMS: u32 = 250;
+/// Bytes of a request's headers, as in Go.
+const MOST_HEADERS: u32 = 1 << 20;
 
 /// Certificates in PEM.
 #[derive(Clone)]
@@ -86,7 +105,29 @@ fn quickest_first(mut provider: CryptoProvider) -> CryptoProvider {
     provider
 }
 
-/// Serves connections until `stop`; requests under way get a moment to end.
+/// Connections that are open.
+#[derive(Default)]
+struct Open(Mutex<HashMap<u64, Arc<Connection>>>);
+
+impl Open {
+    fn all(&self) -> MutexGuard<'_, HashMap<u64, Arc<Connection>>> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Makes room for one more: ends the connection that nobody has asked anything over for longest. Whether there is room.
+    fn make_room(&self, most: usize) -> bool {
+        let mut all = self.all();
+        if all.len() < most {
+            return true;
+        }
+        let idle = all.iter().filter_map(|(number, c)| Some((c.idle_since()?, *number))).min();
+        let Some(connection) = idle.and_then(|(_, number)| all.remove(&number)) else { return false };
+        connection.close.cancel();
+        true
+    }
+}
+
+/// Serves connections until `stop`; requests under way get a moment to end. The server's [`Limits`](crate::limits::Limits) hold for them.
 ///
 /// # Errors
 /// When the listener breaks.
@@ -98,15 +139,8 @@ pub async fn serve(
 ) -> io::Result<()> {
     let acceptor = TlsAcceptor::from(tls);
     let graceful = GracefulShutdown::new();
-    let mut builder = auto::Builder::new(TokioExecutor::new());
-    builder.http1().timer(TokioTimer::new());
-    builder
-        .http2()
-        .timer(TokioTimer::new())
-        .max_concurrent_streams(1000)
-        .initial_stream_window_size(1 << 20)
-        .initial_connection_window_size(4 << 20)
-        .keep_alive_interval(Some(std::time::Duration::from_secs(30)));
+    let open = Arc::new(Open::default());
+    let mut number = 0;
     loop {
         let accepted = tokio::select! {
             accepted = listener.accept() => accepted,
@@ -117,42 +151,101 @@ pub async fn serve(
             Err(e) => {
                 // Out of descriptors, or the client left: neither ends the server.
                 debug!(error = %e, "accept");
-                tokio::time::sleep(std::time::Duration::from_millis(20)).await;
+                open.make_room(0);
+                tokio::time::sleep(Duration::from_millis(20)).await;
                 continue;
             }
         };
+        if !open.make_room(server.inner.gate.limits.connections) {
+            debug!("too many connections");
+            continue;
+        }
         let _ = tcp.set_nodelay(true);
-        let (acceptor, server, builder, watcher) =
-            (acceptor.clone(), server.clone(), builder.clone(), graceful.watcher());
-        tokio::spawn(async move {
-            let handshake = tokio::time::timeout(std::time::Duration::from_secs(10), acceptor.accept(tcp));
-            let stream = match handshake.await {
-                Ok(Ok(stream)) => stream,
-                Ok(Err(e)) => return debug!(error = %e, "tls handshake"),
-                Err(_) => return debug!("tls handshake took too long"),
-            };
-            let peer = stream
-                .get_ref()
-                .1
-                .peer_certificates()
-                .and_then(|chain| chain.first())
-                .map(|c| PeerCertificate(c.as_ref().to_vec()));
-            let service = service_fn(move |mut request: Request<Incoming>| {
-                if let Some(peer) = &peer {
-                    request.extensions_mut().insert(peer.clone());
-                }
-                let answer = server.handle(request);
-                async move { Ok::<_, std::convert::Infallible>(answer.await) }
-            });
-            let connection =
-                builder.serve_connection_with_upgrades(TokioIo::new(stream), service).into_owned();
-            if let Err(e) = watcher.watch(connection).await {
-                debug!(error = %e, "connection");
-            }
-        });
+        number += 1;
+        let serving = Serving { server: server.clone(), open: open.clone(), number };
+        tokio::spawn(serving.run(acceptor.clone(), tcp, graceful.watcher()));
     }
     drop(listener);
     // Watches do not end by themselves.
-    let _ = tokio::time::timeout(std::time::Duration::from_millis(300), graceful.shutdown()).await;
+    let _ = tokio::time::timeout(Duration::from_millis(300), graceful.shutdown()).await;
     Ok(())
+}
+
+/// The task of one connection.
+struct Serving {
+    server: ApiServer,
+    open: Arc<Open>,
+    number: u64,
+}
+
+impl Drop for Serving {
+    fn drop(&mut self) {
+        self.open.all().remove(&self.number);
+    }
+}
+
+impl Serving {
+    async fn run(self, acceptor: TlsAcceptor, tcp: TcpStream, watcher: Watcher) {
+        let limits = &self.server.inner.gate.limits;
+        // A handshake counts as a connection that nobody asks anything over.
+        let shaking = Arc::new(Connection::new(false));
+        self.open.all().insert(self.number, shaking.clone());
+        let handshake = tokio::time::timeout(limits.handshake_timeout, acceptor.accept(tcp));
+        let stream = tokio::select! {
+            done = handshake => match done {
+                Ok(Ok(stream)) => stream,
+                Ok(Err(e)) => return debug!(error = %e, "tls handshake"),
+                Err(_) => return debug!("tls handshake took too long"),
+            },
+            () = shaking.close.cancelled() => return debug!("tls handshake made room for others"),
+        };
+        let session = stream.get_ref().1;
+        let peer = session.peer_certificates().and_then(|chain| chain.first());
+        let peer = peer.map(|c| PeerCertificate(c.as_ref().to_vec()));
+        let http2 = session.alpn_protocol() == Some(b"h2");
+        let connection = Arc::new(Connection::new(http2));
+        if self.open.all().insert(self.number, connection.clone()).is_none() {
+            return debug!("tls handshake made room for others");
+        }
+        let (server, of) = (self.server.clone(), connection.clone());
+        let service = service_fn(move |mut request: Request<Incoming>| {
+            let active = of.begin();
+            let extensions = request.extensions_mut();
+            extensions.insert(of.clone());
+            if let Some(peer) = &peer {
+                extensions.insert(peer.clone());
+            }
+            let answer = server.handle(request);
+            async move { Ok::<_, Infallible>(active.answer(answer.await)) }
+        });
+        let io = TokioIo::new(Wire::new(stream, connection.clone()));
+        let ends = async {
+            tokio::select! {
+                why = connection.overdue(limits) => debug!(why, "connection ended"),
+                () = connection.close.cancelled() => debug!("connection made room for others"),
+            }
+        };
+        let builder = protocol(http2);
+        let serving = builder.serve_connection_with_upgrades(io, service).into_owned();
+        tokio::select! {
+            ended = watcher.watch(serving) => if let Err(e) = ended { debug!(error = %e, "connection") },
+            () = ends => {}
+        }
+    }
+}
+
+/// The protocol that the client has chosen in the handshake, so that nothing waits for its first bytes but its headers.
+fn protocol(http2: bool) -> auto::Builder<TokioExecutor> {
+    let mut builder = auto::Builder::new(TokioExecutor::new());
+    // Headers and idleness are measured by the connection itself.
+    builder.http1().timer(TokioTimer::new()).header_read_timeout(None);
+    builder
+        .http2()
+        .timer(TokioTimer::new())
+        .max_concurrent_streams(MOST_STREAMS)
+        .initial_stream_window_size(256 << 10)
+        .initial_connection_window_size(1 << 20)
+        .max_header_list_size(MOST_HEADERS)
+        .keep_alive_interval(Some(Duration::from_secs(30)));
+    if http2 { builder.http2_only() } else { builder.http1_only() }
 }

@@ -114,10 +114,18 @@ pub(crate) fn failure(status: &ApiStatus) -> Response<Body> {
 /// A JSON answer in the encoding that the client takes; answers that are no JSON stay what they are.
 pub(crate) async fn encoded(response: Response<Body>, encoding: Encoding) -> Response<Body> {
     let content_type = response.headers().get(header::CONTENT_TYPE).cloned();
-    let json = content_type.is_some_and(|v| v.to_str().is_ok_and(|v| v.split(';').next() == Some(JSON)));
+    let json =
+        content_type.as_ref().is_some_and(|v| v.to_str().is_ok_and(|v| v.split(';').next() == Some(JSON)));
     match encoding {
         _ if !json => response,
         Encoding::Json => response,
+        // A list has no known length: it is written as it is taken.
+        Encoding::Yaml if response.body().size_hint().exact().is_none() => {
+            let mut response = response.map(crate::yaml::list);
+            let told = content_type.as_ref().and_then(|v| v.to_str().ok()).unwrap_or_default();
+            response.headers_mut().insert(header::CONTENT_TYPE, retyped(YAML, told));
+            response
+        }
         Encoding::Yaml => rewritten(response, YAML, |object| serde_saphyr::to_string(object).ok()).await,
         // Lists and watches of stored objects are in protobuf already, where they can be. What has no known length is one that cannot.
         Encoding::Protobuf if response.body().size_hint().exact().is_none() => response,
@@ -141,13 +149,17 @@ async fn rewritten<B: Into<Bytes>>(
     };
     let encoded = serde_json::from_slice(&bytes).ok().and_then(|object: Value| encode(&object));
     let Some(encoded) = encoded else { return Response::from_parts(parts, body_from_bytes(bytes)) };
-    // What else the type says of the answer (discovery's `as=`) is as true of its other forms.
     let told = parts.headers.get(header::CONTENT_TYPE).and_then(|v| v.to_str().ok()).unwrap_or_default();
-    let told = told.split_once(';').map_or(String::new(), |(_, rest)| format!(";{rest}"));
-    let media = HeaderValue::from_str(&format!("{media}{told}"));
-    parts.headers.insert(header::CONTENT_TYPE, media.unwrap_or(HeaderValue::from_static(JSON)));
+    let media = retyped(media, told);
+    parts.headers.insert(header::CONTENT_TYPE, media);
     parts.headers.remove(header::CONTENT_LENGTH);
     Response::from_parts(parts, body_from_bytes(encoded))
+}
+
+/// A media type with what another says beside: what a type says of the answer (discovery's `as=`) is as true of its other forms.
+fn retyped(media: &'static str, told: &str) -> HeaderValue {
+    let told = told.split_once(';').map_or(String::new(), |(_, rest)| format!(";{rest}"));
+    HeaderValue::from_str(&format!("{media}{told}")).unwrap_or(HeaderValue::from_static(JSON))
 }
 
 /// How much all warnings of an answer may have, and then each of them, characters (upstream's limits).

@@ -43,6 +43,8 @@ use crate::{
     },
     decode::MAX_BODY,
     extend::reshape,
+    limits::{Crowded, Gate},
+    listen::Connection,
     outbound::ClientIdentity,
     proxy::NodeConnector,
     request::{Query, RequestInfo},
@@ -76,6 +78,7 @@ pub(crate) struct Inner {
     pub(crate) pace: Pace,
     /// Answers warn of what is stored and not acted on.
     pub(crate) warns_unenforced: bool,
+    pub(crate) gate: Arc<Gate>,
     pub(crate) open_api: Mutex<HashMap<String, Bytes>>,
     pub(crate) ready: AtomicBool,
 }
@@ -221,6 +224,8 @@ impl ApiServer {
         // What a proxied server says is its own.
         let encoding = match info.subresource.as_str() {
             "proxy" => Encoding::Json,
+            // A watch is given in what it is asked for, or not at all.
+            _ if info.verb == "watch" => Encoding::Json,
             _ => accept::encoding(request.headers()),
         };
         let gzip = crate::compress::is_wanted(request.headers(), &info);
@@ -290,7 +295,7 @@ impl ApiServer {
     /// The pipeline from authentication on. `asked_by` is set as soon as the user is known.
     async fn admitted(
         &self,
-        mut request: Request<Body>,
+        request: Request<Body>,
         info: RequestInfo,
         query: Query,
         asked_by: &mut Option<User>,
@@ -309,6 +314,25 @@ impl ApiServer {
         if let Some(response) = crate::health::public(self, &info, &query) {
             return Ok((response, Vec::new()));
         }
+        let Some(connection) = request.extensions().get::<Arc<Connection>>() else {
+            return self.granted(request, info, query, user).await;
+        };
+        let ticket = inner.gate.enter(connection, &user, &info)?;
+        let request = request.map(|body| ticket.count(body));
+        let (mut response, warnings) = ticket.within(self.granted(request, info, query, user)).await?;
+        response.extensions_mut().insert(ticket);
+        Ok((response, warnings))
+    }
+
+    /// The pipeline from flow control on.
+    async fn granted(
+        &self,
+        mut request: Request<Body>,
+        info: RequestInfo,
+        query: Query,
+        user: User,
+    ) -> Result<(Response<Body>, Vec<String>), ApiStatus> {
+        let inner = &self.inner;
         let mut tickets = Vec::new();
         for flow in &inner.flow {
             tickets.push(flow.admit(&user, &info).await?);
@@ -438,6 +462,7 @@ pub(crate) async fn read_body(request: &mut Request<Body>) -> Result<Bytes, ApiS
     match collect(body).await {
         Ok(body) => Ok(body),
         Err(e) if e.is::<http_body_util::LengthLimitError>() => Err(too_large()),
+        Err(e) if e.is::<Crowded>() => Err((&Crowded).into()),
         Err(e) => Err(ApiStatus::bad_request(format!("read the body: {e}"))),
     }
 }

@@ -62,9 +62,16 @@ pub(crate) fn store_failure(resource: &Resource, name: &str, error: &StoreError)
     match error {
         StoreError::Conflict { .. } => modified(resource, name),
         StoreError::Expired(_) => ApiStatus::expired(error.to_string()),
+        // Nothing was written, and the store writes again soon after its disk has room. (Over a full etcd, upstream says 500, which clients do not repeat.)
+        StoreError::Unavailable(_) => {
+            ApiStatus::new(503, "ServiceUnavailable", error.to_string()).retry_after(UNAVAILABLE_SECONDS)
+        }
         other => ApiStatus::new(500, "InternalError", format!("Internal error occurred: {other}")),
     }
 }
+
+/// When clients should come again to a store that cannot write.
+const UNAVAILABLE_SECONDS: i32 = 5;
 
 pub(crate) fn modified(resource: &Resource, name: &str) -> ApiStatus {
     ApiStatus::conflict(

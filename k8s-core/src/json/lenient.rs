@@ -32,7 +32,7 @@ pub fn lenient<T: DeserializeOwned>(value: &Value) -> Result<T, Error> {
         // Nothing at all is no object.
         return T::deserialize(value);
     }
-    let decode = |fill| T::deserialize(Lenient { value, fill });
+    let decode = |fill| T::deserialize(Lenient { value, fill, nested: false });
     // First without absent members: a type may have a default of its own for one that it does not demand.
     decode(false).or_else(|_| decode(true))
 }
@@ -43,13 +43,15 @@ struct Lenient<'a> {
     value: &'a Value,
     /// Whether absent members of structs are given as `null`.
     fill: bool,
+    /// Within another value.
+    nested: bool,
 }
 
 const NULL: &Value = &Value::Null;
 
 impl<'a> Lenient<'a> {
     fn of(self, value: &'a Value) -> Self {
-        Lenient { value, ..self }
+        Lenient { value, nested: true, ..self }
     }
 
     /// A number without a fraction, however it is written.
@@ -63,6 +65,10 @@ impl<'a> Lenient<'a> {
             _ => None,
         }
     }
+}
+
+fn is_kind(name: &str) -> bool {
+    matches!(name, "apiVersion" | "kind")
 }
 
 macro_rules! whole_numbers {
@@ -148,11 +154,13 @@ impl<'de> Deserializer<'de> for Lenient<'de> {
             Value::Object(map) => map.iter().map(|(name, value)| (name.as_str(), value)).collect(),
             _ => return self.deserialize_any(visitor),
         };
+        if self.nested && fields.contains(&"metadata") {
+            // What an object within another says of its kind (a claim template's), Go does not look at.
+            members.retain(|(name, _)| !is_kind(name));
+        }
         if self.fill {
             // What an object is, it says or it does not: that has no zero value.
-            let absent = |name: &&&'static str| {
-                !matches!(**name, "apiVersion" | "kind") && self.value.get(**name).is_none()
-            };
+            let absent = |name: &&&'static str| !is_kind(name) && self.value.get(**name).is_none();
             members.extend(fields.iter().filter(absent).map(|name| (*name, NULL)));
         }
         visitor.visit_map(Members { members: members.into_iter(), next: NULL, like: self })
@@ -220,7 +228,10 @@ pub fn from_slice<T: DeserializeOwned>(json: &[u8]) -> Result<T, Error> {
 
 #[cfg(test)]
 mod tests {
-    use k8s_openapi::api::core::v1::{ConfigMap, Pod, Service};
+    use k8s_openapi::api::{
+        apps::v1::StatefulSet,
+        core::v1::{ConfigMap, Pod, Service},
+    };
     use serde::Deserialize;
     use serde_json::json;
 
@@ -250,6 +261,10 @@ mod tests {
         let containers = lenient::<Pod>(&pod).unwrap().spec.unwrap().containers;
         assert_eq!(containers[0].name, "");
         assert_eq!(containers[1].ports.as_ref().unwrap()[0].container_port, 80);
+        let claims = json!({"spec": {"volumeClaimTemplates": [{"apiVersion": "", "kind": "Claim", "metadata": {"name": "c"}}]}});
+        let claims = lenient::<StatefulSet>(&claims).unwrap().spec.unwrap().volume_claim_templates.unwrap();
+        assert_eq!(claims[0].metadata.name.as_deref(), Some("c"));
+        assert!(lenient::<Pod>(&json!({"kind": "Service"})).is_err(), "another kind is another matter");
     }
 
     #[test]

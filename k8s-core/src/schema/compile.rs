@@ -1,17 +1,20 @@
 //! JSON schemas to arenas.
 
 use std::{
+    cell::Cell,
     collections::{BTreeMap, HashMap},
     sync::Arc,
 };
 
 use schemars::{JsonSchema, SchemaGenerator, generate::SchemaSettings};
+use serde::de::DeserializeOwned;
 use serde_json::{Map, Value};
 
 use super::{
     Arena, Field, Kind, Limits, ListType, MAX_DEPTH, Node, NodeId, Schema,
     facts::{FACTS, Fact},
 };
+use crate::json;
 
 /// Why a schema cannot be used.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
@@ -89,10 +92,26 @@ fn metadata_definitions() -> Map<String, Value> {
     generator.take_definitions(true)
 }
 
+/// Decodes an object as the type's caches do.
+pub type Decode = fn(&Value) -> Result<(), serde_json::Error>;
+
+thread_local! {
+    /// That of the type which was added to a generator last.
+    static DECODE: Cell<Option<Decode>> = const { Cell::new(None) };
+}
+
 /// Adds a type to a generator.
 #[must_use]
-pub fn generate<T: JsonSchema>(generator: &mut SchemaGenerator) -> schemars::Schema {
+pub fn generate<T: JsonSchema + DeserializeOwned>(generator: &mut SchemaGenerator) -> schemars::Schema {
+    DECODE.set(Some(|value| json::lenient::<T>(value).map(drop)));
     generator.subschema_for::<T>()
+}
+
+/// How the type behind a [`Generate`] is decoded: for tests that feed every type of a table.
+#[must_use]
+pub fn decoder(generate: Generate) -> Option<Decode> {
+    let _ = generate(&mut SchemaSettings::draft2020_12().into_generator());
+    DECODE.take()
 }
 
 impl Field {

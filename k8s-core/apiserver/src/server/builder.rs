@@ -16,6 +16,7 @@ use crate::{
     aggregate::{self, Aggregator},
     allocate::ServiceAllocator,
     auth::{Authenticator, AuthorizationMode, rbac::Rbac, tokens::TokenIssuer},
+    limits::{Gate, Limits},
     outbound::ClientIdentity,
     proxy::NodeConnector,
     resources::{Resource, SharedRegistry},
@@ -62,6 +63,7 @@ pub struct Builder {
     front_proxy: Option<ClientIdentity>,
     pace: Pace,
     warns_unenforced: bool,
+    limits: Limits,
 }
 
 impl std::fmt::Debug for Builder {
@@ -90,6 +92,7 @@ impl Builder {
             front_proxy: None,
             pace: Pace::default(),
             warns_unenforced: true,
+            limits: Limits::default(),
         }
     }
 
@@ -199,6 +202,13 @@ impl Builder {
         self
     }
 
+    /// What clients over sockets may hold at once. Default: as upstream.
+    #[must_use]
+    pub fn limits(mut self, limits: Limits) -> Self {
+        self.limits = limits;
+        self
+    }
+
     /// Makes the server, and in its store what every cluster has (namespaces, bootstrap roles, the `kubernetes` Service is the bins' part).
     ///
     /// # Errors
@@ -230,6 +240,7 @@ impl Builder {
                 front_proxy: self.front_proxy,
                 pace: self.pace,
                 warns_unenforced: self.warns_unenforced,
+                gate: Arc::new(Gate::new(self.limits)),
                 open_api: Mutex::default(),
                 ready: AtomicBool::new(false),
             }),
@@ -243,7 +254,11 @@ impl Builder {
         }
         server.inner.load_definitions();
         server.inner.services.load(&server.inner.store);
-        crate::bootstrap::run(&server).await.map_err(|e| e.to_string())?;
+        match (crate::bootstrap::run(&server).await, server.inner.store.ailment()) {
+            // A cluster on a full disk can be read, and has what it had before.
+            (Err(e), Some(_)) => tracing::warn!(error = %e, "not all bootstrap objects could be made"),
+            (made, _) => made.map_err(|e| e.to_string())?,
+        }
         server.inner.ready.store(true, Ordering::Release);
         crate::sweep::start(&server.inner);
         aggregate::start(&server);

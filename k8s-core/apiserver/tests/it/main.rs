@@ -4,6 +4,7 @@ mod aggregation;
 mod contention;
 mod conversion;
 mod crd;
+mod decoding;
 mod dry_run;
 mod encoding;
 mod escalation;

@@ -1,0 +1,351 @@
+//! Limits on what clients over sockets may hold at once: requests, long-running requests, bytes of bodies, and time.
+//!
+//! Flow: [`listen`](crate::listen) marks each request with its [`Connection`]; when its user is known it gets a [`Ticket`], or 429. The ticket counts until the
+//! answer's last byte is taken; an upgraded connection keeps it until it ends. Calls in the same process have no connection, and no limits.
+//!
+//! Guarantee: nobody but members of `system:masters` can hold more than half of what there is, so one user keeps none of the others waiting. Members of
+//! `system:masters` are never turned away for the number of requests (as upstream), only for bytes.
+
+use std::{
+    collections::HashMap,
+    future::Future,
+    pin::Pin,
+    sync::{
+        Arc, Mutex, PoisonError, Weak,
+        atomic::{AtomicUsize, Ordering},
+    },
+    task::{Context, Poll, ready},
+    time::Duration,
+};
+
+use bytes::Bytes;
+use http_body::{Frame, SizeHint};
+use http_body_util::BodyExt;
+use k8s_core::{
+    client::{Body, BoxError},
+    status::ApiStatus,
+};
+
+use crate::{listen::Connection, request::RequestInfo, user::User};
+
+/// What clients over sockets may hold at once. A number of 0 is no limit.
+#[derive(Clone, Debug, PartialEq, Eq)]
+#[non_exhaustive]
+pub struct Limits {
+    /// Requests that change nothing, in flight (`--max-requests-inflight`). One user has half of them.
+    pub requests: usize,
+    /// Requests that change something, in flight (`--max-mutating-requests-inflight`). One user has half of them.
+    pub mutating: usize,
+    /// Watches, execs, attaches, port-forwards, followed logs and proxied requests. One user has half of them.
+    pub long_running: usize,
+    /// Bytes of request bodies. One user has half of them.
+    pub body_bytes: usize,
+    /// How long a request may take until its answer begins (`--request-timeout`); long-running ones excepted.
+    pub request_timeout: Duration,
+    /// How long a client may take for a request's headers, and for its first request.
+    pub header_timeout: Duration,
+    /// How long a connection without requests stays open.
+    pub idle_timeout: Duration,
+    /// How long a client may take for the TLS handshake.
+    pub handshake_timeout: Duration,
+    /// How long a client may leave an answer unread; long-running ones excepted.
+    pub stalled_timeout: Duration,
+    /// Connections. Beyond them the one that was idle longest makes room.
+    pub connections: usize,
+}
+
+impl Default for Limits {
+    fn default() -> Self {
+        Limits {
+            requests: 400,
+            mutating: 200,
+            long_running: 20_000,
+            body_bytes: 24 << 20,
+            request_timeout: Duration::from_secs(60),
+            header_timeout: Duration::from_secs(32),
+            idle_timeout: Duration::from_secs(90),
+            handshake_timeout: Duration::from_secs(10),
+            stalled_timeout: Duration::from_secs(60),
+            connections: 16_384,
+        }
+    }
+}
+
+/// The three kinds of requests that are counted apart.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Class {
+    Reading,
+    Mutating,
+    LongRunning,
+}
+
+impl Class {
+    /// As upstream tells them apart (`--long-running-request-regexp` and the verbs of reads).
+    pub(crate) fn of(info: &RequestInfo) -> Self {
+        let long = matches!(info.verb.as_str(), "watch" | "proxy")
+            || matches!(info.subresource.as_str(), "attach" | "exec" | "proxy" | "log" | "portforward");
+        match info.verb.as_str() {
+            _ if long => Class::LongRunning,
+            "get" | "list" | "head" | "options" => Class::Reading,
+            _ => Class::Mutating,
+        }
+    }
+}
+
+/// What somebody holds.
+#[derive(Debug, Default)]
+struct Held {
+    requests: [AtomicUsize; 3],
+    bytes: AtomicUsize,
+}
+
+/// Adds to a number unless it gets larger than `most` (0: any).
+fn add(number: &AtomicUsize, n: usize, most: usize) -> bool {
+    let more = |now: usize| now.checked_add(n).filter(|sum| most == 0 || *sum <= most);
+    number.fetch_update(Ordering::AcqRel, Ordering::Acquire, more).is_ok()
+}
+
+/// One user's part of a limit.
+fn share(most: usize) -> usize {
+    most.div_ceil(2)
+}
+
+/// What all clients hold, and each user.
+#[derive(Debug, Default)]
+pub(crate) struct Gate {
+    pub(crate) limits: Limits,
+    all: Held,
+    users: Mutex<HashMap<Box<str>, Weak<Account>>>,
+}
+
+/// What one user holds.
+#[derive(Debug)]
+pub(crate) struct Account {
+    user: Box<str>,
+    held: Held,
+}
+
+/// The right of one request to be worked on.
+#[derive(Debug)]
+pub(crate) struct Ticket {
+    gate: Arc<Gate>,
+    account: Arc<Account>,
+    class: Class,
+    /// Members of `system:masters` have no share.
+    unshared: bool,
+    bytes: AtomicUsize,
+}
+
+impl Gate {
+    pub(crate) fn new(limits: Limits) -> Self {
+        Gate { limits, ..Gate::default() }
+    }
+
+    fn most(&self, class: Class) -> usize {
+        match class {
+            Class::Reading => self.limits.requests,
+            Class::Mutating => self.limits.mutating,
+            Class::LongRunning => self.limits.long_running,
+        }
+    }
+
+    /// What a user holds. A connection is mostly one user's, and remembers it.
+    fn account(&self, connection: &Connection, user: &str) -> Arc<Account> {
+        let mut known = connection.account.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(account) = known.as_ref().filter(|account| *account.user == *user) {
+            return account.clone();
+        }
+        let mut users = self.users.lock().unwrap_or_else(PoisonError::into_inner);
+        let account = users.get(user).and_then(Weak::upgrade).unwrap_or_else(|| {
+            if users.len() >= 1024 && users.len().is_power_of_two() {
+                users.retain(|_, account| account.strong_count() > 0);
+            }
+            let account = Arc::new(Account { user: user.into(), held: Held::default() });
+            users.insert(user.into(), Arc::downgrade(&account));
+            account
+        });
+        *known = Some(account.clone());
+        account
+    }
+
+    /// Lets a request in.
+    ///
+    /// # Errors
+    /// 429 when too many are.
+    pub(crate) fn enter(
+        self: &Arc<Self>,
+        connection: &Connection,
+        user: &User,
+        info: &RequestInfo,
+    ) -> Result<Arc<Ticket>, ApiStatus> {
+        let class = Class::of(info);
+        let unshared = user.groups.iter().any(|group| group == "system:masters");
+        let most = if unshared { 0 } else { self.most(class) };
+        let account = self.account(connection, &user.name);
+        let slot = class as usize;
+        if !add(&account.held.requests[slot], 1, share(most)) {
+            return Err(busy());
+        }
+        if !add(&self.all.requests[slot], 1, most) {
+            account.held.requests[slot].fetch_sub(1, Ordering::AcqRel);
+            return Err(busy());
+        }
+        Ok(Arc::new(Ticket { gate: self.clone(), account, class, unshared, bytes: AtomicUsize::new(0) }))
+    }
+}
+
+/// 429, in upstream's words.
+fn busy() -> ApiStatus {
+    ApiStatus::new(429, "TooManyRequests", "Too many requests, please try again later.").retry_after(1)
+}
+
+impl Ticket {
+    pub(crate) fn is_long_running(&self) -> bool {
+        self.class == Class::LongRunning
+    }
+
+    /// Counts bytes of a body, until the ticket is given back.
+    fn take_bytes(&self, n: usize) -> bool {
+        let most = self.gate.limits.body_bytes;
+        let own = if self.unshared { 0 } else { share(most) };
+        if !add(&self.account.held.bytes, n, own) {
+            return false;
+        }
+        if !add(&self.gate.all.bytes, n, most) {
+            self.account.held.bytes.fetch_sub(n, Ordering::AcqRel);
+            return false;
+        }
+        self.bytes.fetch_add(n, Ordering::AcqRel);
+        true
+    }
+
+    /// A body whose bytes are counted.
+    pub(crate) fn count(self: &Arc<Self>, body: Body) -> Body {
+        if self.is_long_running() { body } else { Counted { body, ticket: self.clone() }.boxed_unsync() }
+    }
+
+    /// Works on a request for as long as it may take.
+    ///
+    /// # Errors
+    /// 504, in upstream's words, or the work's own.
+    pub(crate) async fn within<T>(
+        &self,
+        work: impl Future<Output = Result<T, ApiStatus>>,
+    ) -> Result<T, ApiStatus> {
+        let timeout = self.gate.limits.request_timeout;
+        if self.is_long_running() || timeout.is_zero() {
+            return work.await;
+        }
+        tokio::time::timeout(timeout, work).await.unwrap_or_else(|_| {
+            let message = "Timeout: request did not complete within the allotted timeout";
+            Err(ApiStatus::new(504, "Timeout", message))
+        })
+    }
+}
+
+impl Drop for Ticket {
+    fn drop(&mut self) {
+        let bytes = *self.bytes.get_mut();
+        for held in [&self.account.held, &self.gate.all] {
+            held.requests[self.class as usize].fetch_sub(1, Ordering::AcqRel);
+            held.bytes.fetch_sub(bytes, Ordering::AcqRel);
+        }
+    }
+}
+
+/// There is no room for more of a body.
+#[derive(Debug, thiserror::Error)]
+#[error("too many bytes of request bodies")]
+pub(crate) struct Crowded;
+
+impl From<&Crowded> for ApiStatus {
+    fn from(_: &Crowded) -> Self {
+        busy()
+    }
+}
+
+struct Counted {
+    body: Body,
+    ticket: Arc<Ticket>,
+}
+
+impl http_body::Body for Counted {
+    type Data = Bytes;
+    type Error = BoxError;
+
+    fn poll_frame(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+    ) -> Poll<Option<Result<Frame<Bytes>, BoxError>>> {
+        let frame = ready!(Pin::new(&mut self.body).poll_frame(cx));
+        let length = match &frame {
+            Some(Ok(frame)) => frame.data_ref().map_or(0, Bytes::len),
+            _ => 0,
+        };
+        if self.ticket.take_bytes(length) {
+            Poll::Ready(frame)
+        } else {
+            Poll::Ready(Some(Err(Crowded.into())))
+        }
+    }
+
+    fn is_end_stream(&self) -> bool {
+        self.body.is_end_stream()
+    }
+
+    fn size_hint(&self) -> SizeHint {
+        self.body.size_hint()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use http::Method;
+
+    use super::*;
+    use crate::request::Query;
+
+    fn info(method: &str, path: &str) -> RequestInfo {
+        let (path, query) = path.split_once('?').unwrap_or((path, ""));
+        RequestInfo::parse(&method.parse::<Method>().unwrap(), path, &Query::parse(query))
+    }
+
+    #[test]
+    fn classes_are_upstreams() {
+        let pod = "/api/v1/namespaces/n/pods/p";
+        for (method, path, class) in [
+            ("GET", pod.to_owned(), Class::Reading),
+            ("GET", "/apis".to_owned(), Class::Reading),
+            ("GET", "/api/v1/pods?watch=1".to_owned(), Class::LongRunning),
+            ("POST", format!("{pod}/exec"), Class::LongRunning),
+            ("GET", format!("{pod}/log"), Class::LongRunning),
+            ("GET", format!("{pod}/proxy/x"), Class::LongRunning),
+            ("PUT", format!("{pod}/status"), Class::Mutating),
+            ("DELETE", "/api/v1/namespaces/n/pods".to_owned(), Class::Mutating),
+        ] {
+            assert_eq!(Class::of(&info(method, &path)), class, "{method} {path}");
+        }
+    }
+
+    #[test]
+    fn a_user_has_half_and_masters_always_get_in() {
+        let limits = Limits { requests: 4, body_bytes: 100, ..Limits::default() };
+        let gate = Arc::new(Gate::new(limits));
+        let read = info("GET", "/api/v1/pods");
+        let connection = Connection::default();
+        let enter = |user: &User| gate.enter(&connection, user, &read);
+        let (a, b, c) = (User::new("a", &[]), User::new("b", &[]), User::new("c", &[]));
+        let held = [enter(&a).unwrap(), enter(&a).unwrap()];
+        let refused = enter(&a).unwrap_err();
+        assert_eq!((refused.code(), refused.reason()), (429, "TooManyRequests"));
+        assert_eq!(refused.status().details.as_ref().unwrap().retry_after_seconds, Some(1));
+        let others = [enter(&b).unwrap(), enter(&b).unwrap()];
+        assert!(enter(&c).is_err(), "all are taken");
+        let master = enter(&User::new("admin", &["system:masters"])).unwrap();
+        assert!(held[0].take_bytes(50) && !held[1].take_bytes(1) && others[0].take_bytes(40));
+        assert!(!others[1].take_bytes(11) && !master.take_bytes(11) && master.take_bytes(10));
+        drop(held);
+        drop(master);
+        assert!(enter(&c).unwrap().take_bytes(50), "what was held is given back");
+    }
+}

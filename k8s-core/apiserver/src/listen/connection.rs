@@ -1,0 +1,320 @@
+//! One connection: what happens on it, and whether it has been quiet for too long.
+
+use std::{
+    io,
+    pin::Pin,
+    sync::{
+        Arc, Mutex, PoisonError,
+        atomic::{AtomicU64, AtomicUsize, Ordering},
+    },
+    task::{Context, Poll},
+    time::Duration,
+};
+
+use bytes::Bytes;
+use http::{Response, StatusCode};
+use http_body::{Frame, SizeHint};
+use http_body_util::BodyExt;
+use k8s_core::client::{Body, BoxError};
+use tokio::{
+    io::{AsyncRead, AsyncWrite, ReadBuf},
+    time::Instant,
+};
+use tokio_util::sync::CancellationToken;
+
+use crate::limits::{Account, Limits, Ticket};
+
+/// How often at least a quiet connection is looked at.
+const LOOK: Duration = Duration::from_secs(15);
+
+/// A connection of a client. In the extensions of every request that came over a socket.
+#[derive(Debug)]
+pub(crate) struct Connection {
+    born: Instant,
+    http2: bool,
+    /// Requests whose answers are not wholly taken, and those of them that are long-running.
+    active: AtomicUsize,
+    long: AtomicUsize,
+    /// How many requests there were.
+    served: AtomicU64,
+    /// Milliseconds since `born`: the last request's end; the first byte since then (0: none); since when a write waits for the client (0: none does).
+    idle_since: AtomicU64,
+    begun_at: AtomicU64,
+    blocked_since: AtomicU64,
+    /// Ends the connection at once.
+    pub(super) close: CancellationToken,
+    /// The user of the last request.
+    pub(crate) account: Mutex<Option<Arc<Account>>>,
+    /// That of an upgraded connection.
+    upgraded: Mutex<Option<Arc<Ticket>>>,
+}
+
+impl Default for Connection {
+    fn default() -> Self {
+        Connection::new(false)
+    }
+}
+
+impl Connection {
+    pub(super) fn new(http2: bool) -> Self {
+        Connection {
+            born: Instant::now(),
+            http2,
+            active: AtomicUsize::new(0),
+            long: AtomicUsize::new(0),
+            served: AtomicU64::new(0),
+            idle_since: AtomicU64::new(0),
+            begun_at: AtomicU64::new(0),
+            blocked_since: AtomicU64::new(0),
+            close: CancellationToken::new(),
+            account: Mutex::default(),
+            upgraded: Mutex::default(),
+        }
+    }
+
+    /// Milliseconds of its life; never 0.
+    fn now(&self) -> u64 {
+        u64::try_from(self.born.elapsed().as_millis()).unwrap_or(u64::MAX).max(1)
+    }
+
+    /// Since when nobody asks for anything; `None`: somebody does.
+    pub(super) fn idle_since(&self) -> Option<Instant> {
+        (self.active.load(Ordering::Acquire) == 0)
+            .then(|| self.born + Duration::from_millis(self.idle_since.load(Ordering::Acquire)))
+    }
+
+    fn read_some(&self) {
+        if self.active.load(Ordering::Acquire) == 0 && self.begun_at.load(Ordering::Relaxed) == 0 {
+            self.begun_at.store(self.now(), Ordering::Relaxed);
+        }
+    }
+
+    fn wrote(&self, waits: bool) {
+        match (waits, self.blocked_since.load(Ordering::Relaxed)) {
+            (true, 0) => self.blocked_since.store(self.now(), Ordering::Relaxed),
+            (false, since) if since > 0 => self.blocked_since.store(0, Ordering::Relaxed),
+            _ => {}
+        }
+    }
+
+    /// A request has come.
+    pub(super) fn begin(self: &Arc<Self>) -> Active {
+        self.active.fetch_add(1, Ordering::AcqRel);
+        self.served.fetch_add(1, Ordering::Relaxed);
+        self.begun_at.store(0, Ordering::Relaxed);
+        Active { connection: self.clone(), long: false }
+    }
+
+    /// Whether its client has taken too long, or else when to look again.
+    fn verdict(&self, limits: &Limits) -> Result<Duration, &'static str> {
+        let now = self.now();
+        let left =
+            |since: u64, limit: Duration| limit.checked_sub(Duration::from_millis(now.saturating_sub(since)));
+        if self.active.load(Ordering::Acquire) > 0 {
+            let blocked = self.blocked_since.load(Ordering::Relaxed);
+            if blocked > 0 && self.long.load(Ordering::Acquire) == 0 {
+                return left(blocked, limits.stalled_timeout).ok_or("an answer was left unread");
+            }
+            return Ok(LOOK);
+        }
+        let new = self.served.load(Ordering::Relaxed) == 0;
+        let begun = self.begun_at.load(Ordering::Relaxed);
+        // Over HTTP/2, a connection that is not used for requests still carries pings.
+        let header = match begun {
+            _ if new => left(0, limits.header_timeout),
+            0 => Some(limits.idle_timeout),
+            _ if self.http2 => Some(limits.idle_timeout),
+            begun => left(begun, limits.header_timeout),
+        };
+        let header = header.ok_or("a request's headers took too long")?;
+        let idle = left(self.idle_since.load(Ordering::Acquire), limits.idle_timeout).ok_or("idle")?;
+        Ok(header.min(idle))
+    }
+
+    /// Ends when the client has taken too long, with the reason.
+    pub(super) async fn overdue(&self, limits: &Limits) -> &'static str {
+        loop {
+            match self.verdict(limits) {
+                Err(why) => return why,
+                Ok(left) => tokio::time::sleep(left.min(LOOK).max(Duration::from_millis(10))).await,
+            }
+        }
+    }
+}
+
+/// A request whose answer is not wholly taken.
+#[derive(Debug)]
+pub(super) struct Active {
+    connection: Arc<Connection>,
+    long: bool,
+}
+
+impl Drop for Active {
+    fn drop(&mut self) {
+        let connection = &self.connection;
+        if self.long {
+            connection.long.fetch_sub(1, Ordering::AcqRel);
+        }
+        connection.idle_since.store(connection.now(), Ordering::Release);
+        connection.begun_at.store(0, Ordering::Relaxed);
+        connection.active.fetch_sub(1, Ordering::AcqRel);
+    }
+}
+
+impl Active {
+    /// An answer that holds what its request holds until it is wholly taken.
+    pub(super) fn answer(mut self, mut response: Response<Body>) -> Response<Body> {
+        let ticket = response.extensions_mut().remove::<Arc<Ticket>>();
+        if response.status() == StatusCode::SWITCHING_PROTOCOLS {
+            // The session goes on when this answer is sent, until the connection ends.
+            let mut upgraded = self.connection.upgraded.lock().unwrap_or_else(PoisonError::into_inner);
+            *upgraded = ticket;
+            return response;
+        }
+        if ticket.as_ref().is_some_and(|ticket| ticket.is_long_running()) {
+            self.long = true;
+            self.connection.long.fetch_add(1, Ordering::AcqRel);
+        }
+        response.map(|body| Holding { body, _active: self, _ticket: ticket }.boxed_unsync())
+    }
+}
+
+/// A body that holds something until it is dropped.
+struct Holding {
+    body: Body,
+    _active: Active,
+    _ticket: Option<Arc<Ticket>>,
+}
+
+impl http_body::Body for Holding {
+    type Data = Bytes;
+    type Error = BoxError;
+
+    fn poll_frame(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+    ) -> Poll<Option<Result<Frame<Bytes>, BoxError>>> {
+        Pin::new(&mut self.body).poll_frame(cx)
+    }
+
+    fn is_end_stream(&self) -> bool {
+        self.body.is_end_stream()
+    }
+
+    fn size_hint(&self) -> SizeHint {
+        self.body.size_hint()
+    }
+}
+
+/// The connection's bytes, as they come and go.
+#[derive(Debug)]
+pub(super) struct Wire<S> {
+    stream: S,
+    connection: Arc<Connection>,
+}
+
+impl<S> Wire<S> {
+    pub(super) fn new(stream: S, connection: Arc<Connection>) -> Self {
+        Wire { stream, connection }
+    }
+}
+
+impl<S> Drop for Wire<S> {
+    fn drop(&mut self) {
+        self.connection.upgraded.lock().unwrap_or_else(PoisonError::into_inner).take();
+    }
+}
+
+impl<S: AsyncRead + Unpin> AsyncRead for Wire<S> {
+    fn poll_read(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        buffer: &mut ReadBuf<'_>,
+    ) -> Poll<io::Result<()>> {
+        let before = buffer.filled().len();
+        let result = Pin::new(&mut self.stream).poll_read(cx, buffer);
+        if buffer.filled().len() > before {
+            self.connection.read_some();
+        }
+        result
+    }
+}
+
+impl<S: AsyncWrite + Unpin> AsyncWrite for Wire<S> {
+    fn poll_write(mut self: Pin<&mut Self>, cx: &mut Context<'_>, bytes: &[u8]) -> Poll<io::Result<usize>> {
+        let result = Pin::new(&mut self.stream).poll_write(cx, bytes);
+        self.connection.wrote(result.is_pending());
+        result
+    }
+
+    fn poll_write_vectored(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        bytes: &[io::IoSlice<'_>],
+    ) -> Poll<io::Result<usize>> {
+        let result = Pin::new(&mut self.stream).poll_write_vectored(cx, bytes);
+        self.connection.wrote(result.is_pending());
+        result
+    }
+
+    fn is_write_vectored(&self) -> bool {
+        self.stream.is_write_vectored()
+    }
+
+    fn poll_flush(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        let result = Pin::new(&mut self.stream).poll_flush(cx);
+        self.connection.wrote(result.is_pending());
+        result
+    }
+
+    fn poll_shutdown(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.stream).poll_shutdown(cx)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn seconds(seconds: u64) -> Duration {
+        Duration::from_secs(seconds)
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn connections_that_say_nothing_are_overdue() {
+        let limits = Limits::default();
+        let took = |connection: Arc<Connection>| {
+            let limits = &limits;
+            async move {
+                let begun = Instant::now();
+                let why = connection.overdue(limits).await;
+                (why, begun.elapsed().as_secs())
+            }
+        };
+        let silent = Arc::new(Connection::new(false));
+        assert_eq!(took(silent).await, ("a request's headers took too long", 32));
+        for http2 in [false, true] {
+            let idle = Arc::new(Connection::new(http2));
+            drop(idle.begin());
+            assert_eq!(took(idle).await, ("idle", 90));
+            let partly = Arc::new(Connection::new(http2));
+            drop(partly.begin());
+            tokio::time::sleep(seconds(1)).await;
+            partly.read_some();
+            let want = if http2 { ("idle", 89) } else { ("a request's headers took too long", 32) };
+            assert_eq!(took(partly).await, want);
+            let unread = Arc::new(Connection::new(http2));
+            let _active = unread.begin();
+            tokio::time::sleep(seconds(100)).await;
+            unread.wrote(true);
+            let (why, after) = took(unread.clone()).await;
+            assert_eq!((why, after), ("an answer was left unread", 60));
+        }
+        let busy = Arc::new(Connection::new(false));
+        let _active = busy.begin();
+        assert!(
+            tokio::time::timeout(seconds(4000), busy.overdue(&limits)).await.is_err(),
+            "a watch may be quiet"
+        );
+    }
+}
