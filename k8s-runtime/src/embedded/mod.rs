@@ -17,6 +17,7 @@
 
 mod cgroup;
 mod client;
+mod devices;
 pub(crate) mod json;
 mod model;
 mod preflight;
