@@ -109,7 +109,7 @@ impl KubeletApi {
             ["metrics"] if reading => Ok(stats::metrics(cx)),
             ["metrics", "resource"] if reading => Ok(stats::resource_metrics(cx).await),
             ["containerLogs", namespace, pod, container] if reading => {
-                logs::serve(cx, namespace, pod, container, request.uri())
+                logs::serve(cx, namespace, pod, container, request)
             }
             ["exec", namespace, pod, container] | ["exec", namespace, pod, _, container] => {
                 remote::serve(cx, remote::What::Exec, namespace, pod, container, request)
