@@ -14,6 +14,7 @@ pub mod api;
 pub mod beneath;
 pub mod embedded;
 pub mod images;
+mod private;
 pub mod simulated;
 pub mod sysctl;
 
@@ -22,3 +23,4 @@ pub use api::{
     ImageInfo, Images, Mount, PullPolicyHint, Resources, Runtime, RuntimeError, RuntimeEvent, SandboxId,
     SandboxSpec, SandboxStatus, Stream, TerminalSize, User,
 };
+pub use private::private_directory;

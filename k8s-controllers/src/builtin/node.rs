@@ -3,6 +3,7 @@
 //! [`lifecycle`] judges a node by its Lease and status and writes conditions and taints; [`eviction`] deletes pods that do not tolerate
 //! `NoExecute` taints; [`ipam`] gives each node a pod range; [`pod_gc`] deletes pods that no node will ever finish.
 
+mod awake;
 mod eviction;
 mod ipam;
 mod lifecycle;
@@ -44,7 +45,7 @@ pub(super) fn eviction(environment: Environment, _: Options) -> BoxFuture<'stati
             let node = caches.of::<Node>().get("", pods::node_name(pod));
             node.filter(|n| eviction::is_tainted(n)).map(|n| n.key()).into_iter().collect()
         })
-        .start(environment, eviction::TaintEviction)
+        .start(environment, eviction::TaintEviction::default())
 }
 
 pub(super) fn ipam(environment: Environment, options: Options) -> BoxFuture<'static, ()> {

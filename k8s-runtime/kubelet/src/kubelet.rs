@@ -42,6 +42,15 @@ pub enum KubeletError {
     /// The configuration allows what cannot be allowed.
     #[error("allowed unsafe sysctls: {0}")]
     Sysctls(String),
+    /// The kubelet's directory cannot be used.
+    #[error("make {path:?}: {source}")]
+    Directory {
+        /// The directory.
+        path: std::path::PathBuf,
+        /// The system's answer.
+        #[source]
+        source: std::io::Error,
+    },
     /// The kubelet's API cannot be served.
     #[error("listen on {address}: {source}")]
     Listen {
@@ -122,6 +131,9 @@ impl Builder {
             return Err(KubeletError::NoRuntime);
         };
         let sysctls = Sysctls::new(&self.config.allowed_unsafe_sysctls).map_err(KubeletError::Sysctls)?;
+        let root = &self.config.root_dir;
+        k8s_runtime::private_directory(root)
+            .map_err(|source| KubeletError::Directory { path: root.clone(), source })?;
         // Listening begins before listing, so that nothing falls between.
         let events = runtime.events();
         let known = runtime.list().await?;

@@ -43,6 +43,7 @@ mod types {
     pub(crate) use k8s_core::api::{
         api::{
             authentication::v1::{BoundObjectReference, TokenRequest, TokenRequestSpec},
+            authorization::v1::{ResourceAttributes, SubjectAccessReview, SubjectAccessReviewSpec},
             coordination::v1::Lease,
             core::v1::*,
             node::v1::RuntimeClass,

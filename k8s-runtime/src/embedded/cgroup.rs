@@ -16,7 +16,7 @@ use crate::api::{ContainerStats, Resources};
 
 /// The version 1 controllers that are used, where present. `systemd` is named so that a service manager that kills by
 /// its own hierarchy does not take the shims along.
-const V1_CONTROLLERS: [&str; 5] = ["cpu", "cpuacct", "memory", "pids", "systemd"];
+const V1_CONTROLLERS: [&str; 6] = ["cpu", "cpuacct", "devices", "memory", "pids", "systemd"];
 const V2_CONTROLLERS: [&str; 3] = ["cpu", "memory", "pids"];
 
 /// Where this machine's control groups are.
@@ -93,7 +93,8 @@ impl Cgroups {
         }
     }
 
-    fn controller(&self, controller: &str, group: &str) -> Option<PathBuf> {
+    /// The directory of a group that has a controller's files.
+    pub(super) fn controller(&self, controller: &str, group: &str) -> Option<PathBuf> {
         match self {
             Cgroups::V1(hierarchies) => {
                 hierarchies.iter().find(|(c, _)| *c == controller).map(|(_, root)| root.join(group))

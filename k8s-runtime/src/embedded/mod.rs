@@ -17,6 +17,7 @@
 
 mod cgroup;
 mod client;
+mod devices;
 mod in_use;
 pub(crate) mod json;
 mod model;
@@ -45,7 +46,7 @@ pub use self::{
     reset::{leftovers, reset},
     zygote::run_if_zygote,
 };
-use crate::{api::RuntimeError, images::ImageStore};
+use crate::{api::RuntimeError, images::ImageStore, private_directory};
 
 /// Where an embedded runtime keeps its things. Two runtimes must not share any of the three.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -109,8 +110,8 @@ impl Embedded {
     /// [`preflight`] for them beforehand.
     pub async fn new(config: EmbeddedConfig, images: Arc<ImageStore>) -> Result<Embedded, RuntimeError> {
         config.check()?;
-        for directory in [&config.sandboxes(), &config.run] {
-            std::fs::create_dir_all(directory).map_err(RuntimeError::io(format!("make {directory:?}")))?;
+        for directory in [&config.root, &config.sandboxes(), &config.run] {
+            private_directory(directory).map_err(RuntimeError::io(format!("make {directory:?}")))?;
         }
         let file = config_file(&config.root);
         protocol::write_json(&file, &config).map_err(RuntimeError::io(format!("write {file:?}")))?;

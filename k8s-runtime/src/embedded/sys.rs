@@ -184,6 +184,64 @@ pub(crate) fn mount_setattr(tree: BorrowedFd<'_>, set: u64, propagation: u64) ->
     .map(drop)
 }
 
+/// Calls `bpf` with a command's own part of the attributes.
+///
+/// # Safety
+/// `attributes` is what `command` takes, and what it points to lives across the call.
+unsafe fn bpf<T>(command: u32, attributes: &T) -> io::Result<libc::c_long> {
+    let size = std::mem::size_of::<T>();
+    // SAFETY: by the function's contract; the size given is the attributes' own.
+    check(unsafe { libc::syscall(libc::SYS_bpf, command, std::ptr::from_ref(attributes), size) })
+}
+
+/// Has the kernel check a program for `BPF_PROG_TYPE_CGROUP_DEVICE`.
+pub(crate) fn load_device_program(instructions: &[u64]) -> io::Result<OwnedFd> {
+    const BPF_PROG_LOAD: u32 = 5;
+    const BPF_PROG_TYPE_CGROUP_DEVICE: u32 = 15;
+    #[repr(C)]
+    struct Load {
+        kind: u32,
+        count: u32,
+        instructions: u64,
+        license: u64,
+        log: [u64; 2],
+        kernel_version: u32,
+        flags: u32,
+    }
+    let count = u32::try_from(instructions.len()).map_err(|_| io::ErrorKind::InvalidInput)?;
+    let load = Load {
+        kind: BPF_PROG_TYPE_CGROUP_DEVICE,
+        count,
+        instructions: instructions.as_ptr() as u64,
+        license: c"Apache".as_ptr() as u64,
+        log: [0; 2],
+        kernel_version: 0,
+        flags: 0,
+    };
+    // SAFETY: the instructions and the license live across the call, with the count given.
+    let fd = unsafe { bpf(BPF_PROG_LOAD, &load) }?;
+    // SAFETY: a fresh descriptor that nobody else owns.
+    Ok(unsafe { OwnedFd::from_raw_fd(fd as RawFd) })
+}
+
+/// Attaches a device program to a version 2 cgroup, beside those that are there. It stays for as long as the cgroup does.
+pub(crate) fn attach_device_program(cgroup: &std::fs::File, program: &OwnedFd) -> io::Result<()> {
+    const BPF_PROG_ATTACH: u32 = 8;
+    const BPF_CGROUP_DEVICE: u32 = 6;
+    const BPF_F_ALLOW_MULTI: u32 = 2;
+    #[repr(C)]
+    struct Attach {
+        target: RawFd,
+        program: RawFd,
+        kind: u32,
+        flags: u32,
+    }
+    let (target, program) = (cgroup.as_raw_fd(), program.as_raw_fd());
+    let attach = Attach { target, program, kind: BPF_CGROUP_DEVICE, flags: BPF_F_ALLOW_MULTI };
+    // SAFETY: takes numbers only.
+    unsafe { bpf(BPF_PROG_ATTACH, &attach) }.map(drop)
+}
+
 /// Marks every descriptor from `first` on close-on-exec.
 pub(crate) fn cloexec_from(first: RawFd) {
     const CLOSE_RANGE_CLOEXEC: u32 = 4;

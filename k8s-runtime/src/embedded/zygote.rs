@@ -5,10 +5,10 @@
 //! standard input and sends one [`Spawn`] per pod; it ends when the socket does. Shims do not end with it.
 
 use std::{
-    fs::OpenOptions,
+    fs::{self, OpenOptions},
     io::{self, Write},
     os::{
-        fd::{AsFd, OwnedFd},
+        fd::{AsFd, AsRawFd, OwnedFd},
         unix::{net::UnixStream, process::CommandExt},
     },
     path::Path,
@@ -16,8 +16,12 @@ use std::{
 };
 
 use nix::{
+    fcntl::{FcntlArg, SealFlag, fcntl},
     poll::{PollFd, PollFlags, PollTimeout, poll},
-    sys::signal::{SigHandler, Signal, signal},
+    sys::{
+        memfd::{MFdFlags, memfd_create},
+        signal::{SigHandler, Signal, signal},
+    },
 };
 
 use super::{
@@ -49,6 +53,8 @@ pub fn run_if_zygote() {
 }
 
 fn serve(cgroup: &str) -> io::Result<()> {
+    // A program that is run by its descriptor has the descriptor's number for a name.
+    let _ = sys::prctl(libc::PR_SET_NAME, c"hyperkube-shim".as_ptr() as u64, 0);
     // Out of the terminal's process group: Ctrl-C is for the node process.
     let _ = nix::unistd::setsid();
     std::env::set_current_dir("/")?;
@@ -101,6 +107,25 @@ fn fork_shim(dir: &Path, first: OwnedFd, socket: &OwnedFd) {
     // On failure the connection closes, which the node process sees.
 }
 
+/// This program in memory, sealed. A container whose entrypoint is `/proc/self/exe` runs, reads and holds the copy, never the
+/// program on disk, and nobody can write to it.
+fn sealed_copy() -> io::Result<fs::File> {
+    // Kernels from 6.3 on want to be told that it will be run; those before do not know the flag.
+    const MFD_EXEC: u32 = 0x10;
+    let flags = MFdFlags::MFD_CLOEXEC | MFdFlags::MFD_ALLOW_SEALING;
+    let made = memfd_create(c"hyperkube-shim", flags | MFdFlags::from_bits_retain(MFD_EXEC));
+    let made = made.or_else(|e| match e {
+        nix::errno::Errno::EINVAL => memfd_create(c"hyperkube-shim", flags),
+        e => Err(e),
+    })?;
+    let mut copy = fs::File::from(made);
+    io::copy(&mut fs::File::open("/proc/self/exe")?, &mut copy)?;
+    let seals =
+        SealFlag::F_SEAL_SEAL | SealFlag::F_SEAL_SHRINK | SealFlag::F_SEAL_GROW | SealFlag::F_SEAL_WRITE;
+    fcntl(&copy, FcntlArg::F_ADD_SEALS(seals))?;
+    Ok(copy)
+}
+
 /// The node process's handle.
 #[derive(Debug)]
 pub(super) struct Zygote {
@@ -112,7 +137,9 @@ impl Zygote {
     /// Starts this program again as a zygote.
     pub(super) fn start(cgroup: &str) -> io::Result<Zygote> {
         let (ours, theirs) = UnixStream::pair()?;
-        let child = Command::new("/proc/self/exe")
+        let program =
+            sealed_copy().map_err(|e| io::Error::new(e.kind(), format!("copy this program: {e}")))?;
+        let child = Command::new(format!("/proc/self/fd/{}", program.as_raw_fd()))
             .arg0("hyperkube-shim")
             .arg(MARKER)
             .arg(cgroup)

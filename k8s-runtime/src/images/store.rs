@@ -24,6 +24,7 @@ use super::{
 use crate::{
     api::{ImageInfo, Images, RuntimeError},
     embedded::json,
+    private_directory,
 };
 
 /// After so long, work in progress was left by a crash.
@@ -94,6 +95,7 @@ impl ImageStore {
         let tmp = dir.join("tmp");
         let shown = format!("open the image store {dir:?}");
         let context = || shown.clone();
+        private_directory(&dir).map_err(RuntimeError::io(context()))?;
         for directory in [&dir.join("blobs/sha256"), &dir.join("layers"), &tmp] {
             fs::create_dir_all(directory).map_err(RuntimeError::io(context()))?;
         }

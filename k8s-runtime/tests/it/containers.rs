@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 
-use k8s_runtime::{Mount, Resources, Runtime, RuntimeError, User};
+use k8s_runtime::{ContainerState, Mount, Resources, Runtime, RuntimeError, User};
 use libtest_mimic::Failed;
 
 use crate::harness::{Ended, Fixture, expect, launch, once, wait_end};
@@ -22,6 +22,10 @@ crate::tests![
     memory_limit,
     working_dir_is_made,
     sysctls,
+    sysctls_of_the_host_are_refused,
+    devices_are_restricted_even_with_sys_admin,
+    what_enters_a_container_is_a_sealed_copy,
+    masks_do_not_use_the_containers_own_null,
 ];
 
 fn lines(lines: &[&str]) -> Vec<String> {
@@ -279,4 +283,84 @@ async fn sysctls(f: Arc<Fixture>) -> Result<(), Failed> {
     let error = runtime.run_sandbox(&bad).await.err().map(|e| e.to_string()).unwrap_or_default();
     expect(error.contains("net.nothing"), true)?;
     expect(runtime.list().await?.len(), 0)
+}
+
+/// The values stay what they are: nothing is written.
+async fn sysctls_of_the_host_are_refused(f: Arc<Fixture>) -> Result<(), Failed> {
+    let runtime = f.runtime().await?;
+    let swappiness = std::fs::read_to_string("/proc/sys/vm/swappiness")?;
+    for (name, host_network) in [("vm.swappiness", false), ("net.ipv4.ip_forward", true)] {
+        let mut spec = f.sandbox_spec();
+        spec.host_network = host_network;
+        // What it is already, should the check be missing.
+        let value = std::fs::read_to_string(format!("/proc/sys/{}", name.replace('.', "/")))?;
+        spec.sysctls.insert(name.into(), value.trim().into());
+        let refused = runtime.run_sandbox(&spec).await.err().map(|e| e.to_string()).unwrap_or_default();
+        let want = format!("sysctl {name:?} is not in a separate kernel namespace");
+        if !refused.ends_with(&want) {
+            return Err(format!("{name}: {refused:?}").into());
+        }
+    }
+    expect(std::fs::read_to_string("/proc/sys/vm/swappiness")?, swappiness)
+}
+
+async fn devices_are_restricted_even_with_sys_admin(f: Arc<Fixture>) -> Result<(), Failed> {
+    // fuse, tun, loop-control, kernel memory, a loop device.
+    let script = "mount -t tmpfs t /tmp && cd /tmp && \
+        for d in 'c 10 229' 'c 10 200' 'c 10 237' 'c 1 2' 'b 7 0'; do mknod d $d && (: <d); rm d; done; \
+        mknod null c 1 3 && echo gone >null && mknod zero c 1 5 && head -c 1 zero | wc -c; echo x >/dev/null && echo fine";
+    let mut spec = f.spec("a", script);
+    spec.add_capabilities = vec!["SYS_ADMIN".into()];
+    let (_, log) = once(&f, &spec).await?;
+    let refused = log.iter().filter(|l| l.ends_with("Operation not permitted")).count();
+    if refused != 5 || !log.contains(&"stdout:1".to_owned()) || !log.contains(&"stdout:fine".to_owned()) {
+        return Err(format!("{log:?}").into());
+    }
+    // A privileged container may open whatever the machine lets us open.
+    let open = |path: &str| std::fs::File::open(path).map(drop).map_err(|e| e.kind());
+    if open("/dev/fuse").is_ok() {
+        let mut spec = f.spec("b", "cd /tmp && mknod d c 10 229 && (: <d) && echo open");
+        spec.privileged = true;
+        let (_, log) = once(&f, &spec).await?;
+        expect(log, lines(&["stdout:open"]))?;
+    }
+    Ok(())
+}
+
+async fn what_enters_a_container_is_a_sealed_copy(f: Arc<Fixture>) -> Result<(), Failed> {
+    use nix::fcntl::{FcntlArg, SealFlag, fcntl};
+    let runtime = f.runtime().await?;
+    let sandbox = f.sandbox(&runtime).await?;
+    let id = launch(&runtime, &sandbox.id, &f.spec("a", "sleep 60")).await?;
+    let ContainerState::Running { pid, .. } = runtime.status(&id).await?.state else {
+        return Err("not running".into());
+    };
+    let status = std::fs::read_to_string(format!("/proc/{pid}/status"))?;
+    let parent = status.lines().find_map(|l| l.strip_prefix("PPid:")).unwrap_or_default().trim().to_owned();
+    let program = format!("/proc/{parent}/exe");
+    let name = std::fs::read_link(&program)?;
+    if !name.to_string_lossy().starts_with("/memfd:hyperkube-shim") {
+        return Err(format!("the shim runs {name:?}").into());
+    }
+    let seals = SealFlag::from_bits_retain(fcntl(std::fs::File::open(&program)?, FcntlArg::F_GET_SEALS)?);
+    let want =
+        SealFlag::F_SEAL_SEAL | SealFlag::F_SEAL_SHRINK | SealFlag::F_SEAL_GROW | SealFlag::F_SEAL_WRITE;
+    expect(seals.contains(want), true)?;
+    runtime.remove_sandbox(&sandbox.id).await?;
+    Ok(())
+}
+
+/// A volume on `/dev` with a link in the place of `null`: what it leads to is not mounted over a masked path, writable.
+async fn masks_do_not_use_the_containers_own_null(f: Arc<Fixture>) -> Result<(), Failed> {
+    let volume = f.dir.join("dev");
+    std::fs::create_dir(&volume)?;
+    std::os::unix::fs::symlink("/proc/sys/kernel/core_pattern", volume.join("null"))?;
+    let masked =
+        ["/proc/kcore", "/proc/keys", "/proc/latency_stats", "/proc/timer_list", "/proc/sched_debug"];
+    let masked: Vec<&str> = masked.into_iter().filter(|p| std::path::Path::new(p).exists()).collect();
+    // Also the streams that the container does not have are not the link's.
+    let mut spec = f.spec("a", &format!("cat {} | wc -c; cat | wc -c", masked.join(" ")));
+    spec.mounts = vec![Mount { host_path: volume, container_path: "/dev".into(), ..Mount::default() }];
+    let (_, log) = once(&f, &spec).await?;
+    expect(log, lines(&["stdout:0", "stdout:0"]))
 }

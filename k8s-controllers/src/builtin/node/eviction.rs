@@ -1,17 +1,22 @@
 //! Deletes pods from nodes with `NoExecute` taints that they do not tolerate, or no longer.
 
-use std::{sync::Arc, time::Duration};
+use std::{
+    collections::HashMap,
+    sync::{Arc, Mutex, PoisonError},
+    time::Duration,
+};
 
+use jiff::Timestamp;
 use k8s_core::{
-    api::{
-        api::core::v1::{Node, Pod, Taint, Toleration},
-        apimachinery::pkg::apis::meta::v1::Time,
-    },
+    api::api::core::v1::{Node, Pod, Taint, Toleration},
     client::DeleteOptions,
     meta::ObjectExt,
 };
 
-use super::lifecycle::{NOT_READY, UNREACHABLE};
+use super::{
+    awake::{Awake, LOOK_EVERY},
+    lifecycle::{NOT_READY, UNREACHABLE},
+};
 use crate::{
     Action, Context, Error, EventType, Reconcile,
     builtin::pods::{self, pods_on},
@@ -21,7 +26,38 @@ use crate::{
 /// DefaultTolerationSeconds says it for pods made since it is on.)
 const DEFAULT_SECONDS: u64 = 300;
 
-pub(super) struct TaintEviction;
+/// Evicts pods from tainted nodes. A pod's time runs from when this process first saw the taint, as upstream's does, and only
+/// while it runs: neither a restart nor a machine that slept makes every pod overdue.
+#[derive(Default)]
+pub(super) struct TaintEviction {
+    seen: Mutex<HashMap<String, Vec<Seen>>>,
+}
+
+/// A taint on a node.
+struct Seen {
+    taint: Taint,
+    awake: Awake,
+}
+
+impl TaintEviction {
+    /// How long each `NoExecute` taint of the node has been there.
+    fn ages(&self, node: &Node, now: Timestamp) -> Vec<(Taint, Duration)> {
+        let mut seen = self.seen.lock().unwrap_or_else(PoisonError::into_inner);
+        let taints = no_execute(node);
+        if taints.is_empty() {
+            seen.remove(node.name());
+            return Vec::new();
+        }
+        let known = seen.entry(node.name().to_owned()).or_default();
+        known.retain(|s| taints.contains(&&s.taint));
+        for taint in taints {
+            if !known.iter().any(|s| s.taint == *taint) {
+                known.push(Seen { taint: taint.clone(), awake: Awake::begin(now) });
+            }
+        }
+        known.iter_mut().map(|s| (s.taint.clone(), s.awake.look(now))).collect()
+    }
+}
 
 fn no_execute(node: &Node) -> Vec<&Taint> {
     let taints = node.spec.as_ref().and_then(|s| s.taints.as_ref());
@@ -57,7 +93,7 @@ impl Reconcile for TaintEviction {
     type Kind = Node;
 
     async fn reconcile(&self, cx: &Context, node: Arc<Node>) -> Result<Action, Error> {
-        let taints = no_execute(&node);
+        let taints = self.ages(&node, cx.clock().now());
         if taints.is_empty() {
             return Ok(Action::await_change());
         }
@@ -66,11 +102,7 @@ impl Reconcile for TaintEviction {
             if pod.is_deleting() || pods::is_terminal(&pod) {
                 continue;
             }
-            let now = Time(cx.clock().now());
-            let left = taints.iter().filter_map(|taint| {
-                let since = taint.time_added.as_ref().unwrap_or(&now);
-                Some(stay(&pod, taint)?.saturating_sub(cx.clock().since(since.0)))
-            });
+            let left = taints.iter().filter_map(|(taint, age)| Some(stay(&pod, taint)?.saturating_sub(*age)));
             match left.min() {
                 None => {}
                 Some(Duration::ZERO) => {
@@ -81,6 +113,11 @@ impl Reconcile for TaintEviction {
                 Some(left) => next = next.into_iter().chain([left]).min(),
             }
         }
-        Ok(Action::maybe_after(next))
+        Ok(Action::maybe_after(next.map(|left| left.min(LOOK_EVERY))))
+    }
+
+    async fn gone(&self, cx: &Context) -> Result<Action, Error> {
+        self.seen.lock().unwrap_or_else(PoisonError::into_inner).remove(&cx.key().name);
+        Ok(Action::await_change())
     }
 }

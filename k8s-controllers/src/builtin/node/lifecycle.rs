@@ -1,7 +1,8 @@
 //! Whether nodes are alive.
 //!
 //! A node lives while its Lease is renewed or its status written. When neither was seen for the grace period (by this process's own clock:
-//! the node's is not trusted), its conditions become `Unknown`. Conditions become taints, and pods of a node that is not ready are not ready.
+//! the node's is not trusted), its conditions become `Unknown`. Time in which this process did not run does not count (see
+//! [`Awake`]). Conditions become taints, and pods of a node that is not ready are not ready.
 
 use std::{
     collections::HashMap,
@@ -9,7 +10,6 @@ use std::{
     time::Duration,
 };
 
-use jiff::Timestamp;
 use k8s_core::{
     api::{
         api::{
@@ -22,7 +22,11 @@ use k8s_core::{
 };
 use serde_json::json;
 
-use super::{LEASES, pods::pods_on};
+use super::{
+    LEASES,
+    awake::{Awake, LOOK_EVERY},
+    pods::pods_on,
+};
 use crate::{
     Action, Context, Error, EventType, Reconcile,
     builtin::{
@@ -51,7 +55,7 @@ const UNSCHEDULABLE: &str = "node.kubernetes.io/unschedulable";
 struct Sign {
     lease: Option<String>,
     heartbeat: Option<Time>,
-    seen: Timestamp,
+    seen: Awake,
 }
 
 pub(super) struct Lifecycle {
@@ -74,14 +78,14 @@ impl Lifecycle {
         let sign = signs.entry(node.name().to_owned()).or_insert_with(|| Sign {
             lease: lease.clone(),
             heartbeat: heartbeat.clone(),
-            seen: now,
+            seen: Awake::begin(now),
         });
         // What this controller wrote itself is no sign of life.
         let ours = ready(node).is_some_and(|c| c.status == "Unknown");
         if sign.lease != lease || (sign.heartbeat != heartbeat && !ours) {
-            *sign = Sign { lease, heartbeat, seen: now };
+            *sign = Sign { lease, heartbeat, seen: Awake::begin(now) };
         }
-        cx.clock().since(sign.seen)
+        sign.seen.look(now)
     }
 }
 
@@ -122,7 +126,7 @@ impl Reconcile for Lifecycle {
         if silence >= self.grace {
             Ok(Action::await_change())
         } else {
-            Ok(Action::requeue_after(self.grace - silence))
+            Ok(Action::requeue_after((self.grace - silence).min(LOOK_EVERY)))
         }
     }
 
@@ -212,6 +216,7 @@ async fn mark_pods_not_ready(cx: &Context, node: &Node) -> Result<(), Error> {
 
 #[cfg(test)]
 mod tests {
+    use jiff::Timestamp;
     use k8s_core::api::api::core::v1::{NodeSpec, NodeStatus};
 
     use super::*;

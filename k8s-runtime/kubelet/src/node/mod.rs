@@ -1,7 +1,7 @@
 //! The node: registering it, saying how it is, and proving that it is alive.
 //!
 //! Flow: [`run`] registers the node with its conditions in it, so that it is Ready with its first write; then the lease is renewed every
-//! 10 s, and the status is written when it changed, and every 5 min.
+//! 10 s, and the status is written when it changed (here or in the API), and every 5 min.
 //! Not here: who decides that a node is dead (the node lifecycle controller, from the lease).
 
 mod facts;
@@ -19,28 +19,45 @@ pub(crate) use facts::Facts;
 use crate::{context::Context, types::*};
 
 const REPORT_EVERY: Duration = Duration::from_secs(300);
-/// How often what may change (disk, memory, images) is looked at.
+/// How often what may change (disk, memory, images; the node as the API has it) is looked at.
 const LOOK_EVERY: Duration = Duration::from_secs(10);
+/// The same after a pause, and so many times.
+const LOOK_SOON: Duration = Duration::from_secs(2);
+const LOOKS_SOON: u32 = 10;
+/// A look that is later than this was paused.
+const LATE: Duration = Duration::from_secs(5);
 const RETRY: Duration = Duration::from_millis(100);
 const LONGEST_RETRY: Duration = Duration::from_secs(7);
 
 /// Keeps the node's objects current until it is dropped.
 pub(crate) async fn run(cx: Arc<Context>) {
     let mut delay = RETRY;
-    while let Err(e) = register(&cx).await {
-        warn!(node = cx.config.node_name, error = %e, "node not registered, trying again");
+    let said = loop {
+        match register(&cx).await {
+            Ok(said) => break said,
+            Err(e) => warn!(node = cx.config.node_name, error = %e, "node not registered, trying again"),
+        }
         cx.clock.sleep(delay).await;
         delay = (delay * 2).min(LONGEST_RETRY);
-    }
+    };
     info!(node = cx.config.node_name, "node registered");
     cx.events.node(&cx.config.node_name, "Starting", "Starting kubelet.");
-    tokio::join!(lease::keep(&cx), report(&cx));
+    tokio::join!(lease::keep(&cx), report(&cx, said));
+}
+
+/// What was written last.
+struct Said {
+    /// As it was computed here.
+    computed: NodeStatus,
+    /// As the API has it: it may write quantities in another form.
+    stored: NodeStatus,
 }
 
 /// Makes the node's object, or brings the one that is there up to date.
-async fn register(cx: &Context) -> Result<(), Error> {
+async fn register(cx: &Context) -> Result<Said, Error> {
     let api = cx.client.all::<Node>();
     let name = &cx.config.node_name;
+    let computed = status::compute(cx, None).await;
     let node = Node {
         metadata: ObjectMeta {
             name: Some(name.clone()),
@@ -57,12 +74,14 @@ async fn register(cx: &Context) -> Result<(), Error> {
             taints: (!cx.config.node_taints.is_empty()).then(|| cx.config.node_taints.clone()),
             ..NodeSpec::default()
         }),
-        status: Some(status::compute(cx, None).await),
+        status: Some(computed.clone()),
     };
     match api.create(&node).await {
-        Ok(made) if made.status.as_ref().is_some_and(|s| s.conditions.is_some()) => return Ok(()),
-        // Servers may leave the status out of a creation.
-        Ok(made) => return write(cx, made).await,
+        Ok(made) => match made.status.clone().filter(|s| s.conditions.is_some()) {
+            Some(stored) => return Ok(Said { computed, stored }),
+            // Servers may leave the status out of a creation.
+            None => return write(cx, made).await,
+        },
         Err(e) if e.is_already_exists() => {}
         Err(e) => return Err(e),
     }
@@ -77,9 +96,10 @@ async fn register(cx: &Context) -> Result<(), Error> {
 }
 
 /// Writes the present status over what an object has.
-async fn write(cx: &Context, mut node: Node) -> Result<(), Error> {
+async fn write(cx: &Context, mut node: Node) -> Result<Said, Error> {
     let old = node.status.take();
-    let mut status = status::compute(cx, old.as_ref()).await;
+    let computed = status::compute(cx, old.as_ref()).await;
+    let mut status = computed.clone();
     if let Some(old) = old {
         status.volumes_attached = old.volumes_attached;
         let own = status::CONDITIONS;
@@ -87,34 +107,49 @@ async fn write(cx: &Context, mut node: Node) -> Result<(), Error> {
         status.conditions.get_or_insert_default().extend(foreign);
     }
     node.status = Some(status);
-    cx.client.all::<Node>().replace_status(&cx.config.node_name, &node).await.map(drop)
+    let stored = cx.client.all::<Node>().replace_status(&cx.config.node_name, &node).await?;
+    Ok(Said { computed, stored: stored.status.unwrap_or_default() })
 }
 
-async fn report(cx: &Context) {
+/// Looks at the node as the API has it, and writes the status where it changed: here, or there. A controller that did not hear
+/// from this kubelet (it was stopped, or the machine slept) has made the conditions `Unknown`.
+async fn report(cx: &Context, first: Said) {
     let name = &cx.config.node_name;
-    let mut said = status::compute(cx, None).await;
+    let mut said = Some(first);
     let mut at = cx.clock.now();
-    let mut failed = false;
+    let mut soon = 0_u32;
     loop {
-        cx.clock.sleep(LOOK_EVERY).await;
-        let now = status::compute(cx, Some(&said)).await;
-        if !failed && !status::differs(&said, &now) && cx.clock.since(at) < REPORT_EVERY {
-            continue;
+        let (every, asleep) = (if soon > 0 { LOOK_SOON } else { LOOK_EVERY }, cx.clock.now());
+        cx.clock.sleep(every).await;
+        soon = soon.saturating_sub(1);
+        if cx.clock.since(asleep) > every + LATE {
+            // What others make of the pause comes in the next seconds.
+            soon = LOOKS_SOON;
         }
         let written = match cx.client.all::<Node>().get(name).await {
-            Ok(node) => write(cx, node).await,
+            Ok(node) => {
+                let computed = status::compute(cx, node.status.as_ref()).await;
+                let there = node.status.clone().unwrap_or_default();
+                let current = said.as_ref().is_some_and(|said| {
+                    !status::differs(&said.computed, &computed) && !status::differs(&said.stored, &there)
+                });
+                if current && cx.clock.since(at) < REPORT_EVERY {
+                    continue;
+                }
+                write(cx, node).await
+            }
             // Somebody deleted the node: it is still here.
             Err(e) if e.is_not_found() => register(cx).await,
             Err(e) => Err(e),
         };
-        failed = written.is_err();
-        match written {
-            Ok(()) => {
-                said = now;
-                at = cx.clock.now();
-            }
-            Err(e) if e.is_conflict() => {}
-            Err(e) => warn!(node = name, error = %e, "node status not written"),
+        if let Err(e) = &written
+            && !e.is_conflict()
+        {
+            warn!(node = name, error = %e, "node status not written");
         }
+        if written.is_ok() {
+            at = cx.clock.now();
+        }
+        said = written.ok();
     }
 }

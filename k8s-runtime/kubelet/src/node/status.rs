@@ -168,17 +168,28 @@ pub(super) async fn compute(cx: &Context, old: Option<&NodeStatus>) -> NodeStatu
     }
 }
 
-/// Whether two statuses differ in more than their heartbeats.
+/// Whether two statuses differ in what a kubelet writes, its heartbeats left aside.
 pub(super) fn differs(a: &NodeStatus, b: &NodeStatus) -> bool {
-    let timeless = |status: &NodeStatus| {
-        let mut status = status.clone();
-        for condition in status.conditions.iter_mut().flatten() {
-            condition.last_heartbeat_time = None;
-            condition.last_transition_time = None;
-        }
-        status
-    };
-    timeless(a) != timeless(b)
+    own(a) != own(b)
+}
+
+fn own(status: &NodeStatus) -> NodeStatus {
+    let conditions = status.conditions.iter().flatten().filter(|c| CONDITIONS.contains(&c.type_.as_str()));
+    let timeless = conditions.map(|condition| NodeCondition {
+        last_heartbeat_time: None,
+        last_transition_time: None,
+        ..condition.clone()
+    });
+    NodeStatus {
+        addresses: status.addresses.clone(),
+        capacity: status.capacity.clone(),
+        allocatable: status.allocatable.clone(),
+        conditions: Some(timeless.collect()),
+        daemon_endpoints: status.daemon_endpoints.clone(),
+        images: status.images.clone(),
+        node_info: status.node_info.clone(),
+        ..NodeStatus::default()
+    }
 }
 
 #[cfg(test)]

@@ -102,11 +102,10 @@ pub(crate) fn admit(pod: &Pod, sysctls: &Sysctls) -> Result<(), Refusal> {
     }
     let whole = spec.security_context.as_ref().and_then(|s| s.app_armor_profile.as_ref());
     let own = contexts(spec).filter_map(|s| s.app_armor_profile.as_ref());
-    let annotations = pod.metadata.annotations.iter().flatten();
-    let by_annotation = annotations
-        .filter(|(key, value)| key.starts_with(APPARMOR_ANNOTATION) && value.as_str() != "unconfined")
-        .next();
-    if whole.into_iter().chain(own).any(is_confined) || by_annotation.is_some() {
+    let mut annotations = pod.metadata.annotations.iter().flatten();
+    let by_annotation =
+        annotations.any(|(key, value)| key.starts_with(APPARMOR_ANNOTATION) && value != "unconfined");
+    if whole.into_iter().chain(own).any(is_confined) || by_annotation {
         return Err(Refusal {
             reason: "AppArmor",
             message: format!("Cannot enforce AppArmor: {NO_APPARMOR}"),

@@ -1,9 +1,14 @@
-//! The channel framing of remote commands: each WebSocket message begins with a byte that says which stream it belongs to.
+//! The channel framing of remote commands: each WebSocket message begins with a byte that says which stream it belongs to. In the
+//! base64 protocols that is a digit, and the rest is encoded.
 
+use base64::{Engine, engine::general_purpose::STANDARD};
 use bytes::Bytes;
 use k8s_runtime::TerminalSize;
 use serde::Deserialize;
 use serde_json::{Value, json};
+use tokio_tungstenite::tungstenite::Message;
+
+use super::upgrade::Protocol;
 
 pub(super) const STDIN: u8 = 0;
 pub(super) const STDOUT: u8 = 1;
@@ -30,12 +35,27 @@ struct Size {
     height: u16,
 }
 
-/// Reads a client's message.
-pub(super) fn parse(message: &Bytes) -> Input {
-    match message.first() {
-        Some(&STDIN) => Input::Stdin(message.slice(1..)),
-        Some(&CLOSE) if message.get(1) == Some(&STDIN) => Input::StdinClosed,
-        Some(&RESIZE) => match serde_json::from_slice::<Size>(&message[1..]) {
+/// Splits a client's message into its channel and its data; `None`: it is none.
+pub(super) fn split(message: &Message, protocol: &Protocol) -> Option<(u8, Bytes)> {
+    let raw = match message {
+        Message::Binary(data) => data.clone(),
+        Message::Text(text) => Bytes::copy_from_slice(text.as_bytes()),
+        _ => return None,
+    };
+    let channel = *raw.first()?;
+    if !protocol.base64 {
+        return Some((channel, raw.slice(1..)));
+    }
+    let data = STANDARD.decode(&raw[1..]).ok()?;
+    Some((channel.wrapping_sub(b'0'), data.into()))
+}
+
+/// Reads a client's message of a remote command. `closes`: the protocol has a message that closes a channel.
+pub(super) fn parse(message: &Message, protocol: &Protocol, closes: bool) -> Input {
+    match split(message, protocol) {
+        Some((CLOSE, channel)) if closes && channel[..] == [STDIN] => Input::StdinClosed,
+        Some((STDIN, data)) => Input::Stdin(data),
+        Some((RESIZE, data)) => match serde_json::from_slice::<Size>(&data) {
             Ok(Size { width, height }) => Input::Resize(TerminalSize { width, height }),
             Err(_) => Input::Other,
         },
@@ -44,11 +64,17 @@ pub(super) fn parse(message: &Bytes) -> Input {
 }
 
 /// A message on a channel.
-pub(super) fn frame(channel: u8, data: &[u8]) -> Bytes {
+pub(super) fn frame(channel: u8, data: &[u8], protocol: &Protocol) -> Message {
+    if protocol.base64 {
+        let mut text = String::with_capacity(data.len() / 3 * 4 + 5);
+        text.push(char::from(b'0'.wrapping_add(channel)));
+        STANDARD.encode_string(data, &mut text);
+        return Message::Text(text.into());
+    }
     let mut message = Vec::with_capacity(data.len() + 1);
     message.push(channel);
     message.extend_from_slice(data);
-    message.into()
+    Message::Binary(message.into())
 }
 
 /// How a command ended, as the error channel says it.
@@ -77,6 +103,9 @@ pub(super) fn ended(result: &Result<i32, String>) -> Value {
 mod tests {
     use super::*;
 
+    const BINARY: Protocol = Protocol { name: "v5.channel.k8s.io", base64: false };
+    const BASE64: Protocol = Protocol { name: "base64.channel.k8s.io", base64: true };
+
     #[test]
     fn messages() {
         for (raw, want) in [
@@ -87,8 +116,22 @@ mod tests {
             (b"\x09x", Input::Other),
             (b"", Input::Other),
         ] {
-            assert_eq!(parse(&Bytes::copy_from_slice(raw)), want, "{raw:?}");
+            let message = Message::Binary(Bytes::copy_from_slice(raw));
+            assert_eq!(parse(&message, &BINARY, true), want, "{raw:?}");
         }
+        let close = Message::Binary(Bytes::from_static(b"\xff\0"));
+        assert_eq!(parse(&close, &BINARY, false), Input::Other);
         assert_eq!(ended(&Ok(3))["details"]["causes"][0]["message"], "3");
+    }
+
+    #[test]
+    fn base64_messages() {
+        let message = Message::Text("0aGVsbG8=".into());
+        assert_eq!(parse(&message, &BASE64, false), Input::Stdin(Bytes::from_static(b"hello")));
+        assert_eq!(parse(&Message::Text("0!".into()), &BASE64, false), Input::Other);
+        assert_eq!(frame(STDOUT, b"hello", &BASE64), Message::Text("1aGVsbG8=".into()));
+        assert_eq!(frame(STDOUT, b"", &BASE64), Message::Text("1".into()));
+        let (channel, data) = split(&frame(254, b"x", &BASE64), &BASE64).unwrap_or_default();
+        assert_eq!((channel, &data[..]), (254, &b"x"[..]));
     }
 }

@@ -1,4 +1,4 @@
-//! The listener: TLS, and a client certificate of the cluster.
+//! The listener: TLS, a client certificate of the cluster, and the right to ask.
 
 use std::{net::SocketAddr, time::Duration};
 
@@ -14,7 +14,7 @@ use tokio_rustls::TlsAcceptor;
 use tokio_util::sync::CancellationToken;
 use tracing::debug;
 
-use super::{KubeletApi, refuse};
+use super::{KubeletApi, auth::User};
 use crate::{config::Config, kubelet::KubeletError};
 
 const HANDSHAKE: Duration = Duration::from_secs(10);
@@ -63,16 +63,17 @@ async fn connection(stream: TcpStream, peer: SocketAddr, acceptor: TlsAcceptor, 
         Err(_) => return debug!(%peer, "handshake took too long"),
     };
     // The verifier has checked what there is; here it must be there.
-    let known = stream.get_ref().1.peer_certificates().is_some_and(|c| !c.is_empty());
+    let certificate = stream.get_ref().1.peer_certificates().and_then(|c| c.first());
+    let user = certificate.and_then(|c| User::of(c));
     let service = hyper::service::service_fn(move |request| {
-        let api = api.clone();
+        let (api, user) = (api.clone(), user.clone());
         async move {
-            if !known {
-                return Ok::<_, std::convert::Infallible>(refuse(
-                    &k8s_core::status::ApiStatus::unauthorized(),
-                ));
-            }
-            Ok(api.handle(request).await)
+            let allowed =
+                api.gate.check(&api.cx, user.as_ref(), request.method(), request.uri().path()).await;
+            Ok::<_, std::convert::Infallible>(match allowed {
+                Ok(()) => api.handle(request).await,
+                Err(answer) => *answer,
+            })
         }
     });
     let server = auto::Builder::new(TokioExecutor::new());

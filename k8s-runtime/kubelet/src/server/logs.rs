@@ -1,8 +1,11 @@
-//! `GET /containerLogs/{namespace}/{pod}/{container}`.
+//! `GET /containerLogs/{namespace}/{pod}/{container}`, as a body or as the messages of a WebSocket.
 
 use std::sync::Arc;
 
-use http::Response;
+use base64::{Engine, engine::general_purpose::STANDARD};
+use bytes::Bytes;
+use futures::{SinkExt, StreamExt};
+use http::{Request, Response};
 use http_body_util::{BodyExt, StreamBody};
 use k8s_core::{
     client::{Body, BoxError},
@@ -10,8 +13,14 @@ use k8s_core::{
     status::ApiStatus,
 };
 use tokio::sync::mpsc;
+use tokio_tungstenite::tungstenite::Message;
 
-use super::{locate, query::Query, text};
+use super::{
+    locate,
+    query::Query,
+    text,
+    upgrade::{self, Protocol, Socket},
+};
 use crate::{
     context::Context,
     logs::{
@@ -49,16 +58,23 @@ fn options(query: &Query, now: Timestamp) -> Result<Options, ApiStatus> {
     })
 }
 
-pub(super) fn serve(
+/// A message holds the log's bytes.
+const PROTOCOLS: [Protocol; 3] = [
+    Protocol { name: "binary.k8s.io", base64: false },
+    Protocol { name: "base64.binary.k8s.io", base64: true },
+    Protocol { name: "", base64: false },
+];
+
+pub(super) fn serve<B: Send + 'static>(
     cx: &Arc<Context>,
     namespace: &str,
     pod_name: &str,
     name: &str,
-    uri: &http::Uri,
+    request: Request<B>,
 ) -> Result<Response<Body>, ApiStatus> {
     let (pod, view) = locate::pod(cx, namespace, pod_name)?;
     let container = locate::container(&view, pod_name, name)?;
-    let query = Query::of(uri);
+    let query = Query::of(request.uri());
     let options = options(&query, cx.clock.now())?;
     let previous = query.flag(&["previous"]);
     let log = if previous { container.previous_log.clone() } else { container.log.clone() };
@@ -79,8 +95,13 @@ pub(super) fn serve(
         }),
         _ => None,
     };
-    let (sender, receiver) = mpsc::channel(16);
     let log = LogFile::new(&cx.config.log_dir, &log);
+    if upgrade::is_asked(request.headers()) {
+        return upgrade::accept(request, &PROTOCOLS, move |socket, protocol| async move {
+            by_messages(socket, protocol, log, options, whose).await;
+        });
+    }
+    let (sender, receiver) = mpsc::channel(16);
     tokio::spawn(read::send(log, options, whose, sender));
     let frames = futures::stream::unfold(receiver, |mut receiver| async move {
         let item = receiver.recv().await?;
@@ -89,4 +110,45 @@ pub(super) fn serve(
     let mut response = text("");
     *response.body_mut() = StreamBody::new(frames).boxed_unsync();
     Ok(response)
+}
+
+/// Sends a log over a WebSocket until it ends or the client leaves. What the client says does not matter.
+async fn by_messages(
+    socket: Socket,
+    protocol: &'static Protocol,
+    log: LogFile,
+    options: Options,
+    whose: Option<Whose>,
+) {
+    let message = |bytes: Bytes| match protocol.base64 {
+        true => Message::Text(STANDARD.encode(&bytes).into()),
+        false => Message::Binary(bytes),
+    };
+    let (mut sink, mut messages) = socket.split();
+    let (sender, mut receiver) = mpsc::channel(16);
+    let write = async move {
+        // An empty message tells the client that this is the log.
+        sink.send(message(Bytes::new())).await.ok()?;
+        while let Some(Ok(bytes)) = receiver.recv().await {
+            sink.send(message(bytes)).await.ok()?;
+        }
+        sink.send(upgrade::farewell()).await.ok()?;
+        sink.close().await.ok()
+    };
+    let listen = async {
+        while let Some(Ok(message)) = messages.next().await {
+            if matches!(message, Message::Close(_)) {
+                return;
+            }
+        }
+    };
+    let send = async {
+        // The receiver goes when the client does.
+        let ((), sent) = tokio::join!(read::send(log, options, whose, sender), write);
+        sent
+    };
+    tokio::select! {
+        _ = send => {}
+        () = listen => {}
+    }
 }

@@ -3,9 +3,11 @@
 //! Flow: [`KubeletApi::handle`] takes a request and answers; what needs a stream both ways takes over the connection by hyper's upgrade.
 //! It is called by the listener (TLS, client certificate required) and, where everything is one process, by the API server itself.
 //!
-//! Guarantee: nobody without a certificate of the cluster gets an answer from the listener; there is no anonymous access.
-//! Not here: SPDY upgrades by old clients (WebSockets only), `/run`, `/configz`.
+//! Guarantee: nobody without a certificate of the cluster gets an answer from the listener, and nobody that the API server does not
+//! allow the node's subresource (see [`auth`]); there is no anonymous access.
+//! Not here: SPDY upgrades by old clients (WebSockets only), bearer tokens, `/run`, `/configz`.
 
+mod auth;
 mod channels;
 mod listen;
 mod locate;
@@ -33,6 +35,7 @@ use crate::context::Context;
 #[derive(Clone)]
 pub struct KubeletApi {
     cx: Arc<Context>,
+    gate: Arc<auth::Gate>,
 }
 
 impl std::fmt::Debug for KubeletApi {
@@ -72,9 +75,17 @@ fn refuse(status: &ApiStatus) -> Response<Body> {
     json(code, &object)
 }
 
+/// The parts of a request's path, decoded.
+fn path_parts(path: &str) -> Vec<String> {
+    path.split('/')
+        .filter(|p| !p.is_empty())
+        .map(|p| percent_encoding::percent_decode_str(p).decode_utf8_lossy().into_owned())
+        .collect()
+}
+
 impl KubeletApi {
     pub(crate) fn new(cx: Arc<Context>) -> Self {
-        KubeletApi { cx }
+        KubeletApi { cx, gate: Arc::default() }
     }
 
     /// Answers a request. Paths and parameters are upstream's:
@@ -87,12 +98,7 @@ impl KubeletApi {
     }
 
     async fn route<B: Send + 'static>(&self, request: Request<B>) -> Result<Response<Body>, ApiStatus> {
-        let path = request.uri().path().to_owned();
-        let parts: Vec<String> = path
-            .split('/')
-            .filter(|p| !p.is_empty())
-            .map(|p| percent_encoding::percent_decode_str(p).decode_utf8_lossy().into_owned())
-            .collect();
+        let parts = path_parts(request.uri().path());
         let parts: Vec<&str> = parts.iter().map(String::as_str).collect();
         let reading = request.method() == Method::GET || request.method() == Method::HEAD;
         let cx = &self.cx;
@@ -103,7 +109,7 @@ impl KubeletApi {
             ["metrics"] if reading => Ok(stats::metrics(cx)),
             ["metrics", "resource"] if reading => Ok(stats::resource_metrics(cx).await),
             ["containerLogs", namespace, pod, container] if reading => {
-                logs::serve(cx, namespace, pod, container, request.uri())
+                logs::serve(cx, namespace, pod, container, request)
             }
             ["exec", namespace, pod, container] | ["exec", namespace, pod, _, container] => {
                 remote::serve(cx, remote::What::Exec, namespace, pod, container, request)

@@ -1,10 +1,10 @@
 //! `portForward`: TCP connections to a pod over a WebSocket.
 //!
 //! kubectl speaks SPDY/3.1 inside the WebSocket's messages (`SPDY/3.1+portforward.k8s.io`): for each connection an error stream and a data
-//! stream with the same `requestid`. Older clients use channels (`v4.channel.k8s.io`): two per port, data and errors, each beginning with
-//! the port's number in little-endian.
+//! stream with the same `requestid`. Others use channels (`v4.channel.k8s.io`, `v4.base64.channel.k8s.io`, or no protocol): two per port,
+//! data and errors, each beginning with the port's number in little-endian.
 
-use std::{collections::HashMap, sync::Arc};
+use std::{collections::HashMap, sync::Arc, time::Duration};
 
 use bytes::Bytes;
 use futures::{SinkExt, StreamExt};
@@ -23,13 +23,20 @@ use super::{
     channels, locate,
     query::Query,
     spdy::{self, Incoming, Session},
-    upgrade::{self, Socket},
+    upgrade::{self, Protocol, Socket},
 };
 use crate::context::Context;
 
 const SPDY: &str = "SPDY/3.1+portforward.k8s.io";
-const PROTOCOLS: [&str; 2] = [SPDY, "v4.channel.k8s.io"];
+const PROTOCOLS: [Protocol; 4] = [
+    Protocol { name: SPDY, base64: false },
+    Protocol { name: "v4.channel.k8s.io", base64: false },
+    Protocol { name: "v4.base64.channel.k8s.io", base64: true },
+    Protocol { name: "", base64: false },
+];
 const CHUNK: usize = 32 * 1024;
+/// How long what a client that left had sent may take to arrive.
+const LAST_INPUT: Duration = Duration::from_secs(10);
 
 pub(super) fn serve<B: Send + 'static>(
     cx: &Arc<Context>,
@@ -44,16 +51,43 @@ pub(super) fn serve<B: Send + 'static>(
         return Err(ApiStatus::bad_request(message));
     };
     let query = Query::of(request.uri());
-    let ports: Vec<&str> = query.all("port").chain(query.all("ports")).flat_map(|p| p.split(',')).collect();
-    let ports: Vec<u16> = ports.iter().filter_map(|p| p.parse().ok()).collect();
-    let cx = cx.clone();
+    let ports = ports(query.all("port").chain(query.all("ports")));
+    if let (Err(why), Some(_)) =
+        (&ports, upgrade::agreed(request.headers(), &PROTOCOLS).filter(|p| p.name != SPDY))
+    {
+        return Err(ApiStatus::bad_request(why));
+    }
+    let (cx, ports) = (cx.clone(), ports.unwrap_or_default());
     upgrade::accept(request, &PROTOCOLS, move |socket, protocol| async move {
-        if protocol == SPDY {
+        if protocol.name == SPDY {
             tunnel(cx, sandbox, socket).await;
         } else {
-            by_channels(&cx, &sandbox, &ports, socket).await;
+            by_channels(&cx, &sandbox, &ports, socket, protocol).await;
         }
     })
+}
+
+/// Reads the ports that the channels are for.
+fn ports<'a>(values: impl Iterator<Item = &'a str>) -> Result<Vec<u16>, String> {
+    let mut ports = Vec::new();
+    for value in values {
+        if value.is_empty() {
+            return Err("query parameter \"port\" cannot be empty".into());
+        }
+        for port in value.split(',') {
+            match port.parse::<u16>() {
+                Ok(0) => return Err(format!("port {value:?} must be > 0")),
+                Ok(port) => ports.push(port),
+                Err(_) => return Err(format!("unable to parse {value:?} as a port")),
+            }
+        }
+    }
+    match ports.len() {
+        0 => Err("query parameter \"port\" is required".into()),
+        // Channels have one byte.
+        n if n > 127 => Err(format!("{n} ports are too many for one connection")),
+        _ => Ok(ports),
+    }
 }
 
 /// SPDY inside the messages.
@@ -88,10 +122,16 @@ async fn tunnel(cx: Arc<Context>, sandbox: SandboxId, socket: Socket) {
             }
         }
     };
-    tokio::select! {
-        () = outward => {}
-        () = inward => {}
-        () = forward(cx, sandbox, session) => {}
+    let mut forwarding = std::pin::pin!(forward(cx, sandbox, session));
+    let left = tokio::select! {
+        () = outward => false,
+        () = inward => true,
+        () = &mut forwarding => false,
+    };
+    if left {
+        // What was sent before the end is still to be delivered.
+        drop(far_write);
+        let _ = tokio::time::timeout(LAST_INPUT, forwarding).await;
     }
 }
 
@@ -123,6 +163,7 @@ async fn forward(cx: Arc<Context>, sandbox: SandboxId, mut session: Session) {
         let (error, data) = if kind == "data" { (other, stream) } else { (stream, other) };
         pairs.spawn(pair(cx.clone(), sandbox.clone(), error, data));
     }
+    while pairs.join_next().await.is_some() {}
 }
 
 /// One connection.
@@ -147,6 +188,7 @@ async fn pair(cx: Arc<Context>, sandbox: SandboxId, error: spdy::Stream, mut dat
     };
     let (mut from_pod, mut to_pod) = tokio::io::split(connection);
     let inward = async {
+        let mut finished = false;
         while let Some(incoming) = data.incoming.recv().await {
             match incoming {
                 Incoming::Data(bytes) => {
@@ -155,10 +197,16 @@ async fn pair(cx: Arc<Context>, sandbox: SandboxId, error: spdy::Stream, mut dat
                     }
                 }
                 Incoming::Fin => {
+                    finished = true;
                     let _ = to_pod.shutdown().await;
                 }
                 Incoming::Reset => return,
             }
+        }
+        if !finished {
+            // The session has ended.
+            let _ = to_pod.shutdown().await;
+            return;
         }
         // Nothing more can come from the client; the pod may still have something to say.
         std::future::pending::<()>().await
@@ -180,44 +228,52 @@ async fn pair(cx: Arc<Context>, sandbox: SandboxId, error: spdy::Stream, mut dat
 }
 
 /// Two channels for each port.
-async fn by_channels(cx: &Context, sandbox: &SandboxId, ports: &[u16], socket: Socket) {
+async fn by_channels(
+    cx: &Context,
+    sandbox: &SandboxId,
+    ports: &[u16],
+    socket: Socket,
+    protocol: &'static Protocol,
+) {
     let (mut sink, mut messages) = socket.split();
-    let (sender, mut outgoing) = mpsc::channel::<Bytes>(16);
+    let (sender, mut outgoing) = mpsc::channel::<Message>(16);
     let mut inputs = Vec::new();
     let mut tasks = futures::stream::FuturesUnordered::new();
     for (index, port) in ports.iter().copied().enumerate() {
         let Ok(channel) = u8::try_from(index * 2) else { break };
         let (input, pending) = mpsc::channel::<Bytes>(16);
         inputs.push(input);
-        tasks.push(one_port(cx, sandbox, port, channel, pending, sender.clone()));
+        tasks.push(one_port(cx, sandbox, port, channel, protocol, pending, sender.clone()));
     }
     drop(sender);
-    let outward = async {
+    let outward = async move {
         while let Some(message) = outgoing.recv().await {
-            if sink.send(Message::Binary(message)).await.is_err() {
+            if sink.send(message).await.is_err() {
                 return;
             }
         }
         let _ = sink.send(upgrade::farewell()).await;
     };
-    let inward = async {
+    let inward = async move {
         while let Some(Ok(message)) = messages.next().await {
-            match message {
-                Message::Binary(data) => {
-                    let input = data.first().and_then(|c| inputs.get(usize::from(*c) / 2));
-                    if let Some(input) = input {
-                        let _ = input.send(data.slice(1..)).await;
-                    }
-                }
-                Message::Close(_) => break,
-                _ => {}
+            if matches!(message, Message::Close(_)) {
+                break;
+            }
+            let Some((channel, data)) = channels::split(&message, protocol) else { continue };
+            if let Some(input) = inputs.get(usize::from(channel) / 2) {
+                let _ = input.send(data).await;
             }
         }
+        // The ports' ends of the inputs see that nothing more comes.
+        drop(inputs);
     };
     let work = async { while tasks.next().await.is_some() {} };
+    let mut moving = std::pin::pin!(async { tokio::join!(outward, work) });
     tokio::select! {
-        ((), ()) = async { tokio::join!(outward, work) } => {}
-        () = inward => {}
+        ((), ()) = &mut moving => {}
+        () = inward => {
+            let _ = tokio::time::timeout(LAST_INPUT, moving).await;
+        }
     }
 }
 
@@ -226,18 +282,19 @@ async fn one_port(
     sandbox: &SandboxId,
     port: u16,
     channel: u8,
+    protocol: &'static Protocol,
     mut pending: mpsc::Receiver<Bytes>,
-    sender: mpsc::Sender<Bytes>,
+    sender: mpsc::Sender<Message>,
 ) {
     // The client is gone where sending fails, and all of this ends with it.
     for channel in [channel, channel + 1] {
-        let _ = sender.send(channels::frame(channel, &port.to_le_bytes())).await;
+        let _ = sender.send(channels::frame(channel, &port.to_le_bytes(), protocol)).await;
     }
     let connection = match cx.runtime.port_forward(sandbox, port).await {
         Ok(connection) => connection,
         Err(e) => {
             let message = format!("error forwarding port {port} to pod {sandbox}: {e}");
-            let _ = sender.send(channels::frame(channel + 1, message.as_bytes())).await;
+            let _ = sender.send(channels::frame(channel + 1, message.as_bytes(), protocol)).await;
             return;
         }
     };
@@ -248,11 +305,12 @@ async fn one_port(
                 return;
             }
         }
+        let _ = to_pod.shutdown().await;
     };
     let outward = async {
         let mut buffer = vec![0; CHUNK];
         while let Ok(n @ 1..) = from_pod.read(&mut buffer).await {
-            if sender.send(channels::frame(channel, &buffer[..n])).await.is_err() {
+            if sender.send(channels::frame(channel, &buffer[..n], protocol)).await.is_err() {
                 return;
             }
         }

@@ -1,9 +1,12 @@
-//! `exec` and `attach`: a process's streams over a WebSocket (`v4.channel.k8s.io`, `v5.channel.k8s.io`).
+//! `exec` and `attach`: a process's streams over a WebSocket.
+//!
+//! Guarantees: what a client sent before it left arrives at the process; a command goes on when its client leaves (one with a
+//! terminal is hung up on, as on any lost terminal); an attach that came about ends with success, however the container ends.
 
-use std::sync::Arc;
+use std::{sync::Arc, time::Duration};
 
 use bytes::Bytes;
-use futures::{SinkExt, StreamExt};
+use futures::{FutureExt, SinkExt, StreamExt, future::BoxFuture};
 use http::{Request, Response};
 use k8s_core::{client::Body, meta::ObjectExt, status::ApiStatus};
 use k8s_runtime::{Attached, ContainerId, ExecRequest};
@@ -12,12 +15,13 @@ use tokio::{
     sync::mpsc,
 };
 use tokio_tungstenite::tungstenite::Message;
+use tokio_util::sync::CancellationToken;
 
 use super::{
     channels::{self, Input},
     locate,
     query::Query,
-    upgrade::{self, Socket},
+    upgrade::{self, Protocol, Socket},
 };
 use crate::context::Context;
 
@@ -28,8 +32,19 @@ pub(super) enum What {
     Attach,
 }
 
-const PROTOCOLS: [&str; 2] = ["v5.channel.k8s.io", "v4.channel.k8s.io"];
+const V5: &str = "v5.channel.k8s.io";
+/// From the fourth version on the error channel says how it ended in JSON, and says so of success too.
+const PROTOCOLS: [Protocol; 6] = [
+    Protocol { name: V5, base64: false },
+    Protocol { name: "v4.channel.k8s.io", base64: false },
+    Protocol { name: "v4.base64.channel.k8s.io", base64: true },
+    Protocol { name: "channel.k8s.io", base64: false },
+    Protocol { name: "base64.channel.k8s.io", base64: true },
+    Protocol { name: "", base64: false },
+];
 const CHUNK: usize = 32 * 1024;
+/// How long a container may take to read what a client that left had sent.
+const LAST_INPUT: Duration = Duration::from_secs(30);
 
 /// Which streams a client wants.
 #[derive(Clone, Copy, Debug)]
@@ -79,9 +94,9 @@ pub(super) fn serve<B: Send + 'static>(
     }
     tracing::debug!(pod = %object.key(), container, ?what, "streams");
     let cx = cx.clone();
-    upgrade::accept(request, &PROTOCOLS, move |socket, _| async move {
+    upgrade::accept(request, &PROTOCOLS, move |socket, protocol| async move {
         let process = open(&cx, what, &id, command, wanted).await;
-        run(socket, process, wanted).await;
+        run(socket, Session { what, wanted, protocol }, process).await;
     })
 }
 
@@ -105,27 +120,63 @@ async fn open(
     })
 }
 
-/// Carries bytes between a client and a process until the process has ended or the client is gone.
-async fn run(socket: Socket, process: Result<Attached, String>, wanted: Wanted) {
+/// What was agreed on with a client.
+#[derive(Clone, Copy, Debug)]
+struct Session {
+    what: What,
+    wanted: Wanted,
+    protocol: &'static Protocol,
+}
+
+impl Session {
+    /// The last message: how it ended.
+    fn status(&self, result: &Result<i32, String>) -> Option<Message> {
+        let result = match (self.what, result) {
+            // A client asks the pod for the container's exit code.
+            (What::Attach, Ok(_)) => &Ok(0),
+            (_, result) => result,
+        };
+        let status = channels::ended(result);
+        let text = if self.protocol.name.starts_with('v') {
+            status.to_string()
+        } else if *result == Ok(0) {
+            return None;
+        } else {
+            status["message"].as_str().unwrap_or_default().to_owned()
+        };
+        Some(channels::frame(channels::ERROR, text.as_bytes(), self.protocol))
+    }
+}
+
+/// Carries bytes between a client and a process.
+async fn run(socket: Socket, session: Session, process: Result<Attached, String>) {
     let (mut sink, mut messages) = socket.split();
     let (sender, mut outgoing) = mpsc::channel::<Message>(16);
-    let write = async {
-        while let Some(message) = outgoing.recv().await {
-            sink.send(message).await.ok()?;
+    let gone = CancellationToken::new();
+    let until_gone = gone.clone();
+    let write = async move {
+        let write = async {
+            while let Some(message) = outgoing.recv().await {
+                sink.send(message).await.ok()?;
+            }
+            // The client is told that this is the end.
+            sink.send(upgrade::farewell()).await.ok()?;
+            sink.close().await.ok()
+        };
+        tokio::select! {
+            _ = write => {}
+            // Nothing more is taken, and whoever sends sees that.
+            () = until_gone.cancelled() => {}
         }
-        // The client is told that this is the end.
-        sink.send(upgrade::farewell()).await.ok()?;
-        sink.close().await.ok()
     };
     let work = async {
         let result = match process {
-            Ok(process) => streams(process, wanted, &mut messages, &sender).await,
+            Ok(process) => streams(session, process, &mut messages, &sender, &gone).await,
             Err(why) => Some(Err(why)),
         };
-        if let Some(result) = result {
-            let status = channels::ended(&result).to_string();
+        if let Some(status) = result.and_then(|result| session.status(&result)) {
             // A client that left needs no status.
-            let _ = sender.send(Message::Binary(channels::frame(channels::ERROR, status.as_bytes()))).await;
+            let _ = sender.send(status).await;
         }
         drop(sender);
     };
@@ -136,80 +187,119 @@ type Messages = futures::stream::SplitStream<Socket>;
 
 /// `None`: the client left first.
 async fn streams(
+    session: Session,
     process: Attached,
-    wanted: Wanted,
     messages: &mut Messages,
     sender: &mpsc::Sender<Message>,
+    gone: &CancellationToken,
 ) -> Option<Result<i32, String>> {
-    let Attached { stdin, stdout, stderr, resize, exit } = process;
+    let Session { what, wanted, protocol } = session;
+    let Attached { stdin, stdout, stderr, resize, mut exit } = process;
     // An empty message tells the client that the streams are there.
-    let first = if wanted.stdout { channels::STDOUT } else { channels::STDERR };
-    sender.send(Message::Binary(channels::frame(first, b""))).await.ok()?;
+    let first = match (wanted.stdout, wanted.stderr) {
+        (true, _) => channels::STDOUT,
+        (false, true) => channels::STDERR,
+        (false, false) => channels::ERROR,
+    };
+    // A client that has left already is noticed below.
+    let _ = sender.send(channels::frame(first, b"", protocol)).await;
     let outputs = async {
-        let out = pump(stdout, channels::STDOUT, wanted.stdout, sender);
-        let err = pump(stderr, channels::STDERR, wanted.stderr, sender);
+        let out = pump(stdout, channels::STDOUT, wanted.stdout, protocol, sender);
+        let err = pump(stderr, channels::STDERR, wanted.stderr, protocol, sender);
         tokio::join!(out, err);
     };
-    let (input, pending) = mpsc::channel::<Bytes>(64);
-    let feed = feed(stdin.filter(|_| wanted.stdin), pending);
-    let listen = async {
-        let mut input = Some(input);
-        while let Some(Ok(message)) = messages.next().await {
-            let data = match message {
-                Message::Binary(data) => data,
-                Message::Text(text) => Bytes::copy_from_slice(text.as_bytes()),
-                Message::Close(_) => break,
-                _ => continue,
-            };
-            match channels::parse(&data) {
-                Input::Stdin(data) => {
-                    if let Some(input) = &input {
-                        // A process that no longer reads is no reason to end.
-                        let _ = input.send(data).await;
+    let mut outputs: Option<BoxFuture<'_, ()>> = Some(outputs.boxed());
+    let (input, pending) = mpsc::channel::<Bytes>(16);
+    let mut feed = feed(stdin.filter(|_| wanted.stdin), pending).boxed();
+    let mut listen = listen(messages, protocol, input, resize).boxed();
+    let (mut left, mut fed, mut code) = (false, false, None);
+    loop {
+        match code.take() {
+            // Nobody is there to be told.
+            Some(_) if left => return None,
+            // All of the output, then the code.
+            Some(result) if outputs.is_none() => return Some(result),
+            other => code = other,
+        }
+        tokio::select! {
+            result = &mut exit, if code.is_none() => code = Some(result.map_err(|e| e.to_string())),
+            () = ended(&mut outputs) => outputs = None,
+            () = &mut feed, if !fed => fed = true,
+            () = &mut listen, if !left => {
+                left = true;
+                gone.cancel();
+                match what {
+                    What::Attach => {
+                        drop(outputs);
+                        if !fed {
+                            let _ = tokio::time::timeout(LAST_INPUT, feed).await;
+                        }
+                        return None;
                     }
+                    // The other side of a terminal that nobody has open hangs up.
+                    What::Exec if wanted.tty => outputs = None,
+                    What::Exec => {}
                 }
-                Input::StdinClosed => input = None,
-                Input::Resize(size) => {
-                    if let Some(resize) = &resize {
-                        let _ = resize.send(size).await;
-                    }
-                }
-                Input::Other => {}
             }
         }
-    };
-    let finish = async {
-        // All of the output, then the code.
-        let (code, ()) = tokio::join!(exit, outputs);
-        code.map_err(|e| e.to_string())
-    };
-    let feed_forever = async {
-        feed.await;
-        std::future::pending::<()>().await
-    };
-    tokio::select! {
-        result = finish => Some(result),
-        () = listen => None,
-        () = feed_forever => None,
     }
 }
 
+/// Waits for what there is to end.
+async fn ended(work: &mut Option<BoxFuture<'_, ()>>) {
+    match work {
+        Some(work) => work.await,
+        None => std::future::pending().await,
+    }
+}
+
+/// Takes what the client says, until it leaves.
+async fn listen(
+    messages: &mut Messages,
+    protocol: &'static Protocol,
+    input: mpsc::Sender<Bytes>,
+    resize: Option<mpsc::Sender<k8s_runtime::TerminalSize>>,
+) {
+    let mut input = Some(input);
+    while let Some(Ok(message)) = messages.next().await {
+        if matches!(message, Message::Close(_)) {
+            return;
+        }
+        match channels::parse(&message, protocol, protocol.name == V5) {
+            Input::Stdin(data) => {
+                if let Some(input) = &input {
+                    // A process that no longer reads is no reason to end.
+                    let _ = input.send(data).await;
+                }
+            }
+            Input::StdinClosed => input = None,
+            Input::Resize(size) => {
+                if let Some(resize) = &resize {
+                    let _ = resize.send(size).await;
+                }
+            }
+            Input::Other => {}
+        }
+    }
+}
+
+/// Sends an output to the client. What nobody takes any more is read all the same, so that the process goes on.
 async fn pump(
     stream: Option<Box<dyn AsyncRead + Send + Unpin>>,
     channel: u8,
     wanted: bool,
+    protocol: &'static Protocol,
     sender: &mpsc::Sender<Message>,
 ) {
     let Some(mut stream) = stream else { return };
     let mut buffer = vec![0; CHUNK];
+    let mut taken = wanted;
     loop {
         match stream.read(&mut buffer).await {
             Ok(0) | Err(_) => return,
-            Ok(n) if wanted => {
-                let message = Message::Binary(channels::frame(channel, &buffer[..n]));
-                if sender.send(message).await.is_err() {
-                    return;
-                }
+            Ok(n) if taken => {
+                let message = channels::frame(channel, &buffer[..n], protocol);
+                taken = sender.send(message).await.is_ok();
             }
             Ok(_) => {}
         }

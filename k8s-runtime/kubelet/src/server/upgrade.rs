@@ -12,10 +12,13 @@ use tokio_tungstenite::{
     tungstenite::{
         Message,
         handshake::derive_accept_key,
-        protocol::{CloseFrame, Role, frame::coding::CloseCode},
+        protocol::{CloseFrame, Role, WebSocketConfig, frame::coding::CloseCode},
     },
 };
 use tracing::debug;
+
+/// A client's message is no longer than this; those of known clients have 32 KiB.
+const LONGEST_MESSAGE: usize = 4 << 20;
 
 /// A WebSocket to a client.
 pub(super) type Socket = WebSocketStream<TokioIo<Upgraded>>;
@@ -30,29 +33,49 @@ fn has_token(headers: &HeaderMap, name: header::HeaderName, token: &str) -> bool
     values.flat_map(|v| v.split(',')).any(|t| t.trim().eq_ignore_ascii_case(token))
 }
 
-/// The first protocol of `ours` that the client offers.
-fn choose<'a>(headers: &HeaderMap, ours: &[&'a str]) -> Option<&'a str> {
-    ours.iter().copied().find(|p| has_token(headers, header::SEC_WEBSOCKET_PROTOCOL, p))
+/// A subprotocol of a WebSocket.
+#[derive(Debug, PartialEq, Eq)]
+pub(super) struct Protocol {
+    /// Its name; empty: the client offers none.
+    pub(super) name: &'static str,
+    /// Messages are text: the channel as a digit, the data in base64.
+    pub(super) base64: bool,
+}
+
+/// The first protocol that the client offers and that is one of `ours`. A client that offers none gets the one without a name.
+pub(super) fn agreed(headers: &HeaderMap, ours: &'static [Protocol]) -> Option<&'static Protocol> {
+    let values = headers.get_all(header::SEC_WEBSOCKET_PROTOCOL).into_iter();
+    let offered = values.flat_map(|v| v.to_str().unwrap_or("?").split(',')).map(str::trim);
+    let mut offered = offered.filter(|name| !name.is_empty()).peekable();
+    if offered.peek().is_none() {
+        return ours.iter().find(|p| p.name.is_empty());
+    }
+    offered.find_map(|name| ours.iter().find(|p| p.name == name))
+}
+
+/// Whether a request asks for a WebSocket.
+pub(super) fn is_asked(headers: &HeaderMap) -> bool {
+    has_token(headers, header::CONNECTION, "upgrade") && has_token(headers, header::UPGRADE, "websocket")
 }
 
 /// Answers a WebSocket handshake and runs `serve` on the connection, with the protocol that was agreed on.
 pub(super) fn accept<B, F>(
     mut request: Request<B>,
-    protocols: &[&'static str],
-    serve: impl FnOnce(Socket, &'static str) -> F + Send + 'static,
+    protocols: &'static [Protocol],
+    serve: impl FnOnce(Socket, &'static Protocol) -> F + Send + 'static,
 ) -> Result<Response<Body>, ApiStatus>
 where
     F: Future<Output = ()> + Send + 'static,
 {
     let headers = request.headers();
-    if !has_token(headers, header::CONNECTION, "upgrade") || !has_token(headers, header::UPGRADE, "websocket")
-    {
+    if !is_asked(headers) {
         return Err(ApiStatus::bad_request(
             "you must specify at least 1 of stdin, stdout, stderr, and upgrade to websocket",
         ));
     }
-    let Some(protocol) = choose(headers, protocols) else {
-        let message = format!("unable to upgrade: the client offers none of the protocols {protocols:?}");
+    let Some(protocol) = agreed(headers, protocols) else {
+        let names: Vec<&str> = protocols.iter().map(|p| p.name).collect();
+        let message = format!("unable to upgrade: the client offers none of the protocols {names:?}");
         return Err(ApiStatus::new(403, "Forbidden", message));
     };
     let key = headers
@@ -63,8 +86,11 @@ where
     tokio::spawn(async move {
         match upgraded.await {
             Ok(connection) => {
-                let socket =
-                    WebSocketStream::from_raw_socket(TokioIo::new(connection), Role::Server, None).await;
+                let limits = WebSocketConfig::default()
+                    .max_message_size(Some(LONGEST_MESSAGE))
+                    .max_frame_size(Some(LONGEST_MESSAGE));
+                let io = TokioIo::new(connection);
+                let socket = WebSocketStream::from_raw_socket(io, Role::Server, Some(limits)).await;
                 serve(socket, protocol).await;
             }
             Err(e) => debug!(error = %e, "connection not taken over"),
@@ -75,8 +101,42 @@ where
     let headers = response.headers_mut();
     headers.insert(header::CONNECTION, HeaderValue::from_static("Upgrade"));
     headers.insert(header::UPGRADE, HeaderValue::from_static("websocket"));
-    headers.insert(header::SEC_WEBSOCKET_PROTOCOL, HeaderValue::from_static(protocol));
+    if !protocol.name.is_empty() {
+        headers.insert(header::SEC_WEBSOCKET_PROTOCOL, HeaderValue::from_static(protocol.name));
+    }
     let accepted = HeaderValue::from_str(&accepted).map_err(ApiStatus::internal)?;
     headers.insert(header::SEC_WEBSOCKET_ACCEPT, accepted);
     Ok(response)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn protocols_are_chosen_in_the_clients_order() {
+        static OURS: [Protocol; 3] = [
+            Protocol { name: "b", base64: false },
+            Protocol { name: "a", base64: true },
+            Protocol { name: "", base64: false },
+        ];
+        let choice = |offers: &[&str]| {
+            let mut headers = HeaderMap::new();
+            for offer in offers {
+                headers.append(header::SEC_WEBSOCKET_PROTOCOL, HeaderValue::from_str(offer).unwrap());
+            }
+            agreed(&headers, &OURS).map(|p| p.name)
+        };
+        for (offers, want) in [
+            (&[][..], Some("")),
+            (&[""], Some("")),
+            (&["a, b"], Some("a")),
+            (&["x", "b,a"], Some("b")),
+            (&["x"], None),
+            (&["A"], None),
+        ] {
+            assert_eq!(choice(offers), want, "{offers:?}");
+        }
+        assert!(agreed(&HeaderMap::new(), &OURS[..2]).is_none());
+    }
 }

@@ -30,6 +30,9 @@ struct Inner {
     fail_status: usize,
     /// Every status of every pod that was written, in order.
     statuses: Vec<Value>,
+    /// User, verb, subresource.
+    allowed: Vec<[String; 3]>,
+    reviews: usize,
 }
 
 #[derive(Clone)]
@@ -116,7 +119,20 @@ impl FakeApi {
             changes: broadcast::channel(10_000).0,
             fail_status: 0,
             statuses: Vec::new(),
+            allowed: Vec::new(),
+            reviews: 0,
         })))
+    }
+
+    /// Lets a user do something with a subresource of nodes.
+    pub fn allow(&self, user: &str, verb: &str, subresource: &str) {
+        let rule = [user, verb, subresource].map(str::to_owned);
+        self.0.lock().unwrap().allowed.push(rule);
+    }
+
+    /// How many SubjectAccessReviews were made.
+    pub fn reviews(&self) -> usize {
+        self.0.lock().unwrap().reviews
     }
 
     pub fn client(&self) -> Client {
@@ -211,6 +227,16 @@ impl FakeApi {
                 let mut reply = sent;
                 reply["status"] = json!({"token": "a-token", "expirationTimestamp": "2100-01-01T00:00:00Z"});
                 answer(StatusCode::CREATED, &reply)
+            }
+            ("POST", "", "") if plural(&collection) == "subjectaccessreviews" => {
+                let (mut review, text) = (sent, |v: &Value| v.as_str().unwrap_or_default().to_owned());
+                let attributes = &review["spec"]["resourceAttributes"];
+                assert_eq!((&attributes["resource"], &attributes["name"]), (&json!("nodes"), &json!("n1")));
+                let asked =
+                    [&review["spec"]["user"], &attributes["verb"], &attributes["subresource"]].map(text);
+                inner.reviews += 1;
+                review["status"] = json!({"allowed": inner.allowed.contains(&asked)});
+                answer(StatusCode::CREATED, &review)
             }
             ("POST", "", "") => {
                 let mut object = sent;

@@ -115,6 +115,38 @@ fn not_found(id: &str) -> RuntimeError {
     RuntimeError::NotFound { what: "container", id: id.to_owned() }
 }
 
+impl FakeRuntime {
+    /// A command that reads all of its input, goes on for a while, and then says (in the log) what it read, unless it was killed.
+    fn collect(&self) -> Attached {
+        use tokio::io::{AsyncReadExt, AsyncWriteExt};
+        let (write, mut read) = tokio::io::duplex(16);
+        let (mut out, stdout) = tokio::io::duplex(16);
+        let (ended, end) = tokio::sync::oneshot::channel();
+        let runtime = self.clone();
+        tokio::spawn(async move {
+            let mut text = String::new();
+            read.read_to_string(&mut text).await.unwrap();
+            // More than fits: somebody must go on reading.
+            out.write_all(&[b'x'; 1000]).await.unwrap();
+            tokio::time::sleep(std::time::Duration::from_millis(300)).await;
+            let how = if ended.is_closed() { "killed" } else { "collected" };
+            runtime.note(format!("{how} {text}"));
+            let _ = ended.send(());
+        });
+        Attached {
+            stdin: Some(Box::new(write)),
+            stdout: Some(Box::new(stdout)),
+            stderr: None,
+            resize: None,
+            exit: async move {
+                let _ = end.await;
+                Ok(0)
+            }
+            .boxed(),
+        }
+    }
+}
+
 #[async_trait]
 impl Runtime for FakeRuntime {
     async fn run_sandbox(&self, spec: &SandboxSpec) -> Result<SandboxStatus, RuntimeError> {
@@ -252,6 +284,9 @@ impl Runtime for FakeRuntime {
         let command = request.command.join(" ");
         self.note(format!("exec {command}"));
         let code = self.state.lock().unwrap().exec.get(&command).copied().unwrap_or(0);
+        if command == "collect" {
+            return Ok(self.collect());
+        }
         // `cat` gives back what it gets; everything else says its own name.
         let (stdin, stdout): (_, Box<dyn tokio::io::AsyncRead + Send + Unpin>) = if command == "cat" {
             let (write, read) = tokio::io::duplex(1024);
@@ -265,6 +300,16 @@ impl Runtime for FakeRuntime {
             stderr: None,
             resize: None,
             exit: async move { Ok(code) }.boxed(),
+        })
+    }
+
+    async fn attach(&self, _: &ContainerId) -> Result<Attached, RuntimeError> {
+        Ok(Attached {
+            stdin: None,
+            stdout: Some(Box::new(std::io::Cursor::new(b"attached".to_vec()))),
+            stderr: None,
+            resize: None,
+            exit: async { Ok(3) }.boxed(),
         })
     }
 

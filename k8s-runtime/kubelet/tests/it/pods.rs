@@ -535,3 +535,31 @@ async fn isolation_that_is_not_there_is_refused() {
     }
     assert!(node.runtime.sandboxes().is_empty());
 }
+
+#[tokio::test(start_paused = true)]
+async fn a_node_that_was_made_unknown_says_that_it_is_ready_within_10_seconds() {
+    let node = Node::start().await;
+    let object = || node.api.get("api/v1/nodes/n1").unwrap_or_default();
+    let ready = || {
+        let conditions = object()["status"]["conditions"].as_array().cloned().unwrap_or_default();
+        conditions.iter().any(|c| c["type"] == "Ready" && c["status"] == "True")
+    };
+    node.until("registered", ready).await;
+    tokio::time::sleep(Duration::from_secs(60)).await;
+    let revision = object()["metadata"]["resourceVersion"].clone();
+    tokio::time::sleep(Duration::from_secs(60)).await;
+    assert_eq!(object()["metadata"]["resourceVersion"], revision, "nothing changed, nothing is written");
+    // What the node controller does to a node that it does not hear from.
+    let mut unknown = object();
+    for condition in unknown["status"]["conditions"].as_array_mut().unwrap() {
+        condition["status"] = json!("Unknown");
+        condition["reason"] = json!("NodeStatusUnknown");
+    }
+    let body = unknown.to_string();
+    let path = "/api/v1/nodes/n1/status";
+    node.api.client().bytes(http::Method::PUT, path, "application/json", body).await.unwrap();
+    assert!(!ready());
+    let begun = node.seconds();
+    node.until("ready", ready).await;
+    assert!(node.seconds() - begun <= 10, "{} s", node.seconds() - begun);
+}

@@ -2,6 +2,7 @@
 
 use std::time::Duration;
 
+use base64::{Engine, engine::general_purpose::STANDARD};
 use bytes::{Buf, BufMut, Bytes};
 use flate2::{Compress, Compression, FlushCompress};
 use futures::{SinkExt, StreamExt};
@@ -49,12 +50,36 @@ async fn socket(
 ) -> WebSocketStream<TokioIo<hyper::upgrade::Upgraded>> {
     let (mut parts, ()) = format!("ws://x{path}").into_client_request().unwrap().into_parts();
     parts.uri = path.parse().unwrap();
-    parts.headers.insert("sec-websocket-protocol", protocol.parse().unwrap());
+    if !protocol.is_empty() {
+        parts.headers.insert("sec-websocket-protocol", protocol.parse().unwrap());
+    }
     let answer = connect(node).await.send_request(Request::from_parts(parts, Empty::new())).await.unwrap();
-    assert_eq!(answer.status(), StatusCode::SWITCHING_PROTOCOLS);
-    assert_eq!(answer.headers()["sec-websocket-protocol"], protocol.split(',').next().unwrap());
+    assert_eq!(answer.status(), StatusCode::SWITCHING_PROTOCOLS, "{protocol:?}");
+    let agreed = answer.headers().get("sec-websocket-protocol").map(|v| v.to_str().unwrap());
+    assert_eq!(agreed, protocol.split(',').next().filter(|p| !p.is_empty()));
     let upgraded = hyper::upgrade::on(answer).await.unwrap();
     WebSocketStream::from_raw_socket(TokioIo::new(upgraded), Role::Client, None).await
+}
+
+/// The channel and the data of a message.
+fn channel(message: &Message) -> Option<(u8, Vec<u8>)> {
+    match message {
+        Message::Binary(data) => Some((data[0], data[1..].to_vec())),
+        Message::Text(text) => Some((text.as_bytes()[0] - b'0', STANDARD.decode(&text[1..]).unwrap())),
+        _ => None,
+    }
+}
+
+/// Everything that comes, by channel; and whether it was text.
+async fn everything(mut socket: WebSocketStream<TokioIo<hyper::upgrade::Upgraded>>) -> (Vec<Vec<u8>>, bool) {
+    let (mut channels, mut is_text) = (vec![Vec::new(); 5], false);
+    while let Some(Ok(message)) = socket.next().await {
+        is_text |= matches!(message, Message::Text(_));
+        if let Some((channel, data)) = channel(&message) {
+            channels[usize::from(channel)].extend_from_slice(&data);
+        }
+    }
+    (channels, is_text)
 }
 
 async fn running(node: &Node) {
@@ -246,4 +271,142 @@ async fn figures() {
     let summary: Value = serde_json::from_str(&text).unwrap();
     assert_eq!((code.as_u16(), &summary["node"]["nodeName"]), (200, &json!("n1")));
     assert_eq!(get(&node, "/healthz").await.1, "ok");
+}
+
+const REMOTE: [&str; 6] = [
+    "",
+    "channel.k8s.io",
+    "base64.channel.k8s.io",
+    "v4.channel.k8s.io",
+    "v4.base64.channel.k8s.io",
+    "v5.channel.k8s.io",
+];
+
+#[tokio::test]
+async fn exec_speaks_every_subprotocol() {
+    let node = Node::start().await;
+    running(&node).await;
+    node.runtime.set_exec("false", 7);
+    for protocol in REMOTE {
+        let stream = socket(&node, "/exec/ns/p/c?command=false&output=1&error=1", protocol).await;
+        let (channels, is_text) = everything(stream).await;
+        assert_eq!(channels[1], b"false", "{protocol}");
+        assert_eq!(is_text, protocol.contains("base64"), "{protocol}");
+        let status = String::from_utf8(channels[3].clone()).unwrap();
+        if protocol.starts_with('v') {
+            assert_eq!(serde_json::from_str::<Value>(&status).unwrap()["reason"], "NonZeroExitCode");
+        } else {
+            assert_eq!(status, "command terminated with non-zero exit code: exit status 7", "{protocol}");
+        }
+        let mut stream = socket(&node, "/exec/ns/p/c?command=cat&input=1&output=1", protocol).await;
+        stream.send(message(protocol, 0, b"hello")).await.unwrap();
+        let mut output = Vec::new();
+        while output.len() < 5 {
+            let next = tokio::time::timeout(Duration::from_secs(5), stream.next()).await.expect("in time");
+            if let Some((1, data)) = channel(&next.unwrap().unwrap()) {
+                output.extend_from_slice(&data);
+            }
+        }
+        assert_eq!(output, b"hello", "{protocol}");
+    }
+}
+
+fn message(protocol: &str, channel: u8, data: &[u8]) -> Message {
+    if protocol.contains("base64") {
+        return Message::Text(format!("{channel}{}", STANDARD.encode(data)).into());
+    }
+    Message::Binary([&[channel], data].concat().into())
+}
+
+#[tokio::test]
+async fn what_was_sent_before_a_close_arrives_and_the_command_goes_on() {
+    let node = Node::start().await;
+    running(&node).await;
+    for (n, polite) in [(0, true), (1, false)] {
+        let path = "/exec/ns/p/c?command=collect&input=1&output=1";
+        let mut stream = socket(&node, path, "v4.channel.k8s.io").await;
+        let text = format!("hello, this is number {n} and more than fits into the pipe");
+        stream.send(message("", 0, text.as_bytes())).await.unwrap();
+        if polite {
+            stream.close(None).await.unwrap();
+        }
+        drop(stream);
+        let want = format!("collected {text}");
+        for _ in 0..500 {
+            if node.runtime.log().contains(&want) {
+                break;
+            }
+            tokio::time::sleep(Duration::from_millis(10)).await;
+        }
+        assert!(node.runtime.log().contains(&want), "{:?}", node.runtime.log());
+    }
+}
+
+#[tokio::test]
+async fn attach_ends_with_success_whatever_the_exit_code() {
+    let node = Node::start().await;
+    running(&node).await;
+    for protocol in REMOTE {
+        let stream = socket(&node, "/attach/ns/p/c?output=1", protocol).await;
+        let (channels, _) = everything(stream).await;
+        assert_eq!(channels[1], b"attached");
+        let want: &[u8] =
+            if protocol.starts_with('v') { br#"{"metadata":{},"status":"Success"}"# } else { b"" };
+        assert_eq!(channels[3], want, "{protocol}");
+    }
+}
+
+#[tokio::test]
+async fn port_forward_speaks_every_subprotocol() {
+    let node = Node::start().await;
+    running(&node).await;
+    for protocol in ["", "v4.channel.k8s.io", "v4.base64.channel.k8s.io"] {
+        let mut stream = socket(&node, "/portForward/ns/p?port=80,1", protocol).await;
+        stream.send(message(protocol, 0, b"hello")).await.unwrap();
+        let mut channels = vec![Vec::new(); 4];
+        while channels[0].len() < 7 || channels[3].len() < 3 {
+            let next = tokio::time::timeout(Duration::from_secs(5), stream.next()).await.expect("in time");
+            let (channel, data) = channel(&next.unwrap().unwrap()).unwrap();
+            channels[usize::from(channel)].extend_from_slice(&data);
+        }
+        assert_eq!(channels[0], b"\x50\0hello", "{protocol}");
+        assert_eq!((&channels[1][..], &channels[2][..]), (&b"\x50\0"[..], &b"\x01\0"[..]));
+        assert!(channels[3].starts_with(b"\x01\0error forwarding port 1"), "{protocol}");
+    }
+    for (query, why) in [
+        ("", "query parameter \"port\" is required"),
+        ("?port=", "query parameter \"port\" cannot be empty"),
+        ("?port=0", "port \"0\" must be > 0"),
+        ("?port=x", "unable to parse \"x\" as a port"),
+    ] {
+        let path = format!("/portForward/ns/p{query}");
+        let (mut parts, ()) = format!("ws://x{path}").into_client_request().unwrap().into_parts();
+        parts.uri = path.parse().unwrap();
+        let request = Request::from_parts(parts, Empty::new());
+        let answer = connect(&node).await.send_request(request).await.unwrap();
+        assert_eq!(answer.status(), StatusCode::BAD_REQUEST, "{query}");
+        let body = answer.into_body().collect().await.unwrap().to_bytes();
+        assert_eq!(serde_json::from_slice::<Value>(&body).unwrap()["message"], why);
+    }
+}
+
+#[tokio::test]
+async fn logs_over_a_websocket() {
+    let node = Node::start().await;
+    running(&node).await;
+    let log = node.runtime.container("c").unwrap().spec.log_path;
+    std::fs::write(&log, "2026-01-01T00:00:01Z stdout F one\n2026-01-01T00:00:02Z stdout F two\n").unwrap();
+    for protocol in ["", "binary.k8s.io", "base64.binary.k8s.io"] {
+        let mut stream = socket(&node, "/containerLogs/ns/p/c", protocol).await;
+        let mut all = Vec::new();
+        while let Some(Ok(message)) = stream.next().await {
+            match message {
+                Message::Binary(data) if !protocol.contains("base64") => all.extend_from_slice(&data),
+                Message::Text(text) => all.extend_from_slice(&STANDARD.decode(text.as_bytes()).unwrap()),
+                Message::Close(_) => {}
+                other => panic!("{protocol}: {other:?}"),
+            }
+        }
+        assert_eq!(String::from_utf8(all).unwrap(), "one\ntwo\n", "{protocol}");
+    }
 }

@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 
-use rcgen::{BasicConstraints, CertificateParams, CertifiedIssuer, IsCa, KeyPair};
+use rcgen::{BasicConstraints, CertificateParams, CertifiedIssuer, DnType, IsCa, KeyPair};
 use rustls::{
     ClientConfig, RootCertStore, ServerConfig,
     pki_types::{CertificateDer, PrivateKeyDer, ServerName},
@@ -28,8 +28,9 @@ impl Authority {
 
     fn issue(&self, name: &str) -> Pair {
         let key = KeyPair::generate().unwrap();
-        let certificate =
-            CertificateParams::new(vec![name.to_owned()]).unwrap().signed_by(&key, &self.0).unwrap();
+        let mut params = CertificateParams::new(vec![name.to_owned()]).unwrap();
+        params.distinguished_name.push(DnType::CommonName, name);
+        let certificate = params.signed_by(&key, &self.0).unwrap();
         (vec![certificate.der().clone()], PrivateKeyDer::Pkcs8(key.serialize_der().into()))
     }
 
@@ -42,6 +43,11 @@ impl Authority {
 
 /// Asks for `/healthz`; `None`: the connection was refused.
 async fn ask(port: u16, roots: Arc<RootCertStore>, identity: Option<Pair>) -> Option<String> {
+    request(port, roots, identity, "GET /healthz").await
+}
+
+/// Asks for something; `None`: the connection was refused.
+async fn request(port: u16, roots: Arc<RootCertStore>, identity: Option<Pair>, what: &str) -> Option<String> {
     let provider = Arc::new(rustls::crypto::ring::default_provider());
     let builder =
         ClientConfig::builder_with_provider(provider).with_safe_default_protocol_versions().unwrap();
@@ -53,7 +59,8 @@ async fn ask(port: u16, roots: Arc<RootCertStore>, identity: Option<Pair>) -> Op
     let tcp = TcpStream::connect(("127.0.0.1", port)).await.unwrap();
     let name = ServerName::try_from("node").unwrap();
     let mut stream = tokio_rustls::TlsConnector::from(Arc::new(config)).connect(name, tcp).await.ok()?;
-    stream.write_all(b"GET /healthz HTTP/1.1\r\nhost: node\r\nconnection: close\r\n\r\n").await.ok()?;
+    let text = format!("{what} HTTP/1.1\r\nhost: node\r\nconnection: close\r\n\r\n");
+    stream.write_all(text.as_bytes()).await.ok()?;
     let mut text = String::new();
     stream.read_to_string(&mut text).await.ok()?;
     Some(text)
@@ -77,7 +84,9 @@ async fn a_client_certificate_of_the_cluster_is_required() {
             .with_single_cert(chain.clone(), key.clone_key())
             .unwrap();
         let port = std::net::TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port();
-        let kubelet = k8s_kubelet::Kubelet::builder(FakeApi::new().client(), "n1")
+        let api = FakeApi::new();
+        api.allow("apiserver", "get", "proxy");
+        let kubelet = k8s_kubelet::Kubelet::builder(api.client(), "n1")
             .configure(|c| {
                 c.root_dir = dir.path().join("kubelet");
                 c.log_dir = dir.path().join("logs");
@@ -99,4 +108,79 @@ async fn a_client_certificate_of_the_cluster_is_required() {
         }
         kubelet.shutdown().await;
     }
+}
+
+#[tokio::test]
+async fn every_request_is_authorized_by_the_api_server() {
+    let cluster = Authority::new();
+    let (chain, key) = cluster.issue("node");
+    let runtime = Arc::new(FakeRuntime::new(k8s_core::clock::Clock::system()));
+    let dir = tempfile::tempdir().unwrap();
+    let provider = Arc::new(rustls::crypto::ring::default_provider());
+    let verifier = WebPkiClientVerifier::builder_with_provider(cluster.roots(), provider.clone());
+    let tls = ServerConfig::builder_with_provider(provider)
+        .with_safe_default_protocol_versions()
+        .unwrap()
+        .with_client_cert_verifier(verifier.build().unwrap())
+        .with_single_cert(chain, key)
+        .unwrap();
+    let port = std::net::TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port();
+    let api = FakeApi::new();
+    api.allow("admin", "get", "proxy");
+    api.allow("admin", "create", "proxy");
+    api.allow("monitor", "get", "stats");
+    api.allow("monitor", "get", "pods");
+    let kubelet = k8s_kubelet::Kubelet::builder(api.client(), "n1")
+        .configure(|c| {
+            c.root_dir = dir.path().join("kubelet");
+            c.log_dir = dir.path().join("logs");
+            c.bind_address = [127, 0, 0, 1].into();
+            c.port = port;
+            c.tls = Some(Arc::new(tls));
+        })
+        .runtime(runtime.clone())
+        .images(runtime)
+        .start()
+        .await
+        .unwrap();
+    let exec = "/exec/default/p/c?command=id&output=1";
+    for (user, what, code, says) in [
+        ("admin", "GET /pods", 200, "PodList"),
+        ("admin", &format!("POST {exec}"), 404, "not found"),
+        ("monitor", "GET /pods", 200, "PodList"),
+        ("monitor", "GET /stats/summary", 200, "nodeName"),
+        (
+            "monitor",
+            "GET /metrics",
+            403,
+            "Forbidden (user=monitor, verb=get, resource=nodes, subresource(s)=[metrics])",
+        ),
+        (
+            "system:kube-scheduler",
+            "GET /pods",
+            403,
+            "Forbidden (user=system:kube-scheduler, verb=get, resource=nodes, subresource(s)=[pods proxy])",
+        ),
+        (
+            "system:kube-scheduler",
+            &format!("GET {exec}"),
+            403,
+            "Forbidden (user=system:kube-scheduler, verb=get, resource=nodes, subresource(s)=[proxy])",
+        ),
+        ("system:kube-scheduler", "GET /healthz", 403, "subresource(s)=[healthz proxy]"),
+        ("monitor", &format!("POST {exec}"), 403, "verb=create"),
+    ] {
+        let answer = request(port, cluster.roots(), Some(cluster.issue(user)), what).await.unwrap();
+        assert!(
+            answer.starts_with(&format!("HTTP/1.1 {code} ")) && answer.contains(says),
+            "{user} {what}: {answer}"
+        );
+    }
+    // Answers are remembered for a while.
+    let asked = api.reviews();
+    for _ in 0..3 {
+        ask(port, cluster.roots(), Some(cluster.issue("system:kube-scheduler"))).await.unwrap();
+    }
+    assert_eq!(api.reviews(), asked);
+    kubelet.shutdown().await;
 }

@@ -17,6 +17,7 @@ use nix::{
 };
 
 use super::{
+    identity,
     log::{Log, StreamName},
     process::{self, Birth, Program, Stdio, Sync},
 };
@@ -24,6 +25,7 @@ use crate::{
     api::ContainerState,
     embedded::{
         cgroup::Cgroups,
+        devices,
         protocol::{ContainerRecord, Failure, SandboxRecord, Streams, write_json},
     },
 };
@@ -94,6 +96,7 @@ impl Container {
             .create(&record.cgroup)
             .map_err(Failure::other(&format!("make cgroup {:?}", record.cgroup)))?;
         cgroups.limit(&record.cgroup, &record.spec.resources).map_err(|e| Failure::Other(e.to_string()))?;
+        restrict_devices(&record, cgroups)?;
 
         let spec = &record.spec;
         let mut stdio = Stdio::new()?;
@@ -348,6 +351,21 @@ impl Client {
             }
         }
     }
+}
+
+/// Restricts the device files that a container can open. Where the machine cannot do that, a container that may mount is refused:
+/// no mount of any other allows device files.
+fn restrict_devices(record: &ContainerRecord, cgroups: &Cgroups) -> Result<(), Failure> {
+    if record.spec.privileged {
+        return Ok(());
+    }
+    let Err(error) = devices::restrict(cgroups, &record.cgroup) else { return Ok(()) };
+    let capabilities = identity::capabilities(&record.spec).unwrap_or(0) & identity::available();
+    if capabilities & identity::SYS_ADMIN == 0 {
+        complain("restrict devices", &error);
+        return Ok(());
+    }
+    Err(Failure::Other(format!("restrict the devices of a container with SYS_ADMIN: {error}")))
 }
 
 /// Runs a command in a running container.
