@@ -385,7 +385,7 @@ pub(crate) async fn modify(
         let part = call.info.subresource.as_str();
         carry_over(resource, &mut new, &old, part);
         if part == "status" {
-            resource.schema.default(&mut new);
+            resource.schema.complete(&mut new);
         }
         if part == "resize" && !same_spec(&new, &old) {
             let mut errors = FieldErrors::default();

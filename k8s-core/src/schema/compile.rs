@@ -97,7 +97,15 @@ pub fn generate<T: JsonSchema>(generator: &mut SchemaGenerator) -> schemars::Sch
 
 impl Field {
     fn plain(node: NodeId) -> Field {
-        Field { node, merge_key: None, replace: false, retain_keys: false, default: None, values: Vec::new() }
+        Field {
+            node,
+            merge_key: None,
+            replace: false,
+            retain_keys: false,
+            default: None,
+            always: false,
+            values: Vec::new(),
+        }
     }
 }
 
@@ -244,6 +252,7 @@ impl Compiler<'_> {
         field.replace = fact.replace;
         field.retain_keys = fact.retain_keys;
         field.values = fact.values.clone();
+        field.always = fact.always;
         if fact.default.is_some() {
             field.default = fact.default.clone();
         }

@@ -39,10 +39,15 @@ impl Schema {
 
     /// Fills in the schema's own defaults, deeply, where their parent is there.
     pub fn default(&self, value: &mut Value) {
-        self.default_at(value, self.root, 0);
+        self.default_at(value, self.root, 0, false);
     }
 
-    fn default_at(&self, value: &mut Value, node: NodeId, depth: usize) {
+    /// Fills in the members that Go always writes, and the schema's own defaults in them.
+    pub fn complete(&self, value: &mut Value) {
+        self.default_at(value, self.root, 0, true);
+    }
+
+    fn default_at(&self, value: &mut Value, node: NodeId, depth: usize, always: bool) {
         if depth > MAX_DEPTH {
             return;
         }
@@ -51,17 +56,19 @@ impl Schema {
                 for (name, field) in fields {
                     if let Some(default) = &field.default {
                         map.entry(name.as_ref()).or_insert_with(|| default.clone());
+                    } else if always && field.always {
+                        map.entry(name.as_ref()).or_insert_with(|| Map::new().into());
                     }
                 }
                 for (name, child) in map.iter_mut() {
                     if let Some(node) = fields.get(name.as_str()).map(|f| f.node).or(*rest) {
-                        self.default_at(child, node, depth + 1);
+                        self.default_at(child, node, depth + 1, always);
                     }
                 }
             }
             (Kind::List { item, .. }, Value::Array(items)) => {
                 for child in items {
-                    self.default_at(child, *item, depth + 1);
+                    self.default_at(child, *item, depth + 1, always);
                 }
             }
             _ => {}
@@ -352,6 +359,21 @@ mod tests {
         let schema = Schema::custom(&json!({"type": "object", "properties": {"spec": {"type": "object", "required": ["engine"],
             "properties": {"engine": {"type": "string", "enum": ["a"]}, "size": {"type": "integer", "minimum": 10, "default": 20}}}}}))
         .unwrap();
+    #[test]
+    fn completes_what_go_always_writes() {
+        use k8s_openapi::api::{coordination::v1::Lease, core::v1::PodTemplate};
+        let schemas = builtin(&[generate::<Lease>, generate::<PodTemplate>]);
+        let mut lease = json!({"metadata": {"name": "l"}});
+        schemas[0].complete(&mut lease);
+        assert_eq!(lease, json!({"metadata": {"name": "l"}, "spec": {}}));
+        let mut template = json!({"template": {"spec": {"containers": [{"name": "c"}]}}});
+        schemas[1].complete(&mut template);
+        assert_eq!(
+            template["template"],
+            json!({"metadata": {}, "spec": {"containers": [{"name": "c", "resources": {}}]}})
+        );
+    }
+
         let mut bad = json!({"spec": {"size": 3, "junk": 1}});
         let found = schema.normalize(&mut bad, true);
         assert_eq!(found.unknown, ["spec.junk"]);
