@@ -432,6 +432,9 @@ pub(crate) async fn modify(
         }
         let mut reserved = server.inner.services.reserve(resource, &mut new, Some(&old))?;
         if !applied {
+            if part == "resize" {
+                take(&mut new, "/metadata", "managedFields");
+            }
             let manager = Manager {
                 name: call.manager(),
                 api_version: resource.api_version(),

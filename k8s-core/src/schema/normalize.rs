@@ -94,8 +94,8 @@ fn type_name(value: &Value) -> &'static str {
     }
 }
 
-/// Optional lists that are written even when they are empty (RBAC's rules).
-const KEPT_EMPTY: [&str; 1] = ["rules"];
+/// Optional lists that say something when they are empty: RBAC's rules are written, managedFields are reset.
+const KEPT_EMPTY: [&str; 2] = ["rules", "managedFields"];
 
 /// Whether a value is a list or map with nothing in it: in a built-in type, that is the same as no list or map, and is stored as such.
 fn is_empty_collection(value: &Value, kind: &Kind) -> bool {
@@ -355,11 +355,6 @@ mod tests {
     }
 
     #[test]
-    fn custom_limits() {
-        let schema = Schema::custom(&json!({"type": "object", "properties": {"spec": {"type": "object", "required": ["engine"],
-            "properties": {"engine": {"type": "string", "enum": ["a"]}, "size": {"type": "integer", "minimum": 10, "default": 20}}}}}))
-        .unwrap();
-    #[test]
     fn completes_what_go_always_writes() {
         use k8s_openapi::api::{coordination::v1::Lease, core::v1::PodTemplate};
         let schemas = builtin(&[generate::<Lease>, generate::<PodTemplate>]);
@@ -379,6 +374,11 @@ mod tests {
         assert_eq!(found.unknown, ["spec.junk"]);
         assert_eq!(found.breaches.len(), 2, "{:?}", found.breaches);
         let mut good = json!({"metadata": {"name": "x"}, "spec": {"engine": "a"}});
+    #[test]
+    fn custom_limits() {
+        let schema = Schema::custom(&json!({"type": "object", "properties": {"spec": {"type": "object", "required": ["engine"],
+            "properties": {"engine": {"type": "string", "enum": ["a"]}, "size": {"type": "integer", "minimum": 10, "default": 20}}}}}))
+        .unwrap();
         schema.default(&mut good);
         assert_eq!(good["spec"]["size"], 20);
         assert!(schema.normalize(&mut good, true).breaches.is_empty());

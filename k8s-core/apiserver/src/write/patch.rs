@@ -23,7 +23,7 @@ use crate::{
     invalid::FieldErrors,
     resources::Resource,
     server::{ApiServer, Call},
-    value::{list, set, text},
+    value::{list, set, take, text},
 };
 
 fn patch_failure(error: &PatchError) -> ApiStatus {
@@ -137,6 +137,7 @@ async fn apply(
     if !list(&config, "/metadata/managedFields").is_empty() {
         return Err(ApiStatus::bad_request("metadata.managedFields must be nil"));
     }
+    take(&mut config, "/metadata", "managedFields");
     fit(call, resource, &mut config, Vec::new())?;
     let (namespace, name) = (call.info.namespace.as_str(), call.info.name.as_str());
     set(&mut config, "/metadata/name", name.into());
@@ -163,7 +164,6 @@ async fn apply(
         let now = timestamp(server.inner.clock.now());
         if server.inner.store.get(&resource.storage, &key).is_some() {
             let done = modify(server, call, resource, dry_run, &|old| {
-                last_applied::apply(old, &config, &sent, &resource.schema, &manager, force, &now)
                 let wanted = text(&config, "/metadata/resourceVersion");
                 // A configuration that says what it changes is no last word, forced or not: leases are taken by it.
                 if !["", "0", text(old, "/metadata/resourceVersion")].contains(&wanted) {
@@ -173,6 +173,7 @@ async fn apply(
                 if !wanted.is_empty() && wanted != uid {
                     return Err(precondition(resource, &key, name, wanted, uid));
                 }
+                last_applied::apply(old, &config, &sent, &resource.schema, &manager, force, &now)
                     .map(Change::Applied)
                     .map_err(conflicts)
             })

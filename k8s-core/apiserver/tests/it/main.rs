@@ -12,6 +12,7 @@ mod golden;
 mod kube_rs;
 mod lists;
 mod mutations;
+mod patches;
 mod peer;
 mod proto;
 mod proxies;
