@@ -167,7 +167,12 @@ impl Walk<'_> {
             (Kind::Boolean, Value::Bool(_)) => true,
             (Kind::IntOrString, Value::String(_)) => true,
             (Kind::IntOrString, Value::Number(n)) => n.is_i64() || n.is_u64(),
-            (Kind::Quantity, Value::String(_)) => true,
+            (Kind::Quantity, Value::String(text)) => {
+                if let Err(e) = text.trim().parse::<crate::meta::Quantity>() {
+                    self.mismatch(format!("quantity: {e}"), &Value::Null);
+                }
+                true
+            }
             _ => false,
         };
         if !fits {
@@ -369,16 +374,16 @@ mod tests {
         );
     }
 
-        let mut bad = json!({"spec": {"size": 3, "junk": 1}});
-        let found = schema.normalize(&mut bad, true);
-        assert_eq!(found.unknown, ["spec.junk"]);
-        assert_eq!(found.breaches.len(), 2, "{:?}", found.breaches);
-        let mut good = json!({"metadata": {"name": "x"}, "spec": {"engine": "a"}});
     #[test]
     fn custom_limits() {
         let schema = Schema::custom(&json!({"type": "object", "properties": {"spec": {"type": "object", "required": ["engine"],
             "properties": {"engine": {"type": "string", "enum": ["a"]}, "size": {"type": "integer", "minimum": 10, "default": 20}}}}}))
         .unwrap();
+        let mut bad = json!({"spec": {"size": 3, "junk": 1}});
+        let found = schema.normalize(&mut bad, true);
+        assert_eq!(found.unknown, ["spec.junk"]);
+        assert_eq!(found.breaches.len(), 2, "{:?}", found.breaches);
+        let mut good = json!({"metadata": {"name": "x"}, "spec": {"engine": "a"}});
         schema.default(&mut good);
         assert_eq!(good["spec"]["size"], 20);
         assert!(schema.normalize(&mut good, true).breaches.is_empty());

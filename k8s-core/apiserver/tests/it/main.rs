@@ -1,6 +1,7 @@
 //! The API server in this process, called without sockets.
 
 mod aggregation;
+mod cases;
 mod contention;
 mod conversion;
 mod crd;
