@@ -21,6 +21,9 @@ pub enum PatchError {
     /// The patch itself is malformed.
     #[error("{0}")]
     Malformed(String),
+    /// It has too many operations.
+    #[error("{0}")]
+    TooLarge(String),
     /// It does not fit this object (a failed `test`, a missing path).
     #[error("{0}")]
     Inapplicable(String),

@@ -102,6 +102,8 @@ struct Field {
     name: &'static str,
     shape: Shape,
     of: Type,
+    /// Go's encoder writes zero and false, which JSON leaves out.
+    plain: bool,
 }
 
 /// Fields by number: they are written in this order.
@@ -133,13 +135,15 @@ fn parse_field(line: &'static str) -> Option<(u64, Field)> {
     };
     let of = match code {
         "s" => Type::Text,
-        "i" => Type::Integer,
-        "b" => Type::Truth,
+        "i" | "I" => Type::Integer,
+        "b" | "B" => Type::Truth,
         "y" => Type::Bytes,
         "d" => Type::Number,
         _ => Type::Message(words.next()?),
     };
-    Some((number, Field { name: if name == "^" { "" } else { name }, shape, of }))
+    let name = if name == "^" { "" } else { name };
+    let plain = matches!(code, "I" | "B") || (matches!(code, "i" | "b") && PLAIN.contains(&name));
+    Some((number, Field { name, shape, of, plain }))
 }
 
 /// Decodes a body into the object that it holds, `apiVersion` and `kind` included.
@@ -174,6 +178,9 @@ pub fn decode(body: &[u8]) -> Result<Value, ProtoError> {
     Ok(object.into())
 }
 
+/// The package of CustomResourceDefinitions.
+const EXTENSIONS: &str = "apiextensions-apiserver.pkg.apis.apiextensions.v1.";
+
 /// The table of a kind. `DeleteOptions` is sent under the version of whatever is deleted.
 fn definition_of(api_version: &str, kind: &str) -> Option<&'static str> {
     let (group, version) = api_version.split_once('/').unwrap_or(("", api_version));
@@ -185,6 +192,7 @@ fn definition_of(api_version: &str, kind: &str) -> Option<&'static str> {
         format!("api.{group}.{version}.{kind}"),
         format!("apimachinery.pkg.apis.meta.v1.{kind}"),
         format!("kube-aggregator.pkg.apis.apiregistration.{version}.{kind}"),
+        format!("{EXTENSIONS}{kind}"),
         // Older versions are written as the newest is.
         format!("api.{group}.v1.{kind}"),
         format!("api.apps.v1.{kind}"),
@@ -272,9 +280,11 @@ fn message(
         match field.shape {
             Shape::One => {
                 let value = scalar(&raw, field.of, depth)?;
-                // Go's encoder writes empty texts where JSON leaves a field out.
+                // Go's encoder writes empty texts where JSON leaves a field out. What is JSON itself may be any value.
+                let is_json =
+                    matches!(field.of, Type::Message(of) if of.strip_prefix(EXTENSIONS) == Some("JSON"));
                 let zero = value == 0 || value == false;
-                let absent = value.is_null() || value == "" || (zero && PLAIN.contains(&field.name));
+                let absent = !is_json && (value.is_null() || value == "" || (zero && field.plain));
                 if !absent {
                     into.insert(field.name.into(), value);
                 }
@@ -327,11 +337,19 @@ fn scalar(raw: &Raw<'_>, of: Type, depth: usize) -> Result<Value, ProtoError> {
         (Type::Bytes, Raw::Bytes(bytes)) => STANDARD.encode(bytes).into(),
         (Type::Integer, Raw::Varint(n)) => n.cast_signed().into(),
         (Type::Truth, Raw::Varint(n)) => (*n != 0).into(),
-        (Type::Number, Raw::Fixed64(bits)) => f64::from_bits(*bits).into(),
-        (Type::Number, Raw::Fixed32(bits)) => f64::from(f32::from_bits(*bits)).into(),
+        (Type::Number, Raw::Fixed64(bits)) => number(f64::from_bits(*bits)),
+        (Type::Number, Raw::Fixed32(bits)) => number(f64::from(f32::from_bits(*bits))),
         (Type::Message(definition), Raw::Bytes(bytes)) => object(bytes, definition, depth)?,
         _ => return Err(ProtoError::Malformed("a field has another type than its number says")),
     })
+}
+
+/// A number as Go writes it in JSON: a whole one without a fraction.
+fn number(n: f64) -> Value {
+    /// Above this, not every whole number is one of these.
+    const EXACT: f64 = 9.0e15;
+    #[expect(clippy::cast_possible_truncation, reason = "it is whole and small enough")]
+    if n.fract() == 0.0 && n.abs() < EXACT { (n as i64).into() } else { n.into() }
 }
 
 /// A message as JSON: for a few types JSON has a form of its own.
@@ -382,6 +400,11 @@ fn object(bytes: &[u8], definition: &str, depth: usize) -> Result<Value, ProtoEr
                 _ => Ok(Value::Null),
             }
         }
+        _ if definition.starts_with(EXTENSIONS) => {
+            let mut holder = Map::new();
+            message(bytes, definition, &mut holder, depth + 1)?;
+            extension(definition, holder)
+        }
         _ if definition.ends_with(".ExtraValue") => {
             let mut holder = Map::new();
             message(bytes, definition, &mut holder, depth + 1)?;
@@ -393,6 +416,29 @@ fn object(bytes: &[u8], definition: &str, depth: usize) -> Result<Value, ProtoEr
             Ok(map.into())
         }
     }
+}
+
+/// A message of a CustomResourceDefinition as JSON: several hold one of two types, and are written as what they hold.
+fn extension(definition: &str, mut holder: Map<String, Value>) -> Result<Value, ProtoError> {
+    let mut take = |field: &str| holder.remove(field);
+    Ok(match definition.strip_prefix(EXTENSIONS) {
+        Some("JSON") => match take("raw") {
+            Some(Value::String(raw)) => STANDARD
+                .decode(raw)
+                .ok()
+                .and_then(|json| serde_json::from_slice(&json).ok())
+                .ok_or(ProtoError::Malformed("an embedded value is no JSON"))?,
+            _ => Value::Null,
+        },
+        Some("JSONSchemaPropsOrBool") => {
+            take("schema").unwrap_or_else(|| take("allows").unwrap_or(Value::Bool(false)))
+        }
+        Some("JSONSchemaPropsOrArray") => take("jSONSchemas").or_else(|| take("schema")).unwrap_or_default(),
+        Some("JSONSchemaPropsOrStringArray") => {
+            take("property").or_else(|| take("schema")).unwrap_or_default()
+        }
+        _ => holder.into(),
+    })
 }
 
 #[cfg(test)]

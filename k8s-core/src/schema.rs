@@ -95,6 +95,8 @@ pub struct Field {
     pub retain_keys: bool,
     /// Value when absent.
     pub default: Option<Value>,
+    /// Go always writes it, empty where it is not set: a struct that is no pointer.
+    pub always: bool,
     /// The values it may have.
     pub values: Vec<Box<str>>,
 }

@@ -252,6 +252,7 @@ impl Resource {
     pub(crate) fn default(&self, object: &mut Value) {
         self.schema.default(object);
         (self.strategy.default)(object);
+        self.schema.complete(object);
         if let Some(typed) = &self.typed {
             typed.default(object);
         }

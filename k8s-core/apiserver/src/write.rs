@@ -413,7 +413,7 @@ pub(crate) async fn modify(
             (resource.strategy.view)(&View { part, old: &old, now: &now }, &mut new, &mut errors);
         }
         if part == "status" {
-            resource.schema.default(&mut new);
+            resource.schema.complete(&mut new);
         }
         if VIEWS.contains(&part) {
             resource.default(&mut new);
@@ -462,6 +462,9 @@ pub(crate) async fn modify(
         }
         let mut reserved = server.inner.services.reserve(resource, &mut new, Some(&old))?;
         if !applied {
+            if part == "resize" {
+                take(&mut new, "/metadata", "managedFields");
+            }
             let manager = Manager {
                 name: call.manager(),
                 api_version: resource.api_version(),

@@ -2,7 +2,7 @@
 //!
 //! Everything here works on the stored form of an object. Entries are kept in `metadata.managedFields` as upstream writes them.
 
-use std::collections::{HashMap, HashSet};
+use std::collections::{BTreeMap, HashMap, HashSet};
 
 use serde_json::{Map, Value, json};
 
@@ -141,27 +141,59 @@ fn store(object: &mut Value, mut entries: Vec<Value>) {
     metadata.insert("managedFields".into(), entries.into());
 }
 
-/// The entries that hold before a write: `old`'s, in place of whatever `new` has. Mostly those are the same, and nothing is copied.
-fn take_entries(old: &Value, new: &mut Value) -> Vec<Value> {
+/// The entries that hold before an update.
+///
+/// Those of `new` hold where it has any, so that clients can hand fields from one manager to another; an empty list, or one of an empty entry, resets
+/// them. Those of `old` hold where `new` has none or one that is malformed (clients that do not know the field leave it out), and in writes of
+/// subresources.
+fn entries_before(old: &Value, new: &mut Value, is_subresource: bool) -> Vec<Value> {
     let pointer = "/metadata/managedFields";
-    let old = old.pointer(pointer);
-    match new.pointer_mut(pointer) {
-        Some(Value::Array(entries)) if old.and_then(Value::as_array) == Some(entries) => {
-            std::mem::take(entries)
-        }
-        _ => old.and_then(Value::as_array).cloned().unwrap_or_default(),
+    let old = old.pointer(pointer).and_then(Value::as_array);
+    let sent = match new.pointer_mut(pointer) {
+        Some(Value::Array(entries)) => Some(std::mem::take(entries)),
+        _ => None,
+    };
+    match sent {
+        // Mostly those are the same, and nothing is copied or looked at.
+        Some(entries) if old == Some(&entries) => entries,
+        Some(entries) if !is_subresource => match entries.as_slice() {
+            [] => Vec::new(),
+            [Value::Object(empty)] if empty.is_empty() => Vec::new(),
+            _ => checked(entries).unwrap_or_else(|| old.cloned().unwrap_or_default()),
+        },
+        _ => old.cloned().unwrap_or_default(),
     }
+}
+
+/// Entries that a client sent, one for each manager, with sets of fields as they are stored; `None` when one of them is malformed.
+fn checked(entries: Vec<Value>) -> Option<Vec<Value>> {
+    let mut by_manager: BTreeMap<[String; 4], Value> = BTreeMap::new();
+    for mut entry in entries {
+        let operation = text(&entry, "operation");
+        let is_known = ["Apply", "Update"].contains(&operation) && text(&entry, "fieldsType") == "FieldsV1";
+        let version = text(&entry, "apiVersion");
+        if !is_known || version.is_empty() {
+            return None;
+        }
+        // An applier is the same one in whatever version it applies.
+        let version = if operation == "Apply" { "" } else { version };
+        let key =
+            [text(&entry, "manager"), operation, version, text(&entry, "subresource")].map(str::to_owned);
+        let fields = match entry.get("fieldsV1") {
+            Some(fields) if fields.is_object() => FieldSet::from_json(fields).to_json(),
+            Some(_) => return None,
+            None => Value::Object(Map::new()),
+        };
+        entry["fieldsV1"] = fields;
+        by_manager.insert(key, entry);
+    }
+    Some(by_manager.into_values().collect())
 }
 
 /// Records a create or update: what changed now belongs to `manager`, and to nobody else. `now` is RFC 3339.
 ///
-/// The entries of `old` hold; those in `new` are ignored, but a list of one empty entry clears them. (An empty list does not: clients that do not know the
-/// field send that.)
+/// The entries that `new` has hold in place of those of `old`, but not in writes of subresources; an empty list resets them.
 pub fn record_update(old: &Value, new: &mut Value, schema: &Schema, manager: &Manager, now: &str) {
-    if new.pointer("/metadata/managedFields") == Some(&json!([{}])) {
-        store(new, Vec::new());
-        return;
-    }
     if is_nothing(old) {
         let entry = Entry {
             manager: manager.name.clone(),
@@ -179,7 +211,7 @@ pub fn record_update(old: &Value, new: &mut Value, schema: &Schema, manager: &Ma
     let (changed, removed) = compare(old, new, schema);
     let (changed, removed) = (stripped(changed), stripped(removed));
     let mut own = None;
-    let mut entries = take_entries(old, new);
+    let mut entries = entries_before(old, new, !manager.subresource.is_empty());
     entries.retain_mut(|e| {
         let mine = text(e, "operation") != "Apply"
             && text(e, "manager") == manager.name
@@ -536,16 +568,51 @@ mod tests {
         apply(live, &config, &schema(), &manager(who), force, "2026-01-01T00:00:00Z")
     }
 
-    #[test]
-    fn one_empty_entry_clears_the_list_and_an_empty_list_does_not() {
-        let live = run(&nothing(), json!({"metadata": {"labels": {"a": "1"}}}), "m1", false).unwrap();
+    fn update(live: &Value, entries: Option<Value>, change: Option<(&str, &str)>, by: &Manager) -> Value {
         let mut new = live.clone();
-        new["metadata"]["managedFields"] = json!([]);
-        record_update(&live, &mut new, &schema(), &manager("m2"), "t");
-        assert_eq!(new["metadata"]["managedFields"], live["metadata"]["managedFields"]);
-        new["metadata"]["managedFields"] = json!([{}]);
-        record_update(&live, &mut new, &schema(), &manager("m2"), "t");
-        assert_eq!(new["metadata"].get("managedFields"), None);
+        match entries {
+            Some(entries) => new["metadata"]["managedFields"] = entries,
+            None => drop(new["metadata"].as_object_mut().unwrap().remove("managedFields")),
+        }
+        if let Some((label, value)) = change {
+            new["metadata"]["labels"][label] = value.into();
+        }
+        record_update(live, &mut new, &schema(), by, "2026-01-02T00:00:00Z");
+        new["metadata"].get("managedFields").cloned().unwrap_or_default()
+    }
+
+    #[test]
+    fn entries_that_a_client_sends_replace_the_stored_ones() {
+        let live =
+            run(&nothing(), json!({"metadata": {"labels": {"a": "1", "b": "1"}}}), "m1", false).unwrap();
+        let stored = live["metadata"]["managedFields"].clone();
+        let by = manager("m2");
+        assert_eq!(update(&live, None, None, &by), stored, "left out");
+        assert_eq!(update(&live, Some(json!([])), None, &by), Value::Null, "reset");
+        assert_eq!(update(&live, Some(json!([{}])), None, &by), Value::Null, "reset");
+        let reset = update(&live, Some(json!([])), Some(("a", "2")), &by);
+        assert_eq!(reset[0]["fieldsV1"], json!({"f:metadata": {"f:labels": {"f:a": {}}}}), "{reset}");
+        assert_eq!(reset[1], Value::Null);
+        let mut other = stored.clone();
+        other[0]["manager"] = "m3".into();
+        assert_eq!(update(&live, Some(other.clone()), None, &by), other);
+        let both = update(&live, Some(other.clone()), Some(("a", "2")), &by);
+        assert_eq!(both[0]["fieldsV1"], json!({"f:metadata": {"f:labels": {"f:b": {}}}}), "{both}");
+        assert_eq!(both[1]["manager"], "m2");
+        for (field, junk) in [
+            ("operation", json!("Delete")),
+            ("apiVersion", json!("")),
+            ("fieldsType", json!("X")),
+            ("fieldsV1", json!(5)),
+        ] {
+            let mut malformed = other.clone();
+            malformed[0][field] = junk;
+            assert_eq!(update(&live, Some(malformed), None, &by), stored, "malformed {field}");
+        }
+        let twice = json!([other[0], other[0]]);
+        assert_eq!(update(&live, Some(twice), None, &by), other, "one entry for a manager");
+        let status = Manager { subresource: "status".into(), ..by };
+        assert_eq!(update(&live, Some(other), None, &status), stored, "subresources do not hand over fields");
     }
 
     #[test]

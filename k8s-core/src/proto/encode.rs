@@ -7,7 +7,7 @@ use base64::{Engine, engine::general_purpose::STANDARD};
 use jiff::Timestamp;
 use serde_json::{Map, Value};
 
-use super::{Field, MAGIC, MESSAGES, Shape, Type};
+use super::{EXTENSIONS, Field, MAGIC, MESSAGES, Shape, Type};
 
 const VARINT: u64 = 0;
 const FIXED64: u64 = 1;
@@ -28,6 +28,7 @@ impl Definition {
             ("apiregistration.k8s.io", _) => {
                 format!("kube-aggregator.pkg.apis.apiregistration.{version}.{kind}")
             }
+            ("apiextensions.k8s.io", "v1") => format!("{EXTENSIONS}{kind}"),
             _ => format!("api.{}.{version}.{kind}", package(group)?),
         };
         MESSAGES.get_key_value(name.as_str()).map(|(name, _)| Definition(name))
@@ -257,9 +258,29 @@ fn message(definition: &str, value: &Value, out: &mut Vec<u8>) {
                 one(1, field, value, out);
             }
         }
-        (definition, value) => fields(definition, value.as_object(), out),
+        (definition, value) => match (definition.strip_prefix(EXTENSIONS), value) {
+            (Some("JSON"), value) => bytes(1, value.to_string().as_bytes(), out),
+            (Some("JSONSchemaPropsOrBool"), Value::Bool(allows)) => integer(1, i64::from(*allows), out),
+            (Some("JSONSchemaPropsOrBool"), schema) => {
+                integer(1, 1, out);
+                scalar(2, Type::Message(SCHEMA), schema, out);
+            }
+            (Some("JSONSchemaPropsOrArray"), Value::Array(all)) => {
+                all.iter().for_each(|schema| scalar(2, Type::Message(SCHEMA), schema, out));
+            }
+            (Some("JSONSchemaPropsOrStringArray"), Value::Array(all)) => {
+                all.iter().for_each(|name| scalar(2, Type::Text, name, out));
+            }
+            (Some("JSONSchemaPropsOrArray" | "JSONSchemaPropsOrStringArray"), schema) => {
+                scalar(1, Type::Message(SCHEMA), schema, out);
+            }
+            _ => fields(definition, value.as_object(), out),
+        },
     }
 }
+
+/// A schema in a CustomResourceDefinition.
+const SCHEMA: &str = "apiextensions-apiserver.pkg.apis.apiextensions.v1.JSONSchemaProps";
 
 #[cfg(test)]
 mod tests {
@@ -279,7 +300,7 @@ mod tests {
             }
             Type::Truth => true.into(),
             Type::Bytes => STANDARD.encode(n.to_be_bytes()).into(),
-            Type::Number => (f64::from(n) / 8.0).into(),
+            Type::Number => (f64::from(n) / 8.0 + 0.0625).into(),
             Type::Message(definition) => match definition.rsplit('.').next().unwrap() {
                 "Quantity" => format!("{n}Mi").into(),
                 "IntOrString" if n.is_multiple_of(2) => format!("{n}%").into(),
@@ -291,6 +312,15 @@ mod tests {
                 }
                 "FieldsV1" | "RawExtension" => json!({"f:metadata": {"f:name": {}}, "n": n}),
                 "ExtraValue" => json!([format!("e{n}")]),
+                "JSON" => json!({"n": [n, null, "x"]}),
+                "JSONSchemaPropsOrBool" if n.is_multiple_of(2) => n.is_multiple_of(4).into(),
+                "JSONSchemaPropsOrArray" if n.is_multiple_of(2) => {
+                    json!([object(SCHEMA, depth + 1, rng), object(SCHEMA, depth + 1, rng)])
+                }
+                "JSONSchemaPropsOrStringArray" if n.is_multiple_of(2) => json!([format!("p{n}")]),
+                "JSONSchemaPropsOrBool" | "JSONSchemaPropsOrArray" | "JSONSchemaPropsOrStringArray" => {
+                    object(SCHEMA, depth + 1, rng).into()
+                }
                 _ => object(definition, depth + 1, rng).into(),
             },
         }
@@ -328,6 +358,7 @@ mod tests {
             "rbac.authorization.k8s.io",
             "flowcontrol.apiserver.k8s.io",
             "apiregistration.k8s.io",
+            "apiextensions.k8s.io",
             "admissionregistration.k8s.io",
             "authentication.k8s.io",
             "authorization.k8s.io",

@@ -116,7 +116,15 @@ pub fn decoder(generate: Generate) -> Option<Decode> {
 
 impl Field {
     fn plain(node: NodeId) -> Field {
-        Field { node, merge_key: None, replace: false, retain_keys: false, default: None, values: Vec::new() }
+        Field {
+            node,
+            merge_key: None,
+            replace: false,
+            retain_keys: false,
+            default: None,
+            always: false,
+            values: Vec::new(),
+        }
     }
 }
 
@@ -263,6 +271,7 @@ impl Compiler<'_> {
         field.replace = fact.replace;
         field.retain_keys = fact.retain_keys;
         field.values = fact.values.clone();
+        field.always = fact.always;
         if fact.default.is_some() {
             field.default = fact.default.clone();
         }

@@ -16,6 +16,7 @@ pub(super) struct Fact {
     pub(super) retain_keys: bool,
     pub(super) values: Vec<Box<str>>,
     pub(super) default: Option<Value>,
+    pub(super) always: bool,
 }
 
 /// Facts by definition, then field.
@@ -96,6 +97,7 @@ impl Fact {
                 self.retain_keys = strategy.contains("retainKeys");
                 self.merge_key = strategy.contains("merge").then(|| merge_key.into());
             }
+            "struct" => self.always = true,
             "enum" => self.values = value.split('|').map(Into::into).collect(),
             "default" => {
                 let text = |_| Value::String(value.to_owned());
@@ -115,7 +117,7 @@ mod tests {
         for line in include_str!("facts.txt").lines().filter(|l| !l.starts_with(['#', '['])) {
             for word in line.split(' ').skip(1) {
                 let key = word.split('=').next().unwrap();
-                assert!(["list", "map", "patch", "enum", "default"].contains(&key), "{line}");
+                assert!(["list", "map", "patch", "enum", "default", "struct"].contains(&key), "{line}");
             }
         }
         let env = &FACTS["io.k8s.api.core.v1.Container"]["env"];

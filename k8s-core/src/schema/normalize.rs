@@ -39,10 +39,15 @@ impl Schema {
 
     /// Fills in the schema's own defaults, deeply, where their parent is there.
     pub fn default(&self, value: &mut Value) {
-        self.default_at(value, self.root, 0);
+        self.default_at(value, self.root, 0, false);
     }
 
-    fn default_at(&self, value: &mut Value, node: NodeId, depth: usize) {
+    /// Fills in the members that Go always writes, and the schema's own defaults in them.
+    pub fn complete(&self, value: &mut Value) {
+        self.default_at(value, self.root, 0, true);
+    }
+
+    fn default_at(&self, value: &mut Value, node: NodeId, depth: usize, always: bool) {
         if depth > MAX_DEPTH {
             return;
         }
@@ -51,17 +56,19 @@ impl Schema {
                 for (name, field) in fields {
                     if let Some(default) = &field.default {
                         map.entry(name.as_ref()).or_insert_with(|| default.clone());
+                    } else if always && field.always {
+                        map.entry(name.as_ref()).or_insert_with(|| Map::new().into());
                     }
                 }
                 for (name, child) in map.iter_mut() {
                     if let Some(node) = fields.get(name.as_str()).map(|f| f.node).or(*rest) {
-                        self.default_at(child, node, depth + 1);
+                        self.default_at(child, node, depth + 1, always);
                     }
                 }
             }
             (Kind::List { item, .. }, Value::Array(items)) => {
                 for child in items {
-                    self.default_at(child, *item, depth + 1);
+                    self.default_at(child, *item, depth + 1, always);
                 }
             }
             _ => {}
@@ -87,8 +94,8 @@ fn type_name(value: &Value) -> &'static str {
     }
 }
 
-/// Optional lists that are written even when they are empty (RBAC's rules).
-const KEPT_EMPTY: [&str; 1] = ["rules"];
+/// Optional lists that say something when they are empty: RBAC's rules are written, managedFields are reset.
+const KEPT_EMPTY: [&str; 2] = ["rules", "managedFields"];
 
 /// Whether a value is a list or map with nothing in it: in a built-in type, that is the same as no list or map, and is stored as such.
 fn is_empty_collection(value: &Value, kind: &Kind) -> bool {
@@ -160,7 +167,12 @@ impl Walk<'_> {
             (Kind::Boolean, Value::Bool(_)) => true,
             (Kind::IntOrString, Value::String(_)) => true,
             (Kind::IntOrString, Value::Number(n)) => n.is_i64() || n.is_u64(),
-            (Kind::Quantity, Value::String(_)) => true,
+            (Kind::Quantity, Value::String(text)) => {
+                if let Err(e) = text.trim().parse::<crate::meta::Quantity>() {
+                    self.mismatch(format!("quantity: {e}"), &Value::Null);
+                }
+                true
+            }
             _ => false,
         };
         if !fits {
@@ -355,6 +367,21 @@ mod tests {
         let mut pod = json!({"spec": {"containers": [{"name": "c", "ports": [{"containerPort": 1}]}]}});
         schema.default(&mut pod);
         assert_eq!(pod["spec"]["containers"][0]["ports"][0]["protocol"], "TCP");
+    }
+
+    #[test]
+    fn completes_what_go_always_writes() {
+        use k8s_openapi::api::{coordination::v1::Lease, core::v1::PodTemplate};
+        let schemas = builtin(&[generate::<Lease>, generate::<PodTemplate>]);
+        let mut lease = json!({"metadata": {"name": "l"}});
+        schemas[0].complete(&mut lease);
+        assert_eq!(lease, json!({"metadata": {"name": "l"}, "spec": {}}));
+        let mut template = json!({"template": {"spec": {"containers": [{"name": "c"}]}}});
+        schemas[1].complete(&mut template);
+        assert_eq!(
+            template["template"],
+            json!({"metadata": {}, "spec": {"containers": [{"name": "c", "resources": {}}]}})
+        );
     }
 
     #[test]

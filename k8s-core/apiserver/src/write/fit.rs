@@ -86,8 +86,7 @@ pub(crate) fn fit(
     };
     if let Some(first) = found.mismatches.iter().find(|m| own(&m.path)) {
         let why = match first.want.split_once(": ") {
-            Some(("base64", message)) => message.to_owned(),
-            Some(("time", message)) => message.to_owned(),
+            Some(("base64" | "time" | "quantity", message)) => message.to_owned(),
             _ => {
                 let path: String = first
                     .path
@@ -102,9 +101,6 @@ pub(crate) fn fit(
             }
         };
         return Err(handled_as(resource, &resource.version, why));
-    }
-    if let Some(bad) = bad_quantity(object, 0) {
-        return Err(handled_as(resource, &resource.version, bad));
     }
     let problems: Vec<String> = found
         .unknown
@@ -127,27 +123,4 @@ pub(crate) fn fit(
             Ok(())
         }
     }
-}
-
-/// The message about a malformed quantity in the places where quantities are, if there is one.
-fn bad_quantity(value: &Value, depth: usize) -> Option<String> {
-    let map = value.as_object();
-    if depth > 40 {
-        return None;
-    }
-    for (key, child) in map.into_iter().flatten() {
-        if ["limits", "requests", "capacity", "allocatable", "hard", "used"].contains(&key.as_str())
-            && let Some(amounts) = child.as_object()
-        {
-            for amount in amounts.values().filter_map(Value::as_str) {
-                if let Err(e) = amount.parse::<k8s_core::meta::Quantity>() {
-                    return Some(e.to_string());
-                }
-            }
-        }
-        if let Some(found) = bad_quantity(child, depth + 1) {
-            return Some(found);
-        }
-    }
-    value.as_array()?.iter().find_map(|item| bad_quantity(item, depth + 1))
 }

@@ -15,19 +15,23 @@ use k8s_core::{
 use serde_json::Value;
 
 use super::{
-    Change, TRIES, dry_run, fit::fit, insert, may_create, modified, modify, object_response, timestamp,
+    Change, TRIES, dry_run, fit::fit, insert, may_create, modified, modify, object_response, precondition,
+    timestamp,
 };
 use crate::{
     decode,
     invalid::FieldErrors,
     resources::Resource,
     server::{ApiServer, Call},
-    value::{list, set, text},
+    value::{list, set, take, text},
 };
 
 fn patch_failure(error: &PatchError) -> ApiStatus {
     match error {
         PatchError::Malformed(message) => ApiStatus::bad_request(message.clone()),
+        PatchError::TooLarge(message) => {
+            ApiStatus::new(413, "RequestEntityTooLarge", format!("Request entity is too large: {message}"))
+        }
         _ => ApiStatus::new(422, "Invalid", "the server rejected our request due to an error in our request")
             .about("", "", ""),
     }
@@ -133,6 +137,7 @@ async fn apply(
     if !list(&config, "/metadata/managedFields").is_empty() {
         return Err(ApiStatus::bad_request("metadata.managedFields must be nil"));
     }
+    take(&mut config, "/metadata", "managedFields");
     fit(call, resource, &mut config, Vec::new())?;
     let (namespace, name) = (call.info.namespace.as_str(), call.info.name.as_str());
     set(&mut config, "/metadata/name", name.into());
@@ -159,6 +164,15 @@ async fn apply(
         let now = timestamp(server.inner.clock.now());
         if server.inner.store.get(&resource.storage, &key).is_some() {
             let done = modify(server, call, resource, dry_run, &|old| {
+                let wanted = text(&config, "/metadata/resourceVersion");
+                // A configuration that says what it changes is no last word, forced or not: leases are taken by it.
+                if !["", "0", text(old, "/metadata/resourceVersion")].contains(&wanted) {
+                    return Err(modified(resource, name));
+                }
+                let (wanted, uid) = (text(&config, "/metadata/uid"), text(old, "/metadata/uid"));
+                if !wanted.is_empty() && wanted != uid {
+                    return Err(precondition(resource, &key, name, wanted, uid));
+                }
                 last_applied::apply(old, &config, &sent, &resource.schema, &manager, force, &now)
                     .map(Change::Applied)
                     .map_err(conflicts)

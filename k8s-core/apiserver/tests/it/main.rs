@@ -1,6 +1,7 @@
 //! The API server in this process, called without sockets.
 
 mod aggregation;
+mod cases;
 mod contention;
 mod conversion;
 mod crd;
@@ -13,6 +14,7 @@ mod golden;
 mod kube_rs;
 mod lists;
 mod mutations;
+mod patches;
 mod peer;
 mod proto;
 mod proxies;

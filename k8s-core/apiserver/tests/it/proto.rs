@@ -222,3 +222,79 @@ async fn custom_resources_have_no_protobuf() {
         assert_eq!((packed.status.as_u16(), media(&packed)), (200, PROTOBUF));
     }
 }
+
+#[tokio::test]
+async fn every_built_in_kind_is_sent_and_answered_in_protobuf() {
+    let registry = k8s_apiserver::resources::Registry::new(&[]);
+    let missing: Vec<String> = registry
+        .all()
+        .filter(|r| r.is_storage_version() && r.group != "extensions")
+        .filter(|r| k8s_core::proto::Definition::of(&r.api_version(), &r.kind).is_none())
+        .map(|r| format!("{} {}", r.api_version(), r.kind))
+        .collect();
+    assert_eq!(missing, Vec::<String>::new());
+}
+
+#[tokio::test]
+async fn a_definition_and_a_mutating_policy_are_created_in_protobuf() {
+    let server = server().await;
+    let schema = json!({"type": "object", "required": ["spec"], "properties": {
+        "spec": {"type": "object", "additionalProperties": {"type": "string"}, "x-kubernetes-validations": [{"rule": "true", "reason": "FieldValueForbidden"}]},
+        "any": {"x-kubernetes-preserve-unknown-fields": true, "type": "object"},
+        "size": {"type": "integer", "minimum": 1, "maximum": 9.5, "default": 3, "enum": [1, 3], "nullable": true},
+        "port": {"x-kubernetes-int-or-string": true, "example": "http"},
+        "list": {"type": "array", "items": {"type": "object", "properties": {"k": {"type": "string", "default": ""}}, "required": ["k"]},
+            "x-kubernetes-list-type": "map", "x-kubernetes-list-map-keys": ["k"], "maxItems": 5}}});
+    let crd = json!({"apiVersion": "apiextensions.k8s.io/v1", "kind": "CustomResourceDefinition", "metadata": {"name": "qs.example.com"},
+        "spec": {"group": "example.com", "scope": "Namespaced", "names": {"plural": "qs", "singular": "q", "kind": "Q", "listKind": "QList"},
+            "conversion": {"strategy": "None"},
+            "versions": [{"name": "v1", "served": true, "storage": true, "schema": {"openAPIV3Schema": schema},
+                "subresources": {"status": {}, "scale": {"specReplicasPath": ".spec.n", "statusReplicasPath": ".status.n", "labelSelectorPath": ".status.s"}},
+                "additionalPrinterColumns": [{"name": "Size", "type": "integer", "jsonPath": ".size", "priority": 1}],
+                "selectableFields": [{"jsonPath": ".size"}]},
+                {"name": "v2", "served": false, "storage": false, "schema": {"openAPIV3Schema": {"type": "object"}}}]}});
+    let policy = json!({"apiVersion": "admissionregistration.k8s.io/v1", "kind": "MutatingAdmissionPolicy", "metadata": {"name": "p"},
+        "spec": {"matchConstraints": {"resourceRules": [{"operations": ["CREATE"], "apiGroups": [""], "apiVersions": ["v1"], "resources": ["pods"]}]},
+            "variables": [{"name": "v", "expression": "1"}], "failurePolicy": "Fail", "reinvocationPolicy": "Never",
+            "mutations": [{"patchType": "JSONPatch", "jsonPatch": {"expression": "[]"}},
+                {"patchType": "ApplyConfiguration", "applyConfiguration": {"expression": "Object{}"}}]}});
+    let binding = json!({"apiVersion": "admissionregistration.k8s.io/v1", "kind": "MutatingAdmissionPolicyBinding", "metadata": {"name": "b"},
+        "spec": {"policyName": "p"}});
+    for (path, object) in [
+        ("/apis/apiextensions.k8s.io/v1/customresourcedefinitions", crd),
+        ("/apis/admissionregistration.k8s.io/v1/mutatingadmissionpolicies", policy),
+        ("/apis/admissionregistration.k8s.io/v1/mutatingadmissionpolicybindings", binding),
+    ] {
+        let request = Request::post(path)
+            .header("authorization", "Bearer admin")
+            .header("content-type", PROTOBUF)
+            .header("accept", PROTOBUF)
+            .body(k8s_core::proto::encode(&object).unwrap())
+            .unwrap();
+        let made = ask(&server, request).await;
+        let name = object["metadata"]["name"].as_str().unwrap();
+        assert_eq!((made.status.as_u16(), media(&made)), (201, PROTOBUF), "{:?}", decode(&made.bytes));
+        let stored = get(&server, &format!("{path}/{name}"), "application/json").await.json();
+        for (at, sent) in leaves(&object["spec"], "/spec") {
+            assert_eq!(stored.pointer(&at), Some(sent), "{at}");
+        }
+        let mut packed = decode(&get(&server, &format!("{path}/{name}"), PROTOBUF).await.bytes).unwrap();
+        let mut stored = stored;
+        strip_empty(&mut packed);
+        strip_empty(&mut stored);
+        assert_eq!(packed, stored);
+    }
+}
+
+/// Leaves of a value and their JSON pointers.
+fn leaves<'a>(value: &'a Value, at: &str) -> Vec<(String, &'a Value)> {
+    match value {
+        Value::Object(map) if !map.is_empty() => {
+            map.iter().flat_map(|(k, v)| leaves(v, &format!("{at}/{k}"))).collect()
+        }
+        Value::Array(items) => {
+            items.iter().enumerate().flat_map(|(i, v)| leaves(v, &format!("{at}/{i}"))).collect()
+        }
+        leaf => vec![(at.to_owned(), leaf)],
+    }
+}

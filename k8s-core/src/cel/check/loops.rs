@@ -41,8 +41,13 @@ impl Checker<'_> {
         if declared_size(value.decl.as_deref()).is_none() {
             value.size = Some(known.element);
         }
-        // How long keys are is not declared: a request holds them.
-        let size = matches!(key, Type::String | Type::Dyn).then(|| Size::up_to(3 << 20));
+        // How long keys are is not declared. Upstream's estimate takes those of a declared map as empty; those of any other fill a request.
+        let is_declared = matches!(range.ty, Type::Map(_)) && range.decl.is_some();
+        let size = match key {
+            Type::String if is_declared => Some(Size::fixed(0)),
+            Type::String | Type::Dyn => Some(Size::up_to(3 << 20)),
+            _ => None,
+        };
         let key = Checked { ty: key, decl: None, size, element: None, ..range.clone() };
         (key, value)
     }

@@ -95,7 +95,9 @@ pub static BINDING: Strategy = Strategy {
             if kind == "ServiceAccount" && !name.is_empty() {
                 NameRule::Subdomain.check(&format!("{at}.name"), name, errors);
             }
-            if kind == "ServiceAccount" && text(subject, "/namespace").is_empty() {
+            // In a RoleBinding, no namespace means the binding's own.
+            let of_cluster = text(binding, "/kind") == "ClusterRoleBinding";
+            if kind == "ServiceAccount" && of_cluster && text(subject, "/namespace").is_empty() {
                 errors.required(format!("{at}.namespace"), "");
             }
         }
