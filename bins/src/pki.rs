@@ -218,6 +218,22 @@ mod tests {
 
     use super::*;
 
+    /// In a directory where others may write, a file that was made beforehand must not become the one with the keys.
+    #[test]
+    fn private_files_go_through_no_name_that_can_be_guessed() {
+        let directory = tempfile::tempdir().unwrap();
+        let (path, trap) = (directory.path().join("x.yaml"), directory.path().join("x.tmp"));
+        let stranger = directory.path().join("stranger");
+        fs::write(&trap, "").unwrap();
+        fs::set_permissions(&trap, fs::Permissions::from_mode(0o666)).unwrap();
+        std::os::unix::fs::symlink(&stranger, &path).unwrap();
+        write_private(&path, b"keys").unwrap();
+        assert_eq!(fs::read(&trap).unwrap(), b"");
+        assert!(!stranger.exists(), "a link in the place of the file is replaced, not followed");
+        let made = fs::symlink_metadata(&path).unwrap();
+        assert_eq!((made.is_file(), made.permissions().mode() & 0o777), (true, 0o600));
+    }
+
     #[test]
     fn certificates_survive_and_are_private() {
         let directory = tempfile::tempdir().unwrap();

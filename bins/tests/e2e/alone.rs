@@ -12,6 +12,7 @@ use crate::{
 
 pub const TESTS: &[crate::Test] = &[
     ("up_without_root_is_refused", no_root),
+    ("up_on_an_impossible_directory_is_refused", no_directory),
     ("up_on_a_port_in_use_is_refused", port_in_use),
     ("up_on_a_directory_in_use_is_refused", directory_in_use),
     ("up_on_a_newer_format_is_refused", newer_format),
@@ -52,7 +53,24 @@ fn no_root() -> Outcome {
     command.args(["--reuid=65534", "--regid=65534", "--clear-groups", "--"]).arg(&program);
     command.args(["up", "--no-kubeconfig-merge", "--data-dir"]).arg(&data);
     refused(&run(&mut command, "", Duration::from_secs(20))?, 7, &["root"])?;
-    if data.exists() { Err("left its data directory".into()) } else { Ok(()) }
+    if data.exists() {
+        return Err("left its data directory".into());
+    }
+    // A directory that is somebody else's.
+    std::fs::create_dir(&data)?;
+    std::fs::set_permissions(&data, std::os::unix::fs::PermissionsExt::from_mode(0o700))?;
+    for arguments in [&["image", "ls"] as &[&str], &["reset"]] {
+        let mut command = Command::new("setpriv");
+        command.args(["--reuid=65534", "--regid=65534", "--clear-groups", "--"]).arg(&program);
+        command.args(arguments).arg("--data-dir").arg(&data);
+        refused(&run(&mut command, "", Duration::from_secs(20))?, 7, &["ermission denied"])?;
+    }
+    Ok(())
+}
+
+fn no_directory() -> Outcome {
+    let net = NetworkNamespace::new()?;
+    refused(&up(&net, "/proc/nope", &["--simulated-nodes", "1"])?, 3, &["/proc/nope", "--data-dir"])
 }
 
 fn port_in_use() -> Outcome {
