@@ -67,7 +67,10 @@ pub(super) struct ApiServer {
     /// RBAC (also as `Node,RBAC`) or AlwaysAllow.
     #[arg(long, default_value = "RBAC")]
     authorization_mode: String,
-    /// Let requests without credentials through as system:anonymous.
+    /// Warn in answers of kinds and fields that are stored and not acted on; false for a comparison with an upstream server.
+    #[arg(long, default_value_t = true, action = clap::ArgAction::Set)]
+    warn_unenforced: bool,
+    /// Let requests without credentials through as system:anonymous; AlwaysAllow never does.
     #[arg(long, default_value_t = true, action = clap::ArgAction::Set)]
     anonymous_auth: bool,
 }
@@ -135,6 +138,7 @@ impl ApiServer {
         let server = Server::builder(open_store(&paths, self.forget_state)?)
             .authenticator(Authenticator::new(tokens, self.anonymous_auth))
             .authorization(mode)
+            .warn_unenforced(self.warn_unenforced)
             .service_account_key(pki.service_account_key().map_err(Failure::because("service account key"))?)
             .service_range(range.network, range.prefix)
             .node_ports(self.service_node_port_range.0, self.service_node_port_range.1)
