@@ -168,7 +168,7 @@ impl Pki {
         self.sign(name, params)
     }
 
-    /// A client certificate for a user in a group, kept under `file`.
+    /// A client certificate for a user in a group (empty: in none), kept under `file`.
     ///
     /// # Errors
     /// As [`Pki::open`].
@@ -176,7 +176,9 @@ impl Pki {
         let make = |source| PkiError::Make { name: user.into(), source };
         let mut params = CertificateParams::new(Vec::new()).map_err(make)?;
         params.distinguished_name.push(DnType::CommonName, user);
-        params.distinguished_name.push(DnType::OrganizationName, group);
+        if !group.is_empty() {
+            params.distinguished_name.push(DnType::OrganizationName, group);
+        }
         params.extended_key_usages = vec![ExtendedKeyUsagePurpose::ClientAuth];
         self.sign(file, params)
     }
