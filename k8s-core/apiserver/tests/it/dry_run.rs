@@ -118,8 +118,7 @@ async fn who_may_read_one_object_may_list_and_watch_it() {
     )
     .await;
     assert!(answer.json()["message"].as_str().unwrap().starts_with("configmaps \"two\" is forbidden"));
-    let request =
-        Request::builder().uri(format!("/api/v1/watch/namespaces/default/configmaps/one?timeoutSeconds=1"));
+    let request = Request::builder().uri("/api/v1/watch/namespaces/default/configmaps/one?timeoutSeconds=1");
     let answer = ask(&server.service_as(user.clone()), request.body(Vec::new()).unwrap()).await;
     assert_eq!(answer.status, 200);
     let other = format!("{BASE}/configmaps/one?watch=1&timeoutSeconds=1&fieldSelector=metadata.name%3Dtwo");
