@@ -299,6 +299,7 @@ async fn finalize(
     resource: &Arc<Resource>,
     body: &[u8],
 ) -> Result<Response<Body>, ApiStatus> {
+    let dry_run = write::dry_run(call, "UpdateOptions")?;
     let (wanted, _) = decode_body(call, "Namespace", body)?;
     let name = call.info.name.as_str();
     for _ in 0..write::TRIES {
@@ -314,6 +315,10 @@ async fn finalize(
         }
         let mut new = old.clone();
         set(&mut new, "/spec/finalizers", list(&wanted, "/spec/finalizers").to_vec().into());
+        if dry_run {
+            let json = crate::value::encode(&new).into();
+            return write::object_response(server, call, resource, StatusCode::OK, &json);
+        }
         let result = if crate::delete::is_finished(resource, &new) {
             crate::delete::remove(server, resource, name, stored.revision, &new).await
         } else {

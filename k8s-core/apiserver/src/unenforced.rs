@@ -99,6 +99,8 @@ const FIELDS: &[(&str, Field)] = &[
             "no load balancer is provided: the Service answers on its node port",
         ),
     ),
+    ("services", Field(&["spec", "healthCheckNodePort"], SET, "no health check is answered on the port")),
+    ("services", Field(&["spec", "trafficDistribution"], SET, "endpoints are not preferred by their place")),
     (
         "persistentvolumeclaims",
         Field(&["spec", "dataSource"], SET, "volumes are not provisioned: the data source is not copied"),
@@ -164,7 +166,7 @@ const POD: &[Field] = &[
     Field(
         &["volumes", "*", "ephemeral"],
         SET,
-        "volumes are not provisioned: the claim stays pending until a matching volume exists",
+        "no controller makes the claims of ephemeral volumes: the pod waits for one of that name",
     ),
 ];
 

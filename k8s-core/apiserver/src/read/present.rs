@@ -3,8 +3,8 @@
 use std::sync::Arc;
 
 use bytes::Bytes;
-use jiff::Timestamp;
 use k8s_core::{
+    clock::Clock,
     proto::{self, Definition, ListHead},
     status::ApiStatus,
 };
@@ -28,7 +28,8 @@ pub(crate) struct Presenter {
     protobuf: Option<Definition>,
     /// What a Table's rows hold of the objects: `None`, `Metadata` or `Object`.
     include: String,
-    now: Timestamp,
+    /// Ages are counted when a row is written, since a watch goes on.
+    clock: Clock,
     /// `{"kind":…,"apiVersion":…,` as stored objects begin: elements of lists of built-in types leave it out.
     identity: String,
 }
@@ -60,7 +61,7 @@ impl Presenter {
             form,
             protobuf,
             include: call.query.get("includeObject").to_owned(),
-            now: server.inner.clock.now(),
+            clock: server.inner.clock.clone(),
             identity: format!(
                 "{{\"kind\":{},\"apiVersion\":{},",
                 Value::from(resource.kind.as_str()),
@@ -86,7 +87,7 @@ impl Presenter {
         let stored = stored(json);
         let mut served = stored.clone();
         self.resource.from_storage(&mut served);
-        row(&self.resource, &stored, &served, &self.include, self.now)
+        row(&self.resource, &stored, &served, &self.include, self.clock.now())
     }
 
     /// The media type of lists and (`watch`) of streams of events.

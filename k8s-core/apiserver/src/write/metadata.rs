@@ -65,28 +65,47 @@ pub(super) fn check_finalizers(new: &Value, old: &Value, errors: &mut FieldError
 /// Subresources that show the whole object, and of which the resource's own rule says what a write may change.
 pub(super) const VIEWS: [&str; 2] = ["approval", "ephemeralcontainers"];
 
+/// The metadata that clients decide.
+const OF_CLIENTS: [&str; 4] = ["labels", "annotations", "finalizers", "ownerReferences"];
+
+/// Kinds whose status writes leave all metadata as it is. Custom resources are such too.
+const STATUS_ALONE: [&str; 8] = [
+    "apiservices.apiregistration.k8s.io",
+    "customresourcedefinitions.apiextensions.k8s.io",
+    "flowschemas.flowcontrol.apiserver.k8s.io",
+    "prioritylevelconfigurations.flowcontrol.apiserver.k8s.io",
+    "resourceclaims.resource.k8s.io",
+    "servicecidrs.networking.k8s.io",
+    "validatingadmissionpolicies.admissionregistration.k8s.io",
+    "volumeattachments.storage.k8s.io",
+];
+
+/// The metadata that writes of a kind's status do not change, as upstream has it for each.
+fn fixed_by_status_writes(resource: &Resource) -> &'static [&'static str] {
+    match &*resource.storage {
+        kind if resource.custom || STATUS_ALONE.contains(&kind) => &OF_CLIENTS,
+        "deployments.apps" => &["labels"],
+        "pods" => &["ownerReferences"],
+        _ => &[],
+    }
+}
+
 /// Puts back what a write may not touch.
 pub(super) fn carry_over(resource: &Resource, new: &mut Value, old: &Value, part: &str) {
     let Some(map) = new.as_object_mut() else { return };
     if part == "status" {
-        // A status write changes the status, and of the metadata only what a status writer may annotate.
-        let metadata = map.remove("metadata").unwrap_or_default();
+        let asked = map.remove("metadata").unwrap_or_default();
         keep_all_but_status(map, old.as_object().unwrap_or(&Map::new()));
-        let annotates = ["pods", "nodes", "persistentvolumes", "persistentvolumeclaims", "services"];
-        if annotates.contains(&resource.plural.as_str())
-            && let (Some(kept), Some(asked)) =
-                (map.get_mut("metadata").and_then(Value::as_object_mut), metadata.as_object())
-        {
-            for field in ["labels", "annotations", "finalizers"] {
-                match asked.get(field) {
-                    Some(value) => kept.insert(field.into(), value.clone()),
-                    None => kept.remove(field),
-                };
+        let Some(kept) = map.get_mut("metadata").and_then(Value::as_object_mut) else { return };
+        let fixed = fixed_by_status_writes(resource);
+        for field in OF_CLIENTS.iter().filter(|field| !fixed.contains(field)) {
+            match asked.get(*field) {
+                Some(value) if kept.get(*field) == Some(value) => {}
+                Some(value) => drop(kept.insert((*field).to_owned(), value.clone())),
+                None => drop(kept.remove(*field)),
             }
         }
-        if let (Some(kept), Some(fields)) =
-            (map.get_mut("metadata").and_then(Value::as_object_mut), metadata.get("managedFields"))
-        {
+        if let Some(fields) = asked.get("managedFields") {
             kept.insert("managedFields".into(), fields.clone());
         }
         return;

@@ -100,3 +100,97 @@ async fn a_service_account_without_a_namespace_is_one_of_the_bindings_namespace(
     .await;
     assert_eq!(clusterwide.status, 422, "no namespace to take it from");
 }
+
+#[tokio::test]
+async fn a_stateful_set_may_mount_its_claim_templates() {
+    let server = server().await;
+    let path = "/apis/apps/v1/namespaces/default/statefulsets";
+    let set = |mount: &str| {
+        json!({"metadata": {"name": format!("s-{mount}")}, "spec": {"selector": {"matchLabels": {"a": "b"}}, "serviceName": "s",
+            "template": {"metadata": {"labels": {"a": "b"}}, "spec": {"hostname": "Set_by_the_controller",
+                "volumes": [{"name": "logs", "emptyDir": {}}, {"name": "data", "emptyDir": {}}],
+                "containers": [{"name": "c", "image": "x", "volumeMounts": [{"name": mount, "mountPath": "/m"}]}]}},
+            "volumeClaimTemplates": [{"metadata": {"name": "data"}, "spec": {"accessModes": ["ReadWriteOnce"], "resources": {"requests": {"storage": "1Gi"}}}}]}})
+    };
+    for mount in ["data", "logs"] {
+        let made = done(&server, "POST", path, &set(mount)).await;
+        assert_eq!(
+            made["spec"]["template"]["spec"]["volumes"].as_array().unwrap().len(),
+            2,
+            "what was sent is stored"
+        );
+    }
+    let refused = admin(&server, "POST", path, "application/json", set("absent").to_string()).await;
+    assert_eq!(refused.status, 422);
+    assert_eq!(
+        refused.json()["details"]["causes"][0]["field"],
+        "spec.template.spec.containers[0].volumeMounts[0].name"
+    );
+}
+
+#[tokio::test]
+async fn status_writes_keep_the_metadata_that_upstream_keeps() {
+    let server = server().await;
+    done(
+        &server,
+        "POST",
+        "/api/v1/namespaces/default/serviceaccounts",
+        &json!({"metadata": {"name": "default"}}),
+    )
+    .await;
+    let template =
+        json!({"metadata": {"labels": {"a": "b"}}, "spec": {"containers": [{"name": "c", "image": "x"}]}});
+    let mut job = template.clone();
+    job["spec"]["restartPolicy"] = "Never".into();
+    let selected = json!({"selector": {"matchLabels": {"a": "b"}}, "template": template});
+    let class = json!({"type": "Exempt", "exempt": {}});
+    done(&server, "POST", DEFINITIONS, &{
+        let mut with_status =
+            definition("cs", json!({"type": "object", "x-kubernetes-preserve-unknown-fields": true}));
+        with_status["spec"]["versions"][0]["subresources"] = json!({"status": {}});
+        with_status["spec"]["versions"][0]["schema"]["openAPIV3Schema"]["properties"]["status"] =
+            json!({"type": "object", "x-kubernetes-preserve-unknown-fields": true});
+        with_status
+    })
+    .await;
+    let all = ["labels", "annotations", "ownerReferences"];
+    for (path, spec, kept) in [
+        ("/apis/apps/v1/namespaces/default/replicasets", selected.clone(), &all[..]),
+        ("/apis/apps/v1/namespaces/default/daemonsets", selected.clone(), &all),
+        (
+            "/apis/apps/v1/namespaces/default/deployments",
+            selected.clone(),
+            &["annotations", "ownerReferences"],
+        ),
+        ("/apis/batch/v1/namespaces/default/jobs", json!({"template": job}), &all),
+        (
+            "/apis/networking.k8s.io/v1/namespaces/default/ingresses",
+            json!({"defaultBackend": {"service": {"name": "s", "port": {"number": 80}}}}),
+            &all,
+        ),
+        ("/apis/policy/v1/namespaces/default/poddisruptionbudgets", json!({"maxUnavailable": 1}), &all),
+        ("/api/v1/namespaces/default/resourcequotas", json!({}), &all),
+        ("/api/v1/namespaces", json!({}), &all),
+        ("/api/v1/namespaces/default/pods", template["spec"].clone(), &["labels", "annotations"]),
+        ("/apis/flowcontrol.apiserver.k8s.io/v1/prioritylevelconfigurations", class, &[]),
+        ("/apis/bugs.example.com/v1/namespaces/default/cs", json!({}), &[]),
+    ] {
+        let mut object = json!({"metadata": {"name": "exempt"}, "spec": spec});
+        if path.contains("example") {
+            object["apiVersion"] = "bugs.example.com/v1".into();
+            object["kind"] = "Q".into();
+        }
+        let made = admin(&server, "POST", path, "application/json", object.to_string()).await;
+        assert!([201, 409].contains(&made.status.as_u16()), "{path}: {}", made.json());
+        let owner = json!({"apiVersion": "v1", "kind": "Node", "name": "n", "uid": "u"});
+        let patch = json!({"metadata": {"labels": {"x": "y"}, "annotations": {"x": "y"}, "ownerReferences": [owner]}});
+        let done = done(&server, "PATCH", &format!("{path}/exempt/status"), &patch).await;
+        for field in all {
+            let is_there = match &done["metadata"][field] {
+                Value::Object(map) => map.contains_key("x"),
+                other => other.is_array(),
+            };
+            assert_eq!(is_there, kept.contains(&field), "{path} {field}: {}", done["metadata"]);
+        }
+    }
+}

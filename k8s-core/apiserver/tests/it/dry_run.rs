@@ -77,6 +77,19 @@ async fn a_dry_run_evicts_nothing_and_takes_no_disruption() {
 }
 
 #[tokio::test]
+async fn a_dry_run_finalizes_nothing() {
+    let server = server().await;
+    let namespaces = "/api/v1/namespaces";
+    done(&server, "POST", namespaces, &json!({"metadata": {"name": "n"}})).await;
+    done(&server, "DELETE", &format!("{namespaces}/n"), &Value::Null).await;
+    let finalized = json!({"metadata": {"name": "n"}, "spec": {"finalizers": []}});
+    done(&server, "PUT", &format!("{namespaces}/n/finalize?dryRun=All"), &finalized).await;
+    done(&server, "GET", &format!("{namespaces}/n"), &Value::Null).await;
+    done(&server, "PUT", &format!("{namespaces}/n/finalize"), &finalized).await;
+    assert_eq!(admin(&server, "GET", &format!("{namespaces}/n"), "", "").await.status, 404);
+}
+
+#[tokio::test]
 async fn who_may_read_one_object_may_list_and_watch_it() {
     let server = server().await;
     let rule = json!([{"apiGroups": [""], "resources": ["configmaps"], "verbs": ["get", "list", "watch", "deletecollection"], "resourceNames": ["one"]}]);
@@ -105,8 +118,7 @@ async fn who_may_read_one_object_may_list_and_watch_it() {
     )
     .await;
     assert!(answer.json()["message"].as_str().unwrap().starts_with("configmaps \"two\" is forbidden"));
-    let request =
-        Request::builder().uri(format!("/api/v1/watch/namespaces/default/configmaps/one?timeoutSeconds=1"));
+    let request = Request::builder().uri("/api/v1/watch/namespaces/default/configmaps/one?timeoutSeconds=1");
     let answer = ask(&server.service_as(user.clone()), request.body(Vec::new()).unwrap()).await;
     assert_eq!(answer.status, 200);
     let other = format!("{BASE}/configmaps/one?watch=1&timeoutSeconds=1&fieldSelector=metadata.name%3Dtwo");

@@ -176,3 +176,42 @@ proptest! {
         });
     }
 }
+
+#[tokio::test(start_paused = true)]
+async fn ages_in_a_watch_of_tables_go_on() {
+    use http_body_util::BodyExt;
+    let clock = k8s_core::clock::Clock::starting_at("2026-01-01T00:00:00Z".parse().unwrap());
+    let server = k8s_apiserver::ApiServer::builder(k8s_core::store::Store::memory())
+        .clock(clock.clone())
+        .build()
+        .await
+        .unwrap();
+    let maps = "/api/v1/namespaces/default/configmaps";
+    let master = k8s_apiserver::User::admin();
+    let make = async |name: &str| {
+        let answer =
+            crate::support::ask_as(&server, &master, "POST", maps, &json!({"metadata": {"name": name}}))
+                .await;
+        assert_eq!(answer.status, 201);
+    };
+    make("a").await;
+    clock.sleep(std::time::Duration::from_secs(60)).await;
+    let request = http::Request::builder()
+        .uri(format!("{maps}?watch=1&resourceVersion=0"))
+        .header("accept", "application/json;as=Table;v=v1;g=meta.k8s.io");
+    let request = request.body(k8s_core::client::body_from_bytes(Vec::new())).unwrap();
+    let mut body = server.service_as(master.clone()).handle(request).await.into_body();
+    let mut age = async || {
+        let frame = body.frame().await.unwrap().unwrap().into_data().unwrap();
+        let event: Value = serde_json::from_slice(frame.split(|b| *b == b'\n').next().unwrap()).unwrap();
+        let cells = event["object"]["rows"][0]["cells"].clone();
+        (cells[0].as_str().unwrap().to_owned(), cells[2].as_str().unwrap().to_owned())
+    };
+    assert_eq!(age().await, ("a".into(), "60s".into()));
+    clock.sleep(std::time::Duration::from_secs(240)).await;
+    let label = json!({"metadata": {"labels": {"a": "b"}}});
+    crate::support::ask_as(&server, &master, "PATCH", &format!("{maps}/a"), &label).await;
+    assert_eq!(age().await, ("a".into(), "5m".into()));
+    make("b").await;
+    assert_eq!(age().await, ("b".into(), "0s".into()));
+}

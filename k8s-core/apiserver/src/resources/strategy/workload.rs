@@ -10,7 +10,7 @@ use super::{
 };
 use crate::{
     invalid::FieldErrors,
-    value::{child, default, default_text, map, text},
+    value::{child, default, default_text, list, map, text},
 };
 
 fn default_template(object: &mut Value) {
@@ -310,6 +310,27 @@ const STATEFUL: &[Rule] = &[
     Rule("spec.persistentVolumeClaimRetentionPolicy.whenScaled", RETENTION),
 ];
 
+/// A StatefulSet whose template has the volumes and hostname that its pods will have: each claim template is a volume, in place of one of its name.
+fn with_claims_as_volumes(object: &Value) -> Value {
+    let mut object = object.clone();
+    let name = |claim: &Value| text(claim, "/metadata/name").to_owned();
+    let mut names: Vec<String> = list(&object, "/spec/volumeClaimTemplates").iter().map(name).collect();
+    names.sort();
+    names.dedup();
+    let Some(spec) = object.pointer_mut("/spec/template/spec").filter(|spec| spec.is_object()) else {
+        return object;
+    };
+    if let Some(map) = spec.as_object_mut() {
+        map.remove("hostname");
+    }
+    if !names.is_empty() {
+        let others = list(spec, "/volumes").iter().filter(|v| !names.iter().any(|n| n == text(v, "/name")));
+        let claims = names.iter().map(|n| json!({"name": n, "persistentVolumeClaim": {"claimName": n}}));
+        spec["volumes"] = claims.chain(others.cloned()).collect();
+    }
+    object
+}
+
 /// StatefulSets.
 pub static STATEFUL_SET: Strategy = Strategy {
     generation: true,
@@ -347,7 +368,7 @@ pub static STATEFUL_SET: Strategy = Strategy {
         check(object, COUNTS, errors);
         check(object, STATEFUL, errors);
         check_selector(object, errors);
-        check_template(object, &["Always"], errors);
+        check_template(&with_claims_as_volumes(object), &["Always"], errors);
         let claims = object.pointer("/spec/volumeClaimTemplates").and_then(Value::as_array);
         for (i, claim) in claims.into_iter().flatten().enumerate() {
             let at = format!("spec.volumeClaimTemplates[{i}].spec");
