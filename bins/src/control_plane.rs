@@ -9,6 +9,7 @@ use std::{
 use k8s_apiserver::{
     ApiServer, User,
     auth::{Authenticator, AuthorizationMode},
+    limits::Limits,
     listen::{self, TlsFiles},
     proxy::LocalKubelets,
 };
@@ -90,6 +91,15 @@ pub fn open_store(paths: &Paths) -> Result<Store, Failure> {
     Store::open(backend, &k8s_apiserver::describe).map_err(Failure::because("read the store"))
 }
 
+/// What clients of the API may hold: the usual, and no more connections than leave this process files to open.
+#[must_use]
+pub fn limits() -> Limits {
+    let mut limits = Limits::default();
+    let files = usize::try_from(k8s_runtime::descriptors::raise()).unwrap_or(usize::MAX);
+    limits.connections = limits.connections.min(files / 4 * 3);
+    limits
+}
+
 /// Binds an address.
 ///
 /// # Errors
@@ -130,6 +140,7 @@ impl ControlPlane {
             .service_range(config.services.network, config.services.prefix)
             .nodes(kubelets.clone())
             .front_proxy(front_proxy.identity())
+            .limits(limits())
             .build()
             .await
             .map_err(Failure::because("start the API server"))?;

@@ -11,6 +11,7 @@
 //! Not here: pod semantics (restarts, probes, volumes' contents), which are `k8s-kubelet`'s, and networks, which are `k8s-net`'s.
 
 pub mod api;
+pub mod descriptors;
 pub mod embedded;
 pub mod images;
 pub mod simulated;

@@ -7,6 +7,7 @@
 #![allow(missing_docs, unreachable_pub)]
 
 mod alone;
+mod attack;
 mod components;
 mod harness;
 mod kubectl;
@@ -31,7 +32,7 @@ fn main() -> ExitCode {
             Trial::test(name, move || test(&*harness::shared()?, &name.replace('_', "-")))
         }));
     }
-    for list in [alone::TESTS, restart::TESTS, components::TESTS] {
+    for list in [alone::TESTS, attack::TESTS, restart::TESTS, components::TESTS] {
         tests.extend(list.iter().map(|(name, test)| {
             let (name, test) = (*name, *test);
             Trial::test(name, test)

@@ -49,6 +49,7 @@ pub fn run_if_zygote() {
 }
 
 fn serve(cgroup: &str) -> io::Result<()> {
+    crate::descriptors::restore();
     // Out of the terminal's process group: Ctrl-C is for the node process.
     let _ = nix::unistd::setsid();
     std::env::set_current_dir("/")?;
@@ -117,6 +118,7 @@ impl Zygote {
             .arg(MARKER)
             .arg(cgroup)
             .env_clear()
+            .envs(crate::descriptors::told())
             .stdin(Stdio::from(OwnedFd::from(theirs)))
             .stdout(Stdio::null())
             .spawn()?;
