@@ -307,14 +307,19 @@ pub async fn kubernetes_service(
     Ok(())
 }
 
-/// Server-side apply of an object under this program's name.
+/// Server-side apply of an object under this program's name. A store that cannot write (a full disk) keeps what it has, and is no error: a cluster starts to be
+/// read then.
 ///
 /// # Errors
 /// When the API server refuses.
 pub async fn apply(client: &Client, path: &str, object: &Value) -> Result<(), k8s_core::client::Error> {
     let target = format!("{path}?fieldManager=hyperkube&force=true");
-    client
-        .bytes(http::Method::PATCH, &target, "application/apply-patch+yaml", object.to_string())
-        .await
-        .map(drop)
+    match client.bytes(http::Method::PATCH, &target, "application/apply-patch+yaml", object.to_string()).await
+    {
+        Err(e) if e.status().is_some_and(|status| status.code() == 503) => {
+            tracing::warn!(path, error = %e, "stays as it was");
+            Ok(())
+        }
+        other => other.map(drop),
+    }
 }

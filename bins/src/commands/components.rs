@@ -26,7 +26,7 @@ use crate::{
     exit::{Code, Failure},
     front_proxy::FrontProxy,
     paths::{Lock, Paths},
-    pki::{Pki, write_private},
+    pki::{Pki, refresh_private},
     ranges::Range,
 };
 
@@ -226,7 +226,7 @@ impl ApiServer {
             let config =
                 Kubeconfig::single("hyperkube", &server, pki.ca(), &identity.certificate, &identity.key);
             let path = directory.join(format!("{file}.kubeconfig"));
-            write_private(&path, config.to_yaml().as_bytes())
+            refresh_private(&path, config.to_yaml().as_bytes())
                 .map_err(Failure::because(format!("write {}", path.display())))?;
         }
         Ok(())

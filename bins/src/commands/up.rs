@@ -10,7 +10,7 @@ use std::{
 use k8s_core::client::Kubeconfig;
 
 use super::{DataDir, told_to_stop};
-use crate::{Cluster, Extras, Node, exit::Failure, pki::write_private, ranges::Range};
+use crate::{Cluster, Extras, Node, exit::Failure, pki::refresh_private, ranges::Range};
 
 /// Where the cluster's own files are and how it is reached.
 #[derive(Debug, clap::Args)]
@@ -116,7 +116,7 @@ impl Common {
         let config = cluster.kubeconfig_named("hyperkube")?;
         let path = cluster.paths().kubeconfig();
         for path in [Some(&path), self.write_kubeconfig.as_ref()].into_iter().flatten() {
-            write_private(path, config.to_yaml().as_bytes())
+            refresh_private(path, config.to_yaml().as_bytes())
                 .map_err(Failure::because(format!("write {}", path.display())))?;
         }
         if !self.no_kubeconfig_merge
@@ -160,7 +160,7 @@ fn merge(config: Kubeconfig) -> Result<Option<PathBuf>, Failure> {
     if let Some(parent) = path.parent() {
         fs::create_dir_all(parent).map_err(Failure::because(format!("make {}", parent.display())))?;
     }
-    write_private(&path, all.to_yaml().as_bytes())
+    refresh_private(&path, all.to_yaml().as_bytes())
         .map_err(Failure::because(format!("write {}", path.display())))?;
     Ok(Some(path))
 }

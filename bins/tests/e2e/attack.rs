@@ -4,6 +4,7 @@
 
 use std::{
     fs,
+    path::Path,
     process::Command,
     sync::{
         Arc,
@@ -38,15 +39,27 @@ pub const TESTS: &[crate::Test] = &[("an_attacked_server_answers_others", attack
 /// How long each attack goes on.
 const LENGTH: Duration = Duration::from_secs(3);
 const REVIEW: &str = "/apis/authorization.k8s.io/v1/selfsubjectaccessreviews";
-const TOKENS: &str = "admin,admin,1,system:masters\nevil,evil,2\ngood,good,3\nworse,worse,4\n";
+pub const TOKENS: &str = "admin,admin,1,system:masters\nevil,evil,2\ngood,good,3\nworse,worse,4\n";
 
 type Stream = TlsStream<TcpStream>;
-type Error = Box<dyn std::error::Error + Send + Sync>;
+pub type Error = Box<dyn std::error::Error + Send + Sync>;
 
 #[derive(Clone)]
-struct Target {
+pub struct Target {
     connector: TlsConnector,
     port: u16,
+}
+
+/// The port that an API server has told.
+pub fn serving(server: &Process) -> Result<u16, Failed> {
+    let mut port = None;
+    until("the server serves", Duration::from_secs(20), || {
+        let said = server.said();
+        let told = said.lines().filter_map(|l| l.strip_prefix("serving on https://127.0.0.1:")).next_back();
+        port = told.and_then(|p| p.parse().ok());
+        port.map(|_: u16| true).ok_or(said)
+    })?;
+    Ok(port.unwrap_or_default())
 }
 
 /// The head of a request.
@@ -57,6 +70,17 @@ fn head(method: &str, path: &str, token: &str, more: &str, length: usize) -> Str
 }
 
 impl Target {
+    /// An API server of this data directory.
+    pub fn new(data: &Path, port: u16) -> Result<Self, Failed> {
+        let mut roots = RootCertStore::empty();
+        roots.add(CertificateDer::from_pem_file(data.join("pki/ca.crt"))?)?;
+        let config = ClientConfig::builder_with_provider(Arc::new(rustls::crypto::ring::default_provider()))
+            .with_safe_default_protocol_versions()?
+            .with_root_certificates(roots)
+            .with_no_client_auth();
+        Ok(Target { connector: TlsConnector::from(Arc::new(config)), port })
+    }
+
     async fn connect(&self) -> Result<Stream, Error> {
         let tcp = TcpStream::connect(("127.0.0.1", self.port)).await?;
         tcp.set_nodelay(true)?;
@@ -64,7 +88,14 @@ impl Target {
     }
 
     /// One request over a connection of its own; the answer's code.
-    async fn ask(&self, method: &str, path: &str, token: &str, kind: &str, body: &str) -> Result<u16, Error> {
+    pub async fn ask(
+        &self,
+        method: &str,
+        path: &str,
+        token: &str,
+        kind: &str,
+        body: &str,
+    ) -> Result<u16, Error> {
         let mut stream = self.connect().await?;
         let more = format!("Content-Type: application/{kind}\r\nConnection: close\r\n");
         let text = head(method, path, token, &more, body.len()) + body;
@@ -234,20 +265,8 @@ fn attacked() -> Outcome {
     command.arg("--data-dir").arg(&data).arg("--token-auth-file").arg(&tokens);
     let mut server = Process::start(&mut command, dir.path().join("log"))?;
     let pid = server.id();
-    let mut port = 0;
-    until("the server serves", Duration::from_secs(20), || {
-        let said = server.said();
-        let found = said.lines().find_map(|l| l.strip_prefix("serving on https://127.0.0.1:")?.parse().ok());
-        port = found.unwrap_or(0);
-        if port == 0 { Err(said) } else { Ok(true) }
-    })?;
-    let mut roots = RootCertStore::empty();
-    roots.add(CertificateDer::from_pem_file(data.join("pki/ca.crt"))?)?;
-    let config = ClientConfig::builder_with_provider(Arc::new(rustls::crypto::ring::default_provider()))
-        .with_safe_default_protocol_versions()?
-        .with_root_certificates(roots)
-        .with_no_client_auth();
-    let target = Target { connector: TlsConnector::from(Arc::new(config)), port };
+    let port = serving(&server)?;
+    let target = Target::new(&data, port)?;
     let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(1).enable_all().build()?;
     let failed = |e: Error| Failed::from(e.to_string());
     // Ten megabytes to list.
