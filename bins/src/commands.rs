@@ -139,8 +139,9 @@ fn idle() {
     }
 }
 
-/// Runs a future on a runtime of its own.
+/// Runs a future on a runtime of its own, with as many open files as the machine allows.
 fn block_on(future: impl Future<Output = Result<(), Failure>>) -> Result<(), Failure> {
+    k8s_runtime::descriptors::raise();
     let runtime = tokio::runtime::Builder::new_multi_thread()
         .enable_all()
         .on_thread_park(idle)

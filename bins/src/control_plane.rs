@@ -9,6 +9,7 @@ use std::{
 use k8s_apiserver::{
     ApiServer, User,
     auth::{Authenticator, AuthorizationMode},
+    limits::Limits,
     listen::{self, TlsFiles},
     proxy::LocalKubelets,
 };
@@ -121,6 +122,15 @@ pub fn open_store(paths: &Paths, forget: bool) -> Result<Store, Failure> {
     Store::open(backend, &k8s_apiserver::describe).map_err(Failure::because("read the store"))
 }
 
+/// What clients of the API may hold: the usual, and no more connections than leave this process files to open.
+#[must_use]
+pub fn limits() -> Limits {
+    let mut limits = Limits::default();
+    let files = usize::try_from(k8s_runtime::descriptors::raise()).unwrap_or(usize::MAX);
+    limits.connections = limits.connections.min(files / 4 * 3);
+    limits
+}
+
 /// Binds an address.
 ///
 /// # Errors
@@ -161,6 +171,7 @@ impl ControlPlane {
             .service_range(config.services.network, config.services.prefix)
             .nodes(kubelets.clone())
             .front_proxy(front_proxy.identity())
+            .limits(limits())
             .build()
             .await
             .map_err(Failure::because("start the API server"))?;
@@ -337,16 +348,21 @@ pub async fn kubernetes_service(
     Ok(())
 }
 
-/// Server-side apply of an object under this program's name.
+/// Server-side apply of an object under this program's name. A store that cannot write (a full disk) keeps what it has, and is no error: a cluster starts to be
+/// read then.
 ///
 /// # Errors
 /// When the API server refuses.
 pub async fn apply(client: &Client, path: &str, object: &Value) -> Result<(), k8s_core::client::Error> {
     let target = format!("{path}?fieldManager=hyperkube&force=true");
-    client
-        .bytes(http::Method::PATCH, &target, "application/apply-patch+yaml", object.to_string())
-        .await
-        .map(drop)
+    match client.bytes(http::Method::PATCH, &target, "application/apply-patch+yaml", object.to_string()).await
+    {
+        Err(e) if e.status().is_some_and(|status| status.code() == 503) => {
+            tracing::warn!(path, error = %e, "stays as it was");
+            Ok(())
+        }
+        other => other.map(drop),
+    }
 }
 
 #[cfg(test)]

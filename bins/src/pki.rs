@@ -102,6 +102,20 @@ pub fn write_private(path: &Path, contents: &[u8]) -> io::Result<()> {
     file.persist(path).map(drop).map_err(|e| e.error)
 }
 
+/// Writes a file that is made anew at each start, as [`write_private`]. On a full disk the one that is there stays.
+///
+/// # Errors
+/// The system's answer.
+pub fn refresh_private(path: &Path, contents: &[u8]) -> io::Result<()> {
+    match write_private(path, contents) {
+        Err(e) if e.kind() == io::ErrorKind::StorageFull && path.exists() => {
+            tracing::warn!(?path, error = %e, "a file stays as it was");
+            Ok(())
+        }
+        other => other,
+    }
+}
+
 fn io_error(path: &Path) -> impl FnOnce(io::Error) -> PkiError + '_ {
     move |source| PkiError::Io { path: path.to_owned(), source }
 }
@@ -193,7 +207,7 @@ impl Pki {
         let issuer = Issuer::from_ca_cert_pem(&self.ca_pem, &self.ca_key).map_err(make)?;
         let certificate = params.signed_by(&key, &issuer).map_err(make)?.pem();
         let path = self.directory.join(format!("{name}.crt"));
-        write_private(&path, certificate.as_bytes()).map_err(io_error(&path))?;
+        refresh_private(&path, certificate.as_bytes()).map_err(io_error(&path))?;
         Ok(Identity { certificate, key: key.serialize_pem() })
     }
 }

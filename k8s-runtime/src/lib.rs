@@ -12,6 +12,7 @@
 
 pub mod api;
 pub mod beneath;
+pub mod descriptors;
 pub mod embedded;
 pub mod images;
 mod private;

@@ -27,7 +27,7 @@ use crate::{
     front_proxy::FrontProxy,
     identities::{self, ServiceAccounts},
     paths::{Lock, Paths},
-    pki::{Pki, write_private},
+    pki::{Pki, refresh_private},
     ranges::Range,
 };
 
@@ -73,6 +73,37 @@ pub(super) struct ApiServer {
     /// Let requests without credentials through as system:anonymous; AlwaysAllow never does.
     #[arg(long, default_value_t = true, action = clap::ArgAction::Set)]
     anonymous_auth: bool,
+    /// Requests that change nothing, in flight at once; 0: any number.
+    #[arg(long, default_value_t = 400)]
+    max_requests_inflight: usize,
+    /// Requests that change something, in flight at once; 0: any number.
+    #[arg(long, default_value_t = 200)]
+    max_mutating_requests_inflight: usize,
+    /// How long a request may take (`60s`, `1m`); 0: any time. Watches and other long-running requests excepted.
+    #[arg(long, default_value = "60s", value_parser = duration)]
+    request_timeout: std::time::Duration,
+}
+
+/// A duration as Go writes whole ones: `90s`, `1m30s`, `0`.
+fn duration(text: &str) -> Result<std::time::Duration, String> {
+    let bad = || format!("{text:?} is no duration such as 60s or 1m");
+    let (mut seconds, mut rest) = (0u64, text);
+    if text == "0" {
+        return Ok(std::time::Duration::ZERO);
+    }
+    while !rest.is_empty() {
+        let end = rest.find(|c: char| !c.is_ascii_digit()).ok_or_else(bad)?;
+        let number: u64 = rest[..end].parse().map_err(|_| bad())?;
+        let unit = match rest.as_bytes().get(end) {
+            Some(b'h') => 3600,
+            Some(b'm') => 60,
+            Some(b's') => 1,
+            _ => return Err(bad()),
+        };
+        seconds = number.checked_mul(unit).and_then(|n| n.checked_add(seconds)).ok_or_else(bad)?;
+        rest = &rest[end + 1..];
+    }
+    if text.is_empty() { Err(bad()) } else { Ok(std::time::Duration::from_secs(seconds)) }
 }
 
 fn port_range(text: &str) -> Result<(u16, u16), String> {
@@ -135,6 +166,10 @@ impl ApiServer {
             extras: crate::Extras::default(),
         };
         let front_proxy = FrontProxy::open(&paths)?;
+        let mut limits = crate::control_plane::limits();
+        limits.requests = self.max_requests_inflight;
+        limits.mutating = self.max_mutating_requests_inflight;
+        limits.request_timeout = self.request_timeout;
         let server = Server::builder(open_store(&paths, self.forget_state)?)
             .authenticator(Authenticator::new(tokens, self.anonymous_auth))
             .authorization(mode)
@@ -144,6 +179,7 @@ impl ApiServer {
             .node_ports(self.service_node_port_range.0, self.service_node_port_range.1)
             .nodes(Arc::new(crate::remote_kubelets(&pki)?))
             .front_proxy(front_proxy.identity())
+            .limits(limits)
             .build()
             .await
             .map_err(Failure::because("start the API server"))?;
@@ -203,7 +239,7 @@ impl ApiServer {
             let config =
                 Kubeconfig::single("hyperkube", &server, pki.ca(), &identity.certificate, &identity.key);
             let path = directory.join(format!("{file}.kubeconfig"));
-            write_private(&path, config.to_yaml().as_bytes())
+            refresh_private(&path, config.to_yaml().as_bytes())
                 .map_err(Failure::because(format!("write {}", path.display())))?;
         }
         Ok(())

@@ -10,7 +10,8 @@ use k8s_core::client::Kubeconfig;
 
 use super::{DataDir, told_to_stop};
 use crate::{
-    Cluster, Extras, Node, exit::Failure, pki::write_private, ranges::Range, user_kubeconfig::UserKubeconfig,
+    Cluster, Extras, Node, exit::Failure, pki::refresh_private, ranges::Range,
+    user_kubeconfig::UserKubeconfig,
 };
 
 /// Where the cluster's own files are and how it is reached.
@@ -124,7 +125,7 @@ impl Common {
         let config = cluster.kubeconfig_named(super::CONTEXT)?;
         let path = cluster.paths().kubeconfig();
         for path in [Some(&path), self.write_kubeconfig.as_ref()].into_iter().flatten() {
-            write_private(path, config.to_yaml().as_bytes())
+            refresh_private(path, config.to_yaml().as_bytes())
                 .map_err(Failure::because(format!("write {}", path.display())))?;
         }
         if !self.no_kubeconfig_merge

@@ -146,6 +146,9 @@ impl Process {
             .map_err(|e| format!("{command:?}: {e}"))?;
         Ok(Process { child, log })
     }
+    pub fn id(&self) -> u32 {
+        self.child.id()
+    }
     pub fn said(&self) -> String {
         fs::read_to_string(&self.log).unwrap_or_default()
     }

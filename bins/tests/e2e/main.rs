@@ -7,7 +7,9 @@
 #![allow(missing_docs, unreachable_pub)]
 
 mod alone;
+mod attack;
 mod components;
+mod full_disk;
 mod harness;
 mod kubectl;
 mod manifests;
@@ -31,7 +33,7 @@ fn main() -> ExitCode {
             Trial::test(name, move || test(&*harness::shared()?, &name.replace('_', "-")))
         }));
     }
-    for list in [alone::TESTS, restart::TESTS, components::TESTS] {
+    for list in [alone::TESTS, attack::TESTS, full_disk::TESTS, restart::TESTS, components::TESTS] {
         tests.extend(list.iter().map(|(name, test)| {
             let (name, test) = (*name, *test);
             Trial::test(name, test)

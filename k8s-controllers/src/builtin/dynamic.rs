@@ -86,6 +86,8 @@ pub async fn discover(client: &Client) -> Result<Discovery, Error> {
     let mut found = Discovery::default();
     for (group, version, name, list) in answers.await {
         match list {
+            // What a better version would have served is not known: it is not taken from this one.
+            Ok(_) if found.is_uncertain(&group) => {}
             Ok(list) => found.add(&group, &version, list),
             Err(e) => drop(found.failed.insert(name, e)),
         }
@@ -176,5 +178,54 @@ pub async fn get_meta(
         Ok(object) => Ok(Some(object.metadata)),
         Err(e) if e.is_not_found() => Ok(None),
         Err(e) => Err(e),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use futures::{FutureExt, future::BoxFuture};
+    use http::{Request, Response};
+    use k8s_core::client::{Body, BoxError, Transport, body_from_bytes};
+    use serde_json::json;
+
+    use super::*;
+
+    /// A server of two versions of `apps`, one of which may fail.
+    struct Fake(&'static str);
+
+    impl Transport for Fake {
+        fn call(&self, request: Request<Body>) -> BoxFuture<'static, Result<Response<Body>, BoxError>> {
+            let path = request.uri().path().to_owned();
+            let resource = json!({"name": "deployments", "singularName": "", "namespaced": true, "kind": "Deployment", "verbs": ["list"]});
+            let version = |v: &str| json!({"groupVersion": format!("apps/{v}"), "version": v});
+            let answer = match path.as_str() {
+                "/api" => json!({"versions": [], "serverAddressByClientCIDRs": []}),
+                "/apis" => {
+                    json!({"groups": [{"name": "apps", "versions": [version("v1beta2"), version("v1")], "preferredVersion": version("v1")}]})
+                }
+                "/apis/apps/v1" | "/apis/apps/v1beta2" => {
+                    json!({"groupVersion": &path["/apis/".len()..], "resources": [resource]})
+                }
+                _ => json!({}),
+            };
+            let mut response = Response::new(body_from_bytes(answer.to_string()));
+            if path == self.0 {
+                *response.status_mut() = http::StatusCode::SERVICE_UNAVAILABLE;
+            }
+            async { Ok(response) }.boxed()
+        }
+    }
+
+    async fn versions(failing: &'static str) -> (Vec<String>, bool) {
+        let found = discover(&Client::new(Fake(failing))).await.unwrap();
+        let versions = found.served.iter().map(|s| s.resource.version.clone()).collect();
+        (versions, found.is_uncertain("apps"))
+    }
+
+    #[tokio::test]
+    async fn a_version_that_fails_is_not_replaced_by_another() {
+        assert_eq!(versions("").await, (vec!["v1".to_owned()], false));
+        assert_eq!(versions("/apis/apps/v1").await, (vec![], true));
+        assert_eq!(versions("/apis/apps/v1beta2").await, (vec!["v1".to_owned()], true));
     }
 }

@@ -90,12 +90,21 @@ impl Shared {
     }
 }
 
+/// A running monitor.
+struct Monitor {
+    resource: Resource,
+    stop: CancellationToken,
+}
+
+/// Monitors by group and plural name: the versions of a resource have the same objects.
+type Monitors = BTreeMap<(String, String), Monitor>;
+
 /// One monitor per resource, started and stopped as discovery says.
 async fn keep_monitors(shared: Arc<Shared>) {
     let caches = &shared.environment.caches;
     let (definitions, versions) = (caches.of::<CustomResourceDefinition>(), caches.of::<APIService>());
     let (mut definitions, mut versions) = (definitions.subscribe(), versions.subscribe());
-    let mut running: BTreeMap<Resource, CancellationToken> = BTreeMap::new();
+    let mut running = Monitors::new();
     let mut delay = Duration::from_millis(100);
     loop {
         match dynamic::discover(&shared.environment.client).await {
@@ -125,13 +134,15 @@ async fn keep_monitors(shared: Arc<Shared>) {
     }
 }
 
-fn adjust(shared: &Arc<Shared>, found: &Discovery, running: &mut BTreeMap<Resource, CancellationToken>) {
+fn adjust(shared: &Arc<Shared>, found: &Discovery, running: &mut Monitors) {
     let watched = |s: &&Served| {
         let ignored =
             s.resource.plural == "events" && matches!(s.resource.group.as_str(), "" | "events.k8s.io");
         !ignored && s.can("list") && s.can("watch") && s.can("delete")
     };
-    let wanted: Vec<&Resource> = found.served.iter().filter(watched).map(|s| &s.resource).collect();
+    let slot = |resource: &Resource| (resource.group.clone(), resource.plural.clone());
+    let wanted: BTreeMap<(String, String), &Resource> =
+        found.served.iter().filter(watched).map(|s| (slot(&s.resource), &s.resource)).collect();
     let mut kinds = shared.kinds.lock().unwrap_or_else(PoisonError::into_inner);
     kinds.retain(|(group, _), _| found.is_uncertain(group));
     kinds.extend(
@@ -141,22 +152,27 @@ fn adjust(shared: &Arc<Shared>, found: &Discovery, running: &mut BTreeMap<Resour
             .map(|s| ((s.resource.group.clone(), s.resource.kind.clone()), s.resource.clone())),
     );
     drop(kinds);
-    running.retain(|resource, stop| {
-        // What cannot be asked for just now is not gone.
-        let keep = wanted.contains(&resource) || found.is_uncertain(&resource.group);
-        if !keep {
-            stop.cancel();
-            let touched = shared.graph().forget_resource(resource);
-            touched.into_iter().for_each(|uid| shared.queue.add(uid));
+    running.retain(|slot, Monitor { resource, stop }| {
+        match wanted.get(slot) {
+            Some(wanted) if *wanted == resource => return true,
+            // The monitor of another version begins with a list, which tells what is gone.
+            Some(_) => {}
+            // What cannot be asked for just now is not gone.
+            None if found.is_uncertain(&resource.group) => return true,
+            None => {
+                let touched = shared.graph().forget_resource(resource);
+                touched.into_iter().for_each(|uid| shared.queue.add(uid));
+            }
         }
-        keep
+        stop.cancel();
+        false
     });
-    for resource in wanted {
-        if running.contains_key(resource) {
+    for (slot, resource) in wanted {
+        if running.contains_key(&slot) {
             continue;
         }
         let stop = shared.environment.shutdown.child_token();
-        running.insert(resource.clone(), stop.clone());
+        running.insert(slot, Monitor { resource: resource.clone(), stop: stop.clone() });
         let (shared, resource) = (shared.clone(), resource.clone());
         tokio::spawn(async move {
             tokio::select! {
@@ -309,5 +325,63 @@ async fn patch(
     match api.patch(&live.name, &Patch::Merge(json!({"metadata": metadata}))).await {
         Err(e) if e.is_not_found() => Ok(()),
         other => other.map(drop),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use http::{Request, Response};
+    use k8s_core::{
+        client::{Body, BoxError, Client, Transport},
+        status::ApiStatus,
+    };
+
+    use super::*;
+
+    /// A server that never answers.
+    struct Silent;
+
+    impl Transport for Silent {
+        fn call(&self, _: Request<Body>) -> BoxFuture<'static, Result<Response<Body>, BoxError>> {
+            futures::future::pending().boxed()
+        }
+    }
+
+    #[tokio::test]
+    async fn a_lost_discovery_request_forgets_no_objects() {
+        let environment = Environment::new(Client::new(Silent));
+        let shared = Arc::new(Shared {
+            graph: Mutex::default(),
+            queue: WorkQueue::new(Backoff::default(), 0),
+            kinds: Mutex::default(),
+            recorder: Recorder::new(&environment.client, environment.clock.clone(), NAME),
+            environment,
+        });
+        let resource = |version: &str| Resource {
+            group: "apps".into(),
+            version: version.into(),
+            kind: "Deployment".into(),
+            plural: "deployments".into(),
+            namespaced: true,
+        };
+        let verbs: Vec<String> = ["list", "watch", "delete"].map(str::to_owned).into();
+        let serving = |version: &str| Discovery {
+            served: vec![Served { resource: resource(version), verbs: verbs.clone() }],
+            ..Discovery::default()
+        };
+        let mut lost = Discovery::default();
+        lost.failed.insert("apps/v1".into(), ApiStatus::new(503, "ServiceUnavailable", "").into());
+        let mut running = Monitors::new();
+        adjust(&shared, &serving("v1"), &mut running);
+        let meta = dynamic::Meta { uid: "d".into(), name: "d".into(), ..dynamic::Meta::default() };
+        shared.graph().set(&Arc::new(resource("v1")), meta);
+        for found in [&lost, &serving("v1beta2"), &serving("v1")] {
+            adjust(&shared, found, &mut running);
+            assert!(shared.graph().get("d").is_some(), "{found:?}");
+            assert_eq!(running.len(), 1);
+        }
+        adjust(&shared, &Discovery::default(), &mut running);
+        assert!(shared.graph().get("d").is_none() && running.is_empty(), "it is not served any more");
+        shared.environment.shutdown.cancel();
     }
 }

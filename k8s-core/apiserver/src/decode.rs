@@ -2,6 +2,7 @@
 
 use std::fmt;
 
+use http::{HeaderMap, header};
 use serde::de::{DeserializeSeed, Deserializer, MapAccess, SeqAccess, Visitor};
 use serde_json::{Map, Number, Value};
 
@@ -38,6 +39,13 @@ fn json_here(bytes: &[u8]) -> Result<(Value, Vec<String>), String> {
 /// A description of where it is not YAML.
 pub fn yaml(bytes: &[u8]) -> Result<Value, String> {
     let text = std::str::from_utf8(bytes).map_err(|e| e.to_string())?;
+    // Most of what is sent as YAML is JSON, which is decoded sooner.
+    if is_object(bytes)
+        && let Ok((value, duplicates)) = json(bytes)
+        && duplicates.is_empty()
+    {
+        return Ok(value);
+    }
     // What aliases and merge keys may add grows with what is written out, as in Go's decoder: a short text cannot become a large object.
     let replayed = (bytes.len() / 4).clamp(LEAST_REPLAYED, MOST_REPLAYED);
     let options = serde_saphyr::options! {
@@ -50,10 +58,20 @@ pub fn yaml(bytes: &[u8]) -> Result<Value, String> {
         },
     };
     let mut value = Err(String::new());
-    unhurried(bytes.len() > HEAVY, || {
+    unhurried(true, || {
         value = serde_saphyr::from_str_with_options(text, options).map_err(|e| e.to_string());
     });
     value
+}
+
+fn is_object(bytes: &[u8]) -> bool {
+    bytes.trim_ascii_start().first() == Some(&b'{')
+}
+
+/// Whether decoding a body takes long: it is large, or YAML.
+pub(crate) fn is_heavy(headers: &HeaderMap, bytes: &[u8]) -> bool {
+    let kind = headers.get(header::CONTENT_TYPE).and_then(|v| v.to_str().ok()).unwrap_or_default();
+    bytes.len() > HEAVY || (kind.contains("yaml") && !is_object(bytes))
 }
 
 /// YAML's events that aliases may repeat in a document, at least and at most.

@@ -26,6 +26,8 @@ use k8s_core::{
     status::ApiStatus,
 };
 
+use tokio::sync::{OwnedSemaphorePermit, Semaphore};
+
 use crate::{listen::Connection, request::RequestInfo, user::User};
 
 /// What clients over sockets may hold at once. A number of 0 is no limit.
@@ -93,10 +95,48 @@ impl Class {
 }
 
 /// What somebody holds.
-#[derive(Debug, Default)]
+#[derive(Debug)]
 struct Held {
     requests: [AtomicUsize; 3],
     bytes: AtomicUsize,
+    /// Places to work at what takes long.
+    heavy: Arc<Semaphore>,
+    /// Places to have a large rewritten piece of an answer that its client has not taken.
+    pieces: Arc<Semaphore>,
+}
+
+impl Held {
+    fn new(heavy: usize, pieces: usize) -> Self {
+        Held {
+            requests: Default::default(),
+            bytes: AtomicUsize::new(0),
+            heavy: Arc::new(Semaphore::new(heavy)),
+            pieces: Arc::new(Semaphore::new(pieces)),
+        }
+    }
+}
+
+/// Large rewritten pieces of answers at once. One user has half of them.
+const PIECES: usize = 16;
+
+/// How many work at once at what takes long (decoding a large body): as many as keep the processors busy.
+fn heavy() -> usize {
+    2 * std::thread::available_parallelism().map_or(1, usize::from)
+}
+
+/// A place of a user and of all.
+#[derive(Debug)]
+pub(crate) struct Place {
+    _own: Option<OwnedSemaphorePermit>,
+    _all: Option<OwnedSemaphorePermit>,
+}
+
+impl Place {
+    async fn take(own: &Arc<Semaphore>, all: &Arc<Semaphore>) -> Self {
+        // They are never closed.
+        let own = own.clone().acquire_owned().await.ok();
+        Place { _own: own, _all: all.clone().acquire_owned().await.ok() }
+    }
 }
 
 /// Adds to a number unless it gets larger than `most` (0: any).
@@ -111,7 +151,7 @@ fn share(most: usize) -> usize {
 }
 
 /// What all clients hold, and each user.
-#[derive(Debug, Default)]
+#[derive(Debug)]
 pub(crate) struct Gate {
     pub(crate) limits: Limits,
     all: Held,
@@ -134,11 +174,13 @@ pub(crate) struct Ticket {
     /// Members of `system:masters` have no share.
     unshared: bool,
     bytes: AtomicUsize,
+    /// The place that it works at.
+    place: Mutex<Option<Place>>,
 }
 
 impl Gate {
     pub(crate) fn new(limits: Limits) -> Self {
-        Gate { limits, ..Gate::default() }
+        Gate { limits, all: Held::new(heavy(), PIECES), users: Mutex::default() }
     }
 
     fn most(&self, class: Class) -> usize {
@@ -160,7 +202,8 @@ impl Gate {
             if users.len() >= 1024 && users.len().is_power_of_two() {
                 users.retain(|_, account| account.strong_count() > 0);
             }
-            let account = Arc::new(Account { user: user.into(), held: Held::default() });
+            let account =
+                Arc::new(Account { user: user.into(), held: Held::new(share(heavy()), share(PIECES)) });
             users.insert(user.into(), Arc::downgrade(&account));
             account
         });
@@ -190,7 +233,14 @@ impl Gate {
             account.held.requests[slot].fetch_sub(1, Ordering::AcqRel);
             return Err(busy());
         }
-        Ok(Arc::new(Ticket { gate: self.clone(), account, class, unshared, bytes: AtomicUsize::new(0) }))
+        Ok(Arc::new(Ticket {
+            gate: self.clone(),
+            account,
+            class,
+            unshared,
+            bytes: AtomicUsize::new(0),
+            place: Mutex::default(),
+        }))
     }
 }
 
@@ -219,9 +269,24 @@ impl Ticket {
         true
     }
 
+    /// Waits for a place to work at what takes long.
+    pub(crate) async fn heavy(&self) -> Place {
+        Place::take(&self.account.held.heavy, &self.gate.all.heavy).await
+    }
+
+    /// Waits for a place to have a large rewritten piece of the answer.
+    pub(crate) async fn piece(&self) -> Place {
+        Place::take(&self.account.held.pieces, &self.gate.all.pieces).await
+    }
+
     /// A body whose bytes are counted.
     pub(crate) fn count(self: &Arc<Self>, body: Body) -> Body {
         if self.is_long_running() { body } else { Counted { body, ticket: self.clone() }.boxed_unsync() }
+    }
+
+    /// Keeps a place until the answer begins.
+    pub(crate) fn keep(&self, place: Place) {
+        *self.place.lock().unwrap_or_else(PoisonError::into_inner) = Some(place);
     }
 
     /// Works on a request for as long as it may take.
@@ -236,10 +301,12 @@ impl Ticket {
         if self.is_long_running() || timeout.is_zero() {
             return work.await;
         }
-        tokio::time::timeout(timeout, work).await.unwrap_or_else(|_| {
+        let done = tokio::time::timeout(timeout, work).await.unwrap_or_else(|_| {
             let message = "Timeout: request did not complete within the allotted timeout";
             Err(ApiStatus::new(504, "Timeout", message))
-        })
+        });
+        self.place.lock().unwrap_or_else(PoisonError::into_inner).take();
+        done
     }
 }
 

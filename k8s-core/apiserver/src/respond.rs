@@ -1,5 +1,7 @@
 //! Answers.
 
+use std::sync::Arc;
+
 use bytes::Bytes;
 use http::{HeaderName, HeaderValue, Response, StatusCode, header};
 use http_body::Body as _;
@@ -13,8 +15,12 @@ use sha2::{Digest, Sha256};
 
 use crate::{
     accept::{Encoding, PROTOBUF, YAML},
+    limits::Ticket,
     server::Call,
 };
+
+/// Answers of more bytes are written in YAML as they are taken.
+const LARGE: u64 = 64 << 10;
 
 /// The media type of JSON.
 const JSON: &str = "application/json";
@@ -120,8 +126,10 @@ pub(crate) async fn encoded(response: Response<Body>, encoding: Encoding) -> Res
         _ if !json => response,
         Encoding::Json => response,
         // A list has no known length: it is written as it is taken.
-        Encoding::Yaml if response.body().size_hint().exact().is_none() => {
-            let mut response = response.map(crate::yaml::list);
+        Encoding::Yaml if response.body().size_hint().exact().is_none_or(|length| length > LARGE) => {
+            let ticket = response.extensions().get::<Arc<Ticket>>().cloned();
+            let mut response = response.map(|body| crate::yaml::list(body, ticket));
+            response.headers_mut().remove(header::CONTENT_LENGTH);
             let told = content_type.as_ref().and_then(|v| v.to_str().ok()).unwrap_or_default();
             response.headers_mut().insert(header::CONTENT_TYPE, retyped(YAML, told));
             response

@@ -41,9 +41,9 @@ use crate::{
         rbac::{Attributes, Rbac},
         tokens::TokenIssuer,
     },
-    decode::MAX_BODY,
+    decode::{self, MAX_BODY},
     extend::reshape,
-    limits::{Crowded, Gate},
+    limits::{Crowded, Gate, Ticket},
     listen::Connection,
     outbound::ClientIdentity,
     proxy::NodeConnector,
@@ -318,7 +318,8 @@ impl ApiServer {
             return self.granted(request, info, query, user).await;
         };
         let ticket = inner.gate.enter(connection, &user, &info)?;
-        let request = request.map(|body| ticket.count(body));
+        let mut request = request.map(|body| ticket.count(body));
+        request.extensions_mut().insert(ticket.clone());
         let (mut response, warnings) = ticket.within(self.granted(request, info, query, user)).await?;
         response.extensions_mut().insert(ticket);
         Ok((response, warnings))
@@ -460,7 +461,14 @@ pub(crate) async fn read_body(request: &mut Request<Body>) -> Result<Bytes, ApiS
     }
     let body = std::mem::replace(request.body_mut(), k8s_core::client::empty_body());
     match collect(body).await {
-        Ok(body) => Ok(body),
+        Ok(body) => {
+            if let Some(ticket) = request.extensions().get::<Arc<Ticket>>()
+                && decode::is_heavy(request.headers(), &body)
+            {
+                ticket.keep(ticket.heavy().await);
+            }
+            Ok(body)
+        }
         Err(e) if e.is::<http_body_util::LengthLimitError>() => Err(too_large()),
         Err(e) if e.is::<Crowded>() => Err((&Crowded).into()),
         Err(e) => Err(ApiStatus::bad_request(format!("read the body: {e}"))),

@@ -1,5 +1,7 @@
 //! Lists in YAML, written element by element while the client takes them: their memory does not grow with their length.
 
+use std::sync::Arc;
+
 use bytes::Bytes;
 use futures::stream;
 use http_body::Frame;
@@ -7,37 +9,69 @@ use http_body_util::{BodyExt, StreamBody};
 use k8s_core::client::{Body, BoxError};
 use serde_json::{Map, Value};
 
+use crate::{
+    limits::{Place, Ticket},
+    write::unhurried,
+};
+
 /// Bytes that are gathered before they are sent.
 const CHUNK: usize = 64 << 10;
 /// The fields that hold a list's elements. They are the last that a list's JSON has.
 const ELEMENTS: [&str; 2] = ["items", "rows"];
 
-/// A list's JSON as YAML.
-pub(crate) fn list(body: Body) -> Body {
-    let writing = Some((body, Writing::default()));
-    let frames = stream::try_unfold(writing, |writing| async move {
-        let Some((mut body, mut writing)) = writing else { return Ok(None) };
-        loop {
-            let more = match body.frame().await.transpose()? {
-                Some(frame) => frame.into_data().unwrap_or_default(),
-                None => {
-                    writing.end()?;
-                    return Ok::<_, BoxError>(Some((Frame::data(Bytes::from(writing.out)), None)));
+/// A list's JSON (or that of something else) as YAML. Only so many answers at once are at work, and have a piece that their client has not taken.
+pub(crate) fn list(body: Body, ticket: Option<Arc<Ticket>>) -> Body {
+    let writing = (Some(body), Writing::default(), None::<Place>);
+    let frames = stream::try_unfold(writing, move |(body, mut writing, place)| {
+        let ticket = ticket.clone();
+        async move {
+            let Some(mut body) = body else { return Ok(None) };
+            // Its client has taken the last piece.
+            drop(place);
+            let place = piece(ticket.as_deref()).await;
+            loop {
+                let more = match body.frame().await.transpose()? {
+                    Some(frame) => Some(frame.into_data().unwrap_or_default()),
+                    None => None,
+                };
+                let work = heavy(ticket.as_deref()).await;
+                let mut done = Ok(());
+                unhurried(true, || {
+                    done = match &more {
+                        Some(more) => writing.read(more),
+                        None => writing.end(),
+                    };
+                });
+                drop(work);
+                done?;
+                if more.is_none() || writing.out.len() >= CHUNK {
+                    let out = Frame::data(Bytes::from(std::mem::take(&mut writing.out)));
+                    let body = more.map(|_| body);
+                    return Ok::<_, BoxError>(Some((out, (body, writing, place))));
                 }
-            };
-            writing.read(&more)?;
-            if writing.out.len() >= CHUNK {
-                let out = std::mem::take(&mut writing.out);
-                return Ok(Some((Frame::data(Bytes::from(out)), Some((body, writing)))));
             }
         }
     });
     StreamBody::new(frames).boxed_unsync()
 }
 
+async fn piece(ticket: Option<&Ticket>) -> Option<Place> {
+    match ticket {
+        Some(ticket) => Some(ticket.piece().await),
+        None => None,
+    }
+}
+
+async fn heavy(ticket: Option<&Ticket>) -> Option<Place> {
+    match ticket {
+        Some(ticket) => Some(ticket.heavy().await),
+        None => None,
+    }
+}
+
 /// Where in the text the reader is.
 #[derive(Clone, Copy, Debug, Default, PartialEq)]
-enum Place {
+enum Part {
     /// Before the first element.
     #[default]
     Head,
@@ -48,7 +82,7 @@ enum Place {
 
 #[derive(Debug, Default)]
 struct Writing {
-    place: Place,
+    place: Part,
     /// What was read and not yet written: the head, or the beginning of an element.
     text: Vec<u8>,
     depth: usize,
@@ -64,7 +98,7 @@ struct Writing {
 impl Writing {
     fn read(&mut self, json: &[u8]) -> Result<(), BoxError> {
         for &byte in json {
-            if self.place == Place::Tail {
+            if self.place == Part::Tail {
                 return Ok(());
             }
             self.text.push(byte);
@@ -79,13 +113,13 @@ impl Writing {
             }
             match (byte, self.place) {
                 (b'"', _) => self.quoted = true,
-                (b'[', Place::Head) if self.depth == 1 && self.begins() => self.head()?,
-                (b',', Place::Elements) if self.depth == 0 => self.text.clear(),
-                (b']', Place::Elements) if self.depth == 0 => self.tail()?,
+                (b'[', Part::Head) if self.depth == 1 && self.begins() => self.head()?,
+                (b',', Part::Elements) if self.depth == 0 => self.text.clear(),
+                (b']', Part::Elements) if self.depth == 0 => self.tail()?,
                 (b'{' | b'[', _) => self.depth += 1,
                 (b'}' | b']', _) => {
                     self.depth = self.depth.saturating_sub(1);
-                    if self.depth == 0 && self.place == Place::Elements {
+                    if self.depth == 0 && self.place == Part::Elements {
                         self.element()?;
                     }
                 }
@@ -119,7 +153,7 @@ impl Writing {
         });
         self.fields(&fields)?;
         self.out.extend_from_slice(self.elements.as_bytes());
-        self.place = Place::Elements;
+        self.place = Part::Elements;
         self.depth = 0;
         Ok(())
     }
@@ -142,8 +176,10 @@ impl Writing {
         if !std::mem::replace(&mut self.any, true) {
             self.out.extend_from_slice(b":\n");
         }
-        let element: Value = serde_json::from_slice(&self.text)?;
-        self.text.clear();
+        // Its room is given back: an answer may wait for long before it goes on.
+        let text = std::mem::take(&mut self.text);
+        let element: Value = serde_json::from_slice(&text)?;
+        drop(text);
         for (i, line) in serde_saphyr::to_string(&element)?.lines().enumerate() {
             let indent = if i == 0 { "- " } else { "  " };
             if !line.is_empty() {
@@ -159,7 +195,7 @@ impl Writing {
         if !self.any {
             self.out.extend_from_slice(b": []\n");
         }
-        self.place = Place::Tail;
+        self.place = Part::Tail;
         let rest = std::mem::take(&mut self.rest);
         self.fields(&rest)
     }
@@ -167,9 +203,9 @@ impl Writing {
     /// Writes what was no list, whole.
     fn end(&mut self) -> Result<(), BoxError> {
         match self.place {
-            Place::Tail => Ok(()),
-            Place::Elements => Err("the list broke off".into()),
-            Place::Head => {
+            Part::Tail => Ok(()),
+            Part::Elements => Err("the list broke off".into()),
+            Part::Head => {
                 let value: Value = serde_json::from_slice(&self.text)?;
                 self.out.extend_from_slice(serde_saphyr::to_string(&value)?.as_bytes());
                 Ok(())
@@ -189,7 +225,7 @@ mod tests {
     fn yaml(json: &[u8], piece: usize) -> String {
         let pieces: Vec<_> =
             json.chunks(piece).map(|p| Ok::<_, BoxError>(Frame::data(Bytes::copy_from_slice(p)))).collect();
-        let body = list(StreamBody::new(stream::iter(pieces)).boxed_unsync());
+        let body = list(StreamBody::new(stream::iter(pieces)).boxed_unsync(), None);
         let runtime = tokio::runtime::Builder::new_current_thread().build().unwrap();
         let bytes = runtime.block_on(body.collect()).unwrap().to_bytes();
         String::from_utf8(bytes.to_vec()).unwrap()
@@ -227,7 +263,7 @@ mod tests {
     #[test]
     fn what_is_no_list_is_written_whole() {
         assert_eq!(yaml(br#"{"kind":"Pod"}"#, 4), "kind: Pod\n");
-        let broken = list(body_from_bytes(r#"{"items":[{"a":1}"#));
+        let broken = list(body_from_bytes(r#"{"items":[{"a":1}"#), None);
         let runtime = tokio::runtime::Builder::new_current_thread().build().unwrap();
         assert!(runtime.block_on(broken.collect()).is_err());
     }

@@ -55,6 +55,7 @@ pub fn run_if_zygote() {
 fn serve(cgroup: &str) -> io::Result<()> {
     // A program that is run by its descriptor has the descriptor's number for a name.
     let _ = sys::prctl(libc::PR_SET_NAME, c"hyperkube-shim".as_ptr() as u64, 0);
+    crate::descriptors::restore();
     // Out of the terminal's process group: Ctrl-C is for the node process.
     let _ = nix::unistd::setsid();
     std::env::set_current_dir("/")?;
@@ -144,6 +145,7 @@ impl Zygote {
             .arg(MARKER)
             .arg(cgroup)
             .env_clear()
+            .envs(crate::descriptors::told())
             .stdin(Stdio::from(OwnedFd::from(theirs)))
             .stdout(Stdio::null())
             .spawn()?;

@@ -44,6 +44,11 @@ impl Object {
     }
 }
 
+/// Whether these are versions of one resource: the same objects.
+fn is_same(one: &Resource, other: &Resource) -> bool {
+    one.group == other.group && one.plural == other.plural
+}
+
 fn is_elsewhere(owner: &Object, object: &Object) -> bool {
     owner.resource.namespaced && owner.meta.namespace != object.meta.namespace
 }
@@ -144,10 +149,9 @@ impl Graph {
         look
     }
 
-    /// A resource is no longer served, or in another version: nothing more is known about its objects, which may well be there. Returns the uids
-    /// to look at.
+    /// A resource is no longer served: nothing more is known about its objects, which may well be there. Returns the uids to look at.
     pub(super) fn forget_resource(&mut self, resource: &Resource) -> Vec<String> {
-        let of = |o: &&Object| *o.resource == *resource;
+        let of = |o: &&Object| is_same(&o.resource, resource);
         let objects: Vec<Object> = self.objects.values().filter(of).cloned().collect();
         let mut look = Vec::new();
         for object in objects {
@@ -163,7 +167,7 @@ impl Graph {
 
     /// Takes out what a new list of the resource did not have.
     pub(super) fn retain(&mut self, resource: &Resource, keep: &HashSet<String>) -> Vec<String> {
-        let gone = |o: &&Object| *o.resource == *resource && !keep.contains(&o.meta.uid);
+        let gone = |o: &&Object| is_same(&o.resource, resource) && !keep.contains(&o.meta.uid);
         let uids: Vec<String> = self.objects.values().filter(gone).map(|o| o.meta.uid.clone()).collect();
         uids.iter().flat_map(|uid| self.remove(uid)).collect()
     }

@@ -1,0 +1,49 @@
+//! How many files a node process may have open.
+//!
+//! A server needs many: its soft limit is raised to the hard one, as Go programs do. Programs that it starts get the limit that it was started with, since some
+//! cannot deal with large descriptors; containers get the hard limit, as ever.
+
+use std::sync::OnceLock;
+
+use nix::sys::resource::{Resource, getrlimit, rlim_t, setrlimit};
+
+/// The variable that tells a helper program its soft limit.
+const VARIABLE: &str = "HYPERKUBE_NOFILE";
+
+static ORIGINAL: OnceLock<rlim_t> = OnceLock::new();
+
+/// Raises the soft limit of open files to the hard one, and returns what it is now.
+pub fn raise() -> u64 {
+    let Ok((soft, hard)) = getrlimit(Resource::RLIMIT_NOFILE) else { return 1024 };
+    ORIGINAL.get_or_init(|| soft);
+    match setrlimit(Resource::RLIMIT_NOFILE, hard, hard) {
+        Ok(()) => hard,
+        Err(_) => soft,
+    }
+}
+
+/// What a helper program is told in its environment.
+pub(crate) fn told() -> Option<(&'static str, String)> {
+    ORIGINAL.get().map(|soft| (VARIABLE, soft.to_string()))
+}
+
+/// Takes the limit that this program was told.
+pub(crate) fn restore() {
+    let told = std::env::var(VARIABLE).ok().and_then(|text| text.parse().ok());
+    if let (Some(soft), Ok((_, hard))) = (told, getrlimit(Resource::RLIMIT_NOFILE)) {
+        let _ = setrlimit(Resource::RLIMIT_NOFILE, rlim_t::min(soft, hard), hard);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_soft_limit_is_raised_and_helpers_are_told_the_old_one() {
+        let (soft, hard) = getrlimit(Resource::RLIMIT_NOFILE).unwrap();
+        assert_eq!(raise(), hard);
+        assert_eq!(getrlimit(Resource::RLIMIT_NOFILE).unwrap().0, hard);
+        assert_eq!(told().unwrap().1, soft.to_string());
+    }
+}
