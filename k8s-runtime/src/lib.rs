@@ -14,6 +14,7 @@ pub mod api;
 pub mod beneath;
 pub mod embedded;
 pub mod images;
+pub mod log_files;
 mod private;
 pub mod simulated;
 pub mod sysctl;

@@ -18,7 +18,7 @@ use nix::{
 
 use super::{
     identity,
-    log::{Log, StreamName},
+    log::{Limit, Log, StreamName},
     process::{self, Birth, Program, Stdio, Sync},
 };
 use crate::{
@@ -90,7 +90,8 @@ impl Container {
             fs::create_dir_all(own.join(name))
                 .map_err(Failure::other(&format!("make {:?}", own.join(name))))?;
         }
-        let log = Log::open(&sandbox.spec.log_directory, &record.spec.log_path)
+        let limit = Limit { bytes: record.spec.log_max_bytes, files: record.spec.log_max_files };
+        let log = Log::open(&sandbox.spec.log_directory, &record.spec.log_path, limit)
             .map_err(|e| Failure::Other(e.to_string()))?;
         cgroups
             .create(&record.cgroup)
