@@ -116,12 +116,11 @@ impl Container {
         let new_pids = !sandbox.spec.host_pid && shared_pids.is_none();
         let flags = libc::CLONE_NEWNS | if new_pids { libc::CLONE_NEWPID } else { 0 };
         let birth = Birth { flags: flags as u64, pid_namespace: shared_pids, cgroup: &record.cgroup };
-        let v2 = matches!(cgroups, Cgroups::V2(_));
         let hostname = nix::unistd::gethostname().unwrap_or_default().to_string_lossy().into_owned();
         let child = process::spawn(&birth, cgroups, |sync| {
             let program =
                 Program { container: &record, args: &record.args, tty: spec.tty, hostname: &hostname, stdio };
-            process::container_init(sync, dir, sandbox, program, v2)
+            process::container_init(sync, dir, sandbox, program, cgroups)
         })?;
         if let Some(terminal) = &child.terminal {
             nonblocking(terminal)?;
