@@ -218,6 +218,12 @@ pub struct ContainerSpec {
     pub tty: bool,
     /// Log file in CRI format (`time stream F|P line`), inside the sandbox's log directory.
     pub log_path: PathBuf,
+    /// The log is rotated when it is larger than this, bytes; 0: never.
+    #[serde(default)]
+    pub log_max_bytes: u64,
+    /// So many files a rotated log has, the one being written included (2 at least).
+    #[serde(default)]
+    pub log_max_files: usize,
     /// Signal that [`Runtime::stop`] sends first, such as `SIGTERM`; `None`: what the image says, else SIGTERM.
     pub stop_signal: Option<String>,
     /// Free-form labels that [`Runtime::list`] gives back.

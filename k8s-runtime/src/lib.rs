@@ -15,6 +15,7 @@ pub mod beneath;
 pub mod descriptors;
 pub mod embedded;
 pub mod images;
+pub mod log_files;
 mod private;
 pub mod simulated;
 pub mod sysctl;

@@ -26,6 +26,7 @@ crate::tests![
     devices_are_restricted_even_with_sys_admin,
     what_enters_a_container_is_a_sealed_copy,
     masks_do_not_use_the_containers_own_null,
+    limits_can_be_read_and_not_changed,
 ];
 
 fn lines(lines: &[&str]) -> Vec<String> {
@@ -363,4 +364,14 @@ async fn masks_do_not_use_the_containers_own_null(f: Arc<Fixture>) -> Result<(),
     spec.mounts = vec![Mount { host_path: volume, container_path: "/dev".into(), ..Mount::default() }];
     let (_, log) = once(&f, &spec).await?;
     expect(log, lines(&["stdout:0", "stdout:0"]))
+}
+
+async fn limits_can_be_read_and_not_changed(f: Arc<Fixture>) -> Result<(), Failed> {
+    let script = "cd /sys/fs/cgroup; cat memory.max memory/memory.limit_in_bytes 2>/dev/null; \
+        for p in pids.max pids/pids.max cgroup.procs memory/cgroup.procs x memory/x; do \
+        echo 1 >$p && echo written $p; done 2>/dev/null; ls -d /sys/fs/cgroup/..";
+    let mut spec = f.spec("a", script);
+    spec.resources = Resources { memory_bytes: Some(64 << 20), ..Resources::default() };
+    let (_, log) = once(&f, &spec).await?;
+    expect(log, lines(&["stdout:67108864", "stdout:/sys/fs/cgroup/.."]))
 }

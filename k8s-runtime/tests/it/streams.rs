@@ -6,11 +6,12 @@ use k8s_runtime::{ExecRequest, Runtime, TerminalSize};
 use libtest_mimic::Failed;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 
-use crate::harness::{Fixture, expect, launch, read_all, wait_end};
+use crate::harness::{Fixture, expect, launch, once, read_all, wait_end};
 
 crate::tests![
     log_format_and_rotation,
     much_output_arrives_whole,
+    much_output_at_once_stays_within_the_logs_limit,
     exec_plain,
     exec_with_input,
     exec_with_terminal,
@@ -72,6 +73,26 @@ async fn much_output_arrives_whole(f: Arc<Fixture>) -> Result<(), Failed> {
     let log: String = f.log("a").iter().map(|l| format!("{}\n", l.trim_start_matches("stdout:"))).collect();
     expect(log == want, true)?;
     runtime.remove_sandbox(&sandbox.id).await?;
+    Ok(())
+}
+
+async fn much_output_at_once_stays_within_the_logs_limit(f: Arc<Fixture>) -> Result<(), Failed> {
+    let mut spec = f.spec("a", "seq 1 2000000");
+    (spec.log_max_bytes, spec.log_max_files) = (1 << 20, 3);
+    let directory = spec.log_path.parent().ok_or("no directory")?.to_owned();
+    let (ended, _) = once(&f, &spec).await?;
+    expect(ended.code, 0)?;
+    let name = spec.log_path.file_name().and_then(|n| n.to_str()).ok_or("no name")?.to_owned();
+    let mut sizes = Vec::new();
+    for entry in std::fs::read_dir(directory)?.flatten() {
+        if entry.file_name().to_string_lossy().starts_with(&name) {
+            sizes.push(entry.metadata()?.len());
+        }
+    }
+    // A read of 16 KiB makes at most 16,384 entries of some 40 bytes.
+    if sizes.len() != 3 || sizes.iter().any(|size| *size > 2 << 20) {
+        return Err(format!("{sizes:?}").into());
+    }
     Ok(())
 }
 

@@ -15,7 +15,7 @@ use std::{
     path::{Path, PathBuf},
 };
 
-use k8s_runtime::beneath::Directory;
+use k8s_runtime::{beneath::Directory, log_files};
 
 /// One container's log: the directory of all logs, and the file below it.
 #[derive(Clone, Debug)]
@@ -51,12 +51,7 @@ impl LogFile {
 
     /// The names of the rotated parts, oldest first.
     fn parts(&self) -> Vec<String> {
-        let Ok(names) = self.directory().and_then(|d| d.names()) else { return Vec::new() };
-        let prefix = format!("{}.", self.name());
-        let mut parts: Vec<String> = names.into_iter().filter_map(|n| n.into_string().ok()).collect();
-        parts.retain(|n| n.starts_with(&prefix));
-        parts.sort();
-        parts
+        self.directory().and_then(|d| log_files::parts(&d, self.name())).unwrap_or_default()
     }
 }
 

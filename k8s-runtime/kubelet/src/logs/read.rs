@@ -125,7 +125,13 @@ async fn follow(log: &LogFile, mut file: Option<File>, output: &mut Output, whos
         {
             return Ok(());
         }
-        if let Some(next) = replaced(log, file.as_ref()).await? {
+        if let Some(next) = successor(log, file.as_ref()).await? {
+            // What came between the look and the rotation; nothing more comes.
+            if let Some(file) = &mut file
+                && !output.copy(file).await?
+            {
+                return Ok(());
+            }
             output.end_of_file().await?;
             file = Some(next);
             continue;
@@ -143,19 +149,30 @@ async fn follow(log: &LogFile, mut file: Option<File>, output: &mut Output, whos
     }
 }
 
-/// The file that is under the log's name now, if it is another one.
-async fn replaced(log: &LogFile, file: Option<&File>) -> io::Result<Option<File>> {
+/// The file that was begun after `file`, if it is no longer the one being written: a log may have been rotated more than once
+/// since it was read.
+async fn successor(log: &LogFile, file: Option<&File>) -> io::Result<Option<File>> {
     let there = match open(log, log.name()) {
         Ok(there) => there,
         Err(e) if e.kind() == io::ErrorKind::NotFound => return Ok(None),
         Err(e) => return Err(e),
     };
-    if let Some(file) = file
-        && file.metadata().await?.ino() == there.metadata().await?.ino()
-    {
+    let Some(file) = file else { return Ok(Some(there)) };
+    let own = file.metadata().await?.ino();
+    if own == there.metadata().await?.ino() {
         return Ok(None);
     }
-    Ok(Some(there))
+    // Newest first: the last one before our own is its successor. When our own is gone, all that are left are.
+    let mut next = there;
+    for name in log.parts().iter().rev() {
+        match open(log, name) {
+            Ok(part) if part.metadata().await?.ino() == own => break,
+            Ok(part) => next = part,
+            Err(e) if e.kind() == io::ErrorKind::NotFound => break,
+            Err(e) => return Err(e),
+        }
+    }
+    Ok(Some(next))
 }
 
 /// Where the last so many lines begin: the file's index and the offset in it.
@@ -343,5 +360,27 @@ mod tests {
         ] {
             assert_eq!(get(&log, options.clone()).await, want, "{options:?}");
         }
+    }
+
+    #[tokio::test]
+    async fn rotated_parts_are_read_one_after_the_other() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("0.log");
+        let log = LogFile::new(dir.path(), &path);
+        std::fs::write(&path, "1").unwrap();
+        let mut file = open(&log, "0.log").unwrap();
+        for n in 2..5 {
+            std::fs::rename(&path, dir.path().join(format!("0.log.2026010{n}"))).unwrap();
+            std::fs::write(&path, n.to_string()).unwrap();
+        }
+        let mut read = Vec::new();
+        while let Some(next) = successor(&log, Some(&file)).await.unwrap() {
+            file = next;
+            let mut text = String::new();
+            file.read_to_string(&mut text).await.unwrap();
+            read.push(text);
+        }
+        assert_eq!(read, ["2", "3", "4"]);
+        assert!(successor(&log, Some(&file)).await.unwrap().is_none());
     }
 }

@@ -1,8 +1,10 @@
-//! Rotation: a log that grew too large is renamed with the time in its name, and the runtime opens a new one.
+//! Rotation for runtimes that do not rotate by themselves: a log that grew too large is renamed with the time in its name, and the
+//! runtime opens a new one.
 
 use std::{fs, io, sync::Arc, time::Duration};
 
 use k8s_core::meta::ObjectExt;
+use k8s_runtime::log_files;
 use tracing::warn;
 
 use super::LogFile;
@@ -22,8 +24,10 @@ pub(crate) async fn run(cx: Arc<Context>) {
                 if !log.open().and_then(|f| f.metadata()).is_ok_and(|m| m.len() > cx.config.log_max_size) {
                     continue;
                 }
-                let stamp = cx.clock.now().strftime("%Y%m%d-%H%M%S").to_string();
-                let moved = match rotate(log, &stamp, cx.config.log_max_files) {
+                let rotated = log.directory().and_then(|directory| {
+                    log_files::rotate(&directory, log.name(), cx.clock.now(), cx.config.log_max_files)
+                });
+                let moved = match rotated {
                     Ok(moved) => moved,
                     Err(e) => {
                         warn!(?log, error = %e, "log not rotated");
@@ -42,39 +46,8 @@ pub(crate) async fn run(cx: Arc<Context>) {
     }
 }
 
-/// Renames a log and removes parts beyond `files` (the one being written included). Returns the new name.
-fn rotate(log: &LogFile, stamp: &str, files: usize) -> io::Result<String> {
-    let (dir, old) = (log.directory()?, log.parts());
-    let keep = files.saturating_sub(2);
-    for part in old.iter().take(old.len().saturating_sub(keep)) {
-        fs::remove_file(dir.entry(part)?)?;
-    }
-    let moved = format!("{}.{stamp}", log.name());
-    rename(log, log.name(), &moved)?;
-    Ok(moved)
-}
-
 /// Renames within a log's directory.
 fn rename(log: &LogFile, from: &str, to: &str) -> io::Result<()> {
     let dir = log.directory()?;
     fs::rename(dir.entry(from)?, dir.entry(to)?)
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn keeps_the_newest() {
-        let dir = tempfile::tempdir().unwrap();
-        let path = dir.path().join("0.log");
-        let log = LogFile::new(dir.path(), &path);
-        for n in 0..6 {
-            fs::write(&path, n.to_string()).unwrap();
-            rotate(&log, &format!("20260101-00000{n}"), 3).unwrap();
-        }
-        let left: Vec<String> =
-            log.parts().iter().map(|p| fs::read_to_string(dir.path().join(p)).unwrap()).collect();
-        assert_eq!(left, ["4", "5"]);
-    }
 }

@@ -91,6 +91,8 @@ pub(crate) async fn build(cx: &Context, input: &Input<'_>) -> Result<ContainerSp
         stdin_once: container.stdin_once == Some(true),
         tty: container.tty == Some(true),
         log_path,
+        log_max_bytes: cx.config.log_max_size,
+        log_max_files: cx.config.log_max_files,
         stop_signal: container.lifecycle.as_ref().and_then(|l| l.stop_signal.clone()),
         labels: [
             (keys::POD_NAME.to_owned(), pod.name().to_owned()),

@@ -6,6 +6,8 @@ use std::{
     path::{Path, PathBuf},
 };
 
+use nix::mount::MntFlags;
+
 use super::VolumeError;
 
 /// Mount points at or below `dir`, deepest first.
@@ -51,8 +53,9 @@ fn unescape(text: &str) -> PathBuf {
 pub(crate) fn remove_pod_dir(dir: &Path) -> Result<(), VolumeError> {
     let Ok(dir) = fs::canonicalize(dir) else { return Ok(()) };
     for mount in mounts_below(&dir)? {
-        nix::mount::umount2(&mount, nix::mount::MntFlags::MNT_DETACH)
-            .map_err(VolumeError::io("unmount", &mount))?;
+        // Its name may have become a link meanwhile.
+        let flags = MntFlags::MNT_DETACH | MntFlags::UMOUNT_NOFOLLOW;
+        nix::mount::umount2(&mount, flags).map_err(VolumeError::io("unmount", &mount))?;
     }
     if let Some(left) = mounts_below(&dir)?.first() {
         return Err(VolumeError::Other(format!("{left:?} is still mounted")));

@@ -18,7 +18,7 @@ use nix::{
 
 use super::{
     identity,
-    log::{Log, StreamName},
+    log::{Limit, Log, StreamName},
     process::{self, Birth, Program, Stdio, Sync},
 };
 use crate::{
@@ -90,7 +90,8 @@ impl Container {
             fs::create_dir_all(own.join(name))
                 .map_err(Failure::other(&format!("make {:?}", own.join(name))))?;
         }
-        let log = Log::open(&sandbox.spec.log_directory, &record.spec.log_path)
+        let limit = Limit { bytes: record.spec.log_max_bytes, files: record.spec.log_max_files };
+        let log = Log::open(&sandbox.spec.log_directory, &record.spec.log_path, limit)
             .map_err(|e| Failure::Other(e.to_string()))?;
         cgroups
             .create(&record.cgroup)
@@ -115,12 +116,11 @@ impl Container {
         let new_pids = !sandbox.spec.host_pid && shared_pids.is_none();
         let flags = libc::CLONE_NEWNS | if new_pids { libc::CLONE_NEWPID } else { 0 };
         let birth = Birth { flags: flags as u64, pid_namespace: shared_pids, cgroup: &record.cgroup };
-        let v2 = matches!(cgroups, Cgroups::V2(_));
         let hostname = nix::unistd::gethostname().unwrap_or_default().to_string_lossy().into_owned();
         let child = process::spawn(&birth, cgroups, |sync| {
             let program =
                 Program { container: &record, args: &record.args, tty: spec.tty, hostname: &hostname, stdio };
-            process::container_init(sync, dir, sandbox, program, v2)
+            process::container_init(sync, dir, sandbox, program, cgroups)
         })?;
         if let Some(terminal) = &child.terminal {
             nonblocking(terminal)?;

@@ -2,7 +2,8 @@
 //!
 //! Lines are split at 16 KiB; a part that goes on is tagged `P`, a line's end `F`. What a stream leaves without a line
 //! feed at its end is a `P`, so that readers give back exactly what was written.
-//! Not here: rotation (the kubelet renames the file and asks for a reopen).
+//! A log that grows too large is rotated while it is written: a writer of a gigabyte at once takes no more room than one of a byte
+//! a minute.
 
 use std::{
     fs::{self, File},
@@ -12,7 +13,7 @@ use std::{
 
 use jiff::Timestamp;
 
-use crate::beneath::Directory;
+use crate::{beneath::Directory, log_files};
 
 /// Longest part of a line in one entry.
 const MAX_LINE: usize = 16 << 10;
@@ -24,6 +25,15 @@ pub(crate) enum StreamName {
     Stderr,
 }
 
+/// How large a log may become.
+#[derive(Clone, Copy, Debug, Default)]
+pub(crate) struct Limit {
+    /// Bytes of one file; 0: any number.
+    pub(crate) bytes: u64,
+    /// Files, the one that is written included.
+    pub(crate) files: usize,
+}
+
 /// One container's log file.
 #[derive(Debug)]
 pub(crate) struct Log {
@@ -32,18 +42,21 @@ pub(crate) struct Log {
     /// The file, relative to `root`; empty: no log.
     path: PathBuf,
     file: Option<File>,
+    /// Bytes in the file.
+    length: u64,
+    limit: Limit,
     /// What was read of an unfinished line, per stream.
     partial: [Vec<u8>; 2],
 }
 
 impl Log {
     /// Opens the file for appending; an empty path means no log. `pod_dir` is the directory of the pod's logs.
-    pub(crate) fn open(pod_dir: &Path, path: &Path) -> io::Result<Log> {
+    pub(crate) fn open(pod_dir: &Path, path: &Path, limit: Limit) -> io::Result<Log> {
         let root = pod_dir.parent().filter(|_| path.starts_with(pod_dir));
         let root = root.or(path.parent()).unwrap_or(Path::new("/"));
         let relative = path.strip_prefix(root).unwrap_or(Path::new(""));
         let (root, path) = (root.to_owned(), relative.to_owned());
-        let mut log = Log { root, path, file: None, partial: [Vec::new(), Vec::new()] };
+        let mut log = Log { root, path, file: None, length: 0, limit, partial: [Vec::new(), Vec::new()] };
         log.reopen()?;
         Ok(log)
     }
@@ -63,13 +76,38 @@ impl Log {
         let named = |e: io::Error| {
             io::Error::new(e.kind(), format!("open log {:?}: {e}", self.root.join(&self.path)))
         };
-        self.file = Some(file.map_err(named)?);
+        let file = file.map_err(named)?;
+        self.length = file.metadata().map(|m| m.len()).unwrap_or(0);
+        self.file = Some(file);
         Ok(())
+    }
+
+    /// Takes entries, and rotates a file that is full.
+    fn append(&mut self, entries: &[u8], now: Timestamp) -> io::Result<()> {
+        let Some(file) = &mut self.file else { return Ok(()) };
+        file.write_all(entries)?;
+        self.length += entries.len() as u64;
+        if self.limit.bytes == 0 || self.length <= self.limit.bytes {
+            return Ok(());
+        }
+        // Should it fail, it is tried again when as much was written again.
+        self.length = 0;
+        let directory = Directory::open(&self.root)?.without_links();
+        let directory = directory.directory(self.path.parent().unwrap_or(Path::new("")))?;
+        let name = self.path.file_name().and_then(|n| n.to_str()).unwrap_or_default();
+        match log_files::rotate(&directory, name, now, self.limit.files) {
+            // The kubelet was faster.
+            Err(e) if e.kind() != io::ErrorKind::NotFound => return Err(e),
+            _ => {}
+        }
+        self.reopen()
     }
 
     /// Takes what a stream wrote.
     pub(crate) fn write(&mut self, stream: StreamName, bytes: &[u8], now: Timestamp) -> io::Result<()> {
-        let Some(file) = &mut self.file else { return Ok(()) };
+        if self.file.is_none() {
+            return Ok(());
+        }
         let partial = &mut self.partial[stream as usize];
         let mut entries = Vec::with_capacity(bytes.len() + 64);
         for piece in bytes.split_inclusive(|b| *b == b'\n') {
@@ -87,16 +125,18 @@ impl Log {
                 partial.clear();
             }
         }
-        file.write_all(&entries)
+        self.append(&entries, now)
     }
 
     /// The stream has ended.
     pub(crate) fn finish(&mut self, stream: StreamName, now: Timestamp) -> io::Result<()> {
         let rest = std::mem::take(&mut self.partial[stream as usize]);
-        let Some(file) = self.file.as_mut().filter(|_| !rest.is_empty()) else { return Ok(()) };
+        if rest.is_empty() {
+            return Ok(());
+        }
         let mut entries = Vec::new();
         entry(&mut entries, stream, b'P', &rest, now);
-        file.write_all(&entries)
+        self.append(&entries, now)
     }
 }
 
@@ -120,7 +160,7 @@ mod tests {
         let dir = tempfile::tempdir().expect("tempdir");
         let path = dir.path().join("pod/0.log");
         let now: Timestamp = "2026-01-02T03:04:05.000000006Z".parse().expect("time");
-        let mut log = Log::open(&dir.path().join("pod"), &path).expect("open");
+        let mut log = Log::open(&dir.path().join("pod"), &path, Limit::default()).expect("open");
         log.write(StreamName::Stdout, b"one\ntw", now).expect("write");
         log.write(StreamName::Stderr, b"err\n", now).expect("write");
         log.write(StreamName::Stdout, b"o\n\nrest", now).expect("write");
@@ -147,16 +187,43 @@ mod tests {
     fn links_in_the_log_directory_are_not_followed() {
         use std::os::unix::fs::symlink;
         let (dir, host) = (tempfile::tempdir().expect("tempdir"), tempfile::tempdir().expect("tempdir"));
+        const NONE: Limit = Limit { bytes: 0, files: 0 };
         let pod = dir.path().join("logs/pod");
         fs::create_dir_all(pod.join("c")).expect("mkdir");
         symlink(host.path().join("victim"), pod.join("c/0.log")).expect("link");
         symlink(host.path(), pod.join("d")).expect("link");
-        assert!(Log::open(&pod, &pod.join("c/0.log")).is_err());
-        assert!(Log::open(&pod, &pod.join("d/0.log")).is_err());
-        assert!(Log::open(Path::new(""), &pod.join("c/0.log")).is_err());
+        assert!(Log::open(&pod, &pod.join("c/0.log"), NONE).is_err());
+        assert!(Log::open(&pod, &pod.join("d/0.log"), NONE).is_err());
+        assert!(Log::open(Path::new(""), &pod.join("c/0.log"), NONE).is_err());
         assert_eq!(fs::read_dir(host.path()).expect("read").count(), 0);
-        Log::open(&pod, &pod.join("e/0.log")).expect("made");
-        Log::open(Path::new(""), &pod.join("f.log")).expect("made");
-        Log::open(Path::new(""), Path::new("")).expect("no log");
+        Log::open(&pod, &pod.join("e/0.log"), NONE).expect("made");
+        Log::open(Path::new(""), &pod.join("f.log"), NONE).expect("made");
+        Log::open(Path::new(""), Path::new(""), NONE).expect("no log");
+    }
+
+    #[test]
+    fn much_at_once_takes_no_more_room_than_the_limit() {
+        let dir = tempfile::tempdir().expect("tempdir");
+        let path = dir.path().join("pod/c/0.log");
+        let limit = Limit { bytes: 100_000, files: 3 };
+        let mut log = Log::open(&dir.path().join("pod"), &path, limit).expect("open");
+        for n in 0..2000_i64 {
+            let now = Timestamp::from_microsecond(1_800_000_000_000_000 + n).expect("time");
+            log.write(StreamName::Stdout, format!("{n:01000}\n").as_bytes(), now).expect("write");
+        }
+        let parts = fs::read_dir(dir.path().join("pod/c")).expect("read");
+        let mut names: Vec<PathBuf> = parts.map(|e| e.expect("entry").path()).collect();
+        names.sort();
+        assert_eq!(names.len(), 3);
+        assert!(names.iter().all(|p| fs::metadata(p).expect("stat").len() < 102_000));
+        // "0.log" sorts first and is the newest.
+        names.rotate_left(1);
+        let text: String = names.iter().map(|p| fs::read_to_string(p).expect("read")).collect();
+        let number =
+            |line: &str| line.rsplit(' ').next().and_then(|n| n.parse::<i64>().ok()).expect("number");
+        let numbers: Vec<i64> = text.lines().map(number).collect();
+        assert_eq!(numbers.last(), Some(&1999));
+        assert!(numbers.windows(2).all(|w| w[1] == w[0] + 1), "no line is lost between parts");
+        assert!(numbers.len() > 190, "{}", numbers.len());
     }
 }

@@ -214,7 +214,7 @@ pub(super) fn container_init(
     dir: &Path,
     sandbox: &SandboxRecord,
     program: Program<'_>,
-    cgroup_v2: bool,
+    cgroups: &Cgroups,
 ) -> Failure {
     let container = program.container;
     let prepare = || -> Result<(), String> {
@@ -227,11 +227,11 @@ pub(super) fn container_init(
                 _ => {}
             }
         }
-        if cgroup_v2 {
+        if matches!(cgroups, Cgroups::V2(_)) {
             unshare(CloneFlags::CLONE_NEWCGROUP).map_err(doing("new cgroup namespace"))?;
         }
         sys::own_keyring();
-        rootfs::enter(dir, sandbox, container, cgroup_v2)
+        rootfs::enter(dir, sandbox, container, cgroups)
     };
     match prepare() {
         Ok(()) => become_program(sync, program, true),

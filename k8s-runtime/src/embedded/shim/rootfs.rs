@@ -8,6 +8,7 @@
 //! files except the bound default ones, which is what a device cgroup would have to achieve otherwise.
 
 use std::{
+    ffi::OsString,
     fs, io,
     os::{
         fd::{AsFd, BorrowedFd, OwnedFd},
@@ -26,6 +27,7 @@ use crate::{
     api::Mount,
     beneath::Directory,
     embedded::{
+        cgroup::Cgroups,
         protocol::{ContainerRecord, SandboxRecord},
         sys,
     },
@@ -66,10 +68,11 @@ pub(super) fn enter(
     dir: &Path,
     sandbox: &SandboxRecord,
     container: &ContainerRecord,
-    cgroup_v2: bool,
+    cgroups: &Cgroups,
 ) -> Result<(), String> {
     let spec = &container.spec;
     umask(Mode::empty());
+    let hierarchies = clone_hierarchies(cgroups, &container.cgroup, spec.privileged)?;
     let binds = spec
         .mounts
         .iter()
@@ -103,8 +106,11 @@ pub(super) fn enter(
     put("proc", "/proc", hardened, "")?;
     let sys_flags = if spec.privileged { hardened } else { hardened | MsFlags::MS_RDONLY };
     put("sysfs", "/sys", sys_flags, "")?;
-    if cgroup_v2 {
-        put("cgroup2", "/sys/fs/cgroup", sys_flags, "")?;
+    match cgroups {
+        Cgroups::V2(_) => drop(put("cgroup2", "/sys/fs/cgroup", sys_flags, "")?),
+        Cgroups::V1(_) => {
+            mount_hierarchies(put("tmpfs", "/sys/fs/cgroup", hardened, "mode=755,size=64k")?, &hierarchies)?
+        }
     }
     let dev_flags = if spec.privileged { MsFlags::MS_NOSUID } else { MsFlags::MS_NOSUID | MsFlags::MS_NODEV };
     let dev = put("tmpfs", "/dev", dev_flags | MsFlags::MS_STRICTATIME, "mode=755,size=65536k")?;
@@ -228,6 +234,48 @@ fn attach(root: BorrowedFd<'_>, bind: &Mount, tree: &OwnedFd, is_dir: bool) -> R
     }
     .map_err(doing(context()))?;
     sys::move_mount(tree.as_fd(), target.as_fd()).map_err(doing(context()))
+}
+
+/// The container's own group in each version 1 hierarchy, by the name of the hierarchy's mount (`cpu,cpuacct`), as detached
+/// mounts: programs read their limits there. Only a privileged container can write to them. Version 2 has a namespace for that.
+fn clone_hierarchies(
+    cgroups: &Cgroups,
+    group: &str,
+    privileged: bool,
+) -> Result<Vec<(OsString, OwnedFd)>, String> {
+    let Cgroups::V1(hierarchies) = cgroups else { return Ok(Vec::new()) };
+    let mut all: Vec<(OsString, OwnedFd)> = Vec::new();
+    for (_, root) in hierarchies {
+        let Some(name) = root.file_name() else { continue };
+        if all.iter().any(|(known, _)| known == name) {
+            continue;
+        }
+        let own = root.join(group);
+        let tree = sys::open_tree(&own, sys::OPEN_TREE_CLONE).map_err(doing(format!("open {own:?}")))?;
+        let hardened = sys::MOUNT_ATTR_NOSUID | sys::MOUNT_ATTR_NOEXEC | sys::MOUNT_ATTR_NODEV;
+        let set = if privileged { hardened } else { hardened | sys::MOUNT_ATTR_RDONLY };
+        sys::mount_setattr(tree.as_fd(), set, libc::MS_PRIVATE).map_err(doing(format!("bind {own:?}")))?;
+        all.push((name.to_owned(), tree));
+    }
+    Ok(all)
+}
+
+/// Attaches the hierarchies in the directory `at`, a fresh file system, with a link for each controller of a joint one.
+fn mount_hierarchies(at: OwnedFd, hierarchies: &[(OsString, OwnedFd)]) -> Result<(), String> {
+    for (name, tree) in hierarchies {
+        let context = || format!("mount the hierarchy {name:?}");
+        let target = inroot::make_directory(at.as_fd(), Path::new(name), Mode::from_bits_truncate(0o755))
+            .map_err(doing(context()))?;
+        sys::move_mount(tree.as_fd(), target.as_fd()).map_err(doing(context()))?;
+        let text = name.to_string_lossy();
+        for controller in text.split(',').filter(|part| *part != text) {
+            symlink(name, proc_path(&at).join(controller)).map_err(doing(context()))?;
+        }
+    }
+    // A remount sets all flags anew.
+    let hardened = MsFlags::MS_NOSUID | MsFlags::MS_NOEXEC | MsFlags::MS_NODEV;
+    mount(NONE, &proc_path(&at), NONE, MsFlags::MS_REMOUNT | MsFlags::MS_RDONLY | hardened, NONE)
+        .map_err(doing("make /sys/fs/cgroup read-only"))
 }
 
 fn proc_path(fd: &OwnedFd) -> PathBuf {

@@ -1,0 +1,57 @@
+//! The files of one container's log: the one that is written, and rotated parts with the time of their rotation in the name.
+//!
+//! The shim rotates a log that grows too large while it writes, so that a log never takes more than it may; the kubelet does for
+//! runtimes that do not. Everything goes by the directory's descriptor.
+
+use std::{fs, io};
+
+use jiff::Timestamp;
+
+use crate::beneath::Directory;
+
+/// The names of the rotated parts of the log `name`, oldest first.
+pub fn parts(directory: &Directory, name: &str) -> io::Result<Vec<String>> {
+    let prefix = format!("{name}.");
+    let mut parts: Vec<String> =
+        directory.names()?.into_iter().filter_map(|n| n.into_string().ok()).collect();
+    parts.retain(|n| n.starts_with(&prefix));
+    parts.sort();
+    Ok(parts)
+}
+
+/// Renames the log `name` and removes parts, so that with the next log there are at most `files` (2 at least). Returns the new
+/// name. Whoever writes still has the renamed file open.
+pub fn rotate(directory: &Directory, name: &str, now: Timestamp, files: usize) -> io::Result<String> {
+    let old = parts(directory, name)?;
+    let keep = files.saturating_sub(2);
+    for part in old.iter().take(old.len().saturating_sub(keep)) {
+        match fs::remove_file(directory.entry(part)?) {
+            Err(e) if e.kind() != io::ErrorKind::NotFound => return Err(e),
+            _ => {}
+        }
+    }
+    // A part of a second's beginning sorts before one of its middle.
+    let moved = format!("{name}.{}.{:09}", now.strftime("%Y%m%d-%H%M%S"), now.subsec_nanosecond());
+    fs::rename(directory.entry(name)?, directory.entry(&moved)?)?;
+    Ok(moved)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn keeps_the_newest() {
+        let dir = tempfile::tempdir().expect("tempdir");
+        let directory = Directory::open(dir.path()).expect("open");
+        for n in 0..6 {
+            fs::write(dir.path().join("0.log"), n.to_string()).expect("write");
+            // Two in each second.
+            let now = Timestamp::from_millisecond(1_800_000_000_000 + n * 500).expect("time");
+            rotate(&directory, "0.log", now, 3).expect("rotate");
+        }
+        let read = |p: &String| fs::read_to_string(dir.path().join(p)).expect("read");
+        let left: Vec<String> = parts(&directory, "0.log").expect("parts").iter().map(read).collect();
+        assert_eq!(left, ["4", "5"]);
+    }
+}
