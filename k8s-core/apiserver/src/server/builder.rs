@@ -19,7 +19,7 @@ use crate::{
     limits::{Gate, Limits},
     outbound::ClientIdentity,
     proxy::NodeConnector,
-    resources::{Resource, SharedRegistry},
+    resources::{Resource, SharedRegistry, is_built_in},
     stages::{Audit, Authenticate, Authorize, FlowControl},
 };
 
@@ -248,6 +248,12 @@ impl Builder {
         };
         for made in self.typed {
             let made = made?;
+            if let Some(taken) = made.iter().find(|r| is_built_in(&r.storage)) {
+                return Err(format!(
+                    "{} cannot be served: {} is a built-in resource",
+                    taken.kind, taken.storage
+                ));
+            }
             if let Some(name) = made.first().map(|r| format!("type/{}", r.storage)) {
                 server.inner.registry.define(&name, made);
             }

@@ -10,7 +10,10 @@ use serde_json::{Value, json};
 use super::{BASE, Strategy, immutable};
 use crate::{
     invalid::{FieldErrors, names},
-    resources::custom::Rules,
+    resources::{
+        custom::{Rules, from_third_party},
+        is_built_in,
+    },
     value::{child, default, default_text, list, text, truth},
 };
 
@@ -166,6 +169,9 @@ pub static THIRD_PARTY_RESOURCE: Strategy = Strategy {
                 name,
                 "must be <kind-in-kebab-case>.<domain>, such as rds-database.stable.example.com",
             );
+        }
+        if from_third_party(tpr).iter().any(|made| is_built_in(&made.storage)) {
+            errors.invalid("metadata.name", name, "is the name of a built-in resource");
         }
         if list(tpr, "/versions").is_empty() {
             errors.required("versions", "must specify at least one version");
