@@ -1,7 +1,8 @@
 //! Limits on what clients over sockets may hold at once: requests, long-running requests, bytes of bodies, and time.
 //!
-//! Flow: [`listen`](crate::listen) marks each request with its [`Connection`]; when its user is known it gets a [`Ticket`], or 429. The ticket counts until the
-//! answer's last byte is taken; an upgraded connection keeps it until it ends. Calls in the same process have no connection, and no limits.
+//! Flow: [`listen`](crate::listen) marks each request with its [`Connection`]; when its user is known it gets a [`Ticket`], waits a moment for one, or gets
+//! 429. The ticket counts until the answer's last byte is taken; an upgraded connection keeps it until it ends. Calls in the same process have no connection,
+//! and no limits.
 //!
 //! Guarantee: nobody but members of `system:masters` can hold more than half of what there is, so one user keeps none of the others waiting. Members of
 //! `system:masters` are never turned away for the number of requests (as upstream), only for bytes.
@@ -97,7 +98,10 @@ impl Class {
 /// What somebody holds.
 #[derive(Debug)]
 struct Held {
-    requests: [AtomicUsize; 3],
+    /// Places of requests, by class.
+    requests: [Arc<Semaphore>; 3],
+    /// How many wait for one.
+    waiting: AtomicUsize,
     bytes: AtomicUsize,
     /// Places to work at what takes long.
     heavy: Arc<Semaphore>,
@@ -106,9 +110,12 @@ struct Held {
 }
 
 impl Held {
-    fn new(heavy: usize, pieces: usize) -> Self {
+    fn new(requests: [usize; 3], heavy: usize, pieces: usize) -> Self {
+        // 0: any number.
+        let places = |most| Arc::new(Semaphore::new(if most == 0 { Semaphore::MAX_PERMITS } else { most }));
         Held {
-            requests: Default::default(),
+            requests: requests.map(places),
+            waiting: AtomicUsize::new(0),
             bytes: AtomicUsize::new(0),
             heavy: Arc::new(Semaphore::new(heavy)),
             pieces: Arc::new(Semaphore::new(pieces)),
@@ -145,6 +152,11 @@ fn add(number: &AtomicUsize, n: usize, most: usize) -> bool {
     number.fetch_update(Ordering::AcqRel, Ordering::Acquire, more).is_ok()
 }
 
+/// How many requests of each class there may be.
+fn numbers(limits: &Limits) -> [usize; 3] {
+    [limits.requests, limits.mutating, limits.long_running]
+}
+
 /// One user's part of a limit.
 fn share(most: usize) -> usize {
     most.div_ceil(2)
@@ -173,6 +185,7 @@ pub(crate) struct Ticket {
     class: Class,
     /// Members of `system:masters` have no share.
     unshared: bool,
+    _places: Option<Place>,
     bytes: AtomicUsize,
     /// The place that it works at.
     place: Mutex<Option<Place>>,
@@ -180,15 +193,8 @@ pub(crate) struct Ticket {
 
 impl Gate {
     pub(crate) fn new(limits: Limits) -> Self {
-        Gate { limits, all: Held::new(heavy(), PIECES), users: Mutex::default() }
-    }
-
-    fn most(&self, class: Class) -> usize {
-        match class {
-            Class::Reading => self.limits.requests,
-            Class::Mutating => self.limits.mutating,
-            Class::LongRunning => self.limits.long_running,
-        }
+        let all = Held::new(numbers(&limits), heavy(), PIECES);
+        Gate { limits, all, users: Mutex::default() }
     }
 
     /// What a user holds. A connection is mostly one user's, and remembers it.
@@ -202,8 +208,10 @@ impl Gate {
             if users.len() >= 1024 && users.len().is_power_of_two() {
                 users.retain(|_, account| account.strong_count() > 0);
             }
-            let account =
-                Arc::new(Account { user: user.into(), held: Held::new(share(heavy()), share(PIECES)) });
+            let account = Arc::new(Account {
+                user: user.into(),
+                held: Held::new(numbers(&self.limits).map(share), share(heavy()), share(PIECES)),
+            });
             users.insert(user.into(), Arc::downgrade(&account));
             account
         });
@@ -211,11 +219,11 @@ impl Gate {
         account
     }
 
-    /// Lets a request in.
+    /// Lets a request in, at once or when others have ended.
     ///
     /// # Errors
     /// 429 when too many are.
-    pub(crate) fn enter(
+    pub(crate) async fn enter(
         self: &Arc<Self>,
         connection: &Connection,
         user: &User,
@@ -223,26 +231,47 @@ impl Gate {
     ) -> Result<Arc<Ticket>, ApiStatus> {
         let class = Class::of(info);
         let unshared = user.groups.iter().any(|group| group == "system:masters");
-        let most = if unshared { 0 } else { self.most(class) };
         let account = self.account(connection, &user.name);
-        let slot = class as usize;
-        if !add(&account.held.requests[slot], 1, share(most)) {
-            return Err(busy());
-        }
-        if !add(&self.all.requests[slot], 1, most) {
-            account.held.requests[slot].fetch_sub(1, Ordering::AcqRel);
-            return Err(busy());
-        }
+        let places = match unshared {
+            true => None,
+            false => Some(self.places(&account, class).await?),
+        };
         Ok(Arc::new(Ticket {
             gate: self.clone(),
             account,
             class,
             unshared,
+            _places: places,
             bytes: AtomicUsize::new(0),
             place: Mutex::default(),
         }))
     }
+
+    /// A place of the user and one of all. Who finds none waits a moment, so that a client with many requests at once is slowed and not turned away.
+    async fn places(&self, account: &Account, class: Class) -> Result<Place, ApiStatus> {
+        let (own, all) = (&account.held.requests[class as usize], &self.all.requests[class as usize]);
+        if let Some(own) = own.clone().try_acquire_owned().ok()
+            && let Some(all) = all.clone().try_acquire_owned().ok()
+        {
+            return Ok(Place { _own: Some(own), _all: Some(all) });
+        }
+        let waiting = &account.held.waiting;
+        if class == Class::LongRunning || waiting.fetch_add(1, Ordering::AcqRel) >= MOST_WAITING {
+            if class != Class::LongRunning {
+                waiting.fetch_sub(1, Ordering::AcqRel);
+            }
+            return Err(busy());
+        }
+        let place = tokio::time::timeout(LONGEST_WAIT, Place::take(own, all)).await;
+        waiting.fetch_sub(1, Ordering::AcqRel);
+        place.map_err(|_| busy())
+    }
 }
+
+/// How long a request waits for a place.
+const LONGEST_WAIT: Duration = Duration::from_secs(1);
+/// How many of one user wait.
+const MOST_WAITING: usize = 1000;
 
 /// 429, in upstream's words.
 fn busy() -> ApiStatus {
@@ -281,7 +310,8 @@ impl Ticket {
 
     /// A body whose bytes are counted.
     pub(crate) fn count(self: &Arc<Self>, body: Body) -> Body {
-        if self.is_long_running() { body } else { Counted { body, ticket: self.clone() }.boxed_unsync() }
+        let none = self.is_long_running() || http_body::Body::is_end_stream(&body);
+        if none { body } else { Counted { body, ticket: self.clone() }.boxed_unsync() }
     }
 
     /// Keeps a place until the answer begins.
@@ -314,7 +344,6 @@ impl Drop for Ticket {
     fn drop(&mut self) {
         let bytes = *self.bytes.get_mut();
         for held in [&self.account.held, &self.gate.all] {
-            held.requests[self.class as usize].fetch_sub(1, Ordering::AcqRel);
             held.bytes.fetch_sub(bytes, Ordering::AcqRel);
         }
     }
@@ -394,25 +423,33 @@ mod tests {
         }
     }
 
-    #[test]
-    fn a_user_has_half_and_masters_always_get_in() {
+    #[tokio::test(start_paused = true)]
+    async fn a_user_has_half_and_masters_always_get_in() {
         let limits = Limits { requests: 4, body_bytes: 100, ..Limits::default() };
         let gate = Arc::new(Gate::new(limits));
         let read = info("GET", "/api/v1/pods");
         let connection = Connection::default();
-        let enter = |user: &User| gate.enter(&connection, user, &read);
+        let (gate, connection, read) = (&gate, &connection, &read);
+        let enter = |user: &User| {
+            let user = user.clone();
+            async move { gate.enter(connection, &user, read).await }
+        };
         let (a, b, c) = (User::new("a", &[]), User::new("b", &[]), User::new("c", &[]));
-        let held = [enter(&a).unwrap(), enter(&a).unwrap()];
-        let refused = enter(&a).unwrap_err();
+        let held = [enter(&a).await.unwrap(), enter(&a).await.unwrap()];
+        let refused = enter(&a).await.unwrap_err();
         assert_eq!((refused.code(), refused.reason()), (429, "TooManyRequests"));
         assert_eq!(refused.status().details.as_ref().unwrap().retry_after_seconds, Some(1));
-        let others = [enter(&b).unwrap(), enter(&b).unwrap()];
-        assert!(enter(&c).is_err(), "all are taken");
-        let master = enter(&User::new("admin", &["system:masters"])).unwrap();
+        let others = [enter(&b).await.unwrap(), enter(&b).await.unwrap()];
+        assert!(enter(&c).await.is_err(), "all are taken");
+        let master = enter(&User::new("admin", &["system:masters"])).await.unwrap();
         assert!(held[0].take_bytes(50) && !held[1].take_bytes(1) && others[0].take_bytes(40));
         assert!(!others[1].take_bytes(11) && !master.take_bytes(11) && master.take_bytes(10));
-        drop(held);
-        drop(master);
-        assert!(enter(&c).unwrap().take_bytes(50), "what was held is given back");
+        let waiting = enter(&c);
+        let end = async {
+            tokio::time::sleep(Duration::from_millis(500)).await;
+            drop((held, master));
+        };
+        let (entered, ()) = futures::future::join(waiting, end).await;
+        assert!(entered.unwrap().take_bytes(50), "who waits gets what is given back");
     }
 }

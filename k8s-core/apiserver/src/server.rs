@@ -314,10 +314,10 @@ impl ApiServer {
         if let Some(response) = crate::health::public(self, &info, &query) {
             return Ok((response, Vec::new()));
         }
-        let Some(connection) = request.extensions().get::<Arc<Connection>>() else {
+        let Some(connection) = request.extensions().get::<Arc<Connection>>().cloned() else {
             return self.granted(request, info, query, user).await;
         };
-        let ticket = inner.gate.enter(connection, &user, &info)?;
+        let ticket = inner.gate.enter(&connection, &user, &info).await?;
         let mut request = request.map(|body| ticket.count(body));
         request.extensions_mut().insert(ticket.clone());
         let (mut response, warnings) = ticket.within(self.granted(request, info, query, user)).await?;

@@ -30,10 +30,8 @@ pub(crate) fn list(body: Body, ticket: Option<Arc<Ticket>>) -> Body {
             drop(place);
             let place = piece(ticket.as_deref()).await;
             loop {
-                let more = match body.frame().await.transpose()? {
-                    Some(frame) => Some(frame.into_data().unwrap_or_default()),
-                    None => None,
-                };
+                let frame = body.frame().await.transpose()?;
+                let more = frame.map(|frame| frame.into_data().unwrap_or_default());
                 let work = heavy(ticket.as_deref()).await;
                 let mut done = Ok(());
                 unhurried(true, || {

@@ -21,7 +21,7 @@ const LONGEST_DELAY: Duration = Duration::from_secs(30);
 /// Between attempts on a server that lacks the kind, or does not let it be read.
 const LONGEST_DELAY_WITHOUT: Duration = Duration::from_secs(120);
 /// A server that sends nothing for so long, and has not said that the initial state is complete, never will.
-const STALLED: Duration = Duration::from_secs(30);
+const STALLED: Duration = Duration::from_secs(90);
 /// Objects on a page of a list.
 const PAGE: u32 = 500;
 
