@@ -9,6 +9,7 @@ mod encoding;
 mod facts;
 mod golden;
 mod kube_rs;
+mod limits;
 mod lists;
 mod mutations;
 mod peer;
