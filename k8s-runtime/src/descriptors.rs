@@ -1,7 +1,7 @@
-//! How many files a node process may have open.
+//! The limit of open files.
 //!
-//! A server needs many: its soft limit is raised to the hard one, as Go programs do. Programs that it starts get the limit that it was started with, since some
-//! cannot deal with large descriptors; containers get the hard limit, as ever.
+//! A server raises its soft limit to the hard one, as Go programs do. A program that it starts gets the limit
+//! that the server was started with. Containers get the hard limit (see the shim).
 
 use std::sync::OnceLock;
 
@@ -22,7 +22,7 @@ pub fn raise() -> u64 {
     }
 }
 
-/// What a helper program is told in its environment.
+/// Returns the variable that tells a helper program the original soft limit.
 pub(crate) fn told() -> Option<(&'static str, String)> {
     ORIGINAL.get().map(|soft| (VARIABLE, soft.to_string()))
 }

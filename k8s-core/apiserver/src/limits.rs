@@ -1,11 +1,12 @@
 //! Limits on what clients over sockets may hold at once: requests, long-running requests, bytes of bodies, and time.
 //!
-//! Flow: [`listen`](crate::listen) marks each request with its [`Connection`]; when its user is known it gets a [`Ticket`], waits a moment for one, or gets
-//! 429. The ticket counts until the answer's last byte is taken; an upgraded connection keeps it until it ends. Calls in the same process have no connection,
-//! and no limits.
+//! Flow: [`listen`](crate::listen) marks each request with its [`Connection`]. When its user is known it gets a
+//! [`Ticket`], waits up to a second for one, or gets 429. The ticket is held until the answer's last byte is
+//! taken; an upgraded connection holds it until it ends. Calls in the same process have no connection and no
+//! limits.
 //!
-//! Guarantee: nobody but members of `system:masters` can hold more than half of what there is, so one user keeps none of the others waiting. Members of
-//! `system:masters` are never turned away for the number of requests (as upstream), only for bytes.
+//! Guarantee: one user holds at most half of each limit, so no user keeps others waiting. Members of
+//! `system:masters` are never refused for the number of requests (as upstream), only for bytes.
 
 use std::{
     collections::HashMap,
@@ -31,7 +32,7 @@ use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 
 use crate::{listen::Connection, request::RequestInfo, user::User};
 
-/// What clients over sockets may hold at once. A number of 0 is no limit.
+/// Limits on clients over sockets. A number of 0 is no limit.
 #[derive(Clone, Debug, PartialEq, Eq)]
 #[non_exhaustive]
 pub struct Limits {
@@ -43,15 +44,16 @@ pub struct Limits {
     pub long_running: usize,
     /// Bytes of request bodies. One user has half of them.
     pub body_bytes: usize,
-    /// How long a request may take until its answer begins (`--request-timeout`); long-running ones excepted.
+    /// Time from a request's headers to the beginning of its answer (`--request-timeout`). Not for long-running
+    /// requests.
     pub request_timeout: Duration,
-    /// How long a client may take for a request's headers, and for its first request.
+    /// Time for a request's headers, and for a connection's first request.
     pub header_timeout: Duration,
-    /// How long a connection without requests stays open.
+    /// Time that a connection without requests stays open.
     pub idle_timeout: Duration,
-    /// How long a client may take for the TLS handshake.
+    /// Time for the TLS handshake.
     pub handshake_timeout: Duration,
-    /// How long a client may leave an answer unread; long-running ones excepted.
+    /// Time that a client may leave an answer unread. Not for long-running requests.
     pub stalled_timeout: Duration,
     /// Connections. Beyond them the one that was idle longest makes room.
     pub connections: usize,
@@ -95,17 +97,17 @@ impl Class {
     }
 }
 
-/// What somebody holds.
+/// Places and bytes that are held.
 #[derive(Debug)]
 struct Held {
     /// Places of requests, by class.
     requests: [Arc<Semaphore>; 3],
-    /// How many wait for one.
+    /// Requests that wait for a place.
     waiting: AtomicUsize,
     bytes: AtomicUsize,
-    /// Places to work at what takes long.
+    /// Places for long work.
     heavy: Arc<Semaphore>,
-    /// Places to have a large rewritten piece of an answer that its client has not taken.
+    /// Places for a large rewritten piece of an answer that its client has not taken.
     pieces: Arc<Semaphore>,
 }
 
@@ -126,7 +128,7 @@ impl Held {
 /// Large rewritten pieces of answers at once. One user has half of them.
 const PIECES: usize = 16;
 
-/// How many work at once at what takes long (decoding a large body): as many as keep the processors busy.
+/// Number of places for long work (decoding a large body): twice the number of processors.
 fn heavy() -> usize {
     2 * std::thread::available_parallelism().map_or(1, usize::from)
 }
@@ -152,7 +154,7 @@ fn add(number: &AtomicUsize, n: usize, most: usize) -> bool {
     number.fetch_update(Ordering::AcqRel, Ordering::Acquire, more).is_ok()
 }
 
-/// How many requests of each class there may be.
+/// Limits of each class, in their order.
 fn numbers(limits: &Limits) -> [usize; 3] {
     [limits.requests, limits.mutating, limits.long_running]
 }
@@ -162,7 +164,7 @@ fn share(most: usize) -> usize {
     most.div_ceil(2)
 }
 
-/// What all clients hold, and each user.
+/// Limits, and what all clients and each user hold.
 #[derive(Debug)]
 pub(crate) struct Gate {
     pub(crate) limits: Limits,
@@ -170,7 +172,7 @@ pub(crate) struct Gate {
     users: Mutex<HashMap<Box<str>, Weak<Account>>>,
 }
 
-/// What one user holds.
+/// Places and bytes of one user.
 #[derive(Debug)]
 pub(crate) struct Account {
     user: Box<str>,
@@ -187,7 +189,7 @@ pub(crate) struct Ticket {
     unshared: bool,
     _places: Option<Place>,
     bytes: AtomicUsize,
-    /// The place that it works at.
+    /// The place for long work, while it has one.
     place: Mutex<Option<Place>>,
 }
 
@@ -197,7 +199,7 @@ impl Gate {
         Gate { limits, all, users: Mutex::default() }
     }
 
-    /// What a user holds. A connection is mostly one user's, and remembers it.
+    /// Returns the account of a user. The connection remembers the last one, since it is mostly one user's.
     fn account(&self, connection: &Connection, user: &str) -> Arc<Account> {
         let mut known = connection.account.lock().unwrap_or_else(PoisonError::into_inner);
         if let Some(account) = known.as_ref().filter(|account| *account.user == *user) {
@@ -247,7 +249,8 @@ impl Gate {
         }))
     }
 
-    /// A place of the user and one of all. Who finds none waits a moment, so that a client with many requests at once is slowed and not turned away.
+    /// Takes a place of the user and one of all. Waits up to [`LONGEST_WAIT`] for them, so that a client with
+    /// many requests at once is slowed and not refused.
     async fn places(&self, account: &Account, class: Class) -> Result<Place, ApiStatus> {
         let (own, all) = (&account.held.requests[class as usize], &self.all.requests[class as usize]);
         if let Some(own) = own.clone().try_acquire_owned().ok()
@@ -268,9 +271,9 @@ impl Gate {
     }
 }
 
-/// How long a request waits for a place.
+/// Time that a request waits for a place.
 const LONGEST_WAIT: Duration = Duration::from_secs(1);
-/// How many of one user wait.
+/// Requests of one user that wait.
 const MOST_WAITING: usize = 1000;
 
 /// 429, in upstream's words.
@@ -319,7 +322,7 @@ impl Ticket {
         *self.place.lock().unwrap_or_else(PoisonError::into_inner) = Some(place);
     }
 
-    /// Works on a request for as long as it may take.
+    /// Awaits the work on a request, at most for the request timeout.
     ///
     /// # Errors
     /// 504, in upstream's words, or the work's own.
@@ -349,7 +352,7 @@ impl Drop for Ticket {
     }
 }
 
-/// There is no room for more of a body.
+/// The error of a body for which no bytes are left.
 #[derive(Debug, thiserror::Error)]
 #[error("too many bytes of request bodies")]
 pub(crate) struct Crowded;

@@ -19,7 +19,8 @@ const CHUNK: usize = 64 << 10;
 /// The fields that hold a list's elements. They are the last that a list's JSON has.
 const ELEMENTS: [&str; 2] = ["items", "rows"];
 
-/// A list's JSON (or that of something else) as YAML. Only so many answers at once are at work, and have a piece that their client has not taken.
+/// Rewrites a list's JSON (or any other) as YAML. A ticket bounds how many answers work at once and how many hold
+/// a piece that their client has not taken.
 pub(crate) fn list(body: Body, ticket: Option<Arc<Ticket>>) -> Body {
     let writing = (Some(body), Writing::default(), None::<Place>);
     let frames = stream::try_unfold(writing, move |(body, mut writing, place)| {
@@ -67,7 +68,7 @@ async fn heavy(ticket: Option<&Ticket>) -> Option<Place> {
     }
 }
 
-/// Where in the text the reader is.
+/// Part of the text that is being read.
 #[derive(Clone, Copy, Debug, Default, PartialEq)]
 enum Part {
     /// Before the first element.
@@ -81,7 +82,7 @@ enum Part {
 #[derive(Debug, Default)]
 struct Writing {
     place: Part,
-    /// What was read and not yet written: the head, or the beginning of an element.
+    /// Text that was read and is not yet written: the head, or the beginning of an element.
     text: Vec<u8>,
     depth: usize,
     quoted: bool,

@@ -178,7 +178,7 @@ impl Store {
         self.0.visible.load(Ordering::Acquire)
     }
 
-    /// Why the store does not take all writes now (the disk is full, say); `None`: it does.
+    /// Returns why the store does not take all writes now (a full disk, for example); `None`: it takes them.
     #[must_use]
     pub fn ailment(&self) -> Option<String> {
         self.0.ailment.read().unwrap_or_else(std::sync::PoisonError::into_inner).clone()

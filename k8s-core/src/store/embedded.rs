@@ -42,7 +42,7 @@ pub struct Embedded {
     full: bool,
     /// The newest revision that was committed.
     revision: u64,
-    /// What a failed commit may have changed in the file: the states to go back to.
+    /// Records that undo a failed commit, which may have reached the file.
     undo: Vec<Record>,
 }
 

@@ -41,6 +41,8 @@ pub(crate) struct Connection {
     idle_since: AtomicU64,
     begun_at: AtomicU64,
     blocked_since: AtomicU64,
+    /// The same: when a request came, or a piece of an answer was taken.
+    progress_at: AtomicU64,
     /// Ends the connection at once.
     pub(super) close: CancellationToken,
     /// The user of the last request.
@@ -66,6 +68,7 @@ impl Connection {
             idle_since: AtomicU64::new(0),
             begun_at: AtomicU64::new(0),
             blocked_since: AtomicU64::new(0),
+            progress_at: AtomicU64::new(0),
             close: CancellationToken::new(),
             account: Mutex::default(),
             upgraded: Mutex::default(),
@@ -102,6 +105,7 @@ impl Connection {
         self.active.fetch_add(1, Ordering::AcqRel);
         self.served.fetch_add(1, Ordering::Relaxed);
         self.begun_at.store(0, Ordering::Relaxed);
+        self.progress_at.store(self.now(), Ordering::Relaxed);
         Active { connection: self.clone(), long: false }
     }
 
@@ -110,10 +114,18 @@ impl Connection {
         let now = self.now();
         let left =
             |since: u64, limit: Duration| limit.checked_sub(Duration::from_millis(now.saturating_sub(since)));
-        if self.active.load(Ordering::Acquire) > 0 {
+        let unread = "an answer was left unread";
+        let active = self.active.load(Ordering::Acquire);
+        if active > 0 {
+            let long = self.long.load(Ordering::Acquire);
             let blocked = self.blocked_since.load(Ordering::Relaxed);
-            if blocked > 0 && self.long.load(Ordering::Acquire) == 0 {
-                return left(blocked, limits.stalled_timeout).ok_or("an answer was left unread");
+            if blocked > 0 && long == 0 {
+                return left(blocked, limits.stalled_timeout).ok_or(unread);
+            }
+            // Over HTTP/2 a client can leave one answer unread while the connection goes on. Until its answer begins, a request has its own time.
+            if active > long && !limits.request_timeout.is_zero() {
+                let progress = self.progress_at.load(Ordering::Relaxed);
+                left(progress, limits.request_timeout + limits.stalled_timeout).ok_or(unread)?;
             }
             return Ok(LOOK);
         }
@@ -175,14 +187,14 @@ impl Active {
             self.long = true;
             self.connection.long.fetch_add(1, Ordering::AcqRel);
         }
-        response.map(|body| Holding { body, _active: self, _ticket: ticket }.boxed_unsync())
+        response.map(|body| Holding { body, active: self, _ticket: ticket }.boxed_unsync())
     }
 }
 
 /// A body that holds something until it is dropped.
 struct Holding {
     body: Body,
-    _active: Active,
+    active: Active,
     _ticket: Option<Arc<Ticket>>,
 }
 
@@ -194,7 +206,12 @@ impl http_body::Body for Holding {
         mut self: Pin<&mut Self>,
         cx: &mut Context<'_>,
     ) -> Poll<Option<Result<Frame<Bytes>, BoxError>>> {
-        Pin::new(&mut self.body).poll_frame(cx)
+        let frame = Pin::new(&mut self.body).poll_frame(cx);
+        if frame.is_ready() {
+            let connection = &self.active.connection;
+            connection.progress_at.store(connection.now(), Ordering::Relaxed);
+        }
+        frame
     }
 
     fn is_end_stream(&self) -> bool {
@@ -310,8 +327,14 @@ mod tests {
             let (why, after) = took(unread.clone()).await;
             assert_eq!((why, after), ("an answer was left unread", 60));
         }
+        let stuck = Arc::new(Connection::new(true));
+        let _active = stuck.begin();
+        let (why, after) = took(stuck.clone()).await;
+        assert!(why == "an answer was left unread" && (120..=135).contains(&after), "{why} {after}");
         let busy = Arc::new(Connection::new(false));
-        let _active = busy.begin();
+        let mut active = busy.begin();
+        active.long = true;
+        busy.long.fetch_add(1, Ordering::AcqRel);
         assert!(
             tokio::time::timeout(seconds(4000), busy.overdue(&limits)).await.is_err(),
             "a watch may be quiet"

@@ -12,6 +12,7 @@ mod escalation;
 mod facts;
 mod golden;
 mod kube_rs;
+mod limits;
 mod lists;
 mod mutations;
 mod patches;
