@@ -135,10 +135,10 @@ mod tests {
                     nix::fcntl::renameat2(here, &a, here, &b, flags).unwrap();
                 }
             });
-            for n in 0..1000 {
-                give_to_group(volume.path(), 4000 + n % 2).unwrap();
-            }
+            let given: Result<Vec<()>, _> =
+                (0..1000).map(|n| give_to_group(volume.path(), 4000 + n % 2)).collect();
             stop.store(true, Ordering::Relaxed);
+            given.unwrap();
         });
         for path in ["", "f"] {
             assert!(fs::metadata(host.path().join(path)).unwrap().gid() < 4000, "{path}");
