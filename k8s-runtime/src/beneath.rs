@@ -1,10 +1,11 @@
 //! Resolving paths beneath a directory whose contents others may change at any moment.
 //!
-//! A container can replace a directory of its volume by a symbolic link between a check and a use of a path. So nothing here
-//! checks a path: the kernel resolves it beneath an open directory (`openat2` with `RESOLVE_BENEATH`), and what was found is
-//! used by its descriptor.
+//! A container can replace a directory of its volume by a symbolic link between a check and a use of a path.
+//! So nothing here checks a path: the kernel resolves it beneath an open directory (`openat2` with
+//! `RESOLVE_BENEATH`), and what was found is used by its descriptor.
 //!
-//! Guarantee: no function opens, makes or names anything outside of the directory, whatever links the tree below it holds.
+//! Guarantee: no function opens, makes or names anything outside of the directory, whatever links the tree
+//! below it holds.
 //! Not here: the path that leads to the directory itself, which the caller vouches for.
 
 use std::{
@@ -21,7 +22,7 @@ use nix::sys::stat::{Mode, mkdirat};
 
 use crate::embedded::sys;
 
-/// `openat2` answers `EAGAIN` when a rename meets its look at `..`; so often it is asked again.
+/// Limit of calls of `openat2`, which answers `EAGAIN` when a rename meets its look at `..`.
 const ATTEMPTS: u32 = 128;
 
 /// An open directory, as the root of what is beneath it.
@@ -32,7 +33,8 @@ pub struct Directory {
 }
 
 impl Directory {
-    /// Opens the directory at `path`, following links in `path`. Links beneath it are followed as long as they stay beneath it.
+    /// Opens the directory at `path`, following links in `path`. Links beneath it are followed as long as
+    /// they stay beneath it.
     pub fn open(path: &Path) -> io::Result<Directory> {
         let file = fs::File::open(path)?;
         if !file.metadata()?.is_dir() {
@@ -48,7 +50,8 @@ impl Directory {
         self
     }
 
-    /// Opens what is at `path`, of whatever kind, as a place (`O_PATH`): nothing is read or written through it.
+    /// Opens what is at `path`, of whatever kind, as a place (`O_PATH`): nothing is read or written through
+    /// it.
     pub fn place(&self, path: &Path) -> io::Result<OwnedFd> {
         self.resolve(path, libc::O_PATH, 0)
     }
@@ -59,7 +62,8 @@ impl Directory {
         Ok(Directory { fd, resolve: self.resolve })
     }
 
-    /// Opens the regular file at `path` for reading. Anything else (a FIFO that would block, a device) is refused.
+    /// Opens the regular file at `path` for reading. Anything else (a FIFO that would block, a device) is
+    /// refused.
     pub fn read(&self, path: &Path) -> io::Result<fs::File> {
         regular(self.resolve(path, libc::O_RDONLY | libc::O_NONBLOCK | libc::O_NOCTTY, 0)?)
     }
@@ -70,13 +74,15 @@ impl Directory {
         regular(self.resolve(path, flags, mode)?)
     }
 
-    /// Makes the file at `path` with `mode` (less the umask) and opens it for writing. Anything that is there is refused.
+    /// Makes the file at `path` with `mode` (less the umask) and opens it for writing. Anything that is there
+    /// is refused.
     pub fn create_new(&self, path: &Path, mode: u32) -> io::Result<fs::File> {
         let flags = libc::O_WRONLY | libc::O_CREAT | libc::O_EXCL | libc::O_NOFOLLOW;
         self.resolve(path, flags, mode).map(Into::into)
     }
 
-    /// Makes what is missing of `path` as directories with exactly `mode`. What is there already may be of any kind.
+    /// Makes what is missing of `path` as directories with exactly `mode`. What is there already may be of
+    /// any kind.
     pub fn make_directories(&self, path: &Path, mode: u32) -> io::Result<()> {
         match self.place(path) {
             Err(e) if e.kind() == io::ErrorKind::NotFound => {}
@@ -104,8 +110,9 @@ impl Directory {
         Ok(())
     }
 
-    /// A path that names an entry of this directory by the directory's descriptor, for calls that do not follow a link
-    /// there (`lstat`, `readlink`, `symlink`, `rename`, `unlink`, `fs::remove_dir_all`). Valid while the directory is open.
+    /// A path that names an entry of this directory by the directory's descriptor, for calls that do not
+    /// follow a link there (`lstat`, `readlink`, `symlink`, `rename`, `unlink`, `fs::remove_dir_all`). Valid
+    /// while the directory is open.
     ///
     /// # Errors
     /// `name` is not the name of one entry.
@@ -155,7 +162,8 @@ impl AsFd for Directory {
     }
 }
 
-/// The path of what a descriptor refers to, for calls that take paths only. Valid while the descriptor is open.
+/// The path of what a descriptor refers to, for calls that take paths only. Valid while the descriptor is
+/// open.
 pub fn by_descriptor(fd: BorrowedFd<'_>) -> PathBuf {
     PathBuf::from(format!("/proc/self/fd/{}", fd.as_raw_fd()))
 }

@@ -1,7 +1,8 @@
-//! The files of one container's log: the one that is written, and rotated parts with the time of their rotation in the name.
+//! The files of one container's log: the one that is written, and rotated parts with the time of their
+//! rotation in the name.
 //!
-//! The shim rotates a log that grows too large while it writes, so that a log never takes more than it may; the kubelet does for
-//! runtimes that do not. Everything goes by the directory's descriptor.
+//! The shim rotates a log that grows too large while it writes, so that a log never takes more than it may;
+//! the kubelet does for runtimes that do not. Everything goes by the directory's descriptor.
 
 use std::{fs, io};
 
@@ -19,8 +20,8 @@ pub fn parts(directory: &Directory, name: &str) -> io::Result<Vec<String>> {
     Ok(parts)
 }
 
-/// Renames the log `name` and removes parts, so that with the next log there are at most `files` (2 at least). Returns the new
-/// name. Whoever writes still has the renamed file open.
+/// Renames the log `name` and removes parts, so that with the next log there are at most `files` (2 at
+/// least). Returns the new name. Whoever writes still has the renamed file open.
 pub fn rotate(directory: &Directory, name: &str, now: Timestamp, files: usize) -> io::Result<String> {
     let old = parts(directory, name)?;
     let keep = files.saturating_sub(2);

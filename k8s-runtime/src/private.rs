@@ -1,7 +1,7 @@
 //! Directories that only their owner enters.
 //!
-//! Unpacked images hold set-user-ID programs, and volumes hold Secrets: no user of the machine but root may come near them,
-//! whichever command made the directory first.
+//! Unpacked images hold set-user-ID programs, and volumes hold Secrets: no user of the machine but root may
+//! come near them, whichever command made the directory first.
 
 use std::{
     fs, io,
@@ -9,7 +9,8 @@ use std::{
     path::Path,
 };
 
-/// Makes a directory that only its owner can enter (0700), with its missing parents. One that is there loses what others may do.
+/// Makes a directory that only its owner can enter (0700), with its missing parents. One that is there loses
+/// what others may do.
 pub fn private_directory(path: &Path) -> io::Result<()> {
     fs::DirBuilder::new().recursive(true).mode(0o700).create(path)?;
     let directory = fs::File::open(path)?;

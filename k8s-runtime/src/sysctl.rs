@@ -1,8 +1,9 @@
-//! Which sysctls belong to a namespace that a pod can have of its own.
+//! Sysctls by the kernel namespace that they belong to.
 //!
-//! Everything else below `/proc/sys` is the machine's: written for a pod it would change every other pod and the host
-//! (`kernel.core_pattern` runs a program as root). The kubelet admits by this list, and the shim checks again before it writes.
-//! Names are written with dots or slashes, as `sysctl(8)` has it; what the first separator is not belongs to a name.
+//! Everything else below `/proc/sys` is the machine's: written for a pod it would change every other pod and
+//! the host (`kernel.core_pattern` runs a program as root). The kubelet admits by this list, and the shim
+//! checks again before it writes. Names are written with dots or slashes, as `sysctl(8)` has it; what the
+//! first separator is not belongs to a name.
 
 use std::path::{Path, PathBuf};
 

@@ -1,9 +1,10 @@
-//! Which device files the processes of a container can make and open: the rules that runc has by default.
+//! Rules for the device files that a container can make and open: those that runc has by default.
 //!
-//! Flow: [`restrict`] writes the rules to a fresh group, in cgroup version 1 through the devices controller, in version 2 as a small
-//! program (`BPF_PROG_TYPE_CGROUP_DEVICE`) that the kernel asks on each open and `mknod`.
-//! Guarantee: after it has succeeded, a process in the group opens nothing but [`RULES`], whatever capabilities it has and whatever
-//! it mounts. Privileged containers are not restricted.
+//! Flow: [`restrict`] writes the rules to a fresh group, in cgroup version 1 through the devices controller,
+//! in version 2 as a small program (`BPF_PROG_TYPE_CGROUP_DEVICE`) that the kernel asks on each open and
+//! `mknod`.
+//! Guarantee: after it has succeeded, a process in the group opens nothing but [`RULES`], whatever
+//! capabilities it has and whatever it mounts. Privileged containers are not restricted.
 
 use std::{fs, io};
 
@@ -21,7 +22,7 @@ const READ: u32 = 2;
 const WRITE: u32 = 4;
 const ALL: u32 = MKNOD | READ | WRITE;
 
-/// What is allowed. `None` stands for every number.
+/// Allows a kind of access to devices. `None` stands for every number.
 #[derive(Clone, Copy, Debug)]
 struct Rule {
     kind: Kind,
@@ -85,7 +86,8 @@ fn line(rule: &Rule) -> String {
     format!("{kind} {}:{} {access}", number(rule.major), number(rule.minor))
 }
 
-/// One instruction as the kernel's `struct bpf_insn` lies in memory, from its low byte: code, registers, offset, immediate.
+/// One instruction as the kernel's `struct bpf_insn` lies in memory, from its low byte: code, registers,
+/// offset, immediate.
 const fn instruction(code: u8, target: u8, source: u8, offset: i16, immediate: u32) -> u64 {
     code as u64
         | (target as u64 & 0xf) << 8
@@ -113,8 +115,8 @@ const MINOR: u8 = 5;
 
 /// The program: 1 where a rule covers all of the access that is asked for, else 0.
 ///
-/// The context is `struct bpf_cgroup_dev_ctx`: type in the low half of the first word and access in the high half, then major and
-/// minor number.
+/// The context is `struct bpf_cgroup_dev_ctx`: type in the low half of the first word and access in the high
+/// half, then major and minor number.
 fn program(rules: &[Rule]) -> Vec<u64> {
     let mut code = vec![
         instruction(LOAD_WORD, TYPE, CONTEXT, 0, 0),
@@ -208,7 +210,8 @@ mod tests {
         assert_eq!(lines[9], "c 136:* rwm");
     }
 
-    /// The kernel's verifier has the last word; where the machine lets nobody load programs, there is nothing to ask.
+    /// The kernel's verifier has the last word; where the machine lets nobody load programs, there is nothing
+    /// to ask.
     #[test]
     fn the_kernel_takes_the_program() {
         match sys::load_device_program(&program(&RULES)) {

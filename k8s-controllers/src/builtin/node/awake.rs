@@ -1,18 +1,19 @@
-//! How long something has been so while this process ran.
+//! Durations that count only the time in which this process ran.
 //!
-//! A process that was stopped, or whose machine slept, comes back to observations of long ago: no renewed lease was seen, but
-//! nobody looked either. Time in which nobody looked does not count, nor does a clock that was set.
+//! A process that was stopped, or whose machine slept, comes back to observations of long ago: no renewed
+//! lease was seen, but nobody looked either. Time in which nobody looked does not count, nor does a clock
+//! that was set.
 
 use std::time::Duration;
 
 use jiff::{SignedDuration, Timestamp};
 
-/// Who asks [`Awake::look`] does so at least this often.
+/// Longest time between two calls of [`Awake::look`] on one thing.
 pub(super) const LOOK_EVERY: Duration = Duration::from_secs(10);
-/// A look that is later than this was not late for being busy.
+/// Gap between two looks from which on the process must have been stopped.
 const PAUSED: SignedDuration = SignedDuration::from_secs(25);
 
-/// Since when, and the last time that it was looked at.
+/// The beginning of a state, and the last time that it was looked at.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub(super) struct Awake {
     since: Timestamp,
@@ -20,12 +21,12 @@ pub(super) struct Awake {
 }
 
 impl Awake {
-    /// It is so from now on.
+    /// Begins a state now.
     pub(super) fn begin(now: Timestamp) -> Self {
         Awake { since: now, looked: now }
     }
 
-    /// It still is: for how long, pauses not counted.
+    /// Returns for how long the state has held, pauses not counted.
     pub(super) fn look(&mut self, now: Timestamp) -> Duration {
         let gap = now.duration_since(self.looked);
         self.looked = now;

@@ -1,8 +1,9 @@
-//! What this node does not run, decided before anything of a pod is made.
+//! Admission: refuses pods that this node does not run, before anything of them is made.
 //!
-//! Flow: [`admit`] looks at the specification alone; a pod that it refuses is failed with the reason, for good. [`for_sandbox`]
-//! names what no sandbox can be made for; that is tried again, since a RuntimeClass may come. Reasons and messages are upstream's
-//! (`pkg/kubelet/sysctl`, `pkg/security/apparmor`, `pkg/kubelet/userns`).
+//! Flow: [`admit`] looks at the specification alone; a pod that it refuses is failed with the reason, for
+//! good. [`for_sandbox`] names what no sandbox can be made for; that is tried again, since a RuntimeClass may
+//! come. Reasons and messages are upstream's (`pkg/kubelet/sysctl`, `pkg/security/apparmor`,
+//! `pkg/kubelet/userns`).
 //! Guarantee: isolation that a pod asks for is either there or the pod does not run.
 
 use k8s_core::meta::ObjectExt;
@@ -11,8 +12,8 @@ use k8s_runtime::sysctl::{self, Namespace};
 use super::records;
 use crate::{context::Context, types::*};
 
-/// The sysctls that a pod may set without being asked about: of its own namespaces, and of no consequence to others. (Upstream asks
-/// for kernels up to 4.15 for some; the runtime needs a newer one.)
+/// The sysctls that a pod may set without being asked about: of its own namespaces, and of no consequence to
+/// others. (Upstream asks for kernels up to 4.15 for some; the runtime needs a newer one.)
 const SAFE_SYSCTLS: [&str; 12] = [
     "kernel.shm_rmid_forced",
     "net.ipv4.ip_local_port_range",
@@ -30,7 +31,7 @@ const SAFE_SYSCTLS: [&str; 12] = [
 const APPARMOR_ANNOTATION: &str = "container.apparmor.security.beta.kubernetes.io/";
 const LONGEST_PATTERN: usize = 253;
 
-/// Why a pod is failed.
+/// Reason and message of a pod that is failed.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) struct Refusal {
     pub(crate) reason: &'static str,
@@ -90,7 +91,7 @@ impl Sysctls {
     }
 }
 
-/// Whether this node may run the pod.
+/// Refuses a pod that this node must not run.
 pub(crate) fn admit(pod: &Pod, sysctls: &Sysctls) -> Result<(), Refusal> {
     let Some(spec) = &pod.spec else { return Ok(()) };
     let wanted = spec.security_context.iter().flat_map(|s| s.sysctls.iter().flatten());
@@ -114,14 +115,15 @@ pub(crate) fn admit(pod: &Pod, sysctls: &Sysctls) -> Result<(), Refusal> {
     Ok(())
 }
 
-/// What is true whatever the kernel has: the runtime sets no profile.
+/// Upstream's words. They hold whatever the kernel has, since the runtime sets no profile.
 const NO_APPARMOR: &str = "AppArmor is not enabled on the host";
 
 fn is_confined(profile: &AppArmorProfile) -> bool {
     profile.type_ != "Unconfined"
 }
 
-/// Refuses a container that asks for isolation which it would not have. Ephemeral containers come after [`admit`].
+/// Refuses a container that asks for isolation which it would not have. Ephemeral containers come after
+/// [`admit`].
 pub(crate) fn container(security: &SecurityContext) -> Result<(), String> {
     if security.app_armor_profile.as_ref().is_some_and(is_confined) {
         return Err(format!("Cannot enforce AppArmor: {NO_APPARMOR}"));
@@ -144,7 +146,7 @@ fn contexts(spec: &PodSpec) -> impl Iterator<Item = &SecurityContext> {
     main.chain(spec.ephemeral_containers.iter().flatten().filter_map(|c| c.security_context.as_ref()))
 }
 
-/// Says why no sandbox can be made for the pod now.
+/// Returns why no sandbox can be made for the pod now.
 pub(crate) async fn for_sandbox(cx: &Context, pod: &Pod) -> Result<(), String> {
     let spec = pod.spec.clone().unwrap_or_default();
     if let Some(name) = spec.runtime_class_name.as_deref().filter(|n| !n.is_empty()) {

@@ -1,8 +1,9 @@
-//! Who asks the listener, and whether they may.
+//! Authentication and authorization of the listener's requests.
 //!
-//! Flow: the client certificate's subject is the user (common name) and the groups (organizations); the API server is asked whether
-//! that user may use the node's subresource (SubjectAccessReview), a finer one first, then `nodes/proxy`, as upstream's
-//! `KubeletFineGrainedAuthz` has it. Requests from within this process were authorized by the API server.
+//! Flow: the client certificate's subject is the user (common name) and the groups (organizations); the API
+//! server is asked whether that user may use the node's subresource (SubjectAccessReview), a finer one first,
+//! then `nodes/proxy`, as upstream's `KubeletFineGrainedAuthz` has it. Requests from within this process were
+//! authorized by the API server.
 //! Guarantee: without an answer from the API server there is no access.
 
 use std::{
@@ -17,10 +18,10 @@ use k8s_core::client::Body;
 use super::{path_parts, text};
 use crate::{context::Context, types::*};
 
-/// How long an answer holds. (Upstream's defaults are 5 min and 30 s.)
+/// Time for which an answer holds. (Upstream's defaults are 5 min and 30 s.)
 const ALLOWED: Duration = Duration::from_secs(60);
 const DENIED: Duration = Duration::from_secs(10);
-/// So many answers are kept.
+/// Limit of remembered answers.
 const MOST: usize = 1024;
 
 /// A user by certificate.

@@ -1,7 +1,8 @@
 //! `exec` and `attach`: a process's streams over a WebSocket.
 //!
-//! Guarantees: what a client sent before it left arrives at the process; a command goes on when its client leaves (one with a
-//! terminal is hung up on, as on any lost terminal); an attach that came about ends with success, however the container ends.
+//! Guarantees: what a client sent before it left arrives at the process; a command goes on when its client
+//! leaves (one with a terminal is hung up on, as on any lost terminal); an attach that came about ends with
+//! success, however the container ends.
 
 use std::{sync::Arc, time::Duration};
 
@@ -33,7 +34,7 @@ pub(super) enum What {
 }
 
 const V5: &str = "v5.channel.k8s.io";
-/// From the fourth version on the error channel says how it ended in JSON, and says so of success too.
+/// Subprotocols. From the fourth version on the error channel holds a JSON status, of success too.
 const PROTOCOLS: [Protocol; 6] = [
     Protocol { name: V5, base64: false },
     Protocol { name: "v4.channel.k8s.io", base64: false },
@@ -43,7 +44,7 @@ const PROTOCOLS: [Protocol; 6] = [
     Protocol { name: "", base64: false },
 ];
 const CHUNK: usize = 32 * 1024;
-/// How long a container may take to read what a client that left had sent.
+/// Time for a container to read what a client that left had sent.
 const LAST_INPUT: Duration = Duration::from_secs(30);
 
 /// Which streams a client wants.
@@ -120,7 +121,7 @@ async fn open(
     })
 }
 
-/// What was agreed on with a client.
+/// The request and the protocol that was agreed on.
 #[derive(Clone, Copy, Debug)]
 struct Session {
     what: What,
@@ -283,7 +284,8 @@ async fn listen(
     }
 }
 
-/// Sends an output to the client. What nobody takes any more is read all the same, so that the process goes on.
+/// Sends an output to the client. What nobody takes any more is read all the same, so that the process goes
+/// on.
 async fn pump(
     stream: Option<Box<dyn AsyncRead + Send + Unpin>>,
     channel: u8,

@@ -1,7 +1,7 @@
 //! `fsGroup`: who owns what is in a volume.
 //!
-//! Guarantee: every step goes by descriptor, so that a pod which shares the volume and exchanges its entries meanwhile has
-//! nothing outside of the volume given to the group.
+//! Guarantee: every step goes by descriptor, so that a pod which shares the volume and exchanges its entries
+//! meanwhile has nothing outside of the volume given to the group.
 
 use std::{
     ffi::OsStr,
@@ -24,7 +24,8 @@ use super::VolumeError;
 /// Directories may be nested this deep; each level holds a descriptor while it is walked.
 const DEEPEST: usize = 256;
 
-/// Gives a directory and everything in it to a group, readable and writable by it. New files inherit the group.
+/// Gives a directory and everything in it to a group, readable and writable by it. New files inherit the
+/// group.
 pub(crate) fn give_to_group(path: &Path, group: u32) -> Result<(), VolumeError> {
     let give = || {
         let root = Directory::open(path)?.without_links();
@@ -134,10 +135,10 @@ mod tests {
                     nix::fcntl::renameat2(here, &a, here, &b, flags).unwrap();
                 }
             });
-            for n in 0..1000 {
-                give_to_group(volume.path(), 4000 + n % 2).unwrap();
-            }
+            let given: Result<Vec<()>, _> =
+                (0..1000).map(|n| give_to_group(volume.path(), 4000 + n % 2)).collect();
             stop.store(true, Ordering::Relaxed);
+            given.unwrap();
         });
         for path in ["", "f"] {
             assert!(fs::metadata(host.path().join(path)).unwrap().gid() < 4000, "{path}");

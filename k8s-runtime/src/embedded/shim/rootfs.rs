@@ -373,6 +373,15 @@ mod tests {
 
     use super::*;
 
+    /// Stops the swapper when the test ends, by a failure too.
+    struct Stop<'a>(&'a AtomicBool);
+
+    impl Drop for Stop<'_> {
+        fn drop(&mut self) {
+            self.0.store(true, Ordering::Relaxed);
+        }
+    }
+
     /// Renames two entries into each other's place until told to stop.
     fn swap(a: &Path, b: &Path, stop: &AtomicBool) -> u64 {
         let mut swaps = 0;
@@ -397,6 +406,7 @@ mod tests {
         let (mut inside, mut refused) = (0, 0);
         std::thread::scope(|scope| {
             let swapper = scope.spawn(|| swap(&a, &b, &stop));
+            let end = Stop(&stop);
             for n in 0..1000 {
                 let sub_path = if n % 2 == 0 { "a".into() } else { "a/deep".into() };
                 let bind = Mount { host_path: volume.path().into(), sub_path, ..Mount::default() };
@@ -414,7 +424,7 @@ mod tests {
                 }
                 std::thread::yield_now();
             }
-            stop.store(true, Ordering::Relaxed);
+            drop(end);
             assert!(swapper.join().expect("swapper") > 100);
         });
         assert!(inside > 0 && refused > 0, "{inside} mounted, {refused} refused");
