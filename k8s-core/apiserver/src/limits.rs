@@ -1,7 +1,7 @@
 //! Limits on what clients over sockets may hold at once: requests, long-running requests, bytes of bodies, and time.
 //!
-//! Flow: [`listen`](crate::listen) marks each request with its [`Connection`]. When its user is known it gets a
-//! [`Ticket`], waits up to a second for one, or gets 429. The ticket is held until the answer's last byte is
+//! Flow: [`listen`](crate::listen) marks each request with its `Connection`. When its user is known it gets a
+//! `Ticket`, waits up to a second for one, or gets 429. The ticket is held until the answer's last byte is
 //! taken; an upgraded connection holds it until it ends. Calls in the same process have no connection and no
 //! limits.
 //!
