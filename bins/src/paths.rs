@@ -1,6 +1,7 @@
 //! Where a cluster keeps its things, and the names it gives to what it makes outside its directories.
 
 use std::{
+    ffi::OsString,
     fs, io,
     os::unix::fs::{DirBuilderExt, PermissionsExt},
     path::{Path, PathBuf},
@@ -13,6 +14,8 @@ use crate::exit::{Code, Failure};
 
 /// The layout of a data directory that this program writes.
 const FORMAT: u32 = 1;
+/// The file that tells a data directory from any other, and its layout.
+const MARKER: &str = "format";
 
 /// The directories and names of one cluster, all from its data directory.
 #[derive(Clone, Debug)]
@@ -41,22 +44,83 @@ impl Paths {
     /// programs that change the user, volumes have Secrets.
     ///
     /// # Errors
-    /// The system's answer.
+    /// The system's answer; [`io::ErrorKind::DirectoryNotEmpty`] for a directory that holds something else.
     pub fn make(&self) -> io::Result<()> {
         let private = |path: &Path| fs::DirBuilder::new().recursive(true).mode(0o700).create(path);
-        let existed = self.data.exists();
         private(&self.data)?;
-        // A directory with other things in it may be meant for others as well; what is ours in it is not.
-        let ours = !existed || self.data.join("format").exists() || self.images().exists();
+        if !self.is_ours()? {
+            if let Some(foreign) = self.foreign()? {
+                return Err(io::Error::new(
+                    io::ErrorKind::DirectoryNotEmpty,
+                    format!("it is not empty and holds {foreign:?}, which is no part of a cluster"),
+                ));
+            }
+            fs::write(self.data.join(MARKER), format!("{FORMAT}\n"))?;
+        }
         let own = [self.pki(), self.images(), self.containers(), self.kubelet(), self.network(), self.logs()];
         own.iter().try_for_each(|path| private(path))?;
-        let is_wide = |path: &Path| fs::metadata(path).map(|m| m.permissions().mode() & 0o077 != 0);
-        for path in ours.then_some(&self.data).into_iter().chain(&own) {
-            if is_wide(path)? {
+        for path in std::iter::once(&self.data).chain(&own) {
+            if fs::metadata(path)?.permissions().mode() & 0o077 != 0 {
                 fs::set_permissions(path, fs::Permissions::from_mode(0o700))?;
             }
         }
         Ok(())
+    }
+
+    /// Whether this program made the directory: it holds the marker.
+    ///
+    /// # Errors
+    /// The system's answer.
+    pub fn is_ours(&self) -> io::Result<bool> {
+        match fs::symlink_metadata(self.data.join(MARKER)) {
+            Ok(marker) => Ok(marker.is_file()),
+            Err(e) if e.kind() == io::ErrorKind::NotFound => Ok(false),
+            Err(e) => Err(e),
+        }
+    }
+
+    /// An entry of the directory that neither this program makes nor an administrator puts there before the first start.
+    fn foreign(&self) -> io::Result<Option<OsString>> {
+        const GIVEN: [&str; 6] =
+            ["registries.yaml", "manifests", "images", "images-store", "pki", "lost+found"];
+        for entry in fs::read_dir(&self.data)? {
+            let name = entry?.file_name();
+            if !GIVEN.iter().any(|given| name == *given) {
+                return Ok(Some(name));
+            }
+        }
+        Ok(None)
+    }
+
+    /// The entries of the data directory that this program makes, the marker last. Nothing else in it is ever removed.
+    ///
+    /// # Errors
+    /// The system's answer.
+    pub fn own_entries(&self) -> io::Result<Vec<PathBuf>> {
+        const NAMES: [&str; 10] = [
+            "pki",
+            "images-store",
+            "containers",
+            "kubelet",
+            "network",
+            "logs",
+            "simulated",
+            "kubeconfig",
+            "lock",
+            MARKER,
+        ];
+        const PREFIXES: [&str; 2] = ["state.", ".hyperkube-"];
+        let mut found = Vec::new();
+        for entry in fs::read_dir(&self.data)? {
+            let entry = entry?;
+            let name = entry.file_name().to_string_lossy().into_owned();
+            if NAMES.contains(&&*name) || PREFIXES.iter().any(|prefix| name.starts_with(prefix)) {
+                found.push(entry.path());
+            }
+        }
+        // What was interrupted can be done again as long as the marker is there.
+        found.sort_by_key(|path| path.ends_with(MARKER));
+        Ok(found)
     }
 
     /// The store's file.
@@ -140,7 +204,7 @@ impl Lock {
                 format!("data directory {data:?} is in use by another hyperkube; stop that one or choose another with --data-dir"),
             )
         })?;
-        let marker = data.join("format");
+        let marker = data.join(MARKER);
         match fs::read_to_string(&marker) {
             Ok(text) => {
                 let have: u32 = text.trim().parse().unwrap_or(u32::MAX);
@@ -174,19 +238,22 @@ mod tests {
         let wide = |path: &Path| fs::set_permissions(path, fs::Permissions::from_mode(0o755)).unwrap();
         let paths = Paths::new(&parent.path().join("data")).unwrap();
         // As `image load` did before `up`.
-        fs::create_dir_all(paths.images()).unwrap();
+        paths.make().unwrap();
         wide(&paths.data);
+        wide(&paths.images());
         drop(Lock::take(&paths).unwrap());
         for path in [&paths.data, &paths.images(), &paths.kubelet(), &paths.pki(), &paths.containers()] {
             assert_eq!(mode(path), 0o700, "{path:?}");
         }
-        // A directory of somebody else's, chosen by mistake, is not closed to others.
+        // A directory of somebody else's, chosen by mistake, is refused and left as it is.
         let shared = Paths::new(&parent.path().join("shared")).unwrap();
         fs::create_dir(&shared.data).unwrap();
         wide(&shared.data);
         fs::write(shared.data.join("letter.txt"), "").unwrap();
-        shared.make().unwrap();
-        assert_eq!((mode(&shared.data), mode(&shared.kubelet())), (0o755, 0o700));
+        let refused = Lock::take(&shared).unwrap_err();
+        assert_eq!(refused.code, Code::Preflight);
+        assert!(refused.message.contains("letter.txt"), "{}", refused.message);
+        assert_eq!((mode(&shared.data), fs::read_dir(&shared.data).unwrap().count()), (0o755, 1));
     }
 
     #[test]

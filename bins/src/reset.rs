@@ -1,9 +1,12 @@
 //! Removing exactly what a cluster made on this machine.
+//!
+//! Guarantee: a directory without this program's marker is refused, whatever path was given; in one with it, only entries that this program makes are
+//! removed, and the directory itself only when nothing else is left in it.
 
-use std::{fs, path::Path};
+use std::{fs, io, path::Path};
 
 use crate::{
-    exit::Failure,
+    exit::{Code, Failure},
     paths::{Lock, Paths},
 };
 
@@ -18,12 +21,30 @@ pub fn leftovers(paths: &Paths) -> Result<Vec<String>, Failure> {
     found.extend(
         mounts_below(&paths.data).into_iter().chain(mounts_below(&paths.run)).map(|m| format!("mount {m}")),
     );
-    for directory in [&paths.data, &paths.run] {
-        if directory.exists() {
-            found.push(format!("directory {}", directory.display()));
-        }
+    let own = if paths.data.exists() { paths.own_entries() } else { Ok(Vec::new()) };
+    let own = own.map_err(Failure::io(format!("look into {}", paths.data.display())))?;
+    found.extend(own.iter().map(|path| path.display().to_string()));
+    if paths.run.exists() {
+        found.push(format!("directory {}", paths.run.display()));
     }
     Ok(found)
+}
+
+/// Refuses a directory that this program did not make.
+///
+/// # Errors
+/// Not one of this program's (3), not accessible (7 or 1).
+pub fn check(paths: &Paths) -> Result<(), Failure> {
+    let shown = paths.data.display();
+    if !paths.data.exists() || paths.is_ours().map_err(Failure::io(format!("look into {shown}")))? {
+        return Ok(());
+    }
+    Err(Failure::new(
+        Code::Preflight,
+        format!(
+            "{shown} is no data directory of a cluster (there is no file `format` in it); nothing was removed"
+        ),
+    ))
 }
 
 /// Removes a cluster that nobody runs any more: containers, mounts, namespaces, cgroups, network, files.
@@ -39,6 +60,7 @@ pub fn remove(paths: &Paths) -> Result<(), Failure> {
 /// # Errors
 /// As [`remove`].
 pub fn remove_telling(paths: &Paths, tell: impl Fn(&str)) -> Result<(), Failure> {
+    check(paths)?;
     // Taking the lock would make the directory.
     let lock = paths.data.exists().then(|| Lock::take(paths)).transpose()?;
     leftovers(paths)?.iter().for_each(|line| tell(line));
@@ -55,30 +77,73 @@ pub fn remove_telling(paths: &Paths, tell: impl Fn(&str)) -> Result<(), Failure>
         }
     }
     if problems.is_empty() {
-        for directory in [&paths.run, &paths.data] {
-            match fs::remove_dir_all(directory) {
-                Err(e) if e.kind() != std::io::ErrorKind::NotFound => {
-                    problems.push(format!("remove {}: {e}", directory.display()));
-                }
-                _ => {}
+        for entry in paths.own_entries().unwrap_or_default().iter().chain([&paths.run]) {
+            let removed = match fs::symlink_metadata(entry) {
+                Ok(meta) if meta.is_dir() => fs::remove_dir_all(entry),
+                Ok(_) => fs::remove_file(entry),
+                Err(e) => Err(e),
+            };
+            if let Err(e) = removed.or_else(absent_is_fine) {
+                problems.push(format!("remove {}: {e}", entry.display()));
             }
         }
+        // With something of the administrator's in it, or a file system mounted on it, it stays.
+        let _ = fs::remove_dir(&paths.data);
         // The parent is shared with other clusters; it goes with the last one.
         if let Some(parent) = paths.run.parent() {
             let _ = fs::remove_dir(parent);
         }
     }
     drop(lock);
-    if problems.is_empty() {
-        Ok(())
-    } else {
-        Err(Failure::new(crate::exit::Code::Failed, problems.join("; ")))
-    }
+    if problems.is_empty() { Ok(()) } else { Err(Failure::new(Code::Failed, problems.join("; "))) }
 }
 
-/// Mount points below a directory, in the order they were made.
+fn absent_is_fine(e: io::Error) -> io::Result<()> {
+    if e.kind() == io::ErrorKind::NotFound { Ok(()) } else { Err(e) }
+}
+
+/// Mount points below a directory (not on it: that is the administrator's), in the order they were made.
 fn mounts_below(directory: &Path) -> Vec<String> {
     let text = fs::read_to_string("/proc/self/mountinfo").unwrap_or_default();
     let points = text.lines().filter_map(|line| line.split(' ').nth(4)).map(|p| p.replace("\\040", " "));
-    points.filter(|p| Path::new(p).starts_with(directory)).collect()
+    points.filter(|p| Path::new(p) != directory && Path::new(p).starts_with(directory)).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// On directories of the test's own only: a `reset` that is wrong removes what it is given.
+    #[test]
+    fn only_what_a_cluster_made_is_removed() {
+        let parent = tempfile::tempdir().unwrap();
+        // A directory that only looks like one, as /etc does: it has a `network` of its own.
+        let foreign = Paths::new(&parent.path().join("etc")).unwrap();
+        fs::create_dir_all(foreign.data.join("network")).unwrap();
+        fs::write(foreign.data.join("passwd"), "root").unwrap();
+        let refused = remove(&foreign).unwrap_err();
+        assert_eq!(refused.code, Code::Preflight);
+        assert!(Lock::take(&foreign).is_err());
+        assert_eq!(fs::read_dir(&foreign.data).unwrap().count(), 2, "nothing was made or removed in it");
+        assert!(foreign.data.join("network").exists());
+
+        // One of ours, with a file of the administrator's and a link out.
+        let ours = Paths::new(&parent.path().join("data")).unwrap();
+        drop(Lock::take(&ours).unwrap());
+        fs::write(ours.data.join("registries.yaml"), "mirrors: {}").unwrap();
+        fs::write(ours.data.join("letter.txt"), "").unwrap();
+        fs::write(ours.store(), "").unwrap();
+        std::os::unix::fs::symlink(&foreign.data, ours.logs().join("out")).unwrap();
+        remove(&ours).unwrap();
+        let mut left: Vec<_> = fs::read_dir(&ours.data).unwrap().map(|e| e.unwrap().file_name()).collect();
+        left.sort();
+        assert_eq!(left, ["letter.txt", "registries.yaml"]);
+        assert!(foreign.data.join("passwd").exists(), "links are not followed");
+
+        let empty = Paths::new(&parent.path().join("empty")).unwrap();
+        drop(Lock::take(&empty).unwrap());
+        remove(&empty).unwrap();
+        assert!(!empty.data.exists());
+        remove(&empty).unwrap();
+    }
 }

@@ -18,6 +18,7 @@ pub(super) struct Reset {
 impl Reset {
     pub(super) fn run(self) -> Result<(), Failure> {
         let paths = Paths::new(&self.data.data_dir)?;
+        crate::reset::check(&paths)?;
         if self.dry_run {
             let found = crate::reset::leftovers(&paths)?;
             found.iter().for_each(|line| println!("would remove {line}"));
