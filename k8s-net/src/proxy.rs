@@ -248,7 +248,10 @@ impl Worker {
     fn plan(&self, key: &ObjectKey) -> Vec<plan::PortPlan> {
         let Some(service) = self.services.by_key(key) else { return Vec::new() };
         let slices = self.slices.by_index(BY_SERVICE, &key.to_string());
-        plan::plan(&service, &slices, &self.config.node_name)
+        let mut plans = plan::plan(&service, &slices, &self.config.node_name);
+        let ranges: Vec<_> = self.config.cluster_cidr.into_iter().chain(self.config.service_cidr).collect();
+        plan::drop_addresses_of_the_cluster(&mut plans, &ranges);
+        plans
     }
 
     async fn apply(&mut self, dirty: &mut Dirty, since: Instant) -> io::Result<()> {

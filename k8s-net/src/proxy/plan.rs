@@ -13,6 +13,8 @@ use k8s_core::{
     meta::ObjectExt,
 };
 
+use crate::cidr::Cidr;
+
 /// An endpoint's address and port.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub(crate) struct Backend {
@@ -76,6 +78,15 @@ impl PortPlan {
             Reach::Cluster => &self.all,
             Reach::Local => &self.local,
         }
+    }
+}
+
+/// Takes away external addresses that are the cluster's own, by its ranges: who may write a Service must not take the address of the cluster DNS, of
+/// another Service, of a pod or of the node's bridge.
+pub(crate) fn drop_addresses_of_the_cluster(plans: &mut [PortPlan], ranges: &[Cidr]) {
+    let is_own = |front: &Front| ranges.iter().any(|range| range.contains(front.address));
+    for plan in plans {
+        plan.fronts.retain(|front| !matches!(front.zone, Zone::Inside | Zone::Outside) || !is_own(front));
     }
 }
 
@@ -221,6 +232,20 @@ mod tests {
         let got = plan(&service, &[slice(json!([leaving, broken]))], "b");
         assert_eq!(addresses(&got[0].all), ["10.42.0.9:8080"]);
         assert!(plan(&service, &[slice(json!([broken]))], "b")[0].all.is_empty());
+    }
+
+    #[test]
+    fn external_addresses_are_never_the_clusters_own() {
+        let service = service(json!({"clusterIP": "10.43.0.7", "type": "NodePort",
+            "externalIPs": ["198.51.100.7", "10.43.0.10", "10.42.0.1"], "ports": [{"port": 80, "nodePort": 30080}]}));
+        let mut plans = plan(&service, &[], "a");
+        drop_addresses_of_the_cluster(
+            &mut plans,
+            &["10.42.0.0/16".parse().unwrap(), "10.43.0.0/16".parse().unwrap()],
+        );
+        let left: BTreeSet<String> = plans[0].fronts.iter().map(|f| f.address.to_string()).collect();
+        assert!(left.contains("10.43.0.7") && left.contains("198.51.100.7"), "{left:?}");
+        assert!(!left.contains("10.43.0.10") && !left.contains("10.42.0.1"), "{left:?}");
     }
 
     #[test]
