@@ -1,7 +1,8 @@
 //! Keeps the API server's copy of a pod's status current.
 //!
 //! The worker hands over the newest status and goes on. One task per pod writes it: states that are overtaken while a write is under way
-//! are skipped, failures are tried again until they succeed or the pod is gone.
+//! are skipped, failures are tried again until they succeed or the pod is gone. What somebody else writes over the kubelet's part of a status is
+//! written back, at most once a second. A pod that somebody else ended is left so.
 
 use std::{
     sync::{Arc, Mutex, PoisonError},
@@ -9,7 +10,11 @@ use std::{
 };
 
 use k8s_core::{client::Client, meta::ObjectExt};
-use tokio::{sync::watch, task::JoinHandle};
+use tokio::{
+    sync::{Notify, watch},
+    task::JoinHandle,
+    time::Instant,
+};
 use tracing::{debug, warn};
 
 use super::status;
@@ -20,11 +25,16 @@ const LONGEST_DELAY: Duration = Duration::from_secs(10);
 /// A step on the way to running waits this long for the next one to overtake it.
 const OVERTAKE: Duration = Duration::from_millis(50);
 
+/// The least time between two writes that put back what somebody else changed.
+const REPAIR: Duration = Duration::from_secs(1);
+
 /// A pod's status writer. Dropping it stops it.
 pub(crate) struct Writer {
     wanted: watch::Sender<(u64, PodStatus)>,
     written: watch::Receiver<u64>,
     newest: Arc<Mutex<Arc<Pod>>>,
+    /// Told when somebody else changed what the kubelet wrote.
+    foreign: Arc<Notify>,
     task: JoinHandle<()>,
 }
 
@@ -39,16 +49,39 @@ impl Writer {
         let newest = Arc::new(Mutex::new(pod));
         let (wanted, requests) = watch::channel((0, PodStatus::default()));
         let (done, written) = watch::channel(0);
-        let task = tokio::spawn(run(client, newest.clone(), requests, done));
-        Writer { wanted, written, newest, task }
+        let foreign = Arc::new(Notify::new());
+        let task = tokio::spawn(run(client, newest.clone(), requests, done, foreign.clone()));
+        Writer { wanted, written, newest, foreign, task }
     }
 
     /// The pod as the cache has it now.
     pub(crate) fn observe(&self, pod: &Arc<Pod>) {
         let mut newest = self.newest.lock().unwrap_or_else(PoisonError::into_inner);
-        if pod.revision() >= newest.revision() {
-            *newest = pod.clone();
+        if pod.revision() < newest.revision() {
+            return;
         }
+        let changed = pod.status != newest.status;
+        *newest = pod.clone();
+        drop(newest);
+        if changed && self.is_overwritten(pod) {
+            self.foreign.notify_one();
+        }
+    }
+
+    /// Whether a pod's status is another one than the kubelet wrote last, and nothing newer is on its way.
+    fn is_overwritten(&self, pod: &Pod) -> bool {
+        let (number, wanted) = self.wanted.borrow().clone();
+        if number == 0 || *self.written.borrow() != number {
+            return false;
+        }
+        let phase = |status: Option<&PodStatus>| status.and_then(|s| s.phase.clone()).unwrap_or_default();
+        let ended = |phase: String| phase == "Failed" || phase == "Succeeded";
+        if ended(phase(pod.status.as_ref())) && !ended(phase(Some(&wanted))) {
+            return false;
+        }
+        let mut merged = pod.clone();
+        status::merge(&mut merged, &wanted);
+        merged.status != pod.status
     }
 
     /// This status is to be written.
@@ -74,10 +107,12 @@ async fn run(
     newest: Arc<Mutex<Arc<Pod>>>,
     mut requests: watch::Receiver<(u64, PodStatus)>,
     done: watch::Sender<u64>,
+    foreign: Arc<Notify>,
 ) {
     let mut delay = FIRST_DELAY;
     let mut said_starting = false;
-    while requests.changed().await.is_ok() {
+    let mut repaired: Option<Instant> = None;
+    while next(&mut requests, &foreign, &mut repaired).await {
         if said_starting && is_starting(&requests.borrow().1) {
             requests.mark_unchanged();
             // Both outcomes are fine: a newer status, or this one after all.
@@ -93,6 +128,28 @@ async fn run(
             }
             tokio::time::sleep(delay).await;
             delay = (delay * 2).min(LONGEST_DELAY);
+        }
+    }
+}
+
+/// Waits for a status to write: a new one, or the last one again where somebody else changed it. `false`: there will be none.
+async fn next(
+    requests: &mut watch::Receiver<(u64, PodStatus)>,
+    foreign: &Notify,
+    repaired: &mut Option<Instant>,
+) -> bool {
+    let again = async {
+        foreign.notified().await;
+        if let Some(at) = *repaired {
+            tokio::time::sleep_until(at + REPAIR).await;
+        }
+    };
+    tokio::select! {
+        biased;
+        changed = requests.changed() => changed.is_ok(),
+        () = again => {
+            *repaired = Some(Instant::now());
+            true
         }
     }
 }

@@ -563,3 +563,27 @@ async fn a_node_that_was_made_unknown_says_that_it_is_ready_within_10_seconds() 
     node.until("ready", ready).await;
     assert!(node.seconds() - begun <= 10, "{} s", node.seconds() - begun);
 }
+
+/// Whoever may write `pods/status` can lie about a pod for a moment only.
+#[tokio::test(start_paused = true)]
+async fn a_status_that_somebody_else_wrote_is_put_right() {
+    use k8s_core::client::Patch;
+    let node = Node::start().await;
+    node.create("p", one(&["run"])).await;
+    node.until("ready", || node.phase("p") == "Running" && node.condition("p", "Ready") == "True").await;
+    let api = node.api.client().namespaced::<k8s_core::api::api::core::v1::Pod>("ns");
+    for lie in [
+        json!({"podIP": "10.42.0.77", "podIPs": [{"ip": "10.42.0.77"}], "containerStatuses": null}),
+        json!({"conditions": null, "phase": "Pending"}),
+    ] {
+        api.patch_status("p", &Patch::Merge(json!({"status": lie}))).await.unwrap();
+        node.until("the truth again", || {
+            let pod = node.pod("p").unwrap();
+            pod["status"]["podIP"] == "10.42.0.1"
+                && node.phase("p") == "Running"
+                && node.condition("p", "Ready") == "True"
+                && node.container("p", "/restartCount") == 0
+        })
+        .await;
+    }
+}
