@@ -158,3 +158,18 @@ async fn base64_may_have_line_breaks() {
     let refused = admin(&server, "POST", "/api/v1/namespaces/default/secrets", JSON, bad).await;
     assert!(refused.json()["message"].as_str().unwrap().contains("illegal base64 data at input byte 3"));
 }
+
+#[tokio::test]
+async fn a_gated_pod_is_not_bound() {
+    let server = server().await;
+    pod(&server).await;
+    let gated = json!({"metadata": {"name": "g"},
+        "spec": {"schedulingGates": [{"name": "a.b/wait"}], "containers": [{"name": "c", "image": "i:1"}]}});
+    admin(&server, "POST", "/api/v1/namespaces/default/pods", JSON, gated.to_string()).await;
+    let binding = r#"{"target":{"kind":"Node","name":"n"}}"#;
+    for (name, want) in [("g", 409), ("p", 201)] {
+        let path = format!("/api/v1/namespaces/default/pods/{name}/binding");
+        let answer = admin(&server, "POST", &path, JSON, binding).await;
+        assert_eq!(answer.status, want, "{}", answer.json());
+    }
+}

@@ -24,6 +24,7 @@ pub static CERTIFICATE_SIGNING_REQUEST: Strategy = Strategy {
     validate_status: |new, old, errors| {
         check_conditions(new, errors);
         check_transition(new, old, errors);
+        check_decisions(new, old, errors);
     },
     view: |view, new, errors| {
         date_conditions(view, new);
@@ -40,7 +41,7 @@ pub static CERTIFICATE_SIGNING_REQUEST: Strategy = Strategy {
                 }
                 check_transition(new, view.old, errors);
             }
-            "status" => check_decisions(new, view.old, errors),
+            "status" => keep_decisions(new, view.old),
             _ => {}
         }
     },
@@ -70,21 +71,29 @@ fn date_conditions(view: &View<'_>, new: &mut Value) {
     }
 }
 
-/// Whether a request is approved or denied is the approval subresource's to say: a status write keeps those conditions as they are.
-fn check_decisions(new: &mut Value, old: &Value, errors: &mut FieldErrors) {
-    for kind in ["Approved", "Denied"] {
+/// The conditions that the approval subresource alone may write.
+const DECISIONS: [&str; 2] = ["Approved", "Denied"];
+
+/// Keeps decisions as they are in a status write that has as many of them.
+fn keep_decisions(new: &mut Value, old: &Value) {
+    for kind in DECISIONS {
         let kept: Vec<Value> = conditions(old, kind).into_iter().cloned().collect();
-        let count = conditions(new, kind).len();
-        if count > kept.len() {
+        if conditions(new, kind).len() == kept.len() {
+            let all = new.pointer_mut("/status/conditions").and_then(Value::as_array_mut);
+            let same = all.into_iter().flatten().filter(|c| text(c, "/type") == kind);
+            same.zip(kept).for_each(|(condition, kept)| *condition = kept);
+        }
+    }
+}
+
+/// A status write adds no decision.
+fn check_decisions(new: &Value, old: &Value, errors: &mut FieldErrors) {
+    for kind in DECISIONS {
+        if conditions(new, kind).len() > conditions(old, kind).len() {
             errors.forbidden(
                 "status.conditions",
                 &format!("updates may not add a condition of type \"{kind}\""),
             );
-        }
-        if count == kept.len() {
-            let all = new.pointer_mut("/status/conditions").and_then(Value::as_array_mut);
-            let same = all.into_iter().flatten().filter(|c| text(c, "/type") == kind);
-            same.zip(kept).for_each(|(condition, kept)| *condition = kept);
         }
     }
 }

@@ -249,6 +249,9 @@ pub fn bind(
     if !have.is_empty() {
         return Err(format!("pod {} is already assigned to node {have:?}", text(pod, "/metadata/name")));
     }
+    if !list(pod, "/spec/schedulingGates").is_empty() {
+        return Err(format!("pod {} has non-empty .spec.schedulingGates", text(pod, "/metadata/name")));
+    }
     if let Some(spec) = child(pod, "spec") {
         spec["nodeName"] = node.into();
     }
