@@ -1,4 +1,6 @@
 //! The smallest RBAC role that a run needed.
+//!
+//! A watch counts as a list, too: a cache whose server does not send the initial state lists, and when that happens is chance.
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -44,6 +46,9 @@ impl Recorded {
         };
         let names = self.resources.entry((info.group.clone(), resource)).or_default();
         names.entry(info.verb.clone()).or_default().insert(info.name.clone());
+        if info.verb == "watch" {
+            names.entry("list".into()).or_default().insert(info.name.clone());
+        }
     }
 
     pub(crate) fn merge(&mut self, other: &Recorded) {

@@ -267,7 +267,7 @@ fn the_needed_role_is_the_smallest() {
         lab.create(&original("a", "x")).await;
         lab.settle().await;
         let role = lab.needed_role().to_string();
-        let wanted = "apiVersion: rbac.authorization.k8s.io/v1\nkind: ClusterRole\nmetadata:\n  name: copier\nrules:\n- apiGroups:\n  - \"\"\n  resources:\n  - configmaps\n  verbs:\n  - patch\n  - watch\n";
+        let wanted = "apiVersion: rbac.authorization.k8s.io/v1\nkind: ClusterRole\nmetadata:\n  name: copier\nrules:\n- apiGroups:\n  - \"\"\n  resources:\n  - configmaps\n  verbs:\n  - list\n  - patch\n  - watch\n";
         assert_eq!(role, wanted);
         let named = lab.needed_role_by_name().to_string();
         assert!(named.contains("a-copy"), "{named}");
