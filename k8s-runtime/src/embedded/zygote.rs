@@ -123,8 +123,20 @@ fn sealed_copy() -> io::Result<fs::File> {
     io::copy(&mut fs::File::open("/proc/self/exe")?, &mut copy)?;
     let seals =
         SealFlag::F_SEAL_SEAL | SealFlag::F_SEAL_SHRINK | SealFlag::F_SEAL_GROW | SealFlag::F_SEAL_WRITE;
-    fcntl(&copy, FcntlArg::F_ADD_SEALS(seals))?;
+    seal(&copy, seals)?;
     Ok(copy)
+}
+
+/// Adds seals. On a busy machine the kernel may still hold pages that were just written, and answers `EBUSY` until it lets go of them.
+fn seal(file: &fs::File, seals: SealFlag) -> io::Result<()> {
+    const ATTEMPTS: u32 = 100;
+    for _ in 1..ATTEMPTS {
+        match fcntl(file, FcntlArg::F_ADD_SEALS(seals)) {
+            Err(nix::errno::Errno::EBUSY) => std::thread::sleep(std::time::Duration::from_millis(20)),
+            other => return Ok(other.map(drop)?),
+        }
+    }
+    Ok(fcntl(file, FcntlArg::F_ADD_SEALS(seals)).map(drop)?)
 }
 
 /// The node process's handle.
