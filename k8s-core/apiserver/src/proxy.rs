@@ -22,7 +22,6 @@ use serde_json::Value;
 use tokio::net::TcpStream;
 
 use crate::{
-    auth::rbac::Attributes,
     request::RequestInfo,
     resources::Resource,
     server::{ApiServer, Call},
@@ -150,16 +149,7 @@ pub(crate) async fn handle(
     }
     if info.subresource != "log" {
         // A WebSocket begins with a GET: who may only read must not run commands by it.
-        let wanted = Attributes {
-            verb: "create",
-            group: &info.group,
-            resource: &info.resource,
-            subresource: &info.subresource,
-            namespace: &info.namespace,
-            name: &info.name,
-            path: "",
-        };
-        server.inner.authorize(&call.user, &wanted).await?;
+        server.inner.may_create(call).await?;
     }
     let (_, pod) = current(server, resource, &resource.key(&info.namespace, &info.name), &info.name)?;
     to_pod(server, call, &pod, request).await

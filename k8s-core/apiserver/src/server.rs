@@ -555,6 +555,22 @@ impl Inner {
         Err(ApiStatus::forbidden(a.group, a.resource, a.name, &why))
     }
 
+    /// Checks that the caller may `create` what the request is about: for a PUT or apply that finds no object, and for
+    /// a WebSocket, which begins with a GET.
+    pub(crate) async fn may_create(&self, call: &Call) -> Result<(), ApiStatus> {
+        let info = &call.info;
+        let wanted = Attributes {
+            verb: "create",
+            group: &info.group,
+            resource: &info.resource,
+            subresource: &info.subresource,
+            namespace: &info.namespace,
+            name: &info.name,
+            path: "",
+        };
+        self.authorize(&call.user, &wanted).await
+    }
+
     /// Serves what the definitions in the store define.
     fn load_definitions(&self) {
         for kind in ["customresourcedefinitions.apiextensions.k8s.io", "thirdpartyresources.extensions"] {

@@ -24,7 +24,6 @@ use serde_json::Value;
 
 use crate::{
     admission,
-    auth::rbac::Attributes,
     invalid::FieldErrors,
     read::Presenter,
     resources::{
@@ -135,21 +134,6 @@ pub(crate) async fn create(
     }
     let stored = insert(server, call, resource, object, dry_run, &recorder(call, resource)).await?;
     object_response(server, call, resource, StatusCode::CREATED, &stored)
-}
-
-/// Checks that a caller whose PUT or apply finds no object may create one.
-async fn may_create(server: &ApiServer, call: &Call) -> Result<(), ApiStatus> {
-    let info = &call.info;
-    let wanted = Attributes {
-        verb: "create",
-        group: &info.group,
-        resource: &info.resource,
-        subresource: &info.subresource,
-        namespace: &info.namespace,
-        name: &info.name,
-        path: "",
-    };
-    server.inner.authorize(&call.user, &wanted).await
 }
 
 /// Notes that the fields of a new object are its creator's.
@@ -340,7 +324,7 @@ pub(crate) async fn update(
         server.inner.store.get(&resource.storage, &key).is_none()
     };
     if call.info.subresource.is_empty() && put_rules::creates(resource) && absent() {
-        may_create(server, call).await?;
+        server.inner.may_create(call).await?;
         set(&mut object, "/metadata/resourceVersion", "".into());
         let stored = insert(server, call, resource, object, dry_run, &recorder(call, resource)).await?;
         return object_response(server, call, resource, StatusCode::CREATED, &stored);

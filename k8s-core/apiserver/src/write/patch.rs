@@ -15,8 +15,7 @@ use k8s_core::{
 use serde_json::Value;
 
 use super::{
-    Change, TRIES, dry_run, fit::fit, insert, may_create, modified, modify, object_response, precondition,
-    timestamp,
+    Change, TRIES, dry_run, fit::fit, insert, modified, modify, object_response, precondition, timestamp,
 };
 use crate::{
     decode,
@@ -186,7 +185,7 @@ async fn apply(
         if !call.info.subresource.is_empty() {
             return Err(ApiStatus::not_found(&resource.group, &resource.plural, name));
         }
-        may_create(server, call).await?;
+        server.inner.may_create(call).await?;
         let made = managed::apply(&managed::nothing(), &config, &resource.schema, &manager, force, &now)
             .map_err(conflicts)?;
         match insert(server, call, resource, made, dry_run, &|_, _| {}).await {
