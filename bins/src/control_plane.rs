@@ -169,6 +169,7 @@ impl ControlPlane {
             .authorization(AuthorizationMode::Rbac)
             .service_account_key(pki.service_account_key().map_err(Failure::because("service account key"))?)
             .service_range(config.services.network, config.services.prefix)
+            .pod_range(config.pods.network, config.pods.prefix)
             .nodes(kubelets.clone())
             .front_proxy(front_proxy.identity())
             .limits(limits())

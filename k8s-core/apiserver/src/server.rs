@@ -78,6 +78,8 @@ pub(crate) struct Inner {
     pub(crate) pace: Pace,
     /// Answers warn of what is stored and not acted on.
     pub(crate) warns_unenforced: bool,
+    /// The range of pod addresses, where it is configured.
+    pub(crate) pod_range: Option<(std::net::Ipv4Addr, u8)>,
     pub(crate) gate: Arc<Gate>,
     pub(crate) open_api: Mutex<HashMap<String, Bytes>>,
     pub(crate) ready: AtomicBool,

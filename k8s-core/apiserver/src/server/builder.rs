@@ -52,6 +52,7 @@ pub struct Builder {
     authorization: AuthorizationMode,
     service_account_key: Option<Vec<u8>>,
     service_range: (std::net::Ipv4Addr, u8),
+    pod_range: Option<(std::net::Ipv4Addr, u8)>,
     node_ports: (u16, u16),
     admission: Vec<Arc<dyn Admit>>,
     authenticators: Vec<Arc<dyn Authenticate>>,
@@ -81,6 +82,7 @@ impl Builder {
             authorization: AuthorizationMode::Rbac,
             service_account_key: None,
             service_range: (std::net::Ipv4Addr::new(10, 43, 0, 0), 16),
+            pod_range: None,
             node_ports: (30000, 32767),
             admission: Vec::new(),
             authenticators: Vec::new(),
@@ -124,6 +126,13 @@ impl Builder {
     #[must_use]
     pub fn service_range(mut self, network: std::net::Ipv4Addr, prefix: u8) -> Self {
         self.service_range = (network, prefix);
+        self
+    }
+    /// Range of pod addresses, for warnings about Services that claim such an address. Default: the pod ranges of the
+    /// nodes.
+    #[must_use]
+    pub fn pod_range(mut self, network: std::net::Ipv4Addr, prefix: u8) -> Self {
+        self.pod_range = Some((network, prefix));
         self
     }
     /// The range of node ports, both ends included. Default: 30000-32767.
@@ -240,6 +249,7 @@ impl Builder {
                 front_proxy: self.front_proxy,
                 pace: self.pace,
                 warns_unenforced: self.warns_unenforced,
+                pod_range: self.pod_range,
                 gate: Arc::new(Gate::new(self.limits)),
                 open_api: Mutex::default(),
                 ready: AtomicBool::new(false),
