@@ -120,6 +120,10 @@ impl Caller<'_> {
         self.server.inner.rbac.allows(&self.server.inner.store, self.user, wanted)
     }
 
+    fn is_granted_for_every_name(&self, wanted: &Attributes<'_>) -> bool {
+        self.server.inner.rbac.allows_every_name(&self.server.inner.store, self.user, wanted)
+    }
+
     /// Checks that the caller's own roles cover all rules.
     ///
     /// # Errors
@@ -154,26 +158,43 @@ impl Caller<'_> {
     fn look_up(&self, rule: &Value, missing: &mut Missing) {
         let texts = |part: &str| list(rule, part).iter().filter_map(Value::as_str).collect::<Vec<_>>();
         let (verbs, groups, resources) = (texts("/verbs"), texts("/apiGroups"), texts("/resources"));
+        // A rule without names is for all of them. The empty name is a name like others.
         let names = match texts("/resourceNames") {
-            names if names.is_empty() => vec![""],
-            names => names,
+            names if names.is_empty() => vec![None],
+            names => names.into_iter().map(Some).collect(),
         };
         for verb in verbs {
             for path in texts("/nonResourceURLs") {
                 let wanted = Attributes { verb, path, ..Attributes::default() };
                 if path.is_empty() || !self.is_granted(&wanted) {
-                    missing.add(["", "", "", path], verb);
+                    missing.add(Right { path: path.to_owned(), ..Right::default() }, verb);
                 }
             }
             for group in &groups {
                 for full in &resources {
                     let (resource, subresource) = full.split_once('/').unwrap_or((full, ""));
                     for name in &names {
-                        let namespace = self.namespace;
-                        let wanted =
-                            Attributes { verb, group, resource, subresource, namespace, name, path: "" };
-                        if !self.is_granted(&wanted) {
-                            missing.add([group, full, name, ""], verb);
+                        let wanted = Attributes {
+                            verb,
+                            group,
+                            resource,
+                            subresource,
+                            namespace: self.namespace,
+                            name: name.unwrap_or_default(),
+                            path: "",
+                        };
+                        let granted = match name {
+                            Some(_) => self.is_granted(&wanted),
+                            None => self.is_granted_for_every_name(&wanted),
+                        };
+                        if !granted {
+                            let right = Right {
+                                group: (*group).to_owned(),
+                                resource: (*full).to_owned(),
+                                name: name.map(str::to_owned),
+                                path: String::new(),
+                            };
+                            missing.add(right, verb);
                         }
                     }
                 }
@@ -182,13 +203,22 @@ impl Caller<'_> {
     }
 }
 
-/// Rights that are missing: verbs by group, resource, object name and path.
+/// A right but for its verb: a resource, with an object's name where only that one is meant, or a path.
+#[derive(Default, PartialEq, Eq, PartialOrd, Ord)]
+struct Right {
+    group: String,
+    resource: String,
+    name: Option<String>,
+    path: String,
+}
+
+/// Rights that are missing, with their verbs.
 #[derive(Default)]
-struct Missing(BTreeMap<[String; 4], Vec<String>>);
+struct Missing(BTreeMap<Right, Vec<String>>);
 
 impl Missing {
-    fn add(&mut self, of: [&str; 4], verb: &str) {
-        let verbs = self.0.entry(of.map(str::to_owned)).or_default();
+    fn add(&mut self, right: Right, verb: &str) {
+        let verbs = self.0.entry(right).or_default();
         if !verbs.iter().any(|v| v == verb) {
             verbs.push(verb.to_owned());
         }
@@ -199,7 +229,7 @@ impl Missing {
         let mut lines: Vec<String> = self
             .0
             .iter()
-            .map(|([group, resource, name, path], verbs)| {
+            .map(|(Right { group, resource, name, path }, verbs)| {
                 let part = |label: &str, value: &str| format!("{label}:[{value:?}]");
                 let mut parts = Vec::new();
                 if path.is_empty() && !resource.is_empty() {
@@ -207,7 +237,7 @@ impl Missing {
                 } else {
                     parts.push(part("NonResourceURLs", path));
                 }
-                if !name.is_empty() {
+                if let Some(name) = name {
                     parts.push(part("ResourceNames", name));
                 }
                 parts.push(format!("Verbs:{}", quoted(verbs)));

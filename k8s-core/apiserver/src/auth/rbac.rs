@@ -155,13 +155,28 @@ impl Rbac {
     /// Whether `user` may do it.
     #[must_use]
     pub fn allows(&self, store: &Store, user: &User, a: &Attributes<'_>) -> bool {
+        self.has_rule(store, user, a, |_| true)
+    }
+
+    /// Whether `user` may do it to objects of every name: a rule with `resourceNames` is not enough.
+    pub(crate) fn allows_every_name(&self, store: &Store, user: &User, a: &Attributes<'_>) -> bool {
+        self.has_rule(store, user, a, |rule| rule.names.is_empty())
+    }
+
+    fn has_rule(
+        &self,
+        store: &Store,
+        user: &User,
+        a: &Attributes<'_>,
+        counts: impl Fn(&Rule) -> bool,
+    ) -> bool {
         if user.groups.iter().any(|g| g == "system:masters") {
             return true;
         }
         let compiled = self.compiled(store);
         compiled.grants_of(user).any(|grant| {
             (grant.namespace.is_empty() || (a.path.is_empty() && grant.namespace == a.namespace))
-                && grant.rules.iter().any(|rule| rule.allows(a))
+                && grant.rules.iter().any(|rule| counts(rule) && rule.allows(a))
         })
     }
 
