@@ -26,7 +26,12 @@ pub(crate) async fn handle(
     let info = &call.info;
     let kind = match (info.group.as_str(), info.resource.as_str()) {
         ("", "componentstatuses") => return component_statuses(server, call).map(Some),
-        ("", "bindings") => return Err(ApiStatus::method_not_allowed()),
+        ("", "bindings") => {
+            if info.verb != "create" || info.namespace.is_empty() || !info.name.is_empty() {
+                return Err(ApiStatus::method_not_allowed());
+            }
+            return crate::special::create_binding(server, call, request).await.map(Some);
+        }
         ("authorization.k8s.io", "selfsubjectaccessreviews") => "SelfSubjectAccessReview",
         ("authorization.k8s.io", "subjectaccessreviews") => "SubjectAccessReview",
         ("authorization.k8s.io", "localsubjectaccessreviews") => "LocalSubjectAccessReview",

@@ -44,7 +44,8 @@ pub(crate) async fn handle(
         }
         ("binding", "create") => {
             let body = read_body(request).await?;
-            binding(server, call, resource, &body).await
+            let (object, _) = decode_body(call, "Binding", &body)?;
+            bind(server, call, resource, &call.info.name, &object).await
         }
         ("eviction", "create") => {
             let body = read_body(request).await?;
@@ -163,16 +164,40 @@ fn created() -> Response<Body> {
     respond::json_value(StatusCode::CREATED, &status)
 }
 
-/// `pods/<name>/binding`: the scheduler places a pod.
-async fn binding(
+/// POST of the collection `bindings`: as `pods/NAME/binding`, with the pod's name in the Binding's metadata.
+///
+/// # Errors
+/// 400 for a Binding without a name or of another namespace, else those of `pods/NAME/binding`.
+pub(crate) async fn create_binding(
+    server: &ApiServer,
+    call: &Call,
+    request: &mut Request<Body>,
+) -> Result<Response<Body>, ApiStatus> {
+    let body = read_body(request).await?;
+    let (binding, _) = decode_body(call, "Binding", &body)?;
+    let (namespace, name) = (text(&binding, "/metadata/namespace"), text(&binding, "/metadata/name"));
+    if !namespace.is_empty() && namespace != call.info.namespace {
+        return Err(ApiStatus::bad_request(
+            "the namespace of the provided object does not match the namespace sent on the request",
+        ));
+    }
+    if name.is_empty() {
+        return Err(ApiStatus::bad_request("Name parameter required."));
+    }
+    let pods = call.registry.find("", "v1", "pods").ok_or_else(ApiStatus::no_resource)?;
+    bind(server, call, pods, name, &binding).await
+}
+
+/// Places a pod on the node that a Binding names.
+async fn bind(
     server: &ApiServer,
     call: &Call,
     resource: &Arc<Resource>,
-    body: &[u8],
+    name: &str,
+    binding: &Value,
 ) -> Result<Response<Body>, ApiStatus> {
-    let (binding, _) = decode_body(call, "Binding", body)?;
-    let node = text(&binding, "/target/name").to_owned();
-    let kind = text(&binding, "/target/kind");
+    let node = text(binding, "/target/name").to_owned();
+    let kind = text(binding, "/target/kind");
     if !["", "Node"].contains(&kind) || node.is_empty() {
         let mut errors = FieldErrors::default();
         if node.is_empty() {
@@ -181,12 +206,11 @@ async fn binding(
         if !["", "Node"].contains(&kind) {
             errors.not_supported("target.kind", kind, &["Node"]);
         }
-        return Err(errors.into_status("", "Binding", &call.info.name));
+        return Err(errors.into_status("", "Binding", name));
     }
-    let uid = text(&binding, "/metadata/uid").to_owned();
-    let annotations = crate::value::map(&binding, "/metadata/annotations").cloned();
+    let uid = text(binding, "/metadata/uid").to_owned();
+    let annotations = crate::value::map(binding, "/metadata/annotations").cloned();
     let dry_run = write::dry_run(call, "CreateOptions")?;
-    let name = &call.info.name;
     let key = resource.key(&call.info.namespace, name);
     for _ in 0..write::TRIES {
         let (stored, old) = current(server, resource, &key, name)?;
