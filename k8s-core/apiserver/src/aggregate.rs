@@ -17,11 +17,11 @@ use k8s_core::{client::Body, store::Stored};
 use serde_json::Value;
 
 use crate::{
-    outbound::{Callee, ClientIdentity},
     respond,
     server::ApiServer,
     user::User,
     value::{integer, text, truth},
+    webhook_client::{Callee, ClientIdentity},
 };
 
 /// How APIServices are stored.

@@ -91,7 +91,7 @@ pub(crate) async fn remove(
     let gone =
         server.inner.store.delete(&resource.storage, key, revision, |revision| json.at(revision)).await?;
     server.inner.services.release(resource, object);
-    crate::extend::after_delete(server, resource, object).await;
+    crate::crd::after_delete(server, resource, object).await;
     Ok(gone)
 }
 
@@ -160,7 +160,7 @@ async fn delete_named(
         };
         match result {
             Ok(Outcome::Waiting(stored)) => {
-                crate::extend::after_write(server, resource, &stored).await;
+                crate::crd::after_write(server, resource, &stored).await;
                 return Ok(Outcome::Waiting(stored));
             }
             Ok(gone) => return Ok(gone),
@@ -176,7 +176,7 @@ async fn delete_named(
 /// Most objects are such, and a deletion of thousands (a namespace, the pods of a Deployment) decodes none of them.
 fn goes_at_once(resource: &Resource, stored: &Stored, options: &Options) -> Option<Unversioned> {
     let is_plain = matches!(options.propagation.as_str(), "" | "Background");
-    if !is_plain || crate::extend::is_read_at_its_end(resource) {
+    if !is_plain || crate::crd::is_read_at_its_end(resource) {
         return None;
     }
     if &*resource.storage == "pods" {

@@ -7,7 +7,7 @@ use k8s_core::{client::Body, status::ApiStatus};
 use serde_json::{Value, json};
 
 use crate::{
-    openapi,
+    metrics, openapi,
     resources::{Registry, Resource, Subresource},
     respond,
     server::{ApiServer, Call, not_found_page},
@@ -76,26 +76,10 @@ pub(crate) fn path(server: &ApiServer, call: &Call) -> Result<Response<Body>, Ap
             None => return Ok(not_found_page()),
         },
         ["openapi", rest @ ..] => return Ok(openapi::answer(server, call, rest)),
-        ["metrics"] => return Ok(respond::text(StatusCode::OK, metrics(server))),
+        ["metrics"] => return Ok(respond::text(StatusCode::OK, metrics::text(server))),
         _ => return Ok(not_found_page()),
     };
     Ok(respond::json_value(StatusCode::OK, &answer))
-}
-
-fn metrics(server: &ApiServer) -> String {
-    let mut out = String::from(
-        "# HELP apiserver_storage_objects Number of stored objects by kind.\n# TYPE apiserver_storage_objects gauge\n",
-    );
-    let mut seen = Vec::new();
-    for resource in server.inner.registry.now().all() {
-        if seen.contains(&resource.storage) {
-            continue;
-        }
-        seen.push(resource.storage.clone());
-        let count = server.inner.store.snapshot(&resource.storage).len();
-        out.push_str(&format!("apiserver_storage_objects{{resource=\"{}\"}} {count}\n", resource.storage));
-    }
-    out
 }
 
 fn paths(groups: &[(String, Vec<String>)]) -> Vec<String> {

@@ -317,7 +317,7 @@ async fn to_address(
         return exchange(TokioIo::new(tcp), out).await.map_err(failed);
     }
     // As upstream's: whoever proxies to a pod knows no authority for its certificate.
-    let tls = crate::outbound::unverified().map_err(|e| failed(e.into()))?;
+    let tls = crate::webhook_client::unverified().map_err(|e| failed(e.into()))?;
     let name = rustls::pki_types::ServerName::from(target.address.ip());
     let connecting = tokio_rustls::TlsConnector::from(tls).connect(name, tcp);
     match tokio::time::timeout(std::time::Duration::from_secs(10), connecting).await {

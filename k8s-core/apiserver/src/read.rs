@@ -4,8 +4,9 @@
 //! grow with its length, and no writer waits for it.
 
 mod present;
+mod revision;
 mod selection;
-mod state;
+pub(crate) mod table;
 mod watch;
 
 pub(crate) use present::Presenter;
@@ -31,8 +32,8 @@ use crate::{
     server::{ApiServer, Call},
     write::object_response,
 };
+use revision::{Continue, Moment};
 use selection::Selected;
-use state::{Continue, Moment};
 
 /// Bytes that are gathered before they are sent.
 const CHUNK: usize = 64 << 10;
@@ -61,7 +62,7 @@ pub(crate) fn list(
     let presenter = Presenter::from_call(server, call, resource)?;
     let selection = Selection::from_call(call, resource)?;
     let store = &server.inner.store;
-    let moment = state::of_list(call, store)?;
+    let moment = revision::of_list(call, store)?;
     let at = match &moment {
         Moment::Newest => None,
         Moment::Exact(revision) => Some(*revision),

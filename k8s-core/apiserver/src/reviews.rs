@@ -30,7 +30,7 @@ pub(crate) async fn handle(
             if info.verb != "create" || info.namespace.is_empty() || !info.name.is_empty() {
                 return Err(ApiStatus::method_not_allowed());
             }
-            return crate::special::create_binding(server, call, request).await.map(Some);
+            return crate::subresources::create_binding(server, call, request).await.map(Some);
         }
         ("authorization.k8s.io", "selfsubjectaccessreviews") => "SelfSubjectAccessReview",
         ("authorization.k8s.io", "subjectaccessreviews") => "SubjectAccessReview",
@@ -169,7 +169,7 @@ fn component_statuses(server: &ApiServer, call: &Call) -> Result<Response<Body>,
         let column = |name: &str, format: &str| json!({"name": name, "type": "string", "format": format, "description": "", "priority": 0});
         let rows: Vec<Value> = names
             .iter()
-            .map(|n| json!({"cells": [n, "Healthy", "ok", ""], "object": crate::table::metadata_only(&component(n))}))
+            .map(|n| json!({"cells": [n, "Healthy", "ok", ""], "object": crate::read::table::metadata_only(&component(n))}))
             .collect();
         let table = json!({"kind": "Table", "apiVersion": "meta.k8s.io/v1", "metadata": metadata,
             "columnDefinitions": [column("Name", "name"), column("Status", ""), column("Message", ""), column("Error", "")], "rows": rows});

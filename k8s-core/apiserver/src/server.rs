@@ -41,11 +41,10 @@ use crate::{
         rbac::{Attributes, Rbac},
         tokens::TokenIssuer,
     },
+    crd::reshape,
     decode::{self, MAX_BODY},
-    extend::reshape,
     limits::{Crowded, Gate, Ticket},
     listen::Connection,
-    outbound::ClientIdentity,
     proxy::NodeConnector,
     request::{Query, RequestInfo},
     resources::{Registry, Resource, SharedRegistry, selectable},
@@ -53,6 +52,7 @@ use crate::{
     stages::{Audit, Audited, Authenticate, Authorize, Credentials, Decision, FlowControl},
     user::User,
     value::text,
+    webhook_client::ClientIdentity,
     write::unhurried,
 };
 
@@ -414,7 +414,7 @@ impl ApiServer {
             if known.is_none() {
                 return Err(ApiStatus::no_resource());
             }
-            return crate::special::handle(self, call, resource, request).await;
+            return crate::subresources::handle(self, call, resource, request).await;
         }
         match info.verb.as_str() {
             "get" => crate::read::get(self, call, resource),

@@ -240,7 +240,7 @@ async fn insert(
         match put(server, resource, &key, Expect::Absent, &object).await {
             Ok(stored) => {
                 reserved.keep();
-                crate::extend::after_write(server, resource, &stored).await;
+                crate::crd::after_write(server, resource, &stored).await;
                 return Ok(stored.json.clone());
             }
             Err(StoreError::Conflict { .. }) if !prefix.is_empty() => {
@@ -475,7 +475,7 @@ pub(crate) async fn modify(
             Ok(written) => {
                 reserved.keep();
                 if !finished {
-                    crate::extend::after_write(server, resource, &written).await;
+                    crate::crd::after_write(server, resource, &written).await;
                 }
                 return Ok(written.json.clone());
             }

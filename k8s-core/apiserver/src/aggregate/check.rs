@@ -12,10 +12,10 @@ use serde_json::{Value, json};
 
 use super::{Remote, STORAGE, identify};
 use crate::{
-    outbound::Unreachable,
     server::ApiServer,
     user::User,
     value::{list, set, text},
+    webhook_client::Unreachable,
     write::{put, timestamp},
 };
 

@@ -7,10 +7,10 @@ use k8s_core::{client::body_from_bytes, status::ApiStatus};
 use serde_json::{Value, json};
 
 use crate::{
-    outbound::Callee,
     resources::Resource,
     server::ApiServer,
     value::{list, text},
+    webhook_client::Callee,
 };
 
 /// How long a webhook may take.

@@ -10,12 +10,12 @@ use k8s_core::{
 };
 use serde_json::{Value, json};
 
+use super::table::{metadata_only, row, table};
 use crate::{
     accept::{Encoding, Form, Offer, PROTOBUF, negotiate},
     resources::Resource,
     respond::status_value,
     server::{ApiServer, Call},
-    table::{metadata_only, row, table},
     value::{encode, metadata_of, text},
 };
 

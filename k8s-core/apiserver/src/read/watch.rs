@@ -18,7 +18,7 @@ use k8s_core::{
 use serde_json::Value;
 use tokio::time::Instant;
 
-use super::{CHUNK, Presenter, Selection, selection::Selected, state};
+use super::{CHUNK, Presenter, Selection, revision, selection::Selected};
 use crate::{
     resources::Resource,
     server::{ApiServer, Call},
@@ -58,7 +58,7 @@ pub(crate) fn watch(
     let presenter = Presenter::from_call(server, call, resource)?;
     let selection = Selection::from_call(call, resource)?;
     let store = &server.inner.store;
-    let (from, begin) = state::of_watch(call, store)?;
+    let (from, begin) = revision::of_watch(call, store)?;
     let initial = if begin {
         let selected = selection.select(store, &resource.storage, None);
         Some(selected.map_err(|e| ApiStatus::expired(e.to_string()))?)

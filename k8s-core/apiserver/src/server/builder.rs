@@ -17,10 +17,10 @@ use crate::{
     allocate::ServiceAllocator,
     auth::{Authenticator, AuthorizationMode, rbac::Rbac, tokens::TokenIssuer},
     limits::{Gate, Limits},
-    outbound::ClientIdentity,
     proxy::NodeConnector,
     resources::{Resource, SharedRegistry, is_built_in},
     stages::{Audit, Authenticate, Authorize, FlowControl},
+    webhook_client::ClientIdentity,
 };
 
 /// How often a server does what nobody asked for. A cluster in virtual time, where years pass, does little of it.
@@ -276,7 +276,7 @@ impl Builder {
             (made, _) => made.map_err(|e| e.to_string())?,
         }
         server.inner.ready.store(true, Ordering::Release);
-        crate::sweep::start(&server.inner);
+        crate::event_ttl::start(&server.inner);
         aggregate::start(&server);
         Ok(server)
     }
