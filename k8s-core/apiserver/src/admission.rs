@@ -13,7 +13,8 @@ use serde_json::{Value, json};
 
 use crate::{
     resources::Resource,
-    server::{ApiServer, Call},
+    server::Call,
+    state::State,
     user::User,
     value::{child, default, list, map, text},
 };
@@ -78,24 +79,24 @@ where
 
 /// Runs the built-in admission and then the server's own list.
 pub(crate) async fn run(
-    server: &ApiServer,
+    state: &Arc<State>,
     call: &Call,
     resource: &Resource,
     object: &mut Value,
     old: Option<&Value>,
 ) -> Result<(), ApiStatus> {
     if &*resource.storage == "pods" && old.is_none() {
-        priority(server, object)?;
-        service_account(server, object)?;
+        priority(state, object)?;
+        service_account(state, object)?;
         tolerations(object);
     }
     if &*resource.storage == "persistentvolumeclaims" && old.is_none() {
-        storage_class(server, object);
+        storage_class(state, object);
     }
     if &*resource.storage == RESOURCE_OF_REQUESTS && old.is_none() {
         requester(call, object);
     }
-    let own = &server.inner.admission;
+    let own = &state.admission;
     if !own.is_empty() {
         let operation = Operation::of(old);
         let mut admission = Admission { operation, user: &call.user, resource, object: &mut *object, old };
@@ -106,7 +107,7 @@ pub(crate) async fn run(
         resource.default(object);
     }
     if resource.group == escalation::GROUP {
-        escalation::check(server, call, resource, object, old).await?;
+        escalation::check(state, call, resource, object, old).await?;
     }
     Ok(())
 }
@@ -135,14 +136,14 @@ fn requester(call: &Call, object: &mut Value) {
 
 /// Asks the server's own list whether the object may be stored as it is.
 pub(crate) async fn validate(
-    server: &ApiServer,
+    state: &Arc<State>,
     call: &Call,
     resource: &Resource,
     object: &mut Value,
     old: Option<&Value>,
 ) -> Result<(), ApiStatus> {
     let operation = Operation::of(old);
-    for admit in &server.inner.admission {
+    for admit in &state.admission {
         admit.validate(&Admission { operation, user: &call.user, resource, object, old }).await?;
     }
     Ok(())
@@ -150,7 +151,7 @@ pub(crate) async fn validate(
 
 /// Objects are made only in namespaces that are there and stay.
 pub(crate) fn namespace(
-    server: &ApiServer,
+    state: &Arc<State>,
     resource: &Resource,
     namespace: &str,
     name: &str,
@@ -158,7 +159,7 @@ pub(crate) fn namespace(
     if !resource.namespaced {
         return Ok(());
     }
-    let Some(stored) = server.inner.store.get("namespaces", namespace) else {
+    let Some(stored) = state.store.get("namespaces", namespace) else {
         return Err(ApiStatus::not_found("", "namespaces", namespace));
     };
     if stored.fields.first().is_some_and(|phase| &**phase == "Terminating") {
@@ -182,14 +183,14 @@ pub(crate) fn delete(resource: &Resource, name: &str) -> Result<(), ApiStatus> {
     Ok(())
 }
 
-fn priority(server: &ApiServer, pod: &mut Value) -> Result<(), ApiStatus> {
+fn priority(state: &Arc<State>, pod: &mut Value) -> Result<(), ApiStatus> {
     let class = text(pod, "/spec/priorityClassName").to_owned();
     let found = |name: &str| -> Option<Value> {
-        let stored = server.inner.store.get("priorityclasses.scheduling.k8s.io", name)?;
+        let stored = state.store.get("priorityclasses.scheduling.k8s.io", name)?;
         serde_json::from_slice(&stored.json).ok()
     };
     let class = if class.is_empty() {
-        let snapshot = server.inner.store.snapshot("priorityclasses.scheduling.k8s.io");
+        let snapshot = state.store.snapshot("priorityclasses.scheduling.k8s.io");
         // Asked for every pod: the others are not decoded.
         let is_default = |s: &&Arc<Stored>| {
             k8s_core::json::find(&s.json, &["globalDefault"])
@@ -224,7 +225,7 @@ fn priority(server: &ApiServer, pod: &mut Value) -> Result<(), ApiStatus> {
 /// Where a pod finds its token.
 const TOKEN_PATH: &str = "/var/run/secrets/kubernetes.io/serviceaccount";
 
-fn service_account(server: &ApiServer, pod: &mut Value) -> Result<(), ApiStatus> {
+fn service_account(state: &Arc<State>, pod: &mut Value) -> Result<(), ApiStatus> {
     let namespace = text(pod, "/metadata/namespace").to_owned();
     let pod_name = text(pod, "/metadata/name").to_owned();
     // The kubelet's own pods have no account.
@@ -236,7 +237,7 @@ fn service_account(server: &ApiServer, pod: &mut Value) -> Result<(), ApiStatus>
         "" => "default".to_owned(),
         name => name.to_owned(),
     };
-    let Some(stored) = server.inner.store.get("serviceaccounts", &format!("{namespace}/{account}")) else {
+    let Some(stored) = state.store.get("serviceaccounts", &format!("{namespace}/{account}")) else {
         let why = format!(
             "error looking up service account {namespace}/{account}: serviceaccount \"{account}\" not found"
         );
@@ -309,14 +310,14 @@ fn tolerations(pod: &mut Value) {
 }
 
 /// Claims without a class get the default one.
-fn storage_class(server: &ApiServer, claim: &mut Value) {
+fn storage_class(state: &Arc<State>, claim: &mut Value) {
     let named = claim.pointer("/spec/storageClassName").is_some()
         || map(claim, "/metadata/annotations")
             .is_some_and(|a| a.contains_key("volume.beta.kubernetes.io/storage-class"));
     if named {
         return;
     }
-    let snapshot = server.inner.store.snapshot("storageclasses.storage.k8s.io");
+    let snapshot = state.store.snapshot("storageclasses.storage.k8s.io");
     let default =
         snapshot.range("", "").filter_map(|s| serde_json::from_slice::<Value>(&s.json).ok()).find(|c| {
             map(c, "/metadata/annotations").is_some_and(|a| {

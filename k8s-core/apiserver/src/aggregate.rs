@@ -18,7 +18,7 @@ use serde_json::Value;
 
 use crate::{
     respond,
-    server::ApiServer,
+    state::State,
     user::User,
     value::{integer, text, truth},
     webhook_client::{Callee, ClientIdentity},
@@ -83,7 +83,7 @@ impl Remote {
     /// Passes a request on.
     pub(crate) async fn forward(
         &self,
-        server: &ApiServer,
+        state: &Arc<State>,
         user: &User,
         request: &mut Request<Body>,
     ) -> Response<Body> {
@@ -97,7 +97,7 @@ impl Remote {
             Err(status) => return respond::failure(&status),
         };
         identify(user, out.headers_mut());
-        match callee.call(server, out).await {
+        match callee.call(state, out).await {
             Ok(mut response) => {
                 response.extensions_mut().insert(respond::Foreign);
                 response
@@ -156,9 +156,9 @@ impl Aggregator {
 }
 
 /// Called with every APIService that was written, and at the start with those that are there.
-pub(crate) fn after_write(server: &ApiServer, stored: &Arc<Stored>) {
+pub(crate) fn after_write(state: &Arc<State>, stored: &Arc<Stored>) {
     let Ok(service) = serde_json::from_slice::<Value>(&stored.json) else { return };
-    let (aggregator, name) = (&server.inner.aggregator, text(&service, "/metadata/name"));
+    let (aggregator, name) = (&state.aggregator, text(&service, "/metadata/name"));
     if !service.pointer("/spec/service").is_some_and(Value::is_object) {
         return aggregator.replace(name, None);
     }
@@ -166,27 +166,27 @@ pub(crate) fn after_write(server: &ApiServer, stored: &Arc<Stored>) {
     if known {
         return;
     }
-    let remote = Arc::new(Remote::new(&service, server.inner.front_proxy.as_ref()));
+    let remote = Arc::new(Remote::new(&service, state.front_proxy.as_ref()));
     aggregator.replace(name, Some(remote.clone()));
-    check::start(server, remote);
+    check::start(state, remote);
 }
 
 /// Called with every APIService that was deleted.
-pub(crate) fn after_delete(server: &ApiServer, service: &Value) {
-    server.inner.aggregator.replace(text(service, "/metadata/name"), None);
+pub(crate) fn after_delete(state: &Arc<State>, service: &Value) {
+    state.aggregator.replace(text(service, "/metadata/name"), None);
 }
 
 /// Begins to serve the APIServices that are there, and makes those of this server's own versions, whenever its definitions change.
-pub(crate) fn start(server: &ApiServer) {
-    for stored in server.inner.store.snapshot(STORAGE).range("", "") {
-        after_write(server, stored);
+pub(crate) fn start(state: &Arc<State>) {
+    for stored in state.store.snapshot(STORAGE).range("", "") {
+        after_write(state, stored);
     }
-    let (weak, changed) = (Arc::downgrade(&server.inner), server.inner.redefined.clone());
+    let (weak, changed) = (Arc::downgrade(state), state.redefined.clone());
     tokio::spawn(async move {
         loop {
-            let Some(server) = ApiServer::of(&weak) else { return };
-            local::register(&server).await;
-            drop(server);
+            let Some(state) = weak.upgrade() else { return };
+            local::register(&state).await;
+            drop(state);
             changed.notified().await;
         }
     });

@@ -11,7 +11,8 @@ use serde_json::Value;
 use crate::{
     aggregate,
     resources::{Resource, custom, is_built_in},
-    server::{ApiServer, meta_of},
+    server::meta_of,
+    state::State,
     value::{Unversioned, list, set, text},
     write::{put, timestamp},
 };
@@ -22,13 +23,13 @@ const THIRD_PARTY: &str = "thirdpartyresources.extensions";
 pub(crate) const CLEANUP: &str = "customresourcecleanup.apiextensions.k8s.io";
 
 /// Called with every object that was written.
-pub(crate) async fn after_write(server: &ApiServer, resource: &Resource, stored: &Arc<Stored>) {
+pub(crate) async fn after_write(state: &Arc<State>, resource: &Resource, stored: &Arc<Stored>) {
     match &*resource.storage {
         DEFINITIONS => {}
-        aggregate::STORAGE => return aggregate::after_write(server, stored),
+        aggregate::STORAGE => return aggregate::after_write(state, stored),
         THIRD_PARTY => {
             if let Ok(object) = serde_json::from_slice(&stored.json) {
-                server.inner.define(&object);
+                state.define(&object);
             }
             return;
         }
@@ -38,16 +39,16 @@ pub(crate) async fn after_write(server: &ApiServer, resource: &Resource, stored:
     if crd.pointer("/metadata/deletionTimestamp").is_some() {
         if names::is_established(crd.get("status").unwrap_or(&Value::Null)) {
             // Still served, but for new objects.
-            server.inner.define(&names::accepted(&crd, &crd["status"]));
+            state.define(&names::accepted(&crd, &crd["status"]));
         }
-        clean_up(server, resource, &crd, stored.revision).await;
+        clean_up(state, resource, &crd, stored.revision).await;
         return;
     }
-    let now = timestamp(server.inner.clock.now());
-    let conflicts = names::conflicts(server, &crd);
+    let now = timestamp(state.clock.now());
+    let conflicts = names::conflicts(state, &crd);
     let status = names::status(&crd, &conflicts, &now);
     if names::is_established(&status) {
-        server.inner.define(&names::accepted(&crd, &status));
+        state.define(&names::accepted(&crd, &status));
     }
     let mut new = crd.clone();
     let finalizers = list(&crd, "/metadata/finalizers");
@@ -61,7 +62,7 @@ pub(crate) async fn after_write(server: &ApiServer, resource: &Resource, stored:
         set(&mut new, "/metadata/finalizers", all.into());
     }
     // Somebody who wrote meanwhile comes through here as well.
-    let _ = put(server, resource, &stored.key, Expect::Revision(stored.revision), &new).await;
+    let _ = put(state, resource, &stored.key, Expect::Revision(stored.revision), &new).await;
 }
 
 /// Whether somebody has to read the objects of a resource when they go: [`after_delete`], or who gives back their addresses.
@@ -71,30 +72,30 @@ pub(crate) fn is_read_at_its_end(resource: &Resource) -> bool {
 }
 
 /// Called with every object that was deleted, if [`is_read_at_its_end`].
-pub(crate) async fn after_delete(server: &ApiServer, resource: &Resource, object: &Value) {
+pub(crate) async fn after_delete(state: &Arc<State>, resource: &Resource, object: &Value) {
     match &*resource.storage {
         DEFINITIONS => {
-            server.inner.undefine("CustomResourceDefinition", text(object, "/metadata/name"));
-            Box::pin(reconsider(server, text(object, "/spec/group"))).await;
+            state.undefine("CustomResourceDefinition", text(object, "/metadata/name"));
+            Box::pin(reconsider(state, text(object, "/spec/group"))).await;
         }
-        aggregate::STORAGE => aggregate::after_delete(server, object),
+        aggregate::STORAGE => aggregate::after_delete(state, object),
         THIRD_PARTY => {
-            server.inner.undefine("ThirdPartyResource", text(object, "/metadata/name"));
+            state.undefine("ThirdPartyResource", text(object, "/metadata/name"));
             for made in custom::from_third_party(object).iter().take(1) {
-                remove_all(server, &made.storage).await;
+                remove_all(state, &made.storage).await;
             }
         }
-        storage if resource.custom => Box::pin(resume(server, storage)).await,
+        storage if resource.custom => Box::pin(resume(state, storage)).await,
         _ => {}
     }
 }
 
 /// Removes what a ThirdPartyResource defined, as its deletion did in its time.
-async fn remove_all(server: &ApiServer, storage: &str) {
+async fn remove_all(state: &Arc<State>, storage: &str) {
     if is_built_in(storage) {
         return;
     }
-    let store = &server.inner.store;
+    let store = &state.store;
     for stored in store.snapshot(storage).range("", "") {
         let json = stored.json.clone();
         let _ = store.delete(storage, &stored.key, stored.revision, |_| json).await;
@@ -102,28 +103,28 @@ async fn remove_all(server: &ApiServer, storage: &str) {
 }
 
 /// Looks again at the definitions of a group that did not get their names: one that had them has gone.
-async fn reconsider(server: &ApiServer, group: &str) {
-    let registry = server.inner.registry.now();
+async fn reconsider(state: &Arc<State>, group: &str) {
+    let registry = state.registry.now();
     let Some(resource) = registry.find("apiextensions.k8s.io", "v1", "customresourcedefinitions") else {
         return;
     };
-    for stored in server.inner.store.snapshot(DEFINITIONS).range("", "") {
+    for stored in state.store.snapshot(DEFINITIONS).range("", "") {
         let Ok(crd) = serde_json::from_slice::<Value>(&stored.json) else { continue };
         let refused = list(&crd, "/status/conditions")
             .iter()
             .any(|c| text(c, "/type") == "NamesAccepted" && text(c, "/status") == "False");
         if refused && text(&crd, "/spec/group") == group {
-            after_write(server, resource, stored).await;
+            after_write(state, resource, stored).await;
         }
     }
 }
 
 /// Deletes the objects of a definition that is to go, then lets it go. Objects with finalizers are marked and waited for: the last of them to go comes
 /// through [`after_delete`].
-async fn clean_up(server: &ApiServer, resource: &Resource, crd: &Value, revision: u64) {
+async fn clean_up(state: &Arc<State>, resource: &Resource, crd: &Value, revision: u64) {
     let storage = storage_of(crd);
-    let store = &server.inner.store;
-    let now = timestamp(server.inner.clock.now());
+    let store = &state.store;
+    let now = timestamp(state.clock.now());
     // A definition that never got its names has no objects: those of that name are somebody else's.
     let owns = names::is_established(crd.get("status").unwrap_or(&Value::Null)) && !is_built_in(&storage);
     let objects = || store.snapshot(&storage);
@@ -151,9 +152,9 @@ async fn clean_up(server: &ApiServer, resource: &Resource, crd: &Value, revision
     }
     let name = text(crd, "/metadata/name");
     if crate::delete::is_finished(resource, &new) {
-        let _ = Box::pin(crate::delete::remove(server, resource, name, revision, &new)).await;
+        let _ = Box::pin(crate::delete::remove(state, resource, name, revision, &new)).await;
     } else if new != *crd {
-        let _ = put(server, resource, name, Expect::Revision(revision), &new).await;
+        let _ = put(state, resource, name, Expect::Revision(revision), &new).await;
     }
 }
 
@@ -163,12 +164,12 @@ fn storage_of(crd: &Value) -> String {
 }
 
 /// Goes on with a definition that waits for its last objects to go, one of which has.
-async fn resume(server: &ApiServer, storage: &str) {
-    let Some(stored) = server.inner.store.get(DEFINITIONS, storage) else { return };
+async fn resume(state: &Arc<State>, storage: &str) {
+    let Some(stored) = state.store.get(DEFINITIONS, storage) else { return };
     let Ok(crd) = serde_json::from_slice::<Value>(&stored.json) else { return };
-    let registry = server.inner.registry.now();
+    let registry = state.registry.now();
     let resource = registry.find("apiextensions.k8s.io", "v1", "customresourcedefinitions");
     if let (Some(resource), true) = (resource, crd.pointer("/metadata/deletionTimestamp").is_some()) {
-        clean_up(server, resource, &crd, stored.revision).await;
+        clean_up(state, resource, &crd, stored.revision).await;
     }
 }

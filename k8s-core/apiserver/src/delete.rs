@@ -16,7 +16,8 @@ use crate::{
     read::Selection,
     resources::Resource,
     respond,
-    server::{ApiServer, Call},
+    server::Call,
+    state::State,
     value::{Unversioned, child, integer, list, text},
     write::{
         TRIES, decode_body, dry_run, dry_run_of, modified, object_response, precondition, put, store_failure,
@@ -81,17 +82,16 @@ pub(crate) fn is_finished(resource: &Resource, object: &Value) -> bool {
 
 /// Takes an object out of the store; its last state is `object`.
 pub(crate) async fn remove(
-    server: &ApiServer,
+    state: &Arc<State>,
     resource: &Resource,
     key: &str,
     revision: u64,
     object: &Value,
 ) -> Result<Arc<Stored>, StoreError> {
     let json = Unversioned::encode(object);
-    let gone =
-        server.inner.store.delete(&resource.storage, key, revision, |revision| json.at(revision)).await?;
-    server.inner.services.release(resource, object);
-    crate::crd::after_delete(server, resource, object).await;
+    let gone = state.store.delete(&resource.storage, key, revision, |revision| json.at(revision)).await?;
+    state.services.release(resource, object);
+    crate::crd::after_delete(state, resource, object).await;
     Ok(gone)
 }
 
@@ -102,7 +102,7 @@ enum Outcome {
 }
 
 async fn delete_named(
-    server: &ApiServer,
+    state: &Arc<State>,
     resource: &Arc<Resource>,
     key: &str,
     options: &Options,
@@ -110,8 +110,7 @@ async fn delete_named(
     let dry_run = options.dry_run;
     let name = key.rsplit('/').next().unwrap_or(key);
     for _ in 0..TRIES {
-        let stored = server
-            .inner
+        let stored = state
             .store
             .get(&resource.storage, key)
             .ok_or_else(|| ApiStatus::not_found(&resource.group, &resource.plural, name))?;
@@ -130,7 +129,7 @@ async fn delete_named(
             if dry_run {
                 return Ok(Outcome::Gone(stored));
             }
-            let store = &server.inner.store;
+            let store = &state.store;
             match store.delete(&resource.storage, key, stored.revision, |revision| last.at(revision)).await {
                 Ok(gone) => return Ok(Outcome::Gone(gone)),
                 Err(StoreError::Conflict { .. }) => continue,
@@ -150,17 +149,17 @@ async fn delete_named(
             if let Some(left) = new.pointer_mut("/metadata/deletionGracePeriodSeconds") {
                 *left = 0.into();
             }
-            remove(server, resource, key, stored.revision, &new).await.map(Outcome::Gone)
+            remove(state, resource, key, stored.revision, &new).await.map(Outcome::Gone)
         } else {
-            mark(server, resource, &mut new, grace);
+            mark(state, resource, &mut new, grace);
             if new == old || dry_run {
                 return Ok(Outcome::Waiting(stored));
             }
-            put(server, resource, key, Expect::Revision(stored.revision), &new).await.map(Outcome::Waiting)
+            put(state, resource, key, Expect::Revision(stored.revision), &new).await.map(Outcome::Waiting)
         };
         match result {
             Ok(Outcome::Waiting(stored)) => {
-                crate::crd::after_write(server, resource, &stored).await;
+                crate::crd::after_write(state, resource, &stored).await;
                 return Ok(Outcome::Waiting(stored));
             }
             Ok(gone) => return Ok(gone),
@@ -257,8 +256,8 @@ fn finalize(object: &mut Value, options: &Options) {
 }
 
 /// Marks an object as being deleted.
-fn mark(server: &ApiServer, resource: &Resource, object: &mut Value, grace: i64) {
-    let now = server.inner.clock.now();
+fn mark(state: &Arc<State>, resource: &Resource, object: &mut Value, grace: i64) {
+    let now = state.clock.now();
     let running = object.pointer("/metadata/deletionTimestamp").is_some();
     let shorter = integer(object, "/metadata/deletionGracePeriodSeconds").is_none_or(|have| grace < have);
     if !running || shorter {
@@ -282,27 +281,27 @@ fn mark(server: &ApiServer, resource: &Resource, object: &mut Value, grace: i64)
 
 /// DELETE of an object.
 pub(crate) async fn one(
-    server: &ApiServer,
+    state: &Arc<State>,
     call: &Call,
     resource: &Arc<Resource>,
     body: &[u8],
 ) -> Result<Response<Body>, ApiStatus> {
     let options = options(call, body)?;
-    with(server, call, resource, &options).await
+    with(state, call, resource, &options).await
 }
 
 /// Deletes the object of a request's path.
 pub(crate) async fn with(
-    server: &ApiServer,
+    state: &Arc<State>,
     call: &Call,
     resource: &Arc<Resource>,
     options: &Options,
 ) -> Result<Response<Body>, ApiStatus> {
     let key = resource.key(&call.info.namespace, &call.info.name);
-    match delete_named(server, resource, &key, options).await? {
-        Outcome::Waiting(stored) => object_response(server, call, resource, StatusCode::OK, &stored.json),
+    match delete_named(state, resource, &key, options).await? {
+        Outcome::Waiting(stored) => object_response(state, call, resource, StatusCode::OK, &stored.json),
         Outcome::Gone(stored) if resource.strategy.returns_deleted => {
-            object_response(server, call, resource, StatusCode::OK, &stored.json)
+            object_response(state, call, resource, StatusCode::OK, &stored.json)
         }
         Outcome::Gone(stored) => {
             let mut details = json!({"name": stored.name(), "kind": resource.plural, "uid": &*stored.uid});
@@ -319,7 +318,7 @@ pub(crate) async fn with(
 
 /// DELETE of a collection: everything that is selected, as it was when the request came.
 pub(crate) async fn collection(
-    server: &ApiServer,
+    state: &Arc<State>,
     call: &Call,
     resource: &Arc<Resource>,
     body: &[u8],
@@ -327,11 +326,11 @@ pub(crate) async fn collection(
     let options = options(call, body)?;
     let selection = Selection::from_call(call, resource)?;
     let selected = selection
-        .select(&server.inner.store, &resource.storage, None)
+        .select(&state.store, &resource.storage, None)
         .map_err(|e| store_failure(resource, "", &e))?;
     let chosen: Vec<Arc<Stored>> = selected.after("").cloned().collect();
     let deletions = chosen.iter().map(|stored| async {
-        match delete_named(server, resource, &stored.key, &options).await {
+        match delete_named(state, resource, &stored.key, &options).await {
             Err(e) if e.code() != 404 => Err(e),
             _ => Ok(()),
         }
@@ -353,7 +352,7 @@ pub(crate) async fn collection(
         .collect();
     let list = json!({
         "kind": resource.list_kind, "apiVersion": resource.api_version(),
-        "metadata": {"resourceVersion": server.inner.store.revision().to_string()}, "items": items,
+        "metadata": {"resourceVersion": state.store.revision().to_string()}, "items": items,
     });
     Ok(respond::json_value(StatusCode::OK, &list))
 }

@@ -49,6 +49,7 @@ mod respond;
 mod reviews;
 mod server;
 pub mod stages;
+mod state;
 mod subresources;
 mod tokens;
 mod typed;

@@ -156,7 +156,7 @@ pub async fn serve(
                 continue;
             }
         };
-        if !open.make_room(server.inner.gate.limits.connections) {
+        if !open.make_room(server.state.gate.limits.connections) {
             debug!("too many connections");
             continue;
         }
@@ -186,7 +186,7 @@ impl Drop for Serving {
 
 impl Serving {
     async fn run(self, acceptor: TlsAcceptor, tcp: TcpStream, watcher: Watcher) {
-        let limits = &self.server.inner.gate.limits;
+        let limits = &self.server.state.gate.limits;
         // A handshake counts as a connection that nobody asks anything over.
         let shaking = Arc::new(Connection::new(false));
         self.open.all().insert(self.number, shaking.clone());

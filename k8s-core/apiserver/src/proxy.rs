@@ -24,7 +24,8 @@ use tokio::net::TcpStream;
 use crate::{
     request::RequestInfo,
     resources::Resource,
-    server::{ApiServer, Call},
+    server::Call,
+    state::State,
     value::{integer, list, map, text},
     write::current,
 };
@@ -107,9 +108,9 @@ where
         let server_side = hyper::upgrade::on(&mut response);
         tokio::spawn(async move {
             // A client that goes away before the handshake ends leaves nothing to copy.
-            if let (Ok(client), Ok(server)) = (client_side.await, server_side.await) {
+            if let (Ok(client), Ok(state)) = (client_side.await, server_side.await) {
                 let _ =
-                    tokio::io::copy_bidirectional(&mut TokioIo::new(client), &mut TokioIo::new(server)).await;
+                    tokio::io::copy_bidirectional(&mut TokioIo::new(client), &mut TokioIo::new(state)).await;
             }
         });
     }
@@ -122,7 +123,7 @@ fn encode(value: &str) -> String {
 
 /// Answers `log`, `exec`, `attach`, `portforward` and `proxy`.
 pub(crate) async fn handle(
-    server: &ApiServer,
+    state: &Arc<State>,
     call: &Call,
     resource: &Arc<Resource>,
     request: &mut Request<Body>,
@@ -133,14 +134,14 @@ pub(crate) async fn handle(
             return Ok(redirect);
         }
         let target = match &*resource.storage {
-            "pods" => target::of_pod(server, call, resource)?,
-            "services" => target::of_service(server, call)?,
-            _ => match target::of_node(server, call, resource).await? {
+            "pods" => target::of_pod(state, call, resource)?,
+            "services" => target::of_service(state, call)?,
+            _ => match target::of_node(state, call, resource).await? {
                 target::Node::Kubelet(node) => {
                     let path = with_query(if info.rest.is_empty() { "/" } else { &info.rest }, request);
                     // Other than logs and exec, this reaches any path: it must not lead into the server's own machine.
                     request.extensions_mut().insert(GlobalOnly);
-                    return to_node(server, &node, &path, request).await;
+                    return to_node(state, &node, &path, request).await;
                 }
                 target::Node::Port(target) => target,
             },
@@ -149,10 +150,10 @@ pub(crate) async fn handle(
     }
     if info.subresource != "log" {
         // A WebSocket begins with a GET: who may only read must not run commands by it.
-        server.inner.may_create(call).await?;
+        state.may_create(call).await?;
     }
-    let (_, pod) = current(server, resource, &resource.key(&info.namespace, &info.name), &info.name)?;
-    to_pod(server, call, &pod, request).await
+    let (_, pod) = current(state, resource, &resource.key(&info.namespace, &info.name), &info.name)?;
+    to_pod(state, call, &pod, request).await
 }
 
 /// The redirect of a proxied request without a path to the root of what is proxied, so that relative links in its answer hold.
@@ -216,7 +217,7 @@ fn container(call: &Call, pod: &Value) -> Result<String, ApiStatus> {
 }
 
 async fn to_pod(
-    server: &ApiServer,
+    state: &Arc<State>,
     call: &Call,
     pod: &Value,
     request: &mut Request<Body>,
@@ -245,14 +246,11 @@ async fn to_pod(
     if node_name.is_empty() {
         return Err(ApiStatus::bad_request(format!("pod {} does not have a host assigned", info.name)));
     }
-    let stored = server
-        .inner
-        .store
-        .get("nodes", node_name)
-        .ok_or_else(|| ApiStatus::not_found("", "nodes", node_name))?;
+    let stored =
+        state.store.get("nodes", node_name).ok_or_else(|| ApiStatus::not_found("", "nodes", node_name))?;
     let node: Value = serde_json::from_slice(&stored.json).map_err(ApiStatus::internal)?;
     let target = with_query(&target, request);
-    to_node(server, &node, &target, request).await
+    to_node(state, &node, &target, request).await
 }
 
 /// A request for somebody else, with this one's method, headers, body and pending upgrade.
@@ -274,12 +272,12 @@ pub(crate) fn forwarded(target: &str, request: &mut Request<Body>) -> Result<Req
 }
 
 async fn to_node(
-    server: &ApiServer,
+    state: &Arc<State>,
     node: &Value,
     target: &str,
     request: &mut Request<Body>,
 ) -> Result<Response<Body>, ApiStatus> {
-    let Some(nodes) = server.inner.nodes.clone() else {
+    let Some(nodes) = state.nodes.clone() else {
         return Err(ApiStatus::new(503, "ServiceUnavailable", "this server has no way to reach kubelets"));
     };
     let mut out = forwarded(target, request)?;

@@ -27,11 +27,7 @@ use k8s_core::{
 };
 use serde_json::json;
 
-use crate::{
-    resources::Resource,
-    server::{ApiServer, Call},
-    write::object_response,
-};
+use crate::{resources::Resource, server::Call, state::State, write::object_response};
 use revision::{Continue, Moment};
 use selection::Selected;
 
@@ -40,28 +36,27 @@ const CHUNK: usize = 64 << 10;
 
 /// GET of an object.
 pub(crate) fn get(
-    server: &ApiServer,
+    state: &Arc<State>,
     call: &Call,
     resource: &Arc<Resource>,
 ) -> Result<Response<Body>, ApiStatus> {
     let key = resource.key(&call.info.namespace, &call.info.name);
-    let stored = server
-        .inner
+    let stored = state
         .store
         .get(&resource.storage, &key)
         .ok_or_else(|| ApiStatus::not_found(&resource.group, &resource.plural, &call.info.name))?;
-    object_response(server, call, resource, StatusCode::OK, &stored.json)
+    object_response(state, call, resource, StatusCode::OK, &stored.json)
 }
 
 /// GET of a collection.
 pub(crate) fn list(
-    server: &ApiServer,
+    state: &Arc<State>,
     call: &Call,
     resource: &Arc<Resource>,
 ) -> Result<Response<Body>, ApiStatus> {
-    let presenter = Presenter::from_call(server, call, resource)?;
+    let presenter = Presenter::from_call(state, call, resource)?;
     let selection = Selection::from_call(call, resource)?;
-    let store = &server.inner.store;
+    let store = &state.store;
     let moment = revision::of_list(call, store)?;
     let at = match &moment {
         Moment::Newest => None,

@@ -10,14 +10,15 @@ use crate::{
     invalid::FieldErrors,
     resources::{Resource, columns::selector_text, strategy::pod},
     respond,
-    server::{ApiServer, Call, read_body},
+    server::{Call, read_body},
+    state::State,
     value::{integer, list, set, text},
     write::{self, Change, current, decode_body, modify, timestamp},
 };
 
 /// Answers a request for a subresource that the resource has.
 pub(crate) async fn handle(
-    server: &ApiServer,
+    state: &Arc<State>,
     call: &Call,
     resource: &Arc<Resource>,
     request: &mut Request<Body>,
@@ -25,39 +26,39 @@ pub(crate) async fn handle(
     let part = call.info.subresource.as_str();
     match (part, call.info.verb.as_str()) {
         ("log" | "exec" | "attach" | "portforward" | "proxy", _) => {
-            crate::proxy::handle(server, call, resource, request).await
+            crate::proxy::handle(state, call, resource, request).await
         }
         ("status" | "approval" | "resize" | "ephemeralcontainers", "get") => {
-            crate::read::get(server, call, resource)
+            crate::read::get(state, call, resource)
         }
         ("status" | "approval" | "resize" | "ephemeralcontainers", "update") => {
             let body = read_body(request).await?;
-            write::update(server, call, resource, &body).await
+            write::update(state, call, resource, &body).await
         }
         ("status" | "approval" | "resize" | "ephemeralcontainers", "patch") => {
             let body = read_body(request).await?;
-            write::patch(server, call, resource, &body).await
+            write::patch(state, call, resource, &body).await
         }
         ("scale", verb) => {
             let body = read_body(request).await?;
-            scale(server, call, resource, verb, &body).await
+            scale(state, call, resource, verb, &body).await
         }
         ("binding", "create") => {
             let body = read_body(request).await?;
             let (object, _) = decode_body(call, "Binding", &body)?;
-            bind(server, call, resource, &call.info.name, &object).await
+            bind(state, call, resource, &call.info.name, &object).await
         }
         ("eviction", "create") => {
             let body = read_body(request).await?;
-            eviction(server, call, resource, &body).await
+            eviction(state, call, resource, &body).await
         }
         ("token", "create") => {
             let body = read_body(request).await?;
-            crate::tokens::request(server, call, resource, &body)
+            crate::tokens::request(state, call, resource, &body)
         }
         ("finalize", "update") => {
             let body = read_body(request).await?;
-            finalize(server, call, resource, &body).await
+            finalize(state, call, resource, &body).await
         }
         _ => Err(ApiStatus::method_not_allowed()),
     }
@@ -91,7 +92,7 @@ fn scale_version(resource: &Resource) -> String {
 }
 
 async fn scale(
-    server: &ApiServer,
+    state: &Arc<State>,
     call: &Call,
     resource: &Arc<Resource>,
     verb: &str,
@@ -100,7 +101,7 @@ async fn scale(
     let key = resource.key(&call.info.namespace, &call.info.name);
     let Some(paths) = resource.scale.clone() else { return Err(ApiStatus::no_resource()) };
     if verb == "get" {
-        let (_, object) = current(server, resource, &key, &call.info.name)?;
+        let (_, object) = current(state, resource, &key, &call.info.name)?;
         return Ok(respond::json_value(StatusCode::OK, &scale_of(resource, &object)));
     }
     let dry_run = write::dry_run(call, "UpdateOptions")?;
@@ -126,7 +127,7 @@ async fn scale(
         }
         _ => return Err(ApiStatus::method_not_allowed()),
     };
-    let bytes = modify(server, call, resource, dry_run, &|old| {
+    let bytes = modify(state, call, resource, dry_run, &|old| {
         let mut scale = scale_of(resource, old);
         let before = text(&scale, "/metadata/resourceVersion").to_owned();
         change(&mut scale)?;
@@ -169,7 +170,7 @@ fn created() -> Response<Body> {
 /// # Errors
 /// 400 for a Binding without a name or of another namespace, else those of `pods/NAME/binding`.
 pub(crate) async fn create_binding(
-    server: &ApiServer,
+    state: &Arc<State>,
     call: &Call,
     request: &mut Request<Body>,
 ) -> Result<Response<Body>, ApiStatus> {
@@ -185,12 +186,12 @@ pub(crate) async fn create_binding(
         return Err(ApiStatus::bad_request("Name parameter required."));
     }
     let pods = call.registry.find("", "v1", "pods").ok_or_else(ApiStatus::no_resource)?;
-    bind(server, call, pods, name, &binding).await
+    bind(state, call, pods, name, &binding).await
 }
 
 /// Places a pod on the node that a Binding names.
 async fn bind(
-    server: &ApiServer,
+    state: &Arc<State>,
     call: &Call,
     resource: &Arc<Resource>,
     name: &str,
@@ -213,19 +214,19 @@ async fn bind(
     let dry_run = write::dry_run(call, "CreateOptions")?;
     let key = resource.key(&call.info.namespace, name);
     for _ in 0..write::TRIES {
-        let (stored, old) = current(server, resource, &key, name)?;
+        let (stored, old) = current(state, resource, &key, name)?;
         if !uid.is_empty() && uid != *stored.uid {
             return Err(write::precondition(resource, &key, name, &uid, &stored.uid));
         }
         let mut new = old;
-        let now = timestamp(server.inner.clock.now());
+        let now = timestamp(state.clock.now());
         pod::bind(&mut new, &node, annotations.as_ref(), &now)
             .map_err(|why| ApiStatus::conflict("", "pods/binding", name, &why))?;
         if dry_run {
             return Ok(created());
         }
         let expect = k8s_core::store::Expect::Revision(stored.revision);
-        match write::put(server, resource, &key, expect, &new).await {
+        match write::put(state, resource, &key, expect, &new).await {
             Ok(_) => return Ok(created()),
             Err(k8s_core::store::StoreError::Conflict { .. }) => {}
             Err(e) => return Err(write::store_failure(resource, name, &e)),
@@ -236,7 +237,7 @@ async fn bind(
 
 /// `pods/<name>/eviction`: a deletion that PodDisruptionBudgets may refuse.
 async fn eviction(
-    server: &ApiServer,
+    state: &Arc<State>,
     call: &Call,
     resource: &Arc<Resource>,
     body: &[u8],
@@ -249,18 +250,18 @@ async fn eviction(
     }
     let nothing = json!({});
     let options = crate::delete::parse(call, eviction.get("deleteOptions").unwrap_or(&nothing))?;
-    let (_, pod) = current(server, resource, &resource.key(namespace, name), name)?;
+    let (_, pod) = current(state, resource, &resource.key(namespace, name), name)?;
     let waiting = ["Succeeded", "Failed", "Pending"].contains(&text(&pod, "/status/phase"));
     if !waiting && pod.pointer("/metadata/deletionTimestamp").is_none() {
-        budget(server, call, namespace, &pod, options.dry_run).await?;
+        budget(state, call, namespace, &pod, options.dry_run).await?;
     }
-    crate::delete::with(server, call, resource, &options).await?;
+    crate::delete::with(state, call, resource, &options).await?;
     Ok(created())
 }
 
 /// Takes one disruption from the budgets that cover a pod; in a dry run, only looks whether there is one.
 async fn budget(
-    server: &ApiServer,
+    state: &Arc<State>,
     call: &Call,
     namespace: &str,
     pod: &Value,
@@ -270,10 +271,10 @@ async fn budget(
         return Ok(());
     };
     let labels = |key: &str| pod.pointer("/metadata/labels").and_then(|l| l.get(key)).and_then(Value::as_str);
-    let snapshot = server.inner.store.snapshot(&budgets.storage);
+    let snapshot = state.store.snapshot(&budgets.storage);
     for stored in snapshot.range(&format!("{namespace}/"), "") {
         for _ in 0..write::TRIES {
-            let Ok((stored, mut budget)) = current(server, &budgets, &stored.key, stored.name()) else {
+            let Ok((stored, mut budget)) = current(state, &budgets, &stored.key, stored.name()) else {
                 break;
             };
             let covers = budget
@@ -308,7 +309,7 @@ async fn budget(
             }
             set(&mut budget, "/status/disruptionsAllowed", (allowed - 1).into());
             let expect = k8s_core::store::Expect::Revision(stored.revision);
-            if write::put(server, &budgets, &stored.key, expect, &budget).await.is_ok() {
+            if write::put(state, &budgets, &stored.key, expect, &budget).await.is_ok() {
                 break;
             }
         }
@@ -318,7 +319,7 @@ async fn budget(
 
 /// `namespaces/<name>/finalize`: what keeps a namespace is taken off.
 async fn finalize(
-    server: &ApiServer,
+    state: &Arc<State>,
     call: &Call,
     resource: &Arc<Resource>,
     body: &[u8],
@@ -327,7 +328,7 @@ async fn finalize(
     let (wanted, _) = decode_body(call, "Namespace", body)?;
     let name = call.info.name.as_str();
     for _ in 0..write::TRIES {
-        let (stored, old) = current(server, resource, name, name)?;
+        let (stored, old) = current(state, resource, name, name)?;
         let version = text(&wanted, "/metadata/resourceVersion");
         if !version.is_empty() && version != stored.revision.to_string() {
             return Err(ApiStatus::conflict(
@@ -341,15 +342,15 @@ async fn finalize(
         set(&mut new, "/spec/finalizers", list(&wanted, "/spec/finalizers").to_vec().into());
         if dry_run {
             let json = crate::value::encode(&new).into();
-            return write::object_response(server, call, resource, StatusCode::OK, &json);
+            return write::object_response(state, call, resource, StatusCode::OK, &json);
         }
         let result = if crate::delete::is_finished(resource, &new) {
-            crate::delete::remove(server, resource, name, stored.revision, &new).await
+            crate::delete::remove(state, resource, name, stored.revision, &new).await
         } else {
-            write::put(server, resource, name, k8s_core::store::Expect::Revision(stored.revision), &new).await
+            write::put(state, resource, name, k8s_core::store::Expect::Revision(stored.revision), &new).await
         };
         match result {
-            Ok(done) => return write::object_response(server, call, resource, StatusCode::OK, &done.json),
+            Ok(done) => return write::object_response(state, call, resource, StatusCode::OK, &done.json),
             Err(k8s_core::store::StoreError::Conflict { .. }) => {}
             Err(e) => return Err(write::store_failure(resource, name, &e)),
         }

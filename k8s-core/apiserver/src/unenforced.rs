@@ -6,6 +6,8 @@
 //!
 //! Not here: pods that the kubelet refuses to run (user namespaces, AppArmor profiles, unknown volume plugins).
 
+use std::sync::Arc;
+
 use std::net::Ipv4Addr;
 
 use k8s_core::{json, store::Store};
@@ -14,7 +16,8 @@ use serde_json::Value;
 use crate::{
     allocate::{ServiceAllocator, in_range},
     resources::Resource,
-    server::{ApiServer, Call},
+    server::Call,
+    state::State,
     value::{list, text},
 };
 
@@ -229,17 +232,16 @@ const POD_SPECS: &[(&str, &[&str])] = &[
 
 /// Adds the warnings about an object that is written; `old` is the one that it replaces.
 pub(crate) fn warn(
-    server: &ApiServer,
+    state: &Arc<State>,
     call: &Call,
     resource: &Resource,
     object: &Value,
     old: Option<&Value>,
 ) {
-    if !server.inner.warns_unenforced || resource.custom {
+    if !state.warns_unenforced || resource.custom {
         return;
     }
-    let inner = &server.inner;
-    let ranges = Ranges { services: &inner.services, pods: inner.pod_range, store: &inner.store };
+    let ranges = Ranges { services: &state.services, pods: state.pod_range, store: &state.store };
     let mut found = of(&resource.storage, object, &ranges);
     if let Some(old) = old {
         let before = of(&resource.storage, old, &ranges);

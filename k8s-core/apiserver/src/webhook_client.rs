@@ -10,7 +10,7 @@ use serde_json::Value;
 use tokio::net::TcpStream;
 
 use crate::{
-    server::ApiServer,
+    state::State,
     value::{integer, text},
 };
 
@@ -139,14 +139,14 @@ impl Callee {
     /// Sends a request over a connection of its own; upgrades go through.
     pub(crate) async fn call(
         &self,
-        server: &ApiServer,
+        state: &Arc<State>,
         mut request: Request<Body>,
     ) -> Result<Response<Body>, Unreachable> {
         let failed = |e: &dyn std::fmt::Display| Unreachable::Failed(e.to_string());
         let (name, tcp) = match &self.place {
             Place::Url { host, port } => (host.clone(), connect((host.as_str(), *port)).await?),
             Place::Service { namespace, name, port } => {
-                let tcp = match locate(server, namespace, name, *port)? {
+                let tcp = match locate(state, namespace, name, *port)? {
                     Location::Address(address) => connect(address).await?,
                     Location::Name(host, port) => connect((host.as_str(), port)).await?,
                 };
@@ -182,8 +182,8 @@ enum Location {
 }
 
 /// Where a Service's port is answered.
-fn locate(server: &ApiServer, namespace: &str, name: &str, port: i64) -> Result<Location, Unreachable> {
-    let stored = server.inner.store.get("services", &format!("{namespace}/{name}"));
+fn locate(state: &Arc<State>, namespace: &str, name: &str, port: i64) -> Result<Location, Unreachable> {
+    let stored = state.store.get("services", &format!("{namespace}/{name}"));
     let service: Option<Value> = stored.and_then(|s| serde_json::from_slice(&s.json).ok());
     let Some(service) = service else {
         let why = format!("service/{name} in \"{namespace}\" is not present");
@@ -199,7 +199,7 @@ fn locate(server: &ApiServer, namespace: &str, name: &str, port: i64) -> Result<
         return Err(Unreachable::Nowhere("ServicePortError", why));
     };
     let wanted = text(chosen, "/name");
-    crate::proxy::endpoint(server, namespace, name, wanted).map(Location::Address).ok_or_else(|| {
+    crate::proxy::endpoint(state, namespace, name, wanted).map(Location::Address).ok_or_else(|| {
         let why = format!(
             "endpoints for service/{name} in \"{namespace}\" have no addresses with port name \"{wanted}\""
         );

@@ -31,7 +31,8 @@ use crate::{
         strategy::{View, immutable},
     },
     respond,
-    server::{ApiServer, Call, meta_of},
+    server::{Call, meta_of},
+    state::State,
     value::{Unversioned, child, encode, integer, same_spec, set, take, text},
 };
 
@@ -46,13 +47,13 @@ pub(crate) fn timestamp(now: Timestamp) -> String {
 
 /// Answers with a stored object in the form and version that was asked for.
 pub(crate) fn object_response(
-    server: &ApiServer,
+    state: &Arc<State>,
     call: &Call,
     resource: &Arc<Resource>,
     code: StatusCode,
     json: &Bytes,
 ) -> Result<Response<Body>, ApiStatus> {
-    let presenter = Presenter::from_call(server, call, resource)?;
+    let presenter = Presenter::from_call(state, call, resource)?;
     Ok(respond::json_bytes(code, presenter.object(json)))
 }
 
@@ -121,7 +122,7 @@ fn generated(prefix: &str) -> String {
 
 /// POST of a collection.
 pub(crate) async fn create(
-    server: &ApiServer,
+    state: &Arc<State>,
     call: &Call,
     resource: &Arc<Resource>,
     body: &[u8],
@@ -132,16 +133,16 @@ pub(crate) async fn create(
     if !text(&object, "/metadata/resourceVersion").is_empty() {
         return Err(ApiStatus::bad_request("resourceVersion should not be set on objects to be created"));
     }
-    let stored = insert(server, call, resource, object, dry_run, &recorder(call, resource)).await?;
-    object_response(server, call, resource, StatusCode::CREATED, &stored)
+    let stored = insert(state, call, resource, object, dry_run, &recorder(call, resource)).await?;
+    object_response(state, call, resource, StatusCode::CREATED, &stored)
 }
 
 /// Notes that the fields of a new object are its creator's.
-fn recorder<'a>(call: &'a Call, resource: &'a Resource) -> impl Fn(&ApiServer, &mut Value) + Sync + 'a {
+fn recorder<'a>(call: &'a Call, resource: &'a Resource) -> impl Fn(&Arc<State>, &mut Value) + Sync + 'a {
     let manager =
         Manager { name: call.manager(), api_version: resource.api_version(), subresource: String::new() };
-    move |server, object| {
-        let now = timestamp(server.inner.clock.now());
+    move |state, object| {
+        let now = timestamp(state.clock.now());
         take(object, "/metadata", "managedFields");
         managed::record_update(&managed::nothing(), object, &resource.schema, &manager, &now);
     }
@@ -149,14 +150,13 @@ fn recorder<'a>(call: &'a Call, resource: &'a Resource) -> impl Fn(&ApiServer, &
 
 /// The common part of create and apply-that-creates. Returns the stored bytes.
 async fn insert(
-    server: &ApiServer,
+    state: &Arc<State>,
     call: &Call,
     resource: &Arc<Resource>,
     mut object: Value,
     dry_run: bool,
-    record: &(dyn Fn(&ApiServer, &mut Value) + Sync),
+    record: &(dyn Fn(&Arc<State>, &mut Value) + Sync),
 ) -> Result<Bytes, ApiStatus> {
-    let inner = &server.inner;
     let namespace = call.info.namespace.as_str();
     let Some(metadata) = child(&mut object, "metadata") else {
         return Err(ApiStatus::bad_request("metadata must be an object"));
@@ -183,7 +183,7 @@ async fn insert(
         String::new()
     };
     metadata["uid"] = k8s_core::random::uuid().to_string().into();
-    metadata["creationTimestamp"] = timestamp(inner.clock.now()).into();
+    metadata["creationTimestamp"] = timestamp(state.clock.now()).into();
     if !prefix.is_empty() {
         metadata["name"] = generated(&prefix).into();
     }
@@ -198,7 +198,7 @@ async fn insert(
     if resource.strategy.generation {
         set(&mut object, "/metadata/generation", 1.into());
     }
-    admission::namespace(server, resource, namespace, text(&object, "/metadata/name"))?;
+    admission::namespace(state, resource, namespace, text(&object, "/metadata/name"))?;
     if resource.terminating {
         let why = "create not allowed while custom resource definition is terminating";
         return Err(ApiStatus::new(405, "MethodNotAllowed", why).about(
@@ -207,7 +207,7 @@ async fn insert(
             "",
         ));
     }
-    admission::run(server, call, resource, &mut object, None).await?;
+    admission::run(state, call, resource, &mut object, None).await?;
     (resource.strategy.create)(&mut object);
     let mut errors = FieldErrors::default();
     check_metadata(resource, &object, &mut errors);
@@ -224,23 +224,23 @@ async fn insert(
     if !errors.is_empty() {
         return Err(errors.into_status(&resource.group, &resource.kind, text(&object, "/metadata/name")));
     }
-    admission::validate(server, call, resource, &mut object, None).await?;
-    crate::unenforced::warn(server, call, resource, &object, None);
-    let mut reserved = inner.services.reserve(resource, &mut object, None)?;
-    record(server, &mut object);
+    admission::validate(state, call, resource, &mut object, None).await?;
+    crate::unenforced::warn(state, call, resource, &object, None);
+    let mut reserved = state.services.reserve(resource, &mut object, None)?;
+    record(state, &mut object);
     for _ in 0..8 {
         let name = text(&object, "/metadata/name").to_owned();
         let key = resource.key(namespace, &name);
         if dry_run {
-            if inner.store.get(&resource.storage, &key).is_some() {
+            if state.store.get(&resource.storage, &key).is_some() {
                 return Err(ApiStatus::already_exists(&resource.group, &resource.plural, &name));
             }
             return Ok(encode(&object).into());
         }
-        match put(server, resource, &key, Expect::Absent, &object).await {
+        match put(state, resource, &key, Expect::Absent, &object).await {
             Ok(stored) => {
                 reserved.keep();
-                crate::crd::after_write(server, resource, &stored).await;
+                crate::crd::after_write(state, resource, &stored).await;
                 return Ok(stored.json.clone());
             }
             Err(StoreError::Conflict { .. }) if !prefix.is_empty() => {
@@ -267,7 +267,7 @@ pub(crate) fn unhurried(long: bool, work: impl FnOnce()) {
 
 /// Writes an object's stored form.
 pub(crate) async fn put(
-    server: &ApiServer,
+    state: &Arc<State>,
     resource: &Resource,
     key: &str,
     expect: Expect,
@@ -275,18 +275,17 @@ pub(crate) async fn put(
 ) -> Result<Arc<Stored>, StoreError> {
     let meta = meta_of(object, &resource.fields);
     let json = Unversioned::encode(object);
-    server.inner.store.put(&resource.storage, key, expect, meta, |revision| json.at(revision)).await
+    state.store.put(&resource.storage, key, expect, meta, |revision| json.at(revision)).await
 }
 
 /// Reads the newest state of an object.
 pub(crate) fn current(
-    server: &ApiServer,
+    state: &Arc<State>,
     resource: &Resource,
     key: &str,
     name: &str,
 ) -> Result<(Arc<Stored>, Value), ApiStatus> {
-    let stored = server
-        .inner
+    let stored = state
         .store
         .get(&resource.storage, key)
         .ok_or_else(|| ApiStatus::not_found(&resource.group, &resource.plural, name))?;
@@ -296,7 +295,7 @@ pub(crate) fn current(
 
 /// PUT of an object.
 pub(crate) async fn update(
-    server: &ApiServer,
+    state: &Arc<State>,
     call: &Call,
     resource: &Arc<Resource>,
     body: &[u8],
@@ -321,15 +320,15 @@ pub(crate) async fn update(
     }
     let absent = || {
         let key = resource.key(&call.info.namespace, &call.info.name);
-        server.inner.store.get(&resource.storage, &key).is_none()
+        state.store.get(&resource.storage, &key).is_none()
     };
     if call.info.subresource.is_empty() && put_rules::creates(resource) && absent() {
-        server.inner.may_create(call).await?;
+        state.may_create(call).await?;
         set(&mut object, "/metadata/resourceVersion", "".into());
-        let stored = insert(server, call, resource, object, dry_run, &recorder(call, resource)).await?;
-        return object_response(server, call, resource, StatusCode::CREATED, &stored);
+        let stored = insert(state, call, resource, object, dry_run, &recorder(call, resource)).await?;
+        return object_response(state, call, resource, StatusCode::CREATED, &stored);
     }
-    let bytes = modify(server, call, resource, dry_run, &|_| {
+    let bytes = modify(state, call, resource, dry_run, &|_| {
         if put_rules::is_conditional(resource) && wanted_version(&object).is_empty() {
             let mut errors = FieldErrors::default();
             errors.invalid("metadata.resourceVersion", 0, "must be specified for an update");
@@ -338,7 +337,7 @@ pub(crate) async fn update(
         Ok(Change::Replace(object.clone()))
     })
     .await?;
-    object_response(server, call, resource, StatusCode::OK, &bytes)
+    object_response(state, call, resource, StatusCode::OK, &bytes)
 }
 
 /// The version that a write is to replace; empty for any. `0` is any, too.
@@ -364,7 +363,7 @@ fn count_generation(resource: &Resource, new: &mut Value, old: &Value) {
 
 /// Reads, changes, checks and writes an object, again and again until nobody else wrote meanwhile. Returns the stored bytes.
 pub(crate) async fn modify(
-    server: &ApiServer,
+    state: &Arc<State>,
     call: &Call,
     resource: &Arc<Resource>,
     dry_run: bool,
@@ -373,7 +372,7 @@ pub(crate) async fn modify(
     let (namespace, name) = (call.info.namespace.as_str(), call.info.name.as_str());
     let key = resource.key(namespace, name);
     for _ in 0..TRIES {
-        let (stored, old) = current(server, resource, &key, name)?;
+        let (stored, old) = current(state, resource, &key, name)?;
         let (mut new, applied) = match change(&old)? {
             Change::Replace(mut new) => {
                 let wanted = wanted_version(&new).to_owned();
@@ -391,7 +390,7 @@ pub(crate) async fn modify(
         };
         let part = call.info.subresource.as_str();
         let mut errors = FieldErrors::default();
-        let now = timestamp(server.inner.clock.now());
+        let now = timestamp(state.clock.now());
         carry_over(resource, &mut new, &old, part);
         if !part.is_empty() {
             (resource.strategy.view)(&View { part, old: &old, now: &now }, &mut new, &mut errors);
@@ -414,7 +413,7 @@ pub(crate) async fn modify(
         if part.is_empty() || part == "scale" {
             resource.default(&mut new);
             (resource.strategy.update)(&mut new, &old);
-            admission::run(server, call, resource, &mut new, Some(&old)).await?;
+            admission::run(state, call, resource, &mut new, Some(&old)).await?;
             count_generation(resource, &mut new, &old);
         }
         check_metadata(resource, &new, &mut errors);
@@ -440,11 +439,11 @@ pub(crate) async fn modify(
         if !errors.is_empty() {
             return Err(errors.into_status(&resource.group, &resource.kind, name));
         }
-        admission::validate(server, call, resource, &mut new, Some(&old)).await?;
+        admission::validate(state, call, resource, &mut new, Some(&old)).await?;
         if matches!(part, "" | "ephemeralcontainers") {
-            crate::unenforced::warn(server, call, resource, &new, Some(&old));
+            crate::unenforced::warn(state, call, resource, &new, Some(&old));
         }
-        let mut reserved = server.inner.services.reserve(resource, &mut new, Some(&old))?;
+        let mut reserved = state.services.reserve(resource, &mut new, Some(&old))?;
         if !applied {
             if part == "resize" {
                 take(&mut new, "/metadata", "managedFields");
@@ -467,15 +466,15 @@ pub(crate) async fn modify(
         let finished =
             crate::delete::is_finished(resource, &new) && !crate::delete::is_finished(resource, &old);
         let result = if finished {
-            crate::delete::remove(server, resource, &key, stored.revision, &new).await
+            crate::delete::remove(state, resource, &key, stored.revision, &new).await
         } else {
-            put(server, resource, &key, Expect::Revision(stored.revision), &new).await
+            put(state, resource, &key, Expect::Revision(stored.revision), &new).await
         };
         match result {
             Ok(written) => {
                 reserved.keep();
                 if !finished {
-                    crate::crd::after_write(server, resource, &written).await;
+                    crate::crd::after_write(state, resource, &written).await;
                 }
                 return Ok(written.json.clone());
             }

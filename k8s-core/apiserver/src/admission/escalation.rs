@@ -6,6 +6,8 @@
 //! A role may be written by who holds all of its rules, or may `escalate` it. An aggregation rule gathers any rules, so it needs every right.
 //! A binding may be written by who holds all rules of its role, or may `bind` it; only the latter, and `system:masters`, may bind an absent role.
 
+use std::sync::Arc;
+
 use std::collections::BTreeMap;
 
 use k8s_core::status::ApiStatus;
@@ -14,7 +16,8 @@ use serde_json::{Value, json};
 use crate::{
     auth::{AuthorizationMode, rbac::Attributes},
     resources::Resource,
-    server::{ApiServer, Call},
+    server::Call,
+    state::State,
     user::User,
     value::{list, text},
 };
@@ -30,22 +33,21 @@ const MOST_COMBINATIONS: usize = 1 << 20;
 /// # Errors
 /// 403 with the missing rights; 404 for a binding to an absent role.
 pub(super) async fn check(
-    server: &ApiServer,
+    state: &Arc<State>,
     call: &Call,
     resource: &Resource,
     object: &Value,
     old: Option<&Value>,
 ) -> Result<(), ApiStatus> {
-    let inner = &server.inner;
     let is_master = call.user.groups.iter().any(|g| g == "system:masters");
-    if is_master || inner.authorization == AuthorizationMode::AlwaysAllow {
+    if is_master || state.authorization == AuthorizationMode::AlwaysAllow {
         return Ok(());
     }
     if old.is_some_and(|old| changes_only_collection(object, old)) {
         return Ok(());
     }
     let namespace = call.info.namespace.as_str();
-    let caller = Caller { server, user: &call.user, namespace };
+    let caller = Caller { state, user: &call.user, namespace };
     let forbidden = |why: &str| {
         ApiStatus::forbidden(&resource.group, &resource.plural, text(object, "/metadata/name"), why)
     };
@@ -60,7 +62,7 @@ pub(super) async fn check(
         if caller.may("bind", plural, name).await {
             return Ok(());
         }
-        let stored = inner.store.get(&format!("{plural}.{GROUP}"), &key);
+        let stored = state.store.get(&format!("{plural}.{GROUP}"), &key);
         let stored = stored.ok_or_else(|| ApiStatus::not_found(GROUP, plural, name))?;
         let role: Value = serde_json::from_slice(&stored.json).map_err(ApiStatus::internal)?;
         return caller.holds(list(&role, "/rules")).map_err(|why| forbidden(&why));
@@ -97,7 +99,7 @@ fn changes_only_collection(new: &Value, old: &Value) -> bool {
 }
 
 struct Caller<'a> {
-    server: &'a ApiServer,
+    state: &'a Arc<State>,
     user: &'a User,
     namespace: &'a str,
 }
@@ -113,15 +115,15 @@ impl Caller<'_> {
             name,
             ..Default::default()
         };
-        self.server.inner.authorize(self.user, &wanted).await.is_ok()
+        self.state.authorize(self.user, &wanted).await.is_ok()
     }
 
     fn is_granted(&self, wanted: &Attributes<'_>) -> bool {
-        self.server.inner.rbac.allows(&self.server.inner.store, self.user, wanted)
+        self.state.rbac.allows(&self.state.store, self.user, wanted)
     }
 
     fn is_granted_for_every_name(&self, wanted: &Attributes<'_>) -> bool {
-        self.server.inner.rbac.allows_every_name(&self.server.inner.store, self.user, wanted)
+        self.state.rbac.allows_every_name(&self.state.store, self.user, wanted)
     }
 
     /// Checks that the caller's own roles cover all rules.

@@ -3,6 +3,8 @@
 //! A name belongs to the first definition that has it; names of built-in resources in the same group belong to those. Kind and list kind are names of
 //! their own, apart from plural, singular and short names.
 
+use std::sync::Arc;
+
 use std::collections::HashSet;
 
 use serde_json::{Value, json};
@@ -10,7 +12,7 @@ use serde_json::{Value, json};
 use super::DEFINITIONS;
 use crate::{
     resources::strategy::extensions::non_structural,
-    server::ApiServer,
+    state::State,
     value::{list, set, text, truth},
 };
 
@@ -45,16 +47,16 @@ pub(super) struct Conflict {
 }
 
 /// The names of a definition that others have.
-pub(super) fn conflicts(server: &ApiServer, crd: &Value) -> Vec<Conflict> {
+pub(super) fn conflicts(state: &Arc<State>, crd: &Value) -> Vec<Conflict> {
     let (group, own) = (text(crd, "/spec/group"), text(crd, "/metadata/name"));
     let mut taken = Taken::default();
-    let registry = server.inner.registry.now();
+    let registry = state.registry.now();
     for resource in registry.all().filter(|r| r.group == group && !r.custom) {
         taken.resources.extend([resource.plural.clone(), resource.singular.clone()]);
         taken.resources.extend(resource.short_names.iter().cloned());
         taken.kinds.extend([resource.kind.clone(), resource.list_kind.clone()]);
     }
-    for stored in server.inner.store.snapshot(DEFINITIONS).range("", "").filter(|s| &*s.key != own) {
+    for stored in state.store.snapshot(DEFINITIONS).range("", "").filter(|s| &*s.key != own) {
         let Ok(other) = serde_json::from_slice::<Value>(&stored.json) else { continue };
         if text(&other, "/spec/group") == group {
             taken.add(other.pointer("/status/acceptedNames").unwrap_or(&Value::Null));

@@ -15,7 +15,8 @@ use crate::{
     accept::{Encoding, Form, Offer, PROTOBUF, negotiate},
     resources::Resource,
     respond::status_value,
-    server::{ApiServer, Call},
+    server::Call,
+    state::State,
     value::{encode, metadata_of, text},
 };
 
@@ -40,7 +41,7 @@ impl Presenter {
     /// # Errors
     /// 406 when nothing that it accepts can be given.
     pub(crate) fn from_call(
-        server: &ApiServer,
+        state: &Arc<State>,
         call: &Call,
         resource: &Arc<Resource>,
     ) -> Result<Self, ApiStatus> {
@@ -61,7 +62,7 @@ impl Presenter {
             form,
             protobuf,
             include: call.query.get("includeObject").to_owned(),
-            clock: server.inner.clock.clone(),
+            clock: state.clock.clone(),
             identity: format!(
                 "{{\"kind\":{},\"apiVersion\":{},",
                 Value::from(resource.kind.as_str()),

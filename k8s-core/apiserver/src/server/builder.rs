@@ -10,7 +10,7 @@ use std::{
 
 use k8s_core::{clock::Clock, custom::CustomResource, store::Store};
 
-use super::{ApiServer, Inner};
+use super::ApiServer;
 use crate::{
     admission::{Admit, IntoAdmit},
     aggregate::{self, Aggregator},
@@ -20,6 +20,7 @@ use crate::{
     proxy::NodeConnector,
     resources::{Resource, SharedRegistry, is_built_in},
     stages::{Audit, Authenticate, Authorize, FlowControl},
+    state::State,
     webhook_client::ClientIdentity,
 };
 
@@ -229,7 +230,7 @@ impl Builder {
         let issuer = TokenIssuer::new(self.service_account_key.as_deref())?;
         let services = ServiceAllocator::new(self.service_range.0, self.service_range.1, self.node_ports);
         let server = ApiServer {
-            inner: Arc::new(Inner {
+            state: Arc::new(State {
                 store: self.store,
                 registry: SharedRegistry::default(),
                 clock: self.clock,
@@ -265,19 +266,19 @@ impl Builder {
                 ));
             }
             if let Some(name) = made.first().map(|r| format!("type/{}", r.storage)) {
-                server.inner.registry.define(&name, made);
+                server.state.registry.define(&name, made);
             }
         }
-        server.inner.load_definitions();
-        server.inner.services.load(&server.inner.store);
-        match (crate::bootstrap::run(&server).await, server.inner.store.ailment()) {
+        server.state.load_definitions();
+        server.state.services.load(&server.state.store);
+        match (crate::bootstrap::run(&server).await, server.state.store.ailment()) {
             // A cluster on a full disk can be read, and has what it had before.
             (Err(e), Some(_)) => tracing::warn!(error = %e, "not all bootstrap objects could be made"),
             (made, _) => made.map_err(|e| e.to_string())?,
         }
-        server.inner.ready.store(true, Ordering::Release);
-        crate::event_ttl::start(&server.inner);
-        aggregate::start(&server);
+        server.state.ready.store(true, Ordering::Release);
+        crate::event_ttl::start(&server.state);
+        aggregate::start(&server.state);
         Ok(server)
     }
 }

@@ -21,7 +21,8 @@ use crate::{
     decode,
     invalid::FieldErrors,
     resources::Resource,
-    server::{ApiServer, Call},
+    server::Call,
+    state::State,
     value::{list, set, take, text},
 };
 
@@ -38,7 +39,7 @@ fn patch_failure(error: &PatchError) -> ApiStatus {
 
 /// PATCH of an object or of its status.
 pub(crate) async fn patch(
-    server: &ApiServer,
+    state: &Arc<State>,
     call: &Call,
     resource: &Arc<Resource>,
     body: &[u8],
@@ -46,10 +47,10 @@ pub(crate) async fn patch(
     let dry_run = dry_run(call, "PatchOptions")?;
     let media = media_type(call);
     if media == "application/apply-patch+yaml" {
-        return apply(server, call, resource, body, dry_run).await;
+        return apply(state, call, resource, body, dry_run).await;
     }
     let change = patch_function(resource, &media, body)?;
-    let bytes = modify(server, call, resource, dry_run, &|old| {
+    let bytes = modify(state, call, resource, dry_run, &|old| {
         let mut object = old.clone();
         resource.from_storage(&mut object);
         change(&mut object)?;
@@ -62,7 +63,7 @@ pub(crate) async fn patch(
         Ok(Change::Replace(object))
     })
     .await?;
-    object_response(server, call, resource, StatusCode::OK, &bytes)
+    object_response(state, call, resource, StatusCode::OK, &bytes)
 }
 
 /// The body's media type.
@@ -114,7 +115,7 @@ pub(crate) fn patch_function(
 
 /// Server-side apply.
 async fn apply(
-    server: &ApiServer,
+    state: &Arc<State>,
     call: &Call,
     resource: &Arc<Resource>,
     body: &[u8],
@@ -160,9 +161,9 @@ async fn apply(
     let force = call.query.truth("force");
     let key = resource.key(namespace, name);
     for _ in 0..TRIES {
-        let now = timestamp(server.inner.clock.now());
-        if server.inner.store.get(&resource.storage, &key).is_some() {
-            let done = modify(server, call, resource, dry_run, &|old| {
+        let now = timestamp(state.clock.now());
+        if state.store.get(&resource.storage, &key).is_some() {
+            let done = modify(state, call, resource, dry_run, &|old| {
                 let wanted = text(&config, "/metadata/resourceVersion");
                 // A configuration that says what it changes is no last word, forced or not: leases are taken by it.
                 if !["", "0", text(old, "/metadata/resourceVersion")].contains(&wanted) {
@@ -179,18 +180,18 @@ async fn apply(
             .await;
             match done {
                 Err(e) if e.code() == 404 => continue,
-                other => return object_response(server, call, resource, StatusCode::OK, &other?),
+                other => return object_response(state, call, resource, StatusCode::OK, &other?),
             }
         }
         if !call.info.subresource.is_empty() {
             return Err(ApiStatus::not_found(&resource.group, &resource.plural, name));
         }
-        server.inner.may_create(call).await?;
+        state.may_create(call).await?;
         let made = managed::apply(&managed::nothing(), &config, &resource.schema, &manager, force, &now)
             .map_err(conflicts)?;
-        match insert(server, call, resource, made, dry_run, &|_, _| {}).await {
+        match insert(state, call, resource, made, dry_run, &|_, _| {}).await {
             Err(e) if e.reason() == "AlreadyExists" => {}
-            other => return object_response(server, call, resource, StatusCode::CREATED, &other?),
+            other => return object_response(state, call, resource, StatusCode::CREATED, &other?),
         }
     }
     Err(modified(resource, name))
