@@ -12,8 +12,8 @@ use k8s_core::{api::apimachinery::pkg::apis::meta::v1::StatusCause, status::ApiS
 use serde_json::{Value, json};
 
 use crate::{
+    call::Call,
     resources::Resource,
-    server::Call,
     state::State,
     user::User,
     value::{child, default, list, map, text},

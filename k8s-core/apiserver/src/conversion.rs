@@ -25,14 +25,16 @@ use serde_json::Value;
 pub(crate) use webhook::Webhook;
 
 use crate::{
+    body::{decode_body, fit, media_type, read_body},
+    call::Call,
     decode,
+    errors::modified,
     invalid::FieldErrors,
-    read::Presenter,
+    read::{Presenter, object_response},
     resources::Resource,
-    server::{Call, read_body},
     state::State,
     value::{list, set, text},
-    write::{decode_body, fit, media_type, object_response, patch_function},
+    write::patch_function,
 };
 
 /// How often a patch is tried again when somebody else wrote meanwhile.
@@ -166,9 +168,7 @@ impl Converting<'_> {
                 answer => return answer,
             }
         }
-        let why =
-            "the object has been modified; please apply your changes to the latest version and try again";
-        Err(ApiStatus::conflict(&resource.group, &resource.plural, &call.info.name, why))
+        Err(modified(resource, &call.info.name))
     }
 
     /// What was answered about stored objects, in the asked-for version and form.

@@ -10,11 +10,10 @@ use serde_json::Value;
 
 use crate::{
     aggregate,
-    resources::{Resource, custom, is_built_in},
-    server::meta_of,
+    resources::{Resource, custom, is_built_in, meta_of},
     state::State,
+    storage::{put, timestamp},
     value::{Unversioned, list, set, text},
-    write::{put, timestamp},
 };
 
 const DEFINITIONS: &str = "customresourcedefinitions.apiextensions.k8s.io";
@@ -151,8 +150,8 @@ async fn clean_up(state: &Arc<State>, resource: &Resource, crd: &Value, revision
         set(&mut new, "/metadata/finalizers", left.into());
     }
     let name = text(crd, "/metadata/name");
-    if crate::delete::is_finished(resource, &new) {
-        let _ = Box::pin(crate::delete::remove(state, resource, name, revision, &new)).await;
+    if crate::storage::is_finished(resource, &new) {
+        let _ = Box::pin(crate::storage::remove(state, resource, name, revision, &new)).await;
     } else if new != *crd {
         let _ = put(state, resource, name, Expect::Revision(revision), &new).await;
     }

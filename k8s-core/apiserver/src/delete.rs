@@ -13,16 +13,15 @@ use serde_json::{Value, json};
 
 use crate::{
     admission,
-    read::Selection,
+    body::decode_body,
+    call::{Call, dry_run, dry_run_of},
+    errors::{modified, precondition, store_failure},
+    read::{Selection, object_response},
     resources::Resource,
     respond,
-    server::Call,
     state::State,
+    storage::{TRIES, put, remove, timestamp},
     value::{Unversioned, child, integer, list, text},
-    write::{
-        TRIES, decode_body, dry_run, dry_run_of, modified, object_response, precondition, put, store_failure,
-        timestamp,
-    },
 };
 
 /// `DeleteOptions`, from body and query.
@@ -70,29 +69,6 @@ pub(crate) fn parse(call: &Call, value: &Value) -> Result<Options, ApiStatus> {
         uid: text(value, "/preconditions/uid").into(),
         revision: text(value, "/preconditions/resourceVersion").into(),
     })
-}
-
-/// Whether nothing keeps an object any more that was asked to go.
-pub(crate) fn is_finished(resource: &Resource, object: &Value) -> bool {
-    object.pointer("/metadata/deletionTimestamp").is_some()
-        && list(object, "/metadata/finalizers").is_empty()
-        && integer(object, "/metadata/deletionGracePeriodSeconds").unwrap_or(0) == 0
-        && (&*resource.storage != "namespaces" || list(object, "/spec/finalizers").is_empty())
-}
-
-/// Takes an object out of the store; its last state is `object`.
-pub(crate) async fn remove(
-    state: &Arc<State>,
-    resource: &Resource,
-    key: &str,
-    revision: u64,
-    object: &Value,
-) -> Result<Arc<Stored>, StoreError> {
-    let json = Unversioned::encode(object);
-    let gone = state.store.delete(&resource.storage, key, revision, |revision| json.at(revision)).await?;
-    state.services.release(resource, object);
-    crate::crd::after_delete(state, resource, object).await;
-    Ok(gone)
 }
 
 /// What a deletion came to.

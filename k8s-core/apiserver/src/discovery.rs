@@ -9,10 +9,10 @@ use k8s_core::{client::Body, status::ApiStatus};
 use serde_json::{Value, json};
 
 use crate::{
+    call::Call,
     metrics, openapi,
     resources::{Registry, Resource, Subresource},
-    respond,
-    server::{Call, not_found_page},
+    respond::{self, not_found_page},
     state::State,
 };
 

@@ -13,9 +13,9 @@ use schemars::generate::SchemaSettings;
 use serde_json::{Map, Value, json};
 
 use crate::{
+    call::Call,
     resources::{Registry, Resource},
-    respond,
-    server::{Call, not_found_page},
+    respond::{self, not_found_page},
     state::State,
 };
 

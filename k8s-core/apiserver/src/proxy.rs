@@ -22,12 +22,12 @@ use serde_json::Value;
 use tokio::net::TcpStream;
 
 use crate::{
+    call::Call,
     request::RequestInfo,
     resources::Resource,
-    server::Call,
     state::State,
+    storage::current,
     value::{integer, list, map, text},
-    write::current,
 };
 use target::Target;
 

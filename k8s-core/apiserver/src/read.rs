@@ -9,7 +9,7 @@ mod selection;
 pub(crate) mod table;
 mod watch;
 
-pub(crate) use present::Presenter;
+pub(crate) use present::{Presenter, object_response};
 pub(crate) use selection::Selection;
 pub(crate) use watch::watch;
 
@@ -27,7 +27,12 @@ use k8s_core::{
 };
 use serde_json::json;
 
-use crate::{resources::Resource, server::Call, state::State, write::object_response};
+use crate::{
+    call::Call,
+    errors::{Read, gone},
+    resources::Resource,
+    state::State,
+};
 use revision::{Continue, Moment};
 use selection::Selected;
 
@@ -63,12 +68,11 @@ pub(crate) fn list(
         Moment::Exact(revision) => Some(*revision),
         Moment::Next(from) => Some(from.revision),
     };
-    let selected = selection.select(store, &resource.storage, at).map_err(|_| {
-        ApiStatus::expired(match moment {
-            Moment::Next(_) => "The provided continue parameter is too old to display a consistent list result. You must start a new list without the continue parameter.",
-            _ => "The resourceVersion for the provided list is too old.",
-        })
-    })?;
+    let read = match moment {
+        Moment::Next(_) => Read::NextPage,
+        _ => Read::List,
+    };
+    let selected = selection.select(store, &resource.storage, at).map_err(|e| gone(read, &e))?;
     let (after, given) = match moment {
         Moment::Next(from) => (from.after, from.given),
         _ => (String::new(), 0),

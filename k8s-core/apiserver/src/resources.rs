@@ -17,6 +17,7 @@ use std::{
 use k8s_core::{
     api::apimachinery::pkg::apis::meta::v1::ObjectMeta,
     schema::{self, Generate, Schema},
+    store::Meta,
 };
 use serde_json::Value;
 
@@ -531,6 +532,16 @@ impl SharedRegistry {
 #[must_use]
 pub fn selectable(fields: &[String], object: &Value) -> Box<[Box<str>]> {
     fields.iter().map(|path| field_text(object, path).into()).collect()
+}
+
+/// The labels, selectable fields and uid of an object, which the store keeps beside its JSON.
+pub(crate) fn meta_of(object: &Value, fields: &[String]) -> Meta {
+    let labels = crate::value::map(object, "/metadata/labels").into_iter().flatten();
+    Meta {
+        uid: crate::value::text(object, "/metadata/uid").into(),
+        labels: labels.map(|(k, v)| (k.as_str().into(), v.as_str().unwrap_or_default().into())).collect(),
+        fields: selectable(fields, object),
+    }
 }
 
 /// A field's value as selectors compare it; empty where it is absent.

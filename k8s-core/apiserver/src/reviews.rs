@@ -12,12 +12,12 @@ use crate::{
         rbac::{Attributes, Rule},
         tokens::API_AUDIENCE,
     },
+    body::{decode_body, read_body},
+    call::Call,
     respond,
-    server::{Call, read_body},
     state::State,
     user::User,
     value::{list, text},
-    write::decode_body,
 };
 
 /// Answers a question; `None` when the request is about a stored resource.
@@ -71,7 +71,7 @@ pub(crate) async fn handle(
         review["metadata"] = json!({});
     }
     if kind == "SelfSubjectReview" {
-        review["metadata"]["creationTimestamp"] = crate::write::timestamp(state.clock.now()).into();
+        review["metadata"]["creationTimestamp"] = crate::storage::timestamp(state.clock.now()).into();
     }
     review["status"] = status;
     Ok(Some(respond::json_value(StatusCode::CREATED, &review)))

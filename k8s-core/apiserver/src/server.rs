@@ -19,7 +19,6 @@ use std::{
 use bytes::Bytes;
 use futures::{FutureExt, future::BoxFuture};
 use http::{Request, Response, StatusCode, header};
-use http_body::Body as _;
 use http_body_util::BodyExt;
 use k8s_core::{
     client::{Body, BoxError, Client},
@@ -32,16 +31,14 @@ use serde_json::Value;
 use crate::{
     accept::{self, Encoding},
     auth::{impersonate::Impersonated, rbac::Attributes},
-    decode::{self, MAX_BODY},
-    limits::{Crowded, Ticket},
+    call::Call,
     listen::Connection,
     request::{Query, RequestInfo},
-    resources::{Registry, selectable},
+    resources::{Registry, meta_of},
     respond,
     stages::{Audited, Credentials},
     state::State,
     user::User,
-    value::text,
 };
 
 /// An API server. Cheap to clone; a clone is the same server. It is a `tower::Service` from requests to responses.
@@ -65,66 +62,6 @@ pub fn describe(resource: &str, json: &[u8]) -> Meta {
     let object: Value = serde_json::from_slice(json).unwrap_or_default();
     let fields = BUILT_IN.all().find(|r| *r.storage == *resource).map(|r| r.fields.clone());
     meta_of(&object, fields.as_deref().unwrap_or(&[]))
-}
-
-pub(crate) fn meta_of(object: &Value, fields: &[String]) -> Meta {
-    let labels = crate::value::map(object, "/metadata/labels").into_iter().flatten();
-    Meta {
-        uid: text(object, "/metadata/uid").into(),
-        labels: labels.map(|(k, v)| (k.as_str().into(), v.as_str().unwrap_or_default().into())).collect(),
-        fields: selectable(fields, object),
-    }
-}
-
-/// One request on its way through the pipeline.
-pub(crate) struct Call {
-    pub(crate) info: RequestInfo,
-    pub(crate) query: Query,
-    pub(crate) user: User,
-    pub(crate) headers: http::HeaderMap,
-    pub(crate) registry: Arc<Registry>,
-    pub(crate) warnings: Mutex<Vec<String>>,
-}
-
-impl Call {
-    pub(crate) fn warn(&self, warning: String) {
-        self.warnings.lock().unwrap_or_else(std::sync::PoisonError::into_inner).push(warning);
-    }
-
-    /// Warns, unless the same was said already.
-    pub(crate) fn warn_once(&self, warning: String) {
-        let mut all = self.warnings.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
-        if !all.contains(&warning) {
-            all.push(warning);
-        }
-    }
-
-    /// The same request, to be changed; its warnings are its own.
-    pub(crate) fn inner(&self) -> Call {
-        Call {
-            info: self.info.clone(),
-            query: self.query.clone(),
-            user: self.user.clone(),
-            headers: self.headers.clone(),
-            registry: self.registry.clone(),
-            warnings: Mutex::default(),
-        }
-    }
-
-    /// Takes the warnings.
-    pub(crate) fn warned(&self) -> Vec<String> {
-        std::mem::take(&mut *self.warnings.lock().unwrap_or_else(std::sync::PoisonError::into_inner))
-    }
-
-    /// The field manager of a write: what the request says, else the client's name.
-    pub(crate) fn manager(&self) -> String {
-        let named = self.query.get("fieldManager");
-        if !named.is_empty() {
-            return named.to_owned();
-        }
-        let agent = self.headers.get(header::USER_AGENT).and_then(|v| v.to_str().ok()).unwrap_or("unknown");
-        agent.split('/').next().unwrap_or(agent).chars().take(128).collect()
-    }
 }
 
 impl ApiServer {
@@ -328,43 +265,6 @@ impl ApiServer {
         let warnings = call.warned();
         Ok((response, warnings))
     }
-}
-
-/// The plain answer for paths that nobody serves.
-pub(crate) fn not_found_page() -> Response<Body> {
-    respond::text(StatusCode::NOT_FOUND, "404 page not found\n")
-}
-
-/// Reads a whole body.
-///
-/// # Errors
-/// 413 above the limit, 400 when the connection breaks.
-pub(crate) async fn read_body(request: &mut Request<Body>) -> Result<Bytes, ApiStatus> {
-    let too_large = || {
-        ApiStatus::new(413, "RequestEntityTooLarge", format!("Request entity too large: limit is {MAX_BODY}"))
-    };
-    if request.body().size_hint().lower() > MAX_BODY as u64 {
-        return Err(too_large());
-    }
-    let body = std::mem::replace(request.body_mut(), k8s_core::client::empty_body());
-    match collect(body).await {
-        Ok(body) => {
-            if let Some(ticket) = request.extensions().get::<Arc<Ticket>>()
-                && decode::is_heavy(request.headers(), &body)
-            {
-                ticket.keep(ticket.heavy().await);
-            }
-            Ok(body)
-        }
-        Err(e) if e.is::<http_body_util::LengthLimitError>() => Err(too_large()),
-        Err(e) if e.is::<Crowded>() => Err((&Crowded).into()),
-        Err(e) => Err(ApiStatus::bad_request(format!("read the body: {e}"))),
-    }
-}
-
-/// Boxed, because rustc cannot see that a future over the body's boxed error is `Send`.
-fn collect(body: Body) -> BoxFuture<'static, Result<Bytes, BoxError>> {
-    http_body_util::Limited::new(body, MAX_BODY).collect().map(|done| done.map(|b| b.to_bytes())).boxed()
 }
 
 /// The name of the one object that a list or watch selects by `metadata.name`: who may read only that one may list and watch it too.

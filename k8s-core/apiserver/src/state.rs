@@ -18,17 +18,18 @@ use crate::{
         rbac::{Attributes, Rbac},
         tokens::TokenIssuer,
     },
+    blocking::run_blocking_if,
+    call::Call,
     crd::reshape,
     limits::Gate,
     proxy::NodeConnector,
     request::RequestInfo,
     resources::{Resource, SharedRegistry},
-    server::{Call, Pace},
+    server::Pace,
     stages::{Audit, Authenticate, Authorize, Decision, FlowControl},
     user::User,
     value::text,
     webhook_client::ClientIdentity,
-    write::unhurried,
 };
 
 /// The parts of a server.
@@ -165,7 +166,7 @@ impl State {
         if let Some(now) = stored {
             let was = before.find(&now.group, &now.version, &now.plural);
             if reshape::differs(&now, was.map(|r| &**r)) {
-                unhurried(true, || reshape::all(&self.store, &now));
+                run_blocking_if(true, || reshape::all(&self.store, &now));
             }
         }
         self.open_api.lock().unwrap_or_else(std::sync::PoisonError::into_inner).clear();

@@ -7,13 +7,16 @@ use k8s_core::{client::Body, status::ApiStatus};
 use serde_json::{Value, json};
 
 use crate::{
+    body::{decode_body, read_body},
+    call::Call,
+    errors::{modified, precondition, store_failure},
     invalid::FieldErrors,
     resources::{Resource, columns::selector_text, strategy::pod},
     respond,
-    server::{Call, read_body},
     state::State,
+    storage::{TRIES, current, put, timestamp},
     value::{integer, list, set, text},
-    write::{self, Change, current, decode_body, modify, timestamp},
+    write::{self, Change, modify},
 };
 
 /// Answers a request for a subresource that the resource has.
@@ -104,7 +107,7 @@ async fn scale(
         let (_, object) = current(state, resource, &key, &call.info.name)?;
         return Ok(respond::json_value(StatusCode::OK, &scale_of(resource, &object)));
     }
-    let dry_run = write::dry_run(call, "UpdateOptions")?;
+    let dry_run = crate::call::dry_run(call, "UpdateOptions")?;
     let change: write::PatchFunction = match verb {
         "update" => {
             let (wanted, _) = decode_body(call, "Scale", body)?;
@@ -114,7 +117,7 @@ async fn scale(
             })
         }
         "patch" => {
-            let media = write::media_type(call);
+            let media = crate::body::media_type(call);
             let media = if media == "application/strategic-merge-patch+json"
                 || media == "application/apply-patch+yaml"
             {
@@ -211,12 +214,12 @@ async fn bind(
     }
     let uid = text(binding, "/metadata/uid").to_owned();
     let annotations = crate::value::map(binding, "/metadata/annotations").cloned();
-    let dry_run = write::dry_run(call, "CreateOptions")?;
+    let dry_run = crate::call::dry_run(call, "CreateOptions")?;
     let key = resource.key(&call.info.namespace, name);
-    for _ in 0..write::TRIES {
+    for _ in 0..TRIES {
         let (stored, old) = current(state, resource, &key, name)?;
         if !uid.is_empty() && uid != *stored.uid {
-            return Err(write::precondition(resource, &key, name, &uid, &stored.uid));
+            return Err(precondition(resource, &key, name, &uid, &stored.uid));
         }
         let mut new = old;
         let now = timestamp(state.clock.now());
@@ -226,10 +229,10 @@ async fn bind(
             return Ok(created());
         }
         let expect = k8s_core::store::Expect::Revision(stored.revision);
-        match write::put(state, resource, &key, expect, &new).await {
+        match put(state, resource, &key, expect, &new).await {
             Ok(_) => return Ok(created()),
             Err(k8s_core::store::StoreError::Conflict { .. }) => {}
-            Err(e) => return Err(write::store_failure(resource, name, &e)),
+            Err(e) => return Err(store_failure(resource, name, &e)),
         }
     }
     Err(ApiStatus::conflict("", "pods/binding", name, "the pod changes too fast"))
@@ -273,7 +276,7 @@ async fn budget(
     let labels = |key: &str| pod.pointer("/metadata/labels").and_then(|l| l.get(key)).and_then(Value::as_str);
     let snapshot = state.store.snapshot(&budgets.storage);
     for stored in snapshot.range(&format!("{namespace}/"), "") {
-        for _ in 0..write::TRIES {
+        for _ in 0..TRIES {
             let Ok((stored, mut budget)) = current(state, &budgets, &stored.key, stored.name()) else {
                 break;
             };
@@ -309,7 +312,7 @@ async fn budget(
             }
             set(&mut budget, "/status/disruptionsAllowed", (allowed - 1).into());
             let expect = k8s_core::store::Expect::Revision(stored.revision);
-            if write::put(state, &budgets, &stored.key, expect, &budget).await.is_ok() {
+            if put(state, &budgets, &stored.key, expect, &budget).await.is_ok() {
                 break;
             }
         }
@@ -324,35 +327,32 @@ async fn finalize(
     resource: &Arc<Resource>,
     body: &[u8],
 ) -> Result<Response<Body>, ApiStatus> {
-    let dry_run = write::dry_run(call, "UpdateOptions")?;
+    let dry_run = crate::call::dry_run(call, "UpdateOptions")?;
     let (wanted, _) = decode_body(call, "Namespace", body)?;
     let name = call.info.name.as_str();
-    for _ in 0..write::TRIES {
+    for _ in 0..TRIES {
         let (stored, old) = current(state, resource, name, name)?;
         let version = text(&wanted, "/metadata/resourceVersion");
         if !version.is_empty() && version != stored.revision.to_string() {
-            return Err(ApiStatus::conflict(
-                "",
-                "namespaces",
-                name,
-                "the object has been modified; please apply your changes to the latest version and try again",
-            ));
+            return Err(modified(resource, name));
         }
         let mut new = old.clone();
         set(&mut new, "/spec/finalizers", list(&wanted, "/spec/finalizers").to_vec().into());
         if dry_run {
             let json = crate::value::encode(&new).into();
-            return write::object_response(state, call, resource, StatusCode::OK, &json);
+            return crate::read::object_response(state, call, resource, StatusCode::OK, &json);
         }
-        let result = if crate::delete::is_finished(resource, &new) {
-            crate::delete::remove(state, resource, name, stored.revision, &new).await
+        let result = if crate::storage::is_finished(resource, &new) {
+            crate::storage::remove(state, resource, name, stored.revision, &new).await
         } else {
-            write::put(state, resource, name, k8s_core::store::Expect::Revision(stored.revision), &new).await
+            put(state, resource, name, k8s_core::store::Expect::Revision(stored.revision), &new).await
         };
         match result {
-            Ok(done) => return write::object_response(state, call, resource, StatusCode::OK, &done.json),
+            Ok(done) => {
+                return crate::read::object_response(state, call, resource, StatusCode::OK, &done.json);
+            }
             Err(k8s_core::store::StoreError::Conflict { .. }) => {}
-            Err(e) => return Err(write::store_failure(resource, name, &e)),
+            Err(e) => return Err(store_failure(resource, name, &e)),
         }
     }
     Err(ApiStatus::conflict("", "namespaces", name, "the object has been modified"))

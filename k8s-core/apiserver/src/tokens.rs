@@ -10,13 +10,14 @@ use serde_json::{Value, json};
 
 use crate::{
     auth::tokens::{API_AUDIENCE, Bound, Named, TokenSubject},
+    body::decode_body,
+    call::Call,
     invalid::FieldErrors,
     resources::Resource,
     respond,
-    server::Call,
     state::State,
+    storage::{current, timestamp},
     value::{integer, list, set, text},
-    write::{current, decode_body, timestamp},
 };
 
 const GROUP: &str = "authentication.k8s.io";

@@ -15,8 +15,8 @@ use serde_json::Value;
 
 use crate::{
     allocate::{ServiceAllocator, in_range},
+    call::Call,
     resources::Resource,
-    server::Call,
     state::State,
     value::{list, text},
 };

@@ -1,110 +1,40 @@
 //! Create, update and patch: decode, convert, default, admit, validate, store.
 
-mod fit;
 mod metadata;
 mod patch;
 mod put_rules;
 
-pub(crate) use fit::{decode_body, fit};
 use metadata::{VIEWS, carry_over, check_finalizers, check_metadata};
-pub(crate) use patch::{PatchFunction, media_type, patch, patch_function};
+pub(crate) use patch::{PatchFunction, patch, patch_function};
 
 use std::sync::Arc;
 
 use bytes::Bytes;
 use http::{Response, StatusCode};
-use jiff::Timestamp;
 use k8s_core::{
     client::Body,
     patch::managed::{self, Manager},
     status::ApiStatus,
-    store::{Expect, StoreError, Stored},
+    store::{Expect, StoreError},
 };
 use serde_json::Value;
 
 use crate::{
     admission,
+    blocking::run_blocking_if,
+    body::{decode_body, fit},
+    call::{Call, dry_run},
+    errors::{modified, precondition, store_failure},
     invalid::FieldErrors,
-    read::Presenter,
+    read::object_response,
     resources::{
         Resource,
         strategy::{View, immutable},
     },
-    respond,
-    server::{Call, meta_of},
     state::State,
-    value::{Unversioned, child, encode, integer, same_spec, set, take, text},
+    storage::{TRIES, current, is_finished, put, remove, timestamp},
+    value::{child, encode, integer, same_spec, set, take, text},
 };
-
-/// How often a write is tried when others write the same object meanwhile. The store tells of a conflict when the other write can be read, so of so many
-/// writers that begin together each gets its turn.
-pub(crate) const TRIES: usize = 64;
-
-/// Now in whole seconds, RFC 3339.
-pub(crate) fn timestamp(now: Timestamp) -> String {
-    Timestamp::from_second(now.as_second()).unwrap_or(now).to_string()
-}
-
-/// Answers with a stored object in the form and version that was asked for.
-pub(crate) fn object_response(
-    state: &Arc<State>,
-    call: &Call,
-    resource: &Arc<Resource>,
-    code: StatusCode,
-    json: &Bytes,
-) -> Result<Response<Body>, ApiStatus> {
-    let presenter = Presenter::from_call(state, call, resource)?;
-    Ok(respond::json_bytes(code, presenter.object(json)))
-}
-
-/// The store's failure as an answer.
-pub(crate) fn store_failure(resource: &Resource, name: &str, error: &StoreError) -> ApiStatus {
-    match error {
-        StoreError::Conflict { .. } => modified(resource, name),
-        StoreError::Expired(_) => ApiStatus::expired(error.to_string()),
-        // Nothing was written, and the store writes again soon after its disk has room. (Over a full etcd, upstream says 500, which clients do not repeat.)
-        StoreError::Unavailable(_) => {
-            ApiStatus::new(503, "ServiceUnavailable", error.to_string()).retry_after(UNAVAILABLE_SECONDS)
-        }
-        other => ApiStatus::new(500, "InternalError", format!("Internal error occurred: {other}")),
-    }
-}
-
-/// When clients should come again to a store that cannot write.
-const UNAVAILABLE_SECONDS: i32 = 5;
-
-pub(crate) fn modified(resource: &Resource, name: &str) -> ApiStatus {
-    ApiStatus::conflict(
-        &resource.group,
-        &resource.plural,
-        name,
-        "the object has been modified; please apply your changes to the latest version and try again",
-    )
-}
-
-/// Whether the request's query asks for a dry run.
-///
-/// # Errors
-/// 422 for another value than `All`.
-pub(crate) fn dry_run(call: &Call, options: &str) -> Result<bool, ApiStatus> {
-    match call.query.get("dryRun") {
-        "" => Ok(false),
-        asked => dry_run_of(&[asked.into()], options),
-    }
-}
-
-/// Whether the `dryRun` of options in a body asks for a dry run.
-///
-/// # Errors
-/// 422 for another value than `All`.
-pub(crate) fn dry_run_of(asked: &[Value], options: &str) -> Result<bool, ApiStatus> {
-    if asked.iter().all(|value| value == "All") {
-        return Ok(!asked.is_empty());
-    }
-    let mut errors = FieldErrors::default();
-    errors.not_supported("dryRun", asked.to_vec(), &["All"]);
-    Err(errors.into_status("meta.k8s.io", options, ""))
-}
 
 /// Turns a fitting object into its stored form, with defaults.
 fn store_form(resource: &Resource, object: &mut Value) {
@@ -216,7 +146,7 @@ async fn insert(
     }
     (resource.strategy.validate)(&object, &mut errors);
     if let Some(rules) = &resource.rules {
-        unhurried(rules.is_heavy(&object, None), || rules.check(&object, None, &mut errors));
+        run_blocking_if(rules.is_heavy(&object, None), || rules.check(&object, None, &mut errors));
     }
     if let Some(typed) = &resource.typed {
         typed.validate(&object, None, false, &mut errors);
@@ -253,44 +183,6 @@ async fn insert(
         }
     }
     Err(ApiStatus::already_exists(&resource.group, &resource.plural, text(&object, "/metadata/name")))
-}
-
-/// Does something that takes long without keeping other requests of this thread waiting, where the runtime has other threads for them.
-pub(crate) fn unhurried(long: bool, work: impl FnOnce()) {
-    use tokio::runtime::{Handle, RuntimeFlavor};
-    if long && Handle::try_current().is_ok_and(|h| h.runtime_flavor() == RuntimeFlavor::MultiThread) {
-        tokio::task::block_in_place(work);
-    } else {
-        work();
-    }
-}
-
-/// Writes an object's stored form.
-pub(crate) async fn put(
-    state: &Arc<State>,
-    resource: &Resource,
-    key: &str,
-    expect: Expect,
-    object: &Value,
-) -> Result<Arc<Stored>, StoreError> {
-    let meta = meta_of(object, &resource.fields);
-    let json = Unversioned::encode(object);
-    state.store.put(&resource.storage, key, expect, meta, |revision| json.at(revision)).await
-}
-
-/// Reads the newest state of an object.
-pub(crate) fn current(
-    state: &Arc<State>,
-    resource: &Resource,
-    key: &str,
-    name: &str,
-) -> Result<(Arc<Stored>, Value), ApiStatus> {
-    let stored = state
-        .store
-        .get(&resource.storage, key)
-        .ok_or_else(|| ApiStatus::not_found(&resource.group, &resource.plural, name))?;
-    let value = serde_json::from_slice(&stored.json).map_err(ApiStatus::internal)?;
-    Ok((stored, value))
 }
 
 /// PUT of an object.
@@ -431,7 +323,7 @@ pub(crate) async fn modify(
             resource.strategy.fixed.iter().for_each(|field| immutable(&new, &old, field, &mut errors));
         }
         if let Some(rules) = &resource.rules {
-            unhurried(rules.is_heavy(&new, Some(&old)), || rules.check(&new, Some(&old), &mut errors));
+            run_blocking_if(rules.is_heavy(&new, Some(&old)), || rules.check(&new, Some(&old), &mut errors));
         }
         if let Some(typed) = &resource.typed {
             typed.validate(&new, Some(&old), part == "status", &mut errors);
@@ -463,10 +355,9 @@ pub(crate) async fn modify(
             return Ok(encode(&new).into());
         }
         // With its last finalizer gone, an object that waits for deletion goes as well.
-        let finished =
-            crate::delete::is_finished(resource, &new) && !crate::delete::is_finished(resource, &old);
+        let finished = is_finished(resource, &new) && !is_finished(resource, &old);
         let result = if finished {
-            crate::delete::remove(state, resource, &key, stored.revision, &new).await
+            remove(state, resource, &key, stored.revision, &new).await
         } else {
             put(state, resource, &key, Expect::Revision(stored.revision), &new).await
         };
@@ -483,13 +374,4 @@ pub(crate) async fn modify(
         }
     }
     Err(modified(resource, name))
-}
-
-/// 409 for a uid that is another object's.
-pub(crate) fn precondition(resource: &Resource, key: &str, name: &str, want: &str, have: &str) -> ApiStatus {
-    let why = format!(
-        "StorageError: invalid object, Code: 4, Key: /registry/{}/{key}, ResourceVersion: 0, AdditionalErrorMsg: Precondition failed: UID in precondition: {want}, UID in object meta: {have}",
-        resource.plural
-    );
-    ApiStatus::conflict(&resource.group, &resource.plural, name, &why)
 }

@@ -15,8 +15,8 @@ use serde_json::{Value, json};
 
 use crate::{
     auth::{AuthorizationMode, rbac::Attributes},
+    call::Call,
     resources::Resource,
-    server::Call,
     state::State,
     user::User,
     value::{list, text},

@@ -13,10 +13,10 @@ use serde_json::{Value, json};
 use super::{Remote, STORAGE, identify};
 use crate::{
     state::State,
+    storage::{put, timestamp},
     user::User,
     value::{list, set, text},
     webhook_client::Unreachable,
-    write::{put, timestamp},
 };
 
 /// How often a server that answers is asked again.

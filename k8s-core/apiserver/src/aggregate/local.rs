@@ -8,8 +8,8 @@ use serde_json::json;
 use super::STORAGE;
 use crate::{
     state::State,
+    storage::{put, timestamp},
     value::text,
-    write::{put, timestamp},
 };
 
 /// Upstream's priorities of the groups that it serves; groups of custom resources have [`CUSTOM`].

@@ -8,8 +8,7 @@ use k8s_core::store::{Meta, Store, Stored};
 use serde_json::Value;
 
 use crate::{
-    resources::Resource,
-    server::meta_of,
+    resources::{Resource, meta_of},
     value::{Unversioned, text},
 };
 

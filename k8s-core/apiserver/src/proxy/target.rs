@@ -10,11 +10,11 @@ use k8s_core::status::ApiStatus;
 use serde_json::Value;
 
 use crate::{
+    call::Call,
     resources::Resource,
-    server::Call,
     state::State,
+    storage::current,
     value::{integer, list, text},
-    write::current,
 };
 
 /// The port of a kubelet whose node does not say another.

@@ -3,7 +3,9 @@
 use std::sync::Arc;
 
 use bytes::Bytes;
+use http::{Response, StatusCode};
 use k8s_core::{
+    client::Body,
     clock::Clock,
     proto::{self, Definition, ListHead},
     status::ApiStatus,
@@ -13,12 +15,24 @@ use serde_json::{Value, json};
 use super::table::{metadata_only, row, table};
 use crate::{
     accept::{Encoding, Form, Offer, PROTOBUF, negotiate},
+    call::Call,
     resources::Resource,
-    respond::status_value,
-    server::Call,
+    respond::{json_bytes, status_value},
     state::State,
     value::{encode, metadata_of, text},
 };
+
+/// Answers with a stored object in the form and version that was asked for.
+pub(crate) fn object_response(
+    state: &Arc<State>,
+    call: &Call,
+    resource: &Arc<Resource>,
+    code: StatusCode,
+    json: &Bytes,
+) -> Result<Response<Body>, ApiStatus> {
+    let presenter = Presenter::from_call(state, call, resource)?;
+    Ok(json_bytes(code, presenter.object(json)))
+}
 
 /// How stored objects are written for one request.
 #[derive(Clone, Debug)]

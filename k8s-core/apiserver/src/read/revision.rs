@@ -4,7 +4,7 @@ use base64::{Engine, engine::general_purpose::URL_SAFE_NO_PAD as B64};
 use k8s_core::{api::apimachinery::pkg::apis::meta::v1::StatusCause, status::ApiStatus, store::Store};
 use serde::{Deserialize, Serialize};
 
-use crate::{invalid::FieldErrors, server::Call};
+use crate::{call::Call, invalid::FieldErrors};
 
 /// Where a list goes on. Clients see it as an opaque text.
 #[derive(Debug, Deserialize, PartialEq, Serialize)]

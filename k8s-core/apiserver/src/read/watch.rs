@@ -20,8 +20,9 @@ use tokio::time::Instant;
 
 use super::{CHUNK, Presenter, Selection, revision, selection::Selected};
 use crate::{
+    call::Call,
+    errors::{Read, gone},
     resources::Resource,
-    server::Call,
     state::State,
     value::{encode, set},
 };
@@ -62,7 +63,7 @@ pub(crate) fn watch(
     let (from, begin) = revision::of_watch(call, store)?;
     let initial = if begin {
         let selected = selection.select(store, &resource.storage, None);
-        Some(selected.map_err(|e| ApiStatus::expired(e.to_string()))?)
+        Some(selected.map_err(|e| gone(Read::Events, &e))?)
     } else {
         None
     };
@@ -170,7 +171,7 @@ impl Watch {
                 !events.is_empty()
             }
             Err(e) => {
-                let status = ApiStatus::expired(e.to_string());
+                let status = gone(Read::Events, &e);
                 self.presenter.failure(&status, &mut self.out);
                 self.ended = true;
                 true

@@ -6,8 +6,7 @@ use futures::{FutureExt, future::BoxFuture};
 use http::{Request, Response};
 use k8s_core::{client::Body, status::ApiStatus};
 
-use super::{Call, not_found_page, read_body};
-use crate::{resources::Resource, state::State};
+use crate::{body::read_body, call::Call, resources::Resource, respond::not_found_page, state::State};
 
 /// Answers a request about a resource, by its kind of resource.
 pub(super) async fn resource(

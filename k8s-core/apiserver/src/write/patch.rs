@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 
-use http::{Response, StatusCode, header};
+use http::{Response, StatusCode};
 use k8s_core::{
     api::apimachinery::pkg::apis::meta::v1::StatusCause,
     client::Body,
@@ -14,15 +14,17 @@ use k8s_core::{
 };
 use serde_json::Value;
 
-use super::{
-    Change, TRIES, dry_run, fit::fit, insert, modified, modify, object_response, precondition, timestamp,
-};
+use super::{Change, insert, modify};
 use crate::{
+    body::{fit, media_type},
+    call::{Call, dry_run},
     decode,
+    errors::{modified, precondition},
     invalid::FieldErrors,
+    read::object_response,
     resources::Resource,
-    server::Call,
     state::State,
+    storage::{TRIES, timestamp},
     value::{list, set, take, text},
 };
 
@@ -64,12 +66,6 @@ pub(crate) async fn patch(
     })
     .await?;
     object_response(state, call, resource, StatusCode::OK, &bytes)
-}
-
-/// The body's media type.
-pub(crate) fn media_type(call: &Call) -> String {
-    let value = call.headers.get(header::CONTENT_TYPE).and_then(|v| v.to_str().ok()).unwrap_or_default();
-    value.split(';').next().unwrap_or_default().trim().to_owned()
 }
 
 /// Changes an object as a patch says.
