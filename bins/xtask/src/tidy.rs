@@ -49,7 +49,7 @@ const EDGES: &[(&str, &[&str])] = &[
     ("k8s-net", &["k8s-core"]),
     ("k8s-apiserver", &["k8s-core", "k8s-cel", "k8s-schema", "k8s-store", "k8s-tls"]),
     ("k8s-scheduler", &["k8s-core", "k8s-controllers"]),
-    ("k8s-kubelet", &["k8s-core", "k8s-runtime"]),
+    ("k8s-kubelet", &["k8s-core", "k8s-runtime", "k8s-net"]),
     ("k8s-testing", &["k8s-core", "k8s-store", "k8s-controllers", "k8s-apiserver", "k8s-scheduler"]),
     (
         "hyperkube",
