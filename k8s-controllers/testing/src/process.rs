@@ -7,7 +7,8 @@ use std::{
 
 use futures::{FutureExt, future::BoxFuture};
 use k8s_controllers::{Caches, Environment};
-use k8s_core::{client::Client, clock::Clock, store::Store};
+use k8s_core::{client::Client, clock::Clock};
+use k8s_store::Store;
 use tokio::{sync::Notify, task::JoinSet};
 use tokio_util::sync::CancellationToken;
 
@@ -68,7 +69,7 @@ impl Life {
     pub(crate) fn built_in(&self, user: &str) -> Environment {
         let mut environment = self.environment();
         environment.client = self.service.acting_as(user).client().named(environment.client.name());
-        environment.caches = k8s_controllers::builtin::trimmed(environment.caches);
+        environment.caches = k8s_builtin::trimmed(environment.caches);
         environment
     }
 }

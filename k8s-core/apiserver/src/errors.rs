@@ -1,6 +1,7 @@
 //! The door from errors of the store, of bodies and of preconditions to the Status that clients get.
 
-use k8s_core::{status::ApiStatus, store::StoreError};
+use k8s_core::status::ApiStatus;
+use k8s_store::StoreError;
 
 use crate::resources::Resource;
 

@@ -6,7 +6,8 @@
 //! ```
 //! # tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap().block_on(async {
 //! use k8s_apiserver::{ApiServer, User};
-//! use k8s_core::{api::api::core::v1::Namespace, store::Store};
+//! use k8s_core::api::api::core::v1::Namespace;
+//! use k8s_store::Store;
 //!
 //! let server = ApiServer::builder(Store::memory()).build().await.unwrap();
 //! let client = server.client_as(User::admin());

@@ -24,8 +24,8 @@ use k8s_core::{
     client::{Body, BoxError, Client},
     meta::FieldSelector,
     status::ApiStatus,
-    store::{Meta, Store},
 };
+use k8s_store::{Meta, Store};
 use serde_json::Value;
 
 use crate::{

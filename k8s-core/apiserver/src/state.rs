@@ -6,7 +6,8 @@ use std::{
 };
 
 use bytes::Bytes;
-use k8s_core::{clock::Clock, status::ApiStatus, store::Store};
+use k8s_core::{clock::Clock, status::ApiStatus};
+use k8s_store::Store;
 use serde_json::Value;
 
 use crate::{

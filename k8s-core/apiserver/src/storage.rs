@@ -3,10 +3,8 @@
 use std::sync::Arc;
 
 use jiff::Timestamp;
-use k8s_core::{
-    status::ApiStatus,
-    store::{Expect, StoreError, Stored},
-};
+use k8s_core::status::ApiStatus;
+use k8s_store::{Expect, StoreError, Stored};
 use serde_json::Value;
 
 use crate::{

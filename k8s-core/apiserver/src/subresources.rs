@@ -228,10 +228,10 @@ async fn bind(
         if dry_run {
             return Ok(created());
         }
-        let expect = k8s_core::store::Expect::Revision(stored.revision);
+        let expect = k8s_store::Expect::Revision(stored.revision);
         match put(state, resource, &key, expect, &new).await {
             Ok(_) => return Ok(created()),
-            Err(k8s_core::store::StoreError::Conflict { .. }) => {}
+            Err(k8s_store::StoreError::Conflict { .. }) => {}
             Err(e) => return Err(store_failure(resource, name, &e)),
         }
     }
@@ -311,7 +311,7 @@ async fn budget(
                 break;
             }
             set(&mut budget, "/status/disruptionsAllowed", (allowed - 1).into());
-            let expect = k8s_core::store::Expect::Revision(stored.revision);
+            let expect = k8s_store::Expect::Revision(stored.revision);
             if put(state, &budgets, &stored.key, expect, &budget).await.is_ok() {
                 break;
             }
@@ -345,13 +345,13 @@ async fn finalize(
         let result = if crate::storage::is_finished(resource, &new) {
             crate::storage::remove(state, resource, name, stored.revision, &new).await
         } else {
-            put(state, resource, name, k8s_core::store::Expect::Revision(stored.revision), &new).await
+            put(state, resource, name, k8s_store::Expect::Revision(stored.revision), &new).await
         };
         match result {
             Ok(done) => {
                 return crate::read::object_response(state, call, resource, StatusCode::OK, &done.json);
             }
-            Err(k8s_core::store::StoreError::Conflict { .. }) => {}
+            Err(k8s_store::StoreError::Conflict { .. }) => {}
             Err(e) => return Err(store_failure(resource, name, &e)),
         }
     }

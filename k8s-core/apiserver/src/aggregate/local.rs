@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 
-use k8s_core::store::Expect;
+use k8s_store::Expect;
 use serde_json::json;
 
 use super::STORAGE;

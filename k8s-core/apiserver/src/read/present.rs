@@ -4,12 +4,8 @@ use std::sync::Arc;
 
 use bytes::Bytes;
 use http::{Response, StatusCode};
-use k8s_core::{
-    client::Body,
-    clock::Clock,
-    proto::{self, Definition, ListHead},
-    status::ApiStatus,
-};
+use k8s_core::{client::Body, clock::Clock, status::ApiStatus};
+use k8s_schema::proto::{self, Definition, ListHead};
 use serde_json::{Value, json};
 
 use super::table::{metadata_only, row, table};
