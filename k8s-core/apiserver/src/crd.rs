@@ -10,6 +10,7 @@ use serde_json::Value;
 
 use crate::{
     aggregate,
+    blocking::run_blocking_if,
     resources::{Resource, custom, is_built_in, meta_of},
     state::State,
     storage::{put, timestamp},
@@ -21,6 +22,44 @@ const THIRD_PARTY: &str = "thirdpartyresources.extensions";
 /// Keeps a definition until its objects are gone.
 pub(crate) const CLEANUP: &str = "customresourcecleanup.apiextensions.k8s.io";
 
+/// Serves what the definitions in the store define.
+pub(crate) fn load_definitions(state: &State) {
+    for kind in ["customresourcedefinitions.apiextensions.k8s.io", "thirdpartyresources.extensions"] {
+        for stored in state.store.snapshot(kind).range("", "") {
+            if let Ok(object) = serde_json::from_slice(&stored.json) {
+                define(state, &object);
+            }
+        }
+    }
+}
+
+/// Serves what a definition (as stored) defines.
+fn define(state: &State, definition: &Value) {
+    let (kind, name) = (text(definition, "/kind"), text(definition, "/metadata/name"));
+    let made: Vec<Arc<Resource>> = match kind {
+        "CustomResourceDefinition" => custom::from_definition(definition),
+        _ => custom::from_third_party(definition),
+    };
+    let before = state.registry.now();
+    let stored = made.iter().find(|r| r.is_storage_version()).cloned();
+    state.registry.define(&format!("{kind}/{name}"), made);
+    if let Some(now) = stored {
+        let was = before.find(&now.group, &now.version, &now.plural);
+        if reshape::differs(&now, was.map(|r| &**r)) {
+            run_blocking_if(true, || reshape::all(&state.store, &now));
+        }
+    }
+    state.open_api.lock().unwrap_or_else(std::sync::PoisonError::into_inner).clear();
+    state.redefined.notify_one();
+}
+
+/// Stops to serve what a definition defined.
+fn undefine(state: &State, kind: &str, name: &str) {
+    state.registry.define(&format!("{kind}/{name}"), Vec::new());
+    state.open_api.lock().unwrap_or_else(std::sync::PoisonError::into_inner).clear();
+    state.redefined.notify_one();
+}
+
 /// Called with every object that was written.
 pub(crate) async fn after_write(state: &Arc<State>, resource: &Resource, stored: &Arc<Stored>) {
     match &*resource.storage {
@@ -28,7 +67,7 @@ pub(crate) async fn after_write(state: &Arc<State>, resource: &Resource, stored:
         aggregate::STORAGE => return aggregate::after_write(state, stored),
         THIRD_PARTY => {
             if let Ok(object) = serde_json::from_slice(&stored.json) {
-                state.define(&object);
+                define(state, &object);
             }
             return;
         }
@@ -38,7 +77,7 @@ pub(crate) async fn after_write(state: &Arc<State>, resource: &Resource, stored:
     if crd.pointer("/metadata/deletionTimestamp").is_some() {
         if names::is_established(crd.get("status").unwrap_or(&Value::Null)) {
             // Still served, but for new objects.
-            state.define(&names::accepted(&crd, &crd["status"]));
+            define(state, &names::accepted(&crd, &crd["status"]));
         }
         clean_up(state, resource, &crd, stored.revision).await;
         return;
@@ -47,7 +86,7 @@ pub(crate) async fn after_write(state: &Arc<State>, resource: &Resource, stored:
     let conflicts = names::conflicts(state, &crd);
     let status = names::status(&crd, &conflicts, &now);
     if names::is_established(&status) {
-        state.define(&names::accepted(&crd, &status));
+        define(state, &names::accepted(&crd, &status));
     }
     let mut new = crd.clone();
     let finalizers = list(&crd, "/metadata/finalizers");
@@ -74,12 +113,12 @@ pub(crate) fn is_read_at_its_end(resource: &Resource) -> bool {
 pub(crate) async fn after_delete(state: &Arc<State>, resource: &Resource, object: &Value) {
     match &*resource.storage {
         DEFINITIONS => {
-            state.undefine("CustomResourceDefinition", text(object, "/metadata/name"));
+            undefine(state, "CustomResourceDefinition", text(object, "/metadata/name"));
             Box::pin(reconsider(state, text(object, "/spec/group"))).await;
         }
         aggregate::STORAGE => aggregate::after_delete(state, object),
         THIRD_PARTY => {
-            state.undefine("ThirdPartyResource", text(object, "/metadata/name"));
+            undefine(state, "ThirdPartyResource", text(object, "/metadata/name"));
             for made in custom::from_third_party(object).iter().take(1) {
                 remove_all(state, &made.storage).await;
             }

@@ -66,6 +66,7 @@ mod webhook_client;
 mod write;
 mod yaml;
 
-pub use server::{ApiServer, Builder, Pace, describe};
+pub use server::{ApiServer, Builder, describe};
+pub use state::Pace;
 pub use user::User;
 pub use webhook_client::ClientIdentity;

@@ -1,6 +1,6 @@
 //! Limits on what clients over sockets may hold at once: requests, long-running requests, bytes of bodies, and time.
 //!
-//! Flow: [`listen`](crate::listen) marks each request with its `Connection`. When its user is known it gets a
+//! Flow: [`listen`](crate::listen) marks each request with its `LastAccount`. When its user is known it gets a
 //! `Ticket`, waits up to a second for one, or gets 429. The ticket is held until the answer's last byte is
 //! taken; an upgraded connection holds it until it ends. Calls in the same process have no connection and no
 //! limits.
@@ -30,7 +30,7 @@ use k8s_core::{
 
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 
-use crate::{listen::Connection, request::RequestInfo, user::User};
+use crate::{request::RequestInfo, user::User};
 
 /// Limits on clients over sockets. A number of 0 is no limit.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -179,6 +179,11 @@ pub(crate) struct Account {
     held: Held,
 }
 
+/// The account of a connection's last user, since a connection is mostly one user's. In the extensions of every
+/// request that came over a socket.
+#[derive(Debug, Default)]
+pub(crate) struct LastAccount(Mutex<Option<Arc<Account>>>);
+
 /// The right of one request to be worked on.
 #[derive(Debug)]
 pub(crate) struct Ticket {
@@ -199,9 +204,9 @@ impl Gate {
         Gate { limits, all, users: Mutex::default() }
     }
 
-    /// Returns the account of a user. The connection remembers the last one, since it is mostly one user's.
-    fn account(&self, connection: &Connection, user: &str) -> Arc<Account> {
-        let mut known = connection.account.lock().unwrap_or_else(PoisonError::into_inner);
+    /// Returns the account of a user, and remembers it as the connection's last one.
+    fn account(&self, last: &LastAccount, user: &str) -> Arc<Account> {
+        let mut known = last.0.lock().unwrap_or_else(PoisonError::into_inner);
         if let Some(account) = known.as_ref().filter(|account| *account.user == *user) {
             return account.clone();
         }
@@ -227,13 +232,13 @@ impl Gate {
     /// 429 when too many are.
     pub(crate) async fn enter(
         self: &Arc<Self>,
-        connection: &Connection,
+        last: &LastAccount,
         user: &User,
         info: &RequestInfo,
     ) -> Result<Arc<Ticket>, ApiStatus> {
         let class = Class::of(info);
         let unshared = user.groups.iter().any(|group| group == "system:masters");
-        let account = self.account(connection, &user.name);
+        let account = self.account(last, &user.name);
         let places = match unshared {
             true => None,
             false => Some(self.places(&account, class).await?),
@@ -431,7 +436,7 @@ mod tests {
         let limits = Limits { requests: 4, body_bytes: 100, ..Limits::default() };
         let gate = Arc::new(Gate::new(limits));
         let read = info("GET", "/api/v1/pods");
-        let connection = Connection::default();
+        let connection = LastAccount::default();
         let (gate, connection, read) = (&gate, &connection, &read);
         let enter = |user: &User| {
             let user = user.clone();

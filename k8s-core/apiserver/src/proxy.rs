@@ -150,7 +150,7 @@ pub(crate) async fn handle(
     }
     if info.subresource != "log" {
         // A WebSocket begins with a GET: who may only read must not run commands by it.
-        state.may_create(call).await?;
+        state.authorization.may_create(&call.user, &call.info).await?;
     }
     let (_, pod) = current(state, resource, &resource.key(&info.namespace, &info.name), &info.name)?;
     to_pod(state, call, &pod, request).await

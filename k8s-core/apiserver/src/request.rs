@@ -148,6 +148,47 @@ fn after_segments(path: &str, count: usize) -> &str {
     left
 }
 
+/// What a request does, as authorizers see it.
+#[derive(Clone, Debug, Default)]
+pub struct Attributes<'a> {
+    /// Verb.
+    pub verb: &'a str,
+    /// API group.
+    pub group: &'a str,
+    /// Plural resource.
+    pub resource: &'a str,
+    /// Subresource, or empty.
+    pub subresource: &'a str,
+    /// Namespace, or empty.
+    pub namespace: &'a str,
+    /// Object name, or empty.
+    pub name: &'a str,
+    /// For paths that are no resources; else empty.
+    pub path: &'a str,
+}
+
+impl<'a> Attributes<'a> {
+    /// The attributes of a request for a resource, with the verb `create` in place of its own: for a PUT or apply
+    /// that finds no object, and for a WebSocket, which begins with a GET.
+    #[must_use]
+    pub fn create(info: &'a RequestInfo) -> Self {
+        Attributes {
+            verb: "create",
+            group: &info.group,
+            resource: &info.resource,
+            subresource: &info.subresource,
+            namespace: &info.namespace,
+            name: &info.name,
+            path: "",
+        }
+    }
+}
+
+/// The certificate (DER) of a client, verified by TLS against the client CA. In the extensions of a request that
+/// came over a connection with one.
+#[derive(Clone, Debug)]
+pub struct PeerCertificate(pub Vec<u8>);
+
 #[cfg(test)]
 mod tests {
     use super::*;

@@ -104,14 +104,14 @@ async fn access(state: &Arc<State>, user: &User, review: &Value) -> Value {
     } else {
         Attributes { verb: text(review, "/spec/nonResourceAttributes/verb"), path, ..Attributes::default() }
     };
-    match state.authorize(user, &attributes).await {
+    match state.authorization.authorize(user, &attributes).await {
         Ok(()) => json!({"allowed": true}),
         Err(_) => json!({"allowed": false}),
     }
 }
 
 fn rules(state: &Arc<State>, user: &User, namespace: &str) -> Value {
-    let all = state.rbac.rules(&state.store, user, namespace);
+    let all = state.authorization.rbac.rules(&state.store, user, namespace);
     let resource = |r: &Rule| {
         let mut rule = json!({"verbs": r.verbs, "apiGroups": r.groups, "resources": r.resources});
         if !r.names.is_empty() {

@@ -6,7 +6,7 @@
 mod builder;
 mod dispatch;
 
-pub use builder::{Builder, Pace};
+pub use builder::Builder;
 
 use std::{
     convert::Infallible,
@@ -32,7 +32,7 @@ use crate::{
     accept::{self, Encoding},
     auth::{impersonate::Impersonated, rbac::Attributes},
     call::Call,
-    listen::Connection,
+    limits::LastAccount,
     request::{Query, RequestInfo},
     resources::{Registry, meta_of},
     respond,
@@ -197,7 +197,7 @@ impl ApiServer {
         let mut user = self.authenticate(request.headers(), request.extensions()).await?;
         if let Some(other) = Impersonated::from_headers(request.headers())? {
             for need in other.needs() {
-                state.authorize(&user, &need).await?;
+                state.authorization.authorize(&user, &need).await?;
             }
             user = other.user;
         }
@@ -207,10 +207,10 @@ impl ApiServer {
         if let Some(response) = crate::health::public(state, &info, &query) {
             return Ok((response, Vec::new()));
         }
-        let Some(connection) = request.extensions().get::<Arc<Connection>>().cloned() else {
+        let Some(last) = request.extensions().get::<Arc<LastAccount>>().cloned() else {
             return self.granted(request, info, query, user).await;
         };
-        let ticket = state.gate.enter(&connection, &user, &info).await?;
+        let ticket = state.gate.enter(&last, &user, &info).await?;
         let mut request = request.map(|body| ticket.count(body));
         request.extensions_mut().insert(ticket.clone());
         let (mut response, warnings) = ticket.within(self.granted(request, info, query, user)).await?;
@@ -245,7 +245,7 @@ impl ApiServer {
         } else {
             Attributes { verb: &info.verb, path: &info.path, ..Attributes::default() }
         };
-        state.authorize(&user, &wanted).await?;
+        state.authorization.authorize(&user, &wanted).await?;
         if let Some(remote) = state.elsewhere(&info) {
             return Ok((remote.forward(state, &user, &mut request).await, Vec::new()));
         }

@@ -9,8 +9,7 @@ use http::{HeaderMap, StatusCode};
 use k8s_core::status::ApiStatus;
 
 use crate::{
-    auth::{PeerCertificate, rbac::Attributes},
-    request::RequestInfo,
+    request::{Attributes, PeerCertificate, RequestInfo},
     user::User,
 };
 

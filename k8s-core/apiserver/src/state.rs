@@ -3,35 +3,46 @@
 use std::{
     collections::HashMap,
     sync::{Arc, Mutex, atomic::AtomicBool},
+    time::Duration,
 };
 
 use bytes::Bytes;
-use k8s_core::{clock::Clock, status::ApiStatus};
+use k8s_core::clock::Clock;
 use k8s_store::Store;
-use serde_json::Value;
 
 use crate::{
     admission::Admit,
     aggregate::{Aggregator, Remote},
     allocate::ServiceAllocator,
-    auth::{
-        Authenticator, AuthorizationMode,
-        rbac::{Attributes, Rbac},
-        tokens::TokenIssuer,
-    },
-    blocking::run_blocking_if,
-    call::Call,
-    crd::reshape,
+    auth::{Authenticator, Authorization, tokens::TokenIssuer},
     limits::Gate,
     proxy::NodeConnector,
     request::RequestInfo,
-    resources::{Resource, SharedRegistry},
-    server::Pace,
-    stages::{Audit, Authenticate, Authorize, Decision, FlowControl},
-    user::User,
-    value::text,
+    resources::SharedRegistry,
+    stages::{Audit, Authenticate, FlowControl},
     webhook_client::ClientIdentity,
 };
+
+/// Intervals of the work that a server does unasked. A cluster in virtual time, where years pass, sets them long.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Pace {
+    /// How often an idle watcher is told the revision it is at.
+    pub bookmark_every: Duration,
+    /// How long a watch without `timeoutSeconds` goes on, seconds: between these, so that clients do not all come back at once.
+    pub watch_seconds: std::ops::Range<u64>,
+    /// How often old events are looked for.
+    pub sweep_every: Duration,
+}
+
+impl Default for Pace {
+    fn default() -> Self {
+        Pace {
+            bookmark_every: Duration::from_secs(60),
+            watch_seconds: 1800..3600,
+            sweep_every: Duration::from_secs(60),
+        }
+    }
+}
 
 /// The parts of a server.
 pub(crate) struct State {
@@ -39,13 +50,11 @@ pub(crate) struct State {
     pub(crate) registry: SharedRegistry,
     pub(crate) clock: Clock,
     pub(crate) authenticator: Authenticator,
-    pub(crate) authorization: AuthorizationMode,
-    pub(crate) rbac: Rbac,
+    pub(crate) authorization: Arc<Authorization>,
     pub(crate) issuer: TokenIssuer,
     pub(crate) services: ServiceAllocator,
     pub(crate) admission: Vec<Arc<dyn Admit>>,
     pub(crate) authenticators: Vec<Arc<dyn Authenticate>>,
-    pub(crate) authorizers: Vec<Arc<dyn Authorize>>,
     pub(crate) flow: Vec<Arc<dyn FlowControl>>,
     pub(crate) audit: Vec<Arc<dyn Audit>>,
     pub(crate) nodes: Option<Arc<dyn NodeConnector>>,
@@ -83,101 +92,5 @@ impl State {
             return self.aggregator.find(group, version);
         }
         if info.group.is_empty() { None } else { self.aggregator.find(&info.group, &info.version) }
-    }
-
-    /// Checks that `user` may do it.
-    pub(crate) async fn authorize(&self, user: &User, a: &Attributes<'_>) -> Result<(), ApiStatus> {
-        let mut reason = String::new();
-        for authorizer in &self.authorizers {
-            match authorizer.authorize(user, a).await {
-                Decision::Allow => return Ok(()),
-                Decision::Deny(why) => {
-                    reason = why;
-                    break;
-                }
-                Decision::NoOpinion => {}
-            }
-        }
-        let allowed =
-            || self.authorization == AuthorizationMode::AlwaysAllow || self.rbac.allows(&self.store, user, a);
-        if reason.is_empty() && allowed() {
-            return Ok(());
-        }
-        let reason = if reason.is_empty() { reason } else { format!(": {reason}") };
-        let why = if a.path.is_empty() {
-            let resource = if a.subresource.is_empty() {
-                a.resource.to_owned()
-            } else {
-                format!("{}/{}", a.resource, a.subresource)
-            };
-            let scope = if a.namespace.is_empty() {
-                "at the cluster scope".to_owned()
-            } else {
-                format!("in the namespace \"{}\"", a.namespace)
-            };
-            format!(
-                "User \"{}\" cannot {} resource \"{resource}\" in API group \"{}\" {scope}{reason}",
-                user.name, a.verb, a.group
-            )
-        } else {
-            let why =
-                format!("forbidden: User \"{}\" cannot {} path \"{}\"{reason}", user.name, a.verb, a.path);
-            return Err(ApiStatus::new(403, "Forbidden", why).about("", "", ""));
-        };
-        Err(ApiStatus::forbidden(a.group, a.resource, a.name, &why))
-    }
-
-    /// Checks that the caller may `create` what the request is about: for a PUT or apply that finds no object, and for
-    /// a WebSocket, which begins with a GET.
-    pub(crate) async fn may_create(&self, call: &Call) -> Result<(), ApiStatus> {
-        let info = &call.info;
-        let wanted = Attributes {
-            verb: "create",
-            group: &info.group,
-            resource: &info.resource,
-            subresource: &info.subresource,
-            namespace: &info.namespace,
-            name: &info.name,
-            path: "",
-        };
-        self.authorize(&call.user, &wanted).await
-    }
-
-    /// Serves what the definitions in the store define.
-    pub(crate) fn load_definitions(&self) {
-        for kind in ["customresourcedefinitions.apiextensions.k8s.io", "thirdpartyresources.extensions"] {
-            for stored in self.store.snapshot(kind).range("", "") {
-                if let Ok(object) = serde_json::from_slice(&stored.json) {
-                    self.define(&object);
-                }
-            }
-        }
-    }
-
-    /// Serves what a definition (as stored) defines.
-    pub(crate) fn define(&self, definition: &Value) {
-        let (kind, name) = (text(definition, "/kind"), text(definition, "/metadata/name"));
-        let made: Vec<Arc<Resource>> = match kind {
-            "CustomResourceDefinition" => crate::resources::custom::from_definition(definition),
-            _ => crate::resources::custom::from_third_party(definition),
-        };
-        let before = self.registry.now();
-        let stored = made.iter().find(|r| r.is_storage_version()).cloned();
-        self.registry.define(&format!("{kind}/{name}"), made);
-        if let Some(now) = stored {
-            let was = before.find(&now.group, &now.version, &now.plural);
-            if reshape::differs(&now, was.map(|r| &**r)) {
-                run_blocking_if(true, || reshape::all(&self.store, &now));
-            }
-        }
-        self.open_api.lock().unwrap_or_else(std::sync::PoisonError::into_inner).clear();
-        self.redefined.notify_one();
-    }
-
-    /// Stops to serve what a definition defined.
-    pub(crate) fn undefine(&self, kind: &str, name: &str) {
-        self.registry.define(&format!("{kind}/{name}"), Vec::new());
-        self.open_api.lock().unwrap_or_else(std::sync::PoisonError::into_inner).clear();
-        self.redefined.notify_one();
     }
 }

@@ -212,7 +212,7 @@ pub(crate) async fn update(
         state.store.get(&resource.storage, &key).is_none()
     };
     if call.info.subresource.is_empty() && put_rules::creates(resource) && absent() {
-        state.may_create(call).await?;
+        state.authorization.may_create(&call.user, &call.info).await?;
         set(&mut object, "/metadata/resourceVersion", "".into());
         let stored = insert(state, call, resource, object, dry_run, &recorder(call, resource)).await?;
         return object_response(state, call, resource, StatusCode::CREATED, &stored);

@@ -40,7 +40,7 @@ pub(super) async fn check(
     old: Option<&Value>,
 ) -> Result<(), ApiStatus> {
     let is_master = call.user.groups.iter().any(|g| g == "system:masters");
-    if is_master || state.authorization == AuthorizationMode::AlwaysAllow {
+    if is_master || state.authorization.mode == AuthorizationMode::AlwaysAllow {
         return Ok(());
     }
     if old.is_some_and(|old| changes_only_collection(object, old)) {
@@ -115,15 +115,15 @@ impl Caller<'_> {
             name,
             ..Default::default()
         };
-        self.state.authorize(self.user, &wanted).await.is_ok()
+        self.state.authorization.authorize(self.user, &wanted).await.is_ok()
     }
 
     fn is_granted(&self, wanted: &Attributes<'_>) -> bool {
-        self.state.rbac.allows(&self.state.store, self.user, wanted)
+        self.state.authorization.rbac.allows(&self.state.store, self.user, wanted)
     }
 
     fn is_granted_for_every_name(&self, wanted: &Attributes<'_>) -> bool {
-        self.state.rbac.allows_every_name(&self.state.store, self.user, wanted)
+        self.state.authorization.rbac.allows_every_name(&self.state.store, self.user, wanted)
     }
 
     /// Checks that the caller's own roles cover all rules.

@@ -7,10 +7,6 @@ use k8s_core::status::ApiStatus;
 use super::tokens::{API_AUDIENCE, TokenError, TokenIssuer, Verified};
 use crate::{stages::Credentials, user::User};
 
-/// The certificate (DER) that a client proved to own; verified by TLS against the client CA. The listener puts it into the request's extensions.
-#[derive(Clone, Debug)]
-pub struct PeerCertificate(pub Vec<u8>);
-
 /// Finds out who a request comes from.
 #[derive(Debug, Default)]
 pub struct Authenticator {

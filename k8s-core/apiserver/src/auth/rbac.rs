@@ -8,29 +8,11 @@ use std::{
 use k8s_store::Store;
 use serde_json::Value;
 
+pub use crate::request::Attributes;
 use crate::{
     user::User,
     value::{list, text},
 };
-
-/// What somebody wants to do.
-#[derive(Clone, Debug, Default)]
-pub struct Attributes<'a> {
-    /// Verb.
-    pub verb: &'a str,
-    /// API group.
-    pub group: &'a str,
-    /// Plural resource.
-    pub resource: &'a str,
-    /// Subresource, or empty.
-    pub subresource: &'a str,
-    /// Namespace, or empty.
-    pub namespace: &'a str,
-    /// Object name, or empty.
-    pub name: &'a str,
-    /// For paths that are no resources; else empty.
-    pub path: &'a str,
-}
 
 /// One rule of a role.
 #[derive(Clone, Debug, Default, PartialEq)]

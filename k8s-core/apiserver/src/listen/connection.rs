@@ -22,14 +22,14 @@ use tokio::{
 };
 use tokio_util::sync::CancellationToken;
 
-use crate::limits::{Account, Limits, Ticket};
+use crate::limits::{LastAccount, Limits, Ticket};
 
 /// How often at least a quiet connection is looked at.
 const LOOK: Duration = Duration::from_secs(15);
 
-/// A connection of a client. In the extensions of every request that came over a socket.
+/// A connection of a client.
 #[derive(Debug)]
-pub(crate) struct Connection {
+pub(super) struct Connection {
     born: Instant,
     http2: bool,
     /// Requests whose answers are not wholly taken, and those of them that are long-running.
@@ -46,15 +46,9 @@ pub(crate) struct Connection {
     /// Ends the connection at once.
     pub(super) close: CancellationToken,
     /// The user of the last request.
-    pub(crate) account: Mutex<Option<Arc<Account>>>,
+    pub(super) account: Arc<LastAccount>,
     /// That of an upgraded connection.
     upgraded: Mutex<Option<Arc<Ticket>>>,
-}
-
-impl Default for Connection {
-    fn default() -> Self {
-        Connection::new(false)
-    }
 }
 
 impl Connection {
@@ -70,7 +64,7 @@ impl Connection {
             blocked_since: AtomicU64::new(0),
             progress_at: AtomicU64::new(0),
             close: CancellationToken::new(),
-            account: Mutex::default(),
+            account: Arc::default(),
             upgraded: Mutex::default(),
         }
     }

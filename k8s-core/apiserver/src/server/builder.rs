@@ -1,11 +1,8 @@
 //! What a server is made of, chosen part by part.
 
-use std::{
-    sync::{
-        Arc, Mutex,
-        atomic::{AtomicBool, Ordering},
-    },
-    time::Duration,
+use std::sync::{
+    Arc, Mutex,
+    atomic::{AtomicBool, Ordering},
 };
 
 use k8s_core::{clock::Clock, custom::CustomResource};
@@ -16,35 +13,14 @@ use crate::{
     admission::{Admit, IntoAdmit},
     aggregate::{self, Aggregator},
     allocate::ServiceAllocator,
-    auth::{Authenticator, AuthorizationMode, rbac::Rbac, tokens::TokenIssuer},
+    auth::{Authenticator, Authorization, AuthorizationMode, rbac::Rbac, tokens::TokenIssuer},
     limits::{Gate, Limits},
     proxy::NodeConnector,
     resources::{Resource, SharedRegistry, is_built_in},
     stages::{Audit, Authenticate, Authorize, FlowControl},
-    state::State,
+    state::{Pace, State},
     webhook_client::ClientIdentity,
 };
-
-/// How often a server does what nobody asked for. A cluster in virtual time, where years pass, does little of it.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Pace {
-    /// How often an idle watcher is told the revision it is at.
-    pub bookmark_every: Duration,
-    /// How long a watch without `timeoutSeconds` goes on, seconds: between these, so that clients do not all come back at once.
-    pub watch_seconds: std::ops::Range<u64>,
-    /// How often old events are looked for.
-    pub sweep_every: Duration,
-}
-
-impl Default for Pace {
-    fn default() -> Self {
-        Pace {
-            bookmark_every: Duration::from_secs(60),
-            watch_seconds: 1800..3600,
-            sweep_every: Duration::from_secs(60),
-        }
-    }
-}
 
 /// What an [`ApiServer`] is made of.
 pub struct Builder {
@@ -230,19 +206,23 @@ impl Builder {
         }
         let issuer = TokenIssuer::new(self.service_account_key.as_deref())?;
         let services = ServiceAllocator::new(self.service_range.0, self.service_range.1, self.node_ports);
+        let authorization = Arc::new(Authorization {
+            authorizers: self.authorizers,
+            mode: self.authorization,
+            rbac: Rbac::default(),
+            store: self.store.clone(),
+        });
         let server = ApiServer {
             state: Arc::new(State {
                 store: self.store,
                 registry: SharedRegistry::default(),
                 clock: self.clock,
                 authenticator: self.authenticator,
-                authorization: self.authorization,
-                rbac: Rbac::default(),
+                authorization,
                 issuer,
                 services,
                 admission: self.admission,
                 authenticators: self.authenticators,
-                authorizers: self.authorizers,
                 flow: self.flow,
                 audit: self.audit,
                 nodes: self.nodes,
@@ -270,7 +250,7 @@ impl Builder {
                 server.state.registry.define(&name, made);
             }
         }
-        server.state.load_definitions();
+        crate::crd::load_definitions(&server.state);
         server.state.services.load(&server.state.store);
         match (crate::bootstrap::run(&server).await, server.state.store.ailment()) {
             // A cluster on a full disk can be read, and has what it had before.

@@ -178,7 +178,7 @@ async fn apply(
         if !call.info.subresource.is_empty() {
             return Err(ApiStatus::not_found(&resource.group, &resource.plural, name));
         }
-        state.may_create(call).await?;
+        state.authorization.may_create(&call.user, &call.info).await?;
         let made = managed::apply(&managed::nothing(), &config, &resource.schema, &manager, force, &now)
             .map_err(conflicts)?;
         match insert(state, call, resource, made, dry_run, &|_, _| {}).await {
