@@ -3,13 +3,11 @@
 //! A request for such a version becomes one for the stored version: what it brings is converted on its way in, and what comes back on its way out. The rest
 //! of the server sees stored objects only, and need not know that there are others.
 
-mod webhook;
-
 use std::sync::Arc;
 
 use bytes::Bytes;
 use futures::{
-    FutureExt, StreamExt,
+    StreamExt,
     future::{BoxFuture, ready},
     stream::BoxStream,
 };
@@ -22,8 +20,6 @@ use k8s_core::{
 };
 use serde_json::Value;
 
-pub(crate) use webhook::Webhook;
-
 use crate::{
     body::{decode_body, fit, media_type, read_body},
     call::Call,
@@ -31,9 +27,10 @@ use crate::{
     errors::modified,
     invalid::FieldErrors,
     read::{Presenter, object_response},
-    resources::Resource,
+    resources::{Resource, custom::Webhook},
     state::State,
     value::{list, set, text},
+    webhook_client::whole,
     write::patch_function,
 };
 
@@ -129,13 +126,13 @@ impl Converting<'_> {
     /// An object of the asked-for version as it is stored.
     async fn stored(&self, object: Value) -> Result<Value, ApiStatus> {
         let version = self.webhook.stored.api_version();
-        let mut all = self.webhook.convert(self.state, &version, vec![object]).await?;
+        let mut all = self.webhook.convert(&self.state.store, &version, vec![object]).await?;
         Ok(all.pop().unwrap_or_default())
     }
 
     /// Stored objects in the asked-for version.
     async fn served(&self, objects: Vec<Value>) -> Result<Vec<Value>, ApiStatus> {
-        self.webhook.convert(self.state, &self.resource.api_version(), objects).await
+        self.webhook.convert(&self.state.store, &self.resource.api_version(), objects).await
     }
 
     /// Changes an object as it is in the asked-for version; server-side apply is converted itself.
@@ -238,7 +235,7 @@ impl Watching {
         match kind.as_str() {
             "ADDED" | "MODIFIED" | "DELETED" => {
                 let object = vec![event["object"].take()];
-                match self.webhook.convert(&self.state, &self.version, object).await {
+                match self.webhook.convert(&self.state.store, &self.version, object).await {
                     Ok(objects) => {
                         for object in objects {
                             let json = crate::value::encode(&object);
@@ -289,10 +286,4 @@ async fn json_of(response: Response<Body>) -> Result<Value, ApiStatus> {
     let body = whole(response.into_body(), usize::MAX).await.map_err(ApiStatus::internal)?;
     serde_json::from_slice(&body)
         .map_err(|e| ApiStatus::internal(format!("an answer with status {status}: {e}")))
-}
-
-/// Reads a body of at most so many bytes. Boxed, because rustc cannot see that a future over the body's boxed error is `Send`.
-fn whole(body: Body, most: usize) -> BoxFuture<'static, Result<Bytes, String>> {
-    let all = http_body_util::Limited::new(body, most).collect();
-    all.map(|done| done.map(|b| b.to_bytes()).map_err(|e| e.to_string())).boxed()
 }

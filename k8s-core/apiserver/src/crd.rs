@@ -5,14 +5,14 @@ pub(crate) mod reshape;
 
 use std::sync::Arc;
 
+use async_trait::async_trait;
 use k8s_store::{Expect, Stored};
 use serde_json::Value;
 
 use crate::{
-    aggregate,
     blocking::run_blocking_if,
     resources::{Resource, custom, is_built_in, meta_of},
-    state::State,
+    state::{Observer, State},
     storage::{put, timestamp},
     value::{Unversioned, list, set, text},
 };
@@ -20,7 +20,7 @@ use crate::{
 const DEFINITIONS: &str = "customresourcedefinitions.apiextensions.k8s.io";
 const THIRD_PARTY: &str = "thirdpartyresources.extensions";
 /// Keeps a definition until its objects are gone.
-pub(crate) const CLEANUP: &str = "customresourcecleanup.apiextensions.k8s.io";
+const CLEANUP: &str = "customresourcecleanup.apiextensions.k8s.io";
 
 /// Serves what the definitions in the store define.
 pub(crate) fn load_definitions(state: &State) {
@@ -60,11 +60,28 @@ fn undefine(state: &State, kind: &str, name: &str) {
     state.redefined.notify_one();
 }
 
-/// Called with every object that was written.
-pub(crate) async fn after_write(state: &Arc<State>, resource: &Resource, stored: &Arc<Stored>) {
+/// Serves what stored definitions define.
+pub(crate) struct Definitions;
+
+#[async_trait]
+impl Observer for Definitions {
+    fn observes(&self, resource: &Resource) -> bool {
+        resource.custom || [DEFINITIONS, THIRD_PARTY].contains(&&*resource.storage)
+    }
+
+    async fn after_write(&self, state: &Arc<State>, resource: &Resource, stored: &Arc<Stored>) {
+        after_write(state, resource, stored).await;
+    }
+
+    async fn after_delete(&self, state: &Arc<State>, resource: &Resource, object: &Value) {
+        after_delete(state, resource, object).await;
+    }
+}
+
+/// Acts on a written definition.
+async fn after_write(state: &Arc<State>, resource: &Resource, stored: &Arc<Stored>) {
     match &*resource.storage {
         DEFINITIONS => {}
-        aggregate::STORAGE => return aggregate::after_write(state, stored),
         THIRD_PARTY => {
             if let Ok(object) = serde_json::from_slice(&stored.json) {
                 define(state, &object);
@@ -103,20 +120,13 @@ pub(crate) async fn after_write(state: &Arc<State>, resource: &Resource, stored:
     let _ = put(state, resource, &stored.key, Expect::Revision(stored.revision), &new).await;
 }
 
-/// Whether somebody has to read the objects of a resource when they go: [`after_delete`], or who gives back their addresses.
-pub(crate) fn is_read_at_its_end(resource: &Resource) -> bool {
-    let read = ["namespaces", "services", DEFINITIONS, aggregate::STORAGE, THIRD_PARTY];
-    resource.custom || read.contains(&&*resource.storage)
-}
-
-/// Called with every object that was deleted, if [`is_read_at_its_end`].
-pub(crate) async fn after_delete(state: &Arc<State>, resource: &Resource, object: &Value) {
+/// Acts on a deleted definition, and on a deleted custom object whose definition may wait for it.
+async fn after_delete(state: &Arc<State>, resource: &Resource, object: &Value) {
     match &*resource.storage {
         DEFINITIONS => {
             undefine(state, "CustomResourceDefinition", text(object, "/metadata/name"));
             Box::pin(reconsider(state, text(object, "/spec/group"))).await;
         }
-        aggregate::STORAGE => aggregate::after_delete(state, object),
         THIRD_PARTY => {
             undefine(state, "ThirdPartyResource", text(object, "/metadata/name"));
             for made in custom::from_third_party(object).iter().take(1) {

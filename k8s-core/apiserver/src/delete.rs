@@ -97,7 +97,7 @@ async fn delete_named(
             return Err(ApiStatus::conflict(&resource.group, &resource.plural, name, &why));
         }
         admission::delete(resource, name)?;
-        if let Some(last) = goes_at_once(resource, &stored, options) {
+        if let Some(last) = goes_at_once(state, resource, &stored, options) {
             if dry_run {
                 return Ok(Outcome::Gone(stored));
             }
@@ -131,7 +131,7 @@ async fn delete_named(
         };
         match result {
             Ok(Outcome::Waiting(stored)) => {
-                crate::crd::after_write(state, resource, &stored).await;
+                crate::storage::written(state, resource, &stored).await;
                 return Ok(Outcome::Waiting(stored));
             }
             Ok(gone) => return Ok(gone),
@@ -145,9 +145,14 @@ async fn delete_named(
 /// The last state of an object that a deletion takes out of the store just as it is, and that nobody needs to read then. `None`: it has to be looked at.
 ///
 /// Most objects are such, and a deletion of thousands (a namespace, the pods of a Deployment) decodes none of them.
-fn goes_at_once(resource: &Resource, stored: &Stored, options: &Options) -> Option<Unversioned> {
+fn goes_at_once(
+    state: &State,
+    resource: &Resource,
+    stored: &Stored,
+    options: &Options,
+) -> Option<Unversioned> {
     let is_plain = matches!(options.propagation.as_str(), "" | "Background");
-    if !is_plain || crate::crd::is_read_at_its_end(resource) {
+    if !is_plain || is_read_at_its_end(state, resource) {
         return None;
     }
     if &*resource.storage == "pods" {
@@ -165,6 +170,11 @@ fn goes_at_once(resource: &Resource, stored: &Stored, options: &Options) -> Opti
         return None;
     }
     Unversioned::of(&stored.json)
+}
+
+/// Whether the objects of a resource are read when they go, by an observer or to give back their addresses.
+fn is_read_at_its_end(state: &State, resource: &Resource) -> bool {
+    ["namespaces", "services"].contains(&&*resource.storage) || state.observer(resource).is_some()
 }
 
 /// Seconds that an object gets to end by itself: only pods that run somewhere do.

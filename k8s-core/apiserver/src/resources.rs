@@ -8,6 +8,7 @@ pub mod convert;
 pub mod custom;
 pub mod strategy;
 mod table;
+pub(crate) mod typed;
 pub mod types;
 
 use std::{
@@ -192,11 +193,11 @@ pub struct Resource {
     /// Defined at run time (by a CRD or ThirdPartyResource).
     pub custom: bool,
     /// What makes objects in this version of stored ones, where that is a webhook.
-    pub(crate) webhook: Option<Arc<crate::conversion::Webhook>>,
+    pub(crate) webhook: Option<Arc<custom::Webhook>>,
     /// Its definition is going: no new objects are made.
     pub terminating: bool,
     /// The Rust type that describes it.
-    pub(crate) typed: Option<Arc<dyn crate::typed::Typed>>,
+    pub(crate) typed: Option<Arc<dyn typed::Typed>>,
     /// What its definition demands of objects, for resources defined at run time.
     pub(crate) rules: Option<custom::Rules>,
     /// JSON schema for OpenAPI, for resources defined at run time.

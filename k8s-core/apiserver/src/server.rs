@@ -247,7 +247,7 @@ impl ApiServer {
         };
         state.authorization.authorize(&user, &wanted).await?;
         if let Some(remote) = state.elsewhere(&info) {
-            return Ok((remote.forward(state, &user, &mut request).await, Vec::new()));
+            return Ok((remote.forward(&state.store, &user, &mut request).await, Vec::new()));
         }
         let call = Call {
             info,

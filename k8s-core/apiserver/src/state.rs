@@ -6,9 +6,11 @@ use std::{
     time::Duration,
 };
 
+use async_trait::async_trait;
 use bytes::Bytes;
 use k8s_core::clock::Clock;
-use k8s_store::Store;
+use k8s_store::{Store, Stored};
+use serde_json::Value;
 
 use crate::{
     admission::Admit,
@@ -18,7 +20,7 @@ use crate::{
     limits::Gate,
     proxy::NodeConnector,
     request::RequestInfo,
-    resources::SharedRegistry,
+    resources::{Resource, SharedRegistry},
     stages::{Audit, Authenticate, FlowControl},
     webhook_client::ClientIdentity,
 };
@@ -44,6 +46,19 @@ impl Default for Pace {
     }
 }
 
+/// Acts on stored objects of some kinds right after they were written or deleted.
+#[async_trait]
+pub(crate) trait Observer: Send + Sync {
+    /// Whether it acts on objects of the resource. Such objects are read when they go.
+    fn observes(&self, resource: &Resource) -> bool;
+
+    /// Acts on an object that was written.
+    async fn after_write(&self, state: &Arc<State>, resource: &Resource, stored: &Arc<Stored>);
+
+    /// Acts on an object that was deleted; `object` is its last state.
+    async fn after_delete(&self, state: &Arc<State>, resource: &Resource, object: &Value);
+}
+
 /// The parts of a server.
 pub(crate) struct State {
     pub(crate) store: Store,
@@ -54,6 +69,7 @@ pub(crate) struct State {
     pub(crate) issuer: TokenIssuer,
     pub(crate) services: ServiceAllocator,
     pub(crate) admission: Vec<Arc<dyn Admit>>,
+    pub(crate) observers: &'static [&'static dyn Observer],
     pub(crate) authenticators: Vec<Arc<dyn Authenticate>>,
     pub(crate) flow: Vec<Arc<dyn FlowControl>>,
     pub(crate) audit: Vec<Arc<dyn Audit>>,
@@ -92,5 +108,10 @@ impl State {
             return self.aggregator.find(group, version);
         }
         if info.group.is_empty() { None } else { self.aggregator.find(&info.group, &info.version) }
+    }
+
+    /// The observer of a resource's objects, if there is one.
+    pub(crate) fn observer(&self, resource: &Resource) -> Option<&'static dyn Observer> {
+        self.observers.iter().copied().find(|observer| observer.observes(resource))
     }
 }

@@ -69,6 +69,15 @@ pub(crate) async fn remove(
     let json = Unversioned::encode(object);
     let gone = state.store.delete(&resource.storage, key, revision, |revision| json.at(revision)).await?;
     state.services.release(resource, object);
-    crate::crd::after_delete(state, resource, object).await;
+    if let Some(observer) = state.observer(resource) {
+        observer.after_delete(state, resource, object).await;
+    }
     Ok(gone)
+}
+
+/// Tells the observer of a written object about it.
+pub(crate) async fn written(state: &Arc<State>, resource: &Resource, stored: &Arc<Stored>) {
+    if let Some(observer) = state.observer(resource) {
+        observer.after_write(state, resource, stored).await;
+    }
 }

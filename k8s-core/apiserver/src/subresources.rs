@@ -1,5 +1,7 @@
 //! Subresources that are not the object itself: status and scale, binding, eviction, tokens, finalize, and everything that leads to a kubelet.
 
+mod kubelet;
+
 use std::sync::Arc;
 
 use http::{Request, Response, StatusCode};
@@ -29,7 +31,7 @@ pub(crate) async fn handle(
     let part = call.info.subresource.as_str();
     match (part, call.info.verb.as_str()) {
         ("log" | "exec" | "attach" | "portforward" | "proxy", _) => {
-            crate::proxy::handle(state, call, resource, request).await
+            kubelet::handle(state, call, resource, request).await
         }
         ("status" | "approval" | "resize" | "ephemeralcontainers", "get") => {
             crate::read::get(state, call, resource)

@@ -1,18 +1,19 @@
 //! Calls to servers that extend this one: aggregated API servers and webhooks, by URL or as a Service of the cluster.
 
+use bytes::Bytes;
+use futures::{FutureExt, future::BoxFuture};
+use http_body_util::BodyExt;
 use std::{net::SocketAddr, sync::Arc, time::Duration};
 
 use base64::{Engine, engine::general_purpose::STANDARD};
 use http::{HeaderValue, Request, Response, header};
 use hyper_util::rt::TokioIo;
 use k8s_core::client::{Body, RemoteConfig};
+use k8s_store::Store;
 use serde_json::Value;
 use tokio::net::TcpStream;
 
-use crate::{
-    state::State,
-    value::{integer, text},
-};
+use crate::value::{integer, text};
 
 /// How long a connection may take to be made.
 const CONNECT: Duration = Duration::from_secs(10);
@@ -139,14 +140,14 @@ impl Callee {
     /// Sends a request over a connection of its own; upgrades go through.
     pub(crate) async fn call(
         &self,
-        state: &Arc<State>,
+        store: &Store,
         mut request: Request<Body>,
     ) -> Result<Response<Body>, Unreachable> {
         let failed = |e: &dyn std::fmt::Display| Unreachable::Failed(e.to_string());
         let (name, tcp) = match &self.place {
             Place::Url { host, port } => (host.clone(), connect((host.as_str(), *port)).await?),
             Place::Service { namespace, name, port } => {
-                let tcp = match locate(state, namespace, name, *port)? {
+                let tcp = match locate(store, namespace, name, *port)? {
                     Location::Address(address) => connect(address).await?,
                     Location::Name(host, port) => connect((host.as_str(), port)).await?,
                 };
@@ -162,6 +163,12 @@ impl Callee {
         let tls = tls.map_err(|_| failed(&"TLS handshake timeout"))?.map_err(|e| failed(&e))?;
         crate::proxy::exchange(TokioIo::new(tls), request).await.map_err(|e| failed(&e))
     }
+}
+
+/// Reads a body of at most so many bytes. Boxed, because rustc cannot see that a future over the body's boxed error is `Send`.
+pub(crate) fn whole(body: Body, most: usize) -> BoxFuture<'static, Result<Bytes, String>> {
+    let all = http_body_util::Limited::new(body, most).collect();
+    all.map(|done| done.map(|b| b.to_bytes()).map_err(|e| e.to_string())).boxed()
 }
 
 async fn connect(to: impl tokio::net::ToSocketAddrs) -> Result<TcpStream, Unreachable> {
@@ -182,8 +189,8 @@ enum Location {
 }
 
 /// Where a Service's port is answered.
-fn locate(state: &Arc<State>, namespace: &str, name: &str, port: i64) -> Result<Location, Unreachable> {
-    let stored = state.store.get("services", &format!("{namespace}/{name}"));
+fn locate(store: &Store, namespace: &str, name: &str, port: i64) -> Result<Location, Unreachable> {
+    let stored = store.get("services", &format!("{namespace}/{name}"));
     let service: Option<Value> = stored.and_then(|s| serde_json::from_slice(&s.json).ok());
     let Some(service) = service else {
         let why = format!("service/{name} in \"{namespace}\" is not present");
@@ -199,7 +206,7 @@ fn locate(state: &Arc<State>, namespace: &str, name: &str, port: i64) -> Result<
         return Err(Unreachable::Nowhere("ServicePortError", why));
     };
     let wanted = text(chosen, "/name");
-    crate::proxy::endpoint(state, namespace, name, wanted).map(Location::Address).ok_or_else(|| {
+    crate::proxy::endpoint(store, namespace, name, wanted).map(Location::Address).ok_or_else(|| {
         let why = format!(
             "endpoints for service/{name} in \"{namespace}\" have no addresses with port name \"{wanted}\""
         );

@@ -167,7 +167,7 @@ async fn insert(
         match put(state, resource, &key, Expect::Absent, &object).await {
             Ok(stored) => {
                 reserved.keep();
-                crate::crd::after_write(state, resource, &stored).await;
+                crate::storage::written(state, resource, &stored).await;
                 return Ok(stored.json.clone());
             }
             Err(StoreError::Conflict { .. }) if !prefix.is_empty() => {
@@ -362,7 +362,7 @@ pub(crate) async fn modify(
             Ok(written) => {
                 reserved.keep();
                 if !finished {
-                    crate::crd::after_write(state, resource, &written).await;
+                    crate::storage::written(state, resource, &written).await;
                 }
                 return Ok(written.json.clone());
             }

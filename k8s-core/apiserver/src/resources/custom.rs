@@ -2,8 +2,10 @@
 
 mod check;
 mod rules;
+mod webhook;
 
 pub(crate) use rules::{Rules, compiles};
+pub(crate) use webhook::Webhook;
 
 use std::sync::Arc;
 
@@ -18,7 +20,6 @@ use super::{
     strategy::{BASE, Strategy, extensions::CUSTOM_RESOURCE_DEFINITION},
 };
 use crate::{
-    conversion::Webhook,
     invalid::FieldErrors,
     value::{default_text, list, text, truth},
 };

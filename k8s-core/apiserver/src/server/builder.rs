@@ -11,16 +11,22 @@ use k8s_store::Store;
 use super::ApiServer;
 use crate::{
     admission::{Admit, IntoAdmit},
-    aggregate::{self, Aggregator},
+    aggregate::Aggregator,
     allocate::ServiceAllocator,
+    apiservices::ApiServices,
     auth::{Authenticator, Authorization, AuthorizationMode, rbac::Rbac, tokens::TokenIssuer},
+    crd::Definitions,
     limits::{Gate, Limits},
     proxy::NodeConnector,
     resources::{Resource, SharedRegistry, is_built_in},
     stages::{Audit, Authenticate, Authorize, FlowControl},
-    state::{Pace, State},
+    state::{Observer, Pace, State},
+    user::User,
     webhook_client::ClientIdentity,
 };
+
+/// The observers of stored objects; each kind has one at most.
+static OBSERVERS: &[&dyn Observer] = &[&Definitions, &ApiServices];
 
 /// What an [`ApiServer`] is made of.
 pub struct Builder {
@@ -134,7 +140,7 @@ impl Builder {
     /// Serves a custom resource that a Rust type describes, without a definition in the store.
     #[must_use]
     pub fn resource<T: CustomResource>(mut self) -> Self {
-        self.typed.push(crate::typed::resources::<T>());
+        self.typed.push(crate::resources::typed::resources::<T>());
         self
     }
     /// Adds a way to find out who a request is from, asked before the server's own.
@@ -222,6 +228,7 @@ impl Builder {
                 issuer,
                 services,
                 admission: self.admission,
+                observers: OBSERVERS,
                 authenticators: self.authenticators,
                 flow: self.flow,
                 audit: self.audit,
@@ -252,14 +259,16 @@ impl Builder {
         }
         crate::crd::load_definitions(&server.state);
         server.state.services.load(&server.state.store);
-        match (crate::bootstrap::run(&server).await, server.state.store.ailment()) {
+        let own =
+            server.client_as(User::new("system:apiserver", &["system:masters"])).named("kube-apiserver");
+        match (crate::bootstrap::run(server.store(), &own).await, server.state.store.ailment()) {
             // A cluster on a full disk can be read, and has what it had before.
             (Err(e), Some(_)) => tracing::warn!(error = %e, "not all bootstrap objects could be made"),
             (made, _) => made.map_err(|e| e.to_string())?,
         }
         server.state.ready.store(true, Ordering::Release);
         crate::event_ttl::start(&server.state);
-        aggregate::start(&server.state);
+        crate::apiservices::start(&server.state);
         Ok(server)
     }
 }

@@ -11,8 +11,9 @@ use k8s_core::client::empty_body;
 use k8s_store::Expect;
 use serde_json::{Value, json};
 
-use super::{Remote, STORAGE, identify};
+use super::STORAGE;
 use crate::{
+    aggregate::{Remote, identify},
     state::State,
     storage::{put, timestamp},
     user::User,
@@ -69,7 +70,7 @@ async fn ask(state: &Arc<State>, remote: &Remote) -> Finding {
     }
     identify(&User::new("system:kube-aggregator", &["system:masters"]), request.headers_mut());
     let answer = async {
-        let response = callee.call(state, request).await?;
+        let response = callee.call(&state.store, request).await?;
         let status = response.status();
         let body = response.into_body().collect().await.map_err(|e| Unreachable::Failed(e.to_string()))?;
         Ok::<_, Unreachable>((status, body.to_bytes()))

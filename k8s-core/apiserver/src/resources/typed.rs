@@ -5,10 +5,8 @@ use std::{fmt, marker::PhantomData, sync::Arc};
 use k8s_core::custom::{CustomResource, Problems};
 use serde_json::Value;
 
-use crate::{
-    invalid::FieldErrors,
-    resources::{Resource, custom},
-};
+use super::{Resource, custom};
+use crate::invalid::FieldErrors;
 
 /// What a type's methods say, for JSON values.
 pub(crate) trait Typed: Send + Sync {
