@@ -8,7 +8,7 @@ use k8s_store::{Expect, StoreError, Stored};
 use serde_json::{Value, json};
 
 use crate::{
-    admission,
+    admission::Deletion,
     body::decode_body,
     call::{Call, dry_run, dry_run_of},
     errors::{modified, precondition, store_failure},
@@ -17,6 +17,7 @@ use crate::{
     respond,
     state::State,
     storage::{TRIES, put, remove, timestamp},
+    user::User,
     value::{Unversioned, child, integer, list, text},
 };
 
@@ -75,12 +76,13 @@ enum Outcome {
 
 async fn delete_named(
     state: &Arc<State>,
+    user: &User,
     resource: &Arc<Resource>,
     key: &str,
     options: &Options,
 ) -> Result<Outcome, ApiStatus> {
     let dry_run = options.dry_run;
-    let name = key.rsplit('/').next().unwrap_or(key);
+    let (namespace, name) = key.rsplit_once('/').unwrap_or(("", key));
     for _ in 0..TRIES {
         let stored = state
             .store
@@ -96,7 +98,7 @@ async fn delete_named(
             );
             return Err(ApiStatus::conflict(&resource.group, &resource.plural, name, &why));
         }
-        admission::delete(resource, name)?;
+        state.admission.delete(&Deletion { user, resource, namespace, name }).await?;
         if let Some(last) = goes_at_once(state, resource, &stored, options) {
             if dry_run {
                 return Ok(Outcome::Gone(stored));
@@ -280,7 +282,7 @@ pub(crate) async fn with(
     options: &Options,
 ) -> Result<Response<Body>, ApiStatus> {
     let key = resource.key(&call.info.namespace, &call.info.name);
-    match delete_named(state, resource, &key, options).await? {
+    match delete_named(state, &call.user, resource, &key, options).await? {
         Outcome::Waiting(stored) => object_response(state, call, resource, StatusCode::OK, &stored.json),
         Outcome::Gone(stored) if resource.strategy.returns_deleted => {
             object_response(state, call, resource, StatusCode::OK, &stored.json)
@@ -312,7 +314,7 @@ pub(crate) async fn collection(
         .map_err(|e| store_failure(resource, "", &e))?;
     let chosen: Vec<Arc<Stored>> = selected.after("").cloned().collect();
     let deletions = chosen.iter().map(|stored| async {
-        match delete_named(state, resource, &stored.key, &options).await {
+        match delete_named(state, &call.user, resource, &stored.key, &options).await {
             Err(e) if e.code() != 404 => Err(e),
             _ => Ok(()),
         }

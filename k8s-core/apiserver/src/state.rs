@@ -13,7 +13,7 @@ use k8s_store::{Store, Stored};
 use serde_json::Value;
 
 use crate::{
-    admission::Admit,
+    admission::Chain,
     aggregate::{Aggregator, Remote},
     allocate::ServiceAllocator,
     auth::{Authenticator, Authorization, tokens::TokenIssuer},
@@ -68,7 +68,7 @@ pub(crate) struct State {
     pub(crate) authorization: Arc<Authorization>,
     pub(crate) issuer: TokenIssuer,
     pub(crate) services: ServiceAllocator,
-    pub(crate) admission: Vec<Arc<dyn Admit>>,
+    pub(crate) admission: Chain,
     pub(crate) observers: &'static [&'static dyn Observer],
     pub(crate) authenticators: Vec<Arc<dyn Authenticate>>,
     pub(crate) flow: Vec<Arc<dyn FlowControl>>,

@@ -17,7 +17,7 @@ use k8s_store::{Expect, StoreError};
 use serde_json::Value;
 
 use crate::{
-    admission,
+    admission::{Admission, Operation},
     blocking::run_blocking_if,
     body::{decode_body, fit},
     call::{Call, dry_run},
@@ -62,6 +62,17 @@ pub(crate) async fn create(
     }
     let stored = insert(state, call, resource, object, dry_run, &recorder(call, resource)).await?;
     object_response(state, call, resource, StatusCode::CREATED, &stored)
+}
+
+/// A write as admission plugins see it.
+fn admission<'a>(
+    call: &'a Call,
+    resource: &'a Resource,
+    object: &'a mut Value,
+    old: Option<&'a Value>,
+) -> Admission<'a> {
+    let operation = Operation::of(old);
+    Admission { operation, user: &call.user, resource, request: &call.info, object, old }
 }
 
 /// Notes that the fields of a new object are its creator's.
@@ -125,7 +136,6 @@ async fn insert(
     if resource.strategy.generation {
         set(&mut object, "/metadata/generation", 1.into());
     }
-    admission::namespace(state, resource, namespace, text(&object, "/metadata/name"))?;
     if resource.terminating {
         let why = "create not allowed while custom resource definition is terminating";
         return Err(ApiStatus::new(405, "MethodNotAllowed", why).about(
@@ -134,7 +144,8 @@ async fn insert(
             "",
         ));
     }
-    admission::run(state, call, resource, &mut object, None).await?;
+    (resource.strategy.created_by)(&call.user, &mut object);
+    state.admission.admit(&mut admission(call, resource, &mut object, None)).await?;
     (resource.strategy.create)(&mut object);
     let mut errors = FieldErrors::default();
     check_metadata(resource, &object, &mut errors);
@@ -151,7 +162,7 @@ async fn insert(
     if !errors.is_empty() {
         return Err(errors.into_status(&resource.group, &resource.kind, text(&object, "/metadata/name")));
     }
-    admission::validate(state, call, resource, &mut object, None).await?;
+    state.admission.validate(&admission(call, resource, &mut object, None)).await?;
     crate::unenforced::warn(state, call, resource, &object, None);
     let mut reserved = state.services.reserve(resource, &mut object, None)?;
     record(state, &mut object);
@@ -302,7 +313,7 @@ pub(crate) async fn modify(
         if part.is_empty() || part == "scale" {
             resource.default(&mut new);
             (resource.strategy.update)(&mut new, &old);
-            admission::run(state, call, resource, &mut new, Some(&old)).await?;
+            state.admission.admit(&mut admission(call, resource, &mut new, Some(&old))).await?;
             count_generation(resource, &mut new, &old);
         }
         check_metadata(resource, &new, &mut errors);
@@ -328,7 +339,7 @@ pub(crate) async fn modify(
         if !errors.is_empty() {
             return Err(errors.into_status(&resource.group, &resource.kind, name));
         }
-        admission::validate(state, call, resource, &mut new, Some(&old)).await?;
+        state.admission.validate(&admission(call, resource, &mut new, Some(&old))).await?;
         if matches!(part, "" | "ephemeralcontainers") {
             crate::unenforced::warn(state, call, resource, &new, Some(&old));
         }

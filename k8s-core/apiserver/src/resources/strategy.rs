@@ -25,7 +25,10 @@ pub mod workload;
 
 use serde_json::Value;
 
-use crate::invalid::{FieldErrors, names};
+use crate::{
+    invalid::{FieldErrors, names},
+    user::User,
+};
 
 /// Which names objects may have.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -51,6 +54,8 @@ pub struct Strategy {
     pub returns_deleted: bool,
     /// Fills in what is absent.
     pub default: fn(&mut Value),
+    /// Records the user who creates an object; runs before admission.
+    pub created_by: fn(&User, &mut Value),
     /// Sets what the server decides on creation (beyond metadata); runs before validation.
     pub create: fn(&mut Value),
     /// Carries over what an update may not change; gets the new and the old object, before validation.
@@ -87,6 +92,7 @@ pub(crate) const BASE: Strategy = Strategy {
     generation: false,
     returns_deleted: false,
     default: |_| {},
+    created_by: |_, _| {},
     create: |_| {},
     update: |_, _| {},
     validate_current: |_, _, _| {},

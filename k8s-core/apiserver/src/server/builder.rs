@@ -10,7 +10,7 @@ use k8s_store::Store;
 
 use super::ApiServer;
 use crate::{
-    admission::{Admit, IntoAdmit},
+    admission::{Admit, Chain, IntoAdmit, Parts},
     aggregate::Aggregator,
     allocate::ServiceAllocator,
     apiservices::ApiServices,
@@ -218,6 +218,8 @@ impl Builder {
             rbac: Rbac::default(),
             store: self.store.clone(),
         });
+        let parts = Parts { store: self.store.clone(), authorization: authorization.clone() };
+        let admission = Chain::new(&parts, self.admission);
         let server = ApiServer {
             state: Arc::new(State {
                 store: self.store,
@@ -227,7 +229,7 @@ impl Builder {
                 authorization,
                 issuer,
                 services,
-                admission: self.admission,
+                admission,
                 observers: OBSERVERS,
                 authenticators: self.authenticators,
                 flow: self.flow,

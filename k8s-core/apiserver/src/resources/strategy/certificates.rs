@@ -8,12 +8,14 @@ use super::{
 };
 use crate::{
     invalid::{FieldErrors, names},
-    value::{list, set, take, text},
+    user::User,
+    value::{child, list, set, take, text},
 };
 
-/// CertificateSigningRequests. Who asked is filled in by admission; the specification never changes.
+/// CertificateSigningRequests. The specification never changes.
 pub static CERTIFICATE_SIGNING_REQUEST: Strategy = Strategy {
     name: NameRule::Segment,
+    created_by: set_requester,
     create: |request| request["status"] = json!({}),
     update: |new, old| set(new, "/spec", old.get("spec").cloned().unwrap_or_default()),
     validate: |request, errors| {
@@ -47,6 +49,24 @@ pub static CERTIFICATE_SIGNING_REQUEST: Strategy = Strategy {
     },
     ..BASE
 };
+
+/// Records the sender of a request, whatever the request says.
+fn set_requester(user: &User, object: &mut Value) {
+    let Some(spec) = child(object, "spec") else { return };
+    for field in ["username", "uid", "groups", "extra"] {
+        take(spec, "", field);
+    }
+    spec["username"] = user.name.clone().into();
+    if !user.uid.is_empty() {
+        spec["uid"] = user.uid.clone().into();
+    }
+    if !user.groups.is_empty() {
+        spec["groups"] = json!(user.groups);
+    }
+    if !user.extra.is_empty() {
+        spec["extra"] = json!(user.extra);
+    }
+}
 
 /// The conditions of a type.
 fn conditions<'a>(request: &'a Value, kind: &str) -> Vec<&'a Value> {

@@ -1,53 +1,59 @@
-//! Role escalation: nobody grants rights that they do not hold.
+//! RoleEscalation: nobody grants rights that they do not hold.
 //!
-//! Every write of a role or binding comes through [`check`] (create, update, patch, apply, dry run), after all admission functions have changed the
+//! Every write of a role or binding comes through this plugin (create, update, patch, apply, dry run), after all admission functions have changed the
 //! object. The aggregation controller holds `escalate` on ClusterRoles, so it may write the rules that it gathers.
 //!
 //! A role may be written by who holds all of its rules, or may `escalate` it. An aggregation rule gathers any rules, so it needs every right.
 //! A binding may be written by who holds all rules of its role, or may `bind` it; only the latter, and `system:masters`, may bind an absent role.
 
-use std::sync::Arc;
+use std::{collections::BTreeMap, sync::Arc};
 
-use std::collections::BTreeMap;
-
+use async_trait::async_trait;
 use k8s_core::status::ApiStatus;
 use serde_json::{Value, json};
 
 use crate::{
-    auth::{AuthorizationMode, rbac::Attributes},
-    call::Call,
-    resources::Resource,
-    state::State,
+    admission::{Admission, Admit},
+    auth::{Authorization, AuthorizationMode},
+    request::Attributes,
     user::User,
     value::{list, text},
 };
 
 /// The API group of roles and bindings.
-pub(super) const GROUP: &str = "rbac.authorization.k8s.io";
+const GROUP: &str = "rbac.authorization.k8s.io";
 
 /// Most combinations of verbs, groups, resources and names that are looked up for one role.
 const MOST_COMBINATIONS: usize = 1 << 20;
 
-/// Checks that the caller may grant what an object of the RBAC group grants.
-///
-/// # Errors
-/// 403 with the missing rights; 404 for a binding to an absent role.
-pub(super) async fn check(
-    state: &Arc<State>,
-    call: &Call,
-    resource: &Resource,
-    object: &Value,
-    old: Option<&Value>,
-) -> Result<(), ApiStatus> {
-    let is_master = call.user.groups.iter().any(|g| g == "system:masters");
-    if is_master || state.authorization.mode == AuthorizationMode::AlwaysAllow {
-        return Ok(());
+/// The check of roles and bindings.
+pub(super) struct RoleEscalation {
+    pub(super) authorization: Arc<Authorization>,
+}
+
+#[async_trait]
+impl Admit for RoleEscalation {
+    /// # Errors
+    /// 403 with the missing rights; 404 for a binding to an absent role.
+    async fn admit(&self, admission: &mut Admission<'_>) -> Result<(), ApiStatus> {
+        let is_master = admission.user.groups.iter().any(|g| g == "system:masters");
+        if admission.resource.group != GROUP
+            || is_master
+            || self.authorization.mode == AuthorizationMode::AlwaysAllow
+        {
+            return Ok(());
+        }
+        check(&self.authorization, admission).await
     }
+}
+
+async fn check(authorization: &Authorization, admission: &Admission<'_>) -> Result<(), ApiStatus> {
+    let (resource, object, old) = (admission.resource, &*admission.object, admission.old);
     if old.is_some_and(|old| changes_only_collection(object, old)) {
         return Ok(());
     }
-    let namespace = call.info.namespace.as_str();
-    let caller = Caller { state, user: &call.user, namespace };
+    let namespace = admission.request.namespace.as_str();
+    let caller = Caller { authorization, user: admission.user, namespace };
     let forbidden = |why: &str| {
         ApiStatus::forbidden(&resource.group, &resource.plural, text(object, "/metadata/name"), why)
     };
@@ -62,12 +68,12 @@ pub(super) async fn check(
         if caller.may("bind", plural, name).await {
             return Ok(());
         }
-        let stored = state.store.get(&format!("{plural}.{GROUP}"), &key);
+        let stored = authorization.store.get(&format!("{plural}.{GROUP}"), &key);
         let stored = stored.ok_or_else(|| ApiStatus::not_found(GROUP, plural, name))?;
         let role: Value = serde_json::from_slice(&stored.json).map_err(ApiStatus::internal)?;
         return caller.holds(list(&role, "/rules")).map_err(|why| forbidden(&why));
     }
-    if caller.may("escalate", &resource.plural, &call.info.name).await {
+    if caller.may("escalate", &resource.plural, &admission.request.name).await {
         return Ok(());
     }
     caller.holds(list(object, "/rules")).map_err(|why| forbidden(&why))?;
@@ -99,7 +105,7 @@ fn changes_only_collection(new: &Value, old: &Value) -> bool {
 }
 
 struct Caller<'a> {
-    state: &'a Arc<State>,
+    authorization: &'a Authorization,
     user: &'a User,
     namespace: &'a str,
 }
@@ -115,15 +121,15 @@ impl Caller<'_> {
             name,
             ..Default::default()
         };
-        self.state.authorization.authorize(self.user, &wanted).await.is_ok()
+        self.authorization.authorize(self.user, &wanted).await.is_ok()
     }
 
     fn is_granted(&self, wanted: &Attributes<'_>) -> bool {
-        self.state.authorization.rbac.allows(&self.state.store, self.user, wanted)
+        self.authorization.rbac.allows(&self.authorization.store, self.user, wanted)
     }
 
     fn is_granted_for_every_name(&self, wanted: &Attributes<'_>) -> bool {
-        self.state.authorization.rbac.allows_every_name(&self.state.store, self.user, wanted)
+        self.authorization.rbac.allows_every_name(&self.authorization.store, self.user, wanted)
     }
 
     /// Checks that the caller's own roles cover all rules.
