@@ -17,7 +17,7 @@ use k8s_builtin as builtin;
 use k8s_controllers::{Caches, Environment, Manager};
 use k8s_core::client::{Client, Kubeconfig};
 use k8s_scheduler::Scheduler;
-use k8s_store::{Embedded, OpenError, Store};
+use k8s_store::{Embedded, Local, OpenError, Store};
 use serde_json::{Value, json};
 use tokio::{net::TcpListener, task::JoinHandle};
 use tokio_util::sync::CancellationToken;
@@ -118,7 +118,7 @@ pub fn open_store(paths: &Paths, forget: bool) -> Result<Store, Failure> {
         };
         Failure::new(code, e.to_string())
     })?;
-    Store::open(backend, &k8s_apiserver::describe).map_err(Failure::because("read the store"))
+    Store::open(Local::new(backend), k8s_apiserver::format::Json).map_err(Failure::because("read the store"))
 }
 
 /// What clients of the API may hold: the usual, and no more connections than leave this process files to open.

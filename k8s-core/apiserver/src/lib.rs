@@ -41,6 +41,7 @@ mod delete;
 mod discovery;
 mod errors;
 mod event_ttl;
+pub mod format;
 pub mod health;
 pub mod invalid;
 pub mod limits;
