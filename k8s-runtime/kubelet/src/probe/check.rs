@@ -1,12 +1,14 @@
 //! The checks themselves.
 
-use std::{sync::Arc, time::Duration};
+use std::{
+    sync::{Arc, LazyLock},
+    time::Duration,
+};
 
 use bytes::{BufMut, Bytes, BytesMut};
 use http_body_util::{BodyExt, Full};
 use hyper_util::rt::{TokioExecutor, TokioIo};
 use k8s_runtime::{ContainerId, ExecRequest};
-use rustls::pki_types::{CertificateDer, ServerName, UnixTime};
 use tokio::{
     io::{AsyncRead, AsyncReadExt, AsyncWrite},
     net::TcpStream,
@@ -109,9 +111,8 @@ pub(crate) async fn http(get: &Get, timeout: Duration) -> Result<(), String> {
         let tcp = TcpStream::connect((get.host.as_str(), get.port)).await;
         let tcp = tcp.map_err(|e| failed(&format!("dial tcp {}: {e}", get.authority())))?;
         let (code, text) = if get.tls {
-            let name = ServerName::try_from(get.host.clone()).map_err(|e| failed(&e))?;
-            let tls = tokio_rustls::TlsConnector::from(unverified());
-            let stream = tls.connect(name, tcp).await.map_err(|e| failed(&e))?;
+            let tls = unverified().map_err(|e| failed(&e))?;
+            let stream = k8s_tls::connect(tls, &get.host, tcp).await.map_err(|e| failed(&e))?;
             ask(stream, get, &path).await.map_err(|e| failed(&e))?
         } else {
             ask(tcp, get, &path).await.map_err(|e| failed(&e))?
@@ -246,56 +247,11 @@ async fn health_answer(answer: http::Response<hyper::body::Incoming>) -> Result<
 }
 
 /// TLS without verification: a probe asks whether a server answers, not who it is.
-fn unverified() -> Arc<rustls::ClientConfig> {
-    static CONFIG: std::sync::OnceLock<Arc<rustls::ClientConfig>> = std::sync::OnceLock::new();
-    CONFIG
-        .get_or_init(|| {
-            let provider = Arc::new(rustls::crypto::ring::default_provider());
-            let builder = rustls::ClientConfig::builder_with_provider(provider.clone())
-                .with_safe_default_protocol_versions()
-                .expect("the ring provider has the default versions");
-            let verifier = Arc::new(AnyServer(provider));
-            Arc::new(builder.dangerous().with_custom_certificate_verifier(verifier).with_no_client_auth())
-        })
-        .clone()
-}
-
-#[derive(Debug)]
-struct AnyServer(Arc<rustls::crypto::CryptoProvider>);
-
-impl rustls::client::danger::ServerCertVerifier for AnyServer {
-    fn verify_server_cert(
-        &self,
-        _: &CertificateDer<'_>,
-        _: &[CertificateDer<'_>],
-        _: &ServerName<'_>,
-        _: &[u8],
-        _: UnixTime,
-    ) -> Result<rustls::client::danger::ServerCertVerified, rustls::Error> {
-        Ok(rustls::client::danger::ServerCertVerified::assertion())
-    }
-
-    fn verify_tls12_signature(
-        &self,
-        message: &[u8],
-        cert: &CertificateDer<'_>,
-        dss: &rustls::DigitallySignedStruct,
-    ) -> Result<rustls::client::danger::HandshakeSignatureValid, rustls::Error> {
-        rustls::crypto::verify_tls12_signature(message, cert, dss, &self.0.signature_verification_algorithms)
-    }
-
-    fn verify_tls13_signature(
-        &self,
-        message: &[u8],
-        cert: &CertificateDer<'_>,
-        dss: &rustls::DigitallySignedStruct,
-    ) -> Result<rustls::client::danger::HandshakeSignatureValid, rustls::Error> {
-        rustls::crypto::verify_tls13_signature(message, cert, dss, &self.0.signature_verification_algorithms)
-    }
-
-    fn supported_verify_schemes(&self) -> Vec<rustls::SignatureScheme> {
-        self.0.signature_verification_algorithms.supported_schemes()
-    }
+fn unverified() -> Result<Arc<k8s_tls::ClientConfig>, String> {
+    static CONFIG: LazyLock<Result<Arc<k8s_tls::ClientConfig>, String>> = LazyLock::new(|| {
+        k8s_tls::client(&k8s_tls::Trust::Anyone, None, &[]).map(Arc::new).map_err(|e| e.to_string())
+    });
+    CONFIG.clone()
 }
 
 #[cfg(test)]
