@@ -3,7 +3,7 @@
 use std::{borrow::Cow, fmt, sync::Arc};
 
 use bytes::{Bytes, BytesMut};
-use futures::{FutureExt, future::BoxFuture, stream::BoxStream};
+use futures::{FutureExt, TryFutureExt, future::BoxFuture, stream::BoxStream};
 use http::{Method, Request, Response, header};
 use http_body_util::{BodyExt, Full, combinators::UnsyncBoxBody};
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::{ObjectMeta, Status};
@@ -45,10 +45,16 @@ where
 {
     fn call(&self, request: Request<Body>) -> BoxFuture<'static, Result<Response<Body>, BoxError>> {
         let mut service = self.clone();
-        async move {
-            std::future::poll_fn(|cx| service.poll_ready(cx)).await.map_err(Into::into)?;
-            service.call(request).await.map_err(Into::into)
-        }
+        let mut request = Some(request);
+        // Without `async`: rustc cannot see that a block that keeps the boxed body is `Send`.
+        std::future::poll_fn(move |cx| {
+            std::task::ready!(service.poll_ready(cx))?;
+            let request = request.take().expect("a future is not polled again after it was ready");
+            // By its full path: `Transport::call` has the same name and would call itself.
+            std::task::Poll::Ready(Ok(tower_service::Service::call(&mut service, request)))
+        })
+        .and_then(|answer| answer)
+        .map_err(Into::into)
         .boxed()
     }
 }
