@@ -3,7 +3,12 @@
 use bytes::Bytes;
 use k8s_store::{Format, Meta};
 
-use crate::value::Unversioned;
+use serde_json::Value;
+
+use crate::{
+    resources::{Registry, meta_of},
+    value::Unversioned,
+};
 
 /// The format of the API server's objects: JSON with `metadata.resourceVersion`.
 #[derive(Clone, Copy, Debug, Default)]
@@ -11,12 +16,21 @@ pub struct Json;
 
 impl Format for Json {
     fn describe(&self, resource: &str, bytes: &[u8]) -> Meta {
-        crate::describe(resource, bytes)
+        describe(resource, bytes)
     }
 
     fn stamp(&self, bytes: Bytes, revision: u64) -> Bytes {
         Unversioned::of(&bytes).map_or(bytes, |object| object.at(revision))
     }
+}
+
+/// The labels, selectable fields and uid of a stored object; for [`Store::open`](k8s_store::Store::open).
+#[must_use]
+pub fn describe(resource: &str, json: &[u8]) -> Meta {
+    static BUILT_IN: std::sync::LazyLock<Registry> = std::sync::LazyLock::new(|| Registry::new(&[]));
+    let object: Value = serde_json::from_slice(json).unwrap_or_default();
+    let fields = BUILT_IN.all().find(|r| *r.storage == *resource).map(|r| r.fields.clone());
+    meta_of(&object, fields.as_deref().unwrap_or(&[]))
 }
 
 #[cfg(test)]

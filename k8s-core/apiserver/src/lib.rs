@@ -67,7 +67,8 @@ mod webhook_client;
 mod write;
 mod yaml;
 
-pub use server::{ApiServer, Builder, describe};
+pub use format::describe;
+pub use server::{ApiServer, Builder};
 pub use state::Pace;
 pub use user::User;
 pub use webhook_client::ClientIdentity;

@@ -25,8 +25,7 @@ use k8s_core::{
     meta::FieldSelector,
     status::ApiStatus,
 };
-use k8s_store::{Meta, Store};
-use serde_json::Value;
+use k8s_store::Store;
 
 use crate::{
     accept::{self, Encoding},
@@ -34,7 +33,6 @@ use crate::{
     call::Call,
     limits::LastAccount,
     request::{Query, RequestInfo},
-    resources::{Registry, meta_of},
     respond,
     stages::{Audited, Credentials},
     state::State,
@@ -53,15 +51,6 @@ impl std::fmt::Debug for ApiServer {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         f.debug_struct("ApiServer").field("store", &self.state.store).finish_non_exhaustive()
     }
-}
-
-/// What the store wants to know of a stored object; for [`Store::open`].
-#[must_use]
-pub fn describe(resource: &str, json: &[u8]) -> Meta {
-    static BUILT_IN: std::sync::LazyLock<Registry> = std::sync::LazyLock::new(|| Registry::new(&[]));
-    let object: Value = serde_json::from_slice(json).unwrap_or_default();
-    let fields = BUILT_IN.all().find(|r| *r.storage == *resource).map(|r| r.fields.clone());
-    meta_of(&object, fields.as_deref().unwrap_or(&[]))
 }
 
 impl ApiServer {
