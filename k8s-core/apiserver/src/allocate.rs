@@ -14,7 +14,6 @@ use serde_json::{Value, json};
 
 use crate::{
     invalid::FieldErrors,
-    resources::Resource,
     value::{child, integer, list, text, truth},
 };
 
@@ -132,10 +131,7 @@ impl ServiceAllocator {
     }
 
     /// Gives back what a deleted Service used.
-    pub(crate) fn release(&self, resource: &Resource, service: &Value) {
-        if &*resource.storage != "services" {
-            return;
-        }
+    pub(crate) fn release(&self, service: &Value) {
         let mut used = self.lock();
         for address in addresses(service) {
             used.addresses.remove(&address);
@@ -149,21 +145,13 @@ impl ServiceAllocator {
     ///
     /// # Errors
     /// 422 for what is out of range or taken; 500 when nothing is left.
-    pub(crate) fn reserve(
-        &self,
-        resource: &Resource,
-        service: &mut Value,
-        old: Option<&Value>,
-    ) -> Result<Reservation, ApiStatus> {
+    pub(crate) fn reserve(&self, service: &mut Value, old: Option<&Value>) -> Result<Reservation, ApiStatus> {
         let mut reservation = Reservation {
             allocator: self.clone(),
             addresses: Vec::new(),
             ports: Vec::new(),
             released: (Vec::new(), Vec::new()),
         };
-        if &*resource.storage != "services" {
-            return Ok(reservation);
-        }
         let name = text(service, "/metadata/name").to_owned();
         let kind = text(service, "/spec/type").to_owned();
         let (had, had_ports) = old.map_or((Vec::new(), Vec::new()), |o| (addresses(o), node_ports(o)));

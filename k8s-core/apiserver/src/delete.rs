@@ -114,8 +114,7 @@ async fn delete_named(
         let mut new = old.clone();
         let grace = grace(resource, &old, options);
         finalize(&mut new, options);
-        let keeps = !list(&new, "/metadata/finalizers").is_empty()
-            || (&*resource.storage == "namespaces" && !list(&new, "/spec/finalizers").is_empty());
+        let keeps = !list(&new, "/metadata/finalizers").is_empty() || (resource.strategy.is_held)(&new);
         let result = if grace == 0 && !keeps {
             if dry_run {
                 return Ok(Outcome::Gone(stored));
@@ -157,14 +156,11 @@ fn goes_at_once(
     if !is_plain || is_read_at_its_end(state, resource) {
         return None;
     }
-    if &*resource.storage == "pods" {
-        let field = |name: &str| {
-            resource.fields.iter().zip(&stored.fields).find(|(n, _)| *n == name).map(|(_, v)| &**v)
-        };
-        let ended = matches!(field("status.phase"), Some("Succeeded" | "Failed"));
-        if !ended && field("spec.nodeName") != Some("") {
-            return None;
-        }
+    let is = |name: &str, value: &str| {
+        resource.fields.iter().zip(&stored.fields).any(|(n, v)| *n == name && **v == *value)
+    };
+    if !(resource.strategy.is_deleted_unread)(&is) {
+        return None;
     }
     let metadata = crate::value::metadata_of(&stored.json)?;
     let has = |field: &str| json::find(metadata, &[field]).is_some();
@@ -176,20 +172,12 @@ fn goes_at_once(
 
 /// Whether the objects of a resource are read when they go, by an observer or to give back their addresses.
 fn is_read_at_its_end(state: &State, resource: &Resource) -> bool {
-    ["namespaces", "services"].contains(&&*resource.storage) || state.observer(resource).is_some()
+    resource.strategy.allocates || state.observer(resource).is_some()
 }
 
-/// Seconds that an object gets to end by itself: only pods that run somewhere do.
+/// The grace period of a deletion, seconds. 0: the object goes at once.
 fn grace(resource: &Resource, old: &Value, options: &Options) -> i64 {
-    if &*resource.storage != "pods" {
-        return 0;
-    }
-    let ended = ["Succeeded", "Failed"].contains(&text(old, "/status/phase"));
-    let idle = text(old, "/spec/nodeName").is_empty();
-    if ended || idle {
-        return 0;
-    }
-    let own = integer(old, "/spec/terminationGracePeriodSeconds").unwrap_or(30).max(0);
+    let Some(own) = (resource.strategy.grace)(old) else { return 0 };
     let wanted = options.grace.unwrap_or(own);
     // A second delete may shorten the grace, never lengthen it.
     match integer(old, "/metadata/deletionGracePeriodSeconds") {
@@ -248,19 +236,13 @@ fn mark(state: &Arc<State>, resource: &Resource, object: &mut Value, grace: i64)
         let until = now.checked_add(Duration::from_secs(grace.unsigned_abs())).unwrap_or(now);
         if let Some(metadata) = child(object, "metadata") {
             metadata["deletionTimestamp"] = timestamp(until).into();
-            if &*resource.storage != "namespaces" {
-                metadata["deletionGracePeriodSeconds"] = grace.into();
-            }
+            metadata["deletionGracePeriodSeconds"] = grace.into();
             if let Some(generation) = integer(metadata, "/generation").filter(|_| !running) {
                 metadata["generation"] = (generation + 1).into();
             }
         }
     }
-    if &*resource.storage == "namespaces"
-        && let Some(status) = child(object, "status")
-    {
-        status["phase"] = "Terminating".into();
-    }
+    (resource.strategy.mark_deleted)(object);
 }
 
 /// DELETE of an object.

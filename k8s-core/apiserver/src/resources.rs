@@ -25,8 +25,8 @@ use columns::Column;
 use convert::Conversion;
 use strategy::Strategy;
 
-/// A special subresource: name, kind, verbs joined by commas.
-pub type Special = (&'static str, &'static str, &'static str);
+/// A special subresource: name, group and version of its kind (empty: the resource's own), kind, verbs joined by commas.
+pub type Special = (&'static str, &'static str, &'static str, &'static str);
 
 /// The static description of a built-in resource.
 #[derive(Debug)]
@@ -41,6 +41,7 @@ pub struct Row {
     status: bool,
     scale: bool,
     special: &'static [Special],
+    without: &'static [&'static str],
     fields: &'static [&'static str],
     columns: &'static [Column],
     strategy: &'static Strategy,
@@ -66,6 +67,7 @@ impl Row {
             status: false,
             scale: false,
             special: &[],
+            without: &[],
             fields: &[],
             columns: &columns::DEFAULT,
             strategy: &strategy::core::PLAIN,
@@ -94,6 +96,11 @@ impl Row {
     }
     const fn special(mut self, special: &'static [Special]) -> Self {
         self.special = special;
+        self
+    }
+    /// Leaves out verbs of the resource itself.
+    const fn without(mut self, verbs: &'static [&'static str]) -> Self {
+        self.without = verbs;
         self
     }
     const fn fields(mut self, fields: &'static [&'static str]) -> Self {
@@ -329,13 +336,8 @@ fn built_in(row: &'static Row, schema: Schema) -> Resource {
             verbs: verbs.split(',').map(str::to_owned).collect(),
         });
     };
-    for (name, kind, verbs) in row.special {
-        let group_version = match *name {
-            "eviction" => Some(("policy", "v1")),
-            "token" => Some(("authentication.k8s.io", "v1")),
-            _ => None,
-        };
-        add(name, kind, group_version, verbs);
+    for (name, group_version, kind, verbs) in row.special {
+        add(name, kind, group_version.split_once('/'), verbs);
     }
     if row.scale {
         add("scale", "Scale", Some(("autoscaling", "v1")), "get,patch,update");
@@ -360,10 +362,7 @@ fn built_in(row: &'static Row, schema: Schema) -> Resource {
         },
         categories: row.category.split(',').filter(|c| !c.is_empty()).map(str::to_owned).collect(),
         namespaced: row.namespaced,
-        verbs: ALL_VERBS
-            .into_iter()
-            .filter(|v| !(row.plural == "namespaces" && *v == "deletecollection"))
-            .collect(),
+        verbs: ALL_VERBS.into_iter().filter(|verb| !row.without.contains(verb)).collect(),
         subresources,
         storage: storage_name(row.group, row.plural),
         storage_version: api_version,
@@ -566,6 +565,64 @@ mod tests {
     use std::collections::HashSet;
 
     use super::*;
+
+    #[test]
+    fn puts_create_and_are_conditional_as_upstreams() {
+        let with = |is: fn(&Strategy) -> bool| -> Vec<&str> {
+            table::ROWS.iter().filter(|row| is(row.strategy)).map(|row| row.plural).collect()
+        };
+        let mut creating = with(|strategy| strategy.allow_create_on_update);
+        creating.sort_unstable();
+        assert_eq!(
+            creating,
+            [
+                "clusterrolebindings",
+                "clusterroles",
+                "endpoints",
+                "events",
+                "leases",
+                "limitranges",
+                "priorityclasses",
+                "rolebindings",
+                "roles",
+                "services",
+            ]
+        );
+        let mut conditional = with(|strategy| !strategy.allow_unconditional_update);
+        conditional.sort_unstable();
+        assert_eq!(
+            conditional,
+            [
+                "apiservices",
+                "csidrivers",
+                "csinodes",
+                "customresourcedefinitions",
+                "leases",
+                "mutatingwebhookconfigurations",
+                "poddisruptionbudgets",
+                "runtimeclasses",
+                "validatingadmissionpolicies",
+                "validatingadmissionpolicybindings",
+                "validatingwebhookconfigurations",
+                "volumeattachments",
+            ]
+        );
+        let mut fixed = with(|strategy| strategy.fixed_by_status.len() == 4);
+        fixed.sort_unstable();
+        assert_eq!(
+            fixed,
+            [
+                "apiservices",
+                "customresourcedefinitions",
+                "flowschemas",
+                "prioritylevelconfigurations",
+                "resourceclaims",
+                "servicecidrs",
+                "validatingadmissionpolicies",
+                "volumeattachments",
+            ]
+        );
+    }
 
     #[test]
     fn the_table_is_consistent() {

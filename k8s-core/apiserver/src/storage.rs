@@ -55,7 +55,7 @@ pub(crate) fn is_finished(resource: &Resource, object: &Value) -> bool {
     object.pointer("/metadata/deletionTimestamp").is_some()
         && list(object, "/metadata/finalizers").is_empty()
         && integer(object, "/metadata/deletionGracePeriodSeconds").unwrap_or(0) == 0
-        && (&*resource.storage != "namespaces" || list(object, "/spec/finalizers").is_empty())
+        && !(resource.strategy.is_held)(object)
 }
 
 /// Takes an object out of the store; its last state is `object`.
@@ -68,7 +68,9 @@ pub(crate) async fn remove(
 ) -> Result<Arc<Stored>, StoreError> {
     let json = Unversioned::encode(object);
     let gone = state.store.delete(&resource.storage, key, revision, |revision| json.at(revision)).await?;
-    state.services.release(resource, object);
+    if resource.strategy.allocates {
+        state.services.release(object);
+    }
     if let Some(observer) = state.observer(resource) {
         observer.after_delete(state, resource, object).await;
     }

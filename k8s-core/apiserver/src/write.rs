@@ -2,7 +2,6 @@
 
 mod metadata;
 mod patch;
-mod put_rules;
 
 use metadata::{VIEWS, carry_over, check_finalizers, check_metadata};
 pub(crate) use patch::{PatchFunction, patch, patch_function};
@@ -18,6 +17,7 @@ use serde_json::Value;
 
 use crate::{
     admission::{Admission, Operation},
+    allocate::Reservation,
     blocking::run_blocking_if,
     body::{decode_body, fit},
     call::{Call, dry_run},
@@ -75,6 +75,16 @@ fn admission<'a>(
     Admission { operation, user: &call.user, resource, request: &call.info, object, old }
 }
 
+/// Takes the addresses and ports that an object of some kinds asks for.
+fn reserve(
+    state: &State,
+    resource: &Resource,
+    object: &mut Value,
+    old: Option<&Value>,
+) -> Result<Option<Reservation>, ApiStatus> {
+    resource.strategy.allocates.then(|| state.services.reserve(object, old)).transpose()
+}
+
 /// Notes that the fields of a new object are its creator's.
 fn recorder<'a>(call: &'a Call, resource: &'a Resource) -> impl Fn(&Arc<State>, &mut Value) + Sync + 'a {
     let manager =
@@ -125,9 +135,8 @@ async fn insert(
     if !prefix.is_empty() {
         metadata["name"] = generated(&prefix).into();
     }
-    // A node agent may register a node with its status at once.
     if resource.has_status
-        && &*resource.storage != "nodes"
+        && !resource.strategy.created_with_status
         && let Some(map) = object.as_object_mut()
     {
         map.remove("status");
@@ -164,7 +173,7 @@ async fn insert(
     }
     state.admission.validate(&admission(call, resource, &mut object, None)).await?;
     crate::unenforced::warn(state, call, resource, &object, None);
-    let mut reserved = state.services.reserve(resource, &mut object, None)?;
+    let mut reserved = reserve(state, resource, &mut object, None)?;
     record(state, &mut object);
     for _ in 0..8 {
         let name = text(&object, "/metadata/name").to_owned();
@@ -177,7 +186,7 @@ async fn insert(
         }
         match put(state, resource, &key, Expect::Absent, &object).await {
             Ok(stored) => {
-                reserved.keep();
+                reserved.as_mut().map(Reservation::keep);
                 crate::storage::written(state, resource, &stored).await;
                 return Ok(stored.json.clone());
             }
@@ -222,14 +231,14 @@ pub(crate) async fn update(
         let key = resource.key(&call.info.namespace, &call.info.name);
         state.store.get(&resource.storage, &key).is_none()
     };
-    if call.info.subresource.is_empty() && put_rules::creates(resource) && absent() {
+    if call.info.subresource.is_empty() && resource.strategy.allow_create_on_update && absent() {
         state.authorization.may_create(&call.user, &call.info).await?;
         set(&mut object, "/metadata/resourceVersion", "".into());
         let stored = insert(state, call, resource, object, dry_run, &recorder(call, resource)).await?;
         return object_response(state, call, resource, StatusCode::CREATED, &stored);
     }
     let bytes = modify(state, call, resource, dry_run, &|_| {
-        if put_rules::is_conditional(resource) && wanted_version(&object).is_empty() {
+        if !resource.strategy.allow_unconditional_update && wanted_version(&object).is_empty() {
             let mut errors = FieldErrors::default();
             errors.invalid("metadata.resourceVersion", 0, "must be specified for an update");
             return Err(errors.into_status(&resource.group, &resource.kind, &call.info.name));
@@ -343,7 +352,7 @@ pub(crate) async fn modify(
         if matches!(part, "" | "ephemeralcontainers") {
             crate::unenforced::warn(state, call, resource, &new, Some(&old));
         }
-        let mut reserved = state.services.reserve(resource, &mut new, Some(&old))?;
+        let mut reserved = reserve(state, resource, &mut new, Some(&old))?;
         if !applied {
             if part == "resize" {
                 take(&mut new, "/metadata", "managedFields");
@@ -371,7 +380,7 @@ pub(crate) async fn modify(
         };
         match result {
             Ok(written) => {
-                reserved.keep();
+                reserved.as_mut().map(Reservation::keep);
                 if !finished {
                     crate::storage::written(state, resource, &written).await;
                 }

@@ -17,14 +17,19 @@ use super::{
     ALL_VERBS, Columns, Resource, ScalePaths, Subresource,
     columns::{CustomColumn, custom_default},
     storage_name,
-    strategy::{BASE, Strategy, extensions::CUSTOM_RESOURCE_DEFINITION},
+    strategy::{BASE, METADATA_OF_CLIENTS, Strategy, extensions::CUSTOM_RESOURCE_DEFINITION},
 };
 use crate::{
     invalid::FieldErrors,
     value::{default_text, list, text, truth},
 };
 
-static CUSTOM: Strategy = Strategy { generation: true, ..BASE };
+static CUSTOM: Strategy = Strategy {
+    generation: true,
+    allow_unconditional_update: false,
+    fixed_by_status: &METADATA_OF_CLIENTS,
+    ..BASE
+};
 
 fn subresource(name: &str, kind: &str, group_version: Option<(&str, &str)>) -> Subresource {
     Subresource {

@@ -43,6 +43,20 @@ pub enum NameRule {
     Segment,
 }
 
+/// The metadata that clients decide.
+pub(crate) const METADATA_OF_CLIENTS: [&str; 4] = ["labels", "annotations", "finalizers", "ownerReferences"];
+
+/// The target of a `proxy` subresource.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Proxied {
+    /// The pod.
+    Pod,
+    /// A ready pod of the Service.
+    Service,
+    /// The node's kubelet, or another port of the node.
+    Node,
+}
+
 /// What is particular to a resource.
 #[derive(Debug)]
 pub struct Strategy {
@@ -52,6 +66,27 @@ pub struct Strategy {
     pub generation: bool,
     /// A delete answers with the object instead of a Status.
     pub returns_deleted: bool,
+    /// A PUT creates the object where it is absent.
+    pub allow_create_on_update: bool,
+    /// A PUT may leave out `metadata.resourceVersion`.
+    pub allow_unconditional_update: bool,
+    /// Keeps the status that an object is created with: a kubelet registers its node with one.
+    pub created_with_status: bool,
+    /// Takes cluster addresses and node ports ([`crate::allocate`]).
+    pub allocates: bool,
+    /// The target of the `proxy` subresource.
+    pub proxied: Option<Proxied>,
+    /// Metadata that writes of the status leave as it is, of [`METADATA_OF_CLIENTS`].
+    pub fixed_by_status: &'static [&'static str],
+    /// Default grace period of a deletion, seconds. `None`: the object goes at once.
+    pub grace: fn(&Value) -> Option<i64>,
+    /// Whether an object goes at once by its selectable fields, so that it need not be decoded. The argument tells
+    /// whether a field has a value.
+    pub is_deleted_unread: fn(&dyn Fn(&str, &str) -> bool) -> bool,
+    /// Whether something beside the finalizers in its metadata keeps an object that is to be deleted.
+    pub is_held: fn(&Value) -> bool,
+    /// Changes an object that was marked as being deleted.
+    pub mark_deleted: fn(&mut Value),
     /// Fills in what is absent.
     pub default: fn(&mut Value),
     /// Records the user who creates an object; runs before admission.
@@ -91,6 +126,16 @@ pub(crate) const BASE: Strategy = Strategy {
     name: NameRule::Subdomain,
     generation: false,
     returns_deleted: false,
+    allow_create_on_update: false,
+    allow_unconditional_update: true,
+    created_with_status: false,
+    allocates: false,
+    proxied: None,
+    fixed_by_status: &[],
+    grace: |_| None,
+    is_deleted_unread: |_| true,
+    is_held: |_| false,
+    mark_deleted: |_| {},
     default: |_| {},
     created_by: |_, _| {},
     create: |_| {},

@@ -52,7 +52,8 @@ pub(super) static ROWS: &[Row] = &[
         .cluster()
         .short(&["ns"])
         .status()
-        .special(&[("finalize", "Namespace", "update")])
+        .special(&[("finalize", "", "Namespace", "update")])
+        .without(&["deletecollection"])
         .fields(&["status.phase"])
         .strategy(&core::NAMESPACE)
         .columns(&columns::NAMESPACES),
@@ -60,7 +61,7 @@ pub(super) static ROWS: &[Row] = &[
         .cluster()
         .short(&["no"])
         .status()
-        .special(&[("proxy", "NodeProxyOptions", "create,delete,get,patch,update")])
+        .special(&[("proxy", "", "NodeProxyOptions", "create,delete,get,patch,update")])
         .fields(&["spec.unschedulable"])
         .strategy(&core::NODE)
         .columns(&columns::NODES),
@@ -86,15 +87,15 @@ pub(super) static ROWS: &[Row] = &[
         .category("all")
         .status()
         .special(&[
-            ("attach", "PodAttachOptions", "create,get"),
-            ("binding", "Binding", "create"),
-            ("ephemeralcontainers", "Pod", "get,patch,update"),
-            ("eviction", "Eviction", "create"),
-            ("exec", "PodExecOptions", "create,get"),
-            ("log", "Pod", "get"),
-            ("portforward", "PodPortForwardOptions", "create,get"),
-            ("proxy", "PodProxyOptions", "create,delete,get,patch,update"),
-            ("resize", "Pod", "get,patch,update"),
+            ("attach", "", "PodAttachOptions", "create,get"),
+            ("binding", "", "Binding", "create"),
+            ("ephemeralcontainers", "", "Pod", "get,patch,update"),
+            ("eviction", "policy/v1", "Eviction", "create"),
+            ("exec", "", "PodExecOptions", "create,get"),
+            ("log", "", "Pod", "get"),
+            ("portforward", "", "PodPortForwardOptions", "create,get"),
+            ("proxy", "", "PodProxyOptions", "create,delete,get,patch,update"),
+            ("resize", "", "Pod", "get,patch,update"),
         ])
         .fields(&[
             "spec.nodeName",
@@ -136,14 +137,14 @@ pub(super) static ROWS: &[Row] = &[
         .columns(&columns::SECRETS),
     Row::new("", "v1", "ServiceAccount", "serviceaccounts", generate::<api::core::v1::ServiceAccount>)
         .short(&["sa"])
-        .special(&[("token", "TokenRequest", "create")])
+        .special(&[("token", "authentication.k8s.io/v1", "TokenRequest", "create")])
         .strategy(&core::PLAIN)
         .columns(&columns::SERVICEACCOUNTS),
     Row::new("", "v1", "Service", "services", generate::<api::core::v1::Service>)
         .short(&["svc"])
         .category("all")
         .status()
-        .special(&[("proxy", "ServiceProxyOptions", "create,delete,get,patch,update")])
+        .special(&[("proxy", "", "ServiceProxyOptions", "create,delete,get,patch,update")])
         .fields(&["spec.clusterIP", "spec.type"])
         .strategy(&service::STRATEGY)
         .columns(&columns::SERVICES),
@@ -230,7 +231,7 @@ pub(super) static ROWS: &[Row] = &[
     .cluster()
     .short(&["csr"])
     .status()
-    .special(&[("approval", "CertificateSigningRequest", "get,patch,update")])
+    .special(&[("approval", "", "CertificateSigningRequest", "get,patch,update")])
     .fields(&["spec.signerName"])
     .columns(&columns::CERTIFICATESIGNINGREQUESTS)
     .strategy(&certificates::CERTIFICATE_SIGNING_REQUEST),

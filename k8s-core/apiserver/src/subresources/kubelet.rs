@@ -19,7 +19,7 @@ use crate::{
     call::Call,
     proxy::{GlobalOnly, NotAllowed, exchange, forwarded},
     request::RequestInfo,
-    resources::Resource,
+    resources::{Resource, strategy::Proxied},
     state::State,
     storage::current,
     value::{list, map, text},
@@ -42,10 +42,11 @@ pub(crate) async fn handle(
         if let Some(redirect) = to_root(info, request) {
             return Ok(redirect);
         }
-        let target = match &*resource.storage {
-            "pods" => target::of_pod(state, call, resource)?,
-            "services" => target::of_service(state, call)?,
-            _ => match target::of_node(state, call, resource).await? {
+        let target = match resource.strategy.proxied {
+            None => return Err(ApiStatus::method_not_allowed()),
+            Some(Proxied::Pod) => target::of_pod(state, call, resource)?,
+            Some(Proxied::Service) => target::of_service(state, call)?,
+            Some(Proxied::Node) => match target::of_node(state, call, resource).await? {
                 target::Node::Kubelet(node) => {
                     let path = with_query(if info.rest.is_empty() { "/" } else { &info.rest }, request);
                     // Other than logs and exec, this reaches any path: it must not lead into the server's own machine.

@@ -4,7 +4,10 @@ use serde_json::{Map, Value};
 
 use crate::{
     invalid::FieldErrors,
-    resources::{Resource, strategy::check_labels},
+    resources::{
+        Resource,
+        strategy::{METADATA_OF_CLIENTS, check_labels},
+    },
     value::{list, text},
 };
 
@@ -65,31 +68,6 @@ pub(super) fn check_finalizers(new: &Value, old: &Value, errors: &mut FieldError
 /// Subresources that show the whole object, and of which the resource's own rule says what a write may change.
 pub(super) const VIEWS: [&str; 2] = ["approval", "ephemeralcontainers"];
 
-/// The metadata that clients decide.
-const OF_CLIENTS: [&str; 4] = ["labels", "annotations", "finalizers", "ownerReferences"];
-
-/// Kinds whose status writes leave all metadata as it is. Custom resources are such too.
-const STATUS_ALONE: [&str; 8] = [
-    "apiservices.apiregistration.k8s.io",
-    "customresourcedefinitions.apiextensions.k8s.io",
-    "flowschemas.flowcontrol.apiserver.k8s.io",
-    "prioritylevelconfigurations.flowcontrol.apiserver.k8s.io",
-    "resourceclaims.resource.k8s.io",
-    "servicecidrs.networking.k8s.io",
-    "validatingadmissionpolicies.admissionregistration.k8s.io",
-    "volumeattachments.storage.k8s.io",
-];
-
-/// The metadata that writes of a kind's status do not change, as upstream has it for each.
-fn fixed_by_status_writes(resource: &Resource) -> &'static [&'static str] {
-    match &*resource.storage {
-        kind if resource.custom || STATUS_ALONE.contains(&kind) => &OF_CLIENTS,
-        "deployments.apps" => &["labels"],
-        "pods" => &["ownerReferences"],
-        _ => &[],
-    }
-}
-
 /// Puts back what a write may not touch.
 pub(super) fn carry_over(resource: &Resource, new: &mut Value, old: &Value, part: &str) {
     let Some(map) = new.as_object_mut() else { return };
@@ -97,8 +75,8 @@ pub(super) fn carry_over(resource: &Resource, new: &mut Value, old: &Value, part
         let asked = map.remove("metadata").unwrap_or_default();
         keep_all_but_status(map, old.as_object().unwrap_or(&Map::new()));
         let Some(kept) = map.get_mut("metadata").and_then(Value::as_object_mut) else { return };
-        let fixed = fixed_by_status_writes(resource);
-        for field in OF_CLIENTS.iter().filter(|field| !fixed.contains(field)) {
+        let fixed = resource.strategy.fixed_by_status;
+        for field in METADATA_OF_CLIENTS.iter().filter(|field| !fixed.contains(field)) {
             match asked.get(*field) {
                 Some(value) if kept.get(*field) == Some(value) => {}
                 Some(value) => drop(kept.insert((*field).to_owned(), value.clone())),

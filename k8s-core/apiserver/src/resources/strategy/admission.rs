@@ -3,7 +3,7 @@
 use serde_json::{Value, json};
 
 use super::{
-    BASE, NameRule, Strategy,
+    BASE, METADATA_OF_CLIENTS, NameRule, Strategy,
     rule::{At, Check, Rule, check},
 };
 use crate::{
@@ -35,6 +35,7 @@ fn default_webhooks(configuration: &mut Value, mutating: bool) {
 
 /// MutatingWebhookConfigurations.
 pub static MUTATING_WEBHOOKS: Strategy = Strategy {
+    allow_unconditional_update: false,
     generation: true,
     default: |configuration| default_webhooks(configuration, true),
     validate: |configuration, errors| check(configuration, WEBHOOKS, errors),
@@ -43,6 +44,7 @@ pub static MUTATING_WEBHOOKS: Strategy = Strategy {
 
 /// ValidatingWebhookConfigurations.
 pub static VALIDATING_WEBHOOKS: Strategy = Strategy {
+    allow_unconditional_update: false,
     generation: true,
     default: |configuration| default_webhooks(configuration, false),
     validate: |configuration, errors| check(configuration, WEBHOOKS, errors),
@@ -287,6 +289,8 @@ const VARIABLES: &[Check] = &[
 
 /// ValidatingAdmissionPolicies.
 pub static VALIDATING_POLICY: Strategy = Strategy {
+    allow_unconditional_update: false,
+    fixed_by_status: &METADATA_OF_CLIENTS,
     generation: true,
     default: default_policy,
     validate: |policy, errors| {
@@ -411,6 +415,7 @@ const PARAM_REF: &[Check] = &[
 
 /// ValidatingAdmissionPolicyBindings.
 pub static VALIDATING_BINDING: Strategy = Strategy {
+    allow_unconditional_update: false,
     generation: true,
     default: default_binding,
     validate: |binding, errors| {

@@ -4,13 +4,15 @@ use base64::{Engine, engine::general_purpose::STANDARD};
 use serde_json::json;
 
 use super::{
-    BASE, NameRule, Strategy,
+    BASE, METADATA_OF_CLIENTS, NameRule, Strategy,
     rule::{Check, Rule, check},
 };
 use crate::value::{default, text, truth};
 
 /// APIServices.
 pub static API_SERVICE: Strategy = Strategy {
+    allow_unconditional_update: false,
+    fixed_by_status: &METADATA_OF_CLIENTS,
     name: NameRule::Segment,
     generation: true,
     create: |service| service["status"] = json!({}),

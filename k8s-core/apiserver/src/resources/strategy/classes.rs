@@ -11,6 +11,7 @@ use crate::{
 
 /// RuntimeClasses.
 pub static RUNTIME_CLASS: Strategy = Strategy {
+    allow_unconditional_update: false,
     validate: |class, errors| {
         const RULES: &[Rule] = &[
             Rule("handler", &[Check::Required(""), Check::Name(NameRule::Label)]),
@@ -30,6 +31,7 @@ const SYSTEM_CLASSES: &[(&str, i64)] =
 
 /// PriorityClasses.
 pub static PRIORITY_CLASS: Strategy = Strategy {
+    allow_create_on_update: true,
     generation: true,
     default: |class| default_text(class, "preemptionPolicy", "PreemptLowerPriority"),
     validate: |class, errors| {
@@ -76,6 +78,8 @@ pub static CONTROLLER_REVISION: Strategy = Strategy {
 
 /// Leases.
 pub static LEASE: Strategy = Strategy {
+    allow_create_on_update: true,
+    allow_unconditional_update: false,
     validate: |lease, errors| {
         const RULES: &[Rule] = &[
             Rule(

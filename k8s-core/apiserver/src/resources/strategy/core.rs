@@ -3,12 +3,12 @@
 use serde_json::{Value, json};
 
 use super::{
-    BASE, NameRule, Strategy, immutable,
+    BASE, NameRule, Proxied, Strategy, immutable,
     rule::{Check, Rule, check},
 };
 use crate::{
     invalid::{FieldErrors, names},
-    value::{child, default_text, map, text, truth},
+    value::{child, default_text, list, map, take, text, truth},
 };
 
 /// Nothing beyond the schema.
@@ -18,6 +18,14 @@ pub static GENERATION: Strategy = Strategy { generation: true, ..BASE };
 
 /// Namespaces: `kubernetes` finalizer, phase, the name label.
 pub static NAMESPACE: Strategy = Strategy {
+    is_deleted_unread: |_| false,
+    is_held: |ns| !list(ns, "/spec/finalizers").is_empty(),
+    mark_deleted: |ns| {
+        take(ns, "/metadata", "deletionGracePeriodSeconds");
+        if let Some(status) = child(ns, "status") {
+            status["phase"] = "Terminating".into();
+        }
+    },
     name: NameRule::Label,
     create: |ns| {
         if let Some(spec) = child(ns, "spec") {
@@ -170,6 +178,8 @@ fn merge_string_data(secret: &mut Value) {
 
 /// Nodes.
 pub static NODE: Strategy = Strategy {
+    created_with_status: true,
+    proxied: Some(Proxied::Node),
     create: |node| {
         child(node, "spec");
     },
@@ -219,6 +229,7 @@ pub static NODE: Strategy = Strategy {
 
 /// Endpoints.
 pub static ENDPOINTS: Strategy = Strategy {
+    allow_create_on_update: true,
     default: |endpoints| {
         let subsets = endpoints.get_mut("subsets").and_then(Value::as_array_mut);
         for subset in subsets.into_iter().flatten() {

@@ -3,7 +3,7 @@
 use serde_json::json;
 
 use super::{
-    BASE, NameRule, Strategy,
+    BASE, METADATA_OF_CLIENTS, NameRule, Strategy,
     rule::{At, Check, Rule, check, frozen},
 };
 use crate::{
@@ -25,6 +25,7 @@ pub(super) const DRIVER: &[Check] = &[
 
 /// CSIDrivers.
 pub static CSI_DRIVER: Strategy = Strategy {
+    allow_unconditional_update: false,
     generation: true,
     default: |driver| {
         let Some(spec) = child(driver, "spec") else { return };
@@ -70,6 +71,7 @@ pub(super) fn check_expiration(at: &At<'_>, errors: &mut FieldErrors) {
 
 /// CSINodes.
 pub static CSI_NODE: Strategy = Strategy {
+    allow_unconditional_update: false,
     validate: |node, errors| {
         const RULES: &[Rule] = &[
             Rule("spec.drivers", &[Check::UniqueBy(&["name"])]),
@@ -117,6 +119,8 @@ pub static CSI_STORAGE_CAPACITY: Strategy = Strategy {
 
 /// VolumeAttachments.
 pub static VOLUME_ATTACHMENT: Strategy = Strategy {
+    allow_unconditional_update: false,
+    fixed_by_status: &METADATA_OF_CLIENTS,
     create: |attachment| attachment["status"] = json!({"attached": false}),
     validate: |attachment, errors| {
         const SOURCES: &[&str] = &["inlineVolumeSpec", "persistentVolumeName"];

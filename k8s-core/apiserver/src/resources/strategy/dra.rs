@@ -3,7 +3,7 @@
 use serde_json::{Value, json};
 
 use super::{
-    BASE, NameRule, Strategy,
+    BASE, METADATA_OF_CLIENTS, NameRule, Strategy,
     admission::check_expression,
     rule::{At, Check, Rule, check, frozen},
 };
@@ -73,6 +73,7 @@ pub static DEVICE_CLASS: Strategy = Strategy {
 
 /// ResourceClaims.
 pub static RESOURCE_CLAIM: Strategy = Strategy {
+    fixed_by_status: &METADATA_OF_CLIENTS,
     generation: true,
     returns_deleted: true,
     default: |claim| {

@@ -10,6 +10,7 @@ use crate::{invalid::FieldErrors, value::text};
 
 /// Events (as core has them).
 pub static EVENT: Strategy = Strategy {
+    allow_create_on_update: true,
     validate: |event, errors| {
         check_namespace(event, errors);
         if event.get("eventTime").is_some_and(|t| !t.is_null()) {

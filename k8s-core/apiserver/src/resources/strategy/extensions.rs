@@ -8,7 +8,7 @@ use k8s_core::legacy::third_party_kind;
 use k8s_schema::Schema;
 use serde_json::{Value, json};
 
-use super::{BASE, Strategy, immutable};
+use super::{BASE, METADATA_OF_CLIENTS, Strategy, immutable};
 use crate::{
     invalid::{FieldErrors, names},
     resources::{
@@ -20,6 +20,8 @@ use crate::{
 
 /// CustomResourceDefinitions.
 pub static CUSTOM_RESOURCE_DEFINITION: Strategy = Strategy {
+    allow_unconditional_update: false,
+    fixed_by_status: &METADATA_OF_CLIENTS,
     generation: true,
     default: |crd| {
         let Some(spec) = child(crd, "spec") else { return };

@@ -3,7 +3,7 @@
 use serde_json::json;
 
 use super::{
-    BASE, NameRule, Strategy,
+    BASE, METADATA_OF_CLIENTS, NameRule, Strategy,
     rule::{At, Check, Rule, check, frozen},
 };
 use crate::{
@@ -13,6 +13,7 @@ use crate::{
 
 /// FlowSchemas.
 pub static FLOW_SCHEMA: Strategy = Strategy {
+    fixed_by_status: &METADATA_OF_CLIENTS,
     generation: true,
     create: |schema| schema["status"] = json!({}),
     default: |schema| {
@@ -178,6 +179,7 @@ fn star_alone(at: &At<'_>, what: &str, errors: &mut FieldErrors) {
 
 /// PriorityLevelConfigurations.
 pub static PRIORITY_LEVEL: Strategy = Strategy {
+    fixed_by_status: &METADATA_OF_CLIENTS,
     generation: true,
     create: |level| level["status"] = json!({}),
     default: |level| {

@@ -5,7 +5,7 @@ use std::net::IpAddr;
 use serde_json::{Value, json};
 
 use super::{
-    BASE, NameRule, Strategy, immutable,
+    BASE, METADATA_OF_CLIENTS, NameRule, Strategy, immutable,
     rule::{At, Check, Rule, check, frozen, parse_cidr},
 };
 use crate::{
@@ -429,6 +429,7 @@ pub static IP_ADDRESS: Strategy = Strategy {
 
 /// ServiceCIDRs.
 pub static SERVICE_CIDR: Strategy = Strategy {
+    fixed_by_status: &METADATA_OF_CLIENTS,
     generation: true,
     validate: |range, errors| {
         let ranges = list(range, "/spec/cidrs");

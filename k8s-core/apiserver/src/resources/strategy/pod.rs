@@ -8,10 +8,10 @@ mod volumes;
 use k8s_core::meta::Quantity;
 use serde_json::{Map, Value, json};
 
-use super::{BASE, Strategy};
+use super::{BASE, Proxied, Strategy};
 use crate::{
     invalid::FieldErrors,
-    value::{child, default, default_text, list, set, take, text},
+    value::{child, default, default_text, integer, list, set, take, text},
 };
 
 pub(super) use details::{NODE_SELECTOR, TOLERATION};
@@ -20,6 +20,15 @@ pub(super) use volumes::{check_sources, default_old_sources};
 
 /// Pods.
 pub static STRATEGY: Strategy = Strategy {
+    fixed_by_status: &["ownerReferences"],
+    proxied: Some(Proxied::Pod),
+    grace: |pod| {
+        (!has_ended(pod) && !text(pod, "/spec/nodeName").is_empty())
+            .then(|| integer(pod, "/spec/terminationGracePeriodSeconds").unwrap_or(30).max(0))
+    },
+    is_deleted_unread: |is| {
+        is("status.phase", "Succeeded") || is("status.phase", "Failed") || is("spec.nodeName", "")
+    },
     generation: true,
     returns_deleted: true,
     default: |pod| {
@@ -46,6 +55,11 @@ pub static STRATEGY: Strategy = Strategy {
     },
     ..BASE
 };
+
+/// Whether all containers of a pod have ended for good.
+fn has_ended(pod: &Value) -> bool {
+    ["Succeeded", "Failed"].contains(&text(pod, "/status/phase"))
+}
 
 /// Puts back all that a write of `ephemeralcontainers` may not change.
 fn keep_all_but_ephemeral_containers(new: &mut Value, old: &Value) {

@@ -13,6 +13,7 @@ use crate::{
 
 /// PodDisruptionBudgets.
 pub static POD_DISRUPTION_BUDGET: Strategy = Strategy {
+    allow_unconditional_update: false,
     generation: true,
     create: |budget| {
         budget["status"] =
@@ -59,6 +60,7 @@ fn check_resource_name(at: &At<'_>, name: &str, known: &[&str], errors: &mut Fie
 
 /// LimitRanges.
 pub static LIMIT_RANGE: Strategy = Strategy {
+    allow_create_on_update: true,
     generation: true,
     default: |range| {
         let limits = range.pointer_mut("/spec/limits").and_then(Value::as_array_mut);

@@ -12,6 +12,7 @@ const GROUP: &str = "rbac.authorization.k8s.io";
 
 /// Roles and ClusterRoles.
 pub static ROLE: Strategy = Strategy {
+    allow_create_on_update: true,
     name: NameRule::Segment,
     validate: |role, errors| {
         const AGGREGATION: &[Rule] = &[
@@ -55,6 +56,7 @@ pub static ROLE: Strategy = Strategy {
 
 /// RoleBindings and ClusterRoleBindings.
 pub static BINDING: Strategy = Strategy {
+    allow_create_on_update: true,
     name: NameRule::Segment,
     default: |binding| {
         if let Some(role) = binding.get_mut("roleRef").filter(|r| r.is_object()) {

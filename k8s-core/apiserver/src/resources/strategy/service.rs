@@ -5,7 +5,7 @@ use std::{collections::HashSet, net::IpAddr};
 use serde_json::{Value, json};
 
 use super::{
-    BASE, NameRule, Strategy,
+    BASE, NameRule, Proxied, Strategy,
     rule::{At, Check, Rule, check as check_rules, parse_cidr},
 };
 use crate::{
@@ -17,6 +17,9 @@ const TYPES: [&str; 4] = ["ClusterIP", "ExternalName", "LoadBalancer", "NodePort
 
 /// Services.
 pub static STRATEGY: Strategy = Strategy {
+    allow_create_on_update: true,
+    allocates: true,
+    proxied: Some(Proxied::Service),
     name: NameRule::Label,
     returns_deleted: true,
     default: default_service,

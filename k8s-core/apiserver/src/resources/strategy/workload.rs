@@ -180,6 +180,7 @@ pub static REPLICA_SET: Strategy = Strategy {
 
 /// Deployments.
 pub static DEPLOYMENT: Strategy = Strategy {
+    fixed_by_status: &["labels"],
     generation: true,
     default: |object| {
         default_template(object);
