@@ -17,7 +17,7 @@ use serde_json::Value;
 use crate::{
     respond,
     user::User,
-    value::{integer, text, truth},
+    value::{bool_at, int_at, str_at},
     webhook_client::{Callee, ClientIdentity},
 };
 
@@ -47,15 +47,15 @@ impl Remote {
     pub(crate) fn new(service: &Value, identity: Option<&ClientIdentity>) -> Self {
         let spec = service.get("spec").cloned().unwrap_or_default();
         Remote {
-            name: text(service, "/metadata/name").into(),
-            group: text(&spec, "/group").into(),
-            version: text(&spec, "/version").into(),
-            group_priority: integer(&spec, "/groupPriorityMinimum").unwrap_or(0),
-            version_priority: integer(&spec, "/versionPriority").unwrap_or(0),
+            name: str_at(service, "/metadata/name").into(),
+            group: str_at(&spec, "/group").into(),
+            version: str_at(&spec, "/version").into(),
+            group_priority: int_at(&spec, "/groupPriorityMinimum").unwrap_or(0),
+            version_priority: int_at(&spec, "/versionPriority").unwrap_or(0),
             callee: Callee::service(
                 &spec["service"],
-                text(&spec, "/caBundle"),
-                truth(&spec, "/insecureSkipTLSVerify"),
+                str_at(&spec, "/caBundle"),
+                bool_at(&spec, "/insecureSkipTLSVerify"),
                 identity,
             ),
             spec,

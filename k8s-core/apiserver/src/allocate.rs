@@ -14,7 +14,7 @@ use serde_json::{Value, json};
 
 use crate::{
     invalid::FieldErrors,
-    value::{child, integer, list, text, truth},
+    value::{array_at, bool_at, child, int_at, str_at},
 };
 
 #[derive(Debug, Default)]
@@ -65,8 +65,8 @@ impl Drop for Reservation {
 
 fn addresses(service: &Value) -> Vec<Ipv4Addr> {
     let mut all: Vec<Ipv4Addr> =
-        list(service, "/spec/clusterIPs").iter().filter_map(|v| v.as_str()?.parse().ok()).collect();
-    if let Ok(one) = text(service, "/spec/clusterIP").parse()
+        array_at(service, "/spec/clusterIPs").iter().filter_map(|v| v.as_str()?.parse().ok()).collect();
+    if let Ok(one) = str_at(service, "/spec/clusterIP").parse()
         && !all.contains(&one)
     {
         all.push(one);
@@ -75,9 +75,9 @@ fn addresses(service: &Value) -> Vec<Ipv4Addr> {
 }
 
 fn node_ports(service: &Value) -> Vec<u16> {
-    let mut all: Vec<u16> = list(service, "/spec/ports")
+    let mut all: Vec<u16> = array_at(service, "/spec/ports")
         .iter()
-        .filter_map(|p| u16::try_from(integer(p, "/nodePort")?).ok())
+        .filter_map(|p| u16::try_from(int_at(p, "/nodePort")?).ok())
         .filter(|p| *p > 0)
         .collect();
     all.sort_unstable();
@@ -152,8 +152,8 @@ impl ServiceAllocator {
             ports: Vec::new(),
             released: (Vec::new(), Vec::new()),
         };
-        let name = text(service, "/metadata/name").to_owned();
-        let kind = text(service, "/spec/type").to_owned();
+        let name = str_at(service, "/metadata/name").to_owned();
+        let kind = str_at(service, "/spec/type").to_owned();
         let (had, had_ports) = old.map_or((Vec::new(), Vec::new()), |o| (addresses(o), node_ports(o)));
         let mut errors = FieldErrors::default();
         if kind == "ExternalName" {
@@ -164,14 +164,14 @@ impl ServiceAllocator {
                     spec.remove(field);
                 }
             }
-        } else if text(service, "/spec/clusterIP") != "None" {
+        } else if str_at(service, "/spec/clusterIP") != "None" {
             self.address(service, &had, &mut reservation, &mut errors)?;
         } else if let Some(spec) = child(service, "spec") {
             spec["clusterIPs"] = json!(["None"]);
         }
         let wants_ports = kind == "NodePort"
             || (kind == "LoadBalancer"
-                && (truth(service, "/spec/allocateLoadBalancerNodePorts")
+                && (bool_at(service, "/spec/allocateLoadBalancerNodePorts")
                     || !node_ports(service).is_empty()));
         if wants_ports {
             self.node_ports(service, &had_ports, &mut reservation, &mut errors)?;
@@ -201,7 +201,7 @@ impl ServiceAllocator {
         reservation: &mut Reservation,
         errors: &mut FieldErrors,
     ) -> Result<(), ApiStatus> {
-        let wanted = text(service, "/spec/clusterIP").to_owned();
+        let wanted = str_at(service, "/spec/clusterIP").to_owned();
         let mut used = self.lock();
         let address = match wanted.parse::<Ipv4Addr>() {
             Ok(address) if had.contains(&address) => address,
@@ -262,7 +262,7 @@ impl ServiceAllocator {
         let mut mine: Vec<u16> = had.to_vec();
         let ports = service.pointer_mut("/spec/ports").and_then(Value::as_array_mut);
         for (i, port) in ports.into_iter().flatten().enumerate() {
-            match integer(port, "/nodePort") {
+            match int_at(port, "/nodePort") {
                 Some(wanted) if wanted != 0 => {
                     let field = format!("spec.ports[{i}].nodePort");
                     match u16::try_from(wanted) {

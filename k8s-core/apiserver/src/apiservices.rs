@@ -13,7 +13,7 @@ use crate::{
     aggregate::Remote,
     resources::Resource,
     state::{Observer, State},
-    value::text,
+    value::str_at,
 };
 
 /// The name of APIServices in the store.
@@ -33,14 +33,14 @@ impl Observer for ApiServices {
     }
 
     async fn after_delete(&self, state: &Arc<State>, _: &Resource, service: &Value) {
-        state.aggregator.replace(text(service, "/metadata/name"), None);
+        state.aggregator.replace(str_at(service, "/metadata/name"), None);
     }
 }
 
 /// Serves a written APIService; also called at the start with those in the store.
 fn after_write(state: &Arc<State>, stored: &Arc<Stored>) {
     let Ok(service) = serde_json::from_slice::<Value>(&stored.json) else { return };
-    let (aggregator, name) = (&state.aggregator, text(&service, "/metadata/name"));
+    let (aggregator, name) = (&state.aggregator, str_at(&service, "/metadata/name"));
     if !service.pointer("/spec/service").is_some_and(Value::is_object) {
         return aggregator.replace(name, None);
     }

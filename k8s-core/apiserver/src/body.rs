@@ -18,7 +18,7 @@ use crate::{
     decode::{self, MAX_BODY},
     limits::{Crowded, Ticket},
     resources::Resource,
-    value::text,
+    value::str_at,
 };
 
 /// Reads a whole body.
@@ -110,7 +110,7 @@ pub(crate) fn fit(
             resource.kind
         )));
     }
-    let (version, kind) = (text(object, "/apiVersion").to_owned(), text(object, "/kind").to_owned());
+    let (version, kind) = (str_at(object, "/apiVersion").to_owned(), str_at(object, "/kind").to_owned());
     let served = resource.api_version();
     if !kind.is_empty() && kind != resource.kind {
         return Err(ApiStatus::bad_request(format!(

@@ -6,7 +6,7 @@ use k8s_core::client::{Client, Error};
 use k8s_store::Store;
 use serde_json::{Value, json};
 
-use crate::value::text;
+use crate::value::str_at;
 
 /// One JSON object a line: `kind` (in lower case), `namespace`, `name`, and the object's other fields.
 const RBAC: &str = include_str!("../data/bootstrap-rbac.jsonl");
@@ -36,8 +36,8 @@ pub(crate) async fn run(store: &Store, client: &Client) -> Result<(), Error> {
 }
 
 fn rbac(mut entry: Value) -> (&'static str, String, String, Value) {
-    let (name, namespace) = (text(&entry, "/name").to_owned(), text(&entry, "/namespace").to_owned());
-    let (kind, plural, storage) = match text(&entry, "/kind") {
+    let (name, namespace) = (str_at(&entry, "/name").to_owned(), str_at(&entry, "/namespace").to_owned());
+    let (kind, plural, storage) = match str_at(&entry, "/kind") {
         "clusterrole" => ("ClusterRole", "clusterroles", "clusterroles.rbac.authorization.k8s.io"),
         "clusterrolebinding" => {
             ("ClusterRoleBinding", "clusterrolebindings", "clusterrolebindings.rbac.authorization.k8s.io")

@@ -29,7 +29,7 @@ use crate::{
     read::{Presenter, object_response},
     resources::{Resource, custom::Webhook},
     state::State,
-    value::{list, set, text},
+    value::{array_at, set, str_at},
     webhook_client::whole,
     write::patch_function,
 };
@@ -114,7 +114,7 @@ impl Converting<'_> {
             rules.check(&object, None, &mut errors);
         }
         if !errors.is_empty() {
-            let name = text(&object, "/metadata/name").to_owned();
+            let name = str_at(&object, "/metadata/name").to_owned();
             return Err(errors.into_status(&self.resource.group, &self.resource.kind, &name));
         }
         let stored = self.stored(object).await?;
@@ -152,10 +152,10 @@ impl Converting<'_> {
             get.info.subresource.clear();
             let found = Converting { call: &get, ..*self }.pass("get", Bytes::new()).await?;
             let mut object = self.served(vec![json_of(found).await?]).await?.pop().unwrap_or_default();
-            let before = text(&object, "/metadata/resourceVersion").to_owned();
+            let before = str_at(&object, "/metadata/resourceVersion").to_owned();
             change(&mut object)?;
             fit(call, resource, &mut object, Vec::new())?;
-            let own = text(&object, "/metadata/resourceVersion").to_owned();
+            let own = str_at(&object, "/metadata/resourceVersion").to_owned();
             if own.is_empty() {
                 set(&mut object, "/metadata/resourceVersion", before.clone().into());
             }
@@ -172,8 +172,8 @@ impl Converting<'_> {
     async fn answer(&self, response: Response<Body>) -> Result<Response<Body>, ApiStatus> {
         let code = response.status();
         let answer = json_of(response).await?;
-        let kind = text(&answer, "/kind");
-        let group = text(&answer, "/apiVersion").rsplit_once('/').map_or("", |(group, _)| group);
+        let kind = str_at(&answer, "/kind");
+        let group = str_at(&answer, "/apiVersion").rsplit_once('/').map_or("", |(group, _)| group);
         let stored = group == self.resource.group;
         if stored && kind == self.resource.kind {
             let object = self.served(vec![answer]).await?.pop().unwrap_or_default();
@@ -182,7 +182,7 @@ impl Converting<'_> {
         }
         if stored && kind == self.resource.list_kind {
             let presenter = Presenter::from_call(self.state, self.call, self.resource)?;
-            let items = self.served(list(&answer, "/items").to_vec()).await?;
+            let items = self.served(array_at(&answer, "/items").to_vec()).await?;
             let items = items.iter().map(crate::value::encode);
             return Ok(crate::respond::json_bytes(
                 code,
@@ -231,7 +231,7 @@ impl Watching {
     /// An event in the asked-for version.
     async fn event(&mut self, line: &[u8]) -> Vec<u8> {
         let mut event: Value = serde_json::from_slice(line).unwrap_or_default();
-        let (kind, mut out) = (text(&event, "/type").to_owned(), Vec::new());
+        let (kind, mut out) = (str_at(&event, "/type").to_owned(), Vec::new());
         match kind.as_str() {
             "ADDED" | "MODIFIED" | "DELETED" => {
                 let object = vec![event["object"].take()];
@@ -249,7 +249,7 @@ impl Watching {
                 }
             }
             "BOOKMARK" => {
-                let revision = text(&event, "/object/metadata/resourceVersion").parse().unwrap_or(0);
+                let revision = str_at(&event, "/object/metadata/resourceVersion").parse().unwrap_or(0);
                 let initial = event.pointer("/object/metadata/annotations").is_some();
                 self.presenter.bookmark(revision, initial, &mut out);
             }

@@ -14,7 +14,7 @@ use crate::{
     resources::{Resource, custom, is_built_in, meta_of},
     state::{Observer, State},
     storage::{put, timestamp},
-    value::{Unversioned, list, set, text},
+    value::{Unversioned, array_at, set, str_at},
 };
 
 const DEFINITIONS: &str = "customresourcedefinitions.apiextensions.k8s.io";
@@ -35,7 +35,7 @@ pub(crate) fn load_definitions(state: &State) {
 
 /// Serves what a definition (as stored) defines.
 fn define(state: &State, definition: &Value) {
-    let (kind, name) = (text(definition, "/kind"), text(definition, "/metadata/name"));
+    let (kind, name) = (str_at(definition, "/kind"), str_at(definition, "/metadata/name"));
     let made: Vec<Arc<Resource>> = match kind {
         "CustomResourceDefinition" => custom::from_definition(definition),
         _ => custom::from_third_party(definition),
@@ -106,7 +106,7 @@ async fn after_write(state: &Arc<State>, resource: &Resource, stored: &Arc<Store
         define(state, &names::accepted(&crd, &status));
     }
     let mut new = crd.clone();
-    let finalizers = list(&crd, "/metadata/finalizers");
+    let finalizers = array_at(&crd, "/metadata/finalizers");
     if crd.get("status") == Some(&status) && !finalizers.is_empty() {
         return;
     }
@@ -124,11 +124,11 @@ async fn after_write(state: &Arc<State>, resource: &Resource, stored: &Arc<Store
 async fn after_delete(state: &Arc<State>, resource: &Resource, object: &Value) {
     match &*resource.storage {
         DEFINITIONS => {
-            undefine(state, "CustomResourceDefinition", text(object, "/metadata/name"));
-            Box::pin(reconsider(state, text(object, "/spec/group"))).await;
+            undefine(state, "CustomResourceDefinition", str_at(object, "/metadata/name"));
+            Box::pin(reconsider(state, str_at(object, "/spec/group"))).await;
         }
         THIRD_PARTY => {
-            undefine(state, "ThirdPartyResource", text(object, "/metadata/name"));
+            undefine(state, "ThirdPartyResource", str_at(object, "/metadata/name"));
             for made in custom::from_third_party(object).iter().take(1) {
                 remove_all(state, &made.storage).await;
             }
@@ -158,10 +158,10 @@ async fn reconsider(state: &Arc<State>, group: &str) {
     };
     for stored in state.store.snapshot(DEFINITIONS).range("", "") {
         let Ok(crd) = serde_json::from_slice::<Value>(&stored.json) else { continue };
-        let refused = list(&crd, "/status/conditions")
+        let refused = array_at(&crd, "/status/conditions")
             .iter()
-            .any(|c| text(c, "/type") == "NamesAccepted" && text(c, "/status") == "False");
-        if refused && text(&crd, "/spec/group") == group {
+            .any(|c| str_at(c, "/type") == "NamesAccepted" && str_at(c, "/status") == "False");
+        if refused && str_at(&crd, "/spec/group") == group {
             after_write(state, resource, stored).await;
         }
     }
@@ -178,7 +178,7 @@ async fn clean_up(state: &Arc<State>, resource: &Resource, crd: &Value, revision
     let objects = || store.snapshot(&storage);
     for stored in owns.then(objects).iter().flat_map(|all| all.range("", "")) {
         let Ok(mut object) = serde_json::from_slice::<Value>(&stored.json) else { continue };
-        if list(&object, "/metadata/finalizers").is_empty() {
+        if array_at(&object, "/metadata/finalizers").is_empty() {
             let json = Unversioned::encode(&object);
             let _ = store.delete(&storage, &stored.key, stored.revision, |revision| json.at(revision)).await;
         } else if object.pointer("/metadata/deletionTimestamp").is_none() {
@@ -195,10 +195,10 @@ async fn clean_up(state: &Arc<State>, resource: &Resource, crd: &Value, revision
     names::terminating(&mut new, waits, &now);
     if !waits {
         let left: Vec<Value> =
-            list(crd, "/metadata/finalizers").iter().filter(|f| *f != CLEANUP).cloned().collect();
+            array_at(crd, "/metadata/finalizers").iter().filter(|f| *f != CLEANUP).cloned().collect();
         set(&mut new, "/metadata/finalizers", left.into());
     }
-    let name = text(crd, "/metadata/name");
+    let name = str_at(crd, "/metadata/name");
     if crate::storage::is_finished(resource, &new) {
         let _ = Box::pin(crate::storage::remove(state, resource, name, revision, &new)).await;
     } else if new != *crd {
@@ -208,7 +208,7 @@ async fn clean_up(state: &Arc<State>, resource: &Resource, crd: &Value, revision
 
 /// The name under which a definition's objects are stored.
 fn storage_of(crd: &Value) -> String {
-    format!("{}.{}", text(crd, "/spec/names/plural"), text(crd, "/spec/group"))
+    format!("{}.{}", str_at(crd, "/spec/names/plural"), str_at(crd, "/spec/group"))
 }
 
 /// Goes on with a definition that waits for its last objects to go, one of which has.

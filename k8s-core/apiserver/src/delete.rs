@@ -18,7 +18,7 @@ use crate::{
     state::State,
     storage::{TRIES, put, remove, timestamp},
     user::User,
-    value::{Unversioned, child, integer, list, text},
+    value::{Unversioned, array_at, child, int_at, str_at},
 };
 
 /// `DeleteOptions`, from body and query.
@@ -43,10 +43,10 @@ fn options(call: &Call, body: &[u8]) -> Result<Options, ApiStatus> {
 /// # Errors
 /// 422 for a propagation policy or dry run that does not exist.
 pub(crate) fn parse(call: &Call, value: &Value) -> Result<Options, ApiStatus> {
-    let dry_run = dry_run(call, "DeleteOptions")? | dry_run_of(list(value, "/dryRun"), "DeleteOptions")?;
-    let grace = call.query.number("gracePeriodSeconds").or_else(|| integer(value, "/gracePeriodSeconds"));
+    let dry_run = dry_run(call, "DeleteOptions")? | dry_run_of(array_at(value, "/dryRun"), "DeleteOptions")?;
+    let grace = call.query.number("gracePeriodSeconds").or_else(|| int_at(value, "/gracePeriodSeconds"));
     let mut propagation = match call.query.get("propagationPolicy") {
-        "" => text(value, "/propagationPolicy").to_owned(),
+        "" => str_at(value, "/propagationPolicy").to_owned(),
         given => given.to_owned(),
     };
     if let (true, Some(orphan)) =
@@ -63,8 +63,8 @@ pub(crate) fn parse(call: &Call, value: &Value) -> Result<Options, ApiStatus> {
         dry_run,
         grace: grace.map(|g| g.max(0)),
         propagation,
-        uid: text(value, "/preconditions/uid").into(),
-        revision: text(value, "/preconditions/resourceVersion").into(),
+        uid: str_at(value, "/preconditions/uid").into(),
+        revision: str_at(value, "/preconditions/resourceVersion").into(),
     })
 }
 
@@ -114,7 +114,7 @@ async fn delete_named(
         let mut new = old.clone();
         let grace = grace(resource, &old, options);
         finalize(&mut new, options);
-        let keeps = !list(&new, "/metadata/finalizers").is_empty() || (resource.strategy.is_held)(&new);
+        let keeps = !array_at(&new, "/metadata/finalizers").is_empty() || (resource.strategy.is_held)(&new);
         let result = if grace == 0 && !keeps {
             if dry_run {
                 return Ok(Outcome::Gone(stored));
@@ -180,7 +180,7 @@ fn grace(resource: &Resource, old: &Value, options: &Options) -> i64 {
     let Some(own) = (resource.strategy.grace)(old) else { return 0 };
     let wanted = options.grace.unwrap_or(own);
     // A second delete may shorten the grace, never lengthen it.
-    match integer(old, "/metadata/deletionGracePeriodSeconds") {
+    match int_at(old, "/metadata/deletionGracePeriodSeconds") {
         Some(running) if old.pointer("/metadata/deletionTimestamp").is_some() => {
             if options.grace.is_some() {
                 wanted.min(running)
@@ -193,7 +193,7 @@ fn grace(resource: &Resource, old: &Value, options: &Options) -> i64 {
 }
 
 fn finalize(object: &mut Value, options: &Options) {
-    let mut finalizers: Vec<Value> = list(object, "/metadata/finalizers").to_vec();
+    let mut finalizers: Vec<Value> = array_at(object, "/metadata/finalizers").to_vec();
     let before = finalizers.len();
     let set = |list: &mut Vec<Value>, name: &str, wanted: bool| {
         list.retain(|f| f != name);
@@ -231,13 +231,13 @@ fn finalize(object: &mut Value, options: &Options) {
 fn mark(state: &Arc<State>, resource: &Resource, object: &mut Value, grace: i64) {
     let now = state.clock.now();
     let running = object.pointer("/metadata/deletionTimestamp").is_some();
-    let shorter = integer(object, "/metadata/deletionGracePeriodSeconds").is_none_or(|have| grace < have);
+    let shorter = int_at(object, "/metadata/deletionGracePeriodSeconds").is_none_or(|have| grace < have);
     if !running || shorter {
         let until = now.checked_add(Duration::from_secs(grace.unsigned_abs())).unwrap_or(now);
         if let Some(metadata) = child(object, "metadata") {
             metadata["deletionTimestamp"] = timestamp(until).into();
             metadata["deletionGracePeriodSeconds"] = grace.into();
-            if let Some(generation) = integer(metadata, "/generation").filter(|_| !running) {
+            if let Some(generation) = int_at(metadata, "/generation").filter(|_| !running) {
                 metadata["generation"] = (generation + 1).into();
             }
         }

@@ -20,7 +20,7 @@ use k8s_core::{
 use serde_json::Value;
 use tokio::net::TcpStream;
 
-use crate::value::{integer, list, text};
+use crate::value::{array_at, int_at, str_at};
 
 /// Reaches kubelets.
 #[async_trait]
@@ -62,13 +62,13 @@ impl RemoteKubelets {
 #[async_trait]
 impl NodeConnector for RemoteKubelets {
     async fn call(&self, node: &Value, request: Request<Body>) -> Result<Response<Body>, BoxError> {
-        let addresses = list(node, "/status/addresses");
+        let addresses = array_at(node, "/status/addresses");
         let address = ["InternalIP", "ExternalIP", "Hostname"]
             .iter()
-            .find_map(|kind| addresses.iter().find(|a| text(a, "/type") == *kind))
-            .map(|a| text(a, "/address"))
+            .find_map(|kind| addresses.iter().find(|a| str_at(a, "/type") == *kind))
+            .map(|a| str_at(a, "/address"))
             .ok_or("the node has no address")?;
-        let port = integer(node, "/status/daemonEndpoints/kubeletEndpoint/Port").unwrap_or(10250);
+        let port = int_at(node, "/status/daemonEndpoints/kubeletEndpoint/Port").unwrap_or(10250);
         let all: Vec<SocketAddr> = tokio::net::lookup_host((address, u16::try_from(port)?)).await?.collect();
         // The addresses that are connected to are those that were looked at: a name may mean another one the next time.
         let refused = all.iter().any(|a| !is_global_unicast(a.ip()));
@@ -158,7 +158,7 @@ impl LocalKubelets {
 #[async_trait]
 impl NodeConnector for LocalKubelets {
     async fn call(&self, node: &Value, request: Request<Body>) -> Result<Response<Body>, BoxError> {
-        let name = text(node, "/metadata/name");
+        let name = str_at(node, "/metadata/name");
         let local = self.local.read().unwrap_or_else(std::sync::PoisonError::into_inner).get(name).cloned();
         match local.or_else(|| self.remote.clone()) {
             Some(connector) => connector.call(node, request).await,

@@ -535,9 +535,9 @@ pub fn selectable(fields: &[String], object: &Value) -> Box<[Box<str>]> {
 
 /// The labels, selectable fields and uid of an object, which the store keeps beside its JSON.
 pub(crate) fn meta_of(object: &Value, fields: &[String]) -> Meta {
-    let labels = crate::value::map(object, "/metadata/labels").into_iter().flatten();
+    let labels = crate::value::object_at(object, "/metadata/labels").into_iter().flatten();
     Meta {
-        uid: crate::value::text(object, "/metadata/uid").into(),
+        uid: crate::value::str_at(object, "/metadata/uid").into(),
         labels: labels.map(|(k, v)| (k.as_str().into(), v.as_str().unwrap_or_default().into())).collect(),
         fields: selectable(fields, object),
     }

@@ -17,7 +17,7 @@ use crate::{
     respond,
     state::State,
     user::User,
-    value::{list, text},
+    value::{array_at, str_at},
 };
 
 /// Answers a question; `None` when the request is about a stored resource.
@@ -54,14 +54,15 @@ pub(crate) async fn handle(
     let status = match kind {
         "SelfSubjectAccessReview" => access(state, &call.user, &review).await,
         "SubjectAccessReview" | "LocalSubjectAccessReview" => {
-            let groups: Vec<&str> = list(&review, "/spec/groups").iter().filter_map(Value::as_str).collect();
+            let groups: Vec<&str> =
+                array_at(&review, "/spec/groups").iter().filter_map(Value::as_str).collect();
             let user = User {
                 groups: groups.iter().map(|g| (*g).to_owned()).collect(),
-                ..User::new(text(&review, "/spec/user"), &[])
+                ..User::new(str_at(&review, "/spec/user"), &[])
             };
             access(state, &user, &review).await
         }
-        "SelfSubjectRulesReview" => rules(state, &call.user, text(&review, "/spec/namespace")),
+        "SelfSubjectRulesReview" => rules(state, &call.user, str_at(&review, "/spec/namespace")),
         "SelfSubjectReview" => json!({"userInfo": user_info(&call.user)}),
         _ => token(state, &review)?,
     };
@@ -89,8 +90,8 @@ fn user_info(user: &User) -> Value {
 }
 
 async fn access(state: &Arc<State>, user: &User, review: &Value) -> Value {
-    let at = |field: &str| text(review, &format!("/spec/resourceAttributes/{field}"));
-    let path = text(review, "/spec/nonResourceAttributes/path");
+    let at = |field: &str| str_at(review, &format!("/spec/resourceAttributes/{field}"));
+    let path = str_at(review, "/spec/nonResourceAttributes/path");
     let attributes = if path.is_empty() {
         Attributes {
             verb: at("verb"),
@@ -102,7 +103,7 @@ async fn access(state: &Arc<State>, user: &User, review: &Value) -> Value {
             path: "",
         }
     } else {
-        Attributes { verb: text(review, "/spec/nonResourceAttributes/verb"), path, ..Attributes::default() }
+        Attributes { verb: str_at(review, "/spec/nonResourceAttributes/verb"), path, ..Attributes::default() }
     };
     match state.authorization.authorize(user, &attributes).await {
         Ok(()) => json!({"allowed": true}),
@@ -129,12 +130,12 @@ fn rules(state: &Arc<State>, user: &User, namespace: &str) -> Value {
 }
 
 fn token(state: &Arc<State>, review: &Value) -> Result<Value, ApiStatus> {
-    let token = text(review, "/spec/token");
+    let token = str_at(review, "/spec/token");
     if token.is_empty() {
         return Err(ApiStatus::bad_request("token is required for TokenReview in authentication"));
     }
     let mut audiences: Vec<String> =
-        list(review, "/spec/audiences").iter().filter_map(Value::as_str).map(str::to_owned).collect();
+        array_at(review, "/spec/audiences").iter().filter_map(Value::as_str).map(str::to_owned).collect();
     if audiences.is_empty() {
         audiences.push(API_AUDIENCE.into());
     }

@@ -10,7 +10,7 @@ use serde_json::Value;
 use crate::{
     resources::{Resource, meta_of},
     state::State,
-    value::{Unversioned, integer, list},
+    value::{Unversioned, array_at, int_at},
 };
 
 /// How often a write is tried when others write the same object meanwhile. The store tells of a conflict when the other write can be read, so of so many
@@ -53,8 +53,8 @@ pub(crate) fn current(
 /// Whether nothing keeps an object any more that was asked to go.
 pub(crate) fn is_finished(resource: &Resource, object: &Value) -> bool {
     object.pointer("/metadata/deletionTimestamp").is_some()
-        && list(object, "/metadata/finalizers").is_empty()
-        && integer(object, "/metadata/deletionGracePeriodSeconds").unwrap_or(0) == 0
+        && array_at(object, "/metadata/finalizers").is_empty()
+        && int_at(object, "/metadata/deletionGracePeriodSeconds").unwrap_or(0) == 0
         && !(resource.strategy.is_held)(object)
 }
 

@@ -17,7 +17,7 @@ use crate::{
     respond,
     state::State,
     storage::{TRIES, current, put, timestamp},
-    value::{integer, list, set, text},
+    value::{array_at, int_at, set, str_at},
     write::{self, Change, modify},
 };
 
@@ -79,8 +79,8 @@ fn scale_of(resource: &Resource, object: &Value) -> Value {
             kept[field] = value.clone();
         }
     }
-    let replicas = integer(object, &paths.spec).unwrap_or(0);
-    let mut status = json!({"replicas": integer(object, &paths.status).unwrap_or(0)});
+    let replicas = int_at(object, &paths.spec).unwrap_or(0);
+    let mut status = json!({"replicas": int_at(object, &paths.status).unwrap_or(0)});
     if !paths.selector.is_empty()
         && let Some(selector) = object.pointer(&paths.selector)
     {
@@ -134,7 +134,7 @@ async fn scale(
     };
     let bytes = modify(state, call, resource, dry_run, &|old| {
         let mut scale = scale_of(resource, old);
-        let before = text(&scale, "/metadata/resourceVersion").to_owned();
+        let before = str_at(&scale, "/metadata/resourceVersion").to_owned();
         change(&mut scale)?;
         let replicas = match scale.pointer("/spec/replicas") {
             None => 0,
@@ -148,7 +148,7 @@ async fn scale(
             return Err(errors.into_status("autoscaling", "Scale", &call.info.name));
         }
         let mut new = old.clone();
-        let wanted = text(&scale, "/metadata/resourceVersion");
+        let wanted = str_at(&scale, "/metadata/resourceVersion");
         if !wanted.is_empty() && wanted != before {
             set(&mut new, "/metadata/resourceVersion", wanted.into());
         } else if let Some(metadata) = new["metadata"].as_object_mut() {
@@ -181,7 +181,7 @@ pub(crate) async fn create_binding(
 ) -> Result<Response<Body>, ApiStatus> {
     let body = read_body(request).await?;
     let (binding, _) = decode_body(call, "Binding", &body)?;
-    let (namespace, name) = (text(&binding, "/metadata/namespace"), text(&binding, "/metadata/name"));
+    let (namespace, name) = (str_at(&binding, "/metadata/namespace"), str_at(&binding, "/metadata/name"));
     if !namespace.is_empty() && namespace != call.info.namespace {
         return Err(ApiStatus::bad_request(
             "the namespace of the provided object does not match the namespace sent on the request",
@@ -202,8 +202,8 @@ async fn bind(
     name: &str,
     binding: &Value,
 ) -> Result<Response<Body>, ApiStatus> {
-    let node = text(binding, "/target/name").to_owned();
-    let kind = text(binding, "/target/kind");
+    let node = str_at(binding, "/target/name").to_owned();
+    let kind = str_at(binding, "/target/kind");
     if !["", "Node"].contains(&kind) || node.is_empty() {
         let mut errors = FieldErrors::default();
         if node.is_empty() {
@@ -214,8 +214,8 @@ async fn bind(
         }
         return Err(errors.into_status("", "Binding", name));
     }
-    let uid = text(binding, "/metadata/uid").to_owned();
-    let annotations = crate::value::map(binding, "/metadata/annotations").cloned();
+    let uid = str_at(binding, "/metadata/uid").to_owned();
+    let annotations = crate::value::object_at(binding, "/metadata/annotations").cloned();
     let dry_run = crate::call::dry_run(call, "CreateOptions")?;
     let key = resource.key(&call.info.namespace, name);
     for _ in 0..TRIES {
@@ -249,14 +249,14 @@ async fn eviction(
 ) -> Result<Response<Body>, ApiStatus> {
     let (eviction, _) = decode_body(call, "Eviction", body)?;
     let (namespace, name) = (call.info.namespace.as_str(), call.info.name.as_str());
-    let named = text(&eviction, "/metadata/name");
+    let named = str_at(&eviction, "/metadata/name");
     if !named.is_empty() && named != name {
         return Err(ApiStatus::bad_request("name in URL does not match name in Eviction object"));
     }
     let nothing = json!({});
     let options = crate::delete::parse(call, eviction.get("deleteOptions").unwrap_or(&nothing))?;
     let (_, pod) = current(state, resource, &resource.key(namespace, name), name)?;
-    let waiting = ["Succeeded", "Failed", "Pending"].contains(&text(&pod, "/status/phase"));
+    let waiting = ["Succeeded", "Failed", "Pending"].contains(&str_at(&pod, "/status/phase"));
     if !waiting && pod.pointer("/metadata/deletionTimestamp").is_none() {
         budget(state, call, namespace, &pod, options.dry_run).await?;
     }
@@ -290,15 +290,15 @@ async fn budget(
             if !covers {
                 break;
             }
-            let allowed = integer(&budget, "/status/disruptionsAllowed").unwrap_or(0);
+            let allowed = int_at(&budget, "/status/disruptionsAllowed").unwrap_or(0);
             if allowed <= 0 {
                 let cause = k8s_core::api::apimachinery::pkg::apis::meta::v1::StatusCause {
                     reason: Some("DisruptionBudget".into()),
                     message: Some(format!(
                         "The disruption budget {} needs {} healthy pods and has {} currently",
                         stored.name(),
-                        integer(&budget, "/status/desiredHealthy").unwrap_or(0),
-                        integer(&budget, "/status/currentHealthy").unwrap_or(0)
+                        int_at(&budget, "/status/desiredHealthy").unwrap_or(0),
+                        int_at(&budget, "/status/currentHealthy").unwrap_or(0)
                     )),
                     field: None,
                 };
@@ -334,12 +334,12 @@ async fn finalize(
     let name = call.info.name.as_str();
     for _ in 0..TRIES {
         let (stored, old) = current(state, resource, name, name)?;
-        let version = text(&wanted, "/metadata/resourceVersion");
+        let version = str_at(&wanted, "/metadata/resourceVersion");
         if !version.is_empty() && version != stored.revision.to_string() {
             return Err(modified(resource, name));
         }
         let mut new = old.clone();
-        set(&mut new, "/spec/finalizers", list(&wanted, "/spec/finalizers").to_vec().into());
+        set(&mut new, "/spec/finalizers", array_at(&wanted, "/spec/finalizers").to_vec().into());
         if dry_run {
             let json = crate::value::encode(&new).into();
             return crate::read::object_response(state, call, resource, StatusCode::OK, &json);

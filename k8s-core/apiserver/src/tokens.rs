@@ -18,7 +18,7 @@ use crate::{
     respond,
     state::State,
     storage::{current, timestamp},
-    value::{integer, list, set, text},
+    value::{array_at, int_at, set, str_at},
 };
 
 const GROUP: &str = "authentication.k8s.io";
@@ -36,7 +36,7 @@ pub(crate) fn request(
     check_metadata(&request, namespace, name, &stored)?;
     let seconds = seconds(&request)?;
     let mut audiences: Vec<String> =
-        list(&request, "/spec/audiences").iter().filter_map(Value::as_str).map(str::to_owned).collect();
+        array_at(&request, "/spec/audiences").iter().filter_map(Value::as_str).map(str::to_owned).collect();
     if audiences.is_empty() {
         audiences.push(API_AUDIENCE.into());
     }
@@ -62,7 +62,7 @@ pub(crate) fn request(
 /// Checks that a request's metadata, where it says anything, means the service account of its path.
 fn check_metadata(request: &Value, namespace: &str, name: &str, account: &Stored) -> Result<(), ApiStatus> {
     for (field, want, what) in [("name", name, "name"), ("namespace", namespace, "namespace")] {
-        let said = text(request, &format!("/metadata/{field}"));
+        let said = str_at(request, &format!("/metadata/{field}"));
         if !said.is_empty() && said != want {
             let mut errors = FieldErrors::default();
             let why = format!("must match the service account {what} if specified");
@@ -70,7 +70,7 @@ fn check_metadata(request: &Value, namespace: &str, name: &str, account: &Stored
             return Err(errors.into_status(GROUP, "TokenRequest", name));
         }
     }
-    let uid = text(request, "/metadata/uid");
+    let uid = str_at(request, "/metadata/uid");
     if !uid.is_empty() && uid != &*account.uid {
         let why = format!(
             "the UID in the token request ({uid}) does not match the UID of the service account ({})",
@@ -83,7 +83,7 @@ fn check_metadata(request: &Value, namespace: &str, name: &str, account: &Stored
 
 /// How long the token is to hold. Default: an hour.
 fn seconds(request: &Value) -> Result<i64, ApiStatus> {
-    let seconds = integer(request, "/spec/expirationSeconds").unwrap_or(3600);
+    let seconds = int_at(request, "/spec/expirationSeconds").unwrap_or(3600);
     let why = match seconds {
         ..600 => "may not specify a duration less than 10 minutes",
         4_294_967_297.. => "may not specify a duration larger than 2^32 seconds",
@@ -100,7 +100,7 @@ fn seconds(request: &Value) -> Result<i64, ApiStatus> {
 /// 404 when it is not there, 409 when it has another uid, 400 for a pod of another service account or a kind that tokens cannot be bound to.
 fn bind(state: &Arc<State>, namespace: &str, account: &str, reference: &Value) -> Result<Bound, ApiStatus> {
     let (version, kind, name) =
-        (text(reference, "/apiVersion"), text(reference, "/kind"), text(reference, "/name"));
+        (str_at(reference, "/apiVersion"), str_at(reference, "/kind"), str_at(reference, "/name"));
     let (group, version) = version.split_once('/').unwrap_or(("", version));
     let get = |plural: &str, key: &str, name: &str| {
         state.store.get(plural, key).ok_or_else(|| ApiStatus::not_found("", plural, name))
@@ -110,12 +110,12 @@ fn bind(state: &Arc<State>, namespace: &str, account: &str, reference: &Value) -
         ("", "Pod") => {
             let stored = get("pods", &within, name)?;
             let pod: Value = serde_json::from_slice(&stored.json).map_err(ApiStatus::internal)?;
-            if text(&pod, "/spec/serviceAccountName") != account {
+            if str_at(&pod, "/spec/serviceAccountName") != account {
                 return Err(ApiStatus::bad_request(format!(
                     "cannot bind token for serviceaccount {account:?} to pod running with different serviceaccount name."
                 )));
             }
-            let node = Some(text(&pod, "/spec/nodeName")).filter(|node| !node.is_empty()).map(|node| {
+            let node = Some(str_at(&pod, "/spec/nodeName")).filter(|node| !node.is_empty()).map(|node| {
                 let stored = state.store.get("nodes", node);
                 Named { name: node.into(), uid: stored.map(|s| s.uid.to_string()).unwrap_or_default() }
             });
@@ -138,7 +138,7 @@ fn bind(state: &Arc<State>, namespace: &str, account: &str, reference: &Value) -
             )));
         }
     };
-    let uid = text(reference, "/uid");
+    let uid = str_at(reference, "/uid");
     if !uid.is_empty() && uid != &*stored.uid {
         let why = format!(
             "the UID in the bound object reference ({uid}) does not match the UID in record. The object might have been deleted and then recreated"

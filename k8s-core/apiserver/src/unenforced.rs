@@ -19,7 +19,7 @@ use crate::{
     call::Call,
     resources::Resource,
     state::State,
-    value::{list, text},
+    value::{array_at, str_at},
 };
 
 /// A kind whose objects are stored only: the name in the store, and the warning.
@@ -208,7 +208,7 @@ const POD: &[Field] = &[
     Field(&["securityContext", "windowsOptions"], SET, NO_WINDOWS),
     Field(
         &["volumes", "*", "emptyDir"],
-        |v, _| v.get("sizeLimit").is_some() && text(v, "/medium") != "Memory",
+        |v, _| v.get("sizeLimit").is_some() && str_at(v, "/medium") != "Memory",
         "sizeLimit is enforced with medium Memory only",
     ),
     Field(
@@ -268,7 +268,7 @@ fn of(storage: &str, object: &Value, ranges: &Ranges<'_>) -> Vec<String> {
         field.look_up(spec, &path, ranges, &mut found);
     }
     for kind in ["containers", "initContainers", "ephemeralContainers"] {
-        for (i, container) in list(spec, &format!("/{kind}")).iter().enumerate() {
+        for (i, container) in array_at(spec, &format!("/{kind}")).iter().enumerate() {
             let path = format!("{path}.{kind}[{i}]");
             CONTAINER.iter().for_each(|field| field.look_up(container, &path, ranges, &mut found));
         }

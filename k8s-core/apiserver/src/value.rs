@@ -22,31 +22,31 @@ pub fn at<'a>(object: &'a Value, pointer: &str) -> Option<&'a Value> {
 
 /// The text at a JSON pointer; empty where there is none.
 #[must_use]
-pub fn text<'a>(object: &'a Value, pointer: &str) -> &'a str {
+pub fn str_at<'a>(object: &'a Value, pointer: &str) -> &'a str {
     at(object, pointer).and_then(Value::as_str).unwrap_or_default()
 }
 
 /// The whole number at a JSON pointer.
 #[must_use]
-pub fn integer(object: &Value, pointer: &str) -> Option<i64> {
+pub fn int_at(object: &Value, pointer: &str) -> Option<i64> {
     at(object, pointer).and_then(Value::as_i64)
 }
 
 /// The truth at a JSON pointer; false where there is none.
 #[must_use]
-pub fn truth(object: &Value, pointer: &str) -> bool {
+pub fn bool_at(object: &Value, pointer: &str) -> bool {
     at(object, pointer).and_then(Value::as_bool).unwrap_or(false)
 }
 
 /// The list at a JSON pointer; empty where there is none.
 #[must_use]
-pub fn list<'a>(object: &'a Value, pointer: &str) -> &'a [Value] {
+pub fn array_at<'a>(object: &'a Value, pointer: &str) -> &'a [Value] {
     at(object, pointer).and_then(Value::as_array).map_or(&[], Vec::as_slice)
 }
 
 /// The map at a JSON pointer, if there is one.
 #[must_use]
-pub fn map<'a>(object: &'a Value, pointer: &str) -> Option<&'a Map<String, Value>> {
+pub fn object_at<'a>(object: &'a Value, pointer: &str) -> Option<&'a Map<String, Value>> {
     at(object, pointer).and_then(Value::as_object)
 }
 
@@ -105,7 +105,7 @@ pub fn set(object: &mut Value, pointer: &str, value: Value) {
 /// Name, empty where absent.
 #[must_use]
 pub fn name(object: &Value) -> &str {
-    text(object, "/metadata/name")
+    str_at(object, "/metadata/name")
 }
 
 /// Whether two objects are equal but for `metadata` and `status`.

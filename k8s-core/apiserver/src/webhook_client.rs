@@ -13,7 +13,7 @@ use k8s_store::Store;
 use serde_json::Value;
 use tokio::net::TcpStream;
 
-use crate::value::{integer, text};
+use crate::value::{int_at, str_at};
 
 /// How long a connection may take to be made.
 const CONNECT: Duration = Duration::from_secs(10);
@@ -112,20 +112,20 @@ impl Callee {
         identity: Option<&ClientIdentity>,
     ) -> Result<Self, String> {
         let place = Place::Service {
-            namespace: text(service, "/namespace").into(),
-            name: text(service, "/name").into(),
-            port: integer(service, "/port").unwrap_or(443),
+            namespace: str_at(service, "/namespace").into(),
+            name: str_at(service, "/name").into(),
+            port: int_at(service, "/port").unwrap_or(443),
         };
-        Ok(Callee { place, path: text(service, "/path").into(), tls: tls(bundle, insecure, identity)? })
+        Ok(Callee { place, path: str_at(service, "/path").into(), tls: tls(bundle, insecure, identity)? })
     }
 
     /// A webhook's client configuration: `{url | service, caBundle}`.
     pub(crate) fn webhook(config: &Value) -> Result<Self, String> {
-        let bundle = text(config, "/caBundle");
+        let bundle = str_at(config, "/caBundle");
         if config.get("service").is_some() {
             return Callee::service(&config["service"], bundle, false, None);
         }
-        let url: http::Uri = text(config, "/url").parse().map_err(|e| format!("url: {e}"))?;
+        let url: http::Uri = str_at(config, "/url").parse().map_err(|e| format!("url: {e}"))?;
         let host = url.host().ok_or("url: no host")?.trim_matches(['[', ']']).to_owned();
         let place = Place::Url { host, port: url.port_u16().unwrap_or(443) };
         let path = url.path_and_query().map_or("/", |p| p.as_str()).to_owned();
@@ -196,16 +196,16 @@ fn locate(store: &Store, namespace: &str, name: &str, port: i64) -> Result<Locat
         let why = format!("service/{name} in \"{namespace}\" is not present");
         return Err(Unreachable::Nowhere("ServiceNotFound", why));
     };
-    if text(&service, "/spec/type") == "ExternalName" {
+    if str_at(&service, "/spec/type") == "ExternalName" {
         let port = u16::try_from(port).unwrap_or(443);
-        return Ok(Location::Name(text(&service, "/spec/externalName").into(), port));
+        return Ok(Location::Name(str_at(&service, "/spec/externalName").into(), port));
     }
-    let ports = crate::value::list(&service, "/spec/ports");
-    let Some(chosen) = ports.iter().find(|p| integer(p, "/port") == Some(port)) else {
+    let ports = crate::value::array_at(&service, "/spec/ports");
+    let Some(chosen) = ports.iter().find(|p| int_at(p, "/port") == Some(port)) else {
         let why = format!("service/{name} in \"{namespace}\" is not listening on port {port}");
         return Err(Unreachable::Nowhere("ServicePortError", why));
     };
-    let wanted = text(chosen, "/name");
+    let wanted = str_at(chosen, "/name");
     crate::proxy::endpoint(store, namespace, name, wanted).map(Location::Address).ok_or_else(|| {
         let why = format!(
             "endpoints for service/{name} in \"{namespace}\" have no addresses with port name \"{wanted}\""

@@ -30,7 +30,7 @@ use crate::{
     },
     state::State,
     storage::{TRIES, current, is_finished, put, remove, timestamp},
-    value::{child, encode, integer, same_spec, set, take, text},
+    value::{child, encode, int_at, same_spec, set, str_at, take},
 };
 
 /// Turns a fitting object into its stored form, with defaults.
@@ -57,7 +57,7 @@ pub(crate) async fn create(
     let dry_run = dry_run(call, "CreateOptions")?;
     let (mut object, duplicates) = decode_body(call, &resource.kind, body)?;
     fit(call, resource, &mut object, duplicates)?;
-    if !text(&object, "/metadata/resourceVersion").is_empty() {
+    if !str_at(&object, "/metadata/resourceVersion").is_empty() {
         return Err(ApiStatus::bad_request("resourceVersion should not be set on objects to be created"));
     }
     let stored = insert(state, call, resource, object, dry_run, &recorder(call, resource)).await?;
@@ -110,7 +110,7 @@ async fn insert(
         return Err(ApiStatus::bad_request("metadata must be an object"));
     };
     if resource.namespaced {
-        let given = text(metadata, "/namespace");
+        let given = str_at(metadata, "/namespace");
         if !given.is_empty() && given != namespace {
             return Err(ApiStatus::bad_request(
                 "the namespace of the provided object does not match the namespace sent on the request",
@@ -125,8 +125,8 @@ async fn insert(
             map.remove(field);
         }
     }
-    let prefix = if text(metadata, "/name").is_empty() {
-        text(metadata, "/generateName").to_owned()
+    let prefix = if str_at(metadata, "/name").is_empty() {
+        str_at(metadata, "/generateName").to_owned()
     } else {
         String::new()
     };
@@ -169,14 +169,14 @@ async fn insert(
         typed.validate(&object, None, false, &mut errors);
     }
     if !errors.is_empty() {
-        return Err(errors.into_status(&resource.group, &resource.kind, text(&object, "/metadata/name")));
+        return Err(errors.into_status(&resource.group, &resource.kind, str_at(&object, "/metadata/name")));
     }
     state.admission.validate(&admission(call, resource, &mut object, None)).await?;
     crate::unenforced::warn(state, call, resource, &object, None);
     let mut reserved = reserve(state, resource, &mut object, None)?;
     record(state, &mut object);
     for _ in 0..8 {
-        let name = text(&object, "/metadata/name").to_owned();
+        let name = str_at(&object, "/metadata/name").to_owned();
         let key = resource.key(namespace, &name);
         if dry_run {
             if state.store.get(&resource.storage, &key).is_some() {
@@ -199,7 +199,7 @@ async fn insert(
             Err(e) => return Err(store_failure(resource, &name, &e)),
         }
     }
-    Err(ApiStatus::already_exists(&resource.group, &resource.plural, text(&object, "/metadata/name")))
+    Err(ApiStatus::already_exists(&resource.group, &resource.plural, str_at(&object, "/metadata/name")))
 }
 
 /// PUT of an object.
@@ -212,7 +212,7 @@ pub(crate) async fn update(
     let dry_run = dry_run(call, "UpdateOptions")?;
     let (mut object, duplicates) = decode_body(call, &resource.kind, body)?;
     fit(call, resource, &mut object, duplicates)?;
-    let name = text(&object, "/metadata/name");
+    let name = str_at(&object, "/metadata/name");
     if name.is_empty() {
         set(&mut object, "/metadata/name", call.info.name.clone().into());
     } else if name != call.info.name {
@@ -221,7 +221,7 @@ pub(crate) async fn update(
             call.info.name
         )));
     }
-    let given = text(&object, "/metadata/namespace");
+    let given = str_at(&object, "/metadata/namespace");
     if !given.is_empty() && given != call.info.namespace {
         return Err(ApiStatus::bad_request(
             "the namespace of the provided object does not match the namespace sent on the request",
@@ -251,7 +251,7 @@ pub(crate) async fn update(
 
 /// The version that a write is to replace; empty for any. `0` is any, too.
 fn wanted_version(object: &Value) -> &str {
-    Some(text(object, "/metadata/resourceVersion")).filter(|v| *v != "0").unwrap_or_default()
+    Some(str_at(object, "/metadata/resourceVersion")).filter(|v| *v != "0").unwrap_or_default()
 }
 
 /// What a write makes of the served form of an object.
@@ -265,7 +265,7 @@ pub(crate) enum Change {
 /// Raises `metadata.generation` where the specification changed.
 fn count_generation(resource: &Resource, new: &mut Value, old: &Value) {
     if resource.strategy.generation && !same_spec(new, old) {
-        let generation = integer(old, "/metadata/generation").unwrap_or(0) + 1;
+        let generation = int_at(old, "/metadata/generation").unwrap_or(0) + 1;
         set(new, "/metadata/generation", generation.into());
     }
 }
@@ -288,7 +288,7 @@ pub(crate) async fn modify(
                 if !wanted.is_empty() && wanted != stored.revision.to_string() {
                     return Err(modified(resource, name));
                 }
-                let uid = text(&new, "/metadata/uid").to_owned();
+                let uid = str_at(&new, "/metadata/uid").to_owned();
                 if !uid.is_empty() && uid != *stored.uid {
                     return Err(precondition(resource, &key, name, &uid, &stored.uid));
                 }

@@ -17,7 +17,7 @@ use crate::{
     state::State,
     storage::{put, timestamp},
     user::User,
-    value::{list, set, text},
+    value::{array_at, set, str_at},
     webhook_client::Unreachable,
 };
 
@@ -98,18 +98,18 @@ async fn tell(state: &Arc<State>, remote: &Remote, finding: &Finding) {
         let Some(stored) = state.store.get(STORAGE, &remote.name) else { return };
         let Ok(mut service) = serde_json::from_slice::<Value>(&stored.json) else { return };
         let status = if finding.reason == "Passed" { "True" } else { "False" };
-        let conditions = list(&service, "/status/conditions");
-        let before = conditions.iter().find(|c| text(c, "/type") == "Available");
-        let same = |field: &str, value: &str| before.is_some_and(|c| text(c, field) == value);
+        let conditions = array_at(&service, "/status/conditions");
+        let before = conditions.iter().find(|c| str_at(c, "/type") == "Available");
+        let same = |field: &str, value: &str| before.is_some_and(|c| str_at(c, field) == value);
         if same("/status", status) && same("/reason", finding.reason) && same("/message", &finding.message) {
             return;
         }
         let since = match before {
-            Some(condition) if same("/status", status) => text(condition, "/lastTransitionTime").to_owned(),
+            Some(condition) if same("/status", status) => str_at(condition, "/lastTransitionTime").to_owned(),
             _ => timestamp(state.clock.now()),
         };
         let mut all: Vec<Value> =
-            conditions.iter().filter(|c| text(c, "/type") != "Available").cloned().collect();
+            conditions.iter().filter(|c| str_at(c, "/type") != "Available").cloned().collect();
         all.push(json!({"type": "Available", "status": status, "reason": finding.reason, "message": finding.message, "lastTransitionTime": since}));
         set(&mut service, "/status/conditions", all.into());
         if put(state, resource, &remote.name, Expect::Revision(stored.revision), &service).await.is_ok() {

@@ -9,7 +9,7 @@ use super::STORAGE;
 use crate::{
     state::State,
     storage::{put, timestamp},
-    value::text,
+    value::str_at,
 };
 
 /// Upstream's priorities of the groups that it serves; groups of custom resources have [`CUSTOM`].
@@ -68,7 +68,7 @@ pub(crate) async fn register(state: &Arc<State>) {
     }
     // All at once, so that they share flushes; somebody who was faster has made the same.
     let writes = missing.iter().map(|service| {
-        let key = text(service, "/metadata/name");
+        let key = str_at(service, "/metadata/name");
         put(state, resource, key, Expect::Absent, service)
     });
     futures::future::join_all(writes).await;

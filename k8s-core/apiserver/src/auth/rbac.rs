@@ -11,7 +11,7 @@ use serde_json::Value;
 pub use crate::request::Attributes;
 use crate::{
     user::User,
-    value::{list, text},
+    value::{array_at, str_at},
 };
 
 /// One rule of a role.
@@ -30,7 +30,7 @@ pub struct Rule {
 }
 
 fn texts(object: &Value, pointer: &str) -> Vec<String> {
-    list(object, pointer).iter().filter_map(Value::as_str).map(str::to_owned).collect()
+    array_at(object, pointer).iter().filter_map(Value::as_str).map(str::to_owned).collect()
 }
 
 fn has(list: &[String], value: &str) -> bool {
@@ -186,7 +186,7 @@ fn compile(store: &Store, revisions: [u64; 4]) -> Compiled {
     for (resource, namespaced) in [(RESOURCES[0], false), (RESOURCES[2], true)] {
         for stored in store.snapshot(resource).range("", "") {
             let Ok(role) = serde_json::from_slice::<Value>(&stored.json) else { continue };
-            let rules = list(&role, "/rules").iter().map(Rule::from_json).collect();
+            let rules = array_at(&role, "/rules").iter().map(Rule::from_json).collect();
             let namespace = if namespaced { stored.namespace() } else { "" };
             roles.insert((namespace.to_owned(), stored.name().to_owned()), Arc::new(rules));
         }
@@ -197,18 +197,18 @@ fn compile(store: &Store, revisions: [u64; 4]) -> Compiled {
         for stored in store.snapshot(resource).range("", "") {
             let Ok(binding) = serde_json::from_slice::<Value>(&stored.json) else { continue };
             let namespace = if namespaced { stored.namespace() } else { "" };
-            let home = if text(&binding, "/roleRef/kind") == "ClusterRole" { "" } else { namespace };
-            let Some(rules) = roles.get(&(home.to_owned(), text(&binding, "/roleRef/name").to_owned()))
+            let home = if str_at(&binding, "/roleRef/kind") == "ClusterRole" { "" } else { namespace };
+            let Some(rules) = roles.get(&(home.to_owned(), str_at(&binding, "/roleRef/name").to_owned()))
             else {
                 continue;
             };
-            for subject in list(&binding, "/subjects") {
-                let name = text(subject, "/name").to_owned();
-                let subject = match text(subject, "/kind") {
+            for subject in array_at(&binding, "/subjects") {
+                let name = str_at(subject, "/name").to_owned();
+                let subject = match str_at(subject, "/kind") {
                     "User" => Subject::User(name),
                     "Group" => Subject::Group(name),
                     "ServiceAccount" => {
-                        let at = match text(subject, "/namespace") {
+                        let at = match str_at(subject, "/namespace") {
                             "" => namespace,
                             at => at,
                         };

@@ -17,7 +17,7 @@ use sha2::{Digest, Sha256};
 
 use crate::{
     user::User,
-    value::{integer, list, text},
+    value::{array_at, int_at, str_at},
 };
 
 /// The audience of tokens for the API server itself.
@@ -234,19 +234,20 @@ impl TokenIssuer {
         let (message, signature) = token.rsplit_once('.')?;
         let (header, claims) = message.split_once('.')?;
         let header: Value = serde_json::from_slice(&B64.decode(header).ok()?).ok()?;
-        if text(&header, "/alg") != "ES256" {
+        if str_at(&header, "/alg") != "ES256" {
             return None;
         }
         UnparsedPublicKey::new(&ECDSA_P256_SHA256_FIXED, self.key.public_key().as_ref())
             .verify(message.as_bytes(), &B64.decode(signature).ok()?)
             .ok()?;
         let claims: Value = serde_json::from_slice(&B64.decode(claims).ok()?).ok()?;
-        let audiences = list(&claims, "/aud").iter().filter_map(Value::as_str).map(str::to_owned).collect();
+        let audiences =
+            array_at(&claims, "/aud").iter().filter_map(Value::as_str).map(str::to_owned).collect();
         let about = claims.get("kubernetes.io")?;
         let (namespace, name, uid) = (
-            text(about, "/namespace"),
-            text(about, "/serviceaccount/name"),
-            text(about, "/serviceaccount/uid"),
+            str_at(about, "/namespace"),
+            str_at(about, "/serviceaccount/name"),
+            str_at(about, "/serviceaccount/uid"),
         );
         let mut user = User::new(
             &format!("system:serviceaccount:{namespace}:{name}"),
@@ -254,12 +255,12 @@ impl TokenIssuer {
         );
         user.uid = uid.to_owned();
         let mut needs = vec![("serviceaccounts", format!("{namespace}/{name}"), uid.to_owned())];
-        let id = text(&claims, "/jti");
+        let id = str_at(&claims, "/jti");
         if !id.is_empty() {
             user.extra.insert("authentication.kubernetes.io/credential-id".into(), vec![format!("JTI={id}")]);
         }
         let named = |kind: &str| {
-            let of = |field: &str| text(about, &format!("/{kind}/{field}")).to_owned();
+            let of = |field: &str| str_at(about, &format!("/{kind}/{field}")).to_owned();
             Some(Named { name: of("name"), uid: of("uid") }).filter(|named| !named.name.is_empty())
         };
         let (pod, node) = (named("pod"), named("node"));
@@ -282,8 +283,8 @@ impl TokenIssuer {
             }
         }
         Some(Claims {
-            not_before: integer(&claims, "/nbf")?,
-            expires: integer(&claims, "/exp")?,
+            not_before: int_at(&claims, "/nbf")?,
+            expires: int_at(&claims, "/exp")?,
             audiences,
             user,
             needs,

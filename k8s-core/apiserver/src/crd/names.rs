@@ -13,7 +13,7 @@ use super::DEFINITIONS;
 use crate::{
     resources::strategy::extensions::non_structural,
     state::State,
-    value::{list, set, text, truth},
+    value::{array_at, bool_at, set, str_at},
 };
 
 /// The names of others in a group.
@@ -26,17 +26,17 @@ struct Taken {
 impl Taken {
     fn add(&mut self, names: &Value) {
         for field in ["plural", "singular"] {
-            self.resources.insert(text(names, &format!("/{field}")).to_owned());
+            self.resources.insert(str_at(names, &format!("/{field}")).to_owned());
         }
         self.resources.extend(short_names(names));
         for field in ["kind", "listKind"] {
-            self.kinds.insert(text(names, &format!("/{field}")).to_owned());
+            self.kinds.insert(str_at(names, &format!("/{field}")).to_owned());
         }
     }
 }
 
 fn short_names(names: &Value) -> impl Iterator<Item = String> {
-    list(names, "/shortNames").iter().filter_map(Value::as_str).map(str::to_owned)
+    array_at(names, "/shortNames").iter().filter_map(Value::as_str).map(str::to_owned)
 }
 
 /// A name that somebody else has.
@@ -48,7 +48,7 @@ pub(super) struct Conflict {
 
 /// The names of a definition that others have.
 pub(super) fn conflicts(state: &Arc<State>, crd: &Value) -> Vec<Conflict> {
-    let (group, own) = (text(crd, "/spec/group"), text(crd, "/metadata/name"));
+    let (group, own) = (str_at(crd, "/spec/group"), str_at(crd, "/metadata/name"));
     let mut taken = Taken::default();
     let registry = state.registry.now();
     for resource in registry.all().filter(|r| r.group == group && !r.custom) {
@@ -58,7 +58,7 @@ pub(super) fn conflicts(state: &Arc<State>, crd: &Value) -> Vec<Conflict> {
     }
     for stored in state.store.snapshot(DEFINITIONS).range("", "").filter(|s| &*s.key != own) {
         let Ok(other) = serde_json::from_slice::<Value>(&stored.json) else { continue };
-        if text(&other, "/spec/group") == group {
+        if str_at(&other, "/spec/group") == group {
             taken.add(other.pointer("/status/acceptedNames").unwrap_or(&Value::Null));
         }
     }
@@ -66,7 +66,7 @@ pub(super) fn conflicts(state: &Arc<State>, crd: &Value) -> Vec<Conflict> {
     let already = |name: &str| format!("\"{name}\" is already in use");
     let mut found = Vec::new();
     let mut check = |field: &str, reason, all: &HashSet<String>| {
-        let name = text(&names, &format!("/{field}"));
+        let name = str_at(&names, &format!("/{field}"));
         if !name.is_empty() && all.contains(name) {
             found.push(Conflict { reason, message: already(name) });
         }
@@ -94,7 +94,7 @@ pub(super) fn status(crd: &Value, conflicts: &[Conflict], now: &str) -> Value {
         let (reason, message) = conflicts.last().map_or(("", ""), |c| (c.reason, c.message.as_str()));
         condition(crd, "NamesAccepted", false, reason, message, now)
     };
-    let was = condition_of(crd, "Established").is_some_and(|c| text(c, "/status") == "True");
+    let was = condition_of(crd, "Established").is_some_and(|c| str_at(c, "/status") == "True");
     let established = if conflicts.is_empty() || was {
         condition(
             crd,
@@ -107,9 +107,11 @@ pub(super) fn status(crd: &Value, conflicts: &[Conflict], now: &str) -> Value {
     } else {
         condition(crd, "Established", false, "NotAccepted", "not all names are accepted", now)
     };
-    let stored =
-        list(crd, "/spec/versions").iter().find(|v| truth(v, "/storage")).map_or("", |v| text(v, "/name"));
-    let mut versions = list(crd, "/status/storedVersions").to_vec();
+    let stored = array_at(crd, "/spec/versions")
+        .iter()
+        .find(|v| bool_at(v, "/storage"))
+        .map_or("", |v| str_at(v, "/name"));
+    let mut versions = array_at(crd, "/status/storedVersions").to_vec();
     if !versions.iter().any(|v| v == stored) {
         versions.push(stored.into());
     }
@@ -127,9 +129,9 @@ pub(super) fn status(crd: &Value, conflicts: &[Conflict], now: &str) -> Value {
 
 /// Whether a status says that objects are served.
 pub(super) fn is_established(status: &Value) -> bool {
-    list(status, "/conditions")
+    array_at(status, "/conditions")
         .iter()
-        .any(|c| text(c, "/type") == "Established" && text(c, "/status") == "True")
+        .any(|c| str_at(c, "/type") == "Established" && str_at(c, "/status") == "True")
 }
 
 /// A definition with the names that it got.
@@ -149,9 +151,9 @@ pub(super) fn terminating(crd: &mut Value, waits: bool, now: &str) {
         (false, "InstanceDeletionCompleted", "removed all instances")
     };
     let new = condition(crd, "Terminating", going, reason, message, now);
-    let mut all: Vec<Value> = list(crd, "/status/conditions")
+    let mut all: Vec<Value> = array_at(crd, "/status/conditions")
         .iter()
-        .filter(|c| text(c, "/type") != "Terminating")
+        .filter(|c| str_at(c, "/type") != "Terminating")
         .cloned()
         .collect();
     all.push(new);
@@ -159,12 +161,12 @@ pub(super) fn terminating(crd: &mut Value, waits: bool, now: &str) {
 }
 
 fn condition_of<'a>(crd: &'a Value, kind: &str) -> Option<&'a Value> {
-    list(crd, "/status/conditions").iter().find(|c| text(c, "/type") == kind)
+    array_at(crd, "/status/conditions").iter().find(|c| str_at(c, "/type") == kind)
 }
 
 fn condition(crd: &Value, kind: &str, holds: bool, reason: &str, message: &str, now: &str) -> Value {
     let status = if holds { "True" } else { "False" };
-    let before = condition_of(crd, kind).filter(|c| text(c, "/status") == status);
-    let since = before.map_or(now, |c| text(c, "/lastTransitionTime"));
+    let before = condition_of(crd, kind).filter(|c| str_at(c, "/status") == status);
+    let since = before.map_or(now, |c| str_at(c, "/lastTransitionTime"));
     json!({"type": kind, "status": status, "reason": reason, "message": message, "lastTransitionTime": since})
 }

@@ -9,7 +9,7 @@ use serde_json::Value;
 
 use crate::{
     resources::{Resource, meta_of},
-    value::{Unversioned, text},
+    value::{Unversioned, str_at},
 };
 
 /// Whether objects may have to be shown in another way than under an earlier definition.
@@ -27,7 +27,7 @@ pub(crate) fn all(store: &Store, resource: &Resource) {
 fn one(resource: &Resource, stored: &Stored) -> Option<(Bytes, Meta)> {
     let old: Value = serde_json::from_slice(&stored.json).ok()?;
     let mut new = old.clone();
-    if text(&new, "/apiVersion") != resource.storage_version {
+    if str_at(&new, "/apiVersion") != resource.storage_version {
         // A webhook converts it when it is read.
         if resource.webhook.is_some() {
             return None;

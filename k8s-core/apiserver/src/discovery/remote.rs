@@ -8,7 +8,7 @@ use crate::{
     aggregate::Remote,
     resources::Registry,
     state::State,
-    value::{list, text, truth},
+    value::{array_at, bool_at, str_at},
 };
 
 /// All groups with their versions, those of other servers included.
@@ -31,10 +31,10 @@ pub(super) fn add(all: &mut Value, state: &Arc<State>) {
         let freshness = if remote.is_available() { "Current" } else { "Stale" };
         let version =
             json!({"version": remote.version, "freshness": freshness, "resources": resources(remote)});
-        let group = items.iter_mut().find(|i| text(i, "/metadata/name") == remote.group);
+        let group = items.iter_mut().find(|i| str_at(i, "/metadata/name") == remote.group);
         match group.and_then(|g| g.get_mut("versions")).and_then(Value::as_array_mut) {
             Some(versions) => {
-                versions.retain(|v| text(v, "/version") != remote.version);
+                versions.retain(|v| str_at(v, "/version") != remote.version);
                 versions.push(version);
             }
             None => items.push(
@@ -47,21 +47,21 @@ pub(super) fn add(all: &mut Value, state: &Arc<State>) {
 /// An APIResourceList, in which subresources are entries of their own, as a tree.
 fn resources(remote: &Remote) -> Vec<Value> {
     let discovered = remote.resources();
-    let all = list(&discovered, "/resources");
+    let all = array_at(&discovered, "/resources");
     let kind = |r: &Value| {
-        let or = |field: &str, own: &str| match text(r, field) {
+        let or = |field: &str, own: &str| match str_at(r, field) {
             "" => own.to_owned(),
             said => said.to_owned(),
         };
-        json!({"group": or("/group", &remote.group), "version": or("/version", &remote.version), "kind": text(r, "/kind")})
+        json!({"group": or("/group", &remote.group), "version": or("/version", &remote.version), "kind": str_at(r, "/kind")})
     };
     all.iter()
-        .filter(|r| !text(r, "/name").contains('/'))
+        .filter(|r| !str_at(r, "/name").contains('/'))
         .map(|r| {
-            let name = text(r, "/name");
+            let name = str_at(r, "/name");
             let mut one = json!({
-                "resource": name, "responseKind": kind(r), "singularResource": text(r, "/singularName"), "verbs": r["verbs"],
-                "scope": if truth(r, "/namespaced") { "Namespaced" } else { "Cluster" },
+                "resource": name, "responseKind": kind(r), "singularResource": str_at(r, "/singularName"), "verbs": r["verbs"],
+                "scope": if bool_at(r, "/namespaced") { "Namespaced" } else { "Cluster" },
             });
             for field in ["shortNames", "categories"] {
                 if let Some(value) = r.get(field) {
@@ -70,7 +70,7 @@ fn resources(remote: &Remote) -> Vec<Value> {
             }
             let parts: Vec<Value> = all
                 .iter()
-                .filter_map(|s| Some((text(s, "/name").strip_prefix(name)?.strip_prefix('/')?, s)))
+                .filter_map(|s| Some((str_at(s, "/name").strip_prefix(name)?.strip_prefix('/')?, s)))
                 .map(|(part, s)| json!({"subresource": part, "responseKind": kind(s), "verbs": s["verbs"]}))
                 .collect();
             if !parts.is_empty() {

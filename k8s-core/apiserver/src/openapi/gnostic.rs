@@ -4,7 +4,7 @@
 
 use serde_json::Value;
 
-use crate::value::{list, map, text};
+use crate::value::{array_at, object_at, str_at};
 
 /// A message under construction.
 #[derive(Default)]
@@ -66,7 +66,8 @@ impl Message {
 
     /// The fields of an object that begin with `x-`.
     fn extensions(&mut self, field: u64, object: &Value) {
-        for (name, value) in map(object, "").into_iter().flatten().filter(|(name, _)| name.starts_with("x-"))
+        for (name, value) in
+            object_at(object, "").into_iter().flatten().filter(|(name, _)| name.starts_with("x-"))
         {
             self.named(field, name, &any(value));
         }
@@ -83,18 +84,18 @@ fn any(value: &Value) -> Message {
 /// The document in protobuf.
 pub(super) fn document(json: &Value) -> Vec<u8> {
     let mut document = Message::default();
-    document.text(1, text(json, "/swagger"));
+    document.text(1, str_at(json, "/swagger"));
     let mut info = Message::default();
-    info.text(1, text(json, "/info/title"));
-    info.text(2, text(json, "/info/version"));
+    info.text(1, str_at(json, "/info/title"));
+    info.text(2, str_at(json, "/info/version"));
     document.message(2, &info);
     let mut paths = Message::default();
-    for (path, item) in map(json, "/paths").into_iter().flatten() {
+    for (path, item) in object_at(json, "/paths").into_iter().flatten() {
         paths.named(2, path, &path_item(item));
     }
     document.message(8, &paths);
     let mut definitions = Message::default();
-    for (name, definition) in map(json, "/definitions").into_iter().flatten() {
+    for (name, definition) in object_at(json, "/definitions").into_iter().flatten() {
         definitions.named(1, name, &schema(definition));
     }
     document.message(9, &definitions);
@@ -115,14 +116,14 @@ fn path_item(item: &Value) -> Message {
 
 fn operation(operation: &Value) -> Message {
     let mut message = Message::default();
-    message.text(5, text(operation, "/operationId"));
-    for one in list(operation, "/parameters") {
+    message.text(5, str_at(operation, "/operationId"));
+    for one in array_at(operation, "/parameters") {
         // Item, parameter, not in the body, in the query.
         let mut query = Message::default();
-        query.text(2, text(one, "/in"));
-        query.text(3, text(one, "/description"));
-        query.text(4, text(one, "/name"));
-        query.text(6, text(one, "/type"));
+        query.text(2, str_at(one, "/in"));
+        query.text(3, str_at(one, "/description"));
+        query.text(4, str_at(one, "/name"));
+        query.text(6, str_at(one, "/type"));
         let mut nested = query;
         for field in [3, 2, 1] {
             let mut outer = Message::default();
@@ -132,9 +133,9 @@ fn operation(operation: &Value) -> Message {
         message.message(8, &nested);
     }
     let mut responses = Message::default();
-    for (code, answer) in map(operation, "/responses").into_iter().flatten() {
+    for (code, answer) in object_at(operation, "/responses").into_iter().flatten() {
         let mut response = Message::default();
-        response.text(1, text(answer, "/description"));
+        response.text(1, str_at(answer, "/description"));
         if let Some(of) = answer.get("schema") {
             let mut item = Message::default();
             item.message(1, &schema(of));
@@ -151,15 +152,15 @@ fn operation(operation: &Value) -> Message {
 
 fn schema(schema_: &Value) -> Message {
     let mut message = Message::default();
-    let reference = match list(schema_, "/allOf") {
+    let reference = match array_at(schema_, "/allOf") {
         // A reference with a description beside it.
-        [only] => text(only, "/$ref"),
-        _ => text(schema_, "/$ref"),
+        [only] => str_at(only, "/$ref"),
+        _ => str_at(schema_, "/$ref"),
     };
     message.text(1, reference);
-    message.text(2, text(schema_, "/format"));
-    message.text(3, text(schema_, "/title"));
-    message.text(4, text(schema_, "/description"));
+    message.text(2, str_at(schema_, "/format"));
+    message.text(3, str_at(schema_, "/title"));
+    message.text(4, str_at(schema_, "/description"));
     if let Some(default) = schema_.get("default") {
         message.message(5, &any(default));
     }
@@ -168,14 +169,14 @@ fn schema(schema_: &Value) -> Message {
     message.number(9, schema_.get("minimum"));
     message.whole(11, schema_.get("maxLength"));
     message.whole(12, schema_.get("minLength"));
-    message.text(13, text(schema_, "/pattern"));
+    message.text(13, str_at(schema_, "/pattern"));
     message.whole(14, schema_.get("maxItems"));
     message.whole(15, schema_.get("minItems"));
     message.truth(16, schema_.get("uniqueItems") == Some(&Value::Bool(true)));
     message.whole(17, schema_.get("maxProperties"));
     message.whole(18, schema_.get("minProperties"));
-    list(schema_, "/required").iter().filter_map(Value::as_str).for_each(|name| message.text(19, name));
-    list(schema_, "/enum").iter().for_each(|value| message.message(20, &any(value)));
+    array_at(schema_, "/required").iter().filter_map(Value::as_str).for_each(|name| message.text(19, name));
+    array_at(schema_, "/enum").iter().for_each(|value| message.message(20, &any(value)));
     if let Some(rest) = schema_.get("additionalProperties") {
         let mut item = Message::default();
         match rest {
@@ -184,7 +185,7 @@ fn schema(schema_: &Value) -> Message {
         }
         message.message(21, &item);
     }
-    let kind = text(schema_, "/type");
+    let kind = str_at(schema_, "/type");
     if !kind.is_empty() {
         let mut item = Message::default();
         item.text(1, kind);
@@ -196,9 +197,9 @@ fn schema(schema_: &Value) -> Message {
         message.message(23, &item);
     }
     if reference.is_empty() {
-        list(schema_, "/allOf").iter().for_each(|one| message.message(24, &schema(one)));
+        array_at(schema_, "/allOf").iter().for_each(|one| message.message(24, &schema(one)));
     }
-    if let Some(fields) = map(schema_, "/properties") {
+    if let Some(fields) = object_at(schema_, "/properties") {
         let mut properties = Message::default();
         for (name, field) in fields {
             properties.named(1, name, &schema(field));

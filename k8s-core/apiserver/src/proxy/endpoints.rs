@@ -5,7 +5,7 @@ use std::net::{IpAddr, SocketAddr};
 use k8s_store::Store;
 use serde_json::Value;
 
-use crate::value::{integer, list, text};
+use crate::value::{array_at, int_at, str_at};
 
 /// Whether an address is a global unicast one, as Go understands it: private networks are, loopback, link-local, multicast, broadcast and `0.0.0.0` are
 /// not.
@@ -38,12 +38,14 @@ pub(crate) fn endpoints(
             continue;
         }
         let Ok(slice) = serde_json::from_slice::<Value>(&slice.json) else { continue };
-        let of_port = list(&slice, "/ports").iter().find(|p| text(p, "/name") == port);
-        let number = of_port.and_then(|p| integer(p, "/port")).and_then(|p| u16::try_from(p).ok());
+        let of_port = array_at(&slice, "/ports").iter().find(|p| str_at(p, "/name") == port);
+        let number = of_port.and_then(|p| int_at(p, "/port")).and_then(|p| u16::try_from(p).ok());
         let Some(number) = number else { continue };
-        for endpoint in list(&slice, "/endpoints") {
-            let ip =
-                list(endpoint, "/addresses").first().and_then(Value::as_str).and_then(|ip| ip.parse().ok());
+        for endpoint in array_at(&slice, "/endpoints") {
+            let ip = array_at(endpoint, "/addresses")
+                .first()
+                .and_then(Value::as_str)
+                .and_then(|ip| ip.parse().ok());
             if let (Some(ip), true) = (ip, endpoint.pointer("/conditions/ready") != Some(&Value::Bool(false)))
             {
                 all.push((endpoint.clone(), SocketAddr::new(ip, number)));

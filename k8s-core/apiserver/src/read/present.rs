@@ -15,7 +15,7 @@ use crate::{
     resources::Resource,
     respond::{json_bytes, status_value},
     state::State,
-    value::{encode, metadata_of, text},
+    value::{encode, metadata_of, str_at},
 };
 
 /// Answers with a stored object in the form and version that was asked for.
@@ -143,7 +143,7 @@ impl Presenter {
             Form::Whole => object,
             Form::Metadata => metadata_only(&object),
             Form::Table => {
-                let revision = json!({"resourceVersion": text(&object, "/metadata/resourceVersion")});
+                let revision = json!({"resourceVersion": str_at(&object, "/metadata/resourceVersion")});
                 table(&self.resource, vec![self.row(json)], revision, columns)
             }
         }

@@ -3,7 +3,7 @@
 use jiff::Timestamp;
 use serde_json::{Value, json};
 
-use crate::value::text;
+use crate::value::str_at;
 
 mod cells;
 mod plugins;
@@ -131,7 +131,7 @@ impl Column {
                 None if self.kind == "integer" => 0.into(),
                 None => "".into(),
             },
-            Cell::Age(pointer) => age(text(object, pointer), now).into(),
+            Cell::Age(pointer) => age(str_at(object, pointer), now).into(),
             Cell::Fn(f) => f(object, now),
         }
     }
@@ -172,7 +172,7 @@ pub fn simple_path<'a>(object: &'a Value, path: &str) -> Option<&'a Value> {
             let (condition, tail) = after.split_once(")]")?;
             let (field, wanted) = condition.split_once("==")?;
             let wanted = wanted.trim().trim_matches(['"', '\'']);
-            at = at.as_array()?.iter().find(|i| text(i, &format!("/{}", field.trim())) == wanted)?;
+            at = at.as_array()?.iter().find(|i| str_at(i, &format!("/{}", field.trim())) == wanted)?;
             rest = tail;
         } else if let Some(after) = rest.strip_prefix('[') {
             let (index, tail) = after.split_once(']')?;

@@ -21,7 +21,7 @@ use super::{
 };
 use crate::{
     invalid::FieldErrors,
-    value::{default_text, list, text, truth},
+    value::{array_at, bool_at, default_text, str_at},
 };
 
 static CUSTOM: Strategy = Strategy {
@@ -41,7 +41,7 @@ fn subresource(name: &str, kind: &str, group_version: Option<(&str, &str)>) -> S
 }
 
 fn texts(object: &Value, pointer: &str) -> Vec<String> {
-    list(object, pointer).iter().filter_map(Value::as_str).map(str::to_owned).collect()
+    array_at(object, pointer).iter().filter_map(Value::as_str).map(str::to_owned).collect()
 }
 
 /// `.spec.replicas` as a JSON pointer.
@@ -53,16 +53,16 @@ fn pointer(path: &str) -> String {
 #[must_use]
 pub fn from_definition(crd: &Value) -> Vec<Arc<Resource>> {
     let (group, plural, kind) =
-        (text(crd, "/spec/group"), text(crd, "/spec/names/plural"), text(crd, "/spec/names/kind"));
-    let versions = list(crd, "/spec/versions");
-    let Some(stored) = versions.iter().find(|v| truth(v, "/storage")) else { return Vec::new() };
-    let storage_version = format!("{group}/{}", text(stored, "/name"));
-    let mut served: Vec<&Value> = versions.iter().filter(|v| truth(v, "/served")).collect();
-    served.sort_by_key(|v| priority(text(v, "/name")));
+        (str_at(crd, "/spec/group"), str_at(crd, "/spec/names/plural"), str_at(crd, "/spec/names/kind"));
+    let versions = array_at(crd, "/spec/versions");
+    let Some(stored) = versions.iter().find(|v| bool_at(v, "/storage")) else { return Vec::new() };
+    let storage_version = format!("{group}/{}", str_at(stored, "/name"));
+    let mut served: Vec<&Value> = versions.iter().filter(|v| bool_at(v, "/served")).collect();
+    served.sort_by_key(|v| priority(str_at(v, "/name")));
     let make = |version: &Value| {
         let mut open_api =
             version.pointer("/schema/openAPIV3Schema").cloned().unwrap_or_else(|| json!({"type": "object"}));
-        if truth(crd, "/spec/preserveUnknownFields") {
+        if bool_at(crd, "/spec/preserveUnknownFields") {
             // Only such schemas may leave it out.
             default_text(&mut open_api, "type", "object");
             keep_unknown_fields(&mut open_api, 0);
@@ -74,9 +74,9 @@ pub fn from_definition(crd: &Value) -> Vec<Arc<Resource>> {
         let mut subresources = Vec::new();
         let has_status = version.pointer("/subresources/status").is_some();
         let scale = version.pointer("/subresources/scale").map(|s| ScalePaths {
-            spec: pointer(text(s, "/specReplicasPath")),
-            status: pointer(text(s, "/statusReplicasPath")),
-            selector: pointer(text(s, "/labelSelectorPath")),
+            spec: pointer(str_at(s, "/specReplicasPath")),
+            status: pointer(str_at(s, "/statusReplicasPath")),
+            selector: pointer(str_at(s, "/labelSelectorPath")),
         });
         if scale.is_some() {
             subresources.push(subresource("scale", "Scale", Some(("autoscaling", "v1"))));
@@ -84,38 +84,38 @@ pub fn from_definition(crd: &Value) -> Vec<Arc<Resource>> {
         if has_status {
             subresources.push(subresource("status", kind, None));
         }
-        let mut columns: Vec<CustomColumn> = list(version, "/additionalPrinterColumns")
+        let mut columns: Vec<CustomColumn> = array_at(version, "/additionalPrinterColumns")
             .iter()
             .map(|c| CustomColumn {
-                name: text(c, "/name").into(),
-                kind: text(c, "/type").into(),
-                format: text(c, "/format").into(),
-                description: text(c, "/description").into(),
+                name: str_at(c, "/name").into(),
+                kind: str_at(c, "/type").into(),
+                format: str_at(c, "/format").into(),
+                description: str_at(c, "/description").into(),
                 priority: c
                     .pointer("/priority")
                     .and_then(Value::as_i64)
                     .and_then(|p| p.try_into().ok())
                     .unwrap_or(0),
-                path: text(c, "/jsonPath").into(),
+                path: str_at(c, "/jsonPath").into(),
             })
             .collect();
         if columns.is_empty() {
             columns.push(custom_default());
         }
-        let fields: Arc<[String]> = list(version, "/selectableFields")
+        let fields: Arc<[String]> = array_at(version, "/selectableFields")
             .iter()
-            .map(|f| text(f, "/jsonPath").trim_start_matches('.').to_owned())
+            .map(|f| str_at(f, "/jsonPath").trim_start_matches('.').to_owned())
             .collect();
         Some(Resource {
             group: group.into(),
-            version: text(version, "/name").into(),
+            version: str_at(version, "/name").into(),
             kind: kind.into(),
-            list_kind: text(crd, "/spec/names/listKind").into(),
+            list_kind: str_at(crd, "/spec/names/listKind").into(),
             plural: plural.into(),
-            singular: text(crd, "/spec/names/singular").into(),
+            singular: str_at(crd, "/spec/names/singular").into(),
             short_names: texts(crd, "/spec/names/shortNames"),
             categories: texts(crd, "/spec/names/categories"),
-            namespaced: text(crd, "/spec/scope") == "Namespaced",
+            namespaced: str_at(crd, "/spec/scope") == "Namespaced",
             verbs: ALL_VERBS.to_vec(),
             subresources,
             storage: storage_name(group, plural),
@@ -138,7 +138,7 @@ pub fn from_definition(crd: &Value) -> Vec<Arc<Resource>> {
             generate: None,
         })
     };
-    let by_webhook = text(crd, "/spec/conversion/strategy") == "Webhook";
+    let by_webhook = str_at(crd, "/spec/conversion/strategy") == "Webhook";
     let webhook = make(stored)
         .filter(|_| by_webhook)
         .map(|stored| Arc::new(Webhook::new(&crd["spec"]["conversion"], Arc::new(stored))));
@@ -147,7 +147,8 @@ pub fn from_definition(crd: &Value) -> Vec<Arc<Resource>> {
         .filter_map(|version| {
             let mut resource = make(version)?;
             // Objects that were stored in an earlier version are there until they are written again.
-            let earlier = list(crd, "/status/storedVersions").iter().any(|v| Some(v) != stored.get("name"));
+            let earlier =
+                array_at(crd, "/status/storedVersions").iter().any(|v| Some(v) != stored.get("name"));
             if earlier || version.get("name") != stored.get("name") {
                 resource.webhook = webhook.clone();
             }
@@ -231,10 +232,10 @@ pub(crate) fn check_definition(crd: &Value, errors: &mut FieldErrors) {
 /// The resources that a ThirdPartyResource serves: objects of any shape.
 #[must_use]
 pub fn from_third_party(tpr: &Value) -> Vec<Arc<Resource>> {
-    let Some((kind, group)) = third_party_kind(text(tpr, "/metadata/name")) else { return Vec::new() };
+    let Some((kind, group)) = third_party_kind(str_at(tpr, "/metadata/name")) else { return Vec::new() };
     let singular = kind.to_lowercase();
     let plural = if singular.ends_with('s') { format!("{singular}es") } else { format!("{singular}s") };
-    let versions: Vec<&str> = list(tpr, "/versions").iter().map(|v| text(v, "/name")).collect();
+    let versions: Vec<&str> = array_at(tpr, "/versions").iter().map(|v| str_at(v, "/name")).collect();
     let Some(stored) = versions.first() else { return Vec::new() };
     let open_api = Arc::new(json!({"type": "object", "x-kubernetes-preserve-unknown-fields": true}));
     versions

@@ -171,7 +171,7 @@ impl NameRule {
 
 /// Checks labels at `field`.
 pub(crate) fn check_labels(object: &Value, pointer: &str, field: &str, errors: &mut FieldErrors) {
-    for (key, value) in crate::value::map(object, pointer).into_iter().flatten() {
+    for (key, value) in crate::value::object_at(object, pointer).into_iter().flatten() {
         if !names::is_qualified(key) {
             errors.invalid(field, key.as_str(), "name part must consist of alphanumeric characters, '-', '_' or '.', and must start and end with an alphanumeric character (e.g. 'MyName',  or 'my.name',  or '123-abc', regex used for validation is '([A-Za-z0-9][-A-Za-z0-9_.]*)?[A-Za-z0-9]')");
         }
@@ -193,7 +193,7 @@ pub(crate) fn immutable(new: &Value, old: &Value, pointer: &str, errors: &mut Fi
 
 /// Checks that a number is not negative.
 pub(crate) fn not_negative(object: &Value, pointer: &str, errors: &mut FieldErrors) {
-    if let Some(n) = crate::value::integer(object, pointer)
+    if let Some(n) = crate::value::int_at(object, pointer)
         && n < 0
     {
         let field = pointer.trim_start_matches('/').replace('/', ".");

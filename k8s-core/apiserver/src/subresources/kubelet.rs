@@ -22,7 +22,7 @@ use crate::{
     resources::{Resource, strategy::Proxied},
     state::State,
     storage::current,
-    value::{list, map, text},
+    value::{array_at, object_at, str_at},
 };
 use target::Target;
 
@@ -89,7 +89,7 @@ fn with_query(path: &str, request: &Request<Body>) -> String {
 /// The container that a request means.
 fn container(call: &Call, pod: &Value) -> Result<String, ApiStatus> {
     let names = |field: &str| -> Vec<String> {
-        list(pod, &format!("/spec/{field}")).iter().map(|c| text(c, "/name").to_owned()).collect()
+        array_at(pod, &format!("/spec/{field}")).iter().map(|c| str_at(c, "/name").to_owned()).collect()
     };
     let (mains, inits) = (names("containers"), names("initContainers"));
     let asked = call.query.get("container");
@@ -103,7 +103,7 @@ fn container(call: &Call, pod: &Value) -> Result<String, ApiStatus> {
             call.info.name
         )));
     }
-    if let Some(named) = map(pod, "/metadata/annotations")
+    if let Some(named) = object_at(pod, "/metadata/annotations")
         .and_then(|a| a.get("kubectl.kubernetes.io/default-container"))
         .and_then(Value::as_str)
         .filter(|n| all.iter().any(|a| a == n))
@@ -145,14 +145,14 @@ async fn to_pod(
                 "log" => format!("/containerLogs/{namespace}/{name}/{}", encode(&container)),
                 other => format!("/{other}/{namespace}/{name}/{}", encode(&container)),
             };
-            if part == "log" && text(pod, "/spec/nodeName").is_empty() {
+            if part == "log" && str_at(pod, "/spec/nodeName").is_empty() {
                 // Not placed yet: there is nothing to show.
                 return Ok(crate::respond::text(StatusCode::OK, ""));
             }
             path
         }
     };
-    let node_name = text(pod, "/spec/nodeName");
+    let node_name = str_at(pod, "/spec/nodeName");
     if node_name.is_empty() {
         return Err(ApiStatus::bad_request(format!("pod {} does not have a host assigned", info.name)));
     }
@@ -178,7 +178,7 @@ async fn to_node(
         if e.is::<NotAllowed>() {
             return ApiStatus::bad_request(e.to_string());
         }
-        let name = text(node, "/metadata/name");
+        let name = str_at(node, "/metadata/name");
         ApiStatus::internal(format!("error dialing the kubelet of node {name}: {e}"))
     })
 }

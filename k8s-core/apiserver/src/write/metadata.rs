@@ -8,35 +8,36 @@ use crate::{
         Resource,
         strategy::{METADATA_OF_CLIENTS, check_labels},
     },
-    value::{list, text},
+    value::{array_at, str_at},
 };
 
 /// The rules that hold for every object's metadata.
 pub(super) fn check_metadata(resource: &Resource, object: &Value, errors: &mut FieldErrors) {
-    let name = text(object, "/metadata/name");
+    let name = str_at(object, "/metadata/name");
     if name.is_empty() {
         errors.required("metadata.name", "name or generateName is required");
     } else {
         resource.strategy.name.check("metadata.name", name, errors);
     }
     check_labels(object, "/metadata/labels", "metadata.labels", errors);
-    for key in crate::value::map(object, "/metadata/annotations").into_iter().flatten().map(|(k, _)| k) {
+    for key in crate::value::object_at(object, "/metadata/annotations").into_iter().flatten().map(|(k, _)| k)
+    {
         if !crate::invalid::names::is_qualified(&key.to_lowercase()) {
             errors.invalid("metadata.annotations", key.as_str(), "name part must consist of alphanumeric characters, '-', '_' or '.', and must start and end with an alphanumeric character (e.g. 'MyName',  or 'my.name',  or '123-abc', regex used for validation is '([A-Za-z0-9][-A-Za-z0-9_.]*)?[A-Za-z0-9]')");
         }
     }
     let controllers =
-        list(object, "/metadata/ownerReferences").iter().filter(|o| o["controller"] == true).count();
+        array_at(object, "/metadata/ownerReferences").iter().filter(|o| o["controller"] == true).count();
     if controllers > 1 {
         errors.invalid(
             "metadata.ownerReferences",
-            list(object, "/metadata/ownerReferences").to_vec(),
+            array_at(object, "/metadata/ownerReferences").to_vec(),
             "Only one reference can have Controller set to true",
         );
     }
-    for (i, owner) in list(object, "/metadata/ownerReferences").iter().enumerate() {
+    for (i, owner) in array_at(object, "/metadata/ownerReferences").iter().enumerate() {
         for field in ["apiVersion", "kind", "name", "uid"] {
-            if text(owner, &format!("/{field}")).is_empty() {
+            if str_at(owner, &format!("/{field}")).is_empty() {
                 errors.invalid(format!("metadata.ownerReferences[{i}].{field}"), "", "must not be empty");
             }
         }
@@ -48,8 +49,8 @@ pub(super) fn check_finalizers(new: &Value, old: &Value, errors: &mut FieldError
     if old.pointer("/metadata/deletionTimestamp").is_none() {
         return;
     }
-    let had = list(old, "/metadata/finalizers");
-    let added: Vec<&str> = list(new, "/metadata/finalizers")
+    let had = array_at(old, "/metadata/finalizers");
+    let added: Vec<&str> = array_at(new, "/metadata/finalizers")
         .iter()
         .filter(|f| !had.contains(f))
         .filter_map(Value::as_str)

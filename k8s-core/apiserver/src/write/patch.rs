@@ -21,7 +21,7 @@ use crate::{
     resources::Resource,
     state::State,
     storage::{TRIES, timestamp},
-    value::{list, set, take, text},
+    value::{array_at, set, str_at, take},
 };
 
 fn patch_failure(error: &PatchError) -> ApiStatus {
@@ -53,9 +53,9 @@ pub(crate) async fn patch(
         resource.from_storage(&mut object);
         change(&mut object)?;
         fit(call, resource, &mut object, Vec::new())?;
-        if text(&object, "/metadata/name") != call.info.name {
+        if str_at(&object, "/metadata/name") != call.info.name {
             let mut errors = FieldErrors::default();
-            errors.invalid("metadata.name", text(&object, "/metadata/name"), "field is immutable");
+            errors.invalid("metadata.name", str_at(&object, "/metadata/name"), "field is immutable");
             return Err(errors.into_status(&resource.group, &resource.kind, &call.info.name));
         }
         Ok(Change::Replace(object))
@@ -121,12 +121,12 @@ async fn apply(
     }
     let mut config =
         decode::yaml(body).map_err(|e| ApiStatus::bad_request(format!("error decoding YAML: {e}")))?;
-    let (version, kind) = (text(&config, "/apiVersion"), text(&config, "/kind"));
+    let (version, kind) = (str_at(&config, "/apiVersion"), str_at(&config, "/kind"));
     if kind.is_empty() || version.is_empty() {
         let (group, version) = version.split_once('/').unwrap_or(("", version));
         return Err(ApiStatus::bad_request(format!("invalid object type: {group}/{version}, Kind={kind}")));
     }
-    if !list(&config, "/metadata/managedFields").is_empty() {
+    if !array_at(&config, "/metadata/managedFields").is_empty() {
         return Err(ApiStatus::bad_request("metadata.managedFields must be nil"));
     }
     take(&mut config, "/metadata", "managedFields");
@@ -156,12 +156,12 @@ async fn apply(
         let now = timestamp(state.clock.now());
         if state.store.get(&resource.storage, &key).is_some() {
             let done = modify(state, call, resource, dry_run, &|old| {
-                let wanted = text(&config, "/metadata/resourceVersion");
+                let wanted = str_at(&config, "/metadata/resourceVersion");
                 // A configuration that says what it changes is no last word, forced or not: leases are taken by it.
-                if !["", "0", text(old, "/metadata/resourceVersion")].contains(&wanted) {
+                if !["", "0", str_at(old, "/metadata/resourceVersion")].contains(&wanted) {
                     return Err(modified(resource, name));
                 }
-                let (wanted, uid) = (text(&config, "/metadata/uid"), text(old, "/metadata/uid"));
+                let (wanted, uid) = (str_at(&config, "/metadata/uid"), str_at(old, "/metadata/uid"));
                 if !wanted.is_empty() && wanted != uid {
                     return Err(precondition(resource, &key, name, wanted, uid));
                 }

@@ -7,7 +7,7 @@ use serde_json::Value;
 
 use crate::{
     admission::{Admission, Admit},
-    value::{child, map, text},
+    value::{child, object_at, str_at},
 };
 
 pub(super) struct DefaultStorageClass {
@@ -26,7 +26,7 @@ impl Admit for DefaultStorageClass {
 
 fn storage_class(store: &Store, claim: &mut Value) {
     let named = claim.pointer("/spec/storageClassName").is_some()
-        || map(claim, "/metadata/annotations")
+        || object_at(claim, "/metadata/annotations")
             .is_some_and(|a| a.contains_key("volume.beta.kubernetes.io/storage-class"));
     if named {
         return;
@@ -34,7 +34,7 @@ fn storage_class(store: &Store, claim: &mut Value) {
     let snapshot = store.snapshot("storageclasses.storage.k8s.io");
     let default =
         snapshot.range("", "").filter_map(|s| serde_json::from_slice::<Value>(&s.json).ok()).find(|c| {
-            map(c, "/metadata/annotations").is_some_and(|a| {
+            object_at(c, "/metadata/annotations").is_some_and(|a| {
                 [
                     "storageclass.kubernetes.io/is-default-class",
                     "storageclass.beta.kubernetes.io/is-default-class",
@@ -44,6 +44,6 @@ fn storage_class(store: &Store, claim: &mut Value) {
             })
         });
     if let (Some(class), Some(spec)) = (default, child(claim, "spec")) {
-        spec["storageClassName"] = text(&class, "/metadata/name").into();
+        spec["storageClassName"] = str_at(&class, "/metadata/name").into();
     }
 }

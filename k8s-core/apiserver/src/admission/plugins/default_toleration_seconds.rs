@@ -6,7 +6,7 @@ use serde_json::{Value, json};
 
 use crate::{
     admission::{Admission, Admit},
-    value::{child, list, text},
+    value::{array_at, child, str_at},
 };
 
 pub(super) struct DefaultTolerationSeconds;
@@ -24,11 +24,11 @@ impl Admit for DefaultTolerationSeconds {
 /// Adds the tolerations that a pod lacks.
 fn tolerations(pod: &mut Value) {
     let Some(spec) = child(pod, "spec") else { return };
-    let mut all = list(spec, "/tolerations").to_vec();
+    let mut all = array_at(spec, "/tolerations").to_vec();
     for key in ["node.kubernetes.io/not-ready", "node.kubernetes.io/unreachable"] {
         let tolerated = all.iter().any(|t| {
-            let (k, e) = (text(t, "/key"), text(t, "/effect"));
-            (k == key || (k.is_empty() && text(t, "/operator") == "Exists"))
+            let (k, e) = (str_at(t, "/key"), str_at(t, "/effect"));
+            (k == key || (k.is_empty() && str_at(t, "/operator") == "Exists"))
                 && (e.is_empty() || e == "NoExecute")
         });
         if !tolerated {

@@ -6,7 +6,7 @@ use k8s_store::Store;
 
 use crate::{
     admission::{Admission, Admit, Deletion, Operation},
-    value::text,
+    value::str_at,
 };
 
 /// Namespaces that cannot be deleted.
@@ -33,7 +33,7 @@ impl Admit for NamespaceLifecycle {
                 message: Some(format!("namespace {namespace} is being terminated")),
                 field: Some("metadata.namespace".into()),
             };
-            let name = text(admission.object, "/metadata/name");
+            let name = str_at(admission.object, "/metadata/name");
             let why = format!(
                 "unable to create new content in namespace {namespace} because it is being terminated"
             );

@@ -9,7 +9,7 @@ use serde_json::Value;
 
 use crate::{
     admission::{Admission, Admit},
-    value::{child, default, text},
+    value::{child, default, str_at},
 };
 
 pub(super) struct Priority {
@@ -27,7 +27,7 @@ impl Admit for Priority {
 }
 
 fn priority(store: &Store, pod: &mut Value) -> Result<(), ApiStatus> {
-    let class = text(pod, "/spec/priorityClassName").to_owned();
+    let class = str_at(pod, "/spec/priorityClassName").to_owned();
     let found = |name: &str| -> Option<Value> {
         let stored = store.get("priorityclasses.scheduling.k8s.io", name)?;
         serde_json::from_slice(&stored.json).ok()
@@ -44,7 +44,7 @@ fn priority(store: &Store, pod: &mut Value) -> Result<(), ApiStatus> {
         let found = found(&class);
         if found.is_none() {
             let why = format!("no PriorityClass with name {class} was found");
-            return Err(ApiStatus::forbidden("", "pods", text(pod, "/metadata/name"), &why));
+            return Err(ApiStatus::forbidden("", "pods", str_at(pod, "/metadata/name"), &why));
         }
         found
     };
@@ -52,8 +52,8 @@ fn priority(store: &Store, pod: &mut Value) -> Result<(), ApiStatus> {
     let (value, policy, name) = match &class {
         Some(class) => (
             class.get("value").cloned().unwrap_or(0.into()),
-            text(class, "/preemptionPolicy").to_owned(),
-            text(class, "/metadata/name").to_owned(),
+            str_at(class, "/preemptionPolicy").to_owned(),
+            str_at(class, "/metadata/name").to_owned(),
         ),
         None => (0.into(), "PreemptLowerPriority".into(), String::new()),
     };

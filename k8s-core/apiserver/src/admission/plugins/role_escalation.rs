@@ -17,7 +17,7 @@ use crate::{
     auth::{Authorization, AuthorizationMode},
     request::Attributes,
     user::User,
-    value::{list, text},
+    value::{array_at, str_at},
 };
 
 /// The API group of roles and bindings.
@@ -55,10 +55,10 @@ async fn check(authorization: &Authorization, admission: &Admission<'_>) -> Resu
     let namespace = admission.request.namespace.as_str();
     let caller = Caller { authorization, user: admission.user, namespace };
     let forbidden = |why: &str| {
-        ApiStatus::forbidden(&resource.group, &resource.plural, text(object, "/metadata/name"), why)
+        ApiStatus::forbidden(&resource.group, &resource.plural, str_at(object, "/metadata/name"), why)
     };
     if resource.plural.ends_with("bindings") {
-        let (kind, name) = (text(object, "/roleRef/kind"), text(object, "/roleRef/name"));
+        let (kind, name) = (str_at(object, "/roleRef/kind"), str_at(object, "/roleRef/name"));
         let (plural, key) = match kind {
             "ClusterRole" => ("clusterroles", name.to_owned()),
             "Role" => ("roles", format!("{namespace}/{name}")),
@@ -71,20 +71,20 @@ async fn check(authorization: &Authorization, admission: &Admission<'_>) -> Resu
         let stored = authorization.store.get(&format!("{plural}.{GROUP}"), &key);
         let stored = stored.ok_or_else(|| ApiStatus::not_found(GROUP, plural, name))?;
         let role: Value = serde_json::from_slice(&stored.json).map_err(ApiStatus::internal)?;
-        return caller.holds(list(&role, "/rules")).map_err(|why| forbidden(&why));
+        return caller.holds(array_at(&role, "/rules")).map_err(|why| forbidden(&why));
     }
     if caller.may("escalate", &resource.plural, &admission.request.name).await {
         return Ok(());
     }
-    caller.holds(list(object, "/rules")).map_err(|why| forbidden(&why))?;
-    let aggregates = |role: &Value| !list(role, "/aggregationRule/clusterRoleSelectors").is_empty();
+    caller.holds(array_at(object, "/rules")).map_err(|why| forbidden(&why))?;
+    let aggregates = |role: &Value| !array_at(role, "/aggregationRule/clusterRoleSelectors").is_empty();
     if aggregates(object) || old.is_some_and(aggregates) {
         let everything = json!([
             {"verbs": ["*"], "apiGroups": ["*"], "resources": ["*"]},
             {"verbs": ["*"], "nonResourceURLs": ["*"]},
         ]);
         caller
-            .holds(list(&everything, ""))
+            .holds(array_at(&everything, ""))
             .map_err(|_| forbidden("must have cluster-admin privileges to use the aggregationRule"))?;
     }
     Ok(())
@@ -142,7 +142,7 @@ impl Caller<'_> {
             .map(|rule| {
                 ["/verbs", "/apiGroups", "/resources", "/resourceNames", "/nonResourceURLs"]
                     .iter()
-                    .fold(1usize, |product, part| product.saturating_mul(list(rule, part).len().max(1)))
+                    .fold(1usize, |product, part| product.saturating_mul(array_at(rule, part).len().max(1)))
             })
             .fold(0, usize::saturating_add);
         if combinations > MOST_COMBINATIONS {
@@ -164,7 +164,7 @@ impl Caller<'_> {
     }
 
     fn look_up(&self, rule: &Value, missing: &mut Missing) {
-        let texts = |part: &str| list(rule, part).iter().filter_map(Value::as_str).collect::<Vec<_>>();
+        let texts = |part: &str| array_at(rule, part).iter().filter_map(Value::as_str).collect::<Vec<_>>();
         let (verbs, groups, resources) = (texts("/verbs"), texts("/apiGroups"), texts("/resources"));
         // A rule without names is for all of them. The empty name is a name like others.
         let names = match texts("/resourceNames") {

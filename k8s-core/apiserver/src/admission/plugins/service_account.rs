@@ -7,7 +7,7 @@ use serde_json::{Value, json};
 
 use crate::{
     admission::{Admission, Admit},
-    value::{child, list, map, text},
+    value::{array_at, child, object_at, str_at},
 };
 
 /// The directory of a pod's token.
@@ -28,14 +28,15 @@ impl Admit for ServiceAccount {
 }
 
 fn service_account(store: &Store, pod: &mut Value) -> Result<(), ApiStatus> {
-    let namespace = text(pod, "/metadata/namespace").to_owned();
-    let pod_name = text(pod, "/metadata/name").to_owned();
+    let namespace = str_at(pod, "/metadata/namespace").to_owned();
+    let pod_name = str_at(pod, "/metadata/name").to_owned();
     // The kubelet's own pods have no account.
-    if map(pod, "/metadata/annotations").is_some_and(|a| a.contains_key("kubernetes.io/config.mirror")) {
+    if object_at(pod, "/metadata/annotations").is_some_and(|a| a.contains_key("kubernetes.io/config.mirror"))
+    {
         return Ok(());
     }
     let Some(spec) = child(pod, "spec") else { return Ok(()) };
-    let account = match text(spec, "/serviceAccountName") {
+    let account = match str_at(spec, "/serviceAccountName") {
         "" => "default".to_owned(),
         name => name.to_owned(),
     };
@@ -53,15 +54,17 @@ fn service_account(store: &Store, pod: &mut Value) -> Result<(), ApiStatus> {
     spec["serviceAccountName"] = account.clone().into();
     spec["serviceAccount"] = account.into();
     let secrets = of_account("imagePullSecrets");
-    if secrets.as_array().is_some_and(|all| !all.is_empty()) && list(spec, "/imagePullSecrets").is_empty() {
+    if secrets.as_array().is_some_and(|all| !all.is_empty()) && array_at(spec, "/imagePullSecrets").is_empty()
+    {
         spec["imagePullSecrets"] = secrets;
     }
     let automount = "automountServiceAccountToken";
     let mounts = spec.get(automount).and_then(Value::as_bool).or_else(|| of_account(automount).as_bool());
     let mounts = mounts.unwrap_or(true);
     let all = ["containers", "initContainers"];
-    let needs = |c: &Value| !list(c, "/volumeMounts").iter().any(|m| text(m, "/mountPath") == TOKEN_PATH);
-    let any = all.iter().any(|f| list(spec, &format!("/{f}")).iter().any(needs));
+    let needs =
+        |c: &Value| !array_at(c, "/volumeMounts").iter().any(|m| str_at(m, "/mountPath") == TOKEN_PATH);
+    let any = all.iter().any(|f| array_at(spec, &format!("/{f}")).iter().any(needs));
     if !mounts || !any {
         return Ok(());
     }

@@ -5,7 +5,7 @@ use super::{
     cells::{joined, or_none, texts},
     computed, path, typed,
 };
-use crate::value::{integer, list, map, text, truth};
+use crate::value::{array_at, bool_at, int_at, object_at, str_at};
 
 const fn boolean(name: &'static str, pointer: &'static str) -> Column {
     typed("boolean", path(name, pointer))
@@ -14,14 +14,14 @@ const fn boolean(name: &'static str, pointer: &'static str) -> Column {
 /// How many elements a list has.
 macro_rules! length {
     ($name:literal, $pointer:literal) => {
-        typed("integer", computed($name, |o, _| list(o, $pointer).len().into()))
+        typed("integer", computed($name, |o, _| array_at(o, $pointer).len().into()))
     };
 }
 
 /// A text, or `<none>`.
 macro_rules! or_none {
     ($name:literal, $pointer:literal) => {
-        computed($name, |o, _| or_none(text(o, $pointer)))
+        computed($name, |o, _| or_none(str_at(o, $pointer)))
     };
 }
 
@@ -31,10 +31,13 @@ pub(in crate::resources) const CSIDRIVERS: [Column; 8] = [
     boolean("PodInfoOnMount", "/spec/podInfoOnMount"),
     boolean("StorageCapacity", "/spec/storageCapacity"),
     computed("TokenRequests", |o, _| {
-        joined(list(o, "/spec/tokenRequests").iter().map(|r| text(r, "/audience").to_owned()), "<unset>")
+        joined(
+            array_at(o, "/spec/tokenRequests").iter().map(|r| str_at(r, "/audience").to_owned()),
+            "<unset>",
+        )
     }),
-    typed("boolean", computed("RequiresRepublish", |o, _| truth(o, "/spec/requiresRepublish").into())),
-    computed("Modes", |o, _| joined(texts(list(o, "/spec/volumeLifecycleModes")), "<none>")),
+    typed("boolean", computed("RequiresRepublish", |o, _| bool_at(o, "/spec/requiresRepublish").into())),
+    computed("Modes", |o, _| joined(texts(array_at(o, "/spec/volumeLifecycleModes")), "<none>")),
     AGE,
 ];
 pub(in crate::resources) const CSINODES: [Column; 3] = [NAME, length!("Drivers", "/spec/drivers"), AGE];
@@ -43,7 +46,7 @@ pub(in crate::resources) const VOLUMEATTACHMENTS: [Column; 6] = [
     Column { format: "name", ..path("Attacher", "/spec/attacher") },
     path("PV", "/spec/source/persistentVolumeName"),
     path("Node", "/spec/nodeName"),
-    typed("boolean", computed("Attached", |o, _| truth(o, "/status/attached").into())),
+    typed("boolean", computed("Attached", |o, _| bool_at(o, "/status/attached").into())),
     AGE,
 ];
 pub(in crate::resources) const VOLUMEATTRIBUTESCLASSES: [Column; 3] =
@@ -70,21 +73,25 @@ pub(in crate::resources) const RESOURCESLICES: [Column; 5] = [
 pub(in crate::resources) const FLOWSCHEMAS: [Column; 6] = [
     NAME,
     or_none!("PriorityLevel", "/spec/priorityLevelConfiguration/name"),
-    computed("MatchingPrecedence", |o, _| integer(o, "/spec/matchingPrecedence").unwrap_or(0).into()),
+    computed("MatchingPrecedence", |o, _| int_at(o, "/spec/matchingPrecedence").unwrap_or(0).into()),
     or_none!("DistinguisherMethod", "/spec/distinguisherMethod/type"),
     AGE,
     computed("MissingPL", |o, _| {
-        let conditions = list(o, "/status/conditions");
-        conditions.iter().find(|c| text(c, "/type") == "Dangling").map_or("?", |c| text(c, "/status")).into()
+        let conditions = array_at(o, "/status/conditions");
+        conditions
+            .iter()
+            .find(|c| str_at(c, "/type") == "Dangling")
+            .map_or("?", |c| str_at(c, "/status"))
+            .into()
     }),
 ];
 pub(in crate::resources) const PRIORITYLEVELCONFIGURATIONS: [Column; 7] = [
     NAME,
     path("Type", "/spec/type"),
     computed("NominalConcurrencyShares", |o, _| {
-        let shares = integer(o, "/spec/limited/nominalConcurrencyShares");
+        let shares = int_at(o, "/spec/limited/nominalConcurrencyShares");
         shares
-            .or_else(|| integer(o, "/spec/exempt/nominalConcurrencyShares"))
+            .or_else(|| int_at(o, "/spec/exempt/nominalConcurrencyShares"))
             .map_or("<none>".into(), Into::into)
     }),
     computed("Queues", |o, _| queuing(o, "queues")),
@@ -96,20 +103,23 @@ pub(in crate::resources) const PRIORITYLEVELCONFIGURATIONS: [Column; 7] = [
 use serde_json::Value;
 
 fn param_kind(policy: &Value) -> Value {
-    match map(policy, "/spec/paramKind") {
-        Some(_) => {
-            format!("{}/{}", text(policy, "/spec/paramKind/apiVersion"), text(policy, "/spec/paramKind/kind"))
-                .into()
-        }
+    match object_at(policy, "/spec/paramKind") {
+        Some(_) => format!(
+            "{}/{}",
+            str_at(policy, "/spec/paramKind/apiVersion"),
+            str_at(policy, "/spec/paramKind/kind")
+        )
+        .into(),
         None => "<unset>".into(),
     }
 }
 
 fn param_ref(binding: &Value) -> Value {
-    if map(binding, "/spec/paramRef").is_none() {
+    if object_at(binding, "/spec/paramRef").is_none() {
         return "<unset>".into();
     }
-    let (namespace, name) = (text(binding, "/spec/paramRef/namespace"), text(binding, "/spec/paramRef/name"));
+    let (namespace, name) =
+        (str_at(binding, "/spec/paramRef/namespace"), str_at(binding, "/spec/paramRef/name"));
     match (namespace, name) {
         (_, "") => "*".into(),
         ("", name) => name.into(),
@@ -122,12 +132,12 @@ fn claim_state(claim: &Value) -> Value {
     if claim.pointer("/metadata/deletionTimestamp").is_some() {
         states.push("deleted");
     }
-    match map(claim, "/status/allocation") {
+    match object_at(claim, "/status/allocation") {
         None if states.is_empty() => states.push("pending"),
         None => {}
         Some(_) => {
             states.push("allocated");
-            if !list(claim, "/status/reservedFor").is_empty() {
+            if !array_at(claim, "/status/reservedFor").is_empty() {
                 states.push("reserved");
             }
         }
@@ -136,6 +146,5 @@ fn claim_state(claim: &Value) -> Value {
 }
 
 fn queuing(level: &Value, field: &str) -> Value {
-    integer(level, &format!("/spec/limited/limitResponse/queuing/{field}"))
-        .map_or("<none>".into(), Into::into)
+    int_at(level, &format!("/spec/limited/limitResponse/queuing/{field}")).map_or("<none>".into(), Into::into)
 }

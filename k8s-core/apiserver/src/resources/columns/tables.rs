@@ -7,7 +7,7 @@ use super::{
     AGE, CONTAINERS, CREATED_AT, Cell, Column, IMAGES, NAME, SELECTOR, age, cells::*, computed, count,
     human_duration, number, path, typed, wide,
 };
-use crate::value::{integer, list, map, text, truth};
+use crate::value::{array_at, bool_at, int_at, object_at, str_at};
 
 pub(in crate::resources) const DEFAULT: [Column; 2] = [NAME, CREATED_AT];
 pub(in crate::resources) const CONFIGMAPS: [Column; 3] = [NAME, count("Data", data_count), AGE];
@@ -31,12 +31,12 @@ pub(in crate::resources) const PODTEMPLATES: [Column; 4] = [
 pub(in crate::resources) const CONTROLLERREVISIONS: [Column; 4] = [
     NAME,
     computed("Controller", |o, _| revision_owner(o)),
-    computed("Revision", |o, _| integer(o, "/revision").unwrap_or(0).into()),
+    computed("Revision", |o, _| int_at(o, "/revision").unwrap_or(0).into()),
     AGE,
 ];
 pub(in crate::resources) const IPADDRESSES: [Column; 2] = [NAME, computed("ParentRef", |o, _| parent(o))];
 pub(in crate::resources) const SERVICECIDRS: [Column; 3] =
-    [NAME, computed("CIDRs", |o, _| joined(texts(list(o, "/spec/cidrs")), "")), AGE];
+    [NAME, computed("CIDRs", |o, _| joined(texts(array_at(o, "/spec/cidrs")), "")), AGE];
 pub(in crate::resources) const LEASES: [Column; 3] = [NAME, path("Holder", "/spec/holderIdentity"), AGE];
 pub(in crate::resources) const ROLES: [Column; 2] = [NAME, CREATED_AT];
 pub(in crate::resources) const CLUSTERROLES: [Column; 2] = [NAME, CREATED_AT];
@@ -57,7 +57,7 @@ pub(in crate::resources) const EVENTS: [Column; 10] = [
     computed("Object", event_object),
     wide(path("Subobject", "/involvedObject/fieldPath")),
     wide(computed("Source", event_source)),
-    computed("Message", |o, _| text(o, "/message").trim().into()),
+    computed("Message", |o, _| str_at(o, "/message").trim().into()),
     wide(computed("First Seen", event_first_seen)),
     wide(computed("Count", event_count)),
     wide(NAME),
@@ -80,15 +80,15 @@ pub(in crate::resources) const PODS: [Column; 9] = [
     computed("Status", pod_status),
     computed("Restarts", pod_restarts),
     AGE,
-    wide(computed("IP", |o, _| or_none(text(o, "/status/podIP")))),
-    wide(computed("Node", |o, _| or_none(text(o, "/spec/nodeName")))),
-    wide(computed("Nominated Node", |o, _| or_none(text(o, "/status/nominatedNodeName")))),
+    wide(computed("IP", |o, _| or_none(str_at(o, "/status/podIP")))),
+    wide(computed("Node", |o, _| or_none(str_at(o, "/spec/nodeName")))),
+    wide(computed("Nominated Node", |o, _| or_none(str_at(o, "/status/nominatedNodeName")))),
     wide(computed("Readiness Gates", pod_gates)),
 ];
 pub(in crate::resources) const SERVICES: [Column; 7] = [
     NAME,
     path("Type", "/spec/type"),
-    computed("Cluster-IP", |o, _| or_none(text(o, "/spec/clusterIP"))),
+    computed("Cluster-IP", |o, _| or_none(str_at(o, "/spec/clusterIP"))),
     computed("External-IP", service_external),
     computed("Port(s)", service_ports),
     AGE,
@@ -108,8 +108,8 @@ pub(in crate::resources) const REPLICATIONCONTROLLERS: [Column; 8] = REPLICASETS
 pub(in crate::resources) const DEPLOYMENTS: [Column; 8] = [
     NAME,
     computed("Ready", |o, _| ratio(o, "/status/readyReplicas", "/spec/replicas")),
-    count("Up-to-date", |o, _| integer(o, "/status/updatedReplicas").unwrap_or(0).into()),
-    count("Available", |o, _| integer(o, "/status/availableReplicas").unwrap_or(0).into()),
+    count("Up-to-date", |o, _| int_at(o, "/status/updatedReplicas").unwrap_or(0).into()),
+    count("Available", |o, _| int_at(o, "/status/availableReplicas").unwrap_or(0).into()),
     AGE,
     CONTAINERS,
     IMAGES,
@@ -148,10 +148,10 @@ pub(in crate::resources) const JOBS: [Column; 8] = [
 pub(in crate::resources) const CRONJOBS: [Column; 10] = [
     NAME,
     path("Schedule", "/spec/schedule"),
-    computed("Timezone", |o, _| or_none(text(o, "/spec/timeZone"))),
-    typed("boolean", computed("Suspend", |o, _| truth_text(truth(o, "/spec/suspend")))),
-    typed("integer", count("Active", |o, _| list(o, "/status/active").len().into())),
-    computed("Last Schedule", |o, now| match text(o, "/status/lastScheduleTime") {
+    computed("Timezone", |o, _| or_none(str_at(o, "/spec/timeZone"))),
+    typed("boolean", computed("Suspend", |o, _| truth_text(bool_at(o, "/spec/suspend")))),
+    typed("integer", count("Active", |o, _| array_at(o, "/status/active").len().into())),
+    computed("Last Schedule", |o, now| match str_at(o, "/status/lastScheduleTime") {
         "" => "<none>".into(),
         time => age(time, now).into(),
     }),
@@ -162,16 +162,16 @@ pub(in crate::resources) const CRONJOBS: [Column; 10] = [
 ];
 pub(in crate::resources) const INGRESSES: [Column; 6] = [
     NAME,
-    computed("Class", |o, _| or_none(text(o, "/spec/ingressClassName"))),
+    computed("Class", |o, _| or_none(str_at(o, "/spec/ingressClassName"))),
     computed("Hosts", ingress_hosts),
     computed("Address", ingress_address),
-    computed("Ports", |o, _| if list(o, "/spec/tls").is_empty() { "80" } else { "80, 443" }.into()),
+    computed("Ports", |o, _| if array_at(o, "/spec/tls").is_empty() { "80" } else { "80, 443" }.into()),
     AGE,
 ];
 pub(in crate::resources) const INGRESSCLASSES: [Column; 4] = [
     NAME,
     path("Controller", "/spec/controller"),
-    computed("Parameters", |o, _| or_none(text(o, "/spec/parameters/name"))),
+    computed("Parameters", |o, _| or_none(str_at(o, "/spec/parameters/name"))),
     AGE,
 ];
 pub(in crate::resources) const NETWORKPOLICIES: [Column; 3] =
@@ -200,28 +200,28 @@ pub(in crate::resources) const STORAGECLASSES: [Column; 6] = [
         kind: "string",
         format: "",
         priority: 0,
-        cell: Cell::Fn(|o, _| truth(o, "/allowVolumeExpansion").into()),
+        cell: Cell::Fn(|o, _| bool_at(o, "/allowVolumeExpansion").into()),
     },
     AGE,
 ];
 fn storage_class_name(class: &Value, _: Timestamp) -> Value {
-    let is_default = map(class, "/metadata/annotations")
+    let is_default = object_at(class, "/metadata/annotations")
         .is_some_and(|a| a.get("storageclass.kubernetes.io/is-default-class").is_some_and(|v| v == "true"));
-    let name = text(class, "/metadata/name");
+    let name = str_at(class, "/metadata/name");
     if is_default { format!("{name} (default)").into() } else { name.into() }
 }
 pub(in crate::resources) const PERSISTENTVOLUMES: [Column; 11] = [
     NAME,
     path("Capacity", "/spec/capacity/storage"),
-    computed("Access Modes", |o, _| access_modes(list(o, "/spec/accessModes"))),
+    computed("Access Modes", |o, _| access_modes(array_at(o, "/spec/accessModes"))),
     path("Reclaim Policy", "/spec/persistentVolumeReclaimPolicy"),
-    computed("Status", |o, _| terminating_or(o, text(o, "/status/phase"))),
-    computed("Claim", |o, _| match text(o, "/spec/claimRef/name") {
+    computed("Status", |o, _| terminating_or(o, str_at(o, "/status/phase"))),
+    computed("Claim", |o, _| match str_at(o, "/spec/claimRef/name") {
         "" => "".into(),
-        name => format!("{}/{name}", text(o, "/spec/claimRef/namespace")).into(),
+        name => format!("{}/{name}", str_at(o, "/spec/claimRef/namespace")).into(),
     }),
     path("StorageClass", "/spec/storageClassName"),
-    computed("VolumeAttributesClass", |o, _| unset(text(o, "/spec/volumeAttributesClassName"))),
+    computed("VolumeAttributesClass", |o, _| unset(str_at(o, "/spec/volumeAttributesClassName"))),
     path("Reason", "/status/reason"),
     AGE,
     wide(path("VolumeMode", "/spec/volumeMode")),
@@ -231,22 +231,22 @@ fn unset(value: &str) -> Value {
 }
 pub(in crate::resources) const PERSISTENTVOLUMECLAIMS: [Column; 9] = [
     NAME,
-    computed("Status", |o, _| terminating_or(o, text(o, "/status/phase"))),
+    computed("Status", |o, _| terminating_or(o, str_at(o, "/status/phase"))),
     path("Volume", "/spec/volumeName"),
     path("Capacity", "/status/capacity/storage"),
-    computed("Access Modes", |o, _| access_modes(list(o, "/status/accessModes"))),
+    computed("Access Modes", |o, _| access_modes(array_at(o, "/status/accessModes"))),
     computed("StorageClass", |o, _| {
-        let class = text(o, "/spec/storageClassName");
+        let class = str_at(o, "/spec/storageClassName");
         if !class.is_empty() {
             return class.into();
         }
-        let annotations = map(o, "/metadata/annotations");
+        let annotations = object_at(o, "/metadata/annotations");
         annotations
             .and_then(|a| a.get("volume.beta.kubernetes.io/storage-class"))
             .cloned()
             .unwrap_or_else(|| "".into())
     }),
-    computed("VolumeAttributesClass", |o, _| unset(text(o, "/spec/volumeAttributesClassName"))),
+    computed("VolumeAttributesClass", |o, _| unset(str_at(o, "/spec/volumeAttributesClassName"))),
     AGE,
     wide(path("VolumeMode", "/spec/volumeMode")),
 ];
@@ -255,16 +255,16 @@ pub(in crate::resources) const HORIZONTALPODAUTOSCALERS: [Column; 7] = [
     computed("Reference", hpa_reference),
     computed("Targets", hpa_targets),
     computed("MinPods", |o, _| {
-        integer(o, "/spec/minReplicas").map_or("<unset>".into(), |n| n.to_string()).into()
+        int_at(o, "/spec/minReplicas").map_or("<unset>".into(), |n| n.to_string()).into()
     }),
     typed("string", number("MaxPods", "/spec/maxReplicas")),
-    computed("Replicas", |o, _| integer(o, "/status/currentReplicas").unwrap_or(0).into()),
+    computed("Replicas", |o, _| int_at(o, "/status/currentReplicas").unwrap_or(0).into()),
     AGE,
 ];
 pub(in crate::resources) const PRIORITYCLASSES: [Column; 5] = [
     NAME,
     number("Value", "/value"),
-    typed("boolean", computed("Global-Default", |o, _| truth(o, "/globalDefault").into())),
+    typed("boolean", computed("Global-Default", |o, _| bool_at(o, "/globalDefault").into())),
     AGE,
     path("PreemptionPolicy", "/preemptionPolicy"),
 ];
@@ -277,11 +277,13 @@ pub(in crate::resources) const ENDPOINTSLICES: [Column; 5] = [
 ];
 pub(in crate::resources) const APISERVICES: [Column; 4] = [
     NAME,
-    computed("Service", |o, _| match text(o, "/spec/service/name") {
+    computed("Service", |o, _| match str_at(o, "/spec/service/name") {
         "" => "Local".into(),
-        name => format!("{}/{name}", text(o, "/spec/service/namespace")).into(),
+        name => format!("{}/{name}", str_at(o, "/spec/service/namespace")).into(),
     }),
-    computed("Available", |o, _| condition(o, "Available").map_or("Unknown", |c| text(c, "/status")).into()),
+    computed("Available", |o, _| {
+        condition(o, "Available").map_or("Unknown", |c| str_at(c, "/status")).into()
+    }),
     AGE,
 ];
 pub(in crate::resources) const CERTIFICATESIGNINGREQUESTS: [Column; 6] = [
@@ -290,12 +292,12 @@ pub(in crate::resources) const CERTIFICATESIGNINGREQUESTS: [Column; 6] = [
     path("SignerName", "/spec/signerName"),
     path("Requestor", "/spec/username"),
     computed("RequestedDuration", |o, _| {
-        integer(o, "/spec/expirationSeconds").map_or("<none>".into(), human_duration).into()
+        int_at(o, "/spec/expirationSeconds").map_or("<none>".into(), human_duration).into()
     }),
     computed("Condition", |o, _| {
         let held: Vec<String> =
-            list(o, "/status/conditions").iter().map(|c| text(c, "/type").to_owned()).collect();
-        let issued = !text(o, "/status/certificate").is_empty();
+            array_at(o, "/status/conditions").iter().map(|c| str_at(c, "/type").to_owned()).collect();
+        let issued = !str_at(o, "/status/certificate").is_empty();
         joined(held.into_iter().chain(issued.then(|| "Issued".to_owned())), "Pending")
     }),
 ];

@@ -4,7 +4,7 @@ use crate::resources::types::generate;
 use serde_json::{Value, json};
 
 use super::Conversion;
-use crate::value::{set, take, text};
+use crate::value::{set, str_at, take};
 
 /// autoscaling/v1: one CPU target instead of metrics; the others travel in annotations.
 pub(in crate::resources) static V1: Conversion = Conversion {
@@ -21,9 +21,9 @@ fn cpu_metric(target: Value) -> Value {
 }
 
 fn is_cpu(metric: &Value) -> bool {
-    text(metric, "/type") == "Resource"
-        && text(metric, "/resource/name") == "cpu"
-        && text(metric, "/resource/target/type") == "Utilization"
+    str_at(metric, "/type") == "Resource"
+        && str_at(metric, "/resource/name") == "cpu"
+        && str_at(metric, "/resource/target/type") == "Utilization"
 }
 
 fn hpa_to_v2(object: &mut Value) {
@@ -82,7 +82,7 @@ fn hpa_from_v2(object: &mut Value) {
     let current = take(object, "/status", "currentMetrics");
     take(object, "/status", "conditions");
     let cpu =
-        current.iter().filter_map(Value::as_array).flatten().find(|m| text(m, "/resource/name") == "cpu");
+        current.iter().filter_map(Value::as_array).flatten().find(|m| str_at(m, "/resource/name") == "cpu");
     if let Some(used) = cpu.and_then(|m| m.pointer("/resource/current/averageUtilization")) {
         set(object, "/status/currentCPUUtilizationPercentage", used.clone());
     }

@@ -3,7 +3,7 @@
 use serde_json::{Map, Value, json};
 
 use super::Conversion;
-use crate::value::text;
+use crate::value::str_at;
 
 /// Workloads before apps/v1: the selector may be left out, and is then the template's labels.
 pub(in crate::resources) static OLD_WORKLOAD: Conversion =
@@ -11,7 +11,7 @@ pub(in crate::resources) static OLD_WORKLOAD: Conversion =
 
 fn old_workload(object: &mut Value) {
     let labels = object.pointer("/spec/template/metadata/labels").cloned();
-    let kind = text(object, "/kind").to_owned();
+    let kind = str_at(object, "/kind").to_owned();
     let Some(spec) = object.get_mut("spec").and_then(Value::as_object_mut) else { return };
     let absent = spec.get("selector").is_none_or(|s| s.as_object().is_none_or(Map::is_empty));
     if let (true, Some(labels)) = (absent, labels) {

@@ -11,7 +11,7 @@ use k8s_schema::MAX_DEPTH;
 use regex::Regex;
 use serde_json::Value;
 
-use crate::{invalid::FieldErrors, value::list};
+use crate::{invalid::FieldErrors, value::array_at};
 
 /// A schema, ready to check values.
 #[derive(Debug, Default)]
@@ -60,7 +60,7 @@ impl Check {
         let whole = |key: &str| schema.get(key).and_then(Value::as_u64);
         let number = |key: &str| schema.get(key).and_then(Value::as_f64);
         let texts = |key: &str| -> Vec<String> {
-            list(schema, &format!("/{key}")).iter().filter_map(Value::as_str).map(str::to_owned).collect()
+            array_at(schema, &format!("/{key}")).iter().filter_map(Value::as_str).map(str::to_owned).collect()
         };
         let pattern = schema.get("pattern").and_then(Value::as_str).and_then(|pattern| {
             let built = regex::RegexBuilder::new(pattern).size_limit(PATTERN_SIZE).build();
@@ -75,7 +75,7 @@ impl Check {
                 .ok()
         });
         let many = |key: &str, errors: &mut FieldErrors| -> Vec<Check> {
-            let all = list(schema, &format!("/{key}")).iter().enumerate();
+            let all = array_at(schema, &format!("/{key}")).iter().enumerate();
             all.map(|(i, s)| Self::compile(s, &format!("{path}.{key}[{i}]"), errors, depth + 1)).collect()
         };
         let (all_of, any_of, one_of) = (many("allOf", errors), many("anyOf", errors), many("oneOf", errors));
@@ -99,7 +99,7 @@ impl Check {
             embedded: flag("x-kubernetes-embedded-resource"),
             format: text("format").to_owned(),
             pattern,
-            values: list(schema, "/enum").to_vec(),
+            values: array_at(schema, "/enum").to_vec(),
             minimum: number("minimum").map(|n| (n, flag("exclusiveMinimum"))),
             maximum: number("maximum").map(|n| (n, flag("exclusiveMaximum"))),
             multiple_of: number("multipleOf").filter(|n| *n > 0.0),

@@ -9,7 +9,7 @@ use serde_json::{Value, json};
 
 use crate::{
     resources::Resource,
-    value::{list, text},
+    value::{array_at, str_at},
     webhook_client::{Callee, whole},
 };
 
@@ -34,7 +34,7 @@ impl Webhook {
     /// What a definition says (`spec.conversion`).
     pub(crate) fn new(conversion: &Value, stored: Arc<Resource>) -> Self {
         let known =
-            list(conversion, "/webhook/conversionReviewVersions").iter().find_map(|v| match v.as_str() {
+            array_at(conversion, "/webhook/conversionReviewVersions").iter().find_map(|v| match v.as_str() {
                 Some("v1") => Some("v1"),
                 Some("v1beta1") => Some("v1beta1"),
                 _ => None,
@@ -55,11 +55,11 @@ impl Webhook {
     ) -> Result<Vec<Value>, ApiStatus> {
         let mut all = objects;
         let others: Vec<usize> =
-            (0..all.len()).filter(|i| text(&all[*i], "/apiVersion") != version).collect();
+            (0..all.len()).filter(|i| str_at(&all[*i], "/apiVersion") != version).collect();
         for places in others.chunks(BATCH) {
             let batch: Vec<Value> = places.iter().map(|i| all[*i].take()).collect();
             let converted = self.ask(store, version, &batch).await.map_err(|why| {
-                let from = batch.first().map_or("", |o| text(o, "/apiVersion"));
+                let from = batch.first().map_or("", |o| str_at(o, "/apiVersion"));
                 let kind = &self.stored.kind;
                 let why = format!("conversion webhook for {from}, Kind={kind} failed: {why}");
                 ApiStatus::new(500, "InternalError", format!("Internal error occurred: {why}"))
@@ -103,28 +103,28 @@ impl Webhook {
 /// The converted objects of an answer: as many, in the wanted version, and still the same objects.
 fn check(answer: &Value, uid: &str, version: &str, objects: &[Value]) -> Result<Vec<Value>, String> {
     let response = answer.get("response").ok_or("no response provided")?;
-    if text(response, "/uid") != uid {
-        return Err(format!("expected response.uid={uid:?}, got {:?}", text(response, "/uid")));
+    if str_at(response, "/uid") != uid {
+        return Err(format!("expected response.uid={uid:?}, got {:?}", str_at(response, "/uid")));
     }
-    if text(response, "/result/status") != "Success" {
-        return Err(match text(response, "/result/message") {
+    if str_at(response, "/result/status") != "Success" {
+        return Err(match str_at(response, "/result/message") {
             "" => "the webhook did not say why".to_owned(),
             why => why.to_owned(),
         });
     }
-    let converted = list(response, "/convertedObjects");
+    let converted = array_at(response, "/convertedObjects");
     if converted.len() != objects.len() {
         return Err(format!("webhook returned {} objects, expected {}", converted.len(), objects.len()));
     }
     let pairs = converted.iter().zip(objects).enumerate();
     pairs
         .map(|(i, (new, old))| {
-            let said = text(new, "/apiVersion");
+            let said = str_at(new, "/apiVersion");
             if said != version {
                 return Err(format!("returned object {i} has apiVersion {said:?}, expected {version:?}"));
             }
             for field in ["/kind", "/metadata/name", "/metadata/namespace", "/metadata/uid"] {
-                if text(new, field) != text(old, field) {
+                if str_at(new, field) != str_at(old, field) {
                     let field = field.trim_start_matches('/').replace('/', ".");
                     return Err(format!("returned object {i} has another {field}"));
                 }

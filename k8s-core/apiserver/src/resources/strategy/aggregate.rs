@@ -7,7 +7,7 @@ use super::{
     BASE, METADATA_OF_CLIENTS, NameRule, Strategy,
     rule::{Check, Rule, check},
 };
-use crate::value::{default, text, truth};
+use crate::value::{bool_at, default, str_at};
 
 /// APIServices.
 pub static API_SERVICE: Strategy = Strategy {
@@ -22,8 +22,8 @@ pub static API_SERVICE: Strategy = Strategy {
         }
     },
     validate: |service, errors| {
-        let (group, version) = (text(service, "/spec/group"), text(service, "/spec/version"));
-        let name = text(service, "/metadata/name");
+        let (group, version) = (str_at(service, "/spec/group"), str_at(service, "/spec/version"));
+        let name = str_at(service, "/metadata/name");
         let want = format!("{version}.{group}");
         if name != want {
             errors.invalid(
@@ -37,20 +37,20 @@ pub static API_SERVICE: Strategy = Strategy {
             errors.required("spec.group", "only v1 may have an empty group and it better be legacy kube");
         }
         if service.pointer("/spec/service").is_some_and(|s| s.is_object()) {
-            let bundle = text(service, "/spec/caBundle");
-            if truth(service, "/spec/insecureSkipTLSVerify") && !bundle.is_empty() {
+            let bundle = str_at(service, "/spec/caBundle");
+            if bool_at(service, "/spec/insecureSkipTLSVerify") && !bundle.is_empty() {
                 errors.invalid("spec.insecureSkipTLSVerify", true, "may not be true if caBundle is present");
             }
         } else {
-            if !text(service, "/spec/caBundle").is_empty() {
-                let size = STANDARD.decode(text(service, "/spec/caBundle")).map_or(0, |b| b.len());
+            if !str_at(service, "/spec/caBundle").is_empty() {
+                let size = STANDARD.decode(str_at(service, "/spec/caBundle")).map_or(0, |b| b.len());
                 errors.invalid(
                     "spec.caBundle",
                     format!("{size} bytes"),
                     "local APIServices may not have a caBundle",
                 );
             }
-            if truth(service, "/spec/insecureSkipTLSVerify") {
+            if bool_at(service, "/spec/insecureSkipTLSVerify") {
                 errors.invalid(
                     "spec.insecureSkipTLSVerify",
                     true,

@@ -8,7 +8,7 @@ use super::{
 };
 use crate::{
     invalid::FieldErrors,
-    value::{child, default, default_text, list},
+    value::{array_at, child, default, default_text},
 };
 
 /// HorizontalPodAutoscalers (autoscaling/v2).
@@ -16,7 +16,7 @@ pub static HORIZONTAL_POD_AUTOSCALER: Strategy = Strategy {
     default: |hpa| {
         let Some(spec) = child(hpa, "spec") else { return };
         default(spec, "minReplicas", 1);
-        if list(spec, "/metrics").is_empty() {
+        if array_at(spec, "/metrics").is_empty() {
             let cpu = json!([{"type": "Resource", "resource": {"name": "cpu", "target": {"type": "Utilization", "averageUtilization": 80}}}]);
             spec["metrics"] = cpu;
         }
@@ -46,7 +46,7 @@ fn default_rules(behavior: &mut Value, direction: &str, window: Option<i64>, pol
         default(rules, "stabilizationWindowSeconds", window);
     }
     default_text(rules, "selectPolicy", "Max");
-    if list(rules, "/policies").is_empty() {
+    if array_at(rules, "/policies").is_empty() {
         let policies: Vec<Value> =
             policies.iter().map(|(kind, n)| json!({"type": kind, "value": n, "periodSeconds": 15})).collect();
         rules["policies"] = policies.into();

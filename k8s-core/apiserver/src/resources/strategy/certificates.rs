@@ -9,7 +9,7 @@ use super::{
 use crate::{
     invalid::{FieldErrors, names},
     user::User,
-    value::{child, list, set, take, text},
+    value::{array_at, child, set, str_at, take},
 };
 
 /// CertificateSigningRequests. The specification never changes.
@@ -70,22 +70,22 @@ fn set_requester(user: &User, object: &mut Value) {
 
 /// The conditions of a type.
 fn conditions<'a>(request: &'a Value, kind: &str) -> Vec<&'a Value> {
-    list(request, "/status/conditions").iter().filter(|c| text(c, "/type") == kind).collect()
+    array_at(request, "/status/conditions").iter().filter(|c| str_at(c, "/type") == kind).collect()
 }
 
 /// Dates conditions that come without times. A condition whose status stays keeps the time of its last transition.
 fn date_conditions(view: &View<'_>, new: &mut Value) {
-    let before = list(view.old, "/status/conditions").to_vec();
+    let before = array_at(view.old, "/status/conditions").to_vec();
     let conditions = new.pointer_mut("/status/conditions").and_then(Value::as_array_mut);
     for condition in conditions.into_iter().flatten().filter(|c| c.is_object()) {
         let same = |c: &&Value| c["type"] == condition["type"] && c["status"] == condition["status"];
         let since =
-            before.iter().find(same).map(|c| text(c, "/lastTransitionTime")).filter(|t| !t.is_empty());
+            before.iter().find(same).map(|c| str_at(c, "/lastTransitionTime")).filter(|t| !t.is_empty());
         let since = since.unwrap_or(view.now).to_owned();
-        if text(condition, "/lastUpdateTime").is_empty() {
+        if str_at(condition, "/lastUpdateTime").is_empty() {
             condition["lastUpdateTime"] = view.now.into();
         }
-        if text(condition, "/lastTransitionTime").is_empty() {
+        if str_at(condition, "/lastTransitionTime").is_empty() {
             condition["lastTransitionTime"] = since.into();
         }
     }
@@ -100,7 +100,7 @@ fn keep_decisions(new: &mut Value, old: &Value) {
         let kept: Vec<Value> = conditions(old, kind).into_iter().cloned().collect();
         if conditions(new, kind).len() == kept.len() {
             let all = new.pointer_mut("/status/conditions").and_then(Value::as_array_mut);
-            let same = all.into_iter().flatten().filter(|c| text(c, "/type") == kind);
+            let same = all.into_iter().flatten().filter(|c| str_at(c, "/type") == kind);
             same.zip(kept).for_each(|(condition, kept)| *condition = kept);
         }
     }
@@ -236,11 +236,11 @@ fn check_conditions(request: &Value, errors: &mut FieldErrors) {
         ),
     ];
     check(request, CONDITIONS, errors);
-    let has = |kind: &str| list(request, "/status/conditions").iter().any(|c| text(c, "/type") == kind);
+    let has = |kind: &str| array_at(request, "/status/conditions").iter().any(|c| str_at(c, "/type") == kind);
     if has("Approved") && has("Denied") {
         errors.invalid(
             "status.conditions",
-            list(request, "/status/conditions").to_vec(),
+            array_at(request, "/status/conditions").to_vec(),
             "Approved and Denied conditions are mutually exclusive",
         );
     }
@@ -249,8 +249,9 @@ fn check_conditions(request: &Value, errors: &mut FieldErrors) {
 /// An approval stays, and a certificate that was given stays as it is.
 fn check_transition(new: &Value, old: &Value, errors: &mut FieldErrors) {
     for kind in ["Approved", "Denied", "Failed"] {
-        let of =
-            |request: &Value| list(request, "/status/conditions").iter().any(|c| text(c, "/type") == kind);
+        let of = |request: &Value| {
+            array_at(request, "/status/conditions").iter().any(|c| str_at(c, "/type") == kind)
+        };
         if of(old) && !of(new) {
             errors.forbidden(
                 "status.conditions",
@@ -258,8 +259,8 @@ fn check_transition(new: &Value, old: &Value, errors: &mut FieldErrors) {
             );
         }
     }
-    let before = text(old, "/status/certificate");
-    if !before.is_empty() && text(new, "/status/certificate") != before {
+    let before = str_at(old, "/status/certificate");
+    if !before.is_empty() && str_at(new, "/status/certificate") != before {
         errors.forbidden("status.certificate", "updates may not modify a set certificate");
     }
 }

@@ -6,7 +6,7 @@ use super::{
 };
 use crate::{
     invalid::FieldErrors,
-    value::{default_text, integer, text},
+    value::{default_text, int_at, str_at},
 };
 
 /// RuntimeClasses.
@@ -35,7 +35,7 @@ pub static PRIORITY_CLASS: Strategy = Strategy {
     generation: true,
     default: |class| default_text(class, "preemptionPolicy", "PreemptLowerPriority"),
     validate: |class, errors| {
-        let (name, value) = (text(class, "/metadata/name"), integer(class, "/value").unwrap_or(0));
+        let (name, value) = (str_at(class, "/metadata/name"), int_at(class, "/value").unwrap_or(0));
         if name.starts_with("system-") {
             if !SYSTEM_CLASSES.contains(&(name, value)) {
                 errors.forbidden("metadata.name", "priority class names with 'system-' prefix are reserved for system use only. error: only system priority classes are allowed to start with 'system-'");
@@ -48,7 +48,7 @@ pub static PRIORITY_CLASS: Strategy = Strategy {
         check(class, RULES, errors);
     },
     validate_update: |new, old, errors| {
-        if integer(new, "/value").unwrap_or(0) != integer(old, "/value").unwrap_or(0) {
+        if int_at(new, "/value").unwrap_or(0) != int_at(old, "/value").unwrap_or(0) {
             errors.forbidden("value", "may not be changed in an update.");
         }
         frozen(new, old, &["/preemptionPolicy"], errors);

@@ -8,7 +8,7 @@ use super::{
 };
 use crate::{
     invalid::{FieldErrors, names},
-    value::{child, default_text, list, map, take, text, truth},
+    value::{array_at, bool_at, child, default_text, object_at, str_at, take},
 };
 
 /// Nothing beyond the schema.
@@ -19,7 +19,7 @@ pub static GENERATION: Strategy = Strategy { generation: true, ..BASE };
 /// Namespaces: `kubernetes` finalizer, phase, the name label.
 pub static NAMESPACE: Strategy = Strategy {
     is_deleted_unread: |_| false,
-    is_held: |ns| !list(ns, "/spec/finalizers").is_empty(),
+    is_held: |ns| !array_at(ns, "/spec/finalizers").is_empty(),
     mark_deleted: |ns| {
         take(ns, "/metadata", "deletionGracePeriodSeconds");
         if let Some(status) = child(ns, "status") {
@@ -34,7 +34,7 @@ pub static NAMESPACE: Strategy = Strategy {
         ns["status"] = json!({"phase": "Active"});
     },
     default: |ns| {
-        let name = text(ns, "/metadata/name").to_owned();
+        let name = str_at(ns, "/metadata/name").to_owned();
         if !name.is_empty()
             && let Some(labels) = child(ns, "metadata").and_then(|m| child(m, "labels"))
         {
@@ -57,8 +57,8 @@ pub static CONFIG_MAP: Strategy = Strategy {
         for field in ["data", "binaryData"] {
             check_keys(cm, field, errors);
         }
-        for key in map(cm, "/binaryData").into_iter().flatten().map(|(k, _)| k) {
-            if map(cm, "/data").is_some_and(|d| d.contains_key(key)) {
+        for key in object_at(cm, "/binaryData").into_iter().flatten().map(|(k, _)| k) {
+            if object_at(cm, "/data").is_some_and(|d| d.contains_key(key)) {
                 errors.invalid(
                     format!("data[{key}]"),
                     key.as_str(),
@@ -69,8 +69,8 @@ pub static CONFIG_MAP: Strategy = Strategy {
         check_size(cm, errors);
     },
     validate_update: |new, old, errors| {
-        if truth(old, "/immutable") {
-            if !truth(new, "/immutable") {
+        if bool_at(old, "/immutable") {
+            if !bool_at(new, "/immutable") {
                 errors.forbidden("immutable", "field is immutable when `immutable` is set");
             }
             for field in ["data", "binaryData"] {
@@ -84,7 +84,7 @@ pub static CONFIG_MAP: Strategy = Strategy {
 };
 
 fn check_keys(object: &Value, field: &str, errors: &mut FieldErrors) {
-    for key in map(object, &format!("/{field}")).into_iter().flatten().map(|(k, _)| k) {
+    for key in object_at(object, &format!("/{field}")).into_iter().flatten().map(|(k, _)| k) {
         if !names::is_config_key(key) {
             errors.invalid(format!("{field}[{key}]"), key.as_str(), names::KEY_MESSAGE);
         }
@@ -95,7 +95,8 @@ fn check_keys(object: &Value, field: &str, errors: &mut FieldErrors) {
 const MOST_DATA: usize = 1 << 20;
 
 fn check_size(object: &Value, errors: &mut FieldErrors) {
-    let entries = ["/data", "/binaryData"].into_iter().flat_map(|p| map(object, p).into_iter().flatten());
+    let entries =
+        ["/data", "/binaryData"].into_iter().flat_map(|p| object_at(object, p).into_iter().flatten());
     let total: usize = entries.map(|(_, v)| v.as_str().map_or(0, str::len)).sum();
     if total > MOST_DATA {
         errors.too_long("", MOST_DATA);
@@ -110,7 +111,7 @@ pub static SECRET: Strategy = Strategy {
     },
     validate: |secret, errors| {
         check_keys(secret, "data", errors);
-        let required: &[&str] = match text(secret, "/type") {
+        let required: &[&str] = match str_at(secret, "/type") {
             "kubernetes.io/tls" => &["tls.crt", "tls.key"],
             "kubernetes.io/dockerconfigjson" => &[".dockerconfigjson"],
             "kubernetes.io/dockercfg" => &[".dockercfg"],
@@ -122,14 +123,14 @@ pub static SECRET: Strategy = Strategy {
             }
             _ => &[],
         };
-        if text(secret, "/type") == "kubernetes.io/service-account-token"
-            && text(secret, "/metadata/annotations/kubernetes.io~1service-account.name").is_empty()
+        if str_at(secret, "/type") == "kubernetes.io/service-account-token"
+            && str_at(secret, "/metadata/annotations/kubernetes.io~1service-account.name").is_empty()
         {
             errors.required("metadata.annotations[kubernetes.io/service-account.name]", "");
         }
         check_registries(secret, errors);
         for key in required {
-            if !map(secret, "/data").is_some_and(|d| d.contains_key(*key)) {
+            if !object_at(secret, "/data").is_some_and(|d| d.contains_key(*key)) {
                 errors.required(format!("data[{key}]"), "");
             }
         }
@@ -137,8 +138,8 @@ pub static SECRET: Strategy = Strategy {
     },
     validate_update: |new, old, errors| {
         immutable(new, old, "/type", errors);
-        if truth(old, "/immutable") {
-            if !truth(new, "/immutable") {
+        if bool_at(old, "/immutable") {
+            if !bool_at(new, "/immutable") {
                 errors.forbidden("immutable", "field is immutable when `immutable` is set");
             }
             if new.get("data") != old.get("data") {
@@ -152,7 +153,7 @@ pub static SECRET: Strategy = Strategy {
 /// Credentials for registries are JSON.
 fn check_registries(secret: &Value, errors: &mut FieldErrors) {
     use base64::{Engine, engine::general_purpose::STANDARD};
-    let key = match text(secret, "/type") {
+    let key = match str_at(secret, "/type") {
         "kubernetes.io/dockerconfigjson" => ".dockerconfigjson",
         "kubernetes.io/dockercfg" => ".dockercfg",
         _ => return,
@@ -212,12 +213,12 @@ pub static NODE: Strategy = Strategy {
         check(new, RULES, errors);
     },
     validate_update: |new, old, errors| {
-        let before = text(old, "/spec/podCIDR");
-        if !before.is_empty() && text(new, "/spec/podCIDR") != before {
+        let before = str_at(old, "/spec/podCIDR");
+        if !before.is_empty() && str_at(new, "/spec/podCIDR") != before {
             errors.forbidden("spec.podCIDR", "may not change podCIDR once set");
         }
-        let before = text(old, "/spec/providerID");
-        if !before.is_empty() && text(new, "/spec/providerID") != before {
+        let before = str_at(old, "/spec/providerID");
+        if !before.is_empty() && str_at(new, "/spec/providerID") != before {
             errors.forbidden(
                 "spec.providerID",
                 "node updates may not change providerID except from \"\" to valid",

@@ -8,7 +8,7 @@ use super::{
 };
 use crate::{
     invalid::FieldErrors,
-    value::{child, default, default_text, list, text},
+    value::{array_at, child, default, default_text, str_at},
 };
 
 /// A driver's name: a subdomain of at most 63 bytes.
@@ -39,7 +39,7 @@ pub static CSI_DRIVER: Strategy = Strategy {
             default(spec, field, value);
         }
         default_text(spec, "fsGroupPolicy", "ReadWriteOnceWithFSType");
-        if list(spec, "/volumeLifecycleModes").is_empty() {
+        if array_at(spec, "/volumeLifecycleModes").is_empty() {
             spec["volumeLifecycleModes"] = json!(["Persistent"]);
         }
     },
@@ -183,7 +183,7 @@ pub static VOLUME_ATTRIBUTES_CLASS: Strategy = Strategy {
         check(class, RULES, errors);
     },
     validate_update: |new, old, errors| {
-        if text(new, "/driverName") != text(old, "/driverName") {
+        if str_at(new, "/driverName") != str_at(old, "/driverName") {
             errors.forbidden("driverName", "updates to driverName are forbidden.");
         }
         if new.get("parameters") != old.get("parameters") {

@@ -6,7 +6,7 @@ use super::{
     BASE, Strategy,
     rule::{Check, Rule, check},
 };
-use crate::{invalid::FieldErrors, value::text};
+use crate::{invalid::FieldErrors, value::str_at};
 
 /// Events (as core has them).
 pub static EVENT: Strategy = Strategy {
@@ -45,7 +45,8 @@ pub static EVENT: Strategy = Strategy {
 
 /// An event is in the namespace of what it is about; what has none is spoken of in `default` or `kube-system`.
 fn check_namespace(event: &Value, errors: &mut FieldErrors) {
-    let (namespace, about) = (text(event, "/metadata/namespace"), text(event, "/involvedObject/namespace"));
+    let (namespace, about) =
+        (str_at(event, "/metadata/namespace"), str_at(event, "/involvedObject/namespace"));
     let good =
         if about.is_empty() { ["default", "kube-system"].contains(&namespace) } else { about == namespace };
     if !good {

@@ -15,7 +15,7 @@ use crate::{
         custom::{Rules, from_third_party},
         is_built_in,
     },
-    value::{child, default, default_text, list, text, truth},
+    value::{array_at, bool_at, child, default, default_text, str_at},
 };
 
 /// CustomResourceDefinitions.
@@ -25,11 +25,11 @@ pub static CUSTOM_RESOURCE_DEFINITION: Strategy = Strategy {
     generation: true,
     default: |crd| {
         let Some(spec) = child(crd, "spec") else { return };
-        if child(spec, "conversion").is_some_and(|c| text(c, "/strategy").is_empty()) {
+        if child(spec, "conversion").is_some_and(|c| str_at(c, "/strategy").is_empty()) {
             spec["conversion"]["strategy"] = "None".into();
         }
         if let Some(names) = child(spec, "names") {
-            let kind = text(names, "/kind").to_owned();
+            let kind = str_at(names, "/kind").to_owned();
             default_text(names, "singular", &kind.to_lowercase());
             if !kind.is_empty() {
                 default_text(names, "listKind", &format!("{kind}List"));
@@ -46,7 +46,7 @@ pub static CUSTOM_RESOURCE_DEFINITION: Strategy = Strategy {
             json!({"conditions": [], "acceptedNames": {"plural": "", "kind": ""}, "storedVersions": []});
     },
     validate_current: |new, old, errors| {
-        let loose = |crd: &Value| truth(crd, "/spec/preserveUnknownFields");
+        let loose = |crd: &Value| bool_at(crd, "/spec/preserveUnknownFields");
         if loose(new) && !old.is_some_and(loose) {
             errors.invalid(
                 "spec.preserveUnknownFields",
@@ -60,9 +60,9 @@ pub static CUSTOM_RESOURCE_DEFINITION: Strategy = Strategy {
         for pointer in ["/spec/group", "/spec/names/kind", "/spec/names/plural", "/spec/scope"] {
             immutable(new, old, pointer, errors);
         }
-        let stored = list(old, "/status/storedVersions");
+        let stored = array_at(old, "/status/storedVersions");
         for (i, version) in stored.iter().enumerate() {
-            if !list(new, "/spec/versions").iter().any(|v| v.get("name") == Some(version)) {
+            if !array_at(new, "/spec/versions").iter().any(|v| v.get("name") == Some(version)) {
                 errors.invalid(
                     format!("status.storedVersions[{i}]"),
                     version.clone(),
@@ -86,11 +86,11 @@ pub(crate) fn non_structural(crd: &Value) -> Option<String> {
 
 fn check(crd: &Value, errors: &mut FieldErrors) {
     let (group, plural, kind) =
-        (text(crd, "/spec/group"), text(crd, "/spec/names/plural"), text(crd, "/spec/names/kind"));
-    if text(crd, "/metadata/name") != format!("{plural}.{group}") {
+        (str_at(crd, "/spec/group"), str_at(crd, "/spec/names/plural"), str_at(crd, "/spec/names/kind"));
+    if str_at(crd, "/metadata/name") != format!("{plural}.{group}") {
         errors.invalid(
             "metadata.name",
-            text(crd, "/metadata/name"),
+            str_at(crd, "/metadata/name"),
             "must be spec.names.plural+\".\"+spec.group",
         );
     }
@@ -99,7 +99,7 @@ fn check(crd: &Value, errors: &mut FieldErrors) {
     } else if !names::is_subdomain(group) || !group.contains('.') {
         errors.invalid("spec.group", group, "should be a domain with at least one dot");
     }
-    for (field, value) in [("plural", plural), ("singular", text(crd, "/spec/names/singular"))] {
+    for (field, value) in [("plural", plural), ("singular", str_at(crd, "/spec/names/singular"))] {
         if value.is_empty() {
             errors.required(format!("spec.names.{field}"), "");
         } else if !names::is_label_1035(value) {
@@ -109,25 +109,25 @@ fn check(crd: &Value, errors: &mut FieldErrors) {
     if kind.is_empty() {
         errors.required("spec.names.kind", "");
     }
-    let scope = text(crd, "/spec/scope");
+    let scope = str_at(crd, "/spec/scope");
     if !["Cluster", "Namespaced"].contains(&scope) {
         errors.not_supported("spec.scope", scope, &["Cluster", "Namespaced"]);
     }
-    let versions = list(crd, "/spec/versions");
+    let versions = array_at(crd, "/spec/versions");
     let mut seen = HashSet::new();
     for (i, version) in versions.iter().enumerate() {
         let at = format!("spec.versions[{i}]");
-        let name = text(version, "/name");
+        let name = str_at(version, "/name");
         if !names::is_label_1035(name) {
             errors.invalid(format!("{at}.name"), name, names::LABEL_1035_MESSAGE);
         } else if !seen.insert(name) {
             errors.duplicate(format!("{at}.name"), name);
         }
-        let loose = truth(crd, "/spec/preserveUnknownFields");
+        let loose = bool_at(crd, "/spec/preserveUnknownFields");
         match version.pointer("/schema/openAPIV3Schema") {
             None if loose => {}
             None => errors.required(format!("{at}.schema.openAPIV3Schema"), "schemas are required"),
-            Some(schema) if loose || text(schema, "/type") == "object" => {
+            Some(schema) if loose || str_at(schema, "/type") == "object" => {
                 if let Err(e) = Schema::custom(schema) {
                     errors.invalid(format!("{at}.schema.{}", e.path), "", e.message);
                 } else {
@@ -137,17 +137,17 @@ fn check(crd: &Value, errors: &mut FieldErrors) {
             // Told with what else is not structural.
             Some(_) => {}
         }
-        for (j, column) in list(version, "/additionalPrinterColumns").iter().enumerate() {
-            if !text(column, "/jsonPath").starts_with('.') {
+        for (j, column) in array_at(version, "/additionalPrinterColumns").iter().enumerate() {
+            if !str_at(column, "/jsonPath").starts_with('.') {
                 errors.invalid(
                     format!("{at}.additionalPrinterColumns[{j}].jsonPath"),
-                    text(column, "/jsonPath"),
+                    str_at(column, "/jsonPath"),
                     "must be a simple json path starting with .",
                 );
             }
         }
     }
-    let stored = versions.iter().filter(|v| truth(v, "/storage")).count();
+    let stored = versions.iter().filter(|v| bool_at(v, "/storage")).count();
     if stored != 1 {
         errors.invalid(
             "spec.versions",
@@ -156,7 +156,7 @@ fn check(crd: &Value, errors: &mut FieldErrors) {
         );
     }
     structure::check(crd, errors);
-    let strategy = text(crd, "/spec/conversion/strategy");
+    let strategy = str_at(crd, "/spec/conversion/strategy");
     if !["None", "Webhook"].contains(&strategy) {
         errors.not_supported("spec.conversion.strategy", strategy, &["None", "Webhook"]);
     }
@@ -165,7 +165,7 @@ fn check(crd: &Value, errors: &mut FieldErrors) {
 /// ThirdPartyResources.
 pub static THIRD_PARTY_RESOURCE: Strategy = Strategy {
     validate: |tpr, errors| {
-        let name = text(tpr, "/metadata/name");
+        let name = str_at(tpr, "/metadata/name");
         if third_party_kind(name).is_none() {
             errors.invalid(
                 "metadata.name",
@@ -176,14 +176,14 @@ pub static THIRD_PARTY_RESOURCE: Strategy = Strategy {
         if from_third_party(tpr).iter().any(|made| is_built_in(&made.storage)) {
             errors.invalid("metadata.name", name, "is the name of a built-in resource");
         }
-        if list(tpr, "/versions").is_empty() {
+        if array_at(tpr, "/versions").is_empty() {
             errors.required("versions", "must specify at least one version");
         }
-        for (i, version) in list(tpr, "/versions").iter().enumerate() {
-            if !names::is_label_1035(text(version, "/name")) {
+        for (i, version) in array_at(tpr, "/versions").iter().enumerate() {
+            if !names::is_label_1035(str_at(version, "/name")) {
                 errors.invalid(
                     format!("versions[{i}].name"),
-                    text(version, "/name"),
+                    str_at(version, "/name"),
                     names::LABEL_1035_MESSAGE,
                 );
             }

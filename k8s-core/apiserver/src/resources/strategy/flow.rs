@@ -8,7 +8,7 @@ use super::{
 };
 use crate::{
     invalid::FieldErrors,
-    value::{child, default, default_number, text},
+    value::{child, default, default_number, str_at},
 };
 
 /// FlowSchemas.
@@ -23,8 +23,8 @@ pub static FLOW_SCHEMA: Strategy = Strategy {
     },
     validate: |schema, errors| {
         check(schema, FLOW_SCHEMA_RULES, errors);
-        let exempt = text(schema, "/metadata/name") == "exempt";
-        if !exempt && crate::value::integer(schema, "/spec/matchingPrecedence") == Some(1) {
+        let exempt = str_at(schema, "/metadata/name") == "exempt";
+        if !exempt && crate::value::int_at(schema, "/spec/matchingPrecedence") == Some(1) {
             errors.invalid(
                 "spec.matchingPrecedence",
                 1,
@@ -184,7 +184,7 @@ pub static PRIORITY_LEVEL: Strategy = Strategy {
     create: |level| level["status"] = json!({}),
     default: |level| {
         let Some(spec) = child(level, "spec") else { return };
-        if text(spec, "/type") == "Exempt"
+        if str_at(spec, "/type") == "Exempt"
             && let Some(exempt) = child(spec, "exempt")
         {
             default(exempt, "nominalConcurrencyShares", 0);
@@ -201,7 +201,7 @@ pub static PRIORITY_LEVEL: Strategy = Strategy {
     },
     validate: |level, errors| check(level, LEVEL, errors),
     validate_update: |new, old, errors| {
-        if ["exempt", "catch-all"].contains(&text(old, "/metadata/name")) {
+        if ["exempt", "catch-all"].contains(&str_at(old, "/metadata/name")) {
             frozen(new, old, &["/spec/type"], errors);
         }
     },

@@ -8,7 +8,7 @@ use super::{
 };
 use crate::{
     invalid::FieldErrors,
-    value::{child, default, default_text, list, text, truth},
+    value::{array_at, bool_at, child, default, default_text, str_at},
 };
 
 fn default_spec(spec: &mut Value) {
@@ -42,7 +42,7 @@ fn check_spec(spec: &Value, at: &str, errors: &mut FieldErrors) {
     check_indexes(&root, errors);
     let template = spec.get("template").cloned().unwrap_or_default();
     pod::template_errors(&template, &format!("{at}.template"), errors);
-    let policy = text(&template, "/spec/restartPolicy");
+    let policy = str_at(&template, "/spec/restartPolicy");
     if policy == "Always" {
         errors
             .required(format!("{at}.template.spec.restartPolicy"), "valid values: \"OnFailure\", \"Never\"");
@@ -134,7 +134,7 @@ fn check_failure_policy(spec: &At<'_>, errors: &mut FieldErrors) {
     if policy.value.is_null() {
         return;
     }
-    let restart = text(spec.value, "/template/spec/restartPolicy");
+    let restart = str_at(spec.value, "/template/spec/restartPolicy");
     if restart != "Never" {
         let (template, pod) = (spec.field("template"), "spec");
         let pod = template.field(pod);
@@ -149,8 +149,8 @@ fn check_failure_policy(spec: &At<'_>, errors: &mut FieldErrors) {
     }
     let containers: Vec<&str> = ["/template/spec/containers", "/template/spec/initContainers"]
         .into_iter()
-        .flat_map(|p| list(spec.value, p))
-        .map(|c| text(c, "/name"))
+        .flat_map(|p| array_at(spec.value, p))
+        .map(|c| str_at(c, "/name"))
         .collect();
     for rule in policy.field("rules").items() {
         let codes = rule.field("onExitCodes");
@@ -271,8 +271,8 @@ pub static JOB: Strategy = Strategy {
     },
     create: |job| {
         job["status"] = json!({});
-        let (uid, name) = (text(job, "/metadata/uid").to_owned(), text(job, "/metadata/name").to_owned());
-        if truth(job, "/spec/manualSelector") {
+        let (uid, name) = (str_at(job, "/metadata/uid").to_owned(), str_at(job, "/metadata/name").to_owned());
+        if bool_at(job, "/spec/manualSelector") {
             return;
         }
         if let Some(spec) = child(job, "spec") {
@@ -302,7 +302,7 @@ pub static JOB: Strategy = Strategy {
         check_spec(job.get("spec").unwrap_or(&Value::Null), "spec", errors);
     },
     validate_update: |new, old, errors| {
-        let suspended = truth(old, "/spec/suspend") && old.pointer("/status/startTime").is_none();
+        let suspended = bool_at(old, "/spec/suspend") && old.pointer("/status/startTime").is_none();
         for field in
             ["selector", "completionMode", "podFailurePolicy", "successPolicy", "backoffLimitPerIndex"]
         {
@@ -311,7 +311,7 @@ pub static JOB: Strategy = Strategy {
         if !suspended {
             super::immutable(new, old, "/spec/template", errors);
         }
-        if text(new, "/spec/completionMode") != "Indexed" {
+        if str_at(new, "/spec/completionMode") != "Indexed" {
             super::immutable(new, old, "/spec/completions", errors);
         }
     },
@@ -336,13 +336,13 @@ pub static CRON_JOB: Strategy = Strategy {
     },
     create: |cron| cron["status"] = json!({}),
     validate: |cron, errors| {
-        let schedule = text(cron, "/spec/schedule");
+        let schedule = str_at(cron, "/spec/schedule");
         if schedule.is_empty() {
             errors.required("spec.schedule", "");
         } else if let Err(why) = check_schedule(schedule) {
             errors.invalid("spec.schedule", schedule, why);
         }
-        let policy = text(cron, "/spec/concurrencyPolicy");
+        let policy = str_at(cron, "/spec/concurrencyPolicy");
         if !["Allow", "Forbid", "Replace"].contains(&policy) {
             errors.not_supported("spec.concurrencyPolicy", policy, &["Allow", "Forbid", "Replace"]);
         }
@@ -353,10 +353,10 @@ pub static CRON_JOB: Strategy = Strategy {
         let mut job = cron.pointer("/spec/jobTemplate/spec").cloned().unwrap_or_default();
         default_spec(&mut job);
         check_spec(&job, "spec.jobTemplate.spec", errors);
-        if text(cron, "/metadata/name").len() > 52 {
+        if str_at(cron, "/metadata/name").len() > 52 {
             errors.invalid(
                 "metadata.name",
-                text(cron, "/metadata/name"),
+                str_at(cron, "/metadata/name"),
                 "must be no more than 52 characters",
             );
         }
@@ -366,7 +366,7 @@ pub static CRON_JOB: Strategy = Strategy {
 
 /// A time zone is a name of the IANA database, not of the machine.
 fn check_time_zone(cron: &Value, errors: &mut FieldErrors) {
-    let schedule = text(cron, "/spec/schedule");
+    let schedule = str_at(cron, "/spec/schedule");
     if schedule.contains("TZ") {
         errors.invalid(
             "spec.schedule",

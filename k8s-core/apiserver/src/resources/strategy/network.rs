@@ -10,7 +10,7 @@ use super::{
 };
 use crate::{
     invalid::{FieldErrors, names},
-    value::{child, default_text, list, text},
+    value::{array_at, child, default_text, str_at},
 };
 
 /// Ingresses.
@@ -18,7 +18,7 @@ pub static INGRESS: Strategy = Strategy {
     generation: true,
     create: |ingress| ingress["status"] = json!({"loadBalancer": {}}),
     validate: |ingress, errors| {
-        if list(ingress, "/spec/rules").is_empty() && ingress.pointer("/spec/defaultBackend").is_none() {
+        if array_at(ingress, "/spec/rules").is_empty() && ingress.pointer("/spec/defaultBackend").is_none() {
             errors.invalid("spec", json!({}), "either `defaultBackend` or `rules` must be specified");
         }
         check(ingress, INGRESS_RULES, errors);
@@ -105,7 +105,7 @@ fn check_backend(backend: &Value, at: &str, errors: &mut FieldErrors) {
         }
         (None, None) => errors.required(at, "resource or service backend is required"),
         (Some(service), None) => {
-            let name = text(service, "/name");
+            let name = str_at(service, "/name");
             if name.is_empty() {
                 errors.required(format!("{at}.service.name"), "");
             } else if !names::is_label(name) {
@@ -198,7 +198,7 @@ fn check_parameters(at: &At<'_>, errors: &mut FieldErrors) {
 pub static NETWORK_POLICY: Strategy = Strategy {
     generation: true,
     default: |policy| {
-        let egress = !list(policy, "/spec/egress").is_empty();
+        let egress = !array_at(policy, "/spec/egress").is_empty();
         if let Some(spec) = child(policy, "spec") {
             child(spec, "podSelector");
             let types = if egress { json!(["Ingress", "Egress"]) } else { json!(["Ingress"]) };
@@ -327,7 +327,7 @@ pub static ENDPOINT_SLICE: Strategy = Strategy {
             Rule("ports[*].appProtocol", &[Check::Qualified]),
         ];
         check(slice, RULES, errors);
-        let kind = text(slice, "/addressType");
+        let kind = str_at(slice, "/addressType");
         let root = At::root(slice, "");
         for endpoint in root.field("endpoints").items() {
             for address in endpoint.field("addresses").items() {
@@ -406,7 +406,7 @@ pub static IP_ADDRESS: Strategy = Strategy {
     name: NameRule::Segment,
     generation: true,
     validate: |address, errors| {
-        let name = text(address, "/metadata/name");
+        let name = str_at(address, "/metadata/name");
         match name.parse::<IpAddr>() {
             Err(_) => errors.invalid("metadata.name", name, super::rule::IP),
             Ok(ip) if ip.to_string() != name => {
@@ -432,7 +432,7 @@ pub static SERVICE_CIDR: Strategy = Strategy {
     fixed_by_status: &METADATA_OF_CLIENTS,
     generation: true,
     validate: |range, errors| {
-        let ranges = list(range, "/spec/cidrs");
+        let ranges = array_at(range, "/spec/cidrs");
         if ranges.is_empty() {
             errors.required("spec.cidrs", "at least one CIDR required");
         }
@@ -464,7 +464,7 @@ pub static SERVICE_CIDR: Strategy = Strategy {
         }
     },
     validate_update: |new, old, errors| {
-        let (now, before) = (list(new, "/spec/cidrs"), list(old, "/spec/cidrs"));
+        let (now, before) = (array_at(new, "/spec/cidrs"), array_at(old, "/spec/cidrs"));
         for (i, range) in before.iter().enumerate() {
             if now.get(i) != Some(range) {
                 errors.invalid(

@@ -11,7 +11,7 @@ use serde_json::{Map, Value, json};
 use super::{BASE, Proxied, Strategy};
 use crate::{
     invalid::FieldErrors,
-    value::{child, default, default_text, integer, list, set, take, text},
+    value::{array_at, child, default, default_text, int_at, set, str_at, take},
 };
 
 pub(super) use details::{NODE_SELECTOR, TOLERATION};
@@ -23,8 +23,8 @@ pub static STRATEGY: Strategy = Strategy {
     fixed_by_status: &["ownerReferences"],
     proxied: Some(Proxied::Pod),
     grace: |pod| {
-        (!has_ended(pod) && !text(pod, "/spec/nodeName").is_empty())
-            .then(|| integer(pod, "/spec/terminationGracePeriodSeconds").unwrap_or(30).max(0))
+        (!has_ended(pod) && !str_at(pod, "/spec/nodeName").is_empty())
+            .then(|| int_at(pod, "/spec/terminationGracePeriodSeconds").unwrap_or(30).max(0))
     },
     is_deleted_unread: |is| {
         is("status.phase", "Succeeded") || is("status.phase", "Failed") || is("spec.nodeName", "")
@@ -58,7 +58,7 @@ pub static STRATEGY: Strategy = Strategy {
 
 /// Whether all containers of a pod have ended for good.
 fn has_ended(pod: &Value) -> bool {
-    ["Succeeded", "Failed"].contains(&text(pod, "/status/phase"))
+    ["Succeeded", "Failed"].contains(&str_at(pod, "/status/phase"))
 }
 
 /// Puts back all that a write of `ephemeralcontainers` may not change.
@@ -82,15 +82,15 @@ pub(super) fn default_spec(spec: &mut Value) {
     default(spec, "securityContext", json!({}));
     default_text(spec, "schedulerName", "default-scheduler");
     // The old name of serviceAccountName; both are kept equal.
-    let account = match text(spec, "/serviceAccountName") {
-        "" => text(spec, "/serviceAccount").to_owned(),
+    let account = match str_at(spec, "/serviceAccountName") {
+        "" => str_at(spec, "/serviceAccount").to_owned(),
         name => name.to_owned(),
     };
     if !account.is_empty() {
         spec["serviceAccountName"] = account.clone().into();
         spec["serviceAccount"] = account.into();
     }
-    let host_network = crate::value::truth(spec, "/hostNetwork");
+    let host_network = crate::value::bool_at(spec, "/hostNetwork");
     for field in ["containers", "initContainers", "ephemeralContainers"] {
         for container in each(spec, field) {
             default_container(container, host_network);
@@ -112,7 +112,7 @@ fn default_container(container: &mut Value, host_network: bool) {
     default(container, "resources", json!({}));
     default_text(container, "terminationMessagePath", "/dev/termination-log");
     default_text(container, "terminationMessagePolicy", "File");
-    let policy = if tag_is_latest(text(container, "/image")) { "Always" } else { "IfNotPresent" };
+    let policy = if tag_is_latest(str_at(container, "/image")) { "Always" } else { "IfNotPresent" };
     default_text(container, "imagePullPolicy", policy);
     for port in each(container, "ports") {
         default_text(port, "protocol", "TCP");
@@ -212,7 +212,7 @@ fn default_items(source: &mut Value) {
 pub fn qos_class(spec: &Value) -> &'static str {
     let mut any = false;
     let mut guaranteed = true;
-    for container in list(spec, "/containers").iter().chain(list(spec, "/initContainers")) {
+    for container in array_at(spec, "/containers").iter().chain(array_at(spec, "/initContainers")) {
         let amounts = |name: &str| -> Map<String, Value> {
             container
                 .pointer(&format!("/resources/{name}"))
@@ -253,15 +253,15 @@ pub fn bind(
     if pod.pointer("/metadata/deletionTimestamp").is_some() {
         return Err(format!(
             "pod {} is being deleted, cannot be assigned to a host",
-            text(pod, "/metadata/name")
+            str_at(pod, "/metadata/name")
         ));
     }
-    let have = text(pod, "/spec/nodeName");
+    let have = str_at(pod, "/spec/nodeName");
     if !have.is_empty() {
-        return Err(format!("pod {} is already assigned to node {have:?}", text(pod, "/metadata/name")));
+        return Err(format!("pod {} is already assigned to node {have:?}", str_at(pod, "/metadata/name")));
     }
-    if !list(pod, "/spec/schedulingGates").is_empty() {
-        return Err(format!("pod {} has non-empty .spec.schedulingGates", text(pod, "/metadata/name")));
+    if !array_at(pod, "/spec/schedulingGates").is_empty() {
+        return Err(format!("pod {} has non-empty .spec.schedulingGates", str_at(pod, "/metadata/name")));
     }
     if let Some(spec) = child(pod, "spec") {
         spec["nodeName"] = node.into();
@@ -274,8 +274,8 @@ pub fn bind(
         }
     }
     if let Some(status) = child(pod, "status") {
-        let mut conditions: Vec<Value> = list(status, "/conditions").to_vec();
-        conditions.retain(|c| text(c, "/type") != "PodScheduled");
+        let mut conditions: Vec<Value> = array_at(status, "/conditions").to_vec();
+        conditions.retain(|c| str_at(c, "/type") != "PodScheduled");
         conditions.push(json!({"type": "PodScheduled", "status": "True", "lastProbeTime": null, "lastTransitionTime": now}));
         status["conditions"] = conditions.into();
     }

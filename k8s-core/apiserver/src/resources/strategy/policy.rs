@@ -8,7 +8,7 @@ use super::{
 };
 use crate::{
     invalid::{FieldErrors, names},
-    value::list,
+    value::array_at,
 };
 
 /// PodDisruptionBudgets.
@@ -170,7 +170,7 @@ pub static RESOURCE_QUOTA: Strategy = Strategy {
     },
     validate_update: |new, old, errors| {
         let scopes = |quota: &Value| {
-            let mut scopes: Vec<String> = list(quota, "/spec/scopes")
+            let mut scopes: Vec<String> = array_at(quota, "/spec/scopes")
                 .iter()
                 .filter_map(|s| s.as_str().map(ToOwned::to_owned))
                 .collect();
@@ -178,7 +178,7 @@ pub static RESOURCE_QUOTA: Strategy = Strategy {
             scopes
         };
         if scopes(new) != scopes(old) {
-            errors.invalid("spec.scopes", list(new, "/spec/scopes").to_vec(), "field is immutable");
+            errors.invalid("spec.scopes", array_at(new, "/spec/scopes").to_vec(), "field is immutable");
         }
     },
     validate_status: |new, _, errors| {

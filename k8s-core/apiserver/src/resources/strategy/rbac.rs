@@ -6,7 +6,7 @@ use super::{
     BASE, NameRule, Strategy,
     rule::{Check, Rule, check},
 };
-use crate::value::{list, text};
+use crate::value::{array_at, str_at};
 
 const GROUP: &str = "rbac.authorization.k8s.io";
 
@@ -23,13 +23,13 @@ pub static ROLE: Strategy = Strategy {
             Rule("aggregationRule.clusterRoleSelectors[*]", &[Check::Selector]),
         ];
         check(role, AGGREGATION, errors);
-        for (i, rule) in list(role, "/rules").iter().enumerate() {
+        for (i, rule) in array_at(role, "/rules").iter().enumerate() {
             let at = format!("rules[{i}]");
-            if list(rule, "/verbs").is_empty() {
+            if array_at(rule, "/verbs").is_empty() {
                 errors.required(format!("{at}.verbs"), "verbs must contain at least one value");
             }
-            let urls = !list(rule, "/nonResourceURLs").is_empty();
-            if urls && text(role, "/kind") == "Role" {
+            let urls = !array_at(rule, "/nonResourceURLs").is_empty();
+            if urls && str_at(role, "/kind") == "Role" {
                 errors.invalid(
                     format!("{at}.nonResourceURLs"),
                     rule["nonResourceURLs"].clone(),
@@ -42,7 +42,7 @@ pub static ROLE: Strategy = Strategy {
                         "resource rules must supply at least one api group",
                     );
                 }
-                if list(rule, "/resources").is_empty() {
+                if array_at(rule, "/resources").is_empty() {
                     errors.required(
                         format!("{at}.resources"),
                         "resource rules must supply at least one resource",
@@ -63,33 +63,33 @@ pub static BINDING: Strategy = Strategy {
             crate::value::default_text(role, "apiGroup", "rbac.authorization.k8s.io");
         }
         for subject in binding.get_mut("subjects").and_then(Value::as_array_mut).into_iter().flatten() {
-            if text(subject, "/kind") != "ServiceAccount" {
+            if str_at(subject, "/kind") != "ServiceAccount" {
                 crate::value::default_text(subject, "apiGroup", "rbac.authorization.k8s.io");
             }
         }
     },
     validate: |binding, errors| {
-        let kind = text(binding, "/roleRef/kind");
+        let kind = str_at(binding, "/roleRef/kind");
         if !["Role", "ClusterRole"].contains(&kind) {
             errors.not_supported("roleRef.kind", kind, &["ClusterRole", "Role"]);
         }
-        if text(binding, "/roleRef/name").is_empty() {
+        if str_at(binding, "/roleRef/name").is_empty() {
             errors.required("roleRef.name", "");
         }
-        let group = text(binding, "/roleRef/apiGroup");
+        let group = str_at(binding, "/roleRef/apiGroup");
         if group != GROUP {
             errors.not_supported("roleRef.apiGroup", group, &[GROUP]);
         }
-        for (i, subject) in list(binding, "/subjects").iter().enumerate() {
+        for (i, subject) in array_at(binding, "/subjects").iter().enumerate() {
             let at = format!("subjects[{i}]");
-            if text(subject, "/name").is_empty() {
+            if str_at(subject, "/name").is_empty() {
                 errors.required(format!("{at}.name"), "");
             }
-            let kind = text(subject, "/kind");
+            let kind = str_at(subject, "/kind");
             if !["User", "Group", "ServiceAccount"].contains(&kind) {
                 errors.not_supported(format!("{at}.kind"), kind, &["Group", "ServiceAccount", "User"]);
             }
-            let (group, name) = (text(subject, "/apiGroup"), text(subject, "/name"));
+            let (group, name) = (str_at(subject, "/apiGroup"), str_at(subject, "/name"));
             let own = if kind == "ServiceAccount" { "" } else { GROUP };
             if ["User", "Group", "ServiceAccount"].contains(&kind) && group != own {
                 errors.not_supported(format!("{at}.apiGroup"), group, &[own]);
@@ -98,8 +98,8 @@ pub static BINDING: Strategy = Strategy {
                 NameRule::Subdomain.check(&format!("{at}.name"), name, errors);
             }
             // In a RoleBinding, no namespace means the binding's own.
-            let of_cluster = text(binding, "/kind") == "ClusterRoleBinding";
-            if kind == "ServiceAccount" && of_cluster && text(subject, "/namespace").is_empty() {
+            let of_cluster = str_at(binding, "/kind") == "ClusterRoleBinding";
+            if kind == "ServiceAccount" && of_cluster && str_at(subject, "/namespace").is_empty() {
                 errors.required(format!("{at}.namespace"), "");
             }
         }

@@ -10,7 +10,7 @@ use super::{
 };
 use crate::{
     invalid::{FieldErrors, names},
-    value::{child, default, default_text, integer, list, map, text},
+    value::{array_at, child, default, default_text, int_at, object_at, str_at},
 };
 
 const TYPES: [&str; 4] = ["ClusterIP", "ExternalName", "LoadBalancer", "NodePort"];
@@ -30,8 +30,9 @@ pub static STRATEGY: Strategy = Strategy {
     },
     validate: check,
     validate_update: |new, old, errors| {
-        let (now, before) = (text(new, "/spec/clusterIP"), text(old, "/spec/clusterIP"));
-        let stays = text(new, "/spec/type") != "ExternalName" && text(old, "/spec/type") != "ExternalName";
+        let (now, before) = (str_at(new, "/spec/clusterIP"), str_at(old, "/spec/clusterIP"));
+        let stays =
+            str_at(new, "/spec/type") != "ExternalName" && str_at(old, "/spec/type") != "ExternalName";
         if stays && !before.is_empty() && now != before {
             let value = if now.is_empty() { json!([]) } else { json!([now]) };
             errors.invalid("spec.clusterIPs[0]", value, "may not change once set");
@@ -44,12 +45,14 @@ const NODE_PORT_TYPES: [&str; 2] = ["NodePort", "LoadBalancer"];
 
 /// Whether traffic from outside reaches a Service, so that it has an external traffic policy.
 fn is_external(service: &Value) -> bool {
-    NODE_PORT_TYPES.contains(&text(service, "/spec/type")) || !list(service, "/spec/externalIPs").is_empty()
+    NODE_PORT_TYPES.contains(&str_at(service, "/spec/type"))
+        || !array_at(service, "/spec/externalIPs").is_empty()
 }
 
 /// Whether a Service has a port for health checks of its nodes.
 fn has_health_port(service: &Value) -> bool {
-    text(service, "/spec/type") == "LoadBalancer" && text(service, "/spec/externalTrafficPolicy") == "Local"
+    str_at(service, "/spec/type") == "LoadBalancer"
+        && str_at(service, "/spec/externalTrafficPolicy") == "Local"
 }
 
 /// A type-dependent field of the spec, and whether a Service may have it.
@@ -57,12 +60,12 @@ type Dependent = (&'static [&'static str], fn(&Value) -> bool);
 
 /// The fields that only some types of Service have. Fields of one row go together, and only where none of them was changed.
 const DEPENDENT: &[Dependent] = &[
-    (&["clusterIP", "clusterIPs"], |s| text(s, "/spec/type") != "ExternalName"),
-    (&["ipFamilies"], |s| text(s, "/spec/type") != "ExternalName"),
-    (&["ipFamilyPolicy"], |s| text(s, "/spec/type") != "ExternalName"),
+    (&["clusterIP", "clusterIPs"], |s| str_at(s, "/spec/type") != "ExternalName"),
+    (&["ipFamilies"], |s| str_at(s, "/spec/type") != "ExternalName"),
+    (&["ipFamilyPolicy"], |s| str_at(s, "/spec/type") != "ExternalName"),
     (&["healthCheckNodePort"], has_health_port),
-    (&["allocateLoadBalancerNodePorts"], |s| text(s, "/spec/type") == "LoadBalancer"),
-    (&["loadBalancerClass"], |s| text(s, "/spec/type") == "LoadBalancer"),
+    (&["allocateLoadBalancerNodePorts"], |s| str_at(s, "/spec/type") == "LoadBalancer"),
+    (&["loadBalancerClass"], |s| str_at(s, "/spec/type") == "LoadBalancer"),
     (&["externalTrafficPolicy"], is_external),
 ];
 
@@ -77,11 +80,15 @@ fn drop_fields_of_the_old_type(new: &mut Value, old: &Value) {
         })
         .flat_map(|(fields, _)| fields.iter().copied())
         .collect();
-    let had: HashSet<i64> = list(old, "/spec/ports").iter().filter_map(|p| integer(p, "/nodePort")).collect();
-    let loses_ports = NODE_PORT_TYPES.contains(&text(old, "/spec/type"))
-        && !NODE_PORT_TYPES.contains(&text(new, "/spec/type"))
-        && list(new, "/spec/ports").iter().filter_map(|p| integer(p, "/nodePort")).all(|p| had.contains(&p));
-    let balanced = text(new, "/spec/type") == "LoadBalancer";
+    let had: HashSet<i64> =
+        array_at(old, "/spec/ports").iter().filter_map(|p| int_at(p, "/nodePort")).collect();
+    let loses_ports = NODE_PORT_TYPES.contains(&str_at(old, "/spec/type"))
+        && !NODE_PORT_TYPES.contains(&str_at(new, "/spec/type"))
+        && array_at(new, "/spec/ports")
+            .iter()
+            .filter_map(|p| int_at(p, "/nodePort"))
+            .all(|p| had.contains(&p));
+    let balanced = str_at(new, "/spec/type") == "LoadBalancer";
     if let Some(spec) = child(new, "spec").and_then(Value::as_object_mut) {
         spec.retain(|field, _| !gone.contains(&field.as_str()));
         let ports = spec.get_mut("ports").and_then(Value::as_array_mut).filter(|_| loses_ports);
@@ -96,7 +103,7 @@ fn drop_fields_of_the_old_type(new: &mut Value, old: &Value) {
 
 /// Keeps the addresses and node ports of an update that says nothing of them.
 fn keep_allocated(new: &mut Value, old: &Value) {
-    if text(new, "/spec/type") == "ExternalName" {
+    if str_at(new, "/spec/type") == "ExternalName" {
         return;
     }
     let kept: Vec<(&str, Value)> = ["clusterIP", "clusterIPs", "ipFamilies", "ipFamilyPolicy"]
@@ -104,12 +111,12 @@ fn keep_allocated(new: &mut Value, old: &Value) {
         .chain(has_health_port(new).then_some("healthCheckNodePort"))
         .filter_map(|f| Some((f, old.pointer(&format!("/spec/{f}"))?.clone())))
         .collect();
-    let node_ports = NODE_PORT_TYPES.contains(&text(new, "/spec/type"));
-    let old_ports = list(old, "/spec/ports").to_vec();
+    let node_ports = NODE_PORT_TYPES.contains(&str_at(new, "/spec/type"));
+    let old_ports = array_at(old, "/spec/ports").to_vec();
     let Some(spec) = child(new, "spec") else { return };
     for (field, value) in kept {
         if field == "clusterIPs"
-            && text(spec, "/clusterIP") != value.pointer("/0").and_then(Value::as_str).unwrap_or_default()
+            && str_at(spec, "/clusterIP") != value.pointer("/0").and_then(Value::as_str).unwrap_or_default()
         {
             continue;
         }
@@ -120,7 +127,7 @@ fn keep_allocated(new: &mut Value, old: &Value) {
     }
     for port in spec.get_mut("ports").and_then(Value::as_array_mut).into_iter().flatten() {
         let same = |o: &&Value| {
-            integer(o, "/port") == integer(port, "/port") && text(o, "/protocol") == text(port, "/protocol")
+            int_at(o, "/port") == int_at(port, "/port") && str_at(o, "/protocol") == str_at(port, "/protocol")
         };
         if let Some(node_port) = old_ports.iter().find(same).and_then(|o| o.get("nodePort")).cloned() {
             default(port, "nodePort", node_port);
@@ -132,16 +139,16 @@ fn default_service(service: &mut Value) {
     let Some(spec) = child(service, "spec") else { return };
     default_text(spec, "sessionAffinity", "None");
     default_text(spec, "type", "ClusterIP");
-    if text(spec, "/sessionAffinity") == "ClientIP" {
+    if str_at(spec, "/sessionAffinity") == "ClientIP" {
         default(spec, "sessionAffinityConfig", json!({"clientIP": {"timeoutSeconds": 10800}}));
     }
-    if text(spec, "/sessionAffinity") == "None"
+    if str_at(spec, "/sessionAffinity") == "None"
         && let Some(map) = spec.as_object_mut()
     {
         map.remove("sessionAffinityConfig");
     }
-    let kind = text(spec, "/type").to_owned();
-    let named_ip = text(spec, "/clusterIP").to_owned();
+    let kind = str_at(spec, "/type").to_owned();
+    let named_ip = str_at(spec, "/clusterIP").to_owned();
     if !named_ip.is_empty() {
         default(spec, "clusterIPs", json!([named_ip]));
     }
@@ -152,7 +159,7 @@ fn default_service(service: &mut Value) {
         {
             port["targetPort"] = number;
         }
-        if integer(port, "/nodePort") == Some(0)
+        if int_at(port, "/nodePort") == Some(0)
             && let Some(map) = port.as_object_mut()
         {
             map.remove("nodePort");
@@ -249,16 +256,16 @@ fn check_type(service: &Value, errors: &mut FieldErrors) {
 }
 
 fn check(service: &Value, errors: &mut FieldErrors) {
-    let kind = text(service, "/spec/type");
-    let headless = text(service, "/spec/clusterIP") == "None";
-    let ports = list(service, "/spec/ports");
+    let kind = str_at(service, "/spec/type");
+    let headless = str_at(service, "/spec/clusterIP") == "None";
+    let ports = array_at(service, "/spec/ports");
     if ports.is_empty() && !headless && kind != "ExternalName" {
         errors.required("spec.ports", "");
     }
     let (mut seen, mut named) = (HashSet::new(), HashSet::new());
     for (i, port) in ports.iter().enumerate() {
         let at = format!("spec.ports[{i}]");
-        let name = text(port, "/name");
+        let name = str_at(port, "/name");
         if name.is_empty() && ports.len() > 1 {
             errors.required(format!("{at}.name"), "");
         } else if !name.is_empty() && !names::is_label(name) {
@@ -266,11 +273,11 @@ fn check(service: &Value, errors: &mut FieldErrors) {
         } else if !name.is_empty() && !named.insert(name) {
             errors.duplicate(format!("{at}.name"), name);
         }
-        let number = integer(port, "/port").unwrap_or(0);
+        let number = int_at(port, "/port").unwrap_or(0);
         if !(1..=65535).contains(&number) {
             errors.invalid(format!("{at}.port"), number, "must be between 1 and 65535, inclusive");
         }
-        let protocol = text(port, "/protocol");
+        let protocol = str_at(port, "/protocol");
         if !["TCP", "UDP", "SCTP"].contains(&protocol) {
             errors.not_supported(format!("{at}.protocol"), protocol, &["SCTP", "TCP", "UDP"]);
         }
@@ -294,18 +301,18 @@ fn check(service: &Value, errors: &mut FieldErrors) {
         if !seen.insert((number, protocol)) {
             errors.duplicate(&at, json!({"port": number, "protocol": protocol}));
         }
-        if kind == "ClusterIP" && integer(port, "/nodePort").is_some() {
+        if kind == "ClusterIP" && int_at(port, "/nodePort").is_some() {
             errors.forbidden(format!("{at}.nodePort"), "may not be used when `type` is 'ClusterIP'");
         }
     }
     if !TYPES.contains(&kind) {
         errors.not_supported("spec.type", kind, &TYPES);
     }
-    let affinity = text(service, "/spec/sessionAffinity");
+    let affinity = str_at(service, "/spec/sessionAffinity");
     if !["None", "ClientIP"].contains(&affinity) {
         errors.not_supported("spec.sessionAffinity", affinity, &["ClientIP", "None"]);
     }
-    let ip = text(service, "/spec/clusterIP");
+    let ip = str_at(service, "/spec/clusterIP");
     if !ip.is_empty() && !headless && ip.parse::<IpAddr>().is_err() {
         errors.invalid(
             "spec.clusterIPs[0]",
@@ -317,7 +324,7 @@ fn check(service: &Value, errors: &mut FieldErrors) {
         errors.invalid("spec.clusterIPs[0]", "None", format!("may not be set to 'None' for {kind} services"));
     }
     if kind == "ExternalName" {
-        let name = text(service, "/spec/externalName");
+        let name = str_at(service, "/spec/externalName");
         if name.is_empty() {
             errors.required("spec.externalName", "");
         } else if !names::is_subdomain(name.trim_end_matches('.')) {
@@ -329,7 +336,7 @@ fn check(service: &Value, errors: &mut FieldErrors) {
     }
     check_rules(service, RULES, errors);
     check_type(service, errors);
-    let selector = map(service, "/spec/selector");
+    let selector = object_at(service, "/spec/selector");
     if selector.is_some() {
         super::check_labels(service, "/spec/selector", "spec.selector", errors);
     }

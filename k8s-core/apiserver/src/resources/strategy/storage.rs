@@ -8,7 +8,7 @@ use super::{
 };
 use crate::{
     invalid::FieldErrors,
-    value::{child, default_text, list, map, text},
+    value::{array_at, child, default_text, object_at, str_at},
 };
 
 const MODES: &[&str] = &["ReadOnlyMany", "ReadWriteMany", "ReadWriteOnce", "ReadWriteOncePod"];
@@ -53,7 +53,7 @@ pub static PERSISTENT_VOLUME: Strategy = Strategy {
     },
     validate_update: |new, old, errors| {
         let source = |volume: &Value| -> Vec<(String, Value)> {
-            let spec = map(volume, "/spec").into_iter().flatten();
+            let spec = object_at(volume, "/spec").into_iter().flatten();
             spec.filter(|(k, _)| !NOT_SOURCES.contains(&k.as_str()))
                 .map(|(k, v)| (k.clone(), v.clone()))
                 .collect()
@@ -143,7 +143,7 @@ pub static PERSISTENT_VOLUME_CLAIM: Strategy = Strategy {
             let (source, reference) = (spec.get("dataSource").cloned(), spec.get("dataSourceRef").cloned());
             match (source, reference) {
                 (Some(source), None) => spec["dataSourceRef"] = source,
-                (None, Some(reference)) if text(&reference, "/namespace").is_empty() => {
+                (None, Some(reference)) if str_at(&reference, "/namespace").is_empty() => {
                     spec["dataSource"] = reference;
                 }
                 _ => {}
@@ -158,7 +158,7 @@ pub static PERSISTENT_VOLUME_CLAIM: Strategy = Strategy {
             if let Some(map) = spec.as_object_mut() {
                 map.remove("resources");
                 map.remove("volumeAttributesClassName");
-                if text(old, "/spec/volumeName").is_empty() {
+                if str_at(old, "/spec/volumeName").is_empty() {
                     map.remove("volumeName");
                 }
                 if old.pointer("/spec/storageClassName").is_none() {
@@ -189,7 +189,7 @@ fn check_growth(new: &Value, old: &Value, errors: &mut FieldErrors) {
     if now == before {
         return;
     }
-    if text(old, "/status/phase") != "Bound" {
+    if str_at(old, "/status/phase") != "Bound" {
         errors.forbidden("spec", "spec is immutable after creation except resources.requests and volumeAttributesClassName for bound claims");
     } else if now < before
         && old.pointer("/status/capacity/storage").and_then(quantity).is_none_or(|have| now <= have)
@@ -280,7 +280,7 @@ pub static STORAGE_CLASS: Strategy = Strategy {
             Rule("allowedTopologies[*].matchLabelExpressions", &[Check::UniqueBy(&["key"])]),
         ];
         check(class, RULES, errors);
-        let terms = list(class, "/allowedTopologies");
+        let terms = array_at(class, "/allowedTopologies");
         for (i, term) in terms.iter().enumerate() {
             if terms[..i].contains(term) {
                 errors.duplicate(format!("allowedTopologies[{i}].matchLabelExpressions"), "");

@@ -10,7 +10,7 @@ use super::{
 };
 use crate::{
     invalid::FieldErrors,
-    value::{child, default, default_text, list, map, text},
+    value::{array_at, child, default, default_text, object_at, str_at},
 };
 
 fn default_template(object: &mut Value) {
@@ -60,7 +60,7 @@ fn check_template(object: &Value, restart: &[&str], errors: &mut FieldErrors) {
         None => errors.required("spec.template", ""),
         Some(template) => {
             pod::template_errors(template, "spec.template", errors);
-            let policy = text(template, "/spec/restartPolicy");
+            let policy = str_at(template, "/spec/restartPolicy");
             if ["Always", "OnFailure", "Never"].contains(&policy) && !restart.contains(&policy) {
                 errors.not_supported("spec.template.spec.restartPolicy", policy, restart);
             }
@@ -123,7 +123,7 @@ pub static REPLICATION_CONTROLLER: Strategy = Strategy {
             default(spec, "replicas", 1);
             default(spec, "minReadySeconds", 0);
             if let Some(labels) =
-                labels.clone().filter(|_| map(spec, "/selector").is_none_or(serde_json::Map::is_empty))
+                labels.clone().filter(|_| object_at(spec, "/selector").is_none_or(serde_json::Map::is_empty))
             {
                 spec["selector"] = labels;
             }
@@ -137,7 +137,7 @@ pub static REPLICATION_CONTROLLER: Strategy = Strategy {
         not_negative(object, "/spec/replicas", errors);
         not_negative(object, "/spec/minReadySeconds", errors);
         let labels = object.pointer("/spec/template/metadata/labels").cloned().unwrap_or_else(|| json!({}));
-        match map(object, "/spec/selector") {
+        match object_at(object, "/spec/selector") {
             Some(selector) if !selector.is_empty() => {
                 if selector.iter().any(|(k, v)| labels.get(k) != Some(v)) {
                     errors.invalid(
@@ -190,7 +190,7 @@ pub static DEPLOYMENT: Strategy = Strategy {
         default(spec, "progressDeadlineSeconds", 600);
         if let Some(strategy) = child(spec, "strategy") {
             default_text(strategy, "type", "RollingUpdate");
-            if text(strategy, "/type") == "RollingUpdate"
+            if str_at(strategy, "/type") == "RollingUpdate"
                 && let Some(rolling) = child(strategy, "rollingUpdate")
             {
                 default(rolling, "maxUnavailable", "25%");
@@ -211,7 +211,7 @@ pub static DEPLOYMENT: Strategy = Strategy {
         {
             spec.field("progressDeadlineSeconds").invalid(errors, "must be greater than minReadySeconds");
         }
-        match text(object, "/spec/strategy/type") {
+        match str_at(object, "/spec/strategy/type") {
             "Recreate" => {
                 if object.pointer("/spec/strategy/rollingUpdate").is_some() {
                     errors.forbidden(
@@ -314,8 +314,8 @@ const STATEFUL: &[Rule] = &[
 /// A StatefulSet whose template has the volumes and hostname that its pods will have: each claim template is a volume, in place of one of its name.
 fn with_claims_as_volumes(object: &Value) -> Value {
     let mut object = object.clone();
-    let name = |claim: &Value| text(claim, "/metadata/name").to_owned();
-    let mut names: Vec<String> = list(&object, "/spec/volumeClaimTemplates").iter().map(name).collect();
+    let name = |claim: &Value| str_at(claim, "/metadata/name").to_owned();
+    let mut names: Vec<String> = array_at(&object, "/spec/volumeClaimTemplates").iter().map(name).collect();
     names.sort();
     names.dedup();
     let Some(spec) = object.pointer_mut("/spec/template/spec").filter(|spec| spec.is_object()) else {
@@ -325,7 +325,8 @@ fn with_claims_as_volumes(object: &Value) -> Value {
         map.remove("hostname");
     }
     if !names.is_empty() {
-        let others = list(spec, "/volumes").iter().filter(|v| !names.iter().any(|n| n == text(v, "/name")));
+        let others =
+            array_at(spec, "/volumes").iter().filter(|v| !names.iter().any(|n| n == str_at(v, "/name")));
         let claims = names.iter().map(|n| json!({"name": n, "persistentVolumeClaim": {"claimName": n}}));
         spec["volumes"] = claims.chain(others.cloned()).collect();
     }
@@ -348,7 +349,7 @@ pub static STATEFUL_SET: Strategy = Strategy {
         );
         if let Some(strategy) = child(spec, "updateStrategy") {
             default_text(strategy, "type", "RollingUpdate");
-            if text(strategy, "/type") == "RollingUpdate"
+            if str_at(strategy, "/type") == "RollingUpdate"
                 && let Some(rolling) = child(strategy, "rollingUpdate")
             {
                 default(rolling, "partition", 0);
@@ -418,7 +419,7 @@ pub static DAEMON_SET: Strategy = Strategy {
         default(spec, "revisionHistoryLimit", 10);
         if let Some(strategy) = child(spec, "updateStrategy") {
             default_text(strategy, "type", "RollingUpdate");
-            if text(strategy, "/type") == "RollingUpdate"
+            if str_at(strategy, "/type") == "RollingUpdate"
                 && let Some(rolling) = child(strategy, "rollingUpdate")
             {
                 default(rolling, "maxUnavailable", 1);

@@ -15,7 +15,7 @@ use crate::{
     resources::Resource,
     state::State,
     storage::current,
-    value::{integer, list, text},
+    value::{array_at, int_at, str_at},
 };
 
 /// The port of a kubelet whose node does not say another.
@@ -81,15 +81,15 @@ impl<'a> Id<'a> {
 pub(super) fn of_pod(state: &Arc<State>, call: &Call, resource: &Resource) -> Result<Target, ApiStatus> {
     let id = Id::parse(&call.info.name, "pod")?;
     let (_, pod) = current(state, resource, &resource.key(&call.info.namespace, id.name), id.name)?;
-    let ports = || list(&pod, "/spec/containers").iter().flat_map(|c| list(c, "/ports"));
+    let ports = || array_at(&pod, "/spec/containers").iter().flat_map(|c| array_at(c, "/ports"));
     let number = match id.port.parse::<u16>() {
         Ok(number) => Some(number),
         Err(_) => {
-            let named = ports().find(|p| id.port.is_empty() || text(p, "/name") == id.port);
-            named.and_then(|p| integer(p, "/containerPort")).and_then(|p| u16::try_from(p).ok())
+            let named = ports().find(|p| id.port.is_empty() || str_at(p, "/name") == id.port);
+            named.and_then(|p| int_at(p, "/containerPort")).and_then(|p| u16::try_from(p).ok())
         }
     };
-    let ip: IpAddr = text(&pod, "/status/podIP").parse().map_err(|_| not_allowed())?;
+    let ip: IpAddr = str_at(&pod, "/status/podIP").parse().map_err(|_| not_allowed())?;
     if !is_global_unicast(ip) {
         return Err(not_allowed());
     }
@@ -103,17 +103,17 @@ pub(super) fn of_service(state: &Arc<State>, call: &Call) -> Result<Target, ApiS
     let stored = state.store.get("services", &format!("{namespace}/{}", id.name));
     let stored = stored.ok_or_else(|| ApiStatus::not_found("", "services", id.name))?;
     let service: Value = serde_json::from_slice(&stored.json).map_err(ApiStatus::internal)?;
-    let ports = list(&service, "/spec/ports");
+    let ports = array_at(&service, "/spec/ports");
     let chosen = ports
         .iter()
         .find(|p| {
-            text(p, "/name") == id.port || integer(p, "/port").is_some_and(|n| n.to_string() == id.port)
+            str_at(p, "/name") == id.port || int_at(p, "/port").is_some_and(|n| n.to_string() == id.port)
         })
         .or_else(|| ports.first().filter(|_| id.port.is_empty()));
     let Some(chosen) = chosen else {
         return Err(unavailable(format!("no service port {} found for service {:?}", id.port, id.name)));
     };
-    let found = endpoints(&state.store, namespace, id.name, text(chosen, "/name"))
+    let found = endpoints(&state.store, namespace, id.name, str_at(chosen, "/name"))
         .find(|(endpoint, address)| is_pod_of(state, namespace, endpoint, address.ip()));
     let (_, address) = found
         .ok_or_else(|| unavailable(format!("no endpoints available for service {:?}", call.info.name)))?;
@@ -122,22 +122,22 @@ pub(super) fn of_service(state: &Arc<State>, call: &Call) -> Result<Target, ApiS
 
 /// Whether an endpoint's address is that of the pod that it names, in the namespace.
 fn is_pod_of(state: &Arc<State>, namespace: &str, endpoint: &Value, ip: IpAddr) -> bool {
-    let of = |field: &str| text(endpoint, &format!("/targetRef/{field}"));
+    let of = |field: &str| str_at(endpoint, &format!("/targetRef/{field}"));
     if of("kind") != "Pod" || of("namespace") != namespace || !is_global_unicast(ip) {
         return false;
     }
     let stored = state.store.get("pods", &format!("{namespace}/{}", of("name")));
     let Some(pod) = stored.and_then(|s| serde_json::from_slice::<Value>(&s.json).ok()) else { return false };
     let is_it = |text: &str| text.parse::<IpAddr>().is_ok_and(|own| own == ip);
-    is_it(text(&pod, "/status/podIP"))
-        || list(&pod, "/status/podIPs").iter().any(|one| is_it(text(one, "/ip")))
+    is_it(str_at(&pod, "/status/podIP"))
+        || array_at(&pod, "/status/podIPs").iter().any(|one| is_it(str_at(one, "/ip")))
 }
 
 /// Target of `nodes/ID/proxy`.
 pub(super) async fn of_node(state: &Arc<State>, call: &Call, resource: &Resource) -> Result<Node, ApiStatus> {
     let id = Id::parse(&call.info.name, "node")?;
     let (_, node) = current(state, resource, id.name, id.name)?;
-    let own = integer(&node, "/status/daemonEndpoints/kubeletEndpoint/Port").unwrap_or(KUBELET_PORT);
+    let own = int_at(&node, "/status/daemonEndpoints/kubeletEndpoint/Port").unwrap_or(KUBELET_PORT);
     let kubelet = [own, KUBELET_PORT].map(|port| port.to_string());
     if id.port.is_empty() || kubelet.iter().any(|port| port == id.port) {
         return Ok(Node::Kubelet(node));
@@ -146,11 +146,11 @@ pub(super) async fn of_node(state: &Arc<State>, call: &Call, resource: &Resource
         .port
         .parse()
         .map_err(|_| ApiStatus::bad_request(format!("invalid node request {:?}", call.info.name)))?;
-    let addresses = list(&node, "/status/addresses");
+    let addresses = array_at(&node, "/status/addresses");
     let address = ["InternalIP", "ExternalIP", "Hostname"]
         .iter()
-        .find_map(|kind| addresses.iter().find(|a| text(a, "/type") == *kind))
-        .map_or("", |a| text(a, "/address"));
+        .find_map(|kind| addresses.iter().find(|a| str_at(a, "/type") == *kind))
+        .map_or("", |a| str_at(a, "/address"));
     let found = tokio::net::lookup_host((address, port)).await;
     let found: Vec<SocketAddr> = found.map_err(|e| ApiStatus::bad_request(e.to_string()))?.collect();
     if found.iter().any(|a| !is_global_unicast(a.ip())) {

@@ -9,7 +9,7 @@ use serde_json::Value;
 use super::{Node, Rule, paths, run};
 use crate::{
     invalid::FieldErrors,
-    value::{list, text},
+    value::{array_at, str_at},
 };
 
 /// What one rule may cost at most, by its estimate.
@@ -99,8 +99,8 @@ fn node(
     }
     let path = place.path;
     let deeper = Place { depth: place.depth + 1, resource: false, ..place };
-    let mut node = Node { kind: text(outer, "/type").to_owned(), ..Node::default() };
-    let rules = list(schema, "/x-kubernetes-validations");
+    let mut node = Node { kind: str_at(outer, "/type").to_owned(), ..Node::default() };
+    let rules = array_at(schema, "/x-kubernetes-validations");
     if !rules.is_empty() {
         let decl = Arc::new(if place.resource { Decl::of_resource(outer) } else { Decl::of_schema(outer) });
         for (i, rule) in rules.iter().enumerate() {
@@ -122,7 +122,7 @@ fn node(
         let outer_inner = outer.get(key).filter(|o| o.is_object()).unwrap_or(inner);
         let most = if key == "items" { "maxItems" } else { "maxProperties" };
         let most = outer.get(most).and_then(Value::as_u64);
-        let keyed = key != "items" || text(outer, "/x-kubernetes-list-type") == "map";
+        let keyed = key != "items" || str_at(outer, "/x-kubernetes-list-type") == "map";
         let below = format!("{path}.{key}");
         let place = Place {
             path: &below,
@@ -138,21 +138,21 @@ fn node(
             node.rest = inner;
         }
     }
-    for (i, inner) in list(schema, "/allOf").iter().enumerate() {
+    for (i, inner) in array_at(schema, "/allOf").iter().enumerate() {
         let path = format!("{path}.allOf[{i}]");
         let place = Place { path: &path, resource: place.resource, ..deeper };
         node.all_of.extend(self::node(inner, outer, place, found, errors));
     }
     for key in ["anyOf", "oneOf"] {
-        for (i, inner) in list(schema, &format!("/{key}")).iter().enumerate() {
+        for (i, inner) in array_at(schema, &format!("/{key}")).iter().enumerate() {
             no_rules(inner, &format!("{path}.{key}[{i}]"), place.depth, errors);
         }
     }
     if let Some(inner) = schema.get("not") {
         no_rules(inner, &format!("{path}.not"), place.depth, errors);
     }
-    if text(outer, "/x-kubernetes-list-type") == "map" {
-        let keys = list(outer, "/x-kubernetes-list-map-keys").iter().filter_map(Value::as_str);
+    if str_at(outer, "/x-kubernetes-list-type") == "map" {
+        let keys = array_at(outer, "/x-kubernetes-list-map-keys").iter().filter_map(Value::as_str);
         let default = |key: &str| outer.pointer("/items/properties")?.get(key)?.get("default").cloned();
         node.keys = Some(keys.map(|key| (key.to_owned(), default(key))).collect());
     }
@@ -176,7 +176,7 @@ fn no_rules(schema: &Value, path: &str, depth: usize, errors: &mut FieldErrors) 
     if depth > MAX_DEPTH {
         return;
     }
-    if !list(schema, "/x-kubernetes-validations").is_empty() {
+    if !array_at(schema, "/x-kubernetes-validations").is_empty() {
         errors.forbidden(format!("{path}.x-kubernetes-validations"), "must be empty to be structural");
     }
     for (name, field) in schema.get("properties").and_then(Value::as_object).into_iter().flatten() {
@@ -188,7 +188,7 @@ fn no_rules(schema: &Value, path: &str, depth: usize, errors: &mut FieldErrors) 
         }
     }
     for key in ["allOf", "anyOf", "oneOf"] {
-        for (i, inner) in list(schema, &format!("/{key}")).iter().enumerate() {
+        for (i, inner) in array_at(schema, &format!("/{key}")).iter().enumerate() {
             no_rules(inner, &format!("{path}.{key}[{i}]"), depth + 1, errors);
         }
     }
@@ -200,7 +200,7 @@ const REASONS: [&str; 4] =
 /// What is wrong with a rule beside its expressions.
 fn shape(rule: &Value, schema: &Value, path: &str, errors: &mut FieldErrors) {
     let part = |name: &str| rule.get(name).and_then(Value::as_str);
-    let (expression, message) = (text(rule, "/rule").trim(), part("message"));
+    let (expression, message) = (str_at(rule, "/rule").trim(), part("message"));
     if expression.is_empty() {
         errors.required(format!("{path}.rule"), "rule is not specified");
     } else if message.is_some_and(|m| !m.is_empty() && m.trim().is_empty()) {
@@ -266,7 +266,7 @@ fn rule(
 ) -> Option<Rule> {
     let path = place.path;
     shape(rule, schema, path, errors);
-    let source = text(rule, "/rule");
+    let source = str_at(rule, "/rule");
     if source.trim().is_empty() {
         return None;
     }
@@ -294,7 +294,7 @@ fn rule(
     // What is in a list without a bound is there as often as a request has room for it.
     let times = place.cardinality.unwrap_or_else(|| (REQUEST - 2) / (decl.min_serialized_size() + 1));
     costs("estimated rule cost", at, program.estimate().max.saturating_mul(times), found, errors);
-    let message_source = text(rule, "/messageExpression");
+    let message_source = str_at(rule, "/messageExpression");
     let mut message_expression = None;
     if !message_source.trim().is_empty() {
         let at = format!("{path}.messageExpression");
@@ -312,8 +312,8 @@ fn rule(
         text: source.trim().to_owned(),
         message: message.map(str::to_owned),
         message_expression,
-        reason: text(rule, "/reason").to_owned(),
-        field_path: paths::normalize(text(rule, "/fieldPath"), schema).unwrap_or_default(),
+        reason: str_at(rule, "/reason").to_owned(),
+        field_path: paths::normalize(str_at(rule, "/fieldPath"), schema).unwrap_or_default(),
         uses_old,
         optional_old,
     })

@@ -5,7 +5,7 @@ use serde_json::{Value, json};
 
 use crate::{
     invalid::{FieldErrors, names},
-    value::{list, map, text, truth},
+    value::{array_at, bool_at, object_at, str_at},
 };
 
 /// The types of a printer column.
@@ -16,25 +16,27 @@ const SELECTABLE: usize = 8;
 /// Checks names, versions' parts and schemas.
 pub(super) fn check(crd: &Value, errors: &mut FieldErrors) {
     for field in ["shortNames", "categories"] {
-        for (i, name) in list(crd, &format!("/spec/names/{field}")).iter().enumerate() {
+        for (i, name) in array_at(crd, &format!("/spec/names/{field}")).iter().enumerate() {
             let name = name.as_str().unwrap_or_default();
             if !names::is_label_1035(name) {
                 errors.invalid(format!("spec.names.{field}[{i}]"), name, names::LABEL_1035_MESSAGE);
             }
         }
     }
-    let (kind, list_kind) = (text(crd, "/spec/names/kind"), text(crd, "/spec/names/listKind"));
+    let (kind, list_kind) = (str_at(crd, "/spec/names/kind"), str_at(crd, "/spec/names/listKind"));
     if !kind.is_empty() && kind == list_kind {
         errors.invalid("spec.names.listKind", list_kind, "kind and listKind may not be the same");
     }
-    if text(crd, "/spec/conversion/strategy") == "Webhook" && map(crd, "/spec/conversion/webhook").is_none() {
+    if str_at(crd, "/spec/conversion/strategy") == "Webhook"
+        && object_at(crd, "/spec/conversion/webhook").is_none()
+    {
         errors.required("spec.conversion.webhook.clientConfig", "required when strategy is set to Webhook");
     }
-    for (i, version) in list(crd, "/spec/versions").iter().enumerate() {
+    for (i, version) in array_at(crd, "/spec/versions").iter().enumerate() {
         let at = format!("spec.versions[{i}]");
         parts(version, &at, errors);
     }
-    if !truth(crd, "/spec/preserveUnknownFields") {
+    if !bool_at(crd, "/spec/preserveUnknownFields") {
         errors.append(violations(crd));
     } else if roots(crd).any(|(_, root)| has_defaults(root, 0)) {
         let why = "must be false in order to use defaults in the schema";
@@ -44,7 +46,7 @@ pub(super) fn check(crd: &Value, errors: &mut FieldErrors) {
 
 /// The schemas of a definition, each with the index of its version.
 fn roots(crd: &Value) -> impl Iterator<Item = (usize, &Value)> {
-    let versions = list(crd, "/spec/versions").iter().enumerate();
+    let versions = array_at(crd, "/spec/versions").iter().enumerate();
     versions.filter_map(|(i, version)| Some((i, version.pointer("/schema/openAPIV3Schema")?)))
 }
 
@@ -52,7 +54,7 @@ fn roots(crd: &Value) -> impl Iterator<Item = (usize, &Value)> {
 /// `NonStructuralSchema` says it.
 pub(super) fn violations(crd: &Value) -> FieldErrors {
     let mut errors = FieldErrors::default();
-    if truth(crd, "/spec/preserveUnknownFields") {
+    if bool_at(crd, "/spec/preserveUnknownFields") {
         errors.invalid("spec.preserveUnknownFields", true, "must be false");
     }
     for (i, root) in roots(crd) {
@@ -65,7 +67,7 @@ fn has_defaults(schema: &Value, depth: usize) -> bool {
     let inner = |key: &str| schema.get(key).is_some_and(|inner| has_defaults(inner, depth + 1));
     depth <= MAX_DEPTH
         && (schema.get("default").is_some()
-            || map(schema, "/properties")
+            || object_at(schema, "/properties")
                 .into_iter()
                 .flatten()
                 .any(|(_, field)| has_defaults(field, depth + 1))
@@ -74,20 +76,20 @@ fn has_defaults(schema: &Value, depth: usize) -> bool {
 }
 
 fn parts(version: &Value, at: &str, errors: &mut FieldErrors) {
-    for (j, column) in list(version, "/additionalPrinterColumns").iter().enumerate() {
+    for (j, column) in array_at(version, "/additionalPrinterColumns").iter().enumerate() {
         let at = format!("{at}.additionalPrinterColumns[{j}]");
-        if text(column, "/name").is_empty() {
+        if str_at(column, "/name").is_empty() {
             errors.required(format!("{at}.name"), "");
         }
-        if !COLUMN_TYPES.contains(&text(column, "/type")) {
+        if !COLUMN_TYPES.contains(&str_at(column, "/type")) {
             errors.invalid(
                 format!("{at}.type"),
-                text(column, "/type"),
+                str_at(column, "/type"),
                 format!("must be one of {}", COLUMN_TYPES.join(",")),
             );
         }
     }
-    let fields = list(version, "/selectableFields");
+    let fields = array_at(version, "/selectableFields");
     if fields.len() > SELECTABLE {
         errors.too_many(format!("{at}.selectableFields"), fields.len() as u64, SELECTABLE as u64);
     }
@@ -97,7 +99,7 @@ fn parts(version: &Value, at: &str, errors: &mut FieldErrors) {
         ("labelSelectorPath", ".s", false),
     ] {
         let Some(scale) = version.pointer("/subresources/scale") else { break };
-        let path = text(scale, &format!("/{field}"));
+        let path = str_at(scale, &format!("/{field}"));
         let at = format!("{at}.subresources.scale.{field}");
         match (path.is_empty(), needed) {
             (true, true) => errors.required(at, ""),
@@ -127,8 +129,8 @@ fn schema(schema_: &Value, at: &str, place: Place, errors: &mut FieldErrors, dep
     if depth > MAX_DEPTH {
         return;
     }
-    let kind = text(schema_, "/type");
-    let flag = |name: &str| truth(schema_, &format!("/{name}"));
+    let kind = str_at(schema_, "/type");
+    let flag = |name: &str| bool_at(schema_, &format!("/{name}"));
     let (anything, either) =
         (flag("x-kubernetes-preserve-unknown-fields"), flag("x-kubernetes-int-or-string"));
     for unknown in ["$ref", "definitions", "dependencies", "id", "patternProperties", "additionalItems"] {
@@ -191,7 +193,7 @@ fn schema(schema_: &Value, at: &str, place: Place, errors: &mut FieldErrors, dep
             }
         }
     }
-    if map(schema_, "/properties").is_some()
+    if object_at(schema_, "/properties").is_some()
         && schema_.get("additionalProperties").is_some_and(|a| a != false)
     {
         errors.forbidden(
@@ -199,14 +201,14 @@ fn schema(schema_: &Value, at: &str, place: Place, errors: &mut FieldErrors, dep
             "additionalProperties and properties are mutual exclusive",
         );
     }
-    if text(schema_, "/x-kubernetes-list-type") == "map" {
+    if str_at(schema_, "/x-kubernetes-list-type") == "map" {
         keys(schema_, at, errors);
     }
     if kind == "array" && schema_.get("items").is_none() {
         errors.required(format!("{at}.items"), "must be specified");
     }
     let inside = |place_: Place| if place == Place::Junctor { place } else { place_ };
-    for (name, field) in map(schema_, "/properties").into_iter().flatten() {
+    for (name, field) in object_at(schema_, "/properties").into_iter().flatten() {
         schema(field, &format!("{at}.properties[{name}]"), inside(Place::Field), errors, depth + 1);
     }
     for (key, place) in [("items", Place::Element), ("additionalProperties", Place::Field)] {
@@ -215,7 +217,7 @@ fn schema(schema_: &Value, at: &str, place: Place, errors: &mut FieldErrors, dep
         }
     }
     for key in ["allOf", "anyOf", "oneOf"] {
-        for (i, inner) in list(schema_, &format!("/{key}")).iter().enumerate() {
+        for (i, inner) in array_at(schema_, &format!("/{key}")).iter().enumerate() {
             schema(inner, &format!("{at}.{key}[{i}]"), Place::Junctor, errors, depth + 1);
         }
     }
@@ -226,7 +228,7 @@ fn schema(schema_: &Value, at: &str, place: Place, errors: &mut FieldErrors, dep
 
 /// The keys of a list of objects must be there in each of them.
 fn keys(schema_: &Value, at: &str, errors: &mut FieldErrors) {
-    let keys = list(schema_, "/x-kubernetes-list-map-keys");
+    let keys = array_at(schema_, "/x-kubernetes-list-map-keys");
     if keys.is_empty() {
         errors.required(
             format!("{at}.x-kubernetes-list-map-keys"),
@@ -234,8 +236,8 @@ fn keys(schema_: &Value, at: &str, errors: &mut FieldErrors) {
         );
     }
     for key in keys.iter().filter_map(Value::as_str) {
-        let required = list(schema_, "/items/required").contains(&json!(key));
-        let field = map(schema_, "/items/properties").and_then(|fields| fields.get(key));
+        let required = array_at(schema_, "/items/required").contains(&json!(key));
+        let field = object_at(schema_, "/items/properties").and_then(|fields| fields.get(key));
         if !required && field.and_then(|f| f.get("default")).is_none() {
             errors.required(
                 format!("{at}.items.properties[{key}].default"),

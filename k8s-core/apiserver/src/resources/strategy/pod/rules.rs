@@ -9,7 +9,7 @@ use super::{details, is_blank, volumes::check_sources};
 use crate::{
     invalid::{FieldErrors, names},
     resources::strategy::rule::At,
-    value::{integer, list, map, text},
+    value::{array_at, int_at, object_at, str_at},
 };
 
 /// Checks a template: its labels and its spec.
@@ -21,14 +21,14 @@ pub(in crate::resources) fn check_template(template: &Value, field: &str, errors
 /// Checks a pod spec.
 pub(super) fn check_spec(spec: &Value, at: &str, errors: &mut FieldErrors) {
     let volumes = check_volumes(spec, at, errors);
-    let containers = list(spec, "/containers");
+    let containers = array_at(spec, "/containers");
     if containers.is_empty() {
         errors.required(format!("{at}.containers"), "");
     }
     let mut seen = HashSet::new();
-    for (i, container) in list(spec, "/initContainers").iter().enumerate() {
+    for (i, container) in array_at(spec, "/initContainers").iter().enumerate() {
         check_container(container, &format!("{at}.initContainers[{i}]"), &volumes, &mut seen, errors);
-        let policy = text(container, "/restartPolicy");
+        let policy = str_at(container, "/restartPolicy");
         if !policy.is_empty() && policy != "Always" {
             errors.not_supported(format!("{at}.initContainers[{i}].restartPolicy"), policy, &["Always"]);
         }
@@ -39,7 +39,7 @@ pub(super) fn check_spec(spec: &Value, at: &str, errors: &mut FieldErrors) {
     one_of(spec, "restartPolicy", &["Always", "OnFailure", "Never"], at, errors);
     one_of(spec, "dnsPolicy", &["ClusterFirst", "ClusterFirstWithHostNet", "Default", "None"], at, errors);
     super::super::not_negative(spec, "/terminationGracePeriodSeconds", errors);
-    if let Some(n) = integer(spec, "/activeDeadlineSeconds")
+    if let Some(n) = int_at(spec, "/activeDeadlineSeconds")
         && n < 1
     {
         errors.invalid(
@@ -49,12 +49,12 @@ pub(super) fn check_spec(spec: &Value, at: &str, errors: &mut FieldErrors) {
         );
     }
     for name in ["hostname", "subdomain"] {
-        let value = text(spec, &format!("/{name}"));
+        let value = str_at(spec, &format!("/{name}"));
         if !value.is_empty() && !names::is_label(value) {
             errors.invalid(format!("{at}.{name}"), value, names::LABEL_MESSAGE);
         }
     }
-    let account = text(spec, "/serviceAccountName");
+    let account = str_at(spec, "/serviceAccountName");
     if !account.is_empty() && !names::is_subdomain(account) {
         errors.invalid(format!("{at}.serviceAccountName"), account, names::SUBDOMAIN_MESSAGE);
     }
@@ -99,7 +99,7 @@ fn check_ephemeral(spec: &At<'_>, errors: &mut FieldErrors) {
 }
 
 fn one_of(object: &Value, field: &str, values: &[&str], at: &str, errors: &mut FieldErrors) {
-    let value = text(object, &format!("/{field}"));
+    let value = str_at(object, &format!("/{field}"));
     if value.is_empty() {
         errors.required(format!("{at}.{field}"), "");
     } else if !values.contains(&value) {
@@ -110,9 +110,9 @@ fn one_of(object: &Value, field: &str, values: &[&str], at: &str, errors: &mut F
 /// Checks volumes and returns their names.
 fn check_volumes<'a>(spec: &'a Value, at: &str, errors: &mut FieldErrors) -> HashSet<&'a str> {
     let mut seen = HashSet::new();
-    for (i, volume) in list(spec, "/volumes").iter().enumerate() {
+    for (i, volume) in array_at(spec, "/volumes").iter().enumerate() {
         let at = format!("{at}.volumes[{i}]");
-        let name = text(volume, "/name");
+        let name = str_at(volume, "/name");
         if name.is_empty() {
             errors.required(format!("{at}.name"), "");
         } else if !names::is_label(name) {
@@ -132,7 +132,7 @@ fn check_container<'a>(
     seen: &mut HashSet<&'a str>,
     errors: &mut FieldErrors,
 ) {
-    let name = text(container, "/name");
+    let name = str_at(container, "/name");
     if name.is_empty() {
         errors.required(format!("{at}.name"), "");
     } else if !names::is_label(name) {
@@ -140,23 +140,23 @@ fn check_container<'a>(
     } else if !seen.insert(name) {
         errors.duplicate(format!("{at}.name"), name);
     }
-    let image = text(container, "/image");
+    let image = str_at(container, "/image");
     if image.is_empty() {
         errors.required(format!("{at}.image"), "");
     } else if image.trim() != image {
         errors.invalid(format!("{at}.image"), image, "must not have leading or trailing whitespace");
     }
     check_ports(container, at, errors);
-    for (i, env) in list(container, "/env").iter().enumerate() {
+    for (i, env) in array_at(container, "/env").iter().enumerate() {
         let at = format!("{at}.env[{i}]");
-        let name = text(env, "/name");
+        let name = str_at(env, "/name");
         if name.is_empty() {
             errors.required(format!("{at}.name"), "");
         } else if name.contains('=') || !name.bytes().all(|b| b.is_ascii_graphic() || b == b' ') {
             errors.invalid(format!("{at}.name"), name, "a valid environment variable name must consist only of printable ASCII characters other than '='");
         }
-        if let Some(from) = map(env, "/valueFrom") {
-            if !text(env, "/value").is_empty() {
+        if let Some(from) = object_at(env, "/valueFrom") {
+            if !str_at(env, "/value").is_empty() {
                 errors.invalid(
                     format!("{at}.valueFrom"),
                     "",
@@ -179,21 +179,21 @@ fn check_container<'a>(
             }
         }
     }
-    for (i, mount) in list(container, "/volumeMounts").iter().enumerate() {
+    for (i, mount) in array_at(container, "/volumeMounts").iter().enumerate() {
         let at = format!("{at}.volumeMounts[{i}]");
-        let name = text(mount, "/name");
+        let name = str_at(mount, "/name");
         if name.is_empty() {
             errors.required(format!("{at}.name"), "");
         } else if !volumes.contains(name) {
             errors.not_found(format!("{at}.name"), name);
         }
-        let path = text(mount, "/mountPath");
+        let path = str_at(mount, "/mountPath");
         if path.is_empty() {
             errors.required(format!("{at}.mountPath"), "");
-        } else if list(container, "/volumeMounts")[..i].iter().any(|m| text(m, "/mountPath") == path) {
+        } else if array_at(container, "/volumeMounts")[..i].iter().any(|m| str_at(m, "/mountPath") == path) {
             errors.invalid(format!("{at}.mountPath"), path, "must be unique");
         }
-        let sub_path = text(mount, "/subPath");
+        let sub_path = str_at(mount, "/subPath");
         if sub_path.starts_with('/') {
             errors.invalid(format!("{at}.subPath"), sub_path, "must be a relative path");
         } else if sub_path.split('/').any(|p| p == "..") {
@@ -206,7 +206,7 @@ fn check_container<'a>(
     for probe in ["livenessProbe", "readinessProbe", "startupProbe"] {
         if let Some(handler) = container.get(probe) {
             check_handler(handler, &format!("{at}.{probe}"), errors);
-            if probe != "readinessProbe" && integer(handler, "/successThreshold").is_some_and(|n| n != 1) {
+            if probe != "readinessProbe" && int_at(handler, "/successThreshold").is_some_and(|n| n != 1) {
                 errors.invalid(
                     format!("{at}.{probe}.successThreshold"),
                     handler["successThreshold"].clone(),
@@ -214,7 +214,7 @@ fn check_container<'a>(
                 );
             }
             for number in ["initialDelaySeconds", "timeoutSeconds", "periodSeconds", "failureThreshold"] {
-                if let Some(n) = integer(handler, &format!("/{number}"))
+                if let Some(n) = int_at(handler, &format!("/{number}"))
                     && n < 0
                 {
                     errors.invalid(format!("{at}.{probe}.{number}"), n, "must be greater than or equal to 0");
@@ -240,16 +240,16 @@ fn check_handler(handler: &Value, at: &str, errors: &mut FieldErrors) {
     for extra in kinds.iter().skip(1) {
         errors.forbidden(format!("{at}.{extra}"), "may not specify more than 1 handler type");
     }
-    if handler.get("exec").is_some() && list(handler, "/exec/command").is_empty() {
+    if handler.get("exec").is_some() && array_at(handler, "/exec/command").is_empty() {
         errors.required(format!("{at}.exec.command"), "");
     }
 }
 
 fn check_ports(container: &Value, at: &str, errors: &mut FieldErrors) {
     let mut names_seen = HashSet::new();
-    for (i, port) in list(container, "/ports").iter().enumerate() {
+    for (i, port) in array_at(container, "/ports").iter().enumerate() {
         let at = format!("{at}.ports[{i}]");
-        let name = text(port, "/name");
+        let name = str_at(port, "/name");
         if !name.is_empty() {
             if name.len() > 15 || !names::is_label(name) || !name.bytes().any(|b| b.is_ascii_lowercase()) {
                 errors.invalid(format!("{at}.name"), name, "must contain only alpha-numeric characters (a-z, 0-9), and hyphens (-), at least one letter, and be no more than 15 characters");
@@ -257,19 +257,19 @@ fn check_ports(container: &Value, at: &str, errors: &mut FieldErrors) {
                 errors.duplicate(format!("{at}.name"), name);
             }
         }
-        let number = integer(port, "/containerPort").unwrap_or(0);
+        let number = int_at(port, "/containerPort").unwrap_or(0);
         if number == 0 {
             errors.required(format!("{at}.containerPort"), "");
         } else if !(1..=65535).contains(&number) {
             errors.invalid(format!("{at}.containerPort"), number, "must be between 1 and 65535, inclusive");
         }
-        if let Some(host) = integer(port, "/hostPort")
+        if let Some(host) = int_at(port, "/hostPort")
             && host != 0
             && !(1..=65535).contains(&host)
         {
             errors.invalid(format!("{at}.hostPort"), host, "must be between 1 and 65535, inclusive");
         }
-        let protocol = text(port, "/protocol");
+        let protocol = str_at(port, "/protocol");
         if !["TCP", "UDP", "SCTP"].contains(&protocol) {
             errors.not_supported(format!("{at}.protocol"), protocol, &["SCTP", "TCP", "UDP"]);
         }
@@ -279,7 +279,7 @@ fn check_ports(container: &Value, at: &str, errors: &mut FieldErrors) {
 fn check_resources(container: &Value, at: &str, errors: &mut FieldErrors) {
     let quantity = |value: &Value| value.as_str().and_then(|q| q.parse::<Quantity>().ok());
     for list in ["limits", "requests"] {
-        for (name, value) in map(container, &format!("/resources/{list}")).into_iter().flatten() {
+        for (name, value) in object_at(container, &format!("/resources/{list}")).into_iter().flatten() {
             if quantity(value).is_some_and(|q| q.is_negative()) {
                 errors.invalid(
                     format!("{at}.resources.{list}[{name}]"),
@@ -289,7 +289,7 @@ fn check_resources(container: &Value, at: &str, errors: &mut FieldErrors) {
             }
         }
     }
-    for (name, request) in map(container, "/resources/requests").into_iter().flatten() {
+    for (name, request) in object_at(container, "/resources/requests").into_iter().flatten() {
         let Some(limit) = container.pointer("/resources/limits").and_then(|l| l.get(name)) else { continue };
         if let (Some(r), Some(l)) = (quantity(request), quantity(limit))
             && r > l
@@ -329,14 +329,14 @@ pub(super) fn check_update(new: &Value, old: &Value, errors: &mut FieldErrors) {
     if now != before {
         errors.forbidden("spec", &format!("{UPDATE_MESSAGE}\n{}", difference(&now, &before)));
     }
-    let have = list(new, "/spec/tolerations");
-    if list(old, "/spec/tolerations").iter().any(|t| !have.contains(t)) {
+    let have = array_at(new, "/spec/tolerations");
+    if array_at(old, "/spec/tolerations").iter().any(|t| !have.contains(t)) {
         errors.forbidden(
             "spec.tolerations",
             "existing toleration can not be modified except its tolerationSeconds",
         );
     }
-    let gates = |pod: &Value| -> Vec<Value> { list(pod, "/spec/schedulingGates").to_vec() };
+    let gates = |pod: &Value| -> Vec<Value> { array_at(pod, "/spec/schedulingGates").to_vec() };
     if gates(new).iter().any(|g| !gates(old).contains(g)) {
         errors.forbidden("spec.schedulingGates", "only deletion is allowed, but found new scheduling gate");
     }
@@ -345,13 +345,14 @@ pub(super) fn check_update(new: &Value, old: &Value, errors: &mut FieldErrors) {
 /// Ephemeral containers are added; those that are there stay as they are.
 pub(super) fn check_ephemeral_update(new: &Value, old: &Value, errors: &mut FieldErrors) {
     let field = "spec.ephemeralContainers";
-    if map(new, "/metadata/annotations").is_some_and(|a| a.contains_key("kubernetes.io/config.mirror")) {
+    if object_at(new, "/metadata/annotations").is_some_and(|a| a.contains_key("kubernetes.io/config.mirror"))
+    {
         errors.forbidden("", "static pods do not support ephemeral containers");
     }
-    let now = list(new, "/spec/ephemeralContainers");
-    for container in list(old, "/spec/ephemeralContainers") {
-        let name = text(container, "/name");
-        match now.iter().find(|c| text(c, "/name") == name) {
+    let now = array_at(new, "/spec/ephemeralContainers");
+    for container in array_at(old, "/spec/ephemeralContainers") {
+        let name = str_at(container, "/name");
+        match now.iter().find(|c| str_at(c, "/name") == name) {
             None => errors
                 .forbidden(field, &format!("existing ephemeral containers \"{name}\" may not be removed\n")),
             Some(changed) if changed != container => errors.forbidden(

@@ -7,7 +7,7 @@ use serde_json::Value;
 use super::super::rule::IP;
 use crate::{
     invalid::FieldErrors,
-    value::{integer, list, text},
+    value::{array_at, int_at, str_at},
 };
 
 /// The lists of container statuses.
@@ -15,7 +15,7 @@ const STATUSES: [&str; 3] = ["initContainerStatuses", "containerStatuses", "ephe
 
 /// Checks a status write. Addresses that the old status has are kept, valid or not.
 pub(super) fn check(new: &Value, old: &Value, errors: &mut FieldErrors) {
-    if text(new, "/spec/nodeName") != text(old, "/spec/nodeName") {
+    if str_at(new, "/spec/nodeName") != str_at(old, "/spec/nodeName") {
         errors.forbidden("spec.nodeName", "may not be changed directly");
     }
     let had: Vec<&str> = addresses(old).map(|(_, ip)| ip).collect();
@@ -25,8 +25,8 @@ pub(super) fn check(new: &Value, old: &Value, errors: &mut FieldErrors) {
         }
     }
     for kind in STATUSES {
-        for (i, status) in list(new, &format!("/status/{kind}")).iter().enumerate() {
-            if let Some(count) = integer(status, "/restartCount").filter(|count| *count < 0) {
+        for (i, status) in array_at(new, &format!("/status/{kind}")).iter().enumerate() {
+            if let Some(count) = int_at(status, "/restartCount").filter(|count| *count < 0) {
                 let field = format!("status.{kind}[{i}].restartCount");
                 errors.invalid(field, count, "must be greater than or equal to 0");
             }
@@ -38,9 +38,9 @@ pub(super) fn check(new: &Value, old: &Value, errors: &mut FieldErrors) {
 fn addresses(pod: &Value) -> impl Iterator<Item = (String, &str)> {
     ["podIP", "hostIP"].into_iter().flat_map(move |one| {
         let all = format!("{one}s");
-        let first = text(pod, &format!("/status/{one}"));
+        let first = str_at(pod, &format!("/status/{one}"));
         let listed: Vec<&str> =
-            list(pod, &format!("/status/{all}")).iter().map(|entry| text(entry, "/ip")).collect();
+            array_at(pod, &format!("/status/{all}")).iter().map(|entry| str_at(entry, "/ip")).collect();
         let single = (!first.is_empty() && listed.first() != Some(&first)).then_some((0, first));
         let all_of_them = single.into_iter().chain(listed.into_iter().enumerate());
         all_of_them.map(move |(i, ip)| (format!("status.{all}[{i}]"), ip)).collect::<Vec<_>>()

@@ -8,7 +8,7 @@ use crate::{
         csi,
         rule::{At, Check, Rule},
     },
-    value::{child, default, default_text, list, text},
+    value::{array_at, child, default, default_text, str_at},
 };
 
 /// Checks what provides a volume's data: exactly one source, and its own rules. `others` are the fields that are no source.
@@ -343,7 +343,7 @@ fn check_paths(projected: &At<'_>, errors: &mut FieldErrors) {
     for source in projected.field("sources").items() {
         for (_, kind) in source.entries() {
             let mut paths: Vec<&str> =
-                list(kind.value, "/items").iter().map(|item| text(item, "/path")).collect();
+                array_at(kind.value, "/items").iter().map(|item| str_at(item, "/path")).collect();
             paths.push(kind.text("path"));
             for path in paths.into_iter().filter(|p| !p.is_empty()) {
                 if !seen.insert(path.to_owned()) {
