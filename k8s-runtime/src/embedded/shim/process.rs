@@ -227,7 +227,9 @@ pub(super) fn container_init(
                 _ => {}
             }
         }
-        if matches!(cgroups, Cgroups::V2(_)) {
+        // The process is in its groups by now, and they become the root of all that it can mount. In version 1 a
+        // privileged container sees the host's hierarchies, as it sees the host's devices.
+        if matches!(cgroups, Cgroups::V2(_)) || !container.spec.privileged {
             unshare(CloneFlags::CLONE_NEWCGROUP).map_err(doing("new cgroup namespace"))?;
         }
         sys::own_keyring();
