@@ -44,6 +44,7 @@ use nix::{
 use self::{container::Container, log::StreamName, server::Connection};
 use super::{
     cgroup::Cgroups,
+    devices::{self, PodRules},
     protocol::{Message, SandboxRecord, read_json},
 };
 
@@ -61,6 +62,8 @@ struct Shim {
     dir: PathBuf,
     sandbox: SandboxRecord,
     cgroups: Cgroups,
+    /// The device rules of the pod's group.
+    pod_rules: PodRules,
     containers: BTreeMap<String, Container>,
     execs: BTreeMap<u64, Exec>,
     connections: BTreeMap<u64, Connection>,
@@ -121,11 +124,13 @@ fn prepare(dir: &Path) -> Result<(Shim, SignalFd, UnixListener), String> {
     let sandbox: SandboxRecord = read_json(&dir.join("sandbox.json")).map_err(text("read sandbox.json"))?;
     let cgroups = Cgroups::detect().map_err(text("find cgroups"))?;
     let shared_pids = sandbox::set_up(dir, &sandbox, &cgroups)?;
+    let pod_rules = devices::restrict_pod(&cgroups, &sandbox.cgroup);
     let listener = bind(dir).map_err(text("bind shim.sock"))?;
     let shim = Shim {
         dir: dir.to_owned(),
         sandbox,
         cgroups,
+        pod_rules,
         containers: BTreeMap::new(),
         execs: BTreeMap::new(),
         connections: BTreeMap::new(),

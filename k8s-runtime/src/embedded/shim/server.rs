@@ -199,7 +199,8 @@ impl Shim {
         let record: ContainerRecord = read_json(&path).map_err(Failure::other(&format!("read {path:?}")))?;
         let cgroup = record.cgroup.clone();
         let pids = self.shared_pids.as_ref().map(|(_, fd)| fd.as_fd());
-        let made = Container::create(&self.dir, &self.sandbox, record, &self.cgroups, pids);
+        let made =
+            Container::create(&self.dir, &self.sandbox, record, &self.cgroups, &mut self.pod_rules, pids);
         let container = match made {
             Ok(container) => container,
             Err(failure) => {
