@@ -1,6 +1,6 @@
 //! One pod: what is known about it, what to do next, and what to say about it.
 //!
-//! Flow: a [`worker`] owns a [`life::World`]. Every message (the pod changed, a container ended, a start finished, a probe turned, a timer)
+//! Flow: a [`worker`] owns a [`world::World`]. Every message (the pod changed, a container ended, a start finished, a probe turned, a timer)
 //! changes the world; then [`plan::decide`] says what to do, [`status::compute`] says what to report, and the worker does both. Whatever
 //! takes time ([`start`], [`stop`], [`sandbox`], volumes) runs in tasks of its own and comes back as a message.
 //!
@@ -16,4 +16,5 @@ pub(crate) mod start;
 pub(crate) mod status;
 pub(crate) mod stop;
 pub(crate) mod worker;
+pub(crate) mod world;
 pub(crate) mod writer;

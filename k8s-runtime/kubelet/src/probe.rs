@@ -14,8 +14,9 @@ use tokio::task::JoinHandle;
 use crate::{
     context::Context,
     pod::{
-        life::{Life, Phase, World},
+        life::{Life, Phase},
         worker::{Msg, Post},
+        world::World,
     },
     types::*,
 };

@@ -1,6 +1,6 @@
 //! What to do next for a pod. Pure: no clock, no I/O.
 
-use super::life::*;
+use super::{life::*, world::*};
 use crate::types::*;
 
 /// Something to do. Each is begun once: the worker marks the world before it begins.

@@ -6,7 +6,7 @@ use std::net::IpAddr;
 
 use k8s_core::meta::ObjectExt;
 
-use super::{admit::Refusal, life::*};
+use super::{admit::Refusal, life::*, world::*};
 use crate::{resources, types::*};
 
 /// What the status says beside the world.

@@ -23,6 +23,7 @@ use super::{
     records,
     sandbox::{self, Extent, PodFiles},
     start, status, stop,
+    world::*,
     writer::Writer,
 };
 use crate::{
