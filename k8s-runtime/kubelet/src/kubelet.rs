@@ -23,7 +23,8 @@ use crate::{
     logs, node, orphans,
     pod::{
         admit::Sysctls,
-        worker::{self, Handle, Msg},
+        worker::{self, Handle},
+        world::Message,
     },
     server::{self, KubeletApi},
     types::*,
@@ -282,7 +283,7 @@ impl Router {
                 () = cx.services.synced(), if !self.services_known => {
                     self.services_known = true;
                     for handle in self.workers.values() {
-                        handle.post.send(Msg::Services);
+                        handle.mailbox.send(Message::Services);
                     }
                 }
                 () = cx.pods.synced(), if orphans_due => {
@@ -315,7 +316,7 @@ impl Router {
                 let uids: std::collections::HashSet<&str> = all.iter().map(|p| p.uid()).collect();
                 let gone = self.workers.values().filter(|h| !uids.contains(h.pod.uid()));
                 for handle in gone {
-                    handle.post.send(Msg::Gone(handle.pod.clone()));
+                    handle.mailbox.send(Message::Gone(handle.pod.clone()));
                 }
                 for pod in all {
                     self.give(pod);
@@ -328,7 +329,7 @@ impl Router {
         if let Some(handle) = self.workers.get_mut(pod.uid()) {
             if pod.revision() > handle.pod.revision() {
                 handle.pod = pod.clone();
-                handle.post.send(Msg::Pod(pod));
+                handle.mailbox.send(Message::Pod(pod));
             }
             return;
         }
@@ -350,7 +351,7 @@ impl Router {
 
     fn lost(&mut self, pod: &Arc<Pod>) {
         if let Some(handle) = self.workers.get(pod.uid()) {
-            handle.post.send(Msg::Gone(pod.clone()));
+            handle.mailbox.send(Message::Gone(pod.clone()));
         }
     }
 
@@ -374,7 +375,7 @@ impl Router {
         };
         let owner = self.cx.owner_of(sandbox);
         match owner.and_then(|uid| self.workers.get(&uid)) {
-            Some(handle) => handle.post.send(Msg::Runtime(event)),
+            Some(handle) => handle.mailbox.runtime(event),
             None => debug!(?event, "an event of no pod's"),
         }
     }
@@ -384,7 +385,7 @@ impl Router {
             Ok(all) => {
                 for (uid, handle) in &self.workers {
                     let own = all.iter().filter(|s| &s.spec.uid == uid).cloned().collect();
-                    handle.post.send(Msg::Relist(own));
+                    handle.mailbox.listed(own);
                 }
             }
             Err(e) => warn!(error = %e, "runtime not listed"),

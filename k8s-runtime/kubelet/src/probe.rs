@@ -15,8 +15,8 @@ use crate::{
     context::Context,
     pod::{
         life::{Life, Phase},
-        worker::{Msg, Post},
-        world::World,
+        worker::Mailbox,
+        world::{Message, World},
     },
     types::*,
 };
@@ -113,7 +113,7 @@ fn due(life: &Life) -> Vec<(Kind, &Probe)> {
 
 impl Probes {
     /// Starts what is due and stops what is not. While the pod ends only readiness is still asked.
-    pub(crate) fn follow(&mut self, cx: &Arc<Context>, world: &World, pod_ips: &[IpAddr], post: &Post) {
+    pub(crate) fn follow(&mut self, cx: &Arc<Context>, world: &World, mailbox: &Mailbox) {
         let ending = world.ending.is_some();
         let mut wanted = Vec::new();
         for life in &world.containers {
@@ -142,9 +142,9 @@ impl Probes {
                 id: key.0.clone(),
                 kind: key.1,
                 probe: probe.clone(),
-                pod_ips: pod_ips.to_vec(),
+                pod_ips: world.pod_ips.clone(),
                 started_at,
-                post: post.clone(),
+                mailbox: mailbox.clone(),
             };
             self.tasks.insert(key, tokio::spawn(prober.run()));
         }
@@ -159,7 +159,7 @@ struct Prober {
     probe: Probe,
     pod_ips: Vec<IpAddr>,
     started_at: Timestamp,
-    post: Post,
+    mailbox: Mailbox,
 }
 
 fn seconds(value: Option<i32>, default: u64) -> Duration {
@@ -194,7 +194,7 @@ impl Prober {
                     failure,
                     verdict,
                 };
-                self.post.send(Msg::Probe(report));
+                self.mailbox.send(Message::Probe(report));
             }
         }
     }

@@ -1,46 +1,101 @@
-//! Everything that is known about a pod.
+//! The state machine of a pod. Pure: no clock, no I/O, no tasks.
+//!
+//! Flow: [`World::on`] takes [`Message`]s, changes the world, has [`plan::decide`](super::plan::decide) say what to do next, and
+//! returns it as [`Effect`]s. Whatever an effect begins comes back as a message.
+//! Guarantees:
+//! 1. Work on a container, on the sandbox and on the volumes is marked in the world before its effect is returned, so that it is
+//!    never begun twice at once.
+//! 2. A pod that has come to its end starts no container again.
+//! 3. The restart count of a container never goes down.
+//! 4. A wait that time alone ends has an [`Effect::WakeAt`] in each answer.
+//!
+//! Not here: performing effects ([`worker`](super::worker)), the text of the status ([`status`](super::status)).
 
-use std::sync::Arc;
+mod adopt;
+mod effect;
+mod message;
+mod on;
+mod step;
+
+use std::{net::IpAddr, sync::Arc, time::Duration};
 
 use k8s_core::meta::ObjectExt;
-use k8s_runtime::SandboxId;
+use k8s_runtime::{SandboxId, SandboxStatus};
 
+pub(crate) use self::{
+    effect::{Effect, PodEvent, StartContainer, StopContainer},
+    message::{Message, Observed, Seen, StartOutcome},
+};
 use super::{admit::Refusal, life::*};
-use crate::types::*;
+use crate::{types::*, volumes::Mounted};
 
 /// The pod's volumes.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug)]
 pub(crate) enum Volumes {
     Absent,
-    Busy { failures: u32 },
-    Ready,
-    Failed { retry_at: Timestamp, failures: u32 },
-}
-
-/// The pod's sandbox.
-#[derive(Clone, Debug, PartialEq)]
-pub(crate) enum Sandbox {
-    Absent {
-        attempt: u32,
-    },
+    /// Set up for the first time. `stale`: a source has changed since it began.
     Busy {
-        attempt: u32,
         failures: u32,
+        stale: bool,
     },
     Ready {
-        id: SandboxId,
-        attempt: u32,
-    },
-    /// It died; its containers with it.
-    Dead {
-        id: SandboxId,
-        attempt: u32,
+        mounted: Arc<Mounted>,
+        refresh: Refresh,
     },
     Failed {
         retry_at: Timestamp,
         failures: u32,
+    },
+}
+
+/// The renewal of contents that are mounted already.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Refresh {
+    /// Due at this time, or when a source changes.
+    Due(Option<Timestamp>),
+    /// Under way. `stale`: a source has changed since it began.
+    Busy { stale: bool },
+}
+
+impl Volumes {
+    /// Work on them is under way.
+    pub(super) fn is_busy(&self) -> bool {
+        matches!(self, Volumes::Busy { .. } | Volumes::Ready { refresh: Refresh::Busy { .. }, .. })
+    }
+}
+
+/// The pod's sandbox.
+#[derive(Clone, Debug)]
+pub(crate) enum Sandbox {
+    Absent {
         attempt: u32,
     },
+    /// Made or connected. `old`: the one that is replaced or connected again.
+    Busy {
+        attempt: u32,
+        failures: u32,
+        old: Option<Arc<SandboxStatus>>,
+    },
+    Ready(Arc<SandboxStatus>),
+    /// It died; its containers with it.
+    Dead(Arc<SandboxStatus>),
+    Failed {
+        retry_at: Timestamp,
+        failures: u32,
+        attempt: u32,
+        old: Option<Arc<SandboxStatus>>,
+    },
+}
+
+impl Sandbox {
+    /// The newest sandbox that was made.
+    pub(crate) fn status(&self) -> Option<&Arc<SandboxStatus>> {
+        match self {
+            Sandbox::Absent { .. } => None,
+            Sandbox::Busy { old, .. } | Sandbox::Failed { old, .. } => old.as_ref(),
+            Sandbox::Ready(status) | Sandbox::Dead(status) => Some(status),
+        }
+    }
 }
 
 /// Why the pod is being ended.
@@ -89,9 +144,11 @@ pub(crate) struct Ending {
 pub(crate) struct World {
     pub(crate) pod: Arc<Pod>,
     pub(crate) volumes: Volumes,
-    /// The volumes are there, and are being brought up to date.
-    pub(crate) refreshing: bool,
     pub(crate) sandbox: Sandbox,
+    /// Sandboxes before that one. They are removed with the pod.
+    pub(crate) old_sandboxes: Vec<Arc<SandboxStatus>>,
+    /// The pod's addresses. Those of a dead sandbox stay until another one is made.
+    pub(crate) pod_ips: Vec<IpAddr>,
     /// The pod has its addresses, or needs none.
     pub(crate) network_ready: bool,
     pub(crate) containers: Vec<Life>,
@@ -115,8 +172,9 @@ impl World {
         let mut world = World {
             pod,
             volumes: Volumes::Absent,
-            refreshing: false,
             sandbox: Sandbox::Absent { attempt: 0 },
+            old_sandboxes: Vec::new(),
+            pod_ips: Vec::new(),
             network_ready: false,
             containers: Vec::new(),
             initialized: false,
@@ -188,15 +246,15 @@ impl World {
         self.containers.iter_mut().find(|l| l.name == name)
     }
 
-    /// The grace period of a deletion, or that of the specification.
-    pub(crate) fn grace(&self) -> i64 {
+    /// The grace period of a deletion, or that of the specification; at least 1 s.
+    fn grace_time(&self) -> Duration {
         let spec = self.spec().termination_grace_period_seconds.unwrap_or(30);
         let grace = if self.pod.is_deleting() || self.gone {
             self.pod.metadata.deletion_grace_period_seconds.unwrap_or(spec)
         } else {
             spec
         };
-        grace.max(1)
+        Duration::from_secs(u64::try_from(grace).unwrap_or(0).max(1))
     }
 }
 
