@@ -13,9 +13,13 @@
 
 mod adopt;
 mod effect;
+#[cfg(test)]
+mod laws;
 mod message;
 mod on;
 mod step;
+#[cfg(test)]
+mod tests;
 
 use std::{net::IpAddr, sync::Arc, time::Duration};
 
