@@ -14,7 +14,8 @@
 
 use std::{fs, io, os::fd::OwnedFd, path::PathBuf};
 
-use super::{cgroup::Cgroups, sys};
+use super::cgroup::Cgroups;
+use crate::sys;
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[repr(u32)]

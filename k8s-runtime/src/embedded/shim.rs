@@ -12,7 +12,6 @@
 
 mod container;
 mod identity;
-pub(crate) mod inroot;
 mod log;
 mod pause;
 mod process;
@@ -114,7 +113,7 @@ fn prepare(dir: &Path) -> Result<(Shim, SignalFd, UnixListener), String> {
     ignore_signals();
     let log = fs::OpenOptions::new().append(true).create(true).open(dir.join("shim.log"));
     let log = log.map_err(text("open shim.log"))?;
-    super::sys::dup_onto(log.as_fd(), 2).map_err(text("redirect standard error"))?;
+    crate::sys::dup_onto(log.as_fd(), 2).map_err(text("redirect standard error"))?;
     let mut mask = SigSet::empty();
     mask.add(Signal::SIGCHLD);
     mask.thread_block().map_err(|e| format!("block signals: {}", e.desc()))?;

@@ -29,10 +29,13 @@ use nix::{
 use serde::{Deserialize, Serialize};
 
 use super::{identity, rootfs, rootfs::doing, seccomp};
-use crate::embedded::{
-    cgroup::Cgroups,
-    protocol::{ContainerRecord, Failure, SandboxRecord},
-    sys, wire,
+use crate::{
+    embedded::{
+        cgroup::Cgroups,
+        protocol::{ContainerRecord, Failure, SandboxRecord},
+        wire,
+    },
+    sys,
 };
 
 /// How long a child may take to get ready (a bind source on a hanging file server, for one).

@@ -17,10 +17,13 @@ use super::{
     Exec, Shim,
     container::{self, Container, complain},
 };
-use crate::embedded::{
-    protocol::{Call, ContainerRecord, Failure, Message, Reply, Request, read_json},
-    sandbox_files, sys,
-    wire::{Inbox, Outbox},
+use crate::{
+    embedded::{
+        protocol::{Call, ContainerRecord, Failure, Message, Reply, Request, read_json},
+        sandbox_files,
+        wire::{Inbox, Outbox},
+    },
+    sys,
 };
 
 /// One client of the shim.

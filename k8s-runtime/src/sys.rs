@@ -1,7 +1,8 @@
 //! System calls that nix has no safe function for, each with the smallest possible face.
 //!
-//! Guarantee: the only `unsafe` code of the embedded runtime is in this file. Everything returns `io::Error` and keeps
-//! no state. Not here: any decision about what to call when.
+//! Guarantee: everything returns `io::Error` and keeps no state. Signal handlers and descriptors that arrive in messages are
+//! `unsafe` at their own places.
+//! Not here: any decision about what to call when.
 #![allow(unsafe_code)]
 
 use std::{
