@@ -13,10 +13,11 @@ use k8s_apiserver::{
     listen::{self, TlsFiles},
     proxy::LocalKubelets,
 };
-use k8s_controllers::{Caches, Environment, Manager, builtin};
+use k8s_builtin as builtin;
+use k8s_controllers::{Caches, Environment, Manager};
 use k8s_core::client::{Client, Kubeconfig};
 use k8s_scheduler::Scheduler;
-use k8s_store::{Embedded, OpenError, Store};
+use k8s_store::{Embedded, Local, OpenError, Store};
 use serde_json::{Value, json};
 use tokio::{net::TcpListener, task::JoinHandle};
 use tokio_util::sync::CancellationToken;
@@ -117,7 +118,7 @@ pub fn open_store(paths: &Paths, forget: bool) -> Result<Store, Failure> {
         };
         Failure::new(code, e.to_string())
     })?;
-    Store::open(backend, &k8s_apiserver::describe).map_err(Failure::because("read the store"))
+    Store::open(Local::new(backend), k8s_apiserver::format::Json).map_err(Failure::because("read the store"))
 }
 
 /// What clients of the API may hold: the usual, and no more connections than leave this process files to open.
@@ -219,8 +220,7 @@ impl ControlPlane {
         // Controllers that the program adds are its own: they act as the administrator.
         let manager = Manager::new(self.client().named("kube-controller-manager"))
             .caches(caches.clone())
-            .options(options)
-            .controllers(selection)
+            .runnables(selection.runnables(&options))
             .accounts(move |account| {
                 server
                     .client_as(User::service_account("kube-system", account))
@@ -230,7 +230,7 @@ impl ControlPlane {
         self.tasks.push(tokio::spawn(manager.run(self.stop.clone())));
         let user = User::new(identities::SCHEDULER, &[]);
         let mut environment = Environment::new(self.server.client_as(user).named("kube-scheduler"));
-        environment.caches = k8s_controllers::builtin::trimmed(caches);
+        environment.caches = k8s_builtin::trimmed(caches);
         environment.shutdown = self.stop.clone();
         self.tasks.push(tokio::spawn(Scheduler::builder().start(environment)));
         Ok(self)

@@ -1,4 +1,4 @@
-//! The reconcile-loop framework, and every built-in controller on it.
+//! The framework that controllers are written with: caches, work queue, reconcile loop, leader election.
 //!
 //! # A controller
 //!
@@ -38,7 +38,7 @@
 //! 4. Time comes from one [`k8s_core::clock::Clock`], randomness from one seed.
 //! 5. Of several processes that elect a [`leader`], one works; what does not stop when its lease is lost is dropped before another begins.
 //!
-//! Not here: the scheduler (`k8s-scheduler`) and a cluster for tests (`k8s-testing`).
+//! Not here: the built-in controllers (`k8s-builtin`), the scheduler (`k8s-scheduler`) and a cluster for tests (`k8s-testing`).
 
 /// What a controller is written with.
 pub mod prelude {
@@ -50,11 +50,11 @@ pub mod prelude {
 }
 
 mod action;
-pub mod builtin;
 mod caches;
 mod conditions;
 mod context;
 mod controller;
+#[cfg(feature = "serve")]
 mod health;
 pub mod leader;
 mod manager;
@@ -63,6 +63,7 @@ mod partial;
 pub mod predicates;
 mod queue;
 mod recorder;
+mod runnable;
 
 pub use action::{Action, Error};
 pub use caches::{Caches, Usage};
@@ -73,3 +74,4 @@ pub use manager::Manager;
 pub use partial::MetadataOnly;
 pub use queue::{Backoff, WorkQueue};
 pub use recorder::{EventType, Recorder, involved};
+pub use runnable::Runnable;

@@ -34,6 +34,7 @@ pub mod decode;
 mod delete;
 mod discovery;
 mod extend;
+pub mod format;
 pub mod health;
 pub mod invalid;
 pub mod limits;

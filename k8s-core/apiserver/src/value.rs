@@ -202,14 +202,15 @@ impl Unversioned {
         Some(Unversioned { json: [head, tail].concat(), gap: head.len() })
     }
 
-    /// The object's JSON at a revision.
+    /// The object's JSON at a revision; `None`: with an empty resourceVersion, to be filled later.
     #[must_use]
-    pub fn at(&self, revision: u64) -> bytes::Bytes {
+    pub fn at(&self, revision: impl Into<Option<u64>>) -> bytes::Bytes {
         let (head, tail) = self.json.split_at(self.gap);
         if self.gap == 0 {
             return tail.to_vec().into();
         }
-        [head, revision.to_string().as_bytes(), tail].concat().into()
+        let revision = revision.into().map(|revision| revision.to_string()).unwrap_or_default();
+        [head, revision.as_bytes(), tail].concat().into()
     }
 }
 

@@ -1,88 +1,173 @@
-//! What makes writes durable.
+//! The seam between the store and the place that keeps its objects.
+//!
+//! A [`Backend`] decides: it takes conditional writes, compares and swaps, gives revisions, and streams every change, its own
+//! and those of others, to a [`Sink`]. The store behind the sink only shows what arrives. So a backend may be this process
+//! alone ([`Local`](crate::Local)), a database with several writers and revisions of its own, or a wrapper around another
+//! backend (encryption, for example).
+
+use std::sync::Arc;
 
 use bytes::Bytes;
+use tokio::sync::oneshot;
 
-/// One durable change.
-#[derive(Clone, Debug)]
-pub struct Record {
-    /// The type, such as `deployments.apps`.
-    pub resource: std::sync::Arc<str>,
-    /// The object's key in its type.
-    pub key: std::sync::Arc<str>,
-    /// The revision of the change.
-    pub revision: u64,
-    /// The object as JSON; `None`: it is deleted.
-    pub json: Option<Bytes>,
-    /// The object before it and the revision of that; `None`: it was not there.
-    pub before: Option<(u64, Bytes)>,
-}
-
-impl Record {
-    /// The change that takes this one back.
-    pub(super) fn undone(&self) -> Record {
-        let (revision, json) =
-            self.before.clone().map_or((0, None), |(revision, json)| (revision, Some(json)));
-        Record { resource: self.resource.clone(), key: self.key.clone(), revision, json, before: None }
-    }
-
-    /// How many bytes more there are after it; negative: less.
-    pub(super) fn growth(&self) -> isize {
-        let length =
-            |json: Option<&Bytes>| json.map_or(0, |json| isize::try_from(json.len()).unwrap_or(isize::MAX));
-        length(self.json.as_ref()) - length(self.before.as_ref().map(|(_, json)| json))
-    }
-}
+use crate::{Expect, Meta, StoreError, Stored};
 
 /// A backend that could not do its work.
-#[derive(Debug, thiserror::Error)]
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 #[error("{0}")]
 pub struct BackendError(pub String);
 
-/// Keeps records. Called by one thread at a time.
-pub trait Backend: Send + 'static {
-    /// Gives every object that is there to `each` and returns the newest revision (0 for an empty store).
+/// Keeps objects and orders their changes.
+///
+/// # Contract
+/// 1. [`Backend::start`] gives every object to the sink, and after that every change, in the order of revisions, once each.
+/// 2. A write takes effect if and only if the object is in the state that it expects. A write that took effect is durable
+///    before its change reaches the sink.
+/// 3. The change of a write of this process carries the write's [`Done`]: the writer is told when its change is visible.
+/// 4. A [`Done`] that is dropped tells its writer that the store cannot write.
+pub trait Backend: Send + Sync + 'static {
+    /// Loads every object into the sink and begins to stream changes to it. Returns the newest revision (0 for an empty
+    /// store). Called once, before any write.
     ///
     /// # Errors
-    /// When what is stored cannot be read.
-    fn load(&mut self, each: &mut dyn FnMut(Record)) -> Result<u64, BackendError>;
+    /// When what is kept cannot be read.
+    fn start(&self, sink: Arc<dyn Sink>) -> Result<u64, BackendError>;
 
-    /// Makes all changes durable, or none. Returns after the flush.
-    ///
-    /// # Errors
-    /// When they are not durable; the caller treats them as never made.
-    fn commit(&mut self, batch: &[Record]) -> Result<(), BackendError>;
+    /// Begins a write and returns without waiting for a device or a network. `done` learns of a refusal; of success it
+    /// learns by going along with the change.
+    fn write(&self, write: Write<'_>, done: Done);
+}
 
-    /// Tries to become able to write again. Called about once a second while [`Backend::is_well`] is false or the last commit failed.
-    ///
-    /// # Errors
-    /// When it still cannot write.
-    fn mend(&mut self) -> Result<(), BackendError> {
-        Ok(())
-    }
+/// A conditional write.
+pub struct Write<'a> {
+    /// The type, such as `deployments.apps`.
+    pub resource: &'a str,
+    /// The object's key in its type.
+    pub key: &'a str,
+    /// The state that the object must be in.
+    pub expect: Expect,
+    /// The effect.
+    pub effect: Effect,
+    /// Encodes the object: with its revision where the backend knows it now, else without. Called at most once; a second
+    /// call returns nothing. For a deletion these are the bytes of the last state.
+    pub encode: &'a mut dyn FnMut(Option<u64>) -> Bytes,
+}
 
-    /// Whether any write could be made durable now, as far as is known. Some may be even when this is false.
-    fn is_well(&self) -> bool {
-        true
-    }
-
-    /// Whether commits block on a device, so that they belong on a thread of their own.
-    fn blocks(&self) -> bool {
-        true
+impl std::fmt::Debug for Write<'_> {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Write").field("key", &self.key).field("expect", &self.expect).finish_non_exhaustive()
     }
 }
 
-/// Keeps nothing: for tests and for clusters that may be forgotten.
-#[derive(Debug, Default)]
-pub struct Memory;
+/// The effect of a write or change.
+#[derive(Clone, Debug)]
+pub enum Effect {
+    /// The object is there. `None`: its metadata is read from its bytes when the change arrives.
+    Put(Option<Meta>),
+    /// The object is gone.
+    Delete,
+}
 
-impl Backend for Memory {
-    fn load(&mut self, _: &mut dyn FnMut(Record)) -> Result<u64, BackendError> {
-        Ok(0)
+/// A change that took effect and is durable.
+#[derive(Debug)]
+pub struct Change {
+    /// The type, such as `deployments.apps`.
+    pub resource: Arc<str>,
+    /// The object's key in its type.
+    pub key: Arc<str>,
+    /// The revision of the change. Greater than that of any change before.
+    pub revision: u64,
+    /// The effect.
+    pub effect: Effect,
+    /// The object's bytes; for a deletion, those of its last state.
+    pub bytes: Bytes,
+    /// The bytes have the revision in them. Otherwise the store puts it in on arrival ([`Format::stamp`]).
+    pub stamped: bool,
+    /// The writer, if it is of this process.
+    pub done: Option<Done>,
+}
+
+/// An object that was there before the store was opened.
+#[derive(Clone, Debug)]
+pub struct Loaded {
+    /// The type, such as `deployments.apps`.
+    pub resource: Arc<str>,
+    /// The object's key in its type.
+    pub key: Arc<str>,
+    /// The revision of its last write.
+    pub revision: u64,
+    /// The object's bytes.
+    pub bytes: Bytes,
+    /// The bytes have the revision in them.
+    pub stamped: bool,
+}
+
+/// The store, as a backend sees it.
+pub trait Sink: Send + Sync {
+    /// Takes an object that was there before. Only during [`Backend::start`].
+    fn load(&self, object: Loaded);
+
+    /// Shows changes to readers and watchers, and tells their writers. Returns false when the store is gone, so that the
+    /// backend can end.
+    fn apply(&self, changes: Vec<Change>) -> bool;
+
+    /// The visible state of an object: its revision and its bytes. `None`: it is not there.
+    fn current(&self, resource: &str, key: &str) -> Option<(u64, Bytes)>;
+
+    /// Reports the reason why writes fail now, or `None` when they work again.
+    fn ailing(&self, reason: Option<String>);
+}
+
+/// The bytes of objects, to the one who knows what they are.
+pub trait Format: Send + Sync + 'static {
+    /// Reads uid, labels and selectable fields from an object's bytes.
+    fn describe(&self, resource: &str, bytes: &[u8]) -> Meta;
+
+    /// Puts the revision into an object's bytes.
+    fn stamp(&self, bytes: Bytes, revision: u64) -> Bytes;
+}
+
+/// A format for bytes without metadata and without a revision: for tests.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Opaque;
+
+impl Format for Opaque {
+    fn describe(&self, _: &str, _: &[u8]) -> Meta {
+        Meta::default()
     }
-    fn commit(&mut self, _: &[Record]) -> Result<(), BackendError> {
-        Ok(())
+
+    fn stamp(&self, bytes: Bytes, _: u64) -> Bytes {
+        bytes
     }
-    fn blocks(&self) -> bool {
-        false
+}
+
+/// A writer that waits for the outcome.
+#[derive(Debug)]
+pub struct Done(oneshot::Sender<Result<Arc<Stored>, StoreError>>);
+
+impl Done {
+    pub(crate) fn new() -> (Done, oneshot::Receiver<Result<Arc<Stored>, StoreError>>) {
+        let (sender, receiver) = oneshot::channel();
+        (Done(sender), receiver)
+    }
+
+    /// Refuses the write: the object is at another revision (`None`: not there). To be told when that state is visible, so
+    /// that a writer that reads again and retries does not meet the same state.
+    pub fn conflict(self, key: &str, have: Option<u64>) {
+        self.send(Err(StoreError::Conflict { key: key.to_owned(), have }));
+    }
+
+    /// Refuses the write: it was not made, and a later one may succeed.
+    pub fn unavailable(self, error: &BackendError) {
+        self.send(Err(StoreError::Unavailable(error.to_string())));
+    }
+
+    pub(crate) fn written(self, object: Arc<Stored>) {
+        self.send(Ok(object));
+    }
+
+    fn send(self, outcome: Result<Arc<Stored>, StoreError>) {
+        // A writer that went away needs no answer.
+        let _ = self.0.send(outcome);
     }
 }

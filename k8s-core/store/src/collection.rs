@@ -196,9 +196,10 @@ impl Collection {
         visible.objects.insert_mut(object.key.clone(), Arc::new(object));
     }
 
-    pub(super) fn loaded(&self, revision: u64) {
+    /// Begins history at the revision at which the store was opened.
+    pub(super) fn opened(&self, revision: u64) {
         let mut visible = self.write();
-        visible.revision = revision;
+        visible.revision = visible.revision.max(revision);
         visible.complete_after = revision;
         self.progress.advance(revision);
     }

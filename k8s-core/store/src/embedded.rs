@@ -1,4 +1,4 @@
-//! The embedded durable backend: one redb file.
+//! The embedded durable log: one redb file.
 //!
 //! Format: table `objects` maps `resource NUL key` to an 8-byte little-endian revision followed by the object's JSON; table `meta` holds `format` (this
 //! layout's number) and `revision` (the newest). Every commit is one redb transaction with immediate durability: redb writes copy-on-write pages, flushes,
@@ -7,7 +7,7 @@
 //!
 //! A full disk: after an I/O error redb refuses everything until its file is opened again. So the file is closed, the space held in reserve (a file of
 //! [`RESERVE`] bytes beside it) is given up, and the file is opened again; what a failed commit may have left in it is undone. From then on only batches that
-//! do not grow are written (deletions, mostly), until [`Backend::mend`] could take the reserve again.
+//! do not grow are written (deletions, mostly), until [`Log::mend`] could take the reserve again.
 
 mod file;
 
@@ -21,7 +21,7 @@ use std::{
 use bytes::Bytes;
 use redb::{Database, ReadableDatabase, ReadableTable, TableDefinition};
 
-use super::{Backend, BackendError, Record};
+use crate::{BackendError, Log, Record};
 
 const OBJECTS: TableDefinition<'_, &[u8], &[u8]> = TableDefinition::new("objects");
 const META: TableDefinition<'_, &str, u64> = TableDefinition::new("meta");
@@ -93,7 +93,7 @@ impl Embedded {
                 resource: resource.into(),
                 key: key.into(),
                 revision: u64::from_le_bytes(*revision),
-                json: Some(Bytes::copy_from_slice(json)),
+                bytes: Some(Bytes::copy_from_slice(json)),
                 before: None,
             });
         }
@@ -107,7 +107,7 @@ impl Embedded {
             let mut value = Vec::new();
             for record in batch {
                 let key = [record.resource.as_bytes(), b"\0", record.key.as_bytes()].concat();
-                match &record.json {
+                match &record.bytes {
                     Some(json) => {
                         value.clear();
                         value.extend_from_slice(&record.revision.to_le_bytes());
@@ -204,7 +204,7 @@ fn give_up_reserve(path: &Path) -> bool {
     held && file.set_len(0).is_ok()
 }
 
-impl Backend for Embedded {
+impl Log for Embedded {
     fn load(&mut self, each: &mut dyn FnMut(Record)) -> Result<u64, BackendError> {
         self.revision = self.read_all(each).map_err(|e| BackendError(e.to_string()))?;
         Ok(self.revision)

@@ -1,30 +1,51 @@
-//! The store: every object of a cluster in memory with its history, made durable by a small backend.
+//! A store of objects with revisions, history and watches: every object in memory, kept durable by a backend.
 //!
-//! Flow: a write is checked against the newest state (pending writes included), gets the next revision, is encoded once with that revision
-//! in it, and waits in a queue; a committer takes all that has gathered, makes it durable with one flush ([`Backend::commit`]), and
-//! only then shows it to readers and watchers and acknowledges it.
+//! ```
+//! use k8s_store::{Expect, Meta, Store};
+//! # #[tokio::main(flavor = "current_thread")] async fn main() -> Result<(), Box<dyn std::error::Error>> {
+//! let store = Store::memory();
+//! let mut watch = store.watch("configmaps", store.revision());
+//! let written = store
+//!     .put("configmaps", "default/a", Expect::Absent, Meta::default(), |_| "{}".into())
+//!     .await?;
+//! assert_eq!(store.get("configmaps", "default/a").map(|object| object.revision), Some(written.revision));
+//! assert_eq!(watch.take(10)?.len(), 1);
+//! # Ok(()) }
+//! ```
+//!
+//! Flow: a write goes to the [`Backend`], which checks it against the newest state, gives it a revision and makes it durable.
+//! The change then comes back through a [`Sink`]; the store shows it to readers and watchers and acknowledges the write.
+//! [`Local`] is the backend of a store that is alone with its data: it commits writes in groups to a [`Log`], such as
+//! [`Embedded`]. A database with other writers, or a wrapper that encrypts, implements [`Backend`].
 //!
 //! Guarantees:
-//! 1. A write that was acknowledged survives a crash; one that was not acknowledged was never seen by anybody.
-//! 2. Revisions are unique across all types and grow by one per write; events of a type come in revision order, without gaps.
+//! 1. A write that was acknowledged survives a crash; one that was not was never seen by anybody.
+//! 2. Revisions are unique across all types and grow; events of a type come in the order of revisions, without gaps.
 //! 3. A [`Snapshot`] never changes and costs O(1); reads never wait for writes.
-//! 4. A backend that cannot write (full disk) fails those writes with [`StoreError::Unavailable`] and leaves reads and the state as they were. It is asked
-//!    to mend itself every second, and [`Store::ailment`] says so meanwhile.
+//! 4. A backend that cannot write (full disk) fails those writes with [`StoreError::Unavailable`] and leaves reads and state
+//!    as they were. It tries to mend itself every second; [`Store::ailment`] has the reason meanwhile.
 //!
-//! Not here: what objects mean (the store knows a key, labels, fields and bytes) and time to live (the API server sweeps).
+//! Features: `embedded` (default), the redb log. Not here: the meaning of objects (the store knows a key, labels, fields and
+//! bytes; a [`Format`] reads them) and expiry (the API server deletes old events).
 
 mod backend;
 mod collection;
-mod commit;
+#[cfg(feature = "embedded")]
 mod embedded;
-mod group;
 mod index;
+mod local;
+mod log;
+mod pace;
+mod store;
 
-pub use backend::{Backend, BackendError, Memory, Record};
+pub use backend::{Backend, BackendError, Change, Done, Effect, Format, Loaded, Opaque, Sink, Write};
 pub use collection::{Event, EventKind, Snapshot, WatchCursor, WatchError};
-pub use commit::{Expect, Store, StoreError};
+#[cfg(feature = "embedded")]
 pub use embedded::{Embedded, OpenError};
 pub use index::{Candidates, Term};
+pub use local::Local;
+pub use log::{Log, Record, Volatile};
+pub use store::{Expect, Store, StoreError};
 
 use std::sync::Arc;
 

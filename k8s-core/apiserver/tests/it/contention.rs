@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use futures::future::join_all;
-use k8s_store::{Backend, BackendError, Record, Store};
+use k8s_store::{BackendError, Local, Log, Opaque, Record, Store};
 use serde_json::{Value, json};
 
 use crate::support::{done, server_on};
@@ -11,7 +11,7 @@ use crate::support::{done, server_on};
 const ONE: &str = "/api/v1/namespaces/default/configmaps/one";
 
 struct Slow;
-impl Backend for Slow {
+impl Log for Slow {
     fn load(&mut self, _: &mut dyn FnMut(Record)) -> Result<u64, BackendError> {
         Ok(0)
     }
@@ -23,7 +23,7 @@ impl Backend for Slow {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn writes_without_a_revision_and_deletions_do_not_conflict_however_many_there_are() {
-    let server = server_on(Store::open(Slow, &|_, _| Default::default()).unwrap()).await;
+    let server = server_on(Store::open(Local::new(Slow), Opaque).unwrap()).await;
     let new = json!({"apiVersion": "v1", "kind": "ConfigMap", "metadata": {"name": "one"}});
     done(&server, "POST", "/api/v1/namespaces/default/configmaps", &new).await;
 

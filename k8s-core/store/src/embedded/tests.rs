@@ -7,7 +7,7 @@ use std::{
 };
 
 use super::*;
-use crate::{Expect, Meta, Store, StoreError};
+use crate::{Expect, Local, Meta, Opaque, Store, StoreError};
 
 /// A file system of its own, unmounted when dropped.
 struct Disk(tempfile::TempDir);
@@ -54,7 +54,7 @@ fn open(disk: &Disk) -> Store {
     let deadline = Instant::now() + Duration::from_secs(5);
     loop {
         match Embedded::open(&disk.store()) {
-            Ok(backend) => return Store::open(backend, &|_, _| Meta::default()).unwrap(),
+            Ok(backend) => return Store::open(Local::new(backend), Opaque).unwrap(),
             // The commit thread of the store before lets the file go a moment after it was dropped.
             Err(OpenError::InUse { .. }) if Instant::now() < deadline => {
                 std::thread::sleep(Duration::from_millis(5));
@@ -65,7 +65,7 @@ fn open(disk: &Disk) -> Store {
 }
 
 async fn put(store: &Store, key: &str, expect: Expect) -> Result<u64, StoreError> {
-    let bytes = |revision| format!("{{\"rv\":{revision},\"data\":\"{}\"}}", "x".repeat(60_000)).into();
+    let bytes = |revision| format!("{{\"rv\":{revision:?},\"data\":\"{}\"}}", "x".repeat(60_000)).into();
     store.put("maps", key, expect, Meta::default(), bytes).await.map(|stored| stored.revision)
 }
 
@@ -138,7 +138,7 @@ fn a_commit_that_failed_is_undone_where_it_reached_the_disk() {
         resource: "maps".into(),
         key: key.into(),
         revision,
-        json: Some(Bytes::copy_from_slice(json.as_bytes())),
+        bytes: Some(Bytes::copy_from_slice(json.as_bytes())),
         before: before.map(|(revision, json)| (revision, Bytes::copy_from_slice(json.as_bytes()))),
     };
     backend.commit(&[record("a", 1, "1", None)]).unwrap();
@@ -149,7 +149,7 @@ fn a_commit_that_failed_is_undone_where_it_reached_the_disk() {
     backend.database = None;
     backend.commit(&[record("c", 5, "5", None)]).unwrap();
     let mut found = Vec::new();
-    let revision = backend.load(&mut |r| found.push((r.key.to_string(), r.revision, r.json))).unwrap();
+    let revision = backend.load(&mut |r| found.push((r.key.to_string(), r.revision, r.bytes))).unwrap();
     assert_eq!(revision, 5);
     assert_eq!(found, [("a".into(), 1, Some("1".into())), ("c".into(), 5, Some("5".into()))]);
 }
