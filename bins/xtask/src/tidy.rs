@@ -46,11 +46,11 @@ const EDGES: &[(&str, &[&str])] = &[
     ("k8s-core", &["k8s-derive", "k8s-progress", "k8s-quantity", "k8s-tls"]),
     ("k8s-controllers", &["k8s-core"]),
     ("k8s-builtin", &["k8s-core", "k8s-controllers"]),
-    ("k8s-runtime", &[]),
+    ("k8s-runtime", &["k8s-tls"]),
     ("k8s-net", &["k8s-core"]),
     ("k8s-apiserver", &["k8s-core", "k8s-cel", "k8s-schema", "k8s-store", "k8s-tls"]),
     ("k8s-scheduler", &["k8s-core", "k8s-controllers"]),
-    ("k8s-kubelet", &["k8s-core", "k8s-runtime", "k8s-net"]),
+    ("k8s-kubelet", &["k8s-core", "k8s-tls", "k8s-runtime", "k8s-net"]),
     (
         "k8s-testing",
         &["k8s-core", "k8s-store", "k8s-builtin", "k8s-controllers", "k8s-apiserver", "k8s-scheduler"],

@@ -11,12 +11,8 @@ use hyper::{
     header::{self, HeaderValue},
 };
 use hyper_util::rt::TokioIo;
-use rustls::{
-    ClientConfig, DigitallySignedStruct, RootCertStore, SignatureScheme,
-    client::danger::{HandshakeSignatureValid, ServerCertVerified, ServerCertVerifier},
-    crypto::{CryptoProvider, verify_tls12_signature, verify_tls13_signature},
-};
-use rustls_pki_types::{CertificateDer, ServerName, UnixTime, pem::PemObject};
+use rustls::{ClientConfig, RootCertStore};
+use rustls_pki_types::{CertificateDer, ServerName, pem::PemObject};
 use tokio::{
     io::{AsyncRead, AsyncWrite},
     net::TcpStream,
@@ -161,16 +157,12 @@ pub(super) async fn body(answer: Answer, limit: usize) -> io::Result<Vec<u8>> {
 }
 
 fn client_config(tls: &Tls) -> io::Result<Arc<ClientConfig>> {
-    let provider = Arc::new(rustls::crypto::ring::default_provider());
-    let builder = ClientConfig::builder_with_provider(Arc::clone(&provider))
+    if tls.insecure_skip_verify {
+        return Ok(Arc::new(k8s_tls::client(&k8s_tls::Trust::Anyone, None, &[]).map_err(other)?));
+    }
+    let builder = ClientConfig::builder_with_provider(Arc::new(rustls::crypto::ring::default_provider()))
         .with_safe_default_protocol_versions()
         .map_err(other)?;
-    if tls.insecure_skip_verify {
-        let verifier = Arc::new(AnyCertificate(provider));
-        return Ok(Arc::new(
-            builder.dangerous().with_custom_certificate_verifier(verifier).with_no_client_auth(),
-        ));
-    }
     let mut roots = RootCertStore::empty();
     let system = std::env::var_os("SSL_CERT_FILE")
         .map(std::path::PathBuf::from)
@@ -187,43 +179,4 @@ fn add_bundle(roots: &mut RootCertStore, file: &Path) -> io::Result<()> {
     // A bundle may hold entries that rustls does not take; the others count.
     roots.add_parsable_certificates(certificates.flatten());
     Ok(())
-}
-
-/// For `insecure_skip_verify`.
-#[derive(Debug)]
-struct AnyCertificate(Arc<CryptoProvider>);
-
-impl ServerCertVerifier for AnyCertificate {
-    fn verify_server_cert(
-        &self,
-        _: &CertificateDer<'_>,
-        _: &[CertificateDer<'_>],
-        _: &ServerName<'_>,
-        _: &[u8],
-        _: UnixTime,
-    ) -> Result<ServerCertVerified, rustls::Error> {
-        Ok(ServerCertVerified::assertion())
-    }
-
-    fn verify_tls12_signature(
-        &self,
-        message: &[u8],
-        certificate: &CertificateDer<'_>,
-        signature: &DigitallySignedStruct,
-    ) -> Result<HandshakeSignatureValid, rustls::Error> {
-        verify_tls12_signature(message, certificate, signature, &self.0.signature_verification_algorithms)
-    }
-
-    fn verify_tls13_signature(
-        &self,
-        message: &[u8],
-        certificate: &CertificateDer<'_>,
-        signature: &DigitallySignedStruct,
-    ) -> Result<HandshakeSignatureValid, rustls::Error> {
-        verify_tls13_signature(message, certificate, signature, &self.0.signature_verification_algorithms)
-    }
-
-    fn supported_verify_schemes(&self) -> Vec<SignatureScheme> {
-        self.0.signature_verification_algorithms.supported_schemes()
-    }
 }
