@@ -10,7 +10,7 @@ use k8s_core::{
     meta::ObjectExt,
 };
 use k8s_net::pod::PodNetwork;
-use k8s_runtime::{Images, Runtime, RuntimeError, RuntimeEvent, SandboxStatus};
+use k8s_runtime::{Images, Runtime, RuntimeEvent, SandboxStatus};
 use tokio::task::{JoinHandle, JoinSet};
 use tokio_util::sync::CancellationToken;
 use tracing::{debug, warn};
@@ -18,50 +18,19 @@ use tracing::{debug, warn};
 use crate::{
     config::Config,
     context::{Context, Parts},
+    error::KubeletError,
     events::Recorder,
+    facts::Facts,
     images::Puller,
     logs, node, orphans,
     pod::{
-        admit::Sysctls,
         worker::{self, Handle},
         world::Message,
     },
     server::{self, KubeletApi},
+    sysctls::Sysctls,
     types::*,
 };
-
-/// Why a kubelet does not start.
-#[derive(Debug, thiserror::Error)]
-#[non_exhaustive]
-pub enum KubeletError {
-    /// No runtime was given.
-    #[error("a kubelet needs a runtime and an image store")]
-    NoRuntime,
-    /// The runtime does not answer.
-    #[error("list what the runtime has: {0}")]
-    Runtime(#[from] RuntimeError),
-    /// The configuration allows what cannot be allowed.
-    #[error("allowed unsafe sysctls: {0}")]
-    Sysctls(String),
-    /// The kubelet's directory cannot be used.
-    #[error("make {path:?}: {source}")]
-    Directory {
-        /// The directory.
-        path: std::path::PathBuf,
-        /// The system's answer.
-        #[source]
-        source: std::io::Error,
-    },
-    /// The kubelet's API cannot be served.
-    #[error("listen on {address}: {source}")]
-    Listen {
-        /// Address and port.
-        address: std::net::SocketAddr,
-        /// The system's answer.
-        #[source]
-        source: std::io::Error,
-    },
-}
 
 /// What a kubelet is made of.
 pub struct Builder {
@@ -141,10 +110,10 @@ impl Builder {
         let client = self.client.named("kubelet");
         let (recorder, event_writer) =
             Recorder::start(client.clone(), self.clock.clone(), self.config.node_name.clone());
-        let facts = node::Facts::read(&self.config);
+        let facts = Facts::read(&self.config);
         let listener = server::bind(&self.config).await?;
         let cx = Arc::new(Context::new(Parts {
-            images: Puller::new(images, self.clock.clone()),
+            images: Puller::new(images, self.clock.clone(), recorder.clone()),
             config: self.config,
             client,
             clock: self.clock,

@@ -19,7 +19,9 @@ mod context;
 mod dns;
 mod duration;
 mod env;
+mod error;
 mod events;
+mod facts;
 mod images;
 mod kubelet;
 mod logs;
@@ -30,11 +32,13 @@ mod probe;
 mod resources;
 mod server;
 mod sources;
+mod sysctls;
 mod tokens;
 mod volumes;
 
 pub use config::Config;
-pub use kubelet::{Builder, Kubelet, KubeletError};
+pub use error::KubeletError;
+pub use kubelet::{Builder, Kubelet};
 pub use server::KubeletApi;
 
 /// The API's types, under short names.

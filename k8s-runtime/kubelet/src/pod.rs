@@ -11,6 +11,7 @@ pub(crate) mod admit;
 pub(crate) mod container_spec;
 pub(crate) mod life;
 pub(crate) mod plan;
+mod probes;
 pub(crate) mod records;
 pub(crate) mod sandbox;
 pub(crate) mod start;

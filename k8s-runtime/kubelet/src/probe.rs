@@ -1,27 +1,16 @@
 //! Probes: whether a container lives, has started, and can take requests.
 //!
-//! Flow: [`Probes::follow`] keeps one task per running container and probe that is due; each asks, counts ([`Counter`], pure) and reports
-//! to the worker when it turned or failed. Startup comes first; liveness and readiness begin when it has succeeded.
+//! Flow: the pod's worker has one task per running container and probe; each asks ([`handler`]), counts ([`Counter`]) and reports when
+//! the result turned or failed. The startup probe comes first; liveness and readiness begin when it has succeeded.
 
 pub(crate) mod check;
 pub(crate) mod handler;
 
-use std::{collections::HashMap, net::IpAddr, sync::Arc, time::Duration};
-
 use k8s_runtime::ContainerId;
-use tokio::task::JoinHandle;
 
-use crate::{
-    context::Context,
-    pod::{
-        life::{Life, Phase},
-        worker::Mailbox,
-        world::{Message, World},
-    },
-    types::*,
-};
+use crate::types::*;
 
-/// What a probe is for.
+/// The question that a probe answers.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub(crate) enum Kind {
     Startup,
@@ -30,7 +19,7 @@ pub(crate) enum Kind {
 }
 
 impl Kind {
-    /// As events begin.
+    /// The first word of events.
     pub(crate) fn title(self) -> &'static str {
         match self {
             Kind::Startup => "Startup",
@@ -62,7 +51,7 @@ pub(crate) struct Counter {
 }
 
 impl Counter {
-    fn new(probe: &Probe) -> Self {
+    pub(crate) fn new(probe: &Probe) -> Self {
         Counter {
             success_threshold: probe.success_threshold.unwrap_or(1).max(1),
             failure_threshold: probe.failure_threshold.unwrap_or(3).max(1),
@@ -72,7 +61,7 @@ impl Counter {
     }
 
     /// Takes a result; says the verdict where there is one now.
-    fn take(&mut self, success: bool) -> Option<bool> {
+    pub(crate) fn take(&mut self, success: bool) -> Option<bool> {
         if self.last == Some(success) {
             self.row = self.row.saturating_add(1);
         } else {
@@ -81,132 +70,6 @@ impl Counter {
         }
         let threshold = if success { self.success_threshold } else { self.failure_threshold };
         (self.row >= threshold).then_some(success)
-    }
-}
-
-/// The running probes of a pod. Dropping it stops them.
-#[derive(Debug, Default)]
-pub(crate) struct Probes {
-    tasks: HashMap<(ContainerId, Kind), JoinHandle<()>>,
-}
-
-impl Drop for Probes {
-    fn drop(&mut self) {
-        for task in self.tasks.values() {
-            task.abort();
-        }
-    }
-}
-
-/// The probes that a container is to have now.
-fn due(life: &Life) -> Vec<(Kind, &Probe)> {
-    if !life.is_running() || !life.hook_done || life.op.is_some() {
-        return Vec::new();
-    }
-    let spec = &life.spec;
-    if !life.started {
-        return spec.startup_probe.iter().map(|p| (Kind::Startup, p)).collect();
-    }
-    let liveness = spec.liveness_probe.iter().map(|p| (Kind::Liveness, p));
-    liveness.chain(spec.readiness_probe.iter().map(|p| (Kind::Readiness, p))).collect()
-}
-
-impl Probes {
-    /// Starts what is due and stops what is not. While the pod ends only readiness is still asked.
-    pub(crate) fn follow(&mut self, cx: &Arc<Context>, world: &World, mailbox: &Mailbox) {
-        let ending = world.ending.is_some();
-        let mut wanted = Vec::new();
-        for life in &world.containers {
-            let Some(record) = &life.current else { continue };
-            let (Some(id), Phase::Running { started_at }) = (&record.id, &record.phase) else { continue };
-            for (kind, probe) in due(life) {
-                if !ending || kind == Kind::Readiness {
-                    wanted.push(((id.clone(), kind), life, probe, *started_at));
-                }
-            }
-        }
-        self.tasks.retain(|key, task| {
-            let keep = wanted.iter().any(|(k, ..)| k == key);
-            if !keep {
-                task.abort();
-            }
-            keep
-        });
-        for (key, life, probe, started_at) in wanted {
-            if self.tasks.contains_key(&key) {
-                continue;
-            }
-            let prober = Prober {
-                cx: cx.clone(),
-                container: life.spec.clone(),
-                id: key.0.clone(),
-                kind: key.1,
-                probe: probe.clone(),
-                pod_ips: world.pod_ips.clone(),
-                started_at,
-                mailbox: mailbox.clone(),
-            };
-            self.tasks.insert(key, tokio::spawn(prober.run()));
-        }
-    }
-}
-
-struct Prober {
-    cx: Arc<Context>,
-    container: Arc<Container>,
-    id: ContainerId,
-    kind: Kind,
-    probe: Probe,
-    pod_ips: Vec<IpAddr>,
-    started_at: Timestamp,
-    mailbox: Mailbox,
-}
-
-fn seconds(value: Option<i32>, default: u64) -> Duration {
-    Duration::from_secs(value.and_then(|v| u64::try_from(v).ok()).filter(|v| *v > 0).unwrap_or(default))
-}
-
-impl Prober {
-    async fn run(self) {
-        let period = seconds(self.probe.period_seconds, 10);
-        let timeout = seconds(self.probe.timeout_seconds, 1);
-        let initial = Duration::from_secs(
-            self.probe.initial_delay_seconds.and_then(|v| u64::try_from(v).ok()).unwrap_or(0),
-        );
-        self.cx.clock.sleep(initial.saturating_sub(self.cx.clock.since(self.started_at))).await;
-        let mut counter = Counter::new(&self.probe);
-        let mut said = None;
-        let mut ticks = tokio::time::interval(period);
-        ticks.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
-        loop {
-            ticks.tick().await;
-            let result = self.check(timeout).await;
-            let verdict = counter.take(result.is_ok());
-            let failure = result.err();
-            // A failed liveness is said again each time: the container may have been restarted in between.
-            let news = verdict.is_some() && verdict != said || verdict == Some(false);
-            if news || failure.is_some() {
-                said = verdict.or(said);
-                let report = Report {
-                    container: self.container.name.clone(),
-                    id: self.id.clone(),
-                    kind: self.kind,
-                    failure,
-                    verdict,
-                };
-                self.mailbox.send(Message::Probe(report));
-            }
-        }
-    }
-
-    async fn check(&self, timeout: Duration) -> Result<(), String> {
-        let target = handler::Target {
-            cx: &self.cx,
-            id: &self.id,
-            container: &self.container,
-            pod_ips: &self.pod_ips,
-        };
-        target.probe(&self.probe, timeout).await
     }
 }
 

@@ -56,11 +56,8 @@ impl Job {
 
     async fn prepare(&self) -> Result<k8s_runtime::ContainerSpec, Hold> {
         let cx = &*self.cx;
-        let image = cx.images.ensure(cx, &self.pod, &self.what.container).await.map_err(|e| Hold {
-            until: e.retry_at,
-            reason: e.reason.to_owned(),
-            message: e.message,
-            on_source: false,
+        let image = cx.images.ensure(&cx.sources, &self.pod, &self.what.container).await.map_err(|e| {
+            Hold { until: e.retry_at, reason: e.reason.to_owned(), message: e.message, on_source: false }
         })?;
         let input = Input {
             pod: &self.pod,

@@ -16,7 +16,9 @@ use tokio_util::sync::CancellationToken;
 use tracing::{debug, warn};
 
 use super::{
-    admit, records,
+    admit,
+    probes::Probes,
+    records,
     sandbox::{self, Extent, PodFiles},
     start, status, stop,
     watches::Watches,
@@ -25,7 +27,6 @@ use super::{
 };
 use crate::{
     context::{ContainerView, Context, PodView},
-    probe::Probes,
     types::*,
     volumes::{self, Mounted},
 };
