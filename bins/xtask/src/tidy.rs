@@ -11,7 +11,7 @@ use serde_json::Value;
 
 use crate::{root, steps};
 
-/// What may stand at the top level, dot-files aside.
+/// Allowed top-level entries, except dot-files.
 const TOP_LEVEL: &[&str] = &[
     "Cargo.lock",
     "Cargo.toml",
@@ -31,8 +31,8 @@ const TOP_LEVEL: &[&str] = &[
     "target",
 ];
 
-/// Which of our crates a crate may depend on. Dependencies point one way: {bins, k8s-testing} -> {apiserver, scheduler, kubelet} ->
-/// {k8s-controllers, k8s-runtime, k8s-net} -> k8s-core.
+/// Allowed dependencies among our crates. They point one way: {bins, k8s-testing} -> {apiserver, scheduler,
+/// kubelet} -> {k8s-controllers, k8s-runtime, k8s-net} -> k8s-core.
 const EDGES: &[(&str, &[&str])] = &[
     ("k8s-core", &["k8s-derive"]),
     ("k8s-derive", &[]),
@@ -97,7 +97,7 @@ pub(crate) fn run() -> Result<()> {
 }
 
 fn top_level() -> Result<Vec<String>> {
-    // What git knows or would add; a build directory and the like are nobody's business.
+    // Tracked and untracked files, without ignored ones such as build directories.
     let listed = steps::output(
         Command::new("git")
             .args(["ls-files", "--cached", "--others", "--exclude-standard"])
@@ -133,7 +133,7 @@ fn edges() -> Result<Vec<String>> {
         };
         for dependency in package["dependencies"].as_array().into_iter().flatten() {
             let to = dependency["name"].as_str().unwrap_or_default();
-            // Tests may use what lies above.
+            // Dev-dependencies may point upwards.
             let ours = EDGES.iter().any(|(crate_, _)| *crate_ == to) && dependency["kind"].is_null();
             if ours && !allowed.contains(&to) {
                 problems.push(format!("{name} must not depend on {to}"));
@@ -143,7 +143,7 @@ fn edges() -> Result<Vec<String>> {
     Ok(problems)
 }
 
-/// Every crate and every module that has a folder says what it is for.
+/// Every crate and every module with a folder needs module documentation.
 fn module_docs() -> Result<Vec<String>> {
     let mut problems = Vec::new();
     let mut todo: Vec<PathBuf> =
@@ -160,7 +160,7 @@ fn module_docs() -> Result<Vec<String>> {
                 }
             } else if path.extension().is_some_and(|e| e == "rs") && must_have_docs(&path) {
                 let text = fs::read_to_string(&path)?;
-                // After attributes of a test's own root.
+                // Attributes may precede it at a crate's root.
                 if !text.trim_start().starts_with("//!") && !text.contains("\n//!") {
                     problems.push(format!(
                         "{}: no module documentation (//!)",
