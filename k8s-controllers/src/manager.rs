@@ -1,4 +1,4 @@
-//! Many controllers in one process: one client, one set of caches, one shutdown.
+//! Runs many controllers in one process: one client, one set of caches, one shutdown.
 
 use futures::future::BoxFuture;
 use k8s_core::{client::Client, clock::Clock};
@@ -32,7 +32,7 @@ impl std::fmt::Debug for Manager {
 }
 
 impl Manager {
-    /// A manager without controllers, with wall time.
+    /// Creates a manager without controllers, with wall time.
     #[must_use]
     pub fn new(client: Client) -> Self {
         Manager {
@@ -45,70 +45,71 @@ impl Manager {
         }
     }
 
-    /// With this clock.
+    /// Sets the clock.
     #[must_use]
     pub fn clock(mut self, clock: Clock) -> Self {
         self.environment.clock = clock;
         self
     }
 
-    /// With randomness that follows from this seed.
+    /// Sets the seed of all randomness.
     #[must_use]
     pub fn seed(mut self, seed: u64) -> Self {
         self.environment.seed = seed;
         self
     }
 
-    /// With caches that others in the process use too.
+    /// Sets caches that are shared with other parts of the process.
     #[must_use]
     pub fn caches(mut self, caches: Caches) -> Self {
         self.environment.caches = caches;
         self
     }
 
-    /// With these options for the built-in controllers.
+    /// Sets the options of the built-in controllers.
     #[must_use]
     pub fn options(mut self, options: Options) -> Self {
         self.options = options;
         self
     }
 
-    /// With these built-in controllers.
+    /// Adds built-in controllers.
     #[must_use]
     pub fn controllers(mut self, selection: Selection) -> Self {
         self.selection = selection;
         self
     }
 
-    /// Gives each built-in controller a client of its own, by the name of its service account ([`builtin::BuiltIn::account`]).
-    /// Without it they all act as the manager's client. Reads of the shared caches are made by the caches' client.
+    /// Gives each built-in controller its own client by the name of its service account
+    /// ([`builtin::BuiltIn::account`]). Default: all use the manager's client. Shared caches always read
+    /// through their own client.
     #[must_use]
     pub fn accounts(mut self, client: impl Fn(&'static str) -> Client + Send + 'static) -> Self {
         self.accounts = Some(Box::new(client));
         self
     }
 
-    /// With a controller of one's own.
+    /// Adds a controller.
     #[must_use]
     pub fn controller<R: Reconcile>(mut self, controller: Controller<R::Kind>, reconciler: R) -> Self {
         self.others.push(Box::new(move |environment| controller.start(environment, reconciler)));
         self
     }
 
-    /// Answers `/healthz`, `/livez`, `/readyz` and `/metrics` here while it runs.
+    /// Serves `/healthz`, `/livez`, `/readyz` and `/metrics` on this listener while it runs.
     #[must_use]
     pub fn serve(mut self, listener: TcpListener) -> Self {
         self.listener = Some(listener);
         self
     }
 
-    /// What its controllers count.
+    /// Returns the metrics of its controllers.
     #[must_use]
     pub fn metrics(&self) -> Metrics {
         self.environment.metrics.clone()
     }
 
-    /// Runs until `shutdown` is cancelled; returns when every reconcile that had begun has ended.
+    /// Runs until `shutdown` is cancelled; returns after all reconciles in progress have ended.
     pub async fn run(mut self, shutdown: CancellationToken) {
         self.environment.shutdown = shutdown;
         let mut running = JoinSet::new();

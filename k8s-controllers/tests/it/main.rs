@@ -400,7 +400,7 @@ async fn a_claim_gets_the_smallest_volume_of_its_class_and_its_pod_runs() {
         .await;
     }
     let mut claim = PersistentVolumeClaim { metadata: metadata("data"), ..PersistentVolumeClaim::default() };
-    // The class as claims named it before there was a field.
+    // The class annotation from before the field existed.
     claim.metadata.annotations =
         Some([("volume.beta.kubernetes.io/storage-class".to_owned(), "slow".to_owned())].into());
     claim.spec = Some(PersistentVolumeClaimSpec {
