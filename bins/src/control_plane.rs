@@ -14,11 +14,9 @@ use k8s_apiserver::{
     proxy::LocalKubelets,
 };
 use k8s_controllers::{Caches, Environment, Manager, builtin};
-use k8s_core::{
-    client::{Client, Kubeconfig},
-    store::{Embedded, OpenError, Store},
-};
+use k8s_core::client::{Client, Kubeconfig};
 use k8s_scheduler::Scheduler;
+use k8s_store::{Embedded, OpenError, Store};
 use serde_json::{Value, json};
 use tokio::{net::TcpListener, task::JoinHandle};
 use tokio_util::sync::CancellationToken;

@@ -2,11 +2,10 @@
 
 use std::sync::LazyLock;
 
-use k8s_core::{
-    api::api::core::v1::Pod,
-    patch::{self, managed},
-    schema::{self, Schema},
-};
+use k8s_core::api::api::core::v1::Pod;
+use k8s_schema as schema;
+use k8s_schema::Schema;
+use k8s_schema::patch::{self, managed};
 use serde_json::Value;
 
 use crate::Target;

@@ -9,10 +9,8 @@ use k8s_apiserver::{
     ApiServer, User, decode,
     request::{Query, RequestInfo},
 };
-use k8s_core::{
-    client::{Kubeconfig, body_from_bytes},
-    store::Store,
-};
+use k8s_core::client::{Kubeconfig, body_from_bytes};
+use k8s_store::Store;
 use tokio::runtime::Runtime;
 
 use crate::Target;
@@ -46,11 +44,11 @@ pub(crate) const PROTOBUF: Target = Target {
         b"k8s\0\n\x09\n\x02v1\x12\x03Pod\x12\x0c\n\x03\n\x01p\x12\x05\x12\x03\n\x01c",
     ],
     run: |data| {
-        if let Ok(value) = k8s_core::proto::decode(data) {
+        if let Ok(value) = k8s_schema::proto::decode(data) {
             assert!(serde_json::to_vec(&value).is_ok());
             // Round trip, for types that have an encoder.
-            if let Some(body) = k8s_core::proto::encode(&value) {
-                assert!(k8s_core::proto::decode(&body).is_ok());
+            if let Some(body) = k8s_schema::proto::encode(&value) {
+                assert!(k8s_schema::proto::decode(&body).is_ok());
             }
         }
     },

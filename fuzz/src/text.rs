@@ -1,9 +1,7 @@
 //! Small string grammars: selectors, quantities, image names.
 
-use k8s_core::{
-    cel::{Activation, Decl, Env, EvalError, Meter},
-    meta::{FieldSelector, LabelSelector, Quantity},
-};
+use k8s_cel::{Activation, Decl, Env, EvalError, Meter};
+use k8s_core::meta::{FieldSelector, LabelSelector, Quantity};
 use k8s_runtime::images::Reference;
 
 use crate::Target;
@@ -74,9 +72,9 @@ pub(crate) const CEL: Target = Target {
             "l": {"type": "array", "items": {"type": "integer"}}, "s": {"type": "string"}, "o": {"x-kubernetes-preserve-unknown-fields": true}}});
         let object = serde_json::json!({"l": [1, 2, 3], "s": "abc", "o": {"x": {"a": [1, 2.5, null]}}});
         let text = String::from_utf8_lossy(data);
-        if let Ok(printed) = k8s_core::cel::format(&text) {
+        if let Ok(printed) = k8s_cel::format(&text) {
             // Round trip of the printed form.
-            assert_eq!(k8s_core::cel::format(&printed), Ok(printed));
+            assert_eq!(k8s_cel::format(&printed), Ok(printed));
         }
         let env = Env::new().variable("self", Decl::of_schema(&schema));
         let Ok(program) = env.compile(&text) else { return };

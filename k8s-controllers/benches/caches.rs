@@ -8,8 +8,8 @@ use k8s_controllers::{Caches, builtin};
 use k8s_core::{
     api::api::core::v1::{Pod, ServiceAccount},
     clock::Clock,
-    store::Store,
 };
+use k8s_store::Store;
 use serde_json::json;
 
 /// As in the programs.

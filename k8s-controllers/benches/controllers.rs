@@ -15,8 +15,8 @@ use k8s_core::{
     cache::{Cache, reflect},
     client::{Client, DeleteOptions, ListParams},
     clock::Clock,
-    store::Store,
 };
+use k8s_store::Store;
 use serde_json::json;
 use tokio_util::sync::CancellationToken;
 

@@ -16,13 +16,18 @@ use k8s_openapi::{
     },
     apimachinery::pkg::{apis::meta::v1::ObjectMeta, util::intstr::IntOrString},
 };
+#[cfg(feature = "derive")]
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 /// `extensions/v1beta1` and `networking.k8s.io/v1beta1` Ingress.
-#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize, JsonSchema)]
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase", default)]
-#[schemars(rename = "io.k8s.api.extensions.v1beta1.Ingress")]
+#[cfg_attr(
+    feature = "derive",
+    derive(JsonSchema),
+    schemars(rename = "io.k8s.api.extensions.v1beta1.Ingress")
+)]
 pub struct Ingress {
     /// apiVersion.
     pub api_version: String,
@@ -37,9 +42,13 @@ pub struct Ingress {
 }
 
 /// What leads where.
-#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize, JsonSchema)]
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase", default)]
-#[schemars(rename = "io.k8s.api.extensions.v1beta1.IngressSpec")]
+#[cfg_attr(
+    feature = "derive",
+    derive(JsonSchema),
+    schemars(rename = "io.k8s.api.extensions.v1beta1.IngressSpec")
+)]
 pub struct IngressSpec {
     /// The class of controllers that serve it.
     pub ingress_class_name: Option<String>,
@@ -52,9 +61,13 @@ pub struct IngressSpec {
 }
 
 /// Where requests go.
-#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize, JsonSchema)]
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase", default)]
-#[schemars(rename = "io.k8s.api.extensions.v1beta1.IngressBackend")]
+#[cfg_attr(
+    feature = "derive",
+    derive(JsonSchema),
+    schemars(rename = "io.k8s.api.extensions.v1beta1.IngressBackend")
+)]
 pub struct IngressBackend {
     /// A Service in the same namespace.
     pub service_name: Option<String>,
@@ -65,9 +78,13 @@ pub struct IngressBackend {
 }
 
 /// What one host's paths lead to.
-#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize, JsonSchema)]
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 #[serde(default)]
-#[schemars(rename = "io.k8s.api.extensions.v1beta1.IngressRule")]
+#[cfg_attr(
+    feature = "derive",
+    derive(JsonSchema),
+    schemars(rename = "io.k8s.api.extensions.v1beta1.IngressRule")
+)]
 pub struct IngressRule {
     /// Host name; empty: any.
     pub host: Option<String>,
@@ -76,18 +93,26 @@ pub struct IngressRule {
 }
 
 /// Paths.
-#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize, JsonSchema)]
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 #[serde(default)]
-#[schemars(rename = "io.k8s.api.extensions.v1beta1.HTTPIngressRuleValue")]
+#[cfg_attr(
+    feature = "derive",
+    derive(JsonSchema),
+    schemars(rename = "io.k8s.api.extensions.v1beta1.HTTPIngressRuleValue")
+)]
 pub struct HttpIngressRuleValue {
     /// Paths.
     pub paths: Vec<HttpIngressPath>,
 }
 
 /// One path.
-#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize, JsonSchema)]
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase", default)]
-#[schemars(rename = "io.k8s.api.extensions.v1beta1.HTTPIngressPath")]
+#[cfg_attr(
+    feature = "derive",
+    derive(JsonSchema),
+    schemars(rename = "io.k8s.api.extensions.v1beta1.HTTPIngressPath")
+)]
 pub struct HttpIngressPath {
     /// Path; empty: all.
     pub path: Option<String>,
@@ -98,9 +123,13 @@ pub struct HttpIngressPath {
 }
 
 /// `extensions/v1beta1` ThirdPartyResource: a kind defined at run time, before CustomResourceDefinitions were.
-#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize, JsonSchema)]
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase", default)]
-#[schemars(rename = "io.k8s.api.extensions.v1beta1.ThirdPartyResource")]
+#[cfg_attr(
+    feature = "derive",
+    derive(JsonSchema),
+    schemars(rename = "io.k8s.api.extensions.v1beta1.ThirdPartyResource")
+)]
 pub struct ThirdPartyResource {
     /// apiVersion.
     pub api_version: String,
@@ -115,18 +144,28 @@ pub struct ThirdPartyResource {
 }
 
 /// One version of a ThirdPartyResource.
-#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize, JsonSchema)]
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 #[serde(default)]
-#[schemars(rename = "io.k8s.api.extensions.v1beta1.APIVersion")]
+#[cfg_attr(
+    feature = "derive",
+    derive(JsonSchema),
+    schemars(rename = "io.k8s.api.extensions.v1beta1.APIVersion")
+)]
 pub struct ApiVersion {
     /// Name, such as `v1`.
     pub name: Option<String>,
 }
 
 /// `apiextensions.k8s.io/v1beta1` CustomResourceDefinition.
-#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize, JsonSchema)]
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase", default)]
-#[schemars(rename = "io.k8s.apiextensions-apiserver.pkg.apis.apiextensions.v1beta1.CustomResourceDefinition")]
+#[cfg_attr(
+    feature = "derive",
+    derive(JsonSchema),
+    schemars(
+        rename = "io.k8s.apiextensions-apiserver.pkg.apis.apiextensions.v1beta1.CustomResourceDefinition"
+    )
+)]
 pub struct CustomResourceDefinition {
     /// apiVersion.
     pub api_version: String,
@@ -141,10 +180,14 @@ pub struct CustomResourceDefinition {
 }
 
 /// What a v1beta1 CustomResourceDefinition defines.
-#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize, JsonSchema)]
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase", default)]
-#[schemars(
-    rename = "io.k8s.apiextensions-apiserver.pkg.apis.apiextensions.v1beta1.CustomResourceDefinitionSpec"
+#[cfg_attr(
+    feature = "derive",
+    derive(JsonSchema),
+    schemars(
+        rename = "io.k8s.apiextensions-apiserver.pkg.apis.apiextensions.v1beta1.CustomResourceDefinitionSpec"
+    )
 )]
 pub struct CustomResourceDefinitionSpec {
     /// API group.
@@ -170,10 +213,14 @@ pub struct CustomResourceDefinitionSpec {
 }
 
 /// A version of a v1beta1 CustomResourceDefinition.
-#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize, JsonSchema)]
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase", default)]
-#[schemars(
-    rename = "io.k8s.apiextensions-apiserver.pkg.apis.apiextensions.v1beta1.CustomResourceDefinitionVersion"
+#[cfg_attr(
+    feature = "derive",
+    derive(JsonSchema),
+    schemars(
+        rename = "io.k8s.apiextensions-apiserver.pkg.apis.apiextensions.v1beta1.CustomResourceDefinitionVersion"
+    )
 )]
 pub struct CustomResourceDefinitionVersion {
     /// Name.
@@ -191,10 +238,14 @@ pub struct CustomResourceDefinitionVersion {
 }
 
 /// A column of a v1beta1 CustomResourceDefinition.
-#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize, JsonSchema)]
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 #[serde(default)]
-#[schemars(
-    rename = "io.k8s.apiextensions-apiserver.pkg.apis.apiextensions.v1beta1.CustomResourceColumnDefinition"
+#[cfg_attr(
+    feature = "derive",
+    derive(JsonSchema),
+    schemars(
+        rename = "io.k8s.apiextensions-apiserver.pkg.apis.apiextensions.v1beta1.CustomResourceColumnDefinition"
+    )
 )]
 pub struct CustomResourceColumnDefinition {
     /// Title.
@@ -214,9 +265,15 @@ pub struct CustomResourceColumnDefinition {
 }
 
 /// How versions of a v1beta1 CustomResourceDefinition are made of each other.
-#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize, JsonSchema)]
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase", default)]
-#[schemars(rename = "io.k8s.apiextensions-apiserver.pkg.apis.apiextensions.v1beta1.CustomResourceConversion")]
+#[cfg_attr(
+    feature = "derive",
+    derive(JsonSchema),
+    schemars(
+        rename = "io.k8s.apiextensions-apiserver.pkg.apis.apiextensions.v1beta1.CustomResourceConversion"
+    )
+)]
 pub struct CustomResourceConversion {
     /// `None` or `Webhook`.
     pub strategy: String,
@@ -227,9 +284,13 @@ pub struct CustomResourceConversion {
 }
 
 /// `autoscaling/v2beta1` HorizontalPodAutoscaler.
-#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize, JsonSchema)]
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase", default)]
-#[schemars(rename = "io.k8s.api.autoscaling.v2beta1.HorizontalPodAutoscaler")]
+#[cfg_attr(
+    feature = "derive",
+    derive(JsonSchema),
+    schemars(rename = "io.k8s.api.autoscaling.v2beta1.HorizontalPodAutoscaler")
+)]
 pub struct HorizontalPodAutoscalerV2beta1 {
     /// apiVersion.
     pub api_version: String,
@@ -244,9 +305,13 @@ pub struct HorizontalPodAutoscalerV2beta1 {
 }
 
 /// What a v2beta1 autoscaler aims at.
-#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize, JsonSchema)]
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase", default)]
-#[schemars(rename = "io.k8s.api.autoscaling.v2beta1.HorizontalPodAutoscalerSpec")]
+#[cfg_attr(
+    feature = "derive",
+    derive(JsonSchema),
+    schemars(rename = "io.k8s.api.autoscaling.v2beta1.HorizontalPodAutoscalerSpec")
+)]
 pub struct HorizontalPodAutoscalerSpecV2beta1 {
     /// What it scales.
     pub scale_target_ref: CrossVersionObjectReference,

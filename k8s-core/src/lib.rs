@@ -6,20 +6,15 @@
 //! Not here: the API server (`k8s-apiserver`), controllers (`k8s-controllers`), the node (`k8s-runtime`, `k8s-kubelet`).
 
 pub mod cache;
-pub mod cel;
 pub mod client;
 pub mod clock;
+#[cfg(feature = "derive")]
 pub mod custom;
 pub mod json;
 pub mod legacy;
 pub mod meta;
-pub mod patch;
-mod progress;
-pub mod proto;
 pub mod random;
-pub mod schema;
 pub mod status;
-pub mod store;
 
 /// Makes a custom resource of the struct of its spec: see [`k8s_derive`].
 #[cfg(feature = "derive")]

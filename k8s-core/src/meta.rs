@@ -3,10 +3,9 @@
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::{ObjectMeta, OwnerReference};
 use serde::{Serialize, de::DeserializeOwned};
 
-pub mod quantity;
 pub mod selector;
 
-pub use quantity::Quantity;
+pub use k8s_quantity::{Quantity, QuantityError};
 pub use selector::{FieldSelector, LabelSelector};
 
 /// A typed API object: any top-level type of k8s-openapi, and any type that implements the same traits.

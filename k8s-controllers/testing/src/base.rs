@@ -10,8 +10,8 @@ use jiff::Timestamp;
 use k8s_apiserver::{ApiServer, Pace, User};
 use k8s_core::{
     api::api::core::v1::ServiceAccount, client::Client, clock::Clock, custom::CustomResource, random,
-    store::Store,
 };
+use k8s_store::Store;
 use serde_json::{Value, json};
 
 use crate::node;

@@ -14,9 +14,9 @@ use k8s_core::{
     client::{self, Client, ListParams, WatchEvent},
     clock::Clock,
     meta::Object,
-    store::Store,
 };
 use k8s_scheduler::Scheduler;
+use k8s_store::Store;
 use serde_json::Value;
 use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;

@@ -7,7 +7,8 @@ use std::{
 
 use futures::{FutureExt, future::BoxFuture};
 use k8s_controllers::{Caches, Environment};
-use k8s_core::{client::Client, clock::Clock, store::Store};
+use k8s_core::{client::Client, clock::Clock};
+use k8s_store::Store;
 use tokio::{sync::Notify, task::JoinSet};
 use tokio_util::sync::CancellationToken;
 

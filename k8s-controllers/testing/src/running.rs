@@ -13,8 +13,8 @@ use k8s_core::{
     clock::Clock,
     meta::{Object, ObjectExt},
     random,
-    store::Store,
 };
+use k8s_store::Store;
 use serde_json::Value;
 use tokio::{task::JoinSet, time::Instant};
 use tokio_util::sync::CancellationToken;

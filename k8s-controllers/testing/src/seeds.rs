@@ -12,7 +12,8 @@ use std::{
     },
 };
 
-use k8s_core::{clock::Clock, store::Store};
+use k8s_core::clock::Clock;
+use k8s_store::Store;
 
 use crate::{
     base, faults::Faults, hub::Plan, lab::Report, role::Recorded, running::Running, setup::Setup, shrink,

@@ -17,8 +17,8 @@ use k8s_apiserver::request::{Query, RequestInfo};
 use k8s_core::{
     client::{Body, BoxError, Client, body_from_bytes},
     status::ApiStatus,
-    store::Store,
 };
+use k8s_store::Store;
 use serde::Deserialize;
 use tokio::sync::Notify;
 

@@ -31,9 +31,9 @@ use k8s_core::{
     client::{Api, Body, Client, DeleteOptions, ListParams},
     clock::Clock,
     meta::{Object, ObjectExt},
-    store::Store,
 };
 use k8s_scheduler::Scheduler;
+use k8s_store::Store;
 use tokio_util::sync::CancellationToken;
 
 pub(crate) struct Lab {

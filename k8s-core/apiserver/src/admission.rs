@@ -8,7 +8,8 @@ pub use typed::{Every, IntoAdmit, Request, Verdict};
 use std::sync::Arc;
 
 use async_trait::async_trait;
-use k8s_core::{api::apimachinery::pkg::apis::meta::v1::StatusCause, status::ApiStatus, store::Stored};
+use k8s_core::{api::apimachinery::pkg::apis::meta::v1::StatusCause, status::ApiStatus};
+use k8s_store::Stored;
 use serde_json::{Value, json};
 
 use crate::{

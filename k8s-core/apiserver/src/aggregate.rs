@@ -13,7 +13,8 @@ use std::sync::{
 };
 
 use http::{HeaderMap, HeaderName, HeaderValue, Request, Response, StatusCode};
-use k8s_core::{client::Body, store::Stored};
+use k8s_core::client::Body;
+use k8s_store::Stored;
 use serde_json::Value;
 
 use crate::{

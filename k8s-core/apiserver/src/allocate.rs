@@ -8,7 +8,8 @@ use std::{
     sync::{Arc, Mutex},
 };
 
-use k8s_core::{status::ApiStatus, store::Store};
+use k8s_core::status::ApiStatus;
+use k8s_store::Store;
 use serde_json::{Value, json};
 
 use crate::{

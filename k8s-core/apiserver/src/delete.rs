@@ -3,12 +3,8 @@
 use std::{sync::Arc, time::Duration};
 
 use http::{Response, StatusCode};
-use k8s_core::{
-    client::Body,
-    json,
-    status::ApiStatus,
-    store::{Expect, StoreError, Stored},
-};
+use k8s_core::{client::Body, json, status::ApiStatus};
+use k8s_store::{Expect, StoreError, Stored};
 use serde_json::{Value, json};
 
 use crate::{

@@ -5,7 +5,7 @@ pub(crate) mod reshape;
 
 use std::sync::Arc;
 
-use k8s_core::store::{Expect, Stored};
+use k8s_store::{Expect, Stored};
 use serde_json::Value;
 
 use crate::{

@@ -151,7 +151,7 @@ fn definitions<'a>(
 
 /// Adds what types alone do not say, where the document's readers look for it.
 fn annotate(name: &str, schema: &mut Value) {
-    k8s_core::schema::annotate(name, schema);
+    k8s_schema::annotate(name, schema);
     tidy(schema, 0);
 }
 

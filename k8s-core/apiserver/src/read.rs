@@ -22,8 +22,8 @@ use http_body_util::{BodyExt, StreamBody};
 use k8s_core::{
     client::{Body, BoxError},
     status::ApiStatus,
-    store::Stored,
 };
+use k8s_store::Stored;
 use serde_json::json;
 
 use crate::{

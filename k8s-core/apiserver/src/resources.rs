@@ -8,16 +8,16 @@ pub mod convert;
 pub mod custom;
 pub mod strategy;
 mod table;
+pub mod types;
 
 use std::{
     collections::{BTreeMap, HashMap},
     sync::{Arc, LazyLock, RwLock},
 };
 
-use k8s_core::{
-    api::apimachinery::pkg::apis::meta::v1::ObjectMeta,
-    schema::{self, Generate, Schema},
-};
+use k8s_core::api::apimachinery::pkg::apis::meta::v1::ObjectMeta;
+use k8s_schema as schema;
+use k8s_schema::{Generate, Schema};
 use serde_json::Value;
 
 use columns::Column;
@@ -175,7 +175,7 @@ pub struct Resource {
     pub has_status: bool,
     /// Has a scale subresource.
     pub scale: Option<ScalePaths>,
-    /// Selectable fields beside metadata.name and metadata.namespace, in the order of [`k8s_core::store::Stored::fields`].
+    /// Selectable fields beside metadata.name and metadata.namespace, in the order of [`k8s_store::Stored::fields`].
     pub fields: Arc<[String]>,
     /// Their names in this version, in the same order.
     pub field_names: Arc<[String]>,
@@ -562,7 +562,7 @@ mod tests {
         let mut seen = HashSet::new();
         for r in registry.all() {
             assert!(seen.insert((&r.group, &r.version, &r.kind)), "{} listed twice", r.kind);
-            let k8s_core::schema::Kind::Object { fields, .. } = &r.request_schema().root().kind else {
+            let k8s_schema::Kind::Object { fields, .. } = &r.request_schema().root().kind else {
                 panic!("{} has no object schema", r.kind)
             };
             assert!(fields.contains_key("metadata"), "{} has no metadata", r.kind);

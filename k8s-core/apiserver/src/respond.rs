@@ -137,7 +137,7 @@ pub(crate) async fn encoded(response: Response<Body>, encoding: Encoding) -> Res
         Encoding::Yaml => rewritten(response, YAML, |object| serde_saphyr::to_string(object).ok()).await,
         // Lists and watches of stored objects are in protobuf already, where they can be. What has no known length is one that cannot.
         Encoding::Protobuf if response.body().size_hint().exact().is_none() => response,
-        Encoding::Protobuf => rewritten(response, PROTOBUF, k8s_core::proto::encode).await,
+        Encoding::Protobuf => rewritten(response, PROTOBUF, k8s_schema::proto::encode).await,
     }
 }
 

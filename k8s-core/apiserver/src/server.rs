@@ -26,8 +26,8 @@ use k8s_core::{
     clock::Clock,
     meta::FieldSelector,
     status::ApiStatus,
-    store::{Meta, Store},
 };
+use k8s_store::{Meta, Store};
 use serde_json::Value;
 
 use crate::{

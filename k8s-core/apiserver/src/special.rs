@@ -200,10 +200,10 @@ async fn binding(
         if dry_run {
             return Ok(created());
         }
-        let expect = k8s_core::store::Expect::Revision(stored.revision);
+        let expect = k8s_store::Expect::Revision(stored.revision);
         match write::put(server, resource, &key, expect, &new).await {
             Ok(_) => return Ok(created()),
-            Err(k8s_core::store::StoreError::Conflict { .. }) => {}
+            Err(k8s_store::StoreError::Conflict { .. }) => {}
             Err(e) => return Err(write::store_failure(resource, name, &e)),
         }
     }
@@ -283,7 +283,7 @@ async fn budget(
                 break;
             }
             set(&mut budget, "/status/disruptionsAllowed", (allowed - 1).into());
-            let expect = k8s_core::store::Expect::Revision(stored.revision);
+            let expect = k8s_store::Expect::Revision(stored.revision);
             if write::put(server, &budgets, &stored.key, expect, &budget).await.is_ok() {
                 break;
             }
@@ -322,11 +322,11 @@ async fn finalize(
         let result = if crate::delete::is_finished(resource, &new) {
             crate::delete::remove(server, resource, name, stored.revision, &new).await
         } else {
-            write::put(server, resource, name, k8s_core::store::Expect::Revision(stored.revision), &new).await
+            write::put(server, resource, name, k8s_store::Expect::Revision(stored.revision), &new).await
         };
         match result {
             Ok(done) => return write::object_response(server, call, resource, StatusCode::OK, &done.json),
-            Err(k8s_core::store::StoreError::Conflict { .. }) => {}
+            Err(k8s_store::StoreError::Conflict { .. }) => {}
             Err(e) => return Err(write::store_failure(resource, name, &e)),
         }
     }

@@ -3,7 +3,8 @@
 use std::time::Duration;
 
 use http::{Response, StatusCode};
-use k8s_core::{client::Body, status::ApiStatus, store::Stored};
+use k8s_core::{client::Body, status::ApiStatus};
+use k8s_store::Stored;
 use serde_json::{Value, json};
 
 use crate::{

@@ -270,7 +270,7 @@ mod tests {
         let pod = registry.find("", "v1", "pods").unwrap();
         let child = |of, name: &str| pod.schema.child(of, name);
         let item = |of| match &pod.schema.node(of).kind {
-            k8s_core::schema::Kind::List { item, .. } => *item,
+            k8s_schema::Kind::List { item, .. } => *item,
             _ => of,
         };
         let spec = child(pod.schema.root_id(), "spec").unwrap();

@@ -14,12 +14,9 @@ use std::sync::Arc;
 use bytes::Bytes;
 use http::{Response, StatusCode};
 use jiff::Timestamp;
-use k8s_core::{
-    client::Body,
-    patch::managed::{self, Manager},
-    status::ApiStatus,
-    store::{Expect, StoreError, Stored},
-};
+use k8s_core::{client::Body, status::ApiStatus};
+use k8s_schema::patch::managed::{self, Manager};
+use k8s_store::{Expect, StoreError, Stored};
 use serde_json::Value;
 
 use crate::{

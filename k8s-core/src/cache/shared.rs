@@ -11,8 +11,8 @@ use super::{state::State, weigh::weigh};
 use crate::{
     client::Unreadable,
     meta::{Object, ObjectExt, ObjectKey},
-    progress::Progress,
 };
+use k8s_progress::Progress;
 
 /// How many changes a slow subscriber may fall behind before it must look at the whole cache.
 const BACKLOG: usize = 4096;

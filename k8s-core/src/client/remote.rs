@@ -17,9 +17,7 @@ use hyper_util::{
     },
     rt::{TokioExecutor, TokioIo, TokioTimer},
 };
-use rustls::pki_types::{CertificateDer, PrivateKeyDer, ServerName, pem::PemObject};
 use tokio::net::TcpStream;
-use tokio_rustls::{TlsConnector, client::TlsStream};
 
 use super::{Body, BoxError, Error, Transport};
 
@@ -75,7 +73,10 @@ impl Remote {
             value.set_sensitive(true);
             authorization = Some(value);
         }
-        let connector = Connector { tls: Arc::new(tls_config(config)?) };
+        let connector = Connector {
+            #[cfg(feature = "tls")]
+            tls: Arc::new(config.tls()?),
+        };
         let http = HyperClient::builder(TokioExecutor::new())
             .pool_idle_timeout(Duration::from_secs(60))
             .pool_timer(TokioTimer::new())
@@ -89,44 +90,22 @@ impl Remote {
     }
 }
 
+#[cfg(feature = "tls")]
 impl RemoteConfig {
-    /// The client side of TLS: whom it trusts and who it is.
+    /// Builds the client side of TLS: HTTP/2 and HTTP/1.1.
     ///
     /// # Errors
-    /// [`Error::Request`] when a certificate or key is none; it names the part.
-    pub fn tls(&self) -> Result<rustls::ClientConfig, Error> {
-        tls_config(self)
+    /// [`Error::Request`] when a certificate or key is not usable PEM; it names the part.
+    pub fn tls(&self) -> Result<k8s_tls::ClientConfig, Error> {
+        let trust = match &self.ca {
+            _ if self.insecure => k8s_tls::Trust::Anyone,
+            ca => k8s_tls::Trust::Pem(ca.as_deref().unwrap_or_default()),
+        };
+        let identity = self.certificate.clone().zip(self.key.clone());
+        let identity = identity.map(|(certificate, key)| k8s_tls::Identity { certificate, key });
+        k8s_tls::client(&trust, identity.as_ref(), &[b"h2", b"http/1.1"])
+            .map_err(|e| Error::Request(e.to_string()))
     }
-}
-
-fn tls_config(config: &RemoteConfig) -> Result<rustls::ClientConfig, Error> {
-    let bad = |what: &str, e: &dyn std::fmt::Display| Error::Request(format!("{what}: {e}"));
-    let provider = Arc::new(rustls::crypto::ring::default_provider());
-    let builder = rustls::ClientConfig::builder_with_provider(provider.clone())
-        .with_safe_default_protocol_versions()
-        .map_err(|e| bad("tls", &e))?;
-    let builder = if config.insecure {
-        builder.dangerous().with_custom_certificate_verifier(Arc::new(TrustAnyone(provider)))
-    } else {
-        let mut roots = rustls::RootCertStore::empty();
-        for certificate in CertificateDer::pem_slice_iter(config.ca.as_deref().unwrap_or_default()) {
-            let certificate = certificate.map_err(|e| bad("CA certificate", &e))?;
-            roots.add(certificate).map_err(|e| bad("CA certificate", &e))?;
-        }
-        builder.with_root_certificates(roots)
-    };
-    let mut tls = match (&config.certificate, &config.key) {
-        (Some(certificate), Some(key)) => {
-            let chain = CertificateDer::pem_slice_iter(certificate)
-                .collect::<Result<Vec<_>, _>>()
-                .map_err(|e| bad("client certificate", &e))?;
-            let key = PrivateKeyDer::from_pem_slice(key).map_err(|e| bad("client key", &e))?;
-            builder.with_client_auth_cert(chain, key).map_err(|e| bad("client certificate", &e))?
-        }
-        _ => builder.with_no_client_auth(),
-    };
-    tls.alpn_protocols = vec![b"h2".to_vec(), b"http/1.1".to_vec()];
-    Ok(tls)
 }
 
 impl Transport for Remote {
@@ -149,7 +128,8 @@ impl Transport for Remote {
 
 #[derive(Clone)]
 struct Connector {
-    tls: Arc<rustls::ClientConfig>,
+    #[cfg(feature = "tls")]
+    tls: Arc<k8s_tls::ClientConfig>,
 }
 
 impl tower::Service<Uri> for Connector {
@@ -162,6 +142,7 @@ impl tower::Service<Uri> for Connector {
     }
 
     fn call(&mut self, target: Uri) -> Self::Future {
+        #[cfg(feature = "tls")]
         let tls = self.tls.clone();
         Box::pin(async move {
             let secure = target.scheme() == Some(&uri::Scheme::HTTPS);
@@ -172,9 +153,13 @@ impl tower::Service<Uri> for Connector {
             if !secure {
                 return Ok(Conn::Plain(TokioIo::new(tcp)));
             }
-            let name = ServerName::try_from(host).map_err(std::io::Error::other)?;
-            let stream = TlsConnector::from(tls).connect(name, tcp).await?;
-            Ok(Conn::Tls(TokioIo::new(Box::new(stream))))
+            #[cfg(feature = "tls")]
+            return Ok(Conn::Tls(TokioIo::new(Box::new(k8s_tls::connect(tls, &host, tcp).await?))));
+            #[cfg(not(feature = "tls"))]
+            Err(std::io::Error::new(
+                std::io::ErrorKind::Unsupported,
+                "https needs k8s-core's feature \"tls\", which this program is built without",
+            ))
         })
     }
 }
@@ -182,13 +167,15 @@ impl tower::Service<Uri> for Connector {
 /// One connection.
 enum Conn {
     Plain(TokioIo<TcpStream>),
-    Tls(TokioIo<Box<TlsStream<TcpStream>>>),
+    #[cfg(feature = "tls")]
+    Tls(TokioIo<Box<k8s_tls::TlsStream<TcpStream>>>),
 }
 
 impl Connection for Conn {
     fn connected(&self) -> Connected {
         match self {
             Conn::Plain(_) => Connected::new(),
+            #[cfg(feature = "tls")]
             Conn::Tls(io) => {
                 let h2 = io.inner().get_ref().1.alpn_protocol() == Some(b"h2");
                 if h2 { Connected::new().negotiated_h2() } else { Connected::new() }
@@ -201,6 +188,7 @@ macro_rules! each {
     ($self:ident, $io:ident => $call:expr) => {
         match $self.get_mut() {
             Conn::Plain($io) => $call,
+            #[cfg(feature = "tls")]
             Conn::Tls($io) => $call,
         }
     };
@@ -225,41 +213,5 @@ impl hyper::rt::Write for Conn {
     }
     fn poll_shutdown(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<std::io::Result<()>> {
         each!(self, io => Pin::new(io).poll_shutdown(cx))
-    }
-}
-
-/// `insecure-skip-tls-verify`: signatures are still checked, names and issuers are not.
-#[derive(Debug)]
-struct TrustAnyone(Arc<rustls::crypto::CryptoProvider>);
-
-impl rustls::client::danger::ServerCertVerifier for TrustAnyone {
-    fn verify_server_cert(
-        &self,
-        _: &CertificateDer<'_>,
-        _: &[CertificateDer<'_>],
-        _: &ServerName<'_>,
-        _: &[u8],
-        _: rustls::pki_types::UnixTime,
-    ) -> Result<rustls::client::danger::ServerCertVerified, rustls::Error> {
-        Ok(rustls::client::danger::ServerCertVerified::assertion())
-    }
-    fn verify_tls12_signature(
-        &self,
-        message: &[u8],
-        cert: &CertificateDer<'_>,
-        dss: &rustls::DigitallySignedStruct,
-    ) -> Result<rustls::client::danger::HandshakeSignatureValid, rustls::Error> {
-        rustls::crypto::verify_tls12_signature(message, cert, dss, &self.0.signature_verification_algorithms)
-    }
-    fn verify_tls13_signature(
-        &self,
-        message: &[u8],
-        cert: &CertificateDer<'_>,
-        dss: &rustls::DigitallySignedStruct,
-    ) -> Result<rustls::client::danger::HandshakeSignatureValid, rustls::Error> {
-        rustls::crypto::verify_tls13_signature(message, cert, dss, &self.0.signature_verification_algorithms)
-    }
-    fn supported_verify_schemes(&self) -> Vec<rustls::SignatureScheme> {
-        self.0.signature_verification_algorithms.supported_schemes()
     }
 }

@@ -3,7 +3,8 @@
 use schemars::{JsonSchema, generate::SchemaSettings};
 use serde_json::{Map, Value, json};
 
-use crate::schema::MAX_DEPTH;
+/// Levels of nesting in a schema. As deep as the API server's schema engine takes a value (`k8s_schema::MAX_DEPTH`).
+const MAX_DEPTH: usize = 128;
 
 /// The structural schema of a type of whole objects. `metadata` is left to the server. A type that contains itself is cut off where it begins again:
 /// anything is accepted there.
@@ -142,7 +143,7 @@ mod tests {
     use serde::{Deserialize, Serialize};
 
     use super::*;
-    use crate::schema::Schema;
+    use k8s_schema::Schema;
 
     #[derive(Serialize, Deserialize, JsonSchema)]
     #[serde(rename_all = "camelCase")]

@@ -8,7 +8,8 @@ use hyper_util::{
     service::TowerToHyperService,
 };
 use k8s_apiserver::{ApiServer, User};
-use k8s_core::{api::api::core::v1::ConfigMap, store::Store};
+use k8s_core::api::api::core::v1::ConfigMap;
+use k8s_store::Store;
 use k8s_testing::{Faults, Lab};
 
 use crate::counters::{Copies, controller, original};

@@ -16,8 +16,8 @@ use k8s_core::{
     api::api::core::v1::{ConfigMap, Event, Secret},
     client::ListParams,
     meta::{ObjectExt, ObjectKey},
-    store::Store,
 };
+use k8s_store::Store;
 use k8s_testing::{Fault, Faults, Lab};
 use tokio::{
     io::{AsyncReadExt, AsyncWriteExt},

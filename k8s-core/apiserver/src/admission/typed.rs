@@ -3,7 +3,8 @@
 use std::{marker::PhantomData, sync::Arc};
 
 use async_trait::async_trait;
-use k8s_core::{meta::Object, patch, status::ApiStatus};
+use k8s_core::{meta::Object, status::ApiStatus};
+use k8s_schema::patch;
 use serde_json::Value;
 
 use super::{Admission, Admit, Operation};

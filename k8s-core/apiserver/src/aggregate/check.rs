@@ -7,7 +7,8 @@ use std::{
 
 use http::Request;
 use http_body_util::BodyExt;
-use k8s_core::{client::empty_body, store::Expect};
+use k8s_core::client::empty_body;
+use k8s_store::Expect;
 use serde_json::{Value, json};
 
 use super::{Remote, STORAGE, identify};

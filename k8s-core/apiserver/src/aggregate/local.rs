@@ -1,6 +1,6 @@
 //! APIServices of the versions that this server answers for itself, so that clients see all versions in one list.
 
-use k8s_core::store::Expect;
+use k8s_store::Expect;
 use serde_json::json;
 
 use super::STORAGE;

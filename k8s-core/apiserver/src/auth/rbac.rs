@@ -5,7 +5,7 @@ use std::{
     sync::{Arc, RwLock},
 };
 
-use k8s_core::store::Store;
+use k8s_store::Store;
 use serde_json::Value;
 
 use crate::{

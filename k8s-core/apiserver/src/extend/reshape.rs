@@ -4,7 +4,7 @@
 //! copies of bytes. An object is written in its new shape when somebody writes it.
 
 use bytes::Bytes;
-use k8s_core::store::{Meta, Store, Stored};
+use k8s_store::{Meta, Store, Stored};
 use serde_json::Value;
 
 use crate::{

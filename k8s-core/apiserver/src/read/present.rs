@@ -3,11 +3,8 @@
 use std::sync::Arc;
 
 use bytes::Bytes;
-use k8s_core::{
-    clock::Clock,
-    proto::{self, Definition, ListHead},
-    status::ApiStatus,
-};
+use k8s_core::{clock::Clock, status::ApiStatus};
+use k8s_schema::proto::{self, Definition, ListHead};
 use serde_json::{Value, json};
 
 use crate::{

@@ -8,8 +8,8 @@ use k8s_core::{
         selector::{Operator, SelectorError},
     },
     status::ApiStatus,
-    store::{Snapshot, Store, StoreError, Stored, Term},
 };
+use k8s_store::{Snapshot, Store, StoreError, Stored, Term};
 use serde_json::Value;
 
 use crate::{resources::Resource, server::Call};

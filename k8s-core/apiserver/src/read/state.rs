@@ -1,7 +1,8 @@
 //! The moment that a list is taken from: `resourceVersion`, `resourceVersionMatch` and continue tokens.
 
 use base64::{Engine, engine::general_purpose::URL_SAFE_NO_PAD as B64};
-use k8s_core::{api::apimachinery::pkg::apis::meta::v1::StatusCause, status::ApiStatus, store::Store};
+use k8s_core::{api::apimachinery::pkg::apis::meta::v1::StatusCause, status::ApiStatus};
+use k8s_store::Store;
 use serde::{Deserialize, Serialize};
 
 use crate::{invalid::FieldErrors, server::Call};

@@ -13,8 +13,8 @@ use http_body_util::{BodyExt, StreamBody};
 use k8s_core::{
     client::{Body, BoxError},
     status::ApiStatus,
-    store::{Event, EventKind, Stored, WatchCursor},
 };
+use k8s_store::{Event, EventKind, Stored, WatchCursor};
 use serde_json::Value;
 use tokio::time::Instant;
 

@@ -10,7 +10,7 @@ pub(super) mod ingress;
 pub(super) mod webhooks;
 pub(super) mod workload;
 
-use k8s_core::schema::Generate;
+use k8s_schema::Generate;
 use serde_json::Value;
 
 /// A legacy version of a stored resource.

@@ -7,10 +7,8 @@ pub(crate) use rules::{Rules, compiles};
 
 use std::sync::Arc;
 
-use k8s_core::{
-    legacy::third_party_kind,
-    schema::{MAX_DEPTH, Schema},
-};
+use k8s_core::legacy::third_party_kind;
+use k8s_schema::{MAX_DEPTH, Schema};
 use serde_json::{Value, json};
 
 use super::{

@@ -3,12 +3,10 @@
 //! What upstream 1.36 serves by default, and below it the versions that it no longer serves but that manifests since Kubernetes 1.5 use. A legacy row
 //! names the row that stores its objects.
 
-use k8s_core::{
-    api::{
-        api, apiextensions_apiserver::pkg::apis::apiextensions::v1 as apiextensions,
-        kube_aggregator::pkg::apis::apiregistration::v1 as apiregistration,
-    },
-    schema::generate,
+use crate::resources::types::generate;
+use k8s_core::api::{
+    api, apiextensions_apiserver::pkg::apis::apiextensions::v1 as apiextensions,
+    kube_aggregator::pkg::apis::apiregistration::v1 as apiregistration,
 };
 
 use super::{

@@ -8,7 +8,8 @@ use std::{
     time::Duration,
 };
 
-use k8s_core::{clock::Clock, custom::CustomResource, store::Store};
+use k8s_core::{clock::Clock, custom::CustomResource};
+use k8s_store::Store;
 
 use super::{ApiServer, Inner};
 use crate::{

@@ -26,7 +26,7 @@ pub(crate) fn decode_body(call: &Call, kind: &str, body: &[u8]) -> Result<(Value
         "application/json" | "" => decode::json(body).map_err(unrecognized),
         "application/yaml" => decode::yaml(body).map(|v| (v, Vec::new())).map_err(unrecognized),
         "application/vnd.kubernetes.protobuf" => {
-            k8s_core::proto::decode(body).map(|v| (v, Vec::new())).map_err(|e| {
+            k8s_schema::proto::decode(body).map(|v| (v, Vec::new())).map_err(|e| {
                 ApiStatus::bad_request(format!(
                     "the object provided is unrecognized (must be of type {kind}): {e}"
                 ))

@@ -3,14 +3,10 @@
 use std::sync::Arc;
 
 use http::{Response, StatusCode, header};
-use k8s_core::{
-    api::apimachinery::pkg::apis::meta::v1::StatusCause,
-    client::Body,
-    patch::{
-        self, PatchError, last_applied,
-        managed::{self, Manager},
-    },
-    status::ApiStatus,
+use k8s_core::{api::apimachinery::pkg::apis::meta::v1::StatusCause, client::Body, status::ApiStatus};
+use k8s_schema::patch::{
+    self, PatchError, last_applied,
+    managed::{self, Manager},
 };
 use serde_json::Value;
 

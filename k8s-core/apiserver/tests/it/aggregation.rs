@@ -14,8 +14,8 @@ use k8s_core::{
     client::{Client, Remote, RemoteConfig},
     custom::CustomResource,
     status::ApiStatus,
-    store::Store,
 };
+use k8s_store::Store;
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};

@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use futures::future::join_all;
-use k8s_core::store::{Backend, BackendError, Record, Store};
+use k8s_store::{Backend, BackendError, Record, Store};
 use serde_json::{Value, json};
 
 use crate::support::{done, server_on};

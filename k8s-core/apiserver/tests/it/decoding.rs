@@ -1,7 +1,7 @@
 //! Whatever fits a built-in type's schema can be decoded by caches, members that Go leaves at zero included.
 
 use k8s_apiserver::resources::Registry;
-use k8s_core::schema::{self, Kind, NodeId, Schema};
+use k8s_schema::{Kind, NodeId, Schema};
 use proptest::{
     prelude::*,
     test_runner::{RngAlgorithm, TestRng},
@@ -84,7 +84,8 @@ fn every_type_decodes_whatever_fits_its_schema() {
     let mut refused = 0;
     for resource in Registry::new(&[]).all() {
         let (Some(generate), schema) = (resource.generate, resource.request_schema()) else { continue };
-        let decode = schema::decoder(generate).expect("every row names its type by schema::generate");
+        let decode = k8s_apiserver::resources::types::decoder(generate)
+            .expect("every row names its type by types::generate");
         types += 1;
         let mut draw = Draw { schema, rng: TestRng::deterministic_rng(RngAlgorithm::ChaCha) };
         for _ in 0..DRAWS {

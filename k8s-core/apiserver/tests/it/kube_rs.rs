@@ -11,8 +11,8 @@ use k8s_core::{
         apimachinery::pkg::apis::meta::v1::ObjectMeta,
     },
     custom::{CustomResource as _, PrinterColumn, Problems, Rule},
-    store::Store,
 };
+use k8s_store::Store;
 use kube::{
     Api, Client, CustomResource, CustomResourceExt, ResourceExt,
     api::{DeleteParams, DynamicObject, ListParams, Patch, PatchParams, PostParams, WatchEvent, WatchParams},

@@ -8,7 +8,8 @@ use k8s_apiserver::{
     listen::{self, TlsFiles},
     stages::{Authenticate, Credentials},
 };
-use k8s_core::{status::ApiStatus, store::Store};
+use k8s_core::status::ApiStatus;
+use k8s_store::Store;
 use rustls::{
     ClientConfig, RootCertStore,
     pki_types::{CertificateDer, ServerName, pem::PemObject},

@@ -1,7 +1,7 @@
 //! Protobuf answers.
 
 use http::Request;
-use k8s_core::proto::decode;
+use k8s_schema::proto::decode;
 use serde_json::{Value, json};
 
 use crate::support::{Answer, ask, done, server};
@@ -101,7 +101,7 @@ fn strip_empty(value: &mut Value) {
 #[tokio::test]
 async fn a_written_object_comes_back_and_failures_are_statuses() {
     let server = server().await;
-    let body = k8s_core::proto::encode(
+    let body = k8s_schema::proto::encode(
         &json!({"apiVersion": "v1", "kind": "ConfigMap", "metadata": {"name": "a"}, "data": {"k": "v"}}),
     );
     let post = || {
@@ -229,7 +229,7 @@ async fn every_built_in_kind_is_sent_and_answered_in_protobuf() {
     let missing: Vec<String> = registry
         .all()
         .filter(|r| r.is_storage_version() && r.group != "extensions")
-        .filter(|r| k8s_core::proto::Definition::of(&r.api_version(), &r.kind).is_none())
+        .filter(|r| k8s_schema::proto::Definition::of(&r.api_version(), &r.kind).is_none())
         .map(|r| format!("{} {}", r.api_version(), r.kind))
         .collect();
     assert_eq!(missing, Vec::<String>::new());
@@ -269,7 +269,7 @@ async fn a_definition_and_a_mutating_policy_are_created_in_protobuf() {
             .header("authorization", "Bearer admin")
             .header("content-type", PROTOBUF)
             .header("accept", PROTOBUF)
-            .body(k8s_core::proto::encode(&object).unwrap())
+            .body(k8s_schema::proto::encode(&object).unwrap())
             .unwrap();
         let made = ask(&server, request).await;
         let name = object["metadata"]["name"].as_str().unwrap();

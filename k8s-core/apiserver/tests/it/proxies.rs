@@ -8,10 +8,8 @@ use k8s_apiserver::{
     ApiServer, User,
     proxy::{LocalKubelets, NodeConnector, RemoteKubelets},
 };
-use k8s_core::{
-    client::{Body, BoxError, body_from_bytes},
-    store::Store,
-};
+use k8s_core::client::{Body, BoxError, body_from_bytes};
+use k8s_store::Store;
 use serde_json::{Value, json};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 

@@ -10,7 +10,8 @@ use k8s_apiserver::{
     request::RequestInfo,
     stages::{Audit, Audited, Authenticate, Authorize, Credentials, Decision, FlowControl, Ticket},
 };
-use k8s_core::{status::ApiStatus, store::Store};
+use k8s_core::status::ApiStatus;
+use k8s_store::Store;
 use serde_json::json;
 
 use crate::support::ask;

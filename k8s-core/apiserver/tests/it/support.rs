@@ -6,7 +6,8 @@ use bytes::Bytes;
 use http::{Request, StatusCode};
 use http_body_util::BodyExt;
 use k8s_apiserver::{ApiServer, User, auth::Authenticator};
-use k8s_core::{client::body_from_bytes, store::Store};
+use k8s_core::client::body_from_bytes;
+use k8s_store::Store;
 use serde_json::Value;
 
 /// A server with an administrator (token `admin`) and anonymous requests let through to authorization.

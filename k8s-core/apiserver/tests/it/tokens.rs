@@ -4,7 +4,7 @@ use k8s_apiserver::{
     ApiServer, User,
     auth::{Authenticator, AuthorizationMode},
 };
-use k8s_core::store::Store;
+use k8s_store::Store;
 use serde_json::{Value, json};
 
 use crate::support::{admin, ask, ask_as, done, server};

@@ -181,7 +181,7 @@ proptest! {
 async fn ages_in_a_watch_of_tables_go_on() {
     use http_body_util::BodyExt;
     let clock = k8s_core::clock::Clock::starting_at("2026-01-01T00:00:00Z".parse().unwrap());
-    let server = k8s_apiserver::ApiServer::builder(k8s_core::store::Store::memory())
+    let server = k8s_apiserver::ApiServer::builder(k8s_store::Store::memory())
         .clock(clock.clone())
         .build()
         .await

@@ -10,11 +10,9 @@ use k8s_apiserver::{
     listen::{self, TlsFiles},
     proxy::{LocalKubelets, NodeConnector},
 };
-use k8s_core::{
-    client::{Body, BoxError},
-    store::Store,
-};
+use k8s_core::client::{Body, BoxError};
 use k8s_kubelet::KubeletApi;
+use k8s_store::Store;
 use libtest_mimic::Failed;
 use serde_json::{Value, json};
 use tokio::{

@@ -1,6 +1,6 @@
 //! HorizontalPodAutoscaler before autoscaling/v2.
 
-use k8s_core::schema::generate;
+use crate::resources::types::generate;
 use serde_json::{Value, json};
 
 use super::Conversion;

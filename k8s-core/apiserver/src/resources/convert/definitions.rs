@@ -1,6 +1,6 @@
 //! CustomResourceDefinitions of apiextensions.k8s.io/v1beta1: one schema for all versions, and unknown fields kept unless one says otherwise.
 
-use k8s_core::schema::generate;
+use crate::resources::types::generate;
 use serde_json::{Map, Value, json};
 
 use super::Conversion;

@@ -1,6 +1,7 @@
 //! Events of events.k8s.io: core Events under newer names.
 
-use k8s_core::{api::api::events::v1::Event, schema::generate};
+use crate::resources::types::generate;
+use k8s_core::api::api::events::v1::Event;
 use serde_json::Value;
 
 use super::Conversion;

@@ -1,6 +1,6 @@
 //! Ingress before networking.k8s.io/v1.
 
-use k8s_core::schema::generate;
+use crate::resources::types::generate;
 use serde_json::{Map, Value, json};
 
 use super::Conversion;

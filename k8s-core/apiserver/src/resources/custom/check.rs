@@ -7,7 +7,7 @@ mod format;
 
 use std::collections::{BTreeMap, HashSet};
 
-use k8s_core::schema::MAX_DEPTH;
+use k8s_schema::MAX_DEPTH;
 use regex::Regex;
 use serde_json::Value;
 

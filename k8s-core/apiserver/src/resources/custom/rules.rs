@@ -12,7 +12,7 @@ mod tests;
 
 use std::collections::BTreeMap;
 
-use k8s_core::cel::{Program, RUNTIME_BUDGET};
+use k8s_cel::{Program, RUNTIME_BUDGET};
 use serde_json::{Map, Value};
 
 use super::check::Check;
@@ -61,7 +61,7 @@ struct Rule {
 
 /// Whether an expression in CEL can be parsed; else, why not.
 pub(crate) fn compiles(expression: &str) -> Result<(), String> {
-    k8s_core::cel::format(expression).map(|_| ()).map_err(|errors| errors.to_string())
+    k8s_cel::format(expression).map(|_| ()).map_err(|errors| errors.to_string())
 }
 
 impl Rules {

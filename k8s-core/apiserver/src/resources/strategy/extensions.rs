@@ -4,7 +4,8 @@ mod structure;
 
 use std::collections::HashSet;
 
-use k8s_core::{legacy::third_party_kind, schema::Schema};
+use k8s_core::legacy::third_party_kind;
+use k8s_schema::Schema;
 use serde_json::{Value, json};
 
 use super::{BASE, Strategy, immutable};

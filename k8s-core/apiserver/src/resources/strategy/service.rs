@@ -345,7 +345,7 @@ mod tests {
     /// The fields of the spec after a change of `old` by `change`, or the fields that are refused.
     fn change(old: &Value, change: &Value) -> Result<Value, Vec<String>> {
         let mut new = old.clone();
-        k8s_core::patch::merge(&mut new["spec"], change);
+        k8s_schema::patch::merge(&mut new["spec"], change);
         default_service(&mut new);
         (STRATEGY.update)(&mut new, old);
         let mut errors = FieldErrors::default();
@@ -368,8 +368,8 @@ mod tests {
         let addresses = json!({"clusterIP": "10.0.0.1", "clusterIPs": ["10.0.0.1"]});
         let made = |kind: &str, more: Value| {
             let mut spec = json!({"type": kind, "ports": [{"port": 80, "nodePort": 30001}]});
-            k8s_core::patch::merge(&mut spec, &addresses);
-            k8s_core::patch::merge(&mut spec, &more);
+            k8s_schema::patch::merge(&mut spec, &addresses);
+            k8s_schema::patch::merge(&mut spec, &more);
             service(&spec)
         };
         let node_port = made("NodePort", json!({}));

@@ -2,10 +2,8 @@
 
 use std::sync::Arc;
 
-use k8s_core::{
-    cel::{Decl, Env, Program, RUNTIME_BUDGET, Type},
-    schema::MAX_DEPTH,
-};
+use k8s_cel::{Decl, Env, Program, RUNTIME_BUDGET, Type};
+use k8s_schema::MAX_DEPTH;
 use serde_json::Value;
 
 use super::{Node, Rule, paths, run};

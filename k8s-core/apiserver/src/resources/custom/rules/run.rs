@@ -2,7 +2,8 @@
 
 use std::{cell::Cell, collections::HashMap};
 
-use k8s_core::cel::{self, Activation, EvalError, Meter, PER_CALL_LIMIT};
+use k8s_cel as cel;
+use k8s_cel::{Activation, EvalError, Meter, PER_CALL_LIMIT};
 use serde_json::Value;
 
 use super::{Node, Rule};

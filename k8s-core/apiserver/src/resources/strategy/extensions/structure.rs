@@ -1,6 +1,6 @@
 //! What makes a definition's schemas structural, and what else its parts must be.
 
-use k8s_core::schema::MAX_DEPTH;
+use k8s_schema::MAX_DEPTH;
 use serde_json::{Value, json};
 
 use crate::{

@@ -1,0 +1,194 @@
+//! The Common Expression Language as Kubernetes speaks it: rules of custom resources and of admission policies.
+//!
+//! Flow: an [`Env`] declares variables and their types; [`Env::compile`] parses an expression, checks its types and estimates its worst cost, and tells
+//! every problem with its place; [`Program::evaluate`] runs it on values, which are borrowed from JSON where they can be.
+//!
+//! Guarantees:
+//! 1. Total: no text and no value makes parsing, checking or evaluation panic, overflow the stack or run without bound. Texts are limited in length
+//!    and nesting; every step of an evaluation is counted by a [`Meter`] before it is done, also what it builds.
+//! 2. Costs are counted as upstream counts them (`interpreter/runtimecost.go`, `library/cost.go`), so that limits mean the same; what those leave
+//!    out (copies, deep comparisons, compiling patterns) is counted apart, as work.
+//! 3. Nothing is copied from an object but what an expression makes of it.
+//!
+//! Not here: the functions of `authorizer` (their row would be in `library`), and messages of protocol buffers.
+//!
+//! ```
+//! use k8s_cel::{Activation, Decl, Env, Meter, Value};
+//! use serde_json::json;
+//!
+//! let schema = json!({"type": "object", "properties": {"min": {"type": "integer"}, "max": {"type": "integer"}}});
+//! let env = Env::new().variable("self", Decl::of_schema(&schema));
+//! let program = env.compile("self.min <= self.max && self.max < 10").unwrap();
+//! let object = json!({"min": 1, "max": 3});
+//! let result = program.evaluate(&Activation::new().json("self", &object), &mut Meter::new(1_000_000));
+//! assert!(matches!(result, Ok(Value::Bool(true))));
+//! let problems = env.compile("self.least > 0").unwrap_err();
+//! assert_eq!(problems.to_string(), "ERROR: <input>:1:5: undefined field 'least'\n | self.least > 0\n | ....^");
+//! ```
+
+mod ast;
+mod check;
+mod cost;
+mod error;
+mod eval;
+mod lexer;
+mod library;
+mod macros;
+mod meter;
+mod names;
+mod parser;
+mod plan;
+mod print;
+mod schema;
+#[cfg(test)]
+mod tests;
+mod types;
+mod value;
+
+pub use cost::{Estimate, Size};
+pub use error::{CompileError, CompileErrors, EvalError};
+pub use meter::Meter;
+pub use names::{escape, unescape};
+pub use schema::{Decl, Field, ObjectType};
+pub use types::{Opaque, Type};
+pub use value::{List, Map, Text, Value};
+
+use std::sync::Arc;
+
+use plan::Plan;
+
+/// What one evaluation may cost (upstream's `PerCallLimit`).
+pub const PER_CALL_LIMIT: u64 = 1_000_000;
+/// What all rules of one object may cost together (upstream's `RuntimeCELCostBudget`).
+pub const RUNTIME_BUDGET: u64 = 10_000_000;
+
+/// What an expression may name.
+#[derive(Clone, Debug, Default)]
+pub struct Env {
+    variables: Vec<(String, Arc<Decl>)>,
+}
+
+impl Env {
+    /// An environment with the standard and Kubernetes' functions, and no variables.
+    #[must_use]
+    pub fn new() -> Self {
+        Env::default()
+    }
+
+    /// Declares a variable.
+    #[must_use]
+    pub fn variable(mut self, name: impl Into<String>, decl: impl Into<Arc<Decl>>) -> Self {
+        self.variables.push((name.into(), decl.into()));
+        self
+    }
+
+    /// Parses and checks an expression.
+    ///
+    /// # Errors
+    /// All that is wrong with it.
+    pub fn compile(&self, text: &str) -> Result<Program, CompileErrors> {
+        let ast = parser::parse(text)?;
+        let checked = check::check(&ast, text, &self.variables)?;
+        Ok(Program { plan: checked.plan, result: checked.ty, estimate: checked.estimate })
+    }
+}
+
+/// Says whether a text is an expression, and prints it in its canonical form.
+///
+/// # Errors
+/// What is wrong with its syntax.
+///
+/// ```
+/// assert_eq!(k8s_cel::format("a&&(b)"), Ok("a && b".to_owned()));
+/// ```
+pub fn format(text: &str) -> Result<String, CompileErrors> {
+    parser::parse(text).map(|ast| print::print(&ast))
+}
+
+/// A checked expression.
+#[derive(Clone, Debug)]
+pub struct Program {
+    plan: Plan,
+    result: Type,
+    estimate: Estimate,
+}
+
+impl Program {
+    /// The type of its result.
+    #[must_use]
+    pub fn result_type(&self) -> &Type {
+        &self.result
+    }
+
+    /// What it costs at least and at most, for values within the bounds of their declarations.
+    #[must_use]
+    pub fn estimate(&self) -> Estimate {
+        self.estimate
+    }
+
+    /// Whether it names a variable.
+    #[must_use]
+    pub fn uses(&self, variable: &str) -> bool {
+        self.plan.variables.iter().any(|(name, _)| name == variable)
+    }
+
+    /// How many names it binds at once, at most: loops are not nested deeper.
+    #[must_use]
+    pub fn bindings(&self) -> u32 {
+        u32::try_from(self.plan.locals).unwrap_or(u32::MAX)
+    }
+
+    /// Runs it. The meter goes on counting where it is.
+    ///
+    /// # Errors
+    /// What CEL calls an error (a missing key, an overflow), or that the meter ran out.
+    pub fn evaluate<'a>(
+        &'a self,
+        activation: &Activation<'a>,
+        meter: &mut Meter,
+    ) -> Result<Value<'a>, EvalError> {
+        eval::run(&self.plan, activation, meter)
+    }
+}
+
+#[derive(Clone, Debug)]
+enum Binding<'a> {
+    Json(&'a serde_json::Value),
+    OptionalJson(Option<&'a serde_json::Value>),
+    Value(Value<'a>),
+}
+
+/// The values of variables.
+#[derive(Clone, Debug, Default)]
+pub struct Activation<'a> {
+    bindings: Vec<(&'a str, Binding<'a>)>,
+}
+
+impl<'a> Activation<'a> {
+    /// No variables.
+    #[must_use]
+    pub fn new() -> Self {
+        Activation::default()
+    }
+
+    /// A variable whose value is JSON of its declared type.
+    #[must_use]
+    pub fn json(mut self, name: &'a str, value: &'a serde_json::Value) -> Self {
+        self.bindings.push((name, Binding::Json(value)));
+        self
+    }
+
+    /// A variable declared as optional (see [`Decl::optional`]) with its value as JSON.
+    #[must_use]
+    pub fn optional_json(mut self, name: &'a str, value: Option<&'a serde_json::Value>) -> Self {
+        self.bindings.push((name, Binding::OptionalJson(value)));
+        self
+    }
+
+    /// A variable with a value.
+    #[must_use]
+    pub fn value(mut self, name: &'a str, value: Value<'a>) -> Self {
+        self.bindings.push((name, Binding::Value(value)));
+        self
+    }
+}

@@ -1,0 +1,332 @@
+//! One type's objects and their recent history.
+
+use std::{
+    collections::VecDeque,
+    sync::{Arc, RwLock},
+};
+
+use super::{
+    Stored,
+    index::{Candidates, Index, Term},
+};
+use k8s_progress::Progress;
+use rpds::RedBlackTreeMapSync;
+
+/// How many events of a type are kept for watches that resume.
+const HISTORY_EVENTS: usize = 8192;
+/// How many bytes of objects those events may hold.
+const HISTORY_BYTES: usize = 8 << 20;
+/// However large they are, so many events are kept.
+const HISTORY_LEAST: usize = 256;
+
+/// What happened to an object.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum EventKind {
+    /// It was created.
+    Added,
+    /// It was changed.
+    Modified,
+    /// It was deleted; the event has its last state, at the revision of the deletion.
+    Deleted,
+}
+
+/// One change of one object.
+#[derive(Debug)]
+pub struct Event {
+    /// What happened.
+    pub kind: EventKind,
+    /// The object after it.
+    pub object: Arc<Stored>,
+    /// The object before it, if there was one.
+    pub before: Option<Arc<Stored>>,
+}
+
+impl Event {
+    pub(super) fn new(kind: EventKind, object: Arc<Stored>, before: Option<Arc<Stored>>) -> Self {
+        Event { kind, object, before }
+    }
+
+    /// How many bytes of objects it keeps.
+    fn size(&self) -> usize {
+        self.object.json.len() + self.before.as_ref().map_or(0, |b| b.json.len())
+    }
+}
+
+/// A type's objects at one moment. Costs O(1) to take and never changes.
+#[derive(Clone, Debug)]
+pub struct Snapshot {
+    /// The revision of the whole store that it shows.
+    pub revision: u64,
+    objects: RedBlackTreeMapSync<Arc<str>, Arc<Stored>>,
+}
+
+impl Snapshot {
+    /// One object.
+    #[must_use]
+    pub fn get(&self, key: &str) -> Option<&Arc<Stored>> {
+        self.objects.get(key)
+    }
+
+    /// Objects whose key starts with `prefix` and comes after `after`, in key order.
+    pub fn range<'a>(&'a self, prefix: &'a str, after: &str) -> impl Iterator<Item = &'a Arc<Stored>> {
+        use std::ops::Bound;
+        let from: Arc<str> = if after > prefix { after.into() } else { prefix.into() };
+        let after: Arc<str> = after.into();
+        self.objects
+            .range((Bound::Included(from), Bound::Unbounded))
+            .map(|(_, stored)| stored)
+            .skip_while(move |stored| !after.is_empty() && *stored.key <= *after)
+            .take_while(move |stored| stored.key.starts_with(prefix))
+    }
+
+    /// How many objects there are.
+    #[must_use]
+    pub fn len(&self) -> usize {
+        self.objects.size()
+    }
+
+    /// Whether there are none.
+    #[must_use]
+    pub fn is_empty(&self) -> bool {
+        self.objects.is_empty()
+    }
+}
+
+#[derive(Debug)]
+struct Visible {
+    objects: RedBlackTreeMapSync<Arc<str>, Arc<Stored>>,
+    /// Shared with forks until one of them changes it.
+    index: Arc<Index>,
+    history: VecDeque<Arc<Event>>,
+    history_bytes: usize,
+    /// Every event after this revision is in `history`.
+    complete_after: u64,
+    /// The revision of the newest event.
+    revision: u64,
+}
+
+impl Visible {
+    /// What happened after a revision, newest first.
+    fn after(&self, revision: u64) -> impl Iterator<Item = &Arc<Event>> {
+        self.history.iter().rev().take_while(move |e| e.object.revision > revision)
+    }
+
+    fn at(&self, revision: u64) -> Option<Snapshot> {
+        if revision < self.complete_after {
+            return None;
+        }
+        let mut objects = self.objects.clone();
+        for event in self.after(revision) {
+            match &event.before {
+                Some(before) => objects.insert_mut(before.key.clone(), before.clone()),
+                None => {
+                    objects.remove_mut(&event.object.key);
+                }
+            }
+        }
+        Some(Snapshot { revision, objects })
+    }
+}
+
+/// One type's objects and their recent history.
+#[derive(Debug)]
+pub(super) struct Collection {
+    visible: RwLock<Visible>,
+    /// The newest revision whose events are visible; wakes watchers.
+    progress: Progress,
+}
+
+/// Why a watch cannot go on.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+#[non_exhaustive]
+pub enum WatchError {
+    /// Events after the asked-for revision are gone: list again.
+    #[error("too old resource version: {asked} ({oldest})")]
+    TooOld {
+        /// Where the watcher stood.
+        asked: u64,
+        /// The oldest revision that a watch can start from.
+        oldest: u64,
+    },
+}
+
+impl Collection {
+    pub(super) fn new(revision: u64) -> Self {
+        Collection {
+            visible: RwLock::new(Visible {
+                objects: RedBlackTreeMapSync::default(),
+                index: Arc::default(),
+                history: VecDeque::new(),
+                history_bytes: 0,
+                complete_after: revision,
+                revision,
+            }),
+            progress: Progress::new(revision),
+        }
+    }
+
+    /// The same objects at `revision`, without their history, to go on from independently.
+    pub(super) fn fork(&self, revision: u64) -> Self {
+        let visible = self.read();
+        Collection {
+            visible: RwLock::new(Visible {
+                objects: visible.objects.clone(),
+                index: visible.index.clone(),
+                history: VecDeque::new(),
+                history_bytes: 0,
+                complete_after: revision,
+                revision: visible.revision,
+            }),
+            progress: Progress::new(revision),
+        }
+    }
+
+    fn read(&self) -> std::sync::RwLockReadGuard<'_, Visible> {
+        // Nothing that runs under the lock can panic half-way through a change.
+        self.visible.read().unwrap_or_else(std::sync::PoisonError::into_inner)
+    }
+
+    fn write(&self) -> std::sync::RwLockWriteGuard<'_, Visible> {
+        self.visible.write().unwrap_or_else(std::sync::PoisonError::into_inner)
+    }
+
+    pub(super) fn load(&self, object: Stored) {
+        let mut visible = self.write();
+        Arc::make_mut(&mut visible.index).replace(None, Some(&object));
+        visible.objects.insert_mut(object.key.clone(), Arc::new(object));
+    }
+
+    pub(super) fn loaded(&self, revision: u64) {
+        let mut visible = self.write();
+        visible.revision = revision;
+        visible.complete_after = revision;
+        self.progress.advance(revision);
+    }
+
+    pub(super) fn last_change(&self) -> u64 {
+        self.read().revision
+    }
+
+    pub(super) fn get(&self, key: &str) -> Option<Arc<Stored>> {
+        self.read().objects.get(key).cloned()
+    }
+
+    /// The present state. `revision` is the newest of the whole store, read before.
+    pub(super) fn snapshot(&self, revision: u64) -> Snapshot {
+        let visible = self.read();
+        Snapshot { revision: revision.max(visible.revision), objects: visible.objects.clone() }
+    }
+
+    /// The state as of `revision`, by undoing what came after; `None` when history does not reach back that far.
+    pub(super) fn snapshot_at(&self, revision: u64) -> Option<Snapshot> {
+        self.read().at(revision)
+    }
+
+    /// The present state (`newest` is the newest revision of the whole store, read before) or an older one, and the objects in it that may have `wanted`.
+    pub(super) fn select(
+        &self,
+        newest: u64,
+        at: Option<u64>,
+        wanted: &[Vec<Term<'_>>],
+    ) -> Option<(Snapshot, Candidates)> {
+        let visible = self.read();
+        let candidates = visible.index.candidates(wanted, visible.objects.size());
+        let Some(at) = at else {
+            let revision = newest.max(visible.revision);
+            return Some((Snapshot { revision, objects: visible.objects.clone() }, candidates));
+        };
+        let candidates = candidates.map(|mut keys| {
+            keys.extend(visible.after(at).map(|event| event.object.key.clone()));
+            keys.sort_unstable();
+            keys.dedup();
+            keys
+        });
+        Some((visible.at(at)?, candidates))
+    }
+
+    /// Shows a committed event. Watchers wake at [`Collection::wake`].
+    pub(super) fn apply(&self, event: Arc<Event>) {
+        let mut visible = self.write();
+        let after = (event.kind != EventKind::Deleted).then_some(&*event.object);
+        Arc::make_mut(&mut visible.index).replace(event.before.as_deref(), after);
+        match event.kind {
+            EventKind::Deleted => {
+                visible.objects.remove_mut(&event.object.key);
+            }
+            EventKind::Added | EventKind::Modified => {
+                visible.objects.insert_mut(event.object.key.clone(), event.object.clone());
+            }
+        }
+        visible.revision = event.object.revision;
+        visible.history_bytes += event.size();
+        visible.history.push_back(event);
+        while visible.history.len() > HISTORY_EVENTS
+            || (visible.history_bytes > HISTORY_BYTES && visible.history.len() > HISTORY_LEAST)
+        {
+            if let Some(old) = visible.history.pop_front() {
+                visible.history_bytes -= old.size();
+                visible.complete_after = old.object.revision;
+            }
+        }
+    }
+
+    /// Shows objects as they are now understood, where they are still at the revision that they have here.
+    pub(super) fn reshape(&self, objects: Vec<Stored>) {
+        let mut visible = self.write();
+        for new in objects {
+            let Some(old) = visible.objects.get(&new.key).filter(|old| old.revision == new.revision) else {
+                continue;
+            };
+            let old = old.clone();
+            Arc::make_mut(&mut visible.index).replace(Some(&old), Some(&new));
+            visible.objects.insert_mut(old.key.clone(), Arc::new(new));
+        }
+    }
+
+    pub(super) fn wake(&self, revision: u64) {
+        self.progress.advance(revision);
+    }
+
+    pub(super) fn cursor(self: &Arc<Self>, after: u64) -> WatchCursor {
+        WatchCursor { collection: self.clone(), after, seen: self.progress.get() }
+    }
+}
+
+/// A watcher's place in a type's history.
+#[derive(Debug)]
+pub struct WatchCursor {
+    collection: Arc<Collection>,
+    after: u64,
+    /// How far the type was when this cursor last waited.
+    seen: u64,
+}
+
+impl WatchCursor {
+    /// Up to `most` events after the cursor's place, which moves on; empty when there are none yet.
+    ///
+    /// # Errors
+    /// [`WatchError::TooOld`] when history no longer holds them all.
+    pub fn take(&mut self, most: usize) -> Result<Vec<Arc<Event>>, WatchError> {
+        let visible = self.collection.read();
+        if self.after < visible.complete_after {
+            return Err(WatchError::TooOld { asked: self.after, oldest: visible.complete_after });
+        }
+        let first = visible.history.partition_point(|e| e.object.revision <= self.after);
+        let events: Vec<Arc<Event>> = visible.history.range(first..).take(most).cloned().collect();
+        if let Some(last) = events.last() {
+            self.after = last.object.revision;
+        }
+        Ok(events)
+    }
+
+    /// Waits until something was committed to the type since the last call; returns at once if it was already.
+    pub async fn changed(&mut self) {
+        self.seen = self.collection.progress.reached(self.seen + 1).await;
+    }
+
+    /// The revision up to which events were taken.
+    #[must_use]
+    pub fn position(&self) -> u64 {
+        self.after
+    }
+}

@@ -1,0 +1,60 @@
+//! The client side.
+
+use std::sync::Arc;
+
+use rustls::{ClientConfig, pki_types::ServerName};
+use tokio::io::{AsyncRead, AsyncWrite};
+use tokio_rustls::{TlsConnector, client::TlsStream};
+
+use crate::{Identity, TlsError, roots, unverified::Unverified};
+
+/// The servers that a client trusts.
+#[derive(Clone, Copy, Debug)]
+pub enum Trust<'a> {
+    /// Servers whose certificate one of these CAs signed (PEM, any number; none: no server).
+    Pem(&'a [u8]),
+    /// Any server (`insecure-skip-tls-verify`).
+    Anyone,
+}
+
+/// Builds a client's TLS configuration. `alpn` lists the application protocols in the order of preference.
+///
+/// # Errors
+/// A CA, certificate or key that is not usable PEM; the error names the part.
+pub fn client(
+    trust: &Trust<'_>,
+    identity: Option<&Identity>,
+    alpn: &[&[u8]],
+) -> Result<ClientConfig, TlsError> {
+    let provider = Arc::new(rustls::crypto::ring::default_provider());
+    let builder = ClientConfig::builder_with_provider(provider.clone())
+        .with_safe_default_protocol_versions()
+        .map_err(TlsError::of("TLS"))?;
+    let builder = match trust {
+        Trust::Pem(pem) => builder.with_root_certificates(roots(pem)?),
+        Trust::Anyone => builder.dangerous().with_custom_certificate_verifier(Arc::new(Unverified(provider))),
+    };
+    let mut config = match identity {
+        Some(identity) => {
+            let (chain, key) = identity.read()?;
+            builder.with_client_auth_cert(chain, key).map_err(TlsError::of("certificate"))?
+        }
+        None => builder.with_no_client_auth(),
+    };
+    config.alpn_protocols = alpn.iter().map(|protocol| protocol.to_vec()).collect();
+    Ok(config)
+}
+
+/// Makes the handshake with `host` (a DNS name or an IP address, IPv6 with or without brackets) on a connected stream.
+///
+/// # Errors
+/// A host that is no name, a certificate that is not trusted, or a broken connection.
+pub async fn connect<S: AsyncRead + AsyncWrite + Unpin>(
+    config: Arc<ClientConfig>,
+    host: &str,
+    stream: S,
+) -> std::io::Result<TlsStream<S>> {
+    let name =
+        ServerName::try_from(host.trim_matches(['[', ']']).to_owned()).map_err(std::io::Error::other)?;
+    TlsConnector::from(config).connect(name, stream).await
+}
