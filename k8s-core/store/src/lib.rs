@@ -1,17 +1,19 @@
-//! The store: every object of a cluster in memory with its history, made durable by a small backend.
+//! The store: all objects of a cluster in memory with their recent history (MVCC), made durable by a backend.
 //!
-//! Flow: a write is checked against the newest state (pending writes included), gets the next revision, is encoded once with that revision
-//! in it, and waits in a queue; a committer takes all that has gathered, makes it durable with one flush ([`Backend::commit`]), and
-//! only then shows it to readers and watchers and acknowledges it.
+//! Flow: a write is checked against the newest state (pending writes included), gets the next revision, is
+//! encoded with it, and is queued. A committer takes all queued writes, makes them durable with one flush
+//! ([`Backend::commit`]), and only then makes them visible to readers and watchers and acknowledges them.
 //!
 //! Guarantees:
-//! 1. A write that was acknowledged survives a crash; one that was not acknowledged was never seen by anybody.
-//! 2. Revisions are unique across all types and grow by one per write; events of a type come in revision order, without gaps.
+//! 1. An acknowledged write survives a crash; a write that was not acknowledged was never visible.
+//! 2. Revisions are unique across all types and increase by one per write; events of a type are in revision
+//!    order, without gaps.
 //! 3. A [`Snapshot`] never changes and costs O(1); reads never wait for writes.
-//! 4. A backend that cannot write (full disk) fails those writes with [`StoreError::Unavailable`] and leaves reads and the state as they were. It is asked
-//!    to mend itself every second, and [`Store::ailment`] says so meanwhile.
+//! 4. A backend that cannot write (full disk) fails writes with [`StoreError::Unavailable`]; reads and state
+//!    are unaffected. Recovery is attempted every second; [`Store::ailment`] has the reason meanwhile.
 //!
-//! Not here: what objects mean (the store knows a key, labels, fields and bytes) and time to live (the API server sweeps).
+//! Not here: the meaning of objects (the store knows key, labels, fields and bytes), and expiry (the API
+//! server sweeps).
 
 mod backend;
 mod collection;
@@ -30,55 +32,55 @@ use std::sync::Arc;
 
 use bytes::Bytes;
 
-/// A stored object. Never changes; a write makes a new one.
+/// A stored object. Immutable; a write creates a new one.
 #[derive(Clone, Debug)]
 pub struct Stored {
     /// `namespace/name`, or the name alone.
     pub key: Arc<str>,
-    /// The revision it was written at.
+    /// Revision of the write.
     pub revision: u64,
-    /// Uid.
+    /// Unique id.
     pub uid: Box<str>,
-    /// Labels, in order.
+    /// Labels, sorted.
     pub labels: Box<[(Box<str>, Box<str>)]>,
-    /// The values of the type's selectable fields, as the type's row orders them.
+    /// Values of the selectable fields, in the order of the type's row.
     pub fields: Box<[Box<str>]>,
-    /// The whole object as JSON, its resourceVersion included.
+    /// The whole object as JSON, with its resourceVersion.
     pub json: Bytes,
 }
 
 impl Stored {
-    /// The value of a label.
+    /// Returns the value of a label.
     #[must_use]
     pub fn label(&self, key: &str) -> Option<&str> {
         self.labels.iter().find(|(k, _)| &**k == key).map(|(_, v)| &**v)
     }
 
-    /// What the store knows of it beside its bytes.
+    /// Returns the object's index data.
     fn meta(&self) -> Meta {
         Meta { uid: self.uid.clone(), labels: self.labels.clone(), fields: self.fields.clone() }
     }
 
-    /// The namespace; empty for cluster-scoped objects.
+    /// Returns the namespace; empty for cluster-scoped objects.
     #[must_use]
     pub fn namespace(&self) -> &str {
         self.key.split_once('/').map_or("", |(namespace, _)| namespace)
     }
 
-    /// The name.
+    /// Returns the object's name.
     #[must_use]
     pub fn name(&self) -> &str {
         self.key.rsplit_once('/').map_or(&self.key, |(_, name)| name)
     }
 }
 
-/// What the store needs to know of an object that is written, beside its bytes.
+/// Index data of an object: everything that the store needs beside its bytes.
 #[derive(Clone, Debug, Default)]
 pub struct Meta {
-    /// Uid.
+    /// Unique id.
     pub uid: Box<str>,
-    /// Labels, in order.
+    /// Labels, sorted.
     pub labels: Box<[(Box<str>, Box<str>)]>,
-    /// The values of the type's selectable fields.
+    /// Values of the type's selectable fields.
     pub fields: Box<[Box<str>]>,
 }

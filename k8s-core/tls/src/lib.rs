@@ -1,4 +1,4 @@
-//! TLS for clients and servers of a cluster: one way to say whom to trust and who one is.
+//! TLS configurations for the clients and servers of a cluster.
 //!
 //! ```
 //! use k8s_tls::{Trust, client};
