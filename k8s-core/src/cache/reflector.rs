@@ -93,7 +93,11 @@ impl Trouble {
             return debug!(kind, error = text, "watch failed");
         }
         if is_without(error) {
-            warn!(kind, error = text, "the server does not give this kind: asking again from time to time");
+            warn!(
+                kind,
+                error = text,
+                "the kind is not served or access is forbidden: retrying at long intervals"
+            );
         } else {
             warn!(kind, error = text, "watch failed");
         }
@@ -135,7 +139,7 @@ async fn run<K: Object>(source: Source<K>, cache: Cache<K>) {
                 debug!(kind = K::KIND, "watch ended");
             }
             Err(e) if e.is_expired() => {
-                debug!(kind = K::KIND, "history is gone, listing again");
+                debug!(kind = K::KIND, "revision expired, listing again");
                 position = Position::Start;
                 // Retry immediately once; a server that repeats 410 is retried with back-off.
                 if now > before || !std::mem::replace(&mut expired, true) {
@@ -171,7 +175,7 @@ impl<K: Object> Source<K> {
     /// Remembers that the server cannot stream the initial state in a watch.
     fn list_from_now_on(&self, why: &dyn std::fmt::Display) {
         if !self.lists.swap(true, Ordering::Relaxed) {
-            debug!(kind = K::KIND, %why, "the server does not send the initial state: listing it");
+            debug!(kind = K::KIND, %why, "the server does not stream the initial state: listing");
         }
     }
 

@@ -62,7 +62,7 @@ impl Unreadable {
         let new = seen.told.len() < TOLD && seen.told.insert(name);
         drop(seen);
         if new {
-            tracing::warn!(kind, object = %this.key, %error, "an object is not what its type says and is left out");
+            tracing::warn!(kind, object = %this.key, %error, "an object does not deserialize into its type and is skipped");
         }
         this
     }
