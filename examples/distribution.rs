@@ -4,7 +4,7 @@
 use std::process::ExitCode;
 
 use k8s_apiserver::admission::Request;
-use k8s_controllers::builtin;
+use k8s_builtin as builtin;
 use k8s_core::{api::api::core::v1::Pod, meta::ObjectExt};
 use k8s_examples::rds::{Databases, RdsDatabase, controller};
 

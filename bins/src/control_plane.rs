@@ -13,7 +13,8 @@ use k8s_apiserver::{
     listen::{self, TlsFiles},
     proxy::LocalKubelets,
 };
-use k8s_controllers::{Caches, Environment, Manager, builtin};
+use k8s_builtin as builtin;
+use k8s_controllers::{Caches, Environment, Manager};
 use k8s_core::client::{Client, Kubeconfig};
 use k8s_scheduler::Scheduler;
 use k8s_store::{Embedded, OpenError, Store};
@@ -221,8 +222,7 @@ impl ControlPlane {
         // The embedding program's own controllers act as the administrator.
         let manager = Manager::new(self.client().named("kube-controller-manager"))
             .caches(caches.clone())
-            .options(options)
-            .controllers(selection)
+            .runnables(selection.runnables(&options))
             .accounts(move |account| {
                 server
                     .client_as(User::service_account("kube-system", account))
@@ -232,7 +232,7 @@ impl ControlPlane {
         self.tasks.push(tokio::spawn(manager.run(self.stop.clone())));
         let user = User::new(identities::SCHEDULER, &[]);
         let mut environment = Environment::new(self.server.client_as(user).named("kube-scheduler"));
-        environment.caches = k8s_controllers::builtin::trimmed(caches);
+        environment.caches = k8s_builtin::trimmed(caches);
         environment.shutdown = self.stop.clone();
         self.tasks.push(tokio::spawn(Scheduler::builder().start(environment)));
         Ok(self)

@@ -14,7 +14,8 @@
 use std::{process::ExitCode, sync::Arc};
 
 use k8s_apiserver::admission::IntoAdmit;
-use k8s_controllers::{Controller, Manager, Reconcile, builtin::Selection};
+use k8s_builtin::Selection;
+use k8s_controllers::{Controller, Manager, Reconcile};
 use k8s_core::custom::CustomResource;
 use k8s_runtime::Runtime;
 

@@ -1,4 +1,4 @@
-//! The reconcile-loop framework, and every built-in controller on it.
+//! The framework that controllers are written with: caches, work queue, reconcile loop, leader election.
 //!
 //! # A controller
 //!
@@ -42,7 +42,7 @@
 //! 5. With [`leader`] election only one process works; work that ignores a lost lease is dropped before
 //!    another process starts.
 //!
-//! Not here: the scheduler (`k8s-scheduler`) and a cluster for tests (`k8s-testing`).
+//! Not here: the built-in controllers (`k8s-builtin`), the scheduler (`k8s-scheduler`) and a cluster for tests (`k8s-testing`).
 
 /// Imports for writing a controller.
 pub mod prelude {
@@ -54,11 +54,11 @@ pub mod prelude {
 }
 
 mod action;
-pub mod builtin;
 mod caches;
 mod conditions;
 mod context;
 mod controller;
+#[cfg(feature = "serve")]
 mod health;
 pub mod leader;
 mod manager;
@@ -67,6 +67,7 @@ mod partial;
 pub mod predicates;
 mod queue;
 mod recorder;
+mod runnable;
 
 pub use action::{Action, Error};
 pub use caches::{Caches, Usage};
@@ -77,3 +78,4 @@ pub use manager::Manager;
 pub use partial::MetadataOnly;
 pub use queue::{Backoff, WorkQueue};
 pub use recorder::{EventType, Recorder, involved};
+pub use runnable::Runnable;

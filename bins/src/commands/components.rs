@@ -12,7 +12,8 @@ use k8s_apiserver::{
     auth::{Authenticator, AuthorizationMode},
     listen::{self, TlsFiles},
 };
-use k8s_controllers::{Manager, builtin, leader::Candidate};
+use k8s_builtin as builtin;
+use k8s_controllers::{Manager, leader::Candidate};
 use k8s_core::{
     client::{Client, Kubeconfig, Remote, RemoteConfig},
     clock::Clock,
@@ -395,7 +396,7 @@ impl ControllerManager {
         let work = {
             let client = client.clone();
             move |stop| {
-                let mut manager = Manager::new(client).options(options).controllers(selection);
+                let mut manager = Manager::new(client).runnables(selection.runnables(&options));
                 if let Some(accounts) = accounts {
                     manager = manager
                         .accounts(move |account| accounts.client(account).named("kube-controller-manager"));

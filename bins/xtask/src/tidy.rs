@@ -46,18 +46,23 @@ const EDGES: &[(&str, &[&str])] = &[
     ("k8s-store", &["k8s-progress"]),
     ("k8s-core", &["k8s-derive", "k8s-progress", "k8s-quantity", "k8s-tls"]),
     ("k8s-controllers", &["k8s-core"]),
+    ("k8s-builtin", &["k8s-core", "k8s-controllers"]),
     ("k8s-runtime", &[]),
     ("k8s-net", &["k8s-core"]),
     ("k8s-apiserver", &["k8s-core", "k8s-cel", "k8s-schema", "k8s-store", "k8s-tls"]),
     ("k8s-scheduler", &["k8s-core", "k8s-controllers"]),
     ("k8s-kubelet", &["k8s-core", "k8s-runtime", "k8s-net"]),
-    ("k8s-testing", &["k8s-core", "k8s-store", "k8s-controllers", "k8s-apiserver", "k8s-scheduler"]),
+    (
+        "k8s-testing",
+        &["k8s-core", "k8s-store", "k8s-builtin", "k8s-controllers", "k8s-apiserver", "k8s-scheduler"],
+    ),
     (
         "hyperkube",
         &[
             "k8s-core",
             "k8s-store",
             "k8s-tls",
+            "k8s-builtin",
             "k8s-controllers",
             "k8s-runtime",
             "k8s-net",
@@ -66,7 +71,10 @@ const EDGES: &[(&str, &[&str])] = &[
             "k8s-kubelet",
         ],
     ),
-    ("k8s-examples", &["k8s-core", "k8s-controllers", "k8s-apiserver", "k8s-testing", "hyperkube"]),
+    (
+        "k8s-examples",
+        &["k8s-core", "k8s-builtin", "k8s-controllers", "k8s-apiserver", "k8s-testing", "hyperkube"],
+    ),
     ("xtask", &["k8s-runtime"]),
     ("k8s-fuzz", &["k8s-core", "k8s-cel", "k8s-schema", "k8s-store", "k8s-apiserver", "k8s-runtime"]),
 ];

@@ -5,10 +5,9 @@ use std::time::Duration;
 use futures::StreamExt;
 use jiff::Timestamp;
 use k8s_apiserver::{ApiServer, User, admission::IntoAdmit};
-use k8s_controllers::{
-    Caches, Controller, Environment, Manager, Reconcile,
-    builtin::{self, Options, Selection},
-};
+use k8s_builtin as builtin;
+use k8s_builtin::{Options, Selection};
+use k8s_controllers::{Caches, Controller, Environment, Manager, Reconcile};
 use k8s_core::{
     api::api::core::v1::ServiceAccount,
     client::{self, Client, ListParams, WatchEvent},
@@ -137,9 +136,8 @@ impl Builder {
             .clock(clock.clone())
             .seed(self.seed);
         let accounts = self.controllers.rows().any(|row| row.alias == "serviceaccount");
-        let manager = manager
-            .options(Options { cluster_cidr: "10.42.0.0/16".into(), ..Options::default() })
-            .controllers(self.controllers);
+        let options = Options { cluster_cidr: "10.42.0.0/16".into(), ..Options::default() };
+        let manager = manager.runnables(self.controllers.runnables(&options));
         let manager = self.others.into_iter().fold(manager, |manager, add| add(manager));
         tasks.spawn(manager.run(stop.clone()));
         if self.scheduler {

@@ -6,7 +6,8 @@
 //! let lab = Lab::new().controllers([deployment(), replica_set(), garbage_collector()]);
 //! ```
 
-use k8s_controllers::builtin::{self, BuiltIn};
+use k8s_builtin as builtin;
+use k8s_builtin::BuiltIn;
 
 /// Returns a built-in controller by its name or alias, as for `--controllers`.
 #[must_use]

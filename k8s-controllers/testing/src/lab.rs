@@ -10,10 +10,8 @@ use std::{
 
 use futures::FutureExt;
 use k8s_apiserver::admission::IntoAdmit;
-use k8s_controllers::{
-    Controller, Reconcile,
-    builtin::{BuiltIn, Options},
-};
+use k8s_builtin::{BuiltIn, Options};
+use k8s_controllers::{Controller, Reconcile};
 use k8s_core::{api::api::core::v1::Pod, custom::CustomResource};
 use k8s_scheduler::Scheduler;
 

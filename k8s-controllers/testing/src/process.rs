@@ -69,7 +69,7 @@ impl Life {
     pub(crate) fn built_in(&self, user: &str) -> Environment {
         let mut environment = self.environment();
         environment.client = self.service.acting_as(user).client().named(environment.client.name());
-        environment.caches = k8s_controllers::builtin::trimmed(environment.caches);
+        environment.caches = k8s_builtin::trimmed(environment.caches);
         environment
     }
 }

@@ -17,14 +17,21 @@ use k8s_controllers::{
     Action, Context, Controller, Environment, Error, EventType, Reconcile, leader::Candidate,
 };
 use k8s_core::{
-    api::api::core::v1::{ConfigMap, Endpoints, Event},
+    api::{
+        api::core::v1::{ConfigMap, Endpoints, Event},
+        apimachinery::pkg::apis::meta::v1::ObjectMeta,
+    },
     client::{Body, BoxError, Client, ListParams},
     clock::Clock,
     meta::ObjectExt,
 };
 use tokio_util::sync::CancellationToken;
 
-use crate::{fake::Fake, lab::metadata};
+use crate::fake::Fake;
+
+fn metadata(name: &str) -> ObjectMeta {
+    ObjectMeta { name: Some(name.into()), namespace: Some("default".into()), ..ObjectMeta::default() }
+}
 
 /// Panics for one key, fails for another, and creates a ConfigMap for each Secret, which it counts through
 /// its cache.

@@ -132,7 +132,7 @@ struct Connector {
     tls: Arc<k8s_tls::ClientConfig>,
 }
 
-impl tower::Service<Uri> for Connector {
+impl tower_service::Service<Uri> for Connector {
     type Response = Conn;
     type Error = std::io::Error;
     type Future = Pin<Box<dyn Future<Output = Result<Conn, std::io::Error>> + Send>>;

@@ -40,12 +40,17 @@ pub trait Transport: Send + Sync + 'static {
 
 impl<S> Transport for S
 where
-    S: tower::Service<Request<Body>, Response = Response<Body>> + Clone + Send + Sync + 'static,
+    S: tower_service::Service<Request<Body>, Response = Response<Body>> + Clone + Send + Sync + 'static,
     S::Future: Send + 'static,
     S::Error: Into<BoxError>,
 {
     fn call(&self, request: Request<Body>) -> BoxFuture<'static, Result<Response<Body>, BoxError>> {
-        tower::ServiceExt::oneshot(self.clone(), request).map(|answer| answer.map_err(Into::into)).boxed()
+        let mut service = self.clone();
+        async move {
+            std::future::poll_fn(|cx| service.poll_ready(cx)).await.map_err(Into::into)?;
+            service.call(request).await.map_err(Into::into)
+        }
+        .boxed()
     }
 }
 

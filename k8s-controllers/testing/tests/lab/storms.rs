@@ -12,7 +12,7 @@ mod rollouts;
 
 use std::time::Duration;
 
-use k8s_controllers::builtin::pods::is_active;
+use k8s_builtin::pods::is_active;
 use k8s_core::{
     api::api::core::v1::{Pod, PodTemplateSpec},
     meta::ObjectExt,

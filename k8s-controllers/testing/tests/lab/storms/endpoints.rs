@@ -2,7 +2,7 @@
 
 use std::{collections::BTreeMap, time::Duration};
 
-use k8s_controllers::builtin::pods;
+use k8s_builtin::pods;
 use k8s_core::{
     api::api::{
         apps::v1::ReplicaSet,

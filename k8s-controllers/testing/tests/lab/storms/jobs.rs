@@ -6,7 +6,7 @@ use std::{
     time::Duration,
 };
 
-use k8s_controllers::builtin::{conditions, pods};
+use k8s_builtin::{conditions, pods};
 use k8s_core::{
     api::api::{
         batch::v1::{CronJob, Job},

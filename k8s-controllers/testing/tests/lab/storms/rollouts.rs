@@ -2,7 +2,7 @@
 
 use std::collections::HashSet;
 
-use k8s_controllers::builtin::pods;
+use k8s_builtin::pods;
 use k8s_core::{
     api::api::{
         apps::v1::{Deployment, ReplicaSet},

@@ -1,0 +1,268 @@
+//! The built-in controllers of `kube-controller-manager`: one row each, chosen by name.
+//!
+//! ```
+//! use k8s_builtin::{Options, Selection, all};
+//! use k8s_controllers::Manager;
+//! # async fn f(client: k8s_core::client::Client) {
+//! let selection = all().without("cronjob");
+//! let shutdown = tokio_util::sync::CancellationToken::new();
+//! Manager::new(client).runnables(selection.runnables(&Options::default())).run(shutdown).await;
+//! # }
+//! // The same choice, in the words of the flag `--controllers`.
+//! assert!(Selection::parse(["*", "-cronjob"]).is_ok());
+//! ```
+//!
+//! Flow: [`ALL`] lists the controllers; a [`Selection`] of them becomes runnables of a [`k8s_controllers::Manager`]. Each
+//! controller is a module with a pure part (`plan`: desired and observed state in, actions out) and a part that acts.
+//!
+//! Guarantees: names, events, conditions, status fields and service accounts are upstream's. A controller reads only the
+//! shared caches, whose pods are [`trimmed`].
+//!
+//! Not here: the reconcile loop (`k8s-controllers`), the scheduler (`k8s-scheduler`).
+
+use futures::future::BoxFuture;
+use k8s_controllers::{Environment, Runnable};
+
+pub mod batch;
+pub mod claim;
+pub mod conditions;
+pub mod dynamic;
+pub mod hash;
+pub mod pods;
+
+mod cluster_roles;
+mod cronjob;
+mod daemonset;
+mod deployment;
+mod endpoints;
+mod gc;
+mod job;
+mod namespace;
+mod namespaced;
+mod node;
+mod replicas;
+mod trim;
+mod volumes;
+
+pub use trim::trimmed;
+
+/// Options of the built-in controllers.
+#[derive(Clone, Debug)]
+pub struct Options {
+    /// PEM of the cluster's CA certificate, published in every namespace. Empty: not published.
+    pub root_ca: String,
+    /// CIDR from which nodes' pod CIDRs are allocated. Empty: none are allocated.
+    pub cluster_cidr: String,
+    /// Prefix length of a node's pod CIDR.
+    pub node_cidr_mask: u8,
+    /// Time without heartbeat after which a node's conditions become `Unknown`.
+    pub node_monitor_grace: std::time::Duration,
+    /// Number of terminated pods that are kept; the oldest above it are deleted.
+    pub terminated_pod_threshold: usize,
+}
+
+impl Default for Options {
+    fn default() -> Self {
+        Options {
+            root_ca: String::new(),
+            cluster_cidr: String::new(),
+            node_cidr_mask: 24,
+            node_monitor_grace: std::time::Duration::from_secs(50),
+            terminated_pod_threshold: 12_500,
+        }
+    }
+}
+
+/// A built-in controller.
+#[derive(Debug)]
+pub struct BuiltIn {
+    /// Upstream's name (`deployment-controller`).
+    pub name: &'static str,
+    /// Upstream's alias (`deployment`).
+    pub alias: &'static str,
+    /// Service account in kube-system that it acts as. Upstream's ClusterRole `system:controller:<account>`
+    /// grants its permissions.
+    pub account: &'static str,
+    /// True if `*` includes it.
+    pub default_on: bool,
+    /// Runs it until the environment is shut down.
+    pub start: fn(Environment, Options) -> BoxFuture<'static, ()>,
+}
+
+const fn row(
+    name: &'static str,
+    alias: &'static str,
+    account: &'static str,
+    start: fn(Environment, Options) -> BoxFuture<'static, ()>,
+) -> BuiltIn {
+    BuiltIn { name, alias, account, default_on: true, start }
+}
+
+/// All built-in controllers.
+pub static ALL: &[BuiltIn] = &[
+    row("deployment-controller", "deployment", "deployment-controller", deployment::start),
+    row("replicaset-controller", "replicaset", "replicaset-controller", replicas::replica_sets),
+    row(
+        "replicationcontroller-controller",
+        "replicationcontroller",
+        "replication-controller",
+        replicas::replication_controllers,
+    ),
+    row("endpointslice-controller", "endpointslice", "endpointslice-controller", endpoints::slices),
+    row(
+        "endpointslice-mirroring-controller",
+        "endpointslicemirroring",
+        "endpointslicemirroring-controller",
+        endpoints::mirroring,
+    ),
+    row("endpoints-controller", "endpoint", "endpoint-controller", endpoints::endpoints),
+    row(
+        "serviceaccount-controller",
+        "serviceaccount",
+        "service-account-controller",
+        namespaced::service_accounts,
+    ),
+    row(
+        "root-ca-certificate-publisher-controller",
+        "root-ca-cert-publisher",
+        "root-ca-cert-publisher",
+        namespaced::root_ca,
+    ),
+    row("namespace-controller", "namespace", "namespace-controller", namespace::start),
+    row("garbage-collector-controller", "garbagecollector", "generic-garbage-collector", gc::start),
+    row("job-controller", "job", "job-controller", job::start),
+    row("ttl-after-finished-controller", "ttl-after-finished", "ttl-after-finished-controller", job::ttl),
+    row("node-lifecycle-controller", "nodelifecycle", "node-controller", node::lifecycle),
+    row("taint-eviction-controller", "tainteviction", "node-controller", node::eviction),
+    row("node-ipam-controller", "nodeipam", "node-controller", node::ipam),
+    row("pod-garbage-collector-controller", "podgc", "pod-garbage-collector", node::pod_gc),
+    row("cronjob-controller", "cronjob", "cronjob-controller", cronjob::start),
+    row(
+        "clusterrole-aggregation-controller",
+        "clusterrole-aggregation",
+        "clusterrole-aggregation-controller",
+        cluster_roles::start,
+    ),
+    row("daemonset-controller", "daemonset", "daemon-set-controller", daemonset::start),
+    row(
+        "persistentvolume-binder-controller",
+        "persistentvolume-binder",
+        "persistent-volume-binder",
+        volumes::start,
+    ),
+];
+
+/// Returns all built-in controllers that are on by default.
+#[must_use]
+pub fn all() -> Selection {
+    Selection(ALL.iter().filter(|r| r.default_on).collect())
+}
+
+/// A set of built-in controllers.
+#[derive(Clone, Debug)]
+pub struct Selection(Vec<&'static BuiltIn>);
+
+/// An item of `--controllers` that names no controller.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+#[error("{0:?} is not in the list of known controllers")]
+pub struct UnknownController(pub String);
+
+impl Selection {
+    /// Selects none.
+    #[must_use]
+    pub fn none() -> Self {
+        Selection(Vec::new())
+    }
+
+    /// Parses the items of `--controllers`: `*` selects all that are on by default, `foo` selects foo, `-foo`
+    /// excludes it. The first item that names a controller decides.
+    ///
+    /// # Errors
+    /// [`UnknownController`].
+    pub fn parse<'a>(items: impl IntoIterator<Item = &'a str>) -> Result<Self, UnknownController> {
+        let items: Vec<&str> = items.into_iter().map(str::trim).filter(|i| !i.is_empty()).collect();
+        for item in &items {
+            let name = item.strip_prefix(['-', '+']).unwrap_or(item);
+            if name != "*" && find(name).is_none() {
+                return Err(UnknownController(name.to_owned()));
+            }
+        }
+        let star = items.contains(&"*");
+        let wanted = |row: &&BuiltIn| {
+            let decision = items.iter().find_map(|item| {
+                let (name, on) = item.strip_prefix('-').map_or((*item, true), |name| (name, false));
+                row.is_named(name.trim_start_matches('+')).then_some(on)
+            });
+            decision.unwrap_or(star && row.default_on)
+        };
+        Ok(Selection(ALL.iter().filter(wanted).collect()))
+    }
+
+    /// Adds a controller by name.
+    #[must_use]
+    pub fn with(mut self, name: &str) -> Self {
+        if let Some(row) = find(name).filter(|row| !self.0.iter().any(|r| r.name == row.name)) {
+            self.0.push(row);
+        }
+        self
+    }
+
+    /// Removes a controller by name.
+    #[must_use]
+    pub fn without(mut self, name: &str) -> Self {
+        self.0.retain(|row| !row.is_named(name));
+        self
+    }
+
+    /// Returns the selected controllers as runnables for a [`k8s_controllers::Manager`]. Each acts as its own
+    /// service account.
+    pub fn runnables(&self, options: &Options) -> impl Iterator<Item = Runnable> {
+        self.rows().map(|row| row.runnable(options.clone()))
+    }
+
+    /// Iterates over the selected controllers.
+    pub fn rows(&self) -> impl Iterator<Item = &'static BuiltIn> {
+        self.0.iter().copied()
+    }
+}
+
+impl BuiltIn {
+    /// The controller as a runnable for a [`k8s_controllers::Manager`].
+    #[must_use]
+    pub fn runnable(&'static self, options: Options) -> Runnable {
+        let start = move |mut environment: Environment| {
+            environment.caches = trimmed(environment.caches);
+            (self.start)(environment, options)
+        };
+        Runnable::new(self.name, start).account(self.account)
+    }
+
+    fn is_named(&self, name: &str) -> bool {
+        self.name == name || self.alias == name
+    }
+}
+
+fn find(name: &str) -> Option<&'static BuiltIn> {
+    ALL.iter().find(|row| row.is_named(name))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn names_are_unique_and_selections_are_as_upstream_reads_them() {
+        for (i, row) in ALL.iter().enumerate() {
+            assert!(ALL[..i].iter().all(|r| !r.is_named(row.name) && !r.is_named(row.alias)), "{}", row.name);
+        }
+        let names = |items: &[&str]| -> Vec<&str> {
+            Selection::parse(items.iter().copied()).unwrap().rows().map(|r| r.name).collect()
+        };
+        assert_eq!(names(&["*"]).len(), ALL.iter().filter(|r| r.default_on).count());
+        assert_eq!(names(&["replicaset"]), ["replicaset-controller"]);
+        assert!(!names(&["*", "-replicaset"]).contains(&"replicaset-controller"));
+        assert_eq!(names(&["replicaset", "-replicaset-controller"]), ["replicaset-controller"], "first wins");
+        assert_eq!(Selection::parse(["*", "-nonsense"]).unwrap_err().0, "nonsense");
+        assert_eq!(all().without("replicaset").with("replicaset").rows().count(), all().rows().count());
+    }
+}

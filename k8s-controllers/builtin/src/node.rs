@@ -1,0 +1,72 @@
+//! Node controllers: health, eviction, pod CIDRs.
+//!
+//! [`lifecycle`] derives conditions and taints from a node's Lease and status; [`eviction`] deletes pods that
+//! do not tolerate `NoExecute` taints; [`ipam`] allocates pod CIDRs; [`pod_gc`] deletes pods that no node
+//! will finish.
+
+mod awake;
+mod eviction;
+mod ipam;
+mod lifecycle;
+mod pod_gc;
+
+use futures::future::BoxFuture;
+use k8s_core::{
+    api::api::{
+        coordination::v1::Lease,
+        core::v1::{Node, Pod},
+    },
+    meta::{ObjectExt, ObjectKey},
+};
+
+use super::{
+    Options,
+    pods::{self, index_by_node},
+};
+use k8s_controllers::{Controller, Environment};
+
+const LEASES: &str = "kube-node-lease";
+
+pub(super) fn lifecycle(environment: Environment, options: Options) -> BoxFuture<'static, ()> {
+    index_by_node(&environment.caches);
+    Controller::<Node>::new()
+        .named("node-controller")
+        .watches::<Lease>(|_, lease| {
+            if lease.namespace() == LEASES { vec![ObjectKey::new("", lease.name())] } else { Vec::new() }
+        })
+        .reads::<Pod>()
+        .start(environment, lifecycle::Lifecycle::new(options.node_monitor_grace))
+}
+
+pub(super) fn eviction(environment: Environment, _: Options) -> BoxFuture<'static, ()> {
+    index_by_node(&environment.caches);
+    Controller::<Node>::new()
+        .named("taint-eviction-controller")
+        .watches::<Pod>(|caches, pod| {
+            let node = caches.of::<Node>().get("", pods::node_name(pod));
+            node.filter(|n| eviction::is_tainted(n)).map(|n| n.key()).into_iter().collect()
+        })
+        .start(environment, eviction::TaintEviction::default())
+}
+
+pub(super) fn ipam(environment: Environment, options: Options) -> BoxFuture<'static, ()> {
+    match ipam::Ranges::parse(&options.cluster_cidr, options.node_cidr_mask) {
+        Some(ranges) => Controller::<Node>::new()
+            .named("node-ipam-controller")
+            .workers(1)
+            .start(environment, ipam::NodeIpam::new(ranges)),
+        None => Box::pin(async move {
+            if !options.cluster_cidr.is_empty() {
+                tracing::error!(
+                    cidr = options.cluster_cidr,
+                    mask = options.node_cidr_mask,
+                    "not a range of pod ranges"
+                );
+            }
+        }),
+    }
+}
+
+pub(super) fn pod_gc(environment: Environment, options: Options) -> BoxFuture<'static, ()> {
+    Box::pin(pod_gc::run(environment, options.terminated_pod_threshold))
+}
