@@ -348,8 +348,8 @@ pub async fn kubernetes_service(
     Ok(())
 }
 
-/// Applies an object by server-side apply with this program's field manager. 503 (the store cannot write, as on
-/// a full disk) is logged and is not an error, so that a cluster can start read-only.
+/// Applies an object by server-side apply with this program's field manager. 503 (the store cannot write, as
+/// on a full disk) is logged and is not an error, so that a cluster can start read-only.
 ///
 /// # Errors
 /// The API server's error.

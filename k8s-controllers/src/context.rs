@@ -184,8 +184,8 @@ impl Context {
         self.client().namespaced(namespace)
     }
 
-    /// Delays the next reconcile of this key until `until` has ended, or five minutes have passed. For work that
-    /// goes on after the reconcile returned, such as a batch of deletions.
+    /// Delays the next reconcile of this key until `until` has ended, or five minutes have passed. For work
+    /// that goes on after the reconcile returned, such as a batch of deletions.
     pub fn hold(&self, until: impl Future<Output = ()> + Send + 'static) {
         self.ledger.with(&self.key, |pending| pending.others.push(until.boxed()));
     }

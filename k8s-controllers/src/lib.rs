@@ -42,7 +42,8 @@
 //! 5. With [`leader`] election only one process works; work that ignores a lost lease is dropped before
 //!    another process starts.
 //!
-//! Not here: the built-in controllers (`k8s-builtin`), the scheduler (`k8s-scheduler`) and a cluster for tests (`k8s-testing`).
+//! Not here: the built-in controllers (`k8s-builtin`), the scheduler (`k8s-scheduler`) and a cluster for
+//! tests (`k8s-testing`).
 
 /// Imports for writing a controller.
 pub mod prelude {

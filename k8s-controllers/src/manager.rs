@@ -70,8 +70,8 @@ impl Manager {
         self
     }
 
-    /// Gives each [`Runnable`] with a service account a client of that account. Default: all use the manager's
-    /// client. Shared caches always read through their own client.
+    /// Gives each [`Runnable`] with a service account a client of that account. Default: all use the
+    /// manager's client. Shared caches always read through their own client.
     #[must_use]
     pub fn accounts(mut self, client: impl Fn(&'static str) -> Client + Send + 'static) -> Self {
         self.accounts = Some(Box::new(client));

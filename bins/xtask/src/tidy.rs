@@ -31,11 +31,11 @@ const TOP_LEVEL: &[&str] = &[
     "target",
 ];
 
-/// The exact dependencies among our crates: one that is missing here is forbidden, one that no manifest has is
+/// The exact dependencies among our crates. A missing one is forbidden, and one without a manifest entry is
 /// stale.
 ///
-/// They point one way: programs and `k8s-testing` -> API server, scheduler, kubelet -> controllers, runtime, net
-/// -> k8s-core -> leaf crates. Dev-dependencies do not count: tests may use crates above their own.
+/// They point one way: programs and `k8s-testing` -> API server, scheduler, kubelet -> controllers, runtime,
+/// net -> k8s-core -> leaf crates. Dev-dependencies do not count: tests may use crates above their own.
 const EDGES: &[(&str, &[&str])] = &[
     ("k8s-progress", &[]),
     ("k8s-quantity", &[]),

@@ -12,11 +12,12 @@
 //! assert!(Selection::parse(["*", "-cronjob"]).is_ok());
 //! ```
 //!
-//! Flow: [`ALL`] lists the controllers; a [`Selection`] of them becomes runnables of a [`k8s_controllers::Manager`]. Each
-//! controller is a module with a pure part (`plan`: desired and observed state in, actions out) and a part that acts.
+//! Flow: [`ALL`] lists the controllers; a [`Selection`] of them becomes runnables of a
+//! [`k8s_controllers::Manager`]. Each controller is a module with a pure part (`plan`: desired and observed
+//! state in, actions out) and a part that acts.
 //!
-//! Guarantees: names, events, conditions, status fields and service accounts are upstream's. A controller reads only the
-//! shared caches, whose pods are [`trimmed`].
+//! Guarantees: names, events, conditions, status fields and service accounts are upstream's. A controller
+//! reads only the shared caches, whose pods are [`trimmed`].
 //!
 //! Not here: the reconcile loop (`k8s-controllers`), the scheduler (`k8s-scheduler`).
 

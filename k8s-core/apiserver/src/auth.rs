@@ -1,4 +1,4 @@
-//! Who a request comes from, and what that user may do.
+//! Authentication and authorization.
 
 pub mod authenticate;
 pub(crate) mod impersonate;
@@ -7,12 +7,12 @@ pub mod tokens;
 
 pub use authenticate::{Authenticator, PeerCertificate};
 
-/// How requests are authorized.
+/// Authorization mode.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum AuthorizationMode {
     /// Role-based access control.
     #[default]
     Rbac,
-    /// Everybody may do everything.
+    /// Every authenticated request is allowed.
     AlwaysAllow,
 }

@@ -1,18 +1,18 @@
-//! What every cluster has from its first moment: namespaces, roles and bindings, priority classes.
+//! Bootstrap objects: namespaces, roles and bindings, priority classes.
 //!
-//! Missing objects are made again at every start; those that are there are left as they are.
+//! Missing objects are created at every start; existing ones are not changed.
 
 use k8s_core::client::{Client, Error};
 use serde_json::{Value, json};
 
 use crate::{server::ApiServer, user::User, value::text};
 
-/// One JSON object a line: `kind` (in lower case), `namespace`, `name`, and the object's other fields.
+/// One JSON object per line: `kind` (in lower case), `namespace`, `name`, and the object's other fields.
 const RBAC: &str = include_str!("../data/bootstrap-rbac.jsonl");
 
 const NAMESPACES: [&str; 4] = ["default", "kube-system", "kube-public", "kube-node-lease"];
 
-/// Makes what is missing.
+/// Creates missing objects.
 pub(crate) async fn run(server: &ApiServer) -> Result<(), Error> {
     let client = server.client_as(User::new("system:apiserver", &["system:masters"])).named("kube-apiserver");
     let namespaces = NAMESPACES.map(|name| {
@@ -67,7 +67,7 @@ fn rbac(mut entry: Value) -> (&'static str, String, String, Value) {
     (storage, key, path, entry)
 }
 
-/// Creates all that are missing at once, so that they share flushes.
+/// Creates missing objects concurrently, so that they share flushes.
 async fn make(
     server: &ApiServer,
     client: &Client,

@@ -1,4 +1,4 @@
-//! Calls to servers that extend this one: aggregated API servers and webhooks, by URL or as a Service of the cluster.
+//! Client of servers that extend this one: aggregated API servers and webhooks, by URL or Service.
 
 use std::{net::SocketAddr, sync::Arc, time::Duration};
 
@@ -14,12 +14,12 @@ use crate::{
     value::{integer, text},
 };
 
-/// How long a connection may take to be made.
+/// Timeout of establishing a connection.
 const CONNECT: Duration = Duration::from_secs(10);
-/// Where the machine keeps the certificates that it trusts, for URLs without a bundle of their own.
+/// The machine's trusted CAs, for URLs without a CA bundle.
 const SYSTEM_ROOTS: &str = "/etc/ssl/certs/ca-certificates.crt";
 
-/// The certificate and key (PEM) that other servers know this one by.
+/// Client certificate and key (PEM) for calls to other servers.
 #[derive(Clone)]
 pub struct ClientIdentity {
     /// Certificate chain, PEM.
@@ -34,10 +34,10 @@ impl std::fmt::Debug for ClientIdentity {
     }
 }
 
-/// Why somebody could not be called.
+/// Reason for which a server cannot be called.
 #[derive(Debug)]
 pub(crate) enum Unreachable {
-    /// There is nobody: a reason in one word, and in a sentence.
+    /// It does not exist: a CamelCase reason and a message.
     Nowhere(&'static str, String),
     /// The call failed.
     Failed(String),
@@ -51,18 +51,18 @@ impl std::fmt::Display for Unreachable {
     }
 }
 
-/// Where somebody is.
+/// Address of a server.
 #[derive(Clone, Debug)]
 enum Place {
     Url { host: String, port: u16 },
     Service { namespace: String, name: String, port: i64 },
 }
 
-/// Somebody who can be called.
+/// A server to call.
 #[derive(Clone)]
 pub(crate) struct Callee {
     place: Place,
-    /// The path of a webhook.
+    /// URL path of a webhook.
     path: String,
     tls: Arc<rustls::ClientConfig>,
 }
@@ -73,7 +73,7 @@ impl std::fmt::Debug for Callee {
     }
 }
 
-/// The client side of TLS: whom it trusts (`bundle` is PEM in base64, as JSON has bytes), and as whom it calls.
+/// Creates the TLS configuration: trusted CAs (`bundle` is base64 of PEM, as in JSON) and client certificate.
 fn tls(
     bundle: &str,
     insecure: bool,
@@ -92,18 +92,18 @@ fn tls(
         ..RemoteConfig::default()
     };
     let mut tls = config.tls().map_err(|e| e.to_string())?;
-    // Upgrades go through, which HTTP/2 has not.
+    // HTTP/1.1, because HTTP/2 has no upgrades.
     tls.alpn_protocols = vec![b"http/1.1".to_vec()];
     Ok(Arc::new(tls))
 }
 
-/// TLS that takes any certificate, for servers that nobody vouches for.
+/// Creates a TLS configuration that accepts any certificate, for `insecureSkipTLSVerify`.
 pub(crate) fn unverified() -> Result<Arc<rustls::ClientConfig>, String> {
     tls("", true, None)
 }
 
 impl Callee {
-    /// A Service (`{namespace, name, port, path}`), and how its certificate is checked.
+    /// Resolves a Service (`{namespace, name, port, path}`) with its TLS verification.
     pub(crate) fn service(
         service: &Value,
         bundle: &str,
@@ -118,7 +118,7 @@ impl Callee {
         Ok(Callee { place, path: text(service, "/path").into(), tls: tls(bundle, insecure, identity)? })
     }
 
-    /// A webhook's client configuration: `{url | service, caBundle}`.
+    /// Resolves a webhook's client configuration: `{url | service, caBundle}`.
     pub(crate) fn webhook(config: &Value) -> Result<Self, String> {
         let bundle = text(config, "/caBundle");
         if config.get("service").is_some() {
@@ -131,12 +131,12 @@ impl Callee {
         Ok(Callee { place, path, tls: tls(bundle, false, None)? })
     }
 
-    /// The path of a webhook, `/` where none is named.
+    /// Returns the path of a webhook; default `/`.
     pub(crate) fn path(&self) -> &str {
         if self.path.is_empty() { "/" } else { &self.path }
     }
 
-    /// Sends a request over a connection of its own; upgrades go through.
+    /// Sends a request over a new connection; supports upgrades.
     pub(crate) async fn call(
         &self,
         server: &ApiServer,
@@ -167,7 +167,7 @@ impl Callee {
 async fn connect(to: impl tokio::net::ToSocketAddrs) -> Result<TcpStream, Unreachable> {
     match tokio::time::timeout(CONNECT, TcpStream::connect(to)).await {
         Ok(Ok(tcp)) => {
-            // Only speed: a connection without it works as well.
+            // An optimization: the connection works without it.
             let _ = tcp.set_nodelay(true);
             Ok(tcp)
         }
@@ -181,7 +181,7 @@ enum Location {
     Name(String, u16),
 }
 
-/// Where a Service's port is answered.
+/// Returns the address of a Service's port.
 fn locate(server: &ApiServer, namespace: &str, name: &str, port: i64) -> Result<Location, Unreachable> {
     let stored = server.inner.store.get("services", &format!("{namespace}/{name}"));
     let service: Option<Value> = stored.and_then(|s| serde_json::from_slice(&s.json).ok());

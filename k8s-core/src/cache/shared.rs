@@ -215,8 +215,8 @@ impl<K: Object> Cache<K> {
     }
 
     /// Handles an object that does not deserialize. The cached version of the same object (uid) stays,
-    /// because an older version is better than none; an earlier object of this name, or one that is `gone`,
-    /// is removed. Returns true if a version stays.
+    /// because an older version is better than none; an earlier object of this name is removed, and so is a
+    /// `gone` object. Returns true if a version stays.
     pub(super) fn see_unreadable(&self, one: &Unreadable, gone: bool) -> bool {
         let removed = {
             let mut state = write(&self.0.state);

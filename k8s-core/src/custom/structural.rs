@@ -3,7 +3,7 @@
 use schemars::{JsonSchema, generate::SchemaSettings};
 use serde_json::{Map, Value, json};
 
-/// Levels of nesting in a schema. As deep as the API server's schema engine takes a value (`k8s_schema::MAX_DEPTH`).
+/// Maximum nesting of a schema: that of values in the API server's schema engine (`k8s_schema::MAX_DEPTH`).
 const MAX_DEPTH: usize = 128;
 
 /// Returns the structural schema of an object type. `metadata` is left to the server. A recursive type is cut
