@@ -20,7 +20,7 @@ use std::{
 
 use nix::sys::stat::{Mode, mkdirat};
 
-use crate::embedded::sys;
+use crate::sys;
 
 /// Limit of calls of `openat2`, which answers `EAGAIN` when a rename meets its look at `..`.
 const ATTEMPTS: u32 = 128;

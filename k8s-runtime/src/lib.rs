@@ -15,9 +15,12 @@ pub mod beneath;
 pub mod descriptors;
 pub mod embedded;
 pub mod images;
+mod inroot;
+mod json;
 pub mod log_files;
 mod private;
 pub mod simulated;
+mod sys;
 pub mod sysctl;
 
 pub use api::{

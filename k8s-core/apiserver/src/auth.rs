@@ -10,12 +10,12 @@ pub use crate::request::PeerCertificate;
 pub use authenticate::Authenticator;
 pub(crate) use authorize::Authorization;
 
-/// How requests are authorized.
+/// Authorization mode.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum AuthorizationMode {
     /// Role-based access control.
     #[default]
     Rbac,
-    /// Everybody may do everything.
+    /// Every authenticated request is allowed.
     AlwaysAllow,
 }

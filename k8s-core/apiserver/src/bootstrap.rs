@@ -1,6 +1,6 @@
-//! What every cluster has from its first moment: namespaces, roles and bindings, priority classes.
+//! Bootstrap objects: namespaces, roles and bindings, priority classes.
 //!
-//! Missing objects are made again at every start; those that are there are left as they are.
+//! Missing objects are created at every start; existing ones are not changed.
 
 use k8s_core::client::{Client, Error};
 use k8s_store::Store;
@@ -8,7 +8,7 @@ use serde_json::{Value, json};
 
 use crate::value::str_at;
 
-/// One JSON object a line: `kind` (in lower case), `namespace`, `name`, and the object's other fields.
+/// One JSON object per line: `kind` (in lower case), `namespace`, `name`, and the object's other fields.
 const RBAC: &str = include_str!("../data/bootstrap-rbac.jsonl");
 
 const NAMESPACES: [&str; 4] = ["default", "kube-system", "kube-public", "kube-node-lease"];
@@ -67,7 +67,7 @@ fn rbac(mut entry: Value) -> (&'static str, String, String, Value) {
     (storage, key, path, entry)
 }
 
-/// Creates all that are missing at once, so that they share flushes.
+/// Creates missing objects concurrently, so that they share flushes.
 async fn make(
     store: &Store,
     client: &Client,

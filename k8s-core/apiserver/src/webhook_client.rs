@@ -1,4 +1,4 @@
-//! Calls to servers that extend this one: aggregated API servers and webhooks, by URL or as a Service of the cluster.
+//! Client of servers that extend this one: aggregated API servers and webhooks, by URL or Service.
 
 use bytes::Bytes;
 use futures::{FutureExt, future::BoxFuture};
@@ -15,12 +15,12 @@ use tokio::net::TcpStream;
 
 use crate::value::{int_at, str_at};
 
-/// How long a connection may take to be made.
+/// Timeout of establishing a connection.
 const CONNECT: Duration = Duration::from_secs(10);
-/// Where the machine keeps the certificates that it trusts, for URLs without a bundle of their own.
+/// The machine's trusted CAs, for URLs without a CA bundle.
 const SYSTEM_ROOTS: &str = "/etc/ssl/certs/ca-certificates.crt";
 
-/// The certificate and key (PEM) that other servers know this one by.
+/// Client certificate and key (PEM) for calls to other servers.
 #[derive(Clone)]
 pub struct ClientIdentity {
     /// Certificate chain, PEM.
@@ -35,10 +35,10 @@ impl std::fmt::Debug for ClientIdentity {
     }
 }
 
-/// Why somebody could not be called.
+/// Reason for which a server cannot be called.
 #[derive(Debug)]
 pub(crate) enum Unreachable {
-    /// There is nobody: a reason in one word, and in a sentence.
+    /// It does not exist: a CamelCase reason and a message.
     Nowhere(&'static str, String),
     /// The call failed.
     Failed(String),
@@ -52,18 +52,18 @@ impl std::fmt::Display for Unreachable {
     }
 }
 
-/// Where somebody is.
+/// Address of a server.
 #[derive(Clone, Debug)]
 enum Place {
     Url { host: String, port: u16 },
     Service { namespace: String, name: String, port: i64 },
 }
 
-/// Somebody who can be called.
+/// A server to call.
 #[derive(Clone)]
 pub(crate) struct Callee {
     place: Place,
-    /// The path of a webhook.
+    /// URL path of a webhook.
     path: String,
     tls: Arc<rustls::ClientConfig>,
 }
@@ -74,7 +74,7 @@ impl std::fmt::Debug for Callee {
     }
 }
 
-/// The client side of TLS: whom it trusts (`bundle` is PEM in base64, as JSON has bytes), and as whom it calls.
+/// Creates the TLS configuration: trusted CAs (`bundle` is base64 of PEM, as in JSON) and client certificate.
 fn tls(
     bundle: &str,
     insecure: bool,
@@ -93,18 +93,18 @@ fn tls(
         ..RemoteConfig::default()
     };
     let mut tls = config.tls().map_err(|e| e.to_string())?;
-    // Upgrades go through, which HTTP/2 has not.
+    // HTTP/1.1, because HTTP/2 has no upgrades.
     tls.alpn_protocols = vec![b"http/1.1".to_vec()];
     Ok(Arc::new(tls))
 }
 
-/// TLS that takes any certificate, for servers that nobody vouches for.
+/// Creates a TLS configuration that accepts any certificate, for `insecureSkipTLSVerify`.
 pub(crate) fn unverified() -> Result<Arc<rustls::ClientConfig>, String> {
     tls("", true, None)
 }
 
 impl Callee {
-    /// A Service (`{namespace, name, port, path}`), and how its certificate is checked.
+    /// Resolves a Service (`{namespace, name, port, path}`) with its TLS verification.
     pub(crate) fn service(
         service: &Value,
         bundle: &str,
@@ -119,7 +119,7 @@ impl Callee {
         Ok(Callee { place, path: str_at(service, "/path").into(), tls: tls(bundle, insecure, identity)? })
     }
 
-    /// A webhook's client configuration: `{url | service, caBundle}`.
+    /// Resolves a webhook's client configuration: `{url | service, caBundle}`.
     pub(crate) fn webhook(config: &Value) -> Result<Self, String> {
         let bundle = str_at(config, "/caBundle");
         if config.get("service").is_some() {
@@ -132,12 +132,12 @@ impl Callee {
         Ok(Callee { place, path, tls: tls(bundle, false, None)? })
     }
 
-    /// The path of a webhook, `/` where none is named.
+    /// Returns the path of a webhook; default `/`.
     pub(crate) fn path(&self) -> &str {
         if self.path.is_empty() { "/" } else { &self.path }
     }
 
-    /// Sends a request over a connection of its own; upgrades go through.
+    /// Sends a request over a new connection; supports upgrades.
     pub(crate) async fn call(
         &self,
         store: &Store,
@@ -174,7 +174,7 @@ pub(crate) fn whole(body: Body, most: usize) -> BoxFuture<'static, Result<Bytes,
 async fn connect(to: impl tokio::net::ToSocketAddrs) -> Result<TcpStream, Unreachable> {
     match tokio::time::timeout(CONNECT, TcpStream::connect(to)).await {
         Ok(Ok(tcp)) => {
-            // Only speed: a connection without it works as well.
+            // An optimization: the connection works without it.
             let _ = tcp.set_nodelay(true);
             Ok(tcp)
         }

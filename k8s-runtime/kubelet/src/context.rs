@@ -12,7 +12,7 @@ use k8s_net::pod::PodNetwork;
 use k8s_runtime::{ContainerId, Runtime, SandboxId};
 
 use crate::{
-    config::Config, events::Recorder, images::Puller, node::Facts, pod::admit::Sysctls, sources::Sources,
+    config::Config, events::Recorder, facts::Facts, images::Puller, sources::Sources, sysctls::Sysctls,
     tokens::Tokens, types::*,
 };
 

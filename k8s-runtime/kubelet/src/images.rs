@@ -11,7 +11,7 @@ use k8s_runtime::{ImageInfo, Images, RuntimeError};
 use serde::Deserialize;
 use tokio::sync::Semaphore;
 
-use crate::{backoff::Backoff, context::Context, duration, types::*};
+use crate::{backoff::Backoff, duration, events::Recorder, sources::Sources, types::*};
 
 /// So many pulls at once.
 const PULLS: usize = 4;
@@ -35,13 +35,14 @@ struct Failure {
 pub(crate) struct Puller {
     store: Arc<dyn Images>,
     clock: Clock,
+    events: Recorder,
     slots: Semaphore,
     failures: Mutex<HashMap<(String, String), Failure>>,
 }
 
 impl Puller {
-    pub(crate) fn new(store: Arc<dyn Images>, clock: Clock) -> Self {
-        Puller { store, clock, slots: Semaphore::new(PULLS), failures: Mutex::default() }
+    pub(crate) fn new(store: Arc<dyn Images>, clock: Clock, events: Recorder) -> Self {
+        Puller { store, clock, events, slots: Semaphore::new(PULLS), failures: Mutex::default() }
     }
 
     /// The image store.
@@ -57,7 +58,7 @@ impl Puller {
     /// The image of a container, pulled where the policy says so.
     pub(crate) async fn ensure(
         &self,
-        cx: &Context,
+        sources: &Sources,
         pod: &Pod,
         container: &Container,
     ) -> Result<ImageInfo, ImageError> {
@@ -72,34 +73,34 @@ impl Puller {
                 let message = format!(
                     "Failed to apply default image tag {image:?}: couldn't parse image name {image:?}: {why}"
                 );
-                cx.events.warning(pod, name, "InspectFailed", &message);
+                self.events.warning(pod, name, "InspectFailed", &message);
                 return Err(ImageError { reason: "InvalidImageName", message, retry_at: later(60) });
             }
             Err(e) => {
                 let message = format!("Failed to inspect image {image:?}: {e}");
-                cx.events.warning(pod, name, "InspectFailed", &message);
+                self.events.warning(pod, name, "InspectFailed", &message);
                 return Err(ImageError { reason: "ImageInspectError", message, retry_at: later(5) });
             }
         };
         match (present, policy(container)) {
             (Some(found), "IfNotPresent" | "Never") => {
                 let message = format!("Container image {image:?} already present on machine");
-                cx.events.normal(pod, name, "Pulled", message);
+                self.events.normal(pod, name, "Pulled", message);
                 Ok(found)
             }
             (None, "Never") => {
                 let message = format!("Container image {image:?} is not present with pull policy of Never");
-                cx.events.warning(pod, name, "ErrImageNeverPull", &message);
-                cx.events.warning(pod, name, "Failed", "Error: ErrImageNeverPull");
+                self.events.warning(pod, name, "ErrImageNeverPull", &message);
+                self.events.warning(pod, name, "Failed", "Error: ErrImageNeverPull");
                 Err(ImageError { reason: "ErrImageNeverPull", message, retry_at: later(10) })
             }
-            (None, _) => self.pull(cx, pod, container, image).await,
-            (Some(found), _) => match self.pull(cx, pod, container, image).await {
+            (None, _) => self.pull(sources, pod, container, image).await,
+            (Some(found), _) => match self.pull(sources, pod, container, image).await {
                 // Unlike upstream: where no registry answers, an image that was loaded by hand is as new as any can be. Clusters without
                 // a registry then run manifests that name no tag, which means `Always`.
                 Err(e) => {
                     let message = format!("Using image {image:?} that is on the node: {}", e.message);
-                    cx.events.warning(pod, name, "Pulled", message);
+                    self.events.warning(pod, name, "Pulled", message);
                     Ok(found)
                 }
                 pulled => pulled,
@@ -109,7 +110,7 @@ impl Puller {
 
     async fn pull(
         &self,
-        cx: &Context,
+        sources: &Sources,
         pod: &Pod,
         container: &Container,
         image: &str,
@@ -118,8 +119,8 @@ impl Puller {
         let key = (pod.uid().to_owned(), image.to_owned());
         if let Some((until, last)) = self.blocked(&key) {
             let message = format!("Back-off pulling image {image:?}");
-            cx.events.normal(pod, name, "BackOff", &message);
-            cx.events.warning(pod, name, "Failed", "Error: ImagePullBackOff");
+            self.events.normal(pod, name, "BackOff", &message);
+            self.events.warning(pod, name, "Failed", "Error: ImagePullBackOff");
             let message = format!("{message}: ErrImagePull: {last}");
             return Err(ImageError { reason: "ImagePullBackOff", message, retry_at: until });
         }
@@ -127,8 +128,8 @@ impl Puller {
         // The semaphore is never closed.
         let _slot = self.slots.acquire().await.ok();
         let begun = self.clock.now();
-        cx.events.normal(pod, name, "Pulling", format!("Pulling image {image:?}"));
-        let credentials = credentials(cx, pod, image).await;
+        self.events.normal(pod, name, "Pulling", format!("Pulling image {image:?}"));
+        let credentials = credentials(sources, pod, image).await;
         match self.store.pull(image, credentials).await {
             Ok(info) => {
                 self.failures.lock().unwrap_or_else(PoisonError::into_inner).remove(&key);
@@ -138,13 +139,13 @@ impl Puller {
                     duration::took(self.clock.since(asked)),
                     info.size
                 );
-                cx.events.normal(pod, name, "Pulled", message);
+                self.events.normal(pod, name, "Pulled", message);
                 Ok(info)
             }
             Err(e) => {
                 let now = self.clock.now();
-                cx.events.warning(pod, name, "Failed", format!("Failed to pull image {image:?}: {e}"));
-                cx.events.warning(pod, name, "Failed", "Error: ErrImagePull");
+                self.events.warning(pod, name, "Failed", format!("Failed to pull image {image:?}: {e}"));
+                self.events.warning(pod, name, "Failed", "Error: ErrImagePull");
                 let mut failures = self.failures.lock().unwrap_or_else(PoisonError::into_inner);
                 let failure = failures.entry(key).or_default();
                 failure.backoff.advance(now, now);
@@ -211,10 +212,10 @@ fn registry(image: &str) -> &str {
 }
 
 /// User and password from the pod's `imagePullSecrets`; secrets that are missing or malformed are passed over, as upstream does.
-async fn credentials(cx: &Context, pod: &Pod, image: &str) -> Option<(String, String)> {
+async fn credentials(sources: &Sources, pod: &Pod, image: &str) -> Option<(String, String)> {
     let registry = registry(image);
     for reference in pod.spec.as_ref()?.image_pull_secrets.iter().flatten() {
-        let Ok(secret) = cx.sources.secret(pod.namespace(), &reference.name).await else { continue };
+        let Ok(secret) = sources.secret(pod.namespace(), &reference.name).await else { continue };
         let data = secret.data.iter().flatten();
         for (key, value) in data {
             let config = match key.as_str() {

@@ -10,7 +10,7 @@ use k8s_core::{
     meta::ObjectExt,
 };
 use k8s_net::pod::PodNetwork;
-use k8s_runtime::{Images, Runtime, RuntimeError, RuntimeEvent, SandboxStatus};
+use k8s_runtime::{Images, Runtime, RuntimeEvent, SandboxStatus};
 use tokio::task::{JoinHandle, JoinSet};
 use tokio_util::sync::CancellationToken;
 use tracing::{debug, warn};
@@ -18,49 +18,19 @@ use tracing::{debug, warn};
 use crate::{
     config::Config,
     context::{Context, Parts},
+    error::KubeletError,
     events::Recorder,
+    facts::Facts,
     images::Puller,
     logs, node, orphans,
     pod::{
-        admit::Sysctls,
-        worker::{self, Handle, Msg},
+        worker::{self, Handle},
+        world::Message,
     },
     server::{self, KubeletApi},
+    sysctls::Sysctls,
     types::*,
 };
-
-/// Why a kubelet does not start.
-#[derive(Debug, thiserror::Error)]
-#[non_exhaustive]
-pub enum KubeletError {
-    /// No runtime was given.
-    #[error("a kubelet needs a runtime and an image store")]
-    NoRuntime,
-    /// The runtime does not answer.
-    #[error("list what the runtime has: {0}")]
-    Runtime(#[from] RuntimeError),
-    /// The configuration allows what cannot be allowed.
-    #[error("allowed unsafe sysctls: {0}")]
-    Sysctls(String),
-    /// The kubelet's directory cannot be used.
-    #[error("make {path:?}: {source}")]
-    Directory {
-        /// The directory.
-        path: std::path::PathBuf,
-        /// The system's answer.
-        #[source]
-        source: std::io::Error,
-    },
-    /// The kubelet's API cannot be served.
-    #[error("listen on {address}: {source}")]
-    Listen {
-        /// Address and port.
-        address: std::net::SocketAddr,
-        /// The system's answer.
-        #[source]
-        source: std::io::Error,
-    },
-}
 
 /// What a kubelet is made of.
 pub struct Builder {
@@ -140,10 +110,10 @@ impl Builder {
         let client = self.client.named("kubelet");
         let (recorder, event_writer) =
             Recorder::start(client.clone(), self.clock.clone(), self.config.node_name.clone());
-        let facts = node::Facts::read(&self.config);
+        let facts = Facts::read(&self.config);
         let listener = server::bind(&self.config).await?;
         let cx = Arc::new(Context::new(Parts {
-            images: Puller::new(images, self.clock.clone()),
+            images: Puller::new(images, self.clock.clone(), recorder.clone()),
             config: self.config,
             client,
             clock: self.clock,
@@ -282,7 +252,7 @@ impl Router {
                 () = cx.services.synced(), if !self.services_known => {
                     self.services_known = true;
                     for handle in self.workers.values() {
-                        handle.post.send(Msg::Services);
+                        handle.mailbox.send(Message::Services);
                     }
                 }
                 () = cx.pods.synced(), if orphans_due => {
@@ -315,7 +285,7 @@ impl Router {
                 let uids: std::collections::HashSet<&str> = all.iter().map(|p| p.uid()).collect();
                 let gone = self.workers.values().filter(|h| !uids.contains(h.pod.uid()));
                 for handle in gone {
-                    handle.post.send(Msg::Gone(handle.pod.clone()));
+                    handle.mailbox.send(Message::Gone(handle.pod.clone()));
                 }
                 for pod in all {
                     self.give(pod);
@@ -328,7 +298,7 @@ impl Router {
         if let Some(handle) = self.workers.get_mut(pod.uid()) {
             if pod.revision() > handle.pod.revision() {
                 handle.pod = pod.clone();
-                handle.post.send(Msg::Pod(pod));
+                handle.mailbox.send(Message::Pod(pod));
             }
             return;
         }
@@ -350,7 +320,7 @@ impl Router {
 
     fn lost(&mut self, pod: &Arc<Pod>) {
         if let Some(handle) = self.workers.get(pod.uid()) {
-            handle.post.send(Msg::Gone(pod.clone()));
+            handle.mailbox.send(Message::Gone(pod.clone()));
         }
     }
 
@@ -374,7 +344,7 @@ impl Router {
         };
         let owner = self.cx.owner_of(sandbox);
         match owner.and_then(|uid| self.workers.get(&uid)) {
-            Some(handle) => handle.post.send(Msg::Runtime(event)),
+            Some(handle) => handle.mailbox.runtime(event),
             None => debug!(?event, "an event of no pod's"),
         }
     }
@@ -384,7 +354,7 @@ impl Router {
             Ok(all) => {
                 for (uid, handle) in &self.workers {
                     let own = all.iter().filter(|s| &s.spec.uid == uid).cloned().collect();
-                    handle.post.send(Msg::Relist(own));
+                    handle.mailbox.listed(own);
                 }
             }
             Err(e) => warn!(error = %e, "runtime not listed"),

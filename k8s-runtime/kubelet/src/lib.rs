@@ -1,9 +1,9 @@
 //! The node agent: runs the pods that are bound to its node, and says how they are.
 //!
-//! Flow: a cache holds the node's pods. Each pod has one worker, which owns what is known about the pod (its world) and asks a
-//! pure function what to do next; long work (pulling, starting, stopping, mounting) runs beside it and comes back as a message, as do
-//! runtime events, probe results and timers. Nothing polls. What a pod's status says follows from the world alone, and one writer per
-//! pod keeps the API server's copy current.
+//! Flow: a cache holds the node's pods. Each pod has one worker, which gives messages to a pure state machine (the pod's world) and
+//! performs the effects that it returns. Long work (pulling, starting, stopping, mounting) runs beside it and comes back as a message,
+//! as do runtime events, probe results and timers. Nothing polls. A pod's status follows from the world alone, and one writer per pod
+//! keeps the API server's copy current.
 //!
 //! Guarantees:
 //! 1. A shutdown or crash touches no container; at the next start running containers are adopted as they are.
@@ -19,7 +19,9 @@ mod context;
 mod dns;
 mod duration;
 mod env;
+mod error;
 mod events;
+mod facts;
 mod images;
 mod kubelet;
 mod logs;
@@ -30,11 +32,13 @@ mod probe;
 mod resources;
 mod server;
 mod sources;
+mod sysctls;
 mod tokens;
 mod volumes;
 
 pub use config::Config;
-pub use kubelet::{Builder, Kubelet, KubeletError};
+pub use error::KubeletError;
+pub use kubelet::{Builder, Kubelet};
 pub use server::KubeletApi;
 
 /// The API's types, under short names.

@@ -54,6 +54,7 @@ fn subdirectories(dir: &std::path::Path) -> Vec<String> {
 }
 
 async fn remove_one(cx: &Context, uid: String, sandboxes: Vec<SandboxStatus>) {
+    let sandboxes: Vec<Arc<SandboxStatus>> = sandboxes.into_iter().map(Arc::new).collect();
     info!(uid, sandboxes = sandboxes.len(), "removing what is left of a pod that is no more");
     let grace =
         sandboxes.first().and_then(|s| s.spec.annotations.get(keys::GRACE)?.parse().ok()).unwrap_or(30);

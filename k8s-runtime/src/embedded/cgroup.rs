@@ -1,9 +1,11 @@
 //! Control groups, versions 1 and 2 behind one type.
 //!
 //! A group is a path below a root of our own (such as `hyperkube-ab12/burstable/pod<uid>/<container>`). In version 1 the
-//! path exists in every hierarchy that has a controller we use; in version 2 once. Guarantee: [`Cgroups::remove`]
-//! returns only when the groups are gone, or with the error that kept them.
-//! Not here: who belongs in which group.
+//! path exists in every mounted hierarchy, also in those without limits of ours: a container's cgroup namespace begins at
+//! its own groups, and a hierarchy in which the container were in the host's root group would be open to it.
+//! In version 2 the path exists once.
+//! Guarantee: [`Cgroups::remove`] returns only when the groups are gone, or with the error that kept them.
+//! Not here: the choice of a process's group.
 
 use std::{
     fs, io,
@@ -14,9 +16,26 @@ use std::{
 
 use crate::api::{ContainerStats, Resources};
 
-/// The version 1 controllers that are used, where present. `systemd` is named so that a service manager that kills by
-/// its own hierarchy does not take the shims along.
-const V1_CONTROLLERS: [&str; 6] = ["cpu", "cpuacct", "devices", "memory", "pids", "systemd"];
+/// The version 1 controllers that are known, and `systemd`, a service manager's own hierarchy.
+const V1_CONTROLLERS: [&str; 15] = [
+    "blkio",
+    "cpu",
+    "cpuacct",
+    "cpuset",
+    "devices",
+    "freezer",
+    "hugetlb",
+    "memory",
+    "misc",
+    "net_cls",
+    "net_prio",
+    "perf_event",
+    "pids",
+    "rdma",
+    "systemd",
+];
+/// The name of a hierarchy without a known controller: a named one, or the unified one beside version 1.
+const OTHER: &str = "";
 const V2_CONTROLLERS: [&str; 3] = ["cpu", "memory", "pids"];
 
 /// Where this machine's control groups are.
@@ -45,21 +64,26 @@ impl Cgroups {
             match kind {
                 Some("cgroup2") if v2.is_none() => v2 = Some(PathBuf::from(target)),
                 Some("cgroup") => {
-                    for controller in V1_CONTROLLERS {
-                        let named = options
-                            .split(',')
-                            .any(|o| o == controller || o.strip_prefix("name=") == Some(controller));
-                        if named && !v1.iter().any(|(known, _)| *known == controller) {
-                            v1.push((controller, PathBuf::from(target)));
-                        }
+                    let options: Vec<&str> =
+                        options.split(',').map(|o| o.strip_prefix("name=").unwrap_or(o)).collect();
+                    let known = V1_CONTROLLERS.into_iter().filter(|c| options.contains(c));
+                    let mut names: Vec<&str> = known.collect();
+                    if names.is_empty() {
+                        names.push(OTHER);
                     }
+                    // A hierarchy that is mounted twice is taken where it is mounted first.
+                    names.retain(|name| *name == OTHER || !v1.iter().any(|(known, _)| known == name));
+                    v1.extend(names.into_iter().map(|name| (name, PathBuf::from(target))));
                 }
                 _ => {}
             }
         }
         match v2 {
             Some(root) if !v1.iter().any(|(c, _)| *c == "memory" || *c == "pids") => Cgroups::V2(root),
-            _ => Cgroups::V1(v1),
+            unified => {
+                v1.extend(unified.map(|root| (OTHER, root)));
+                Cgroups::V1(v1)
+            }
         }
     }
 
@@ -106,7 +130,10 @@ impl Cgroups {
     /// Makes a group that will hold processes, and its parents.
     pub(crate) fn create(&self, group: &str) -> io::Result<()> {
         match self {
-            Cgroups::V1(_) => self.directories(group).iter().try_for_each(fs::create_dir_all),
+            Cgroups::V1(_) => {
+                self.directories(group).iter().try_for_each(fs::create_dir_all)?;
+                self.share_processors(group)
+            }
             Cgroups::V2(root) => {
                 let mut at = root.clone();
                 for part in Path::new(group) {
@@ -130,6 +157,22 @@ impl Cgroups {
                 Ok(())
             }
         }
+    }
+
+    /// Gives a fresh version 1 group and its parents the processors and memory nodes of the group above: a cpuset is
+    /// empty at first and takes no process.
+    fn share_processors(&self, group: &str) -> io::Result<()> {
+        let Some(mut at) = self.controller("cpuset", "") else { return Ok(()) };
+        for part in Path::new(group) {
+            let above = at.clone();
+            at.push(part);
+            for file in ["cpuset.cpus", "cpuset.mems"] {
+                if fs::read_to_string(at.join(file))?.trim().is_empty() {
+                    fs::write(at.join(file), fs::read_to_string(above.join(file))?.trim())?;
+                }
+            }
+        }
+        Ok(())
     }
 
     /// Moves the calling process into a group.
@@ -331,7 +374,7 @@ mod tests {
         let found = Cgroups::from_mounts(hybrid);
         assert_eq!(
             found.directories("a"),
-            ["/cg/cpu,cpuacct/a", "/cg/memory/a", "/cg/systemd/a"].map(PathBuf::from)
+            ["/cg/cpu,cpuacct/a", "/cg/memory/a", "/cg/systemd/a", "/cg/unified/a"].map(PathBuf::from)
         );
         assert_eq!(found.missing(), ["pids"]);
     }

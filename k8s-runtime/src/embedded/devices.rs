@@ -1,14 +1,21 @@
 //! Rules for the device files that a container can make and open: those that runc has by default.
 //!
-//! Flow: [`restrict`] writes the rules to a fresh group, in cgroup version 1 through the devices controller,
-//! in version 2 as a small program (`BPF_PROG_TYPE_CGROUP_DEVICE`) that the kernel asks on each open and
-//! `mknod`.
-//! Guarantee: after it has succeeded, a process in the group opens nothing but [`RULES`], whatever
-//! capabilities it has and whatever it mounts. Privileged containers are not restricted.
+//! Flow: [`restrict_pod`] writes the rules to the pod's group and [`restrict`] to the fresh group of each
+//! container, in cgroup version 1 through the devices controller, in version 2 as a small program
+//! (`BPF_PROG_TYPE_CGROUP_DEVICE`) that the kernel asks on each open and `mknod`.
+//! Guarantee: a process in a restricted container opens nothing but [`RULES`], whatever capabilities it has and
+//! whatever it mounts. With SYS_ADMIN it can change the rules of its own group: it mounts the hierarchy and writes
+//! to `devices.allow`, or detaches the program. Its cgroup namespace hides the groups above, and those forbid what
+//! the rules do not allow: the kernel lets no version 1 group allow more than its parent, and asks the programs of
+//! all version 2 groups above.
+//! Privileged containers are not restricted, and need a pod's group that restricts nothing: [`PodRules::lift`].
+//! That leaves open: beside a privileged container, another container of the same pod that has SYS_ADMIN and no
+//! seccomp filter can lift its own rules. The author of such a pod has the host's devices already.
 
-use std::{fs, io};
+use std::{fs, io, os::fd::OwnedFd, path::PathBuf};
 
-use super::{cgroup::Cgroups, sys};
+use super::cgroup::Cgroups;
+use crate::sys;
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[repr(u32)]
@@ -63,6 +70,71 @@ pub(super) fn restrict(cgroups: &Cgroups, group: &str) -> io::Result<()> {
         return sys::attach_device_program(&cgroup, &program);
     }
     fs::write(directory.join("devices.deny"), "a")?;
+    allow_rules(&directory)
+}
+
+/// The rules of a pod's group, held by the pod's shim.
+#[derive(Debug)]
+pub(super) enum PodRules {
+    /// Version 1: written in this directory.
+    Written(PathBuf),
+    /// Version 2: the attachment of the program.
+    Attached(OwnedFd),
+    /// The pod's group restricts nothing: a privileged container was made.
+    Lifted,
+    /// The pod's group restricts nothing, for this reason.
+    Failed(io::Error),
+}
+
+/// Restricts the group of a pod before the first container is made in it.
+pub(super) fn restrict_pod(cgroups: &Cgroups, group: &str) -> PodRules {
+    try_restrict_pod(cgroups, group).unwrap_or_else(PodRules::Failed)
+}
+
+fn try_restrict_pod(cgroups: &Cgroups, group: &str) -> io::Result<PodRules> {
+    let Some(directory) = cgroups.controller("devices", group) else {
+        return Err(io::Error::new(io::ErrorKind::Unsupported, "no devices controller is mounted"));
+    };
+    if matches!(cgroups, Cgroups::V2(_)) {
+        let program = sys::load_device_program(&program(&RULES))?;
+        return Ok(PodRules::Attached(sys::link_device_program(&fs::File::open(&directory)?, &program)?));
+    }
+    match fs::write(directory.join("devices.deny"), "a") {
+        Ok(()) => allow_rules(&directory)?,
+        // The group has children: an earlier sandbox of the pod is not removed yet, and restricted it.
+        Err(e) if e.kind() == io::ErrorKind::InvalidInput => {
+            if fs::read_to_string(directory.join("devices.list"))?.starts_with('a') {
+                return Err(e);
+            }
+        }
+        Err(e) => return Err(e),
+    }
+    Ok(PodRules::Written(directory))
+}
+
+impl PodRules {
+    /// Allows all devices in the pod's group, for a privileged container that is about to be made. The containers
+    /// that are there keep their own rules.
+    ///
+    /// # Errors
+    /// The pod's group is as restricted as before.
+    pub(super) fn lift(&mut self) -> io::Result<()> {
+        match self {
+            // A group that has children does not take the word for everything at once.
+            PodRules::Written(directory) => {
+                for rule in ["b *:* rwm", "c *:* rwm"] {
+                    fs::write(directory.join("devices.allow"), rule)?;
+                }
+            }
+            PodRules::Attached(link) => sys::detach_link(link)?,
+            PodRules::Lifted | PodRules::Failed(_) => {}
+        }
+        *self = PodRules::Lifted;
+        Ok(())
+    }
+}
+
+fn allow_rules(directory: &std::path::Path) -> io::Result<()> {
     for rule in RULES {
         match fs::write(directory.join("devices.allow"), line(&rule)) {
             // A group above does not allow it: this machine's manager has fewer devices for all of us.
@@ -222,34 +294,82 @@ mod tests {
         }
     }
 
-    /// Version 2 for real, where the machine has a unified hierarchy and lets us attach programs.
-    #[test]
-    fn a_version_2_group_is_restricted() {
-        let mounts = fs::read_to_string("/proc/self/mountinfo").expect("mounts");
-        let unified = mounts.lines().find(|l| l.contains(" - cgroup2 ")).and_then(|l| l.split(' ').nth(4));
-        let Some(root) = unified.map(std::path::PathBuf::from) else { return };
-        let group = format!("k8s-runtime-devices-test-{}", std::process::id());
-        let directory = root.join(&group);
-        if fs::create_dir(&directory).is_err() {
-            return;
+    /// A version 2 group of the test's own, where the machine has a unified hierarchy and lets us make groups.
+    struct Group {
+        cgroups: Cgroups,
+        name: String,
+        directory: PathBuf,
+    }
+
+    impl Group {
+        fn new(test: &str) -> Option<Group> {
+            let mounts = fs::read_to_string("/proc/self/mountinfo").expect("mounts");
+            let unified = mounts.lines().find(|l| l.contains(" - cgroup2 "))?;
+            let root = PathBuf::from(unified.split(' ').nth(4)?);
+            let name = format!("k8s-runtime-devices-{test}-{}", std::process::id());
+            let directory = root.join(&name);
+            fs::create_dir(&directory).ok()?;
+            Some(Group { cgroups: Cgroups::V2(root), name, directory })
         }
-        let restricted = restrict(&Cgroups::V2(root), &group);
-        let script = "echo $$ >$0/cgroup.procs && (: </dev/zero) && mknod $1/d c 1 11 && ! (: <$1/d)";
-        let files = tempfile::tempdir().expect("tempdir");
-        let status = std::process::Command::new("sh")
-            .args(["-c", script])
-            .arg(&directory)
-            .arg(files.path())
-            .stderr(std::process::Stdio::null())
-            .status();
+
+        /// Whether a process in a child group opens `/dev/zero` and a device file that it made.
+        fn opens(&self) -> (bool, bool) {
+            let child = self.directory.join("container");
+            fs::create_dir(&child).expect("mkdir");
+            let files = tempfile::tempdir().expect("tempdir");
+            let script = "echo $$ >$0/cgroup.procs && mknod $1/d c 1 11 || exit 9
+                n=0; (: </dev/zero) && n=1; (: <$1/d) && n=$((n + 2)); exit $n";
+            let status = std::process::Command::new("sh")
+                .args(["-c", script])
+                .args([&child, files.path()])
+                .stderr(std::process::Stdio::null())
+                .status()
+                .expect("sh");
+            remove_empty(&child);
+            let code = status.code().expect("a code");
+            assert!(code < 4, "{code}");
+            (code & 1 != 0, code & 2 != 0)
+        }
+    }
+
+    fn remove_empty(group: &std::path::Path) {
         let removed = (0..100).any(|_| {
             std::thread::sleep(std::time::Duration::from_millis(10));
-            fs::remove_dir(&directory).is_ok()
+            fs::remove_dir(group).is_ok()
         });
-        match restricted {
-            Ok(()) => assert!(status.expect("sh").success()),
-            Err(e) => assert_eq!(e.raw_os_error(), Some(libc::EPERM), "{e}"),
+        assert!(removed, "{group:?}");
+    }
+
+    impl Drop for Group {
+        fn drop(&mut self) {
+            remove_empty(&self.directory);
         }
-        assert!(removed);
+    }
+
+    fn not_permitted(error: &io::Error) -> bool {
+        error.raw_os_error() == Some(libc::EPERM)
+    }
+
+    #[test]
+    fn a_version_2_group_is_restricted() {
+        let Some(group) = Group::new("group") else { return };
+        match restrict(&group.cgroups, &group.name) {
+            Ok(()) => assert_eq!(group.opens(), (true, false)),
+            Err(e) => assert!(not_permitted(&e), "{e}"),
+        }
+    }
+
+    /// Where root itself may not open the device there is nothing to lift.
+    #[test]
+    fn a_version_2_pod_is_restricted_until_it_is_lifted() {
+        let Some(group) = Group::new("pod") else { return };
+        let before = group.opens();
+        let mut rules = restrict_pod(&group.cgroups, &group.name);
+        if let PodRules::Failed(e) = &rules {
+            return assert!(not_permitted(e), "{e}");
+        }
+        assert_eq!(group.opens(), (true, false));
+        rules.lift().expect("lifted");
+        assert_eq!(group.opens(), before);
     }
 }

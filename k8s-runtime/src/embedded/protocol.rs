@@ -16,8 +16,8 @@ use std::{collections::BTreeMap, path::PathBuf, time::SystemTime};
 
 use serde::{Deserialize, Serialize};
 
-pub(crate) use super::json::{read_json, write_json};
 use crate::api::{ContainerSpec, ContainerState, SandboxSpec};
+pub(crate) use crate::json::{read_json, write_json};
 
 /// A sandbox as it is kept on disk.
 #[derive(Clone, Debug, Serialize, Deserialize)]

@@ -14,8 +14,9 @@ use tokio::{
     sync::mpsc,
 };
 
-use super::{protocol::Streams, sys};
+use super::protocol::Streams;
 use crate::api::{Attached, RuntimeError, TerminalSize};
+use crate::sys;
 
 /// A terminal's master side.
 #[derive(Debug)]

@@ -27,9 +27,10 @@ use nix::{
 use super::{
     cgroup::Cgroups,
     protocol::Spawn,
-    shim, sys,
+    shim,
     wire::{Inbox, Outbox},
 };
+use crate::sys;
 
 /// First argument that makes this program a zygote. The second is the cgroup that shims are in.
 const MARKER: &str = "--k8s-runtime-zygote";

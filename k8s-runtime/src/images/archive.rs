@@ -20,7 +20,7 @@ use super::{
 };
 use crate::{
     api::{ImageInfo, RuntimeError},
-    embedded::shim::inroot,
+    inroot,
 };
 
 /// Largest JSON document that is believed.

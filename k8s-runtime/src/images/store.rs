@@ -23,8 +23,7 @@ use super::{
 };
 use crate::{
     api::{ImageInfo, Images, RuntimeError},
-    embedded::json,
-    private_directory,
+    json, private_directory,
 };
 
 /// After so long, work in progress was left by a crash.

@@ -1,6 +1,6 @@
 //! Unpacking a layer into a directory for overlayfs.
 //!
-//! Guarantees: every path is resolved inside the directory by the kernel (see [`inroot`](crate::embedded::shim::inroot)), so no entry, link or hard link
+//! Guarantees: every path is resolved inside the directory by the kernel (see [`inroot`](crate::inroot)), so no entry, link or hard link
 //! reaches out of it; whiteouts become overlayfs's own marks (a 0/0 character device, an "opaque" attribute).
 
 use std::{
@@ -22,7 +22,7 @@ use nix::{
 };
 use sha2::{Digest, Sha256};
 
-use crate::embedded::{shim::inroot, sys};
+use crate::{inroot, sys};
 
 /// Reads, hashing and counting what goes by.
 pub(crate) struct Hashing<R> {

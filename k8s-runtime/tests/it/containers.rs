@@ -24,6 +24,9 @@ crate::tests![
     sysctls,
     sysctls_of_the_host_are_refused,
     devices_are_restricted_even_with_sys_admin,
+    a_mounted_devices_hierarchy_lifts_no_rule,
+    a_mounted_hierarchy_shows_only_the_containers_own_group,
+    a_privileged_container_opens_devices_in_a_restricted_pod,
     what_enters_a_container_is_a_sealed_copy,
     masks_do_not_use_the_containers_own_null,
     limits_can_be_read_and_not_changed,
@@ -325,6 +328,69 @@ async fn devices_are_restricted_even_with_sys_admin(f: Arc<Fixture>) -> Result<(
         let (_, log) = once(&f, &spec).await?;
         expect(log, lines(&["stdout:open"]))?;
     }
+    Ok(())
+}
+
+/// A container with SYS_ADMIN and without a seccomp filter mounts the hierarchy of its device rules and writes to it.
+async fn a_mounted_devices_hierarchy_lifts_no_rule(f: Arc<Fixture>) -> Result<(), Failed> {
+    // On a machine with version 2 alone the mount fails, and the rest has to hold all the same.
+    let script = "exec 2>&1; busybox mkdir /tmp/h /tmp/d; mount -t cgroup -o devices h /tmp/h && echo mounted
+        own=/tmp/h$(while IFS=: read n c p; do [ \"$c\" = devices ] && echo $p; done </proc/self/cgroup)
+        for rule in a 'b *:* rwm' 'c *:* rwm' 'c 10:229 rwm' 'b 7:0 rwm'; do echo $rule >$own/devices.allow; done
+        echo $$ >/tmp/h/cgroup.procs; for rule in a 'c *:* rwm'; do echo $rule >/tmp/h/devices.allow; done
+        mount -o remount,rw,bind /sys/fs/cgroup/devices; echo a >/sys/fs/cgroup/devices/devices.allow
+        mount -t tmpfs t /tmp/d && cd /tmp/d && echo there
+        for d in 'c 10 229' 'c 1 11' 'b 7 0'; do mknod d $d && (: <d) && echo \"open $d\"; rm d; done
+        mknod null c 1 3 && echo gone >null && echo fine";
+    let mut spec = f.spec("a", script);
+    spec.add_capabilities = vec!["SYS_ADMIN".into()];
+    spec.seccomp_unconfined = true;
+    let (_, log) = once(&f, &spec).await?;
+    let has = |line: &str| log.iter().any(|l| l == &format!("stdout:{line}"));
+    let version_1 = std::fs::read_to_string("/proc/self/cgroup")?.contains(":devices:");
+    let opened = log.iter().any(|l| l.starts_with("stdout:open "));
+    if opened || !has("there") || !has("fine") || has("mounted") != version_1 {
+        return Err(format!("{log:?}").into());
+    }
+    Ok(())
+}
+
+/// The root of a hierarchy has a `release_agent`, a program that the kernel starts on the host.
+async fn a_mounted_hierarchy_shows_only_the_containers_own_group(f: Arc<Fixture>) -> Result<(), Failed> {
+    let script = "cd /tmp; while IFS=: read n c p; do
+            [ \"$c\" ] && type=cgroup || type=cgroup2
+            [ \"$c\" ] && options=\"-o $c\" || options=
+            busybox mkdir $n && mount -t $type $options h $n && [ -e $n/cgroup.procs ] || echo $n no
+            [ -e $n/release_agent ] && echo $n agent
+            [ $p = / ] || echo $n $p
+        done </proc/self/cgroup; echo all";
+    let mut spec = f.spec("a", script);
+    spec.add_capabilities = vec!["SYS_ADMIN".into()];
+    spec.seccomp_unconfined = true;
+    let (_, log) = once(&f, &spec).await?;
+    let log: Vec<String> = log.into_iter().filter(|l| !l.starts_with("stderr:")).collect();
+    expect(log, lines(&["stdout:all"]))
+}
+
+/// A container without SYS_ADMIN comes first, so that the pod's own group is restricted by then.
+async fn a_privileged_container_opens_devices_in_a_restricted_pod(f: Arc<Fixture>) -> Result<(), Failed> {
+    if std::fs::File::open("/dev/loop-control").is_err() && std::fs::File::open("/dev/fuse").is_err() {
+        return Ok(());
+    }
+    let runtime = f.runtime().await?;
+    let sandbox = f.sandbox(&runtime).await?;
+    let script = "exec 2>&1; cd /tmp; mknod d c 10 229; mknod e c 10 237; (: <d) || (: <e) && echo open; :";
+    for (name, privileged) in [("a", false), ("b", true), ("c", false)] {
+        let mut spec = f.spec(name, script);
+        spec.privileged = privileged;
+        let id = launch(&runtime, &sandbox.id, &spec).await?;
+        wait_end(&runtime, &id).await?;
+        let log = f.log(name);
+        if log.contains(&"stdout:open".to_owned()) != privileged {
+            return Err(format!("{name}: {log:?}").into());
+        }
+    }
+    runtime.remove_sandbox(&sandbox.id).await?;
     Ok(())
 }
 

@@ -1,4 +1,4 @@
-//! What holds for the metadata of every object, and what a write may not touch.
+//! Validation of metadata for all objects, and fields that a write cannot change.
 
 use serde_json::{Map, Value};
 
@@ -11,7 +11,7 @@ use crate::{
     value::{array_at, str_at},
 };
 
-/// The rules that hold for every object's metadata.
+/// Validates metadata.
 pub(super) fn check_metadata(resource: &Resource, object: &Value, errors: &mut FieldErrors) {
     let name = str_at(object, "/metadata/name");
     if name.is_empty() {
@@ -44,7 +44,7 @@ pub(super) fn check_metadata(resource: &Resource, object: &Value, errors: &mut F
     }
 }
 
-/// An object that is being deleted gets no new finalizers.
+/// Rejects new finalizers on an object that is being deleted.
 pub(super) fn check_finalizers(new: &Value, old: &Value, errors: &mut FieldErrors) {
     if old.pointer("/metadata/deletionTimestamp").is_none() {
         return;
@@ -60,16 +60,17 @@ pub(super) fn check_finalizers(new: &Value, old: &Value, errors: &mut FieldError
             "no new finalizers can be added if the object is being deleted, found new finalizers []string{{{}}}",
             added.iter().map(|f| format!("{f:?}")).collect::<Vec<_>>().join(", ")
         );
-        // Upstream checks the metadata for itself and again with the type's rules: clients see the cause twice.
+        // Upstream validates the metadata separately and again with the type's rules, so clients see the
+        // cause twice.
         errors.forbidden("metadata.finalizers", &detail);
         errors.forbidden("metadata.finalizers", &detail);
     }
 }
 
-/// Subresources that show the whole object, and of which the resource's own rule says what a write may change.
+/// Subresources that are views of the whole object. The strategy decides which fields a write may change.
 pub(super) const VIEWS: [&str; 2] = ["approval", "ephemeralcontainers"];
 
-/// Puts back what a write may not touch.
+/// Restores fields that a write cannot change.
 pub(super) fn carry_over(resource: &Resource, new: &mut Value, old: &Value, part: &str) {
     let Some(map) = new.as_object_mut() else { return };
     if part == "status" {
@@ -116,7 +117,7 @@ pub(super) fn carry_over(resource: &Resource, new: &mut Value, old: &Value, part
     }
 }
 
-/// Puts back every field but the status. Most are as they were, and then need no copy.
+/// Restores all fields but the status. Most are unchanged and need no copy.
 fn keep_all_but_status(new: &mut Map<String, Value>, old: &Map<String, Value>) {
     new.retain(|name, _| name == "status" || old.contains_key(name));
     for (name, value) in old.iter().filter(|(name, _)| *name != "status") {

@@ -2,8 +2,11 @@
 
 use std::{collections::BTreeMap, net::IpAddr};
 
-use super::facts::{self, Facts};
-use crate::{context::Context, types::*};
+use crate::{
+    context::Context,
+    facts::{self, Facts},
+    types::*,
+};
 
 /// Conditions that the kubelet writes.
 pub(super) const CONDITIONS: [&str; 4] = ["MemoryPressure", "DiskPressure", "PIDPressure", "Ready"];

@@ -1,9 +1,9 @@
 //! What to do next for a pod. Pure: no clock, no I/O.
 
-use super::life::*;
+use super::{life::*, world::*};
 use crate::types::*;
 
-/// Something to do. Each is begun once: the worker marks the world before it begins.
+/// Something to do. Each is begun once: [`World::on`] marks it in the world.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) enum Act {
     /// Set the volumes up.
@@ -41,23 +41,21 @@ fn decide_running(now: Timestamp, world: &World, acts: &mut Vec<Act>) {
         acts.push(Act::End(cause));
         return;
     }
-    match world.volumes {
-        Volumes::Absent => acts.push(Act::MountVolumes),
-        Volumes::Failed { retry_at, .. } if now >= retry_at => acts.push(Act::MountVolumes),
-        Volumes::Failed { retry_at, .. } => acts.push(Act::WakeAt(retry_at)),
-        Volumes::Busy { .. } | Volumes::Ready => {}
-    }
-    if world.volumes != Volumes::Ready {
-        return;
+    match &world.volumes {
+        Volumes::Absent => return acts.push(Act::MountVolumes),
+        Volumes::Failed { retry_at, .. } if now >= *retry_at => return acts.push(Act::MountVolumes),
+        Volumes::Failed { retry_at, .. } => return acts.push(Act::WakeAt(*retry_at)),
+        Volumes::Busy { .. } => return,
+        Volumes::Ready { .. } => {}
     }
     match &world.sandbox {
         Sandbox::Absent { .. } => acts.push(Act::MakeSandbox),
         // Containers of a dead sandbox are first seen to have ended.
-        Sandbox::Dead { .. } if !world.containers.iter().any(Life::is_alive) => acts.push(Act::MakeSandbox),
+        Sandbox::Dead(_) if !world.containers.iter().any(Life::is_alive) => acts.push(Act::MakeSandbox),
         Sandbox::Failed { retry_at, .. } if now >= *retry_at => acts.push(Act::MakeSandbox),
         Sandbox::Failed { retry_at, .. } => acts.push(Act::WakeAt(*retry_at)),
-        Sandbox::Ready { .. } if world.services_known => decide_containers(now, world, acts),
-        Sandbox::Ready { .. } | Sandbox::Dead { .. } | Sandbox::Busy { .. } => {}
+        Sandbox::Ready(_) if world.services_known => decide_containers(now, world, acts),
+        Sandbox::Ready(_) | Sandbox::Dead(_) | Sandbox::Busy { .. } => {}
     }
 }
 
@@ -172,9 +170,7 @@ fn decide_ending(now: Timestamp, world: &World, ending: &Ending, acts: &mut Vec<
             {
                 acts.extend(Some(next).filter(stop).map(why));
             }
-            let busy = world.refreshing
-                || matches!(world.sandbox, Sandbox::Busy { .. })
-                || matches!(world.volumes, Volumes::Busy { .. });
+            let busy = world.volumes.is_busy() || matches!(world.sandbox, Sandbox::Busy { .. });
             if !busy && !world.containers.iter().any(Life::is_alive_for_end) {
                 acts.push(Act::TakeDown);
             }

@@ -1,6 +1,6 @@
 use std::sync::Arc;
 
-use k8s_runtime::{ContainerId, SandboxId};
+use k8s_runtime::{ContainerId, SandboxId, SandboxSpec, SandboxStatus};
 
 use super::*;
 
@@ -20,10 +20,22 @@ fn world(policy: &str, init: Vec<Container>, mains: Vec<Container>) -> World {
         ..PodSpec::default()
     };
     let mut world = World::new(Arc::new(Pod { spec: Some(spec), ..Pod::default() }), at(0));
-    world.volumes = Volumes::Ready;
-    world.sandbox = Sandbox::Ready { id: SandboxId("s".into()), attempt: 0 };
+    world.volumes = Volumes::Ready { mounted: Arc::default(), refresh: Refresh::Due(None) };
+    world.sandbox = Sandbox::Ready(sandbox("s", 0));
     world.network_ready = true;
     world
+}
+
+fn sandbox(id: &str, attempt: u32) -> Arc<SandboxStatus> {
+    Arc::new(SandboxStatus {
+        id: SandboxId(id.into()),
+        created_at: std::time::SystemTime::UNIX_EPOCH,
+        ready: true,
+        netns: None,
+        ips: Vec::new(),
+        spec: SandboxSpec { attempt, ..SandboxSpec::default() },
+        containers: Vec::new(),
+    })
 }
 
 fn record(phase: Phase) -> Record {
@@ -183,9 +195,9 @@ fn a_dead_sandbox_is_replaced_and_init_runs_again() {
     let mut w = world("Always", vec![container("i", None)], vec![container("m", None)]);
     set(&mut w, "i", exited(0, 0));
     set(&mut w, "m", exited(137, 0));
-    w.sandbox = Sandbox::Dead { id: SandboxId("s".into()), attempt: 0 };
+    w.sandbox = Sandbox::Dead(sandbox("s", 0));
     assert_eq!(decide(at(1), &w), [Act::MakeSandbox]);
-    w.sandbox = Sandbox::Ready { id: SandboxId("t".into()), attempt: 1 };
+    w.sandbox = Sandbox::Ready(sandbox("t", 1));
     for life in &mut w.containers {
         life.current.as_mut().unwrap().in_sandbox = false;
     }

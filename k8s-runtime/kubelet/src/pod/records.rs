@@ -2,14 +2,19 @@
 
 use std::{
     path::{Path, PathBuf},
+    sync::Arc,
     time::SystemTime,
 };
 
 use k8s_runtime::{
-    ContainerSpec, ContainerState as RuntimeState, ContainerStatus as RuntimeStatus, beneath::Directory,
+    ContainerSpec, ContainerState as RuntimeState, ContainerStatus as RuntimeStatus, SandboxStatus,
+    beneath::Directory,
 };
 
-use super::life::{Exit, Phase, Record};
+use super::{
+    life::{Exit, Phase, Record},
+    world::{Observed, Seen},
+};
 use crate::{context::Context, logs, types::*};
 
 /// Labels and annotations that are put on containers and sandboxes, under upstream's names.
@@ -37,6 +42,19 @@ pub(crate) fn runtime_name(cx: &Context) -> String {
 
 pub(crate) fn timestamp(at: SystemTime) -> Timestamp {
     Timestamp::try_from(at).unwrap_or(Timestamp::UNIX_EPOCH)
+}
+
+/// A container of the pod's present sandbox, as the world takes it.
+pub(crate) fn observed(cx: &Context, status: &RuntimeStatus) -> Observed {
+    Observed { name: status.spec.name.clone(), record: from_runtime(cx, status) }
+}
+
+/// A sandbox and its containers, as the world takes them.
+pub(crate) fn seen(cx: &Context, sandbox: SandboxStatus) -> Seen {
+    let mut containers: Vec<_> = sandbox.containers.iter().collect();
+    containers.sort_by_key(|c| (c.spec.attempt, c.created_at));
+    let containers = containers.into_iter().map(|c| observed(cx, c)).collect();
+    Seen { sandbox: Arc::new(sandbox), containers }
 }
 
 /// A record of a container of the pod's present sandbox.

@@ -1,6 +1,6 @@
 //! Making a pod's sandbox and connecting it; taking a pod down.
 
-use std::{fs, io, net::IpAddr, path::PathBuf};
+use std::{fs, io, net::IpAddr, path::PathBuf, sync::Arc};
 
 use k8s_core::meta::ObjectExt;
 use k8s_net::pod::{HostPort, PodAttachment};
@@ -145,7 +145,7 @@ pub(crate) struct PodFiles {
 /// Takes a pod down: network, sandboxes, volumes, files. Its containers have ended. Idempotent.
 pub(crate) async fn take_down(
     cx: &Context,
-    sandboxes: &[SandboxStatus],
+    sandboxes: &[Arc<SandboxStatus>],
     files: &PodFiles,
     extent: Extent,
 ) -> Result<(), String> {

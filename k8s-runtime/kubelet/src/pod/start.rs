@@ -3,14 +3,15 @@
 use std::{net::IpAddr, sync::Arc};
 
 use k8s_core::meta::ObjectExt;
-use k8s_runtime::{ContainerId, RuntimeError, SandboxId};
+use k8s_runtime::{ContainerId, RuntimeError};
 use tokio_util::sync::CancellationToken;
 
 use super::{
     container_spec::{self, Input},
     life::{Exit, Hold, Phase, Record},
     records,
-    worker::{Msg, Post},
+    worker::Mailbox,
+    world::{Message, StartContainer, StartOutcome},
 };
 use crate::{context::Context, probe::handler, types::*, volumes::Mounted};
 
@@ -18,48 +19,29 @@ use crate::{context::Context, probe::handler, types::*, volumes::Mounted};
 pub(crate) struct Job {
     pub(crate) cx: Arc<Context>,
     pub(crate) pod: Arc<Pod>,
-    pub(crate) container: Arc<Container>,
-    pub(crate) attempt: u32,
-    pub(crate) sandbox: SandboxId,
+    pub(crate) what: StartContainer,
     pub(crate) pod_ips: Vec<IpAddr>,
     pub(crate) mounted: Arc<Mounted>,
-    /// A container of this attempt that was made and never started.
-    pub(crate) leftover: Option<ContainerId>,
-    /// An older dead container that is no longer needed once this one runs.
-    pub(crate) stale: Option<Record>,
     /// The pod ends: stop where nothing has been made yet.
     pub(crate) cancel: CancellationToken,
-    pub(crate) post: Post,
-}
-
-/// How a start ended.
-#[derive(Debug)]
-pub(crate) enum Outcome {
-    /// It runs (or has ended meanwhile) and its postStart hook is done.
-    Started(Record),
-    /// Nothing was made; try again after the hold.
-    Held(Hold),
-    /// It was made and ended at once, or was ended for its hook's failure.
-    Failed(Record),
-    /// The pod ends.
-    Cancelled,
+    pub(crate) mailbox: Mailbox,
 }
 
 impl Job {
-    /// Does it. Says [`Msg::Running`] as soon as the process runs.
-    pub(crate) async fn run(self) -> Outcome {
+    /// Does it. Says [`Message::Running`] as soon as the process runs.
+    pub(crate) async fn run(self) -> StartOutcome {
         let prepared = tokio::select! {
             prepared = self.prepare() => prepared,
-            () = self.cancel.cancelled() => return Outcome::Cancelled,
+            () = self.cancel.cancelled() => return StartOutcome::Cancelled,
         };
         match prepared {
             Ok(spec) => self.create_and_start(spec).await,
-            Err(hold) => Outcome::Held(hold),
+            Err(hold) => StartOutcome::Held(hold),
         }
     }
 
     fn name(&self) -> &str {
-        &self.container.name
+        &self.what.container.name
     }
 
     fn hold(&self, seconds: i64, reason: &str, message: String) -> Hold {
@@ -74,16 +56,13 @@ impl Job {
 
     async fn prepare(&self) -> Result<k8s_runtime::ContainerSpec, Hold> {
         let cx = &*self.cx;
-        let image = cx.images.ensure(cx, &self.pod, &self.container).await.map_err(|e| Hold {
-            until: e.retry_at,
-            reason: e.reason.to_owned(),
-            message: e.message,
-            on_source: false,
+        let image = cx.images.ensure(&cx.sources, &self.pod, &self.what.container).await.map_err(|e| {
+            Hold { until: e.retry_at, reason: e.reason.to_owned(), message: e.message, on_source: false }
         })?;
         let input = Input {
             pod: &self.pod,
-            container: &self.container,
-            attempt: self.attempt,
+            container: &self.what.container,
+            attempt: self.what.attempt,
             image: &image,
             mounted: &self.mounted,
             pod_ips: &self.pod_ips,
@@ -94,26 +73,26 @@ impl Job {
         })
     }
 
-    async fn create_and_start(self, spec: k8s_runtime::ContainerSpec) -> Outcome {
+    async fn create_and_start(self, spec: k8s_runtime::ContainerSpec) -> StartOutcome {
         let cx = &*self.cx;
         let (pod, name) = (&*self.pod, Some(self.name()));
-        if let Some(leftover) = &self.leftover
+        if let Some(leftover) = &self.what.leftover
             && let Err(e) = super::sandbox::gone_is_fine(cx.runtime.remove(leftover).await)
         {
-            return Outcome::Held(self.hold(5, "CreateContainerError", e.to_string()));
+            return StartOutcome::Held(self.hold(5, "CreateContainerError", e.to_string()));
         }
-        let id = match cx.runtime.create(&self.sandbox, &spec).await {
+        let id = match cx.runtime.create(&self.what.sandbox, &spec).await {
             Ok(id) => id,
             Err(e) => {
                 cx.events.warning(pod, name, "Failed", format!("Error: {e}"));
-                return Outcome::Held(self.hold(10, "CreateContainerError", e.to_string()));
+                return StartOutcome::Held(self.hold(10, "CreateContainerError", e.to_string()));
             }
         };
         cx.events.normal(pod, name, "Created", format!("Created container: {}", self.name()));
         let record = Record {
             id: Some(id.clone()),
             full_id: format!("{}://{id}", records::runtime_name(cx)),
-            attempt: self.attempt,
+            attempt: self.what.attempt,
             phase: Phase::Created,
             image_id: records::image_ref(&spec),
             log: spec.log_path.clone(),
@@ -128,19 +107,19 @@ impl Job {
             // It runs; how it ends, an event will say.
             Err(_) => Record { phase: Phase::Running { started_at: cx.clock.now() }, ..record },
         };
-        self.post.send(Msg::Running { name: self.name().to_owned(), record: record.clone() });
+        self.mailbox.send(Message::Running { name: self.name().to_owned(), record: record.clone() });
         let ended = self.post_start(&id).await;
         self.remove_stale().await;
         match ended {
-            Ok(()) => Outcome::Started(record),
+            Ok(()) => StartOutcome::Started(record),
             Err(()) => match cx.runtime.status(&id).await {
-                Ok(status) => Outcome::Failed(records::from_runtime(cx, &status)),
-                Err(_) => Outcome::Started(record),
+                Ok(status) => StartOutcome::Failed(records::from_runtime(cx, &status)),
+                Err(_) => StartOutcome::Started(record),
             },
         }
     }
 
-    fn start_failed(&self, record: Record, e: &RuntimeError) -> Outcome {
+    fn start_failed(&self, record: Record, e: &RuntimeError) -> StartOutcome {
         let message = format!("failed to start container {}: {e}", record.full_id);
         self.cx.events.warning(&self.pod, Some(self.name()), "Failed", format!("Error: {message}"));
         let exit = Exit {
@@ -150,15 +129,16 @@ impl Job {
             started_at: None,
             finished_at: self.cx.clock.now(),
         };
-        Outcome::Failed(Record { phase: Phase::Exited(exit), ..record })
+        StartOutcome::Failed(Record { phase: Phase::Exited(exit), ..record })
     }
 
     /// The postStart hook; a container whose hook fails is killed.
     async fn post_start(&self, id: &ContainerId) -> Result<(), ()> {
-        let Some(hook) = self.container.lifecycle.as_ref().and_then(|l| l.post_start.as_ref()) else {
+        let Some(hook) = self.what.container.lifecycle.as_ref().and_then(|l| l.post_start.as_ref()) else {
             return Ok(());
         };
-        let call = handler::Target { cx: &self.cx, id, container: &self.container, pod_ips: &self.pod_ips };
+        let call =
+            handler::Target { cx: &self.cx, id, container: &self.what.container, pod_ips: &self.pod_ips };
         let result = tokio::select! {
             result = call.run(hook) => result,
             () = self.cancel.cancelled() => return Ok(()),
@@ -177,7 +157,7 @@ impl Job {
 
     /// Of the dead containers one is kept, for `kubectl logs --previous`.
     async fn remove_stale(&self) {
-        let Some(Record { id: Some(id), log, .. }) = &self.stale else { return };
+        let Some(Record { id: Some(id), log, .. }) = &self.what.stale else { return };
         if let Err(e) = super::sandbox::gone_is_fine(self.cx.runtime.remove(id).await) {
             tracing::debug!(container = %id, error = %e, "dead container not removed");
         }

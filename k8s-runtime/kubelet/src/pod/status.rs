@@ -6,7 +6,7 @@ use std::net::IpAddr;
 
 use k8s_core::meta::ObjectExt;
 
-use super::{admit::Refusal, life::*};
+use super::{admit::Refusal, life::*, world::*};
 use crate::{resources, types::*};
 
 /// What the status says beside the world.
@@ -255,10 +255,7 @@ fn conditions(
     let ready = readiness(world, &containers_ready, old_conditions);
     let verdicts: [(&str, Verdict); 5] = [
         (OWN_CONDITIONS[0], (true, None, None)),
-        (
-            OWN_CONDITIONS[1],
-            (matches!(world.sandbox, Sandbox::Ready { .. }) && world.network_ready, None, None),
-        ),
+        (OWN_CONDITIONS[1], (matches!(world.sandbox, Sandbox::Ready(_)) && world.network_ready, None, None)),
         (OWN_CONDITIONS[2], initialized(world, phase, init)),
         (OWN_CONDITIONS[3], containers_ready),
         (OWN_CONDITIONS[4], ready),

@@ -3,11 +3,11 @@
 use std::{net::IpAddr, sync::Arc, time::Duration};
 
 use k8s_core::meta::ObjectExt;
-use k8s_runtime::{ContainerId, RuntimeError};
+use k8s_runtime::RuntimeError;
 use tokio::sync::watch;
 use tracing::warn;
 
-use super::{life::Record, records};
+use super::{life::Record, records, world::StopContainer};
 use crate::{context::Context, probe::handler, types::*};
 
 /// A container gets at least this long between the stop signal and the kill.
@@ -18,9 +18,7 @@ const RETRY: Duration = Duration::from_secs(1);
 pub(crate) struct Job {
     pub(crate) cx: Arc<Context>,
     pub(crate) pod: Arc<Pod>,
-    pub(crate) container: Arc<Container>,
-    pub(crate) id: ContainerId,
-    pub(crate) why: String,
+    pub(crate) what: StopContainer,
     pub(crate) pod_ips: Vec<IpAddr>,
     /// When it is killed; may move nearer meanwhile.
     pub(crate) kill_at: watch::Receiver<Timestamp>,
@@ -29,8 +27,8 @@ pub(crate) struct Job {
 impl Job {
     /// Does it, and returns how the container ended; `None`: the runtime no longer knows it.
     pub(crate) async fn run(mut self) -> Option<Record> {
-        let name = self.container.name.clone();
-        self.cx.events.normal(&self.pod, Some(&name), "Killing", &self.why);
+        let name = self.what.container.name.clone();
+        self.cx.events.normal(&self.pod, Some(&name), "Killing", &self.what.why);
         self.pre_stop(&name).await;
         loop {
             match self.stop().await {
@@ -41,7 +39,7 @@ impl Job {
                 }
             }
         }
-        let status = self.cx.runtime.status(&self.id).await.ok()?;
+        let status = self.cx.runtime.status(&self.what.id).await.ok()?;
         Some(records::from_runtime(&self.cx, &status))
     }
 
@@ -50,11 +48,11 @@ impl Job {
     }
 
     async fn pre_stop(&mut self, name: &str) {
-        let hook = self.container.lifecycle.as_ref().and_then(|l| l.pre_stop.clone());
+        let hook = self.what.container.lifecycle.as_ref().and_then(|l| l.pre_stop.clone());
         let Some(hook) = hook else { return };
         let cx = self.cx.clone();
-        let container = self.container.clone();
-        let id = self.id.clone();
+        let container = self.what.container.clone();
+        let id = self.what.id.clone();
         let pod_ips = self.pod_ips.clone();
         let target = handler::Target { cx: &cx, id: &id, container: &container, pod_ips: &pod_ips };
         let mut call = std::pin::pin!(target.run(&hook));
@@ -81,7 +79,7 @@ impl Job {
 
     async fn stop(&mut self) -> Result<(), RuntimeError> {
         let runtime = self.cx.runtime.clone();
-        let id = self.id.clone();
+        let id = self.what.id.clone();
         let grace = self.remaining().max(SHORTEST);
         let mut first = std::pin::pin!(runtime.stop(&id, grace));
         tokio::select! {

@@ -15,7 +15,7 @@ use tokio_util::sync::CancellationToken;
 use tracing::debug;
 
 use super::{KubeletApi, auth::User};
-use crate::{config::Config, kubelet::KubeletError};
+use crate::{config::Config, error::KubeletError};
 
 const HANDSHAKE: Duration = Duration::from_secs(10);
 /// After a failed accept (no more file descriptors), so that it does not spin.

@@ -25,7 +25,7 @@ use crate::{
     api::ContainerState,
     embedded::{
         cgroup::Cgroups,
-        devices,
+        devices::{self, PodRules},
         protocol::{ContainerRecord, Failure, SandboxRecord, Streams, write_json},
     },
 };
@@ -83,6 +83,7 @@ impl Container {
         sandbox: &SandboxRecord,
         record: ContainerRecord,
         cgroups: &Cgroups,
+        pod_rules: &mut PodRules,
         shared_pids: Option<BorrowedFd<'_>>,
     ) -> Result<Container, Failure> {
         let own = dir.join("c").join(&record.id);
@@ -93,11 +94,17 @@ impl Container {
         let limit = Limit { bytes: record.spec.log_max_bytes, files: record.spec.log_max_files };
         let log = Log::open(&sandbox.spec.log_directory, &record.spec.log_path, limit)
             .map_err(|e| Failure::Other(e.to_string()))?;
+        if record.spec.privileged {
+            // Before its group is made: a version 1 group begins with the rules of its parent.
+            pod_rules.lift().map_err(Failure::other("allow a privileged container all devices"))?;
+        }
         cgroups
             .create(&record.cgroup)
             .map_err(Failure::other(&format!("make cgroup {:?}", record.cgroup)))?;
         cgroups.limit(&record.cgroup, &record.spec.resources).map_err(|e| Failure::Other(e.to_string()))?;
-        restrict_devices(&record, cgroups)?;
+        if !record.spec.privileged {
+            restrict_devices(&record, cgroups, pod_rules)?;
+        }
 
         let spec = &record.spec;
         let mut stdio = Stdio::new()?;
@@ -353,16 +360,21 @@ impl Client {
     }
 }
 
-/// Restricts the device files that a container can open. Where the machine cannot do that, a container that may mount is refused:
-/// no mount of any other allows device files.
-fn restrict_devices(record: &ContainerRecord, cgroups: &Cgroups) -> Result<(), Failure> {
-    if record.spec.privileged {
-        return Ok(());
-    }
-    let Err(error) = devices::restrict(cgroups, &record.cgroup) else { return Ok(()) };
+/// Restricts the device files that a container can open. On a machine that cannot do that, a container with SYS_ADMIN is
+/// refused: it could mount. No mount of any other container allows device files.
+fn restrict_devices(
+    record: &ContainerRecord,
+    cgroups: &Cgroups,
+    pod_rules: &PodRules,
+) -> Result<(), Failure> {
+    let own = devices::restrict(cgroups, &record.cgroup).err();
+    let error = match (&own, pod_rules) {
+        (Some(error), _) | (None, PodRules::Failed(error)) => error,
+        (None, _) => return Ok(()),
+    };
     let capabilities = identity::capabilities(&record.spec).unwrap_or(0) & identity::available();
     if capabilities & identity::SYS_ADMIN == 0 {
-        complain("restrict devices", &error);
+        complain("restrict devices", error);
         return Ok(());
     }
     Err(Failure::Other(format!("restrict the devices of a container with SYS_ADMIN: {error}")))

@@ -8,7 +8,7 @@ use std::{fs, io::Read, os::unix::fs::OpenOptionsExt};
 
 use crate::{
     api::{ContainerSpec, User},
-    embedded::sys,
+    sys,
 };
 
 /// A resolved user.

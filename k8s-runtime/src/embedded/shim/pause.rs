@@ -2,7 +2,7 @@
 
 use nix::{sys::signal::Signal, unistd::Pid};
 
-use crate::embedded::{protocol::Failure, sys};
+use crate::{embedded::protocol::Failure, sys};
 
 /// Forks it, in a new process namespace.
 #[allow(unsafe_code)]

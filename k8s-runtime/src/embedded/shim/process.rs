@@ -29,10 +29,13 @@ use nix::{
 use serde::{Deserialize, Serialize};
 
 use super::{identity, rootfs, rootfs::doing, seccomp};
-use crate::embedded::{
-    cgroup::Cgroups,
-    protocol::{ContainerRecord, Failure, SandboxRecord},
-    sys, wire,
+use crate::{
+    embedded::{
+        cgroup::Cgroups,
+        protocol::{ContainerRecord, Failure, SandboxRecord},
+        wire,
+    },
+    sys,
 };
 
 /// How long a child may take to get ready (a bind source on a hanging file server, for one).
@@ -227,7 +230,9 @@ pub(super) fn container_init(
                 _ => {}
             }
         }
-        if matches!(cgroups, Cgroups::V2(_)) {
+        // The process is in its groups by now, and they become the root of all that it can mount. In version 1 a
+        // privileged container sees the host's hierarchies, as it sees the host's devices.
+        if matches!(cgroups, Cgroups::V2(_)) || !container.spec.privileged {
             unshare(CloneFlags::CLONE_NEWCGROUP).map_err(doing("new cgroup namespace"))?;
         }
         sys::own_keyring();

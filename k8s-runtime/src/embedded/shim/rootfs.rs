@@ -22,15 +22,14 @@ use nix::{
     sys::stat::{Mode, SFlag, fstat, mknod, umask},
 };
 
-use super::inroot;
 use crate::{
     api::Mount,
     beneath::Directory,
     embedded::{
         cgroup::Cgroups,
         protocol::{ContainerRecord, SandboxRecord},
-        sys,
     },
+    inroot, sys,
 };
 
 const DEVICES: [&str; 6] = ["null", "zero", "full", "random", "urandom", "tty"];

@@ -15,7 +15,8 @@ use nix::{
 use super::{pause, rootfs::doing};
 use crate::{
     api::SandboxSpec,
-    embedded::{cgroup::Cgroups, protocol::SandboxRecord, sys},
+    embedded::{cgroup::Cgroups, protocol::SandboxRecord},
+    sys,
     sysctl::{self, Namespace},
 };
 

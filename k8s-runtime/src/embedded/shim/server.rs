@@ -17,10 +17,13 @@ use super::{
     Exec, Shim,
     container::{self, Container, complain},
 };
-use crate::embedded::{
-    protocol::{Call, ContainerRecord, Failure, Message, Reply, Request, read_json},
-    sandbox_files, sys,
-    wire::{Inbox, Outbox},
+use crate::{
+    embedded::{
+        protocol::{Call, ContainerRecord, Failure, Message, Reply, Request, read_json},
+        sandbox_files,
+        wire::{Inbox, Outbox},
+    },
+    sys,
 };
 
 /// One client of the shim.
@@ -199,7 +202,8 @@ impl Shim {
         let record: ContainerRecord = read_json(&path).map_err(Failure::other(&format!("read {path:?}")))?;
         let cgroup = record.cgroup.clone();
         let pids = self.shared_pids.as_ref().map(|(_, fd)| fd.as_fd());
-        let made = Container::create(&self.dir, &self.sandbox, record, &self.cgroups, pids);
+        let made =
+            Container::create(&self.dir, &self.sandbox, record, &self.cgroups, &mut self.pod_rules, pids);
         let container = match made {
             Ok(container) => container,
             Err(failure) => {

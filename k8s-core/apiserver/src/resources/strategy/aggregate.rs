@@ -1,4 +1,4 @@
-//! APIServices: groups and versions that another server answers for.
+//! APIServices: groups and versions served by another API server.
 
 use base64::{Engine, engine::general_purpose::STANDARD};
 use serde_json::json;
@@ -9,7 +9,7 @@ use super::{
 };
 use crate::value::{bool_at, default, str_at};
 
-/// APIServices.
+/// Defaults and validation of APIServices.
 pub static API_SERVICE: Strategy = Strategy {
     allow_unconditional_update: false,
     fixed_by_status: &METADATA_OF_CLIENTS,

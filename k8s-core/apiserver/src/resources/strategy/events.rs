@@ -1,4 +1,4 @@
-//! Events, under both of their groups.
+//! Events of both groups.
 
 use serde_json::Value;
 
@@ -8,7 +8,7 @@ use super::{
 };
 use crate::{invalid::FieldErrors, value::str_at};
 
-/// Events (as core has them).
+/// Strategy of Events (in the core form).
 pub static EVENT: Strategy = Strategy {
     allow_create_on_update: true,
     validate: |event, errors| {
@@ -18,7 +18,7 @@ pub static EVENT: Strategy = Strategy {
         }
     },
     validate_update: |new, old, errors| {
-        // Those of the new style say what happened once and for all; only how often goes on.
+        // New-style events are immutable, except for the series count.
         if old.get("eventTime").is_none_or(Value::is_null) {
             return;
         }
@@ -43,7 +43,8 @@ pub static EVENT: Strategy = Strategy {
     ..BASE
 };
 
-/// An event is in the namespace of what it is about; what has none is spoken of in `default` or `kube-system`.
+/// Requires that an event is in its object's namespace, or for a cluster-scoped object in `default` or
+/// `kube-system`.
 fn check_namespace(event: &Value, errors: &mut FieldErrors) {
     let (namespace, about) =
         (str_at(event, "/metadata/namespace"), str_at(event, "/involvedObject/namespace"));
@@ -56,7 +57,7 @@ fn check_namespace(event: &Value, errors: &mut FieldErrors) {
 
 const LONGEST: usize = 128;
 
-/// What an event with `eventTime` has.
+/// Validation of events with `eventTime`.
 const NEW_STYLE: &[Rule] = &[
     Rule("reportingComponent", &[Check::Required(""), Check::Qualified]),
     Rule("reportingInstance", &[Check::Required(""), Check::Longest(LONGEST)]),

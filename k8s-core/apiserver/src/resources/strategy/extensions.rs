@@ -1,4 +1,5 @@
-//! CustomResourceDefinitions and ThirdPartyResources: their rules. What they make is in [`crate::resources::custom`].
+//! Validation of CustomResourceDefinitions and ThirdPartyResources. Their resources are in
+//! [`crate::resources::custom`].
 
 mod structure;
 
@@ -18,7 +19,7 @@ use crate::{
     value::{array_at, bool_at, child, default, default_text, str_at},
 };
 
-/// CustomResourceDefinitions.
+/// Defaults and validation of CustomResourceDefinitions.
 pub static CUSTOM_RESOURCE_DEFINITION: Strategy = Strategy {
     allow_unconditional_update: false,
     fixed_by_status: &METADATA_OF_CLIENTS,
@@ -74,7 +75,7 @@ pub static CUSTOM_RESOURCE_DEFINITION: Strategy = Strategy {
     ..BASE
 };
 
-/// Where the schemas of a definition are not structural, as its condition tells it; `None`: they are.
+/// Returns the message of the condition NonStructuralSchema; `None` if all schemas are structural.
 pub(crate) fn non_structural(crd: &Value) -> Option<String> {
     let lines = structure::violations(crd).lines();
     match lines.as_slice() {
@@ -134,7 +135,7 @@ fn check(crd: &Value, errors: &mut FieldErrors) {
                     Rules::new(schema, &format!("{at}.schema.openAPIV3Schema"), errors);
                 }
             }
-            // Told with what else is not structural.
+            // Reported with the other violations of structural schemas.
             Some(_) => {}
         }
         for (j, column) in array_at(version, "/additionalPrinterColumns").iter().enumerate() {
@@ -162,7 +163,7 @@ fn check(crd: &Value, errors: &mut FieldErrors) {
     }
 }
 
-/// ThirdPartyResources.
+/// Defaults and validation of ThirdPartyResources.
 pub static THIRD_PARTY_RESOURCE: Strategy = Strategy {
     validate: |tpr, errors| {
         let name = str_at(tpr, "/metadata/name");

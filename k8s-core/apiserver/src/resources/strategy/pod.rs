@@ -18,7 +18,7 @@ pub(super) use details::{NODE_SELECTOR, TOLERATION};
 pub(super) use rules::check_template;
 pub(super) use volumes::{check_sources, default_old_sources};
 
-/// Pods.
+/// Defaults and validation of Pods.
 pub static STRATEGY: Strategy = Strategy {
     fixed_by_status: &["ownerReferences"],
     proxied: Some(Proxied::Pod),

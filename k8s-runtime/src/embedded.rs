@@ -19,16 +19,14 @@ mod cgroup;
 mod client;
 mod devices;
 mod in_use;
-pub(crate) mod json;
 mod model;
 mod preflight;
 mod protocol;
 mod reset;
 mod runtime;
 mod sandbox_files;
-pub(crate) mod shim;
+mod shim;
 mod streams;
-pub(crate) mod sys;
 mod wire;
 mod zygote;
 

@@ -14,7 +14,7 @@ use nix::{
     sys::stat::{Mode, mkdirat},
 };
 
-use crate::embedded::sys;
+use crate::sys;
 
 const RESOLVE: u64 = sys::RESOLVE_IN_ROOT | sys::RESOLVE_NO_MAGICLINKS;
 

@@ -1,87 +1,20 @@
-//! Probes: whether a container lives, has started, and can take requests.
-//!
-//! Flow: [`Probes::follow`] keeps one task per running container and probe that is due; each asks, counts ([`Counter`], pure) and reports
-//! to the worker when it turned or failed. Startup comes first; liveness and readiness begin when it has succeeded.
-
-pub(crate) mod check;
-pub(crate) mod handler;
+//! The running probes of a pod: one task per container and probe that is due.
 
 use std::{collections::HashMap, net::IpAddr, sync::Arc, time::Duration};
 
 use k8s_runtime::ContainerId;
 use tokio::task::JoinHandle;
 
+use super::{
+    life::{Life, Phase},
+    worker::Mailbox,
+    world::{Message, World},
+};
 use crate::{
     context::Context,
-    pod::{
-        life::{Life, Phase, World},
-        worker::{Msg, Post},
-    },
+    probe::{Counter, Kind, Report, handler},
     types::*,
 };
-
-/// What a probe is for.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
-pub(crate) enum Kind {
-    Startup,
-    Liveness,
-    Readiness,
-}
-
-impl Kind {
-    /// As events begin.
-    pub(crate) fn title(self) -> &'static str {
-        match self {
-            Kind::Startup => "Startup",
-            Kind::Liveness => "Liveness",
-            Kind::Readiness => "Readiness",
-        }
-    }
-}
-
-/// What a probe found.
-#[derive(Clone, Debug)]
-pub(crate) struct Report {
-    pub(crate) container: String,
-    pub(crate) id: ContainerId,
-    pub(crate) kind: Kind,
-    /// Why it failed this time.
-    pub(crate) failure: Option<String>,
-    /// Enough successes or failures in a row.
-    pub(crate) verdict: Option<bool>,
-}
-
-/// Counts results in a row against the thresholds.
-#[derive(Clone, Copy, Debug)]
-pub(crate) struct Counter {
-    success_threshold: i32,
-    failure_threshold: i32,
-    last: Option<bool>,
-    row: i32,
-}
-
-impl Counter {
-    fn new(probe: &Probe) -> Self {
-        Counter {
-            success_threshold: probe.success_threshold.unwrap_or(1).max(1),
-            failure_threshold: probe.failure_threshold.unwrap_or(3).max(1),
-            last: None,
-            row: 0,
-        }
-    }
-
-    /// Takes a result; says the verdict where there is one now.
-    fn take(&mut self, success: bool) -> Option<bool> {
-        if self.last == Some(success) {
-            self.row = self.row.saturating_add(1);
-        } else {
-            self.last = Some(success);
-            self.row = 1;
-        }
-        let threshold = if success { self.success_threshold } else { self.failure_threshold };
-        (self.row >= threshold).then_some(success)
-    }
-}
 
 /// The running probes of a pod. Dropping it stops them.
 #[derive(Debug, Default)]
@@ -112,7 +45,7 @@ fn due(life: &Life) -> Vec<(Kind, &Probe)> {
 
 impl Probes {
     /// Starts what is due and stops what is not. While the pod ends only readiness is still asked.
-    pub(crate) fn follow(&mut self, cx: &Arc<Context>, world: &World, pod_ips: &[IpAddr], post: &Post) {
+    pub(crate) fn follow(&mut self, cx: &Arc<Context>, world: &World, mailbox: &Mailbox) {
         let ending = world.ending.is_some();
         let mut wanted = Vec::new();
         for life in &world.containers {
@@ -141,9 +74,9 @@ impl Probes {
                 id: key.0.clone(),
                 kind: key.1,
                 probe: probe.clone(),
-                pod_ips: pod_ips.to_vec(),
+                pod_ips: world.pod_ips.clone(),
                 started_at,
-                post: post.clone(),
+                mailbox: mailbox.clone(),
             };
             self.tasks.insert(key, tokio::spawn(prober.run()));
         }
@@ -158,7 +91,7 @@ struct Prober {
     probe: Probe,
     pod_ips: Vec<IpAddr>,
     started_at: Timestamp,
-    post: Post,
+    mailbox: Mailbox,
 }
 
 fn seconds(value: Option<i32>, default: u64) -> Duration {
@@ -193,7 +126,7 @@ impl Prober {
                     failure,
                     verdict,
                 };
-                self.post.send(Msg::Probe(report));
+                self.mailbox.send(Message::Probe(report));
             }
         }
     }
@@ -206,20 +139,5 @@ impl Prober {
             pod_ips: &self.pod_ips,
         };
         target.probe(&self.probe, timeout).await
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn thresholds() {
-        let probe = Probe { success_threshold: Some(2), failure_threshold: Some(3), ..Probe::default() };
-        let mut counter = Counter::new(&probe);
-        let results = [true, true, true, false, false, true, false, false, false, false];
-        let have: Vec<_> = results.into_iter().map(|r| counter.take(r)).collect();
-        let want = [None, Some(true), Some(true), None, None, None, None, None, Some(false), Some(false)];
-        assert_eq!(have, want);
     }
 }

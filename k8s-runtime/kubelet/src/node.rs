@@ -4,7 +4,6 @@
 //! 10 s, and the status is written when it changed (here or in the API), and every 5 min.
 //! Not here: who decides that a node is dead (the node lifecycle controller, from the lease).
 
-mod facts;
 mod lease;
 mod status;
 
@@ -13,8 +12,6 @@ use std::{sync::Arc, time::Duration};
 use k8s_core::client::{Error, Patch};
 use serde_json::json;
 use tracing::{info, warn};
-
-pub(crate) use facts::Facts;
 
 use crate::{context::Context, types::*};
 

@@ -12,7 +12,6 @@
 
 mod container;
 mod identity;
-pub(crate) mod inroot;
 mod log;
 mod pause;
 mod process;
@@ -44,6 +43,7 @@ use nix::{
 use self::{container::Container, log::StreamName, server::Connection};
 use super::{
     cgroup::Cgroups,
+    devices::{self, PodRules},
     protocol::{Message, SandboxRecord, read_json},
 };
 
@@ -61,6 +61,8 @@ struct Shim {
     dir: PathBuf,
     sandbox: SandboxRecord,
     cgroups: Cgroups,
+    /// The device rules of the pod's group.
+    pod_rules: PodRules,
     containers: BTreeMap<String, Container>,
     execs: BTreeMap<u64, Exec>,
     connections: BTreeMap<u64, Connection>,
@@ -111,7 +113,7 @@ fn prepare(dir: &Path) -> Result<(Shim, SignalFd, UnixListener), String> {
     ignore_signals();
     let log = fs::OpenOptions::new().append(true).create(true).open(dir.join("shim.log"));
     let log = log.map_err(text("open shim.log"))?;
-    super::sys::dup_onto(log.as_fd(), 2).map_err(text("redirect standard error"))?;
+    crate::sys::dup_onto(log.as_fd(), 2).map_err(text("redirect standard error"))?;
     let mut mask = SigSet::empty();
     mask.add(Signal::SIGCHLD);
     mask.thread_block().map_err(|e| format!("block signals: {}", e.desc()))?;
@@ -121,11 +123,13 @@ fn prepare(dir: &Path) -> Result<(Shim, SignalFd, UnixListener), String> {
     let sandbox: SandboxRecord = read_json(&dir.join("sandbox.json")).map_err(text("read sandbox.json"))?;
     let cgroups = Cgroups::detect().map_err(text("find cgroups"))?;
     let shared_pids = sandbox::set_up(dir, &sandbox, &cgroups)?;
+    let pod_rules = devices::restrict_pod(&cgroups, &sandbox.cgroup);
     let listener = bind(dir).map_err(text("bind shim.sock"))?;
     let shim = Shim {
         dir: dir.to_owned(),
         sandbox,
         cgroups,
+        pod_rules,
         containers: BTreeMap::new(),
         execs: BTreeMap::new(),
         connections: BTreeMap::new(),

@@ -1,7 +1,8 @@
 //! System calls that nix has no safe function for, each with the smallest possible face.
 //!
-//! Guarantee: the only `unsafe` code of the embedded runtime is in this file. Everything returns `io::Error` and keeps
-//! no state. Not here: any decision about what to call when.
+//! Guarantee: everything returns `io::Error` and keeps no state. Signal handlers and descriptors that arrive in messages are
+//! `unsafe` at their own places.
+//! Not here: any decision about what to call when.
 #![allow(unsafe_code)]
 
 use std::{
@@ -240,6 +241,33 @@ pub(crate) fn attach_device_program(cgroup: &std::fs::File, program: &OwnedFd) -
     let attach = Attach { target, program, kind: BPF_CGROUP_DEVICE, flags: BPF_F_ALLOW_MULTI };
     // SAFETY: takes numbers only.
     unsafe { bpf(BPF_PROG_ATTACH, &attach) }.map(drop)
+}
+
+/// Attaches a device program to a version 2 cgroup, beside those that are there. It stays until [`detach_link`], or for
+/// as long as somebody has the descriptor that is returned.
+pub(crate) fn link_device_program(cgroup: &std::fs::File, program: &OwnedFd) -> io::Result<OwnedFd> {
+    const BPF_LINK_CREATE: u32 = 28;
+    const BPF_CGROUP_DEVICE: u32 = 6;
+    #[repr(C)]
+    struct Create {
+        program: RawFd,
+        target: RawFd,
+        kind: u32,
+        flags: u32,
+    }
+    let (target, program) = (cgroup.as_raw_fd(), program.as_raw_fd());
+    let create = Create { program, target, kind: BPF_CGROUP_DEVICE, flags: 0 };
+    // SAFETY: takes numbers only.
+    let fd = unsafe { bpf(BPF_LINK_CREATE, &create) }?;
+    // SAFETY: a fresh descriptor that nobody else owns.
+    Ok(unsafe { OwnedFd::from_raw_fd(fd as RawFd) })
+}
+
+/// Detaches what [`link_device_program`] attached, also where children of this process have the descriptor.
+pub(crate) fn detach_link(link: &OwnedFd) -> io::Result<()> {
+    const BPF_LINK_DETACH: u32 = 34;
+    // SAFETY: takes a number only.
+    unsafe { bpf(BPF_LINK_DETACH, &link.as_raw_fd()) }.map(drop)
 }
 
 /// Marks every descriptor from `first` on close-on-exec.

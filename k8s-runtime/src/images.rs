@@ -5,7 +5,7 @@
 //! overlayfs lower directories through [`ImageStore::resolve`].
 //! Guarantees: everything is checked against its digest before it counts; a layer is there wholly or not at all (unpacked
 //! beside, then renamed); the index is replaced atomically, so a crash loses at most the image that was being added.
-//! Not here: running (see [`crate::embedded`]); image signatures.
+//! Not here: running containers; image signatures.
 //!
 //! ```text
 //! index.json             what is there: Index

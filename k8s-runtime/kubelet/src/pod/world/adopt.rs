@@ -1,0 +1,77 @@
+//! Adoption: takes over the containers that run already, and what an earlier kubelet wrote into the pod's status.
+
+use super::{super::records, *};
+
+impl World {
+    pub(super) fn adopt(
+        &mut self,
+        now: Timestamp,
+        mut seen: Vec<Seen>,
+        refusal: Option<Refusal>,
+        effects: &mut Vec<Effect>,
+    ) {
+        seen.sort_by_key(|s| (s.sandbox.spec.attempt, s.sandbox.created_at));
+        let newest = seen.pop();
+        self.old_sandboxes = seen.into_iter().map(|s| s.sandbox).collect();
+        let status = self.pod.status.clone().unwrap_or_default();
+        let statuses = [
+            &status.init_container_statuses,
+            &status.container_statuses,
+            &status.ephemeral_container_statuses,
+        ];
+        let sandbox = newest.map(|Seen { sandbox, containers }| {
+            self.observe_all(containers);
+            sandbox
+        });
+        for status in statuses.into_iter().flatten().flatten() {
+            self.remember(now, status);
+        }
+        let Some(sandbox) = sandbox else { return self.admit(refusal) };
+        let mains_made = self
+            .containers
+            .iter()
+            .any(|l| l.role == Role::Main && l.current.as_ref().is_some_and(|r| r.in_sandbox));
+        self.initialized = sandbox.ready && mains_made;
+        for life in self.containers.iter_mut().filter(|l| l.is_running()) {
+            let old = statuses.into_iter().flatten().flatten().find(|s| s.name == life.name);
+            // Hooks ran when it was started; probes begin anew.
+            life.hook_done = true;
+            life.started = life.spec.startup_probe.is_none() || old.is_some_and(|s| s.started == Some(true));
+            life.ready = life.spec.readiness_probe.is_none() || old.is_some_and(|s| s.ready);
+        }
+        if !sandbox.ready {
+            self.sandbox = Sandbox::Dead(sandbox);
+            return;
+        }
+        if !sandbox.spec.host_network {
+            self.pod_ips = status.pod_ips.iter().flatten().filter_map(|ip| ip.ip.parse().ok()).collect();
+        }
+        self.network_ready = !self.pod_ips.is_empty();
+        // Connecting again is idempotent and tells the addresses.
+        let (attempt, known_ips) = (sandbox.spec.attempt, self.pod_ips.clone());
+        self.sandbox = Sandbox::Busy { attempt, failures: 0, old: Some(sandbox.clone()) };
+        effects.push(Effect::Connect { sandbox, known_ips });
+    }
+
+    /// Takes a container from the pod's status where the runtime no longer has it.
+    fn remember(&mut self, now: Timestamp, status: &ContainerStatus) {
+        let (current, last) = records::from_status(status, now);
+        let Some(life) = self.life_mut(&status.name) else { return };
+        match &life.current {
+            None => (life.current, life.last) = (current, last),
+            // The runtime may have removed the one before.
+            Some(have) if status.container_id.as_ref() == Some(&have.full_id) && life.last.is_none() => {
+                life.last = last;
+            }
+            Some(_) => {}
+        }
+    }
+
+    /// Refuses a pod of which nothing is there yet. One that has ended keeps the status that it ended with.
+    fn admit(&mut self, refusal: Option<Refusal>) {
+        let status = self.pod.status.as_ref();
+        let ended = status.is_some_and(|s| matches!(s.phase.as_deref(), Some("Failed" | "Succeeded")));
+        let reason = status.and_then(|s| s.reason.as_deref());
+        self.refusal = refusal.filter(|r| !ended || reason == Some(r.reason));
+    }
+}

@@ -1,0 +1,415 @@
+//! Laws that hold whatever happens: a simulated runtime answers the world's effects in any order, well or badly, while containers
+//! crash, sandboxes die, and users delete pods.
+
+use std::collections::BTreeMap;
+
+use proptest::prelude::*;
+
+use super::{tests::*, *};
+use crate::probe::{Kind, Report};
+
+/// Work that the world has asked for and that is not answered yet.
+#[derive(Clone, Debug)]
+enum Job {
+    Volumes,
+    Sandbox {
+        attempt: u32,
+    },
+    /// `made`: the container runs, and `Message::Running` was sent.
+    Start {
+        what: StartContainer,
+        made: Option<Record>,
+    },
+    Stop(StopContainer),
+    TakeDown,
+    Delete,
+}
+
+impl Job {
+    /// The container that it works on.
+    fn container(&self) -> Option<&str> {
+        match self {
+            Job::Start { what, .. } => Some(&what.container.name),
+            Job::Stop(what) => Some(&what.container.name),
+            Job::Volumes | Job::Sandbox { .. } | Job::TakeDown | Job::Delete => None,
+        }
+    }
+}
+
+/// Something that happens.
+#[derive(Clone, Debug)]
+enum Step {
+    Wait(u16),
+    /// A job is over, well or badly.
+    Answer {
+        job: usize,
+        well: bool,
+    },
+    /// A running container ends. `seen`: an event says so at once.
+    Crash {
+        container: usize,
+        code: i32,
+        seen: bool,
+    },
+    SandboxDies {
+        events: bool,
+    },
+    /// Events were lost. `forgotten`: the runtime lost the sandbox too.
+    List {
+        forgotten: bool,
+    },
+    Probe {
+        container: usize,
+        kind: Kind,
+        verdict: Option<bool>,
+    },
+    Source,
+    Services,
+    Delete {
+        grace: i64,
+    },
+    Gone,
+    Declare,
+}
+
+fn step() -> impl Strategy<Value = Step> {
+    let kind = prop_oneof![Just(Kind::Startup), Just(Kind::Liveness), Just(Kind::Readiness)];
+    prop_oneof![
+        4 => (0_u16..400).prop_map(Step::Wait),
+        20 => (any::<usize>(), prop::bool::weighted(0.8)).prop_map(|(job, well)| Step::Answer { job, well }),
+        6 => (any::<usize>(), 0..2, any::<bool>())
+            .prop_map(|(container, code, seen)| Step::Crash { container, code, seen }),
+        1 => any::<bool>().prop_map(|events| Step::SandboxDies { events }),
+        1 => prop::bool::weighted(0.2).prop_map(|forgotten| Step::List { forgotten }),
+        2 => (any::<usize>(), kind, any::<Option<bool>>())
+            .prop_map(|(container, kind, verdict)| Step::Probe { container, kind, verdict }),
+        1 => Just(Step::Source),
+        3 => Just(Step::Services),
+        1 => (0_i64..60).prop_map(|grace| Step::Delete { grace }),
+        1 => Just(Step::Gone),
+        1 => Just(Step::Declare),
+    ]
+}
+
+fn spec() -> impl Strategy<Value = PodSpec> {
+    let policy = prop::sample::select(vec!["Always", "OnFailure", "Never"]);
+    (policy, 0_usize..3, 0_usize..2, 1_usize..3, any::<bool>()).prop_map(
+        |(policy, inits, sidecars, mains, deadline)| {
+            let named = |prefix: &str, n: usize| (0..n).map(|i| container(&format!("{prefix}{i}"))).collect();
+            let sidecar = |c: Container| Container { restart_policy: Some("Always".into()), ..c };
+            let sidecars: Vec<Container> = named("side", sidecars);
+            let inits: Vec<Container> = named("init", inits);
+            let inits = sidecars.into_iter().map(sidecar).chain(inits).collect();
+            PodSpec {
+                restart_policy: Some(policy.into()),
+                init_containers: Some(inits),
+                containers: named("main", mains),
+                active_deadline_seconds: deadline.then_some(600),
+                ..PodSpec::default()
+            }
+        },
+    )
+}
+
+/// A pod, its runtime, and the checks of every answer.
+struct Model {
+    world: World,
+    now: Timestamp,
+    jobs: Vec<Job>,
+    /// The sandbox that lives.
+    sandbox: Option<Arc<SandboxStatus>>,
+    /// Containers by name, the newest of each.
+    containers: BTreeMap<String, Record>,
+    /// Dead containers before those.
+    old: Vec<Observed>,
+    made: u32,
+    wake: Option<Timestamp>,
+    kill_at: Option<Timestamp>,
+}
+
+impl Model {
+    fn new(spec: PodSpec) -> Model {
+        let mut world = World::new(Arc::new(pod(spec)), at(0));
+        world.services_known = false;
+        let mut model = Model {
+            world,
+            now: at(0),
+            jobs: Vec::new(),
+            sandbox: None,
+            containers: BTreeMap::new(),
+            old: Vec::new(),
+            made: 0,
+            wake: None,
+            kill_at: None,
+        };
+        model.on([Message::Adopt { seen: vec![], refusal: None }]);
+        model
+    }
+
+    fn on(&mut self, messages: impl IntoIterator<Item = Message>) {
+        let attempts = |world: &World| -> Vec<Option<u32>> {
+            world.containers.iter().map(|l| l.current.as_ref().map(|r| r.attempt)).collect()
+        };
+        if self.world.is_finished() {
+            // Its worker has ended.
+            return;
+        }
+        let before = attempts(&self.world);
+        let effects = self.world.on(self.now, messages);
+        assert!(before <= attempts(&self.world), "a restart count went down");
+        self.wake = None;
+        for effect in effects {
+            self.begin(effect);
+        }
+        self.check_waits();
+    }
+
+    /// Begins what an effect asks for; nothing may be begun that is under way, or that the pod's end forbids.
+    fn begin(&mut self, effect: Effect) {
+        let jobs = |of: fn(&Job) -> bool| self.jobs.iter().any(of);
+        let job = match effect {
+            Effect::Event(_) => return,
+            Effect::WakeAt(at) => {
+                assert!(at > self.now, "a wake in the past is a busy loop");
+                self.wake = Some(self.wake.map_or(at, |wake| wake.min(at)));
+                return;
+            }
+            Effect::End { kill_at } => {
+                let latest = self.kill_at.map(|before| before.max(self.now));
+                assert!(latest.is_none_or(|latest| kill_at <= latest), "the pod's end moves away");
+                self.kill_at = Some(kill_at);
+                return;
+            }
+            Effect::SetUpVolumes => {
+                assert!(!jobs(|j| matches!(j, Job::Volumes | Job::TakeDown)));
+                Job::Volumes
+            }
+            Effect::MakeSandbox { attempt, .. } => {
+                assert!(!jobs(|j| matches!(j, Job::Sandbox { .. } | Job::TakeDown)));
+                assert!(self.world.ending.is_none(), "a sandbox for a pod that ends");
+                Job::Sandbox { attempt }
+            }
+            Effect::Connect { .. } => panic!("nothing was adopted"),
+            Effect::Start(what) => {
+                let name = &what.container.name;
+                assert!(self.world.ending.is_none(), "{name} is started in a pod that ends");
+                assert!(self.jobs.iter().all(|j| j.container() != Some(name)), "{name} is worked on already");
+                Job::Start { what: *what, made: None }
+            }
+            Effect::Stop(what) => {
+                let name = &what.container.name;
+                assert!(self.jobs.iter().all(|j| j.container() != Some(name)), "{name} is worked on already");
+                Job::Stop(*what)
+            }
+            Effect::TakeDown { .. } => {
+                assert!(self.jobs.is_empty(), "taken down beside {:?}", self.jobs);
+                assert!(!self.world.containers.iter().any(Life::is_running));
+                Job::TakeDown
+            }
+            Effect::Delete { .. } => {
+                assert!(self.jobs.is_empty());
+                Job::Delete
+            }
+        };
+        self.jobs.push(job);
+    }
+
+    /// A pod for which nobody works and in which nothing runs waits for time, for the services, or for its deletion.
+    fn check_waits(&self) {
+        let resting = self.world.ending.is_some_and(|e| matches!(e.stage, Stage::Down | Stage::Finished));
+        let runs = self.world.containers.iter().any(Life::is_running);
+        if self.jobs.is_empty() && !runs && self.world.services_known && !resting {
+            assert!(self.wake.is_some(), "nothing wakes {:?}", self.world);
+        }
+    }
+
+    fn running(&self) -> Vec<String> {
+        let running = self.containers.iter().filter(|(_, r)| r.exit().is_none());
+        running.map(|(name, _)| name.clone()).collect()
+    }
+
+    fn observed(&self, name: &str) -> Observed {
+        Observed { name: name.into(), record: self.containers[name].clone() }
+    }
+
+    fn end(&mut self, name: &str, code: i32) {
+        let second = self.now.as_second();
+        if let Some(record) = self.containers.get_mut(name).filter(|r| r.exit().is_none()) {
+            record.phase = exited(code, second);
+        }
+    }
+
+    fn end_all(&mut self) {
+        self.running().iter().for_each(|name| self.end(name, 137));
+        self.sandbox = None;
+    }
+
+    /// All containers of the sandbox, in an order that the world does not expect.
+    fn all_observed(&self) -> Vec<Observed> {
+        let newest = self.containers.keys().map(|name| self.observed(name));
+        newest.chain(self.old.iter().cloned()).collect()
+    }
+
+    fn step(&mut self, step: Step) {
+        match step {
+            Step::Wait(seconds) => {
+                self.now = self.now + Duration::from_secs(seconds.into());
+                self.on([Message::Tick]);
+            }
+            Step::Answer { job, well } => self.answer(job, well),
+            Step::Crash { container, code, seen } => {
+                let running = self.running();
+                if running.is_empty() {
+                    return;
+                }
+                let name = &running[container % running.len()];
+                self.end(name, code);
+                // Without an event, a listing says so.
+                let message = match &self.sandbox {
+                    Some(sandbox) if !seen => {
+                        let containers = self.all_observed();
+                        Message::Listed(vec![Seen { sandbox: sandbox.clone(), containers }])
+                    }
+                    _ => Message::Container(self.observed(name)),
+                };
+                self.on([message]);
+            }
+            Step::SandboxDies { events } => {
+                let Some(sandbox) = self.sandbox.clone() else { return };
+                let names = self.running();
+                self.end_all();
+                let ends = names.iter().filter(|_| events).map(|n| Message::Container(self.observed(n)));
+                let containers = self.all_observed();
+                let gone = Message::SandboxGone { id: sandbox.id.clone(), containers };
+                self.on(ends.chain([gone]).collect::<Vec<_>>());
+            }
+            Step::List { forgotten } => {
+                let containers = self.all_observed();
+                let seen = self.sandbox.clone().map(|sandbox| Seen { sandbox, containers });
+                if forgotten {
+                    self.end_all();
+                    (self.containers, self.old) = Default::default();
+                }
+                self.on([Message::Listed(seen.into_iter().filter(|_| !forgotten).collect())]);
+            }
+            Step::Probe { container, kind, verdict } => {
+                let Some((name, record)) = self.containers.iter().nth(container % 3) else { return };
+                let Some(id) = record.id.clone() else { return };
+                let report = Report { container: name.clone(), id, kind, failure: None, verdict };
+                self.on([Message::Probe(report)]);
+            }
+            Step::Source => self.on([Message::Source]),
+            Step::Services => self.on([Message::Services]),
+            Step::Delete { grace } => {
+                let pod = deleting(&self.world.pod, grace);
+                self.on([Message::Pod(pod)]);
+            }
+            Step::Gone => {
+                let pod = self.world.pod.clone();
+                self.on([Message::Gone(pod)]);
+            }
+            Step::Declare => {
+                let mut pod = (*self.world.pod).clone();
+                pod.status.get_or_insert_default().phase = Some("Failed".into());
+                self.on([Message::Pod(Arc::new(pod))]);
+            }
+        }
+    }
+
+    fn answer(&mut self, job: usize, well: bool) {
+        if self.jobs.is_empty() {
+            return;
+        }
+        let job = self.jobs.swap_remove(job % self.jobs.len());
+        let failed = || "failed".to_owned();
+        let message = match job {
+            Job::Volumes => {
+                let due = self.now + Duration::from_secs(60);
+                // Not always: a wake for this would hide that another one is missing.
+                let refresh_at = (self.now.as_second() % 2 == 1).then_some(due);
+                let mounted = Mounted { refresh_at, ..Mounted::default() };
+                Message::Volumes(if well { Ok(mounted) } else { Err(failed()) })
+            }
+            Job::Sandbox { attempt } => {
+                self.end_all();
+                (self.containers, self.old) = Default::default();
+                if well {
+                    let made = sandbox(&format!("s{attempt}"), attempt);
+                    self.sandbox = Some(made.clone());
+                    Message::Sandbox(Ok((made, vec![])))
+                } else {
+                    Message::Sandbox(Err(failed()))
+                }
+            }
+            Job::Start { what, made: Some(record) } => {
+                let name = what.container.name.clone();
+                Message::Started { name, outcome: StartOutcome::Started(record) }
+            }
+            Job::Start { what, made: None } => {
+                let name = what.container.name.clone();
+                let alive = self.sandbox.as_ref().is_some_and(|s| s.id == what.sandbox);
+                if !alive || !well {
+                    let until = self.now + Duration::from_secs(10);
+                    let hold = Hold { until, reason: "x".into(), message: String::new(), on_source: true };
+                    let outcome = match self.world.ending {
+                        Some(_) => StartOutcome::Cancelled,
+                        None => StartOutcome::Held(hold),
+                    };
+                    Message::Started { name, outcome }
+                } else {
+                    self.made += 1;
+                    let record = record(&format!("c{}", self.made), what.attempt, running());
+                    if let Some(record) = self.containers.insert(name.clone(), record.clone()) {
+                        self.old.push(Observed { name: name.clone(), record });
+                    }
+                    self.jobs.push(Job::Start { what, made: Some(record.clone()) });
+                    Message::Running { name, record }
+                }
+            }
+            Job::Stop(what) => {
+                let name = what.container.name.clone();
+                self.end(&name, 143);
+                let known = self.containers.get(&name).filter(|r| r.id.as_ref() == Some(&what.id));
+                Message::Stopped { name, record: known.filter(|_| well).cloned() }
+            }
+            Job::TakeDown if well => {
+                self.end_all();
+                Message::TakenDown(Ok(()))
+            }
+            Job::TakeDown => Message::TakenDown(Err(failed())),
+            Job::Delete => Message::Deleted(if well { Ok(()) } else { Err(failed()) }),
+        };
+        self.on([message]);
+    }
+
+    /// Deletes the pod and lets everything succeed from now on.
+    fn wind_up(&mut self) {
+        self.step(Step::Delete { grace: 30 });
+        for _ in 0..100 {
+            self.answer(0, true);
+        }
+        self.step(Step::Wait(60));
+        for _ in 0..100 {
+            self.answer(0, true);
+        }
+        self.step(Step::Gone);
+        self.answer(0, true);
+    }
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig { cases: 1024, failure_persistence: None, ..ProptestConfig::default() })]
+
+    #[test]
+    fn a_pod_keeps_its_laws_and_is_gone_once_it_is_deleted(
+        spec in spec(),
+        steps in prop::collection::vec(step(), 0..80),
+    ) {
+        let mut model = Model::new(spec);
+        for step in steps {
+            model.step(step);
+        }
+        model.wind_up();
+        prop_assert!(model.world.is_finished(), "{:?}", model.world.ending);
+    }
+}

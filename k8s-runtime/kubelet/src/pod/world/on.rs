@@ -1,0 +1,335 @@
+//! The transitions: what each message changes.
+
+use std::time::Duration;
+
+use super::*;
+use crate::probe::{self, Kind};
+
+/// The time until contents that could not be renewed are tried again.
+const REFRESH_RETRY: Duration = Duration::from_secs(10);
+const LONGEST_MOUNT_DELAY: Duration = Duration::from_secs(122);
+const SANDBOX_GONE: &str = "The pod's sandbox is gone";
+
+pub(super) fn after(now: Timestamp, delay: Duration) -> Timestamp {
+    now.saturating_add(delay).unwrap_or(now)
+}
+
+impl World {
+    /// Takes messages and returns what is to be done, in order. Messages that have arrived together are all taken before anything is
+    /// decided: the end of a container and the end of its sandbox, for one.
+    pub(crate) fn on(&mut self, now: Timestamp, messages: impl IntoIterator<Item = Message>) -> Vec<Effect> {
+        let mut effects = Vec::new();
+        for message in messages {
+            self.take(now, message, &mut effects);
+        }
+        self.step(now, &mut effects);
+        effects
+    }
+
+    /// Nothing is left to do for the pod.
+    pub(crate) fn is_finished(&self) -> bool {
+        self.gone && self.ending.is_some_and(|e| e.stage == Stage::Finished)
+    }
+
+    fn take(&mut self, now: Timestamp, message: Message, effects: &mut Vec<Effect>) {
+        match message {
+            Message::Adopt { seen, refusal } => self.adopt(now, seen, refusal, effects),
+            Message::Tick => {}
+            Message::Pod(pod) => self.take_pod(now, pod, effects),
+            Message::Gone(pod) => {
+                self.pod = pod;
+                self.gone = true;
+                self.shorten(now, effects);
+            }
+            Message::Container(Observed { name, record }) => {
+                let Some(life) = self.life(&name) else { return };
+                let known = life.current.as_ref().is_some_and(|r| r.id == record.id);
+                // A container that is being started is taken when its start says so, unless its end comes first.
+                if known || (life.op == Some(Op::Starting) && record.exit().is_some()) {
+                    self.observe(&name, record);
+                }
+            }
+            Message::SandboxGone { id, containers } => self.take_sandbox_gone(now, &id, containers, effects),
+            Message::Listed(seen) => self.take_list(now, seen),
+            Message::Services => self.services_known = true,
+            Message::Volumes(result) => self.take_volumes(now, result, effects),
+            Message::Sandbox(Ok((sandbox, ips))) => self.take_sandbox(sandbox, ips),
+            Message::Sandbox(Err(why)) => self.take_sandbox_failure(now, &why, effects),
+            Message::Running { name, record } => self.observe(&name, record),
+            Message::Started { name, outcome } => self.take_started(&name, outcome),
+            Message::Stopped { name, record } => self.take_stopped(now, &name, record),
+            Message::Probe(report) => self.take_probe(&report, effects),
+            Message::Source => {
+                let on_source = |hold: &mut Hold| hold.on_source;
+                self.containers.iter_mut().for_each(|life| drop(life.hold.take_if(on_source)));
+                self.refresh_volumes(effects);
+            }
+            Message::TakenDown(result) => self.take_taken_down(now, result, effects),
+            Message::Deleted(result) => {
+                if let Some(ending) = &mut self.ending {
+                    ending.stage = if result.is_ok() { Stage::Finished } else { Stage::Down };
+                }
+            }
+        }
+    }
+
+    fn take_pod(&mut self, now: Timestamp, pod: Arc<Pod>, effects: &mut Vec<Effect>) {
+        let (old, new) = (&self.pod.metadata, &pod.metadata);
+        let meta_changed = old.labels != new.labels || old.annotations != new.annotations;
+        self.pod = pod;
+        self.take_spec();
+        self.shorten(now, effects);
+        if meta_changed {
+            // Downward API volumes show labels and annotations.
+            self.refresh_volumes(effects);
+        }
+    }
+
+    /// Shortens a deletion under way that gets less time than it had.
+    fn shorten(&mut self, now: Timestamp, effects: &mut Vec<Effect>) {
+        let until = after(now, self.grace_time());
+        let Some(ending) = self.ending.as_mut().filter(|e| e.cause == Cause::Deleted) else { return };
+        if until < ending.kill_at {
+            ending.kill_at = until;
+            effects.push(Effect::End { kill_at: until });
+        }
+    }
+
+    /// Takes a sandbox's containers into the world: the newest of each name, and the one before.
+    pub(super) fn observe_all(&mut self, containers: Vec<Observed>) {
+        for Observed { name, record } in containers {
+            self.observe(&name, record);
+        }
+    }
+
+    /// Takes one container's state into the world. It goes neither back from ended to running nor to an earlier attempt.
+    fn observe(&mut self, name: &str, record: Record) {
+        let Some(life) = self.life_mut(name) else { return };
+        match &mut life.current {
+            Some(current) if current.id == record.id => {
+                if current.exit().is_none() {
+                    *current = record;
+                }
+            }
+            Some(current) if current.attempt > record.attempt => {
+                if record.exit().is_some() && life.last.as_ref().is_none_or(|l| l.attempt < record.attempt) {
+                    life.last = Some(record);
+                }
+            }
+            _ => life.renew(record),
+        }
+    }
+
+    fn take_sandbox_gone(
+        &mut self,
+        now: Timestamp,
+        id: &SandboxId,
+        containers: Vec<Observed>,
+        effects: &mut Vec<Effect>,
+    ) {
+        let sandbox = match &self.sandbox {
+            Sandbox::Ready(sandbox) if sandbox.id == *id => sandbox.clone(),
+            _ => return,
+        };
+        if self.ending.is_none() {
+            let message = "Pod sandbox changed, it will be killed and re-created.";
+            effects.push(PodEvent::normal("SandboxChanged", message));
+        }
+        self.sandbox = Sandbox::Dead(sandbox);
+        self.observe_all(containers);
+        self.lose_containers(now, SANDBOX_GONE);
+    }
+
+    /// Ends the containers that are not known to have ended and cannot run any more.
+    fn lose_containers(&mut self, now: Timestamp, why: &str) {
+        for life in &mut self.containers {
+            let Some(record) = life.current.as_mut().filter(|r| r.exit().is_none() && life.op.is_none())
+            else {
+                continue;
+            };
+            let started_at = match record.phase {
+                Phase::Running { started_at } => Some(started_at),
+                Phase::Created | Phase::Exited(_) => None,
+            };
+            record.phase = Phase::Exited(Exit {
+                code: 137,
+                reason: "ContainerStatusUnknown".into(),
+                message: why.to_owned(),
+                started_at,
+                finished_at: now,
+            });
+        }
+    }
+
+    fn take_list(&mut self, now: Timestamp, seen: Vec<Seen>) {
+        let Sandbox::Ready(have) = self.sandbox.clone() else { return };
+        match seen.into_iter().find(|s| s.sandbox.id == have.id) {
+            Some(Seen { sandbox, containers }) => {
+                self.observe_all(containers);
+                if !sandbox.ready {
+                    self.sandbox = Sandbox::Dead(have);
+                    self.lose_containers(now, SANDBOX_GONE);
+                }
+            }
+            None => {
+                self.sandbox = Sandbox::Absent { attempt: have.spec.attempt + 1 };
+                self.lose_containers(now, SANDBOX_GONE);
+                self.leave_sandbox();
+            }
+        }
+    }
+
+    /// The containers belong to a sandbox that the pod no longer has.
+    fn leave_sandbox(&mut self) {
+        for record in self.containers.iter_mut().filter_map(|l| l.current.as_mut()) {
+            record.in_sandbox = false;
+        }
+        self.initialized = false;
+    }
+
+    fn take_volumes(&mut self, now: Timestamp, result: Result<Mounted, String>, effects: &mut Vec<Effect>) {
+        let result = result.map_err(|why| effects.push(PodEvent::warning(None, "FailedMount", why)));
+        let (stale, volumes) = match (&self.volumes, result) {
+            (
+                Volumes::Busy { stale, .. } | Volumes::Ready { refresh: Refresh::Busy { stale }, .. },
+                Ok(new),
+            ) => {
+                let refresh = Refresh::Due(new.refresh_at);
+                (*stale, Volumes::Ready { mounted: Arc::new(new), refresh })
+            }
+            (Volumes::Busy { failures, stale }, Err(())) => {
+                let delay = Duration::from_millis(500 << failures.min(&8)).min(LONGEST_MOUNT_DELAY);
+                (*stale, Volumes::Failed { retry_at: after(now, delay), failures: failures + 1 })
+            }
+            // Contents that cannot be renewed are no reason to hold back what runs.
+            (Volumes::Ready { mounted, refresh: Refresh::Busy { stale } }, Err(())) => {
+                let refresh = Refresh::Due(Some(after(now, REFRESH_RETRY)));
+                (*stale, Volumes::Ready { mounted: mounted.clone(), refresh })
+            }
+            // Nobody asked.
+            (Volumes::Absent | Volumes::Failed { .. } | Volumes::Ready { .. }, _) => return,
+        };
+        self.volumes = volumes;
+        if stale {
+            self.refresh_volumes(effects);
+        }
+    }
+
+    /// Sets the volumes up again, if that was begun before.
+    fn refresh_volumes(&mut self, effects: &mut Vec<Effect>) {
+        if self.ending.is_some() {
+            return;
+        }
+        match &mut self.volumes {
+            Volumes::Absent => {}
+            Volumes::Busy { stale, .. } | Volumes::Ready { refresh: Refresh::Busy { stale }, .. } => {
+                *stale = true
+            }
+            Volumes::Failed { .. } | Volumes::Ready { refresh: Refresh::Due(_), .. } => {
+                self.set_up_volumes(effects)
+            }
+        }
+    }
+
+    fn take_sandbox(&mut self, sandbox: Arc<SandboxStatus>, ips: Vec<IpAddr>) {
+        if self.sandbox.status().is_none_or(|s| s.id != sandbox.id) {
+            self.leave_sandbox();
+        }
+        self.sandbox = Sandbox::Ready(sandbox);
+        self.network_ready = true;
+        self.pod_ips = ips;
+    }
+
+    fn take_sandbox_failure(&mut self, now: Timestamp, why: &str, effects: &mut Vec<Effect>) {
+        let message = format!("Failed to create pod sandbox: {why}");
+        effects.push(PodEvent::warning(None, "FailedCreatePodSandBox", message));
+        let Sandbox::Busy { attempt, failures, old } = &self.sandbox else { return };
+        let delay = Duration::from_secs(1 << failures.min(&5));
+        self.sandbox = Sandbox::Failed {
+            retry_at: after(now, delay),
+            failures: failures + 1,
+            attempt: attempt + 1,
+            old: old.clone(),
+        };
+    }
+
+    fn take_started(&mut self, name: &str, outcome: StartOutcome) {
+        let Some(life) = self.life_mut(name) else { return };
+        life.op = None;
+        match outcome {
+            StartOutcome::Held(hold) => life.hold = Some(hold),
+            StartOutcome::Cancelled => {}
+            StartOutcome::Started(record) | StartOutcome::Failed(record) => {
+                self.observe(name, record);
+                let Some(life) = self.life_mut(name) else { return };
+                life.hook_done = true;
+                life.started = life.spec.startup_probe.is_none();
+                life.ready = life.spec.readiness_probe.is_none();
+                if life.role == Role::Main {
+                    self.initialized = true;
+                }
+            }
+        }
+    }
+
+    fn take_stopped(&mut self, now: Timestamp, name: &str, record: Option<Record>) {
+        match record {
+            Some(record) => self.observe(name, record),
+            None => {
+                if let Some(life) = self.life_mut(name) {
+                    life.op = None;
+                }
+                self.lose_containers(now, "The container is not known to the runtime");
+            }
+        }
+        if let Some(life) = self.life_mut(name) {
+            life.op = None;
+            life.kill = None;
+        }
+    }
+
+    fn take_probe(&mut self, report: &probe::Report, effects: &mut Vec<Effect>) {
+        let name = &report.container;
+        let Some(life) = self.life_mut(name) else { return };
+        if !life.is_running() || life.current.as_ref().and_then(|r| r.id.as_ref()) != Some(&report.id) {
+            return;
+        }
+        let kind = report.kind.title();
+        if let Some(failure) = &report.failure {
+            let message = format!("{kind} probe failed: {failure}");
+            effects.push(PodEvent::warning(Some(name), "Unhealthy", message));
+        }
+        match (report.kind, report.verdict) {
+            (_, None) | (Kind::Liveness, Some(true)) => {}
+            (Kind::Readiness, Some(ready)) => life.ready = ready,
+            (Kind::Startup, Some(true)) => life.started = true,
+            (Kind::Startup | Kind::Liveness, Some(false)) => {
+                let kind = kind.to_lowercase();
+                life.kill = Some(format!("Container {name} failed {kind} probe, will be restarted"));
+            }
+        }
+    }
+
+    fn take_taken_down(&mut self, now: Timestamp, result: Result<(), String>, effects: &mut Vec<Effect>) {
+        let Some(ending) = &mut self.ending else { return };
+        let failures = match ending.stage {
+            Stage::TakingDown { failures } => failures,
+            _ => 0,
+        };
+        match result {
+            Ok(()) => {
+                ending.stage = Stage::Down;
+                if let Some(sandbox) = self.sandbox.status() {
+                    self.sandbox = Sandbox::Dead(sandbox.clone());
+                }
+                self.volumes = Volumes::Absent;
+            }
+            Err(why) => {
+                let delay = Duration::from_secs(1 << failures.min(5));
+                ending.stage = Stage::Retry { at: after(now, delay), failures: failures + 1 };
+                let message = format!("error killing pod: {why}");
+                effects.push(PodEvent::warning(None, "FailedKillPod", message));
+            }
+        }
+    }
+}
