@@ -1,8 +1,8 @@
 //! Admission: plugins that change or refuse a write between authorization and storage.
 //!
-//! Flow of a create or update: each plugin's [`Admit::admit`], defaults and the rules of the type, each plugin's
-//! [`Admit::validate`], the store. Built-in plugins are rows of one table in upstream's order; those that a
-//! distribution adds come after them. Flow of a deletion: each plugin's [`Admit::delete`].
+//! Flow of a create or update: [`Admit::admit`] of each plugin, defaults and validation, [`Admit::validate`]
+//! of each plugin, the store. Built-in plugins are rows of one table in upstream's order; those of a
+//! distribution come after them. Flow of a deletion: [`Admit::delete`] of each plugin.
 //!
 //! Guarantee: a refused write stores nothing.
 
@@ -34,7 +34,7 @@ impl Operation {
     }
 }
 
-/// A write that is to be admitted. `object` is the stored form.
+/// A create or update. `object` is the stored form.
 #[derive(Debug)]
 pub struct Admission<'a> {
     /// The kind of write.
@@ -52,13 +52,13 @@ pub struct Admission<'a> {
 }
 
 impl Admission<'_> {
-    /// Whether an object of a built-in resource is created, by the resource's name in the store.
+    /// Returns true if an object of a built-in resource is created, by the resource's name in the store.
     pub(crate) fn creates(&self, storage: &str) -> bool {
         self.operation == Operation::Create && *self.resource.storage == *storage
     }
 }
 
-/// A deletion that is to be admitted.
+/// A deletion.
 #[derive(Debug)]
 pub struct Deletion<'a> {
     /// The user who sent the request.
@@ -71,16 +71,17 @@ pub struct Deletion<'a> {
     pub name: &'a str,
 }
 
-/// An admission plugin: it sees every write, and may change or refuse it. Closures are ones that only [`admit`](Admit::admit); one over a [`Request`] sees the writes of one type.
+/// An admission plugin: it sees every write, and may change or refuse it. Closures over an [`Admission`]
+/// implement [`admit`](Admit::admit) only; closures over a [`Request`] see the writes of one type.
 #[async_trait]
 pub trait Admit: Send + Sync + 'static {
-    /// Changes the object, or refuses it. The object has its defaults; what is made of it is defaulted and checked again.
+    /// Changes or refuses the object, which has its defaults. Defaults are applied again afterwards.
     ///
     /// # Errors
     /// Why it is refused; the client gets this as it is.
     async fn admit(&self, admission: &mut Admission<'_>) -> Result<(), ApiStatus>;
 
-    /// Refuses the object as it is going to be stored: all changes are made and all rules of its type hold.
+    /// Refuses the object in its final form, after all changes and validation.
     ///
     /// # Errors
     /// Why it is refused; the client gets this as it is.

@@ -1,8 +1,8 @@
 //! Aggregation: groups and versions that an APIService gives to another server.
 //!
-//! A request for such a version is authenticated and authorized here, and then passed on with the user in `X-Remote-*` headers, which the other server
-//! believes because the connection is made with the front proxy's certificate. Whether the other server answers is asked again and again and told as
-//! the APIService's condition `Available`; while it does not, requests get 503.
+//! A request for such a version is authenticated and authorized here, then passed on with the user in
+//! `X-Remote-*` headers. The other server trusts them because of the front proxy's certificate. While the
+//! other server is unavailable, requests get 503. Its checks are in `apiservices`.
 
 use std::sync::{
     Arc, Mutex, PoisonError, RwLock,
@@ -64,7 +64,7 @@ impl Remote {
         }
     }
 
-    /// Whether it answered when it was last asked.
+    /// Returns true if the last check succeeded.
     pub(crate) fn is_available(&self) -> bool {
         self.available.load(Ordering::Acquire)
     }
@@ -101,7 +101,7 @@ impl Remote {
     }
 }
 
-/// Says who asks, in place of what the client may have said.
+/// Sets the `X-Remote-*` headers, and removes those of the client.
 pub(crate) fn identify(user: &User, headers: &mut HeaderMap) {
     let said: Vec<HeaderName> =
         headers.keys().filter(|n| n.as_str().starts_with("x-remote-")).cloned().collect();
@@ -134,7 +134,7 @@ impl Aggregator {
         self.remotes.read().unwrap_or_else(PoisonError::into_inner).clone()
     }
 
-    /// Who answers for a group and version, if it is somebody else.
+    /// Returns the aggregated server of a group and version, if any.
     pub(crate) fn find(&self, group: &str, version: &str) -> Option<Arc<Remote>> {
         let all = self.remotes.read().unwrap_or_else(PoisonError::into_inner);
         all.iter().find(|r| r.group == group && r.version == version).cloned()

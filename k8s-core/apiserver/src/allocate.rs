@@ -1,6 +1,7 @@
-//! Cluster addresses and node ports of Services.
+//! Allocation of cluster addresses and node ports to Services.
 //!
-//! What is in use is kept in memory, filled from the store at start. A reservation that is not kept (the write failed) is given back when it is dropped.
+//! Allocations are kept in memory and loaded from the store at the start. A reservation whose write failed is
+//! released on drop.
 
 use std::{
     collections::HashSet,
@@ -23,28 +24,28 @@ struct Used {
     ports: HashSet<u16>,
 }
 
-/// Hands out cluster addresses and node ports.
+/// Allocator of cluster addresses and node ports.
 #[derive(Clone, Debug)]
 pub struct ServiceAllocator {
     network: u32,
-    /// How many addresses the range has.
+    /// Number of addresses in the range.
     size: u32,
     ports: (u16, u16),
     used: Arc<Mutex<Used>>,
 }
 
-/// What one write took; given back on drop unless kept.
+/// Addresses and ports taken by one write. Released on drop unless kept.
 #[derive(Debug)]
 pub struct Reservation {
     allocator: ServiceAllocator,
     addresses: Vec<Ipv4Addr>,
     ports: Vec<u16>,
-    /// Given back when the write is done (the object no longer uses them).
+    /// Released when the write is done: the object no longer uses them.
     released: (Vec<Ipv4Addr>, Vec<u16>),
 }
 
 impl Reservation {
-    /// The write was done.
+    /// Keeps the reservation after the write.
     pub fn keep(&mut self) {
         self.addresses = std::mem::take(&mut self.released.0);
         self.ports = std::mem::take(&mut self.released.1);
@@ -85,14 +86,14 @@ fn node_ports(service: &Value) -> Vec<u16> {
     all
 }
 
-/// Whether an address is in a network with a prefix of so many bits.
+/// Returns true if an address is in a network with a prefix of so many bits.
 pub(crate) fn in_range(address: Ipv4Addr, network: Ipv4Addr, prefix: u8) -> bool {
     let mask = u32::MAX.checked_shl(32 - u32::from(prefix.min(32))).unwrap_or(0);
     (u32::from(address) ^ u32::from(network)) & mask == 0
 }
 
 impl ServiceAllocator {
-    /// For an address range and a port range (both ends included).
+    /// Creates an allocator of an address range and a port range (both ends included).
     #[must_use]
     pub fn new(network: Ipv4Addr, prefix: u8, ports: (u16, u16)) -> Self {
         let size = 1u32.checked_shl(32 - u32::from(prefix.min(32))).unwrap_or(u32::MAX);
@@ -108,7 +109,7 @@ impl ServiceAllocator {
         self.used.lock().unwrap_or_else(std::sync::PoisonError::into_inner)
     }
 
-    /// Marks what the Services in a store use.
+    /// Marks the addresses and ports of the stored Services as used.
     pub(crate) fn load(&self, store: &Store) {
         let mut used = self.lock();
         for stored in store.snapshot("services").range("", "") {
@@ -119,18 +120,18 @@ impl ServiceAllocator {
         }
     }
 
-    /// The first address of the range, which the `kubernetes` Service has.
+    /// Returns the first address of the range, which belongs to the `kubernetes` Service.
     #[must_use]
     pub fn first(&self) -> Ipv4Addr {
         Ipv4Addr::from(self.network + 1)
     }
 
-    /// Whether an address is in the range.
+    /// Returns true if an address is in the range.
     pub(crate) fn contains(&self, address: Ipv4Addr) -> bool {
         u32::from(address).wrapping_sub(self.network) < self.size
     }
 
-    /// Gives back what a deleted Service used.
+    /// Releases the addresses and ports of a deleted Service.
     pub(crate) fn release(&self, service: &Value) {
         let mut used = self.lock();
         for address in addresses(service) {
@@ -141,10 +142,10 @@ impl ServiceAllocator {
         }
     }
 
-    /// Gives a Service (new, or changed from `old`) the addresses and ports it asks for, or needs.
+    /// Allocates the addresses and ports that a new or changed Service asks for or needs.
     ///
     /// # Errors
-    /// 422 for what is out of range or taken; 500 when nothing is left.
+    /// 422 for values that are out of range or taken; 500 when the range is full.
     pub(crate) fn reserve(&self, service: &mut Value, old: Option<&Value>) -> Result<Reservation, ApiStatus> {
         let mut reservation = Reservation {
             allocator: self.clone(),
@@ -227,7 +228,7 @@ impl ServiceAllocator {
                 address
             }
             Err(_) => {
-                // The low part of the range is left to those who ask by number, as upstream does.
+                // Upstream leaves the low part of the range to Services that ask for an address.
                 let low = (self.size / 16).clamp(16, 256).min(self.size / 2);
                 let start = k8s_core::random::range(low..self.size - 1);
                 let free = (0..self.size - 2)
@@ -258,7 +259,7 @@ impl ServiceAllocator {
     ) -> Result<(), ApiStatus> {
         let (first, last) = self.ports;
         let mut used = self.lock();
-        // One number may serve TCP and UDP of the same Service.
+        // TCP and UDP of a Service may share a port number.
         let mut mine: Vec<u16> = had.to_vec();
         let ports = service.pointer_mut("/spec/ports").and_then(Value::as_array_mut);
         for (i, port) in ports.into_iter().flatten().enumerate() {

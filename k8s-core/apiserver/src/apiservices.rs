@@ -1,4 +1,4 @@
-//! APIServices: what their writes and deletions set in motion, and the checks of the servers that they name.
+//! APIService objects: serves the versions that they give to other servers, and checks those servers.
 
 mod check;
 mod local;
@@ -53,7 +53,8 @@ fn after_write(state: &Arc<State>, stored: &Arc<Stored>) {
     check::start(state, remote);
 }
 
-/// Begins to serve the APIServices that are there, and makes those of this server's own versions, whenever its definitions change.
+/// Serves the APIServices in the store, and registers this server's own versions each time its definitions
+/// change.
 pub(crate) fn start(state: &Arc<State>) {
     for stored in state.store.snapshot(STORAGE).range("", "") {
         after_write(state, stored);

@@ -1,4 +1,4 @@
-//! From a request's body to an object that fits its resource's type.
+//! Request bodies: reading, decoding, and fitting to the type of a resource.
 
 use std::sync::Arc;
 
@@ -133,7 +133,7 @@ pub(crate) fn fit(
     object["apiVersion"] = served.into();
     object["kind"] = resource.kind.clone().into();
     let found = resource.request_schema().normalize(object, resource.custom);
-    // What else a custom object must be is its definition's to say, all at once.
+    // Other fields of a custom object are validated by its definition, all at once.
     let own = |path: &str| {
         resource.rules.is_none() || ["metadata", "apiVersion", "kind"].iter().any(|p| path.starts_with(p))
     };

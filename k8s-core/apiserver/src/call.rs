@@ -1,4 +1,4 @@
-//! One request on its way through the pipeline, and the options in its query.
+//! A request in the pipeline, and the options in its query.
 
 use std::sync::{Arc, Mutex};
 
@@ -13,7 +13,7 @@ use crate::{
     user::User,
 };
 
-/// One request on its way through the pipeline.
+/// A request in the pipeline.
 pub(crate) struct Call {
     pub(crate) info: RequestInfo,
     pub(crate) query: Query,
@@ -64,7 +64,7 @@ impl Call {
     }
 }
 
-/// Whether the request's query asks for a dry run.
+/// Returns true if the query asks for a dry run.
 ///
 /// # Errors
 /// 422 for another value than `All`.
@@ -75,7 +75,7 @@ pub(crate) fn dry_run(call: &Call, options: &str) -> Result<bool, ApiStatus> {
     }
 }
 
-/// Whether the `dryRun` of options in a body asks for a dry run.
+/// Returns true if the `dryRun` of options in a body asks for a dry run.
 ///
 /// # Errors
 /// 422 for another value than `All`.

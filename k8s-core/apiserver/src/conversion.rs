@@ -1,7 +1,7 @@
-//! Versions of custom resources that a webhook converts.
+//! Requests for versions of custom resources that a webhook converts.
 //!
-//! A request for such a version becomes one for the stored version: what it brings is converted on its way in, and what comes back on its way out. The rest
-//! of the server sees stored objects only, and need not know that there are others.
+//! Such a request is served as one for the stored version: objects are converted on the way in and out. The
+//! other handlers see stored objects only.
 
 use std::sync::Arc;
 
@@ -34,7 +34,7 @@ use crate::{
     write::patch_function,
 };
 
-/// How often a patch is tried again when somebody else wrote meanwhile.
+/// Maximum of retries after a conflict.
 const TRIES: usize = 5;
 const JSON: HeaderValue = HeaderValue::from_static("application/json");
 const APPLY: &str = "application/apply-patch+yaml";
@@ -58,7 +58,7 @@ pub(crate) type Dispatch = for<'a> fn(
     &'a mut Request<Body>,
 ) -> BoxFuture<'a, Result<Response<Body>, ApiStatus>>;
 
-/// Answers a request for a version that a webhook makes.
+/// Serves a request for a converted version.
 pub(crate) async fn handle(
     state: &Arc<State>,
     call: &Call,
@@ -160,7 +160,7 @@ impl Converting<'_> {
                 set(&mut object, "/metadata/resourceVersion", before.clone().into());
             }
             match self.write("update", object).await {
-                // Where the patch itself does not say what it is about, it is about what is there now.
+                // A patch without a resourceVersion applies to the current object.
                 Err(status) if status.code() == 409 && (own.is_empty() || own == before) => {}
                 answer => return answer,
             }
@@ -168,7 +168,7 @@ impl Converting<'_> {
         Err(modified(resource, &call.info.name))
     }
 
-    /// What was answered about stored objects, in the asked-for version and form.
+    /// Converts a response to the requested version and format.
     async fn answer(&self, response: Response<Body>) -> Result<Response<Body>, ApiStatus> {
         let code = response.status();
         let answer = json_of(response).await?;

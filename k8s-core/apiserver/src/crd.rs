@@ -1,4 +1,4 @@
-//! What a stored definition sets in motion: a CustomResourceDefinition or ThirdPartyResource starts or stops being served.
+//! Definitions: CustomResourceDefinitions and ThirdPartyResources in the store start and stop being served.
 
 mod names;
 pub(crate) mod reshape;
@@ -19,10 +19,10 @@ use crate::{
 
 const DEFINITIONS: &str = "customresourcedefinitions.apiextensions.k8s.io";
 const THIRD_PARTY: &str = "thirdpartyresources.extensions";
-/// Keeps a definition until its objects are gone.
+/// Finalizer of a definition with objects.
 const CLEANUP: &str = "customresourcecleanup.apiextensions.k8s.io";
 
-/// Serves what the definitions in the store define.
+/// Serves the resources of all stored definitions.
 pub(crate) fn load_definitions(state: &State) {
     for kind in ["customresourcedefinitions.apiextensions.k8s.io", "thirdpartyresources.extensions"] {
         for stored in state.store.snapshot(kind).range("", "") {
@@ -33,7 +33,7 @@ pub(crate) fn load_definitions(state: &State) {
     }
 }
 
-/// Serves what a definition (as stored) defines.
+/// Serves the resources of a stored definition.
 fn define(state: &State, definition: &Value) {
     let (kind, name) = (str_at(definition, "/kind"), str_at(definition, "/metadata/name"));
     let made: Vec<Arc<Resource>> = match kind {
@@ -53,14 +53,14 @@ fn define(state: &State, definition: &Value) {
     state.redefined.notify_one();
 }
 
-/// Stops to serve what a definition defined.
+/// Stops serving the resources of a definition.
 fn undefine(state: &State, kind: &str, name: &str) {
     state.registry.define(&format!("{kind}/{name}"), Vec::new());
     state.open_api.lock().unwrap_or_else(std::sync::PoisonError::into_inner).clear();
     state.redefined.notify_one();
 }
 
-/// Serves what stored definitions define.
+/// The observer of definitions and of custom objects.
 pub(crate) struct Definitions;
 
 #[async_trait]
@@ -93,7 +93,7 @@ async fn after_write(state: &Arc<State>, resource: &Resource, stored: &Arc<Store
     let Ok(crd) = serde_json::from_slice::<Value>(&stored.json) else { return };
     if crd.pointer("/metadata/deletionTimestamp").is_some() {
         if names::is_established(crd.get("status").unwrap_or(&Value::Null)) {
-            // Still served, but for new objects.
+            // Still served, except for creates.
             define(state, &names::accepted(&crd, &crd["status"]));
         }
         clean_up(state, resource, &crd, stored.revision).await;
@@ -116,7 +116,7 @@ async fn after_write(state: &Arc<State>, resource: &Resource, stored: &Arc<Store
         all.push(CLEANUP.into());
         set(&mut new, "/metadata/finalizers", all.into());
     }
-    // Somebody who wrote meanwhile comes through here as well.
+    // A concurrent writer comes through here as well.
     let _ = put(state, resource, &stored.key, Expect::Revision(stored.revision), &new).await;
 }
 
@@ -138,7 +138,7 @@ async fn after_delete(state: &Arc<State>, resource: &Resource, object: &Value) {
     }
 }
 
-/// Removes what a ThirdPartyResource defined, as its deletion did in its time.
+/// Deletes the objects of a ThirdPartyResource, as Kubernetes 1.7 did.
 async fn remove_all(state: &Arc<State>, storage: &str) {
     if is_built_in(storage) {
         return;
@@ -150,7 +150,7 @@ async fn remove_all(state: &Arc<State>, storage: &str) {
     }
 }
 
-/// Looks again at the definitions of a group that did not get their names: one that had them has gone.
+/// Reconsiders refused definitions of a group after names became free.
 async fn reconsider(state: &Arc<State>, group: &str) {
     let registry = state.registry.now();
     let Some(resource) = registry.find("apiextensions.k8s.io", "v1", "customresourcedefinitions") else {
@@ -167,13 +167,13 @@ async fn reconsider(state: &Arc<State>, group: &str) {
     }
 }
 
-/// Deletes the objects of a definition that is to go, then lets it go. Objects with finalizers are marked and waited for: the last of them to go comes
-/// through [`after_delete`].
+/// Deletes the objects of a definition that is being deleted, then the definition. Objects with finalizers
+/// are marked; the deletion of the last one resumes here.
 async fn clean_up(state: &Arc<State>, resource: &Resource, crd: &Value, revision: u64) {
     let storage = storage_of(crd);
     let store = &state.store;
     let now = timestamp(state.clock.now());
-    // A definition that never got its names has no objects: those of that name are somebody else's.
+    // A definition whose names were never accepted has no objects: those belong to another definition.
     let owns = names::is_established(crd.get("status").unwrap_or(&Value::Null)) && !is_built_in(&storage);
     let objects = || store.snapshot(&storage);
     for stored in owns.then(objects).iter().flat_map(|all| all.range("", "")) {
@@ -211,7 +211,7 @@ fn storage_of(crd: &Value) -> String {
     format!("{}.{}", str_at(crd, "/spec/names/plural"), str_at(crd, "/spec/group"))
 }
 
-/// Goes on with a definition that waits for its last objects to go, one of which has.
+/// Continues the deletion of a definition after one of its last objects was deleted.
 async fn resume(state: &Arc<State>, storage: &str) {
     let Some(stored) = state.store.get(DEFINITIONS, storage) else { return };
     let Ok(crd) = serde_json::from_slice::<Value>(&stored.json) else { return };

@@ -46,7 +46,8 @@ pub fn yaml(bytes: &[u8]) -> Result<Value, String> {
     {
         return Ok(value);
     }
-    // What aliases and merge keys may add grows with what is written out, as in Go's decoder: a short text cannot become a large object.
+    // The expansion of aliases and merge keys is bounded by the text's own size, as in Go's decoder: a short
+    // text cannot become a large object.
     let replayed = (bytes.len() / 4).clamp(LEAST_REPLAYED, MOST_REPLAYED);
     let options = serde_saphyr::options! {
         alias_limits: serde_saphyr::alias_limits! { max_total_replayed_events: replayed },
@@ -68,7 +69,7 @@ fn is_object(bytes: &[u8]) -> bool {
     bytes.trim_ascii_start().first() == Some(&b'{')
 }
 
-/// Whether decoding a body takes long: it is large, or YAML.
+/// Returns true for a body that takes long to decode: a large one, or YAML.
 pub(crate) fn is_heavy(headers: &HeaderMap, bytes: &[u8]) -> bool {
     let kind = headers.get(header::CONTENT_TYPE).and_then(|v| v.to_str().ok()).unwrap_or_default();
     bytes.len() > HEAVY || (kind.contains("yaml") && !is_object(bytes))

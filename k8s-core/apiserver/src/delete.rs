@@ -24,7 +24,7 @@ use crate::{
 /// `DeleteOptions`, from body and query.
 #[derive(Debug, Default)]
 pub(crate) struct Options {
-    /// Nothing is to be deleted, only tried.
+    /// Validates only, without deleting.
     pub(crate) dry_run: bool,
     grace: Option<i64>,
     propagation: String,
@@ -32,16 +32,16 @@ pub(crate) struct Options {
     revision: String,
 }
 
-/// The options of a DELETE: in its body and its query.
+/// Returns the options of a DELETE, from its body and query.
 fn options(call: &Call, body: &[u8]) -> Result<Options, ApiStatus> {
     let value = if body.is_empty() { json!({}) } else { decode_body(call, "DeleteOptions", body)?.0 };
     parse(call, &value)
 }
 
-/// The options of a deletion: a `DeleteOptions` object, and the request's query.
+/// Returns the options of a deletion, from a `DeleteOptions` object and the request's query.
 ///
 /// # Errors
-/// 422 for a propagation policy or dry run that does not exist.
+/// 422 for an unknown propagation policy or dry run.
 pub(crate) fn parse(call: &Call, value: &Value) -> Result<Options, ApiStatus> {
     let dry_run = dry_run(call, "DeleteOptions")? | dry_run_of(array_at(value, "/dryRun"), "DeleteOptions")?;
     let grace = call.query.number("gracePeriodSeconds").or_else(|| int_at(value, "/gracePeriodSeconds"));
@@ -68,7 +68,7 @@ pub(crate) fn parse(call: &Call, value: &Value) -> Result<Options, ApiStatus> {
     })
 }
 
-/// What a deletion came to.
+/// The outcome of a deletion.
 enum Outcome {
     Gone(Arc<Stored>),
     Waiting(Arc<Stored>),
@@ -143,9 +143,10 @@ async fn delete_named(
     Err(modified(resource, name))
 }
 
-/// The last state of an object that a deletion takes out of the store just as it is, and that nobody needs to read then. `None`: it has to be looked at.
+/// Fast path: returns the object if it can be deleted without being decoded (no finalizers, grace period or
+/// observer).
 ///
-/// Most objects are such, and a deletion of thousands (a namespace, the pods of a Deployment) decodes none of them.
+/// Most objects are deleted this way: deleting a namespace or the pods of a Deployment decodes none of them.
 fn goes_at_once(
     state: &State,
     resource: &Resource,
@@ -170,7 +171,8 @@ fn goes_at_once(
     Unversioned::of(&stored.json)
 }
 
-/// Whether the objects of a resource are read when they go, by an observer or to give back their addresses.
+/// Returns true if objects of a resource are decoded when they are deleted: for an observer, or to release
+/// their addresses.
 fn is_read_at_its_end(state: &State, resource: &Resource) -> bool {
     resource.strategy.allocates || state.observer(resource).is_some()
 }
@@ -179,7 +181,7 @@ fn is_read_at_its_end(state: &State, resource: &Resource) -> bool {
 fn grace(resource: &Resource, old: &Value, options: &Options) -> i64 {
     let Some(own) = (resource.strategy.grace)(old) else { return 0 };
     let wanted = options.grace.unwrap_or(own);
-    // A second delete may shorten the grace, never lengthen it.
+    // A second delete may shorten the grace period, never lengthen it.
     match int_at(old, "/metadata/deletionGracePeriodSeconds") {
         Some(running) if old.pointer("/metadata/deletionTimestamp").is_some() => {
             if options.grace.is_some() {
@@ -256,7 +258,7 @@ pub(crate) async fn one(
     with(state, call, resource, &options).await
 }
 
-/// Deletes the object of a request's path.
+/// Deletes the object in a request's path.
 pub(crate) async fn with(
     state: &Arc<State>,
     call: &Call,
@@ -282,7 +284,7 @@ pub(crate) async fn with(
     }
 }
 
-/// DELETE of a collection: everything that is selected, as it was when the request came.
+/// DELETE of a collection: all selected objects as of the request.
 pub(crate) async fn collection(
     state: &Arc<State>,
     call: &Call,

@@ -5,7 +5,7 @@ use k8s_store::StoreError;
 
 use crate::resources::Resource;
 
-/// The read that found its revision gone from the history.
+/// The kind of read whose revision is gone from the history.
 #[derive(Clone, Copy, Debug)]
 pub(crate) enum Read {
     /// A list of a revision.
@@ -30,7 +30,8 @@ pub(crate) fn store_failure(resource: &Resource, name: &str, error: &StoreError)
     match error {
         StoreError::Conflict { .. } => modified(resource, name),
         StoreError::Expired(_) => gone(Read::Events, error),
-        // Nothing was written, and the store writes again soon after its disk has room. (Over a full etcd, upstream says 500, which clients do not repeat.)
+        // Nothing was written; the store writes again once its disk has room. Upstream answers 500 over a
+        // full etcd, which clients do not retry.
         StoreError::Unavailable(_) => {
             ApiStatus::new(503, "ServiceUnavailable", error.to_string()).retry_after(UNAVAILABLE_SECONDS)
         }
@@ -41,7 +42,7 @@ pub(crate) fn store_failure(resource: &Resource, name: &str, error: &StoreError)
 /// Seconds until clients should try again while the store cannot write.
 const UNAVAILABLE_SECONDS: i32 = 5;
 
-/// 409 for a write that lost against another one.
+/// 409 for a write that lost the optimistic lock.
 pub(crate) fn modified(resource: &Resource, name: &str) -> ApiStatus {
     ApiStatus::conflict(
         &resource.group,

@@ -1,4 +1,4 @@
-//! Events live for an hour.
+//! Deletes events an hour after they last happened.
 
 use std::{borrow::Cow, sync::Arc, time::Duration};
 
@@ -7,10 +7,10 @@ use serde::Deserialize;
 
 use crate::state::State;
 
-/// How long an event is kept after it last happened.
+/// Time to live of an event after it last happened.
 const EVENT_LIFE: Duration = Duration::from_secs(3600);
 
-/// Starts to sweep, until the server is gone.
+/// Starts the task. It ends when the server is dropped.
 pub(crate) fn start(state: &Arc<State>) {
     let (weak, every) = (Arc::downgrade(state), state.pace.sweep_every);
     tokio::spawn(async move {
@@ -22,7 +22,7 @@ pub(crate) fn start(state: &Arc<State>) {
     });
 }
 
-/// What of an event says when it last happened: with many events, all else of them is not worth decoding every time.
+/// The times of an event. Only these are decoded, since events are many.
 #[derive(Default, Deserialize)]
 #[serde(default, rename_all = "camelCase")]
 struct Happened<'a> {
@@ -50,7 +50,7 @@ struct Created<'a> {
     creation_timestamp: Option<Cow<'a, str>>,
 }
 
-/// When an event last happened; `None` where nobody can tell.
+/// Returns the time when an event last happened. `None` without any time.
 fn last_time(json: &[u8]) -> Option<Timestamp> {
     let Happened { series, last_timestamp, event_time, metadata } = serde_json::from_slice(json).ok()?;
     let all =
@@ -65,7 +65,7 @@ async fn sweep(state: &State) {
             .is_some_and(|t| now.duration_since(t).as_secs() > EVENT_LIFE.as_secs().cast_signed());
         if old {
             let json = stored.json.clone();
-            // Somebody who changed it meanwhile keeps it.
+            // An event that changed meanwhile is kept.
             let _ = state.store.delete("events", &stored.key, stored.revision, |_| json).await;
         }
     }

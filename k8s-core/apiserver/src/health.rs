@@ -1,4 +1,4 @@
-//! What anybody may ask: health and version.
+//! Health and version, which need no authorization.
 
 use std::sync::Arc;
 

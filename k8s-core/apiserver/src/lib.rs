@@ -1,7 +1,8 @@
 //! The Kubernetes API server as a `tower::Service`.
 //!
-//! Flow: `http::Request -> http::Response`. Every request is authenticated, authorized and then served by one generic set of handlers over one table of
-//! resources ([`resources`]); CustomResourceDefinitions and ThirdPartyResources add rows to it at run time.
+//! Flow: `http::Request -> http::Response`. Every request is authenticated, authorized and then served by one
+//! generic set of handlers over one table of resources ([`resources`]). CustomResourceDefinitions and
+//! ThirdPartyResources add rows to it at run time.
 //!
 //! ```
 //! # tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap().block_on(async {
@@ -17,9 +18,12 @@
 //! ```
 //!
 //! Guarantees:
-//! 1. Stored bytes are what clients get: encoded once at write time ([`value::encode`]).
-//! 2. A write is checked completely before anything is stored, and all problems are answered at once ([`invalid`]).
-//! 3. No input panics; depth, size and count are limited where input is decoded ([`decode`]).
+//! 1. Stored bytes are served as they are: objects are encoded once, on write ([`value::encode`]).
+//! 2. A write is validated completely before it is stored, and reports all problems at once ([`invalid`]).
+//! 3. No input panics: depth, size and count are limited where input is decoded ([`decode`]).
+//!
+//! Modules import only those below them: values and requests, then resources, then the state, storage and
+//! bodies, then the handlers, then the pipeline (`server`) and the listener.
 //!
 //! Not here: controllers (garbage collection, namespace contents), the node, the listener's certificates.
 

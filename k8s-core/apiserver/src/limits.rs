@@ -1,9 +1,8 @@
 //! Limits of resources that socket clients hold: requests, long-running requests, body bytes, time.
 //!
-//! Flow: [`listen`](crate::listen) marks each request with its `LastAccount`. When its user is known it gets a
-//! `Ticket`, waits up to a second for one, or gets 429. The ticket is held until the answer's last byte is
-//! taken; an upgraded connection holds it until it ends. Calls in the same process have no connection and no
-//! limits.
+//! Flow: the listener marks each request with its `LastAccount`. When its user is known it gets a `Ticket`,
+//! waits up to a second for one, or gets 429. The ticket is held until the answer's last byte is taken; an
+//! upgraded connection holds it until it ends. Calls in the same process have no connection and no limits.
 //!
 //! Guarantee: one user holds at most half of each limit, so no user can block others. As upstream, members of
 //! `system:masters` are never rejected for the number of requests, only for bytes.
@@ -180,8 +179,8 @@ pub(crate) struct Account {
     held: Held,
 }
 
-/// The account of a connection's last user, since a connection is mostly one user's. In the extensions of every
-/// request that came over a socket.
+/// Account of a connection's last user, since most connections have one user. In the extensions of requests
+/// that came over a socket.
 #[derive(Debug, Default)]
 pub(crate) struct LastAccount(Mutex<Option<Arc<Account>>>);
 

@@ -41,11 +41,11 @@ const MOST_HEADERS: u32 = 1 << 20;
 /// Certificates in PEM.
 #[derive(Clone)]
 pub struct TlsFiles {
-    /// The server's chain.
+    /// Certificate chain of the server.
     pub certificate: Vec<u8>,
-    /// Its key.
+    /// Private key of the server.
     pub key: Vec<u8>,
-    /// Who signs client certificates; `None`: none are accepted.
+    /// CA of client certificates. `None`: none are accepted.
     pub client_ca: Option<Vec<u8>>,
 }
 
@@ -58,7 +58,7 @@ impl std::fmt::Debug for TlsFiles {
 /// The server side of TLS: HTTP/2 and HTTP/1.1, client certificates asked for and not required.
 ///
 /// # Errors
-/// The part that is not usable.
+/// The part that is not valid.
 pub fn tls_config(files: &TlsFiles) -> Result<ServerConfig, String> {
     let bad = |what: &str, e: &dyn std::fmt::Display| format!("{what}: {e}");
     let provider = Arc::new(quickest_first(rustls::crypto::ring::default_provider()));
@@ -90,7 +90,8 @@ pub fn tls_config(files: &TlsFiles) -> Result<ServerConfig, String> {
     Ok(config)
 }
 
-/// Prefers AES with 128 bits, as Go's servers do: as safe for a connection, and a third less work for both sides of a large list.
+/// Prefers AES with 128 bits, as Go's servers do: as safe for a connection, and a third less work on large
+/// lists.
 fn quickest_first(mut provider: CryptoProvider) -> CryptoProvider {
     provider.cipher_suites.sort_by_key(|suite| {
         !matches!(
@@ -112,7 +113,8 @@ impl Open {
         self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Makes room for one more: ends the connection that nobody has asked anything over for longest. Whether there is room.
+    /// Closes the connection that was idle longest, if the limit is reached. Returns true if there is room
+    /// for one more.
     fn make_room(&self, most: usize) -> bool {
         let mut all = self.all();
         if all.len() < most {
@@ -125,10 +127,11 @@ impl Open {
     }
 }
 
-/// Serves connections until `stop`; requests under way get a moment to end. The server's [`Limits`](crate::limits::Limits) hold for them.
+/// Serves connections until `stop`, within the server's [`Limits`](crate::limits::Limits). Requests in flight
+/// get 300 ms to end.
 ///
 /// # Errors
-/// When the listener breaks.
+/// If the listener fails.
 pub async fn serve(
     server: ApiServer,
     listener: TcpListener,
@@ -147,7 +150,7 @@ pub async fn serve(
         let tcp = match accepted {
             Ok((tcp, _)) => tcp,
             Err(e) => {
-                // Out of descriptors, or the client left: neither ends the server.
+                // Neither a lack of descriptors nor a client that left ends the server.
                 debug!(error = %e, "accept");
                 open.make_room(0);
                 tokio::time::sleep(Duration::from_millis(20)).await;
@@ -164,7 +167,7 @@ pub async fn serve(
         tokio::spawn(serving.run(acceptor.clone(), tcp, graceful.watcher()));
     }
     drop(listener);
-    // Watches do not end by themselves.
+    // Watches do not end on their own.
     let _ = tokio::time::timeout(Duration::from_millis(300), graceful.shutdown()).await;
     Ok(())
 }
@@ -185,7 +188,7 @@ impl Drop for Serving {
 impl Serving {
     async fn run(self, acceptor: TlsAcceptor, tcp: TcpStream, watcher: Watcher) {
         let limits = &self.server.state.gate.limits;
-        // A handshake counts as a connection that nobody asks anything over.
+        // A handshake counts as an idle connection.
         let shaking = Arc::new(Connection::new(false));
         self.open.all().insert(self.number, shaking.clone());
         let handshake = tokio::time::timeout(limits.handshake_timeout, acceptor.accept(tcp));
@@ -232,10 +235,11 @@ impl Serving {
     }
 }
 
-/// The protocol that the client has chosen in the handshake, so that nothing waits for its first bytes but its headers.
+/// Returns a server for the protocol that was negotiated in the TLS handshake, so that it need not be
+/// detected.
 fn protocol(http2: bool) -> auto::Builder<TokioExecutor> {
     let mut builder = auto::Builder::new(TokioExecutor::new());
-    // Headers and idleness are measured by the connection itself.
+    // Header and idle timeouts are measured by the connection.
     builder.http1().timer(TokioTimer::new()).header_read_timeout(None);
     builder
         .http2()

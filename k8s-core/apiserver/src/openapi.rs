@@ -1,4 +1,4 @@
-//! OpenAPI v3 (one document for each group and version) and v2, made from the same schemas that requests are checked with.
+//! OpenAPI v3 (one document per group and version) and v2, generated from the schemas that validate requests.
 //!
 //! Documents are made when they are first asked for and kept until a definition changes.
 
@@ -105,7 +105,8 @@ fn definition_name(resource: &Resource) -> String {
     format!("io.k8s.api.{group}.{}.{}", resource.version, resource.kind)
 }
 
-/// The definitions of some resources. `prefix` is where references point (`#/components/schemas/` or `#/definitions/`).
+/// Returns the definitions of resources. `prefix` is the path of references (`#/components/schemas/` or
+/// `#/definitions/`).
 fn definitions<'a>(
     resources: impl Iterator<Item = &'a std::sync::Arc<Resource>>,
     prefix: &str,
@@ -195,7 +196,7 @@ fn parameter(name: &str, kind: &str, v3: bool) -> Value {
     parameter
 }
 
-/// The paths of a resource, with what clients read from them: the operations, their kind, and which options writes take.
+/// Returns the paths of a resource: operations, kinds and the options of writes.
 fn operations(resource: &Resource, prefix: &str, v3: bool) -> Vec<(String, Value)> {
     let base = if resource.group.is_empty() {
         format!("/api/{}", resource.version)

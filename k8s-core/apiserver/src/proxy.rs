@@ -1,7 +1,7 @@
-//! Connections to kubelets, pods and other servers, over which requests are passed on.
+//! Connections to kubelets, pods and other servers, to which requests are forwarded.
 //!
-//! An upgrade (WebSocket) goes through as it is: the other side answers the handshake, and bytes are copied both
-//! ways afterwards. The handlers of `log`, `exec` and so on are in `subresources::kubelet`.
+//! An upgrade (WebSocket) goes through unchanged: the other side answers the handshake, and bytes are copied
+//! both ways afterwards. The handlers of `log`, `exec` and so on are in `subresources::kubelet`.
 
 mod endpoints;
 
@@ -25,8 +25,8 @@ use crate::value::{array_at, int_at, str_at};
 /// Reaches kubelets.
 #[async_trait]
 pub trait NodeConnector: Send + Sync + 'static {
-    /// Sends a request to the kubelet of `node` (a Node object). A client's pending upgrade travels in the request's extensions; a connector that
-    /// gets status 101 must see to it that the bytes are copied.
+    /// Sends a request to the kubelet of `node` (a Node object). A client's pending upgrade is in the
+    /// request's extensions; a connector that gets status 101 must copy the bytes.
     async fn call(&self, node: &Value, request: Request<Body>) -> Result<Response<Body>, BoxError>;
 }
 
@@ -34,7 +34,7 @@ pub trait NodeConnector: Send + Sync + 'static {
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct GlobalOnly;
 
-/// An address that requests of users are not sent to.
+/// The address is refused for requests of users.
 #[derive(Clone, Copy, Debug, thiserror::Error)]
 #[error("address not allowed")]
 pub(crate) struct NotAllowed;
@@ -70,7 +70,7 @@ impl NodeConnector for RemoteKubelets {
             .ok_or("the node has no address")?;
         let port = int_at(node, "/status/daemonEndpoints/kubeletEndpoint/Port").unwrap_or(10250);
         let all: Vec<SocketAddr> = tokio::net::lookup_host((address, u16::try_from(port)?)).await?.collect();
-        // The addresses that are connected to are those that were looked at: a name may mean another one the next time.
+        // Connects to the addresses that were checked: the name may resolve differently the next time.
         let refused = all.iter().any(|a| !is_global_unicast(a.ip()));
         if refused && request.extensions().get::<GlobalOnly>().is_some() {
             return Err(NotAllowed.into());
@@ -108,7 +108,7 @@ where
     Ok(response.map(|body| body.map_err(Into::into).boxed_unsync()))
 }
 
-/// A request for somebody else, with this one's method, headers, body and pending upgrade.
+/// Returns a request to another target with this one's method, headers, body and pending upgrade.
 pub(crate) fn forwarded(target: &str, request: &mut Request<Body>) -> Result<Request<Body>, ApiStatus> {
     let uri: Uri = target.parse().map_err(|e| ApiStatus::bad_request(format!("path {target:?}: {e}")))?;
     let mut out = Request::new(std::mem::replace(request.body_mut(), empty_body()));
@@ -116,7 +116,7 @@ pub(crate) fn forwarded(target: &str, request: &mut Request<Body>) -> Result<Req
     *out.uri_mut() = uri;
     *out.headers_mut() = request.headers().clone();
     std::mem::swap(out.extensions_mut(), request.extensions_mut());
-    // Whoever is asked next must not learn the caller's credentials.
+    // The target must not see the caller's credentials.
     out.headers_mut().remove(header::AUTHORIZATION);
     let said: Vec<header::HeaderName> =
         out.headers().keys().filter(|n| n.as_str().starts_with("impersonate-")).cloned().collect();

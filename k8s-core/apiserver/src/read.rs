@@ -1,7 +1,7 @@
 //! Get and list. Watch is in [`watch`].
 //!
-//! A list is taken from a snapshot, which costs nothing and never changes, and written piece by piece as the client takes it: its memory does not
-//! grow with its length, and no writer waits for it.
+//! A list is served from an immutable snapshot and written piece by piece as the client takes it: its memory
+//! does not grow with its length, and it blocks no writer.
 
 mod present;
 mod revision;
@@ -36,7 +36,7 @@ use crate::{
 use revision::{Continue, Moment};
 use selection::Selected;
 
-/// Bytes that are gathered before they are sent.
+/// Bytes that are collected before they are sent.
 const CHUNK: usize = 64 << 10;
 
 /// GET of an object.
@@ -100,13 +100,13 @@ pub(crate) fn list(
     Ok(response)
 }
 
-/// Where a page of a list ends.
+/// The end of a page of a list.
 struct Page {
-    /// The page's last key; `None`: it goes to the end.
+    /// Last key of the page. `None`: the page is the end of the list.
     last: Option<Arc<str>>,
-    /// How many objects it has, where it has a last key.
+    /// Number of objects, if there is a last key.
     length: usize,
-    /// Whether there are objects after it.
+    /// True if there are objects after the page.
     more: bool,
 }
 
@@ -122,7 +122,7 @@ impl Page {
         Page { last, length, more: objects.next().is_some() }
     }
 
-    /// Its objects after a key.
+    /// Returns the page's objects after a key.
     fn objects<'a>(
         &'a self,
         selected: &'a Selected,
@@ -133,7 +133,7 @@ impl Page {
     }
 }
 
-/// The bytes of a list, made as they are asked for.
+/// Streams the bytes of a list.
 fn chunks(
     presenter: Presenter,
     selected: Selected,
@@ -153,7 +153,7 @@ fn chunks(
         if writing.done {
             return futures::future::ready(None);
         }
-        // The list goes on from the last key, since an iterator cannot live as long as the snapshot that it borrows from.
+        // Continues after the last key: an iterator cannot live as long as the snapshot that it borrows from.
         let from = writing.after.clone();
         writing.done = true;
         for object in page.objects(&selected, &from) {

@@ -149,7 +149,7 @@ fn after_segments(path: &str, count: usize) -> &str {
     left
 }
 
-/// What a request does, as authorizers see it.
+/// Attributes of a request for authorizers.
 #[derive(Clone, Debug, Default)]
 pub struct Attributes<'a> {
     /// Verb.
@@ -169,8 +169,8 @@ pub struct Attributes<'a> {
 }
 
 impl<'a> Attributes<'a> {
-    /// The attributes of a request for a resource, with the verb `create` in place of its own: for a PUT or apply
-    /// that finds no object, and for a WebSocket, which begins with a GET.
+    /// Returns the attributes of a request with the verb `create`: for a PUT or apply that finds no object,
+    /// and for a WebSocket, which begins with a GET.
     #[must_use]
     pub fn create(info: &'a RequestInfo) -> Self {
         Attributes {
@@ -185,8 +185,8 @@ impl<'a> Attributes<'a> {
     }
 }
 
-/// The certificate (DER) of a client, verified by TLS against the client CA. In the extensions of a request that
-/// came over a connection with one.
+/// Client certificate (DER), verified by TLS against the client CA. In the extensions of requests over such a
+/// connection.
 #[derive(Clone, Debug)]
 pub struct PeerCertificate(pub Vec<u8>);
 

@@ -1,7 +1,8 @@
-//! Resources: the table of built-in ones, those made at run time, and what each is.
+//! Resources: the table of built-in ones, and those that definitions add at run time.
 //!
-//! A [`Row`] is the static description of a resource; a [`Resource`] is a row that is being served in one version, with its compiled schema.
-//! CustomResourceDefinitions and ThirdPartyResources make the same [`Resource`] at run time.
+//! A [`Row`] is the static description of a resource. A [`Resource`] is a row served in one version, with its
+//! compiled schema. CustomResourceDefinitions and ThirdPartyResources create the same [`Resource`] at run
+//! time.
 
 pub mod columns;
 pub mod convert;
@@ -25,7 +26,8 @@ use columns::Column;
 use convert::Conversion;
 use strategy::Strategy;
 
-/// A special subresource: name, group and version of its kind (empty: the resource's own), kind, verbs joined by commas.
+/// A special subresource: name, `group/version` of its kind (empty: the resource's own), kind,
+/// comma-separated verbs.
 pub type Special = (&'static str, &'static str, &'static str, &'static str);
 
 /// The static description of a built-in resource.
@@ -130,7 +132,7 @@ pub struct Subresource {
     pub verbs: Vec<String>,
 }
 
-/// Where a scale subresource finds its numbers, as JSON pointers.
+/// JSON pointers of a scale subresource's numbers.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct ScalePaths {
     /// Desired replicas.
@@ -141,7 +143,7 @@ pub struct ScalePaths {
     pub selector: String,
 }
 
-/// How a resource's rows are printed.
+/// Printer columns of a resource.
 #[derive(Clone, Debug)]
 pub enum Columns {
     /// A row's own.
@@ -169,7 +171,7 @@ pub struct Resource {
     pub short_names: Vec<String>,
     /// Categories.
     pub categories: Vec<String>,
-    /// Whether objects live in namespaces.
+    /// True for namespaced resources.
     pub namespaced: bool,
     /// Verbs of the resource itself.
     pub verbs: Vec<&'static str>,
@@ -183,7 +185,8 @@ pub struct Resource {
     pub has_status: bool,
     /// Has a scale subresource.
     pub scale: Option<ScalePaths>,
-    /// Selectable fields beside metadata.name and metadata.namespace, in the order of [`k8s_store::Stored::fields`].
+    /// Selectable fields other than metadata.name and metadata.namespace, in the order of
+    /// [`k8s_store::Stored::fields`].
     pub fields: Arc<[String]>,
     /// Their names in this version, in the same order.
     pub field_names: Arc<[String]>,
@@ -199,13 +202,13 @@ pub struct Resource {
     pub conversion: Option<&'static Conversion>,
     /// Defined at run time (by a CRD or ThirdPartyResource).
     pub custom: bool,
-    /// What makes objects in this version of stored ones, where that is a webhook.
+    /// Conversion webhook for this version, if any.
     pub(crate) webhook: Option<Arc<custom::Webhook>>,
-    /// Its definition is going: no new objects are made.
+    /// The definition is being deleted: no new objects are created.
     pub terminating: bool,
-    /// The Rust type that describes it.
+    /// Rust type of the resource, if any.
     pub(crate) typed: Option<Arc<dyn typed::Typed>>,
-    /// What its definition demands of objects, for resources defined at run time.
+    /// Validation rules of the definition, for resources defined at run time.
     pub(crate) rules: Option<custom::Rules>,
     /// JSON schema for OpenAPI, for resources defined at run time.
     pub open_api: Option<Arc<Value>>,
@@ -232,7 +235,7 @@ impl Resource {
         self.storage_version.split_once('/').map_or("", |(group, _)| group)
     }
 
-    /// Whether the served form is the stored form.
+    /// Returns true if the served form is the stored form.
     #[must_use]
     pub fn is_storage_version(&self) -> bool {
         self.api_version() == self.storage_version
@@ -256,7 +259,7 @@ impl Resource {
         self.subresources.iter().find(|s| s.name == name)
     }
 
-    /// Fills in what a stored form leaves out.
+    /// Applies defaults.
     pub(crate) fn default(&self, object: &mut Value) {
         self.schema.default(object);
         (self.strategy.default)(object);
@@ -293,7 +296,7 @@ impl Resource {
         }
         object["apiVersion"] = self.api_version().into();
         if self.custom && self.typed.is_none() {
-            // A version shows the fields that it has itself.
+            // A version shows only the fields that it has.
             self.schema.normalize(object, true);
             self.schema.default(object);
         }
@@ -355,7 +358,8 @@ fn built_in(row: &'static Row, schema: Schema) -> Resource {
         list_kind: format!("{}List", row.kind),
         plural: row.plural.into(),
         singular: row.kind.to_lowercase(),
-        // Kinds that moved on have their short names in their new group; kubectl warns about names that two groups have.
+        // Kinds that moved to a new group have their short names there; kubectl warns about names in two
+        // groups.
         short_names: match row.group {
             "extensions" => Vec::new(),
             _ => row.short.iter().map(|s| (*s).to_owned()).collect(),
@@ -414,7 +418,7 @@ fn legacy(row: &'static Row, of: &Resource, old: &'static convert::Legacy) -> Re
     resource
 }
 
-/// Whether built-in objects are stored under this name.
+/// Returns true if built-in objects are stored under this name.
 pub(crate) fn is_built_in(storage: &str) -> bool {
     BUILT_IN.iter().any(|r| *r.storage == *storage)
 }
@@ -506,13 +510,14 @@ impl Default for SharedRegistry {
 }
 
 impl SharedRegistry {
-    /// What is served now.
+    /// Returns the current registry.
     #[must_use]
     pub fn now(&self) -> Arc<Registry> {
         self.now.read().unwrap_or_else(std::sync::PoisonError::into_inner).clone()
     }
 
-    /// Serves what a definition (named so) makes, in place of what it made before; an empty list takes it away. Built-in resources cannot be redefined.
+    /// Serves the resources of a definition (by name) in place of its earlier ones; an empty list removes
+    /// them. Built-in resources cannot be redefined.
     pub fn define(&self, definition: &str, mut resources: Vec<Arc<Resource>>) {
         resources.retain(|r| !is_built_in(&r.storage));
         let mut custom = self.custom.write().unwrap_or_else(std::sync::PoisonError::into_inner);

@@ -1,4 +1,4 @@
-//! Answers.
+//! Responses: JSON, text, Status, encodings, warnings.
 
 use std::sync::Arc;
 
@@ -19,7 +19,7 @@ use crate::{
     limits::Ticket,
 };
 
-/// Answers of more bytes are written in YAML as they are taken.
+/// Larger responses are written in YAML as they are read.
 const LARGE: u64 = 64 << 10;
 
 /// The media type of JSON.
@@ -30,7 +30,7 @@ pub(crate) const AUDIT_ID: HeaderName = HeaderName::from_static("audit-id");
 /// Longest id that a client may choose, bytes.
 const LONGEST_ID: usize = 64;
 
-/// Marks an answer of another server, which is passed on as it is.
+/// Marks a response of another server, which is passed on unchanged.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Foreign;
 
@@ -49,7 +49,7 @@ pub(crate) fn json_value(code: StatusCode, value: &Value) -> Response<Body> {
     json_bytes(code, crate::value::encode(value))
 }
 
-/// A document that clients keep, with the tag that they ask again with: who has it already gets 304 and no body.
+/// Returns a cacheable document with an ETag; a client that has it already gets 304 without a body.
 #[must_use]
 pub(crate) fn tagged(call: &Call, bytes: Bytes, media: &'static str) -> Response<Body> {
     let tag = format!("\"{}\"", etag(&bytes));
@@ -73,7 +73,7 @@ pub(crate) fn etag(bytes: &[u8]) -> String {
     Sha256::digest(bytes).iter().map(|b| format!("{b:02X}")).collect()
 }
 
-/// What every answer says: that it is nobody else's, and the id that the audit log knows the request by.
+/// Sets headers that every response has: no caching, and the request's audit id.
 pub(crate) fn identify(response: &mut Response<Body>, asked_as: Option<&HeaderValue>) {
     let headers = response.headers_mut();
     headers.entry(header::CACHE_CONTROL).or_insert(HeaderValue::from_static("no-cache, private"));
@@ -96,7 +96,7 @@ pub(crate) fn text(code: StatusCode, text: impl Into<Bytes>) -> Response<Body> {
     response
 }
 
-/// The plain answer for paths that nobody serves.
+/// 404 as plain text, for paths that are not served.
 pub(crate) fn not_found_page() -> Response<Body> {
     text(StatusCode::NOT_FOUND, "404 page not found\n")
 }
@@ -130,7 +130,7 @@ pub(crate) async fn encoded(response: Response<Body>, encoding: Encoding) -> Res
     match encoding {
         _ if !json => response,
         Encoding::Json => response,
-        // A list has no known length: it is written as it is taken.
+        // A list has no known length and is written as it is read.
         Encoding::Yaml if response.body().size_hint().exact().is_none_or(|length| length > LARGE) => {
             let ticket = response.extensions().get::<Arc<Ticket>>().cloned();
             let mut response = response.map(|body| crate::yaml::list(body, ticket));
@@ -140,7 +140,8 @@ pub(crate) async fn encoded(response: Response<Body>, encoding: Encoding) -> Res
             response
         }
         Encoding::Yaml => rewritten(response, YAML, |object| serde_saphyr::to_string(object).ok()).await,
-        // Lists and watches of stored objects are in protobuf already, where they can be. What has no known length is one that cannot.
+        // Lists and watches are in protobuf already, where they can be. A body of unknown length cannot be
+        // rewritten.
         Encoding::Protobuf if response.body().size_hint().exact().is_none() => response,
         Encoding::Protobuf => rewritten(response, PROTOBUF, k8s_schema::proto::encode).await,
     }
@@ -169,13 +170,13 @@ async fn rewritten<B: Into<Bytes>>(
     Response::from_parts(parts, body_from_bytes(encoded))
 }
 
-/// A media type with what another says beside: what a type says of the answer (discovery's `as=`) is as true of its other forms.
+/// Returns a media type with the parameters of another, such as discovery's `as=`.
 fn retyped(media: &'static str, told: &str) -> HeaderValue {
     let told = told.split_once(';').map_or(String::new(), |(_, rest)| format!(";{rest}"));
     HeaderValue::from_str(&format!("{media}{told}")).unwrap_or(HeaderValue::from_static(JSON))
 }
 
-/// How much all warnings of an answer may have, and then each of them, characters (upstream's limits).
+/// Limits of upstream, characters: all warnings of a response, and each of them when they are cut.
 const ALL_WARNINGS: usize = 4096;
 const ONE_WARNING: usize = 256;
 

@@ -1,7 +1,8 @@
-//! The server: what it is made of, and the pipeline that every request goes through.
+//! The request pipeline.
 //!
-//! authenticate, impersonate, flow control, authorize (each may be added to: [`crate::stages`]), then a path handler (health, discovery, OpenAPI) or a resource handler; resource writes go through
-//! decode, mutate, default and validate, validate, store ([`crate::write`]).
+//! Flow: authenticate, impersonate, flow control, authorize ([`crate::stages`] adds to each), then discovery,
+//! OpenAPI and metrics, or the handler of a resource. A write is decoded, converted, defaulted, admitted,
+//! validated and stored ([`crate::write`]).
 
 mod builder;
 mod dispatch;
@@ -39,11 +40,11 @@ use crate::{
     user::User,
 };
 
-/// An API server. Cheap to clone; a clone is the same server. It is a `tower::Service` from requests to responses.
+/// An API server: a `tower::Service` from requests to responses. Cheap to clone; a clone is the same server.
 #[derive(Clone)]
 pub struct ApiServer {
     pub(crate) state: Arc<State>,
-    /// Who a request is from that carries no credentials, for callers in the same process.
+    /// User of requests without credentials, for callers in the same process.
     user: Option<Arc<User>>,
 }
 
@@ -60,19 +61,19 @@ impl ApiServer {
         Builder::new(store)
     }
 
-    /// The same server for callers in the same process: requests without credentials are from `user`.
+    /// Returns the server for callers in the same process: requests without credentials are from `user`.
     #[must_use]
     pub fn service_as(&self, user: User) -> ApiServer {
         ApiServer { state: self.state.clone(), user: Some(Arc::new(user)) }
     }
 
-    /// A client in the same process, as `user`, without sockets.
+    /// Returns a client in the same process, as `user`, without sockets.
     #[must_use]
     pub fn client_as(&self, user: User) -> Client {
         Client::new(self.service_as(user))
     }
 
-    /// The store underneath.
+    /// Returns the store.
     #[must_use]
     pub fn store(&self) -> &Store {
         &self.state.store
@@ -102,11 +103,11 @@ impl ApiServer {
     async fn answer(&self, request: Request<Body>) -> (Response<Body>, Vec<String>) {
         let query = Query::parse(request.uri().query().unwrap_or_default());
         let info = RequestInfo::parse(request.method(), request.uri().path(), &query);
-        // What others answer is passed on as it is.
-        // What a proxied server says is its own.
+        // Proxied responses and watches are passed through unencoded. A watch is served in a format that it
+        // accepts, or refused.
         let encoding = match info.subresource.as_str() {
             "proxy" => Encoding::Json,
-            // A watch is given in what it is asked for, or not at all.
+            // A watch is encoded by its presenter.
             _ if info.verb == "watch" => Encoding::Json,
             _ => accept::encoding(request.headers()),
         };
@@ -146,7 +147,7 @@ impl ApiServer {
         answer
     }
 
-    /// Who a request is from.
+    /// Authenticates a request.
     async fn authenticate(
         &self,
         headers: &http::HeaderMap,
@@ -256,7 +257,8 @@ impl ApiServer {
     }
 }
 
-/// The name of the one object that a list or watch selects by `metadata.name`: who may read only that one may list and watch it too.
+/// Returns the name of the only object that a list or watch selects by `metadata.name`. A user who may read
+/// only that object may list and watch it.
 fn one_of_a_list(info: &RequestInfo, query: &Query) -> Option<String> {
     if !info.is_resource || !info.name.is_empty() || !matches!(info.verb.as_str(), "list" | "watch") {
         return None;

@@ -1,4 +1,4 @@
-//! The parts of a server, which all handlers share.
+//! State of a server that all handlers share: the store, the registry and the configured parts.
 
 use std::{
     collections::HashMap,
@@ -25,14 +25,15 @@ use crate::{
     webhook_client::ClientIdentity,
 };
 
-/// Intervals of the work that a server does unasked. A cluster in virtual time, where years pass, sets them long.
+/// Intervals of background work. A cluster in virtual time, where years pass, sets them long.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Pace {
-    /// How often an idle watcher is told the revision it is at.
+    /// Interval of bookmarks on an idle watch.
     pub bookmark_every: Duration,
-    /// How long a watch without `timeoutSeconds` goes on, seconds: between these, so that clients do not all come back at once.
+    /// Range of durations, in seconds, of watches without `timeoutSeconds`. Drawn at random so that clients
+    /// do not reconnect together.
     pub watch_seconds: std::ops::Range<u64>,
-    /// How often old events are looked for.
+    /// Interval of the search for expired events.
     pub sweep_every: Duration,
 }
 
@@ -49,7 +50,7 @@ impl Default for Pace {
 /// Acts on stored objects of some kinds right after they were written or deleted.
 #[async_trait]
 pub(crate) trait Observer: Send + Sync {
-    /// Whether it acts on objects of the resource. Such objects are read when they go.
+    /// Returns true if it acts on objects of the resource. Such objects are decoded when they are deleted.
     fn observes(&self, resource: &Resource) -> bool;
 
     /// Acts on an object that was written.
@@ -59,7 +60,7 @@ pub(crate) trait Observer: Send + Sync {
     async fn after_delete(&self, state: &Arc<State>, resource: &Resource, object: &Value);
 }
 
-/// The parts of a server.
+/// State that all handlers of a server share.
 pub(crate) struct State {
     pub(crate) store: Store,
     pub(crate) registry: SharedRegistry,
@@ -75,11 +76,11 @@ pub(crate) struct State {
     pub(crate) audit: Vec<Arc<dyn Audit>>,
     pub(crate) nodes: Option<Arc<dyn NodeConnector>>,
     pub(crate) aggregator: Aggregator,
-    /// Told when what is served changes.
+    /// Notified when definitions change.
     pub(crate) redefined: Arc<tokio::sync::Notify>,
     pub(crate) front_proxy: Option<ClientIdentity>,
     pub(crate) pace: Pace,
-    /// Answers warn of what is stored and not acted on.
+    /// Warn about fields and kinds that are stored and not acted on.
     pub(crate) warns_unenforced: bool,
     /// The range of pod addresses, where it is configured.
     pub(crate) pod_range: Option<(std::net::Ipv4Addr, u8)>,
@@ -88,11 +89,13 @@ pub(crate) struct State {
     pub(crate) ready: AtomicBool,
 }
 
-/// How long a token still holds after what it depends on was deleted and waits to go, seconds (as upstream's leeway for clocks).
+/// Seconds that a token stays valid after the object it depends on was marked as deleted, as upstream's
+/// leeway for clock skew.
 const DELETION_LEEWAY: i64 = 60;
 
 impl State {
-    /// Whether an object that a token depends on is still this one, and not one that has long been deleted.
+    /// Returns true if the object that a token depends on exists with this uid and was not marked as deleted
+    /// before the leeway.
     pub(crate) fn is_alive(&self, resource: &str, key: &str, uid: &str) -> bool {
         let Some(stored) = self.store.get(resource, key).filter(|s| *s.uid == *uid) else { return false };
         let place = k8s_core::json::find(&stored.json, &["metadata", "deletionTimestamp"]);
@@ -101,7 +104,7 @@ impl State {
         since.is_ok_and(|since| since.as_second() >= self.clock.now().as_second() - DELETION_LEEWAY)
     }
 
-    /// Who else answers for a path, if somebody does.
+    /// Returns the aggregated server that serves a path, if any.
     pub(crate) fn elsewhere(&self, info: &RequestInfo) -> Option<Arc<Remote>> {
         if let Some(rest) = info.path.strip_prefix("/openapi/v3/apis/") {
             let (group, version) = rest.split_once('/')?;
@@ -110,7 +113,7 @@ impl State {
         if info.group.is_empty() { None } else { self.aggregator.find(&info.group, &info.version) }
     }
 
-    /// The observer of a resource's objects, if there is one.
+    /// Returns the observer of a resource's objects, if any.
     pub(crate) fn observer(&self, resource: &Resource) -> Option<&'static dyn Observer> {
         self.observers.iter().copied().find(|observer| observer.observes(resource))
     }

@@ -1,4 +1,4 @@
-//! Reads and writes of stored objects: the store's bytes as JSON values.
+//! Reads and writes of stored objects as JSON values.
 
 use std::sync::Arc;
 
@@ -13,8 +13,8 @@ use crate::{
     value::{Unversioned, array_at, int_at},
 };
 
-/// How often a write is tried when others write the same object meanwhile. The store tells of a conflict when the other write can be read, so of so many
-/// writers that begin together each gets its turn.
+/// Maximum of optimistic-lock retries. The store reports a conflict only after the winning write is visible,
+/// so N concurrent writers need at most N tries.
 pub(crate) const TRIES: usize = 64;
 
 /// Now in whole seconds, RFC 3339.
@@ -22,7 +22,7 @@ pub(crate) fn timestamp(now: Timestamp) -> String {
     Timestamp::from_second(now.as_second()).unwrap_or(now).to_string()
 }
 
-/// Writes an object's stored form.
+/// Writes the stored form of an object.
 pub(crate) async fn put(
     state: &Arc<State>,
     resource: &Resource,
@@ -50,7 +50,7 @@ pub(crate) fn current(
     Ok((stored, value))
 }
 
-/// Whether nothing keeps an object any more that was asked to go.
+/// Returns true if an object is marked as deleted and no finalizer or grace period keeps it.
 pub(crate) fn is_finished(resource: &Resource, object: &Value) -> bool {
     object.pointer("/metadata/deletionTimestamp").is_some()
         && array_at(object, "/metadata/finalizers").is_empty()
@@ -58,7 +58,7 @@ pub(crate) fn is_finished(resource: &Resource, object: &Value) -> bool {
         && !(resource.strategy.is_held)(object)
 }
 
-/// Takes an object out of the store; its last state is `object`.
+/// Deletes an object, whose last state is `object`.
 pub(crate) async fn remove(
     state: &Arc<State>,
     resource: &Resource,
@@ -77,7 +77,7 @@ pub(crate) async fn remove(
     Ok(gone)
 }
 
-/// Tells the observer of a written object about it.
+/// Notifies the observer of the resource about a written object.
 pub(crate) async fn written(state: &Arc<State>, resource: &Resource, stored: &Arc<Stored>) {
     if let Some(observer) = state.observer(resource) {
         observer.after_write(state, resource, stored).await;

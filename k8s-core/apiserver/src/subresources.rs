@@ -1,4 +1,5 @@
-//! Subresources that are not the object itself: status and scale, binding, eviction, tokens, finalize, and everything that leads to a kubelet.
+//! Subresources: status and scale, binding, eviction, tokens, finalize, and those that are forwarded to a
+//! kubelet.
 
 mod kubelet;
 

@@ -1,4 +1,5 @@
-//! TokenRequest (`serviceaccounts/NAME/token`): a token for a service account, and what it is bound to.
+//! TokenRequest (`serviceaccounts/NAME/token`): issues a token for a service account, optionally bound to an
+//! object.
 
 use std::sync::Arc;
 
@@ -81,7 +82,7 @@ fn check_metadata(request: &Value, namespace: &str, name: &str, account: &Stored
     Ok(())
 }
 
-/// How long the token is to hold. Default: an hour.
+/// Returns the token's lifetime in seconds. Default: an hour.
 fn seconds(request: &Value) -> Result<i64, ApiStatus> {
     let seconds = int_at(request, "/spec/expirationSeconds").unwrap_or(3600);
     let why = match seconds {
@@ -94,10 +95,11 @@ fn seconds(request: &Value) -> Result<i64, ApiStatus> {
     Err(errors.into_status(GROUP, "TokenRequest", ""))
 }
 
-/// The object that a token is to be bound to.
+/// Returns the object that a token is bound to.
 ///
 /// # Errors
-/// 404 when it is not there, 409 when it has another uid, 400 for a pod of another service account or a kind that tokens cannot be bound to.
+/// 404 if the object is absent, 409 if its uid differs, 400 for a pod of another service account or an
+/// unsupported kind.
 fn bind(state: &Arc<State>, namespace: &str, account: &str, reference: &Value) -> Result<Bound, ApiStatus> {
     let (version, kind, name) =
         (str_at(reference, "/apiVersion"), str_at(reference, "/kind"), str_at(reference, "/name"));

@@ -1,10 +1,10 @@
 //! Warnings about fields and kinds that are stored and not acted on.
 //!
-//! Each row of a table makes one warning. A field is warned of when an object is created with it, and when an
-//! update sets it anew; a kind is warned of when an object of it is created. A row is removed when the field or
-//! kind comes to be enforced, together with its line in README's "What does not work yet".
+//! Each row of a table is one warning. A field is warned about when it is created, or set anew by an update;
+//! a kind, when an object of it is created. A row is removed when its field or kind comes to be enforced,
+//! together with the line in README's "What does not work yet".
 //!
-//! Not here: pods that the kubelet refuses to run (user namespaces, AppArmor profiles, unknown volume plugins).
+//! Not here: pods that the kubelet refuses (user namespaces, AppArmor profiles, unknown volume plugins).
 
 use std::sync::Arc;
 
@@ -99,7 +99,7 @@ struct Ranges<'a> {
 }
 
 impl Ranges<'_> {
-    /// Whether a value is an address of a Service or pod of this cluster.
+    /// Returns true for an address of a Service or pod of this cluster.
     fn contain(&self, value: &Value) -> bool {
         let Some(address) = value.as_str().and_then(|text| text.parse::<Ipv4Addr>().ok()) else {
             return false;
@@ -218,7 +218,7 @@ const POD: &[Field] = &[
     ),
 ];
 
-/// Where kinds have a pod's spec.
+/// Paths of pod specs, by kind.
 const POD_SPECS: &[(&str, &[&str])] = &[
     ("pods", &["spec"]),
     ("podtemplates", &["template", "spec"]),

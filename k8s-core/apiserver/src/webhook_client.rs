@@ -165,7 +165,8 @@ impl Callee {
     }
 }
 
-/// Reads a body of at most so many bytes. Boxed, because rustc cannot see that a future over the body's boxed error is `Send`.
+/// Reads a body of at most so many bytes. Boxed, because rustc cannot prove that a future over the body's
+/// boxed error is `Send`.
 pub(crate) fn whole(body: Body, most: usize) -> BoxFuture<'static, Result<Bytes, String>> {
     let all = http_body_util::Limited::new(body, most).collect();
     all.map(|done| done.map(|b| b.to_bytes()).map_err(|e| e.to_string())).boxed()
@@ -188,7 +189,7 @@ enum Location {
     Name(String, u16),
 }
 
-/// Where a Service's port is answered.
+/// Returns the location of a Service's port.
 fn locate(store: &Store, namespace: &str, name: &str, port: i64) -> Result<Location, Unreachable> {
     let stored = store.get("services", &format!("{namespace}/{name}"));
     let service: Option<Value> = stored.and_then(|s| serde_json::from_slice(&s.json).ok());

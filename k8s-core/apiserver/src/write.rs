@@ -33,7 +33,7 @@ use crate::{
     value::{child, encode, int_at, same_spec, set, str_at, take},
 };
 
-/// Turns a fitting object into its stored form, with defaults.
+/// Converts a decoded object to its stored form, with defaults.
 fn store_form(resource: &Resource, object: &mut Value) {
     resource.to_storage(object);
     resource.default(object);
@@ -75,7 +75,7 @@ fn admission<'a>(
     Admission { operation, user: &call.user, resource, request: &call.info, object, old }
 }
 
-/// Takes the addresses and ports that an object of some kinds asks for.
+/// Reserves the addresses and ports that an object asks for, for kinds that have them.
 fn reserve(
     state: &State,
     resource: &Resource,
@@ -85,7 +85,7 @@ fn reserve(
     resource.strategy.allocates.then(|| state.services.reserve(object, old)).transpose()
 }
 
-/// Notes that the fields of a new object are its creator's.
+/// Returns a function that records the creator as manager of all fields.
 fn recorder<'a>(call: &'a Call, resource: &'a Resource) -> impl Fn(&Arc<State>, &mut Value) + Sync + 'a {
     let manager =
         Manager { name: call.manager(), api_version: resource.api_version(), subresource: String::new() };
@@ -96,7 +96,8 @@ fn recorder<'a>(call: &'a Call, resource: &'a Resource) -> impl Fn(&Arc<State>, 
     }
 }
 
-/// The common part of create and apply-that-creates. Returns the stored bytes.
+/// Validates and stores a new object: for create, and for PUT and apply that create. Returns the stored
+/// bytes.
 async fn insert(
     state: &Arc<State>,
     call: &Call,
@@ -249,20 +250,20 @@ pub(crate) async fn update(
     object_response(state, call, resource, StatusCode::OK, &bytes)
 }
 
-/// The version that a write is to replace; empty for any. `0` is any, too.
+/// Returns the resourceVersion that a write replaces. Empty: any, which `0` means as well.
 fn wanted_version(object: &Value) -> &str {
     Some(str_at(object, "/metadata/resourceVersion")).filter(|v| *v != "0").unwrap_or_default()
 }
 
-/// What a write makes of the served form of an object.
+/// The outcome of a write's change function.
 pub(crate) enum Change {
-    /// The served form of the whole object; fields of the server's own are carried over.
+    /// The whole object in its served form. Fields that the server owns are carried over.
     Replace(Value),
-    /// The stored form with managedFields already worked out (server-side apply).
+    /// The stored form, with managedFields already computed (server-side apply).
     Applied(Value),
 }
 
-/// Raises `metadata.generation` where the specification changed.
+/// Increments `metadata.generation` if the specification changed.
 fn count_generation(resource: &Resource, new: &mut Value, old: &Value) {
     if resource.strategy.generation && !same_spec(new, old) {
         let generation = int_at(old, "/metadata/generation").unwrap_or(0) + 1;
@@ -270,7 +271,7 @@ fn count_generation(resource: &Resource, new: &mut Value, old: &Value) {
     }
 }
 
-/// Reads, changes, checks and writes an object, again and again until nobody else wrote meanwhile. Returns the stored bytes.
+/// Reads, changes, validates and writes an object, with retries after conflicts. Returns the stored bytes.
 pub(crate) async fn modify(
     state: &Arc<State>,
     call: &Call,
@@ -371,7 +372,7 @@ pub(crate) async fn modify(
         if dry_run {
             return Ok(encode(&new).into());
         }
-        // With its last finalizer gone, an object that waits for deletion goes as well.
+        // An object that waits for deletion goes with its last finalizer.
         let finished = is_finished(resource, &new) && !is_finished(resource, &old);
         let result = if finished {
             remove(state, resource, &key, stored.revision, &new).await

@@ -1,4 +1,4 @@
-//! Lists in YAML, written element by element while the client takes them: their memory does not grow with their length.
+//! Lists in YAML, written element by element as clients read them: memory does not grow with their length.
 
 use std::sync::Arc;
 
@@ -128,7 +128,7 @@ impl Writing {
         Ok(())
     }
 
-    /// Whether the bracket that was just read begins the elements.
+    /// True if the bracket that was just read begins the elements.
     fn begins(&mut self) -> bool {
         let name = ELEMENTS.into_iter().find(|name| self.text.ends_with(format!("\"{name}\":[").as_bytes()));
         self.elements = name.unwrap_or_default();

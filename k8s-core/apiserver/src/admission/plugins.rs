@@ -27,7 +27,7 @@ struct Plugin {
     make: fn(&Parts) -> Arc<dyn Admit>,
 }
 
-/// The plugins that come before those of a distribution, in upstream's order.
+/// Plugins before those of a distribution, in upstream's order.
 static PLUGINS: &[Plugin] = &[
     Plugin {
         name: "NamespaceLifecycle",
@@ -48,7 +48,7 @@ static PLUGINS: &[Plugin] = &[
     },
 ];
 
-/// The plugins that see what all others made of an object. Upstream has this check in the storage of its RBAC kinds.
+/// Plugins after those of a distribution. Upstream has this check in the storage of its RBAC kinds.
 static LAST: &[Plugin] = &[Plugin {
     name: "RoleEscalation",
     make: |parts| Arc::new(role_escalation::RoleEscalation { authorization: parts.authorization.clone() }),

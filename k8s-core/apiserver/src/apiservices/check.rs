@@ -1,4 +1,4 @@
-//! Whether a server that answers for a version does, told as the APIService's condition `Available`.
+//! Availability checks of aggregated servers, reported in the APIService's `Available` condition.
 
 use std::{
     sync::{Arc, PoisonError, atomic::Ordering},
@@ -21,20 +21,20 @@ use crate::{
     webhook_client::Unreachable,
 };
 
-/// How often a server that answers is asked again.
+/// Interval of checks of an available server.
 const EVERY: Duration = Duration::from_secs(30);
-/// How often one that does not answer is asked again.
+/// Interval of checks of an unavailable server.
 const SOON: Duration = Duration::from_secs(1);
-/// How long it may take to answer.
+/// Timeout of a check.
 const PATIENCE: Duration = Duration::from_secs(5);
 
-/// What was found.
+/// The outcome of a check, as reason and message of the condition.
 struct Finding {
     reason: &'static str,
     message: String,
 }
 
-/// Starts to ask, until the APIService is another one or the server is gone.
+/// Starts the checks. They end when the APIService changes or the server is dropped.
 pub(super) fn start(state: &Arc<State>, remote: Arc<Remote>) {
     let weak = Arc::downgrade(state);
     tokio::spawn(async move {
@@ -53,7 +53,7 @@ pub(super) fn start(state: &Arc<State>, remote: Arc<Remote>) {
     });
 }
 
-/// Asks for the resources of the version.
+/// Requests the discovery document of the version.
 async fn ask(state: &Arc<State>, remote: &Remote) -> Finding {
     let path = format!("/apis/{}/{}", remote.group, remote.version);
     let failed = |why: String| Finding {
@@ -89,11 +89,11 @@ async fn ask(state: &Arc<State>, remote: &Remote) -> Finding {
     }
 }
 
-/// Writes the condition where it changed.
+/// Writes the condition if it changed.
 async fn tell(state: &Arc<State>, remote: &Remote, finding: &Finding) {
     let registry = state.registry.now();
     let Some(resource) = registry.find("apiregistration.k8s.io", "v1", "apiservices") else { return };
-    // Somebody else may write at the same time.
+    // Retries after a conflict with another writer.
     for _ in 0..3 {
         let Some(stored) = state.store.get(STORAGE, &remote.name) else { return };
         let Ok(mut service) = serde_json::from_slice::<Value>(&stored.json) else { return };

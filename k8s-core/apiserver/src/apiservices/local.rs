@@ -1,4 +1,4 @@
-//! APIServices of the versions that this server answers for itself, so that clients see all versions in one list.
+//! APIServices of this server's own versions, so that clients list all versions in one place.
 
 use std::sync::Arc;
 
@@ -37,17 +37,18 @@ const PRIORITIES: [(&str, i64); 21] = [
     ("extensions", 15_000),
 ];
 const CUSTOM: i64 = 1000;
-/// Who made it: the server, at its start or for a definition.
+/// Label of an automatically managed APIService: created at the start (`onstart`) or for a definition
+/// (`true`).
 const MANAGED: &str = "kube-aggregator.kubernetes.io/automanaged";
 
-/// Makes the APIServices that are missing, and removes its own of versions that it no longer serves.
+/// Creates missing APIServices, and deletes its own of versions that are no longer served.
 pub(crate) async fn register(state: &Arc<State>) {
     let registry = state.registry.now();
     let Some(resource) = registry.find("apiregistration.k8s.io", "v1", "apiservices") else { return };
     let now = timestamp(state.clock.now());
     let mut names = Vec::new();
     let mut missing = Vec::new();
-    // What answers for APIServices is not itself one of them.
+    // The group of APIServices has no APIService.
     for (group, versions) in registry.groups().iter().filter(|(g, _)| g != "apiregistration.k8s.io") {
         let built_in = PRIORITIES.iter().find(|(g, _)| g == group);
         for (i, version) in versions.iter().enumerate() {
@@ -66,7 +67,8 @@ pub(crate) async fn register(state: &Arc<State>) {
             names.push(name);
         }
     }
-    // All at once, so that they share flushes; somebody who was faster has made the same.
+    // Written concurrently, so that they share flushes. After a conflict, another writer has created the same
+    // object.
     let writes = missing.iter().map(|service| {
         let key = str_at(service, "/metadata/name");
         put(state, resource, key, Expect::Absent, service)

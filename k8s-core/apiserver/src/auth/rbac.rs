@@ -48,7 +48,7 @@ impl Rule {
         }
     }
 
-    /// Whether this rule allows it.
+    /// Returns true if this rule allows the request.
     #[must_use]
     pub fn allows(&self, a: &Attributes<'_>) -> bool {
         if !has(&self.verbs, a.verb) {
@@ -134,13 +134,13 @@ impl Rbac {
         new
     }
 
-    /// Whether `user` may do it.
+    /// Returns true if `user` may do it.
     #[must_use]
     pub fn allows(&self, store: &Store, user: &User, a: &Attributes<'_>) -> bool {
         self.has_rule(store, user, a, |_| true)
     }
 
-    /// Whether `user` may do it to objects of every name: a rule with `resourceNames` is not enough.
+    /// Returns true if `user` may do it to objects of every name: rules with `resourceNames` do not count.
     pub(crate) fn allows_every_name(&self, store: &Store, user: &User, a: &Attributes<'_>) -> bool {
         self.has_rule(store, user, a, |rule| rule.names.is_empty())
     }

@@ -1,4 +1,4 @@
-//! What other servers serve, in both forms of discovery.
+//! Versions of aggregated servers, in both forms of discovery.
 
 use std::sync::Arc;
 

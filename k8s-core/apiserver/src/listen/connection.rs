@@ -48,7 +48,7 @@ pub(super) struct Connection {
     pub(super) close: CancellationToken,
     /// The user of the last request.
     pub(super) account: Arc<LastAccount>,
-    /// That of an upgraded connection.
+    /// Ticket of an upgraded connection.
     upgraded: Mutex<Option<Arc<Ticket>>>,
 }
 

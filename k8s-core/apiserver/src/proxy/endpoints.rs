@@ -7,8 +7,8 @@ use serde_json::Value;
 
 use crate::value::{array_at, int_at, str_at};
 
-/// Whether an address is a global unicast one, as Go understands it: private networks are, loopback, link-local, multicast, broadcast and `0.0.0.0` are
-/// not.
+/// Returns true for global unicast addresses as Go defines them. Private networks are; loopback, link-local,
+/// multicast, broadcast and `0.0.0.0` are not.
 pub(crate) fn is_global_unicast(ip: IpAddr) -> bool {
     match ip.to_canonical() {
         IpAddr::V4(ip) => {
@@ -24,7 +24,7 @@ pub(crate) fn is_global_unicast(ip: IpAddr) -> bool {
     }
 }
 
-/// Ready endpoints of a service's port (by name) and their addresses.
+/// Returns the ready endpoints of a Service's port (by name) with their addresses.
 pub(crate) fn endpoints(
     store: &Store,
     namespace: &str,
@@ -55,7 +55,8 @@ pub(crate) fn endpoints(
     all.into_iter()
 }
 
-/// An address where a service's port (by name) is answered, for servers that an administrator has registered: these need not be pods.
+/// Returns an address of a Service's port (by name), for servers that an administrator has registered:
+/// endpoints need not be pods.
 pub(crate) fn endpoint(store: &Store, namespace: &str, service: &str, port: &str) -> Option<SocketAddr> {
     endpoints(store, namespace, service, port).map(|(_, address)| address).next()
 }

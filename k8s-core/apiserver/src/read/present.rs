@@ -1,4 +1,4 @@
-//! How stored objects are written for one request: in which form and in which version.
+//! Encoding of stored objects for one request: format and version.
 
 use std::sync::Arc;
 
@@ -18,7 +18,7 @@ use crate::{
     value::{encode, metadata_of, str_at},
 };
 
-/// Answers with a stored object in the form and version that was asked for.
+/// Responds with a stored object in the requested format and version.
 pub(crate) fn object_response(
     state: &Arc<State>,
     call: &Call,
@@ -30,26 +30,26 @@ pub(crate) fn object_response(
     Ok(json_bytes(code, presenter.object(json)))
 }
 
-/// How stored objects are written for one request.
+/// Encodes stored objects for one request.
 #[derive(Clone, Debug)]
 pub(crate) struct Presenter {
     resource: Arc<Resource>,
     form: Form,
     /// Lists and watches in protobuf: the type of their objects.
     protobuf: Option<Definition>,
-    /// What a Table's rows hold of the objects: `None`, `Metadata` or `Object`.
+    /// Object in a Table's rows: `None`, `Metadata` or `Object`.
     include: String,
-    /// Ages are counted when a row is written, since a watch goes on.
+    /// Clock for ages, which are computed when a row is written.
     clock: Clock,
     /// `{"kind":…,"apiVersion":…,` as stored objects begin: elements of lists of built-in types leave it out.
     identity: String,
 }
 
 impl Presenter {
-    /// What a request asks for.
+    /// Reads the format and version from a request.
     ///
     /// # Errors
-    /// 406 when nothing that it accepts can be given.
+    /// 406 if no accepted format can be served.
     pub(crate) fn from_call(
         state: &Arc<State>,
         call: &Call,
@@ -81,12 +81,12 @@ impl Presenter {
         })
     }
 
-    /// Whether the stored bytes are what is asked for.
+    /// Returns true if stored bytes are served unchanged.
     pub(crate) fn is_verbatim(&self) -> bool {
         self.form == Form::Whole && self.resource.is_storage_version()
     }
 
-    /// An object in the asked-for version.
+    /// Returns an object in the requested version.
     fn served(&self, json: &[u8]) -> Value {
         let mut object = stored(json);
         self.resource.from_storage(&mut object);
@@ -149,7 +149,7 @@ impl Presenter {
         }
     }
 
-    /// What a list begins with, up to its first element. `objects` are those that the list will have.
+    /// Returns the bytes before the first element of a list, whose objects are `objects`.
     pub(super) fn list_head<'a>(&self, metadata: &Value, objects: impl Iterator<Item = &'a [u8]>) -> Vec<u8> {
         let (kind, version) = match self.form {
             Form::Whole => (self.resource.list_kind.clone(), self.resource.api_version()),
@@ -162,7 +162,8 @@ impl Presenter {
             }
         };
         if self.protobuf.is_some() {
-            // The length of all stands before the first. They are written twice, so that memory does not grow with the list.
+            // The total length comes before the first element. Elements are encoded twice, so that memory
+            // does not grow with the list.
             let mut one = Vec::new();
             let length = objects.map(|json| {
                 one.clear();
@@ -207,7 +208,7 @@ impl Presenter {
         out.extend_from_slice(&encode(&object));
     }
 
-    /// What stands between two elements of a list, and after the last.
+    /// Returns the bytes between two elements, and after the last.
     pub(super) fn list_marks(&self) -> (&'static [u8], &'static [u8]) {
         if self.protobuf.is_some() { (b"", b"") } else { (b",", b"]}") }
     }
@@ -247,7 +248,7 @@ impl Presenter {
         }
     }
 
-    /// Appends the event that tells how far a watch has come; `initial`: and that all objects there were have been sent.
+    /// Appends a bookmark; `initial` marks the end of the initial events.
     pub(crate) fn bookmark(&self, revision: u64, initial: bool, out: &mut Vec<u8>) {
         let mut metadata = json!({"resourceVersion": revision.to_string(), "creationTimestamp": null});
         if initial {

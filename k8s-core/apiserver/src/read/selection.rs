@@ -1,4 +1,4 @@
-//! Which objects of a type a request is about, and how they are found.
+//! Selection of objects by namespace, labels and fields, with the store's indexes.
 
 use std::sync::Arc;
 
@@ -14,7 +14,7 @@ use serde_json::Value;
 
 use crate::{call::Call, resources::Resource};
 
-/// Which objects of a type a request is about.
+/// The namespace, labels and fields that a request selects.
 #[derive(Clone, Debug)]
 pub(crate) struct Selection {
     namespace: String,
@@ -23,7 +23,7 @@ pub(crate) struct Selection {
     labels: LabelSelector,
     fields: FieldSelector,
     known: Arc<[String]>,
-    /// The store's index has the selectable fields. A custom resource's may have been declared after its objects were stored.
+    /// The store indexes selectable fields. A custom resource may declare one after its objects were stored.
     indexed: bool,
 }
 
@@ -55,7 +55,7 @@ impl Selection {
             }
         }
         let name = match fields.required("metadata.name") {
-            // Who was let through for the name in the path must not read another one.
+            // A user who is authorized for the name in the path must not read another object.
             Some(name) if !call.info.name.is_empty() && name != call.info.name => {
                 return Err(ApiStatus::bad_request(
                     "fieldSelector metadata.name doesn't match requested name",
@@ -79,7 +79,7 @@ impl Selection {
         })
     }
 
-    /// Whether nothing but the namespace narrows it.
+    /// Returns true if only the namespace narrows the selection.
     pub(super) fn is_everything(&self) -> bool {
         self.labels.is_everything() && self.fields.terms.is_empty() && self.name.is_empty()
     }
@@ -155,7 +155,7 @@ impl Selection {
 #[derive(Debug)]
 pub(crate) struct Selected {
     snapshot: Snapshot,
-    /// Of the objects that may be selected; `None`: any may be.
+    /// Keys of candidate objects. `None`: all objects are candidates.
     keys: Option<Vec<Arc<str>>>,
     prefix: String,
     selection: Selection,
@@ -167,17 +167,17 @@ impl Selected {
         self.snapshot.revision
     }
 
-    /// How many objects of the type there are, selected or not.
+    /// Returns the number of objects of the type, selected or not.
     pub(super) fn total(&self) -> usize {
         self.snapshot.len()
     }
 
-    /// Whether every object of the type is selected.
+    /// Returns true if every object of the type is selected.
     pub(super) fn is_all(&self) -> bool {
         self.prefix.is_empty() && self.selection.is_everything()
     }
 
-    /// Whether nothing but the namespace narrows it.
+    /// Returns true if only the namespace narrows the selection.
     pub(super) fn is_whole_namespace(&self) -> bool {
         self.selection.is_everything()
     }

@@ -1,7 +1,8 @@
 //! Watch: a client's place in a type's history, and what it is sent from there.
 //!
-//! A watcher takes events from the type's shared history when its client has taken what it was sent before. Nothing is queued for it, so a slow
-//! client costs nobody anything; when history has moved on past its place it is told so (410) and cut off.
+//! A watcher takes events from the type's shared history after its client has read the previous ones. Nothing
+//! is queued per watcher, so a slow client costs little. When the history no longer has its position, it gets
+//! 410 and ends.
 
 use std::{sync::Arc, time::Duration};
 
@@ -27,9 +28,9 @@ use crate::{
     value::{encode, set},
 };
 
-/// A watch that is about to end tells how far it came, so that the next one need not go through the same events.
+/// A watch sends a bookmark before it ends, so that the next watch need not repeat events.
 const BOOKMARK_BEFORE_END: Duration = Duration::from_secs(2);
-/// How many events are taken from history at a time: with small objects they fill about one [`CHUNK`].
+/// Number of events taken from the history at a time. With small objects they fill about one [`CHUNK`].
 const BATCH: usize = 64;
 
 /// One watcher.
@@ -40,11 +41,11 @@ struct Watch {
     cursor: WatchCursor,
     /// The objects that there were when it began, and the key of the last one sent.
     initial: Option<(Selected, Arc<str>)>,
-    /// Whether the end of the initial objects is to be marked.
+    /// True if the end of the initial events is to be marked.
     mark_initial: bool,
     bookmarks: bool,
     out: Vec<u8>,
-    /// Whether a Table's columns were sent.
+    /// True if a Table's columns were sent.
     begun: bool,
     ended: bool,
     deadline: Instant,
@@ -115,7 +116,8 @@ impl Watch {
         self.presenter.event(kind, json, first, &mut self.out);
     }
 
-    /// Queues an event of the type's history as this watcher sees it: an object that comes to be selected is new to it, one that no longer is has gone.
+    /// Queues an event as this watcher sees it: an object that starts to be selected is added, one that stops
+    /// is deleted.
     fn push_event(&mut self, event: &Event) {
         let before = event.before.as_deref().filter(|b| self.selection.accepts(b));
         let was = event.kind != EventKind::Added && before.is_some();

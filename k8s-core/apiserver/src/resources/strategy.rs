@@ -57,6 +57,9 @@ pub enum Proxied {
     Node,
 }
 
+/// Returns true if a selectable field has a value.
+pub type HasValue<'a> = &'a dyn Fn(&str, &str) -> bool;
+
 /// Per-resource behaviour.
 #[derive(Debug)]
 pub struct Strategy {
@@ -70,22 +73,21 @@ pub struct Strategy {
     pub allow_create_on_update: bool,
     /// A PUT may leave out `metadata.resourceVersion`.
     pub allow_unconditional_update: bool,
-    /// Keeps the status that an object is created with: a kubelet registers its node with one.
+    /// A new object keeps its status: a kubelet registers its node with one.
     pub created_with_status: bool,
-    /// Takes cluster addresses and node ports ([`crate::allocate`]).
+    /// Objects have cluster addresses and node ports ([`crate::allocate`]).
     pub allocates: bool,
-    /// The target of the `proxy` subresource.
+    /// Target of the `proxy` subresource.
     pub proxied: Option<Proxied>,
-    /// Metadata that writes of the status leave as it is, of [`METADATA_OF_CLIENTS`].
+    /// Fields of [`METADATA_OF_CLIENTS`] that status writes leave unchanged.
     pub fixed_by_status: &'static [&'static str],
-    /// Default grace period of a deletion, seconds. `None`: the object goes at once.
+    /// Default grace period of a deletion, seconds. `None`: the object is deleted at once.
     pub grace: fn(&Value) -> Option<i64>,
-    /// Whether an object goes at once by its selectable fields, so that it need not be decoded. The argument tells
-    /// whether a field has a value.
-    pub is_deleted_unread: fn(&dyn Fn(&str, &str) -> bool) -> bool,
-    /// Whether something beside the finalizers in its metadata keeps an object that is to be deleted.
+    /// Returns true if an object is deleted at once, by its selectable fields: it is not decoded.
+    pub is_deleted_unread: fn(HasValue<'_>) -> bool,
+    /// Returns true if something other than `metadata.finalizers` keeps an object that is being deleted.
     pub is_held: fn(&Value) -> bool,
-    /// Changes an object that was marked as being deleted.
+    /// Changes an object after it was marked as being deleted.
     pub mark_deleted: fn(&mut Value),
     /// Sets defaults.
     pub default: fn(&mut Value),

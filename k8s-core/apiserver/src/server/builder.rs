@@ -1,4 +1,4 @@
-//! What a server is made of, chosen part by part.
+//! The builder of a server.
 
 use std::sync::{
     Arc, Mutex,
@@ -28,7 +28,7 @@ use crate::{
 /// The observers of stored objects; each kind has one at most.
 static OBSERVERS: &[&dyn Observer] = &[&Definitions, &ApiServices];
 
-/// What an [`ApiServer`] is made of.
+/// Builds an [`ApiServer`] from its parts. Each part has a default.
 pub struct Builder {
     store: Store,
     clock: Clock,
@@ -82,130 +82,137 @@ impl Builder {
         }
     }
 
-    /// Time. Default: wall time.
+    /// Clock of the server. Default: wall time.
     #[must_use]
     pub fn clock(mut self, clock: Clock) -> Self {
         self.clock = clock;
         self
     }
-    /// Who is who. Default: client certificates and service account tokens, no anonymous requests.
+    /// Authenticator for certificates and tokens. Default: client certificates and service account tokens;
+    /// anonymous requests are refused.
     #[must_use]
     pub fn authenticator(mut self, authenticator: Authenticator) -> Self {
         self.authenticator = authenticator;
         self
     }
-    /// Who may do what. Default: RBAC. With `AlwaysAllow`, requests without credentials are refused whatever the authenticator says.
+    /// Authorization mode. Default: RBAC. With `AlwaysAllow`, the authenticator's anonymous requests are
+    /// refused.
     #[must_use]
     pub fn authorization(mut self, mode: AuthorizationMode) -> Self {
         self.authorization = mode;
         self
     }
-    /// The PKCS#8 P-256 key that signs service account tokens. Default: a new one, which dies with the process.
+    /// PKCS#8 P-256 key that signs service account tokens. Default: a new key, which is lost with the
+    /// process.
     #[must_use]
     pub fn service_account_key(mut self, pkcs8: Vec<u8>) -> Self {
         self.service_account_key = Some(pkcs8);
         self
     }
-    /// The range of cluster addresses. Default: 10.43.0.0/16.
+    /// Range of cluster addresses of Services. Default: 10.43.0.0/16.
     #[must_use]
     pub fn service_range(mut self, network: std::net::Ipv4Addr, prefix: u8) -> Self {
         self.service_range = (network, prefix);
         self
     }
-    /// Range of pod addresses, for warnings about Services that claim such an address. Default: the pod ranges of the
-    /// nodes.
+    /// Range of pod addresses, for warnings about Services that claim one. Default: the pod ranges of the nodes.
     #[must_use]
     pub fn pod_range(mut self, network: std::net::Ipv4Addr, prefix: u8) -> Self {
         self.pod_range = Some((network, prefix));
         self
     }
-    /// The range of node ports, both ends included. Default: 30000-32767.
+    /// Range of node ports, both ends included. Default: 30000-32767.
     #[must_use]
     pub fn node_ports(mut self, first: u16, last: u16) -> Self {
         self.node_ports = (first, last);
         self
     }
-    /// Adds an admission function, after the built-in ones: an [`Admit`](crate::admission::Admit), or a closure over an
-    /// [`Admission`](crate::admission::Admission) or a [`Request`](crate::admission::Request).
+    /// Adds an admission plugin after the built-in ones: an [`Admit`](crate::admission::Admit), or a closure
+    /// over an [`Admission`](crate::admission::Admission) or a [`Request`](crate::admission::Request).
     #[must_use]
     pub fn admit<M>(self, admit: impl IntoAdmit<M>) -> Self {
         self.admit_shared(admit.into_admit())
     }
-    /// Adds an admission function that others may have as well.
+    /// Adds an admission plugin that several servers share.
     #[must_use]
     pub fn admit_shared(mut self, admit: Arc<dyn Admit>) -> Self {
         self.admission.push(admit);
         self
     }
-    /// Serves a custom resource that a Rust type describes, without a definition in the store.
+    /// Serves the custom resource of a Rust type, without a definition in the store.
     #[must_use]
     pub fn resource<T: CustomResource>(mut self) -> Self {
         self.typed.push(crate::resources::typed::resources::<T>());
         self
     }
-    /// Adds a way to find out who a request is from, asked before the server's own.
+    /// Adds an authenticator, asked before the server's own.
     #[must_use]
     pub fn authenticate_with(mut self, authenticator: impl Authenticate) -> Self {
         self.authenticators.push(Arc::new(authenticator));
         self
     }
-    /// Adds a way to decide what users may do, asked before RBAC.
+    /// Adds an authorizer, asked before RBAC.
     #[must_use]
     pub fn authorize_with(mut self, authorizer: impl Authorize) -> Self {
         self.authorizers.push(Arc::new(authorizer));
         self
     }
-    /// Adds a limit on how much is worked on at once.
+    /// Adds a limit on concurrent requests.
     #[must_use]
     pub fn flow_control(mut self, flow: impl FlowControl) -> Self {
         self.flow.push(Arc::new(flow));
         self
     }
-    /// Adds somebody who writes down what was asked.
+    /// Adds an audit backend.
     #[must_use]
     pub fn audit(mut self, audit: impl Audit) -> Self {
         self.audit.push(Arc::new(audit));
         self
     }
-    /// How kubelets are reached, for logs, exec, attach, port-forward and proxy.
+    /// Connector to kubelets for logs, exec, attach, port-forward and proxy. Default: none; such requests get
+    /// 503.
     #[must_use]
     pub fn nodes(mut self, connector: Arc<dyn NodeConnector>) -> Self {
         self.nodes = Some(connector);
         self
     }
 
-    /// As whom aggregated API servers are called. Default: without a certificate, so that they know nobody.
+    /// Client certificate presented to aggregated API servers. Default: none; they then see an anonymous
+    /// request.
     #[must_use]
     pub fn front_proxy(mut self, identity: ClientIdentity) -> Self {
         self.front_proxy = Some(identity);
         self
     }
 
-    /// How often it does what it does by itself. Default: as upstream.
+    /// Intervals of background work. Default: as upstream.
     #[must_use]
     pub fn pace(mut self, pace: Pace) -> Self {
         self.pace = pace;
         self
     }
 
-    /// Whether answers warn of kinds and fields that are stored and not acted on. Default: yes. (A comparison with an upstream server turns it off.)
+    /// Warnings about kinds and fields that are stored and not acted on. Default: on. A comparison with an
+    /// upstream server turns them off.
     #[must_use]
     pub fn warn_unenforced(mut self, warns: bool) -> Self {
         self.warns_unenforced = warns;
         self
     }
 
-    /// What clients over sockets may hold at once. Default: as upstream.
+    /// Limits on clients over sockets. Default: as upstream.
     #[must_use]
     pub fn limits(mut self, limits: Limits) -> Self {
         self.limits = limits;
         self
     }
 
-    /// Makes the server, and in its store what every cluster has (namespaces, bootstrap roles, the `kubernetes` Service is the bins' part).
+    /// Builds the server and writes the bootstrap objects (namespaces, roles, priority classes). The
+    /// `kubernetes` Service is created by the `hyperkube` crate.
     ///
     /// # Errors
-    /// When the key is not one, a type's own definition is wrong, or the store cannot be written.
+    /// If `service_account_key` is not a PKCS#8 P-256 key, a type's definition is invalid, or the store
+    /// cannot be written.
     pub async fn build(mut self) -> Result<ApiServer, String> {
         if self.authorization == AuthorizationMode::AlwaysAllow {
             self.authenticator.refuse_anonymous();
@@ -264,7 +271,7 @@ impl Builder {
         let own =
             server.client_as(User::new("system:apiserver", &["system:masters"])).named("kube-apiserver");
         match (crate::bootstrap::run(server.store(), &own).await, server.state.store.ailment()) {
-            // A cluster on a full disk can be read, and has what it had before.
+            // With a full disk the cluster is readable, and has its bootstrap objects from before.
             (Err(e), Some(_)) => tracing::warn!(error = %e, "not all bootstrap objects could be made"),
             (made, _) => made.map_err(|e| e.to_string())?,
         }

@@ -1,4 +1,4 @@
-//! The handler of a request for a resource.
+//! Dispatch of a request for a resource to its handler.
 
 use std::sync::Arc;
 
@@ -8,7 +8,7 @@ use k8s_core::{client::Body, status::ApiStatus};
 
 use crate::{body::read_body, call::Call, resources::Resource, respond::not_found_page, state::State};
 
-/// Answers a request about a resource, by its kind of resource.
+/// Serves a request for a review, a converted version or a stored resource.
 pub(super) async fn resource(
     state: &Arc<State>,
     call: &Call,

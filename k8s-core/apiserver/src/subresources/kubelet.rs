@@ -1,4 +1,4 @@
-//! Subresources that are passed on to a kubelet, pod or service: `log`, `exec`, `attach`, `portforward`, `proxy`.
+//! Subresources forwarded to a kubelet or pod: `log`, `exec`, `attach`, `portforward`, `proxy`.
 
 mod log_options;
 mod target;
@@ -49,7 +49,7 @@ pub(crate) async fn handle(
             Some(Proxied::Node) => match target::of_node(state, call, resource).await? {
                 target::Node::Kubelet(node) => {
                     let path = with_query(if info.rest.is_empty() { "/" } else { &info.rest }, request);
-                    // Other than logs and exec, this reaches any path: it must not lead into the server's own machine.
+                    // The proxy reaches any path: it must not lead to the server's own machine.
                     request.extensions_mut().insert(GlobalOnly);
                     return to_node(state, &node, &path, request).await;
                 }
@@ -59,14 +59,14 @@ pub(crate) async fn handle(
         return to_address(call, &target, request).await;
     }
     if info.subresource != "log" {
-        // A WebSocket begins with a GET: who may only read must not run commands by it.
+        // A WebSocket begins with a GET: a user who may only read must not run commands.
         state.authorization.may_create(&call.user, &call.info).await?;
     }
     let (_, pod) = current(state, resource, &resource.key(&info.namespace, &info.name), &info.name)?;
     to_pod(state, call, &pod, request).await
 }
 
-/// The redirect of a proxied request without a path to the root of what is proxied, so that relative links in its answer hold.
+/// Redirects a proxied request without a path to the root, so that relative links in the response work.
 fn to_root(info: &RequestInfo, request: &Request<Body>) -> Option<Response<Body>> {
     let reads = matches!(*request.method(), Method::GET | Method::HEAD);
     if !info.rest.is_empty() || !reads || request.headers().contains_key(header::UPGRADE) {
@@ -86,7 +86,7 @@ fn with_query(path: &str, request: &Request<Body>) -> String {
     }
 }
 
-/// The container that a request means.
+/// Returns the container that a request is for.
 fn container(call: &Call, pod: &Value) -> Result<String, ApiStatus> {
     let names = |field: &str| -> Vec<String> {
         array_at(pod, &format!("/spec/{field}")).iter().map(|c| str_at(c, "/name").to_owned()).collect()
@@ -146,7 +146,7 @@ async fn to_pod(
                 other => format!("/{other}/{namespace}/{name}/{}", encode(&container)),
             };
             if part == "log" && str_at(pod, "/spec/nodeName").is_empty() {
-                // Not placed yet: there is nothing to show.
+                // A pod without a node has no log.
                 return Ok(crate::respond::text(StatusCode::OK, ""));
             }
             path
@@ -206,7 +206,7 @@ async fn to_address(
     if !target.tls {
         return exchange(TokioIo::new(tcp), out).await.map_err(failed);
     }
-    // As upstream's: whoever proxies to a pod knows no authority for its certificate.
+    // As upstream: the certificate of a pod is not verified.
     let tls = crate::webhook_client::unverified().map_err(|e| failed(e.into()))?;
     let name = rustls::pki_types::ServerName::from(target.address.ip());
     let connecting = tokio_rustls::TlsConnector::from(tls).connect(name, tcp);

@@ -1,4 +1,5 @@
-//! NamespaceLifecycle: objects are created in namespaces that exist and stay; the cluster's own namespaces stay.
+//! NamespaceLifecycle: refuses objects in absent or terminating namespaces, and the deletion of built-in
+//! ones.
 
 use async_trait::async_trait;
 use k8s_core::{api::apimachinery::pkg::apis::meta::v1::StatusCause, status::ApiStatus};

@@ -1,10 +1,10 @@
-//! RoleEscalation: nobody grants rights that they do not hold.
+//! RoleEscalation: refuses to grant rights that the user does not hold.
 //!
-//! Every write of a role or binding comes through this plugin (create, update, patch, apply, dry run), after all admission functions have changed the
-//! object. The aggregation controller holds `escalate` on ClusterRoles, so it may write the rules that it gathers.
+//! Every write of a role or binding passes this plugin (create, update, patch, apply, dry run), after all
+//! other plugins. The aggregation controller has `escalate` on ClusterRoles for the rules that it aggregates.
 //!
-//! A role may be written by who holds all of its rules, or may `escalate` it. An aggregation rule gathers any rules, so it needs every right.
-//! A binding may be written by who holds all rules of its role, or may `bind` it; only the latter, and `system:masters`, may bind an absent role.
+//! A role needs all of its rules, or `escalate`. An aggregation rule needs every right. A binding needs all
+//! rules of its role, or `bind`; an absent role needs `bind` or `system:masters`.
 
 use std::{collections::BTreeMap, sync::Arc};
 
@@ -23,7 +23,7 @@ use crate::{
 /// The API group of roles and bindings.
 const GROUP: &str = "rbac.authorization.k8s.io";
 
-/// Most combinations of verbs, groups, resources and names that are looked up for one role.
+/// Maximum of combinations of verbs, groups, resources and names of one role.
 const MOST_COMBINATIONS: usize = 1 << 20;
 
 /// The check of roles and bindings.
@@ -90,7 +90,7 @@ async fn check(authorization: &Authorization, admission: &Admission<'_>) -> Resu
     Ok(())
 }
 
-/// Whether an update changes nothing but what garbage collection changes: finalizers and owner references.
+/// Returns true if an update changes only finalizers and owner references, as garbage collection does.
 fn changes_only_collection(new: &Value, old: &Value) -> bool {
     let rest = |object: &Value| {
         let mut object = object.clone();
@@ -111,7 +111,7 @@ struct Caller<'a> {
 }
 
 impl Caller<'_> {
-    /// Whether the caller has a verb that stands in for holding the rules.
+    /// Returns true if the user has a verb that stands in for the rules.
     async fn may(&self, verb: &str, resource: &str, name: &str) -> bool {
         let wanted = Attributes {
             verb,

@@ -13,14 +13,14 @@ use crate::{
     webhook_client::{Callee, whole},
 };
 
-/// How long a webhook may take.
+/// Timeout of a call.
 const PATIENCE: Duration = Duration::from_secs(30);
-/// How many objects are converted in one call.
+/// Maximum number of objects in a call.
 const BATCH: usize = 500;
 /// The largest answer, bytes.
 const MOST: usize = 64 << 20;
 
-/// Who converts a resource's objects, and into what they are stored.
+/// The conversion webhook of a resource, and the stored version.
 #[derive(Debug)]
 pub(crate) struct Webhook {
     /// The stored version.
@@ -31,7 +31,7 @@ pub(crate) struct Webhook {
 }
 
 impl Webhook {
-    /// What a definition says (`spec.conversion`).
+    /// Reads `spec.conversion` of a definition.
     pub(crate) fn new(conversion: &Value, stored: Arc<Resource>) -> Self {
         let known =
             array_at(conversion, "/webhook/conversionReviewVersions").iter().find_map(|v| match v.as_str() {
@@ -43,10 +43,10 @@ impl Webhook {
         Webhook { stored, callee, review: known.unwrap_or("v1") }
     }
 
-    /// Objects in another version, in the same order.
+    /// Converts objects to another version, in the same order.
     ///
     /// # Errors
-    /// 500 with what is wrong with the webhook or its answer.
+    /// 500 with the failure of the webhook or of its response.
     pub(crate) async fn convert(
         &self,
         store: &Store,

@@ -56,7 +56,7 @@ pub static STRATEGY: Strategy = Strategy {
     ..BASE
 };
 
-/// Whether all containers of a pod have ended for good.
+/// Returns true if the pod has ended: no container runs again.
 fn has_ended(pod: &Value) -> bool {
     ["Succeeded", "Failed"].contains(&str_at(pod, "/status/phase"))
 }
@@ -145,7 +145,7 @@ fn default_container(container: &mut Value, host_network: bool) {
             default_http(hook);
         }
     }
-    // What is limited and not requested is requested as it is limited.
+    // A limit without a request is the request.
     let limits = container.pointer("/resources/limits").and_then(Value::as_object).cloned();
     if let Some(limits) = limits
         && let Some(requests) = child(container, "resources").and_then(|r| child(r, "requests"))
@@ -163,7 +163,7 @@ fn default_http(handler: &mut Value) {
     }
 }
 
-/// Whether an image reference means the tag `latest`.
+/// Returns true if an image reference means the tag `latest`.
 fn tag_is_latest(image: &str) -> bool {
     if image.contains('@') {
         return false;
@@ -243,7 +243,7 @@ pub fn qos_class(spec: &Value) -> &'static str {
 /// Marks a pod as placed on a node; for the binding subresource.
 ///
 /// # Errors
-/// Why it cannot be placed there, as upstream says it.
+/// The reason, in upstream's words.
 pub fn bind(
     pod: &mut Value,
     node: &str,
@@ -282,7 +282,7 @@ pub fn bind(
     Ok(())
 }
 
-/// Whether a value is missing or empty text.
+/// Returns true for a missing value or an empty string.
 pub(super) fn is_blank(value: Option<&Value>) -> bool {
     value.is_none_or(|v| v.is_null() || v == "")
 }

@@ -1,6 +1,7 @@
-//! Targets of the proxy subresources: which address a pod, service or node means, and which addresses are refused.
+//! Targets of the proxy subresources: addresses of pods, Services and nodes.
 //!
-//! Guarantee: a user who may write EndpointSlices or pod statuses cannot make the server call loopback, link-local or foreign addresses of its machine.
+//! Guarantee: a user who may write EndpointSlices or pod statuses cannot make the server call loopback,
+//! link-local or foreign addresses.
 
 use std::sync::Arc;
 
@@ -21,7 +22,7 @@ use crate::{
 /// The port of a kubelet whose node does not say another.
 const KUBELET_PORT: i64 = 10250;
 
-/// Where a proxied request goes.
+/// The address of a proxied request.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) struct Target {
     /// The address.
@@ -30,7 +31,7 @@ pub(super) struct Target {
     pub(super) tls: bool,
 }
 
-/// What a proxied request for a node reaches.
+/// The target of a proxied request for a node.
 pub(super) enum Node {
     /// Its kubelet; the Node object.
     Kubelet(Value),
@@ -120,7 +121,7 @@ pub(super) fn of_service(state: &Arc<State>, call: &Call) -> Result<Target, ApiS
     Ok(Target { address, tls: id.tls })
 }
 
-/// Whether an endpoint's address is that of the pod that it names, in the namespace.
+/// Returns true if an endpoint's address is that of the pod that it names, in the namespace.
 fn is_pod_of(state: &Arc<State>, namespace: &str, endpoint: &Value, ip: IpAddr) -> bool {
     let of = |field: &str| str_at(endpoint, &format!("/targetRef/{field}"));
     if of("kind") != "Pod" || of("namespace") != namespace || !is_global_unicast(ip) {
