@@ -5,7 +5,7 @@ use std::sync::{Arc, Mutex};
 use async_trait::async_trait;
 use k8s_apiserver::{
     ApiServer, User,
-    admission::{Admission, Admit},
+    admission::{Admission, Admit, Deletion},
     auth::rbac::Attributes,
     request::RequestInfo,
     stages::{Audit, Audited, Authenticate, Authorize, Credentials, Decision, FlowControl, Ticket},
@@ -122,4 +122,50 @@ async fn each_is_asked_in_its_place() {
     let seen =
         ["dan create 201", "dan create 403", "dan get 403", "olga get 404", "olga list 429", "? get 401"];
     assert_eq!(entries, seen);
+}
+
+struct Keeps;
+#[async_trait]
+impl Admit for Keeps {
+    async fn admit(&self, _: &mut Admission<'_>) -> Result<(), ApiStatus> {
+        Ok(())
+    }
+    async fn delete(&self, deletion: &Deletion<'_>) -> Result<(), ApiStatus> {
+        if (deletion.resource.plural.as_str(), deletion.namespace, deletion.name)
+            == ("configmaps", "default", "kept")
+        {
+            let why = format!("{} may not delete it", deletion.user.name);
+            return Err(ApiStatus::forbidden("", "configmaps", deletion.name, &why));
+        }
+        Ok(())
+    }
+}
+
+#[tokio::test]
+async fn a_plugin_refuses_deletions() {
+    let server = ApiServer::builder(Store::memory()).admit(Keeps).build().await.unwrap();
+    let admin = server.service_as(k8s_apiserver::User::admin());
+    let call = |method: &'static str, path: &'static str, body: &'static str| {
+        let admin = admin.clone();
+        async move {
+            let request = http::Request::builder().method(method).uri(format!("/api/v1/namespaces/{path}"));
+            let request = request.header("content-type", "application/json").body(body.into());
+            let answer = ask(&admin, request.unwrap()).await;
+            (answer.status.as_u16(), answer.json())
+        }
+    };
+    for name in ["kept", "other"] {
+        let body = if name == "kept" {
+            r#"{"metadata":{"name":"kept"}}"#
+        } else {
+            r#"{"metadata":{"name":"other"}}"#
+        };
+        assert_eq!(call("POST", "default/configmaps", body).await.0, 201);
+    }
+    let (code, refused) = call("DELETE", "default/configmaps/kept", "").await;
+    assert_eq!(code, 403, "{refused}");
+    assert!(refused["message"].as_str().unwrap().ends_with("system:admin may not delete it"), "{refused}");
+    assert_eq!(call("DELETE", "default/configmaps", "").await.0, 403, "each object of a collection");
+    assert_eq!(call("GET", "default/configmaps/kept", "").await.0, 200);
+    assert_eq!(call("DELETE", "kube-system", "").await.0, 403, "NamespaceLifecycle");
 }
