@@ -28,7 +28,7 @@ use super::{
 };
 use crate::{
     Cluster,
-    control_plane::apply,
+    apply::apply,
     exit::{Code, Failure},
 };
 
