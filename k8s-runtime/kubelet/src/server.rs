@@ -9,12 +9,12 @@
 
 mod auth;
 mod channels;
+mod exec;
 mod listen;
 mod locate;
 mod logs;
 mod port_forward;
 mod query;
-mod remote;
 mod spdy;
 mod stats;
 mod upgrade;
@@ -112,10 +112,10 @@ impl KubeletApi {
                 logs::serve(cx, namespace, pod, container, request)
             }
             ["exec", namespace, pod, container] | ["exec", namespace, pod, _, container] => {
-                remote::serve(cx, remote::What::Exec, namespace, pod, container, request)
+                exec::serve(cx, exec::Subresource::Exec, namespace, pod, container, request)
             }
             ["attach", namespace, pod, container] | ["attach", namespace, pod, _, container] => {
-                remote::serve(cx, remote::What::Attach, namespace, pod, container, request)
+                exec::serve(cx, exec::Subresource::Attach, namespace, pod, container, request)
             }
             ["portForward", namespace, pod] | ["portForward", namespace, pod, _] => {
                 port_forward::serve(cx, namespace, pod, request)

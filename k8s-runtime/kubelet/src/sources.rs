@@ -17,8 +17,8 @@ use k8s_core::{
 
 use crate::types::{ConfigMap, Secret};
 
-/// How long a user waits for the first answer about an object.
-const PATIENCE: Duration = Duration::from_secs(10);
+/// The time that a user waits for the first answer about an object.
+const FIRST_ANSWER_TIMEOUT: Duration = Duration::from_secs(10);
 
 /// Why an object cannot be used.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
@@ -41,7 +41,7 @@ pub(crate) struct Watched<K> {
 
 impl<K: Object> Watched<K> {
     pub(crate) async fn get(&self) -> Result<Arc<K>, SourceError> {
-        tokio::time::timeout(PATIENCE, self.cache.synced())
+        tokio::time::timeout(FIRST_ANSWER_TIMEOUT, self.cache.synced())
             .await
             .map_err(|_| SourceError::NotSynced { kind: self.kind })?;
         self.cache

@@ -5,7 +5,7 @@ use std::{fs, io, path::Path, path::PathBuf, time::Duration};
 use super::{EmbeddedConfig, cgroup::Cgroups, config_file, protocol::read_json, sandbox_files::unmount};
 
 /// How long killed processes may take to go.
-const PATIENCE: Duration = Duration::from_secs(20);
+const CGROUP_TIMEOUT: Duration = Duration::from_secs(20);
 
 /// Everything that [`reset`] on the same state directory would remove, in words.
 pub fn leftovers(root: &Path) -> io::Result<Vec<String>> {
@@ -37,7 +37,7 @@ pub fn leftovers(root: &Path) -> io::Result<Vec<String>> {
 pub fn reset(root: &Path) -> io::Result<()> {
     let Some(config) = configured(root)? else { return Ok(()) };
     let cgroups = Cgroups::detect()?;
-    let mut last = cgroups.remove(&config.cgroup_root, PATIENCE);
+    let mut last = cgroups.remove(&config.cgroup_root, CGROUP_TIMEOUT);
     let mut note = |result: io::Result<()>| {
         if let Err(error) = result
             && error.kind() != io::ErrorKind::NotFound

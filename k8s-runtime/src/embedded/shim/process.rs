@@ -38,8 +38,8 @@ use crate::{
     sys,
 };
 
-/// How long a child may take to get ready (a bind source on a hanging file server, for one).
-const PATIENCE: Duration = Duration::from_secs(60);
+/// The time that a child may take to get ready (a bind source on a hanging file server, for one).
+const READY_TIMEOUT: Duration = Duration::from_secs(60);
 const DEFAULT_PATH: &str = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin";
 
 /// The child's ends of its streams; `None` is `/dev/null`.
@@ -100,7 +100,7 @@ impl Sync {
 type Report = (Result<Stage, Failure>, Vec<OwnedFd>);
 
 fn receive(socket: BorrowedFd<'_>, inbox: &mut wire::Inbox) -> io::Result<Option<Report>> {
-    let deadline = Instant::now() + PATIENCE;
+    let deadline = Instant::now() + READY_TIMEOUT;
     loop {
         if let Some(report) = inbox.next()? {
             return Ok(Some(report));
