@@ -1,7 +1,7 @@
 //! The traits between the kubelet and whatever runs containers.
 //!
-//! They follow the Container Runtime Interface (CRI) in meaning, so that a CRI socket can stand behind them, but events
-//! are part of the contract and byte streams are plain `AsyncRead + AsyncWrite`.
+//! They follow the Container Runtime Interface (CRI) in meaning, so that a CRI socket can stand behind them,
+//! but events are part of the contract and byte streams are plain `AsyncRead + AsyncWrite`.
 
 use std::{
     collections::BTreeMap,
@@ -64,7 +64,8 @@ pub enum RuntimeError {
     /// The request can never work: a bad image, command or option. The kubelet reports it on the container.
     #[error("{0}")]
     Invalid(String),
-    /// The program could not be started (not found, not executable): `StartError`/`RunContainerError` on the container.
+    /// The program could not be started (not found, not executable): `StartError`/`RunContainerError` on the
+    /// container.
     #[error("{0}")]
     Start(String),
     /// Retryable: the system refused something.
@@ -159,8 +160,9 @@ pub struct User {
 pub struct Mount {
     /// Path on the host: a file or a directory that exists.
     pub host_path: PathBuf,
-    /// A path that exists below the directory `host_path`; empty: `host_path` itself. It is resolved when the container is
-    /// made, beneath `host_path`: links that lead out of it are refused, however often they are changed meanwhile.
+    /// A path that exists below the directory `host_path`; empty: `host_path` itself. It is resolved when the
+    /// container is made, beneath `host_path`: links that lead out of it are refused, however often they are
+    /// changed meanwhile.
     #[serde(default)]
     pub sub_path: PathBuf,
     /// Absolute path in the container; made where it does not exist.
@@ -224,7 +226,8 @@ pub struct ContainerSpec {
     /// So many files a rotated log has, the one being written included (2 at least).
     #[serde(default)]
     pub log_max_files: usize,
-    /// Signal that [`Runtime::stop`] sends first, such as `SIGTERM`; `None`: what the image says, else SIGTERM.
+    /// Signal that [`Runtime::stop`] sends first, such as `SIGTERM`; `None`: what the image says, else
+    /// SIGTERM.
     pub stop_signal: Option<String>,
     /// Free-form labels that [`Runtime::list`] gives back.
     pub labels: BTreeMap<String, String>,
@@ -285,7 +288,8 @@ pub struct SandboxStatus {
     pub ready: bool,
     /// File that holds its network namespace; `None` with `host_network` and for runtimes without namespaces.
     pub netns: Option<PathBuf>,
-    /// Addresses, for runtimes that assign them themselves; else empty (the kubelet's pod network assigns them).
+    /// Addresses, for runtimes that assign them themselves; else empty (the kubelet's pod network assigns
+    /// them).
     pub ips: Vec<IpAddr>,
     /// The specification it was made from.
     pub spec: SandboxSpec,
@@ -372,7 +376,8 @@ impl fmt::Debug for Attached {
 
 /// Runs sandboxes and containers.
 ///
-/// A runtime of one's own needs the methods without a body; the others answer "not supported" in the API's words.
+/// A runtime of one's own needs the methods without a body; the others answer "not supported" in the API's
+/// words.
 #[async_trait]
 pub trait Runtime: Send + Sync + 'static {
     /// Makes a sandbox and returns it, ready.
@@ -459,12 +464,14 @@ pub enum PullPolicyHint {
 /// The images on a node.
 #[async_trait]
 pub trait Images: Send + Sync + 'static {
-    /// The image by reference (short names mean `docker.io/library/...:latest`) or id; `None`: not on the node.
+    /// The image by reference (short names mean `docker.io/library/...:latest`) or id; `None`: not on the
+    /// node.
     async fn find(&self, reference: &str) -> Result<Option<ImageInfo>, RuntimeError>;
     /// Fetches an image. `auth` is `(user, password)`.
     ///
     /// # Errors
-    /// [`RuntimeError::Invalid`] for a malformed reference, else a retryable error with the registry's answer.
+    /// [`RuntimeError::Invalid`] for a malformed reference, else a retryable error with the registry's
+    /// answer.
     async fn pull(&self, reference: &str, auth: Option<(String, String)>) -> Result<ImageInfo, RuntimeError>;
     /// All images.
     async fn list(&self) -> Result<Vec<ImageInfo>, RuntimeError>;

@@ -1,7 +1,9 @@
-//! A runtime without processes: sandboxes and containers live in memory and follow a script. For tests without root and for scale.
+//! A runtime without processes: sandboxes and containers live in memory and follow a script. For tests
+//! without root and for scale.
 //!
-//! Time comes from tokio, so a test with a paused clock controls it. Guarantee: states and events are those of a real runtime (an
-//! exit is in the status before its event is sent). Not here: streams (exec, attach, port-forward answer "not supported").
+//! Time comes from tokio, so a test with a paused clock controls it. Guarantee: states and events are those
+//! of a real runtime (an exit is in the status before its event is sent). Not here: streams (exec, attach,
+//! port-forward answer "not supported").
 
 use std::{
     collections::BTreeMap,

@@ -1,7 +1,7 @@
 //! System calls that nix has no safe function for, each with the smallest possible face.
 //!
-//! Guarantee: everything returns `io::Error` and keeps no state. Signal handlers and descriptors that arrive in messages are
-//! `unsafe` at their own places.
+//! Guarantee: everything returns `io::Error` and keeps no state. Signal handlers and descriptors that arrive
+//! in messages are `unsafe` at their own places.
 //! Not here: any decision about what to call when.
 #![allow(unsafe_code)]
 
@@ -54,9 +54,11 @@ pub(crate) fn c_path(path: &Path) -> io::Result<CString> {
         .map_err(|_| io::Error::new(io::ErrorKind::InvalidInput, "path contains a NUL byte"))
 }
 
-/// Forks with `clone3`; `None` in the child. `flags` are `CLONE_NEW*`; `cgroup` is a cgroup v2 directory to be born in.
+/// Forks with `clone3`; `None` in the child. `flags` are `CLONE_NEW*`; `cgroup` is a cgroup v2 directory to
+/// be born in.
 ///
-/// Only for single-threaded processes (the zygote and its shims): the child goes on with all of its memory usable.
+/// Only for single-threaded processes (the zygote and its shims): the child goes on with all of its memory
+/// usable.
 pub(crate) fn clone3(flags: u64, cgroup: Option<BorrowedFd<'_>>) -> io::Result<Option<Pid>> {
     #[repr(C)]
     #[derive(Default)]
@@ -78,8 +80,8 @@ pub(crate) fn clone3(flags: u64, cgroup: Option<BorrowedFd<'_>>) -> io::Result<O
         args.flags |= CLONE_INTO_CGROUP;
         args.cgroup = cgroup.as_raw_fd() as u64;
     }
-    // SAFETY: without CLONE_VM this is a fork: the child has its own copy of the address space and of this (only)
-    // thread's stack. `args` is a valid clone_args of the size given.
+    // SAFETY: without CLONE_VM this is a fork: the child has its own copy of the address space and of this
+    // (only) thread's stack. `args` is a valid clone_args of the size given.
     let pid =
         check(unsafe { libc::syscall(libc::SYS_clone3, &raw mut args, std::mem::size_of::<CloneArgs>()) })?;
     Ok((pid != 0).then(|| Pid::from_raw(pid as i32)))
@@ -225,7 +227,8 @@ pub(crate) fn load_device_program(instructions: &[u64]) -> io::Result<OwnedFd> {
     Ok(unsafe { OwnedFd::from_raw_fd(fd as RawFd) })
 }
 
-/// Attaches a device program to a version 2 cgroup, beside those that are there. It stays for as long as the cgroup does.
+/// Attaches a device program to a version 2 cgroup, beside those that are there. It stays for as long as the
+/// cgroup does.
 pub(crate) fn attach_device_program(cgroup: &std::fs::File, program: &OwnedFd) -> io::Result<()> {
     const BPF_PROG_ATTACH: u32 = 8;
     const BPF_CGROUP_DEVICE: u32 = 6;
@@ -243,8 +246,8 @@ pub(crate) fn attach_device_program(cgroup: &std::fs::File, program: &OwnedFd) -
     unsafe { bpf(BPF_PROG_ATTACH, &attach) }.map(drop)
 }
 
-/// Attaches a device program to a version 2 cgroup, beside those that are there. It stays until [`detach_link`], or for
-/// as long as somebody has the descriptor that is returned.
+/// Attaches a device program to a version 2 cgroup, beside those that are there. It stays until
+/// [`detach_link`], or for as long as somebody has the descriptor that is returned.
 pub(crate) fn link_device_program(cgroup: &std::fs::File, program: &OwnedFd) -> io::Result<OwnedFd> {
     const BPF_LINK_CREATE: u32 = 28;
     const BPF_CGROUP_DEVICE: u32 = 6;

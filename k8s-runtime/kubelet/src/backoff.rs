@@ -1,4 +1,5 @@
-//! Growing delays: 10 s, doubled up to 5 min, forgotten after 10 min without trouble (client-go's `flowcontrol.Backoff` as the kubelet uses it).
+//! Growing delays: 10 s, doubled up to 5 min, forgotten after 10 min without trouble (client-go's
+//! `flowcontrol.Backoff` as the kubelet uses it).
 
 use std::time::Duration;
 

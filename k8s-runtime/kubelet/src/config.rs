@@ -41,12 +41,14 @@ pub struct Config {
     pub log_max_size: u64,
     /// So many log files a container keeps.
     pub log_max_files: usize,
-    /// Secrets and `medium: Memory` live on tmpfs. `false` only where nothing can be mounted (tests without root).
+    /// Secrets and `medium: Memory` live on tmpfs. `false` only where nothing can be mounted (tests without
+    /// root).
     pub tmpfs: bool,
-    /// Sysctls beside the safe ones that pods may set: names, or patterns with `*` at the end. Only of namespaces that a pod has
-    /// of its own.
+    /// Sysctls beside the safe ones that pods may set: names, or patterns with `*` at the end. Only of
+    /// namespaces that a pod has of its own.
     pub allowed_unsafe_sysctls: Vec<String>,
-    /// Address and port that pods reach the API server at, for `KUBERNETES_SERVICE_HOST` where no `kubernetes` Service is there yet.
+    /// Address and port that pods reach the API server at, for `KUBERNETES_SERVICE_HOST` where no
+    /// `kubernetes` Service is there yet.
     pub kubernetes_service: Option<(IpAddr, u16)>,
 }
 

@@ -1,7 +1,8 @@
 //! Events: what happened to a pod or the node, for people.
 //!
-//! Flow: callers hand an event over and go on; one task writes them. The same event again (same object, reason and message) raises the
-//! count of the first. A backlog that grows too long loses its newest events, never the caller's time.
+//! Flow: callers hand an event over and go on; one task writes them. The same event again (same object,
+//! reason and message) raises the count of the first. A backlog that grows too long loses its newest events,
+//! never the caller's time.
 
 use std::{collections::HashMap, time::Duration};
 

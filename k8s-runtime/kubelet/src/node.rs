@@ -1,7 +1,8 @@
 //! The node: registering it, saying how it is, and proving that it is alive.
 //!
-//! Flow: [`run`] registers the node with its conditions in it, so that it is Ready with its first write; then the lease is renewed every
-//! 10 s, and the status is written when it changed (here or in the API), and every 5 min.
+//! Flow: [`run`] registers the node with its conditions in it, so that it is Ready with its first write; then
+//! the lease is renewed every 10 s, and the status is written when it changed (here or in the API), and every
+//! 5 min.
 //! Not here: who decides that a node is dead (the node lifecycle controller, from the lease).
 
 mod lease;
@@ -108,8 +109,9 @@ async fn write(cx: &Context, mut node: Node) -> Result<Said, Error> {
     Ok(Said { computed, stored: stored.status.unwrap_or_default() })
 }
 
-/// Looks at the node as the API has it, and writes the status where it changed: here, or there. A controller that did not hear
-/// from this kubelet (it was stopped, or the machine slept) has made the conditions `Unknown`.
+/// Looks at the node as the API has it, and writes the status where it changed: here, or there. A controller
+/// that did not hear from this kubelet (it was stopped, or the machine slept) has made the conditions
+/// `Unknown`.
 async fn report(cx: &Context, first: Said) {
     let name = &cx.config.node_name;
     let mut said = Some(first);

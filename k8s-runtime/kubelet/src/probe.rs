@@ -1,7 +1,8 @@
 //! Probes: whether a container lives, has started, and can take requests.
 //!
-//! Flow: the pod's worker has one task per running container and probe; each asks ([`handler`]), counts ([`Counter`]) and reports when
-//! the result turned or failed. The startup probe comes first; liveness and readiness begin when it has succeeded.
+//! Flow: the pod's worker has one task per running container and probe; each asks ([`handler`]), counts
+//! ([`Counter`]) and reports when the result turned or failed. The startup probe comes first; liveness and
+//! readiness begin when it has succeeded.
 
 pub(crate) mod check;
 pub(crate) mod handler;

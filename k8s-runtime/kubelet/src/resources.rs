@@ -141,7 +141,8 @@ pub(crate) enum FieldError {
     Container(String),
 }
 
-/// The value of a `resourceFieldRef` (`limits.cpu`), in units of its divisor, rounded up. A missing limit is the node's allocatable.
+/// The value of a `resourceFieldRef` (`limits.cpu`), in units of its divisor, rounded up. A missing limit is
+/// the node's allocatable.
 pub(crate) fn field(
     spec: &PodSpec,
     own_container: Option<&str>,

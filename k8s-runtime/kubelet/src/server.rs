@@ -1,10 +1,11 @@
 //! The kubelet's API: logs, exec, attach, port-forward, pods, figures. The API server proxies to it.
 //!
-//! Flow: [`KubeletApi::handle`] takes a request and answers; what needs a stream both ways takes over the connection by hyper's upgrade.
-//! It is called by the listener (TLS, client certificate required) and, where everything is one process, by the API server itself.
+//! Flow: [`KubeletApi::handle`] takes a request and answers; what needs a stream both ways takes over the
+//! connection by hyper's upgrade. It is called by the listener (TLS, client certificate required) and, where
+//! everything is one process, by the API server itself.
 //!
-//! Guarantee: nobody without a certificate of the cluster gets an answer from the listener, and nobody that the API server does not
-//! allow the node's subresource (see [`auth`]); there is no anonymous access.
+//! Guarantee: nobody without a certificate of the cluster gets an answer from the listener, and nobody that
+//! the API server does not allow the node's subresource (see [`auth`]); there is no anonymous access.
 //! Not here: SPDY upgrades by old clients (WebSockets only), bearer tokens, `/run`, `/configz`.
 
 mod auth;
@@ -89,10 +90,11 @@ impl KubeletApi {
     }
 
     /// Answers a request. Paths and parameters are upstream's:
-    /// `/containerLogs/{namespace}/{pod}/{container}`, `/exec/...`, `/attach/...`, `/portForward/{namespace}/{pod}`, `/pods`,
-    /// `/stats/summary`, `/metrics`, `/healthz`.
+    /// `/containerLogs/{namespace}/{pod}/{container}`, `/exec/...`, `/attach/...`,
+    /// `/portForward/{namespace}/{pod}`, `/pods`, `/stats/summary`, `/metrics`, `/healthz`.
     ///
-    /// A connection is taken over through the request's `hyper::upgrade::OnUpgrade` extension, which hyper's server puts there.
+    /// A connection is taken over through the request's `hyper::upgrade::OnUpgrade` extension, which hyper's
+    /// server puts there.
     pub async fn handle<B: Send + 'static>(&self, request: Request<B>) -> Response<Body> {
         self.route(request).await.unwrap_or_else(|status| refuse(&status))
     }

@@ -1,10 +1,13 @@
 //! Volumes: directories and files that pods see, one plugin per kind.
 //!
-//! Flow: [`set_up`] turns a pod's volumes into host paths; called again (a ConfigMap changed, a token gets old) it brings contents up to
-//! date. [`cleanup::remove_pod_dir`] takes everything of a pod away without knowing what was there, so that it works after a crash too.
+//! Flow: [`set_up`] turns a pod's volumes into host paths; called again (a ConfigMap changed, a token gets
+//! old) it brings contents up to date. [`cleanup::remove_pod_dir`] takes everything of a pod away without
+//! knowing what was there, so that it works after a crash too.
 //!
-//! Guarantee: a reader of a ConfigMap, Secret, downward API or projected volume sees all of one version, never a mixture ([`atomic`]).
-//! Not here: attaching disks and network file systems; pods that want them get a `FailedMount` event that says so.
+//! Guarantee: a reader of a ConfigMap, Secret, downward API or projected volume sees all of one version,
+//! never a mixture ([`atomic`]).
+//! Not here: attaching disks and network file systems; pods that want them get a `FailedMount` event that
+//! says so.
 
 mod atomic;
 pub(crate) mod cleanup;

@@ -1,9 +1,9 @@
 //! Control groups, versions 1 and 2 behind one type.
 //!
-//! A group is a path below a root of our own (such as `hyperkube-ab12/burstable/pod<uid>/<container>`). In version 1 the
-//! path exists in every mounted hierarchy, also in those without limits of ours: a container's cgroup namespace begins at
-//! its own groups, and a hierarchy in which the container were in the host's root group would be open to it.
-//! In version 2 the path exists once.
+//! A group is a path below a root of our own (such as `hyperkube-ab12/burstable/pod<uid>/<container>`). In
+//! version 1 the path exists in every mounted hierarchy, also in those without limits of ours: a container's
+//! cgroup namespace begins at its own groups, and a hierarchy in which the container were in the host's root
+//! group would be open to it. In version 2 the path exists once.
 //! Guarantee: [`Cgroups::remove`] returns only when the groups are gone, or with the error that kept them.
 //! Not here: the choice of a process's group.
 
@@ -137,8 +137,8 @@ impl Cgroups {
             Cgroups::V2(root) => {
                 let mut at = root.clone();
                 for part in Path::new(group) {
-                    // A child has a controller only where every parent passes it on. One that is not there at all shows as
-                    // an error of the limit that needs it.
+                    // A child has a controller only where every parent passes it on. One that is not there at
+                    // all shows as an error of the limit that needs it.
                     let have = fs::read_to_string(at.join("cgroup.controllers")).unwrap_or_default();
                     let control = at.join("cgroup.subtree_control");
                     for controller in
@@ -159,8 +159,8 @@ impl Cgroups {
         }
     }
 
-    /// Gives a fresh version 1 group and its parents the processors and memory nodes of the group above: a cpuset is
-    /// empty at first and takes no process.
+    /// Gives a fresh version 1 group and its parents the processors and memory nodes of the group above: a
+    /// cpuset is empty at first and takes no process.
     fn share_processors(&self, group: &str) -> io::Result<()> {
         let Some(mut at) = self.controller("cpuset", "") else { return Ok(()) };
         for part in Path::new(group) {
@@ -295,7 +295,8 @@ impl Cgroups {
         }
     }
 
-    /// Kills everything in a group and below, and removes it all; waits up to `patience` for the dead to leave.
+    /// Kills everything in a group and below, and removes it all; waits up to `patience` for the dead to
+    /// leave.
     pub(crate) fn remove(&self, group: &str, patience: Duration) -> io::Result<()> {
         let deadline = Instant::now() + patience;
         let mut pause = Duration::from_micros(200);

@@ -3,14 +3,14 @@
 //! Flow: [`restrict_pod`] writes the rules to the pod's group and [`restrict`] to the fresh group of each
 //! container, in cgroup version 1 through the devices controller, in version 2 as a small program
 //! (`BPF_PROG_TYPE_CGROUP_DEVICE`) that the kernel asks on each open and `mknod`.
-//! Guarantee: a process in a restricted container opens nothing but [`RULES`], whatever capabilities it has and
-//! whatever it mounts. With SYS_ADMIN it can change the rules of its own group: it mounts the hierarchy and writes
-//! to `devices.allow`, or detaches the program. Its cgroup namespace hides the groups above, and those forbid what
-//! the rules do not allow: the kernel lets no version 1 group allow more than its parent, and asks the programs of
-//! all version 2 groups above.
-//! Privileged containers are not restricted, and need a pod's group that restricts nothing: [`PodRules::lift`].
-//! That leaves open: beside a privileged container, another container of the same pod that has SYS_ADMIN and no
-//! seccomp filter can lift its own rules. The author of such a pod has the host's devices already.
+//! Guarantee: a process in a restricted container opens nothing but [`RULES`], whatever capabilities it has
+//! and whatever it mounts. With SYS_ADMIN it can change the rules of its own group: it mounts the hierarchy
+//! and writes to `devices.allow`, or detaches the program. Its cgroup namespace hides the groups above, and
+//! those forbid what the rules do not allow: the kernel lets no version 1 group allow more than its parent,
+//! and asks the programs of all version 2 groups above. Privileged containers are not restricted, and need a
+//! pod's group that restricts nothing: [`PodRules::lift`]. That leaves open: beside a privileged container,
+//! another container of the same pod that has SYS_ADMIN and no seccomp filter can lift its own rules. The
+//! author of such a pod has the host's devices already.
 
 use std::{fs, io, os::fd::OwnedFd, path::PathBuf};
 
@@ -113,8 +113,8 @@ fn try_restrict_pod(cgroups: &Cgroups, group: &str) -> io::Result<PodRules> {
 }
 
 impl PodRules {
-    /// Allows all devices in the pod's group, for a privileged container that is about to be made. The containers
-    /// that are there keep their own rules.
+    /// Allows all devices in the pod's group, for a privileged container that is about to be made. The
+    /// containers that are there keep their own rules.
     ///
     /// # Errors
     /// The pod's group is as restricted as before.
@@ -294,7 +294,8 @@ mod tests {
         }
     }
 
-    /// A version 2 group of the test's own, where the machine has a unified hierarchy and lets us make groups.
+    /// A version 2 group of the test's own, where the machine has a unified hierarchy and lets us make
+    /// groups.
     struct Group {
         cgroups: Cgroups,
         name: String,

@@ -1,12 +1,13 @@
-//! What there is of containers, and the images that they run from, read from the runtime's records: whether the node's process is running or not.
+//! What there is of containers, and the images that they run from, read from the runtime's records: whether
+//! the node's process is running or not.
 
 use std::{collections::BTreeMap, fs, io, path::Path};
 
 use super::protocol::{ContainerRecord, SandboxRecord, read_json};
 use crate::api::ContainerState;
 
-/// Image ids that containers of the runtime with this state directory use, each with `namespace/pod` of one such pod. A container that has ended
-/// uses none.
+/// Image ids that containers of the runtime with this state directory use, each with `namespace/pod` of one
+/// such pod. A container that has ended uses none.
 ///
 /// # Errors
 /// When the records cannot be read.

@@ -1,8 +1,8 @@
 //! What the runtime knows: every sandbox and container with its state, and who waits for it.
 //!
-//! The model is filled from disk and from the shims at start, and changed by requests and by shims' events afterwards; reading
-//! it asks nobody. A shim whose connection ends without having been asked to is dead, with all of its containers
-//! (see [`Model::shim_gone`]).
+//! The model is filled from disk and from the shims at start, and changed by requests and by shims' events
+//! afterwards; reading it asks nobody. A shim whose connection ends without having been asked to is dead,
+//! with all of its containers (see [`Model::shim_gone`]).
 
 use std::{
     collections::{BTreeMap, HashMap},
@@ -131,7 +131,8 @@ impl Model {
         lock(&self.execs).remove(&exec);
     }
 
-    /// Connects the model to a shim's socket. The receiver resolves with the shim's greeting, where one comes.
+    /// Connects the model to a shim's socket. The receiver resolves with the shim's greeting, where one
+    /// comes.
     pub(super) fn listen(
         self: &Arc<Self>,
         id: &str,
@@ -224,8 +225,8 @@ impl Model {
         self.emit(RuntimeEvent::SandboxGone(sandbox));
     }
 
-    /// Marks a sandbox as dead. Returns its record, the containers that died with it and all containers' cgroups; `None` when it
-    /// was not alive.
+    /// Marks a sandbox as dead. Returns its record, the containers that died with it and all containers'
+    /// cgroups; `None` when it was not alive.
     fn bury(&self, id: &str) -> Option<(SandboxRecord, Vec<String>, Vec<String>)> {
         let mut sandboxes = self.sandboxes();
         let sandbox = sandboxes.get_mut(id)?;

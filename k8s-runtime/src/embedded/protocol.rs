@@ -1,7 +1,7 @@
 //! What the node process and a shim say to each other, and what both keep on disk.
 //!
-//! Large things (specifications) never travel: the node process writes them as files in the sandbox's directory before
-//! it names them in a request. Layout of a sandbox's directory:
+//! Large things (specifications) never travel: the node process writes them as files in the sandbox's
+//! directory before it names them in a request. Layout of a sandbox's directory:
 //!
 //! ```text
 //! sandbox.json            SandboxRecord, written by the node process
@@ -162,7 +162,8 @@ pub(crate) enum Message {
     },
 }
 
-/// From the node process to the zygote: fork a shim for this directory. With one descriptor, the shim's first connection.
+/// From the node process to the zygote: fork a shim for this directory. With one descriptor, the shim's first
+/// connection.
 #[derive(Debug, Serialize, Deserialize)]
 pub(crate) struct Spawn {
     pub(crate) dir: PathBuf,

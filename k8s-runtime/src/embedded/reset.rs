@@ -1,4 +1,5 @@
-//! Removing everything that a runtime ever made, whatever has crashed since: processes (by cgroup), mounts, files.
+//! Removing everything that a runtime ever made, whatever has crashed since: processes (by cgroup), mounts,
+//! files.
 
 use std::{fs, io, path::Path, path::PathBuf, time::Duration};
 
@@ -29,8 +30,9 @@ pub fn leftovers(root: &Path) -> io::Result<Vec<String>> {
     Ok(found)
 }
 
-/// Removes everything that the runtime with this state directory made: kills all of its processes, unmounts, and deletes cgroups
-/// and files (images are not its own). No runtime may be running on the directory. Doing it twice is fine.
+/// Removes everything that the runtime with this state directory made: kills all of its processes, unmounts,
+/// and deletes cgroups and files (images are not its own). No runtime may be running on the directory. Doing
+/// it twice is fine.
 ///
 /// # Errors
 /// What could not be removed; everything else is.

@@ -1,5 +1,6 @@
-//! What a sandbox leaves outside of its processes, and taking it away: the pinned network namespace, the shared-memory mount,
-//! cgroups, files. Used by the shim in an orderly end and by the node process when the shim is dead.
+//! What a sandbox leaves outside of its processes, and taking it away: the pinned network namespace, the
+//! shared-memory mount, cgroups, files. Used by the shim in an orderly end and by the node process when the
+//! shim is dead.
 //!
 //! Guarantee: every function is idempotent, and succeeds only when the thing is gone.
 

@@ -1,8 +1,9 @@
 //! Frames with file descriptors over a unix stream socket.
 //!
-//! A frame is its length and its number of descriptors (two little-endian `u32`), then JSON. Descriptors travel as
-//! `SCM_RIGHTS` with the frame's first byte, so they are always there by the time the frame is whole; the receiver
-//! hands them out in order. Used by both ends; knows nothing of the messages and never blocks.
+//! A frame is its length and its number of descriptors (two little-endian `u32`), then JSON. Descriptors
+//! travel as `SCM_RIGHTS` with the frame's first byte, so they are always there by the time the frame is
+//! whole; the receiver hands them out in order. Used by both ends; knows nothing of the messages and never
+//! blocks.
 
 use std::{
     collections::VecDeque,

@@ -1,7 +1,7 @@
 //! Importing archives: OCI layouts and `docker save`.
 //!
-//! An archive's members come in any order, so they are first written to a scratch directory (under names of our own; blobs
-//! checked against the digests they are named for), then put together.
+//! An archive's members come in any order, so they are first written to a scratch directory (under names of
+//! our own; blobs checked against the digests they are named for), then put together.
 
 use std::{
     collections::{BTreeMap, HashMap},

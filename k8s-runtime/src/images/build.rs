@@ -38,7 +38,8 @@ struct Item {
     mode: u32,
 }
 
-/// Collects files and settings; the last steps write an archive or add to a store. The same input gives the same digests.
+/// Collects files and settings; the last steps write an archive or add to a store. The same input gives the
+/// same digests.
 #[derive(Clone, Debug, Default)]
 pub struct ImageBuilder {
     items: BTreeMap<PathBuf, Item>,

@@ -1,8 +1,8 @@
 //! What a program needs to be run elsewhere: its interpreter and shared libraries.
 //!
-//! Reads the ELF dynamic section as the dynamic linker does, without running anything; looks where that looks (`DT_RUNPATH` and
-//! `DT_RPATH` with `$ORIGIN`, `/etc/ld.so.conf`, the standard directories). 64-bit little-endian files only, which is what every
-//! platform of ours uses.
+//! Reads the ELF dynamic section as the dynamic linker does, without running anything; looks where that looks
+//! (`DT_RUNPATH` and `DT_RPATH` with `$ORIGIN`, `/etc/ld.so.conf`, the standard directories). 64-bit
+//! little-endian files only, which is what every platform of ours uses.
 
 use std::{
     collections::BTreeSet,

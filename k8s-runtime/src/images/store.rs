@@ -76,7 +76,8 @@ struct State {
     stamp: Option<(u64, i128)>,
 }
 
-/// The images on a node, in a directory. Several processes may use one: writers wait for each other, readers see what others wrote.
+/// The images on a node, in a directory. Several processes may use one: writers wait for each other, readers
+/// see what others wrote.
 #[derive(Debug)]
 pub struct ImageStore {
     dir: PathBuf,
@@ -162,7 +163,8 @@ impl ImageStore {
         Ok(Scratch(path))
     }
 
-    /// Imports every image of an archive: an OCI layout or a `docker save`, plain or compressed with gzip or zstd.
+    /// Imports every image of an archive: an OCI layout or a `docker save`, plain or compressed with gzip or
+    /// zstd.
     pub fn import_file(&self, path: &Path) -> Result<Vec<ImageInfo>, RuntimeError> {
         let file = fs::File::open(path).map_err(RuntimeError::io(format!("open {path:?}")))?;
         self.import(io::BufReader::with_capacity(1 << 16, file))
@@ -445,7 +447,8 @@ fn tag_name(name: &Reference) -> Option<String> {
     name.tag.as_ref().map(|tag| format!("{}:{tag}", name.name()))
 }
 
-/// Short, so that many fit in overlayfs's mount options; 128 bits of a digest are enough to tell layers apart.
+/// Short, so that many fit in overlayfs's mount options; 128 bits of a digest are enough to tell layers
+/// apart.
 fn layer_name(diff_id: &str) -> Result<String, RuntimeError> {
     digest_hex(diff_id)
         .map(|hex| hex[..32].to_owned())

@@ -1,4 +1,5 @@
-//! The store as a whole: importing, sharing, removing, and archives that mean harm. Needs root (owners, device files).
+//! The store as a whole: importing, sharing, removing, and archives that mean harm. Needs root (owners,
+//! device files).
 
 use std::{
     fs,

@@ -331,7 +331,8 @@ async fn devices_are_restricted_even_with_sys_admin(f: Arc<Fixture>) -> Result<(
     Ok(())
 }
 
-/// A container with SYS_ADMIN and without a seccomp filter mounts the hierarchy of its device rules and writes to it.
+/// A container with SYS_ADMIN and without a seccomp filter mounts the hierarchy of its device rules and
+/// writes to it.
 async fn a_mounted_devices_hierarchy_lifts_no_rule(f: Arc<Fixture>) -> Result<(), Failed> {
     // On a machine with version 2 alone the mount fails, and the rest has to hold all the same.
     let script = "exec 2>&1; busybox mkdir /tmp/h /tmp/d; mount -t cgroup -o devices h /tmp/h && echo mounted
@@ -417,7 +418,8 @@ async fn what_enters_a_container_is_a_sealed_copy(f: Arc<Fixture>) -> Result<(),
     Ok(())
 }
 
-/// A volume on `/dev` with a link in the place of `null`: what it leads to is not mounted over a masked path, writable.
+/// A volume on `/dev` with a link in the place of `null`: what it leads to is not mounted over a masked path,
+/// writable.
 async fn masks_do_not_use_the_containers_own_null(f: Arc<Fixture>) -> Result<(), Failed> {
     let volume = f.dir.join("dev");
     std::fs::create_dir(&volume)?;

@@ -57,7 +57,8 @@ impl Whose {
 
 type Sender = mpsc::Sender<io::Result<Bytes>>;
 
-/// Sends what a client wants of a log, until all is sent, the client is gone, or (following) the container has ended.
+/// Sends what a client wants of a log, until all is sent, the client is gone, or (following) the container
+/// has ended.
 pub(crate) async fn send(log: LogFile, options: Options, whose: Option<Whose>, sender: Sender) {
     let mut output = Output::new(options, sender.clone());
     let result = tokio::select! {
@@ -149,8 +150,8 @@ async fn follow(log: &LogFile, mut file: Option<File>, output: &mut Output, whos
     }
 }
 
-/// The file that was begun after `file`, if it is no longer the one being written: a log may have been rotated more than once
-/// since it was read.
+/// The file that was begun after `file`, if it is no longer the one being written: a log may have been
+/// rotated more than once since it was read.
 async fn successor(log: &LogFile, file: Option<&File>) -> io::Result<Option<File>> {
     let there = match open(log, log.name()) {
         Ok(there) => there,
@@ -162,7 +163,8 @@ async fn successor(log: &LogFile, file: Option<&File>) -> io::Result<Option<File
     if own == there.metadata().await?.ino() {
         return Ok(None);
     }
-    // Newest first: the last one before our own is its successor. When our own is gone, all that are left are.
+    // Newest first: the last one before our own is its successor. When our own is gone, all that are left
+    // are.
     let mut next = there;
     for name in log.parts().iter().rev() {
         match open(log, name) {

@@ -1,4 +1,5 @@
-//! Turns what the runtime (or an earlier kubelet, through the pod's status) says about containers into records.
+//! Turns what the runtime (or an earlier kubelet, through the pod's status) says about containers into
+//! records.
 
 use std::{
     path::{Path, PathBuf},

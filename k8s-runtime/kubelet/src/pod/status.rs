@@ -1,6 +1,7 @@
 //! What a pod's status says, from what is known about it. Pure.
 //!
-//! Phases, conditions, reasons and messages are upstream's (`pkg/kubelet/kubelet_pods.go`, `pkg/kubelet/status/generate.go`).
+//! Phases, conditions, reasons and messages are upstream's (`pkg/kubelet/kubelet_pods.go`,
+//! `pkg/kubelet/status/generate.go`).
 
 use std::net::IpAddr;
 
@@ -143,7 +144,8 @@ fn container_status(world: &World, life: &Life, has_init: bool) -> ContainerStat
     };
     let current = life.current.as_ref();
     let last = life.last.as_ref().filter(|r| r.exit().is_some());
-    // A container that has ended and waits to be started again shows why it waits, and its end as its last state.
+    // A container that has ended and waits to be started again shows why it waits, and its end as its last
+    // state.
     let (state, last) = match (current, &life.hold) {
         (Some(record), Some(hold)) if record.exit().is_some() && world.ending.is_none() => {
             (waiting(&hold.reason, &hold.message), Some(record))

@@ -1,15 +1,16 @@
 //! The state machine of a pod. Pure: no clock, no I/O, no tasks.
 //!
-//! Flow: [`World::on`] takes [`Message`]s, changes the world, has [`plan::decide`](super::plan::decide) say what to do next, and
-//! returns it as [`Effect`]s. Whatever an effect begins comes back as a message.
+//! Flow: [`World::on`] takes [`Message`]s, changes the world, has [`plan::decide`](super::plan::decide) say
+//! what to do next, and returns it as [`Effect`]s. Whatever an effect begins comes back as a message.
 //! Guarantees:
-//! 1. Work on a container, on the sandbox and on the volumes is marked in the world before its effect is returned, so that it is
-//!    never begun twice at once.
+//! 1. Work on a container, on the sandbox and on the volumes is marked in the world before its effect is
+//!    returned, so that it is never begun twice at once.
 //! 2. A pod that has come to its end starts no container again.
 //! 3. The restart count of a container never goes down.
 //! 4. A wait that time alone ends has an [`Effect::WakeAt`] in each answer.
 //!
-//! Not here: performing effects ([`worker`](super::worker)), the text of the status ([`status`](super::status)).
+//! Not here: performing effects ([`worker`](super::worker)), the text of the status
+//! ([`status`](super::status)).
 
 mod adopt;
 mod effect;
@@ -210,7 +211,8 @@ impl World {
                     Life::new(Role::Sidecar, RestartPolicy::Always, container.clone())
                 }
                 Some(other) => Life::new(Role::Init, other, container.clone()),
-                // A failed init container is tried again unless the pod never restarts; a successful one is not.
+                // A failed init container is tried again unless the pod never restarts; a successful one is
+                // not.
                 None if policy == RestartPolicy::Never => Life::new(Role::Init, policy, container.clone()),
                 None => Life::new(Role::Init, RestartPolicy::OnFailure, container.clone()),
             };

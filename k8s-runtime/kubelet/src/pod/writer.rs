@@ -1,8 +1,9 @@
 //! Keeps the API server's copy of a pod's status current.
 //!
-//! The worker hands over the newest status and goes on. One task per pod writes it: states that are overtaken while a write is under way
-//! are skipped, failures are tried again until they succeed or the pod is gone. What somebody else writes over the kubelet's part of a status is
-//! written back, at most once a second. A pod that somebody else ended is left so.
+//! The worker hands over the newest status and goes on. One task per pod writes it: states that are overtaken
+//! while a write is under way are skipped, failures are tried again until they succeed or the pod is gone.
+//! What somebody else writes over the kubelet's part of a status is written back, at most once a second. A
+//! pod that somebody else ended is left so.
 
 use std::{
     sync::{Arc, Mutex, PoisonError},
@@ -132,7 +133,8 @@ async fn run(
     }
 }
 
-/// Waits for a status to write: a new one, or the last one again where somebody else changed it. `false`: there will be none.
+/// Waits for a status to write: a new one, or the last one again where somebody else changed it. `false`:
+/// there will be none.
 async fn next(
     requests: &mut watch::Receiver<(u64, PodStatus)>,
     foreign: &Notify,

@@ -286,8 +286,8 @@ async fn listen(
     }
 }
 
-/// Sends an output to the client. Subresource nobody takes any more is read all the same, so that the process goes
-/// on.
+/// Sends an output to the client. Subresource nobody takes any more is read all the same, so that the process
+/// goes on.
 async fn pump(
     stream: Option<Box<dyn AsyncRead + Send + Unpin>>,
     channel: u8,

@@ -1,8 +1,9 @@
 //! `portForward`: TCP connections to a pod over a WebSocket.
 //!
-//! kubectl speaks SPDY/3.1 inside the WebSocket's messages (`SPDY/3.1+portforward.k8s.io`): for each connection an error stream and a data
-//! stream with the same `requestid`. Others use channels (`v4.channel.k8s.io`, `v4.base64.channel.k8s.io`, or no protocol): two per port,
-//! data and errors, each beginning with the port's number in little-endian.
+//! kubectl speaks SPDY/3.1 inside the WebSocket's messages (`SPDY/3.1+portforward.k8s.io`): for each
+//! connection an error stream and a data stream with the same `requestid`. Others use channels
+//! (`v4.channel.k8s.io`, `v4.base64.channel.k8s.io`, or no protocol): two per port, data and errors, each
+//! beginning with the port's number in little-endian.
 
 use std::{collections::HashMap, sync::Arc, time::Duration};
 

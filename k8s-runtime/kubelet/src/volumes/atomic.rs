@@ -1,10 +1,11 @@
 //! Replaces a directory's files all at once.
 //!
-//! Layout, as upstream's atomic writer has it: the files are in a directory of their own (`..2026_01_02_03_04_05.678`), `..data` is a
-//! symbolic link to it, and each visible name is a link through `..data`. Renaming a new `..data` over the old one is the switch.
+//! Layout, as upstream's atomic writer has it: the files are in a directory of their own
+//! (`..2026_01_02_03_04_05.678`), `..data` is a symbolic link to it, and each visible name is a link through
+//! `..data`. Renaming a new `..data` over the old one is the switch.
 //!
-//! Guarantee: everything goes by descriptor and no link is followed, so that a container that may mount (`CAP_SYS_ADMIN`) and
-//! writes to its read-only volume leads the writer nowhere else.
+//! Guarantee: everything goes by descriptor and no link is followed, so that a container that may mount
+//! (`CAP_SYS_ADMIN`) and writes to its read-only volume leads the writer nowhere else.
 
 use std::{
     collections::{BTreeMap, BTreeSet},

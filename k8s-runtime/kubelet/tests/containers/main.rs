@@ -1,4 +1,5 @@
-//! The kubelet over the embedded runtime: real containers (root and a Linux kernel needed), a fake API server.
+//! The kubelet over the embedded runtime: real containers (root and a Linux kernel needed), a fake API
+//! server.
 
 #![allow(missing_docs, unreachable_pub, dead_code)]
 

@@ -360,8 +360,8 @@ impl Client {
     }
 }
 
-/// Restricts the device files that a container can open. On a machine that cannot do that, a container with SYS_ADMIN is
-/// refused: it could mount. No mount of any other container allows device files.
+/// Restricts the device files that a container can open. On a machine that cannot do that, a container with
+/// SYS_ADMIN is refused: it could mount. No mount of any other container allows device files.
 fn restrict_devices(
     record: &ContainerRecord,
     cgroups: &Cgroups,

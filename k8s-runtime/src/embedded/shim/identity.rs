@@ -1,8 +1,9 @@
 //! Who a container's process is and what it may do: user and groups, capabilities.
 //!
-//! Names are looked up in the image's own `/etc/passwd` and `/etc/group`, after the root was entered. Capabilities follow
-//! the container runtimes' convention: the set is bounding, permitted and effective; inheritable and ambient are empty, so
-//! a process that is not root has none unless its program file carries them.
+//! Names are looked up in the image's own `/etc/passwd` and `/etc/group`, after the root was entered.
+//! Capabilities follow the container runtimes' convention: the set is bounding, permitted and effective;
+//! inheritable and ambient are empty, so a process that is not root has none unless its program file carries
+//! them.
 
 use std::{fs, io::Read, os::unix::fs::OpenOptionsExt};
 

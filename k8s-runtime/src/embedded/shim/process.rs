@@ -1,8 +1,8 @@
 //! From a fork of the shim to the container's program.
 //!
-//! Flow: [`spawn`] forks; the child prepares itself, reports "ready" (with its terminal, where it has one) or what is wrong
-//! over a socket pair, waits for the word to go where the caller wants that, and becomes the program. The socket is
-//! close-on-exec: its end without a message means that the program runs.
+//! Flow: [`spawn`] forks; the child prepares itself, reports "ready" (with its terminal, where it has one) or
+//! what is wrong over a socket pair, waits for the word to go where the caller wants that, and becomes the
+//! program. The socket is close-on-exec: its end without a message means that the program runs.
 //! Guarantee: the child dies with the shim (parent-death signal) and holds none of the shim's descriptors.
 
 use std::{
@@ -223,15 +223,16 @@ pub(super) fn container_init(
     let prepare = || -> Result<(), String> {
         if let Some(adjustment) = container.spec.resources.oom_score_adj {
             match fs::write("/proc/self/oom_score_adj", adjustment.to_string()) {
-                // Lowering it takes CAP_SYS_RESOURCE, which not every machine leaves to root; it is advice only.
+                // Lowering it takes CAP_SYS_RESOURCE, which not every machine leaves to root; it is advice
+                // only.
                 Err(e) if e.kind() != io::ErrorKind::PermissionDenied => {
                     return Err(doing("set oom_score_adj")(e));
                 }
                 _ => {}
             }
         }
-        // The process is in its groups by now, and they become the root of all that it can mount. In version 1 a
-        // privileged container sees the host's hierarchies, as it sees the host's devices.
+        // The process is in its groups by now, and they become the root of all that it can mount. In version
+        // 1 a privileged container sees the host's hierarchies, as it sees the host's devices.
         if matches!(cgroups, Cgroups::V2(_)) || !container.spec.privileged {
             unshare(CloneFlags::CLONE_NEWCGROUP).map_err(doing("new cgroup namespace"))?;
         }

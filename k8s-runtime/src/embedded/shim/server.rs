@@ -216,7 +216,8 @@ impl Shim {
         Ok((Reply::Done, vec![]))
     }
 
-    /// Kills what runs and removes the cgroup; the files are for the caller, who has threads to wait for that.
+    /// Kills what runs and removes the cgroup; the files are for the caller, who has threads to wait for
+    /// that.
     fn remove(&mut self, id: &str) -> Result<(), Failure> {
         let Some(container) = self.containers.get(id) else { return Ok(()) };
         let cgroup = container.record().cgroup.clone();

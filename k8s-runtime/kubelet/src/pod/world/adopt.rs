@@ -1,4 +1,5 @@
-//! Adoption: takes over the containers that run already, and what an earlier kubelet wrote into the pod's status.
+//! Adoption: takes over the containers that run already, and what an earlier kubelet wrote into the pod's
+//! status.
 
 use super::{super::records, *};
 

@@ -1,5 +1,5 @@
-//! Laws that hold whatever happens: a simulated runtime answers the world's effects in any order, well or badly, while containers
-//! crash, sandboxes die, and users delete pods.
+//! Laws that hold whatever happens: a simulated runtime answers the world's effects in any order, well or
+//! badly, while containers crash, sandboxes die, and users delete pods.
 
 use std::collections::BTreeMap;
 
@@ -214,7 +214,8 @@ impl Model {
         self.jobs.push(job);
     }
 
-    /// A pod for which nobody works and in which nothing runs waits for time, for the services, or for its deletion.
+    /// A pod for which nobody works and in which nothing runs waits for time, for the services, or for its
+    /// deletion.
     fn check_waits(&self) {
         let resting = self.world.ending.is_some_and(|e| matches!(e.stage, Stage::Down | Stage::Finished));
         let runs = self.world.containers.iter().any(Life::is_running);

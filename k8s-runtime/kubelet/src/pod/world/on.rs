@@ -15,8 +15,8 @@ pub(super) fn after(now: Timestamp, delay: Duration) -> Timestamp {
 }
 
 impl World {
-    /// Takes messages and returns what is to be done, in order. Messages that have arrived together are all taken before anything is
-    /// decided: the end of a container and the end of its sandbox, for one.
+    /// Takes messages and returns what is to be done, in order. Messages that have arrived together are all
+    /// taken before anything is decided: the end of a container and the end of its sandbox, for one.
     pub(crate) fn on(&mut self, now: Timestamp, messages: impl IntoIterator<Item = Message>) -> Vec<Effect> {
         let mut effects = Vec::new();
         for message in messages {
@@ -44,7 +44,8 @@ impl World {
             Message::Container(Observed { name, record }) => {
                 let Some(life) = self.life(&name) else { return };
                 let known = life.current.as_ref().is_some_and(|r| r.id == record.id);
-                // A container that is being started is taken when its start says so, unless its end comes first.
+                // A container that is being started is taken when its start says so, unless its end comes
+                // first.
                 if known || (life.op == Some(Op::Starting) && record.exit().is_some()) {
                     self.observe(&name, record);
                 }
@@ -102,7 +103,8 @@ impl World {
         }
     }
 
-    /// Takes one container's state into the world. It goes neither back from ended to running nor to an earlier attempt.
+    /// Takes one container's state into the world. It goes neither back from ended to running nor to an
+    /// earlier attempt.
     fn observe(&mut self, name: &str, record: Record) {
         let Some(life) = self.life_mut(name) else { return };
         match &mut life.current {
