@@ -46,7 +46,7 @@ id!(
     ContainerId
 );
 
-/// What can go wrong in a runtime or an image store.
+/// An error of a runtime or an image store.
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum RuntimeError {
@@ -71,7 +71,7 @@ pub enum RuntimeError {
     /// Retryable: the system refused something.
     #[error("{context}: {source}")]
     Io {
-        /// What was being done, with the path or name.
+        /// The operation, with the path or name.
         context: String,
         /// The system's answer.
         #[source]
@@ -99,7 +99,7 @@ pub struct SandboxSpec {
     pub namespace: String,
     /// Pod uid.
     pub uid: String,
-    /// How often this pod's sandbox was made before.
+    /// The number of sandboxes that this pod had before.
     pub attempt: u32,
     /// Host name inside the pod (unused with `host_network`).
     pub hostname: String,
@@ -144,7 +144,7 @@ pub struct Resources {
     pub oom_score_adj: Option<i32>,
 }
 
-/// Who a container's process runs as.
+/// The user and groups of a container's process.
 #[derive(Clone, Debug, Default, Serialize, Deserialize)]
 pub struct User {
     /// Numeric user; `None`: what the image says.
@@ -180,7 +180,7 @@ pub struct Mount {
 pub struct ContainerSpec {
     /// Container name in the pod.
     pub name: String,
-    /// How often it was made before (the restart count).
+    /// The number of containers of this name before (the restart count).
     pub attempt: u32,
     /// The image's id, as [`Images::pull`] or [`Images::find`] returned it.
     pub image: String,
@@ -235,29 +235,29 @@ pub struct ContainerSpec {
     pub annotations: BTreeMap<String, String>,
 }
 
-/// Where a container is in its life.
+/// The state of a container.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub enum ContainerState {
     /// Made, not started.
     Created,
     /// Running.
     Running {
-        /// When it was started.
+        /// Time of its start.
         started_at: SystemTime,
         /// Process id on the host.
         pid: i32,
     },
     /// Ended.
     Exited {
-        /// When it was started, if it was.
+        /// Time of its start; `None`: it never ran.
         started_at: Option<SystemTime>,
-        /// When it ended.
+        /// Time of its end.
         finished_at: SystemTime,
         /// Exit code; 128 + signal for a killed process.
         code: i32,
         /// The kernel killed it for memory.
         oom_killed: bool,
-        /// Why it could not be started, where it could not.
+        /// The reason for which it could not be started; else empty.
         message: String,
     },
 }
@@ -269,7 +269,7 @@ pub struct ContainerStatus {
     pub id: ContainerId,
     /// The sandbox it is in.
     pub sandbox: SandboxId,
-    /// When it was made.
+    /// Time of its creation.
     pub created_at: SystemTime,
     /// Its life.
     pub state: ContainerState,
@@ -282,7 +282,7 @@ pub struct ContainerStatus {
 pub struct SandboxStatus {
     /// Its id.
     pub id: SandboxId,
-    /// When it was made.
+    /// Time of its creation.
     pub created_at: SystemTime,
     /// Its namespaces are there and can take containers.
     pub ready: bool,
@@ -396,7 +396,7 @@ pub trait Runtime: Send + Sync + 'static {
     async fn remove(&self, id: &ContainerId) -> Result<(), RuntimeError>;
     /// Everything the runtime knows, after its own or the caller's restart too.
     async fn list(&self) -> Result<Vec<SandboxStatus>, RuntimeError>;
-    /// What happens from now on. Several callers may listen.
+    /// Events from now on. Several callers may listen.
     fn events(&self) -> BoxStream<'static, RuntimeEvent>;
 
     /// One container.
@@ -452,7 +452,7 @@ pub struct ImageInfo {
     pub user: String,
 }
 
-/// Whether a pull may use what is there already.
+/// The use of images that are there already in a pull.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum PullPolicyHint {
     /// Ask the registry for the newest.

@@ -47,13 +47,14 @@ pub use self::{
 };
 use crate::{api::RuntimeError, images::ImageStore, private_directory};
 
-/// Where an embedded runtime keeps its things. Two runtimes must not share any of the three.
+/// The directories and cgroups of an embedded runtime. Two runtimes must not share any of the three.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct EmbeddedConfig {
     /// Persistent state: records, logs of shims, container roots. Must be on a file system that overlayfs can
     /// write to.
     pub root: PathBuf,
-    /// What a reboot may take: pinned network namespaces and shared memory, below `/run` most often.
+    /// Directory that a reboot may empty: pinned network namespaces and shared memory, below `/run` most
+    /// often.
     pub run: PathBuf,
     /// Name of this runtime's control group below every controller's root, such as `hyperkube-1a2b`.
     pub cgroup_root: String,

@@ -1,4 +1,4 @@
-//! What a node needs to run pods: the traits [`Runtime`] and [`Images`] and their implementations.
+//! Container runtimes and image stores: the traits [`Runtime`] and [`Images`] and their implementations.
 //!
 //! Flow: the kubelet asks for a sandbox (a pod's namespaces), has a pod network attach to it, creates and
 //! starts containers in it, and learns everything that happens afterwards from [`Runtime::events`]; nothing

@@ -27,10 +27,10 @@ use crate::{
     images::Reference,
 };
 
-/// What a simulated container does.
+/// The behaviour of a simulated container.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Behavior {
-    /// How long its start takes.
+    /// Duration of its start.
     pub start_latency: Duration,
     /// Its start fails with this message.
     pub start_error: Option<String>,
@@ -128,7 +128,7 @@ impl Simulated {
             .ok_or_else(|| RuntimeError::NotFound { what: "container", id: id.0.clone() })
     }
 
-    /// Ends a container once, if it is running; one that was only created when `created` says so.
+    /// Ends a running container once. With `created`, also a container that was never started.
     fn end(&self, id: &ContainerId, code: i32, created: bool) {
         let ended = self.with(id, |_, container| {
             let started_at = match &container.state {

@@ -15,7 +15,7 @@ pub(crate) struct Backoff {
 }
 
 impl Backoff {
-    /// When an attempt may be made after a failure at `event`; `None`: at once.
+    /// The time from which an attempt may be made after a failure at `event`. `None`: at once.
     pub(crate) fn blocked_until(&self, event: Timestamp, now: Timestamp) -> Option<Timestamp> {
         let (delay, updated) = self.entry?;
         if expired(event, updated) {

@@ -1,4 +1,4 @@
-//! What a kubelet is told at its start.
+//! The configuration of a kubelet.
 
 use std::{collections::BTreeMap, net::IpAddr, path::PathBuf, sync::Arc};
 
@@ -9,9 +9,9 @@ use crate::types::Taint;
 pub struct Config {
     /// The node's name.
     pub node_name: String,
-    /// Where pods' directories are (`<root>/pods/<uid>`).
+    /// Parent of the pods' directories (`<root>/pods/<uid>`).
     pub root_dir: PathBuf,
-    /// Where containers' logs are.
+    /// Directory of the containers' logs.
     pub log_dir: PathBuf,
     /// The cluster's DNS servers, for pods with `dnsPolicy: ClusterFirst`.
     pub cluster_dns: Vec<IpAddr>,
@@ -27,7 +27,7 @@ pub struct Config {
     pub node_taints: Vec<Taint>,
     /// The node's pod range, where it is known before a controller assigns one.
     pub pod_cidr: Option<String>,
-    /// How many pods may run.
+    /// Most pods that may run.
     pub max_pods: u32,
     /// Address on which the kubelet's API listens.
     pub bind_address: IpAddr,

@@ -18,7 +18,7 @@ use tracing::debug;
 use crate::types::*;
 
 const BACKLOG: usize = 1024;
-/// How many different events are remembered for counting.
+/// Different events that are remembered for counting.
 const REMEMBERED: usize = 4096;
 
 /// Hands events over. Cheap to clone.

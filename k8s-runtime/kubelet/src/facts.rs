@@ -1,4 +1,4 @@
-//! What the machine is: read once, at the start.
+//! Facts of the machine: processors, memory, addresses, names. They are read once, at the start.
 
 use std::{
     collections::BTreeMap,
@@ -105,7 +105,7 @@ impl Facts {
         .into()
     }
 
-    /// What pods may have of it: 100 MiB of memory are kept back, as upstream's default eviction threshold
+    /// The part that pods may have: 100 MiB of memory are kept back, as upstream's default eviction threshold
     /// does.
     pub(crate) fn allocatable(&self) -> BTreeMap<String, ApiQuantity> {
         let mut list = self.capacity();

@@ -16,7 +16,7 @@ use crate::{backoff::Backoff, duration, events::Recorder, sources::Sources, type
 /// So many pulls at once.
 const PULLS: usize = 4;
 
-/// Why a container has no image yet: the waiting reason, and when to try again.
+/// The reason for which a container has no image yet, as its status shows it, and the time of the next try.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) struct ImageError {
     pub(crate) reason: &'static str,

@@ -32,7 +32,7 @@ use crate::{
     types::*,
 };
 
-/// What a kubelet is made of.
+/// Builds a kubelet from its parts.
 pub struct Builder {
     config: Config,
     client: Client,
@@ -64,28 +64,28 @@ impl Builder {
         self
     }
 
-    /// Where time comes from.
+    /// Sets the source of time. Default: the system's clock.
     #[must_use]
     pub fn clock(mut self, clock: Clock) -> Self {
         self.clock = clock;
         self
     }
 
-    /// What runs containers.
+    /// Sets the container runtime. Required.
     #[must_use]
     pub fn runtime(mut self, runtime: Arc<dyn Runtime>) -> Self {
         self.runtime = Some(runtime);
         self
     }
 
-    /// Where images are.
+    /// Sets the image store. Required.
     #[must_use]
     pub fn images(mut self, images: Arc<dyn Images>) -> Self {
         self.images = Some(images);
         self
     }
 
-    /// What connects pods. Without one, pods have the addresses that the runtime gives them.
+    /// Sets the pod network. Default: none; pods have the addresses that the runtime gives them.
     #[must_use]
     pub fn network(mut self, network: Arc<dyn PodNetwork>) -> Self {
         self.network = Some(network);
@@ -217,7 +217,7 @@ struct Router {
     /// By uid.
     workers: HashMap<String, Handle>,
     running: JoinSet<String>,
-    /// What the runtime had at the start, until its worker takes it.
+    /// Sandboxes that the runtime had at the start, until their worker takes them.
     known: Vec<SandboxStatus>,
     services_known: bool,
     shutdown: CancellationToken,

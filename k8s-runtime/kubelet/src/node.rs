@@ -17,7 +17,7 @@ use tracing::{info, warn};
 use crate::{context::Context, types::*};
 
 const REPORT_EVERY: Duration = Duration::from_secs(300);
-/// How often what may change (disk, memory, images; the node as the API has it) is looked at.
+/// Interval at which disk, memory, images and the API's node are looked at.
 const LOOK_EVERY: Duration = Duration::from_secs(10);
 /// The same after a pause, and so many times.
 const LOOK_SOON: Duration = Duration::from_secs(2);
@@ -43,15 +43,15 @@ pub(crate) async fn run(cx: Arc<Context>) {
     tokio::join!(lease::keep(&cx), report(&cx, said));
 }
 
-/// What was written last.
+/// The status that was written last.
 struct Said {
-    /// As it was computed here.
+    /// The status that this kubelet computed.
     computed: NodeStatus,
     /// As the API has it: it may write quantities in another form.
     stored: NodeStatus,
 }
 
-/// Makes the node's object, or brings the one that is there up to date.
+/// Creates the node's object, or updates an existing one.
 async fn register(cx: &Context) -> Result<Said, Error> {
     let api = cx.client.all::<Node>();
     let name = &cx.config.node_name;
@@ -122,7 +122,7 @@ async fn report(cx: &Context, first: Said) {
         cx.clock.sleep(every).await;
         soon = soon.saturating_sub(1);
         if cx.clock.since(asleep) > every + LATE {
-            // What others make of the pause comes in the next seconds.
+            // Controllers react to the pause in the next seconds.
             soon = LOOKS_SOON;
         }
         let written = match cx.client.all::<Node>().get(name).await {

@@ -30,13 +30,13 @@ impl Kind {
     }
 }
 
-/// What a probe found.
+/// The result of a probe.
 #[derive(Clone, Debug)]
 pub(crate) struct Report {
     pub(crate) container: String,
     pub(crate) id: ContainerId,
     pub(crate) kind: Kind,
-    /// Why it failed this time.
+    /// The reason of this failure.
     pub(crate) failure: Option<String>,
     /// Enough successes or failures in a row.
     pub(crate) verdict: Option<bool>,

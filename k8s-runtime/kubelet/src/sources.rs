@@ -20,7 +20,7 @@ use crate::types::{ConfigMap, Secret};
 /// The time that a user waits for the first answer about an object.
 const FIRST_ANSWER_TIMEOUT: Duration = Duration::from_secs(10);
 
-/// Why an object cannot be used.
+/// The reason for which an object cannot be used.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub(crate) enum SourceError {
     #[error("{kind} {name:?} not found")]
@@ -106,7 +106,7 @@ impl Sources {
         watched(&self.client, &self.secrets, namespace, name, "secret")
     }
 
-    /// A ConfigMap as it is now.
+    /// The present state of a ConfigMap.
     pub(crate) async fn config_map(
         &self,
         namespace: &str,
@@ -115,7 +115,7 @@ impl Sources {
         self.watch_config_map(namespace, name).get().await
     }
 
-    /// A Secret as it is now.
+    /// The present state of a Secret.
     pub(crate) async fn secret(&self, namespace: &str, name: &str) -> Result<Arc<Secret>, SourceError> {
         self.watch_secret(namespace, name).get().await
     }

@@ -38,7 +38,7 @@ const V1_CONTROLLERS: [&str; 15] = [
 const OTHER: &str = "";
 const V2_CONTROLLERS: [&str; 3] = ["cpu", "memory", "pids"];
 
-/// Where this machine's control groups are.
+/// The mounts of this machine's control groups.
 #[derive(Clone, Debug)]
 pub(crate) enum Cgroups {
     /// Controller and the mount of its hierarchy; several controllers may share one.
@@ -137,8 +137,8 @@ impl Cgroups {
             Cgroups::V2(root) => {
                 let mut at = root.clone();
                 for part in Path::new(group) {
-                    // A child has a controller only where every parent passes it on. One that is not there at
-                    // all shows as an error of the limit that needs it.
+                    // A child has a controller only where every parent passes it on. A missing controller
+                    // shows as an error of the limit that needs it.
                     let have = fs::read_to_string(at.join("cgroup.controllers")).unwrap_or_default();
                     let control = at.join("cgroup.subtree_control");
                     for controller in
@@ -192,7 +192,7 @@ impl Cgroups {
         }
     }
 
-    /// Sets limits; what is `None` stays as it is.
+    /// Sets limits. `None` leaves a limit unchanged.
     pub(crate) fn limit(&self, group: &str, limits: &Resources) -> io::Result<()> {
         let set = |controller: &str, file: &str, value: String| -> io::Result<()> {
             let Some(directory) = self.controller(controller, group) else { return Ok(()) };
@@ -234,7 +234,7 @@ impl Cgroups {
         Ok(())
     }
 
-    /// How often the kernel killed in this group for memory.
+    /// The number of processes that the kernel killed in this group for memory.
     pub(crate) fn oom_kills(&self, group: &str) -> u64 {
         let file = if matches!(self, Cgroups::V2(_)) { "memory.events" } else { "memory.oom_control" };
         let Some(directory) = self.controller("memory", group) else { return 0 };

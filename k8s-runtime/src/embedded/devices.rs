@@ -313,7 +313,8 @@ mod tests {
             Some(Group { cgroups: Cgroups::V2(root), name, directory })
         }
 
-        /// Whether a process in a child group opens `/dev/zero` and a device file that it made.
+        /// Tries to open `/dev/zero` and a device file of its own making in a child group; true where it
+        /// could.
         fn opens(&self) -> (bool, bool) {
             let child = self.directory.join("container");
             fs::create_dir(&child).expect("mkdir");
@@ -360,7 +361,7 @@ mod tests {
         }
     }
 
-    /// Where root itself may not open the device there is nothing to lift.
+    /// After lifting, as much can be opened as before: nothing more where root itself may not.
     #[test]
     fn a_version_2_pod_is_restricted_until_it_is_lifted() {
         let Some(group) = Group::new("pod") else { return };

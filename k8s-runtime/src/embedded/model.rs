@@ -1,4 +1,4 @@
-//! What the runtime knows: every sandbox and container with its state, and who waits for it.
+//! The runtime's model: every sandbox and container with its state, and the calls that wait for it.
 //!
 //! The model is filled from disk and from the shims at start, and changed by requests and by shims' events
 //! afterwards; reading it asks nobody. A shim whose connection ends without having been asked to is dead,
@@ -25,7 +25,7 @@ use crate::api::{
     ContainerId, ContainerState, ContainerStatus, RuntimeError, RuntimeEvent, SandboxId, SandboxStatus,
 };
 
-/// How long a shim may take to answer at adoption.
+/// The time that a shim may take to answer at adoption.
 const ADOPTION: Duration = Duration::from_secs(10);
 
 #[derive(Debug)]
@@ -207,7 +207,7 @@ impl Model {
     /// A connection ended. Unless that was wanted, the shim is dead, and its containers with it.
     fn shim_gone(&self, id: &str) {
         let Some((record, victims, cgroups)) = self.bury(id) else { return };
-        // What the shim's death did not kill by itself dies with the cgroups. That may wait for the dying.
+        // Processes that the shim's death did not kill die with the cgroups. That may wait for the dying.
         let all = self.cgroups.clone();
         let release = move || {
             if let Err(error) = sandbox_files::release_by_force(&record, &cgroups, &all) {

@@ -1,4 +1,4 @@
-//! What this machine lacks for running containers, all of it at once.
+//! Preflight: everything that this machine lacks for running containers, all at once.
 
 use std::path::Path;
 
@@ -11,7 +11,7 @@ pub enum Missing {
     /// Not root.
     #[error("containers need root (effective user is {uid}); run with sudo")]
     Root {
-        /// Who this process is.
+        /// User id of this process.
         uid: u32,
     },
     /// The kernel has no such namespace.
@@ -40,7 +40,7 @@ pub enum Missing {
     /// The kernel is too old.
     #[error("the kernel is {have}; at least 5.12 is needed")]
     Kernel {
-        /// What runs.
+        /// The kernel's version.
         have: String,
     },
     /// A directory cannot hold containers' roots.
@@ -92,7 +92,7 @@ pub fn preflight(config: &EmbeddedConfig) -> Vec<Missing> {
     missing
 }
 
-/// Whether a cgroup file system is mounted at or below /sys/fs/cgroup, by the text of `/proc/self/mountinfo`.
+/// True if a cgroup file system is mounted at or below /sys/fs/cgroup, by the text of `/proc/self/mountinfo`.
 fn has_cgroups(mountinfo: &str) -> bool {
     mountinfo.lines().any(|line| {
         let at = line.split(' ').nth(4).is_some_and(|at| Path::new(at).starts_with("/sys/fs/cgroup"));

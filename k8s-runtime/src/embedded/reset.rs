@@ -5,7 +5,7 @@ use std::{fs, io, path::Path, path::PathBuf, time::Duration};
 
 use super::{EmbeddedConfig, cgroup::Cgroups, config_file, protocol::read_json, sandbox_files::unmount};
 
-/// How long killed processes may take to go.
+/// The time that killed processes may take to go.
 const CGROUP_TIMEOUT: Duration = Duration::from_secs(20);
 
 /// Everything that [`reset`] on the same state directory would remove, in words.

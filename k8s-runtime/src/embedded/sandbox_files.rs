@@ -1,4 +1,4 @@
-//! What a sandbox leaves outside of its processes, and taking it away: the pinned network namespace, the
+//! The traces of a sandbox outside of its processes, and their removal: the pinned network namespace, the
 //! shared-memory mount, cgroups, files. Used by the shim in an orderly end and by the node process when the
 //! shim is dead.
 //!
@@ -22,7 +22,7 @@ fn absent_is_fine(result: io::Result<()>) -> io::Result<()> {
     }
 }
 
-/// Unmounts `path` as often as it is mounted; not mounted or not there is fine.
+/// Unmounts `path` as often as it is mounted, also not at all.
 pub(crate) fn unmount(path: &Path) -> io::Result<()> {
     loop {
         match umount2(path, MntFlags::MNT_DETACH | MntFlags::UMOUNT_NOFOLLOW) {

@@ -52,7 +52,7 @@ use super::{
 #[derive(Debug)]
 struct Exec {
     pid: Pid,
-    /// Who asked: it dies with that connection.
+    /// The connection that asked for it. The command dies with it.
     connection: u64,
 }
 
@@ -74,7 +74,7 @@ struct Shim {
     done: bool,
 }
 
-/// What a descriptor in the poll set is.
+/// The owner of a descriptor in the poll set.
 #[derive(Clone, Debug)]
 enum Token {
     Signals,

@@ -99,7 +99,7 @@ impl Outbox {
         Ok(())
     }
 
-    /// Whether everything was sent.
+    /// True if everything was sent.
     pub(crate) fn is_empty(&self) -> bool {
         self.frames.is_empty()
     }

@@ -61,7 +61,7 @@ fn serve(cgroup: &str) -> io::Result<()> {
     // Out of the terminal's process group: Ctrl-C is for the node process.
     let _ = nix::unistd::setsid();
     std::env::set_current_dir("/")?;
-    // What the node process inherited itself (a pipe of whoever started it, say) is none of the pods'
+    // Descriptors that the node process inherited itself (a pipe of its parent, say) are none of the pods'
     // business.
     sys::close_from(3);
     let socket = sys::take_stdin()?;

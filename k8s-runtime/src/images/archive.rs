@@ -61,7 +61,7 @@ impl Members {
     fn read(scratch: Scratch, source: impl Read) -> Result<Members, RuntimeError> {
         let failed = |e: io::Error| match e.kind() {
             io::ErrorKind::StorageFull => RuntimeError::io("read image archive")(e),
-            // What is no archive at all makes messages with the bytes that were found.
+            // A file that is no archive at all makes messages with the bytes that were found.
             _ => invalid(printable(&e.to_string())),
         };
         let mut members = Members { scratch, files: BTreeMap::new(), links: HashMap::new() };

@@ -17,7 +17,7 @@ pub struct Reference {
     pub digest: Option<String>,
 }
 
-/// Whether this is a registry's address: a host name or an IPv6 address in brackets, and perhaps a port.
+/// True for a registry's address: a host name or an IPv6 address in brackets, and perhaps a port.
 fn is_registry(text: &str) -> bool {
     let digits = |port: &str| !port.is_empty() && port.bytes().all(|b| b.is_ascii_digit());
     if let Some((address, rest)) = text.strip_prefix('[').and_then(|t| t.split_once(']')) {
@@ -97,7 +97,7 @@ impl Reference {
         format!("{}/{}", self.registry, self.repository)
     }
 
-    /// What to ask the registry for: the digest where there is one.
+    /// The version to ask the registry for: the digest, or else the tag.
     pub fn version(&self) -> &str {
         self.digest.as_deref().or(self.tag.as_deref()).unwrap_or("latest")
     }

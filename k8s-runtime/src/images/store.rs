@@ -29,7 +29,7 @@ use crate::{
 /// After so long, work in progress was left by a crash.
 const STALE: Duration = Duration::from_secs(3600);
 
-/// What a runtime needs to know of an image.
+/// An image as a runtime needs it.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct ResolvedImage {
     /// Digest of the configuration.
@@ -44,7 +44,7 @@ pub struct ResolvedImage {
     pub user: String,
     /// Working directory; may be empty.
     pub working_dir: String,
-    /// What stops it politely.
+    /// The signal that stops it politely.
     pub stop_signal: Option<String>,
     /// Directory of unpacked layers.
     pub layers_dir: PathBuf,
@@ -85,7 +85,7 @@ pub struct ImageStore {
     state: Mutex<State>,
 }
 
-/// Where an added image's layers come from: index to a reader of the (maybe compressed) layer.
+/// The source of an added image's layers: index to a reader of the (maybe compressed) layer.
 pub(super) type LayerSource<'a> = &'a mut dyn FnMut(usize) -> Result<Box<dyn Read>, RuntimeError>;
 
 impl ImageStore {
@@ -99,7 +99,7 @@ impl ImageStore {
         for directory in [&dir.join("blobs/sha256"), &dir.join("layers"), &tmp] {
             fs::create_dir_all(directory).map_err(RuntimeError::io(context()))?;
         }
-        // What a crash left behind; younger things may be another process's work in progress.
+        // Leftovers of a crash; younger files may be another process's work in progress.
         for entry in fs::read_dir(&tmp).map_err(RuntimeError::io(context()))?.flatten() {
             let age = entry.metadata().and_then(|m| m.modified()).ok().and_then(|t| t.elapsed().ok());
             if age.is_some_and(|age| age > STALE) {
@@ -175,7 +175,7 @@ impl ImageStore {
         archive::import(self, source)
     }
 
-    /// Whether a layer is unpacked already.
+    /// True if a layer is unpacked already.
     pub(super) fn has_layer(&self, diff_id: &str) -> bool {
         self.state().index.layers.contains_key(diff_id)
     }

@@ -1,4 +1,4 @@
-//! What a container sees and may do.
+//! The view and the rights of a container.
 
 use std::sync::Arc;
 
@@ -296,7 +296,7 @@ async fn sysctls_of_the_host_are_refused(f: Arc<Fixture>) -> Result<(), Failed> 
     for (name, host_network) in [("vm.swappiness", false), ("net.ipv4.ip_forward", true)] {
         let mut spec = f.sandbox_spec();
         spec.host_network = host_network;
-        // What it is already, should the check be missing.
+        // The present value, should the check be missing.
         let value = std::fs::read_to_string(format!("/proc/sys/{}", name.replace('.', "/")))?;
         spec.sysctls.insert(name.into(), value.trim().into());
         let refused = runtime.run_sandbox(&spec).await.err().map(|e| e.to_string()).unwrap_or_default();

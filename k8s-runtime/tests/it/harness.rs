@@ -175,7 +175,7 @@ impl Fixture {
     }
 }
 
-/// What a container's end looks like.
+/// The end of a container.
 #[derive(Debug, PartialEq)]
 pub struct Ended {
     pub code: i32,

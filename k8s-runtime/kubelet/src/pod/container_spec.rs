@@ -1,4 +1,4 @@
-//! What the runtime is told to make of a container.
+//! The runtime's specification of a container.
 
 use std::{
     collections::BTreeMap,
@@ -21,7 +21,7 @@ use crate::{
     volumes::Mounted,
 };
 
-/// What a container's specification is made from.
+/// The parts that a container's specification is made from.
 pub(crate) struct Input<'a> {
     pub(crate) pod: &'a Pod,
     pub(crate) container: &'a Container,

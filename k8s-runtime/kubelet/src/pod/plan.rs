@@ -1,4 +1,4 @@
-//! What to do next for a pod. Pure: no clock, no I/O.
+//! Decides the next steps for a pod. Pure: no clock, no I/O.
 
 use super::{life::*, world::*};
 use crate::types::*;
@@ -59,7 +59,7 @@ fn decide_running(now: Timestamp, world: &World, acts: &mut Vec<Act>) {
     }
 }
 
-/// Whether the pod has come to its end.
+/// The reason for which the pod comes to its end now, if any.
 fn end_cause(now: Timestamp, world: &World, acts: &mut Vec<Act>) -> Option<Cause> {
     if world.gone || world.pod.metadata.deletion_timestamp.is_some() {
         return Some(Cause::Deleted);
@@ -187,7 +187,7 @@ fn decide_ending(now: Timestamp, world: &World, ending: &Ending, acts: &mut Vec<
 }
 
 impl Life {
-    /// It has a process or is about to; one that was made and never started has none.
+    /// True if it has a process or is about to. A container that was made and never started has none.
     fn is_alive_for_end(&self) -> bool {
         self.op.is_some() || self.is_running()
     }

@@ -1,4 +1,4 @@
-//! What a pod's status says, from what is known about it. Pure.
+//! Computes a pod's status from its world. Pure.
 //!
 //! Phases, conditions, reasons and messages are upstream's (`pkg/kubelet/kubelet_pods.go`,
 //! `pkg/kubelet/status/generate.go`).
@@ -10,7 +10,7 @@ use k8s_core::meta::ObjectExt;
 use super::{admit::Refusal, life::*, world::*};
 use crate::{resources, types::*};
 
-/// What the status says beside the world.
+/// Parts of the status that come from outside of the world.
 pub(crate) struct Facts<'a> {
     pub(crate) host_ips: &'a [IpAddr],
     pub(crate) pod_ips: &'a [IpAddr],

@@ -75,7 +75,7 @@ pub(crate) enum Sandbox {
     Absent {
         attempt: u32,
     },
-    /// Made or connected. `old`: the one that is replaced or connected again.
+    /// Made or connected. `old`: the sandbox that is replaced or connected again.
     Busy {
         attempt: u32,
         failures: u32,
@@ -103,7 +103,7 @@ impl Sandbox {
     }
 }
 
-/// Why the pod is being ended.
+/// The reason for which the pod ends.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Cause {
     /// Everything in it has ended for good.
@@ -118,7 +118,7 @@ pub(crate) enum Cause {
     Refused,
 }
 
-/// How far the pod's end is.
+/// The stage of the pod's end.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Stage {
     /// Containers are being stopped.
@@ -140,7 +140,7 @@ pub(crate) enum Stage {
 pub(crate) struct Ending {
     pub(crate) cause: Cause,
     pub(crate) stage: Stage,
-    /// When containers that still run are killed.
+    /// The time at which containers that still run are killed.
     pub(crate) kill_at: Timestamp,
 }
 
@@ -162,11 +162,11 @@ pub(crate) struct World {
     pub(crate) ending: Option<Ending>,
     /// The object is no longer in the API.
     pub(crate) gone: bool,
-    /// When the pod was first seen by this kubelet (or its status said so).
+    /// The time at which a kubelet first saw the pod.
     pub(crate) start_time: Timestamp,
     /// Services are known, so that containers can be told.
     pub(crate) services_known: bool,
-    /// Why this node does not run the pod.
+    /// The reason for which this node does not run the pod.
     pub(crate) refusal: Option<Refusal>,
 }
 

@@ -69,7 +69,7 @@ impl Writer {
         }
     }
 
-    /// Whether a pod's status is another one than the kubelet wrote last, and nothing newer is on its way.
+    /// True if a pod's status is not what the kubelet wrote last, and nothing newer is on its way.
     fn is_overwritten(&self, pod: &Pod) -> bool {
         let (number, wanted) = self.wanted.borrow().clone();
         if number == 0 || *self.written.borrow() != number {
@@ -156,7 +156,7 @@ async fn next(
     }
 }
 
-/// Whether a status says no more than that the pod is on its way.
+/// True if a status says no more than that the pod is starting.
 fn is_starting(status: &PodStatus) -> bool {
     let creating = |container: &ContainerStatus| {
         let waiting = container.state.as_ref().and_then(|s| s.waiting.as_ref());

@@ -1,4 +1,4 @@
-//! What probes and lifecycle hooks do to a container: run a command, ask over HTTP, connect, wait.
+//! Handlers of probes and lifecycle hooks: run a command, ask over HTTP, connect, wait.
 
 use std::{net::IpAddr, time::Duration};
 

@@ -36,7 +36,7 @@ const PROTOCOLS: [Protocol; 4] = [
     Protocol { name: "", base64: false },
 ];
 const CHUNK: usize = 32 * 1024;
-/// How long what a client that left had sent may take to arrive.
+/// Time for the input of a client that has left to arrive.
 const LAST_INPUT: Duration = Duration::from_secs(10);
 
 pub(super) fn serve<B: Send + 'static>(
@@ -130,7 +130,7 @@ async fn tunnel(cx: Arc<Context>, sandbox: SandboxId, socket: Socket) {
         () = &mut forwarding => false,
     };
     if left {
-        // What was sent before the end is still to be delivered.
+        // Bytes from before the end are still to be delivered.
         drop(far_write);
         let _ = tokio::time::timeout(LAST_INPUT, forwarding).await;
     }

@@ -32,7 +32,7 @@ const FIN: u8 = 1;
 /// `RST_STREAM` with CANCEL.
 const CANCEL: u32 = 5;
 
-/// What a peer may do wrong, or the connection.
+/// A mistake of the peer, or a broken connection.
 #[derive(Debug, thiserror::Error)]
 pub(super) enum SpdyError {
     #[error("connection: {0}")]
@@ -243,7 +243,7 @@ fn data(stream: u32, flags: u8, payload: &[u8]) -> Bytes {
     frame.freeze()
 }
 
-/// What the client does with a stream.
+/// A client's action on a stream.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) enum Incoming {
     Data(Bytes),
@@ -258,7 +258,7 @@ pub(super) enum Incoming {
 pub(super) struct Stream {
     pub(super) id: u32,
     pub(super) headers: Headers,
-    /// What the client sends; ends with the session.
+    /// The client's actions; ends with the session.
     pub(super) incoming: mpsc::Receiver<Incoming>,
     outgoing: mpsc::Sender<Bytes>,
 }
@@ -399,13 +399,13 @@ impl<R: AsyncRead + Unpin> Reader<R> {
     }
 
     async fn put(&mut self, frame: Bytes) {
-        // When the writer is gone, reading ends too.
+        // The reader ends with the writer.
         let _ = self.outgoing.send(frame).await;
     }
 
     async fn data(&mut self, id: u32, flags: u8, payload: Bytes) {
         let Some(stream) = self.open.get(&id) else { return };
-        // A stream that nobody reads any more takes nothing.
+        // A stream without a reader takes nothing.
         if !payload.is_empty() {
             let _ = stream.send(Incoming::Data(payload)).await;
         }

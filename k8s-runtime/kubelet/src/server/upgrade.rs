@@ -54,7 +54,7 @@ pub(super) fn agreed(headers: &HeaderMap, ours: &'static [Protocol]) -> Option<&
     offered.find_map(|name| ours.iter().find(|p| p.name == name))
 }
 
-/// Whether a request asks for a WebSocket.
+/// True if a request asks for a WebSocket.
 pub(super) fn is_asked(headers: &HeaderMap) -> bool {
     has_token(headers, header::CONNECTION, "upgrade") && has_token(headers, header::UPGRADE, "websocket")
 }

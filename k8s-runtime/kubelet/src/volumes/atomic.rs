@@ -35,7 +35,7 @@ pub(crate) struct File {
 /// Files by their path inside the volume.
 pub(crate) type Files = BTreeMap<String, File>;
 
-/// Whether a path stays inside the volume and does not meet the writer's own names.
+/// Refuses a path that leaves the volume or meets the writer's own names.
 fn check(path: &str) -> Result<(), VolumeError> {
     let fine = !path.is_empty()
         && !path.starts_with("..")
@@ -130,7 +130,7 @@ fn remove_if_there(path: &Path) -> io::Result<()> {
     }
 }
 
-/// Whether a directory holds exactly these files with these contents.
+/// True if a directory holds exactly these files with these contents.
 fn same(dir: &Directory, files: &Files) -> bool {
     // Deeper than any file is wanted, nothing is looked at.
     fn count(dir: &Directory, depth: usize) -> Option<usize> {

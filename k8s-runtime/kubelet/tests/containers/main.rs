@@ -46,7 +46,7 @@ fn main() -> ExitCode {
 struct Node {
     dir: PathBuf,
     api: FakeApi,
-    /// Where the kubelet finds its API server, if not the fake one.
+    /// The kubelet's API server. Default: the fake one.
     client: Option<k8s_core::client::Client>,
     config: EmbeddedConfig,
     images: Arc<ImageStore>,

@@ -44,7 +44,7 @@ impl FakeRuntime {
         self.clock.now().into()
     }
 
-    /// What was asked of the runtime so far.
+    /// The calls of the runtime so far.
     pub fn log(&self) -> Vec<String> {
         self.state.lock().unwrap().log.clone()
     }

@@ -159,7 +159,7 @@ impl Container {
         self.pid
     }
 
-    /// Whether its end is news: a failed start was told as that.
+    /// True if its end is news: a failed start was reported already.
     pub(super) fn is_live(&self) -> bool {
         !matches!(self.state, ContainerState::Exited { .. })
     }

@@ -1,4 +1,4 @@
-//! Who a container's process is and what it may do: user and groups, capabilities.
+//! The identity of a container's process: user, groups, capabilities.
 //!
 //! Names are looked up in the image's own `/etc/passwd` and `/etc/group`, after the root was entered.
 //! Capabilities follow the container runtimes' convention: the set is bounding, permitted and effective;

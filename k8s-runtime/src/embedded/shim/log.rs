@@ -18,19 +18,19 @@ use crate::{beneath::Directory, log_files};
 /// Longest part of a line in one entry.
 const MAX_LINE: usize = 16 << 10;
 
-/// Which stream.
+/// The stream of a line.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum StreamName {
     Stdout,
     Stderr,
 }
 
-/// How large a log may become.
+/// The limits of a log.
 #[derive(Clone, Copy, Debug, Default)]
 pub(crate) struct Limit {
     /// Bytes of one file; 0: any number.
     pub(crate) bytes: u64,
-    /// Files, the one that is written included.
+    /// Most files, the current one included.
     pub(crate) files: usize,
 }
 
@@ -46,7 +46,7 @@ pub(crate) struct Log {
     /// Bytes in the file.
     length: u64,
     limit: Limit,
-    /// What was read of an unfinished line, per stream.
+    /// The beginning of an unfinished line, per stream.
     partial: [Vec<u8>; 2],
 }
 

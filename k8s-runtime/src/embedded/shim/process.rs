@@ -123,7 +123,7 @@ fn receive(socket: BorrowedFd<'_>, inbox: &mut wire::Inbox) -> io::Result<Option
     }
 }
 
-/// Where a child is born.
+/// The namespaces and the cgroup that a child is born in.
 #[derive(Debug, Default)]
 pub(super) struct Birth<'a> {
     /// `CLONE_NEW*`.

@@ -361,7 +361,7 @@ fn mask(null: &OwnedFd) -> Result<(), String> {
     Ok(())
 }
 
-/// What is at a path, as a place to mount on.
+/// Opens a path as a place to mount on.
 fn place(path: &str) -> io::Result<OwnedFd> {
     let flags = nix::fcntl::OFlag::O_PATH | nix::fcntl::OFlag::O_CLOEXEC;
     Ok(nix::fcntl::open(path, flags, Mode::empty())?)
