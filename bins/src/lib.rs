@@ -38,10 +38,7 @@ pub mod reset;
 mod text_pages;
 pub mod user_kubeconfig;
 
-use std::{
-    process::ExitCode,
-    sync::{Arc, OnceLock},
-};
+use std::{process::ExitCode, sync::OnceLock};
 
 pub use cluster::{Builder, Cluster, Node, host_name, open_images};
 pub use distribution::{Distribution, Extras, distribution};
@@ -77,23 +74,11 @@ pub fn component_main(component: &str) -> ExitCode {
 /// # Errors
 /// When the certificate cannot be made.
 pub fn remote_kubelets(pki: &pki::Pki) -> Result<RemoteKubelets, Failure> {
-    use rustls::pki_types::{CertificateDer, PrivateKeyDer, pem::PemObject};
     let identity = pki
         .client("apiserver-kubelet-client", identities::KUBELET_CLIENT, "")
         .map_err(Failure::because("kubelet client certificate"))?;
-    let mut roots = rustls::RootCertStore::empty();
-    let ca = CertificateDer::from_pem_slice(pki.ca().as_bytes()).map_err(Failure::because("CA"))?;
-    roots.add(ca).map_err(Failure::because("CA"))?;
-    let chain = vec![
-        CertificateDer::from_pem_slice(identity.certificate.as_bytes())
-            .map_err(Failure::because("certificate"))?,
-    ];
-    let key = PrivateKeyDer::from_pem_slice(identity.key.as_bytes()).map_err(Failure::because("key"))?;
-    let tls = rustls::ClientConfig::builder_with_provider(Arc::new(rustls::crypto::ring::default_provider()))
-        .with_safe_default_protocol_versions()
-        .map_err(Failure::because("TLS"))?
-        .with_root_certificates(roots)
-        .with_client_auth_cert(chain, key)
-        .map_err(Failure::because("certificate"))?;
+    let trust = k8s_tls::Trust::Pem(pki.ca().as_bytes());
+    let tls = k8s_tls::client(&trust, Some(&identity.tls()), &[])
+        .map_err(Failure::because("kubelet client TLS"))?;
     Ok(RemoteKubelets::new(tls))
 }

@@ -37,7 +37,7 @@ pub struct NodeConfig {
     /// Its pod range.
     pub pod_cidr: Option<String>,
     /// Address and port of the kubelet's API; `None`: it is called in this process only.
-    pub api: Option<(std::net::SocketAddr, Arc<rustls::ServerConfig>)>,
+    pub api: Option<(std::net::SocketAddr, Arc<k8s_tls::ServerConfig>)>,
     /// Sysctls beside the safe ones that pods may set.
     pub allowed_unsafe_sysctls: Vec<String>,
 }
@@ -157,33 +157,12 @@ pub fn kubelet_tls(
     pki: &crate::pki::Pki,
     name: &str,
     address: IpAddr,
-) -> Result<Arc<rustls::ServerConfig>, Failure> {
-    use rustls::{
-        RootCertStore,
-        pki_types::{CertificateDer, PrivateKeyDer, pem::PemObject},
-        server::WebPkiClientVerifier,
-    };
+) -> Result<Arc<k8s_tls::ServerConfig>, Failure> {
     let identity = pki
         .server(&format!("kubelet-{name}"), &[name], &[address])
         .map_err(Failure::because("kubelet certificate"))?;
-    let provider = Arc::new(rustls::crypto::ring::default_provider());
-    let mut roots = RootCertStore::empty();
-    let ca = CertificateDer::from_pem_slice(pki.ca().as_bytes()).map_err(Failure::because("CA"))?;
-    roots.add(ca).map_err(Failure::because("CA"))?;
-    let verifier = WebPkiClientVerifier::builder_with_provider(Arc::new(roots), provider.clone())
-        .build()
-        .map_err(Failure::because("CA"))?;
-    let chain = vec![
-        CertificateDer::from_pem_slice(identity.certificate.as_bytes())
-            .map_err(Failure::because("certificate"))?,
-    ];
-    let key = PrivateKeyDer::from_pem_slice(identity.key.as_bytes()).map_err(Failure::because("key"))?;
-    let config = rustls::ServerConfig::builder_with_provider(provider)
-        .with_safe_default_protocol_versions()
-        .map_err(Failure::because("TLS"))?
-        .with_client_cert_verifier(verifier)
-        .with_single_cert(chain, key)
-        .map_err(Failure::because("certificate"))?;
+    let clients = k8s_tls::ClientAuth::Required(pki.ca().as_bytes());
+    let config = k8s_tls::server(&identity.tls(), &clients, &[]).map_err(Failure::because("kubelet TLS"))?;
     Ok(Arc::new(config))
 }
 

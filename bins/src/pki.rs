@@ -55,6 +55,17 @@ pub struct Identity {
     pub key: String,
 }
 
+impl Identity {
+    /// The identity as TLS takes it.
+    #[must_use]
+    pub fn tls(&self) -> k8s_tls::Identity {
+        k8s_tls::Identity {
+            certificate: self.certificate.clone().into_bytes(),
+            key: self.key.clone().into_bytes(),
+        }
+    }
+}
+
 impl std::fmt::Debug for Identity {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         f.write_str("Identity { <key> }")

@@ -151,7 +151,7 @@ impl Kubelet {
     }
 
     /// The kubelet's API over TLS, with a certificate of the cluster's CA.
-    fn tls(&self, address: IpAddr) -> Result<Option<(SocketAddr, Arc<rustls::ServerConfig>)>, Failure> {
+    fn tls(&self, address: IpAddr) -> Result<Option<(SocketAddr, Arc<k8s_tls::ServerConfig>)>, Failure> {
         let Some(directory) = self.cert_dir.as_ref().filter(|_| self.port != 0) else { return Ok(None) };
         let pki = Pki::open(directory).map_err(Failure::because("certificates"))?;
         Ok(Some((

@@ -2,7 +2,10 @@
 
 use std::sync::Arc;
 
-use rustls::{ClientConfig, pki_types::ServerName};
+use rustls::{
+    ClientConfig, RootCertStore,
+    pki_types::{CertificateDer, ServerName, pem::PemObject},
+};
 use tokio::io::{AsyncRead, AsyncWrite};
 use tokio_rustls::{TlsConnector, client::TlsStream};
 
@@ -13,6 +16,8 @@ use crate::{Identity, TlsError, roots, unverified::Unverified};
 pub enum Trust<'a> {
     /// Servers whose certificate one of these CAs signed (PEM, any number; none: no server).
     Pem(&'a [u8]),
+    /// Like [`Trust::Pem`], but entries that rustls does not take are skipped: for a machine's own bundle.
+    Bundle(&'a [u8]),
     /// Any server (`insecure-skip-tls-verify`).
     Anyone,
 }
@@ -32,6 +37,11 @@ pub fn client(
         .map_err(TlsError::of("TLS"))?;
     let builder = match trust {
         Trust::Pem(pem) => builder.with_root_certificates(roots(pem)?),
+        Trust::Bundle(pem) => {
+            let mut roots = RootCertStore::empty();
+            roots.add_parsable_certificates(CertificateDer::pem_slice_iter(pem).flatten());
+            builder.with_root_certificates(roots)
+        }
         Trust::Anyone => builder.dangerous().with_custom_certificate_verifier(Arc::new(Unverified(provider))),
     };
     let mut config = match identity {

@@ -21,11 +21,13 @@
 
 mod client;
 mod server;
+mod system;
 mod unverified;
 
 pub use client::{Trust, client, connect};
 pub use rustls::{ClientConfig, ServerConfig};
 pub use server::{ClientAuth, server};
+pub use system::system_bundle;
 pub use tokio_rustls::{TlsAcceptor, client::TlsStream};
 
 use rustls::pki_types::{CertificateDer, PrivateKeyDer, pem::PemObject};

@@ -34,7 +34,7 @@ pub struct Config {
     /// Port of the kubelet's API; 0: no listener (the API is called in the same process).
     pub port: u16,
     /// Keys and client verification for the kubelet's API. `None`: no listener.
-    pub tls: Option<Arc<rustls::ServerConfig>>,
+    pub tls: Option<Arc<k8s_tls::ServerConfig>>,
     /// Version that the node reports.
     pub kubelet_version: String,
     /// A container's log is rotated when it is larger than this.

@@ -1,12 +1,14 @@
 //! The checks themselves.
 
-use std::{sync::Arc, time::Duration};
+use std::{
+    sync::{Arc, LazyLock},
+    time::Duration,
+};
 
 use bytes::{BufMut, Bytes, BytesMut};
 use http_body_util::{BodyExt, Full};
 use hyper_util::rt::{TokioExecutor, TokioIo};
 use k8s_runtime::{ContainerId, ExecRequest};
-use rustls::pki_types::ServerName;
 use tokio::{
     io::{AsyncRead, AsyncReadExt, AsyncWrite},
     net::TcpStream,
@@ -109,9 +111,8 @@ pub(crate) async fn http(get: &Get, timeout: Duration) -> Result<(), String> {
         let tcp = TcpStream::connect((get.host.as_str(), get.port)).await;
         let tcp = tcp.map_err(|e| failed(&format!("dial tcp {}: {e}", get.authority())))?;
         let (code, text) = if get.tls {
-            let name = ServerName::try_from(get.host.clone()).map_err(|e| failed(&e))?;
-            let tls = tokio_rustls::TlsConnector::from(unverified());
-            let stream = tls.connect(name, tcp).await.map_err(|e| failed(&e))?;
+            let tls = unverified().map_err(|e| failed(&e))?;
+            let stream = k8s_tls::connect(tls, &get.host, tcp).await.map_err(|e| failed(&e))?;
             ask(stream, get, &path).await.map_err(|e| failed(&e))?
         } else {
             ask(tcp, get, &path).await.map_err(|e| failed(&e))?
@@ -245,11 +246,10 @@ async fn health_answer(answer: http::Response<hyper::body::Incoming>) -> Result<
     }
 }
 
-/// A TLS configuration that trusts any server: a probe asks whether a server answers, not who it is.
-fn unverified() -> Arc<rustls::ClientConfig> {
-    static CONFIG: std::sync::LazyLock<Arc<rustls::ClientConfig>> = std::sync::LazyLock::new(|| {
-        let config = k8s_tls::client(&k8s_tls::Trust::Anyone, None, &[]);
-        Arc::new(config.expect("no certificate is given that could be refused"))
+/// TLS without verification: a probe asks whether a server answers, not who it is.
+fn unverified() -> Result<Arc<k8s_tls::ClientConfig>, String> {
+    static CONFIG: LazyLock<Result<Arc<k8s_tls::ClientConfig>, String>> = LazyLock::new(|| {
+        k8s_tls::client(&k8s_tls::Trust::Anyone, None, &[]).map(Arc::new).map_err(|e| e.to_string())
     });
     CONFIG.clone()
 }

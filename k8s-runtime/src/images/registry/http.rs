@@ -1,7 +1,7 @@
 //! Just enough of an HTTP client for registries: GET with redirects, TLS with the system's authorities, and
 //! timeouts on everything that waits.
 
-use std::{io, path::Path, sync::Arc, time::Duration};
+use std::{io, sync::Arc, time::Duration};
 
 use bytes::Bytes;
 use http_body_util::{BodyExt, Empty};
@@ -11,8 +11,7 @@ use hyper::{
     header::{self, HeaderValue},
 };
 use hyper_util::rt::TokioIo;
-use rustls::{ClientConfig, RootCertStore};
-use rustls_pki_types::{CertificateDer, ServerName, pem::PemObject};
+use k8s_tls::{ClientConfig, Trust};
 use tokio::{
     io::{AsyncRead, AsyncWrite},
     net::TcpStream,
@@ -26,13 +25,6 @@ const ANSWER: Duration = Duration::from_secs(30);
 /// Longest silence in the middle of a body.
 pub(super) const SILENCE: Duration = Duration::from_secs(60);
 const REDIRECTS: usize = 8;
-const SYSTEM_BUNDLES: [&str; 5] = [
-    "/etc/ssl/certs/ca-certificates.crt",
-    "/etc/pki/tls/certs/ca-bundle.crt",
-    "/etc/ssl/ca-bundle.pem",
-    "/etc/pki/ca-trust/extracted/pem/tls-ca-bundle.pem",
-    "/etc/ssl/cert.pem",
-];
 
 /// An answer whose body was not read yet.
 pub(super) type Answer = Response<Incoming>;
@@ -104,8 +96,7 @@ async fn once(
             return exchange(stream, uri, &authority, authorization, accept).await;
         }
         let config = client_config(&tls(&authority))?;
-        let name = ServerName::try_from(address.to_owned()).map_err(other)?;
-        let stream = tokio_rustls::TlsConnector::from(config).connect(name, stream).await?;
+        let stream = k8s_tls::connect(config, address, stream).await?;
         exchange(stream, uri, &authority, authorization, accept).await
     };
     timeout(ANSWER, exchange).await.map_err(late("wait for an answer"))?
@@ -157,26 +148,14 @@ pub(super) async fn body(answer: Answer, limit: usize) -> io::Result<Vec<u8>> {
 }
 
 fn client_config(tls: &Tls) -> io::Result<Arc<ClientConfig>> {
-    if tls.insecure_skip_verify {
-        return Ok(Arc::new(k8s_tls::client(&k8s_tls::Trust::Anyone, None, &[]).map_err(other)?));
+    let mut bundle = Vec::new();
+    if !tls.insecure_skip_verify {
+        for file in k8s_tls::system_bundle().iter().chain(&tls.ca_file) {
+            let pem = std::fs::read(file);
+            bundle.extend(pem.map_err(|e| other(format!("read certificates of {}: {e}", file.display())))?);
+            bundle.push(b'\n');
+        }
     }
-    let builder = ClientConfig::builder_with_provider(Arc::new(rustls::crypto::ring::default_provider()))
-        .with_safe_default_protocol_versions()
-        .map_err(other)?;
-    let mut roots = RootCertStore::empty();
-    let system = std::env::var_os("SSL_CERT_FILE")
-        .map(std::path::PathBuf::from)
-        .or_else(|| SYSTEM_BUNDLES.iter().map(Into::into).find(|p: &std::path::PathBuf| p.exists()));
-    for file in system.iter().chain(&tls.ca_file) {
-        add_bundle(&mut roots, file)?;
-    }
-    Ok(Arc::new(builder.with_root_certificates(roots).with_no_client_auth()))
-}
-
-fn add_bundle(roots: &mut RootCertStore, file: &Path) -> io::Result<()> {
-    let certificates = CertificateDer::pem_file_iter(file)
-        .map_err(|e| other(format!("read certificates of {file:?}: {e}")))?;
-    // A bundle may hold entries that rustls does not take; the others count.
-    roots.add_parsable_certificates(certificates.flatten());
-    Ok(())
+    let trust = if tls.insecure_skip_verify { Trust::Anyone } else { Trust::Bundle(&bundle) };
+    k8s_tls::client(&trust, None, &[]).map(Arc::new).map_err(other)
 }
