@@ -1,4 +1,5 @@
-//! A function that sees every write: it labels pods with their creator's team, and refuses images of nobody.
+//! An admission function that sees every write: it labels pods with their creator's team, and rejects images
+//! of `nobody/`.
 
 use k8s_apiserver::admission::{Admission, Operation};
 use k8s_core::{api::api::core::v1::Pod, status::ApiStatus};
@@ -15,7 +16,7 @@ fn team(admission: &mut Admission<'_>) -> Result<(), ApiStatus> {
     {
         return Err(ApiStatus::forbidden("", "pods", "p", &format!("image {image:?} is nobody's")));
     }
-    // Groups may be called `system:masters`; a label may not.
+    // Groups such as `system:masters` contain a colon, which a label value must not.
     let team = admission.user.groups.first().and_then(|group| group.rsplit(':').next());
     admission.object["metadata"]["labels"]["team"] = json!(team);
     Ok(())

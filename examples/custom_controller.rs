@@ -1,4 +1,5 @@
-//! Runs the controller of `src/rds.rs`, once for a CustomResourceDefinition made from the Rust type and once for a ThirdPartyResource as of Kubernetes 1.5.
+//! Runs the controller of `src/rds.rs` twice: for a CustomResourceDefinition generated from the Rust type,
+//! and for a ThirdPartyResource of Kubernetes 1.5.
 
 use k8s_controllers::Conditions;
 use k8s_core::{
@@ -17,7 +18,7 @@ use k8s_examples::rds::{Databases, RdsDatabase, controller};
 use k8s_testing::TestCluster;
 use serde_json::json;
 
-/// The definition as of Kubernetes 1.5, which no library has a type for any more.
+/// A ThirdPartyResource of Kubernetes 1.5, as JSON because no library has a type for it any more.
 async fn define_third_party(client: &Client) -> anyhow::Result<()> {
     let definitions = Resource {
         group: "extensions".into(),
@@ -62,7 +63,7 @@ async fn main() -> anyhow::Result<()> {
         );
 
         running.abort();
-        // What it owns goes with it.
+        // The garbage collector deletes the dependents.
         client.namespaced::<RdsDatabase>("default").delete("orders", &Default::default()).await?;
         let deployments = client.namespaced::<Deployment>("default");
         while deployments.get_opt("orders").await?.is_some() {

@@ -1,4 +1,5 @@
-//! A bespoke distribution: `hyperkube` under another name, without CronJobs, with a resource and controller of one's own and an admission function.
+//! A custom distribution: `hyperkube` under another name, without the CronJob controller, with its own
+//! resource, controller and admission function.
 
 use std::process::ExitCode;
 

@@ -1,4 +1,4 @@
-//! A cluster inside a program: no socket, no root, a node whose containers are not processes.
+//! A cluster inside a program: no socket, no root, a simulated node.
 
 use std::{path::Path, time::Duration};
 

@@ -1,5 +1,5 @@
-//! The controller of `src/rds.rs` as a program of kube-rs, unmodified and without a socket on a cluster in the same process: what it makes is the same.
-//! To be read beside it.
+//! The controller of `src/rds.rs` written with kube-rs, on a cluster in the same process without a socket. It
+//! creates the same objects; read the two side by side.
 
 use std::{sync::Arc, time::Duration};
 
@@ -98,7 +98,8 @@ async fn reconcile(db: Arc<RdsDatabase>, client: Arc<Client>) -> Result<Action, 
         reason: "DeploymentAvailable".into(),
         message: String::new(),
         observed_generation: db.metadata.generation,
-        // A condition that stays keeps its time, or each look would be a write, and each write a look.
+        // An unchanged condition keeps its time. Otherwise each reconcile would write, and each write trigger
+        // a reconcile.
         last_transition_time: before
             .map_or_else(|| Time(k8s_openapi::jiff::Timestamp::now()), |c| c.last_transition_time.clone()),
     };

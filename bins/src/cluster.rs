@@ -1,4 +1,4 @@
-//! A whole cluster as one value: choose, start, use, stop.
+//! [`Cluster`]: a whole cluster in this process, with a builder.
 
 use std::{
     net::{IpAddr, Ipv4Addr, SocketAddr},
@@ -22,32 +22,32 @@ use crate::{
     ranges::Range,
 };
 
-/// Which nodes a cluster has in this process.
+/// The nodes that run in this process.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub enum Node {
-    /// None: a control plane only.
+    /// No node: a control plane only.
     None,
-    /// This machine, with real containers. Needs root.
+    /// This machine, with real containers. Requires root.
     #[default]
     Local,
-    /// So many nodes whose containers are not processes.
+    /// This number of nodes with simulated containers.
     Simulated(usize),
 }
 
 impl Node {
-    /// This machine, with real containers.
+    /// Returns [`Node::Local`]: this machine, with real containers.
     #[must_use]
     pub fn local() -> Self {
         Node::Local
     }
-    /// So many nodes whose containers are not processes. Needs no root.
+    /// Returns [`Node::Simulated`]: `count` nodes with simulated containers. Does not require root.
     #[must_use]
     pub fn simulated(count: usize) -> Self {
         Node::Simulated(count)
     }
 }
 
-/// What a cluster is made of; every choice has a default.
+/// Builder of a [`Cluster`]. Every setting has a default.
 #[derive(Clone, Debug)]
 pub struct Builder {
     data_dir: PathBuf,
@@ -72,7 +72,7 @@ pub struct Cluster {
     plane: ControlPlane,
     nodes: Vec<LocalNode>,
     network: Option<Network>,
-    /// Held until the cluster is down.
+    /// Data directory lock, held until the cluster is down.
     _lock: Lock,
 }
 
@@ -83,7 +83,7 @@ impl std::fmt::Debug for Cluster {
 }
 
 impl Cluster {
-    /// Starts to choose. Without further choices: this machine as the node, an embedded durable store, no socket.
+    /// Returns a builder. Defaults: this machine as the node, an embedded durable store, no socket.
     #[must_use]
     pub fn builder() -> Builder {
         Builder {
@@ -104,33 +104,34 @@ impl Cluster {
         }
     }
 
-    /// A client as administrator, in this process.
+    /// Returns an in-process client of a cluster administrator.
     #[must_use]
     pub fn client(&self) -> Client {
         self.plane.client()
     }
 
-    /// The API as a `tower::Service`, as administrator: any kube-rs program runs on it without a socket.
+    /// Returns the API as a `tower::Service` of a cluster administrator. kube-rs programs can use it without
+    /// a socket.
     #[must_use]
     pub fn service(&self) -> ApiServer {
         self.plane.server.service_as(User::admin())
     }
 
-    /// Where the API listens.
+    /// Returns the API's listen address; `None` without a socket.
     #[must_use]
     pub fn address(&self) -> Option<SocketAddr> {
         self.plane.address
     }
 
-    /// The administrator's kubeconfig, as text.
+    /// Returns the administrator's kubeconfig as YAML.
     ///
     /// # Errors
-    /// When the cluster listens on no address.
+    /// The cluster has no listen address.
     pub fn kubeconfig(&self) -> Result<String, Failure> {
         Ok(self.kubeconfig_named("hyperkube")?.to_yaml())
     }
 
-    /// The administrator's kubeconfig with a context of this name.
+    /// Returns the administrator's kubeconfig with a context of this name.
     ///
     /// # Errors
     /// As [`Cluster::kubeconfig`].
@@ -138,13 +139,13 @@ impl Cluster {
         self.plane.kubeconfig(name)
     }
 
-    /// The images of this machine's node.
+    /// Returns the image store of the node on this machine, if there is one.
     #[must_use]
     pub fn images(&self) -> Option<Arc<ImageStore>> {
         self.nodes.iter().find_map(|n| n.images.clone())
     }
 
-    /// Names of the nodes in this process.
+    /// Returns the names of the nodes in this process.
     #[must_use]
     pub fn nodes(&self) -> Vec<&str> {
         self.nodes.iter().map(LocalNode::name).collect()
@@ -153,7 +154,7 @@ impl Cluster {
     /// Waits until all nodes of this process are ready.
     ///
     /// # Errors
-    /// When they are not in time.
+    /// A node is not ready within `within`.
     pub async fn ready(&self, within: Duration) -> Result<(), Failure> {
         let client = self.client();
         for node in &self.nodes {
@@ -162,13 +163,13 @@ impl Cluster {
         Ok(())
     }
 
-    /// Its directories.
+    /// Returns the cluster's directories.
     #[must_use]
     pub fn paths(&self) -> &Paths {
         &self.paths
     }
 
-    /// Stops. Containers keep running, and are found again by the next start on the same data directory.
+    /// Stops the cluster. Containers keep running; the next start on the same data directory adopts them.
     pub async fn shutdown(self) {
         for node in self.nodes {
             node.shutdown().await;
@@ -179,10 +180,10 @@ impl Cluster {
         self.plane.shutdown().await;
     }
 
-    /// Stops, and removes containers, network and data directory: nothing is left.
+    /// Stops the cluster and removes containers, network and data directory.
     ///
     /// # Errors
-    /// What could not be removed.
+    /// Something could not be removed; the message lists it.
     pub async fn down(self) -> Result<(), Failure> {
         let paths = self.paths.clone();
         self.shutdown().await;
@@ -193,97 +194,97 @@ impl Cluster {
 }
 
 impl Builder {
-    /// Where the state is kept. Default: `/var/lib/hyperkube`.
+    /// Data directory. Default: `/var/lib/hyperkube`.
     #[must_use]
     pub fn data_dir(mut self, path: impl AsRef<Path>) -> Self {
         self.data_dir = path.as_ref().to_owned();
         self
     }
-    /// Keeps objects in memory only; the data directory then holds just keys and containers.
+    /// Keeps objects in memory only; the data directory then holds only keys and containers.
     #[must_use]
     pub fn memory(mut self) -> Self {
         self.memory = true;
         self
     }
-    /// Sets a store that is empty, or of another program, aside and begins anew; containers of its pods are removed. Default: such a store is
-    /// refused.
+    /// If the store's file is empty or of another program, moves it aside, starts with an empty store, and
+    /// removes the containers of its pods. Default: such a file is an error.
     #[must_use]
     pub fn forget_state(mut self, forget: bool) -> Self {
         self.forget_state = forget;
         self
     }
-    /// Which nodes run in this process. Default: [`Node::Local`].
+    /// Nodes that run in this process. Default: [`Node::Local`].
     #[must_use]
     pub fn node(mut self, node: Node) -> Self {
         self.node = node;
         self
     }
-    /// Serves the API over TLS on an address; port 0 takes a free one. Default: no socket.
+    /// Serves the API over TLS on this address; port 0 picks a free one. Default: no socket.
     #[must_use]
     pub fn listen(mut self, address: SocketAddr) -> Self {
         self.listen = Some(address);
         self
     }
-    /// The address that pods and other nodes reach this machine at. Default: found out.
+    /// Address at which pods and other nodes reach this machine. Default: detected.
     #[must_use]
     pub fn advertise(mut self, address: IpAddr) -> Self {
         self.advertise = Some(address);
         self
     }
-    /// Pod addresses. Default: 10.42.0.0/16.
+    /// Pod CIDR of the cluster. Default: 10.42.0.0/16.
     #[must_use]
     pub fn pods(mut self, range: Range) -> Self {
         self.pods = range;
         self
     }
-    /// Service addresses. Default: 10.43.0.0/16.
+    /// Service CIDR. Default: 10.43.0.0/16.
     #[must_use]
     pub fn services(mut self, range: Range) -> Self {
         self.services = range;
         self
     }
-    /// The DNS server's address. Default: the tenth of the Service range.
+    /// Cluster DNS address. Default: the tenth of the service CIDR.
     #[must_use]
     pub fn dns(mut self, address: Ipv4Addr) -> Self {
         self.dns = Some(address);
         self
     }
-    /// The DNS domain. Default: `cluster.local`.
+    /// Cluster domain. Default: `cluster.local`.
     #[must_use]
     pub fn domain(mut self, domain: &str) -> Self {
         self.domain = domain.into();
         self
     }
-    /// This machine's node name. Default: its host name.
+    /// Name of the node on this machine. Default: the host name.
     #[must_use]
     pub fn node_name(mut self, name: &str) -> Self {
         self.node_name = Some(name.into());
         self
     }
-    /// Names and addresses for the server's certificate, beside the usual ones.
+    /// Additional names and addresses (SANs) for the server certificate.
     #[must_use]
     pub fn tls_names(mut self, names: &[String]) -> Self {
         self.tls_names = names.to_vec();
         self
     }
-    /// Built-in controllers by name: `*` all, `-name` not this one. Default: all.
+    /// Selects built-in controllers: `*` for all, `-name` to exclude one. Default: all.
     #[must_use]
     pub fn controllers(mut self, names: &[String]) -> Self {
         self.controllers = names.to_vec();
         self
     }
 
-    /// What this program adds to the control plane: admission functions, resources, controllers.
+    /// Extensions of the control plane: admission functions, resources, controllers.
     #[must_use]
     pub fn extras(mut self, extras: Extras) -> Self {
         self.extras = extras;
         self
     }
 
-    /// Starts the cluster. The API answers when this returns; [`Cluster::ready`] waits for the nodes.
+    /// Starts the cluster. On return the API serves requests; [`Cluster::ready`] waits for the nodes.
     ///
     /// # Errors
-    /// One clear line and a code; what was started is stopped again.
+    /// A one-line message and an exit code. Everything that was started is stopped again.
     pub async fn start(self) -> Result<Cluster, Failure> {
         let paths = Paths::new(&self.data_dir)?;
         if self.pods.overlaps(&self.services) {
@@ -393,10 +394,10 @@ impl Cluster {
     }
 }
 
-/// Opens a data directory's images, with its `registries.yaml` where there is one.
+/// Opens the image store of a data directory, with its `registries.yaml` if present.
 ///
 /// # Errors
-/// When the directory or the file cannot be used.
+/// The directory or the file cannot be used.
 pub fn open_images(paths: &Paths) -> Result<Arc<ImageStore>, Failure> {
     paths.make().map_err(Failure::io(format!("data directory {}", paths.data.display())))?;
     let mut images = ImageStore::open(paths.images()).map_err(Failure::because("image store"))?;
@@ -409,7 +410,7 @@ pub fn open_images(paths: &Paths) -> Result<Arc<ImageStore>, Failure> {
     Ok(Arc::new(images))
 }
 
-/// The host's name as a node's name: lower case.
+/// Returns the host name in lower case, the default node name.
 #[must_use]
 pub fn host_name() -> String {
     let name = nix::unistd::gethostname().ok().and_then(|h| h.into_string().ok()).unwrap_or_default();

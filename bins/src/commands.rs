@@ -30,7 +30,7 @@ use crate::{
 struct Cli {
     #[command(subcommand)]
     command: Command,
-    /// What to log: error, warn, info, debug, or tracing directives.
+    /// Log level (error, warn, info, debug) or tracing directives.
     #[arg(long, global = true, env = "HYPERKUBE_LOG", default_value = "warn")]
     log: String,
 }
@@ -41,11 +41,11 @@ enum Command {
     Up(up::Up),
     /// Run a control plane without a node, in the foreground.
     Server(up::Server),
-    /// Show a cluster at work: start one, use it, remove it.
+    /// Demonstrate a cluster: start one, use it, remove it.
     Demo(demo::Demo),
-    /// Remove what a stopped cluster left on this machine.
+    /// Remove everything that a stopped cluster left on this machine.
     Reset(reset::Reset),
-    /// Load, list and remove images of this machine's node.
+    /// Load, list and remove images of the node on this machine.
     #[command(subcommand)]
     Image(image::Image),
     /// Run the API server alone.
@@ -62,18 +62,18 @@ enum Command {
     /// Run the service proxy and the cluster DNS alone.
     #[command(name = "kube-proxy")]
     Proxy(agents::Proxy),
-    /// What runs inside the demo's containers.
+    /// Entry point of the demo's containers.
     #[command(name = "demo-workload", hide = true)]
     Workload(demo::workload::Workload),
 }
 
-/// The name of the cluster's context in a kubeconfig.
+/// Name of the context in the kubeconfig.
 const CONTEXT: &str = "hyperkube";
 
-/// The data directory of `up`, `server`, `reset` and `image`.
+/// Data directory of `up`, `server`, `reset` and `image`.
 #[derive(Clone, Debug, clap::Args)]
 struct DataDir {
-    /// Where the cluster's state is kept.
+    /// Data directory of the cluster.
     #[arg(long, env = "HYPERKUBE_DATA_DIR", default_value = "/var/lib/hyperkube")]
     data_dir: PathBuf,
 }
@@ -84,7 +84,7 @@ pub fn run(args: Vec<OsString>) -> ExitCode {
     run_as("hyperkube", args, &Extras::default())
 }
 
-/// As [`run`], for a program of another name, which adds something to the control plane of `up` and `server`.
+/// As [`run`], for a program of another name with extensions of the control plane of `up` and `server`.
 #[must_use]
 pub fn run_as(name: &'static str, args: Vec<OsString>, extras: &Extras) -> ExitCode {
     let command = Cli::command().name(name).bin_name(name);
@@ -96,7 +96,7 @@ pub fn run_as(name: &'static str, args: Vec<OsString>, extras: &Extras) -> ExitC
         }
     };
     let filter = tracing_subscriber::EnvFilter::try_new(&cli.log).unwrap_or_else(|_| "warn".into());
-    // Colours are for people at a terminal, who have not asked for none (https://no-color.org).
+    // Colours only on a terminal and without NO_COLOR (https://no-color.org).
     let colours =
         std::io::stderr().is_terminal() && std::env::var_os("NO_COLOR").is_none_or(|v| v.is_empty());
     let log = tracing_subscriber::fmt().with_ansi(colours).with_env_filter(filter);
@@ -120,13 +120,13 @@ pub fn run_as(name: &'static str, args: Vec<OsString>, extras: &Extras) -> ExitC
     }
 }
 
-/// When a program that runs on is taken to have started.
+/// Time after which start-up code pages are released.
 const STARTED: Duration = Duration::from_secs(3);
 
-/// How often an idle thread does what [`crate::when_idle`] was told.
+/// Minimum interval between two calls of [`crate::when_idle`]'s function by one thread.
 const IDLE: Duration = Duration::from_secs(3);
 
-/// Called whenever a thread of the runtime has nothing to do, which is often.
+/// Called whenever a thread of the runtime parks, which is often.
 fn idle() {
     thread_local! {
         static LAST: Cell<Option<Instant>> = const { Cell::new(None) };
@@ -139,7 +139,7 @@ fn idle() {
     }
 }
 
-/// Runs a future on a runtime of its own, with as many open files as the machine allows.
+/// Runs a future on a new runtime, after raising the open files limit.
 fn block_on(future: impl Future<Output = Result<(), Failure>>) -> Result<(), Failure> {
     k8s_runtime::descriptors::raise();
     let runtime = tokio::runtime::Builder::new_multi_thread()

@@ -32,40 +32,40 @@ use crate::{
     ranges::Range,
 };
 
-/// What a control plane is told.
+/// Settings of a control plane.
 #[derive(Clone, Debug)]
 pub struct ControlPlaneConfig {
-    /// Address and port of the API over TLS; `None`: no socket is opened. Port 0 takes a free one.
+    /// Listen address of the API over TLS. `None`: no socket. Port 0 picks a free one.
     pub listen: Option<SocketAddr>,
-    /// Address that pods and other nodes reach the API at.
+    /// Address at which pods and other nodes reach the API.
     pub advertise: IpAddr,
-    /// Cluster addresses.
+    /// Service CIDR.
     pub services: Range,
-    /// Pod addresses.
+    /// Pod CIDR of the cluster.
     pub pods: Range,
-    /// The cluster's DNS domain.
+    /// Cluster domain.
     pub domain: String,
-    /// Keep the state in memory only.
+    /// Keep objects in memory only.
     pub memory: bool,
-    /// Set a store that cannot be used aside, and begin anew.
+    /// Move an unusable store aside and start with an empty one.
     pub forget_state: bool,
-    /// Names and addresses for the server's certificate, beside the usual ones.
+    /// Additional names and addresses (SANs) for the server certificate.
     pub tls_names: Vec<String>,
-    /// Which built-in controllers run (`*`, `-name`).
+    /// Selection of built-in controllers (`*`, `-name`).
     pub controllers: Vec<String>,
-    /// What the program adds.
+    /// Extensions of the embedding program.
     pub extras: Extras,
 }
 
 /// A running control plane.
 pub struct ControlPlane {
-    /// The API server.
+    /// The in-process API server.
     pub server: ApiServer,
-    /// Where the API listens.
+    /// Listen address of the API; `None` without a socket.
     pub address: Option<SocketAddr>,
-    /// The cluster's certificates.
+    /// Certificates and keys of the cluster.
     pub pki: Pki,
-    /// Kubelets of this process.
+    /// Kubelets in this process; the API server calls them directly.
     pub kubelets: Arc<LocalKubelets>,
     stop: CancellationToken,
     tasks: Vec<JoinHandle<()>>,
@@ -77,10 +77,11 @@ impl std::fmt::Debug for ControlPlane {
     }
 }
 
-/// Opens the store in a data directory. `forget` sets an unusable file aside and begins anew.
+/// Opens the store in a data directory. `forget` moves an unusable file aside and starts with an empty store.
 ///
 /// # Errors
-/// In use (4); from a newer program, empty, of another program, or missing beside containers (3); damaged or not accessible (1).
+/// In use (4); written by a newer program, empty, of another program, or missing beside containers (3);
+/// damaged or not accessible (1).
 pub fn open_store(paths: &Paths, forget: bool) -> Result<Store, Failure> {
     let file = paths.store();
     let opened = Embedded::open_existing(&file);
@@ -121,7 +122,8 @@ pub fn open_store(paths: &Paths, forget: bool) -> Result<Store, Failure> {
     Store::open(Local::new(backend), k8s_apiserver::format::Json).map_err(Failure::because("read the store"))
 }
 
-/// What clients of the API may hold: the usual, and no more connections than leave this process files to open.
+/// Returns the API's limits: the defaults, with the number of connections bounded by this process's open
+/// files limit.
 #[must_use]
 pub fn limits() -> Limits {
     let mut limits = Limits::default();
@@ -130,10 +132,10 @@ pub fn limits() -> Limits {
     limits
 }
 
-/// Binds an address.
+/// Binds a TCP listener.
 ///
 /// # Errors
-/// In use (4), not allowed (7).
+/// Address in use (4), not permitted (7).
 pub async fn bind(address: SocketAddr) -> Result<TcpListener, Failure> {
     TcpListener::bind(address).await.map_err(|e| {
         let code = match e.kind() {
@@ -147,10 +149,10 @@ pub async fn bind(address: SocketAddr) -> Result<TcpListener, Failure> {
 }
 
 impl ControlPlane {
-    /// Starts everything. Ready when this returns.
+    /// Starts all components. They are ready on return.
     ///
     /// # Errors
-    /// One clear line and a code.
+    /// A one-line message and an exit code.
     pub async fn start(paths: &Paths, config: &ControlPlaneConfig) -> Result<Self, Failure> {
         let listener = match config.listen {
             Some(address) => Some(bind(address).await?),
@@ -168,6 +170,7 @@ impl ControlPlane {
             .authorization(AuthorizationMode::Rbac)
             .service_account_key(pki.service_account_key().map_err(Failure::because("service account key"))?)
             .service_range(config.services.network, config.services.prefix)
+            .pod_range(config.pods.network, config.pods.prefix)
             .nodes(kubelets.clone())
             .front_proxy(front_proxy.identity())
             .limits(limits())
@@ -214,10 +217,10 @@ impl ControlPlane {
             cluster_cidr: config.pods.to_string(),
             ..builtin::Options::default()
         };
-        // Controllers and scheduler are in one process, so they see the cluster through one set of caches.
+        // Controllers and scheduler share one process, so they share one set of caches.
         let caches = Caches::new(reader.named("kube-controller-manager").lean());
         let server = self.server.clone();
-        // Controllers that the program adds are its own: they act as the administrator.
+        // The embedding program's own controllers act as the administrator.
         let manager = Manager::new(self.client().named("kube-controller-manager"))
             .caches(caches.clone())
             .runnables(selection.runnables(&options))
@@ -236,16 +239,16 @@ impl ControlPlane {
         Ok(self)
     }
 
-    /// A client as administrator, in this process.
+    /// Returns an in-process client of a cluster administrator.
     #[must_use]
     pub fn client(&self) -> Client {
         self.server.client_as(User::admin()).named("hyperkube")
     }
 
-    /// The administrator's kubeconfig. The context is called `name`.
+    /// Returns the administrator's kubeconfig with the context `name`.
     ///
     /// # Errors
-    /// When the cluster has no socket, or the certificate cannot be made.
+    /// The cluster has no socket, or the certificate cannot be created.
     pub fn kubeconfig(&self, name: &str) -> Result<Kubeconfig, Failure> {
         let Some(address) = self.address else {
             return Err(Failure::new(
@@ -262,7 +265,7 @@ impl ControlPlane {
         Ok(Kubeconfig::single(name, &server, self.pki.ca(), &identity.certificate, &identity.key))
     }
 
-    /// Stops. What is stored stays.
+    /// Stops all components. The store keeps its objects.
     pub async fn shutdown(self) {
         self.stop.cancel();
         for task in self.tasks {
@@ -274,7 +277,7 @@ impl ControlPlane {
     }
 }
 
-/// The API server's certificate: for every name and address it is reached by.
+/// Returns the API server's certificate, for all names and addresses of the server.
 pub(crate) fn server_identity(
     pki: &Pki,
     config: &ControlPlaneConfig,
@@ -304,10 +307,10 @@ pub(crate) fn server_identity(
     pki.server("apiserver", &names, &addresses).map_err(Failure::because("server certificate"))
 }
 
-/// The Service that pods reach the API by, and its endpoint.
+/// Creates or updates the `kubernetes` Service and its EndpointSlice.
 ///
 /// # Errors
-/// When the API server refuses.
+/// The API server's error.
 pub async fn kubernetes_service(
     client: &Client,
     config: &ControlPlaneConfig,
@@ -333,8 +336,8 @@ pub async fn kubernetes_service(
     });
     apply(client, "/api/v1/namespaces/default/services/kubernetes", &service).await?;
     if config.advertise.is_loopback() {
-        // No pod could reach it there.
-        tracing::warn!(address = %config.advertise, "the Service kubernetes has no endpoints: this address is of this machine only");
+        // Pods cannot reach a loopback address.
+        tracing::warn!(address = %config.advertise, "the Service kubernetes has no endpoints: pods cannot reach this address");
         return Ok(());
     }
     for (path, object) in [
@@ -346,17 +349,17 @@ pub async fn kubernetes_service(
     Ok(())
 }
 
-/// Server-side apply of an object under this program's name. A store that cannot write (a full disk) keeps what it has, and is no error: a cluster starts to be
-/// read then.
+/// Applies an object by server-side apply with this program's field manager. 503 (the store cannot write, as
+/// on a full disk) is logged and is not an error, so that a cluster can start read-only.
 ///
 /// # Errors
-/// When the API server refuses.
+/// The API server's error.
 pub async fn apply(client: &Client, path: &str, object: &Value) -> Result<(), k8s_core::client::Error> {
     let target = format!("{path}?fieldManager=hyperkube&force=true");
     match client.bytes(http::Method::PATCH, &target, "application/apply-patch+yaml", object.to_string()).await
     {
         Err(e) if e.status().is_some_and(|status| status.code() == 503) => {
-            tracing::warn!(path, error = %e, "stays as it was");
+            tracing::warn!(path, error = %e, "object not applied: the store cannot write");
             Ok(())
         }
         other => other.map(drop),
@@ -369,7 +372,7 @@ mod tests {
 
     use super::*;
 
-    /// As [`open_store`], once the store that was opened before has let go of the file.
+    /// As [`open_store`], after waiting until the previous store has released the file.
     fn open(paths: &Paths, forget: bool) -> Result<Store, Failure> {
         for _ in 0..500 {
             match open_store(paths, forget) {
@@ -387,7 +390,7 @@ mod tests {
         drop(open(&paths, false).unwrap());
         drop(open(&paths, false).unwrap());
         for content in [&b""[..], b"not a store at all, but some other file\n"] {
-            // A file of its own: a store that is still being closed writes into the old one.
+            // The file is removed first: a store that is still closing writes to the old inode.
             fs::remove_file(paths.store()).unwrap();
             fs::write(paths.store(), content).unwrap();
             let refused = open(&paths, false).unwrap_err();
@@ -401,7 +404,7 @@ mod tests {
         let aside = fs::read_dir(directory.path()).unwrap().flatten();
         assert!(aside.into_iter().any(|e| e.file_name().to_string_lossy().contains("forgotten")));
 
-        // A file that is gone is a first start only where no containers are.
+        // A missing file means a first start only if there are no containers.
         fs::remove_file(paths.store()).unwrap();
         fs::create_dir_all(paths.containers().join("sandboxes/abc")).unwrap();
         assert_eq!(open(&paths, false).unwrap_err().code, Code::Preflight);

@@ -1,4 +1,4 @@
-//! A `hyperkube` of one's own: the same command line, with what a program adds to it.
+//! Custom distributions: the `hyperkube` command line with extensions.
 //!
 //! ```no_run
 //! use k8s_apiserver::admission::Request;
@@ -22,7 +22,7 @@ use k8s_runtime::Runtime;
 type Shape = Arc<dyn Fn(k8s_apiserver::Builder) -> k8s_apiserver::Builder + Send + Sync>;
 type Add = Arc<dyn Fn(Manager) -> Manager + Send + Sync>;
 
-/// What a program adds to a cluster's control plane. Cheap to clone.
+/// Extensions of a cluster's control plane and node. Cheap to clone.
 #[derive(Clone, Default)]
 pub struct Extras {
     shapes: Vec<Shape>,
@@ -38,7 +38,7 @@ impl std::fmt::Debug for Extras {
 }
 
 impl Extras {
-    /// An admission function, as [`k8s_apiserver::Builder::admit`] takes them.
+    /// Adds an admission function, as [`k8s_apiserver::Builder::admit`].
     #[must_use]
     pub fn admit<M>(mut self, admit: impl IntoAdmit<M>) -> Self {
         let admit = admit.into_admit();
@@ -46,14 +46,14 @@ impl Extras {
         self
     }
 
-    /// A custom resource that a Rust type describes.
+    /// Serves a custom resource that is defined by a Rust type.
     #[must_use]
     pub fn resource<T: CustomResource>(mut self) -> Self {
         self.shapes.push(Arc::new(|server| server.resource::<T>()));
         self
     }
 
-    /// A controller and its reconciler, of which each start of the control plane gets a copy.
+    /// Adds a controller. Each start of the control plane clones the reconciler.
     #[must_use]
     pub fn controller<R: Reconcile + Clone>(mut self, controller: Controller<R::Kind>, reconcile: R) -> Self {
         self.controllers
@@ -61,14 +61,15 @@ impl Extras {
         self
     }
 
-    /// A container runtime of one's own for this machine's node, which then needs neither root nor images, and has no pod network but the runtime's.
+    /// Sets the container runtime of the node on this machine. The node then requires neither root nor
+    /// images, and its pod network is the runtime's.
     #[must_use]
     pub fn runtime(mut self, runtime: impl Runtime) -> Self {
         self.runtime = Some(Arc::new(runtime));
         self
     }
 
-    /// These built-in controllers, where the command line does not choose.
+    /// Selects built-in controllers. The command line takes precedence.
     #[must_use]
     pub fn controllers(mut self, selection: Selection) -> Self {
         self.selection = Some(selection);
@@ -83,7 +84,8 @@ impl Extras {
         self.controllers.iter().fold(manager, |manager, add| add(manager))
     }
 
-    /// The built-in controllers: those that were named, unless that is merely "all" and others were chosen.
+    /// Returns the selection of the command line, unless that is the default "all" and the program chose
+    /// another.
     pub(crate) fn select(&self, named: Selection, names: &[String]) -> Selection {
         match &self.selection {
             Some(chosen) if names.len() == 1 && names[0] == "*" => chosen.clone(),
@@ -92,7 +94,7 @@ impl Extras {
     }
 }
 
-/// A `hyperkube` of one's own.
+/// Builder of a custom distribution's `main`.
 #[derive(Debug)]
 #[must_use]
 pub struct Distribution {
@@ -100,43 +102,43 @@ pub struct Distribution {
     extras: Extras,
 }
 
-/// Starts to choose what a distribution of this name has.
+/// Returns the builder of a distribution with this name.
 pub fn distribution(name: &'static str) -> Distribution {
     Distribution { name, extras: Extras::default() }
 }
 
 impl Distribution {
-    /// As [`Extras::admit`].
+    /// Adds an admission function: see [`Extras::admit`].
     pub fn admit<M>(mut self, admit: impl IntoAdmit<M>) -> Self {
         self.extras = self.extras.admit(admit);
         self
     }
 
-    /// As [`Extras::resource`].
+    /// Serves a custom resource: see [`Extras::resource`].
     pub fn resource<T: CustomResource>(mut self) -> Self {
         self.extras = self.extras.resource::<T>();
         self
     }
 
-    /// As [`Extras::controller`].
+    /// Adds a controller: see [`Extras::controller`].
     pub fn controller<R: Reconcile + Clone>(mut self, controller: Controller<R::Kind>, reconcile: R) -> Self {
         self.extras = self.extras.controller(controller, reconcile);
         self
     }
 
-    /// As [`Extras::runtime`].
+    /// Sets the container runtime: see [`Extras::runtime`].
     pub fn runtime(mut self, runtime: impl Runtime) -> Self {
         self.extras = self.extras.runtime(runtime);
         self
     }
 
-    /// As [`Extras::controllers`].
+    /// Selects built-in controllers: see [`Extras::controllers`].
     pub fn controllers(mut self, selection: Selection) -> Self {
         self.extras = self.extras.controllers(selection);
         self
     }
 
-    /// Its `main`. Must be called before any thread is started.
+    /// Runs the command line. Must be called before any thread is started.
     #[must_use]
     pub fn main(self) -> ExitCode {
         k8s_runtime::embedded::run_if_zygote();

@@ -1,43 +1,43 @@
-//! How programs end: one line that says what is wrong and how to mend it, and an exit code that says which kind it is.
+//! Exit of a program: a one-line message with the problem and its remedy, and an exit code for its kind.
 
 use std::{fmt, process::ExitCode};
 
-/// Exit codes, as DESIGN's conventions have them.
+/// Exit codes (DESIGN, conventions).
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Code {
-    /// Something failed.
+    /// Any other failure.
     Failed = 1,
-    /// The command line or configuration is wrong.
+    /// Invalid command line or configuration.
     Usage = 2,
-    /// The machine lacks something.
+    /// The machine lacks a requirement.
     Preflight = 3,
     /// An address, port or directory is in use.
     InUse = 4,
-    /// Not allowed.
+    /// Missing permission.
     Permission = 7,
 }
 
-/// Why a program ends.
+/// Reason for which a program ends.
 #[derive(Debug)]
 pub struct Failure {
-    /// Which kind.
+    /// Exit code.
     pub code: Code,
-    /// What is wrong and how to mend it.
+    /// The problem and its remedy, in one line.
     pub message: String,
 }
 
 impl Failure {
-    /// A failure of a kind.
+    /// Creates a failure.
     pub fn new(code: Code, message: impl Into<String>) -> Self {
         Failure { code, message: message.into() }
     }
 
-    /// For `map_err`: a plain failure with what was being done.
+    /// For `map_err`: a failure with code 1 and `what` as context.
     pub fn because<E: fmt::Display>(what: impl fmt::Display) -> impl FnOnce(E) -> Failure {
         move |e| Failure::new(Code::Failed, format!("{what}: {e}"))
     }
 
-    /// For `map_err` of the system's answers: what is not allowed has a code of its own.
+    /// For `map_err` of I/O errors: `PermissionDenied` becomes [`Code::Permission`].
     pub fn io(what: impl fmt::Display) -> impl FnOnce(std::io::Error) -> Failure {
         move |e| {
             let denied = e.kind() == std::io::ErrorKind::PermissionDenied;
@@ -46,7 +46,7 @@ impl Failure {
         }
     }
 
-    /// Prints the line and gives the code.
+    /// Prints the message and returns the exit code.
     #[must_use]
     pub fn report(&self) -> ExitCode {
         eprintln!("error: {}", self.message);

@@ -1,4 +1,5 @@
-//! As whom the API server calls aggregated API servers, and how those learn to believe it.
+//! The front-proxy client certificate of the API server, and the ConfigMap that publishes its CA to
+//! aggregated API servers.
 
 use k8s_apiserver::ClientIdentity;
 use k8s_core::client::Client;
@@ -10,10 +11,11 @@ use crate::{
     pki::{Identity, Pki},
 };
 
-/// The common name of the certificate.
+/// Common name of the certificate.
 const NAME: &str = "front-proxy-client";
 
-/// The front proxy's certificate, signed by a CA of its own: who signs users must not be able to sign one that speaks for every user.
+/// The front-proxy client certificate. It has its own CA: a holder of the CA for users must not be able to
+/// impersonate every user.
 #[derive(Debug)]
 pub struct FrontProxy {
     identity: Identity,
@@ -21,7 +23,7 @@ pub struct FrontProxy {
 }
 
 impl FrontProxy {
-    /// Opens it beside the cluster's other certificates, making what is missing.
+    /// Opens the front-proxy directory beside the cluster's certificates; creates missing files.
     ///
     /// # Errors
     /// As [`Pki::open`].
@@ -31,16 +33,17 @@ impl FrontProxy {
         Ok(FrontProxy { identity, ca: pki.ca().to_owned() })
     }
 
-    /// For the API server.
+    /// Returns the client certificate for the API server.
     #[must_use]
     pub fn identity(&self) -> ClientIdentity {
         ClientIdentity { certificate: self.identity.certificate.clone(), key: self.identity.key.clone() }
     }
 
-    /// Publishes what an aggregated API server needs to know to believe the front proxy, and who signs users (`client_ca`, PEM), where such servers look for it.
+    /// Writes the ConfigMap `extension-apiserver-authentication`, from which aggregated API servers read the
+    /// front-proxy CA and the CA of client certificates (`client_ca`, PEM).
     ///
     /// # Errors
-    /// When the API server refuses.
+    /// The API server's error.
     pub async fn publish(&self, client: &Client, client_ca: &str) -> Result<(), k8s_core::client::Error> {
         let name = "extension-apiserver-authentication";
         let map = json!({

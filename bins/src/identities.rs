@@ -1,7 +1,8 @@
-//! The identities that components act as, and their rights.
+//! The identities of components, and their permissions.
 //!
-//! Each component is the user that upstream gives it, with upstream's role: no component is in `system:masters`. Built-in controllers act as
-//! service accounts of kube-system (`system:controller:*` roles), reads of shared caches as `system:kube-controller-manager`.
+//! Each component has upstream's user and role; none is in `system:masters`. Built-in controllers act as
+//! service accounts of kube-system (`system:controller:*` roles); shared caches read as
+//! `system:kube-controller-manager`.
 //!
 //! Not here: the Node authorizer. Until there is one, every kubelet has the whole ClusterRole `system:node`.
 
@@ -16,25 +17,25 @@ use k8s_core::client::{Body, BoxError, Client, Error, Remote, Transport};
 use serde_json::{Value, json};
 use tokio::time::Instant;
 
-/// The user of the controller manager.
+/// User of the controller manager.
 pub const CONTROLLER_MANAGER: &str = "system:kube-controller-manager";
-/// The user of the scheduler.
+/// User of the scheduler.
 pub const SCHEDULER: &str = "system:kube-scheduler";
-/// The user of the service proxy and the cluster DNS.
+/// User of the service proxy and the cluster DNS.
 pub const PROXY: &str = "system:kube-proxy";
-/// The user that the API server calls kubelets as.
+/// User as which the API server calls kubelets.
 pub const KUBELET_CLIENT: &str = "kube-apiserver-kubelet-client";
-/// The group of all kubelets.
+/// Group of all kubelets.
 pub const NODES: &str = "system:nodes";
 
-/// How long a controller's token is valid, in seconds.
+/// Lifetime of a controller's token, in seconds.
 const TOKEN_SECONDS: u64 = 3600;
 
-/// Makes the bindings that upstream leaves to the installer: kubelets to `system:node`, the API server's client of kubelets to
-/// `system:kubelet-api-admin`.
+/// Creates the bindings that upstream leaves to the installer: kubelets to `system:node`, the API server's
+/// kubelet client to `system:kubelet-api-admin`.
 ///
 /// # Errors
-/// When the API server refuses.
+/// The API server's error.
 pub async fn bind(admin: &Client) -> Result<(), Error> {
     for (name, role, kind, subject) in [
         ("hyperkube:nodes", "system:node", "Group", NODES),
@@ -52,24 +53,24 @@ pub async fn bind(admin: &Client) -> Result<(), Error> {
     Ok(())
 }
 
-/// Clients that act as service accounts of kube-system, with tokens that are asked for when they are needed and renewed before they end
-/// (upstream's `--use-service-account-credentials`).
+/// Clients that act as service accounts of kube-system. Tokens are requested on first use and renewed after
+/// half of their lifetime (upstream's `--use-service-account-credentials`).
 #[derive(Clone, Debug)]
 pub struct ServiceAccounts {
-    /// May create service accounts and their tokens.
+    /// Client that may create service accounts and tokens.
     asker: Client,
-    /// Connections without credentials.
+    /// Transport without credentials.
     plain: Remote,
 }
 
 impl ServiceAccounts {
-    /// Clients over `plain`, which must carry no credentials of its own; `asker` asks for the tokens.
+    /// Creates clients over `plain`, which must have no credentials; `asker` requests the tokens.
     #[must_use]
     pub fn new(asker: Client, plain: Remote) -> Self {
         ServiceAccounts { asker, plain }
     }
 
-    /// A client that acts as a service account, which is made where it is missing.
+    /// Returns a client of a service account. The account is created if it is missing.
     #[must_use]
     pub fn client(&self, account: &str) -> Client {
         let token =
@@ -78,7 +79,7 @@ impl ServiceAccounts {
     }
 }
 
-/// A token and the time to ask for the next one.
+/// A token and its renewal time.
 #[derive(Clone)]
 struct Known {
     header: HeaderValue,
@@ -133,7 +134,7 @@ impl Tokens {
         }
     }
 
-    /// Forgets a token that the server no longer takes.
+    /// Drops a token that the server rejected.
     fn forget(&self) {
         *self.known.lock().unwrap_or_else(PoisonError::into_inner) = None;
     }

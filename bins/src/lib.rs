@@ -1,7 +1,7 @@
 //! Cluster composition, and the programs on top of it.
 //!
-//! [`Cluster`] is a whole cluster as one value; the programs are command lines around it and around the single components. A bespoke
-//! distribution is another small `main` over the same calls.
+//! [`Cluster`] is a whole cluster in this process; the programs are command lines around it and around the
+//! single components. A custom distribution is another small `main` over the same calls.
 //!
 //! ```no_run
 //! # async fn f() -> Result<(), Box<dyn std::error::Error>> {
@@ -20,7 +20,7 @@
 //! # Ok(()) }
 //! ```
 //!
-//! Not here: any part of a cluster; each is a crate of its own.
+//! Not here: any component of a cluster; each is a crate of its own.
 
 mod cluster;
 pub mod commands;
@@ -47,9 +47,10 @@ use k8s_apiserver::proxy::RemoteKubelets;
 
 static WHEN_IDLE: OnceLock<fn()> = OnceLock::new();
 
-/// What threads do, every few seconds, when they run out of work: a program tells its allocator here to give memory back.
+/// Registers a function that idle runtime threads call every few seconds; a program returns allocator memory
+/// there.
 pub fn when_idle(work: fn()) {
-    // The first one stays.
+    // The first registration wins.
     let _ = WHEN_IDLE.set(work);
 }
 
@@ -60,7 +61,7 @@ pub fn main() -> ExitCode {
     commands::run(std::env::args_os().collect())
 }
 
-/// The `main` of a program that is one component: as `hyperkube <component>`.
+/// The `main` of a single-component program: equals `hyperkube <component>`.
 #[must_use]
 pub fn component_main(component: &str) -> ExitCode {
     k8s_runtime::embedded::run_if_zygote();
@@ -69,10 +70,10 @@ pub fn component_main(component: &str) -> ExitCode {
     commands::run(args)
 }
 
-/// Reaches kubelets with the API server's own client certificate.
+/// Returns a client of kubelets that presents the API server's kubelet client certificate.
 ///
 /// # Errors
-/// When the certificate cannot be made.
+/// The certificate cannot be created.
 pub fn remote_kubelets(pki: &pki::Pki) -> Result<RemoteKubelets, Failure> {
     let identity = pki
         .client("apiserver-kubelet-client", identities::KUBELET_CLIENT, "")

@@ -1,4 +1,4 @@
-//! The single binary that is every part of a cluster, and a whole one.
+//! The all-in-one binary: every component, and a whole cluster.
 
 mod allocator;
 

@@ -1,4 +1,4 @@
-//! The network of this machine's node: pod network, service proxy, DNS.
+//! Network of the node on this machine: pod network, service proxy, DNS.
 
 use std::{
     net::{IpAddr, Ipv4Addr, UdpSocket},
@@ -23,31 +23,31 @@ use crate::{
     ranges::Range,
 };
 
-/// What a node's network is told.
+/// Settings of a node's network.
 #[derive(Clone, Debug)]
 pub struct NetworkConfig {
-    /// Names of what is made on the machine carry this.
+    /// Cluster name, part of the names of links and tables.
     pub cluster: String,
-    /// The node's name.
+    /// Name of the node.
     pub node_name: String,
-    /// All pods of the cluster.
+    /// Pod CIDR of the cluster.
     pub pods: Range,
-    /// All services of the cluster.
+    /// Service CIDR.
     pub services: Range,
-    /// The node's part of the pods' range; `None`: the first /24.
+    /// Pod CIDR of the node. `None`: the first /24 of the cluster's.
     pub node_pods: Option<Range>,
-    /// Address that the DNS server listens on.
+    /// Listen address of the DNS server.
     pub dns: Ipv4Addr,
-    /// The cluster's DNS domain.
+    /// Cluster domain.
     pub domain: String,
-    /// Where allocations are kept.
+    /// Directory of the address allocations.
     pub state_dir: PathBuf,
 }
 
-/// Which parts of the network run in this process.
+/// Parts of the network that run in this process.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Parts {
-    /// The pod network.
+    /// The pod network only.
     Pods,
     /// Pod network, service proxy and DNS.
     All,
@@ -60,9 +60,9 @@ pub struct Network {
 }
 
 enum Running {
-    /// The pod network alone.
+    /// The pod network only.
     Pods(Bridge),
-    /// Proxy and DNS as well. (They need the bridge, and take over one that another process made.)
+    /// Pod network, proxy and DNS. They adopt a bridge that another process created.
     Whole(Box<NodeNet>),
 }
 
@@ -76,7 +76,7 @@ fn cidr(range: Range) -> Result<Cidr, Failure> {
     range.to_string().parse().map_err(|e| Failure::new(Code::Usage, format!("range {range}: {e}")))
 }
 
-/// The configuration as `k8s-net` has it.
+/// Converts to `k8s-net`'s settings.
 fn node_net(config: &NetworkConfig) -> Result<NodeNetConfig, Failure> {
     Ok(NodeNetConfig {
         name: config.cluster.clone(),
@@ -92,7 +92,7 @@ fn node_net(config: &NetworkConfig) -> Result<NodeNetConfig, Failure> {
 }
 
 impl NetworkConfig {
-    /// The node's part of the pods' range.
+    /// Returns the pod CIDR of the node.
     #[must_use]
     pub fn node_range(&self) -> Range {
         self.node_pods.unwrap_or(Range { network: self.pods.network, prefix: self.pods.prefix.max(24) })
@@ -100,10 +100,10 @@ impl NetworkConfig {
 }
 
 impl Network {
-    /// Makes the bridge and the guard routes, then starts proxy and DNS.
+    /// Creates the bridge and the guard routes, then starts proxy and DNS.
     ///
     /// # Errors
-    /// One clear line and a code.
+    /// A one-line message and an exit code.
     pub async fn start(config: &NetworkConfig, client: &Client, parts: Parts) -> Result<Self, Failure> {
         let missing = |e: &dyn std::fmt::Display| Failure::new(Code::Preflight, format!("network: {e}"));
         let settings = node_net(config)?;
@@ -118,7 +118,7 @@ impl Network {
         Ok(Network { running, node_pods: config.node_range() })
     }
 
-    /// What connects pods.
+    /// Returns the pod network for the kubelet.
     #[must_use]
     pub fn pod_network(&self) -> Arc<dyn PodNetwork> {
         match &self.running {
@@ -127,19 +127,19 @@ impl Network {
         }
     }
 
-    /// The node's part of the pods' range.
+    /// Returns the pod CIDR of the node.
     #[must_use]
     pub fn node_pods(&self) -> Range {
         self.node_pods
     }
 
-    /// The address that this machine has on the pod network.
+    /// Returns this machine's address on the pod network.
     #[must_use]
     pub fn gateway(&self) -> IpAddr {
         IpAddr::V4(self.node_pods.nth(1))
     }
 
-    /// Stops; what running pods need stays in the kernel.
+    /// Stops the tasks; links and rules of running pods stay in the kernel.
     pub async fn shutdown(self) {
         if let Running::Whole(net) = self.running {
             net.shutdown().await;
@@ -147,7 +147,7 @@ impl Network {
     }
 }
 
-/// What a data directory's network was told, for removing it.
+/// Reads the settings recorded in a data directory, for removal.
 fn recorded(paths: &Paths) -> Option<NetworkConfig> {
     let text = std::fs::read_to_string(paths.network().join("config.json")).ok()?;
     let value: serde_json::Value = serde_json::from_str(&text).ok()?;
@@ -164,10 +164,10 @@ fn recorded(paths: &Paths) -> Option<NetworkConfig> {
     })
 }
 
-/// Writes down what will be made, before it is made, so that `reset` can remove it after any crash.
+/// Records the settings before anything is created, so that `reset` can remove it after any crash.
 ///
 /// # Errors
-/// When the file cannot be written.
+/// The file cannot be written.
 pub fn record(paths: &Paths, config: &NetworkConfig) -> Result<(), Failure> {
     let directory = paths.network();
     let text = json!({
@@ -179,7 +179,7 @@ pub fn record(paths: &Paths, config: &NetworkConfig) -> Result<(), Failure> {
         .map_err(Failure::because(format!("write in {}", directory.display())))
 }
 
-/// What is there of a cluster's network on this machine, one line each.
+/// Lists the remains of a cluster's network on this machine, one per line.
 #[must_use]
 pub fn leftovers(paths: &Paths) -> Vec<String> {
     let Some(config) = recorded(paths) else { return Vec::new() };
@@ -196,26 +196,26 @@ pub fn leftovers(paths: &Paths) -> Vec<String> {
 /// Removes a cluster's network from this machine.
 ///
 /// # Errors
-/// What could not be removed.
+/// Something could not be removed.
 pub fn cleanup(paths: &Paths) -> Result<(), Failure> {
     let Some(config) = recorded(paths) else { return Ok(()) };
     k8s_net::node::cleanup(&node_net(&config)?).map_err(Failure::because("remove the network"))
 }
 
-/// The address that this machine has on the way to others; `None` when it has no way. No packet is sent.
+/// Returns this machine's address on the default route; `None` without a route. Sends no packet.
 #[must_use]
 pub fn own_address() -> Option<IpAddr> {
     let socket = UdpSocket::bind("0.0.0.0:0").ok()?;
-    // An address of the range for documentation: the route decides, nothing is sent.
+    // An address reserved for documentation: connecting a UDP socket only looks up the route.
     socket.connect("192.0.2.1:9").ok()?;
     let address = socket.local_addr().ok()?.ip();
     (!address.is_unspecified() && !address.is_loopback()).then_some(address)
 }
 
-/// Makes the Service by which the cluster's DNS is known.
+/// Creates or updates the Service `kube-dns` in kube-system.
 ///
 /// # Errors
-/// When the API server refuses.
+/// The API server's error.
 pub async fn publish_dns(client: &Client, dns: Ipv4Addr) -> Result<(), Error> {
     let ports = json!([
         {"name": "dns", "port": 53, "protocol": "UDP", "targetPort": 53},

@@ -23,18 +23,18 @@ use crate::{
     paths::Paths,
 };
 
-/// What a node is told.
+/// Settings of a node.
 #[derive(Clone, Debug)]
 pub struct NodeConfig {
-    /// Its name.
+    /// Name of the node.
     pub name: String,
-    /// Its own address.
+    /// Address of the node.
     pub address: IpAddr,
-    /// The cluster's DNS server.
+    /// Cluster DNS address.
     pub dns: IpAddr,
-    /// The cluster's DNS domain.
+    /// Cluster domain.
     pub domain: String,
-    /// Its pod range.
+    /// Pod CIDR of the node.
     pub pod_cidr: Option<String>,
     /// Address and port of the kubelet's API; `None`: it is called in this process only.
     pub api: Option<(std::net::SocketAddr, Arc<k8s_tls::ServerConfig>)>,
@@ -45,7 +45,7 @@ pub struct NodeConfig {
 /// A running node.
 pub struct LocalNode {
     kubelet: Kubelet,
-    /// Its images.
+    /// The node's image store; `None` if the runtime needs no images.
     pub images: Option<Arc<ImageStore>>,
 }
 
@@ -55,7 +55,7 @@ impl std::fmt::Debug for LocalNode {
     }
 }
 
-/// The runtime's directories and cgroup.
+/// Returns the runtime's directories and cgroup.
 #[must_use]
 pub fn runtime_config(paths: &Paths) -> EmbeddedConfig {
     EmbeddedConfig { root: paths.containers(), run: paths.run.clone(), cgroup_root: paths.cgroup() }
@@ -64,7 +64,7 @@ pub fn runtime_config(paths: &Paths) -> EmbeddedConfig {
 /// Checks that this machine can run containers.
 ///
 /// # Errors
-/// What is missing and how to mend it.
+/// The missing requirement and its remedy.
 pub fn check(paths: &Paths) -> Result<(), Failure> {
     if !nix::unistd::geteuid().is_root() {
         return Err(Failure::new(
@@ -81,10 +81,10 @@ pub fn check(paths: &Paths) -> Result<(), Failure> {
 }
 
 impl LocalNode {
-    /// Starts a node that runs real containers.
+    /// Starts a node with real containers.
     ///
     /// # Errors
-    /// One clear line and a code.
+    /// A one-line message and an exit code.
     pub async fn start(
         paths: &Paths,
         config: &NodeConfig,
@@ -108,10 +108,10 @@ impl LocalNode {
         Ok(LocalNode { kubelet, images: Some(images) })
     }
 
-    /// Starts a node whose containers are not processes.
+    /// Starts a node with simulated containers.
     ///
     /// # Errors
-    /// One clear line and a code.
+    /// A one-line message and an exit code.
     pub async fn simulated(root: &Path, config: &NodeConfig, client: &Client) -> Result<Self, Failure> {
         LocalNode::with_runtime(root, config, client, Arc::new(Simulated::default())).await
     }
@@ -119,7 +119,7 @@ impl LocalNode {
     /// Starts a node on a runtime that needs no images.
     ///
     /// # Errors
-    /// One clear line and a code.
+    /// A one-line message and an exit code.
     pub async fn with_runtime(
         root: &Path,
         config: &NodeConfig,
@@ -131,28 +131,29 @@ impl LocalNode {
         Ok(LocalNode { kubelet, images: None })
     }
 
-    /// Its kubelet's API, to be called in this process.
+    /// Returns the kubelet's API for calls in this process.
     #[must_use]
     pub fn connector(&self) -> Arc<dyn NodeConnector> {
         Arc::new(InProcess(self.kubelet.api()))
     }
 
-    /// Its name.
+    /// Returns the name of the node.
     #[must_use]
     pub fn name(&self) -> &str {
         self.kubelet.node_name()
     }
 
-    /// Stops the node agent. Containers keep running.
+    /// Stops the kubelet. Containers keep running.
     pub async fn shutdown(self) {
         self.kubelet.shutdown().await;
     }
 }
 
-/// TLS for a kubelet's API: a certificate for the node, and only clients that the cluster's CA vouches for.
+/// Returns the TLS configuration of a kubelet's API: a certificate for the node, and client certificates of
+/// the cluster's CA required.
 ///
 /// # Errors
-/// When the certificate cannot be made.
+/// The certificate cannot be created.
 pub fn kubelet_tls(
     pki: &crate::pki::Pki,
     name: &str,
@@ -209,7 +210,7 @@ async fn start_kubelet(
     builder.start().await.map_err(Failure::because("start the kubelet"))
 }
 
-/// A kubelet of this process, as the API server calls it.
+/// A kubelet in this process, called without HTTP.
 struct InProcess(KubeletApi);
 
 #[async_trait]
@@ -219,10 +220,10 @@ impl NodeConnector for InProcess {
     }
 }
 
-/// Waits until a node says it is ready.
+/// Waits until a node is ready.
 ///
 /// # Errors
-/// When it is not in time.
+/// The node is not ready within `within`.
 pub async fn wait_ready(client: &Client, name: &str, within: Duration) -> Result<(), Failure> {
     use futures::StreamExt;
     let is_ready = |node: &Node| {

@@ -1,4 +1,4 @@
-//! Where a cluster keeps its things, and the names it gives to what it makes outside its directories.
+//! Directories of a cluster, and the names of everything that it creates outside of them.
 
 use std::{
     ffi::OsString,
@@ -12,27 +12,27 @@ use sha2::{Digest, Sha256};
 
 use crate::exit::{Code, Failure};
 
-/// The layout of a data directory that this program writes.
+/// Layout version of a data directory.
 const FORMAT: u32 = 1;
-/// The file that tells a data directory from any other, and its layout.
+/// Marker file of a data directory; contains the layout version.
 const MARKER: &str = "format";
 
-/// The directories and names of one cluster, all from its data directory.
+/// Directories and names of one cluster, derived from its data directory.
 #[derive(Clone, Debug)]
 pub struct Paths {
-    /// State that survives.
+    /// Persistent state.
     pub data: PathBuf,
     /// State that does not survive a reboot.
     pub run: PathBuf,
-    /// Eight hexadecimal digits that tell this data directory from others on the machine.
+    /// Eight hexadecimal digits: a hash that distinguishes this data directory from others on the machine.
     pub id: String,
 }
 
 impl Paths {
-    /// For a data directory, which need not exist yet.
+    /// Derives the paths from a data directory, which need not exist yet.
     ///
     /// # Errors
-    /// When the path cannot be made absolute.
+    /// The path cannot be made absolute.
     pub fn new(data: &Path) -> Result<Self, Failure> {
         let data = std::path::absolute(data).map_err(Failure::because(format!("data directory {data:?}")))?;
         let digest = Sha256::digest(data.as_os_str().as_encoded_bytes());
@@ -40,11 +40,11 @@ impl Paths {
         Ok(Paths { run: PathBuf::from("/run/hyperkube").join(&id), data, id })
     }
 
-    /// Makes the data directory and those in it for the administrator alone (0700), also where another command made them wider: images in it have
-    /// programs that change the user, volumes have Secrets.
+    /// Creates the data directory and its subdirectories with mode 0700, and narrows wider modes: images
+    /// contain setuid programs and volumes contain Secrets.
     ///
     /// # Errors
-    /// The system's answer; [`io::ErrorKind::DirectoryNotEmpty`] for a directory that holds something else.
+    /// The I/O error; [`io::ErrorKind::DirectoryNotEmpty`] for a directory with foreign content.
     pub fn make(&self) -> io::Result<()> {
         let private = |path: &Path| fs::DirBuilder::new().recursive(true).mode(0o700).create(path);
         private(&self.data)?;
@@ -67,10 +67,10 @@ impl Paths {
         Ok(())
     }
 
-    /// Whether this program made the directory: it holds the marker.
+    /// Returns true if the directory has the marker file, so that this program created it.
     ///
     /// # Errors
-    /// The system's answer.
+    /// The I/O error.
     pub fn is_ours(&self) -> io::Result<bool> {
         match fs::symlink_metadata(self.data.join(MARKER)) {
             Ok(marker) => Ok(marker.is_file()),
@@ -79,7 +79,7 @@ impl Paths {
         }
     }
 
-    /// An entry of the directory that neither this program makes nor an administrator puts there before the first start.
+    /// Returns an entry that neither this program nor an administrator (before the first start) creates.
     fn foreign(&self) -> io::Result<Option<OsString>> {
         const GIVEN: [&str; 6] =
             ["registries.yaml", "manifests", "images", "images-store", "pki", "lost+found"];
@@ -92,10 +92,10 @@ impl Paths {
         Ok(None)
     }
 
-    /// The entries of the data directory that this program makes, the marker last. Nothing else in it is ever removed.
+    /// Lists the entries that this program creates, the marker last. `reset` removes no others.
     ///
     /// # Errors
-    /// The system's answer.
+    /// The I/O error.
     pub fn own_entries(&self) -> io::Result<Vec<PathBuf>> {
         const NAMES: [&str; 10] = [
             "pki",
@@ -118,69 +118,69 @@ impl Paths {
                 found.push(entry.path());
             }
         }
-        // What was interrupted can be done again as long as the marker is there.
+        // The marker goes last, so that an interrupted removal can be repeated.
         found.sort_by_key(|path| path.ends_with(MARKER));
         Ok(found)
     }
 
-    /// The store's file.
+    /// Path of the store's file.
     #[must_use]
     pub fn store(&self) -> PathBuf {
         self.data.join("state.redb")
     }
-    /// Certificates and keys.
+    /// Directory of certificates and keys.
     #[must_use]
     pub fn pki(&self) -> PathBuf {
         self.data.join("pki")
     }
-    /// The administrator's kubeconfig.
+    /// Path of the administrator's kubeconfig.
     #[must_use]
     pub fn kubeconfig(&self) -> PathBuf {
         self.data.join("kubeconfig")
     }
-    /// Images.
+    /// Directory of the image store.
     #[must_use]
     pub fn images(&self) -> PathBuf {
         self.data.join("images-store")
     }
-    /// Containers.
+    /// Directory of the containers.
     #[must_use]
     pub fn containers(&self) -> PathBuf {
         self.data.join("containers")
     }
-    /// The kubelet's directory.
+    /// Directory of the kubelet.
     #[must_use]
     pub fn kubelet(&self) -> PathBuf {
         self.data.join("kubelet")
     }
-    /// Addresses of pods.
+    /// Directory of the pod address allocations.
     #[must_use]
     pub fn network(&self) -> PathBuf {
         self.data.join("network")
     }
-    /// Containers' logs.
+    /// Directory of the containers' logs.
     #[must_use]
     pub fn logs(&self) -> PathBuf {
         self.data.join("logs")
     }
-    /// The cgroup that holds all of this cluster's pods.
+    /// Name of the parent cgroup of this cluster's pods.
     #[must_use]
     pub fn cgroup(&self) -> String {
         format!("hyperkube-{}", self.id)
     }
 }
 
-/// Holds a data directory for this process.
+/// Exclusive lock of a data directory.
 #[derive(Debug)]
 pub struct Lock {
     _file: Flock<fs::File>,
 }
 
 impl Lock {
-    /// Makes the directory where it is missing, checks its format and takes it.
+    /// Creates the directory if it is missing, checks its layout version and locks it.
     ///
     /// # Errors
-    /// In use by another process (4), from a newer program or not usable (3), not allowed (7).
+    /// Used by another process (4), newer layout or unusable (3), not permitted (7).
     pub fn take(paths: &Paths) -> Result<Self, Failure> {
         let data = &paths.data;
         let denied = |e: std::io::Error| {
@@ -237,7 +237,7 @@ mod tests {
         let mode = |path: &Path| fs::metadata(path).unwrap().permissions().mode() & 0o777;
         let wide = |path: &Path| fs::set_permissions(path, fs::Permissions::from_mode(0o755)).unwrap();
         let paths = Paths::new(&parent.path().join("data")).unwrap();
-        // As `image load` did before `up`.
+        // `image load` creates the directory before `up` does.
         paths.make().unwrap();
         wide(&paths.data);
         wide(&paths.images());
@@ -245,7 +245,7 @@ mod tests {
         for path in [&paths.data, &paths.images(), &paths.kubelet(), &paths.pki(), &paths.containers()] {
             assert_eq!(mode(path), 0o700, "{path:?}");
         }
-        // A directory of somebody else's, chosen by mistake, is refused and left as it is.
+        // A foreign directory, given by mistake, is refused and left unchanged.
         let shared = Paths::new(&parent.path().join("shared")).unwrap();
         fs::create_dir(&shared.data).unwrap();
         wide(&shared.data);

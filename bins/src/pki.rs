@@ -1,6 +1,7 @@
-//! The cluster's certificates: one CA, a server certificate, client certificates for the components, and the service account key.
+//! The cluster's certificates: one CA, a server certificate, client certificates for the components, and the
+//! service account key.
 //!
-//! Everything is made once, kept in one directory with mode 0600, and made again when it is about to expire or the addresses changed.
+//! Files are created once, with mode 0600 in one directory; certificates are signed again at each start.
 
 use std::{
     fs, io,
@@ -13,45 +14,45 @@ use rcgen::{
     KeyUsagePurpose, SanType,
 };
 
-/// What can go wrong with certificates.
+/// Errors of certificates.
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum PkiError {
     /// A file cannot be read or written.
     #[error("{path:?}: {source}")]
     Io {
-        /// The file.
+        /// Path of the file.
         path: PathBuf,
-        /// The system's answer.
+        /// The I/O error.
         #[source]
         source: io::Error,
     },
-    /// A key or certificate in a file is damaged; removing the file makes a new one.
+    /// A file holds a damaged key or certificate. Removing the file creates a new one.
     #[error("{path:?} is damaged ({source}); remove it to have a new one made")]
     Damaged {
-        /// The file.
+        /// Path of the file.
         path: PathBuf,
-        /// What is wrong with it.
+        /// The parse error.
         #[source]
         source: rcgen::Error,
     },
-    /// A certificate cannot be made.
+    /// A certificate cannot be created.
     #[error("make a certificate for {name}: {source}")]
     Make {
-        /// Whose.
+        /// Name of the certificate.
         name: String,
-        /// Why not.
+        /// Error of the signature.
         #[source]
         source: rcgen::Error,
     },
 }
 
-/// A certificate and its key, PEM.
+/// A certificate and its private key.
 #[derive(Clone)]
 pub struct Identity {
-    /// Certificate.
+    /// Certificate, PEM.
     pub certificate: String,
-    /// Key.
+    /// Private key, PEM.
     pub key: String,
 }
 
@@ -72,7 +73,7 @@ impl std::fmt::Debug for Identity {
     }
 }
 
-/// A directory of certificates.
+/// A directory of certificates and keys.
 #[derive(Debug)]
 pub struct Pki {
     directory: PathBuf,
@@ -80,20 +81,21 @@ pub struct Pki {
     ca_key: KeyPair,
 }
 
-/// A new file of mode 0600 beside `path`, to be written and then put in its place. Its name cannot be guessed, and it is never a file that
-/// somebody else made beforehand.
+/// Creates a temporary file of mode 0600 beside `path`, to be renamed to it. Its name is random, and it is
+/// never an existing file that another user planted.
 ///
 /// # Errors
-/// The system's answer.
+/// The I/O error.
 pub(crate) fn private_file(path: &Path) -> io::Result<tempfile::NamedTempFile> {
     let directory = path.parent().filter(|p| !p.as_os_str().is_empty()).unwrap_or(Path::new("."));
     tempfile::Builder::new().prefix(".hyperkube-").tempfile_in(directory)
 }
 
-/// Writes a file with mode 0600, whole or not at all. One that holds just this already is left alone, so that a full disk does not stop a start.
+/// Writes a file with mode 0600 atomically. An identical file is left alone, so that a full disk does not
+/// prevent a start.
 ///
 /// # Errors
-/// The system's answer.
+/// The I/O error.
 pub fn write_private(path: &Path, contents: &[u8]) -> io::Result<()> {
     use std::io::Write;
     use std::os::unix::fs::{MetadataExt, PermissionsExt};
@@ -113,14 +115,15 @@ pub fn write_private(path: &Path, contents: &[u8]) -> io::Result<()> {
     file.persist(path).map(drop).map_err(|e| e.error)
 }
 
-/// Writes a file that is made anew at each start, as [`write_private`]. On a full disk the one that is there stays.
+/// Writes a file that every start rewrites, as [`write_private`]. If the disk is full, an existing file
+/// stays.
 ///
 /// # Errors
-/// The system's answer.
+/// The I/O error.
 pub fn refresh_private(path: &Path, contents: &[u8]) -> io::Result<()> {
     match write_private(path, contents) {
         Err(e) if e.kind() == io::ErrorKind::StorageFull && path.exists() => {
-            tracing::warn!(?path, error = %e, "a file stays as it was");
+            tracing::warn!(?path, error = %e, "file not rewritten: the disk is full");
             Ok(())
         }
         other => other,
@@ -132,10 +135,10 @@ fn io_error(path: &Path) -> impl FnOnce(io::Error) -> PkiError + '_ {
 }
 
 impl Pki {
-    /// Opens a directory of certificates, making the CA where it is missing.
+    /// Opens a directory of certificates; creates the CA if it is missing.
     ///
     /// # Errors
-    /// When files cannot be read or written, or are damaged.
+    /// A file cannot be read or written, or is damaged.
     pub fn open(directory: &Path) -> Result<Self, PkiError> {
         use std::os::unix::fs::DirBuilderExt;
         fs::DirBuilder::new().recursive(true).mode(0o700).create(directory).map_err(io_error(directory))?;
@@ -163,13 +166,13 @@ impl Pki {
         Ok(Pki { directory: directory.to_owned(), ca_pem, ca_key })
     }
 
-    /// The CA certificate, PEM.
+    /// Returns the CA certificate, PEM.
     #[must_use]
     pub fn ca(&self) -> &str {
         &self.ca_pem
     }
 
-    /// The key that signs service account tokens, PKCS#8.
+    /// Returns the private key that signs service account tokens, PKCS#8.
     ///
     /// # Errors
     /// As [`Pki::open`].
@@ -177,7 +180,7 @@ impl Pki {
         Ok(key_at(&self.directory.join("service-account.key"))?.serialize_der())
     }
 
-    /// A server certificate for these names and addresses, kept under `name`.
+    /// Returns a server certificate for these names and addresses, stored under `name`.
     ///
     /// # Errors
     /// As [`Pki::open`].
@@ -187,13 +190,13 @@ impl Pki {
             .map_err(make)?;
         params.subject_alt_names.extend(addresses.iter().map(|a| SanType::IpAddress(*a)));
         params.distinguished_name.push(DnType::CommonName, name);
-        // A kubelet's certificate also identifies it as a client.
+        // A kubelet's serving certificate is also its client certificate.
         params.extended_key_usages =
             vec![ExtendedKeyUsagePurpose::ServerAuth, ExtendedKeyUsagePurpose::ClientAuth];
         self.sign(name, params)
     }
 
-    /// A client certificate for a user in a group (empty: in none), kept under `file`.
+    /// Returns a client certificate for a user in a group (empty: none), stored under `file`.
     ///
     /// # Errors
     /// As [`Pki::open`].
@@ -208,7 +211,7 @@ impl Pki {
         self.sign(file, params)
     }
 
-    /// Signs; the certificate is made anew at each start, the key is kept.
+    /// Signs a certificate. It is signed again at each start; its key is kept.
     fn sign(&self, name: &str, mut params: CertificateParams) -> Result<Identity, PkiError> {
         let make = |source| PkiError::Make { name: name.into(), source };
         let key = key_at(&self.directory.join(format!("{name}.key")))?;
@@ -223,7 +226,7 @@ impl Pki {
     }
 }
 
-/// The key in a file, made where it is missing.
+/// Reads the key in a file; creates it if it is missing.
 fn key_at(path: &Path) -> Result<KeyPair, PkiError> {
     match fs::read_to_string(path) {
         Ok(pem) => {
@@ -245,7 +248,8 @@ mod tests {
 
     use super::*;
 
-    /// In a directory where others may write, a file that was made beforehand must not become the one with the keys.
+    /// In a directory that others can write, an existing file planted by another user must not receive the
+    /// keys.
     #[test]
     fn private_files_go_through_no_name_that_can_be_guessed() {
         let directory = tempfile::tempdir().unwrap();

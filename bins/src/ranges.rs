@@ -1,24 +1,24 @@
-//! Address ranges on the command line.
+//! IPv4 ranges (CIDRs) as command line arguments.
 
 use std::{fmt, net::Ipv4Addr, str::FromStr};
 
-/// An IPv4 range, such as `10.42.0.0/16`.
+/// An IPv4 CIDR such as `10.42.0.0/16`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Range {
-    /// First address.
+    /// Network address.
     pub network: Ipv4Addr,
-    /// Bits of the network part.
+    /// Prefix length in bits.
     pub prefix: u8,
 }
 
 impl Range {
-    /// The address at a distance from the first.
+    /// Returns the address at an offset.
     #[must_use]
     pub fn nth(&self, n: u32) -> Ipv4Addr {
         Ipv4Addr::from(u32::from(self.network).wrapping_add(n))
     }
 
-    /// Whether two ranges share an address.
+    /// Returns true if the two ranges share an address.
     #[must_use]
     pub fn overlaps(&self, other: &Range) -> bool {
         let bits = self.prefix.min(other.prefix);

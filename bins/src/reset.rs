@@ -1,7 +1,7 @@
-//! Removing exactly what a cluster made on this machine.
+//! Removal of everything that a cluster created on this machine.
 //!
-//! Guarantee: a directory without this program's marker is refused, whatever path was given; in one with it, only entries that this program makes are
-//! removed, and the directory itself only when nothing else is left in it.
+//! Guarantee: a directory without this program's marker file is refused, whatever path is given. In one with
+//! it, only entries that this program creates are removed, and the directory itself only if it is empty then.
 
 use std::{fs, io, path::Path};
 
@@ -10,10 +10,10 @@ use crate::{
     paths::{Lock, Paths},
 };
 
-/// What is there of a cluster, one line each.
+/// Lists the remains of a cluster, one per line.
 ///
 /// # Errors
-/// When it cannot be looked at.
+/// They cannot be listed.
 pub fn leftovers(paths: &Paths) -> Result<Vec<String>, Failure> {
     let mut found =
         k8s_runtime::embedded::leftovers(&paths.containers()).map_err(Failure::io("look for containers"))?;
@@ -30,10 +30,10 @@ pub fn leftovers(paths: &Paths) -> Result<Vec<String>, Failure> {
     Ok(found)
 }
 
-/// Refuses a directory that this program did not make.
+/// Refuses a directory that this program did not create.
 ///
 /// # Errors
-/// Not one of this program's (3), not accessible (7 or 1).
+/// No marker file (3), not accessible (7 or 1).
 pub fn check(paths: &Paths) -> Result<(), Failure> {
     let shown = paths.data.display();
     if !paths.data.exists() || paths.is_ours().map_err(Failure::io(format!("look into {shown}")))? {
@@ -47,21 +47,22 @@ pub fn check(paths: &Paths) -> Result<(), Failure> {
     ))
 }
 
-/// Removes a cluster that nobody runs any more: containers, mounts, namespaces, cgroups, network, files.
+/// Removes a stopped cluster: containers, mounts, namespaces, cgroups, network, files.
 ///
 /// # Errors
-/// In use (4); what could not be removed: everything else is.
+/// In use (4), or something could not be removed; everything else is.
 pub fn remove(paths: &Paths) -> Result<(), Failure> {
     remove_telling(paths, |_| {})
 }
 
-/// As [`remove`], and tells of each thing before it is removed. A cluster that runs is refused before anything is told.
+/// As [`remove`], but calls `tell` for each item before the removal. A running cluster is refused before the
+/// first call.
 ///
 /// # Errors
 /// As [`remove`].
 pub fn remove_telling(paths: &Paths, tell: impl Fn(&str)) -> Result<(), Failure> {
     check(paths)?;
-    // Taking the lock would make the directory.
+    // Taking the lock would create the directory.
     let lock = paths.data.exists().then(|| Lock::take(paths)).transpose()?;
     leftovers(paths)?.iter().for_each(|line| tell(line));
     let mut problems = Vec::new();
@@ -87,9 +88,9 @@ pub fn remove_telling(paths: &Paths, tell: impl Fn(&str)) -> Result<(), Failure>
                 problems.push(format!("remove {}: {e}", entry.display()));
             }
         }
-        // With something of the administrator's in it, or a file system mounted on it, it stays.
+        // The directory stays if it has foreign content or a mounted file system.
         let _ = fs::remove_dir(&paths.data);
-        // The parent is shared with other clusters; it goes with the last one.
+        // The parent directory is shared with other clusters; the last one removes it.
         if let Some(parent) = paths.run.parent() {
             let _ = fs::remove_dir(parent);
         }
@@ -102,7 +103,8 @@ fn absent_is_fine(e: io::Error) -> io::Result<()> {
     if e.kind() == io::ErrorKind::NotFound { Ok(()) } else { Err(e) }
 }
 
-/// Mount points below a directory (not on it: that is the administrator's), in the order they were made.
+/// Lists the mount points below a directory in mount order. The directory itself, if a mount point, is the
+/// administrator's.
 fn mounts_below(directory: &Path) -> Vec<String> {
     let text = fs::read_to_string("/proc/self/mountinfo").unwrap_or_default();
     let points = text.lines().filter_map(|line| line.split(' ').nth(4)).map(|p| p.replace("\\040", " "));
@@ -113,11 +115,11 @@ fn mounts_below(directory: &Path) -> Vec<String> {
 mod tests {
     use super::*;
 
-    /// On directories of the test's own only: a `reset` that is wrong removes what it is given.
+    /// Works on directories of the test only: a wrong `reset` would remove whatever it is given.
     #[test]
     fn only_what_a_cluster_made_is_removed() {
         let parent = tempfile::tempdir().unwrap();
-        // A directory that only looks like one, as /etc does: it has a `network` of its own.
+        // A foreign directory that resembles a data directory, such as /etc with its `network`.
         let foreign = Paths::new(&parent.path().join("etc")).unwrap();
         fs::create_dir_all(foreign.data.join("network")).unwrap();
         fs::write(foreign.data.join("passwd"), "root").unwrap();
@@ -127,7 +129,7 @@ mod tests {
         assert_eq!(fs::read_dir(&foreign.data).unwrap().count(), 2, "nothing was made or removed in it");
         assert!(foreign.data.join("network").exists());
 
-        // One of ours, with a file of the administrator's and a link out.
+        // A data directory with a file of the administrator and a symbolic link that leads out.
         let ours = Paths::new(&parent.path().join("data")).unwrap();
         drop(Lock::take(&ours).unwrap());
         fs::write(ours.data.join("registries.yaml"), "mirrors: {}").unwrap();

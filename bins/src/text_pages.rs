@@ -1,13 +1,14 @@
-//! Gives back the pages of the program's own code that only its start needed.
+//! Releases code pages that only the start needed.
 //!
-//! A start runs much code once: the schemas of every type are made, discovery and OpenAPI documents, keys. Those pages stay mapped, and count, until the
-//! system is short of memory. Code is never written, so letting go of a page loses nothing: what runs again is mapped again, from the page cache.
+//! A start runs much code once: building all schemas, discovery and OpenAPI documents, and keys. Its pages
+//! stay resident until the system is short of memory. Code pages are never written, so releasing them loses
+//! nothing: code that runs again is mapped again from the page cache.
 
 use std::ptr::NonNull;
 
 use nix::sys::mman::{MmapAdvise, madvise};
 
-/// Lets go of all of the program's code pages. What is running now comes back at once, page by page.
+/// Releases all code pages of the program. Code in use is faulted in again at once, page by page.
 #[allow(unsafe_code, reason = "one system call")]
 pub(crate) fn release() {
     let (Ok(maps), Ok(program)) =
@@ -17,13 +18,13 @@ pub(crate) fn release() {
     };
     for (start, length) in code_of(&maps, &program.to_string_lossy()) {
         let Some(start) = NonNull::new(std::ptr::with_exposed_provenance_mut(start)) else { continue };
-        // SAFETY: the range is a mapping of the running program that is readable and executable and not writable, so its pages hold what the file
-        // holds, and the kernel maps them again when they are used. That it fails changes nothing.
+        // SAFETY: the range is a readable, executable, non-writable mapping of the running program, so its
+        // pages equal the file's, and the kernel maps them again on use. A failure has no effect.
         let _ = unsafe { madvise(start, length, MmapAdvise::MADV_DONTNEED) };
     }
 }
 
-/// Start and length, in bytes, of the program's executable mappings.
+/// Returns start and length in bytes of the program's executable mappings.
 fn code_of(maps: &str, program: &str) -> Vec<(usize, usize)> {
     let code = |line: &str| {
         let mut parts = line.split_ascii_whitespace();

@@ -1,8 +1,8 @@
-//! The user's own kubeconfig: a cluster's context is added to it, and taken away again.
+//! Adds a cluster's context to the user's kubeconfig, and removes it.
 //!
-//! Guarantees: what the user wrote stays, comments and order included; links are followed; the file is replaced whole or not at all, and keeps
-//! its mode and owner; a current context that is another cluster's stays current unless asked for.
-//! Not here: reading kubeconfigs to connect (see `k8s_core::client::Kubeconfig`).
+//! Guarantees: the user's text stays, comments and order included; symbolic links are followed; the file is
+//! replaced atomically and keeps mode and owner; another cluster's current context stays current unless asked
+//! otherwise. Not here: reading kubeconfigs to connect (see `k8s_core::client::Kubeconfig`).
 
 mod text;
 
@@ -16,19 +16,19 @@ use k8s_core::client::{Kubeconfig, KubeconfigError};
 
 use crate::pki::private_file;
 
-/// Why the user's kubeconfig was not changed.
+/// Errors of changing the user's kubeconfig.
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum MergeError {
-    /// It is there and is not a kubeconfig.
+    /// The file exists and is not a kubeconfig.
     #[error(transparent)]
     Unreadable(#[from] KubeconfigError),
-    /// It cannot be written.
+    /// The file cannot be written.
     #[error("write {path:?}: {source}")]
     Write {
-        /// The file, links followed.
+        /// Path with symbolic links resolved.
         path: PathBuf,
-        /// The system's answer.
+        /// The I/O error.
         #[source]
         source: io::Error,
     },
@@ -40,19 +40,20 @@ pub struct UserKubeconfig {
     path: PathBuf,
 }
 
-/// The outcome of [`UserKubeconfig::merge`].
+/// Outcome of [`UserKubeconfig::merge`].
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Merged {
-    /// The file, links followed.
+    /// Path with symbolic links resolved.
     pub path: PathBuf,
-    /// The context that is current now.
+    /// The current context after the merge.
     pub current: String,
-    /// The file could not be edited in place: comments in it are gone.
+    /// The file could not be edited in place and lost its comments.
     pub rewritten: bool,
 }
 
 impl UserKubeconfig {
-    /// The first file of `KUBECONFIG`, else `~/.kube/config`; `None` without either variable.
+    /// Returns the first file of `KUBECONFIG`, else `~/.kube/config`; `None` if neither `KUBECONFIG` nor
+    /// `HOME` is set.
     #[must_use]
     pub fn find() -> Option<Self> {
         let path = match std::env::var_os("KUBECONFIG").filter(|v| !v.is_empty()) {
@@ -62,16 +63,17 @@ impl UserKubeconfig {
         path.map(Self::at)
     }
 
-    /// The kubeconfig at a path.
+    /// Returns the kubeconfig at a path.
     #[must_use]
     pub fn at(path: impl Into<PathBuf>) -> Self {
         UserKubeconfig { path: path.into() }
     }
 
-    /// Adds a cluster's context, or renews it. It becomes the current one where `take_current` says so, or where there is no other.
+    /// Adds a cluster's context or updates it. It becomes current if `take_current` is set or there is no
+    /// other.
     ///
     /// # Errors
-    /// [`MergeError`]; the file is as it was.
+    /// [`MergeError`]; the file is unchanged.
     pub fn merge(&self, config: Kubeconfig, take_current: bool) -> Result<Merged, MergeError> {
         let (path, text) = self.read()?;
         let mut wanted = parse(&path, &text)?;
@@ -87,10 +89,10 @@ impl UserKubeconfig {
         Ok(Merged { path, current, rewritten })
     }
 
-    /// Takes away the cluster, user and context of a name, if that cluster is the one with this CA (PEM). Returns the file it was in.
+    /// Removes cluster, user and context `name`, if that cluster has this CA (PEM). Returns the changed file.
     ///
     /// # Errors
-    /// [`MergeError`]; the file is as it was.
+    /// [`MergeError`]; the file is unchanged.
     pub fn remove(&self, name: &str, ca: &str) -> Result<Option<PathBuf>, MergeError> {
         use base64::{Engine, engine::general_purpose::STANDARD};
         let (path, text) = self.read()?;
@@ -108,15 +110,15 @@ impl UserKubeconfig {
         Ok(Some(path))
     }
 
-    /// The file's path with links followed, and its text; empty where it is not there.
+    /// Returns the resolved path and the text; the text is empty if the file does not exist.
     fn read(&self) -> Result<(PathBuf, String), MergeError> {
         let mut path = self.path.clone();
-        // A link may lead to a file that is not there yet. The kernel gives up after 40 links, too.
+        // A symbolic link may point to a missing file. 40 links is the kernel's limit, too.
         for _ in 0..40 {
             let Ok(target) = fs::read_link(&path) else { break };
             path = path.parent().unwrap_or(Path::new("/")).join(target);
         }
-        // As people write it, without `..`.
+        // Normalizes the path, without `..`.
         if let (Some(parent), Some(name)) =
             (path.parent().and_then(|p| p.canonicalize().ok()), path.file_name())
         {
@@ -129,7 +131,8 @@ impl UserKubeconfig {
         }
     }
 
-    /// Writes the edited text if it means what is wanted, else the whole file anew; says whether it did the latter.
+    /// Writes the edited text if it parses to the wanted value, else serializes the whole file; returns true
+    /// in the latter case.
     fn write(
         &self,
         path: &Path,
@@ -152,7 +155,7 @@ fn parse(path: &Path, text: &str) -> Result<Kubeconfig, MergeError> {
     Ok(Kubeconfig::parse(path, text)?)
 }
 
-/// Whether two kubeconfigs say the same. The order of the named entries says nothing.
+/// Compares two kubeconfigs; the order of named entries is irrelevant.
 fn same(a: &Kubeconfig, b: &Kubeconfig) -> bool {
     let sorted = |config: &Kubeconfig| {
         let mut config = config.clone();
@@ -164,7 +167,7 @@ fn same(a: &Kubeconfig, b: &Kubeconfig) -> bool {
     sorted(a) == sorted(b)
 }
 
-/// Replaces a file, which keeps its mode and owner; a new one is 0600.
+/// Replaces a file atomically, keeping mode and owner; a new one gets 0600.
 fn replace(path: &Path, contents: &[u8]) -> io::Result<()> {
     use std::io::Write;
     if let Some(parent) = path.parent() {
@@ -173,10 +176,10 @@ fn replace(path: &Path, contents: &[u8]) -> io::Result<()> {
     let mut file = private_file(path)?;
     file.write_all(contents)?;
     if let Ok(before) = fs::metadata(path) {
-        // Never wider than the user had it: keys are in it.
+        // Keep the user's mode, because the file has keys.
         let mode = before.permissions().mode() & 0o7777;
         file.as_file().set_permissions(fs::Permissions::from_mode(mode))?;
-        // `sudo hyperkube up` with the user's HOME must not take the file from the user.
+        // `sudo hyperkube up` with the user's HOME must not change the file's owner.
         if before.uid() != nix::unistd::geteuid().as_raw() {
             chown(file.path(), Some(before.uid()), Some(before.gid()))?;
         }
@@ -217,14 +220,14 @@ mod tests {
         assert_eq!(now.remote(Some("hyperkube")).unwrap().server, "https://127.0.0.1:6443");
         assert_eq!(now.contexts.len(), 2);
 
-        // Again, on another port: renewed, not doubled. And the flag takes the current context.
+        // A second merge with another port updates the entry, and the flag makes it current.
         let merged = user.merge(ours("https://127.0.0.1:7443"), true).unwrap();
         assert_eq!((merged.current.as_str(), merged.rewritten), ("hyperkube", false));
         let now = Kubeconfig::read(&path).unwrap();
         assert_eq!(now.remote(None).unwrap().server, "https://127.0.0.1:7443");
         assert_eq!((now.clusters.len(), now.users.len(), now.contexts.len()), (2, 2, 2));
 
-        // Only the cluster with the same CA is taken away.
+        // The entry is removed only if the CA is the same.
         assert_eq!(user.remove("hyperkube", "OTHER").unwrap(), None);
         assert!(user.remove("hyperkube", "CA").unwrap().is_some());
         let text = fs::read_to_string(&path).unwrap();

@@ -1,4 +1,4 @@
-//! An unmodified kube-rs client over TLS, as another machine would connect: with the kubeconfig that the cluster hands out.
+//! An unmodified kube-rs client over TLS, with the cluster's kubeconfig, as from another machine.
 
 use std::time::Duration;
 
@@ -45,7 +45,7 @@ async fn over_tls_with_the_clusters_kubeconfig() {
     maps.delete("a", &DeleteParams::default()).await.unwrap();
     assert!(matches!(seen.try_next().await.unwrap(), Some(watcher::Event::Delete(_))));
 
-    // More than is sent uncompressed, with gzip as kube-rs asks for it where it is built with it.
+    // Larger than the compression threshold; kube-rs requests gzip if built with it.
     for i in 0..50 {
         let map = json!({"metadata": {"name": format!("m{i}")}, "data": {"d": "x".repeat(10_000)}});
         maps.create(&PostParams::default(), &serde_json::from_value(map).unwrap()).await.unwrap();
@@ -61,7 +61,7 @@ async fn over_tls_with_the_clusters_kubeconfig() {
     cluster.down().await.unwrap();
 }
 
-/// A distribution's parts, in a cluster of its own: a function that sees each pod decoded, and a runtime in place of the embedded one.
+/// A custom distribution's parts in one cluster: a typed admission function, and another runtime.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn with_a_runtime_and_an_admission_function_of_its_own() {
     let scripted = Simulated::scripted(|_, container| match container.name.as_str() {
@@ -86,7 +86,7 @@ async fn with_a_runtime_and_an_admission_function_of_its_own() {
         .unwrap();
     cluster.ready(Duration::from_secs(30)).await.unwrap();
     let client = Client::new(cluster.service(), "default");
-    // The controllers have to get to it first.
+    // The service account controller must create it first.
     let accounts: Api<ServiceAccount> = Api::default_namespaced(client.clone());
     wait::await_condition(accounts, "default", |found: Option<&ServiceAccount>| found.is_some())
         .await

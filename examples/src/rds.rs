@@ -1,6 +1,8 @@
-//! A resource of one's own and the controller for it: an `RdsDatabase` gets a Secret, a Deployment and a Service, and a condition that says when it is up.
+//! A custom resource and its controller: an `RdsDatabase` gets a Secret, a Deployment, a Service, and a
+//! `Ready` condition.
 //!
-//! `custom_controller.rs` runs it, as CustomResourceDefinition and as ThirdPartyResource; `tests/rds.rs` tests it in virtual time and under faults.
+//! `custom_controller.rs` runs it, as CustomResourceDefinition and as ThirdPartyResource; `tests/rds.rs`
+//! tests it in virtual time and under faults.
 
 use k8s_controllers::prelude::*;
 use k8s_core::{
@@ -18,7 +20,7 @@ use schemars::JsonSchema;
 use serde::{Deserialize, Serialize, de::DeserializeOwned};
 use serde_json::{Value, json};
 
-/// What a database is.
+/// Desired state of a database.
 #[derive(Resource, Serialize, Deserialize, JsonSchema, Clone, Debug)]
 #[resource(group = "stable.example.com", version = "v1", kind = "RdsDatabase", namespaced, status = DatabaseStatus)]
 #[resource(
@@ -27,14 +29,14 @@ use serde_json::{Value, json};
 )]
 #[serde(rename_all = "camelCase")]
 pub struct DatabaseSpec {
-    /// What it runs.
+    /// The database engine.
     pub engine: Engine,
-    /// How much it can hold.
+    /// Capacity in gigabytes. Default: 20.
     #[serde(default = "twenty")]
     pub storage_gb: u32,
 }
 
-/// The engines that there are.
+/// Supported engines.
 #[derive(Serialize, Deserialize, JsonSchema, Clone, Copy, Debug, PartialEq, Eq)]
 #[serde(rename_all = "lowercase")]
 pub enum Engine {
@@ -44,10 +46,10 @@ pub enum Engine {
     Mysql,
 }
 
-/// What its controller found.
+/// Observed state of a database.
 #[derive(Serialize, Deserialize, JsonSchema, Clone, Debug, Default)]
 pub struct DatabaseStatus {
-    /// `Ready`: it can be used.
+    /// Conditions; `Ready`: the database accepts connections.
     #[serde(default)]
     pub conditions: Vec<Condition>,
 }
@@ -56,7 +58,7 @@ fn twenty() -> u32 {
     20
 }
 
-/// An object of a built-in type, written as in a manifest.
+/// Parses an object of a built-in type, written as in a manifest.
 fn object<T: DeserializeOwned>(manifest: Value) -> T {
     serde_json::from_value(manifest).expect("the manifests below have the shape of their types")
 }
@@ -90,7 +92,7 @@ fn service(db: &RdsDatabase) -> Service {
     )
 }
 
-/// The controller.
+/// The reconciler.
 #[derive(Clone, Debug)]
 pub struct Databases;
 
@@ -107,7 +109,7 @@ impl Reconcile for Databases {
     }
 }
 
-/// What wakes it.
+/// Builds the controller with its watches.
 #[must_use]
 pub fn controller() -> Controller<RdsDatabase> {
     Controller::<RdsDatabase>::new().owns::<Deployment>().owns::<Service>().owns::<Secret>()

@@ -1,4 +1,4 @@
-//! The tests of `src/rds.rs`: virtual time, a thousand seeds of faults, the smallest role.
+//! Tests of `src/rds.rs`: virtual time, a thousand seeds of faults, the smallest role.
 
 use std::time::Duration;
 
@@ -10,9 +10,9 @@ use k8s_testing::{
     controllers::{deployment, garbage_collector, replica_set},
 };
 
-/// A thousand where the program is optimised; `SEEDS=1000` for as many where it is not.
+/// A thousand in optimized builds; `SEEDS=1000` sets the number in others.
 const SEEDS: u64 = if cfg!(debug_assertions) { 12 } else { 1000 };
-/// The garbage collector asks what is served every half a minute, which takes its time in a program that is not optimised.
+/// The garbage collector's discovery every half a minute is slow in unoptimized builds.
 const DAY: Duration = if cfg!(debug_assertions) { Duration::from_hours(1) } else { Duration::from_hours(24) };
 
 #[test]

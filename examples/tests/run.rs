@@ -1,4 +1,4 @@
-//! Every example runs to its end and says what it should.
+//! Runs every example and checks its output.
 
 use std::{
     process::{Command, Stdio},
@@ -73,7 +73,7 @@ async fn distribution() {
         let client = Client::new(Remote::new(&config).unwrap());
         let databases = client.namespaced::<RdsDatabase>("default");
         let orders = RdsDatabase::new("orders", DatabaseSpec { engine: Engine::Mysql, storage_gb: 20 });
-        // Pods are admitted once there is a service account.
+        // Pods are admitted once the service account exists.
         databases.create(&orders).await.unwrap();
         while !databases.get("orders").await.unwrap().condition("Ready") {
             wait("orders is not ready").await;
@@ -84,7 +84,7 @@ async fn distribution() {
     let result = tokio::spawn(ready).await;
     running.kill().unwrap();
     running.wait().unwrap();
-    // Pods keep what they have when a cluster's process ends: their volumes are mounted still.
+    // Volumes of running pods stay mounted when a cluster's process ends.
     let reset =
         Command::new(env!("CARGO_BIN_EXE_distribution")).args(["reset", "--data-dir"]).arg(kept).status();
     result.unwrap();

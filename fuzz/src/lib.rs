@@ -1,26 +1,27 @@
-//! Fuzz targets over every parser that reads bytes from outside.
+//! Fuzz targets for every parser of external bytes.
 //!
-//! A target is a row of [`TARGETS`]: a name, seeds to begin from, and a function that must neither panic nor hang on any bytes, and that checks the
-//! parser's laws where it has any. `fuzz_targets/` hands the rows to cargo-fuzz (nightly, hours); `tests/` throws seeded random and mutated bytes
-//! at each (stable): for two seconds wherever tests are run, for a minute in CI.
+//! A target is a row of [`TARGETS`]: a name, seed inputs, and a function that must neither panic nor hang on
+//! any bytes, and that checks the parser's laws (such as round trips). `fuzz_targets/` exposes the rows to
+//! cargo-fuzz (nightly, hours); `tests/` runs seeded random and mutated bytes through each on stable, two
+//! seconds per target locally and a minute in CI.
 
 mod images;
 mod patches;
 mod requests;
 mod text;
 
-/// One target.
+/// A fuzz target.
 #[derive(Clone, Copy, Debug)]
 pub struct Target {
-    /// Its name.
+    /// Unique name.
     pub name: &'static str,
-    /// Inputs to begin from.
+    /// Seed inputs.
     pub seeds: &'static [&'static [u8]],
-    /// What is tried on any bytes.
+    /// The function under test; panics on a bug.
     pub run: fn(&[u8]),
 }
 
-/// Every target.
+/// All targets.
 pub const TARGETS: &[Target] = &[
     requests::JSON,
     requests::YAML,
@@ -42,10 +43,10 @@ pub const TARGETS: &[Target] = &[
     images::ARCHIVE,
 ];
 
-/// Runs the target of a name.
+/// Runs a target by name.
 ///
 /// # Panics
-/// When there is none, or the target found something.
+/// The target does not exist, or found a bug.
 pub fn run(name: &str, data: &[u8]) {
     let target = TARGETS.iter().find(|t| t.name == name);
     (target.unwrap_or_else(|| panic!("no target {name}")).run)(data);

@@ -10,14 +10,14 @@ use serde_json::Value;
 
 use crate::Target;
 
-/// Two JSON values from one input: everything up to the first line end, and the rest.
+/// Splits the input into two JSON values at the first line end.
 fn two(data: &[u8]) -> Option<(Value, Value)> {
     let at = data.iter().position(|b| *b == b'\n')?;
     let parse = |bytes: &[u8]| k8s_apiserver::decode::json(bytes).ok().map(|(value, _)| value);
     Some((parse(&data[..at])?, parse(&data[at + 1..])?))
 }
 
-/// The schema of a Pod: lists of every kind.
+/// The schema of a Pod: it has lists of every merge strategy.
 static POD: LazyLock<Schema> =
     LazyLock::new(|| schema::builtin(&[schema::generate::<Pod>]).pop().unwrap_or_else(Schema::anything));
 

@@ -1,4 +1,4 @@
-//! What an API server reads from a request, and a client from its configuration.
+//! Inputs of an API server's requests and of a client's configuration.
 
 use std::sync::LazyLock;
 
@@ -20,7 +20,7 @@ pub(crate) const JSON: Target = Target {
     seeds: &[br#"{"apiVersion":"v1","kind":"Pod","metadata":{"name":"a","labels":{"a":"b"}},"spec":{"n":[1,2.5,-3e9,null,true]}}"#, b"[[[[]]]]", b"{\"a\":1,\"a\":2}"],
     run: |data| {
         if let Ok((value, _)) = decode::json(data) {
-            // What is decoded can be written and read again, and is the same.
+            // Round trip: a decoded value is the same after encoding and decoding.
             let again = decode::json(value.to_string().as_bytes()).map(|(value, _)| value);
             assert_eq!(again.as_ref(), Ok(&value));
         }
@@ -46,7 +46,7 @@ pub(crate) const PROTOBUF: Target = Target {
     run: |data| {
         if let Ok(value) = k8s_schema::proto::decode(data) {
             assert!(serde_json::to_vec(&value).is_ok());
-            // What is decoded can be written again, if its type is written, and read again.
+            // Round trip, for types that have an encoder.
             if let Some(body) = k8s_schema::proto::encode(&value) {
                 assert!(k8s_schema::proto::decode(&body).is_ok());
             }
@@ -83,7 +83,7 @@ pub(crate) const KUBECONFIG: Target = Target {
     },
 };
 
-/// A server with some objects, and what runs it.
+/// A server with some objects, and its runtime.
 struct Served {
     runtime: Runtime,
     server: ApiServer,
@@ -123,7 +123,7 @@ pub(crate) const CONTINUE: Target = Target {
         b"{}",
     ],
     run: |data| {
-        // As it stands, and as what a token holds.
+        // The input as a token, and as the content of a token.
         let written = URL_SAFE_NO_PAD.encode(data);
         let plain: String =
             data.iter().filter(|b| b.is_ascii_alphanumeric()).map(|b| char::from(*b)).collect();

@@ -1,4 +1,4 @@
-//! Small languages in strings: selectors, quantities, image names.
+//! Small string grammars: selectors, quantities, image names.
 
 use k8s_cel::{Activation, Decl, Env, EvalError, Meter};
 use k8s_core::meta::{FieldSelector, LabelSelector, Quantity};
@@ -13,7 +13,7 @@ pub(crate) const LABEL_SELECTOR: Target = Target {
         let Ok(selector) = String::from_utf8_lossy(data).parse::<LabelSelector>() else { return };
         let _ = selector.matches_with(|_| None);
         let _ = selector.matches_with(|_| Some("b"));
-        // What it prints means the same.
+        // Round trip of the printed form.
         let again = selector.to_string().parse::<LabelSelector>();
         assert_eq!(again.map(|s| s.to_string()), Ok(selector.to_string()));
     },
@@ -36,7 +36,7 @@ pub(crate) const QUANTITY: Target = Target {
     run: |data| {
         let Ok(quantity) = String::from_utf8_lossy(data).parse::<Quantity>() else { return };
         let _ = (quantity.units(), quantity.milli(), quantity.is_negative());
-        // Its canonical form is the same amount, and canonical.
+        // The canonical form is the same amount, and its own canonical form.
         let text = quantity.to_string();
         let again = text.parse::<Quantity>();
         assert!(again.as_ref().is_ok_and(|q| q.to_string() == text), "{text:?} became {again:?}");
@@ -73,7 +73,7 @@ pub(crate) const CEL: Target = Target {
         let object = serde_json::json!({"l": [1, 2, 3], "s": "abc", "o": {"x": {"a": [1, 2.5, null]}}});
         let text = String::from_utf8_lossy(data);
         if let Ok(printed) = k8s_cel::format(&text) {
-            // What it prints means the same.
+            // Round trip of the printed form.
             assert_eq!(k8s_cel::format(&printed), Ok(printed));
         }
         let env = Env::new().variable("self", Decl::of_schema(&schema));
@@ -81,7 +81,7 @@ pub(crate) const CEL: Target = Target {
         let activation = Activation::new().json("self", &object);
         let mut meter = Meter::new(100_000);
         let result = program.evaluate(&activation, &mut meter);
-        // A meter with less either sees the same, or runs out.
+        // With a smaller budget the result is the same, or the budget is exceeded.
         let again = program.evaluate(&activation, &mut Meter::new(meter.cost() / 2));
         assert!(matches!(again, Err(EvalError::Cost)) || again.is_ok() == result.is_ok());
     },

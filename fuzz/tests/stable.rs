@@ -1,5 +1,5 @@
-//! Every target on a stable compiler: seeds, mutations of them and noise, two seconds each (`FUZZ_SECONDS` for more), as many at once as there are processors,
-//! from a fixed seed (`FUZZ_SEED` for another).
+//! Runs every target on stable: seeds, mutations of them and noise, two seconds each (`FUZZ_SECONDS` for
+//! more), in parallel on all processors, from a fixed random seed (`FUZZ_SEED` for another).
 
 use std::{
     panic::{AssertUnwindSafe, catch_unwind},
@@ -13,7 +13,7 @@ use std::{
 use k8s_fuzz::{TARGETS, Target};
 use rand::{Rng, SeedableRng, rngs::SmallRng, seq::IndexedRandom};
 
-/// Bytes that parsers care for.
+/// Bytes with a meaning in the parsers' grammars.
 const SPICE: &[&[u8]] = &[
     b"{",
     b"}",

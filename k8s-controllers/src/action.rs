@@ -1,27 +1,27 @@
-//! What a reconcile says at its end.
+//! Result of a reconcile: the next [`Action`], or an [`Error`].
 
 use std::time::Duration;
 
-/// When to look at the object again.
+/// Requests the next reconcile of an object.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Action {
     pub(crate) after: Option<Duration>,
 }
 
 impl Action {
-    /// When something it depends on changes.
+    /// Waits for a change of the object or of an object that it owns or watches.
     #[must_use]
     pub const fn await_change() -> Self {
         Action { after: None }
     }
 
-    /// After so much time, or earlier when something changes.
+    /// Reconciles again after `after`, or earlier on a change.
     #[must_use]
     pub const fn requeue_after(after: Duration) -> Self {
         Action { after: Some(after) }
     }
 
-    /// The earlier of two.
+    /// Returns the earlier of two actions.
     #[must_use]
     pub fn or_sooner(self, other: Action) -> Self {
         Action {
@@ -32,49 +32,50 @@ impl Action {
         }
     }
 
-    /// After so much time where there is one.
+    /// As [`Action::requeue_after`] for `Some`, [`Action::await_change`] for `None`.
     #[must_use]
     pub const fn maybe_after(after: Option<Duration>) -> Self {
         Action { after }
     }
 }
 
-/// Why a reconcile did not reach its end. All are retried with back-off; what the variant says is how loudly.
+/// Failure of a reconcile. All variants are retried with back-off; the variant determines the log level.
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum Error {
-    /// An API call failed. Conflicts are part of life and not logged as errors.
+    /// An API call failed. Conflicts are expected and logged at debug level.
     #[error(transparent)]
     Api(#[from] k8s_core::client::Error),
-    /// The object cannot be acted on as it is. Retried because what it refers to may change.
+    /// The object cannot be processed in its current state. Retried, because objects that it refers to may
+    /// change.
     #[error("{what}: {why}")]
     Invalid {
         /// The object or field.
         what: String,
-        /// What is wrong with it.
+        /// The reason.
         why: String,
     },
-    /// Anything else.
+    /// Any other failure.
     #[error(transparent)]
     Other(Box<dyn std::error::Error + Send + Sync>),
 }
 
 impl Error {
-    /// An object that cannot be acted on.
+    /// Creates [`Error::Invalid`].
     #[must_use]
     pub fn invalid(what: impl Into<String>, why: impl std::fmt::Display) -> Self {
         Error::Invalid { what: what.into(), why: why.to_string() }
     }
 
-    /// Whether the cache was behind: something changed meanwhile, or was made already, or the object called `name` itself is gone. Part of life, and
-    /// mended by the retry.
+    /// Returns true if a stale cache caused the error: a conflict, an object that exists already, or `name`
+    /// itself was deleted. Expected; the retry resolves it.
     pub(crate) fn is_race(&self, name: &str) -> bool {
         let Error::Api(e) = self else { return false };
         let about = || e.status()?.status().details.as_ref()?.name.as_deref();
         e.is_conflict() || e.is_already_exists() || (e.is_not_found() && about() == Some(name))
     }
 
-    /// Whether someone else wrote meanwhile: the retry reads anew.
+    /// Returns true for an optimistic lock conflict: the retry reads the newer version.
     #[must_use]
     pub fn is_conflict(&self) -> bool {
         matches!(self, Error::Api(e) if e.is_conflict())

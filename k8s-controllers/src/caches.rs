@@ -1,5 +1,5 @@
-//! One reflector per type and process, shared by all controllers and started when first asked for. What the caches hold, and about how much memory that
-//! takes, is in the metrics of the controllers that read them.
+//! The shared caches of a process: one reflector per type, started on first use. Metrics show the number of
+//! objects and the approximate memory of each cache.
 
 use std::{
     any::{Any, TypeId},
@@ -13,36 +13,36 @@ use k8s_core::{
     meta::{Object, ObjectExt},
 };
 
-/// Index by the uid of the owner that controls the object, or by namespace for those without one. Every shared cache has it.
+/// Index by the controller's uid, or by namespace for orphans. Every shared cache has it.
 pub(crate) const BY_OWNER: &str = "controller-uid";
 
-/// The index entry of objects that nobody controls; no uid has a slash.
+/// Returns the index key of a namespace's orphans; the slash distinguishes it from uids.
 fn orphans_of(namespace: &str) -> String {
     format!("orphan/{namespace}")
 }
 
-/// A cache with what fills it.
+/// A cache and its reflector.
 struct Entry {
     cache: Box<dyn Any + Send + Sync>,
     usage: Box<dyn Fn() -> Usage + Send + Sync>,
     _reflector: Option<Reflector>,
 }
 
-/// What a shared cache holds.
+/// Content of a shared cache.
 #[derive(Clone, Debug, PartialEq, Eq)]
 #[non_exhaustive]
 pub struct Usage {
     /// API group; empty for the core group.
     pub group: &'static str,
-    /// API version.
+    /// Version of the API.
     pub version: &'static str,
-    /// Kind.
+    /// Kind of the objects.
     pub kind: &'static str,
-    /// Whether parts of the objects were left out.
+    /// True if the objects are trimmed.
     pub trimmed: bool,
-    /// How many objects.
+    /// Number of objects.
     pub objects: usize,
-    /// About how many bytes they take.
+    /// Approximate memory in bytes.
     pub bytes: usize,
 }
 
@@ -50,7 +50,7 @@ pub struct Usage {
 #[derive(Default)]
 pub(crate) struct Entries {
     shared: HashMap<Slot, Entry>,
-    /// Those of [`Caches::scoped`], as long as somebody has them.
+    /// Caches of [`Caches::scoped`], while in use.
     scoped: Vec<Weak<Entry>>,
 }
 
@@ -70,7 +70,7 @@ impl Entries {
     }
 }
 
-/// Counts caches without keeping them.
+/// A weak reference for metrics; does not keep the caches alive.
 #[derive(Clone, Debug)]
 pub(crate) struct Account(Weak<Mutex<Entries>>);
 
@@ -85,7 +85,7 @@ impl Account {
     }
 }
 
-/// A type, and whether its objects are trimmed.
+/// Type of a cache; true for trimmed objects.
 type Slot = (TypeId, bool);
 
 impl Entry {
@@ -99,9 +99,9 @@ impl Entry {
 pub struct Caches {
     client: Option<Client>,
     entries: Arc<Mutex<Entries>>,
-    /// What this clone and its clones see of some types instead.
+    /// Caches with a selector, by type; they replace the shared ones in this clone.
     scoped: HashMap<TypeId, Arc<Entry>>,
-    /// What this clone and its clones do without: a `fn(&mut K)` for some types.
+    /// Per-type field trimmers applied by this handle: a `fn(&mut K)` each.
     trims: HashMap<TypeId, Arc<dyn Any + Send + Sync>>,
 }
 
@@ -113,20 +113,21 @@ impl std::fmt::Debug for Caches {
 }
 
 impl Caches {
-    /// Caches filled through `client`.
+    /// Creates caches filled through `client`.
     #[must_use]
     pub fn new(client: Client) -> Self {
         Caches { client: Some(client), ..Self::detached() }
     }
 
-    /// Caches that no reflector fills: tests put objects in.
+    /// Creates caches without reflectors: tests insert objects.
     #[must_use]
     pub fn detached() -> Self {
         Caches { client: None, entries: Arc::default(), scoped: HashMap::new(), trims: HashMap::new() }
     }
 
-    /// These caches, but with only the objects of `K` that `params` selects. For a controller that needs few of many objects: they are all that
-    /// is kept in memory for it. Starts a reflector (inside a tokio runtime), which runs as long as any clone of what is returned lives.
+    /// Returns these caches, but with only the objects of `K` that `params` selects. Use it for a controller
+    /// that needs few of many objects, because only they are kept in memory. Starts a reflector (inside a
+    /// tokio runtime), which runs as long as any clone of the result lives.
     ///
     /// # Examples
     /// ```no_run
@@ -147,10 +148,11 @@ impl Caches {
         self
     }
 
-    /// These caches for readers who need only parts of the objects of `K`: `trim` takes out the rest before an object is kept. All trimmed clones share one
-    /// cache of the type; so a type is trimmed in one way only, and the first to ask for it decides. Whoever has untrimmed clones has another cache.
+    /// Returns these caches with objects of `K` trimmed: `trim` drops fields before an object is stored. All
+    /// trimmed clones share one cache per type, so the first `trim` of a type applies to all. Untrimmed
+    /// clones use a separate cache.
     ///
-    /// A trimmed object must not be written back whole: a patch or an apply of some fields is fine.
+    /// A trimmed object must not be written back whole; patches and applies of some fields are fine.
     #[must_use]
     pub fn trimmed<K: Object>(mut self, trim: fn(&mut K)) -> Self {
         self.trims.insert(TypeId::of::<K>(), Arc::new(trim));
@@ -180,7 +182,7 @@ impl Caches {
         Entry { cache: Box::new(cache), usage: Box::new(usage), _reflector: reflector }
     }
 
-    /// What these caches and those of all clones hold, and about how much memory it takes.
+    /// Returns object count and approximate memory of the caches of all clones.
     #[must_use]
     pub fn usage(&self) -> Vec<Usage> {
         self.account().usage()
@@ -194,8 +196,8 @@ impl Caches {
         (TypeId::of::<K>(), self.trims.contains_key(&TypeId::of::<K>()))
     }
 
-    /// The cache of a type, over all namespaces. The first call starts its reflector (inside a tokio runtime), which runs as long as any clone
-    /// of these caches lives.
+    /// Returns the cache of a type over all namespaces. The first call starts its reflector (inside a tokio
+    /// runtime), which runs as long as any clone of these caches lives.
     #[must_use]
     pub fn of<K: Object>(&self) -> Cache<K> {
         if let Some(entry) = self.scoped.get(&TypeId::of::<K>()) {
@@ -204,11 +206,11 @@ impl Caches {
         let mut entries = self.entries.lock().unwrap_or_else(PoisonError::into_inner);
         let entry =
             entries.shared.entry(self.slot::<K>()).or_insert_with(|| self.start::<K>(ListParams::default()));
-        // The entry was made for this very type.
+        // The entry's type is `K` by construction.
         entry.cache_of().unwrap_or_default()
     }
 
-    /// The cache of a type if its reflector was started.
+    /// Returns the cache of a type if its reflector was started.
     pub(crate) fn started<K: Object>(&self) -> Option<Cache<K>> {
         if let Some(entry) = self.scoped.get(&TypeId::of::<K>()) {
             return entry.cache_of();
@@ -217,13 +219,13 @@ impl Caches {
         entries.shared.get(&self.slot::<K>())?.cache_of()
     }
 
-    /// Objects of `T` that the object with this uid controls.
+    /// Returns objects of `T` that are controlled by the object with this uid.
     #[must_use]
     pub fn owned_by<T: Object>(&self, uid: &str) -> Vec<Arc<T>> {
         self.of::<T>().by_index(BY_OWNER, uid)
     }
 
-    /// Objects of `T` in a namespace that nobody controls.
+    /// Returns objects of `T` in a namespace without a controller.
     #[must_use]
     pub fn orphans<T: Object>(&self, namespace: &str) -> Vec<Arc<T>> {
         self.of::<T>().by_index(BY_OWNER, &orphans_of(namespace))

@@ -1,7 +1,7 @@
-//! Conditions of any object, read and set by name.
+//! Reads and sets conditions of any object by type.
 //!
-//! They are found where the API's conventions put them, in `status.conditions`, whatever the type of their list: built-in types have several, and a
-//! custom resource has its own. So nothing has to be implemented for a type.
+//! They are accessed by API convention in `status.conditions`, whatever the Rust type of the list: built-in
+//! types have several, and custom resources have their own. No trait must be implemented.
 
 use std::ops::{Deref, DerefMut};
 
@@ -11,17 +11,17 @@ use k8s_core::{
 };
 use serde_json::{Value, json};
 
-/// What an object's conditions say.
+/// Reads an object's conditions.
 pub trait Conditions {
-    /// Whether a condition is `True`, and said of the object as it is now.
+    /// Returns true if a condition is `True` for the object's current generation.
     fn condition(&self, kind: &str) -> bool;
 
-    /// Whether it is `Ready`.
+    /// Returns true if the object is `Ready`.
     fn is_ready(&self) -> bool {
         self.condition("Ready")
     }
 
-    /// Whether it is `Available`.
+    /// Returns true if the object is `Available`.
     fn is_available(&self) -> bool {
         self.condition("Available")
     }
@@ -64,14 +64,14 @@ impl<'a, T: Object> StatusOf<'a, T> {
         StatusOf { object, now }
     }
 
-    /// Sets a condition. Its transition time changes when its status does.
+    /// Sets a condition. Its transition time changes with its status.
     pub fn set_condition(&mut self, kind: &str, holds: bool, reason: &str) {
         self.set_condition_because(kind, holds, reason, "");
     }
 
-    /// Sets a condition with a message for people.
+    /// Sets a condition with a message.
     pub fn set_condition_because(&mut self, kind: &str, holds: bool, reason: &str, message: &str) {
-        // What cannot be written as JSON could not be sent either.
+        // An object that cannot be encoded could not be sent either.
         let Ok(mut object) = serde_json::to_value(&*self.object) else { return };
         if !object["status"].is_object() {
             object["status"] = json!({});
@@ -104,7 +104,7 @@ impl<'a, T: Object> StatusOf<'a, T> {
         match serde_json::from_value(object) {
             Ok(object) => *self.object = object,
             Err(e) => {
-                tracing::error!(object = %self.object.key(), condition = kind, error = %e, "its status has no such conditions");
+                tracing::error!(object = %self.object.key(), condition = kind, error = %e, "the condition cannot be set in this type of status");
             }
         }
     }

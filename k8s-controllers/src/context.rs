@@ -1,4 +1,4 @@
-//! What a reconcile works with: client, caches, clock, recorder, and writes that the queue waits for.
+//! The [`Context`] of a reconcile: client, caches, clock, recorder, and writes that the queue waits for.
 
 use std::{
     any::TypeId,
@@ -19,25 +19,26 @@ use tokio_util::sync::CancellationToken;
 
 use crate::{Caches, Error, EventType, Recorder, StatusOf, involved, metrics::Metrics};
 
-/// What all controllers of a process share.
+/// Resources shared by all controllers of a process.
 #[derive(Clone, Debug)]
 pub struct Environment {
-    /// The client; controllers write under their own names. It leaves `managedFields` unread, as the caches do.
+    /// API client; controllers write under their own names. Like the caches, it does not decode
+    /// `managedFields`.
     pub client: Client,
-    /// The shared caches.
+    /// Shared caches.
     pub caches: Caches,
     /// The only source of time.
     pub clock: Clock,
-    /// Where all randomness comes from.
+    /// Seed of all randomness.
     pub seed: u64,
-    /// Cancelled when the process should end.
+    /// Cancelled on shutdown of the process.
     pub shutdown: CancellationToken,
-    /// What controllers count.
+    /// Metrics of queues and controllers.
     pub metrics: Metrics,
 }
 
 impl Environment {
-    /// An environment of its own over a client, with wall time and a random seed.
+    /// Creates an environment over a client, with its own caches, wall time and a random seed.
     #[must_use]
     pub fn new(client: Client) -> Self {
         let client = client.lean();
@@ -52,9 +53,9 @@ impl Environment {
     }
 }
 
-/// An object, or a shared one as reconciles and caches give it.
+/// An object, or an `Arc` of it as reconcilers and caches hold it.
 pub trait Owner<K> {
-    /// The object.
+    /// Returns the object.
     fn object(&self) -> &K;
 }
 
@@ -73,20 +74,21 @@ impl<K: Object> Owner<K> for Arc<K> {
 /// Writes of one key that the caches may not have yet.
 #[derive(Default)]
 struct Pending {
-    /// Per type: the newest revision written, and a future that ends when the type's cache has it.
-    /// (In an order that is the same in every run: a seed is a run.)
+    /// By type: the newest written revision, and a future that ends when the cache has it. Ordered, so that a
+    /// seeded run is deterministic.
     revisions: BTreeMap<TypeId, (u64, BoxFuture<'static, ()>)>,
-    /// End when a cache has something else: a deleted object is marked or gone, what may have been made is there.
+    /// Other conditions: the cache has seen a deletion, or objects that may have been created.
     others: Vec<BoxFuture<'static, ()>>,
 }
 
-/// What keys wait for.
+/// Pending writes by key.
 #[derive(Default)]
 pub(crate) struct Ledger(Mutex<HashMap<ObjectKey, Pending>>);
 
-/// A cache that does not see a write for so long is broken; then progress is worth more than certainty. As long as upstream's controllers keep their
-/// expectations: a watch that lags for half a minute happens, and whoever goes on without it makes its pods twice.
-const PATIENCE: Duration = Duration::from_secs(300);
+/// Time after which a lagging cache is ignored, so that progress continues. The same as the expectations
+/// timeout of upstream's controllers: watches may lag for half a minute, and going on without them would
+/// create pods twice.
+const TIMEOUT: Duration = Duration::from_secs(300);
 
 impl Ledger {
     fn with(&self, key: &ObjectKey, change: impl FnOnce(&mut Pending)) {
@@ -94,7 +96,7 @@ impl Ledger {
         change(all.entry(key.clone()).or_default());
     }
 
-    /// Ends when the caches have everything that was written for this key; `None` where they have it now.
+    /// Returns a future that ends when the caches have all writes of this key; `None` if they have them now.
     pub(crate) fn lag(&self, key: &ObjectKey) -> Option<BoxFuture<'static, ()>> {
         let pending = self.0.lock().unwrap_or_else(PoisonError::into_inner).remove(key)?;
         let mut all = async move {
@@ -106,24 +108,24 @@ impl Ledger {
             }
         }
         .boxed();
-        // Polled again by whoever waits for it, so that nothing is missed.
+        // The caller polls it again, so no wake-up is lost.
         if (&mut all).now_or_never().is_some() {
             return None;
         }
         let key = key.clone();
         let patient = async move {
-            if tokio::time::timeout(PATIENCE, all).await.is_err() {
-                tracing::warn!(%key, "the cache has not seen a write of {PATIENCE:?} ago");
+            if tokio::time::timeout(TIMEOUT, all).await.is_err() {
+                tracing::warn!(%key, "the cache has not seen a write within {TIMEOUT:?}; reconciling anyway");
             }
         };
         Some(patient.boxed())
     }
 }
 
-/// What a reconcile works with. Made anew for each reconcile of a key.
+/// Everything that a reconcile works with. Created for each reconcile.
 ///
-/// Reads that may be a moment old come from the caches; writes go to the API server, and the queue holds the key back until the caches have
-/// them.
+/// Reads come from the caches and may be slightly stale. Writes go to the API server, and the queue holds the
+/// key back until the caches have them.
 #[derive(Clone)]
 pub struct Context {
     pub(crate) environment: Environment,
@@ -139,51 +141,51 @@ impl Debug for Context {
 }
 
 impl Context {
-    /// The client, under the controller's name.
+    /// Returns the client, whose field manager is the controller's name.
     #[must_use]
     pub fn client(&self) -> &Client {
         &self.environment.client
     }
 
-    /// The shared caches.
+    /// Returns the shared caches.
     #[must_use]
     pub fn caches(&self) -> &Caches {
         &self.environment.caches
     }
 
-    /// The clock.
+    /// Returns the clock.
     #[must_use]
     pub fn clock(&self) -> &Clock {
         &self.environment.clock
     }
 
-    /// The key that is being reconciled.
+    /// Returns the key that is being reconciled.
     #[must_use]
     pub fn key(&self) -> &ObjectKey {
         &self.key
     }
 
-    /// A cached object of this name, in the reconciled object's namespace or without one, as `T` has it.
+    /// Returns a cached object by name, in the reconciled object's namespace if `T` is namespaced.
     #[must_use]
     pub fn cached<T: Object>(&self, name: &str) -> Option<Arc<T>> {
         let namespace = if is_namespaced::<T>() { self.key.namespace.as_str() } else { "" };
         self.caches().of::<T>().get(namespace, name)
     }
 
-    /// Cached objects of `T` that `owner` controls.
+    /// Returns cached objects of `T` that `owner` controls.
     #[must_use]
     pub fn owned<T: Object>(&self, owner: &impl ObjectExt) -> Vec<Arc<T>> {
         self.caches().owned_by(owner.uid())
     }
 
-    /// A client for a type in a namespace. Writes through it are not waited for.
+    /// Returns a client for a type in a namespace. The queue does not wait for writes through it.
     #[must_use]
     pub fn api<T: Object>(&self, namespace: &str) -> Api<T> {
         self.client().namespaced(namespace)
     }
 
-    /// Delays the next reconcile of this key until `until` has ended, or five minutes have passed: for work that goes on
-    /// after the reconcile returned, such as a batch of deletions.
+    /// Delays the next reconcile of this key until `until` has ended, or five minutes have passed. For work
+    /// that goes on after the reconcile returned, such as a batch of deletions.
     pub fn hold(&self, until: impl Future<Output = ()> + Send + 'static) {
         self.ledger.with(&self.key, |pending| pending.others.push(until.boxed()));
     }
@@ -200,7 +202,7 @@ impl Context {
         });
     }
 
-    /// Creates an object in its own namespace.
+    /// Creates an object in its namespace.
     ///
     /// # Errors
     /// As [`Api::create`].
@@ -210,7 +212,7 @@ impl Context {
         Ok(made)
     }
 
-    /// Replaces an object; its resourceVersion must be the newest.
+    /// Replaces an object, with its resourceVersion as optimistic lock.
     ///
     /// # Errors
     /// As [`Api::replace`].
@@ -230,8 +232,8 @@ impl Context {
         Ok(live)
     }
 
-    /// Changes an object's status where `change` makes a difference; nothing is written otherwise. An object of a resource without a status of its
-    /// own (a ThirdPartyResource's) is replaced as a whole.
+    /// Changes an object's status; writes only if `change` makes a difference. If the resource has no status
+    /// subresource (a ThirdPartyResource), the whole object is replaced.
     ///
     /// # Errors
     /// As [`Api::replace_status`].
@@ -246,7 +248,7 @@ impl Context {
         let (was, is) = (serde_json::to_value(object), serde_json::to_value(&next));
         if was.ok() != is.ok() {
             match self.replace_status(&next).await {
-                // It is not the object that is not there: there is no such subresource.
+                // The 404 is for the subresource, not for the object.
                 Err(Error::Api(e)) if is_unserved(&e) => drop(self.replace(&next).await?),
                 other => drop(other?),
             }
@@ -254,7 +256,7 @@ impl Context {
         Ok(())
     }
 
-    /// Merge-patches an object.
+    /// Applies a JSON merge patch.
     ///
     /// # Errors
     /// As [`Api::patch`].
@@ -264,10 +266,10 @@ impl Context {
         Ok(live)
     }
 
-    /// Deletes this very object (not a later one of its name). One that is gone already is fine.
+    /// Deletes this object, with its uid as precondition. An object that is already gone is not an error.
     ///
     /// # Errors
-    /// Any failure but that it is gone.
+    /// Any other failure.
     pub async fn delete<T: Object>(&self, object: &T, options: DeleteOptions) -> Result<(), Error> {
         let options = if object.uid().is_empty() { options } else { options.with_uid(object.uid()) };
         let api = self.api::<T>(object.namespace());
@@ -275,7 +277,7 @@ impl Context {
             Ok(()) => {}
             Err(e) if e.is_not_found() => {}
             Err(e) if e.is_conflict() => {
-                // Either this object is gone and another has its name, or somebody else was faster.
+                // Either the name belongs to another object now, or another client changed this one.
                 let live = api.get_opt(object.name()).await?;
                 if live.is_some_and(|live| live.uid() == object.uid()) {
                     return Err(e.into());
@@ -294,10 +296,10 @@ impl Context {
         Ok(())
     }
 
-    /// Adds a finalizer, so that the object stays until it is taken off. Returns the object as it is then; nothing is written where it is there.
+    /// Adds a finalizer and returns the object; writes nothing if it is present.
     ///
     /// # Errors
-    /// As [`Api::patch`]: a conflict when the object changed meanwhile.
+    /// As [`Api::patch`]: a conflict if the object changed meanwhile.
     pub async fn add_finalizer<T: Object>(&self, object: &impl Owner<T>, name: &str) -> Result<T, Error> {
         let object = object.object();
         let mut all = object.metadata().finalizers.clone().unwrap_or_default();
@@ -308,10 +310,11 @@ impl Context {
         self.set_finalizers(object, &all).await
     }
 
-    /// Takes a finalizer off; an object that is being deleted goes with its last one.
+    /// Removes a finalizer; a deleted object disappears with its last one. An object that is already gone is
+    /// not an error.
     ///
     /// # Errors
-    /// As [`Api::patch`]: a conflict when the object changed meanwhile. That it is gone is fine.
+    /// As [`Api::patch`]: a conflict if the object changed meanwhile.
     pub async fn remove_finalizer<T: Object>(&self, object: &impl Owner<T>, name: &str) -> Result<(), Error> {
         let object = object.object();
         let mut all = object.metadata().finalizers.clone().unwrap_or_default();
@@ -327,14 +330,15 @@ impl Context {
     }
 
     async fn set_finalizers<T: Object>(&self, object: &T, all: &[String]) -> Result<T, Error> {
-        // A list is replaced as a whole: only if nobody else changed it.
+        // The patch replaces the whole list, so it has the resourceVersion as precondition.
         let metadata = serde_json::json!({
             "finalizers": all, "resourceVersion": object.metadata().resource_version, "uid": object.uid(),
         });
         self.merge(object, &serde_json::json!({"metadata": metadata})).await
     }
 
-    /// Server-side apply of an object owned by `owner`, so that it is garbage collected with it.
+    /// Applies an object by server-side apply, with `owner` as its controller, so that it is garbage
+    /// collected with the owner.
     ///
     /// # Errors
     /// As [`Api::apply`].
@@ -347,10 +351,10 @@ impl Context {
         Ok(live)
     }
 
-    /// The object of this name if the cache has one, else a new one owned by `owner`.
+    /// Returns the cached object of this name, or creates one with `owner` as its controller.
     ///
     /// # Errors
-    /// As [`Api::create`]. One that exists and that the cache does not have yet is found by the retry.
+    /// As [`Api::create`]. AlreadyExists if the cache is behind; the reconcile is retried and then finds it.
     pub async fn get_or_create<T: Object, K: Object>(
         &self,
         owner: &impl Owner<K>,
@@ -363,13 +367,13 @@ impl Context {
         self.create(&desired).await.map(Arc::new)
     }
 
-    /// Tells users about an object through an event.
+    /// Records an event about an object.
     pub fn event<T: Object>(&self, object: &T, kind: EventType, reason: &str, message: impl Into<String>) {
         self.recorder.event(involved(object), kind, reason, message.into());
     }
 }
 
-/// The object in its owner's namespace, with a reference to its owner.
+/// Returns the object in its owner's namespace, with a controller reference.
 fn adopted<T: Object>(owner: &impl Object, object: &T) -> T {
     let mut object = object.clone();
     let metadata = object.metadata_mut();
@@ -383,7 +387,7 @@ fn adopted<T: Object>(owner: &impl Object, object: &T) -> T {
     object
 }
 
-/// Whether a 404 is about the path, and not about an object.
+/// Returns true if a 404 is for the path and not for an object.
 fn is_unserved(error: &k8s_core::client::Error) -> bool {
     let about = error.status().and_then(|s| s.status().details.as_ref()).and_then(|d| d.name.as_ref());
     error.is_not_found() && about.is_none()

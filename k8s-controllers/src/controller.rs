@@ -1,4 +1,4 @@
-//! One controller: what wakes it, its queue, its workers.
+//! A controller: its watches, its queue, its workers.
 
 use std::{panic::AssertUnwindSafe, sync::Arc, time::Duration};
 
@@ -18,25 +18,25 @@ use crate::{
     predicates::Predicate,
 };
 
-/// Brings the world closer to what an object asks for.
+/// Brings the actual state closer to an object's desired state.
 pub trait Reconcile: Send + Sync + 'static {
-    /// What is reconciled.
+    /// Type of the reconciled objects.
     type Kind: Object;
 
-    /// Looks at the object and what belongs to it, and does what is missing. Called again after every change; must do nothing when nothing is
-    /// missing.
+    /// Reconciles the object. Called after every change; must write nothing if the state is as desired.
     fn reconcile(
         &self,
         cx: &Context,
         object: Arc<Self::Kind>,
     ) -> impl Future<Output = Result<Action, Error>> + Send;
 
-    /// Keeps objects with this finalizer until [`Reconcile::cleanup`] is done: for what the garbage collector does not know, such as something outside of
-    /// the cluster. Every object gets it before it is reconciled for the first time.
+    /// Finalizer that is added to every object before its first reconcile and kept until
+    /// [`Reconcile::cleanup`] succeeds. For resources that the garbage collector cannot delete, such as those
+    /// outside of the cluster.
     const FINALIZER: Option<&'static str> = None;
 
-    /// The object is being deleted and has [`Reconcile::FINALIZER`]: undo what was done for it. The finalizer is taken off when this succeeds with
-    /// [`Action::await_change`]; another action asks for another look.
+    /// Undoes the object's external effects. Called for a deleted object with [`Reconcile::FINALIZER`]. The
+    /// finalizer is removed after [`Action::await_change`]; another action repeats the call.
     fn cleanup(
         &self,
         cx: &Context,
@@ -46,7 +46,8 @@ pub trait Reconcile: Send + Sync + 'static {
         async { Ok(Action::await_change()) }
     }
 
-    /// The object is gone; its key is `cx.key()`. Owned objects are the garbage collector's.
+    /// Called after the object is gone; its key is `cx.key()`. Owned objects are deleted by the garbage
+    /// collector.
     fn gone(&self, cx: &Context) -> impl Future<Output = Result<Action, Error>> + Send {
         let _ = cx;
         async { Ok(Action::await_change()) }
@@ -57,7 +58,8 @@ type Queue = Arc<WorkQueue<ObjectKey>>;
 type Wire = Arc<dyn Fn(Environment, Queue) -> BoxFuture<'static, ()> + Send + Sync>;
 type Synced = Arc<dyn Fn(&Caches) -> BoxFuture<'static, ()> + Send + Sync>;
 
-/// How a controller of `K` is driven. Cheap to clone: a test kit starts it again after a crash.
+/// Watches, name and concurrency of a controller of `K`. Cheap to clone: a test kit restarts it after a
+/// crash.
 pub struct Controller<K> {
     name: String,
     component: Option<String>,
@@ -97,7 +99,7 @@ impl<K: Object> Default for Controller<K> {
 }
 
 impl<K: Object> Controller<K> {
-    /// A controller that is woken by its own objects alone and works on up to four of them at once.
+    /// Creates a controller that watches its own objects and has four workers.
     #[must_use]
     pub fn new() -> Self {
         Controller {
@@ -112,41 +114,41 @@ impl<K: Object> Controller<K> {
         }
     }
 
-    /// Its name.
+    /// Returns the controller's name.
     #[must_use]
     pub fn name(&self) -> &str {
         &self.name
     }
 
-    /// Under this name in logs, events and field managers.
+    /// Sets the name for logs, events and the field manager. Default: derived from the kind.
     #[must_use]
     pub fn named(mut self, name: &str) -> Self {
         name.clone_into(&mut self.name);
         self
     }
 
-    /// With at most so many objects at once.
+    /// Sets the number of workers. Default: 4.
     #[must_use]
     pub fn workers(mut self, workers: usize) -> Self {
         self.workers = workers.max(1);
         self
     }
 
-    /// With this back-off for objects that fail.
+    /// Sets the back-off of failed objects.
     #[must_use]
     pub fn backoff(mut self, backoff: Backoff) -> Self {
         self.backoff = backoff;
         self
     }
 
-    /// Woken only by those changes of its own objects: see [`crate::predicates`].
+    /// Reconciles only on these changes of its own objects: see [`crate::predicates`].
     #[must_use]
     pub fn when(mut self, predicate: Predicate<K>) -> Self {
         self.own = predicate;
         self
     }
 
-    /// Also woken by objects of `T` that an object of `K` controls.
+    /// Watches objects of `T`, and reconciles the `K` that controls them.
     #[must_use]
     pub fn owns<T: Object>(self) -> Self {
         self.watches::<T>(|_, object| {
@@ -158,7 +160,8 @@ impl<K: Object> Controller<K> {
         })
     }
 
-    /// Also woken by objects of `T`: `map` says which objects of `K` a changed one concerns (asked for what it was and for what it is).
+    /// Watches objects of `T`; `map` returns the `K`s to reconcile. It is called for the old and the new
+    /// version.
     #[must_use]
     pub fn watches<T: Object>(
         self,
@@ -167,7 +170,7 @@ impl<K: Object> Controller<K> {
         self.watches_when(Predicate::any(), map)
     }
 
-    /// As [`Controller::watches`], but woken only by those changes: see [`crate::predicates`].
+    /// As [`Controller::watches`], for these changes only: see [`crate::predicates`].
     #[must_use]
     pub fn watches_when<T: Object>(
         mut self,
@@ -205,8 +208,8 @@ impl<K: Object> Controller<K> {
         self
     }
 
-    /// Reads the cache of `T` without being woken by it: nothing is reconciled before that cache is complete. What is owned or watched needs
-    /// not be named again.
+    /// Delays all reconciles until the cache of `T` is synced, without watching its changes. Owned and
+    /// watched types need not be listed.
     #[must_use]
     pub fn reads<T: Object>(mut self) -> Self {
         self.needs.push(Arc::new(|caches| {
@@ -216,12 +219,12 @@ impl<K: Object> Controller<K> {
         self
     }
 
-    /// Runs alone, with caches of its own, until the future is dropped.
+    /// Runs with caches of its own until the future is dropped.
     pub async fn run<R: Reconcile<Kind = K>>(self, client: Client, reconciler: R) {
         self.start(Environment::new(client), reconciler).await;
     }
 
-    /// Runs in an environment until that shuts down; reconciles that have begun are finished first.
+    /// Runs in an environment until it is shut down; reconciles in progress are finished first.
     pub fn start<R: Reconcile<Kind = K>>(
         mut self,
         mut environment: Environment,
@@ -230,7 +233,7 @@ impl<K: Object> Controller<K> {
         environment.client = environment.client.named(&self.name);
         environment.metrics.account(&environment.caches);
         let component = self.component.take().unwrap_or_else(|| self.name.clone());
-        // Each controller has its own sequence, so that adding one does not change what the others do.
+        // Each controller has its own random sequence, so that adding one does not change the others'.
         let seed = self.name.bytes().fold(environment.seed, |s, b| s.wrapping_mul(31).wrapping_add(b.into()));
         let queue: Queue = Arc::new(
             WorkQueue::new(self.backoff, seed)
@@ -348,7 +351,7 @@ impl<R: Reconcile> Shared<R> {
             }
             Ok(Err(e)) if e.is_race(&key.name) => {
                 let delay = self.queue.retry(key.clone());
-                debug!(controller = %self.name, %key, ?delay, error = %e, "changed meanwhile, trying again");
+                debug!(controller = %self.name, %key, ?delay, error = %e, "conflict, retrying");
             }
             Ok(Err(e)) => {
                 let delay = self.queue.retry(key.clone());
@@ -363,22 +366,22 @@ impl<R: Reconcile> Shared<R> {
                 error!(controller = %self.name, %key, ?delay, panic = text.as_deref(), "reconcile panicked");
             }
         }
-        // Until the caches have what was written, nobody looks at this key again; the worker goes on with others.
+        // The key is held back until the caches have its writes; the worker goes on with other keys.
         match self.ledger.lag(key) {
             None => self.queue.done(key),
             Some(lag) => {
                 self.queue.rest(key);
-                // Fails where the controller is about to end, and then nobody asks for the key.
+                // Fails only during shutdown, when the key is not needed any more.
                 let _ = self.lagging.send((key.clone(), lag));
             }
         }
     }
 }
 
-/// A key, and what it waits for.
+/// A key, and the future that it waits for.
 type Lagging = (ObjectKey, BoxFuture<'static, ()>);
 
-/// Gives keys back when the caches have what was written for them.
+/// Returns keys to the queue once the caches have their writes.
 async fn give_back(queue: Queue, mut lagging: mpsc::UnboundedReceiver<Lagging>) {
     let mut waits = FuturesUnordered::new();
     loop {

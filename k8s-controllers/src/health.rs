@@ -1,4 +1,4 @@
-//! The small HTTP server of a manager: is it alive, is it ready, what does it count.
+//! HTTP server of a manager: liveness, readiness, metrics.
 
 use std::convert::Infallible;
 
@@ -12,10 +12,10 @@ use tokio_util::sync::CancellationToken;
 
 use crate::metrics::Metrics;
 
-/// How many are answered at once; others wait.
+/// Limit of concurrent connections; others wait.
 const CONNECTIONS: usize = 64;
 
-/// Answers until it is told to stop.
+/// Serves until it is stopped.
 pub(crate) async fn serve(listener: TcpListener, metrics: Metrics, stop: CancellationToken) {
     let mut connections = JoinSet::new();
     loop {

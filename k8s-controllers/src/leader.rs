@@ -1,13 +1,16 @@
-//! Leader election on a Lease: of several processes, one does the work.
+//! Leader election on a Lease: one of several processes works.
 //!
-//! Flow: a candidate tries every `retry_period` to take or renew the lease. A lease counts as free when nobody was seen to renew it for
-//! `lease_duration` (by the candidate's own clock: clocks of different machines are never compared). A leader that cannot renew for
-//! `renew_deadline` stops leading, which is sooner than anyone else may begin.
+//! Flow: a candidate tries every `retry_period` to acquire or renew the lease. A lease counts as expired when
+//! no renewal was observed for `lease_duration` by the candidate's own clock; clocks of different machines
+//! are never compared. A leader that cannot renew for `renew_deadline` stops leading, which is before any
+//! other can start.
 //!
-//! It needs three calls of an API ([`Leases`]), which our client has; three lines each give them to any other client, so it works with a `kube::Client` too.
+//! It needs three calls of an API ([`Leases`]). Our client has them, and three lines each provide them for
+//! any other client, such as `kube::Client`.
 //!
-//! Guarantee: never two leaders, as long as `renew_deadline < lease_duration` and time passes at the same speed everywhere. Work that does not stop
-//! when it is told to is dropped before another leader can begin, and a client behind the [`Fence`] refuses to write from then on.
+//! Guarantee: never two leaders, if `renew_deadline < lease_duration` and all clocks run at the same speed.
+//! Work that ignores its stop signal is dropped before another leader can start, and a client behind the
+//! [`Fence`] refuses writes from then on.
 
 use std::{
     fmt,
@@ -32,14 +35,14 @@ use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 use tracing::{debug, info};
 
-/// How long things take in an election.
+/// Durations of an election.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Timing {
-    /// How long others wait after the last renewal they saw.
+    /// Time after the last observed renewal at which the lease expires for others.
     pub lease_duration: Duration,
-    /// How long a leader tries to renew before it gives up.
+    /// Time for which a leader retries to renew before it stops leading.
     pub renew_deadline: Duration,
-    /// Between tries.
+    /// Interval of attempts.
     pub retry_period: Duration,
 }
 
@@ -53,35 +56,35 @@ impl Default for Timing {
     }
 }
 
-/// The lease was lost; whoever led must stop.
+/// The lease was lost; the leader must stop.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 #[error("lease {lease} was lost by {identity}")]
 pub struct Lost {
-    /// `namespace/name`.
+    /// Lease, as `namespace/name`.
     pub lease: String,
-    /// Who lost it.
+    /// Identity of the former leader.
     pub identity: String,
 }
 
-/// A call about a lease that failed.
+/// Error of a lease call.
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum LeaseError {
-    /// Somebody else was faster: it exists already, or it changed meanwhile.
-    #[error("somebody else was faster: {0}")]
+    /// Lost a race: the lease exists already, or was changed meanwhile.
+    #[error("lost a race for the lease: {0}")]
     Race(BoxError),
-    /// Anything else. Tried again.
+    /// Any other failure. Retried.
     #[error(transparent)]
     Other(BoxError),
 }
 
-/// What an election needs of an API server: the leases of one namespace.
+/// The lease operations of one namespace that an election needs.
 pub trait Leases: Send + Sync + 'static {
-    /// Reads a lease; `None`: there is none.
+    /// Reads a lease; `None` if it does not exist.
     fn get(&self, name: &str) -> impl Future<Output = Result<Option<Lease>, LeaseError>> + Send;
     /// Creates a lease.
     fn create(&self, lease: &Lease) -> impl Future<Output = Result<Lease, LeaseError>> + Send;
-    /// Replaces a lease whose resourceVersion is still the same.
+    /// Replaces a lease, with its resourceVersion as optimistic lock.
     fn replace(&self, name: &str, lease: &Lease) -> impl Future<Output = Result<Lease, LeaseError>> + Send;
 }
 
@@ -107,7 +110,7 @@ impl Leases for Api<Lease> {
     }
 }
 
-/// Knows until when leadership is certain. Cheap to clone; all clones are one fence.
+/// Tracks the time until which leadership is certain. Clones share their state.
 #[derive(Clone, Debug, Default)]
 pub struct Fence(Arc<Mutex<Option<Instant>>>);
 
@@ -120,13 +123,13 @@ impl Fence {
         *self.0.lock().unwrap_or_else(PoisonError::into_inner) = until;
     }
 
-    /// Whether nobody else can lead now.
+    /// Returns true while no other process can lead.
     #[must_use]
     pub fn holds(&self) -> bool {
         self.until().is_some_and(|until| Instant::now() < until)
     }
 
-    /// The same client, which writes only while nobody else can lead.
+    /// Returns a client that writes only while no other process can lead.
     #[must_use]
     pub fn client(&self, client: &Client) -> Client {
         Client::new(Fenced { client: client.clone(), fence: self.clone() }).named(client.name())
@@ -155,7 +158,7 @@ impl Transport for Fenced {
     }
 }
 
-/// A candidate.
+/// A candidate of an election.
 #[derive(Clone, Debug)]
 pub struct Candidate<L = Api<Lease>> {
     leases: L,
@@ -167,14 +170,14 @@ pub struct Candidate<L = Api<Lease>> {
     fence: Fence,
 }
 
-/// What was seen of the lease, and when it last changed.
+/// The last observed lease, and the time of its last change.
 struct Observed {
     lease: Lease,
     since: Instant,
 }
 
 impl Candidate<Api<Lease>> {
-    /// A candidate for the lease `namespace/name`. Identities must differ between processes.
+    /// Creates a candidate for the lease `namespace/name`. Each process needs its own identity.
     #[must_use]
     pub fn new(client: &Client, clock: Clock, namespace: &str, name: &str, identity: &str) -> Self {
         Candidate::over(client.namespaced(namespace), clock, namespace, name, identity)
@@ -196,25 +199,26 @@ impl<L: Leases> Candidate<L> {
         }
     }
 
-    /// What knows until when this candidate leads for certain.
+    /// Returns the fence of this candidate's leadership.
     #[must_use]
     pub fn fence(&self) -> Fence {
         self.fence.clone()
     }
 
-    /// With other times.
+    /// Sets the durations.
     #[must_use]
     pub fn timing(mut self, timing: Timing) -> Self {
         self.timing = timing;
         self
     }
 
-    /// Waits for leadership, then runs `lead` until it ends or leadership is lost. `lead` is given a token that is cancelled when it must
-    /// stop: on loss, or when `shutdown` is. What has not stopped when another may begin is dropped. At the end the lease is given up, so that the
-    /// next candidate need not wait.
+    /// Waits for leadership, then runs `lead` until it ends or leadership is lost. The token given to `lead`
+    /// is cancelled when it must stop: on loss, or with `shutdown`. Work that has not stopped before another
+    /// process can lead is dropped. At the end the lease is released, so that the next candidate need not
+    /// wait.
     ///
     /// # Errors
-    /// [`Lost`] when the lease could not be renewed in time.
+    /// [`Lost`] if the lease could not be renewed in time.
     pub async fn run<F: Future<Output = ()>>(
         self,
         shutdown: CancellationToken,
@@ -256,12 +260,12 @@ impl<L: Leases> Candidate<L> {
         result
     }
 
-    /// Spread a little, so that candidates do not all try at one moment.
+    /// Returns the retry period with jitter, so that candidates do not try at the same moment.
     fn jittered(&self) -> Duration {
         self.timing.retry_period.mul_f64(k8s_core::random::range(1.0..1.2))
     }
 
-    /// Renews until that fails for too long.
+    /// Renews the lease until that fails for `renew_deadline`.
     async fn hold(&self, observed: &mut Option<Observed>) -> Lost {
         let mut renewed = Instant::now();
         loop {
@@ -269,7 +273,7 @@ impl<L: Leases> Candidate<L> {
             let left = (renewed + self.timing.renew_deadline).saturating_duration_since(Instant::now());
             match tokio::time::timeout(left, self.try_acquire(observed)).await {
                 Ok(Ok(true)) => renewed = Instant::now(),
-                // Someone else has it: nothing to wait for.
+                // Another process holds it: waiting is useless.
                 Ok(Ok(false)) => return self.lost(),
                 Ok(Err(e)) => debug!(lease = self.name, error = %e, "lease not renewed"),
                 Err(_) => {}
@@ -284,9 +288,9 @@ impl<L: Leases> Candidate<L> {
         Lost { lease: format!("{}/{}", self.namespace, self.name), identity: self.identity.clone() }
     }
 
-    /// Takes or renews the lease; `false`: someone else holds it.
+    /// Acquires or renews the lease; returns `false` if another process holds it.
     async fn try_acquire(&self, observed: &mut Option<Observed>) -> Result<bool, LeaseError> {
-        // Nobody else can have seen this try before it was made.
+        // Taken before the request: no other process can have observed it earlier.
         let tried = Instant::now();
         let mine = self.try_write(observed).await?;
         if mine {
@@ -354,7 +358,7 @@ impl<L: Leases> Candidate<L> {
         }
     }
 
-    /// Gives the lease up; if that fails it runs out by itself.
+    /// Releases the lease; if that fails it expires.
     async fn release(&self, observed: Option<Observed>) {
         let Some(Observed { mut lease, .. }) = observed else { return };
         if let Some(spec) = &mut lease.spec {

@@ -24,23 +24,28 @@
 //! # }
 //! ```
 //!
-//! It runs unchanged against an API server in the same process, one behind TLS, and any other Kubernetes. How it is tested: `k8s-testing`.
+//! It runs unchanged against an API server in the same process, one behind TLS, and any other Kubernetes.
+//! Test it with `k8s-testing`.
 //!
-//! Flow: a reflector per type fills a shared cache ([`Caches`]); a [`Controller`] turns changes of what it owns and watches into keys on a
-//! [`WorkQueue`]; workers take keys one at a time and call [`Reconcile::reconcile`] with the cached object; what it returns says when to come
-//! back. A [`Manager`] runs many controllers over one set of caches, and answers for their health and [`metrics`].
+//! Flow: a reflector per type fills a shared cache ([`Caches`]). A [`Controller`] maps changes of owned and
+//! watched objects to keys on a [`WorkQueue`]. Workers take one key at a time and call
+//! [`Reconcile::reconcile`] with the cached object; the returned [`Action`] schedules the next one. A
+//! [`Manager`] runs many controllers over one set of caches, and serves their health and [`metrics`].
 //!
 //! Guarantees:
-//! 1. One key is never reconciled by two workers at once, and a change that comes while it is worked on is not lost.
-//! 2. After a write through its [`Context`], a key is not reconciled again before the caches have that write. So there is no bookkeeping of
-//!    expected creations and deletions in any controller.
-//! 3. A reconcile that fails or panics is retried with growing, jittered delays; no other key waits for it, however many fail.
+//! 1. A key is never reconciled by two workers at once, and a change during a reconcile is not lost.
+//! 2. After a write through its [`Context`], a key is not reconciled before the caches have that write. So
+//!    controllers need no expectations of creations and deletions.
+//! 3. A reconcile that fails or panics is retried with exponential, jittered back-off; other keys are not
+//!    delayed, however many fail.
 //! 4. Time comes from one [`k8s_core::clock::Clock`], randomness from one seed.
-//! 5. Of several processes that elect a [`leader`], one works; what does not stop when its lease is lost is dropped before another begins.
+//! 5. With [`leader`] election only one process works; work that ignores a lost lease is dropped before
+//!    another process starts.
 //!
-//! Not here: the built-in controllers (`k8s-builtin`), the scheduler (`k8s-scheduler`) and a cluster for tests (`k8s-testing`).
+//! Not here: the built-in controllers (`k8s-builtin`), the scheduler (`k8s-scheduler`) and a cluster for
+//! tests (`k8s-testing`).
 
-/// What a controller is written with.
+/// Imports for writing a controller.
 pub mod prelude {
     pub use std::sync::Arc;
 

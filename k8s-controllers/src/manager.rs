@@ -1,4 +1,4 @@
-//! Many controllers in one process: one client, one set of caches, one shutdown.
+//! Runs many controllers in one process: one client, one set of caches, one shutdown.
 
 use k8s_core::{client::Client, clock::Clock};
 #[cfg(feature = "serve")]
@@ -37,7 +37,7 @@ impl std::fmt::Debug for Manager {
 }
 
 impl Manager {
-    /// Makes a manager without controllers, on wall time.
+    /// Creates a manager without controllers, with wall time.
     #[must_use]
     pub fn new(client: Client) -> Self {
         Manager {
@@ -56,7 +56,7 @@ impl Manager {
         self
     }
 
-    /// Sets the seed that all randomness follows from. Default: a random one.
+    /// Sets the seed of all randomness. Default: a random one.
     #[must_use]
     pub fn seed(mut self, seed: u64) -> Self {
         self.environment.seed = seed;
@@ -70,8 +70,8 @@ impl Manager {
         self
     }
 
-    /// Gives each [`Runnable`] that names a service account a client of that account. Without it all act as the manager's
-    /// client. The shared caches read as their own client either way.
+    /// Gives each [`Runnable`] with a service account a client of that account. Default: all use the
+    /// manager's client. Shared caches always read through their own client.
     #[must_use]
     pub fn accounts(mut self, client: impl Fn(&'static str) -> Client + Send + 'static) -> Self {
         self.accounts = Some(Box::new(client));
@@ -91,7 +91,7 @@ impl Manager {
         self
     }
 
-    /// Answers `/healthz`, `/livez`, `/readyz` and `/metrics` on this listener while it runs.
+    /// Serves `/healthz`, `/livez`, `/readyz` and `/metrics` on this listener while it runs.
     #[cfg(feature = "serve")]
     #[must_use]
     pub fn serve(mut self, listener: TcpListener) -> Self {
@@ -99,13 +99,13 @@ impl Manager {
         self
     }
 
-    /// The metrics of its controllers.
+    /// Returns the metrics of its controllers.
     #[must_use]
     pub fn metrics(&self) -> Metrics {
         self.environment.metrics.clone()
     }
 
-    /// Runs until `shutdown` is cancelled; returns when every reconcile that had begun has ended.
+    /// Runs until `shutdown` is cancelled; returns after all reconciles in progress have ended.
     pub async fn run(mut self, shutdown: CancellationToken) {
         self.environment.shutdown = shutdown;
         let mut running = JoinSet::new();

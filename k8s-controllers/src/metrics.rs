@@ -1,7 +1,7 @@
-//! What queues and controllers say of themselves, under upstream's names, in Prometheus's text format.
+//! Metrics of queues and controllers with upstream's names, in the Prometheus text format.
 //!
-//! Flow: whoever has something to count holds an [`Arc`] from [`Metrics`]; [`Metrics::render`] writes all that there are. Counting takes a short lock and
-//! never waits.
+//! Flow: components hold an [`Arc`] from [`Metrics`] and update it under a short lock; [`Metrics::render`]
+//! writes all.
 
 use std::{
     collections::BTreeMap,
@@ -14,10 +14,11 @@ use tokio::time::Instant;
 
 use crate::caches::{Account, Caches, Usage};
 
-/// Upper bounds of a histogram's buckets, in seconds: from ten nanoseconds, each ten times the one before, as upstream's queues have them.
+/// Upper bounds of the histogram buckets in seconds: powers of ten from ten nanoseconds, as upstream's
+/// queues.
 const QUEUE_BUCKETS: [f64; 12] = [1e-8, 1e-7, 1e-6, 1e-5, 1e-4, 1e-3, 1e-2, 0.1, 1.0, 10.0, 100.0, 1000.0];
 
-/// How long things took.
+/// A histogram of durations.
 #[derive(Clone, Debug, Default)]
 struct Histogram {
     counts: [u64; QUEUE_BUCKETS.len()],
@@ -52,11 +53,11 @@ struct QueueState {
     depth: usize,
     waited: Histogram,
     worked: Histogram,
-    /// When each key that is worked on was taken.
+    /// Start times of the keys being processed.
     begun: Vec<Instant>,
 }
 
-/// What a work queue counts.
+/// Metrics of a work queue.
 #[derive(Debug, Default)]
 pub struct QueueMetrics(Mutex<QueueState>);
 
@@ -91,20 +92,20 @@ impl QueueMetrics {
         state.depth = depth;
     }
 
-    /// How many keys were added.
+    /// Returns the number of added keys.
     #[must_use]
     pub fn adds(&self) -> u64 {
         self.state().adds
     }
 
-    /// How many keys failed and were added again.
+    /// Returns the number of keys added again after a failure.
     #[must_use]
     pub fn retries(&self) -> u64 {
         self.state().retries
     }
 }
 
-/// How reconciles ended.
+/// Outcome of a reconcile.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub(crate) enum Outcome {
     Success,
@@ -116,12 +117,12 @@ pub(crate) enum Outcome {
 #[derive(Debug, Default)]
 struct ReconcileState {
     totals: BTreeMap<Outcome, u64>,
-    /// Its caches are complete.
+    /// The controller's caches are synced.
     started: bool,
     time: Histogram,
 }
 
-/// What a controller counts.
+/// Metrics of a controller.
 #[derive(Debug, Default)]
 pub struct ReconcileMetrics(Mutex<ReconcileState>);
 
@@ -144,13 +145,13 @@ impl ReconcileMetrics {
         self.state().totals.get(&outcome).copied().unwrap_or(0)
     }
 
-    /// How many reconciles there were.
+    /// Returns the number of reconciles.
     #[must_use]
     pub fn reconciles(&self) -> u64 {
         self.state().totals.values().sum()
     }
 
-    /// How many of them panicked.
+    /// Returns the number of reconciles that panicked.
     #[must_use]
     pub fn panics(&self) -> u64 {
         self.total(Outcome::Panic)
@@ -164,7 +165,7 @@ struct Registry {
     caches: Vec<Account>,
 }
 
-/// All metrics of a process's controllers. Cheap to clone; all clones are the same.
+/// All metrics of a process's controllers. Clones share their state.
 #[derive(Clone, Debug, Default)]
 pub struct Metrics(Arc<Mutex<Registry>>);
 
@@ -173,19 +174,19 @@ impl Metrics {
         self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Those of the queue of this name.
+    /// Returns the metrics of the queue `name`.
     #[must_use]
     pub fn queue(&self, name: &str) -> Arc<QueueMetrics> {
         self.registry().queues.entry(name.to_owned()).or_default().clone()
     }
 
-    /// Those of the controller of this name.
+    /// Returns the metrics of the controller `name`.
     #[must_use]
     pub fn controller(&self, name: &str) -> Arc<ReconcileMetrics> {
         self.registry().controllers.entry(name.to_owned()).or_default().clone()
     }
 
-    /// Counts what these caches hold, and the memory that it takes, as long as they live.
+    /// Adds object count and memory of these caches to the metrics, while they live.
     pub(crate) fn account(&self, caches: &Caches) {
         let mut registry = self.registry();
         if !registry.caches.iter().any(|a| a.is_of(caches)) {
@@ -193,7 +194,7 @@ impl Metrics {
         }
     }
 
-    /// Names of controllers whose caches are not complete yet.
+    /// Returns the names of controllers whose caches are not synced.
     #[must_use]
     pub fn unready(&self) -> Vec<String> {
         let registry = self.registry();
@@ -205,7 +206,7 @@ impl Metrics {
             .collect()
     }
 
-    /// All of them, as a scraper reads them.
+    /// Renders all metrics in the Prometheus text format.
     #[must_use]
     pub fn render(&self) -> String {
         let mut out = String::new();
@@ -280,7 +281,7 @@ impl Metrics {
                 (Outcome::Error, "error"),
             ];
             for (outcome, result) in results {
-                // A panic is an error too, as upstream counts it.
+                // As upstream, a panic counts as an error, too.
                 let panics = if outcome == Outcome::Error { metrics.panics() } else { 0 };
                 let total = metrics.total(outcome) + panics;
                 let _ = writeln!(out, "{name}{{controller=\"{controller}\",result=\"{result}\"}} {total}");

@@ -1,4 +1,4 @@
-//! Objects of which only the metadata is kept.
+//! Metadata-only objects.
 
 use std::{fmt, marker::PhantomData};
 
@@ -8,12 +8,12 @@ use k8s_core::{
 };
 use serde::{Deserialize, Deserializer, Serialize, Serializer, ser::SerializeStruct};
 
-/// A `K` of which only the metadata is kept: watched and cached as `K` is, in a fraction of the memory.
+/// A `K` reduced to its metadata: watched and cached like `K` with a fraction of the memory.
 ///
-/// `Controller::<Node>::new().watches::<MetadataOnly<Pod>>(...)` keeps every pod's name, labels and owners, and nothing else. It is for reading: an
-/// object that is written as one would lose the rest.
+/// `Controller::<Node>::new().watches::<MetadataOnly<Pod>>(...)` keeps name, labels and owners of every pod,
+/// and nothing else. For reading only: writing it back would drop all other fields.
 pub struct MetadataOnly<K> {
-    /// The metadata.
+    /// Object metadata.
     pub metadata: ObjectMeta,
     kind: PhantomData<fn() -> K>,
 }

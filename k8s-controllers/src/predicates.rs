@@ -1,7 +1,8 @@
-//! Which changes of an object matter.
+//! Filters of changes.
 //!
-//! A controller that reads only the spec need not look again at every change of the status:
-//! `Controller::<Pod>::new().when(predicates::generation_changed())`. Objects that appear and objects that go always matter to these.
+//! A controller that reads only the spec need not reconcile on status changes:
+//! `Controller::<Pod>::new().when(predicates::generation_changed())`. Creations and deletions always pass
+//! these filters.
 
 use std::sync::Arc;
 
@@ -9,7 +10,7 @@ use k8s_core::meta::Object;
 
 type Accepts<K> = dyn Fn(Option<&K>, Option<&K>) -> bool + Send + Sync;
 
-/// Says of a change (what an object was, what it is) whether it matters. Cheap to clone.
+/// Accepts or rejects a change from an old to a new version. Cheap to clone.
 pub struct Predicate<K>(Option<Arc<Accepts<K>>>);
 
 impl<K> Clone for Predicate<K> {
@@ -25,25 +26,26 @@ impl<K> std::fmt::Debug for Predicate<K> {
 }
 
 impl<K: Object> Predicate<K> {
-    /// Every change.
+    /// Accepts every change.
     #[must_use]
     pub fn any() -> Self {
         Predicate(None)
     }
 
-    /// As a function says: given what the object was (`None`: it is new) and what it is (`None`: it is gone).
+    /// Creates a predicate from a function of the old (`None`: created) and the new version (`None`:
+    /// deleted).
     #[must_use]
     pub fn new(accepts: impl Fn(Option<&K>, Option<&K>) -> bool + Send + Sync + 'static) -> Self {
         Predicate(Some(Arc::new(accepts)))
     }
 
-    /// Either of two.
+    /// Accepts changes that either accepts.
     #[must_use]
     pub fn or(self, other: Self) -> Self {
         Self::new(move |old, new| self.accepts(old, new) || other.accepts(old, new))
     }
 
-    /// Both of two.
+    /// Accepts changes that both accept.
     #[must_use]
     pub fn and(self, other: Self) -> Self {
         Self::new(move |old, new| self.accepts(old, new) && other.accepts(old, new))
@@ -54,7 +56,7 @@ impl<K: Object> Predicate<K> {
     }
 }
 
-/// Changes in which `of` gives something else than before.
+/// Accepts changes for which `of` returns another value than before.
 #[must_use]
 pub fn changed<K: Object, V: PartialEq>(of: impl Fn(&K) -> V + Send + Sync + 'static) -> Predicate<K> {
     Predicate::new(move |old, new| match (old, new) {
@@ -63,25 +65,25 @@ pub fn changed<K: Object, V: PartialEq>(of: impl Fn(&K) -> V + Send + Sync + 'st
     })
 }
 
-/// Changes of what is asked for, and that deletion is asked for: not of labels or the status.
+/// Accepts changes of the spec (generation), and deletion requests; not labels or status.
 #[must_use]
 pub fn generation_changed<K: Object>() -> Predicate<K> {
     changed(|k: &K| (k.metadata().generation, k.metadata().deletion_timestamp.is_some()))
 }
 
-/// Changes of labels.
+/// Accepts changes of labels.
 #[must_use]
 pub fn labels_changed<K: Object>() -> Predicate<K> {
     changed(|k: &K| k.metadata().labels.clone())
 }
 
-/// Changes of annotations.
+/// Accepts changes of annotations.
 #[must_use]
 pub fn annotations_changed<K: Object>() -> Predicate<K> {
     changed(|k: &K| k.metadata().annotations.clone())
 }
 
-/// Objects that a function picks, by what they are, or were when they are gone.
+/// Accepts objects that a function selects, by their new or (if deleted) last version.
 #[must_use]
 pub fn only<K: Object>(picks: impl Fn(&K) -> bool + Send + Sync + 'static) -> Predicate<K> {
     Predicate::new(move |old, new| new.or(old).is_some_and(&picks))

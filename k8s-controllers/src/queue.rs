@@ -1,14 +1,15 @@
-//! The work queue: which keys need attention, each worked on by one worker at a time.
+//! The work queue: deduplicated keys, each processed by one worker at a time.
 //!
-//! Flow: [`WorkQueue::add`] marks a key; [`WorkQueue::get`] hands it to a worker; [`WorkQueue::done`] gives it back, and a key that was added
-//! meanwhile comes again. [`WorkQueue::add_after`] and [`WorkQueue::retry`] add later.
+//! Flow: [`WorkQueue::add`] marks a key; [`WorkQueue::get`] gives it to a worker; [`WorkQueue::done`] returns
+//! it, and a key that was added meanwhile is queued again. [`WorkQueue::add_after`] and [`WorkQueue::retry`]
+//! add with a delay.
 //!
-//! Fairness: keys that failed wait in a lane of their own, which gets every fifth turn while others wait, and only some of the workers. So a thousand
-//! broken objects do not slow the healthy ones.
+//! Fairness: failed keys wait in a separate lane, which gets every fifth turn while others wait, and only
+//! some of the workers. A thousand broken objects therefore do not slow down the healthy ones. A key is
+//! handed out at most a hundred times per second.
 //!
-//! A key that is added all the time is handed out a hundred times a second at most.
-//!
-//! Guarantees: a key is queued at most once, is never with two workers, and no add is lost. Waiting is tokio time, so it can be paused.
+//! Guarantees: a key is queued at most once, is never with two workers, and no add is lost. Delays use tokio
+//! time, so tests can pause it.
 
 use std::{
     cmp::Reverse,
@@ -23,24 +24,25 @@ use tokio::{sync::Notify, time::Instant};
 
 use crate::metrics::QueueMetrics;
 
-/// How long to wait before the n-th retry: `first * 2^n`, at most `longest`, then between half and all of that.
+/// Exponential back-off: the n-th retry waits `first * 2^n`, at most `longest`, reduced by jitter of up to
+/// half.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Backoff {
-    /// Before the first retry.
+    /// Delay before the first retry.
     pub first: Duration,
-    /// Never more than this.
+    /// Maximum delay.
     pub longest: Duration,
 }
 
 impl Default for Backoff {
-    /// As upstream's controllers: 5 ms to 1000 s.
+    /// The values of upstream's controllers: 5 ms to 1000 s.
     fn default() -> Self {
         Backoff { first: Duration::from_millis(5), longest: Duration::from_secs(1000) }
     }
 }
 
 impl Backoff {
-    /// The delay before retry number `failures` (counted from 0), before jitter.
+    /// Returns the delay before retry number `failures` (from 0), before jitter.
     #[must_use]
     pub fn delay(&self, failures: u32) -> Duration {
         let factor = 1u32.checked_shl(failures).filter(|f| *f > 0).unwrap_or(u32::MAX);
@@ -50,26 +52,26 @@ impl Backoff {
 
 struct State<K> {
     ready: VecDeque<K>,
-    /// As `ready`, for keys that failed.
+    /// Like `ready`, for failed keys.
     failed: VecDeque<K>,
-    /// How many turns in a row `ready` has had while `failed` waited.
+    /// Consecutive turns of `ready` while `failed` waited.
     turns: u32,
-    /// Keys with workers that had failed when they were taken.
+    /// Keys in processing that had failed before.
     failing: HashSet<K>,
-    /// Since when keys wait, and when they were taken; kept where somebody measures.
+    /// Times since which keys wait, and at which they were taken; recorded only with metrics.
     waiting: HashMap<K, Instant>,
     begun: HashMap<K, Instant>,
     metrics: Option<Arc<QueueMetrics>>,
-    /// Keys that need work: those in `ready` and `failed`, and those added while being worked on.
+    /// Keys that need work: in `ready` or `failed`, or added while being processed.
     dirty: HashSet<K>,
     processing: HashSet<K>,
     later: BinaryHeap<Reverse<(Instant, u64)>>,
-    /// What `later` stands for; an entry whose key waits for another moment is stale.
+    /// Keys of the entries in `later`; an entry without one is stale.
     later_keys: HashMap<u64, K>,
     due: HashMap<K, (Instant, u64)>,
     next_id: u64,
     failures: HashMap<K, u32>,
-    /// How often keys were taken in this second, and when it began.
+    /// Number of times that each key was taken in the current second, and its start.
     taken: HashMap<K, u32>,
     second: Instant,
     rng: StdRng,
@@ -81,16 +83,16 @@ pub struct WorkQueue<K> {
     state: Mutex<State<K>>,
     wake: Notify,
     backoff: Backoff,
-    /// How many workers may be with keys that failed.
+    /// Maximum number of workers on failed keys.
     most_failing: usize,
 }
 
-/// How often a key is worked on in a second at most. Two controllers that undo each other's work, one of them with a cache that lags, would do so as fast as
-/// they can.
+/// Maximum rate at which one key is handed out, per second. Without it two controllers that undo each other's
+/// work, one with a lagging cache, would loop as fast as they can.
 const A_SECOND: u32 = 100;
 const SECOND: Duration = Duration::from_secs(1);
 
-/// How many turns others have before one that failed has its own.
+/// Turns of other keys before a failed key gets one.
 const TURNS: u32 = 4;
 
 impl<K> std::fmt::Debug for WorkQueue<K> {
@@ -100,7 +102,7 @@ impl<K> std::fmt::Debug for WorkQueue<K> {
 }
 
 impl<K: Clone + Eq + Hash> WorkQueue<K> {
-    /// An empty queue; the jitter of its back-off follows from `seed`.
+    /// Creates an empty queue; `seed` determines the back-off's jitter.
     #[must_use]
     pub fn new(backoff: Backoff, seed: u64) -> Self {
         WorkQueue {
@@ -130,14 +132,14 @@ impl<K: Clone + Eq + Hash> WorkQueue<K> {
         }
     }
 
-    /// With at most so many workers at once on keys that failed.
+    /// Limits the number of workers on failed keys.
     #[must_use]
     pub fn most_failing(mut self, workers: usize) -> Self {
         self.most_failing = workers.max(1);
         self
     }
 
-    /// Counted here.
+    /// Records metrics.
     #[must_use]
     pub fn measured(self, metrics: Arc<QueueMetrics>) -> Self {
         self.lock().metrics = Some(metrics);
@@ -155,7 +157,7 @@ impl<K: Clone + Eq + Hash> WorkQueue<K> {
         }
     }
 
-    /// Marks a key as needing work after `delay`; of several moments the earliest counts.
+    /// Adds a key after `delay`; of several delays the earliest time counts.
     pub fn add_after(&self, key: K, delay: Duration) {
         if delay.is_zero() {
             return self.add(key);
@@ -166,7 +168,7 @@ impl<K: Clone + Eq + Hash> WorkQueue<K> {
         }
     }
 
-    /// Adds a key that failed, after its back-off. Returns the delay.
+    /// Adds a failed key after its back-off. Returns the delay.
     pub fn retry(&self, key: K) -> Duration {
         let delay = {
             let mut state = self.lock();
@@ -182,18 +184,18 @@ impl<K: Clone + Eq + Hash> WorkQueue<K> {
         delay
     }
 
-    /// Forgets a key's failures: its next back-off starts anew.
+    /// Resets a key's back-off.
     pub fn forget(&self, key: &K) {
         self.lock().failures.remove(key);
     }
 
-    /// How often a key has failed in a row.
+    /// Returns the number of consecutive failures of a key.
     #[must_use]
     pub fn failures(&self, key: &K) -> u32 {
         self.lock().failures.get(key).copied().unwrap_or(0)
     }
 
-    /// The next key, given to this caller alone until [`WorkQueue::done`]; `None` when the queue was closed.
+    /// Returns the next key, exclusively until [`WorkQueue::done`]; `None` after the queue was closed.
     pub async fn get(&self) -> Option<K> {
         loop {
             let next_due = {
@@ -212,7 +214,7 @@ impl<K: Clone + Eq + Hash> WorkQueue<K> {
                         state.begun.insert(key.clone(), now);
                         metrics.taken(now.duration_since(since), now, state.depth());
                     }
-                    // Someone must keep an eye on what is left, now that this caller turns away.
+                    // Wake another worker for the remaining keys and timers.
                     if state.depth() > 0 || !state.later.is_empty() {
                         self.wake.notify_one();
                     }
@@ -232,7 +234,7 @@ impl<K: Clone + Eq + Hash> WorkQueue<K> {
         }
     }
 
-    /// Gives a key back.
+    /// Returns a processed key.
     pub fn done(&self, key: &K) {
         self.rest(key);
         let mut state = self.lock();
@@ -247,7 +249,8 @@ impl<K: Clone + Eq + Hash> WorkQueue<K> {
         }
     }
 
-    /// The work on a key is over, but nobody may have it before [`WorkQueue::done`]: something must happen first. It counts as no worker's.
+    /// Ends the processing of a key without making it available; [`WorkQueue::done`] must follow. The key no
+    /// longer occupies a worker.
     pub fn rest(&self, key: &K) {
         let mut state = self.lock();
         let made_room = state.failing.remove(key) && !state.failed.is_empty();
@@ -262,20 +265,20 @@ impl<K: Clone + Eq + Hash> WorkQueue<K> {
         }
     }
 
-    /// Ends the queue: every [`WorkQueue::get`] returns `None`, adds are ignored.
+    /// Closes the queue: every [`WorkQueue::get`] returns `None`, adds are ignored.
     pub fn close(&self) {
         self.lock().closed = true;
         self.wake.notify_waiters();
         self.wake.notify_one();
     }
 
-    /// Keys that are ready now.
+    /// Returns the number of ready keys.
     #[must_use]
     pub fn len(&self) -> usize {
         self.lock().depth()
     }
 
-    /// Whether no key is ready now.
+    /// Returns true if no key is ready.
     #[must_use]
     pub fn is_empty(&self) -> bool {
         self.len() == 0
@@ -283,7 +286,7 @@ impl<K: Clone + Eq + Hash> WorkQueue<K> {
 }
 
 impl<K: Clone + Eq + Hash> State<K> {
-    /// Whether a worker should wake up.
+    /// Adds a key; returns true if a worker should be woken.
     fn add(&mut self, key: K) -> bool {
         if self.closed || !self.dirty.insert(key.clone()) {
             return false;
@@ -298,7 +301,7 @@ impl<K: Clone + Eq + Hash> State<K> {
         wakes
     }
 
-    /// Lets a key come at this moment, if it does not come sooner. Whether a worker should look when that is.
+    /// Schedules a key for `when`, unless it is due earlier. Returns true if a worker must update its timer.
     fn put_off(&mut self, key: K, when: Instant) -> bool {
         if self.closed || self.due.get(&key).is_some_and(|(known, _)| *known <= when) {
             return false;
@@ -334,7 +337,7 @@ impl<K: Clone + Eq + Hash> State<K> {
         self.ready.len() + self.failed.len()
     }
 
-    /// Notes that a key is taken.
+    /// Counts a handed-out key.
     fn count(&mut self, key: &K, now: Instant) {
         if now.duration_since(self.second) >= SECOND {
             self.taken.clear();
@@ -343,7 +346,7 @@ impl<K: Clone + Eq + Hash> State<K> {
         *self.taken.entry(key.clone()).or_default() += 1;
     }
 
-    /// Whose turn it is.
+    /// Returns the next key by turns.
     fn next(&mut self, most_failing: usize) -> Option<K> {
         let may_fail = self.failing.len() < most_failing && !self.failed.is_empty();
         if may_fail && (self.ready.is_empty() || self.turns >= TURNS) {
@@ -455,7 +458,7 @@ mod tests {
             q.done(&key);
         }
         assert_eq!(healthy, 20, "all of them within 25 turns");
-        // One that fails is with a worker: no other gets one, but a healthy key does.
+        // A failed key is being processed: no other failed key is handed out, but a healthy one is.
         let broken = q.get().await.unwrap();
         assert!(broken < 1000);
         assert!(tokio::time::timeout(Duration::from_secs(1), q.get()).await.is_err());
@@ -491,7 +494,7 @@ mod tests {
         let q = queue();
         let start = Instant::now();
         for turn in 0..1000u32 {
-            // Added while it is worked on, or after.
+            // Added during processing, or after it.
             if turn % 2 == 0 {
                 q.add(1);
                 assert_eq!(q.get().await, Some(1));
@@ -541,7 +544,7 @@ mod tests {
     }
 
     proptest! {
-        /// Never two workers on one key, never a duplicate, and every add is followed by a get.
+        /// A key is never with two workers and never duplicated, and every add is followed by a get.
         #[test]
         fn serial_and_lossless(ops in proptest::collection::vec(op(), 1..80)) {
             let runtime = tokio::runtime::Builder::new_current_thread().enable_time().start_paused(true).build().unwrap();

@@ -1,7 +1,8 @@
-//! Events: what happened to an object, for people.
+//! Event recorder.
 //!
-//! Flow: [`Recorder::event`] never waits; a task writes what the correlator (`correlate`) makes of it: the same thing said again raises a count, many
-//! similar things become one, and one object is not given too many. Events are best effort: one that cannot be written is dropped.
+//! Flow: [`Recorder::event`] never blocks; a task writes the correlated events (`correlate`): a repeated
+//! event increments a count, many similar events are combined, and events per object are rate-limited. Best
+//! effort: an event that cannot be written is dropped.
 
 mod correlate;
 
@@ -21,12 +22,12 @@ use tokio::sync::mpsc;
 
 use correlate::{Correlator, Subject, Verdict};
 
-/// What kind of thing happened.
+/// Type of an event.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum EventType {
-    /// As it should be.
+    /// Expected.
     Normal,
-    /// Something a person may have to look at.
+    /// May need a user's attention.
     Warning,
 }
 
@@ -39,7 +40,7 @@ impl EventType {
     }
 }
 
-/// A reference to an object, as events carry it.
+/// Returns a reference to an object for events.
 #[must_use]
 pub fn involved<T: Object>(object: &T) -> ObjectReference {
     let some = |text: &str| Some(text.to_owned()).filter(|t| !t.is_empty());
@@ -54,7 +55,7 @@ pub fn involved<T: Object>(object: &T) -> ObjectReference {
     }
 }
 
-/// How many events are kept waiting for the API server before further ones are dropped.
+/// Queue length; further events are dropped.
 const BACKLOG: usize = 4096;
 
 struct Said {
@@ -64,7 +65,7 @@ struct Said {
     message: String,
 }
 
-/// Records events under the name of a component. Cheap to clone.
+/// Records events of a component. Cheap to clone.
 #[derive(Clone, Debug)]
 pub struct Recorder {
     sender: Option<Arc<mpsc::Sender<Said>>>,
@@ -77,13 +78,13 @@ impl std::fmt::Debug for Said {
 }
 
 impl Recorder {
-    /// A recorder and its writing task, which ends with the last clone.
+    /// Creates a recorder and its writer task, which ends with the last clone.
     #[must_use]
     pub fn new(client: &Client, clock: Clock, component: &str) -> Self {
         Self::on_host(client, clock, component, "")
     }
 
-    /// As [`Recorder::new`], for a component that belongs to a node.
+    /// As [`Recorder::new`], for a component on a node.
     #[must_use]
     pub fn on_host(client: &Client, clock: Clock, component: &str, host: &str) -> Self {
         let (sender, receiver) = mpsc::channel(BACKLOG);
@@ -95,16 +96,16 @@ impl Recorder {
         Recorder { sender: Some(Arc::new(sender)) }
     }
 
-    /// A recorder that records nothing.
+    /// Returns a recorder that drops all events.
     #[must_use]
     pub fn silent() -> Self {
         Recorder { sender: None }
     }
 
-    /// Says that something happened to an object.
+    /// Records an event about an object.
     pub fn event(&self, about: ObjectReference, kind: EventType, reason: &str, message: String) {
         let Some(sender) = &self.sender else { return };
-        // The API takes at most 1024 characters.
+        // The API limits messages to 1024 characters.
         let message = if message.len() > 1024 { message.chars().take(1000).collect() } else { message };
         if sender.try_send(Said { about, kind, reason: reason.to_owned(), message }).is_err() {
             tracing::debug!(reason, "event dropped");
@@ -152,7 +153,7 @@ async fn write_all(events: Api<Event>, clock: Clock, source: EventSource, mut sa
                 message
             }
         };
-        // Names must differ even where the clock stands still.
+        // Names must be unique even if the clock stands still.
         last_nanos = clock.now().as_nanosecond().max(last_nanos + 1);
         let name = format!("{}.{last_nanos:x}", said.about.name.as_deref().unwrap_or_default());
         let event = new_event(&name, &namespace, Said { message, ..said }, &source, &clock);

@@ -1,7 +1,7 @@
-//! Calling an API server, in the same process or over TLS.
+//! API client, for a server in the same process or over TLS.
 //!
-//! [`Client`] is a cheap handle on a [`Transport`]; [`Api`] is a client for one type in one scope. The typed layer is thin: everything that
-//! moves bytes is written once, in `request`.
+//! [`Client`] is a cheap handle on a [`Transport`]; [`Api`] is a client for one type in one scope. The typed
+//! layer is thin: all I/O is in `request`.
 //!
 //! Not here: retries (the caller knows whether a call may be repeated) and caches (see [`crate::cache`]).
 

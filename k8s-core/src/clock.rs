@@ -1,14 +1,14 @@
-//! Time: the only place that asks what time it is.
+//! The only source of time.
 //!
-//! [`Clock::system`] is wall time. [`Clock::starting_at`] is wall time that follows tokio's timer, so that under tokio's paused time a test
-//! runs hours of cluster life in milliseconds. Waiting is `tokio::time` for both.
+//! [`Clock::system`] is wall time. [`Clock::starting_at`] follows tokio's timer, so that with tokio's paused
+//! time a test runs hours of cluster time in milliseconds. Both wait with `tokio::time`.
 
 use std::time::Duration;
 
 use jiff::Timestamp;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::{MicroTime, Time};
 
-/// A source of "now". Cheap to clone.
+/// A source of time. Cheap to clone.
 #[derive(Clone, Debug)]
 pub struct Clock(Source);
 
@@ -25,19 +25,20 @@ impl Default for Clock {
 }
 
 impl Clock {
-    /// Wall time.
+    /// Returns the wall clock.
     #[must_use]
     pub fn system() -> Self {
         Clock(Source::System)
     }
 
-    /// Time that starts at `epoch` now and follows tokio's (pausable) timer. Must be called inside a tokio runtime.
+    /// Returns a clock that is at `epoch` now and follows tokio's (pausable) timer. Must be called inside a
+    /// tokio runtime.
     #[must_use]
     pub fn starting_at(epoch: Timestamp) -> Self {
         Clock(Source::Tokio { epoch, origin: tokio::time::Instant::now() })
     }
 
-    /// The moment it is now.
+    /// Returns the current time.
     #[must_use]
     pub fn now(&self) -> Timestamp {
         match &self.0 {
@@ -49,32 +50,32 @@ impl Clock {
         }
     }
 
-    /// Now, in whole seconds, as `metav1.Time` fields hold it.
+    /// Returns the current time in whole seconds, as in `metav1.Time` fields.
     #[must_use]
     pub fn time(&self) -> Time {
         let now = self.now();
         Time(Timestamp::from_second(now.as_second()).unwrap_or(now))
     }
 
-    /// Now, in microseconds, as Lease and Event fields hold it.
+    /// Returns the current time in microseconds, as in Lease and Event fields.
     #[must_use]
     pub fn micro_time(&self) -> MicroTime {
         let now = self.now();
         MicroTime(Timestamp::from_microsecond(now.as_microsecond()).unwrap_or(now))
     }
 
-    /// Waits.
+    /// Waits for a duration.
     pub async fn sleep(&self, duration: Duration) {
         tokio::time::sleep(duration).await;
     }
 
-    /// How long until `when`; zero when it is past.
+    /// Returns the duration until `when`; zero if it has passed.
     #[must_use]
     pub fn until(&self, when: Timestamp) -> Duration {
         Duration::try_from(when.duration_since(self.now())).unwrap_or(Duration::ZERO)
     }
 
-    /// How long since `when`; zero when it is still to come.
+    /// Returns the duration since `when`; zero if it is in the future.
     #[must_use]
     pub fn since(&self, when: Timestamp) -> Duration {
         Duration::try_from(self.now().duration_since(when)).unwrap_or(Duration::ZERO)

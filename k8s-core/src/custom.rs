@@ -1,7 +1,8 @@
-//! Custom resources from Rust types: what a type says of itself, and the CustomResourceDefinition that this makes.
+//! Custom resources from Rust types, and their CustomResourceDefinitions.
 //!
-//! An API server of this project serves such a type directly (`ApiServer::builder(store).resource::<T>()`), with what its methods say as rules; any
-//! other Kubernetes serves it by the definition, in which the schema and the CEL rules are.
+//! An API server of this project serves such a type directly (`ApiServer::builder(store).resource::<T>()`),
+//! with its methods for defaulting and validation. Any other Kubernetes serves it by the
+//! CustomResourceDefinition, which has the schema and the CEL rules.
 //!
 //! ```
 //! use k8s_core::{
@@ -64,7 +65,7 @@ mod structural;
 
 pub use structural::structural_schema;
 
-/// What derived code names.
+/// Crates that generated code refers to.
 #[doc(hidden)]
 pub mod __derive {
     pub use schemars;
@@ -77,111 +78,112 @@ use serde_json::{Value, json};
 
 use crate::meta::Object;
 
-/// A column that `kubectl get` shows.
+/// A column of `kubectl get`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct PrinterColumn {
-    /// Heading.
+    /// Column heading.
     pub name: &'static str,
     /// `string`, `integer`, `number`, `boolean` or `date`.
     pub kind: &'static str,
-    /// JSON path of its value, such as `.spec.engine`.
+    /// JSON path of the value, such as `.spec.engine`.
     pub path: &'static str,
-    /// Shown with `-o wide` only.
+    /// Shown only with `-o wide`.
     pub wide: bool,
 }
 
 impl PrinterColumn {
-    /// A column that is always shown.
+    /// Creates a column that is always shown.
     #[must_use]
     pub const fn new(name: &'static str, kind: &'static str, path: &'static str) -> Self {
         PrinterColumn { name, kind, path, wide: false }
     }
 }
 
-/// A CEL rule over the whole object.
+/// A CEL validation rule.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Rule {
     /// The expression; `self` is the object, `oldSelf` the object before an update.
     pub rule: &'static str,
-    /// What a user reads when it does not hold.
+    /// Message for users if the rule is violated.
     pub message: &'static str,
 }
 
 impl Rule {
-    /// A rule and its message.
+    /// Creates a rule with its message.
     #[must_use]
     pub const fn new(rule: &'static str, message: &'static str) -> Self {
         Rule { rule, message }
     }
 }
 
-/// Where the scale subresource finds its numbers: JSON paths such as `.spec.replicas`.
+/// JSON paths of the scale subresource, such as `.spec.replicas`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct ScalePaths {
-    /// Desired replicas.
+    /// Path of the desired replicas.
     pub spec: &'static str,
-    /// Present replicas.
+    /// Path of the current replicas.
     pub status: &'static str,
-    /// The selector as text; empty: none.
+    /// Path of the selector as text; empty if there is none.
     pub selector: &'static str,
 }
 
-/// What is wrong with an object, all of it: the answer names every field.
+/// Validation errors of an object. The response lists all of them by field.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Problems(Vec<(String, String)>);
 
 impl Problems {
-    /// A field (`spec.engine`) and what is wrong with it.
+    /// Adds an error of a field (`spec.engine`).
     pub fn add(&mut self, field: impl Into<String>, message: impl Into<String>) {
         self.0.push((field.into(), message.into()));
     }
 
-    /// Each problem's field and message.
+    /// Iterates over fields and messages.
     pub fn iter(&self) -> impl Iterator<Item = (&str, &str)> {
         self.0.iter().map(|(field, message)| (field.as_str(), message.as_str()))
     }
 }
 
-/// A custom resource that a Rust type describes. Its JSON schema must be that of the whole object (`metadata`, `spec`, `status`).
+/// A custom resource defined by a Rust type. Its JSON schema must describe the whole object (`metadata`,
+/// `spec`, `status`).
 pub trait CustomResource: Object + JsonSchema {
-    /// Objects live in namespaces.
+    /// True for namespaced scope.
     const NAMESPACED: bool;
-    /// Its name for one; empty: the kind in lower case.
+    /// Singular name; empty means the kind in lower case.
     const SINGULAR: &'static str = "";
     /// Short names for kubectl.
     const SHORT_NAMES: &'static [&'static str] = &[];
-    /// Groups of resources that it is listed with, such as `all`.
+    /// Categories, such as `all`.
     const CATEGORIES: &'static [&'static str] = &[];
-    /// The status is written by itself, and not with the rest.
+    /// Has a status subresource.
     const STATUS: bool = true;
-    /// It can be scaled.
+    /// Paths of the scale subresource, if there is one.
     const SCALE: Option<ScalePaths> = None;
-    /// Columns beside the name.
+    /// Printer columns besides the name.
     const COLUMNS: &'static [PrinterColumn] = &[];
-    /// Rules that hold wherever it is served.
+    /// CEL rules on the whole object.
     const RULES: &'static [Rule] = &[];
-    /// The same, in which `self` is the object's `spec`.
+    /// CEL rules on the object's `spec` (`self`).
     const SPEC_RULES: &'static [Rule] = &[];
-    /// Versions that it is served in beside its own.
+    /// Further served versions.
     const OTHER_VERSIONS: &'static [&'static str] = &[];
 
-    /// Fills in what is absent.
+    /// Sets defaults of absent fields.
     fn default(&mut self) {}
 
-    /// Says what is wrong with an object, or with an update of `old`.
+    /// Validates a new object, or an update of `old`.
     fn validate(&self, _old: Option<&Self>, _problems: &mut Problems) {}
 
-    /// Says what is wrong with a new status.
+    /// Validates a new status.
     fn validate_status(&self, _old: &Self, _problems: &mut Problems) {}
 
-    /// Makes this type's form of an object in another version.
+    /// Converts an object of another version to this type's.
     fn from_version(_version: &str, _object: &mut Value) {}
 
-    /// Makes another version's form of an object.
+    /// Converts an object of this type to another version.
     fn to_version(_version: &str, _object: &mut Value) {}
 
-    /// Its `apiextensions.k8s.io/v1` CustomResourceDefinition, to be applied to any cluster. Other versions are served with the same schema: a cluster
-    /// that is not ours converts by webhook or not at all.
+    /// Returns the `apiextensions.k8s.io/v1` CustomResourceDefinition, to be applied to any cluster. Other
+    /// versions have the same schema: other clusters convert by webhook or not at all.
     #[must_use]
     fn definition() -> Value {
         let mut schema = structural_schema::<Self>();

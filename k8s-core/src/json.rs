@@ -1,7 +1,7 @@
-//! Places in JSON text: fields are found, cut and read without decoding what is around them.
+//! Access to fields of JSON text: found, cut and read without decoding the rest.
 //!
-//! For text that is known to be an object, as a server sends and a store holds it. Whatever else it is, nothing here panics: a place is then not
-//! found. Names are compared as they are written, so one with escapes is another one.
+//! The text must be a JSON object, as sent by a server or stored. For any other text nothing panics, but
+//! fields are not found. Names are compared as written, so a name with escapes does not match.
 
 mod lenient;
 
@@ -12,10 +12,10 @@ use std::{borrow::Cow, ops::Range};
 use memchr::memchr2;
 use serde::de::DeserializeOwned;
 
-/// Up to how many bytes a string is short.
+/// Maximum length of a string that is scanned byte by byte.
 const SHORT: usize = 24;
 
-/// Where the value of a field is, from the outermost object inwards.
+/// Returns the range of a field's value, by its path from the outermost object.
 ///
 /// # Examples
 /// ```
@@ -30,7 +30,8 @@ pub fn find(json: &[u8], path: &[&str]) -> Option<Range<usize>> {
     Some(start..value_end(json, start)?)
 }
 
-/// Where the value of a field begins. What comes after is not looked at, so this is quicker than [`find`] for what stands early in a long text.
+/// Returns the start of a field's value. Faster than [`find`] for early fields of a long text, because the
+/// rest is not scanned.
 fn start(json: &[u8], path: &[&str]) -> Option<usize> {
     path.iter().try_fold(white(json, 0), |at, name| {
         let mut fields = Fields::of(json, at)?;
@@ -44,10 +45,10 @@ fn start(json: &[u8], path: &[&str]) -> Option<usize> {
     })
 }
 
-/// Decodes the value of a field, and nothing after it.
+/// Decodes a field's value, and nothing after it.
 ///
 /// # Errors
-/// When the field is not there (as an end of the text), or is not what it should be.
+/// The field does not exist (as an unexpected end), or does not deserialize.
 ///
 /// # Examples
 /// ```
@@ -60,22 +61,22 @@ pub fn read<T: DeserializeOwned>(json: &[u8], path: &[&str]) -> Result<T, serde_
     T::deserialize(&mut serde_json::Deserializer::from_slice(rest))
 }
 
-/// As [`read`], but where that fails as Go would decode it ([`lenient()`]).
+/// As [`read`]; if that fails, decodes with Go's rules ([`lenient()`]).
 ///
 /// # Errors
-/// That of [`read`].
+/// The error of [`read`].
 pub fn read_leniently<T: DeserializeOwned>(json: &[u8], path: &[&str]) -> Result<T, serde_json::Error> {
     read(json, path).or_else(|strict| lenient(&read(json, path)?).map_err(|_| strict))
 }
 
-/// The text at a place, where it is a string without escapes.
+/// Returns a field's string if it has no escapes.
 #[must_use]
 pub fn plain<'a>(json: &'a [u8], path: &[&str]) -> Option<&'a str> {
     let inner = json.get(find(json, path)?)?.strip_prefix(b"\"")?.strip_suffix(b"\"")?;
     if inner.contains(&b'\\') { None } else { std::str::from_utf8(inner).ok() }
 }
 
-/// The text without a field.
+/// Returns the text without a field.
 ///
 /// # Examples
 /// ```
@@ -91,7 +92,7 @@ pub fn without<'a>(json: &'a [u8], path: &[&str]) -> Cow<'a, [u8]> {
     }
 }
 
-/// A field with its name and one of the commas beside it.
+/// Returns the range of a field with its name and an adjacent comma.
 fn place_of_field(json: &[u8], path: &[&str]) -> Option<Range<usize>> {
     let (last, outer) = path.split_last()?;
     let mut fields = Fields::of(json, start(json, outer)?)?;
@@ -101,7 +102,7 @@ fn place_of_field(json: &[u8], path: &[&str]) -> Option<Range<usize>> {
         let end = fields.skip(value)?;
         if json.get(name.clone()) == Some(last.as_bytes()) {
             let after = white(json, end);
-            // Names stand in quotes.
+            // The name is preceded by a quote.
             let start = name.start.checked_sub(1)?;
             return Some(match before {
                 Some(before) => before..end,
@@ -113,7 +114,7 @@ fn place_of_field(json: &[u8], path: &[&str]) -> Option<Range<usize>> {
     }
 }
 
-/// The fields of an object, until its end or until something else than an object's text comes.
+/// Iterator over the fields of an object; ends at the object's end or at invalid text.
 struct Fields<'a> {
     json: &'a [u8],
     at: usize,
@@ -124,7 +125,8 @@ impl<'a> Fields<'a> {
         (json.get(start) == Some(&b'{')).then_some(Fields { json, at: start + 1 })
     }
 
-    /// Where the next field's name is, without quotes, and where its value begins. That is to be skipped before the next one.
+    /// Returns the range of the next field's name, without quotes, and the start of its value. The value must
+    /// be skipped before the next call.
     fn next(&mut self) -> Option<(Range<usize>, usize)> {
         let json = self.json;
         let mut at = white(json, self.at);
@@ -136,7 +138,7 @@ impl<'a> Fields<'a> {
         (json.get(colon) == Some(&b':')).then(|| (name, white(json, colon + 1)))
     }
 
-    /// Passes over the value that begins here, and returns where it ends.
+    /// Skips the value that starts here; returns its end.
     fn skip(&mut self, value: usize) -> Option<usize> {
         self.at = value_end(self.json, value)?;
         Some(self.at)
@@ -148,13 +150,13 @@ fn white(json: &[u8], at: usize) -> usize {
     at + rest.iter().take_while(|b| b.is_ascii_whitespace()).count()
 }
 
-/// One past the closing quote of the string that begins here.
+/// Returns the offset after the closing quote of the string that starts here.
 fn string_end(json: &[u8], at: usize) -> Option<usize> {
     if json.get(at) != Some(&b'"') {
         return None;
     }
     let mut at = at + 1;
-    // Most strings are short, and found out sooner byte by byte.
+    // Most strings are short; a byte loop finds their end faster.
     for _ in 0..SHORT {
         match json.get(at)? {
             b'"' => return Some(at + 1),
@@ -171,7 +173,7 @@ fn string_end(json: &[u8], at: usize) -> Option<usize> {
     }
 }
 
-/// One past the value that begins here.
+/// Returns the offset after the value that starts here.
 fn value_end(json: &[u8], start: usize) -> Option<usize> {
     match json.get(start)? {
         b'"' => string_end(json, start),
@@ -208,7 +210,7 @@ mod tests {
 
     use super::*;
 
-    /// Objects with few names, so that paths hit, and texts that look like structure.
+    /// Objects with few distinct names, so that paths match, and strings that look like structure.
     fn tree() -> impl Strategy<Value = Value> {
         let text = prop_oneof![Just("a"), Just("}"), Just("\"{"), Just("\\"), Just("[,"), Just("")];
         let leaf = prop_oneof![

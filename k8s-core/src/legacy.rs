@@ -1,6 +1,7 @@
-//! Types of API versions that k8s-openapi no longer has and that manifests since Kubernetes 1.5 use.
+//! Types of old API versions that k8s-openapi no longer has and that manifests since Kubernetes 1.5 use.
 //!
-//! Only shapes that differ from today's are here; a version whose shape is today's is served with today's type.
+//! Only types with a different structure are here; an old version with today's structure is served with
+//! today's type.
 
 use std::collections::BTreeMap;
 
@@ -35,13 +36,13 @@ pub struct Ingress {
     pub kind: String,
     /// Metadata.
     pub metadata: ObjectMeta,
-    /// What leads where.
+    /// Desired rules.
     pub spec: IngressSpec,
-    /// The addresses it is reachable at.
+    /// Addresses of the load balancer.
     pub status: Option<IngressStatus>,
 }
 
-/// What leads where.
+/// Desired rules of an Ingress.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase", default)]
 #[cfg_attr(
@@ -50,17 +51,17 @@ pub struct Ingress {
     schemars(rename = "io.k8s.api.extensions.v1beta1.IngressSpec")
 )]
 pub struct IngressSpec {
-    /// The class of controllers that serve it.
+    /// Name of the IngressClass.
     pub ingress_class_name: Option<String>,
-    /// Takes what no rule matches.
+    /// Default backend for requests that match no rule.
     pub backend: Option<IngressBackend>,
-    /// Certificates.
+    /// TLS certificates by host.
     pub tls: Option<Vec<IngressTLS>>,
-    /// Rules by host.
+    /// Routing rules by host.
     pub rules: Option<Vec<IngressRule>>,
 }
 
-/// Where requests go.
+/// Destination of requests.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase", default)]
 #[cfg_attr(
@@ -69,15 +70,15 @@ pub struct IngressSpec {
     schemars(rename = "io.k8s.api.extensions.v1beta1.IngressBackend")
 )]
 pub struct IngressBackend {
-    /// A Service in the same namespace.
+    /// Name of a Service in the same namespace.
     pub service_name: Option<String>,
-    /// Its port, by number or name.
+    /// Port of the Service, by number or name.
     pub service_port: Option<IntOrString>,
     /// Another object in the same namespace instead of a Service.
     pub resource: Option<TypedLocalObjectReference>,
 }
 
-/// What one host's paths lead to.
+/// Routing rules of a host.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 #[serde(default)]
 #[cfg_attr(
@@ -86,13 +87,13 @@ pub struct IngressBackend {
     schemars(rename = "io.k8s.api.extensions.v1beta1.IngressRule")
 )]
 pub struct IngressRule {
-    /// Host name; empty: any.
+    /// Host name; empty matches any.
     pub host: Option<String>,
-    /// Its paths.
+    /// Routing rules by path.
     pub http: Option<HttpIngressRuleValue>,
 }
 
-/// Paths.
+/// Routing rules by path.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 #[serde(default)]
 #[cfg_attr(
@@ -101,11 +102,11 @@ pub struct IngressRule {
     schemars(rename = "io.k8s.api.extensions.v1beta1.HTTPIngressRuleValue")
 )]
 pub struct HttpIngressRuleValue {
-    /// Paths.
+    /// List of path rules.
     pub paths: Vec<HttpIngressPath>,
 }
 
-/// One path.
+/// A path rule.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase", default)]
 #[cfg_attr(
@@ -114,15 +115,16 @@ pub struct HttpIngressRuleValue {
     schemars(rename = "io.k8s.api.extensions.v1beta1.HTTPIngressPath")
 )]
 pub struct HttpIngressPath {
-    /// Path; empty: all.
+    /// URL path; empty matches all.
     pub path: Option<String>,
-    /// How it matches.
+    /// Matching: `Exact`, `Prefix` or `ImplementationSpecific`.
     pub path_type: Option<String>,
-    /// Where it leads.
+    /// Destination of matching requests.
     pub backend: IngressBackend,
 }
 
-/// `extensions/v1beta1` ThirdPartyResource: a kind defined at run time, before CustomResourceDefinitions were.
+/// `extensions/v1beta1` ThirdPartyResource: a kind defined at run time, the predecessor of
+/// CustomResourceDefinition.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase", default)]
 #[cfg_attr(
@@ -137,13 +139,13 @@ pub struct ThirdPartyResource {
     pub kind: String,
     /// Metadata; the name is `<kind-in-kebab-case>.<group>`.
     pub metadata: ObjectMeta,
-    /// What it is for.
+    /// Description for users.
     pub description: Option<String>,
-    /// The versions it is served in.
+    /// Served versions.
     pub versions: Option<Vec<ApiVersion>>,
 }
 
-/// One version of a ThirdPartyResource.
+/// A version of a ThirdPartyResource.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 #[serde(default)]
 #[cfg_attr(
@@ -152,7 +154,7 @@ pub struct ThirdPartyResource {
     schemars(rename = "io.k8s.api.extensions.v1beta1.APIVersion")
 )]
 pub struct ApiVersion {
-    /// Name, such as `v1`.
+    /// Version name, such as `v1`.
     pub name: Option<String>,
 }
 
@@ -173,13 +175,13 @@ pub struct CustomResourceDefinition {
     pub kind: String,
     /// Metadata.
     pub metadata: ObjectMeta,
-    /// What it defines.
+    /// Desired definition.
     pub spec: CustomResourceDefinitionSpec,
-    /// Whether it is served.
+    /// Observed state.
     pub status: Option<CustomResourceDefinitionStatus>,
 }
 
-/// What a v1beta1 CustomResourceDefinition defines.
+/// Spec of a v1beta1 CustomResourceDefinition.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase", default)]
 #[cfg_attr(
@@ -192,23 +194,23 @@ pub struct CustomResourceDefinition {
 pub struct CustomResourceDefinitionSpec {
     /// API group.
     pub group: String,
-    /// The only version, or the first.
+    /// Name of the only version, or of the first.
     pub version: Option<String>,
-    /// The versions.
+    /// Served versions.
     pub versions: Option<Vec<CustomResourceDefinitionVersion>>,
-    /// Names.
+    /// Resource names.
     pub names: CustomResourceDefinitionNames,
     /// `Namespaced` or `Cluster`.
     pub scope: Option<String>,
-    /// The schema of all versions.
+    /// Schema of all versions.
     pub validation: Option<CustomResourceValidation>,
-    /// The subresources of all versions.
+    /// Subresources of all versions.
     pub subresources: Option<CustomResourceSubresources>,
-    /// The columns of all versions.
+    /// Printer columns of all versions.
     pub additional_printer_columns: Option<Vec<CustomResourceColumnDefinition>>,
-    /// How versions are made of each other.
+    /// Conversion between versions.
     pub conversion: Option<CustomResourceConversion>,
-    /// Fields that no schema names are kept.
+    /// Keep fields that the schema does not specify.
     pub preserve_unknown_fields: Option<bool>,
 }
 
@@ -223,21 +225,21 @@ pub struct CustomResourceDefinitionSpec {
     )
 )]
 pub struct CustomResourceDefinitionVersion {
-    /// Name.
+    /// Version name, such as `v1`.
     pub name: String,
-    /// Whether it is served.
+    /// True if the API serves the version.
     pub served: bool,
-    /// Whether objects are stored in it.
+    /// True for the stored version.
     pub storage: bool,
-    /// Its schema.
+    /// Schema of the version.
     pub schema: Option<CustomResourceValidation>,
-    /// Its subresources.
+    /// Subresources of the version.
     pub subresources: Option<CustomResourceSubresources>,
-    /// Its columns.
+    /// Printer columns of the version.
     pub additional_printer_columns: Option<Vec<CustomResourceColumnDefinition>>,
 }
 
-/// A column of a v1beta1 CustomResourceDefinition.
+/// A printer column of a v1beta1 CustomResourceDefinition.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 #[serde(default)]
 #[cfg_attr(
@@ -248,23 +250,23 @@ pub struct CustomResourceDefinitionVersion {
     )
 )]
 pub struct CustomResourceColumnDefinition {
-    /// Title.
+    /// Column heading.
     pub name: String,
     /// OpenAPI type.
     #[serde(rename = "type")]
     pub type_: String,
     /// OpenAPI format.
     pub format: Option<String>,
-    /// What it shows.
+    /// Description of the column.
     pub description: Option<String>,
-    /// Above 0: only wide tables have it.
+    /// Above 0: shown in wide tables only.
     pub priority: Option<i32>,
-    /// Where it finds its value.
+    /// JSON path of the value.
     #[serde(rename = "JSONPath")]
     pub json_path: String,
 }
 
-/// How versions of a v1beta1 CustomResourceDefinition are made of each other.
+/// Conversion of a v1beta1 CustomResourceDefinition.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase", default)]
 #[cfg_attr(
@@ -277,9 +279,9 @@ pub struct CustomResourceColumnDefinition {
 pub struct CustomResourceConversion {
     /// `None` or `Webhook`.
     pub strategy: String,
-    /// The webhook.
+    /// Connection to the conversion webhook.
     pub webhook_client_config: Option<WebhookClientConfig>,
-    /// The review versions that it knows.
+    /// ConversionReview versions that the webhook supports.
     pub conversion_review_versions: Option<Vec<String>>,
 }
 
@@ -298,13 +300,13 @@ pub struct HorizontalPodAutoscalerV2beta1 {
     pub kind: String,
     /// Metadata.
     pub metadata: ObjectMeta,
-    /// What it aims at.
+    /// Desired scaling.
     pub spec: HorizontalPodAutoscalerSpecV2beta1,
-    /// What it sees.
+    /// Observed state.
     pub status: Option<serde_json::Value>,
 }
 
-/// What a v2beta1 autoscaler aims at.
+/// Spec of a v2beta1 HorizontalPodAutoscaler.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase", default)]
 #[cfg_attr(
@@ -313,19 +315,20 @@ pub struct HorizontalPodAutoscalerV2beta1 {
     schemars(rename = "io.k8s.api.autoscaling.v2beta1.HorizontalPodAutoscalerSpec")
 )]
 pub struct HorizontalPodAutoscalerSpecV2beta1 {
-    /// What it scales.
+    /// Object to scale.
     pub scale_target_ref: CrossVersionObjectReference,
-    /// Lower limit.
+    /// Minimum number of replicas.
     pub min_replicas: Option<i32>,
-    /// Upper limit.
+    /// Maximum number of replicas.
     pub max_replicas: i32,
-    /// What it measures; checked in today's form.
+    /// Metrics; validated in the current version's form.
     pub metrics: Option<Vec<serde_json::Value>>,
 }
 
-/// Kind and group of a ThirdPartyResource's name: `rds-database.stable.example.com` is `RdsDatabase` in `stable.example.com`.
+/// Returns kind and group from a ThirdPartyResource's name: `rds-database.stable.example.com` is
+/// `RdsDatabase` in `stable.example.com`.
 ///
-/// `None` when the name has no group.
+/// `None` if the name has no group.
 #[must_use]
 pub fn third_party_kind(name: &str) -> Option<(String, String)> {
     let (kebab, group) = name.split_once('.')?;
@@ -344,7 +347,7 @@ pub fn third_party_kind(name: &str) -> Option<(String, String)> {
     Some((kind, group.to_owned()))
 }
 
-/// Annotations that later became fields: annotation, JSON pointer of the field.
+/// Annotations that became fields: annotation, JSON pointer of the field.
 #[must_use]
 pub fn annotation_fields() -> BTreeMap<&'static str, &'static str> {
     BTreeMap::from([("volume.beta.kubernetes.io/storage-class", "/spec/storageClassName")])

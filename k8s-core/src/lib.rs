@@ -1,9 +1,10 @@
 //! Kubernetes API machinery: types, resource table, schema engine, store, client and caches.
 //!
-//! Everything above this crate speaks the public API through a [`client::Client`], in the same process or over TLS, and sees
-//! the world through a [`cache::Cache`]. This crate makes no Linux calls.
+//! Everything above this crate uses the public API through a [`client::Client`], in the same process or over
+//! TLS, and reads through a [`cache::Cache`]. This crate makes no Linux calls.
 //!
-//! Not here: the API server (`k8s-apiserver`), controllers (`k8s-controllers`), the node (`k8s-runtime`, `k8s-kubelet`).
+//! Not here: the API server (`k8s-apiserver`), controllers (`k8s-controllers`), the node (`k8s-runtime`,
+//! `k8s-kubelet`).
 
 pub mod cache;
 pub mod client;

@@ -1,4 +1,4 @@
-//! What every API object has, and small helpers over it.
+//! Common metadata of API objects, and helpers for it.
 
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::{ObjectMeta, OwnerReference};
 use serde::{Serialize, de::DeserializeOwned};
@@ -8,7 +8,7 @@ pub mod selector;
 pub use k8s_quantity::{Quantity, QuantityError};
 pub use selector::{FieldSelector, LabelSelector};
 
-/// A typed API object: any top-level type of k8s-openapi, and any type that implements the same traits.
+/// A typed API object: any top-level type of k8s-openapi, and any type with the same traits.
 pub trait Object:
     k8s_openapi::Resource
     + k8s_openapi::Metadata<Ty = ObjectMeta>
@@ -37,29 +37,29 @@ where
     const PLURAL: &'static str = K::URL_PATH_SEGMENT;
 }
 
-/// Short accessors that treat absent as empty.
+/// Accessors that treat absent values as empty.
 pub trait ObjectExt {
-    /// Name.
+    /// Returns the name.
     fn name(&self) -> &str;
-    /// Namespace; empty for cluster-scoped objects.
+    /// Returns the namespace; empty for cluster-scoped objects.
     fn namespace(&self) -> &str;
-    /// Uid; empty before the object was created.
+    /// Returns the uid; empty before creation.
     fn uid(&self) -> &str;
-    /// resourceVersion as a number; 0 where it is absent.
+    /// Returns the resourceVersion as a number; 0 if it is absent.
     fn revision(&self) -> u64;
-    /// One label.
+    /// Returns the value of a label.
     fn label(&self, key: &str) -> Option<&str>;
-    /// One annotation.
+    /// Returns the value of an annotation.
     fn annotation(&self, key: &str) -> Option<&str>;
-    /// Whether deletion was asked for.
+    /// Returns true if deletion was requested.
     fn is_deleting(&self) -> bool;
-    /// The owner that controls this object.
+    /// Returns the controlling owner.
     fn controller_ref(&self) -> Option<&OwnerReference>;
-    /// Sets one label.
+    /// Sets a label.
     fn set_label(&mut self, key: &str, value: &str);
-    /// Sets one annotation.
+    /// Sets an annotation.
     fn set_annotation(&mut self, key: &str, value: &str);
-    /// `namespace/name`, or the name alone.
+    /// Returns the key: `namespace/name`, or the name alone.
     fn key(&self) -> ObjectKey;
 }
 
@@ -99,17 +99,17 @@ impl<K: k8s_openapi::Metadata<Ty = ObjectMeta>> ObjectExt for K {
     }
 }
 
-/// Namespace and name of an object of a known type. The namespace is empty for cluster-scoped objects.
+/// Namespace and name of an object. The namespace is empty for cluster-scoped objects.
 #[derive(Clone, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct ObjectKey {
-    /// Namespace, or empty.
+    /// Namespace; empty for cluster-scoped objects.
     pub namespace: String,
-    /// Name.
+    /// Name of the object.
     pub name: String,
 }
 
 impl ObjectKey {
-    /// From its parts.
+    /// Creates a key.
     #[must_use]
     pub fn new(namespace: &str, name: &str) -> Self {
         ObjectKey { namespace: namespace.to_owned(), name: name.to_owned() }
@@ -126,7 +126,7 @@ impl std::fmt::Display for ObjectKey {
     }
 }
 
-/// An owner reference to `owner` that makes it the controller and blocks its foreground deletion.
+/// Returns a controller reference to `owner` that blocks its foreground deletion.
 #[must_use]
 pub fn owner_reference<K: Object>(owner: &K) -> OwnerReference {
     OwnerReference {

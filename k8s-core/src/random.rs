@@ -1,7 +1,8 @@
-//! Randomness: the only place that names, uids and jitter come from.
+//! The only source of randomness: names, uids, jitter.
 //!
-//! On a thread that was given a seed ([`seeded`]), everything follows from it; elsewhere it is the thread's own generator. A test that runs a whole
-//! cluster on one thread so gets the same names, addresses and delays from the same seed.
+//! On a thread with a seed ([`seeded`]) everything is derived from it; other threads use their thread-local
+//! generator. A test that runs a whole cluster on one thread gets the same names, addresses and delays from
+//! the same seed.
 
 use std::{cell::RefCell, marker::PhantomData};
 
@@ -16,23 +17,23 @@ thread_local! {
     static SOURCE: RefCell<Option<StdRng>> = const { RefCell::new(None) };
 }
 
-/// While it lives, randomness on this thread follows from a seed.
+/// Guard: while it exists, randomness on this thread is derived from a seed.
 #[derive(Debug)]
 pub struct Seeded {
     before: Option<StdRng>,
-    /// It belongs to its thread.
+    /// Not `Send`: bound to its thread.
     thread: PhantomData<*const ()>,
 }
 
 impl Drop for Seeded {
     fn drop(&mut self) {
         let before = self.before.take();
-        // A thread that ends has no source any more.
+        // A thread that is ending has no generator any more.
         let _ = SOURCE.try_with(|source| *source.borrow_mut() = before);
     }
 }
 
-/// Lets randomness on this thread follow from a seed until what is returned is dropped.
+/// Derives randomness on this thread from a seed until the returned guard is dropped.
 #[must_use]
 pub fn seeded(seed: u64) -> Seeded {
     let before = SOURCE.with(|source| source.replace(Some(StdRng::seed_from_u64(seed))));
@@ -46,18 +47,18 @@ fn with<T>(draw: impl FnOnce(&mut dyn RngCore) -> T) -> T {
     })
 }
 
-/// A number in a range.
+/// Returns a number in a range.
 pub fn range<T: SampleUniform>(range: impl SampleRange<T>) -> T {
     with(|rng| rng.random_range(range))
 }
 
-/// Any number: a seed for something else.
+/// Returns a random u64, for example as a seed.
 #[must_use]
 pub fn number() -> u64 {
     with(|rng| rng.next_u64())
 }
 
-/// A random (version 4) uuid.
+/// Returns a random (version 4) uuid.
 #[must_use]
 pub fn uuid() -> Uuid {
     let mut bytes = [0; 16];

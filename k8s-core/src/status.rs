@@ -1,11 +1,11 @@
-//! `metav1.Status` as an error: what an API server answers when it does not answer with an object.
+//! `metav1.Status` as an error: the response of an API server for failed requests.
 //!
-//! Built with one constructor per reason, so that code, reason and message agree as upstream has them
+//! One constructor per reason, so that code, reason and message match upstream's
 //! (`k8s.io/apimachinery/pkg/api/errors`).
 
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::{Status, StatusCause, StatusDetails};
 
-/// A failed API call, as the server said it.
+/// A failed API call, as returned by the server.
 #[derive(Clone, Debug, PartialEq)]
 pub struct ApiStatus(Box<Status>);
 
@@ -18,7 +18,7 @@ impl std::fmt::Display for ApiStatus {
 }
 
 impl ApiStatus {
-    /// A failure with an HTTP code, a reason in CamelCase and a message.
+    /// Creates a failure with HTTP code, CamelCase reason and message.
     #[must_use]
     pub fn new(code: u16, reason: &str, message: impl Into<String>) -> Self {
         ApiStatus(Box::new(Status {
@@ -30,13 +30,13 @@ impl ApiStatus {
         }))
     }
 
-    /// Wraps what a server sent.
+    /// Wraps a status received from a server.
     #[must_use]
     pub fn from_status(status: Status) -> Self {
         ApiStatus(Box::new(status))
     }
 
-    /// Adds `details` (name, group and plural resource or kind).
+    /// Sets `details` (name, group, and plural resource or kind).
     #[must_use]
     pub fn about(mut self, group: &str, kind: &str, name: &str) -> Self {
         let some = |s: &str| (!s.is_empty()).then(|| s.to_owned());
@@ -47,34 +47,34 @@ impl ApiStatus {
         self
     }
 
-    /// Adds causes.
+    /// Sets the causes.
     #[must_use]
     pub fn causes(mut self, causes: Vec<StatusCause>) -> Self {
         self.0.details.get_or_insert_with(StatusDetails::default).causes = Some(causes);
         self
     }
 
-    /// Adds `retryAfterSeconds`.
+    /// Sets `retryAfterSeconds`.
     #[must_use]
     pub fn retry_after(mut self, seconds: i32) -> Self {
         self.0.details.get_or_insert_with(StatusDetails::default).retry_after_seconds = Some(seconds);
         self
     }
 
-    /// 404: no such object. `resource` is the plural name.
+    /// Returns 404 for an object. `resource` is the plural name.
     #[must_use]
     pub fn not_found(group: &str, resource: &str, name: &str) -> Self {
         let full = qualified(resource, group);
         ApiStatus::new(404, "NotFound", format!("{full} \"{name}\" not found")).about(group, resource, name)
     }
 
-    /// 404: no such path.
+    /// Returns 404 for a path.
     #[must_use]
     pub fn no_resource() -> Self {
         ApiStatus::new(404, "NotFound", "the server could not find the requested resource").about("", "", "")
     }
 
-    /// 409: it exists.
+    /// Returns 409 AlreadyExists.
     #[must_use]
     pub fn already_exists(group: &str, resource: &str, name: &str) -> Self {
         let full = qualified(resource, group);
@@ -82,7 +82,7 @@ impl ApiStatus {
             .about(group, resource, name)
     }
 
-    /// 409: it changed meanwhile.
+    /// Returns 409 Conflict: the object was changed meanwhile.
     #[must_use]
     pub fn conflict(group: &str, resource: &str, name: &str, why: &str) -> Self {
         let full = qualified(resource, group);
@@ -90,13 +90,13 @@ impl ApiStatus {
             .about(group, resource, name)
     }
 
-    /// 400.
+    /// Returns 400 BadRequest.
     #[must_use]
     pub fn bad_request(message: impl Into<String>) -> Self {
         ApiStatus::new(400, "BadRequest", message)
     }
 
-    /// 403.
+    /// Returns 403 Forbidden.
     #[must_use]
     pub fn forbidden(group: &str, resource: &str, name: &str, why: &str) -> Self {
         let full = qualified(resource, group);
@@ -108,13 +108,13 @@ impl ApiStatus {
         ApiStatus::new(403, "Forbidden", message).about(group, resource, name)
     }
 
-    /// 401.
+    /// Returns 401 Unauthorized.
     #[must_use]
     pub fn unauthorized() -> Self {
         ApiStatus::new(401, "Unauthorized", "Unauthorized")
     }
 
-    /// 405.
+    /// Returns 405 MethodNotAllowed.
     #[must_use]
     pub fn method_not_allowed() -> Self {
         ApiStatus::new(
@@ -125,13 +125,13 @@ impl ApiStatus {
         .about("", "", "")
     }
 
-    /// 410: the revision is no longer in history.
+    /// Returns 410 Expired: the revision is no longer in history.
     #[must_use]
     pub fn expired(message: impl Into<String>) -> Self {
         ApiStatus::new(410, "Expired", message)
     }
 
-    /// 500.
+    /// Returns 500 InternalError.
     #[must_use]
     pub fn internal(message: impl std::fmt::Display) -> Self {
         let cause = StatusCause { message: Some(message.to_string()), ..StatusCause::default() };
@@ -139,25 +139,25 @@ impl ApiStatus {
             .causes(vec![cause])
     }
 
-    /// The HTTP code.
+    /// Returns the HTTP code.
     #[must_use]
     pub fn code(&self) -> u16 {
         self.0.code.and_then(|c| u16::try_from(c).ok()).unwrap_or(500)
     }
 
-    /// The reason in CamelCase; empty where the server gave none.
+    /// Returns the CamelCase reason; empty if the server sent none.
     #[must_use]
     pub fn reason(&self) -> &str {
         self.0.reason.as_deref().unwrap_or_default()
     }
 
-    /// The message.
+    /// Returns the message.
     #[must_use]
     pub fn message(&self) -> &str {
         self.0.message.as_deref().unwrap_or_default()
     }
 
-    /// The whole status.
+    /// Returns the whole status.
     #[must_use]
     pub fn status(&self) -> &Status {
         &self.0

@@ -1,14 +1,17 @@
-//! The bridge pod network: one Linux bridge per node and cluster, a pair of virtual links per pod, addresses from the node's range.
+//! The bridge pod network: one Linux bridge per node and cluster, a veth pair per pod, pod addresses from the
+//! node's CIDR.
 //!
-//! Flow: [`Bridge::start`] first closes the default route to every pod and service address, then makes the bridge; the kubelet calls
-//! [`PodNetwork::attach`] for each sandbox. A pod has a `/32` address and sends everything to the bridge's own address, so every
-//! packet between pods is routed, and its connection tracked, by the node: replies of a service always find their way back.
+//! Flow: [`Bridge::start`] first adds unreachable ("guard") routes for the pod and service CIDRs, then
+//! creates the bridge; the kubelet calls [`PodNetwork::attach`] for each sandbox. A pod has a `/32` address
+//! and the bridge's address as its gateway, so every packet between pods is routed and connection-tracked by
+//! the node. Replies of a service therefore always pass the node that translated the address.
 //!
 //! Guarantees:
-//! 1. No packet for a pod or service address leaves by the default route, from the first moment on, also after a kill -9.
+//! 1. No packet for a pod or service address leaves by the default route, from start on, also after a kill
+//!    -9.
 //! 2. Attach is idempotent; addresses survive a restart.
-//! 3. Everything made carries the cluster's name (bridge, tables) or hangs on the bridge; [`cleanup`] removes exactly that.
-//!    Only `ip_forward` stays on: others may have come to need it.
+//! 3. Every object created carries the cluster's name (bridge, tables) or hangs on the bridge; [`cleanup`]
+//!    removes exactly those. The sysctl `ip_forward` stays on: other programs may rely on it by then.
 //!
 //! Not here: services (see [`crate::proxy`]), routes to other nodes (see [`crate::routes`]), IPv6.
 
@@ -34,58 +37,58 @@ use crate::{
 };
 use ipam::{Ipam, IpamError, KeptPort};
 
-/// Guard routes lose against every real route.
+/// Metric of the guard routes: higher than any real route's, so that every real route wins.
 const GUARD_METRIC: u32 = 0x7fff_0000;
 
-/// What the bridge is made of.
+/// Settings of the pod bridge.
 #[derive(Clone, Debug)]
 pub struct BridgeConfig {
-    /// The cluster's name; tables carry it.
+    /// Cluster name; the names of the nf_tables tables contain it.
     pub cluster: String,
     /// Name of the bridge, at most 15 bytes. See [`bridge_name`].
     pub bridge: String,
-    /// The node's part of the pods' range; its first address is the bridge's.
+    /// Pod CIDR of this node. Its first address is the bridge's.
     pub pod_cidr: Cidr,
-    /// All pods of the cluster.
+    /// Pod CIDR of the cluster.
     pub cluster_cidr: Cidr,
-    /// All services of the cluster.
+    /// Service CIDR of the cluster.
     pub service_cidr: Cidr,
-    /// Largest packet; 0: 1500.
+    /// MTU in bytes; 0 means 1500.
     pub mtu: u32,
-    /// Where allocations are kept.
+    /// Directory of the address allocations.
     pub state_dir: PathBuf,
 }
 
-/// Why there is no bridge.
+/// Errors of creating or removing the bridge.
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum BridgeError {
-    /// Not retryable: choose another name.
+    /// The bridge name is not a valid link name. Not retryable.
     #[error("{0:?} is no name for a link: 1 to 15 bytes without '/' and blanks")]
     Name(String),
-    /// Not retryable: choose another range, or remove what uses it.
+    /// A foreign route overlaps with one of the CIDRs. Not retryable until that route is removed.
     #[error("range {range} is in use: there is a route to {route} by link {link:?}")]
     RangeInUse {
-        /// The range that was asked for.
+        /// The configured CIDR.
         range: Cidr,
-        /// The foreign route.
+        /// Destination of the foreign route.
         route: Cidr,
-        /// Its link.
+        /// Link of the foreign route.
         link: String,
     },
-    /// The range has no room for a gateway and a pod.
+    /// The pod CIDR has no room for a gateway and a pod.
     #[error("pod range {0} is too small")]
     TooSmall(Cidr),
-    /// The system refused something.
+    /// A system call failed.
     #[error("{context}: {source}")]
     Io {
-        /// What was being done.
+        /// The operation that failed.
         context: String,
-        /// The system's answer.
+        /// Error of the system call.
         #[source]
         source: io::Error,
     },
-    /// The allocations could not be read.
+    /// The address allocations could not be read.
     #[error("address allocations: {0}")]
     State(String),
 }
@@ -95,7 +98,8 @@ fn context(context: impl Into<String>) -> impl FnOnce(io::Error) -> BridgeError 
     move |source| BridgeError::Io { context, source }
 }
 
-/// The name of a cluster's bridge: readable where it fits into a link's 15 bytes, otherwise shortened with a checksum.
+/// Returns the name of a cluster's bridge: the cluster's name if it fits into the 15 bytes of a link name,
+/// otherwise a prefix of it and a checksum.
 #[must_use]
 pub fn bridge_name(cluster: &str) -> String {
     let fits =
@@ -106,12 +110,12 @@ pub fn bridge_name(cluster: &str) -> String {
     format!("hk-{:012x}", checksum(cluster.as_bytes()) & 0xffff_ffff_ffff)
 }
 
-/// FNV-1a: stable over versions, which names that outlive a process need.
+/// FNV-1a. The hash must be stable over versions, because link names outlive a process.
 pub(crate) fn checksum(bytes: &[u8]) -> u64 {
     bytes.iter().fold(0xcbf2_9ce4_8422_2325, |hash, b| (hash ^ u64::from(*b)).wrapping_mul(0x0100_0000_01b3))
 }
 
-/// The node's bridge. Dropping it leaves everything in place: running pods need it.
+/// The node's bridge. Dropping it leaves bridge and links in place, because running pods need them.
 #[derive(Clone, Debug)]
 pub struct Bridge(Arc<Inner>);
 
@@ -129,7 +133,7 @@ struct State {
 }
 
 impl Bridge {
-    /// Makes the bridge, or takes over the one that is there. Blocking, a few milliseconds.
+    /// Creates the bridge, or adopts an existing one. Blocks for a few milliseconds.
     pub fn start(config: BridgeConfig) -> Result<Self, BridgeError> {
         let name = &config.bridge;
         if name.is_empty() || name.len() > 15 || name.contains(|c: char| c == '/' || c.is_whitespace()) {
@@ -148,7 +152,8 @@ impl Bridge {
         rtnl.add_bridge(name, mac, mtu).map_err(context(format!("make bridge {name}")))?;
         let index = rtnl.index_of(name).and_then(|i| i.ok_or_else(|| io::Error::other("it is not there")));
         let index = index.map_err(context(format!("find bridge {name}")))?;
-        // Nothing but our addresses; and packets of 127.0.0.1 may be sent on to pods, for node ports.
+        // No IPv6 addresses on the bridge. `route_localnet` lets packets of 127.0.0.1 be forwarded to pods,
+        // for node ports.
         let _ = sysctl::set(&format!("net/ipv6/conf/{name}/disable_ipv6"), "1");
         sysctl::set(&format!("net/ipv4/conf/{name}/route_localnet"), "1")
             .map_err(context("set route_localnet"))?;
@@ -164,26 +169,27 @@ impl Bridge {
         Ok(Bridge(Arc::new(Inner { config, index, state: Mutex::new(State { ipam, nft }) })))
     }
 
-    /// The bridge's own address, which is every pod's gateway.
+    /// Returns the bridge's address, the gateway of every pod.
     #[must_use]
     pub fn gateway(&self) -> Ipv4Addr {
         gateway_of(&self.0.config).unwrap_or(Ipv4Addr::UNSPECIFIED)
     }
 
-    /// Gives the bridge one more address (the cluster DNS's), so that the node itself can listen there.
+    /// Adds an address to the bridge, so that a server of the node (the cluster DNS) can listen on it.
     pub fn add_address(&self, address: Ipv4Addr) -> Result<(), BridgeError> {
         let done = Rtnl::open().and_then(|mut rtnl| rtnl.add_address(self.0.index, address, 32));
         done.map_err(context(format!("address {address} on {}", self.0.config.bridge)))
     }
 
-    /// Takes an address that [`Bridge::add_address`] gave.
+    /// Removes an address that [`Bridge::add_address`] added.
     pub fn remove_address(&self, address: Ipv4Addr) -> Result<(), BridgeError> {
         let done = Rtnl::open().and_then(|mut rtnl| rtnl.del_address(self.0.index, address, 32));
         done.map_err(context(format!("address {address} on {}", self.0.config.bridge)))
     }
 
     fn state(&self) -> MutexGuard<'_, State> {
-        // A poisoned lock means that a thread panicked between two calls; files and kernel are each whole.
+        // A poisoned lock means that a thread panicked between two operations; files and kernel state are
+        // each consistent.
         self.0.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
@@ -234,7 +240,8 @@ impl Bridge {
         {
             let change = rules::withdraw(&self.0.config, address, &allocation.ports);
             if let Err(source) = state.nft.commit(change) {
-                // Somebody flushed the table; the next start rebuilds it from the files.
+                // The table was flushed by another program; the next start rebuilds it from the allocation
+                // files.
                 tracing::warn!(%address, error = %source, "remove a pod's firewall entries");
             }
         }
@@ -308,7 +315,7 @@ fn service_route(config: &BridgeConfig, index: u32, gateway: Ipv4Addr) -> Route 
     Route { to: config.service_cidr, how: How::Link { index, source: Some(gateway) }, metric: 0 }
 }
 
-/// Refuses ranges that another link serves already: taking them would cut off whoever is there.
+/// Refuses CIDRs that overlap with another link's routes: taking them over would cut off their hosts.
 fn check_ranges(rtnl: &mut Rtnl, config: &BridgeConfig) -> Result<(), BridgeError> {
     let own = rtnl.index_of(&config.bridge).map_err(context("look for the bridge"))?;
     let routes = rtnl.routes().map_err(context("list routes"))?;
@@ -325,9 +332,10 @@ fn check_ranges(rtnl: &mut Rtnl, config: &BridgeConfig) -> Result<(), BridgeErro
     Ok(())
 }
 
-/// Removes all that [`Bridge::start`] and its pods made: links, routes, tables, allocations. Blocking; fine when nothing is there.
+/// Removes everything that [`Bridge::start`] and its pods created: links, routes, tables, allocations.
+/// Blocking and idempotent.
 ///
-/// The first error is returned after everything was tried.
+/// A failed removal does not stop the others; the first error is returned.
 pub fn cleanup(config: &BridgeConfig) -> Result<(), BridgeError> {
     let mut rtnl = Rtnl::open().map_err(context("open rtnetlink"))?;
     let mut first = Ok(());
@@ -344,7 +352,8 @@ pub fn cleanup(config: &BridgeConfig) -> Result<(), BridgeError> {
         }
         note(rtnl.del_link(&config.bridge).map_err(context(format!("remove bridge {}", config.bridge))));
     }
-    // Another cluster that serves these ranges (which made our own start fail) keeps its guards and routes.
+    // If our own start failed because another cluster uses these CIDRs, the guards and routes are the other
+    // cluster's.
     if check_ranges(&mut rtnl, config).is_ok() {
         for range in [config.cluster_cidr, config.service_cidr] {
             note(rtnl.del_route(&guard(range)).map_err(context(format!("remove guard route for {range}"))));

@@ -1,77 +1,77 @@
-//! IPv4 ranges.
+//! IPv4 CIDR ranges.
 
 use std::{fmt, net::Ipv4Addr, str::FromStr};
 
-/// A range such as `10.42.0.0/24`; bits behind the prefix are cleared.
+/// An IPv4 CIDR such as `10.42.0.0/24`. Host bits are cleared when it is parsed.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub struct Cidr {
     base: u32,
     prefix: u8,
 }
 
-/// Not an IPv4 range.
+/// The text is not an IPv4 CIDR.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 #[error("{0:?} is not an IPv4 range such as 10.42.0.0/24")]
 pub struct CidrError(pub String);
 
 impl Cidr {
-    /// The range of `prefix` bits (at most 32) that `address` is in.
+    /// Returns the CIDR of `prefix` bits (clamped to 32) that contains `address`.
     #[must_use]
     pub fn new(address: Ipv4Addr, prefix: u8) -> Self {
         let prefix = prefix.min(32);
         Cidr { base: u32::from(address) & mask_of(prefix), prefix }
     }
 
-    /// The first address.
+    /// Returns the network address.
     #[must_use]
     pub fn base(&self) -> Ipv4Addr {
         Ipv4Addr::from(self.base)
     }
 
-    /// Bits of the prefix.
+    /// Returns the prefix length in bits, 0 to 32.
     #[must_use]
     pub fn prefix(&self) -> u8 {
         self.prefix
     }
 
-    /// The prefix as an address (`255.255.255.0`).
+    /// Returns the netmask (such as `255.255.255.0`).
     #[must_use]
     pub fn mask(&self) -> Ipv4Addr {
         Ipv4Addr::from(mask_of(self.prefix))
     }
 
-    /// How many addresses there are.
+    /// Returns the number of addresses, network and broadcast address included.
     #[must_use]
     pub fn size(&self) -> u64 {
         1 << (32 - u32::from(self.prefix))
     }
 
-    /// The address at `offset`, where the range has it.
+    /// Returns the address at `offset`, or `None` if that is outside of the CIDR.
     #[must_use]
     pub fn nth(&self, offset: u64) -> Option<Ipv4Addr> {
         let offset = u32::try_from(offset).ok().filter(|o| u64::from(*o) < self.size())?;
         Some(Ipv4Addr::from(self.base | offset))
     }
 
-    /// Where `address` is in the range.
+    /// Returns the offset of `address`, or `None` if it is outside of the CIDR.
     #[must_use]
     pub fn offset_of(&self, address: Ipv4Addr) -> Option<u64> {
         self.contains(address).then(|| u64::from(u32::from(address) - self.base))
     }
 
-    /// Whether `address` is in the range.
+    /// Returns true if the CIDR contains `address`.
     #[must_use]
     pub fn contains(&self, address: Ipv4Addr) -> bool {
         u32::from(address) & mask_of(self.prefix) == self.base
     }
 
-    /// Whether all of `other` is in the range.
+    /// Returns true if `other` is a subset of the CIDR.
     #[must_use]
     pub fn covers(&self, other: &Cidr) -> bool {
         self.prefix <= other.prefix && self.contains(other.base())
     }
 
-    /// Whether the ranges have an address in common.
+    /// Returns true if the two CIDRs share an address.
     #[must_use]
     pub fn overlaps(&self, other: &Cidr) -> bool {
         let mask = mask_of(self.prefix.min(other.prefix));

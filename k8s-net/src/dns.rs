@@ -1,15 +1,18 @@
-//! Cluster DNS: answers for the names of services and pods, and hands on everything else.
+//! Cluster DNS: answers queries for services and pods, and forwards all others.
 //!
-//! Flow: [`Dns::start`] binds UDP and TCP and keeps an index of names current from caches; every question of the cluster domain is
-//! answered straight from that index, every other one is passed byte for byte to the servers of `resolv.conf`.
+//! Flow: [`Dns::start`] binds UDP and TCP and maintains an index of names from caches. Queries for the
+//! cluster domain are answered from the index; others are forwarded unchanged to the name servers of
+//! `resolv.conf`.
 //!
 //! Guarantees:
-//! 1. "No such name" is never said before the caches are complete (SERVFAIL until then).
-//! 2. A server that does not answer costs a client at most four seconds; then it gets SERVFAIL. Our own address is never asked.
-//! 3. Answers fit the datagram size that the client announced, otherwise they are marked as cut and TCP has the whole.
+//! 1. NXDOMAIN is never returned before the caches are synced (SERVFAIL until then).
+//! 2. An upstream server that does not respond costs a client at most four seconds; then it gets SERVFAIL.
+//!    Our own address is never used as an upstream.
+//! 3. UDP responses fit the size that the client advertised; longer ones are truncated with TC set, and TCP
+//!    serves them in full.
 //!
-//! Not here: a cache of foreign answers, DNSSEC. The address must be one of the machine's
-//! ([`crate::bridge::Bridge::add_address`] puts the cluster DNS address on the bridge).
+//! Not here: a cache of forwarded answers, DNSSEC. The listen address must exist on the machine
+//! ([`crate::bridge::Bridge::add_address`] adds the cluster DNS address to the bridge).
 
 mod answer;
 mod forward;
@@ -44,41 +47,42 @@ use answer::{Plan, Zone};
 use index::Index;
 
 const BY_SERVICE: &str = "dns-service";
-/// Questions that wait for other servers, and TCP connections, at the same time.
+/// Limit of concurrent forwarded queries and TCP connections.
 const MOST_PENDING: usize = 1024;
 const IDLE: Duration = Duration::from_secs(10);
 
-/// What the server needs to know.
+/// Settings of the DNS server.
 #[derive(Clone, Debug)]
 pub struct DnsConfig {
-    /// Where to listen (UDP and TCP); port 0 takes a free one.
+    /// Listen address (UDP and TCP); port 0 picks a free one.
     pub listen: SocketAddr,
-    /// The cluster domain, usually `cluster.local`.
+    /// Cluster domain, usually `cluster.local`.
     pub cluster_domain: String,
-    /// Ranges of pods and services: their reverse names are never handed on.
+    /// Pod and service CIDRs: reverse lookups in them are never forwarded.
     pub ranges: Vec<Cidr>,
-    /// Names other servers; usually `/etc/resolv.conf`. `None`: foreign names are SERVFAIL.
+    /// Lists the upstream servers; usually `/etc/resolv.conf`. `None`: queries outside of the cluster domain
+    /// get SERVFAIL.
     pub resolv_conf: Option<PathBuf>,
 }
 
-/// Why there is no server.
+/// Errors of starting the server.
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum DnsError {
-    /// The address is not the machine's, or in use.
+    /// The address is in use, or not an address of this machine.
     #[error("listen on {address} ({protocol}): {source}")]
     Listen {
-        /// The address.
+        /// The listen address.
         address: SocketAddr,
         /// `UDP` or `TCP`.
         protocol: &'static str,
-        /// The system's answer.
+        /// Error of `bind`.
         #[source]
         source: io::Error,
     },
 }
 
-/// A running server; dropping it stops it.
+/// A running DNS server. Dropping it stops it.
 #[derive(Debug)]
 pub struct Dns {
     address: SocketAddr,
@@ -96,7 +100,7 @@ struct Shared {
 }
 
 impl Dns {
-    /// Binds and starts to answer over caches that somebody fills.
+    /// Binds the sockets and serves from caches that the caller's reflectors fill.
     pub async fn start(
         config: DnsConfig,
         services: Cache<Service>,
@@ -129,13 +133,13 @@ impl Dns {
         Ok(Dns { address, tasks, stop: stop.clone(), _guard: stop.drop_guard() })
     }
 
-    /// Where it listens.
+    /// Returns the bound address.
     #[must_use]
     pub fn address(&self) -> SocketAddr {
         self.address
     }
 
-    /// Stops and frees the address.
+    /// Stops the server and frees the address.
     pub async fn shutdown(mut self) {
         self.stop.cancel();
         while self.tasks.join_next().await.is_some() {}
@@ -154,7 +158,7 @@ fn service_of(slice: &EndpointSlice) -> Option<ObjectKey> {
     Some(ObjectKey::new(slice.namespace(), label))
 }
 
-/// Keeps the index current.
+/// Maintains the index from cache changes.
 async fn follow(shared: Arc<Shared>, services: Cache<Service>, slices: Cache<EndpointSlice>) {
     let (mut service_changes, mut slice_changes) = (services.subscribe(), slices.subscribe());
     services.synced().await;
@@ -194,7 +198,7 @@ async fn follow(shared: Arc<Shared>, services: Cache<Service>, slices: Cache<End
     }
 }
 
-/// What is known at once, or what must be asked of others.
+/// A response, or a query to be forwarded.
 enum Step {
     Done(Option<Vec<u8>>),
     Ask(Message, Box<Plan>),
@@ -237,7 +241,8 @@ impl Shared {
                     Ok(bytes) => forward::ask(&self.upstreams, &bytes, true).await,
                     Err(_) => None,
                 };
-                // The alias alone is better than nothing: the client may know another server.
+                // If the target cannot be resolved, the CNAME alone is returned: the client may know another
+                // server.
                 if let Some(found) = found.and_then(|bytes| Message::from_vec(&bytes).ok()) {
                     reply.add_answers(found.answers);
                 }
@@ -248,7 +253,7 @@ impl Shared {
     }
 }
 
-/// The answer to what cannot be read, as far as it has a number.
+/// FORMERR for a query that cannot be parsed; `None` if even its id is missing.
 fn form_error(bytes: &[u8]) -> Option<Vec<u8>> {
     let head = bytes.get(..12).filter(|h| h[2] & 0x80 == 0)?;
     Some(vec![head[0], head[1], 0x80 | (head[2] & 0x79), 1, 0, 0, 0, 0, 0, 0, 0, 0])
@@ -262,7 +267,7 @@ async fn serve_udp(shared: Arc<Shared>, socket: Arc<UdpSocket>) {
         let (length, peer) = match socket.recv_from(&mut buffer).await {
             Ok(got) => got,
             Err(error) => {
-                // An ICMP message about an earlier answer.
+                // An ICMP error about an earlier response.
                 debug!(%error, "receive");
                 continue;
             }
@@ -271,7 +276,7 @@ async fn serve_udp(shared: Arc<Shared>, socket: Arc<UdpSocket>) {
             Step::Done(Some(answer)) => drop(socket.send_to(&answer, peer).await),
             Step::Done(None) => {}
             Step::Ask(question, plan) => {
-                // Too many are waiting already: the client asks again.
+                // Over the limit: the query is dropped, and the client retries.
                 let Ok(permit) = shared.pending.clone().try_acquire_owned() else { continue };
                 let (shared, socket, bytes) = (shared.clone(), socket.clone(), buffer[..length].to_vec());
                 waiting.spawn(async move {
@@ -290,7 +295,7 @@ async fn serve_tcp(shared: Arc<Shared>, listener: TcpListener) {
     loop {
         while connections.try_join_next().is_some() {}
         let Ok((stream, _)) = listener.accept().await else {
-            // Out of descriptors, most likely.
+            // Out of file descriptors, most likely.
             tokio::time::sleep(Duration::from_millis(20)).await;
             continue;
         };
@@ -318,7 +323,7 @@ async fn talk(shared: &Shared, mut stream: TcpStream) -> io::Result<()> {
     }
 }
 
-/// The usual address of the server: the tenth of the services' range.
+/// Returns the conventional cluster DNS address: the tenth of the service CIDR.
 #[must_use]
 pub fn default_address(service_cidr: Cidr) -> Option<IpAddr> {
     service_cidr.nth(10).map(IpAddr::V4)

@@ -1,7 +1,8 @@
 //! Pod networks, service proxy and cluster DNS.
 //!
-//! Three small parts that know the API only through caches: [`pod::PodNetwork`] gives a pod's network namespace an address, the service
-//! proxy sends a Service's cluster address and node ports to its endpoints, and DNS answers names.
+//! Three parts that read the API only through caches: [`pod::PodNetwork`] gives a pod's network namespace an
+//! address, the service proxy redirects a Service's cluster IP and node ports to its endpoints, and the DNS
+//! server resolves names.
 //!
 //! Guarantee: no packet for a pod or service address leaves the machine by its default route.
 //!
@@ -23,7 +24,7 @@ pub mod routes;
 mod rtnl;
 mod sysctl;
 
-/// The number of an IP protocol that services and host ports know.
+/// Returns the IP protocol number of `TCP`, `UDP` or `SCTP`.
 pub(crate) fn protocol_number(name: &str) -> Option<u8> {
     match name {
         "" | "TCP" => Some(6),
@@ -33,10 +34,10 @@ pub(crate) fn protocol_number(name: &str) -> Option<u8> {
     }
 }
 
-/// Switches on the loopback device of the calling thread's network namespace; a new namespace has it switched off.
+/// Brings up the loopback device of the calling thread's network namespace; in a new namespace it is down.
 ///
 /// # Errors
-/// The system's answer.
+/// The netlink error.
 pub fn loopback_up() -> std::io::Result<()> {
     let mut rtnl = rtnl::Rtnl::open()?;
     match rtnl.index_of("lo")? {

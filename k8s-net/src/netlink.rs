@@ -1,9 +1,9 @@
-//! Netlink in its smallest useful form: messages with nested attributes, and a blocking socket that sends and reads answers.
+//! A minimal netlink implementation: messages with nested attributes, and a blocking socket.
 //!
-//! A socket belongs to the network namespace of the thread that opened it, for its whole life: that is how a pod's namespace is
-//! reached (see [`crate::netns`]).
+//! A socket belongs for its whole life to the network namespace of the thread that opened it; that is how a
+//! pod's namespace is configured (see [`crate::netns`]).
 //!
-//! Not here: what the messages mean (see `rtnl` for links, addresses and routes, `nft` for firewall tables).
+//! Not here: the meaning of the messages (see `rtnl` for links, addresses and routes, `nft` for nf_tables).
 #![allow(unsafe_code)]
 
 use std::{
@@ -11,7 +11,7 @@ use std::{
     os::fd::{AsRawFd, FromRawFd, OwnedFd},
 };
 
-/// The answer to a request must be an acknowledgement.
+/// Set on every request.
 pub(crate) const NLM_F_REQUEST: u16 = 0x1;
 pub(crate) const NLM_F_ACK: u16 = 0x4;
 pub(crate) const NLM_F_DUMP: u16 = 0x300;
@@ -25,16 +25,16 @@ const NLMSG_DONE: u16 = 3;
 const HEADER: usize = 16;
 const NESTED: u16 = 0x8000;
 
-/// One or more netlink messages in a buffer.
+/// A buffer of one or more netlink messages.
 #[derive(Default, Debug)]
 pub(crate) struct Messages {
     bytes: Vec<u8>,
-    /// Where the message that is being built starts.
+    /// Offset of the message under construction.
     start: usize,
 }
 
 impl Messages {
-    /// Starts a message with a fixed part of `head`.
+    /// Starts a message with the fixed header `head`.
     pub(crate) fn begin(&mut self, kind: u16, flags: u16, sequence: u32, head: &[u8]) -> &mut Self {
         self.start = self.bytes.len();
         self.bytes.extend_from_slice(&0u32.to_ne_bytes());
@@ -47,14 +47,14 @@ impl Messages {
         self
     }
 
-    /// Ends the message: writes its length.
+    /// Ends the message: patches in its length.
     pub(crate) fn end(&mut self) -> &mut Self {
         let length = u32::try_from(self.bytes.len() - self.start).unwrap_or(u32::MAX);
         self.bytes[self.start..self.start + 4].copy_from_slice(&length.to_ne_bytes());
         self
     }
 
-    /// Adds an attribute.
+    /// Appends an attribute. Its value must be shorter than 64 KiB.
     pub(crate) fn attr(&mut self, kind: u16, value: &[u8]) -> &mut Self {
         let length = u16::try_from(value.len() + 4).unwrap_or(u16::MAX);
         self.bytes.extend_from_slice(&length.to_ne_bytes());
@@ -64,7 +64,7 @@ impl Messages {
         self
     }
 
-    /// A string with its closing zero.
+    /// Appends a zero-terminated string.
     pub(crate) fn attr_str(&mut self, kind: u16, value: &str) -> &mut Self {
         let mut bytes = Vec::with_capacity(value.len() + 1);
         bytes.extend_from_slice(value.as_bytes());
@@ -72,17 +72,17 @@ impl Messages {
         self.attr(kind, &bytes)
     }
 
-    /// A number in the machine's byte order (rtnetlink).
+    /// Appends a number in native byte order (rtnetlink).
     pub(crate) fn attr_u32(&mut self, kind: u16, value: u32) -> &mut Self {
         self.attr(kind, &value.to_ne_bytes())
     }
 
-    /// A number in network byte order (nfnetlink).
+    /// Appends a number in network byte order (nfnetlink).
     pub(crate) fn attr_be32(&mut self, kind: u16, value: u32) -> &mut Self {
         self.attr(kind, &value.to_be_bytes())
     }
 
-    /// An attribute that holds attributes.
+    /// Appends an attribute that contains the attributes added by `fill`.
     pub(crate) fn nest(&mut self, kind: u16, fill: impl FnOnce(&mut Self)) -> &mut Self {
         let at = self.bytes.len();
         self.bytes.extend_from_slice(&[0; 2]);
@@ -93,14 +93,14 @@ impl Messages {
         self
     }
 
-    /// Raw bytes inside a nest (a fixed header such as `ifinfomsg`).
+    /// Appends raw bytes (a fixed header inside a nest, such as `ifinfomsg`).
     pub(crate) fn raw(&mut self, bytes: &[u8]) -> &mut Self {
         self.bytes.extend_from_slice(bytes);
         self.pad();
         self
     }
 
-    /// Adds flags to the message that starts at `at`.
+    /// Adds flags to the message at offset `at`.
     pub(crate) fn set_flag(&mut self, at: usize, flag: u16) {
         if let Some(slot) = self.bytes.get_mut(at + 6..at + 8) {
             let flags = u16::from_ne_bytes([slot[0], slot[1]]) | flag;
@@ -117,7 +117,7 @@ impl Messages {
     }
 }
 
-/// A message as it was received.
+/// A received message.
 #[derive(Debug)]
 pub(crate) struct Received<'a> {
     pub(crate) kind: u16,
@@ -125,7 +125,7 @@ pub(crate) struct Received<'a> {
     pub(crate) body: &'a [u8],
 }
 
-/// The attributes in `bytes`; stops at the first one that is cut off.
+/// Iterates over the attributes in `bytes`; stops at a truncated one.
 pub(crate) fn attrs(mut bytes: &[u8]) -> impl Iterator<Item = (u16, &[u8])> {
     std::iter::from_fn(move || {
         let head = bytes.get(..4)?;
@@ -137,12 +137,12 @@ pub(crate) fn attrs(mut bytes: &[u8]) -> impl Iterator<Item = (u16, &[u8])> {
     })
 }
 
-/// The value of an attribute.
+/// Returns the value of the first attribute of a kind.
 pub(crate) fn attr_of(bytes: &[u8], kind: u16) -> Option<&[u8]> {
     attrs(bytes).find(|(k, _)| *k == kind).map(|(_, value)| value)
 }
 
-/// The messages in one datagram.
+/// Iterates over the messages of one datagram.
 fn split(mut bytes: &[u8]) -> impl Iterator<Item = Received<'_>> {
     std::iter::from_fn(move || {
         let head = bytes.get(..HEADER)?;
@@ -158,7 +158,7 @@ fn split(mut bytes: &[u8]) -> impl Iterator<Item = Received<'_>> {
     })
 }
 
-/// The error in a message of type `NLMSG_ERROR`; zero is an acknowledgement.
+/// Parses an `NLMSG_ERROR` message; error code zero is an acknowledgement.
 fn error_of(body: &[u8]) -> io::Result<()> {
     let code = body.get(..4).map_or(-libc::EPROTO, |b| i32::from_ne_bytes([b[0], b[1], b[2], b[3]]));
     if code == 0 { Ok(()) } else { Err(io::Error::from_raw_os_error(-code)) }
@@ -180,21 +180,22 @@ impl Socket {
         if fd < 0 {
             return Err(io::Error::last_os_error());
         }
-        // SAFETY: `fd` was just returned and nobody else has it.
+        // SAFETY: `fd` was just returned and has no other owner.
         let fd = unsafe { OwnedFd::from_raw_fd(fd) };
         let timeout = libc::timeval { tv_sec: 10, tv_usec: 0 };
-        // The kernel answers at once; a lost answer (a full buffer) must not hang the caller for ever.
+        // The kernel answers at once; a lost answer (receive buffer overflow) must not block the caller for
+        // ever.
         set_option(&fd, libc::SOL_SOCKET, libc::SO_RCVTIMEO, &timeout)?;
-        // Batches are sent as one datagram. Without the right to force it the default size has to do.
+        // A batch is sent as one datagram. Without CAP_NET_ADMIN the default buffer size has to do.
         let size: i32 = 32 << 20;
         let _ = set_option(&fd, libc::SOL_SOCKET, libc::SO_SNDBUFFORCE, &size);
         let _ = set_option(&fd, libc::SOL_SOCKET, libc::SO_RCVBUFFORCE, &(4i32 << 20));
-        // An acknowledgement does not repeat the request.
+        // Do not echo the request in acknowledgements.
         let _ = set_option(&fd, libc::SOL_NETLINK, libc::NETLINK_CAP_ACK, &1i32);
         Ok(Socket { fd, sequence: 0, buffer: vec![0; 64 << 10] })
     }
 
-    /// The number of the next request.
+    /// Returns the next sequence number.
     pub(crate) fn next_sequence(&mut self) -> u32 {
         self.sequence = self.sequence.wrapping_add(1);
         self.sequence
@@ -222,7 +223,7 @@ impl Socket {
         }
     }
 
-    /// Sends one request that was built with [`NLM_F_ACK`] and waits for its answer.
+    /// Sends one request that was built with [`NLM_F_ACK`] and waits for its acknowledgement.
     pub(crate) fn acked(&mut self, build: impl FnOnce(&mut Messages, u32)) -> io::Result<()> {
         let sequence = self.next_sequence();
         let mut messages = Messages::default();
@@ -238,13 +239,13 @@ impl Socket {
         }
     }
 
-    /// Sends a batch whose every message asked for no acknowledgement but the one numbered `last`; reads until that one is answered.
-    /// The first error wins.
+    /// Sends a batch in which only the message numbered `last` asks for an acknowledgement, and reads until
+    /// that arrives. Returns the first error.
     pub(crate) fn batch(&mut self, messages: &Messages, last: u32) -> io::Result<()> {
         self.send(messages.bytes())?;
         let mut first_error = None;
         loop {
-            // After an error the kernel abandons the batch and may answer nothing more.
+            // After an error the kernel aborts the batch and may answer nothing more.
             let length = match self.receive(if first_error.is_some() { libc::MSG_DONTWAIT } else { 0 }) {
                 Ok(length) => length,
                 Err(e) => return Err(first_error.unwrap_or(e)),
@@ -264,7 +265,7 @@ impl Socket {
         }
     }
 
-    /// Sends a request for a list and gives every entry to `each`.
+    /// Sends a dump request and calls `each` for every entry.
     pub(crate) fn dump(
         &mut self,
         build: impl FnOnce(&mut Messages, u32),

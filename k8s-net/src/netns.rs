@@ -1,12 +1,12 @@
-//! Working inside another network namespace without moving the caller.
+//! Runs code in another network namespace without moving the caller.
 
 use std::{fs::File, io, path::Path};
 
 use nix::sched::{CloneFlags, setns};
 
-/// Runs `work` on a thread of its own inside the network namespace that `file` holds, and waits for it.
+/// Runs `work` on a new thread inside the network namespace in `file`, and waits for it.
 ///
-/// The thread ends with the call, so no thread of a pool is ever left in a foreign namespace.
+/// The thread ends with the call, so no pooled thread is left in a foreign namespace.
 pub(crate) fn inside<T: Send>(file: &Path, work: impl FnOnce() -> io::Result<T> + Send) -> io::Result<T> {
     let namespace = File::open(file)?;
     std::thread::scope(|scope| {

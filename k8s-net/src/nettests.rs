@@ -1,4 +1,4 @@
-//! Tests on the real kernel, each in network namespaces of its own. They need root.
+//! Tests against the kernel, each in network namespaces of its own. They need root.
 
 use std::{
     io::{Read, Write},
@@ -29,7 +29,7 @@ const WAIT: Duration = Duration::from_secs(3);
 
 type Job = Box<dyn FnOnce() + Send>;
 
-/// A thread in a network namespace of its own; both end when it is dropped.
+/// A thread in a new network namespace; dropping it ends both.
 struct Ns {
     jobs: mpsc::Sender<Job>,
     path: PathBuf,
@@ -51,7 +51,7 @@ impl Ns {
         Ns { jobs, path: path.recv().expect("thread starts") }
     }
 
-    /// Starts work in the namespace.
+    /// Starts `work` in the namespace.
     fn start<T: Send + 'static>(&self, work: impl FnOnce() -> T + Send + 'static) -> mpsc::Receiver<T> {
         let (done, result) = mpsc::channel();
         self.jobs.send(Box::new(move || drop(done.send(work())))).expect("thread lives");
@@ -62,7 +62,7 @@ impl Ns {
         self.start(work).recv_timeout(Duration::from_secs(60)).expect("work ends without panic")
     }
 
-    /// A server that answers each connection and datagram with `name` and the address it sees.
+    /// Starts a server that answers each connection and datagram with `name` and the peer's address.
     fn serve(&self, name: &'static str, port: u16) {
         self.run(move || {
             let listener = TcpListener::bind(("0.0.0.0", port)).expect("free port");
@@ -83,7 +83,7 @@ impl Ns {
         });
     }
 
-    /// What a server says over TCP.
+    /// Returns the server's answer over TCP.
     fn get(&self, address: &str) -> std::io::Result<String> {
         let address: SocketAddr = address.parse().expect("address");
         self.run(move || {
@@ -95,7 +95,7 @@ impl Ns {
         })
     }
 
-    /// What a server says over UDP.
+    /// Returns the server's answer over UDP.
     fn get_udp(&self, address: &str) -> std::io::Result<String> {
         let address: SocketAddr = address.parse().expect("address");
         self.run(move || {
@@ -145,7 +145,7 @@ fn attach(host: &Ns, bridge: &Bridge, pod: PodAttachment) -> IpAddr {
     host.run(move || runtime().block_on(bridge.attach(&pod)).expect("attaches")[0])
 }
 
-/// A node in its own namespace, with an outside that answers ARP for everything it is asked and counts what it gets.
+/// A node in a namespace, connected to an outside that answers ARP for every address and counts packets.
 fn node(test: &'static str) -> (Ns, Ns, Bridge, BridgeConfig) {
     let (host, outside) = (Ns::new(), Ns::new());
     let peer = outside.path.clone();
@@ -221,7 +221,7 @@ fn pods_reach_each_other_and_the_outside_sees_the_node() {
     assert_eq!(outside.get("192.0.2.2:8081").expect("host port"), "b 192.0.2.1");
     assert_eq!(host.get("127.0.0.1:8081").expect("host port on loopback"), "b 10.42.0.1");
     assert_eq!(b.get("192.0.2.2:8081").expect("host port to oneself"), "b 10.42.0.1");
-    // A restart of the node agent: same addresses, connections go on.
+    // A restart of the node agent: addresses stay and connections continue.
     let again = config.clone();
     let bridge = host.run(move || Bridge::start(again).expect("takes over"));
     assert_eq!(attach(&host, &bridge, pod_b.clone()), address_b);
@@ -241,7 +241,7 @@ fn pods_reach_each_other_and_the_outside_sees_the_node() {
 #[test]
 fn nothing_for_the_cluster_leaves_by_the_default_route() {
     let (host, outside, _bridge, config) = node("leak");
-    // The outside would take any packet that comes: it is the default gateway.
+    // The outside is the default gateway and would receive every packet that leaks.
     let count = || {
         std::fs::read_to_string("/proc/thread-self/net/dev").expect("reads").lines().find_map(|line| {
             let (name, rest) = line.split_once(':')?;
@@ -256,7 +256,7 @@ fn nothing_for_the_cluster_leaves_by_the_default_route() {
     };
     let end = Instant::now() + WAIT;
     let mut first = Some(0);
-    // Neighbours are looked up first; what waits for that is dropped.
+    // ARP comes first; packets that are queued for it may be dropped.
     while first < Some(20) && Instant::now() < end {
         send("198.51.100.1:9");
         std::thread::sleep(Duration::from_millis(50));
@@ -264,7 +264,7 @@ fn nothing_for_the_cluster_leaves_by_the_default_route() {
     }
     let first = first.expect("counts");
     assert!(first >= 20, "the counter counts: {first}");
-    // Another cluster of the same ranges is refused, and its cleanup takes nothing from this one.
+    // Another cluster with the same CIDRs is refused, and its cleanup removes nothing of this one.
     let other = BridgeConfig { cluster: "other".into(), bridge: "hk-other".into(), ..config.clone() };
     host.run(move || {
         assert!(matches!(Bridge::start(other.clone()), Err(bridge::BridgeError::RangeInUse { .. })));
@@ -293,7 +293,7 @@ struct World {
 }
 
 impl World {
-    /// Stops the proxy, which would mend a table that is removed under it.
+    /// Stops the proxy; otherwise it would repair a table that is removed under it.
     fn stop(self) {
         drop(self.stop);
         self.ended.recv_timeout(WAIT).expect("stops");
@@ -361,7 +361,7 @@ impl World {
     }
 }
 
-/// Debian's `nft` prints every rule of every table, and has nothing to complain of. (1.0.6 ended with an assertion.)
+/// Debian's `nft` lists every rule of every table without complaint. (1.0.6 used to end with an assertion.)
 fn lists(host: &Ns) {
     let listed =
         host.run(|| Command::new("nft").args(["list", "ruleset"]).output().expect("nft is installed"));
@@ -386,7 +386,7 @@ fn services_reach_their_endpoints() {
     let ports = json!([{"name": "tcp", "port": 80, "nodePort": 30080}, {"name": "udp", "port": 80, "protocol": "UDP", "nodePort": 30080}]);
     world.service("web", json!({"clusterIP": "10.43.0.50", "type": "NodePort", "externalIPs": ["198.51.100.9"], "ports": ports}));
 
-    // Without endpoints, with no such port and with no such service: refused at once.
+    // No endpoints, an unknown port, an unknown service: refused at once.
     for target in ["10.43.0.50:80", "10.43.0.50:81", "10.43.7.7:80"] {
         for (who, ns) in [("pod", &client), ("host", &host)] {
             let before = Instant::now();
@@ -413,7 +413,7 @@ fn services_reach_their_endpoints() {
     assert_eq!(outside.get("192.0.2.2:30080").expect("node port from outside"), "a 10.42.0.1");
     assert_eq!(client.get("198.51.100.9:80").expect("external address"), "a 10.42.0.1");
 
-    // Both endpoints get their share; after the change no connection goes to the one that left.
+    // Both endpoints get connections; after the change none goes to the removed one.
     world.endpoints("web", &[ip_a, ip_b]);
     let answers: Vec<_> = (0..40).map(|_| client.get("10.43.0.50:80").expect("served")).collect();
     assert!(answers.iter().any(|t| t.starts_with('a')) && answers.iter().any(|t| t.starts_with('b')));
@@ -423,7 +423,7 @@ fn services_reach_their_endpoints() {
         assert_eq!(client.get_udp("10.43.0.50:80").expect("udp"), format!("b {ip_c}"));
     }
 
-    // Affinity: one client, one endpoint, until that leaves.
+    // Session affinity: one client stays with one endpoint until that is removed.
     world.service("web", json!({"clusterIP": "10.43.0.50", "sessionAffinity": "ClientIP", "ports": ports}));
     world.endpoints("web", &[ip_a, ip_b]);
     let first = client.get("10.43.0.50:80").expect("served");
@@ -441,7 +441,7 @@ fn services_reach_their_endpoints() {
 
     lists(&host);
 
-    // Local policy with no endpoint here: dropped for the outside, served inside.
+    // `externalTrafficPolicy: Local` without local endpoint: dropped for outside clients, served inside.
     world.service("web", json!({"clusterIP": "10.43.0.50", "type": "NodePort", "externalTrafficPolicy": "Local", "ports": ports}));
     assert_eq!(outside.get("192.0.2.2:30080").map(|t| t[2..].to_owned()).expect("local"), "192.0.2.1");
     world.stop();
@@ -474,7 +474,7 @@ fn one_change_among_many_services_is_quick() {
     finish(&host, config);
 }
 
-/// Answers to a question, as text: type and data, or the response code.
+/// Resolves a name and returns type and data of each record, or the response code.
 fn resolve(ns: &Ns, server: &str, name: &str, kind: hickory_proto::rr::RecordType, tcp: bool) -> Vec<String> {
     use hickory_proto::{
         op::{Message, Query, ResponseCode},
@@ -608,7 +608,7 @@ fn a_node_answers_names_from_pods_and_is_removed() {
     });
 }
 
-/// Questions per second with 32 in flight.
+/// Returns queries per second with 32 in flight.
 fn dns_rate(questions: u32) -> f64 {
     use hickory_proto::{
         op::{Message, Query},

@@ -1,9 +1,9 @@
-//! nf_tables through netlink: tables, chains, sets, maps and rules, sent as transactions that happen wholly or not at all.
+//! nf_tables over netlink: tables, chains, sets, maps and rules, committed as atomic transactions.
 //!
-//! Flow: a [`Batch`] collects changes; [`Nft::commit`] sends it. Packets see the rules of before or of after, nothing between.
-//! Only the `ip` family is used, and only a table of our own name: foreign tables are never touched.
+//! Flow: a [`Batch`] collects changes; [`Nft::commit`] applies it. Packets see the rules from before or
+//! after, nothing between. Only tables of our own name in the `ip` family are touched.
 //!
-//! Not here: which rules (see `proxy::rules` and `bridge::rules`). The expressions live in [`expr`].
+//! Not here: the rules themselves (see `proxy::rules` and `bridge::rules`). [`expr`] has the expressions.
 
 use std::io;
 
@@ -24,13 +24,13 @@ const NEW_RULE: u16 = 6;
 const NEW_SET: u16 = 9;
 const NEW_ELEMENT: u16 = 12;
 const DEL_ELEMENT: u16 = 14;
-/// Family `ip`.
+/// Address family `ip` (NFPROTO_IPV4).
 const FAMILY: u8 = 2;
 
-/// Elements per message: their list is one attribute and may have 64 KiB.
+/// Elements per message: the list is one attribute, which is limited to 64 KiB.
 const CHUNK: usize = 400;
 
-/// What a base chain sees and when.
+/// Type, hook and priority of a base chain.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Hook {
     pub(crate) kind: &'static str,
@@ -47,28 +47,28 @@ pub(crate) const DSTNAT: i32 = -100;
 pub(crate) const SRCNAT: i32 = 100;
 pub(crate) const FILTER: i32 = 0;
 
-/// What a map's values are.
+/// Value type of a map.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Values {
-    /// A set: no values.
+    /// No values: a set.
     None,
-    /// So many bytes.
+    /// Values of this many bytes.
     Bytes(u32),
-    /// What to do next.
+    /// Verdicts (`jump`, `drop`, ...).
     Verdicts,
 }
 
-/// A set or map. Keys are 32-bit words: shorter fields are padded at their end.
+/// Declaration of a set or map. Keys are 32-bit words: shorter fields are padded at the end.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct SetSpec {
     pub(crate) name: &'static str,
     pub(crate) key_length: u32,
     pub(crate) values: Values,
-    /// Rules write into it and entries leave after a while.
+    /// Rules may add elements, which expire.
     pub(crate) dynamic: bool,
 }
 
-/// The value of a map's element.
+/// Value of a map element.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) enum Value {
     None,
@@ -76,13 +76,13 @@ pub(crate) enum Value {
     Verdict(Verdict),
 }
 
-/// Changes to one table.
+/// A list of changes to one table.
 #[derive(Debug)]
 pub(crate) struct Batch {
     table: String,
     messages: Messages,
     sequence: u32,
-    /// Where the last message starts, which will ask for the acknowledgement.
+    /// Offset of the last message, which will request the acknowledgement.
     last: usize,
     set_ids: u32,
 }
@@ -101,7 +101,7 @@ impl Batch {
         Batch { table: table.to_owned(), messages, sequence: 1, last: 0, set_ids: 0 }
     }
 
-    /// Whether nothing was added yet.
+    /// Returns true if the batch has no changes.
     pub(crate) fn is_empty(&self) -> bool {
         self.last == 0
     }
@@ -114,21 +114,21 @@ impl Batch {
         self.messages.end();
     }
 
-    /// The table; fine when it exists.
+    /// Creates the table if it does not exist.
     pub(crate) fn table(&mut self) {
         self.message(NEW_TABLE, NLM_F_CREATE, |m, table| {
             m.attr_str(1, table).attr_be32(2, 0);
         });
     }
 
-    /// Removes the table with all that is in it. It must exist (add it first in the same batch).
+    /// Deletes the table with its content. It must exist (create it first in the same batch).
     pub(crate) fn del_table(&mut self) {
         self.message(DEL_TABLE, 0, |m, table| {
             m.attr_str(1, table);
         });
     }
 
-    /// A chain; with a hook it sees packets by itself.
+    /// Creates a chain; with a hook it is a base chain.
     pub(crate) fn chain(&mut self, name: &str, hook: Option<Hook>) {
         self.message(NEW_CHAIN, NLM_F_CREATE, |m, table| {
             m.attr_str(1, table).attr_str(3, name);
@@ -142,7 +142,7 @@ impl Batch {
         });
     }
 
-    /// Adds a rule to the end of a chain.
+    /// Appends a rule to a chain.
     pub(crate) fn rule(&mut self, chain: &str, rule: &Rule) {
         self.message(NEW_RULE, NLM_F_CREATE | NLM_F_APPEND, |m, table| {
             m.attr_str(1, table).attr_str(2, chain);
@@ -152,7 +152,7 @@ impl Batch {
         });
     }
 
-    /// A set or map.
+    /// Creates a set or map.
     pub(crate) fn set(&mut self, spec: &SetSpec) {
         const MAP: u32 = 0x8;
         const TIMEOUT: u32 = 0x10;
@@ -210,17 +210,17 @@ impl Batch {
         }
     }
 
-    /// Adds elements; one that is there is an error.
+    /// Adds elements; an existing one is an error.
     pub(crate) fn create(&mut self, set: &str, elements: &[(Vec<u8>, Value)]) {
         self.elements(NEW_ELEMENT, NLM_F_CREATE | NLM_F_EXCL, set, elements);
     }
 
-    /// Adds elements; one that is there with another value is an error.
+    /// Adds elements; an existing one with another value is an error.
     pub(crate) fn add(&mut self, set: &str, elements: &[(Vec<u8>, Value)]) {
         self.elements(NEW_ELEMENT, NLM_F_CREATE, set, elements);
     }
 
-    /// Removes elements, which must exist.
+    /// Removes elements. They must exist.
     pub(crate) fn remove(&mut self, set: &str, elements: &[(Vec<u8>, Value)]) {
         self.elements(DEL_ELEMENT, 0, set, elements);
     }
@@ -235,7 +235,7 @@ impl Batch {
     }
 }
 
-/// A connection to nf_tables in the network namespace of the thread that opened it.
+/// An nf_tables connection to the network namespace of the thread that opened it.
 #[derive(Debug)]
 pub(crate) struct Nft(Socket);
 
@@ -244,7 +244,7 @@ impl Nft {
         Ok(Nft(Socket::open(NETLINK_NETFILTER)?))
     }
 
-    /// Carries out a batch: wholly, or not at all with the first error.
+    /// Commits a batch atomically; on failure returns the first error.
     pub(crate) fn commit(&mut self, batch: Batch) -> io::Result<()> {
         if batch.is_empty() {
             return Ok(());
@@ -253,7 +253,7 @@ impl Nft {
         self.0.batch(&messages, last)
     }
 
-    /// Whether the table exists. An error means that the kernel has no nf_tables.
+    /// Returns true if the table exists. An error means that the kernel has no nf_tables.
     pub(crate) fn has_table(&mut self, name: &str) -> io::Result<bool> {
         let mut found = false;
         let flags = crate::netlink::NLM_F_DUMP;
@@ -269,7 +269,7 @@ impl Nft {
         Ok(found)
     }
 
-    /// Removes a table if it exists.
+    /// Deletes a table if it exists.
     pub(crate) fn drop_table(&mut self, name: &str) -> io::Result<()> {
         if !self.has_table(name)? {
             return Ok(());

@@ -1,10 +1,11 @@
-//! Everything a node needs, joined: bridge, service proxy, cluster DNS, over one pair of caches.
+//! A node's network in one type: bridge, service proxy, cluster DNS and routes over one set of caches.
 //!
-//! Flow: [`NodeNet::start`] makes bridge and guard routes first, then starts the proxy, gives the DNS address to the bridge, starts
-//! DNS there and keeps the routes to other nodes' pods. [`NodeNet::shutdown`] stops the tasks and keeps what running pods need; [`cleanup`] removes all of it, also
-//! after a kill -9, from the configuration alone.
+//! Flow: [`NodeNet::start`] creates bridge and guard routes first, then starts the proxy, adds the DNS
+//! address to the bridge, starts the DNS server there and maintains the routes to other nodes' pods.
+//! [`NodeNet::shutdown`] stops the tasks and keeps the links and rules that running pods need. [`cleanup`]
+//! removes everything, also after a kill -9, from the configuration alone.
 //!
-//! The parts work alone, too: [`crate::bridge`], [`crate::proxy`], [`crate::dns`].
+//! The parts are usable alone: [`crate::bridge`], [`crate::proxy`], [`crate::dns`].
 
 use std::{
     net::{IpAddr, Ipv4Addr, SocketAddr},
@@ -32,28 +33,28 @@ use crate::{
     routes,
 };
 
-/// A node's network. `Default` has the ranges of DESIGN and the name `hyperkube`.
+/// Settings of a node's network. `Default` has the CIDRs of DESIGN and the name `hyperkube`.
 #[derive(Clone, Debug)]
 pub struct NodeNetConfig {
-    /// The cluster's name; bridge and tables carry it.
+    /// Cluster name; the names of bridge and tables contain it.
     pub name: String,
-    /// This node's name.
+    /// Name of this node's Node object.
     pub node_name: String,
-    /// The node's part of the pods' range.
+    /// Pod CIDR of this node.
     pub pod_cidr: Cidr,
-    /// All pods.
+    /// Pod CIDR of the cluster.
     pub cluster_cidr: Cidr,
-    /// All services.
+    /// Service CIDR of the cluster.
     pub service_cidr: Cidr,
-    /// The cluster DNS's address; `None`: no DNS here.
+    /// Cluster DNS address. `None`: no DNS server on this node.
     pub dns_ip: Option<Ipv4Addr>,
-    /// The cluster domain.
+    /// Cluster domain, usually `cluster.local`.
     pub cluster_domain: String,
-    /// Names the servers for foreign names.
+    /// Lists the upstream DNS servers.
     pub resolv_conf: Option<PathBuf>,
-    /// Where allocations are kept.
+    /// Directory of the address allocations.
     pub state_dir: PathBuf,
-    /// Largest packet; 0: 1500.
+    /// MTU in bytes; 0 means 1500.
     pub mtu: u32,
 }
 
@@ -75,7 +76,7 @@ impl Default for NodeNetConfig {
 }
 
 impl NodeNetConfig {
-    /// The bridge's part.
+    /// Returns the settings of the bridge.
     #[must_use]
     pub fn bridge(&self) -> BridgeConfig {
         BridgeConfig {
@@ -89,7 +90,7 @@ impl NodeNetConfig {
         }
     }
 
-    /// The proxy's part.
+    /// Returns the settings of the proxy.
     #[must_use]
     pub fn proxy(&self) -> ProxyConfig {
         ProxyConfig {
@@ -100,7 +101,7 @@ impl NodeNetConfig {
         }
     }
 
-    /// The DNS server's part, at an address.
+    /// Returns the settings of the DNS server at `ip`.
     #[must_use]
     pub fn dns(&self, address: IpAddr) -> DnsConfig {
         DnsConfig {
@@ -112,28 +113,28 @@ impl NodeNetConfig {
     }
 }
 
-/// Why a node has no network.
+/// Errors of starting or removing a node's network.
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum NodeNetError {
-    /// The kernel lacks something.
+    /// The kernel lacks a feature.
     #[error(transparent)]
     Preflight(#[from] PreflightError),
-    /// The bridge.
+    /// The bridge could not be created or removed.
     #[error("pod network: {0}")]
     Bridge(#[from] BridgeError),
-    /// The service proxy.
+    /// The service proxy failed.
     #[error("service proxy: {0}")]
     Proxy(#[from] ProxyError),
-    /// Cluster DNS.
+    /// The DNS server failed.
     #[error("cluster DNS: {0}")]
     Dns(#[from] DnsError),
-    /// A worker was lost.
+    /// A background task panicked.
     #[error("network worker: {0}")]
     Worker(String),
 }
 
-/// What keeps caches and routes current; dropping it ends that.
+/// The reflectors of the caches and the task for routes. Dropping it stops them.
 #[derive(Debug)]
 struct Feeds {
     _services: Reflector,
@@ -169,7 +170,7 @@ impl NodeNet {
         let services_feed = reflect(client.all::<Service>(), ListParams::default(), services.clone());
         let slices_feed = reflect(client.all::<EndpointSlice>(), ListParams::default(), slices.clone());
         let mut net = Self::start_with(config, services, slices).await?;
-        // Only after the bridge, which checks the ranges.
+        // After the bridge, because that checks the CIDRs.
         let nodes = Cache::<Node>::new();
         let nodes_feed = reflect(client.all::<Node>(), ListParams::default(), nodes.clone());
         let stop = CancellationToken::new();
@@ -189,7 +190,7 @@ impl NodeNet {
         Ok(net)
     }
 
-    /// Starts all parts over caches that somebody else fills.
+    /// Starts all parts over caches that the caller fills.
     pub async fn start_with(
         config: NodeNetConfig,
         services: Cache<Service>,
@@ -210,13 +211,13 @@ impl NodeNet {
         Ok(NodeNet { config, bridge, proxy, dns, _feeds: None })
     }
 
-    /// What the kubelet connects pods with.
+    /// Returns the pod network for the kubelet.
     #[must_use]
     pub fn pod_network(&self) -> Arc<dyn PodNetwork> {
         Arc::new(self.bridge.clone())
     }
 
-    /// The service proxy.
+    /// Returns the service proxy.
     #[must_use]
     pub fn proxy(&self) -> &Proxy {
         &self.proxy
@@ -227,7 +228,7 @@ impl NodeNet {
         self.proxy.synced().await;
     }
 
-    /// Stops the tasks. Bridge, links, routes and rules stay: running pods need them.
+    /// Stops the tasks. Bridge, links, routes and rules stay, because running pods need them.
     pub async fn shutdown(self) {
         self.proxy.shutdown().await;
         if let Some(dns) = self.dns {
@@ -235,7 +236,7 @@ impl NodeNet {
         }
     }
 
-    /// Stops and removes everything.
+    /// Stops the tasks and removes everything from the kernel.
     pub async fn remove(self) -> Result<(), NodeNetError> {
         let config = self.config.clone();
         self.shutdown().await;
@@ -243,7 +244,8 @@ impl NodeNet {
     }
 }
 
-/// Removes everything that a node's network made; fine when there is nothing. Blocking. Everything is tried; the first error is returned.
+/// Removes everything that a node's network created. Blocking and idempotent. A failed removal does not stop
+/// the others; the first error is returned.
 pub fn cleanup(config: &NodeNetConfig) -> Result<(), NodeNetError> {
     let rules = proxy::cleanup(&config.name);
     bridge::cleanup(&config.bridge())?;

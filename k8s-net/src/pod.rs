@@ -1,39 +1,39 @@
-//! The trait between the kubelet and whatever connects pods.
+//! The trait between the kubelet and a pod network.
 
 use std::{net::IpAddr, path::PathBuf};
 
 use async_trait::async_trait;
 
-/// What can go wrong when a pod is connected or disconnected. Every variant is retryable.
+/// Errors of attaching and detaching a pod. Every variant is retryable.
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum PodNetworkError {
     /// All of the node's pod addresses are in use.
     #[error("no free address in {range}")]
     Exhausted {
-        /// The node's pod range.
+        /// Pod CIDR of the node.
         range: String,
     },
-    /// The system refused something.
+    /// A system call failed.
     #[error("{context}: {source}")]
     Io {
-        /// What was being done.
+        /// The operation that failed.
         context: String,
-        /// The system's answer.
+        /// Error of the system call.
         #[source]
         source: std::io::Error,
     },
-    /// Anything else, with its whole story.
+    /// Any other failure; the text includes its causes.
     #[error("{0}")]
     Other(String),
 }
 
-/// A port of the node that leads to a port of the pod (`hostPort`).
+/// A host port: a port of the node that is forwarded to a port of the pod.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct HostPort {
     /// `TCP`, `UDP` or `SCTP`.
     pub protocol: String,
-    /// The node's address to listen on; `None`: all.
+    /// The node's address to listen on; `None` means all.
     pub host_ip: Option<IpAddr>,
     /// Port on the node.
     pub host_port: u16,
@@ -41,29 +41,29 @@ pub struct HostPort {
     pub container_port: u16,
 }
 
-/// A pod's sandbox that wants a network.
+/// A pod sandbox to attach to the network.
 #[derive(Clone, Debug)]
 pub struct PodAttachment {
-    /// The sandbox's id; addresses are allocated to it.
+    /// Sandbox id; addresses are allocated to it.
     pub sandbox: String,
-    /// Pod namespace.
+    /// Namespace of the pod.
     pub namespace: String,
-    /// Pod name.
+    /// Name of the pod.
     pub name: String,
-    /// File that holds the network namespace.
+    /// Path of the network namespace file.
     pub netns: PathBuf,
-    /// Ports of the node that lead here.
+    /// Host ports that are forwarded to the pod.
     pub host_ports: Vec<HostPort>,
 }
 
-/// Connects pods. Both calls are idempotent; `detach` succeeds when the namespace is gone already.
+/// A pod network. Both calls are idempotent; `detach` succeeds if the network namespace no longer exists.
 #[async_trait]
 pub trait PodNetwork: Send + Sync + 'static {
-    /// Connects the pod and returns its addresses, the primary one first. Called again (after a restart of the node agent)
-    /// it returns the same addresses.
+    /// Connects the pod and returns its addresses, the primary one first. A repeated call (after a restart of
+    /// the node agent) returns the same addresses.
     async fn attach(&self, pod: &PodAttachment) -> Result<Vec<IpAddr>, PodNetworkError>;
     /// Disconnects the pod and frees its addresses.
     async fn detach(&self, pod: &PodAttachment) -> Result<(), PodNetworkError>;
-    /// Frees the addresses of every sandbox that is not in `live` (after a crash).
+    /// Frees the addresses of all sandboxes that are not in `live` (after a crash).
     async fn retain(&self, live: &[String]) -> Result<(), PodNetworkError>;
 }

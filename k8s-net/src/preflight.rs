@@ -1,36 +1,36 @@
-//! What the kernel must have, checked before anything is made.
+//! Checks of kernel features, made before anything is created.
 
 use std::io;
 
 use crate::{nft::Nft, rtnl::Rtnl};
 
-/// Something is missing; the message says what and how to mend it.
+/// A kernel feature is missing. The message says which one and how to enable it.
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum PreflightError {
     /// Links and routes cannot be changed.
     #[error("cannot use rtnetlink: {0}; run as root (CAP_NET_ADMIN)")]
     Rtnetlink(#[source] io::Error),
-    /// No nf_tables.
+    /// The kernel has no nf_tables, or not its NAT.
     #[error(
         "the kernel has no nf_tables: {0}; enable CONFIG_NF_TABLES, CONFIG_NF_TABLES_IPV4 and CONFIG_NFT_NAT, or run 'modprobe nf_tables'"
     )]
     NfTables(#[source] io::Error),
-    /// A kind of link that the kernel cannot make.
+    /// The kernel cannot create links of a type.
     #[error("the kernel cannot make a {kind} link: {source}; enable {option}, or run 'modprobe {kind}'")]
     Link {
         /// `bridge` or `veth`.
         kind: &'static str,
-        /// The kernel option.
+        /// The kernel configuration option.
         option: &'static str,
-        /// The system's answer.
+        /// Error of the netlink request.
         #[source]
         source: io::Error,
     },
 }
 
-/// Checks for netlink, nf_tables, bridges and veth pairs by making and removing a bridge and a pair in a namespace that ends with
-/// the call. Blocking.
+/// Checks netlink, nf_tables, bridges and veth pairs by creating a bridge and a pair in a temporary network
+/// namespace. Blocking.
 pub fn check() -> Result<(), PreflightError> {
     Rtnl::open().map_err(PreflightError::Rtnetlink)?;
     let outcome = std::thread::scope(|scope| scope.spawn(probe).join());
@@ -38,7 +38,7 @@ pub fn check() -> Result<(), PreflightError> {
 }
 
 fn probe() -> Result<(), PreflightError> {
-    // The thread ends after this: its namespace and all in it go away by themselves.
+    // The thread ends after this, and its namespace with all links with it.
     nix::sched::unshare(nix::sched::CloneFlags::CLONE_NEWNET)
         .map_err(|e| PreflightError::Rtnetlink(e.into()))?;
     let mut nft = Nft::open().map_err(PreflightError::NfTables)?;

@@ -1,13 +1,17 @@
-//! The service proxy: connections to a Service's addresses and node ports reach one of its endpoints, in the kernel.
+//! The service proxy: redirects connections to a Service's addresses and node ports to one of its endpoints,
+//! in the kernel.
 //!
-//! Flow: [`Proxy::start`] reads Services and EndpointSlices from caches, `plan` says what each service needs, `table` turns the
-//! difference to what is installed into one nf_tables transaction. Changes that come together are applied together.
+//! Flow: [`Proxy::start`] reads Services and EndpointSlices from caches, `plan` computes the desired state of
+//! each service, and `table` turns the difference to the installed state into one nf_tables transaction.
+//! Changes that arrive together are applied together.
 //!
 //! Guarantees:
-//! 1. Only the table `hyperkube-<cluster>` is touched; [`cleanup`] removes it. Stopping leaves it: running pods keep their services.
-//! 2. A change costs a few map elements, whatever the number of services. Packets see the state of before or after.
-//! 3. Endpoints that are not ready get no new connections; open ones are left alone.
-//! 4. If the table was damaged by someone else, the next change rebuilds it whole.
+//! 1. Only the table `hyperkube-<cluster>` is touched; [`cleanup`] removes it. Stopping leaves it in place:
+//!    running pods keep their services.
+//! 2. A change costs a few map elements, whatever the number of services. Packets see the state of before or
+//!    after.
+//! 3. Endpoints that are not ready get no new connections; established ones are left alone.
+//! 4. If another program damaged the table, the next change rebuilds it whole.
 //!
 //! Not here: IPv6, `loadBalancerSourceRanges`, health check node ports, topology hints.
 
@@ -38,46 +42,46 @@ use table::Table;
 
 const BY_SERVICE: &str = "service";
 
-/// What the proxy needs to know.
+/// Settings of the proxy.
 #[derive(Clone, Debug)]
 pub struct ProxyConfig {
-    /// The cluster's name; the table carries it.
+    /// Cluster name; the table's name contains it.
     pub cluster: String,
-    /// This node's name, for the policies `Local`.
+    /// Name of this node, for the traffic policies `Local`.
     pub node_name: String,
-    /// All pods of the cluster; without it only the node itself counts as inside.
+    /// Pod CIDR of the cluster. `None`: only the node itself counts as inside the cluster.
     pub cluster_cidr: Option<Cidr>,
-    /// All services of the cluster; without it, addresses of no service are not refused.
+    /// Service CIDR of the cluster. `None`: addresses in it without a service are not rejected.
     pub service_cidr: Option<Cidr>,
 }
 
-/// Why there is no proxy.
+/// Errors of starting or removing the proxy.
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum ProxyError {
     /// The kernel refused a change.
     #[error("{context}: {source}")]
     Io {
-        /// What was being done.
+        /// The operation that failed.
         context: String,
-        /// The system's answer.
+        /// Error of the netlink request.
         #[source]
         source: io::Error,
     },
 }
 
-/// What the proxy has done so far.
+/// Statistics of the proxy.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct ProxyStats {
-    /// Transactions carried out.
+    /// Transactions committed since the start.
     pub transactions: u64,
-    /// How long the last one took, from the first change seen to the kernel's answer.
+    /// Duration of the last transaction, from the first change seen to the kernel's acknowledgement.
     pub last: Duration,
-    /// Services that the kernel knows.
+    /// Services in the table.
     pub services: usize,
 }
 
-/// A running proxy; dropping it stops it and leaves the table.
+/// A running proxy. Dropping it stops it and leaves the table in place.
 #[derive(Debug)]
 pub struct Proxy {
     stats: watch::Receiver<ProxyStats>,
@@ -86,13 +90,13 @@ pub struct Proxy {
     _guard: DropGuard,
 }
 
-/// The name of a cluster's service table.
+/// Returns the name of a cluster's service table.
 #[must_use]
 pub fn table_name(cluster: &str) -> String {
     format!("hyperkube-{cluster}")
 }
 
-/// Removes the service table of a cluster. Blocking; fine when there is none.
+/// Removes the service table of a cluster. Blocking and idempotent.
 pub fn cleanup(cluster: &str) -> Result<(), ProxyError> {
     let table = table_name(cluster);
     let done = Nft::open().and_then(|mut nft| nft.drop_table(&table));
@@ -100,7 +104,7 @@ pub fn cleanup(cluster: &str) -> Result<(), ProxyError> {
 }
 
 impl Proxy {
-    /// Starts a proxy over caches that somebody fills; rules appear once both are synced.
+    /// Starts a proxy over caches that the caller fills. It writes rules once both are synced.
     pub fn start(
         config: ProxyConfig,
         services: Cache<Service>,
@@ -126,13 +130,13 @@ impl Proxy {
         let _ = self.stats.clone().wait_for(|s| s.transactions > 0).await;
     }
 
-    /// What was done; changes after every transaction.
+    /// Returns the statistics; they change after every transaction.
     #[must_use]
     pub fn stats(&self) -> watch::Receiver<ProxyStats> {
         self.stats.clone()
     }
 
-    /// Stops; the rules stay in the kernel.
+    /// Stops the proxy; the rules stay in the kernel.
     pub async fn shutdown(self) {
         self.stop.cancel();
         let _ = self.task.await;
@@ -143,11 +147,11 @@ fn service_of(slice: &EndpointSlice) -> Option<ObjectKey> {
     slice.label(plan::SERVICE_NAME).map(|name| ObjectKey::new(slice.namespace(), name))
 }
 
-/// The kernel's side; moves to a blocking thread for each transaction.
+/// Connection and table; moved to a blocking thread for each transaction.
 struct Kernel {
     nft: Nft,
     table: Table,
-    /// The kernel's content is not known: make the table anew.
+    /// The kernel's state is unknown: rebuild the table.
     broken: bool,
 }
 
@@ -159,7 +163,7 @@ struct Worker {
     stats: watch::Sender<ProxyStats>,
 }
 
-/// Services to look at.
+/// Services to plan again.
 #[derive(Default)]
 struct Dirty {
     keys: HashSet<ObjectKey>,
@@ -187,7 +191,7 @@ impl Dirty {
         }
     }
 
-    /// Takes what is there already; `false` when a cache is gone.
+    /// Takes all pending changes; returns `false` when a cache was dropped.
     fn drain(&mut self, services: &mut Subscription<Service>, slices: &mut Subscription<EndpointSlice>) {
         while let Some(Some(change)) = services.next().now_or_never() {
             self.service(change);
@@ -288,7 +292,7 @@ impl Worker {
 }
 
 impl Kernel {
-    /// Says whether anything was to be done.
+    /// Applies the plans; returns true if there was a change.
     fn apply(&mut self, plans: Vec<(ObjectKey, Vec<plan::PortPlan>)>, rebuild: bool) -> io::Result<bool> {
         let now = Instant::now();
         let mut batch = if rebuild { self.table.rebuild() } else { self.table.batch() };

@@ -1,7 +1,8 @@
-//! Routes to the pods of other nodes (`host-gw`): each node's pod range by way of the node's own address.
+//! Routes to the pods of other nodes (`host-gw`): each node's pod CIDR via the node's address.
 //!
-//! Flow: [`follow`] reads Nodes from a cache; `plan` says which routes there must be, `apply` sets those and removes others of ours.
-//! Works where nodes are neighbours on one network. Pods of a node without a route are unreachable, never sent to the default route.
+//! Flow: [`follow`] reads Nodes from a cache; `plan` computes the routes, `apply` sets them and removes
+//! others of ours. Works if all nodes share one layer 2 network. Pods of a node without a route are
+//! unreachable; their packets are never sent to the default route.
 
 use std::{io, net::Ipv4Addr, sync::Arc, time::Duration};
 
@@ -14,10 +15,10 @@ use crate::{
     rtnl::{How, Route, Rtnl},
 };
 
-/// A pod range and the address of the node that has it.
+/// A pod CIDR and the address of its node.
 pub(crate) type NodeRoute = (Cidr, Ipv4Addr);
 
-/// The routes to other nodes' pods, sorted.
+/// Computes the routes to other nodes' pods, sorted.
 pub(crate) fn plan(nodes: &[Arc<Node>], own: &str, cluster_cidr: Cidr) -> Vec<NodeRoute> {
     let mut routes = Vec::new();
     for node in nodes.iter().filter(|n| n.name() != own) {
@@ -25,7 +26,7 @@ pub(crate) fn plan(nodes: &[Arc<Node>], own: &str, cluster_cidr: Cidr) -> Vec<No
         let address =
             addresses.filter(|a| a.type_ == "InternalIP").find_map(|a| a.address.parse::<Ipv4Addr>().ok());
         let ranges = node.spec.iter().flat_map(|s| s.pod_cidrs.iter().flatten().chain(&s.pod_cidr));
-        // Nobody may draw other traffic to himself with a range that is not the pods'.
+        // A node must not attract other traffic by claiming a CIDR outside of the cluster's.
         let range = ranges.filter_map(|r| r.parse::<Cidr>().ok()).find(|r| cluster_cidr.covers(r));
         routes.extend(range.zip(address));
     }
@@ -34,7 +35,8 @@ pub(crate) fn plan(nodes: &[Arc<Node>], own: &str, cluster_cidr: Cidr) -> Vec<No
     routes
 }
 
-/// Sets these routes and removes others of ours inside the range. Blocking. The first error is returned after all was tried.
+/// Sets these routes and removes others of ours inside the CIDR. Blocking. A failure does not stop the
+/// others; the first error is returned.
 pub(crate) fn apply(routes: &[NodeRoute], cluster_cidr: Cidr) -> io::Result<()> {
     let mut rtnl = Rtnl::open()?;
     let mut first = Ok(());
@@ -61,7 +63,8 @@ fn remove_others(rtnl: &mut Rtnl, keep: &[NodeRoute], cluster_cidr: Cidr) -> io:
     Ok(())
 }
 
-/// Keeps the routes current until it is dropped or the cache is gone. Failures are tried again with the next change or in 10 s.
+/// Maintains the routes until it is dropped or the cache is. Failures are retried on the next change or after
+/// 10 s.
 pub async fn follow(nodes: Cache<Node>, own: String, cluster_cidr: Cidr) {
     let mut changes = nodes.subscribe();
     nodes.synced().await;

@@ -1,6 +1,7 @@
-//! Links, addresses and routes through rtnetlink: the few requests that a pod network needs.
+//! Links, addresses and routes over rtnetlink: the few requests that a pod network needs.
 //!
-//! Every call that makes something succeeds when it is there already; every call that removes something succeeds when it is gone.
+//! Every call that creates an object succeeds if it exists, and every call that deletes one succeeds if it
+//! does not.
 
 use std::{
     io,
@@ -33,7 +34,7 @@ const RTA_GATEWAY: u16 = 5;
 const RTA_PRIORITY: u16 = 6;
 const RTA_PREFSRC: u16 = 7;
 
-/// Marks our routes in `ip route` output; nobody else's number.
+/// Routing protocol number that marks our routes in `ip route`; not assigned to another program.
 const PROTOCOL: u8 = 143;
 const RTN_UNICAST: u8 = 1;
 const RTN_UNREACHABLE: u8 = 7;
@@ -41,7 +42,7 @@ const SCOPE_UNIVERSE: u8 = 0;
 const SCOPE_LINK: u8 = 253;
 const TABLE_MAIN: u8 = 254;
 
-/// A link as the kernel lists it.
+/// A link from a kernel dump.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) struct Link {
     pub(crate) index: u32,
@@ -49,7 +50,7 @@ pub(crate) struct Link {
     pub(crate) master: Option<u32>,
 }
 
-/// What a route says.
+/// A route to set or delete.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct Route {
     pub(crate) to: Cidr,
@@ -57,24 +58,24 @@ pub(crate) struct Route {
     pub(crate) metric: u32,
 }
 
-/// Where a route leads.
+/// Next hop of a route.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum How {
-    /// To neighbours on a link; packets of this machine get the source address.
+    /// Directly connected; `source` is the address of packets that this machine sends.
     Link { index: u32, source: Option<Ipv4Addr> },
-    /// To a gateway, by way of a link where it is given.
+    /// Via a gateway, and a given link.
     Via { gateway: Ipv4Addr, index: Option<u32> },
-    /// Nowhere: the sender is told at once.
+    /// Unreachable: the sender gets an ICMP error at once.
     Unreachable,
 }
 
-/// A route as the kernel lists it.
+/// A route from a kernel dump.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct Listed {
     pub(crate) to: Cidr,
     pub(crate) link: Option<u32>,
     pub(crate) gateway: Option<Ipv4Addr>,
-    /// It carries our protocol number: a cluster of ours made it, this one or another.
+    /// Has our protocol number: this cluster or another one of ours created it.
     pub(crate) is_ours: bool,
 }
 
@@ -90,7 +91,7 @@ fn listed(body: &[u8]) -> Option<Listed> {
     })
 }
 
-/// A connection to the network namespace of the thread that opened it.
+/// An rtnetlink connection to the network namespace of the thread that opened it.
 #[derive(Debug)]
 pub(crate) struct Rtnl(Socket);
 
@@ -102,7 +103,7 @@ fn link_head(index: u32, flags: u32, change: u32) -> [u8; 16] {
     head
 }
 
-/// Turns one error into success.
+/// Turns one error code into success.
 fn unless(result: io::Result<()>, code: i32) -> io::Result<()> {
     match result {
         Err(e) if e.raw_os_error() == Some(code) => Ok(()),
@@ -115,7 +116,6 @@ impl Rtnl {
         Ok(Rtnl(Socket::open(libc::NETLINK_ROUTE)?))
     }
 
-    /// All links.
     pub(crate) fn links(&mut self) -> io::Result<Vec<Link>> {
         let mut links = Vec::new();
         self.0.dump(
@@ -136,7 +136,8 @@ impl Rtnl {
         Ok(links)
     }
 
-    /// The number of a link in the calling thread's namespace, which must be the one this was opened in.
+    /// Returns the index of a link in the calling thread's namespace, which must be the one this was opened
+    /// in.
     pub(crate) fn index_of(&mut self, name: &str) -> io::Result<Option<u32>> {
         match nix::net::if_::if_nametoindex(name) {
             Ok(index) => Ok(Some(index)),
@@ -145,7 +146,7 @@ impl Rtnl {
         }
     }
 
-    /// Makes a bridge with no forwarding delay.
+    /// Creates a bridge without forwarding delay.
     pub(crate) fn add_bridge(&mut self, name: &str, mac: [u8; 6], mtu: u32) -> io::Result<()> {
         let made = self.0.acked(|m, seq| {
             let flags = NLM_F_ACK | NLM_F_CREATE | NLM_F_EXCL;
@@ -162,7 +163,7 @@ impl Rtnl {
         unless(made, libc::EEXIST)
     }
 
-    /// Makes a pair of links: `host` here, `peer` in the namespace behind the descriptor.
+    /// Creates a veth pair: `host` here, `peer` in the namespace of the descriptor.
     pub(crate) fn add_veth(
         &mut self,
         host: &str,
@@ -189,7 +190,8 @@ impl Rtnl {
         })
     }
 
-    /// Lets a bridge port send a packet back where it came from (a pod that reaches itself through a service).
+    /// Enables hairpin mode: the bridge may send a packet back to the port it came from (a pod that reaches
+    /// itself through a service).
     pub(crate) fn set_hairpin(&mut self, index: u32) -> io::Result<()> {
         let mut head = link_head(index, 0, 0);
         head[0] = 7; // AF_BRIDGE
@@ -202,7 +204,7 @@ impl Rtnl {
         })
     }
 
-    /// Switches a link on.
+    /// Sets a link up.
     pub(crate) fn set_up(&mut self, index: u32) -> io::Result<()> {
         let up = libc::IFF_UP as u32;
         self.0.acked(|m, seq| {
@@ -210,7 +212,7 @@ impl Rtnl {
         })
     }
 
-    /// Removes a link.
+    /// Deletes a link.
     pub(crate) fn del_link(&mut self, name: &str) -> io::Result<()> {
         let gone = self.0.acked(|m, seq| {
             m.begin(libc::RTM_DELLINK, NLM_F_ACK, seq, &link_head(0, 0, 0)).attr_str(IFLA_IFNAME, name).end();
@@ -236,13 +238,13 @@ impl Rtnl {
         })
     }
 
-    /// Gives a link an address.
+    /// Adds an address to a link.
     pub(crate) fn add_address(&mut self, index: u32, address: Ipv4Addr, prefix: u8) -> io::Result<()> {
         let flags = NLM_F_CREATE | NLM_F_EXCL;
         unless(self.address(libc::RTM_NEWADDR, flags, index, address, prefix), libc::EEXIST)
     }
 
-    /// Takes an address from a link.
+    /// Removes an address from a link.
     pub(crate) fn del_address(&mut self, index: u32, address: Ipv4Addr, prefix: u8) -> io::Result<()> {
         unless(self.address(libc::RTM_DELADDR, 0, index, address, prefix), libc::EADDRNOTAVAIL)
     }
@@ -292,7 +294,7 @@ impl Rtnl {
         })
     }
 
-    /// The IPv4 routes of the main table.
+    /// Lists the IPv4 routes of the main table.
     pub(crate) fn routes(&mut self) -> io::Result<Vec<Listed>> {
         let mut routes = Vec::new();
         let mut head = [0; 12];
@@ -306,12 +308,12 @@ impl Rtnl {
         Ok(routes)
     }
 
-    /// Adds a route, or replaces the one of the same range and metric.
+    /// Adds a route, or replaces the one of the same destination and metric.
     pub(crate) fn set_route(&mut self, route: &Route) -> io::Result<()> {
         self.route(libc::RTM_NEWROUTE, NLM_F_CREATE | NLM_F_REPLACE, route)
     }
 
-    /// Removes a route.
+    /// Deletes a route.
     pub(crate) fn del_route(&mut self, route: &Route) -> io::Result<()> {
         unless(self.route(libc::RTM_DELROUTE, 0, route), libc::ESRCH)
     }

@@ -1,4 +1,4 @@
-//! The node's parts alone: kubelet with the pod network, and kube-proxy with the cluster DNS.
+//! The node components as single programs: kubelet with the pod network, and kube-proxy with the cluster DNS.
 
 use std::{
     net::{IpAddr, Ipv4Addr, SocketAddr},
@@ -17,22 +17,22 @@ use crate::{
     ranges::Range,
 };
 
-/// Ranges and addresses that every node of a cluster is told.
+/// Network settings that are equal on all nodes of a cluster.
 #[derive(Debug, clap::Args)]
 struct Ranges {
-    /// Pod addresses of the whole cluster.
+    /// Pod CIDR of the cluster.
     #[arg(long, default_value = "10.42.0.0/16")]
     cluster_cidr: Range,
-    /// Service addresses.
+    /// Service CIDR.
     #[arg(long, default_value = "10.43.0.0/16")]
     service_cluster_ip_range: Range,
-    /// The cluster's DNS server.
+    /// Cluster DNS address.
     #[arg(long, default_value = "10.43.0.10")]
     cluster_dns: Ipv4Addr,
-    /// The cluster's DNS domain.
+    /// Cluster domain.
     #[arg(long, default_value = "cluster.local")]
     cluster_domain: String,
-    /// The node's name (default: the host name).
+    /// Name of the node (default: the host name).
     #[arg(long, visible_alias = "node-name")]
     hostname_override: Option<String>,
 }
@@ -63,34 +63,37 @@ pub(super) struct Kubelet {
     connection: Connection,
     #[command(flatten)]
     ranges: Ranges,
-    /// Where the node's state is kept.
+    /// Directory of the node's state.
     #[arg(long, default_value = "/var/lib/hyperkube")]
     root_dir: PathBuf,
-    /// The node's own address (default: found out).
+    /// Address of the node (default: detected).
     #[arg(long)]
     node_ip: Option<IpAddr>,
-    /// The node's pod range (default: the first /24 of the cluster's).
+    /// Pod CIDR of the node (default: the first /24 of the cluster's).
     #[arg(long)]
     pod_cidr: Option<Range>,
-    /// Port of the kubelet's API; 0: none.
+    /// Port of the kubelet's API; 0 disables it.
     #[arg(long, default_value_t = 10250)]
     port: u16,
     /// Address of the kubelet's API.
     #[arg(long, default_value = "0.0.0.0")]
     address: IpAddr,
-    /// Who signs the API server's client certificate, and this kubelet's own (default: the cluster's certificate directory, where it is on this machine).
+    /// Directory of the CA that signs the API server's client certificate and this kubelet's serving
+    /// certificate (default: the cluster's certificate directory, if it is on this machine).
     #[arg(long)]
     cert_dir: Option<PathBuf>,
-    /// Sysctls beside the safe ones that pods may set, comma-separated; `*` at the end stands for anything. Only sysctls
-    /// of a pod's own namespaces (`kernel.shm*`, `kernel.msg*`, `kernel.sem`, `fs.mqueue.*`, `net.*`).
+    /// Sysctls that pods may set in addition to the safe ones, comma-separated; a trailing `*` matches any
+    /// suffix. Only sysctls of a pod's own namespaces (`kernel.shm*`, `kernel.msg*`, `kernel.sem`,
+    /// `fs.mqueue.*`, `net.*`).
     #[arg(long, value_delimiter = ',')]
     allowed_unsafe_sysctls: Vec<String>,
-    /// Configuration file (KubeletConfiguration: `clusterDNS`, `clusterDomain`, `port`, `address`, `podCIDR`, `allowedUnsafeSysctls`).
+    /// Configuration file (KubeletConfiguration: `clusterDNS`, `clusterDomain`, `port`, `address`, `podCIDR`,
+    /// `allowedUnsafeSysctls`).
     #[arg(long)]
     config: Option<PathBuf>,
 }
 
-/// What a KubeletConfiguration may hold here.
+/// Supported fields of a KubeletConfiguration.
 #[derive(Debug, Default, serde::Deserialize)]
 #[serde(rename_all = "camelCase", deny_unknown_fields, default)]
 struct KubeletFile {
@@ -168,7 +171,7 @@ pub(super) struct Proxy {
     connection: Connection,
     #[command(flatten)]
     ranges: Ranges,
-    /// Where the proxy's state is kept; of the same cluster on the same machine, the kubelet's.
+    /// Directory of the proxy's state; on the same machine and for the same cluster, the kubelet's.
     #[arg(long, default_value = "/var/lib/hyperkube")]
     root_dir: PathBuf,
     /// Configuration file (KubeProxyConfiguration: `clusterCIDR`).
@@ -176,7 +179,7 @@ pub(super) struct Proxy {
     config: Option<PathBuf>,
 }
 
-/// What a KubeProxyConfiguration may hold here.
+/// Supported fields of a KubeProxyConfiguration.
 #[derive(Debug, Default, serde::Deserialize)]
 #[serde(rename_all = "camelCase", deny_unknown_fields, default)]
 struct ProxyFile {
@@ -205,7 +208,8 @@ impl Proxy {
         let client = self.connection.client("kube-proxy")?;
         let config = self.ranges.network(&paths, None);
         let network = Network::start(&config, &client, Parts::All).await?;
-        // The DNS answers at its address with or without a Service of that name; a proxy's own credentials may not make one.
+        // The DNS server answers with or without this Service, and a proxy's own credentials may not create
+        // it.
         if let Err(e) = crate::network::publish_dns(&client, self.ranges.cluster_dns).await {
             eprintln!("the Service kube-system/kube-dns was not made: {e}");
         }

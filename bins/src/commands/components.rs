@@ -1,4 +1,4 @@
-//! The parts alone, over the public API, with upstream's flag names.
+//! The control plane components as single programs, with upstream's flag names.
 
 use std::{
     collections::HashMap,
@@ -35,57 +35,58 @@ use crate::{
 /// Run the API server alone.
 #[derive(Debug, clap::Args)]
 pub(super) struct ApiServer {
-    /// Where the embedded store is kept.
+    /// Directory of the embedded store.
     #[arg(long, default_value = "/var/lib/hyperkube")]
     data_dir: PathBuf,
-    /// Set a state file that is empty or of another program aside and begin anew.
+    /// If the state file is empty or of another program, move it aside and start with an empty one.
     #[arg(long)]
     forget_state: bool,
-    /// Port that the API listens on; 0 takes a free one.
+    /// Listen port of the API; 0 picks a free one.
     #[arg(long, default_value_t = 6443)]
     secure_port: u16,
-    /// Address that the API listens on.
+    /// Listen address of the API.
     #[arg(long, default_value = "0.0.0.0")]
     bind_address: IpAddr,
-    /// Address that pods and nodes reach the API at (default: found out).
+    /// Address at which pods and nodes reach the API (default: detected).
     #[arg(long)]
     advertise_address: Option<IpAddr>,
-    /// Where certificates and keys are, or are made (default: `pki` in the data directory).
+    /// Directory of certificates and keys; missing ones are created (default: `pki` in the data directory).
     #[arg(long)]
     cert_dir: Option<PathBuf>,
-    /// Static tokens: lines of `token,user,uid[,"group1,group2"]`.
+    /// Static token file: lines of `token,user,uid[,"group1,group2"]`.
     #[arg(long)]
     token_auth_file: Option<PathBuf>,
-    /// Who signs client certificates (default: the CA in the certificate directory).
+    /// CA of client certificates (default: the CA in the certificate directory).
     #[arg(long)]
     client_ca_file: Option<PathBuf>,
-    /// Service addresses.
+    /// Service CIDR.
     #[arg(long, default_value = "10.43.0.0/16")]
     service_cluster_ip_range: Range,
-    /// Node ports, both ends included.
+    /// Node port range, both ends included.
     #[arg(long, default_value = "30000-32767", value_parser = port_range)]
     service_node_port_range: (u16, u16),
-    /// RBAC (also as `Node,RBAC`) or AlwaysAllow.
+    /// Authorization mode: RBAC (also as `Node,RBAC`) or AlwaysAllow.
     #[arg(long, default_value = "RBAC")]
     authorization_mode: String,
-    /// Warn in answers of kinds and fields that are stored and not acted on; false for a comparison with an upstream server.
+    /// Send warnings for kinds and fields that are stored but have no effect; disable it to compare with an
+    /// upstream server.
     #[arg(long, default_value_t = true, action = clap::ArgAction::Set)]
     warn_unenforced: bool,
-    /// Let requests without credentials through as system:anonymous; AlwaysAllow never does.
+    /// Accept requests without credentials as system:anonymous; never with AlwaysAllow.
     #[arg(long, default_value_t = true, action = clap::ArgAction::Set)]
     anonymous_auth: bool,
-    /// Requests that change nothing, in flight at once; 0: any number.
+    /// Maximum number of concurrent read-only requests; 0 means unlimited.
     #[arg(long, default_value_t = 400)]
     max_requests_inflight: usize,
-    /// Requests that change something, in flight at once; 0: any number.
+    /// Maximum number of concurrent mutating requests; 0 means unlimited.
     #[arg(long, default_value_t = 200)]
     max_mutating_requests_inflight: usize,
-    /// How long a request may take (`60s`, `1m`); 0: any time. Watches and other long-running requests excepted.
+    /// Timeout of a request (`60s`, `1m`); 0 means none. Watches and other long-running requests are exempt.
     #[arg(long, default_value = "60s", value_parser = duration)]
     request_timeout: std::time::Duration,
 }
 
-/// A duration as Go writes whole ones: `90s`, `1m30s`, `0`.
+/// Parses a Go duration of whole units: `90s`, `1m30s`, `0`.
 fn duration(text: &str) -> Result<std::time::Duration, String> {
     let bad = || format!("{text:?} is no duration such as 60s or 1m");
     let (mut seconds, mut rest) = (0u64, text);
@@ -217,7 +218,7 @@ impl ApiServer {
         serving.await.map_err(Failure::because("serve"))
     }
 
-    /// A kubeconfig for the administrator and one for each component, beside the certificates.
+    /// Writes a kubeconfig for the administrator and one for each component, beside the certificates.
     fn write_kubeconfigs(
         &self,
         pki: &Pki,
@@ -247,10 +248,10 @@ impl ApiServer {
     }
 }
 
-/// How a component reaches the API.
+/// Connection of a component to the API server.
 #[derive(Debug, clap::Args)]
 pub(super) struct Connection {
-    /// The kubeconfig to connect with.
+    /// Path of the kubeconfig.
     #[arg(long, env = "KUBECONFIG")]
     kubeconfig: PathBuf,
 }
@@ -270,28 +271,28 @@ impl Connection {
         Ok(Client::new(remote).named(name))
     }
 
-    /// Clients as service accounts of the same cluster, whose tokens `client` asks for.
+    /// Returns clients of the cluster's service accounts; `client` requests their tokens.
     fn accounts(&self, client: &Client) -> Result<ServiceAccounts, Failure> {
-        // A server believes a client certificate before a token.
+        // The API server prefers a client certificate to a token.
         let config = RemoteConfig { certificate: None, key: None, token: None, ..self.remote()? };
         let plain = Remote::new(&config).map_err(|e| self.unusable(&e))?;
         Ok(ServiceAccounts::new(client.clone(), plain))
     }
 }
 
-/// Whether only one of several works at a time.
+/// Leader election settings.
 #[derive(Debug, clap::Args)]
 struct Election {
-    /// Work only while holding a lease.
+    /// Start working only after acquiring the leader lease.
     #[arg(long, default_value_t = true, action = clap::ArgAction::Set)]
     leader_elect: bool,
-    /// Namespace of the lease.
+    /// Namespace of the leader lease.
     #[arg(long, default_value = "kube-system")]
     leader_elect_resource_namespace: String,
 }
 
 impl Election {
-    /// Does the work, while leading where that is asked for.
+    /// Runs the work; with leader election only while holding the lease.
     async fn run<F: Future<Output = ()>>(
         &self,
         client: &Client,
@@ -313,7 +314,7 @@ impl Election {
     }
 }
 
-/// A token that is cancelled by Ctrl-C or SIGTERM.
+/// Returns a token that is cancelled by Ctrl-C or SIGTERM.
 pub(super) fn stop_token() -> CancellationToken {
     let stop = CancellationToken::new();
     let told = stop.clone();
@@ -324,7 +325,7 @@ pub(super) fn stop_token() -> CancellationToken {
     stop
 }
 
-/// A component's configuration file: YAML, unknown keys are errors.
+/// Reads a component's configuration file (YAML). Unknown keys are errors.
 pub(super) fn config_file<T: serde::de::DeserializeOwned + Default>(
     path: Option<&PathBuf>,
 ) -> Result<T, Failure> {
@@ -341,17 +342,17 @@ pub(super) struct ControllerManager {
     connection: Connection,
     #[command(flatten)]
     election: Election,
-    /// Built-in controllers: `*` all, `-name` not this one.
+    /// Built-in controllers: `*` for all, `-name` to exclude one.
     #[arg(long, value_delimiter = ',', default_value = "*", allow_hyphen_values = true)]
     controllers: Vec<String>,
-    /// Pod addresses that nodes get their ranges from.
+    /// Pod CIDR of the cluster, from which nodes get theirs.
     #[arg(long, default_value = "10.42.0.0/16")]
     cluster_cidr: Range,
-    /// Each controller acts as a service account of its own in kube-system, with upstream's role for it; false: all act as the kubeconfig's
-    /// user, who then needs the rights of all of them.
+    /// Run each controller as its own service account of kube-system, with upstream's role for it. If false,
+    /// all use the kubeconfig's user, who then needs the permissions of all of them.
     #[arg(long, default_value_t = true, action = clap::ArgAction::Set)]
     use_service_account_credentials: bool,
-    /// The CA to publish in every namespace (default: the kubeconfig's).
+    /// CA certificate to publish in every namespace (default: the kubeconfig's).
     #[arg(long)]
     root_ca_file: Option<PathBuf>,
     /// Configuration file (KubeControllerManagerConfiguration: `controllers`).
@@ -359,7 +360,7 @@ pub(super) struct ControllerManager {
     config: Option<PathBuf>,
 }
 
-/// What a KubeControllerManagerConfiguration may hold here.
+/// Supported fields of a KubeControllerManagerConfiguration.
 #[derive(Debug, Default, serde::Deserialize)]
 #[serde(rename_all = "camelCase", deny_unknown_fields, default)]
 struct ControllerManagerFile {
@@ -419,7 +420,7 @@ pub(super) struct KubeScheduler {
     config: Option<PathBuf>,
 }
 
-/// What a KubeSchedulerConfiguration may hold here.
+/// Supported fields of a KubeSchedulerConfiguration.
 #[derive(Debug, Default, serde::Deserialize)]
 #[serde(rename_all = "camelCase", deny_unknown_fields, default)]
 struct SchedulerFile {
@@ -430,7 +431,6 @@ struct SchedulerFile {
     profiles: Vec<SchedulerProfile>,
 }
 
-/// One profile.
 #[derive(Debug, Default, serde::Deserialize)]
 #[serde(rename_all = "camelCase", deny_unknown_fields, default)]
 struct SchedulerProfile {

@@ -1,7 +1,8 @@
-//! `hyperkube demo`: a cluster at work, step by step; every step is seen to happen or the demo fails.
+//! `hyperkube demo`: a cluster at work, step by step; every step is verified or the demo fails.
 //!
-//! It runs in a network and a mount namespace of its own, with a data directory and a port of its own, so it runs beside anything else. A demo that is
-//! killed with KILL leaves its containers running, as any node agent does: `hyperkube reset --data-dir <its directory>` removes them.
+//! It runs in its own network and mount namespaces, with its own data directory and port, so it does not
+//! disturb other programs. If the demo is killed with KILL its containers keep running, as with any node
+//! agent: `hyperkube reset --data-dir <its directory>` removes them.
 
 mod steps;
 pub(super) mod workload;
@@ -24,13 +25,13 @@ use crate::{
     paths::Paths,
 };
 
-/// Show a cluster at work: start one, use it, remove it.
+/// Demonstrate a cluster: start one, use it, remove it.
 #[derive(Debug, clap::Args)]
 pub(super) struct Demo {
-    /// Where the cluster's state is kept while the demo runs (default: a new directory below /var/tmp).
+    /// Data directory of the demo's cluster (default: a new directory in /var/tmp).
     #[arg(long)]
     data_dir: Option<PathBuf>,
-    /// Leave the cluster's things on the machine when a step fails.
+    /// Keep containers and files on the machine if a step fails.
     #[arg(long)]
     keep: bool,
 }
@@ -47,7 +48,7 @@ impl Report {
         Report { started: Instant::now(), step: Instant::now(), terminal: std::io::stdout().is_terminal() }
     }
 
-    /// A step begins. On a terminal it shows while it runs.
+    /// Prints the step's name, on a terminal only, while it runs.
     fn begin(&mut self, what: &str) {
         self.step = Instant::now();
         if self.terminal {
@@ -56,7 +57,7 @@ impl Report {
         }
     }
 
-    /// The step was seen to happen.
+    /// Prints the completed step.
     fn done(&self, what: &str) {
         let clear = if self.terminal { "\x1b[2K" } else { "" };
         let (total, step) = (self.started.elapsed().as_secs_f64(), self.step.elapsed().as_secs_f64());
@@ -85,14 +86,14 @@ impl Demo {
             }
         });
         if result.is_err() && !self.keep {
-            // Whatever is left of the cluster goes, however far it came.
+            // Removes whatever the cluster has created so far.
             crate::reset::remove(&paths)?;
         }
         result
     }
 }
 
-/// Moves this process (which has one thread still) into namespaces of its own.
+/// Moves this process into its own namespaces. It must have one thread only.
 fn isolate() -> Result<(), Failure> {
     let failed =
         |e: nix::Error| Failure::new(Code::Preflight, format!("make namespaces of the demo's own: {e}"));

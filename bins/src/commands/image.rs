@@ -14,12 +14,12 @@ use crate::{
     paths::Paths,
 };
 
-/// Load, list and remove images of this machine's node.
+/// Load, list and remove images of the node on this machine.
 #[derive(Debug, clap::Subcommand)]
 pub(super) enum Image {
     /// Load images from archives (OCI layout or `docker save`; plain, gzip or zstd).
     Load {
-        /// Archives; `-` is standard input.
+        /// Archive files; `-` is standard input.
         #[arg(required = true)]
         archives: Vec<PathBuf>,
         #[command(flatten)]
@@ -33,9 +33,9 @@ pub(super) enum Image {
         #[arg(short, long)]
         quiet: bool,
     },
-    /// Remove images.
+    /// Remove images by name.
     Rm {
-        /// Names.
+        /// Image names.
         #[arg(required = true)]
         names: Vec<String>,
         #[command(flatten)]

@@ -5,12 +5,13 @@ use std::cell::Cell;
 use super::DataDir;
 use crate::{exit::Failure, paths::Paths, user_kubeconfig::UserKubeconfig};
 
-/// Remove what a stopped cluster left on this machine: containers, mounts, namespaces, cgroups, network, files.
+/// Remove everything that a stopped cluster left on this machine: containers, mounts, namespaces, cgroups,
+/// network, files.
 #[derive(Debug, clap::Args)]
 pub(super) struct Reset {
     #[command(flatten)]
     data: DataDir,
-    /// Only show what would be removed.
+    /// Only print what would be removed.
     #[arg(long)]
     dry_run: bool,
 }

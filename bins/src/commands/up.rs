@@ -14,48 +14,49 @@ use crate::{
     user_kubeconfig::UserKubeconfig,
 };
 
-/// Where the cluster's own files are and how it is reached.
+/// Flags of `up` and `server`.
 #[derive(Debug, clap::Args)]
 struct Common {
     #[command(flatten)]
     data: DataDir,
-    /// Address that the API listens on.
+    /// Listen address of the API.
     #[arg(long, env = "HYPERKUBE_BIND_ADDRESS", default_value = "0.0.0.0")]
     bind_address: IpAddr,
-    /// Port that the API listens on; 0 takes a free one.
+    /// Listen port of the API; 0 picks a free one.
     #[arg(long, env = "HYPERKUBE_HTTPS_LISTEN_PORT", default_value_t = 6443)]
     https_listen_port: u16,
-    /// Address that pods and other nodes reach this machine at (default: found out).
+    /// Address at which pods and other nodes reach this machine (default: detected).
     #[arg(long, env = "HYPERKUBE_ADVERTISE_ADDRESS")]
     advertise_address: Option<IpAddr>,
-    /// Pod addresses.
+    /// Pod CIDR of the cluster.
     #[arg(long, env = "HYPERKUBE_CLUSTER_CIDR", default_value = "10.42.0.0/16")]
     cluster_cidr: Range,
-    /// Service addresses.
+    /// Service CIDR.
     #[arg(long, env = "HYPERKUBE_SERVICE_CIDR", default_value = "10.43.0.0/16")]
     service_cidr: Range,
-    /// The DNS server's address (default: the tenth of the Service range).
+    /// Cluster DNS address (default: the tenth of the service CIDR).
     #[arg(long, env = "HYPERKUBE_CLUSTER_DNS")]
     cluster_dns: Option<Ipv4Addr>,
-    /// The DNS domain.
+    /// Cluster domain.
     #[arg(long, env = "HYPERKUBE_CLUSTER_DOMAIN", default_value = "cluster.local")]
     cluster_domain: String,
-    /// A name or address more for the server's certificate.
+    /// Additional name or address (SAN) for the server certificate.
     #[arg(long)]
     tls_san: Vec<String>,
-    /// Built-in controllers: `*` all, `-name` not this one.
+    /// Built-in controllers: `*` for all, `-name` to exclude one.
     #[arg(long, value_delimiter = ',', default_value = "*", allow_hyphen_values = true)]
     controllers: Vec<String>,
-    /// Set a state file that is empty or of another program aside and begin anew; containers of its pods are removed.
+    /// If the state file is empty or of another program, move it aside, start with an empty one and remove
+    /// the containers of its pods.
     #[arg(long)]
     forget_state: bool,
-    /// Write the administrator's kubeconfig here as well.
+    /// Also write the administrator's kubeconfig to this path.
     #[arg(long, env = "HYPERKUBE_WRITE_KUBECONFIG")]
     write_kubeconfig: Option<PathBuf>,
     /// Do not add a context `hyperkube` to ~/.kube/config.
     #[arg(long)]
     no_kubeconfig_merge: bool,
-    /// Make the context `hyperkube` the current one in ~/.kube/config, also where another is.
+    /// Make `hyperkube` the current context in ~/.kube/config, even if another one is.
     #[arg(long)]
     kubeconfig_current: bool,
 }
@@ -65,10 +66,10 @@ struct Common {
 pub(super) struct Up {
     #[command(flatten)]
     common: Common,
-    /// The node's name (default: the host name).
+    /// Name of the node (default: the host name).
     #[arg(long, env = "HYPERKUBE_NODE_NAME")]
     node_name: Option<String>,
-    /// Nodes whose containers are not processes, instead of this machine; needs no root.
+    /// Number of simulated nodes to run instead of this machine; does not require root.
     #[arg(long)]
     simulated_nodes: Option<usize>,
 }
@@ -151,7 +152,8 @@ impl Common {
     }
 }
 
-/// Adds the context to the user's kubeconfig and says what became of it. A kubeconfig that cannot be changed never ends a cluster.
+/// Adds the context to the user's kubeconfig and returns a message about it. A kubeconfig that cannot be
+/// changed never stops the cluster.
 fn merge(config: Kubeconfig, take_current: bool) -> Option<String> {
     let name = config.current_context.clone();
     match UserKubeconfig::find()?.merge(config, take_current) {

@@ -1,7 +1,7 @@
-//! Editing the text of a kubeconfig, so that everything that is not touched stays as it is.
+//! Text edits of a kubeconfig that leave all other lines unchanged.
 //!
-//! It knows block style with one top-level key a line, as kubectl writes it. For anything else the functions return `None` or a text that means
-//! something else; the caller parses the result and compares.
+//! Supports block style with one top-level key per line, as kubectl writes it. For any other style the
+//! functions return `None` or a text with another meaning; the caller parses and compares the result.
 
 use k8s_core::client::Kubeconfig;
 use serde::Serialize;
@@ -9,7 +9,7 @@ use serde::Serialize;
 /// The three lists of named entries.
 const LISTS: [&str; 3] = ["clusters", "contexts", "users"];
 
-/// The text with the entries of `config` added or renewed, and this current context.
+/// Returns the text with the entries of `config` added or updated, and the current context set.
 pub(super) fn merged(text: &str, config: &Kubeconfig, current: &str) -> Option<String> {
     let mut lines = lines_of(text)?;
     let name = &config.current_context;
@@ -26,7 +26,7 @@ pub(super) fn merged(text: &str, config: &Kubeconfig, current: &str) -> Option<S
     Some(join(&lines))
 }
 
-/// The text without the entries of a name, and with this current context.
+/// Returns the text without the entries `name`, and with the current context set.
 pub(super) fn removed(text: &str, name: &str, current: &str) -> Option<String> {
     let mut lines = lines_of(text)?;
     for list in LISTS {
@@ -36,7 +36,7 @@ pub(super) fn removed(text: &str, name: &str, current: &str) -> Option<String> {
     Some(join(&lines))
 }
 
-/// The lines of a text in block style.
+/// Returns the lines of a text in block style.
 fn lines_of(text: &str) -> Option<Vec<String>> {
     let is_block =
         !text.trim().is_empty() && !text.trim_start().starts_with(['{', '[']) && !text.contains('\t');
@@ -47,20 +47,20 @@ fn join(lines: &[String]) -> String {
     lines.iter().flat_map(|line| [line.as_str(), "\n"]).collect()
 }
 
-/// One entry of a list as lines, the first without its dash.
+/// Returns one list entry as lines, the first without its dash.
 fn entry_of(entries: &[impl Serialize]) -> Option<Vec<String>> {
     let text = serde_saphyr::to_string(entries.first()?).ok()?;
     Some(text.lines().map(str::to_owned).collect())
 }
 
-/// The key of a line at the top level.
+/// Returns the top-level key of a line.
 fn top_key(line: &str) -> Option<&str> {
     let starts = line.chars().next().is_some_and(|c| c.is_ascii_alphabetic() || c == '"' || c == '\'');
     let (key, _) = line.split_once(':').filter(|_| starts)?;
     Some(key.trim().trim_matches(['"', '\'']))
 }
 
-/// The place of a top-level key: its line, and the first line after what belongs to it.
+/// Returns the line of a top-level key, and the first line after its value.
 fn section(lines: &[String], key: &str) -> Option<(usize, usize)> {
     let start = lines.iter().position(|line| top_key(line) == Some(key))?;
     let rest = &lines[start + 1..];
@@ -76,7 +76,7 @@ fn indent(line: &str) -> usize {
     line.len() - line.trim_start().len()
 }
 
-/// The entries of a list: first line and the line after the last of each.
+/// Returns first line and end of each entry of a list.
 fn entries(lines: &[String], (start, end): (usize, usize)) -> Vec<(usize, usize)> {
     let is_item = |line: &String| line.trim_start().starts_with("- ");
     let Some(first) = (start + 1..end).find(|i| is_item(&lines[*i])) else { return Vec::new() };
@@ -94,7 +94,7 @@ fn entries(lines: &[String], (start, end): (usize, usize)) -> Vec<(usize, usize)
     found
 }
 
-/// The name of an entry: the key `name` at the entry's own depth.
+/// Returns the name of an entry: the key `name` at the entry's own indentation.
 fn name_of(lines: &[String]) -> Option<&str> {
     let depth = indent(lines.first()?) + 2;
     lines.iter().enumerate().find_map(|(i, line)| {
@@ -106,14 +106,14 @@ fn name_of(lines: &[String]) -> Option<&str> {
     })
 }
 
-/// Removes the entry of a name from a list.
+/// Removes the entry `name` from a list.
 fn take_entry(lines: &mut Vec<String>, list: &str, name: &str) {
     let Some(place) = section(lines, list) else { return };
     let found =
         entries(lines, place).into_iter().find(|(from, to)| name_of(&lines[*from..*to]) == Some(name));
     if let Some((from, to)) = found {
         lines.drain(from..to);
-        // A list without entries must say that it is empty.
+        // An empty list must be written as `[]`.
         if section(lines, list).is_some_and(|place| entries(lines, place).is_empty())
             && let Some(line) = lines.get_mut(place.0).filter(|line| line.trim_end().ends_with(':'))
         {
@@ -122,7 +122,7 @@ fn take_entry(lines: &mut Vec<String>, list: &str, name: &str) {
     }
 }
 
-/// Adds an entry at the end of a list, which is made where it is missing.
+/// Appends an entry to a list; creates the list if it is missing.
 fn add_entry(lines: &mut Vec<String>, list: &str, entry: &[String]) {
     let (start, end) = section(lines, list).unwrap_or_else(|| {
         lines.push(format!("{list}:"));
@@ -141,7 +141,7 @@ fn add_entry(lines: &mut Vec<String>, list: &str, entry: &[String]) {
     lines.splice(end..end, text);
 }
 
-/// Sets a top-level key to a text.
+/// Sets a top-level key to a string.
 fn set_scalar(lines: &mut Vec<String>, key: &str, value: &str) {
     let is_plain =
         !value.is_empty() && value.chars().all(|c| c.is_ascii_alphanumeric() || "-_./@".contains(c));

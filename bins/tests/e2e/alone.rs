@@ -1,4 +1,4 @@
-//! What needs no cluster, or one that fails to start: preflight, exit codes, `demo`, `image`, `reset`.
+//! Tests without a shared cluster: preflight, exit codes, `demo`, `image`, `reset`, failing starts.
 
 use std::{process::Command, time::Duration};
 
@@ -44,7 +44,7 @@ fn no_root() -> Outcome {
         return Err("these tests need root".into());
     }
     let dir = tempfile::tempdir()?;
-    // A place that an ordinary user reaches the program in.
+    // A copy of the program that unprivileged users can execute.
     let program = dir.path().join("hyperkube");
     std::fs::copy(HYPERKUBE, &program)?;
     std::fs::set_permissions(dir.path(), std::os::unix::fs::PermissionsExt::from_mode(0o777))?;
@@ -56,7 +56,7 @@ fn no_root() -> Outcome {
     if data.exists() {
         return Err("left its data directory".into());
     }
-    // A directory that is somebody else's.
+    // A foreign directory.
     std::fs::create_dir(&data)?;
     std::fs::set_permissions(&data, std::os::unix::fs::PermissionsExt::from_mode(0o700))?;
     for arguments in [&["image", "ls"] as &[&str], &["reset"]] {
@@ -99,7 +99,7 @@ fn newer_format() -> Outcome {
     std::fs::write(cluster.data.join("format"), "99\n")?;
     let said = up(&cluster.net, &cluster.data.to_string_lossy(), &[])?;
     refused(&said, 3, &["format 99"])?;
-    // Reset rightly refuses a directory that it does not understand.
+    // Without a marker `reset` would refuse the directory.
     std::fs::write(cluster.data.join("format"), "1\n")?;
     Ok(())
 }
@@ -123,7 +123,7 @@ fn empty_state() -> Outcome {
     cluster.take_down()
 }
 
-/// Each built-in controller acts as its own service account: without its role, it alone stands still.
+/// Each built-in controller acts as its own service account: without its role only that one stops working.
 fn controllers_rights() -> Outcome {
     let mut cluster = Cluster::up()?;
     let role = "system:controller:replicaset-controller";
@@ -207,7 +207,7 @@ fn reset() -> Outcome {
     n.ok(&["wait", "--for=condition=Ready", "pod/p", "--timeout=60s"], "")?;
     let data = cluster.data.to_string_lossy().into_owned();
     let running = run(&mut cluster.hyperkube(&["reset", "--data-dir", &data]), "", Duration::from_secs(20))?;
-    // Nothing of a plan is shown that is not carried out.
+    // Nothing is printed of a plan that is not executed.
     if running.code != 4 || !running.out.is_empty() {
         return Err(format!("reset of a running cluster: {running:?}").into());
     }

@@ -1,6 +1,7 @@
-//! An API server under attack by clients without rights: it answers others as ever, and stays small.
+//! An API server under attack by clients without permissions: it keeps serving others, and its memory stays
+//! bounded.
 //!
-//! Attackers are on one core, the server is on another. All over loopback.
+//! Attackers are pinned to one core, the server to another. All traffic is loopback.
 
 use std::{
     fs,
@@ -36,7 +37,7 @@ use crate::{
 
 pub const TESTS: &[crate::Test] = &[("an_attacked_server_answers_others", attacked)];
 
-/// How long each attack goes on.
+/// Duration of each attack.
 const LENGTH: Duration = Duration::from_secs(3);
 const REVIEW: &str = "/apis/authorization.k8s.io/v1/selfsubjectaccessreviews";
 pub const TOKENS: &str = "admin,admin,1,system:masters\nevil,evil,2\ngood,good,3\nworse,worse,4\n";
@@ -44,10 +45,10 @@ pub const TOKENS: &str = "admin,admin,1,system:masters\nevil,evil,2\ngood,good,3
 const SILENT: &str = "1,500 silent connections";
 const STALLED: &str = "300 stalled bodies";
 const BOMBS: &str = "20 of YAML bombs";
-/// Each attack, and how many attackers it has.
+/// Attacks with their number of attackers.
 const ATTACKS: [(&str, usize); 5] =
     [("nobody", 0), (SILENT, 1), (STALLED, 300), (BOMBS, 20), ("200 unread YAML lists", 200)];
-/// The 99th percentile of `/readyz`, at most.
+/// Limit of the 99th percentile of `/readyz`.
 const LONGEST: Duration = Duration::from_millis(100);
 
 type Stream = TlsStream<TcpStream>;
@@ -59,7 +60,7 @@ pub struct Target {
     port: u16,
 }
 
-/// The port that an API server has told.
+/// Returns the port that an API server printed.
 pub fn serving(server: &Process) -> Result<u16, Failed> {
     let mut port = None;
     until("the server serves", Duration::from_secs(20), || {
@@ -71,7 +72,7 @@ pub fn serving(server: &Process) -> Result<u16, Failed> {
     Ok(port.unwrap_or_default())
 }
 
-/// The head of a request.
+/// Formats the head of a request.
 fn head(method: &str, path: &str, token: &str, more: &str, length: usize) -> String {
     format!(
         "{method} {path} HTTP/1.1\r\nHost: localhost\r\nAuthorization: Bearer {token}\r\nContent-Length: {length}\r\n{more}\r\n"
@@ -79,7 +80,7 @@ fn head(method: &str, path: &str, token: &str, more: &str, length: usize) -> Str
 }
 
 impl Target {
-    /// An API server of this data directory.
+    /// Connects to the API server of a data directory.
     pub fn new(data: &Path, port: u16) -> Result<Self, Failed> {
         let mut roots = RootCertStore::empty();
         roots.add(CertificateDer::from_pem_file(data.join("pki/ca.crt"))?)?;
@@ -96,7 +97,7 @@ impl Target {
         Ok(self.connector.connect(ServerName::try_from("localhost")?, tcp).await?)
     }
 
-    /// One request over a connection of its own; the answer's code.
+    /// Sends one request on a new connection; returns the status code.
     pub async fn ask(
         &self,
         method: &str,
@@ -110,7 +111,7 @@ impl Target {
         let text = head(method, path, token, &more, body.len()) + body;
         stream.write_all(text.as_bytes()).await?;
         let mut answer = Vec::new();
-        // A server may close without the last words of TLS.
+        // The server may close without TLS close_notify.
         let _ = stream.read_to_end(&mut answer).await;
         code(&answer)
     }
@@ -121,7 +122,7 @@ fn code(answer: &[u8]) -> Result<u16, Error> {
     Ok(text.split(' ').nth(1).ok_or("no answer")?.parse()?)
 }
 
-/// What others saw meanwhile.
+/// Results of the well-behaved clients.
 #[derive(Debug, Default)]
 struct Seen {
     readyz: Vec<Duration>,
@@ -157,7 +158,7 @@ fn memory(pid: u32, what: &str) -> u64 {
     line.split_whitespace().nth(1).and_then(|n| n.parse::<u64>().ok()).unwrap_or(0) / 1024
 }
 
-/// Asks for `/readyz` over one connection, and for reviews and writes over new ones.
+/// Polls `/readyz` over one connection, and sends reviews and writes over new ones.
 async fn others(target: &Target) -> Result<Seen, Error> {
     let mut seen = Seen::default();
     let mut stream = target.connect().await?;
@@ -198,7 +199,7 @@ async fn others(target: &Target) -> Result<Seen, Error> {
     Ok(seen)
 }
 
-/// Opens connections that say nothing.
+/// Opens connections and sends nothing.
 async fn silent(target: Target) {
     let mut held = Vec::new();
     for _ in 0..1500 {
@@ -208,7 +209,7 @@ async fn silent(target: Target) {
     drop(held);
 }
 
-/// Sends nearly all of a large body and then nothing.
+/// Sends nearly all of a large body, then stops.
 async fn stalled(target: Target, refused: Arc<AtomicUsize>) {
     let Ok(mut stream) = target.connect().await else { return };
     let text = head("POST", REVIEW, "evil", "Content-Type: application/json\r\n", 3_000_000);
@@ -226,7 +227,7 @@ async fn stalled(target: Target, refused: Arc<AtomicUsize>) {
     }
 }
 
-/// Sends a small YAML that wants to be large.
+/// Sends YAML bombs.
 async fn bombs(target: Target) {
     let mut merges = "m0: &m0 {k: v}\n".to_owned();
     for i in 1..40 {
@@ -238,7 +239,7 @@ async fn bombs(target: Target) {
     }
 }
 
-/// Asks for a large list in YAML, and reads little of it.
+/// Requests a large list in YAML and reads little of it.
 async fn unread(target: Target) {
     let Ok(mut stream) = target.connect().await else { return };
     let text = head("GET", "/api/v1/configmaps", "admin", "Accept: application/yaml\r\n", 0);
@@ -248,7 +249,7 @@ async fn unread(target: Target) {
     tokio::time::sleep(LENGTH).await;
 }
 
-/// A runtime whose threads are on the first core, where the server is not.
+/// A runtime whose threads are pinned to the first core, away from the server.
 fn attackers() -> Result<Runtime, Failed> {
     let first = || {
         let mut cores = CpuSet::new();
@@ -268,7 +269,7 @@ fn attacked() -> Outcome {
     fs::write(&tokens, TOKENS)?;
     let data = dir.path().join("data");
     let mut command = Command::new("prlimit");
-    // The soft limit that shells give; the server raises it.
+    // The usual soft limit of a shell; the server raises it.
     command.args(["--nofile=1024:20000", "taskset", "-c", "1", HYPERKUBE, "kube-apiserver"]);
     command.args(["--secure-port", "0", "--bind-address", "127.0.0.1", "--advertise-address", "127.0.0.1"]);
     command.arg("--data-dir").arg(&data).arg("--token-auth-file").arg(&tokens);
@@ -278,7 +279,7 @@ fn attacked() -> Outcome {
     let target = Target::new(&data, port)?;
     let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(1).enable_all().build()?;
     let failed = |e: Error| Failed::from(e.to_string());
-    // Ten megabytes to list.
+    // Creates ten megabytes of objects to list.
     runtime.block_on(async {
         for i in 0..10 {
             let body = format!(
@@ -296,7 +297,7 @@ fn attacked() -> Outcome {
     let refused = Arc::new(AtomicUsize::new(0));
     let mut told = Vec::new();
     for (attack, count) in ATTACKS {
-        // What else the machine does can make one measurement bad, but hardly three.
+        // Other load on the machine can spoil one measurement, but hardly three.
         for attempt in 1..=3 {
             let attackers = attackers()?;
             for _ in 0..count {

@@ -1,4 +1,4 @@
-//! A cluster assembled from five processes, over the public API only.
+//! A cluster of five processes that communicate over the public API only.
 
 use std::{fs, time::Duration};
 
@@ -12,7 +12,7 @@ pub const TESTS: &[crate::Test] = &[("five_processes_are_a_cluster", five)];
 
 fn five() -> Outcome {
     let mut cluster = Cluster::prepare()?;
-    // The control plane's directory holds files only; what `take_down` resets is the node's.
+    // The control plane's directory contains files only; `take_down` resets the node's.
     let control = cluster.dir.path().join("control");
     let (control_dir, node_dir) =
         (control.to_string_lossy().into_owned(), cluster.data.to_string_lossy().into_owned());
@@ -41,7 +41,7 @@ fn five() -> Outcome {
         &["--kubeconfig", &kubeconfig("controller-manager"), "--leader-elect=true"],
     )?;
     start(&mut cluster, "kube-scheduler", &["--kubeconfig", &kubeconfig("scheduler")])?;
-    // The same images and containers as `up` would use.
+    // The same images and containers as with `up`.
     cluster.load_images()?;
     start(
         &mut cluster,
@@ -83,7 +83,7 @@ fn five() -> Outcome {
     for component in ["kube-apiserver", "kube-controller-manager", "kube-scheduler", "kubelet", "kube-proxy"]
     {
         let log = fs::read_to_string(cluster.dir.path().join(format!("{component}.log")))?;
-        // The proxy says that it may not make the Service of the cluster DNS, and goes on.
+        // The proxy logs that it may not create the Service of the cluster DNS, and continues.
         let refused = component != "kube-proxy" && log.contains("forbidden: User");
         if log.contains("panicked") || refused {
             return Err(format!("{component}: {log}").into());
@@ -92,7 +92,7 @@ fn five() -> Outcome {
     cluster.take_down()
 }
 
-/// A component's kubeconfig is upstream's user for it, and not in system:masters.
+/// A component's kubeconfig has upstream's user for it, who is not in system:masters.
 fn is_no_master(cluster: &Cluster, kubeconfig: &str, user: &str) -> Outcome {
     let said = cluster.ok(&["--kubeconfig", kubeconfig, "auth", "whoami", "-o", "json"], "")?;
     let me: serde_json::Value = serde_json::from_str(&said)?;
@@ -104,7 +104,7 @@ fn is_no_master(cluster: &Cluster, kubeconfig: &str, user: &str) -> Outcome {
     Err(format!("{kubeconfig} is {me}").into())
 }
 
-/// A Deployment behind a Service, reached, scaled, updated, looked into and removed.
+/// Smoke test: a Deployment behind a Service is reached, scaled, updated, inspected and removed.
 fn smoke(cluster: &Cluster) -> Outcome {
     let n = cluster.namespace("smoke")?;
     n.ok(&["apply", "-f", "-"], &deployment("web", 2).to_string())?;

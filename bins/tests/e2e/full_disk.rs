@@ -1,4 +1,4 @@
-//! An API server whose disk is full: a small tmpfs, which is unmounted after the test.
+//! An API server on a full disk: a small tmpfs, unmounted after the test.
 
 use std::{
     fs::{self, File},
@@ -90,7 +90,7 @@ fn outlives() -> Outcome {
         return Err(format!("the log says nothing of it: {}", server.said()).into());
     }
 
-    // It starts for reading.
+    // It starts read-only.
     server.stop()?;
     fill();
     let (mut server, target) = start(&data, &tokens, &log(2))?;

@@ -1,6 +1,7 @@
 //! Starts, drives and takes down clusters.
 //!
-//! Guarantee: whatever a test does, its cluster's processes are ended by their own ids and `hyperkube reset` runs, when the [`Cluster`] is dropped.
+//! Guarantee: when the [`Cluster`] is dropped, its processes are ended by their own ids and `hyperkube reset`
+//! runs, whatever the test did.
 
 use std::{
     fs::{self, File},
@@ -16,13 +17,13 @@ use k8s_runtime::images::ImageBuilder;
 use libtest_mimic::Failed;
 use tempfile::TempDir;
 
-/// The image that tests run, and a second tag of it.
+/// The tests' image, and a second tag of it.
 pub const IMAGE: &str = "test.local/busybox:1";
 pub const IMAGE_2: &str = "test.local/busybox:2";
 /// The program under test.
 pub const HYPERKUBE: &str = env!("CARGO_BIN_EXE_hyperkube");
 
-/// What a command said.
+/// Exit code and output of a command.
 #[derive(Debug)]
 pub struct Said {
     pub code: i32,
@@ -30,7 +31,7 @@ pub struct Said {
     pub err: String,
 }
 
-/// Runs a command to its end, at most `limit`.
+/// Runs a command to its end, with a timeout.
 pub fn run(command: &mut Command, input: &str, limit: Duration) -> Result<Said, Failed> {
     let mut child = command
         .stdin(Stdio::piped())
@@ -40,7 +41,7 @@ pub fn run(command: &mut Command, input: &str, limit: Duration) -> Result<Said, 
         .map_err(|e| format!("{command:?}: {e}"))?;
     let mut stdin = child.stdin.take();
     let input = input.to_owned();
-    // A child that does not read its input must not hold the test.
+    // A child that does not read its input must not block the test.
     let writer = std::thread::spawn(move || stdin.as_mut().map(|s| s.write_all(input.as_bytes())));
     let (out, err) = (reader(child.stdout.take()), reader(child.stderr.take()));
     let begun = Instant::now();
@@ -74,7 +75,7 @@ fn reader(pipe: Option<impl Read + Send + 'static>) -> std::thread::JoinHandle<S
     })
 }
 
-/// Asks again until it is so.
+/// Polls until the condition holds.
 pub fn until(
     what: &str,
     limit: Duration,
@@ -93,7 +94,7 @@ pub fn until(
     Err(format!("not within {limit:?}: {what}; last seen: {last}").into())
 }
 
-/// A network namespace, held by a process that sleeps.
+/// A network namespace, kept alive by a sleeping process.
 pub struct NetworkNamespace(Child);
 
 impl NetworkNamespace {
@@ -114,7 +115,7 @@ impl NetworkNamespace {
         }
     }
 
-    /// A command inside.
+    /// Returns a command that runs inside.
     pub fn command(&self, program: &str) -> Command {
         let mut command = Command::new("nsenter");
         command.args(["-n", "-t", &self.0.id().to_string(), "--", program]);
@@ -129,7 +130,7 @@ impl Drop for NetworkNamespace {
     }
 }
 
-/// A program of the cluster, with its output in a file. Ended when dropped.
+/// A running program with its output in a file. Dropping it ends the process.
 pub struct Process {
     child: Child,
     pub log: PathBuf,
@@ -159,7 +160,7 @@ impl Process {
     pub fn has_ended(&mut self) -> Option<i32> {
         self.child.try_wait().ok().flatten().map(|s| s.code().unwrap_or(-1))
     }
-    /// SIGTERM, and its exit code; kills it when it does not end in time.
+    /// Sends SIGTERM and returns the exit code; kills the process after a timeout.
     pub fn stop(&mut self) -> Result<i32, Failed> {
         if let Some(code) = self.has_ended() {
             return Ok(code);
@@ -197,7 +198,7 @@ pub struct Cluster {
 }
 
 impl Cluster {
-    /// Directories and a network namespace; nothing runs yet.
+    /// Creates directories and a network namespace; starts nothing.
     pub fn prepare() -> Result<Self, Failed> {
         let dir = tempfile::Builder::new().prefix("hk-e2e-").tempdir()?;
         let data = dir.path().join("data");
@@ -211,7 +212,7 @@ impl Cluster {
         })
     }
 
-    /// `hyperkube up`, with the node ready and the images loaded.
+    /// Runs `hyperkube up`, waits for the node and loads the images.
     pub fn up() -> Result<Self, Failed> {
         let mut cluster = Cluster::prepare()?;
         cluster.load_images()?;
@@ -225,7 +226,7 @@ impl Cluster {
         command
     }
 
-    /// Runs `up` in the foreground of its own process and waits for the node.
+    /// Starts `up` as a foreground process and waits for the node.
     pub fn start_up(&mut self) -> Result<(), Failed> {
         let data = self.data.to_string_lossy().into_owned();
         let mut command = self.hyperkube(&[
@@ -253,7 +254,7 @@ impl Cluster {
             if self.kubeconfig.exists() {
                 let holds = "jsonpath={.items[*].status.conditions[?(@.status==\"True\")].type}";
                 let said = self.kubectl(&["get", "nodes", "-o", holds])?;
-                // No pod would be scheduled: better said here than by every test after a minute each.
+                // No pod would be scheduled: fail here instead of in every test after a minute.
                 if said.out.contains("Pressure") {
                     return Err(format!("this machine is short of something: {}", said.out).into());
                 }
@@ -301,7 +302,7 @@ impl Cluster {
         self.processes.iter().map(Process::said).collect()
     }
 
-    /// A kubectl of this cluster.
+    /// Returns a kubectl command for this cluster.
     pub fn kubectl_command(&self, arguments: &[&str]) -> Command {
         let mut command = self.net.command("kubectl");
         command
@@ -321,19 +322,19 @@ impl Cluster {
         run(&mut self.kubectl_command(arguments), input, Duration::from_secs(90))
     }
 
-    /// Runs kubectl and demands success.
+    /// Runs kubectl; a failure is an error.
     pub fn ok(&self, arguments: &[&str], input: &str) -> Result<String, Failed> {
         let said = self.kubectl_with(arguments, input)?;
         if said.code == 0 { Ok(said.out) } else { Err(format!("kubectl {arguments:?}: {said:?}").into()) }
     }
 
-    /// A namespace for one test, as a place to run kubectl in.
+    /// Creates a namespace for one test, in which kubectl runs.
     pub fn namespace<'a>(&'a self, name: &str) -> Result<Namespace<'a>, Failed> {
         let manifest =
             serde_json::json!({"apiVersion": "v1", "kind": "Namespace", "metadata": {"name": name}});
         self.ok(&["apply", "-f", "-"], &manifest.to_string())?;
         let namespace = Namespace { cluster: self, name: name.to_owned() };
-        // What a pod needs before it is admitted.
+        // Pods are admitted only with these.
         until("the namespace has its service account", Duration::from_secs(20), || {
             let said = namespace
                 .run(&["get", "serviceaccount/default", "configmap/kube-root-ca.crt"], "")
@@ -343,7 +344,7 @@ impl Cluster {
         Ok(namespace)
     }
 
-    /// Stops, resets and says what is left.
+    /// Stops and resets the cluster; returns the remains.
     pub fn take_down(&mut self) -> Result<(), Failed> {
         if std::mem::replace(&mut self.down, true) {
             return Ok(());
@@ -373,7 +374,7 @@ impl Cluster {
     }
 }
 
-/// Command lines that name a directory, other than this process's own.
+/// Returns command lines, other than this process's own, that contain a directory.
 fn processes_below(directory: &str) -> Vec<String> {
     let Ok(entries) = fs::read_dir("/proc") else { return Vec::new() };
     let lines = entries.flatten().filter_map(|entry| {
@@ -392,7 +393,7 @@ impl Drop for Cluster {
     }
 }
 
-/// One namespace of a cluster.
+/// A namespace of a cluster.
 pub struct Namespace<'a> {
     pub cluster: &'a Cluster,
     pub name: String,
@@ -407,7 +408,7 @@ impl Namespace<'_> {
         self.cluster.ok(&[&["-n", &self.name], arguments].concat(), input)
     }
 
-    /// Runs kubectl and demands an exit code and a text in what it said.
+    /// Runs kubectl; requires an exit code and a text in the output.
     pub fn expect(&self, arguments: &[&str], input: &str, code: i32, want: &str) -> Result<String, Failed> {
         let said = self.run(arguments, input)?;
         if said.code == code && (said.out.contains(want) || said.err.contains(want)) {
@@ -423,7 +424,7 @@ impl Namespace<'_> {
         .into())
     }
 
-    /// Asks until the answer contains a text.
+    /// Polls kubectl until the output contains a text.
     pub fn until(&self, arguments: &[&str], want: &str, seconds: u64) -> Result<(), Failed> {
         until(&format!("kubectl {} says {want:?}", arguments.join(" ")), Duration::from_secs(seconds), || {
             let said = self.run(arguments, "").map_err(|e| e.message().unwrap_or_default().to_owned())?;
@@ -440,7 +441,7 @@ impl Namespace<'_> {
     }
 }
 
-/// A pod manifest that runs a shell script.
+/// Returns a pod manifest that runs a shell script.
 pub fn pod(name: &str, script: &str) -> serde_json::Value {
     serde_json::json!({
         "apiVersion": "v1", "kind": "Pod", "metadata": {"name": name, "labels": {"app": name}},
@@ -450,10 +451,10 @@ pub fn pod(name: &str, script: &str) -> serde_json::Value {
     })
 }
 
-/// A script that waits until it is told to stop.
+/// A script that waits for SIGTERM.
 pub const WAIT: &str = "trap 'exit 0' TERM; echo started; while true; do sleep 0.1; done";
 
-/// A Deployment manifest that serves its version, or nothing but waits.
+/// Returns a Deployment manifest whose pods serve their version, or only wait.
 pub fn deployment(name: &str, replicas: u32) -> serde_json::Value {
     let script = "mkdir -p /tmp/www; echo version $VERSION > /tmp/www/index.html; trap 'exit 0' TERM; httpd -f -p 8080 -h /tmp/www & wait";
     serde_json::json!({
@@ -473,7 +474,7 @@ pub fn deployment(name: &str, replicas: u32) -> serde_json::Value {
 
 static SHARED: Mutex<Option<Arc<Cluster>>> = Mutex::new(None);
 
-/// The cluster that tests share; the first caller starts it.
+/// Returns the shared cluster; the first caller starts it.
 pub fn shared() -> Result<Arc<Cluster>, Failed> {
     let mut shared = SHARED.lock().unwrap_or_else(PoisonError::into_inner);
     if let Some(cluster) = &*shared {
@@ -484,7 +485,7 @@ pub fn shared() -> Result<Arc<Cluster>, Failed> {
     Ok(cluster)
 }
 
-/// Takes the shared cluster down, if it ever started.
+/// Takes the shared cluster down, if it was started.
 pub fn take_down_shared() -> Result<(), String> {
     let Some(cluster) = SHARED.lock().unwrap_or_else(PoisonError::into_inner).take() else { return Ok(()) };
     match Arc::into_inner(cluster) {

@@ -1,4 +1,4 @@
-//! The verbs of an unmodified kubectl, as tables of commands and what they say.
+//! The verbs of an unmodified kubectl, as tables of commands and outputs.
 
 use std::{
     io::{BufRead, BufReader, Read, Write},
@@ -36,10 +36,10 @@ pub const TESTS: &[(&str, Test)] = &[
     ("kubectl_cordons", cordon),
 ];
 
-/// A command, its input, its exit code, and a text that it prints.
+/// Command, input, exit code, and a text of the output.
 struct Row(&'static str, &'static str, i32, &'static str);
 
-/// Runs a table; `{image}` and the like are filled in. All failures are told, not the first.
+/// Runs a table; `{image}` and other placeholders are replaced. Reports all failures, not the first only.
 fn table(namespace: &Namespace<'_>, rows: &[Row]) -> Outcome {
     let mut problems = Vec::new();
     for Row(command, input, code, want) in rows {
@@ -177,7 +177,7 @@ fn apply(cluster: &Cluster, name: &str) -> Outcome {
     Ok(())
 }
 
-/// What a user of custom resources does, and what they are told when they do it wrong.
+/// Life of a custom resource: definition, valid and invalid objects, and the messages that users see.
 fn define(cluster: &Cluster, name: &str) -> Outcome {
     const DEFINITION: &str = r#"{"apiVersion": "apiextensions.k8s.io/v1", "kind": "CustomResourceDefinition", "metadata": {"name": "shops.e2e.example.com"},
         "spec": {"group": "e2e.example.com", "scope": "Namespaced", "names": {"plural": "shops", "kind": "Shop", "shortNames": ["shp"]},
@@ -312,7 +312,7 @@ fn logs(cluster: &Cluster, name: &str) -> Outcome {
     if seen < 8 {
         return Err(format!("logs -f showed {seen} ticks").into());
     }
-    // A container that ended: its log before the restart.
+    // A crashed container: the log of its previous run.
     n.ok(&["apply", "-f", "-"], &pod("q", "echo run at $$ >> /tmp/x; echo crashed; exit 3").to_string())?;
     n.until(&["get", "pod", "q", "-o", "jsonpath={.status.containerStatuses[0].restartCount}"], "1", 30)?;
     n.until(&["logs", "-p", "q"], "crashed", 10)
@@ -332,7 +332,7 @@ fn exec(cluster: &Cluster, name: &str) -> Outcome {
     if said.out.len() != big.len() {
         return Err(format!("{} bytes went in, {} came back: {}", big.len(), said.out.len(), said.err).into());
     }
-    // A terminal of its own: `script` gives kubectl one.
+    // `script` gives kubectl a terminal.
     let line = n.command(&["exec", "-it", "p", "--", "sh", "-c", "test -t 0 && echo a terminal"]);
     let words: Vec<String> = std::iter::once(line.get_program())
         .chain(line.get_args())
@@ -393,7 +393,7 @@ fn copy(cluster: &Cluster, name: &str) -> Outcome {
     if std::fs::read(&back)? == content { Ok(()) } else { Err("the copy differs".into()) }
 }
 
-/// An HTTP request from inside the cluster's network namespace.
+/// Sends an HTTP request from inside the cluster's network namespace.
 pub fn http_get(cluster: &Cluster, address: &str) -> Result<String, Failed> {
     let said = run(
         cluster.net.command("/bin/busybox").args(["wget", "-q", "-O", "-", address]),
@@ -403,7 +403,7 @@ pub fn http_get(cluster: &Cluster, address: &str) -> Result<String, Failed> {
     if said.code == 0 { Ok(said.out) } else { Err(format!("GET {address}: {said:?}").into()) }
 }
 
-/// Starts a kubectl that listens on a port, gets a page through it, and ends it.
+/// Starts a kubectl that listens on a port, requests a page through it, and ends it.
 fn through(n: &Namespace<'_>, arguments: &[&str], before: &str, path: &str, want: &str) -> Outcome {
     let mut child =
         n.command(arguments).stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped()).spawn()?;
@@ -498,7 +498,7 @@ fn edit(cluster: &Cluster, name: &str) -> Outcome {
 }
 
 fn cordon(_: &Cluster, _: &str) -> Outcome {
-    // A node that takes no pods would stop the other tests, so this cluster is its own.
+    // A cordoned node would stop the other tests, so this test has its own cluster.
     let cluster = Cluster::up()?;
     let n = cluster.namespace("cordon")?;
     n.ok(&["apply", "-f", "-"], &deployment("web", 1).to_string())?;

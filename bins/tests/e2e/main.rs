@@ -1,8 +1,10 @@
-//! End to end: the built `hyperkube` in a network namespace of its own, real containers, an unmodified kubectl.
+//! End-to-end tests: the built `hyperkube` in its own network namespace, real containers, an unmodified
+//! kubectl.
 //!
-//! Flow: tests of [`shared`] share one cluster (starting is the costly part) and work in namespaces of their own; tests of [`alone`] start what they
-//! need. The shared cluster starts with the first test that asks for it and is taken down, with everything that it made, after the last.
-//! Needs root, busybox (static), util-linux and kubectl; what is missing fails the tests, it never skips them.
+//! Flow: tests of [`shared`] share one cluster (starting one is the costly part) and work in namespaces of
+//! their own; tests of [`alone`] start their own. The shared cluster starts with the first test that needs
+//! it, and is taken down after the last. Requires root, busybox (static), util-linux and kubectl; a missing
+//! program fails the tests instead of skipping them.
 
 #![allow(missing_docs, unreachable_pub)]
 
@@ -21,7 +23,7 @@ use std::process::ExitCode;
 use libtest_mimic::{Arguments, Failed, Trial};
 
 type Outcome = Result<(), Failed>;
-/// A test that starts what it needs: name and function.
+/// Name and function of a test that starts its own processes.
 type Test = (&'static str, fn() -> Outcome);
 
 fn main() -> ExitCode {

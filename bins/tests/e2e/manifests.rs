@@ -1,4 +1,4 @@
-//! The manifests of a 2017 introduction, unchanged, under `tests/manifests`.
+//! Unchanged manifests of a 2017 introduction, under `tests/manifests`.
 
 use crate::{
     Outcome,
@@ -10,7 +10,7 @@ type Test = fn(&Cluster, &str) -> Outcome;
 pub const TESTS: &[(&str, Test)] =
     &[("manifests_of_2017_apply", apply), ("manifests_that_are_wrong_are_told_so", wrong)];
 
-/// A manifest, what kubectl says of it, what to get afterwards and what that shows.
+/// Manifest, kubectl's output, object to get afterwards and its expected output.
 const MANIFESTS: &[(&str, &str, &str, &str)] = &[
     ("01-pod", "pod/redis-django created", "pod redis-django", "0/2"),
     ("02-replication-controller", "replicationcontroller/nginx created", "rc nginx", "3"),
@@ -60,7 +60,7 @@ fn apply(cluster: &Cluster, name: &str) -> Outcome {
             problems.push(format!("{file}: {}", e.message().unwrap_or_default()));
         }
     }
-    // These two name their own namespace or have none.
+    // These two name another namespace, or none.
     for other in ["hpa/php-apache", "pvc/mongo-storage"] {
         let namespace = if other.starts_with("hpa") { "default" } else { "database" };
         let _ = cluster.kubectl(&["delete", other, "-n", namespace, "--wait=false"])?;
@@ -70,7 +70,7 @@ fn apply(cluster: &Cluster, name: &str) -> Outcome {
 
 fn apply_one(n: &Namespace<'_>, file: &str, created: &str, get: &str, shows: &str) -> Outcome {
     let path = format!("{}/tests/manifests/{file}.yaml", env!("CARGO_MANIFEST_DIR"));
-    // Some name a namespace of their own; those that do not land in the test's.
+    // Some manifests name a namespace; the others use the test's.
     let own = std::fs::read_to_string(&path)?.contains("\n  namespace:");
     let said =
         if own { n.cluster.kubectl(&["apply", "-f", &path])? } else { n.run(&["apply", "-f", &path], "")? };
@@ -81,7 +81,7 @@ fn apply_one(n: &Namespace<'_>, file: &str, created: &str, get: &str, shows: &st
     n.until(&arguments, shows, 20)
 }
 
-/// What is wrong, and what upstream says of it.
+/// Invalid manifests and upstream's messages.
 const WRONG: &[(&str, &str)] = &[
     (
         r#"{"apiVersion":"v1","kind":"Pod","metadata":{"name":"a"},"spec":{}}"#,
@@ -115,7 +115,7 @@ const WRONG: &[(&str, &str)] = &[
 
 fn wrong(cluster: &Cluster, name: &str) -> Outcome {
     let n = cluster.namespace(name)?;
-    // A kind that no schema has: kubectl's own check would be in the way.
+    // A kind without schema: kubectl's own validation must be disabled.
     let nothing = r#"{"apiVersion":"v1","kind":"Nothing","metadata":{"name":"a"}}"#;
     n.expect(
         &["create", "--validate=false", "-f", "-"],

@@ -1,4 +1,4 @@
-//! kill -9, and a second `up` on the same data directory.
+//! kill -9 of the program, then `up` again on the same data directory.
 
 use std::time::Duration;
 
@@ -24,7 +24,7 @@ fn kill_9() -> Outcome {
     n.ok(&["apply", "-f", "-"], &pod("p", WAIT).to_string())?;
     n.ok(&["wait", "--for=condition=Ready", "pod/p", "--timeout=60s"], "")?;
     let before = container(&cluster)?;
-    // Writes up to the last moment: every one that kubectl saw acknowledged must be there afterwards.
+    // Writes go on up to the kill: every acknowledged one must exist afterwards.
     let writers: Vec<_> = (0..3)
         .map(|w| {
             let command = |i: usize| {
@@ -57,7 +57,7 @@ fn kill_9() -> Outcome {
     if !lost.is_empty() {
         return Err(format!("acknowledged and lost: {lost:?}").into());
     }
-    // The kubelet had time to do wrong.
+    // Time for the kubelet to do anything wrong.
     std::thread::sleep(Duration::from_secs(2));
     let after = container(&cluster)?;
     for field in ["containerID", "restartCount", "state"] {

@@ -1,4 +1,4 @@
-//! What pods, Deployments, Jobs and Services do in a whole cluster.
+//! Pods, Deployments, Jobs and Services in a whole cluster.
 
 use std::time::{Duration, Instant};
 
@@ -72,7 +72,7 @@ fn crash_loop(cluster: &Cluster, name: &str) -> Outcome {
     n.ok(&["apply", "-f", "-"], &pod("p", "echo dying; exit 9").to_string())?;
     n.until(&["get", "pod", "p"], "CrashLoopBackOff", 30)?;
     n.until(&["describe", "pod", "p"], "Back-off restarting failed container main in pod p", 20)?;
-    // The second restart comes about ten seconds after the first.
+    // The second restart follows about ten seconds after the first.
     n.until(&["get", "pod", "p", "-o", "jsonpath={.status.containerStatuses[0].restartCount}"], "2", 40)?;
     let last = n.jsonpath("pod/p", "{.status.containerStatuses[0].lastState.terminated.exitCode}")?;
     if last == "9" { Ok(()) } else { Err(format!("last exit code {last:?}").into()) }
@@ -119,7 +119,7 @@ fn restarted(cluster: &Cluster, name: &str) -> Outcome {
     n.ok(&["apply", "-f", "-"], &pod("p", WAIT).to_string())?;
     n.ok(&["wait", "--for=condition=Ready", "pod/p", "--timeout=60s"], "")?;
     let before = n.jsonpath("pod/p", "{.status.containerStatuses[0].containerID}")?;
-    // Process 1 of a container takes no signal from inside that it does not handle; TERM it handles.
+    // Process 1 of a container receives only signals that it handles; this one handles TERM.
     let _ = n.run(&["exec", "p", "--", "kill", "1"], "")?;
     n.until(&["get", "pod", "p", "-o", "jsonpath={.status.containerStatuses[0].restartCount}"], "1", 20)?;
     n.until(&["get", "pod", "p"], "Running", 20)?;

@@ -1,7 +1,7 @@
-//! `cargo xtask bench`: figures of a whole cluster, as a user has it.
+//! `cargo xtask bench`: measurements of a whole cluster.
 //!
-//! Flow: release build, `hyperkube up` in a network namespace of its own, a client inside it that times what a watch shows. It prints numbers
-//! and asserts none. What it starts it stops, and resets.
+//! Flow: release build, `hyperkube up` in its own network namespace, and a client inside it that times watch
+//! events. It prints numbers and asserts none. Everything that it starts is stopped and reset.
 
 use std::{
     collections::HashMap,
@@ -21,7 +21,7 @@ use crate::{
 
 const IMAGE: &str = "bench.local/busybox:1";
 
-/// A process that is ended when this is dropped.
+/// A process that is ended on drop.
 struct Guard(Child);
 
 impl Drop for Guard {
@@ -39,7 +39,7 @@ impl Drop for Guard {
     }
 }
 
-/// A data directory that is reset when this is dropped.
+/// A data directory that is reset on drop.
 struct Data {
     program: PathBuf,
     directory: PathBuf,
@@ -170,13 +170,13 @@ fn resident(pid: u32) -> Result<f64> {
     Ok(kib / 1024.0)
 }
 
-/// Processor time used so far, seconds.
+/// Returns the processor time used so far, in seconds.
 fn processor(pid: u32) -> Result<f64> {
     let stat = fs::read_to_string(format!("/proc/{pid}/stat"))?;
     let after = stat.rsplit(')').next().unwrap_or_default();
     let fields: Vec<&str> = after.split_whitespace().collect();
     let ticks = |i: usize| fields.get(i).and_then(|f| f.parse::<f64>().ok()).unwrap_or_default();
-    // utime and stime are fields 14 and 15 of the whole line; ticks are hundredths on Linux.
+    // Fields 14 (utime) and 15 (stime) of the whole line, in clock ticks: 1/100 s on Linux.
     Ok((ticks(11) + ticks(12)) / 100.0)
 }
 
@@ -199,7 +199,7 @@ fn pod(name: &str) -> Value {
     })
 }
 
-/// Follows all pods on a watch and notes when each is first seen Running.
+/// Watches all pods and records the time at which each is first Running.
 struct Watcher {
     child: Child,
     seen: std::sync::mpsc::Receiver<(String, Instant)>,
@@ -249,7 +249,7 @@ impl Drop for Watcher {
     }
 }
 
-/// Sends one request on a connection that stays, so that no start of a client is measured.
+/// Sends requests on a kept-alive connection, so that client start-up is not measured.
 struct Poster {
     child: Child,
     port: u16,
@@ -271,7 +271,7 @@ impl Poster {
         Ok(Poster { child, port })
     }
 
-    /// Creates objects one after the other from inside the namespace; returns when each request was sent.
+    /// Creates objects one after the other from inside the namespace; returns the time of each request.
     fn create(&self, bench: &Bench, manifests: &[Value]) -> Result<Vec<Instant>> {
         let mut sent = Vec::new();
         for manifest in manifests {

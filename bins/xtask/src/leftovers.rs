@@ -1,14 +1,14 @@
-//! What tests may leave on a machine, looked at before and after them.
+//! Detects mounts, links, cgroups and processes that tests leave on the machine.
 
 use std::{collections::BTreeSet, fs, path::Path, process::Command};
 
 use anyhow::{Result, bail};
 
-/// Everything of the kinds that clusters make, one line each.
+/// Objects of the kinds that clusters create, one line each.
 pub(crate) struct Leftovers(BTreeSet<String>);
 
 impl Leftovers {
-    /// As it is now.
+    /// Lists the present ones.
     pub(crate) fn now() -> Self {
         let mut found = BTreeSet::new();
         let mounts = fs::read_to_string("/proc/self/mountinfo").unwrap_or_default();
@@ -37,9 +37,9 @@ impl Leftovers {
         Leftovers(found)
     }
 
-    /// Compares with how it is now.
+    /// Fails if there are more than when `self` was taken.
     pub(crate) fn compare(&self) -> Result<()> {
-        // Kernels take a moment to end what was killed.
+        // The kernel needs a moment to remove killed processes.
         for _ in 0..50 {
             if Leftovers::now().0.is_subset(&self.0) {
                 break;
@@ -65,7 +65,7 @@ fn entries(directory: &Path) -> impl Iterator<Item = String> + use<> {
         .map(|e| e.file_name().to_string_lossy().into_owned())
 }
 
-/// Programs of this repository that run.
+/// Lists running programs of this repository.
 fn processes() -> impl Iterator<Item = String> {
     entries(Path::new("/proc")).filter(|pid| pid.bytes().all(|b| b.is_ascii_digit())).filter_map(|pid| {
         let line = fs::read(format!("/proc/{pid}/cmdline")).ok()?;
@@ -78,7 +78,7 @@ fn processes() -> impl Iterator<Item = String> {
     })
 }
 
-/// nftables tables of our names, where `nft` is installed to list them.
+/// Lists nftables tables with our names, if `nft` is installed.
 fn tables() -> Vec<String> {
     let Ok(out) = Command::new("nft").args(["list", "tables"]).output() else { return Vec::new() };
     let text = String::from_utf8_lossy(&out.stdout);

@@ -1,7 +1,7 @@
-//! All workflow of this repository: `cargo xtask test|tidy|bench`.
+//! The workflow of this repository: `cargo xtask test|tidy|bench`.
 //!
-//! `test` is what a change must pass, in order, ending at the first failure. Everything is built in one profile with one set of features, so
-//! that nothing is compiled twice.
+//! `test` is the gate for a change: its steps run in order and end at the first failure. All steps use one
+//! profile and one feature set, so that nothing is compiled twice.
 
 #[cfg(feature = "bench")]
 mod bench;
@@ -14,7 +14,7 @@ use std::{path::PathBuf, process::ExitCode};
 
 use clap::{Parser, Subcommand};
 
-/// All workflow of this repository.
+/// Workflow of this repository.
 #[derive(Parser)]
 struct Cli {
     #[command(subcommand)]
@@ -23,16 +23,17 @@ struct Cli {
 
 #[derive(Subcommand)]
 enum Task {
-    /// Everything a change must pass: format, lints, documentation, build, all tests with real containers, fuzz targets.
+    /// Run all checks for a change: format, lints, documentation, build, all tests with real containers, fuzz
+    /// targets.
     Test,
-    /// The repository's own rules: crate edges, top level, module documentation.
+    /// Check the repository's own rules: crate edges, top level, module documentation.
     Tidy,
-    /// Figures of a whole cluster (a release build, a private network namespace; needs root).
+    /// Measure a whole cluster (release build, own network namespace; needs root).
     Bench {
-        /// How many pods are created one after the other.
+        /// Number of pods created one after the other.
         #[arg(long, default_value_t = 50)]
         pods: usize,
-        /// How many pods are created at once.
+        /// Number of pods created at once.
         #[arg(long, default_value_t = 30)]
         at_once: usize,
     },
@@ -53,7 +54,7 @@ fn main() -> ExitCode {
     }
 }
 
-/// Runs this program again with what the bench needs built in.
+/// Runs this program again with the bench's dependencies compiled in.
 #[cfg(not(feature = "bench"))]
 mod bench {
     use crate::steps;
@@ -65,7 +66,7 @@ mod bench {
     }
 }
 
-/// The repository's top level.
+/// Returns the repository's top-level directory.
 fn root() -> PathBuf {
     let manifest = PathBuf::from(env!("CARGO_MANIFEST_DIR"));
     manifest.ancestors().nth(2).map(PathBuf::from).unwrap_or(manifest)

@@ -1,4 +1,4 @@
-//! Running commands as named, timed steps.
+//! Named, timed steps.
 
 use std::{
     process::{Command, Stdio},
@@ -7,14 +7,14 @@ use std::{
 
 use anyhow::{Context, Result, bail};
 
-/// What has been done, for the list at the end.
+/// Completed steps, for the summary.
 #[derive(Default)]
 pub(crate) struct Steps {
     done: Vec<(String, Duration)>,
 }
 
 impl Steps {
-    /// One step: says its name, does it, says how long it took.
+    /// Runs one step and prints its name and duration.
     pub(crate) fn step(&mut self, name: &str, work: impl FnOnce() -> Result<()>) -> Result<()> {
         println!("==> {name}");
         let begun = Instant::now();
@@ -29,7 +29,7 @@ impl Steps {
         result.with_context(|| format!("step \"{name}\""))
     }
 
-    /// The steps with their times.
+    /// Prints the steps with their durations.
     pub(crate) fn summary(&self) {
         println!();
         for (name, took) in &self.done {
@@ -39,14 +39,14 @@ impl Steps {
     }
 }
 
-/// This repository's cargo, at its top level, without input.
+/// Returns a command for this repository's cargo, at the top level, without input.
 pub(crate) fn cargo(arguments: &[&str]) -> Command {
     let mut command = Command::new(std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into()));
     command.args(arguments).current_dir(crate::root()).stdin(Stdio::null());
     command
 }
 
-/// Runs a command; anything but success is an error that names it.
+/// Runs a command; an exit code other than 0 is an error that names it.
 pub(crate) fn run(command: &mut Command) -> Result<()> {
     let status = command.status().with_context(|| format!("run {command:?}"))?;
     if !status.success() {
@@ -55,7 +55,7 @@ pub(crate) fn run(command: &mut Command) -> Result<()> {
     Ok(())
 }
 
-/// Runs a command and returns what it printed.
+/// Runs a command and returns its output.
 pub(crate) fn output(command: &mut Command) -> Result<String> {
     let out = command.stdin(Stdio::null()).output().with_context(|| format!("run {command:?}"))?;
     if !out.status.success() {

@@ -10,7 +10,7 @@ use crate::{
     tidy,
 };
 
-/// A program that tests run, and the Debian package it comes from.
+/// Programs that tests run, and their Debian packages.
 const TOOLS: &[(&str, &str)] = &[
     ("busybox", "busybox-static"),
     ("kubectl", "kubernetes-client"),
@@ -41,7 +41,8 @@ fn all(steps: &mut Steps) -> Result<()> {
         steps::run(cargo(&["doc", "--quiet", "--workspace", "--no-deps"]).env("RUSTDOCFLAGS", "-D warnings"))
     })?;
     steps.step("build", || steps::run(&mut cargo(&["build", "--quiet", "--workspace", "--all-targets"])))?;
-    // The fuzz targets' stable driver is among them, two seconds a target. One test program after the other: those with containers and clusters would disturb each other's timing.
+    // Includes the fuzz targets' stable driver, two seconds per target. Test programs run one after the
+    // other: those with containers and clusters would disturb each other's timing.
     steps.step("tests", || steps::run(&mut cargo(&["test", "--quiet", "--workspace", "--no-fail-fast"])))?;
     steps.step("fuzz targets, a minute each", || {
         let targets = ["test", "--quiet", "--package", "k8s-fuzz", "--test", "stable"];
@@ -50,13 +51,13 @@ fn all(steps: &mut Steps) -> Result<()> {
     steps.step("nothing is left on this machine", || before.compare())
 }
 
-/// Whether a program is on the path.
+/// Returns true if a program is on the PATH.
 fn is_there(program: &str) -> bool {
     std::env::var_os("PATH")
         .is_some_and(|path| std::env::split_paths(&path).any(|dir| dir.join(program).is_file()))
 }
 
-/// Installs from Debian what is missing, and says so.
+/// Installs missing programs from Debian, and prints them.
 fn install() -> Result<()> {
     let mut packages: Vec<&str> =
         TOOLS.iter().filter(|(program, _)| !is_there(program)).map(|(_, package)| *package).collect();

@@ -11,7 +11,7 @@ use serde_json::Value;
 
 use crate::{root, steps};
 
-/// What may stand at the top level, dot-files aside.
+/// Allowed top-level entries, except dot-files.
 const TOP_LEVEL: &[&str] = &[
     "Cargo.lock",
     "Cargo.toml",
@@ -31,10 +31,11 @@ const TOP_LEVEL: &[&str] = &[
     "target",
 ];
 
-/// The dependencies between our crates, exactly: an edge that is not here is forbidden, one that is here and not in a manifest is stale.
+/// The exact dependencies among our crates. A missing one is forbidden, and one without a manifest entry is
+/// stale.
 ///
-/// They point one way: programs and `k8s-testing` -> API server, scheduler, kubelet -> controllers, runtime, net -> k8s-core -> leaf crates.
-/// Dev-dependencies do not count: tests may use crates above their own.
+/// They point one way: programs and `k8s-testing` -> API server, scheduler, kubelet -> controllers, runtime,
+/// net -> k8s-core -> leaf crates. Dev-dependencies do not count: tests may use crates above their own.
 const EDGES: &[(&str, &[&str])] = &[
     ("k8s-progress", &[]),
     ("k8s-quantity", &[]),
@@ -91,7 +92,7 @@ pub(crate) fn run() -> Result<()> {
 }
 
 fn top_level() -> Result<Vec<String>> {
-    // What git knows or would add; a build directory and the like are nobody's business.
+    // Tracked and untracked files, without ignored ones such as build directories.
     let listed = steps::output(
         Command::new("git")
             .args(["ls-files", "--cached", "--others", "--exclude-standard"])
@@ -143,7 +144,7 @@ fn edges() -> Result<Vec<String>> {
     Ok(problems)
 }
 
-/// Every crate and every module that has a folder says what it is for.
+/// Every crate and every module with a folder needs module documentation.
 fn module_docs() -> Result<Vec<String>> {
     let mut problems = Vec::new();
     let mut todo: Vec<PathBuf> =
@@ -160,7 +161,7 @@ fn module_docs() -> Result<Vec<String>> {
                 }
             } else if path.extension().is_some_and(|e| e == "rs") && must_have_docs(&path) {
                 let text = fs::read_to_string(&path)?;
-                // After attributes of a test's own root.
+                // Attributes may precede it at a crate's root.
                 if !text.trim_start().starts_with("//!") && !text.contains("\n//!") {
                     problems.push(format!(
                         "{}: no module documentation (//!)",

@@ -1,4 +1,4 @@
-//! What one shared cache of pods costs in memory, told apart from the store and everything else. Prints figures, asserts none.
+//! Measures the memory of one shared cache of pods, apart from the store. Prints figures, asserts none.
 //!
 //! `cargo bench --workspace --bench caches [-- <pods>]`
 #![allow(clippy::unwrap_used)]

@@ -1,4 +1,5 @@
-//! How fast the built-in controllers are, with the API server in the same process and its store in memory. Prints figures, asserts none.
+//! Measures the built-in controllers with an in-process API server and a memory store. Prints figures,
+//! asserts none.
 //!
 //! `cargo bench -p k8s-controllers --bench controllers [-- <pods>]`
 #![allow(clippy::unwrap_used)]

@@ -1,4 +1,5 @@
-//! Many writes at once, started slowly: a refusal (quota, admission) is met by one request, not by thousands.
+//! Batched writes with slow start: if a quota or admission rejects them, one request fails instead of
+//! thousands.
 
 use std::{sync::Arc, time::Duration};
 
@@ -12,11 +13,12 @@ use tracing::Instrument;
 
 use k8s_controllers::{Context, Error};
 
-/// How many pods one reconcile makes or deletes at most.
+/// Maximum number of pods that one reconcile creates or deletes.
 pub const BURST: usize = 500;
 
-/// Calls `act` for every item in batches of 1, 2, 4, ... and stops after the first batch with a failure. Returns how many succeeded, and
-/// the first failure. The calls of a batch run on all threads that there are; dropped, they end with it.
+/// Calls `act` for every item in batches of 1, 2, 4, ... and stops after the first batch with a failure.
+/// Returns the number of successes and the first failure. The calls of a batch run on all threads; dropping
+/// the future cancels them.
 pub async fn slow_start<K, T, F>(
     cx: &Context,
     owner: &Arc<K>,
@@ -49,7 +51,7 @@ where
             match ended {
                 Ok(Ok(())) => done += 1,
                 Ok(Err(e)) => failure = failure.or(Some(e)),
-                // As if it had panicked here: the controller isolates it.
+                // Resumes the panic here, where the controller isolates it.
                 Err(e) => match e.try_into_panic() {
                     Ok(panic) => std::panic::resume_unwind(panic),
                     Err(_) => unreachable!("nobody but this function's end cancels them"),
@@ -63,14 +65,15 @@ where
     }
 }
 
-/// Whether nobody knows if a write happened: the answer was lost, or was not one.
+/// Returns true if it is unknown whether a write took effect: the response was lost or unreadable.
 #[must_use]
 pub fn is_in_doubt(error: &Error) -> bool {
     let Error::Api(e) = error else { return false };
     matches!(e, ApiError::Transport { .. }) || e.status().is_some_and(|s| s.code() >= 500)
 }
 
-/// After a create that may have happened: holds the key until the cache has what is there now, so that the next look does not make it again.
+/// Call after a create with unknown outcome: holds the key until the cache has the live objects, so that the
+/// next reconcile does not create them again.
 pub fn catch_up<T: Object>(cx: &Context, selector: &LabelSelector) {
     let params = ListParams::default().labels(selector.to_string());
     let (api, cache, key) = (cx.api::<T>(&cx.key().namespace), cx.caches().of::<T>(), cx.key().clone());
@@ -79,7 +82,7 @@ pub fn catch_up<T: Object>(cx: &Context, selector: &LabelSelector) {
         let newest = loop {
             match api.list(&params).await {
                 Ok(live) => break live.iter().map(ObjectExt::revision).max(),
-                Err(e) => tracing::debug!(%key, error = %e, "not known what was made"),
+                Err(e) => tracing::debug!(%key, error = %e, "the outcome of a create is unknown"),
             }
             tokio::time::sleep(delay).await;
             delay = (delay * 2).min(Duration::from_secs(5));
@@ -90,7 +93,7 @@ pub fn catch_up<T: Object>(cx: &Context, selector: &LabelSelector) {
     });
 }
 
-/// Whether a create was refused because its namespace is going away: nothing to report, nothing to retry.
+/// Returns true if a create was rejected because its namespace is terminating. Nothing to report or retry.
 #[must_use]
 pub fn is_namespace_terminating(error: &Error) -> bool {
     let Error::Api(e) = error else { return false };

@@ -1,4 +1,5 @@
-//! Which objects belong to an owner: those it controls and selects. Others are released, free ones that it selects are adopted.
+//! Controller references: an owner keeps the objects that it controls and selects, releases those that it no
+//! longer selects, and adopts matching orphans.
 
 use std::sync::Arc;
 
@@ -11,18 +12,19 @@ use serde_json::json;
 
 use k8s_controllers::{Context, Error};
 
-/// What is to be done so that `owner` has exactly what it selects. Pure.
+/// Adoptions and releases after which `owner` controls exactly what it selects. Pure.
 #[derive(Debug)]
 pub struct Claim<T> {
     /// Controlled and selected.
     pub kept: Vec<Arc<T>>,
-    /// Free and selected: to adopt.
+    /// Selected orphans, to be adopted.
     pub adopt: Vec<Arc<T>>,
-    /// Controlled and no longer selected: to release.
+    /// Controlled but no longer selected, to be released.
     pub release: Vec<Arc<T>>,
 }
 
-/// Sorts objects into those to keep, to adopt and to release. An owner that is being deleted takes and leaves nothing.
+/// Sorts objects into those to keep, to adopt and to release. An owner that is being deleted adopts and
+/// releases nothing.
 pub fn plan<O: Object, T: Object>(
     owner: &O,
     selector: &LabelSelector,
@@ -39,10 +41,10 @@ pub fn plan<O: Object, T: Object>(
     Claim { kept, adopt, release }
 }
 
-/// Claims what `owner` selects among the cached objects of its namespace, and returns it.
+/// Adopts and releases cached objects of the owner's namespace, and returns those that it controls then.
 ///
 /// # Errors
-/// When an object cannot be adopted or released for another reason than that it is gone.
+/// An object could not be adopted or released, except if it no longer exists.
 pub async fn claim<O: Object, T: Object>(
     cx: &Context,
     owner: &O,
@@ -51,8 +53,8 @@ pub async fn claim<O: Object, T: Object>(
     claim_with(cx, owner, selector, None, |_| true).await
 }
 
-/// As [`claim`], for an owner that takes and leaves only what `may_move`, and that keeps a finalizer on what it has: adopted objects get it,
-/// released ones lose it.
+/// As [`claim`], limited to adoptions and releases that `may_move` accepts. `finalizer` is added to adopted
+/// objects and removed from released ones.
 ///
 /// # Errors
 /// As [`claim`].
@@ -67,7 +69,7 @@ pub async fn claim_with<O: Object, T: Object>(
     free.retain(|object| may_move(object));
     let Claim { mut kept, adopt, release }: Claim<T> = plan(owner, selector, cx.owned(owner), free);
     if !adopt.is_empty() {
-        // The cached owner may be an old one; only the live one may adopt.
+        // The cached owner may be stale; only the live one may adopt.
         let live = cx.api::<O>(owner.namespace()).get_opt(owner.name()).await?;
         if live.is_some_and(|live| live.uid() == owner.uid() && !live.is_deleting()) {
             for object in adopt {
@@ -92,8 +94,8 @@ pub async fn claim_with<O: Object, T: Object>(
     Ok(kept)
 }
 
-/// Writes owners and finalizers, if nobody has changed the object since it was cached: whole lists are written, and a list may have an entry
-/// of someone else's by now.
+/// Writes owner references and finalizers with the cached resourceVersion as precondition: whole lists are
+/// written, and another client may have changed them since.
 async fn hand_over<T: Object>(
     cx: &Context,
     object: &T,
@@ -109,7 +111,7 @@ async fn hand_over<T: Object>(
     cx.merge(object, &patch).await
 }
 
-/// An object that is gone, or another object of its name (uid conflict), needs nothing any more.
+/// An object that no longer exists, or was replaced by another of its name (uid conflict), needs no change.
 fn gone_is_fine<T>(result: Result<T, Error>) -> Result<Option<T>, Error> {
     match result {
         Ok(object) => Ok(Some(object)),

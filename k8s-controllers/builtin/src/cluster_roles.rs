@@ -1,4 +1,5 @@
-//! ClusterRole aggregation: a ClusterRole with an aggregation rule has the rules of all that it selects.
+//! ClusterRole aggregation: a ClusterRole with an aggregation rule gets the rules of all ClusterRoles that it
+//! selects.
 
 use std::sync::Arc;
 
@@ -43,7 +44,7 @@ impl Reconcile for Aggregation {
             return Ok(Action::await_change());
         };
         let mut rules: Vec<PolicyRule> = Vec::new();
-        // The cache lists by name, so that the order is always the same.
+        // The cache lists by name, so the order of rules is deterministic.
         for other in cx.caches().of::<ClusterRole>().list() {
             if other.name() == role.name() || !selects(&selectors, &other) {
                 continue;
@@ -55,7 +56,8 @@ impl Reconcile for Aggregation {
             }
         }
         if role.rules.clone().unwrap_or_default() != rules {
-            // This very role: one of the same name that gathers nothing must not get the rules.
+            // The uid is a precondition: a new role of the same name without aggregation must not get the
+            // rules.
             let of = json!({"uid": role.uid(), "resourceVersion": role.metadata.resource_version});
             cx.merge(&*role, &json!({"metadata": of, "rules": rules})).await?;
         }

@@ -1,4 +1,4 @@
-//! Conditions of built-in types: every type has its own struct with the same fields, so one trait covers them.
+//! Conditions of built-in types: each type has its own struct with the same fields, so one trait covers them.
 
 use k8s_core::api::{
     api::{
@@ -9,9 +9,9 @@ use k8s_core::api::{
     apimachinery::pkg::apis::meta::v1::Time,
 };
 
-/// What all conditions have.
+/// The fields that all condition types have.
 pub trait Condition: Clone {
-    /// A condition.
+    /// Creates a condition with all times set to `now`.
     fn make(kind: &str, status: &str, reason: &str, message: &str, now: &Time) -> Self;
     /// `type`.
     fn kind(&self) -> &str;
@@ -21,7 +21,7 @@ pub trait Condition: Clone {
     fn reason(&self) -> &str;
     /// `message`.
     fn message(&self) -> &str;
-    /// Keeps the time of the last transition from an earlier state.
+    /// Copies the transition time of `earlier`.
     fn transitioned_as(&mut self, earlier: &Self);
 }
 
@@ -71,17 +71,17 @@ condition!(
     PodCondition {},
 );
 
-/// A condition by its type.
+/// Returns the condition of a type.
 pub fn find<'a, C: Condition>(conditions: Option<&'a Vec<C>>, kind: &str) -> Option<&'a C> {
     conditions?.iter().find(|c| c.kind() == kind)
 }
 
-/// Whether a condition is there and true.
+/// Returns true if the condition exists and is true.
 pub fn is_true<C: Condition>(conditions: Option<&Vec<C>>, kind: &str) -> bool {
     find(conditions, kind).is_some_and(|c| c.status() == "True")
 }
 
-/// Sets a condition. Nothing changes when it says the same already; the transition time moves only with the status.
+/// Sets a condition. An equal one is left unchanged; the transition time changes only with the status.
 pub fn set<C: Condition>(conditions: &mut Option<Vec<C>>, mut next: C) {
     if let Some(live) = conditions.as_mut().and_then(|all| all.iter_mut().find(|c| c.kind() == next.kind())) {
         let same_status = live.status() == next.status();
@@ -97,7 +97,7 @@ pub fn set<C: Condition>(conditions: &mut Option<Vec<C>>, mut next: C) {
     }
 }
 
-/// Takes a condition away.
+/// Removes a condition.
 pub fn remove<C: Condition>(conditions: &mut Option<Vec<C>>, kind: &str) {
     if let Some(all) = conditions {
         all.retain(|c| c.kind() != kind);

@@ -1,7 +1,7 @@
-//! CronJob: makes a Job whenever its schedule says so.
+//! CronJob: creates Jobs on a schedule.
 //!
-//! Flow: [`schedule`] finds the last time that should have had a Job and the next one; the concurrency policy decides what to do about Jobs that
-//! still run; the controller wakes itself for the next time. Nothing is polled.
+//! Flow: [`schedule`] computes the last due time and the next one; the concurrency policy decides about Jobs
+//! that still run; the controller requeues itself for the next time. There is no polling.
 
 mod schedule;
 
@@ -33,7 +33,7 @@ pub(super) fn start(environment: Environment, _: Options) -> BoxFuture<'static, 
 
 struct CronJobs;
 
-/// How a Job ended and when that was noted; `None` while it runs.
+/// Returns a Job's final condition and its time; `None` while it runs.
 fn end_of(job: &Job) -> Option<(&'static str, Timestamp)> {
     let status = job.status.as_ref()?;
     let find = |kind| {
@@ -43,7 +43,7 @@ fn end_of(job: &Job) -> Option<(&'static str, Timestamp)> {
     find("Complete").or_else(|| find("Failed"))
 }
 
-/// When a Job succeeded.
+/// Returns the time at which a Job succeeded.
 fn success_of(job: &Job) -> Option<Timestamp> {
     let (_, noted) = end_of(job).filter(|(kind, _)| *kind == "Complete")?;
     Some(job.status.as_ref()?.completion_time.as_ref().map_or(noted, |t| t.0))
@@ -84,12 +84,12 @@ impl Reconcile for CronJobs {
     }
 }
 
-/// One reconcile of one CronJob.
+/// One reconcile of a CronJob.
 struct Work<'a> {
     cx: &'a Context,
     cron: &'a CronJob,
     spec: &'a CronJobSpec,
-    /// As cached, changed on the way; written once, at the end.
+    /// Starts as the cached status; written once at the end.
     status: CronJobStatus,
 }
 
@@ -102,14 +102,15 @@ impl Work<'_> {
         self.tell(EventType::Warning, reason, message);
     }
 
-    /// Which Jobs have ended since, which are gone, and which nobody knows.
+    /// Updates the list of active Jobs: adds those that a crash left unrecorded, removes finished and deleted
+    /// ones, and warns about unknown ones.
     fn look(&mut self, jobs: &[Arc<Job>]) {
         let mut active = self.status.active.take().unwrap_or_default();
         for job in jobs {
             let known = active.iter().position(|r| r.uid.as_deref() == Some(job.uid()));
             match (end_of(job), known) {
                 (None, None) => match scheduled_for(self.cron, job) {
-                    // Made by this controller, which ended before it could write so.
+                    // The controller created it and ended before it wrote the status.
                     Some(due) => {
                         active.push(reference(job));
                         if self.status.last_schedule_time.as_ref().is_none_or(|t| t.0 < due) {
@@ -173,7 +174,7 @@ impl Work<'_> {
         Ok(())
     }
 
-    /// When Jobs are due, and where; `None`, said to the user, when nobody can tell.
+    /// Parses schedule and time zone; reports errors as events and returns `None`.
     fn plan(&self) -> Option<(Schedule, TimeZone)> {
         let text = &self.spec.schedule;
         let named = self.spec.time_zone.as_deref();
@@ -223,7 +224,7 @@ impl Work<'_> {
         if missed > 100 {
             self.warn("TooManyMissedTimes", "too many missed start times. Set or decrease .spec.startingDeadlineSeconds or check clock skew");
         }
-        // A time that has had its Job is not due again, however the deadline was changed.
+        // A time whose Job was created is not due again, even if the deadline changes.
         let had = self.status.last_schedule_time.as_ref().map(|t| t.0);
         let Some(due) = last.filter(|due| had.is_none_or(|had| had < *due)) else { return Ok(wake) };
         if deadline.is_some_and(|d| self.cx.clock().since(due) > d) {
@@ -255,7 +256,7 @@ impl Work<'_> {
         self.status.active.iter().flatten().any(|r| r.uid.as_deref() == Some(job.uid()))
     }
 
-    /// Makes the Job of a scheduled time.
+    /// Creates the Job of a scheduled time.
     async fn start(&mut self, due: Timestamp, zone: &TimeZone) -> Result<(), Error> {
         let desired = build(self.cron, self.spec, due, zone);
         let job = match self.cx.create(&desired).await {
@@ -269,7 +270,8 @@ impl Work<'_> {
                 else {
                     return Err(e.into());
                 };
-                // Made before, and the status was not written. Someone else's Job of that name takes the time.
+                // Created earlier, but the status was not written. Another owner's Job of this name counts as
+                // the time's Job.
                 if job.controller_ref().is_none_or(|o| o.uid != self.cron.uid()) || self.is_active(&job) {
                     self.status.last_schedule_time = Some(Time(due));
                     return Ok(());
@@ -290,12 +292,12 @@ impl Work<'_> {
     }
 }
 
-/// The name of the Job of a scheduled time. The minute is in it, so that one time never has two Jobs.
+/// Returns the Job's name for a scheduled time. It contains the minute, so a time never has two Jobs.
 fn name_of(cron: &CronJob, due: Timestamp) -> String {
     format!("{}-{}", cron.name(), due.as_second().div_euclid(60))
 }
 
-/// The time that a Job was made for, where this controller made it; a Job made by hand has none.
+/// Returns the scheduled time of a Job that this controller created; `None` for manually created ones.
 fn scheduled_for(cron: &CronJob, job: &Job) -> Option<Timestamp> {
     let due: Timestamp = job.annotation(SCHEDULED_AT)?.parse().ok()?;
     (job.name() == name_of(cron, due)).then_some(due)

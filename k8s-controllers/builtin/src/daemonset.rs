@@ -1,8 +1,9 @@
-//! DaemonSet: one pod on every node that it is for.
+//! DaemonSet: one pod on every eligible node.
 //!
-//! Flow: [`plan`] compares nodes and pods; pods are made with a node affinity for their node and go through the scheduler. A template is kept
-//! as a ControllerRevision, whose hash its pods carry; a rolling update deletes outdated pods, at most `maxUnavailable` nodes at a time, and the
-//! next reconcile makes new ones. (`maxSurge` is not used: the pod that is replaced goes first.)
+//! Flow: [`plan`] compares nodes and pods. Pods are created with a node affinity for their node and placed by
+//! the scheduler. Each template is kept as a ControllerRevision, whose hash labels its pods. A rolling update
+//! deletes outdated pods on at most `maxUnavailable` nodes at a time; the next reconcile creates their
+//! replacements. (`maxSurge` is not supported: the old pod is deleted first.)
 
 mod plan;
 mod revisions;
@@ -29,7 +30,7 @@ use super::{
 };
 use k8s_controllers::{Action, Context, Controller, Environment, Error, EventType, Reconcile};
 
-/// The label that tells the pods of one template from those of another.
+/// Label with the hash of the pod's template.
 const HASH: &str = "controller-revision-hash";
 
 pub(super) fn start(environment: Environment, _: Options) -> BoxFuture<'static, ()> {
@@ -91,7 +92,7 @@ impl Reconcile for DaemonSets {
     }
 }
 
-/// The node that a pod is on or made for; empty where it is for none.
+/// Returns the node that a pod is on or was created for; empty if there is none.
 fn target(pod: &Pod) -> String {
     if !pods::node_name(pod).is_empty() {
         return pods::node_name(pod).to_owned();
@@ -107,7 +108,7 @@ fn target(pod: &Pod) -> String {
     values.next().unwrap_or_default()
 }
 
-/// What daemon pods put up with: a node in trouble is where they are needed.
+/// Taints that all daemon pods tolerate: daemons must run on impaired nodes, too.
 const TOLERATED: [(&str, &str); 6] = [
     ("node.kubernetes.io/not-ready", "NoExecute"),
     ("node.kubernetes.io/unreachable", "NoExecute"),
@@ -149,7 +150,8 @@ fn build(set: &DaemonSet, hash: &str, node: &str) -> Pod {
         }]),
         match_expressions: None,
     };
-    // The node was chosen by the template's own rules already; they stand in its place.
+    // The affinity for one node replaces the template's own node terms, which were evaluated when the node
+    // was selected.
     let affinity = spec.affinity.get_or_insert_with(Affinity::default);
     affinity
         .node_affinity

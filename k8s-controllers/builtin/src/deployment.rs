@@ -1,10 +1,10 @@
-//! Deployment: rolls ReplicaSets from one template to the next.
+//! Deployment: rolls out ReplicaSets from one template to the next.
 //!
-//! Flow: [`replica_sets`] sorts a Deployment's ReplicaSets into the one of its present template and older ones; [`plan`] decides how large
-//! each may be now; [`status`] says how far it is. This module acts.
+//! Flow: [`replica_sets`] separates a Deployment's ReplicaSets into the one of the current template and older
+//! ones; [`plan`] computes the size of each; [`status`] computes the status. This module applies them.
 //!
-//! Guarantee: the sizes asked for never add up to more than `replicas + maxSurge`, and available pods are never taken away below
-//! `replicas - maxUnavailable`.
+//! Guarantee: the sum of all sizes never exceeds `replicas + maxSurge`, and a rollout never reduces available
+//! pods below `replicas - maxUnavailable`.
 
 mod plan;
 mod replica_sets;
@@ -45,7 +45,7 @@ pub(super) fn start(environment: Environment, _: Options) -> BoxFuture<'static, 
         .start(environment, Deployments)
 }
 
-/// Deployments that may adopt a ReplicaSet which nobody controls.
+/// Returns the Deployments that may adopt an orphaned ReplicaSet.
 fn selecting(caches: &Caches, set: &ReplicaSet) -> Vec<ObjectKey> {
     if set.controller_ref().is_some() {
         return Vec::new();
@@ -57,7 +57,7 @@ fn selecting(caches: &Caches, set: &ReplicaSet) -> Vec<ObjectKey> {
     all.iter().filter(|d| selects(d)).map(|d| d.key()).collect()
 }
 
-/// A `Recreate` Deployment waits for its old pods to be gone.
+/// Returns `Recreate` Deployments that wait for their old pods to end.
 fn of_pod(caches: &Caches, pod: &Pod) -> Vec<ObjectKey> {
     let Some(owner) = pod.controller_ref().filter(|o| o.kind == "ReplicaSet") else { return Vec::new() };
     let Some(set) = caches.of::<ReplicaSet>().get(pod.namespace(), &owner.name) else { return Vec::new() };
@@ -128,10 +128,10 @@ impl Reconcile for Deployments {
     }
 }
 
-/// One reconcile of one Deployment.
+/// One reconcile of a Deployment.
 struct Work<'a> {
     cx: &'a Context,
-    /// As cached, with conditions added on the way; written once, at the end.
+    /// The cached object, with conditions added during the reconcile; written once at the end.
     deployment: Deployment,
     sets: Sets,
 }
@@ -146,7 +146,7 @@ impl Work<'_> {
         status::set(&mut self.deployment, next);
     }
 
-    /// Progress is not timed while the Deployment is paused.
+    /// Sets the Progressing condition on pause and resume. The progress deadline does not run while paused.
     fn note_pause(&mut self) {
         if status::progress_deadline(&self.deployment).is_none() {
             return;
@@ -164,14 +164,14 @@ impl Work<'_> {
         }
     }
 
-    /// Whether the wanted number changed since the ReplicaSets were sized.
+    /// Returns true if `replicas` changed since the ReplicaSets were sized.
     fn is_scaling(&self) -> bool {
         let replicas = self.bounds().replicas;
         let differs = |set: &Arc<ReplicaSet>| replica_sets::desired_annotation(set) != Some(replicas);
         self.sets.all().filter(|s| replica_sets::size(s) > 0).any(differs)
     }
 
-    /// Gives the present ReplicaSet the newest revision number, and the Deployment too.
+    /// Sets the revision annotation of the current ReplicaSet and of the Deployment to the newest number.
     async fn sync_revision(&mut self) -> Result<(), Error> {
         let Some(set) = self.sets.new.clone() else { return Ok(()) };
         let revision = self.sets.next_revision();
@@ -202,7 +202,7 @@ impl Work<'_> {
         Ok(())
     }
 
-    /// The ReplicaSet of the present template, made where there is none.
+    /// Ensures that the current template has a ReplicaSet.
     async fn ensure_new(&mut self) -> Result<(), Error> {
         if self.sets.new.is_some() {
             return self.sync_revision().await;
@@ -220,7 +220,7 @@ impl Work<'_> {
                 }
                 if status::progress_deadline(&self.deployment).is_some() {
                     self.condition("False", "ReplicaSetCreateError", &message);
-                    // The failure is told now; the next try comes with the back-off.
+                    // Report the failure now; the retry comes with the back-off.
                     self.report().await?;
                 }
                 return Err(e);
@@ -238,7 +238,8 @@ impl Work<'_> {
         self.annotate_deployment().await
     }
 
-    /// Another ReplicaSet has the name: our own that the cache did not have, or one whose hash collides.
+    /// The name is taken: by our own ReplicaSet that the cache does not have yet, or by one whose hash
+    /// collides.
     async fn name_is_taken(&mut self, desired: &ReplicaSet) -> Result<(), Error> {
         let live: ReplicaSet = self.cx.api(desired.namespace()).get(desired.name()).await?;
         let ours = live.controller_ref().is_some_and(|o| o.uid == self.deployment.uid());
@@ -314,7 +315,7 @@ impl Work<'_> {
     }
 
     fn old_pods_run(&self) -> bool {
-        // A ReplicaSet whose controller has not seen that it is to have none may make some yet.
+        // A scaled-down ReplicaSet may still create pods until its controller observes the new size.
         if self.sets.view().old.iter().any(|set| set.pods != Some(0)) {
             return true;
         }
@@ -332,7 +333,7 @@ impl Work<'_> {
         Ok(())
     }
 
-    /// Writes the status where it changed.
+    /// Writes the status if it changed.
     async fn report(&mut self) -> Result<Action, Error> {
         let now = self.cx.clock().now();
         let cached = self.cx.cached::<Deployment>(self.deployment.name());

@@ -1,4 +1,4 @@
-//! Resources known only at run time: discovery, and objects of which only the metadata matters.
+//! Resources known at run time only: discovery, and metadata of objects of any type.
 
 use std::collections::BTreeMap;
 
@@ -9,7 +9,7 @@ use k8s_core::{
 };
 use serde::{Deserialize, de::DeserializeOwned};
 
-/// A resource that the server serves, and what can be done with it.
+/// A served resource and its verbs.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Served {
     /// The resource, in its preferred version.
@@ -19,7 +19,7 @@ pub struct Served {
 }
 
 impl Served {
-    /// Whether the verb is served.
+    /// Returns true if the verb is supported.
     #[must_use]
     pub fn can(&self, verb: &str) -> bool {
         self.verbs.iter().any(|v| v == verb)
@@ -30,19 +30,19 @@ async fn get<T: DeserializeOwned>(client: &Client, path: &str) -> Result<T, Erro
     client.json(Method::GET, path, "application/json", "").await
 }
 
-/// What a server says that it serves.
+/// Result of a discovery.
 #[derive(Debug, Default)]
 pub struct Discovery {
-    /// Every resource, once: in its group's preferred version where that has it. `extensions` is left out where another group serves the same
-    /// kind.
+    /// Every resource once, in its group's preferred version if that has it. A resource of `extensions` is
+    /// left out if another group serves the same kind.
     pub served: Vec<Served>,
-    /// Groups and versions (`metrics.k8s.io/v1beta1`) that could not be asked: an aggregated server that does not answer, most often. Nobody may
-    /// conclude that what they serve is not there.
+    /// Groups and versions (`metrics.k8s.io/v1beta1`) whose discovery failed, mostly of an aggregated API
+    /// server that does not respond. Their resources are unknown, not absent.
     pub failed: BTreeMap<String, Error>,
 }
 
 impl Discovery {
-    /// Why not all is known; `None` when it is.
+    /// Describes the failed groups; `None` if discovery is complete.
     #[must_use]
     pub fn failure(&self) -> Option<String> {
         if self.failed.is_empty() {
@@ -56,17 +56,17 @@ impl Discovery {
         ))
     }
 
-    /// Whether some of this group could not be asked for.
+    /// Returns true if discovery failed for a version of this group.
     #[must_use]
     pub fn is_uncertain(&self, group: &str) -> bool {
         self.failed.keys().any(|name| name.rsplit_once('/').map_or("", |(g, _)| g) == group)
     }
 }
 
-/// Asks for every resource.
+/// Discovers all resources.
 ///
 /// # Errors
-/// When not even the groups are known.
+/// The list of groups could not be read.
 pub async fn discover(client: &Client) -> Result<Discovery, Error> {
     let core: APIVersions = get(client, "/api").await?;
     let groups: APIGroupList = get(client, "/apis").await?;
@@ -76,7 +76,7 @@ pub async fn discover(client: &Client) -> Result<Discovery, Error> {
         let others = group.versions.into_iter().map(|v| v.version).filter(|v| Some(v) != preferred.as_ref());
         versions.extend(preferred.clone().into_iter().chain(others).map(|v| (group.name.clone(), v)));
     }
-    // All groups at once: each answer is small, and over a network each takes a round trip.
+    // All groups concurrently: each response is small, but costs a round trip.
     let answers = futures::future::join_all(versions.into_iter().map(|(group, version)| async move {
         let name = if group.is_empty() { version.clone() } else { format!("{group}/{version}") };
         let prefix = if group.is_empty() { "/api/" } else { "/apis/" };
@@ -86,7 +86,7 @@ pub async fn discover(client: &Client) -> Result<Discovery, Error> {
     let mut found = Discovery::default();
     for (group, version, name, list) in answers.await {
         match list {
-            // What a better version would have served is not known: it is not taken from this one.
+            // Discovery failed for a more preferred version: do not take the group's resources from this one.
             Ok(_) if found.is_uncertain(&group) => {}
             Ok(list) => found.add(&group, &version, list),
             Err(e) => drop(found.failed.insert(name, e)),
@@ -117,30 +117,30 @@ impl Discovery {
     }
 }
 
-/// What matters of an object's metadata to those who do not know its type. Everything else is skipped unread.
+/// Object metadata for type-independent code. All other fields are skipped unparsed.
 #[derive(Clone, Debug, Default, PartialEq, Deserialize)]
 #[serde(rename_all = "camelCase", default)]
 pub struct Meta {
-    /// Name.
+    /// Object name.
     pub name: String,
-    /// Namespace, or empty.
+    /// Namespace; empty for cluster-scoped objects.
     pub namespace: String,
-    /// Uid.
+    /// Unique id.
     pub uid: String,
-    /// resourceVersion.
+    /// Current resourceVersion.
     pub resource_version: String,
-    /// Set when deletion was asked for.
+    /// Set once deletion was requested.
     pub deletion_timestamp: Option<String>,
-    /// Who still has to do something before it is gone.
+    /// Finalizers that block the removal.
     pub finalizers: Vec<String>,
-    /// Its owners.
+    /// Owner references.
     pub owner_references: Vec<OwnerReference>,
 }
 
-/// An object of any type.
+/// An object of any type, metadata only.
 #[derive(Clone, Debug, Default, PartialEq, Deserialize)]
 pub struct Any {
-    /// Its metadata.
+    /// Object metadata.
     #[serde(default)]
     pub metadata: Meta,
 }
@@ -148,26 +148,26 @@ pub struct Any {
 /// A list of objects of any type.
 #[derive(Clone, Debug, Default, Deserialize)]
 pub struct AnyList {
-    /// The list's metadata: resourceVersion.
+    /// List metadata with the resourceVersion.
     #[serde(default)]
     pub metadata: Meta,
-    /// The objects.
+    /// Listed objects.
     #[serde(default)]
     pub items: Vec<Any>,
 }
 
-/// Lists the metadata of all objects of a resource.
+/// Lists the metadata of a resource's objects.
 ///
 /// # Errors
-/// As the server says.
+/// The API server's error.
 pub async fn list(client: &Client, resource: &Resource, namespace: &str) -> Result<AnyList, Error> {
     get(client, &resource.path(namespace, "", "")).await
 }
 
-/// Reads the metadata of one object; `None` when it is not there.
+/// Reads the metadata of an object; `None` if it does not exist.
 ///
 /// # Errors
-/// Any failure but 404.
+/// Any error but 404.
 pub async fn get_meta(
     client: &Client,
     resource: &Resource,
@@ -190,7 +190,7 @@ mod tests {
 
     use super::*;
 
-    /// A server of two versions of `apps`, one of which may fail.
+    /// A server with two versions of `apps`, one of which may fail.
     struct Fake(&'static str);
 
     impl Transport for Fake {

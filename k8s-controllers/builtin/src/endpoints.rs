@@ -1,9 +1,9 @@
-//! EndpointSlice and Endpoints: which pods are behind a Service.
+//! EndpointSlices and Endpoints: the addresses behind Services.
 //!
-//! Flow: [`backends`] turns a Service and its pods into addresses and ports, purely; [`slices`] shapes EndpointSlices of them and [`legacy`] the
-//! older Endpoints object; [`mirroring`] makes EndpointSlices of Endpoints that somebody wrote by hand. Slices are packed by [`pack`]. Each of the
-//! three is a controller of its own; none writes where nothing changed. Which zone an endpoint is for, where a Service wants that decided, is
-//! [`zones`]' matter.
+//! Flow: [`backends`] computes addresses and ports from a Service and its pods; [`slices`] builds
+//! EndpointSlices and [`legacy`] the older Endpoints object; [`mirroring`] builds EndpointSlices for manually
+//! written Endpoints. [`pack`] distributes endpoints over slices, and [`zones`] assigns topology hints. Each
+//! of the three is a controller of its own, and writes only changes.
 
 mod backends;
 mod legacy;
@@ -39,7 +39,7 @@ pub(super) fn slices(environment: Environment, _: Options) -> BoxFuture<'static,
             |caches, node| {
                 let pods = pods::pods_on(caches, node.name());
                 let services = pods.iter().flat_map(|pod| selecting(caches, pod));
-                // Every node counts for those that ask for shares.
+                // Services with topology hints depend on all nodes.
                 let all = caches.of::<Service>().list();
                 let auto = all.iter().filter(|service| zones::is_auto(service)).map(|service| service.key());
                 services.chain(auto).collect::<BTreeSet<ObjectKey>>().into_iter().collect()
@@ -66,7 +66,7 @@ pub(super) fn mirroring(environment: Environment, _: Options) -> BoxFuture<'stat
         .start(environment, mirroring::Mirroring)
 }
 
-/// Services that a pod is, or was, behind.
+/// Returns the Services that select, or selected, a pod.
 fn selecting(caches: &Caches, pod: &Pod) -> Vec<ObjectKey> {
     let services = caches.of::<Service>().in_namespace(pod.namespace());
     let selects =
@@ -74,7 +74,7 @@ fn selecting(caches: &Caches, pod: &Pod) -> Vec<ObjectKey> {
     services.iter().filter(|s| selects(s)).map(|s| s.key()).collect()
 }
 
-/// The selector of a Service; `None` where its endpoints are not ours to find.
+/// Returns a Service's selector; `None` if its endpoints are managed by others.
 fn selector(service: &Service) -> Option<LabelSelector> {
     let spec = service.spec.as_ref()?;
     if spec.type_.as_deref() == Some("ExternalName") {

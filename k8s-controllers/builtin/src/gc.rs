@@ -1,11 +1,13 @@
-//! The garbage collector: what has lost all its owners is deleted.
+//! The garbage collector: deletes objects that have lost all their owners.
 //!
-//! Flow: [`monitor`] watches the metadata of every resource that discovery names, custom ones too, and keeps a [`graph`] of who owns whom;
-//! objects that a change concerns are queued; a worker looks at the graph, asks the API server about owners that the graph does not know
-//! (nothing is ever deleted on the graph's word alone, unless the owner was seen to go), and deletes, releases or unblocks.
+//! Flow: [`monitor`] watches the metadata of every discovered resource, custom ones included, and maintains
+//! the ownership [`graph`]. Objects affected by a change are queued. A worker consults the graph, asks the
+//! API server about owners that the graph does not know, and deletes, releases or unblocks. An absent owner
+//! is never inferred from the graph alone, unless its deletion was observed.
 //!
-//! Deletion in the foreground: the owner stays, marked with the finalizer `foregroundDeletion`, until all dependents that block it have gone.
-//! Orphaning: the finalizer `orphan` is taken off the owner when all its dependents were released.
+//! Foreground deletion: the owner stays, with the finalizer `foregroundDeletion`, until all dependents that
+//! block it are gone. Orphaning: the finalizer `orphan` is removed from the owner after all its dependents
+//! were released.
 
 mod graph;
 mod monitor;
@@ -37,9 +39,10 @@ use super::{
 };
 use k8s_controllers::{Backoff, Environment, EventType, Recorder, WorkQueue};
 
-/// How many objects are worked on at once. (Upstream: 20.) A deletion waits for its flush, and a flush takes along what has gathered.
+/// Number of workers. (Upstream: 20.) A deletion waits for its flush to disk, and concurrent deletions share
+/// one flush.
 const WORKERS: usize = 64;
-/// Discovery is asked again after so long, or when something is served that was not, or no longer.
+/// Interval of discovery; it also runs after changes of CustomResourceDefinitions and APIServices.
 const REDISCOVER: Duration = Duration::from_secs(60);
 const SERVED_AFTER: Duration = Duration::from_millis(200);
 const FOREGROUND: &str = "foregroundDeletion";
@@ -70,9 +73,9 @@ pub(super) fn start(mut environment: Environment, _: Options) -> BoxFuture<'stat
 
 struct Shared {
     graph: Mutex<Graph>,
-    /// Uids of objects to look at.
+    /// Uids of objects to process.
     queue: WorkQueue<String>,
-    /// Resources by group and kind, for owner references.
+    /// Resources by group and kind, to resolve owner references.
     kinds: Mutex<HashMap<(String, String), Resource>>,
     recorder: Recorder,
     environment: Environment,
@@ -90,16 +93,16 @@ impl Shared {
     }
 }
 
-/// A running monitor.
+/// A running monitor of a resource.
 struct Monitor {
     resource: Resource,
     stop: CancellationToken,
 }
 
-/// Monitors by group and plural name: the versions of a resource have the same objects.
+/// Monitors by group and plural: all versions of a resource have the same objects.
 type Monitors = BTreeMap<(String, String), Monitor>;
 
-/// One monitor per resource, started and stopped as discovery says.
+/// Maintains one monitor per discovered resource.
 async fn keep_monitors(shared: Arc<Shared>) {
     let caches = &shared.environment.caches;
     let (definitions, versions) = (caches.of::<CustomResourceDefinition>(), caches.of::<APIService>());
@@ -113,7 +116,7 @@ async fn keep_monitors(shared: Arc<Shared>) {
                 delay = match found.failure() {
                     None => REDISCOVER,
                     Some(e) => {
-                        debug!(error = e, "not all is known");
+                        debug!(error = e, "discovery is incomplete");
                         (delay * 2).min(REDISCOVER)
                     }
                 };
@@ -125,9 +128,9 @@ async fn keep_monitors(shared: Arc<Shared>) {
         }
         tokio::select! {
             biased;
-            // A definition is served a moment after it is stored.
+            // A definition is served shortly after it is stored.
             Some(_) = definitions.next() => tokio::time::sleep(SERVED_AFTER).await,
-            // So do third party resources and other API servers show up, and go.
+            // APIServices change with third-party resources and aggregated API servers.
             Some(_) = versions.next() => tokio::time::sleep(SERVED_AFTER).await,
             () = tokio::time::sleep(delay) => {}
         }
@@ -155,9 +158,9 @@ fn adjust(shared: &Arc<Shared>, found: &Discovery, running: &mut Monitors) {
     running.retain(|slot, Monitor { resource, stop }| {
         match wanted.get(slot) {
             Some(wanted) if *wanted == resource => return true,
-            // The monitor of another version begins with a list, which tells what is gone.
+            // The monitor of the other version starts with a list, which detects deletions.
             Some(_) => {}
-            // What cannot be asked for just now is not gone.
+            // A failed discovery does not mean that the resource is gone.
             None if found.is_uncertain(&resource.group) => return true,
             None => {
                 let touched = shared.graph().forget_resource(resource);
@@ -202,17 +205,18 @@ async fn work(shared: Arc<Shared>) {
     }
 }
 
-/// What came of a look at an object.
+/// Result of processing an object.
 enum Looked {
     Done,
-    /// The API server has an owner that the graph has not: it may go before the graph ever sees it, and then nobody would tell. Look again.
+    /// The API server has an owner that the graph lacks. It could be deleted before the graph sees it,
+    /// without any event, so process the object again.
     Unseen,
 }
 
 async fn look_at(shared: &Shared, uid: &str) -> Result<Looked, ApiError> {
     let client = &shared.environment.client;
     let Some(object) = shared.graph().get(uid) else { return Ok(Looked::Done) };
-    // Owners that the graph does not know: ask.
+    // Ask the API server about unknown owners.
     let unknown = shared.graph().unknown_owners(&object);
     let mut found = HashMap::new();
     for owner in shared.graph().misplaced_owners(&object) {
@@ -227,7 +231,7 @@ async fn look_at(shared: &Shared, uid: &str) -> Result<Looked, ApiError> {
         };
         let namespace = if resource.namespaced { object.meta.namespace.as_str() } else { "" };
         if resource.namespaced && namespace.is_empty() {
-            // Nobody can tell whether the owner is there: in which namespace? So the object stays.
+            // The owner is namespaced but the object is not: its namespace is unknown, so the object stays.
             tell_misplaced(shared, &object, &owner);
             return Ok(Looked::Done);
         }
@@ -255,7 +259,8 @@ async fn look_at(shared: &Shared, uid: &str) -> Result<Looked, ApiError> {
     Ok(if unseen { Looked::Unseen } else { Looked::Done })
 }
 
-/// An owner in another namespace, or in any for an object without one, is no owner: the user is told.
+/// Reports an owner reference across namespaces, or from a cluster-scoped object to a namespaced owner. Such
+/// an owner does not count.
 fn tell_misplaced(shared: &Shared, object: &Object, owner: &OwnerReference) {
     let about = object.reference();
     let namespace = object.meta.namespace.as_str();
@@ -266,8 +271,8 @@ fn tell_misplaced(shared: &Shared, object: &Object, owner: &OwnerReference) {
     shared.recorder.event(about, EventType::Warning, "OwnerRefInvalidNamespace", message);
 }
 
-/// Deletes the object as the graph knows it. One that has changed since may have other owners by now (or none, when it was orphaned): that is
-/// a conflict, and it is looked at again.
+/// Deletes the object with its known resourceVersion as precondition: it may have got other owners since (or
+/// none, if orphaned). A conflict requeues it.
 async fn delete(shared: &Shared, object: &Object, policy: &str) -> Result<(), ApiError> {
     let Object { resource, meta } = object;
     let options = DeleteOptions {
@@ -283,7 +288,7 @@ async fn delete(shared: &Shared, object: &Object, policy: &str) -> Result<(), Ap
     api.delete_if_exists(&meta.name, &options).await
 }
 
-/// Keeps only some owner references of the live object.
+/// Removes owner references from the live object, except those that `keep` accepts.
 async fn edit_owners(
     shared: &Shared,
     object: &Object,
@@ -312,7 +317,7 @@ async fn live(shared: &Shared, object: &Object) -> Result<Option<dynamic::Meta>,
     Ok(live.filter(|live| live.uid == meta.uid))
 }
 
-/// Patches metadata if nobody else has changed the object since it was read.
+/// Patches metadata with the resourceVersion that was read as precondition.
 async fn patch(
     shared: &Shared,
     object: &Object,
@@ -338,7 +343,7 @@ mod tests {
 
     use super::*;
 
-    /// A server that never answers.
+    /// A server that never responds.
     struct Silent;
 
     impl Transport for Silent {

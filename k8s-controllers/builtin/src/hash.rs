@@ -1,14 +1,14 @@
-//! The short names of pod templates (`pod-template-hash`, `controller-revision-hash`).
+//! Hashes of pod templates (`pod-template-hash`, `controller-revision-hash`).
 
 use serde::Serialize;
 
-/// No vowels and no look-alikes, so that no words arise (`k8s.io/apimachinery/pkg/util/rand.SafeEncodeString`).
+/// Alphabet without vowels and ambiguous characters (`k8s.io/apimachinery/pkg/util/rand.SafeEncodeString`).
 const LETTERS: &[u8] = b"bcdfghjklmnpqrstvwxz2456789";
 
-/// A short name for a value: the same for the same value and number of collisions.
+/// Returns a short hash of a value and the number of collisions. Deterministic.
 #[must_use]
 pub fn of(value: &impl Serialize, collisions: Option<i32>) -> String {
-    // Our types always encode; maps are ordered, so the bytes are the same every time.
+    // Our types always encode; maps are ordered, so the bytes are deterministic.
     let mut bytes = serde_json::to_vec(value).unwrap_or_default();
     if let Some(count) = collisions {
         bytes.extend(count.to_le_bytes());

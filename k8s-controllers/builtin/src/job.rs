@@ -1,10 +1,11 @@
-//! Job: pods that run to their end.
+//! Job: runs pods to completion.
 //!
-//! Flow: [`plan`] looks at a Job and its pods and says what status to write, which pods to make and delete, and which ended pods are counted
-//! so that their finalizer can go; this module acts, the status first.
+//! Flow: [`plan`] computes from a Job and its pods the status, the pods to create and delete, and the
+//! finished pods that are counted and lose their finalizer. This module applies it, the status first.
 //!
-//! Guarantee: every ended pod is counted exactly once. A pod keeps the finalizer `batch.kubernetes.io/job-tracking` until its uid is in
-//! `status.uncountedTerminatedPods`; the uid leaves that list, and the counter rises, only when the pod no longer has the finalizer.
+//! Guarantee: every finished pod is counted exactly once. A pod keeps the finalizer
+//! `batch.kubernetes.io/job-tracking` until its uid is in `status.uncountedTerminatedPods`. The uid is moved
+//! from that list to the counter only after the pod has lost the finalizer.
 
 mod backoff;
 mod build;
@@ -30,10 +31,10 @@ use super::{
 };
 use k8s_controllers::{Action, Context, Controller, Environment, Error, Reconcile};
 
-/// Keeps an ended pod until it is counted.
+/// Finalizer of pods that are not counted yet.
 const TRACKING: &str = "batch.kubernetes.io/job-tracking";
 
-/// Index of pods with [`TRACKING`] by the key of the Job that controls them: those that a Job leaves behind have no other way to it.
+/// Index of pods with [`TRACKING`] by the key of the controlling Job, to find pods of deleted Jobs.
 const BY_JOB: &str = "job";
 
 pub(super) fn start(environment: Environment, _: Options) -> BoxFuture<'static, ()> {
@@ -58,7 +59,7 @@ impl Reconcile for Jobs {
         if managed_by.is_some_and(|m| m != "kubernetes.io/job-controller") {
             return Ok(Action::await_change());
         }
-        // Those of an earlier Job of this name: it is gone, and nobody else lets them go.
+        // Pods of an earlier Job of this name, which is gone and cannot release them.
         release(cx, &tracked_by(cx, |uid| uid != job.uid())).await?;
         let selector = job.spec.as_ref().and_then(|s| s.selector.as_ref()).map(LabelSelector::from_api);
         let all: Vec<Arc<Pod>> = match &selector {
@@ -83,7 +84,7 @@ impl Reconcile for Jobs {
             cx.event(&*job, kind, &reason, message);
         }
         release(cx, &counted).await?;
-        // A pod that is not wanted any more must not count as failed when it has gone.
+        // A surplus pod must not count as failed after its deletion, so it loses the finalizer first.
         release(cx, &shed).await?;
         let leaving = shed.into_iter().chain(delete).collect();
         let (_, failure) = slow_start(cx, &job, leaving, pods::delete_one).await;
@@ -104,7 +105,7 @@ impl Reconcile for Jobs {
     }
 
     async fn gone(&self, cx: &Context) -> Result<Action, Error> {
-        // Nobody counts any more; the pods must not stay for ever.
+        // The Job is gone, so its pods would keep the finalizer for ever.
         release(cx, &tracked_by(cx, |_| true)).await?;
         Ok(Action::await_change())
     }
@@ -114,17 +115,17 @@ fn is_tracked(pod: &Pod) -> bool {
     pod.metadata.finalizers.iter().flatten().any(|f| f == TRACKING)
 }
 
-/// Pods with the finalizer whose Job has, or had, the name that is reconciled, and such a uid.
+/// Returns pods with the finalizer whose Job has or had the reconciled name, filtered by the Job's uid.
 fn tracked_by(cx: &Context, uid: impl Fn(&str) -> bool) -> Vec<Arc<Pod>> {
     let mut all = cx.caches().of::<Pod>().by_index(BY_JOB, &cx.key().to_string());
     all.retain(|pod| pod.controller_ref().is_some_and(|o| uid(&o.uid)));
     all
 }
 
-/// Takes the finalizer off.
+/// Removes the finalizer from pods.
 async fn release(cx: &Context, pods: &[Arc<Pod>]) -> Result<(), Error> {
     let tracked = pods.iter().filter(|p| is_tracked(p)).cloned().collect();
-    // No owner is asked of: it may be gone.
+    // The placeholder owner is unused: the Job may be gone.
     let (_, failure) = slow_start(cx, &Arc::new(()), tracked, release_one).await;
     failure.map_or(Ok(()), Err)
 }

@@ -12,11 +12,12 @@
 //! assert!(Selection::parse(["*", "-cronjob"]).is_ok());
 //! ```
 //!
-//! Flow: [`ALL`] lists the controllers; a [`Selection`] of them becomes runnables of a [`k8s_controllers::Manager`]. Each
-//! controller is a module with a pure part (`plan`: desired and observed state in, actions out) and a part that acts.
+//! Flow: [`ALL`] lists the controllers; a [`Selection`] of them becomes runnables of a
+//! [`k8s_controllers::Manager`]. Each controller is a module with a pure part (`plan`: desired and observed
+//! state in, actions out) and a part that acts.
 //!
-//! Guarantees: names, events, conditions, status fields and service accounts are upstream's. A controller reads only the
-//! shared caches, whose pods are [`trimmed`].
+//! Guarantees: names, events, conditions, status fields and service accounts are upstream's. A controller
+//! reads only the shared caches, whose pods are [`trimmed`].
 //!
 //! Not here: the reconcile loop (`k8s-controllers`), the scheduler (`k8s-scheduler`).
 
@@ -46,18 +47,18 @@ mod volumes;
 
 pub use trim::trimmed;
 
-/// What built-in controllers must be told.
+/// Options of the built-in controllers.
 #[derive(Clone, Debug)]
 pub struct Options {
-    /// The PEM of the cluster's certificate authority, published in every namespace; empty: not published.
+    /// PEM of the cluster's CA certificate, published in every namespace. Empty: not published.
     pub root_ca: String,
-    /// The range that nodes' pod ranges are cut from; empty: none are assigned.
+    /// CIDR from which nodes' pod CIDRs are allocated. Empty: none are allocated.
     pub cluster_cidr: String,
-    /// The prefix length of a node's pod range.
+    /// Prefix length of a node's pod CIDR.
     pub node_cidr_mask: u8,
-    /// After how long without a heartbeat a node's state is unknown.
+    /// Time without heartbeat after which a node's conditions become `Unknown`.
     pub node_monitor_grace: std::time::Duration,
-    /// How many ended pods are kept before the oldest are deleted.
+    /// Number of terminated pods that are kept; the oldest above it are deleted.
     pub terminated_pod_threshold: usize,
 }
 
@@ -73,18 +74,19 @@ impl Default for Options {
     }
 }
 
-/// One built-in controller.
+/// A built-in controller.
 #[derive(Debug)]
 pub struct BuiltIn {
-    /// Its name (`deployment-controller`).
+    /// Upstream's name (`deployment-controller`).
     pub name: &'static str,
-    /// Its older name (`deployment`).
+    /// Upstream's alias (`deployment`).
     pub alias: &'static str,
-    /// The service account in kube-system that it acts as. Upstream's ClusterRole `system:controller:<account>` has its rights.
+    /// Service account in kube-system that it acts as. Upstream's ClusterRole `system:controller:<account>`
+    /// grants its permissions.
     pub account: &'static str,
-    /// Whether `*` includes it.
+    /// True if `*` includes it.
     pub default_on: bool,
-    /// Runs it until the environment shuts down.
+    /// Runs it until the environment is shut down.
     pub start: fn(Environment, Options) -> BoxFuture<'static, ()>,
 }
 
@@ -97,7 +99,7 @@ const fn row(
     BuiltIn { name, alias, account, default_on: true, start }
 }
 
-/// Every built-in controller.
+/// All built-in controllers.
 pub static ALL: &[BuiltIn] = &[
     row("deployment-controller", "deployment", "deployment-controller", deployment::start),
     row("replicaset-controller", "replicaset", "replicaset-controller", replicas::replica_sets),
@@ -151,30 +153,30 @@ pub static ALL: &[BuiltIn] = &[
     ),
 ];
 
-/// All built-in controllers that are on by default.
+/// Returns all built-in controllers that are on by default.
 #[must_use]
 pub fn all() -> Selection {
     Selection(ALL.iter().filter(|r| r.default_on).collect())
 }
 
-/// Which built-in controllers run.
+/// A set of built-in controllers.
 #[derive(Clone, Debug)]
 pub struct Selection(Vec<&'static BuiltIn>);
 
-/// A name in `--controllers` that no controller has.
+/// An item of `--controllers` that names no controller.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 #[error("{0:?} is not in the list of known controllers")]
 pub struct UnknownController(pub String);
 
 impl Selection {
-    /// No controllers.
+    /// Selects none.
     #[must_use]
     pub fn none() -> Self {
         Selection(Vec::new())
     }
 
-    /// From the items of `--controllers`: `*` is all that are on by default, `foo` is foo, `-foo` is not foo. The first item that names a
-    /// controller decides.
+    /// Parses the items of `--controllers`: `*` selects all that are on by default, `foo` selects foo, `-foo`
+    /// excludes it. The first item that names a controller decides.
     ///
     /// # Errors
     /// [`UnknownController`].
@@ -197,7 +199,7 @@ impl Selection {
         Ok(Selection(ALL.iter().filter(wanted).collect()))
     }
 
-    /// With these too.
+    /// Adds a controller by name.
     #[must_use]
     pub fn with(mut self, name: &str) -> Self {
         if let Some(row) = find(name).filter(|row| !self.0.iter().any(|r| r.name == row.name)) {
@@ -206,19 +208,20 @@ impl Selection {
         self
     }
 
-    /// Without this one.
+    /// Removes a controller by name.
     #[must_use]
     pub fn without(mut self, name: &str) -> Self {
         self.0.retain(|row| !row.is_named(name));
         self
     }
 
-    /// The selected controllers as runnables for a [`k8s_controllers::Manager`]. Each acts as its own service account.
+    /// Returns the selected controllers as runnables for a [`k8s_controllers::Manager`]. Each acts as its own
+    /// service account.
     pub fn runnables(&self, options: &Options) -> impl Iterator<Item = Runnable> {
         self.rows().map(|row| row.runnable(options.clone()))
     }
 
-    /// The rows.
+    /// Iterates over the selected controllers.
     pub fn rows(&self) -> impl Iterator<Item = &'static BuiltIn> {
         self.0.iter().copied()
     }

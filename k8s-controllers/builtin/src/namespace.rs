@@ -1,7 +1,7 @@
-//! Namespace deletion: everything in a terminating namespace is deleted, of whatever type; then the namespace itself.
+//! Namespace deletion: deletes all objects in a terminating namespace, then finalizes the namespace.
 //!
-//! Flow: pods go first and get their grace periods; when they are gone everything else follows; when nothing is left the finalizer
-//! `kubernetes` is taken off, and with it the namespace goes. What is in the way is written as conditions.
+//! Flow: pods are deleted first, with their grace periods, then all other resources. When nothing is left the
+//! finalizer `kubernetes` is removed, which removes the namespace. Conditions report what blocks it.
 
 use std::{collections::BTreeMap, sync::Arc, time::Duration};
 
@@ -21,9 +21,9 @@ use super::{
 use k8s_controllers::{Action, Caches, Context, Controller, Environment, Error, Reconcile};
 
 const FINALIZER: &str = "kubernetes";
-/// How long to wait before looking whether what is being deleted has gone.
+/// Delay before remaining objects are listed again.
 const LOOK_AGAIN: Duration = Duration::from_secs(1);
-/// How many resources are emptied at once.
+/// Number of resources processed concurrently.
 const AT_ONCE: usize = 8;
 
 pub(super) fn start(environment: Environment, _: Options) -> BoxFuture<'static, ()> {
@@ -33,7 +33,7 @@ pub(super) fn start(environment: Environment, _: Options) -> BoxFuture<'static, 
         .start(environment, Namespaces)
 }
 
-/// A pod that goes may have been the last.
+/// Maps a removed pod to its terminating namespace: it may have been the last object.
 fn of_terminating(caches: &Caches, pod: &Pod) -> Vec<ObjectKey> {
     let namespace = caches.of::<Namespace>().get("", pod.namespace());
     let terminating = pod.is_deleting() && namespace.is_some_and(|n| n.is_deleting());
@@ -56,7 +56,7 @@ impl Reconcile for Namespaces {
         let mut left = Left::default();
         match dynamic::discover(cx.client()).await {
             Ok(found) => {
-                // What is known is emptied; what is not keeps the namespace.
+                // Known resources are deleted; failed discovery keeps the namespace.
                 left.discovery = found.failure();
                 left.empty(cx, namespace.name(), found.served).await;
             }
@@ -73,7 +73,8 @@ impl Reconcile for Namespaces {
 
 async fn finalize(cx: &Context, namespace: &Namespace) -> Result<(), Error> {
     let mut next = namespace.clone();
-    // The status was written just now, so the revision is not the newest; the finalizers are all that is asked for.
+    // The status was just written, so the cached resourceVersion is stale. Only the finalizers are changed
+    // here, so no precondition is needed.
     next.metadata.resource_version = None;
     if let Some(finalizers) = next.spec.as_mut().and_then(|s| s.finalizers.as_mut()) {
         finalizers.retain(|f| f != FINALIZER);
@@ -86,14 +87,14 @@ async fn finalize(cx: &Context, namespace: &Namespace) -> Result<(), Error> {
     }
 }
 
-/// What is still in the namespace, and what went wrong.
+/// Remaining objects and errors.
 #[derive(Debug, Default)]
 struct Left {
     discovery: Option<String>,
     failures: Vec<String>,
-    /// How many objects, by resource.
+    /// Number of remaining objects by resource.
     objects: BTreeMap<String, usize>,
-    /// How many objects have it, by finalizer.
+    /// Number of remaining objects by finalizer.
     finalizers: BTreeMap<String, usize>,
 }
 
@@ -102,17 +103,17 @@ impl Left {
         self.discovery.is_none() && self.failures.is_empty() && self.objects.is_empty()
     }
 
-    /// Asks for the deletion of everything and notes what is not gone at once.
+    /// Deletes all objects of the resources and records those that remain.
     async fn empty(&mut self, cx: &Context, namespace: &str, served: Vec<Served>) {
         let deletable = |s: &Served| s.resource.namespaced && s.can("delete") && s.can("list");
         let (pods, others): (Vec<_>, Vec<_>) = served
             .into_iter()
             .filter(deletable)
             .partition(|s| s.resource.plural == "pods" && s.resource.group.is_empty());
-        // What pods use stays until they have ended.
+        // Pods may need the other objects until they have ended.
         for part in [pods, others] {
             let work: Vec<_> = part.iter().map(|row| empty(cx, namespace, row).boxed()).collect();
-            // Ordered, so that what is said does not depend on who answered first.
+            // In order, so that messages do not depend on response times.
             let results: Vec<_> = futures::stream::iter(work).buffered(AT_ONCE).collect().await;
             for (row, result) in part.iter().zip(results) {
                 match result {
@@ -131,7 +132,7 @@ impl Left {
             return;
         }
         let Resource { plural, group, .. } = &row.resource;
-        // With the dot for the core group too, as upstream writes it.
+        // As upstream, with a trailing dot for the core group.
         *self.objects.entry(format!("{plural}.{group}")).or_default() += left.len();
         for finalizer in left.iter().flat_map(|o| &o.metadata.finalizers) {
             *self.finalizers.entry(finalizer.clone()).or_default() += 1;
@@ -200,11 +201,11 @@ impl Left {
     }
 }
 
-/// Asks for the deletion of all objects of a resource; returns those that are not gone at once.
+/// Deletes all objects of a resource; returns those that still exist.
 async fn empty(cx: &Context, namespace: &str, row: &Served) -> Result<Vec<Any>, ApiError> {
     let resource = &row.resource;
     let before = match dynamic::list(cx.client(), resource, namespace).await {
-        // It is no longer served: a custom resource whose definition went meanwhile.
+        // No longer served: the definition of a custom resource was deleted meanwhile.
         Err(e) if e.is_not_found() => return Ok(Vec::new()),
         other => other?,
     };

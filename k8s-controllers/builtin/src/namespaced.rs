@@ -1,4 +1,4 @@
-//! What every namespace has: the ServiceAccount `default` and the ConfigMap `kube-root-ca.crt`.
+//! Objects that every namespace gets: the ServiceAccount `default` and the ConfigMap `kube-root-ca.crt`.
 
 use std::{collections::BTreeMap, sync::Arc};
 
@@ -40,14 +40,14 @@ fn metadata(namespace: &Namespace, name: &str) -> ObjectMeta {
 async fn create<T: Object>(cx: &Context, object: &T) -> Result<(), Error> {
     match cx.create(object).await {
         Err(Error::Api(e)) if e.is_already_exists() => Ok(()),
-        // The namespace went away meanwhile.
+        // The namespace is being deleted.
         Err(e) if is_namespace_terminating(&e) => Ok(()),
         Err(Error::Api(e)) if e.is_not_found() => Ok(()),
         other => other.map(drop),
     }
 }
 
-/// An environment in which only objects of `T` with this name are seen: a cluster may have many others.
+/// Returns an environment whose cache of `T` has only objects of this name: a cluster may have many others.
 fn only_named<T: Object>(mut environment: Environment, name: &str) -> Environment {
     let fields = format!("metadata.name={name}");
     environment.caches = environment.caches.scoped::<T>(ListParams { fields, ..ListParams::default() });

@@ -1,7 +1,8 @@
-//! Nodes: whether they are alive, what that means for their pods, and their pod ranges.
+//! Node controllers: health, eviction, pod CIDRs.
 //!
-//! [`lifecycle`] judges a node by its Lease and status and writes conditions and taints; [`eviction`] deletes pods that do not tolerate
-//! `NoExecute` taints; [`ipam`] gives each node a pod range; [`pod_gc`] deletes pods that no node will ever finish.
+//! [`lifecycle`] derives conditions and taints from a node's Lease and status; [`eviction`] deletes pods that
+//! do not tolerate `NoExecute` taints; [`ipam`] allocates pod CIDRs; [`pod_gc`] deletes pods that no node
+//! will finish.
 
 mod awake;
 mod eviction;

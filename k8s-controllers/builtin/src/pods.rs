@@ -1,4 +1,4 @@
-//! What controllers ask of pods.
+//! Pod helpers for controllers.
 
 use std::{cmp::Reverse, sync::Arc, time::Duration};
 
@@ -15,20 +15,20 @@ use k8s_controllers::{Caches, Context, Error, EventType};
 
 const BY_NODE: &str = "node";
 
-/// Lets [`pods_on`] find the pods of a node.
+/// Adds the index that [`pods_on`] needs.
 pub fn index_by_node(caches: &Caches) {
     caches.of::<Pod>().add_index(BY_NODE, |pod| {
         Some(node_name(pod).to_owned()).filter(|n| !n.is_empty()).into_iter().collect()
     });
 }
 
-/// The pods of a node, where [`index_by_node`] was called.
+/// Returns the pods of a node. Requires [`index_by_node`].
 #[must_use]
 pub fn pods_on(caches: &Caches, node: &str) -> Vec<Arc<Pod>> {
     caches.of::<Pod>().by_index(BY_NODE, node)
 }
 
-/// Makes a pod of `owner`, and says so. A namespace that is going away is no failure.
+/// Creates a pod of `owner` and sends an event. A terminating namespace is not an error.
 ///
 /// # Errors
 /// As [`Context::create`].
@@ -46,7 +46,7 @@ pub async fn create_one<K: Object>(cx: Arc<Context>, owner: Arc<K>, pod: Pod) ->
     }
 }
 
-/// Deletes a pod of `owner`, and says so.
+/// Deletes a pod of `owner` and sends an event.
 ///
 /// # Errors
 /// As [`Context::delete`].
@@ -63,43 +63,44 @@ pub async fn delete_one<K: Object>(cx: Arc<Context>, owner: Arc<K>, pod: Arc<Pod
     }
 }
 
-/// The phase; empty before a kubelet has seen the pod.
+/// Returns the phase; empty if no kubelet has reported it.
 #[must_use]
 pub fn phase(pod: &Pod) -> &str {
     pod.status.as_ref().and_then(|s| s.phase.as_deref()).unwrap_or_default()
 }
 
-/// Whether the pod has ended, well or not.
+/// Returns true if the pod has succeeded or failed.
 #[must_use]
 pub fn is_terminal(pod: &Pod) -> bool {
     matches!(phase(pod), "Succeeded" | "Failed")
 }
 
-/// Whether the pod counts as a replica: neither ended nor being deleted.
+/// Returns true if the pod counts as a replica: neither terminated nor being deleted.
 #[must_use]
 pub fn is_active(pod: &Pod) -> bool {
     !is_terminal(pod) && !pod.is_deleting()
 }
 
-/// A condition of the pod.
+/// Returns a condition of the pod.
 #[must_use]
 pub fn condition<'a>(pod: &'a Pod, kind: &str) -> Option<&'a PodCondition> {
     pod.status.as_ref()?.conditions.as_ref()?.iter().find(|c| c.type_ == kind)
 }
 
-/// Whether the pod is ready.
+/// Returns true if the pod is ready.
 #[must_use]
 pub fn is_ready(pod: &Pod) -> bool {
     condition(pod, "Ready").is_some_and(|c| c.status == "True")
 }
 
-/// Since when the pod is ready.
+/// Returns the time since which the pod is ready.
 #[must_use]
 pub fn ready_since(pod: &Pod) -> Option<Timestamp> {
     condition(pod, "Ready").filter(|c| c.status == "True")?.last_transition_time.as_ref().map(|t| t.0)
 }
 
-/// How long until a ready pod has been so for `min_ready_seconds`: zero when it has, `None` when it is not ready.
+/// Returns the time until a ready pod is available (`minReadySeconds`): zero if it is, `None` if it is not
+/// ready.
 #[must_use]
 pub fn available_in(pod: &Pod, min_ready_seconds: i32, now: Timestamp) -> Option<Duration> {
     if !is_ready(pod) {
@@ -114,13 +115,13 @@ pub fn available_in(pod: &Pod, min_ready_seconds: i32, now: Timestamp) -> Option
     Some(needed.saturating_sub(passed))
 }
 
-/// The node it is on; empty before it is scheduled.
+/// Returns the node's name; empty if the pod is not scheduled.
 #[must_use]
 pub fn node_name(pod: &Pod) -> &str {
     pod.spec.as_ref().and_then(|s| s.node_name.as_deref()).unwrap_or_default()
 }
 
-/// How often its containers were restarted, and its sidecars: of each the most restarted one counts.
+/// Returns the highest restart count of the containers, and of the sidecars.
 #[must_use]
 pub fn restarts(pod: &Pod) -> (i32, i32) {
     let status = pod.status.as_ref();
@@ -146,17 +147,17 @@ fn phase_rank(pod: &Pod) -> u8 {
     }
 }
 
-/// Ages that differ by less than half are alike: so that not always the youngest pods go, which may all be in one place. Pods without the
-/// time have age 0.
+/// Returns the binary logarithm of an age. Pods of similar age compare as equal, so that the youngest, which
+/// may all be in one place, are not always deleted first. Without a time the class is 0.
 fn age_class(since: Option<Timestamp>, now: Timestamp) -> u32 {
     let age = since.map_or(0, |t| now.as_second() - t.as_second());
     u64::try_from(age).unwrap_or(0).checked_ilog2().map_or(0, |class| class + 1)
 }
 
-/// What decides which pods of a controller go first, the smaller first: unassigned before assigned, pending before running, not ready before
-/// ready, cheaper before dearer, doubled up on a node before alone, lately ready before long ready, often restarted before never, young
-/// before old (`k8s.io/kubernetes/pkg/controller.ActivePodsWithRanks`). `sharing` is how many pods of the same kind share the node. Where
-/// all are alike the uid decides, which is as good as chance.
+/// Returns a key that orders pods for deletion, smaller first: unassigned before assigned, pending before
+/// running, not ready before ready, lower before higher deletion cost, more before fewer related pods on the
+/// node (`sharing`), recently before long ready, more before fewer restarts, younger before older
+/// (`k8s.io/kubernetes/pkg/controller.ActivePodsWithRanks`). Ties are broken by uid.
 pub fn deletion_order(pod: &Pod, sharing: usize, now: Timestamp) -> impl Ord + use<> {
     let created = pod.metadata.creation_timestamp.as_ref().map(|t| t.0);
     (
@@ -169,7 +170,7 @@ pub fn deletion_order(pod: &Pod, sharing: usize, now: Timestamp) -> impl Ord + u
     )
 }
 
-/// Orders pods so that those to be deleted first come first; `related` are all pods that count as doubling up on a node.
+/// Sorts pods for deletion, first to be deleted first. `related` are all pods that count as sharing a node.
 pub fn sort_for_deletion(pods: &mut [Arc<Pod>], related: &[Arc<Pod>], now: Timestamp) {
     let mut on_node = std::collections::HashMap::<&str, usize>::new();
     for pod in related.iter().filter(|p| is_active(p) && !node_name(p).is_empty()) {
@@ -179,7 +180,7 @@ pub fn sort_for_deletion(pods: &mut [Arc<Pod>], related: &[Arc<Pod>], now: Times
     pods.sort_by_cached_key(|pod| deletion_order(pod, rank(pod), now));
 }
 
-/// A pod from a template, controlled by `owner`; the server completes its name from `<owner>-`.
+/// Builds a pod from a template, controlled by `owner`, with `generateName: <owner>-`.
 #[must_use]
 pub fn from_template<K: Object>(owner: &K, template: &PodTemplateSpec) -> Pod {
     let metadata = template.metadata.clone().unwrap_or_default();
@@ -198,7 +199,7 @@ pub fn from_template<K: Object>(owner: &K, template: &PodTemplateSpec) -> Pod {
     }
 }
 
-/// `<owner>-`, or the owner's name alone where that would not be a valid start of a pod's name.
+/// Returns `<owner>-`, or the owner's name alone if that would be too long.
 fn pod_prefix(owner: &str) -> String {
     // 253 for a name, five for the random end, one for the dash.
     if owner.len() <= 247 { format!("{owner}-") } else { owner.to_owned() }
@@ -234,7 +235,7 @@ mod tests {
     fn the_least_useful_goes_first() {
         let ready_at = |time: &str| json!([{"type": "Ready", "status": "True", "lastTransitionTime": time}]);
         let restarted = json!([{"name": "c", "image": "", "imageID": "", "ready": true, "restartCount": 3}]);
-        // In the order in which they go; the names are in the opposite order, so that names alone would fail.
+        // In order of deletion. Names are in the opposite order, so that sorting by name would fail.
         let mut want = vec![
             pod("z", json!({"nodeName": ""}), json!({})),
             pod("y", json!({"phase": "Pending"}), json!({})),
@@ -250,7 +251,7 @@ mod tests {
             pod("a", json!({}), json!({"annotations": {"controller.kubernetes.io/pod-deletion-cost": "7"}})),
         ];
         let mut related = want.clone();
-        // Twenty more on one node: pods there are doubled up the most.
+        // Twenty more pods on one node: it has the most related pods.
         related.extend((0..20).map(|i| pod(&format!("n{i}"), json!({"nodeName": "full"}), json!({}))));
         let names = |pods: &[Arc<Pod>]| pods.iter().map(|p| p.name().to_owned()).collect::<Vec<_>>();
         let expected = names(&want);

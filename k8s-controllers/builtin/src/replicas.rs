@@ -1,4 +1,4 @@
-//! ReplicaSet and ReplicationController: so many pods of a template, no more and no fewer.
+//! ReplicaSet and ReplicationController: maintain a number of pods of a template.
 //!
 //! One implementation for both kinds (see [`kind::Replicated`]); [`plan`] decides, [`Replicas`] acts.
 
@@ -42,7 +42,7 @@ fn start<K: Replicated>(environment: Environment, name: &str) -> BoxFuture<'stat
         .start(environment, Replicas(std::marker::PhantomData::<fn() -> K>))
 }
 
-/// Owners that may adopt a pod which nobody controls.
+/// Returns the owners that may adopt an orphaned pod.
 fn selecting<K: Replicated>(caches: &Caches, pod: &Pod) -> Vec<ObjectKey> {
     if pod.controller_ref().is_some() {
         return Vec::new();
@@ -53,7 +53,7 @@ fn selecting<K: Replicated>(caches: &Caches, pod: &Pod) -> Vec<ObjectKey> {
     caches.of::<K>().in_namespace(pod.namespace()).iter().filter(|o| selects(o)).map(|o| o.key()).collect()
 }
 
-/// The reconciler of ReplicaSets and ReplicationControllers.
+/// Reconciler of ReplicaSets and ReplicationControllers.
 struct Replicas<K>(std::marker::PhantomData<fn() -> K>);
 
 impl<K: Replicated> Reconcile for Replicas<K> {
@@ -65,7 +65,7 @@ impl<K: Replicated> Reconcile for Replicas<K> {
             Ok(_) => return Ok(Action::await_change()),
             Err(e) => return Err(Error::invalid(format!("selector of {}", cx.key()), e)),
         };
-        // Pods that have ended are nobody's replicas: they are neither taken nor left.
+        // Terminated pods are neither adopted nor released.
         let all: Vec<Arc<Pod>> =
             claim::claim_with(cx, &*owner, &selector, None, |pod| !pods::is_terminal(pod)).await?;
         let (active, rest): (Vec<_>, Vec<_>) = all.into_iter().partition(|p| pods::is_active(p));
@@ -121,14 +121,15 @@ async fn delete<K: Replicated>(
     slow_start(cx, owner, active, pods::delete_one).await.1
 }
 
-/// Pods of the owner and of its siblings (the other ReplicaSets of a Deployment): they double up on nodes.
+/// Returns the pods of the owner and of its siblings (other ReplicaSets of the Deployment), for ranking by
+/// shared nodes.
 fn related_pods<K: Object>(cx: &Context, owner: &K) -> Vec<Arc<Pod>> {
     let Some(parent) = owner.controller_ref() else { return cx.owned(owner) };
     let siblings = cx.caches().owned_by::<K>(&parent.uid);
     siblings.iter().flat_map(|sibling| cx.owned::<Pod>(&**sibling)).collect()
 }
 
-/// Whether a status says that a write failed.
+/// Returns the ReplicaFailure condition, if true.
 pub(super) fn failure<C: conditions::Condition>(all: Option<&Vec<C>>) -> Option<&C> {
     conditions::find(all, "ReplicaFailure").filter(|c| c.status() == "True")
 }

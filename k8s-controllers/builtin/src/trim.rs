@@ -1,14 +1,16 @@
-//! What the built-in controllers and the scheduler do without: parts of pods that only a node reads, and that are most of what a pod takes in memory.
+//! Trims pods in the caches of the built-in controllers and the scheduler: drops fields that only a node
+//! reads, which are most of a pod's memory.
 
 use k8s_core::api::api::core::v1::{Container, ContainerStatus, Pod, Volume};
 
 use k8s_controllers::Caches;
 
-/// The annotation in which `kubectl apply` keeps what was applied.
+/// Annotation in which `kubectl apply` stores the applied configuration.
 const LAST_APPLIED: &str = "kubectl.kubernetes.io/last-applied-configuration";
 
-/// Caches for the built-in controllers and the scheduler: their pods have what is asked of them there (metadata, where and how they are to run, what they
-/// ask for, ports, claims, phase, conditions, exit codes), and not what only a node reads (commands, environment, mounts, probes, images' digests).
+/// Returns caches for the built-in controllers and the scheduler. Their pods keep metadata, scheduling
+/// fields, requests, ports, claims, phase, conditions and exit codes; commands, environment, mounts, probes
+/// and image digests are dropped.
 #[must_use]
 pub fn trimmed(caches: Caches) -> Caches {
     caches.trimmed::<Pod>(pod)
@@ -35,7 +37,7 @@ fn pod(pod: &mut Pod) {
     }
 }
 
-/// Leaves name, image, ports, requests and whether it is a sidecar.
+/// Keeps name, image, ports, requests and restart policy.
 fn container(container: &mut Container) {
     let full = std::mem::take(container);
     *container = Container {
@@ -52,7 +54,7 @@ fn container(container: &mut Container) {
     };
 }
 
-/// Leaves name, states, readiness and restarts.
+/// Keeps name, states, readiness and restarts.
 fn container_status(status: &mut ContainerStatus) {
     let full = std::mem::take(status);
     *status = ContainerStatus {
@@ -66,7 +68,7 @@ fn container_status(status: &mut ContainerStatus) {
     };
 }
 
-/// Volumes that say nothing about where a pod can run.
+/// Returns true for volumes that do not constrain the node.
 fn is_made_by_the_node(volume: &Volume) -> bool {
     volume.projected.is_some()
         || volume.config_map.is_some()

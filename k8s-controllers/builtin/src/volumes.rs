@@ -1,9 +1,10 @@
-//! PersistentVolumes and claims: which claim has which volume.
+//! PersistentVolume binder: binds claims to volumes.
 //!
-//! Flow: [`matching`] finds the smallest free volume that satisfies a claim; the volume is marked first (its `claimRef` with the claim's uid),
-//! then the claim; whichever is missing after a crash is completed later, since the volume's mark decides.
+//! Flow: [`matching`] finds the smallest free volume that satisfies a claim. The volume is bound first (its
+//! `claimRef` with the claim's uid), then the claim. After a crash in between the binding is completed,
+//! because the volume's `claimRef` decides.
 //!
-//! Not here: making volumes (provisioners do that), and attaching them.
+//! Not here: provisioning volumes (provisioners do that), and attaching them.
 
 mod matching;
 
@@ -28,7 +29,7 @@ const SELECTED_NODE: &str = "volume.kubernetes.io/selected-node";
 pub(super) fn start(environment: Environment, _: Options) -> BoxFuture<'static, ()> {
     let claims = Controller::<PersistentVolumeClaim>::new()
         .named("persistentvolume-controller")
-        // Of two claims for one volume one must wait for the other.
+        // One worker: two claims must not bind the same volume.
         .workers(1)
         .watches::<PersistentVolume>(claims_for)
         .watches::<StorageClass>(|caches, _| waiting(caches))
@@ -43,7 +44,7 @@ pub(super) fn start(environment: Environment, _: Options) -> BoxFuture<'static, 
     futures::future::join(claims, volumes).map(drop).boxed()
 }
 
-/// The volume's claim, or every claim that waits for one.
+/// Returns the volume's claim, or all unbound claims.
 fn claims_for(caches: &Caches, volume: &PersistentVolume) -> Vec<ObjectKey> {
     match matching::claim_of(volume) {
         Some((namespace, name, _)) => vec![ObjectKey::new(namespace, name)],
@@ -86,7 +87,7 @@ impl Reconcile for Claims {
         if theirs.is_some_and(|(ns, name, uid)| {
             ns != claim.namespace() || name != claim.name() || uid.is_some_and(|u| u != claim.uid())
         }) {
-            // The claim names a volume that is another's: it waits.
+            // The claim names a volume that is bound to another claim: it stays pending.
             set_phase(cx, &claim, "Pending", None).await?;
             return Ok(Action::await_change());
         }
@@ -98,7 +99,7 @@ impl Reconcile for Claims {
 }
 
 impl Claims {
-    /// A volume for a claim that names none; where there is none, its user is told why.
+    /// Finds a volume for a claim without `volumeName`; otherwise sends an event with the reason.
     fn find(&self, cx: &Context, claim: &PersistentVolumeClaim) -> Option<Arc<PersistentVolume>> {
         let name = matching::class_of_claim(claim);
         let class = cx.caches().of::<StorageClass>().get("", name);
@@ -229,7 +230,7 @@ impl Reconcile for Volumes {
 }
 
 impl Volumes {
-    /// The claim is gone. What is on the volume is its administrator's, or its provisioner's, to remove.
+    /// Phase of a volume whose claim is gone. The content is up to the administrator or the provisioner.
     fn released(&self, volume: &PersistentVolume) -> &'static str {
         let policy = volume.spec.as_ref().and_then(|s| s.persistent_volume_reclaim_policy.as_deref());
         let provisioned = volume.annotation("pv.kubernetes.io/provisioned-by").is_some();

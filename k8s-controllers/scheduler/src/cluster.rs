@@ -1,4 +1,4 @@
-//! All nodes and where pods are: the state that decisions read, kept current one change at a time.
+//! The scheduler's view of the cluster: nodes and the pods on them, updated incrementally.
 
 use std::{
     collections::{BTreeMap, HashMap},
@@ -15,7 +15,7 @@ use crate::{NodeInfo, PodInfo, volumes::VolumeCaches};
 
 struct Placed {
     node: String,
-    /// Not yet said by the API server.
+    /// Assumed by a decision and not yet confirmed by the API server.
     assumed: bool,
     info: Arc<PodInfo>,
 }
@@ -26,7 +26,7 @@ pub struct Cluster {
     nodes: Vec<NodeInfo>,
     by_name: HashMap<String, usize>,
     pods: HashMap<String, Placed>,
-    /// Pods on nodes that are not known (yet).
+    /// Pods whose node is unknown (not yet seen, or deleted).
     elsewhere: HashMap<String, Vec<Arc<PodInfo>>>,
     namespaces: Option<Cache<Namespace>>,
     pub(crate) volumes: Option<VolumeCaches>,
@@ -47,19 +47,19 @@ impl Cluster {
         Cluster { namespaces: Some(namespaces), volumes: Some(volumes), ..Cluster::default() }
     }
 
-    /// All nodes.
+    /// Returns all nodes.
     #[must_use]
     pub fn nodes(&self) -> &[NodeInfo] {
         &self.nodes
     }
 
-    /// One node.
+    /// Returns a node by name.
     #[must_use]
     pub fn node(&self, name: &str) -> Option<&NodeInfo> {
         self.by_name.get(name).map(|at| &self.nodes[*at])
     }
 
-    /// Whether any placed pod has rules about other pods.
+    /// Returns true if any placed pod has affinity or anti-affinity terms.
     pub(crate) fn has_affinity(&self) -> bool {
         self.with_affinity > 0
     }
@@ -69,7 +69,7 @@ impl Cluster {
         namespace.and_then(|n| n.metadata.labels.clone()).unwrap_or_default()
     }
 
-    /// A node is new or changed.
+    /// Adds or updates a node.
     pub fn set_node(&mut self, node: Arc<Node>) {
         if let Some(at) = self.by_name.get(node.name()) {
             self.nodes[*at].set_node(node);
@@ -85,7 +85,7 @@ impl Cluster {
         self.nodes.push(info);
     }
 
-    /// A node is gone; its pods are remembered until they are gone too.
+    /// Removes a node. Its pods are kept until they are removed themselves.
     pub fn remove_node(&mut self, name: &str) {
         let Some(at) = self.by_name.remove(name) else { return };
         let info = self.nodes.swap_remove(at);
@@ -113,33 +113,33 @@ impl Cluster {
         }
     }
 
-    /// The API server says that a pod is on a node.
+    /// Places a pod on a node, as confirmed by the API server.
     pub fn set_pod(&mut self, pod: Arc<PodInfo>, node: &str) {
         self.place(pod, node, false);
     }
 
-    /// A decision was made; the pod counts from now on.
+    /// Places a pod on a node by a decision; it counts there from now on.
     pub fn assume(&mut self, pod: Arc<PodInfo>, node: &str) {
         self.place(pod, node, true);
     }
 
-    /// An assumed pod was not bound after all. One that the API server has confirmed stays.
+    /// Removes an assumed pod whose binding failed. A confirmed pod stays.
     pub fn forget(&mut self, uid: &str) -> bool {
         self.pods.get(uid).is_some_and(|p| p.assumed) && self.remove_pod(uid)
     }
 
-    /// Whether the pod is on a node, or assumed to be.
+    /// Returns true if the pod is on a node, confirmed or assumed.
     #[must_use]
     pub fn is_placed(&self, uid: &str) -> bool {
         self.pods.contains_key(uid)
     }
 
-    /// Whether a pod on a node asks for, and has, exactly this: then an update of it changes nothing here.
+    /// Returns the confirmed pod if it is on this node.
     pub(crate) fn has_confirmed(&self, uid: &str, node: &str) -> Option<&Arc<PodInfo>> {
         self.pods.get(uid).filter(|p| !p.assumed && p.node == node).map(|p| &p.info)
     }
 
-    /// A pod is gone or has ended; whether it was known.
+    /// Removes a pod that was deleted or has ended; returns true if it was known.
     pub fn remove_pod(&mut self, uid: &str) -> bool {
         let Some(placed) = self.pods.remove(uid) else { return false };
         match self.by_name.get(&placed.node) {
@@ -161,7 +161,7 @@ impl Cluster {
         true
     }
 
-    /// Uids of all pods that are on nodes, assumed ones left out, in order.
+    /// Returns the sorted uids of all confirmed pods.
     pub(crate) fn confirmed(&self) -> Vec<String> {
         let placed = self.pods.iter().filter(|(_, p)| !p.assumed);
         let mut uids: Vec<String> = placed.map(|(uid, _)| uid.clone()).collect();

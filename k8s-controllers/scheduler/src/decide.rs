@@ -1,4 +1,4 @@
-//! One decision: which nodes can take the pod, and which of them is best. Pure: it reads the cluster and changes nothing.
+//! One scheduling decision: filters nodes, then scores the feasible ones. Pure.
 
 use std::{borrow::Cow, collections::BTreeMap};
 
@@ -12,45 +12,46 @@ pub(crate) struct Profile {
     pub(crate) scores: Vec<(i64, Box<dyn Score>)>,
 }
 
-/// How many nodes that fit are enough to choose from. (Upstream looks at up to half of the nodes; the choice is hardly better, and it takes
-/// many times as long.)
+/// Feasible nodes after which the search stops. (Upstream examines up to half of the nodes; that improves the
+/// choice little and takes many times as long.)
 const ENOUGH: usize = 100;
 
-/// Where a pod fits.
+/// A node for a pod.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Fit {
-    /// The best node.
+    /// Name of the node with the highest score.
     pub node: String,
-    /// How many nodes were looked at.
+    /// Number of nodes that were filtered.
     pub evaluated: usize,
-    /// How many of them fit.
+    /// Number of nodes that passed all filters.
     pub feasible: usize,
 }
 
-/// Why a pod fits nowhere.
+/// The reasons for which no node is feasible.
 #[derive(Clone, Debug)]
 pub struct Unschedulable {
-    /// In upstream's words, without what preemption has to say.
+    /// Upstream's message, without the part about preemption.
     pub message: String,
-    /// Which changes may help.
+    /// Kinds of changes that may make the pod schedulable.
     pub wakes_on: WakeOn,
-    /// Nodes on which deleting other pods could help.
+    /// Names of nodes on which preemption could help.
     pub resolvable: Vec<String>,
-    /// How many nodes there are.
+    /// Number of nodes in the cluster.
     pub nodes: usize,
 }
 
-/// What came of it.
+/// Outcome of a decision.
 #[derive(Clone, Debug)]
 pub enum Decision {
-    /// It fits.
+    /// A feasible node was found.
     Fits(Fit),
-    /// It fits nowhere.
+    /// No node is feasible.
     Nowhere(Unschedulable),
 }
 
 impl Profile {
-    /// Decides. `start` says at which node to begin, so that all nodes get their turn.
+    /// Decides for one pod. The search begins at node `start` and advances it, so that all nodes get their
+    /// turn.
     pub(crate) fn decide(
         &self,
         cluster: &Cluster,
@@ -108,7 +109,7 @@ impl Profile {
         Decision::Fits(Fit { node: feasible[best].name().to_owned(), evaluated, feasible: feasible.len() })
     }
 
-    /// Whether one node can take the pod (for preemption: `node` need not be as the cluster has it).
+    /// Returns true if `node` passes all filters. For preemption: `node` may differ from the cluster's.
     pub(crate) fn fits(&self, cluster: &Cluster, pod: &PodInfo, node: &NodeInfo) -> bool {
         let mut cx = Cycle::new(cluster);
         self.filters.iter().all(|f| match f.prepare(&mut cx, pod) {
@@ -136,7 +137,7 @@ impl Profile {
                 *total = total.saturating_add(weight.saturating_mul(*score));
             }
         }
-        // Any of the best, each as likely as the others.
+        // Picks one of the nodes with the highest score at random, with equal probability.
         let mut best = 0;
         let mut ties = 1u32;
         for at in 1..totals.len() {
@@ -153,7 +154,7 @@ impl Profile {
     }
 }
 
-/// Why nodes were refused.
+/// Reasons of the rejections, with the number of nodes for each.
 struct Refused {
     reasons: BTreeMap<Cow<'static, str>, usize>,
     wakes_on: WakeOn,

@@ -1,4 +1,4 @@
-//! The loop: takes in changes, decides one pod after the other, binds in the background.
+//! The scheduler's loop: applies changes, decides for one pod at a time, binds in the background.
 
 use std::{collections::HashSet, sync::Arc};
 
@@ -31,7 +31,7 @@ use crate::{
     volumes::{self, VolumeCaches},
 };
 
-/// Builds a scheduler.
+/// Builder of a [`Scheduler`].
 pub struct Builder {
     name: String,
     filters: Vec<Box<dyn Filter>>,
@@ -45,28 +45,28 @@ impl std::fmt::Debug for Builder {
 }
 
 impl Builder {
-    /// For pods whose `schedulerName` is this (`default-scheduler`).
+    /// Sets the `schedulerName` of the pods to schedule. Default: `default-scheduler`.
     #[must_use]
     pub fn named(mut self, name: &str) -> Self {
         name.clone_into(&mut self.name);
         self
     }
 
-    /// With a plugin more.
+    /// Adds a plugin.
     #[must_use]
     pub fn plugin(mut self, plugin: impl Plugin) -> Self {
         plugin.register(&mut self.filters, &mut self.scores);
         self
     }
 
-    /// With a filter more.
+    /// Adds a filter.
     #[must_use]
     pub fn filter(mut self, filter: impl Filter) -> Self {
         self.filters.push(Box::new(filter));
         self
     }
 
-    /// Without the built-in plugins.
+    /// Removes the built-in plugins.
     #[must_use]
     pub fn bare(mut self) -> Self {
         self.filters.clear();
@@ -74,12 +74,12 @@ impl Builder {
         self
     }
 
-    /// Runs alone, with caches of its own, until the future is dropped.
+    /// Runs with caches of its own until the future is dropped.
     pub async fn run(self, client: Client) {
         self.start(Environment::new(client)).await;
     }
 
-    /// Runs in an environment until that shuts down.
+    /// Runs in an environment until that is shut down.
     pub fn start(self, environment: Environment) -> BoxFuture<'static, ()> {
         async move {
             let shutdown = environment.shutdown.clone();
@@ -94,7 +94,7 @@ impl Builder {
     }
 }
 
-/// What a bind task reports.
+/// Result of a bind task.
 struct Bound {
     attempt: Attempt,
     error: Option<Error>,
@@ -125,7 +125,7 @@ impl std::fmt::Debug for Scheduler {
     }
 }
 
-/// Where changes come from.
+/// Subscriptions to the caches.
 struct Changes {
     pods: Subscription<Pod>,
     nodes: Subscription<Node>,
@@ -151,7 +151,7 @@ fn node_of(pod: &Pod) -> Option<&str> {
 }
 
 impl Scheduler {
-    /// A builder with the built-in plugins.
+    /// Returns a builder with the built-in plugins.
     #[must_use]
     pub fn builder() -> Builder {
         Builder { name: "default-scheduler".into(), filters: plugins::filters(), scores: plugins::scores() }
@@ -205,7 +205,7 @@ impl Scheduler {
             match self.queue.pop(Instant::now()) {
                 Some(attempt) => {
                     self.try_one(attempt);
-                    // Binds and watches need the thread too.
+                    // Let bind tasks and watches run.
                     tokio::task::yield_now().await;
                 }
                 None => {
@@ -224,7 +224,8 @@ impl Scheduler {
                 None => std::future::pending().await,
             }
         };
-        // Changes before timers, so that a decision never misses what is known already. A cache lives as long as this does.
+        // Changes come before timers, so that a decision sees everything known. The caches live as long as
+        // this loop.
         tokio::select! {
             biased;
             Some(change) = changes.nodes.next() => Event::Node(change),
@@ -259,7 +260,7 @@ impl Scheduler {
             }
             Event::Node(Change::Deleted(node)) => {
                 self.cluster.remove_node(node.name());
-                // A domain less can make a spread possible.
+                // One topology domain less can make a spread constraint satisfiable.
                 self.queue.wake(WakeOn::NODE, now);
             }
             Event::Volume => self.queue.wake(WakeOn::VOLUME, now),
@@ -268,7 +269,7 @@ impl Scheduler {
         }
     }
 
-    /// Changes were missed: look at everything.
+    /// Rebuilds everything from the caches after changes were missed.
     fn resync(&mut self) {
         let nodes = self.nodes.list();
         let names: HashSet<&str> = nodes.iter().map(|n| n.name()).collect();
@@ -370,7 +371,7 @@ impl Scheduler {
                 () = shutdown.cancelled() => return,
                 result = work => result.err(),
             };
-            // Nobody listens when the scheduler has ended.
+            // The receiver is gone only if the scheduler has ended.
             let _ = report.send(Bound { attempt, error });
         });
     }
@@ -402,7 +403,7 @@ impl Scheduler {
             Preempt::No(_) => {}
             Preempt::Victims { node, victims } => {
                 self.evict(&pod, &node, victims);
-                // The room that is made must be known to be this pod's.
+                // Written at once: `nominatedNodeName` must reserve the freed room for this pod.
                 self.failures.remove(pod.uid());
                 self.tell(&Failure { pod, message }, Some(node));
                 return self.queue.wait(attempt, why.wakes_on.or(WakeOn::NODE), Instant::now());
@@ -428,7 +429,7 @@ impl Scheduler {
         });
     }
 
-    /// Tells why a pod waits: by an event, and in its status where that does not say so already.
+    /// Reports an unschedulable pod by an event, and in its status unless that says so already.
     fn tell(&self, Failure { pod, message }: &Failure, nominated: Option<String>) {
         self.recorder.event(involved(&*pod.pod), EventType::Warning, "FailedScheduling", message.clone());
         let status = pod.pod.status.as_ref();
@@ -485,10 +486,11 @@ async fn bind(client: &Client, pod: &Pod, node: &str) -> Result<(), Error> {
     api.create_subresource::<_, Status>(pod.name(), "binding", &binding).await.map(drop)
 }
 
-/// How long claims may take to be bound for a placed pod.
-const VOLUME_PATIENCE: std::time::Duration = std::time::Duration::from_secs(600);
+/// Timeout for binding the claims of a placed pod.
+const VOLUME_BINDING_TIMEOUT: std::time::Duration = std::time::Duration::from_secs(600);
 
-/// Tells volume controllers which node claims that waited are for, and waits until they are bound.
+/// Sets the selected node on claims with delayed binding, and waits until the volume controllers have bound
+/// them.
 async fn bind_volumes(client: &Client, caches: &VolumeCaches, pod: &Pod, node: &str) -> Result<(), Error> {
     let waiting = volumes::waiting_claims(pod, caches);
     if waiting.is_empty() {
@@ -511,7 +513,7 @@ async fn bind_volumes(client: &Client, caches: &VolumeCaches, pod: &Pod, node: &
             }
         }
     };
-    tokio::time::timeout(VOLUME_PATIENCE, all).await.map_err(|_| {
-        Error::Request(format!("volumes of {} were not bound in {VOLUME_PATIENCE:?}", pod.key()))
+    tokio::time::timeout(VOLUME_BINDING_TIMEOUT, all).await.map_err(|_| {
+        Error::Request(format!("volumes of {} were not bound in {VOLUME_BINDING_TIMEOUT:?}", pod.key()))
     })
 }

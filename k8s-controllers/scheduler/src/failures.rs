@@ -1,7 +1,8 @@
-//! What is still to be told about pods that found no node.
+//! Rate-limited reports of unschedulable pods.
 //!
-//! Telling costs two writes a pod: its condition and an event. When thousands of pods cannot be placed at once, those would keep the API server from what
-//! matters more, such as making the pods. So beyond a burst they are told at a steady rate; a pod that is placed or deleted meanwhile needs no telling.
+//! A report costs two writes per pod: its condition and an event. When thousands of pods cannot be scheduled
+//! at once, these would starve other API requests. Beyond a burst, reports are therefore sent at a steady
+//! rate; a pod that is scheduled or deleted meanwhile needs none.
 
 use std::{
     collections::{HashMap, VecDeque},
@@ -13,12 +14,12 @@ use tokio::time::Instant;
 
 use crate::PodInfo;
 
-/// How many are told at once.
+/// Reports that are sent without delay.
 const BURST: u32 = 200;
-/// How many more each second. (Upstream's client stops at 50 requests a second of every kind.)
+/// Reports per second beyond the burst. (Upstream's client is limited to 50 requests per second of any kind.)
 const RATE: u32 = 100;
 
-/// Why a pod waits.
+/// An unschedulable pod and the message to report.
 #[derive(Clone, Debug)]
 pub(crate) struct Failure {
     pub(crate) pod: Arc<PodInfo>,
@@ -31,7 +32,7 @@ pub(crate) struct Failures {
     waiting: HashMap<String, Failure>,
     order: VecDeque<String>,
     allowed: u32,
-    /// When one more was last allowed.
+    /// Time of the last refill of `allowed`.
     since: Instant,
 }
 
@@ -47,12 +48,12 @@ impl Failures {
         }
     }
 
-    /// Nothing needs to be told about this pod any more.
+    /// Drops the report of a pod.
     pub(crate) fn remove(&mut self, uid: &str) {
         self.waiting.remove(uid);
     }
 
-    /// The next one to be told, where one may be told now.
+    /// Takes the next report if the rate limit allows one now.
     pub(crate) fn next(&mut self, now: Instant) -> Option<Failure> {
         let each = Duration::from_secs(1) / RATE;
         while self.allowed < BURST && self.since + each <= now {
@@ -71,7 +72,7 @@ impl Failures {
         Some(failure)
     }
 
-    /// When [`Failures::next`] may have something, if nothing new is added.
+    /// Returns the time at which [`Failures::next`] may return a report, if none is added.
     pub(crate) fn next_due(&self) -> Option<Instant> {
         let next = if self.allowed > 0 { self.since } else { self.since + Duration::from_secs(1) / RATE };
         (!self.waiting.is_empty()).then_some(next)

@@ -1,15 +1,18 @@
-//! The scheduler: which node each pod runs on.
+//! The scheduler: assigns pods to nodes.
 //!
-//! Flow: changes of pods and nodes come from the shared caches and keep a [`Cluster`] current, one change at a time (nothing is copied per
-//! decision). Pods without a node wait in a [`Queue`]. A decision runs the [`Filter`]s over nodes until enough fit, lets the [`Score`]s
-//! choose among those, assumes the pod there, and binds it in the background while the next decision is made.
+//! Flow: changes of pods and nodes arrive from the shared caches and update a [`Cluster`] incrementally
+//! (nothing is copied per decision). Pods without a node wait in a [`Queue`]. A decision runs the [`Filter`]s
+//! over nodes until enough are feasible, ranks those with the [`Score`]s, assumes the pod on the best one,
+//! and binds it in the background while the next decision is made.
 //!
 //! Guarantees:
-//! 1. A node is never given more than it has: an assumed pod counts from the decision on, until the API server says otherwise.
-//! 2. A pod that fits nowhere is not tried again before something changes that could help it, or five minutes pass.
-//! 3. Decisions follow from the order of changes and a seed.
+//! 1. A node is never overcommitted: an assumed pod counts from the decision on, until the API server
+//!    confirms it or the binding fails.
+//! 2. An unschedulable pod is retried only after a change that could help it, or after five minutes.
+//! 3. Decisions are determined by the order of changes and a seed.
 //!
-//! Not here: deleting pods from bad nodes (node lifecycle controller), and making volumes (volume controllers).
+//! Not here: evicting pods from unreachable nodes (node lifecycle controller), provisioning volumes (volume
+//! controllers).
 
 mod cluster;
 mod decide;

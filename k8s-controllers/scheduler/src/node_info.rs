@@ -1,4 +1,4 @@
-//! A node, and what is on it.
+//! A node and the pods on it.
 
 use std::{collections::HashMap, sync::Arc};
 
@@ -9,29 +9,29 @@ use k8s_core::{
 
 use crate::{PodInfo, Resources, pod_info::HostPort};
 
-/// A node with the pods that are, or are assumed to be, on it. Kept current one pod at a time.
+/// A node with its confirmed and assumed pods. Updated incrementally.
 #[derive(Clone, Debug)]
 pub struct NodeInfo {
-    /// The node.
+    /// The Node object.
     pub node: Arc<Node>,
-    /// What pods may have.
+    /// Allocatable resources.
     pub allocatable: Resources,
-    /// How many pods it takes.
+    /// Maximum number of pods.
     pub max_pods: i64,
-    /// What its pods ask for.
+    /// Sum of the pods' requests.
     pub requested: Resources,
-    /// CPU and memory as scores count them.
+    /// CPU (milli) and memory (bytes) as scores count them: with defaults for pods without requests.
     pub(crate) counted: (i64, i64),
-    /// Its pods.
+    /// Confirmed and assumed pods.
     pub pods: Vec<Arc<PodInfo>>,
     host_ports: Vec<HostPort>,
     groups: HashMap<u64, i64>,
-    /// How many of its pods keep others away, or ask for others.
+    /// Number of pods with affinity or anti-affinity terms.
     pub(crate) with_affinity: usize,
 }
 
 impl NodeInfo {
-    /// An empty node.
+    /// Creates an entry for a node without pods.
     #[must_use]
     pub fn new(node: Arc<Node>) -> Self {
         let mut info = NodeInfo {
@@ -49,7 +49,7 @@ impl NodeInfo {
         info
     }
 
-    /// The node changed; its pods stay.
+    /// Updates the Node object; the pods stay.
     pub fn set_node(&mut self, node: Arc<Node>) {
         let allocatable = node.status.as_ref().and_then(|s| s.allocatable.as_ref());
         self.allocatable = Resources::from_api(allocatable);
@@ -58,30 +58,30 @@ impl NodeInfo {
         self.node = node;
     }
 
-    /// Its name.
+    /// Returns the node's name.
     #[must_use]
     pub fn name(&self) -> &str {
         self.node.name()
     }
 
-    /// One of its labels.
+    /// Returns the value of a label.
     #[must_use]
     pub fn label(&self, key: &str) -> Option<&str> {
         self.node.label(key)
     }
 
-    /// Its taints.
+    /// Returns the node's taints.
     #[must_use]
     pub fn taints(&self) -> &[Taint] {
         self.node.spec.as_ref().and_then(|s| s.taints.as_deref()).unwrap_or_default()
     }
 
-    /// How many of its pods the same controller made.
+    /// Returns the number of pods of one controller.
     pub(crate) fn in_group(&self, group: u64) -> i64 {
         self.groups.get(&group).copied().unwrap_or(0)
     }
 
-    /// Whether a port of the node is taken. `0.0.0.0` clashes with every address.
+    /// Returns true if the host port is in use. `0.0.0.0` conflicts with every address.
     pub(crate) fn has_port(&self, (address, protocol, number): &HostPort) -> bool {
         let any = "0.0.0.0";
         self.host_ports
@@ -89,7 +89,7 @@ impl NodeInfo {
             .any(|(a, p, n)| n == number && p == protocol && (a == address || a == any || address == any))
     }
 
-    /// Puts a pod on it.
+    /// Adds a pod.
     pub fn add(&mut self, pod: Arc<PodInfo>) {
         self.requested.add(&pod.requests);
         self.counted.0 = self.counted.0.saturating_add(pod.counted.0);
@@ -102,7 +102,7 @@ impl NodeInfo {
         self.pods.push(pod);
     }
 
-    /// Takes a pod off it; whether it was there.
+    /// Removes a pod; returns true if it was on the node.
     pub fn remove(&mut self, uid: &str) -> bool {
         let Some(at) = self.pods.iter().position(|p| p.uid() == uid) else { return false };
         let pod = self.pods.swap_remove(at);

@@ -1,4 +1,4 @@
-//! What can be plugged into a decision.
+//! The plugin traits: [`Filter`], [`Score`] and [`Plugin`].
 
 use std::{
     any::{Any, TypeId},
@@ -8,7 +8,7 @@ use std::{
 
 use crate::{Cluster, NodeInfo, PodInfo};
 
-/// One decision: the cluster as it is, and what plugins worked out for this pod.
+/// State of one decision: the cluster and the values that plugins stored for this pod.
 pub struct Cycle<'a> {
     cluster: &'a Cluster,
     state: HashMap<TypeId, Box<dyn Any + Send + Sync>>,
@@ -21,78 +21,78 @@ impl std::fmt::Debug for Cycle<'_> {
 }
 
 impl<'a> Cycle<'a> {
-    /// A decision over this cluster.
+    /// Creates the state of a decision over this cluster.
     #[must_use]
     pub fn new(cluster: &'a Cluster) -> Self {
         Cycle { cluster, state: HashMap::new() }
     }
 
-    /// The cluster.
+    /// Returns the cluster.
     #[must_use]
     pub fn cluster(&self) -> &'a Cluster {
         self.cluster
     }
 
-    /// Remembers something for the rest of the decision; one value per type.
+    /// Stores a value for the rest of the decision; one per type.
     pub fn put<T: Any + Send + Sync>(&mut self, value: T) {
         self.state.insert(TypeId::of::<T>(), Box::new(value));
     }
 
-    /// What was remembered.
+    /// Returns the stored value of a type.
     #[must_use]
     pub fn get<T: Any + Send + Sync>(&self) -> Option<&T> {
         self.state.get(&TypeId::of::<T>())?.downcast_ref()
     }
 }
 
-/// Why a node (or, from `prepare`, every node) cannot take a pod, in the words that users see.
+/// Reasons of a rejection: by one node, or from `prepare` by all nodes. Users see them in events.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Reject {
     /// One or more reasons.
     pub reasons: Vec<Cow<'static, str>>,
-    /// Whether deleting other pods could help.
+    /// True if preemption could help.
     pub resolvable: bool,
 }
 
 impl Reject {
-    /// Deleting other pods could help.
+    /// Creates a rejection that preemption could resolve.
     #[must_use]
     pub fn full(reason: impl Into<Cow<'static, str>>) -> Self {
         Reject { reasons: vec![reason.into()], resolvable: true }
     }
 
-    /// Whatever is deleted, the pod does not fit.
+    /// Creates a rejection that preemption cannot resolve.
     #[must_use]
     pub fn never(reason: impl Into<Cow<'static, str>>) -> Self {
         Reject { reasons: vec![reason.into()], resolvable: false }
     }
 }
 
-/// Kinds of changes that may help a pod that fits nowhere.
+/// A set of kinds of changes that may make an unschedulable pod schedulable.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct WakeOn(u8);
 
 impl WakeOn {
-    /// A node is new, or its labels, taints or capacity changed.
+    /// A node was added, or its labels, taints or capacity changed.
     pub const NODE: WakeOn = WakeOn(1);
     /// A pod left a node.
     pub const POD_GONE: WakeOn = WakeOn(2);
-    /// A pod came to a node, or its labels changed.
+    /// A pod was placed on a node, or its labels changed.
     pub const POD_PLACED: WakeOn = WakeOn(4);
     /// A volume, claim or storage class changed.
     pub const VOLUME: WakeOn = WakeOn(8);
-    /// Any change.
+    /// Every kind of change.
     pub const ANYTHING: WakeOn = WakeOn(15);
-    /// No change.
+    /// The empty set.
     pub const NOTHING: WakeOn = WakeOn(0);
 
-    /// Either.
+    /// Returns the union.
     #[must_use]
     pub const fn or(self, other: WakeOn) -> Self {
         WakeOn(self.0 | other.0)
     }
 
-    /// Whether they have a kind of change in common.
+    /// Returns true if the sets intersect.
     #[must_use]
     pub const fn meets(self, other: WakeOn) -> bool {
         self.0 & other.0 != 0
@@ -103,72 +103,72 @@ fn short_name<T: ?Sized>() -> &'static str {
     std::any::type_name::<T>().rsplit("::").next().unwrap_or_default()
 }
 
-/// Says which nodes can take a pod.
+/// Selects the feasible nodes.
 pub trait Filter: Send + Sync + 'static {
-    /// Its name.
+    /// Name of the plugin. Default: the name of the type.
     fn name(&self) -> &'static str {
         short_name::<Self>()
     }
 
-    /// Called once per decision. `false`: nothing about this pod concerns this filter, so it is not asked.
+    /// Called once per decision. `false` skips this filter for the pod.
     ///
     /// # Errors
-    /// When no node at all can take the pod.
+    /// Rejects the pod on every node.
     fn prepare(&self, cx: &mut Cycle<'_>, pod: &PodInfo) -> Result<bool, Reject> {
         let _ = (cx, pod);
         Ok(true)
     }
 
-    /// Whether the node can take the pod.
+    /// Checks one node.
     ///
     /// # Errors
-    /// When it cannot.
+    /// The node is not feasible.
     fn filter(&self, cx: &Cycle<'_>, pod: &PodInfo, node: &NodeInfo) -> Result<(), Reject>;
 
-    /// Which changes may help a pod that this filter rejected.
+    /// Returns the kinds of changes that may help a pod that this filter rejected. Default: any.
     fn wakes_on(&self) -> WakeOn {
         WakeOn::ANYTHING
     }
 }
 
-/// Says which of the nodes that can take a pod should.
+/// Ranks the feasible nodes.
 pub trait Score: Send + Sync + 'static {
-    /// Its name.
+    /// Name of the plugin. Default: the name of the type.
     fn name(&self) -> &'static str {
         short_name::<Self>()
     }
 
-    /// Called once per decision. `false`: all nodes are the same to this score.
+    /// Called once per decision. `false` skips this score for the pod.
     fn prepare(&self, cx: &mut Cycle<'_>, pod: &PodInfo) -> bool {
         let _ = (cx, pod);
         true
     }
 
-    /// How good the node is; after [`Score::normalize`] 0 to 100.
+    /// Rates a node; after [`Score::normalize`] in the range 0 to 100.
     fn score(&self, cx: &Cycle<'_>, pod: &PodInfo, node: &NodeInfo) -> i64;
 
-    /// Brings the scores of all candidates to 0 to 100.
+    /// Scales the scores of all candidates to 0 to 100.
     fn normalize(&self, scores: &mut [i64]) {
         let _ = scores;
     }
 }
 
-/// Something that a scheduler can be built with.
+/// A filter, a score, or several of them, for a scheduler's builder.
 pub trait Plugin {
-    /// Puts itself in.
+    /// Adds its filters and weighted scores.
     fn register(self, filters: &mut Vec<Box<dyn Filter>>, scores: &mut Vec<(i64, Box<dyn Score>)>);
 }
 
-/// A score and how much it counts.
+/// A score and its weight.
 #[derive(Clone, Copy, Debug)]
 pub struct Weighted<S> {
     score: S,
     weight: i64,
 }
 
-/// `weight` for every score.
+/// Adds [`ScoreExt::weight`] to every score.
 pub trait ScoreExt: Score + Sized {
-    /// Counts so many times.
+    /// Multiplies the score by `weight`.
     fn weight(self, weight: i64) -> Weighted<Self> {
         Weighted { score: self, weight }
     }
@@ -182,7 +182,7 @@ impl<S: Score> Plugin for Weighted<S> {
     }
 }
 
-/// 0 to 100 in proportion to the largest; `reverse`: the smallest is best.
+/// Scales to 0 to 100 in proportion to the largest; `reverse` gives the smallest score 100.
 pub(crate) fn proportional(scores: &mut [i64], reverse: bool) {
     let most = scores.iter().copied().max().unwrap_or(0);
     for score in scores {
@@ -191,7 +191,7 @@ pub(crate) fn proportional(scores: &mut [i64], reverse: bool) {
     }
 }
 
-/// 0 for the smallest, 100 for the largest.
+/// Scales linearly: the smallest becomes 0, the largest 100.
 pub(crate) fn spread(scores: &mut [i64]) {
     let (least, most) =
         (scores.iter().copied().min().unwrap_or(0), scores.iter().copied().max().unwrap_or(0));

@@ -15,7 +15,7 @@ pub use volume::VolumeBinding;
 
 use crate::{Filter, Score};
 
-/// The filters, cheapest first.
+/// Returns the built-in filters, cheapest first.
 #[must_use]
 pub fn filters() -> Vec<Box<dyn Filter>> {
     vec![
@@ -31,7 +31,7 @@ pub fn filters() -> Vec<Box<dyn Filter>> {
     ]
 }
 
-/// The scores with their weights.
+/// Returns the built-in scores with their weights.
 #[must_use]
 pub fn scores() -> Vec<(i64, Box<dyn Score>)> {
     vec![

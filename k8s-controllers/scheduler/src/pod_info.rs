@@ -1,4 +1,4 @@
-//! What a decision needs of a pod, worked out once.
+//! A pod with everything parsed that decisions need.
 
 use std::{
     hash::{DefaultHasher, Hash, Hasher},
@@ -15,63 +15,63 @@ use crate::{
     terms::{AffinityTerm, NodeTerm},
 };
 
-/// A port of the node that a pod takes: address, protocol, number.
+/// A host port of a pod: address, protocol, number.
 pub(crate) type HostPort = (String, String, i32);
 
-/// One topology spread constraint.
+/// A topology spread constraint.
 #[derive(Clone, Debug)]
 pub(crate) struct Spread {
-    /// How uneven it may be.
+    /// Maximum permitted difference between domains.
     pub(crate) max_skew: i64,
     /// The node label whose values are the domains.
     pub(crate) topology_key: String,
-    /// Whether the pod waits rather than break it.
+    /// `DoNotSchedule`: the constraint filters. Otherwise it scores.
     pub(crate) required: bool,
-    /// Which pods are counted.
+    /// Selects the pods that are counted.
     pub(crate) selector: LabelSelector,
-    /// At least so many domains must be there, else the emptiest counts as empty.
+    /// If there are fewer domains, the global minimum counts as 0.
     pub(crate) min_domains: i64,
-    /// Whether only nodes that the pod's affinity allows count (the default).
+    /// Count only nodes that match the pod's node affinity (the default).
     pub(crate) honor_affinity: bool,
-    /// Whether only nodes whose taints the pod tolerates count.
+    /// Count only nodes whose taints the pod tolerates.
     pub(crate) honor_taints: bool,
 }
 
-/// A pod, with what decisions need of it worked out.
+/// A pod with its requests, ports, affinity and constraints parsed.
 #[derive(Clone, Debug)]
 pub struct PodInfo {
-    /// The pod.
+    /// The Pod object.
     pub pod: Arc<Pod>,
-    /// Its namespace and name.
+    /// Namespace and name.
     pub key: ObjectKey,
-    /// Its priority.
+    /// Priority; higher is scheduled first and may preempt.
     pub priority: i32,
-    /// What it asks for.
+    /// Effective resource requests.
     pub requests: Resources,
-    /// CPU and memory as scores count them: something for those who ask for nothing.
+    /// CPU (milli) and memory (bytes) as scores count them: with defaults if there are no requests.
     pub(crate) counted: (i64, i64),
-    /// Ports of the node that it takes.
+    /// Host ports.
     pub(crate) host_ports: Vec<HostPort>,
-    /// `nodeSelector`, as a requirement on labels.
+    /// `nodeSelector`, as a label selector.
     pub(crate) node_labels: Option<LabelSelector>,
-    /// Required node affinity: one of the terms must hold.
+    /// Required node affinity: at least one term must match.
     pub(crate) node_terms: Option<Vec<NodeTerm>>,
     pub(crate) preferred_nodes: Vec<(i64, NodeTerm)>,
     pub(crate) affinity: Vec<AffinityTerm>,
     pub(crate) anti_affinity: Vec<AffinityTerm>,
-    /// Preferred affinity, with negative weights for anti-affinity.
+    /// Preferred affinity; anti-affinity has negative weights.
     pub(crate) preferred_pods: Vec<(i64, AffinityTerm)>,
     pub(crate) spread: Vec<Spread>,
-    /// A number for the controller that made it; pods of one controller are spread.
+    /// Hash of the pod's controller; pods of one controller are spread.
     pub(crate) group: Option<u64>,
 }
 
-/// What scores count for a container that asks for nothing: 100m and 200 MB, as upstream.
+/// Requests that scores count for a container without any: 100m CPU and 200 MB memory, as upstream.
 const COUNTED_CPU: i64 = 100;
 const COUNTED_MEMORY: i64 = 200 * 1024 * 1024;
 
 impl PodInfo {
-    /// Works it out.
+    /// Parses a pod.
     #[must_use]
     pub fn new(pod: Arc<Pod>) -> Self {
         let default = k8s_core::api::api::core::v1::PodSpec::default();
@@ -147,19 +147,19 @@ impl PodInfo {
         }
     }
 
-    /// One of the pod's annotations.
+    /// Returns the value of an annotation.
     #[must_use]
     pub fn annotation(&self, key: &str) -> Option<&str> {
         self.pod.annotation(key)
     }
 
-    /// One of the pod's labels.
+    /// Returns the value of a label.
     #[must_use]
     pub fn label(&self, key: &str) -> Option<&str> {
         self.pod.label(key)
     }
 
-    /// The pod's uid.
+    /// Returns the pod's uid.
     #[must_use]
     pub fn uid(&self) -> &str {
         self.pod.uid()
@@ -169,7 +169,7 @@ impl PodInfo {
         self.pod.spec.as_ref().and_then(|s| s.tolerations.as_deref()).unwrap_or_default()
     }
 
-    /// Whether it may be on the node as far as node selector and node affinity go.
+    /// Returns true if the node matches the node selector and the required node affinity.
     pub(crate) fn allows_node(&self, node: &k8s_core::api::api::core::v1::Node) -> bool {
         self.node_labels.as_ref().is_none_or(|s| s.matches(node.metadata.labels.as_ref()))
             && self.node_terms.as_ref().is_none_or(|terms| terms.iter().any(|t| t.matches(node)))

@@ -1,4 +1,4 @@
-//! Preemption: which less important pods to delete so that a pod fits. Pure.
+//! Preemption: selects pods of lower priority to delete so that a pod fits. Pure.
 
 use std::sync::Arc;
 
@@ -6,16 +6,16 @@ use k8s_core::meta::ObjectExt;
 
 use crate::{Cluster, NodeInfo, PodInfo, Unschedulable, decide::Profile};
 
-/// What to do about a pod that fits nowhere.
+/// Outcome of preemption.
 #[derive(Debug)]
 pub(crate) enum Preempt {
-    /// Delete these on this node.
+    /// Delete these pods on this node.
     Victims { node: String, victims: Vec<Arc<PodInfo>> },
-    /// Nothing, because of this.
+    /// Preemption does not help, for this reason.
     No(String),
 }
 
-/// How many nodes are worked through; the first is as good as any beyond that.
+/// Limit of nodes for which victims are computed.
 const MOST: usize = 100;
 
 pub(crate) fn plan(profile: &Profile, cluster: &Cluster, pod: &PodInfo, why: &Unschedulable) -> Preempt {
@@ -52,14 +52,16 @@ pub(crate) fn plan(profile: &Profile, cluster: &Cluster, pod: &PodInfo, why: &Un
     }
 }
 
-/// The least important node to disturb: by its most important victim, then all of them, then how many.
+/// Cost of a preemption, compared in this order: highest priority of a victim, sum of priorities, number of
+/// victims.
 fn cost(victims: &[Arc<PodInfo>], node: &NodeInfo) -> (i32, i64, usize, String) {
     let highest = victims.iter().map(|v| v.priority).max().unwrap_or(i32::MIN);
     let sum = victims.iter().map(|v| i64::from(v.priority) + i64::from(i32::MAX) + 1).sum();
     (highest, sum, victims.len(), node.name().to_owned())
 }
 
-/// The pods that must go from this node: all less important ones, less those that can stay (the most important ones are spared first).
+/// Computes the victims on a node: all pods of lower priority, minus those that can stay. Pods of higher
+/// priority are spared first.
 fn victims(
     profile: &Profile,
     cluster: &Cluster,

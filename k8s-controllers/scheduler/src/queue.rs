@@ -1,4 +1,4 @@
-//! Pods that wait for a node: ready to be tried, waiting out a back-off, or waiting for a change that could help.
+//! The scheduling queue: pods that are active, in back-off, or unschedulable until a change could help.
 
 use std::{
     cmp::Reverse,
@@ -14,21 +14,21 @@ use crate::{PodInfo, WakeOn};
 
 const FIRST_BACKOFF: Duration = Duration::from_secs(1);
 const LONGEST_BACKOFF: Duration = Duration::from_secs(10);
-/// A pod is tried again after so long even if nothing seems to have changed.
+/// Time after which an unschedulable pod is retried without any change.
 const LONGEST_WAIT: Duration = Duration::from_secs(300);
 
-/// A pod to be tried.
+/// A pod and its number of failed attempts.
 #[derive(Clone, Debug)]
 pub struct Attempt {
     /// The pod.
     pub pod: Arc<PodInfo>,
-    /// How often it was tried before.
+    /// Number of failed attempts so far.
     pub failures: u32,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Place {
-    /// With the number of its entry in the heap; older entries are stale.
+    /// Ready to be tried. The number identifies its heap entry; entries with other numbers are stale.
     Active(u64),
     Backoff {
         until: Instant,
@@ -46,20 +46,20 @@ struct Entry {
     place: Place,
 }
 
-/// Higher priority first, then who came first.
+/// Heap order: higher priority first, then first in, first out.
 type Rank = (i32, Reverse<u64>);
 
-/// The pods that wait.
+/// The scheduling queue.
 #[derive(Default)]
 pub struct Queue {
     entries: HashMap<String, Entry>,
     active: BinaryHeap<(Rank, String)>,
     next: u64,
-    /// Those of `entries` that are not active, so that a change need not look at thousands that are.
+    /// Uids of entries that are not active, so that a change need not scan thousands of active ones.
     asleep: BTreeSet<String>,
-    /// Nothing becomes due by itself before this.
+    /// Earliest time at which an entry becomes active by itself.
     due: Option<Instant>,
-    /// No change but these can help any pod that waits.
+    /// Union of the change kinds that can help any waiting pod.
     wakes_on: Option<WakeOn>,
 }
 
@@ -74,7 +74,7 @@ fn backoff(failures: u32) -> Duration {
     FIRST_BACKOFF.saturating_mul(factor).min(LONGEST_BACKOFF)
 }
 
-/// Whether an update could make a difference to where the pod fits. (What the scheduler itself writes to its status does not.)
+/// Returns true if an update could change the pod's feasibility. (The scheduler's own status writes cannot.)
 fn matters(old: &Pod, new: &Pod) -> bool {
     old.spec != new.spec
         || old.metadata.labels != new.metadata.labels
@@ -82,19 +82,19 @@ fn matters(old: &Pod, new: &Pod) -> bool {
 }
 
 impl Queue {
-    /// How many pods wait.
+    /// Returns the number of pods in the queue.
     #[must_use]
     pub fn len(&self) -> usize {
         self.entries.len()
     }
 
-    /// Whether none waits.
+    /// Returns true if the queue is empty.
     #[must_use]
     pub fn is_empty(&self) -> bool {
         self.entries.is_empty()
     }
 
-    /// Whether the pod waits.
+    /// Returns true if the pod is in the queue.
     #[must_use]
     pub fn contains(&self, uid: &str) -> bool {
         self.entries.contains_key(uid)
@@ -119,14 +119,14 @@ impl Queue {
         self.entries.insert(uid, Entry { pod, failures, place });
     }
 
-    /// A pod is new or changed.
+    /// Adds or updates a pod.
     pub fn set(&mut self, pod: Arc<Pod>) {
         let uid = k8s_core::meta::ObjectExt::uid(&*pod);
         let Some(entry) = self.entries.get_mut(uid) else {
             return self.activate(Arc::new(PodInfo::new(pod)), 0);
         };
         if !matters(&entry.pod.pod, &pod) {
-            // Its status alone: keep what was worked out, with the newer pod in it.
+            // Only the status changed: keep the parsed parts and replace the Pod object.
             let mut info = (*entry.pod).clone();
             info.pod = pod;
             entry.pod = Arc::new(info);
@@ -136,13 +136,14 @@ impl Queue {
         self.activate(Arc::new(PodInfo::new(pod)), failures);
     }
 
-    /// The pod no longer waits; whether it did.
+    /// Removes a pod; returns true if it was in the queue.
     pub fn remove(&mut self, uid: &str) -> bool {
         self.asleep.remove(uid);
         self.entries.remove(uid).is_some()
     }
 
-    /// The next pod to try. It is out of the queue until it is put back.
+    /// Takes the next pod to schedule. It leaves the queue until [`Queue::wait`] or [`Queue::retry`] returns
+    /// it.
     pub fn pop(&mut self, now: Instant) -> Option<Attempt> {
         self.release_due(now);
         while let Some(((_, Reverse(number)), uid)) = self.active.pop() {
@@ -154,21 +155,22 @@ impl Queue {
         None
     }
 
-    /// The pod fits nowhere: it waits for a change of these kinds.
+    /// Returns an unschedulable pod to the queue; it waits for a change of these kinds.
     pub fn wait(&mut self, attempt: Attempt, wakes_on: WakeOn, now: Instant) {
         let failures = attempt.failures.saturating_add(1);
         let place = Place::Waiting { since: now, backoff_until: now + backoff(failures), wakes_on };
         self.sleep(attempt.pod, failures, place);
     }
 
-    /// Something went wrong with the pod: it is tried again after a back-off.
+    /// Returns a pod after an error; it is retried after a back-off.
     pub fn retry(&mut self, attempt: Attempt, now: Instant) {
         let failures = attempt.failures.saturating_add(1);
         let place = Place::Backoff { until: now + backoff(failures) };
         self.sleep(attempt.pod, failures, place);
     }
 
-    /// Something changed: pods that it may help are tried again, those that failed lately after the rest of their back-off.
+    /// Activates the pods that a change may help; those that failed recently first serve the rest of their
+    /// back-off.
     pub fn wake(&mut self, change: WakeOn, now: Instant) {
         if !self.wakes_on.is_some_and(|all| all.meets(change)) {
             return;
@@ -207,7 +209,7 @@ impl Queue {
         self.activate_all(ready);
     }
 
-    /// In a fixed order, whatever order the map has.
+    /// Activates pods in sorted order, because the map's order is not deterministic.
     fn activate_all(&mut self, mut uids: Vec<String>) {
         uids.sort_unstable();
         for uid in uids {
@@ -217,14 +219,14 @@ impl Queue {
         }
     }
 
-    /// When something may be due by itself.
+    /// Returns the earliest time at which a pod becomes active by itself.
     #[must_use]
     pub fn next_due(&self) -> Option<Instant> {
         self.due
     }
 }
 
-/// When a pod comes back by itself.
+/// Returns the time at which a pod becomes active by itself.
 fn due(place: &Place) -> Option<Instant> {
     match *place {
         Place::Active(_) => None,
@@ -275,7 +277,7 @@ mod tests {
     }
 
     proptest! {
-        /// A pod is in the queue once, whatever is done; those that are popped come by priority.
+        /// A pod is in the queue at most once after any operations; pods are popped by priority.
         #[test]
         fn never_twice(ops in proptest::collection::vec((0..5u8, 0..6u8, -2..3i32), 1..100)) {
             let runtime = tokio::runtime::Builder::new_current_thread().enable_time().start_paused(true).build().unwrap();

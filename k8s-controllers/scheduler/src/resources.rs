@@ -1,4 +1,4 @@
-//! Amounts of what pods ask for and nodes have, as plain numbers.
+//! Resource amounts as plain integers.
 
 use std::collections::BTreeMap;
 
@@ -10,21 +10,21 @@ use k8s_core::{
     meta::Quantity,
 };
 
-/// Amounts of resources: thousandths of a CPU, bytes, and whole units of everything else.
+/// Resource amounts: millicores, bytes, and whole units of all others.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Resources {
-    /// Thousandths of a CPU.
+    /// CPU in millicores.
     pub milli_cpu: i64,
-    /// Bytes of memory.
+    /// Memory in bytes.
     pub memory: i64,
-    /// Bytes of ephemeral storage.
+    /// Ephemeral storage in bytes.
     pub ephemeral: i64,
-    /// Everything else (huge pages, devices), by name. Few nodes and pods have any.
+    /// Other resources (huge pages, devices) by name. Rare, so a list is enough.
     pub others: Vec<(String, i64)>,
 }
 
 impl Resources {
-    /// From the API's form. What cannot be parsed counts as nothing; the API server does not let it in.
+    /// Converts from quantities. Malformed ones count as 0; the API server does not admit them.
     #[must_use]
     pub fn from_api(map: Option<&BTreeMap<String, ApiQuantity>>) -> Self {
         let mut result = Resources::default();
@@ -41,7 +41,7 @@ impl Resources {
         result
     }
 
-    /// The amount of one of the others.
+    /// Returns the amount of another resource, 0 by default.
     #[must_use]
     pub fn other(&self, name: &str) -> i64 {
         self.others.iter().find(|(n, _)| n == name).map_or(0, |(_, amount)| *amount)
@@ -59,23 +59,24 @@ impl Resources {
         }
     }
 
-    /// Adds; amounts are held at the largest number.
+    /// Adds; saturates at the limits of i64.
     pub fn add(&mut self, other: &Resources) {
         self.combine(other, i64::saturating_add);
     }
 
-    /// Takes away.
+    /// Subtracts; saturates at the limits of i64.
     pub fn subtract(&mut self, other: &Resources) {
         self.combine(other, i64::saturating_sub);
     }
 
-    /// The larger of each.
+    /// Raises each amount to at least the other's.
     pub fn raise_to(&mut self, other: &Resources) {
         self.combine(other, i64::max);
     }
 
-    /// What a pod asks for: its containers together, or its hungriest init container with the sidecars before it, whichever is more, and its
-    /// overhead. Requests of the pod as a whole replace those of its containers.
+    /// Computes a pod's effective requests: the maximum of the containers' sum and of each init container
+    /// with the sidecars started before it, plus the overhead. Pod-level requests replace those of the
+    /// containers.
     #[must_use]
     pub fn of_pod(spec: &PodSpec) -> Self {
         let mut sidecars = Resources::default();
@@ -112,7 +113,7 @@ impl Resources {
     }
 }
 
-/// Requests; where there is only a limit, the limit.
+/// Requests, defaulted from limits.
 fn of_requirements(requirements: &ResourceRequirements) -> Resources {
     let mut all = requirements.limits.clone().unwrap_or_default();
     all.extend(requirements.requests.clone().unwrap_or_default());

@@ -1,4 +1,4 @@
-//! Node selectors and pod affinity terms, parsed once.
+//! Node selector terms and pod affinity terms, parsed.
 
 use std::collections::BTreeMap;
 
@@ -10,7 +10,7 @@ use k8s_core::{
     },
 };
 
-/// One term of a node selector: all of it must hold.
+/// A node selector term: all of its requirements must match.
 #[derive(Clone, Debug)]
 pub(crate) struct NodeTerm {
     labels: Vec<Requirement>,
@@ -42,12 +42,12 @@ impl NodeTerm {
         (!term.labels.is_empty() || !term.fields.is_empty()).then_some(term)
     }
 
-    /// The terms of a selector; any of them is enough.
+    /// Parses the terms of a selector; a node must match at least one.
     pub(crate) fn of(selector: &NodeSelector) -> Vec<Self> {
         selector.node_selector_terms.iter().filter_map(NodeTerm::parse).collect()
     }
 
-    /// Whether a node fits.
+    /// Returns true if the node matches all requirements.
     #[must_use]
     pub(crate) fn matches(&self, node: &Node) -> bool {
         self.labels.iter().all(|r| r.accepts(node.label(&r.key)))
@@ -55,10 +55,10 @@ impl NodeTerm {
     }
 }
 
-/// Which pods an affinity term is about, and over which part of the cluster.
+/// A pod affinity term: a selector of pods, and the topology key of its domains.
 #[derive(Clone, Debug)]
 pub(crate) struct AffinityTerm {
-    /// The node label whose values are the parts of the cluster.
+    /// The node label whose values are the domains.
     pub(crate) topology_key: String,
     selector: Option<LabelSelector>,
     namespaces: Vec<String>,
@@ -91,7 +91,8 @@ impl AffinityTerm {
         AffinityTerm { topology_key: term.topology_key.clone(), selector, namespaces, namespace_selector }
     }
 
-    /// Whether the term is about a pod with these labels. `namespace_labels` are those of the pod's namespace.
+    /// Returns true if the term selects a pod with these labels. `namespace_labels` are those of its
+    /// namespace.
     pub(crate) fn selects<'a>(
         &self,
         namespace: &str,

@@ -1,4 +1,4 @@
-//! What a pod's volumes mean for where it can run.
+//! Constraints that a pod's volumes put on its node.
 
 use k8s_core::{
     api::api::{
@@ -11,7 +11,7 @@ use k8s_core::{
 
 use crate::{Reject, terms::NodeTerm};
 
-/// What is known of volumes.
+/// Caches of claims, volumes and storage classes.
 #[derive(Clone, Debug)]
 pub(crate) struct VolumeCaches {
     pub(crate) claims: Cache<PersistentVolumeClaim>,
@@ -19,12 +19,13 @@ pub(crate) struct VolumeCaches {
     pub(crate) classes: Cache<StorageClass>,
 }
 
-/// A claim of a pod, as far as it matters where the pod runs.
+/// A pod's claim, reduced to its constraints on nodes.
 #[derive(Debug)]
 pub(crate) enum Claim {
-    /// Bound; the volume is reachable from nodes that one of these terms selects.
+    /// Bound; the volume is accessible from nodes that match one of these terms.
     Bound(Option<Vec<NodeTerm>>),
-    /// Waits for the pod to be placed; volumes of its class that are free, with the nodes they are on (`None`: any).
+    /// Delayed binding: unbound until the pod is placed. `candidates` has the node terms of each free volume
+    /// of its class (`None`: any node).
     Waiting { name: String, candidates: Vec<Option<Vec<NodeTerm>>>, provisioned: bool },
 }
 
@@ -49,14 +50,14 @@ impl Claim {
     }
 }
 
-/// The class of a claim or volume: the old annotation wins, as upstream has it.
+/// Returns the class of a claim or volume: the legacy annotation wins, as upstream.
 pub(crate) fn class<'a>(annotation: Option<&'a str>, field: Option<&'a String>) -> &'a str {
     annotation.or(field.map(String::as_str)).unwrap_or_default()
 }
 
 pub(crate) const CLASS_ANNOTATION: &str = "volume.beta.kubernetes.io/storage-class";
 
-/// The names of the claims that a pod uses.
+/// Returns the names of a pod's claims.
 fn claim_names(pod: &Pod) -> Vec<String> {
     let volumes = pod.spec.as_ref().and_then(|s| s.volumes.as_ref());
     let name = |volume: &k8s_core::api::api::core::v1::Volume| match &volume.persistent_volume_claim {
@@ -71,10 +72,10 @@ fn reach(volume: &PersistentVolume) -> Option<Vec<NodeTerm>> {
     Some(NodeTerm::of(affinity))
 }
 
-/// The claims of a pod.
+/// Returns a pod's claims.
 ///
 /// # Errors
-/// When the pod cannot run anywhere yet: a claim is missing or has to be bound first.
+/// The pod cannot run on any node yet: a claim is missing, or must be bound first.
 pub(crate) fn claims_of(pod: &Pod, caches: &VolumeCaches) -> Result<Vec<Claim>, Reject> {
     let mut all = Vec::new();
     for name in claim_names(pod) {
@@ -122,7 +123,7 @@ pub(crate) fn claims_of(pod: &Pod, caches: &VolumeCaches) -> Result<Vec<Claim>, 
     Ok(all)
 }
 
-/// Claims that wait for the pod to be placed.
+/// Returns the names of claims with delayed binding.
 pub(crate) fn waiting_claims(pod: &Pod, caches: &VolumeCaches) -> Vec<String> {
     let all = claims_of(pod, caches).unwrap_or_default();
     let waiting = |claim| match claim {

@@ -1,27 +1,28 @@
-//! Which events become one, and which are too many.
+//! Event correlation and rate limits.
 //!
-//! As upstream's `EventCorrelator`: the same event said again raises a count; of similar events (all alike but for the message) the eleventh within ten
-//! minutes and all after it become one, whose message says so; and one object is given a burst of 25 events and one more every five minutes.
+//! As upstream's `EventCorrelator`: a repeated event increments a count; of similar events (equal except for
+//! the message) the eleventh within ten minutes and all later ones are combined, and the message says so;
+//! each object has a burst of 25 events and then one every five minutes.
 //!
-//! It decides and does nothing else; its memory is bounded.
+//! Pure; its memory is bounded.
 
 use std::{collections::HashMap, collections::HashSet, hash::Hash, time::Duration};
 
 use jiff::Timestamp;
 
-/// Similar events that are kept apart.
+/// Number of similar events that are recorded separately.
 const SIMILAR: usize = 10;
-/// How long similar events belong together.
+/// Time window of similar events.
 const TOGETHER: Duration = Duration::from_secs(600);
-/// Events that an object may have at once.
+/// Burst of events per object.
 const BURST: f64 = 25.0;
-/// Seconds after which it may have another.
+/// Seconds per further event.
 const REFILL: f64 = 300.0;
-/// How much is remembered of each kind before all of it is forgotten.
+/// Maximum size of each map; a full map is cleared.
 const REMEMBERED: usize = 4096;
 const COMBINED: &str = "(combined from similar events): ";
 
-/// What an event is about: all but its message.
+/// An event without its message.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Hash)]
 pub(super) struct Subject {
     pub(super) object: Object,
@@ -38,18 +39,18 @@ pub(super) struct Object {
     pub(super) field: String,
 }
 
-/// What is to be done about something that was said.
+/// Decision about an event.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) enum Verdict {
-    /// Nothing: it is too much.
+    /// Drop it: over the rate limit.
     Drop,
-    /// A new event with this message.
+    /// Create an event with this message.
     New(String),
-    /// The event of this name has happened so often, and says this now.
+    /// Update the count and message of this event.
     Again { name: String, count: i32, message: String },
 }
 
-/// What makes two events one: without a message, all similar ones.
+/// Identity of a recorded event; without message for combined ones.
 type Same = (Subject, Option<String>);
 
 struct Similar {
@@ -73,7 +74,7 @@ fn seconds_between(from: Timestamp, to: Timestamp) -> f64 {
     to.duration_since(from).as_secs_f64().max(0.0)
 }
 
-/// Room for one more.
+/// Clears a full map.
 fn make_room<K: Eq + Hash, V>(map: &mut HashMap<K, V>) {
     if map.len() >= REMEMBERED {
         map.clear();
@@ -81,7 +82,7 @@ fn make_room<K: Eq + Hash, V>(map: &mut HashMap<K, V>) {
 }
 
 impl Correlator {
-    /// What is to be done, and what the event is to be remembered by when it was written.
+    /// Decides about an event, and returns its identity for [`Correlator::wrote`].
     pub(super) fn judge(&mut self, subject: Subject, message: String, now: Timestamp) -> (Verdict, Same) {
         make_room(&mut self.similar);
         let fresh = || Similar { messages: HashSet::new(), last: now };
@@ -93,7 +94,7 @@ impl Correlator {
         similar.messages.insert(message.clone());
         let many = similar.messages.len() > SIMILAR;
         if many {
-            // It stays full without growing.
+            // The set stays full without growing.
             similar.messages.remove(&message);
         }
         let message = if many { format!("{COMBINED}{message}") } else { message };
@@ -108,7 +109,7 @@ impl Correlator {
         if self.may(&subject.object, now) { (verdict, same) } else { (Verdict::Drop, same) }
     }
 
-    /// Takes a token of an object's.
+    /// Takes a token from an object's bucket.
     fn may(&mut self, object: &Object, now: Timestamp) -> bool {
         make_room(&mut self.buckets);
         let bucket = self.buckets.entry(object.clone()).or_insert(Bucket { tokens: BURST, last: now });
@@ -121,13 +122,13 @@ impl Correlator {
         may
     }
 
-    /// An event was written.
+    /// Remembers a written event.
     pub(super) fn wrote(&mut self, same: Same, name: String) {
         make_room(&mut self.known);
         self.known.insert(same, (name, 1));
     }
 
-    /// An event is no longer there.
+    /// Forgets an event that no longer exists.
     pub(super) fn forget(&mut self, same: &Same) {
         self.known.remove(same);
     }
@@ -146,7 +147,7 @@ mod tests {
         Subject { object, warning: true, reason: "Failed".into() }
     }
 
-    /// Says something and writes it down as the recorder does.
+    /// Judges an event and remembers it as the recorder does.
     fn say(correlator: &mut Correlator, name: &str, message: &str, second: i64) -> Verdict {
         let (verdict, same) = correlator.judge(subject(name), message.into(), at(second));
         if matches!(verdict, Verdict::New(_)) {

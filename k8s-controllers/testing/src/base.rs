@@ -1,4 +1,4 @@
-//! The clusters that runs begin from: made once, then forked.
+//! The initial clusters of runs: built once per lab, then forked.
 
 use std::{
     future::Future,
@@ -16,11 +16,12 @@ use serde_json::{Value, json};
 
 use crate::node;
 
-/// Seeds of what every run begins with. No run has them: it would give its objects the uids of objects that are already there.
+/// Seeds reserved for building the initial clusters. A run with the same seed would repeat the uids of their
+/// objects.
 const OF_EMPTY: u64 = u64::MAX;
 const OF_IMAGE: u64 = u64::MAX - 1;
 
-/// What is done to the builder of each API server of a lab.
+/// A change to the builder of each API server of a lab.
 pub(crate) type Shape = Arc<dyn Fn(k8s_apiserver::Builder) -> k8s_apiserver::Builder + Send + Sync>;
 
 /// Serves a custom resource.
@@ -28,12 +29,12 @@ pub(crate) fn serving<T: CustomResource>() -> Shape {
     Arc::new(|server| server.resource::<T>())
 }
 
-/// Where the time of every run begins: the same for all, so that they are alike.
+/// Start of virtual time, the same for all runs, so that runs are reproducible.
 pub(crate) fn epoch() -> Timestamp {
     Timestamp::UNIX_EPOCH + jiff::SignedDuration::from_hours(24 * 365 * 50)
 }
 
-/// A server in virtual time does little by itself: years may pass.
+/// Intervals of the server's background work: long, because a run may skip years.
 fn pace() -> Pace {
     let day = 24 * 3600;
     Pace {
@@ -43,7 +44,7 @@ fn pace() -> Pace {
     }
 }
 
-/// A runtime of its own for one run. Virtual: its time stands still while anything can be done.
+/// Creates the runtime of one run. With virtual time the clock advances only when no task is ready.
 pub(crate) fn runtime(virtual_time: bool) -> tokio::runtime::Runtime {
     let mut builder = tokio::runtime::Builder::new_current_thread();
     if virtual_time {
@@ -54,7 +55,7 @@ pub(crate) fn runtime(virtual_time: bool) -> tokio::runtime::Runtime {
     builder.build().unwrap_or_else(|e| panic!("start the runtime of a lab: {e}"))
 }
 
-/// Runs a future whose randomness follows from a seed, in virtual time.
+/// Runs a future in virtual time with a seeded random generator.
 pub(crate) fn block_on<F: Future>(seed: u64, future: F) -> F::Output {
     let _seeded = random::seeded(seed);
     let runtime = runtime(true);
@@ -67,21 +68,22 @@ pub(crate) async fn server(store: Store, clock: Clock, shapes: &[Shape]) -> ApiS
     builder.build().await.unwrap_or_else(|e| panic!("start the API server of a lab: {e}"))
 }
 
-/// What every cluster has.
+/// Forks the cluster that is common to all labs: an API server's own objects and the default service account.
 fn empty() -> Store {
     static EMPTY: OnceLock<Store> = OnceLock::new();
     let made = EMPTY.get_or_init(|| {
         block_on(OF_EMPTY, async {
             let server = server(Store::memory(), Clock::starting_at(epoch()), &[]).await;
             let client = server.client_as(User::admin());
-            // Without it no pod is admitted, and its controller may not be among those chosen.
+            // Pods are not admitted without it, and the controller that creates it may not be among the
+            // lab's.
             let account = ServiceAccount {
                 metadata: serde_json::from_value(json!({"name": "default"})).unwrap_or_default(),
                 ..ServiceAccount::default()
             };
             let made = client.namespaced::<ServiceAccount>("default").create(&account).await;
             made.unwrap_or_else(|e| panic!("make the default service account: {e}"));
-            // What the server does after its start is done when nothing is left to do.
+            // Virtual time advances once the server's start-up tasks are idle.
             tokio::time::sleep(Duration::from_millis(1)).await;
             server.store().clone()
         })
@@ -89,7 +91,7 @@ fn empty() -> Store {
     made.fork()
 }
 
-/// The cluster that a lab's runs begin from.
+/// Builds the initial cluster of a lab's runs.
 pub(crate) fn image(shapes: &[Shape], nodes: usize, manifests: &[Value]) -> Store {
     let store = empty();
     block_on(OF_IMAGE, async {
@@ -108,7 +110,7 @@ pub(crate) fn image(shapes: &[Shape], nodes: usize, manifests: &[Value]) -> Stor
     })
 }
 
-/// The client of a cluster that exists: the current context of a kubeconfig.
+/// Returns a client for the current context of a kubeconfig.
 pub(crate) fn existing(path: Option<std::path::PathBuf>) -> Result<Client, String> {
     use k8s_core::client::{Kubeconfig, Remote};
     let path = path

@@ -22,37 +22,37 @@ use tokio_util::sync::CancellationToken;
 
 use crate::node;
 
-/// Why a test cluster did not do what was asked.
+/// Errors of a test cluster.
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum Error {
     /// The API server did not start.
     #[error("start the API server: {0}")]
     Start(String),
-    /// The API server refused.
+    /// The API server returned an error.
     #[error(transparent)]
     Api(#[from] client::Error),
-    /// The object given is not one of its type.
+    /// A manifest does not match its type.
     #[error("not a {kind}: {source}")]
     NotOne {
-        /// The type.
+        /// Kind of the type.
         kind: &'static str,
-        /// What is wrong.
+        /// The deserialization error.
         source: serde_json::Error,
     },
-    /// What was waited for did not come.
-    #[error("{name} was not as wanted within {within:?}; last seen: {last}")]
+    /// [`TestCluster::until`] timed out.
+    #[error("{name} did not reach the wanted state within {within:?}; last state: {last}")]
     Late {
-        /// The object.
+        /// Namespace and name of the object.
         name: String,
-        /// The limit, in the cluster's time.
+        /// The timeout, in virtual time.
         within: Duration,
-        /// The object as it was last seen.
+        /// The object's last seen state.
         last: String,
     },
 }
 
-/// What a test cluster is made of.
+/// Builder of a [`TestCluster`].
 #[allow(missing_debug_implementations)]
 pub struct Builder {
     nodes: usize,
@@ -63,56 +63,56 @@ pub struct Builder {
     others: Vec<Box<dyn FnOnce(Manager) -> Manager + Send>>,
 }
 
-/// A running control plane with nodes that are not there.
+/// A running control plane with simulated nodes.
 #[derive(Debug)]
 pub struct TestCluster {
     server: ApiServer,
     clock: Clock,
     stop: CancellationToken,
-    /// What runs; dropping this ends it.
+    /// Running parts; dropping the set aborts them.
     tasks: JoinSet<()>,
 }
 
 impl Builder {
-    /// So many nodes, `node-0` and on. Default: one.
+    /// Number of nodes, named from `node-0`. Default: 1.
     #[must_use]
     pub fn nodes(mut self, count: usize) -> Self {
         self.nodes = count;
         self
     }
-    /// These built-in controllers. Default: all.
+    /// Built-in controllers to run. Default: all.
     #[must_use]
     pub fn controllers(mut self, selection: Selection) -> Self {
         self.controllers = selection;
         self
     }
-    /// A controller under test.
+    /// Adds a controller under test.
     #[must_use]
     pub fn with<R: Reconcile>(mut self, controller: Controller<R::Kind>, reconciler: R) -> Self {
         self.others.push(Box::new(move |manager| manager.controller(controller, reconciler)));
         self
     }
-    /// An admission function.
+    /// Adds an admission function.
     #[must_use]
     pub fn admit<M>(mut self, admit: impl IntoAdmit<M>) -> Self {
         let admit = admit.into_admit();
         self.admission.push(Box::new(move |server| server.admit_shared(admit)));
         self
     }
-    /// Pods are bound by hand.
+    /// Runs no scheduler: the test binds pods itself.
     #[must_use]
     pub fn without_scheduler(mut self) -> Self {
         self.scheduler = false;
         self
     }
-    /// Where randomness begins.
+    /// Seed of the random generator. Default: 0.
     #[must_use]
     pub fn seed(mut self, seed: u64) -> Self {
         self.seed = seed;
         self
     }
 
-    /// Starts it. The API answers when this returns, and the nodes are ready.
+    /// Starts the cluster. On return the API serves requests and the nodes are ready.
     ///
     /// # Errors
     /// [`Error::Start`], [`Error::Api`].
@@ -157,7 +157,7 @@ impl Builder {
             node::register(&client, &clock, &name).await?;
             tasks.spawn(node::run(client, clock.clone(), name, i));
         }
-        // Without it, no pod is admitted.
+        // Pods are not admitted without the default service account.
         while accounts && system.namespaced::<ServiceAccount>("default").get_opt("default").await?.is_none() {
             clock.sleep(Duration::from_millis(1)).await;
         }
@@ -166,7 +166,7 @@ impl Builder {
 }
 
 impl TestCluster {
-    /// Starts to choose. Without further choices: all controllers, the scheduler, one node.
+    /// Returns a builder. Defaults: all controllers, the scheduler, one node.
     #[must_use]
     pub fn builder() -> Builder {
         Builder {
@@ -179,7 +179,7 @@ impl TestCluster {
         }
     }
 
-    /// A cluster without further choices.
+    /// Starts a cluster with the defaults of [`TestCluster::builder`].
     ///
     /// # Errors
     /// As [`Builder::start`].
@@ -187,19 +187,20 @@ impl TestCluster {
         TestCluster::builder().start().await
     }
 
-    /// A client as administrator.
+    /// Returns a client of a cluster administrator.
     #[must_use]
     pub fn client(&self) -> Client {
         self.server.client_as(User::admin())
     }
 
-    /// The API as a `tower::Service`, as administrator: `kube::Client::new(cluster.service(), "default")`.
+    /// Returns the API as a `tower::Service` of a cluster administrator:
+    /// `kube::Client::new(cluster.service(), "default")`.
     #[must_use]
     pub fn service(&self) -> ApiServer {
         self.server.service_as(User::admin())
     }
 
-    /// The cluster's time.
+    /// Returns the cluster's clock.
     #[must_use]
     pub fn clock(&self) -> &Clock {
         &self.clock
@@ -215,10 +216,10 @@ impl TestCluster {
         Ok(self.client().namespaced::<K>(namespace).create(&object).await?)
     }
 
-    /// Waits, ten minutes of the cluster's time at most, until an object is as wanted.
+    /// Waits until an object satisfies `wanted`, for at most ten minutes of the cluster's time.
     ///
     /// # Errors
-    /// [`Error::Late`] with the object as it is then, [`Error::Api`].
+    /// [`Error::Late`] with the object's last state, [`Error::Api`].
     pub async fn until<K: Object>(
         &self,
         namespace: &str,
@@ -253,7 +254,7 @@ impl TestCluster {
         }
     }
 
-    /// Ends everything and waits for it.
+    /// Stops all parts and waits for them.
     pub async fn shutdown(mut self) {
         self.stop.cancel();
         self.tasks.shutdown().await;

@@ -9,13 +9,13 @@
 use k8s_builtin as builtin;
 use k8s_builtin::BuiltIn;
 
-/// A built-in controller by the name or older name that `--controllers` knows it by.
+/// Returns a built-in controller by its name or alias, as for `--controllers`.
 #[must_use]
 pub fn named(name: &str) -> Option<&'static BuiltIn> {
     builtin::ALL.iter().find(|row| row.name == name || row.alias == name)
 }
 
-/// All that are on by default.
+/// Returns all controllers that are on by default.
 #[must_use]
 pub fn all() -> Vec<&'static BuiltIn> {
     builtin::all().rows().collect()
@@ -35,39 +35,39 @@ macro_rules! by_name {
 }
 
 by_name! {
-    /// Deployments.
+    /// The Deployment controller: rollouts by ReplicaSets.
     deployment = "deployment";
-    /// ReplicaSets.
+    /// The ReplicaSet controller.
     replica_set = "replicaset";
-    /// ReplicationControllers.
+    /// The ReplicationController controller.
     replication_controller = "replicationcontroller";
-    /// DaemonSets.
+    /// The DaemonSet controller.
     daemon_set = "daemonset";
-    /// Jobs.
+    /// The Job controller.
     job = "job";
-    /// Finished Jobs whose time to live is over.
+    /// Deletes finished Jobs after `ttlSecondsAfterFinished`.
     ttl_after_finished = "ttl-after-finished";
-    /// CronJobs.
+    /// The CronJob controller.
     cron_job = "cronjob";
-    /// Owner references.
+    /// The garbage collector: cascading deletion by owner references.
     garbage_collector = "garbagecollector";
-    /// Namespaces that are deleted.
+    /// Empties and removes deleted namespaces.
     namespace = "namespace";
-    /// EndpointSlices.
+    /// Maintains the EndpointSlices of Services.
     endpoint_slice = "endpointslice";
-    /// Endpoints.
+    /// Maintains the legacy Endpoints of Services.
     endpoints = "endpoint";
-    /// The default service account of each namespace.
+    /// Creates the default service account of each namespace.
     service_account = "serviceaccount";
-    /// The certificate authority in each namespace.
+    /// Publishes the cluster's CA certificate in each namespace.
     root_ca = "root-ca-cert-publisher";
-    /// Nodes without heartbeats.
+    /// Marks and taints nodes without heartbeats.
     node_lifecycle = "nodelifecycle";
-    /// Taints that evict.
+    /// Evicts pods from nodes with `NoExecute` taints.
     taint_eviction = "tainteviction";
-    /// Ended and orphaned pods.
+    /// Deletes terminated and orphaned pods.
     pod_gc = "podgc";
-    /// PersistentVolumes and claims.
+    /// Binds PersistentVolumes to claims.
     persistent_volume_binder = "persistentvolume-binder";
 }
 

@@ -1,40 +1,41 @@
-//! Which faults there are, and how a seed decides where they strike.
+//! Kinds of faults, and the seeded decision where they are injected.
 //!
-//! Everything that a controller sends and is sent is numbered: its requests and its watch events are *opportunities*. Whether one goes wrong, and how,
-//! follows from the seed and its number alone. So a run is replayed by its seed, and a smaller one by its seed and the numbers that count.
+//! Every request and every watch event of a controller is a numbered *opportunity*. The seed and the number
+//! alone decide whether a fault is injected there, and which. So a seed reproduces a run, and a seed with a
+//! list of numbers reproduces a smaller one.
 
 use std::time::Duration;
 
-/// Something that goes wrong between a controller and the API server.
+/// A fault injected between a controller and the API server.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
 #[non_exhaustive]
 pub enum Fault {
-    /// A write is answered 409: somebody else was faster.
+    /// A write gets 409, as after a concurrent write.
     Conflict,
-    /// A request is answered 500 or 503, and nothing happens.
+    /// A request gets 500 or 503 and has no effect.
     ServerError,
-    /// A request is answered 429 with `Retry-After`.
+    /// A request gets 429 with `Retry-After`.
     TooManyRequests,
-    /// A request is lost: no answer, and nothing happens.
+    /// A request is lost: no response and no effect.
     TimeoutBefore,
-    /// An answer is lost: the write has happened, and its writer does not know.
+    /// A response is lost: the write took effect, but the client does not know.
     TimeoutAfter,
-    /// A watch breaks.
+    /// A watch connection breaks.
     WatchBroken,
-    /// A watch event, and all after it, come a few seconds late.
+    /// A watch event, and all that follow it, are delivered a few seconds late.
     WatchDelayed,
-    /// A watch falls behind for so long that caches are stale while others act.
+    /// A watch is delayed so long that caches are stale while other clients write.
     Stale,
-    /// A watch event comes twice.
+    /// A watch event is delivered twice.
     WatchDuplicated,
-    /// A watch ends with 410 Gone: history is no longer there.
+    /// A watch ends with 410 Gone, as after compaction.
     Gone,
-    /// The controller is killed before or after a write: it begins again with empty caches.
+    /// The controller is killed before or after a write and restarts with empty caches.
     Crash,
 }
 
 impl Fault {
-    /// All of them.
+    /// All kinds.
     pub const ALL: [Fault; 11] = [
         Fault::Conflict,
         Fault::ServerError,
@@ -49,7 +50,7 @@ impl Fault {
         Fault::Crash,
     ];
 
-    /// Whether it can strike here.
+    /// Returns true if the fault can be injected at this kind of opportunity.
     fn fits(self, at: Opportunity) -> bool {
         use Opportunity::{Create, Event, Read, Watch, Write};
         match self {
@@ -63,22 +64,22 @@ impl Fault {
     }
 }
 
-/// What can go wrong at.
+/// Kind of a request or event at which a fault can be injected.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Opportunity {
-    /// A POST.
+    /// A POST request.
     Create,
     /// Any other write.
     Write,
-    /// A get or list.
+    /// A get or list request.
     Read,
-    /// The beginning of a watch.
+    /// The start of a watch.
     Watch,
     /// An event of a watch.
     Event,
 }
 
-/// Which faults a lab injects, and how many.
+/// Kinds and number of the faults that a lab injects.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Faults {
     kinds: Vec<Fault>,
@@ -92,32 +93,32 @@ impl Default for Faults {
 }
 
 impl Faults {
-    /// Every kind.
+    /// Enables every kind.
     #[must_use]
     pub fn all() -> Self {
         Self::only(Fault::ALL)
     }
 
-    /// None at all.
+    /// Injects no faults.
     #[must_use]
     pub fn none() -> Self {
         Self::only([])
     }
 
-    /// These kinds.
+    /// Enables these kinds only.
     #[must_use]
     pub fn only(kinds: impl IntoIterator<Item = Fault>) -> Self {
         Faults { kinds: kinds.into_iter().collect(), most: 60 }
     }
 
-    /// Not this kind.
+    /// Disables a kind.
     #[must_use]
     pub fn without(mut self, kind: Fault) -> Self {
         self.kinds.retain(|k| *k != kind);
         self
     }
 
-    /// At most so many in a run. Default: 60.
+    /// Limits the number of faults in a run. Default: 60.
     #[must_use]
     pub fn at_most(mut self, most: usize) -> Self {
         self.most = most;
@@ -132,8 +133,8 @@ impl Faults {
         self.kinds.is_empty()
     }
 
-    /// What goes wrong at the opportunity of this number. Each seed has a rate of its own and leaves some kinds out, so that among many seeds there are
-    /// calm ones, stormy ones, and ones where one kind comes alone.
+    /// Decides whether a fault is injected at the opportunity `number`. Each seed has its own rate and leaves
+    /// some kinds out, so that a set of seeds covers few faults, many faults, and single kinds.
     pub(crate) fn strike(&self, seed: u64, number: u64, at: Opportunity) -> Option<Strike> {
         let character = mix(seed ^ 0x6c61_6273);
         let per_mille = [15, 40, 90, 180][(character % 4) as usize];
@@ -151,7 +152,7 @@ impl Faults {
     }
 }
 
-/// A fault that strikes.
+/// A fault to inject.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct Strike {
     pub(crate) kind: Fault,
@@ -159,12 +160,12 @@ pub(crate) struct Strike {
 }
 
 impl Strike {
-    /// One of two ways.
+    /// Selects one of two variants of the fault.
     pub(crate) fn other_way(self) -> bool {
         self.detail & 1 == 1
     }
 
-    /// How late.
+    /// Returns the delay of a delayed request or event.
     pub(crate) fn delay(self) -> Duration {
         let of = |from: u64, to: u64| Duration::from_millis(from + (self.detail >> 1) % (to - from));
         match self.kind {

@@ -1,4 +1,4 @@
-//! What all programs of one run share: the plan of its faults, and what is seen of it.
+//! State shared by all programs of a run: the fault plan, and the record of requests and faults.
 
 use std::{
     collections::BTreeSet,
@@ -17,16 +17,16 @@ use crate::{
     wire::Process,
 };
 
-/// A write that a controller made.
+/// A controller's write.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Written {
-    /// Which controller.
+    /// Name of the controller.
     pub who: Arc<str>,
     /// `create`, `update`, `patch`, `delete`, `deletecollection`.
     pub verb: String,
-    /// What was written.
+    /// Request path.
     pub path: String,
-    /// The answer's code.
+    /// HTTP status of the response.
     pub code: u16,
 }
 
@@ -36,26 +36,26 @@ impl std::fmt::Display for Written {
     }
 }
 
-/// Where the faults of a run come from.
+/// Seed and kinds of a run's faults.
 #[derive(Clone, Debug, Default)]
 pub(crate) struct Plan {
     pub(crate) seed: u64,
     pub(crate) faults: Faults,
-    /// Only at opportunities with these numbers.
+    /// Inject only at opportunities with these numbers. Default: at all.
     pub(crate) only: Option<BTreeSet<u64>>,
 }
 
 pub(crate) struct State {
-    /// When somebody last tried to write.
+    /// Time of the last attempted write.
     pub(crate) last_write: Instant,
-    /// What controllers wrote since the cluster last settled.
+    /// Effective writes of controllers since the cluster last settled.
     pub(crate) written: Vec<Written>,
-    /// The faults of this run, in order.
+    /// Injected faults in order: number and description.
     pub(crate) injected: Vec<(u64, String)>,
     pub(crate) trace: Trace,
-    /// Writes from an older state than the writer's own last write.
+    /// Writes that were based on an older revision than the writer's own last write.
     pub(crate) stale: Vec<String>,
-    /// When scripted nodes will next do something that ends by itself.
+    /// Times at which scripted pods will change state by themselves.
     pub(crate) awaited: Vec<Instant>,
 }
 
@@ -96,22 +96,22 @@ impl Hub {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Lets faults strike from now on.
+    /// Enables fault injection.
     pub(crate) fn arm(&self) {
         self.armed.store(!self.plan.faults.is_none(), Ordering::Relaxed);
     }
 
-    /// Lets none strike.
+    /// Disables fault injection.
     pub(crate) fn disarm(&self) {
         self.armed.store(false, Ordering::Relaxed);
     }
 
-    /// Whether faults may still strike.
+    /// Returns true if faults may be injected.
     pub(crate) fn is_armed(&self) -> bool {
         self.armed.load(Ordering::Relaxed)
     }
 
-    /// Numbers an opportunity and says whether a fault strikes there.
+    /// Numbers an opportunity and returns the fault to inject there, if any.
     pub(crate) fn strike(
         &self,
         who: &Process,
@@ -146,7 +146,7 @@ impl Hub {
         self.state().trace.push(entry);
     }
 
-    /// How long nobody has tried to write, and until when scripted nodes will do something.
+    /// Returns the time of the last attempted write, and that of the last pending step of a scripted pod.
     pub(crate) fn calm_since(&self) -> (Instant, Option<Instant>) {
         let now = Instant::now();
         let mut state = self.state();
@@ -154,9 +154,9 @@ impl Hub {
         (state.last_write, state.awaited.iter().max().copied())
     }
 
-    /// A scripted node will do something after so long.
+    /// Registers a scripted pod's step after a delay.
     pub(crate) fn await_script(&self, after: Duration) {
-        // A moment more, so that it is done when that is over.
+        // A little longer, so that the step's writes are done when the time is over.
         if let Some(when) = Instant::now().checked_add(after + Duration::from_millis(20)) {
             self.state().awaited.push(when);
         }

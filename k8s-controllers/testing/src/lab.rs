@@ -1,4 +1,4 @@
-//! [`Lab`]: what a test's clusters are made of, and how often it is run.
+//! [`Lab`]: the configuration of a test's clusters and runs.
 
 use std::{
     collections::BTreeSet,
@@ -28,7 +28,8 @@ use crate::{
     wire::Kind,
 };
 
-/// A test of controllers: what is in its cluster, and with which seeds and faults it runs. See the crate's page.
+/// A test of controllers: the content of its cluster, and the seeds and faults of its runs. See the crate's
+/// page.
 #[must_use]
 pub struct Lab {
     setup: Setup,
@@ -55,20 +56,20 @@ impl Default for Lab {
     }
 }
 
-/// What came of all runs of a lab.
+/// Summary of all runs of a lab.
 #[derive(Clone, Debug)]
 #[non_exhaustive]
 pub struct Report {
-    /// How many runs there were.
+    /// Number of runs.
     pub runs: usize,
-    /// How many faults struck in all of them.
+    /// Number of injected faults in all runs.
     pub faults: usize,
-    /// The smallest role that suffices for all of them, rare paths that only faults lead to included.
+    /// The smallest sufficient role for all runs, including paths that only faults lead to.
     pub needed_role: NeededRole,
 }
 
 impl Lab {
-    /// An API server without controllers and nodes, run once, without faults.
+    /// An API server without controllers and nodes; one run without faults.
     pub fn new() -> Self {
         let existing = std::env::var_os("USE_EXISTING_CLUSTER")
             .filter(|v| !matches!(v.to_str(), Some("" | "0" | "false")));
@@ -94,46 +95,46 @@ impl Lab {
         self
     }
 
-    /// Objects that are there from the beginning, as YAML: definitions of custom resources made elsewhere, for one.
+    /// Objects in the initial cluster, as YAML; for example CustomResourceDefinitions generated elsewhere.
     ///
     /// # Panics
-    /// When it is not YAML.
+    /// The text is not valid YAML.
     pub fn manifests(mut self, yaml: &str) -> Self {
         self.setup.manifests.extend(objects::documents(yaml).unwrap_or_else(|e| panic!("{e}")));
         self
     }
 
-    /// Built-in controllers: see [`crate::controllers`].
+    /// Adds built-in controllers: see [`crate::controllers`].
     pub fn controllers(mut self, controllers: impl IntoIterator<Item = &'static BuiltIn>) -> Self {
         self.controllers.extend(controllers);
         self
     }
 
-    /// With these options for the built-in controllers.
+    /// Sets the options of the built-in controllers.
     pub fn options(mut self, options: Options) -> Self {
         self.options = options;
         self
     }
 
-    /// So many nodes, `node-0` and on, and a scheduler.
+    /// Adds nodes, named from `node-0`, and the scheduler.
     pub fn nodes(mut self, count: usize) -> Self {
         self.setup.nodes = count;
         self
     }
 
-    /// Pods are bound by hand.
+    /// Runs no scheduler: the test binds pods itself.
     pub fn without_scheduler(mut self) -> Self {
         self.scheduler = false;
         self
     }
 
-    /// What becomes of pods on nodes. Default: what their annotations say ([`crate::node`]).
+    /// Scripts the simulated pods. Default: by their annotations ([`crate::node`]).
     pub fn pods(mut self, script: impl Fn(&Pod) -> Script + Send + Sync + 'static) -> Self {
         self.setup.director = Arc::new(script);
         self
     }
 
-    /// A controller under test. `make` makes the reconciler, anew after each crash.
+    /// Adds a controller under test. `make` creates its reconciler, again after each crash.
     pub fn with<R: Reconcile>(
         self,
         controller: Controller<R::Kind>,
@@ -143,8 +144,9 @@ impl Lab {
         self.add(name, move |life: Life| controller.clone().start(life.environment(), make()))
     }
 
-    /// Any program under test: a kube-rs controller on `kube::Client::new(life.service(), "default")`, for one. It is made anew after each crash;
-    /// what it spawned must end when its future is dropped.
+    /// Adds any program under test, for example a kube-rs controller on `kube::Client::new(life.service(),
+    /// "default")`. It is created again after each crash; tasks that it spawns must end when its future is
+    /// dropped.
     pub fn program<F: Future<Output = ()> + Send + 'static>(
         self,
         name: &str,
@@ -162,77 +164,79 @@ impl Lab {
         self
     }
 
-    /// An admission function.
+    /// Adds an admission function.
     pub fn admit<M>(mut self, admit: impl IntoAdmit<M>) -> Self {
         let admit = admit.into_admit();
         self.setup.shapes.push(Arc::new(move |server| server.admit_shared(admit.clone())));
         self
     }
 
-    /// Runs once with each of these seeds. `SEEDS=n` in the environment runs so many.
+    /// Runs once per seed. The environment variable `SEEDS=n` overrides the number.
     pub fn seeds(mut self, seeds: Range<u64>) -> Self {
         self.seeds = seeds;
         self
     }
 
-    /// What goes wrong between the controllers and the API server.
+    /// Faults to inject between controllers and API server. Default: none.
     pub fn faults(mut self, faults: Faults) -> Self {
         self.faults = faults;
         self
     }
 
-    /// Runs once, with a seed and only those of its faults that are named, as a failure printed it. `REPLAY` in the environment does the same.
+    /// Runs once, with a seed and the listed faults only, as printed by a failure. The environment variable
+    /// `REPLAY` does the same.
     ///
     /// # Panics
-    /// When it is not of the form `seed:3 faults:12,57`.
+    /// The text is not of the form `seed:3 faults:12,57`.
     pub fn replay(mut self, what: &str) -> Self {
         self.replay = Some(parse(what));
         self
     }
 
-    /// How long a cluster may take to settle. Default: three hours of its time.
+    /// Timeout of [`Running::settle`]. Default: three hours of virtual time.
     pub fn patience(mut self, patience: Duration) -> Self {
         self.setup.patience = patience;
         self
     }
 
-    /// On so many threads. Default: as many as there are processors.
+    /// Number of threads. Default: the number of processors.
     pub fn threads(mut self, threads: usize) -> Self {
         self.threads = threads.max(1);
         self
     }
 
-    /// Writes everything that happens under the first seed to a file, as JSON lines. `RECORD` in the environment does the same.
+    /// Records the trace of the first seed in a file, as JSON lines. The environment variable `RECORD` does
+    /// the same.
     pub fn record(mut self, path: impl AsRef<Path>) -> Self {
         self.setup.record = Some(path.as_ref().to_owned());
         self
     }
 
-    /// Keeps whole traces ([`Running::trace`]): bodies and watch events too.
+    /// Keeps bodies and watch events in traces, too ([`Running::trace`]).
     pub fn whole_trace(mut self) -> Self {
         self.setup.whole_trace = true;
         self
     }
 
-    /// Everything that happens under the first seed must be as it was recorded.
+    /// Requires that the trace of the first seed equals a recorded one.
     pub fn replays(mut self, path: impl AsRef<Path>) -> Self {
         self.expected = Some(path.as_ref().to_owned());
         self.setup.whole_trace = true;
         self
     }
 
-    /// Runs against the cluster of a kubeconfig's current context, in real time, once and without faults. `USE_EXISTING_CLUSTER` in the environment does
-    /// so with `KUBECONFIG`.
+    /// Runs once against the cluster of a kubeconfig's current context, in real time and without faults. The
+    /// environment variable `USE_EXISTING_CLUSTER` does so with `KUBECONFIG`.
     pub fn existing_cluster(mut self, kubeconfig: impl AsRef<Path>) -> Self {
         self.existing = Some(Some(kubeconfig.as_ref().to_owned()));
         self
     }
 
-    /// Runs the test in a cluster of its own for each seed.
+    /// Runs the test once per seed, each in a cluster of its own.
     ///
     /// # Panics
-    /// When a run fails. The message has the seed, the faults without which it would not have failed, what happened last, and the call that
-    /// replays it.
+    /// A run failed. The message has the seed, a minimal set of faults that reproduces the failure, the last
+    /// requests and events, and the call that replays it.
     #[allow(clippy::needless_pass_by_value)]
     pub fn run(mut self, test: impl AsyncFn(Running) + Sync) -> Report {
         assert!(
@@ -260,7 +264,7 @@ impl Lab {
         seeds::run(&job, self.seeds, self.threads, &test)
     }
 
-    /// Adds the programs that were chosen in other words.
+    /// Turns `.controllers()` and `.nodes()` into programs.
     fn complete(&mut self) {
         self.setup.heartbeats = self.controllers.iter().any(|row| row.alias == "nodelifecycle");
         let mains: Vec<_> = self
@@ -286,7 +290,7 @@ impl Lab {
     }
 }
 
-/// `seed:3 faults:12,57`.
+/// Parses `seed:3 faults:12,57`.
 fn parse(text: &str) -> (u64, BTreeSet<u64>) {
     fn read(text: &str) -> Option<(u64, BTreeSet<u64>)> {
         let (mut seed, mut faults) = (None, BTreeSet::new());

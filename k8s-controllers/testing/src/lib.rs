@@ -1,4 +1,5 @@
-//! A whole control plane inside a `#[test]`: no sockets, no files, no TLS, no containers, and hours pass in milliseconds.
+//! A whole control plane inside a `#[test]`, in virtual time: no sockets, files, TLS or containers, and hours
+//! pass in milliseconds.
 //!
 //! # A test
 //!
@@ -31,13 +32,15 @@
 //!     });
 //! ```
 //!
-//! A controller of one's own comes in by `.with(Controller::<Shop>::new(), || Shops)`: the closure makes the reconciler anew after each crash. Any other
-//! program, such as an unmodified kube-rs controller, comes in by `.program("name", |life| async move { ... })` and runs on
-//! `kube::Client::new(life.service(), "default")`. A custom resource comes in by `.crd::<Shop>()`, or as YAML by `.manifests(...)`.
+//! Add your own controller with `.with(Controller::<Shop>::new(), || Shops)`: the closure creates the
+//! reconciler again after each crash. Any other program, such as an unmodified kube-rs controller, is added
+//! by `.program("name", |life| async move { ... })` and connects with `kube::Client::new(life.service(),
+//! "default")`. A custom resource is added by `.crd::<Shop>()`, or as YAML by `.manifests(...)`.
 //!
-//! # When it fails
+//! # Failures
 //!
-//! The panic names the seed, the fewest faults without which it would have gone well, what happened last, and the call that replays it:
+//! The panic message has the seed, a minimal set of faults that reproduces the failure, the last requests and
+//! events, and the call that replays it:
 //!
 //! ```text
 //! seed 17 fails with 1 of its 9 faults:
@@ -51,36 +54,39 @@
 //! Lab::new().faults(Faults::all()).replay("seed:17 faults:6").run(async |lab| lab.settle().await);
 //! ```
 //!
-//! # What goes wrong
+//! # Faults
 //!
-//! [`Fault`] lists it. Faults are for the controllers, built-in ones included; never for the test itself, the scheduler or the nodes. They strike from each
-//! change that the test makes until the cluster has settled, at most sixty in a run ([`Faults::at_most`]), and each seed has a rate and a choice of
-//! kinds of its own.
+//! [`Fault`] lists the kinds. Faults hit the controllers, built-in ones included, but never the test itself,
+//! the scheduler or the nodes. They are injected from each change by the test until the cluster has settled,
+//! at most sixty in a run ([`Faults::at_most`]). Each seed has a rate and a choice of kinds of its own.
 //!
-//! # What is checked
+//! # Checks
 //!
 //! | | |
 //! | --- | --- |
-//! | rules that hold at every moment | [`Running::always`]: no more pods than surge allows |
-//! | it converges | [`Running::settle`] panics when the cluster does not come to rest |
-//! | it does not spin | [`Running::assert_quiet_for`], [`Running::writes_since_settled`] |
-//! | it is idempotent | [`Running::assert_idempotent`]: looking at everything again writes nothing |
-//! | it never reads stale after its own write | [`Running::assert_never_stale`] |
-//! | which rights it needs | [`Running::needed_role`]: the smallest role, as YAML; [`Report::needed_role`] over all seeds |
-//! | what it does | [`Lab::record`] writes a trace as JSON lines, [`Lab::replays`] compares with one |
+//! | invariants, after every change | [`Running::always`]: no more pods than surge allows |
+//! | convergence | [`Running::settle`] panics when the cluster does not settle |
+//! | no hot loops | [`Running::assert_quiet_for`], [`Running::writes_since_settled`] |
+//! | idempotence | [`Running::assert_idempotent`]: a second reconcile of everything writes nothing |
+//! | no stale reads after own writes | [`Running::assert_never_stale`] |
+//! | required permissions | [`Running::needed_role`]: the smallest role, as YAML; [`Report::needed_role`] over all seeds |
+//! | recorded behaviour | [`Lab::record`] writes a trace as JSON lines, [`Lab::replays`] compares with one |
 //!
 //! # More
 //!
-//! [`Running::fork`] goes on from one state in many ways, for tests by table. [`Lab::pods`] says by [`Script`] what becomes of pods. `SEEDS=1000` runs more
-//! seeds, `REPLAY="seed:17 faults:6"` replays one, and `RECORD=trace.jsonl` with it keeps all that happened. `USE_EXISTING_CLUSTER=true` runs the same
-//! test once, without faults and in real time, in the cluster that `KUBECONFIG` names. [`TestCluster`] is a cluster to be started by hand inside a runtime
-//! of one's own.
+//! [`Running::fork`] continues from one state in several ways, for table tests. [`Lab::pods`] scripts the
+//! pods with [`Script`]. `SEEDS=1000` runs more seeds, `REPLAY="seed:17 faults:6"` replays one, and with
+//! `RECORD=trace.jsonl` its trace is recorded. `USE_EXISTING_CLUSTER=true` runs the same test once, without
+//! faults and in real time, in the cluster of `KUBECONFIG`. [`TestCluster`] is a cluster to start by hand in
+//! a runtime of your own.
 //!
 //! # Guarantees
 //!
-//! 1. A run has a thread and a paused runtime to itself: its time stands still while anything can be done, and passes at once when nothing can.
-//! 2. Randomness follows from the seed: names, uids, addresses, delays, faults. The same seed is the same run, to the last byte of its trace.
-//! 3. When a run ends, everything that it started ends.
+//! 1. Each run has its own thread and a runtime with paused time: the clock advances only when no task is
+//!    ready, and then at once.
+//! 2. Names, uids, addresses, delays and faults follow from the seed. The same seed gives the same run, to
+//!    the last byte of its trace.
+//! 3. When a run ends, everything that it started has ended.
 //!
 //! Not here: real containers, kubelets, networks (`hyperkube`'s `Cluster` has those).
 

@@ -1,4 +1,4 @@
-//! All objects of a type, looked at after every single change.
+//! All objects of a type, checked after every change.
 
 use std::{collections::BTreeMap, time::Duration};
 
@@ -8,10 +8,10 @@ use k8s_core::{
     meta::{Object, ObjectExt, ObjectKey},
 };
 
-/// Before a watch is opened again.
+/// Delay before a watch is reopened.
 const PAUSE: Duration = Duration::from_millis(100);
 
-/// What a list and a watch have told so far.
+/// The state of a list and watch.
 pub(crate) struct Listed<K> {
     all: BTreeMap<ObjectKey, K>,
     version: String,
@@ -29,7 +29,7 @@ impl<K: Object> Listed<K> {
         check(&self.all.values().collect::<Vec<&K>>());
     }
 
-    /// Looks after every change, for as long as a watch that ended can be opened again where it was.
+    /// Calls `check` after every change, until the watch cannot be resumed from its last revision (410 Gone).
     pub(crate) async fn follow(&mut self, api: &Api<K>, check: &mut impl FnMut(&[&K])) {
         while let Ok(mut events) = api.watch(&ListParams::default().at(&self.version)).await {
             while let Some(Ok(event)) = events.next().await {

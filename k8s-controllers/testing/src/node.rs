@@ -1,8 +1,9 @@
-//! Nodes without processes: what becomes of a pod that is bound to one is a [`Script`], and one that is deleted is gone.
+//! Simulated nodes: the life of each pod is a [`Script`], and a deleted pod ends without a process.
 //!
-//! A node registers itself, renews its lease, and writes the status of its pods as a kubelet would: start, readiness, exit, restarts with back-off.
-//! Without further words a pod runs at once. Annotations say otherwise ([`EXIT`], [`RUN_FOR`], [`START_AFTER`], [`READY_AFTER`], [`STOP_AFTER`],
-//! [`STUCK`]), and so does a function that makes scripts.
+//! A node registers itself, renews its lease, and writes pod status as a kubelet would: start, readiness,
+//! exit, restarts with back-off. By default a pod runs at once. Its annotations ([`EXIT`], [`RUN_FOR`],
+//! [`START_AFTER`], [`READY_AFTER`], [`STOP_AFTER`], [`STUCK`]) or a function that returns scripts change
+//! that.
 //!
 //! Not here: images, volumes, real probes. `k8s-kubelet` over its simulated runtime has those.
 
@@ -34,28 +35,28 @@ use tokio::task::{AbortHandle, JoinSet};
 
 use crate::{hub::Hub, script::Script};
 
-/// Annotation of a pod: with which exit code its containers end, at once or after [`RUN_FOR`].
+/// Pod annotation: exit code of the containers, which exit at once or after [`RUN_FOR`].
 pub const EXIT: &str = "k8s-testing/exit-code";
-/// Annotation of a pod that ends: how long its containers run (`90s`, `5m`, `2h`).
+/// Pod annotation: running time of containers that exit (`90s`, `5m`, `2h`).
 pub const RUN_FOR: &str = "k8s-testing/run-for";
-/// Annotation of a pod: how long it takes to start.
+/// Pod annotation: time from binding to start.
 pub const START_AFTER: &str = "k8s-testing/start-after";
-/// Annotation of a pod: how long after its start it is ready.
+/// Pod annotation: time from start to readiness.
 pub const READY_AFTER: &str = "k8s-testing/ready-after";
-/// Annotation of a pod: how long it takes to stop.
+/// Pod annotation: time from deletion to the end.
 pub const STOP_AFTER: &str = "k8s-testing/stop-after";
-/// Annotation of a pod that never starts: the reason (`ImagePullBackOff`).
+/// Pod annotation: waiting reason of a pod that never starts (`ImagePullBackOff`).
 pub const STUCK: &str = "k8s-testing/stuck";
 
-/// How often a node says that it lives.
+/// Interval of lease renewals.
 const HEARTBEAT: Duration = Duration::from_secs(10);
-/// Before the first restart of a container; doubled each time.
+/// Back-off before the first restart of a container; doubled each time.
 const FIRST_RESTART: Duration = Duration::from_secs(10);
-/// What a shell says of a process that SIGTERM has ended.
+/// Exit code of a process that was ended by SIGTERM.
 const TERMINATED: i32 = 128 + 15;
 const LONGEST_RESTART: Duration = Duration::from_secs(300);
 
-/// Says what becomes of a pod.
+/// Returns the script of a pod.
 pub(crate) type Director = Arc<dyn Fn(&Pod) -> Script + Send + Sync>;
 
 fn typed<T: DeserializeOwned>(value: Value) -> Result<T, Error> {
@@ -63,10 +64,10 @@ fn typed<T: DeserializeOwned>(value: Value) -> Result<T, Error> {
         .map_err(|source| Error::Decode { what: std::any::type_name::<T>().to_owned(), source })
 }
 
-/// Makes the Node, ready, with room for 110 pods.
+/// Creates a ready Node with capacity for 110 pods.
 ///
 /// # Errors
-/// What the API server answers.
+/// The API server's error.
 pub async fn register(client: &Client, clock: &Clock, name: &str) -> Result<(), Error> {
     let now = clock.time();
     let room = json!({"cpu": "32", "memory": "64Gi", "pods": "110", "ephemeral-storage": "100Gi"});
@@ -85,7 +86,7 @@ pub async fn register(client: &Client, clock: &Clock, name: &str) -> Result<(), 
     Ok(())
 }
 
-/// Is a node until it is dropped.
+/// Simulates a node until the future is dropped.
 pub async fn run(client: Client, clock: Clock, name: String, index: usize) {
     let params = ListParams::default().fields(format!("spec.nodeName={name}"));
     let base = u32::try_from(index % 256).unwrap_or(0) << 8;
@@ -93,7 +94,7 @@ pub async fn run(client: Client, clock: Clock, name: String, index: usize) {
     tokio::join!(beat(&client, &clock, &name), pods.follow(params));
 }
 
-/// Renews a node's lease.
+/// Renews the node's lease for ever.
 pub(crate) async fn beat(client: &Client, clock: &Clock, name: &str) {
     loop {
         clock.sleep(HEARTBEAT).await;
@@ -104,15 +105,15 @@ pub(crate) async fn beat(client: &Client, clock: &Clock, name: &str) {
     }
 }
 
-/// The pods of one node, or of all.
+/// The simulated pods of one node, or of all.
 pub(crate) struct Pods {
     actor: Actor,
-    /// What is under way, by uid.
+    /// Tasks of the pods, by uid; `None` for pods of others.
     lives: HashMap<String, Option<AbortHandle>>,
     tasks: JoinSet<()>,
 }
 
-/// What one pod's life needs.
+/// Everything that the task of a pod needs.
 #[derive(Clone)]
 struct Actor {
     client: Client,
@@ -169,7 +170,7 @@ impl Pods {
         if pod.is_deleting() {
             self.end(&uid);
         } else if phase(&pod) != "Pending" {
-            // Somebody else's, or of a cluster that this one is a fork of.
+            // Written by another node agent, or by the cluster that this one was forked from.
             self.lives.insert(life, None);
             return;
         }
@@ -203,7 +204,7 @@ impl Actor {
     async fn stop(&self, pod: &Pod) -> Result<(), Error> {
         self.wait((self.director)(pod).stop).await;
         if !matches!(phase(pod), "Succeeded" | "Failed") {
-            // Who holds the pod by a finalizer (a Job, to count it) is to see that it has ended.
+            // A holder of a finalizer (a Job, to count the pod) must see that the pod has ended.
             let api = self.client.namespaced::<Pod>(pod.namespace());
             let now = self.clock.time();
             let address = pod.status.as_ref().and_then(|s| s.pod_ip.clone()).unwrap_or_default();
@@ -257,7 +258,7 @@ impl Actor {
             }
             let waits = json!({"waiting": {"reason": "CrashLoopBackOff"}});
             report.write(&api, "Running", false, &waits, now).await?;
-            // Restarts go on for ever: nobody waits for their end.
+            // The cluster does not count as unsettled during a restart back-off, because restarts never end.
             self.clock.sleep(back_off).await;
             back_off = (back_off * 2).min(LONGEST_RESTART);
             report.restarts += 1;
@@ -265,7 +266,7 @@ impl Actor {
     }
 }
 
-/// What a kubelet would say of a pod.
+/// The fields of a pod status, as a kubelet reports them.
 struct Report<'a> {
     pod: &'a Pod,
     address: String,
@@ -303,7 +304,7 @@ impl Report<'_> {
             status["podIP"] = json!(self.address);
             status["podIPs"] = json!([{"ip": self.address}]);
         }
-        // Only this very pod, not a later one of its name.
+        // The uid is a precondition: a later pod of the same name stays untouched.
         let patch = json!({"metadata": {"uid": self.pod.uid()}, "status": status});
         match api.patch_status(self.pod.name(), &Patch::Merge(patch)).await {
             Err(e) if e.is_conflict() => Ok(()),

@@ -1,4 +1,4 @@
-//! Objects by manifest, of whatever kind.
+//! Objects of any kind from manifests.
 
 use http::Method;
 use k8s_core::{
@@ -7,13 +7,13 @@ use k8s_core::{
 };
 use serde_json::Value;
 
-/// The documents of a YAML stream.
+/// Parses the documents of a YAML stream.
 pub(crate) fn documents(yaml: &str) -> Result<Vec<Value>, String> {
     let all: Vec<Value> = serde_saphyr::from_multiple(yaml).map_err(|e| format!("not YAML: {e}"))?;
     Ok(all.into_iter().filter(|d| !d.is_null()).collect())
 }
 
-/// Finds the resource that serves a manifest's kind.
+/// Finds the resource of a manifest's kind by discovery.
 async fn resource_of(client: &Client, manifest: &Value) -> Result<Resource, String> {
     let text = |field: &str| manifest[field].as_str().unwrap_or_default().to_owned();
     let (api_version, kind) = (text("apiVersion"), text("kind"));
@@ -34,7 +34,7 @@ async fn resource_of(client: &Client, manifest: &Value) -> Result<Resource, Stri
     })
 }
 
-/// Server-side apply of a manifest.
+/// Applies a manifest by server-side apply.
 pub(crate) async fn apply(client: &Client, manifest: &Value) -> Result<Value, String> {
     let resource = resource_of(client, manifest).await?;
     let name = manifest["metadata"]["name"].as_str().unwrap_or_default();

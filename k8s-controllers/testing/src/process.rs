@@ -1,4 +1,4 @@
-//! Programs of a run: started, killed by a fault, and started again.
+//! Supervision of a run's programs: start, crash by a fault, restart.
 
 use std::{
     sync::{Arc, atomic::Ordering},
@@ -18,10 +18,10 @@ use crate::{
     wire::{Kind, Process, Service},
 };
 
-/// How long a killed program is away.
+/// Time between a crash and the restart.
 const AWAY: Duration = Duration::from_secs(1);
 
-/// What a program runs: made anew in each of its lives.
+/// A program's entry point; called again for each of its lives.
 pub(crate) type Main = Arc<dyn Fn(Life) -> BoxFuture<'static, ()> + Send + Sync>;
 
 /// A program of a lab.
@@ -38,7 +38,7 @@ impl std::fmt::Debug for Program {
     }
 }
 
-/// What a program is given for one of its lives.
+/// Connection and environment of one life of a program.
 #[derive(Clone, Debug)]
 pub struct Life {
     pub(crate) service: Service,
@@ -46,26 +46,26 @@ pub struct Life {
 }
 
 impl Life {
-    /// The API server, as a `tower::Service`: `kube::Client::new(life.service(), "default")`.
+    /// Returns the API server as a `tower::Service`: `kube::Client::new(life.service(), "default")`.
     #[must_use]
     pub fn service(&self) -> Service {
         self.service.clone()
     }
 
-    /// Our client, for a program without the framework.
+    /// Returns a client, for a program that does not use the framework.
     #[must_use]
     pub fn client(&self) -> Client {
         self.environment.client.clone()
     }
 
-    /// What controllers of the framework share: a client, caches of this life, the clock, the seed.
+    /// Returns the environment of controllers: a client, the caches of this life, the clock, the seed.
     #[must_use]
     pub fn environment(&self) -> Environment {
         self.environment.clone()
     }
 
-    /// As [`Life::environment`], with pods as the built-in controllers and the scheduler of a real cluster have them, and with the rights of one of
-    /// them: what the user `user` may not do fails here as it does there.
+    /// As [`Life::environment`], with the trimmed pod caches of the built-in controllers and the permissions
+    /// of `user`, so that a forbidden request fails as in a real cluster.
     pub(crate) fn built_in(&self, user: &str) -> Environment {
         let mut environment = self.environment();
         environment.client = self.service.acting_as(user).client().named(environment.client.name());
@@ -74,7 +74,7 @@ impl Life {
     }
 }
 
-/// Where programs run.
+/// Shared parts of a run that its programs use.
 #[derive(Clone, Debug)]
 pub(crate) struct World {
     pub(crate) upstream: Client,
@@ -91,7 +91,7 @@ impl World {
     }
 }
 
-/// A program that runs.
+/// A running program and its restart signals.
 #[derive(Debug)]
 pub(crate) struct Supervised {
     pub(crate) process: Arc<Process>,
@@ -100,14 +100,14 @@ pub(crate) struct Supervised {
 }
 
 impl Supervised {
-    /// Ends the program's life at once, as a crash does, and waits until it has begun again.
+    /// Kills the program, as a crash does, and waits until it runs again.
     pub(crate) async fn restart(&self) {
         self.restart.notify_one();
         self.ready.notified().await;
     }
 }
 
-/// Starts a program and keeps it running.
+/// Starts a program and restarts it after crashes.
 pub(crate) fn supervise(program: &Program, world: &World, tasks: &mut JoinSet<()>) -> Supervised {
     let process = Arc::new(Process::new(&program.name, program.kind));
     let (restart, ready) = (Arc::new(Notify::new()), Arc::new(Notify::new()));
@@ -164,7 +164,7 @@ fn begin(program: &Program, world: &World, process: &Arc<Process>) -> (JoinSet<(
     (running, shutdown)
 }
 
-/// Waits for a part of a program to panic, and panics with it. One that ends is let go.
+/// Waits for a task of a program to panic, and resumes that panic. Other ends are ignored.
 async fn panics(running: &mut JoinSet<()>) {
     loop {
         match running.join_next().await {
@@ -175,7 +175,7 @@ async fn panics(running: &mut JoinSet<()>) {
     }
 }
 
-/// A main of a future that is made from its life.
+/// Turns an async function of a life into an entry point.
 pub(crate) fn main_of<F: Future<Output = ()> + Send + 'static>(
     make: impl Fn(Life) -> F + Send + Sync + 'static,
 ) -> Main {

@@ -1,6 +1,7 @@
-//! The smallest RBAC role that a run needed.
+//! The smallest RBAC role that suffices for a run.
 //!
-//! A watch counts as a list, too: a cache whose server does not send the initial state lists, and when that happens is chance.
+//! A watch counts as a list, too: a cache lists if its server does not stream the initial state, and that may
+//! depend on chance.
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -12,19 +13,19 @@ use k8s_core::api::{
 use serde::{Serialize, Serializer};
 use serde_json::{Value, json};
 
-/// A rule with more names than this says "any".
+/// A rule with more names than this applies to all names.
 const FEW: usize = 3;
 
-/// What was done with a resource: verb, and the names it was done to where it was done to named objects.
+/// By verb: the names of the objects; empty for requests without a name.
 type Verbs = BTreeMap<String, BTreeSet<String>>;
 
-/// Notes what is asked for.
+/// The permissions that a program used.
 #[derive(Clone, Debug, Default)]
 pub(crate) struct Recorded {
-    /// By group and resource (with its subresource).
+    /// Verbs by group and resource (with its subresource).
     resources: BTreeMap<(String, String), Verbs>,
     paths: BTreeSet<String>,
-    /// Something was asked for outside of any namespace.
+    /// A request was cluster-scoped.
     cluster: bool,
     namespaces: BTreeSet<String>,
 }
@@ -63,9 +64,9 @@ impl Recorded {
         self.namespaces.extend(other.namespaces.iter().cloned());
     }
 
-    /// `named`: rules are for the very names that were used, where these are few.
+    /// Builds the role. `named`: rules with at most [`FEW`] names are restricted to them (`resourceNames`).
     pub(crate) fn role(&self, name: &str, named: bool) -> NeededRole {
-        // Verbs with the same names become one rule; resources of a group with the same verbs too.
+        // Merges verbs with the same names into one rule, and resources of a group with the same verbs.
         let mut rules: BTreeMap<(String, Vec<String>, Vec<String>), Vec<String>> = BTreeMap::new();
         for ((group, resource), verbs) in &self.resources {
             let mut by_names: BTreeMap<Vec<String>, Vec<String>> = BTreeMap::new();
@@ -101,18 +102,18 @@ impl Recorded {
     }
 }
 
-/// The smallest role with which a run would have gone as it did: a Role where all that was used is in one namespace, else a ClusterRole.
-/// Written as YAML by `to_string()`.
+/// The smallest role that permits all requests of a run: a Role if all were in one namespace, otherwise a
+/// ClusterRole. `to_string()` writes it as YAML.
 #[derive(Clone, Debug, PartialEq)]
 pub struct NeededRole {
     name: String,
     namespace: Option<String>,
-    /// Its rules.
+    /// Rules of the role.
     pub rules: Vec<PolicyRule>,
 }
 
 impl NeededRole {
-    /// As the object that a cluster takes.
+    /// Returns the Role or ClusterRole object.
     #[must_use]
     pub fn to_value(&self) -> Value {
         let metadata = ObjectMeta {

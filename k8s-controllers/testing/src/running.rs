@@ -1,4 +1,4 @@
-//! One run of a lab, as the test sees it.
+//! [`Running`]: one run of a lab.
 
 use std::{
     sync::{Arc, Mutex, MutexGuard, PoisonError},
@@ -31,14 +31,15 @@ use crate::{
     wire::{Kind, Process, Service},
 };
 
-/// How long nobody may write before a cluster counts as settled. Longer than any retry that a fault can have caused.
+/// Time without write attempts after which a cluster counts as settled. Longer than any retry delay that a
+/// fault can cause.
 const CALM: Duration = Duration::from_secs(45);
-/// As long, in a cluster of real time.
+/// The same in a real cluster.
 const REAL_CALM: Duration = Duration::from_secs(5);
-/// How long faults go on in a cluster that does not come to rest under them.
+/// Time after which faults stop in a cluster that does not settle under them.
 const STORM: Duration = Duration::from_secs(300);
 
-/// A cluster with the lab's controllers in it. Cheap to clone. Its methods panic where a test should fail.
+/// A cluster with the lab's controllers. Cheap to clone. Its methods panic to fail the test.
 #[derive(Clone, Debug)]
 pub struct Running {
     inner: Arc<Inner>,
@@ -73,10 +74,10 @@ impl Running {
         Self::start(setup, Some(server), upstream, store, plan, clock)
     }
 
-    /// Begins a run in a cluster that exists.
+    /// Begins a run in an existing cluster.
     pub(crate) async fn join(setup: Arc<Setup>, upstream: Client, seed: u64) -> Self {
         for manifest in setup.definitions.iter().chain(&setup.manifests) {
-            // What a definition defines is served a moment later.
+            // A CustomResourceDefinition is served with a delay.
             let mut tries = 0;
             while let Err(e) = objects::apply(&upstream, manifest).await {
                 tries += 1;
@@ -103,7 +104,7 @@ impl Running {
         let mut tasks = JoinSet::new();
         let mut programs = Vec::new();
         for program in &setup.programs {
-            // A cluster that exists has its own parts.
+            // An existing cluster has its own controllers and scheduler.
             if server.is_some() || program.kind == Kind::Tested {
                 programs.push(process::supervise(program, &world, &mut tasks));
             }
@@ -124,7 +125,7 @@ impl Running {
         }
     }
 
-    /// Ends everything. Panics with what any part of the run panicked with.
+    /// Stops all parts. Resumes the panic of any part.
     pub(crate) async fn finish(self) {
         self.raise();
         self.inner.world.stop.cancel();
@@ -136,7 +137,7 @@ impl Running {
         self.inner.tasks.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Panics with what a part of the run has panicked with.
+    /// Resumes the panic of any part of the run.
     fn raise(&self) {
         let mut tasks = self.tasks();
         while let Some(ended) = tasks.try_join_next() {
@@ -157,31 +158,32 @@ impl Running {
         self.inner.server.is_none()
     }
 
-    /// A client as administrator. What it does is the test's own, and no fault strikes it.
+    /// Returns a client of a cluster administrator, for the test itself: no faults are injected.
     #[must_use]
     pub fn client(&self) -> Client {
         self.inner.service.client().named("lab")
     }
 
-    /// The API server as a `tower::Service`, as administrator: `kube::Client::new(lab.service(), "default")`.
+    /// Returns the API server as a `tower::Service` of a cluster administrator:
+    /// `kube::Client::new(lab.service(), "default")`.
     #[must_use]
     pub fn service(&self) -> Service {
         self.inner.service.clone()
     }
 
-    /// The cluster's time.
+    /// Returns the cluster's clock.
     #[must_use]
     pub fn clock(&self) -> &Clock {
         &self.inner.world.clock
     }
 
-    /// The seed of this run.
+    /// Returns the seed of this run.
     #[must_use]
     pub fn seed(&self) -> u64 {
         self.inner.world.seed
     }
 
-    /// The objects of a type: in the namespace `default` where they are in namespaces.
+    /// Returns the API of a type: in the namespace `default` if it is namespaced.
     #[must_use]
     pub fn api<K: Object>(&self) -> Api<K> {
         self.api_in("default")
@@ -192,7 +194,8 @@ impl Running {
         self.client().namespaced(if namespaced { namespace } else { "" })
     }
 
-    /// Applies every document of a YAML text by server-side apply. Faults are on from here until the cluster has settled.
+    /// Applies every document of a YAML text by server-side apply. Enables faults until the cluster has
+    /// settled.
     pub async fn apply(&self, yaml: impl AsRef<str>) {
         let all = objects::documents(yaml.as_ref()).unwrap_or_else(|e| panic!("{e}"));
         self.inner.world.hub.arm();
@@ -201,7 +204,7 @@ impl Running {
         }
     }
 
-    /// Creates an object; in the namespace `default` where it names none.
+    /// Creates an object; its namespace defaults to `default`.
     pub async fn create<K: Object>(&self, object: &K) -> K {
         self.inner.world.hub.arm();
         let namespace = Some(object.namespace()).filter(|n| !n.is_empty()).unwrap_or("default");
@@ -215,25 +218,25 @@ impl Running {
         self.create(&object).await
     }
 
-    /// An object that must be there. `name` or `namespace/name`.
+    /// Returns an object, which must exist. `name` or `namespace/name`.
     pub async fn get<K: Object>(&self, name: &str) -> K {
         self.find(name).await.unwrap_or_else(|| panic!("there is no {} {name:?}", K::KIND))
     }
 
-    /// An object, if it is there. `name` or `namespace/name`.
+    /// Returns an object, if it exists. `name` or `namespace/name`.
     pub async fn find<K: Object>(&self, name: &str) -> Option<K> {
         let (namespace, name) = split(name);
         let found = self.api_in(namespace).get_opt(name).await;
         found.unwrap_or_else(|e| panic!("get {} {name:?}: {e}", K::KIND))
     }
 
-    /// All objects of a type, in all namespaces.
+    /// Returns all objects of a type, in all namespaces.
     pub async fn list<K: Object>(&self) -> Vec<K> {
         let all = self.client().all::<K>().list(&ListParams::default()).await;
         all.unwrap_or_else(|e| panic!("list {}: {e}", K::PLURAL))
     }
 
-    /// Changes an object, again if somebody else does meanwhile.
+    /// Changes an object; on a conflict reads it and changes it again.
     pub async fn edit<K: Object>(&self, name: &str, change: impl Fn(&mut K)) -> K {
         self.inner.world.hub.arm();
         let (namespace, bare) = split(name);
@@ -248,7 +251,7 @@ impl Running {
         }
     }
 
-    /// Deletes an object that must be there; what it owns is left to the garbage collector.
+    /// Deletes an object, which must exist. Its dependents are left to the garbage collector.
     pub async fn delete<K: Object>(&self, name: &str) {
         self.inner.world.hub.arm();
         let (namespace, bare) = split(name);
@@ -256,7 +259,7 @@ impl Running {
         done.unwrap_or_else(|e| panic!("delete {} {name:?}: {e}", K::KIND));
     }
 
-    /// Waits, an hour of the cluster's time at most, until an object is as wanted.
+    /// Waits until an object satisfies `wanted`, for at most an hour of the cluster's time.
     pub async fn until<K: Object>(&self, name: &str, wanted: impl Fn(&K) -> bool) -> K {
         let (namespace, bare) = split(name);
         let params = ListParams::default().fields(format!("metadata.name={bare}"));
@@ -288,8 +291,9 @@ impl Running {
         }
     }
 
-    /// Looks at all objects of a type as they are at first and after every single change of one, until the run ends: what must hold at every moment. `check` panics
-    /// where the test should fail, which it does at the end of the next [`Running::sleep`] or [`Running::settle`], or of the run.
+    /// Checks an invariant: calls `check` with all objects of a type now and after every single change, until
+    /// the run ends. If `check` panics, the test fails at the end of the next [`Running::sleep`] or
+    /// [`Running::settle`], or of the run.
     ///
     /// ```
     /// # use k8s_core::api::api::core::v1::Pod;
@@ -299,7 +303,7 @@ impl Running {
     /// ```
     ///
     /// # Panics
-    /// When `check` does so at once, or the objects cannot be listed.
+    /// The first call of `check` panics, or the list request fails.
     pub async fn always<K: Object>(&self, mut check: impl FnMut(&[&K]) + Send + 'static) {
         let api = self.client().all::<K>();
         let mut listed = Listed::of(&api).await;
@@ -307,28 +311,29 @@ impl Running {
         self.tasks().spawn(async move {
             loop {
                 listed.follow(&api, &mut check).await;
-                // History no longer reaches back to what was seen.
+                // 410 Gone: list again.
                 listed = Listed::of(&api).await;
                 listed.look(&mut check);
             }
         });
     }
 
-    /// Lets time pass. In a cluster of real time: ten seconds at most.
+    /// Lets time pass. In an existing cluster: ten seconds at most.
     pub async fn sleep(&self, how_long: Duration) {
         let longest = if self.is_real() { Duration::from_secs(10) } else { how_long };
         tokio::time::sleep(how_long.min(longest)).await;
         self.raise();
     }
 
-    /// Waits until nothing more will happen: nobody has tried to write for 45 seconds of the cluster's time, and no scripted pod is about to start,
-    /// to become ready or to end. Timers of controllers that lie further ahead (the next run of a CronJob) are not waited for.
+    /// Waits until the cluster has settled: no write was attempted for 45 seconds of its time, and no
+    /// scripted pod is about to start, become ready or end. Later timers of controllers (the next run of a
+    /// CronJob) are not waited for.
     ///
-    /// Faults go on until the cluster has come to rest under them, for five minutes, or until there were enough; then they end, so that whether
-    /// it converges can be judged.
+    /// Faults continue until the cluster has settled under them, for five minutes, or until their limit is
+    /// reached. Then they stop, so that convergence can be judged.
     ///
     /// # Panics
-    /// When it does not come to rest within the lab's patience: what was written last is in the message.
+    /// The cluster does not settle within the lab's timeout. The message has the last writes.
     pub async fn settle(&self) {
         let hub = &self.inner.world.hub;
         let calm = if self.is_real() { REAL_CALM } else { CALM };
@@ -339,7 +344,7 @@ impl Running {
             let (last, script) = hub.calm_since();
             let now = Instant::now();
             let rests_at = script.unwrap_or(now).max(last.max(from) + calm);
-            // What faults have held up (a watch that is opened again, a program that is away) comes after their end.
+            // Work delayed by faults (a watch to reopen, a program to restart) resumes after their end.
             if hub.is_armed() && (rests_at <= now || now.duration_since(begun) > STORM) {
                 hub.disarm();
                 from = now;
@@ -367,26 +372,27 @@ impl Running {
         text
     }
 
-    /// How many writes controllers made that changed something, since the cluster last settled.
+    /// Returns the number of effective writes by controllers since the cluster last settled.
     #[must_use]
     pub fn writes_since_settled(&self) -> usize {
         self.inner.world.hub.state().written.len()
     }
 
-    /// The writes of controllers that changed something, since the cluster last settled.
+    /// Returns the effective writes by controllers since the cluster last settled.
     #[must_use]
     pub fn written(&self) -> Vec<Written> {
         self.inner.world.hub.state().written.clone()
     }
 
-    /// The smallest role with which this run's controllers under test would have gone as far as they did.
+    /// Returns the smallest role with which this run's controllers under test would have done the same.
     #[must_use]
     pub fn needed_role(&self) -> NeededRole {
         let (recorded, name) = self.recorded();
         recorded.role(&name, false)
     }
 
-    /// As [`Running::needed_role`], but rules are for the very names that were used where these are few: for a controller of fixed objects.
+    /// As [`Running::needed_role`], but with rules restricted to the used names if these are few: for a
+    /// controller of fixed objects.
     #[must_use]
     pub fn needed_role_by_name(&self) -> NeededRole {
         let (recorded, name) = self.recorded();
@@ -406,23 +412,23 @@ impl Running {
         (all, name)
     }
 
-    /// What happened so far.
+    /// Returns the trace up to now.
     #[must_use]
     pub fn trace(&self) -> Trace {
         self.inner.world.hub.state().trace.clone()
     }
 
-    /// Kills every controller and starts it again with empty caches.
+    /// Kills every controller and restarts it with empty caches.
     pub async fn restart_controllers(&self) {
         for program in self.inner.programs.iter().filter(|p| p.process.suffers()) {
             program.restart().await;
         }
     }
 
-    /// Settles, then has every controller look at everything again from empty caches.
+    /// Settles, then restarts all controllers with empty caches, so that they reconcile everything.
     ///
     /// # Panics
-    /// When that writes anything: reconciling what is as it should be must change nothing.
+    /// A controller writes, although everything is in its desired state.
     pub async fn assert_idempotent(&self) {
         self.settle().await;
         self.restart_controllers().await;
@@ -434,7 +440,7 @@ impl Running {
     /// Settles, then lets time pass.
     ///
     /// # Panics
-    /// When controllers write meanwhile although nothing happens.
+    /// A controller writes although nothing changed.
     pub async fn assert_quiet_for(&self, how_long: Duration) {
         self.settle().await;
         self.sleep(how_long).await;
@@ -442,15 +448,17 @@ impl Running {
         assert!(written.is_empty(), "controllers write although nothing happens:\n{}", lines(&written));
     }
 
+    /// Checks that no controller under test acted on a stale cache.
+    ///
     /// # Panics
-    /// When a controller under test wrote an object from a state that is older than its own last write of it: it has read a stale cache.
+    /// A controller under test wrote an object based on an older revision than its own last write of it.
     pub fn assert_never_stale(&self) {
         let stale = self.inner.world.hub.state().stale.clone();
         assert!(stale.is_empty(), "stale reads after own writes:\n{}", lines(&stale));
     }
 
-    /// A cluster with the same objects and controllers of its own, to go another way from here. The objects are shared until one of the two changes them,
-    /// so it costs no more for a large cluster. Only in virtual time.
+    /// Forks the cluster: the same objects, with controllers of its own. Objects are copied on write, so the
+    /// cost does not depend on the cluster's size. Only in virtual time.
     pub async fn fork(&self) -> Running {
         let Some(server) = &self.inner.server else { panic!("a cluster that exists cannot be forked") };
         let mut plan = self.inner.world.hub.plan.clone();
@@ -458,7 +466,7 @@ impl Running {
         Running::begin(self.inner.setup.clone(), server.store().fork(), plan, self.clock().clone()).await
     }
 
-    /// How many pods have a phase.
+    /// Returns the number of pods in a phase.
     pub async fn pods_in(&self, phase: &str) -> usize {
         let pods = self.list::<Pod>().await;
         pods.iter().filter(|p| p.status.as_ref().and_then(|s| s.phase.as_deref()) == Some(phase)).count()

@@ -1,4 +1,4 @@
-//! What a pod does on a node that is not there.
+//! Scripted life of a simulated pod.
 
 use std::time::Duration;
 
@@ -6,7 +6,8 @@ use k8s_core::{api::api::core::v1::Pod, meta::ObjectExt};
 
 use crate::node;
 
-/// What becomes of a pod once it is bound to a node. Made by a function of the pod (`Lab::pods`), or from the pod's annotations.
+/// The life of a pod after binding. Returned by a function of the pod (`Lab::pods`), or read from the pod's
+/// annotations.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Script {
     pub(crate) start: Duration,
@@ -18,53 +19,53 @@ pub struct Script {
 }
 
 impl Script {
-    /// It starts at once, is ready, and runs until it is deleted.
+    /// Starts at once, is ready, and runs until it is deleted.
     #[must_use]
     pub fn runs() -> Self {
         Script::default()
     }
 
-    /// Its containers end with this code after so long; what follows is the pod's restart policy.
+    /// Its containers exit with `code` after `after`; then the restart policy applies.
     #[must_use]
     pub fn exits(after: Duration, code: i32) -> Self {
         Script { end: Some((after, code)), ..Script::default() }
     }
 
-    /// Its containers never start, for this reason (`ImagePullBackOff`).
+    /// Its containers never start, with this waiting reason (`ImagePullBackOff`).
     #[must_use]
     pub fn never_starts(reason: &str) -> Self {
         Script { stuck: Some(reason.to_owned()), ..Script::default() }
     }
 
-    /// It takes so long to start.
+    /// Delays the start.
     #[must_use]
     pub fn starts_after(mut self, latency: Duration) -> Self {
         self.start = latency;
         self
     }
 
-    /// It is ready so long after it started.
+    /// Delays readiness after the start.
     #[must_use]
     pub fn ready_after(mut self, latency: Duration) -> Self {
         self.ready = latency;
         self
     }
 
-    /// So long after the step before, its readiness probe begins to say this.
+    /// Adds a step: after a delay from the previous one, the readiness probe returns this result.
     #[must_use]
     pub fn then_ready(mut self, after: Duration, ready: bool) -> Self {
         self.probes.push((after, ready));
         self
     }
 
-    /// It takes so long to stop when it is deleted.
+    /// Delays the end after deletion.
     #[must_use]
     pub fn stops_after(mut self, latency: Duration) -> Self {
         self.stop = latency;
         self
     }
 
-    /// What a pod's annotations say.
+    /// Reads the script from a pod's annotations.
     #[must_use]
     pub fn of(pod: &Pod) -> Self {
         let after = |name| pod.annotation(name).and_then(duration).unwrap_or_default();
@@ -80,7 +81,7 @@ impl Script {
     }
 }
 
-/// `90s`, `5m`, `2h`, `300ms`.
+/// Parses `90s`, `5m`, `2h`, `300ms`.
 fn duration(text: &str) -> Option<Duration> {
     let at = text.find(|c: char| !c.is_ascii_digit())?;
     let number: u64 = text[..at].parse().ok()?;

@@ -1,4 +1,4 @@
-//! Many seeds, and what is done about one that fails.
+//! Runs many seeds, and shrinks one that fails.
 
 use std::{
     cell::{Cell, RefCell},
@@ -20,7 +20,7 @@ use crate::{
     trace::Trace,
 };
 
-/// What every run of a lab is.
+/// Everything that the runs of a lab have in common.
 pub(crate) struct Job {
     pub(crate) setup: Arc<Setup>,
     pub(crate) image: Store,
@@ -29,7 +29,7 @@ pub(crate) struct Job {
     pub(crate) expected: Option<PathBuf>,
 }
 
-/// A run that went well.
+/// Result of a successful run.
 #[derive(Default)]
 struct Passed {
     faults: usize,
@@ -38,7 +38,7 @@ struct Passed {
     trace: Trace,
 }
 
-/// A run that failed.
+/// Result of a failed run.
 pub(crate) struct Failed {
     seed: u64,
     message: String,
@@ -47,12 +47,13 @@ pub(crate) struct Failed {
 }
 
 thread_local! {
-    /// Panics on this thread are expected: they are kept instead of printed.
+    /// Panics on this thread are expected: the hook stores instead of printing them.
     static QUIET: Cell<bool> = const { Cell::new(false) };
     static SAID: RefCell<Option<String>> = const { RefCell::new(None) };
 }
 
-/// Lets panics of runs be told by the lab, once, instead of by every try at shrinking.
+/// Installs a panic hook that is silent during runs: the lab reports a failure once, not once per shrinking
+/// step.
 fn quieten() {
     static HOOK: Once = Once::new();
     HOOK.call_once(|| {
@@ -73,7 +74,7 @@ fn text_of(panic: &(dyn std::any::Any + Send)) -> String {
         .unwrap_or_else(|| "panicked".into())
 }
 
-/// Runs and catches what goes wrong.
+/// Runs `work` and returns a panic as its message.
 fn caught(work: impl FnOnce()) -> Result<(), String> {
     quieten();
     let before = QUIET.replace(true);
@@ -81,7 +82,7 @@ fn caught(work: impl FnOnce()) -> Result<(), String> {
     QUIET.set(before);
     result.map_err(|panic| {
         let text = text_of(&*panic);
-        // What the hook heard has the place too, if it is the same panic.
+        // The hook's text has the location as well, if it belongs to the same panic.
         SAID.take().filter(|said| said.contains(&text)).unwrap_or(text)
     })
 }
@@ -122,7 +123,7 @@ impl Job {
         std::fs::write(path, trace.to_json_lines()).map_err(|e| format!("write {}: {e}", path.display()))
     }
 
-    /// A trace is as it was recorded.
+    /// Compares a trace with the recorded one.
     fn compare(&self, trace: &Trace) -> Result<(), String> {
         let Some(path) = &self.expected else { return Ok(()) };
         let expected = Trace::read(path).map_err(|e| format!("read {}: {e}", path.display()))?;
@@ -140,7 +141,7 @@ impl Job {
     }
 }
 
-/// Runs every seed, on several threads; panics with the first that fails, shrunk.
+/// Runs all seeds on several threads. Panics with the first failure, shrunk.
 pub(crate) fn run(
     job: &Job,
     seeds: Range<u64>,
@@ -188,10 +189,11 @@ pub(crate) fn run(
     }
     if let Some(failed) = failed.into_inner().unwrap_or_else(PoisonError::into_inner) {
         let all = failed.injected.len();
-        // A trace differs without its faults, and faults that were given are meant: there is nothing to find out.
+        // No shrinking: a trace would differ with fewer faults, and explicit faults are meant to be run as
+        // given.
         let is_known = job.expected.is_some() || job.only.is_some();
         let failed = if is_known { failed } else { smallest(job, failed, test) };
-        // That is when a trace is read.
+        // A trace is most useful for a failed run.
         job.record(&failed.trace).unwrap_or_else(|e| panic!("{e}"));
         panic!("{}", failed.report(all));
     }
@@ -199,7 +201,7 @@ pub(crate) fn run(
     Report { runs, faults: passed.faults, needed_role: passed.recorded.role(&passed.name, false) }
 }
 
-/// The same seed with the fewest faults that still make it fail.
+/// Shrinks a failure to a minimal set of faults of the same seed.
 fn smallest(job: &Job, failed: Failed, test: &impl AsyncFn(Running)) -> Failed {
     let seed = failed.seed;
     let numbers: Vec<u64> = failed.injected.iter().map(|(number, _)| *number).collect();
@@ -239,7 +241,7 @@ impl Failed {
     }
 }
 
-/// Runs once in a cluster that exists.
+/// Runs once in an existing cluster.
 pub(crate) fn run_existing(
     kubeconfig: Option<PathBuf>,
     setup: Setup,

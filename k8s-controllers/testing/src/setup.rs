@@ -1,4 +1,4 @@
-//! What all runs of a lab have in common.
+//! Settings that all runs of a lab have in common.
 
 use std::{path::PathBuf, sync::Arc, time::Duration};
 
@@ -8,20 +8,20 @@ use crate::{base::Shape, node::Director, process::Program, script::Script};
 
 #[derive(Clone)]
 pub(crate) struct Setup {
-    /// Of the API server.
+    /// Changes to the API server's builder.
     pub(crate) shapes: Vec<Shape>,
-    /// The same custom resources, for a cluster that exists.
+    /// CustomResourceDefinitions of the same resources, for an existing cluster.
     pub(crate) definitions: Vec<Value>,
-    /// What is there from the beginning.
+    /// Objects of the initial cluster.
     pub(crate) manifests: Vec<Value>,
     pub(crate) programs: Vec<Program>,
     pub(crate) nodes: usize,
     pub(crate) director: Director,
     /// Nodes renew their leases.
     pub(crate) heartbeats: bool,
-    /// How long a cluster may take to settle.
+    /// Timeout of [`Running::settle`](crate::Running::settle).
     pub(crate) patience: Duration,
-    /// Where the first seed's trace is written.
+    /// File for the first seed's trace.
     pub(crate) record: Option<PathBuf>,
     pub(crate) whole_trace: bool,
 }

@@ -1,13 +1,13 @@
-//! The fewest faults that still make a run fail.
+//! Delta debugging: finds a minimal set of faults that still makes a run fail.
 
 use std::time::{Duration, Instant};
 
-/// How many tries are worth it, and how much time of the one who waits.
+/// Limits of the search: number of runs, and wall-clock time.
 const TRIES: usize = 80;
 const TIME: Duration = Duration::from_secs(60);
 
-/// Takes away as many of `all` as `fails` still fails without: halves first, then smaller parts (Zeller's ddmin). The last set for which `fails`
-/// said true is returned. `fails(all)` is taken to be true.
+/// Minimizes `all` while `fails` returns true: removes halves first, then smaller parts (Zeller's ddmin).
+/// Returns the last failing set. `fails(all)` is assumed to be true.
 pub(crate) fn smallest<T: Clone>(all: Vec<T>, fails: &mut dyn FnMut(&[T]) -> bool) -> Vec<T> {
     let (mut tries, begun) = (0, Instant::now());
     let mut still = |set: &[T]| {

@@ -1,61 +1,62 @@
-//! What happened in a run, line by line.
+//! The trace of a run.
 
 use std::{collections::VecDeque, fmt, path::Path, sync::Arc};
 
 use serde::{Deserialize, Serialize};
 
-/// How many entries are kept of a run that is not recorded: what a failure shows.
+/// Entries kept in a run that is not recorded; a failure prints the last of them.
 const RECENT: usize = 200;
 
-/// Something that happened.
+/// Content of a trace entry.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
 #[non_exhaustive]
 pub enum What {
-    /// A request and its answer.
+    /// A request and its response.
     Request {
         /// `get`, `list`, `watch`, `create`, `update`, `patch`, `delete`, `deletecollection`.
         verb: String,
         /// Path and query.
         path: String,
-        /// The answer's code; 0: there was none.
+        /// HTTP status; 0 if there was no response.
         code: u16,
-        /// What was sent.
+        /// Request body.
         #[serde(default, skip_serializing_if = "String::is_empty")]
         body: String,
     },
-    /// A watch event that was delivered.
+    /// A delivered watch event.
     Event {
-        /// The watch's path.
+        /// Path of the watch.
         path: String,
-        /// The event, as it was sent.
+        /// The event's JSON line.
         line: String,
     },
-    /// A fault that was injected.
+    /// An injected fault.
     Fault {
-        /// The number of its opportunity.
+        /// Number of its opportunity.
         number: u64,
-        /// Its kind and where it struck.
+        /// Kind and place of the fault.
         what: String,
     },
-    /// A program began, for the n-th time.
+    /// The n-th start of a program.
     Start(u64),
 }
 
 /// One line of a trace.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Entry {
-    /// Milliseconds of the cluster's time since the run began.
+    /// Virtual time since the start of the run, in milliseconds.
     pub at: u64,
-    /// Which program.
+    /// Name of the program.
     pub who: Arc<str>,
-    /// What happened.
+    /// The request, event, fault or start.
     #[serde(flatten)]
     pub what: What,
 }
 
 impl Entry {
-    /// An answer about what is served: the garbage collector alone asks for forty of them a minute.
+    /// Returns true for successful discovery requests: the garbage collector alone sends forty of them a
+    /// minute.
     fn is_discovery(&self) -> bool {
         let What::Request { verb, path, code: 200, .. } = &self.what else { return false };
         let depth = path.split('/').skip(1).count();
@@ -80,21 +81,22 @@ impl fmt::Display for Entry {
     }
 }
 
-/// What happened in a run: the last two hundred things (but for discovery that went well), or all of them where the lab was told to record.
+/// The trace of a run: the last two hundred entries without successful discovery, or all entries if the lab
+/// records.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Trace {
     entries: VecDeque<Entry>,
     whole: bool,
 }
 
-/// Where two traces part.
+/// The first difference of two traces.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Difference {
-    /// The number of the line, from 0.
+    /// Zero-based line number.
     pub line: usize,
-    /// What the one has there.
+    /// The left trace's entry; `None` at its end.
     pub left: Option<Entry>,
-    /// What the other has there.
+    /// The right trace's entry; `None` at its end.
     pub right: Option<Entry>,
 }
 
@@ -103,7 +105,7 @@ impl Trace {
         Trace { entries: VecDeque::new(), whole }
     }
 
-    /// Whether bodies and watch events are wanted too.
+    /// Returns true if bodies and watch events are traced.
     pub(crate) fn is_whole(&self) -> bool {
         self.whole
     }
@@ -118,36 +120,36 @@ impl Trace {
         self.entries.push_back(entry);
     }
 
-    /// Its lines.
+    /// Iterates over the entries.
     pub fn entries(&self) -> impl Iterator<Item = &Entry> {
         self.entries.iter()
     }
 
-    /// As JSON lines.
+    /// Encodes the trace as JSON lines.
     #[must_use]
     pub fn to_json_lines(&self) -> String {
         let lines = self.entries.iter().filter_map(|e| serde_json::to_string(e).ok());
         lines.fold(String::new(), |all, line| all + &line + "\n")
     }
 
-    /// From JSON lines.
+    /// Decodes a trace from JSON lines.
     ///
     /// # Errors
-    /// The first line that is not one.
+    /// A line is not a valid entry.
     pub fn from_json_lines(text: &str) -> Result<Self, serde_json::Error> {
         let entries = text.lines().map(serde_json::from_str).collect::<Result<_, _>>()?;
         Ok(Trace { entries, whole: true })
     }
 
-    /// Reads a trace that was recorded to a file.
+    /// Reads a recorded trace from a file.
     ///
     /// # Errors
-    /// When it cannot be read or is not one.
+    /// The file cannot be read or is not a trace.
     pub fn read(path: impl AsRef<Path>) -> std::io::Result<Self> {
         Self::from_json_lines(&std::fs::read_to_string(path)?).map_err(std::io::Error::other)
     }
 
-    /// The first line in which two traces differ.
+    /// Returns the first difference of two traces.
     #[must_use]
     pub fn difference(&self, other: &Trace) -> Option<Difference> {
         let longest = self.entries.len().max(other.entries.len());

@@ -1,4 +1,4 @@
-//! A watch on its way to a program: its events come late, twice or not at all.
+//! Fault injection into a watch: late, duplicated and lost events.
 
 use std::sync::Arc;
 
@@ -22,7 +22,7 @@ use crate::{
 struct Watch {
     body: Body,
     buffer: BytesMut,
-    /// The event that comes once more.
+    /// An event to be delivered again.
     again: Option<Bytes>,
     ended: bool,
     hub: Arc<Hub>,
@@ -30,7 +30,7 @@ struct Watch {
     path: String,
 }
 
-/// The events of a watch's body, with the faults that strike them.
+/// Wraps a watch's body and injects faults into its events.
 pub(crate) fn events(body: Body, hub: Arc<Hub>, process: Arc<Process>, path: String) -> Body {
     let watch = Watch { body, buffer: BytesMut::new(), again: None, ended: false, hub, process, path };
     let lines = stream::unfold(watch, |mut watch| async move {
@@ -52,7 +52,7 @@ impl Watch {
             Ok(line) => line,
             Err(e) => return Some(Err(e)),
         };
-        // A bookmark tells nothing new: what happens to it is not worth a fault.
+        // Bookmarks carry no change, so faults on them would be wasted.
         if line.starts_with(br#"{"type":"BOOKMARK""#) {
             return Some(Ok(self.delivered(line)));
         }
@@ -63,7 +63,7 @@ impl Watch {
         match strike.map(|s| s.kind) {
             Some(Fault::WatchBroken) => {
                 self.ended = true;
-                // With an error or without: both happen.
+                // A watch can break with or without a transport error.
                 return strike
                     .filter(|s| s.other_way())
                     .map(|_| Err("connection reset by peer (injected)".into()));
@@ -93,7 +93,7 @@ impl Watch {
         line
     }
 
-    /// The next line, with its end.
+    /// Returns the next line with its newline.
     async fn line(&mut self) -> Option<Result<Bytes, BoxError>> {
         let mut scanned = 0;
         loop {

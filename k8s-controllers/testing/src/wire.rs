@@ -1,4 +1,4 @@
-//! What stands between a program and the API server: it counts, writes down, and lets faults strike.
+//! The layer between a program and the API server: records requests and injects faults.
 
 use std::{
     collections::HashMap,
@@ -30,7 +30,7 @@ use crate::{
     watch,
 };
 
-/// What a program is to the run.
+/// Role of a program in the run.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Kind {
     /// The test itself, or a node.
@@ -43,16 +43,16 @@ pub(crate) enum Kind {
     Tested,
 }
 
-/// A program that talks to the API server, through all its lives.
+/// A program that calls the API server, across restarts.
 #[derive(Debug)]
 pub(crate) struct Process {
     name: Arc<str>,
     kind: Kind,
-    /// Which of its lives it is in.
+    /// Number of restarts; requests of an earlier life are aborted.
     pub(crate) life: AtomicU64,
     pub(crate) crashed: Notify,
     recorded: Mutex<Recorded>,
-    /// The newest revision of each object that it knows to have written.
+    /// Revision of the program's last write of each object.
     own: Mutex<HashMap<String, u64>>,
 }
 
@@ -76,7 +76,7 @@ impl Process {
         self.kind
     }
 
-    /// Whether faults are for it.
+    /// Returns true if faults are injected into the program's requests.
     pub(crate) fn suffers(&self) -> bool {
         matches!(self.kind, Kind::BuiltIn | Kind::Tested)
     }
@@ -85,7 +85,7 @@ impl Process {
         self.recorded.lock().unwrap_or_else(PoisonError::into_inner).clone()
     }
 
-    /// Ends the present life.
+    /// Ends the current life.
     pub(crate) fn crash(&self) {
         self.life.fetch_add(1, Ordering::Relaxed);
         self.own.lock().unwrap_or_else(PoisonError::into_inner).clear();
@@ -93,16 +93,16 @@ impl Process {
     }
 }
 
-/// The API server as one program sees it: a `tower::Service`, so our client and `kube::Client` run on it.
+/// The API server as one program sees it: a `tower::Service`, for our client and `kube::Client`.
 #[derive(Clone, Debug)]
 pub struct Service {
     upstream: Client,
-    /// Where the server is in this process: tells whether a write changed anything.
+    /// Store of the in-process server: tells whether a write changed anything. `None`: an existing cluster.
     store: Option<Store>,
     hub: Arc<Hub>,
     process: Arc<Process>,
     life: u64,
-    /// The user that the requests are made as; `None`: the administrator.
+    /// Impersonated user. `None`: cluster administrator.
     user: Option<HeaderValue>,
 }
 
@@ -130,12 +130,12 @@ impl Service {
         Service { upstream, store, hub, process, life, user: None }
     }
 
-    /// The same, as another user, with that user's rights alone.
+    /// Returns the service with another user and its permissions.
     pub(crate) fn acting_as(&self, user: &str) -> Self {
         Service { user: HeaderValue::from_str(user).ok(), ..self.clone() }
     }
 
-    /// A client on it.
+    /// Returns a client for the service.
     pub(crate) fn client(&self) -> Client {
         Client::new(self.clone())
     }
@@ -216,7 +216,7 @@ impl Service {
         Ok(answer)
     }
 
-    /// What happens instead of the request.
+    /// Applies a fault before the request is sent; returns the response that replaces it.
     async fn before(&self, strike: Strike, info: &RequestInfo) -> Option<Result<Response<Body>, BoxError>> {
         let status = match strike.kind {
             Fault::Conflict => {
@@ -250,7 +250,7 @@ impl Service {
     fn finish(&self, info: &RequestInfo, path: String, code: u16, changed: bool, body: String) {
         let is_write =
             matches!(info.verb.as_str(), "create" | "update" | "patch" | "delete" | "deletecollection");
-        // Leases are renewed as long as somebody lives; reviews and tokens change nothing.
+        // Lease renewals never end, and reviews and token requests change nothing.
         let counts = is_write
             && info.resource != "leases"
             && !info.resource.ends_with("reviews")
@@ -266,7 +266,7 @@ impl Service {
         self.hub.note(&self.process, What::Request { verb: info.verb.clone(), path, code, body });
     }
 
-    /// Sees whether a write was made from a state that is older than the writer's own last write.
+    /// Detects a write that was based on an older revision than the writer's own last write.
     async fn check(
         &self,
         info: &RequestInfo,

@@ -1,4 +1,4 @@
-//! A control plane in a test, as its users have it.
+//! Tests of [`TestCluster`] through its public API.
 
 use std::time::{Duration, Instant};
 
@@ -23,7 +23,7 @@ fn ready(deployment: &Deployment) -> i32 {
 
 #[tokio::test(start_paused = true)]
 async fn a_deployment_becomes_ready_and_a_deleted_pod_is_replaced() -> Outcome {
-    // The first start compiles the schemas of all built-in types, the second is what every further test pays.
+    // The first start compiles the schemas of all built-in types; further ones show the cost per test.
     for which in ["first", "second"] {
         let begun = Instant::now();
         let cluster = TestCluster::builder().nodes(3).start().await?;

@@ -1,5 +1,6 @@
-//! A small API server for these tests: objects as JSON, resourceVersions, watches, finalizers, deletion with propagation, and nothing else.
-//! (`k8s-testing` has the real one; this one keeps the controllers' tests free of it and can refuse calls on purpose.)
+//! A small fake API server: objects as JSON, resourceVersions, watches, finalizers, deletion with
+//! propagation. (`k8s-testing` has the real one; this one keeps the controllers' tests independent of it and
+//! can refuse calls on purpose.)
 
 use std::{
     collections::{BTreeMap, HashMap},
@@ -17,7 +18,7 @@ use k8s_core::{
 use serde_json::{Value, json};
 use tokio::sync::watch;
 
-/// What is served: group/version, kind, plural, namespaced.
+/// Served resources: group/version, kind, plural, namespaced.
 const KINDS: &[(&str, &str, &str, bool)] = &[
     ("v1", "Pod", "pods", true),
     ("v1", "Node", "nodes", false),
@@ -50,12 +51,12 @@ type Key = (String, String, String);
 #[derive(Default)]
 struct State {
     revision: u64,
-    /// By plural with group, namespace, name.
+    /// Objects by plural with group, namespace, name.
     objects: BTreeMap<Key, Value>,
     log: Vec<(u64, &'static str, String, Arc<Value>)>,
 }
 
-/// The server.
+/// The fake server.
 #[derive(Clone)]
 pub(crate) struct Fake {
     state: Arc<Mutex<State>>,
@@ -117,7 +118,7 @@ fn merge(target: &mut Value, patch: &Value) {
     }
 }
 
-/// As far as these tests need it: conditions are merged by type.
+/// Strategic merge as far as these tests need it: conditions are merged by type.
 fn strategic(target: &mut Value, patch: &Value) {
     let mut patch = patch.clone();
     if let Some(new) = patch["status"]["conditions"].as_array().cloned() {
@@ -151,7 +152,7 @@ impl Fake {
     async fn answer(&self, request: Request<Body>) -> Result<Response<Body>, BoxError> {
         let (head, body) = request.into_parts();
         let body = body.collect().await?.to_bytes();
-        // As over a network: nobody gets an answer without letting others run.
+        // As over a network, other tasks run before a response arrives.
         tokio::task::yield_now().await;
         let query: HashMap<String, String> = head
             .uri
@@ -408,7 +409,7 @@ impl Fake {
             metadata.remove("finalizers");
         }
         let grace = options["gracePeriodSeconds"].as_u64();
-        // A pod on a node that has not ended is the kubelet's to end.
+        // A running pod on a node is ended by the kubelet.
         let runs = key.0 == "v1/pods"
             && object["spec"]["nodeName"].is_string()
             && !matches!(object["status"]["phase"].as_str(), Some("Succeeded" | "Failed"));
@@ -425,7 +426,7 @@ impl Fake {
         if object["metadata"]["deletionTimestamp"].is_null() || grace == Some(0) {
             object["metadata"]["deletionTimestamp"] = serde_json::to_value(self.clock.time()).unwrap();
         }
-        // Asking twice changes nothing.
+        // A second deletion changes nothing.
         if state.objects.get(&key) != Some(&object) {
             state.put(key, object);
         }

@@ -1,4 +1,4 @@
-//! What the framework promises to every controller.
+//! Guarantees of the controller framework.
 
 use std::{
     collections::BTreeMap,
@@ -33,7 +33,8 @@ fn metadata(name: &str) -> ObjectMeta {
     ObjectMeta { name: Some(name.into()), namespace: Some("default".into()), ..ObjectMeta::default() }
 }
 
-/// Panics for one key, fails for another, and makes a ConfigMap for every Secret, which it counts through its cache.
+/// Panics for one key, fails for another, and creates a ConfigMap for each Secret, which it counts through
+/// its cache.
 struct Difficult {
     attempts: Arc<AtomicUsize>,
 }
@@ -50,7 +51,7 @@ impl Reconcile for Difficult {
             "fails" => Err(Error::invalid("x", "on purpose")),
             _ if object.controller_ref().is_some() => Ok(Action::await_change()),
             _ => {
-                // Without the promise that the cache has the last write, there would be more than three.
+                // Without the guarantee that the cache has the last write there would be more than three.
                 let mine = cx.owned::<ConfigMap>(&*object);
                 if mine.len() < 3 {
                     let mut next = ConfigMap { metadata: metadata(""), ..ConfigMap::default() };
@@ -98,7 +99,7 @@ async fn failures_stay_with_their_keys_and_writes_are_seen_before_the_next_look(
     tokio::time::timeout(Duration::from_secs(1), running).await.expect("it ends").unwrap();
 }
 
-/// Makes Endpoints beside every ConfigMap, and counts how often it looks.
+/// Creates Endpoints for every ConfigMap, and counts its reconciles.
 struct Beside(Arc<Mutex<BTreeMap<String, usize>>>);
 
 impl Reconcile for Beside {
@@ -113,7 +114,7 @@ impl Reconcile for Beside {
     }
 }
 
-/// A client to whom a watch of Endpoints tells everything a minute late.
+/// A client whose watches of Endpoints are delayed by a minute.
 fn late(client: Client) -> Client {
     Client::new(tower::service_fn(move |request: Request<Body>| {
         let client = client.clone();
@@ -149,7 +150,7 @@ async fn keys_that_wait_for_a_late_cache_hold_no_worker() {
         let want = [("a".to_owned(), a), ("b".to_owned(), others), ("c".to_owned(), others)].into();
         assert_eq!(*looks.lock().unwrap(), want);
     };
-    // The cache of Endpoints has its list after a minute.
+    // The cache of Endpoints is synced after a minute.
     tokio::time::sleep(Duration::from_secs(61)).await;
     seen(1, 1);
     let mut changed = api.get("a").await.unwrap();
@@ -186,7 +187,7 @@ async fn one_leads_at_a_time_and_another_follows() {
         tokio::time::sleep(Duration::from_secs(60)).await;
         assert_eq!(leading.load(Ordering::SeqCst), 1);
         assert_eq!(terms.load(Ordering::SeqCst), round);
-        // Whoever leads now is killed, which leaves its lease to run out, or asked to stop, which gives it up.
+        // The leader is either killed, which lets its lease expire, or shut down, which releases it.
         let lease: k8s_core::api::api::coordination::v1::Lease =
             fake.client().namespaced("kube-system").get("controllers").await.unwrap();
         let holder = lease.spec.unwrap().holder_identity.unwrap();

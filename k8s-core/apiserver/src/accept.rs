@@ -1,21 +1,21 @@
-//! What a client takes: the forms of objects (whole, metadata only, a Table) and how they are written.
+//! Content negotiation: the form of objects (whole, metadata only, Table) and the encoding of responses.
 
 use std::cmp::Reverse;
 
 use http::{HeaderMap, header};
 use k8s_core::status::ApiStatus;
 
-/// The media type of Kubernetes protobuf.
+/// Media type of Kubernetes protobuf.
 pub(crate) const PROTOBUF: &str = "application/vnd.kubernetes.protobuf";
-/// The media type of YAML.
+/// Media type of YAML.
 pub(crate) const YAML: &str = "application/yaml";
-/// How many choices of a header are looked at; no client has more.
+/// Maximum number of media types that are examined in a header.
 const MOST: usize = 64;
 
-/// The form of an answer.
+/// Form of the objects in a response.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Form {
-    /// Whole objects.
+    /// The whole objects.
     Whole,
     /// `PartialObjectMetadata`.
     Metadata,
@@ -23,27 +23,27 @@ pub(crate) enum Form {
     Table,
 }
 
-/// How an answer is written.
+/// Encoding of a response.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Encoding {
     /// JSON.
     Json,
-    /// YAML: JSON that is rewritten where it leaves the server.
+    /// YAML: converted from JSON when the response leaves the server.
     Yaml,
     /// Kubernetes protobuf: `application/vnd.kubernetes.protobuf`.
     Protobuf,
 }
 
-/// What can be given.
+/// Encodings that a response supports.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Offer {
-    /// JSON and YAML: objects of a type without protobuf.
+    /// JSON and YAML: objects of a type without protobuf encoding.
     Text,
-    /// Protobuf as well.
+    /// JSON, YAML and protobuf.
     All,
-    /// A watch, which has no form in YAML; `protobuf`: whether its type has one there.
+    /// A watch, which has no YAML form.
     Stream {
-        /// Whether events can be given in protobuf.
+        /// True if events have a protobuf encoding.
         protobuf: bool,
     },
 }
@@ -53,7 +53,7 @@ impl Offer {
         match (encoding, form) {
             (Encoding::Json, _) => true,
             (Encoding::Yaml, _) => !matches!(self, Offer::Stream { .. }),
-            // Rows of a Table have no type; metadata is of the same type everywhere.
+            // Table rows have no protobuf type; metadata has the same type for all kinds.
             (Encoding::Protobuf, Form::Table) => false,
             (Encoding::Protobuf, Form::Metadata) => true,
             (Encoding::Protobuf, Form::Whole) => {
@@ -74,7 +74,7 @@ impl Offer {
     }
 }
 
-/// The choices of an `Accept` header, the best first: by their quality, then by how exactly they name a type, then as they are written.
+/// Returns the media types of an `Accept` header, best first: by quality, then by specificity, then in order.
 fn choices(headers: &HeaderMap) -> Vec<&str> {
     let values = headers.get_all(header::ACCEPT).iter().filter_map(|v| v.to_str().ok());
     let all = values.flat_map(|v| v.split(',')).map(str::trim).filter(|c| !c.is_empty());
@@ -84,7 +84,7 @@ fn choices(headers: &HeaderMap) -> Vec<&str> {
             let quality = choice.split(';').find_map(|p| p.trim().strip_prefix("q="));
             let quality = quality.map_or(Some(1.0), |q| q.trim().parse::<f32>().ok())?.clamp(0.0, 1.0);
             let stars = choice.split(';').next().unwrap_or_default().matches('*').count();
-            // Thousandths, which is what a quality is written in.
+            // In thousandths, the resolution of a quality value.
             (quality > 0.0).then_some((((quality * 1000.0) as u16, 2 - stars.min(2)), choice))
         })
         .collect();
@@ -92,7 +92,7 @@ fn choices(headers: &HeaderMap) -> Vec<&str> {
     ranked.into_iter().map(|(_, choice)| choice).collect()
 }
 
-/// What a media type with its parameters asks for.
+/// Parses a media type with its parameters.
 fn meaning(choice: &str) -> Option<(Form, Encoding)> {
     let mut parts = choice.split(';').map(str::trim);
     let encoding = match parts.next().unwrap_or_default() {
@@ -110,10 +110,10 @@ fn meaning(choice: &str) -> Option<(Form, Encoding)> {
     Some((form, encoding))
 }
 
-/// The best form and encoding that the `Accept` header names.
+/// Returns the best supported form and encoding of the `Accept` header.
 ///
 /// # Errors
-/// 406 when it names none that can be given.
+/// 406 if none is supported.
 pub(crate) fn negotiate(headers: &HeaderMap, offer: Offer) -> Result<(Form, Encoding), ApiStatus> {
     if !headers.contains_key(header::ACCEPT) {
         return Ok((Form::Whole, Encoding::Json));
@@ -129,7 +129,7 @@ pub(crate) fn negotiate(headers: &HeaderMap, offer: Offer) -> Result<(Form, Enco
     })
 }
 
-/// The encoding of answers that are made as JSON and rewritten where they leave the server.
+/// Returns the encoding of responses that are produced as JSON and converted when they leave the server.
 #[must_use]
 pub(crate) fn encoding(headers: &HeaderMap) -> Encoding {
     negotiate(headers, Offer::All).map_or(Encoding::Json, |(_, encoding)| encoding)

@@ -4,9 +4,6 @@
 //! believes because the connection is made with the front proxy's certificate. Whether the other server answers is asked again and again and told as
 //! the APIService's condition `Available`; while it does not, requests get 503.
 
-mod check;
-mod local;
-
 use std::sync::{
     Arc, Mutex, PoisonError, RwLock,
     atomic::{AtomicBool, Ordering},
@@ -14,19 +11,15 @@ use std::sync::{
 
 use http::{HeaderMap, HeaderName, HeaderValue, Request, Response, StatusCode};
 use k8s_core::client::Body;
-use k8s_store::Stored;
+use k8s_store::Store;
 use serde_json::Value;
 
 use crate::{
-    outbound::{Callee, ClientIdentity},
     respond,
-    server::ApiServer,
     user::User,
     value::{integer, text, truth},
+    webhook_client::{Callee, ClientIdentity},
 };
-
-/// How APIServices are stored.
-pub(crate) const STORAGE: &str = "apiservices.apiregistration.k8s.io";
 
 /// A version that another server answers for.
 #[derive(Debug)]
@@ -37,11 +30,11 @@ pub(crate) struct Remote {
     pub(crate) version: String,
     group_priority: i64,
     version_priority: i64,
-    spec: Value,
-    callee: Result<Callee, String>,
-    available: AtomicBool,
+    pub(crate) spec: Value,
+    pub(crate) callee: Result<Callee, String>,
+    pub(crate) available: AtomicBool,
     /// Its APIResourceList, as it was when it last answered.
-    resources: Mutex<Value>,
+    pub(crate) resources: Mutex<Value>,
 }
 
 /// All versions that other servers answer for.
@@ -51,7 +44,7 @@ pub(crate) struct Aggregator {
 }
 
 impl Remote {
-    fn new(service: &Value, identity: Option<&ClientIdentity>) -> Self {
+    pub(crate) fn new(service: &Value, identity: Option<&ClientIdentity>) -> Self {
         let spec = service.get("spec").cloned().unwrap_or_default();
         Remote {
             name: text(service, "/metadata/name").into(),
@@ -84,7 +77,7 @@ impl Remote {
     /// Passes a request on.
     pub(crate) async fn forward(
         &self,
-        server: &ApiServer,
+        store: &Store,
         user: &User,
         request: &mut Request<Body>,
     ) -> Response<Body> {
@@ -98,7 +91,7 @@ impl Remote {
             Err(status) => return respond::failure(&status),
         };
         identify(user, out.headers_mut());
-        match callee.call(server, out).await {
+        match callee.call(store, out).await {
             Ok(mut response) => {
                 response.extensions_mut().insert(respond::Foreign);
                 response
@@ -109,7 +102,7 @@ impl Remote {
 }
 
 /// Says who asks, in place of what the client may have said.
-fn identify(user: &User, headers: &mut HeaderMap) {
+pub(crate) fn identify(user: &User, headers: &mut HeaderMap) {
     let said: Vec<HeaderName> =
         headers.keys().filter(|n| n.as_str().starts_with("x-remote-")).cloned().collect();
     for name in said {
@@ -147,48 +140,11 @@ impl Aggregator {
         all.iter().find(|r| r.group == group && r.version == version).cloned()
     }
 
-    fn replace(&self, name: &str, remote: Option<Arc<Remote>>) {
+    pub(crate) fn replace(&self, name: &str, remote: Option<Arc<Remote>>) {
         let mut all = self.remotes.write().unwrap_or_else(PoisonError::into_inner);
         let mut new: Vec<Arc<Remote>> = all.iter().filter(|r| r.name != name).cloned().collect();
         new.extend(remote);
         new.sort_by_key(|r| (-r.group_priority, r.group.clone(), -r.version_priority, r.version.clone()));
         *all = Arc::new(new);
     }
-}
-
-/// Called with every APIService that was written, and at the start with those that are there.
-pub(crate) fn after_write(server: &ApiServer, stored: &Arc<Stored>) {
-    let Ok(service) = serde_json::from_slice::<Value>(&stored.json) else { return };
-    let (aggregator, name) = (&server.inner.aggregator, text(&service, "/metadata/name"));
-    if !service.pointer("/spec/service").is_some_and(Value::is_object) {
-        return aggregator.replace(name, None);
-    }
-    let known = aggregator.all().iter().any(|r| r.name == name && r.spec == service["spec"]);
-    if known {
-        return;
-    }
-    let remote = Arc::new(Remote::new(&service, server.inner.front_proxy.as_ref()));
-    aggregator.replace(name, Some(remote.clone()));
-    check::start(server, remote);
-}
-
-/// Called with every APIService that was deleted.
-pub(crate) fn after_delete(server: &ApiServer, service: &Value) {
-    server.inner.aggregator.replace(text(service, "/metadata/name"), None);
-}
-
-/// Begins to serve the APIServices that are there, and makes those of this server's own versions, whenever its definitions change.
-pub(crate) fn start(server: &ApiServer) {
-    for stored in server.inner.store.snapshot(STORAGE).range("", "") {
-        after_write(server, stored);
-    }
-    let (weak, changed) = (Arc::downgrade(&server.inner), server.inner.redefined.clone());
-    tokio::spawn(async move {
-        loop {
-            let Some(server) = ApiServer::of(&weak) else { return };
-            local::register(&server).await;
-            drop(server);
-            changed.notified().await;
-        }
-    });
 }

@@ -86,6 +86,12 @@ fn node_ports(service: &Value) -> Vec<u16> {
     all
 }
 
+/// Whether an address is in a network with a prefix of so many bits.
+pub(crate) fn in_range(address: Ipv4Addr, network: Ipv4Addr, prefix: u8) -> bool {
+    let mask = u32::MAX.checked_shl(32 - u32::from(prefix.min(32))).unwrap_or(0);
+    (u32::from(address) ^ u32::from(network)) & mask == 0
+}
+
 impl ServiceAllocator {
     /// For an address range and a port range (both ends included).
     #[must_use]
@@ -118,6 +124,11 @@ impl ServiceAllocator {
     #[must_use]
     pub fn first(&self) -> Ipv4Addr {
         Ipv4Addr::from(self.network + 1)
+    }
+
+    /// Whether an address is in the range.
+    pub(crate) fn contains(&self, address: Ipv4Addr) -> bool {
+        u32::from(address).wrapping_sub(self.network) < self.size
     }
 
     /// Gives back what a deleted Service used.

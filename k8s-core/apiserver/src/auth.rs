@@ -1,18 +1,21 @@
-//! Who a request comes from, and what that user may do.
+//! Authentication and authorization of requests.
 
 pub mod authenticate;
+mod authorize;
 pub(crate) mod impersonate;
 pub mod rbac;
 pub mod tokens;
 
-pub use authenticate::{Authenticator, PeerCertificate};
+pub use crate::request::PeerCertificate;
+pub use authenticate::Authenticator;
+pub(crate) use authorize::Authorization;
 
-/// How requests are authorized.
+/// Authorization mode.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum AuthorizationMode {
     /// Role-based access control.
     #[default]
     Rbac,
-    /// Everybody may do everything.
+    /// Every authenticated request is allowed.
     AlwaysAllow,
 }

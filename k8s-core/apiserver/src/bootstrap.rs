@@ -1,25 +1,25 @@
-//! What every cluster has from its first moment: namespaces, roles and bindings, priority classes.
+//! Bootstrap objects: namespaces, roles and bindings, priority classes.
 //!
-//! Missing objects are made again at every start; those that are there are left as they are.
+//! Missing objects are created at every start; existing ones are not changed.
 
 use k8s_core::client::{Client, Error};
+use k8s_store::Store;
 use serde_json::{Value, json};
 
-use crate::{server::ApiServer, user::User, value::text};
+use crate::value::text;
 
-/// One JSON object a line: `kind` (in lower case), `namespace`, `name`, and the object's other fields.
+/// One JSON object per line: `kind` (in lower case), `namespace`, `name`, and the object's other fields.
 const RBAC: &str = include_str!("../data/bootstrap-rbac.jsonl");
 
 const NAMESPACES: [&str; 4] = ["default", "kube-system", "kube-public", "kube-node-lease"];
 
-/// Makes what is missing.
-pub(crate) async fn run(server: &ApiServer) -> Result<(), Error> {
-    let client = server.client_as(User::new("system:apiserver", &["system:masters"])).named("kube-apiserver");
+/// Makes the objects that are missing in a store, through a client of its server.
+pub(crate) async fn run(store: &Store, client: &Client) -> Result<(), Error> {
     let namespaces = NAMESPACES.map(|name| {
         let object = json!({"apiVersion": "v1", "kind": "Namespace", "metadata": {"name": name}});
         ("namespaces", name.to_owned(), "/api/v1/namespaces".to_owned(), object)
     });
-    make(server, &client, namespaces.into()).await?;
+    make(store, client, namespaces.into()).await?;
     let mut rest: Vec<(&str, String, String, Value)> =
         RBAC.lines().filter_map(|line| serde_json::from_str::<Value>(line).ok()).map(rbac).collect();
     for (name, value) in [("system-cluster-critical", 2_000_000_000), ("system-node-critical", 2_000_001_000)]
@@ -32,7 +32,7 @@ pub(crate) async fn run(server: &ApiServer) -> Result<(), Error> {
             object,
         ));
     }
-    make(server, &client, rest).await
+    make(store, client, rest).await
 }
 
 fn rbac(mut entry: Value) -> (&'static str, String, String, Value) {
@@ -67,14 +67,13 @@ fn rbac(mut entry: Value) -> (&'static str, String, String, Value) {
     (storage, key, path, entry)
 }
 
-/// Creates all that are missing at once, so that they share flushes.
+/// Creates missing objects concurrently, so that they share flushes.
 async fn make(
-    server: &ApiServer,
+    store: &Store,
     client: &Client,
     objects: Vec<(&'static str, String, String, Value)>,
 ) -> Result<(), Error> {
-    let missing =
-        objects.into_iter().filter(|(storage, key, _, _)| server.store().get(storage, key).is_none());
+    let missing = objects.into_iter().filter(|(storage, key, _, _)| store.get(storage, key).is_none());
     let writes = missing.map(|(_, _, path, object)| async move {
         match client.bytes(http::Method::POST, &path, "application/json", object.to_string()).await {
             Err(e) if !e.is_already_exists() => Err(e),

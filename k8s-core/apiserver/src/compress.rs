@@ -1,7 +1,7 @@
-//! gzip for clients that take it: large answers to reads, but not watches.
+//! gzip compression of large responses to reads, but not watches.
 //!
-//! Small answers are sent as they are: below [`LEAST`] (upstream's limit) compressing costs more than it saves. A list is compressed while it is
-//! written, piece by piece.
+//! Responses below [`LEAST`] (upstream's limit) are not compressed, because it would cost more than it saves.
+//! Lists are compressed in a streaming way.
 
 use std::io::Write;
 
@@ -15,10 +15,10 @@ use k8s_core::client::{Body, BoxError};
 
 use crate::request::RequestInfo;
 
-/// Answers of fewer bytes are sent as they are.
+/// Minimum size of compressed responses, in bytes.
 const LEAST: usize = 128 << 10;
 
-/// Whether a request's answer may be compressed.
+/// Returns true if the response may be compressed.
 pub(crate) fn is_wanted(headers: &HeaderMap, info: &RequestInfo) -> bool {
     let reads = matches!(info.verb.as_str(), "get" | "list") && info.subresource.is_empty();
     let accepted = headers.get_all(header::ACCEPT_ENCODING).iter().filter_map(|v| v.to_str().ok());
@@ -29,14 +29,14 @@ pub(crate) fn is_wanted(headers: &HeaderMap, info: &RequestInfo) -> bool {
         })
 }
 
-/// An answer as it is sent to a client that takes gzip.
+/// Compresses a response.
 pub(crate) async fn gzip(response: Response<Body>) -> Response<Body> {
     let (mut parts, mut body) = response.into_parts();
     let mut begin = Vec::new();
     while begin.len() < LEAST {
         match body.frame().await {
             Some(Ok(frame)) => begin.extend_from_slice(&frame.into_data().unwrap_or_default()),
-            // What broke off is sent as far as it came, and then breaks off.
+            // Forward the bytes read so far, then the body error.
             Some(Err(e)) => {
                 let rest = stream::iter([Ok(Frame::data(Bytes::from(begin))), Err(e)]);
                 return Response::from_parts(parts, StreamBody::new(rest).boxed_unsync());

@@ -3,13 +3,11 @@
 //! A request for such a version becomes one for the stored version: what it brings is converted on its way in, and what comes back on its way out. The rest
 //! of the server sees stored objects only, and need not know that there are others.
 
-mod webhook;
-
 use std::sync::Arc;
 
 use bytes::Bytes;
 use futures::{
-    FutureExt, StreamExt,
+    StreamExt,
     future::{BoxFuture, ready},
     stream::BoxStream,
 };
@@ -22,16 +20,18 @@ use k8s_core::{
 };
 use serde_json::Value;
 
-pub(crate) use webhook::Webhook;
-
 use crate::{
+    body::{decode_body, fit, media_type, read_body},
+    call::Call,
     decode,
+    errors::modified,
     invalid::FieldErrors,
-    read::Presenter,
-    resources::Resource,
-    server::{ApiServer, Call, read_body},
+    read::{Presenter, object_response},
+    resources::{Resource, custom::Webhook},
+    state::State,
     value::{list, set, text},
-    write::{decode_body, fit, media_type, object_response, patch_function},
+    webhook_client::whole,
+    write::patch_function,
 };
 
 /// How often a patch is tried again when somebody else wrote meanwhile.
@@ -41,24 +41,34 @@ const APPLY: &str = "application/apply-patch+yaml";
 
 /// One request for a version that a webhook makes.
 struct Converting<'a> {
-    server: &'a ApiServer,
+    state: &'a Arc<State>,
     call: &'a Call,
     /// The version that is asked for.
     resource: &'a Arc<Resource>,
     webhook: &'a Arc<Webhook>,
     uri: &'a Uri,
+    dispatch: Dispatch,
 }
+
+/// The handler of requests for the stored version.
+pub(crate) type Dispatch = for<'a> fn(
+    &'a Arc<State>,
+    &'a Call,
+    &'a Arc<Resource>,
+    &'a mut Request<Body>,
+) -> BoxFuture<'a, Result<Response<Body>, ApiStatus>>;
 
 /// Answers a request for a version that a webhook makes.
 pub(crate) async fn handle(
-    server: &ApiServer,
+    state: &Arc<State>,
     call: &Call,
     resource: &Arc<Resource>,
     webhook: &Arc<Webhook>,
     request: &mut Request<Body>,
+    dispatch: Dispatch,
 ) -> Result<Response<Body>, ApiStatus> {
     let uri = request.uri().clone();
-    let this = Converting { server, call, resource, webhook, uri: &uri };
+    let this = Converting { state, call, resource, webhook, uri: &uri, dispatch };
     let objects = matches!(call.info.subresource.as_str(), "" | "status");
     match call.info.verb.as_str() {
         "watch" => this.watch().await,
@@ -92,7 +102,7 @@ impl Converting<'_> {
         inner.headers.remove(header::ACCEPT);
         let mut asked = Request::new(body_from_bytes(body.into().to_vec()));
         *asked.uri_mut() = self.uri.clone();
-        let answer = self.server.dispatch(&inner, stored, &mut asked).await;
+        let answer = (self.dispatch)(self.state, &inner, stored, &mut asked).await;
         inner.warned().into_iter().for_each(|warning| self.call.warn(warning));
         answer
     }
@@ -116,13 +126,13 @@ impl Converting<'_> {
     /// An object of the asked-for version as it is stored.
     async fn stored(&self, object: Value) -> Result<Value, ApiStatus> {
         let version = self.webhook.stored.api_version();
-        let mut all = self.webhook.convert(self.server, &version, vec![object]).await?;
+        let mut all = self.webhook.convert(&self.state.store, &version, vec![object]).await?;
         Ok(all.pop().unwrap_or_default())
     }
 
     /// Stored objects in the asked-for version.
     async fn served(&self, objects: Vec<Value>) -> Result<Vec<Value>, ApiStatus> {
-        self.webhook.convert(self.server, &self.resource.api_version(), objects).await
+        self.webhook.convert(&self.state.store, &self.resource.api_version(), objects).await
     }
 
     /// Changes an object as it is in the asked-for version; server-side apply is converted itself.
@@ -155,9 +165,7 @@ impl Converting<'_> {
                 answer => return answer,
             }
         }
-        let why =
-            "the object has been modified; please apply your changes to the latest version and try again";
-        Err(ApiStatus::conflict(&resource.group, &resource.plural, &call.info.name, why))
+        Err(modified(resource, &call.info.name))
     }
 
     /// What was answered about stored objects, in the asked-for version and form.
@@ -170,10 +178,10 @@ impl Converting<'_> {
         if stored && kind == self.resource.kind {
             let object = self.served(vec![answer]).await?.pop().unwrap_or_default();
             let bytes = crate::value::encode(&object).into();
-            return object_response(self.server, self.call, self.resource, code, &bytes);
+            return object_response(self.state, self.call, self.resource, code, &bytes);
         }
         if stored && kind == self.resource.list_kind {
-            let presenter = Presenter::from_call(self.server, self.call, self.resource)?;
+            let presenter = Presenter::from_call(self.state, self.call, self.resource)?;
             let items = self.served(list(&answer, "/items").to_vec()).await?;
             let items = items.iter().map(crate::value::encode);
             return Ok(crate::respond::json_bytes(
@@ -186,10 +194,10 @@ impl Converting<'_> {
 
     /// A watch of stored objects, each converted on its way.
     async fn watch(&self) -> Result<Response<Body>, ApiStatus> {
-        let presenter = Presenter::from_call(self.server, self.call, self.resource)?;
+        let presenter = Presenter::from_call(self.state, self.call, self.resource)?;
         let response = self.pass("watch", Bytes::new()).await?;
-        let state = Watching {
-            server: self.server.clone(),
+        let watching = Watching {
+            state: self.state.clone(),
             webhook: self.webhook.clone(),
             version: self.resource.api_version(),
             presenter,
@@ -197,10 +205,10 @@ impl Converting<'_> {
             failed: false,
         };
         let lines = lines(response.into_body());
-        let out = futures::stream::unfold((lines, state), |(mut lines, mut state)| async move {
-            let line = if state.failed { None } else { lines.next().await };
-            let event = state.event(&line?).await;
-            Some((Bytes::from(event), (lines, state)))
+        let out = futures::stream::unfold((lines, watching), |(mut lines, mut watching)| async move {
+            let line = if watching.failed { None } else { lines.next().await };
+            let event = watching.event(&line?).await;
+            Some((Bytes::from(event), (lines, watching)))
         });
         let out = out.map(|bytes| Ok::<_, BoxError>(Frame::data(bytes)));
         let mut response = Response::new(StreamBody::new(out).boxed_unsync());
@@ -211,7 +219,7 @@ impl Converting<'_> {
 
 /// A watch under way.
 struct Watching {
-    server: ApiServer,
+    state: Arc<State>,
     webhook: Arc<Webhook>,
     version: String,
     presenter: Presenter,
@@ -227,7 +235,7 @@ impl Watching {
         match kind.as_str() {
             "ADDED" | "MODIFIED" | "DELETED" => {
                 let object = vec![event["object"].take()];
-                match self.webhook.convert(&self.server, &self.version, object).await {
+                match self.webhook.convert(&self.state.store, &self.version, object).await {
                     Ok(objects) => {
                         for object in objects {
                             let json = crate::value::encode(&object);
@@ -278,10 +286,4 @@ async fn json_of(response: Response<Body>) -> Result<Value, ApiStatus> {
     let body = whole(response.into_body(), usize::MAX).await.map_err(ApiStatus::internal)?;
     serde_json::from_slice(&body)
         .map_err(|e| ApiStatus::internal(format!("an answer with status {status}: {e}")))
-}
-
-/// Reads a body of at most so many bytes. Boxed, because rustc cannot see that a future over the body's boxed error is `Send`.
-fn whole(body: Body, most: usize) -> BoxFuture<'static, Result<Bytes, String>> {
-    let all = http_body_util::Limited::new(body, most).collect();
-    all.map(|done| done.map(|b| b.to_bytes()).map_err(|e| e.to_string())).boxed()
 }

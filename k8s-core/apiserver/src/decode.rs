@@ -6,7 +6,7 @@ use http::{HeaderMap, header};
 use serde::de::{DeserializeSeed, Deserializer, MapAccess, SeqAccess, Visitor};
 use serde_json::{Map, Number, Value};
 
-use crate::write::unhurried;
+use crate::blocking::run_blocking_if;
 
 /// The largest body, bytes (as etcd's largest request with upstream's slack).
 pub const MAX_BODY: usize = 3 << 20;
@@ -17,7 +17,7 @@ pub const MAX_BODY: usize = 3 << 20;
 /// A description of where it is not JSON.
 pub fn json(bytes: &[u8]) -> Result<(Value, Vec<String>), String> {
     let mut decoded = Err(String::new());
-    unhurried(bytes.len() > HEAVY, || decoded = json_here(bytes));
+    run_blocking_if(bytes.len() > HEAVY, || decoded = json_here(bytes));
     decoded
 }
 
@@ -58,7 +58,7 @@ pub fn yaml(bytes: &[u8]) -> Result<Value, String> {
         },
     };
     let mut value = Err(String::new());
-    unhurried(true, || {
+    run_blocking_if(true, || {
         value = serde_saphyr::from_str_with_options(text, options).map_err(|e| e.to_string());
     });
     value

@@ -8,16 +8,17 @@ use k8s_store::{Expect, StoreError, Stored};
 use serde_json::{Value, json};
 
 use crate::{
-    admission,
-    read::Selection,
+    admission::Deletion,
+    body::decode_body,
+    call::{Call, dry_run, dry_run_of},
+    errors::{modified, precondition, store_failure},
+    read::{Selection, object_response},
     resources::Resource,
     respond,
-    server::{ApiServer, Call},
+    state::State,
+    storage::{TRIES, put, remove, timestamp},
+    user::User,
     value::{Unversioned, child, integer, list, text},
-    write::{
-        TRIES, decode_body, dry_run, dry_run_of, modified, object_response, precondition, put, store_failure,
-        timestamp,
-    },
 };
 
 /// `DeleteOptions`, from body and query.
@@ -67,30 +68,6 @@ pub(crate) fn parse(call: &Call, value: &Value) -> Result<Options, ApiStatus> {
     })
 }
 
-/// Whether nothing keeps an object any more that was asked to go.
-pub(crate) fn is_finished(resource: &Resource, object: &Value) -> bool {
-    object.pointer("/metadata/deletionTimestamp").is_some()
-        && list(object, "/metadata/finalizers").is_empty()
-        && integer(object, "/metadata/deletionGracePeriodSeconds").unwrap_or(0) == 0
-        && (&*resource.storage != "namespaces" || list(object, "/spec/finalizers").is_empty())
-}
-
-/// Takes an object out of the store; its last state is `object`.
-pub(crate) async fn remove(
-    server: &ApiServer,
-    resource: &Resource,
-    key: &str,
-    revision: u64,
-    object: &Value,
-) -> Result<Arc<Stored>, StoreError> {
-    let json = Unversioned::encode(object);
-    let gone =
-        server.inner.store.delete(&resource.storage, key, revision, |revision| json.at(revision)).await?;
-    server.inner.services.release(resource, object);
-    crate::extend::after_delete(server, resource, object).await;
-    Ok(gone)
-}
-
 /// What a deletion came to.
 enum Outcome {
     Gone(Arc<Stored>),
@@ -98,16 +75,16 @@ enum Outcome {
 }
 
 async fn delete_named(
-    server: &ApiServer,
+    state: &Arc<State>,
+    user: &User,
     resource: &Arc<Resource>,
     key: &str,
     options: &Options,
 ) -> Result<Outcome, ApiStatus> {
     let dry_run = options.dry_run;
-    let name = key.rsplit('/').next().unwrap_or(key);
+    let (namespace, name) = key.rsplit_once('/').unwrap_or(("", key));
     for _ in 0..TRIES {
-        let stored = server
-            .inner
+        let stored = state
             .store
             .get(&resource.storage, key)
             .ok_or_else(|| ApiStatus::not_found(&resource.group, &resource.plural, name))?;
@@ -121,12 +98,12 @@ async fn delete_named(
             );
             return Err(ApiStatus::conflict(&resource.group, &resource.plural, name, &why));
         }
-        admission::delete(resource, name)?;
-        if let Some(last) = goes_at_once(resource, &stored, options) {
+        state.admission.delete(&Deletion { user, resource, namespace, name }).await?;
+        if let Some(last) = goes_at_once(state, resource, &stored, options) {
             if dry_run {
                 return Ok(Outcome::Gone(stored));
             }
-            let store = &server.inner.store;
+            let store = &state.store;
             match store.delete(&resource.storage, key, stored.revision, |revision| last.at(revision)).await {
                 Ok(gone) => return Ok(Outcome::Gone(gone)),
                 Err(StoreError::Conflict { .. }) => continue,
@@ -146,17 +123,17 @@ async fn delete_named(
             if let Some(left) = new.pointer_mut("/metadata/deletionGracePeriodSeconds") {
                 *left = 0.into();
             }
-            remove(server, resource, key, stored.revision, &new).await.map(Outcome::Gone)
+            remove(state, resource, key, stored.revision, &new).await.map(Outcome::Gone)
         } else {
-            mark(server, resource, &mut new, grace);
+            mark(state, resource, &mut new, grace);
             if new == old || dry_run {
                 return Ok(Outcome::Waiting(stored));
             }
-            put(server, resource, key, Expect::Revision(stored.revision), &new).await.map(Outcome::Waiting)
+            put(state, resource, key, Expect::Revision(stored.revision), &new).await.map(Outcome::Waiting)
         };
         match result {
             Ok(Outcome::Waiting(stored)) => {
-                crate::extend::after_write(server, resource, &stored).await;
+                crate::storage::written(state, resource, &stored).await;
                 return Ok(Outcome::Waiting(stored));
             }
             Ok(gone) => return Ok(gone),
@@ -170,9 +147,14 @@ async fn delete_named(
 /// The last state of an object that a deletion takes out of the store just as it is, and that nobody needs to read then. `None`: it has to be looked at.
 ///
 /// Most objects are such, and a deletion of thousands (a namespace, the pods of a Deployment) decodes none of them.
-fn goes_at_once(resource: &Resource, stored: &Stored, options: &Options) -> Option<Unversioned> {
+fn goes_at_once(
+    state: &State,
+    resource: &Resource,
+    stored: &Stored,
+    options: &Options,
+) -> Option<Unversioned> {
     let is_plain = matches!(options.propagation.as_str(), "" | "Background");
-    if !is_plain || crate::extend::is_read_at_its_end(resource) {
+    if !is_plain || is_read_at_its_end(state, resource) {
         return None;
     }
     if &*resource.storage == "pods" {
@@ -190,6 +172,11 @@ fn goes_at_once(resource: &Resource, stored: &Stored, options: &Options) -> Opti
         return None;
     }
     Unversioned::of(&stored.json)
+}
+
+/// Whether the objects of a resource are read when they go, by an observer or to give back their addresses.
+fn is_read_at_its_end(state: &State, resource: &Resource) -> bool {
+    ["namespaces", "services"].contains(&&*resource.storage) || state.observer(resource).is_some()
 }
 
 /// Seconds that an object gets to end by itself: only pods that run somewhere do.
@@ -253,8 +240,8 @@ fn finalize(object: &mut Value, options: &Options) {
 }
 
 /// Marks an object as being deleted.
-fn mark(server: &ApiServer, resource: &Resource, object: &mut Value, grace: i64) {
-    let now = server.inner.clock.now();
+fn mark(state: &Arc<State>, resource: &Resource, object: &mut Value, grace: i64) {
+    let now = state.clock.now();
     let running = object.pointer("/metadata/deletionTimestamp").is_some();
     let shorter = integer(object, "/metadata/deletionGracePeriodSeconds").is_none_or(|have| grace < have);
     if !running || shorter {
@@ -278,27 +265,27 @@ fn mark(server: &ApiServer, resource: &Resource, object: &mut Value, grace: i64)
 
 /// DELETE of an object.
 pub(crate) async fn one(
-    server: &ApiServer,
+    state: &Arc<State>,
     call: &Call,
     resource: &Arc<Resource>,
     body: &[u8],
 ) -> Result<Response<Body>, ApiStatus> {
     let options = options(call, body)?;
-    with(server, call, resource, &options).await
+    with(state, call, resource, &options).await
 }
 
 /// Deletes the object of a request's path.
 pub(crate) async fn with(
-    server: &ApiServer,
+    state: &Arc<State>,
     call: &Call,
     resource: &Arc<Resource>,
     options: &Options,
 ) -> Result<Response<Body>, ApiStatus> {
     let key = resource.key(&call.info.namespace, &call.info.name);
-    match delete_named(server, resource, &key, options).await? {
-        Outcome::Waiting(stored) => object_response(server, call, resource, StatusCode::OK, &stored.json),
+    match delete_named(state, &call.user, resource, &key, options).await? {
+        Outcome::Waiting(stored) => object_response(state, call, resource, StatusCode::OK, &stored.json),
         Outcome::Gone(stored) if resource.strategy.returns_deleted => {
-            object_response(server, call, resource, StatusCode::OK, &stored.json)
+            object_response(state, call, resource, StatusCode::OK, &stored.json)
         }
         Outcome::Gone(stored) => {
             let mut details = json!({"name": stored.name(), "kind": resource.plural, "uid": &*stored.uid});
@@ -315,7 +302,7 @@ pub(crate) async fn with(
 
 /// DELETE of a collection: everything that is selected, as it was when the request came.
 pub(crate) async fn collection(
-    server: &ApiServer,
+    state: &Arc<State>,
     call: &Call,
     resource: &Arc<Resource>,
     body: &[u8],
@@ -323,11 +310,11 @@ pub(crate) async fn collection(
     let options = options(call, body)?;
     let selection = Selection::from_call(call, resource)?;
     let selected = selection
-        .select(&server.inner.store, &resource.storage, None)
+        .select(&state.store, &resource.storage, None)
         .map_err(|e| store_failure(resource, "", &e))?;
     let chosen: Vec<Arc<Stored>> = selected.after("").cloned().collect();
     let deletions = chosen.iter().map(|stored| async {
-        match delete_named(server, resource, &stored.key, &options).await {
+        match delete_named(state, &call.user, resource, &stored.key, &options).await {
             Err(e) if e.code() != 404 => Err(e),
             _ => Ok(()),
         }
@@ -349,7 +336,7 @@ pub(crate) async fn collection(
         .collect();
     let list = json!({
         "kind": resource.list_kind, "apiVersion": resource.api_version(),
-        "metadata": {"resourceVersion": server.inner.store.revision().to_string()}, "items": items,
+        "metadata": {"resourceVersion": state.store.revision().to_string()}, "items": items,
     });
     Ok(respond::json_value(StatusCode::OK, &list))
 }

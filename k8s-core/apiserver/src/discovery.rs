@@ -2,15 +2,18 @@
 
 mod remote;
 
+use std::sync::Arc;
+
 use http::{Response, StatusCode, header};
 use k8s_core::{client::Body, status::ApiStatus};
 use serde_json::{Value, json};
 
 use crate::{
-    openapi,
+    call::Call,
+    metrics, openapi,
     resources::{Registry, Resource, Subresource},
-    respond,
-    server::{ApiServer, Call, not_found_page},
+    respond::{self, not_found_page},
+    state::State,
 };
 
 /// Kinds of the reviews, which have no rows: group, plural, kind, namespaced.
@@ -27,7 +30,7 @@ const REVIEWS: [(&str, &str, &str, bool); 6] = [
 const AGGREGATED: &str = "application/json;g=apidiscovery.k8s.io;v=v2;as=APIGroupDiscoveryList";
 
 /// Answers a path that is no resource.
-pub(crate) fn path(server: &ApiServer, call: &Call) -> Result<Response<Body>, ApiStatus> {
+pub(crate) fn path(state: &Arc<State>, call: &Call) -> Result<Response<Body>, ApiStatus> {
     if call.info.verb != "get" && call.info.verb != "head" {
         return Ok(not_found_page());
     }
@@ -36,11 +39,11 @@ pub(crate) fn path(server: &ApiServer, call: &Call) -> Result<Response<Body>, Ap
     let accept = call.headers.get(header::ACCEPT).and_then(|v| v.to_str().ok()).unwrap_or_default();
     let aggregated = accept.contains("as=APIGroupDiscoveryList");
     let answer = match parts.as_slice() {
-        [] => json!({"paths": paths(&remote::groups(server, registry))}),
+        [] => json!({"paths": paths(&remote::groups(state, registry))}),
         ["api" | "apis"] if aggregated => {
             let mut all = aggregate(registry, parts == ["api"]);
             if parts == ["apis"] {
-                remote::add(&mut all, server);
+                remote::add(&mut all, state);
             }
             let bytes = crate::value::encode(&all);
             return Ok(respond::tagged(call, bytes.into(), AGGREGATED));
@@ -49,7 +52,7 @@ pub(crate) fn path(server: &ApiServer, call: &Call) -> Result<Response<Body>, Ap
             json!({"kind": "APIVersions", "versions": ["v1"], "serverAddressByClientCIDRs": []})
         }
         ["apis"] => {
-            let groups: Vec<Value> = remote::groups(server, registry)
+            let groups: Vec<Value> = remote::groups(state, registry)
                 .iter()
                 .filter(|(g, _)| !g.is_empty())
                 .map(|(g, v)| group(g, v))
@@ -57,7 +60,7 @@ pub(crate) fn path(server: &ApiServer, call: &Call) -> Result<Response<Body>, Ap
             json!({"kind": "APIGroupList", "apiVersion": "v1", "groups": groups})
         }
         ["apis", name] => {
-            match remote::groups(server, registry).iter().find(|(g, _)| g == name && !g.is_empty()) {
+            match remote::groups(state, registry).iter().find(|(g, _)| g == name && !g.is_empty()) {
                 Some((g, versions)) => {
                     let mut one = group(g, versions);
                     one["kind"] = "APIGroup".into();
@@ -75,27 +78,11 @@ pub(crate) fn path(server: &ApiServer, call: &Call) -> Result<Response<Body>, Ap
             Some(list) => list,
             None => return Ok(not_found_page()),
         },
-        ["openapi", rest @ ..] => return Ok(openapi::answer(server, call, rest)),
-        ["metrics"] => return Ok(respond::text(StatusCode::OK, metrics(server))),
+        ["openapi", rest @ ..] => return Ok(openapi::answer(state, call, rest)),
+        ["metrics"] => return Ok(respond::text(StatusCode::OK, metrics::text(state))),
         _ => return Ok(not_found_page()),
     };
     Ok(respond::json_value(StatusCode::OK, &answer))
-}
-
-fn metrics(server: &ApiServer) -> String {
-    let mut out = String::from(
-        "# HELP apiserver_storage_objects Number of stored objects by kind.\n# TYPE apiserver_storage_objects gauge\n",
-    );
-    let mut seen = Vec::new();
-    for resource in server.inner.registry.now().all() {
-        if seen.contains(&resource.storage) {
-            continue;
-        }
-        seen.push(resource.storage.clone());
-        let count = server.inner.store.snapshot(&resource.storage).len();
-        out.push_str(&format!("apiserver_storage_objects{{resource=\"{}\"}} {count}\n", resource.storage));
-    }
-    out
 }
 
 fn paths(groups: &[(String, Vec<String>)]) -> Vec<String> {

@@ -1,5 +1,7 @@
 //! What anybody may ask: health and version.
 
+use std::sync::Arc;
+
 use http::{Response, StatusCode};
 use k8s_core::client::Body;
 use serde_json::json;
@@ -7,14 +9,14 @@ use serde_json::json;
 use crate::{
     request::{Query, RequestInfo},
     respond,
-    server::ApiServer,
+    state::State,
 };
 
 /// Version that the API says it has.
 pub const VERSION: &str = "v1.36.0";
 
 /// Answers a path that needs no authorization; `None` for other paths.
-pub(crate) fn public(server: &ApiServer, info: &RequestInfo, query: &Query) -> Option<Response<Body>> {
+pub(crate) fn public(state: &Arc<State>, info: &RequestInfo, query: &Query) -> Option<Response<Body>> {
     if info.verb != "get" {
         return None;
     }
@@ -28,8 +30,8 @@ pub(crate) fn public(server: &ApiServer, info: &RequestInfo, query: &Query) -> O
             }),
         )),
         path @ ("/healthz" | "/livez" | "/readyz") => {
-            let ready = server.inner.ready.load(std::sync::atomic::Ordering::Acquire);
-            let ailment = server.inner.store.ailment();
+            let ready = state.ready.load(std::sync::atomic::Ordering::Acquire);
+            let ailment = state.store.ailment();
             let name = &path[1..];
             let readiness = name == "readyz";
             // A server that only reads lives: restarting it would help nobody.

@@ -1,11 +1,11 @@
-//! Problems with an object's fields, collected and answered all at once.
+//! Validation errors: all errors of an object, returned as one 422.
 
 use std::{collections::HashSet, fmt::Display};
 
 use k8s_core::{api::apimachinery::pkg::apis::meta::v1::StatusCause, status::ApiStatus};
 use serde_json::Value;
 
-/// One problem.
+/// A validation error of a field.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct FieldError {
     reason: &'static str,
@@ -13,12 +13,12 @@ pub struct FieldError {
     message: String,
 }
 
-/// How many problems of an object are told; nobody reads more.
+/// Maximum number of errors per object.
 const MOST: usize = 500;
-/// How much is told of each, bytes: a message quotes the value that it is about.
+/// Maximum size of an error message in bytes: messages quote values.
 const LONGEST: usize = 16 << 10;
 
-/// All problems of an object, in the order they were found.
+/// All validation errors of an object, in order of detection.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct FieldErrors(Vec<FieldError>);
 
@@ -40,18 +40,18 @@ impl FieldErrors {
         self.0.push(FieldError { reason, field: field.to_string(), message });
     }
 
-    /// A field must be there.
+    /// Adds "Required value": the field is missing.
     pub fn required(&mut self, field: impl Display, detail: &str) {
         self.push("FieldValueRequired", field, with_detail("Required value".into(), detail));
     }
 
-    /// A field has a value that it may not have.
+    /// Adds "Invalid value".
     pub fn invalid(&mut self, field: impl Display, value: impl Into<Value>, detail: impl Display) {
         let message = with_detail(format!("Invalid value: {}", value.into()), &detail.to_string());
         self.push("FieldValueInvalid", field, message);
     }
 
-    /// A field has none of the values that it may have.
+    /// Adds "Unsupported value": not one of the allowed values.
     pub fn not_supported<S: AsRef<str>>(
         &mut self,
         field: impl Display,
@@ -64,61 +64,61 @@ impl FieldErrors {
         self.push("FieldValueNotSupported", field, message);
     }
 
-    /// A field may not be there, or may not change.
+    /// Adds "Forbidden": the field must be absent, or must not change.
     pub fn forbidden(&mut self, field: impl Display, detail: &str) {
         self.push("FieldValueForbidden", field, with_detail("Forbidden".into(), detail));
     }
 
-    /// Another element has this value.
+    /// Adds "Duplicate value": another element has the value.
     pub fn duplicate(&mut self, field: impl Display, value: impl Into<Value>) {
         self.push("FieldValueDuplicate", field, format!("Duplicate value: {}", value.into()));
     }
 
-    /// The value names something that is not there.
+    /// Adds "Not found": the value refers to something that does not exist.
     pub fn not_found(&mut self, field: impl Display, value: impl Into<Value>) {
         self.push("FieldValueNotFound", field, format!("Not found: {}", value.into()));
     }
 
-    /// The value is too long.
+    /// Adds "Too long".
     pub fn too_long(&mut self, field: impl Display, limit: usize) {
         self.push("FieldValueTooLong", field, format!("Too long: may not be more than {limit} bytes"));
     }
 
-    /// There are too many elements.
+    /// Adds "Too many" elements.
     pub fn too_many(&mut self, field: impl Display, have: u64, most: u64) {
         let items = if most == 1 { "item" } else { "items" };
         self.push("FieldValueTooMany", field, format!("Too many: {have}: must have at most {most} {items}"));
     }
 
-    /// Adds others.
+    /// Appends all errors of `others`.
     pub fn append(&mut self, mut others: FieldErrors) {
         self.0.append(&mut others.0);
     }
 
-    /// Keeps those at the fields that `keep` says.
+    /// Keeps errors of the fields that `keep` accepts.
     pub fn retain(&mut self, keep: impl Fn(&str) -> bool) {
         self.0.retain(|error| keep(&error.field));
     }
 
-    /// Each as a line, `field: message`.
+    /// Formats each error as `field: message`.
     #[must_use]
     pub fn lines(&self) -> Vec<String> {
         self.0.iter().map(|e| format!("{}: {}", e.field, e.message)).collect()
     }
 
-    /// How many there are.
+    /// Returns the number of errors.
     #[must_use]
     pub fn len(&self) -> usize {
         self.0.len()
     }
 
-    /// Whether there is none.
+    /// Returns true if there are no errors.
     #[must_use]
     pub fn is_empty(&self) -> bool {
         self.0.is_empty()
     }
 
-    /// The 422 answer about an object; `kind` may be followed by `.group`.
+    /// Returns the 422 status of an object; `kind` may be followed by `.group`.
     #[must_use]
     pub fn into_status(self, group: &str, kind: &str, name: &str) -> ApiStatus {
         let mut seen = HashSet::new();
@@ -141,22 +141,22 @@ impl FieldErrors {
     }
 }
 
-/// Names as upstream checks them, with upstream's explanations.
+/// Name validation with upstream's rules and messages.
 pub mod names {
-    /// What is wrong with a lower-case RFC 1123 label of at most 63 characters.
+    /// Message for an invalid lower-case RFC 1123 label (at most 63 characters).
     pub const LABEL_MESSAGE: &str = "a lowercase RFC 1123 label must consist of lower case alphanumeric characters or '-', and must start and end with an alphanumeric character (e.g. 'my-name',  or '123-abc', regex used for validation is '[a-z0-9]([-a-z0-9]*[a-z0-9])?')";
-    /// What is wrong with a lower-case RFC 1123 subdomain of at most 253 characters.
+    /// Message for an invalid lower-case RFC 1123 subdomain (at most 253 characters).
     pub const SUBDOMAIN_MESSAGE: &str = "a lowercase RFC 1123 subdomain must consist of lower case alphanumeric characters, '-' or '.', and must start and end with an alphanumeric character (e.g. 'example.com', regex used for validation is '[a-z0-9]([-a-z0-9]*[a-z0-9])?(\\.[a-z0-9]([-a-z0-9]*[a-z0-9])?)*')";
-    /// What is wrong with an RFC 1035 label.
+    /// Message for an invalid RFC 1035 label.
     pub const LABEL_1035_MESSAGE: &str = "a DNS-1035 label must consist of lower case alphanumeric characters or '-', start with an alphabetic character, and end with an alphanumeric character (e.g. 'my-name',  or 'abc-123', regex used for validation is '[a-z]([-a-z0-9]*[a-z0-9])?')";
-    /// What is wrong with a ConfigMap's or Secret's key.
+    /// Message for an invalid ConfigMap or Secret key.
     pub const KEY_MESSAGE: &str = "a valid config key must consist of alphanumeric characters, '-', '_' or '.' (e.g. 'key.name',  or 'KEY_NAME',  or 'key-name', regex used for validation is '[-._a-zA-Z0-9]+')";
 
     fn alphanumeric(b: u8) -> bool {
         b.is_ascii_lowercase() || b.is_ascii_digit()
     }
 
-    /// Lower-case RFC 1123 label.
+    /// Returns true for a lower-case RFC 1123 label.
     #[must_use]
     pub fn is_label(name: &str) -> bool {
         let b = name.as_bytes();
@@ -167,7 +167,7 @@ pub mod names {
             && alphanumeric(b[b.len() - 1])
     }
 
-    /// Lower-case RFC 1123 subdomain.
+    /// Returns true for a lower-case RFC 1123 subdomain.
     #[must_use]
     pub fn is_subdomain(name: &str) -> bool {
         name.len() <= 253
@@ -180,13 +180,13 @@ pub mod names {
             })
     }
 
-    /// RFC 1035 label.
+    /// Returns true for an RFC 1035 label.
     #[must_use]
     pub fn is_label_1035(name: &str) -> bool {
         is_label(name) && name.as_bytes()[0].is_ascii_lowercase()
     }
 
-    /// A key of a ConfigMap or Secret.
+    /// Returns true for a valid key of a ConfigMap or Secret.
     #[must_use]
     pub fn is_config_key(key: &str) -> bool {
         !key.is_empty()
@@ -196,14 +196,14 @@ pub mod names {
             && key.bytes().all(|b| b.is_ascii_alphanumeric() || b"-_.".contains(&b))
     }
 
-    /// A label's or annotation's key: an optional subdomain and a name.
+    /// Returns true for a valid label or annotation key: an optional subdomain and a name.
     #[must_use]
     pub fn is_qualified(key: &str) -> bool {
         let (prefix, name) = key.split_once('/').map_or((None, key), |(p, n)| (Some(p), n));
         prefix.is_none_or(is_subdomain) && !name.is_empty() && is_label_value(name)
     }
 
-    /// A label's value.
+    /// Returns true for a valid label value.
     #[must_use]
     pub fn is_label_value(value: &str) -> bool {
         let b = value.as_bytes();

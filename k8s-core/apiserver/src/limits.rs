@@ -1,12 +1,12 @@
-//! Limits on what clients over sockets may hold at once: requests, long-running requests, bytes of bodies, and time.
+//! Limits of resources that socket clients hold: requests, long-running requests, body bytes, time.
 //!
-//! Flow: [`listen`](crate::listen) marks each request with its `Connection`. When its user is known it gets a
+//! Flow: [`listen`](crate::listen) marks each request with its `LastAccount`. When its user is known it gets a
 //! `Ticket`, waits up to a second for one, or gets 429. The ticket is held until the answer's last byte is
 //! taken; an upgraded connection holds it until it ends. Calls in the same process have no connection and no
 //! limits.
 //!
-//! Guarantee: one user holds at most half of each limit, so no user keeps others waiting. Members of
-//! `system:masters` are never refused for the number of requests (as upstream), only for bytes.
+//! Guarantee: one user holds at most half of each limit, so no user can block others. As upstream, members of
+//! `system:masters` are never rejected for the number of requests, only for bytes.
 
 use std::{
     collections::HashMap,
@@ -30,32 +30,33 @@ use k8s_core::{
 
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 
-use crate::{listen::Connection, request::RequestInfo, user::User};
+use crate::{request::RequestInfo, user::User};
 
-/// Limits on clients over sockets. A number of 0 is no limit.
+/// Limits of socket clients. 0 means unlimited.
 #[derive(Clone, Debug, PartialEq, Eq)]
 #[non_exhaustive]
 pub struct Limits {
-    /// Requests that change nothing, in flight (`--max-requests-inflight`). One user has half of them.
+    /// Concurrent read-only requests (`--max-requests-inflight`). Half of it per user.
     pub requests: usize,
-    /// Requests that change something, in flight (`--max-mutating-requests-inflight`). One user has half of them.
+    /// Concurrent mutating requests (`--max-mutating-requests-inflight`). Half of it per user.
     pub mutating: usize,
-    /// Watches, execs, attaches, port-forwards, followed logs and proxied requests. One user has half of them.
+    /// Concurrent watches, execs, attaches, port-forwards, followed logs and proxied requests. Half of it per
+    /// user.
     pub long_running: usize,
-    /// Bytes of request bodies. One user has half of them.
+    /// Total size of request bodies in bytes. Half of it per user.
     pub body_bytes: usize,
-    /// Time from a request's headers to the beginning of its answer (`--request-timeout`). Not for long-running
-    /// requests.
+    /// Time from a request's headers to the start of its response (`--request-timeout`). Long-running
+    /// requests are exempt.
     pub request_timeout: Duration,
-    /// Time for a request's headers, and for a connection's first request.
+    /// Time for a request's headers, and for the first request of a connection.
     pub header_timeout: Duration,
-    /// Time that a connection without requests stays open.
+    /// Time that a connection may be idle.
     pub idle_timeout: Duration,
     /// Time for the TLS handshake.
     pub handshake_timeout: Duration,
-    /// Time that a client may leave an answer unread. Not for long-running requests.
+    /// Time that a client may leave a response unread. Long-running requests are exempt.
     pub stalled_timeout: Duration,
-    /// Connections. Beyond them the one that was idle longest makes room.
+    /// Open connections. Beyond this the connection that was idle longest is closed.
     pub connections: usize,
 }
 
@@ -76,7 +77,7 @@ impl Default for Limits {
     }
 }
 
-/// The three kinds of requests that are counted apart.
+/// Classes of requests with separate limits.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Class {
     Reading,
@@ -85,7 +86,7 @@ pub(crate) enum Class {
 }
 
 impl Class {
-    /// As upstream tells them apart (`--long-running-request-regexp` and the verbs of reads).
+    /// Classifies as upstream (`--long-running-request-regexp` and the read verbs).
     pub(crate) fn of(info: &RequestInfo) -> Self {
         let long = matches!(info.verb.as_str(), "watch" | "proxy")
             || matches!(info.subresource.as_str(), "attach" | "exec" | "proxy" | "log" | "portforward");
@@ -97,23 +98,23 @@ impl Class {
     }
 }
 
-/// Places and bytes that are held.
+/// Semaphores and counters of one holder.
 #[derive(Debug)]
 struct Held {
-    /// Places of requests, by class.
+    /// Places of requests by class.
     requests: [Arc<Semaphore>; 3],
-    /// Requests that wait for a place.
+    /// Number of waiting requests.
     waiting: AtomicUsize,
     bytes: AtomicUsize,
-    /// Places for long work.
+    /// Places of CPU-heavy work.
     heavy: Arc<Semaphore>,
-    /// Places for a large rewritten piece of an answer that its client has not taken.
+    /// Places of large converted response chunks that the client has not consumed.
     pieces: Arc<Semaphore>,
 }
 
 impl Held {
     fn new(requests: [usize; 3], heavy: usize, pieces: usize) -> Self {
-        // 0: any number.
+        // 0 means unlimited.
         let places = |most| Arc::new(Semaphore::new(if most == 0 { Semaphore::MAX_PERMITS } else { most }));
         Held {
             requests: requests.map(places),
@@ -125,15 +126,15 @@ impl Held {
     }
 }
 
-/// Large rewritten pieces of answers at once. One user has half of them.
+/// Concurrent large converted response chunks. Half of them per user.
 const PIECES: usize = 16;
 
-/// Number of places for long work (decoding a large body): twice the number of processors.
+/// Returns the number of places for CPU-heavy work (decoding a large body): twice the number of processors.
 fn heavy() -> usize {
     2 * std::thread::available_parallelism().map_or(1, usize::from)
 }
 
-/// A place of a user and of all.
+/// A place from a user's share and one from the total.
 #[derive(Debug)]
 pub(crate) struct Place {
     _own: Option<OwnedSemaphorePermit>,
@@ -142,29 +143,29 @@ pub(crate) struct Place {
 
 impl Place {
     async fn take(own: &Arc<Semaphore>, all: &Arc<Semaphore>) -> Self {
-        // They are never closed.
+        // The semaphores are never closed.
         let own = own.clone().acquire_owned().await.ok();
         Place { _own: own, _all: all.clone().acquire_owned().await.ok() }
     }
 }
 
-/// Adds to a number unless it gets larger than `most` (0: any).
+/// Adds `n` unless the sum exceeds `most` (0: unlimited).
 fn add(number: &AtomicUsize, n: usize, most: usize) -> bool {
     let more = |now: usize| now.checked_add(n).filter(|sum| most == 0 || *sum <= most);
     number.fetch_update(Ordering::AcqRel, Ordering::Acquire, more).is_ok()
 }
 
-/// Limits of each class, in their order.
+/// Returns the limit of each class, in order.
 fn numbers(limits: &Limits) -> [usize; 3] {
     [limits.requests, limits.mutating, limits.long_running]
 }
 
-/// One user's part of a limit.
+/// Returns one user's share of a limit.
 fn share(most: usize) -> usize {
     most.div_ceil(2)
 }
 
-/// Limits, and what all clients and each user hold.
+/// The limits, and the current holdings in total and by user.
 #[derive(Debug)]
 pub(crate) struct Gate {
     pub(crate) limits: Limits,
@@ -172,12 +173,17 @@ pub(crate) struct Gate {
     users: Mutex<HashMap<Box<str>, Weak<Account>>>,
 }
 
-/// Places and bytes of one user.
+/// Holdings of one user.
 #[derive(Debug)]
 pub(crate) struct Account {
     user: Box<str>,
     held: Held,
 }
+
+/// The account of a connection's last user, since a connection is mostly one user's. In the extensions of every
+/// request that came over a socket.
+#[derive(Debug, Default)]
+pub(crate) struct LastAccount(Mutex<Option<Arc<Account>>>);
 
 /// The right of one request to be worked on.
 #[derive(Debug)]
@@ -185,11 +191,11 @@ pub(crate) struct Ticket {
     gate: Arc<Gate>,
     account: Arc<Account>,
     class: Class,
-    /// Members of `system:masters` have no share.
+    /// True for members of `system:masters`, who have no share.
     unshared: bool,
     _places: Option<Place>,
     bytes: AtomicUsize,
-    /// The place for long work, while it has one.
+    /// Place for CPU-heavy work, while held.
     place: Mutex<Option<Place>>,
 }
 
@@ -199,9 +205,9 @@ impl Gate {
         Gate { limits, all, users: Mutex::default() }
     }
 
-    /// Returns the account of a user. The connection remembers the last one, since it is mostly one user's.
-    fn account(&self, connection: &Connection, user: &str) -> Arc<Account> {
-        let mut known = connection.account.lock().unwrap_or_else(PoisonError::into_inner);
+    /// Returns the account of a user, and remembers it as the connection's last one.
+    fn account(&self, last: &LastAccount, user: &str) -> Arc<Account> {
+        let mut known = last.0.lock().unwrap_or_else(PoisonError::into_inner);
         if let Some(account) = known.as_ref().filter(|account| *account.user == *user) {
             return account.clone();
         }
@@ -221,19 +227,19 @@ impl Gate {
         account
     }
 
-    /// Lets a request in, at once or when others have ended.
+    /// Admits a request, at once or after others have ended.
     ///
     /// # Errors
-    /// 429 when too many are.
+    /// 429 if there are too many.
     pub(crate) async fn enter(
         self: &Arc<Self>,
-        connection: &Connection,
+        last: &LastAccount,
         user: &User,
         info: &RequestInfo,
     ) -> Result<Arc<Ticket>, ApiStatus> {
         let class = Class::of(info);
         let unshared = user.groups.iter().any(|group| group == "system:masters");
-        let account = self.account(connection, &user.name);
+        let account = self.account(last, &user.name);
         let places = match unshared {
             true => None,
             false => Some(self.places(&account, class).await?),
@@ -249,8 +255,8 @@ impl Gate {
         }))
     }
 
-    /// Takes a place of the user and one of all. Waits up to [`LONGEST_WAIT`] for them, so that a client with
-    /// many requests at once is slowed and not refused.
+    /// Takes a place from the user's share and one from the total. Waits up to [`LONGEST_WAIT`], so that a
+    /// client with many concurrent requests is slowed down instead of rejected.
     async fn places(&self, account: &Account, class: Class) -> Result<Place, ApiStatus> {
         let (own, all) = (&account.held.requests[class as usize], &self.all.requests[class as usize]);
         if let Some(own) = own.clone().try_acquire_owned().ok()
@@ -271,12 +277,12 @@ impl Gate {
     }
 }
 
-/// Time that a request waits for a place.
+/// Time that a request may wait for a place.
 const LONGEST_WAIT: Duration = Duration::from_secs(1);
-/// Requests of one user that wait.
+/// Maximum number of waiting requests per user.
 const MOST_WAITING: usize = 1000;
 
-/// 429, in upstream's words.
+/// Returns 429 with upstream's message.
 fn busy() -> ApiStatus {
     ApiStatus::new(429, "TooManyRequests", "Too many requests, please try again later.").retry_after(1)
 }
@@ -286,7 +292,7 @@ impl Ticket {
         self.class == Class::LongRunning
     }
 
-    /// Counts bytes of a body, until the ticket is given back.
+    /// Accounts for body bytes until the ticket is dropped.
     fn take_bytes(&self, n: usize) -> bool {
         let most = self.gate.limits.body_bytes;
         let own = if self.unshared { 0 } else { share(most) };
@@ -301,31 +307,31 @@ impl Ticket {
         true
     }
 
-    /// Waits for a place to work at what takes long.
+    /// Waits for a place for CPU-heavy work.
     pub(crate) async fn heavy(&self) -> Place {
         Place::take(&self.account.held.heavy, &self.gate.all.heavy).await
     }
 
-    /// Waits for a place to have a large rewritten piece of the answer.
+    /// Waits for a place for a large converted response chunk.
     pub(crate) async fn piece(&self) -> Place {
         Place::take(&self.account.held.pieces, &self.gate.all.pieces).await
     }
 
-    /// A body whose bytes are counted.
+    /// Wraps a body to account for its bytes.
     pub(crate) fn count(self: &Arc<Self>, body: Body) -> Body {
         let none = self.is_long_running() || http_body::Body::is_end_stream(&body);
         if none { body } else { Counted { body, ticket: self.clone() }.boxed_unsync() }
     }
 
-    /// Keeps a place until the answer begins.
+    /// Holds a place until the response starts.
     pub(crate) fn keep(&self, place: Place) {
         *self.place.lock().unwrap_or_else(PoisonError::into_inner) = Some(place);
     }
 
-    /// Awaits the work on a request, at most for the request timeout.
+    /// Awaits the processing of a request with the request timeout.
     ///
     /// # Errors
-    /// 504, in upstream's words, or the work's own.
+    /// 504 with upstream's message, or the processing's own error.
     pub(crate) async fn within<T>(
         &self,
         work: impl Future<Output = Result<T, ApiStatus>>,
@@ -352,7 +358,7 @@ impl Drop for Ticket {
     }
 }
 
-/// The error of a body for which no bytes are left.
+/// Body error: no bytes are left.
 #[derive(Debug, thiserror::Error)]
 #[error("too many bytes of request bodies")]
 pub(crate) struct Crowded;
@@ -431,7 +437,7 @@ mod tests {
         let limits = Limits { requests: 4, body_bytes: 100, ..Limits::default() };
         let gate = Arc::new(Gate::new(limits));
         let read = info("GET", "/api/v1/pods");
-        let connection = Connection::default();
+        let connection = LastAccount::default();
         let (gate, connection, read) = (&gate, &connection, &read);
         let enter = |user: &User| {
             let user = user.clone();

@@ -2,8 +2,6 @@
 
 mod connection;
 
-pub(crate) use connection::Connection;
-
 use std::{
     collections::HashMap,
     convert::Infallible,
@@ -32,8 +30,8 @@ use tokio_rustls::TlsAcceptor;
 use tokio_util::sync::CancellationToken;
 use tracing::debug;
 
-use crate::{auth::PeerCertificate, server::ApiServer};
-use connection::Wire;
+use crate::{request::PeerCertificate, server::ApiServer};
+use connection::{Connection, Wire};
 
 /// Requests at once over one connection of HTTP/2.
 const MOST_STREAMS: u32 = 250;
@@ -156,7 +154,7 @@ pub async fn serve(
                 continue;
             }
         };
-        if !open.make_room(server.inner.gate.limits.connections) {
+        if !open.make_room(server.state.gate.limits.connections) {
             debug!("too many connections");
             continue;
         }
@@ -186,7 +184,7 @@ impl Drop for Serving {
 
 impl Serving {
     async fn run(self, acceptor: TlsAcceptor, tcp: TcpStream, watcher: Watcher) {
-        let limits = &self.server.inner.gate.limits;
+        let limits = &self.server.state.gate.limits;
         // A handshake counts as a connection that nobody asks anything over.
         let shaking = Arc::new(Connection::new(false));
         self.open.all().insert(self.number, shaking.clone());
@@ -211,7 +209,7 @@ impl Serving {
         let service = service_fn(move |mut request: Request<Incoming>| {
             let active = of.begin();
             let extensions = request.extensions_mut();
-            extensions.insert(of.clone());
+            extensions.insert(of.account.clone());
             if let Some(peer) = &peer {
                 extensions.insert(peer.clone());
             }

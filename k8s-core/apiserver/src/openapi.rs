@@ -4,6 +4,8 @@
 
 mod gnostic;
 
+use std::sync::Arc;
+
 use bytes::Bytes;
 use http::{Response, header};
 use k8s_core::client::Body;
@@ -11,19 +13,20 @@ use schemars::generate::SchemaSettings;
 use serde_json::{Map, Value, json};
 
 use crate::{
+    call::Call,
     resources::{Registry, Resource},
-    respond,
-    server::{ApiServer, Call, not_found_page},
+    respond::{self, not_found_page},
+    state::State,
 };
 
 /// Answers `/openapi/...`.
-pub(crate) fn answer(server: &ApiServer, call: &Call, rest: &[&str]) -> Response<Body> {
+pub(crate) fn answer(state: &Arc<State>, call: &Call, rest: &[&str]) -> Response<Body> {
     let bytes = match rest {
         ["v2"] if accepts_protobuf(call) => {
             let make = || document_v2(&call.registry).map(|json| gnostic::document(&json));
-            return respond::tagged(call, cached_bytes(server, "v2 in protobuf", make), PROTOBUF);
+            return respond::tagged(call, cached_bytes(state, "v2 in protobuf", make), PROTOBUF);
         }
-        ["v2"] => cached(server, "v2", || document_v2(&call.registry)),
+        ["v2"] => cached(state, "v2", || document_v2(&call.registry)),
         ["v3"] => {
             let mut paths = Map::new();
             for (group, versions) in call.registry.groups() {
@@ -33,12 +36,12 @@ pub(crate) fn answer(server: &ApiServer, call: &Call, rest: &[&str]) -> Response
                     } else {
                         format!("apis/{group}/{version}")
                     };
-                    let document = cached(server, &path, || document_v3(&call.registry, group, version));
+                    let document = cached(state, &path, || document_v3(&call.registry, group, version));
                     let url = format!("/openapi/v3/{path}?hash={}", respond::etag(&document));
                     paths.insert(path, json!({"serverRelativeURL": url}));
                 }
             }
-            for remote in server.inner.aggregator.all().iter().filter(|r| r.is_available()) {
+            for remote in state.aggregator.all().iter().filter(|r| r.is_available()) {
                 let path = format!("apis/{}/{}", remote.group, remote.version);
                 let hash = respond::etag(remote.resources().to_string().as_bytes());
                 paths.insert(
@@ -49,10 +52,10 @@ pub(crate) fn answer(server: &ApiServer, call: &Call, rest: &[&str]) -> Response
             Bytes::from(json!({"paths": paths}).to_string())
         }
         ["v3", "api", version] => {
-            cached(server, &format!("api/{version}"), || document_v3(&call.registry, "", version))
+            cached(state, &format!("api/{version}"), || document_v3(&call.registry, "", version))
         }
         ["v3", "apis", group, version] => {
-            cached(server, &format!("apis/{group}/{version}"), || document_v3(&call.registry, group, version))
+            cached(state, &format!("apis/{group}/{version}"), || document_v3(&call.registry, group, version))
         }
         _ => return not_found_page(),
     };
@@ -75,12 +78,12 @@ fn accepts_protobuf(call: &Call) -> bool {
     first.is_some_and(|choice| choice.contains("protobuf"))
 }
 
-fn cached(server: &ApiServer, path: &str, make: impl FnOnce() -> Option<Value>) -> Bytes {
-    cached_bytes(server, path, || make().map(|v| v.to_string().into_bytes()))
+fn cached(state: &Arc<State>, path: &str, make: impl FnOnce() -> Option<Value>) -> Bytes {
+    cached_bytes(state, path, || make().map(|v| v.to_string().into_bytes()))
 }
 
-fn cached_bytes(server: &ApiServer, path: &str, make: impl FnOnce() -> Option<Vec<u8>>) -> Bytes {
-    let mut all = server.inner.open_api.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
+fn cached_bytes(state: &Arc<State>, path: &str, make: impl FnOnce() -> Option<Vec<u8>>) -> Bytes {
+    let mut all = state.open_api.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
     if let Some(known) = all.get(path) {
         return known.clone();
     }

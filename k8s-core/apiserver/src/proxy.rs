@@ -1,35 +1,26 @@
-//! What leads to a kubelet or a pod: logs, exec, attach, port-forward, and the proxy subresources.
+//! Connections to kubelets, pods and other servers, over which requests are passed on.
 //!
-//! An upgrade (WebSocket) goes through as it is: the kubelet answers the handshake, and bytes are copied both ways afterwards.
+//! An upgrade (WebSocket) goes through as it is: the other side answers the handshake, and bytes are copied both
+//! ways afterwards. The handlers of `log`, `exec` and so on are in `subresources::kubelet`.
 
-mod log_options;
-mod target;
+mod endpoints;
 
-pub(crate) use target::endpoint;
+pub(crate) use endpoints::{endpoint, endpoints, is_global_unicast};
 
 use std::{collections::HashMap, net::SocketAddr, sync::Arc};
 
 use async_trait::async_trait;
-use http::{HeaderValue, Method, Request, Response, StatusCode, Uri, header};
+use http::{Request, Response, StatusCode, Uri, header};
 use http_body_util::BodyExt;
 use hyper_util::rt::TokioIo;
 use k8s_core::{
     client::{Body, BoxError, empty_body},
     status::ApiStatus,
 };
-use percent_encoding::{NON_ALPHANUMERIC, utf8_percent_encode};
 use serde_json::Value;
 use tokio::net::TcpStream;
 
-use crate::{
-    auth::rbac::Attributes,
-    request::RequestInfo,
-    resources::Resource,
-    server::{ApiServer, Call},
-    value::{integer, list, map, text},
-    write::current,
-};
-use target::Target;
+use crate::value::{integer, list, text};
 
 /// Reaches kubelets.
 #[async_trait]
@@ -41,12 +32,12 @@ pub trait NodeConnector: Send + Sync + 'static {
 
 /// Marks a request that must not go to a loopback or link-local address.
 #[derive(Clone, Copy, Debug)]
-struct GlobalOnly;
+pub(crate) struct GlobalOnly;
 
 /// An address that requests of users are not sent to.
 #[derive(Clone, Copy, Debug, thiserror::Error)]
 #[error("address not allowed")]
-struct NotAllowed;
+pub(crate) struct NotAllowed;
 
 /// Reaches kubelets over TLS, with a client certificate that they trust.
 #[derive(Clone)]
@@ -80,7 +71,7 @@ impl NodeConnector for RemoteKubelets {
         let port = integer(node, "/status/daemonEndpoints/kubeletEndpoint/Port").unwrap_or(10250);
         let all: Vec<SocketAddr> = tokio::net::lookup_host((address, u16::try_from(port)?)).await?.collect();
         // The addresses that are connected to are those that were looked at: a name may mean another one the next time.
-        let refused = all.iter().any(|a| !target::is_global_unicast(a.ip()));
+        let refused = all.iter().any(|a| !is_global_unicast(a.ip()));
         if refused && request.extensions().get::<GlobalOnly>().is_some() {
             return Err(NotAllowed.into());
         }
@@ -108,161 +99,13 @@ where
         let server_side = hyper::upgrade::on(&mut response);
         tokio::spawn(async move {
             // A client that goes away before the handshake ends leaves nothing to copy.
-            if let (Ok(client), Ok(server)) = (client_side.await, server_side.await) {
+            if let (Ok(client), Ok(state)) = (client_side.await, server_side.await) {
                 let _ =
-                    tokio::io::copy_bidirectional(&mut TokioIo::new(client), &mut TokioIo::new(server)).await;
+                    tokio::io::copy_bidirectional(&mut TokioIo::new(client), &mut TokioIo::new(state)).await;
             }
         });
     }
     Ok(response.map(|body| body.map_err(Into::into).boxed_unsync()))
-}
-
-fn encode(value: &str) -> String {
-    utf8_percent_encode(value, NON_ALPHANUMERIC).to_string()
-}
-
-/// Answers `log`, `exec`, `attach`, `portforward` and `proxy`.
-pub(crate) async fn handle(
-    server: &ApiServer,
-    call: &Call,
-    resource: &Arc<Resource>,
-    request: &mut Request<Body>,
-) -> Result<Response<Body>, ApiStatus> {
-    let info = &call.info;
-    if info.subresource == "proxy" {
-        if let Some(redirect) = to_root(info, request) {
-            return Ok(redirect);
-        }
-        let target = match &*resource.storage {
-            "pods" => target::of_pod(server, call, resource)?,
-            "services" => target::of_service(server, call)?,
-            _ => match target::of_node(server, call, resource).await? {
-                target::Node::Kubelet(node) => {
-                    let path = with_query(if info.rest.is_empty() { "/" } else { &info.rest }, request);
-                    // Other than logs and exec, this reaches any path: it must not lead into the server's own machine.
-                    request.extensions_mut().insert(GlobalOnly);
-                    return to_node(server, &node, &path, request).await;
-                }
-                target::Node::Port(target) => target,
-            },
-        };
-        return to_address(call, &target, request).await;
-    }
-    if info.subresource != "log" {
-        // A WebSocket begins with a GET: who may only read must not run commands by it.
-        let wanted = Attributes {
-            verb: "create",
-            group: &info.group,
-            resource: &info.resource,
-            subresource: &info.subresource,
-            namespace: &info.namespace,
-            name: &info.name,
-            path: "",
-        };
-        server.inner.authorize(&call.user, &wanted).await?;
-    }
-    let (_, pod) = current(server, resource, &resource.key(&info.namespace, &info.name), &info.name)?;
-    to_pod(server, call, &pod, request).await
-}
-
-/// The redirect of a proxied request without a path to the root of what is proxied, so that relative links in its answer hold.
-fn to_root(info: &RequestInfo, request: &Request<Body>) -> Option<Response<Body>> {
-    let reads = matches!(*request.method(), Method::GET | Method::HEAD);
-    if !info.rest.is_empty() || !reads || request.headers().contains_key(header::UPGRADE) {
-        return None;
-    }
-    let location = HeaderValue::from_str(&with_query(&format!("{}/", info.path), request)).ok()?;
-    let mut response = Response::new(empty_body());
-    *response.status_mut() = StatusCode::MOVED_PERMANENTLY;
-    response.headers_mut().insert(header::LOCATION, location);
-    Some(response)
-}
-
-fn with_query(path: &str, request: &Request<Body>) -> String {
-    match request.uri().query() {
-        Some(query) => format!("{path}?{query}"),
-        None => path.to_owned(),
-    }
-}
-
-/// The container that a request means.
-fn container(call: &Call, pod: &Value) -> Result<String, ApiStatus> {
-    let names = |field: &str| -> Vec<String> {
-        list(pod, &format!("/spec/{field}")).iter().map(|c| text(c, "/name").to_owned()).collect()
-    };
-    let (mains, inits) = (names("containers"), names("initContainers"));
-    let asked = call.query.get("container");
-    let all = mains.iter().chain(&inits).cloned().collect::<Vec<_>>();
-    if !asked.is_empty() {
-        if all.iter().chain(&names("ephemeralContainers")).any(|n| n == asked) {
-            return Ok(asked.to_owned());
-        }
-        return Err(ApiStatus::bad_request(format!(
-            "container {asked} is not valid for pod {}",
-            call.info.name
-        )));
-    }
-    if let Some(named) = map(pod, "/metadata/annotations")
-        .and_then(|a| a.get("kubectl.kubernetes.io/default-container"))
-        .and_then(Value::as_str)
-        .filter(|n| all.iter().any(|a| a == n))
-    {
-        return Ok(named.to_owned());
-    }
-    match mains.as_slice() {
-        [one] => Ok(one.clone()),
-        _ => {
-            let choices = mains.join(" ");
-            let mut message = format!(
-                "a container name must be specified for pod {}, choose one of: [{choices}]",
-                call.info.name
-            );
-            if !inits.is_empty() {
-                message.push_str(&format!(" or one of the init containers: [{}]", inits.join(" ")));
-            }
-            Err(ApiStatus::bad_request(message))
-        }
-    }
-}
-
-async fn to_pod(
-    server: &ApiServer,
-    call: &Call,
-    pod: &Value,
-    request: &mut Request<Body>,
-) -> Result<Response<Body>, ApiStatus> {
-    let info = &call.info;
-    let (namespace, name) = (encode(&info.namespace), encode(&info.name));
-    let target = match info.subresource.as_str() {
-        "portforward" => format!("/portForward/{namespace}/{name}"),
-        part => {
-            if part == "log" {
-                log_options::check(&call.query, &info.name)?;
-            }
-            let container = container(call, pod)?;
-            let path = match part {
-                "log" => format!("/containerLogs/{namespace}/{name}/{}", encode(&container)),
-                other => format!("/{other}/{namespace}/{name}/{}", encode(&container)),
-            };
-            if part == "log" && text(pod, "/spec/nodeName").is_empty() {
-                // Not placed yet: there is nothing to show.
-                return Ok(crate::respond::text(StatusCode::OK, ""));
-            }
-            path
-        }
-    };
-    let node_name = text(pod, "/spec/nodeName");
-    if node_name.is_empty() {
-        return Err(ApiStatus::bad_request(format!("pod {} does not have a host assigned", info.name)));
-    }
-    let stored = server
-        .inner
-        .store
-        .get("nodes", node_name)
-        .ok_or_else(|| ApiStatus::not_found("", "nodes", node_name))?;
-    let node: Value = serde_json::from_slice(&stored.json).map_err(ApiStatus::internal)?;
-    let target = with_query(&target, request);
-    to_node(server, &node, &target, request).await
 }
 
 /// A request for somebody else, with this one's method, headers, body and pending upgrade.
@@ -281,60 +124,6 @@ pub(crate) fn forwarded(target: &str, request: &mut Request<Body>) -> Result<Req
         out.headers_mut().remove(name);
     }
     Ok(out)
-}
-
-async fn to_node(
-    server: &ApiServer,
-    node: &Value,
-    target: &str,
-    request: &mut Request<Body>,
-) -> Result<Response<Body>, ApiStatus> {
-    let Some(nodes) = server.inner.nodes.clone() else {
-        return Err(ApiStatus::new(503, "ServiceUnavailable", "this server has no way to reach kubelets"));
-    };
-    let mut out = forwarded(target, request)?;
-    out.headers_mut().entry(header::HOST).or_insert(HeaderValue::from_static("kubelet"));
-    nodes.call(node, out).await.map_err(|e| {
-        if e.is::<NotAllowed>() {
-            return ApiStatus::bad_request(e.to_string());
-        }
-        let name = text(node, "/metadata/name");
-        ApiStatus::internal(format!("error dialing the kubelet of node {name}: {e}"))
-    })
-}
-
-async fn to_address(
-    call: &Call,
-    target: &Target,
-    request: &mut Request<Body>,
-) -> Result<Response<Body>, ApiStatus> {
-    let failed = |e: BoxError| {
-        ApiStatus::new(503, "ServiceUnavailable", format!("error trying to reach service: {e}"))
-    };
-    let path = with_query(if call.info.rest.is_empty() { "/" } else { &call.info.rest }, request);
-    let mut out = forwarded(&path, request)?;
-    if let Ok(host) = HeaderValue::from_str(&target.address.to_string()) {
-        out.headers_mut().insert(header::HOST, host);
-    }
-    let connect =
-        tokio::time::timeout(std::time::Duration::from_secs(10), TcpStream::connect(target.address));
-    let tcp = match connect.await {
-        Ok(Ok(tcp)) => tcp,
-        Ok(Err(e)) => return Err(failed(e.into())),
-        Err(_) => return Err(failed(format!("dial tcp {}: i/o timeout", target.address).into())),
-    };
-    if !target.tls {
-        return exchange(TokioIo::new(tcp), out).await.map_err(failed);
-    }
-    // As upstream's: whoever proxies to a pod knows no authority for its certificate.
-    let tls = crate::outbound::unverified().map_err(|e| failed(e.into()))?;
-    let name = rustls::pki_types::ServerName::from(target.address.ip());
-    let connecting = tokio_rustls::TlsConnector::from(tls).connect(name, tcp);
-    match tokio::time::timeout(std::time::Duration::from_secs(10), connecting).await {
-        Ok(Ok(tls)) => exchange(TokioIo::new(tls), out).await.map_err(failed),
-        Ok(Err(e)) => Err(failed(e.into())),
-        Err(_) => Err(failed("net/http: TLS handshake timeout".into())),
-    }
 }
 
 /// Kubelets in this process by node name, with another connector for the rest.

@@ -4,11 +4,12 @@
 //! grow with its length, and no writer waits for it.
 
 mod present;
+mod revision;
 mod selection;
-mod state;
+pub(crate) mod table;
 mod watch;
 
-pub(crate) use present::Presenter;
+pub(crate) use present::{Presenter, object_response};
 pub(crate) use selection::Selection;
 pub(crate) use watch::watch;
 
@@ -27,52 +28,51 @@ use k8s_store::Stored;
 use serde_json::json;
 
 use crate::{
+    call::Call,
+    errors::{Read, gone},
     resources::Resource,
-    server::{ApiServer, Call},
-    write::object_response,
+    state::State,
 };
+use revision::{Continue, Moment};
 use selection::Selected;
-use state::{Continue, Moment};
 
 /// Bytes that are gathered before they are sent.
 const CHUNK: usize = 64 << 10;
 
 /// GET of an object.
 pub(crate) fn get(
-    server: &ApiServer,
+    state: &Arc<State>,
     call: &Call,
     resource: &Arc<Resource>,
 ) -> Result<Response<Body>, ApiStatus> {
     let key = resource.key(&call.info.namespace, &call.info.name);
-    let stored = server
-        .inner
+    let stored = state
         .store
         .get(&resource.storage, &key)
         .ok_or_else(|| ApiStatus::not_found(&resource.group, &resource.plural, &call.info.name))?;
-    object_response(server, call, resource, StatusCode::OK, &stored.json)
+    object_response(state, call, resource, StatusCode::OK, &stored.json)
 }
 
 /// GET of a collection.
 pub(crate) fn list(
-    server: &ApiServer,
+    state: &Arc<State>,
     call: &Call,
     resource: &Arc<Resource>,
 ) -> Result<Response<Body>, ApiStatus> {
-    let presenter = Presenter::from_call(server, call, resource)?;
+    let presenter = Presenter::from_call(state, call, resource)?;
     let selection = Selection::from_call(call, resource)?;
-    let store = &server.inner.store;
-    let moment = state::of_list(call, store)?;
+    let store = &state.store;
+    let moment = revision::of_list(call, store)?;
     let at = match &moment {
         Moment::Newest => None,
         Moment::Exact(revision) => Some(*revision),
         Moment::Next(from) => Some(from.revision),
     };
-    let selected = selection.select(store, &resource.storage, at).map_err(|_| {
-        ApiStatus::expired(match moment {
-            Moment::Next(_) => "The provided continue parameter is too old to display a consistent list result. You must start a new list without the continue parameter.",
-            _ => "The resourceVersion for the provided list is too old.",
-        })
-    })?;
+    let read = match moment {
+        Moment::Next(_) => Read::NextPage,
+        _ => Read::List,
+    };
+    let selected = selection.select(store, &resource.storage, at).map_err(|e| gone(read, &e))?;
     let (after, given) = match moment {
         Moment::Next(from) => (from.after, from.given),
         _ => (String::new(), 0),

@@ -1,4 +1,4 @@
-//! What a request asks for, read from its method and path.
+//! Request attributes, parsed from method and path.
 
 use std::collections::HashMap;
 
@@ -10,7 +10,7 @@ use percent_encoding::percent_decode_str;
 pub struct Query(HashMap<String, String>);
 
 impl Query {
-    /// Decodes a query string.
+    /// Parses a query string.
     #[must_use]
     pub fn parse(query: &str) -> Self {
         let decode = |s: &str| percent_decode_str(&s.replace('+', " ")).decode_utf8_lossy().into_owned();
@@ -21,58 +21,59 @@ impl Query {
         Query(pairs.collect())
     }
 
-    /// A parameter; empty where absent.
+    /// Returns a parameter; empty if absent.
     #[must_use]
     pub fn get(&self, key: &str) -> &str {
         self.0.get(key).map_or("", String::as_str)
     }
 
-    /// Whether a parameter is there.
+    /// Returns true if the parameter is present.
     #[must_use]
     pub fn has(&self, key: &str) -> bool {
         self.0.contains_key(key)
     }
 
-    /// A truth as Go parses it; absent and malformed are false.
+    /// Parses a boolean as Go does; absent and malformed ones are false.
     #[must_use]
     pub fn truth(&self, key: &str) -> bool {
         matches!(self.get(key), "1" | "t" | "T" | "true" | "True" | "TRUE")
     }
 
-    /// A whole number.
+    /// Parses an integer parameter.
     #[must_use]
     pub fn number(&self, key: &str) -> Option<i64> {
         self.get(key).parse().ok()
     }
 }
 
-/// What a request asks for.
+/// Attributes of a request.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct RequestInfo {
-    /// `get`, `list`, `watch`, `create`, `update`, `patch`, `delete`, `deletecollection`; for other paths the method in lower case.
+    /// `get`, `list`, `watch`, `create`, `update`, `patch`, `delete`, `deletecollection`; for non-resource
+    /// paths the method in lower case.
     pub verb: String,
-    /// The path as it came.
+    /// The original path.
     pub path: String,
-    /// It is about a resource (below `/api/v1` or `/apis/<group>/<version>`).
+    /// True for resource requests (below `/api/v1` or `/apis/<group>/<version>`).
     pub is_resource: bool,
-    /// API group.
+    /// API group; empty for the core group.
     pub group: String,
-    /// API version.
+    /// Version of the API.
     pub version: String,
-    /// Namespace; empty for none.
+    /// Namespace; empty if there is none.
     pub namespace: String,
     /// Plural resource name.
     pub resource: String,
     /// Object name; empty for collections.
     pub name: String,
-    /// Subresource; empty for none.
+    /// Subresource; empty if there is none.
     pub subresource: String,
     /// Path below a `proxy` subresource.
     pub rest: String,
 }
 
 impl RequestInfo {
-    /// Reads a request's method, path and query.
+    /// Parses method, path and query.
     #[must_use]
     pub fn parse(method: &Method, path: &str, query: &Query) -> Self {
         let decode = |s: &str| percent_decode_str(s).decode_utf8_lossy().into_owned();
@@ -98,11 +99,11 @@ impl RequestInfo {
             return info;
         }
         info.is_resource = true;
-        // The old form `/watch/...` asks for a watch.
+        // The legacy form `/watch/...` of a watch.
         let (watch, rest) =
             if rest[0] == "watch" && rest.len() > 1 { (true, &rest[1..]) } else { (false, rest) };
         let rest = match rest {
-            // The namespace itself, and its own subresources.
+            // The namespace itself, and its subresources.
             ["namespaces", name, tail @ ..]
                 if !tail.is_empty() && !matches!(tail, ["status" | "finalize"]) =>
             {
@@ -138,7 +139,7 @@ impl RequestInfo {
     }
 }
 
-/// What is left of a path after its first `count` segments, from the slash on. Empty segments do not count.
+/// Returns the rest of a path after its first `count` segments, with its slash. Empty segments do not count.
 fn after_segments(path: &str, count: usize) -> &str {
     let mut left = path;
     for _ in 0..count {
@@ -147,6 +148,47 @@ fn after_segments(path: &str, count: usize) -> &str {
     }
     left
 }
+
+/// What a request does, as authorizers see it.
+#[derive(Clone, Debug, Default)]
+pub struct Attributes<'a> {
+    /// Verb.
+    pub verb: &'a str,
+    /// API group.
+    pub group: &'a str,
+    /// Plural resource.
+    pub resource: &'a str,
+    /// Subresource, or empty.
+    pub subresource: &'a str,
+    /// Namespace, or empty.
+    pub namespace: &'a str,
+    /// Object name, or empty.
+    pub name: &'a str,
+    /// For paths that are no resources; else empty.
+    pub path: &'a str,
+}
+
+impl<'a> Attributes<'a> {
+    /// The attributes of a request for a resource, with the verb `create` in place of its own: for a PUT or apply
+    /// that finds no object, and for a WebSocket, which begins with a GET.
+    #[must_use]
+    pub fn create(info: &'a RequestInfo) -> Self {
+        Attributes {
+            verb: "create",
+            group: &info.group,
+            resource: &info.resource,
+            subresource: &info.subresource,
+            namespace: &info.namespace,
+            name: &info.name,
+            path: "",
+        }
+    }
+}
+
+/// The certificate (DER) of a client, verified by TLS against the client CA. In the extensions of a request that
+/// came over a connection with one.
+#[derive(Clone, Debug)]
+pub struct PeerCertificate(pub Vec<u8>);
 
 #[cfg(test)]
 mod tests {

@@ -8,6 +8,7 @@ pub mod convert;
 pub mod custom;
 pub mod strategy;
 mod table;
+pub(crate) mod typed;
 pub mod types;
 
 use std::{
@@ -16,8 +17,8 @@ use std::{
 };
 
 use k8s_core::api::apimachinery::pkg::apis::meta::v1::ObjectMeta;
-use k8s_schema as schema;
-use k8s_schema::{Generate, Schema};
+use k8s_schema::{self as schema, Generate, Schema};
+use k8s_store::Meta;
 use serde_json::Value;
 
 use columns::Column;
@@ -192,11 +193,11 @@ pub struct Resource {
     /// Defined at run time (by a CRD or ThirdPartyResource).
     pub custom: bool,
     /// What makes objects in this version of stored ones, where that is a webhook.
-    pub(crate) webhook: Option<Arc<crate::conversion::Webhook>>,
+    pub(crate) webhook: Option<Arc<custom::Webhook>>,
     /// Its definition is going: no new objects are made.
     pub terminating: bool,
     /// The Rust type that describes it.
-    pub(crate) typed: Option<Arc<dyn crate::typed::Typed>>,
+    pub(crate) typed: Option<Arc<dyn typed::Typed>>,
     /// What its definition demands of objects, for resources defined at run time.
     pub(crate) rules: Option<custom::Rules>,
     /// JSON schema for OpenAPI, for resources defined at run time.
@@ -531,6 +532,16 @@ impl SharedRegistry {
 #[must_use]
 pub fn selectable(fields: &[String], object: &Value) -> Box<[Box<str>]> {
     fields.iter().map(|path| field_text(object, path).into()).collect()
+}
+
+/// The labels, selectable fields and uid of an object, which the store keeps beside its JSON.
+pub(crate) fn meta_of(object: &Value, fields: &[String]) -> Meta {
+    let labels = crate::value::map(object, "/metadata/labels").into_iter().flatten();
+    Meta {
+        uid: crate::value::text(object, "/metadata/uid").into(),
+        labels: labels.map(|(k, v)| (k.as_str().into(), v.as_str().unwrap_or_default().into())).collect(),
+        fields: selectable(fields, object),
+    }
 }
 
 /// A field's value as selectors compare it; empty where it is absent.

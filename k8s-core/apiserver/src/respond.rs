@@ -15,8 +15,8 @@ use sha2::{Digest, Sha256};
 
 use crate::{
     accept::{Encoding, PROTOBUF, YAML},
+    call::Call,
     limits::Ticket,
-    server::Call,
 };
 
 /// Answers of more bytes are written in YAML as they are taken.
@@ -94,6 +94,11 @@ pub(crate) fn text(code: StatusCode, text: impl Into<Bytes>) -> Response<Body> {
     let plain = HeaderValue::from_static("text/plain; charset=utf-8");
     response.headers_mut().insert(header::CONTENT_TYPE, plain);
     response
+}
+
+/// The plain answer for paths that nobody serves.
+pub(crate) fn not_found_page() -> Response<Body> {
+    text(StatusCode::NOT_FOUND, "404 page not found\n")
 }
 
 /// A Status as JSON, with the empty parts that upstream writes.

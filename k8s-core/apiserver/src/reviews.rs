@@ -1,5 +1,7 @@
 //! Resources that are questions, not objects: access and token reviews, bindings by name, component statuses.
 
+use std::sync::Arc;
+
 use http::{Request, Response, StatusCode};
 use k8s_core::{client::Body, status::ApiStatus};
 use serde_json::{Value, json};
@@ -10,23 +12,29 @@ use crate::{
         rbac::{Attributes, Rule},
         tokens::API_AUDIENCE,
     },
+    body::{decode_body, read_body},
+    call::Call,
     respond,
-    server::{ApiServer, Call, read_body},
+    state::State,
     user::User,
     value::{list, text},
-    write::decode_body,
 };
 
 /// Answers a question; `None` when the request is about a stored resource.
 pub(crate) async fn handle(
-    server: &ApiServer,
+    state: &Arc<State>,
     call: &Call,
     request: &mut Request<Body>,
 ) -> Result<Option<Response<Body>>, ApiStatus> {
     let info = &call.info;
     let kind = match (info.group.as_str(), info.resource.as_str()) {
-        ("", "componentstatuses") => return component_statuses(server, call).map(Some),
-        ("", "bindings") => return Err(ApiStatus::method_not_allowed()),
+        ("", "componentstatuses") => return component_statuses(state, call).map(Some),
+        ("", "bindings") => {
+            if info.verb != "create" || info.namespace.is_empty() || !info.name.is_empty() {
+                return Err(ApiStatus::method_not_allowed());
+            }
+            return crate::subresources::create_binding(state, call, request).await.map(Some);
+        }
         ("authorization.k8s.io", "selfsubjectaccessreviews") => "SelfSubjectAccessReview",
         ("authorization.k8s.io", "subjectaccessreviews") => "SubjectAccessReview",
         ("authorization.k8s.io", "localsubjectaccessreviews") => "LocalSubjectAccessReview",
@@ -44,18 +52,18 @@ pub(crate) async fn handle(
         return Err(ApiStatus::bad_request(format!("the body must be a {kind}")));
     }
     let status = match kind {
-        "SelfSubjectAccessReview" => access(server, &call.user, &review).await,
+        "SelfSubjectAccessReview" => access(state, &call.user, &review).await,
         "SubjectAccessReview" | "LocalSubjectAccessReview" => {
             let groups: Vec<&str> = list(&review, "/spec/groups").iter().filter_map(Value::as_str).collect();
             let user = User {
                 groups: groups.iter().map(|g| (*g).to_owned()).collect(),
                 ..User::new(text(&review, "/spec/user"), &[])
             };
-            access(server, &user, &review).await
+            access(state, &user, &review).await
         }
-        "SelfSubjectRulesReview" => rules(server, &call.user, text(&review, "/spec/namespace")),
+        "SelfSubjectRulesReview" => rules(state, &call.user, text(&review, "/spec/namespace")),
         "SelfSubjectReview" => json!({"userInfo": user_info(&call.user)}),
-        _ => token(server, &review)?,
+        _ => token(state, &review)?,
     };
     review["kind"] = kind.into();
     review["apiVersion"] = format!("{}/v1", info.group).into();
@@ -63,7 +71,7 @@ pub(crate) async fn handle(
         review["metadata"] = json!({});
     }
     if kind == "SelfSubjectReview" {
-        review["metadata"]["creationTimestamp"] = crate::write::timestamp(server.inner.clock.now()).into();
+        review["metadata"]["creationTimestamp"] = crate::storage::timestamp(state.clock.now()).into();
     }
     review["status"] = status;
     Ok(Some(respond::json_value(StatusCode::CREATED, &review)))
@@ -80,7 +88,7 @@ fn user_info(user: &User) -> Value {
     info
 }
 
-async fn access(server: &ApiServer, user: &User, review: &Value) -> Value {
+async fn access(state: &Arc<State>, user: &User, review: &Value) -> Value {
     let at = |field: &str| text(review, &format!("/spec/resourceAttributes/{field}"));
     let path = text(review, "/spec/nonResourceAttributes/path");
     let attributes = if path.is_empty() {
@@ -96,14 +104,14 @@ async fn access(server: &ApiServer, user: &User, review: &Value) -> Value {
     } else {
         Attributes { verb: text(review, "/spec/nonResourceAttributes/verb"), path, ..Attributes::default() }
     };
-    match server.inner.authorize(user, &attributes).await {
+    match state.authorization.authorize(user, &attributes).await {
         Ok(()) => json!({"allowed": true}),
         Err(_) => json!({"allowed": false}),
     }
 }
 
-fn rules(server: &ApiServer, user: &User, namespace: &str) -> Value {
-    let all = server.inner.rbac.rules(&server.inner.store, user, namespace);
+fn rules(state: &Arc<State>, user: &User, namespace: &str) -> Value {
+    let all = state.authorization.rbac.rules(&state.store, user, namespace);
     let resource = |r: &Rule| {
         let mut rule = json!({"verbs": r.verbs, "apiGroups": r.groups, "resources": r.resources});
         if !r.names.is_empty() {
@@ -120,8 +128,7 @@ fn rules(server: &ApiServer, user: &User, namespace: &str) -> Value {
     json!({"resourceRules": resources, "nonResourceRules": paths, "incomplete": false})
 }
 
-fn token(server: &ApiServer, review: &Value) -> Result<Value, ApiStatus> {
-    let inner = &server.inner;
+fn token(state: &Arc<State>, review: &Value) -> Result<Value, ApiStatus> {
     let token = text(review, "/spec/token");
     if token.is_empty() {
         return Err(ApiStatus::bad_request("token is required for TokenReview in authentication"));
@@ -132,8 +139,8 @@ fn token(server: &ApiServer, review: &Value) -> Result<Value, ApiStatus> {
         audiences.push(API_AUDIENCE.into());
     }
     let (now, alive) =
-        (inner.clock.now(), |resource: &str, key: &str, uid: &str| inner.is_alive(resource, key, uid));
-    Ok(match inner.authenticator.token(token, &audiences, &inner.issuer, now.as_second(), &alive) {
+        (state.clock.now(), |resource: &str, key: &str, uid: &str| state.is_alive(resource, key, uid));
+    Ok(match state.authenticator.token(token, &audiences, &state.issuer, now.as_second(), &alive) {
         Ok(found) => {
             json!({"authenticated": true, "user": user_info(&found.user), "audiences": found.audiences})
         }
@@ -142,7 +149,7 @@ fn token(server: &ApiServer, review: &Value) -> Result<Value, ApiStatus> {
 }
 
 /// The old health of parts. All of them are this process or report by leases; the store answers for itself.
-fn component_statuses(server: &ApiServer, call: &Call) -> Result<Response<Body>, ApiStatus> {
+fn component_statuses(state: &Arc<State>, call: &Call) -> Result<Response<Body>, ApiStatus> {
     let (form, _) = negotiate(&call.headers, Offer::All)?;
     let component = |name: &str| {
         json!({"kind": "ComponentStatus", "apiVersion": "v1", "metadata": {"name": name, "creationTimestamp": null},
@@ -159,12 +166,12 @@ fn component_statuses(server: &ApiServer, call: &Call) -> Result<Response<Body>,
     if call.info.verb != "list" {
         return Err(ApiStatus::method_not_allowed());
     }
-    let metadata = json!({"resourceVersion": server.inner.store.revision().to_string()});
+    let metadata = json!({"resourceVersion": state.store.revision().to_string()});
     if form == Form::Table {
         let column = |name: &str, format: &str| json!({"name": name, "type": "string", "format": format, "description": "", "priority": 0});
         let rows: Vec<Value> = names
             .iter()
-            .map(|n| json!({"cells": [n, "Healthy", "ok", ""], "object": crate::table::metadata_only(&component(n))}))
+            .map(|n| json!({"cells": [n, "Healthy", "ok", ""], "object": crate::read::table::metadata_only(&component(n))}))
             .collect();
         let table = json!({"kind": "Table", "apiVersion": "meta.k8s.io/v1", "metadata": metadata,
             "columnDefinitions": [column("Name", "name"), column("Status", ""), column("Message", ""), column("Error", "")], "rows": rows});

@@ -1,6 +1,6 @@
-//! The stages of the pipeline that a distribution may add to: who asks, may they, how many at once, what is written down.
+//! Pipeline stages that a distribution can extend: authentication, authorization, flow control, audit.
 //!
-//! Admission, the stage that sees objects, is in [`crate::admission`]. Each list is empty by default and costs nothing then.
+//! Admission, which sees objects, is in [`crate::admission`]. Each list is empty by default, without cost.
 
 use std::any::Any;
 
@@ -9,22 +9,21 @@ use http::{HeaderMap, StatusCode};
 use k8s_core::status::ApiStatus;
 
 use crate::{
-    auth::{PeerCertificate, rbac::Attributes},
-    request::RequestInfo,
+    request::{Attributes, PeerCertificate, RequestInfo},
     user::User,
 };
 
-/// What a request shows of who sends it.
+/// Credentials of a request.
 #[derive(Clone, Copy, Debug)]
 pub struct Credentials<'a> {
-    /// The request's headers.
+    /// HTTP headers of the request.
     pub headers: &'a HeaderMap,
-    /// The certificate that the client proved to own.
+    /// Verified client certificate.
     pub certificate: Option<&'a PeerCertificate>,
 }
 
 impl<'a> Credentials<'a> {
-    /// The bearer token, if there is one.
+    /// Returns the bearer token, if there is one.
     #[must_use]
     pub fn bearer_token(&self) -> Option<&'a str> {
         let value = self.headers.get(http::header::AUTHORIZATION)?.to_str().ok()?;
@@ -33,60 +32,60 @@ impl<'a> Credentials<'a> {
     }
 }
 
-/// A way to find out who a request is from, asked before the server's own tokens (an identity provider, a proxy's headers).
+/// An authenticator that is asked before the server's own (an identity provider, a proxy's headers).
 #[async_trait]
 pub trait Authenticate: Send + Sync + 'static {
-    /// The user; `None` when these are not credentials of this kind.
+    /// Returns the user; `None` if there are no credentials of this kind.
     ///
     /// # Errors
-    /// When they are of this kind and wrong; the client gets this as it is.
+    /// The credentials are of this kind and invalid; the client gets this status.
     async fn authenticate(&self, credentials: &Credentials<'_>) -> Result<Option<User>, ApiStatus>;
 }
 
-/// What an authorizer says.
+/// Decision of an authorizer.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Decision {
-    /// Yes; nobody else is asked.
+    /// Allowed; no further authorizer is asked.
     Allow,
-    /// No, and why; nobody else is asked.
+    /// Denied with a reason; no further authorizer is asked.
     Deny(String),
-    /// Somebody else may know. When nobody does, the answer is no.
+    /// Undecided: the next authorizer is asked. Denied if all are undecided.
     NoOpinion,
 }
 
-/// A way to decide what users may do, asked before RBAC (a node's own objects, a policy engine).
+/// An authorizer that is asked before RBAC (a node's own objects, a policy engine).
 #[async_trait]
 pub trait Authorize: Send + Sync + 'static {
-    /// Whether `user` may do it.
+    /// Decides about a request's attributes.
     async fn authorize(&self, user: &User, wanted: &Attributes<'_>) -> Decision;
 }
 
-/// What a request holds while it is worked on; dropped with the answer.
+/// Resources held by a request; dropped with the response.
 pub type Ticket = Box<dyn Any + Send>;
 
-/// A limit on how much is worked on at once (priority and fairness, a rate limit), asked before authorization.
+/// A limit of concurrent requests (priority and fairness, a rate limit), applied before authorization.
 #[async_trait]
 pub trait FlowControl: Send + Sync + 'static {
-    /// Lets a request go on, now or later.
+    /// Admits a request, now or later.
     ///
     /// # Errors
-    /// 429 when it would have to wait too long.
+    /// 429 if it would wait too long.
     async fn admit(&self, user: &User, request: &RequestInfo) -> Result<Ticket, ApiStatus>;
 }
 
-/// A request that was answered.
+/// An audited request.
 #[derive(Clone, Copy, Debug)]
 pub struct Audited<'a> {
-    /// Who asked, after impersonation; `None` when nobody could be made out.
+    /// Effective user, after impersonation; `None` if authentication failed.
     pub user: Option<&'a User>,
-    /// For what.
+    /// Attributes of the request.
     pub request: &'a RequestInfo,
-    /// The answer's code. A watch or an upgrade is answered when it begins.
+    /// HTTP status of the response. A watch or an upgrade is recorded when it begins.
     pub code: StatusCode,
 }
 
-/// Who writes down what was asked.
+/// An audit sink.
 pub trait Audit: Send + Sync + 'static {
-    /// Called once for each request, when its answer is known.
+    /// Called once per request when its response status is known.
     fn record(&self, entry: Audited<'_>);
 }

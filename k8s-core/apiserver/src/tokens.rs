@@ -1,5 +1,7 @@
 //! TokenRequest (`serviceaccounts/NAME/token`): a token for a service account, and what it is bound to.
 
+use std::sync::Arc;
+
 use std::time::Duration;
 
 use http::{Response, StatusCode};
@@ -9,26 +11,28 @@ use serde_json::{Value, json};
 
 use crate::{
     auth::tokens::{API_AUDIENCE, Bound, Named, TokenSubject},
+    body::decode_body,
+    call::Call,
     invalid::FieldErrors,
     resources::Resource,
     respond,
-    server::{ApiServer, Call},
+    state::State,
+    storage::{current, timestamp},
     value::{integer, list, set, text},
-    write::{current, decode_body, timestamp},
 };
 
 const GROUP: &str = "authentication.k8s.io";
 
 /// Answers a TokenRequest.
 pub(crate) fn request(
-    server: &ApiServer,
+    state: &Arc<State>,
     call: &Call,
     resource: &Resource,
     body: &[u8],
 ) -> Result<Response<Body>, ApiStatus> {
     let (mut request, _) = decode_body(call, "TokenRequest", body)?;
     let (namespace, name) = (call.info.namespace.as_str(), call.info.name.as_str());
-    let (stored, _) = current(server, resource, &resource.key(namespace, name), name)?;
+    let (stored, _) = current(state, resource, &resource.key(namespace, name), name)?;
     check_metadata(&request, namespace, name, &stored)?;
     let seconds = seconds(&request)?;
     let mut audiences: Vec<String> =
@@ -37,17 +41,14 @@ pub(crate) fn request(
         audiences.push(API_AUDIENCE.into());
     }
     let bound = match request.pointer("/spec/boundObjectRef") {
-        Some(reference) if reference.is_object() => bind(server, namespace, name, reference)?,
+        Some(reference) if reference.is_object() => bind(state, namespace, name, reference)?,
         _ => Bound::Nothing,
     };
-    let now = server.inner.clock.now();
+    let now = state.clock.now();
     let subject =
         TokenSubject { namespace: namespace.into(), name: name.into(), uid: stored.uid.to_string(), bound };
-    let token = server
-        .inner
-        .issuer
-        .issue(&subject, &audiences, now.as_second(), seconds)
-        .map_err(ApiStatus::internal)?;
+    let token =
+        state.issuer.issue(&subject, &audiences, now.as_second(), seconds).map_err(ApiStatus::internal)?;
     let expires = now.checked_add(Duration::from_secs(seconds.unsigned_abs())).unwrap_or(now);
     request["kind"] = "TokenRequest".into();
     request["apiVersion"] = format!("{GROUP}/v1").into();
@@ -97,12 +98,12 @@ fn seconds(request: &Value) -> Result<i64, ApiStatus> {
 ///
 /// # Errors
 /// 404 when it is not there, 409 when it has another uid, 400 for a pod of another service account or a kind that tokens cannot be bound to.
-fn bind(server: &ApiServer, namespace: &str, account: &str, reference: &Value) -> Result<Bound, ApiStatus> {
+fn bind(state: &Arc<State>, namespace: &str, account: &str, reference: &Value) -> Result<Bound, ApiStatus> {
     let (version, kind, name) =
         (text(reference, "/apiVersion"), text(reference, "/kind"), text(reference, "/name"));
     let (group, version) = version.split_once('/').unwrap_or(("", version));
     let get = |plural: &str, key: &str, name: &str| {
-        server.inner.store.get(plural, key).ok_or_else(|| ApiStatus::not_found("", plural, name))
+        state.store.get(plural, key).ok_or_else(|| ApiStatus::not_found("", plural, name))
     };
     let within = format!("{namespace}/{name}");
     let (stored, bound) = match (group, kind) {
@@ -115,7 +116,7 @@ fn bind(server: &ApiServer, namespace: &str, account: &str, reference: &Value) -
                 )));
             }
             let node = Some(text(&pod, "/spec/nodeName")).filter(|node| !node.is_empty()).map(|node| {
-                let stored = server.inner.store.get("nodes", node);
+                let stored = state.store.get("nodes", node);
                 Named { name: node.into(), uid: stored.map(|s| s.uid.to_string()).unwrap_or_default() }
             });
             let named = named(&stored);

@@ -1,15 +1,24 @@
-//! Warnings about what is stored and not acted on, so that nobody relies on a limit, policy or controller that this cluster does not have.
+//! Warnings about fields and kinds that are stored and not acted on.
 //!
-//! One row of a table makes one warning. A field is warned of when an object is created with it, and when an update sets it anew; a kind when an object of
-//! it is created. Whatever comes to be enforced loses its row here, and its line in README's "What does not work yet".
+//! Each row of a table makes one warning. A field is warned of when an object is created with it, and when an
+//! update sets it anew; a kind is warned of when an object of it is created. A row is removed when the field or
+//! kind comes to be enforced, together with its line in README's "What does not work yet".
 //!
-//! Not here: what the kubelet refuses to run (user namespaces, AppArmor profiles, unknown volume plugins): such a pod fails, and says why.
+//! Not here: pods that the kubelet refuses to run (user namespaces, AppArmor profiles, unknown volume plugins).
 
+use std::sync::Arc;
+
+use std::net::Ipv4Addr;
+
+use k8s_core::json;
+use k8s_store::Store;
 use serde_json::Value;
 
 use crate::{
+    allocate::{ServiceAllocator, in_range},
+    call::Call,
     resources::Resource,
-    server::{ApiServer, Call},
+    state::State,
     value::{list, text},
 };
 
@@ -73,10 +82,41 @@ const KINDS: &[Kind] = &[
     Kind("volumeattributesclasses.storage.k8s.io", NO_CSI),
 ];
 
-/// A field that is stored only: its path (`*`: each element of a list), which values are meant, and the warning.
-struct Field(&'static [&'static str], fn(&Value) -> bool, &'static str);
+/// A field that is stored only: its path (`*`: each element of a list), a test of its value, and the warning.
+struct Field(&'static [&'static str], Test, &'static str);
 
-const SET: fn(&Value) -> bool = |_| true;
+/// A test of a field's value.
+type Test = fn(&Value, &Ranges<'_>) -> bool;
+
+const SET: Test = |_, _| true;
+
+/// The address ranges of the cluster.
+struct Ranges<'a> {
+    services: &'a ServiceAllocator,
+    /// The configured range of pods. `None`: the ranges of the nodes count.
+    pods: Option<(Ipv4Addr, u8)>,
+    store: &'a Store,
+}
+
+impl Ranges<'_> {
+    /// Whether a value is an address of a Service or pod of this cluster.
+    fn contain(&self, value: &Value) -> bool {
+        let Some(address) = value.as_str().and_then(|text| text.parse::<Ipv4Addr>().ok()) else {
+            return false;
+        };
+        let of_nodes = || {
+            self.store.snapshot("nodes").range("", "").any(|node| {
+                let place = json::find(&node.json, &["spec", "podCIDR"]);
+                let range = place.and_then(|place| serde_json::from_slice::<String>(&node.json[place]).ok());
+                let parts = range.as_deref().and_then(|range| range.split_once('/'));
+                let parsed = parts.and_then(|(ip, prefix)| Some((ip.parse().ok()?, prefix.parse().ok()?)));
+                parsed.is_some_and(|(network, prefix)| in_range(address, network, prefix))
+            })
+        };
+        self.services.contains(address)
+            || self.pods.map_or_else(of_nodes, |(network, prefix)| in_range(address, network, prefix))
+    }
+}
 
 /// Fields of one kind, by the name in the store.
 const FIELDS: &[(&str, Field)] = &[
@@ -87,7 +127,7 @@ const FIELDS: &[(&str, Field)] = &[
         "secrets",
         Field(
             &["type"],
-            |v| v == "kubernetes.io/service-account-token",
+            |v, _| v == "kubernetes.io/service-account-token",
             "no token is written into the secret: use the TokenRequest API (kubectl create token)",
         ),
     ),
@@ -95,11 +135,19 @@ const FIELDS: &[(&str, Field)] = &[
         "services",
         Field(
             &["spec", "type"],
-            |v| v == "LoadBalancer",
+            |v, _| v == "LoadBalancer",
             "no load balancer is provided: the Service answers on its node port",
         ),
     ),
     ("services", Field(&["spec", "healthCheckNodePort"], SET, "no health check is answered on the port")),
+    (
+        "services",
+        Field(
+            &["spec", "externalIPs", "*"],
+            |v, ranges| ranges.contain(v),
+            "the address is in the cluster's own service or pod range: the Service is not answered on it",
+        ),
+    ),
     ("services", Field(&["spec", "trafficDistribution"], SET, "endpoints are not preferred by their place")),
     (
         "persistentvolumeclaims",
@@ -136,7 +184,7 @@ const CONTAINER: &[Field] = &[
     Field(&["volumeDevices"], SET, "block devices are not passed into containers"),
     Field(
         &["volumeMounts", "*", "recursiveReadOnly"],
-        |v| v != "Disabled",
+        |v, _| v != "Disabled",
         "mounts below a read-only mount stay writable",
     ),
 ];
@@ -148,19 +196,19 @@ const POD: &[Field] = &[
     Field(&["resources"], SET, "resources of the whole pod are not applied: set them for each container"),
     Field(
         &["securityContext", "fsGroupChangePolicy"],
-        |v| v == "OnRootMismatch",
+        |v, _| v == "OnRootMismatch",
         "volumes get their group at each start",
     ),
     Field(&["securityContext", "seLinuxOptions"], SET, NO_SELINUX),
     Field(
         &["securityContext", "supplementalGroupsPolicy"],
-        |v| v == "Strict",
+        |v, _| v == "Strict",
         "groups of the image's user are merged all the same",
     ),
     Field(&["securityContext", "windowsOptions"], SET, NO_WINDOWS),
     Field(
         &["volumes", "*", "emptyDir"],
-        |v| v.get("sizeLimit").is_some() && text(v, "/medium") != "Memory",
+        |v, _| v.get("sizeLimit").is_some() && text(v, "/medium") != "Memory",
         "sizeLimit is enforced with medium Memory only",
     ),
     Field(
@@ -185,18 +233,19 @@ const POD_SPECS: &[(&str, &[&str])] = &[
 
 /// Adds the warnings about an object that is written; `old` is the one that it replaces.
 pub(crate) fn warn(
-    server: &ApiServer,
+    state: &Arc<State>,
     call: &Call,
     resource: &Resource,
     object: &Value,
     old: Option<&Value>,
 ) {
-    if !server.inner.warns_unenforced || resource.custom {
+    if !state.warns_unenforced || resource.custom {
         return;
     }
-    let mut found = of(&resource.storage, object);
+    let ranges = Ranges { services: &state.services, pods: state.pod_range, store: &state.store };
+    let mut found = of(&resource.storage, object, &ranges);
     if let Some(old) = old {
-        let before = of(&resource.storage, old);
+        let before = of(&resource.storage, old, &ranges);
         found.retain(|warning| !before.contains(warning));
     } else if let Some(kind) = KINDS.iter().find(|kind| kind.0 == &*resource.storage) {
         found.insert(0, kind.1.to_owned());
@@ -207,38 +256,38 @@ pub(crate) fn warn(
 }
 
 /// The warnings about an object's fields.
-fn of(storage: &str, object: &Value) -> Vec<String> {
+fn of(storage: &str, object: &Value, ranges: &Ranges<'_>) -> Vec<String> {
     let mut found = Vec::new();
     for (_, field) in FIELDS.iter().filter(|(kind, _)| *kind == storage) {
-        field.look_up(object, "", &mut found);
+        field.look_up(object, "", ranges, &mut found);
     }
     let Some((_, at)) = POD_SPECS.iter().find(|(kind, _)| *kind == storage) else { return found };
     let Some(spec) = at.iter().try_fold(object, |value, name| value.get(name)) else { return found };
     let path = at.join(".");
     for field in POD {
-        field.look_up(spec, &path, &mut found);
+        field.look_up(spec, &path, ranges, &mut found);
     }
     for kind in ["containers", "initContainers", "ephemeralContainers"] {
         for (i, container) in list(spec, &format!("/{kind}")).iter().enumerate() {
             let path = format!("{path}.{kind}[{i}]");
-            CONTAINER.iter().for_each(|field| field.look_up(container, &path, &mut found));
+            CONTAINER.iter().for_each(|field| field.look_up(container, &path, ranges, &mut found));
         }
     }
     found
 }
 
 impl Field {
-    fn look_up(&self, at: &Value, path: &str, found: &mut Vec<String>) {
-        self.walk(self.0, at, path, found);
+    fn look_up(&self, at: &Value, path: &str, ranges: &Ranges<'_>, found: &mut Vec<String>) {
+        self.walk(self.0, at, path, ranges, found);
     }
 
-    fn walk(&self, left: &[&str], at: &Value, path: &str, found: &mut Vec<String>) {
+    fn walk(&self, left: &[&str], at: &Value, path: &str, ranges: &Ranges<'_>, found: &mut Vec<String>) {
         match left {
-            [] if (self.1)(at) => found.push(format!("{path}: {}", self.2)),
+            [] if (self.1)(at, ranges) => found.push(format!("{path}: {}", self.2)),
             [] => {}
             ["*", rest @ ..] => {
                 for (i, item) in at.as_array().into_iter().flatten().enumerate() {
-                    self.walk(rest, item, &format!("{path}[{i}]"), found);
+                    self.walk(rest, item, &format!("{path}[{i}]"), ranges, found);
                 }
             }
             [name, rest @ ..] => {
@@ -248,7 +297,7 @@ impl Field {
                     (false, true) => format!("{path}[{name}]"),
                     (false, false) => format!("{path}.{name}"),
                 };
-                self.walk(rest, child, &path, found);
+                self.walk(rest, child, &path, ranges, found);
             }
         }
     }

@@ -1,22 +1,22 @@
-//! Who asks.
+//! Users.
 
 use std::collections::BTreeMap;
 
-/// An authenticated user; travels in the request's extensions.
+/// An authenticated user, in the request's extensions.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct User {
-    /// Name.
+    /// User name.
     pub name: String,
-    /// Uid, where the authenticator knows one.
+    /// Unique id, if the authenticator provides one.
     pub uid: String,
-    /// Groups.
+    /// Groups of the user.
     pub groups: Vec<String>,
-    /// Anything else the authenticator says.
+    /// Further attributes from the authenticator.
     pub extra: BTreeMap<String, Vec<String>>,
 }
 
 impl User {
-    /// A user with groups; `system:authenticated` is added.
+    /// Creates a user with groups; adds `system:authenticated`.
     #[must_use]
     pub fn new(name: &str, groups: &[&str]) -> Self {
         let mut groups: Vec<String> = groups.iter().map(|g| (*g).to_owned()).collect();
@@ -27,7 +27,7 @@ impl User {
         User { name: name.into(), groups, ..User::default() }
     }
 
-    /// A service account, with the groups that its tokens give.
+    /// Returns a service account with its groups.
     #[must_use]
     pub fn service_account(namespace: &str, name: &str) -> Self {
         let of_namespace = format!("system:serviceaccounts:{namespace}");
@@ -37,25 +37,25 @@ impl User {
         )
     }
 
-    /// A node's kubelet.
+    /// Returns the user of a node's kubelet.
     #[must_use]
     pub fn node(name: &str) -> Self {
         User::new(&format!("system:node:{name}"), &["system:nodes"])
     }
 
-    /// The first of its groups that an administrator named (not one of the system's own), or `default`.
+    /// Returns the first group that is not a system group, or `default`.
     #[must_use]
     pub fn group_or<'a>(&'a self, default: &'a str) -> &'a str {
         self.groups.iter().find(|g| !g.starts_with("system:")).map_or(default, String::as_str)
     }
 
-    /// Somebody who may do everything.
+    /// Returns a user with all permissions.
     #[must_use]
     pub fn admin() -> Self {
         User::new("system:admin", &["system:masters"])
     }
 
-    /// Nobody in particular.
+    /// Returns the anonymous user.
     #[must_use]
     pub fn anonymous() -> Self {
         User {

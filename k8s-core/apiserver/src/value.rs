@@ -1,15 +1,16 @@
-//! Small helpers over JSON values.
+//! Helpers for JSON values.
 
 use serde_json::{Map, Value};
 
-/// The value at a JSON pointer, as [`Value::pointer`] finds it: this one is asked many times for every write, and makes no copies of the names.
+/// Returns the value at a JSON pointer. Like [`Value::pointer`], but without copying names, because every
+/// write calls it many times.
 #[must_use]
 pub fn at<'a>(object: &'a Value, pointer: &str) -> Option<&'a Value> {
     if pointer.contains('~') {
         return object.pointer(pointer);
     }
     let mut names = pointer.split('/');
-    // What is before the first slash.
+    // The part before the first slash must be empty.
     if !names.next()?.is_empty() {
         return None;
     }
@@ -20,31 +21,31 @@ pub fn at<'a>(object: &'a Value, pointer: &str) -> Option<&'a Value> {
     })
 }
 
-/// The text at a JSON pointer; empty where there is none.
+/// Returns the string at a JSON pointer; empty if absent.
 #[must_use]
 pub fn text<'a>(object: &'a Value, pointer: &str) -> &'a str {
     at(object, pointer).and_then(Value::as_str).unwrap_or_default()
 }
 
-/// The whole number at a JSON pointer.
+/// Returns the integer at a JSON pointer.
 #[must_use]
 pub fn integer(object: &Value, pointer: &str) -> Option<i64> {
     at(object, pointer).and_then(Value::as_i64)
 }
 
-/// The truth at a JSON pointer; false where there is none.
+/// Returns the boolean at a JSON pointer; false if absent.
 #[must_use]
 pub fn truth(object: &Value, pointer: &str) -> bool {
     at(object, pointer).and_then(Value::as_bool).unwrap_or(false)
 }
 
-/// The list at a JSON pointer; empty where there is none.
+/// Returns the list at a JSON pointer; empty if absent.
 #[must_use]
 pub fn list<'a>(object: &'a Value, pointer: &str) -> &'a [Value] {
     at(object, pointer).and_then(Value::as_array).map_or(&[], Vec::as_slice)
 }
 
-/// The map at a JSON pointer, if there is one.
+/// Returns the map at a JSON pointer, if there is one.
 #[must_use]
 pub fn map<'a>(object: &'a Value, pointer: &str) -> Option<&'a Map<String, Value>> {
     at(object, pointer).and_then(Value::as_object)
@@ -55,7 +56,7 @@ pub fn take(object: &mut Value, pointer: &str, key: &str) -> Option<Value> {
     object.pointer_mut(pointer)?.as_object_mut()?.remove(key)
 }
 
-/// Sets a field of an object where it is absent. Not an object: nothing happens.
+/// Sets a field of an object if it is absent. Does nothing for other types.
 pub fn default(object: &mut Value, key: &str, value: impl Into<Value>) {
     if let Some(map) = object.as_object_mut()
         && map.get(key).is_none_or(Value::is_null)
@@ -64,7 +65,7 @@ pub fn default(object: &mut Value, key: &str, value: impl Into<Value>) {
     }
 }
 
-/// Sets a field of an object where it is absent or an empty text.
+/// Sets a field of an object if it is absent or an empty string.
 pub fn default_text(object: &mut Value, key: &str, value: &str) {
     if let Some(map) = object.as_object_mut()
         && map.get(key).is_none_or(|v| v.is_null() || v == "")
@@ -73,7 +74,7 @@ pub fn default_text(object: &mut Value, key: &str, value: &str) {
     }
 }
 
-/// Sets a field of an object where it is absent or zero.
+/// Sets a field of an object if it is absent or zero.
 pub fn default_number(object: &mut Value, key: &str, value: i64) {
     if let Some(map) = object.as_object_mut()
         && map.get(key).is_none_or(|v| v.is_null() || v == 0)
@@ -82,14 +83,15 @@ pub fn default_number(object: &mut Value, key: &str, value: i64) {
     }
 }
 
-/// The object's map under `key`, made where it is absent. `None` when the object or what is there is no map.
+/// Returns the map in field `key`; creates it if absent. `None` if the object or the field is not a map.
 pub fn child<'a>(object: &'a mut Value, key: &str) -> Option<&'a mut Value> {
     let map = object.as_object_mut()?;
     let child = map.entry(key).or_insert_with(|| Value::Object(Map::new()));
     child.is_object().then_some(child)
 }
 
-/// Sets the value at a JSON pointer, making the maps on the way. Where something else than a map is in the way, nothing happens.
+/// Sets the value at a JSON pointer and creates the maps on the way. Does nothing if another type is in the
+/// way.
 pub fn set(object: &mut Value, pointer: &str, value: Value) {
     let mut at = object;
     let parts: Vec<&str> = pointer.split('/').skip(1).collect();
@@ -102,13 +104,13 @@ pub fn set(object: &mut Value, pointer: &str, value: Value) {
     }
 }
 
-/// Name, empty where absent.
+/// Returns the name; empty if absent.
 #[must_use]
 pub fn name(object: &Value) -> &str {
     text(object, "/metadata/name")
 }
 
-/// Whether two objects are equal but for `metadata` and `status`.
+/// Returns true if two objects are equal except for `metadata` and `status`.
 #[must_use]
 pub fn same_spec(a: &Value, b: &Value) -> bool {
     let (Some(a), Some(b)) = (a.as_object(), b.as_object()) else { return a == b };
@@ -122,7 +124,7 @@ pub fn same_spec(a: &Value, b: &Value) -> bool {
         && b.keys().filter(relevant).all(|k| a.contains_key(k))
 }
 
-/// An object as JSON bytes with `kind`, `apiVersion` and `metadata` first, as upstream writes it.
+/// Encodes an object as JSON with `kind`, `apiVersion` and `metadata` first, as upstream does.
 #[must_use]
 pub fn encode(object: &Value) -> Vec<u8> {
     let Some(map) = object.as_object() else { return object.to_string().into_bytes() };
@@ -131,15 +133,15 @@ pub fn encode(object: &Value) -> Vec<u8> {
     out
 }
 
-/// The fields that come first.
+/// Fields that are encoded first.
 const FIRST: [&str; 3] = ["kind", "apiVersion", "metadata"];
 
 fn encode_value(value: &Value, out: &mut Vec<u8>) {
-    // Writing JSON values into memory cannot fail: their keys are strings.
+    // Encoding JSON values into memory cannot fail: their keys are strings.
     let _ = serde_json::to_writer(out, value);
 }
 
-/// Writes an object, its `first` fields before the others; `each` writes a field's value.
+/// Encodes an object, its `first` fields before the others; `each` encodes a field's value.
 fn encode_fields(
     map: &Map<String, Value>,
     first: &[&str],
@@ -162,16 +164,17 @@ fn encode_fields(
     out.push(b'}');
 }
 
-/// An object's JSON without its resourceVersion, which a write learns last, when others wait for it: only that is then left to be filled in.
+/// JSON of an object without its resourceVersion. A write learns the revision while it holds a lock; only the
+/// digits are then filled in.
 #[derive(Debug)]
 pub struct Unversioned {
     json: Vec<u8>,
-    /// Where the revision's digits go.
+    /// Offset of the revision's digits.
     gap: usize,
 }
 
 impl Unversioned {
-    /// Encodes an object as [`encode`] does; whatever resourceVersion it has is left out.
+    /// Encodes an object as [`encode`] does, without its resourceVersion.
     #[must_use]
     pub fn encode(object: &Value) -> Self {
         let empty = Map::new();
@@ -194,7 +197,7 @@ impl Unversioned {
         Unversioned { json, gap }
     }
 
-    /// Of an object's JSON, without decoding it. `None` where it has no resourceVersion.
+    /// Converts an object's JSON without decoding it. `None` if it has no resourceVersion.
     #[must_use]
     pub fn of(json: &[u8]) -> Option<Self> {
         let digits = k8s_core::json::find(json, &["metadata", "resourceVersion"])?;
@@ -214,7 +217,7 @@ impl Unversioned {
     }
 }
 
-/// The JSON of an object's `metadata`, without decoding the rest.
+/// Returns the JSON of an object's `metadata`, without decoding the rest.
 #[must_use]
 pub fn metadata_of(json: &[u8]) -> Option<&[u8]> {
     json.get(k8s_core::json::find(json, &["metadata"])?)

@@ -1,107 +1,37 @@
 //! Create, update and patch: decode, convert, default, admit, validate, store.
 
-mod fit;
 mod metadata;
 mod patch;
 mod put_rules;
 
-pub(crate) use fit::{decode_body, fit};
 use metadata::{VIEWS, carry_over, check_finalizers, check_metadata};
-pub(crate) use patch::{PatchFunction, media_type, patch, patch_function};
+pub(crate) use patch::{PatchFunction, patch, patch_function};
 
 use std::sync::Arc;
 
 use bytes::Bytes;
 use http::{Response, StatusCode};
-use jiff::Timestamp;
 use k8s_core::{client::Body, status::ApiStatus};
 use k8s_schema::patch::managed::{self, Manager};
-use k8s_store::{Expect, StoreError, Stored};
+use k8s_store::{Expect, StoreError};
 use serde_json::Value;
 
 use crate::{
-    admission,
-    auth::rbac::Attributes,
+    admission::{Admission, Operation},
+    blocking::run_blocking_if,
+    body::{decode_body, fit},
+    call::{Call, dry_run},
+    errors::{modified, precondition, store_failure},
     invalid::FieldErrors,
-    read::Presenter,
+    read::object_response,
     resources::{
         Resource,
         strategy::{View, immutable},
     },
-    respond,
-    server::{ApiServer, Call, meta_of},
-    value::{Unversioned, child, encode, integer, same_spec, set, take, text},
+    state::State,
+    storage::{TRIES, current, is_finished, put, remove, timestamp},
+    value::{child, encode, integer, same_spec, set, take, text},
 };
-
-/// How often a write is tried when others write the same object meanwhile. The store tells of a conflict when the other write can be read, so of so many
-/// writers that begin together each gets its turn.
-pub(crate) const TRIES: usize = 64;
-
-/// Now in whole seconds, RFC 3339.
-pub(crate) fn timestamp(now: Timestamp) -> String {
-    Timestamp::from_second(now.as_second()).unwrap_or(now).to_string()
-}
-
-/// Answers with a stored object in the form and version that was asked for.
-pub(crate) fn object_response(
-    server: &ApiServer,
-    call: &Call,
-    resource: &Arc<Resource>,
-    code: StatusCode,
-    json: &Bytes,
-) -> Result<Response<Body>, ApiStatus> {
-    let presenter = Presenter::from_call(server, call, resource)?;
-    Ok(respond::json_bytes(code, presenter.object(json)))
-}
-
-/// The store's failure as an answer.
-pub(crate) fn store_failure(resource: &Resource, name: &str, error: &StoreError) -> ApiStatus {
-    match error {
-        StoreError::Conflict { .. } => modified(resource, name),
-        StoreError::Expired(_) => ApiStatus::expired(error.to_string()),
-        // Nothing was written, and the store writes again soon after its disk has room. (Over a full etcd, upstream says 500, which clients do not repeat.)
-        StoreError::Unavailable(_) => {
-            ApiStatus::new(503, "ServiceUnavailable", error.to_string()).retry_after(UNAVAILABLE_SECONDS)
-        }
-        other => ApiStatus::new(500, "InternalError", format!("Internal error occurred: {other}")),
-    }
-}
-
-/// When clients should come again to a store that cannot write.
-const UNAVAILABLE_SECONDS: i32 = 5;
-
-pub(crate) fn modified(resource: &Resource, name: &str) -> ApiStatus {
-    ApiStatus::conflict(
-        &resource.group,
-        &resource.plural,
-        name,
-        "the object has been modified; please apply your changes to the latest version and try again",
-    )
-}
-
-/// Whether the request's query asks for a dry run.
-///
-/// # Errors
-/// 422 for another value than `All`.
-pub(crate) fn dry_run(call: &Call, options: &str) -> Result<bool, ApiStatus> {
-    match call.query.get("dryRun") {
-        "" => Ok(false),
-        asked => dry_run_of(&[asked.into()], options),
-    }
-}
-
-/// Whether the `dryRun` of options in a body asks for a dry run.
-///
-/// # Errors
-/// 422 for another value than `All`.
-pub(crate) fn dry_run_of(asked: &[Value], options: &str) -> Result<bool, ApiStatus> {
-    if asked.iter().all(|value| value == "All") {
-        return Ok(!asked.is_empty());
-    }
-    let mut errors = FieldErrors::default();
-    errors.not_supported("dryRun", asked.to_vec(), &["All"]);
-    Err(errors.into_status("meta.k8s.io", options, ""))
-}
 
 /// Turns a fitting object into its stored form, with defaults.
 fn store_form(resource: &Resource, object: &mut Value) {
@@ -119,7 +49,7 @@ fn generated(prefix: &str) -> String {
 
 /// POST of a collection.
 pub(crate) async fn create(
-    server: &ApiServer,
+    state: &Arc<State>,
     call: &Call,
     resource: &Arc<Resource>,
     body: &[u8],
@@ -130,31 +60,27 @@ pub(crate) async fn create(
     if !text(&object, "/metadata/resourceVersion").is_empty() {
         return Err(ApiStatus::bad_request("resourceVersion should not be set on objects to be created"));
     }
-    let stored = insert(server, call, resource, object, dry_run, &recorder(call, resource)).await?;
-    object_response(server, call, resource, StatusCode::CREATED, &stored)
+    let stored = insert(state, call, resource, object, dry_run, &recorder(call, resource)).await?;
+    object_response(state, call, resource, StatusCode::CREATED, &stored)
 }
 
-/// Checks that a caller whose PUT or apply finds no object may create one.
-async fn may_create(server: &ApiServer, call: &Call) -> Result<(), ApiStatus> {
-    let info = &call.info;
-    let wanted = Attributes {
-        verb: "create",
-        group: &info.group,
-        resource: &info.resource,
-        subresource: &info.subresource,
-        namespace: &info.namespace,
-        name: &info.name,
-        path: "",
-    };
-    server.inner.authorize(&call.user, &wanted).await
+/// A write as admission plugins see it.
+fn admission<'a>(
+    call: &'a Call,
+    resource: &'a Resource,
+    object: &'a mut Value,
+    old: Option<&'a Value>,
+) -> Admission<'a> {
+    let operation = Operation::of(old);
+    Admission { operation, user: &call.user, resource, request: &call.info, object, old }
 }
 
 /// Notes that the fields of a new object are its creator's.
-fn recorder<'a>(call: &'a Call, resource: &'a Resource) -> impl Fn(&ApiServer, &mut Value) + Sync + 'a {
+fn recorder<'a>(call: &'a Call, resource: &'a Resource) -> impl Fn(&Arc<State>, &mut Value) + Sync + 'a {
     let manager =
         Manager { name: call.manager(), api_version: resource.api_version(), subresource: String::new() };
-    move |server, object| {
-        let now = timestamp(server.inner.clock.now());
+    move |state, object| {
+        let now = timestamp(state.clock.now());
         take(object, "/metadata", "managedFields");
         managed::record_update(&managed::nothing(), object, &resource.schema, &manager, &now);
     }
@@ -162,14 +88,13 @@ fn recorder<'a>(call: &'a Call, resource: &'a Resource) -> impl Fn(&ApiServer, &
 
 /// The common part of create and apply-that-creates. Returns the stored bytes.
 async fn insert(
-    server: &ApiServer,
+    state: &Arc<State>,
     call: &Call,
     resource: &Arc<Resource>,
     mut object: Value,
     dry_run: bool,
-    record: &(dyn Fn(&ApiServer, &mut Value) + Sync),
+    record: &(dyn Fn(&Arc<State>, &mut Value) + Sync),
 ) -> Result<Bytes, ApiStatus> {
-    let inner = &server.inner;
     let namespace = call.info.namespace.as_str();
     let Some(metadata) = child(&mut object, "metadata") else {
         return Err(ApiStatus::bad_request("metadata must be an object"));
@@ -196,7 +121,7 @@ async fn insert(
         String::new()
     };
     metadata["uid"] = k8s_core::random::uuid().to_string().into();
-    metadata["creationTimestamp"] = timestamp(inner.clock.now()).into();
+    metadata["creationTimestamp"] = timestamp(state.clock.now()).into();
     if !prefix.is_empty() {
         metadata["name"] = generated(&prefix).into();
     }
@@ -211,7 +136,6 @@ async fn insert(
     if resource.strategy.generation {
         set(&mut object, "/metadata/generation", 1.into());
     }
-    admission::namespace(server, resource, namespace, text(&object, "/metadata/name"))?;
     if resource.terminating {
         let why = "create not allowed while custom resource definition is terminating";
         return Err(ApiStatus::new(405, "MethodNotAllowed", why).about(
@@ -220,7 +144,8 @@ async fn insert(
             "",
         ));
     }
-    admission::run(server, call, resource, &mut object, None).await?;
+    (resource.strategy.created_by)(&call.user, &mut object);
+    state.admission.admit(&mut admission(call, resource, &mut object, None)).await?;
     (resource.strategy.create)(&mut object);
     let mut errors = FieldErrors::default();
     check_metadata(resource, &object, &mut errors);
@@ -229,7 +154,7 @@ async fn insert(
     }
     (resource.strategy.validate)(&object, &mut errors);
     if let Some(rules) = &resource.rules {
-        unhurried(rules.is_heavy(&object, None), || rules.check(&object, None, &mut errors));
+        run_blocking_if(rules.is_heavy(&object, None), || rules.check(&object, None, &mut errors));
     }
     if let Some(typed) = &resource.typed {
         typed.validate(&object, None, false, &mut errors);
@@ -237,23 +162,23 @@ async fn insert(
     if !errors.is_empty() {
         return Err(errors.into_status(&resource.group, &resource.kind, text(&object, "/metadata/name")));
     }
-    admission::validate(server, call, resource, &mut object, None).await?;
-    crate::unenforced::warn(server, call, resource, &object, None);
-    let mut reserved = inner.services.reserve(resource, &mut object, None)?;
-    record(server, &mut object);
+    state.admission.validate(&admission(call, resource, &mut object, None)).await?;
+    crate::unenforced::warn(state, call, resource, &object, None);
+    let mut reserved = state.services.reserve(resource, &mut object, None)?;
+    record(state, &mut object);
     for _ in 0..8 {
         let name = text(&object, "/metadata/name").to_owned();
         let key = resource.key(namespace, &name);
         if dry_run {
-            if inner.store.get(&resource.storage, &key).is_some() {
+            if state.store.get(&resource.storage, &key).is_some() {
                 return Err(ApiStatus::already_exists(&resource.group, &resource.plural, &name));
             }
             return Ok(encode(&object).into());
         }
-        match put(server, resource, &key, Expect::Absent, &object).await {
+        match put(state, resource, &key, Expect::Absent, &object).await {
             Ok(stored) => {
                 reserved.keep();
-                crate::extend::after_write(server, resource, &stored).await;
+                crate::storage::written(state, resource, &stored).await;
                 return Ok(stored.json.clone());
             }
             Err(StoreError::Conflict { .. }) if !prefix.is_empty() => {
@@ -268,48 +193,9 @@ async fn insert(
     Err(ApiStatus::already_exists(&resource.group, &resource.plural, text(&object, "/metadata/name")))
 }
 
-/// Does something that takes long without keeping other requests of this thread waiting, where the runtime has other threads for them.
-pub(crate) fn unhurried(long: bool, work: impl FnOnce()) {
-    use tokio::runtime::{Handle, RuntimeFlavor};
-    if long && Handle::try_current().is_ok_and(|h| h.runtime_flavor() == RuntimeFlavor::MultiThread) {
-        tokio::task::block_in_place(work);
-    } else {
-        work();
-    }
-}
-
-/// Writes an object's stored form.
-pub(crate) async fn put(
-    server: &ApiServer,
-    resource: &Resource,
-    key: &str,
-    expect: Expect,
-    object: &Value,
-) -> Result<Arc<Stored>, StoreError> {
-    let meta = meta_of(object, &resource.fields);
-    let json = Unversioned::encode(object);
-    server.inner.store.put(&resource.storage, key, expect, meta, |revision| json.at(revision)).await
-}
-
-/// Reads the newest state of an object.
-pub(crate) fn current(
-    server: &ApiServer,
-    resource: &Resource,
-    key: &str,
-    name: &str,
-) -> Result<(Arc<Stored>, Value), ApiStatus> {
-    let stored = server
-        .inner
-        .store
-        .get(&resource.storage, key)
-        .ok_or_else(|| ApiStatus::not_found(&resource.group, &resource.plural, name))?;
-    let value = serde_json::from_slice(&stored.json).map_err(ApiStatus::internal)?;
-    Ok((stored, value))
-}
-
 /// PUT of an object.
 pub(crate) async fn update(
-    server: &ApiServer,
+    state: &Arc<State>,
     call: &Call,
     resource: &Arc<Resource>,
     body: &[u8],
@@ -334,15 +220,15 @@ pub(crate) async fn update(
     }
     let absent = || {
         let key = resource.key(&call.info.namespace, &call.info.name);
-        server.inner.store.get(&resource.storage, &key).is_none()
+        state.store.get(&resource.storage, &key).is_none()
     };
     if call.info.subresource.is_empty() && put_rules::creates(resource) && absent() {
-        may_create(server, call).await?;
+        state.authorization.may_create(&call.user, &call.info).await?;
         set(&mut object, "/metadata/resourceVersion", "".into());
-        let stored = insert(server, call, resource, object, dry_run, &recorder(call, resource)).await?;
-        return object_response(server, call, resource, StatusCode::CREATED, &stored);
+        let stored = insert(state, call, resource, object, dry_run, &recorder(call, resource)).await?;
+        return object_response(state, call, resource, StatusCode::CREATED, &stored);
     }
-    let bytes = modify(server, call, resource, dry_run, &|_| {
+    let bytes = modify(state, call, resource, dry_run, &|_| {
         if put_rules::is_conditional(resource) && wanted_version(&object).is_empty() {
             let mut errors = FieldErrors::default();
             errors.invalid("metadata.resourceVersion", 0, "must be specified for an update");
@@ -351,7 +237,7 @@ pub(crate) async fn update(
         Ok(Change::Replace(object.clone()))
     })
     .await?;
-    object_response(server, call, resource, StatusCode::OK, &bytes)
+    object_response(state, call, resource, StatusCode::OK, &bytes)
 }
 
 /// The version that a write is to replace; empty for any. `0` is any, too.
@@ -377,7 +263,7 @@ fn count_generation(resource: &Resource, new: &mut Value, old: &Value) {
 
 /// Reads, changes, checks and writes an object, again and again until nobody else wrote meanwhile. Returns the stored bytes.
 pub(crate) async fn modify(
-    server: &ApiServer,
+    state: &Arc<State>,
     call: &Call,
     resource: &Arc<Resource>,
     dry_run: bool,
@@ -386,7 +272,7 @@ pub(crate) async fn modify(
     let (namespace, name) = (call.info.namespace.as_str(), call.info.name.as_str());
     let key = resource.key(namespace, name);
     for _ in 0..TRIES {
-        let (stored, old) = current(server, resource, &key, name)?;
+        let (stored, old) = current(state, resource, &key, name)?;
         let (mut new, applied) = match change(&old)? {
             Change::Replace(mut new) => {
                 let wanted = wanted_version(&new).to_owned();
@@ -404,7 +290,7 @@ pub(crate) async fn modify(
         };
         let part = call.info.subresource.as_str();
         let mut errors = FieldErrors::default();
-        let now = timestamp(server.inner.clock.now());
+        let now = timestamp(state.clock.now());
         carry_over(resource, &mut new, &old, part);
         if !part.is_empty() {
             (resource.strategy.view)(&View { part, old: &old, now: &now }, &mut new, &mut errors);
@@ -427,7 +313,7 @@ pub(crate) async fn modify(
         if part.is_empty() || part == "scale" {
             resource.default(&mut new);
             (resource.strategy.update)(&mut new, &old);
-            admission::run(server, call, resource, &mut new, Some(&old)).await?;
+            state.admission.admit(&mut admission(call, resource, &mut new, Some(&old))).await?;
             count_generation(resource, &mut new, &old);
         }
         check_metadata(resource, &new, &mut errors);
@@ -445,7 +331,7 @@ pub(crate) async fn modify(
             resource.strategy.fixed.iter().for_each(|field| immutable(&new, &old, field, &mut errors));
         }
         if let Some(rules) = &resource.rules {
-            unhurried(rules.is_heavy(&new, Some(&old)), || rules.check(&new, Some(&old), &mut errors));
+            run_blocking_if(rules.is_heavy(&new, Some(&old)), || rules.check(&new, Some(&old), &mut errors));
         }
         if let Some(typed) = &resource.typed {
             typed.validate(&new, Some(&old), part == "status", &mut errors);
@@ -453,11 +339,11 @@ pub(crate) async fn modify(
         if !errors.is_empty() {
             return Err(errors.into_status(&resource.group, &resource.kind, name));
         }
-        admission::validate(server, call, resource, &mut new, Some(&old)).await?;
+        state.admission.validate(&admission(call, resource, &mut new, Some(&old))).await?;
         if matches!(part, "" | "ephemeralcontainers") {
-            crate::unenforced::warn(server, call, resource, &new, Some(&old));
+            crate::unenforced::warn(state, call, resource, &new, Some(&old));
         }
-        let mut reserved = server.inner.services.reserve(resource, &mut new, Some(&old))?;
+        let mut reserved = state.services.reserve(resource, &mut new, Some(&old))?;
         if !applied {
             if part == "resize" {
                 take(&mut new, "/metadata", "managedFields");
@@ -477,18 +363,17 @@ pub(crate) async fn modify(
             return Ok(encode(&new).into());
         }
         // With its last finalizer gone, an object that waits for deletion goes as well.
-        let finished =
-            crate::delete::is_finished(resource, &new) && !crate::delete::is_finished(resource, &old);
+        let finished = is_finished(resource, &new) && !is_finished(resource, &old);
         let result = if finished {
-            crate::delete::remove(server, resource, &key, stored.revision, &new).await
+            remove(state, resource, &key, stored.revision, &new).await
         } else {
-            put(server, resource, &key, Expect::Revision(stored.revision), &new).await
+            put(state, resource, &key, Expect::Revision(stored.revision), &new).await
         };
         match result {
             Ok(written) => {
                 reserved.keep();
                 if !finished {
-                    crate::extend::after_write(server, resource, &written).await;
+                    crate::storage::written(state, resource, &written).await;
                 }
                 return Ok(written.json.clone());
             }
@@ -497,13 +382,4 @@ pub(crate) async fn modify(
         }
     }
     Err(modified(resource, name))
-}
-
-/// 409 for a uid that is another object's.
-pub(crate) fn precondition(resource: &Resource, key: &str, name: &str, want: &str, have: &str) -> ApiStatus {
-    let why = format!(
-        "StorageError: invalid object, Code: 4, Key: /registry/{}/{key}, ResourceVersion: 0, AdditionalErrorMsg: Precondition failed: UID in precondition: {want}, UID in object meta: {have}",
-        resource.plural
-    );
-    ApiStatus::conflict(&resource.group, &resource.plural, name, &why)
 }

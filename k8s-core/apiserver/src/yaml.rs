@@ -10,8 +10,8 @@ use k8s_core::client::{Body, BoxError};
 use serde_json::{Map, Value};
 
 use crate::{
+    blocking::run_blocking_if,
     limits::{Place, Ticket},
-    write::unhurried,
 };
 
 /// Bytes that are gathered before they are sent.
@@ -35,7 +35,7 @@ pub(crate) fn list(body: Body, ticket: Option<Arc<Ticket>>) -> Body {
                 let more = frame.map(|frame| frame.into_data().unwrap_or_default());
                 let work = heavy(ticket.as_deref()).await;
                 let mut done = Ok(());
-                unhurried(true, || {
+                run_blocking_if(true, || {
                     done = match &more {
                         Some(more) => writing.read(more),
                         None => writing.end(),

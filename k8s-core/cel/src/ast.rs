@@ -1,9 +1,10 @@
-//! What a text says: a tree of expressions in one vector. Macros stay what they are, chains of `&&` and `||` are one node each.
+//! The syntax tree: expressions in one vector. Macros stay unexpanded, and chains of `&&` or `||` are one
+//! node each.
 
-/// Deepest nesting of an expression, as upstream's parser.
+/// Maximum nesting depth, as in upstream's parser.
 pub(super) const MAX_DEPTH: u16 = 250;
 
-/// An expression's place in its tree.
+/// Index of an expression in its tree.
 pub(super) type Id = u32;
 
 /// A literal value.
@@ -18,7 +19,7 @@ pub(super) enum Literal {
     Bytes(Vec<u8>),
 }
 
-/// What a loop makes of the elements of its range.
+/// Kind of a loop macro.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum LoopKind {
     All,
@@ -30,16 +31,16 @@ pub(super) enum LoopKind {
     TransformMapEntry,
 }
 
-/// A loop over a list or a map.
+/// A loop macro over a list or a map.
 #[derive(Clone, Debug, PartialEq)]
 pub(super) struct Loop {
     pub(super) kind: LoopKind,
-    /// The macro's name.
+    /// Name of the macro.
     pub(super) name: &'static str,
     pub(super) range: Id,
     pub(super) variable: String,
     pub(super) second: Option<String>,
-    /// Elements for which this does not hold are left out.
+    /// Condition of the elements to be processed; default: all.
     pub(super) filter: Option<Id>,
     pub(super) body: Id,
 }
@@ -48,7 +49,7 @@ pub(super) struct Loop {
 #[derive(Clone, Debug, PartialEq)]
 pub(super) enum Expr {
     Literal(Literal),
-    /// A name; with a leading dot it is looked up from the root.
+    /// A name; with a leading dot it is resolved from the root.
     Ident(String),
     Select {
         operand: Id,
@@ -68,7 +69,7 @@ pub(super) enum Expr {
     And(Vec<Id>),
     Or(Vec<Id>),
     Conditional(Id, Id, Id),
-    /// Elements; those marked are left out when they are none.
+    /// Elements; `true` marks optional elements, which are omitted if they are none.
     List(Vec<(Id, bool)>),
     Map(Vec<(Id, Id, bool)>),
     Struct {
@@ -82,7 +83,7 @@ pub(super) enum Expr {
         value: Id,
         body: Id,
     },
-    /// `operand.optMap(name, body)`; flat: the body is itself optional.
+    /// `operand.optMap(name, body)`; with `flat` the body is optional itself (`optFlatMap`).
     OptMap {
         operand: Id,
         name: String,
@@ -91,7 +92,7 @@ pub(super) enum Expr {
     },
 }
 
-/// An expression with the place in the text that it is told at.
+/// An expression and its position in the text.
 #[derive(Clone, Debug)]
 pub(super) struct Node {
     pub(super) expr: Expr,
@@ -99,7 +100,7 @@ pub(super) struct Node {
     pub(super) depth: u16,
 }
 
-/// A whole tree.
+/// A syntax tree.
 #[derive(Clone, Debug, Default)]
 pub(super) struct Ast {
     pub(super) nodes: Vec<Node>,
@@ -107,7 +108,7 @@ pub(super) struct Ast {
 }
 
 impl Expr {
-    /// The expressions that it is made of.
+    /// Returns the direct subexpressions.
     pub(super) fn children(&self) -> Vec<Id> {
         match self {
             Expr::Literal(_) | Expr::Ident(_) => Vec::new(),
@@ -126,10 +127,10 @@ impl Expr {
 }
 
 impl Ast {
-    /// Adds an expression. `None` when it would be nested too deep.
+    /// Adds an expression; returns `None` if it is nested too deep.
     pub(super) fn add(&mut self, expr: Expr, at: u32) -> Option<Id> {
         let below = expr.children().into_iter().map(|id| self.node(id).depth).max().unwrap_or(0);
-        // A name takes more room while it is bound than other expressions do.
+        // Expressions that bind names need more stack than others.
         let own = if matches!(expr, Expr::Loop(_) | Expr::Bind { .. } | Expr::OptMap { .. }) { 3 } else { 1 };
         let depth = below.saturating_add(own);
         if depth > MAX_DEPTH {
@@ -140,7 +141,7 @@ impl Ast {
         Some(id)
     }
 
-    /// The node of an id that this tree gave.
+    /// Returns the node of an id of this tree.
     pub(super) fn node(&self, id: Id) -> &Node {
         &self.nodes[id as usize]
     }
@@ -149,7 +150,7 @@ impl Ast {
         &self.node(id).expr
     }
 
-    /// `a.b.c` as a name, when an expression is nothing but that.
+    /// Returns the qualified name `a.b.c` if the expression is one.
     pub(super) fn dotted(&self, id: Id) -> Option<String> {
         match self.expr(id) {
             Expr::Ident(name) => Some(name.clone()),

@@ -1,4 +1,4 @@
-//! Types: what each part of an expression is, whether that makes sense, what it may cost, and the plan to run it by.
+//! Type checker: determines the type and cost of every expression, and builds the execution plan.
 
 mod calls;
 mod loops;
@@ -24,10 +24,10 @@ pub(super) struct Program {
     pub(super) estimate: Estimate,
 }
 
-/// Most problems that are told.
+/// Maximum number of reported errors.
 const MOST: usize = 30;
 
-/// Checks a tree, with the variables that it may name.
+/// Checks a tree with the declared variables.
 pub(super) fn check(
     ast: &Ast,
     text: &str,
@@ -52,15 +52,15 @@ pub(super) fn check(
     Err(CompileErrors(errors))
 }
 
-/// What is known of an expression.
+/// Result of checking an expression.
 #[derive(Clone, Debug)]
 struct Checked {
     ty: Type,
     op: OpId,
     cost: Estimate,
-    /// Where it comes from a variable.
+    /// Declaration, if the value comes from a variable.
     decl: Option<Arc<Decl>>,
-    /// Where it does not.
+    /// Size, if the value does not come from a variable.
     size: Option<Size>,
     element: Option<Size>,
 }
@@ -91,7 +91,7 @@ fn declared_size(decl: Option<&Decl>) -> Option<Size> {
     })
 }
 
-/// A name that a macro binds.
+/// A name bound by a macro.
 struct Scope {
     name: String,
     what: Checked,
@@ -105,7 +105,7 @@ struct Checker<'a> {
     scopes: Vec<Scope>,
     plan: Plan,
     errors: Vec<CompileError>,
-    /// The next list may have elements of several types.
+    /// The next list literal may have elements of different types.
     mixed: bool,
 }
 
@@ -169,7 +169,7 @@ impl Checker<'_> {
         done
     }
 
-    /// A name's meaning, if it has one.
+    /// Resolves a name to a local, a variable or a type.
     fn resolve(&mut self, name: &str) -> Option<Checked> {
         let rooted = name.strip_prefix('.');
         if rooted.is_none()
@@ -205,7 +205,7 @@ impl Checker<'_> {
         }
     }
 
-    /// Whether the first part of `a.b.c` names something.
+    /// Returns true if the first part of `a.b.c` is a variable or a local.
     fn is_variable(&self, dotted: &str) -> bool {
         let head = dotted.trim_start_matches('.').split('.').next().unwrap_or_default();
         self.scopes.iter().any(|scope| scope.name == head)
@@ -233,7 +233,7 @@ impl Checker<'_> {
         done
     }
 
-    /// The type of a field. `None`: there is none, which was told.
+    /// Returns the type of a field. `None`: no such field; the error is recorded.
     fn field(&mut self, of: &Checked, field: &str, at: u32) -> Option<(Type, Option<Arc<Decl>>)> {
         let (ty, decl) = match &of.ty {
             Type::Optional(inner) => {
@@ -274,7 +274,7 @@ impl Checker<'_> {
         for term in terms {
             let term = self.expr(*term);
             ops.push(term.op);
-            // The first may decide.
+            // Short-circuit: the first term may decide.
             total = Some(match total {
                 None => term.cost,
                 Some(total) => Estimate { min: total.min, max: total.plus(term.cost).max },
@@ -306,7 +306,7 @@ impl Checker<'_> {
         done
     }
 
-    /// Joins the type of one more element to that of those before it.
+    /// Unifies the type of the next list element with that of the previous ones.
     fn homogeneous(&mut self, known: &mut Option<Type>, next: &Checked, at: u32, mixed: bool) {
         match known {
             None => *known = Some(next.ty.clone()),
@@ -319,7 +319,7 @@ impl Checker<'_> {
         }
     }
 
-    /// The type of an element that is left out when it is none.
+    /// Returns the type of an element; for an optional element that of its value.
     fn unwrapped(&mut self, mut checked: Checked, optional: bool, at: u32) -> Checked {
         if optional {
             match &checked.ty {

@@ -1,7 +1,7 @@
-//! What an expression costs, before its values are known: upstream's `checker/cost.go` with `library/cost.go`.
+//! Static cost estimation: upstream's `checker/cost.go` with `library/cost.go`.
 //!
-//! Where upstream knows nothing of a size (`string(1)`, the pieces of a split text), the bound here is the one that there is: an expression that
-//! upstream accepts is accepted.
+//! If upstream has no size estimate (`string(1)`, the parts of a split string), the actual bound is used
+//! here, so that every expression that upstream accepts is accepted.
 
 use super::{
     ast::LoopKind,
@@ -9,59 +9,60 @@ use super::{
     types::Type,
 };
 
-/// A least and a most cost.
+/// A range of costs.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Estimate {
-    /// It cannot cost less.
+    /// Minimum cost.
     pub min: u64,
-    /// It cannot cost more.
+    /// Maximum cost.
     pub max: u64,
 }
 
-/// A least and a most size.
+/// A range of sizes.
 pub type Size = Estimate;
 
-/// Making a list.
+/// Cost of creating a list.
 pub(super) const LIST: u64 = 10;
-/// Making a map.
+/// Cost of creating a map.
 pub(super) const MAP: u64 = 30;
 
 impl Estimate {
-    /// One that is known.
+    /// Returns a known value.
     #[must_use]
     pub fn fixed(n: u64) -> Self {
         Estimate { min: n, max: n }
     }
 
-    /// From nothing up to a most.
+    /// Returns the range from 0 to `max`.
     pub(super) fn up_to(max: u64) -> Self {
         Estimate { min: 0, max }
     }
 
-    /// A sum.
+    /// Adds two ranges; saturates.
     #[must_use]
     pub fn plus(self, other: Self) -> Self {
         Estimate { min: self.min.saturating_add(other.min), max: self.max.saturating_add(other.max) }
     }
 
-    /// A product.
+    /// Multiplies two ranges; saturates.
     #[must_use]
     pub fn times(self, other: Self) -> Self {
         Estimate { min: self.min.saturating_mul(other.min), max: self.max.saturating_mul(other.max) }
     }
 
-    /// Either of two.
+    /// Returns the smallest range that contains both.
     pub(super) fn or(self, other: Self) -> Self {
         Estimate { min: self.min.min(other.min), max: self.max.max(other.max) }
     }
 
-    /// A part, rounded up.
+    /// Divides by `of`, rounding up.
     pub(super) fn part(self, of: u64) -> Self {
         Estimate { min: self.min.div_ceil(of), max: self.max.div_ceil(of) }
     }
 }
 
-/// What a loop costs beside what is in it: to begin, for each element, for an element that is taken, and for its result.
+/// Costs of a loop macro besides its expressions: initialization, per iteration, per accepted element,
+/// result.
 pub(super) fn of_loop(kind: LoopKind) -> (u64, u64, u64, u64) {
     match kind {
         LoopKind::All => (0, 3, 0, 1),
@@ -73,14 +74,14 @@ pub(super) fn of_loop(kind: LoopKind) -> (u64, u64, u64, u64) {
     }
 }
 
-/// What is known of the size of an argument, and of its elements.
+/// Size of an argument and of its elements.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Known {
     pub(super) size: Size,
     pub(super) element: Size,
 }
 
-/// The size of a value of a type, if nothing else is known.
+/// Returns the size of a value of a type without further knowledge.
 pub(super) fn of_type(ty: &Type) -> Size {
     match ty {
         Type::String | Type::Bytes | Type::List(_) | Type::Map(_) | Type::Dyn => Size::up_to(u64::MAX),
@@ -89,7 +90,7 @@ pub(super) fn of_type(ty: &Type) -> Size {
     }
 }
 
-/// What a call costs.
+/// Returns the cost of a call.
 pub(super) fn of_call(function: &Function, args: &[Known], first: Option<&Type>) -> Estimate {
     let size = |i: usize| args.get(i).map_or(Size::fixed(1), |known| known.size);
     let texts = matches!(first, Some(Type::String | Type::Bytes | Type::Dyn));
@@ -116,7 +117,7 @@ pub(super) fn of_call(function: &Function, args: &[Known], first: Option<&Type>)
     }
 }
 
-/// The size of what a call returns.
+/// Returns the size of a call's result.
 pub(super) fn result_size(function: &Function, args: &[Known], first: Option<&Type>) -> Size {
     let size = |i: usize| args.get(i).map_or(Size::fixed(1), |known| known.size);
     let element = args.first().map_or(Size::fixed(1), |known| known.element);
@@ -126,7 +127,8 @@ pub(super) fn result_size(function: &Function, args: &[Known], first: Option<&Ty
         }
         "replace" => {
             let (text, from, to) = (size(0), size(1), size(2));
-            // Nothing stands before and behind each character; else the shortest text is replaced by the longest.
+            // An empty pattern matches before and after each character; otherwise the shortest pattern is
+            // replaced by the longest text.
             let times = if from.min == 0 { text.max.saturating_add(1) } else { text.max.div_ceil(from.min) };
             let grown = if to.max <= from.min { 0 } else { times.saturating_mul(to.max) };
             Size::up_to(text.max.saturating_add(grown))
@@ -153,12 +155,12 @@ pub(super) fn result_size(function: &Function, args: &[Known], first: Option<&Ty
         "validate" => Size::up_to(4),
         "min" | "max" => element,
         "math.least" | "math.greatest" => Size::fixed(1),
-        // No longer than the longest of what it is made of.
+        // Not longer than its longest argument.
         _ => Size::up_to(args.iter().map(|known| known.size.max).max().unwrap_or(0)),
     }
 }
 
-/// The size of the elements of what a call returns.
+/// Returns the size of the elements of a call's result.
 pub(super) fn result_element(function: &Function, args: &[Known]) -> Size {
     match function.name {
         "split" | "findAll" => Size::up_to(args.first().map_or(0, |known| known.size.max)),

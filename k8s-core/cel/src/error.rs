@@ -1,24 +1,24 @@
-//! What can be wrong with an expression, and with its evaluation.
+//! Compile-time and evaluation errors.
 
 use std::fmt;
 
-/// A problem of an expression, with its place.
+/// A compile-time error with its position.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct CompileError {
-    /// Line, from 1.
+    /// Line number, from 1.
     pub line: usize,
     /// Column in characters, from 1.
     pub column: usize,
-    /// What is wrong.
+    /// Error message.
     pub message: String,
     source: String,
 }
 
-/// Longest line that is quoted with a problem.
+/// Maximum length of a quoted line.
 const QUOTED: usize = 1000;
 
 impl CompileError {
-    /// A problem at a byte of a text.
+    /// Creates an error at a byte offset of the text.
     pub(super) fn at(text: &str, at: usize, message: impl Into<String>) -> Self {
         let at = (0..=at.min(text.len())).rev().find(|i| text.is_char_boundary(*i)).unwrap_or(0);
         let (before, after) = text.split_at(at);
@@ -41,7 +41,7 @@ impl fmt::Display for CompileError {
     }
 }
 
-/// Every problem of an expression, in the order of the text as it is read.
+/// All errors of an expression, in the order of the text.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub struct CompileErrors(pub Vec<CompileError>);
 
@@ -57,17 +57,17 @@ impl fmt::Display for CompileErrors {
     }
 }
 
-/// Why an evaluation has no value.
+/// Errors of an evaluation.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 #[non_exhaustive]
 pub enum EvalError {
-    /// The meter ran out.
+    /// The meter's limit was exceeded.
     #[error("operation cancelled: actual cost limit exceeded")]
     Cost,
-    /// A function was given values that it has no meaning for.
+    /// A function has no overload for the given values.
     #[error("no such overload")]
     NoSuchOverload,
-    /// A map has no such key, an object no such field.
+    /// A map has no such key, or an object no such field.
     #[error("no such key: {0}")]
     NoSuchKey(String),
     /// Any other failure.

@@ -1,4 +1,4 @@
-//! Running a plan.
+//! Evaluates a plan.
 
 use std::sync::Arc;
 
@@ -15,10 +15,10 @@ use super::{
 
 type Evaluated<'a> = Result<Value<'a>, EvalError>;
 
-/// What memory an element of a list or a map counts as.
+/// Bytes that a list element or map entry counts as.
 const ELEMENT: u64 = 64;
 
-/// Runs a plan on values.
+/// Evaluates a plan.
 pub(super) fn run<'a>(plan: &'a Plan, activation: &Activation<'a>, meter: &mut Meter) -> Evaluated<'a> {
     let variables = plan.variables.iter().map(|(name, decl)| {
         let found = activation.bindings.iter().find(|(bound, _)| bound == name).map(|(_, binding)| binding);
@@ -45,7 +45,7 @@ pub(super) fn run<'a>(plan: &'a Plan, activation: &Activation<'a>, meter: &mut M
 struct Runner<'a, 'm> {
     plan: &'a Plan,
     variables: Vec<Evaluated<'a>>,
-    /// What names are bound to; a failure is one of those who use the name.
+    /// Values of bound names. An error is raised where the name is used.
     locals: Vec<Evaluated<'a>>,
     patterns: Patterns,
     meter: &'m mut Meter,
@@ -170,7 +170,7 @@ impl<'a> Runner<'a, '_> {
         }
     }
 
-    /// `&&` and `||`: one term may decide, whatever is wrong with the others.
+    /// `&&` and `||`: one deciding term is enough, even if other terms fail.
     fn logic(&mut self, terms: &'a [OpId], deciding: bool) -> Evaluated<'a> {
         let mut failed = None;
         for term in terms {
@@ -287,7 +287,7 @@ impl<'a> Runner<'a, '_> {
         self.finish(one.kind, made)
     }
 
-    /// One element of a loop. Says whether that decides it.
+    /// Evaluates one iteration; returns true if it decides the loop.
     fn step(
         &mut self,
         one: &'a LoopOp,
@@ -376,7 +376,7 @@ impl<'a> Runner<'a, '_> {
     }
 }
 
-/// What a loop has made so far.
+/// Intermediate result of a loop.
 #[derive(Default)]
 struct Made<'a> {
     decided: bool,
@@ -386,7 +386,7 @@ struct Made<'a> {
     entries: Entries<'a>,
 }
 
-/// A literal, borrowed from its plan.
+/// Borrows a literal from its plan.
 fn constant<'a>(value: &'a Value<'static>) -> Value<'a> {
     match value {
         Value::String(Text::Shared(text)) => Value::String(Text::Borrowed(text)),

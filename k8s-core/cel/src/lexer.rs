@@ -1,8 +1,8 @@
-//! A text as words and signs.
+//! Lexer.
 
 use super::error::CompileError;
 
-/// Longest expression, characters, as upstream's parser.
+/// Maximum length of an expression in characters, as in upstream's parser.
 pub(super) const MAX_TEXT: usize = 100_000;
 
 #[derive(Clone, Debug, PartialEq)]
@@ -18,7 +18,7 @@ pub(super) enum Token<'t> {
     End,
 }
 
-/// A token with its place.
+/// A token with its position.
 #[derive(Clone, Debug)]
 pub(super) struct Spanned<'t> {
     pub(super) token: Token<'t>,
@@ -26,16 +26,16 @@ pub(super) struct Spanned<'t> {
     pub(super) text: &'t str,
 }
 
-/// Longer ones first.
+/// Sorted so that longer operators match first.
 const SIGNS: [&str; 24] = [
     "==", "!=", "<=", ">=", "&&", "||", "[", "]", "{", "}", "(", ")", ".", ",", "-", "!", "?", ":", "+", "*",
     "/", "%", "<", ">",
 ];
 
-/// Takes a text apart.
+/// Splits a text into tokens.
 ///
 /// # Errors
-/// What is no token, all of them.
+/// All invalid tokens.
 pub(super) fn tokens(text: &str) -> Result<Vec<Spanned<'_>>, Vec<CompileError>> {
     let mut lexer = Lexer { text, at: 0 };
     let (mut out, mut errors) = (Vec::new(), Vec::new());
@@ -55,7 +55,7 @@ pub(super) fn tokens(text: &str) -> Result<Vec<Spanned<'_>>, Vec<CompileError>> 
                 if errors.len() < 20 {
                     errors.push(CompileError::at(text, start, message));
                 }
-                // Goes on behind what could not be read.
+                // Continue after the invalid character.
                 if lexer.at == start {
                     lexer.at += lexer.rest().chars().next().map_or(1, char::len_utf8);
                 }
@@ -163,7 +163,7 @@ impl<'t> Lexer<'t> {
         Ok(if unsigned(self) { Token::Uint(text) } else { Token::Int(text) })
     }
 
-    /// A string or bytes; the position is at the quote.
+    /// Lexes a string or bytes literal, from its opening quote.
     fn string(&mut self, raw: bool, bytes: bool) -> Result<Token<'t>, String> {
         let rest = self.rest();
         let quote = ["\"\"\"", "'''", "\"", "'"].into_iter().find(|q| rest.starts_with(q)).unwrap_or("'");
@@ -198,7 +198,8 @@ impl<'t> Lexer<'t> {
     }
 }
 
-/// The length of a string's prefix, and whether it is raw and bytes. `None`: there is no string.
+/// Returns the length of a string literal's prefix, and whether it is raw and bytes. `None`: not a string
+/// literal.
 fn string_prefix(rest: &str) -> Option<(usize, bool, bool)> {
     let (mut raw, mut bytes) = (false, false);
     for (i, c) in rest.chars().take(3).enumerate() {
@@ -214,11 +215,11 @@ fn string_prefix(rest: &str) -> Option<(usize, bool, bool)> {
 
 enum Escaped {
     Char(char),
-    /// Written as `\x` or in octal digits: a byte in bytes, a character in texts.
+    /// Written as `\x` or in octal: a byte in bytes literals, a character in strings.
     Byte(u8),
 }
 
-/// Reads an escape behind its backslash; returns what is left.
+/// Decodes an escape after its backslash; returns the rest.
 fn unescape_one(rest: &str) -> Result<(Escaped, &str), String> {
     const BAD: &str = "unable to unescape string";
     let c = rest.chars().next().ok_or("unable to unescape string, found '\\' as last character")?;

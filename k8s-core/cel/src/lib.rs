@@ -1,16 +1,20 @@
-//! The Common Expression Language as Kubernetes speaks it: rules of custom resources and of admission policies.
+//! The Common Expression Language (CEL) as in Kubernetes: validation rules of custom resources and admission
+//! policies.
 //!
-//! Flow: an [`Env`] declares variables and their types; [`Env::compile`] parses an expression, checks its types and estimates its worst cost, and tells
-//! every problem with its place; [`Program::evaluate`] runs it on values, which are borrowed from JSON where they can be.
+//! Flow: an [`Env`] declares variables and their types. [`Env::compile`] parses an expression, checks its
+//! types and estimates its maximum cost; it reports all errors with their positions. [`Program::evaluate`]
+//! runs it on values, which borrow from JSON if possible.
 //!
 //! Guarantees:
-//! 1. Total: no text and no value makes parsing, checking or evaluation panic, overflow the stack or run without bound. Texts are limited in length
-//!    and nesting; every step of an evaluation is counted by a [`Meter`] before it is done, also what it builds.
-//! 2. Costs are counted as upstream counts them (`interpreter/runtimecost.go`, `library/cost.go`), so that limits mean the same; what those leave
-//!    out (copies, deep comparisons, compiling patterns) is counted apart, as work.
-//! 3. Nothing is copied from an object but what an expression makes of it.
+//! 1. Total: no text and no value makes parsing, checking or evaluation panic, overflow the stack or run
+//!    without bound. Texts are limited in length and nesting. A [`Meter`] counts every evaluation step before
+//!    it is executed, including the memory that it allocates.
+//! 2. Costs are counted as upstream does (`interpreter/runtimecost.go`, `library/cost.go`), so that limits
+//!    have the same meaning. Operations without upstream cost (copies, deep comparisons, compiling patterns)
+//!    are counted separately, as work.
+//! 3. Objects are not copied, except for the values that an expression builds from them.
 //!
-//! Not here: the functions of `authorizer` (their row would be in `library`), and messages of protocol buffers.
+//! Not here: the functions of `authorizer` (their row would be in `library`), and protocol buffer messages.
 //!
 //! ```
 //! use k8s_cel::{Activation, Decl, Env, Meter, Value};
@@ -57,19 +61,19 @@ use std::sync::Arc;
 
 use plan::Plan;
 
-/// What one evaluation may cost (upstream's `PerCallLimit`).
+/// Cost limit of one evaluation (upstream's `PerCallLimit`).
 pub const PER_CALL_LIMIT: u64 = 1_000_000;
-/// What all rules of one object may cost together (upstream's `RuntimeCELCostBudget`).
+/// Cost limit of all rules of one object together (upstream's `RuntimeCELCostBudget`).
 pub const RUNTIME_BUDGET: u64 = 10_000_000;
 
-/// What an expression may name.
+/// Declarations of the variables that an expression may use.
 #[derive(Clone, Debug, Default)]
 pub struct Env {
     variables: Vec<(String, Arc<Decl>)>,
 }
 
 impl Env {
-    /// An environment with the standard and Kubernetes' functions, and no variables.
+    /// Creates an environment with the standard and Kubernetes functions and no variables.
     #[must_use]
     pub fn new() -> Self {
         Env::default()
@@ -85,7 +89,7 @@ impl Env {
     /// Parses and checks an expression.
     ///
     /// # Errors
-    /// All that is wrong with it.
+    /// All syntax and type errors.
     pub fn compile(&self, text: &str) -> Result<Program, CompileErrors> {
         let ast = parser::parse(text)?;
         let checked = check::check(&ast, text, &self.variables)?;
@@ -93,10 +97,10 @@ impl Env {
     }
 }
 
-/// Says whether a text is an expression, and prints it in its canonical form.
+/// Parses an expression and prints it in its canonical form.
 ///
 /// # Errors
-/// What is wrong with its syntax.
+/// The syntax errors.
 ///
 /// ```
 /// assert_eq!(k8s_cel::format("a&&(b)"), Ok("a && b".to_owned()));
@@ -105,7 +109,7 @@ pub fn format(text: &str) -> Result<String, CompileErrors> {
     parser::parse(text).map(|ast| print::print(&ast))
 }
 
-/// A checked expression.
+/// A compiled expression.
 #[derive(Clone, Debug)]
 pub struct Program {
     plan: Plan,
@@ -114,34 +118,34 @@ pub struct Program {
 }
 
 impl Program {
-    /// The type of its result.
+    /// Returns the type of the result.
     #[must_use]
     pub fn result_type(&self) -> &Type {
         &self.result
     }
 
-    /// What it costs at least and at most, for values within the bounds of their declarations.
+    /// Returns the minimum and maximum cost for values within the bounds of their declarations.
     #[must_use]
     pub fn estimate(&self) -> Estimate {
         self.estimate
     }
 
-    /// Whether it names a variable.
+    /// Returns true if the expression uses a variable.
     #[must_use]
     pub fn uses(&self, variable: &str) -> bool {
         self.plan.variables.iter().any(|(name, _)| name == variable)
     }
 
-    /// How many names it binds at once, at most: loops are not nested deeper.
+    /// Returns the maximum number of simultaneously bound names: an upper bound on the nesting of loops.
     #[must_use]
     pub fn bindings(&self) -> u32 {
         u32::try_from(self.plan.locals).unwrap_or(u32::MAX)
     }
 
-    /// Runs it. The meter goes on counting where it is.
+    /// Evaluates the expression. The meter continues from its current cost.
     ///
     /// # Errors
-    /// What CEL calls an error (a missing key, an overflow), or that the meter ran out.
+    /// CEL errors (a missing key, an overflow), or the meter's limit.
     pub fn evaluate<'a>(
         &'a self,
         activation: &Activation<'a>,
@@ -158,34 +162,34 @@ enum Binding<'a> {
     Value(Value<'a>),
 }
 
-/// The values of variables.
+/// Values of the variables for an evaluation.
 #[derive(Clone, Debug, Default)]
 pub struct Activation<'a> {
     bindings: Vec<(&'a str, Binding<'a>)>,
 }
 
 impl<'a> Activation<'a> {
-    /// No variables.
+    /// Creates an activation without variables.
     #[must_use]
     pub fn new() -> Self {
         Activation::default()
     }
 
-    /// A variable whose value is JSON of its declared type.
+    /// Sets a variable to a JSON value of its declared type.
     #[must_use]
     pub fn json(mut self, name: &'a str, value: &'a serde_json::Value) -> Self {
         self.bindings.push((name, Binding::Json(value)));
         self
     }
 
-    /// A variable declared as optional (see [`Decl::optional`]) with its value as JSON.
+    /// Sets an optional variable (see [`Decl::optional`]) to a JSON value or to none.
     #[must_use]
     pub fn optional_json(mut self, name: &'a str, value: Option<&'a serde_json::Value>) -> Self {
         self.bindings.push((name, Binding::OptionalJson(value)));
         self
     }
 
-    /// A variable with a value.
+    /// Sets a variable to a value.
     #[must_use]
     pub fn value(mut self, name: &'a str, value: Value<'a>) -> Self {
         self.bindings.push((name, Binding::Value(value)));

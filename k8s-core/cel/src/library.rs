@@ -1,4 +1,4 @@
-//! The functions: one table, of which checking, costs and evaluation are derived.
+//! The function table, from which type checking, costs and evaluation are derived.
 
 mod convert;
 pub(super) mod format;
@@ -28,56 +28,56 @@ use super::{
     value::{List, Value},
 };
 
-/// What a function may use beside its arguments.
+/// Evaluation context of a function.
 pub(super) struct Cx<'m> {
     pub(super) meter: &'m mut Meter,
     pub(super) patterns: &'m mut Patterns,
-    /// Those that are written in the expression.
+    /// Patterns that are literals in the expression, precompiled.
     pub(super) written: &'m [(String, ::regex::Regex)],
 }
 
-/// What a function does. Its target is the first argument.
+/// Implementation of a function. The target is the first argument.
 pub(super) type Call = for<'a> fn(&mut Cx<'_>, &[Value<'a>]) -> Result<Value<'a>, EvalError>;
 
-/// How a function is called.
+/// Call style of a function.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Form {
     /// `f(x)`
     Global,
     /// `x.f()`
     Member,
-    /// Both.
+    /// Both styles.
     Either,
 }
 
-/// What a call costs beside its arguments.
+/// Cost of a call besides its arguments.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Cost {
-    /// The same for all.
+    /// Constant.
     Fixed(u64),
-    /// So many times a traversal of the first argument's text.
+    /// Traversals of the first argument's text.
     Traverse(u64),
-    /// A traversal of the second argument's text.
+    /// Traversal of the second argument's text.
     Second,
-    /// The product of two traversals.
+    /// Product of the two traversals.
     Contains,
-    /// A pattern on a text.
+    /// Matching a pattern against a text.
     Pattern,
-    /// Each element of the second argument.
+    /// Number of elements of the second argument.
     In,
-    /// A traversal of the smaller of two.
+    /// Traversal of the smaller argument.
     Compare,
-    /// Texts: a traversal of both; else one.
+    /// Traversal of both texts; 1 for other types.
     Add,
-    /// A traversal of the text that comes out, twice.
+    /// Two traversals of the resulting text.
     Join,
-    /// A traversal of the first argument and all that is in it.
+    /// Deep traversal of the first argument.
     Walk,
-    /// Each element of one with each of the other.
+    /// Product of the two sizes.
     Pairs,
 }
 
-/// A row of the table.
+/// A row of the function table.
 pub(super) struct Function {
     pub(super) name: &'static str,
     pub(super) form: Form,
@@ -102,12 +102,12 @@ const fn function(
     Function { name, form, cost, overloads, call }
 }
 
-/// A function that is called like `f(x)` and costs one.
+/// Creates a row for `f(x)` with cost 1.
 const fn global(name: &'static str, overloads: &'static [(&'static [T], T)], call: Call) -> Function {
     function(name, Form::Global, Cost::Fixed(1), overloads, call)
 }
 
-/// A function that is called like `x.f()` and costs one.
+/// Creates a row for `x.f()` with cost 1.
 const fn member(name: &'static str, overloads: &'static [(&'static [T], T)], call: Call) -> Function {
     function(name, Form::Member, Cost::Fixed(1), overloads, call)
 }
@@ -143,17 +143,17 @@ static TABLE: LazyLock<Table> = LazyLock::new(|| {
     table
 });
 
-/// The function of a name.
+/// Looks up a function.
 pub(super) fn find(name: &str, member: bool) -> Option<&'static Function> {
     TABLE.get(&(name, member)).copied()
 }
 
-/// Whether there is any function of a name.
+/// Returns true if a function of this name exists in any style.
 pub(super) fn is_known(name: &str) -> bool {
     find(name, true).or_else(|| find(name, false)).is_some()
 }
 
-/// Names that stand for types.
+/// Returns the canonical name of a type denotation.
 pub(super) fn type_name(name: &str) -> Option<&'static str> {
     const NAMES: [&str; 20] = [
         "int",
@@ -180,7 +180,7 @@ pub(super) fn type_name(name: &str) -> Option<&'static str> {
     NAMES.into_iter().find(|known| *known == name)
 }
 
-/// Counts what a call costs, before it is made.
+/// Charges the cost of a call before it is executed.
 pub(super) fn charge(cost: Cost, args: &[Value<'_>], meter: &mut Meter) -> Result<(), EvalError> {
     let size = |i: usize| args.get(i).map_or(1, Value::size);
     match cost {
@@ -195,14 +195,14 @@ pub(super) fn charge(cost: Cost, args: &[Value<'_>], meter: &mut Meter) -> Resul
             [Value::String(_) | Value::Bytes(_), _] => meter.traverse(size(0).saturating_add(size(1))),
             _ => meter.charge(1),
         },
-        // When it is known what comes out.
+        // Charged when the result is known.
         Cost::Join => Ok(()),
         Cost::Walk => args.first().map_or(Ok(()), |value| walk(value, meter)),
         Cost::Pairs => meter.charge(size(0).saturating_mul(size(1))),
     }
 }
 
-/// Counts a traversal of a value and all that is in it.
+/// Charges a deep traversal of a value.
 fn walk(value: &Value<'_>, meter: &mut Meter) -> Result<(), EvalError> {
     match value {
         Value::String(_) | Value::Bytes(_) => meter.charge(value.size() / 10),
@@ -226,10 +226,10 @@ fn no_overload<T>() -> Result<T, EvalError> {
     Err(EvalError::NoSuchOverload)
 }
 
-/// How much memory an element of a list counts as.
+/// Bytes that a list element counts as.
 const ELEMENT: u64 = 64;
 
-/// A list of values, counted.
+/// Creates a list and charges for it.
 fn made<'a>(items: Vec<Value<'a>>, meter: &mut Meter) -> Result<Value<'a>, EvalError> {
     meter.work(ELEMENT.saturating_mul(items.len() as u64))?;
     Ok(items.into())

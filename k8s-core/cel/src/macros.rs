@@ -1,4 +1,4 @@
-//! Calls that are no calls: they bind names, or look at what is written and not at its value.
+//! Macros: calls expanded at parse time, which bind names or take arguments unevaluated.
 
 use super::{
     ast::{Expr, Id, Loop, LoopKind},
@@ -6,7 +6,8 @@ use super::{
     parser::Parser,
 };
 
-/// Loops: name, arguments, kind; the number of names that they bind; whether the last argument but one is a filter.
+/// Loop macros: name, number of arguments, kind, number of bound names, and true if the last but one argument
+/// is a filter.
 const LOOPS: [(&str, usize, LoopKind, usize, bool); 15] = [
     ("all", 2, LoopKind::All, 1, false),
     ("exists", 2, LoopKind::Exists, 1, false),
@@ -36,7 +37,7 @@ fn name_of(parser: &Parser<'_>, id: Id) -> Result<String, CompileError> {
     }
 }
 
-/// A call without a target.
+/// Expands a call without a target.
 pub(super) fn global(
     parser: &mut Parser<'_>,
     name: &str,
@@ -52,7 +53,7 @@ pub(super) fn global(
     parser.add(Expr::Call { function: name.into(), target: None, args }, at)
 }
 
-/// A call on a target.
+/// Expands a call on a target.
 pub(super) fn member(
     parser: &mut Parser<'_>,
     target: Id,
@@ -80,7 +81,7 @@ pub(super) fn member(
     let Some((name, _, kind, names, filtered)) = found else {
         return parser.add(Expr::Call { function: name.into(), target: Some(target), args }, at);
     };
-    // The table says how many arguments there are.
+    // The table guarantees the number of arguments.
     let (variable, second) = match (names, &args[..]) {
         (2, [first, second, ..]) => (name_of(parser, *first)?, Some(name_of(parser, *second)?)),
         (_, [first, ..]) => (name_of(parser, *first)?, None),

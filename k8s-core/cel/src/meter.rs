@@ -1,11 +1,11 @@
-//! How much an evaluation may do.
+//! Cost limits of evaluations.
 
 use super::error::EvalError;
 
-/// How much work a unit of cost pays for: bytes copied or compared, elements visited.
+/// Work (bytes copied or compared, elements visited) that counts as one unit of cost.
 const WORK_PER_COST: u64 = 50;
 
-/// Counts what evaluations cost, and stops them at a limit.
+/// Counts the cost of evaluations and stops them at a limit.
 ///
 /// ```
 /// use k8s_cel::{Activation, Env, EvalError, Meter};
@@ -24,36 +24,36 @@ pub struct Meter {
 }
 
 impl Meter {
-    /// A meter that stops at a cost.
+    /// Creates a meter with a cost limit.
     #[must_use]
     pub fn new(limit: u64) -> Self {
         let most_work = limit.saturating_add(100).saturating_mul(WORK_PER_COST);
         Meter { cost: 0, limit, work: 0, most_work }
     }
 
-    /// What was spent.
+    /// Returns the cost so far.
     #[must_use]
     pub fn cost(&self) -> u64 {
         self.cost
     }
 
-    /// Spends some.
+    /// Adds to the cost.
     ///
     /// # Errors
-    /// That it ran out.
+    /// The limit is exceeded.
     pub fn charge(&mut self, cost: u64) -> Result<(), EvalError> {
         self.cost = self.cost.saturating_add(cost);
         self.work(cost)?;
         if self.cost > self.limit { Err(EvalError::Cost) } else { Ok(()) }
     }
 
-    /// Counts work that has no cost upstream, before it is done.
+    /// Counts work without upstream cost, before it is done.
     pub(super) fn work(&mut self, amount: u64) -> Result<(), EvalError> {
         self.work = self.work.saturating_add(amount);
         if self.work > self.most_work { Err(EvalError::Cost) } else { Ok(()) }
     }
 
-    /// A tenth for each byte, rounded up.
+    /// Charges a tenth of a unit per byte, rounded up.
     pub(super) fn traverse(&mut self, bytes: u64) -> Result<(), EvalError> {
         self.work(bytes)?;
         self.charge(bytes.div_ceil(10))

@@ -1,6 +1,6 @@
-//! Names of properties that are no names in CEL (`namespace`, `a-b`, `a/b`), as Kubernetes writes them.
+//! Escapes property names that are not CEL identifiers (`namespace`, `a-b`, `a/b`), as Kubernetes does.
 
-/// Words that CEL keeps for itself.
+/// Reserved words of CEL.
 const RESERVED: [&str; 21] = [
     "true",
     "false",
@@ -27,12 +27,12 @@ const RESERVED: [&str; 21] = [
 
 const SIGNS: [(&str, &str); 4] = [("__", "underscores"), (".", "dot"), ("-", "dash"), ("/", "slash")];
 
-/// Whether CEL keeps a word for itself.
+/// Returns true for a reserved word.
 pub(super) fn is_reserved(word: &str) -> bool {
     RESERVED.contains(&word)
 }
 
-/// A property's name in an expression. `None` when it cannot be written there.
+/// Escapes a property name. `None` if it cannot be escaped.
 ///
 /// ```
 /// assert_eq!(k8s_cel::escape("a-b").as_deref(), Some("a__dash__b"));
@@ -65,7 +65,7 @@ pub fn escape(property: &str) -> Option<String> {
     Some(out)
 }
 
-/// The property that a name in an expression stands for. `None` when it is no such name.
+/// Unescapes a name to the property name. `None` if it is not a valid escaped name.
 ///
 /// ```
 /// assert_eq!(k8s_cel::unescape("a__dash__b").as_deref(), Some("a-b"));
@@ -80,7 +80,7 @@ pub fn unescape(name: &str) -> Option<String> {
         let Some(end) = inner.find('_') else { break };
         let word = inner.get(..end)?;
         if word.is_empty() || !inner.get(end..)?.starts_with("__") {
-            // Not an escape: its first character is one like any other.
+            // Not an escape sequence: continue after its first character.
             let next = start + 1;
             out.push_str(rest.get(..next)?);
             rest = rest.get(next..)?;

@@ -1,4 +1,4 @@
-//! The grammar of CEL, by recursive descent; how deep it may go is limited.
+//! Recursive descent parser of CEL with limited depth.
 
 use super::{
     ast::{Ast, Expr, Id, Literal, MAX_DEPTH},
@@ -8,15 +8,15 @@ use super::{
     names::is_reserved,
 };
 
-/// What can begin an expression, in the words of upstream's parser.
+/// Tokens that can begin an expression, as in upstream's messages.
 const EXPECTED: &str = "{'[', '{', '(', '.', '-', '!', 'true', 'false', 'null', NUM_FLOAT, NUM_INT, NUM_UINT, STRING, BYTES, IDENTIFIER}";
 
-/// How tight `?`, `||` and `&&` bind; binary operators bind tighter.
+/// Precedence of `?`, `||` and `&&`; that of binary operators is higher.
 const CONDITIONAL: u8 = 0;
 const OR: u8 = 1;
 const AND: u8 = 2;
 
-/// Binary operators with how tight they bind; the function that each stands for.
+/// Binary operators: symbol, precedence, function.
 const OPERATORS: [(&str, u8, &str); 11] = [
     ("==", 1, "_==_"),
     ("!=", 1, "_!=_"),
@@ -31,7 +31,7 @@ const OPERATORS: [(&str, u8, &str); 11] = [
     ("%", 3, "_%_"),
 ];
 
-/// The sign and the strength of an operator's function.
+/// Returns symbol and precedence of an operator's function.
 pub(super) fn operator(function: &str) -> Option<(&'static str, u8)> {
     if function == "@in" {
         return Some(("in", 1));
@@ -73,7 +73,7 @@ fn place(at: usize) -> u32 {
 
 impl<'t> Parser<'t> {
     fn peek(&self) -> &Spanned<'t> {
-        // There is always an end, and nothing goes past it.
+        // The list ends with an end token, which is never consumed.
         &self.tokens[self.at.min(self.tokens.len() - 1)]
     }
 
@@ -91,7 +91,7 @@ impl<'t> Parser<'t> {
         self.error(found.at, message)
     }
 
-    /// Takes a sign when it is next; says where it is.
+    /// Consumes an operator if it is next; returns its position.
     fn accept(&mut self, sign: &str) -> Option<usize> {
         let next = self.peek();
         if !matches!(next.token, Token::Sign(s) if s == sign) {
@@ -136,7 +136,7 @@ impl<'t> Parser<'t> {
         self.error(self.peek().at, format!("expression recursion limit exceeded: {MAX_DEPTH}"))
     }
 
-    /// The strength of the operator that comes next, and its function.
+    /// Returns precedence and function of the next operator.
     fn operator(&self) -> Option<(u8, &'static str)> {
         match self.peek().token {
             Token::Sign("?") => Some((CONDITIONAL, "")),
@@ -150,7 +150,7 @@ impl<'t> Parser<'t> {
         }
     }
 
-    /// Everything that binds at least so tight.
+    /// Parses operators of at least this precedence.
     fn binary(&mut self, least: u8) -> Parsed {
         let mut left = self.unary()?;
         while let Some((strength, function)) = self.operator().filter(|(strength, _)| *strength >= least) {
@@ -176,7 +176,7 @@ impl<'t> Parser<'t> {
         Ok(left)
     }
 
-    /// All terms of a chain of `&&` or `||`, behind its first sign.
+    /// Parses the terms of an `&&` or `||` chain after its first operator.
     fn chain(&mut self, first: Id, strength: u8) -> Parsed<Vec<Id>> {
         let mut terms = vec![first, self.binary(strength + 1)?];
         while self.accept(if strength == OR { "||" } else { "&&" }).is_some() {
@@ -208,7 +208,7 @@ impl<'t> Parser<'t> {
             last = next;
         }
         if sign == "-" && matches!(self.peek().token, Token::Int(_) | Token::Double(_)) {
-            // The last sign belongs to the number.
+            // A minus before a number literal belongs to the literal.
             let operand = self.number(true, last)?;
             let operand = self.member(operand)?;
             return if odd { Ok(operand) } else { self.call(function, None, vec![operand], at) };
@@ -308,7 +308,7 @@ impl<'t> Parser<'t> {
         self.add(Expr::Literal(literal), at)
     }
 
-    /// Things up to a closing sign, with commas between them and, where there are any, behind the last.
+    /// Parses a comma-separated list up to a closing token; a trailing comma is allowed.
     fn many<T>(&mut self, close: &str, one: impl Fn(&mut Self) -> Parsed<T>) -> Parsed<Vec<T>> {
         let mut all = Vec::new();
         loop {
@@ -353,7 +353,7 @@ impl<'t> Parser<'t> {
         self.message(ident)
     }
 
-    /// `Name{field: value}`, when that is what follows a name.
+    /// Parses `Name{field: value}` if a brace follows a qualified name.
     fn message(&mut self, id: Id) -> Parsed {
         let open = self.peek().at;
         if !matches!(self.peek().token, Token::Sign("{")) {
@@ -371,7 +371,7 @@ impl<'t> Parser<'t> {
         self.add(Expr::Struct { name, fields }, open)
     }
 
-    /// Everything that is appended: fields, calls, indexes.
+    /// Parses suffixes: fields, calls, indexes.
     fn member(&mut self, mut operand: Id) -> Parsed {
         loop {
             if let Some(at) = self.accept(".") {

@@ -1,4 +1,4 @@
-//! A checked expression as it is run: names are places, calls are functions.
+//! The execution plan of a checked expression: names are resolved to slots, calls to functions.
 
 use std::sync::Arc;
 
@@ -6,10 +6,10 @@ use regex::Regex;
 
 use super::{ast::LoopKind, library::Function, schema::Decl, value::Value};
 
-/// An operation's place in its plan.
+/// Index of an operation in its plan.
 pub(super) type OpId = u32;
 
-/// A loop, ready to run.
+/// A planned loop.
 #[derive(Clone, Debug)]
 pub(super) struct LoopOp {
     pub(super) kind: LoopKind,
@@ -20,7 +20,7 @@ pub(super) struct LoopOp {
     pub(super) body: OpId,
 }
 
-/// A field's name as it is written, and the property that it means.
+/// Name of a field in the expression, and its unescaped property name.
 #[derive(Clone, Debug)]
 pub(super) struct FieldName {
     pub(super) name: Box<str>,
@@ -45,7 +45,7 @@ pub(super) enum Op {
         function: &'static Function,
         args: Box<[OpId]>,
     },
-    /// What is optional, or something else; flat: that is optional too.
+    /// The value of an optional, or another expression; with `flat` that is optional, too (`or`, `orValue`).
     Otherwise {
         operand: OpId,
         other: OpId,
@@ -70,15 +70,15 @@ pub(super) enum Op {
     },
 }
 
-/// An expression, ready to run.
+/// An execution plan.
 #[derive(Clone, Debug, Default)]
 pub(super) struct Plan {
     pub(super) ops: Vec<Op>,
     pub(super) root: OpId,
-    /// The variables that it uses.
+    /// Used variables.
     pub(super) variables: Vec<(String, Arc<Decl>)>,
-    /// How many names it binds at once, at most.
+    /// Maximum number of simultaneously bound names.
     pub(super) locals: usize,
-    /// Patterns that are written in it.
+    /// Precompiled literal patterns.
     pub(super) patterns: Vec<(String, Regex)>,
 }

@@ -1,4 +1,4 @@
-//! An expression as a text that means the same.
+//! Prints an expression as text with the same meaning.
 
 use std::fmt::Write;
 
@@ -7,11 +7,11 @@ use super::{
     parser::operator,
 };
 
-/// How tight the parts of an expression must bind to stand without parentheses.
+/// Precedences: an operand of lower precedence needs parentheses.
 const CONDITIONAL: u8 = 0;
 const OR: u8 = 1;
 const AND: u8 = 2;
-/// Added to an operator's strength.
+/// Offset of a binary operator's precedence.
 const BINARY: u8 = 2;
 const UNARY: u8 = 6;
 const MEMBER: u8 = 7;
@@ -36,7 +36,7 @@ fn strength(expr: &Expr) -> u8 {
             "!_" | "-_" => UNARY,
             name => operator(name).map_or(MEMBER, |(_, strength)| BINARY + strength),
         },
-        // A sign in front of a number is the number's own.
+        // A negative literal is printed with unary precedence.
         Expr::Literal(Literal::Int(n)) if *n < 0 => UNARY,
         Expr::Literal(Literal::Double(n)) if n.is_sign_negative() => UNARY,
         _ => MEMBER,
@@ -181,7 +181,7 @@ impl Printer<'_> {
                 self.out.push('-');
                 let start = self.out.len();
                 self.expr(*operand, UNARY + 1);
-                // In front of a number, the sign would become the number's own.
+                // Parentheses: a minus before a number would become part of the literal.
                 if self.out.get(start..).is_some_and(|rest| rest.starts_with(|c: char| c.is_ascii_digit())) {
                     self.out.insert(start, '(');
                     self.out.push(')');

@@ -1,7 +1,7 @@
-//! What is known of a variable before it has a value: its type, and bounds of its size. Structural schemas say both.
+//! Declarations: types and size bounds of variables, derived from structural schemas.
 //!
-//! Upstream is `k8s.io/apiserver/pkg/cel/common/schemas.go` (`SchemaDeclType`); beyond it, what a schema leaves open (unknown fields that are preserved)
-//! is of any type here, and not hidden.
+//! Follows upstream's `k8s.io/apiserver/pkg/cel/common/schemas.go` (`SchemaDeclType`). In addition, parts
+//! that a schema leaves open (preserved unknown fields) are accessible here with dynamic type.
 
 use std::{collections::BTreeMap, sync::Arc};
 
@@ -9,20 +9,20 @@ use serde_json::Value as Json;
 
 use super::{names::escape, types::Type};
 
-/// Largest request, bytes: what has no other bound has this.
+/// Maximum size of a request in bytes: the default bound.
 const REQUEST: u64 = 3 * 1024 * 1024;
-/// Deepest schema.
+/// Maximum nesting of a schema.
 const MAX_DEPTH: usize = 128;
 
-/// A declared type with what bounds its values.
+/// A declared type with its size bounds.
 #[derive(Clone, Debug)]
 pub struct Decl {
     pub(super) ty: Type,
-    /// Most elements of a list, entries of a map, bytes of a text.
+    /// Maximum number of list elements, map entries, or bytes of a text.
     pub(super) max: u64,
-    /// The fewest bytes that it takes in JSON.
+    /// Minimum size in JSON, in bytes.
     pub(super) min_size: u64,
-    /// Of a list's elements, a map's values, or what is optional.
+    /// Declaration of list elements, map values, or an optional's value.
     pub(super) element: Option<Arc<Decl>>,
 }
 
@@ -33,17 +33,17 @@ pub struct Field {
     pub(super) decl: Arc<Decl>,
 }
 
-/// The fields of an object, by their escaped names.
+/// An object type: fields by their escaped names.
 #[derive(Debug)]
 pub struct ObjectType {
     name: String,
     fields: BTreeMap<String, Field>,
-    /// Other fields are there, and of any type.
+    /// Unknown fields are preserved, with dynamic type.
     open: bool,
 }
 
 impl ObjectType {
-    /// A type with fields: properties and what they are. Properties that cannot be escaped are left out.
+    /// Creates an object type from properties. Properties that cannot be escaped are omitted.
     pub fn new(name: impl Into<String>, fields: impl IntoIterator<Item = (String, Arc<Decl>)>) -> Self {
         let fields = fields.into_iter().filter_map(|(property, decl)| {
             let name = escape(&property)?;
@@ -52,23 +52,23 @@ impl ObjectType {
         ObjectType { name: name.into(), fields: fields.collect(), open: false }
     }
 
-    /// Its name.
+    /// Returns the type's name.
     #[must_use]
     pub fn name(&self) -> &str {
         &self.name
     }
 
-    /// Whether fields that it does not name may be there.
+    /// Returns true if unknown fields are preserved.
     pub(super) fn is_open(&self) -> bool {
         self.open
     }
 
-    /// A field by its escaped name.
+    /// Returns a field by its escaped name.
     pub(super) fn field(&self, name: &str) -> Option<&Field> {
         self.fields.get(name)
     }
 
-    /// Whether two are one type: both come from one schema, or say the same.
+    /// Returns true if two types are the same: identical or with equal declarations.
     pub(super) fn is(&self, other: &ObjectType) -> bool {
         std::ptr::eq(self, other)
             || self.open
@@ -83,7 +83,7 @@ impl ObjectType {
 }
 
 impl Decl {
-    /// A type with no bounds but a request's size.
+    /// Declares a type without bounds except the request size.
     #[must_use]
     pub fn new(ty: Type) -> Self {
         let element = match &ty {
@@ -94,49 +94,50 @@ impl Decl {
         Decl { ty, max: REQUEST, min_size: 1, element }
     }
 
-    /// A value of any type.
+    /// Declares a value of dynamic type.
     #[must_use]
     pub fn any() -> Self {
         Decl::new(Type::Dyn)
     }
 
-    /// An object.
+    /// Declares an object.
     #[must_use]
     pub fn object(object: ObjectType) -> Self {
         Decl { ty: Type::Object(Arc::new(object)), max: REQUEST, min_size: 2, element: None }
     }
 
-    /// The same, as a value that may not be there.
+    /// Declares an optional of this type.
     #[must_use]
     pub fn optional(self) -> Self {
         Decl { ty: Type::optional(self.ty.clone()), max: 1, min_size: 0, element: Some(Arc::new(self)) }
     }
 
-    /// Its type.
+    /// Returns the declared type.
     #[must_use]
     pub fn ty(&self) -> &Type {
         &self.ty
     }
 
-    /// How many elements a list or a map may have that is declared so.
+    /// Returns the maximum number of elements of a list or entries of a map.
     #[must_use]
     pub fn max_elements(&self) -> u64 {
         self.max
     }
 
-    /// The fewest bytes that a value takes in JSON.
+    /// Returns the minimum size of a value in JSON, in bytes.
     #[must_use]
     pub fn min_serialized_size(&self) -> u64 {
         self.min_size
     }
 
-    /// What a structural schema describes.
+    /// Declares the values of a structural schema.
     #[must_use]
     pub fn of_schema(schema: &Json) -> Self {
         of_schema(schema, false, 0)
     }
 
-    /// What the schema of a whole resource describes: of its metadata, name and generateName are there, and nothing else.
+    /// Declares the objects of a resource's schema: of the metadata only name and generateName are
+    /// accessible.
     #[must_use]
     pub fn of_resource(schema: &Json) -> Self {
         of_schema(schema, true, 0)
@@ -147,7 +148,7 @@ impl Decl {
     }
 }
 
-/// How many things fit into a request.
+/// Returns the number of values of a size that fit into a request.
 fn fit(size: u64) -> u64 {
     (REQUEST - 2) / size.max(1)
 }
@@ -224,7 +225,7 @@ fn object(schema: &Json, resource: bool, inner: impl Fn(&Json) -> Arc<Decl>) -> 
 fn string(schema: &Json, format: &str, max_length: Option<u64>) -> Decl {
     match format {
         "byte" => Decl::scalar(Type::Bytes, max_length.unwrap_or(REQUEST - 2), 2),
-        // As short and as long as these can be in JSON.
+        // Bounds of their JSON texts.
         "duration" => Decl::scalar(Type::Duration, 32, 4),
         "date" => Decl::scalar(Type::Timestamp, 12, 12),
         "date-time" => Decl::scalar(Type::Timestamp, 36, 21),

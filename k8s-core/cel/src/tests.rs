@@ -1,4 +1,4 @@
-//! What whole expressions mean, and that nothing makes them mean harm.
+//! Tests of whole expressions, and of robustness.
 
 mod laws;
 mod meaning;
@@ -7,7 +7,7 @@ use serde_json::{Value as Json, json};
 
 use super::{Activation, Decl, Env, Meter, Value};
 
-/// A schema with something of everything.
+/// A schema with every kind of type.
 fn schema() -> Json {
     json!({"type": "object", "properties": {
         "name": {"type": "string", "maxLength": 64}, "n": {"type": "integer"}, "d": {"type": "number"}, "b": {"type": "boolean"},
@@ -31,7 +31,7 @@ fn object() -> Json {
     })
 }
 
-/// The result as CEL's own `%s` shows it, or what is wrong.
+/// Returns the result formatted with CEL's `%s`, or the error.
 fn told(text: &str) -> String {
     let schema = schema();
     let env = Env::new().variable("self", Decl::of_schema(&schema)).variable("x", Decl::any());

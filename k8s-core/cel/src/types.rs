@@ -1,15 +1,15 @@
-//! Types of expressions, and which of them can stand for which.
+//! Types of expressions, and their assignability.
 
 use std::{fmt, sync::Arc};
 
 use super::schema::ObjectType;
 
-/// Types whose values only their own functions look into.
+/// Types that only functions can inspect.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum Opaque {
     /// A resource quantity.
     Quantity,
-    /// A URL.
+    /// A parsed URL.
     Url,
     /// An IP address.
     Ip,
@@ -22,7 +22,7 @@ pub enum Opaque {
 }
 
 impl Opaque {
-    /// Its name as a type.
+    /// Returns the type's name.
     #[must_use]
     pub fn name(self) -> &'static str {
         match self {
@@ -36,10 +36,10 @@ impl Opaque {
     }
 }
 
-/// The type of an expression.
+/// Type of an expression.
 #[derive(Clone, Debug)]
 pub enum Type {
-    /// Any; known when it is evaluated.
+    /// Dynamic: known at evaluation only.
     Dyn,
     /// The type of `null`.
     Null,
@@ -55,38 +55,38 @@ pub enum Type {
     String,
     /// `bytes`
     Bytes,
-    /// A moment.
+    /// A point in time.
     Timestamp,
-    /// A span of time.
+    /// A duration.
     Duration,
-    /// A list of one type.
+    /// A list with its element type.
     List(Arc<Type>),
-    /// A map from a type of keys to a type of values.
+    /// A map with its key and value types.
     Map(Arc<(Type, Type)>),
-    /// A value that may not be there.
+    /// An optional value.
     Optional(Arc<Type>),
-    /// The type of a type.
+    /// The type of type values.
     Type,
-    /// An object with known fields.
+    /// An object with declared fields.
     Object(Arc<ObjectType>),
-    /// One of Kubernetes' own.
+    /// A Kubernetes extension type.
     Opaque(Opaque),
 }
 
 impl Type {
-    /// A list of a type.
+    /// Returns a list type.
     #[must_use]
     pub fn list(element: Type) -> Type {
         Type::List(Arc::new(element))
     }
 
-    /// A map with texts as keys.
+    /// Returns a map type with string keys.
     #[must_use]
     pub fn map(value: Type) -> Type {
         Type::Map(Arc::new((Type::String, value)))
     }
 
-    /// An optional value of a type.
+    /// Returns an optional type.
     #[must_use]
     pub fn optional(of: Type) -> Type {
         Type::Optional(Arc::new(of))
@@ -108,7 +108,7 @@ impl Type {
         )
     }
 
-    /// Whether a value of one type may stand where the other is wanted. What is not known may.
+    /// Returns true if a value of `other` can be used for this type. Dynamic types are always accepted.
     #[must_use]
     pub fn accepts(&self, other: &Type) -> bool {
         match (self, other) {
@@ -123,7 +123,7 @@ impl Type {
         }
     }
 
-    /// The type of what is either: the same, or any.
+    /// Returns the common type, or dynamic.
     #[must_use]
     pub fn join(&self, other: &Type) -> Type {
         match (self, other) {
@@ -161,7 +161,7 @@ impl fmt::Display for Type {
     }
 }
 
-/// A type in the table of functions; `A` and `B` stand for any, the same wherever they are in a row.
+/// A type in the function table; `A` and `B` are type parameters of the row.
 #[derive(Clone, Copy, Debug)]
 pub(super) enum T {
     Dyn,
@@ -182,12 +182,12 @@ pub(super) enum T {
     Op(Opaque),
 }
 
-/// What `A` and `B` stand for in a call.
+/// Types bound to the parameters `A` and `B` in a call.
 #[derive(Clone, Debug, Default)]
 pub(super) struct Params([Option<Type>; 2]);
 
 impl T {
-    /// Whether an argument of a type fits; remembers what a parameter stands for.
+    /// Returns true if an argument's type matches; binds type parameters.
     pub(super) fn fits(&self, actual: &Type, params: &mut Params) -> bool {
         let bind = |slot: usize, params: &mut Params| match &params.0[slot] {
             None => {
@@ -217,7 +217,7 @@ impl T {
         }
     }
 
-    /// The type, with parameters replaced.
+    /// Returns the type with its parameters substituted.
     pub(super) fn result(&self, params: &Params) -> Type {
         let param = |slot: usize| params.0[slot].clone().unwrap_or(Type::Dyn);
         match self {

@@ -1,4 +1,4 @@
-//! Values. Those of variables are views of JSON: looking into them makes the values that are looked at, and no others.
+//! Values. Those of variables are views of JSON: only accessed parts are converted.
 
 use std::{cmp::Ordering, collections::BTreeMap, fmt, net::IpAddr, ops::Deref, sync::Arc};
 
@@ -15,12 +15,12 @@ use super::{
 };
 use k8s_quantity::Quantity;
 
-/// A text, borrowed or shared.
+/// A borrowed or shared string.
 #[derive(Clone)]
 pub enum Text<'a> {
-    /// Of a value in JSON.
+    /// Borrowed from JSON.
     Borrowed(&'a str),
-    /// Made by an expression.
+    /// Created by an expression.
     Shared(Arc<str>),
 }
 
@@ -40,16 +40,16 @@ impl fmt::Debug for Text<'_> {
     }
 }
 
-/// A list.
+/// A list value.
 #[derive(Clone, Debug)]
 pub enum List<'a> {
-    /// A view of JSON, with what its elements are.
+    /// A view of a JSON array, with the declaration of its elements.
     Json(&'a [Json], Option<&'a Decl>),
-    /// Made by an expression.
+    /// Created by an expression.
     Made(Arc<Vec<Value<'a>>>),
 }
 
-/// A key of a map that an expression made. Whole numbers are one key, of whichever type they are.
+/// A key of a map created by an expression. Integers of equal amount are one key, whatever their type.
 #[derive(Clone, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub(super) enum Key {
     Bool(bool),
@@ -57,22 +57,22 @@ pub(super) enum Key {
     String(Arc<str>),
 }
 
-/// A map, or an object.
+/// A map or an object.
 #[derive(Clone, Debug)]
 pub enum Map<'a> {
-    /// A view of JSON, with what its values are.
+    /// A view of a JSON object as a map, with the declaration of its values.
     Json(&'a serde_json::Map<String, Json>, Option<&'a Decl>),
-    /// A view of JSON that is an object with known fields.
+    /// A view of a JSON object with declared fields.
     Object(&'a serde_json::Map<String, Json>, &'a ObjectType),
-    /// Made by an expression: each key as it was written, and its value.
+    /// Created by an expression: original keys and values.
     Made(Arc<Entries<'a>>),
 }
 
-/// The entries of a map that an expression made.
+/// Entries of a map created by an expression.
 #[derive(Clone, Debug, Default)]
 pub struct Entries<'a>(pub(super) BTreeMap<Key, (Value<'a>, Value<'a>)>);
 
-/// A value.
+/// A CEL value.
 #[derive(Clone, Debug)]
 pub enum Value<'a> {
     /// `null`
@@ -93,21 +93,21 @@ pub enum Value<'a> {
     List(List<'a>),
     /// A map or an object.
     Map(Map<'a>),
-    /// A moment.
+    /// A point in time.
     Timestamp(Timestamp),
-    /// A span of time, nanoseconds.
+    /// A duration in nanoseconds.
     Duration(i64),
-    /// A type, by its name.
+    /// A type, by name.
     Type(Text<'a>),
-    /// A value that may not be there.
+    /// An optional value.
     Optional(Option<Arc<Value<'a>>>),
     /// A resource quantity.
     Quantity(Quantity),
-    /// A URL.
+    /// A parsed URL.
     Url(Arc<Url>),
     /// An IP address.
     Ip(IpAddr),
-    /// A network: an address and the length of its prefix.
+    /// A CIDR: address and prefix length.
     Cidr(IpAddr, u8),
     /// A semantic version.
     Semver(Arc<Semver>),
@@ -140,7 +140,7 @@ impl<'a> From<Option<Value<'a>>> for Value<'a> {
 }
 
 impl<'a> Value<'a> {
-    /// JSON as it is, whole numbers as `int` and others as `double`.
+    /// Creates a value from JSON without declaration: integers as `int`, other numbers as `double`.
     #[must_use]
     pub fn json(json: &'a Json) -> Self {
         match json {
@@ -156,7 +156,7 @@ impl<'a> Value<'a> {
         }
     }
 
-    /// JSON of a declared type.
+    /// Creates a value from JSON of a declared type.
     pub(super) fn declared(json: &'a Json, decl: Option<&'a Decl>) -> Result<Self, EvalError> {
         let Some(decl) = decl else { return Ok(Value::json(json)) };
         let value = match (&decl.ty, json) {
@@ -192,7 +192,7 @@ impl<'a> Value<'a> {
         Ok(value)
     }
 
-    /// The name of its type.
+    /// Returns the name of the value's type.
     #[must_use]
     pub fn type_name(&self) -> &'static str {
         match self {
@@ -219,7 +219,7 @@ impl<'a> Value<'a> {
         }
     }
 
-    /// Its text, if it is one.
+    /// Returns the string, if it is one.
     #[must_use]
     pub fn as_str(&self) -> Option<&str> {
         match self {
@@ -228,7 +228,7 @@ impl<'a> Value<'a> {
         }
     }
 
-    /// As JSON. `None` for what JSON has no form of, or what is nested too deep.
+    /// Converts to JSON. `None` if JSON has no form of it, or it is nested too deep.
     #[must_use]
     pub fn to_json(&self) -> Option<Json> {
         self.to_json_at(0)
@@ -266,7 +266,7 @@ impl<'a> Value<'a> {
         })
     }
 
-    /// What upstream counts as its size: characters, bytes, elements; of anything else, one.
+    /// Returns the size as upstream counts it: characters, bytes or elements; 1 for other types.
     pub(super) fn size(&self) -> u64 {
         match self {
             Value::String(text) => text.len() as u64,
@@ -277,7 +277,7 @@ impl<'a> Value<'a> {
         }
     }
 
-    /// Its key in a map, if it can be one.
+    /// Returns the map key, if the value can be one.
     pub(super) fn key(&self) -> Option<Key> {
         Some(match self {
             Value::Bool(b) => Key::Bool(*b),
@@ -291,7 +291,7 @@ impl<'a> Value<'a> {
         })
     }
 
-    /// Whether two values are equal, as CEL means it: of different types they are not, numbers by their amount.
+    /// Compares for equality as CEL: numbers by amount; other values of different types are not equal.
     pub(super) fn equals(&self, other: &Value<'a>, meter: &mut Meter) -> Result<bool, EvalError> {
         meter.work(1)?;
         Ok(match (self, other) {
@@ -330,7 +330,7 @@ impl<'a> Value<'a> {
         })
     }
 
-    /// How two values compare. `None`: not at all; inner `None`: one is not a number.
+    /// Compares two values. `None`: not comparable; inner `None`: one is NaN.
     pub(super) fn order(&self, other: &Value<'_>) -> Option<Option<Ordering>> {
         match (self, other) {
             (Value::Bool(a), Value::Bool(b)) => Some(Some(a.cmp(b))),
@@ -343,7 +343,7 @@ impl<'a> Value<'a> {
     }
 }
 
-/// Compares numbers of any two types by their amounts. `None`: not numbers.
+/// Compares numbers of any types by amount. `None`: not numbers.
 fn compare_numbers(a: &Value<'_>, b: &Value<'_>) -> Option<Option<Ordering>> {
     let whole = |value: &Value<'_>| match value {
         Value::Int(n) => Some(i128::from(*n)),
@@ -362,7 +362,7 @@ fn compare_double(a: f64, b: i128) -> Option<Ordering> {
     if a.is_nan() {
         return None;
     }
-    // Beyond all whole numbers that a value can be.
+    // Larger than any integer value.
     if a.abs() > 1e30 {
         return Some(if a > 0.0 { Ordering::Greater } else { Ordering::Less });
     }
@@ -372,7 +372,7 @@ fn compare_double(a: f64, b: i128) -> Option<Ordering> {
 }
 
 impl<'a> List<'a> {
-    /// How many elements it has.
+    /// Returns the number of elements.
     #[must_use]
     pub fn len(&self) -> usize {
         match self {
@@ -381,16 +381,16 @@ impl<'a> List<'a> {
         }
     }
 
-    /// Whether it has none.
+    /// Returns true if the list is empty.
     #[must_use]
     pub fn is_empty(&self) -> bool {
         self.len() == 0
     }
 
-    /// An element.
+    /// Returns an element.
     ///
     /// # Errors
-    /// It is not what it is declared to be.
+    /// The value does not match its declaration.
     pub fn get(&self, index: usize) -> Result<Option<Value<'a>>, EvalError> {
         match self {
             List::Json(items, decl) => items.get(index).map(|item| Value::declared(item, *decl)).transpose(),
@@ -398,14 +398,14 @@ impl<'a> List<'a> {
         }
     }
 
-    /// All elements.
+    /// Iterates over the elements.
     pub(super) fn iter(&self) -> impl Iterator<Item = Result<Value<'a>, EvalError>> {
         (0..self.len()).map(|i| Ok(self.get(i)?.unwrap_or(Value::Null)))
     }
 }
 
 impl<'a> Map<'a> {
-    /// How many entries it has.
+    /// Returns the number of entries.
     #[must_use]
     pub fn len(&self) -> usize {
         match self {
@@ -414,13 +414,13 @@ impl<'a> Map<'a> {
         }
     }
 
-    /// Whether it has none.
+    /// Returns true if the map is empty.
     #[must_use]
     pub fn is_empty(&self) -> bool {
         self.len() == 0
     }
 
-    /// The value of a key.
+    /// Returns the value of a key.
     pub(super) fn get(&self, key: &Value<'_>) -> Result<Option<Value<'a>>, EvalError> {
         match self {
             Map::Json(map, decl) => match key.as_str().and_then(|key| map.get(key)) {
@@ -438,7 +438,7 @@ impl<'a> Map<'a> {
         }
     }
 
-    /// The value of a field, by its name in the expression and as a property.
+    /// Returns the value of a field, by its escaped name and property name.
     pub(super) fn field(&self, name: &str, property: &str) -> Result<Option<Value<'a>>, EvalError> {
         match self {
             Map::Object(map, object) => {
@@ -454,7 +454,7 @@ impl<'a> Map<'a> {
         }
     }
 
-    /// Keys and values, in order.
+    /// Iterates over the entries in order.
     pub(super) fn entries(&self) -> Box<dyn Iterator<Item = Result<(Value<'a>, Value<'a>), EvalError>> + '_> {
         match self {
             Map::Json(map, decl) => {
@@ -485,7 +485,7 @@ impl<'a> Map<'a> {
             let (key, value) = entry?;
             meter.work(4)?;
             let found = match other {
-                // Every property counts, also one that cannot be named.
+                // All properties count, even those that cannot be escaped.
                 Map::Object(map, object) => match key.as_str().and_then(|key| map.get_key_value(key)) {
                     Some((key, json)) => {
                         let field = super::names::escape(key).and_then(|name| object.field(&name));

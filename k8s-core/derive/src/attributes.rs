@@ -1,4 +1,4 @@
-//! What `#[resource(...)]` says.
+//! Parser of the `#[resource(...)]` attributes.
 
 use proc_macro2::Span;
 use syn::{
@@ -23,7 +23,7 @@ pub(crate) struct Attributes {
     pub(crate) object_rules: Vec<(String, String)>,
     pub(crate) scale: Option<Scale>,
     pub(crate) versions: Vec<String>,
-    /// Methods of the trait that a function of the user is.
+    /// Trait methods that delegate to a user's function.
     pub(crate) functions: Vec<(Ident, Path)>,
     pub(crate) core: Option<Path>,
 }
@@ -45,11 +45,11 @@ pub(crate) struct Scale {
 
 const FUNCTIONS: [&str; 5] = ["default", "validate", "validate_status", "from_version", "to_version"];
 
-fn text(meta: &ParseNestedMeta<'_>) -> Result<String> {
+fn string(meta: &ParseNestedMeta<'_>) -> Result<String> {
     Ok(meta.value()?.parse::<LitStr>()?.value())
 }
 
-fn texts(meta: &ParseNestedMeta<'_>) -> Result<Vec<String>> {
+fn strings(meta: &ParseNestedMeta<'_>) -> Result<Vec<String>> {
     let inner;
     syn::parenthesized!(inner in meta.input);
     let all = Punctuated::<LitStr, Token![,]>::parse_terminated(&inner)?;
@@ -57,14 +57,14 @@ fn texts(meta: &ParseNestedMeta<'_>) -> Result<Vec<String>> {
 }
 
 fn rule(meta: &ParseNestedMeta<'_>) -> Result<(String, String)> {
-    let mut both = texts(meta)?.into_iter();
+    let mut both = strings(meta)?.into_iter();
     match (both.next(), both.next(), both.next()) {
         (Some(rule), Some(message), None) => Ok((rule, message)),
-        _ => Err(meta.error("a rule is two texts: a CEL expression and its message")),
+        _ => Err(meta.error("a rule takes two strings: a CEL expression and its message")),
     }
 }
 
-/// `type` is a keyword, which nested meta does not take: columns are read by hand.
+/// Parsed by hand, because `type` is a keyword and `parse_nested_meta` does not accept it.
 fn column(input: ParseStream<'_>) -> Result<Column> {
     let mut column = Column { kind: "string".into(), ..Column::default() };
     while !input.is_empty() {
@@ -119,8 +119,8 @@ impl Attributes {
     fn take(&mut self, meta: &ParseNestedMeta<'_>) -> Result<()> {
         let name = meta.path.get_ident().map(ToString::to_string).unwrap_or_default();
         match name.as_str() {
-            "group" => self.group = text(meta)?,
-            "version" => self.version = text(meta)?,
+            "group" => self.group = string(meta)?,
+            "version" => self.version = string(meta)?,
             "kind" => {
                 let kind = meta.value()?.parse::<LitStr>()?;
                 self.kind_span = Some(kind.span());
@@ -136,11 +136,11 @@ impl Attributes {
             }
             "namespaced" => self.namespaced = true,
             "status" => self.status = Some(meta.value()?.parse()?),
-            "plural" => self.plural = Some(text(meta)?),
-            "singular" => self.singular = Some(text(meta)?),
-            "short_names" => self.short_names.extend(texts(meta)?),
-            "categories" => self.categories.extend(texts(meta)?),
-            "versions" => self.versions.extend(texts(meta)?),
+            "plural" => self.plural = Some(string(meta)?),
+            "singular" => self.singular = Some(string(meta)?),
+            "short_names" => self.short_names.extend(strings(meta)?),
+            "categories" => self.categories.extend(strings(meta)?),
+            "versions" => self.versions.extend(strings(meta)?),
             "rule" => self.spec_rules.push(rule(meta)?),
             "object_rule" => self.object_rules.push(rule(meta)?),
             "column" => {
@@ -152,9 +152,9 @@ impl Attributes {
                 let mut scale = Scale::default();
                 meta.parse_nested_meta(|part| {
                     match part.path.get_ident().map(ToString::to_string).as_deref() {
-                        Some("spec") => scale.spec = text(&part)?,
-                        Some("status") => scale.status = text(&part)?,
-                        Some("selector") => scale.selector = text(&part)?,
+                        Some("spec") => scale.spec = string(&part)?,
+                        Some("status") => scale.status = string(&part)?,
+                        Some("selector") => scale.selector = string(&part)?,
                         _ => return Err(part.error("scale has spec, status and selector")),
                     }
                     Ok(())
@@ -166,12 +166,12 @@ impl Attributes {
                 let function = meta.value()?.parse()?;
                 self.functions.push((Ident::new(&name, Span::call_site()), function));
             }
-            _ => return Err(meta.error("unknown: see the page of k8s-derive for what a resource can have")),
+            _ => return Err(meta.error("unknown argument: the crate page of k8s-derive lists all")),
         }
         Ok(())
     }
 
-    /// Plural, as English makes it of most kinds.
+    /// Returns the plural: given, or formed by English rules.
     pub(crate) fn plural(&self) -> String {
         if let Some(plural) = &self.plural {
             return plural.clone();
@@ -205,7 +205,7 @@ mod tests {
         check("group = \"g\", version = \"v1\", kind = \"S\"", "another");
         check("group = \"g\", version = \"v1\", kind = \"shop\"", "a capital");
         check(&format!("{FULL}, nonsense"), "unknown");
-        check(&format!("{FULL}, rule(\"a\")"), "two texts");
+        check(&format!("{FULL}, rule(\"a\")"), "two strings");
         check(&format!("{FULL}, column(name = \"A\")"), "path");
         assert!(read(FULL).is_ok());
     }

@@ -1,4 +1,4 @@
-//! The type that is made, and what it implements.
+//! The generated type and its trait implementations.
 
 use proc_macro2::TokenStream;
 use quote::{format_ident, quote};
@@ -24,7 +24,7 @@ pub(crate) fn expand(input: &DeriveInput, attributes: &Attributes) -> Result<Tok
     let (status_field, status_new, status_write, fields) = match &attributes.status {
         Some(status) => (
             quote! {
-                /// What was found, by its controller.
+                /// Observed state, written by the controller.
                 #[serde(default, skip_serializing_if = "::core::option::Option::is_none")]
                 pub status: ::core::option::Option<#status>,
             },
@@ -60,16 +60,16 @@ pub(crate) fn expand(input: &DeriveInput, attributes: &Attributes) -> Result<Tok
         #[serde(crate = #serde_path)]
         #[schemars(crate = #schemars_path)]
         #visibility struct #object {
-            /// Name, labels, owners and the like.
+            /// Standard object metadata.
             #[serde(default)]
             pub metadata: #core::api::apimachinery::pkg::apis::meta::v1::ObjectMeta,
-            /// What is asked for.
+            /// Desired state.
             pub spec: #spec,
             #status_field
         }
 
         impl #object {
-            /// An object that does not exist yet.
+            /// Creates an object without status and metadata but the name.
             #[must_use]
             #[allow(dead_code)]
             #visibility fn new(name: &str, spec: #spec) -> Self {

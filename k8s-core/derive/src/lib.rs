@@ -1,8 +1,9 @@
-//! `#[derive(Resource)]`: a custom resource from the struct of its spec.
+//! `#[derive(Resource)]`: a custom resource type from the struct of its spec.
 //!
-//! From `struct DatabaseSpec` with `kind = "RdsDatabase"` comes the whole type: `struct RdsDatabase { metadata, spec, status }`, which implements
-//! `k8s_openapi`'s `Resource` and `Metadata` (so that clients, caches and controllers take it) and `k8s_core::custom::CustomResource` (so that an API
-//! server serves it, and so that it has a CustomResourceDefinition).
+//! From `struct DatabaseSpec` with `kind = "RdsDatabase"` it generates `struct RdsDatabase { metadata, spec,
+//! status }`. The type implements `k8s_openapi`'s `Resource` and `Metadata`, so that clients, caches and
+//! controllers accept it, and `k8s_core::custom::CustomResource`, which yields its CustomResourceDefinition
+//! and lets an API server serve it.
 //!
 //! ```
 //! use k8s_core::{Resource, custom::CustomResource};
@@ -28,22 +29,22 @@
 //! assert_eq!(RdsDatabase::definition()["metadata"]["name"], "rdsdatabases.stable.example.com");
 //! ```
 //!
-//! What `#[resource(...)]` takes, in one attribute or several:
+//! Arguments of `#[resource(...)]`, in one attribute or several:
 //!
 //! | | |
 //! | --- | --- |
-//! | `group`, `version`, `kind` | texts; needed |
-//! | `namespaced` | its objects live in namespaces |
-//! | `status = Type` | the type of its status, which is then a subresource |
-//! | `plural`, `singular` | names, where they do not follow from the kind |
-//! | `short_names("db", ...)`, `categories("all", ...)` | for kubectl |
-//! | `column(name = "...", path = "...", type = "integer", wide)` | a column of kubectl's; `type` is `string` where it is absent |
-//! | `rule("CEL", "message")` | what must hold; `self` is the spec |
-//! | `object_rule("CEL", "message")` | the same over the whole object |
-//! | `scale(spec = "...", status = "...", selector = "...")` | the paths of its scale subresource |
-//! | `versions("v1beta1", ...)` | versions that it is served in beside its own |
-//! | `default`, `validate`, `validate_status`, `from_version`, `to_version` `= function` | as the methods of `CustomResource` |
-//! | `crate = path` | where `k8s_core` is, if not there |
+//! | `group`, `version`, `kind` | strings; required |
+//! | `namespaced` | namespaced scope; default: cluster scope |
+//! | `status = Type` | type of the status; enables the status subresource |
+//! | `plural`, `singular` | strings; default: formed from the kind |
+//! | `short_names("db", ...)`, `categories("all", ...)` | names for kubectl |
+//! | `column(name = "...", path = "...", type = "integer", wide)` | a printer column; `type` defaults to `string` |
+//! | `rule("CEL", "message")` | a validation rule on the spec (`self`) |
+//! | `object_rule("CEL", "message")` | a validation rule on the whole object |
+//! | `scale(spec = "...", status = "...", selector = "...")` | JSON paths of the scale subresource |
+//! | `versions("v1beta1", ...)` | further served versions |
+//! | `default`, `validate`, `validate_status`, `from_version`, `to_version` `= function` | methods of `CustomResource` |
+//! | `crate = path` | path of `k8s_core`, if it is renamed or re-exported |
 
 mod attributes;
 mod expand;
@@ -51,7 +52,7 @@ mod expand;
 use proc_macro::TokenStream;
 use syn::{DeriveInput, parse_macro_input};
 
-/// Makes a custom resource of the struct of its spec. See the crate's page.
+/// Derives a custom resource from the struct of its spec. See the crate's page.
 #[proc_macro_derive(Resource, attributes(resource))]
 pub fn resource(input: TokenStream) -> TokenStream {
     let input = parse_macro_input!(input as DeriveInput);

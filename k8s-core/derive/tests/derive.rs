@@ -1,4 +1,4 @@
-//! What is made of a struct.
+//! Tests of the generated type.
 
 use k8s_core::{
     Resource,

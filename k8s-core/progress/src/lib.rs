@@ -9,8 +9,8 @@
 //! # }
 //! ```
 //!
-//! Like `tokio::sync::watch`, with one guarantee more: waiters wake in the order in which they began to wait. Under one
-//! seed, a cluster in a test therefore does everything in the same order again.
+//! Like `tokio::sync::watch`, with one more guarantee: waiters wake in the order in which they began to wait.
+//! With one seed, a cluster in a test therefore does everything in the same order again.
 //!
 //! Not here: numbers that fall, channels, values of other types.
 

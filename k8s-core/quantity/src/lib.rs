@@ -1,12 +1,12 @@
 //! Resource quantities (`100m`, `1.5Gi`, `2e3`): exact arithmetic and the canonical form.
 //!
-//! The number is held in billionths, which is the finest that the API knows; anything finer is rounded up, as the API does
-//! (`k8s.io/apimachinery/pkg/api/resource`).
+//! Values are stored in billionths, the finest resolution of the API; finer values are rounded up, as the API
+//! does (`k8s.io/apimachinery/pkg/api/resource`).
 
 use std::{cmp::Ordering, fmt, str::FromStr};
 
 const NANO: i128 = 1_000_000_000;
-/// The largest number that the API holds: 2^63 - 1 whole units.
+/// Maximum of the API: 2^63 - 1 whole units.
 const MAX: i128 = (i64::MAX as i128) * NANO;
 
 #[cfg(feature = "k8s-openapi")]
@@ -15,7 +15,7 @@ mod api {
     use k8s_openapi::apimachinery::pkg::api::resource::Quantity as ApiQuantity;
 
     impl Quantity {
-        /// The quantity in its canonical form, as the API has it.
+        /// Returns the API's type, in canonical form.
         #[must_use]
         pub fn to_api(&self) -> ApiQuantity {
             ApiQuantity(self.to_string())
@@ -30,7 +30,7 @@ mod api {
     }
 }
 
-/// How a quantity writes its suffix.
+/// Suffix format of a quantity.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Format {
     Binary,
@@ -45,7 +45,7 @@ pub struct Quantity {
     format: Format,
 }
 
-/// Not a quantity.
+/// The text is not a quantity.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 #[error("quantities must match the regular expression '^([+-]?[0-9.]+)([eEinumkKMGTP]*[-+]?[0-9]*)$'")]
 pub struct QuantityError;
@@ -58,43 +58,43 @@ impl Quantity {
     /// Zero.
     pub const ZERO: Quantity = Quantity { nanos: 0, format: Format::Decimal };
 
-    /// So many thousandths (milli-CPU).
+    /// Creates a quantity from thousandths (milli-CPU).
     #[must_use]
     pub fn from_milli(milli: i64) -> Self {
         Quantity { nanos: i128::from(milli) * (NANO / 1000), format: Format::Decimal }
     }
 
-    /// So many whole units, written with decimal suffixes.
+    /// Creates a quantity from whole units, with decimal suffixes.
     #[must_use]
     pub fn from_units(units: i64) -> Self {
         Quantity { nanos: i128::from(units) * NANO, format: Format::Decimal }
     }
 
-    /// So many bytes, written with binary suffixes.
+    /// Creates a quantity from bytes, with binary suffixes.
     #[must_use]
     pub fn from_bytes(bytes: i64) -> Self {
         Quantity { nanos: i128::from(bytes) * NANO, format: Format::Binary }
     }
 
-    /// Whole units, rounded up.
+    /// Returns whole units, rounded up.
     #[must_use]
     pub fn units(&self) -> i64 {
         round_up(self.nanos, NANO)
     }
 
-    /// Thousandths, rounded up; saturates.
+    /// Returns thousandths, rounded up; saturates.
     #[must_use]
     pub fn milli(&self) -> i64 {
         round_up(self.nanos, NANO / 1000)
     }
 
-    /// Whether it is below zero.
+    /// Returns true if it is negative.
     #[must_use]
     pub fn is_negative(&self) -> bool {
         self.nanos < 0
     }
 
-    /// Whether it is zero.
+    /// Returns true if it is zero.
     #[must_use]
     pub fn is_zero(&self) -> bool {
         self.nanos == 0
@@ -127,7 +127,7 @@ impl FromStr for Quantity {
     }
 }
 
-/// The power of two, the power of ten and the format of a suffix.
+/// Returns power of two, power of ten and format of a suffix.
 fn suffix_of(suffix: &str) -> Result<(i128, i32, Format), QuantityError> {
     if let Some((_, bits)) = BINARY.iter().find(|(name, _)| *name == suffix) {
         return Ok((1 << bits, 0, Format::Binary));
@@ -140,7 +140,7 @@ fn suffix_of(suffix: &str) -> Result<(i128, i32, Format), QuantityError> {
     Ok((1, exponent.clamp(-1000, 1000), Format::Exponent))
 }
 
-/// `whole.fraction * multiplier * 10^exponent` in billionths, rounded up and held at the largest.
+/// Computes `whole.fraction * multiplier * 10^exponent` in billionths, rounded up and limited to the maximum.
 fn scaled(whole: &str, fraction: &str, multiplier: i128, exponent: i32) -> i128 {
     let digits: String = whole.chars().chain(fraction.chars()).collect();
     let digits = digits.trim_start_matches('0');
@@ -156,7 +156,7 @@ fn scaled(whole: &str, fraction: &str, multiplier: i128, exponent: i32) -> i128 
     if length.saturating_add(power) < -20 {
         return 1; // not zero, finer than a billionth: rounded up
     }
-    // Digits that cannot matter (below a billionth of a billionth) are cut so that the rest fits.
+    // Cut insignificant digits, so that the rest fits.
     let keep = digits.len().min(28);
     let cut = i32::try_from(digits.len() - keep).unwrap_or(0);
     let dropped = digits[keep..].bytes().any(|b| b != b'0');

@@ -1,4 +1,4 @@
-//! JSON schemas to arenas.
+//! Compiles JSON schemas to arenas.
 
 use std::{
     collections::{BTreeMap, HashMap},
@@ -13,20 +13,20 @@ use super::{
     facts::{FACTS, Fact},
 };
 
-/// Why a schema cannot be used.
+/// The schema is not structural.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 #[error("{path}: {message}")]
 pub struct CompileError {
-    /// Where in the schema.
+    /// Path in the schema.
     pub path: String,
-    /// What is wrong there.
+    /// Error message.
     pub message: String,
 }
 
-/// A function that adds a type to a generator: `generator::<Pod>`.
+/// Adds a type to a schema generator: `generate::<Pod>`.
 pub type Generate = fn(&mut SchemaGenerator) -> schemars::Schema;
 
-/// Compiles built-in types, sharing their definitions.
+/// Compiles built-in types with shared definitions.
 #[must_use]
 pub fn builtin(types: &[Generate]) -> Vec<Schema> {
     let settings = SchemaSettings::draft2020_12().with(|s| s.definitions_path = "/$defs".into());
@@ -41,10 +41,11 @@ pub fn builtin(types: &[Generate]) -> Vec<Schema> {
 }
 
 impl Schema {
-    /// Compiles one type's own JSON schema (a CRD's `openAPIV3Schema`). `apiVersion`, `kind` and `metadata` are added where they are not described.
+    /// Compiles a custom type's JSON schema (a definition's `openAPIV3Schema`). Adds `apiVersion`, `kind` and
+    /// `metadata` if they are not specified.
     ///
     /// # Errors
-    /// When it is not a structural schema; the error says where.
+    /// The schema is not structural; the error has its path.
     pub fn custom(schema: &Value) -> Result<Schema, CompileError> {
         let mut compiler = Compiler { definitions: &METADATA, done: HashMap::new(), arena: Arena::default() };
         let root = compiler.node(schema, "openAPIV3Schema", 0)?;
@@ -67,7 +68,7 @@ impl Schema {
         Ok(Schema { arena: Arc::new(compiler.arena), root })
     }
 
-    /// The type of an object of which nothing is known but its metadata.
+    /// Returns a type of objects with known metadata only.
     #[must_use]
     pub fn anything() -> Schema {
         let schema = serde_json::json!({"type": "object", "x-kubernetes-preserve-unknown-fields": true});
@@ -80,9 +81,10 @@ impl Schema {
     }
 }
 
-/// The schemas of `ObjectMeta` and of the types in it, as schemars gives them for k8s-openapi's (a test compares them).
+/// Schemas of `ObjectMeta` and of its types, equal to schemars' output for k8s-openapi (a test compares
+/// them).
 ///
-/// Written out, so that this crate does not wait for k8s-openapi to compile.
+/// Stored as a file, so that this crate need not wait for k8s-openapi to compile.
 static METADATA: LazyLock<Map<String, Value>> =
     LazyLock::new(|| serde_json::from_str(include_str!("object_meta.json")).unwrap_or_default());
 
@@ -118,14 +120,14 @@ impl Compiler<'_> {
         NodeId::try_from(self.arena.nodes.len() - 1).unwrap_or(NodeId::MAX)
     }
 
-    /// Compiles what a schema (or the definition that it refers to) says.
+    /// Compiles a schema, or the definition that it refers to.
     fn node(&mut self, schema: &Value, path: &str, depth: usize) -> Result<NodeId, CompileError> {
         let error = |message: &str| CompileError { path: path.to_owned(), message: message.to_owned() };
         if depth > MAX_DEPTH {
             return Err(error("is nested too deep"));
         }
         let Some(object) = schema.as_object() else {
-            // `true` stands for anything.
+            // `true` accepts anything.
             return if schema == &Value::Bool(true) {
                 Ok(self.push(Node { kind: Kind::Any, nullable: true, name: "".into(), limits: None }))
             } else {
@@ -138,7 +140,7 @@ impl Compiler<'_> {
                 return Ok(*id);
             }
             let definition = self.definitions.get(&name).ok_or_else(|| error("$ref is not supported"))?;
-            // Reserved first, so that a type may contain itself.
+            // Reserved first, so that a type may be recursive.
             let id = self.push(Node { kind: Kind::Any, nullable: false, name: "".into(), limits: None });
             self.done.insert(name.clone(), id);
             let node = self.compile(definition, &name, path, depth)?;
@@ -160,7 +162,7 @@ impl Compiler<'_> {
         let flag = |key: &str| schema.get(key).and_then(Value::as_bool) == Some(true);
         let (kind_name, mut nullable) = match schema.get("type") {
             Some(Value::String(name)) => (name.as_str(), flag("nullable")),
-            // schemars writes an optional type as ["string", "null"].
+            // schemars writes optional types as ["string", "null"].
             Some(Value::Array(names)) => (
                 names.iter().filter_map(Value::as_str).find(|n| *n != "null").unwrap_or(""),
                 names.iter().any(|n| n == "null"),
@@ -237,13 +239,13 @@ impl Compiler<'_> {
             schema.get("required").and_then(Value::as_array).into_iter().flatten().filter_map(Value::as_str);
         let atomic = schema.get("x-kubernetes-map-type").and_then(Value::as_str) == Some("atomic")
             || facts.and_then(|f| f.get(".")).is_some_and(|f| f.map_atomic);
-        // A built-in type without fields (FieldsV1, RawExtension) holds anything.
+        // A built-in type without fields (FieldsV1, RawExtension) accepts anything.
         let opaque = built_in && fields.is_empty() && rest.is_none();
         let preserve = opaque || flag("x-kubernetes-preserve-unknown-fields");
         Ok(Kind::Object { fields, rest, preserve, atomic, required: required.map(Into::into).collect() })
     }
 
-    /// A field's facts hold for its own copy of the list or map type, not for the type in general.
+    /// Applies a field's facts to its own copy of the list or map type, not to the shared type.
     fn apply_fact(&mut self, field: &mut Field, fact: &Fact) {
         field.merge_key = fact.merge_key.clone();
         field.replace = fact.replace;
@@ -265,7 +267,7 @@ impl Compiler<'_> {
     }
 }
 
-/// Definitions that hold any JSON value, or one of several types: their schemas say "object", or nothing.
+/// Definitions of any JSON value, or of several types: their schemas say "object", or nothing.
 const ANYTHING: [&str; 4] =
     ["JSON", "JSONSchemaPropsOrBool", "JSONSchemaPropsOrArray", "JSONSchemaPropsOrStringArray"];
 

@@ -1,4 +1,4 @@
-//! Reads `facts.txt`.
+//! Parser of `facts.txt`.
 
 use std::{collections::HashMap, sync::LazyLock};
 
@@ -6,7 +6,7 @@ use serde_json::Value;
 
 use super::ListType;
 
-/// What is known of one field beyond its type.
+/// Facts of a field beyond its type.
 #[derive(Clone, Debug, Default)]
 pub(super) struct Fact {
     pub(super) list_type: Option<ListType>,
@@ -19,11 +19,11 @@ pub(super) struct Fact {
     pub(super) always: bool,
 }
 
-/// Facts by definition, then field.
+/// Facts by definition and field.
 pub(super) static FACTS: LazyLock<HashMap<&'static str, HashMap<&'static str, Fact>>> =
     LazyLock::new(|| parse(include_str!("facts.txt")));
 
-/// Writes the facts of a definition into its JSON schema, as the extensions that OpenAPI readers know.
+/// Writes the facts of a definition into its JSON schema, as OpenAPI extensions.
 pub fn annotate(definition: &str, schema: &mut Value) {
     let Some(facts) = FACTS.get(definition) else { return };
     if facts.get(".").is_some_and(|f| f.map_atomic) {
@@ -54,7 +54,7 @@ pub fn annotate(definition: &str, schema: &mut Value) {
         if !fact.values.is_empty() {
             property["enum"] = fact.values.iter().map(|v| Value::from(&**v)).collect();
         }
-        // A time that is null when it is not set is no default that clients should know.
+        // A null default of a time must not be published.
         if let Some(default) = fact.default.as_ref().filter(|d| !d.is_null()) {
             property["default"] = default.clone();
         }

@@ -1,12 +1,14 @@
-//! The schema engine: one description of every served type, built-in or custom, and everything that is driven by it.
+//! The schema engine: one description of every served type, built-in or custom.
 //!
-//! Flow: JSON schemas (schemars output for built-in types, the CRD's own for custom ones) and the facts that such schemas do not hold
-//! (`facts.txt`) are compiled into a [`Schema`]: a flat arena of small nodes. Decoding ([`normalize`](Schema::normalize)), defaulting, strategic merge
-//! patches and server-side apply walk a JSON value along it.
+//! Flow: JSON schemas (schemars output for built-in types, the definition's own for custom ones) and
+//! additional facts (`facts.txt`) are compiled into a [`Schema`], a flat arena of small nodes. Decoding
+//! ([`normalize`](Schema::normalize)), defaulting, strategic merge patches and server-side apply walk a JSON
+//! value along it.
 //!
-//! Guarantees: compiling and walking are total. A value may be nested at most [`MAX_DEPTH`] deep; deeper input is an error, not a stack overflow.
+//! Guarantees: compiling and walking are total. Values may be nested up to [`MAX_DEPTH`]; deeper input is an
+//! error, not a stack overflow.
 //!
-//! Not here: cross-field rules (a resource's strategy has those).
+//! Not here: cross-field validation (in a resource's strategy).
 
 mod compile;
 mod facts;
@@ -22,116 +24,116 @@ use std::collections::BTreeMap;
 
 use serde_json::Value;
 
-/// How deep a value may be nested.
+/// Maximum nesting of a value.
 pub const MAX_DEPTH: usize = 128;
 
-/// A node's place in its arena.
+/// Index of a node in its arena.
 pub type NodeId = u32;
 
-/// How two lists of the same field become one.
+/// Merge strategy of a list.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum ListType {
-    /// The new one replaces the old one.
+    /// The new list replaces the old one.
     Atomic,
-    /// Elements are told apart by their value.
+    /// A set: elements are identified by their value.
     Set,
-    /// Elements are objects, told apart by these fields.
+    /// Elements are objects, identified by these fields.
     Map(Vec<Box<str>>),
 }
 
-/// What a node describes.
+/// Type of a node.
 #[derive(Clone, Debug)]
 pub enum Kind {
-    /// An object with known fields; with `rest`, other fields have that type.
+    /// An object with known fields; with `rest` other fields have that type.
     Object {
-        /// Known fields.
+        /// Known fields by name.
         fields: BTreeMap<Box<str>, Field>,
-        /// Type of all other fields, for maps and objects that have both.
+        /// Type of all other fields: a map, or an object with additional ones.
         rest: Option<NodeId>,
-        /// Keep unknown fields as they are.
+        /// Preserve unknown fields.
         preserve: bool,
-        /// Merges as a whole.
+        /// Replaced as a whole on merges.
         atomic: bool,
-        /// Fields that must be there.
+        /// Required fields.
         required: Vec<Box<str>>,
     },
-    /// A list.
+    /// A list of one type.
     List {
         /// Type of the elements.
         item: NodeId,
-        /// How it merges.
+        /// Merge strategy.
         list_type: ListType,
     },
     /// A string.
     String {
-        /// `byte`, `date-time` and so on; empty: none.
+        /// `byte`, `date-time` and so on; empty if none.
         format: Box<str>,
     },
-    /// A whole number of so many bits.
+    /// An integer.
     Integer {
-        /// 32 or 64.
+        /// Size: 32 or 64 bits.
         bits: u8,
     },
-    /// A number.
+    /// Any number.
     Number,
-    /// True or false.
+    /// A boolean.
     Boolean,
-    /// A string or a whole number.
+    /// A string or an integer.
     IntOrString,
     /// A quantity: a string or a number.
     Quantity,
-    /// Anything.
+    /// Any JSON value.
     Any,
 }
 
 /// A field of an object.
 #[derive(Clone, Debug)]
 pub struct Field {
-    /// Its type.
+    /// Type of the field.
     pub node: NodeId,
-    /// Strategic merge: the key that tells list elements apart.
+    /// Strategic merge: key that identifies list elements.
     pub merge_key: Option<Box<str>>,
-    /// Strategic merge: the list or map is replaced as a whole.
+    /// Strategic merge: replace the list or map as a whole.
     pub replace: bool,
-    /// Strategic merge: fields that the patch does not name go away.
+    /// Strategic merge: remove fields that the patch does not mention.
     pub retain_keys: bool,
-    /// Value when absent.
+    /// Default of an absent field.
     pub default: Option<Value>,
-    /// Go always writes it, empty where it is not set: a struct that is no pointer.
+    /// Go always writes the field, empty if it is not set: a struct without pointer.
     pub always: bool,
-    /// The values it may have.
+    /// Allowed values; empty allows all.
     pub values: Vec<Box<str>>,
 }
 
-/// Limits on a value, as a CRD states them.
+/// Value limits of a CustomResourceDefinition's schema.
 #[derive(Clone, Debug, Default)]
 pub struct Limits {
-    /// Lowest number.
+    /// Minimum of a number.
     pub minimum: Option<f64>,
-    /// Highest number.
+    /// Maximum of a number.
     pub maximum: Option<f64>,
-    /// Shortest string, in characters.
+    /// Minimum length of a string, in characters.
     pub min_length: Option<u64>,
-    /// Longest string, in characters.
+    /// Maximum length of a string, in characters.
     pub max_length: Option<u64>,
-    /// Fewest elements.
+    /// Minimum number of elements.
     pub min_items: Option<u64>,
-    /// Most elements.
+    /// Maximum number of elements.
     pub max_items: Option<u64>,
-    /// Allowed values.
+    /// Allowed values; empty allows all.
     pub values: Vec<Value>,
 }
 
-/// One type in the arena.
+/// A type in an arena.
 #[derive(Clone, Debug)]
 pub struct Node {
-    /// What it is.
+    /// Structure of the type.
     pub kind: Kind,
     /// `null` is a value, not an absence.
     pub nullable: bool,
-    /// The definition's short name (`PodSpec`), for messages; empty where it has none.
+    /// Short name of the definition (`PodSpec`) for messages; empty if it has none.
     pub name: Box<str>,
-    /// Limits, where there are any.
+    /// Value limits, if any.
     pub limits: Option<Box<Limits>>,
 }
 
@@ -142,14 +144,14 @@ pub struct Arena {
 }
 
 impl Arena {
-    /// The node at a place.
+    /// Returns the node of an id.
     #[must_use]
     pub fn node(&self, id: NodeId) -> &Node {
         &self.nodes[id as usize]
     }
 }
 
-/// The type of one served resource.
+/// Type of a served resource.
 #[derive(Clone, Debug)]
 pub struct Schema {
     arena: std::sync::Arc<Arena>,
@@ -157,25 +159,25 @@ pub struct Schema {
 }
 
 impl Schema {
-    /// The node of the whole object.
+    /// Returns the node of the whole object.
     #[must_use]
     pub fn root(&self) -> &Node {
         self.arena.node(self.root)
     }
 
-    /// A node of this type's arena.
+    /// Returns a node of the type's arena.
     #[must_use]
     pub fn node(&self, id: NodeId) -> &Node {
         self.arena.node(id)
     }
 
-    /// The root's place.
+    /// Returns the id of the whole object's node.
     #[must_use]
     pub fn root_id(&self) -> NodeId {
         self.root
     }
 
-    /// The node of a field, `None` where the node has no such field.
+    /// Returns the node of a field; `None` if there is no such field.
     #[must_use]
     pub fn child(&self, node: NodeId, field: &str) -> Option<NodeId> {
         match &self.node(node).kind {

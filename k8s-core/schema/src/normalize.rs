@@ -1,48 +1,48 @@
-//! Makes a decoded value fit its type: unknown fields out, absent fields filled in, everything else an error.
+//! Fits a decoded value to its type: removes unknown fields, fills in absent ones, and reports mismatches.
 
 use serde_json::{Map, Value};
 
 use super::{Kind, Limits, MAX_DEPTH, NodeId, Schema};
 
-/// A value that does not fit its type.
+/// A value that does not match its type.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Mismatch {
     /// Field path such as `spec.containers[0].ports`.
     pub path: String,
-    /// Nearest definition and the path inside it (`Container.ports`), for built-in types.
+    /// Nearest definition and the path in it (`Container.ports`), for built-in types.
     pub field: String,
-    /// What was expected.
+    /// Expected type or format.
     pub want: String,
-    /// What is there: `string`, `number`, `bool`, `array` or `object`.
+    /// Actual type: `string`, `number`, `bool`, `array` or `object`.
     pub have: &'static str,
 }
 
-/// What [`Schema::normalize`] found.
+/// Result of [`Schema::normalize`].
 #[derive(Clone, Debug, Default)]
 pub struct Normalized {
-    /// Paths of fields that the type does not have; they were taken out.
+    /// Paths of unknown fields, which were removed.
     pub unknown: Vec<String>,
-    /// Values that do not fit.
+    /// Values of the wrong type.
     pub mismatches: Vec<Mismatch>,
-    /// Breaches of a custom schema's limits: path and message.
+    /// Violated limits of a custom schema: path and message.
     pub breaches: Vec<(String, String)>,
 }
 
 impl Schema {
-    /// Takes out unknown fields and `null`s, and reports what does not fit. With `custom`, required fields and limits are checked as well
-    /// (built-in types have a validator of their own for those).
+    /// Removes unknown fields and `null`s, and reports mismatches. With `custom` also checks required fields
+    /// and limits (built-in types have their own validators for those).
     pub fn normalize(&self, value: &mut Value, custom: bool) -> Normalized {
         let mut walk = Walk { schema: self, found: Normalized::default(), path: String::new(), custom };
         walk.value(value, self.root, 0);
         walk.found
     }
 
-    /// Fills in the schema's own defaults, deeply, where their parent is there.
+    /// Sets the schema's defaults recursively, where the parent exists.
     pub fn default(&self, value: &mut Value) {
         self.default_at(value, self.root, 0, false);
     }
 
-    /// Fills in the members that Go always writes, and the schema's own defaults in them.
+    /// Fills in the members that Go always writes, and the defaults in them.
     pub fn complete(&self, value: &mut Value) {
         self.default_at(value, self.root, 0, true);
     }
@@ -94,10 +94,11 @@ fn type_name(value: &Value) -> &'static str {
     }
 }
 
-/// Optional lists that say something when they are empty: RBAC's rules are written, managedFields are reset.
+/// Optional lists whose emptiness has a meaning: RBAC's rules are written, managedFields are reset.
 const KEPT_EMPTY: [&str; 2] = ["rules", "managedFields"];
 
-/// Whether a value is a list or map with nothing in it: in a built-in type, that is the same as no list or map, and is stored as such.
+/// Returns true for an empty list or map. In a built-in type it is equivalent to an absent one, and is stored
+/// as such.
 fn is_empty_collection(value: &Value, kind: &Kind) -> bool {
     match (value, kind) {
         (Value::Array(items), Kind::List { .. }) => items.is_empty(),
@@ -118,7 +119,7 @@ impl Walk<'_> {
         });
     }
 
-    /// Runs `f` with `part` added to the path.
+    /// Runs `f` with `part` appended to the path.
     fn within(&mut self, part: &str, dot: bool, f: impl FnOnce(&mut Self)) {
         let length = self.path.len();
         if dot && !self.path.is_empty() {
@@ -155,7 +156,7 @@ impl Walk<'_> {
             }
             (Kind::Integer { bits }, Value::Number(n)) => {
                 let whole = n.as_i64().or_else(|| {
-                    // 3.0 is a whole number in JSON; Go's decoder refuses it, but YAML users write it.
+                    // 3.0 is an integer in JSON; Go's decoder rejects it, but YAML users write it.
                     n.as_f64().filter(|f| f.fract() == 0.0 && f.abs() < 9.0e15).map(|f| f as i64)
                 });
                 match whole {
@@ -266,7 +267,7 @@ impl Walk<'_> {
         }
     }
 
-    /// Checks base64. Line breaks are passed over, as Go's decoder does, and do not come back in a built-in type.
+    /// Validates base64. Like Go's decoder it ignores line breaks; in a built-in type they are removed.
     fn bytes(&mut self, text: &mut String) {
         use base64::{DecodeError, Engine, engine::general_purpose::STANDARD};
         let is_break = |c: char| c == '\r' || c == '\n';
@@ -277,7 +278,7 @@ impl Walk<'_> {
                 DecodeError::InvalidByte(at, _) | DecodeError::InvalidLastSymbol(at, _) => at,
                 _ => joined.len(),
             };
-            // The place in the text as it was sent.
+            // Offset in the text as sent.
             let sent =
                 text.char_indices().filter(|(_, c)| !is_break(*c)).nth(at).map_or(text.len(), |(i, _)| i);
             self.mismatch(format!("base64: illegal base64 data at input byte {sent}"), &Value::Null);

@@ -1,7 +1,7 @@
-//! The four kinds of patch, all on JSON values along a [`Schema`](crate::Schema).
+//! The four patch types on JSON values with a [`Schema`](crate::Schema).
 //!
-//! JSON patch (RFC 6902) and merge patch (RFC 7386) need no schema; strategic merge takes merge keys from it, server-side apply takes list types
-//! from it and keeps [`managed`] fields.
+//! JSON patch (RFC 6902) and merge patch (RFC 7386) need no schema. Strategic merge takes merge keys from it;
+//! server-side apply takes list types from it and maintains [`managed`] fields.
 
 pub mod fields;
 mod json;
@@ -14,22 +14,22 @@ pub use strategic::strategic;
 
 use serde_json::Value;
 
-/// Why a patch cannot be applied.
+/// Errors of applying a patch.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 #[non_exhaustive]
 pub enum PatchError {
-    /// The patch itself is malformed.
+    /// The patch is malformed.
     #[error("{0}")]
     Malformed(String),
-    /// It has too many operations.
+    /// The patch has too many operations.
     #[error("{0}")]
     TooLarge(String),
-    /// It does not fit this object (a failed `test`, a missing path).
+    /// The patch does not apply to this object (a failed `test`, a missing path).
     #[error("{0}")]
     Inapplicable(String),
 }
 
-/// Applies a merge patch: `null` removes, objects merge, everything else replaces.
+/// Applies a JSON merge patch: `null` removes, objects are merged, all other values replace.
 pub fn merge(target: &mut Value, patch: &Value) {
     let Value::Object(changes) = patch else {
         *target = patch.clone();
@@ -52,7 +52,7 @@ pub fn merge(target: &mut Value, patch: &Value) {
     }
 }
 
-/// The merge patch that makes `new` of `old`, if there is one: a merge patch can make no `null`.
+/// Returns the merge patch from `old` to `new`. A merge patch cannot set a member to `null`.
 ///
 /// # Examples
 /// ```
@@ -69,7 +69,7 @@ pub fn merge_diff(old: &Value, new: &Value) -> Value {
     let gone = before.keys().filter(|key| !after.contains_key(*key)).map(|key| (key.clone(), Value::Null));
     let changed = after.iter().filter(|(key, value)| before.get(*key) != Some(value)).map(|(key, value)| {
         let change = match before.get(key) {
-            // An object takes the place of something else as a whole, so nothing of it may be left out.
+            // An object that replaces another type must be complete.
             Some(old @ Value::Object(_)) => merge_diff(old, value),
             _ => value.clone(),
         };

@@ -1,10 +1,12 @@
-//! Protobuf bodies of built-in types: decoded into JSON values, and ([`encode`]) made of them.
+//! Protobuf encoding of built-in types: decoded to JSON values, and encoded from them ([`encode`]).
 //!
-//! client-go sends its own types in this form: four magic bytes, then a `runtime.Unknown` message that names the type and holds the object. Field
-//! numbers, names and types are in `messages.txt`, a table of facts of the wire format; what is decoded is then treated as JSON would be.
+//! client-go sends its built-in types in this encoding: four magic bytes, then a `runtime.Unknown` message
+//! with the type and the object. `messages.txt` lists field numbers, names and types of the wire format.
+//! Decoded values are processed like JSON.
 //!
-//! Guarantees: decoding and encoding are total. Unknown fields are skipped, as protobuf has it; malformed input is an error. What was encoded
-//! decodes to the same value, but for what JSON can say and protobuf cannot (an empty list, an empty text).
+//! Guarantees: decoding and encoding are total. Unknown fields are skipped; malformed input is an error.
+//! Encoded values decode to the same value, except for JSON values that protobuf cannot express (empty lists,
+//! empty strings).
 
 mod encode;
 
@@ -21,32 +23,33 @@ use serde_json::{Map, Value};
 
 use crate::MAX_DEPTH;
 
-/// The first bytes of every body.
+/// Magic bytes of every body.
 const MAGIC: &[u8] = b"k8s\0";
 
-/// Why bytes are no object.
+/// Errors of decoding a body.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 #[non_exhaustive]
 pub enum ProtoError {
-    /// They do not begin as a Kubernetes protobuf body does.
+    /// The body lacks the magic bytes.
     #[error("the body does not begin with the protobuf magic number")]
     Magic,
-    /// They are cut off, or no protobuf.
+    /// The body is truncated or malformed.
     #[error("proto: {0}")]
     Malformed(&'static str),
-    /// The type has no table.
+    /// The type has no protobuf definition.
     #[error("proto: no kind {kind:?} in version {api_version:?} is known in protobuf")]
     UnknownType {
-        /// `apiVersion` that the body names.
+        /// `apiVersion` in the body.
         api_version: String,
-        /// Kind that the body names.
+        /// Kind in the body.
         kind: String,
     },
 }
 
 const TRUNCATED: ProtoError = ProtoError::Malformed("unexpected end of the body");
 
-/// Fields that Go's encoder always writes, and that JSON leaves out when they are zero or false. (Others are written only when they were set.)
+/// Fields that Go's encoder always writes and that JSON omits if they are zero or false. (All other fields
+/// are written only if they are set.)
 const PLAIN: [&str; 29] = [
     "generation",
     "observedGeneration",
@@ -98,15 +101,15 @@ enum Type {
 
 #[derive(Clone, Copy, Debug)]
 struct Field {
-    /// Empty: its fields stand in its parent.
+    /// Empty: the fields of this message are inlined in its parent.
     name: &'static str,
     shape: Shape,
     of: Type,
-    /// Go's encoder writes zero and false, which JSON leaves out.
+    /// Go's encoder writes zero and false, which JSON omits.
     plain: bool,
 }
 
-/// Fields by number: they are written in this order.
+/// Fields by number, in encoding order.
 type Message = BTreeMap<u64, Field>;
 
 static MESSAGES: LazyLock<HashMap<&'static str, Message>> = LazyLock::new(|| {
@@ -146,10 +149,10 @@ fn parse_field(line: &'static str) -> Option<(u64, Field)> {
     Some((number, Field { name, shape, of, plain }))
 }
 
-/// Decodes a body into the object that it holds, `apiVersion` and `kind` included.
+/// Decodes a body into its object, with `apiVersion` and `kind`.
 ///
 /// # Errors
-/// [`ProtoError`]: the body is not what it says.
+/// [`ProtoError`]: the body is malformed or of an unknown type.
 pub fn decode(body: &[u8]) -> Result<Value, ProtoError> {
     let mut unknown = Reader(body.strip_prefix(MAGIC).ok_or(ProtoError::Magic)?);
     let (mut api_version, mut kind, mut raw): (String, String, &[u8]) = (String::new(), String::new(), &[]);
@@ -178,10 +181,10 @@ pub fn decode(body: &[u8]) -> Result<Value, ProtoError> {
     Ok(object.into())
 }
 
-/// The package of CustomResourceDefinitions.
+/// Go package of CustomResourceDefinitions.
 const EXTENSIONS: &str = "apiextensions-apiserver.pkg.apis.apiextensions.v1.";
 
-/// The table of a kind. `DeleteOptions` is sent under the version of whatever is deleted.
+/// Returns the message name of a kind. `DeleteOptions` has the version of the deleted resource.
 fn definition_of(api_version: &str, kind: &str) -> Option<&'static str> {
     let (group, version) = api_version.split_once('/').unwrap_or(("", api_version));
     let group = match group.split('.').next().unwrap_or_default() {
@@ -193,14 +196,14 @@ fn definition_of(api_version: &str, kind: &str) -> Option<&'static str> {
         format!("apimachinery.pkg.apis.meta.v1.{kind}"),
         format!("kube-aggregator.pkg.apis.apiregistration.{version}.{kind}"),
         format!("{EXTENSIONS}{kind}"),
-        // Older versions are written as the newest is.
+        // Old versions have the same encoding as v1.
         format!("api.{group}.v1.{kind}"),
         format!("api.apps.v1.{kind}"),
     ];
     candidates.iter().find_map(|c| MESSAGES.get_key_value(c.as_str()).map(|(name, _)| *name))
 }
 
-/// What stands behind a field's key.
+/// An undecoded field value.
 enum Raw<'a> {
     Varint(u64),
     Fixed64(u64),
@@ -230,7 +233,7 @@ impl<'a> Reader<'a> {
         Ok(taken)
     }
 
-    /// Field number and wire type of the next field; `None` at the end.
+    /// Reads field number and wire type of the next field; `None` at the end.
     fn key(&mut self) -> Result<Option<(u64, u64)>, ProtoError> {
         if self.0.is_empty() {
             return Ok(None);
@@ -280,7 +283,7 @@ fn message(
         match field.shape {
             Shape::One => {
                 let value = scalar(&raw, field.of, depth)?;
-                // Go's encoder writes empty texts where JSON leaves a field out. What is JSON itself may be any value.
+                // Go's encoder writes empty strings that JSON omits. A raw JSON field may have any value.
                 let is_json =
                     matches!(field.of, Type::Message(of) if of.strip_prefix(EXTENSIONS) == Some("JSON"));
                 let zero = value == 0 || value == false;
@@ -344,15 +347,15 @@ fn scalar(raw: &Raw<'_>, of: Type, depth: usize) -> Result<Value, ProtoError> {
     })
 }
 
-/// A number as Go writes it in JSON: a whole one without a fraction.
+/// Formats a number as Go does in JSON: integers without a fraction.
 fn number(n: f64) -> Value {
-    /// Above this, not every whole number is one of these.
+    /// Above this, doubles do not represent all integers.
     const EXACT: f64 = 9.0e15;
     #[expect(clippy::cast_possible_truncation, reason = "it is whole and small enough")]
     if n.fract() == 0.0 && n.abs() < EXACT { (n as i64).into() } else { n.into() }
 }
 
-/// A message as JSON: for a few types JSON has a form of its own.
+/// Decodes a message to JSON; some types have a special JSON form.
 fn object(bytes: &[u8], definition: &str, depth: usize) -> Result<Value, ProtoError> {
     let numbered = || -> Result<HashMap<u64, Raw<'_>>, ProtoError> {
         let mut reader = Reader(bytes);
@@ -389,7 +392,7 @@ fn object(bytes: &[u8], definition: &str, depth: usize) -> Result<Value, ProtoEr
             let nanos = i32::try_from(nanos).unwrap_or(0);
             let time =
                 Timestamp::new(seconds, nanos).map_err(|_| ProtoError::Malformed("time out of range"))?;
-            // As Go writes them in JSON: whole seconds, or always microseconds.
+            // As Go formats them in JSON: whole seconds, or always microseconds.
             let micro = definition.ends_with("MicroTime");
             Ok(if micro { format!("{time:.6}") } else { format!("{time:.0}") }.into())
         }
@@ -418,7 +421,7 @@ fn object(bytes: &[u8], definition: &str, depth: usize) -> Result<Value, ProtoEr
     }
 }
 
-/// A message of a CustomResourceDefinition as JSON: several hold one of two types, and are written as what they hold.
+/// Decodes messages of a CustomResourceDefinition that wrap one of two types to their content.
 fn extension(definition: &str, mut holder: Map<String, Value>) -> Result<Value, ProtoError> {
     let mut take = |field: &str| holder.remove(field);
     Ok(match definition.strip_prefix(EXTENSIONS) {

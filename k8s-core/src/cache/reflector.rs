@@ -1,4 +1,4 @@
-//! Keeps a cache current.
+//! The reflector: lists and watches a resource into a cache.
 
 use std::{
     collections::HashSet,
@@ -18,14 +18,14 @@ use crate::{
 
 const FIRST_DELAY: Duration = Duration::from_millis(50);
 const LONGEST_DELAY: Duration = Duration::from_secs(30);
-/// Between attempts on a server that lacks the kind, or does not let it be read.
+/// Maximum delay of retries if the kind is not served or its access is forbidden.
 const LONGEST_DELAY_WITHOUT: Duration = Duration::from_secs(120);
-/// A server that sends nothing for so long, and has not said that the initial state is complete, never will.
+/// Time without any event after which the end of the initial state is no longer expected.
 const STALLED: Duration = Duration::from_secs(90);
-/// Objects on a page of a list.
+/// Page size of a list.
 const PAGE: u32 = 500;
 
-/// A running reflector; dropping it stops it.
+/// A running reflector. Dropping it stops it.
 #[derive(Debug)]
 pub struct Reflector {
     stop: CancellationToken,
@@ -37,13 +37,13 @@ impl Drop for Reflector {
     }
 }
 
-/// Starts to fill `cache` from `api` and keeps it current until the returned handle is dropped.
+/// Fills `cache` from `api` and keeps it up to date until the returned handle is dropped.
 #[must_use]
 pub fn reflect<K: Object>(api: Api<K>, params: ListParams, cache: Cache<K>) -> Reflector {
     reflect_trimmed(api, params, cache, |_| {})
 }
 
-/// As [`reflect`], with `trim` taking out of each object what nobody who reads this cache needs.
+/// As [`reflect`], with `trim` dropping fields of each object that no reader of this cache needs.
 #[must_use]
 pub fn reflect_trimmed<K: Object>(
     api: Api<K>,
@@ -55,7 +55,7 @@ pub fn reflect_trimmed<K: Object>(
     let stopped = stop.clone();
     tokio::spawn(async move {
         tokio::select! {
-            // So that what happens in a test follows from its seed, here and in every controller.
+            // Polled in a fixed order, so that a seeded test is deterministic.
             biased;
             () = stopped.cancelled() => {}
             () = run(Source { api: api.lean(), params, trim, lists: AtomicBool::new(false) }, cache) => {}
@@ -64,25 +64,25 @@ pub fn reflect_trimmed<K: Object>(
     Reflector { stop }
 }
 
-/// Where objects come from, and what is taken out of them.
+/// The watched resource and the trimmer of its objects.
 struct Source<K> {
     api: Api<K>,
     params: ListParams,
     trim: fn(&mut K),
-    /// The server does not send the initial state in a watch.
+    /// The server cannot stream the initial state in a watch.
     lists: AtomicBool,
 }
 
-/// Where the reflector stands.
+/// Resume point of the watch.
 #[derive(Clone, Copy)]
 enum Position {
-    /// Nothing is known, or history no longer reaches back to what is.
+    /// Start over: nothing is known, or the last revision is no longer in history.
     Start,
-    /// The cache is current up to this revision.
+    /// The cache is complete up to this revision.
     At(u64),
 }
 
-/// What was logged of a server that does not answer as it should, so that each is logged once.
+/// The last logged error, so that repetitions are not logged again.
 #[derive(Default)]
 struct Trouble(Option<String>);
 
@@ -93,7 +93,11 @@ impl Trouble {
             return debug!(kind, error = text, "watch failed");
         }
         if is_without(error) {
-            warn!(kind, error = text, "the server does not give this kind: asking again from time to time");
+            warn!(
+                kind,
+                error = text,
+                "the kind is not served or access is forbidden: retrying at long intervals"
+            );
         } else {
             warn!(kind, error = text, "watch failed");
         }
@@ -107,7 +111,7 @@ impl Trouble {
     }
 }
 
-/// Whether a server lacks the kind, or does not let it be read: that does not change soon.
+/// Returns true for errors that will not pass soon: the kind is not served, or its access is forbidden.
 fn is_without(error: &Error) -> bool {
     error.is_not_found() || error.is_forbidden()
 }
@@ -135,9 +139,9 @@ async fn run<K: Object>(source: Source<K>, cache: Cache<K>) {
                 debug!(kind = K::KIND, "watch ended");
             }
             Err(e) if e.is_expired() => {
-                debug!(kind = K::KIND, "history is gone, listing again");
+                debug!(kind = K::KIND, "revision expired, listing again");
                 position = Position::Start;
-                // Once at once; a server that says so again and again is not asked in a loop.
+                // Retry immediately once; a server that repeats 410 is retried with back-off.
                 if now > before || !std::mem::replace(&mut expired, true) {
                     continue;
                 }
@@ -150,7 +154,7 @@ async fn run<K: Object>(source: Source<K>, cache: Cache<K>) {
             }
         }
         expired &= now <= before;
-        // Half fixed, half random, so that many reflectors do not return at one moment.
+        // Half of the delay is random, so that many reflectors do not reconnect at once.
         let jitter = crate::random::range(0.5..1.0);
         tokio::time::sleep(delay.mul_f64(jitter)).await;
         delay = (delay * 2).min(longest);
@@ -160,21 +164,22 @@ async fn run<K: Object>(source: Source<K>, cache: Cache<K>) {
 type Events<K> = BoxStream<'static, Result<WatchEvent<K>, Error>>;
 
 impl<K: Object> Source<K> {
-    /// An object as caches hold it: without managedFields (a list has them still), trimmed, and without the room to grow that decoding leaves in its lists.
+    /// Prepares an object for the cache: removes managedFields (lists include them), trims it, and drops the
+    /// spare capacity left by decoding.
     fn slim(&self, mut object: K) -> K {
         object.metadata_mut().managed_fields = None;
         (self.trim)(&mut object);
         object.clone()
     }
 
-    /// Remembers that the server does not send the initial state in a watch.
+    /// Remembers that the server cannot stream the initial state in a watch.
     fn list_from_now_on(&self, why: &dyn std::fmt::Display) {
         if !self.lists.swap(true, Ordering::Relaxed) {
-            debug!(kind = K::KIND, %why, "the server does not send the initial state: listing it");
+            debug!(kind = K::KIND, %why, "the server does not stream the initial state: listing");
         }
     }
 
-    /// Opens a watch; with the set of objects seen, when it begins with the initial state.
+    /// Opens a watch. With a streamed initial state also returns the set that collects its keys.
     async fn open(
         &self,
         cache: &Cache<K>,
@@ -195,7 +200,7 @@ impl<K: Object> Source<K> {
         Ok((self.api.watch(&self.params.clone().at(version)).await?, None))
     }
 
-    /// Lists everything, page by page, into the cache, and returns the list's resourceVersion.
+    /// Lists all pages into the cache and returns the list's resourceVersion.
     async fn list(&self, cache: &Cache<K>) -> Result<String, Error> {
         let (mut objects, mut unreadable) = (Vec::new(), Vec::new());
         let mut params = ListParams { limit: PAGE, resource_version: String::new(), ..self.params.clone() };
@@ -209,7 +214,7 @@ impl<K: Object> Source<K> {
                     }
                     params.continue_token = page.continue_token;
                 }
-                // History went on while it was listed: now all of it at once.
+                // The continue token expired: list everything in one request.
                 Err(e) if e.is_expired() && !params.continue_token.is_empty() => {
                     objects.clear();
                     unreadable.clear();
@@ -222,7 +227,7 @@ impl<K: Object> Source<K> {
         Ok(version)
     }
 
-    /// One watch, to its end.
+    /// Runs one watch to its end.
     async fn follow(&self, cache: &Cache<K>, position: Position) -> Result<(), Error> {
         let (mut events, mut initial) = self.open(cache, position).await?;
         loop {
@@ -282,7 +287,8 @@ impl<K: Object> Source<K> {
     }
 }
 
-/// Whether an answer to a watch that asks for the initial state says that the server does not know how. (An API server over an old etcd fails with 500.)
+/// Returns true for responses of servers that do not support a streamed initial state. (An API server over an
+/// old etcd fails with 500.)
 fn refuses(code: u16) -> bool {
     matches!(code, 400 | 422 | 500 | 501)
 }

@@ -1,4 +1,4 @@
-//! The cache itself and its subscribers.
+//! The cache and its subscriptions.
 
 use std::{
     collections::{BTreeSet, HashSet},
@@ -14,37 +14,37 @@ use crate::{
 };
 use k8s_progress::Progress;
 
-/// How many changes a slow subscriber may fall behind before it must look at the whole cache.
+/// Number of changes that a subscriber may fall behind before it gets [`Change::Resync`].
 const BACKLOG: usize = 4096;
 
-/// How many objects are weighed at most to know what all of them weigh.
+/// Sample size of the memory estimate.
 const SAMPLE: usize = 256;
-/// Bytes of an object's place: its key and slot in a B-tree's nodes, and its numbers in two indexes or so.
+/// Bytes per object for its key, its slot in B-tree nodes, and its numbers in about two indexes.
 const PLACE: usize = 160;
 
-/// What changed. Objects are shared with the cache.
+/// A change of the cache. Objects are shared with the cache.
 #[derive(Clone, Debug)]
 pub enum Change<K> {
-    /// An object that the cache did not have.
+    /// An object was added.
     Added(Arc<K>),
-    /// An object that changed: what it was, what it is.
+    /// An object was changed: old and new version.
     Modified(Arc<K>, Arc<K>),
-    /// An object that is gone: what it was last.
+    /// An object was removed: its last version.
     Deleted(Arc<K>),
-    /// The subscriber fell behind: look at the whole cache.
+    /// The subscriber fell behind and must read the whole cache.
     Resync,
 }
 
 struct Inner<K> {
     state: RwLock<State<K>>,
     changes: broadcast::Sender<Change<K>>,
-    /// The newest revision that is wholly in the cache; 0 before the first list.
+    /// The cache is complete up to this revision; 0 before the first list.
     revision: Progress,
-    /// How many changes there were.
+    /// Number of changes so far.
     changed: Progress,
 }
 
-/// The present state of one type. Cheap to clone; all clones are the same cache.
+/// The current objects of one type. Cheap to clone; clones share their state.
 pub struct Cache<K>(Arc<Inner<K>>);
 
 impl<K> Clone for Cache<K> {
@@ -66,7 +66,7 @@ impl<K: Object> Default for Cache<K> {
 }
 
 fn read<T>(lock: &RwLock<T>) -> std::sync::RwLockReadGuard<'_, T> {
-    // A poisoned lock means that an index function panicked; the map itself is still whole.
+    // A poisoned lock means that an index function panicked; the map itself is consistent.
     lock.read().unwrap_or_else(std::sync::PoisonError::into_inner)
 }
 
@@ -75,7 +75,7 @@ fn write<T>(lock: &RwLock<T>) -> std::sync::RwLockWriteGuard<'_, T> {
 }
 
 impl<K: Object> Cache<K> {
-    /// An empty cache; a reflector (or a test) fills it.
+    /// Creates an empty cache, to be filled by a reflector or a test.
     #[must_use]
     pub fn new() -> Self {
         Cache(Arc::new(Inner {
@@ -86,54 +86,56 @@ impl<K: Object> Cache<K> {
         }))
     }
 
-    /// Adds an index: `keys_of` names the entries an object is found under in [`Cache::by_index`]. Adding one twice is fine.
+    /// Adds an index: `keys_of` returns the index keys of an object for [`Cache::by_index`]. Adding the same
+    /// name again has no effect.
     pub fn add_index(&self, name: &'static str, keys_of: impl Fn(&K) -> Vec<String> + Send + Sync + 'static) {
         write(&self.0.state).add_index(name, keys_of);
     }
 
-    /// One object; the namespace is empty for cluster-scoped ones.
+    /// Returns an object; the namespace is empty for cluster-scoped ones.
     #[must_use]
     pub fn get(&self, namespace: &str, name: &str) -> Option<Arc<K>> {
         self.by_key(&ObjectKey::new(namespace, name))
     }
 
-    /// One object.
+    /// Returns an object by key.
     #[must_use]
     pub fn by_key(&self, key: &ObjectKey) -> Option<Arc<K>> {
         read(&self.0.state).get(key).cloned()
     }
 
-    /// All objects, ordered by namespace and name.
+    /// Returns all objects, ordered by namespace and name.
     #[must_use]
     pub fn list(&self) -> Vec<Arc<K>> {
         read(&self.0.state).iter().cloned().collect()
     }
 
-    /// All objects in a namespace, ordered by name.
+    /// Returns all objects in a namespace, ordered by name.
     #[must_use]
     pub fn in_namespace(&self, namespace: &str) -> Vec<Arc<K>> {
         read(&self.0.state).in_namespace(namespace).cloned().collect()
     }
 
-    /// Objects under an entry of an index, in no order that means anything; empty where the index was never added.
+    /// Returns the objects with an index key, in no particular order. Empty if the index does not exist.
     #[must_use]
     pub fn by_index(&self, index: &str, entry: &str) -> Vec<Arc<K>> {
         read(&self.0.state).by_index(index, entry).cloned().collect()
     }
 
-    /// How many objects there are.
+    /// Returns the number of objects.
     #[must_use]
     pub fn len(&self) -> usize {
         read(&self.0.state).len()
     }
 
-    /// Whether there are none.
+    /// Returns true if the cache is empty.
     #[must_use]
     pub fn is_empty(&self) -> bool {
         self.len() == 0
     }
 
-    /// About how many bytes of memory the objects take with their keys: from a sample of them, so that it can be asked of a large cache.
+    /// Returns the approximate memory of the objects and their keys, in bytes. Extrapolates from a sample, so
+    /// it is cheap for a large cache.
     #[must_use]
     pub fn memory(&self) -> usize {
         let (count, sample) = {
@@ -146,13 +148,13 @@ impl<K: Object> Cache<K> {
         sample.iter().map(each).sum::<usize>().saturating_mul(count) / sample.len().max(1)
     }
 
-    /// Changes from now on.
+    /// Subscribes to changes from now on.
     #[must_use]
     pub fn subscribe(&self) -> Subscription<K> {
         Subscription(self.0.changes.subscribe())
     }
 
-    /// The newest revision that is wholly in the cache; 0 before the first list.
+    /// Returns the revision up to which the cache is complete; 0 before the first list.
     #[must_use]
     pub fn revision(&self) -> u64 {
         self.0.revision.get()
@@ -163,18 +165,19 @@ impl<K: Object> Cache<K> {
         self.reached(1).await;
     }
 
-    /// Whether the first list is in the cache.
+    /// Returns true once the first list is in the cache.
     #[must_use]
     pub fn is_synced(&self) -> bool {
         self.revision() > 0
     }
 
-    /// Waits until the cache has everything up to `revision` (that a write returned).
+    /// Waits until the cache is complete up to `revision`, as returned by a write.
     pub async fn reached(&self, revision: u64) {
         self.0.revision.reached(revision).await;
     }
 
-    /// Waits until `done` holds; it is asked now, and then when objects have changed. Cheaper than a subscription for one who need not see what changed.
+    /// Waits until `done` returns true. Calls it now and after changes. Cheaper than a subscription if the
+    /// changes themselves do not matter.
     pub async fn until(&self, mut done: impl FnMut() -> bool) {
         loop {
             let seen = self.0.changed.get();
@@ -185,7 +188,7 @@ impl<K: Object> Cache<K> {
         }
     }
 
-    /// Puts an object in. For reflectors and tests.
+    /// Inserts or replaces an object. For reflectors and tests.
     pub fn upsert(&self, object: K) {
         let key = object.key();
         let revision = object.revision();
@@ -201,7 +204,7 @@ impl<K: Object> Cache<K> {
         self.advance(revision);
     }
 
-    /// Takes an object out. For reflectors and tests.
+    /// Removes an object. For reflectors and tests.
     pub fn remove(&self, object: K) {
         let revision = object.revision();
         let known = write(&self.0.state).remove(&object.key()).is_some();
@@ -211,8 +214,9 @@ impl<K: Object> Cache<K> {
         self.advance(revision);
     }
 
-    /// Takes note of an object that the type cannot hold. What the cache has of the same object stays, since an older state serves better than none; that of an
-    /// earlier object of this name goes, as does that of an object which is `gone`. Returns whether something stays.
+    /// Handles an object that does not deserialize. The cached version of the same object (uid) stays,
+    /// because an older version is better than none; an earlier object of this name is removed, and so is a
+    /// `gone` object. Returns true if a version stays.
     pub(super) fn see_unreadable(&self, one: &Unreadable, gone: bool) -> bool {
         let removed = {
             let mut state = write(&self.0.state);
@@ -228,12 +232,12 @@ impl<K: Object> Cache<K> {
         false
     }
 
-    /// Replaces the whole content by a list taken at `revision`. For reflectors and tests.
+    /// Replaces the whole content with a list at `revision`. For reflectors and tests.
     pub fn replace(&self, objects: Vec<K>, revision: u64) {
         self.replace_readable(objects, &[], revision);
     }
 
-    /// As [`Cache::replace`], by a list that has unreadable objects as well: of those, an older state stays.
+    /// As [`Cache::replace`], for a list with unreadable objects; their cached versions stay.
     pub(super) fn replace_readable(&self, objects: Vec<K>, unreadable: &[Unreadable], revision: u64) {
         let mut changes = Vec::new();
         {
@@ -265,12 +269,12 @@ impl<K: Object> Cache<K> {
         self.advance(revision.max(1));
     }
 
-    /// Says that everything up to `revision` is in (a bookmark).
+    /// Marks the cache as complete up to `revision` (a bookmark).
     pub fn advance(&self, revision: u64) {
         self.0.revision.advance(revision);
     }
 
-    /// As [`Cache::upsert`], but the revision is not yet complete (initial events of a watch come in any order).
+    /// As [`Cache::upsert`], but without completing the revision: initial events arrive in any order.
     pub(super) fn upsert_initial(&self, object: K) {
         let key = object.key();
         let object = Arc::new(object);
@@ -282,14 +286,14 @@ impl<K: Object> Cache<K> {
         }
     }
 
-    /// As [`Cache::remove`], without saying that its revision is complete.
+    /// As [`Cache::remove`], but without completing the revision.
     pub(super) fn remove_initial(&self, object: K) {
         if write(&self.0.state).remove(&object.key()).is_some() {
             self.tell(Change::Deleted(Arc::new(object)));
         }
     }
 
-    /// Takes out what a complete initial state did not have.
+    /// Removes objects that are missing in a complete initial state.
     pub(super) fn retain_keys(&self, keep: &HashSet<ObjectKey>) {
         let gone: Vec<Arc<K>> = {
             let mut state = write(&self.0.state);
@@ -302,18 +306,18 @@ impl<K: Object> Cache<K> {
     }
 
     fn tell(&self, change: Change<K>) {
-        // Nobody listening is fine.
+        // Without subscribers the change is dropped.
         let _ = self.0.changes.send(change);
         self.0.changed.step();
     }
 }
 
-/// Changes of a cache, in order.
+/// A subscription to the changes of a cache, in order.
 #[derive(Debug)]
 pub struct Subscription<K>(broadcast::Receiver<Change<K>>);
 
 impl<K: Object> Subscription<K> {
-    /// The next change; `None` when the cache is gone.
+    /// Returns the next change; `None` after the cache was dropped.
     pub async fn next(&mut self) -> Option<Change<K>> {
         match self.0.recv().await {
             Ok(change) => Some(change),

@@ -1,7 +1,7 @@
-//! What a cache holds: objects in slots, in the order of their keys, and found through indexes.
+//! Content of a cache: objects in slots, ordered by key, with indexes.
 //!
-//! An index knows slots, not keys: an object that changes within its entries leaves the indexes as they are, and a reader of an entry follows
-//! numbers instead of comparing names.
+//! An index refers to slot numbers, not keys: an object whose index keys do not change leaves the indexes
+//! untouched, and a lookup compares no names.
 
 use std::{
     collections::{BTreeMap, BTreeSet, HashMap},
@@ -20,7 +20,7 @@ struct Index<K> {
     entries: HashMap<String, BTreeSet<Slot>>,
 }
 
-/// The objects of a cache with their indexes.
+/// Objects and indexes of a cache.
 pub(super) struct State<K> {
     order: BTreeMap<ObjectKey, Slot>,
     objects: Slab<Arc<K>>,
@@ -46,12 +46,12 @@ impl<K> State<K> {
         self.order.keys()
     }
 
-    /// All objects, in the order of their keys.
+    /// Iterates over all objects in key order.
     pub(super) fn iter(&self) -> impl Iterator<Item = &Arc<K>> {
         self.order.values().filter_map(|slot| self.objects.get(*slot))
     }
 
-    /// Objects of a namespace, in the order of their names.
+    /// Iterates over the objects of a namespace in name order.
     pub(super) fn in_namespace(&self, namespace: &str) -> impl Iterator<Item = &Arc<K>> {
         self.order
             .range(ObjectKey::new(namespace, "")..)
@@ -59,7 +59,7 @@ impl<K> State<K> {
             .filter_map(|(_, slot)| self.objects.get(*slot))
     }
 
-    /// Objects under an entry of an index, in no order that means anything.
+    /// Iterates over the objects with an index key, in no particular order.
     pub(super) fn by_index(&self, index: &str, entry: &str) -> impl Iterator<Item = &Arc<K>> {
         let slots = self.indexes.get(index).and_then(|index| index.entries.get(entry));
         slots.into_iter().flatten().filter_map(|slot| self.objects.get(*slot))
@@ -80,12 +80,13 @@ impl<K> State<K> {
         self.indexes.insert(name, index);
     }
 
-    /// Where each index has an object. Asked before anything changes: these functions are not ours, and one that panics must leave the state whole.
+    /// Computes the object's keys in all indexes. Called before any change: the functions are the user's, and
+    /// a panic must leave the state consistent.
     fn entries_of(&self, object: &K) -> Vec<Vec<String>> {
         self.indexes.values().map(|index| (index.entries_of)(object)).collect()
     }
 
-    /// Puts an object in; what was there before.
+    /// Inserts an object; returns the previous one.
     pub(super) fn insert(&mut self, key: ObjectKey, object: Arc<K>) -> Option<Arc<K>> {
         let is = self.entries_of(&object);
         let Some(slot) = self.order.get(&key).copied() else {
@@ -106,7 +107,7 @@ impl<K> State<K> {
         Some(std::mem::replace(self.objects.get_mut(slot)?, object))
     }
 
-    /// Takes an object out.
+    /// Removes an object and returns it.
     pub(super) fn remove(&mut self, key: &ObjectKey) -> Option<Arc<K>> {
         let slot = *self.order.get(key)?;
         let was = self.entries_of(self.objects.get(slot)?);
@@ -146,7 +147,7 @@ mod tests {
     type Thing = (u8, Vec<u8>);
 
     proptest! {
-        /// Whatever is put in and taken out: an index finds exactly the objects that name the entry.
+        /// After any insertions and removals an index finds exactly the objects with a key.
         #[test]
         fn an_index_finds_what_is_there(
             ops in prop::collection::vec((0..6u8, prop::option::of(prop::collection::vec(0..3u8, 0..3))), 0..60),

@@ -1,7 +1,8 @@
-//! About how much memory an object takes.
+//! Estimates the memory of an object.
 //!
-//! A type's own size is known; what it has on the heap is found by serializing it into a counter: texts, lists of structs, maps. What lists have for each of
-//! their elements follows from the element's name for the structs that fill clusters, and is a guess for others.
+//! The type's own size is known. Its heap memory is estimated by serializing the object into a counter of
+//! strings, lists and maps. The element size of a list is taken from the element's struct name for the most
+//! frequent structs, and guessed for others.
 
 use std::fmt::Display;
 
@@ -22,29 +23,29 @@ use serde::{
 
 use crate::meta::Object;
 
-/// The two counters beside an object in an `Arc`.
+/// Reference counters of an `Arc`.
 const ARC: usize = 16;
 const TEXT: usize = size_of::<String>();
-/// A B-tree's node has room for eleven entries, of which two thirds are taken.
+/// A B-tree node has eleven places, of which about two thirds are used.
 const NODE: usize = 11 * 2 * TEXT + 16;
 const TAKEN: usize = 7;
 
-/// Bytes that a shared object takes, its strings, lists and maps included: within some tens of percent.
+/// Returns the memory of a shared object in bytes, heap included, with an error of some tens of percent.
 pub(super) fn weigh<K: Object>(object: &K) -> usize {
     let mut weight = Weight { heap: 0, in_list: false };
-    // The counter has no errors of its own, and what an object's own says changes nothing here.
+    // The counter never fails, and errors of the object's own `Serialize` do not matter here.
     let _ = object.serialize(&mut weight);
-    // They are serialized, but not held.
+    // apiVersion and kind are serialized, but are constants of the type.
     let constants = allocated(K::API_VERSION.len()) + allocated(K::KIND.len());
     (ARC + size_of::<K>() + weight.heap).saturating_sub(constants)
 }
 
-/// What an allocator gives out for so many bytes.
+/// Rounds up to the allocator's granularity.
 fn allocated(bytes: usize) -> usize {
     bytes.next_multiple_of(16)
 }
 
-/// What a list has for each element of a struct.
+/// Returns the size of a struct by its name.
 fn size_of_named(name: &str) -> usize {
     match name {
         "Container" => size_of::<Container>(),
@@ -65,12 +66,12 @@ fn size_of_named(name: &str) -> usize {
 
 struct Weight {
     heap: usize,
-    /// What comes next is an element of a list: its own size is on the heap as well.
+    /// The next value is a list element, whose own size is on the heap, too.
     in_list: bool,
 }
 
 impl Weight {
-    /// Something with this size of its own, and so much more elsewhere.
+    /// Adds a value with its own size and further heap memory.
     fn add(&mut self, own: usize, elsewhere: usize) {
         if std::mem::take(&mut self.in_list) {
             self.heap += own;
@@ -232,7 +233,7 @@ elements! {
     SerializeStructVariant::serialize_field(&'static str), in_list: false;
 }
 
-/// The entries of a map are in its nodes.
+/// Map entries are stored in its nodes.
 impl ser::SerializeMap for &mut Weight {
     type Ok = ();
     type Error = Broken;

@@ -1,4 +1,4 @@
-//! A client for one type in one scope.
+//! A typed client for one resource and scope.
 
 use std::marker::PhantomData;
 
@@ -14,37 +14,37 @@ use crate::{json, status::ApiStatus};
 
 const QUERY: &AsciiSet = &NON_ALPHANUMERIC.remove(b'-').remove(b'.').remove(b'_').remove(b'~');
 
-/// What to list or watch.
+/// Selection and paging of a list or watch.
 #[derive(Clone, Debug, Default)]
 pub struct ListParams {
-    /// Label selector in its string form; empty: all.
+    /// Label selector; empty selects all.
     pub labels: String,
-    /// Field selector in its string form; empty: all.
+    /// Field selector; empty selects all.
     pub fields: String,
-    /// At most so many; 0: all.
+    /// Page size; 0 means unlimited.
     pub limit: u32,
-    /// Where the last page ended.
+    /// Continue token of the previous page.
     pub continue_token: String,
-    /// `resourceVersion`; empty: the newest.
+    /// `resourceVersion`; empty means the newest.
     pub resource_version: String,
 }
 
 impl ListParams {
-    /// Only objects with these labels (`a=b,c in (d,e)`).
+    /// Selects objects by labels (`a=b,c in (d,e)`).
     #[must_use]
     pub fn labels(mut self, selector: impl Into<String>) -> Self {
         self.labels = selector.into();
         self
     }
 
-    /// Only objects with these fields (`spec.nodeName=n1`).
+    /// Selects objects by fields (`spec.nodeName=n1`).
     #[must_use]
     pub fn fields(mut self, selector: impl Into<String>) -> Self {
         self.fields = selector.into();
         self
     }
 
-    /// From this `resourceVersion` on.
+    /// Starts from this `resourceVersion`.
     #[must_use]
     pub fn at(mut self, version: impl Into<String>) -> Self {
         self.resource_version = version.into();
@@ -62,60 +62,60 @@ impl ListParams {
     }
 }
 
-/// Options of a write.
+/// Options of a write request.
 #[derive(Clone, Debug, Default)]
 pub struct PostParams {
-    /// Check everything, store nothing.
+    /// Validate only, store nothing.
     pub dry_run: bool,
-    /// Whose fields these are; empty: the client's name.
+    /// Field manager; empty means the client's name.
     pub field_manager: String,
-    /// Server-side apply: take fields over from other managers.
+    /// Server-side apply: take over fields owned by other managers.
     pub force: bool,
 }
 
-/// The four kinds of patch.
+/// A patch and its type.
 #[derive(Clone, Debug)]
 pub enum Patch<T> {
-    /// RFC 6902.
+    /// JSON patch (RFC 6902).
     Json(T),
-    /// RFC 7386.
+    /// JSON merge patch (RFC 7386).
     Merge(T),
-    /// Strategic merge (built-in types only).
+    /// Strategic merge patch (built-in types only).
     Strategic(T),
-    /// Server-side apply.
+    /// Server-side apply configuration.
     Apply(T),
 }
 
-/// `DeleteOptions`.
+/// Options of a delete request.
 #[derive(Clone, Debug, Default, Serialize)]
 #[serde(rename_all = "camelCase")]
 pub struct DeleteOptions {
-    /// Seconds the object gets to end by itself.
+    /// Grace period in seconds.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub grace_period_seconds: Option<i64>,
     /// `Orphan`, `Background` or `Foreground`.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub propagation_policy: Option<String>,
-    /// Only when uid and resourceVersion match.
+    /// Required uid and resourceVersion.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub preconditions: Option<Preconditions>,
 }
 
 impl DeleteOptions {
-    /// Dependents are removed by the garbage collector afterwards.
+    /// Sets background propagation: the garbage collector deletes dependents afterwards.
     #[must_use]
     pub fn background() -> Self {
         DeleteOptions { propagation_policy: Some("Background".into()), ..Self::default() }
     }
 
-    /// Only this very object, not a later one of the same name.
+    /// Requires this uid, so that a later object of the same name is not deleted.
     #[must_use]
     pub fn with_uid(mut self, uid: &str) -> Self {
         self.preconditions.get_or_insert_default().uid = Some(uid.to_owned());
         self
     }
 
-    /// With a grace period in seconds.
+    /// Sets the grace period in seconds.
     #[must_use]
     pub fn grace(mut self, seconds: i64) -> Self {
         self.grace_period_seconds = Some(seconds);
@@ -123,24 +123,25 @@ impl DeleteOptions {
     }
 }
 
-/// One event of a watch.
+/// An event of a watch.
 #[derive(Clone, Debug)]
 pub enum WatchEvent<K> {
-    /// It is new to the watcher.
+    /// The object is new to the watcher.
     Added(K),
-    /// It changed.
+    /// The object was changed.
     Modified(K),
-    /// It is gone (or no longer selected); its last state.
+    /// The object was deleted (or is no longer selected); its last state.
     Deleted(K),
-    /// It is new or changed, and the type cannot hold it. `true`: it is gone.
+    /// The object was added or changed and does not deserialize. `true`: it was deleted.
     Unreadable(Unreadable, bool),
-    /// Nothing happened up to this resourceVersion. `true`: the initial state is complete (`sendInitialEvents`).
+    /// No further changes up to this resourceVersion. `true`: the initial state is complete
+    /// (`sendInitialEvents`).
     Bookmark(u64, bool),
     /// The watch failed and ends.
     Error(ApiStatus),
 }
 
-/// A client for one type in one scope. Cheap to clone.
+/// A typed client for one resource and scope. Cheap to clone.
 #[derive(Debug)]
 pub struct Api<K> {
     client: Client,
@@ -183,7 +184,7 @@ impl Query {
 
 const JSON: &str = "application/json";
 
-/// Where a bookmark keeps what it says.
+/// The metadata of a bookmark event.
 #[derive(Deserialize)]
 struct BookmarkObject {
     metadata: k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta,
@@ -194,25 +195,25 @@ impl<K> Api<K> {
         Api { client, resource, namespace: namespace.to_owned(), kind: PhantomData }
     }
 
-    /// The resource.
+    /// Returns the resource.
     #[must_use]
     pub fn resource(&self) -> &Resource {
         &self.resource
     }
 
-    /// The client underneath.
+    /// Returns the underlying client.
     #[must_use]
     pub fn client(&self) -> &Client {
         &self.client
     }
 
-    /// The same, with a client that leaves `managedFields` unread ([`Client::lean`]).
+    /// Returns a client that does not decode `managedFields` ([`Client::lean`]).
     #[must_use]
     pub fn lean(&self) -> Self {
         Api { client: self.client.lean(), ..self.clone() }
     }
 
-    /// The same type in another namespace (empty: all).
+    /// Returns a client for another namespace (empty: all).
     #[must_use]
     pub fn within(&self, namespace: &str) -> Self {
         Api { namespace: namespace.to_owned(), ..self.clone() }
@@ -231,18 +232,18 @@ impl<K: Serialize + DeserializeOwned> Api<K> {
             .map_err(|e| Error::Request(format!("encode {}: {e}", self.resource.kind)))
     }
 
-    /// Reads one object.
+    /// Reads an object.
     ///
     /// # Errors
-    /// [`Error::is_not_found`] when it is not there.
+    /// [`Error::is_not_found`] if it does not exist.
     pub async fn get(&self, name: &str) -> Result<K, Error> {
         self.client.json(Method::GET, &self.path(name, ""), JSON, Bytes::new()).await
     }
 
-    /// Reads one object; `None` when it is not there.
+    /// Reads an object; `None` if it does not exist.
     ///
     /// # Errors
-    /// Any failure but 404.
+    /// Any error but 404.
     pub async fn get_opt(&self, name: &str) -> Result<Option<K>, Error> {
         match self.get(name).await {
             Ok(object) => Ok(Some(object)),
@@ -263,7 +264,7 @@ impl<K: Serialize + DeserializeOwned> Api<K> {
         self.client.json(Method::GET, &self.path(name, subresource), JSON, Bytes::new()).await
     }
 
-    /// Lists objects: one page of them, where `params` has a limit.
+    /// Lists one page of objects if `params` has a limit, otherwise all.
     ///
     /// # Errors
     /// [`Error::is_expired`] for an old resourceVersion or continue token.
@@ -273,7 +274,8 @@ impl<K: Serialize + DeserializeOwned> Api<K> {
         decode::page(&self.resource, &bytes).map_err(|source| Error::Decode { what: path, source })
     }
 
-    /// Lists objects, and the resourceVersion of the list. Objects that the type cannot hold are left out ([`super::unreadable_objects`]).
+    /// Lists objects; also returns the list's resourceVersion. Objects that do not deserialize are skipped
+    /// ([`super::unreadable_objects`]).
     ///
     /// # Errors
     /// As [`Api::page`].
@@ -282,7 +284,7 @@ impl<K: Serialize + DeserializeOwned> Api<K> {
         Ok((page.items, page.version))
     }
 
-    /// Lists objects. Objects that the type cannot hold are left out ([`super::unreadable_objects`]).
+    /// Lists objects. Objects that do not deserialize are skipped ([`super::unreadable_objects`]).
     ///
     /// # Errors
     /// As [`Api::list_with_version`].
@@ -290,10 +292,10 @@ impl<K: Serialize + DeserializeOwned> Api<K> {
         Ok(self.list_with_version(params).await?.0)
     }
 
-    /// Watches from a resourceVersion on (`params.resource_version`; empty: from now, starting with the present state).
+    /// Watches from `params.resource_version` on. Empty: starts with the current objects.
     ///
     /// # Errors
-    /// When the watch cannot be opened. Later failures come as events or items.
+    /// The watch cannot be opened. Later failures are returned as events or items.
     pub async fn watch(
         &self,
         params: &ListParams,
@@ -306,7 +308,8 @@ impl<K: Serialize + DeserializeOwned> Api<K> {
         self.watch_raw(&query.0).await
     }
 
-    /// Watches, and gets the present state as `Added` events before the first bookmark with `true` (WatchList).
+    /// Watches and streams the current objects as `Added` events before the first bookmark with `true`
+    /// (WatchList).
     ///
     /// # Errors
     /// As [`Api::watch`].
@@ -343,7 +346,7 @@ impl<K: Serialize + DeserializeOwned> Api<K> {
         self.create_with(object, &PostParams::default()).await
     }
 
-    /// Creates an object, with options.
+    /// Creates an object with options.
     ///
     /// # Errors
     /// As [`Api::create`].
@@ -355,7 +358,7 @@ impl<K: Serialize + DeserializeOwned> Api<K> {
     /// Posts to a subresource (`binding`, `eviction`, `token`).
     ///
     /// # Errors
-    /// As the subresource has them.
+    /// Those of the subresource.
     pub async fn create_subresource<B: Serialize, T: DeserializeOwned>(
         &self,
         name: &str,
@@ -365,15 +368,15 @@ impl<K: Serialize + DeserializeOwned> Api<K> {
         self.client.json(Method::POST, &self.path(name, subresource), JSON, self.encode(body)?).await
     }
 
-    /// Replaces an object; its resourceVersion (where set) must be the newest.
+    /// Replaces an object. Its resourceVersion, if set, is the optimistic lock.
     ///
     /// # Errors
-    /// [`Error::is_conflict`] when it changed meanwhile.
+    /// [`Error::is_conflict`] if the object was changed meanwhile.
     pub async fn replace(&self, name: &str, object: &K) -> Result<K, Error> {
         self.client.json(Method::PUT, &self.path(name, ""), JSON, self.encode(object)?).await
     }
 
-    /// Replaces an object's status; everything else in it is ignored.
+    /// Replaces an object's status; all other fields are ignored.
     ///
     /// # Errors
     /// As [`Api::replace`].
@@ -397,7 +400,8 @@ impl<K: Serialize + DeserializeOwned> Api<K> {
     /// Patches an object.
     ///
     /// # Errors
-    /// [`Error::is_not_found`] (except for apply, which creates), [`Error::is_invalid`], [`Error::is_conflict`].
+    /// [`Error::is_not_found`] (except for apply, which creates), [`Error::is_invalid`],
+    /// [`Error::is_conflict`].
     pub async fn patch<T: Serialize>(&self, name: &str, patch: &Patch<T>) -> Result<K, Error> {
         self.patch_with(name, "", patch, &PostParams::default()).await
     }
@@ -410,7 +414,8 @@ impl<K: Serialize + DeserializeOwned> Api<K> {
         self.patch_with(name, "status", patch, &PostParams::default()).await
     }
 
-    /// Patches an object or one of its subresources, with options. Apply uses the client's name as manager where none is given.
+    /// Patches an object or one of its subresources, with options. The field manager of an apply defaults to
+    /// the client's name.
     ///
     /// # Errors
     /// As [`Api::patch`].
@@ -437,7 +442,8 @@ impl<K: Serialize + DeserializeOwned> Api<K> {
         self.client.json(Method::PATCH, &path, content_type, body).await
     }
 
-    /// Server-side apply under the client's name, taking over fields that others own.
+    /// Applies an object by server-side apply with the client's name as field manager, taking over fields
+    /// owned by others.
     ///
     /// # Errors
     /// As [`Api::patch`].
@@ -446,7 +452,7 @@ impl<K: Serialize + DeserializeOwned> Api<K> {
         self.patch_with(name, "", &Patch::Apply(object), &params).await
     }
 
-    /// Deletes an object. It may live on until its grace period is over or its finalizers are gone.
+    /// Deletes an object. It exists until its grace period is over and its finalizers are gone.
     ///
     /// # Errors
     /// [`Error::is_not_found`], [`Error::is_conflict`] for a failed precondition.
@@ -455,10 +461,10 @@ impl<K: Serialize + DeserializeOwned> Api<K> {
         self.client.bytes(Method::DELETE, &self.path(name, ""), JSON, body).await.map(drop)
     }
 
-    /// Deletes an object; one that is not there is fine.
+    /// Deletes an object; a missing one is not an error.
     ///
     /// # Errors
-    /// Any failure but 404.
+    /// Any error but 404.
     pub async fn delete_if_exists(&self, name: &str, options: &DeleteOptions) -> Result<(), Error> {
         match self.delete(name, options).await {
             Err(e) if e.is_not_found() => Ok(()),
@@ -466,7 +472,7 @@ impl<K: Serialize + DeserializeOwned> Api<K> {
         }
     }
 
-    /// Deletes everything that matches.
+    /// Deletes all selected objects.
     ///
     /// # Errors
     /// As [`Api::delete`].

@@ -1,8 +1,10 @@
-//! Answers to values: one object that its type cannot hold stops nothing.
+//! Decodes responses. An object that does not deserialize does not fail a list or watch.
 //!
-//! Whatever a server stores passed through Go's types or through a schema, and may lack what a Rust type demands. So each object is decoded strictly first
-//! and, where that fails, as Go would ([`json::lenient`]). What is still something else than its type says is left out of lists and told apart in watches
-//! ([`WatchEvent::Unreadable`](super::WatchEvent)); it is counted ([`unreadable_objects`]) and logged once.
+//! Stored objects were validated by Go types or a schema, and may lack fields that a Rust type requires. Each
+//! object is therefore decoded strictly first and, if that fails, with Go's rules ([`json::lenient`]).
+//! Objects that still do not deserialize are skipped in lists and reported separately in watches
+//! ([`WatchEvent::Unreadable`](super::WatchEvent)); they are counted ([`unreadable_objects`]) and logged
+//! once.
 
 use std::{
     collections::{BTreeMap, HashSet},
@@ -15,17 +17,17 @@ use serde_json::{Value, value::RawValue};
 use super::Resource;
 use crate::{json, meta::ObjectKey};
 
-/// How many objects are logged. Who makes more unreadable ones than this is found in the log by the first of them.
+/// Maximum number of logged objects. The first ones are enough to find their author.
 const TOLD: usize = 1024;
 
-/// An object that its type cannot hold.
+/// An object that does not deserialize into its type.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Unreadable {
     /// Namespace and name.
     pub key: ObjectKey,
-    /// Uid.
+    /// Unique id.
     pub uid: String,
-    /// resourceVersion as a number; 0 where it is not one.
+    /// resourceVersion as a number; 0 if it is not one.
     pub revision: u64,
 }
 
@@ -37,7 +39,7 @@ struct Seen {
 
 static SEEN: LazyLock<Mutex<Seen>> = LazyLock::new(Mutex::default);
 
-/// How often this process left out an object that its type cannot hold, by group, version and kind.
+/// Returns how many unreadable objects this process has skipped, by group, version and kind.
 #[must_use]
 pub fn unreadable_objects() -> Vec<((String, String, String), u64)> {
     let seen = SEEN.lock().unwrap_or_else(PoisonError::into_inner);
@@ -45,7 +47,7 @@ pub fn unreadable_objects() -> Vec<((String, String, String), u64)> {
 }
 
 impl Unreadable {
-    /// Reads what tells the object apart, counts it and logs it, once for each object.
+    /// Reads the object's identity, counts it, and logs it once.
     pub(crate) fn found(resource: &Resource, object: &Value, error: &serde_json::Error) -> Self {
         let text = |name: &str| object["metadata"][name].as_str().unwrap_or_default();
         let this = Unreadable {
@@ -60,16 +62,16 @@ impl Unreadable {
         let new = seen.told.len() < TOLD && seen.told.insert(name);
         drop(seen);
         if new {
-            tracing::warn!(kind, object = %this.key, %error, "an object is not what its type says and is left out");
+            tracing::warn!(kind, object = %this.key, %error, "an object does not deserialize into its type and is skipped");
         }
         this
     }
 }
 
-/// Decodes an object, or says which one could not be.
+/// Decodes an object; returns the identity of one that does not deserialize.
 ///
 /// # Errors
-/// When the text is not JSON.
+/// The text is not JSON.
 pub(super) fn object<K: DeserializeOwned>(
     resource: &Resource,
     text: &[u8],
@@ -85,13 +87,13 @@ pub(super) fn object<K: DeserializeOwned>(
 /// One page of a list.
 #[derive(Debug)]
 pub struct Page<K> {
-    /// The objects.
+    /// Decoded objects.
     pub items: Vec<K>,
-    /// Objects that the type cannot hold.
+    /// Objects that do not deserialize.
     pub unreadable: Vec<Unreadable>,
-    /// The list's resourceVersion.
+    /// resourceVersion of the list.
     pub version: String,
-    /// Where the next page begins; empty: this was the last.
+    /// Continue token of the next page; empty on the last page.
     pub continue_token: String,
 }
 
@@ -105,7 +107,7 @@ struct Raw<I> {
 /// Decodes a list.
 ///
 /// # Errors
-/// When it is no list.
+/// The text is not a list.
 pub(super) fn page<K: DeserializeOwned>(
     resource: &Resource,
     text: &[u8],

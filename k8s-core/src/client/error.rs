@@ -1,4 +1,4 @@
-//! What can go wrong in a call.
+//! Errors of API calls.
 
 use crate::status::ApiStatus;
 
@@ -6,24 +6,24 @@ use crate::status::ApiStatus;
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum Error {
-    /// The server said no. Its code and reason say whether to retry.
+    /// The server returned an error status. Its code and reason tell whether to retry.
     #[error("{0}")]
     Api(#[from] ApiStatus),
-    /// The server was not reached or the connection broke. Retryable; a write may have happened.
+    /// The server was not reached or the connection broke. Retryable; a write may have taken effect.
     #[error("{context}: {source}")]
     Transport {
         /// Method and path.
         context: String,
-        /// What broke.
+        /// The transport error.
         #[source]
         source: Box<dyn std::error::Error + Send + Sync>,
     },
-    /// The answer was not what the type expects. Not retryable.
+    /// The response does not deserialize. Not retryable.
     #[error("decode {what}: {source}")]
     Decode {
         /// Type or path.
         what: String,
-        /// Where it does not fit.
+        /// The deserialization error.
         #[source]
         source: serde_json::Error,
     },
@@ -33,7 +33,7 @@ pub enum Error {
 }
 
 impl Error {
-    /// The server's status, if it answered.
+    /// Returns the server's status, if it responded.
     #[must_use]
     pub fn status(&self) -> Option<&ApiStatus> {
         match self {
@@ -46,37 +46,37 @@ impl Error {
         self.status().is_some_and(|s| s.code() == code && (reason.is_empty() || s.reason() == reason))
     }
 
-    /// 404.
+    /// Returns true for 404.
     #[must_use]
     pub fn is_not_found(&self) -> bool {
         self.is(404, "")
     }
 
-    /// 409 because it exists already.
+    /// Returns true for 409 AlreadyExists.
     #[must_use]
     pub fn is_already_exists(&self) -> bool {
         self.is(409, "AlreadyExists")
     }
 
-    /// 409 because it changed meanwhile: read again and retry.
+    /// Returns true for 409 Conflict, the optimistic lock: read again and retry.
     #[must_use]
     pub fn is_conflict(&self) -> bool {
         self.is(409, "Conflict")
     }
 
-    /// 410: the revision is no longer in history; list again.
+    /// Returns true for 410: the revision is no longer in history; list again.
     #[must_use]
     pub fn is_expired(&self) -> bool {
         self.is(410, "")
     }
 
-    /// 422 or 400: the object is not acceptable as it is.
+    /// Returns true for 422 and 400: the object is invalid.
     #[must_use]
     pub fn is_invalid(&self) -> bool {
         self.is(422, "") || self.is(400, "")
     }
 
-    /// 403.
+    /// Returns true for 403.
     #[must_use]
     pub fn is_forbidden(&self) -> bool {
         self.is(403, "")

@@ -1,6 +1,6 @@
-//! The kubeconfig file, as kubectl reads and writes it.
+//! The kubeconfig file, compatible with kubectl.
 //!
-//! What this program does not know in such a file is kept as it is, so that merging a context never loses a user's settings.
+//! Unknown fields are kept, so that merging a context never loses a user's settings.
 
 use std::path::{Path, PathBuf};
 
@@ -10,44 +10,44 @@ use serde_json::{Map, Value};
 
 use super::RemoteConfig;
 
-/// What can be wrong with a kubeconfig.
+/// Errors of reading or using a kubeconfig.
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum KubeconfigError {
-    /// A file it names, or itself, cannot be read.
+    /// The file, or one that it refers to, cannot be read.
     #[error("read {path:?}: {source}")]
     Read {
-        /// The file.
+        /// Path of the file.
         path: PathBuf,
-        /// The system's answer.
+        /// The I/O error.
         #[source]
         source: std::io::Error,
     },
-    /// Not a kubeconfig.
+    /// The file is not a kubeconfig.
     #[error("{path:?} is not a kubeconfig: {message}")]
     Parse {
-        /// The file.
+        /// Path of the file.
         path: PathBuf,
-        /// Where it does not fit.
+        /// Parse error with its position.
         message: String,
     },
-    /// A name leads nowhere.
+    /// A referenced entry does not exist.
     #[error("no {what} {name:?} in the kubeconfig")]
     Missing {
         /// "context", "cluster" or "user".
         what: &'static str,
-        /// The name.
+        /// Name of the missing entry.
         name: String,
     },
     /// A `*-data` field is not base64.
     #[error("{field} is not base64")]
     Base64 {
-        /// The field.
+        /// Name of the field.
         field: &'static str,
     },
 }
 
-/// A kubeconfig file.
+/// A kubeconfig.
 #[derive(Clone, Debug, Default, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub struct Kubeconfig {
@@ -66,80 +66,80 @@ pub struct Kubeconfig {
     /// Contexts by name.
     #[serde(default, deserialize_with = "or_null")]
     pub contexts: Vec<NamedContext>,
-    /// The context in use.
+    /// Name of the current context.
     #[serde(default, deserialize_with = "or_null")]
     pub current_context: String,
-    /// Everything else.
+    /// Unknown fields.
     #[serde(flatten)]
     pub other: Map<String, Value>,
 }
 
-/// An empty value for `null`, which kubectl writes for a list without entries.
+/// Deserializes `null` as empty: kubectl writes it for empty lists.
 fn or_null<'de, D: serde::Deserializer<'de>, T: Deserialize<'de> + Default>(from: D) -> Result<T, D::Error> {
     Option::deserialize(from).map(Option::unwrap_or_default)
 }
 
-/// A named cluster.
+/// A cluster entry.
 #[derive(Clone, Debug, Default, Serialize, Deserialize)]
 pub struct NamedCluster {
-    /// Name.
+    /// Name of the entry.
     pub name: String,
-    /// Where it is.
+    /// The cluster's connection settings.
     pub cluster: Cluster,
 }
 
-/// Where a cluster is.
+/// Connection settings of a cluster.
 #[derive(Clone, Debug, Default, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub struct Cluster {
     /// `https://host:port`.
     pub server: String,
-    /// CA certificates in PEM, base64.
+    /// CA certificates: base64 of PEM.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub certificate_authority_data: Option<String>,
-    /// File with CA certificates in PEM.
+    /// File of CA certificates (PEM).
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub certificate_authority: Option<PathBuf>,
-    /// Trust anybody.
+    /// Accept any server certificate.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub insecure_skip_tls_verify: Option<bool>,
-    /// Everything else.
+    /// Unknown fields.
     #[serde(flatten)]
     pub other: Map<String, Value>,
 }
 
-/// A named user.
+/// A user entry.
 #[derive(Clone, Debug, Default, Serialize, Deserialize)]
 pub struct NamedUser {
-    /// Name.
+    /// Name of the entry.
     pub name: String,
-    /// Credentials.
+    /// The user's credentials.
     pub user: User,
 }
 
-/// Credentials.
+/// Credentials of a user.
 #[derive(Clone, Default, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub struct User {
-    /// Certificate in PEM, base64.
+    /// Client certificate: base64 of PEM.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub client_certificate_data: Option<String>,
-    /// Key in PEM, base64.
+    /// Client key: base64 of PEM.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub client_key_data: Option<String>,
-    /// File with the certificate.
+    /// File of the client certificate (PEM).
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub client_certificate: Option<PathBuf>,
-    /// File with the key.
+    /// File of the client key (PEM).
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub client_key: Option<PathBuf>,
     /// Bearer token.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub token: Option<String>,
-    /// File with a bearer token.
+    /// File of a bearer token.
     #[serde(default, rename = "tokenFile", skip_serializing_if = "Option::is_none")]
     pub token_file: Option<PathBuf>,
-    /// Everything else.
+    /// Unknown fields.
     #[serde(flatten)]
     pub other: Map<String, Value>,
 }
@@ -150,29 +150,30 @@ impl std::fmt::Debug for User {
     }
 }
 
-/// A named context.
+/// A context entry.
 #[derive(Clone, Debug, Default, Serialize, Deserialize)]
 pub struct NamedContext {
-    /// Name.
+    /// Name of the entry.
     pub name: String,
-    /// Which cluster, as whom.
+    /// The context's cluster and user.
     pub context: Context,
 }
 
-/// Which cluster, as whom.
+/// A combination of cluster and user.
 #[derive(Clone, Debug, Default, Serialize, Deserialize)]
 pub struct Context {
-    /// A cluster's name.
+    /// Name of the cluster entry.
     pub cluster: String,
-    /// A user's name.
+    /// Name of the user entry.
     pub user: String,
-    /// Everything else.
+    /// Unknown fields.
     #[serde(flatten)]
     pub other: Map<String, Value>,
 }
 
 impl Kubeconfig {
-    /// One cluster, one user, one context, all of the same name. Certificates and key are PEM.
+    /// Creates a kubeconfig with one cluster, user and context, all of the same name. Certificates and key
+    /// are PEM.
     #[must_use]
     pub fn single(name: &str, server: &str, ca: &str, certificate: &str, key: &str) -> Self {
         let encode = |pem: &str| Some(STANDARD.encode(pem));
@@ -207,17 +208,17 @@ impl Kubeconfig {
     /// Reads a file.
     ///
     /// # Errors
-    /// When it cannot be read or is not a kubeconfig.
+    /// The file cannot be read or is not a kubeconfig.
     pub fn read(path: &Path) -> Result<Self, KubeconfigError> {
         let text = std::fs::read_to_string(path)
             .map_err(|source| KubeconfigError::Read { path: path.to_owned(), source })?;
         Self::parse(path, &text)
     }
 
-    /// Parses the text of the file at `path`; an empty one has nothing in it.
+    /// Parses the text of the file at `path`; an empty text is an empty kubeconfig.
     ///
     /// # Errors
-    /// [`KubeconfigError::Parse`], which names the path.
+    /// [`KubeconfigError::Parse`] with the path.
     pub fn parse(path: &Path, text: &str) -> Result<Self, KubeconfigError> {
         if text.trim().is_empty() {
             return Ok(Kubeconfig {
@@ -230,13 +231,13 @@ impl Kubeconfig {
             .map_err(|e| KubeconfigError::Parse { path: path.to_owned(), message: e.to_string() })
     }
 
-    /// The file's text (JSON, which is YAML).
+    /// Serializes to JSON, which is valid YAML.
     #[must_use]
     pub fn to_yaml(&self) -> String {
         serde_saphyr::to_string(self).unwrap_or_default()
     }
 
-    /// Adds or replaces the clusters, users and contexts that `other` has, and makes its context the current one.
+    /// Adds or replaces the clusters, users and contexts of `other`, and makes its context current.
     pub fn merge(&mut self, other: Kubeconfig) {
         let Kubeconfig { clusters, users, contexts, current_context, .. } = other;
         for new in clusters {
@@ -254,7 +255,7 @@ impl Kubeconfig {
         self.current_context = current_context;
     }
 
-    /// Removes a cluster, user and context of this name.
+    /// Removes cluster, user and context `name`.
     pub fn remove(&mut self, name: &str) {
         self.clusters.retain(|c| c.name != name);
         self.users.retain(|u| u.name != name);
@@ -264,10 +265,10 @@ impl Kubeconfig {
         }
     }
 
-    /// What is needed to connect to a context (`None`: the current one).
+    /// Resolves a context (`None`: the current one) to a client configuration.
     ///
     /// # Errors
-    /// When a name leads nowhere or a file cannot be read.
+    /// A referenced entry does not exist, or a file cannot be read.
     pub fn remote(&self, context: Option<&str>) -> Result<RemoteConfig, KubeconfigError> {
         let missing = |what, name: &str| KubeconfigError::Missing { what, name: name.to_owned() };
         let name = context.unwrap_or(&self.current_context);

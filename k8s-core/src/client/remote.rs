@@ -21,20 +21,20 @@ use tokio::net::TcpStream;
 
 use super::{Body, BoxError, Error, Transport};
 
-/// What is needed to reach an API server. Certificates and keys are PEM.
+/// Connection settings of an API server. Certificates and keys are PEM.
 #[derive(Clone, Default)]
 pub struct RemoteConfig {
     /// `https://host:port` or `http://host:port`.
     pub server: String,
-    /// CA certificates; `None`: none is trusted (unless `insecure`).
+    /// CA certificates. `None`: no server is trusted (unless `insecure`).
     pub ca: Option<Vec<u8>>,
-    /// Client certificate.
+    /// Client certificate chain.
     pub certificate: Option<Vec<u8>>,
-    /// Its key.
+    /// Key of the client certificate.
     pub key: Option<Vec<u8>>,
     /// Bearer token.
     pub token: Option<String>,
-    /// Trust any server.
+    /// Accept any server certificate.
     pub insecure: bool,
 }
 
@@ -44,7 +44,7 @@ impl std::fmt::Debug for RemoteConfig {
     }
 }
 
-/// Connections to an API server: kept open, HTTP/2 where the server has it.
+/// Pooled connections to an API server, with HTTP/2 if the server supports it.
 #[derive(Clone)]
 pub struct Remote {
     http: HyperClient<Connector, Body>,
@@ -59,10 +59,10 @@ impl std::fmt::Debug for Remote {
 }
 
 impl Remote {
-    /// Prepares connections; none is opened yet.
+    /// Validates the settings; opens no connection yet.
     ///
     /// # Errors
-    /// [`Error::Request`] when the configuration is not usable; it names the part.
+    /// [`Error::Request`] with the unusable part of the settings.
     pub fn new(config: &RemoteConfig) -> Result<Self, Error> {
         let bad = |what: &str, e: &dyn std::fmt::Display| Error::Request(format!("{what}: {e}"));
         let base: Uri = config.server.parse().map_err(|e| bad("server address", &e))?;
@@ -164,7 +164,7 @@ impl tower_service::Service<Uri> for Connector {
     }
 }
 
-/// One connection.
+/// A plain or TLS connection.
 enum Conn {
     Plain(TokioIo<TcpStream>),
     #[cfg(feature = "tls")]

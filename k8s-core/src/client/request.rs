@@ -1,9 +1,9 @@
-//! One request, whatever its type: paths, bodies, errors, watch frames.
+//! Untyped requests: paths, bodies, errors, watch frames.
 
 use std::{borrow::Cow, fmt, sync::Arc};
 
 use bytes::{Bytes, BytesMut};
-use futures::{FutureExt, future::BoxFuture, stream::BoxStream};
+use futures::{FutureExt, TryFutureExt, future::BoxFuture, stream::BoxStream};
 use http::{Method, Request, Response, header};
 use http_body_util::{BodyExt, Full, combinators::UnsyncBoxBody};
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::{ObjectMeta, Status};
@@ -14,26 +14,27 @@ use crate::{json, meta::Object, status::ApiStatus};
 
 /// Any error of a body.
 pub type BoxError = Box<dyn std::error::Error + Send + Sync>;
-/// A request's or response's body.
+/// Body of a request or response.
 pub type Body = UnsyncBoxBody<Bytes, BoxError>;
 
-/// A body of known bytes.
+/// Creates a body from bytes.
 #[must_use]
 pub fn body_from_bytes(bytes: impl Into<Bytes>) -> Body {
     Full::new(bytes.into()).map_err(|never| match never {}).boxed_unsync()
 }
 
-/// No body.
+/// Creates an empty body.
 #[must_use]
 pub fn empty_body() -> Body {
     body_from_bytes(Bytes::new())
 }
 
-/// Carries a request to an API server and its answer back.
+/// Sends requests to an API server.
 ///
-/// Implemented for every cloneable `tower::Service` over [`Body`], so an in-process API server is a transport.
+/// Implemented for every cloneable `tower::Service` over [`Body`], so an in-process API server is a
+/// transport.
 pub trait Transport: Send + Sync + 'static {
-    /// One exchange.
+    /// Sends a request and returns the response.
     fn call(&self, request: Request<Body>) -> BoxFuture<'static, Result<Response<Body>, BoxError>>;
 }
 
@@ -45,31 +46,37 @@ where
 {
     fn call(&self, request: Request<Body>) -> BoxFuture<'static, Result<Response<Body>, BoxError>> {
         let mut service = self.clone();
-        async move {
-            std::future::poll_fn(|cx| service.poll_ready(cx)).await.map_err(Into::into)?;
-            service.call(request).await.map_err(Into::into)
-        }
+        let mut request = Some(request);
+        // Without `async`: rustc cannot see that a block that keeps the boxed body is `Send`.
+        std::future::poll_fn(move |cx| {
+            std::task::ready!(service.poll_ready(cx))?;
+            let request = request.take().expect("a future is not polled again after it was ready");
+            // By its full path: `Transport::call` has the same name and would call itself.
+            std::task::Poll::Ready(Ok(tower_service::Service::call(&mut service, request)))
+        })
+        .and_then(|answer| answer)
+        .map_err(Into::into)
         .boxed()
     }
 }
 
-/// Names a served resource, for objects whose type is known only at run time.
+/// Identifies a served resource, for types known at run time only.
 #[derive(Clone, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct Resource {
-    /// API group, empty for the core group.
+    /// API group; empty for the core group.
     pub group: String,
-    /// API version.
+    /// Version of the API.
     pub version: String,
-    /// Kind.
+    /// Kind of the objects.
     pub kind: String,
-    /// Plural name.
+    /// Plural name in URLs.
     pub plural: String,
-    /// Whether objects live in namespaces.
+    /// True if objects are namespaced.
     pub namespaced: bool,
 }
 
 impl Resource {
-    /// The row of a type.
+    /// Returns the resource of a type.
     #[must_use]
     pub fn of<K: Object>() -> Self {
         Resource {
@@ -82,13 +89,13 @@ impl Resource {
         }
     }
 
-    /// `apiVersion` as objects carry it.
+    /// Returns `apiVersion` as in objects.
     #[must_use]
     pub fn api_version(&self) -> String {
         if self.group.is_empty() { self.version.clone() } else { format!("{}/{}", self.group, self.version) }
     }
 
-    /// URL path of the collection (`name` empty) or of one object.
+    /// Returns the URL path of the collection (`name` empty) or of an object.
     #[must_use]
     pub fn path(&self, namespace: &str, name: &str, subresource: &str) -> String {
         let mut path = if self.group.is_empty() {
@@ -110,7 +117,7 @@ impl Resource {
     }
 }
 
-/// An object whose type is known only at run time.
+/// An object whose type is known at run time only.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub struct DynObject {
@@ -120,10 +127,10 @@ pub struct DynObject {
     /// `kind`.
     #[serde(default)]
     pub kind: String,
-    /// Metadata.
+    /// Object metadata.
     #[serde(default)]
     pub metadata: ObjectMeta,
-    /// Everything else.
+    /// All other fields.
     #[serde(flatten)]
     pub data: serde_json::Map<String, serde_json::Value>,
 }
@@ -143,31 +150,31 @@ impl fmt::Debug for Client {
 }
 
 impl Client {
-    /// A client over any transport: an in-process API server or a [`super::Remote`].
+    /// Creates a client over a transport: an in-process API server or a [`super::Remote`].
     #[must_use]
     pub fn new(transport: impl Transport) -> Self {
         Client { transport: Arc::new(transport), user_agent: "k8s-core".into(), lean: false }
     }
 
-    /// The same client under another name: the server records it as the field manager.
+    /// Returns a client with another name. The name is the field manager of its writes.
     #[must_use]
     pub fn named(&self, user_agent: &str) -> Self {
         Client { user_agent: user_agent.into(), ..self.clone() }
     }
 
-    /// The same client, which leaves `managedFields` unread: they are half of a small object, and controllers have no use for them. (A write without them
-    /// leaves them as they are.)
+    /// Returns a client that does not decode `managedFields`: they are half of a small object, and
+    /// controllers do not need them. (A write without them leaves them unchanged.)
     #[must_use]
     pub fn lean(&self) -> Self {
         Client { lean: true, ..self.clone() }
     }
 
-    /// An object's JSON, or that of something else, as far as this client reads it.
+    /// Returns an object's JSON without the fields that this client does not decode.
     fn read<'a>(&self, json: &'a [u8]) -> Cow<'a, [u8]> {
         if self.lean { json::without(json, &["metadata", "managedFields"]) } else { Cow::Borrowed(json) }
     }
 
-    /// The same where the object is in a field.
+    /// As [`Client::read`], for an object in a field.
     pub(super) fn read_below<'a>(&self, json: &'a [u8], field: &str) -> Cow<'a, [u8]> {
         if self.lean {
             json::without(json, &[field, "metadata", "managedFields"])
@@ -176,34 +183,35 @@ impl Client {
         }
     }
 
-    /// The name this client goes by.
+    /// Returns the client's name.
     #[must_use]
     pub fn name(&self) -> &str {
         &self.user_agent
     }
 
-    /// Objects of `K` in all namespaces, or cluster-scoped ones.
+    /// Returns a client for `K` in all namespaces, or cluster-scoped.
     #[must_use]
     pub fn all<K: Object>(&self) -> Api<K> {
         Api::new(self.clone(), Resource::of::<K>(), "")
     }
 
-    /// Objects of `K` in one namespace.
+    /// Returns a client for `K` in one namespace.
     #[must_use]
     pub fn namespaced<K: Object>(&self, namespace: &str) -> Api<K> {
         Api::new(self.clone(), Resource::of::<K>(), namespace)
     }
 
-    /// Objects of a resource known at run time. `namespace` is empty for all, or for cluster-scoped ones.
+    /// Returns a client for a resource known at run time only. `namespace` is empty for all namespaces or
+    /// cluster scope.
     #[must_use]
     pub fn dynamic(&self, resource: &Resource, namespace: &str) -> Api<DynObject> {
         Api::new(self.clone(), resource.clone(), namespace)
     }
 
-    /// Sends a request as it is and returns the answer with its body unread. Any status is `Ok`.
+    /// Sends a request and returns the response with its body unread. Any status code is `Ok`.
     ///
     /// # Errors
-    /// [`Error::Transport`] when the server is not reached.
+    /// [`Error::Transport`] if the server is not reached.
     pub async fn send(&self, mut request: Request<Body>) -> Result<Response<Body>, Error> {
         if let Ok(value) = header::HeaderValue::from_str(&self.user_agent) {
             request.headers_mut().entry(header::USER_AGENT).or_insert(value);
@@ -212,10 +220,10 @@ impl Client {
         self.transport.call(request).await.map_err(|source| Error::Transport { context, source })
     }
 
-    /// Sends a request and returns a successful answer's bytes.
+    /// Sends a request and returns the body of a successful response.
     ///
     /// # Errors
-    /// [`Error::Api`] for any status of 400 and above.
+    /// [`Error::Api`] for any status code of 400 and above.
     pub async fn bytes(
         &self,
         method: Method,
@@ -242,7 +250,8 @@ impl Client {
         if code.is_success() { Ok(bytes) } else { Err(status_of(code.as_u16(), &bytes).into()) }
     }
 
-    /// Sends a request with a JSON body (or none) and decodes a successful answer: strictly, or else as Go would ([`json::lenient`]).
+    /// Sends a request with a JSON body (or none) and decodes a successful response: strictly, or else with
+    /// Go's rules ([`json::lenient`]).
     ///
     /// # Errors
     /// As [`Client::bytes`], and [`Error::Decode`].
@@ -258,10 +267,10 @@ impl Client {
             .map_err(|source| Error::Decode { what: path_and_query.to_owned(), source })
     }
 
-    /// Opens a stream of JSON lines (a watch, or `log?follow`); each item is one line without its end.
+    /// Opens a stream of JSON lines (a watch, or `log?follow`); each item is a line without its line feed.
     ///
     /// # Errors
-    /// [`Error::Api`] when the server refuses; later failures come as items.
+    /// [`Error::Api`] if the server refuses; later failures are returned as items.
     pub async fn lines(
         &self,
         path_and_query: &str,
@@ -328,7 +337,7 @@ impl Lines {
     }
 }
 
-/// The status in an error answer, made up from the code where the body is something else.
+/// Returns the status of an error response; a body that is no status yields a generic one for the code.
 fn status_of(code: u16, body: &[u8]) -> ApiStatus {
     match serde_json::from_slice::<Status>(body) {
         Ok(status) if status.code.is_some() || status.reason.is_some() => ApiStatus::from_status(status),

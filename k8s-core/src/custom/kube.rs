@@ -1,8 +1,10 @@
-//! Types made by kube's derive, used as ours are.
+//! Adapter for types of kube's derive macro.
 
-/// Makes a type that kube's `CustomResource` derive made usable wherever ours are: by our clients, caches and controllers, by `ApiServer::resource` and by
-/// the test kit. kube's traits and ours cannot be on one type, so it is wrapped: the wrapper derefs to kube's type and is the same in JSON, and its
-/// definition is the one that kube makes. The names are said again, since kube knows them at run time only; a wrong one shows at once, in a 404.
+/// Makes a type of kube's `CustomResource` derive usable with our clients, caches and controllers,
+/// `ApiServer::resource` and the test kit. A type cannot implement both kube's traits and ours, so it is
+/// wrapped: the wrapper derefs to kube's type, has the same JSON, and returns kube's
+/// CustomResourceDefinition. The names must be repeated, because kube has them at run time only; a wrong one
+/// leads to 404 responses.
 ///
 /// ```text
 /// #[derive(kube::CustomResource, Clone, Debug, Serialize, Deserialize, JsonSchema)]
@@ -20,7 +22,7 @@ macro_rules! adopt_kube_type {
         $crate::adopt_kube_type!(@ $ours, $theirs, $group, $version, $plural, ClusterResourceScope, false);
     };
     (@ $ours:ident, $theirs:ident, $group:literal, $version:literal, $plural:literal, $scope:ident, $namespaced:literal) => {
-        /// A type of kube's derive, as ours are.
+        /// Wrapper of a kube type.
         #[derive(Clone, Debug)]
         struct $ours($theirs);
 
@@ -88,7 +90,7 @@ macro_rules! adopt_kube_type {
         impl $crate::custom::CustomResource for $ours {
             const NAMESPACED: bool = $namespaced;
             fn definition() -> $crate::custom::__derive::serde_json::Value {
-                // A definition is plain data, which can always be written as JSON.
+                // A definition is plain data, which always encodes as JSON.
                 $crate::custom::__derive::serde_json::to_value(<$theirs as ::kube::CustomResourceExt>::crd())
                     .unwrap_or_default()
             }

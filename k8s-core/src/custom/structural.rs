@@ -1,13 +1,13 @@
-//! JSON schemas of Rust types as structural schemas, which know no references and no `null` type.
+//! Converts JSON schemas of Rust types to structural schemas, which have no references and no `null` type.
 
 use schemars::{JsonSchema, generate::SchemaSettings};
 use serde_json::{Map, Value, json};
 
-/// Levels of nesting in a schema. As deep as the API server's schema engine takes a value (`k8s_schema::MAX_DEPTH`).
+/// Maximum nesting of a schema: that of values in the API server's schema engine (`k8s_schema::MAX_DEPTH`).
 const MAX_DEPTH: usize = 128;
 
-/// The structural schema of a type of whole objects. `metadata` is left to the server. A type that contains itself is cut off where it begins again:
-/// anything is accepted there.
+/// Returns the structural schema of an object type. `metadata` is left to the server. A recursive type is cut
+/// off at the recursion, and anything is accepted there.
 #[must_use]
 pub fn structural_schema<T: JsonSchema>() -> Value {
     let settings = SchemaSettings::openapi3().with(|s| {
@@ -57,7 +57,7 @@ fn simplify(schema: &mut Value, depth: usize) {
     for key in ["anyOf", "oneOf"] {
         alternatives(map, key);
     }
-    // Go has no unsigned formats; that a number is not negative is said by `minimum`.
+    // Go has no unsigned formats; `minimum` excludes negative numbers.
     if map
         .get("format")
         .and_then(Value::as_str)
@@ -83,13 +83,13 @@ fn simplify(schema: &mut Value, depth: usize) {
             simplify(inner, depth + 1);
         }
     }
-    // A structural schema does not close objects: what it does not name is pruned.
+    // Structural schemas do not forbid unknown fields, but prune them.
     if map.get("additionalProperties") == Some(&Value::Bool(false)) {
         map.remove("additionalProperties");
     }
 }
 
-/// `["string", "null"]` is a string that may be null.
+/// Converts `["string", "null"]` to a nullable string.
 fn nullable_type(map: &mut Map<String, Value>) {
     let Some(Value::Array(types)) = map.get("type") else { return };
     let kind = types.iter().find(|t| *t != "null").cloned();
@@ -102,7 +102,7 @@ fn nullable_type(map: &mut Map<String, Value>) {
     };
 }
 
-/// `null` or one other is that other, nullable; several texts are one enumeration.
+/// Converts `null` or another type to a nullable one, and several string constants to an enum.
 fn alternatives(map: &mut Map<String, Value>, key: &str) {
     let Some(Value::Array(mut all)) = map.remove(key) else { return };
     let before = all.len();
@@ -148,9 +148,9 @@ mod tests {
     #[derive(Serialize, Deserialize, JsonSchema)]
     #[serde(rename_all = "camelCase")]
     enum Engine {
-        /// The one.
+        /// A variant.
         Postgres,
-        /// The other.
+        /// Another variant.
         Mysql,
     }
 

@@ -1,7 +1,8 @@
-//! Decodes JSON as Go decodes it into structs: what is absent or `null` is the type's zero value.
+//! Decodes JSON with Go's rules: absent or `null` members are the type's zero value.
 //!
-//! k8s-openapi's types, and derived ones, demand some members that Go's leave at zero (a condition's `lastTransitionTime`) and refuse `null` where Go takes it.
-//! Which members a type has, and of which kind they are, the type itself says while it is decoded: so this works for every type, built-in or custom.
+//! k8s-openapi's types and derived ones require some members that Go defaults to zero (a condition's
+//! `lastTransitionTime`), and reject `null` where Go accepts it. The type's members and their kinds are
+//! learned while it is deserialized, so this works for every type.
 
 use serde::{
     de::{
@@ -15,10 +16,10 @@ use serde_json::{Error, Value};
 /// Go's zero time.
 const ZERO_TIME: &str = "0001-01-01T00:00:00Z";
 
-/// Decodes a value; absent members stay as the type has them (an error, where it demands them) unless it cannot be decoded otherwise.
+/// Decodes a value. Absent members are first handled by the type; if that fails they are zero values.
 ///
 /// # Errors
-/// When the type cannot hold the value even so.
+/// The value does not deserialize even so.
 ///
 /// # Examples
 /// ```
@@ -29,21 +30,21 @@ const ZERO_TIME: &str = "0001-01-01T00:00:00Z";
 /// ```
 pub fn lenient<T: DeserializeOwned>(value: &Value) -> Result<T, Error> {
     if value.is_null() {
-        // Nothing at all is no object.
+        // `null` is not an object.
         return T::deserialize(value);
     }
     let decode = |fill| T::deserialize(Lenient { value, fill, nested: false });
-    // First without absent members: a type may have a default of its own for one that it does not demand.
+    // First without zero values: optional members may have defaults of their own.
     decode(false).or_else(|_| decode(true))
 }
 
-/// A value on its way into a type.
+/// A value being deserialized.
 #[derive(Clone, Copy)]
 struct Lenient<'a> {
     value: &'a Value,
-    /// Whether absent members of structs are given as `null`.
+    /// Supply absent members of structs as `null`.
     fill: bool,
-    /// Within another value.
+    /// Inside another value.
     nested: bool,
 }
 
@@ -54,11 +55,11 @@ impl<'a> Lenient<'a> {
         Lenient { value, nested: true, ..self }
     }
 
-    /// A number without a fraction, however it is written.
+    /// Returns an integer, also from a number such as `3.0`.
     fn whole(self) -> Option<i64> {
         match self.value {
             Value::Null => Some(0),
-            // Within what a double holds exactly.
+            // Within the range of exact integers in a double.
             Value::Number(n) if n.is_f64() => {
                 n.as_f64().filter(|f| f.fract() == 0.0 && f.abs() < 9.0e15).map(|f| f as i64)
             }
@@ -155,11 +156,11 @@ impl<'de> Deserializer<'de> for Lenient<'de> {
             _ => return self.deserialize_any(visitor),
         };
         if self.nested && fields.contains(&"metadata") {
-            // What an object within another says of its kind (a claim template's), Go does not look at.
+            // Go ignores apiVersion and kind of a nested object (a claim template).
             members.retain(|(name, _)| !is_kind(name));
         }
         if self.fill {
-            // What an object is, it says or it does not: that has no zero value.
+            // apiVersion and kind have no zero value.
             let absent = |name: &&&'static str| !is_kind(name) && self.value.get(**name).is_none();
             members.extend(fields.iter().filter(absent).map(|name| (*name, NULL)));
         }
@@ -195,7 +196,7 @@ impl<'de> SeqAccess<'de> for Items<'de> {
 
 struct Members<'a> {
     members: std::vec::IntoIter<(&'a str, &'a Value)>,
-    /// The value whose name was taken.
+    /// Value of the last returned name.
     next: &'a Value,
     like: Lenient<'a>,
 }
@@ -215,10 +216,10 @@ impl<'de> MapAccess<'de> for Members<'de> {
     }
 }
 
-/// Decodes text as strictly as the type asks for, and where that fails as Go would.
+/// Decodes text strictly; if that fails, with Go's rules.
 ///
 /// # Errors
-/// That of the strict attempt.
+/// The error of the strict attempt.
 pub fn from_slice<T: DeserializeOwned>(json: &[u8]) -> Result<T, Error> {
     serde_json::from_slice(json).or_else(|strict| {
         let value: Value = serde_json::from_slice(json)?;

@@ -1,49 +1,49 @@
-//! Label and field selectors: parsing, matching, and the string form.
+//! Label and field selectors: parsing, matching, formatting.
 
 use std::{collections::BTreeMap, fmt, str::FromStr};
 
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::LabelSelector as ApiLabelSelector;
 
-/// Why a selector cannot be parsed.
+/// The text or structure is not a valid selector.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 #[error("{0}")]
 pub struct SelectorError(pub String);
 
-/// One condition of a label selector.
+/// A requirement of a label selector.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Requirement {
-    /// The label's key.
+    /// Label key.
     pub key: String,
-    /// What is asked of it.
+    /// Operator with its values.
     pub operator: Operator,
 }
 
-/// What is asked of a label.
+/// Operator of a requirement.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Operator {
-    /// There, with one of these values.
+    /// The label exists with one of these values.
     In(Vec<String>),
-    /// Not there, or with none of these values.
+    /// The label does not exist, or has none of these values.
     NotIn(Vec<String>),
-    /// There.
+    /// The label exists.
     Exists,
-    /// Not there.
+    /// The label does not exist.
     DoesNotExist,
-    /// There, an integer above this one.
+    /// The label is an integer above this one.
     GreaterThan(i64),
-    /// There, an integer below this one.
+    /// The label is an integer below this one.
     LessThan(i64),
 }
 
-/// All requirements must hold; without any, everything matches.
+/// A label selector: all requirements must match; without any it matches everything.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct LabelSelector {
-    /// The requirements.
+    /// All must match.
     pub requirements: Vec<Requirement>,
 }
 
 impl Requirement {
-    /// Whether the value of the label (`None`: not there) satisfies this.
+    /// Returns true if a label value (`None`: absent) satisfies the requirement.
     #[must_use]
     pub fn accepts(&self, value: Option<&str>) -> bool {
         let number = || value.and_then(|v| v.parse::<i64>().ok());
@@ -59,7 +59,7 @@ impl Requirement {
 }
 
 impl LabelSelector {
-    /// Selects objects that have all these labels.
+    /// Creates a selector of objects with all these labels.
     #[must_use]
     pub fn from_labels(labels: &BTreeMap<String, String>) -> Self {
         let requirements = labels
@@ -69,10 +69,11 @@ impl LabelSelector {
         LabelSelector { requirements }
     }
 
-    /// From the API's structured form. An absent selector selects nothing in most of the API; that is the caller's to decide.
+    /// Converts the API's structure. For most of the API an absent selector matches nothing; that is up to
+    /// the caller.
     ///
     /// # Errors
-    /// When an operator is unknown or has the wrong number of values.
+    /// An operator is unknown or has the wrong number of values.
     pub fn from_api(selector: &ApiLabelSelector) -> Result<Self, SelectorError> {
         let mut result = LabelSelector::from_labels(&selector.match_labels.clone().unwrap_or_default());
         for expression in selector.match_expressions.iter().flatten() {
@@ -103,7 +104,7 @@ impl LabelSelector {
         Ok(result)
     }
 
-    /// Whether labels satisfy every requirement.
+    /// Returns true if the labels satisfy all requirements.
     #[must_use]
     pub fn matches(&self, labels: Option<&BTreeMap<String, String>>) -> bool {
         self.matches_with(|key| labels.and_then(|l| l.get(key)).map(String::as_str))
@@ -114,7 +115,7 @@ impl LabelSelector {
         self.requirements.iter().all(|r| r.accepts(label(&r.key)))
     }
 
-    /// Whether it selects everything.
+    /// Returns true if it matches everything.
     #[must_use]
     pub fn is_everything(&self) -> bool {
         self.requirements.is_empty()
@@ -301,7 +302,7 @@ impl FromStr for LabelSelector {
     }
 }
 
-/// Label keys are qualified names: an optional DNS prefix and a name of at most 63 characters.
+/// Validates a label key: a qualified name with an optional DNS prefix and a name of at most 63 characters.
 fn check_key(key: &str) -> Result<(), &'static str> {
     let (prefix, name) = key.split_once('/').map_or((None, key), |(p, n)| (Some(p), n));
     let prefix_ok = prefix.is_none_or(|p| {
@@ -336,20 +337,20 @@ fn is_name(text: &str) -> bool {
         && text.as_bytes().last().is_some_and(u8::is_ascii_alphanumeric)
 }
 
-/// Conditions on fields: all must hold.
+/// A field selector: all terms must match.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct FieldSelector {
-    /// Field path, whether it must be equal, value.
+    /// Field path, `true` for equality, value.
     pub terms: Vec<(String, bool, String)>,
 }
 
 impl FieldSelector {
-    /// Whether the fields satisfy every term. `field` gives a field's value as text; absent fields are empty.
+    /// Returns true if all terms match. `field` returns a field's value as text; absent fields are empty.
     pub fn matches_with(&self, field: impl Fn(&str) -> String) -> bool {
         self.terms.iter().all(|(path, equal, value)| (field(path) == *value) == *equal)
     }
 
-    /// The value that `path` must have, if there is one.
+    /// Returns the value that the selector requires for `path`, if any.
     #[must_use]
     pub fn required(&self, path: &str) -> Option<&str> {
         self.terms.iter().find(|(p, equal, _)| *equal && p == path).map(|(_, _, v)| v.as_str())

@@ -1,4 +1,4 @@
-//! One type's objects and their recent history.
+//! The objects and recent history of one type.
 
 use std::{
     collections::VecDeque,
@@ -12,32 +12,32 @@ use super::{
 use k8s_progress::Progress;
 use rpds::RedBlackTreeMapSync;
 
-/// How many events of a type are kept for watches that resume.
+/// Maximum number of events kept for resumed watches.
 const HISTORY_EVENTS: usize = 8192;
-/// How many bytes of objects those events may hold.
+/// Maximum size of the kept events' objects, in bytes.
 const HISTORY_BYTES: usize = 8 << 20;
-/// However large they are, so many events are kept.
+/// Number of events that are kept whatever their size.
 const HISTORY_LEAST: usize = 256;
 
-/// What happened to an object.
+/// Kind of a change.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum EventKind {
-    /// It was created.
+    /// The object was created.
     Added,
-    /// It was changed.
+    /// The object was changed.
     Modified,
-    /// It was deleted; the event has its last state, at the revision of the deletion.
+    /// The object was deleted; the event has its last state, at the revision of the deletion.
     Deleted,
 }
 
-/// One change of one object.
+/// A change of an object.
 #[derive(Debug)]
 pub struct Event {
-    /// What happened.
+    /// Kind of the change.
     pub kind: EventKind,
-    /// The object after it.
+    /// State after the change.
     pub object: Arc<Stored>,
-    /// The object before it, if there was one.
+    /// State before the change, if there was one.
     pub before: Option<Arc<Stored>>,
 }
 
@@ -46,28 +46,28 @@ impl Event {
         Event { kind, object, before }
     }
 
-    /// How many bytes of objects it keeps.
+    /// Returns the size of its objects in bytes.
     fn size(&self) -> usize {
         self.object.json.len() + self.before.as_ref().map_or(0, |b| b.json.len())
     }
 }
 
-/// A type's objects at one moment. Costs O(1) to take and never changes.
+/// A consistent view of a type's objects. Costs O(1) and never changes.
 #[derive(Clone, Debug)]
 pub struct Snapshot {
-    /// The revision of the whole store that it shows.
+    /// Revision of the whole store at that time.
     pub revision: u64,
     objects: RedBlackTreeMapSync<Arc<str>, Arc<Stored>>,
 }
 
 impl Snapshot {
-    /// One object.
+    /// Returns an object.
     #[must_use]
     pub fn get(&self, key: &str) -> Option<&Arc<Stored>> {
         self.objects.get(key)
     }
 
-    /// Objects whose key starts with `prefix` and comes after `after`, in key order.
+    /// Iterates over objects whose key starts with `prefix` and is greater than `after`, in key order.
     pub fn range<'a>(&'a self, prefix: &'a str, after: &str) -> impl Iterator<Item = &'a Arc<Stored>> {
         use std::ops::Bound;
         let from: Arc<str> = if after > prefix { after.into() } else { prefix.into() };
@@ -79,13 +79,13 @@ impl Snapshot {
             .take_while(move |stored| stored.key.starts_with(prefix))
     }
 
-    /// How many objects there are.
+    /// Returns the number of objects.
     #[must_use]
     pub fn len(&self) -> usize {
         self.objects.size()
     }
 
-    /// Whether there are none.
+    /// Returns true if there are no objects.
     #[must_use]
     pub fn is_empty(&self) -> bool {
         self.objects.is_empty()
@@ -95,18 +95,18 @@ impl Snapshot {
 #[derive(Debug)]
 struct Visible {
     objects: RedBlackTreeMapSync<Arc<str>, Arc<Stored>>,
-    /// Shared with forks until one of them changes it.
+    /// Copy-on-write: shared with forks.
     index: Arc<Index>,
     history: VecDeque<Arc<Event>>,
     history_bytes: usize,
-    /// Every event after this revision is in `history`.
+    /// `history` has all events after this revision.
     complete_after: u64,
-    /// The revision of the newest event.
+    /// Revision of the newest event.
     revision: u64,
 }
 
 impl Visible {
-    /// What happened after a revision, newest first.
+    /// Iterates over the events after a revision, newest first.
     fn after(&self, revision: u64) -> impl Iterator<Item = &Arc<Event>> {
         self.history.iter().rev().take_while(move |e| e.object.revision > revision)
     }
@@ -128,24 +128,24 @@ impl Visible {
     }
 }
 
-/// One type's objects and their recent history.
+/// The objects and recent history of one type.
 #[derive(Debug)]
 pub(super) struct Collection {
     visible: RwLock<Visible>,
-    /// The newest revision whose events are visible; wakes watchers.
+    /// Revision up to which events are visible; wakes watchers.
     progress: Progress,
 }
 
-/// Why a watch cannot go on.
+/// Reason for which a watch cannot continue.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 #[non_exhaustive]
 pub enum WatchError {
-    /// Events after the asked-for revision are gone: list again.
+    /// Events after the requested revision are no longer in history: list again.
     #[error("too old resource version: {asked} ({oldest})")]
     TooOld {
-        /// Where the watcher stood.
+        /// The requested revision.
         asked: u64,
-        /// The oldest revision that a watch can start from.
+        /// The oldest revision from which a watch can start.
         oldest: u64,
     },
 }
@@ -165,7 +165,7 @@ impl Collection {
         }
     }
 
-    /// The same objects at `revision`, without their history, to go on from independently.
+    /// Returns an independent copy at `revision`, without history.
     pub(super) fn fork(&self, revision: u64) -> Self {
         let visible = self.read();
         Collection {
@@ -182,7 +182,7 @@ impl Collection {
     }
 
     fn read(&self) -> std::sync::RwLockReadGuard<'_, Visible> {
-        // Nothing that runs under the lock can panic half-way through a change.
+        // No code under the lock can panic during a change.
         self.visible.read().unwrap_or_else(std::sync::PoisonError::into_inner)
     }
 
@@ -212,18 +212,20 @@ impl Collection {
         self.read().objects.get(key).cloned()
     }
 
-    /// The present state. `revision` is the newest of the whole store, read before.
+    /// Returns the current state. `revision` is the newest of the whole store, read before.
     pub(super) fn snapshot(&self, revision: u64) -> Snapshot {
         let visible = self.read();
         Snapshot { revision: revision.max(visible.revision), objects: visible.objects.clone() }
     }
 
-    /// The state as of `revision`, by undoing what came after; `None` when history does not reach back that far.
+    /// Returns the state at `revision` by undoing later events; `None` if history does not reach back that
+    /// far.
     pub(super) fn snapshot_at(&self, revision: u64) -> Option<Snapshot> {
         self.read().at(revision)
     }
 
-    /// The present state (`newest` is the newest revision of the whole store, read before) or an older one, and the objects in it that may have `wanted`.
+    /// Returns the current state (`newest` is the newest revision of the whole store, read before) or an
+    /// older one, with the objects that may match `wanted`.
     pub(super) fn select(
         &self,
         newest: u64,
@@ -245,7 +247,7 @@ impl Collection {
         Some((visible.at(at)?, candidates))
     }
 
-    /// Shows a committed event. Watchers wake at [`Collection::wake`].
+    /// Makes a committed event visible. [`Collection::wake`] wakes the watchers.
     pub(super) fn apply(&self, event: Arc<Event>) {
         let mut visible = self.write();
         let after = (event.kind != EventKind::Deleted).then_some(&*event.object);
@@ -271,7 +273,7 @@ impl Collection {
         }
     }
 
-    /// Shows objects as they are now understood, where they are still at the revision that they have here.
+    /// Replaces objects by a new representation, if their revision is unchanged.
     pub(super) fn reshape(&self, objects: Vec<Stored>) {
         let mut visible = self.write();
         for new in objects {
@@ -293,20 +295,20 @@ impl Collection {
     }
 }
 
-/// A watcher's place in a type's history.
+/// Position of a watch in a type's history.
 #[derive(Debug)]
 pub struct WatchCursor {
     collection: Arc<Collection>,
     after: u64,
-    /// How far the type was when this cursor last waited.
+    /// Progress at the last wait.
     seen: u64,
 }
 
 impl WatchCursor {
-    /// Up to `most` events after the cursor's place, which moves on; empty when there are none yet.
+    /// Returns up to `most` events after the cursor and advances it; empty if there are none yet.
     ///
     /// # Errors
-    /// [`WatchError::TooOld`] when history no longer holds them all.
+    /// [`WatchError::TooOld`] if history no longer has all of them.
     pub fn take(&mut self, most: usize) -> Result<Vec<Arc<Event>>, WatchError> {
         let visible = self.collection.read();
         if self.after < visible.complete_after {
@@ -320,12 +322,12 @@ impl WatchCursor {
         Ok(events)
     }
 
-    /// Waits until something was committed to the type since the last call; returns at once if it was already.
+    /// Waits until there was a commit to the type since the last call.
     pub async fn changed(&mut self) {
         self.seen = self.collection.progress.reached(self.seen + 1).await;
     }
 
-    /// The revision up to which events were taken.
+    /// Returns the revision up to which events were taken.
     #[must_use]
     pub fn position(&self) -> u64 {
         self.after

@@ -1,9 +1,10 @@
-//! Which objects carry a label or have a field's value, so that a selective list looks at those alone.
+//! Index of labels and field values, so that a selective list examines only matching objects.
 //!
-//! Kept for the newest state only. A list of an older state takes the newest state's candidates and adds what changed since (which history
-//! holds), so that the index needs no versions of its own.
+//! It covers the newest state only. A list of an older state takes the candidates of the newest state and
+//! adds the objects of later events from history, so the index needs no versions.
 //!
-//! Guarantee: candidates are a superset. Whoever asks checks each against the whole selector, so two terms that hash alike do no harm.
+//! Guarantee: candidates are a superset. Callers check each against the whole selector, so hash collisions
+//! are harmless.
 
 use std::{
     collections::{BTreeSet, HashMap, hash_map::Entry},
@@ -13,22 +14,22 @@ use std::{
 
 use super::Stored;
 
-/// Something that an object must have to be selected.
+/// A label or field value that a selected object must have.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum Term<'a> {
-    /// A label with this key and value.
+    /// A label key and value.
     Label(&'a str, &'a str),
-    /// The selectable field at this place of [`Stored::fields`] has this value.
+    /// Index in [`Stored::fields`] and value of a selectable field.
     Field(usize, &'a str),
 }
 
-/// The keys of objects that may match, in order; `None`: any object may.
+/// Sorted keys of objects that may match; `None`: any object may.
 pub type Candidates = Option<Vec<Arc<str>>>;
 
-/// When the rarest term still has more than one of so many objects, walking all of them in order is as quick.
+/// Fraction of all objects: if the rarest term matches more than one in so many, a scan of all is as fast.
 const SELECTIVE: usize = 8;
 
-/// The keys of the objects that have a term. Most terms of a cluster (a controller's uid, a pod's address) have one.
+/// Keys of the objects with a term. Most terms (a controller's uid, a pod's address) have one.
 #[derive(Clone, Debug)]
 enum Posting {
     One(Arc<str>),
@@ -51,14 +52,14 @@ impl Posting {
     }
 }
 
-/// Every term of a type's objects.
+/// Index of a type's objects by term.
 #[derive(Clone, Debug, Default)]
 pub(super) struct Index {
     hasher: RandomState,
     postings: HashMap<u64, Posting>,
 }
 
-/// The terms that an object is found by. An empty field says nothing: most objects have it empty.
+/// Returns the terms of an object. Empty fields are not indexed: most objects have them.
 fn terms(object: &Stored) -> impl Iterator<Item = Term<'_>> {
     let labels = object.labels.iter().map(|(key, value)| Term::Label(key, value));
     let fields = object.fields.iter().enumerate().filter(|(_, value)| !value.is_empty());
@@ -66,7 +67,7 @@ fn terms(object: &Stored) -> impl Iterator<Item = Term<'_>> {
 }
 
 impl Index {
-    /// Notes that an object's state is now `new` instead of `old`.
+    /// Updates the index for a change from `old` to `new`.
     pub(super) fn replace(&mut self, old: Option<&Stored>, new: Option<&Stored>) {
         if let (Some(old), Some(new)) = (old, new)
             && old.labels == new.labels
@@ -121,8 +122,8 @@ impl Index {
         }
     }
 
-    /// The keys of the objects that may match, in order. Each element of `wanted` lists terms of which a matching object has at least one.
-    /// `None` when `wanted` does not narrow `total` objects down enough to be worth it.
+    /// Returns the sorted keys of objects that may match. Each element of `wanted` is a list of alternative
+    /// terms. `None` if `wanted` is not selective enough among `total` objects.
     pub(super) fn candidates(&self, wanted: &[Vec<Term<'_>>], total: usize) -> Candidates {
         let postings = |terms: &[Term<'_>]| -> Vec<&Posting> {
             terms.iter().filter_map(|term| self.postings.get(&self.hasher.hash_one(term))).collect()
@@ -163,7 +164,7 @@ mod tests {
     }
 
     proptest! {
-        /// The index against a scan of the objects: never a match too few.
+        /// Candidates include all matches of a full scan.
         #[test]
         fn finds_what_a_scan_finds(changes in proptest::collection::vec((0u8..40, 0u8..6, 0u8..6, any::<bool>()), 1..120)) {
             let mut index = Index::default();

@@ -51,55 +51,55 @@ use std::sync::Arc;
 
 use bytes::Bytes;
 
-/// A stored object. Never changes; a write makes a new one.
+/// A stored object. Immutable; a write creates a new one.
 #[derive(Clone, Debug)]
 pub struct Stored {
     /// `namespace/name`, or the name alone.
     pub key: Arc<str>,
-    /// The revision it was written at.
+    /// Revision of the write.
     pub revision: u64,
-    /// Uid.
+    /// Unique id.
     pub uid: Box<str>,
-    /// Labels, in order.
+    /// Labels, sorted.
     pub labels: Box<[(Box<str>, Box<str>)]>,
-    /// The values of the type's selectable fields, as the type's row orders them.
+    /// Values of the selectable fields, in the order of the type's row.
     pub fields: Box<[Box<str>]>,
-    /// The whole object as JSON, its resourceVersion included.
+    /// The whole object as JSON, with its resourceVersion.
     pub json: Bytes,
 }
 
 impl Stored {
-    /// The value of a label.
+    /// Returns the value of a label.
     #[must_use]
     pub fn label(&self, key: &str) -> Option<&str> {
         self.labels.iter().find(|(k, _)| &**k == key).map(|(_, v)| &**v)
     }
 
-    /// What the store knows of it beside its bytes.
+    /// Returns the object's index data.
     fn meta(&self) -> Meta {
         Meta { uid: self.uid.clone(), labels: self.labels.clone(), fields: self.fields.clone() }
     }
 
-    /// The namespace; empty for cluster-scoped objects.
+    /// Returns the namespace; empty for cluster-scoped objects.
     #[must_use]
     pub fn namespace(&self) -> &str {
         self.key.split_once('/').map_or("", |(namespace, _)| namespace)
     }
 
-    /// The name.
+    /// Returns the object's name.
     #[must_use]
     pub fn name(&self) -> &str {
         self.key.rsplit_once('/').map_or(&self.key, |(_, name)| name)
     }
 }
 
-/// What the store needs to know of an object that is written, beside its bytes.
+/// Index data of an object: everything that the store needs beside its bytes.
 #[derive(Clone, Debug, Default)]
 pub struct Meta {
-    /// Uid.
+    /// Unique id.
     pub uid: Box<str>,
-    /// Labels, in order.
+    /// Labels, sorted.
     pub labels: Box<[(Box<str>, Box<str>)]>,
-    /// The values of the type's selectable fields.
+    /// Values of the type's selectable fields.
     pub fields: Box<[Box<str>]>,
 }

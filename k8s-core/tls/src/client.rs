@@ -55,10 +55,11 @@ pub fn client(
     Ok(config)
 }
 
-/// Makes the handshake with `host` (a DNS name or an IP address, IPv6 with or without brackets) on a connected stream.
+/// Performs the handshake with `host` (a DNS name or an IP address, IPv6 with or without brackets) on a
+/// connected stream.
 ///
 /// # Errors
-/// A host that is no name, a certificate that is not trusted, or a broken connection.
+/// An invalid host name, an untrusted certificate, or a broken connection.
 pub async fn connect<S: AsyncRead + AsyncWrite + Unpin>(
     config: Arc<ClientConfig>,
     host: &str,

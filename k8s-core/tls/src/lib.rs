@@ -1,4 +1,4 @@
-//! TLS for clients and servers of a cluster: one way to say whom to trust and who one is.
+//! TLS configurations for the clients and servers of a cluster.
 //!
 //! ```
 //! use k8s_tls::{Trust, client};
@@ -11,11 +11,11 @@
 //! # Ok::<(), k8s_tls::TlsError>(())
 //! ```
 //!
-//! Flow: [`client`] and [`server`] read PEM once and return a rustls configuration; [`connect`] makes the handshake on a
-//! connected stream.
+//! Flow: [`client`] and [`server`] parse PEM once and return a rustls configuration; [`connect`] performs the
+//! handshake on a connected stream.
 //!
-//! Guarantees: TLS 1.2 and 1.3 with ring; no other provider is linked. Only [`Trust::Anyone`] skips the check of names and
-//! issuers, and even then signatures are verified.
+//! Guarantees: TLS 1.2 and 1.3 with ring; no other provider is linked. Only [`Trust::Anyone`] skips the check
+//! of names and issuers, and even then signatures are verified.
 //!
 //! Not here: making certificates (the `hyperkube` crate has the cluster's CA), sockets, HTTP.
 

@@ -13,15 +13,16 @@ use crate::{Identity, TlsError, roots};
 /// The client certificates that a server asks for.
 #[derive(Clone, Copy, Debug)]
 pub enum ClientAuth<'a> {
-    /// None.
+    /// No client certificate.
     Off,
-    /// A certificate that one of these CAs (PEM) signed, or none; any other breaks the handshake.
+    /// A certificate signed by one of these CAs (PEM), or none. Any other fails the handshake.
     Optional(&'a [u8]),
-    /// A certificate that one of these CAs (PEM) signed; anything else breaks the handshake.
+    /// A certificate signed by one of these CAs (PEM). Anything else fails the handshake.
     Required(&'a [u8]),
 }
 
-/// Builds a server's TLS configuration: the server's order of cipher suites counts. `alpn` lists the application protocols in the order of preference.
+/// Builds a server's TLS configuration, with the server's order of cipher suites. `alpn` lists the
+/// application protocols in order of preference.
 ///
 /// # Errors
 /// A CA, certificate or key that is not usable PEM; the error names the part.
@@ -56,7 +57,7 @@ fn verifier(pem: &[u8], provider: Arc<CryptoProvider>) -> Result<ClientCertVerif
     Ok(WebPkiClientVerifier::builder_with_provider(Arc::new(roots(pem)?), provider))
 }
 
-/// Puts AES with 128 bits first, as Go's servers do: a third less work for both sides of a large answer than with 256 bits.
+/// Prefers AES-128 like Go's servers: a third less work than AES-256 for both sides of a large response.
 fn fastest_first(mut provider: CryptoProvider) -> CryptoProvider {
     provider.cipher_suites.sort_by_key(|suite| {
         !matches!(

@@ -1,4 +1,4 @@
-//! A verifier that takes any server.
+//! A verifier that accepts any server.
 
 use std::sync::Arc;
 
@@ -9,7 +9,8 @@ use rustls::{
     pki_types::{CertificateDer, ServerName, UnixTime},
 };
 
-/// Accepts any certificate. The handshake's signature is still verified, so the server does hold the certificate's key.
+/// Accepts any certificate. The handshake's signature is still verified, so the server does hold the
+/// certificate's key.
 #[derive(Debug)]
 pub(crate) struct Unverified(pub(crate) Arc<CryptoProvider>);
 

@@ -1,4 +1,4 @@
-//! Connecting one pod: a pair of virtual links, its inner end with address and routes.
+//! Connects one pod: a veth pair whose inner end gets the address and the routes.
 
 use std::{
     fs::File,
@@ -19,7 +19,7 @@ use crate::{
 
 const POD_LINK: &str = "eth0";
 
-/// What is to be connected.
+/// Both ends of a pod's veth pair.
 #[derive(Debug)]
 pub(super) struct Ends<'a> {
     pub(super) host: &'a str,
@@ -30,19 +30,20 @@ pub(super) struct Ends<'a> {
     pub(super) mtu: u32,
 }
 
-/// The name of the node's end of a sandbox's link. It depends on the bridge, so that clusters do not collide.
+/// Returns the name of the host end of a sandbox's veth pair. It depends on the bridge, so that clusters do
+/// not collide.
 pub(super) fn host_link(bridge: &str, sandbox: &str) -> String {
     format!("veth{:010x}", checksum(format!("{bridge}/{sandbox}").as_bytes()) & 0xff_ffff_ffff)
 }
 
-/// Connects the pod; what is there already stays.
+/// Connects the pod. Idempotent.
 pub(super) fn connect(ends: &Ends<'_>) -> io::Result<()> {
     let mut rtnl = Rtnl::open()?;
     if rtnl.index_of(ends.host)?.is_some() {
         if inner(ends)? {
             return Ok(());
         }
-        // Half made, or its other end went away with an older namespace.
+        // The pair is incomplete, or its peer disappeared with an older namespace.
         rtnl.del_link(ends.host)?;
     }
     let namespace = File::open(ends.netns)?;
@@ -52,7 +53,7 @@ pub(super) fn connect(ends: &Ends<'_>) -> io::Result<()> {
     if inner(ends)? { Ok(()) } else { Err(io::Error::other("the pod's link is not in its namespace")) }
 }
 
-/// Sets up the pod's side; `false` when its link is not there.
+/// Configures the pod's end; returns `false` if the link does not exist.
 fn inner(ends: &Ends<'_>) -> io::Result<bool> {
     netns::inside(ends.netns, || {
         let mut rtnl = Rtnl::open()?;
@@ -60,7 +61,8 @@ fn inner(ends: &Ends<'_>) -> io::Result<bool> {
         if let Some(loopback) = rtnl.index_of("lo")? {
             rtnl.set_up(loopback)?;
         }
-        // The node sees packets come and go by one link and would offer a shortcut that connection tracking must not lose.
+        // Packets between pods enter and leave by the same link, so the node would send ICMP redirects. A
+        // redirected packet would bypass connection tracking.
         let _ = sysctl::set("net/ipv4/conf/all/accept_redirects", "0");
         let _ = sysctl::set("net/ipv4/conf/eth0/accept_redirects", "0");
         rtnl.add_address(index, ends.address, 32)?;
@@ -78,7 +80,8 @@ fn inner(ends: &Ends<'_>) -> io::Result<bool> {
     })
 }
 
-/// The host ports as they are kept; an IPv6 host address or an unknown protocol is an error that names it.
+/// Converts host ports to their stored form. An IPv6 host address or an unknown protocol is an error that
+/// names it.
 pub(super) fn kept_ports(ports: &[HostPort]) -> Result<Vec<KeptPort>, PodNetworkError> {
     let kept = |port: &HostPort| {
         let protocol = crate::protocol_number(&port.protocol).ok_or_else(|| {

@@ -1,8 +1,8 @@
-//! Host-local address management: which sandbox has which address of the node's range.
+//! Host-local IP address management (IPAM): assigns addresses of the node's pod CIDR to sandboxes.
 //!
-//! Every allocation is a small file named after its address, so addresses survive a restart and a kill -9 (a file appears by
-//! rename, whole or not at all). Addresses are handed out round-robin: a freed one rests as long as possible, because connections
-//! to its last owner may still be remembered somewhere.
+//! Each allocation is a small file named after its address and created by an atomic rename, so allocations
+//! survive a restart and a kill -9. Addresses are handed out round-robin: a freed address is reused as late
+//! as possible, because peers may still hold connections to its previous owner.
 
 use std::{
     collections::{BTreeMap, BTreeSet, HashMap},
@@ -15,7 +15,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::cidr::Cidr;
 
-/// A port of the node that leads to a pod, as kept in the allocation's file.
+/// A host port of a pod, as stored in the allocation file.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub(crate) struct KeptPort {
     /// IP protocol number.
@@ -25,7 +25,7 @@ pub(crate) struct KeptPort {
     pub(crate) container_port: u16,
 }
 
-/// What a file holds.
+/// Content of an allocation file.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub(crate) struct Allocation {
     pub(crate) sandbox: String,
@@ -33,7 +33,7 @@ pub(crate) struct Allocation {
     pub(crate) ports: Vec<KeptPort>,
 }
 
-/// Why there is no address.
+/// Errors of an address allocation.
 #[derive(Debug, thiserror::Error)]
 pub(crate) enum IpamError {
     #[error("no free address in {0}")]
@@ -42,21 +42,21 @@ pub(crate) enum IpamError {
     Io { path: PathBuf, source: io::Error },
 }
 
-/// The addresses of one node.
+/// The address allocations of one node.
 #[derive(Debug)]
 pub(crate) struct Ipam {
     range: Cidr,
     folder: PathBuf,
     by_address: BTreeMap<Ipv4Addr, Allocation>,
     by_sandbox: HashMap<String, Ipv4Addr>,
-    /// Addresses that the pod table knows.
+    /// Addresses that are in the nf_tables pod table.
     announced: BTreeSet<Ipv4Addr>,
-    /// Offset of the next candidate.
+    /// Offset of the next candidate address.
     cursor: u64,
 }
 
 impl Ipam {
-    /// Reads what is allocated. Files that are no allocations of this range are ignored and left alone.
+    /// Reads the allocations. Other files in the folder are ignored and left alone.
     pub(crate) fn open(folder: &Path, range: Cidr) -> Result<Self, IpamError> {
         let failed = |source| IpamError::Io { path: folder.to_owned(), source };
         fs::create_dir_all(folder).map_err(failed)?;
@@ -88,7 +88,7 @@ impl Ipam {
         Ok(ipam)
     }
 
-    /// The address of a sandbox: the one it has, or a free one.
+    /// Returns the sandbox's address, or allocates a free one.
     pub(crate) fn allocate(&mut self, sandbox: &str, ports: Vec<KeptPort>) -> Result<Ipv4Addr, IpamError> {
         let allocation = Allocation { sandbox: sandbox.to_owned(), ports };
         let address = match self.by_sandbox.get(sandbox) {
@@ -103,7 +103,7 @@ impl Ipam {
         Ok(address)
     }
 
-    /// Frees a sandbox's address; says which it was.
+    /// Frees the address of a sandbox and returns it.
     pub(crate) fn release(&mut self, sandbox: &str) -> Result<Option<(Ipv4Addr, Allocation)>, IpamError> {
         let Some(address) = self.by_sandbox.get(sandbox).copied() else { return Ok(None) };
         let path = self.folder.join(address.to_string());
@@ -118,34 +118,33 @@ impl Ipam {
         Ok(self.by_address.remove(&address).map(|allocation| (address, allocation)))
     }
 
-    /// The address of a sandbox.
+    /// Returns the address of a sandbox.
     pub(crate) fn address_of(&self, sandbox: &str) -> Option<Ipv4Addr> {
         self.by_sandbox.get(sandbox).copied()
     }
 
-    /// The ports that were kept for a sandbox.
+    /// Returns the host ports stored for a sandbox.
     pub(crate) fn ports_of(&self, sandbox: &str) -> &[KeptPort] {
         let kept = self.address_of(sandbox).and_then(|a| self.by_address.get(&a));
         kept.map(|allocation| &allocation.ports[..]).unwrap_or_default()
     }
 
-    /// Whether the pod table knows the address.
+    /// Returns true if the pod table has the address.
     pub(crate) fn is_announced(&self, address: Ipv4Addr) -> bool {
         self.announced.contains(&address)
     }
 
-    /// The pod table knows the address from now on.
+    /// Records that the pod table has the address.
     pub(crate) fn set_announced(&mut self, address: Ipv4Addr) {
         self.announced.insert(address);
     }
 
-    /// All allocations.
     pub(crate) fn allocations(&self) -> impl Iterator<Item = (Ipv4Addr, &Allocation)> {
         self.by_address.iter().map(|(address, allocation)| (*address, allocation))
     }
 
     fn free_address(&self) -> Option<Ipv4Addr> {
-        // The network's own address, the gateway and the broadcast address are nobody's.
+        // The network address, the gateway and the broadcast address are never allocated.
         let end = self.range.size().saturating_sub(1);
         (self.cursor.clamp(FIRST, end.max(FIRST))..end)
             .chain(FIRST..end)
@@ -163,7 +162,7 @@ impl Ipam {
     }
 }
 
-/// Offset of the first address for a pod: 0 is the network, 1 the gateway.
+/// Offset of the first pod address: 0 is the network, 1 the gateway.
 const FIRST: u64 = 2;
 
 #[cfg(test)]
@@ -196,7 +195,7 @@ mod tests {
 
     proptest! {
         #![proptest_config(ProptestConfig { cases: 64, ..ProptestConfig::default() })]
-        /// No two sandboxes share an address; a sandbox keeps its own, also over restarts; 13 fit into a /28.
+        /// No two sandboxes share an address; a sandbox keeps its own over restarts; a /28 holds 13 pods.
         #[test]
         fn addresses_are_unique_and_stable(steps in steps()) {
             let folder = folder();

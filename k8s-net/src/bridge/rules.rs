@@ -1,4 +1,4 @@
-//! The pod table: masquerading towards the outside, host ports, and what must not pass the bridge.
+//! The nf_tables pod table: masquerading of outbound traffic, host ports, and drop rules of the bridge.
 
 use std::net::Ipv4Addr;
 
@@ -20,12 +20,11 @@ const AT: SetSpec =
     SetSpec { name: "host-ports-at", key_length: 12, values: Values::Bytes(8), dynamic: false };
 const HAIRPIN: SetSpec = SetSpec { name: "hairpin", key_length: 8, values: Values::None, dynamic: false };
 
-/// The table's name.
 pub(super) fn table_name(cluster: &str) -> String {
     format!("hyperkube-{cluster}-pods")
 }
 
-/// The whole table, made anew from the allocations.
+/// Builds the whole table from the allocations.
 pub(super) fn build(config: &BridgeConfig, ipam: &Ipam) -> Batch {
     let mut batch = Batch::new(&table_name(&config.cluster));
     batch.table();
@@ -61,7 +60,8 @@ pub(super) fn build(config: &BridgeConfig, ipam: &Ipam) -> Batch {
     batch.rule("postrouting", &to_pod().in_range(Side::Source, Is::Equal, loopback).masquerade());
     let itself = to_pod().address(REG, Side::Source).address(REG + 1, Side::Destination);
     batch.rule("postrouting", &itself.in_set(REG, HAIRPIN.name).masquerade());
-    // `route_localnet` lets replies for 127.0.0.1 in; nothing else may use that door.
+    // `route_localnet` is needed for replies to 127.0.0.1; all other traffic to 127.0.0.0/8 from the bridge
+    // is dropped.
     batch.chain("input", Some(Hook { kind: "filter", hook: INPUT, priority: FILTER }));
     let intruder = Rule::new()
         .link(Meta::InName, Is::Equal, &config.bridge)
@@ -78,7 +78,7 @@ pub(super) fn build(config: &BridgeConfig, ipam: &Ipam) -> Batch {
     batch
 }
 
-/// What changes when a pod's ports do; `known`: the pod is in the table already.
+/// Builds the change of one pod's host ports; `known` is true if the table has the pod.
 pub(super) fn change(
     config: &BridgeConfig,
     address: Ipv4Addr,
@@ -96,7 +96,7 @@ pub(super) fn change(
     batch
 }
 
-/// Takes a pod out.
+/// Builds the removal of a pod.
 pub(super) fn withdraw(config: &BridgeConfig, address: Ipv4Addr, ports: &[KeptPort]) -> Batch {
     let mut batch = Batch::new(&table_name(&config.cluster));
     announce(&mut batch, address, ports, false);
@@ -116,7 +116,8 @@ fn announce(batch: &mut Batch, address: Ipv4Addr, ports: &[KeptPort], add: bool)
             Some(ip) => (AT.name, [&ip.octets()[..], &tail].concat()),
             None => (ANY.name, tail),
         };
-        // An element that comes with a value is removed only if the value is the same: nobody loses another pod's port.
+        // The kernel removes a map element only if the given value matches, so a pod cannot remove another
+        // pod's port.
         let element = [(key, Value::Bytes(to))];
         if add {
             batch.create(set, &element);
@@ -126,7 +127,7 @@ fn announce(batch: &mut Batch, address: Ipv4Addr, ports: &[KeptPort], add: bool)
     }
 }
 
-/// A port as a register holds it.
+/// A port number as an nf_tables register holds it.
 fn word(port: u16) -> [u8; 4] {
     let bytes = port.to_be_bytes();
     [bytes[0], bytes[1], 0, 0]

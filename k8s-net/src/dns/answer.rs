@@ -1,4 +1,4 @@
-//! From a question to an answer: pure over the index.
+//! Answers a query from the index. Pure.
 
 use std::net::IpAddr;
 
@@ -14,29 +14,29 @@ use super::index::{Data, Index, undashed};
 use crate::cidr::Cidr;
 
 const TTL: u32 = 5;
-/// What fits into a datagram of a client that does not say.
+/// UDP response limit in bytes for clients without EDNS.
 const SMALLEST: u16 = 512;
-/// What we take and send at most by datagram: no fragments.
+/// UDP response limit in bytes that we advertise and honour: small enough to avoid IP fragments.
 const LARGEST: u16 = 1232;
 
-/// The cluster's domain and what belongs to it.
+/// The cluster domain and the CIDRs it is authoritative for.
 #[derive(Clone, Debug)]
 pub(super) struct Zone {
-    /// In lower case, without the closing dot.
+    /// Lower case, without trailing dot.
     pub(super) name: String,
     pub(super) address: IpAddr,
-    /// Ranges whose reverse names are ours.
+    /// CIDRs whose reverse lookups are answered here.
     pub(super) ranges: Vec<Cidr>,
 }
 
-/// What is to be done with a question.
+/// The next step for a query.
 #[derive(Debug)]
 pub(super) enum Plan {
-    /// Send this.
+    /// Send this response.
     Answer(Message),
-    /// It is not ours: ask others.
+    /// Forward the query: the name is outside of the cluster domain.
     Forward,
-    /// An alias that leads out of the cluster: ask others for its target and send both.
+    /// CNAME to a name outside of the cluster: resolve its target upstream and send both.
     Follow(Message, Query),
 }
 
@@ -48,7 +48,7 @@ fn parse(name: &str) -> Option<Name> {
     Name::from_ascii(format!("{name}.")).ok()
 }
 
-/// An empty answer to a question.
+/// Returns an empty response to a query.
 pub(super) fn reply(question: &Message, code: ResponseCode) -> Message {
     let mut reply = Message::new(question.metadata.id, MessageType::Response, question.metadata.op_code);
     reply.metadata.recursion_desired = question.metadata.recursion_desired;
@@ -63,14 +63,14 @@ pub(super) fn reply(question: &Message, code: ResponseCode) -> Message {
     reply
 }
 
-/// Encodes an answer; over UDP it is cut to what the client takes.
+/// Encodes a response; over UDP it is truncated to the client's limit.
 pub(super) fn encode(question: &Message, reply: &Message, tcp: bool) -> Option<Vec<u8>> {
     let bytes = reply.to_vec().ok()?;
     let limit = question.edns.as_ref().map_or(SMALLEST, |e| e.max_payload().clamp(SMALLEST, LARGEST));
     if tcp || bytes.len() <= usize::from(limit) { Some(bytes) } else { reply.truncate().to_vec().ok() }
 }
 
-/// Decides about a question; `index` is `None` as long as the caches are not complete.
+/// Plans the response to a query; `index` is `None` until the caches are synced.
 pub(super) fn plan(question: &Message, zone: &Zone, index: Option<&Index>) -> Plan {
     if question.metadata.op_code != OpCode::Query {
         return Plan::Answer(reply(question, ResponseCode::NotImp));
@@ -84,7 +84,8 @@ pub(super) fn plan(question: &Message, zone: &Zone, index: Option<&Index>) -> Pl
     let ours = in_zone
         || (backwards && reverse_address(&name).is_some_and(|ip| zone.ranges.iter().any(|r| r.contains(ip))));
     if !ours {
-        // Another cluster's or the node's: but what the index has backwards is known here alone.
+        // A reverse lookup outside of our CIDRs is forwarded unless the index has the address: no upstream
+        // server has it.
         let known = backwards && index.is_some_and(|i| i.get(&name).is_some());
         if !known {
             return Plan::Forward;
@@ -111,7 +112,7 @@ fn answer(question: &Message, query: &Query, mut name: String, zone: &Zone, inde
     message.metadata.authoritative = true;
     let mut owner = query.name().clone();
     let wanted = query.query_type();
-    // An alias may lead to another name of ours, and that to the next: bounded, for they may go round.
+    // A CNAME may lead to further CNAMEs of ours; the limit breaks loops.
     for _ in 0..8 {
         let facts = facts(&name, zone, index);
         let Some(facts) = facts else {
@@ -145,7 +146,7 @@ fn answer(question: &Message, query: &Query, mut name: String, zone: &Zone, inde
     Plan::Answer(message)
 }
 
-/// What there is to say about a name; `None`: it does not exist.
+/// Returns the records of a name. `None`: NXDOMAIN.
 fn facts(name: &str, zone: &Zone, index: &Index) -> Option<Vec<Data>> {
     if let Some(facts) = index.get(name) {
         return Some(facts.to_vec());
@@ -157,7 +158,8 @@ fn facts(name: &str, zone: &Zone, index: &Index) -> Option<Vec<Data>> {
         [_, "pod"] => Some(vec![Data::Exists]),
         [address, _, "pod"] => Some(vec![Data::Address(undashed(address)?)]),
         _ => {
-            // The label itself, with names only below it: `_tcp`, say, is kept as such; nothing else is.
+            // A bare pod or port label that has no entry of its own does not exist; parents such as `_tcp`
+            // are in the index as `Exists`.
             None
         }
     }
@@ -182,7 +184,7 @@ fn data_of(fact: &Data, wanted: RecordType, message: &mut Message) -> Option<RDa
     }
 }
 
-/// The record that says for how long "no" is to be believed.
+/// The SOA record, whose minimum TTL says how long a negative answer may be cached.
 fn authority(name: &str, zone: &Zone) -> Option<Record> {
     let apex = if is_below(name, &zone.name) { zone.name.as_str() } else { "in-addr.arpa" };
     let server = parse(&format!("ns.dns.{}", zone.name))?;
@@ -191,7 +193,7 @@ fn authority(name: &str, zone: &Zone) -> Option<Record> {
     Some(Record::from_rdata(parse(apex)?, TTL, RData::SOA(soa)))
 }
 
-/// The zone's own records for its apex.
+/// The SOA and NS records of the zone apex.
 pub(super) fn apex(question: &Message, zone: &Zone) -> Option<Message> {
     let [query] = &question.queries[..] else { return None };
     if plain(query.name()) != zone.name {

@@ -1,4 +1,4 @@
-//! Asking other servers for names that are not the cluster's.
+//! Forwards queries outside of the cluster domain to upstream servers.
 
 use std::{
     io,
@@ -12,10 +12,10 @@ use tokio::{
     time::timeout,
 };
 
-/// How long one server may take. Resolvers give up after 5 s; two servers must fit.
-const PATIENCE: Duration = Duration::from_millis(2000);
+/// Timeout per upstream server. Resolvers give up after 5 s, so two servers must fit.
+const TIMEOUT: Duration = Duration::from_millis(2000);
 
-/// The name servers of a `resolv.conf`, without `own` (a loop).
+/// Parses the name servers of a `resolv.conf`, without `own` (it would be a loop).
 pub(super) fn servers(resolv_conf: &str, own: IpAddr) -> Vec<SocketAddr> {
     let addresses = resolv_conf.lines().filter_map(|line| {
         let mut words = line.split_whitespace();
@@ -24,12 +24,12 @@ pub(super) fn servers(resolv_conf: &str, own: IpAddr) -> Vec<SocketAddr> {
     addresses.filter(|a| *a != own && !a.is_unspecified()).take(3).map(|a| SocketAddr::new(a, 53)).collect()
 }
 
-/// Hands a question on, byte for byte, and returns the first answer; `None` when no server answers in time.
+/// Forwards a query unchanged and returns the first response; `None` if no server responds in time.
 pub(super) async fn ask(servers: &[SocketAddr], question: &[u8], tcp: bool) -> Option<Vec<u8>> {
     for server in servers.iter().take(2) {
         let answer =
             async { if tcp { over_tcp(*server, question).await } else { over_udp(*server, question).await } };
-        if let Ok(Ok(answer)) = timeout(PATIENCE, answer).await {
+        if let Ok(Ok(answer)) = timeout(TIMEOUT, answer).await {
             return Some(answer);
         }
     }
@@ -44,7 +44,7 @@ async fn over_udp(server: SocketAddr, question: &[u8]) -> io::Result<Vec<u8>> {
     let mut buffer = vec![0; 65_535];
     loop {
         let length = socket.recv(&mut buffer).await?;
-        // The socket takes answers of this server only; the number must be the question's.
+        // The socket is connected, so only this server's packets arrive; the id must match the query's.
         if length >= 12 && buffer[..2] == question[..2] && buffer[2] & 0x80 != 0 {
             buffer.truncate(length);
             return Ok(buffer);

@@ -1,8 +1,9 @@
-//! Every name of the cluster domain, in memory: what answers are made from.
+//! The in-memory index of all names of the cluster domain.
 //!
-//! Names are absolute, in lower case and without the closing dot. A service contributes a list of entries; when it changes, its old
-//! entries are taken out one by one and the new ones put in. Names that only have names below them are kept as [`Data::Exists`],
-//! so that they answer "no data" rather than "no such name".
+//! Names are absolute, in lower case and without trailing dot. A service contributes a list of entries; on a
+//! change its old entries are removed one by one and the new ones inserted. Names that only have children
+//! (empty non-terminals) are stored as [`Data::Exists`], so that they are answered with NODATA instead of
+//! NXDOMAIN.
 
 use std::{
     collections::HashMap,
@@ -15,7 +16,7 @@ use k8s_core::{
     meta::{ObjectExt, ObjectKey},
 };
 
-/// One fact about a name.
+/// One record of a name.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub(crate) enum Data {
     Address(IpAddr),
@@ -25,7 +26,6 @@ pub(crate) enum Data {
     Exists,
 }
 
-/// All names.
 #[derive(Debug, Default)]
 pub(crate) struct Index {
     names: HashMap<String, Vec<Data>>,
@@ -33,12 +33,12 @@ pub(crate) struct Index {
 }
 
 impl Index {
-    /// What is known about a name; `None`: it does not exist.
+    /// Returns the records of a name. `None`: NXDOMAIN.
     pub(crate) fn get(&self, name: &str) -> Option<&[Data]> {
         self.names.get(name).map(Vec::as_slice)
     }
 
-    /// Replaces what a service contributes; nothing: it is gone.
+    /// Replaces the entries of a service; an empty list removes it.
     pub(crate) fn set(&mut self, key: ObjectKey, mut entries: Vec<(String, Data)>) {
         entries.sort();
         entries.dedup();
@@ -60,18 +60,18 @@ impl Index {
         }
     }
 
-    /// The services that contribute.
+    /// Returns the services that have entries.
     pub(crate) fn services(&self) -> Vec<ObjectKey> {
         self.by_service.keys().cloned().collect()
     }
 }
 
-/// An address as one label: `10-42-0-5`.
+/// Returns an address as one label: `10-42-0-5`.
 pub(crate) fn dashed(address: IpAddr) -> String {
     address.to_string().replace(['.', ':'], "-")
 }
 
-/// The name under which an address is looked up backwards.
+/// Returns the reverse lookup name of an address (`5.0.42.10.in-addr.arpa`).
 pub(crate) fn reverse(address: IpAddr) -> String {
     match address {
         IpAddr::V4(ip) => {
@@ -87,13 +87,13 @@ pub(crate) fn reverse(address: IpAddr) -> String {
     }
 }
 
-/// The address in the name of a pod record (`10-42-0-5`).
+/// Parses the address in a pod record's label (`10-42-0-5`).
 pub(crate) fn undashed(label: &str) -> Option<IpAddr> {
     let v4 = label.replace('-', ".").parse::<Ipv4Addr>().map(IpAddr::V4);
     v4.or_else(|_| label.replace('-', ":").parse::<Ipv6Addr>().map(IpAddr::V6)).ok()
 }
 
-/// What a service contributes to the names of `zone`, per the Kubernetes DNS specification.
+/// Computes the entries of a service in `zone`, per the Kubernetes DNS specification.
 pub(crate) fn entries(service: &Service, slices: &[Arc<EndpointSlice>], zone: &str) -> Vec<(String, Data)> {
     let Some(spec) = &service.spec else { return Vec::new() };
     let namespace = format!("{}.svc.{zone}", service.namespace());
@@ -215,7 +215,7 @@ mod tests {
     }
 
     proptest! {
-        /// Whatever comes and goes, the index is what the present services contribute.
+        /// After any sequence of changes, the index equals the entries of the present services.
         #[test]
         fn changes_leave_nothing_behind(steps in proptest::collection::vec((0u8..4, 0u8..4), 0..40)) {
             let mut index = Index::default();

@@ -1,16 +1,16 @@
-//! The expressions of a rule, as a small vocabulary over nf_tables' virtual machine.
+//! The expressions of a rule: a small vocabulary over the nf_tables virtual machine.
 //!
-//! Registers are 32-bit words numbered from [`REG`]; the kernel refuses a rule that reads a register which the same rule did not
-//! write, so every rule loads what it needs.
+//! Registers are 32-bit words numbered from [`REG`]. The kernel rejects a rule that reads a register which
+//! the same rule did not write.
 
 use crate::{cidr::Cidr, netlink::Messages};
 
-/// The first register; there are 16.
+/// The first of 16 registers.
 pub(crate) const REG: u32 = 8;
-/// A packet with this mark bit leaves with the node's own address (the bit that upstream uses, too).
+/// Packet mark for masquerading (the bit that kube-proxy uses, too).
 pub(crate) const MASQUERADE_MARK: u32 = 0x4000;
 
-/// What happens to a packet next.
+/// Verdict of a rule.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) enum Verdict {
     Drop,
@@ -34,14 +34,14 @@ impl Verdict {
     }
 }
 
-/// Which of a packet's addresses.
+/// Source or destination address.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Side {
     Source,
     Destination,
 }
 
-/// Something a packet has, beside its payload.
+/// Packet metadata outside of the payload.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Meta {
     Mark = 3,
@@ -50,14 +50,14 @@ pub(crate) enum Meta {
     Protocol = 16,
 }
 
-/// How a comparison goes.
+/// Comparison operator.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Is {
     Equal = 0,
     Not = 1,
 }
 
-/// A rule: expressions in order; the first one that does not hold ends it.
+/// A rule: a sequence of expressions; the first that does not match ends it.
 #[derive(Default, Debug)]
 pub(crate) struct Rule(Messages);
 
@@ -87,8 +87,8 @@ impl Rule {
         })
     }
 
-    /// Gives registers that a map is about to write a constant first: `nft` takes a map to write its first register alone, and shows this constant
-    /// where the others are used.
+    /// Loads a constant into registers that a map lookup is about to overwrite. `nft` assumes that a lookup
+    /// writes only its first register, and prints this constant for the others.
     pub(crate) fn shown(self, registers: &[u32]) -> Self {
         registers.iter().fold(self, |rule, register| rule.load(*register, &[0; 4]))
     }
@@ -116,7 +116,7 @@ impl Rule {
         })
     }
 
-    /// The register holds (or does not hold) these bytes.
+    /// Matches if the register equals (or differs from) these bytes.
     pub(crate) fn compare(self, register: u32, is: Is, bytes: &[u8]) -> Self {
         self.push("cmp", |m| {
             m.attr_be32(1, register).attr_be32(2, is as u32).nest(3, |m| {
@@ -138,7 +138,7 @@ impl Rule {
         })
     }
 
-    /// An address is in a range, or not.
+    /// Matches if an address is in a CIDR, or is not.
     pub(crate) fn in_range(self, side: Side, is: Is, range: Cidr) -> Self {
         self.address(REG, side).bitwise(REG, range.mask().octets(), [0; 4]).compare(
             REG,
@@ -147,7 +147,7 @@ impl Rule {
         )
     }
 
-    /// The link that the packet came by or leaves by has this name, or not.
+    /// Matches the name of the input or output link.
     pub(crate) fn link(self, key: Meta, is: Is, name: &str) -> Self {
         let mut padded = [0; 16];
         for (to, from) in padded.iter_mut().zip(name.bytes()) {
@@ -156,7 +156,7 @@ impl Rule {
         self.meta(REG, key).compare(REG, is, &padded)
     }
 
-    /// An address is the machine's own (`local`), or not.
+    /// Matches if an address is local to the machine, or is not.
     pub(crate) fn local(self, side: Side, is: Is) -> Self {
         const ADDRESS_TYPE: u32 = 3;
         let flag = if side == Side::Source { 1 } else { 2 };
@@ -166,7 +166,7 @@ impl Rule {
         .compare(REG, is, &2u32.to_ne_bytes())
     }
 
-    /// The connection's destination was changed.
+    /// Matches connections whose destination was translated (DNAT).
     pub(crate) fn was_redirected(self) -> Self {
         const STATUS: u32 = 2;
         const DST_NAT: u32 = 1 << 5;
@@ -177,7 +177,7 @@ impl Rule {
         .compare(REG, Is::Not, &[0; 4])
     }
 
-    /// The packet goes the way its connection was opened.
+    /// Matches packets in the original direction of their connection.
     pub(crate) fn original_direction(self) -> Self {
         const DIRECTION: u32 = 1;
         self.push("ct", |m| {
@@ -186,7 +186,7 @@ impl Rule {
         .compare(REG, Is::Equal, &[0])
     }
 
-    /// It is an ICMP redirect.
+    /// Matches ICMP redirects.
     pub(crate) fn icmp_redirect(self) -> Self {
         self.meta(REG, Meta::Protocol).compare(REG, Is::Equal, &[1]).payload(REG, 2, 0, 1).compare(
             REG,
@@ -195,21 +195,21 @@ impl Rule {
         )
     }
 
-    /// The key in these registers is in the set.
+    /// Matches if the set contains the key in these registers.
     pub(crate) fn in_set(self, register: u32, set: &str) -> Self {
         self.push("lookup", |m| {
             m.attr_str(1, set).attr_be32(2, register);
         })
     }
 
-    /// to = map[key]; the rule ends when there is none.
+    /// to = map[key]; the rule ends if the map has no such key.
     pub(crate) fn map(self, register: u32, map: &str, to: u32) -> Self {
         self.push("lookup", |m| {
             m.attr_str(1, map).attr_be32(2, register).attr_be32(3, to);
         })
     }
 
-    /// Go where the verdict map says.
+    /// Applies the verdict that the map has for the key.
     pub(crate) fn dispatch(self, register: u32, map: &str) -> Self {
         self.map(register, map, 0)
     }
@@ -230,7 +230,7 @@ impl Rule {
         })
     }
 
-    /// map[key] = value for so long; an entry that is there keeps its value and lives on.
+    /// map[key] = value with a timeout; an existing entry keeps its value and gets a new timeout.
     pub(crate) fn remember(self, map: &str, key: u32, value: u32, timeout_ms: u64) -> Self {
         self.dynamic(1, map, key, value, Some(timeout_ms))
     }
@@ -240,19 +240,19 @@ impl Rule {
         self.dynamic(2, map, key, value, None)
     }
 
-    /// Sends the connection to the address and port in these registers.
+    /// Translates the destination (DNAT) to the address and port in these registers.
     pub(crate) fn redirect(self, address: u32, port: u32) -> Self {
         self.push("nat", |m| {
             m.attr_be32(1, 1).attr_be32(2, 2).attr_be32(3, address).attr_be32(5, port);
         })
     }
 
-    /// Gives the connection the address of the link it leaves by.
+    /// Translates the source to the address of the output link.
     pub(crate) fn masquerade(self) -> Self {
         self.push("masq", |_| {})
     }
 
-    /// Asks for [`Rule::masquerade`] when the packet leaves.
+    /// Marks the packet for [`Rule::masquerade`] in the postrouting chain.
     pub(crate) fn mark_masquerade(self) -> Self {
         let bit = MASQUERADE_MARK.to_ne_bytes();
         let keep = (!MASQUERADE_MARK).to_ne_bytes();
@@ -261,7 +261,7 @@ impl Rule {
         })
     }
 
-    /// The packet was marked by [`Rule::mark_masquerade`]; the mark is taken off.
+    /// Matches packets marked by [`Rule::mark_masquerade`] and clears the mark.
     pub(crate) fn take_masquerade_mark(self) -> Self {
         let bit = MASQUERADE_MARK.to_ne_bytes();
         let keep = (!MASQUERADE_MARK).to_ne_bytes();
@@ -275,21 +275,21 @@ impl Rule {
             })
     }
 
-    /// Resets a TCP connection; ends for other protocols. Unlike ICMP, nobody limits the rate of resets.
+    /// Resets a TCP connection; matches no other protocol. Resets are not rate-limited, unlike ICMP.
     pub(crate) fn reset(self) -> Self {
         self.meta(REG, Meta::Protocol).compare(REG, Is::Equal, &[6]).push("reject", |m| {
             m.attr_be32(1, 1);
         })
     }
 
-    /// Answers "port unreachable": the caller sees a refused connection at once.
+    /// Rejects with "port unreachable": the client sees a refused connection at once.
     pub(crate) fn reject(self) -> Self {
         self.push("reject", |m| {
             m.attr_be32(1, 0).attr(2, &[3]);
         })
     }
 
-    /// Ends with a verdict.
+    /// Ends the rule with a verdict.
     pub(crate) fn verdict(self, verdict: &Verdict) -> Self {
         self.push("immediate", |m| {
             m.attr_be32(1, 0).nest(2, |m| verdict.write(m));

@@ -1,4 +1,5 @@
-//! Forgets UDP flows to endpoints that left: a client that keeps its source port would go on talking to nobody.
+//! Deletes conntrack entries of UDP flows to removed endpoints. Without this a client that keeps its source
+//! port would go on sending to the removed endpoint.
 
 use std::{collections::HashSet, io};
 
@@ -13,7 +14,7 @@ const TUPLE_IP: u16 = 1;
 const TUPLE_PROTO: u16 = 2;
 const HEAD: [u8; 4] = [2, 0, 0, 0];
 
-/// Removes redirected UDP flows whose answers come from one of these endpoints.
+/// Deletes redirected UDP flows whose replies come from one of these endpoints.
 pub(super) fn forget_udp(left: &HashSet<Backend>) -> io::Result<()> {
     let mut socket = Socket::open(libc::NETLINK_NETFILTER)?;
     let mut found: Vec<Vec<u8>> = Vec::new();

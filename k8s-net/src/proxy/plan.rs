@@ -1,7 +1,7 @@
-//! From a Service and its EndpointSlices to what the kernel must do: a pure function.
+//! Computes the desired proxy state of a Service from its EndpointSlices. Pure.
 //!
-//! New connections go to ready endpoints; when there is none, to those that are terminating but still serve, so that a rolling
-//! update loses no request.
+//! New connections go to ready endpoints; if there is none, to terminating ones that still serve, so that a
+//! rolling update loses no request.
 
 use std::{collections::BTreeSet, net::Ipv4Addr, sync::Arc};
 
@@ -15,21 +15,22 @@ use k8s_core::{
 
 use crate::cidr::Cidr;
 
-/// An endpoint's address and port.
+/// Address and port of an endpoint.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub(crate) struct Backend {
     pub(crate) address: Ipv4Addr,
     pub(crate) port: u16,
 }
 
-/// Where a connection comes from, and whether it goes to an address or to a port of the node.
+/// Origin of a connection (inside or outside of the cluster) and kind of its destination (address or node
+/// port).
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub(crate) enum Zone {
-    /// To the cluster address, from anywhere.
+    /// To the cluster IP, from anywhere.
     Cluster = 0,
-    /// To an external address, from pods and nodes.
+    /// To an external IP, from pods and nodes.
     Inside = 1,
-    /// To an external address, from elsewhere.
+    /// To an external IP, from elsewhere.
     Outside = 2,
     /// To a node port, from pods and nodes.
     InsidePort = 3,
@@ -37,16 +38,17 @@ pub(crate) enum Zone {
     OutsidePort = 4,
 }
 
-/// Which endpoints serve.
+/// Traffic policy: the endpoints that may serve.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub(crate) enum Reach {
-    /// All.
+    /// All endpoints.
     Cluster,
-    /// Those on this node (`...TrafficPolicy: Local`). Without one, packets are dropped: another node may have some.
+    /// Endpoints on this node (`...TrafficPolicy: Local`). If there is none, packets are dropped: another
+    /// node may have some.
     Local,
 }
 
-/// An address and port that the service answers at.
+/// An address and port at which the service is reachable.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct Front {
     pub(crate) zone: Zone,
@@ -54,20 +56,20 @@ pub(crate) struct Front {
     pub(crate) address: Ipv4Addr,
     pub(crate) port: u16,
     pub(crate) reach: Reach,
-    /// The endpoint sees the node's address, so that its answers come back here.
+    /// The endpoint sees the node's address, so that its replies return through this node.
     pub(crate) masquerade: bool,
 }
 
-/// One port of one service.
+/// Desired state of one port of one service.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) struct PortPlan {
     pub(crate) name: String,
     pub(crate) protocol: u8,
-    /// How long a client stays with its endpoint.
+    /// Session affinity timeout in milliseconds.
     pub(crate) affinity_ms: Option<u64>,
-    /// Sorted, no two the same.
+    /// Sorted and without duplicates.
     pub(crate) all: Vec<Backend>,
-    /// Those of `all`'s endpoints that are on this node; chosen by the same rule.
+    /// Backends on this node, selected by the same rule.
     pub(crate) local: Vec<Backend>,
     pub(crate) fronts: Vec<Front>,
 }
@@ -81,8 +83,8 @@ impl PortPlan {
     }
 }
 
-/// Takes away external addresses that are the cluster's own, by its ranges: who may write a Service must not take the address of the cluster DNS, of
-/// another Service, of a pod or of the node's bridge.
+/// Drops external IPs that lie in the cluster's CIDRs. Otherwise a user who may write a Service could take
+/// over the address of the cluster DNS, of another Service, of a pod or of the node's bridge.
 pub(crate) fn drop_addresses_of_the_cluster(plans: &mut [PortPlan], ranges: &[Cidr]) {
     let is_own = |front: &Front| ranges.iter().any(|range| range.contains(front.address));
     for plan in plans {
@@ -90,10 +92,10 @@ pub(crate) fn drop_addresses_of_the_cluster(plans: &mut [PortPlan], ranges: &[Ci
     }
 }
 
-/// The label that names an EndpointSlice's service.
+/// Label with the name of an EndpointSlice's service.
 pub(crate) const SERVICE_NAME: &str = "kubernetes.io/service-name";
 
-/// Plans a service. Empty for services that a proxy has nothing to do with (headless, ExternalName, another proxy's).
+/// Plans a service. Empty for services that the proxy must ignore (headless, ExternalName, another proxy's).
 pub(crate) fn plan(service: &Service, slices: &[Arc<EndpointSlice>], node: &str) -> Vec<PortPlan> {
     let Some(spec) = &service.spec else { return Vec::new() };
     let cluster_ips: Vec<Ipv4Addr> = spec
@@ -159,7 +161,8 @@ pub(crate) fn plan(service: &Service, slices: &[Arc<EndpointSlice>], node: &str)
     plans
 }
 
-/// A way in from outside: who is inside the cluster reaches every endpoint even where the policy is `Local`.
+/// Fronts of an external address. Clients inside the cluster reach every endpoint even if the policy is
+/// `Local`.
 fn both_sides([inside, outside]: [Zone; 2], address: Ipv4Addr, port: u16, reach: Reach) -> [Front; 2] {
     [
         Front { zone: inside, address, port, reach: Reach::Cluster, masquerade: true },
@@ -190,7 +193,7 @@ fn serving(
                 (false, true) => &mut leaving,
                 (false, false) => continue,
             };
-            // The addresses of one endpoint are the same pod: one is enough.
+            // All addresses of one endpoint are the same pod; the first is enough.
             if let Some(address) = endpoint.addresses.first().and_then(|a| a.parse().ok()) {
                 into.insert(Backend { address, port: number });
             }

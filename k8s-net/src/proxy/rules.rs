@@ -1,14 +1,16 @@
-//! The fixed part of the service table: chains, maps, and how a packet finds its endpoint.
+//! The static part of the service table: chains, maps, and the lookup of a packet's endpoint.
 //!
-//! No service has a chain of its own. A packet's zone, address, protocol and port are looked up in `fronts`, which yields
-//! `0 . class . pool . service`. The class (how many endpoints, affinity, masquerading) names one of a few shared chains; that draws a
-//! number, looks `pool . number` up in `backends` and redirects the connection. So a changed service is a handful of map elements,
-//! whatever the number of services.
+//! No service has a chain of its own. A packet's zone, address, protocol and port are looked up in `fronts`,
+//! which yields `0 . class . pool . service`. The class (number of endpoints, affinity, masquerading) selects
+//! one of a few shared chains. That chain draws a random number, looks `pool . number` up in `backends` and
+//! redirects the connection. A changed service is therefore a handful of map elements, whatever the number of
+//! services.
 //!
-//! `nft` (up to 1.0.6 at least) takes what a map yields for a value without a length, and ends with an assertion when a rule uses it as the first or a
-//! later part of a key. It keeps one expression for each register, though, and puts a map's result in the first register that is written alone. So
-//! what is looked up or stored again is never in the first word of a value, and its registers hold a constant before the map is asked
-//! ([`Rule::shown`]): `nft list ruleset` shows that constant in its place.
+//! `nft` (up to 1.0.6 at least) assumes that a map's value has no length, and fails an assertion when a rule
+//! uses the value as the first or a later part of a key. It remembers one expression per register, though,
+//! and assigns a map's result to the first register alone. So the parts that are used again are never in the
+//! first word of a value, and their registers are loaded with a constant before the lookup ([`Rule::shown`]);
+//! `nft list ruleset` prints that constant in their place.
 
 use crate::{
     cidr::Cidr,
@@ -29,9 +31,9 @@ pub(super) const BACKENDS: &str = "backends";
 pub(super) const MEMBERS: &str = "members";
 /// service . client -> 0 . address . port
 pub(super) const AFFINITY: &str = "affinity";
-/// address . protocol . port that has no endpoints
+/// address . protocol . port without endpoints
 pub(super) const REJECTED: &str = "rejected";
-/// protocol . node port that has no endpoints
+/// protocol . node port without endpoints
 pub(super) const REJECTED_PORTS: &str = "rejected-ports";
 /// endpoint . endpoint: connections of a pod to itself
 pub(super) const HAIRPIN: &str = "hairpin";
@@ -57,19 +59,20 @@ const SETS: [SetSpec; 12] = [
     set(CLASSES[4], 4, Values::Verdicts),
 ];
 
-/// A lookup that runs while its element is replaced may see neither the old nor the new one, for nanoseconds: look twice.
+/// A lookup during the replacement of its element may, for nanoseconds, see neither the old nor the new one.
+/// So it is done twice.
 const TRIES: usize = 2;
 
-/// What chains of a class do.
+/// Properties that all services of a shared chain have in common.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub(super) struct Class {
-    /// Endpoints to choose from; 0: packets are dropped.
+    /// Number of endpoints; 0: packets are dropped.
     pub(super) endpoints: u32,
     pub(super) affinity_ms: Option<u64>,
     pub(super) masquerade: bool,
 }
 
-/// The zone as the first word of a key.
+/// Encodes the zone as the first word of a key.
 pub(super) fn zone_word(zone: Zone) -> [u8; 4] {
     (zone as u32).to_be_bytes()
 }
@@ -90,7 +93,7 @@ fn to_class(rule: Rule, zone: Zone) -> Rule {
         .dispatch(REG + 5, CLASSES[zone as usize])
 }
 
-/// The table without any service; replaces the one that is there, in the same transaction.
+/// Builds the table without services, replacing an existing one in the same transaction.
 pub(super) fn skeleton(batch: &mut Batch, cluster_cidr: Option<Cidr>, service_cidr: Option<Cidr>) {
     batch.table();
     batch.del_table();
@@ -106,7 +109,7 @@ pub(super) fn skeleton(batch: &mut Batch, cluster_cidr: Option<Cidr>, service_ci
         batch.rule(chain, &Rule::new().verdict(&Verdict::Jump("services".into())));
     }
     if let (Some(pods), Some(services)) = (cluster_cidr, service_cidr) {
-        // Answers to whoever is not part of the cluster must come back through this node.
+        // Replies to clients outside of the cluster must return through this node.
         let foreign = Rule::new().in_range(Side::Destination, Is::Equal, services);
         batch.rule("services", &foreign.in_range(Side::Source, Is::Not, pods).mark_masquerade());
     }
@@ -133,7 +136,8 @@ pub(super) fn skeleton(batch: &mut Batch, cluster_cidr: Option<Cidr>, service_ci
     let itself = Rule::new().was_redirected().address(REG, Side::Source).address(REG + 1, Side::Destination);
     batch.rule("postrouting", &itself.in_set(REG, HAIRPIN).masquerade());
 
-    // What still has a service's address here was not redirected. An address of the node itself (the cluster DNS) is no such case.
+    // A packet that still has a service's address here was not redirected. Addresses of the node itself (the
+    // cluster DNS) are exempt.
     let rejected = || {
         let key = Rule::new().address(REG + 1, Side::Destination).meta(REG + 2, Meta::Protocol).port(REG + 3);
         key.in_set(REG + 1, REJECTED).local(Side::Destination, Is::Not)
@@ -155,13 +159,13 @@ pub(super) fn skeleton(batch: &mut Batch, cluster_cidr: Option<Cidr>, service_ci
     });
 }
 
-/// Refuses what a condition holds for, in the way that its protocol understands.
+/// Rejects packets that match the condition: TCP with a reset, others with ICMP port unreachable.
 fn refuse(batch: &mut Batch, chain: &str, condition: impl Fn() -> Rule) {
     batch.rule(chain, &condition().reset());
     batch.rule(chain, &condition().reject());
 }
 
-/// Adds a class's chain for a zone and makes it reachable.
+/// Adds the chain of a class for a zone and the map element that jumps to it.
 pub(super) fn add_class(batch: &mut Batch, zone: Zone, id: u32, class: Class) {
     let chain = format!("zone-{}-class-{id}", zone as u32);
     batch.chain(&chain, None);
@@ -195,8 +199,8 @@ pub(super) fn add_class(batch: &mut Batch, zone: Zone, id: u32, class: Class) {
                     .in_set(REG + 11, MEMBERS)
                     .remember(AFFINITY, REG + 7, REG + 12, timeout);
                 batch.rule(&chain, &known.redirect(REG + 13, REG + 14));
-                // 6: pool, 7: number -> 9: 0, 10: address, 11: port; 3: service, 4: client. A stale entry goes first: it would keep its old
-                // value.
+                // 6: pool, 7: number -> 9: 0, 10: address, 11: port; 3: service, 4: client. A stale affinity
+                // entry is deleted first: it would keep its old value.
                 let fresh = found(&[REG + 10, REG + 11])
                     .map(REG, FRONTS, REG)
                     .address(REG + 4, Side::Source)
@@ -208,7 +212,8 @@ pub(super) fn add_class(batch: &mut Batch, zone: Zone, id: u32, class: Class) {
                 batch.rule(&chain, &fresh.redirect(REG + 10, REG + 11));
             }
         }
-        // The service may have changed between the choice of this chain and now, to fewer endpoints. Every pool has a number 0.
+        // The service may have changed to fewer endpoints since this chain was selected. Number 0 exists in
+        // every pool.
         let first = found(&[]).load(REG + 7, &[0; 4]).map(REG + 6, BACKENDS, REG + 8);
         batch.rule(&chain, &first.redirect(REG + 8, REG + 9));
     }

@@ -1,7 +1,8 @@
-//! What is in the kernel, and the smallest transaction to what should be.
+//! The installed proxy state, and the smallest transaction to the desired one.
 //!
-//! Guarantee: a packet that found its class before a change still finds its endpoint after it. A changed pool gets a new number,
-//! and the elements of the old one leave with a later transaction ([`Table::collect`]).
+//! Guarantee: a packet whose class was looked up before a change still finds its endpoint after it. A changed
+//! pool gets a new number, and the elements of the old one are removed by a later transaction
+//! ([`Table::collect`]).
 
 use std::{
     collections::{BTreeMap, HashMap, HashSet, VecDeque},
@@ -20,24 +21,24 @@ use crate::{
     nft::{Batch, Value},
 };
 
-/// How long elements of a replaced pool stay; any packet in flight is through by then.
+/// Time that elements of a replaced pool stay; no packet is in flight that long.
 pub(super) const REST: Duration = Duration::from_secs(1);
 
 type Elements = BTreeMap<(&'static str, Vec<u8>), Value>;
 
 #[derive(Debug, Default)]
 struct Installed {
-    /// By port name and reach: the pool's number and content.
+    /// By port name, protocol and reach: number and content of the pool.
     pools: BTreeMap<(String, u8, Reach), (u32, Vec<Backend>)>,
-    /// By port name: stays the same while endpoints change; affinity hangs on it.
+    /// By port name and protocol: stable while endpoints change, because affinity entries refer to it.
     ids: BTreeMap<(String, u8), u32>,
-    /// Elements that show the service to packets.
+    /// Elements of the maps that packets look up first.
     shown: Elements,
-    /// Elements of pools.
+    /// Elements of `backends`, `members` and `hairpin`.
     kept: Elements,
 }
 
-/// The table's content as of the last transaction.
+/// The table's content after the last transaction.
 #[derive(Debug)]
 pub(super) struct Table {
     name: String,
@@ -45,7 +46,7 @@ pub(super) struct Table {
     service_cidr: Option<Cidr>,
     services: HashMap<ObjectKey, Installed>,
     owners: HashMap<(&'static str, Vec<u8>), ObjectKey>,
-    /// Services that wanted an address or port which another one has.
+    /// Services that want an address or port which another service holds.
     contested: HashSet<ObjectKey>,
     hairpins: HashMap<Ipv4Addr, usize>,
     classes: HashMap<Class, u32>,
@@ -80,7 +81,7 @@ impl Table {
         }
     }
 
-    /// A batch that makes the table anew; follow it by [`Table::change`] for all services.
+    /// Starts a batch that recreates the table; call [`Table::change`] for all services next.
     pub(super) fn rebuild(&mut self) -> Batch {
         let (name, pods, services) = (self.name.clone(), self.cluster_cidr, self.service_cidr);
         *self = Table::new(&name, pods, services);
@@ -89,7 +90,7 @@ impl Table {
         batch
     }
 
-    /// A batch for incremental changes.
+    /// Starts a batch for incremental changes.
     pub(super) fn batch(&self) -> Batch {
         Batch::new(&self.name)
     }
@@ -99,29 +100,30 @@ impl Table {
         self.next_id
     }
 
-    /// Services to look at again because an address or port that they wanted may be free now.
+    /// Returns services to plan again because an address or port that they want may be free now.
     pub(super) fn take_contested(&mut self) -> Vec<ObjectKey> {
         self.contested.drain().collect()
     }
 
-    /// Whether a service that wants something another one has is waiting.
+    /// Returns true if a service waits for an address or port that another one holds.
     pub(super) fn has_contested(&self) -> bool {
         !self.contested.is_empty()
     }
 
-    /// When the oldest garbage may go.
+    /// Returns the time at which the oldest garbage may be removed.
     pub(super) fn next_collection(&self) -> Option<Instant> {
         self.garbage.front().map(|(since, _)| *since + REST)
     }
 
-    /// Adds the removal of what has rested long enough.
+    /// Removes garbage older than [`REST`].
     pub(super) fn collect(&mut self, batch: &mut Batch, now: Instant) {
         while let Some((_, elements)) = self.garbage.pop_front_if(|(since, _)| *since + REST <= now) {
             emit(batch, &elements, |batch, set, elements| batch.remove(set, elements));
         }
     }
 
-    /// Adds what brings some services to their plans; no ports: the service is gone. Returns endpoints that left, with protocol.
+    /// Adds the changes that bring services to their plans; a plan without ports removes the service. Returns
+    /// the removed endpoints with their protocol.
     pub(super) fn change(
         &mut self,
         batch: &mut Batch,
@@ -130,7 +132,7 @@ impl Table {
     ) -> Vec<(u8, Backend)> {
         let (mut add, mut remove, mut garbage) = (Elements::new(), Elements::new(), Elements::new());
         let mut left = Vec::new();
-        // What leaves is taken out of the books first, so that another service of the same batch may have it.
+        // Removals come first, so that another service of the same batch can take a freed address.
         let plans: Vec<_> = plans
             .into_iter()
             .map(|(key, ports)| {
@@ -166,7 +168,7 @@ impl Table {
                 self.services.insert(key, new);
             }
         }
-        // An element that one service gave up and another one took with the same value stays.
+        // An element that one service released and another one took with the same value stays.
         let same: Vec<_> =
             remove.iter().filter(|(k, v)| add.get(*k) == Some(*v)).map(|(k, _)| k.clone()).collect();
         for key in same {
@@ -283,7 +285,8 @@ impl Table {
             *count = count.saturating_sub(1);
             if *count == 0 {
                 self.hairpins.remove(address);
-                // Added earlier in the same batch: the two cancel out where all is put together.
+                // The element was added earlier in the same batch; the two cancel out when the batch is
+                // assembled.
                 remove.insert(hairpin(*address), Value::None);
             }
         }
@@ -308,7 +311,7 @@ fn difference(of: &Elements, without: &Elements) -> Elements {
     of.iter().filter(|(key, _)| !without.contains_key(*key)).map(|(k, v)| (k.clone(), v.clone())).collect()
 }
 
-/// Gives `each` the elements of one set after another.
+/// Calls `each` with the elements of one set after another.
 fn emit(
     batch: &mut Batch,
     elements: &Elements,

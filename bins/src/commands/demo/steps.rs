@@ -1,4 +1,4 @@
-//! What the demo does with its cluster.
+//! The steps of the demo.
 
 use std::{
     collections::BTreeSet,
@@ -32,21 +32,21 @@ use crate::{
     exit::{Code, Failure},
 };
 
-/// The manifests, as a person would type them.
+/// The same manifests that a user would apply.
 const NAMESPACE: &str = include_str!("../../../../examples/manifests/namespace.yaml");
 const CONFIG: &str = include_str!("../../../../examples/manifests/config.yaml");
 const DEPLOYMENT: &str = include_str!("../../../../examples/manifests/deployment.yaml");
 const SERVICE: &str = include_str!("../../../../examples/manifests/service.yaml");
 const JOB: &str = include_str!("../../../../examples/manifests/job.yaml");
 
-/// How long a step may take.
+/// Timeout of a step.
 const PATIENCE: Duration = Duration::from_secs(60);
 
 fn failed(message: impl Into<String>) -> Failure {
     Failure::new(Code::Failed, message)
 }
 
-/// Looks again and again until it holds. When it does not in time, the error says what the pods wait for.
+/// Polls until `look` returns a value. On timeout the error has the reasons for which pods are not ready.
 async fn until<T, F: Future<Output = Option<T>>>(
     client: &Client,
     what: &str,
@@ -70,7 +70,7 @@ async fn until<T, F: Future<Output = Option<T>>>(
     }
 }
 
-/// A line about a pod that is not ready: why it has no node, or what its containers wait for.
+/// Describes a pod that is not ready: the scheduler's message, or the containers' waiting reasons.
 fn waits_for(pod: &Pod) -> Option<String> {
     let status = pod.status.as_ref();
     if is_ready(pod) || status.is_some_and(|s| s.phase.as_deref() == Some("Succeeded")) {
@@ -122,13 +122,13 @@ fn is_ready(pod: &Pod) -> bool {
     !pod.is_deleting() && conditions.into_iter().any(|c| c.type_ == "Ready" && c.status == "True")
 }
 
-/// Names of the ready pods, when there are exactly so many and no others.
+/// Returns the ready pods, if there are exactly `count` pods and all are ready.
 async fn ready_pods(client: &Client, count: usize) -> Option<Vec<Pod>> {
     let all = pods(client).await;
     (all.len() == count && all.iter().all(is_ready)).then_some(all)
 }
 
-/// Asks until every one of `names` has answered. `version`: all must have it.
+/// Sends requests until each of `names` has answered. `version`: all must return it.
 async fn reach_all(target: &str, names: &BTreeSet<String>) -> Result<Value, Failure> {
     let mut seen = BTreeSet::new();
     let mut last = Value::Null;
@@ -151,7 +151,7 @@ async fn reach_all(target: &str, names: &BTreeSet<String>) -> Result<Value, Fail
     Err(failed(format!("{target} led to {seen:?} only, not to all of {names:?}; last answer {last}")))
 }
 
-/// Process ids of a pod's web server on this host.
+/// Returns the process ids of a pod's web server on this host.
 fn processes(cluster: &Cluster, pod: &Pod) -> Vec<i32> {
     let marker = cluster.paths().cgroup();
     let entries = fs::read_dir("/proc").into_iter().flatten().flatten();
@@ -188,7 +188,7 @@ pub(super) async fn play(cluster: &Cluster, report: &mut Report) -> Result<(), F
     job(&client, report).await
 }
 
-/// Images made of this very program and the libraries it is linked with.
+/// Builds and loads images of this program and its shared libraries.
 fn load_images(cluster: &Cluster, report: &mut Report) -> Result<(), Failure> {
     report.begin("building images");
     let store = cluster.images().ok_or_else(|| failed("this cluster has no image store"))?;
@@ -296,7 +296,7 @@ async fn recover(cluster: &Cluster, client: &Client, report: &mut Report) -> Res
     Ok(())
 }
 
-/// Asks a Service without a pause until told to stop; counts answers and failures.
+/// Sends requests to a Service until it is stopped; counts responses and failures.
 struct Load {
     stop: Arc<AtomicBool>,
     good: Arc<AtomicU64>,

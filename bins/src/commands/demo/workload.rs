@@ -1,4 +1,5 @@
-//! What runs inside the demo's containers: a small web server that shows what it was given, and a job that counts down.
+//! The demo's container programs: a small web server that reports its environment, and a job that counts
+//! down.
 
 use std::{collections::BTreeMap, net::SocketAddr, time::Duration};
 
@@ -17,12 +18,12 @@ use tokio::{
 
 use crate::exit::Failure;
 
-/// Where the demo's ConfigMap and Secret are mounted.
+/// Mount point of the demo's ConfigMap and Secret.
 const FILES: &str = "/etc/demo";
-/// How long the server goes on after it was told to stop: requests that were on their way still get their answer.
+/// Time that the server keeps serving after SIGTERM, for requests already routed to it.
 const LINGER: Duration = Duration::from_millis(1500);
 
-/// What runs inside the demo's containers.
+/// Programs of the demo's containers.
 #[derive(Debug, clap::Args)]
 pub(crate) struct Workload {
     #[command(subcommand)]
@@ -33,11 +34,11 @@ pub(crate) struct Workload {
 enum What {
     /// Serve on a port.
     Web {
-        /// The port.
+        /// Port to listen on.
         #[arg(long, default_value_t = 8080)]
         port: u16,
     },
-    /// Count down and end.
+    /// Count down and exit.
     Countdown,
 }
 
@@ -67,7 +68,7 @@ async fn web(port: u16) -> Result<(), Failure> {
             let Ok((stream, _)) = listener.accept().await else { continue };
             tokio::spawn(async move {
                 let builder = auto::Builder::new(TokioExecutor::new());
-                // A client that goes away is no concern of the server's.
+                // Errors of a client's connection are ignored.
                 let _ = builder.serve_connection(TokioIo::new(stream), service_fn(answer)).await;
             });
         }
@@ -93,7 +94,7 @@ async fn answer(request: Request<Incoming>) -> Result<Response<String>, std::con
     Ok(Response::new(body))
 }
 
-/// Version, pod name, environment and mounted files.
+/// Returns version, pod name, environment and mounted files.
 fn about() -> serde_json::Value {
     let env = |name: &str| std::env::var(name).unwrap_or_default();
     let mut files = BTreeMap::new();
@@ -111,12 +112,12 @@ fn about() -> serde_json::Value {
     })
 }
 
-/// Gets `host:port` from inside the pod: the name is resolved by the cluster's DNS.
+/// Sends a GET request to `host:port` from inside the pod; the cluster DNS resolves the name.
 pub(crate) async fn fetch(target: &str) -> std::io::Result<String> {
     get(target, "/").await
 }
 
-/// One HTTP/1.1 exchange on a connection of its own.
+/// Performs one HTTP/1.1 exchange on a new connection.
 pub(crate) async fn get(target: &str, path: &str) -> std::io::Result<String> {
     let exchange = async {
         let mut stream = TcpStream::connect(target).await?;

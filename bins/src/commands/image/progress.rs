@@ -1,4 +1,4 @@
-//! Progress of an image that is loaded, for people at a terminal, once it takes longer than half a second.
+//! Progress bar of an image load: on a terminal only, after half a second.
 
 use std::{
     io::Read,
@@ -8,18 +8,18 @@ use std::{
 
 use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
 
-/// What is done sooner needs no bar.
+/// Loads that end sooner show no bar.
 const PATIENCE: Duration = Duration::from_millis(500);
 
-/// A bar on standard error; gone when dropped.
+/// A progress bar on standard error. Dropping it removes it.
 pub(super) struct Progress {
     bar: ProgressBar,
-    /// Ends the wait for the bar to show.
+    /// Dropping it cancels the delayed display.
     _done: Sender<()>,
 }
 
 impl Progress {
-    /// Begins to load `name`, which has `size` bytes where that is known.
+    /// Starts the bar for `name` with `size` bytes, if known.
     pub(super) fn begin(name: &str, size: Option<u64>) -> Self {
         let bar = ProgressBar::with_draw_target(size, ProgressDrawTarget::hidden());
         let template = if size.is_some() {
@@ -42,7 +42,7 @@ impl Progress {
         Progress { bar, _done: done }
     }
 
-    /// Counts what is read.
+    /// Wraps a reader and counts its bytes.
     pub(super) fn reading<R: Read>(&self, source: R) -> impl Read + use<R> {
         self.bar.wrap_read(source)
     }

@@ -4,16 +4,16 @@ use std::str::FromStr;
 
 use jiff::{Timestamp, ToSpan, civil::DateTime, tz::TimeZone};
 
-/// When something is to happen.
+/// A parsed schedule.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) enum Schedule {
-    /// At local times that match.
+    /// Local times that match the fields.
     Cron(Box<Fields>),
-    /// Every so many seconds.
+    /// Interval in seconds.
     Every(i64),
 }
 
-/// One bit per minute, hour, day of month, month, day of week.
+/// Bit sets of minutes, hours, days of month, months, days of week.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) struct Fields {
     minutes: u64,
@@ -21,7 +21,8 @@ pub(super) struct Fields {
     days: u64,
     months: u64,
     weekdays: u64,
-    /// Whether the days of the month, and of the week, were given as `*`: then the other alone decides, else either is enough.
+    /// Day of month, or day of week, was `*`: then only the other one must match. If both are restricted,
+    /// either is enough.
     any_day: bool,
     any_weekday: bool,
 }
@@ -38,7 +39,8 @@ fn number(text: &str, names: &[&str], base: u32) -> Result<u32, String> {
     text.parse().map_err(|_| format!("failed to parse number: {text:?}"))
 }
 
-/// One field: a list of `*`, `?`, a value or a range, each perhaps with a step. Also whether it is a bare star.
+/// Parses one field: a list of `*`, `?`, values or ranges, each with an optional step. Returns the bits, and
+/// true for a bare star.
 fn field(text: &str, least: u32, most: u32, names: &[&str]) -> Result<(u64, bool), String> {
     let (mut bits, mut star) = (0u64, false);
     for part in text.split(',') {
@@ -70,7 +72,7 @@ fn field(text: &str, least: u32, most: u32, names: &[&str]) -> Result<(u64, bool
     Ok((bits, star))
 }
 
-/// The time zone that a schedule begins with (`TZ=Asia/Tokyo 0 9 * * *`), and the rest.
+/// Splits off a leading time zone (`TZ=Asia/Tokyo 0 9 * * *`).
 pub(super) fn zone_prefix(text: &str) -> (Option<&str>, &str) {
     let text = text.trim();
     let Some(named) = text.strip_prefix("CRON_TZ=").or_else(|| text.strip_prefix("TZ=")) else {
@@ -116,7 +118,7 @@ impl FromStr for Schedule {
     }
 }
 
-/// `1h30m15s` or `1.5h`, in whole seconds, at least one.
+/// Parses `1h30m15s` or `1.5h` into whole seconds, at least one.
 fn duration(text: &str) -> Result<i64, String> {
     let error = || format!("failed to parse duration {text:?}");
     let (mut total, mut rest) = (0f64, text);
@@ -136,11 +138,11 @@ fn duration(text: &str) -> Result<i64, String> {
         total += value * unit;
         rest = &rest[end..];
     }
-    // A hundred years: far more than anybody asks for, far less than any overflow.
+    // Limit of a hundred years, far from any overflow.
     if text.is_empty() || !(0.0..=3.2e9).contains(&total) {
         return Err(error());
     }
-    // Within the range above.
+    // Within the range checked above.
     #[allow(clippy::cast_possible_truncation)]
     Ok((total as i64).max(1))
 }
@@ -160,7 +162,8 @@ impl Fields {
         }
     }
 
-    /// The first matching local minute at or after this one; `None` when there is none within five years (31 February).
+    /// Returns the first matching local minute at or after `from`; `None` if there is none within five years
+    /// (31 February).
     fn first_from(&self, from: DateTime) -> Option<DateTime> {
         let last_year = from.year().checked_add(5)?;
         let mut at = from;
@@ -183,7 +186,7 @@ impl Fields {
 }
 
 impl Schedule {
-    /// The first time after this one. A local time that a clock change skips happens when the clock has moved on.
+    /// Returns the first time after `time`. A local time skipped by a DST change happens after the gap.
     pub(super) fn after(&self, time: Timestamp, zone: &TimeZone) -> Option<Timestamp> {
         let fields = match self {
             Schedule::Every(seconds) => {
@@ -194,7 +197,7 @@ impl Schedule {
         let local = time.to_zoned(zone.clone()).datetime();
         let minute = local.date().at(local.hour(), local.minute(), 0, 0);
         let mut from = minute.checked_add(1.minute()).ok()?;
-        // Where the clock was set back, a local time may name a moment that has passed: take the next.
+        // After a DST change back, a local time may be in the past; try the next one.
         for _ in 0..200 {
             let found = fields.first_from(from)?;
             let moment = zone.to_ambiguous_zoned(found).compatible().ok()?.timestamp();
@@ -206,7 +209,7 @@ impl Schedule {
         None
     }
 
-    /// The last time after `earliest` and not after `now`, and how many there were (counted up to a hundred and one).
+    /// Returns the number of times in `(earliest, now]`, counted up to 101, and the last of them.
     pub(super) fn last_between(
         &self,
         earliest: Timestamp,
@@ -220,7 +223,7 @@ impl Schedule {
             last = Some(next);
             at = next;
             if count > 100 {
-                // Far behind: find the last by looking at ever longer times before now.
+                // Far behind: search ever longer intervals before `now` for the last time.
                 let mut back = 60;
                 while let Some(from) = Timestamp::from_second(now.as_second() - back).ok().filter(|f| *f > at)
                 {
@@ -301,7 +304,7 @@ mod tests {
     }
 
     proptest! {
-        /// Every time found is later, matches, and no minute between was passed over.
+        /// Each result is later and matches, and no matching minute is skipped.
         #[test]
         fn finds_the_very_next(minute in 0..60u32, step in 1..30u32, hour in 0..24u32, start in 0i64..2_000_000_000) {
             let schedule: Schedule = format!("{minute},*/{step} {hour} * * *").parse().unwrap();

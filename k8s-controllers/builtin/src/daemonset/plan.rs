@@ -1,4 +1,4 @@
-//! Which nodes need a pod, which pods have to go, and what to say about it. Pure.
+//! Computes the nodes that need a pod, the pods to delete, and the status. Pure.
 
 use std::{
     collections::{BTreeMap, BTreeSet},
@@ -21,16 +21,16 @@ use k8s_core::{
 use super::{HASH, target, tolerations};
 use crate::{deployment::scaled, pods, replicas::count};
 
-/// What to do.
+/// Changes to make.
 #[derive(Debug, Default)]
 pub(super) struct Plan {
-    /// Nodes to make a pod for.
+    /// Nodes to create a pod for.
     pub(super) create: Vec<String>,
     pub(super) delete: Vec<Arc<Pod>>,
-    /// Pods that failed: deleted, and told about.
+    /// Failed pods: to be deleted, with an event.
     pub(super) failed: Vec<Arc<Pod>>,
     pub(super) status: DaemonSetStatus,
-    /// Whether every node has an available pod of the present template.
+    /// Every eligible node has an available pod of the current template.
     pub(super) is_complete: bool,
     pub(super) after: Option<Duration>,
 }
@@ -67,7 +67,7 @@ fn accepts(r: &NodeSelectorRequirement, value: Option<&str>) -> bool {
     Requirement { key: r.key.clone(), operator }.accepts(value)
 }
 
-/// Whether a pod should run on the node, and whether one that runs there may stay.
+/// Returns whether a pod should run on the node, and whether a running one may stay.
 fn suits(spec: &PodSpec, node: &Node) -> (bool, bool) {
     let selected = spec.node_selector.iter().flatten().all(|(k, v)| node.label(k) == Some(v));
     let required = spec
@@ -129,7 +129,7 @@ pub(super) fn plan(
             }
             !failed && !pod.is_deleting()
         });
-        // Of several the oldest stays.
+        // Of several pods on one node the oldest is kept.
         here.sort_by_key(|p| (p.metadata.creation_timestamp.as_ref().map(|t| t.0), p.name().to_owned()));
         if !should_run {
             misscheduled += usize::from(!here.is_empty());
@@ -141,7 +141,7 @@ pub(super) fn plan(
         desired += 1;
         let mut here = here.into_iter();
         let Some(pod) = here.next() else {
-            // One that is still going has to be gone first.
+            // A terminating pod must be gone before its replacement is created.
             if by_node.get(node.name()).is_none_or(|all| !all.iter().any(|p| p.is_deleting())) {
                 plan.create.push(node.name().to_owned());
             }
@@ -160,7 +160,7 @@ pub(super) fn plan(
             outdated.push((is_available, pod));
         }
     }
-    // Pods for nodes that are gone and that will never be scheduled.
+    // Unscheduled pods for deleted nodes will never be scheduled.
     for (node, pods) in &by_node {
         if !known.contains(node.as_str()) {
             let waiting = |p: &&Arc<Pod>| pods::node_name(p).is_empty() && !p.is_deleting();
@@ -175,7 +175,7 @@ pub(super) fn plan(
         let limit = usize::try_from(limit.unwrap_or(1).max(1)).unwrap_or(1);
         let mut budget = limit.saturating_sub(desired - available);
         for (is_available, pod) in outdated {
-            // One that does not serve anyway costs nothing.
+            // Deleting an unavailable pod does not use the budget.
             if is_available && budget == 0 {
                 continue;
             }

@@ -1,4 +1,4 @@
-//! The history of a DaemonSet's templates, kept as ControllerRevisions.
+//! History of a DaemonSet's templates, stored as ControllerRevisions.
 
 use std::sync::Arc;
 
@@ -19,7 +19,7 @@ use super::HASH;
 use crate::hash;
 use k8s_controllers::{Context, Error};
 
-/// The hash of the present template. Its revision is there afterwards, with the highest number.
+/// Ensures that the current template has a ControllerRevision with the highest number; returns its hash.
 pub(super) async fn ensure(cx: &Context, set: &DaemonSet) -> Result<String, Error> {
     let template = set.spec.as_ref().map(|s| s.template.clone()).unwrap_or_default();
     let collisions = set.status.as_ref().and_then(|s| s.collision_count);
@@ -28,7 +28,7 @@ pub(super) async fn ensure(cx: &Context, set: &DaemonSet) -> Result<String, Erro
     let newest = all.iter().map(|r| r.revision).max().unwrap_or(0);
     if let Some(live) = all.iter().find(|r| r.label(HASH) == Some(&hash)) {
         if live.revision < newest {
-            // Rolled back to: it is the newest again.
+            // A rollback: the old revision becomes the newest.
             let next = ControllerRevision { revision: newest + 1, ..(**live).clone() };
             cx.replace(&next).await?;
         }
@@ -36,7 +36,7 @@ pub(super) async fn ensure(cx: &Context, set: &DaemonSet) -> Result<String, Erro
     }
     let mut labels = template.metadata.as_ref().and_then(|m| m.labels.clone()).unwrap_or_default();
     labels.insert(HASH.into(), hash.clone());
-    // As upstream: a patch that puts the whole template back.
+    // As upstream: the data is a strategic merge patch that replaces the template.
     let mut data = serde_json::to_value(&template).map_err(|e| Error::Other(e.into()))?;
     data["$patch"] = "replace".into();
     let revision = ControllerRevision {
@@ -57,7 +57,7 @@ pub(super) async fn ensure(cx: &Context, set: &DaemonSet) -> Result<String, Erro
     }
 }
 
-/// Deletes the oldest revisions beyond `revisionHistoryLimit` that no pod has.
+/// Deletes the oldest revisions beyond `revisionHistoryLimit` that no pod uses.
 pub(super) async fn clean_up(
     cx: &Context,
     set: &DaemonSet,

@@ -1,50 +1,49 @@
-//! How large each ReplicaSet may be now. Pure.
+//! Computes the size of each ReplicaSet. Pure.
 //!
-//! The number of available pods of a ReplicaSet comes from its status and counts for no more than its size, so that pods which it was already
-//! told to delete are not relied on twice.
+//! A ReplicaSet's available pods are read from its status and capped at its size: pods that it is about to
+//! delete must not be relied on.
 
 use k8s_core::api::{api::apps::v1::Deployment, apimachinery::pkg::util::intstr::IntOrString};
 
-/// What the Deployment asks for.
+/// Limits of a rollout, resolved from the Deployment's spec.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) struct Bounds {
     pub(super) replicas: i32,
-    /// So many more than `replicas` may exist.
+    /// Maximum number of pods above `replicas`.
     pub(super) max_surge: i32,
-    /// So many fewer than `replicas` may be available.
+    /// Maximum number of unavailable pods below `replicas`.
     pub(super) max_unavailable: i32,
 }
 
-/// What matters of one ReplicaSet.
+/// The fields of a ReplicaSet that the plan needs.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) struct SetView {
     pub(super) uid: String,
     pub(super) size: i32,
     pub(super) available: i32,
-    /// No more pods than this can be there, nor more than `size` come; `None`: its controller has not looked since it was resized, so that
-    /// nobody knows.
+    /// Upper bound on existing pods. `None`: the ReplicaSet controller has not observed the last resize.
     pub(super) pods: Option<i32>,
-    /// `replicas` of the Deployment when it was sized.
+    /// The Deployment's `replicas` at the time of sizing.
     pub(super) desired: Option<i32>,
-    /// `replicas + maxSurge` then.
+    /// `replicas + maxSurge` at the time of sizing.
     pub(super) max: Option<i32>,
 }
 
 #[derive(Clone, Debug)]
 pub(super) struct View {
     pub(super) new: Option<SetView>,
-    /// Oldest first.
+    /// Sorted by age, oldest first.
     pub(super) old: Vec<SetView>,
 }
 
-/// A size to give to a ReplicaSet.
+/// A new size for a ReplicaSet.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) struct Size {
     pub(super) uid: String,
     pub(super) size: i32,
 }
 
-/// A number, or a percentage of `total`.
+/// Resolves a number or a percentage of `total`.
 pub(crate) fn scaled(value: &IntOrString, total: i32, round_up: bool) -> Option<i32> {
     match value {
         IntOrString::Int(number) => Some(*number),
@@ -75,7 +74,7 @@ impl Bounds {
         let max_surge = scaled(surge, replicas, true).unwrap_or(1).max(0);
         let mut max_unavailable = scaled(unavailable, replicas, false).unwrap_or(0).clamp(0, replicas);
         if max_surge == 0 && max_unavailable == 0 {
-            // Both round to nothing: without one of them the rollout could never move.
+            // Both round to zero. With neither, the rollout could never progress.
             max_unavailable = 1.min(replicas);
         }
         Bounds { replicas, max_surge, max_unavailable }
@@ -99,13 +98,14 @@ impl View {
         self.all().map(|s| s.size).sum()
     }
 
-    /// How many pods can be there at most, those included that a ReplicaSet was told to delete and still has; `None` where nobody knows.
+    /// Returns the maximum number of existing pods, including those not yet deleted after a scale-down.
+    /// `None` if unknown.
     pub(super) fn pods(&self) -> Option<i32> {
         self.all().map(|s| s.pods.map(|pods| pods.max(s.size))).sum()
     }
 }
 
-/// How large the present ReplicaSet may be, when it is so large now and all together are `total`.
+/// Returns the size of the current ReplicaSet, whose size is `now`, when all pods together are `total`.
 pub(super) fn size_of_new(bounds: &Bounds, now: i32, total: i32) -> i32 {
     if now >= bounds.replicas {
         return bounds.replicas;
@@ -113,22 +113,22 @@ pub(super) fn size_of_new(bounds: &Bounds, now: i32, total: i32) -> i32 {
     now + (bounds.most() - total).clamp(0, bounds.replicas - now)
 }
 
-/// Sizes the present ReplicaSet as far as the surge allows.
+/// Scales up the current ReplicaSet as far as maxSurge allows.
 pub(super) fn grow_new(bounds: &Bounds, view: &View) -> Vec<Size> {
     let Some(new) = &view.new else { return Vec::new() };
     let size = match view.pods() {
         Some(total) => size_of_new(bounds, new.size, total),
-        // What was asked for last is not done: wait for it.
+        // The previous resize was not observed yet: wait for it.
         None => new.size.min(bounds.replicas),
     };
     vec![Size { uid: new.uid.clone(), size }]
 }
 
-/// Takes pods from old ReplicaSets: first those that are not available anyway, then as many as availability allows.
+/// Scales down old ReplicaSets: first their unavailable pods, then as many as maxUnavailable allows.
 pub(super) fn shrink_old(bounds: &Bounds, view: &View) -> Vec<Size> {
     let Some(new) = &view.new else { return Vec::new() };
     let unavailable_new = new.size - new.available;
-    // Even when every pod that is neither new nor available came to nothing, enough would be left.
+    // Assume that no unavailable pod of the current ReplicaSet becomes available.
     let budget = view.total() - bounds.fewest_available() - unavailable_new;
     if budget <= 0 {
         return Vec::new();
@@ -154,17 +154,17 @@ pub(super) fn shrink_old(bounds: &Bounds, view: &View) -> Vec<Size> {
         .collect()
 }
 
-/// Sizes after the wanted number changed, or while the Deployment is paused.
+/// Sizes after a change of `replicas`, or while the Deployment is paused.
 pub(super) fn scale(bounds: &Bounds, view: &View, recreate: bool) -> Vec<Size> {
     let active: Vec<&SetView> = view.all().filter(|s| s.size > 0).collect();
     let size = |set: &SetView, size: i32| Size { uid: set.uid.clone(), size };
-    // One active ReplicaSet (or none): it takes the whole number.
+    // A single active ReplicaSet (or none) gets the whole number.
     let only = match active.as_slice() {
         [] => view.new.as_ref().or(view.old.last()),
         [one] => Some(*one),
         _ => None,
     };
-    // More may only come when those that were to go have gone.
+    // Scaling up must wait until scaled-down pods are gone.
     let settled = view.pods() == Some(view.total());
     if let Some(only) = only {
         let grows = bounds.replicas > only.size;
@@ -173,7 +173,7 @@ pub(super) fn scale(bounds: &Bounds, view: &View, recreate: bool) -> Vec<Size> {
     if active.is_empty() {
         return Vec::new();
     }
-    // The new one is complete: the old ones are not needed.
+    // The current ReplicaSet is complete: scale the old ones to zero.
     if let Some(new) = &view.new
         && new.size == bounds.replicas
         && new.desired == Some(bounds.replicas)
@@ -187,12 +187,12 @@ pub(super) fn scale(bounds: &Bounds, view: &View, recreate: bool) -> Vec<Size> {
     proportional(bounds, &active)
 }
 
-/// Spreads a change of the wanted number over all active ReplicaSets, in proportion to their sizes.
+/// Distributes a change of `replicas` over all active ReplicaSets in proportion to their sizes.
 fn proportional(bounds: &Bounds, active: &[&SetView]) -> Vec<Size> {
     let total: i32 = active.iter().map(|s| s.size).sum();
     let allowed = if bounds.replicas > 0 { bounds.most() } else { 0 };
     let change = allowed - total;
-    // Larger first; of equal ones the newer when growing, the older when shrinking.
+    // Largest first; among equals the newest first when scaling up, the oldest first when scaling down.
     let newest_first = active.iter().rev().copied();
     let mut order: Vec<&SetView> = if change > 0 { newest_first.collect() } else { active.to_vec() };
     order.sort_by_key(|s| std::cmp::Reverse(s.size));
@@ -209,7 +209,8 @@ fn proportional(bounds: &Bounds, active: &[&SetView]) -> Vec<Size> {
     sizes.into_iter().map(|(uid, size)| Size { uid, size }).collect()
 }
 
-/// One ReplicaSet's part of a change: its size in proportion to what all were sized for, never beyond what is left.
+/// Returns one ReplicaSet's share of a change, in proportion to the total at the time of sizing and limited
+/// to `left`.
 fn share(bounds: &Bounds, set: &SetView, change: i32, left: i32) -> i32 {
     if set.size == 0 || left == 0 {
         return 0;
@@ -220,7 +221,7 @@ fn share(bounds: &Bounds, set: &SetView, change: i32, left: i32) -> i32 {
         let before =
             set.max.filter(|m| *m > 0).unwrap_or_else(|| set.desired.unwrap_or(bounds.replicas).max(1));
         let exact = f64::from(set.size) * f64::from(bounds.most()) / f64::from(before);
-        // Sizes are far below 2^31, so that the rounded number fits.
+        // Sizes are far below 2^31, so the rounded number fits.
         #[allow(clippy::cast_possible_truncation)]
         let rounded = exact.round() as i32;
         rounded - set.size
@@ -261,7 +262,8 @@ mod tests {
     }
 
     proptest! {
-        /// Whatever order pods become available in, and however late statuses come, a rollout stays within its bounds and ends.
+        /// Whatever the order in which pods become available, and however stale the statuses are, a rollout
+        /// keeps its limits and ends.
         #[test]
         fn rolls_within_bounds(
             replicas in 1..30i32,
@@ -272,7 +274,8 @@ mod tests {
         ) {
             let max_unavailable = if surge == 0 { unavailable.max(1) } else { unavailable }.min(replicas);
             let bounds = Bounds { replicas, max_surge: surge, max_unavailable };
-            // (size, pods that are available); the last is the new one. Start: complete, old ones share the wanted number.
+            // (size, available pods); the current one is last. Start: complete, with `replicas` spread over
+            // the old ones.
             let mut sets: Vec<(i32, i32)> = Vec::new();
             let mut left = replicas;
             for (i, o) in olds.iter().enumerate() {
@@ -309,7 +312,7 @@ mod tests {
             prop_assert!(sets[..new].iter().all(|s| s.0 == 0));
         }
 
-        /// Scaling in the middle of a rollout keeps to the new bounds.
+        /// Scaling during a rollout keeps the new limits.
         #[test]
         fn scales_in_proportion(before in 2..50i32, after in 0..100i32, surge in 0..10i32, old in 1..50i32, new in 1..50i32) {
             let most = before + surge;

@@ -1,4 +1,4 @@
-//! A Deployment's ReplicaSets: which is the present one, what it is made of, revisions. Pure.
+//! A Deployment's ReplicaSets: selection of the current one, construction, revisions. Pure.
 
 use std::{cmp::Reverse, collections::BTreeMap, sync::Arc};
 
@@ -20,9 +20,9 @@ pub(super) const REVISION: &str = "deployment.kubernetes.io/revision";
 const HISTORY: &str = "deployment.kubernetes.io/revision-history";
 const DESIRED: &str = "deployment.kubernetes.io/desired-replicas";
 const MAX: &str = "deployment.kubernetes.io/max-replicas";
-/// The label that tells the pods of one template from those of another.
+/// Label with the hash of the pod's template.
 pub(super) const HASH: &str = "pod-template-hash";
-/// Annotations of a Deployment that its ReplicaSets do not get.
+/// Annotations of a Deployment that are not copied to its ReplicaSets.
 const NOT_COPIED: [&str; 6] = [
     "kubectl.kubernetes.io/last-applied-configuration",
     REVISION,
@@ -44,18 +44,18 @@ pub(super) fn revision(set: &ReplicaSet) -> i64 {
     set.annotation(REVISION).and_then(|r| r.parse().ok()).unwrap_or(0)
 }
 
-/// Whether its controller has looked at a ReplicaSet as it is now.
+/// Returns true if the ReplicaSet controller has observed the current generation.
 fn is_observed(set: &ReplicaSet) -> bool {
     let observed = set.status.as_ref().and_then(|s| s.observed_generation);
     observed.unwrap_or(0) >= set.metadata.generation.unwrap_or(0)
 }
 
-/// The ReplicaSets of a Deployment.
+/// A Deployment's ReplicaSets.
 #[derive(Debug)]
 pub(super) struct Sets {
-    /// The one with the Deployment's present template.
+    /// The ReplicaSet of the current template.
     pub(super) new: Option<Arc<ReplicaSet>>,
-    /// The others, oldest first.
+    /// All others, oldest first.
     pub(super) old: Vec<Arc<ReplicaSet>>,
 }
 
@@ -64,7 +64,7 @@ impl Sets {
         let age =
             |s: &Arc<ReplicaSet>| (s.metadata.creation_timestamp.as_ref().map(|t| t.0), s.name().to_owned());
         sets.sort_by_key(age);
-        // Of several the oldest, so that the choice stays the same.
+        // Of several matches take the oldest, so that the choice is stable.
         let at = sets.iter().position(|set| same_template(deployment, set));
         let new = at.map(|at| sets.remove(at));
         Sets { new, old: sets }
@@ -89,7 +89,7 @@ impl Sets {
         }
     }
 
-    /// The revision that the present template has or gets: one more than any older one.
+    /// Returns the revision of the current template: one more than the highest older one.
     pub(super) fn next_revision(&self) -> i64 {
         self.old.iter().map(|s| revision(s)).max().unwrap_or(0).saturating_add(1)
     }
@@ -111,7 +111,7 @@ impl Sets {
         View { new: self.new.as_ref().map(view), old: self.old.iter().map(view).collect() }
     }
 
-    /// Empty old ReplicaSets beyond so many, those of the oldest revision first.
+    /// Returns scaled-down old ReplicaSets beyond `limit`, oldest revision first.
     pub(super) fn beyond_history(&self, limit: usize) -> Vec<Arc<ReplicaSet>> {
         let mut alive: Vec<_> = self.old.iter().filter(|s| !s.is_deleting()).cloned().collect();
         alive.sort_by_key(|s| Reverse(revision(s)));
@@ -123,7 +123,7 @@ impl Sets {
     }
 }
 
-/// A template without the hash label, and with nothing where there is emptiness.
+/// Returns the template without hash label and with empty maps removed, for comparison.
 fn bare(template: &PodTemplateSpec) -> PodTemplateSpec {
     let mut template = template.clone();
     if let Some(metadata) = &mut template.metadata {
@@ -147,18 +147,18 @@ pub(super) fn same_template(deployment: &Deployment, set: &ReplicaSet) -> bool {
     bare(&theirs) == bare(&template_of(deployment))
 }
 
-/// The template of a ReplicaSet as the Deployment had it.
+/// Returns the ReplicaSet's template without the hash label.
 pub(super) fn original_template(set: &ReplicaSet) -> PodTemplateSpec {
     bare(&set.spec.as_ref().and_then(|s| s.template.clone()).unwrap_or_default())
 }
 
-/// Annotations that a ReplicaSet takes over from its Deployment.
+/// Returns the Deployment's annotations that its ReplicaSets get.
 fn copied(deployment: &Deployment) -> BTreeMap<String, String> {
     let all = deployment.metadata.annotations.clone().unwrap_or_default();
     all.into_iter().filter(|(k, _)| !NOT_COPIED.contains(&k.as_str())).collect()
 }
 
-/// Gives the Deployment the annotations that it had when the ReplicaSet was its present one.
+/// Restores the annotations that the Deployment had with this ReplicaSet's template.
 pub(super) fn take_back_annotations(deployment: &mut Deployment, set: &ReplicaSet) {
     let own = |key: &String| NOT_COPIED.contains(&key.as_str());
     let mut annotations = deployment.metadata.annotations.take().unwrap_or_default();
@@ -167,7 +167,7 @@ pub(super) fn take_back_annotations(deployment: &mut Deployment, set: &ReplicaSe
     deployment.metadata.annotations = Some(annotations);
 }
 
-/// A new ReplicaSet of the Deployment's present template.
+/// Builds a ReplicaSet for the current template.
 pub(super) fn build(deployment: &Deployment, size: i32, bounds: &Bounds, revision: i64) -> ReplicaSet {
     let spec = deployment.spec.clone().unwrap_or_default();
     let mut template = bare(&spec.template);
@@ -207,7 +207,7 @@ fn size_annotations(bounds: &Bounds) -> [(String, String); 2] {
     ]
 }
 
-/// The ReplicaSet with this size, and with a note of what it was sized for; `None` where it is so already.
+/// Returns the ReplicaSet with this size and the annotations about it; `None` if it has them already.
 pub(super) fn resized(set: &ReplicaSet, size: i32, bounds: &Bounds) -> Option<ReplicaSet> {
     let mut next = set.clone();
     next.spec.get_or_insert_default().replicas = Some(size);
@@ -215,7 +215,7 @@ pub(super) fn resized(set: &ReplicaSet, size: i32, bounds: &Bounds) -> Option<Re
     (next != *set).then_some(next)
 }
 
-/// The present ReplicaSet with everything it takes from the Deployment; `None` where it has it already.
+/// Returns the current ReplicaSet with the Deployment's annotations; `None` if it has them already.
 pub(super) fn annotated(deployment: &Deployment, set: &ReplicaSet, newest: i64) -> Option<ReplicaSet> {
     let mut next = set.clone();
     next.spec.get_or_insert_default().min_ready_seconds =

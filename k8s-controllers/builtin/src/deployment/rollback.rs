@@ -1,5 +1,5 @@
-//! Rollback on request of the oldest clients: `rollbackTo` of extensions/v1beta1, kept as an annotation. (`kubectl rollout undo` patches the
-//! template itself.)
+//! Rollback through the API of the oldest clients: `rollbackTo` of extensions/v1beta1, stored as an
+//! annotation. (`kubectl rollout undo` patches the template itself.)
 
 use k8s_core::{api::api::apps::v1::Deployment, meta::ObjectExt};
 
@@ -8,12 +8,12 @@ use k8s_controllers::{Action, Context, Error, EventType};
 
 pub(super) const ANNOTATION: &str = "deprecated.deployment.rollback.to";
 
-/// The revision to go back to; 0: the one before.
+/// Returns the requested revision; 0 means the previous one.
 pub(super) fn requested(deployment: &Deployment) -> Option<i64> {
     deployment.annotation(ANNOTATION)?.parse().ok()
 }
 
-/// Puts the template of that revision into the Deployment and takes the request away.
+/// Restores the template of the requested revision and removes the request.
 pub(super) async fn perform(
     cx: &Context,
     deployment: &Deployment,
@@ -58,7 +58,7 @@ pub(super) async fn perform(
     Ok(Action::await_change())
 }
 
-/// The second highest revision.
+/// Returns the second highest revision.
 fn before_last(sets: &Sets) -> Option<i64> {
     let mut all: Vec<i64> = sets.all().map(|s| replica_sets::revision(s)).collect();
     all.sort_unstable();

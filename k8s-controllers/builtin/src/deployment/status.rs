@@ -1,4 +1,4 @@
-//! How far a Deployment is. Pure.
+//! Status and conditions of a Deployment. Pure.
 
 use std::time::Duration;
 
@@ -20,13 +20,13 @@ use crate::{
 pub(super) const TIMED_OUT: &str = "ProgressDeadlineExceeded";
 const COMPLETE: &str = "NewReplicaSetAvailable";
 
-/// How long a rollout may stand still; `None`: for ever.
+/// Returns `progressDeadlineSeconds`; `None` means no deadline.
 pub(super) fn progress_deadline(deployment: &Deployment) -> Option<Duration> {
     let seconds = deployment.spec.as_ref()?.progress_deadline_seconds.filter(|s| *s != i32::MAX)?;
     u64::try_from(seconds).ok().map(Duration::from_secs)
 }
 
-/// Sets a condition as upstream does for Deployments: the same status and reason say nothing new.
+/// Sets a condition as upstream does for Deployments: one with the same status and reason is left unchanged.
 pub(super) fn set(deployment: &mut Deployment, next: DeploymentCondition) {
     set_in(&mut deployment.status.get_or_insert_default().conditions, next);
 }
@@ -39,12 +39,12 @@ fn set_in(all: &mut Option<Vec<DeploymentCondition>>, next: DeploymentCondition)
     }
 }
 
-/// The numbers, with the conditions as they were.
+/// Computes the counters of the status; conditions are unchanged.
 pub(super) fn found(deployment: &Deployment, sets: &Sets) -> DeploymentStatus {
     let before = deployment.status.clone().unwrap_or_default();
     let mut status = before.clone();
     let (mut replicas, mut ready, mut available) = (0, 0, 0);
-    // Unknown as long as one ReplicaSet does not say.
+    // Unknown if a ReplicaSet does not report it.
     let terminating: Option<i32> =
         sets.all().map(|set| set.status.as_ref().and_then(|s| s.terminating_replicas)).sum();
     for live in sets.all().filter_map(|s| s.status.as_ref()) {
@@ -63,7 +63,7 @@ pub(super) fn found(deployment: &Deployment, sets: &Sets) -> DeploymentStatus {
     status
 }
 
-/// Whether everything is as the Deployment asks.
+/// Returns true if the rollout is complete.
 pub(super) fn is_complete(deployment: &Deployment, status: &DeploymentStatus) -> bool {
     let replicas = Some(Bounds::of(deployment).replicas);
     let number = |field: Option<i32>| Some(field.unwrap_or(0));
@@ -73,7 +73,7 @@ pub(super) fn is_complete(deployment: &Deployment, status: &DeploymentStatus) ->
         && status.observed_generation >= deployment.metadata.generation
 }
 
-/// Whether something moved since the last status.
+/// Returns true if any counter improved since the last status.
 fn is_progressing(before: &DeploymentStatus, now: &DeploymentStatus) -> bool {
     let old = |s: &DeploymentStatus| s.replicas.unwrap_or(0) - s.updated_replicas.unwrap_or(0);
     now.updated_replicas.unwrap_or(0) > before.updated_replicas.unwrap_or(0)
@@ -82,7 +82,7 @@ fn is_progressing(before: &DeploymentStatus, now: &DeploymentStatus) -> bool {
         || now.available_replicas.unwrap_or(0) > before.available_replicas.unwrap_or(0)
 }
 
-/// The status to write.
+/// Computes the status to write.
 pub(super) fn next(
     deployment: &Deployment,
     mut status: DeploymentStatus,
@@ -147,7 +147,8 @@ fn progress(
     if is_complete(deployment, status) {
         set_in(&mut status.conditions, make("True", COMPLETE, "has successfully progressed"));
     } else if is_progressing(before, status) {
-        // Each step forward starts the deadline anew, so the time of the update moves although nothing else does.
+        // Every step of progress restarts the deadline, so `lastUpdateTime` changes even if the condition is
+        // otherwise equal.
         let mut next = make("True", "ReplicaSetUpdated", "is progressing");
         if let Some(current) = current.as_ref().filter(|c| c.status == "True") {
             next.transitioned_as(current);
@@ -173,7 +174,7 @@ fn time_left(current: &DeploymentCondition, deadline: Duration, now: Timestamp) 
     deadline.saturating_sub(passed)
 }
 
-/// When to look whether the rollout stood still for too long.
+/// Returns the time until the progress deadline must be checked.
 pub(super) fn deadline_in(
     deployment: &Deployment,
     status: &DeploymentStatus,
@@ -184,6 +185,6 @@ pub(super) fn deadline_in(
     if matches!(current.reason(), COMPLETE | TIMED_OUT | "DeploymentPaused") || super::is_paused(deployment) {
         return None;
     }
-    // A second more, since times are whole seconds.
+    // One second more, because API times have a resolution of a second.
     Some(time_left(current, deadline, now) + Duration::from_secs(1))
 }

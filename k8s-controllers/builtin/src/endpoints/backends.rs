@@ -1,4 +1,4 @@
-//! What a Service's pods offer: addresses, conditions, ports. Pure.
+//! The endpoints of a Service: addresses, conditions, ports of its pods. Pure.
 
 use std::{
     collections::{BTreeMap, BTreeSet},
@@ -16,7 +16,7 @@ use k8s_core::{
 
 use crate::pods;
 
-/// A port as the pods serve it.
+/// A port with the pod's number.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub(super) struct Port {
     pub(super) name: String,
@@ -30,16 +30,16 @@ pub(super) struct Port {
 pub(super) struct Backend {
     pub(super) ip: String,
     pub(super) pod: Arc<Pod>,
-    /// Gets traffic: ready and not terminating, or the Service takes those that are not ready too.
+    /// Receives traffic: ready and not terminating, or the Service publishes addresses that are not ready.
     pub(super) ready: bool,
-    /// Answers, whether or not it is terminating.
+    /// Ready, even if terminating.
     pub(super) serving: bool,
     pub(super) terminating: bool,
-    /// The name it has in DNS.
+    /// Host name in DNS.
     pub(super) hostname: Option<String>,
 }
 
-/// Backends that serve the same ports.
+/// Backends by identical ports.
 pub(super) type Groups = BTreeMap<Vec<Port>, Vec<Backend>>;
 
 pub(super) fn publishes_unready(service: &Service) -> bool {
@@ -52,7 +52,7 @@ pub(super) fn is_headless(service: &Service) -> bool {
     service.spec.as_ref().and_then(|s| s.cluster_ip.as_deref()) == Some("None")
 }
 
-/// The families a Service has addresses of: `IPv4`, `IPv6`.
+/// Returns the Service's address families: `IPv4`, `IPv6`.
 pub(super) fn families(service: &Service) -> Vec<String> {
     let spec = service.spec.clone().unwrap_or_default();
     if let Some(families) = spec.ip_families.filter(|f| !f.is_empty()) {
@@ -73,7 +73,7 @@ fn address(pod: &Pod, family: &str) -> Option<String> {
     all.filter(|ip| !ip.is_empty()).find(fits).map(str::to_owned)
 }
 
-/// The number a Service's port has in this pod; `None` where it names a port that the pod has not.
+/// Resolves a Service port to the pod's port number; `None` if the pod has no port of that name.
 pub(super) fn target(pod: &Pod, port: &ServicePort) -> Option<i32> {
     match port.target_port.as_ref() {
         None => Some(port.port),
@@ -85,7 +85,7 @@ pub(super) fn target(pod: &Pod, port: &ServicePort) -> Option<i32> {
             }
             let protocol = port.protocol.as_deref().unwrap_or("TCP");
             let spec = pod.spec.as_ref()?;
-            // Init containers that never end (sidecars) serve as containers do.
+            // Sidecars (init containers that keep running) serve ports, too.
             let sidecars = spec
                 .init_containers
                 .iter()
@@ -117,7 +117,7 @@ fn ports(pod: &Pod, service: &Service) -> Vec<Port> {
     found
 }
 
-/// All backends of one family, by the ports they serve. Pods that have ended are left out, those that terminate are kept and marked.
+/// Returns all backends of a family by ports. Terminated pods are omitted, terminating ones are marked.
 pub(super) fn groups(service: &Service, pods: &[Arc<Pod>], family: &str) -> Groups {
     let mut groups = Groups::new();
     let mut seen = BTreeSet::new();

@@ -1,4 +1,4 @@
-//! The Endpoints object of a Service, for clients that do not know EndpointSlices.
+//! The Endpoints object of a Service, for clients without EndpointSlices.
 
 use std::{collections::BTreeMap, sync::Arc};
 
@@ -23,7 +23,7 @@ const MANAGED_BY: &str = "endpoints.kubernetes.io/managed-by";
 const MANAGER: &str = "endpoint-controller";
 const HEADLESS: &str = "service.kubernetes.io/headless";
 const OVER_CAPACITY: &str = "endpoints.kubernetes.io/over-capacity";
-/// How many addresses an Endpoints object has at most.
+/// Maximum number of addresses in an Endpoints object.
 const LARGEST: usize = 1000;
 
 #[derive(Default)]
@@ -74,7 +74,7 @@ impl Reconcile for Legacy {
             Some(_) => ("FailedToUpdateEndpoint", "update endpoint", cx.replace(&next).await),
         };
         if let Err(e) = result {
-            // What was to be told was not.
+            // The write failed, so its trigger time was not published.
             self.told.forget(cx.key());
             if !is_namespace_terminating(&e) {
                 let message = format!("Failed to {did} {}: {e}", cx.key());
@@ -87,7 +87,7 @@ impl Reconcile for Legacy {
 
     async fn gone(&self, cx: &Context) -> Result<Action, Error> {
         self.told.forget(cx.key());
-        // Endpoints of a Service with a selector go with it; those that somebody made by hand stay.
+        // Deleting a Service with a selector deletes its Endpoints; manually written ones stay.
         if let Some(live) = cx.cached::<Endpoints>(&cx.key().name)
             && live.label(MANAGED_BY) == Some(MANAGER)
         {
@@ -103,7 +103,8 @@ struct Addresses {
     not_ready: Vec<EndpointAddress>,
 }
 
-/// Addresses by the ports they serve, in a fixed order; and whether some were left out: those that are not ready first.
+/// Returns addresses by ports in a stable order, and true if some were truncated. Addresses that are not
+/// ready are truncated first.
 fn subsets(service: &Service, groups: backends::Groups) -> (Vec<EndpointSubset>, bool) {
     let mut by_ports: BTreeMap<Vec<Port>, Addresses> = BTreeMap::new();
     for (ports, mut backends) in groups {
@@ -112,7 +113,8 @@ fn subsets(service: &Service, groups: backends::Groups) -> (Vec<EndpointSubset>,
             continue;
         }
         let slot = by_ports.entry(ports).or_default();
-        // A terminating pod gets no new connections, unless the Service wants all.
+        // A terminating pod gets no new connections, unless the Service publishes addresses that are not
+        // ready.
         for backend in backends.iter().filter(|b| !b.terminating || b.ready) {
             let list = if backend.ready { &mut slot.ready } else { &mut slot.not_ready };
             list.push(address(backend));

@@ -1,6 +1,7 @@
-//! EndpointSlices for Endpoints that somebody wrote by hand, for Services without a selector.
+//! Mirrors manually written Endpoints, of Services without a selector, to EndpointSlices.
 //!
-//! One slice per subset and address family, with at most so many addresses; owned by the Endpoints object, so that they go with it.
+//! One slice per subset and address family, with a limit of addresses. The Endpoints object owns them, so
+//! that they are deleted with it.
 
 use std::{collections::BTreeMap, net::IpAddr, sync::Arc};
 
@@ -20,14 +21,14 @@ use k8s_controllers::{Action, Caches, Context, Error, EventType, Reconcile};
 
 const MANAGER: &str = "endpointslicemirroring-controller.k8s.io";
 const SKIP: &str = "endpointslice.kubernetes.io/skip-mirror";
-/// Endpoints that old clients elect leaders with lead nowhere.
+/// Endpoints that old clients use as leader locks are not mirrored.
 const LEADER: &str = "control-plane.alpha.kubernetes.io/leader";
-/// Annotations that slices do not get.
+/// Annotations that are not copied to slices.
 const NOT_COPIED: [&str; 2] = ["kubectl.kubernetes.io/last-applied-configuration", trigger::ANNOTATION];
-/// How many addresses of a subset are mirrored.
+/// Maximum number of mirrored addresses per subset.
 const LARGEST: usize = 1000;
 
-/// A slice of ours was changed or deleted: the Endpoints object has the Service's name.
+/// Maps a mirrored slice to its Endpoints object, which has the Service's name.
 pub(super) fn mirrored(_: &Caches, slice: &EndpointSlice) -> Vec<ObjectKey> {
     let name = slice.label(SERVICE_NAME).filter(|_| slice.label(MANAGED_BY) == Some(MANAGER));
     name.map(|name| ObjectKey::new(slice.namespace(), name)).into_iter().collect()
@@ -71,7 +72,7 @@ impl Reconcile for Mirroring {
     }
 
     async fn gone(&self, cx: &Context) -> Result<Action, Error> {
-        // The garbage collector would do it too; names may be used again sooner.
+        // The garbage collector would delete them later; the name may be reused sooner.
         Plan { delete: slices_of(cx), ..Plan::default() }.act(cx).await?;
         Ok(Action::await_change())
     }
@@ -101,7 +102,7 @@ fn template(endpoints: &Endpoints) -> Template {
     }
 }
 
-/// Addresses that are not mirrored.
+/// Numbers of addresses that are not mirrored.
 #[derive(Debug, Default, PartialEq, Eq)]
 struct Skipped {
     too_many: usize,
@@ -125,7 +126,7 @@ impl Skipped {
     }
 }
 
-/// What is to be in slices, by address family. Subsets with the same ports go together.
+/// Returns the endpoints of slices by address family. Subsets with equal ports are merged.
 fn groups(endpoints: &Endpoints) -> (BTreeMap<&'static str, Vec<Group>>, Skipped) {
     let mut all: BTreeMap<&'static str, Vec<Group>> = BTreeMap::new();
     let mut skipped = Skipped::default();

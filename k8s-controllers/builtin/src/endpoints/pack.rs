@@ -1,4 +1,5 @@
-//! Packs endpoints into EndpointSlices of a limited size, changing as few of the present slices as possible. Pure.
+//! Packs endpoints into EndpointSlices of a limited size with as few changes to existing slices as possible.
+//! Pure.
 
 use std::{collections::BTreeMap, sync::Arc};
 
@@ -16,27 +17,27 @@ use k8s_controllers::{Context, Error};
 pub(super) const SERVICE_NAME: &str = "kubernetes.io/service-name";
 pub(super) const MANAGED_BY: &str = "endpointslice.kubernetes.io/managed-by";
 
-/// Ports and endpoints that go together.
+/// Ports and the endpoints that serve them.
 pub(super) type Group = (Vec<EndpointPort>, Vec<Endpoint>);
 
-/// What all slices of an owner have in common.
+/// Properties that all slices of an owner have in common.
 #[derive(Clone, Debug)]
 pub(super) struct Template {
     pub(super) name: String,
     pub(super) namespace: String,
     pub(super) owner: OwnerReference,
     pub(super) labels: BTreeMap<String, String>,
-    /// All annotations that slices have; `None`: they keep theirs.
+    /// Annotations of the slices; `None` keeps the existing ones.
     pub(super) annotations: Option<BTreeMap<String, String>>,
-    /// How many endpoints a slice has at most.
+    /// Maximum number of endpoints per slice.
     pub(super) largest: usize,
-    /// Whether an empty slice says that there are no endpoints.
+    /// Keep one empty slice if there are no endpoints.
     pub(super) keeps_empty: bool,
-    /// When the change was made that led here.
+    /// Value of the trigger time annotation.
     pub(super) trigger: Option<String>,
 }
 
-/// What is to be done.
+/// Slices to create, update and delete.
 #[derive(Debug, Default)]
 pub(super) struct Plan {
     pub(super) create: Vec<EndpointSlice>,
@@ -45,7 +46,8 @@ pub(super) struct Plan {
 }
 
 impl Plan {
-    /// Keeps present slices where their endpoints are still wanted, fills the gaps, and makes new ones for what is left.
+    /// Plans the slices of one family: keeps wanted endpoints where they are, fills free places, and creates
+    /// slices for the rest.
     pub(super) fn add(
         &mut self,
         template: &Template,
@@ -72,7 +74,7 @@ impl Plan {
                 next.push((slice, endpoints));
             }
             let mut fresh = wanted.into_values();
-            // Slices that change anyway are filled first, then the fullest of the others.
+            // Fill slices that change anyway first, then the fullest of the others.
             next.sort_by_key(|(slice, endpoints)| {
                 let changed = slice.endpoints.as_ref().is_none_or(|e| e.len() != endpoints.len());
                 (!changed, std::cmp::Reverse(endpoints.len()))
@@ -105,7 +107,7 @@ impl Plan {
         self.delete.extend(by_ports.into_values().flatten());
     }
 
-    /// Does it.
+    /// Applies the plan.
     pub(super) async fn act(self, cx: &Context) -> Result<(), Error> {
         for slice in &self.create {
             cx.create(slice).await?;
@@ -167,7 +169,7 @@ fn endpoint_key(endpoint: &Endpoint) -> String {
     format!("{}/{uid}", endpoint.addresses.first().map_or("", String::as_str))
 }
 
-/// Whether a slice says the same. Order does not matter, and neither does how emptiness is written.
+/// Returns true if two slices are equivalent, ignoring order and the form of empty fields.
 fn same(a: &EndpointSlice, b: &EndpointSlice) -> bool {
     let by_key = |s: &EndpointSlice| -> BTreeMap<String, Endpoint> {
         s.endpoints.iter().flatten().map(|e| (endpoint_key(e), e.clone())).collect()
@@ -212,7 +214,8 @@ mod tests {
     }
 
     proptest! {
-        /// After a plan the slices hold exactly what is wanted, none too large; planning again changes nothing.
+        /// After a plan the slices have exactly the wanted endpoints and keep the size limit; a second plan
+        /// is empty.
         #[test]
         fn slices_hold_exactly_what_is_wanted(
             rounds in proptest::collection::vec((proptest::collection::btree_set(0u16..400, 0..300), proptest::collection::btree_set(400u16..500, 0..20)), 1..6),

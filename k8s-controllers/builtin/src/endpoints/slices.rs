@@ -1,4 +1,4 @@
-//! The EndpointSlices of a Service with a selector: at most 100 endpoints each.
+//! EndpointSlices of Services with a selector: at most 100 endpoints each.
 
 use std::{
     collections::HashMap,
@@ -28,24 +28,24 @@ use k8s_controllers::{Action, Caches, Context, Error, EventType, Reconcile};
 const MANAGER: &str = "endpointslice-controller.k8s.io";
 const HEADLESS: &str = "service.kubernetes.io/headless";
 const ENABLED: &str = "Topology Aware Hints has been enabled";
-/// How many endpoints a slice has at most.
+/// Maximum number of endpoints per slice.
 const LARGEST: usize = 100;
 
 #[derive(Default)]
 pub(super) struct Slices {
     told: Tracker,
-    /// What was last said of each Service's shares, per address family.
+    /// Last reported state of each Service's topology hints, per address family.
     shares: Mutex<HashMap<ObjectKey, Vec<Share>>>,
 }
 
 impl Slices {
-    /// Says so when hints by the share of processors have come, or are not there for another reason than before.
+    /// Sends an event when topology hints are enabled, or are disabled for a new reason.
     fn tell(&self, cx: &Context, service: &Service, shares: Vec<Share>) {
         let mut all = self.shares.lock().unwrap_or_else(PoisonError::into_inner);
         let before = all.get(cx.key()).map_or(&[] as &[Share], Vec::as_slice);
         for Share { family, refusal, had_hints } in &shares {
             let known = before.iter().find(|s| s.family == *family);
-            // At the first look it is news that there are none, or that there are some now.
+            // Unknown state (after a start): report disabled hints, and hints that were not there before.
             let is_first = || refusal.is_some() || !had_hints;
             let is_news = known.map_or_else(is_first, |s| s.refusal != *refusal);
             let (kind, reason, message) = match refusal {
@@ -77,7 +77,7 @@ impl Reconcile for Slices {
         let (plan, shares) = plan(cx.caches(), &service, &pods, present, self.told.next(&service, &pods));
         self.tell(cx, &service, shares);
         if let Err(e) = plan.act(cx).await {
-            // What was to be told was not.
+            // The write failed, so its trigger time was not published.
             self.told.forget(cx.key());
             let message = format!("Error updating Endpoint Slices for Service {}: {e}", cx.key());
             cx.event(&*service, EventType::Warning, "FailedToUpdateEndpointSlices", message);
@@ -93,7 +93,7 @@ impl Reconcile for Slices {
     }
 }
 
-/// The zone that a node is in.
+/// Returns the node's zone.
 pub(super) fn zone_of(node: &Node) -> Option<&String> {
     node.metadata.labels.as_ref()?.get("topology.kubernetes.io/zone")
 }
@@ -133,12 +133,12 @@ fn plan(
     (plan, shares)
 }
 
-/// Whether the endpoints of a family have hints by the share of processors.
+/// State of topology hints for one address family.
 struct Share {
     family: String,
-    /// Why not.
+    /// Reason for which hints are disabled.
     refusal: Option<Refusal>,
-    /// Whether they had hints before.
+    /// Existing slices had hints.
     had_hints: bool,
 }
 
@@ -146,7 +146,7 @@ fn is_ready(endpoint: &Endpoint) -> bool {
     endpoint.conditions.as_ref().is_some_and(|c| c.ready == Some(true))
 }
 
-/// Says of all endpoints that get traffic, or of none, for which zone they are.
+/// Sets zone hints on all ready endpoints, or on none.
 fn share(desired: &mut [Group], zones: &Zones) -> Result<(), Refusal> {
     let all = || desired.iter().flat_map(|(_, endpoints)| endpoints).filter(|e| is_ready(e));
     let homes: Vec<Option<&str>> = all().map(|e| e.zone.as_deref()).collect();
@@ -174,7 +174,7 @@ fn template(service: &Service, trigger: Option<String>) -> Template {
         labels,
         annotations: None,
         largest: LARGEST,
-        // One empty slice says that somebody has looked.
+        // One empty slice shows that the Service was processed.
         keeps_empty: true,
         trigger,
     }
@@ -189,7 +189,7 @@ fn endpoint_port(port: &Port) -> EndpointPort {
     }
 }
 
-/// Which endpoints clients should use first (`trafficDistribution`).
+/// Preferred endpoints of clients (`trafficDistribution`).
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Preference {
     None,
@@ -200,7 +200,7 @@ enum Preference {
 impl Preference {
     fn of(service: &Service) -> Self {
         match service.spec.as_ref().and_then(|s| s.traffic_distribution.as_deref()) {
-            // The older annotation has precedence.
+            // The older annotation takes precedence.
             _ if zones::is_auto(service) => Preference::None,
             Some("PreferClose" | "PreferSameZone") => Preference::SameZone,
             Some("PreferSameNode") => Preference::SameNode,
@@ -208,7 +208,7 @@ impl Preference {
         }
     }
 
-    /// Who should use an endpoint. One that gets no traffic needs no hint.
+    /// Returns the hints of an endpoint. Endpoints without traffic need none.
     fn hints(self, ready: bool, zone: Option<&String>, node: Option<&String>) -> Option<EndpointHints> {
         if !ready {
             return None;
@@ -217,7 +217,7 @@ impl Preference {
         let hints = match self {
             Preference::None => return None,
             Preference::SameZone => EndpointHints { for_zones, for_nodes: None },
-            // Those on other nodes of the zone are the second choice.
+            // Endpoints on other nodes of the zone are the second choice.
             Preference::SameNode => {
                 EndpointHints { for_zones, for_nodes: node.map(|name| vec![ForNode { name: name.clone() }]) }
             }

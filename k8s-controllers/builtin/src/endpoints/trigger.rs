@@ -1,7 +1,7 @@
-//! When the change was made that an endpoint object shows, for those who measure how long it takes to reach the nodes.
+//! The annotation `last-change-trigger-time`, from which the latency of endpoint changes is measured.
 //!
-//! The time is that of the oldest change which has not been told yet: a new Service, a pod that became ready or stopped being so. Pods that are
-//! gone leave no time behind.
+//! Its value is the time of the oldest unpublished change: a new Service, or a transition of a pod's
+//! readiness. Deleted pods leave no time.
 
 use std::{
     collections::HashMap,
@@ -21,19 +21,19 @@ use crate::pods;
 
 pub(super) const ANNOTATION: &str = "endpoints.kubernetes.io/last-change-trigger-time";
 
-/// What was told of a Service and its pods.
+/// Published change times of a Service and its pods.
 #[derive(Debug, Default)]
 struct Told {
     service: Option<Timestamp>,
     pods: HashMap<String, Timestamp>,
 }
 
-/// What was told of all Services.
+/// Published change times of all Services.
 #[derive(Debug, Default)]
 pub(super) struct Tracker(Mutex<HashMap<ObjectKey, Told>>);
 
 impl Tracker {
-    /// The time of the oldest change that was not told; from now on it counts as told.
+    /// Returns the time of the oldest unpublished change, and marks all as published.
     pub(super) fn next(&self, service: &Service, pods: &[Arc<Pod>]) -> Option<String> {
         let mut all = self.0.lock().unwrap_or_else(PoisonError::into_inner);
         let told = all.entry(service.key()).or_default();
@@ -65,7 +65,7 @@ impl Tracker {
     }
 }
 
-/// Writes the time, or takes away that of an earlier change.
+/// Sets the annotation, or removes that of an earlier change.
 pub(super) fn write(metadata: &mut ObjectMeta, time: Option<&str>) {
     let annotations = metadata.annotations.get_or_insert_default();
     match time {

@@ -1,7 +1,8 @@
-//! Hints by the share of processors in each zone (`service.kubernetes.io/topology-mode: Auto`, KEP-2433). Pure.
+//! Topology hints by zone CPU capacity (`service.kubernetes.io/topology-mode: Auto`, KEP-2433). Pure.
 //!
-//! Traffic comes from where the processors are, so each zone should have that share of the endpoints. One that has clearly fewer is lent some of the zone
-//! that has most to spare. Where that cannot be done well there are no hints at all: traffic that goes everywhere overloads nobody.
+//! Traffic is assumed to originate in proportion to CPU capacity, so each zone should have that share of the
+//! endpoints. A zone with clearly fewer is assigned endpoints of the zone with the largest surplus. If no
+//! good assignment exists there are no hints at all: cluster-wide traffic overloads no endpoint.
 
 use std::{collections::BTreeMap, sync::Arc};
 
@@ -14,18 +15,18 @@ use super::slices::zone_of;
 use crate::conditions;
 
 const MODE: &str = "service.kubernetes.io/topology-mode";
-/// As it was called before 1.27.
+/// Name of the annotation before 1.27.
 const OLD_MODE: &str = "service.kubernetes.io/topology-aware-hints";
-/// How much more than its share an endpoint may get: a fifth.
+/// Permitted overload of an endpoint: 20 %.
 const OVERLOAD: f64 = 0.2;
 
-/// Whether a Service asks for such hints.
+/// Returns true if a Service enables topology hints.
 pub(super) fn is_auto(service: &Service) -> bool {
     let mode = service.annotation(MODE).or_else(|| service.annotation(OLD_MODE));
     matches!(mode, Some("Auto" | "auto"))
 }
 
-/// Why there are no hints.
+/// Reason for which there are no hints.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 pub(super) enum Refusal {
     #[error("Insufficient Node information: allocatable CPU or zone not specified on one or more nodes")]
@@ -38,7 +39,7 @@ pub(super) enum Refusal {
     Endpoints,
 }
 
-/// What matters of a node here: of one that takes part, its zone and its milli-CPU, as far as they are known.
+/// Returns zone and milli-CPU, if known, of a participating (ready worker) node; `None` for others.
 pub(super) fn part(node: &Node) -> Option<(Option<String>, Option<i64>)> {
     let is_control_plane = node.metadata.labels.iter().flatten().any(|(label, _)| {
         matches!(label.as_str(), "node-role.kubernetes.io/control-plane" | "node-role.kubernetes.io/master")
@@ -52,11 +53,13 @@ pub(super) fn part(node: &Node) -> Option<(Option<String>, Option<i64>)> {
     Some((zone_of(node).cloned(), cpu.filter(|cpu| *cpu > 0)))
 }
 
-/// The milli-CPU of each zone.
+/// Allocatable milli-CPU by zone.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) struct Zones(BTreeMap<String, i64>);
 
 impl Zones {
+    /// Sums the CPU of each zone.
+    ///
     /// # Errors
     /// [`Refusal::Nodes`], [`Refusal::OneZone`].
     pub(super) fn of(nodes: &[Arc<Node>]) -> Result<Self, Refusal> {
@@ -69,7 +72,7 @@ impl Zones {
         if zones.len() < 2 { Err(Refusal::OneZone) } else { Ok(Zones(zones)) }
     }
 
-    /// For which zone each endpoint is to be, given the zones that they are in.
+    /// Assigns each endpoint to a zone, given the endpoints' own zones.
     ///
     /// # Errors
     /// [`Refusal::EndpointZone`], [`Refusal::Endpoints`].
@@ -80,7 +83,7 @@ impl Zones {
             .collect::<Result<_, _>>()?;
         let all: f64 = self.0.values().map(|cpu| *cpu as f64).sum();
         let share = |zone: &str| self.0.get(zone).map_or(0.0, |cpu| *cpu as f64 / all * homes.len() as f64);
-        // Fewer would get more than a fifth too much traffic each.
+        // With fewer endpoints the zone's overload would exceed the limit.
         let least = |zone: &str| (share(zone) / (1.0 + OVERLOAD)).ceil();
         if self.0.keys().map(|zone| least(zone)).sum::<f64>() > homes.len() as f64 {
             return Err(Refusal::Endpoints);
@@ -143,9 +146,9 @@ mod tests {
         let even = [("a", 1000), ("b", 1000), ("c", 1000)];
         assert_eq!(assign(&even, "abc"), Ok("abc".into()));
         assert_eq!(assign(&even, "ab"), Err(Refusal::Endpoints));
-        // Three each, of which c has none: two of a's and one of b's would be 3, 3, 3.
+        // Each zone needs 3; c has none, so it gets two of a's and one of b's.
         assert_eq!(assign(&even, "aaaaabbbb"), Ok("aaaccbbbc".into()));
-        // Within a fifth of its share nobody is moved.
+        // An overload within the limit moves no endpoint.
         assert_eq!(assign(&[("a", 1000), ("b", 1000)], "aaaaaabbbbb"), Ok("aaaaaabbbbb".into()));
         assert_eq!(assign(&[("a", 3000), ("b", 1000)], "abbb"), Ok("abaa".into()));
         let unknown = zones(&even).assign(&[Some("a"), None, Some("b")]);
@@ -153,7 +156,8 @@ mod tests {
     }
 
     proptest! {
-        /// Nobody gets more than a fifth too much, nothing is lost, and what is well as it is stays.
+        /// No zone exceeds the overload limit, no endpoint is lost, and zones with enough endpoints keep
+        /// theirs.
         #[test]
         fn no_zone_is_overloaded(
             cpus in proptest::collection::vec(1..64i64, 2..5),

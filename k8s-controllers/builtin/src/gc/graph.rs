@@ -1,4 +1,5 @@
-//! Who owns whom. Pure: changes go in, uids to look at come out, and [`Graph::step`] says what to do about one.
+//! The ownership graph. Pure: changes go in, uids to process come out, and [`Graph::step`] decides about one
+//! object.
 
 use std::{
     collections::{BTreeMap, BTreeSet, HashMap, HashSet, VecDeque},
@@ -13,7 +14,7 @@ use k8s_core::{
 use super::{FOREGROUND, ORPHAN};
 use crate::dynamic::Meta;
 
-/// An object as the graph knows it.
+/// An object in the graph.
 #[derive(Clone, Debug)]
 pub(super) struct Object {
     pub(super) resource: Arc<Resource>,
@@ -25,7 +26,7 @@ impl Object {
         self.meta.deletion_timestamp.is_some()
     }
 
-    /// The object, as events refer to it.
+    /// Returns a reference to the object for events.
     pub(super) fn reference(&self) -> ObjectReference {
         let Resource { group, version, kind, .. } = &*self.resource;
         let api_version = if group.is_empty() { version.clone() } else { format!("{group}/{version}") };
@@ -44,7 +45,7 @@ impl Object {
     }
 }
 
-/// Whether these are versions of one resource: the same objects.
+/// Returns true if these are versions of one resource and so have the same objects.
 fn is_same(one: &Resource, other: &Resource) -> bool {
     one.group == other.group && one.plural == other.plural
 }
@@ -57,30 +58,31 @@ fn has(meta: &Meta, finalizer: &str) -> bool {
     meta.finalizers.iter().any(|f| f == finalizer)
 }
 
-/// What to do about an object.
+/// Next step for an object.
 #[derive(Debug)]
 pub(super) enum Step {
     Nothing,
-    /// With this propagation policy.
+    /// Delete it with this propagation policy.
     Delete(&'static str),
-    /// Take these owners off it.
+    /// Remove these owner references.
     Release(HashSet<String>),
-    /// Its dependents are to go first.
+    /// Process these dependents first.
     LookAt(Vec<String>),
-    /// No dependent blocks it any more.
+    /// Remove the foreground finalizer: no dependent blocks it.
     Unblock,
-    /// Release these dependents, then take the finalizer off.
+    /// Release these dependents, then remove the orphan finalizer.
     Orphan(Vec<Object>),
 }
 
-/// How many uids that were seen to go are remembered.
+/// Limit of remembered uids of deleted objects.
 const REMEMBERED: usize = 50_000;
 
-/// All objects by uid, and who depends on whom. In order, so that the same changes always lead to the same steps in the same order.
+/// All objects by uid, with their dependents. Ordered maps, so that the same changes lead to the same steps
+/// in the same order.
 #[derive(Debug, Default)]
 pub(super) struct Graph {
     objects: BTreeMap<String, Object>,
-    /// Dependents by the owner's uid, whether or not the owner is known.
+    /// Dependents by the owner's uid; the owner may be unknown.
     dependents: BTreeMap<String, BTreeSet<String>>,
     gone: HashSet<String>,
     gone_order: VecDeque<String>,
@@ -91,9 +93,9 @@ impl Graph {
         self.objects.get(uid).cloned()
     }
 
-    /// An object is new or changed. Returns the uids to look at.
+    /// Adds or updates an object. Returns the uids to process.
     pub(super) fn set(&mut self, resource: &Arc<Resource>, mut meta: Meta) -> Vec<String> {
-        // There is one of these for every object of the cluster: without the room to grow that decoding leaves.
+        // There is an entry for every object of the cluster: drop the spare capacity left by decoding.
         meta.owner_references.shrink_to_fit();
         meta.finalizers.shrink_to_fit();
         let mut look = Vec::new();
@@ -111,7 +113,7 @@ impl Graph {
             for owner in &object.meta.owner_references {
                 self.dependents.entry(owner.uid.clone()).or_default().insert(uid.clone());
             }
-            // Only what may have lost an owner needs a look.
+            // Only an object that may have lost an owner needs processing.
             let solid = |o: &OwnerReference| {
                 let owner = self.objects.get(&o.uid);
                 owner.is_some_and(|owner| !owner.is_deleting() && !is_elsewhere(owner, &object))
@@ -128,7 +130,7 @@ impl Graph {
         look
     }
 
-    /// An object is gone. Returns the uids to look at.
+    /// Removes a deleted object. Returns the uids to process.
     pub(super) fn remove(&mut self, uid: &str) -> Vec<String> {
         let Some(object) = self.objects.remove(uid) else { return Vec::new() };
         if self.gone.insert(uid.to_owned()) {
@@ -149,7 +151,8 @@ impl Graph {
         look
     }
 
-    /// A resource is no longer served: nothing more is known about its objects, which may well be there. Returns the uids to look at.
+    /// Drops all objects of a resource that is no longer served; they may still exist. Returns the uids to
+    /// process.
     pub(super) fn forget_resource(&mut self, resource: &Resource) -> Vec<String> {
         let of = |o: &&Object| is_same(&o.resource, resource);
         let objects: Vec<Object> = self.objects.values().filter(of).cloned().collect();
@@ -165,7 +168,7 @@ impl Graph {
         look
     }
 
-    /// Takes out what a new list of the resource did not have.
+    /// Removes objects that are missing in a new list of the resource.
     pub(super) fn retain(&mut self, resource: &Resource, keep: &HashSet<String>) -> Vec<String> {
         let gone = |o: &&Object| is_same(&o.resource, resource) && !keep.contains(&o.meta.uid);
         let uids: Vec<String> = self.objects.values().filter(gone).map(|o| o.meta.uid.clone()).collect();
@@ -181,7 +184,7 @@ impl Graph {
         }
     }
 
-    /// Owners of an object that must be asked for.
+    /// Returns owners that must be looked up in the API server.
     pub(super) fn unknown_owners(&self, object: &Object) -> Vec<OwnerReference> {
         if object.is_deleting() {
             return Vec::new();
@@ -190,7 +193,7 @@ impl Graph {
         object.meta.owner_references.iter().filter(unknown).cloned().collect()
     }
 
-    /// Known owners of an object that are in another namespace, or in one although it is in none.
+    /// Returns known owners in another namespace, and namespaced owners of a cluster-scoped object.
     pub(super) fn misplaced_owners(&self, object: &Object) -> Vec<OwnerReference> {
         let misplaced =
             |o: &&OwnerReference| self.objects.get(&o.uid).is_some_and(|owner| is_elsewhere(owner, object));
@@ -201,7 +204,7 @@ impl Graph {
         self.dependents.get(uid).into_iter().flatten().filter_map(|d| self.objects.get(d))
     }
 
-    /// Dependents that the owner must wait for.
+    /// Returns dependents that block the owner's deletion.
     fn blocking(&self, uid: &str) -> Vec<String> {
         let blocks = |o: &&Object| {
             o.meta.owner_references.iter().any(|r| r.uid == uid && r.block_owner_deletion == Some(true))
@@ -209,7 +212,8 @@ impl Graph {
         self.dependents_of(uid).filter(blocks).map(|o| o.meta.uid.clone()).collect()
     }
 
-    /// What to do about an object. `found` says what the API server answered about owners that the graph does not know.
+    /// Decides about an object. `found` has the API server's answers about owners that the graph does not
+    /// know.
     pub(super) fn step(&self, uid: &str, found: &HashMap<String, Option<Meta>>) -> Step {
         let Some(object) = self.objects.get(uid) else { return Step::Nothing };
         if object.is_deleting() {
@@ -241,7 +245,7 @@ impl Graph {
             lost.extend(waiting);
             return Step::Release(lost);
         }
-        // An owner that waits goes only when this and all below it are gone.
+        // Foreground deletion continues through the subtree: a waiting owner needs all of it gone.
         let has_dependents = self.dependents.get(uid).is_some_and(|d| !d.is_empty());
         Step::Delete(if has(&object.meta, ORPHAN) {
             "Orphan"
@@ -260,7 +264,8 @@ impl Graph {
     ) -> Owner {
         let meta = match self.objects.get(&owner.uid) {
             Some(known) => {
-                // An owner in another namespace is no owner. Of an object without a namespace nobody can tell.
+                // An owner in another namespace does not count. For a cluster-scoped object it is
+                // undecidable.
                 if is_elsewhere(known, object) {
                     return if object.meta.namespace.is_empty() { Owner::Unknown } else { Owner::Lost };
                 }
@@ -270,7 +275,7 @@ impl Graph {
             None => match found.get(&owner.uid) {
                 Some(Some(live)) => live,
                 Some(None) => return Owner::Lost,
-                // It went out of the graph since the server was asked: the removal has queued the object again.
+                // Removed from the graph after the lookups; the removal has queued the object again.
                 None => return Owner::Unknown,
             },
         };
@@ -278,13 +283,13 @@ impl Graph {
     }
 }
 
-/// What an owner is to its dependent.
+/// State of an owner, as seen from its dependent.
 enum Owner {
-    /// There, or going without waiting for its dependents.
+    /// Exists, or is being deleted without waiting for its dependents.
     Solid,
-    /// Not there.
+    /// Does not exist.
     Lost,
-    /// Waits for its dependents to go.
+    /// Foreground deletion in progress: waits for its dependents.
     Waiting,
     Unknown,
 }
@@ -320,7 +325,7 @@ mod tests {
         }
     }
 
-    /// What an API server does with a deletion.
+    /// Applies a deletion as an API server does.
     fn ask_deletion(world: &mut HashMap<String, Meta>, uid: &str, policy: &str) {
         let Some(meta) = world.get_mut(uid) else { return };
         match policy {
@@ -350,8 +355,8 @@ mod tests {
     }
 
     proptest! {
-        /// Whatever is deleted in whatever way, in the end exactly those objects are left that nobody deleted and that have an owner left, or
-        /// never had one, or were orphaned.
+        /// After any deletions by any policies, exactly those objects are left that were not deleted and that
+        /// have an owner left, never had one, or were orphaned.
         #[test]
         fn what_is_left_is_what_is_owned(
             owners in proptest::collection::vec(proptest::collection::vec(0..10usize, 0..3), 1..12),
@@ -362,7 +367,7 @@ mod tests {
             let name = |i: usize| format!("o{i}");
             let mut world: HashMap<String, Meta> = HashMap::new();
             for (i, of) in owners.iter().enumerate() {
-                // Owners come before what they own, so that there are no circles.
+                // Owners have lower numbers than their dependents, so there are no cycles.
                 let of: std::collections::BTreeSet<String> = of.iter().filter(|o| **o < i).map(|o| name(*o)).collect();
                 let of: Vec<&str> = of.iter().map(String::as_str).collect();
                 world.insert(name(i), meta(&name(i), &of));
@@ -385,7 +390,7 @@ mod tests {
             loop {
                 rounds += 1;
                 prop_assert!(rounds < 10_000, "it does not end");
-                // The graph learns what changed, in any order.
+                // The graph receives the changes in any order.
                 let mut news: Vec<String> = world.keys().chain(seen.keys()).filter(|u| world.get(*u) != seen.get(*u)).cloned().collect();
                 news.sort(); news.dedup();
                 state = state.wrapping_mul(6364136223846793005).wrapping_add(1442695040888963407);
@@ -403,7 +408,7 @@ mod tests {
                 let found = graph.unknown_owners(&object).into_iter().map(|o| (o.uid.clone(), world.get(&o.uid).cloned())).collect();
                 match graph.step(&uid, &found) {
                     Step::Nothing => {}
-                    // What has changed since the graph saw it is not deleted, but looked at again.
+                    // An object that changed since the graph saw it is processed again instead of deleted.
                     Step::Delete(_) if world.get(&uid).is_some_and(|m| *m != object.meta) => queue.push(uid),
                     Step::Delete(policy) => ask_deletion(&mut world, &uid, policy),
                     Step::Release(gone) => if let Some(m) = world.get_mut(&uid) { m.owner_references.retain(|o| !gone.contains(&o.uid)) },
@@ -421,7 +426,7 @@ mod tests {
                     }
                 }
             }
-            // The model, in the order of ownership.
+            // The expected result, computed in order of ownership.
             let mut stays: HashMap<String, bool> = HashMap::new();
             for i in 0..owners.len() {
                 let of = &start[&name(i)].owner_references;
@@ -432,7 +437,7 @@ mod tests {
                     if stays[&o.uid] { left += 1; }
                 }
                 let owned = of.is_empty() || left > 0;
-                // Who has an orphaning owner and other owners that go may go or stay, as the order has it.
+                // With mixed orphaning and deleting owners the outcome depends on ordering; accept both.
                 let fate = !asked.contains_key(&name(i)) && (owned || orphaned);
                 let uncertain = orphaned && left == 0 && of.len() > 1;
                 stays.insert(name(i), if uncertain { world.contains_key(&name(i)) } else { fate });

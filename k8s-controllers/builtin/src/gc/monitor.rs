@@ -1,4 +1,4 @@
-//! Keeps the graph current for one resource.
+//! Keeps the graph up to date for one resource.
 
 use std::{collections::HashSet, sync::Arc, time::Duration};
 
@@ -16,7 +16,7 @@ use crate::dynamic::{self, Meta};
 
 const LONGEST_DELAY: Duration = Duration::from_secs(30);
 
-/// Lists, watches, and does so again whenever that ends.
+/// Lists and watches; restarts whenever the watch ends.
 pub(super) async fn run(shared: &Shared, resource: &Resource) {
     let resource = Arc::new(resource.clone());
     let mut position: Option<String> = None;
@@ -61,7 +61,7 @@ async fn follow(
     while let Some(line) = lines.next().await {
         let line = line?;
         let decode = |source| Error::Decode { what: format!("watch of {}", resource.plural), source };
-        // Of an object, only the metadata is read at all.
+        // Only the object's metadata is parsed.
         let kind = json::plain(&line, &["type"]).unwrap_or_default();
         if kind == "ERROR" {
             let status: Status = json::read(&line, &["object"]).map_err(decode)?;

@@ -1,4 +1,5 @@
-//! How long a Job waits before it makes pods anew: 10 s, doubled with every failure in a row, 10 min at most. Pure.
+//! Back-off before a Job creates replacement pods: 10 s, doubled per consecutive failure, at most 10 min.
+//! Pure.
 
 use std::{sync::Arc, time::Duration};
 
@@ -10,7 +11,8 @@ use crate::pods;
 const FIRST: Duration = Duration::from_secs(10);
 const LONGEST: Duration = Duration::from_secs(600);
 
-/// When a pod ended, as far as it says: when its last container did, when it stopped being ready, when its deletion was asked for.
+/// Returns the time at which a pod finished: the end of its last container, else its transition to not ready,
+/// else its deletion request.
 pub(super) fn ended_at(pod: &Pod) -> Option<Timestamp> {
     let finished = |c: &ContainerStatus| {
         c.state.as_ref().and_then(|s| s.terminated.as_ref()?.finished_at.as_ref()).map(|t| t.0)
@@ -29,7 +31,7 @@ pub(super) fn ended_at(pod: &Pod) -> Option<Timestamp> {
     asked.or(pod.metadata.creation_timestamp.as_ref().map(|t| t.0))
 }
 
-/// What is left of the delay after so many failures, of which the last was at `last`.
+/// Returns the remaining delay after `failures` failures, the last at `last`.
 pub(super) fn left(failures: usize, last: Timestamp, now: Timestamp) -> Duration {
     let Some(doublings) = failures.checked_sub(1) else { return Duration::ZERO };
     let doublings = u32::try_from(doublings).unwrap_or(u32::MAX).min(10);
@@ -38,7 +40,7 @@ pub(super) fn left(failures: usize, last: Timestamp, now: Timestamp) -> Duration
     delay.saturating_sub(passed)
 }
 
-/// What is left of the delay of a Job as a whole: failures since the last success count.
+/// Returns the remaining delay of a whole Job: failures since the last success count.
 pub(super) fn of_job(all: &[Arc<Pod>], is_failed: impl Fn(&Pod) -> bool, now: Timestamp) -> Duration {
     let succeeded = all.iter().filter(|p| pods::phase(p) == "Succeeded");
     let last_success = succeeded.filter_map(|p| ended_at(p)).max();

@@ -1,4 +1,4 @@
-//! The pods of a Job. Pure.
+//! Builds the pods of a Job. Pure.
 
 use k8s_core::{
     api::api::{
@@ -14,33 +14,34 @@ use crate::pods;
 const INDEX: &str = "batch.kubernetes.io/job-completion-index";
 const FAILURES: &str = "batch.kubernetes.io/job-index-failure-count";
 const IGNORED: &str = "batch.kubernetes.io/job-index-ignored-failure-count";
-/// The API server adds five characters to a name that it completes; a pod's name is a host name too.
+/// Maximum length of `generateName`: the API server appends five characters, and a pod's name is also a host
+/// name.
 const LONGEST_PREFIX: usize = 63 - 5;
 
-/// A pod that is to be made.
+/// A pod to create.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub(super) struct New {
-    /// Its completion index, where the Job is Indexed.
+    /// Completion index, for an Indexed Job.
     pub(super) index: Option<i32>,
-    /// How often pods of its index have failed, where the Job counts by index.
+    /// Failures of the index so far, if the Job has `backoffLimitPerIndex`.
     pub(super) failures: Option<Failures>,
 }
 
-/// How often pods of an index have failed.
+/// Failures of a completion index.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub(super) struct Failures {
-    /// Those that count towards `backoffLimitPerIndex`.
+    /// Failures that count towards `backoffLimitPerIndex`.
     pub(super) counted: i32,
-    /// Those that the failure policy ignores.
+    /// Failures ignored by the pod failure policy.
     pub(super) ignored: i32,
 }
 
-/// The completion index of a pod of an Indexed Job.
+/// Returns the completion index of a pod.
 pub(super) fn index_of(pod: &Pod) -> Option<i32> {
     pod.annotation(INDEX)?.parse().ok().filter(|i| *i >= 0)
 }
 
-/// How often pods of its index had failed when a pod was made.
+/// Returns the failures of its index at the time the pod was created.
 pub(super) fn failures_before(pod: &Pod) -> Failures {
     let number = |key| pod.annotation(key).and_then(|text| text.parse().ok()).unwrap_or(0).max(0);
     Failures { counted: number(FAILURES), ignored: number(IGNORED) }
@@ -61,7 +62,7 @@ pub(super) fn pod(job: &Job, new: &New) -> Pod {
     let metadata = &mut pod.metadata;
     metadata.finalizers.get_or_insert_default().push(TRACKING.into());
     let labels = metadata.labels.get_or_insert_default();
-    // The API server puts these into the template of most Jobs; those of `manualSelector` get them here.
+    // The API server adds these labels to most Jobs' templates; Jobs with `manualSelector` need them here.
     for (key, value) in [("job-name", job.name()), ("controller-uid", job.uid())] {
         labels.entry(format!("batch.kubernetes.io/{key}")).or_insert_with(|| value.to_owned());
     }

@@ -1,19 +1,19 @@
-//! Sets of completion indexes in the form that the status has them: `0-3,5,8`.
+//! Sets of completion indexes in the status format: `0-3,5,8`.
 
 use std::collections::BTreeSet;
 
-/// Reads a set, as far as it is below `limit`. What is malformed is left out; only the controller and validated fields have these.
+/// Parses the indexes below `limit`. Malformed parts are skipped; only the controller writes these fields.
 pub(super) fn parse_below(text: &str, limit: i32) -> BTreeSet<i32> {
     let range = |part: &str| -> Option<std::ops::Range<i32>> {
         let (first, last) = part.split_once('-').unwrap_or((part, part));
         let (first, last): (i32, i32) = (first.trim().parse().ok()?, last.trim().parse().ok()?);
-        // Ends before `limit`, so that a hostile range costs no more than the Job itself.
+        // Stops at `limit`, so that a hostile range costs no more than the Job itself.
         Some(first.max(0)..last.saturating_add(1).min(limit))
     };
     text.split(',').filter_map(range).flatten().collect()
 }
 
-/// Writes a set. Two neighbours are written one by one, three and more as a range, as upstream does.
+/// Formats a set as upstream: two neighbours separately, three and more as a range.
 pub(super) fn format(indexes: &BTreeSet<i32>) -> String {
     let mut parts: Vec<String> = Vec::new();
     let mut write = |first: i32, last: i32| {

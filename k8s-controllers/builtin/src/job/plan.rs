@@ -1,7 +1,7 @@
-//! What to do about a Job. Pure but for the clock.
+//! Computes the changes of a Job and its pods. Pure except for the clock.
 //!
-//! [`view`] sorts the pods, [`count`] moves those that ended into the counters, [`end`] says whether the Job is over and how, [`size`] brings the
-//! number of pods to what is wanted.
+//! [`view`] classifies the pods, [`count`] moves finished ones to the counters, [`end`] decides whether the
+//! Job is finished, [`size`] adjusts the number of active pods.
 
 mod count;
 mod end;
@@ -28,20 +28,20 @@ use crate::{
 };
 use k8s_controllers::EventType;
 
-/// What to do.
+/// Changes to make.
 #[derive(Debug, Default)]
 pub(super) struct Plan {
     pub(super) status: JobStatus,
-    /// Pods to make.
+    /// Pods to create.
     pub(super) create: Vec<New>,
-    /// Pods that end with the Job. They count as failed.
+    /// Pods to delete because the Job ends. They count as failed.
     pub(super) delete: Vec<Arc<Pod>>,
-    /// Pods that are one too many, through no fault of theirs: their finalizer goes first, so that they count as nothing.
+    /// Surplus pods to delete. Their finalizer is removed first, so that they are not counted.
     pub(super) shed: Vec<Arc<Pod>>,
-    /// Pods that are counted once the status is written: their finalizer can go.
+    /// Pods that the new status counts; they lose their finalizer after it is written.
     pub(super) counted: Vec<Arc<Pod>>,
     pub(super) events: Vec<(EventType, String, String)>,
-    /// When to look again.
+    /// Delay of the next reconcile.
     pub(super) after: Option<Duration>,
 }
 
@@ -49,7 +49,7 @@ fn number(count: usize) -> i32 {
     i32::try_from(count).unwrap_or(i32::MAX)
 }
 
-/// Whether the Job has come to its end.
+/// Returns true if the Job is complete or failed.
 pub(super) fn is_finished(status: &JobStatus) -> bool {
     let all = status.conditions.as_ref();
     conditions::is_true(all, "Complete") || conditions::is_true(all, "Failed")
@@ -60,7 +60,7 @@ pub(super) fn plan(job: &Job, all: &[Arc<Pod>], clock: &Clock) -> Plan {
     let spec = job.spec.as_ref().unwrap_or(&default);
     let mut plan = Plan { status: job.status.clone().unwrap_or_default(), ..Plan::default() };
     if is_finished(&plan.status) {
-        // Whatever still ends is not counted any more.
+        // Pods that finish later are not counted.
         plan.counted = all.to_vec();
         return plan;
     }
@@ -78,7 +78,7 @@ pub(super) fn plan(job: &Job, all: &[Arc<Pod>], clock: &Clock) -> Plan {
     let stays = |p: &&Arc<Pod>| !plan.delete.iter().chain(&plan.shed).any(|d| d.uid() == p.uid());
     let ready = view.active.iter().filter(|p| pods::is_ready(p)).filter(stays).count();
     write_count(&mut plan.status.active, number(view.active.len().saturating_sub(leaving)));
-    // These two are always written, zero too, as upstream does.
+    // As upstream, these two are written even if they are zero.
     plan.status.ready = Some(number(ready));
     plan.status.terminating = Some(number(view.terminating.len() + leaving));
     plan
@@ -94,7 +94,7 @@ impl Plan {
         conditions::find(self.status.conditions.as_ref(), "Suspended").map(|c| c.status == "True")
     }
 
-    /// The time runs from the first moment on that the Job is not suspended, and anew when it is resumed.
+    /// The start time is set when the Job is first not suspended, and again when it is resumed.
     fn start(&mut self, spec: &JobSpec, clock: &Clock) {
         let resumed = self.is_suspended() == Some(true);
         if spec.suspend != Some(true) && (resumed || self.status.start_time.is_none()) {

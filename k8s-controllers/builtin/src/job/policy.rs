@@ -1,4 +1,4 @@
-//! What a Job's own rules say about failed pods (`podFailurePolicy`) and about when enough has succeeded (`successPolicy`). Pure.
+//! Evaluates a Job's `podFailurePolicy` and `successPolicy`. Pure.
 
 use std::collections::BTreeSet;
 
@@ -14,20 +14,20 @@ use k8s_core::{
 
 use super::indexes;
 
-/// What a rule says about a failed pod.
+/// Action of the pod failure policy.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) enum Verdict {
-    /// It counts as a failure. So does a pod that no rule matches.
+    /// The failure counts. Default if no rule matches.
     Count,
-    /// It does not count, and is replaced.
+    /// The failure does not count; the pod is replaced.
     Ignore,
-    /// Its index has failed.
+    /// The index fails.
     FailIndex,
-    /// The Job has failed; why.
+    /// The Job fails, with this message.
     FailJob(String),
 }
 
-/// What the first rule that matches a failed pod says.
+/// Returns the action of the first rule that matches a failed pod.
 pub(super) fn verdict(spec: &JobSpec, pod: &Pod) -> Verdict {
     let rules = spec.pod_failure_policy.as_ref().map(|p| p.rules.as_slice()).unwrap_or_default();
     for (at, rule) in rules.iter().enumerate() {
@@ -61,7 +61,7 @@ pub(super) fn verdict(spec: &JobSpec, pod: &Pod) -> Verdict {
     Verdict::Count
 }
 
-/// The first container that ended as the rule says. Success matches no rule, whatever its operator.
+/// Returns the first container whose exit code matches the rule. Exit code 0 never matches.
 fn exited_with<'a>(rule: &PodFailurePolicyOnExitCodesRequirement, pod: &'a Pod) -> Option<(&'a str, i32)> {
     let status = pod.status.as_ref()?;
     let all =
@@ -89,7 +89,7 @@ fn has_condition<'a>(
     pod.status.as_ref()?.conditions.iter().flatten().find(fits)
 }
 
-/// Why enough of an Indexed Job has succeeded: the first rule of its success policy that holds.
+/// Returns the message of the first success policy rule that is satisfied.
 pub(super) fn success(spec: &JobSpec, succeeded: &BTreeSet<i32>) -> Option<String> {
     let rules = spec.success_policy.as_ref().map(|p| p.rules.as_slice()).unwrap_or_default();
     let completions = spec.completions.unwrap_or(0);

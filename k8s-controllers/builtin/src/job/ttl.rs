@@ -1,4 +1,4 @@
-//! Deletes Jobs some time after their end (`ttlSecondsAfterFinished`).
+//! Deletes finished Jobs after `ttlSecondsAfterFinished`.
 
 use std::{sync::Arc, time::Duration};
 

@@ -1,19 +1,18 @@
 //! Durations that count only the time in which this process ran.
 //!
-//! A process that was stopped, or whose machine slept, comes back to observations of long ago: no renewed
-//! lease was seen, but nobody looked either. Time in which nobody looked does not count, nor does a clock
-//! that was set.
+//! After a stopped process or a suspended machine resumes, its last observations are old: no lease renewal
+//! was seen because nobody looked. Pauses do not count, nor do clock adjustments.
 
 use std::time::Duration;
 
 use jiff::{SignedDuration, Timestamp};
 
-/// Longest time between two calls of [`Awake::look`] on one thing.
+/// Maximum interval between two calls of [`Awake::look`].
 pub(super) const LOOK_EVERY: Duration = Duration::from_secs(10);
-/// Gap between two looks from which on the process must have been stopped.
+/// Gap between two calls that counts as a pause of the process.
 const PAUSED: SignedDuration = SignedDuration::from_secs(25);
 
-/// The beginning of a state, and the last time that it was looked at.
+/// Start of a state, and the time of the last observation.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub(super) struct Awake {
     since: Timestamp,
@@ -21,12 +20,12 @@ pub(super) struct Awake {
 }
 
 impl Awake {
-    /// Begins a state now.
+    /// Starts a state at `now`.
     pub(super) fn begin(now: Timestamp) -> Self {
         Awake { since: now, looked: now }
     }
 
-    /// Returns for how long the state has held, pauses not counted.
+    /// Returns the duration of the state without pauses.
     pub(super) fn look(&mut self, now: Timestamp) -> Duration {
         let gap = now.duration_since(self.looked);
         self.looked = now;
@@ -48,10 +47,10 @@ mod tests {
         for (now, want) in [
             (1010, 10),
             (1020, 20),
-            // Stopped for a minute, then on.
+            // Paused for a minute, then running again.
             (1080, 20),
             (1090, 30),
-            // The clock was set back by an hour, and forward again.
+            // The clock is set back by an hour, then forward.
             (1090 - 3600, 30),
             (1100 - 3600, 40),
             (1100, 40),

@@ -1,4 +1,5 @@
-//! Deletes pods from nodes with `NoExecute` taints that they do not tolerate, or no longer.
+//! Taint-based eviction: deletes pods from nodes with `NoExecute` taints that they do not tolerate (any
+//! longer).
 
 use std::{
     collections::HashMap,
@@ -20,25 +21,25 @@ use super::{
 use crate::pods::{self, pods_on};
 use k8s_controllers::{Action, Context, Error, EventType, Reconcile};
 
-/// How long a pod that says nothing about it stays on a node that is not ready or not reachable. (The admission plugin
-/// DefaultTolerationSeconds says it for pods made since it is on.)
+/// Default toleration of not-ready and unreachable nodes, in seconds. (The admission plugin
+/// DefaultTolerationSeconds adds it to pods; older pods may lack it.)
 const DEFAULT_SECONDS: u64 = 300;
 
-/// Evicts pods from tainted nodes. A pod's time runs from when this process first saw the taint, as upstream's does, and only
-/// while it runs: neither a restart nor a machine that slept makes every pod overdue.
+/// Evicts pods from tainted nodes. As upstream, toleration time runs from when this process first saw the
+/// taint, and only while it runs: neither a restart nor a suspended machine makes all pods overdue at once.
 #[derive(Default)]
 pub(super) struct TaintEviction {
     seen: Mutex<HashMap<String, Vec<Seen>>>,
 }
 
-/// A taint on a node.
+/// A taint and the time since it was first seen.
 struct Seen {
     taint: Taint,
     awake: Awake,
 }
 
 impl TaintEviction {
-    /// How long each `NoExecute` taint of the node has been there.
+    /// Returns the node's `NoExecute` taints with the time since each was first seen.
     fn ages(&self, node: &Node, now: Timestamp) -> Vec<(Taint, Duration)> {
         let mut seen = self.seen.lock().unwrap_or_else(PoisonError::into_inner);
         let taints = no_execute(node);
@@ -75,7 +76,7 @@ fn tolerates(toleration: &Toleration, taint: &Taint) -> bool {
         && (operator == "Exists" || text(&toleration.value) == text(&taint.value))
 }
 
-/// How long after the taint was set the pod may stay: `None` for ever.
+/// Returns the toleration time of a taint; `None` means for ever.
 fn stay(pod: &Pod, taint: &Taint) -> Option<Duration> {
     let all = pod.spec.as_ref().and_then(|s| s.tolerations.as_ref());
     let matching: Vec<&Toleration> = all.into_iter().flatten().filter(|t| tolerates(t, taint)).collect();

@@ -1,4 +1,4 @@
-//! Gives each node its own range of pod addresses out of the cluster's.
+//! Allocates a pod CIDR for each node from the cluster's CIDR.
 
 use std::{
     collections::HashSet,
@@ -11,18 +11,18 @@ use serde_json::json;
 
 use k8s_controllers::{Action, Context, Error, EventType, Reconcile};
 
-/// The ranges that the cluster's can be cut into.
+/// The subnets of the cluster's CIDR.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) struct Ranges {
     base: u128,
-    /// 32 or 128.
+    /// Address length in bits: 32 or 128.
     bits: u8,
     mask: u8,
     count: u128,
 }
 
 impl Ranges {
-    /// `None`: not a range, or the parts would be larger than the whole.
+    /// Returns `None` for an invalid CIDR or a mask shorter than its prefix.
     pub(super) fn parse(cidr: &str, mask: u8) -> Option<Self> {
         let (address, length) = cidr.split_once('/')?;
         let length: u8 = length.parse().ok()?;
@@ -51,9 +51,9 @@ impl Ranges {
         Some(format!("{address}/{}", self.mask))
     }
 
-    /// The first that is not taken.
+    /// Returns the first free subnet.
     fn free(&self, taken: &HashSet<String>) -> Option<String> {
-        // One more than are taken always has a free one among them.
+        // Among one more candidates than taken ones, at least one is free.
         let most = u128::try_from(taken.len()).unwrap_or(u128::MAX).saturating_add(1).min(self.count);
         (0..most).filter_map(|i| self.get(i)).find(|range| !taken.contains(range))
     }
@@ -61,7 +61,7 @@ impl Ranges {
 
 pub(super) struct NodeIpam {
     ranges: Ranges,
-    /// Given out here, perhaps not in the cache yet: node, range.
+    /// Allocations that the cache may not have yet: node, subnet.
     given: Mutex<Vec<(String, String)>>,
 }
 

@@ -1,8 +1,9 @@
-//! Whether nodes are alive.
+//! Node health.
 //!
-//! A node lives while its Lease is renewed or its status written. When neither was seen for the grace period (by this process's own clock:
-//! the node's is not trusted), its conditions become `Unknown`. Time in which this process did not run does not count (see
-//! [`Awake`]). Conditions become taints, and pods of a node that is not ready are not ready.
+//! A node is alive while its Lease is renewed or its status is written. If neither is seen for the grace
+//! period, its conditions become `Unknown`. The period is measured by this process's clock, because the
+//! node's is not trusted, and excludes pauses (see [`Awake`]). Conditions are translated to taints, and pods
+//! of a node that is not ready are marked not ready.
 
 use std::{
     collections::HashMap,
@@ -35,9 +36,9 @@ use k8s_controllers::{Action, Context, Error, EventType, Reconcile};
 
 pub(super) const NOT_READY: &str = "node.kubernetes.io/not-ready";
 pub(super) const UNREACHABLE: &str = "node.kubernetes.io/unreachable";
-/// Conditions that a silent kubelet leaves unknown.
+/// Conditions that become unknown without heartbeats.
 const KUBELET_CONDITIONS: [&str; 4] = ["Ready", "MemoryPressure", "DiskPressure", "PIDPressure"];
-/// Conditions that keep pods away, the status in which they do, and the taint that says so.
+/// Conditions with the status that leads to a taint, and the taint's key.
 const CONDITION_TAINTS: [(&str, &str, &str); 6] = [
     ("Ready", "False", NOT_READY),
     ("Ready", "Unknown", UNREACHABLE),
@@ -48,7 +49,7 @@ const CONDITION_TAINTS: [(&str, &str, &str); 6] = [
 ];
 const UNSCHEDULABLE: &str = "node.kubernetes.io/unschedulable";
 
-/// The last sign of life, and when it was seen here.
+/// The last heartbeat, and the time since it was seen.
 #[derive(Clone, PartialEq)]
 struct Sign {
     lease: Option<String>,
@@ -66,7 +67,7 @@ impl Lifecycle {
         Lifecycle { grace, signs: Mutex::default() }
     }
 
-    /// How long the node has been silent.
+    /// Returns the time since the last heartbeat.
     fn silence(&self, cx: &Context, node: &Node) -> Duration {
         let lease = cx.caches().of::<Lease>().get(LEASES, node.name());
         let lease = lease.and_then(|l| l.spec.as_ref()?.renew_time.as_ref().map(|t| t.0.to_string()));
@@ -78,7 +79,7 @@ impl Lifecycle {
             heartbeat: heartbeat.clone(),
             seen: Awake::begin(now),
         });
-        // What this controller wrote itself is no sign of life.
+        // A status written by this controller is not a heartbeat.
         let ours = ready(node).is_some_and(|c| c.status == "Unknown");
         if sign.lease != lease || (sign.heartbeat != heartbeat && !ours) {
             *sign = Sign { lease, heartbeat, seen: Awake::begin(now) };
@@ -153,7 +154,7 @@ fn set_unknown(node: &mut Node, heard: bool, now: &Time) {
     }
 }
 
-/// The taints that the conditions ask for; `None` where they are there already.
+/// Returns the taints for the node's conditions; `None` if it has them already.
 fn taints(node: &Node, now: &Time) -> Option<Vec<Taint>> {
     let before = node.spec.as_ref().and_then(|s| s.taints.clone()).unwrap_or_default();
     let all = node.status.as_ref().and_then(|s| s.conditions.as_ref());
@@ -169,7 +170,7 @@ fn taints(node: &Node, now: &Time) -> Option<Vec<Taint>> {
     if node.spec.as_ref().and_then(|s| s.unschedulable) == Some(true) {
         wanted.push((UNSCHEDULABLE, "NoSchedule"));
     }
-    // A node that has never reported keeps what it registered with.
+    // A node without a Ready condition keeps the taints of its registration.
     let reported = conditions::find(all, "Ready").is_some();
     let ours = |t: &Taint| {
         (reported || t.key != NOT_READY)
@@ -198,7 +199,7 @@ async fn mark_pods_not_ready(cx: &Context, node: &Node) -> Result<(), Error> {
         }
         let mut next = (*pod).clone();
         let all = &mut next.status.get_or_insert_default().conditions;
-        // The message stays what the kubelet said.
+        // The kubelet's message is kept.
         if let Some(live) = all.iter_mut().flatten().find(|c: &&mut PodCondition| c.type_ == "Ready") {
             live.status = "False".into();
             live.last_transition_time = Some(cx.clock().time());

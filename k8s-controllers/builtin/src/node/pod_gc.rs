@@ -1,5 +1,5 @@
-//! Deletes pods that nobody else will: those on nodes that are gone, those being deleted that were never on a node, and the oldest of too
-//! many that have ended.
+//! Pod garbage collection: deletes pods on deleted nodes, deleted pods that were never scheduled, and the
+//! oldest terminated pods beyond a threshold.
 
 use std::{collections::HashMap, sync::Arc, time::Duration};
 
@@ -16,7 +16,7 @@ use crate::pods;
 use k8s_controllers::Environment;
 
 const PERIOD: Duration = Duration::from_secs(20);
-/// A node is missing for so long before its pods are deleted: it may be registering anew.
+/// Time that a node must be missing before its pods are deleted: it may be registering again.
 const QUARANTINE: Duration = Duration::from_secs(40);
 
 pub(super) async fn run(environment: Environment, threshold: usize) {
@@ -58,7 +58,7 @@ pub(super) async fn run(environment: Environment, threshold: usize) {
     }
 }
 
-/// The oldest ended pods beyond so many.
+/// Returns the oldest terminated pods beyond the threshold.
 fn surplus(all: &[Arc<Pod>], threshold: usize) -> Vec<Arc<Pod>> {
     let mut ended: Vec<Arc<Pod>> =
         all.iter().filter(|p| pods::is_terminal(p) && !p.is_deleting()).cloned().collect();
@@ -70,7 +70,7 @@ fn surplus(all: &[Arc<Pod>], threshold: usize) -> Vec<Arc<Pod>> {
     ended
 }
 
-/// The cache may be behind; only the API server's word counts.
+/// Asks the API server, because the cache may be stale.
 async fn is_gone(client: &Client, node: &str) -> bool {
     matches!(client.all::<Node>().get_opt(node).await, Ok(None))
 }
@@ -79,7 +79,7 @@ async fn delete(client: &Client, pod: &Pod, node_is_gone: bool) {
     let api = client.namespaced::<Pod>(pod.namespace());
     debug!(pod = %pod.key(), "collecting pod");
     if node_is_gone && !pods::is_terminal(pod) {
-        // Its owner and its users should see that it ended.
+        // Owners and users should see that the pod ended.
         let condition = json!({
             "type": "DisruptionTarget",
             "status": "True",

@@ -1,4 +1,4 @@
-//! What ReplicaSet and ReplicationController have in common.
+//! The common interface of ReplicaSet and ReplicationController.
 
 use k8s_core::{
     api::{
@@ -13,41 +13,42 @@ use k8s_core::{
 
 use crate::conditions::{self, Condition};
 
-/// What is found out about the pods of an owner.
+/// Observed state of the owner's pods.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub(crate) struct ReplicaStatus {
-    /// Active pods.
+    /// Number of active pods.
     pub(crate) replicas: i32,
-    /// Those with all labels of the template.
+    /// Number of pods with all labels of the template.
     pub(crate) fully_labeled: i32,
-    /// Those that are ready.
+    /// Number of ready pods.
     pub(crate) ready: i32,
-    /// Those that have been ready for long enough.
+    /// Number of pods that are ready for `minReadySeconds`.
     pub(crate) available: i32,
-    /// Pods that are being deleted.
+    /// Number of pods that are being deleted.
     pub(crate) terminating: i32,
-    /// Reason and message of a write that failed.
+    /// Reason and message of a failed create or delete.
     pub(crate) failure: Option<(String, String)>,
 }
 
-/// A kind that keeps so many pods of a template.
+/// A kind that maintains a number of pods of a template.
 pub(crate) trait Replicated: Object + PartialEq {
-    /// How many.
+    /// Returns the desired number of pods.
     fn replicas(&self) -> i32;
-    /// Which pods count.
+    /// Returns the pod selector.
     ///
     /// # Errors
-    /// When the selector is malformed.
+    /// The selector is malformed.
     fn selector(&self) -> Result<LabelSelector, SelectorError>;
-    /// What they are like.
+    /// Returns the pod template.
     fn template(&self) -> PodTemplateSpec;
-    /// How long a pod must be ready before it is available.
+    /// Returns the time that a pod must be ready to be available.
     fn min_ready_seconds(&self) -> i32;
-    /// Writes down what was found out.
+    /// Writes the observed state to the status.
     fn set_status(&mut self, found: &ReplicaStatus, now: &Time);
 }
 
-/// A failure that lasts keeps its first message: messages name the pods that could not be made, and those differ each time.
+/// A persistent failure keeps its first message: messages contain generated pod names, which differ each
+/// time.
 fn set_failure<C: Condition>(conditions: &mut Option<Vec<C>>, found: &ReplicaStatus, now: &Time) {
     match &found.failure {
         Some(_) if conditions::find(conditions.as_ref(), "ReplicaFailure").is_some() => {}
@@ -80,7 +81,7 @@ impl Replicated for ReplicaSet {
         count(&mut status.fully_labeled_replicas, found.fully_labeled);
         count(&mut status.ready_replicas, found.ready);
         count(&mut status.available_replicas, found.available);
-        // Zero too is written: without it, nobody could tell whether it was looked at.
+        // Zero is written, too: an absent field means unknown.
         status.terminating_replicas = Some(found.terminating);
         status.observed_generation = generation;
         set_failure::<ReplicaSetCondition>(&mut status.conditions, found, now);
@@ -113,7 +114,7 @@ impl Replicated for ReplicationController {
     }
 }
 
-/// Writes a count the way the API leaves zeros out, so that an unchanged status compares equal.
+/// Sets a counter, with zero as `None` like the API, so that an unchanged status compares equal.
 pub(crate) fn count(field: &mut Option<i32>, value: i32) {
     if field.unwrap_or(0) != value {
         *field = (value != 0).then_some(value);

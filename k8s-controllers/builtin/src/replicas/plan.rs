@@ -1,4 +1,4 @@
-//! How many pods to make or delete, and what to say about those there are. Pure.
+//! Computes the number of pods to create or delete, and the status. Pure.
 
 use std::{sync::Arc, time::Duration};
 
@@ -8,7 +8,7 @@ use k8s_core::api::api::core::v1::Pod;
 use super::{ReplicaStatus, Replicated};
 use crate::{batch::BURST, pods};
 
-/// What to do next.
+/// Next step.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Step {
     Nothing,
@@ -16,7 +16,7 @@ pub(super) enum Step {
     Delete(usize),
 }
 
-/// Never more than a burst at once; the rest follows when the caches have the first part.
+/// Limits a step to a burst; the rest follows once the caches have the first part.
 pub(super) fn step(desired: i32, active: usize) -> Step {
     let desired = usize::try_from(desired).unwrap_or(0);
     match active.cmp(&desired) {
@@ -52,7 +52,7 @@ pub(super) fn status<K: Replicated>(
     }
 }
 
-/// When the next ready pod will have been so for long enough.
+/// Returns the time until the next ready pod becomes available.
 pub(super) fn next_available<K: Replicated>(
     owner: &K,
     active: &[Arc<Pod>],
@@ -69,7 +69,7 @@ mod tests {
     use super::*;
 
     proptest! {
-        /// Repeated steps reach the number asked for, from either side, without passing it.
+        /// Repeated steps reach the desired number from either side without overshooting.
         #[test]
         fn converges_without_overshoot(desired in -1..3000i32, mut active in 0..3000usize) {
             let goal = usize::try_from(desired).unwrap_or(0);

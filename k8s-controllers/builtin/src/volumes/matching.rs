@@ -1,4 +1,4 @@
-//! Which volume satisfies a claim. Pure.
+//! Matches volumes to claims. Pure.
 
 use std::sync::Arc;
 
@@ -7,7 +7,7 @@ use k8s_core::{
     meta::{LabelSelector, ObjectExt, Quantity},
 };
 
-/// How claims and volumes named their class before they had a field for it. It still decides where it is set.
+/// Annotation with the class, older than the field. It takes precedence.
 const CLASS: &str = "volume.beta.kubernetes.io/storage-class";
 
 pub(super) fn class_of_claim(claim: &PersistentVolumeClaim) -> &str {
@@ -20,7 +20,7 @@ fn class_of_volume(volume: &PersistentVolume) -> &str {
     volume.annotation(CLASS).or(field).unwrap_or_default()
 }
 
-/// Namespace and name of the claim that a volume is for, and its uid once it is bound.
+/// Returns namespace, name and (once bound) uid of a volume's claim.
 pub(super) fn claim_of(volume: &PersistentVolume) -> Option<(&str, &str, Option<&str>)> {
     let reference = volume.spec.as_ref()?.claim_ref.as_ref()?;
     let uid = reference.uid.as_deref().filter(|u| !u.is_empty());
@@ -55,7 +55,8 @@ fn reaches(volume: &PersistentVolume, node: &Node) -> bool {
     })
 }
 
-/// The volume that is meant for the claim, else the smallest that is large enough and fits in every other way.
+/// Returns a volume reserved for the claim, else the smallest that is large enough and matches in all
+/// other ways.
 pub(super) fn best(
     claim: &PersistentVolumeClaim,
     all: &[Arc<PersistentVolume>],

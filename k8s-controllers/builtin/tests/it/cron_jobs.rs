@@ -1,4 +1,4 @@
-//! CronJobs: what each field does, and what is said about it.
+//! CronJobs: the effect of each field, and the events.
 
 use std::time::Duration;
 
@@ -20,7 +20,7 @@ async fn minutes(count: u64) {
 
 #[tokio::test(start_paused = true)]
 async fn what_a_policy_makes_of_a_job_that_still_runs() {
-    // Of jobs that never end, after ten minutes and a bit.
+    // Jobs that never end, after a little over ten minutes.
     for (policy, standing, reason, message) in [
         ("Allow", 11, "SuccessfulCreate", "Created job tick-"),
         (
@@ -53,10 +53,10 @@ async fn what_a_policy_makes_of_a_job_that_still_runs() {
 #[tokio::test(start_paused = true)]
 async fn times_that_were_missed() {
     for (name, deadline, away, want, reason) in [
-        // Back within the deadline: the last time is made up for.
+        // Back within the deadline: the last missed time is made up for.
         ("late", Some(300), 150, 1, None),
         ("too late", Some(10), 150, 0, None),
-        // Without a deadline one Job is made, however many times were missed; the user is told when they are many.
+        // Without a deadline one Job is created for all missed times; an event reports many.
         ("few", None, 20 * 60, 1, None),
         ("many", None, 200 * 60, 1, Some("TooManyMissedTimes")),
     ] {
@@ -65,7 +65,7 @@ async fn times_that_were_missed() {
         cron.spec.suspend = Some(true);
         cron.spec.starting_deadline_seconds = deadline;
         lab.create(&cron).await;
-        // To half a minute after a full one.
+        // Wait until half a minute past a full one.
         let now = lab.get::<CronJob>("tick").await.metadata.creation_timestamp.unwrap().0.as_second();
         let wait = 30 - now.rem_euclid(60) + if now.rem_euclid(60) > 30 { 60 } else { 0 } + away / 60 * 60;
         tokio::time::sleep(Duration::from_secs(u64::try_from(wait).unwrap())).await;

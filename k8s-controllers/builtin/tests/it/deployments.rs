@@ -1,4 +1,4 @@
-//! Deployments and ReplicaSets: what each field does, and what is said about it.
+//! Deployments and ReplicaSets: the effect of each field, and the events.
 
 use std::time::Duration;
 
@@ -24,7 +24,7 @@ use crate::{
 
 const REVISION: &str = "deployment.kubernetes.io/revision";
 
-/// Pods of the image `bad` never run.
+/// Pods with the image `bad` never run.
 fn bad_never_runs(pod: &Pod) -> &'static str {
     let image = pod.spec.as_ref().and_then(|s| s.containers[0].image.as_deref());
     if image == Some("bad") { "Pending" } else { "Running" }
@@ -117,7 +117,7 @@ async fn a_paused_deployment_scales_and_does_not_roll() {
     .await;
     lab.edit("web", |d: &mut Deployment| d.spec.as_mut().unwrap().replicas = Some(4)).await;
     lab.until("scaled", async || is(&sizes(&lab).await, &[("one", 4)])).await;
-    // Time that it is paused does not count towards the deadline.
+    // Paused time does not count towards the deadline.
     tokio::time::sleep(Duration::from_secs(1200)).await;
     assert!(is(&sizes(&lab).await, &[("one", 4)]));
     assert!(is_said(&lab, "Progressing", "Unknown", "DeploymentPaused", "").await);
@@ -127,7 +127,8 @@ async fn a_paused_deployment_scales_and_does_not_roll() {
         .await;
 }
 
-/// The example of upstream's documentation: ten replicas, three more allowed, two fewer; an image that does not come; then fifteen.
+/// The example of upstream's documentation: ten replicas, maxSurge 3, maxUnavailable 2, an image that cannot
+/// be pulled; then fifteen replicas.
 #[tokio::test(start_paused = true)]
 async fn scaling_in_a_rollout_is_proportional() {
     let lab = Lab::start(2, bad_never_runs).await;
@@ -232,7 +233,7 @@ async fn pods_are_available_after_their_time_and_refusals_are_told() {
     tokio::time::sleep(Duration::from_secs(10)).await;
     assert_eq!(status().await.available_replicas, Some(2));
     assert!(is_rolled_out(&lab.get("web").await));
-    // An account that is not there: no pod is let in.
+    // A missing service account: no pod is admitted.
     lab.edit("web", |d: &mut Deployment| {
         d.spec.as_mut().unwrap().template.spec.as_mut().unwrap().service_account_name = Some("nobody".into());
     })

@@ -1,4 +1,4 @@
-//! Namespaces that go, and objects whose owners are not where they should be.
+//! Namespace deletion, and owner references across namespaces.
 
 use std::time::Duration;
 
@@ -101,7 +101,7 @@ async fn owners_in_other_namespaces_are_none_and_the_user_is_told() {
     let mut child = map("child", "shop");
     child.metadata.owner_references = of(owner_reference(&owner));
     lab.client.namespaced::<ConfigMap>("shop").create(&child).await.unwrap();
-    // Something without a namespace cannot be owned by something in one: nobody knows in which.
+    // A cluster-scoped object with a namespaced owner: its namespace is undecidable.
     let mut role = ClusterRole::default();
     role.metadata.name = Some("kept".into());
     role.metadata.owner_references = of(owner_reference(&owner));
@@ -109,7 +109,7 @@ async fn owners_in_other_namespaces_are_none_and_the_user_is_told() {
     role.metadata.name = Some("kept-too".into());
     role.metadata.owner_references.as_mut().unwrap()[0].uid = "unknown".into();
     lab.create(&role).await;
-    // An owner without a namespace is one for everybody.
+    // A cluster-scoped owner is valid for all objects.
     let mut volume = PersistentVolume::default();
     volume.metadata.name = Some("v".into());
     volume.spec = serde_json::from_value(serde_json::json!({

@@ -1,4 +1,4 @@
-//! Jobs: what each field does, as a table.
+//! Jobs: the effect of each field, as a table.
 
 use std::time::Duration;
 
@@ -31,7 +31,7 @@ fn index(pod: &Pod) -> i32 {
     pod.label("batch.kubernetes.io/job-completion-index").and_then(|i| i.parse().ok()).unwrap_or(-1)
 }
 
-/// How often a pod's index was tried before.
+/// Returns the number of earlier attempts of a pod's index.
 fn tries(pod: &Pod) -> i32 {
     let count = |key: &str| pod.annotation(key).and_then(|n| n.parse::<i32>().ok()).unwrap_or(0);
     count("batch.kubernetes.io/job-index-failure-count")
@@ -42,9 +42,9 @@ struct Case {
     name: &'static str,
     spec: Value,
     fate: Fate,
-    /// The last condition's type, reason and message.
+    /// Type, reason and message of the last condition.
     end: (&'static str, &'static str, &'static str),
-    /// Fields of the status.
+    /// Expected fields of the status.
     status: Value,
 }
 
@@ -130,7 +130,7 @@ fn cases() -> Vec<Case> {
                 "MaxFailedIndexesExceeded",
                 "Job has exceeded the specified maximal number of failed indexes",
             ),
-            // The pod of index 2 is ended with the Job, and counts.
+            // The pod of index 2 is deleted with the Job, and counts.
             json!({"failedIndexes": "0-2", "succeeded": null}),
         ),
         case(
@@ -240,7 +240,7 @@ async fn failed_pods_are_replaced_ever_later() {
     all.sort_by_key(created);
     let gaps: Vec<i64> =
         all.windows(2).map(|w| created(&w[1]).as_second() - created(&w[0]).as_second()).collect();
-    // A second more for the pod to fail, and perhaps one for rounding.
+    // One second more for the pod to fail, and perhaps one for rounding.
     for (gap, want) in gaps.iter().zip([10, 20, 40]) {
         assert!((want..=want + 2).contains(gap), "{gaps:?}");
     }
@@ -278,7 +278,7 @@ async fn only_ended_pods_are_replaced_where_that_is_asked_and_strangers_jobs_are
     lab.until("runs", async || lab.list::<Pod>().await.iter().any(pods::is_ready)).await;
     let first = lab.list::<Pod>().await[0].clone();
     lab.delete::<Pod>(first.name(), "Background").await;
-    // The kubelet takes a second to end it; until then there is no other.
+    // The kubelet needs a second to end the pod; it is replaced only then.
     tokio::time::sleep(Duration::from_millis(500)).await;
     assert_eq!(lab.list::<Pod>().await.len(), 1);
     assert_eq!(lab.get::<Job>("work").await.status.unwrap().terminating, Some(1));
@@ -291,7 +291,7 @@ async fn a_job_made_again_under_its_name_lets_the_pods_of_the_first_go() {
     lab.create(&job(json!({"completions": 1}))).await;
     lab.until("runs", async || lab.list::<Pod>().await.iter().any(pods::is_ready)).await;
     let first = lab.list::<Pod>().await[0].clone();
-    // The controllers' next look is at the second one.
+    // The controllers' next reconcile is at the full second.
     lab.delete::<Job>("work", "Background").await;
     let second = lab.create(&job(json!({"completions": 1}))).await;
     lab.until("the first pod is gone", async || {

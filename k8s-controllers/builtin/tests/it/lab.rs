@@ -1,4 +1,5 @@
-//! A control plane in a test: the API server over a memory store, controllers, the scheduler, and a kubelet that only says what it would do.
+//! A control plane in a test: API server over a memory store, controllers, scheduler, and a simulated
+//! kubelet.
 
 use std::{
     sync::{
@@ -72,7 +73,8 @@ pub(crate) fn template(app: &str, image: &str) -> PodTemplateSpec {
     }
 }
 
-/// What the kubelet makes of a pod: the phase it comes to, perhaps with its exit code (`Failed:42`) or a condition (`Failed!DisruptionTarget`).
+/// Outcome of a pod: its final phase, with an optional exit code (`Failed:42`) or condition
+/// (`Failed!DisruptionTarget`).
 pub(crate) type Fate = fn(&Pod) -> &'static str;
 
 fn status_of(pod: &Pod, fate: &str, ip: String, now: Time) -> PodStatus {
@@ -112,7 +114,7 @@ fn status_of(pod: &Pod, fate: &str, ip: String, now: Time) -> PodStatus {
 }
 
 impl Lab {
-    /// With so many nodes, all controllers, and the scheduler.
+    /// Starts with `nodes` nodes, all controllers and the scheduler.
     pub(crate) async fn start(nodes: usize, fate: Fate) -> Lab {
         let _ = tracing_subscriber::fmt()
             .with_test_writer()
@@ -160,7 +162,7 @@ impl Lab {
         let options = builtin::Options {
             root_ca: "PEM".into(),
             cluster_cidr: "10.42.0.0/16".into(),
-            // The nodes here have no heartbeat.
+            // These nodes have no heartbeat.
             node_monitor_grace: Duration::from_secs(1_000_000),
             ..builtin::Options::default()
         };
@@ -218,7 +220,7 @@ impl Lab {
         self.api::<K>().delete(name, &options).await.unwrap();
     }
 
-    /// Whether something was said about objects of a kind: the reason, and a part of the message.
+    /// Returns true if there is an event for a kind with this reason and a part of its message.
     pub(crate) async fn heard(&self, kind: &str, reason: &str, part: &str) -> bool {
         let all: Vec<Event> = self.list_in("").await;
         all.iter().any(|e| {
@@ -228,7 +230,7 @@ impl Lab {
         })
     }
 
-    /// Until `done`, or a failure after ten minutes of virtual time.
+    /// Polls until `done`; fails after ten minutes of virtual time.
     pub(crate) async fn until(&self, what: &str, done: impl AsyncFn() -> bool) {
         for _ in 0..6000 {
             if done().await {
@@ -246,7 +248,7 @@ impl Lab {
         panic!("never: {what}");
     }
 
-    /// Fails when anything is still written although nothing happens.
+    /// Fails if anything is written although nothing changes.
     pub(crate) async fn is_quiet(&self) {
         tokio::time::sleep(Duration::from_secs(5)).await;
         let before = self.writes.load(Ordering::SeqCst);
@@ -255,7 +257,7 @@ impl Lab {
     }
 }
 
-/// Runs pods a second after they come, ends those that are to end, and lets deleted ones go after a second.
+/// Runs pods a second after they appear, ends those that should end, and removes deleted ones after a second.
 pub(crate) async fn kubelet(client: Client, clock: Clock, stop: CancellationToken, fate: Fate) {
     let cache = Cache::<Pod>::new();
     let mut changes = cache.subscribe();
@@ -277,7 +279,7 @@ pub(crate) async fn kubelet(client: Client, clock: Clock, stop: CancellationToke
             tokio::time::sleep(Duration::from_secs(1)).await;
             if pod.is_deleting() {
                 if !pods::is_terminal(&pod) {
-                    // Who holds the pod by a finalizer is to see that it has ended.
+                    // The holder of a finalizer must see that the pod has ended.
                     let mut ended = (*pod).clone();
                     ended.metadata.resource_version = None;
                     ended.status.get_or_insert_default().phase = Some("Failed".into());

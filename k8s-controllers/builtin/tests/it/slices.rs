@@ -1,4 +1,4 @@
-//! EndpointSlices and Endpoints: sizes, hints, pods that are not ready or terminate, and what is mirrored.
+//! EndpointSlices and Endpoints: sizes, hints, unready and terminating pods, mirroring.
 
 use std::time::Duration;
 
@@ -67,7 +67,7 @@ async fn no_slice_has_more_than_a_hundred_and_hints_name_zones() {
         })
     })
     .await;
-    // A node that moves takes its endpoints along.
+    // A node's new zone changes its endpoints.
     lab.edit("n1", |node: &mut Node| node.set_label("topology.kubernetes.io/zone", "elsewhere")).await;
     lab.until("they are elsewhere", async || {
         let moved =
@@ -105,7 +105,7 @@ async fn terminating_pods_serve_and_are_marked_and_headless_services_publish_wha
     lab.until("ready", async || endpoints(&lab).await.iter().any(|e| is(e).0 == Some(true))).await;
     let pod = lab.list::<Pod>().await.into_iter().find(pods::is_ready).unwrap();
     lab.delete::<Pod>(pod.name(), "Background").await;
-    // The kubelet takes a second to end it.
+    // The kubelet needs a second to end it.
     tokio::time::sleep(Duration::from_millis(500)).await;
     let going = endpoints(&lab).await;
     let going =
@@ -155,7 +155,7 @@ async fn endpoints_written_by_hand_are_mirrored() {
         mirrored().await[0].endpoints.as_ref().is_some_and(|e| e[0].addresses == ["192.0.2.2"])
     })
     .await;
-    // A slice that somebody deletes comes back.
+    // A deleted slice is created again.
     let name = mirrored().await[0].name().to_owned();
     lab.api::<EndpointSlice>().delete(&name, &DeleteOptions::default()).await.unwrap();
     lab.until("back", async || mirrored().await.len() == 2).await;
@@ -169,7 +169,7 @@ async fn endpoints_written_by_hand_are_mirrored() {
 
 #[tokio::test(start_paused = true)]
 async fn with_topology_mode_auto_zones_get_their_share() {
-    // Three nodes in zones of their own, with as many processors each.
+    // Three nodes in three zones with equal CPU.
     let lab = Lab::start(3, runs).await;
     let mut web = service("web");
     let mode = ("service.kubernetes.io/topology-mode".to_owned(), "Auto".to_owned());
@@ -194,7 +194,7 @@ async fn with_topology_mode_auto_zones_get_their_share() {
     lab.until("hints", async || zones().await == ["z0", "z1", "z2"]).await;
     lab.until("told", async || lab.heard("Service", "TopologyAwareHintsEnabled", "IPv4").await).await;
     lab.is_quiet().await;
-    // A node that nobody knows the zone of makes all shares uncertain.
+    // A node without a zone disables all hints.
     lab.edit("n2", |n: &mut Node| n.metadata.labels = None).await;
     lab.until("no hints", async || zones().await == ["", "", ""]).await;
     assert!(lab.heard("Service", reason, "Insufficient Node information").await);

@@ -1,4 +1,4 @@
-//! Decisions on made-up clusters.
+//! Tests of decisions on synthetic clusters.
 
 use std::{collections::BTreeMap, sync::Arc};
 
@@ -54,7 +54,6 @@ fn pod(name: &str, cpu: &str) -> Pod {
     }
 }
 
-/// The pod's spec.
 fn spec(pod: &mut Pod) -> &mut PodSpec {
     pod.spec.get_or_insert_default()
 }
@@ -67,7 +66,7 @@ fn cluster(nodes: impl IntoIterator<Item = Node>) -> Cluster {
     cluster
 }
 
-/// Decides and assumes; the node's name, or the message.
+/// Decides and assumes; returns the node's name, or the message.
 fn place(cluster: &mut Cluster, pod: Pod) -> Result<String, String> {
     let info = Arc::new(PodInfo::new(Arc::new(pod)));
     match profile().decide(cluster, &info, &mut 0, &mut StdRng::seed_from_u64(7)) {
@@ -152,14 +151,14 @@ fn affinity_and_anti_affinity_work_over_topologies_and_in_both_directions() {
     };
     spec(&mut alone).affinity = Some(Affinity { pod_anti_affinity: Some(far), ..Affinity::default() });
     let first = place(&mut c, alone.clone()).unwrap();
-    // What is placed keeps others away...
+    // A placed pod's anti-affinity keeps later pods away.
     let web = place(&mut c, labelled("web", "web")).unwrap();
     assert_ne!(&web[..1], &first[..1]);
-    // ...and is kept away by others.
+    // A later pod's anti-affinity keeps it away from placed ones.
     alone.metadata.uid = Some("second".into());
     let message = place(&mut c, alone).unwrap_err();
     assert!(message.contains("anti-affinity"), "{message}");
-    // Near the web server, wherever that is.
+    // Affinity to the web server, in its zone.
     let mut near = labelled("near", "cache");
     let by = PodAffinity {
         required_during_scheduling_ignored_during_execution: Some(vec![term("web")]),
@@ -167,7 +166,8 @@ fn affinity_and_anti_affinity_work_over_topologies_and_in_both_directions() {
     };
     spec(&mut near).affinity = Some(Affinity { pod_affinity: Some(by), ..Affinity::default() });
     assert_eq!(&place(&mut c, near.clone()).unwrap()[..1], &web[..1]);
-    // Near nobody: nowhere. Near its own kind: the first goes anywhere.
+    // Affinity to a pod that does not exist: unschedulable. Affinity to its own labels: the first pod goes
+    // anywhere.
     let mut c = cluster(nodes());
     assert!(place(&mut c, near.clone()).unwrap_err().contains("didn't match pod affinity rules"));
     near.metadata.labels = Some(map(&[("app", "web")]));
@@ -230,7 +230,8 @@ fn preemption_takes_the_least_important_and_no_more_than_needed() {
 }
 
 proptest! {
-    /// Whatever comes and goes, no node is ever given more than it has, and the running totals are those of the pods.
+    /// After any sequence of changes no node is overcommitted, and the running totals equal the sums over the
+    /// pods.
     #[test]
     fn never_overcommits(ops in proptest::collection::vec((0..4u8, 0..30usize, 1..3000i64, 0..6usize), 1..200)) {
         let mut c = cluster((0..3).map(|i| node(&format!("n{i}"), "4", &[])));
@@ -238,7 +239,7 @@ proptest! {
             let uid = format!("uid-{id}");
             match op {
                 0 | 1 if !c.is_placed(&uid) => {
-                    // A pod that fits nowhere is left out.
+                    // A pod that fits nowhere is skipped.
                     let _ = place(&mut c, pod(&id.to_string(), &format!("{cpu}m")));
                 }
                 2 => {
@@ -257,7 +258,8 @@ proptest! {
     }
 }
 
-/// Places 5,000 pods on 1,000 nodes, and prints how long a decision takes (`--release -- --nocapture`); it asserts no time.
+/// Places 5,000 pods on 1,000 nodes and prints the time per decision (`--release -- --nocapture`). Asserts no
+/// time.
 #[test]
 fn five_thousand_pods_find_their_place() {
     let mut c = cluster((0..1000).map(|i| node(&format!("n{i}"), "64", &[("zone", "a")])));

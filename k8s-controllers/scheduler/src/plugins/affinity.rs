@@ -1,4 +1,4 @@
-//! Pods that ask to be near, or far from, other pods.
+//! Pod affinity and anti-affinity.
 
 use std::collections::{HashMap, HashSet};
 
@@ -16,21 +16,22 @@ fn selects(
     term.selects(&pod.key.namespace, pod.pod.metadata.labels.as_ref(), || Some(namespace_labels))
 }
 
-/// Whether a term selects a placed pod; its namespace's labels are looked up where needed.
+/// Returns true if a term selects a placed pod; the labels of its namespace are looked up for
+/// `namespaceSelector`.
 fn selects_placed(cluster: &Cluster, term: &AffinityTerm, pod: &PodInfo) -> bool {
     let labels = cluster.namespace_labels(&pod.key.namespace);
     selects(term, pod, &labels)
 }
 
-/// What is where, for one pod. Domains are (topology key, value).
+/// Topology domains that matter for one pod, as (topology key, value).
 struct State {
-    /// Domains from which placed pods keep the pod away.
+    /// Domains with placed pods whose anti-affinity selects the pod.
     forbidden: HashSet<(String, String)>,
-    /// Domains that each of its affinity terms finds pods in.
+    /// For each affinity term of the pod: domains with matching pods.
     near: Vec<HashSet<String>>,
-    /// Domains that each of its anti-affinity terms finds pods in.
+    /// For each anti-affinity term of the pod: domains with matching pods.
     far: Vec<HashSet<String>>,
-    /// Nobody it could be near to exists, and it would be near to itself: the first of its kind.
+    /// No placed pod matches the affinity terms, but the pod itself does: it may go anywhere.
     first_of_its_kind: bool,
 }
 
@@ -61,7 +62,7 @@ impl Filter for InterPodAffinity {
                 continue;
             }
             for placed in &node.pods {
-                // A pod counts as near only where all terms select it.
+                // A placed pod satisfies affinity only if all terms select it.
                 if !pod.affinity.is_empty() && pod.affinity.iter().all(|t| selects_placed(cluster, t, placed))
                 {
                     for (term, domains) in pod.affinity.iter().zip(&mut state.near) {
@@ -107,7 +108,7 @@ impl Filter for InterPodAffinity {
     }
 }
 
-/// How welcome the pod is, by topology key and value.
+/// Preference for each topology domain, by key and value.
 struct Welcome(HashMap<String, HashMap<String, i64>>);
 
 impl Score for InterPodAffinity {
@@ -133,7 +134,7 @@ impl Score for InterPodAffinity {
                         add(&term.topology_key, node.label(&term.topology_key), *weight);
                     }
                 }
-                // Others' wishes count too, and a requirement of theirs as the smallest wish.
+                // Preferred terms of placed pods count too, and their required affinity with weight 1.
                 let required = placed.affinity.iter().map(|t| (1, t));
                 for (weight, term) in placed.preferred_pods.iter().map(|(w, t)| (*w, t)).chain(required) {
                     if selects(term, pod, &own_labels) {

@@ -1,10 +1,10 @@
-//! Plugins that look at the node alone: name, cordon, taints, affinity, ports, resources, images.
+//! Plugins that examine the node alone: name, cordon, taints, affinity, ports, resources, images.
 
 use k8s_core::api::api::core::v1::{Taint, Toleration};
 
 use crate::{Cycle, Filter, NodeInfo, PodInfo, Reject, Score, WakeOn, plugin::proportional};
 
-/// The pod names its node.
+/// Requires the node named in `spec.nodeName`.
 #[derive(Clone, Copy, Debug)]
 pub struct NodeName;
 
@@ -39,13 +39,13 @@ fn tolerates(tolerations: &[Toleration], taint: &Taint) -> bool {
     })
 }
 
-/// The first taint that keeps the pod off the node.
+/// Returns the first taint that the pod does not tolerate (`NoSchedule`, `NoExecute`).
 pub(crate) fn untolerated<'a>(pod: &PodInfo, node: &'a NodeInfo) -> Option<&'a Taint> {
     let hard = |t: &&Taint| matches!(t.effect.as_str(), "NoSchedule" | "NoExecute");
     node.taints().iter().filter(hard).find(|taint| !tolerates(pod.tolerations(), taint))
 }
 
-/// The node is cordoned.
+/// Rejects cordoned nodes.
 #[derive(Clone, Copy, Debug)]
 pub struct NodeUnschedulable;
 
@@ -70,7 +70,7 @@ impl Filter for NodeUnschedulable {
     }
 }
 
-/// Taints that the pod does not tolerate; `PreferNoSchedule` ones count against the node.
+/// Rejects nodes with untolerated taints; `PreferNoSchedule` taints lower the score.
 #[derive(Clone, Copy, Debug)]
 pub struct TaintToleration;
 
@@ -101,7 +101,7 @@ impl Score for TaintToleration {
     }
 }
 
-/// `nodeSelector` and node affinity.
+/// Required and preferred node affinity, and `nodeSelector`.
 #[derive(Clone, Copy, Debug)]
 pub struct NodeAffinity;
 
@@ -137,7 +137,7 @@ impl Score for NodeAffinity {
     }
 }
 
-/// Ports of the node that the pod takes.
+/// Rejects nodes on which a host port of the pod is in use.
 #[derive(Clone, Copy, Debug)]
 pub struct NodePorts;
 
@@ -158,7 +158,7 @@ impl Filter for NodePorts {
     }
 }
 
-/// The node has what the pod asks for.
+/// Rejects nodes without enough free resources.
 #[derive(Clone, Copy, Debug)]
 pub struct NodeResourcesFit;
 
@@ -199,7 +199,7 @@ impl Filter for NodeResourcesFit {
     }
 }
 
-/// Prefers nodes with much left.
+/// Prefers nodes with a large share of free resources.
 #[derive(Clone, Copy, Debug)]
 pub struct LeastAllocated;
 
@@ -207,7 +207,7 @@ impl Score for LeastAllocated {
     fn score(&self, _: &Cycle<'_>, pod: &PodInfo, node: &NodeInfo) -> i64 {
         let free = |have: i64, used: i64, ask: i64| {
             let left = have.saturating_sub(used).saturating_sub(ask);
-            // Wide arithmetic: bytes times a hundred may not fit.
+            // i128: bytes times 100 may overflow i64.
             if have <= 0 || left < 0 { 0 } else { (i128::from(left) * 100 / i128::from(have)) as i64 }
         };
         let cpu = free(node.allocatable.milli_cpu, node.counted.0, pod.counted.0);
@@ -216,13 +216,13 @@ impl Score for LeastAllocated {
     }
 }
 
-/// Prefers nodes whose CPU and memory are used alike.
+/// Prefers nodes with similar CPU and memory utilization.
 #[derive(Clone, Copy, Debug)]
 pub struct BalancedAllocation;
 
 impl Score for BalancedAllocation {
     fn prepare(&self, _: &mut Cycle<'_>, pod: &PodInfo) -> bool {
-        // A pod that asks for nothing unbalances nothing.
+        // Skipped for pods without requests: they do not change the balance.
         pod.requests.milli_cpu > 0 || pod.requests.memory > 0
     }
 
@@ -236,7 +236,7 @@ impl Score for BalancedAllocation {
     }
 }
 
-/// Prefers nodes that have the pod's images already.
+/// Prefers nodes that have the pod's images.
 #[derive(Clone, Copy, Debug)]
 pub struct ImageLocality;
 
@@ -254,7 +254,7 @@ impl Score for ImageLocality {
             found.and_then(|i| i.size_bytes).unwrap_or(0)
         };
         let sum: i64 = spec.containers.iter().filter_map(|c| c.image.as_deref()).map(size).sum();
-        // Below 23 MB per image an image does not matter; above 1 GB more does not matter more.
+        // Sizes count from 23 MB in total up to 1 GB per container.
         const LEAST: i64 = 23 * 1024 * 1024;
         let most = 1024 * 1024 * 1024 * i64::try_from(spec.containers.len().max(1)).unwrap_or(1);
         (sum.clamp(LEAST, most) - LEAST) * 100 / (most - LEAST)

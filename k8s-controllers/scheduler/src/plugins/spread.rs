@@ -1,14 +1,14 @@
-//! Pods spread over the domains of a topology.
+//! Spreading of pods over topology domains.
 
 use std::collections::HashMap;
 
 use crate::{Cycle, Filter, NodeInfo, PodInfo, Reject, Score, plugin::proportional, pod_info::Spread};
 
-/// `topologySpreadConstraints`.
+/// Pod topology spread constraints: required ones filter, the others score.
 #[derive(Clone, Copy, Debug)]
 pub struct PodTopologySpread;
 
-/// For each constraint: how many selected pods each domain has.
+/// For each constraint: number of selected pods per domain.
 struct Counts(Vec<HashMap<String, i64>>);
 
 fn counts(cx: &Cycle<'_>, pod: &PodInfo, constraints: &[&Spread]) -> Vec<HashMap<String, i64>> {
@@ -79,7 +79,7 @@ impl Score for PodTopologySpread {
     fn score(&self, cx: &Cycle<'_>, pod: &PodInfo, node: &NodeInfo) -> i64 {
         let Some(Wishes(all)) = cx.get::<Wishes>() else { return 0 };
         let there = |(constraint, domains): (&Spread, &HashMap<String, i64>)| {
-            // A node outside of the topology is as bad as the fullest domain.
+            // A node without the topology key scores like the fullest domain.
             match node.label(&constraint.topology_key) {
                 Some(value) => domains.get(value).copied().unwrap_or(0),
                 None => domains.values().copied().max().unwrap_or(0) + 1,
@@ -93,7 +93,7 @@ impl Score for PodTopologySpread {
     }
 }
 
-/// Spreads the pods of one controller over nodes where the pod does not say itself how to be spread.
+/// Spreads the pods of one controller over nodes, unless they have spread constraints of their own.
 #[derive(Clone, Copy, Debug)]
 pub struct GroupSpread;
 

@@ -1,11 +1,11 @@
-//! Volumes that are bound to certain nodes, or not bound yet.
+//! Volume topology and delayed volume binding.
 
 use crate::{
     Cycle, Filter, NodeInfo, PodInfo, Reject, WakeOn,
     volumes::{Claim, claims_of},
 };
 
-/// The pod's claims are bound, or can be, and their volumes are reachable from the node.
+/// Requires that the pod's claims are bound or bindable, and that their volumes are accessible from the node.
 #[derive(Clone, Copy, Debug)]
 pub struct VolumeBinding;
 

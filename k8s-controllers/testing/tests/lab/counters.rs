@@ -1,4 +1,5 @@
-//! Controllers under test, good and bad ones: each keeps a ConfigMap `<name>-copy` beside a ConfigMap that asks for it.
+//! Controllers under test, correct and faulty ones: each maintains a ConfigMap `<name>-copy` for a ConfigMap
+//! that asks for it.
 
 use std::sync::Arc;
 
@@ -34,7 +35,7 @@ pub(crate) fn controller() -> Controller<ConfigMap> {
     Controller::<ConfigMap>::new().named("copier").owns::<ConfigMap>()
 }
 
-/// As it should be.
+/// Correct.
 pub(crate) struct Copies;
 
 impl Reconcile for Copies {
@@ -48,7 +49,7 @@ impl Reconcile for Copies {
     }
 }
 
-/// Looks every second and writes each time.
+/// Hot loop: writes every second.
 pub(crate) struct Spins;
 
 impl Reconcile for Spins {
@@ -66,7 +67,7 @@ impl Reconcile for Spins {
     }
 }
 
-/// Marks the original first and makes the copy afterwards: a crash or a failure in between loses the copy for ever.
+/// Marks the original before it creates the copy: a crash or an error in between loses the copy for ever.
 pub(crate) struct MarksFirst;
 
 impl Reconcile for MarksFirst {
@@ -81,7 +82,7 @@ impl Reconcile for MarksFirst {
     }
 }
 
-/// Writes twice from the object it was given: the second write is from before the first.
+/// Writes twice from the same cached object: the second write is based on a stale revision.
 pub(crate) struct WritesTwice;
 
 impl Reconcile for WritesTwice {

@@ -21,7 +21,7 @@ use tokio_util::sync::CancellationToken;
 
 use crate::counters::original;
 
-/// Three calls make leases of a `kube::Client`.
+/// The three calls of `Leases`, over a `kube::Client`.
 struct KubeLeases(kube::Api<Lease>);
 
 fn failed(error: kube::Error) -> LeaseError {
@@ -95,7 +95,7 @@ fn a_lost_lease_stops_the_work_before_another_begins() {
     Lab::new().run(async |lab| {
         let cut = Arc::new(AtomicBool::new(false));
         let working = Arc::new(AtomicUsize::new(0));
-        // Work that does not listen: it goes on until it is dropped.
+        // Work that ignores its shutdown signal: it goes on until it is dropped.
         struct Works(Arc<AtomicUsize>);
         impl Drop for Works {
             fn drop(&mut self) {
@@ -105,7 +105,7 @@ fn a_lost_lease_stops_the_work_before_another_begins() {
         let client = Client::new(Cut(lab.client(), cut.clone()));
         let candidate = Candidate::new(&client, lab.clock().clone(), "default", "l", "deaf");
         let fence = candidate.fence();
-        // The writes of the work take another way than its lease: the network is cut in between.
+        // The work's client is separate from the lease's, so that the network can be cut between them.
         let fenced = fence.client(&lab.client());
         let deaf = tokio::spawn(candidate.run(CancellationToken::new(), {
             let working = working.clone();

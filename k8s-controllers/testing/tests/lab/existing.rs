@@ -1,4 +1,4 @@
-//! The same test in a cluster that exists: here a server of ours behind a socket, in a process of its own for the test.
+//! The same test in an existing cluster: here a server of ours behind a socket, in its own process.
 
 use std::{net::SocketAddr, process::Command, sync::mpsc};
 

@@ -1,4 +1,4 @@
-//! What the framework gives to controllers, seen through the lab.
+//! Properties of the controller framework, tested in the lab.
 
 use std::{
     sync::{
@@ -35,7 +35,7 @@ fn text(map: &ConfigMap) -> &str {
     map.data.as_ref().and_then(|d| d.get("text")).map_or("", String::as_str)
 }
 
-/// Marks healthy objects, hangs for a second with broken ones and fails, and panics for one.
+/// Marks healthy objects; for broken ones it blocks for a second and fails, and panics for one.
 struct Marks;
 
 impl Reconcile for Marks {
@@ -121,7 +121,7 @@ fn a_panic_is_isolated_counted_and_reported() {
     assert!(value("workqueue_work_duration_seconds_count{name=\"maps\"}") >= 10.0);
 }
 
-/// Keeps something outside of the cluster for each object: here a number.
+/// Maintains an external resource for each object: here a counter.
 struct Outside(Arc<AtomicUsize>);
 
 impl Reconcile for Outside {
@@ -160,7 +160,7 @@ fn what_is_outside_is_cleaned_up_before_its_object_goes() {
         });
 }
 
-/// Counts the Secrets in its namespace by their metadata.
+/// Counts the Secrets in its namespace from metadata-only objects.
 struct Counts;
 
 impl Reconcile for Counts {

@@ -1,4 +1,4 @@
-//! What the lab promises.
+//! Tests of the lab's own guarantees.
 
 use std::{
     panic::{AssertUnwindSafe, catch_unwind},
@@ -170,7 +170,7 @@ fn a_bug_that_needs_a_crash_is_found_shrunk_and_replayed() {
         lab().replay(replay).faults(Faults::all()).run(test);
     });
     assert!(again.contains("was never made") && again.contains(replay), "{again}");
-    // Without the faults the same seed goes well.
+    // Without faults the same seed passes.
     let seed = replay.split(' ').next().unwrap();
     lab().replay(&format!("{seed} faults:")).faults(Faults::all()).run(test);
 }

@@ -1,4 +1,4 @@
-//! An unmodified kube-rs controller under test, and a resource made by kube's derive.
+//! An unmodified kube-rs controller under test, and a resource of kube's derive macro.
 
 use std::{sync::Arc, time::Duration};
 

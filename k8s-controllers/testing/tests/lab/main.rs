@@ -1,4 +1,4 @@
-//! The lab, as its users have it, and what it promises to them.
+//! The lab through its public API, and its guarantees.
 
 mod counters;
 mod elections;
@@ -9,6 +9,6 @@ mod kube_rs;
 mod speed;
 mod storms;
 
-/// A lab decodes and encodes all day: what gives out memory counts.
+/// A lab decodes and encodes all the time, so the allocator matters.
 #[global_allocator]
 static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;

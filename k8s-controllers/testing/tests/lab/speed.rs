@@ -1,4 +1,4 @@
-//! How long things take. The figures are printed; what is asserted leaves a wide margin for a busy machine.
+//! Timings. Figures are printed; assertions leave a wide margin for a busy machine.
 
 use std::time::{Duration, Instant};
 

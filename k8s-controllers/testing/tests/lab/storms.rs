@@ -1,6 +1,6 @@
-//! What holds for the built-in controllers whatever fails: at every moment, and once faults have stopped.
+//! Invariants of the built-in controllers under faults: at every moment, and after the faults have stopped.
 //!
-//! CI runs a few seeds of each; `SEEDS=1000` runs so many.
+//! CI runs a few seeds of each; `SEEDS=1000` runs that many.
 
 mod alike;
 mod daemons;
@@ -21,12 +21,12 @@ use k8s_core::{
 use k8s_testing::{Faults, Lab, Script};
 use serde_json::{Value, json};
 
-/// A lab in a storm. Pods take a second to start and one to stop; they are on a node from the beginning.
+/// A lab with all faults. Pods take a second to start and one to stop; they are created with a node name.
 fn storm(seeds: u64) -> Lab {
     scheduled_storm(1, seeds).without_scheduler()
 }
 
-/// As [`storm`], with pods that are scheduled.
+/// As [`storm`], with pods that the scheduler places.
 fn scheduled_storm(nodes: usize, seeds: u64) -> Lab {
     let script = |_: &Pod| slow(Script::runs());
     Lab::new().nodes(nodes).seeds(0..seeds).faults(Faults::all().at_most(200)).pods(script)
@@ -36,7 +36,7 @@ fn slow(script: Script) -> Script {
     script.starts_after(Duration::from_secs(1)).stops_after(Duration::from_secs(1))
 }
 
-/// A template of pods that are on a node, which has to end them.
+/// A pod template with a node name; the simulated node ends the pods.
 fn template(app: &str, image: &str) -> Value {
     json!({
         "metadata": {"labels": {"app": app}},

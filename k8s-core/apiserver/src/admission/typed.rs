@@ -1,4 +1,4 @@
-//! Admission functions that see one type, decoded.
+//! Typed admission functions: they receive decoded objects of one type.
 
 use std::{marker::PhantomData, sync::Arc};
 
@@ -10,7 +10,7 @@ use serde_json::Value;
 use super::{Admission, Admit, Operation};
 use crate::user::User;
 
-/// A write of a `K` that is to be admitted.
+/// A write of a `K` under admission.
 ///
 /// ```
 /// use k8s_apiserver::admission::Request;
@@ -22,22 +22,22 @@ use crate::user::User;
 /// ```
 #[derive(Clone, Debug)]
 pub struct Request<K> {
-    /// What is being done.
+    /// Operation of the request.
     pub operation: Operation,
-    /// By whom.
+    /// Requesting user.
     pub user: User,
-    /// The object, in its stored version; may be changed.
+    /// Object in its stored version; may be changed.
     pub object: K,
-    /// The object before, for updates.
+    /// Object before an update.
     pub old: Option<K>,
 }
 
-/// What an admission function may return: nothing, where it refuses nothing.
+/// Return type of admission functions: `()` for one that never rejects, or a `Result`.
 pub trait Verdict {
-    /// Why the write is refused, if it is.
+    /// Returns the outcome.
     ///
     /// # Errors
-    /// What the client gets.
+    /// The status for the client, if the write is rejected.
     fn verdict(self) -> Result<(), ApiStatus>;
 }
 
@@ -53,14 +53,14 @@ impl Verdict for Result<(), ApiStatus> {
     }
 }
 
-/// Whatever can be an admission function: an [`Admit`], a closure over an [`Admission`], a closure over a [`Request`]. The parameter only tells these
-/// apart.
+/// Types that can be an admission function: an [`Admit`], a closure over an [`Admission`], a closure over a
+/// [`Request`]. The type parameter only distinguishes the implementations.
 pub trait IntoAdmit<Marker> {
-    /// The admission function.
+    /// Converts to an admission function.
     fn into_admit(self) -> Arc<dyn Admit>;
 }
 
-/// Marks what sees every write.
+/// Marker of functions that see every write.
 #[derive(Debug)]
 pub struct Every;
 
@@ -105,7 +105,7 @@ where
         let mut request =
             Request { operation: admission.operation, user: admission.user.clone(), object, old };
         (self.function)(&mut request).verdict()?;
-        // Only what it changed: whatever the Rust type does not say stays as it was.
+        // Apply the difference only: fields that the Rust type does not have must be kept.
         let after = serde_json::to_value(&request.object).map_err(ApiStatus::internal)?;
         if after != before {
             patch::merge(admission.object, &patch::merge_diff(&before, &after));

@@ -7,10 +7,6 @@ use k8s_core::status::ApiStatus;
 use super::tokens::{API_AUDIENCE, TokenError, TokenIssuer, Verified};
 use crate::{stages::Credentials, user::User};
 
-/// The certificate (DER) that a client proved to own; verified by TLS against the client CA. The listener puts it into the request's extensions.
-#[derive(Clone, Debug)]
-pub struct PeerCertificate(pub Vec<u8>);
-
 /// Finds out who a request comes from.
 #[derive(Debug, Default)]
 pub struct Authenticator {
@@ -19,16 +15,17 @@ pub struct Authenticator {
 }
 
 impl Authenticator {
-    /// Static tokens by token. With `anonymous`, requests without credentials are let through as `system:anonymous`.
+    /// Creates an authenticator with static tokens. With `anonymous`, requests without credentials are
+    /// `system:anonymous`.
     #[must_use]
     pub fn new(tokens: HashMap<String, User>, anonymous: bool) -> Self {
         Authenticator { tokens, anonymous }
     }
 
-    /// Reads a token file: lines of `token,user,uid[,"group1,group2"]`.
+    /// Parses a token file: lines of `token,user,uid[,"group1,group2"]`.
     ///
     /// # Errors
-    /// The line that has too few fields.
+    /// A line with too few fields.
     pub fn parse_token_file(text: &str) -> Result<HashMap<String, User>, String> {
         let mut tokens = HashMap::new();
         for (number, line) in
@@ -55,15 +52,16 @@ impl Authenticator {
         Ok(tokens)
     }
 
-    /// Refuses requests without credentials.
+    /// Rejects requests without credentials.
     pub(crate) fn refuse_anonymous(&mut self) {
         self.anonymous = false;
     }
 
-    /// The user behind a bearer token that is meant for one of `audiences`. Service account tokens need `issuer`; static tokens are for the API server.
+    /// Returns the user of a bearer token for one of `audiences`. Service account tokens need `issuer`;
+    /// static tokens are for the API server.
     ///
     /// # Errors
-    /// Why it is refused.
+    /// The reason of the rejection.
     pub fn token(
         &self,
         token: &str,
@@ -81,10 +79,10 @@ impl Authenticator {
         }
     }
 
-    /// The user behind a request's certificate or token.
+    /// Returns the user of a request's certificate or token.
     ///
     /// # Errors
-    /// 401 when credentials are wrong, or absent where they are needed.
+    /// 401 for invalid credentials, or absent ones if they are required.
     pub fn authenticate(
         &self,
         credentials: &Credentials<'_>,
@@ -106,7 +104,7 @@ impl Authenticator {
     }
 }
 
-/// Common name and organizations of a certificate's subject as user and groups.
+/// Returns the certificate subject's common name as user and its organizations as groups.
 fn certificate_user(der: &[u8]) -> Option<User> {
     let (_, certificate) = x509_parser::parse_x509_certificate(der).ok()?;
     let subject = certificate.subject();

@@ -1,4 +1,4 @@
-//! Impersonation: who a request is done as, and what its sender must be allowed for that.
+//! User impersonation, and the permissions that it requires.
 
 use http::HeaderMap;
 use k8s_core::status::ApiStatus;
@@ -9,7 +9,7 @@ use crate::user::User;
 const AUTHENTICATION: &str = "authentication.k8s.io";
 const EXTRA: &str = "impersonate-extra-";
 
-/// Somebody else, and what one must be allowed to `impersonate` to act as them.
+/// The impersonated user, and the attributes that the requester must be allowed to `impersonate`.
 #[derive(Debug, PartialEq)]
 pub(crate) struct Impersonated {
     pub(crate) user: User,
@@ -26,7 +26,7 @@ struct Need {
 }
 
 impl Impersonated {
-    /// Each thing to be allowed.
+    /// Returns the required permissions.
     pub(crate) fn needs(&self) -> impl Iterator<Item = Attributes<'_>> {
         self.needs.iter().map(|need| Attributes {
             verb: "impersonate",
@@ -39,10 +39,10 @@ impl Impersonated {
         })
     }
 
-    /// What a request's headers ask for.
+    /// Parses the impersonation headers of a request.
     ///
     /// # Errors
-    /// When they name groups, a uid or extra data but no user.
+    /// Groups, uid or extra data without a user.
     pub(crate) fn from_headers(headers: &HeaderMap) -> Result<Option<Self>, ApiStatus> {
         let values = |name: &str| -> Vec<String> {
             headers.get_all(name).iter().filter_map(|v| v.to_str().ok()).map(str::to_owned).collect()

@@ -8,29 +8,11 @@ use std::{
 use k8s_store::Store;
 use serde_json::Value;
 
+pub use crate::request::Attributes;
 use crate::{
     user::User,
     value::{list, text},
 };
-
-/// What somebody wants to do.
-#[derive(Clone, Debug, Default)]
-pub struct Attributes<'a> {
-    /// Verb.
-    pub verb: &'a str,
-    /// API group.
-    pub group: &'a str,
-    /// Plural resource.
-    pub resource: &'a str,
-    /// Subresource, or empty.
-    pub subresource: &'a str,
-    /// Namespace, or empty.
-    pub namespace: &'a str,
-    /// Object name, or empty.
-    pub name: &'a str,
-    /// For paths that are no resources; else empty.
-    pub path: &'a str,
-}
 
 /// One rule of a role.
 #[derive(Clone, Debug, Default, PartialEq)]
@@ -155,13 +137,28 @@ impl Rbac {
     /// Whether `user` may do it.
     #[must_use]
     pub fn allows(&self, store: &Store, user: &User, a: &Attributes<'_>) -> bool {
+        self.has_rule(store, user, a, |_| true)
+    }
+
+    /// Whether `user` may do it to objects of every name: a rule with `resourceNames` is not enough.
+    pub(crate) fn allows_every_name(&self, store: &Store, user: &User, a: &Attributes<'_>) -> bool {
+        self.has_rule(store, user, a, |rule| rule.names.is_empty())
+    }
+
+    fn has_rule(
+        &self,
+        store: &Store,
+        user: &User,
+        a: &Attributes<'_>,
+        counts: impl Fn(&Rule) -> bool,
+    ) -> bool {
         if user.groups.iter().any(|g| g == "system:masters") {
             return true;
         }
         let compiled = self.compiled(store);
         compiled.grants_of(user).any(|grant| {
             (grant.namespace.is_empty() || (a.path.is_empty() && grant.namespace == a.namespace))
-                && grant.rules.iter().any(|rule| rule.allows(a))
+                && grant.rules.iter().any(|rule| counts(rule) && rule.allows(a))
         })
     }
 

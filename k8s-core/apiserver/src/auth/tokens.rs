@@ -20,29 +20,29 @@ use crate::{
     value::{integer, list, text},
 };
 
-/// The audience of tokens for the API server itself.
+/// Audience of tokens for the API server itself.
 pub const API_AUDIENCE: &str = "https://kubernetes.default.svc.cluster.local";
 
-/// How many tokens are remembered, so that a signature is checked once and not with every request.
+/// Number of cached tokens; the signature of a cached token is not verified again.
 const KNOWN: usize = 4096;
 
-/// Signs and verifies service account tokens.
+/// Issues and verifies service account tokens.
 pub struct TokenIssuer {
     key: EcdsaKeyPair,
     random: SystemRandom,
-    /// What tokens say whose signatures were right, by their SHA-256.
+    /// Claims of tokens with a valid signature, by SHA-256 of the token.
     known: Mutex<HashMap<[u8; 32], Arc<Claims>>>,
 }
 
-/// What a token says.
+/// Claims of a token.
 struct Claims {
-    /// Seconds since 1970.
+    /// Start of validity, in seconds since 1970.
     not_before: i64,
-    /// Seconds since 1970.
+    /// End of validity, in seconds since 1970.
     expires: i64,
     audiences: Vec<String>,
     user: User,
-    /// The objects that must still be there for it to hold: resource, key, uid.
+    /// Objects that must exist for the token to be valid: resource, key, uid.
     needs: Vec<(&'static str, String, String)>,
 }
 
@@ -52,79 +52,79 @@ impl std::fmt::Debug for TokenIssuer {
     }
 }
 
-/// Name and uid of an object that a token names.
+/// Name and uid of an object in a token.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Named {
-    /// Name.
+    /// Object name.
     pub name: String,
-    /// Uid; empty where it is not known.
+    /// Unique id; empty if unknown.
     pub uid: String,
 }
 
-/// The object that a token is bound to: with it, the token becomes invalid.
+/// Object that a token is bound to; deleting it invalidates the token.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub enum Bound {
-    /// None: the token holds as long as its service account.
+    /// Not bound: valid as long as the service account exists.
     #[default]
     Nothing,
-    /// A pod, and the node that it runs on, which the token names but does not depend on.
+    /// A pod, and its node. Validity does not depend on the node.
     Pod(Named, Option<Named>),
-    /// A secret of the service account's namespace.
+    /// A Secret in the service account's namespace.
     Secret(Named),
     /// A node.
     Node(Named),
 }
 
-/// The service account, and the object that the token is bound to.
+/// The service account of a token, and the object that it is bound to.
 #[derive(Clone, Debug, Default)]
 pub struct TokenSubject {
     /// Namespace of the service account.
     pub namespace: String,
     /// Name of the service account.
     pub name: String,
-    /// Uid of the service account.
+    /// Unique id of the service account.
     pub uid: String,
-    /// The object that it is bound to.
+    /// Object that the token is bound to.
     pub bound: Bound,
 }
 
-/// The user of a valid token, and those of the asked audiences that it is meant for.
+/// User of a valid token, and the requested audiences that it has.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Verified {
-    /// The user.
+    /// Authenticated user.
     pub user: User,
-    /// The audiences.
+    /// Matching audiences.
     pub audiences: Vec<String>,
 }
 
-/// Why a bearer token is refused.
+/// Reason for which a bearer token is rejected.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 #[non_exhaustive]
 pub enum TokenError {
-    /// It is not known, has expired, or an object that it depends on is gone.
+    /// It is unknown or expired, or an object that it depends on is gone.
     #[error("invalid bearer token")]
     Invalid,
-    /// It is meant for other audiences.
+    /// It is for other audiences.
     #[error("[invalid bearer token, token audiences {has} is invalid for the target audiences {want}]", has = quoted(.has), want = quoted(.want))]
     Audience {
-        /// The audiences that it is meant for.
+        /// Audiences of the token.
         has: Vec<String>,
-        /// The audiences that were asked for.
+        /// Requested audiences.
         want: Vec<String>,
     },
 }
 
-/// A list of texts as Go quotes it.
+/// Formats a list of strings like Go.
 fn quoted(texts: &[String]) -> String {
     let all: Vec<String> = texts.iter().map(|t| format!("{t:?}")).collect();
     format!("[{}]", all.join(" "))
 }
 
 impl TokenIssuer {
-    /// From a PKCS#8 P-256 key; `None`: a new key that dies with the process.
+    /// Creates an issuer from a PKCS#8 P-256 key. `None`: a new key for the lifetime of the process.
     ///
     /// # Errors
-    /// When the key is not one.
+    /// The key is not a PKCS#8 P-256 key.
     pub fn new(pkcs8: Option<&[u8]>) -> Result<Self, String> {
         let random = SystemRandom::new();
         let generated;
@@ -144,7 +144,7 @@ impl TokenIssuer {
     /// Issues a token that is valid from `now` for `seconds`.
     ///
     /// # Errors
-    /// When signing fails for want of randomness.
+    /// Signing failed because the system has no randomness.
     pub fn issue(
         &self,
         subject: &TokenSubject,
@@ -188,11 +188,11 @@ impl TokenIssuer {
         Ok(format!("{message}.{}", B64.encode(signature)))
     }
 
-    /// The user of a token that is signed by this key, valid at `now`, meant for one of `audiences`, and whose service account and bound object are
-    /// `alive` (resource, key, uid).
+    /// Verifies a token: it must be signed by this key, valid at `now` and for one of `audiences`, and its
+    /// service account and bound object must be `alive` (resource, key, uid). Returns its user.
     ///
     /// # Errors
-    /// Why it is refused.
+    /// The reason of the rejection.
     pub fn verify(
         &self,
         token: &str,
@@ -214,7 +214,7 @@ impl TokenIssuer {
         Ok(Verified { user: claims.user.clone(), audiences: shared })
     }
 
-    /// What a token says, if this key signed it. That never changes, so it is found out once.
+    /// Returns the claims of a token if this key signed it. Cached, because the result never changes.
     fn signed(&self, token: &str) -> Option<Arc<Claims>> {
         let digest: [u8; 32] = Sha256::digest(token).into();
         let lock = || self.known.lock().unwrap_or_else(PoisonError::into_inner);
@@ -266,7 +266,7 @@ impl TokenIssuer {
         let bound = [
             ("pods", named("pod"), true),
             ("secrets", named("secret"), true),
-            // A pod's node is only told.
+            // The node of a pod is informational.
             ("nodes", named("node").filter(|_| pod.is_none()), false),
         ];
         for (resource, named, namespaced) in bound {

@@ -1,18 +1,20 @@
 //! What other servers serve, in both forms of discovery.
 
+use std::sync::Arc;
+
 use serde_json::{Value, json};
 
 use crate::{
     aggregate::Remote,
     resources::Registry,
-    server::ApiServer,
+    state::State,
     value::{list, text, truth},
 };
 
 /// All groups with their versions, those of other servers included.
-pub(super) fn groups(server: &ApiServer, registry: &Registry) -> Vec<(String, Vec<String>)> {
+pub(super) fn groups(state: &Arc<State>, registry: &Registry) -> Vec<(String, Vec<String>)> {
     let mut all = registry.groups().to_vec();
-    for remote in server.inner.aggregator.all().iter() {
+    for remote in state.aggregator.all().iter() {
         match all.iter_mut().find(|(group, _)| *group == remote.group) {
             Some((_, versions)) if versions.contains(&remote.version) => {}
             Some((_, versions)) => versions.push(remote.version.clone()),
@@ -23,9 +25,9 @@ pub(super) fn groups(server: &ApiServer, registry: &Registry) -> Vec<(String, Ve
 }
 
 /// Adds what other servers serve to the aggregated form.
-pub(super) fn add(all: &mut Value, server: &ApiServer) {
+pub(super) fn add(all: &mut Value, state: &Arc<State>) {
     let Some(items) = all.get_mut("items").and_then(Value::as_array_mut) else { return };
-    for remote in server.inner.aggregator.all().iter() {
+    for remote in state.aggregator.all().iter() {
         let freshness = if remote.is_available() { "Current" } else { "Stale" };
         let version =
             json!({"version": remote.version, "freshness": freshness, "resources": resources(remote)});

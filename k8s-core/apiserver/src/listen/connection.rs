@@ -1,4 +1,4 @@
-//! One connection: what happens on it, and whether it has been quiet for too long.
+//! State of one connection, and its timeouts.
 
 use std::{
     io,
@@ -22,39 +22,34 @@ use tokio::{
 };
 use tokio_util::sync::CancellationToken;
 
-use crate::limits::{Account, Limits, Ticket};
+use crate::limits::{LastAccount, Limits, Ticket};
 
-/// How often at least a quiet connection is looked at.
+/// Maximum interval of checks of a quiet connection.
 const LOOK: Duration = Duration::from_secs(15);
 
-/// A connection of a client. In the extensions of every request that came over a socket.
+/// A connection of a client.
 #[derive(Debug)]
-pub(crate) struct Connection {
+pub(super) struct Connection {
     born: Instant,
     http2: bool,
-    /// Requests whose answers are not wholly taken, and those of them that are long-running.
+    /// Number of requests whose responses are not consumed, and of long-running ones among them.
     active: AtomicUsize,
     long: AtomicUsize,
-    /// How many requests there were.
+    /// Number of requests so far.
     served: AtomicU64,
-    /// Milliseconds since `born`: the last request's end; the first byte since then (0: none); since when a write waits for the client (0: none does).
+    /// Milliseconds since `born`: end of the last request; first byte since then (0: none); start of a
+    /// blocked write (0: none).
     idle_since: AtomicU64,
     begun_at: AtomicU64,
     blocked_since: AtomicU64,
-    /// The same: when a request came, or a piece of an answer was taken.
+    /// Milliseconds since `born`: arrival of a request, or consumption of a response chunk.
     progress_at: AtomicU64,
-    /// Ends the connection at once.
+    /// Closes the connection at once.
     pub(super) close: CancellationToken,
     /// The user of the last request.
-    pub(crate) account: Mutex<Option<Arc<Account>>>,
+    pub(super) account: Arc<LastAccount>,
     /// That of an upgraded connection.
     upgraded: Mutex<Option<Arc<Ticket>>>,
-}
-
-impl Default for Connection {
-    fn default() -> Self {
-        Connection::new(false)
-    }
 }
 
 impl Connection {
@@ -70,17 +65,17 @@ impl Connection {
             blocked_since: AtomicU64::new(0),
             progress_at: AtomicU64::new(0),
             close: CancellationToken::new(),
-            account: Mutex::default(),
+            account: Arc::default(),
             upgraded: Mutex::default(),
         }
     }
 
-    /// Milliseconds of its life; never 0.
+    /// Returns milliseconds since `born`; never 0.
     fn now(&self) -> u64 {
         u64::try_from(self.born.elapsed().as_millis()).unwrap_or(u64::MAX).max(1)
     }
 
-    /// Since when nobody asks for anything; `None`: somebody does.
+    /// Returns the time since which the connection is idle; `None` if it is not.
     pub(super) fn idle_since(&self) -> Option<Instant> {
         (self.active.load(Ordering::Acquire) == 0)
             .then(|| self.born + Duration::from_millis(self.idle_since.load(Ordering::Acquire)))
@@ -100,7 +95,7 @@ impl Connection {
         }
     }
 
-    /// A request has come.
+    /// Registers a request.
     pub(super) fn begin(self: &Arc<Self>) -> Active {
         self.active.fetch_add(1, Ordering::AcqRel);
         self.served.fetch_add(1, Ordering::Relaxed);
@@ -109,7 +104,7 @@ impl Connection {
         Active { connection: self.clone(), long: false }
     }
 
-    /// Whether its client has taken too long, or else when to look again.
+    /// Returns the reason to close the connection, or else the time until the next check.
     fn verdict(&self, limits: &Limits) -> Result<Duration, &'static str> {
         let now = self.now();
         let left =
@@ -122,7 +117,8 @@ impl Connection {
             if blocked > 0 && long == 0 {
                 return left(blocked, limits.stalled_timeout).ok_or(unread);
             }
-            // Over HTTP/2 a client can leave one answer unread while the connection goes on. Until its answer begins, a request has its own time.
+            // With HTTP/2 a client can leave one response unread while the connection is active. Before its
+            // response starts, a request has its own timeout.
             if active > long && !limits.request_timeout.is_zero() {
                 let progress = self.progress_at.load(Ordering::Relaxed);
                 left(progress, limits.request_timeout + limits.stalled_timeout).ok_or(unread)?;
@@ -131,7 +127,7 @@ impl Connection {
         }
         let new = self.served.load(Ordering::Relaxed) == 0;
         let begun = self.begun_at.load(Ordering::Relaxed);
-        // Over HTTP/2, a connection that is not used for requests still carries pings.
+        // With HTTP/2 an idle connection still carries pings.
         let header = match begun {
             _ if new => left(0, limits.header_timeout),
             0 => Some(limits.idle_timeout),
@@ -143,7 +139,7 @@ impl Connection {
         Ok(header.min(idle))
     }
 
-    /// Ends when the client has taken too long, with the reason.
+    /// Ends when the client has exceeded a timeout, with the reason.
     pub(super) async fn overdue(&self, limits: &Limits) -> &'static str {
         loop {
             match self.verdict(limits) {
@@ -154,7 +150,7 @@ impl Connection {
     }
 }
 
-/// A request whose answer is not wholly taken.
+/// A request whose response is not consumed.
 #[derive(Debug)]
 pub(super) struct Active {
     connection: Arc<Connection>,
@@ -174,11 +170,11 @@ impl Drop for Active {
 }
 
 impl Active {
-    /// An answer that holds what its request holds until it is wholly taken.
+    /// Returns a response that holds the request's resources until it is consumed.
     pub(super) fn answer(mut self, mut response: Response<Body>) -> Response<Body> {
         let ticket = response.extensions_mut().remove::<Arc<Ticket>>();
         if response.status() == StatusCode::SWITCHING_PROTOCOLS {
-            // The session goes on when this answer is sent, until the connection ends.
+            // The session continues after this response, until the connection ends.
             let mut upgraded = self.connection.upgraded.lock().unwrap_or_else(PoisonError::into_inner);
             *upgraded = ticket;
             return response;
@@ -191,7 +187,7 @@ impl Active {
     }
 }
 
-/// A body that holds something until it is dropped.
+/// A body that holds a value until it is dropped.
 struct Holding {
     body: Body,
     active: Active,
@@ -223,7 +219,7 @@ impl http_body::Body for Holding {
     }
 }
 
-/// The connection's bytes, as they come and go.
+/// The connection's transport, observed.
 #[derive(Debug)]
 pub(super) struct Wire<S> {
     stream: S,

@@ -1,6 +1,7 @@
-//! The OpenAPI v2 document in protobuf: gnostic's `openapi.v2.Document`, which kubectl asks for.
+//! The OpenAPI v2 document in protobuf: gnostic's `openapi.v2.Document`, which kubectl requests.
 //!
-//! Field numbers are those of gnostic's `OpenAPIv2.proto`. What the document of [`super`] never has is left out.
+//! Field numbers are those of gnostic's `OpenAPIv2.proto`. Parts that the document of [`super`] never has are
+//! omitted.
 
 use serde_json::Value;
 
@@ -56,7 +57,7 @@ impl Message {
         }
     }
 
-    /// A message with a name and a value, the form of every entry of a map.
+    /// Appends a message with name and value: a map entry.
     fn named(&mut self, field: u64, name: &str, value: &Message) {
         let mut entry = Message::default();
         entry.text(1, name);
@@ -64,7 +65,7 @@ impl Message {
         self.message(field, &entry);
     }
 
-    /// The fields of an object that begin with `x-`.
+    /// Appends the fields of an object that begin with `x-`.
     fn extensions(&mut self, field: u64, object: &Value) {
         for (name, value) in map(object, "").into_iter().flatten().filter(|(name, _)| name.starts_with("x-"))
         {
@@ -73,14 +74,14 @@ impl Message {
     }
 }
 
-/// Any value, as YAML (which JSON is).
+/// Encodes any value as YAML (JSON is YAML).
 fn any(value: &Value) -> Message {
     let mut message = Message::default();
     message.text(2, &format!("{value}\n"));
     message
 }
 
-/// The document in protobuf.
+/// Encodes the document.
 pub(super) fn document(json: &Value) -> Vec<u8> {
     let mut document = Message::default();
     document.text(1, text(json, "/swagger"));
@@ -117,7 +118,7 @@ fn operation(operation: &Value) -> Message {
     let mut message = Message::default();
     message.text(5, text(operation, "/operationId"));
     for one in list(operation, "/parameters") {
-        // Item, parameter, not in the body, in the query.
+        // Item, parameter, non-body, query.
         let mut query = Message::default();
         query.text(2, text(one, "/in"));
         query.text(3, text(one, "/description"));

@@ -3,18 +3,32 @@
 use std::sync::Arc;
 
 use bytes::Bytes;
-use k8s_core::{clock::Clock, status::ApiStatus};
+use http::{Response, StatusCode};
+use k8s_core::{client::Body, clock::Clock, status::ApiStatus};
 use k8s_schema::proto::{self, Definition, ListHead};
 use serde_json::{Value, json};
 
+use super::table::{metadata_only, row, table};
 use crate::{
     accept::{Encoding, Form, Offer, PROTOBUF, negotiate},
+    call::Call,
     resources::Resource,
-    respond::status_value,
-    server::{ApiServer, Call},
-    table::{metadata_only, row, table},
+    respond::{json_bytes, status_value},
+    state::State,
     value::{encode, metadata_of, text},
 };
+
+/// Answers with a stored object in the form and version that was asked for.
+pub(crate) fn object_response(
+    state: &Arc<State>,
+    call: &Call,
+    resource: &Arc<Resource>,
+    code: StatusCode,
+    json: &Bytes,
+) -> Result<Response<Body>, ApiStatus> {
+    let presenter = Presenter::from_call(state, call, resource)?;
+    Ok(json_bytes(code, presenter.object(json)))
+}
 
 /// How stored objects are written for one request.
 #[derive(Clone, Debug)]
@@ -37,7 +51,7 @@ impl Presenter {
     /// # Errors
     /// 406 when nothing that it accepts can be given.
     pub(crate) fn from_call(
-        server: &ApiServer,
+        state: &Arc<State>,
         call: &Call,
         resource: &Arc<Resource>,
     ) -> Result<Self, ApiStatus> {
@@ -58,7 +72,7 @@ impl Presenter {
             form,
             protobuf,
             include: call.query.get("includeObject").to_owned(),
-            clock: server.inner.clock.clone(),
+            clock: state.clock.clone(),
             identity: format!(
                 "{{\"kind\":{},\"apiVersion\":{},",
                 Value::from(resource.kind.as_str()),

@@ -12,7 +12,7 @@ use k8s_core::{
 use k8s_store::{Snapshot, Store, StoreError, Stored, Term};
 use serde_json::Value;
 
-use crate::{resources::Resource, server::Call};
+use crate::{call::Call, resources::Resource};
 
 /// Which objects of a type a request is about.
 #[derive(Clone, Debug)]

@@ -18,10 +18,12 @@ use k8s_store::{Event, EventKind, Stored, WatchCursor};
 use serde_json::Value;
 use tokio::time::Instant;
 
-use super::{CHUNK, Presenter, Selection, selection::Selected, state};
+use super::{CHUNK, Presenter, Selection, revision, selection::Selected};
 use crate::{
+    call::Call,
+    errors::{Read, gone},
     resources::Resource,
-    server::{ApiServer, Call},
+    state::State,
     value::{encode, set},
 };
 
@@ -32,7 +34,7 @@ const BATCH: usize = 64;
 
 /// One watcher.
 struct Watch {
-    server: ApiServer,
+    state: Arc<State>,
     selection: Selection,
     presenter: Presenter,
     cursor: WatchCursor,
@@ -51,17 +53,17 @@ struct Watch {
 
 /// GET of a collection with `watch`.
 pub(crate) fn watch(
-    server: &ApiServer,
+    state: &Arc<State>,
     call: &Call,
     resource: &Arc<Resource>,
 ) -> Result<Response<Body>, ApiStatus> {
-    let presenter = Presenter::from_call(server, call, resource)?;
+    let presenter = Presenter::from_call(state, call, resource)?;
     let selection = Selection::from_call(call, resource)?;
-    let store = &server.inner.store;
-    let (from, begin) = state::of_watch(call, store)?;
+    let store = &state.store;
+    let (from, begin) = revision::of_watch(call, store)?;
     let initial = if begin {
         let selected = selection.select(store, &resource.storage, None);
-        Some(selected.map_err(|e| ApiStatus::expired(e.to_string()))?)
+        Some(selected.map_err(|e| gone(Read::Events, &e))?)
     } else {
         None
     };
@@ -72,14 +74,14 @@ pub(crate) fn watch(
     };
     let seconds = call.query.number("timeoutSeconds").and_then(|s| u64::try_from(s).ok()).filter(|s| *s > 0);
     let now = Instant::now();
-    let pace = &server.inner.pace;
+    let pace = &state.pace;
     let timeout =
         Duration::from_secs(seconds.unwrap_or_else(|| k8s_core::random::range(pace.watch_seconds.clone())));
     let deadline = now.checked_add(timeout).unwrap_or(now + timeout.min(Duration::from_secs(3600)));
     let bookmarks = call.query.truth("allowWatchBookmarks");
     let content_type = HeaderValue::from_static(presenter.content_type(true));
     let watch = Watch {
-        server: server.clone(),
+        state: state.clone(),
         selection,
         presenter,
         cursor: store.watch(&resource.storage, after),
@@ -169,7 +171,7 @@ impl Watch {
                 !events.is_empty()
             }
             Err(e) => {
-                let status = ApiStatus::expired(e.to_string());
+                let status = gone(Read::Events, &e);
                 self.presenter.failure(&status, &mut self.out);
                 self.ended = true;
                 true
@@ -200,14 +202,14 @@ fn frames(watch: Watch) -> impl Stream<Item = Bytes> + Send {
             }
             let wake = if watch.bookmarks { watch.next_bookmark.min(watch.deadline) } else { watch.deadline };
             // Read before waiting: nothing up to here is unseen when the wait begins and ends with the timer.
-            let revision = watch.server.inner.store.revision();
+            let revision = watch.state.store.revision();
             tokio::select! {
                 biased;
                 () = watch.cursor.changed() => {}
                 () = tokio::time::sleep_until(wake) => {
                     if watch.bookmarks && Instant::now() >= watch.next_bookmark && !watch.take() {
                         watch.push_bookmark(revision, false);
-                        let every = watch.server.inner.pace.bookmark_every;
+                        let every = watch.state.pace.bookmark_every;
                         watch.next_bookmark = next_bookmark(Instant::now(), watch.deadline, every);
                     }
                 }

@@ -1,4 +1,4 @@
-//! Printer columns: what `kubectl get` shows of each resource, computed by the server.
+//! Printer columns: the output of `kubectl get`, computed by the server.
 
 use jiff::Timestamp;
 use serde_json::{Value, json};
@@ -14,44 +14,44 @@ pub use cells::selector_text;
 pub(super) use plugins::*;
 pub(super) use tables::*;
 
-/// Where a cell's value comes from.
+/// Source of a cell's value.
 #[derive(Clone, Copy, Debug)]
 pub enum Cell {
-    /// The value at a JSON pointer.
+    /// Value at a JSON pointer.
     Path(&'static str),
-    /// How long ago the time at a JSON pointer was.
+    /// Age of the time at a JSON pointer.
     Age(&'static str),
-    /// Computed.
+    /// Computed by a function.
     Fn(fn(&Value, Timestamp) -> Value),
 }
 
-/// One column.
+/// A printer column.
 #[derive(Clone, Copy, Debug)]
 pub struct Column {
-    /// Heading.
+    /// Column heading.
     pub name: &'static str,
-    /// `string`, `integer` or `date`.
+    /// Type: `string`, `integer` or `date`.
     pub kind: &'static str,
-    /// `name` for the first column.
+    /// Format: `name` for the first column.
     pub format: &'static str,
     /// 0: always shown; 1: with `-o wide`.
     pub priority: i32,
-    /// Value.
+    /// Source of the value.
     pub cell: Cell,
 }
 
-/// One column of a custom resource.
+/// A printer column of a custom resource.
 #[derive(Clone, Debug)]
 pub struct CustomColumn {
-    /// Heading.
+    /// Column heading.
     pub name: String,
     /// `string`, `integer`, `number`, `boolean` or `date`.
     pub kind: String,
-    /// Format.
+    /// OpenAPI format.
     pub format: String,
-    /// Description.
+    /// Description for users.
     pub description: String,
-    /// 0: always shown.
+    /// 0: always shown; above: with `-o wide`.
     pub priority: i32,
     /// Simple JSON path such as `.spec.engine`.
     pub path: String,
@@ -91,7 +91,7 @@ const CONTAINERS: Column = wide(computed("Containers", |o, _| containers(o, "nam
 const IMAGES: Column = wide(computed("Images", |o, _| containers(o, "image")));
 const SELECTOR: Column = wide(computed("Selector", |o, _| selector_text(o.pointer("/spec/selector")).into()));
 
-/// How long a span is, as kubectl shows it: at most two units.
+/// Formats a duration like kubectl: at most two units.
 #[must_use]
 pub fn human_duration(seconds: i64) -> String {
     let (minutes, hours, days) = (seconds / 60, seconds / 3600, seconds / 86400);
@@ -112,7 +112,7 @@ pub fn human_duration(seconds: i64) -> String {
     }
 }
 
-/// How long ago an RFC 3339 time was; `<unknown>` where there is none.
+/// Formats the age of an RFC 3339 time; `<unknown>` if it is absent.
 #[must_use]
 pub fn age(time: &str, now: Timestamp) -> String {
     match time.parse::<Timestamp>() {
@@ -122,7 +122,7 @@ pub fn age(time: &str, now: Timestamp) -> String {
 }
 
 impl Column {
-    /// The cell for an object.
+    /// Returns the cell of an object.
     #[must_use]
     pub fn value(&self, object: &Value, now: Timestamp) -> Value {
         match self.cell {
@@ -138,7 +138,7 @@ impl Column {
 }
 
 impl CustomColumn {
-    /// The cell for an object; `null` where the path leads nowhere.
+    /// Returns the cell of an object; `null` if the path does not exist.
     #[must_use]
     pub fn value(&self, object: &Value, now: Timestamp) -> Value {
         let found = simple_path(object, &self.path);
@@ -152,7 +152,7 @@ impl CustomColumn {
     }
 }
 
-/// The value that a simple JSON path leads to: `.a.b`, `.a["b"]`, `.a[0]`, `.a[?(@.type=="Ready")].status`.
+/// Evaluates a simple JSON path: `.a.b`, `.a["b"]`, `.a[0]`, `.a[?(@.type=="Ready")].status`.
 #[must_use]
 pub fn simple_path<'a>(object: &'a Value, path: &str) -> Option<&'a Value> {
     let mut at = object;
@@ -188,7 +188,7 @@ pub fn simple_path<'a>(object: &'a Value, path: &str) -> Option<&'a Value> {
     Some(at)
 }
 
-/// The header and cells of a custom resource without columns of its own.
+/// Returns the default columns of custom resources.
 #[must_use]
 pub fn custom_default() -> CustomColumn {
     CustomColumn {
@@ -201,7 +201,7 @@ pub fn custom_default() -> CustomColumn {
     }
 }
 
-/// The whole row of an object, as JSON cells.
+/// Returns the row of an object as JSON cells.
 #[must_use]
 pub fn cells(columns: &super::Columns, object: &Value, now: Timestamp) -> Vec<Value> {
     match columns {
@@ -214,7 +214,7 @@ pub fn cells(columns: &super::Columns, object: &Value, now: Timestamp) -> Vec<Va
     }
 }
 
-/// The headings, as `columnDefinitions`.
+/// Returns the headings as `columnDefinitions`.
 #[must_use]
 pub fn definitions(columns: &super::Columns) -> Value {
     let one = |name: &str, kind: &str, format: &str, description: &str, priority: i32| json!({"name": name, "type": kind, "format": format, "description": description, "priority": priority});

@@ -1,7 +1,7 @@
-//! Older versions of stored resources: how each is turned into the stored form and back.
+//! Conversion between legacy versions and the stored form.
 //!
-//! Where the shapes are equal, only `apiVersion` changes and there is no [`Conversion`]. A version that lost a field keeps it in an annotation, so that a
-//! round trip loses nothing.
+//! If the structures are equal, only `apiVersion` changes and there is no [`Conversion`]. Fields that a
+//! version does not have are kept in an annotation, so that a round trip loses nothing.
 
 pub(super) mod autoscaling;
 pub(super) mod definitions;
@@ -21,7 +21,7 @@ pub struct Legacy {
     pub(super) storage_group: &'static str,
     pub(super) plural: &'static str,
     pub(super) conversion: Option<&'static Conversion>,
-    /// The names of its selectable fields, where they are not the stored form's.
+    /// Selectable fields, if they differ from the stored form's.
     pub(super) fields: &'static [&'static str],
 }
 
@@ -46,14 +46,14 @@ impl Legacy {
     }
 }
 
-/// From and to the stored form. Both are total: what does not fit is left for validation to find.
+/// Conversions from and to the stored form. Both are total: invalid parts are left to validation.
 #[derive(Debug)]
 pub struct Conversion {
-    /// Makes the stored form.
+    /// Converts to the stored form.
     pub to_storage: fn(&mut Value),
-    /// Makes the served form.
+    /// Converts to the served form.
     pub from_storage: fn(&mut Value),
-    /// Type of the served form, where it is not the stored one's.
+    /// Type of the served form, if it differs from the stored one's.
     pub generate: Option<Generate>,
 }
 
@@ -61,7 +61,7 @@ pub struct Conversion {
 mod tests {
     use super::*;
 
-    /// To the stored form, which differs, and back to what it was.
+    /// Converts to the stored form, which must differ, and back to the original.
     pub(super) fn round_trip(conversion: &Conversion, old: Value) {
         let mut object = old.clone();
         (conversion.to_storage)(&mut object);

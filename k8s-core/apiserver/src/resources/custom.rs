@@ -1,9 +1,11 @@
-//! Resources made at run time: what a CustomResourceDefinition or a ThirdPartyResource serves.
+//! Resources created at run time: those of CustomResourceDefinitions and ThirdPartyResources.
 
 mod check;
 mod rules;
+mod webhook;
 
 pub(crate) use rules::{Rules, compiles};
+pub(crate) use webhook::Webhook;
 
 use std::sync::Arc;
 
@@ -18,7 +20,6 @@ use super::{
     strategy::{BASE, Strategy, extensions::CUSTOM_RESOURCE_DEFINITION},
 };
 use crate::{
-    conversion::Webhook,
     invalid::FieldErrors,
     value::{default_text, list, text, truth},
 };
@@ -38,12 +39,13 @@ fn texts(object: &Value, pointer: &str) -> Vec<String> {
     list(object, pointer).iter().filter_map(Value::as_str).map(str::to_owned).collect()
 }
 
-/// `.spec.replicas` as a JSON pointer.
+/// Converts `.spec.replicas` to a JSON pointer.
 fn pointer(path: &str) -> String {
     path.replace('.', "/")
 }
 
-/// The resources that a CustomResourceDefinition serves, one for each served version. A version whose schema does not compile is left out.
+/// Returns the resources of a CustomResourceDefinition, one per served version. A version whose schema does
+/// not compile is omitted.
 #[must_use]
 pub fn from_definition(crd: &Value) -> Vec<Arc<Resource>> {
     let (group, plural, kind) =
@@ -57,12 +59,12 @@ pub fn from_definition(crd: &Value) -> Vec<Arc<Resource>> {
         let mut open_api =
             version.pointer("/schema/openAPIV3Schema").cloned().unwrap_or_else(|| json!({"type": "object"}));
         if truth(crd, "/spec/preserveUnknownFields") {
-            // Only such schemas may leave it out.
+            // Only schemas that preserve unknown fields may omit it.
             default_text(&mut open_api, "type", "object");
             keep_unknown_fields(&mut open_api, 0);
         }
         let schema = Schema::custom(&open_api).ok()?;
-        // What is wrong with it was said when the definition was made.
+        // Errors were reported when the definition was created.
         let mut problems = FieldErrors::default();
         let rules = Rules::new(&open_api, "", &mut problems);
         let mut subresources = Vec::new();
@@ -140,7 +142,7 @@ pub fn from_definition(crd: &Value) -> Vec<Arc<Resource>> {
         .into_iter()
         .filter_map(|version| {
             let mut resource = make(version)?;
-            // Objects that were stored in an earlier version are there until they are written again.
+            // Objects stored in an earlier version exist until they are written again.
             let earlier = list(crd, "/status/storedVersions").iter().any(|v| Some(v) != stored.get("name"));
             if earlier || version.get("name") != stored.get("name") {
                 resource.webhook = webhook.clone();
@@ -150,7 +152,8 @@ pub fn from_definition(crd: &Value) -> Vec<Arc<Resource>> {
         .collect()
 }
 
-/// Which version comes first: stable ones, then beta, then alpha ones, higher numbers first, then all other names by name.
+/// Returns the sort key of a version: stable before beta before alpha, higher numbers first, then all other
+/// names alphabetically.
 fn priority(version: &str) -> (u8, std::cmp::Reverse<(u64, u64)>, String) {
     let parse = || -> Option<(u8, u64, u64)> {
         let rest = version.strip_prefix('v')?;
@@ -171,7 +174,7 @@ fn priority(version: &str) -> (u8, std::cmp::Reverse<(u64, u64)>, String) {
     }
 }
 
-/// Lets every object of a schema have fields that it does not describe.
+/// Sets `x-kubernetes-preserve-unknown-fields` on every object of a schema.
 fn keep_unknown_fields(schema: &mut Value, depth: usize) {
     if depth > MAX_DEPTH {
         return;
@@ -191,10 +194,11 @@ fn keep_unknown_fields(schema: &mut Value, depth: usize) {
     }
 }
 
-/// Checks an object, or an update of `old`, against a CustomResourceDefinition's `openAPIV3Schema` as the server does: limits, formats and CEL rules.
+/// Validates an object, or an update of `old`, against a CustomResourceDefinition's `openAPIV3Schema` as the
+/// server does: limits, formats and CEL rules.
 ///
 /// # Errors
-/// Each problem as `field: message`: the schema's own (fields below `schema`), else the object's.
+/// Each error as `field: message`: errors of the schema (fields below `schema`), otherwise of the object.
 ///
 /// # Examples
 /// ```
@@ -215,14 +219,14 @@ pub fn validate(schema: &Value, object: &Value, old: Option<&Value>) -> Result<(
     if errors.is_empty() { Ok(()) } else { Err(errors.lines()) }
 }
 
-/// Says what is wrong with a definition.
+/// Validates the schemas and rules of a definition.
 pub(crate) fn check_definition(crd: &Value, errors: &mut FieldErrors) {
     let mut crd = crd.clone();
     (CUSTOM_RESOURCE_DEFINITION.default)(&mut crd);
     (CUSTOM_RESOURCE_DEFINITION.validate)(&crd, errors);
 }
 
-/// The resources that a ThirdPartyResource serves: objects of any shape.
+/// Returns the resources of a ThirdPartyResource, whose objects have no schema.
 #[must_use]
 pub fn from_third_party(tpr: &Value) -> Vec<Arc<Resource>> {
     let Some((kind, group)) = third_party_kind(text(tpr, "/metadata/name")) else { return Vec::new() };

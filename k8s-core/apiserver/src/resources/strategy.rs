@@ -1,6 +1,6 @@
-//! What is particular to a resource: its defaults beyond the schema, its rules, and what a write may change.
+//! Strategies: per-resource defaulting, validation, and update rules beyond the schema.
 //!
-//! Everything works on the stored form, so each rule is written once for all versions of a resource.
+//! They work on the stored form, so each rule is written once for all versions of a resource.
 
 pub mod admission;
 pub mod aggregate;
@@ -25,9 +25,12 @@ pub mod workload;
 
 use serde_json::Value;
 
-use crate::invalid::{FieldErrors, names};
+use crate::{
+    invalid::{FieldErrors, names},
+    user::User,
+};
 
-/// Which names objects may have.
+/// Validation rule of object names.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum NameRule {
     /// Lower-case RFC 1123 subdomain.
@@ -36,57 +39,61 @@ pub enum NameRule {
     Label,
     /// RFC 1035 label.
     Label1035,
-    /// Anything that is one path segment.
+    /// Any single path segment.
     Segment,
 }
 
-/// What is particular to a resource.
+/// Per-resource behaviour.
 #[derive(Debug)]
 pub struct Strategy {
-    /// Which names objects may have.
+    /// Validation of object names.
     pub name: NameRule,
-    /// Counts changes of the spec in `metadata.generation`.
+    /// Increment `metadata.generation` on changes of the spec.
     pub generation: bool,
-    /// A delete answers with the object instead of a Status.
+    /// A delete returns the object instead of a Status.
     pub returns_deleted: bool,
-    /// Fills in what is absent.
+    /// Sets defaults.
     pub default: fn(&mut Value),
+    /// Records the user who creates an object; runs before admission.
+    pub created_by: fn(&User, &mut Value),
     /// Sets what the server decides on creation (beyond metadata); runs before validation.
     pub create: fn(&mut Value),
-    /// Carries over what an update may not change; gets the new and the old object, before validation.
+    /// Restores immutable fields on update; gets new and old object, before validation.
     pub update: fn(&mut Value, &Value),
-    /// Rules for writes in the version that is stored, which older versions need not keep; gets the new object and, in an update, the old one.
+    /// Validation that applies to writes in the stored version only; gets the new object and, on update, the
+    /// old one.
     pub validate_current: fn(&Value, Option<&Value>, &mut FieldErrors),
-    /// Rules that always hold.
+    /// Validation that always applies.
     pub validate: fn(&Value, &mut FieldErrors),
-    /// Rules for an update; gets the new and the old object.
+    /// Validation of an update; gets new and old object.
     pub validate_update: fn(&Value, &Value, &mut FieldErrors),
-    /// Fields that may not change, as pointers: told after all else that is wrong with an update.
+    /// JSON pointers of immutable fields, reported after all other errors of an update.
     pub fixed: &'static [&'static str],
-    /// Rules for a status write; gets the new and the old object.
+    /// Validation of a status write; gets new and old object.
     pub validate_status: fn(&Value, &Value, &mut FieldErrors),
-    /// Prepares and checks a write to a subresource that is a view of the whole object (`approval`, `ephemeralcontainers`, `status`): puts back
-    /// what such a write may not change.
+    /// Prepares and validates a write to a subresource that is a view of the whole object (`approval`,
+    /// `ephemeralcontainers`, `status`): restores fields that it must not change.
     pub view: fn(&View<'_>, &mut Value, &mut FieldErrors),
 }
 
 /// A write to a subresource that is a view of the whole object.
 #[derive(Debug)]
 pub struct View<'a> {
-    /// The subresource.
+    /// Name of the subresource.
     pub part: &'a str,
     /// The stored object.
     pub old: &'a Value,
-    /// The time, RFC 3339.
+    /// Current time, RFC 3339.
     pub now: &'a str,
 }
 
-/// What most resources do.
+/// The default strategy.
 pub(crate) const BASE: Strategy = Strategy {
     name: NameRule::Subdomain,
     generation: false,
     returns_deleted: false,
     default: |_| {},
+    created_by: |_, _| {},
     create: |_| {},
     update: |_, _| {},
     validate_current: |_, _, _| {},
@@ -98,7 +105,7 @@ pub(crate) const BASE: Strategy = Strategy {
 };
 
 impl NameRule {
-    /// Checks a name.
+    /// Validates a name.
     pub fn check(self, field: &str, name: &str, errors: &mut FieldErrors) {
         let (good, message) = match self {
             NameRule::Subdomain => (names::is_subdomain(name), names::SUBDOMAIN_MESSAGE),
@@ -118,7 +125,7 @@ impl NameRule {
     }
 }
 
-/// Checks labels at `field`.
+/// Validates labels at `field`.
 pub(crate) fn check_labels(object: &Value, pointer: &str, field: &str, errors: &mut FieldErrors) {
     for (key, value) in crate::value::map(object, pointer).into_iter().flatten() {
         if !names::is_qualified(key) {
@@ -131,7 +138,7 @@ pub(crate) fn check_labels(object: &Value, pointer: &str, field: &str, errors: &
     }
 }
 
-/// Reports a field that changed though it may not.
+/// Reports a changed immutable field.
 pub(crate) fn immutable(new: &Value, old: &Value, pointer: &str, errors: &mut FieldErrors) {
     let (now, before) = (new.pointer(pointer), old.pointer(pointer));
     if now != before {
@@ -140,7 +147,7 @@ pub(crate) fn immutable(new: &Value, old: &Value, pointer: &str, errors: &mut Fi
     }
 }
 
-/// Checks that a number is not negative.
+/// Reports a negative number.
 pub(crate) fn not_negative(object: &Value, pointer: &str, errors: &mut FieldErrors) {
     if let Some(n) = crate::value::integer(object, pointer)
         && n < 0

@@ -1,7 +1,7 @@
-//! The table: one row for every built-in resource.
+//! The table of built-in resources.
 //!
-//! What upstream 1.36 serves by default, and below it the versions that it no longer serves but that manifests since Kubernetes 1.5 use. A legacy row
-//! names the row that stores its objects.
+//! It has the versions that upstream 1.36 serves by default, and below them versions that it no longer serves
+//! but that manifests since Kubernetes 1.5 use. A legacy row refers to the row that stores its objects.
 
 use crate::resources::types::generate;
 use k8s_core::api::{
@@ -18,7 +18,7 @@ use super::{
     },
 };
 
-/// Every built-in resource, stored forms first.
+/// All built-in resources, in their stored versions.
 pub(super) static ROWS: &[Row] = &[
     Row::new("", "v1", "ConfigMap", "configmaps", generate::<api::core::v1::ConfigMap>)
         .short(&["cm"])
@@ -552,7 +552,7 @@ pub(super) static ROWS: &[Row] = &[
     .strategy(&extensions::THIRD_PARTY_RESOURCE),
 ];
 
-/// Versions of the rows above under which clients may also see their objects.
+/// Further versions of the rows above.
 pub(super) static LEGACY: &[Legacy] = &[
     Legacy::new("autoscaling", "v1", "autoscaling", "horizontalpodautoscalers")
         .with(&convert::autoscaling::V1),

@@ -1,4 +1,4 @@
-//! The Rust types behind built-in kinds: their schemas, and how typed caches decode them.
+//! Rust types of built-in kinds: their schemas, and decoding as in typed caches.
 
 use std::cell::Cell;
 
@@ -12,7 +12,7 @@ use serde_json::Value;
 pub type Decode = fn(&Value) -> Result<(), serde_json::Error>;
 
 thread_local! {
-    /// The decoder of the type that was added to a generator last.
+    /// Decoder of the type that was last added to a generator.
     static DECODE: Cell<Option<Decode>> = const { Cell::new(None) };
 }
 
@@ -24,7 +24,7 @@ pub(crate) fn generate<T: JsonSchema + DeserializeOwned>(
     k8s_schema::generate::<T>(generator)
 }
 
-/// Returns the decoder of the type behind a row's [`Generate`]: for tests that feed every type of the table.
+/// Returns the decoder of a row's [`Generate`], for tests over all types of the table.
 #[must_use]
 pub fn decoder(generate: Generate) -> Option<Decode> {
     let _ = generate(&mut SchemaSettings::draft2020_12().into_generator());

@@ -1,49 +1,32 @@
 //! What a server is made of, chosen part by part.
 
-use std::{
-    sync::{
-        Arc, Mutex,
-        atomic::{AtomicBool, Ordering},
-    },
-    time::Duration,
+use std::sync::{
+    Arc, Mutex,
+    atomic::{AtomicBool, Ordering},
 };
 
 use k8s_core::{clock::Clock, custom::CustomResource};
 use k8s_store::Store;
 
-use super::{ApiServer, Inner};
+use super::ApiServer;
 use crate::{
-    admission::{Admit, IntoAdmit},
-    aggregate::{self, Aggregator},
+    admission::{Admit, Chain, IntoAdmit, Parts},
+    aggregate::Aggregator,
     allocate::ServiceAllocator,
-    auth::{Authenticator, AuthorizationMode, rbac::Rbac, tokens::TokenIssuer},
+    apiservices::ApiServices,
+    auth::{Authenticator, Authorization, AuthorizationMode, rbac::Rbac, tokens::TokenIssuer},
+    crd::Definitions,
     limits::{Gate, Limits},
-    outbound::ClientIdentity,
     proxy::NodeConnector,
     resources::{Resource, SharedRegistry, is_built_in},
     stages::{Audit, Authenticate, Authorize, FlowControl},
+    state::{Observer, Pace, State},
+    user::User,
+    webhook_client::ClientIdentity,
 };
 
-/// How often a server does what nobody asked for. A cluster in virtual time, where years pass, does little of it.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Pace {
-    /// How often an idle watcher is told the revision it is at.
-    pub bookmark_every: Duration,
-    /// How long a watch without `timeoutSeconds` goes on, seconds: between these, so that clients do not all come back at once.
-    pub watch_seconds: std::ops::Range<u64>,
-    /// How often old events are looked for.
-    pub sweep_every: Duration,
-}
-
-impl Default for Pace {
-    fn default() -> Self {
-        Pace {
-            bookmark_every: Duration::from_secs(60),
-            watch_seconds: 1800..3600,
-            sweep_every: Duration::from_secs(60),
-        }
-    }
-}
+/// The observers of stored objects; each kind has one at most.
+static OBSERVERS: &[&dyn Observer] = &[&Definitions, &ApiServices];
 
 /// What an [`ApiServer`] is made of.
 pub struct Builder {
@@ -53,6 +36,7 @@ pub struct Builder {
     authorization: AuthorizationMode,
     service_account_key: Option<Vec<u8>>,
     service_range: (std::net::Ipv4Addr, u8),
+    pod_range: Option<(std::net::Ipv4Addr, u8)>,
     node_ports: (u16, u16),
     admission: Vec<Arc<dyn Admit>>,
     authenticators: Vec<Arc<dyn Authenticate>>,
@@ -82,6 +66,7 @@ impl Builder {
             authorization: AuthorizationMode::Rbac,
             service_account_key: None,
             service_range: (std::net::Ipv4Addr::new(10, 43, 0, 0), 16),
+            pod_range: None,
             node_ports: (30000, 32767),
             admission: Vec::new(),
             authenticators: Vec::new(),
@@ -127,6 +112,13 @@ impl Builder {
         self.service_range = (network, prefix);
         self
     }
+    /// Range of pod addresses, for warnings about Services that claim such an address. Default: the pod ranges of the
+    /// nodes.
+    #[must_use]
+    pub fn pod_range(mut self, network: std::net::Ipv4Addr, prefix: u8) -> Self {
+        self.pod_range = Some((network, prefix));
+        self
+    }
     /// The range of node ports, both ends included. Default: 30000-32767.
     #[must_use]
     pub fn node_ports(mut self, first: u16, last: u16) -> Self {
@@ -148,7 +140,7 @@ impl Builder {
     /// Serves a custom resource that a Rust type describes, without a definition in the store.
     #[must_use]
     pub fn resource<T: CustomResource>(mut self) -> Self {
-        self.typed.push(crate::typed::resources::<T>());
+        self.typed.push(crate::resources::typed::resources::<T>());
         self
     }
     /// Adds a way to find out who a request is from, asked before the server's own.
@@ -220,19 +212,26 @@ impl Builder {
         }
         let issuer = TokenIssuer::new(self.service_account_key.as_deref())?;
         let services = ServiceAllocator::new(self.service_range.0, self.service_range.1, self.node_ports);
+        let authorization = Arc::new(Authorization {
+            authorizers: self.authorizers,
+            mode: self.authorization,
+            rbac: Rbac::default(),
+            store: self.store.clone(),
+        });
+        let parts = Parts { store: self.store.clone(), authorization: authorization.clone() };
+        let admission = Chain::new(&parts, self.admission);
         let server = ApiServer {
-            inner: Arc::new(Inner {
+            state: Arc::new(State {
                 store: self.store,
                 registry: SharedRegistry::default(),
                 clock: self.clock,
                 authenticator: self.authenticator,
-                authorization: self.authorization,
-                rbac: Rbac::default(),
+                authorization,
                 issuer,
                 services,
-                admission: self.admission,
+                admission,
+                observers: OBSERVERS,
                 authenticators: self.authenticators,
-                authorizers: self.authorizers,
                 flow: self.flow,
                 audit: self.audit,
                 nodes: self.nodes,
@@ -241,6 +240,7 @@ impl Builder {
                 front_proxy: self.front_proxy,
                 pace: self.pace,
                 warns_unenforced: self.warns_unenforced,
+                pod_range: self.pod_range,
                 gate: Arc::new(Gate::new(self.limits)),
                 open_api: Mutex::default(),
                 ready: AtomicBool::new(false),
@@ -256,19 +256,21 @@ impl Builder {
                 ));
             }
             if let Some(name) = made.first().map(|r| format!("type/{}", r.storage)) {
-                server.inner.registry.define(&name, made);
+                server.state.registry.define(&name, made);
             }
         }
-        server.inner.load_definitions();
-        server.inner.services.load(&server.inner.store);
-        match (crate::bootstrap::run(&server).await, server.inner.store.ailment()) {
+        crate::crd::load_definitions(&server.state);
+        server.state.services.load(&server.state.store);
+        let own =
+            server.client_as(User::new("system:apiserver", &["system:masters"])).named("kube-apiserver");
+        match (crate::bootstrap::run(server.store(), &own).await, server.state.store.ailment()) {
             // A cluster on a full disk can be read, and has what it had before.
             (Err(e), Some(_)) => tracing::warn!(error = %e, "not all bootstrap objects could be made"),
             (made, _) => made.map_err(|e| e.to_string())?,
         }
-        server.inner.ready.store(true, Ordering::Release);
-        crate::sweep::start(&server.inner);
-        aggregate::start(&server);
+        server.state.ready.store(true, Ordering::Release);
+        crate::event_ttl::start(&server.state);
+        crate::apiservices::start(&server.state);
         Ok(server)
     }
 }

@@ -1,4 +1,4 @@
-//! What holds for the metadata of every object, and what a write may not touch.
+//! Validation of metadata for all objects, and fields that a write cannot change.
 
 use serde_json::{Map, Value};
 
@@ -8,7 +8,7 @@ use crate::{
     value::{list, text},
 };
 
-/// The rules that hold for every object's metadata.
+/// Validates metadata.
 pub(super) fn check_metadata(resource: &Resource, object: &Value, errors: &mut FieldErrors) {
     let name = text(object, "/metadata/name");
     if name.is_empty() {
@@ -40,7 +40,7 @@ pub(super) fn check_metadata(resource: &Resource, object: &Value, errors: &mut F
     }
 }
 
-/// An object that is being deleted gets no new finalizers.
+/// Rejects new finalizers on an object that is being deleted.
 pub(super) fn check_finalizers(new: &Value, old: &Value, errors: &mut FieldErrors) {
     if old.pointer("/metadata/deletionTimestamp").is_none() {
         return;
@@ -56,19 +56,20 @@ pub(super) fn check_finalizers(new: &Value, old: &Value, errors: &mut FieldError
             "no new finalizers can be added if the object is being deleted, found new finalizers []string{{{}}}",
             added.iter().map(|f| format!("{f:?}")).collect::<Vec<_>>().join(", ")
         );
-        // Upstream checks the metadata for itself and again with the type's rules: clients see the cause twice.
+        // Upstream validates the metadata separately and again with the type's rules, so clients see the
+        // cause twice.
         errors.forbidden("metadata.finalizers", &detail);
         errors.forbidden("metadata.finalizers", &detail);
     }
 }
 
-/// Subresources that show the whole object, and of which the resource's own rule says what a write may change.
+/// Subresources that are views of the whole object. The strategy decides which fields a write may change.
 pub(super) const VIEWS: [&str; 2] = ["approval", "ephemeralcontainers"];
 
-/// The metadata that clients decide.
+/// Metadata fields that clients control.
 const OF_CLIENTS: [&str; 4] = ["labels", "annotations", "finalizers", "ownerReferences"];
 
-/// Kinds whose status writes leave all metadata as it is. Custom resources are such too.
+/// Kinds whose status writes cannot change any metadata. Custom resources are like this, too.
 const STATUS_ALONE: [&str; 8] = [
     "apiservices.apiregistration.k8s.io",
     "customresourcedefinitions.apiextensions.k8s.io",
@@ -80,7 +81,7 @@ const STATUS_ALONE: [&str; 8] = [
     "volumeattachments.storage.k8s.io",
 ];
 
-/// The metadata that writes of a kind's status do not change, as upstream has it for each.
+/// Returns the metadata fields that status writes of a kind cannot change, as upstream.
 fn fixed_by_status_writes(resource: &Resource) -> &'static [&'static str] {
     match &*resource.storage {
         kind if resource.custom || STATUS_ALONE.contains(&kind) => &OF_CLIENTS,
@@ -90,7 +91,7 @@ fn fixed_by_status_writes(resource: &Resource) -> &'static [&'static str] {
     }
 }
 
-/// Puts back what a write may not touch.
+/// Restores fields that a write cannot change.
 pub(super) fn carry_over(resource: &Resource, new: &mut Value, old: &Value, part: &str) {
     let Some(map) = new.as_object_mut() else { return };
     if part == "status" {
@@ -137,7 +138,7 @@ pub(super) fn carry_over(resource: &Resource, new: &mut Value, old: &Value, part
     }
 }
 
-/// Puts back every field but the status. Most are as they were, and then need no copy.
+/// Restores all fields but the status. Most are unchanged and need no copy.
 fn keep_all_but_status(new: &mut Map<String, Value>, old: &Map<String, Value>) {
     new.retain(|name, _| name == "status" || old.contains_key(name));
     for (name, value) in old.iter().filter(|(name, _)| *name != "status") {

@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 
-use http::{Response, StatusCode, header};
+use http::{Response, StatusCode};
 use k8s_core::{api::apimachinery::pkg::apis::meta::v1::StatusCause, client::Body, status::ApiStatus};
 use k8s_schema::patch::{
     self, PatchError, last_applied,
@@ -10,15 +10,17 @@ use k8s_schema::patch::{
 };
 use serde_json::Value;
 
-use super::{
-    Change, TRIES, dry_run, fit::fit, insert, may_create, modified, modify, object_response, precondition,
-    timestamp,
-};
+use super::{Change, insert, modify};
 use crate::{
+    body::{fit, media_type},
+    call::{Call, dry_run},
     decode,
+    errors::{modified, precondition},
     invalid::FieldErrors,
+    read::object_response,
     resources::Resource,
-    server::{ApiServer, Call},
+    state::State,
+    storage::{TRIES, timestamp},
     value::{list, set, take, text},
 };
 
@@ -35,7 +37,7 @@ fn patch_failure(error: &PatchError) -> ApiStatus {
 
 /// PATCH of an object or of its status.
 pub(crate) async fn patch(
-    server: &ApiServer,
+    state: &Arc<State>,
     call: &Call,
     resource: &Arc<Resource>,
     body: &[u8],
@@ -43,10 +45,10 @@ pub(crate) async fn patch(
     let dry_run = dry_run(call, "PatchOptions")?;
     let media = media_type(call);
     if media == "application/apply-patch+yaml" {
-        return apply(server, call, resource, body, dry_run).await;
+        return apply(state, call, resource, body, dry_run).await;
     }
     let change = patch_function(resource, &media, body)?;
-    let bytes = modify(server, call, resource, dry_run, &|old| {
+    let bytes = modify(state, call, resource, dry_run, &|old| {
         let mut object = old.clone();
         resource.from_storage(&mut object);
         change(&mut object)?;
@@ -59,13 +61,7 @@ pub(crate) async fn patch(
         Ok(Change::Replace(object))
     })
     .await?;
-    object_response(server, call, resource, StatusCode::OK, &bytes)
-}
-
-/// The body's media type.
-pub(crate) fn media_type(call: &Call) -> String {
-    let value = call.headers.get(header::CONTENT_TYPE).and_then(|v| v.to_str().ok()).unwrap_or_default();
-    value.split(';').next().unwrap_or_default().trim().to_owned()
+    object_response(state, call, resource, StatusCode::OK, &bytes)
 }
 
 /// Changes an object as a patch says.
@@ -111,7 +107,7 @@ pub(crate) fn patch_function(
 
 /// Server-side apply.
 async fn apply(
-    server: &ApiServer,
+    state: &Arc<State>,
     call: &Call,
     resource: &Arc<Resource>,
     body: &[u8],
@@ -157,9 +153,9 @@ async fn apply(
     let force = call.query.truth("force");
     let key = resource.key(namespace, name);
     for _ in 0..TRIES {
-        let now = timestamp(server.inner.clock.now());
-        if server.inner.store.get(&resource.storage, &key).is_some() {
-            let done = modify(server, call, resource, dry_run, &|old| {
+        let now = timestamp(state.clock.now());
+        if state.store.get(&resource.storage, &key).is_some() {
+            let done = modify(state, call, resource, dry_run, &|old| {
                 let wanted = text(&config, "/metadata/resourceVersion");
                 // A configuration that says what it changes is no last word, forced or not: leases are taken by it.
                 if !["", "0", text(old, "/metadata/resourceVersion")].contains(&wanted) {
@@ -176,18 +172,18 @@ async fn apply(
             .await;
             match done {
                 Err(e) if e.code() == 404 => continue,
-                other => return object_response(server, call, resource, StatusCode::OK, &other?),
+                other => return object_response(state, call, resource, StatusCode::OK, &other?),
             }
         }
         if !call.info.subresource.is_empty() {
             return Err(ApiStatus::not_found(&resource.group, &resource.plural, name));
         }
-        may_create(server, call).await?;
+        state.authorization.may_create(&call.user, &call.info).await?;
         let made = managed::apply(&managed::nothing(), &config, &resource.schema, &manager, force, &now)
             .map_err(conflicts)?;
-        match insert(server, call, resource, made, dry_run, &|_, _| {}).await {
+        match insert(state, call, resource, made, dry_run, &|_, _| {}).await {
             Err(e) if e.reason() == "AlreadyExists" => {}
-            other => return object_response(server, call, resource, StatusCode::CREATED, &other?),
+            other => return object_response(state, call, resource, StatusCode::CREATED, &other?),
         }
     }
     Err(modified(resource, name))

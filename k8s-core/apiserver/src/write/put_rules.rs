@@ -1,8 +1,8 @@
-//! What PUT means beyond replacing an object, type by type.
+//! Per-type rules of PUT: create on update, unconditional update.
 
 use crate::resources::Resource;
 
-/// Types of which a PUT makes an object that is not there.
+/// Types for which PUT creates a missing object.
 const CREATE_ON_UPDATE: [&str; 10] = [
     "clusterrolebindings.rbac.authorization.k8s.io",
     "clusterroles.rbac.authorization.k8s.io",
@@ -16,7 +16,7 @@ const CREATE_ON_UPDATE: [&str; 10] = [
     "services",
 ];
 
-/// Types of which a PUT must say what version it replaces.
+/// Types for which PUT requires a resourceVersion.
 const CONDITIONAL: [&str; 12] = [
     "apiservices.apiregistration.k8s.io",
     "csidrivers.storage.k8s.io",
@@ -32,12 +32,12 @@ const CONDITIONAL: [&str; 12] = [
     "volumeattachments.storage.k8s.io",
 ];
 
-/// Whether a PUT makes an object that is not there.
+/// Returns true if PUT creates a missing object.
 pub(super) fn creates(resource: &Resource) -> bool {
     CREATE_ON_UPDATE.contains(&&*resource.storage)
 }
 
-/// Whether a PUT must have a resourceVersion.
+/// Returns true if PUT requires a resourceVersion.
 pub(super) fn is_conditional(resource: &Resource) -> bool {
     resource.custom || CONDITIONAL.contains(&&*resource.storage)
 }

@@ -1,4 +1,5 @@
-//! Another API server behind ours: asked over TLS as the front proxy, found by discovery, and missed when it is away.
+//! An aggregated API server: called over TLS with the front-proxy certificate, found by discovery, and
+//! unavailable when it stops.
 
 use std::{sync::Arc, time::Duration};
 
@@ -26,7 +27,7 @@ use crate::{
     support::{admin, ask, done},
 };
 
-/// What the other server serves.
+/// Resource of the aggregated server.
 #[derive(Clone, Debug, Deserialize, Serialize, JsonSchema)]
 struct Reading {
     metadata: ObjectMeta,
@@ -61,7 +62,7 @@ impl CustomResource for Reading {
     const NAMESPACED: bool = true;
 }
 
-/// Believes who shows the front proxy's certificate.
+/// Trusts clients with the front-proxy certificate.
 struct FrontProxy;
 #[async_trait]
 impl Authenticate for FrontProxy {
@@ -76,7 +77,7 @@ impl Authenticate for FrontProxy {
     }
 }
 
-/// Serves the other server on a port of this machine, until the token is cancelled.
+/// Serves the aggregated server on a local port until the token is cancelled.
 async fn start(ca: &Authority, front: &Authority, at: &str) -> (u16, CancellationToken) {
     let server = ApiServer::builder(Store::memory())
         .resource::<Reading>()
@@ -101,7 +102,7 @@ async fn start(ca: &Authority, front: &Authority, at: &str) -> (u16, Cancellatio
 const SERVICE: &str = "/apis/apiregistration.k8s.io/v1/apiservices/v1.weather.example.com";
 const READINGS: &str = "/apis/weather.example.com/v1/namespaces/default/readings";
 
-/// Waits until the condition says so, and returns its message.
+/// Waits until the Available condition has this status; returns its message.
 async fn available(server: &ApiServer, status: &str) -> String {
     for _ in 0..100 {
         let service = done(server, "GET", SERVICE, &Value::Null).await;
@@ -133,7 +134,7 @@ async fn another_server_answers_for_its_version() {
             "caBundle": STANDARD.encode(&ca.0), "service": {"namespace": "weather", "name": "meter", "port": port}},
     });
     done(&server, "POST", "/apis/apiregistration.k8s.io/v1/apiservices", &service).await;
-    // The Service is not there yet.
+    // The Service does not exist yet.
     assert_eq!(
         available(&server, "False").await,
         "ServiceNotFound: service/meter in \"weather\" is not present"
@@ -144,7 +145,7 @@ async fn another_server_answers_for_its_version() {
     done(&server, "POST", "/api/v1/namespaces/weather/services", &meter).await;
     assert_eq!(available(&server, "True").await, "Passed: all checks passed");
 
-    // All verbs go through, as the user who asks.
+    // All verbs are proxied, with the requesting user.
     let made = done(&server, "POST", READINGS, &json!({"apiVersion": "weather.example.com/v1", "kind": "Reading", "metadata": {"name": "roof"}, "spec": {"celsius": 21}})).await;
     assert_eq!(made["spec"]["celsius"], 21);
     done(&server, "PATCH", &format!("{READINGS}/roof"), &json!({"spec": {"celsius": 22}})).await;
@@ -152,7 +153,7 @@ async fn another_server_answers_for_its_version() {
     assert_eq!(list["items"][0]["spec"]["celsius"], 22);
     let bad = json!({"metadata": {"name": "cellar"}, "spec": {"celsius": "cold"}});
     assert_eq!(admin(&server, "POST", READINGS, "application/json", bad.to_string()).await.status, 422);
-    // Authorization is ours, and nobody can say who he is himself.
+    // Authorization is ours, and clients cannot forge the user headers.
     let request = http::Request::builder()
         .uri(READINGS)
         .header("x-remote-user", "admin")
@@ -160,7 +161,7 @@ async fn another_server_answers_for_its_version() {
     let answer = ask(&server, request.body(Vec::new()).unwrap()).await;
     assert_eq!((answer.status.as_u16(), answer.json()["reason"].clone()), (403, json!("Forbidden")));
 
-    // Discovery shows it in every form.
+    // Discovery lists it in all formats.
     let groups = done(&server, "GET", "/apis", &Value::Null).await;
     assert!(groups["groups"].as_array().unwrap().iter().any(|g| g["name"] == "weather.example.com"));
     let resources = done(&server, "GET", "/apis/weather.example.com/v1", &Value::Null).await;
@@ -181,7 +182,7 @@ async fn another_server_answers_for_its_version() {
     let document = done(&server, "GET", "/openapi/v3/apis/weather.example.com/v1", &Value::Null).await;
     assert!(document["components"]["schemas"].to_string().contains("celsius"));
 
-    // Without the certificate the other server believes nobody.
+    // Without the front-proxy certificate the aggregated server rejects calls.
     let config = RemoteConfig {
         server: format!("https://localhost:{port}"),
         insecure: true,
@@ -190,7 +191,7 @@ async fn another_server_answers_for_its_version() {
     let client = Client::new(Remote::new(&config).unwrap());
     assert!(client.bytes(http::Method::GET, READINGS, "", String::new()).await.is_err());
 
-    // It goes, and its version with it.
+    // After it stops, its version becomes unavailable.
     stop.cancel();
     done(&server, "DELETE", SERVICE, &Value::Null).await;
     assert_eq!(admin(&server, "GET", READINGS, "", "").await.status, 404);
@@ -214,7 +215,7 @@ async fn own_versions_are_in_the_list_too() {
     let apps = found.expect("v1.apps");
     assert_eq!(apps["status"]["conditions"][0]["reason"], "Local");
     assert_eq!(apps["spec"]["groupPriorityMinimum"], 17_800);
-    // Those of custom resources come and go with them.
+    // APIServices of custom resources are created and deleted with them.
     let definition = json!({
         "metadata": {"name": "things.g.example.com"},
         "spec": {"group": "g.example.com", "scope": "Namespaced", "names": {"plural": "things", "kind": "Thing"},

@@ -1,4 +1,4 @@
-//! Objects that were refused although upstream takes them.
+//! Regressions: objects that were rejected although upstream accepts them.
 
 use k8s_apiserver::User;
 use serde_json::{Value, json};
@@ -69,7 +69,7 @@ async fn keys_of_a_declared_map_cost_a_rule_nothing() {
     let refused = admin(&server, "POST", path, "application/json", object("a*").to_string()).await;
     assert_eq!(refused.status, 422);
     done(&server, "POST", path, &object("a")).await;
-    // Values that are as long as a request are still too costly.
+    // Values as long as a request are still too expensive.
     let long = json!({"type": "object", "properties": {"labels": {"type": "object", "additionalProperties": {"type": "string"},
         "x-kubernetes-validations": [{"rule": "self.all(key, !self[key].contains('*'))"}]}}});
     let answer =

@@ -1,4 +1,4 @@
-//! Many writers of one object, on a disk whose every flush takes a while.
+//! Many writers of one object, on a disk with slow flushes.
 
 use std::time::Duration;
 
@@ -38,7 +38,7 @@ async fn writes_without_a_revision_and_deletions_do_not_conflict_however_many_th
     let all = done(&server, "GET", ONE, &Value::Null).await;
     assert_eq!(all["data"].as_object().map(serde_json::Map::len), Some(40), "none is lost");
 
-    // Somebody who writes as fast as answers come, as a controller does that reports progress.
+    // A client that writes as fast as responses arrive, like a controller that reports progress.
     let busy = tokio::spawn({
         let server = server.clone();
         async move {

@@ -1,4 +1,4 @@
-//! A custom resource whose versions a webhook converts, through every verb.
+//! A custom resource with a conversion webhook, through every verb.
 
 use std::sync::{
     Arc,
@@ -16,7 +16,7 @@ use crate::{
 const V1: &str = "/apis/g.example.com/v1/namespaces/default/boxes";
 const V2: &str = "/apis/g.example.com/v2/namespaces/default/boxes";
 
-/// v1 says `size: 3x4`, v2 `width: 3` and `height: 4`.
+/// v1 has `size: 3x4`, v2 has `width: 3` and `height: 4`.
 fn converted(mut object: Value, version: &str) -> Value {
     let spec = &mut object["spec"];
     if version.ends_with("/v1") {
@@ -84,13 +84,13 @@ async fn versions_are_one_object() {
     assert_eq!(stored["spec"], json!({"width": 3, "height": 4}));
     assert_eq!(stored["metadata"]["uid"], made["metadata"]["uid"]);
 
-    // Each version's own rules, and those of the stored one.
+    // Validation of each version, and of the stored one.
     let bad = json!({"metadata": {"name": "b"}, "spec": {"size": "big"}});
     assert_eq!(admin(&server, "POST", V1, "application/json", bad.to_string()).await.status, 422);
     let large = json!({"metadata": {"name": "b"}, "spec": {"size": "300x1"}});
     assert_eq!(admin(&server, "POST", V1, "application/json", large.to_string()).await.status, 422);
 
-    // A patch is of the version that it is sent to; so is an update, which is conditional as ever.
+    // A patch applies to the version that it is sent to; so does an update, with optimistic locking.
     let patched = done(&server, "PATCH", &format!("{V1}/a"), &json!({"spec": {"size": "5x6"}})).await;
     assert_eq!(patched["spec"]["size"], "5x6");
     let stale = admin(&server, "PUT", &format!("{V1}/a"), "application/json", made.to_string()).await;
@@ -117,7 +117,7 @@ async fn versions_are_one_object() {
     let table = crate::support::ask(&server, request.body(Vec::new()).unwrap()).await.json();
     assert_eq!(table["rows"][0]["cells"], json!(["a", "5x6"]));
 
-    // The watch has seen it all, in its version.
+    // The watch has seen all events in its version.
     let mut seen = Vec::new();
     for _ in 0..3 {
         let event = watcher.next().await.unwrap();
@@ -130,7 +130,7 @@ async fn versions_are_one_object() {
     let event = |kind: &str, size: &str| (kind.to_owned(), size.to_owned());
     assert_eq!(seen, [event("ADDED", "3x4"), event("MODIFIED", "5x6"), event("ADDED", "7x8")]);
 
-    // A webhook that answers nonsense stops its versions, and no other.
+    // A failing webhook affects its own versions only.
     broken.store(true, Ordering::Relaxed);
     let answer = admin(&server, "GET", &format!("{V1}/a"), "", "").await;
     assert_eq!(answer.status, 500);
@@ -142,7 +142,7 @@ async fn versions_are_one_object() {
     done(&server, "GET", &format!("{V2}/a"), &Value::Null).await;
     broken.store(false, Ordering::Relaxed);
 
-    // From now on the other version is stored: what is there is converted when it is read, and when it is written.
+    // The other version becomes the stored one: existing objects are converted on read and on write.
     let crd = "/apis/apiextensions.k8s.io/v1/customresourcedefinitions/boxes.g.example.com";
     let flip = json!([{"op": "replace", "path": "/spec/versions/0/storage", "value": false},
         {"op": "replace", "path": "/spec/versions/1/storage", "value": true}]);

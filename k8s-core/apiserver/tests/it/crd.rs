@@ -1,4 +1,4 @@
-//! CustomResourceDefinitions from their making to their end, seen from outside.
+//! Life of CustomResourceDefinitions, as seen by clients.
 
 use k8s_apiserver::ApiServer;
 use serde_json::{Value, json};
@@ -45,7 +45,7 @@ async fn condition(server: &ApiServer, name: &str, kind: &str) -> (String, Strin
     (text("status"), text("reason"))
 }
 
-/// The status code and the causes' fields and messages of a refused write.
+/// Returns status code, and fields and messages of the causes, of a rejected write.
 async fn refused(server: &ApiServer, method: &str, path: &str, body: &Value) -> (u16, Vec<String>) {
     let kind = if method == "PATCH" { "application/merge-patch+json" } else { "application/json" };
     let answer = admin(server, method, path, kind, body.to_string()).await;
@@ -95,7 +95,7 @@ async fn objects_are_defaulted_checked_and_found() {
         refused(&server, "POST", &strict, &thing("c", json!({"replicas": 1, "junk": 1}))).await.0,
         400
     );
-    // Subresources, selectors.
+    // Subresources and selectors.
     let scaled =
         done(&server, "PATCH", &format!("{THINGS}/a/scale"), &json!({"spec": {"replicas": 4}})).await;
     assert_eq!((&scaled["kind"], &scaled["spec"]["replicas"]), (&json!("Scale"), &json!(4)));
@@ -222,7 +222,8 @@ async fn third_party_resources_work_as_in_2017() {
     assert_eq!(list["items"], json!([]), "its objects went with it");
 }
 
-/// A definition's schema may grow and shrink, and its stored version may change: objects that are there are shown as it says now, at the revision they had.
+/// After changes of the schema or the stored version, existing objects are served in the new form at their
+/// old revision.
 #[tokio::test]
 async fn objects_follow_their_definition() {
     let server = server().await;
@@ -245,7 +246,7 @@ async fn objects_follow_their_definition() {
         done(&server, "GET", &format!("{THINGS}?fieldSelector=spec.size%3Dsmall"), &Value::Null).await;
     assert_eq!(small["items"].as_array().unwrap().len(), 1);
 
-    // Another version is stored from now on.
+    // Another version becomes the stored one.
     let mut live = done(&server, "GET", &crd, &Value::Null).await;
     let mut v2 = live["spec"]["versions"][0].clone();
     v2["name"] = "v2".into();
@@ -262,12 +263,12 @@ async fn objects_follow_their_definition() {
     assert_eq!(shown["apiVersion"], "g.example.com/v1");
     let status = done(&server, "GET", &crd, &Value::Null).await["status"].clone();
     assert_eq!(status["storedVersions"], json!(["v1", "v2"]));
-    // A write on top of what is shown is not a conflict.
+    // A write based on the served form does not conflict.
     let patched = done(&server, "PATCH", &format!("{THINGS}/a"), &json!({"spec": {"size": "large"}})).await;
     assert_eq!(patched["spec"]["size"], "large");
 }
 
-/// A definition whose `spec` has a schema.
+/// A definition with a schema for `spec`.
 fn with_spec(spec: Value) -> Value {
     definition("things", "Thing", &json!({"type": "object", "properties": {"spec": spec}}))
 }
@@ -361,7 +362,7 @@ async fn a_rule_that_grew_stricter_spares_what_is_unchanged() {
     );
 }
 
-/// What definitions of 2018 look like: a schema without types, which is no structural one, and objects that keep what it does not name.
+/// Definitions of 2018: a schema without types, which is not structural, and preserved unknown fields.
 #[tokio::test]
 async fn old_definitions_may_have_loose_schemas() {
     let server = server().await;
@@ -392,7 +393,7 @@ async fn old_definitions_may_have_loose_schemas() {
     let made = done(&server, "POST", &olds, &object(2)).await;
     assert_eq!((&made["spec"]["other"]["x"], &made["more"]), (&json!(1), &json!(2)));
 
-    // A structural one has no such condition; and who does not keep unknown fields needs one.
+    // A structural schema has no such condition; definitions that prune need one.
     done(&server, "POST", DEFINITIONS, &definition("things", "Thing", &self::schema())).await;
     assert_eq!(
         condition(&server, "things.g.example.com", "NonStructuralSchema").await,
@@ -400,14 +401,14 @@ async fn old_definitions_may_have_loose_schemas() {
     );
     loose["spec"]["preserveUnknownFields"] = false.into();
     assert_eq!(refused(&server, "POST", &old, &loose).await.0, 422);
-    // Defaults are for who prunes.
+    // Defaults require pruning.
     loose["spec"]["preserveUnknownFields"] = true.into();
     loose["spec"]["validation"]["openAPIV3Schema"]["properties"]["a"] =
         json!({"type": "string", "default": "x"});
     let why = "spec.preserveUnknownFields: Invalid value: true: must be false in order to use defaults in the schema";
     assert_eq!(refused(&server, "POST", &old, &loose).await, (422, vec![why.to_owned()]));
 
-    // In v1 it can be neither made so nor turned so; what is so already stays.
+    // v1 permits neither creating nor changing to it; existing ones stay.
     let mut new = definition("others", "Other", &self::schema());
     new["spec"]["preserveUnknownFields"] = true.into();
     let why = "spec.preserveUnknownFields: Invalid value: true: cannot set to true, set x-kubernetes-preserve-unknown-fields to true in spec.versions[*].schema instead";

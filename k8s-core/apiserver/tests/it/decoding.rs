@@ -1,4 +1,5 @@
-//! Whatever fits a built-in type's schema can be decoded by caches, members that Go leaves at zero included.
+//! Objects that match a built-in type's schema can be decoded by caches, even without members that Go
+//! defaults to zero.
 
 use k8s_apiserver::resources::Registry;
 use k8s_schema::{Kind, NodeId, Schema};
@@ -8,9 +9,9 @@ use proptest::{
 };
 use serde_json::{Map, Value, json};
 
-/// Objects drawn of each type.
+/// Number of random objects per type.
 const DRAWS: usize = 24;
-/// How deep an object is drawn.
+/// Maximum depth of an object.
 const DEPTH: usize = 9;
 
 struct Draw<'a> {
@@ -32,7 +33,7 @@ impl Draw<'_> {
         match (&node.kind, &*node.name) {
             (Kind::Object { fields, rest, .. }, _) => {
                 let mut map = Map::new();
-                // Few members of what is deep: an object stays of a size that can be drawn often.
+                // Fewer members at greater depth keep objects small.
                 let odds = if depth < 4 { 2 } else { 3 };
                 for (name, field) in fields {
                     if depth < DEPTH && self.below(odds) == 0 {
@@ -71,7 +72,7 @@ impl Draw<'_> {
             (Kind::Any, "JSONSchemaPropsOrBool") => self.one(&[json!(true), json!({})]).clone(),
             (Kind::Any, "JSONSchemaPropsOrArray") => self.one(&[json!({}), json!([{}])]).clone(),
             (Kind::Any, "JSONSchemaPropsOrStringArray") => self.one(&[json!({}), json!(["a"])]).clone(),
-            // An optional struct of a type that is written here has this schema.
+            // Schema of an optional struct of a type that is defined here.
             (Kind::Any, "") => self.one(&[json!(null), json!({})]).clone(),
             (Kind::Any, _) => self.one(&[json!(null), json!(1), json!({"a": [null]}), json!("x")]).clone(),
         }
@@ -93,7 +94,7 @@ fn every_type_decodes_whatever_fits_its_schema() {
             let Some(map) = object.as_object_mut() else { panic!("{} is no object", resource.kind) };
             map.remove("apiVersion");
             map.remove("kind");
-            // As the server does with what it is sent.
+            // As the server does with request bodies.
             if !schema.normalize(&mut object, false).mismatches.is_empty() {
                 refused += 1;
                 continue;

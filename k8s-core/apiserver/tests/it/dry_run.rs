@@ -1,4 +1,4 @@
-//! Options in bodies: a dry run deletes and evicts nothing, in whatever encoding it is asked for.
+//! Options in bodies: a dry run deletes and evicts nothing, in any encoding.
 
 use http::Request;
 use k8s_apiserver::{ApiServer, User};

@@ -1,4 +1,4 @@
-//! How answers are encoded.
+//! Encodings of responses.
 
 use std::io::Read;
 
@@ -55,7 +55,7 @@ async fn accepting(server: &k8s_apiserver::ApiServer, path: &str, headers: &[(&s
 async fn yaml_is_given_to_those_who_ask_and_means_the_same() {
     let server = server().await;
     let maps = "/api/v1/namespaces/default/configmaps";
-    // Texts that would be something else in YAML if they were written as they are.
+    // Strings that YAML would read as another type if they were not quoted.
     let tricky = [
         "1",
         "true",

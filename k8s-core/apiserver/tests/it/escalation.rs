@@ -152,6 +152,24 @@ async fn rights_that_are_missing_are_told_as_upstream_tells_them() {
 }
 
 #[tokio::test]
+async fn an_empty_resource_name_names_the_empty_name_only() {
+    let server = server().await;
+    let secrets = |names: Value| json!({"apiGroups": [""], "resources": ["secrets"], "verbs": ["get"], "resourceNames": names});
+    grant(&server, "mallory", rbac_writer(json!([secrets(json!([""]))]))).await;
+    let mallory = User::new("mallory", &[]);
+    let collection = format!("{BASE}/clusterroles");
+    let role = |name: &str, names: Value| json!({"metadata": {"name": name}, "rules": [secrets(names)]});
+    let all = ask_as(&server, &mallory, "POST", &collection, &role("all", json!([]))).await;
+    assert_eq!(all.status, 403, "{}", all.json());
+    let same = ask_as(&server, &mallory, "POST", &collection, &role("same", json!([""]))).await;
+    assert_eq!(same.status, 201, "{}", same.json());
+    grant(&server, "other", rbac_writer(json!([]))).await;
+    let other = ask_as(&server, &User::new("other", &[]), "POST", &collection, &role("x", json!([""]))).await;
+    let message = other.json()["message"].as_str().unwrap().to_owned();
+    assert!(message.ends_with("ResourceNames:[\"\"], Verbs:[\"get\"]}"), "{message}");
+}
+
+#[tokio::test]
 async fn a_definition_with_the_name_of_a_built_in_kind_takes_nothing_with_it() {
     let server = server().await;
     let before = done(&server, "GET", &format!("{BASE}/clusterroles"), &Value::Null).await;

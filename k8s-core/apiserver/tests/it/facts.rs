@@ -1,4 +1,4 @@
-//! Discovery and Table columns compared with what an upstream 1.36 server lists (`tests/data/upstream-resources.txt`).
+//! Compares discovery and Table columns with an upstream 1.36 server (`tests/data/upstream-resources.txt`).
 
 use std::collections::BTreeMap;
 
@@ -10,7 +10,7 @@ use crate::support::{ask, done, server};
 const FACTS: &str = include_str!("../data/upstream-resources.txt");
 const ALL: &str = "create,delete,deletecollection,get,list,patch,update,watch";
 
-/// A resource's line and its columns' lines.
+/// Returns each resource's line with its columns' lines.
 fn resources() -> Vec<(&'static str, Vec<&'static str>)> {
     let mut all: Vec<(&str, Vec<&str>)> = Vec::new();
     for line in FACTS.lines().filter(|l| !l.starts_with('#')) {
@@ -35,7 +35,7 @@ fn path_of(group_version: &str) -> String {
     }
 }
 
-/// The line that says of a listed resource what the facts say.
+/// Formats a discovered resource like a line of the facts.
 fn line_of(group_version: &str, resource: &Value, all: &[Value]) -> String {
     let name = resource["name"].as_str().unwrap();
     let kind = resource["kind"].as_str().unwrap();
@@ -84,7 +84,7 @@ async fn columns_of(server: &ApiServer, group_version: &str, name: &str) -> Vec<
         .collect()
 }
 
-/// The collection of every type that objects can be made of.
+/// Returns the collections of all creatable types.
 pub(crate) fn collections() -> Vec<String> {
     let of = |fact: &str| {
         let words: Vec<&str> = fact.split(' ').collect();

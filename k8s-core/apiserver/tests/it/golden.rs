@@ -1,6 +1,8 @@
-//! What an upstream 1.36 server answered to a script of requests (`tests/data/answers.jsonl`), compared with what this one answers.
+//! Compares responses with those of an upstream 1.36 server to a script of requests
+//! (`tests/data/answers.jsonl`).
 //!
-//! Uids, times, versions and addresses are placeholders on both sides, and field ownership is left out (it has tests of its own).
+//! Uids, times, versions and addresses are replaced by placeholders on both sides. Managed fields are ignored
+//! (they have tests of their own).
 
 use std::fmt::Write;
 
@@ -10,7 +12,7 @@ use serde_json::Value;
 
 use crate::support::{ask, server};
 
-/// Where this server answers differently, and why that is right here. Everything else must be equal.
+/// Known differences, with the reason. Everything else must be equal.
 const KNOWN: &[(&str, &str)] = &[
     ("cm-wrong-version", "names a Go source file"),
     ("pod-spec-immutable", "shows the difference as Go structs"),
@@ -31,7 +33,7 @@ fn is_time(text: &str) -> bool {
     text.len() >= 20 && text.ends_with('Z') && text.parse::<jiff::Timestamp>().is_ok()
 }
 
-/// Replaces what differs from run to run inside of one word.
+/// Replaces the varying part of a word.
 fn word(word: &str) -> String {
     let core = word.trim_matches(|c: char| "\",()'.:[]".contains(c));
     if core.is_empty() {
@@ -86,7 +88,7 @@ fn normal(key: &str, value: Value) -> Value {
             .collect(),
         Value::Array(items) => items
             .into_iter()
-            // Of the distribution that the recording was made with, not of Kubernetes.
+            // Specific to the distribution of the recording, not to Kubernetes.
             .filter(|v| v.pointer("/configMap/name") != Some(&"openshift-service-ca.crt".into()))
             .map(|v| normal("", v))
             .collect(),
@@ -119,7 +121,7 @@ fn differences(want: &Value, got: &Value, path: &str, out: &mut String) {
     }
 }
 
-/// The request of an exchange, with the placeholders replaced by what was sent.
+/// Returns the request of an exchange, with its placeholders filled in.
 fn request(exchange: &Value) -> Request<Vec<u8>> {
     let text = |key: &str| exchange[key].as_str();
     let mut builder = Request::builder()

@@ -1,4 +1,4 @@
-//! An unmodified kube-rs client on the service, without a socket: everything that kube-rs can do.
+//! An unmodified kube-rs client on the in-process service: all of its operations.
 
 use std::collections::BTreeMap;
 
@@ -158,7 +158,7 @@ async fn custom_resources_by_kubes_derive() {
     assert!(matches!(refused, kube::Error::Api(e) if e.code == 422));
 }
 
-/// A resource that the server serves from the type alone.
+/// A resource that is served from its Rust type alone.
 #[derive(Clone, Debug, Serialize, Deserialize, JsonSchema)]
 struct Database {
     metadata: ObjectMeta,
@@ -223,7 +223,7 @@ impl k8s_core::custom::CustomResource for Database {
         }
     }
 
-    // v1 had the size as a text at the top.
+    // v1 had the size as a string at the top level.
     fn from_version(_: &str, object: &mut serde_json::Value) {
         if let Some(size) = object["spec"].as_object_mut().and_then(|spec| spec.remove("engineAndSize")) {
             let (engine, size) = size.as_str().unwrap_or_default().split_once('/').unwrap_or_default();

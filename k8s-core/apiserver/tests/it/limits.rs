@@ -1,4 +1,4 @@
-//! What clients over sockets may hold at once, asked for by raw HTTP over TLS.
+//! Limits of socket clients, tested with raw HTTP over TLS.
 
 use std::{sync::Arc, time::Duration};
 
@@ -23,7 +23,7 @@ use tokio_util::sync::CancellationToken;
 
 use crate::peer::{authority, signed};
 
-/// Believes the token to be the user's name.
+/// An authenticator that takes the token as the user's name.
 struct Named;
 
 #[async_trait::async_trait]
@@ -71,7 +71,7 @@ impl Target {
         self.connector.connect(ServerName::try_from("localhost").unwrap(), tcp).await.unwrap()
     }
 
-    /// Begins a review; of its body, so many bytes are sent.
+    /// Starts a review request and sends only a part of its body.
     async fn begin(&self, user: &str, length: usize, sent: usize) -> TlsStream<TcpStream> {
         let body = r#"{"apiVersion":"authorization.k8s.io/v1","kind":"SelfSubjectAccessReview","spec":{"nonResourceAttributes":{"path":"/a","verb":"get"}}}"#;
         let body = body.to_owned() + &" ".repeat(length - body.len());
@@ -81,7 +81,7 @@ impl Target {
         );
         let mut stream = self.connect().await;
         stream.write_all(head.as_bytes()).await.unwrap();
-        // A server that turns it away need not read it all.
+        // A server that rejects the request need not read it all.
         let _ = stream.write_all(&body.as_bytes()[..sent]).await;
         stream
     }
@@ -91,7 +91,7 @@ impl Target {
     }
 }
 
-/// The first piece of an answer.
+/// Returns the first chunk of a response.
 async fn answer(stream: &mut TlsStream<TcpStream>) -> String {
     let mut buffer = vec![0; 4096];
     let read =

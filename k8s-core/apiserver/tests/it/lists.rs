@@ -1,4 +1,4 @@
-//! Lists: which objects, of which moment, in which pages.
+//! Lists: selection, revision, paging.
 
 use std::collections::BTreeMap;
 
@@ -45,7 +45,7 @@ async fn pages_show_one_moment() {
     let third = get(&server, &format!("{MAPS}?limit=4&continue={token}")).await;
     assert_eq!(names(&third), ["m8", "m9"]);
     assert!(third["metadata"].get("continue").is_none());
-    // Every type has a revision of its own content, but pages over all namespaces count as well.
+    // Every type has its own revision, but pages over all namespaces count as well.
     let all = get(&server, "/api/v1/configmaps?limit=4").await;
     assert_eq!(all["metadata"]["remainingItemCount"], 6);
     let selected = get(&server, &format!("{MAPS}?limit=4&labelSelector=app%3Da")).await;
@@ -124,7 +124,8 @@ async fn forms_of_a_long_list() {
 proptest! {
     #![proptest_config(ProptestConfig::with_cases(24))]
 
-    /// Pages taken while others write are the list of the moment of the first page, selected or not.
+    /// Pages read during other writes equal the list at the first page's revision, with and without
+    /// selectors.
     #[test]
     fn pages_under_concurrent_writes(
         before in proptest::collection::vec((0u8..60, 0u8..3), 1..60),

@@ -1,11 +1,11 @@
-//! Thousands of bodies that are wrong somewhere: every one is answered, and never with a server error.
+//! Thousands of invalid bodies: each gets a response, and never a server error.
 
 use k8s_apiserver::ApiServer;
 use serde_json::{Value, json};
 
 use crate::support::{admin, done, server};
 
-/// A small generator of numbers: the same test every time (xorshift).
+/// A deterministic random number generator (xorshift).
 struct Numbers(u64);
 
 impl Numbers {
@@ -21,7 +21,7 @@ impl Numbers {
     }
 }
 
-/// Something that is probably of the wrong type, or out of range.
+/// Returns a value that is probably of the wrong type, or out of range.
 fn junk(numbers: &mut Numbers) -> Value {
     let deep =
         (0..60).fold(json!(1), |inner, i| if i % 2 == 0 { json!([inner]) } else { json!({"a": inner}) });
@@ -66,7 +66,7 @@ fn places(value: &Value) -> usize {
     }
 }
 
-/// Changes the value that is number `at` in depth-first order.
+/// Replaces value number `at` in depth-first order.
 fn change(value: &mut Value, at: &mut usize, numbers: &mut Numbers) -> bool {
     if *at == 0 {
         match value {
@@ -105,7 +105,7 @@ fn template() -> Value {
             "livenessProbe": {"httpGet": {"path": "/", "port": "http"}, "periodSeconds": 3}, "lifecycle": {"preStop": {"exec": {"command": ["x"]}}}}]}})
 }
 
-/// Collections, and an object that fits into each.
+/// Returns collections with a valid object for each.
 fn seeds() -> Vec<(&'static str, Value)> {
     let meta = json!({"name": "m", "labels": {"a": "b"}, "annotations": {"k": "v"}, "finalizers": ["x.io/f"],
         "ownerReferences": [{"apiVersion": "v1", "kind": "Pod", "name": "p", "uid": "u", "controller": true}]});
@@ -404,7 +404,7 @@ async fn round(server: &ApiServer, collection: &str, seed: &Value, numbers: &mut
     }
 }
 
-/// The apiVersion and kind of a collection, from its list.
+/// Returns apiVersion and kind of a collection, from its list.
 async fn server_kind(server: &ApiServer, collection: &str) -> (String, String) {
     let list = admin(server, "GET", &format!("{collection}?limit=1"), "", "").await.json();
     let text = |key: &str| list[key].as_str().unwrap_or_default().to_owned();
@@ -456,7 +456,8 @@ async fn mutated_objects_are_never_a_server_error() {
     }
 }
 
-/// Every type, old ones included, with almost nothing and with nonsense where its parts usually are: taken or refused, never a server error.
+/// Every type, legacy ones included, accepts or rejects nearly empty and nonsensical objects without a server
+/// error.
 #[tokio::test]
 async fn every_type_takes_or_refuses_nonsense() {
     let server = server().await;

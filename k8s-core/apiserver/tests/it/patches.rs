@@ -1,4 +1,4 @@
-//! What patches and applies do with what is absent, stale, or somebody else's.
+//! Patches and applies with absent, stale or foreign fields.
 
 use http::Request;
 use k8s_apiserver::ApiServer;
@@ -115,7 +115,7 @@ async fn field_ownership_moves_from_client_side_to_server_side_apply() {
     let mut entry = live["metadata"]["managedFields"][0].clone();
     entry["manager"] = "kubectl".into();
     entry["operation"] = "Apply".into();
-    // What kubectl sends to migrate.
+    // The migration request of kubectl.
     let patch = json!([{"op": "replace", "path": "/metadata/managedFields", "value": [entry]},
         {"op": "replace", "path": "/metadata/resourceVersion", "value": live["metadata"]["resourceVersion"]}]);
     let answer = json_patch(&server, &path, patch).await;
@@ -127,7 +127,7 @@ async fn field_ownership_moves_from_client_side_to_server_side_apply() {
         (&json!({"k1": "v1"}), &json!({"l1": "a"}))
     );
     assert_eq!(managers(&applied), ["kubectl Apply"]);
-    // Both ways to reset, by PUT and by patches.
+    // Both ways to reset managed fields, by PUT and by patches.
     let mut put = applied.clone();
     put["metadata"]["managedFields"] = json!([]);
     assert_eq!(managers(&done(&server, "PUT", &path, &put).await), Vec::<String>::new());

@@ -1,4 +1,4 @@
-//! Other servers: who signs their certificates, and how they answer.
+//! Fake servers for tests, with certificates.
 
 use std::{convert::Infallible, sync::Arc};
 
@@ -12,10 +12,10 @@ use k8s_apiserver::{
 use rcgen::{BasicConstraints, CertificateParams, DnType, IsCa, Issuer, KeyPair};
 use serde_json::Value;
 
-/// A CA: its certificate (PEM) and its key.
+/// A CA: certificate (PEM) and key.
 pub(crate) type Authority = (String, KeyPair);
 
-/// A CA, PEM and key.
+/// Creates a CA.
 pub(crate) fn authority() -> Authority {
     let key = KeyPair::generate().unwrap();
     let mut params = CertificateParams::default();
@@ -24,7 +24,7 @@ pub(crate) fn authority() -> Authority {
     (params.self_signed(&key).unwrap().pem(), key)
 }
 
-/// A certificate for a name, and its key.
+/// Creates a certificate for a name, with its key.
 pub(crate) fn signed(ca: &Authority, name: &str) -> ClientIdentity {
     let key = KeyPair::generate().unwrap();
     let mut params = CertificateParams::new(vec![name.to_owned()]).unwrap();
@@ -34,7 +34,7 @@ pub(crate) fn signed(ca: &Authority, name: &str) -> ClientIdentity {
     ClientIdentity { certificate, key: key.serialize_pem() }
 }
 
-/// Serves JSON over TLS on a port of this machine until the task is aborted: a function from what is sent to what is answered.
+/// Serves JSON over TLS on a local port until the task is aborted: a function from request to response.
 pub(crate) async fn serve_json(
     ca: &Authority,
     name: &str,
@@ -43,7 +43,7 @@ pub(crate) async fn serve_json(
     serve_on(ca, name, "127.0.0.1:0", answer).await
 }
 
-/// As [`serve_json`], on an address of one's own.
+/// As [`serve_json`], on a given address.
 pub(crate) async fn serve_on(
     ca: &Authority,
     name: &str,

@@ -1,4 +1,4 @@
-//! Protobuf answers.
+//! Protobuf responses.
 
 use http::Request;
 use k8s_schema::proto::decode;
@@ -19,7 +19,7 @@ fn media(answer: &Answer) -> &str {
     answer.headers["content-type"].to_str().unwrap()
 }
 
-/// Length-delimited bytes of a message: field number, bytes.
+/// Returns the length-delimited fields of a message: number, bytes.
 fn parts(mut message: &[u8]) -> Vec<(u64, &[u8])> {
     let varint = |at: &mut &[u8]| {
         let (mut value, mut shift) = (0u64, 0);
@@ -45,7 +45,7 @@ fn parts(mut message: &[u8]) -> Vec<(u64, &[u8])> {
     all
 }
 
-/// An element of a list of ConfigMaps, given the envelope that it has by itself.
+/// Decodes an element of a list of ConfigMaps, after wrapping it in an envelope.
 fn config_map(raw: &[u8]) -> Value {
     let length = |n: usize| -> Vec<u8> {
         let low = u8::try_from(n & 0x7f).unwrap();
@@ -79,7 +79,7 @@ async fn an_object_is_the_same_in_both_encodings() {
         let packed = get(&server, path, "application/vnd.kubernetes.protobuf, application/json").await;
         assert_eq!(media(&packed), PROTOBUF, "{path}");
         let mut expected = plain.json();
-        // Empty texts are not told apart from absent ones.
+        // Empty strings equal absent ones.
         strip_empty(&mut expected);
         let mut decoded = decode(&packed.bytes).unwrap();
         strip_empty(&mut decoded);
@@ -128,7 +128,7 @@ async fn a_written_object_comes_back_and_failures_are_statuses() {
 #[tokio::test]
 async fn lists_and_their_pages() {
     let server = server().await;
-    // More than one chunk of bytes.
+    // Larger than one chunk.
     for i in 0..30 {
         let object = json!({"metadata": {"name": format!("m{i:02}")}, "data": {"d": "x".repeat(5000)}});
         done(&server, "POST", MAPS, &object).await;
@@ -286,7 +286,7 @@ async fn a_definition_and_a_mutating_policy_are_created_in_protobuf() {
     }
 }
 
-/// Leaves of a value and their JSON pointers.
+/// Returns the leaves of a value with their JSON pointers.
 fn leaves<'a>(value: &'a Value, at: &str) -> Vec<(String, &'a Value)> {
     match value {
         Value::Object(map) if !map.is_empty() => {

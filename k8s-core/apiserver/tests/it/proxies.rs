@@ -1,4 +1,4 @@
-//! What the proxy subresources reach, and who may use what leads to a kubelet.
+//! Targets of the proxy subresources, and permissions of those that reach a kubelet.
 
 use std::{net::IpAddr, sync::Arc};
 
@@ -15,7 +15,7 @@ use tokio::io::{AsyncReadExt, AsyncWriteExt};
 
 use crate::support::{admin, ask, ask_as, done, grant, server};
 
-/// An address of this machine that is not loopback, where it has one.
+/// Returns an address of this machine that is not loopback, if it has one.
 fn own_address() -> Option<IpAddr> {
     let socket = std::net::UdpSocket::bind("0.0.0.0:0").ok()?;
     // Nothing is sent: this only looks up the route.
@@ -23,7 +23,7 @@ fn own_address() -> Option<IpAddr> {
     socket.local_addr().ok().map(|a| a.ip()).filter(|ip| !ip.is_loopback())
 }
 
-/// A web server on all addresses that answers each request with its first line; its port.
+/// Starts a web server on all addresses that returns the request line; returns its port.
 async fn backend() -> u16 {
     let listener = tokio::net::TcpListener::bind("0.0.0.0:0").await.unwrap();
     let port = listener.local_addr().unwrap().port();
@@ -121,7 +121,7 @@ async fn a_service_proxy_reaches_pods_of_its_namespace_only() {
         assert_eq!(answer.status, 503, "{how}: {}", answer.json());
         assert_eq!(answer.json()["message"], "no endpoints available for service \"web\"", "{how}");
     }
-    // Those are skipped for one that is right, as a pod on the node's own network is.
+    // Invalid endpoints are skipped for a valid one, such as a pod on the node's network.
     done(&server, "POST", slices, &slice("b", "web", port, target("Pod", "default", "real"))).await;
     if own_address().is_some() {
         let answer = admin(&server, "GET", &format!("{base}/services/http:web:80/proxy/x"), "", "").await;

@@ -1,4 +1,4 @@
-//! A server with stages of its own: every one is asked, in its place.
+//! A server with custom stages: each is called in its place.
 
 use std::sync::{Arc, Mutex};
 

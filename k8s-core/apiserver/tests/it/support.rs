@@ -1,4 +1,4 @@
-//! A server to ask, and how to ask it.
+//! Test server and requests.
 
 use std::collections::HashMap;
 
@@ -10,18 +10,18 @@ use k8s_core::client::body_from_bytes;
 use k8s_store::Store;
 use serde_json::Value;
 
-/// A server with an administrator (token `admin`) and anonymous requests let through to authorization.
+/// Creates a server with an administrator (token `admin`) and anonymous access.
 pub(crate) async fn server() -> ApiServer {
     server_on(Store::memory()).await
 }
 
-/// Such a server with a store of its own.
+/// As [`server`], with a given store.
 pub(crate) async fn server_on(store: Store) -> ApiServer {
-    // What upstream acts on it does not warn of.
+    // Without warnings, as an upstream server would respond.
     server_that(store, false).await
 }
 
-/// Such a server, which warns of what is not acted on.
+/// As [`server`], with warnings for fields without effect.
 pub(crate) async fn warning_server() -> ApiServer {
     server_that(Store::memory(), true).await
 }
@@ -38,7 +38,7 @@ async fn server_that(store: Store, warns: bool) -> ApiServer {
         .unwrap()
 }
 
-/// An answer, read to its end.
+/// A response, read to its end.
 pub(crate) struct Answer {
     pub(crate) status: StatusCode,
     pub(crate) warnings: Vec<String>,
@@ -47,7 +47,7 @@ pub(crate) struct Answer {
 }
 
 impl Answer {
-    /// The body as JSON; a watch's lines as a list, anything else as text.
+    /// Returns the body as JSON; the lines of a watch as a list, other bodies as text.
     pub(crate) fn json(&self) -> Value {
         let text = String::from_utf8_lossy(&self.bytes);
         serde_json::from_str(&text)
@@ -61,7 +61,7 @@ impl Answer {
     }
 }
 
-/// Asks the server.
+/// Sends a request.
 pub(crate) async fn ask(server: &ApiServer, request: Request<Vec<u8>>) -> Answer {
     let response = server.handle(request.map(body_from_bytes)).await;
     let status = response.status();
@@ -72,7 +72,7 @@ pub(crate) async fn ask(server: &ApiServer, request: Request<Vec<u8>>) -> Answer
     Answer { status, warnings, headers, bytes }
 }
 
-/// Asks as the administrator.
+/// Sends a request as the administrator.
 pub(crate) async fn admin(
     server: &ApiServer,
     method: &str,
@@ -91,7 +91,7 @@ pub(crate) async fn admin(
     ask(server, request).await
 }
 
-/// Asks with a JSON body as the administrator, and expects success.
+/// Sends a JSON body as the administrator and requires success.
 pub(crate) async fn done(server: &ApiServer, method: &str, path: &str, body: &Value) -> Value {
     let kind = if method == "PATCH" { "application/merge-patch+json" } else { "application/json" };
     let body = if body.is_null() { Vec::new() } else { body.to_string().into_bytes() };
@@ -100,7 +100,7 @@ pub(crate) async fn done(server: &ApiServer, method: &str, path: &str, body: &Va
     answer.json()
 }
 
-/// Asks as somebody in this process, with a JSON body unless it is null.
+/// Sends a request as an in-process user, with a JSON body unless it is null.
 pub(crate) async fn ask_as(
     server: &ApiServer,
     user: &User,
@@ -115,7 +115,7 @@ pub(crate) async fn ask_as(
     ask(&server.service_as(user.clone()), request).await
 }
 
-/// Lets a user do what `rules` say, everywhere.
+/// Grants permissions to a user in all namespaces.
 pub(crate) async fn grant(server: &ApiServer, user: &str, rules: Value) {
     let base = "/apis/rbac.authorization.k8s.io/v1";
     let name = format!("test-{user}");
@@ -141,7 +141,7 @@ impl Watcher {
         Watcher { body: response.into_body(), rest: Vec::new() }
     }
 
-    /// The next event; `None` when the watch has ended.
+    /// Returns the next event; `None` when the watch has ended.
     pub(crate) async fn next(&mut self) -> Option<Value> {
         loop {
             if let Some(end) = self.rest.iter().position(|b| *b == b'\n') {
@@ -153,7 +153,7 @@ impl Watcher {
         }
     }
 
-    /// The next event as its type and the object's name.
+    /// Returns type and object name of the next event.
     pub(crate) async fn next_brief(&mut self) -> (String, String) {
         let event = self.next().await.expect("the watch goes on");
         let text = |p: &str| event.pointer(p).and_then(Value::as_str).unwrap_or_default().to_owned();

@@ -1,4 +1,4 @@
-//! Service account tokens: audiences, what they are bound to, and when they end.
+//! Service account tokens: audiences, bound objects, expiry.
 
 use k8s_apiserver::{
     ApiServer, User,
@@ -137,7 +137,7 @@ async fn a_token_ends_with_what_it_is_bound_to() {
         }
         done(&server, "DELETE", &format!("{collection}/x?gracePeriodSeconds=0"), &Value::Null).await;
         assert_eq!(status_with(&server, bound).await, 401, "{kind} is gone");
-        // Another one of the same name is not the one that it is bound to.
+        // Another object of the same name does not keep the token valid.
         done(&server, "POST", collection, &object).await;
         assert_eq!(status_with(&server, bound).await, 401, "{kind} is another one");
     }

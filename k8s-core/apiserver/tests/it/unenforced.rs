@@ -102,6 +102,27 @@ async fn kinds_that_nothing_acts_on_are_warned_of_when_they_are_created() {
 }
 
 #[tokio::test]
+async fn external_addresses_in_the_ranges_of_the_cluster_are_warned_of() {
+    let server = warning_server().await;
+    let node =
+        json!({"metadata": {"name": "n"}, "spec": {"podCIDR": "10.42.3.0/24", "podCIDRs": ["10.42.3.0/24"]}});
+    assert_eq!(send(&server, "POST", "/api/v1/nodes", &node).await.0, 201);
+    let services = "/api/v1/namespaces/default/services";
+    let service = |name: &str, ips: &[&str]| json!({"metadata": {"name": name}, "spec": {"ports": [{"port": 80}], "externalIPs": ips}});
+    let refused = |i: usize| {
+        format!(
+            "spec.externalIPs[{i}]: the address is in the cluster's own service or pod range: the Service is not answered on it"
+        )
+    };
+    let ips = ["10.97.0.10", "192.0.2.1", "10.42.3.7", "10.42.4.7"];
+    let (code, warnings) = send(&server, "POST", services, &service("a", &ips)).await;
+    assert_eq!((code, warnings), (201, vec![refused(0), refused(2)]));
+    assert_eq!(send(&server, "POST", services, &service("b", &["192.0.2.2"])).await, (201, vec![]));
+    let patch = json!({"spec": {"externalIPs": ["10.111.255.255"]}});
+    assert_eq!(send(&server, "PATCH", &format!("{services}/b"), &patch).await, (200, vec![refused(0)]));
+}
+
+#[tokio::test]
 async fn a_comparison_with_upstream_can_turn_them_off() {
     let server = server().await;
     let quota = json!({"metadata": {"name": "x"}, "spec": {"hard": {"pods": "1"}}});

@@ -1,7 +1,8 @@
-//! What is refused, and how it is said: `data/validation.yaml`, one document for each resource.
+//! Rejected writes and their messages: `data/validation.yaml` with one document per resource.
 //!
-//! A document has an object that is accepted, and changes to it (JSON pointers and values; null removes) with all the problems that they cause:
-//! on creation (`refused`), on update (`frozen`) and on a write of the status (`status`). A problem that ends in `...` is compared up to there.
+//! A document has a valid object, and changes of it (JSON pointers and values; null removes) with all errors
+//! that they cause: on creation (`refused`), on update (`frozen`) and on a status write (`status`). An error
+//! that ends in `...` is compared as a prefix.
 
 use std::collections::BTreeMap;
 
@@ -31,7 +32,7 @@ struct Case {
     says: Vec<String>,
 }
 
-/// Sets the value at a pointer, making maps on the way and adding to lists at their end; null removes.
+/// Sets the value at a pointer, creates maps on the way and appends to lists; null removes.
 fn set(object: &mut Value, pointer: &str, value: &Value) {
     let mut at = object;
     let mut parts = pointer.split('/').skip(1).map(|p| p.replace("~1", "/")).peekable();
@@ -70,7 +71,7 @@ fn changed(object: &Value, case: &Case) -> Value {
     object
 }
 
-/// Asks with a changed object and compares what is said.
+/// Sends a changed object and compares the errors.
 async fn expect(server: &ApiServer, method: &str, path: &str, object: &Value, case: &Case) -> Option<String> {
     let answer = admin(server, method, path, "application/json", object.to_string()).await;
     let json = answer.json();
@@ -98,7 +99,7 @@ async fn expect(server: &ApiServer, method: &str, path: &str, object: &Value, ca
 #[tokio::test]
 async fn every_problem_is_told() {
     let server = server().await;
-    // Pods need an account to run as.
+    // Pods need a service account.
     let accounts = "/api/v1/namespaces/default/serviceaccounts";
     done(&server, "POST", accounts, &json!({"metadata": {"name": "default"}})).await;
     let mut wrong = Vec::new();
@@ -126,13 +127,13 @@ async fn every_problem_is_told() {
             let path = format!("{own}/status?dryRun=All");
             wrong.extend(expect(&server, "PUT", &path, &changed(&made, case), case).await);
         }
-        // What was accepted is accepted again as it was answered: defaults never make an object invalid.
+        // An accepted object, with its defaults, is accepted again.
         done(&server, "PUT", &own, &made).await;
     }
     assert!(wrong.is_empty(), "{} differ:\n{}", wrong.len(), wrong.join("\n"));
 }
 
-/// What an apply says twice it cannot mean.
+/// An apply with duplicate elements is rejected.
 #[tokio::test]
 async fn an_apply_names_each_element_once() {
     let server = server().await;

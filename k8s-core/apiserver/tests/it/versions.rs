@@ -1,4 +1,5 @@
-//! Versions of one object: what a client reads in any version it can write back in that version, and nothing has changed.
+//! Versions of one object: a client can write back an object in the version that it has read, without any
+//! change.
 
 use serde_json::{Value, json};
 
@@ -11,7 +12,7 @@ fn workload(kind: &str) -> Value {
         "kind": kind})
 }
 
-/// Where an object is made, the object, and the other versions that it is served in.
+/// Collection, object, and further versions of the resource.
 fn table() -> Vec<(&'static str, Value, &'static str)> {
     vec![
         ("apps/v1 deployments", workload("Deployment"), "apps/v1beta1 apps/v1beta2 extensions/v1beta1"),

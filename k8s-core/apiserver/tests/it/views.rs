@@ -3,7 +3,7 @@
 use base64::{Engine, engine::general_purpose::STANDARD};
 use serde_json::{Value, json};
 
-use crate::support::{admin, server};
+use crate::support::{admin, done, server};
 
 const JSON: &str = "application/json";
 const MERGE: &str = "application/merge-patch+json";
@@ -171,5 +171,48 @@ async fn a_gated_pod_is_not_bound() {
         let path = format!("/api/v1/namespaces/default/pods/{name}/binding");
         let answer = admin(&server, "POST", &path, JSON, binding).await;
         assert_eq!(answer.status, want, "{}", answer.json());
+    }
+}
+
+#[tokio::test]
+async fn a_binding_may_be_posted_to_its_collection() {
+    let server = server().await;
+    pod(&server).await;
+    let pods = "/api/v1/namespaces/default/pods";
+    let bindings = "/api/v1/namespaces/default/bindings";
+    let binding = |name: &str| json!({"metadata": {"name": name}, "target": {"kind": "Node", "name": "n"}});
+    for (body, code) in [
+        (json!({"target": {"name": "n"}}), 400),
+        (json!({"metadata": {"name": "p", "namespace": "other"}, "target": {"name": "n"}}), 400),
+        (json!({"metadata": {"name": "p"}, "target": {}}), 422),
+        (binding("absent"), 404),
+        (binding("p"), 201),
+        (binding("p"), 409),
+    ] {
+        let answer = admin(&server, "POST", bindings, "application/json", body.to_string()).await;
+        assert_eq!(answer.status, code, "{body}: {}", answer.json());
+    }
+    let pod = done(&server, "GET", &format!("{pods}/p"), &Value::Null).await;
+    assert_eq!(pod["spec"]["nodeName"], "n");
+    assert_eq!(admin(&server, "GET", bindings, "application/json", "").await.status, 405);
+}
+
+#[tokio::test]
+async fn a_pods_status_is_refused_with_a_wrong_address_or_count() {
+    let server = server().await;
+    pod(&server).await;
+    let pods = "/api/v1/namespaces/default/pods";
+    let counts =
+        |n: i64| json!([{"name": "c", "image": "x", "imageID": "", "ready": true, "restartCount": n}]);
+    for (status, code) in [
+        (json!({"podIP": "127.1"}), 422),
+        (json!({"podIPs": [{"ip": "10.0.0.01"}]}), 422),
+        (json!({"containerStatuses": counts(-1)}), 422),
+        (json!({"podIP": "10.0.0.1", "podIPs": [{"ip": "10.0.0.1"}], "containerStatuses": counts(1)}), 200),
+    ] {
+        let body = json!({"status": status}).to_string();
+        let answer =
+            admin(&server, "PATCH", &format!("{pods}/p/status"), "application/merge-patch+json", body).await;
+        assert_eq!(answer.status, code, "{status}: {}", answer.json());
     }
 }

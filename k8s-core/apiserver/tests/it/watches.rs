@@ -1,4 +1,4 @@
-//! Watches: what a client is told, and from where on.
+//! Watches: events and start revisions.
 
 use std::collections::BTreeMap;
 
@@ -56,7 +56,7 @@ async fn from_a_revision_on_and_with_initial_events() {
     assert_eq!(mark["object"]["metadata"]["annotations"]["k8s.io/initial-events-end"], "true");
     done(&server, "DELETE", &format!("{MAPS}/a"), &Value::Null).await;
     assert_eq!(watch.next_brief().await, brief("DELETED", "a"));
-    // Query, status.
+    // Query, expected status.
     for (query, status) in [
         ("sendInitialEvents=true", 422),
         ("resourceVersionMatch=NotOlderThan", 422),
@@ -74,7 +74,7 @@ async fn bookmarks_while_idle_and_before_the_end() {
     let server = server().await;
     let made = done(&server, "POST", MAPS, &map("a", "x")).await;
     let from = made["metadata"]["resourceVersion"].as_str().unwrap();
-    // Another type's writes move the revision on without an event here.
+    // Writes of another type advance the revision without an event here.
     done(&server, "POST", "/api/v1/namespaces/default/secrets", &json!({"metadata": {"name": "s"}})).await;
     let path = format!("{MAPS}?watch=1&resourceVersion={from}&allowWatchBookmarks=true&timeoutSeconds=90");
     let began = tokio::time::Instant::now();
@@ -89,7 +89,7 @@ async fn bookmarks_while_idle_and_before_the_end() {
     assert_eq!(began.elapsed().as_secs(), 88);
     assert!(watch.next().await.is_none());
     assert_eq!(began.elapsed().as_secs(), 90);
-    // Who did not ask for bookmarks gets none.
+    // Clients that do not request bookmarks get none.
     let mut watch =
         Watcher::open(&server, &format!("{MAPS}?watch=1&resourceVersion={from}&timeoutSeconds=90")).await;
     assert!(watch.next().await.is_none());
@@ -103,7 +103,7 @@ async fn a_slow_watcher_is_cut_off_and_harms_nobody() {
     let path = format!("{MAPS}?watch=1&resourceVersion={from}");
     let mut slow = Watcher::open(&server, &path).await;
     let mut quick = Watcher::open(&server, &path).await;
-    // More than history holds: 8 MB.
+    // More than the limit of history, 8 MB.
     for i in 0..300 {
         let object = json!({"metadata": {"name": format!("m{i}")}, "data": {"d": "x".repeat(40_000)}});
         done(&server, "POST", MAPS, &object).await;
@@ -119,7 +119,7 @@ async fn a_slow_watcher_is_cut_off_and_harms_nobody() {
 proptest! {
     #![proptest_config(ProptestConfig::with_cases(24))]
 
-    /// A list is what replaying a watch from its beginning gives, for the whole collection and for a selection.
+    /// A list equals the replay of a watch from its start, for the whole collection and for a selection.
     #[test]
     fn a_list_is_the_replay_of_a_watch(
         writes in proptest::collection::vec((0u8..8, 0u8..4), 1..60),
@@ -151,7 +151,7 @@ proptest! {
                     }
                 }
             }
-            // A last write that everybody sees ends the replay.
+            // A last write that all watches see ends the replay.
             let app = selected.unwrap_or(0).to_string();
             done(&server, "POST", MAPS, &map("zz", &app)).await;
             let mut watch = Watcher::open(&server, &format!("{MAPS}?watch=1&resourceVersion={from}{selector}")).await;

@@ -1,4 +1,4 @@
-//! Calls: which function is meant, and whether it takes what it is given.
+//! Checks calls: resolves the function and selects its overload.
 
 use super::{Checked, Checker};
 use crate::{
@@ -9,7 +9,7 @@ use crate::{
     types::{Params, Type},
 };
 
-/// Arguments' types as messages write them.
+/// Formats argument types for messages.
 pub(super) fn signature(types: &[Type], member: bool) -> String {
     let (target, rest) = match types.split_first() {
         Some((target, rest)) if member => (format!("{target}."), rest),
@@ -21,7 +21,7 @@ pub(super) fn signature(types: &[Type], member: bool) -> String {
 
 impl Checker<'_> {
     pub(super) fn call(&mut self, at: u32, name: &str, target: Option<Id>, args: &[Id]) -> Checked {
-        // `math.greatest(1, 2)` is a function of that whole name.
+        // `math.greatest(1, 2)` is a function with a qualified name.
         let qualified = target
             .and_then(|target| self.ast.dotted(target))
             .filter(|dotted| !self.is_variable(dotted))
@@ -74,7 +74,7 @@ impl Checker<'_> {
         let sum = args.iter().fold(Estimate::default(), |sum, arg| sum.plus(arg.cost));
         let mut done = self.done(ty, op, 0);
         done.cost = sum.plus(cost::of_call(function, &known, first.as_ref()));
-        // What is looked up in something declared is itself declared.
+        // An element of a declared value is declared, too.
         let looked_up = matches!(function.name, "_[_]" | "_[?_]" | "value" | "min" | "max");
         let inner = args.first().and_then(|arg| arg.decl.clone()).filter(|_| looked_up);
         done.decl = inner.and_then(|decl| decl.element.clone());
@@ -90,7 +90,7 @@ impl Checker<'_> {
         done
     }
 
-    /// Literal arguments that can be looked into already.
+    /// Checks literal arguments, such as patterns, at compile time.
     fn literals(&mut self, function: &Function, args: &[Id]) {
         let Some((id, Expr::Literal(Literal::String(text)))) =
             args.last().map(|id| (*id, self.ast.expr(*id)))
@@ -115,7 +115,7 @@ impl Checker<'_> {
     }
 }
 
-/// The type of a call's result. `None`: it does not take these arguments.
+/// Returns the result type of the matching overload; `None` if there is none.
 fn overload(function: &Function, args: &[Checked]) -> Option<Type> {
     let mut found: Option<Type> = None;
     for (wanted, result) in function.overloads {

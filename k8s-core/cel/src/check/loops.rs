@@ -1,4 +1,4 @@
-//! Macros that bind names.
+//! Checks macros that bind names.
 
 use std::sync::Arc;
 
@@ -11,7 +11,7 @@ use crate::{
 };
 
 impl Checker<'_> {
-    /// Checks something with a name that means something.
+    /// Runs `f` with a name bound.
     fn with<T>(&mut self, name: &str, what: Checked, f: impl FnOnce(&mut Self, usize) -> T) -> T {
         let slot = self.scopes.len();
         self.scopes.push(Scope { name: name.to_owned(), what, slot });
@@ -21,7 +21,7 @@ impl Checker<'_> {
         result
     }
 
-    /// What the names of a loop stand for: keys or places, and elements.
+    /// Returns the loop variables' declarations: keys or indexes, and elements.
     fn ranged(&mut self, range: &Checked, at: u32) -> (Checked, Checked) {
         let known = range.known();
         let inner = range.decl.as_deref().and_then(|decl| decl.element.clone());
@@ -41,7 +41,8 @@ impl Checker<'_> {
         if declared_size(value.decl.as_deref()).is_none() {
             value.size = Some(known.element);
         }
-        // How long keys are is not declared. Upstream's estimate takes those of a declared map as empty; those of any other fill a request.
+        // Key lengths are not declared. As upstream, keys of a declared map count as empty, and those of
+        // other maps have the size limit of a request.
         let is_declared = matches!(range.ty, Type::Map(_)) && range.decl.is_some();
         let size = match key {
             Type::String if is_declared => Some(Size::fixed(0)),
@@ -125,7 +126,7 @@ impl Checker<'_> {
             body: body.op,
         }));
         let mut done = self.done(ty, op, 0);
-        // A loop may end at its first element.
+        // The loop may end at its first element.
         let steps = Estimate { min: step.min.saturating_mul(count.min.min(1)), max: step.times(count).max };
         done.cost = range.cost.plus(Estimate::fixed(begin + end)).plus(steps);
         match one.kind {
@@ -176,7 +177,7 @@ impl Checker<'_> {
             }
         };
         let mut done = self.done(ty, Op::OptMap { operand: of.op, slot, body: body.op, flat }, 0);
-        // hasValue, value and of, as the macro is written out.
+        // The cost of hasValue, value and of, to which the macro expands.
         done.cost = of
             .cost
             .times(Estimate { min: 1, max: 2 })

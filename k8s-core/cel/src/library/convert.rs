@@ -1,4 +1,4 @@
-//! Conversions between types, and what is asked of any value.
+//! Type conversions, and functions of any value.
 
 use std::{fmt::Write, sync::Arc};
 
@@ -103,7 +103,7 @@ const STRING: &[(&[T], T)] = &[
     (&[T::Op(Opaque::Cidr)], T::Str),
 ];
 
-/// The beginning of a text that an error quotes.
+/// Returns a shortened text for error messages.
 pub(super) fn short(text: &str) -> String {
     text.chars().take(100).collect()
 }
@@ -170,7 +170,7 @@ fn double<'a>(_: &mut Cx<'_>, args: &[Value<'a>]) -> Result<Value<'a>, EvalError
     }
 }
 
-/// A double as Go's `%g` writes it.
+/// Formats a double like Go's `%g`.
 pub(super) fn double_text(n: f64) -> String {
     if n.is_nan() {
         return "NaN".into();
@@ -178,7 +178,7 @@ pub(super) fn double_text(n: f64) -> String {
     if n.is_infinite() {
         return if n > 0.0 { "+Inf".into() } else { "-Inf".into() };
     }
-    // The shortest digits that are the number, and its exponent.
+    // Shortest digits that round-trip, with exponent.
     let text = format!("{n:e}");
     let (digits, exponent) = text.split_once('e').unwrap_or((&text, "0"));
     let exponent: i32 = exponent.parse().unwrap_or(0);
@@ -189,7 +189,7 @@ pub(super) fn double_text(n: f64) -> String {
     format!("{digits}e{sign}{:02}", exponent.unsigned_abs())
 }
 
-/// The text that a simple value converts to.
+/// Converts a scalar to text.
 pub(crate) fn text_of(value: &Value<'_>) -> Option<String> {
     Some(match value {
         Value::String(text) => text.to_string(),

@@ -1,4 +1,4 @@
-//! Formats with a name: `format.dns1123Label().validate(x)`.
+//! Named formats: `format.dns1123Label().validate(x)`.
 
 use base64::{Engine, engine::general_purpose::STANDARD};
 
@@ -13,7 +13,7 @@ use crate::{
 #[derive(Debug)]
 pub struct Format {
     name: &'static str,
-    /// What is wrong with a text.
+    /// Returns the violations of a text.
     check: fn(&str) -> Vec<String>,
 }
 
@@ -39,7 +39,7 @@ static FORMATS: [Format; 13] = [
     },
 ];
 
-/// Functions that make each of [`FORMATS`].
+/// Defines a constructor function for each of [`FORMATS`].
 macro_rules! makers {
     ($($i:literal $name:literal),*) => {
         &[
@@ -76,7 +76,7 @@ fn told(good: bool, what: &str) -> Vec<String> {
     if good { Vec::new() } else { vec![what.into()] }
 }
 
-/// A prefix that ends in a dash is good when something may follow.
+/// Makes a trailing dash valid: a generated name continues after a prefix.
 fn masked(text: &str) -> String {
     match text.strip_suffix('-') {
         Some(rest) if text.len() > 1 => format!("{rest}a"),

@@ -1,4 +1,4 @@
-//! IP addresses and networks.
+//! IP addresses and CIDRs.
 
 use std::net::IpAddr;
 

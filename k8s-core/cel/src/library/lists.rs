@@ -1,4 +1,4 @@
-//! Functions of lists, and lists as sets.
+//! List functions and sets.
 
 use std::cmp::Ordering;
 
@@ -160,7 +160,7 @@ fn most<'a>(args: &[Value<'a>], wanted: Ordering) -> Result<Value<'a>, EvalError
     }
 }
 
-/// The place of a value in a list.
+/// Returns the index of a value in a list.
 pub(super) fn find<'a>(
     list: &List<'a>,
     value: &Value<'a>,

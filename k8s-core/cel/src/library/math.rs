@@ -1,4 +1,4 @@
-//! The least and the greatest, and rounding.
+//! Minimum, maximum and rounding.
 
 use std::cmp::Ordering;
 

@@ -1,4 +1,4 @@
-//! Arithmetic, comparisons, membership and indexes.
+//! Arithmetic, comparison, membership and index operators.
 
 use std::cmp::Ordering;
 
@@ -254,7 +254,7 @@ fn contained<'a>(cx: &mut Cx<'_>, args: &[Value<'a>]) -> Result<Value<'a>, EvalE
     }
 }
 
-/// An index of a list, of whichever type it is.
+/// Converts a list index of any numeric type.
 fn position(index: &Value<'_>) -> Result<i64, EvalError> {
     match index {
         Value::Int(n) => Ok(*n),
@@ -270,7 +270,7 @@ fn show_key(key: &Value<'_>) -> String {
     super::convert::text_of(key).unwrap_or_else(|| key.type_name().to_owned())
 }
 
-/// What is at an index or a key. `None`: nothing.
+/// Returns the element at an index or key. `None`: absent.
 pub(crate) fn index<'a>(value: &Value<'a>, index: &Value<'_>) -> Result<Option<Value<'a>>, EvalError> {
     match value {
         Value::List(list) => match usize::try_from(position(index)?) {

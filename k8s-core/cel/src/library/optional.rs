@@ -1,4 +1,4 @@
-//! Values that may not be there.
+//! Optional values.
 
 use super::{Cx, Function, global, member, no_overload};
 use crate::{error::EvalError, types::T, value::Value};
@@ -16,7 +16,7 @@ pub(super) const FUNCTIONS: &[Function] = &[
         _ => no_overload(),
     }),
     member("value", &[(&[T::Opt(&T::A)], T::A)], value),
-    // These two only look at their argument when they must: the evaluator knows them too.
+    // The evaluator implements these two lazily: the argument is evaluated only if it is needed.
     member("orValue", &[(&[T::Opt(&T::A), T::A], T::A)], |_, args| match args {
         [Value::Optional(Some(value)), _] => Ok((**value).clone()),
         [Value::Optional(None), other] => Ok(other.clone()),

@@ -1,4 +1,4 @@
-//! Resource quantities; and the functions that they share with semantic versions.
+//! Resource quantities, and the functions that they share with semantic versions.
 
 use std::cmp::Ordering;
 
@@ -83,19 +83,19 @@ fn sign(quantity: &Quantity) -> i64 {
     }
 }
 
-/// Its amount, when that is whole.
+/// Returns the amount if it is an integer.
 fn whole(quantity: &Quantity) -> Option<i64> {
     let units = quantity.units();
     (Quantity::from_units(units) == *quantity).then_some(units)
 }
 
-/// Its amount, from its canonical form.
+/// Returns the amount as a double, from its canonical form.
 #[allow(clippy::cast_precision_loss)] // it is approximate
 fn float(quantity: &Quantity) -> f64 {
     if let Some(units) = whole(quantity) {
         return units as f64;
     }
-    // What is not whole ends in `n`, `u` or `m`, or in an exponent.
+    // Fractional amounts end in `n`, `u` or `m`, or in an exponent.
     let text = quantity.to_string();
     let text = ["n", "u", "m"]
         .iter()

@@ -1,15 +1,16 @@
-//! Patterns. Their language is that of RE2: what `\d` and its like mean is said in ASCII, and what has no meaning there has none here.
+//! Regular expressions with RE2 syntax: `\d` and similar classes are ASCII only, and syntax unknown to RE2 is
+//! an error.
 
 use regex::{Regex, RegexBuilder};
 
 use super::{Cost, Cx, Form, Function, function, made, no_overload};
 use crate::{error::EvalError, types::T, value::Value};
 
-/// Largest compiled pattern, bytes.
+/// Maximum size of a compiled pattern in bytes.
 const SIZE: usize = 256 << 10;
-/// Patterns that are kept while an expression runs.
+/// Number of compiled patterns that an evaluation caches.
 const KEPT: usize = 4;
-/// What compiling a pattern counts as.
+/// Work charged for compiling a pattern.
 const COMPILING: u64 = 20_000;
 
 pub(super) const FUNCTIONS: &[Function] = &[
@@ -53,7 +54,7 @@ fn find_all<'a>(cx: &mut Cx<'_>, args: &[Value<'a>]) -> Result<Value<'a>, EvalEr
     let mut all = Vec::new();
     let mut behind = text.len() as u64;
     for found in pattern.find_iter(text).take(most) {
-        // A search may look through all that is left, and find little.
+        // A search may scan the whole rest and match little of it.
         let left = text.len() as u64 - found.end() as u64;
         cx.meter.work(64 + found.len() as u64 + behind.saturating_sub(left))?;
         behind = left;
@@ -62,13 +63,13 @@ fn find_all<'a>(cx: &mut Cx<'_>, args: &[Value<'a>]) -> Result<Value<'a>, EvalEr
     made(all, cx.meter)
 }
 
-/// The patterns that an evaluation has compiled.
+/// Cache of the patterns compiled by an evaluation.
 #[derive(Debug, Default)]
 pub(crate) struct Patterns {
     recent: Vec<(String, Regex)>,
 }
 
-/// Compiles a pattern, or finds it; counts its use on a text of a length.
+/// Returns the compiled pattern from the cache; charges for its use on a text of this length.
 fn find<'c>(cx: &'c mut Cx<'_>, pattern: &str, length: usize) -> Result<&'c Regex, EvalError> {
     let (meter, recent) = (&mut *cx.meter, &mut cx.patterns.recent);
     let states = (pattern.len() as u64).saturating_mul(weight(pattern)).min(SIZE as u64 / 16);
@@ -94,7 +95,7 @@ fn find<'c>(cx: &'c mut Cx<'_>, pattern: &str, length: usize) -> Result<&'c Rege
     }
 }
 
-/// How many times larger a pattern is than its text, at most: repetitions are written out.
+/// Returns an upper bound on the growth of a pattern when its repetitions are expanded.
 fn weight(pattern: &str) -> u64 {
     let mut weight = 1u64;
     for piece in pattern.split('{').skip(1) {
@@ -115,7 +116,7 @@ pub(crate) fn compile(pattern: &str) -> Result<Regex, String> {
     })
 }
 
-/// A pattern of RE2 in the words of the crate that runs it.
+/// Translates an RE2 pattern to the syntax of the `regex` crate.
 fn translate(pattern: &str) -> String {
     let mut out = String::with_capacity(pattern.len() + 16);
     let mut chars = pattern.chars().peekable();
@@ -133,14 +134,14 @@ fn translate(pattern: &str) -> String {
                     out.push('^');
                     chars.next();
                 }
-                // First, it is no end.
+                // As the first character of a class it is a literal.
                 if chars.peek() == Some(&']') {
                     out.push_str("\\]");
                     chars.next();
                 }
             }
             '[' if chars.peek() == Some(&':') => {
-                // [:alpha:]
+                // A class such as [:alpha:].
                 out.push('[');
                 for c in chars.by_ref() {
                     out.push(c);
@@ -153,7 +154,7 @@ fn translate(pattern: &str) -> String {
                 class = false;
                 out.push(']');
             }
-            // These have a meaning in classes that they have not in RE2.
+            // Literals in RE2 classes, but operators in this crate's.
             '[' | '&' | '~' if class => {
                 out.push('\\');
                 out.push(c);

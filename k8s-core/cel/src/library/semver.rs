@@ -61,7 +61,7 @@ fn read(args: &[Value<'_>]) -> Result<Result<Semver, String>, EvalError> {
     }
 }
 
-/// Takes away a leading `v` and zeros, and adds what is missing of three numbers.
+/// Removes a leading `v` and leading zeros, and adds missing numbers.
 fn normalize(text: &str) -> Result<String, String> {
     let text = text.strip_prefix('v').unwrap_or(text);
     let mut parts: Vec<String> = text
@@ -122,7 +122,7 @@ impl Semver {
         Ok(Semver { numbers, pre, build: build.unwrap_or_default().to_owned() })
     }
 
-    /// Which of two is older; what a build says does not matter.
+    /// Compares by precedence; build metadata is ignored.
     pub(crate) fn order(&self, other: &Semver) -> Ordering {
         let core = self.numbers.cmp(&other.numbers);
         let pre = || match (self.pre.is_empty(), other.pre.is_empty()) {
@@ -141,7 +141,7 @@ impl Semver {
 
 fn order_parts(a: &str, b: &str) -> Ordering {
     match (is_number(a), is_number(b)) {
-        // They have no leading zeros.
+        // Numeric identifiers have no leading zeros, so longer means larger.
         (true, true) => a.len().cmp(&b.len()).then_with(|| a.cmp(b)),
         (true, false) => Ordering::Less,
         (false, true) => Ordering::Greater,

@@ -1,4 +1,4 @@
-//! Functions of texts. Places in a text are counted in characters.
+//! String functions. Positions are counted in characters.
 
 use std::fmt::Write;
 
@@ -96,13 +96,13 @@ fn test<'a>(
 
 fn map<'a>(args: &[Value<'a>], f: fn(&str) -> String) -> Result<Value<'a>, EvalError> {
     match args {
-        // What it costs is counted before.
+        // The cost is charged before.
         [Value::String(text)] => Ok(f(text).into()),
         _ => no_overload(),
     }
 }
 
-/// The byte where a character begins, also of the end.
+/// Returns the byte offset of a character index; the length is valid, too.
 fn byte_of(text: &str, index: i64) -> Option<usize> {
     let index = usize::try_from(index).ok()?;
     text.char_indices().map(|(i, _)| i).chain([text.len()]).nth(index)
@@ -145,7 +145,7 @@ fn find<'a>(cx: &mut Cx<'_>, args: &[Value<'a>], last: bool) -> Result<Value<'a>
         (Some(n), _) => {
             let Some(start) = byte_of(text, n) else { return out_of_range(n) };
             if last {
-                // What begins at or before that place.
+                // Matches that start at or before this position.
                 let end = start.saturating_add(part.len()).min(text.len());
                 let end = (end..=text.len()).find(|i| text.is_char_boundary(*i)).unwrap_or(text.len());
                 text.get(..end).and_then(|text| text.rfind(&**part)).filter(|at| *at <= start)
@@ -172,7 +172,7 @@ fn replace<'a>(cx: &mut Cx<'_>, args: &[Value<'a>]) -> Result<Value<'a>, EvalErr
     Ok(text.replacen(&**from, to, most).into())
 }
 
-/// A piece of a text, borrowed where the text is.
+/// Returns a substring, borrowed if the text is.
 fn piece<'a>(text: &Text<'a>, range: std::ops::Range<usize>) -> Value<'a> {
     match text {
         Text::Borrowed(text) => Value::String(Text::Borrowed(text.get(range).unwrap_or_default())),

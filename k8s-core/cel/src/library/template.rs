@@ -9,12 +9,12 @@ use crate::{
     value::{List, Value},
 };
 
-/// Most digits behind a point.
+/// Maximum precision in digits.
 const MAX_PRECISION: usize = 100;
-/// Deepest list or map that is written.
+/// Maximum nesting of a formatted list or map.
 const MAX_DEPTH: usize = 64;
 
-/// Fills in a template.
+/// Formats a template.
 pub(super) fn fill(template: &str, args: &List<'_>, meter: &mut Meter) -> Result<String, EvalError> {
     meter.work(template.len() as u64)?;
     let mut out = String::new();
@@ -43,7 +43,7 @@ pub(super) fn fill(template: &str, args: &List<'_>, meter: &mut Meter) -> Result
     Ok(out)
 }
 
-/// Reads `.3`.
+/// Parses a precision such as `.3`.
 fn precision_of(rest: &str) -> Result<(Option<usize>, &str), EvalError> {
     let Some(digits) = rest.strip_prefix('.') else { return Ok((None, rest)) };
     let end = digits.find(|c: char| !c.is_ascii_digit()).unwrap_or(digits.len());

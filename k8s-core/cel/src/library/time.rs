@@ -1,4 +1,4 @@
-//! Moments and spans of time, as Go writes them.
+//! Timestamps and durations in Go's formats.
 
 use jiff::{SignedDuration, Timestamp, Zoned, civil, tz::TimeZone};
 
@@ -71,13 +71,13 @@ fn part_or<'a>(
     }
 }
 
-/// A moment in the years that CEL has (1 to 9999).
+/// Returns a timestamp in CEL's range, the years 1 to 9999.
 pub(super) fn in_range(nanos: i128) -> Option<Timestamp> {
     const LEAST: i64 = -62_135_596_800;
     Timestamp::from_nanosecond(nanos).ok().filter(|time| time.as_second() >= LEAST)
 }
 
-/// Reads RFC 3339.
+/// Parses an RFC 3339 timestamp.
 pub(crate) fn parse_timestamp(text: &str) -> Option<Timestamp> {
     let bytes = text.as_bytes();
     let shape = b"dddd-dd-ddTdd:dd:dd";
@@ -104,13 +104,13 @@ pub(crate) fn parse_timestamp(text: &str) -> Option<Timestamp> {
     text.parse::<Timestamp>().ok().and_then(|time| in_range(time.as_nanosecond()))
 }
 
-/// Reads a date; the moment is its midnight in UTC.
+/// Parses a date as midnight UTC.
 pub(crate) fn parse_date(text: &str) -> Option<Timestamp> {
     let date: civil::Date = if text.len() == 10 { text.parse().ok()? } else { return None };
     date.to_zoned(TimeZone::UTC).ok().map(|zoned| zoned.timestamp())
 }
 
-/// Reads a duration as Go writes it (`1h30m`, `-1.5s`), nanoseconds.
+/// Parses a Go duration (`1h30m`, `-1.5s`) into nanoseconds.
 pub(crate) fn parse_duration(text: &str) -> Option<i64> {
     const UNITS: [(&str, i64); 8] = [
         ("ns", 1),
@@ -145,7 +145,7 @@ pub(crate) fn parse_duration(text: &str) -> Option<i64> {
             UNITS.iter().filter(|(name, _)| after.starts_with(name)).max_by_key(|(name, _)| name.len())?;
         let unit = i128::from(*unit);
         let whole: i128 = if whole.is_empty() { 0 } else { whole.parse().ok()? };
-        // Digits below a nanosecond say nothing.
+        // Digits below a nanosecond are ignored.
         let digits = fraction.get(..fraction.len().min(18)).unwrap_or_default();
         let scale = 10i128.pow(u32::try_from(digits.len()).unwrap_or(0));
         let part: i128 = if digits.is_empty() { 0 } else { digits.parse().ok()? };
@@ -155,7 +155,7 @@ pub(crate) fn parse_duration(text: &str) -> Option<i64> {
     i64::try_from(if negative { -total } else { total }).ok()
 }
 
-/// Seconds, with as many digits as there are: `90s`, `1.5s`.
+/// Formats as seconds with the necessary decimals: `90s`, `1.5s`.
 pub(crate) fn duration_text(nanos: i64) -> String {
     let duration = SignedDuration::from_nanos(nanos);
     let sign = if nanos < 0 { "-" } else { "" };

@@ -9,12 +9,12 @@ use crate::{
     value::{Entries, Key, Map, Value},
 };
 
-/// The parts of a URL.
+/// A parsed URL.
 #[derive(Debug, PartialEq, Eq)]
 pub struct Url {
     text: String,
     scheme: String,
-    /// With its port.
+    /// Host with port.
     host: String,
     hostname: String,
     port: String,
@@ -84,12 +84,12 @@ fn query<'a>(cx: &mut Cx<'_>, args: &[Value<'a>]) -> Result<Value<'a>, EvalError
     Ok(Value::Map(Map::Made(Arc::new(Entries(entries.collect())))))
 }
 
-/// Whether a text is a URL.
+/// Returns true if a text is a URL.
 pub(super) fn is_url(text: &str) -> bool {
     Url::parse(text).is_ok()
 }
 
-/// Whether each `%` is followed by two digits.
+/// Returns true if each `%` is followed by two hexadecimal digits.
 fn is_escaped_well(text: &str) -> bool {
     text.split('%').skip(1).all(|piece| {
         let digits = piece.as_bytes();
@@ -98,12 +98,12 @@ fn is_escaped_well(text: &str) -> bool {
 }
 
 impl Url {
-    /// The text that it was read from.
+    /// Returns the original text.
     pub(super) fn text(&self) -> &str {
         &self.text
     }
 
-    /// Reads an absolute URI, or an absolute path.
+    /// Parses an absolute URI or an absolute path.
     fn parse(text: &str) -> Result<Url, String> {
         let wrong = |why: &str| format!("parse {:?}: {why}", super::convert::short(text));
         if text.is_empty() {
@@ -114,7 +114,7 @@ impl Url {
         }
         let (scheme, rest) = scheme_of(text).map_err(wrong)?;
         if !rest.starts_with('/') {
-            // `mailto:x` has no path; without a scheme it is no URI at all.
+            // `mailto:x` has no path; without a scheme it is not a URI.
             return Err(wrong("invalid URI for request"));
         }
         let (rest, query) = rest.split_once('?').unwrap_or((rest, ""));

@@ -1,4 +1,5 @@
-//! Laws that hold for every expression: printing and parsing undo each other, nothing panics or runs on, costs only grow.
+//! Properties of every expression: printing and parsing are inverse, nothing panics or runs without bound,
+//! costs only grow.
 
 use std::time::{Duration, Instant};
 
@@ -11,7 +12,7 @@ use crate::{
     parser, print,
 };
 
-/// A recipe of a tree: numbers that choose what comes next.
+/// Builds a tree from a sequence of choices.
 fn build(ast: &mut Ast, choices: &mut impl Iterator<Item = u8>, depth: u8) -> Id {
     let mut next = || choices.next().unwrap_or(0);
     let choice = if depth == 0 { next() % 7 } else { next() % 20 };
@@ -52,7 +53,7 @@ fn build(ast: &mut Ast, choices: &mut impl Iterator<Item = u8>, depth: u8) -> Id
     ast.add(expr, 0).unwrap()
 }
 
-/// A tree without places, to be compared.
+/// Returns a tree without positions, for comparison.
 fn shape(ast: &Ast, id: Id) -> String {
     let below: Vec<String> = ast.expr(id).children().into_iter().map(|child| shape(ast, child)).collect();
     let own = match ast.expr(id) {
@@ -67,7 +68,7 @@ fn shape(ast: &Ast, id: Id) -> String {
     format!("{own}({})", below.join(","))
 }
 
-/// Words that make expressions when they are strung together.
+/// Tokens that form expressions when concatenated.
 const WORDS: [&str; 64] = [
     "self",
     "x",
@@ -190,7 +191,7 @@ proptest! {
     }
 }
 
-/// Expressions that would run for hours, or take all memory.
+/// Expressions that would run for hours or exhaust memory.
 #[test]
 fn what_would_run_for_hours_is_stopped() {
     let doubling = |inner: &str, step: &str| {
@@ -219,7 +220,7 @@ fn what_would_run_for_hours_is_stopped() {
         assert_eq!(result, Err(EvalError::Cost), "{text}");
         assert!(begun.elapsed() < Duration::from_secs(60), "{text} took {:?}", begun.elapsed());
     }
-    // Loops over what is there cost what they cost.
+    // Loops over existing data cost their iterations.
     assert_eq!(run(&nested, 1_000_000).unwrap().0, Err(EvalError::Cost));
 }
 

@@ -1,4 +1,4 @@
-//! Expressions and their values, by what they are about. Where CEL's specification says it, that is what is written here.
+//! Expressions and their values by topic, according to the CEL specification.
 
 use super::told;
 

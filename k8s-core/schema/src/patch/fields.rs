@@ -1,6 +1,7 @@
-//! Sets of field paths, as managedFields (`FieldsV1`) write them.
+//! Sets of field paths in the format of managedFields (`FieldsV1`).
 //!
-//! A path element is `f:<field>`, `k:<keys as JSON>` (element of a keyed list) or `v:<value as JSON>` (element of a set).
+//! A path element is `f:<field>`, `k:<keys as JSON>` (element of a keyed list) or `v:<value as JSON>`
+//! (element of a set).
 
 use std::collections::BTreeMap;
 
@@ -8,29 +9,29 @@ use serde_json::{Map, Value};
 
 use crate::{Kind, ListType, MAX_DEPTH, NodeId, Schema};
 
-/// A set of field paths, as a tree.
+/// A set of field paths, stored as a tree.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct FieldSet {
-    /// The path to here is in the set.
+    /// The path to this node is in the set.
     pub member: bool,
-    /// Longer paths.
+    /// Longer paths, by their next element.
     pub children: BTreeMap<String, FieldSet>,
 }
 
 impl FieldSet {
-    /// A set with the empty path only: a leaf.
+    /// Creates a set of the empty path: a leaf.
     #[must_use]
     pub fn leaf() -> Self {
         FieldSet { member: true, children: BTreeMap::new() }
     }
 
-    /// Whether no path is in it.
+    /// Returns true if the set has no path.
     #[must_use]
     pub fn is_empty(&self) -> bool {
         !self.member && self.children.values().all(FieldSet::is_empty)
     }
 
-    /// From `fieldsV1`.
+    /// Parses `fieldsV1`.
     #[must_use]
     pub fn from_json(value: &Value) -> Self {
         Self::parse(value, 0)
@@ -52,7 +53,7 @@ impl FieldSet {
         set
     }
 
-    /// To `fieldsV1`.
+    /// Formats as `fieldsV1`.
     #[must_use]
     pub fn to_json(&self) -> Value {
         let mut map = Map::new();
@@ -71,7 +72,7 @@ impl FieldSet {
         }
     }
 
-    /// The paths of either.
+    /// Returns the union.
     #[must_use]
     pub fn union(mut self, other: FieldSet) -> FieldSet {
         if self.children.is_empty() {
@@ -85,7 +86,8 @@ impl FieldSet {
         self
     }
 
-    /// Whether some path is both in this set and in the one that `fields` is, as `fieldsV1` write it. Neither may be of the empty path.
+    /// Returns true if this set and `fields` (in `fieldsV1` format) share a path. Neither may contain the
+    /// empty path.
     #[must_use]
     pub fn touches(&self, fields: &Value) -> bool {
         let of = |key: &String| self.children.get(key);
@@ -97,7 +99,7 @@ impl FieldSet {
                 .any(|(key, child)| of(key).is_some_and(|mine| mine.touches(child)))
     }
 
-    /// Whether every path of this set is in the one that `fields` is, as `fieldsV1` write it.
+    /// Returns true if this set is a subset of `fields` (in `fieldsV1` format).
     #[must_use]
     pub fn is_within(&self, fields: &Value) -> bool {
         (!self.member || is_member(fields))
@@ -107,7 +109,7 @@ impl FieldSet {
                 .all(|(key, mine)| fields.get(key).is_some_and(|child| mine.is_within(child)))
     }
 
-    /// The paths of this one that are not in the other.
+    /// Returns the paths that are not in the other set.
     #[must_use]
     pub fn difference(&self, other: &FieldSet) -> FieldSet {
         let mut result = FieldSet { member: self.member && !other.member, children: BTreeMap::new() };
@@ -120,7 +122,7 @@ impl FieldSet {
         result
     }
 
-    /// The paths of both.
+    /// Returns the paths that are in both sets.
     #[must_use]
     pub fn intersection(&self, other: &FieldSet) -> FieldSet {
         let mut result = FieldSet { member: self.member && other.member, children: BTreeMap::new() };
@@ -132,7 +134,7 @@ impl FieldSet {
         result
     }
 
-    /// Every path in it, written as users know field paths: `.spec.containers[name="c"].image`.
+    /// Returns all paths in user notation: `.spec.containers[name="c"].image`.
     #[must_use]
     pub fn paths(&self) -> Vec<String> {
         let mut out = Vec::new();
@@ -153,7 +155,7 @@ impl FieldSet {
     }
 }
 
-/// A path element as users know it: `.spec`, `[name="c"]`, `[="x"]`.
+/// Returns a path element in user notation: `.spec`, `[name="c"]`, `[="x"]`.
 pub(super) fn shown(element: &str) -> String {
     match element.split_once(':') {
         Some(("f", name)) => format!(".{name}"),
@@ -166,12 +168,12 @@ pub(super) fn shown(element: &str) -> String {
     }
 }
 
-/// Whether the path that leads to this part of `fieldsV1` is in its set.
+/// Returns true if the path to this node of a `fieldsV1` is in its set.
 fn is_member(fields: &Value) -> bool {
     fields.as_object().is_none_or(|map| map.is_empty() || map.contains_key("."))
 }
 
-/// The path element of a list element: its keys, or its value.
+/// Returns the path element of a list element: its keys, or its value.
 #[must_use]
 pub fn element(
     item: &Value,
@@ -194,7 +196,7 @@ pub fn element(
     }
 }
 
-/// The default of a field of a list's elements, for keys that an element leaves out.
+/// Returns the defaults of list element fields, for omitted keys.
 pub(super) fn key_default<'a>(schema: &'a Schema, item: NodeId) -> impl Fn(&str) -> Option<Value> + 'a {
     move |key| match &schema.node(item).kind {
         Kind::Object { fields, .. } => fields.get(key)?.default.clone(),
@@ -202,7 +204,7 @@ pub(super) fn key_default<'a>(schema: &'a Schema, item: NodeId) -> impl Fn(&str)
     }
 }
 
-/// Every path that a value has.
+/// Returns all paths of a value.
 #[must_use]
 pub fn of(value: &Value, schema: &Schema, node: Option<NodeId>) -> FieldSet {
     of_at(value, schema, node, 0)
@@ -242,7 +244,8 @@ fn of_at(value: &Value, schema: &Schema, node: Option<NodeId>, depth: usize) -> 
     }
 }
 
-/// Every path that a value has, as `fieldsV1` writes them: [`of`] without the set in between. `member`: so has the path to the value itself.
+/// Returns all paths of a value in `fieldsV1` format, like [`of`] without the intermediate set. `member`
+/// includes the path to the value itself.
 pub(super) fn json_of(
     value: &Value,
     schema: &Schema,
@@ -280,7 +283,7 @@ pub(super) fn json_of(
     all.into()
 }
 
-/// What changed between two values: paths that are new or have another value, and paths that are gone.
+/// Compares two values: returns the paths that were added or changed, and those that were removed.
 #[must_use]
 pub fn compare(old: &Value, new: &Value, schema: &Schema) -> (FieldSet, FieldSet) {
     let (mut changed, mut removed) = (FieldSet::default(), FieldSet::default());
@@ -290,7 +293,7 @@ pub fn compare(old: &Value, new: &Value, schema: &Schema) -> (FieldSet, FieldSet
     (changed, removed)
 }
 
-/// Compares two values that differ.
+/// Compares two different values.
 fn compare_at(
     old: &Value,
     new: &Value,
@@ -331,7 +334,7 @@ fn compare_at(
     }
 }
 
-/// A list's elements by their path elements.
+/// Maps the elements of a list by their path elements.
 fn keyed<'a>(
     items: &'a [Value],
     list_type: &ListType,
@@ -360,7 +363,7 @@ fn step(
         }
         (None, Some(new)) => {
             let mut set = of_at(new, schema, node, depth + 1);
-            // A container that is itself new belongs to whoever made it.
+            // A new container belongs to its creator.
             set.member = true;
             changed.child(element, set);
         }

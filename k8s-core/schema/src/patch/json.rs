@@ -1,23 +1,27 @@
-//! JSON patch (RFC 6902) as API servers apply it, kept within bounds: a short patch must not make a large or deep value.
+//! JSON patch (RFC 6902) as API servers apply it, with limits: a short patch must not create a large or deep
+//! value.
 //!
-//! Where upstream's implementation departs from the RFC, so does this one, since clients rely on it: an absent member of an object equals null (`test`,
-//! `copy`) and may be replaced; an absent `value` is null; indices below zero count from the end; `add` and `remove` of the whole document do not apply.
+//! Deviations of upstream's implementation from the RFC are kept, because clients rely on them: an absent
+//! object member equals null (`test`, `copy`) and may be replaced; an absent `value` is null; negative
+//! indices count from the end; `add` and `remove` of the whole document do not apply.
 
 use serde_json::{Map, Value};
 
 use super::PatchError;
 use crate::MAX_DEPTH;
 
-/// Most operations that a JSON patch may have, as upstream limits it.
+/// Maximum number of operations, as upstream.
 pub const MAX_JSON_PATCH_OPERATIONS: usize = 10_000;
-/// How much the `copy` operations of one patch may copy, in bytes of JSON (about): what a request may hold, as upstream limits it.
+/// Maximum amount of JSON that the `copy` operations of a patch may copy, approximately in bytes: the size
+/// limit of a request, as upstream.
 const MAX_COPIED: usize = 3 << 20;
 
-/// Applies a JSON patch.
+/// Applies a JSON patch. `target` is unchanged on error.
 ///
 /// # Errors
-/// [`PatchError::Malformed`] when it is not one, [`PatchError::TooLarge`] when it has too many operations, [`PatchError::Inapplicable`] when a path or
-/// test fails, an operation is unknown, or the result would be too large or too deep. `target` is then unchanged.
+/// [`PatchError::Malformed`] if it is not a JSON patch, [`PatchError::TooLarge`] if it has too many
+/// operations, [`PatchError::Inapplicable`] if a path or test fails, an operation is unknown, or the result
+/// would be too large or too deep.
 ///
 /// # Examples
 /// ```
@@ -54,7 +58,7 @@ fn inapplicable(why: impl Into<String>) -> PatchError {
     PatchError::Inapplicable(why.into())
 }
 
-/// One operation. Its parts are looked at when it is applied, so that an earlier one may fail first.
+/// An operation. Its members are validated when it is applied, so that an earlier operation may fail first.
 struct Operation<'a> {
     op: &'a str,
     path: Option<&'a str>,
@@ -91,10 +95,10 @@ impl<'a> Operation<'a> {
     }
 }
 
-/// A patch that is being applied.
+/// State of the patch application.
 struct Run {
     document: Value,
-    /// About how many bytes were copied.
+    /// Bytes copied so far, approximately.
     copied: usize,
 }
 
@@ -132,7 +136,7 @@ impl Run {
         }
     }
 
-    /// The value at a path; null for an absent member of an object.
+    /// Returns the value at a path; null for an absent object member.
     fn get(&mut self, path: &str) -> Result<&Value, PatchError> {
         let (parent, key) = self.parent(path)?;
         match parent {
@@ -185,7 +189,7 @@ impl Run {
         Ok(())
     }
 
-    /// The object or array that a path's last part is in, and that part.
+    /// Returns the container of a path's last element, and that element.
     fn parent(&mut self, path: &str) -> Result<(Parent<'_>, String), PatchError> {
         let missing = || inapplicable(format!("doc is missing path: {path}"));
         let (before, last) = path.rsplit_once('/').ok_or_else(missing)?;
@@ -213,12 +217,12 @@ enum Parent<'a> {
     Array(&'a mut Vec<Value>),
 }
 
-/// A part of a path without its escapes.
+/// Unescapes a path element.
 fn decoded(part: &str) -> String {
     part.replace("~1", "/").replace("~0", "~")
 }
 
-/// The place in an array of that length that a path's part means; below zero counts from the end.
+/// Parses a path element as an array index; negative ones count from the end.
 fn index(part: &str, length: usize) -> Result<usize, PatchError> {
     let asked: i64 =
         part.parse().map_err(|_| inapplicable(format!("value was not a proper array index: '{part}'")))?;
@@ -238,7 +242,7 @@ fn within_depth(path: &str, value: &Value) -> Result<(), PatchError> {
     Ok(())
 }
 
-/// About how many bytes a value's JSON has, and how deep it is nested (a leaf: 1).
+/// Returns the approximate JSON size of a value in bytes, and its depth (1 for a leaf).
 fn extent(value: &Value) -> (usize, usize) {
     let of_children = |children: &mut dyn Iterator<Item = (usize, &Value)>| {
         children.fold((2, 1), |(size, depth), (key, child)| {
@@ -270,11 +274,11 @@ mod tests {
         assert_eq!(value, json!({"a": 1}));
     }
 
-    /// The document after each patch; `None`: it does not apply.
+    /// Expected document after each patch; `None`: it does not apply.
     #[test]
     fn patches_apply_as_upstream_applies_them() {
         let cases = [
-            // An absent member equals null, where its parent is there.
+            // An absent member equals null if its parent exists.
             (
                 json!({"m": {}}),
                 json!([{"op": "test", "path": "/m/f", "value": null}]),
@@ -291,7 +295,7 @@ mod tests {
             (json!({"m": {}}), json!([{"op": "test", "path": "/m/f", "value": 1}]), None),
             (json!([]), json!([{"op": "test", "path": "/0", "value": null}]), None),
             (json!({"a": 1}), json!([{"op": "test", "path": "", "value": {"a": 1}}]), Some(json!({"a": 1}))),
-            // An absent member of an object may be replaced, an absent element of an array may not.
+            // An absent object member may be replaced, an absent array element may not.
             (
                 json!({"m": {}}),
                 json!([{"op": "replace", "path": "/m/f", "value": 1}]),
@@ -306,7 +310,7 @@ mod tests {
                 Some(json!({"b": 2})),
             ),
             (json!({"a": 1}), json!([{"op": "replace", "path": "", "value": 2}]), None),
-            // Without a value, null is added.
+            // An absent value is null.
             (json!({}), json!([{"op": "add", "path": "/a"}]), Some(json!({"a": null}))),
             (
                 json!([1]),

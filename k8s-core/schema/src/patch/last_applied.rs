@@ -1,8 +1,10 @@
-//! From client-side to server-side apply: what `kubectl apply` owned by an annotation passes to `kubectl apply --server-side`.
+//! Migration from client-side to server-side apply: from the last-applied annotation of `kubectl apply` to
+//! `kubectl apply --server-side`.
 //!
-//! Client-side apply keeps what it applied last in an annotation, and the fields belong to an `Update` manager. Were that left alone, the first
-//! server-side apply of the same manifest with a changed value would conflict with its own user's past. So a conflict about a field that the annotation
-//! names is none for the manager `kubectl`, and the annotation is kept up to date for users who go back. (Kubernetes' field manager defines both.)
+//! Client-side apply stores its configuration in an annotation, and its fields belong to an `Update` manager.
+//! Without special treatment the first server-side apply of a changed manifest would conflict with the same
+//! user's earlier writes. Therefore conflicts on fields in the annotation are ignored for the manager
+//! `kubectl`, and the annotation is kept up to date for users who go back. (As Kubernetes' field manager.)
 
 use serde_json::Value;
 
@@ -12,21 +14,22 @@ use super::{
 };
 use crate::Schema;
 
-/// Where client-side apply keeps what it applied.
+/// Annotation in which client-side apply stores its configuration.
 pub const LAST_APPLIED: &str = "kubectl.kubernetes.io/last-applied-configuration";
-/// The manager that both kinds of `kubectl apply` share.
+/// Field manager of both kinds of `kubectl apply`.
 const KUBECTL: &str = "kubectl";
-/// What all annotations of an object may hold, bytes; a longer configuration is not noted.
+/// Maximum size of an object's annotations in bytes; a longer configuration is not stored.
 const MOST: usize = 256 << 10;
 
 fn last_applied(object: &Value) -> Option<&str> {
     object.get("metadata")?.get("annotations")?.get(LAST_APPLIED)?.as_str()
 }
 
-/// As [`managed::apply`], with the passage from client-side apply. `sent` is the configuration as the client sent it.
+/// As [`managed::apply`], with the migration from client-side apply. `sent` is the configuration as sent by
+/// the client.
 ///
 /// # Errors
-/// The fields that others own with other values, unless `force` takes them over.
+/// Conflicts: fields that other managers own with other values, unless `force` takes them over.
 pub fn apply(
     live: &Value,
     config: &Value,
@@ -98,7 +101,7 @@ mod tests {
         assert_eq!(applied["data"]["k"], "2");
         let noted: Value = serde_json::from_str(last_applied(&applied).unwrap()).unwrap();
         assert_eq!(noted, wanted, "who goes back to client-side apply starts from here");
-        // A field that the annotation does not name is somebody else's.
+        // A field that is not in the annotation belongs to another manager.
         let mut foreign = live.clone();
         foreign["data"]["z"] = "1".into();
         managed::record_update(&live, &mut foreign, &schema, &kubectl("edit"), "t1");

@@ -1,6 +1,7 @@
-//! Server-side apply: who owns which field, and what an apply does with the fields of others.
+//! Server-side apply: field ownership and conflicts.
 //!
-//! Everything here works on the stored form of an object. Entries are kept in `metadata.managedFields` as upstream writes them.
+//! All functions work on the stored form of an object. Entries are stored in `metadata.managedFields` in
+//! upstream's format.
 
 use std::collections::{BTreeMap, HashMap, HashSet};
 
@@ -9,31 +10,31 @@ use serde_json::{Map, Value, json};
 use super::fields::{self, FieldSet, compare, element, key_default};
 use crate::{Kind, ListType, MAX_DEPTH, NodeId, Schema};
 
-/// Who writes.
+/// Field manager of a write.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Manager {
-    /// The field manager's name.
+    /// Name of the field manager.
     pub name: String,
     /// `apiVersion` of the request.
     pub api_version: String,
-    /// Subresource, or empty.
+    /// Subresource of the request; empty for the main resource.
     pub subresource: String,
 }
 
 /// A field that another manager owns with another value.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Conflict {
-    /// Its owner.
+    /// Name of its owner.
     pub manager: String,
-    /// The owner's subresource, or empty.
+    /// The owner's subresource; empty for the main resource.
     pub subresource: String,
-    /// The owner wrote by `Apply` or `Update`.
+    /// The owner's operation, `Apply` or `Update`.
     pub operation: String,
-    /// The version that the owner wrote in.
+    /// The owner's `apiVersion`.
     pub api_version: String,
-    /// When, for an owner by `Update`.
+    /// Time of the write, for an `Update` owner.
     pub time: String,
-    /// The field.
+    /// Path of the field.
     pub path: String,
 }
 
@@ -47,7 +48,7 @@ struct Entry {
     fields: FieldSet,
 }
 
-/// Metadata that the server owns; it is in nobody's set.
+/// Metadata fields that the server sets; no manager owns them.
 const OWN_METADATA: [&str; 11] = [
     "name",
     "namespace",
@@ -119,12 +120,12 @@ impl Entry {
     }
 }
 
-/// The text in a field of an entry.
+/// Returns a string field of an entry.
 fn text<'a>(entry: &'a Value, field: &str) -> &'a str {
     entry.get(field).and_then(Value::as_str).unwrap_or_default()
 }
 
-/// Stores entries as upstream orders them: those of appliers first, then by time.
+/// Stores entries in upstream's order: `Apply` entries first, then by time.
 fn store(object: &mut Value, mut entries: Vec<Value>) {
     let Some(metadata) = object.get_mut("metadata").and_then(Value::as_object_mut) else { return };
     if entries.is_empty() {
@@ -141,11 +142,11 @@ fn store(object: &mut Value, mut entries: Vec<Value>) {
     metadata.insert("managedFields".into(), entries.into());
 }
 
-/// The entries that hold before an update.
+/// Returns the entries before an update.
 ///
-/// Those of `new` hold where it has any, so that clients can hand fields from one manager to another; an empty list, or one of an empty entry, resets
-/// them. Those of `old` hold where `new` has none or one that is malformed (clients that do not know the field leave it out), and in writes of
-/// subresources.
+/// The entries of `new` are used if it has any, so that clients can transfer fields between managers; an
+/// empty list, or a list with one empty entry, resets them. The entries of `old` are used if `new` has none
+/// or a malformed one (clients that do not know the field omit it), and for writes of subresources.
 fn entries_before(old: &Value, new: &mut Value, is_subresource: bool) -> Vec<Value> {
     let pointer = "/metadata/managedFields";
     let old = old.pointer(pointer).and_then(Value::as_array);
@@ -154,7 +155,7 @@ fn entries_before(old: &Value, new: &mut Value, is_subresource: bool) -> Vec<Val
         _ => None,
     };
     match sent {
-        // Mostly those are the same, and nothing is copied or looked at.
+        // Usually unchanged: nothing to copy or validate.
         Some(entries) if old == Some(&entries) => entries,
         Some(entries) if !is_subresource => match entries.as_slice() {
             [] => Vec::new(),
@@ -165,7 +166,8 @@ fn entries_before(old: &Value, new: &mut Value, is_subresource: bool) -> Vec<Val
     }
 }
 
-/// Entries that a client sent, one for each manager, with sets of fields as they are stored; `None` when one of them is malformed.
+/// Validates entries sent by a client: merges those of the same manager and normalizes their field sets;
+/// `None` if one is malformed.
 fn checked(entries: Vec<Value>) -> Option<Vec<Value>> {
     let mut by_manager: BTreeMap<[String; 4], Value> = BTreeMap::new();
     for mut entry in entries {
@@ -175,7 +177,7 @@ fn checked(entries: Vec<Value>) -> Option<Vec<Value>> {
         if !is_known || version.is_empty() {
             return None;
         }
-        // An applier is the same one in whatever version it applies.
+        // An `Apply` manager is the same in all versions.
         let version = if operation == "Apply" { "" } else { version };
         let key =
             [text(&entry, "manager"), operation, version, text(&entry, "subresource")].map(str::to_owned);
@@ -190,9 +192,9 @@ fn checked(entries: Vec<Value>) -> Option<Vec<Value>> {
     Some(by_manager.into_values().collect())
 }
 
-/// Records a create or update: what changed now belongs to `manager`, and to nobody else. `now` is RFC 3339.
+/// Records a create or update: changed fields belong to `manager` alone afterwards. `now` is RFC 3339.
 ///
-/// The entries that `new` has hold in place of those of `old`, but not in writes of subresources; an empty list resets them.
+/// The entries of `new` replace those of `old`, except in writes of subresources; an empty list resets them.
 pub fn record_update(old: &Value, new: &mut Value, schema: &Schema, manager: &Manager, now: &str) {
     if is_nothing(old) {
         let entry = Entry {
@@ -221,7 +223,7 @@ pub fn record_update(old: &Value, new: &mut Value, schema: &Schema, manager: &Ma
             own = Some(e.take());
             return false;
         }
-        // Most entries have nothing to do with the change, and stay as they are, undecoded.
+        // Most entries are disjoint from the change and stay unparsed.
         let Some(fields) = e.get_mut("fieldsV1") else { return false };
         if !changed.touches(fields) && !removed.touches(fields) {
             return true;
@@ -257,7 +259,7 @@ pub fn record_update(old: &Value, new: &mut Value, schema: &Schema, manager: &Ma
     store(new, entries);
 }
 
-/// The `fieldsV1` of whoever makes an object: what comparing with nothing finds, written at once.
+/// Returns the `fieldsV1` of an object's creator, without comparing.
 fn created(object: &Value, schema: &Schema) -> Value {
     let mut all = Map::new();
     for (name, value) in object.as_object().into_iter().flatten() {
@@ -282,7 +284,8 @@ fn created(object: &Value, schema: &Schema) -> Value {
     all.into()
 }
 
-/// What [`apply`] cannot do with a configuration: two elements of a list that are known by the same keys, or are the same member of a set. Says where.
+/// Finds a duplicate in a configuration: two list elements with the same keys, or equal set members. Returns
+/// its path and a message. [`apply`] cannot process it.
 ///
 /// # Examples
 /// ```
@@ -343,12 +346,12 @@ fn ambiguous_at(
     }
 }
 
-/// Applies `config` to `live` (an empty object where there is none) and returns the result.
+/// Applies `config` to `live` (an empty object to create one) and returns the result.
 ///
-/// A configuration that is [`ambiguous`] has to be refused before: what comes of it is not what it says.
+/// Reject configurations that are [`ambiguous`] before: their result is undefined.
 ///
 /// # Errors
-/// The fields that others own with other values, unless `force` takes them over.
+/// Conflicts: fields that other managers own with other values, unless `force` takes them over.
 pub fn apply(
     live: &Value,
     config: &Value,
@@ -389,7 +392,7 @@ pub fn apply(
     if !conflicts.is_empty() {
         return Err(conflicts);
     }
-    // What this manager applied before, does not apply now, and nobody else owns, goes away.
+    // Remove fields that this manager applied before, omits now, and no other manager owns.
     let owned =
         entries.iter().filter(|e| !is_mine(e)).fold(wanted.clone(), |all, e| all.union(e.fields.clone()));
     let gone = before.difference(&wanted);
@@ -418,7 +421,7 @@ fn is_nothing(object: &Value) -> bool {
     })
 }
 
-/// The object without its managedFields, for comparisons.
+/// Returns the object without managedFields, for comparisons.
 #[must_use]
 pub fn without_managed_fields(object: &Value) -> Value {
     let mut object = object.clone();
@@ -428,7 +431,7 @@ pub fn without_managed_fields(object: &Value) -> Value {
     object
 }
 
-/// Lays `config` over `target` along the schema's list types.
+/// Merges `config` into `target` by the schema's list types.
 fn merge(target: &mut Value, config: &Value, schema: &Schema, node: Option<NodeId>, depth: usize) {
     let kind = node.map(|n| &schema.node(n).kind);
     match (&mut *target, config, kind) {
@@ -468,7 +471,7 @@ fn merge(target: &mut Value, config: &Value, schema: &Schema, node: Option<NodeI
     }
 }
 
-/// Puts the elements that `order` names into its order, in the places that such elements had.
+/// Sorts the elements named in `order`, within the positions that they occupied.
 fn order_as(have: &mut [Value], order: &[Option<String>], id: &dyn Fn(&Value) -> Option<String>) {
     let mut wanted: HashMap<&Option<String>, usize> = HashMap::new();
     for (at, id) in order.iter().enumerate() {
@@ -487,7 +490,7 @@ fn order_as(have: &mut [Value], order: &[Option<String>], id: &dyn Fn(&Value) ->
     }
 }
 
-/// Removes the paths of `gone`, but nothing that `others` own or that holds something they own.
+/// Removes the paths of `gone`, except those that `others` own and their ancestors.
 fn remove(
     target: &mut Value,
     gone: &FieldSet,
@@ -542,7 +545,7 @@ fn is_hollow(value: &Value) -> bool {
     }
 }
 
-/// An object with nothing in it, to apply to where there is none.
+/// Returns an empty object, to create one by apply.
 #[must_use]
 pub fn nothing() -> Value {
     json!({"metadata": Map::new()})

@@ -1,7 +1,8 @@
-//! Strategic merge patch: a merge patch that knows which lists are keyed.
+//! Strategic merge patch: a merge patch with keyed lists.
 //!
-//! Directives: `$patch: replace|delete|merge` on objects and list elements, `$retainKeys`, `$deleteFromPrimitiveList/<field>` and
-//! `$setElementOrder/<field>` (upstream's `strategicpatch` package defines them).
+//! Directives: `$patch: replace|delete|merge` on objects and list elements, `$retainKeys`,
+//! `$deleteFromPrimitiveList/<field>` and `$setElementOrder/<field>` (defined by upstream's `strategicpatch`
+//! package).
 
 use std::collections::{HashMap, HashSet};
 
@@ -18,7 +19,7 @@ const ORDER: &str = "$setElementOrder/";
 /// Applies a strategic merge patch.
 ///
 /// # Errors
-/// [`PatchError::Malformed`] for a directive that is none, or a list element without its merge key.
+/// [`PatchError::Malformed`] for an invalid directive, or a list element without its merge key.
 pub fn strategic(target: &mut Value, patch: &Value, schema: &Schema) -> Result<(), PatchError> {
     if !patch.is_object() {
         return Err(PatchError::Malformed("a strategic merge patch must be an object".into()));
@@ -30,7 +31,7 @@ fn malformed(message: impl Into<String>) -> PatchError {
     PatchError::Malformed(message.into())
 }
 
-/// A field's type and how its lists merge, where the schema knows.
+/// Returns a field's type and merge rules, if the schema has it.
 fn field_of<'a>(schema: &'a Schema, node: Option<NodeId>, name: &str) -> (Option<NodeId>, Option<&'a Field>) {
     match node.map(|n| &schema.node(n).kind) {
         Some(Kind::Object { fields, rest, .. }) => match fields.get(name) {
@@ -122,7 +123,7 @@ fn object(
             }
         }
     }
-    // An order may come alone: it then only sorts.
+    // An order directive without changes sorts only.
     for (key, order) in changes {
         if let (Some(name), Value::Array(order)) = (key.strip_prefix(ORDER), order)
             && !changes.contains_key(name)
@@ -149,7 +150,7 @@ fn list_of(
         Some(Kind::List { item, .. }) => Some(*item),
         _ => None,
     };
-    // An element `$patch: replace` (without anything else) replaces the whole list by the others.
+    // An element `$patch: replace` without other members replaces the whole list by the other elements.
     if changes.iter().any(|c| c.get(PATCH).is_some_and(|p| p == "replace")) {
         *have = changes
             .iter()
@@ -172,7 +173,7 @@ fn list_of(
         .filter_map(|change| change.get(merge_key))
         .collect();
     have.retain(|element| !element.get(merge_key).is_some_and(|key| gone.contains(key)));
-    // Where the element with an identity is; the first, if there are several.
+    // Index of the first element with an identity.
     let mut places: HashMap<Value, usize> = HashMap::new();
     for (at, element) in have.iter().enumerate() {
         places.entry(identity(element, merge_key)).or_insert(at);
@@ -190,12 +191,12 @@ fn list_of(
     Ok(())
 }
 
-/// What tells an element of a list from the others: the value of its merge key, or itself.
+/// Returns the identity of a list element: its merge key's value, or the element itself.
 fn identity(element: &Value, merge_key: &str) -> Value {
     if element.is_object() { element.get(merge_key).cloned().unwrap_or_default() } else { element.clone() }
 }
 
-/// Sorts the elements that `order` names as it names them; the others keep their place relative to these as far as that can be.
+/// Sorts the elements named in `order`; the others keep their position relative to these if possible.
 fn reorder(have: &mut Vec<Value>, before: &[Value], order: &[Value], merge_key: &str) {
     let places = |list: &[Value]| -> HashMap<Value, usize> {
         let mut places = HashMap::new();
@@ -221,7 +222,7 @@ fn reorder(have: &mut Vec<Value>, before: &[Value], order: &[Value], merge_key: 
     have.extend(others);
 }
 
-/// What is stored when nothing is there to merge with.
+/// Returns a new value without directives.
 fn without_directives(value: &Value) -> Value {
     match value {
         Value::Object(map) => Value::Object(

@@ -1,7 +1,7 @@
-//! JSON values written as protobuf.
+//! Encodes JSON values as protobuf.
 //!
-//! A value that does not fit its field's type is left out, as is what the type does not have: the objects that are written were checked when they
-//! were stored, and an answer must not fail half way.
+//! Values that do not match their field's type, and unknown fields, are omitted: stored objects were
+//! validated before, and a response must not fail half-way.
 
 use base64::{Engine, engine::general_purpose::STANDARD};
 use jiff::Timestamp;
@@ -13,12 +13,12 @@ const VARINT: u64 = 0;
 const FIXED64: u64 = 1;
 const BYTES: u64 = 2;
 
-/// A built-in type that has a protobuf form.
+/// Message definition of a built-in type.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Definition(&'static str);
 
 impl Definition {
-    /// The form of a kind. `None`: it has none, as kinds that were defined at run time have not, nor old versions whose fields differ.
+    /// Returns the definition of a kind. `None` for custom resources, and for old versions with other fields.
     #[must_use]
     pub fn of(api_version: &str, kind: &str) -> Option<Definition> {
         let (group, version) = api_version.split_once('/').unwrap_or(("", api_version));
@@ -34,7 +34,7 @@ impl Definition {
         MESSAGES.get_key_value(name.as_str()).map(|(name, _)| Definition(name))
     }
 
-    /// Appends an object as an element of a list, without `apiVersion` and `kind`.
+    /// Appends an object as a list element, without `apiVersion` and `kind`.
     pub fn list_element(self, object: &Value, out: &mut Vec<u8>) {
         nested(2, out, |out| fields(self.0, object.as_object(), out));
     }
@@ -44,7 +44,7 @@ fn meta(kind: &str) -> String {
     format!("apimachinery.pkg.apis.meta.v1.{kind}")
 }
 
-/// The Go package of a built-in group.
+/// Returns the Go package of a built-in group.
 fn package(group: &str) -> Option<&str> {
     Some(match group {
         "" => "core",
@@ -62,7 +62,7 @@ fn package(group: &str) -> Option<&str> {
     })
 }
 
-/// An object as a body, the type that its `apiVersion` and `kind` name included. `None`: that type has no protobuf form.
+/// Encodes an object as a body with its type. `None` if the type has no protobuf encoding.
 #[must_use]
 pub fn encode(object: &Value) -> Option<Vec<u8>> {
     let name = |field: &str| object.get(field).and_then(Value::as_str).unwrap_or_default();
@@ -73,7 +73,8 @@ pub fn encode(object: &Value) -> Option<Vec<u8>> {
     Some(out)
 }
 
-/// One event of a watch: its length, then `metav1.WatchEvent` around the object's body. `None` as [`encode`].
+/// Encodes a watch event: its length, then `metav1.WatchEvent` around the object's body. `None` as
+/// [`encode`].
 #[must_use]
 pub fn watch_frame(kind: &str, object: &Value) -> Option<Vec<u8>> {
     let body = encode(object)?;
@@ -87,9 +88,9 @@ pub fn watch_frame(kind: &str, object: &Value) -> Option<Vec<u8>> {
     Some(out)
 }
 
-/// What a list begins with.
+/// Head of an encoded list.
 ///
-/// The length of the whole list stands before its first element, so that whoever writes a list piece by piece has to know it.
+/// The total length precedes the first element, so a writer of elements must know it in advance.
 #[derive(Clone, Debug)]
 pub struct ListHead {
     envelope: Vec<u8>,
@@ -97,7 +98,7 @@ pub struct ListHead {
 }
 
 impl ListHead {
-    /// The beginning of a list of `api_version` and `kind` with `ListMeta`.
+    /// Creates the head of a list of `api_version` and `kind` with its `ListMeta`.
     #[must_use]
     pub fn new(api_version: &str, kind: &str, metadata: &Value) -> Self {
         let mut all = Vec::new();
@@ -105,7 +106,8 @@ impl ListHead {
         ListHead { envelope: envelope(api_version, kind), metadata: all }
     }
 
-    /// Its bytes, where the elements that follow ([`Definition::list_element`]) have `length` bytes together.
+    /// Returns the encoded head; the elements that follow ([`Definition::list_element`]) have `length` bytes
+    /// in total.
     #[must_use]
     pub fn bytes(mut self, length: usize) -> Vec<u8> {
         key(2, BYTES, &mut self.envelope);
@@ -115,7 +117,7 @@ impl ListHead {
     }
 }
 
-/// The magic bytes and the `TypeMeta` of `runtime.Unknown`.
+/// Returns magic bytes and `TypeMeta` of `runtime.Unknown`.
 fn envelope(api_version: &str, kind: &str) -> Vec<u8> {
     let mut out = MAGIC.to_vec();
     nested(1, &mut out, |out| {
@@ -148,7 +150,7 @@ fn bytes(number: u64, value: &[u8], out: &mut Vec<u8>) {
     out.extend_from_slice(value);
 }
 
-/// Appends a field whose bytes `write` appends.
+/// Appends a length-delimited field whose content `write` appends.
 fn nested(number: u64, out: &mut Vec<u8>, write: impl FnOnce(&mut Vec<u8>)) {
     key(number, BYTES, out);
     let start = out.len();
@@ -166,7 +168,7 @@ fn fields(definition: &str, object: Option<&Map<String, Value>>, out: &mut Vec<u
             ("", Type::Message(inner)) => {
                 let start = out.len();
                 nested(*number, out, |out| fields(inner, Some(object), out));
-                // A key and a length of nothing.
+                // An empty message: key and length only.
                 if out.last() == Some(&0) && out.len() - start <= 3 {
                     out.truncate(start);
                 }
@@ -219,7 +221,7 @@ fn scalar(number: u64, of: Type, value: &Value, out: &mut Vec<u8>) {
     }
 }
 
-/// Appends what a message holds: for a few types JSON has a form of its own.
+/// Appends a message's content; some types have a special JSON form.
 fn message(definition: &str, value: &Value, out: &mut Vec<u8>) {
     match (definition, value) {
         ("apimachinery.pkg.api.resource.Quantity", Value::String(text)) => bytes(1, text.as_bytes(), out),
@@ -239,7 +241,7 @@ fn message(definition: &str, value: &Value, out: &mut Vec<u8>) {
             Value::String(text),
         ) => {
             if let Ok(time) = text.parse::<Timestamp>() {
-                // Nanoseconds count forwards, also before 1970.
+                // Nanoseconds are positive, also before 1970.
                 let nanos = i64::from(time.subsec_nanosecond());
                 let (seconds, nanos) = if nanos < 0 {
                     (time.as_second() - 1, nanos + 1_000_000_000)
@@ -279,7 +281,7 @@ fn message(definition: &str, value: &Value, out: &mut Vec<u8>) {
     }
 }
 
-/// A schema in a CustomResourceDefinition.
+/// Message of a schema in a CustomResourceDefinition.
 const SCHEMA: &str = "apiextensions-apiserver.pkg.apis.apiextensions.v1.JSONSchemaProps";
 
 #[cfg(test)]
@@ -290,7 +292,7 @@ mod tests {
     use super::*;
     use crate::proto::decode;
 
-    /// A value of a type with every field that `rng` picks, none of them what protobuf or JSON leaves out.
+    /// Generates a value of a type with random fields, without zero values that an encoding omits.
     fn value(of: Type, depth: usize, rng: &mut TestRng) -> Value {
         let n = rng.next_u32() % 1000 + 1;
         match of {
@@ -329,7 +331,7 @@ mod tests {
     fn object(definition: &str, depth: usize, rng: &mut TestRng) -> Map<String, Value> {
         let mut all = Map::new();
         for field in MESSAGES.get(definition).into_iter().flat_map(|m| m.values()) {
-            // Wide types are deep; the further down, the fewer fields.
+            // Wide types are deep, so deeper levels get fewer fields.
             if depth > 0 && !(rng.next_u32() as usize).is_multiple_of(depth * 2) || depth > 12 {
                 continue;
             }
@@ -347,7 +349,7 @@ mod tests {
         all
     }
 
-    /// The types that are sent as bodies: those with metadata.
+    /// Types that are sent as bodies: those with metadata.
     fn kinds() -> Vec<(String, String)> {
         let groups = [
             "",
@@ -418,7 +420,7 @@ mod tests {
         assert_eq!(frame[..4], u32::try_from(frame.len() - 4).unwrap().to_be_bytes());
         assert_eq!(frame[4..11], *b"\x0a\x05ADDED");
         assert!(frame.ends_with(body));
-        // Values that are not of their fields' types are left out.
+        // Values of the wrong type are omitted.
         let odd =
             json!({"apiVersion": "v1", "kind": "ConfigMap", "metadata": 7, "data": ["x"], "immutable": "x"});
         assert_eq!(

@@ -1,4 +1,4 @@
-//! Reflectors against servers of other kinds than ours, and against objects that are not what their type says.
+//! Reflectors against other kinds of servers than ours, and against objects that do not match their type.
 
 use std::sync::{
     Arc, Mutex,
@@ -15,12 +15,12 @@ use serde_json::{Value, json};
 use super::*;
 use crate::client::{Body, BoxError, Client, Transport, body_from_bytes};
 
-/// An answer: a code and a body, after which a watch stays open or ends.
+/// Status and body of a response; true if the watch stays open afterwards.
 struct Answer(u16, String, bool);
 
 type Script = dyn Fn(&str, usize) -> Answer + Send + Sync;
 
-/// A server that answers what the test says, and writes down what it was asked.
+/// A fake server with scripted responses that records its requests.
 #[derive(Clone)]
 struct Fake {
     asked: Arc<Mutex<Vec<String>>>,
@@ -91,7 +91,7 @@ fn names(cache: &Cache<Service>) -> Vec<String> {
     cache.list().iter().map(|service| service.name().to_owned()).collect()
 }
 
-/// A server that lists in pages, of which the second is gone when it is asked for.
+/// A server that lists in pages, whose second page is expired.
 fn old_server(query: &str, initial: fn() -> Answer) -> Answer {
     if query.contains("sendInitialEvents") {
         initial()
@@ -113,7 +113,7 @@ async fn a_server_that_does_not_send_the_initial_state_is_listed() {
         || refusal(422, "Invalid"),
         || refusal(400, "BadRequest"),
         || Answer(200, events(&[("ERROR", status(500, "InternalError"))]), false),
-        // An etcd without progress requests: the end of the initial state never comes.
+        // An etcd without progress requests: the end of the initial state is never sent.
         || Answer(200, events(&[("ADDED", service("a", 1)), ("ADDED", service("gone", 1))]), true),
     ];
     for initial in refusals {
@@ -159,14 +159,14 @@ fn the_same_trouble_is_told_once() {
     assert!(trouble.0.is_none());
 }
 
-/// A Service whose condition lacks the time, as upstream's conformance tests write it.
+/// A Service with a condition without time, as in upstream's conformance tests.
 fn without_time(name: &str, revision: u64) -> Value {
     let mut service = service(name, revision);
     service["status"] = json!({"conditions": [{"type": "Set", "status": "True"}], "loadBalancer": {}});
     service
 }
 
-/// What no Service can be.
+/// An object that cannot be a Service.
 fn nonsense(name: &str, revision: u64) -> Value {
     let mut service = service(name, revision);
     service["spec"] = json!("nonsense");

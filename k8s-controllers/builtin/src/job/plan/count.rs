@@ -1,4 +1,4 @@
-//! Counting pods that ended, each exactly once.
+//! Counts finished pods, each exactly once.
 
 use std::collections::BTreeSet;
 
@@ -10,10 +10,10 @@ use super::{
     view::{View, is_succeeded},
 };
 
-/// How many uids the status lists at most; further pods are counted when these are.
+/// Maximum number of uids in `uncountedTerminatedPods`; further pods wait until these are counted.
 const MOST_NOTED: usize = 500;
 
-/// How many pods of a Job have ended so far, noted or not.
+/// Numbers of finished pods, counted or not.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub(super) struct Totals {
     pub(super) succeeded: i32,
@@ -25,7 +25,7 @@ fn len(list: &Option<Vec<String>>) -> usize {
 }
 
 impl Plan {
-    /// Moves uids to the counters whose pods have lost the finalizer, and notes those that ended since.
+    /// Counts listed uids whose pods have lost the finalizer, and lists the uids of newly finished pods.
     pub(super) fn count(&mut self, view: &View<'_>) -> Totals {
         let mut uncounted = self.status.uncounted_terminated_pods.take().unwrap_or_default();
         let tracked: BTreeSet<&str> = view.all.iter().filter(|p| is_tracked(p)).map(|p| p.uid()).collect();
@@ -60,7 +60,7 @@ impl Plan {
         totals
     }
 
-    /// Notes the uids of pods that ended; returns how many could not be noted yet.
+    /// Lists uids of finished pods; returns the numbers of pods that do not fit yet.
     fn note(&mut self, view: &View<'_>, uncounted: &mut UncountedTerminatedPods) -> Totals {
         let known: BTreeSet<String> =
             uncounted.succeeded.iter().chain(&uncounted.failed).flatten().cloned().collect();
@@ -89,7 +89,7 @@ impl Plan {
         later
     }
 
-    /// How many pods are noted and not yet counted.
+    /// Returns the number of listed uids.
     pub(super) fn noted(&self) -> usize {
         let all = self.status.uncounted_terminated_pods.as_ref();
         all.map_or(0, |u| len(&u.succeeded) + len(&u.failed))

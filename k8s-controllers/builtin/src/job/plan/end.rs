@@ -1,4 +1,4 @@
-//! Whether a Job is over, and how.
+//! Decides whether a Job is finished.
 
 use std::time::Duration;
 
@@ -21,7 +21,8 @@ use crate::{
 };
 use k8s_controllers::EventType;
 
-/// How a Job ends: first the criterion is written; when nothing runs any more and all is counted, the condition.
+/// The outcome of a Job. First the criterion is set (SuccessCriteriaMet, FailureTarget); when no pod is left
+/// and all are counted, the final condition.
 pub(super) struct End {
     well: bool,
     reason: String,
@@ -43,7 +44,7 @@ impl End {
     }
 }
 
-/// How often all containers of a pod were restarted.
+/// Returns the sum of the container restarts of a pod.
 fn restarts(pod: &Pod) -> i32 {
     let status = pod.status.as_ref();
     let containers = status.and_then(|s| s.container_statuses.as_ref());
@@ -51,7 +52,7 @@ fn restarts(pod: &Pod) -> i32 {
     containers.into_iter().chain(init).flatten().map(|c| c.restart_count).sum()
 }
 
-/// Whether containers that are restarted in place have been so too often.
+/// Returns true if in-place restarts (`restartPolicy: OnFailure`) reached the back-off limit.
 fn restarted_too_often(view: &View<'_>, limit: i32) -> bool {
     let pod = view.spec.template.spec.as_ref();
     if pod.and_then(|s| s.restart_policy.as_deref()) != Some("OnFailure") {
@@ -63,7 +64,7 @@ fn restarted_too_often(view: &View<'_>, limit: i32) -> bool {
 }
 
 impl Plan {
-    /// Whether it is over, and how. The first reason that holds stays the reason.
+    /// Returns the outcome if the Job has one. The first reason is kept.
     pub(super) fn end(&mut self, view: &View<'_>, totals: &Totals, now: Timestamp) -> Option<End> {
         let spec = view.spec;
         let known = |kind| {
@@ -102,7 +103,7 @@ impl Plan {
         let complete = view.active.is_empty()
             && match spec.completions {
                 Some(completions) => totals.succeeded >= completions,
-                // Any pod that succeeds says that the work is done; the others finish theirs.
+                // A work queue Job: one success means that the work is done, and the other pods finish.
                 None => totals.succeeded > 0,
             };
         complete.then(|| End::succeeded("CompletionsReached", "Reached expected number of succeeded pods"))
@@ -115,7 +116,7 @@ impl Plan {
         Some(Duration::from_secs(u64::try_from(seconds).unwrap_or(0)).saturating_sub(passed))
     }
 
-    /// First the criterion, then, when nothing runs and all is counted, the end itself.
+    /// Sets the criterion; when no pod is left and all are counted, the final condition.
     pub(super) fn finish(&mut self, view: &View<'_>, end: End, totals: &Totals, clock: &Clock) {
         self.delete = view.active.clone();
         let over = self.noted() == 0
@@ -143,7 +144,7 @@ impl Plan {
     }
 }
 
-/// How an Indexed Job ends because of which indexes have failed or succeeded.
+/// Returns the outcome of an Indexed Job by its failed and succeeded indexes.
 fn by_index(view: &View<'_>) -> Option<End> {
     if !view.indexed {
         return None;

@@ -1,4 +1,4 @@
-//! Bringing the number of active pods to what is wanted.
+//! Adjusts the number of active pods.
 
 use std::{collections::BTreeSet, sync::Arc};
 
@@ -25,7 +25,7 @@ fn wanted(view: &View<'_>, totals: &Totals) -> i32 {
     let parallelism = view.spec.parallelism.unwrap_or(1).max(0);
     match view.spec.completions {
         Some(completions) => (completions - totals.succeeded).clamp(0, parallelism),
-        // The work is done: those that run finish theirs, and no further ones come.
+        // The work is done: running pods finish, and no more are created.
         None if totals.succeeded > 0 => number(view.active.len()),
         None => parallelism,
     }
@@ -76,7 +76,7 @@ impl Plan {
         };
     }
 
-    /// Every index has a back-off of its own.
+    /// Each index has its own back-off.
     fn grow_by_index(&mut self, view: &View<'_>, missing: usize, now: Timestamp) {
         for index in pending(view, missing) {
             let mut failures = Failures::default();
@@ -94,13 +94,13 @@ impl Plan {
     }
 }
 
-/// The lowest indexes that need a pod.
+/// Returns the lowest indexes that need a pod.
 fn pending(view: &View<'_>, most: usize) -> impl Iterator<Item = i32> {
     let taken = view.taken();
     (0..view.completions).filter(move |i| !taken.contains(i)).take(most)
 }
 
-/// How often an index has failed, with the failure of this pod.
+/// Returns the failures of a pod's index, this pod included.
 fn with(spec: &JobSpec, pod: &Pod) -> Failures {
     let Failures { counted, ignored } = failures_before(pod);
     if policy::verdict(spec, pod) == Verdict::Ignore {
@@ -110,7 +110,8 @@ fn with(spec: &JobSpec, pod: &Pod) -> Failures {
     }
 }
 
-/// Of two pods with one index, or with one that needs none, one is too many: the one that is furthest from its end.
+/// Returns surplus pods: duplicates of an index, and pods of indexes that need none. Of duplicates the more
+/// advanced pod is kept.
 fn misfits(view: &View<'_>, now: Timestamp) -> Vec<Arc<Pod>> {
     let mut worst_first = view.active.clone();
     pods::sort_for_deletion(&mut worst_first, &[], now);

@@ -1,4 +1,4 @@
-//! A Job against pods that succeed, fail and go, with nobody else around.
+//! A Job and its pods, which succeed, fail and disappear, without any other controller.
 
 use jiff::Timestamp;
 use k8s_core::api::{
@@ -31,7 +31,7 @@ fn job(completions: Option<i32>, parallelism: i32, limit: i32, indexed: bool) ->
     }
 }
 
-/// Does what the controller does with a plan.
+/// Applies a plan as the controller does; returns true if there was a change.
 fn act(job: &mut Job, pods: &mut Vec<Arc<Pod>>, clock: &Clock, next: &mut u32) -> bool {
     let plan = plan(job, pods, clock);
     let changed = job.status.as_ref() != Some(&plan.status)
@@ -75,7 +75,8 @@ fn end(pods: &mut [Arc<Pod>], at: usize, phase: &str, time: &Time) {
 }
 
 proptest! {
-    /// Pods end in any order, well and badly: every one is counted once, never more run than asked for, and the Job ends as it should.
+    /// Pods finish in any order with any outcome: each is counted once, parallelism is never exceeded, and
+    /// the Job gets the right outcome.
     #[test]
     fn counts_every_pod_once(
         completions in 1..6i32,
@@ -93,7 +94,7 @@ proptest! {
             for (at, fate) in fates {
                 for _ in 0..6 {
                     act(&mut job, &mut pods, &clock, &mut next);
-                    // Deleted pods go when nobody holds them.
+                    // Deleted pods without the finalizer disappear.
                     pods.retain(|p| !p.is_deleting() || is_tracked(p));
                     let active = pods.iter().filter(|p| pods::is_active(p)).count();
                     assert!(number(active) <= parallelism, "{active} active of {parallelism}");

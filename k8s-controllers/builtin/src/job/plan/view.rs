@@ -1,4 +1,4 @@
-//! A Job's pods, sorted by what matters to it.
+//! Classifies a Job's pods.
 
 use std::{
     collections::{BTreeMap, BTreeSet},
@@ -25,26 +25,27 @@ pub(super) struct View<'a> {
     pub(super) spec: &'a JobSpec,
     pub(super) all: &'a [Arc<Pod>],
     pub(super) indexed: bool,
-    /// The finishing numbers of an Indexed Job end below this.
+    /// `spec.completions`: indexes are below this.
     pub(super) completions: i32,
     pub(super) active: Vec<Arc<Pod>>,
-    /// Being deleted, and not yet ended.
+    /// Deleted and not yet finished.
     pub(super) terminating: Vec<Arc<Pod>>,
-    /// Ended pods with the finalizer, noted already or not.
+    /// Finished pods with the finalizer.
     pub(super) ended: Vec<Arc<Pod>>,
     pub(super) succeeded: BTreeSet<i32>,
     pub(super) failed: BTreeSet<i32>,
-    /// The last failed pod of an index that is to be tried again. It keeps its finalizer until its successor is there, since its annotations
-    /// say how often the index has failed.
+    /// By index to be retried: its last failed pod. It keeps its finalizer until its replacement exists,
+    /// because its annotations hold the failure count of the index.
     pub(super) held: BTreeMap<i32, Arc<Pod>>,
 }
 
-/// Whether only pods that have ended are replaced, not those that are still being deleted.
+/// Returns true if terminating pods are not replaced before they have finished.
 pub(super) fn replaces_only_ended(spec: &JobSpec) -> bool {
     spec.pod_replacement_policy.as_deref() == Some("Failed") || spec.pod_failure_policy.is_some()
 }
 
-/// Whether a pod counts as failed. One that is being deleted does so at once, unless only ended pods are replaced.
+/// Returns true if a pod counts as failed. A terminating pod does at once, unless only finished pods are
+/// replaced.
 pub(super) fn is_failed(pod: &Pod, spec: &JobSpec) -> bool {
     let given_up = pod.is_deleting() && !replaces_only_ended(spec) && pods::phase(pod) != "Succeeded";
     pods::phase(pod) == "Failed" || given_up
@@ -89,12 +90,12 @@ impl<'a> View<'a> {
         view
     }
 
-    /// The index of a pod, where the Job has it.
+    /// Returns the pod's index, if it is below `completions`.
     pub(super) fn index(&self, pod: &Pod) -> Option<i32> {
         index_of(pod).filter(|i| *i < self.completions)
     }
 
-    /// Indexes that need no pod: they are done, have failed, or have one.
+    /// Returns indexes that need no pod: succeeded, failed, or with a pod.
     pub(super) fn taken(&self) -> BTreeSet<i32> {
         let waits = replaces_only_ended(self.spec);
         let leaving = self.terminating.iter().filter(|_| waits);
@@ -121,13 +122,13 @@ impl<'a> View<'a> {
         self.index(pod).and_then(|i| self.held.get(&i)).is_some_and(|held| held.uid() == pod.uid())
     }
 
-    /// Whether a failed pod counts as one.
+    /// Returns true if the pod failure policy does not ignore the failure.
     pub(super) fn counts(&self, pod: &Pod) -> bool {
         policy::verdict(self.spec, pod) != Verdict::Ignore
     }
 }
 
-/// Whether with this pod its index has failed for good.
+/// Returns true if the index has failed for good with this pod.
 fn fails_index(spec: &JobSpec, pod: &Pod, limit: i32) -> bool {
     match policy::verdict(spec, pod) {
         Verdict::FailIndex => true,

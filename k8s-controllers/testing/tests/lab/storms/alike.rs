@@ -1,4 +1,4 @@
-//! A seed is a run, with every controller in it: what a failure says can be replayed.
+//! Reproducibility: with all controllers, the same seed gives the same run.
 
 use std::time::Duration;
 

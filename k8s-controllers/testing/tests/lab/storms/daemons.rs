@@ -10,7 +10,7 @@ use super::{active, scheduled_storm, seconds};
 
 const NODES: usize = 3;
 
-/// The node that a daemon's pod was made for, scheduled or not.
+/// Returns the node that a daemon pod is for, scheduled or not.
 fn made_for(pod: &Pod) -> String {
     let pod = serde_json::to_value(pod).unwrap();
     let affinity = &pod["spec"]["affinity"]["nodeAffinity"]["requiredDuringSchedulingIgnoredDuringExecution"];

@@ -65,7 +65,7 @@ fn endpoints_of_all_kinds_show_exactly_the_pods() {
         old.sort();
         assert_eq!(old, want);
 
-        // The Services go: so do their slices, and what was written by hand stays.
+        // Deleting the Services deletes their slices; manually written slices stay.
         lab.delete::<Service>("web").await;
         lab.delete::<Service>("manual").await;
         lab.settle().await;

@@ -23,14 +23,14 @@ use serde_json::{Value, json};
 
 use super::{slow, storm, template};
 
-/// A template of pods that end.
+/// A template of pods that run to completion.
 fn work() -> Value {
     let mut template = template("work", "work");
     template["spec"]["restartPolicy"] = json!("Never");
     template
 }
 
-/// A pod succeeds or not, as its name wants it: of five about four do.
+/// Outcome of a pod by a hash of its name: about four of five succeed.
 fn succeeds(pod: &Pod) -> bool {
     let sum = pod.name().bytes().fold(7u32, |sum, b| sum.wrapping_mul(31).wrapping_add(b.into()));
     !sum.is_multiple_of(5)
@@ -59,7 +59,7 @@ fn jobs_count_every_pod_once_and_run_no_more_than_asked() {
         } else {
             spec["backoffLimit"] = json!(random::range(0..4));
         }
-        // How each pod ended that has ended.
+        // Outcome of each finished pod.
         let ends: Arc<Mutex<HashMap<String, bool>>> = Arc::default();
         let seen = ends.clone();
         lab.always(move |all: &[&Pod]| {
@@ -92,7 +92,8 @@ fn jobs_count_every_pod_once_and_run_no_more_than_asked() {
             assert_eq!(status.succeeded, Some(completions));
             assert_eq!(status.failed.unwrap_or(0), count(false), "{status:?}");
         } else {
-            // Pods that were running when the Job failed count as failed although they may not say so.
+            // Pods that were running when the Job failed count as failed, although their status may not say
+            // so.
             assert!(status.failed.unwrap_or(0) >= count(false), "{status:?}");
         }
     });

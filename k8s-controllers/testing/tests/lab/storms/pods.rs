@@ -21,7 +21,7 @@ use serde_json::json;
 
 use super::{active, pod, seconds, storm, template};
 
-/// Resizes what is called `web` again and again. Returns the last size.
+/// Resizes the object `web` repeatedly. Returns the last size.
 async fn resize<K: Object>(lab: &Running, first: i32, resize: impl Fn(&mut K, i32)) -> i32 {
     let most = Arc::new(AtomicUsize::new(usize::try_from(first).unwrap()));
     let allowed = most.clone();
@@ -34,7 +34,7 @@ async fn resize<K: Object>(lab: &Running, first: i32, resize: impl Fn(&mut K, i3
     for _ in 0..4 {
         lab.sleep(seconds(5..35)).await;
         size = random::range(0..10);
-        // Those of a larger number before may still be there.
+        // Pods of a previous, larger size may still exist.
         most.fetch_max(usize::try_from(size).unwrap(), Ordering::SeqCst);
         lab.edit("web", |object: &mut K| resize(object, size)).await;
     }

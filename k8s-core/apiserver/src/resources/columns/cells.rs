@@ -1,4 +1,4 @@
-//! What cells say that are more than a field's value.
+//! Cells that are computed from several fields.
 
 use jiff::Timestamp;
 use serde_json::Value;
@@ -18,7 +18,7 @@ pub(super) fn containers(object: &Value, field: &str) -> Value {
     joined(all.iter().map(|c| text(c, &format!("/{field}")).to_owned()), "<none>")
 }
 
-/// A selector (map or structured) as text; `<none>` where it is empty.
+/// Formats a selector (map or structured); `<none>` if it is empty.
 #[must_use]
 pub fn selector_text(selector: Option<&Value>) -> String {
     let Some(selector) = selector else { return "<none>".into() };
@@ -68,7 +68,7 @@ pub(super) fn pod_ready(pod: &Value, _: Timestamp) -> Value {
     format!("{}/{}", ready + sidecars_ready, list(pod, "/spec/containers").len() + sidecars.len()).into()
 }
 
-/// What one container's state says, where it says more than the pod's phase.
+/// Returns the reason of a container's state, if it is more specific than the pod's phase.
 pub(super) fn container_reason(status: &Value) -> Option<String> {
     let waiting = text(status, "/state/waiting/reason");
     if !waiting.is_empty() {
@@ -85,7 +85,7 @@ pub(super) fn container_reason(status: &Value) -> Option<String> {
     }
 }
 
-/// The word that sums up a pod's state.
+/// Summarizes a pod's state in one word.
 pub(super) fn pod_status(pod: &Value, _: Timestamp) -> Value {
     let phase = text(pod, "/status/phase");
     let mut reason = text(pod, "/status/reason").to_owned();
@@ -404,7 +404,7 @@ pub(super) fn truth_text(truth: bool) -> Value {
     if truth { "True" } else { "False" }.into()
 }
 
-/// `cpu: 1/2, pods: 3/10`: what is used of what there may be, of limits or of everything else.
+/// Formats used and hard amounts, of limits or of all others: `cpu: 1/2, pods: 3/10`.
 pub(super) fn quota_amounts(quota: &Value, limits: bool) -> Value {
     let used = map(quota, "/status/used");
     let amounts = map(quota, "/status/hard").into_iter().flatten().filter_map(|(name, hard)| {
@@ -420,7 +420,7 @@ pub(super) fn template_containers(template: &Value, field: &str) -> Value {
     joined(all.iter().map(|c| text(c, &format!("/{field}")).to_owned()), "<none>")
 }
 
-/// `deployment.apps/web`, the owner that controls an object.
+/// Formats the controlling owner: `deployment.apps/web`.
 pub(super) fn revision_owner(object: &Value) -> Value {
     let owner = list(object, "/metadata/ownerReferences").iter().find(|o| truth(o, "/controller"));
     let Some(owner) = owner else { return "<none>".into() };
@@ -429,7 +429,7 @@ pub(super) fn revision_owner(object: &Value) -> Value {
     format!("{kind}{group}/{}", text(owner, "/name")).into()
 }
 
-/// `services/default/kubernetes`, the object that an IPAddress is of.
+/// Formats the object that an IPAddress belongs to: `services/default/kubernetes`.
 pub(super) fn parent(address: &Value) -> Value {
     let part = |field: &str| text(address, &format!("/spec/parentRef/{field}"));
     let resource = if part("group").is_empty() {

@@ -1,4 +1,4 @@
-//! The columns of what others plug into a cluster: storage, admission, devices, runtimes, flow control.
+//! Printer columns of extension points: storage, admission, devices, runtimes, flow control.
 
 use super::{
     AGE, Column, NAME,
@@ -11,14 +11,14 @@ const fn boolean(name: &'static str, pointer: &'static str) -> Column {
     typed("boolean", path(name, pointer))
 }
 
-/// How many elements a list has.
+/// A column with the length of a list.
 macro_rules! length {
     ($name:literal, $pointer:literal) => {
         typed("integer", computed($name, |o, _| list(o, $pointer).len().into()))
     };
 }
 
-/// A text, or `<none>`.
+/// A column with a string, or `<none>`.
 macro_rules! or_none {
     ($name:literal, $pointer:literal) => {
         computed($name, |o, _| or_none(text(o, $pointer)))

@@ -1,4 +1,4 @@
-//! The columns of each resource of the core, apps, batch and networking groups and their neighbours.
+//! Printer columns of the core, apps, batch and networking groups and their neighbours.
 
 use jiff::Timestamp;
 use serde_json::Value;

@@ -6,7 +6,7 @@ use serde_json::{Value, json};
 use super::Conversion;
 use crate::value::{set, take, text};
 
-/// autoscaling/v1: one CPU target instead of metrics; the others travel in annotations.
+/// autoscaling/v1: one CPU target instead of metrics; other metrics are kept in annotations.
 pub(in crate::resources) static V1: Conversion = Conversion {
     to_storage: hpa_to_v2,
     from_storage: hpa_from_v2,
@@ -35,7 +35,7 @@ fn hpa_to_v2(object: &mut Value) {
         metrics.extend(serde_json::from_str::<Vec<Value>>(&more).unwrap_or_default());
     }
     let behavior = take(object, "/metadata/annotations", BEHAVIOR);
-    // Annotations that were only there to carry these go with them.
+    // Remove the annotations that carried these fields.
     if object
         .pointer("/metadata/annotations")
         .and_then(Value::as_object)
@@ -88,7 +88,7 @@ fn hpa_from_v2(object: &mut Value) {
     }
 }
 
-/// Keeps a value in an annotation.
+/// Stores a value in an annotation.
 fn annotate(object: &mut Value, key: &str, value: &Value) {
     set(
         object,
@@ -100,7 +100,7 @@ fn annotate(object: &mut Value, key: &str, value: &Value) {
     }
 }
 
-/// autoscaling/v2beta1: targets beside what they are about, instead of in it.
+/// autoscaling/v2beta1: target values are siblings of the metric instead of members of `target`.
 pub(in crate::resources) static V2BETA1: Conversion = Conversion {
     to_storage: |object| each_metric(object, to_v2),
     from_storage: |object| each_metric(object, from_v2),
@@ -120,13 +120,13 @@ fn each_metric(object: &mut Value, change: fn(&mut Value, values: &str)) {
     }
 }
 
-/// The kinds of value: its name inside of `target` or `current`, and what follows that word in v2beta1.
+/// Value types: name in `target` or `current`, and suffix in v2beta1.
 const VALUES: [(&str, &str); 3] =
     [("averageUtilization", "AverageUtilization"), ("averageValue", "AverageValue"), ("value", "Value")];
 
 fn to_v2(source: &mut Value, values: &str) {
     let Some(map) = source.as_object_mut() else { return };
-    // An object metric's `target` was the object.
+    // The `target` of an object metric was the object.
     if let Some(object) = map.remove("target") {
         map.insert("describedObject".into(), object);
     }

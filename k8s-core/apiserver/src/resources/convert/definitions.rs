@@ -1,18 +1,19 @@
-//! CustomResourceDefinitions of apiextensions.k8s.io/v1beta1: one schema for all versions, and unknown fields kept unless one says otherwise.
+//! CustomResourceDefinition of apiextensions.k8s.io/v1beta1: one schema for all versions, and unknown fields
+//! are preserved by default.
 
 use crate::resources::types::generate;
 use serde_json::{Map, Value, json};
 
 use super::Conversion;
 
-/// apiextensions.k8s.io/v1beta1.
+/// Conversion of apiextensions.k8s.io/v1beta1.
 pub(in crate::resources) static V1BETA1: Conversion = Conversion {
     to_storage: to_v1,
     from_storage: from_v1,
     generate: Some(generate::<k8s_core::legacy::CustomResourceDefinition>),
 };
 
-/// What stood beside the versions and now stands in each: old name, new name.
+/// Fields that v1 has in each version instead of once: old name, new name.
 const SHARED: [(&str, &str); 3] = [
     ("validation", "schema"),
     ("subresources", "subresources"),
@@ -69,7 +70,7 @@ fn from_v1(object: &mut Value) {
             rename_paths(columns, "jsonPath", "JSONPath");
         }
     }
-    // What is the same in all versions stands beside them: the two places exclude each other.
+    // If all versions have the same value, it is moved to the top level: the two places exclude each other.
     for (old, new) in SHARED {
         let versions = spec.get_mut("versions").and_then(Value::as_array_mut);
         let Some(versions) = versions else { break };

@@ -1,4 +1,4 @@
-//! Events of events.k8s.io: core Events under newer names.
+//! Events of events.k8s.io: core Events with other field names.
 
 use crate::resources::types::generate;
 use k8s_core::api::api::events::v1::Event;
@@ -6,12 +6,12 @@ use serde_json::Value;
 
 use super::Conversion;
 
-/// events.k8s.io/v1 and v1beta1.
+/// Conversion of events.k8s.io/v1 and v1beta1.
 pub(in crate::resources) static EVENT: Conversion = Conversion {
     to_storage: |event| rename(event, |(new, old)| (new, old)),
     from_storage: |event| {
         rename(event, |(new, old)| (old, new));
-        // Nothing means nothing here: the core form always has these.
+        // The core form always has these fields, so zero values are removed.
         if let Some(map) = event.as_object_mut() {
             map.retain(|key, value| !(key.starts_with("deprecated") && (value.is_null() || is_empty(value))));
         }
@@ -19,7 +19,7 @@ pub(in crate::resources) static EVENT: Conversion = Conversion {
     generate: Some(generate::<Event>),
 };
 
-/// The selectable fields, in the order of the core ones.
+/// Selectable fields, in the order of the core form's.
 pub(in crate::resources) const FIELDS: &[&str] = &[
     "regarding.kind",
     "regarding.namespace",
@@ -34,7 +34,7 @@ pub(in crate::resources) const FIELDS: &[&str] = &[
     "type",
 ];
 
-/// Names in events.k8s.io and in the core group.
+/// Field names in events.k8s.io and in the core group.
 const NAMES: [(&str, &str); 7] = [
     ("note", "message"),
     ("regarding", "involvedObject"),

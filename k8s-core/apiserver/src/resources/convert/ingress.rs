@@ -5,15 +5,15 @@ use serde_json::{Map, Value, json};
 
 use super::Conversion;
 
-/// networking.k8s.io/v1beta1: `serviceName` and `servicePort`.
+/// Conversion of networking.k8s.io/v1beta1: `serviceName` and `servicePort`.
 pub(in crate::resources) static V1BETA1: Conversion = Conversion {
     to_storage: ingress_to_v1,
     from_storage: ingress_from_v1,
     generate: Some(generate::<k8s_core::legacy::Ingress>),
 };
 
-/// extensions/v1beta1: the same, and as most of its clients know no `pathType`, the default one is not shown to them. (`kubectl apply` would
-/// otherwise try again and again to take it away.)
+/// Conversion of extensions/v1beta1: the same, but without the default `pathType`, which most of its clients
+/// do not know. (Otherwise `kubectl apply` would try to remove it on every run.)
 pub(in crate::resources) static EXTENSIONS: Conversion = Conversion {
     to_storage: ingress_to_v1,
     from_storage: |object| {

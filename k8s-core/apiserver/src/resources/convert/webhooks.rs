@@ -1,11 +1,11 @@
-//! Webhook configurations of admissionregistration.k8s.io/v1beta1: the same shape with other defaults.
+//! Webhook configurations of admissionregistration.k8s.io/v1beta1: the same structure with other defaults.
 
 use serde_json::{Value, json};
 
 use super::Conversion;
 use crate::value::default;
 
-/// Both kinds.
+/// Conversion of both kinds.
 pub(in crate::resources) static WEBHOOKS: Conversion =
     Conversion { to_storage: old_defaults, from_storage: |_| {}, generate: None };
 

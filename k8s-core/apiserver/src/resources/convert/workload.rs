@@ -5,7 +5,7 @@ use serde_json::{Map, Value, json};
 use super::Conversion;
 use crate::value::text;
 
-/// Workloads before apps/v1: the selector may be left out, and is then the template's labels.
+/// Conversion of workloads before apps/v1: the selector defaults to the template's labels.
 pub(in crate::resources) static OLD_WORKLOAD: Conversion =
     Conversion { to_storage: old_workload, from_storage: |_| {}, generate: None };
 
@@ -18,7 +18,7 @@ fn old_workload(object: &mut Value) {
         spec.insert("selector".into(), json!({"matchLabels": labels}));
     }
     if kind == "Deployment" {
-        // The old default, in force until apps/v1beta2.
+        // The default before apps/v1beta2.
         spec.remove("rollbackTo");
         spec.entry("revisionHistoryLimit").or_insert(json!(2));
         let strategy = spec.entry("strategy").or_insert_with(|| json!({}));

@@ -1,7 +1,7 @@
-//! What a CustomResourceDefinition's schema demands of a value: types, limits, formats, and combinations of schemas.
+//! Schema validation of custom resources: types, limits, formats, and combinations of schemas.
 //!
-//! Messages are those of upstream's validator. A [`Check`] is compiled once for each version of a definition; checking is total and linear in the
-//! value (each alternative of `anyOf` and its like once more).
+//! Messages are those of upstream's validator. A [`Check`] is compiled once per version of a definition.
+//! Validation is total and linear in the value (once more per alternative of `anyOf` and similar).
 
 mod format;
 
@@ -13,7 +13,7 @@ use serde_json::Value;
 
 use crate::{invalid::FieldErrors, value::list};
 
-/// A schema, ready to check values.
+/// A compiled schema.
 #[derive(Debug, Default)]
 pub(super) struct Check {
     kind: String,
@@ -31,7 +31,7 @@ pub(super) struct Check {
     properties: (Option<u64>, Option<u64>),
     required: Vec<String>,
     unique: bool,
-    /// `x-kubernetes-list-type`: elements differ as a whole (an empty list) or in these keys.
+    /// `x-kubernetes-list-type`: elements are unique by value (an empty list) or by these keys.
     list_keys: Option<Vec<String>>,
     fields: BTreeMap<String, Check>,
     rest: Option<Box<Check>>,
@@ -42,11 +42,11 @@ pub(super) struct Check {
     not: Option<Box<Check>>,
 }
 
-/// Largest compiled pattern, bytes.
+/// Maximum size of a compiled pattern in bytes.
 const PATTERN_SIZE: usize = 1 << 20;
 
 impl Check {
-    /// Compiles a schema; problems of its patterns are reported at their paths.
+    /// Compiles a schema; errors of patterns are reported at their paths.
     pub(super) fn new(schema: &Value, path: &str, errors: &mut FieldErrors) -> Self {
         Self::compile(schema, path, errors, 0)
     }
@@ -123,12 +123,12 @@ impl Check {
         }
     }
 
-    /// Checks an object, but for what the server itself checks (metadata).
+    /// Validates an object, without metadata, which the server validates.
     pub(super) fn object(&self, object: &Value, errors: &mut FieldErrors) {
         self.value(object, "", errors, 0);
     }
 
-    /// Checks the defaults of the schema that this was made of, each against its own part.
+    /// Validates the schema's defaults against their schemas.
     pub(super) fn defaults(&self, schema: &Value, path: &str, errors: &mut FieldErrors, depth: usize) {
         if depth > MAX_DEPTH {
             return;
@@ -300,7 +300,7 @@ impl Check {
             }
         }
         for (name, child) in map {
-            // The server checks metadata itself.
+            // The server validates metadata.
             if (depth == 0 || self.embedded) && name == "metadata" {
                 continue;
             }
@@ -354,7 +354,7 @@ pub(super) fn type_name(value: &Value) -> &'static str {
     }
 }
 
-/// Whether a value has fields that its schema would take out.
+/// Returns true if a value has fields that its schema would prune.
 fn has_unknown(schema: &Value, value: &Value, depth: usize) -> bool {
     let flag = |name: &str| schema.get(name).is_some_and(|v| v == true);
     let kept = |name: &str| {
@@ -384,7 +384,7 @@ mod tests {
 
     use super::*;
 
-    /// The causes' paths and messages for a value of `spec`.
+    /// Returns paths and messages of the causes for a value of `spec`.
     fn breaches(schema: Value, value: Value) -> Vec<String> {
         let schema = json!({"type": "object", "properties": {"spec": schema}});
         let mut errors = FieldErrors::default();
@@ -396,7 +396,7 @@ mod tests {
 
     #[test]
     fn what_each_keyword_says() {
-        // Schema, value, the breach; an empty one: none.
+        // Schema, value, expected cause; empty if none.
         let table = [
             (
                 json!({"type": "integer", "maximum": 10}),

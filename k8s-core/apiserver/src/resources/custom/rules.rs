@@ -1,8 +1,9 @@
-//! Everything that a version of a CustomResourceDefinition demands of its objects: the schema's own limits and its `x-kubernetes-validations`.
+//! Validation of custom resources: schema limits and CEL rules (`x-kubernetes-validations`).
 //!
-//! Rules are compiled when a definition is made ([`compile`]), and run at every level of an object that has them ([`run`]), each metered by what it costs.
-//! What an update leaves as it was is not held against it, so that a definition may become stricter without making its objects unchangeable
-//! (upstream's ratcheting); rules that compare with `oldSelf` are always asked.
+//! Rules are compiled when a definition is created ([`compile`]), and run at every level of an object that
+//! has some ([`run`]), with a cost budget. Ratcheting as upstream: unchanged invalid values of an update are
+//! accepted, so that a definition may become stricter without freezing its objects. Transition rules (with
+//! `oldSelf`) are always evaluated.
 
 mod compile;
 mod paths;
@@ -18,38 +19,38 @@ use serde_json::{Map, Value};
 use super::check::Check;
 use crate::invalid::FieldErrors;
 
-/// Rules that may take more steps than this are run where nobody waits for them.
+/// Cost from which rules run outside of the async worker threads.
 const HEAVY: u64 = 20_000;
 
-/// What a definition's version demands of its objects.
+/// Compiled validation of a definition's version.
 #[derive(Debug)]
 pub(crate) struct Rules {
     check: Check,
     root: Option<Node>,
-    /// How many rules there are, and the names that one binds at once.
+    /// Number of rules, and maximum number of names bound by one.
     count: u64,
     nesting: u32,
 }
 
-/// A place of a schema with rules, or with rules below it.
+/// A schema node with rules, or with rules below it.
 #[derive(Debug, Default)]
 struct Node {
-    /// The type that it is told of as.
+    /// Type name for messages.
     kind: String,
     rules: Vec<Rule>,
     fields: BTreeMap<String, Node>,
     items: Option<Box<Node>>,
     rest: Option<Box<Node>>,
     all_of: Vec<Node>,
-    /// Keys that elements of a list are known by, with their defaults.
+    /// Keys that identify list elements, with their defaults.
     keys: Option<Vec<(String, Option<Value>)>>,
 }
 
-/// A rule, ready to run.
+/// A compiled rule.
 #[derive(Debug)]
 struct Rule {
     program: Program,
-    /// Its text, trimmed.
+    /// Source text, trimmed.
     text: String,
     message: Option<String>,
     message_expression: Option<(Program, String)>,
@@ -59,13 +60,13 @@ struct Rule {
     optional_old: bool,
 }
 
-/// Whether an expression in CEL can be parsed; else, why not.
+/// Parses a CEL expression; returns the error message on failure.
 pub(crate) fn compiles(expression: &str) -> Result<(), String> {
     k8s_cel::format(expression).map(|_| ()).map_err(|errors| errors.to_string())
 }
 
 impl Rules {
-    /// Compiles what a schema demands; problems are reported below `path`.
+    /// Compiles a schema; errors are reported below `path`.
     pub(crate) fn new(schema: &Value, path: &str, errors: &mut FieldErrors) -> Self {
         let check = Check::new(schema, path, errors);
         check.defaults(schema, path, errors, 0);
@@ -74,7 +75,7 @@ impl Rules {
         Rules { check, root, count: found.count, nesting: found.nesting }
     }
 
-    /// Whether checking an object may take so long that others should not wait for it.
+    /// Returns true if validating an object may take so long that it must not run on an async worker thread.
     pub(crate) fn is_heavy(&self, object: &Value, old: Option<&Value>) -> bool {
         if self.root.is_none() {
             return false;
@@ -84,7 +85,7 @@ impl Rules {
         steps > HEAVY
     }
 
-    /// Checks an object, or an update of `old`.
+    /// Validates an object, or an update of `old`.
     pub(crate) fn check(&self, object: &Value, old: Option<&Value>, errors: &mut FieldErrors) {
         let mut found = FieldErrors::default();
         self.check.object(object, &mut found);
@@ -107,7 +108,7 @@ impl Rules {
     }
 }
 
-/// How many values an object is made of, up to a most.
+/// Counts the values of an object, up to `most`.
 fn nodes(value: &Value, most: u64) -> u64 {
     let below: &mut dyn Iterator<Item = &Value> = match value {
         Value::Array(items) => &mut items.iter(),
@@ -124,7 +125,8 @@ fn nodes(value: &Value, most: u64) -> u64 {
     count
 }
 
-/// Whether what an error is about is as it was before. Of a missing field, that is the object that misses it.
+/// Returns true if the value at an error's path is unchanged. For a missing field, if its parent is
+/// unchanged.
 fn is_unchanged(object: &Value, old: &Value, path: &str) -> bool {
     match (lookup(object, path), lookup(old, path)) {
         (Some(new), Some(old)) => new == old,
@@ -136,7 +138,7 @@ fn is_unchanged(object: &Value, old: &Value, path: &str) -> bool {
     }
 }
 
-/// The value at a field path (`spec.items[0].name`).
+/// Returns the value at a field path (`spec.items[0].name`).
 fn lookup<'a>(object: &'a Value, path: &str) -> Option<&'a Value> {
     let mut at = object;
     for part in path.split('.').filter(|part| !part.is_empty()) {

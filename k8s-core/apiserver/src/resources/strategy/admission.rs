@@ -33,7 +33,7 @@ fn default_webhooks(configuration: &mut Value, mutating: bool) {
     }
 }
 
-/// MutatingWebhookConfigurations.
+/// Defaults and validation of MutatingWebhookConfigurations.
 pub static MUTATING_WEBHOOKS: Strategy = Strategy {
     generation: true,
     default: |configuration| default_webhooks(configuration, true),
@@ -41,7 +41,7 @@ pub static MUTATING_WEBHOOKS: Strategy = Strategy {
     ..BASE
 };
 
-/// ValidatingWebhookConfigurations.
+/// Defaults and validation of ValidatingWebhookConfigurations.
 pub static VALIDATING_WEBHOOKS: Strategy = Strategy {
     generation: true,
     default: |configuration| default_webhooks(configuration, false),
@@ -78,7 +78,7 @@ const WEBHOOKS: &[Rule] = &[
     Rule("webhooks[*].matchConditions", MATCH_CONDITIONS),
 ];
 
-/// A name of at least three parts.
+/// Requires a name of at least three parts.
 fn check_webhook_name(at: &At<'_>, errors: &mut FieldErrors) {
     let name = at.as_text();
     if !names::is_subdomain(name) {
@@ -104,7 +104,7 @@ fn check_review_versions(at: &At<'_>, errors: &mut FieldErrors) {
     }
 }
 
-/// How a webhook is reached: by URL or as a service.
+/// Connection to a webhook: exactly one of URL and Service.
 pub(super) const CLIENT: &[Check] = &[
     Check::Is(|at, errors| {
         if at.field("url").value.is_null() == at.field("service").value.is_null() {
@@ -165,14 +165,14 @@ fn check_service_path(at: &At<'_>, errors: &mut FieldErrors) {
 
 const OPERATIONS: &[&str] = &["*", "CONNECT", "CREATE", "DELETE", "UPDATE"];
 
-/// A list in which `*` stands alone.
+/// Requires that `*` is the only element of its list.
 fn star_alone(at: &At<'_>, what: &str, errors: &mut FieldErrors) {
     if at.items().count() > 1 && at.items().any(|v| v.as_text() == "*") {
         at.invalid(errors, format!("if '*' is present, must not specify other {what}"));
     }
 }
 
-/// A rule of requests that a webhook or policy is asked about.
+/// Rules that select the requests of a webhook or policy.
 const RULE: &[Check] = &[Check::Has(&[
     Rule("operations", &[Check::Required(""), Check::Is(|at, errors| star_alone(at, "operations", errors))]),
     Rule("operations[*]", &[Check::OneOf(OPERATIONS)]),
@@ -211,7 +211,7 @@ fn check_resources(at: &At<'_>, errors: &mut FieldErrors) {
     }
 }
 
-/// Conditions in CEL under which something is asked at all.
+/// CEL match conditions.
 const MATCH_CONDITIONS: &[Check] = &[
     Check::Most(64),
     Check::UniqueBy(&["name"]),
@@ -221,7 +221,7 @@ const MATCH_CONDITIONS: &[Check] = &[
     ]),
 ];
 
-/// An expression in CEL that can be parsed.
+/// A valid CEL expression.
 const EXPRESSION: &[Check] = &[Check::Required(""), Check::Is(check_expression)];
 
 pub(super) fn check_expression(at: &At<'_>, errors: &mut FieldErrors) {
@@ -251,7 +251,7 @@ fn default_policy(policy: &mut Value) {
     }
 }
 
-/// What requests a policy or binding is about.
+/// Constraints on the requests of a policy or binding.
 const MATCH: &[Check] = &[Check::Has(&[
     Rule("matchPolicy", MATCH_POLICIES),
     Rule("namespaceSelector", &[Check::Selector]),
@@ -285,7 +285,7 @@ const VARIABLES: &[Check] = &[
     ]),
 ];
 
-/// ValidatingAdmissionPolicies.
+/// Defaults and validation of ValidatingAdmissionPolicies.
 pub static VALIDATING_POLICY: Strategy = Strategy {
     generation: true,
     default: default_policy,
@@ -345,7 +345,7 @@ pub static VALIDATING_POLICY: Strategy = Strategy {
     ..BASE
 };
 
-/// MutatingAdmissionPolicies.
+/// Defaults and validation of MutatingAdmissionPolicies.
 pub static MUTATING_POLICY: Strategy = Strategy {
     generation: true,
     default: |policy| {
@@ -409,7 +409,7 @@ const PARAM_REF: &[Check] = &[
     ]),
 ];
 
-/// ValidatingAdmissionPolicyBindings.
+/// Defaults and validation of ValidatingAdmissionPolicyBindings.
 pub static VALIDATING_BINDING: Strategy = Strategy {
     generation: true,
     default: default_binding,
@@ -438,7 +438,7 @@ pub static VALIDATING_BINDING: Strategy = Strategy {
     ..BASE
 };
 
-/// MutatingAdmissionPolicyBindings.
+/// Defaults and validation of MutatingAdmissionPolicyBindings.
 pub static MUTATING_BINDING: Strategy = Strategy {
     generation: true,
     default: default_binding,

@@ -1,4 +1,4 @@
-//! APIServices: groups and versions that another server answers for.
+//! APIServices: groups and versions served by another API server.
 
 use base64::{Engine, engine::general_purpose::STANDARD};
 use serde_json::json;
@@ -9,7 +9,7 @@ use super::{
 };
 use crate::value::{default, text, truth};
 
-/// APIServices.
+/// Defaults and validation of APIServices.
 pub static API_SERVICE: Strategy = Strategy {
     name: NameRule::Segment,
     generation: true,

@@ -11,7 +11,7 @@ use crate::{
     value::{child, default, default_text, list},
 };
 
-/// HorizontalPodAutoscalers (autoscaling/v2).
+/// Defaults and validation of HorizontalPodAutoscalers (autoscaling/v2).
 pub static HORIZONTAL_POD_AUTOSCALER: Strategy = Strategy {
     default: |hpa| {
         let Some(spec) = child(hpa, "spec") else { return };
@@ -39,7 +39,7 @@ pub static HORIZONTAL_POD_AUTOSCALER: Strategy = Strategy {
     ..BASE
 };
 
-/// What a direction of scaling does where the behavior does not say.
+/// Sets the defaults of one scaling direction.
 fn default_rules(behavior: &mut Value, direction: &str, window: Option<i64>, policies: &[(&str, i64)]) {
     let Some(rules) = child(behavior, direction) else { return };
     if let Some(window) = window {
@@ -80,7 +80,7 @@ const IDENTIFIER: &[Check] = &[Check::Has(&[
     Rule("selector", &[Check::Selector]),
 ])];
 
-/// The sources of metrics, by `type`.
+/// Metric sources by `type`.
 const SOURCES: &[(&str, &str)] = &[
     ("Object", "object"),
     ("Pods", "pods"),

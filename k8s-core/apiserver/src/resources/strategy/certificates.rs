@@ -8,12 +8,14 @@ use super::{
 };
 use crate::{
     invalid::{FieldErrors, names},
-    value::{list, set, take, text},
+    user::User,
+    value::{child, list, set, take, text},
 };
 
-/// CertificateSigningRequests. Who asked is filled in by admission; the specification never changes.
+/// CertificateSigningRequests. The specification never changes.
 pub static CERTIFICATE_SIGNING_REQUEST: Strategy = Strategy {
     name: NameRule::Segment,
+    created_by: set_requester,
     create: |request| request["status"] = json!({}),
     update: |new, old| set(new, "/spec", old.get("spec").cloned().unwrap_or_default()),
     validate: |request, errors| {
@@ -29,7 +31,7 @@ pub static CERTIFICATE_SIGNING_REQUEST: Strategy = Strategy {
     view: |view, new, errors| {
         date_conditions(view, new);
         match view.part {
-            // An approval changes the conditions, and nothing else of specification and status.
+            // An approval may change conditions only.
             "approval" => {
                 let conditions = new.pointer("/status/conditions").cloned();
                 for field in ["spec", "status"] {
@@ -48,12 +50,30 @@ pub static CERTIFICATE_SIGNING_REQUEST: Strategy = Strategy {
     ..BASE
 };
 
+/// Records the sender of a request, whatever the request says.
+fn set_requester(user: &User, object: &mut Value) {
+    let Some(spec) = child(object, "spec") else { return };
+    for field in ["username", "uid", "groups", "extra"] {
+        take(spec, "", field);
+    }
+    spec["username"] = user.name.clone().into();
+    if !user.uid.is_empty() {
+        spec["uid"] = user.uid.clone().into();
+    }
+    if !user.groups.is_empty() {
+        spec["groups"] = json!(user.groups);
+    }
+    if !user.extra.is_empty() {
+        spec["extra"] = json!(user.extra);
+    }
+}
+
 /// The conditions of a type.
 fn conditions<'a>(request: &'a Value, kind: &str) -> Vec<&'a Value> {
     list(request, "/status/conditions").iter().filter(|c| text(c, "/type") == kind).collect()
 }
 
-/// Dates conditions that come without times. A condition whose status stays keeps the time of its last transition.
+/// Sets missing condition times. A condition with unchanged status keeps its transition time.
 fn date_conditions(view: &View<'_>, new: &mut Value) {
     let before = list(view.old, "/status/conditions").to_vec();
     let conditions = new.pointer_mut("/status/conditions").and_then(Value::as_array_mut);
@@ -71,10 +91,10 @@ fn date_conditions(view: &View<'_>, new: &mut Value) {
     }
 }
 
-/// The conditions that the approval subresource alone may write.
+/// Conditions that only the approval subresource may write.
 const DECISIONS: [&str; 2] = ["Approved", "Denied"];
 
-/// Keeps decisions as they are in a status write that has as many of them.
+/// Keeps the existing decisions in a status write with the same number of them.
 fn keep_decisions(new: &mut Value, old: &Value) {
     for kind in DECISIONS {
         let kept: Vec<Value> = conditions(old, kind).into_iter().cloned().collect();
@@ -86,7 +106,7 @@ fn keep_decisions(new: &mut Value, old: &Value) {
     }
 }
 
-/// A status write adds no decision.
+/// Rejects decisions added by a status write.
 fn check_decisions(new: &Value, old: &Value, errors: &mut FieldErrors) {
     for kind in DECISIONS {
         if conditions(new, kind).len() > conditions(old, kind).len() {
@@ -158,7 +178,7 @@ const RULES: &[Rule] = &[
     ),
 ];
 
-/// Whether a request (base64 of PEM, as JSON has bytes) holds a PKCS #10 certificate request.
+/// Parses a PKCS #10 certificate request (base64 of PEM, as in JSON).
 fn parse_request(text: &str) -> Result<(), String> {
     use base64::{Engine, engine::general_purpose::STANDARD};
     use x509_parser::{
@@ -173,7 +193,7 @@ fn parse_request(text: &str) -> Result<(), String> {
     X509CertificationRequest::from_der(&block.contents).map(|_| ()).map_err(|e| e.to_string())
 }
 
-/// A signer: a domain and a path of at most 571 bytes.
+/// Validates a signer name: a domain and a path, at most 571 bytes.
 fn check_signer(at: &At<'_>, errors: &mut FieldErrors) {
     let name = at.as_text();
     match name.split_once('/') {
@@ -226,7 +246,7 @@ fn check_conditions(request: &Value, errors: &mut FieldErrors) {
     }
 }
 
-/// An approval stays, and a certificate that was given stays as it is.
+/// Rejects removing an approval, or changing an issued certificate.
 fn check_transition(new: &Value, old: &Value, errors: &mut FieldErrors) {
     for kind in ["Approved", "Denied", "Failed"] {
         let of =

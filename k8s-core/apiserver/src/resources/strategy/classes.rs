@@ -9,7 +9,7 @@ use crate::{
     value::{default_text, integer, text},
 };
 
-/// RuntimeClasses.
+/// Defaults and validation of RuntimeClasses.
 pub static RUNTIME_CLASS: Strategy = Strategy {
     validate: |class, errors| {
         const RULES: &[Rule] = &[
@@ -24,11 +24,11 @@ pub static RUNTIME_CLASS: Strategy = Strategy {
     ..BASE
 };
 
-/// Classes of the machinery's own: their values and whether they are the default.
+/// System priority classes and their values.
 const SYSTEM_CLASSES: &[(&str, i64)] =
     &[("system-node-critical", 2_000_001_000), ("system-cluster-critical", 2_000_000_000)];
 
-/// PriorityClasses.
+/// Defaults and validation of PriorityClasses.
 pub static PRIORITY_CLASS: Strategy = Strategy {
     generation: true,
     default: |class| default_text(class, "preemptionPolicy", "PreemptLowerPriority"),
@@ -54,7 +54,7 @@ pub static PRIORITY_CLASS: Strategy = Strategy {
     ..BASE
 };
 
-/// ControllerRevisions.
+/// Defaults and validation of ControllerRevisions.
 pub static CONTROLLER_REVISION: Strategy = Strategy {
     validate: |revision, errors| {
         const RULES: &[Rule] = &[
@@ -74,7 +74,7 @@ pub static CONTROLLER_REVISION: Strategy = Strategy {
     ..BASE
 };
 
-/// Leases.
+/// Defaults and validation of Leases.
 pub static LEASE: Strategy = Strategy {
     validate: |lease, errors| {
         const RULES: &[Rule] = &[

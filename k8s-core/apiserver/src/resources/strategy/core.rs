@@ -1,4 +1,4 @@
-//! Small resources of the core group, and those without rules of their own.
+//! Small resources of the core group, and resources without rules of their own.
 
 use serde_json::{Value, json};
 
@@ -11,12 +11,12 @@ use crate::{
     value::{child, default_text, map, text, truth},
 };
 
-/// Nothing beyond the schema.
+/// No rules beyond the schema.
 pub static PLAIN: Strategy = Strategy { returns_deleted: true, ..BASE };
-/// Counts generations.
+/// Increments generations only.
 pub static GENERATION: Strategy = Strategy { generation: true, ..BASE };
 
-/// Namespaces: `kubernetes` finalizer, phase, the name label.
+/// Strategy of Namespaces: `kubernetes` finalizer, phase, name label.
 pub static NAMESPACE: Strategy = Strategy {
     name: NameRule::Label,
     create: |ns| {
@@ -43,7 +43,7 @@ pub static NAMESPACE: Strategy = Strategy {
     ..BASE
 };
 
-/// ConfigMaps: keys, `immutable`.
+/// Strategy of ConfigMaps: keys, `immutable`.
 pub static CONFIG_MAP: Strategy = Strategy {
     validate: |cm, errors| {
         for field in ["data", "binaryData"] {
@@ -83,7 +83,7 @@ fn check_keys(object: &Value, field: &str, errors: &mut FieldErrors) {
     }
 }
 
-/// Largest sum of values in a ConfigMap or Secret, bytes.
+/// Maximum sum of values in a ConfigMap or Secret, in bytes.
 const MOST_DATA: usize = 1 << 20;
 
 fn check_size(object: &Value, errors: &mut FieldErrors) {
@@ -94,7 +94,7 @@ fn check_size(object: &Value, errors: &mut FieldErrors) {
     }
 }
 
-/// Secrets: `stringData`, type, keys, `immutable`.
+/// Strategy of Secrets: `stringData`, type, keys, `immutable`.
 pub static SECRET: Strategy = Strategy {
     default: |secret| {
         default_text(secret, "type", "Opaque");
@@ -141,7 +141,7 @@ pub static SECRET: Strategy = Strategy {
     ..BASE
 };
 
-/// Credentials for registries are JSON.
+/// Validates registry credentials, which must be JSON.
 fn check_registries(secret: &Value, errors: &mut FieldErrors) {
     use base64::{Engine, engine::general_purpose::STANDARD};
     let key = match text(secret, "/type") {
@@ -168,7 +168,7 @@ fn merge_string_data(secret: &mut Value) {
     }
 }
 
-/// Nodes.
+/// Defaults and validation of Nodes.
 pub static NODE: Strategy = Strategy {
     create: |node| {
         child(node, "spec");
@@ -217,7 +217,7 @@ pub static NODE: Strategy = Strategy {
     ..BASE
 };
 
-/// Endpoints.
+/// Defaults and validation of Endpoints.
 pub static ENDPOINTS: Strategy = Strategy {
     default: |endpoints| {
         let subsets = endpoints.get_mut("subsets").and_then(Value::as_array_mut);

@@ -1,4 +1,4 @@
-//! What storage drivers and the machinery around them keep in the API: CSIDrivers, CSINodes, CSIStorageCapacities, VolumeAttachments, VolumeAttributesClasses.
+//! Storage drivers: CSIDrivers, CSINodes, CSIStorageCapacities, VolumeAttachments, VolumeAttributesClasses.
 
 use serde_json::json;
 
@@ -11,7 +11,7 @@ use crate::{
     value::{child, default, default_text, list, text},
 };
 
-/// A driver's name: a subdomain of at most 63 bytes.
+/// A driver name: a subdomain of at most 63 bytes.
 pub(super) const DRIVER: &[Check] = &[
     Check::Required(""),
     Check::Longest(63),
@@ -23,7 +23,7 @@ pub(super) const DRIVER: &[Check] = &[
     }),
 ];
 
-/// CSIDrivers.
+/// Defaults and validation of CSIDrivers.
 pub static CSI_DRIVER: Strategy = Strategy {
     generation: true,
     default: |driver| {
@@ -59,7 +59,7 @@ pub static CSI_DRIVER: Strategy = Strategy {
     ..BASE
 };
 
-/// The life of a token, seconds.
+/// Validates a token's expiration in seconds.
 pub(super) fn check_expiration(at: &At<'_>, errors: &mut FieldErrors) {
     match at.value.as_i64() {
         Some(n) if n < 600 => at.invalid(errors, "may not specify a duration less than 10 minutes"),
@@ -68,7 +68,7 @@ pub(super) fn check_expiration(at: &At<'_>, errors: &mut FieldErrors) {
     }
 }
 
-/// CSINodes.
+/// Defaults and validation of CSINodes.
 pub static CSI_NODE: Strategy = Strategy {
     validate: |node, errors| {
         const RULES: &[Rule] = &[
@@ -100,7 +100,7 @@ pub static CSI_NODE: Strategy = Strategy {
     ..BASE
 };
 
-/// CSIStorageCapacities.
+/// Defaults and validation of CSIStorageCapacities.
 pub static CSI_STORAGE_CAPACITY: Strategy = Strategy {
     validate: |capacity, errors| {
         const RULES: &[Rule] = &[
@@ -115,7 +115,7 @@ pub static CSI_STORAGE_CAPACITY: Strategy = Strategy {
     ..BASE
 };
 
-/// VolumeAttachments.
+/// Defaults and validation of VolumeAttachments.
 pub static VOLUME_ATTACHMENT: Strategy = Strategy {
     create: |attachment| attachment["status"] = json!({"attached": false}),
     validate: |attachment, errors| {
@@ -163,7 +163,7 @@ pub static VOLUME_ATTACHMENT: Strategy = Strategy {
     ..BASE
 };
 
-/// VolumeAttributesClasses.
+/// Defaults and validation of VolumeAttributesClasses.
 pub static VOLUME_ATTRIBUTES_CLASS: Strategy = Strategy {
     validate: |class, errors| {
         const RULES: &[Rule] = &[
@@ -189,7 +189,7 @@ pub static VOLUME_ATTRIBUTES_CLASS: Strategy = Strategy {
     ..BASE
 };
 
-/// The parameters of a class: at most 512, none without a name, together not too large.
+/// Validates class parameters: at most 512, no empty names, limited total size.
 pub(super) fn check_class_parameters(at: &At<'_>, errors: &mut FieldErrors) {
     const MOST: u64 = 512;
     const LARGEST: usize = 256 << 10;

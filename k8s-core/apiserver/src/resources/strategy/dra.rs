@@ -12,7 +12,7 @@ use crate::{
     value::{child, default, default_text},
 };
 
-/// How many selectors, requests, constraints, configurations and results there may be.
+/// Maximum number of selectors, requests, constraints, configurations and results.
 const MANY: u64 = 32;
 
 const DRIVER: &[Check] = &[Check::Required(""), Check::Longest(63), Check::Name(NameRule::Subdomain)];
@@ -28,7 +28,7 @@ const SELECTORS: &[Check] = &[
     ]),
 ];
 
-/// Parameters for a driver, of at most 10 KiB.
+/// Opaque driver parameters of at most 10 KiB.
 const OPAQUE: &[Check] = &[Check::Has(&[
     Rule("driver", DRIVER),
     Rule(
@@ -48,7 +48,7 @@ const OPAQUE: &[Check] = &[Check::Has(&[
     ),
 ])];
 
-/// DeviceClasses.
+/// Defaults and validation of DeviceClasses.
 pub static DEVICE_CLASS: Strategy = Strategy {
     generation: true,
     validate: |class, errors| {
@@ -71,7 +71,7 @@ pub static DEVICE_CLASS: Strategy = Strategy {
     ..BASE
 };
 
-/// ResourceClaims.
+/// Defaults and validation of ResourceClaims.
 pub static RESOURCE_CLAIM: Strategy = Strategy {
     generation: true,
     returns_deleted: true,
@@ -187,7 +187,7 @@ const DEVICES: &[Rule] = &[
     Rule("", &[Check::Is(check_request_names)]),
 ];
 
-/// A domain and a name.
+/// Validates a qualified name with a domain.
 fn check_full_name(at: &At<'_>, errors: &mut FieldErrors) {
     let good = at.as_text().split_once('/').is_some_and(|(domain, name)| {
         names::is_subdomain(domain) && domain.len() <= 63 && is_identifier(name)
@@ -208,7 +208,7 @@ fn is_identifier(name: &str) -> bool {
             .all(|(i, b)| b == b'_' || b.is_ascii_alphabetic() || (i > 0 && b.is_ascii_digit()))
 }
 
-/// Constraints and configurations name requests that are there.
+/// Requires that constraints and configurations refer to existing requests.
 fn check_request_names(devices: &At<'_>, errors: &mut FieldErrors) {
     let mut known: Vec<String> = Vec::new();
     for request in devices.field("requests").items() {
@@ -263,7 +263,7 @@ const REQUEST: &[Rule] = &[
 
 const TAINT_EFFECTS: &[&str] = &["NoExecute", "NoSchedule", "None"];
 
-/// ResourceClaimTemplates.
+/// Defaults and validation of ResourceClaimTemplates.
 pub static RESOURCE_CLAIM_TEMPLATE: Strategy = Strategy {
     generation: true,
     returns_deleted: true,
@@ -291,7 +291,7 @@ const POOL: &[Check] = &[
     }),
 ];
 
-/// ResourceSlices.
+/// Defaults and validation of ResourceSlices.
 pub static RESOURCE_SLICE: Strategy = Strategy {
     generation: true,
     returns_deleted: true,

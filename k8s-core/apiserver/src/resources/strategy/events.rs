@@ -1,4 +1,4 @@
-//! Events, under both of their groups.
+//! Events of both groups.
 
 use serde_json::Value;
 
@@ -8,7 +8,7 @@ use super::{
 };
 use crate::{invalid::FieldErrors, value::text};
 
-/// Events (as core has them).
+/// Strategy of Events (in the core form).
 pub static EVENT: Strategy = Strategy {
     validate: |event, errors| {
         check_namespace(event, errors);
@@ -17,7 +17,7 @@ pub static EVENT: Strategy = Strategy {
         }
     },
     validate_update: |new, old, errors| {
-        // Those of the new style say what happened once and for all; only how often goes on.
+        // New-style events are immutable, except for the series count.
         if old.get("eventTime").is_none_or(Value::is_null) {
             return;
         }
@@ -42,7 +42,8 @@ pub static EVENT: Strategy = Strategy {
     ..BASE
 };
 
-/// An event is in the namespace of what it is about; what has none is spoken of in `default` or `kube-system`.
+/// Requires that an event is in its object's namespace, or for a cluster-scoped object in `default` or
+/// `kube-system`.
 fn check_namespace(event: &Value, errors: &mut FieldErrors) {
     let (namespace, about) = (text(event, "/metadata/namespace"), text(event, "/involvedObject/namespace"));
     let good =
@@ -54,7 +55,7 @@ fn check_namespace(event: &Value, errors: &mut FieldErrors) {
 
 const LONGEST: usize = 128;
 
-/// What an event with `eventTime` has.
+/// Validation of events with `eventTime`.
 const NEW_STYLE: &[Rule] = &[
     Rule("reportingComponent", &[Check::Required(""), Check::Qualified]),
     Rule("reportingInstance", &[Check::Required(""), Check::Longest(LONGEST)]),

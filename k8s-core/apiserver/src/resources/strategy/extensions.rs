@@ -1,4 +1,5 @@
-//! CustomResourceDefinitions and ThirdPartyResources: their rules. What they make is in [`crate::resources::custom`].
+//! Validation of CustomResourceDefinitions and ThirdPartyResources. Their resources are in
+//! [`crate::resources::custom`].
 
 mod structure;
 
@@ -18,7 +19,7 @@ use crate::{
     value::{child, default, default_text, list, text, truth},
 };
 
-/// CustomResourceDefinitions.
+/// Defaults and validation of CustomResourceDefinitions.
 pub static CUSTOM_RESOURCE_DEFINITION: Strategy = Strategy {
     generation: true,
     default: |crd| {
@@ -72,7 +73,7 @@ pub static CUSTOM_RESOURCE_DEFINITION: Strategy = Strategy {
     ..BASE
 };
 
-/// Where the schemas of a definition are not structural, as its condition tells it; `None`: they are.
+/// Returns the message of the condition NonStructuralSchema; `None` if all schemas are structural.
 pub(crate) fn non_structural(crd: &Value) -> Option<String> {
     let lines = structure::violations(crd).lines();
     match lines.as_slice() {
@@ -132,7 +133,7 @@ fn check(crd: &Value, errors: &mut FieldErrors) {
                     Rules::new(schema, &format!("{at}.schema.openAPIV3Schema"), errors);
                 }
             }
-            // Told with what else is not structural.
+            // Reported with the other violations of structural schemas.
             Some(_) => {}
         }
         for (j, column) in list(version, "/additionalPrinterColumns").iter().enumerate() {
@@ -160,7 +161,7 @@ fn check(crd: &Value, errors: &mut FieldErrors) {
     }
 }
 
-/// ThirdPartyResources.
+/// Defaults and validation of ThirdPartyResources.
 pub static THIRD_PARTY_RESOURCE: Strategy = Strategy {
     validate: |tpr, errors| {
         let name = text(tpr, "/metadata/name");

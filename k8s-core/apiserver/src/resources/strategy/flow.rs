@@ -11,7 +11,7 @@ use crate::{
     value::{child, default, default_number, text},
 };
 
-/// FlowSchemas.
+/// Defaults and validation of FlowSchemas.
 pub static FLOW_SCHEMA: Strategy = Strategy {
     generation: true,
     create: |schema| schema["status"] = json!({}),
@@ -169,14 +169,14 @@ const RESOURCE_RULE: &[Rule] = &[
     ),
 ];
 
-/// A list in which `*` stands alone.
+/// Requires that `*` is the only element of its list.
 fn star_alone(at: &At<'_>, what: &str, errors: &mut FieldErrors) {
     if at.items().count() > 1 && at.items().any(|v| v.as_text() == "*") {
         at.invalid(errors, format!("if '*' is present, must not specify other {what}"));
     }
 }
 
-/// PriorityLevelConfigurations.
+/// Defaults and validation of PriorityLevelConfigurations.
 pub static PRIORITY_LEVEL: Strategy = Strategy {
     generation: true,
     create: |level| level["status"] = json!({}),

@@ -128,7 +128,7 @@ fn check_exit_codes(values: &At<'_>, errors: &mut FieldErrors) {
     }
 }
 
-/// What failed pods mean can be said only of pods that are not restarted in place.
+/// Requires `restartPolicy: Never` for a pod failure policy.
 fn check_failure_policy(spec: &At<'_>, errors: &mut FieldErrors) {
     let policy = spec.field("podFailurePolicy");
     if policy.value.is_null() {
@@ -184,10 +184,10 @@ const SUCCESS_POLICY: &[Rule] = &[
     Rule("rules[*].succeededCount", &[Check::AtLeast(0)]),
 ];
 
-/// Largest number of completions of a job that counts them by index.
+/// Maximum completions of an Indexed Job.
 const MOST_INDEXES: i64 = 100_000;
 
-/// What only jobs with indexes have, and what those must have.
+/// Validates fields that only Indexed Jobs have, and those that they require.
 fn check_indexes(spec: &At<'_>, errors: &mut FieldErrors) {
     let completions = spec.field("completions");
     if spec.text("completionMode") != "Indexed" {
@@ -236,7 +236,7 @@ fn check_indexes(spec: &At<'_>, errors: &mut FieldErrors) {
     }
 }
 
-/// How many indexes a list such as `1,3-5` has; they rise and are below `total`.
+/// Counts the indexes in a list such as `1,3-5`, which must ascend and be below `total`.
 fn count_indexes(text: &str, total: i64) -> Result<i64, String> {
     let (mut count, mut next) = (0, 0);
     for part in text.split(',') {
@@ -257,7 +257,7 @@ fn count_indexes(text: &str, total: i64) -> Result<i64, String> {
     Ok(count)
 }
 
-/// Jobs: selector and labels made from the uid.
+/// Strategy of Jobs: generates selector and labels from the uid.
 pub static JOB: Strategy = Strategy {
     generation: true,
     default: |job| {
@@ -318,7 +318,7 @@ pub static JOB: Strategy = Strategy {
     ..BASE
 };
 
-/// CronJobs.
+/// Defaults and validation of CronJobs.
 pub static CRON_JOB: Strategy = Strategy {
     generation: true,
     default: |cron| {
@@ -364,7 +364,7 @@ pub static CRON_JOB: Strategy = Strategy {
     ..BASE
 };
 
-/// A time zone is a name of the IANA database, not of the machine.
+/// Requires an IANA time zone name, not the machine's local zone.
 fn check_time_zone(cron: &Value, errors: &mut FieldErrors) {
     let schedule = text(cron, "/spec/schedule");
     if schedule.contains("TZ") {
@@ -388,7 +388,7 @@ fn check_time_zone(cron: &Value, errors: &mut FieldErrors) {
     }
 }
 
-/// Whether a schedule has the five fields of cron (or is a macro such as `@daily`).
+/// Validates a cron schedule of five fields, or a macro such as `@daily`.
 fn check_schedule(schedule: &str) -> Result<(), String> {
     if let Some(name) = schedule.strip_prefix('@') {
         let known = ["yearly", "annually", "monthly", "weekly", "daily", "midnight", "hourly"];

@@ -13,7 +13,7 @@ use crate::{
     value::{child, default_text, list, text},
 };
 
-/// Ingresses.
+/// Defaults and validation of Ingresses.
 pub static INGRESS: Strategy = Strategy {
     generation: true,
     create: |ingress| ingress["status"] = json!({"loadBalancer": {}}),
@@ -36,7 +36,7 @@ const INGRESS_RULES: &[Rule] = &[
     Rule("spec.ingressClassName", &[Check::Name(NameRule::Subdomain)]),
 ];
 
-/// A host name, or `*.` and one.
+/// Validates a host name, with an optional `*.` prefix.
 fn check_host(host: &At<'_>, errors: &mut FieldErrors) {
     let name = host.as_text();
     if name.is_empty() {
@@ -139,7 +139,7 @@ fn check_backend(backend: &Value, at: &str, errors: &mut FieldErrors) {
     }
 }
 
-/// IngressClasses.
+/// Defaults and validation of IngressClasses.
 pub static INGRESS_CLASS: Strategy = Strategy {
     generation: true,
     default: |class| {
@@ -194,7 +194,7 @@ fn check_parameters(at: &At<'_>, errors: &mut FieldErrors) {
     }
 }
 
-/// NetworkPolicies.
+/// Defaults and validation of NetworkPolicies.
 pub static NETWORK_POLICY: Strategy = Strategy {
     generation: true,
     default: |policy| {
@@ -296,7 +296,7 @@ const IP_BLOCK: &[Rule] = &[
     ),
 ];
 
-/// Whether an address is in a range.
+/// Returns true if the CIDR contains the address.
 fn contains((network, prefix): (IpAddr, u8), address: IpAddr) -> bool {
     let bits = |ip: IpAddr| match ip {
         IpAddr::V4(v4) => u128::from(v4.to_bits()) << 96,
@@ -306,7 +306,7 @@ fn contains((network, prefix): (IpAddr, u8), address: IpAddr) -> bool {
     network.is_ipv4() == address.is_ipv4() && bits(network) & mask == bits(address) & mask
 }
 
-/// EndpointSlices.
+/// Defaults and validation of EndpointSlices.
 pub static ENDPOINT_SLICE: Strategy = Strategy {
     generation: true,
     default: |slice| {
@@ -380,7 +380,7 @@ fn check_address(kind: &str, at: &At<'_>, errors: &mut FieldErrors) {
     }
 }
 
-/// Addresses that mean the machine that uses them are no endpoints.
+/// Rejects loopback, link-local and similar addresses as endpoints.
 pub(super) fn check_endpoint_ip(at: &At<'_>, ip: IpAddr, errors: &mut FieldErrors) {
     let link_local = match ip {
         IpAddr::V4(v4) => v4.is_link_local(),
@@ -401,7 +401,7 @@ pub(super) fn check_endpoint_ip(at: &At<'_>, ip: IpAddr, errors: &mut FieldError
     }
 }
 
-/// IPAddresses: named by the address.
+/// Strategy of IPAddresses, whose name is the address.
 pub static IP_ADDRESS: Strategy = Strategy {
     name: NameRule::Segment,
     generation: true,
@@ -427,7 +427,7 @@ pub static IP_ADDRESS: Strategy = Strategy {
     ..BASE
 };
 
-/// ServiceCIDRs.
+/// Defaults and validation of ServiceCIDRs.
 pub static SERVICE_CIDR: Strategy = Strategy {
     generation: true,
     validate: |range, errors| {

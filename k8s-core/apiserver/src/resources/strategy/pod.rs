@@ -2,6 +2,7 @@
 
 mod details;
 mod rules;
+mod status;
 mod volumes;
 
 use k8s_core::meta::Quantity;
@@ -17,7 +18,7 @@ pub(super) use details::{NODE_SELECTOR, TOLERATION};
 pub(super) use rules::check_template;
 pub(super) use volumes::{check_sources, default_old_sources};
 
-/// Pods.
+/// Defaults and validation of Pods.
 pub static STRATEGY: Strategy = Strategy {
     generation: true,
     returns_deleted: true,
@@ -36,11 +37,7 @@ pub static STRATEGY: Strategy = Strategy {
         rules::check_spec(pod.get("spec").unwrap_or(&Value::Null), "spec", errors);
     },
     validate_update: rules::check_update,
-    validate_status: |new, old, errors| {
-        if text(new, "/spec/nodeName") != text(old, "/spec/nodeName") {
-            errors.forbidden("spec.nodeName", "may not be changed directly");
-        }
-    },
+    validate_status: status::check,
     view: |view, new, errors| {
         if view.part == "ephemeralcontainers" {
             keep_all_but_ephemeral_containers(new, view.old);

@@ -11,7 +11,7 @@ use crate::{
     value::list,
 };
 
-/// PodDisruptionBudgets.
+/// Defaults and validation of PodDisruptionBudgets.
 pub static POD_DISRUPTION_BUDGET: Strategy = Strategy {
     generation: true,
     create: |budget| {
@@ -48,7 +48,7 @@ pub static POD_DISRUPTION_BUDGET: Strategy = Strategy {
     ..BASE
 };
 
-/// The name of a resource: qualified, and with a domain unless it is one of the machinery's own.
+/// Validates a resource name: qualified, with a domain unless it is a system resource.
 fn check_resource_name(at: &At<'_>, name: &str, known: &[&str], errors: &mut FieldErrors) {
     if !names::is_qualified(name) {
         errors.invalid(at, name, super::rule::QUALIFIED);
@@ -57,7 +57,7 @@ fn check_resource_name(at: &At<'_>, name: &str, known: &[&str], errors: &mut Fie
     }
 }
 
-/// LimitRanges.
+/// Defaults and validation of LimitRanges.
 pub static LIMIT_RANGE: Strategy = Strategy {
     generation: true,
     default: |range| {
@@ -77,7 +77,7 @@ pub static LIMIT_RANGE: Strategy = Strategy {
     ..BASE
 };
 
-/// What a container may have at most it also has where nothing is said; and it requests what it has, or the least that it may.
+/// Defaulting: `default` falls back to `max`; `defaultRequest` falls back to `default`, then `min`.
 fn default_limit(limit: &mut Value) {
     let fields =
         |limit: &Value, name: &str| limit.get(name).and_then(Value::as_object).cloned().unwrap_or_default();
@@ -154,7 +154,7 @@ fn check_limit(limit: &At<'_>, errors: &mut FieldErrors) {
     }
 }
 
-/// ResourceQuotas.
+/// Defaults and validation of ResourceQuotas.
 pub static RESOURCE_QUOTA: Strategy = Strategy {
     returns_deleted: true,
     create: |quota| quota["status"] = json!({}),

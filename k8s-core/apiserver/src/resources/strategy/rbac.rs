@@ -1,4 +1,4 @@
-//! Roles and bindings. Escalation is checked where authorization is known ([`crate::auth`]).
+//! Roles and bindings. Privilege escalation is checked in admission, with the authorizer ([`crate::auth`]).
 
 use serde_json::Value;
 
@@ -10,7 +10,7 @@ use crate::value::{list, text};
 
 const GROUP: &str = "rbac.authorization.k8s.io";
 
-/// Roles and ClusterRoles.
+/// Defaults and validation of Roles and ClusterRoles.
 pub static ROLE: Strategy = Strategy {
     name: NameRule::Segment,
     validate: |role, errors| {
@@ -53,7 +53,7 @@ pub static ROLE: Strategy = Strategy {
     ..BASE
 };
 
-/// RoleBindings and ClusterRoleBindings.
+/// Defaults and validation of RoleBindings and ClusterRoleBindings.
 pub static BINDING: Strategy = Strategy {
     name: NameRule::Segment,
     default: |binding| {
@@ -95,7 +95,7 @@ pub static BINDING: Strategy = Strategy {
             if kind == "ServiceAccount" && !name.is_empty() {
                 NameRule::Subdomain.check(&format!("{at}.name"), name, errors);
             }
-            // In a RoleBinding, no namespace means the binding's own.
+            // A subject without namespace in a RoleBinding is in the binding's namespace.
             let of_cluster = text(binding, "/kind") == "ClusterRoleBinding";
             if kind == "ServiceAccount" && of_cluster && text(subject, "/namespace").is_empty() {
                 errors.required(format!("{at}.namespace"), "");

@@ -1,10 +1,12 @@
-//! Validation as tables: a [`Rule`] says what must hold for the values at a path.
+//! Table-driven validation: a [`Rule`] has a path and the checks of its values.
 //!
-//! Most rules of most resources are of a few kinds (required, one of, between, a name, unique, exactly one of these). Written as data they can be read
-//! beside the specification, and every message is worded in one place. What is particular is a function ([`Check::Is`]).
+//! Most rules are of a few kinds (required, one of, between, a name, unique, exactly one of these). As data
+//! they can be compared with the specification, and each message is worded in one place. Special rules are
+//! functions ([`Check::Is`]).
 //!
-//! A path names fields with dots and list elements with `[*]`: `spec.ports[*].name`. A rule is about the values whose parents exist; absent or empty
-//! values concern only the checks that say so ([`Check::Required`], [`Check::Within`], [`Check::Above`]), as upstream's validators do with Go's zero values.
+//! A path has field names with dots and list elements with `[*]`: `spec.ports[*].name`. A rule applies to
+//! values whose parents exist. As upstream's validators with Go's zero values, absent or empty values are
+//! examined only by [`Check::Required`], [`Check::Within`] and [`Check::Above`].
 
 use std::{collections::HashSet, fmt, net::IpAddr};
 
@@ -14,64 +16,64 @@ use serde_json::Value;
 use super::NameRule;
 use crate::invalid::{FieldErrors, names};
 
-/// What must hold for the values at a path. The checks are made in order, up to the first that fails; what is particular
-/// or inside ([`Check::Is`], [`Check::Has`]) stops nothing.
+/// Checks of the values at a path. They run in order up to the first failure; special and nested checks
+/// ([`Check::Is`], [`Check::Has`]) do not stop the others.
 pub(in crate::resources) struct Rule(
     pub(in crate::resources) &'static str,
     pub(in crate::resources) &'static [Check],
 );
 
-/// What may be asked of a value.
+/// A check of a value.
 pub(in crate::resources) enum Check {
-    /// It is there and not empty; with a detail for the message.
+    /// Required and not empty; with a detail for the message.
     Required(&'static str),
-    /// It is not there; with the reason.
+    /// Forbidden; with the reason.
     Never(&'static str),
-    /// A text that is one of these.
+    /// One of these strings.
     OneOf(&'static [&'static str]),
-    /// A number that is at least this.
+    /// A number not below this.
     AtLeast(i64),
     /// A number in a range.
     Between(i64, i64),
-    /// A number in a range, zero where it is absent.
+    /// A number in a range; absent counts as 0.
     Within(i64, i64),
-    /// A number above this, zero where it is absent.
+    /// A number above this; absent counts as 0.
     Above(i64),
-    /// A name of an object, or of a part of one.
+    /// A name of an object, or of a part of it.
     Name(NameRule),
-    /// A label's or annotation's key.
+    /// A label or annotation key.
     Qualified,
     /// A map of labels.
     Labels,
-    /// A label selector.
+    /// A structured label selector.
     Selector,
-    /// The number or name of a port.
+    /// A port number or name.
     Port,
-    /// A name of a port.
+    /// A port name.
     PortName,
-    /// An address.
+    /// An IP address.
     Ip,
-    /// A range of addresses.
+    /// A CIDR.
     Cidr,
-    /// A quantity, or a map of them, not below zero.
+    /// A quantity, or a map of quantities, not negative.
     NotNegative,
-    /// A whole number or a percentage, not negative.
+    /// An integer or percentage, not negative.
     Share,
     /// A path without `..`.
     NoDots,
-    /// Text of at most so many bytes.
+    /// Maximum length in bytes.
     Longest(usize),
-    /// A list or map of at most so many elements.
+    /// Maximum number of elements of a list or map.
     Most(u64),
-    /// Scalars that differ.
+    /// Scalars without duplicates.
     Unique,
-    /// Elements that differ in these fields; the last names the field that is told.
+    /// Elements unique by these fields; the error names the last one.
     UniqueBy(&'static [&'static str]),
-    /// An object whose field (first) names the member that it has: pairs of that field's value and member.
+    /// A union with a discriminator (first): pairs of its value and the member.
     Member(&'static str, &'static [(&'static str, &'static str)], &'static str, &'static str),
-    /// Rules about what is in it.
+    /// Nested rules.
     Has(&'static [Rule]),
-    /// Something particular; says what is wrong.
+    /// A special check, which reports its own errors.
     Is(fn(&At<'_>, &mut FieldErrors)),
 }
 
@@ -83,12 +85,12 @@ enum Step<'a> {
     Key(&'a str),
 }
 
-/// A value in an object, and the way to it.
+/// A value and its path in the object.
 #[derive(Clone, Copy)]
 pub(in crate::resources) struct At<'a> {
     up: Option<&'a At<'a>>,
     step: Step<'a>,
-    /// The value; null where there is none.
+    /// The value; null if absent.
     pub(in crate::resources) value: &'a Value,
 }
 
@@ -111,7 +113,7 @@ impl fmt::Display for At<'_> {
 
 static NULL: Value = Value::Null;
 
-/// Whether a value counts as absent: null, or an empty text, list or map.
+/// Returns true if a value counts as absent: null, or an empty string, list or map.
 pub(in crate::resources) fn is_empty(value: &Value) -> bool {
     match value {
         Value::Null => true,
@@ -123,64 +125,64 @@ pub(in crate::resources) fn is_empty(value: &Value) -> bool {
 }
 
 impl<'a> At<'a> {
-    /// An object, under the path that messages name it by.
+    /// Starts at an object, with the path that messages use for it.
     pub(in crate::resources) fn root(value: &'a Value, path: &'a str) -> Self {
         At { up: None, step: Step::Root(path), value }
     }
 
-    /// A field of it, null where it is absent.
+    /// Returns a field; null if absent.
     pub(in crate::resources) fn field<'b>(&'b self, name: &'b str) -> At<'b> {
         At { up: Some(self), step: Step::Field(name), value: self.value.get(name).unwrap_or(&NULL) }
     }
 
-    /// A key of this map.
+    /// Returns the value of a map's key.
     pub(in crate::resources) fn key<'b>(&'b self, key: &'b str) -> At<'b> {
         At { up: Some(self), step: Step::Key(key), value: self.value.get(key).unwrap_or(&NULL) }
     }
 
-    /// The elements of this list.
+    /// Iterates over the elements of a list.
     pub(in crate::resources) fn items<'b>(&'b self) -> impl Iterator<Item = At<'b>> {
         let items = self.value.as_array().into_iter().flatten().enumerate();
         items.map(|(i, value)| At { up: Some(self), step: Step::Item(i), value })
     }
 
-    /// The entries of this map.
+    /// Iterates over the entries of a map.
     pub(in crate::resources) fn entries<'b>(&'b self) -> impl Iterator<Item = (&'b str, At<'b>)> {
         let entries = self.value.as_object().into_iter().flatten();
         entries.map(|(key, value)| (key.as_str(), At { up: Some(self), step: Step::Key(key), value }))
     }
 
-    /// Whether it is there, null and empty values aside.
+    /// Returns true if the value is neither null nor empty.
     pub(in crate::resources) fn is_set(&self) -> bool {
         !is_empty(self.value)
     }
 
-    /// The text of a field, empty where there is none.
+    /// Returns a string field; empty if absent.
     pub(in crate::resources) fn text(&self, field: &str) -> &'a str {
         self.value.get(field).and_then(Value::as_str).unwrap_or_default()
     }
 
-    /// It as text, empty where it is none.
+    /// Returns the value as a string; empty if it is not one.
     pub(in crate::resources) fn as_text(&self) -> &'a str {
         self.value.as_str().unwrap_or_default()
     }
 
-    /// The number of a field.
+    /// Returns an integer field.
     pub(in crate::resources) fn integer(&self, field: &str) -> Option<i64> {
         self.value.get(field).and_then(Value::as_i64)
     }
 
-    /// The truth of a field, false where there is none.
+    /// Returns a boolean field; false if absent.
     pub(in crate::resources) fn truth(&self, field: &str) -> bool {
         self.value.get(field).and_then(Value::as_bool).unwrap_or_default()
     }
 
-    /// Says that it has a value that it may not have.
+    /// Reports "Invalid value".
     pub(in crate::resources) fn invalid(&self, errors: &mut FieldErrors, detail: impl fmt::Display) {
         errors.invalid(self, self.value.clone(), detail);
     }
 
-    /// Checks it against rules.
+    /// Applies rules to the value.
     pub(in crate::resources) fn check(&self, rules: &[Rule], errors: &mut FieldErrors) {
         for Rule(path, checks) in rules {
             self.visit(path, &mut |at| {
@@ -195,7 +197,7 @@ impl<'a> At<'a> {
         }
     }
 
-    /// Calls `f` with each value at a path.
+    /// Calls `f` for each value at a path.
     fn visit(&self, path: &str, f: &mut dyn FnMut(&At<'_>)) {
         if path.is_empty() {
             return f(self);
@@ -217,12 +219,12 @@ impl<'a> At<'a> {
     }
 }
 
-/// Checks an object against rules.
+/// Applies rules to an object.
 pub(in crate::resources) fn check(object: &Value, rules: &[Rule], errors: &mut FieldErrors) {
     At::root(object, "").check(rules, errors);
 }
 
-/// The fields at these paths may not change.
+/// Reports changes of the fields at these pointers.
 pub(in crate::resources) fn frozen(new: &Value, old: &Value, pointers: &[&str], errors: &mut FieldErrors) {
     for pointer in pointers {
         super::immutable(new, old, pointer, errors);
@@ -231,12 +233,12 @@ pub(in crate::resources) fn frozen(new: &Value, old: &Value, pointers: &[&str], 
 
 pub(in crate::resources) const QUALIFIED: &str = "name part must consist of alphanumeric characters, '-', '_' or '.', and must start and end with an alphanumeric character (e.g. 'MyName',  or 'my.name',  or '123-abc', regex used for validation is '([A-Za-z0-9][-A-Za-z0-9_.]*)?[A-Za-z0-9]')";
 const LABEL_VALUE: &str = "a valid label must be an empty string or consist of alphanumeric characters, '-', '_' or '.', and must start and end with an alphanumeric character (e.g. 'MyValue',  or 'my_value',  or '12345', regex used for validation is '(([A-Za-z0-9][-A-Za-z0-9_.]*)?[A-Za-z0-9])?')";
-/// What is wrong with an address.
+/// Message for an invalid address.
 pub(in crate::resources) const IP: &str = "must be a valid IP address, (e.g. 10.9.8.7 or 2001:db8::ffff)";
 const CIDR: &str = "must be a valid CIDR value, (e.g. 10.9.8.0/24 or 2001:db8::/64)";
 const PORT: &str = "must be between 1 and 65535, inclusive";
 
-/// A range of addresses as (address, prefix length); `None` when it is none.
+/// Parses a CIDR as (address, prefix length).
 pub(in crate::resources) fn parse_cidr(text: &str) -> Option<(IpAddr, u8)> {
     let (address, prefix) = text.split_once('/')?;
     let address: IpAddr = address.parse().ok()?;
@@ -244,7 +246,7 @@ pub(in crate::resources) fn parse_cidr(text: &str) -> Option<(IpAddr, u8)> {
     (prefix <= if address.is_ipv4() { 32 } else { 128 }).then_some((address, prefix))
 }
 
-/// A value as a quantity.
+/// Parses a quantity.
 pub(in crate::resources) fn quantity(value: &Value) -> Option<Quantity> {
     match value {
         Value::String(text) => text.parse().ok(),
@@ -328,7 +330,7 @@ impl Check {
         }
     }
 
-    /// The checks of text that is not empty.
+    /// Applies the checks of non-empty strings.
     fn apply_text(&self, at: &At<'_>, text: &str, errors: &mut FieldErrors) {
         match self {
             Check::OneOf(values) if !values.contains(&text) => {
@@ -434,7 +436,7 @@ fn check_share(at: &At<'_>, errors: &mut FieldErrors) {
     }
 }
 
-/// A percentage above one hundred is refused.
+/// Rejects percentages above 100.
 pub(in crate::resources) fn at_most_all(at: &At<'_>, errors: &mut FieldErrors) {
     let percent = at.as_text().strip_suffix('%').and_then(|d| d.parse::<u64>().ok());
     if percent.is_some_and(|p| p > 100) {

@@ -1,4 +1,4 @@
-//! Services. Addresses and node ports are allocated by [`crate::allocate`].
+//! Services. [`crate::allocate`] allocates addresses and node ports.
 
 use std::{collections::HashSet, net::IpAddr};
 
@@ -15,7 +15,7 @@ use crate::{
 
 const TYPES: [&str; 4] = ["ClusterIP", "ExternalName", "LoadBalancer", "NodePort"];
 
-/// Services.
+/// Defaults and validation of Services.
 pub static STRATEGY: Strategy = Strategy {
     name: NameRule::Label,
     returns_deleted: true,
@@ -39,20 +39,21 @@ pub static STRATEGY: Strategy = Strategy {
 
 const NODE_PORT_TYPES: [&str; 2] = ["NodePort", "LoadBalancer"];
 
-/// Whether traffic from outside reaches a Service, so that it has an external traffic policy.
+/// Returns true if external traffic can reach a Service, so that it has an external traffic policy.
 fn is_external(service: &Value) -> bool {
     NODE_PORT_TYPES.contains(&text(service, "/spec/type")) || !list(service, "/spec/externalIPs").is_empty()
 }
 
-/// Whether a Service has a port for health checks of its nodes.
+/// Returns true if a Service has a health check node port.
 fn has_health_port(service: &Value) -> bool {
     text(service, "/spec/type") == "LoadBalancer" && text(service, "/spec/externalTrafficPolicy") == "Local"
 }
 
-/// A type-dependent field of the spec, and whether a Service may have it.
+/// A type-dependent field of the spec, and the condition under which a Service may have it.
 type Dependent = (&'static [&'static str], fn(&Value) -> bool);
 
-/// The fields that only some types of Service have. Fields of one row go together, and only where none of them was changed.
+/// Fields of the spec that depend on the Service's type. Fields of one row are dropped together, and only if
+/// none was changed.
 const DEPENDENT: &[Dependent] = &[
     (&["clusterIP", "clusterIPs"], |s| text(s, "/spec/type") != "ExternalName"),
     (&["ipFamilies"], |s| text(s, "/spec/type") != "ExternalName"),
@@ -63,8 +64,8 @@ const DEPENDENT: &[Dependent] = &[
     (&["externalTrafficPolicy"], is_external),
 ];
 
-/// Drops what belonged to the old type of a Service and was not changed with it (upstream's `dropTypeDependentFields`). What the user changed
-/// stays, and is refused by validation.
+/// Drops unchanged fields of the old type after a type change (upstream's `dropTypeDependentFields`). Fields
+/// that the user changed stay, and are rejected by validation.
 fn drop_fields_of_the_old_type(new: &mut Value, old: &Value) {
     let gone: Vec<&str> = DEPENDENT
         .iter()
@@ -91,7 +92,7 @@ fn drop_fields_of_the_old_type(new: &mut Value, old: &Value) {
     }
 }
 
-/// Keeps the addresses and node ports of an update that says nothing of them.
+/// Keeps allocated addresses and node ports that an update omits.
 fn keep_allocated(new: &mut Value, old: &Value) {
     if text(new, "/spec/type") == "ExternalName" {
         return;
@@ -210,7 +211,7 @@ const RULES: &[Rule] = &[
     ),
 ];
 
-/// What only services of some types have.
+/// Validates fields that depend on the type.
 fn check_type(service: &Value, errors: &mut FieldErrors) {
     let root = At::root(service, "");
     let spec = root.field("spec");
@@ -342,7 +343,7 @@ mod tests {
         service
     }
 
-    /// The fields of the spec after a change of `old` by `change`, or the fields that are refused.
+    /// Applies `change` to `old`; returns the resulting spec, or the rejected fields.
     fn change(old: &Value, change: &Value) -> Result<Value, Vec<String>> {
         let mut new = old.clone();
         k8s_schema::patch::merge(&mut new["spec"], change);

@@ -13,7 +13,7 @@ use crate::{
 
 const MODES: &[&str] = &["ReadOnlyMany", "ReadWriteMany", "ReadWriteOnce", "ReadWriteOncePod"];
 
-/// The modes of access, of a volume or a claim.
+/// Access modes of a volume or claim.
 const ACCESS: &[Check] = &[
     Check::Required("at least 1 access mode is required"),
     Check::Is(|at, errors| {
@@ -27,14 +27,14 @@ const ACCESS: &[Check] = &[
     }),
 ];
 
-/// An amount of storage above nothing.
+/// Requires a positive amount.
 fn positive(at: &At<'_>, errors: &mut FieldErrors) {
     if quantity(at.value).is_some_and(|q| q.is_negative() || q.is_zero()) {
         at.invalid(errors, "must be greater than zero");
     }
 }
 
-/// PersistentVolumes.
+/// Defaults and validation of PersistentVolumes.
 pub static PERSISTENT_VOLUME: Strategy = Strategy {
     returns_deleted: true,
     default: |volume| {
@@ -72,7 +72,7 @@ pub static PERSISTENT_VOLUME: Strategy = Strategy {
     ..BASE
 };
 
-/// The fields of a volume's spec that are no source of storage.
+/// Fields of a volume's spec that are not volume sources.
 const NOT_SOURCES: &[&str] = &[
     "accessModes",
     "capacity",
@@ -102,7 +102,7 @@ const VOLUME: &[Rule] = &[
     Rule(
         "spec.capacity.storage",
         &[Check::Is(|at, errors| {
-            // A quantity is told by its key, as in a map of quantities.
+            // Reported at its key, as in a map of quantities.
             if quantity(at.value).is_some_and(|q| q.is_negative() || q.is_zero()) {
                 errors.invalid("spec.capacity[storage]", at.value.clone(), "must be greater than zero");
             }
@@ -133,13 +133,13 @@ const VOLUME: &[Rule] = &[
     ),
 ];
 
-/// PersistentVolumeClaims.
+/// Defaults and validation of PersistentVolumeClaims.
 pub static PERSISTENT_VOLUME_CLAIM: Strategy = Strategy {
     returns_deleted: true,
     default: |claim| {
         if let Some(spec) = child(claim, "spec") {
             default_text(spec, "volumeMode", "Filesystem");
-            // The old name of dataSourceRef; both are kept equal where no namespace is named.
+            // The legacy name of dataSourceRef; both are kept equal unless a namespace is set.
             let (source, reference) = (spec.get("dataSource").cloned(), spec.get("dataSourceRef").cloned());
             match (source, reference) {
                 (Some(source), None) => spec["dataSourceRef"] = source,
@@ -182,7 +182,7 @@ pub static PERSISTENT_VOLUME_CLAIM: Strategy = Strategy {
     ..BASE
 };
 
-/// A claim asks for more, never for less; and only once it is bound.
+/// Permits increasing the size of a bound claim only, never decreasing.
 fn check_growth(new: &Value, old: &Value, errors: &mut FieldErrors) {
     let asked = |claim: &Value| claim.pointer("/spec/resources/requests/storage").and_then(quantity);
     let (Some(now), Some(before)) = (asked(new), asked(old)) else { return };
@@ -198,7 +198,7 @@ fn check_growth(new: &Value, old: &Value, errors: &mut FieldErrors) {
     }
 }
 
-/// Checks a claim's spec, in a claim or in a template of one.
+/// Validates a claim's spec, in a claim or a template.
 pub(super) fn check_claim(spec: &Value, at: &str, errors: &mut FieldErrors) {
     const RULES: &[Rule] = &[
         Rule("selector", &[Check::Selector]),
@@ -246,7 +246,7 @@ const DATA_SOURCE: &[Rule] = &[
     ),
 ];
 
-/// StorageClasses.
+/// Defaults and validation of StorageClasses.
 pub static STORAGE_CLASS: Strategy = Strategy {
     returns_deleted: true,
     default: |class| {

@@ -22,7 +22,7 @@ fn default_template(object: &mut Value) {
     }
 }
 
-/// The rules of a structured selector and of the template that must satisfy it.
+/// Validates a structured selector, and that the template matches it.
 fn check_selector(object: &Value, errors: &mut FieldErrors) {
     let selector = object.pointer("/spec/selector");
     let empty = selector.is_none_or(|s| {
@@ -68,7 +68,7 @@ fn check_template(object: &Value, restart: &[&str], errors: &mut FieldErrors) {
     }
 }
 
-/// Numbers that no workload may have below zero.
+/// Counters that must not be negative.
 const COUNTS: &[Rule] = &[
     Rule("spec.replicas", &[Check::AtLeast(0)]),
     Rule("spec.minReadySeconds", &[Check::AtLeast(0)]),
@@ -76,7 +76,7 @@ const COUNTS: &[Rule] = &[
     Rule("spec.progressDeadlineSeconds", &[Check::AtLeast(0)]),
 ];
 
-/// What controllers report is not negative, and no part of it is more than the whole (`total`).
+/// Validates status counters: not negative, and none larger than `total`.
 fn check_status(new: &Value, total: &str, parts: &[&str], errors: &mut FieldErrors) {
     let root = At::root(new, "");
     let status = root.field("status");
@@ -97,7 +97,7 @@ fn check_status(new: &Value, total: &str, parts: &[&str], errors: &mut FieldErro
     }
 }
 
-/// PodTemplates.
+/// Defaults and validation of PodTemplates.
 pub static POD_TEMPLATE: Strategy = Strategy {
     generation: true,
     returns_deleted: true,
@@ -113,7 +113,7 @@ pub static POD_TEMPLATE: Strategy = Strategy {
     ..BASE
 };
 
-/// ReplicationControllers: the selector is a map, and defaults to the template's labels.
+/// Strategy of ReplicationControllers: the selector is a map and defaults to the template's labels.
 pub static REPLICATION_CONTROLLER: Strategy = Strategy {
     generation: true,
     default: |object| {
@@ -155,10 +155,10 @@ pub static REPLICATION_CONTROLLER: Strategy = Strategy {
     ..BASE
 };
 
-/// What a controller of replicas counts.
+/// Status counters of replica controllers.
 const REPLICAS: &[&str] = &["fullyLabeledReplicas", "readyReplicas", "availableReplicas"];
 
-/// ReplicaSets.
+/// Defaults and validation of ReplicaSets.
 pub static REPLICA_SET: Strategy = Strategy {
     generation: true,
     default: |object| {
@@ -178,7 +178,7 @@ pub static REPLICA_SET: Strategy = Strategy {
     ..BASE
 };
 
-/// Deployments.
+/// Defaults and validation of Deployments.
 pub static DEPLOYMENT: Strategy = Strategy {
     generation: true,
     default: |object| {
@@ -232,7 +232,7 @@ pub static DEPLOYMENT: Strategy = Strategy {
     ..BASE
 };
 
-/// A number or percentage; `None` when it is neither.
+/// Parses a number or percentage; `None` if it is neither.
 fn share(value: &Value) -> Option<i64> {
     match value {
         Value::Number(n) => n.as_i64(),
@@ -310,7 +310,8 @@ const STATEFUL: &[Rule] = &[
     Rule("spec.persistentVolumeClaimRetentionPolicy.whenScaled", RETENTION),
 ];
 
-/// A StatefulSet whose template has the volumes and hostname that its pods will have: each claim template is a volume, in place of one of its name.
+/// Returns a StatefulSet whose template has the volumes and host name of its pods: each claim template
+/// replaces the volume of its name.
 fn with_claims_as_volumes(object: &Value) -> Value {
     let mut object = object.clone();
     let name = |claim: &Value| text(claim, "/metadata/name").to_owned();
@@ -331,7 +332,7 @@ fn with_claims_as_volumes(object: &Value) -> Value {
     object
 }
 
-/// StatefulSets.
+/// Defaults and validation of StatefulSets.
 pub static STATEFUL_SET: Strategy = Strategy {
     generation: true,
     default: |object| {
@@ -408,7 +409,7 @@ pub static STATEFUL_SET: Strategy = Strategy {
     ..BASE
 };
 
-/// DaemonSets.
+/// Defaults and validation of DaemonSets.
 pub static DAEMON_SET: Strategy = Strategy {
     generation: true,
     default: |object| {

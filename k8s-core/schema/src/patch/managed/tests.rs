@@ -1,4 +1,4 @@
-//! What applies and updates make of ownership.
+//! Ownership after applies and updates.
 
 use k8s_openapi::api::core::v1::Pod;
 use proptest::prelude::*;
@@ -74,10 +74,10 @@ fn ownership() {
     assert_eq!((conflicts[0].manager.as_str(), conflicts[0].path.as_str()), ("m1", ".metadata.labels.a"));
     let second = run(&first, json!({"metadata": {"labels": {"a": "2"}}}), "m2", true).unwrap();
     assert_eq!(second["metadata"]["labels"], json!({"a": "2", "b": "1"}));
-    // m1 no longer owns a, so leaving it out removes only b.
+    // m1 no longer owns a, so omitting it removes only b.
     let third = run(&second, json!({"metadata": {"name": "p"}}), "m1", false).unwrap();
     assert_eq!(third["metadata"]["labels"], json!({"a": "2"}));
-    // The same value is shared without conflict.
+    // Applying the same value shares the field without conflict.
     run(&third, json!({"metadata": {"labels": {"a": "2"}}}), "m3", false).unwrap();
 }
 
@@ -103,7 +103,7 @@ fn keyed_lists_and_updates() {
     assert_eq!(conflicts[0].path, ".spec.containers[name=\"a\"].image");
     let gone =
         run(&updated, json!({"spec": {"containers": [{"name": "b", "image": "1"}]}}), "m1", true).unwrap();
-    // The element is kept because kubectl-edit owns a field in it.
+    // The element stays because kubectl-edit owns a field in it.
     assert_eq!(gone["spec"]["containers"].as_array().unwrap().len(), 2);
     let gone =
         run(&live, json!({"spec": {"containers": [{"name": "b", "image": "1"}]}}), "m1", false).unwrap();
@@ -137,7 +137,7 @@ proptest! {
         prop_assert_eq!(created(&new, &schema), want);
     }
 
-    /// What leaves most entries undecoded finds what decoding all of them would.
+    /// The optimized update equals one that decodes all entries.
     #[test]
     fn an_update_takes_what_it_changes_from_everybody_else(first in config(), second in config(), third in config()) {
         let schema = schema();

@@ -1,10 +1,10 @@
-//! The formats of strings that are checked; others say nothing. (The list is that of structural schemas in Kubernetes.)
+//! Validated string formats; others are ignored. (The formats of structural schemas in Kubernetes.)
 
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
 use base64::{Engine, engine::general_purpose::STANDARD};
 
-/// Whether a text has a format.
+/// Returns true if a text matches a format.
 pub(super) fn matches(format: &str, text: &str) -> bool {
     match format {
         "date-time" | "datetime" => text.parse::<jiff::Timestamp>().is_ok(),
@@ -48,7 +48,7 @@ pub(super) fn matches(format: &str, text: &str) -> bool {
     }
 }
 
-/// As Go writes durations (`1h30m`, `-1.5s`).
+/// Matches Go durations (`1h30m`, `-1.5s`).
 fn is_duration(text: &str) -> bool {
     let mut rest = text.trim_start_matches(['-', '+']);
     if rest == "0" {

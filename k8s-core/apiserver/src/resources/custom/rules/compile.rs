@@ -1,4 +1,4 @@
-//! Rules as a definition has them: everything about them that can be wrong before they are run.
+//! Compilation of rules, with all errors that can be found before they run.
 
 use std::sync::Arc;
 
@@ -12,23 +12,23 @@ use crate::{
     value::{list, text},
 };
 
-/// What one rule may cost at most, by its estimate.
+/// Limit of one rule's estimated cost.
 const RULE_LIMIT: u64 = 10_000_000;
-/// What all rules of a schema may cost at most, by their estimates.
+/// Limit of the estimated costs of all rules of a schema.
 const SCHEMA_LIMIT: u64 = 100_000_000;
-/// How many of the most expensive rules are told.
+/// Number of reported rules, most expensive first.
 const TOLD: usize = 4;
-/// The largest request: no more elements are in one than it has room for.
+/// Size limit of a request in bytes, which bounds the number of elements.
 const REQUEST: u64 = 3 << 20;
 
-/// What was found on the way through a schema.
+/// Results of compiling a schema.
 #[derive(Debug)]
 pub(super) struct Found {
-    /// What running rules on defaults may still cost.
+    /// Remaining budget for evaluating rules on defaults.
     budget: u64,
     pub(super) count: u64,
     pub(super) nesting: u32,
-    /// Each expression's place with its cost.
+    /// Path and cost of each expression.
     costs: Vec<(String, u64)>,
 }
 
@@ -38,13 +38,13 @@ impl Default for Found {
     }
 }
 
-/// Where a schema stands.
+/// Position of a schema.
 #[derive(Clone, Copy)]
 struct Place<'p> {
     path: &'p str,
-    /// The list within which old and new elements are not known to be the same.
+    /// Path of the list whose old and new elements cannot be matched.
     uncorrelatable: Option<&'p str>,
-    /// How many such values an object has, if that is bounded.
+    /// Maximum number of such values in an object, if bounded.
     cardinality: Option<u64>,
     resource: bool,
     depth: usize,
@@ -86,7 +86,8 @@ fn is_embedded(schema: &Value) -> bool {
     schema.get("x-kubernetes-embedded-resource") == Some(&Value::Bool(true))
 }
 
-/// Compiles the rules of a schema and of all below it. `outer` describes the value where `schema` only adds to it.
+/// Compiles the rules of a schema and of all below it. `outer` is the enclosing schema if `schema` is a
+/// junctor's.
 fn node(
     schema: &Value,
     outer: &Value,
@@ -164,14 +165,14 @@ fn node(
     if empty {
         return None;
     }
-    // A default is a value like any other.
+    // Defaults must satisfy the rules, too.
     if let Some(default) = schema.get("default") {
         run::run(&node, default, None, &format!("{path}.default"), &mut found.budget, errors);
     }
     Some(node)
 }
 
-/// Where only one of several schemas may hold, none can have rules.
+/// Rejects rules in schemas of which only one may match.
 fn no_rules(schema: &Value, path: &str, depth: usize, errors: &mut FieldErrors) {
     if depth > MAX_DEPTH {
         return;
@@ -197,7 +198,7 @@ fn no_rules(schema: &Value, path: &str, depth: usize, errors: &mut FieldErrors) 
 const REASONS: [&str; 4] =
     ["FieldValueDuplicate", "FieldValueForbidden", "FieldValueInvalid", "FieldValueRequired"];
 
-/// What is wrong with a rule beside its expressions.
+/// Validates a rule's fields except its expressions.
 fn shape(rule: &Value, schema: &Value, path: &str, errors: &mut FieldErrors) {
     let part = |name: &str| rule.get(name).and_then(Value::as_str);
     let (expression, message) = (text(rule, "/rule").trim(), part("message"));
@@ -232,7 +233,7 @@ fn shape(rule: &Value, schema: &Value, path: &str, errors: &mut FieldErrors) {
     }
 }
 
-/// Compiles an expression of a type.
+/// Compiles an expression with its expected type.
 fn expression(
     env: &Env,
     source: &str,
@@ -291,7 +292,7 @@ fn rule(
             "may not be set if oldSelf is not used in rule",
         );
     }
-    // What is in a list without a bound is there as often as a request has room for it.
+    // An unbounded list has at most as many elements as fit into a request.
     let times = place.cardinality.unwrap_or_else(|| (REQUEST - 2) / (decl.min_serialized_size() + 1));
     costs("estimated rule cost", at, program.estimate().max.saturating_mul(times), found, errors);
     let message_source = text(rule, "/messageExpression");

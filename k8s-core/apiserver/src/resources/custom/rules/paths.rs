@@ -1,11 +1,11 @@
-//! `fieldPath`: the field that a broken rule is told of.
+//! `fieldPath`: the field at which a violated rule is reported.
 
 use serde_json::Value;
 
-/// A path below a schema as errors write it.
+/// Resolves a path below a schema to the form used in errors.
 ///
 /// # Errors
-/// It names no field of the schema.
+/// The path is not in the schema.
 pub(super) fn normalize(path: &str, schema: &Value) -> Result<String, ()> {
     let mut at = schema;
     let mut out = String::new();
@@ -34,7 +34,7 @@ pub(super) fn normalize(path: &str, schema: &Value) -> Result<String, ()> {
     Ok(out)
 }
 
-/// The next part, `.name` or `['name']`, and what is left.
+/// Returns the next element, `.name` or `['name']`, and the rest.
 fn next(path: &str) -> Result<(String, &str), ()> {
     if let Some(rest) = path.strip_prefix('.') {
         let end = rest.find(['.', '[', ']']).unwrap_or(rest.len());

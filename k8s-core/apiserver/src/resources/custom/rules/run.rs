@@ -1,4 +1,5 @@
-//! Rules on an object: at every level that has some, with the old value of that level where the two are known to be the same thing.
+//! Evaluation of rules at every level of an object, with the old value of the level if the two can be
+//! matched.
 
 use std::{cell::Cell, collections::HashMap};
 
@@ -9,10 +10,10 @@ use serde_json::Value;
 use super::{Node, Rule};
 use crate::invalid::FieldErrors;
 
-/// Longest message that an expression may make, bytes.
+/// Maximum size of a message from an expression, in bytes.
 const MAX_MESSAGE: usize = 5 * 1024;
 
-/// Runs all rules on a value at a path, and takes what they cost from a budget.
+/// Evaluates all rules on a value at a path; deducts their cost from the budget.
 pub(super) fn run(
     root: &Node,
     object: &Value,
@@ -23,21 +24,21 @@ pub(super) fn run(
 ) {
     let place = Place { new: object, old, parent: None, same: Cell::new(None) };
     let mut run = Run { budget, errors };
-    // When the budget is spent, that was told.
+    // An exceeded budget has been reported.
     let _ = run.node(root, path, &place, true);
 }
 
-/// A value with what it was before.
+/// A value and its old value.
 struct Place<'p> {
     new: &'p Value,
-    /// What it was, if it is known to be the same thing.
+    /// Old value, if the two can be matched.
     old: Option<&'p Value>,
     parent: Option<&'p Place<'p>>,
     same: Cell<Option<bool>>,
 }
 
 impl Place<'_> {
-    /// Whether it, or the nearest around it that was there before, is as it was.
+    /// Returns true if the value, or its nearest matched ancestor, is unchanged.
     fn is_unchanged(&self) -> bool {
         if let Some(known) = self.same.get() {
             return known;
@@ -57,7 +58,7 @@ struct Run<'e> {
     errors: &'e mut FieldErrors,
 }
 
-/// No more rules are run.
+/// Evaluation was stopped.
 struct Stopped;
 
 fn shown(path: &str) -> &str {
@@ -77,7 +78,7 @@ impl Run<'_> {
             self.rule(rule, node, path, place, ratchets)?;
         }
         for inner in &node.all_of {
-            // What such a schema demands is not dropped for what was there before.
+            // No ratcheting for junctor schemas.
             self.node(inner, path, place, false)?;
         }
         match place.new {
@@ -126,7 +127,7 @@ impl Run<'_> {
         Ok(())
     }
 
-    /// Pays for an evaluation.
+    /// Deducts an evaluation's cost from the budget.
     fn pay(&mut self, meter: &Meter) -> Result<(), ()> {
         *self.budget = self.budget.checked_sub(meter.cost()).ok_or(())?;
         Ok(())
@@ -213,7 +214,7 @@ impl Run<'_> {
         Ok(())
     }
 
-    /// What a message expression says. `None`: nothing that can be told.
+    /// Evaluates a message expression. `None`: no usable message.
     fn message(&mut self, rule: &Rule, activation: &Activation<'_>) -> Result<Option<String>, String> {
         let Some((program, source)) = &rule.message_expression else { return Ok(None) };
         let mut meter = Meter::new(PER_CALL_LIMIT);
@@ -237,7 +238,7 @@ impl Run<'_> {
     }
 }
 
-/// What an element of a list is known by.
+/// Returns the identity of a list element.
 fn key_of(item: &Value, keys: &[(String, Option<Value>)]) -> String {
     let parts = keys.iter().map(|(key, default)| item.get(key).or(default.as_ref()).unwrap_or(&Value::Null));
     parts.fold(String::new(), |all, part| format!("{all}{part}\n"))

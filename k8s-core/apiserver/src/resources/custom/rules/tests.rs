@@ -8,7 +8,7 @@ fn rules(schema: &Value) -> (Rules, Vec<String>) {
     (rules, errors.lines())
 }
 
-/// Rules that nothing is wrong with.
+/// Compiles valid rules.
 fn good(schema: &Value) -> Rules {
     let (rules, problems) = rules(schema);
     assert!(problems.is_empty(), "{problems:?}");
@@ -21,7 +21,7 @@ fn breaches(rules: &Rules, object: &Value, old: Option<&Value>) -> Vec<String> {
     errors.lines()
 }
 
-/// What is wrong with one rule on an object with some fields.
+/// Returns the errors of one rule on an object with some fields.
 fn problems_of(rule: Value) -> String {
     let schema = json!({"type": "object", "properties": {"spec": {"type": "object", "x-kubernetes-validations": [rule],
         "properties": {"a": {"type": "integer"}, "s": {"type": "string", "maxLength": 10},
@@ -167,7 +167,7 @@ fn a_rule_that_may_cost_too_much_is_refused() {
         ]
     );
     good(&schema(json!(50)));
-    // A rule in a list is run for each element.
+    // A rule on list elements runs for each element.
     let inner = json!({"type": "array", "items": {"type": "string", "x-kubernetes-validations": [{"rule": "self.matches('^[a-z]+$')"}]}});
     let nested = json!({"type": "object", "properties": {"l": inner}});
     assert!(rules(&nested).1[0].contains("estimated rule cost exceeds budget by factor of more than 100x"));
@@ -179,7 +179,7 @@ fn a_rule_that_may_cost_too_much_is_refused() {
 
 #[test]
 fn a_rule_that_would_run_for_hours_is_stopped() {
-    // Definitions that are in the store already are not checked again: the meter is what stops them.
+    // Stored definitions are not validated again, so the meter must stop them.
     let (rules, _) = rules(
         &json!({"type": "object", "properties": {"l": {"type": "array", "items": {"type": "integer"}}},
         "x-kubernetes-validations": [{"rule": "self.l.all(a, self.l.all(b, self.l.all(c, a + b > -c)))"}, {"rule": "true == false"}]}),
@@ -237,7 +237,7 @@ fn elements_of_keyed_lists_are_compared_with_what_they_were() {
             ]
         );
     }
-    // What was there before, and is as it was, is left alone; by its keys.
+    // Unchanged elements, matched by key, are exempt.
     let rules = good(&list("map", "self.v > 5"));
     let bad = json!({"l": [{"name": "x", "port": 80, "v": 9}, {"name": "a", "port": 80, "v": 5}]});
     assert!(breaches(&rules, &bad, Some(&old)).is_empty());

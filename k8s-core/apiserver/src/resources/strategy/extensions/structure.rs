@@ -1,4 +1,4 @@
-//! What makes a definition's schemas structural, and what else its parts must be.
+//! Validation of structural schemas, and of the other parts of a definition's versions.
 
 use k8s_schema::MAX_DEPTH;
 use serde_json::{Value, json};
@@ -8,12 +8,12 @@ use crate::{
     value::{list, map, text, truth},
 };
 
-/// The types of a printer column.
+/// Types of printer columns.
 const COLUMN_TYPES: [&str; 5] = ["integer", "number", "string", "boolean", "date"];
-/// Most selectable fields of a version.
+/// Maximum number of selectable fields per version.
 const SELECTABLE: usize = 8;
 
-/// Checks names, versions' parts and schemas.
+/// Validates names, parts of versions and schemas.
 pub(super) fn check(crd: &Value, errors: &mut FieldErrors) {
     for field in ["shortNames", "categories"] {
         for (i, name) in list(crd, &format!("/spec/names/{field}")).iter().enumerate() {
@@ -42,14 +42,14 @@ pub(super) fn check(crd: &Value, errors: &mut FieldErrors) {
     }
 }
 
-/// The schemas of a definition, each with the index of its version.
+/// Iterates over the schemas of a definition with the index of their version.
 fn roots(crd: &Value) -> impl Iterator<Item = (usize, &Value)> {
     let versions = list(crd, "/spec/versions").iter().enumerate();
     versions.filter_map(|(i, version)| Some((i, version.pointer("/schema/openAPIV3Schema")?)))
 }
 
-/// What keeps a definition and its schemas from being structural. Definitions of v1beta1 whose objects keep unknown fields may be so: their condition
-/// `NonStructuralSchema` says it.
+/// Returns violations of structural schemas. They are permitted in v1beta1 definitions that preserve unknown
+/// fields, and reported in the condition `NonStructuralSchema`.
 pub(super) fn violations(crd: &Value) -> FieldErrors {
     let mut errors = FieldErrors::default();
     if truth(crd, "/spec/preserveUnknownFields") {
@@ -110,16 +110,16 @@ fn parts(version: &Value, at: &str, errors: &mut FieldErrors) {
     }
 }
 
-/// Where a schema stands.
+/// Position of a schema.
 #[derive(Clone, Copy, PartialEq)]
 enum Place {
-    /// It describes the object.
+    /// Schema of the object.
     Root,
-    /// It describes a field.
+    /// Schema of a field.
     Field,
-    /// It describes the elements of a list.
+    /// Schema of list elements.
     Element,
-    /// Inside of `allOf` and its like it only adds to what is described outside.
+    /// Inside of `allOf` and similar: may only restrict the outer schema.
     Junctor,
 }
 
@@ -184,7 +184,7 @@ fn schema(schema_: &Value, at: &str, place: Place, errors: &mut FieldErrors, dep
             for only_outside in
                 ["type", "default", "additionalProperties", "nullable", "description", "title"]
             {
-                // Either type of int-or-string may be named in `anyOf`.
+                // `anyOf` may name either type of int-or-string.
                 if schema_.get(only_outside).is_some() && only_outside != "type" {
                     errors.forbidden(format!("{at}.{only_outside}"), "must be undefined to be structural");
                 }
@@ -224,7 +224,7 @@ fn schema(schema_: &Value, at: &str, place: Place, errors: &mut FieldErrors, dep
     }
 }
 
-/// The keys of a list of objects must be there in each of them.
+/// Requires that the keys of a keyed list are required or have defaults.
 fn keys(schema_: &Value, at: &str, errors: &mut FieldErrors) {
     let keys = list(schema_, "/x-kubernetes-list-map-keys");
     if keys.is_empty() {

@@ -1,4 +1,5 @@
-//! The rules of pod specs that concern one field or structure each, as tables; what spans several is in [`super::rules`].
+//! Validation tables of pod specs: rules for single fields and structures. [`super::rules`] has those that
+//! span several.
 
 use serde_json::Value;
 
@@ -11,9 +12,9 @@ use crate::{
     },
 };
 
-/// Users and groups.
+/// A user or group id.
 const ID: &[Check] = &[Check::Between(0, 2_147_483_647)];
-/// Weights of preferences.
+/// A preference weight, 1 to 100.
 const WEIGHT: &[Check] = &[Check::Is(|at, errors| {
     let weight = at.value.as_i64().unwrap_or(0);
     if !(1..=100).contains(&weight) {
@@ -21,7 +22,7 @@ const WEIGHT: &[Check] = &[Check::Is(|at, errors| {
     }
 })];
 
-/// A pod's spec.
+/// Rules of a pod spec.
 pub(super) const SPEC: &[Rule] = &[
     Rule("tolerations[*]", &[Check::Has(TOLERATION)]),
     Rule(
@@ -142,7 +143,7 @@ pub(in crate::resources::strategy) const TOLERATION: &[Rule] = &[
     Rule("effect", &[Check::OneOf(&["NoExecute", "NoSchedule", "PreferNoSchedule"])]),
 ];
 
-/// Nodes of which at least one term is true.
+/// A node selector: at least one term must match.
 pub(in crate::resources::strategy) const NODE_SELECTOR: &[Rule] = &[
     Rule("nodeSelectorTerms", &[Check::Required("must have at least one node selector term")]),
     Rule("nodeSelectorTerms[*]", &[Check::Has(NODE_TERM)]),
@@ -255,7 +256,7 @@ const SPREAD: &[Rule] = &[
     Rule("matchLabelKeys[*]", &[Check::Qualified]),
 ];
 
-/// One constraint for each topology key and way of not being satisfied.
+/// Requires unique pairs of topology key and `whenUnsatisfiable`.
 fn check_spread(at: &At<'_>, errors: &mut FieldErrors) {
     let mut seen = Vec::new();
     for constraint in at.items() {
@@ -296,7 +297,7 @@ fn check_dns(spec: &At<'_>, errors: &mut FieldErrors) {
 
 const PROFILES: &[(&str, &str)] = &[("seccompProfile", "seccomp"), ("appArmorProfile", "AppArmor")];
 
-/// A profile of seccomp or AppArmor has a file exactly where its type says so.
+/// Requires `localhostProfile` exactly for the type Localhost (seccomp, AppArmor).
 fn check_profiles(context: &At<'_>, errors: &mut FieldErrors) {
     for (field, what) in PROFILES {
         let profile = context.field(field);
@@ -352,7 +353,7 @@ const POD_SECURITY: &[Rule] = &[
     Rule("", &[Check::Is(check_profiles)]),
 ];
 
-/// A container of any kind.
+/// Rules of all kinds of containers.
 const CONTAINER: &[Rule] = &[
     Rule(
         "securityContext",
@@ -490,7 +491,7 @@ const GRACE: &[Rule] = &[Rule(
 
 const PROBE: &[Rule] = &[Rule("successThreshold", &[Check::AtLeast(0)]), Rule("", &[Check::Has(HANDLER)])];
 
-/// What a probe or hook does.
+/// Handlers of probes and hooks.
 const HANDLER: &[Rule] = &[
     Rule("httpGet.scheme", &[Check::OneOf(&["HTTP", "HTTPS"])]),
     Rule("httpGet.port", &[Check::Port]),
@@ -509,7 +510,7 @@ const HANDLER: &[Rule] = &[
     Rule("grpc.port", &[Check::Within(1, 65535)]),
 ];
 
-/// The resources of a container that the machinery itself knows.
+/// Container resources known to the system.
 const KNOWN: &[&str] = &["cpu", "memory", "ephemeral-storage", "storage"];
 
 fn check_resource_names(resources: &At<'_>, errors: &mut FieldErrors) {
@@ -531,7 +532,7 @@ fn check_resource_names(resources: &At<'_>, errors: &mut FieldErrors) {
             if native && !pages {
                 continue;
             }
-            // Extended resources and huge pages come in whole numbers, and nothing is promised of them twice.
+            // Extended resources and huge pages must be integers and cannot be overcommitted.
             if !pages && quantity(amount.value).is_some_and(|q| q.milli() % 1000 != 0) {
                 amount.invalid(errors, "must be an integer");
             }
@@ -555,7 +556,7 @@ fn check_resource_names(resources: &At<'_>, errors: &mut FieldErrors) {
     }
 }
 
-/// A container that runs before the others; only those that go on running have probes and hooks.
+/// Init containers: only sidecars may have probes and hooks.
 const INIT: &[Rule] = &[Rule(
     "",
     &[Check::Is(|at, errors| {
@@ -575,7 +576,7 @@ const INIT: &[Rule] = &[Rule(
 
 const NOT_EPHEMERAL: &str = "cannot be set for an Ephemeral Container";
 
-/// A container for debugging.
+/// Ephemeral containers.
 const EPHEMERAL: &[Rule] = &[
     Rule("name", &[Check::Required(""), Check::Name(NameRule::Label)]),
     Rule("image", &[Check::Required("")]),

@@ -1,4 +1,4 @@
-//! The rules of pod specs.
+//! Validation of pod specs.
 
 use std::collections::HashSet;
 
@@ -12,13 +12,13 @@ use crate::{
     value::{integer, list, map, text},
 };
 
-/// Checks a template: its labels and its spec.
+/// Validates a pod template: labels and spec.
 pub(in crate::resources) fn check_template(template: &Value, field: &str, errors: &mut FieldErrors) {
     super::super::check_labels(template, "/metadata/labels", &format!("{field}.metadata.labels"), errors);
     check_spec(template.get("spec").unwrap_or(&Value::Null), &format!("{field}.spec"), errors);
 }
 
-/// Checks a pod spec.
+/// Validates a pod spec.
 pub(super) fn check_spec(spec: &Value, at: &str, errors: &mut FieldErrors) {
     let volumes = check_volumes(spec, at, errors);
     let containers = list(spec, "/containers");
@@ -65,7 +65,7 @@ pub(super) fn check_spec(spec: &Value, at: &str, errors: &mut FieldErrors) {
     check_ephemeral(&spec, errors);
 }
 
-/// With the host's network a port is the host's.
+/// With `hostNetwork`, host ports must equal container ports.
 fn check_host_ports(spec: &At<'_>, errors: &mut FieldErrors) {
     if !spec.truth("hostNetwork") {
         return;
@@ -82,7 +82,7 @@ fn check_host_ports(spec: &At<'_>, errors: &mut FieldErrors) {
     }
 }
 
-/// A container for debugging has a name of its own, and the one that it looks at is there.
+/// Validates ephemeral containers: unique names, existing target containers.
 fn check_ephemeral(spec: &At<'_>, errors: &mut FieldErrors) {
     let lists = [spec.field("containers"), spec.field("initContainers")];
     let names: Vec<&str> =
@@ -107,7 +107,7 @@ fn one_of(object: &Value, field: &str, values: &[&str], at: &str, errors: &mut F
     }
 }
 
-/// Checks volumes and returns their names.
+/// Validates volumes; returns their names.
 fn check_volumes<'a>(spec: &'a Value, at: &str, errors: &mut FieldErrors) -> HashSet<&'a str> {
     let mut seen = HashSet::new();
     for (i, volume) in list(spec, "/volumes").iter().enumerate() {
@@ -305,7 +305,7 @@ fn check_resources(container: &Value, at: &str, errors: &mut FieldErrors) {
 
 const UPDATE_MESSAGE: &str = "pod updates may not change fields other than `spec.containers[*].image`,`spec.initContainers[*].image`,`spec.activeDeadlineSeconds`,`spec.tolerations` (only additions to existing tolerations),`spec.terminationGracePeriodSeconds` (allow it to be set to 1 if it was previously negative)";
 
-/// What an update may change.
+/// Validates a pod update: only a few fields are mutable.
 pub(super) fn check_update(new: &Value, old: &Value, errors: &mut FieldErrors) {
     let frozen = |pod: &Value| {
         let mut spec = pod.get("spec").cloned().unwrap_or_default();
@@ -320,7 +320,7 @@ pub(super) fn check_update(new: &Value, old: &Value, errors: &mut FieldErrors) {
             for field in ["activeDeadlineSeconds", "tolerations"] {
                 map.remove(field);
             }
-            // Gates may go, never come.
+            // Scheduling gates may be removed, never added.
             map.remove("schedulingGates");
         }
         spec
@@ -342,7 +342,7 @@ pub(super) fn check_update(new: &Value, old: &Value, errors: &mut FieldErrors) {
     }
 }
 
-/// Ephemeral containers are added; those that are there stay as they are.
+/// Validates an update of ephemeral containers: they may be added, but not changed.
 pub(super) fn check_ephemeral_update(new: &Value, old: &Value, errors: &mut FieldErrors) {
     let field = "spec.ephemeralContainers";
     if map(new, "/metadata/annotations").is_some_and(|a| a.contains_key("kubernetes.io/config.mirror")) {
@@ -366,7 +366,7 @@ pub(super) fn check_ephemeral_update(new: &Value, old: &Value, errors: &mut Fiel
     }
 }
 
-/// The fields that differ, for the message: field, old value, new value.
+/// Formats the differing fields for the message: field, old value, new value.
 fn difference(new: &Value, old: &Value) -> String {
     let mut lines = Vec::new();
     let empty = json!({});

@@ -1,4 +1,4 @@
-//! Where a volume's data comes from: the rules of each source, for pods and for persistent volumes.
+//! Validation of volume sources, for pods and persistent volumes.
 
 use serde_json::Value;
 
@@ -11,7 +11,8 @@ use crate::{
     value::{child, default, default_text, list, text},
 };
 
-/// Checks what provides a volume's data: exactly one source, and its own rules. `others` are the fields that are no source.
+/// Validates that a volume has exactly one source, and that source. `others` are the fields that are not
+/// sources.
 pub(in crate::resources::strategy) fn check_sources(
     volume: &Value,
     at: &str,
@@ -37,11 +38,11 @@ const fn needed(field: &'static str) -> Rule {
     Rule(field, &[Check::Required("")])
 }
 
-/// A Secret in another namespace or in the volume's own.
+/// A Secret reference with optional namespace.
 const SECRET: Rule = Rule("secretRef", &[Check::Has(&[needed("name")])]);
 const ABSOLUTE_OR_RELATIVE: Rule = Rule("path", &[Check::Required(""), Check::NoDots]);
 
-/// The sources and their rules.
+/// Volume sources and their rules.
 const SOURCES: &[(&str, &[Rule])] = &[
     (
         "emptyDir",
@@ -219,7 +220,7 @@ fn check_mode(at: &At<'_>, errors: &mut FieldErrors) {
     }
 }
 
-/// The permissions of files that do not say theirs.
+/// Default file mode.
 const MODE: Rule = Rule("defaultMode", &[Check::Is(check_mode)]);
 
 fn absolute(at: &At<'_>, errors: &mut FieldErrors) {
@@ -238,7 +239,7 @@ fn relative(at: &At<'_>, errors: &mut FieldErrors) {
     }
 }
 
-/// A relative path whose first part does not start with `..`, which names of the machinery do.
+/// A relative path whose first element does not start with `..`, which is reserved.
 fn local_path(at: &At<'_>, errors: &mut FieldErrors) {
     relative(at, errors);
     if at.as_text().starts_with("..") && !at.as_text().starts_with("../") && at.as_text() != ".." {
@@ -281,7 +282,7 @@ fn check_volume_field(at: &At<'_>, errors: &mut FieldErrors) {
     );
 }
 
-/// A path to a field of the pod: one of `paths`, or a key of its labels or annotations.
+/// Validates a downward API field path: one of `paths`, or a key of labels or annotations.
 pub(super) fn check_field_path(at: &At<'_>, paths: &[&str], errors: &mut FieldErrors) {
     let path = at.as_text();
     let key = path.strip_suffix("']").and_then(|p| p.split_once("['"));
@@ -297,7 +298,7 @@ pub(super) fn check_field_path(at: &At<'_>, paths: &[&str], errors: &mut FieldEr
     }
 }
 
-/// A resource of a container that may be read as a file or variable.
+/// Validates a container resource for the downward API.
 pub(super) fn check_resource_field(at: &At<'_>, errors: &mut FieldErrors) {
     const KNOWN: &[&str] = &[
         "limits.cpu",
@@ -337,7 +338,7 @@ const PROJECTION: &[Rule] = &[
     Rule("clusterTrustBundle.labelSelector", &[Check::Selector]),
 ];
 
-/// Two files of a projected volume cannot have the same path.
+/// Reports files of a projected volume with the same path.
 fn check_paths(projected: &At<'_>, errors: &mut FieldErrors) {
     let mut seen = std::collections::HashSet::new();
     for source in projected.field("sources").items() {
@@ -354,7 +355,7 @@ fn check_paths(projected: &At<'_>, errors: &mut FieldErrors) {
     }
 }
 
-/// Fills in the sources of old volume plugins, in a pod's volume or a persistent volume.
+/// Sets defaults of legacy volume plugins, in a pod's volume or a persistent volume.
 pub(in crate::resources::strategy) fn default_old_sources(volume: &mut Value) {
     let filled: [(&str, &[(&str, Value)]); 4] = [
         ("iscsi", &[("iscsiInterface", "default".into())]),
@@ -379,7 +380,7 @@ pub(in crate::resources::strategy) fn default_old_sources(volume: &mut Value) {
     }
 }
 
-/// Fills in the template of a claim that lives as long as its pod.
+/// Sets defaults of a generic ephemeral volume's claim template.
 pub(super) fn default_ephemeral(volume: &mut Value) {
     let template = volume.pointer_mut("/ephemeral/volumeClaimTemplate").filter(|t| t.is_object());
     if let Some(spec) = template.and_then(|t| child(t, "spec")) {

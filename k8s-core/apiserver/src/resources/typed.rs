@@ -1,16 +1,15 @@
-//! Resources that Rust types describe ([`CustomResource`]), served without a definition in the store: their methods are their rules.
+//! Resources of Rust types ([`CustomResource`]), served without a CustomResourceDefinition: their methods
+//! default and validate.
 
 use std::{fmt, marker::PhantomData, sync::Arc};
 
 use k8s_core::custom::{CustomResource, Problems};
 use serde_json::Value;
 
-use crate::{
-    invalid::FieldErrors,
-    resources::{Resource, custom},
-};
+use super::{Resource, custom};
+use crate::invalid::FieldErrors;
 
-/// What a type's methods say, for JSON values.
+/// Type-erased methods of a custom resource, on JSON values.
 pub(crate) trait Typed: Send + Sync {
     fn default(&self, object: &mut Value);
     fn validate(&self, object: &Value, old: Option<&Value>, status: bool, errors: &mut FieldErrors);
@@ -28,7 +27,7 @@ struct Of<T>(PhantomData<fn() -> T>);
 
 impl<T: CustomResource> Typed for Of<T> {
     fn default(&self, object: &mut Value) {
-        // What does not fit the type is left to validation.
+        // Values that do not match the type are left to validation.
         let Ok(mut typed) = T::deserialize(&*object) else { return };
         typed.default();
         let Ok(Value::Object(new)) = serde_json::to_value(&typed) else { return };
@@ -48,7 +47,7 @@ impl<T: CustomResource> Typed for Of<T> {
                 return;
             }
         };
-        // What is stored may be of an older shape; it then has nothing to say.
+        // A stored object may have an older structure; it is then ignored.
         let old = old.and_then(|old| T::deserialize(old).ok());
         let mut problems = Problems::default();
         match (&old, status) {
@@ -70,7 +69,7 @@ impl<T: CustomResource> Typed for Of<T> {
     }
 }
 
-/// The resources that serve a type: one for each of its versions.
+/// Returns the resources of a type, one per version.
 pub(crate) fn resources<T: CustomResource>() -> Result<Vec<Arc<Resource>>, String> {
     let definition = T::definition();
     let mut errors = FieldErrors::default();

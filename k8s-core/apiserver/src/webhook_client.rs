@@ -1,25 +1,26 @@
-//! Calls to servers that extend this one: aggregated API servers and webhooks, by URL or as a Service of the cluster.
+//! Client of servers that extend this one: aggregated API servers and webhooks, by URL or Service.
 
+use bytes::Bytes;
+use futures::{FutureExt, future::BoxFuture};
+use http_body_util::BodyExt;
 use std::{net::SocketAddr, sync::Arc, time::Duration};
 
 use base64::{Engine, engine::general_purpose::STANDARD};
 use http::{HeaderValue, Request, Response, header};
 use hyper_util::rt::TokioIo;
 use k8s_core::client::{Body, RemoteConfig};
+use k8s_store::Store;
 use serde_json::Value;
 use tokio::net::TcpStream;
 
-use crate::{
-    server::ApiServer,
-    value::{integer, text},
-};
+use crate::value::{integer, text};
 
-/// How long a connection may take to be made.
+/// Timeout of establishing a connection.
 const CONNECT: Duration = Duration::from_secs(10);
-/// Where the machine keeps the certificates that it trusts, for URLs without a bundle of their own.
+/// The machine's trusted CAs, for URLs without a CA bundle.
 const SYSTEM_ROOTS: &str = "/etc/ssl/certs/ca-certificates.crt";
 
-/// The certificate and key (PEM) that other servers know this one by.
+/// Client certificate and key (PEM) for calls to other servers.
 #[derive(Clone)]
 pub struct ClientIdentity {
     /// Certificate chain, PEM.
@@ -34,10 +35,10 @@ impl std::fmt::Debug for ClientIdentity {
     }
 }
 
-/// Why somebody could not be called.
+/// Reason for which a server cannot be called.
 #[derive(Debug)]
 pub(crate) enum Unreachable {
-    /// There is nobody: a reason in one word, and in a sentence.
+    /// It does not exist: a CamelCase reason and a message.
     Nowhere(&'static str, String),
     /// The call failed.
     Failed(String),
@@ -51,18 +52,18 @@ impl std::fmt::Display for Unreachable {
     }
 }
 
-/// Where somebody is.
+/// Address of a server.
 #[derive(Clone, Debug)]
 enum Place {
     Url { host: String, port: u16 },
     Service { namespace: String, name: String, port: i64 },
 }
 
-/// Somebody who can be called.
+/// A server to call.
 #[derive(Clone)]
 pub(crate) struct Callee {
     place: Place,
-    /// The path of a webhook.
+    /// URL path of a webhook.
     path: String,
     tls: Arc<rustls::ClientConfig>,
 }
@@ -73,7 +74,7 @@ impl std::fmt::Debug for Callee {
     }
 }
 
-/// The client side of TLS: whom it trusts (`bundle` is PEM in base64, as JSON has bytes), and as whom it calls.
+/// Creates the TLS configuration: trusted CAs (`bundle` is base64 of PEM, as in JSON) and client certificate.
 fn tls(
     bundle: &str,
     insecure: bool,
@@ -92,18 +93,18 @@ fn tls(
         ..RemoteConfig::default()
     };
     let mut tls = config.tls().map_err(|e| e.to_string())?;
-    // Upgrades go through, which HTTP/2 has not.
+    // HTTP/1.1, because HTTP/2 has no upgrades.
     tls.alpn_protocols = vec![b"http/1.1".to_vec()];
     Ok(Arc::new(tls))
 }
 
-/// TLS that takes any certificate, for servers that nobody vouches for.
+/// Creates a TLS configuration that accepts any certificate, for `insecureSkipTLSVerify`.
 pub(crate) fn unverified() -> Result<Arc<rustls::ClientConfig>, String> {
     tls("", true, None)
 }
 
 impl Callee {
-    /// A Service (`{namespace, name, port, path}`), and how its certificate is checked.
+    /// Resolves a Service (`{namespace, name, port, path}`) with its TLS verification.
     pub(crate) fn service(
         service: &Value,
         bundle: &str,
@@ -118,7 +119,7 @@ impl Callee {
         Ok(Callee { place, path: text(service, "/path").into(), tls: tls(bundle, insecure, identity)? })
     }
 
-    /// A webhook's client configuration: `{url | service, caBundle}`.
+    /// Resolves a webhook's client configuration: `{url | service, caBundle}`.
     pub(crate) fn webhook(config: &Value) -> Result<Self, String> {
         let bundle = text(config, "/caBundle");
         if config.get("service").is_some() {
@@ -131,22 +132,22 @@ impl Callee {
         Ok(Callee { place, path, tls: tls(bundle, false, None)? })
     }
 
-    /// The path of a webhook, `/` where none is named.
+    /// Returns the path of a webhook; default `/`.
     pub(crate) fn path(&self) -> &str {
         if self.path.is_empty() { "/" } else { &self.path }
     }
 
-    /// Sends a request over a connection of its own; upgrades go through.
+    /// Sends a request over a new connection; supports upgrades.
     pub(crate) async fn call(
         &self,
-        server: &ApiServer,
+        store: &Store,
         mut request: Request<Body>,
     ) -> Result<Response<Body>, Unreachable> {
         let failed = |e: &dyn std::fmt::Display| Unreachable::Failed(e.to_string());
         let (name, tcp) = match &self.place {
             Place::Url { host, port } => (host.clone(), connect((host.as_str(), *port)).await?),
             Place::Service { namespace, name, port } => {
-                let tcp = match locate(server, namespace, name, *port)? {
+                let tcp = match locate(store, namespace, name, *port)? {
                     Location::Address(address) => connect(address).await?,
                     Location::Name(host, port) => connect((host.as_str(), port)).await?,
                 };
@@ -164,10 +165,16 @@ impl Callee {
     }
 }
 
+/// Reads a body of at most so many bytes. Boxed, because rustc cannot see that a future over the body's boxed error is `Send`.
+pub(crate) fn whole(body: Body, most: usize) -> BoxFuture<'static, Result<Bytes, String>> {
+    let all = http_body_util::Limited::new(body, most).collect();
+    all.map(|done| done.map(|b| b.to_bytes()).map_err(|e| e.to_string())).boxed()
+}
+
 async fn connect(to: impl tokio::net::ToSocketAddrs) -> Result<TcpStream, Unreachable> {
     match tokio::time::timeout(CONNECT, TcpStream::connect(to)).await {
         Ok(Ok(tcp)) => {
-            // Only speed: a connection without it works as well.
+            // An optimization: the connection works without it.
             let _ = tcp.set_nodelay(true);
             Ok(tcp)
         }
@@ -182,8 +189,8 @@ enum Location {
 }
 
 /// Where a Service's port is answered.
-fn locate(server: &ApiServer, namespace: &str, name: &str, port: i64) -> Result<Location, Unreachable> {
-    let stored = server.inner.store.get("services", &format!("{namespace}/{name}"));
+fn locate(store: &Store, namespace: &str, name: &str, port: i64) -> Result<Location, Unreachable> {
+    let stored = store.get("services", &format!("{namespace}/{name}"));
     let service: Option<Value> = stored.and_then(|s| serde_json::from_slice(&s.json).ok());
     let Some(service) = service else {
         let why = format!("service/{name} in \"{namespace}\" is not present");
@@ -199,7 +206,7 @@ fn locate(server: &ApiServer, namespace: &str, name: &str, port: i64) -> Result<
         return Err(Unreachable::Nowhere("ServicePortError", why));
     };
     let wanted = text(chosen, "/name");
-    crate::proxy::endpoint(server, namespace, name, wanted).map(Location::Address).ok_or_else(|| {
+    crate::proxy::endpoint(store, namespace, name, wanted).map(Location::Address).ok_or_else(|| {
         let why = format!(
             "endpoints for service/{name} in \"{namespace}\" have no addresses with port name \"{wanted}\""
         );

@@ -11,13 +11,14 @@ use k8s_core::client::empty_body;
 use k8s_store::Expect;
 use serde_json::{Value, json};
 
-use super::{Remote, STORAGE, identify};
+use super::STORAGE;
 use crate::{
-    outbound::Unreachable,
-    server::ApiServer,
+    aggregate::{Remote, identify},
+    state::State,
+    storage::{put, timestamp},
     user::User,
     value::{list, set, text},
-    write::{put, timestamp},
+    webhook_client::Unreachable,
 };
 
 /// How often a server that answers is asked again.
@@ -34,26 +35,26 @@ struct Finding {
 }
 
 /// Starts to ask, until the APIService is another one or the server is gone.
-pub(super) fn start(server: &ApiServer, remote: Arc<Remote>) {
-    let weak = Arc::downgrade(&server.inner);
+pub(super) fn start(state: &Arc<State>, remote: Arc<Remote>) {
+    let weak = Arc::downgrade(state);
     tokio::spawn(async move {
         loop {
-            let Some(server) = ApiServer::of(&weak) else { return };
-            if !server.inner.aggregator.all().iter().any(|r| Arc::ptr_eq(r, &remote)) {
+            let Some(state) = weak.upgrade() else { return };
+            if !state.aggregator.all().iter().any(|r| Arc::ptr_eq(r, &remote)) {
                 return;
             }
-            let finding = ask(&server, &remote).await;
+            let finding = ask(&state, &remote).await;
             let good = finding.reason == "Passed";
             remote.available.store(good, Ordering::Release);
-            tell(&server, &remote, &finding).await;
-            drop(server);
+            tell(&state, &remote, &finding).await;
+            drop(state);
             tokio::time::sleep(if good { EVERY } else { SOON }).await;
         }
     });
 }
 
 /// Asks for the resources of the version.
-async fn ask(server: &ApiServer, remote: &Remote) -> Finding {
+async fn ask(state: &Arc<State>, remote: &Remote) -> Finding {
     let path = format!("/apis/{}/{}", remote.group, remote.version);
     let failed = |why: String| Finding {
         reason: "FailedDiscoveryCheck",
@@ -69,7 +70,7 @@ async fn ask(server: &ApiServer, remote: &Remote) -> Finding {
     }
     identify(&User::new("system:kube-aggregator", &["system:masters"]), request.headers_mut());
     let answer = async {
-        let response = callee.call(server, request).await?;
+        let response = callee.call(&state.store, request).await?;
         let status = response.status();
         let body = response.into_body().collect().await.map_err(|e| Unreachable::Failed(e.to_string()))?;
         Ok::<_, Unreachable>((status, body.to_bytes()))
@@ -89,13 +90,12 @@ async fn ask(server: &ApiServer, remote: &Remote) -> Finding {
 }
 
 /// Writes the condition where it changed.
-async fn tell(server: &ApiServer, remote: &Remote, finding: &Finding) {
-    let inner = &server.inner;
-    let registry = inner.registry.now();
+async fn tell(state: &Arc<State>, remote: &Remote, finding: &Finding) {
+    let registry = state.registry.now();
     let Some(resource) = registry.find("apiregistration.k8s.io", "v1", "apiservices") else { return };
     // Somebody else may write at the same time.
     for _ in 0..3 {
-        let Some(stored) = inner.store.get(STORAGE, &remote.name) else { return };
+        let Some(stored) = state.store.get(STORAGE, &remote.name) else { return };
         let Ok(mut service) = serde_json::from_slice::<Value>(&stored.json) else { return };
         let status = if finding.reason == "Passed" { "True" } else { "False" };
         let conditions = list(&service, "/status/conditions");
@@ -106,13 +106,13 @@ async fn tell(server: &ApiServer, remote: &Remote, finding: &Finding) {
         }
         let since = match before {
             Some(condition) if same("/status", status) => text(condition, "/lastTransitionTime").to_owned(),
-            _ => timestamp(inner.clock.now()),
+            _ => timestamp(state.clock.now()),
         };
         let mut all: Vec<Value> =
             conditions.iter().filter(|c| text(c, "/type") != "Available").cloned().collect();
         all.push(json!({"type": "Available", "status": status, "reason": finding.reason, "message": finding.message, "lastTransitionTime": since}));
         set(&mut service, "/status/conditions", all.into());
-        if put(server, resource, &remote.name, Expect::Revision(stored.revision), &service).await.is_ok() {
+        if put(state, resource, &remote.name, Expect::Revision(stored.revision), &service).await.is_ok() {
             return;
         }
     }

@@ -15,7 +15,8 @@ pub(crate) fn metadata_only(object: &Value) -> Value {
     })
 }
 
-/// One row: cells, which are made of the stored form for built-in types, and, as `include` says (`None`, `Metadata`, `Object`), the served object.
+/// Returns a Table row: cells, computed from the stored form for built-in types, and the served object
+/// according to `include` (`None`, `Metadata`, `Object`).
 #[must_use]
 pub(crate) fn row(
     resource: &Resource,
@@ -34,7 +35,7 @@ pub(crate) fn row(
     row
 }
 
-/// A Table of rows. Later events of a watch leave the column definitions out.
+/// Returns a Table of rows. Later events of a watch omit the column definitions.
 #[must_use]
 pub(crate) fn table(resource: &Resource, rows: Vec<Value>, metadata: Value, with_columns: bool) -> Value {
     let definitions = if with_columns { columns::definitions(&resource.columns) } else { Value::Null };

@@ -1,10 +1,63 @@
 //! From a request's body to an object that fits its resource's type.
 
-use http::header;
-use k8s_core::status::ApiStatus;
+use std::sync::Arc;
+
+use bytes::Bytes;
+use futures::{FutureExt, future::BoxFuture};
+use http::{Request, header};
+use http_body::Body as _;
+use http_body_util::BodyExt;
+use k8s_core::{
+    client::{Body, BoxError},
+    status::ApiStatus,
+};
 use serde_json::Value;
 
-use crate::{decode, resources::Resource, server::Call, value::text};
+use crate::{
+    call::Call,
+    decode::{self, MAX_BODY},
+    limits::{Crowded, Ticket},
+    resources::Resource,
+    value::text,
+};
+
+/// Reads a whole body.
+///
+/// # Errors
+/// 413 above the limit, 400 when the connection breaks.
+pub(crate) async fn read_body(request: &mut Request<Body>) -> Result<Bytes, ApiStatus> {
+    let too_large = || {
+        ApiStatus::new(413, "RequestEntityTooLarge", format!("Request entity too large: limit is {MAX_BODY}"))
+    };
+    if request.body().size_hint().lower() > MAX_BODY as u64 {
+        return Err(too_large());
+    }
+    let body = std::mem::replace(request.body_mut(), k8s_core::client::empty_body());
+    match collect(body).await {
+        Ok(body) => {
+            if let Some(ticket) = request.extensions().get::<Arc<Ticket>>()
+                && decode::is_heavy(request.headers(), &body)
+            {
+                ticket.keep(ticket.heavy().await);
+            }
+            Ok(body)
+        }
+        Err(e) if e.is::<http_body_util::LengthLimitError>() => Err(too_large()),
+        Err(e) if e.is::<Crowded>() => Err((&Crowded).into()),
+        Err(e) => Err(ApiStatus::bad_request(format!("read the body: {e}"))),
+    }
+}
+
+/// Boxed, because rustc cannot see that a future over the body's boxed error is `Send`.
+fn collect(body: Body) -> BoxFuture<'static, Result<Bytes, BoxError>> {
+    http_body_util::Limited::new(body, MAX_BODY).collect().map(|done| done.map(|b| b.to_bytes())).boxed()
+}
+
+/// The body's media type.
+pub(crate) fn media_type(call: &Call) -> String {
+    let value = call.headers.get(header::CONTENT_TYPE).and_then(|v| v.to_str().ok()).unwrap_or_default();
+    value.split(';').next().unwrap_or_default().trim().to_owned()
+}
 
 fn handled_as(resource: &Resource, version: &str, why: impl std::fmt::Display) -> ApiStatus {
     let kind = &resource.kind;

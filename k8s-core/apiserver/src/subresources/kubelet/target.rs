@@ -2,16 +2,20 @@
 //!
 //! Guarantee: a user who may write EndpointSlices or pod statuses cannot make the server call loopback, link-local or foreign addresses of its machine.
 
+use std::sync::Arc;
+
 use std::net::{IpAddr, SocketAddr};
 
 use k8s_core::status::ApiStatus;
 use serde_json::Value;
 
 use crate::{
+    call::Call,
+    proxy::{endpoints, is_global_unicast},
     resources::Resource,
-    server::{ApiServer, Call},
+    state::State,
+    storage::current,
     value::{integer, list, text},
-    write::current,
 };
 
 /// The port of a kubelet whose node does not say another.
@@ -40,23 +44,6 @@ fn not_allowed() -> ApiStatus {
 
 fn unavailable(why: String) -> ApiStatus {
     ApiStatus::new(503, "ServiceUnavailable", why)
-}
-
-/// Whether an address is a global unicast one, as Go understands it: private networks are, loopback, link-local, multicast, broadcast and `0.0.0.0` are
-/// not.
-pub(super) fn is_global_unicast(ip: IpAddr) -> bool {
-    match ip.to_canonical() {
-        IpAddr::V4(ip) => {
-            !(ip.is_unspecified()
-                || ip.is_loopback()
-                || ip.is_link_local()
-                || ip.is_multicast()
-                || ip.is_broadcast())
-        }
-        IpAddr::V6(ip) => {
-            !(ip.is_unspecified() || ip.is_loopback() || ip.is_unicast_link_local() || ip.is_multicast())
-        }
-    }
 }
 
 /// The parts of `[scheme:]name[:port]`.
@@ -91,9 +78,9 @@ impl<'a> Id<'a> {
 }
 
 /// Target of `pods/ID/proxy`.
-pub(super) fn of_pod(server: &ApiServer, call: &Call, resource: &Resource) -> Result<Target, ApiStatus> {
+pub(super) fn of_pod(state: &Arc<State>, call: &Call, resource: &Resource) -> Result<Target, ApiStatus> {
     let id = Id::parse(&call.info.name, "pod")?;
-    let (_, pod) = current(server, resource, &resource.key(&call.info.namespace, id.name), id.name)?;
+    let (_, pod) = current(state, resource, &resource.key(&call.info.namespace, id.name), id.name)?;
     let ports = || list(&pod, "/spec/containers").iter().flat_map(|c| list(c, "/ports"));
     let number = match id.port.parse::<u16>() {
         Ok(number) => Some(number),
@@ -110,10 +97,10 @@ pub(super) fn of_pod(server: &ApiServer, call: &Call, resource: &Resource) -> Re
 }
 
 /// Target of `services/ID/proxy`: one of its ready pods.
-pub(super) fn of_service(server: &ApiServer, call: &Call) -> Result<Target, ApiStatus> {
+pub(super) fn of_service(state: &Arc<State>, call: &Call) -> Result<Target, ApiStatus> {
     let id = Id::parse(&call.info.name, "service")?;
     let namespace = &call.info.namespace;
-    let stored = server.inner.store.get("services", &format!("{namespace}/{}", id.name));
+    let stored = state.store.get("services", &format!("{namespace}/{}", id.name));
     let stored = stored.ok_or_else(|| ApiStatus::not_found("", "services", id.name))?;
     let service: Value = serde_json::from_slice(&stored.json).map_err(ApiStatus::internal)?;
     let ports = list(&service, "/spec/ports");
@@ -126,64 +113,30 @@ pub(super) fn of_service(server: &ApiServer, call: &Call) -> Result<Target, ApiS
     let Some(chosen) = chosen else {
         return Err(unavailable(format!("no service port {} found for service {:?}", id.port, id.name)));
     };
-    let found = endpoints(server, namespace, id.name, text(chosen, "/name"))
-        .find(|(endpoint, address)| is_pod_of(server, namespace, endpoint, address.ip()));
+    let found = endpoints(&state.store, namespace, id.name, text(chosen, "/name"))
+        .find(|(endpoint, address)| is_pod_of(state, namespace, endpoint, address.ip()));
     let (_, address) = found
         .ok_or_else(|| unavailable(format!("no endpoints available for service {:?}", call.info.name)))?;
     Ok(Target { address, tls: id.tls })
 }
 
 /// Whether an endpoint's address is that of the pod that it names, in the namespace.
-fn is_pod_of(server: &ApiServer, namespace: &str, endpoint: &Value, ip: IpAddr) -> bool {
+fn is_pod_of(state: &Arc<State>, namespace: &str, endpoint: &Value, ip: IpAddr) -> bool {
     let of = |field: &str| text(endpoint, &format!("/targetRef/{field}"));
     if of("kind") != "Pod" || of("namespace") != namespace || !is_global_unicast(ip) {
         return false;
     }
-    let stored = server.inner.store.get("pods", &format!("{namespace}/{}", of("name")));
+    let stored = state.store.get("pods", &format!("{namespace}/{}", of("name")));
     let Some(pod) = stored.and_then(|s| serde_json::from_slice::<Value>(&s.json).ok()) else { return false };
     let is_it = |text: &str| text.parse::<IpAddr>().is_ok_and(|own| own == ip);
     is_it(text(&pod, "/status/podIP"))
         || list(&pod, "/status/podIPs").iter().any(|one| is_it(text(one, "/ip")))
 }
 
-/// Ready endpoints of a service's port (by name) and their addresses.
-fn endpoints(
-    server: &ApiServer,
-    namespace: &str,
-    service: &str,
-    port: &str,
-) -> impl Iterator<Item = (Value, SocketAddr)> {
-    let slices = server.inner.store.snapshot("endpointslices.discovery.k8s.io");
-    let mut all = Vec::new();
-    for slice in slices.range(&format!("{namespace}/"), "") {
-        if slice.label("kubernetes.io/service-name") != Some(service) {
-            continue;
-        }
-        let Ok(slice) = serde_json::from_slice::<Value>(&slice.json) else { continue };
-        let of_port = list(&slice, "/ports").iter().find(|p| text(p, "/name") == port);
-        let number = of_port.and_then(|p| integer(p, "/port")).and_then(|p| u16::try_from(p).ok());
-        let Some(number) = number else { continue };
-        for endpoint in list(&slice, "/endpoints") {
-            let ip =
-                list(endpoint, "/addresses").first().and_then(Value::as_str).and_then(|ip| ip.parse().ok());
-            if let (Some(ip), true) = (ip, endpoint.pointer("/conditions/ready") != Some(&Value::Bool(false)))
-            {
-                all.push((endpoint.clone(), SocketAddr::new(ip, number)));
-            }
-        }
-    }
-    all.into_iter()
-}
-
-/// An address where a service's port (by name) is answered, for servers that an administrator has registered: these need not be pods.
-pub(crate) fn endpoint(server: &ApiServer, namespace: &str, service: &str, port: &str) -> Option<SocketAddr> {
-    endpoints(server, namespace, service, port).map(|(_, address)| address).next()
-}
-
 /// Target of `nodes/ID/proxy`.
-pub(super) async fn of_node(server: &ApiServer, call: &Call, resource: &Resource) -> Result<Node, ApiStatus> {
+pub(super) async fn of_node(state: &Arc<State>, call: &Call, resource: &Resource) -> Result<Node, ApiStatus> {
     let id = Id::parse(&call.info.name, "node")?;
-    let (_, node) = current(server, resource, id.name, id.name)?;
+    let (_, node) = current(state, resource, id.name, id.name)?;
     let own = integer(&node, "/status/daemonEndpoints/kubeletEndpoint/Port").unwrap_or(KUBELET_PORT);
     let kubelet = [own, KUBELET_PORT].map(|port| port.to_string());
     if id.port.is_empty() || kubelet.iter().any(|port| port == id.port) {
@@ -210,29 +163,6 @@ pub(super) async fn of_node(server: &ApiServer, call: &Call, resource: &Resource
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    #[test]
-    fn addresses_of_this_machine_are_not_global() {
-        for refused in [
-            "127.0.0.1",
-            "127.8.0.1",
-            "0.0.0.0",
-            "169.254.169.254",
-            "224.0.0.1",
-            "255.255.255.255",
-            "::1",
-            "::",
-            "fe80::1",
-            "ff02::1",
-            "::ffff:127.0.0.1",
-            "::ffff:169.254.1.1",
-        ] {
-            assert!(!is_global_unicast(refused.parse().unwrap()), "{refused}");
-        }
-        for allowed in ["10.0.0.1", "192.168.1.1", "8.8.8.8", "fd00::1", "2001:db8::1", "::ffff:10.0.0.1"] {
-            assert!(is_global_unicast(allowed.parse().unwrap()), "{allowed}");
-        }
-    }
 
     #[test]
     fn ids() {

@@ -1,7 +1,9 @@
-//! Whether a definition gets the names that it asks for, and what its status says of it.
+//! Name conflicts of CustomResourceDefinitions, and their status.
 //!
-//! A name belongs to the first definition that has it; names of built-in resources in the same group belong to those. Kind and list kind are names of
-//! their own, apart from plural, singular and short names.
+//! A name belongs to the first definition that has it, or to a built-in resource of the group. Kinds and list
+//! kinds are one set of names; plural, singular and short names are another.
+
+use std::sync::Arc;
 
 use std::collections::HashSet;
 
@@ -10,11 +12,11 @@ use serde_json::{Value, json};
 use super::DEFINITIONS;
 use crate::{
     resources::strategy::extensions::non_structural,
-    server::ApiServer,
+    state::State,
     value::{list, set, text, truth},
 };
 
-/// The names of others in a group.
+/// Names used by others in a group.
 #[derive(Default)]
 struct Taken {
     resources: HashSet<String>,
@@ -37,7 +39,7 @@ fn short_names(names: &Value) -> impl Iterator<Item = String> {
     list(names, "/shortNames").iter().filter_map(Value::as_str).map(str::to_owned)
 }
 
-/// A name that somebody else has.
+/// A name that is taken.
 pub(super) struct Conflict {
     /// Reason of the condition: `PluralConflict` and so on.
     reason: &'static str,
@@ -45,16 +47,16 @@ pub(super) struct Conflict {
 }
 
 /// The names of a definition that others have.
-pub(super) fn conflicts(server: &ApiServer, crd: &Value) -> Vec<Conflict> {
+pub(super) fn conflicts(state: &Arc<State>, crd: &Value) -> Vec<Conflict> {
     let (group, own) = (text(crd, "/spec/group"), text(crd, "/metadata/name"));
     let mut taken = Taken::default();
-    let registry = server.inner.registry.now();
+    let registry = state.registry.now();
     for resource in registry.all().filter(|r| r.group == group && !r.custom) {
         taken.resources.extend([resource.plural.clone(), resource.singular.clone()]);
         taken.resources.extend(resource.short_names.iter().cloned());
         taken.kinds.extend([resource.kind.clone(), resource.list_kind.clone()]);
     }
-    for stored in server.inner.store.snapshot(DEFINITIONS).range("", "").filter(|s| &*s.key != own) {
+    for stored in state.store.snapshot(DEFINITIONS).range("", "").filter(|s| &*s.key != own) {
         let Ok(other) = serde_json::from_slice::<Value>(&stored.json) else { continue };
         if text(&other, "/spec/group") == group {
             taken.add(other.pointer("/status/acceptedNames").unwrap_or(&Value::Null));
@@ -83,12 +85,12 @@ pub(super) fn conflicts(server: &ApiServer, crd: &Value) -> Vec<Conflict> {
     found
 }
 
-/// The status of a definition with these conflicts.
+/// Returns the status of a definition with these conflicts.
 pub(super) fn status(crd: &Value, conflicts: &[Conflict], now: &str) -> Value {
     let accepted = if conflicts.is_empty() {
         condition(crd, "NamesAccepted", true, "NoConflicts", "no conflicts found", now)
     } else {
-        // The condition has room for one; upstream keeps the last.
+        // The condition has room for one conflict; as upstream, the last.
         let (reason, message) = conflicts.last().map_or(("", ""), |c| (c.reason, c.message.as_str()));
         condition(crd, "NamesAccepted", false, reason, message, now)
     };
@@ -123,14 +125,14 @@ pub(super) fn status(crd: &Value, conflicts: &[Conflict], now: &str) -> Value {
     json!({"conditions": conditions, "acceptedNames": names, "storedVersions": versions})
 }
 
-/// Whether a status says that objects are served.
+/// Returns true if the status says that objects are served.
 pub(super) fn is_established(status: &Value) -> bool {
     list(status, "/conditions")
         .iter()
         .any(|c| text(c, "/type") == "Established" && text(c, "/status") == "True")
 }
 
-/// A definition with the names that it got.
+/// Returns the definition with its accepted names.
 pub(super) fn accepted(crd: &Value, status: &Value) -> Value {
     let mut accepted = crd.clone();
     if let Some(names) = status.get("acceptedNames") {
@@ -139,7 +141,7 @@ pub(super) fn accepted(crd: &Value, status: &Value) -> Value {
     accepted
 }
 
-/// Says in the status that the definition is going.
+/// Sets the Terminating condition.
 pub(super) fn terminating(crd: &mut Value, waits: bool, now: &str) {
     let (going, reason, message) = if waits {
         (true, "InstanceDeletionInProgress", "CustomResource deletion is in progress")

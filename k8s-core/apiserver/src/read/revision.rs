@@ -1,28 +1,28 @@
-//! The moment that a list is taken from: `resourceVersion`, `resourceVersionMatch` and continue tokens.
+//! The revision of a list: `resourceVersion`, `resourceVersionMatch` and continue tokens.
 
 use base64::{Engine, engine::general_purpose::URL_SAFE_NO_PAD as B64};
 use k8s_core::{api::apimachinery::pkg::apis::meta::v1::StatusCause, status::ApiStatus};
 use k8s_store::Store;
 use serde::{Deserialize, Serialize};
 
-use crate::{invalid::FieldErrors, server::Call};
+use crate::{call::Call, invalid::FieldErrors};
 
-/// Where a list goes on. Clients see it as an opaque text.
+/// A continue token: the position in a paged list. Opaque for clients.
 #[derive(Debug, Deserialize, PartialEq, Serialize)]
 pub(super) struct Continue {
     v: Form,
-    /// The revision that all pages show.
+    /// Revision of all pages.
     #[serde(rename = "rv")]
     pub(super) revision: u64,
-    /// The last key of the page before.
+    /// Last key of the previous page.
     #[serde(rename = "start")]
     pub(super) after: String,
-    /// How many objects the pages before had.
+    /// Number of objects in the previous pages.
     #[serde(rename = "n")]
     pub(super) given: usize,
 }
 
-/// The token's layout.
+/// Format version of the token.
 #[derive(Debug, Deserialize, PartialEq, Serialize)]
 enum Form {
     #[serde(rename = "meta.k8s.io/v1")]
@@ -34,10 +34,10 @@ impl Continue {
         Continue { v: Form::V1, revision, after: after.to_owned(), given }
     }
 
-    /// Reads what [`Continue::encode`] wrote.
+    /// Decodes a token of [`Continue::encode`].
     ///
     /// # Errors
-    /// 400 for anything else.
+    /// 400 for any other text.
     pub(super) fn decode(token: &str) -> Result<Self, ApiStatus> {
         let bad = |why: String| {
             ApiStatus::bad_request(format!("invalid continue token: continue key is not valid: {why}"))
@@ -52,26 +52,26 @@ impl Continue {
     }
 
     pub(super) fn encode(&self) -> String {
-        // Two numbers and two texts always have a JSON form.
+        // Numbers and strings always encode as JSON.
         B64.encode(serde_json::to_vec(self).unwrap_or_default())
     }
 }
 
-/// The moment that a list shows.
+/// The state that a list returns.
 #[derive(Debug, PartialEq)]
 pub(super) enum Moment {
     /// The newest state.
     Newest,
-    /// The state at this revision, and no other.
+    /// Exactly the state at this revision.
     Exact(u64),
     /// The next page of a list.
     Next(Continue),
 }
 
-/// The moment that a list request asks for.
+/// Returns the state that a list request asks for.
 ///
 /// # Errors
-/// 400 or 422 for options that make no sense, 504 for a revision that is not yet there.
+/// 400 or 422 for invalid options, 504 for a revision in the future.
 pub(super) fn of_list(call: &Call, store: &Store) -> Result<Moment, ApiStatus> {
     let (version, matching, token) = (
         call.query.get("resourceVersion"),
@@ -114,7 +114,7 @@ pub(super) fn of_list(call: &Call, store: &Store) -> Result<Moment, ApiStatus> {
         return Continue::decode(token).map(Moment::Next);
     }
     let wanted = parse(version)?;
-    // A limited list of a revision has always meant that revision.
+    // By convention, a limited list at a revision means exactly that revision.
     let limited = call.query.number("limit").is_some_and(|limit| limit > 0);
     let exact = matching == "Exact" || (matching.is_empty() && wanted > 0 && limited);
     if let Some(status) = in_the_future(wanted, store) {
@@ -123,10 +123,10 @@ pub(super) fn of_list(call: &Call, store: &Store) -> Result<Moment, ApiStatus> {
     Ok(if exact { Moment::Exact(wanted) } else { Moment::Newest })
 }
 
-/// The revision that a watch asks for, and whether it is to begin with the objects that there are.
+/// Returns the start revision of a watch, and whether it begins with the current objects.
 ///
 /// # Errors
-/// 400 or 422 for options that make no sense, 504 for initial events of a revision that is not yet there.
+/// 400 or 422 for invalid options, 504 for initial events of a revision in the future.
 pub(super) fn of_watch(call: &Call, store: &Store) -> Result<(u64, bool), ApiStatus> {
     let (version, matching) = (call.query.get("resourceVersion"), call.query.get("resourceVersionMatch"));
     let initial = call.query.has("sendInitialEvents");
@@ -176,7 +176,7 @@ fn parse(version: &str) -> Result<u64, ApiStatus> {
     })
 }
 
-/// The 504 for a revision that is yet to come.
+/// Returns 504 for a revision in the future.
 fn in_the_future(wanted: u64, store: &Store) -> Option<ApiStatus> {
     let newest = store.revision();
     let cause = StatusCause {

@@ -1,5 +1,7 @@
 //! Subresources that are not the object itself: status and scale, binding, eviction, tokens, finalize, and everything that leads to a kubelet.
 
+mod kubelet;
+
 use std::sync::Arc;
 
 use http::{Request, Response, StatusCode};
@@ -7,17 +9,21 @@ use k8s_core::{client::Body, status::ApiStatus};
 use serde_json::{Value, json};
 
 use crate::{
+    body::{decode_body, read_body},
+    call::Call,
+    errors::{modified, precondition, store_failure},
     invalid::FieldErrors,
     resources::{Resource, columns::selector_text, strategy::pod},
     respond,
-    server::{ApiServer, Call, read_body},
+    state::State,
+    storage::{TRIES, current, put, timestamp},
     value::{integer, list, set, text},
-    write::{self, Change, current, decode_body, modify, timestamp},
+    write::{self, Change, modify},
 };
 
 /// Answers a request for a subresource that the resource has.
 pub(crate) async fn handle(
-    server: &ApiServer,
+    state: &Arc<State>,
     call: &Call,
     resource: &Arc<Resource>,
     request: &mut Request<Body>,
@@ -25,38 +31,39 @@ pub(crate) async fn handle(
     let part = call.info.subresource.as_str();
     match (part, call.info.verb.as_str()) {
         ("log" | "exec" | "attach" | "portforward" | "proxy", _) => {
-            crate::proxy::handle(server, call, resource, request).await
+            kubelet::handle(state, call, resource, request).await
         }
         ("status" | "approval" | "resize" | "ephemeralcontainers", "get") => {
-            crate::read::get(server, call, resource)
+            crate::read::get(state, call, resource)
         }
         ("status" | "approval" | "resize" | "ephemeralcontainers", "update") => {
             let body = read_body(request).await?;
-            write::update(server, call, resource, &body).await
+            write::update(state, call, resource, &body).await
         }
         ("status" | "approval" | "resize" | "ephemeralcontainers", "patch") => {
             let body = read_body(request).await?;
-            write::patch(server, call, resource, &body).await
+            write::patch(state, call, resource, &body).await
         }
         ("scale", verb) => {
             let body = read_body(request).await?;
-            scale(server, call, resource, verb, &body).await
+            scale(state, call, resource, verb, &body).await
         }
         ("binding", "create") => {
             let body = read_body(request).await?;
-            binding(server, call, resource, &body).await
+            let (object, _) = decode_body(call, "Binding", &body)?;
+            bind(state, call, resource, &call.info.name, &object).await
         }
         ("eviction", "create") => {
             let body = read_body(request).await?;
-            eviction(server, call, resource, &body).await
+            eviction(state, call, resource, &body).await
         }
         ("token", "create") => {
             let body = read_body(request).await?;
-            crate::tokens::request(server, call, resource, &body)
+            crate::tokens::request(state, call, resource, &body)
         }
         ("finalize", "update") => {
             let body = read_body(request).await?;
-            finalize(server, call, resource, &body).await
+            finalize(state, call, resource, &body).await
         }
         _ => Err(ApiStatus::method_not_allowed()),
     }
@@ -90,7 +97,7 @@ fn scale_version(resource: &Resource) -> String {
 }
 
 async fn scale(
-    server: &ApiServer,
+    state: &Arc<State>,
     call: &Call,
     resource: &Arc<Resource>,
     verb: &str,
@@ -99,10 +106,10 @@ async fn scale(
     let key = resource.key(&call.info.namespace, &call.info.name);
     let Some(paths) = resource.scale.clone() else { return Err(ApiStatus::no_resource()) };
     if verb == "get" {
-        let (_, object) = current(server, resource, &key, &call.info.name)?;
+        let (_, object) = current(state, resource, &key, &call.info.name)?;
         return Ok(respond::json_value(StatusCode::OK, &scale_of(resource, &object)));
     }
-    let dry_run = write::dry_run(call, "UpdateOptions")?;
+    let dry_run = crate::call::dry_run(call, "UpdateOptions")?;
     let change: write::PatchFunction = match verb {
         "update" => {
             let (wanted, _) = decode_body(call, "Scale", body)?;
@@ -112,7 +119,7 @@ async fn scale(
             })
         }
         "patch" => {
-            let media = write::media_type(call);
+            let media = crate::body::media_type(call);
             let media = if media == "application/strategic-merge-patch+json"
                 || media == "application/apply-patch+yaml"
             {
@@ -125,7 +132,7 @@ async fn scale(
         }
         _ => return Err(ApiStatus::method_not_allowed()),
     };
-    let bytes = modify(server, call, resource, dry_run, &|old| {
+    let bytes = modify(state, call, resource, dry_run, &|old| {
         let mut scale = scale_of(resource, old);
         let before = text(&scale, "/metadata/resourceVersion").to_owned();
         change(&mut scale)?;
@@ -163,16 +170,40 @@ fn created() -> Response<Body> {
     respond::json_value(StatusCode::CREATED, &status)
 }
 
-/// `pods/<name>/binding`: the scheduler places a pod.
-async fn binding(
-    server: &ApiServer,
+/// POST of the collection `bindings`: as `pods/NAME/binding`, with the pod's name in the Binding's metadata.
+///
+/// # Errors
+/// 400 for a Binding without a name or of another namespace, else those of `pods/NAME/binding`.
+pub(crate) async fn create_binding(
+    state: &Arc<State>,
+    call: &Call,
+    request: &mut Request<Body>,
+) -> Result<Response<Body>, ApiStatus> {
+    let body = read_body(request).await?;
+    let (binding, _) = decode_body(call, "Binding", &body)?;
+    let (namespace, name) = (text(&binding, "/metadata/namespace"), text(&binding, "/metadata/name"));
+    if !namespace.is_empty() && namespace != call.info.namespace {
+        return Err(ApiStatus::bad_request(
+            "the namespace of the provided object does not match the namespace sent on the request",
+        ));
+    }
+    if name.is_empty() {
+        return Err(ApiStatus::bad_request("Name parameter required."));
+    }
+    let pods = call.registry.find("", "v1", "pods").ok_or_else(ApiStatus::no_resource)?;
+    bind(state, call, pods, name, &binding).await
+}
+
+/// Places a pod on the node that a Binding names.
+async fn bind(
+    state: &Arc<State>,
     call: &Call,
     resource: &Arc<Resource>,
-    body: &[u8],
+    name: &str,
+    binding: &Value,
 ) -> Result<Response<Body>, ApiStatus> {
-    let (binding, _) = decode_body(call, "Binding", body)?;
-    let node = text(&binding, "/target/name").to_owned();
-    let kind = text(&binding, "/target/kind");
+    let node = text(binding, "/target/name").to_owned();
+    let kind = text(binding, "/target/kind");
     if !["", "Node"].contains(&kind) || node.is_empty() {
         let mut errors = FieldErrors::default();
         if node.is_empty() {
@@ -181,30 +212,29 @@ async fn binding(
         if !["", "Node"].contains(&kind) {
             errors.not_supported("target.kind", kind, &["Node"]);
         }
-        return Err(errors.into_status("", "Binding", &call.info.name));
+        return Err(errors.into_status("", "Binding", name));
     }
-    let uid = text(&binding, "/metadata/uid").to_owned();
-    let annotations = crate::value::map(&binding, "/metadata/annotations").cloned();
-    let dry_run = write::dry_run(call, "CreateOptions")?;
-    let name = &call.info.name;
+    let uid = text(binding, "/metadata/uid").to_owned();
+    let annotations = crate::value::map(binding, "/metadata/annotations").cloned();
+    let dry_run = crate::call::dry_run(call, "CreateOptions")?;
     let key = resource.key(&call.info.namespace, name);
-    for _ in 0..write::TRIES {
-        let (stored, old) = current(server, resource, &key, name)?;
+    for _ in 0..TRIES {
+        let (stored, old) = current(state, resource, &key, name)?;
         if !uid.is_empty() && uid != *stored.uid {
-            return Err(write::precondition(resource, &key, name, &uid, &stored.uid));
+            return Err(precondition(resource, &key, name, &uid, &stored.uid));
         }
         let mut new = old;
-        let now = timestamp(server.inner.clock.now());
+        let now = timestamp(state.clock.now());
         pod::bind(&mut new, &node, annotations.as_ref(), &now)
             .map_err(|why| ApiStatus::conflict("", "pods/binding", name, &why))?;
         if dry_run {
             return Ok(created());
         }
         let expect = k8s_store::Expect::Revision(stored.revision);
-        match write::put(server, resource, &key, expect, &new).await {
+        match put(state, resource, &key, expect, &new).await {
             Ok(_) => return Ok(created()),
             Err(k8s_store::StoreError::Conflict { .. }) => {}
-            Err(e) => return Err(write::store_failure(resource, name, &e)),
+            Err(e) => return Err(store_failure(resource, name, &e)),
         }
     }
     Err(ApiStatus::conflict("", "pods/binding", name, "the pod changes too fast"))
@@ -212,7 +242,7 @@ async fn binding(
 
 /// `pods/<name>/eviction`: a deletion that PodDisruptionBudgets may refuse.
 async fn eviction(
-    server: &ApiServer,
+    state: &Arc<State>,
     call: &Call,
     resource: &Arc<Resource>,
     body: &[u8],
@@ -225,18 +255,18 @@ async fn eviction(
     }
     let nothing = json!({});
     let options = crate::delete::parse(call, eviction.get("deleteOptions").unwrap_or(&nothing))?;
-    let (_, pod) = current(server, resource, &resource.key(namespace, name), name)?;
+    let (_, pod) = current(state, resource, &resource.key(namespace, name), name)?;
     let waiting = ["Succeeded", "Failed", "Pending"].contains(&text(&pod, "/status/phase"));
     if !waiting && pod.pointer("/metadata/deletionTimestamp").is_none() {
-        budget(server, call, namespace, &pod, options.dry_run).await?;
+        budget(state, call, namespace, &pod, options.dry_run).await?;
     }
-    crate::delete::with(server, call, resource, &options).await?;
+    crate::delete::with(state, call, resource, &options).await?;
     Ok(created())
 }
 
 /// Takes one disruption from the budgets that cover a pod; in a dry run, only looks whether there is one.
 async fn budget(
-    server: &ApiServer,
+    state: &Arc<State>,
     call: &Call,
     namespace: &str,
     pod: &Value,
@@ -246,10 +276,10 @@ async fn budget(
         return Ok(());
     };
     let labels = |key: &str| pod.pointer("/metadata/labels").and_then(|l| l.get(key)).and_then(Value::as_str);
-    let snapshot = server.inner.store.snapshot(&budgets.storage);
+    let snapshot = state.store.snapshot(&budgets.storage);
     for stored in snapshot.range(&format!("{namespace}/"), "") {
-        for _ in 0..write::TRIES {
-            let Ok((stored, mut budget)) = current(server, &budgets, &stored.key, stored.name()) else {
+        for _ in 0..TRIES {
+            let Ok((stored, mut budget)) = current(state, &budgets, &stored.key, stored.name()) else {
                 break;
             };
             let covers = budget
@@ -284,7 +314,7 @@ async fn budget(
             }
             set(&mut budget, "/status/disruptionsAllowed", (allowed - 1).into());
             let expect = k8s_store::Expect::Revision(stored.revision);
-            if write::put(server, &budgets, &stored.key, expect, &budget).await.is_ok() {
+            if put(state, &budgets, &stored.key, expect, &budget).await.is_ok() {
                 break;
             }
         }
@@ -294,40 +324,37 @@ async fn budget(
 
 /// `namespaces/<name>/finalize`: what keeps a namespace is taken off.
 async fn finalize(
-    server: &ApiServer,
+    state: &Arc<State>,
     call: &Call,
     resource: &Arc<Resource>,
     body: &[u8],
 ) -> Result<Response<Body>, ApiStatus> {
-    let dry_run = write::dry_run(call, "UpdateOptions")?;
+    let dry_run = crate::call::dry_run(call, "UpdateOptions")?;
     let (wanted, _) = decode_body(call, "Namespace", body)?;
     let name = call.info.name.as_str();
-    for _ in 0..write::TRIES {
-        let (stored, old) = current(server, resource, name, name)?;
+    for _ in 0..TRIES {
+        let (stored, old) = current(state, resource, name, name)?;
         let version = text(&wanted, "/metadata/resourceVersion");
         if !version.is_empty() && version != stored.revision.to_string() {
-            return Err(ApiStatus::conflict(
-                "",
-                "namespaces",
-                name,
-                "the object has been modified; please apply your changes to the latest version and try again",
-            ));
+            return Err(modified(resource, name));
         }
         let mut new = old.clone();
         set(&mut new, "/spec/finalizers", list(&wanted, "/spec/finalizers").to_vec().into());
         if dry_run {
             let json = crate::value::encode(&new).into();
-            return write::object_response(server, call, resource, StatusCode::OK, &json);
+            return crate::read::object_response(state, call, resource, StatusCode::OK, &json);
         }
-        let result = if crate::delete::is_finished(resource, &new) {
-            crate::delete::remove(server, resource, name, stored.revision, &new).await
+        let result = if crate::storage::is_finished(resource, &new) {
+            crate::storage::remove(state, resource, name, stored.revision, &new).await
         } else {
-            write::put(server, resource, name, k8s_store::Expect::Revision(stored.revision), &new).await
+            put(state, resource, name, k8s_store::Expect::Revision(stored.revision), &new).await
         };
         match result {
-            Ok(done) => return write::object_response(server, call, resource, StatusCode::OK, &done.json),
+            Ok(done) => {
+                return crate::read::object_response(state, call, resource, StatusCode::OK, &done.json);
+            }
             Err(k8s_store::StoreError::Conflict { .. }) => {}
-            Err(e) => return Err(write::store_failure(resource, name, &e)),
+            Err(e) => return Err(store_failure(resource, name, &e)),
         }
     }
     Err(ApiStatus::conflict("", "namespaces", name, "the object has been modified"))

@@ -1,13 +1,15 @@
 //! APIServices of the versions that this server answers for itself, so that clients see all versions in one list.
 
+use std::sync::Arc;
+
 use k8s_store::Expect;
 use serde_json::json;
 
 use super::STORAGE;
 use crate::{
-    server::ApiServer,
+    state::State,
+    storage::{put, timestamp},
     value::text,
-    write::{put, timestamp},
 };
 
 /// Upstream's priorities of the groups that it serves; groups of custom resources have [`CUSTOM`].
@@ -39,11 +41,10 @@ const CUSTOM: i64 = 1000;
 const MANAGED: &str = "kube-aggregator.kubernetes.io/automanaged";
 
 /// Makes the APIServices that are missing, and removes its own of versions that it no longer serves.
-pub(crate) async fn register(server: &ApiServer) {
-    let inner = &server.inner;
-    let registry = inner.registry.now();
+pub(crate) async fn register(state: &Arc<State>) {
+    let registry = state.registry.now();
     let Some(resource) = registry.find("apiregistration.k8s.io", "v1", "apiservices") else { return };
-    let now = timestamp(inner.clock.now());
+    let now = timestamp(state.clock.now());
     let mut names = Vec::new();
     let mut missing = Vec::new();
     // What answers for APIServices is not itself one of them.
@@ -51,7 +52,7 @@ pub(crate) async fn register(server: &ApiServer) {
         let built_in = PRIORITIES.iter().find(|(g, _)| g == group);
         for (i, version) in versions.iter().enumerate() {
             let name = format!("{version}.{group}");
-            if inner.store.get(STORAGE, &name).is_none() {
+            if state.store.get(STORAGE, &name).is_none() {
                 let group_priority = built_in.map_or(CUSTOM, |(_, p)| *p);
                 let version_priority = (100 - i64::try_from(i).unwrap_or(0)).max(1);
                 let managed = if built_in.is_some() { "onstart" } else { "true" };
@@ -68,14 +69,14 @@ pub(crate) async fn register(server: &ApiServer) {
     // All at once, so that they share flushes; somebody who was faster has made the same.
     let writes = missing.iter().map(|service| {
         let key = text(service, "/metadata/name");
-        put(server, resource, key, Expect::Absent, service)
+        put(state, resource, key, Expect::Absent, service)
     });
     futures::future::join_all(writes).await;
-    for stored in inner.store.snapshot(STORAGE).range("", "") {
+    for stored in state.store.snapshot(STORAGE).range("", "") {
         let own = stored.label(MANAGED).is_some();
         if own && !names.contains(&stored.key.to_string()) {
             let json = stored.json.clone();
-            let _ = inner.store.delete(STORAGE, &stored.key, stored.revision, |_| json).await;
+            let _ = state.store.delete(STORAGE, &stored.key, stored.revision, |_| json).await;
         }
     }
 }

@@ -5,19 +5,19 @@ use std::{borrow::Cow, sync::Arc, time::Duration};
 use jiff::Timestamp;
 use serde::Deserialize;
 
-use crate::server::Inner;
+use crate::state::State;
 
 /// How long an event is kept after it last happened.
 const EVENT_LIFE: Duration = Duration::from_secs(3600);
 
 /// Starts to sweep, until the server is gone.
-pub(crate) fn start(inner: &Arc<Inner>) {
-    let (weak, every) = (Arc::downgrade(inner), inner.pace.sweep_every);
+pub(crate) fn start(state: &Arc<State>) {
+    let (weak, every) = (Arc::downgrade(state), state.pace.sweep_every);
     tokio::spawn(async move {
         loop {
             tokio::time::sleep(every).await;
-            let Some(inner) = weak.upgrade() else { return };
-            sweep(&inner).await;
+            let Some(state) = weak.upgrade() else { return };
+            sweep(&state).await;
         }
     });
 }
@@ -58,15 +58,15 @@ fn last_time(json: &[u8]) -> Option<Timestamp> {
     all.into_iter().flatten().find_map(|time| time.parse().ok())
 }
 
-async fn sweep(inner: &Inner) {
-    let now = inner.clock.now();
-    for stored in inner.store.snapshot("events").range("", "") {
+async fn sweep(state: &State) {
+    let now = state.clock.now();
+    for stored in state.store.snapshot("events").range("", "") {
         let old = last_time(&stored.json)
             .is_some_and(|t| now.duration_since(t).as_secs() > EVENT_LIFE.as_secs().cast_signed());
         if old {
             let json = stored.json.clone();
             // Somebody who changed it meanwhile keeps it.
-            let _ = inner.store.delete("events", &stored.key, stored.revision, |_| json).await;
+            let _ = state.store.delete("events", &stored.key, stored.revision, |_| json).await;
         }
     }
 }

@@ -5,30 +5,86 @@ pub(crate) mod reshape;
 
 use std::sync::Arc;
 
+use async_trait::async_trait;
 use k8s_store::{Expect, Stored};
 use serde_json::Value;
 
 use crate::{
-    aggregate,
-    resources::{Resource, custom, is_built_in},
-    server::{ApiServer, meta_of},
+    blocking::run_blocking_if,
+    resources::{Resource, custom, is_built_in, meta_of},
+    state::{Observer, State},
+    storage::{put, timestamp},
     value::{Unversioned, list, set, text},
-    write::{put, timestamp},
 };
 
 const DEFINITIONS: &str = "customresourcedefinitions.apiextensions.k8s.io";
 const THIRD_PARTY: &str = "thirdpartyresources.extensions";
 /// Keeps a definition until its objects are gone.
-pub(crate) const CLEANUP: &str = "customresourcecleanup.apiextensions.k8s.io";
+const CLEANUP: &str = "customresourcecleanup.apiextensions.k8s.io";
 
-/// Called with every object that was written.
-pub(crate) async fn after_write(server: &ApiServer, resource: &Resource, stored: &Arc<Stored>) {
+/// Serves what the definitions in the store define.
+pub(crate) fn load_definitions(state: &State) {
+    for kind in ["customresourcedefinitions.apiextensions.k8s.io", "thirdpartyresources.extensions"] {
+        for stored in state.store.snapshot(kind).range("", "") {
+            if let Ok(object) = serde_json::from_slice(&stored.json) {
+                define(state, &object);
+            }
+        }
+    }
+}
+
+/// Serves what a definition (as stored) defines.
+fn define(state: &State, definition: &Value) {
+    let (kind, name) = (text(definition, "/kind"), text(definition, "/metadata/name"));
+    let made: Vec<Arc<Resource>> = match kind {
+        "CustomResourceDefinition" => custom::from_definition(definition),
+        _ => custom::from_third_party(definition),
+    };
+    let before = state.registry.now();
+    let stored = made.iter().find(|r| r.is_storage_version()).cloned();
+    state.registry.define(&format!("{kind}/{name}"), made);
+    if let Some(now) = stored {
+        let was = before.find(&now.group, &now.version, &now.plural);
+        if reshape::differs(&now, was.map(|r| &**r)) {
+            run_blocking_if(true, || reshape::all(&state.store, &now));
+        }
+    }
+    state.open_api.lock().unwrap_or_else(std::sync::PoisonError::into_inner).clear();
+    state.redefined.notify_one();
+}
+
+/// Stops to serve what a definition defined.
+fn undefine(state: &State, kind: &str, name: &str) {
+    state.registry.define(&format!("{kind}/{name}"), Vec::new());
+    state.open_api.lock().unwrap_or_else(std::sync::PoisonError::into_inner).clear();
+    state.redefined.notify_one();
+}
+
+/// Serves what stored definitions define.
+pub(crate) struct Definitions;
+
+#[async_trait]
+impl Observer for Definitions {
+    fn observes(&self, resource: &Resource) -> bool {
+        resource.custom || [DEFINITIONS, THIRD_PARTY].contains(&&*resource.storage)
+    }
+
+    async fn after_write(&self, state: &Arc<State>, resource: &Resource, stored: &Arc<Stored>) {
+        after_write(state, resource, stored).await;
+    }
+
+    async fn after_delete(&self, state: &Arc<State>, resource: &Resource, object: &Value) {
+        after_delete(state, resource, object).await;
+    }
+}
+
+/// Acts on a written definition.
+async fn after_write(state: &Arc<State>, resource: &Resource, stored: &Arc<Stored>) {
     match &*resource.storage {
         DEFINITIONS => {}
-        aggregate::STORAGE => return aggregate::after_write(server, stored),
         THIRD_PARTY => {
             if let Ok(object) = serde_json::from_slice(&stored.json) {
-                server.inner.define(&object);
+                define(state, &object);
             }
             return;
         }
@@ -38,16 +94,16 @@ pub(crate) async fn after_write(server: &ApiServer, resource: &Resource, stored:
     if crd.pointer("/metadata/deletionTimestamp").is_some() {
         if names::is_established(crd.get("status").unwrap_or(&Value::Null)) {
             // Still served, but for new objects.
-            server.inner.define(&names::accepted(&crd, &crd["status"]));
+            define(state, &names::accepted(&crd, &crd["status"]));
         }
-        clean_up(server, resource, &crd, stored.revision).await;
+        clean_up(state, resource, &crd, stored.revision).await;
         return;
     }
-    let now = timestamp(server.inner.clock.now());
-    let conflicts = names::conflicts(server, &crd);
+    let now = timestamp(state.clock.now());
+    let conflicts = names::conflicts(state, &crd);
     let status = names::status(&crd, &conflicts, &now);
     if names::is_established(&status) {
-        server.inner.define(&names::accepted(&crd, &status));
+        define(state, &names::accepted(&crd, &status));
     }
     let mut new = crd.clone();
     let finalizers = list(&crd, "/metadata/finalizers");
@@ -61,40 +117,33 @@ pub(crate) async fn after_write(server: &ApiServer, resource: &Resource, stored:
         set(&mut new, "/metadata/finalizers", all.into());
     }
     // Somebody who wrote meanwhile comes through here as well.
-    let _ = put(server, resource, &stored.key, Expect::Revision(stored.revision), &new).await;
+    let _ = put(state, resource, &stored.key, Expect::Revision(stored.revision), &new).await;
 }
 
-/// Whether somebody has to read the objects of a resource when they go: [`after_delete`], or who gives back their addresses.
-pub(crate) fn is_read_at_its_end(resource: &Resource) -> bool {
-    let read = ["namespaces", "services", DEFINITIONS, aggregate::STORAGE, THIRD_PARTY];
-    resource.custom || read.contains(&&*resource.storage)
-}
-
-/// Called with every object that was deleted, if [`is_read_at_its_end`].
-pub(crate) async fn after_delete(server: &ApiServer, resource: &Resource, object: &Value) {
+/// Acts on a deleted definition, and on a deleted custom object whose definition may wait for it.
+async fn after_delete(state: &Arc<State>, resource: &Resource, object: &Value) {
     match &*resource.storage {
         DEFINITIONS => {
-            server.inner.undefine("CustomResourceDefinition", text(object, "/metadata/name"));
-            Box::pin(reconsider(server, text(object, "/spec/group"))).await;
+            undefine(state, "CustomResourceDefinition", text(object, "/metadata/name"));
+            Box::pin(reconsider(state, text(object, "/spec/group"))).await;
         }
-        aggregate::STORAGE => aggregate::after_delete(server, object),
         THIRD_PARTY => {
-            server.inner.undefine("ThirdPartyResource", text(object, "/metadata/name"));
+            undefine(state, "ThirdPartyResource", text(object, "/metadata/name"));
             for made in custom::from_third_party(object).iter().take(1) {
-                remove_all(server, &made.storage).await;
+                remove_all(state, &made.storage).await;
             }
         }
-        storage if resource.custom => Box::pin(resume(server, storage)).await,
+        storage if resource.custom => Box::pin(resume(state, storage)).await,
         _ => {}
     }
 }
 
 /// Removes what a ThirdPartyResource defined, as its deletion did in its time.
-async fn remove_all(server: &ApiServer, storage: &str) {
+async fn remove_all(state: &Arc<State>, storage: &str) {
     if is_built_in(storage) {
         return;
     }
-    let store = &server.inner.store;
+    let store = &state.store;
     for stored in store.snapshot(storage).range("", "") {
         let json = stored.json.clone();
         let _ = store.delete(storage, &stored.key, stored.revision, |_| json).await;
@@ -102,28 +151,28 @@ async fn remove_all(server: &ApiServer, storage: &str) {
 }
 
 /// Looks again at the definitions of a group that did not get their names: one that had them has gone.
-async fn reconsider(server: &ApiServer, group: &str) {
-    let registry = server.inner.registry.now();
+async fn reconsider(state: &Arc<State>, group: &str) {
+    let registry = state.registry.now();
     let Some(resource) = registry.find("apiextensions.k8s.io", "v1", "customresourcedefinitions") else {
         return;
     };
-    for stored in server.inner.store.snapshot(DEFINITIONS).range("", "") {
+    for stored in state.store.snapshot(DEFINITIONS).range("", "") {
         let Ok(crd) = serde_json::from_slice::<Value>(&stored.json) else { continue };
         let refused = list(&crd, "/status/conditions")
             .iter()
             .any(|c| text(c, "/type") == "NamesAccepted" && text(c, "/status") == "False");
         if refused && text(&crd, "/spec/group") == group {
-            after_write(server, resource, stored).await;
+            after_write(state, resource, stored).await;
         }
     }
 }
 
 /// Deletes the objects of a definition that is to go, then lets it go. Objects with finalizers are marked and waited for: the last of them to go comes
 /// through [`after_delete`].
-async fn clean_up(server: &ApiServer, resource: &Resource, crd: &Value, revision: u64) {
+async fn clean_up(state: &Arc<State>, resource: &Resource, crd: &Value, revision: u64) {
     let storage = storage_of(crd);
-    let store = &server.inner.store;
-    let now = timestamp(server.inner.clock.now());
+    let store = &state.store;
+    let now = timestamp(state.clock.now());
     // A definition that never got its names has no objects: those of that name are somebody else's.
     let owns = names::is_established(crd.get("status").unwrap_or(&Value::Null)) && !is_built_in(&storage);
     let objects = || store.snapshot(&storage);
@@ -150,10 +199,10 @@ async fn clean_up(server: &ApiServer, resource: &Resource, crd: &Value, revision
         set(&mut new, "/metadata/finalizers", left.into());
     }
     let name = text(crd, "/metadata/name");
-    if crate::delete::is_finished(resource, &new) {
-        let _ = Box::pin(crate::delete::remove(server, resource, name, revision, &new)).await;
+    if crate::storage::is_finished(resource, &new) {
+        let _ = Box::pin(crate::storage::remove(state, resource, name, revision, &new)).await;
     } else if new != *crd {
-        let _ = put(server, resource, name, Expect::Revision(revision), &new).await;
+        let _ = put(state, resource, name, Expect::Revision(revision), &new).await;
     }
 }
 
@@ -163,12 +212,12 @@ fn storage_of(crd: &Value) -> String {
 }
 
 /// Goes on with a definition that waits for its last objects to go, one of which has.
-async fn resume(server: &ApiServer, storage: &str) {
-    let Some(stored) = server.inner.store.get(DEFINITIONS, storage) else { return };
+async fn resume(state: &Arc<State>, storage: &str) {
+    let Some(stored) = state.store.get(DEFINITIONS, storage) else { return };
     let Ok(crd) = serde_json::from_slice::<Value>(&stored.json) else { return };
-    let registry = server.inner.registry.now();
+    let registry = state.registry.now();
     let resource = registry.find("apiextensions.k8s.io", "v1", "customresourcedefinitions");
     if let (Some(resource), true) = (resource, crd.pointer("/metadata/deletionTimestamp").is_some()) {
-        clean_up(server, resource, &crd, stored.revision).await;
+        clean_up(state, resource, &crd, stored.revision).await;
     }
 }

@@ -1,4 +1,4 @@
-//! What may be asked of a container's log (`PodLogOptions`), checked before a node is asked.
+//! Validation of log options (`PodLogOptions`) before the kubelet is called.
 
 use k8s_core::status::ApiStatus;
 
@@ -6,10 +6,10 @@ use crate::{invalid::FieldErrors, request::Query};
 
 const STREAMS: [&str; 3] = ["All", "Stdout", "Stderr"];
 
-/// A number among the options.
+/// Parses a number.
 ///
 /// # Errors
-/// 400 for what is no number.
+/// 400 if it is not a number.
 fn number(query: &Query, name: &str) -> Result<Option<i64>, ApiStatus> {
     let text = query.get(name);
     if text.is_empty() {
@@ -19,10 +19,10 @@ fn number(query: &Query, name: &str) -> Result<Option<i64>, ApiStatus> {
     text.parse().map(Some).map_err(bad)
 }
 
-/// Checks the options of a request for the log of a pod's container.
+/// Validates the options of a log request.
 ///
 /// # Errors
-/// 400 for what cannot be read, 422 with all that is wrong.
+/// 400 for malformed options, 422 with all invalid ones.
 pub(super) fn check(query: &Query, pod: &str) -> Result<(), ApiStatus> {
     let tail = number(query, "tailLines")?;
     let mut errors = FieldErrors::default();

@@ -1,51 +1,59 @@
-//! Role escalation: nobody grants rights that they do not hold.
+//! RoleEscalation: nobody grants rights that they do not hold.
 //!
-//! Every write of a role or binding comes through [`check`] (create, update, patch, apply, dry run), after all admission functions have changed the
+//! Every write of a role or binding comes through this plugin (create, update, patch, apply, dry run), after all admission functions have changed the
 //! object. The aggregation controller holds `escalate` on ClusterRoles, so it may write the rules that it gathers.
 //!
 //! A role may be written by who holds all of its rules, or may `escalate` it. An aggregation rule gathers any rules, so it needs every right.
 //! A binding may be written by who holds all rules of its role, or may `bind` it; only the latter, and `system:masters`, may bind an absent role.
 
-use std::collections::BTreeMap;
+use std::{collections::BTreeMap, sync::Arc};
 
+use async_trait::async_trait;
 use k8s_core::status::ApiStatus;
 use serde_json::{Value, json};
 
 use crate::{
-    auth::{AuthorizationMode, rbac::Attributes},
-    resources::Resource,
-    server::{ApiServer, Call},
+    admission::{Admission, Admit},
+    auth::{Authorization, AuthorizationMode},
+    request::Attributes,
     user::User,
     value::{list, text},
 };
 
 /// The API group of roles and bindings.
-pub(super) const GROUP: &str = "rbac.authorization.k8s.io";
+const GROUP: &str = "rbac.authorization.k8s.io";
 
 /// Most combinations of verbs, groups, resources and names that are looked up for one role.
 const MOST_COMBINATIONS: usize = 1 << 20;
 
-/// Checks that the caller may grant what an object of the RBAC group grants.
-///
-/// # Errors
-/// 403 with the missing rights; 404 for a binding to an absent role.
-pub(super) async fn check(
-    server: &ApiServer,
-    call: &Call,
-    resource: &Resource,
-    object: &Value,
-    old: Option<&Value>,
-) -> Result<(), ApiStatus> {
-    let inner = &server.inner;
-    let is_master = call.user.groups.iter().any(|g| g == "system:masters");
-    if is_master || inner.authorization == AuthorizationMode::AlwaysAllow {
-        return Ok(());
+/// The check of roles and bindings.
+pub(super) struct RoleEscalation {
+    pub(super) authorization: Arc<Authorization>,
+}
+
+#[async_trait]
+impl Admit for RoleEscalation {
+    /// # Errors
+    /// 403 with the missing rights; 404 for a binding to an absent role.
+    async fn admit(&self, admission: &mut Admission<'_>) -> Result<(), ApiStatus> {
+        let is_master = admission.user.groups.iter().any(|g| g == "system:masters");
+        if admission.resource.group != GROUP
+            || is_master
+            || self.authorization.mode == AuthorizationMode::AlwaysAllow
+        {
+            return Ok(());
+        }
+        check(&self.authorization, admission).await
     }
+}
+
+async fn check(authorization: &Authorization, admission: &Admission<'_>) -> Result<(), ApiStatus> {
+    let (resource, object, old) = (admission.resource, &*admission.object, admission.old);
     if old.is_some_and(|old| changes_only_collection(object, old)) {
         return Ok(());
     }
-    let namespace = call.info.namespace.as_str();
-    let caller = Caller { server, user: &call.user, namespace };
+    let namespace = admission.request.namespace.as_str();
+    let caller = Caller { authorization, user: admission.user, namespace };
     let forbidden = |why: &str| {
         ApiStatus::forbidden(&resource.group, &resource.plural, text(object, "/metadata/name"), why)
     };
@@ -60,12 +68,12 @@ pub(super) async fn check(
         if caller.may("bind", plural, name).await {
             return Ok(());
         }
-        let stored = inner.store.get(&format!("{plural}.{GROUP}"), &key);
+        let stored = authorization.store.get(&format!("{plural}.{GROUP}"), &key);
         let stored = stored.ok_or_else(|| ApiStatus::not_found(GROUP, plural, name))?;
         let role: Value = serde_json::from_slice(&stored.json).map_err(ApiStatus::internal)?;
         return caller.holds(list(&role, "/rules")).map_err(|why| forbidden(&why));
     }
-    if caller.may("escalate", &resource.plural, &call.info.name).await {
+    if caller.may("escalate", &resource.plural, &admission.request.name).await {
         return Ok(());
     }
     caller.holds(list(object, "/rules")).map_err(|why| forbidden(&why))?;
@@ -97,7 +105,7 @@ fn changes_only_collection(new: &Value, old: &Value) -> bool {
 }
 
 struct Caller<'a> {
-    server: &'a ApiServer,
+    authorization: &'a Authorization,
     user: &'a User,
     namespace: &'a str,
 }
@@ -113,11 +121,15 @@ impl Caller<'_> {
             name,
             ..Default::default()
         };
-        self.server.inner.authorize(self.user, &wanted).await.is_ok()
+        self.authorization.authorize(self.user, &wanted).await.is_ok()
     }
 
     fn is_granted(&self, wanted: &Attributes<'_>) -> bool {
-        self.server.inner.rbac.allows(&self.server.inner.store, self.user, wanted)
+        self.authorization.rbac.allows(&self.authorization.store, self.user, wanted)
+    }
+
+    fn is_granted_for_every_name(&self, wanted: &Attributes<'_>) -> bool {
+        self.authorization.rbac.allows_every_name(&self.authorization.store, self.user, wanted)
     }
 
     /// Checks that the caller's own roles cover all rules.
@@ -154,26 +166,43 @@ impl Caller<'_> {
     fn look_up(&self, rule: &Value, missing: &mut Missing) {
         let texts = |part: &str| list(rule, part).iter().filter_map(Value::as_str).collect::<Vec<_>>();
         let (verbs, groups, resources) = (texts("/verbs"), texts("/apiGroups"), texts("/resources"));
+        // A rule without names is for all of them. The empty name is a name like others.
         let names = match texts("/resourceNames") {
-            names if names.is_empty() => vec![""],
-            names => names,
+            names if names.is_empty() => vec![None],
+            names => names.into_iter().map(Some).collect(),
         };
         for verb in verbs {
             for path in texts("/nonResourceURLs") {
                 let wanted = Attributes { verb, path, ..Attributes::default() };
                 if path.is_empty() || !self.is_granted(&wanted) {
-                    missing.add(["", "", "", path], verb);
+                    missing.add(Right { path: path.to_owned(), ..Right::default() }, verb);
                 }
             }
             for group in &groups {
                 for full in &resources {
                     let (resource, subresource) = full.split_once('/').unwrap_or((full, ""));
                     for name in &names {
-                        let namespace = self.namespace;
-                        let wanted =
-                            Attributes { verb, group, resource, subresource, namespace, name, path: "" };
-                        if !self.is_granted(&wanted) {
-                            missing.add([group, full, name, ""], verb);
+                        let wanted = Attributes {
+                            verb,
+                            group,
+                            resource,
+                            subresource,
+                            namespace: self.namespace,
+                            name: name.unwrap_or_default(),
+                            path: "",
+                        };
+                        let granted = match name {
+                            Some(_) => self.is_granted(&wanted),
+                            None => self.is_granted_for_every_name(&wanted),
+                        };
+                        if !granted {
+                            let right = Right {
+                                group: (*group).to_owned(),
+                                resource: (*full).to_owned(),
+                                name: name.map(str::to_owned),
+                                path: String::new(),
+                            };
+                            missing.add(right, verb);
                         }
                     }
                 }
@@ -182,13 +211,22 @@ impl Caller<'_> {
     }
 }
 
-/// Rights that are missing: verbs by group, resource, object name and path.
+/// A right but for its verb: a resource, with an object's name where only that one is meant, or a path.
+#[derive(Default, PartialEq, Eq, PartialOrd, Ord)]
+struct Right {
+    group: String,
+    resource: String,
+    name: Option<String>,
+    path: String,
+}
+
+/// Rights that are missing, with their verbs.
 #[derive(Default)]
-struct Missing(BTreeMap<[String; 4], Vec<String>>);
+struct Missing(BTreeMap<Right, Vec<String>>);
 
 impl Missing {
-    fn add(&mut self, of: [&str; 4], verb: &str) {
-        let verbs = self.0.entry(of.map(str::to_owned)).or_default();
+    fn add(&mut self, right: Right, verb: &str) {
+        let verbs = self.0.entry(right).or_default();
         if !verbs.iter().any(|v| v == verb) {
             verbs.push(verb.to_owned());
         }
@@ -199,7 +237,7 @@ impl Missing {
         let mut lines: Vec<String> = self
             .0
             .iter()
-            .map(|([group, resource, name, path], verbs)| {
+            .map(|(Right { group, resource, name, path }, verbs)| {
                 let part = |label: &str, value: &str| format!("{label}:[{value:?}]");
                 let mut parts = Vec::new();
                 if path.is_empty() && !resource.is_empty() {
@@ -207,7 +245,7 @@ impl Missing {
                 } else {
                     parts.push(part("NonResourceURLs", path));
                 }
-                if !name.is_empty() {
+                if let Some(name) = name {
                     parts.push(part("ResourceNames", name));
                 }
                 parts.push(format!("Verbs:{}", quoted(verbs)));

@@ -4,13 +4,13 @@ use std::{sync::Arc, time::Duration};
 
 use http::{Method, Request, StatusCode, header};
 use k8s_core::{client::body_from_bytes, status::ApiStatus};
+use k8s_store::Store;
 use serde_json::{Value, json};
 
 use crate::{
-    outbound::Callee,
     resources::Resource,
-    server::ApiServer,
     value::{list, text},
+    webhook_client::{Callee, whole},
 };
 
 /// How long a webhook may take.
@@ -49,7 +49,7 @@ impl Webhook {
     /// 500 with what is wrong with the webhook or its answer.
     pub(crate) async fn convert(
         &self,
-        server: &ApiServer,
+        store: &Store,
         version: &str,
         objects: Vec<Value>,
     ) -> Result<Vec<Value>, ApiStatus> {
@@ -58,7 +58,7 @@ impl Webhook {
             (0..all.len()).filter(|i| text(&all[*i], "/apiVersion") != version).collect();
         for places in others.chunks(BATCH) {
             let batch: Vec<Value> = places.iter().map(|i| all[*i].take()).collect();
-            let converted = self.ask(server, version, &batch).await.map_err(|why| {
+            let converted = self.ask(store, version, &batch).await.map_err(|why| {
                 let from = batch.first().map_or("", |o| text(o, "/apiVersion"));
                 let kind = &self.stored.kind;
                 let why = format!("conversion webhook for {from}, Kind={kind} failed: {why}");
@@ -71,7 +71,7 @@ impl Webhook {
         Ok(all)
     }
 
-    async fn ask(&self, server: &ApiServer, version: &str, objects: &[Value]) -> Result<Vec<Value>, String> {
+    async fn ask(&self, store: &Store, version: &str, objects: &[Value]) -> Result<Vec<Value>, String> {
         let callee = self.callee.as_ref().map_err(Clone::clone)?;
         let uid = k8s_core::random::uuid().to_string();
         let review = json!({
@@ -86,9 +86,9 @@ impl Webhook {
             .body(body_from_bytes(review.to_string().into_bytes()))
             .map_err(|e| e.to_string())?;
         let exchange = async {
-            let response = callee.call(server, request).await.map_err(|e| e.to_string())?;
+            let response = callee.call(store, request).await.map_err(|e| e.to_string())?;
             let status = response.status();
-            Ok::<_, String>((status, super::whole(response.into_body(), MOST).await?))
+            Ok::<_, String>((status, whole(response.into_body(), MOST).await?))
         };
         let (status, body) =
             tokio::time::timeout(PATIENCE, exchange).await.map_err(|_| "context deadline exceeded")??;

@@ -1,0 +1,41 @@
+//! DefaultTolerationSeconds: pods stay for five minutes on a node that is not ready or unreachable.
+
+use async_trait::async_trait;
+use k8s_core::status::ApiStatus;
+use serde_json::{Value, json};
+
+use crate::{
+    admission::{Admission, Admit},
+    value::{child, list, text},
+};
+
+pub(super) struct DefaultTolerationSeconds;
+
+#[async_trait]
+impl Admit for DefaultTolerationSeconds {
+    async fn admit(&self, admission: &mut Admission<'_>) -> Result<(), ApiStatus> {
+        if admission.creates("pods") {
+            tolerations(admission.object);
+        }
+        Ok(())
+    }
+}
+
+/// Adds the tolerations that a pod lacks.
+fn tolerations(pod: &mut Value) {
+    let Some(spec) = child(pod, "spec") else { return };
+    let mut all = list(spec, "/tolerations").to_vec();
+    for key in ["node.kubernetes.io/not-ready", "node.kubernetes.io/unreachable"] {
+        let tolerated = all.iter().any(|t| {
+            let (k, e) = (text(t, "/key"), text(t, "/effect"));
+            (k == key || (k.is_empty() && text(t, "/operator") == "Exists"))
+                && (e.is_empty() || e == "NoExecute")
+        });
+        if !tolerated {
+            all.push(
+                json!({"key": key, "operator": "Exists", "effect": "NoExecute", "tolerationSeconds": 300}),
+            );
+        }
+    }
+    spec["tolerations"] = all.into();
+}

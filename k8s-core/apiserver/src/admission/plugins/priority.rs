@@ -1,0 +1,66 @@
+//! Priority: the priority that a pod's PriorityClass, or the default one, gives it.
+
+use std::sync::Arc;
+
+use async_trait::async_trait;
+use k8s_core::status::ApiStatus;
+use k8s_store::{Store, Stored};
+use serde_json::Value;
+
+use crate::{
+    admission::{Admission, Admit},
+    value::{child, default, text},
+};
+
+pub(super) struct Priority {
+    pub(super) store: Store,
+}
+
+#[async_trait]
+impl Admit for Priority {
+    async fn admit(&self, admission: &mut Admission<'_>) -> Result<(), ApiStatus> {
+        if admission.creates("pods") {
+            priority(&self.store, admission.object)?;
+        }
+        Ok(())
+    }
+}
+
+fn priority(store: &Store, pod: &mut Value) -> Result<(), ApiStatus> {
+    let class = text(pod, "/spec/priorityClassName").to_owned();
+    let found = |name: &str| -> Option<Value> {
+        let stored = store.get("priorityclasses.scheduling.k8s.io", name)?;
+        serde_json::from_slice(&stored.json).ok()
+    };
+    let class = if class.is_empty() {
+        let snapshot = store.snapshot("priorityclasses.scheduling.k8s.io");
+        // Asked for every pod: the others are not decoded.
+        let is_default = |s: &&Arc<Stored>| {
+            k8s_core::json::find(&s.json, &["globalDefault"])
+                .is_some_and(|place| s.json[place] == b"true"[..])
+        };
+        snapshot.range("", "").find(is_default).and_then(|s| serde_json::from_slice(&s.json).ok())
+    } else {
+        let found = found(&class);
+        if found.is_none() {
+            let why = format!("no PriorityClass with name {class} was found");
+            return Err(ApiStatus::forbidden("", "pods", text(pod, "/metadata/name"), &why));
+        }
+        found
+    };
+    let Some(spec) = child(pod, "spec") else { return Ok(()) };
+    let (value, policy, name) = match &class {
+        Some(class) => (
+            class.get("value").cloned().unwrap_or(0.into()),
+            text(class, "/preemptionPolicy").to_owned(),
+            text(class, "/metadata/name").to_owned(),
+        ),
+        None => (0.into(), "PreemptLowerPriority".into(), String::new()),
+    };
+    spec["priority"] = value;
+    default(spec, "preemptionPolicy", if policy.is_empty() { "PreemptLowerPriority".into() } else { policy });
+    if !name.is_empty() {
+        spec["priorityClassName"] = name.into();
+    }
+    Ok(())
+}

@@ -1,0 +1,89 @@
+//! One request on its way through the pipeline, and the options in its query.
+
+use std::sync::{Arc, Mutex};
+
+use http::header;
+use k8s_core::status::ApiStatus;
+use serde_json::Value;
+
+use crate::{
+    invalid::FieldErrors,
+    request::{Query, RequestInfo},
+    resources::Registry,
+    user::User,
+};
+
+/// One request on its way through the pipeline.
+pub(crate) struct Call {
+    pub(crate) info: RequestInfo,
+    pub(crate) query: Query,
+    pub(crate) user: User,
+    pub(crate) headers: http::HeaderMap,
+    pub(crate) registry: Arc<Registry>,
+    pub(crate) warnings: Mutex<Vec<String>>,
+}
+
+impl Call {
+    pub(crate) fn warn(&self, warning: String) {
+        self.warnings.lock().unwrap_or_else(std::sync::PoisonError::into_inner).push(warning);
+    }
+
+    /// Warns, unless the same was said already.
+    pub(crate) fn warn_once(&self, warning: String) {
+        let mut all = self.warnings.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
+        if !all.contains(&warning) {
+            all.push(warning);
+        }
+    }
+
+    /// The same request, to be changed; its warnings are its own.
+    pub(crate) fn inner(&self) -> Call {
+        Call {
+            info: self.info.clone(),
+            query: self.query.clone(),
+            user: self.user.clone(),
+            headers: self.headers.clone(),
+            registry: self.registry.clone(),
+            warnings: Mutex::default(),
+        }
+    }
+
+    /// Takes the warnings.
+    pub(crate) fn warned(&self) -> Vec<String> {
+        std::mem::take(&mut *self.warnings.lock().unwrap_or_else(std::sync::PoisonError::into_inner))
+    }
+
+    /// The field manager of a write: what the request says, else the client's name.
+    pub(crate) fn manager(&self) -> String {
+        let named = self.query.get("fieldManager");
+        if !named.is_empty() {
+            return named.to_owned();
+        }
+        let agent = self.headers.get(header::USER_AGENT).and_then(|v| v.to_str().ok()).unwrap_or("unknown");
+        agent.split('/').next().unwrap_or(agent).chars().take(128).collect()
+    }
+}
+
+/// Whether the request's query asks for a dry run.
+///
+/// # Errors
+/// 422 for another value than `All`.
+pub(crate) fn dry_run(call: &Call, options: &str) -> Result<bool, ApiStatus> {
+    match call.query.get("dryRun") {
+        "" => Ok(false),
+        asked => dry_run_of(&[asked.into()], options),
+    }
+}
+
+/// Whether the `dryRun` of options in a body asks for a dry run.
+///
+/// # Errors
+/// 422 for another value than `All`.
+pub(crate) fn dry_run_of(asked: &[Value], options: &str) -> Result<bool, ApiStatus> {
+    if asked.iter().all(|value| value == "All") {
+        return Ok(!asked.is_empty());
+    }
+    let mut errors = FieldErrors::default();
+    errors.not_supported("dryRun", asked.to_vec(), &["All"]);
+    Err(errors.into_status("meta.k8s.io", options, ""))
+}

@@ -1,0 +1,61 @@
+//! The door from errors of the store, of bodies and of preconditions to the Status that clients get.
+
+use k8s_core::status::ApiStatus;
+use k8s_store::StoreError;
+
+use crate::resources::Resource;
+
+/// The read that found its revision gone from the history.
+#[derive(Clone, Copy, Debug)]
+pub(crate) enum Read {
+    /// A list of a revision.
+    List,
+    /// The next page of a list.
+    NextPage,
+    /// Events after a revision, or anything else of the store.
+    Events,
+}
+
+/// 410 Gone: the history no longer has the revision that a client asked for. The client lists again.
+pub(crate) fn gone(read: Read, error: &dyn std::fmt::Display) -> ApiStatus {
+    ApiStatus::expired(match read {
+        Read::List => "The resourceVersion for the provided list is too old.".to_owned(),
+        Read::NextPage => "The provided continue parameter is too old to display a consistent list result. You must start a new list without the continue parameter.".to_owned(),
+        Read::Events => error.to_string(),
+    })
+}
+
+/// The Status of a failed write to, or read of, the store: 409, 410, 503 or 500.
+pub(crate) fn store_failure(resource: &Resource, name: &str, error: &StoreError) -> ApiStatus {
+    match error {
+        StoreError::Conflict { .. } => modified(resource, name),
+        StoreError::Expired(_) => gone(Read::Events, error),
+        // Nothing was written, and the store writes again soon after its disk has room. (Over a full etcd, upstream says 500, which clients do not repeat.)
+        StoreError::Unavailable(_) => {
+            ApiStatus::new(503, "ServiceUnavailable", error.to_string()).retry_after(UNAVAILABLE_SECONDS)
+        }
+        other => ApiStatus::new(500, "InternalError", format!("Internal error occurred: {other}")),
+    }
+}
+
+/// Seconds until clients should try again while the store cannot write.
+const UNAVAILABLE_SECONDS: i32 = 5;
+
+/// 409 for a write that lost against another one.
+pub(crate) fn modified(resource: &Resource, name: &str) -> ApiStatus {
+    ApiStatus::conflict(
+        &resource.group,
+        &resource.plural,
+        name,
+        "the object has been modified; please apply your changes to the latest version and try again",
+    )
+}
+
+/// 409 for a precondition on the uid that does not hold.
+pub(crate) fn precondition(resource: &Resource, key: &str, name: &str, want: &str, have: &str) -> ApiStatus {
+    let why = format!(
+        "StorageError: invalid object, Code: 4, Key: /registry/{}/{key}, ResourceVersion: 0, AdditionalErrorMsg: Precondition failed: UID in precondition: {want}, UID in object meta: {have}",
+        resource.plural
+    );
+    ApiStatus::conflict(&resource.group, &resource.plural, name, &why)
+}

@@ -1,0 +1,217 @@
+//! Subresources that are passed on to a kubelet, pod or service: `log`, `exec`, `attach`, `portforward`, `proxy`.
+
+mod log_options;
+mod target;
+
+use std::sync::Arc;
+
+use http::{HeaderValue, Method, Request, Response, StatusCode, header};
+use hyper_util::rt::TokioIo;
+use k8s_core::{
+    client::{Body, BoxError, empty_body},
+    status::ApiStatus,
+};
+use percent_encoding::{NON_ALPHANUMERIC, utf8_percent_encode};
+use serde_json::Value;
+use tokio::net::TcpStream;
+
+use crate::{
+    call::Call,
+    proxy::{GlobalOnly, NotAllowed, exchange, forwarded},
+    request::RequestInfo,
+    resources::Resource,
+    state::State,
+    storage::current,
+    value::{list, map, text},
+};
+use target::Target;
+
+fn encode(value: &str) -> String {
+    utf8_percent_encode(value, NON_ALPHANUMERIC).to_string()
+}
+
+/// Answers `log`, `exec`, `attach`, `portforward` and `proxy`.
+pub(crate) async fn handle(
+    state: &Arc<State>,
+    call: &Call,
+    resource: &Arc<Resource>,
+    request: &mut Request<Body>,
+) -> Result<Response<Body>, ApiStatus> {
+    let info = &call.info;
+    if info.subresource == "proxy" {
+        if let Some(redirect) = to_root(info, request) {
+            return Ok(redirect);
+        }
+        let target = match &*resource.storage {
+            "pods" => target::of_pod(state, call, resource)?,
+            "services" => target::of_service(state, call)?,
+            _ => match target::of_node(state, call, resource).await? {
+                target::Node::Kubelet(node) => {
+                    let path = with_query(if info.rest.is_empty() { "/" } else { &info.rest }, request);
+                    // Other than logs and exec, this reaches any path: it must not lead into the server's own machine.
+                    request.extensions_mut().insert(GlobalOnly);
+                    return to_node(state, &node, &path, request).await;
+                }
+                target::Node::Port(target) => target,
+            },
+        };
+        return to_address(call, &target, request).await;
+    }
+    if info.subresource != "log" {
+        // A WebSocket begins with a GET: who may only read must not run commands by it.
+        state.authorization.may_create(&call.user, &call.info).await?;
+    }
+    let (_, pod) = current(state, resource, &resource.key(&info.namespace, &info.name), &info.name)?;
+    to_pod(state, call, &pod, request).await
+}
+
+/// The redirect of a proxied request without a path to the root of what is proxied, so that relative links in its answer hold.
+fn to_root(info: &RequestInfo, request: &Request<Body>) -> Option<Response<Body>> {
+    let reads = matches!(*request.method(), Method::GET | Method::HEAD);
+    if !info.rest.is_empty() || !reads || request.headers().contains_key(header::UPGRADE) {
+        return None;
+    }
+    let location = HeaderValue::from_str(&with_query(&format!("{}/", info.path), request)).ok()?;
+    let mut response = Response::new(empty_body());
+    *response.status_mut() = StatusCode::MOVED_PERMANENTLY;
+    response.headers_mut().insert(header::LOCATION, location);
+    Some(response)
+}
+
+fn with_query(path: &str, request: &Request<Body>) -> String {
+    match request.uri().query() {
+        Some(query) => format!("{path}?{query}"),
+        None => path.to_owned(),
+    }
+}
+
+/// The container that a request means.
+fn container(call: &Call, pod: &Value) -> Result<String, ApiStatus> {
+    let names = |field: &str| -> Vec<String> {
+        list(pod, &format!("/spec/{field}")).iter().map(|c| text(c, "/name").to_owned()).collect()
+    };
+    let (mains, inits) = (names("containers"), names("initContainers"));
+    let asked = call.query.get("container");
+    let all = mains.iter().chain(&inits).cloned().collect::<Vec<_>>();
+    if !asked.is_empty() {
+        if all.iter().chain(&names("ephemeralContainers")).any(|n| n == asked) {
+            return Ok(asked.to_owned());
+        }
+        return Err(ApiStatus::bad_request(format!(
+            "container {asked} is not valid for pod {}",
+            call.info.name
+        )));
+    }
+    if let Some(named) = map(pod, "/metadata/annotations")
+        .and_then(|a| a.get("kubectl.kubernetes.io/default-container"))
+        .and_then(Value::as_str)
+        .filter(|n| all.iter().any(|a| a == n))
+    {
+        return Ok(named.to_owned());
+    }
+    match mains.as_slice() {
+        [one] => Ok(one.clone()),
+        _ => {
+            let choices = mains.join(" ");
+            let mut message = format!(
+                "a container name must be specified for pod {}, choose one of: [{choices}]",
+                call.info.name
+            );
+            if !inits.is_empty() {
+                message.push_str(&format!(" or one of the init containers: [{}]", inits.join(" ")));
+            }
+            Err(ApiStatus::bad_request(message))
+        }
+    }
+}
+
+async fn to_pod(
+    state: &Arc<State>,
+    call: &Call,
+    pod: &Value,
+    request: &mut Request<Body>,
+) -> Result<Response<Body>, ApiStatus> {
+    let info = &call.info;
+    let (namespace, name) = (encode(&info.namespace), encode(&info.name));
+    let target = match info.subresource.as_str() {
+        "portforward" => format!("/portForward/{namespace}/{name}"),
+        part => {
+            if part == "log" {
+                log_options::check(&call.query, &info.name)?;
+            }
+            let container = container(call, pod)?;
+            let path = match part {
+                "log" => format!("/containerLogs/{namespace}/{name}/{}", encode(&container)),
+                other => format!("/{other}/{namespace}/{name}/{}", encode(&container)),
+            };
+            if part == "log" && text(pod, "/spec/nodeName").is_empty() {
+                // Not placed yet: there is nothing to show.
+                return Ok(crate::respond::text(StatusCode::OK, ""));
+            }
+            path
+        }
+    };
+    let node_name = text(pod, "/spec/nodeName");
+    if node_name.is_empty() {
+        return Err(ApiStatus::bad_request(format!("pod {} does not have a host assigned", info.name)));
+    }
+    let stored =
+        state.store.get("nodes", node_name).ok_or_else(|| ApiStatus::not_found("", "nodes", node_name))?;
+    let node: Value = serde_json::from_slice(&stored.json).map_err(ApiStatus::internal)?;
+    let target = with_query(&target, request);
+    to_node(state, &node, &target, request).await
+}
+
+async fn to_node(
+    state: &Arc<State>,
+    node: &Value,
+    target: &str,
+    request: &mut Request<Body>,
+) -> Result<Response<Body>, ApiStatus> {
+    let Some(nodes) = state.nodes.clone() else {
+        return Err(ApiStatus::new(503, "ServiceUnavailable", "this server has no way to reach kubelets"));
+    };
+    let mut out = forwarded(target, request)?;
+    out.headers_mut().entry(header::HOST).or_insert(HeaderValue::from_static("kubelet"));
+    nodes.call(node, out).await.map_err(|e| {
+        if e.is::<NotAllowed>() {
+            return ApiStatus::bad_request(e.to_string());
+        }
+        let name = text(node, "/metadata/name");
+        ApiStatus::internal(format!("error dialing the kubelet of node {name}: {e}"))
+    })
+}
+
+async fn to_address(
+    call: &Call,
+    target: &Target,
+    request: &mut Request<Body>,
+) -> Result<Response<Body>, ApiStatus> {
+    let failed = |e: BoxError| {
+        ApiStatus::new(503, "ServiceUnavailable", format!("error trying to reach service: {e}"))
+    };
+    let path = with_query(if call.info.rest.is_empty() { "/" } else { &call.info.rest }, request);
+    let mut out = forwarded(&path, request)?;
+    if let Ok(host) = HeaderValue::from_str(&target.address.to_string()) {
+        out.headers_mut().insert(header::HOST, host);
+    }
+    let connect =
+        tokio::time::timeout(std::time::Duration::from_secs(10), TcpStream::connect(target.address));
+    let tcp = match connect.await {
+        Ok(Ok(tcp)) => tcp,
+        Ok(Err(e)) => return Err(failed(e.into())),
+        Err(_) => return Err(failed(format!("dial tcp {}: i/o timeout", target.address).into())),
+    };
+    if !target.tls {
+        return exchange(TokioIo::new(tcp), out).await.map_err(failed);
+    }
+    // As upstream's: whoever proxies to a pod knows no authority for its certificate.
+    let tls = crate::webhook_client::unverified().map_err(|e| failed(e.into()))?;
+    let name = rustls::pki_types::ServerName::from(target.address.ip());
+    let connecting = tokio_rustls::TlsConnector::from(tls).connect(name, tcp);
+    match tokio::time::timeout(std::time::Duration::from_secs(10), connecting).await {
+        Ok(Ok(tls)) => exchange(TokioIo::new(tls), out).await.map_err(failed),
+        Ok(Err(e)) => Err(failed(e.into())),
+        Err(_) => Err(failed("net/http: TLS handshake timeout".into())),
+    }
+}
