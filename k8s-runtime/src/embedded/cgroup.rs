@@ -34,6 +34,8 @@ const V1_CONTROLLERS: [&str; 15] = [
     "rdma",
     "systemd",
 ];
+/// The version 1 controllers that limit or restrict containers.
+const V1_NEEDED: [&str; 5] = ["cpu", "cpuacct", "devices", "memory", "pids"];
 /// The name of a hierarchy without a known controller: a named one, or the unified one beside version 1.
 const OTHER: &str = "";
 const V2_CONTROLLERS: [&str; 3] = ["cpu", "memory", "pids"];
@@ -58,11 +60,13 @@ impl Cgroups {
         let mut v2 = None;
         for line in mountinfo.lines() {
             let Some((left, right)) = line.split_once(" - ") else { continue };
-            let Some(target) = left.split(' ').nth(4) else { continue };
+            let mut left = left.split(' ').skip(4);
+            let (Some(target), Some(flags)) = (left.next(), left.next()) else { continue };
+            let read_only = flags.split(',').any(|flag| flag == "ro");
             let mut right = right.split(' ');
             let (kind, options) = (right.next(), right.nth(1).unwrap_or_default());
             match kind {
-                Some("cgroup2") if v2.is_none() => v2 = Some(PathBuf::from(target)),
+                Some("cgroup2") if v2.is_none() => v2 = Some((PathBuf::from(target), read_only)),
                 Some("cgroup") => {
                     let options: Vec<&str> =
                         options.split(',').map(|o| o.strip_prefix("name=").unwrap_or(o)).collect();
@@ -73,15 +77,19 @@ impl Cgroups {
                     }
                     // A hierarchy that is mounted twice is taken where it is mounted first.
                     names.retain(|name| *name == OTHER || !v1.iter().any(|(known, _)| known == name));
+                    // No group can be made there. Those that are needed fail later, with the path in the error.
+                    if read_only && !names.iter().any(|name| V1_NEEDED.contains(name)) {
+                        continue;
+                    }
                     v1.extend(names.into_iter().map(|name| (name, PathBuf::from(target))));
                 }
                 _ => {}
             }
         }
         match v2 {
-            Some(root) if !v1.iter().any(|(c, _)| *c == "memory" || *c == "pids") => Cgroups::V2(root),
+            Some((root, _)) if !v1.iter().any(|(c, _)| *c == "memory" || *c == "pids") => Cgroups::V2(root),
             unified => {
-                v1.extend(unified.map(|root| (OTHER, root)));
+                v1.extend(unified.filter(|(_, read_only)| !read_only).map(|(root, _)| (OTHER, root)));
                 Cgroups::V1(v1)
             }
         }
@@ -371,6 +379,7 @@ mod tests {
         let hybrid = "1 2 0:1 / /cg/cpu,cpuacct rw - cgroup cgroup rw,cpu,cpuacct\n\
                       1 2 0:1 / /cg/memory rw - cgroup cgroup rw,memory\n\
                       1 2 0:1 / /cg/systemd rw - cgroup cgroup rw,xattr,name=systemd\n\
+                      1 2 0:1 / /cg/rdma ro,nosuid - cgroup cgroup rw,rdma\n\
                       1 2 0:1 / /cg/unified rw - cgroup2 cgroup2 rw";
         let found = Cgroups::from_mounts(hybrid);
         assert_eq!(
