@@ -134,7 +134,7 @@ impl Context {
         self.view_changes.subscribe()
     }
 
-    /// A pod as it was published last.
+    /// The last published view of a pod.
     pub(crate) fn view(&self, uid: &str) -> Option<PodView> {
         lock(&self.views).get(uid).cloned()
     }

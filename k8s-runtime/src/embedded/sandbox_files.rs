@@ -22,7 +22,7 @@ fn absent_is_fine(result: io::Result<()>) -> io::Result<()> {
     }
 }
 
-/// Unmounts `path` as often as it is mounted, also not at all.
+/// Unmounts everything that is mounted on `path`.
 pub(crate) fn unmount(path: &Path) -> io::Result<()> {
     loop {
         match umount2(path, MntFlags::MNT_DETACH | MntFlags::UMOUNT_NOFOLLOW) {

@@ -1,4 +1,8 @@
 //! Decides the next steps for a pod. Pure: no clock, no I/O.
+//!
+//! Flow: [`decide`] reads the world and returns [`Act`]s; `world/step.rs` carries them out. Restarts and
+//! their back-off are in `decide_one` (the delays: [`crate::backoff`]). A failed probe arrives in
+//! `world/on.rs` and sets `kill`, which is a stop here.
 
 use super::{life::*, world::*};
 use crate::types::*;
