@@ -73,7 +73,7 @@ pub enum RuntimeError {
     Io {
         /// The operation, with the path or name.
         context: String,
-        /// The system's answer.
+        /// The error of the operating system.
         #[source]
         source: std::io::Error,
     },
@@ -93,11 +93,11 @@ impl RuntimeError {
 /// A sandbox to make: the pod's shared namespaces and its cgroup.
 #[derive(Clone, Debug, Default, Serialize, Deserialize)]
 pub struct SandboxSpec {
-    /// Pod name, namespace and uid.
+    /// Name of the pod that it belongs to.
     pub name: String,
-    /// Pod namespace.
+    /// Namespace of the pod that it belongs to.
     pub namespace: String,
-    /// Pod uid.
+    /// UID of the pod. [`Runtime::list`] gives it back.
     pub uid: String,
     /// The number of sandboxes that this pod had before.
     pub attempt: u32,
@@ -136,9 +136,9 @@ pub struct Resources {
     pub cpu_quota_us: Option<i64>,
     /// Period of `cpu_quota_us`, microseconds (default 100,000).
     pub cpu_period_us: Option<u64>,
-    /// Memory limit, bytes.
+    /// Memory limit in bytes; `None`: unlimited.
     pub memory_bytes: Option<i64>,
-    /// Process-count limit.
+    /// Most processes and threads; 0: unlimited.
     pub pids: Option<i64>,
     /// OOM score adjustment, -1000 to 1000.
     pub oom_score_adj: Option<i32>,
@@ -171,7 +171,7 @@ pub struct Mount {
     pub readonly: bool,
     /// Mount propagation: `true` for HostToContainer (rslave) or Bidirectional (rshared).
     pub propagate_to_container: bool,
-    /// `true` for Bidirectional.
+    /// `true` for Bidirectional: mounts made in the container appear on the host.
     pub propagate_to_host: bool,
 }
 
@@ -194,7 +194,7 @@ pub struct ContainerSpec {
     pub working_dir: Option<String>,
     /// Bind mounts, in order.
     pub mounts: Vec<Mount>,
-    /// User and groups.
+    /// User and groups of the process.
     pub user: User,
     /// All capabilities and devices, no masks, no seccomp.
     pub privileged: bool,
@@ -202,15 +202,15 @@ pub struct ContainerSpec {
     pub add_capabilities: Vec<String>,
     /// Capabilities to drop from the default set; `ALL` for all.
     pub drop_capabilities: Vec<String>,
-    /// Sets `no_new_privs`.
+    /// Setuid programs gain nothing (`no_new_privs`).
     pub no_new_privileges: bool,
     /// The root filesystem is not writable.
     pub readonly_rootfs: bool,
-    /// No seccomp filter.
+    /// Run without the default seccomp filter.
     pub seccomp_unconfined: bool,
-    /// Keep `/proc` unmasked.
+    /// Keep the sensitive parts of `/proc` visible and writable.
     pub unmasked_proc: bool,
-    /// Limits.
+    /// Limits of this container.
     pub resources: Resources,
     /// Standard input is open and can be attached to.
     pub stdin: bool,
@@ -238,16 +238,16 @@ pub struct ContainerSpec {
 /// The state of a container.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub enum ContainerState {
-    /// Made, not started.
+    /// Made, with its first process waiting for the start.
     Created,
-    /// Running.
+    /// The first process runs.
     Running {
         /// Time of its start.
         started_at: SystemTime,
         /// Process id on the host.
         pid: i32,
     },
-    /// Ended.
+    /// The first process has ended, or could not be started.
     Exited {
         /// Time of its start; `None`: it never ran.
         started_at: Option<SystemTime>,
@@ -271,7 +271,7 @@ pub struct ContainerStatus {
     pub sandbox: SandboxId,
     /// Time of its creation.
     pub created_at: SystemTime,
-    /// Its life.
+    /// Present state.
     pub state: ContainerState,
     /// The specification it was made from.
     pub spec: ContainerSpec,
@@ -322,25 +322,25 @@ pub struct ContainerStats {
     pub memory_bytes: u64,
     /// Memory in use less what could be reclaimed, bytes.
     pub working_set_bytes: u64,
-    /// Processes.
+    /// Processes and threads.
     pub pids: u64,
 }
 
 /// A terminal's size in characters.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct TerminalSize {
-    /// Columns.
+    /// Width in columns.
     pub width: u16,
-    /// Rows.
+    /// Height in rows.
     pub height: u16,
 }
 
 /// A command to run inside a running container.
 #[derive(Clone, Debug, Default, Serialize, Deserialize)]
 pub struct ExecRequest {
-    /// Program and arguments.
+    /// Program and its arguments; no shell is involved.
     pub command: Vec<String>,
-    /// Open standard input.
+    /// Connect standard input.
     pub stdin: bool,
     /// Give it a terminal (standard error then comes with standard output).
     pub tty: bool,
@@ -399,7 +399,7 @@ pub trait Runtime: Send + Sync + 'static {
     /// Events from now on. Several callers may listen.
     fn events(&self) -> BoxStream<'static, RuntimeEvent>;
 
-    /// One container.
+    /// Returns the state of one container.
     async fn status(&self, id: &ContainerId) -> Result<ContainerStatus, RuntimeError> {
         let all = self.list().await?;
         all.into_iter()
@@ -444,9 +444,9 @@ pub struct ImageInfo {
     pub id: String,
     /// Names with tags, such as `docker.io/library/nginx:1.7.9`.
     pub tags: Vec<String>,
-    /// Names with digests.
+    /// Names with digests (`name@sha256:...`).
     pub digests: Vec<String>,
-    /// Bytes on disk.
+    /// Size of the unpacked layers in bytes.
     pub size: u64,
     /// The user the image runs as, as its configuration says (may be empty, a name or a number).
     pub user: String,
@@ -473,7 +473,7 @@ pub trait Images: Send + Sync + 'static {
     /// [`RuntimeError::Invalid`] for a malformed reference, else a retryable error with the registry's
     /// answer.
     async fn pull(&self, reference: &str, auth: Option<(String, String)>) -> Result<ImageInfo, RuntimeError>;
-    /// All images.
+    /// Lists all images of the store.
     async fn list(&self) -> Result<Vec<ImageInfo>, RuntimeError>;
     /// Removes a name, and the image with its last name.
     async fn remove(&self, reference: &str) -> Result<(), RuntimeError>;

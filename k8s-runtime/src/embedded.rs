@@ -5,7 +5,7 @@
 //! socket in the sandbox's directory, and keeps a model of everything in memory that shims' events keep true.
 //! Guarantees: containers outlive this process and the zygote; [`Embedded::new`] on the same directories
 //! finds all of them again; whatever a sandbox made outside of its processes is listed in its record before
-//! it is made, so that a removal (or [`reset`]) after any crash finds it.
+//! it is made, so that a removal (or [`reset()`]) after any crash finds it.
 //! Not here: images (see [`crate::images`]), networks (a [`SandboxStatus`](crate::SandboxStatus) names the
 //! namespace that one attaches to).
 //!
@@ -88,7 +88,7 @@ impl EmbeddedConfig {
     }
 }
 
-/// The file that lets [`reset`] know what was configured.
+/// The file that lets [`reset()`] know what was configured.
 fn config_file(root: &Path) -> PathBuf {
     root.join("runtime.json")
 }
@@ -108,7 +108,7 @@ impl Embedded {
     ///
     /// # Errors
     /// [`RuntimeError::Io`] when a directory cannot be used. Missing kernel features show as errors of single
-    /// operations; ask [`preflight`] for them beforehand.
+    /// operations; ask [`preflight()`] for them beforehand.
     pub async fn new(config: EmbeddedConfig, images: Arc<ImageStore>) -> Result<Embedded, RuntimeError> {
         config.check()?;
         for directory in [&config.root, &config.sandboxes(), &config.run] {

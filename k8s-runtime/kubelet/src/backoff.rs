@@ -8,7 +8,7 @@ use crate::types::Timestamp;
 const FIRST: Duration = Duration::from_secs(10);
 const LONGEST: Duration = Duration::from_secs(300);
 
-/// One growing delay.
+/// A delay that grows with each failure.
 #[derive(Clone, Copy, Debug, Default, PartialEq)]
 pub(crate) struct Backoff {
     entry: Option<(Duration, Timestamp)>,
@@ -34,7 +34,7 @@ impl Backoff {
         self.entry = Some((delay, now));
     }
 
-    /// The present delay.
+    /// The present delay; zero before the first failure.
     pub(crate) fn delay(&self) -> Duration {
         self.entry.map_or(Duration::ZERO, |(delay, _)| delay)
     }

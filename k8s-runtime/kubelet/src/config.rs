@@ -7,7 +7,7 @@ use crate::types::Taint;
 /// Configuration; every field has a default, so that a caller names only what differs.
 #[derive(Clone, Debug)]
 pub struct Config {
-    /// The node's name.
+    /// Name of the Node object.
     pub node_name: String,
     /// Parent of the pods' directories (`<root>/pods/<uid>`).
     pub root_dir: PathBuf,

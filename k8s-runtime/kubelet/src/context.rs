@@ -97,7 +97,7 @@ impl Context {
         }
     }
 
-    /// The node's addresses.
+    /// The node's addresses, the primary one first.
     pub(crate) fn node_ips(&self) -> &[IpAddr] {
         &self.facts.ips
     }
@@ -107,7 +107,7 @@ impl Context {
         lock(&self.sandboxes).insert(id.clone(), uid.to_owned());
     }
 
-    /// Forgets a sandbox.
+    /// Forgets a sandbox that was removed.
     pub(crate) fn disown_sandbox(&self, id: &SandboxId) {
         lock(&self.sandboxes).remove(id);
     }

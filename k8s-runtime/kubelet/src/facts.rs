@@ -10,11 +10,11 @@ use k8s_core::meta::Quantity;
 
 use crate::{config::Config, types::ApiQuantity};
 
-/// The machine.
+/// Facts that the Node object publishes.
 #[derive(Clone, Debug)]
 pub(crate) struct Facts {
     pub(crate) cpus: i64,
-    /// Bytes.
+    /// Total memory in bytes.
     pub(crate) memory: i64,
     /// Bytes of the file system that pods' directories are on.
     pub(crate) disk: i64,

@@ -45,7 +45,7 @@ impl std::fmt::Debug for KubeletApi {
     }
 }
 
-/// A JSON answer.
+/// An answer with a JSON body.
 fn json(code: StatusCode, value: &impl serde::Serialize) -> Response<Body> {
     match serde_json::to_vec(value) {
         Ok(bytes) => {
@@ -60,7 +60,7 @@ fn json(code: StatusCode, value: &impl serde::Serialize) -> Response<Body> {
     }
 }
 
-/// A plain answer.
+/// An answer of plain text with code 200.
 fn text(text: impl Into<bytes::Bytes>) -> Response<Body> {
     let mut response = Response::new(body_from_bytes(text));
     let plain = header::HeaderValue::from_static("text/plain; charset=utf-8");

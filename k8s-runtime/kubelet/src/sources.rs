@@ -29,7 +29,7 @@ pub(crate) enum SourceError {
     NotSynced { kind: &'static str },
 }
 
-/// One watched object.
+/// One object that is watched while somebody holds this.
 #[derive(Debug)]
 pub(crate) struct Watched<K> {
     cache: Cache<K>,
@@ -56,7 +56,7 @@ impl<K: Object> Watched<K> {
 
 type Table<K> = Mutex<HashMap<(String, String), Weak<Watched<K>>>>;
 
-/// All watched objects.
+/// All objects that are watched, by namespace and name.
 #[derive(Debug)]
 pub(crate) struct Sources {
     client: Client,

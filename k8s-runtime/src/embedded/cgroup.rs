@@ -77,7 +77,8 @@ impl Cgroups {
                     }
                     // A hierarchy that is mounted twice is taken where it is mounted first.
                     names.retain(|name| *name == OTHER || !v1.iter().any(|(known, _)| known == name));
-                    // No group can be made there. Those that are needed fail later, with the path in the error.
+                    // No group can be made there. Those that are needed fail later, with the path in the
+                    // error.
                     if read_only && !names.iter().any(|name| V1_NEEDED.contains(name)) {
                         continue;
                     }

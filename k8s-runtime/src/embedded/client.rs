@@ -60,7 +60,7 @@ impl ShimClient {
         Ok(ShimClient { calls })
     }
 
-    /// One call.
+    /// Makes one call and waits for its reply.
     pub(super) async fn call(
         &self,
         what: &'static str,

@@ -8,7 +8,7 @@ use super::{EmbeddedConfig, cgroup::Cgroups};
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 #[non_exhaustive]
 pub enum Missing {
-    /// Not root.
+    /// The process is not root.
     #[error("containers need root (effective user is {uid}); run with sudo")]
     Root {
         /// User id of this process.
@@ -34,7 +34,7 @@ pub enum Missing {
     /// A controller is not there.
     #[error("cgroup controller {controller} is not available below /sys/fs/cgroup")]
     Controller {
-        /// Its name.
+        /// Name of the controller.
         controller: &'static str,
     },
     /// The kernel is too old.
@@ -46,9 +46,9 @@ pub enum Missing {
     /// A directory cannot hold containers' roots.
     #[error("{path:?} is on {kind}, where overlayfs cannot write; choose another --data-dir")]
     Directory {
-        /// The state directory.
+        /// The runtime's state directory.
         path: std::path::PathBuf,
-        /// Its file system.
+        /// Type of its file system.
         kind: &'static str,
     },
 }

@@ -115,7 +115,7 @@ pub(crate) struct Streams {
     pub(crate) terminal: bool,
 }
 
-/// A shim's answer.
+/// A shim's reply to a request.
 #[derive(Debug, Serialize, Deserialize)]
 pub(crate) enum Reply {
     Done,
@@ -139,7 +139,7 @@ impl Failure {
     }
 }
 
-/// From the shim.
+/// A message from the shim.
 #[derive(Debug, Serialize, Deserialize)]
 pub(crate) enum Message {
     /// First on the connection that started it: the sandbox is there, or why not.

@@ -85,7 +85,7 @@ pub(crate) struct Outbox {
 }
 
 impl Outbox {
-    /// Queues a message.
+    /// Queues a message with the descriptors that travel with it.
     pub(crate) fn push<T: Serialize>(&mut self, message: &T, fds: Vec<OwnedFd>) -> io::Result<()> {
         let mut bytes = vec![0; HEADER];
         serde_json::to_writer(&mut bytes, message)?;

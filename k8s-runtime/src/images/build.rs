@@ -70,7 +70,7 @@ impl ImageBuilder {
         self.put(in_image.as_ref(), Content::Bytes(bytes.into()), mode)
     }
 
-    /// A symbolic link.
+    /// Adds a symbolic link.
     pub fn link(self, target: impl Into<PathBuf>, in_image: impl AsRef<Path>) -> ImageBuilder {
         self.put(in_image.as_ref(), Content::Link(target.into()), 0o777)
     }
@@ -87,7 +87,7 @@ impl ImageBuilder {
         self.file(host, in_image, 0o755)
     }
 
-    /// An environment variable.
+    /// Sets an environment variable.
     pub fn env(mut self, name: &str, value: &str) -> ImageBuilder {
         self.env.push(format!("{name}={value}"));
         self
@@ -115,7 +115,7 @@ impl ImageBuilder {
         self.set("User", json!(user))
     }
 
-    /// Working directory.
+    /// Sets the working directory. Default: `/`.
     pub fn working_dir(self, path: &str) -> ImageBuilder {
         self.set("WorkingDir", json!(path))
     }
@@ -125,7 +125,7 @@ impl ImageBuilder {
         self.set("StopSignal", json!(signal))
     }
 
-    /// A label.
+    /// Sets a label of the image's configuration.
     pub fn label(mut self, name: &str, value: &str) -> ImageBuilder {
         self.labels.insert(name.to_owned(), json!(value));
         self

@@ -7,7 +7,7 @@ use crate::api::RuntimeError;
 /// A whole name; short forms are filled in as everyone does (`nginx` is `docker.io/library/nginx:latest`).
 #[derive(Clone, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct Reference {
-    /// Host and port.
+    /// Host of the registry, with its port if given.
     pub registry: String,
     /// Path in the registry.
     pub repository: String,
@@ -92,7 +92,7 @@ impl Reference {
         Ok(Reference { registry: registry.to_owned(), repository, tag, digest: digest.map(str::to_owned) })
     }
 
-    /// Registry and repository.
+    /// Registry and repository, without tag and digest.
     pub fn name(&self) -> String {
         format!("{}/{}", self.registry, self.repository)
     }

@@ -38,7 +38,7 @@ pub struct ResolvedImage {
     pub entrypoint: Vec<String>,
     /// Further arguments, or program and arguments.
     pub cmd: Vec<String>,
-    /// Environment.
+    /// Environment variables of the image, in order.
     pub env: Vec<(String, String)>,
     /// User as `name[:group]` or numbers; may be empty.
     pub user: String,

@@ -1,6 +1,6 @@
 //! Unpacking a layer into a directory for overlayfs.
 //!
-//! Guarantees: every path is resolved inside the directory by the kernel (see [`inroot`](crate::inroot)), so
+//! Guarantees: every path is resolved inside the directory by the kernel (see [`inroot`]), so
 //! no entry, link or hard link reaches out of it; whiteouts become overlayfs's own marks (a 0/0 character
 //! device, an "opaque" attribute).
 

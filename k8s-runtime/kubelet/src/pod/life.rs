@@ -120,7 +120,7 @@ pub(crate) struct Life {
     pub(crate) backoff: Backoff,
     /// postStart is done and the startup probe (if any) succeeded.
     pub(crate) started: bool,
-    /// postStart is done.
+    /// The postStart hook is done, or there is none.
     pub(crate) hook_done: bool,
     /// The readiness probe says so, or there is none.
     pub(crate) ready: bool,

@@ -20,13 +20,13 @@ pub(crate) enum Act {
     Stop(String, String),
     /// Stop and (for deleted pods) remove the sandbox, disconnect the network, unmount.
     TakeDown,
-    /// Delete the object.
+    /// Delete the object from the API.
     Finish,
     /// The pod comes to its end.
     End(Cause),
     /// A container waits because it crashed.
     BackOff(String, Timestamp),
-    /// Decide again then.
+    /// Decide again at this time.
     WakeAt(Timestamp),
 }
 

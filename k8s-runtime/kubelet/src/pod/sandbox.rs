@@ -132,7 +132,7 @@ pub(crate) fn gone_is_fine(result: Result<(), RuntimeError>) -> Result<(), Runti
 pub(crate) enum Extent {
     /// Nothing runs and nothing is mounted; what containers left (statuses, logs) stays.
     Stop,
-    /// Everything.
+    /// Everything, logs and directories included.
     Remove,
 }
 

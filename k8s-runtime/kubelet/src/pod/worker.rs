@@ -67,7 +67,7 @@ impl Mailbox {
     }
 }
 
-/// A running worker.
+/// A running worker, as the router knows it.
 #[derive(Debug)]
 pub(crate) struct Handle {
     pub(crate) mailbox: Mailbox,
@@ -89,7 +89,7 @@ struct Worker {
     world: World,
     mailbox: Mailbox,
     inbox: mpsc::UnboundedReceiver<Mail>,
-    /// The next tick.
+    /// The time of the next tick, from the last effects.
     wake: Option<Timestamp>,
     shutdown: CancellationToken,
     tasks: JoinSet<()>,

@@ -34,7 +34,7 @@ pub(crate) use self::{
 use super::{admit::Refusal, life::*};
 use crate::{types::*, volumes::Mounted};
 
-/// The pod's volumes.
+/// The state of the pod's volumes.
 #[derive(Clone, Debug)]
 pub(crate) enum Volumes {
     Absent,
@@ -69,7 +69,7 @@ impl Volumes {
     }
 }
 
-/// The pod's sandbox.
+/// The state of the pod's sandbox.
 #[derive(Clone, Debug)]
 pub(crate) enum Sandbox {
     Absent {
@@ -125,7 +125,7 @@ pub(crate) enum Stage {
     Stopping,
     /// The sandbox, network and volumes are being taken down.
     TakingDown { failures: u32 },
-    /// Taking down failed.
+    /// Taking down failed; it is tried again at this time.
     Retry { at: Timestamp, failures: u32 },
     /// Nothing runs any more and nothing is mounted.
     Down,
@@ -135,7 +135,7 @@ pub(crate) enum Stage {
     Finished,
 }
 
-/// The pod's end.
+/// The end of a pod: its cause and its progress.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct Ending {
     pub(crate) cause: Cause,
@@ -193,7 +193,7 @@ impl World {
         world
     }
 
-    /// The specification.
+    /// The pod's specification; empty if the object has none.
     pub(crate) fn spec(&self) -> &PodSpec {
         static EMPTY: std::sync::LazyLock<PodSpec> = std::sync::LazyLock::new(PodSpec::default);
         self.pod.spec.as_ref().unwrap_or(&EMPTY)

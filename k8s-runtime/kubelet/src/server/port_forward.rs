@@ -167,7 +167,7 @@ async fn forward(cx: Arc<Context>, sandbox: SandboxId, mut session: Session) {
     while pairs.join_next().await.is_some() {}
 }
 
-/// One connection.
+/// Copies between one pair of streams and one connection of the pod.
 async fn pair(cx: Arc<Context>, sandbox: SandboxId, error: spdy::Stream, mut data: spdy::Stream) {
     let port: Option<u16> = data.headers.get("port").and_then(|p| p.parse().ok());
     let opened = match port {

@@ -247,13 +247,13 @@ fn data(stream: u32, flags: u8, payload: &[u8]) -> Bytes {
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) enum Incoming {
     Data(Bytes),
-    /// Nothing more comes.
+    /// The client sends nothing more on this stream.
     Fin,
     /// The client gave the stream up.
     Reset,
 }
 
-/// One stream.
+/// One stream of a session.
 #[derive(Debug)]
 pub(super) struct Stream {
     pub(super) id: u32,

@@ -44,7 +44,7 @@ struct Client {
     gone: bool,
 }
 
-/// A container.
+/// A container with its process, streams, log and clients.
 #[derive(Debug)]
 pub(super) struct Container {
     record: ContainerRecord,

@@ -12,7 +12,7 @@ use crate::{
     sys,
 };
 
-/// A resolved user.
+/// A user whose names are resolved to numbers.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub(crate) struct Identity {
     pub(crate) uid: u32,

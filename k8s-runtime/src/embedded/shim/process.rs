@@ -126,11 +126,11 @@ fn receive(socket: BorrowedFd<'_>, inbox: &mut wire::Inbox) -> io::Result<Option
 /// The namespaces and the cgroup that a child is born in.
 #[derive(Debug, Default)]
 pub(super) struct Birth<'a> {
-    /// `CLONE_NEW*`.
+    /// Flags `CLONE_NEW*` of the namespaces to make.
     pub(super) flags: u64,
     /// The process namespace to be in, where it is not a new one and not the shim's.
     pub(super) pid_namespace: Option<BorrowedFd<'a>>,
-    /// Its cgroup.
+    /// The cgroup to join, below every controller's root.
     pub(super) cgroup: &'a str,
 }
 

@@ -16,7 +16,7 @@ const ARCH: u32 = 0xc000_003e;
 #[cfg(target_arch = "aarch64")]
 const ARCH: u32 = 0xc000_00b7;
 
-/// Denied to everyone.
+/// System calls that are denied to every container.
 const DENIED: &[c_long] = &[
     libc::SYS_add_key,
     libc::SYS_keyctl,
@@ -52,7 +52,7 @@ const DENIED: &[c_long] = &[
     libc::SYS_modify_ldt,
 ];
 
-/// Denied without `CAP_SYS_ADMIN`.
+/// System calls that are denied to containers without `CAP_SYS_ADMIN`.
 const ADMIN: &[c_long] = &[
     libc::SYS_mount,
     libc::SYS_umount2,

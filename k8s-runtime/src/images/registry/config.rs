@@ -29,31 +29,31 @@ pub struct Mirror {
 #[derive(Clone, Debug, Default, PartialEq, Eq, Deserialize)]
 #[serde(deny_unknown_fields, default)]
 pub struct Host {
-    /// Credentials.
+    /// Credentials of a registry.
     pub auth: Option<Auth>,
-    /// TLS.
+    /// TLS settings of the registry.
     pub tls: Option<Tls>,
 }
 
-/// Credentials.
+/// Credentials of a registry.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Deserialize)]
 #[serde(deny_unknown_fields, default)]
 pub struct Auth {
-    /// User name.
+    /// User name; empty: anonymous, or in `auth`.
     pub username: String,
-    /// Password.
+    /// Password or token of the user.
     pub password: String,
     /// Both, as `base64(user:password)`.
     pub auth: String,
 }
 
-/// TLS settings.
+/// TLS settings of a registry.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Deserialize)]
 #[serde(deny_unknown_fields, default)]
 pub struct Tls {
     /// A bundle of certificate authorities to trust beside the system's.
     pub ca_file: Option<PathBuf>,
-    /// Trust any certificate.
+    /// Trust any certificate. Default: false.
     pub insecure_skip_verify: bool,
 }
 
