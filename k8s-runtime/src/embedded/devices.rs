@@ -12,7 +12,7 @@
 //! another container of the same pod that has SYS_ADMIN and no seccomp filter can lift its own rules. The
 //! author of such a pod has the host's devices already.
 
-use std::{fs, io, os::fd::OwnedFd, path::PathBuf};
+use std::{fs, io, path::PathBuf};
 
 use super::cgroup::Cgroups;
 use crate::sys;
@@ -78,8 +78,9 @@ pub(super) fn restrict(cgroups: &Cgroups, group: &str) -> io::Result<()> {
 pub(super) enum PodRules {
     /// Version 1: written in this directory.
     Written(PathBuf),
-    /// Version 2: the attachment of the program.
-    Attached(OwnedFd),
+    /// Version 2: a program is attached to this directory. It is no link, which a container with SYS_ADMIN
+    /// could find by its number and detach; this takes the directory.
+    Attached(PathBuf),
     /// The pod's group restricts nothing: a privileged container was made.
     Lifted,
     /// The pod's group restricts nothing, for this reason.
@@ -96,8 +97,8 @@ fn try_restrict_pod(cgroups: &Cgroups, group: &str) -> io::Result<PodRules> {
         return Err(io::Error::new(io::ErrorKind::Unsupported, "no devices controller is mounted"));
     };
     if matches!(cgroups, Cgroups::V2(_)) {
-        let program = sys::load_device_program(&program(&RULES))?;
-        return Ok(PodRules::Attached(sys::link_device_program(&fs::File::open(&directory)?, &program)?));
+        restrict(cgroups, group)?;
+        return Ok(PodRules::Attached(directory));
     }
     match fs::write(directory.join("devices.deny"), "a") {
         Ok(()) => allow_rules(&directory)?,
@@ -126,7 +127,7 @@ impl PodRules {
                     fs::write(directory.join("devices.allow"), rule)?;
                 }
             }
-            PodRules::Attached(link) => sys::detach_link(link)?,
+            PodRules::Attached(directory) => sys::detach_device_programs(&fs::File::open(directory)?)?,
             PodRules::Lifted | PodRules::Failed(_) => {}
         }
         *self = PodRules::Lifted;
@@ -366,6 +367,8 @@ mod tests {
     fn a_version_2_pod_is_restricted_until_it_is_lifted() {
         let Some(group) = Group::new("pod") else { return };
         let before = group.opens();
+        // As an earlier sandbox of the pod did.
+        restrict_pod(&group.cgroups, &group.name);
         let mut rules = restrict_pod(&group.cgroups, &group.name);
         if let PodRules::Failed(e) = &rules {
             return assert!(not_permitted(e), "{e}");
