@@ -13,8 +13,8 @@ use k8s_runtime::images::{ImageStore, Registries};
 
 use crate::{
     control_plane::{ControlPlane, ControlPlaneConfig},
-    distribution::Extras,
     exit::{Code, Failure},
+    extras::Extras,
     identities,
     network::{Network, NetworkConfig, Parts},
     node::{self, LocalNode, NodeConfig},

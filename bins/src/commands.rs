@@ -20,8 +20,8 @@ use std::{
 use clap::{CommandFactory, FromArgMatches, Parser, Subcommand};
 
 use crate::{
-    distribution::Extras,
     exit::{Code, Failure},
+    extras::Extras,
 };
 
 /// Kubernetes in one binary.

@@ -18,13 +18,14 @@ use k8s_controllers::{Caches, Environment, Manager};
 use k8s_core::client::{Client, Kubeconfig};
 use k8s_scheduler::Scheduler;
 use k8s_store::{Embedded, Local, OpenError, Store};
-use serde_json::{Value, json};
+use serde_json::json;
 use tokio::{net::TcpListener, task::JoinHandle};
 use tokio_util::sync::CancellationToken;
 
 use crate::{
-    distribution::Extras,
+    apply::apply,
     exit::{Code, Failure},
+    extras::Extras,
     front_proxy::FrontProxy,
     identities,
     paths::Paths,
@@ -347,23 +348,6 @@ pub async fn kubernetes_service(
         apply(client, path, &object).await?;
     }
     Ok(())
-}
-
-/// Applies an object by server-side apply with this program's field manager. 503 (the store cannot write, as
-/// on a full disk) is logged and is not an error, so that a cluster can start read-only.
-///
-/// # Errors
-/// The API server's error.
-pub async fn apply(client: &Client, path: &str, object: &Value) -> Result<(), k8s_core::client::Error> {
-    let target = format!("{path}?fieldManager=hyperkube&force=true");
-    match client.bytes(http::Method::PATCH, &target, "application/apply-patch+yaml", object.to_string()).await
-    {
-        Err(e) if e.status().is_some_and(|status| status.code() == 503) => {
-            tracing::warn!(path, error = %e, "object not applied: the store cannot write");
-            Ok(())
-        }
-        other => other.map(drop),
-    }
 }
 
 #[cfg(test)]

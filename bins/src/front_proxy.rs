@@ -58,11 +58,6 @@ impl FrontProxy {
                 "requestheader-extra-headers-prefix": json!(["X-Remote-Extra-"]).to_string(),
             },
         });
-        crate::control_plane::apply(
-            client,
-            &format!("/api/v1/namespaces/kube-system/configmaps/{name}"),
-            &map,
-        )
-        .await
+        crate::apply::apply(client, &format!("/api/v1/namespaces/kube-system/configmaps/{name}"), &map).await
     }
 }

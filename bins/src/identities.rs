@@ -48,7 +48,7 @@ pub async fn bind(admin: &Client) -> Result<(), Error> {
             "subjects": [{"apiGroup": group, "kind": kind, "name": subject}],
         });
         let path = format!("/apis/rbac.authorization.k8s.io/v1/clusterrolebindings/{name}");
-        crate::control_plane::apply(admin, &path, &binding).await?;
+        crate::apply::apply(admin, &path, &binding).await?;
     }
     Ok(())
 }

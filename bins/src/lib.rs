@@ -22,11 +22,13 @@
 //!
 //! Not here: any component of a cluster; each is a crate of its own.
 
+mod apply;
 mod cluster;
 pub mod commands;
 pub mod control_plane;
 pub mod distribution;
 pub mod exit;
+mod extras;
 pub mod front_proxy;
 pub mod identities;
 pub mod network;
@@ -41,8 +43,9 @@ pub mod user_kubeconfig;
 use std::{process::ExitCode, sync::OnceLock};
 
 pub use cluster::{Builder, Cluster, Node, host_name, open_images};
-pub use distribution::{Distribution, Extras, distribution};
+pub use distribution::{Distribution, distribution};
 use exit::Failure;
+pub use extras::Extras;
 use k8s_apiserver::proxy::RemoteKubelets;
 
 static WHEN_IDLE: OnceLock<fn()> = OnceLock::new();

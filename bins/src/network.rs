@@ -17,7 +17,7 @@ use k8s_net::{
 use serde_json::json;
 
 use crate::{
-    control_plane::apply,
+    apply::apply,
     exit::{Code, Failure},
     paths::Paths,
     ranges::Range,

@@ -8,9 +8,7 @@ use tokio_util::sync::CancellationToken;
 
 #[cfg(feature = "serve")]
 use crate::health;
-use crate::{Caches, Controller, Environment, Reconcile, Runnable, metrics::Metrics};
-
-pub(crate) type Accounts = Box<dyn Fn(&'static str) -> Client + Send>;
+use crate::{Caches, Controller, Environment, Reconcile, Runnable, metrics::Metrics, runnable::Accounts};
 
 /// Runs controllers over shared caches.
 ///

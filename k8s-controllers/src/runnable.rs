@@ -4,6 +4,8 @@ use futures::future::BoxFuture;
 
 use crate::{Controller, Environment, Reconcile};
 
+/// Clients by the name of a service account in kube-system.
+pub(crate) type Accounts = Box<dyn Fn(&'static str) -> k8s_core::client::Client + Send>;
 type Start = Box<dyn FnOnce(Environment) -> BoxFuture<'static, ()> + Send>;
 
 /// A controller that a [`Manager`](crate::Manager) starts.
@@ -64,7 +66,7 @@ impl Runnable {
     pub(crate) fn start(
         self,
         mut environment: Environment,
-        accounts: Option<&crate::manager::Accounts>,
+        accounts: Option<&Accounts>,
     ) -> BoxFuture<'static, ()> {
         tracing::debug!(controller = self.name, "starting");
         if let Some((account, client_of)) = self.account.zip(accounts) {

@@ -1,5 +1,9 @@
 //! `cargo xtask tidy`: the repository's own rules.
 
+mod cycles;
+mod source;
+mod words;
+
 use std::{
     fs,
     path::{Path, PathBuf},
@@ -84,8 +88,14 @@ pub(crate) fn run() -> Result<()> {
     problems.extend(top_level()?);
     problems.extend(edges()?);
     problems.extend(module_docs()?);
+    for source in library_sources()? {
+        problems.extend(cycles::problems(&source)?);
+    }
+    problems.extend(words::problems(&root(), &rust_files()?)?);
     if problems.is_empty() {
-        println!("top level, crate edges and module documentation are as they should be");
+        println!(
+            "top level, crate edges, module cycles, module documentation and words are as they should be"
+        );
         return Ok(());
     }
     bail!("{}", problems.join("\n"))
@@ -142,6 +152,24 @@ fn edges() -> Result<Vec<String>> {
         }
     }
     Ok(problems)
+}
+
+/// The `src` directories of our crates that are libraries.
+fn library_sources() -> Result<Vec<PathBuf>> {
+    let metadata = metadata()?;
+    let packages = metadata["packages"].as_array().into_iter().flatten();
+    let sources = packages
+        .filter_map(|package| Some(Path::new(package["manifest_path"].as_str()?).parent()?.join("src")))
+        .filter(|source| source.join("lib.rs").exists());
+    Ok(sources.collect())
+}
+
+/// The Rust files that git knows or would add, relative to the top level.
+fn rust_files() -> Result<Vec<PathBuf>> {
+    let mut list = Command::new("git");
+    list.args(["ls-files", "--cached", "--others", "--exclude-standard", "*.rs"]).current_dir(root());
+    let files = steps::output(&mut list)?;
+    Ok(files.lines().map(PathBuf::from).filter(|file| root().join(file).exists()).collect())
 }
 
 /// Every crate and every module with a folder needs module documentation.

@@ -2,11 +2,10 @@
 
 use std::{
     any::{Any, TypeId},
-    borrow::Cow,
     collections::HashMap,
 };
 
-use crate::{Cluster, NodeInfo, PodInfo};
+use crate::{Cluster, NodeInfo, PodInfo, Reject};
 
 /// State of one decision: the cluster and the values that plugins stored for this pod.
 pub struct Cycle<'a> {
@@ -42,29 +41,6 @@ impl<'a> Cycle<'a> {
     #[must_use]
     pub fn get<T: Any + Send + Sync>(&self) -> Option<&T> {
         self.state.get(&TypeId::of::<T>())?.downcast_ref()
-    }
-}
-
-/// Reasons of a rejection: by one node, or from `prepare` by all nodes. Users see them in events.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Reject {
-    /// One or more reasons.
-    pub reasons: Vec<Cow<'static, str>>,
-    /// True if preemption could help.
-    pub resolvable: bool,
-}
-
-impl Reject {
-    /// Creates a rejection that preemption could resolve.
-    #[must_use]
-    pub fn full(reason: impl Into<Cow<'static, str>>) -> Self {
-        Reject { reasons: vec![reason.into()], resolvable: true }
-    }
-
-    /// Creates a rejection that preemption cannot resolve.
-    #[must_use]
-    pub fn never(reason: impl Into<Cow<'static, str>>) -> Self {
-        Reject { reasons: vec![reason.into()], resolvable: false }
     }
 }
 

@@ -12,9 +12,9 @@ use std::{
 use tokio::time::Instant;
 
 use crate::{
+    actor::Process,
     faults::{Faults, Opportunity, Strike},
     trace::{Entry, Trace, What},
-    wire::Process,
 };
 
 /// A controller's write.

@@ -16,16 +16,16 @@ use k8s_core::{api::api::core::v1::Pod, custom::CustomResource};
 use k8s_scheduler::Scheduler;
 
 use crate::{
+    actor::Kind,
     base,
     faults::Faults,
     objects,
     process::{Life, Program, main_of},
-    role::NeededRole,
+    report::Report,
     running::Running,
     script::Script,
     seeds::{self, Job},
     setup::Setup,
-    wire::Kind,
 };
 
 /// A test of controllers: the content of its cluster, and the seeds and faults of its runs. See the crate's
@@ -54,18 +54,6 @@ impl Default for Lab {
     fn default() -> Self {
         Self::new()
     }
-}
-
-/// Summary of all runs of a lab.
-#[derive(Clone, Debug)]
-#[non_exhaustive]
-pub struct Report {
-    /// Number of runs.
-    pub runs: usize,
-    /// Number of injected faults in all runs.
-    pub faults: usize,
-    /// The smallest sufficient role for all runs, including paths that only faults lead to.
-    pub needed_role: NeededRole,
 }
 
 impl Lab {

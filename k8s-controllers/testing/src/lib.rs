@@ -90,6 +90,7 @@
 //!
 //! Not here: real containers, kubelets, networks (`hyperkube`'s `Cluster` has those).
 
+mod actor;
 mod base;
 mod cluster;
 pub mod controllers;
@@ -100,6 +101,7 @@ mod listed;
 pub mod node;
 mod objects;
 mod process;
+mod report;
 mod role;
 mod running;
 mod script;
@@ -113,8 +115,9 @@ mod wire;
 pub use cluster::{Builder, Error, TestCluster};
 pub use faults::{Fault, Faults};
 pub use hub::Written;
-pub use lab::{Lab, Report};
+pub use lab::Lab;
 pub use process::Life;
+pub use report::Report;
 pub use role::NeededRole;
 pub use running::Running;
 pub use script::Script;

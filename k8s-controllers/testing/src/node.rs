@@ -35,18 +35,7 @@ use tokio::task::{AbortHandle, JoinSet};
 
 use crate::{hub::Hub, script::Script};
 
-/// Pod annotation: exit code of the containers, which exit at once or after [`RUN_FOR`].
-pub const EXIT: &str = "k8s-testing/exit-code";
-/// Pod annotation: running time of containers that exit (`90s`, `5m`, `2h`).
-pub const RUN_FOR: &str = "k8s-testing/run-for";
-/// Pod annotation: time from binding to start.
-pub const START_AFTER: &str = "k8s-testing/start-after";
-/// Pod annotation: time from start to readiness.
-pub const READY_AFTER: &str = "k8s-testing/ready-after";
-/// Pod annotation: time from deletion to the end.
-pub const STOP_AFTER: &str = "k8s-testing/stop-after";
-/// Pod annotation: waiting reason of a pod that never starts (`ImagePullBackOff`).
-pub const STUCK: &str = "k8s-testing/stuck";
+pub use crate::script::{EXIT, READY_AFTER, RUN_FOR, START_AFTER, STOP_AFTER, STUCK};
 
 /// Interval of lease renewals.
 const HEARTBEAT: Duration = Duration::from_secs(10);

@@ -13,9 +13,10 @@ use tokio::{sync::Notify, task::JoinSet};
 use tokio_util::sync::CancellationToken;
 
 use crate::{
+    actor::{Kind, Process},
     hub::Hub,
     trace::What,
-    wire::{Kind, Process, Service},
+    wire::Service,
 };
 
 /// Time between a crash and the restart.

@@ -20,6 +20,7 @@ use tokio::{task::JoinSet, time::Instant};
 use tokio_util::sync::CancellationToken;
 
 use crate::{
+    actor::{Kind, Process},
     base,
     hub::{Hub, Plan, Written},
     listed::Listed,
@@ -28,7 +29,7 @@ use crate::{
     role::{NeededRole, Recorded},
     setup::Setup,
     trace::Trace,
-    wire::{Kind, Process, Service},
+    wire::Service,
 };
 
 /// Time without write attempts after which a cluster counts as settled. Longer than any retry delay that a

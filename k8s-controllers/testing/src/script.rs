@@ -4,7 +4,18 @@ use std::time::Duration;
 
 use k8s_core::{api::api::core::v1::Pod, meta::ObjectExt};
 
-use crate::node;
+/// Pod annotation: exit code of the containers, which exit at once or after [`RUN_FOR`].
+pub const EXIT: &str = "k8s-testing/exit-code";
+/// Pod annotation: running time of containers that exit (`90s`, `5m`, `2h`).
+pub const RUN_FOR: &str = "k8s-testing/run-for";
+/// Pod annotation: time from binding to start.
+pub const START_AFTER: &str = "k8s-testing/start-after";
+/// Pod annotation: time from start to readiness.
+pub const READY_AFTER: &str = "k8s-testing/ready-after";
+/// Pod annotation: time from deletion to the end.
+pub const STOP_AFTER: &str = "k8s-testing/stop-after";
+/// Pod annotation: waiting reason of a pod that never starts (`ImagePullBackOff`).
+pub const STUCK: &str = "k8s-testing/stuck";
 
 /// The life of a pod after binding. Returned by a function of the pod (`Lab::pods`), or read from the pod's
 /// annotations.
@@ -69,13 +80,13 @@ impl Script {
     #[must_use]
     pub fn of(pod: &Pod) -> Self {
         let after = |name| pod.annotation(name).and_then(duration).unwrap_or_default();
-        let code = pod.annotation(node::EXIT).and_then(|code| code.parse().ok());
+        let code = pod.annotation(EXIT).and_then(|code| code.parse().ok());
         Script {
-            start: after(node::START_AFTER),
-            ready: after(node::READY_AFTER),
-            end: code.map(|code| (after(node::RUN_FOR), code)),
-            stop: after(node::STOP_AFTER),
-            stuck: pod.annotation(node::STUCK).map(str::to_owned),
+            start: after(START_AFTER),
+            ready: after(READY_AFTER),
+            end: code.map(|code| (after(RUN_FOR), code)),
+            stop: after(STOP_AFTER),
+            stuck: pod.annotation(STUCK).map(str::to_owned),
             probes: Vec::new(),
         }
     }
@@ -102,7 +113,7 @@ mod tests {
     fn annotations_make_a_script() {
         let mut pod = Pod::default();
         assert_eq!(Script::of(&pod), Script::runs());
-        let texts = [(node::EXIT, "3"), (node::RUN_FOR, "2h"), (node::START_AFTER, "1500ms")];
+        let texts = [(EXIT, "3"), (RUN_FOR, "2h"), (START_AFTER, "1500ms")];
         pod.metadata.annotations = Some(texts.map(|(k, v)| (k.to_owned(), v.to_owned())).into());
         let wanted = Script::exits(Duration::from_secs(7200), 3).starts_after(Duration::from_millis(1500));
         assert_eq!(Script::of(&pod), wanted);

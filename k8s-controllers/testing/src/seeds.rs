@@ -16,7 +16,7 @@ use k8s_core::clock::Clock;
 use k8s_store::Store;
 
 use crate::{
-    base, faults::Faults, hub::Plan, lab::Report, role::Recorded, running::Running, setup::Setup, shrink,
+    base, faults::Faults, hub::Plan, report::Report, role::Recorded, running::Running, setup::Setup, shrink,
     trace::Trace,
 };
 

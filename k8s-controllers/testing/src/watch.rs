@@ -13,10 +13,10 @@ use k8s_core::{
 use serde_json::json;
 
 use crate::{
+    actor::Process,
     faults::{Fault, Opportunity},
     hub::Hub,
     trace::What,
-    wire::Process,
 };
 
 struct Watch {

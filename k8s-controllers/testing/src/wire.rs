@@ -1,12 +1,8 @@
 //! The layer between a program and the API server: records requests and injects faults.
 
 use std::{
-    collections::HashMap,
     pin::Pin,
-    sync::{
-        Arc, Mutex, PoisonError,
-        atomic::{AtomicU64, Ordering},
-    },
+    sync::{Arc, PoisonError, atomic::Ordering},
     task::{Context, Poll},
 };
 
@@ -20,78 +16,14 @@ use k8s_core::{
 };
 use k8s_store::Store;
 use serde::Deserialize;
-use tokio::sync::Notify;
 
 use crate::{
+    actor::{Kind, Process},
     faults::{Fault, Opportunity, Strike},
     hub::{Hub, Written},
-    role::Recorded,
     trace::What,
     watch,
 };
-
-/// Role of a program in the run.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) enum Kind {
-    /// The test itself, or a node.
-    Bystander,
-    /// The scheduler.
-    Part,
-    /// A built-in controller.
-    BuiltIn,
-    /// A controller under test.
-    Tested,
-}
-
-/// A program that calls the API server, across restarts.
-#[derive(Debug)]
-pub(crate) struct Process {
-    name: Arc<str>,
-    kind: Kind,
-    /// Number of restarts; requests of an earlier life are aborted.
-    pub(crate) life: AtomicU64,
-    pub(crate) crashed: Notify,
-    recorded: Mutex<Recorded>,
-    /// Revision of the program's last write of each object.
-    own: Mutex<HashMap<String, u64>>,
-}
-
-impl Process {
-    pub(crate) fn new(name: &str, kind: Kind) -> Self {
-        Process {
-            name: name.into(),
-            kind,
-            life: AtomicU64::new(0),
-            crashed: Notify::new(),
-            recorded: Mutex::default(),
-            own: Mutex::default(),
-        }
-    }
-
-    pub(crate) fn name(&self) -> &Arc<str> {
-        &self.name
-    }
-
-    pub(crate) fn kind(&self) -> Kind {
-        self.kind
-    }
-
-    /// Returns true if faults are injected into the program's requests.
-    pub(crate) fn suffers(&self) -> bool {
-        matches!(self.kind, Kind::BuiltIn | Kind::Tested)
-    }
-
-    pub(crate) fn recorded(&self) -> Recorded {
-        self.recorded.lock().unwrap_or_else(PoisonError::into_inner).clone()
-    }
-
-    /// Ends the current life.
-    pub(crate) fn crash(&self) {
-        self.life.fetch_add(1, Ordering::Relaxed);
-        self.own.lock().unwrap_or_else(PoisonError::into_inner).clear();
-        self.crashed.notify_one();
-    }
-}
 
 /// The API server as one program sees it: a `tower::Service`, for our client and `kube::Client`.
 #[derive(Clone, Debug)]
@@ -151,7 +83,7 @@ impl Service {
         let uri = request.uri().clone();
         let query = Query::parse(uri.query().unwrap_or_default());
         let info = RequestInfo::parse(request.method(), uri.path(), &query);
-        if self.process.kind == Kind::Tested {
+        if self.process.kind() == Kind::Tested {
             self.process.recorded.lock().unwrap_or_else(PoisonError::into_inner).note(&info);
         }
         let at = opportunity(request.method(), &info);
@@ -168,7 +100,7 @@ impl Service {
         }
         let is_write = matches!(at, Opportunity::Create | Opportunity::Write);
         let whole = self.hub.state().trace.is_whole();
-        let (request, sent) = if is_write && (whole || self.process.kind == Kind::Tested) {
+        let (request, sent) = if is_write && (whole || self.process.kind() == Kind::Tested) {
             read(request).await?
         } else {
             (request, None)
@@ -210,7 +142,7 @@ impl Service {
             let events = watch::events(body, self.hub.clone(), self.process.clone(), shown);
             return Ok(Response::from_parts(parts, events));
         }
-        if let (Some(sent), Kind::Tested) = (sent, self.process.kind) {
+        if let (Some(sent), Kind::Tested) = (sent, self.process.kind()) {
             return self.check(&info, &sent, answer).await;
         }
         Ok(answer)
@@ -259,7 +191,7 @@ impl Service {
             let mut state = self.hub.state();
             state.last_write = tokio::time::Instant::now();
             if changed && self.process.suffers() {
-                let (who, verb) = (self.process.name.clone(), info.verb.clone());
+                let (who, verb) = (self.process.name().clone(), info.verb.clone());
                 state.written.push(Written { who, verb, path: path.clone(), code });
             }
         }
@@ -293,11 +225,12 @@ impl Service {
                 match (asked, mine) {
                     (Some(asked), Some(mine)) if asked < mine => Some(format!(
                         "{}: {} {name} at revision {asked}, after it had written revision {mine}",
-                        self.process.name, info.verb
+                        self.process.name(),
+                        info.verb
                     )),
                     (None, Some(mine)) if info.verb == "create" => Some(format!(
                         "{}: create {name}, after it had written it at revision {mine}",
-                        self.process.name
+                        self.process.name()
                     )),
                     _ => None,
                 }

@@ -12,8 +12,8 @@ use super::{
     library,
     names::unescape,
     plan::{FieldName, Op, OpId, Plan},
-    schema::Decl,
     types::Type,
+    types::declared::Decl,
     value::{Text, Value},
 };
 

@@ -80,3 +80,8 @@ impl EvalError {
         Err(EvalError::Failed(message.into()))
     }
 }
+
+/// Returns at most the first 100 characters of a text, for error messages.
+pub(crate) fn short(text: &str) -> String {
+    text.chars().take(100).collect()
+}

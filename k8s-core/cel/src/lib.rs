@@ -37,7 +37,6 @@ mod error;
 mod eval;
 mod lexer;
 mod library;
-mod macros;
 mod meter;
 mod names;
 mod parser;
@@ -53,7 +52,7 @@ pub use cost::{Estimate, Size};
 pub use error::{CompileError, CompileErrors, EvalError};
 pub use meter::Meter;
 pub use names::{escape, unescape};
-pub use schema::{Decl, Field, ObjectType};
+pub use types::declared::{Decl, Field, ObjectType};
 pub use types::{Opaque, Type};
 pub use value::{List, Map, Text, Value};
 

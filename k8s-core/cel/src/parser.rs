@@ -1,10 +1,11 @@
 //! Recursive descent parser of CEL with limited depth.
 
+mod macros;
+
 use super::{
     ast::{Ast, Expr, Id, Literal, MAX_DEPTH},
     error::{CompileError, CompileErrors},
     lexer::{self, MAX_TEXT, Spanned, Token},
-    macros,
     names::is_reserved,
 };
 

@@ -4,7 +4,7 @@ use std::sync::Arc;
 
 use regex::Regex;
 
-use super::{ast::LoopKind, library::Function, schema::Decl, value::Value};
+use super::{ast::LoopKind, library::Function, types::declared::Decl, value::Value};
 
 /// Index of an operation in its plan.
 pub(super) type OpId = u32;

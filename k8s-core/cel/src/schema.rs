@@ -7,129 +7,18 @@ use std::{collections::BTreeMap, sync::Arc};
 
 use serde_json::Value as Json;
 
-use super::{names::escape, types::Type};
+use crate::{
+    names::escape,
+    types::{
+        Type,
+        declared::{Decl, Field, ObjectType, REQUEST},
+    },
+};
 
-/// Maximum size of a request in bytes: the default bound.
-const REQUEST: u64 = 3 * 1024 * 1024;
 /// Maximum nesting of a schema.
 const MAX_DEPTH: usize = 128;
 
-/// A declared type with its size bounds.
-#[derive(Clone, Debug)]
-pub struct Decl {
-    pub(super) ty: Type,
-    /// Maximum number of list elements, map entries, or bytes of a text.
-    pub(super) max: u64,
-    /// Minimum size in JSON, in bytes.
-    pub(super) min_size: u64,
-    /// Declaration of list elements, map values, or an optional's value.
-    pub(super) element: Option<Arc<Decl>>,
-}
-
-/// A field of an object.
-#[derive(Clone, Debug)]
-pub struct Field {
-    pub(super) property: String,
-    pub(super) decl: Arc<Decl>,
-}
-
-/// An object type: fields by their escaped names.
-#[derive(Debug)]
-pub struct ObjectType {
-    name: String,
-    fields: BTreeMap<String, Field>,
-    /// Unknown fields are preserved, with dynamic type.
-    open: bool,
-}
-
-impl ObjectType {
-    /// Creates an object type from properties. Properties that cannot be escaped are omitted.
-    pub fn new(name: impl Into<String>, fields: impl IntoIterator<Item = (String, Arc<Decl>)>) -> Self {
-        let fields = fields.into_iter().filter_map(|(property, decl)| {
-            let name = escape(&property)?;
-            Some((name, Field { property, decl }))
-        });
-        ObjectType { name: name.into(), fields: fields.collect(), open: false }
-    }
-
-    /// Returns the type's name.
-    #[must_use]
-    pub fn name(&self) -> &str {
-        &self.name
-    }
-
-    /// Returns true if unknown fields are preserved.
-    pub(super) fn is_open(&self) -> bool {
-        self.open
-    }
-
-    /// Returns a field by its escaped name.
-    pub(super) fn field(&self, name: &str) -> Option<&Field> {
-        self.fields.get(name)
-    }
-
-    /// Returns true if two types are the same: identical or with equal declarations.
-    pub(super) fn is(&self, other: &ObjectType) -> bool {
-        std::ptr::eq(self, other)
-            || self.open
-            || other.open
-            || (self.fields.len() == other.fields.len()
-                && self
-                    .fields
-                    .iter()
-                    .zip(&other.fields)
-                    .all(|(a, b)| a.0 == b.0 && a.1.decl.ty.accepts(&b.1.decl.ty)))
-    }
-}
-
 impl Decl {
-    /// Declares a type without bounds except the request size.
-    #[must_use]
-    pub fn new(ty: Type) -> Self {
-        let element = match &ty {
-            Type::List(of) | Type::Optional(of) => Some(Arc::new(Decl::new(Type::clone(of)))),
-            Type::Map(entry) => Some(Arc::new(Decl::new(entry.1.clone()))),
-            _ => None,
-        };
-        Decl { ty, max: REQUEST, min_size: 1, element }
-    }
-
-    /// Declares a value of dynamic type.
-    #[must_use]
-    pub fn any() -> Self {
-        Decl::new(Type::Dyn)
-    }
-
-    /// Declares an object.
-    #[must_use]
-    pub fn object(object: ObjectType) -> Self {
-        Decl { ty: Type::Object(Arc::new(object)), max: REQUEST, min_size: 2, element: None }
-    }
-
-    /// Declares an optional of this type.
-    #[must_use]
-    pub fn optional(self) -> Self {
-        Decl { ty: Type::optional(self.ty.clone()), max: 1, min_size: 0, element: Some(Arc::new(self)) }
-    }
-
-    /// Returns the declared type.
-    #[must_use]
-    pub fn ty(&self) -> &Type {
-        &self.ty
-    }
-
-    /// Returns the maximum number of elements of a list or entries of a map.
-    #[must_use]
-    pub fn max_elements(&self) -> u64 {
-        self.max
-    }
-
-    /// Returns the minimum size of a value in JSON, in bytes.
-    #[must_use]
-    pub fn min_serialized_size(&self) -> u64 {
-        self.min_size
-    }
-
     /// Declares the values of a structural schema.
     #[must_use]
     pub fn of_schema(schema: &Json) -> Self {
@@ -141,10 +30,6 @@ impl Decl {
     #[must_use]
     pub fn of_resource(schema: &Json) -> Self {
         of_schema(schema, true, 0)
-    }
-
-    fn scalar(ty: Type, max: u64, min_size: u64) -> Self {
-        Decl { ty, max, min_size, element: None }
     }
 }
 

@@ -2,7 +2,9 @@
 
 use std::{fmt, sync::Arc};
 
-use super::schema::ObjectType;
+pub(crate) mod declared;
+
+use declared::ObjectType;
 
 /// Types that only functions can inspect.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]

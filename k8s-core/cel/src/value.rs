@@ -1,17 +1,25 @@
 //! Values. Those of variables are views of JSON: only accessed parts are converted.
 
+pub(crate) mod format;
+pub(crate) mod semver;
+pub(crate) mod time;
+pub(crate) mod url;
+
 use std::{cmp::Ordering, collections::BTreeMap, fmt, net::IpAddr, ops::Deref, sync::Arc};
 
 use base64::{Engine, engine::general_purpose::STANDARD};
 use jiff::Timestamp;
 use serde_json::Value as Json;
 
+use format::Format;
+use semver::Semver;
+use url::Url;
+
 use super::{
     error::EvalError,
-    library::{format::Format, semver::Semver, time, url::Url},
     meter::Meter,
-    schema::{Decl, ObjectType},
     types::Type,
+    types::declared::{Decl, ObjectType},
 };
 use k8s_quantity::Quantity;
 

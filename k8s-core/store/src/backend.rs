@@ -10,12 +10,7 @@ use std::sync::Arc;
 use bytes::Bytes;
 use tokio::sync::oneshot;
 
-use crate::{Expect, Meta, StoreError, Stored};
-
-/// A backend that could not do its work.
-#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
-#[error("{0}")]
-pub struct BackendError(pub String);
+use crate::{BackendError, Expect, Meta, StoreError, Stored};
 
 /// Keeps objects and orders their changes.
 ///

@@ -35,17 +35,19 @@ mod embedded;
 mod index;
 mod local;
 mod log;
+mod outcome;
 mod pace;
 mod store;
 
-pub use backend::{Backend, BackendError, Change, Done, Effect, Format, Loaded, Opaque, Sink, Write};
+pub use backend::{Backend, Change, Done, Effect, Format, Loaded, Opaque, Sink, Write};
 pub use collection::{Event, EventKind, Snapshot, WatchCursor, WatchError};
 #[cfg(feature = "embedded")]
 pub use embedded::{Embedded, OpenError};
 pub use index::{Candidates, Term};
 pub use local::Local;
 pub use log::{Log, Record, Volatile};
-pub use store::{Expect, Store, StoreError};
+pub use outcome::{BackendError, Expect, StoreError};
+pub use store::Store;
 
 use std::sync::Arc;
 

@@ -28,16 +28,16 @@ use super::{
 };
 use crate::{
     Cluster,
-    control_plane::apply,
+    apply::apply,
     exit::{Code, Failure},
 };
 
 /// The same manifests that a user would apply.
-const NAMESPACE: &str = include_str!("../../../../examples/manifests/namespace.yaml");
-const CONFIG: &str = include_str!("../../../../examples/manifests/config.yaml");
-const DEPLOYMENT: &str = include_str!("../../../../examples/manifests/deployment.yaml");
-const SERVICE: &str = include_str!("../../../../examples/manifests/service.yaml");
-const JOB: &str = include_str!("../../../../examples/manifests/job.yaml");
+const NAMESPACE: &str = include_str!("../../../manifests/namespace.yaml");
+const CONFIG: &str = include_str!("../../../manifests/config.yaml");
+const DEPLOYMENT: &str = include_str!("../../../manifests/deployment.yaml");
+const SERVICE: &str = include_str!("../../../manifests/service.yaml");
+const JOB: &str = include_str!("../../../manifests/job.yaml");
 
 /// Timeout of a step.
 const PATIENCE: Duration = Duration::from_secs(60);

@@ -98,8 +98,8 @@ impl Checker<'_> {
             return;
         };
         let good = match function.name {
-            "duration" => library::time::parse_duration(text).is_some(),
-            "timestamp" => library::time::parse_timestamp(text).is_some(),
+            "duration" => crate::value::time::parse_duration(text).is_some(),
+            "timestamp" => crate::value::time::parse_timestamp(text).is_some(),
             "matches" | "find" | "findAll" => match library::compile(text) {
                 Ok(pattern) => {
                     self.plan.patterns.push((text.clone(), pattern));

@@ -2,11 +2,11 @@
 
 use std::{fmt::Write, sync::Arc};
 
-use super::{Cost, Cx, Form, Function, function, global, no_overload, time};
+use super::{Cost, Cx, Form, Function, function, global, no_overload};
 use crate::{
-    error::EvalError,
+    error::{EvalError, short},
     types::{Opaque, T},
-    value::{Text, Value},
+    value::{Text, Value, time},
 };
 
 pub(super) const FUNCTIONS: &[Function] = &[
@@ -102,11 +102,6 @@ const STRING: &[(&[T], T)] = &[
     (&[T::Op(Opaque::Ip)], T::Str),
     (&[T::Op(Opaque::Cidr)], T::Str),
 ];
-
-/// Returns a shortened text for error messages.
-pub(super) fn short(text: &str) -> String {
-    text.chars().take(100).collect()
-}
 
 #[allow(clippy::cast_possible_truncation, clippy::cast_precision_loss)] // its range is checked
 fn int<'a>(_: &mut Cx<'_>, args: &[Value<'a>]) -> Result<Value<'a>, EvalError> {

@@ -2,20 +2,12 @@
 
 use base64::{Engine, engine::general_purpose::STANDARD};
 
-use super::{Cost, Cx, Form, Function, function, global, no_overload, time};
+use super::{Cost, Cx, Form, Function, function, global, no_overload};
 use crate::{
     error::EvalError,
     types::{Opaque, T},
-    value::Value,
+    value::{Value, format::Format, time, url::Url},
 };
-
-/// A named format.
-#[derive(Debug)]
-pub struct Format {
-    name: &'static str,
-    /// Returns the violations of a text.
-    check: fn(&str) -> Vec<String>,
-}
 
 const FORMAT: T = T::Op(Opaque::Format);
 const MAKE: &[(&[T], T)] = &[(&[], FORMAT)];
@@ -29,7 +21,7 @@ static FORMATS: [Format; 13] = [
     Format { name: "dns1123SubdomainPrefix", check: |text| subdomain(&masked(text)) },
     Format { name: "dns1035LabelPrefix", check: |text| label_1035(&masked(text)) },
     Format { name: "labelValue", check: label_value },
-    Format { name: "uri", check: |text| told(super::url::is_url(text), "invalid URI for request") },
+    Format { name: "uri", check: |text| told(Url::parse(text).is_ok(), "invalid URI for request") },
     Format { name: "uuid", check: |text| told(is_uuid(text), "does not match the UUID format") },
     Format { name: "byte", check: |text| told(STANDARD.decode(text).is_ok(), "invalid base64") },
     Format { name: "date", check: |text| told(time::parse_date(text).is_some(), "invalid date") },

@@ -4,11 +4,11 @@ use std::cmp::Ordering;
 
 use jiff::Timestamp;
 
-use super::{Cost, Cx, Form, Function, elements, function, global, no_overload, time};
+use super::{Cost, Cx, Form, Function, elements, function, global, no_overload};
 use crate::{
     error::EvalError,
     types::T,
-    value::{List, Value},
+    value::{List, Value, time},
 };
 
 const ARITHMETIC: &[(&[T], T)] =

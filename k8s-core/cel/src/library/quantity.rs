@@ -2,9 +2,9 @@
 
 use std::cmp::Ordering;
 
-use super::{Cost, Form, Function, convert::short, function, member, no_overload};
+use super::{Cost, Form, Function, function, member, no_overload};
 use crate::{
-    error::EvalError,
+    error::{EvalError, short},
     types::{Opaque, T},
     value::Value,
 };

@@ -1,21 +1,13 @@
-//! Semantic versions.
+//! Functions of semantic versions.
 
-use std::{cmp::Ordering, fmt, sync::Arc};
+use std::sync::Arc;
 
-use super::{Cost, Form, Function, convert::short, function, member, no_overload};
+use super::{Cost, Form, Function, function, member, no_overload};
 use crate::{
     error::EvalError,
     types::{Opaque, T},
-    value::Value,
+    value::{Value, semver::Semver},
 };
-
-/// A semantic version.
-#[derive(Debug, PartialEq, Eq)]
-pub struct Semver {
-    numbers: [u64; 3],
-    pre: Vec<String>,
-    build: String,
-}
 
 const SEMVER: T = T::Op(Opaque::Semver);
 const NUMBER: &[(&[T], T)] = &[(&[SEMVER], T::Int)];
@@ -46,7 +38,7 @@ pub(super) const FUNCTIONS: &[Function] = &[
 fn number<'a>(args: &[Value<'a>], i: usize) -> Result<Value<'a>, EvalError> {
     match args {
         [Value::Semver(version)] => {
-            let number = version.numbers.get(i).copied().unwrap_or(0);
+            let number = version.numbers().get(i).copied().unwrap_or(0);
             Ok(Value::Int(i64::try_from(number).unwrap_or(i64::MAX)))
         }
         _ => no_overload(),
@@ -79,83 +71,4 @@ fn normalize(text: &str) -> Result<String, String> {
         parts.push("0".into());
     }
     Ok(parts.join("."))
-}
-
-fn is_number(text: &str) -> bool {
-    !text.is_empty() && text.bytes().all(|b| b.is_ascii_digit())
-}
-
-fn is_identifier(text: &str) -> bool {
-    !text.is_empty() && text.bytes().all(|b| b.is_ascii_alphanumeric() || b == b'-')
-}
-
-impl Semver {
-    fn parse(text: &str) -> Result<Self, String> {
-        let wrong = |why: &str| format!("{why}: {:?}", short(text));
-        let (rest, build) = text.split_once('+').map_or((text, None), |(rest, build)| (rest, Some(build)));
-        let (core, pre) = rest.split_once('-').map_or((rest, None), |(core, pre)| (core, Some(pre)));
-        let mut numbers = [0; 3];
-        let mut parts = core.split('.');
-        for number in &mut numbers {
-            let part = parts
-                .next()
-                .filter(|part| is_number(part))
-                .ok_or_else(|| wrong("no Major.Minor.Patch elements found"))?;
-            if part.len() > 1 && part.starts_with('0') {
-                return Err(wrong("version number must not contain leading zeroes"));
-            }
-            *number = part.parse().map_err(|_| wrong("version number is too large"))?;
-        }
-        if parts.next().is_some() {
-            return Err(wrong("invalid character(s) found in patch number"));
-        }
-        let pre: Vec<String> = pre.map(|pre| pre.split('.').map(str::to_owned).collect()).unwrap_or_default();
-        if pre
-            .iter()
-            .any(|part| !is_identifier(part) || (is_number(part) && part.len() > 1 && part.starts_with('0')))
-        {
-            return Err(wrong("invalid pre-release"));
-        }
-        if build.is_some_and(|build| !build.split('.').all(is_identifier)) {
-            return Err(wrong("invalid build meta data"));
-        }
-        Ok(Semver { numbers, pre, build: build.unwrap_or_default().to_owned() })
-    }
-
-    /// Compares by precedence; build metadata is ignored.
-    pub(crate) fn order(&self, other: &Semver) -> Ordering {
-        let core = self.numbers.cmp(&other.numbers);
-        let pre = || match (self.pre.is_empty(), other.pre.is_empty()) {
-            (true, true) => Ordering::Equal,
-            (true, false) => Ordering::Greater,
-            (false, true) => Ordering::Less,
-            (false, false) => {
-                let pairs = self.pre.iter().zip(&other.pre);
-                let differs = pairs.map(|(a, b)| order_parts(a, b)).find(|order| order.is_ne());
-                differs.unwrap_or_else(|| self.pre.len().cmp(&other.pre.len()))
-            }
-        };
-        core.then_with(pre)
-    }
-}
-
-fn order_parts(a: &str, b: &str) -> Ordering {
-    match (is_number(a), is_number(b)) {
-        // Numeric identifiers have no leading zeros, so longer means larger.
-        (true, true) => a.len().cmp(&b.len()).then_with(|| a.cmp(b)),
-        (true, false) => Ordering::Less,
-        (false, true) => Ordering::Greater,
-        (false, false) => a.cmp(b),
-    }
-}
-
-impl fmt::Display for Semver {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let [major, minor, patch] = self.numbers;
-        write!(f, "{major}.{minor}.{patch}")?;
-        if !self.pre.is_empty() {
-            write!(f, "-{}", self.pre.join("."))?;
-        }
-        if self.build.is_empty() { Ok(()) } else { write!(f, "+{}", self.build) }
-    }
 }

@@ -1,9 +1,9 @@
 //! Macros: calls expanded at parse time, which bind names or take arguments unevaluated.
 
-use super::{
+use super::Parser;
+use crate::{
     ast::{Expr, Id, Loop, LoopKind},
     error::CompileError,
-    parser::Parser,
 };
 
 /// Loop macros: name, number of arguments, kind, number of bound names, and true if the last but one argument

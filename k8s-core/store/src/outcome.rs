@@ -1,0 +1,36 @@
+//! Expectations of writes, and their failures.
+
+/// A backend that could not do its work.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+#[error("{0}")]
+pub struct BackendError(pub String);
+
+/// A write or an exact read that failed.
+#[derive(Clone, Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum StoreError {
+    /// The object is not in the state that the writer expects. Read again and retry.
+    #[error("{key} is at {have:?}")]
+    Conflict {
+        /// The object.
+        key: String,
+        /// Its revision; `None`: it is not there.
+        have: Option<u64>,
+    },
+    /// The backend cannot write, and nothing was written. Retryable: the store writes again within seconds after the cause is
+    /// gone.
+    #[error("the store cannot write: {0}")]
+    Unavailable(String),
+    /// The requested revision is no longer in history.
+    #[error("revision {0} is no longer in history")]
+    Expired(u64),
+}
+
+/// The state that a writer expects.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Expect {
+    /// Not there.
+    Absent,
+    /// At this revision.
+    Revision(u64),
+}
