@@ -1,4 +1,4 @@
-//! What a kubelet is told at its start.
+//! The configuration of a kubelet.
 
 use std::{collections::BTreeMap, net::IpAddr, path::PathBuf, sync::Arc};
 
@@ -7,11 +7,11 @@ use crate::types::Taint;
 /// Configuration; every field has a default, so that a caller names only what differs.
 #[derive(Clone, Debug)]
 pub struct Config {
-    /// The node's name.
+    /// Name of the Node object.
     pub node_name: String,
-    /// Where pods' directories are (`<root>/pods/<uid>`).
+    /// Parent of the pods' directories (`<root>/pods/<uid>`).
     pub root_dir: PathBuf,
-    /// Where containers' logs are.
+    /// Directory of the containers' logs.
     pub log_dir: PathBuf,
     /// The cluster's DNS servers, for pods with `dnsPolicy: ClusterFirst`.
     pub cluster_dns: Vec<IpAddr>,
@@ -27,7 +27,7 @@ pub struct Config {
     pub node_taints: Vec<Taint>,
     /// The node's pod range, where it is known before a controller assigns one.
     pub pod_cidr: Option<String>,
-    /// How many pods may run.
+    /// Most pods that may run.
     pub max_pods: u32,
     /// Address on which the kubelet's API listens.
     pub bind_address: IpAddr,
@@ -41,12 +41,14 @@ pub struct Config {
     pub log_max_size: u64,
     /// So many log files a container keeps.
     pub log_max_files: usize,
-    /// Secrets and `medium: Memory` live on tmpfs. `false` only where nothing can be mounted (tests without root).
+    /// Secrets and `medium: Memory` live on tmpfs. `false` only where nothing can be mounted (tests without
+    /// root).
     pub tmpfs: bool,
-    /// Sysctls beside the safe ones that pods may set: names, or patterns with `*` at the end. Only of namespaces that a pod has
-    /// of its own.
+    /// Sysctls beside the safe ones that pods may set: names, or patterns with `*` at the end. Only of
+    /// namespaces that a pod has of its own.
     pub allowed_unsafe_sysctls: Vec<String>,
-    /// Address and port that pods reach the API server at, for `KUBERNETES_SERVICE_HOST` where no `kubernetes` Service is there yet.
+    /// Address and port that pods reach the API server at, for `KUBERNETES_SERVICE_HOST` where no
+    /// `kubernetes` Service is there yet.
     pub kubernetes_service: Option<(IpAddr, u16)>,
 }
 

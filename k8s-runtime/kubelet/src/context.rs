@@ -1,4 +1,4 @@
-//! What every part of one kubelet shares.
+//! The state that all parts of one kubelet share.
 
 use std::{
     collections::HashMap,
@@ -31,13 +31,13 @@ pub(crate) struct Context {
     pub(crate) services: Cache<Service>,
     pub(crate) facts: Facts,
     pub(crate) sysctls: Sysctls,
-    /// Which pod (uid) a sandbox belongs to.
+    /// The pod (uid) that a sandbox belongs to.
     sandboxes: Mutex<HashMap<SandboxId, String>>,
     views: Mutex<HashMap<String, PodView>>,
     view_changes: tokio::sync::watch::Sender<()>,
 }
 
-/// What the kubelet's API needs to know of a pod.
+/// A pod as the kubelet's API shows it.
 #[derive(Clone, Debug, Default)]
 pub(crate) struct PodView {
     pub(crate) sandbox: Option<SandboxId>,
@@ -46,7 +46,7 @@ pub(crate) struct PodView {
     pub(crate) status: PodStatus,
 }
 
-/// What the kubelet's API needs to know of a container.
+/// A container as the kubelet's API shows it.
 #[derive(Clone, Debug, Default)]
 pub(crate) struct ContainerView {
     /// The newest container, running or dead.
@@ -97,7 +97,7 @@ impl Context {
         }
     }
 
-    /// The node's addresses.
+    /// The node's addresses, the primary one first.
     pub(crate) fn node_ips(&self) -> &[IpAddr] {
         &self.facts.ips
     }
@@ -107,7 +107,7 @@ impl Context {
         lock(&self.sandboxes).insert(id.clone(), uid.to_owned());
     }
 
-    /// Forgets a sandbox.
+    /// Forgets a sandbox that was removed.
     pub(crate) fn disown_sandbox(&self, id: &SandboxId) {
         lock(&self.sandboxes).remove(id);
     }
@@ -134,7 +134,7 @@ impl Context {
         self.view_changes.subscribe()
     }
 
-    /// What is known of a pod.
+    /// The last published view of a pod.
     pub(crate) fn view(&self, uid: &str) -> Option<PodView> {
         lock(&self.views).get(uid).cloned()
     }

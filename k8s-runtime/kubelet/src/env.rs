@@ -6,7 +6,7 @@ use k8s_core::meta::ObjectExt;
 
 use crate::{context::Context, resources, sources::SourceError, types::*};
 
-/// Why a container's configuration cannot be made; it is tried again when what is missing appears.
+/// The reason for which a container's configuration cannot be made. It is tried again when a source changes.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub(crate) enum ConfigError {
     #[error("{0}")]
@@ -21,7 +21,7 @@ pub(crate) enum ConfigError {
     Invalid(String),
 }
 
-/// What a container's environment is made from.
+/// The sources of a container's environment.
 pub(crate) struct EnvSource<'a> {
     pub(crate) pod: &'a Pod,
     pub(crate) spec: &'a PodSpec,
@@ -29,7 +29,7 @@ pub(crate) struct EnvSource<'a> {
     pub(crate) pod_ips: &'a [IpAddr],
 }
 
-/// Replaces `$(NAME)` where `lookup` knows the name; `$$` is a dollar sign; everything else stays as it is.
+/// Replaces `$(NAME)` where `lookup` knows the name; `$$` is a dollar sign; everything else stays.
 pub(crate) fn expand(text: &str, lookup: &dyn Fn(&str) -> Option<String>) -> String {
     let mut result = String::with_capacity(text.len());
     let mut rest = text;

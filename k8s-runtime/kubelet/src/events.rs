@@ -1,7 +1,8 @@
 //! Events: what happened to a pod or the node, for people.
 //!
-//! Flow: callers hand an event over and go on; one task writes them. The same event again (same object, reason and message) raises the
-//! count of the first. A backlog that grows too long loses its newest events, never the caller's time.
+//! Flow: callers hand an event over and go on; one task writes them. The same event again (same object,
+//! reason and message) raises the count of the first. A backlog that grows too long loses its newest events,
+//! never the caller's time.
 
 use std::{collections::HashMap, time::Duration};
 
@@ -17,7 +18,7 @@ use tracing::debug;
 use crate::types::*;
 
 const BACKLOG: usize = 1024;
-/// How many different events are remembered for counting.
+/// Different events that are remembered for counting.
 const REMEMBERED: usize = 4096;
 
 /// Hands events over. Cheap to clone.

@@ -1,4 +1,4 @@
-//! What the machine is: read once, at the start.
+//! Facts of the machine: processors, memory, addresses, names. They are read once, at the start.
 
 use std::{
     collections::BTreeMap,
@@ -10,11 +10,11 @@ use k8s_core::meta::Quantity;
 
 use crate::{config::Config, types::ApiQuantity};
 
-/// The machine.
+/// Facts that the Node object publishes.
 #[derive(Clone, Debug)]
 pub(crate) struct Facts {
     pub(crate) cpus: i64,
-    /// Bytes.
+    /// Total memory in bytes.
     pub(crate) memory: i64,
     /// Bytes of the file system that pods' directories are on.
     pub(crate) disk: i64,
@@ -45,7 +45,8 @@ fn os_image() -> String {
     name.map_or_else(|| "Linux".to_owned(), |n| n.trim_matches('"').to_owned())
 }
 
-/// The address that packets to elsewhere leave from; no packet is sent. The loopback address where there is no way out.
+/// The address that packets to elsewhere leave from; no packet is sent. The loopback address where there is
+/// no way out.
 fn primary_address() -> IpAddr {
     let ask = |bind: IpAddr, to: IpAddr| {
         let socket = UdpSocket::bind((bind, 0)).ok()?;
@@ -104,7 +105,8 @@ impl Facts {
         .into()
     }
 
-    /// What pods may have of it: 100 MiB of memory are kept back, as upstream's default eviction threshold does.
+    /// The part that pods may have: 100 MiB of memory are kept back, as upstream's default eviction threshold
+    /// does.
     pub(crate) fn allocatable(&self) -> BTreeMap<String, ApiQuantity> {
         let mut list = self.capacity();
         let memory = (self.memory - (100 << 20)).max(0);

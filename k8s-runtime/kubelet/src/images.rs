@@ -16,7 +16,7 @@ use crate::{backoff::Backoff, duration, events::Recorder, sources::Sources, type
 /// So many pulls at once.
 const PULLS: usize = 4;
 
-/// Why a container has no image yet: the waiting reason, and when to try again.
+/// The reason for which a container has no image yet, as its status shows it, and the time of the next try.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) struct ImageError {
     pub(crate) reason: &'static str,
@@ -96,8 +96,9 @@ impl Puller {
             }
             (None, _) => self.pull(sources, pod, container, image).await,
             (Some(found), _) => match self.pull(sources, pod, container, image).await {
-                // Unlike upstream: where no registry answers, an image that was loaded by hand is as new as any can be. Clusters without
-                // a registry then run manifests that name no tag, which means `Always`.
+                // Unlike upstream: where no registry answers, an image that was loaded by hand is as new as
+                // any can be. Clusters without a registry then run manifests that name no tag, which means
+                // `Always`.
                 Err(e) => {
                     let message = format!("Using image {image:?} that is on the node: {}", e.message);
                     self.events.warning(pod, name, "Pulled", message);
@@ -211,7 +212,8 @@ fn registry(image: &str) -> &str {
     }
 }
 
-/// User and password from the pod's `imagePullSecrets`; secrets that are missing or malformed are passed over, as upstream does.
+/// User and password from the pod's `imagePullSecrets`; secrets that are missing or malformed are passed
+/// over, as upstream does.
 async fn credentials(sources: &Sources, pod: &Pod, image: &str) -> Option<(String, String)> {
     let registry = registry(image);
     for reference in pod.spec.as_ref()?.image_pull_secrets.iter().flatten() {

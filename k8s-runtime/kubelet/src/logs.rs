@@ -1,9 +1,11 @@
 //! Containers' logs on disk: reading, following, rotating.
 //!
-//! The runtime writes CRI lines (`time stream F|P text`); this module never writes to a log, it only renames and removes.
+//! The runtime writes CRI lines (`time stream F|P text`); this module never writes to a log, it only renames
+//! and removes.
 //!
-//! Guarantee: below the directory of all logs no symbolic link is followed and only regular files are read. A pod that has
-//! that directory as a hostPath could otherwise have the kubelet read the host's files out to it.
+//! Guarantee: below the directory of all logs no symbolic link is followed and only regular files are read. A
+//! pod that has that directory as a hostPath could otherwise have the kubelet read the host's files out to
+//! it.
 
 pub(crate) mod line;
 pub(crate) mod read;

@@ -88,7 +88,7 @@ fn quota(milli: i64) -> i64 {
     milli.saturating_mul(100).max(1000)
 }
 
-/// How readily the kernel ends a container when memory is short.
+/// The `oom_score_adj` of a container: higher is killed first when memory is short.
 fn oom_score_adj(qos: Qos, container: &Container, node_memory: i64) -> i32 {
     match qos {
         Qos::Guaranteed => -997,
@@ -101,7 +101,7 @@ fn oom_score_adj(qos: Qos, container: &Container, node_memory: i64) -> i32 {
     }
 }
 
-/// What a container may use.
+/// The cgroup limits of a container.
 pub(crate) fn container(qos: Qos, container: &Container, node_memory: i64) -> Resources {
     let cpu_limit = amount(limits(container), "cpu");
     Resources {
@@ -114,7 +114,7 @@ pub(crate) fn container(qos: Qos, container: &Container, node_memory: i64) -> Re
     }
 }
 
-/// What a whole pod may use: limited only where every container is.
+/// The cgroup limits of a whole pod. A resource is limited only if every container limits it.
 pub(crate) fn pod(spec: &PodSpec) -> Resources {
     let sum = |of: &dyn Fn(&Container) -> Option<i64>| spec.containers.iter().map(of).sum::<Option<i64>>();
     let init_max = |of: &dyn Fn(&Container) -> Option<i64>| {
@@ -132,7 +132,7 @@ pub(crate) fn pod(spec: &PodSpec) -> Resources {
     }
 }
 
-/// Why a `resourceFieldRef` has no value.
+/// The reason for which a `resourceFieldRef` has no value.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub(crate) enum FieldError {
     #[error("unsupported container resource : {0}")]
@@ -141,7 +141,8 @@ pub(crate) enum FieldError {
     Container(String),
 }
 
-/// The value of a `resourceFieldRef` (`limits.cpu`), in units of its divisor, rounded up. A missing limit is the node's allocatable.
+/// The value of a `resourceFieldRef` (`limits.cpu`), in units of its divisor, rounded up. A missing limit is
+/// the node's allocatable.
 pub(crate) fn field(
     spec: &PodSpec,
     own_container: Option<&str>,

@@ -1,4 +1,5 @@
-//! Tokens of service accounts, bound to the pod that uses them: asked for once, asked for again before they expire.
+//! Tokens of service accounts, bound to the pod that uses them: asked for once, asked for again before they
+//! expire.
 
 use std::{
     collections::HashMap,

@@ -1,10 +1,13 @@
 //! Volumes: directories and files that pods see, one plugin per kind.
 //!
-//! Flow: [`set_up`] turns a pod's volumes into host paths; called again (a ConfigMap changed, a token gets old) it brings contents up to
-//! date. [`cleanup::remove_pod_dir`] takes everything of a pod away without knowing what was there, so that it works after a crash too.
+//! Flow: [`set_up`] turns a pod's volumes into host paths; called again (a ConfigMap changed, a token gets
+//! old) it brings contents up to date. [`cleanup::remove_pod_dir`] takes everything of a pod away without
+//! knowing what was there, so that it works after a crash too.
 //!
-//! Guarantee: a reader of a ConfigMap, Secret, downward API or projected volume sees all of one version, never a mixture ([`atomic`]).
-//! Not here: attaching disks and network file systems; pods that want them get a `FailedMount` event that says so.
+//! Guarantee: a reader of a ConfigMap, Secret, downward API or projected volume sees all of one version,
+//! never a mixture ([`atomic`]).
+//! Not here: attaching disks and network file systems; pods that want them get a `FailedMount` event that
+//! says so.
 
 mod atomic;
 pub(crate) mod cleanup;
@@ -30,7 +33,7 @@ use k8s_core::meta::ObjectExt;
 
 use crate::{context::Context, env::ConfigError, sources::SourceError, types};
 
-/// Why a volume cannot be used yet. Every variant is tried again.
+/// The reason for which a volume cannot be used yet. Every variant is tried again.
 #[derive(Debug, thiserror::Error)]
 pub(crate) enum VolumeError {
     #[error("{0}")]
@@ -64,7 +67,7 @@ pub(crate) enum Reference {
     Secret(String),
 }
 
-/// What a plugin gets to set a volume up.
+/// The pod and the directories for which a plugin sets a volume up.
 pub(crate) struct Setup<'a> {
     pub(crate) cx: &'a Context,
     pub(crate) pod: &'a types::Pod,
@@ -119,11 +122,11 @@ fn plugin_for(volume: &types::Volume) -> Option<Box<dyn Volume>> {
 #[derive(Clone, Debug, Default)]
 pub(crate) struct Mounted {
     pub(crate) paths: HashMap<String, PathBuf>,
-    /// When to set up again even if nothing changes (tokens get old).
+    /// The time to set up again even if nothing changes (tokens get old).
     pub(crate) refresh_at: Option<types::Timestamp>,
 }
 
-/// Which volume failed, and why.
+/// The volume that failed, and the reason.
 #[derive(Debug, thiserror::Error)]
 #[error("MountVolume.SetUp failed for volume {volume:?} : {source}")]
 pub(crate) struct MountError {

@@ -7,7 +7,7 @@ use crate::types::Timestamp;
 /// `2026-01-02T03:04:05.678901234Z stdout F text`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct Line<'a> {
-    /// The time as it is written.
+    /// The time in the line's own text.
     pub(crate) time: &'a str,
     pub(crate) stream: &'a str,
     /// The writer's line goes on in the next one.
@@ -17,7 +17,7 @@ pub(crate) struct Line<'a> {
 }
 
 impl<'a> Line<'a> {
-    /// Reads a line; `None`: it is none (the rest of one that was cut, or garbage).
+    /// Parses a line. `None`: the rest of a line that was cut, or garbage.
     pub(crate) fn parse(raw: &'a [u8]) -> Option<Self> {
         let raw = raw.strip_suffix(b"\n").unwrap_or(raw);
         let mut parts = raw.splitn(4, |b| *b == b' ');
@@ -32,7 +32,7 @@ impl<'a> Line<'a> {
         Some(Line { time, stream, partial, text })
     }
 
-    /// When it was written.
+    /// The time at which it was written.
     pub(crate) fn timestamp(&self) -> Option<Timestamp> {
         self.time.parse().ok()
     }

@@ -26,7 +26,7 @@ const CHUNK: usize = 64 * 1024;
 /// A line longer than this is cut; runtimes write at most 16 KiB.
 const LONGEST_LINE: usize = 1 << 20;
 
-/// What a client wants of a log.
+/// The part of a log that a client wants.
 #[derive(Clone, Debug, Default, PartialEq)]
 pub(crate) struct Options {
     pub(crate) follow: bool,
@@ -47,7 +47,7 @@ pub(crate) struct Whose {
 }
 
 impl Whose {
-    /// Whether nothing more will be written.
+    /// True if nothing more will be written.
     fn ended(&self) -> bool {
         let view = self.cx.view(&self.pod_uid);
         let container = view.as_ref().and_then(|v| v.containers.get(&self.container));
@@ -57,7 +57,8 @@ impl Whose {
 
 type Sender = mpsc::Sender<io::Result<Bytes>>;
 
-/// Sends what a client wants of a log, until all is sent, the client is gone, or (following) the container has ended.
+/// Sends what a client wants of a log, until all is sent, the client is gone, or (following) the container
+/// has ended.
 pub(crate) async fn send(log: LogFile, options: Options, whose: Option<Whose>, sender: Sender) {
     let mut output = Output::new(options, sender.clone());
     let result = tokio::select! {
@@ -126,7 +127,7 @@ async fn follow(log: &LogFile, mut file: Option<File>, output: &mut Output, whos
             return Ok(());
         }
         if let Some(next) = successor(log, file.as_ref()).await? {
-            // What came between the look and the rotation; nothing more comes.
+            // The lines between the last read and the rotation; nothing more comes.
             if let Some(file) = &mut file
                 && !output.copy(file).await?
             {
@@ -149,8 +150,8 @@ async fn follow(log: &LogFile, mut file: Option<File>, output: &mut Output, whos
     }
 }
 
-/// The file that was begun after `file`, if it is no longer the one being written: a log may have been rotated more than once
-/// since it was read.
+/// The file that was begun after `file`, if it is no longer the one being written: a log may have been
+/// rotated more than once since it was read.
 async fn successor(log: &LogFile, file: Option<&File>) -> io::Result<Option<File>> {
     let there = match open(log, log.name()) {
         Ok(there) => there,
@@ -162,7 +163,8 @@ async fn successor(log: &LogFile, file: Option<&File>) -> io::Result<Option<File
     if own == there.metadata().await?.ino() {
         return Ok(None);
     }
-    // Newest first: the last one before our own is its successor. When our own is gone, all that are left are.
+    // Newest first: the last one before our own is its successor. When our own is gone, all that are left
+    // are.
     let mut next = there;
     for name in log.parts().iter().rev() {
         match open(log, name) {
@@ -175,7 +177,7 @@ async fn successor(log: &LogFile, file: Option<&File>) -> io::Result<Option<File
     Ok(Some(next))
 }
 
-/// Where the last so many lines begin: the file's index and the offset in it.
+/// The start of the last `lines` lines: the file's index and the offset in it.
 async fn start_of_tail(log: &LogFile, files: &[String], lines: u64) -> io::Result<(usize, u64)> {
     let mut wanted = lines;
     for (index, name) in files.iter().enumerate().rev() {

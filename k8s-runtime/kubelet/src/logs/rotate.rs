@@ -1,5 +1,5 @@
-//! Rotation for runtimes that do not rotate by themselves: a log that grew too large is renamed with the time in its name, and the
-//! runtime opens a new one.
+//! Rotation for runtimes that do not rotate by themselves: a log that grew too large is renamed with the time
+//! in its name, and the runtime opens a new one.
 
 use std::{fs, io, sync::Arc, time::Duration};
 

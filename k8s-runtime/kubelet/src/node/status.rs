@@ -43,14 +43,14 @@ pub(super) fn labels(cx: &Context) -> BTreeMap<String, String> {
     labels
 }
 
-/// Whether there is too little of something.
+/// The pressure conditions: true where a resource is short.
 struct Pressure {
     memory: bool,
     disk: bool,
     pids: bool,
 }
 
-/// Whether so many `free` bytes of so many are too few.
+/// True if `free` bytes of `total` are too few.
 fn disk_is_short((total, free): (i64, i64)) -> bool {
     free < (total / 10).min(ENOUGH_DISK)
 }
@@ -171,7 +171,7 @@ pub(super) async fn compute(cx: &Context, old: Option<&NodeStatus>) -> NodeStatu
     }
 }
 
-/// Whether two statuses differ in what a kubelet writes, its heartbeats left aside.
+/// True if two statuses differ in a field that a kubelet writes, heartbeats aside.
 pub(super) fn differs(a: &NodeStatus, b: &NodeStatus) -> bool {
     own(a) != own(b)
 }

@@ -1,8 +1,9 @@
 //! Keeps the API server's copy of a pod's status current.
 //!
-//! The worker hands over the newest status and goes on. One task per pod writes it: states that are overtaken while a write is under way
-//! are skipped, failures are tried again until they succeed or the pod is gone. What somebody else writes over the kubelet's part of a status is
-//! written back, at most once a second. A pod that somebody else ended is left so.
+//! The worker hands over the newest status and goes on. One task per pod writes it: states that are overtaken
+//! while a write is under way are skipped, failures are tried again until they succeed or the pod is gone.
+//! What somebody else writes over the kubelet's part of a status is written back, at most once a second. A
+//! pod that somebody else ended is left so.
 
 use std::{
     sync::{Arc, Mutex, PoisonError},
@@ -68,7 +69,7 @@ impl Writer {
         }
     }
 
-    /// Whether a pod's status is another one than the kubelet wrote last, and nothing newer is on its way.
+    /// True if a pod's status is not what the kubelet wrote last, and nothing newer is on its way.
     fn is_overwritten(&self, pod: &Pod) -> bool {
         let (number, wanted) = self.wanted.borrow().clone();
         if number == 0 || *self.written.borrow() != number {
@@ -132,7 +133,8 @@ async fn run(
     }
 }
 
-/// Waits for a status to write: a new one, or the last one again where somebody else changed it. `false`: there will be none.
+/// Waits for a status to write: a new one, or the last one again where somebody else changed it. `false`:
+/// there will be none.
 async fn next(
     requests: &mut watch::Receiver<(u64, PodStatus)>,
     foreign: &Notify,
@@ -154,7 +156,7 @@ async fn next(
     }
 }
 
-/// Whether a status says no more than that the pod is on its way.
+/// True if a status says no more than that the pod is starting.
 fn is_starting(status: &PodStatus) -> bool {
     let creating = |container: &ContainerStatus| {
         let waiting = container.state.as_ref().and_then(|s| s.waiting.as_ref());

@@ -84,7 +84,7 @@ pub(crate) async fn exec(
 async fn drain(stream: Option<Box<dyn AsyncRead + Send + Unpin>>, into: &mut Vec<u8>) {
     let Some(stream) = stream else { return };
     let mut limited = stream.take(LONGEST_OUTPUT);
-    // What was read before an error is what there is to show.
+    // After an error, the text that was read before is shown.
     let _ = limited.read_to_end(into).await;
     let mut rest = limited.into_inner();
     let _ = tokio::io::copy(&mut rest, &mut tokio::io::sink()).await;

@@ -1,4 +1,4 @@
-//! What probes and lifecycle hooks do to a container: run a command, ask over HTTP, connect, wait.
+//! Handlers of probes and lifecycle hooks: run a command, ask over HTTP, connect, wait.
 
 use std::{net::IpAddr, time::Duration};
 
@@ -61,7 +61,7 @@ impl Target<'_> {
         check::http(&request, timeout).await
     }
 
-    /// Asks once.
+    /// Asks once, within the timeout.
     pub(crate) async fn probe(&self, probe: &Probe, timeout: Duration) -> Result<(), String> {
         if let Some(action) = &probe.exec {
             let command = action.command.clone().unwrap_or_default();

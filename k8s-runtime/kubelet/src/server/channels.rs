@@ -1,5 +1,5 @@
-//! The channel framing of remote commands: each WebSocket message begins with a byte that says which stream it belongs to. In the
-//! base64 protocols that is a digit, and the rest is encoded.
+//! The channel framing of remote commands: each WebSocket message begins with a byte that says which stream
+//! it belongs to. In the base64 protocols that is a digit, and the rest is encoded.
 
 use base64::{Engine, engine::general_purpose::STANDARD};
 use bytes::Bytes;
@@ -18,7 +18,7 @@ pub(super) const RESIZE: u8 = 4;
 /// Version 5: the named channel is closed.
 pub(super) const CLOSE: u8 = 255;
 
-/// What a client says.
+/// A message of a client.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) enum Input {
     Stdin(Bytes),
@@ -77,7 +77,7 @@ pub(super) fn frame(channel: u8, data: &[u8], protocol: &Protocol) -> Message {
     Message::Binary(message.into())
 }
 
-/// How a command ended, as the error channel says it.
+/// The end of a command as the error channel reports it.
 pub(super) fn ended(result: &Result<i32, String>) -> Value {
     match result {
         Ok(0) => json!({"metadata": {}, "status": "Success"}),

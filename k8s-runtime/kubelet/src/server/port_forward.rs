@@ -1,8 +1,9 @@
 //! `portForward`: TCP connections to a pod over a WebSocket.
 //!
-//! kubectl speaks SPDY/3.1 inside the WebSocket's messages (`SPDY/3.1+portforward.k8s.io`): for each connection an error stream and a data
-//! stream with the same `requestid`. Others use channels (`v4.channel.k8s.io`, `v4.base64.channel.k8s.io`, or no protocol): two per port,
-//! data and errors, each beginning with the port's number in little-endian.
+//! kubectl speaks SPDY/3.1 inside the WebSocket's messages (`SPDY/3.1+portforward.k8s.io`): for each
+//! connection an error stream and a data stream with the same `requestid`. Others use channels
+//! (`v4.channel.k8s.io`, `v4.base64.channel.k8s.io`, or no protocol): two per port, data and errors, each
+//! beginning with the port's number in little-endian.
 
 use std::{collections::HashMap, sync::Arc, time::Duration};
 
@@ -35,7 +36,7 @@ const PROTOCOLS: [Protocol; 4] = [
     Protocol { name: "", base64: false },
 ];
 const CHUNK: usize = 32 * 1024;
-/// How long what a client that left had sent may take to arrive.
+/// Time for the input of a client that has left to arrive.
 const LAST_INPUT: Duration = Duration::from_secs(10);
 
 pub(super) fn serve<B: Send + 'static>(
@@ -129,7 +130,7 @@ async fn tunnel(cx: Arc<Context>, sandbox: SandboxId, socket: Socket) {
         () = &mut forwarding => false,
     };
     if left {
-        // What was sent before the end is still to be delivered.
+        // Bytes from before the end are still to be delivered.
         drop(far_write);
         let _ = tokio::time::timeout(LAST_INPUT, forwarding).await;
     }
@@ -166,7 +167,7 @@ async fn forward(cx: Arc<Context>, sandbox: SandboxId, mut session: Session) {
     while pairs.join_next().await.is_some() {}
 }
 
-/// One connection.
+/// Copies between one pair of streams and one connection of the pod.
 async fn pair(cx: Arc<Context>, sandbox: SandboxId, error: spdy::Stream, mut data: spdy::Stream) {
     let port: Option<u16> = data.headers.get("port").and_then(|p| p.parse().ok());
     let opened = match port {

@@ -1,11 +1,13 @@
 //! The little of SPDY/3.1 that port-forward needs: a server's side of many streams over one connection.
 //!
-//! Format, all numbers big-endian. A control frame is `u16 0x8003, u16 type, u8 flags, u24 length`, a data frame `u32 stream, u8 flags,
-//! u24 length`. Headers (of `SYN_STREAM` and `SYN_REPLY`) are `u32 count` and per header two strings with `u32` lengths, compressed with
-//! zlib in one go for all frames of a direction, with the dictionary of the specification.
+//! Format, all numbers big-endian. A control frame is `u16 0x8003, u16 type, u8 flags, u24 length`, a data
+//! frame `u32 stream, u8 flags, u24 length`. Headers (of `SYN_STREAM` and `SYN_REPLY`) are `u32 count` and
+//! per header two strings with `u32` lengths, compressed with zlib in one go for all frames of a direction,
+//! with the dictionary of the specification.
 //!
-//! Flow: [`Session::start`] reads frames in a task of its own; each stream that the client opens comes out of [`Session::accept`] with what
-//! it carries. Not here: push streams, priorities, flow control windows (Kubernetes' clients use none of them).
+//! Flow: [`Session::start`] reads frames in a task of its own; each stream that the client opens comes out of
+//! [`Session::accept`] with what it carries. Not here: push streams, priorities, flow control windows
+//! (Kubernetes' clients use none of them).
 
 use std::collections::{BTreeMap, HashMap};
 
@@ -30,7 +32,7 @@ const FIN: u8 = 1;
 /// `RST_STREAM` with CANCEL.
 const CANCEL: u32 = 5;
 
-/// What a peer may do wrong, or the connection.
+/// A mistake of the peer, or a broken connection.
 #[derive(Debug, thiserror::Error)]
 pub(super) enum SpdyError {
     #[error("connection: {0}")]
@@ -241,22 +243,22 @@ fn data(stream: u32, flags: u8, payload: &[u8]) -> Bytes {
     frame.freeze()
 }
 
-/// What the client does with a stream.
+/// A client's action on a stream.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) enum Incoming {
     Data(Bytes),
-    /// Nothing more comes.
+    /// The client sends nothing more on this stream.
     Fin,
     /// The client gave the stream up.
     Reset,
 }
 
-/// One stream.
+/// One stream of a session.
 #[derive(Debug)]
 pub(super) struct Stream {
     pub(super) id: u32,
     pub(super) headers: Headers,
-    /// What the client sends; ends with the session.
+    /// The client's actions; ends with the session.
     pub(super) incoming: mpsc::Receiver<Incoming>,
     outgoing: mpsc::Sender<Bytes>,
 }
@@ -397,13 +399,13 @@ impl<R: AsyncRead + Unpin> Reader<R> {
     }
 
     async fn put(&mut self, frame: Bytes) {
-        // When the writer is gone, reading ends too.
+        // The reader ends with the writer.
         let _ = self.outgoing.send(frame).await;
     }
 
     async fn data(&mut self, id: u32, flags: u8, payload: Bytes) {
         let Some(stream) = self.open.get(&id) else { return };
-        // A stream that nobody reads any more takes nothing.
+        // A stream without a reader takes nothing.
         if !payload.is_empty() {
             let _ = stream.send(Incoming::Data(payload)).await;
         }

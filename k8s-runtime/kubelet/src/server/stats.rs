@@ -1,4 +1,4 @@
-//! What runs here and what it uses.
+//! The pods of the node and the resources that they use: `/pods`, `/stats/summary`, metrics.
 
 use std::fmt::Write;
 

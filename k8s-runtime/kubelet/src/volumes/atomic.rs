@@ -1,10 +1,11 @@
 //! Replaces a directory's files all at once.
 //!
-//! Layout, as upstream's atomic writer has it: the files are in a directory of their own (`..2026_01_02_03_04_05.678`), `..data` is a
-//! symbolic link to it, and each visible name is a link through `..data`. Renaming a new `..data` over the old one is the switch.
+//! Layout, as upstream's atomic writer has it: the files are in a directory of their own
+//! (`..2026_01_02_03_04_05.678`), `..data` is a symbolic link to it, and each visible name is a link through
+//! `..data`. Renaming a new `..data` over the old one is the switch.
 //!
-//! Guarantee: everything goes by descriptor and no link is followed, so that a container that may mount (`CAP_SYS_ADMIN`) and
-//! writes to its read-only volume leads the writer nowhere else.
+//! Guarantee: everything goes by descriptor and no link is followed, so that a container that may mount
+//! (`CAP_SYS_ADMIN`) and writes to its read-only volume leads the writer nowhere else.
 
 use std::{
     collections::{BTreeMap, BTreeSet},
@@ -34,7 +35,7 @@ pub(crate) struct File {
 /// Files by their path inside the volume.
 pub(crate) type Files = BTreeMap<String, File>;
 
-/// Whether a path stays inside the volume and does not meet the writer's own names.
+/// Refuses a path that leaves the volume or meets the writer's own names.
 fn check(path: &str) -> Result<(), VolumeError> {
     let fine = !path.is_empty()
         && !path.starts_with("..")
@@ -129,7 +130,7 @@ fn remove_if_there(path: &Path) -> io::Result<()> {
     }
 }
 
-/// Whether a directory holds exactly these files with these contents.
+/// True if a directory holds exactly these files with these contents.
 fn same(dir: &Directory, files: &Files) -> bool {
     // Deeper than any file is wanted, nothing is looked at.
     fn count(dir: &Directory, depth: usize) -> Option<usize> {

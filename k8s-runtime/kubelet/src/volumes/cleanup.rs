@@ -49,7 +49,7 @@ fn unescape(text: &str) -> PathBuf {
     PathBuf::from(std::ffi::OsString::from_vec(result))
 }
 
-/// Unmounts everything below a pod's directory and removes it. One that is not there is fine.
+/// Unmounts everything below a pod's directory and removes it, if it exists.
 pub(crate) fn remove_pod_dir(dir: &Path) -> Result<(), VolumeError> {
     let Ok(dir) = fs::canonicalize(dir) else { return Ok(()) };
     for mount in mounts_below(&dir)? {

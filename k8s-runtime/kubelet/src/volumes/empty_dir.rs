@@ -23,7 +23,7 @@ pub(super) fn plugin(volume: &types::Volume) -> Option<Box<dyn Volume>> {
     Some(Box::new(EmptyDir { name: volume.name.clone(), source }))
 }
 
-/// Whether something is mounted on a directory.
+/// True if something is mounted on a directory.
 fn is_mount_point(dir: &Path) -> bool {
     let device = |path: &Path| fs::metadata(path).map(|m| m.dev()).ok();
     dir.parent().is_some_and(|parent| device(dir) != device(parent))

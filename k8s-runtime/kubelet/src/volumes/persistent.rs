@@ -1,4 +1,5 @@
-//! `persistentVolumeClaim` and `ephemeral`: claims that are bound to a path of this node (`hostPath` and `local` volumes).
+//! `persistentVolumeClaim` and `ephemeral`: claims that are bound to a path of this node (`hostPath` and
+//! `local` volumes).
 
 use std::path::{Path, PathBuf};
 

@@ -1,4 +1,5 @@
-//! The kubelet over the embedded runtime: real containers (root and a Linux kernel needed), a fake API server.
+//! The kubelet over the embedded runtime: real containers (root and a Linux kernel needed), a fake API
+//! server.
 
 #![allow(missing_docs, unreachable_pub, dead_code)]
 
@@ -45,7 +46,7 @@ fn main() -> ExitCode {
 struct Node {
     dir: PathBuf,
     api: FakeApi,
-    /// Where the kubelet finds its API server, if not the fake one.
+    /// The kubelet's API server. Default: the fake one.
     client: Option<k8s_core::client::Client>,
     config: EmbeddedConfig,
     images: Arc<ImageStore>,

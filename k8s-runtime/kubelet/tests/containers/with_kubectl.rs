@@ -85,7 +85,7 @@ pub async fn kubectl(mut node: Node) -> Result<(), Failed> {
     let tls = Arc::new(listen::tls_config(&files)?);
     let serving = tokio::spawn(listen::serve(server.clone(), listener, tls, stop.clone()));
     node.client = Some(server.client_as(User::new("system:node:n1", &["system:nodes", "system:masters"])));
-    // What controllers make in a whole cluster.
+    // Objects that controllers make in a whole cluster.
     let admin = server.client_as(User::admin());
     let post = async |path: &str, body: Value| {
         admin.bytes(http::Method::POST, path, "application/json", body.to_string()).await

@@ -61,7 +61,7 @@ fn plural(collection: &str) -> &str {
     collection.rsplit('/').next().unwrap()
 }
 
-/// Whether an object's path is in a collection (which may be that of all namespaces).
+/// True if an object's path is in a collection (perhaps that of all namespaces).
 fn within(object: &str, collection: &str) -> bool {
     let (own, ..) = split(&format!("/{object}"));
     if collection.contains("/namespaces/") { own == collection } else { plural(&own) == plural(collection) }
@@ -130,7 +130,7 @@ impl FakeApi {
         self.0.lock().unwrap().allowed.push(rule);
     }
 
-    /// How many SubjectAccessReviews were made.
+    /// The number of SubjectAccessReviews so far.
     pub fn reviews(&self) -> usize {
         self.0.lock().unwrap().reviews
     }

@@ -1,7 +1,7 @@
 //! A runtime without processes: what a container does is written in its command.
 //!
-//! `run` runs until it is stopped; `stubborn` ignores the stop signal; `exit N` ends at once; `after S N` ends after S seconds with code N;
-//! `bad` cannot be started.
+//! `run` runs until it is stopped; `stubborn` ignores the stop signal; `exit N` ends at once; `after S N`
+//! ends after S seconds with code N; `bad` cannot be started.
 
 use std::{
     collections::HashMap,
@@ -44,7 +44,7 @@ impl FakeRuntime {
         self.clock.now().into()
     }
 
-    /// What was asked of the runtime so far.
+    /// The calls of the runtime so far.
     pub fn log(&self) -> Vec<String> {
         self.state.lock().unwrap().log.clone()
     }
@@ -116,7 +116,8 @@ fn not_found(id: &str) -> RuntimeError {
 }
 
 impl FakeRuntime {
-    /// A command that reads all of its input, goes on for a while, and then says (in the log) what it read, unless it was killed.
+    /// A command that reads all of its input, goes on for a while, and then says (in the log) what it read,
+    /// unless it was killed.
     fn collect(&self) -> Attached {
         use tokio::io::{AsyncReadExt, AsyncWriteExt};
         let (write, mut read) = tokio::io::duplex(16);

@@ -70,7 +70,7 @@ async fn restart_policies() {
         node.until_phase(name, want).await;
         assert_eq!(node.container(name, "/restartCount"), 0);
     }
-    // What has ended is taken down, but its containers can still be asked about.
+    // A pod that has ended is taken down, but its containers can still be asked about.
     node.until("sandboxes stopped", || node.runtime.sandboxes().iter().all(|s| !s.ready)).await;
     assert_eq!(node.runtime.sandboxes().len(), 3);
     node.delete("a", None).await;
@@ -549,7 +549,7 @@ async fn a_node_that_was_made_unknown_says_that_it_is_ready_within_10_seconds() 
     let revision = object()["metadata"]["resourceVersion"].clone();
     tokio::time::sleep(Duration::from_secs(60)).await;
     assert_eq!(object()["metadata"]["resourceVersion"], revision, "nothing changed, nothing is written");
-    // What the node controller does to a node that it does not hear from.
+    // As the node controller does to a node that it does not hear from.
     let mut unknown = object();
     for condition in unknown["status"]["conditions"].as_array_mut().unwrap() {
         condition["status"] = json!("Unknown");

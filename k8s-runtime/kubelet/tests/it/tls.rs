@@ -1,4 +1,4 @@
-//! Who may talk to the kubelet's listener.
+//! Access to the kubelet's listener.
 
 use std::sync::Arc;
 

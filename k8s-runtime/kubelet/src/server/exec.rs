@@ -26,9 +26,9 @@ use super::{
 };
 use crate::context::Context;
 
-/// Which of the two.
+/// The request: a command of its own, or the streams of the container.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum What {
+pub(super) enum Subresource {
     Exec,
     Attach,
 }
@@ -47,7 +47,7 @@ const CHUNK: usize = 32 * 1024;
 /// Time for a container to read what a client that left had sent.
 const LAST_INPUT: Duration = Duration::from_secs(30);
 
-/// Which streams a client wants.
+/// The streams that a client wants.
 #[derive(Clone, Copy, Debug)]
 struct Wanted {
     stdin: bool,
@@ -58,7 +58,7 @@ struct Wanted {
 
 pub(super) fn serve<B: Send + 'static>(
     cx: &Arc<Context>,
-    what: What,
+    subresource: Subresource,
     namespace: &str,
     pod: &str,
     container: &str,
@@ -78,10 +78,12 @@ pub(super) fn serve<B: Send + 'static>(
         return Err(ApiStatus::bad_request("you must specify at least 1 of stdin, stdout, stderr"));
     }
     let command: Vec<String> = query.all("command").map(str::to_owned).collect();
-    match what {
-        What::Exec if command.is_empty() => return Err(ApiStatus::bad_request("you must specify a command")),
-        What::Exec => {}
-        What::Attach => {
+    match subresource {
+        Subresource::Exec if command.is_empty() => {
+            return Err(ApiStatus::bad_request("you must specify a command"));
+        }
+        Subresource::Exec => {}
+        Subresource::Attach => {
             let spec = object.spec.as_ref();
             let all = spec.into_iter().flat_map(|s| {
                 let main = s.containers.iter().chain(s.init_containers.iter().flatten());
@@ -93,30 +95,30 @@ pub(super) fn serve<B: Send + 'static>(
             wanted.tty = own.is_some_and(|(.., tty)| tty == Some(true));
         }
     }
-    tracing::debug!(pod = %object.key(), container, ?what, "streams");
+    tracing::debug!(pod = %object.key(), container, ?subresource, "streams");
     let cx = cx.clone();
     upgrade::accept(request, &PROTOCOLS, move |socket, protocol| async move {
-        let process = open(&cx, what, &id, command, wanted).await;
-        run(socket, Session { what, wanted, protocol }, process).await;
+        let process = open(&cx, subresource, &id, command, wanted).await;
+        run(socket, Session { subresource, wanted, protocol }, process).await;
     })
 }
 
 async fn open(
     cx: &Context,
-    what: What,
+    subresource: Subresource,
     id: &ContainerId,
     command: Vec<String>,
     wanted: Wanted,
 ) -> Result<Attached, String> {
-    let result = match what {
-        What::Exec => {
+    let result = match subresource {
+        Subresource::Exec => {
             let request = ExecRequest { command, stdin: wanted.stdin, tty: wanted.tty, timeout: None };
             cx.runtime.exec(id, &request).await
         }
-        What::Attach => cx.runtime.attach(id).await,
+        Subresource::Attach => cx.runtime.attach(id).await,
     };
     result.map_err(|e| {
-        let verb = if what == What::Exec { "executing command in" } else { "attaching to" };
+        let verb = if subresource == Subresource::Exec { "executing command in" } else { "attaching to" };
         format!("error {verb} container: {e}")
     })
 }
@@ -124,7 +126,7 @@ async fn open(
 /// The request and the protocol that was agreed on.
 #[derive(Clone, Copy, Debug)]
 struct Session {
-    what: What,
+    subresource: Subresource,
     wanted: Wanted,
     protocol: &'static Protocol,
 }
@@ -132,9 +134,9 @@ struct Session {
 impl Session {
     /// The last message: how it ended.
     fn status(&self, result: &Result<i32, String>) -> Option<Message> {
-        let result = match (self.what, result) {
+        let result = match (self.subresource, result) {
             // A client asks the pod for the container's exit code.
-            (What::Attach, Ok(_)) => &Ok(0),
+            (Subresource::Attach, Ok(_)) => &Ok(0),
             (_, result) => result,
         };
         let status = channels::ended(result);
@@ -194,7 +196,7 @@ async fn streams(
     sender: &mpsc::Sender<Message>,
     gone: &CancellationToken,
 ) -> Option<Result<i32, String>> {
-    let Session { what, wanted, protocol } = session;
+    let Session { subresource, wanted, protocol } = session;
     let Attached { stdin, stdout, stderr, resize, mut exit } = process;
     // An empty message tells the client that the streams are there.
     let first = match (wanted.stdout, wanted.stderr) {
@@ -229,8 +231,8 @@ async fn streams(
             () = &mut listen, if !left => {
                 left = true;
                 gone.cancel();
-                match what {
-                    What::Attach => {
+                match subresource {
+                    Subresource::Attach => {
                         drop(outputs);
                         if !fed {
                             let _ = tokio::time::timeout(LAST_INPUT, feed).await;
@@ -238,8 +240,8 @@ async fn streams(
                         return None;
                     }
                     // The other side of a terminal that nobody has open hangs up.
-                    What::Exec if wanted.tty => outputs = None,
-                    What::Exec => {}
+                    Subresource::Exec if wanted.tty => outputs = None,
+                    Subresource::Exec => {}
                 }
             }
         }
@@ -284,8 +286,8 @@ async fn listen(
     }
 }
 
-/// Sends an output to the client. What nobody takes any more is read all the same, so that the process goes
-/// on.
+/// Sends an output to the client. Subresource nobody takes any more is read all the same, so that the process
+/// goes on.
 async fn pump(
     stream: Option<Box<dyn AsyncRead + Send + Unpin>>,
     channel: u8,
