@@ -1,4 +1,5 @@
-//! Growing delays: 10 s, doubled up to 5 min, forgotten after 10 min without trouble (client-go's `flowcontrol.Backoff` as the kubelet uses it).
+//! Exponential back-off as the kubelet uses client-go's `flowcontrol.Backoff`: 10 s, doubled up to 5 min,
+//! reset after 10 min without a failure.
 
 use std::time::Duration;
 
@@ -7,14 +8,15 @@ use crate::types::Timestamp;
 const FIRST: Duration = Duration::from_secs(10);
 const LONGEST: Duration = Duration::from_secs(300);
 
-/// One growing delay.
+/// The back-off of one container, image or volume. Default: no failure yet.
 #[derive(Clone, Copy, Debug, Default, PartialEq)]
 pub(crate) struct Backoff {
     entry: Option<(Duration, Timestamp)>,
 }
 
 impl Backoff {
-    /// When an attempt may be made after a failure at `event`; `None`: at once.
+    /// Returns the time before which no attempt may follow the failure at `event`. `None`: an attempt may be
+    /// made at once.
     pub(crate) fn blocked_until(&self, event: Timestamp, now: Timestamp) -> Option<Timestamp> {
         let (delay, updated) = self.entry?;
         if expired(event, updated) {
@@ -24,7 +26,7 @@ impl Backoff {
         (now < until).then_some(until)
     }
 
-    /// Records an attempt after a failure at `event`, so that the next one waits longer.
+    /// Records an attempt that follows the failure at `event`: doubles the delay before the next one.
     pub(crate) fn advance(&mut self, event: Timestamp, now: Timestamp) {
         let delay = match self.entry {
             Some((delay, updated)) if !expired(event, updated) => (delay * 2).min(LONGEST),
@@ -33,7 +35,7 @@ impl Backoff {
         self.entry = Some((delay, now));
     }
 
-    /// The present delay.
+    /// Delay before the next attempt; zero before the first failure.
     pub(crate) fn delay(&self) -> Duration {
         self.entry.map_or(Duration::ZERO, |(delay, _)| delay)
     }

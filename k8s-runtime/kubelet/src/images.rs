@@ -1,4 +1,4 @@
-//! Getting a container's image: pull policy, credentials, and waiting longer after each failure.
+//! Provides a container's image: pull policy, pull secrets, and back-off after failed pulls.
 
 use std::{
     collections::HashMap,
@@ -13,10 +13,10 @@ use tokio::sync::Semaphore;
 
 use crate::{backoff::Backoff, context::Context, duration, types::*};
 
-/// So many pulls at once.
+/// Maximum number of parallel pulls.
 const PULLS: usize = 4;
 
-/// Why a container has no image yet: the waiting reason, and when to try again.
+/// A container's image is not available: the reason of its waiting state, and the time of the next attempt.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) struct ImageError {
     pub(crate) reason: &'static str,
@@ -31,7 +31,7 @@ struct Failure {
     message: String,
 }
 
-/// The node's images, with the memory of failed pulls.
+/// Pulls images, with a back-off per pod and image.
 pub(crate) struct Puller {
     store: Arc<dyn Images>,
     clock: Clock,
@@ -44,17 +44,17 @@ impl Puller {
         Puller { store, clock, slots: Semaphore::new(PULLS), failures: Mutex::default() }
     }
 
-    /// The image store.
+    /// Returns the image store.
     pub(crate) fn store(&self) -> &dyn Images {
         &*self.store
     }
 
-    /// Forgets a pod's failures.
+    /// Removes the back-off of a pod's images.
     pub(crate) fn forget(&self, pod_uid: &str) {
         self.failures.lock().unwrap_or_else(PoisonError::into_inner).retain(|(uid, _), _| uid != pod_uid);
     }
 
-    /// The image of a container, pulled where the policy says so.
+    /// Returns the image of a container, and pulls it if its pull policy asks for that.
     pub(crate) async fn ensure(
         &self,
         cx: &Context,
@@ -95,8 +95,9 @@ impl Puller {
             }
             (None, _) => self.pull(cx, pod, container, image).await,
             (Some(found), _) => match self.pull(cx, pod, container, image).await {
-                // Unlike upstream: where no registry answers, an image that was loaded by hand is as new as any can be. Clusters without
-                // a registry then run manifests that name no tag, which means `Always`.
+                // Differs from upstream: if the registry cannot be reached, an image that is on the node is
+                // used despite `Always`. Clusters without a registry can then run manifests without a tag,
+                // whose default is `Always`.
                 Err(e) => {
                     let message = format!("Using image {image:?} that is on the node: {}", e.message);
                     cx.events.warning(pod, name, "Pulled", message);
@@ -150,7 +151,8 @@ impl Puller {
                 failure.backoff.advance(now, now);
                 failure.at = Some(now);
                 failure.message = e.to_string();
-                // Soon after, the next attempt is refused and the container shows that it waits.
+                // The next attempt follows soon; it is refused by the back-off, and the container then shows
+                // `ImagePullBackOff`.
                 let retry_at = now.saturating_add(jiff::SignedDuration::from_secs(2)).unwrap_or(now);
                 Err(ImageError { reason: "ErrImagePull", message: e.to_string(), retry_at })
             }
@@ -165,7 +167,7 @@ impl Puller {
     }
 }
 
-/// The pull policy; without one it depends on the tag.
+/// Returns the pull policy. The default depends on the tag: `Always` for `latest`, else `IfNotPresent`.
 fn policy(container: &Container) -> &str {
     if let Some(policy) = container.image_pull_policy.as_deref().filter(|p| !p.is_empty()) {
         return policy;
@@ -202,7 +204,7 @@ impl DockerAuth {
     }
 }
 
-/// The registry in an image's name.
+/// Returns the registry host of an image reference.
 fn registry(image: &str) -> &str {
     match image.split_once('/') {
         Some((host, _)) if host.contains(['.', ':']) || host == "localhost" => host,
@@ -210,7 +212,8 @@ fn registry(image: &str) -> &str {
     }
 }
 
-/// User and password from the pod's `imagePullSecrets`; secrets that are missing or malformed are passed over, as upstream does.
+/// Returns user and password from the pod's `imagePullSecrets`. Missing and malformed secrets are ignored, as
+/// upstream does.
 async fn credentials(cx: &Context, pod: &Pod, image: &str) -> Option<(String, String)> {
     let registry = registry(image);
     for reference in pod.spec.as_ref()?.image_pull_secrets.iter().flatten() {

@@ -1,10 +1,9 @@
-//! Admission: refuses pods that this node does not run, before anything of them is made.
+//! Admission: rejects pods that this node cannot run as specified, before anything is created for them.
 //!
-//! Flow: [`admit`] looks at the specification alone; a pod that it refuses is failed with the reason, for
-//! good. [`for_sandbox`] names what no sandbox can be made for; that is tried again, since a RuntimeClass may
-//! come. Reasons and messages are upstream's (`pkg/kubelet/sysctl`, `pkg/security/apparmor`,
-//! `pkg/kubelet/userns`).
-//! Guarantee: isolation that a pod asks for is either there or the pod does not run.
+//! Flow: [`admit`] checks the specification alone. A pod that it rejects fails for good, with the reason.
+//! [`for_sandbox`] checks what may change later, such as a missing RuntimeClass; the kubelet retries. Reasons
+//! and messages are upstream's (`pkg/kubelet/sysctl`, `pkg/security/apparmor`, `pkg/kubelet/userns`).
+//! Guarantee: a pod runs only with the isolation that it asks for.
 
 use k8s_core::meta::ObjectExt;
 use k8s_runtime::sysctl::{self, Namespace};
@@ -12,8 +11,8 @@ use k8s_runtime::sysctl::{self, Namespace};
 use super::records;
 use crate::{context::Context, types::*};
 
-/// The sysctls that a pod may set without being asked about: of its own namespaces, and of no consequence to
-/// others. (Upstream asks for kernels up to 4.15 for some; the runtime needs a newer one.)
+/// Safe sysctls: namespaced, and without effect on other pods. (Upstream requires kernels above 4.15 for some
+/// of them; the runtime requires a newer one anyway.)
 const SAFE_SYSCTLS: [&str; 12] = [
     "kernel.shm_rmid_forced",
     "net.ipv4.ip_local_port_range",
@@ -31,14 +30,14 @@ const SAFE_SYSCTLS: [&str; 12] = [
 const APPARMOR_ANNOTATION: &str = "container.apparmor.security.beta.kubernetes.io/";
 const LONGEST_PATTERN: usize = 253;
 
-/// Reason and message of a pod that is failed.
+/// Reason and message of a rejected pod's status.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) struct Refusal {
     pub(crate) reason: &'static str,
     pub(crate) message: String,
 }
 
-/// The sysctls that pods of this node may set: the safe ones, and what the configuration allows.
+/// Sysctls that pods of this node may set: the safe ones and those that the configuration allows.
 #[derive(Clone, Debug)]
 pub(crate) struct Sysctls {
     names: Vec<(String, Namespace)>,
@@ -54,7 +53,7 @@ impl Default for Sysctls {
 }
 
 impl Sysctls {
-    /// Reads the configuration's names and patterns (with `*` at the end).
+    /// Parses the allowed unsafe sysctls: names, and patterns that end in `*`.
     pub(crate) fn new(unsafe_ones: &[String]) -> Result<Self, String> {
         let mut all = Sysctls::default();
         for pattern in unsafe_ones {
@@ -91,7 +90,7 @@ impl Sysctls {
     }
 }
 
-/// Refuses a pod that this node must not run.
+/// Rejects a pod that this node must not run.
 pub(crate) fn admit(pod: &Pod, sysctls: &Sysctls) -> Result<(), Refusal> {
     let Some(spec) = &pod.spec else { return Ok(()) };
     let wanted = spec.security_context.iter().flat_map(|s| s.sysctls.iter().flatten());
@@ -115,15 +114,15 @@ pub(crate) fn admit(pod: &Pod, sysctls: &Sysctls) -> Result<(), Refusal> {
     Ok(())
 }
 
-/// Upstream's words. They hold whatever the kernel has, since the runtime sets no profile.
+/// Upstream's message. It applies whatever the kernel supports, since the runtime sets no AppArmor profile.
 const NO_APPARMOR: &str = "AppArmor is not enabled on the host";
 
 fn is_confined(profile: &AppArmorProfile) -> bool {
     profile.type_ != "Unconfined"
 }
 
-/// Refuses a container that asks for isolation which it would not have. Ephemeral containers come after
-/// [`admit`].
+/// Rejects a container whose isolation the runtime cannot provide. Ephemeral containers are checked here
+/// only, since they are added after [`admit`].
 pub(crate) fn container(security: &SecurityContext) -> Result<(), String> {
     if security.app_armor_profile.as_ref().is_some_and(is_confined) {
         return Err(format!("Cannot enforce AppArmor: {NO_APPARMOR}"));
@@ -146,14 +145,15 @@ fn contexts(spec: &PodSpec) -> impl Iterator<Item = &SecurityContext> {
     main.chain(spec.ephemeral_containers.iter().flatten().filter_map(|c| c.security_context.as_ref()))
 }
 
-/// Returns why no sandbox can be made for the pod now.
+/// Returns an error if the pod's sandbox cannot be created now.
 pub(crate) async fn for_sandbox(cx: &Context, pod: &Pod) -> Result<(), String> {
     let spec = pod.spec.clone().unwrap_or_default();
     if let Some(name) = spec.runtime_class_name.as_deref().filter(|n| !n.is_empty()) {
         let class = cx.client.all::<RuntimeClass>().get(name).await;
         let class = class.map_err(|e| format!("failed to lookup RuntimeClass {name}: {e}"))?;
         let handler = class.handler;
-        // Containers are made as runc makes them; clusters have RuntimeClasses that say so.
+        // The runtime's containers are equivalent to runc's, and RuntimeClasses of existing clusters name
+        // `runc`.
         if handler != "runc" && handler != records::runtime_name(cx) {
             return Err(format!("failed to get sandbox runtime: no runtime for {handler:?} is configured"));
         }

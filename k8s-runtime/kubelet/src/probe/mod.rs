@@ -1,7 +1,8 @@
-//! Probes: whether a container lives, has started, and can take requests.
+//! Liveness, readiness and startup probes.
 //!
-//! Flow: [`Probes::follow`] keeps one task per running container and probe that is due; each asks, counts ([`Counter`], pure) and reports
-//! to the worker when it turned or failed. Startup comes first; liveness and readiness begin when it has succeeded.
+//! Flow: [`Probes::follow`] runs one task per running container and active probe. The task runs the check,
+//! counts results ([`Counter`], pure), and reports to the worker on a failure or a changed verdict. Liveness
+//! and readiness probes start after the startup probe has succeeded.
 
 pub(crate) mod check;
 pub(crate) mod handler;
@@ -20,7 +21,7 @@ use crate::{
     types::*,
 };
 
-/// What a probe is for.
+/// Kind of a probe.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub(crate) enum Kind {
     Startup,
@@ -29,7 +30,7 @@ pub(crate) enum Kind {
 }
 
 impl Kind {
-    /// As events begin.
+    /// Name at the start of event messages.
     pub(crate) fn title(self) -> &'static str {
         match self {
             Kind::Startup => "Startup",
@@ -39,19 +40,19 @@ impl Kind {
     }
 }
 
-/// What a probe found.
+/// Result of a probe that the worker must know.
 #[derive(Clone, Debug)]
 pub(crate) struct Report {
     pub(crate) container: String,
     pub(crate) id: ContainerId,
     pub(crate) kind: Kind,
-    /// Why it failed this time.
+    /// Message of this attempt's failure.
     pub(crate) failure: Option<String>,
-    /// Enough successes or failures in a row.
+    /// `true` or `false` once the success or failure threshold is reached.
     pub(crate) verdict: Option<bool>,
 }
 
-/// Counts results in a row against the thresholds.
+/// Counts consecutive results against the thresholds.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Counter {
     success_threshold: i32,
@@ -70,7 +71,7 @@ impl Counter {
         }
     }
 
-    /// Takes a result; says the verdict where there is one now.
+    /// Counts a result and returns the verdict, if a threshold is reached.
     fn take(&mut self, success: bool) -> Option<bool> {
         if self.last == Some(success) {
             self.row = self.row.saturating_add(1);
@@ -97,7 +98,7 @@ impl Drop for Probes {
     }
 }
 
-/// The probes that a container is to have now.
+/// Returns the probes that are active in the container's state.
 fn due(life: &Life) -> Vec<(Kind, &Probe)> {
     if !life.is_running() || !life.hook_done || life.op.is_some() {
         return Vec::new();
@@ -111,7 +112,8 @@ fn due(life: &Life) -> Vec<(Kind, &Probe)> {
 }
 
 impl Probes {
-    /// Starts what is due and stops what is not. While the pod ends only readiness is still asked.
+    /// Starts and stops probe tasks by the state of the pod. While the pod terminates, only readiness probes
+    /// run.
     pub(crate) fn follow(&mut self, cx: &Arc<Context>, world: &World, pod_ips: &[IpAddr], post: &Post) {
         let ending = world.ending.is_some();
         let mut wanted = Vec::new();
@@ -182,7 +184,8 @@ impl Prober {
             let result = self.check(timeout).await;
             let verdict = counter.take(result.is_ok());
             let failure = result.err();
-            // A failed liveness is said again each time: the container may have been restarted in between.
+            // A failed liveness probe is reported every time: the container may have been restarted since the
+            // last report.
             let news = verdict.is_some() && verdict != said || verdict == Some(false);
             if news || failure.is_some() {
                 said = verdict.or(said);

@@ -1,10 +1,10 @@
-//! The kubelet's API: logs, exec, attach, port-forward, pods, figures. The API server proxies to it.
+//! The kubelet's API: logs, exec, attach, port-forward, pods, metrics. The API server proxies to it.
 //!
-//! Flow: [`KubeletApi::handle`] takes a request and answers; what needs a stream both ways takes over the connection by hyper's upgrade.
-//! It is called by the listener (TLS, client certificate required) and, where everything is one process, by the API server itself.
+//! Flow: [`KubeletApi::handle`] answers a request; streaming requests take over the connection by hyper's
+//! upgrade. Callers are the listener (TLS with client certificates) and, in the same process, the API server.
 //!
-//! Guarantee: nobody without a certificate of the cluster gets an answer from the listener, and nobody that the API server does not
-//! allow the node's subresource (see [`auth`]); there is no anonymous access.
+//! Guarantee: the listener answers only clients with a certificate of the cluster that the API server allows
+//! the node's subresource (see [`auth`]). There is no anonymous access.
 //! Not here: SPDY upgrades by old clients (WebSockets only), bearer tokens, `/run`, `/configz`.
 
 mod auth;
@@ -31,7 +31,7 @@ pub(crate) use listen::{bind, serve};
 
 use crate::context::Context;
 
-/// The kubelet's API, callable in this process. Cheap to clone.
+/// The kubelet's API as a service within the process. Cheap to clone.
 #[derive(Clone)]
 pub struct KubeletApi {
     cx: Arc<Context>,
@@ -44,7 +44,7 @@ impl std::fmt::Debug for KubeletApi {
     }
 }
 
-/// A JSON answer.
+/// A response with a JSON body.
 fn json(code: StatusCode, value: &impl serde::Serialize) -> Response<Body> {
     match serde_json::to_vec(value) {
         Ok(bytes) => {
@@ -59,7 +59,7 @@ fn json(code: StatusCode, value: &impl serde::Serialize) -> Response<Body> {
     }
 }
 
-/// A plain answer.
+/// A response with a plain text body.
 fn text(text: impl Into<bytes::Bytes>) -> Response<Body> {
     let mut response = Response::new(body_from_bytes(text));
     let plain = header::HeaderValue::from_static("text/plain; charset=utf-8");
@@ -67,7 +67,7 @@ fn text(text: impl Into<bytes::Bytes>) -> Response<Body> {
     response
 }
 
-/// A failure, as a `Status`.
+/// An error response with a `Status` body.
 fn refuse(status: &ApiStatus) -> Response<Body> {
     let mut object = status.status().clone();
     object.metadata = Default::default();
@@ -75,7 +75,7 @@ fn refuse(status: &ApiStatus) -> Response<Body> {
     json(code, &object)
 }
 
-/// The parts of a request's path, decoded.
+/// Splits a path into percent-decoded segments.
 fn path_parts(path: &str) -> Vec<String> {
     path.split('/')
         .filter(|p| !p.is_empty())
@@ -89,10 +89,10 @@ impl KubeletApi {
     }
 
     /// Answers a request. Paths and parameters are upstream's:
-    /// `/containerLogs/{namespace}/{pod}/{container}`, `/exec/...`, `/attach/...`, `/portForward/{namespace}/{pod}`, `/pods`,
-    /// `/stats/summary`, `/metrics`, `/healthz`.
+    /// `/containerLogs/{namespace}/{pod}/{container}`, `/exec/...`, `/attach/...`,
+    /// `/portForward/{namespace}/{pod}`, `/pods`, `/stats/summary`, `/metrics`, `/healthz`.
     ///
-    /// A connection is taken over through the request's `hyper::upgrade::OnUpgrade` extension, which hyper's server puts there.
+    /// Streaming requests need hyper's `OnUpgrade` extension in the request; hyper's server sets it.
     pub async fn handle<B: Send + 'static>(&self, request: Request<B>) -> Response<Body> {
         self.route(request).await.unwrap_or_else(|status| refuse(&status))
     }
