@@ -25,7 +25,7 @@ impl Backoff {
         (now < until).then_some(until)
     }
 
-    /// Records an attempt after a failure at `event`, so that the next one waits longer.
+    /// Records an attempt that follows the failure at `event`: doubles the delay before the next one.
     pub(crate) fn advance(&mut self, event: Timestamp, now: Timestamp) {
         let delay = match self.entry {
             Some((delay, updated)) if !expired(event, updated) => (delay * 2).min(LONGEST),

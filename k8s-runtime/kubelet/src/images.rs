@@ -1,4 +1,4 @@
-//! Getting a container's image: pull policy, credentials, and waiting longer after each failure.
+//! Provides a container's image: pull policy, pull secrets, and back-off after failed pulls.
 
 use std::{
     collections::HashMap,
@@ -13,7 +13,7 @@ use tokio::sync::Semaphore;
 
 use crate::{backoff::Backoff, duration, events::Recorder, sources::Sources, types::*};
 
-/// So many pulls at once.
+/// Maximum number of parallel pulls.
 const PULLS: usize = 4;
 
 /// The reason for which a container has no image yet, as its status shows it, and the time of the next try.
@@ -31,7 +31,7 @@ struct Failure {
     message: String,
 }
 
-/// The node's images, with the memory of failed pulls.
+/// Pulls images, with a back-off per pod and image.
 pub(crate) struct Puller {
     store: Arc<dyn Images>,
     clock: Clock,
@@ -45,17 +45,17 @@ impl Puller {
         Puller { store, clock, events, slots: Semaphore::new(PULLS), failures: Mutex::default() }
     }
 
-    /// The image store.
+    /// Returns the image store.
     pub(crate) fn store(&self) -> &dyn Images {
         &*self.store
     }
 
-    /// Forgets a pod's failures.
+    /// Removes the back-off of a pod's images.
     pub(crate) fn forget(&self, pod_uid: &str) {
         self.failures.lock().unwrap_or_else(PoisonError::into_inner).retain(|(uid, _), _| uid != pod_uid);
     }
 
-    /// The image of a container, pulled where the policy says so.
+    /// Returns the image of a container, and pulls it if its pull policy asks for that.
     pub(crate) async fn ensure(
         &self,
         sources: &Sources,
@@ -152,7 +152,8 @@ impl Puller {
                 failure.backoff.advance(now, now);
                 failure.at = Some(now);
                 failure.message = e.to_string();
-                // Soon after, the next attempt is refused and the container shows that it waits.
+                // The next attempt follows soon; it is refused by the back-off, and the container then shows
+                // `ImagePullBackOff`.
                 let retry_at = now.saturating_add(jiff::SignedDuration::from_secs(2)).unwrap_or(now);
                 Err(ImageError { reason: "ErrImagePull", message: e.to_string(), retry_at })
             }
@@ -167,7 +168,7 @@ impl Puller {
     }
 }
 
-/// The pull policy; without one it depends on the tag.
+/// Returns the pull policy. The default depends on the tag: `Always` for `latest`, else `IfNotPresent`.
 fn policy(container: &Container) -> &str {
     if let Some(policy) = container.image_pull_policy.as_deref().filter(|p| !p.is_empty()) {
         return policy;
@@ -204,7 +205,7 @@ impl DockerAuth {
     }
 }
 
-/// The registry in an image's name.
+/// Returns the registry host of an image reference.
 fn registry(image: &str) -> &str {
     match image.split_once('/') {
         Some((host, _)) if host.contains(['.', ':']) || host == "localhost" => host,

@@ -1,4 +1,4 @@
-//! Quality of service, and what requests and limits mean to the kernel.
+//! Quality-of-service classes, and the cgroup settings of requests and limits.
 
 use std::collections::BTreeMap;
 
@@ -7,7 +7,7 @@ use k8s_runtime::Resources;
 
 use crate::types::*;
 
-/// A pod's quality-of-service class.
+/// Quality-of-service class of a pod.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Qos {
     Guaranteed,
@@ -27,7 +27,7 @@ impl Qos {
 
 type List = BTreeMap<String, ApiQuantity>;
 
-/// One resource in a list; absent and zero are the same.
+/// Returns one resource of a list. Zero counts as absent.
 pub(crate) fn amount(list: Option<&List>, name: &str) -> Option<Quantity> {
     let quantity = Quantity::try_from(list?.get(name)?).ok()?;
     (!quantity.is_zero()).then_some(quantity)
@@ -41,7 +41,7 @@ fn requests(container: &Container) -> Option<&List> {
     container.resources.as_ref()?.requests.as_ref()
 }
 
-/// A request; where there is none, the limit.
+/// Returns a request; the default is the limit.
 fn request(container: &Container, name: &str) -> Option<Quantity> {
     amount(requests(container), name).or_else(|| amount(limits(container), name))
 }
@@ -50,7 +50,7 @@ fn all_containers(spec: &PodSpec) -> impl Iterator<Item = &Container> {
     spec.containers.iter().chain(spec.init_containers.iter().flatten())
 }
 
-/// The class of a pod, by CPU and memory alone.
+/// Computes the quality-of-service class of a pod, from CPU and memory only.
 pub(crate) fn qos(spec: &PodSpec) -> Qos {
     let mut any = false;
     let mut all_limited = true;
@@ -71,7 +71,7 @@ pub(crate) fn qos(spec: &PodSpec) -> Qos {
     }
 }
 
-/// The cgroup of a pod below the runtime's root.
+/// Path of a pod's cgroup below the runtime's root.
 pub(crate) fn cgroup_parent(qos: Qos, uid: &str) -> String {
     match qos {
         Qos::Guaranteed => format!("pod{uid}"),

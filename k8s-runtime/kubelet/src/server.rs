@@ -1,4 +1,4 @@
-//! The kubelet's API: logs, exec, attach, port-forward, pods, figures. The API server proxies to it.
+//! The kubelet's API: logs, exec, attach, port-forward, pods, metrics. The API server proxies to it.
 //!
 //! Flow: [`KubeletApi::handle`] takes a request and answers; what needs a stream both ways takes over the
 //! connection by hyper's upgrade. It is called by the listener (TLS, client certificate required) and, where
@@ -32,7 +32,7 @@ pub(crate) use listen::{bind, serve};
 
 use crate::context::Context;
 
-/// The kubelet's API, callable in this process. Cheap to clone.
+/// The kubelet's API as a service within the process. Cheap to clone.
 #[derive(Clone)]
 pub struct KubeletApi {
     cx: Arc<Context>,
@@ -68,7 +68,7 @@ fn text(text: impl Into<bytes::Bytes>) -> Response<Body> {
     response
 }
 
-/// A failure, as a `Status`.
+/// An error response with a `Status` body.
 fn refuse(status: &ApiStatus) -> Response<Body> {
     let mut object = status.status().clone();
     object.metadata = Default::default();
@@ -76,7 +76,7 @@ fn refuse(status: &ApiStatus) -> Response<Body> {
     json(code, &object)
 }
 
-/// The parts of a request's path, decoded.
+/// Splits a path into percent-decoded segments.
 fn path_parts(path: &str) -> Vec<String> {
     path.split('/')
         .filter(|p| !p.is_empty())

@@ -1,4 +1,4 @@
-//! ConfigMaps and Secrets that pods on this node use: each is watched by name while somebody needs it.
+//! ConfigMaps and Secrets that pods on this node use; each is watched by name while a pod uses it.
 //!
 //! Flow: the first user starts a watch of the one object; every user gets the newest state from memory; the
 //! last one to leave ends the watch. A kubelet needs no right to list all Secrets this way.

@@ -1,18 +1,18 @@
-//! One line of a CRI log.
+//! Parser for one line of a CRI log.
 
 use std::borrow::Cow;
 
 use crate::types::Timestamp;
 
-/// `2026-01-02T03:04:05.678901234Z stdout F text`.
+/// A line such as `2026-01-02T03:04:05.678901234Z stdout F text`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct Line<'a> {
     /// The time in the line's own text.
     pub(crate) time: &'a str,
     pub(crate) stream: &'a str,
-    /// The writer's line goes on in the next one.
+    /// Tag `P`: the container's line continues in the next log line.
     pub(crate) partial: bool,
-    /// Without its end.
+    /// Text without the line feed.
     pub(crate) text: &'a [u8],
 }
 
@@ -37,7 +37,7 @@ impl<'a> Line<'a> {
         self.time.parse().ok()
     }
 
-    /// The text as the container wrote it.
+    /// Returns the text with a line feed unless it is partial: the bytes that the container wrote.
     pub(crate) fn text_with_end(&self) -> Cow<'a, [u8]> {
         if self.partial {
             return Cow::Borrowed(self.text);

@@ -1,4 +1,4 @@
-//! The node's status.
+//! The status of the Node object.
 
 use std::{collections::BTreeMap, net::IpAddr};
 
@@ -8,16 +8,16 @@ use crate::{
     types::*,
 };
 
-/// Conditions that the kubelet writes.
+/// Types of the conditions that the kubelet writes.
 pub(super) const CONDITIONS: [&str; 4] = ["MemoryPressure", "DiskPressure", "PIDPressure", "Ready"];
-/// Upstream lists so many images.
+/// Maximum number of images in the status, as upstream's `--node-status-max-images`.
 const MOST_IMAGES: usize = 50;
 const LEAST_MEMORY: i64 = 100 << 20;
-/// Bytes free on the disk that are enough however large it is. A tenth, upstream's rule alone, would take
-/// a node with 25 GB to spare out of service on a disk of 256 GB.
+/// Free bytes that are enough for any disk size. Upstream's rule alone (10 %) would report DiskPressure with
+/// 25 GB free on a disk of 256 GB.
 const ENOUGH_DISK: i64 = 1 << 30;
 
-/// Architecture under Go's name.
+/// Returns `GOARCH` of the machine.
 fn architecture() -> &'static str {
     match std::env::consts::ARCH {
         "x86_64" => "amd64",
@@ -142,7 +142,7 @@ async fn images(cx: &Context) -> Vec<ContainerImage> {
         .collect()
 }
 
-/// The node's status now. `old`: for the times of transitions.
+/// Computes the node's status. Transition times are taken over from `old`.
 pub(super) async fn compute(cx: &Context, old: Option<&NodeStatus>) -> NodeStatus {
     let facts = &cx.facts;
     NodeStatus {

@@ -1,4 +1,4 @@
-//! `portForward`: TCP connections to a pod over a WebSocket.
+//! Port-forward: TCP connections to a pod over a WebSocket.
 //!
 //! kubectl speaks SPDY/3.1 inside the WebSocket's messages (`SPDY/3.1+portforward.k8s.io`): for each
 //! connection an error stream and a data stream with the same `requestid`. Others use channels
@@ -68,7 +68,7 @@ pub(super) fn serve<B: Send + 'static>(
     })
 }
 
-/// Reads the ports that the channels are for.
+/// Parses the ports of the request.
 fn ports<'a>(values: impl Iterator<Item = &'a str>) -> Result<Vec<u16>, String> {
     let mut ports = Vec::new();
     for value in values {
@@ -85,13 +85,13 @@ fn ports<'a>(values: impl Iterator<Item = &'a str>) -> Result<Vec<u16>, String> 
     }
     match ports.len() {
         0 => Err("query parameter \"port\" is required".into()),
-        // Channels have one byte.
+        // The channel number is one byte.
         n if n > 127 => Err(format!("{n} ports are too many for one connection")),
         _ => Ok(ports),
     }
 }
 
-/// SPDY inside the messages.
+/// Serves SPDY tunnelled through the WebSocket.
 async fn tunnel(cx: Arc<Context>, sandbox: SandboxId, socket: Socket) {
     let (mut sink, mut messages) = socket.split();
     let (near, far) = tokio::io::duplex(CHUNK * 2);
@@ -108,7 +108,7 @@ async fn tunnel(cx: Arc<Context>, sandbox: SandboxId, socket: Socket) {
                 break;
             }
         }
-        // A client that is gone needs no farewell.
+        // Fails if the client has disconnected: nothing to do then.
         let _ = sink.send(upgrade::farewell()).await;
     };
     let inward = async {
@@ -136,7 +136,7 @@ async fn tunnel(cx: Arc<Context>, sandbox: SandboxId, socket: Socket) {
     }
 }
 
-/// Pairs streams and forwards each pair.
+/// Pairs error and data streams, and forwards each pair.
 async fn forward(cx: Arc<Context>, sandbox: SandboxId, mut session: Session) {
     let mut waiting: HashMap<String, spdy::Stream> = HashMap::new();
     let mut pairs = JoinSet::new();
@@ -152,7 +152,7 @@ async fn forward(cx: Arc<Context>, sandbox: SandboxId, mut session: Session) {
             let _ = stream.writer().reset().await;
             continue;
         }
-        // Very old clients send no request id: their streams come in pairs.
+        // Very old clients send no request id: their streams arrive in pairs.
         let request = stream.headers.get("requestid").cloned().unwrap_or_else(|| match kind.as_str() {
             "error" => stream.id.to_string(),
             _ => stream.id.saturating_sub(2).to_string(),
@@ -180,7 +180,7 @@ async fn pair(cx: Arc<Context>, sandbox: SandboxId, error: spdy::Stream, mut dat
         Err(e) => {
             let port = port.map(|p| p.to_string()).unwrap_or_default();
             let message = format!("error forwarding port {port} to pod {sandbox}: {e}");
-            // The session has ended if these fail.
+            // Fails only after the session has ended.
             let _ = errors.send(message.as_bytes()).await;
             let _ = errors.finish().await;
             let _ = writer.reset().await;
@@ -205,11 +205,11 @@ async fn pair(cx: Arc<Context>, sandbox: SandboxId, error: spdy::Stream, mut dat
             }
         }
         if !finished {
-            // The session has ended.
+            // Fails only after the session has ended.
             let _ = to_pod.shutdown().await;
             return;
         }
-        // Nothing more can come from the client; the pod may still have something to say.
+        // The client sends no more data; the pod may still do.
         std::future::pending::<()>().await
     };
     let outward = async {
@@ -228,7 +228,7 @@ async fn pair(cx: Arc<Context>, sandbox: SandboxId, error: spdy::Stream, mut dat
     let _ = errors.finish().await;
 }
 
-/// Two channels for each port.
+/// Serves two channels per port.
 async fn by_channels(
     cx: &Context,
     sandbox: &SandboxId,
@@ -265,7 +265,7 @@ async fn by_channels(
                 let _ = input.send(data).await;
             }
         }
-        // The ports' ends of the inputs see that nothing more comes.
+        // Close the inputs, so that the forwarding tasks see the end of the data.
         drop(inputs);
     };
     let work = async { while tasks.next().await.is_some() {} };
@@ -287,7 +287,7 @@ async fn one_port(
     mut pending: mpsc::Receiver<Bytes>,
     sender: mpsc::Sender<Message>,
 ) {
-    // The client is gone where sending fails, and all of this ends with it.
+    // If sending fails, the client is gone and the whole connection ends.
     for channel in [channel, channel + 1] {
         let _ = sender.send(channels::frame(channel, &port.to_le_bytes(), protocol)).await;
     }

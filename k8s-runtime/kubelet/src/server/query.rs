@@ -1,8 +1,8 @@
-//! Parameters in a request's address.
+//! Query parameters of a request.
 
 use percent_encoding::percent_decode_str;
 
-/// All parameters, in order; a name may be there more than once.
+/// Parameters in their order; a name may be repeated.
 #[derive(Clone, Debug, Default)]
 pub(super) struct Query(Vec<(String, String)>);
 
@@ -21,12 +21,12 @@ impl Query {
         )
     }
 
-    /// The first value of a name.
+    /// Returns the first value of a parameter.
     pub(super) fn get(&self, name: &str) -> Option<&str> {
         self.0.iter().find(|(n, _)| n == name).map(|(_, v)| v.as_str())
     }
 
-    /// All values of a name.
+    /// Returns all values of a parameter.
     pub(super) fn all(&self, name: &str) -> impl Iterator<Item = &str> {
         self.0.iter().filter(move |(n, _)| n == name).map(|(_, v)| v.as_str())
     }

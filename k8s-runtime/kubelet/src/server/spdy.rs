@@ -1,4 +1,4 @@
-//! The little of SPDY/3.1 that port-forward needs: a server's side of many streams over one connection.
+//! The part of SPDY/3.1 that port-forward needs: the server side, with many streams over one connection.
 //!
 //! Format, all numbers big-endian. A control frame is `u16 0x8003, u16 type, u8 flags, u24 length`, a data
 //! frame `u32 stream, u8 flags, u24 length`. Headers (of `SYN_STREAM` and `SYN_REPLY`) are `u32 count` and
@@ -19,7 +19,7 @@ use tokio::{
     task::JoinSet,
 };
 
-/// Frames and headers larger than this end the session.
+/// Maximum size of frames and headers, bytes; larger ones end the session.
 const LONGEST_FRAME: usize = 1 << 20;
 const LONGEST_HEADERS: usize = 64 * 1024;
 const VERSION: u16 = 0x8003;
@@ -29,7 +29,7 @@ const RST_STREAM: u16 = 3;
 const PING: u16 = 6;
 const GOAWAY: u16 = 7;
 const FIN: u8 = 1;
-/// `RST_STREAM` with CANCEL.
+/// Status `CANCEL` of `RST_STREAM`.
 const CANCEL: u32 = 5;
 
 /// A mistake of the peer, or a broken connection.
@@ -119,7 +119,7 @@ Jan Feb Mar Apr May Jun Jul Aug Sept Oct Nov Dec 00:00:00 Mon, Tue, Wed, Thu, Fr
 chunked,text/html,image/png,image/jpg,image/gif,application/xml,application/xhtml+xml,text/plain,text/javascript,\
 publicprivatemax-age=gzip,deflate,sdchcharset=utf-8charset=iso-8859-1,utf-,*,enq=0.";
 
-/// The dictionary of the SPDY/3 specification.
+/// The header dictionary of the SPDY/3 specification.
 fn dictionary() -> Vec<u8> {
     let mut bytes = Vec::with_capacity(1423);
     for name in NAMES {
@@ -130,7 +130,7 @@ fn dictionary() -> Vec<u8> {
     bytes
 }
 
-/// Headers, names in lower case.
+/// Headers by lower-case name.
 pub(super) type Headers = BTreeMap<String, String>;
 
 struct HeaderReader {
@@ -217,7 +217,7 @@ impl HeaderWriter {
         let mut whole = Vec::with_capacity(plain.len() + 4);
         whole.put_u32(u32::try_from(headers.len()).unwrap_or(0));
         whole.extend(plain);
-        // A flush may need a few bytes more than the text has.
+        // A sync flush may need a few bytes beyond the length of the text.
         let mut compressed = Vec::with_capacity(whole.len() + 256);
         self.0
             .compress_vec(&whole, &mut compressed, FlushCompress::Sync)
@@ -249,7 +249,7 @@ pub(super) enum Incoming {
     Data(Bytes),
     /// The client sends nothing more on this stream.
     Fin,
-    /// The client gave the stream up.
+    /// The client has reset the stream (`RST_STREAM`).
     Reset,
 }
 
@@ -286,12 +286,12 @@ impl Writer {
         self.put(data(self.id, 0, bytes)).await
     }
 
-    /// Nothing more comes from here.
+    /// Half-closes the stream (`FLAG_FIN`).
     pub(super) async fn finish(&self) -> Result<(), SpdyError> {
         self.put(data(self.id, FIN, b"")).await
     }
 
-    /// Gives the stream up.
+    /// Resets the stream (`RST_STREAM`).
     pub(super) async fn reset(&self) -> Result<(), SpdyError> {
         let mut payload = Vec::new();
         payload.put_u32(self.id);
@@ -300,14 +300,14 @@ impl Writer {
     }
 }
 
-/// A server's side of a connection. Dropping it ends the connection.
+/// The server side of a connection. Dropping it closes the connection.
 pub(super) struct Session {
     streams: mpsc::Receiver<Stream>,
     _tasks: JoinSet<()>,
 }
 
 impl Session {
-    /// Takes a connection over.
+    /// Starts a session on a connection.
     pub(super) fn start<R, W>(read: R, write: W) -> Result<Self, SpdyError>
     where
         R: AsyncRead + Send + Unpin + 'static,
@@ -334,7 +334,7 @@ impl Session {
         Ok(Session { streams, _tasks: tasks })
     }
 
-    /// The next stream that the client opens; `None`: the session has ended.
+    /// Returns the next stream opened by the client. `None`: the session has ended.
     pub(super) async fn accept(&mut self) -> Option<Stream> {
         self.streams.recv().await
     }
@@ -346,7 +346,7 @@ async fn send_frames<W: AsyncWrite + Unpin>(mut write: W, mut frames: mpsc::Rece
             return;
         }
     }
-    // The peer is gone if this fails, which is what it would be told.
+    // Fails if the peer has disconnected already.
     let _ = write.shutdown().await;
 }
 
@@ -388,7 +388,7 @@ impl<R: AsyncRead + Unpin> Reader<R> {
                         let _ = stream.send(Incoming::Reset).await;
                     }
                 }
-                // The other side counts in odd numbers.
+                // A ping of the client (odd id) must be answered.
                 PING if payload.last().is_some_and(|b| b % 2 == 1) => {
                     self.put(control(PING, 0, &payload)).await
                 }
@@ -433,7 +433,7 @@ impl<R: AsyncRead + Unpin> Reader<R> {
             self.open.insert(id, sender);
         }
         let stream = Stream { id, headers, incoming, outgoing: self.outgoing.clone() };
-        // Nobody accepts any more: the session is being dropped.
+        // Fails if the session is being dropped.
         let _ = self.accepted.send(stream).await;
         Ok(())
     }
@@ -443,7 +443,7 @@ impl<R: AsyncRead + Unpin> Reader<R> {
 pub(super) mod tests {
     use super::*;
 
-    /// A client's side, for tests.
+    /// The client side, for tests.
     pub(crate) struct Client<S> {
         pub(crate) io: S,
         headers: HeaderWriter,
@@ -469,7 +469,7 @@ pub(super) mod tests {
             self.io.write_all(&data(id, u8::from(fin), bytes)).await.unwrap();
         }
 
-        /// The next frame: `(control type or 0, stream, finished, payload)`.
+        /// Returns the next frame: `(control type or 0, stream, finished, payload)`.
         pub(crate) async fn next(&mut self) -> (u16, u32, bool, Vec<u8>) {
             let first = self.io.read_u32().await.unwrap();
             let second = self.io.read_u32().await.unwrap();

@@ -1,4 +1,4 @@
-//! `emptyDir`: a directory that lives as long as the pod; with `medium: Memory` on tmpfs.
+//! `emptyDir`: a directory with the lifetime of the pod; with `medium: Memory` a tmpfs.
 
 use std::{
     fs,
@@ -29,7 +29,7 @@ fn is_mount_point(dir: &Path) -> bool {
     dir.parent().is_some_and(|parent| device(dir) != device(parent))
 }
 
-/// Makes a directory on tmpfs. Made already, it stays.
+/// Mounts a tmpfs on a directory. An existing mount is kept.
 pub(super) fn tmpfs(dir: &Path, size: Option<i64>, mode: u32) -> Result<(), VolumeError> {
     fs::create_dir_all(dir).map_err(VolumeError::io("create", dir))?;
     if is_mount_point(dir) {

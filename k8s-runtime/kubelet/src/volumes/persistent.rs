@@ -11,7 +11,7 @@ use crate::types::{self, PersistentVolume, PersistentVolumeClaim, PersistentVolu
 
 enum Claim {
     Named(PersistentVolumeClaimVolumeSource),
-    /// Made for the pod by a controller, under the pod's and the volume's name.
+    /// Claim `<pod>-<volume>`, created by the ephemeral volume controller.
     Ephemeral(String),
 }
 

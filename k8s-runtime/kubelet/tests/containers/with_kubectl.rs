@@ -32,7 +32,7 @@ impl NodeConnector for InProcess {
     }
 }
 
-/// A kubectl that talks to one server.
+/// kubectl with the options for one server.
 struct Kubectl(Vec<String>);
 
 impl Kubectl {
@@ -43,7 +43,7 @@ impl Kubectl {
         command
     }
 
-    /// Exit code, standard output, standard error.
+    /// Returns exit code, standard output and standard error.
     async fn run(&self, arguments: &[&str], input: &str) -> Result<(i32, String, String), Failed> {
         let mut command = self.command(arguments);
         command.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped());
@@ -91,7 +91,7 @@ pub async fn kubectl(mut node: Node) -> Result<(), Failed> {
         admin.bytes(http::Method::POST, path, "application/json", body.to_string()).await
     };
     let base = "/api/v1/namespaces/default";
-    // They may be there already.
+    // 409 if they exist already.
     let _ = post(&format!("{base}/serviceaccounts"), json!({"metadata": {"name": "default"}})).await;
     let root = json!({"metadata": {"name": "kube-root-ca.crt"}, "data": {"ca.crt": key.cert.pem()}});
     let _ = post(&format!("{base}/configmaps"), root).await;
