@@ -1,7 +1,7 @@
 //! The traits between the kubelet and whatever runs containers.
 //!
-//! They follow the Container Runtime Interface (CRI) in meaning, so that a CRI socket can stand behind them, but events
-//! are part of the contract and byte streams are plain `AsyncRead + AsyncWrite`.
+//! They follow the Container Runtime Interface (CRI) in meaning, so that a CRI socket can stand behind them,
+//! but events are part of the contract and byte streams are plain `AsyncRead + AsyncWrite`.
 
 use std::{
     collections::BTreeMap,
@@ -46,7 +46,7 @@ id!(
     ContainerId
 );
 
-/// What can go wrong in a runtime or an image store.
+/// An error of a runtime or an image store.
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum RuntimeError {
@@ -64,15 +64,16 @@ pub enum RuntimeError {
     /// The request can never work: a bad image, command or option. The kubelet reports it on the container.
     #[error("{0}")]
     Invalid(String),
-    /// The program could not be started (not found, not executable): `StartError`/`RunContainerError` on the container.
+    /// The program could not be started (not found, not executable): `StartError`/`RunContainerError` on the
+    /// container.
     #[error("{0}")]
     Start(String),
     /// Retryable: the system refused something.
     #[error("{context}: {source}")]
     Io {
-        /// What was being done, with the path or name.
+        /// The operation, with the path or name.
         context: String,
-        /// The system's answer.
+        /// The error of the operating system.
         #[source]
         source: std::io::Error,
     },
@@ -92,13 +93,13 @@ impl RuntimeError {
 /// A sandbox to make: the pod's shared namespaces and its cgroup.
 #[derive(Clone, Debug, Default, Serialize, Deserialize)]
 pub struct SandboxSpec {
-    /// Pod name, namespace and uid.
+    /// Name of the pod that it belongs to.
     pub name: String,
-    /// Pod namespace.
+    /// Namespace of the pod that it belongs to.
     pub namespace: String,
-    /// Pod uid.
+    /// UID of the pod. [`Runtime::list`] gives it back.
     pub uid: String,
-    /// How often this pod's sandbox was made before.
+    /// The number of sandboxes that this pod had before.
     pub attempt: u32,
     /// Host name inside the pod (unused with `host_network`).
     pub hostname: String,
@@ -135,15 +136,15 @@ pub struct Resources {
     pub cpu_quota_us: Option<i64>,
     /// Period of `cpu_quota_us`, microseconds (default 100,000).
     pub cpu_period_us: Option<u64>,
-    /// Memory limit, bytes.
+    /// Memory limit in bytes; `None`: unlimited.
     pub memory_bytes: Option<i64>,
-    /// Process-count limit.
+    /// Most processes and threads; 0: unlimited.
     pub pids: Option<i64>,
     /// OOM score adjustment, -1000 to 1000.
     pub oom_score_adj: Option<i32>,
 }
 
-/// Who a container's process runs as.
+/// The user and groups of a container's process.
 #[derive(Clone, Debug, Default, Serialize, Deserialize)]
 pub struct User {
     /// Numeric user; `None`: what the image says.
@@ -159,8 +160,9 @@ pub struct User {
 pub struct Mount {
     /// Path on the host: a file or a directory that exists.
     pub host_path: PathBuf,
-    /// A path that exists below the directory `host_path`; empty: `host_path` itself. It is resolved when the container is
-    /// made, beneath `host_path`: links that lead out of it are refused, however often they are changed meanwhile.
+    /// A path that exists below the directory `host_path`; empty: `host_path` itself. It is resolved when the
+    /// container is made, beneath `host_path`: links that lead out of it are refused, however often they are
+    /// changed meanwhile.
     #[serde(default)]
     pub sub_path: PathBuf,
     /// Absolute path in the container; made where it does not exist.
@@ -169,7 +171,7 @@ pub struct Mount {
     pub readonly: bool,
     /// Mount propagation: `true` for HostToContainer (rslave) or Bidirectional (rshared).
     pub propagate_to_container: bool,
-    /// `true` for Bidirectional.
+    /// `true` for Bidirectional: mounts made in the container appear on the host.
     pub propagate_to_host: bool,
 }
 
@@ -178,7 +180,7 @@ pub struct Mount {
 pub struct ContainerSpec {
     /// Container name in the pod.
     pub name: String,
-    /// How often it was made before (the restart count).
+    /// The number of containers of this name before (the restart count).
     pub attempt: u32,
     /// The image's id, as [`Images::pull`] or [`Images::find`] returned it.
     pub image: String,
@@ -192,7 +194,7 @@ pub struct ContainerSpec {
     pub working_dir: Option<String>,
     /// Bind mounts, in order.
     pub mounts: Vec<Mount>,
-    /// User and groups.
+    /// User and groups of the process.
     pub user: User,
     /// All capabilities and devices, no masks, no seccomp.
     pub privileged: bool,
@@ -200,15 +202,15 @@ pub struct ContainerSpec {
     pub add_capabilities: Vec<String>,
     /// Capabilities to drop from the default set; `ALL` for all.
     pub drop_capabilities: Vec<String>,
-    /// Sets `no_new_privs`.
+    /// Setuid programs gain nothing (`no_new_privs`).
     pub no_new_privileges: bool,
     /// The root filesystem is not writable.
     pub readonly_rootfs: bool,
-    /// No seccomp filter.
+    /// Run without the default seccomp filter.
     pub seccomp_unconfined: bool,
-    /// Keep `/proc` unmasked.
+    /// Keep the sensitive parts of `/proc` visible and writable.
     pub unmasked_proc: bool,
-    /// Limits.
+    /// Limits of this container.
     pub resources: Resources,
     /// Standard input is open and can be attached to.
     pub stdin: bool,
@@ -224,7 +226,8 @@ pub struct ContainerSpec {
     /// So many files a rotated log has, the one being written included (2 at least).
     #[serde(default)]
     pub log_max_files: usize,
-    /// Signal that [`Runtime::stop`] sends first, such as `SIGTERM`; `None`: what the image says, else SIGTERM.
+    /// Signal that [`Runtime::stop`] sends first, such as `SIGTERM`; `None`: what the image says, else
+    /// SIGTERM.
     pub stop_signal: Option<String>,
     /// Free-form labels that [`Runtime::list`] gives back.
     pub labels: BTreeMap<String, String>,
@@ -232,29 +235,29 @@ pub struct ContainerSpec {
     pub annotations: BTreeMap<String, String>,
 }
 
-/// Where a container is in its life.
+/// The state of a container.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub enum ContainerState {
-    /// Made, not started.
+    /// Made, with its first process waiting for the start.
     Created,
-    /// Running.
+    /// The first process runs.
     Running {
-        /// When it was started.
+        /// Time of its start.
         started_at: SystemTime,
         /// Process id on the host.
         pid: i32,
     },
-    /// Ended.
+    /// The first process has ended, or could not be started.
     Exited {
-        /// When it was started, if it was.
+        /// Time of its start; `None`: it never ran.
         started_at: Option<SystemTime>,
-        /// When it ended.
+        /// Time of its end.
         finished_at: SystemTime,
         /// Exit code; 128 + signal for a killed process.
         code: i32,
         /// The kernel killed it for memory.
         oom_killed: bool,
-        /// Why it could not be started, where it could not.
+        /// The reason for which it could not be started; else empty.
         message: String,
     },
 }
@@ -266,9 +269,9 @@ pub struct ContainerStatus {
     pub id: ContainerId,
     /// The sandbox it is in.
     pub sandbox: SandboxId,
-    /// When it was made.
+    /// Time of its creation.
     pub created_at: SystemTime,
-    /// Its life.
+    /// Present state.
     pub state: ContainerState,
     /// The specification it was made from.
     pub spec: ContainerSpec,
@@ -279,13 +282,14 @@ pub struct ContainerStatus {
 pub struct SandboxStatus {
     /// Its id.
     pub id: SandboxId,
-    /// When it was made.
+    /// Time of its creation.
     pub created_at: SystemTime,
     /// Its namespaces are there and can take containers.
     pub ready: bool,
     /// File that holds its network namespace; `None` with `host_network` and for runtimes without namespaces.
     pub netns: Option<PathBuf>,
-    /// Addresses, for runtimes that assign them themselves; else empty (the kubelet's pod network assigns them).
+    /// Addresses, for runtimes that assign them themselves; else empty (the kubelet's pod network assigns
+    /// them).
     pub ips: Vec<IpAddr>,
     /// The specification it was made from.
     pub spec: SandboxSpec,
@@ -318,25 +322,25 @@ pub struct ContainerStats {
     pub memory_bytes: u64,
     /// Memory in use less what could be reclaimed, bytes.
     pub working_set_bytes: u64,
-    /// Processes.
+    /// Processes and threads.
     pub pids: u64,
 }
 
 /// A terminal's size in characters.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct TerminalSize {
-    /// Columns.
+    /// Width in columns.
     pub width: u16,
-    /// Rows.
+    /// Height in rows.
     pub height: u16,
 }
 
 /// A command to run inside a running container.
 #[derive(Clone, Debug, Default, Serialize, Deserialize)]
 pub struct ExecRequest {
-    /// Program and arguments.
+    /// Program and its arguments; no shell is involved.
     pub command: Vec<String>,
-    /// Open standard input.
+    /// Connect standard input.
     pub stdin: bool,
     /// Give it a terminal (standard error then comes with standard output).
     pub tty: bool,
@@ -372,7 +376,8 @@ impl fmt::Debug for Attached {
 
 /// Runs sandboxes and containers.
 ///
-/// A runtime of one's own needs the methods without a body; the others answer "not supported" in the API's words.
+/// A runtime of one's own needs the methods without a body; the others answer "not supported" in the API's
+/// words.
 #[async_trait]
 pub trait Runtime: Send + Sync + 'static {
     /// Makes a sandbox and returns it, ready.
@@ -391,10 +396,10 @@ pub trait Runtime: Send + Sync + 'static {
     async fn remove(&self, id: &ContainerId) -> Result<(), RuntimeError>;
     /// Everything the runtime knows, after its own or the caller's restart too.
     async fn list(&self) -> Result<Vec<SandboxStatus>, RuntimeError>;
-    /// What happens from now on. Several callers may listen.
+    /// Events from now on. Several callers may listen.
     fn events(&self) -> BoxStream<'static, RuntimeEvent>;
 
-    /// One container.
+    /// Returns the state of one container.
     async fn status(&self, id: &ContainerId) -> Result<ContainerStatus, RuntimeError> {
         let all = self.list().await?;
         all.into_iter()
@@ -439,15 +444,15 @@ pub struct ImageInfo {
     pub id: String,
     /// Names with tags, such as `docker.io/library/nginx:1.7.9`.
     pub tags: Vec<String>,
-    /// Names with digests.
+    /// Names with digests (`name@sha256:...`).
     pub digests: Vec<String>,
-    /// Bytes on disk.
+    /// Size of the unpacked layers in bytes.
     pub size: u64,
     /// The user the image runs as, as its configuration says (may be empty, a name or a number).
     pub user: String,
 }
 
-/// Whether a pull may use what is there already.
+/// The use of images that are there already in a pull.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum PullPolicyHint {
     /// Ask the registry for the newest.
@@ -459,14 +464,16 @@ pub enum PullPolicyHint {
 /// The images on a node.
 #[async_trait]
 pub trait Images: Send + Sync + 'static {
-    /// The image by reference (short names mean `docker.io/library/...:latest`) or id; `None`: not on the node.
+    /// The image by reference (short names mean `docker.io/library/...:latest`) or id; `None`: not on the
+    /// node.
     async fn find(&self, reference: &str) -> Result<Option<ImageInfo>, RuntimeError>;
     /// Fetches an image. `auth` is `(user, password)`.
     ///
     /// # Errors
-    /// [`RuntimeError::Invalid`] for a malformed reference, else a retryable error with the registry's answer.
+    /// [`RuntimeError::Invalid`] for a malformed reference, else a retryable error with the registry's
+    /// answer.
     async fn pull(&self, reference: &str, auth: Option<(String, String)>) -> Result<ImageInfo, RuntimeError>;
-    /// All images.
+    /// Lists all images of the store.
     async fn list(&self) -> Result<Vec<ImageInfo>, RuntimeError>;
     /// Removes a name, and the image with its last name.
     async fn remove(&self, reference: &str) -> Result<(), RuntimeError>;

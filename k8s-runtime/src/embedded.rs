@@ -1,12 +1,13 @@
 //! The embedded runtime: real containers with nothing but this program and a Linux kernel.
 //!
-//! Flow: the program starts itself again as a single-threaded [zygote](run_if_zygote); per pod that forks one shim, which makes the
-//! pod's namespaces and forks its containers. [`Embedded`] talks to each shim over a socket in the sandbox's directory,
-//! and keeps a model of everything in memory that shims' events keep true.
-//! Guarantees: containers outlive this process and the zygote; [`Embedded::new`] on the same directories finds all of them
-//! again; whatever a sandbox made outside of its processes is listed in its record before it is made, so that a removal
-//! (or [`reset`]) after any crash finds it.
-//! Not here: images (see [`crate::images`]), networks (a [`SandboxStatus`](crate::SandboxStatus) names the namespace that one attaches to).
+//! Flow: the program starts itself again as a single-threaded [zygote](run_if_zygote); per pod that forks one
+//! shim, which makes the pod's namespaces and forks its containers. [`Embedded`] talks to each shim over a
+//! socket in the sandbox's directory, and keeps a model of everything in memory that shims' events keep true.
+//! Guarantees: containers outlive this process and the zygote; [`Embedded::new`] on the same directories
+//! finds all of them again; whatever a sandbox made outside of its processes is listed in its record before
+//! it is made, so that a removal (or [`reset()`]) after any crash finds it.
+//! Not here: images (see [`crate::images`]), networks (a [`SandboxStatus`](crate::SandboxStatus) names the
+//! namespace that one attaches to).
 //!
 //! A program that uses it begins with:
 //! ```no_run
@@ -46,12 +47,14 @@ pub use self::{
 };
 use crate::{api::RuntimeError, images::ImageStore, private_directory};
 
-/// Where an embedded runtime keeps its things. Two runtimes must not share any of the three.
+/// The directories and cgroups of an embedded runtime. Two runtimes must not share any of the three.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct EmbeddedConfig {
-    /// Persistent state: records, logs of shims, container roots. Must be on a file system that overlayfs can write to.
+    /// Persistent state: records, logs of shims, container roots. Must be on a file system that overlayfs can
+    /// write to.
     pub root: PathBuf,
-    /// What a reboot may take: pinned network namespaces and shared memory, below `/run` most often.
+    /// Directory that a reboot may empty: pinned network namespaces and shared memory, below `/run` most
+    /// often.
     pub run: PathBuf,
     /// Name of this runtime's control group below every controller's root, such as `hyperkube-1a2b`.
     pub cgroup_root: String,
@@ -85,7 +88,7 @@ impl EmbeddedConfig {
     }
 }
 
-/// The file that lets [`reset`] know what was configured.
+/// The file that lets [`reset()`] know what was configured.
 fn config_file(root: &Path) -> PathBuf {
     root.join("runtime.json")
 }
@@ -104,8 +107,8 @@ impl Embedded {
     /// Opens a runtime on its directories and takes over every shim that is still there.
     ///
     /// # Errors
-    /// [`RuntimeError::Io`] when a directory cannot be used. Missing kernel features show as errors of single operations; ask
-    /// [`preflight`] for them beforehand.
+    /// [`RuntimeError::Io`] when a directory cannot be used. Missing kernel features show as errors of single
+    /// operations; ask [`preflight()`] for them beforehand.
     pub async fn new(config: EmbeddedConfig, images: Arc<ImageStore>) -> Result<Embedded, RuntimeError> {
         config.check()?;
         for directory in [&config.root, &config.sandboxes(), &config.run] {

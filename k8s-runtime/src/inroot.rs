@@ -1,7 +1,8 @@
 //! Finding and making paths inside a root that must not be left.
 //!
-//! Guarantee: whatever symbolic links the tree under `root` holds, nothing outside of it is opened or made: every step is
-//! resolved by the kernel with `RESOLVE_IN_ROOT`. Used for mount points in containers and for unpacking image layers.
+//! Guarantee: whatever symbolic links the tree under `root` holds, nothing outside of it is opened or made:
+//! every step is resolved by the kernel with `RESOLVE_IN_ROOT`. Used for mount points in containers and for
+//! unpacking image layers.
 
 use std::{
     io,
@@ -38,8 +39,8 @@ pub(crate) fn make_directory(root: BorrowedFd<'_>, path: &Path, mode: Mode) -> i
         walked.push(name);
         at = match sys::open_in_root(root, &walked, flags, RESOLVE) {
             Err(e) if e.kind() == io::ErrorKind::NotFound => {
-                // `name` has no slash and mkdir does not follow a link, so this stays in `at`. A dangling link answers
-                // "exists" here and "not found" at the second look, which ends it.
+                // `name` has no slash and mkdir does not follow a link, so this stays in `at`. A dangling
+                // link answers "exists" here and "not found" at the second look, which ends it.
                 match mkdirat(at.as_fd(), name, mode) {
                     Ok(()) | Err(nix::errno::Errno::EEXIST) => {}
                     Err(errno) => return Err(errno.into()),

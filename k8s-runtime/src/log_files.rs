@@ -1,4 +1,4 @@
-//! The files of one container's log: the one that is written, and rotated parts with the time of their
+//! The files of one container's log: the current file, and rotated parts with the time of their
 //! rotation in the name.
 //!
 //! The shim rotates a log that grows too large while it writes, so that a log never takes more than it may;

@@ -9,7 +9,7 @@ use std::{
     path::Path,
 };
 
-/// Makes a directory that only its owner can enter (0700), with its missing parents. One that is there loses
+/// Makes a directory that only its owner can enter (0700), with its missing parents. An existing one loses
 /// what others may do.
 pub fn private_directory(path: &Path) -> io::Result<()> {
     fs::DirBuilder::new().recursive(true).mode(0o700).create(path)?;

@@ -1,7 +1,9 @@
-//! A runtime without processes: sandboxes and containers live in memory and follow a script. For tests without root and for scale.
+//! A runtime without processes: sandboxes and containers live in memory and follow a script. For tests
+//! without root and for scale.
 //!
-//! Time comes from tokio, so a test with a paused clock controls it. Guarantee: states and events are those of a real runtime (an
-//! exit is in the status before its event is sent). Not here: streams (exec, attach, port-forward answer "not supported").
+//! Time comes from tokio, so a test with a paused clock controls it. Guarantee: states and events are those
+//! of a real runtime (an exit is in the status before its event is sent). Not here: streams (exec, attach,
+//! port-forward answer "not supported").
 
 use std::{
     collections::BTreeMap,
@@ -25,10 +27,10 @@ use crate::{
     images::Reference,
 };
 
-/// What a simulated container does.
+/// The behaviour of a simulated container.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Behavior {
-    /// How long its start takes.
+    /// Duration of its start.
     pub start_latency: Duration,
     /// Its start fails with this message.
     pub start_error: Option<String>,
@@ -126,7 +128,7 @@ impl Simulated {
             .ok_or_else(|| RuntimeError::NotFound { what: "container", id: id.0.clone() })
     }
 
-    /// Ends a container once, if it is running; one that was only created when `created` says so.
+    /// Ends a running container once. With `created`, also a container that was never started.
     fn end(&self, id: &ContainerId, code: i32, created: bool) {
         let ended = self.with(id, |_, container| {
             let started_at = match &container.state {

@@ -1,7 +1,7 @@
 //! System calls that nix has no safe function for, each with the smallest possible face.
 //!
-//! Guarantee: everything returns `io::Error` and keeps no state. Signal handlers and descriptors that arrive in messages are
-//! `unsafe` at their own places.
+//! Guarantee: everything returns `io::Error` and keeps no state. Signal handlers and descriptors that arrive
+//! in messages are `unsafe` at their own places.
 //! Not here: any decision about what to call when.
 #![allow(unsafe_code)]
 
@@ -54,9 +54,11 @@ pub(crate) fn c_path(path: &Path) -> io::Result<CString> {
         .map_err(|_| io::Error::new(io::ErrorKind::InvalidInput, "path contains a NUL byte"))
 }
 
-/// Forks with `clone3`; `None` in the child. `flags` are `CLONE_NEW*`; `cgroup` is a cgroup v2 directory to be born in.
+/// Forks with `clone3`; `None` in the child. `flags` are `CLONE_NEW*`; `cgroup` is a cgroup v2 directory to
+/// be born in.
 ///
-/// Only for single-threaded processes (the zygote and its shims): the child goes on with all of its memory usable.
+/// Only for single-threaded processes (the zygote and its shims): the child goes on with all of its memory
+/// usable.
 pub(crate) fn clone3(flags: u64, cgroup: Option<BorrowedFd<'_>>) -> io::Result<Option<Pid>> {
     #[repr(C)]
     #[derive(Default)]
@@ -78,8 +80,8 @@ pub(crate) fn clone3(flags: u64, cgroup: Option<BorrowedFd<'_>>) -> io::Result<O
         args.flags |= CLONE_INTO_CGROUP;
         args.cgroup = cgroup.as_raw_fd() as u64;
     }
-    // SAFETY: without CLONE_VM this is a fork: the child has its own copy of the address space and of this (only)
-    // thread's stack. `args` is a valid clone_args of the size given.
+    // SAFETY: without CLONE_VM this is a fork: the child has its own copy of the address space and of this
+    // (only) thread's stack. `args` is a valid clone_args of the size given.
     let pid =
         check(unsafe { libc::syscall(libc::SYS_clone3, &raw mut args, std::mem::size_of::<CloneArgs>()) })?;
     Ok((pid != 0).then(|| Pid::from_raw(pid as i32)))
@@ -185,14 +187,17 @@ pub(crate) fn mount_setattr(tree: BorrowedFd<'_>, set: u64, propagation: u64) ->
     .map(drop)
 }
 
+/// The kind of attachment of device programs.
+const BPF_CGROUP_DEVICE: u32 = 6;
+
 /// Calls `bpf` with a command's own part of the attributes.
 ///
 /// # Safety
 /// `attributes` is what `command` takes, and what it points to lives across the call.
-unsafe fn bpf<T>(command: u32, attributes: &T) -> io::Result<libc::c_long> {
+unsafe fn bpf<T>(command: u32, attributes: &mut T) -> io::Result<libc::c_long> {
     let size = std::mem::size_of::<T>();
     // SAFETY: by the function's contract; the size given is the attributes' own.
-    check(unsafe { libc::syscall(libc::SYS_bpf, command, std::ptr::from_ref(attributes), size) })
+    check(unsafe { libc::syscall(libc::SYS_bpf, command, std::ptr::from_mut(attributes), size) })
 }
 
 /// Has the kernel check a program for `BPF_PROG_TYPE_CGROUP_DEVICE`.
@@ -210,7 +215,7 @@ pub(crate) fn load_device_program(instructions: &[u64]) -> io::Result<OwnedFd> {
         flags: u32,
     }
     let count = u32::try_from(instructions.len()).map_err(|_| io::ErrorKind::InvalidInput)?;
-    let load = Load {
+    let mut load = Load {
         kind: BPF_PROG_TYPE_CGROUP_DEVICE,
         count,
         instructions: instructions.as_ptr() as u64,
@@ -220,15 +225,15 @@ pub(crate) fn load_device_program(instructions: &[u64]) -> io::Result<OwnedFd> {
         flags: 0,
     };
     // SAFETY: the instructions and the license live across the call, with the count given.
-    let fd = unsafe { bpf(BPF_PROG_LOAD, &load) }?;
+    let fd = unsafe { bpf(BPF_PROG_LOAD, &mut load) }?;
     // SAFETY: a fresh descriptor that nobody else owns.
     Ok(unsafe { OwnedFd::from_raw_fd(fd as RawFd) })
 }
 
-/// Attaches a device program to a version 2 cgroup, beside those that are there. It stays for as long as the cgroup does.
+/// Attaches a device program to a version 2 cgroup, beside those that are there. It stays for as long as the
+/// cgroup does.
 pub(crate) fn attach_device_program(cgroup: &std::fs::File, program: &OwnedFd) -> io::Result<()> {
     const BPF_PROG_ATTACH: u32 = 8;
-    const BPF_CGROUP_DEVICE: u32 = 6;
     const BPF_F_ALLOW_MULTI: u32 = 2;
     #[repr(C)]
     struct Attach {
@@ -238,36 +243,57 @@ pub(crate) fn attach_device_program(cgroup: &std::fs::File, program: &OwnedFd) -
         flags: u32,
     }
     let (target, program) = (cgroup.as_raw_fd(), program.as_raw_fd());
-    let attach = Attach { target, program, kind: BPF_CGROUP_DEVICE, flags: BPF_F_ALLOW_MULTI };
+    let mut attach = Attach { target, program, kind: BPF_CGROUP_DEVICE, flags: BPF_F_ALLOW_MULTI };
     // SAFETY: takes numbers only.
-    unsafe { bpf(BPF_PROG_ATTACH, &attach) }.map(drop)
+    unsafe { bpf(BPF_PROG_ATTACH, &mut attach) }.map(drop)
 }
 
-/// Attaches a device program to a version 2 cgroup, beside those that are there. It stays until [`detach_link`], or for
-/// as long as somebody has the descriptor that is returned.
-pub(crate) fn link_device_program(cgroup: &std::fs::File, program: &OwnedFd) -> io::Result<OwnedFd> {
-    const BPF_LINK_CREATE: u32 = 28;
-    const BPF_CGROUP_DEVICE: u32 = 6;
+/// Detaches all device programs from a version 2 cgroup. Those of the groups above stay.
+pub(crate) fn detach_device_programs(cgroup: &std::fs::File) -> io::Result<()> {
+    const BPF_PROG_DETACH: u32 = 9;
+    const BPF_PROG_GET_FD_BY_ID: u32 = 13;
+    const BPF_PROG_QUERY: u32 = 16;
     #[repr(C)]
-    struct Create {
-        program: RawFd,
+    struct Query {
         target: RawFd,
+        kind: u32,
+        query_flags: u32,
+        attach_flags: u32,
+        ids: u64,
+        count: u32,
+        padding: u32,
+    }
+    #[repr(C)]
+    struct Detach {
+        target: RawFd,
+        program: RawFd,
         kind: u32,
         flags: u32,
     }
-    let (target, program) = (cgroup.as_raw_fd(), program.as_raw_fd());
-    let create = Create { program, target, kind: BPF_CGROUP_DEVICE, flags: 0 };
-    // SAFETY: takes numbers only.
-    let fd = unsafe { bpf(BPF_LINK_CREATE, &create) }?;
-    // SAFETY: a fresh descriptor that nobody else owns.
-    Ok(unsafe { OwnedFd::from_raw_fd(fd as RawFd) })
-}
-
-/// Detaches what [`link_device_program`] attached, also where children of this process have the descriptor.
-pub(crate) fn detach_link(link: &OwnedFd) -> io::Result<()> {
-    const BPF_LINK_DETACH: u32 = 34;
-    // SAFETY: takes a number only.
-    unsafe { bpf(BPF_LINK_DETACH, &link.as_raw_fd()) }.map(drop)
+    // The kernel attaches no more than 64 programs to a group.
+    let mut ids = [0_u32; 64];
+    let mut query = Query {
+        target: cgroup.as_raw_fd(),
+        kind: BPF_CGROUP_DEVICE,
+        query_flags: 0,
+        attach_flags: 0,
+        ids: ids.as_mut_ptr() as u64,
+        count: 64,
+        padding: 0,
+    };
+    // SAFETY: the array lives across the call, with the count given.
+    unsafe { bpf(BPF_PROG_QUERY, &mut query) }?;
+    for id in ids.iter().take(query.count as usize) {
+        // SAFETY: takes numbers only: the id, and zero for the rest.
+        let fd = unsafe { bpf(BPF_PROG_GET_FD_BY_ID, &mut [*id, 0, 0]) }?;
+        // SAFETY: a fresh descriptor that nobody else owns.
+        let program = unsafe { OwnedFd::from_raw_fd(fd as RawFd) };
+        let (target, fd) = (cgroup.as_raw_fd(), program.as_raw_fd());
+        let mut detach = Detach { target, program: fd, kind: BPF_CGROUP_DEVICE, flags: 0 };
+        // SAFETY: takes numbers only.
+        unsafe { bpf(BPF_PROG_DETACH, &mut detach) }?;
+    }
+    Ok(())
 }
 
 /// Marks every descriptor from `first` on close-on-exec.

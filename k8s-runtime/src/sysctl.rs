@@ -12,7 +12,7 @@ use std::path::{Path, PathBuf};
 pub enum Namespace {
     /// System V and POSIX message queues, shared memory, semaphores.
     Ipc,
-    /// The network.
+    /// The network namespace.
     Net,
 }
 

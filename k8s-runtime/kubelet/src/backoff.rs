@@ -1,4 +1,5 @@
-//! Growing delays: 10 s, doubled up to 5 min, forgotten after 10 min without trouble (client-go's `flowcontrol.Backoff` as the kubelet uses it).
+//! Growing delays: 10 s, doubled up to 5 min, forgotten after 10 min without trouble (client-go's
+//! `flowcontrol.Backoff` as the kubelet uses it).
 
 use std::time::Duration;
 
@@ -7,14 +8,14 @@ use crate::types::Timestamp;
 const FIRST: Duration = Duration::from_secs(10);
 const LONGEST: Duration = Duration::from_secs(300);
 
-/// One growing delay.
+/// A delay that grows with each failure.
 #[derive(Clone, Copy, Debug, Default, PartialEq)]
 pub(crate) struct Backoff {
     entry: Option<(Duration, Timestamp)>,
 }
 
 impl Backoff {
-    /// When an attempt may be made after a failure at `event`; `None`: at once.
+    /// The time from which an attempt may be made after a failure at `event`. `None`: at once.
     pub(crate) fn blocked_until(&self, event: Timestamp, now: Timestamp) -> Option<Timestamp> {
         let (delay, updated) = self.entry?;
         if expired(event, updated) {
@@ -24,7 +25,7 @@ impl Backoff {
         (now < until).then_some(until)
     }
 
-    /// Records an attempt after a failure at `event`, so that the next one waits longer.
+    /// Records an attempt that follows the failure at `event`: doubles the delay before the next one.
     pub(crate) fn advance(&mut self, event: Timestamp, now: Timestamp) {
         let delay = match self.entry {
             Some((delay, updated)) if !expired(event, updated) => (delay * 2).min(LONGEST),
@@ -33,7 +34,7 @@ impl Backoff {
         self.entry = Some((delay, now));
     }
 
-    /// The present delay.
+    /// The present delay; zero before the first failure.
     pub(crate) fn delay(&self) -> Duration {
         self.entry.map_or(Duration::ZERO, |(delay, _)| delay)
     }

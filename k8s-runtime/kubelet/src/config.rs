@@ -1,52 +1,54 @@
-//! What a kubelet is told at its start.
+//! The configuration of a kubelet.
 
 use std::{collections::BTreeMap, net::IpAddr, path::PathBuf, sync::Arc};
 
 use crate::types::Taint;
 
-/// Configuration; every field has a default, so that a caller names only what differs.
+/// Configuration. Every field has a default; set only the fields that differ from it.
 #[derive(Clone, Debug)]
 pub struct Config {
-    /// The node's name.
+    /// Name of the Node object.
     pub node_name: String,
-    /// Where pods' directories are (`<root>/pods/<uid>`).
+    /// Parent of the pods' directories (`<root>/pods/<uid>`).
     pub root_dir: PathBuf,
-    /// Where containers' logs are.
+    /// Directory of the containers' logs.
     pub log_dir: PathBuf,
-    /// The cluster's DNS servers, for pods with `dnsPolicy: ClusterFirst`.
+    /// IP addresses of the cluster's DNS service, for pods with `dnsPolicy: ClusterFirst`.
     pub cluster_dns: Vec<IpAddr>,
-    /// The cluster's DNS domain.
+    /// DNS domain of the cluster.
     pub cluster_domain: String,
-    /// The host's resolver configuration.
+    /// Path of the host's `resolv.conf`.
     pub resolv_conf: PathBuf,
-    /// The node's addresses, the primary one first. Empty: found out.
+    /// IP addresses of the node, the primary one first. Empty: detected from the interfaces.
     pub node_ips: Vec<IpAddr>,
-    /// Labels beside the well-known ones.
+    /// Labels of the Node object, in addition to the well-known ones.
     pub node_labels: BTreeMap<String, String>,
-    /// Taints the node registers with.
+    /// Taints that the node registers with.
     pub node_taints: Vec<Taint>,
-    /// The node's pod range, where it is known before a controller assigns one.
+    /// Pod CIDR of the node. `None`: the IPAM controller assigns it.
     pub pod_cidr: Option<String>,
-    /// How many pods may run.
+    /// Most pods that may run.
     pub max_pods: u32,
-    /// Address on which the kubelet's API listens.
+    /// IP address that the kubelet's API listens on.
     pub bind_address: IpAddr,
-    /// Port of the kubelet's API; 0: no listener (the API is called in the same process).
+    /// TCP port of the kubelet's API. 0: no listener; the API is called in this process only.
     pub port: u16,
     /// Keys and client verification for the kubelet's API. `None`: no listener.
     pub tls: Option<Arc<k8s_tls::ServerConfig>>,
     /// Version that the node reports.
     pub kubelet_version: String,
-    /// A container's log is rotated when it is larger than this.
+    /// Size in bytes above which a container's log is rotated.
     pub log_max_size: u64,
-    /// So many log files a container keeps.
+    /// Maximum number of log files per container, the current one included.
     pub log_max_files: usize,
-    /// Secrets and `medium: Memory` live on tmpfs. `false` only where nothing can be mounted (tests without root).
+    /// Secrets and `medium: Memory` live on tmpfs. `false` only where nothing can be mounted (tests without
+    /// root).
     pub tmpfs: bool,
-    /// Sysctls beside the safe ones that pods may set: names, or patterns with `*` at the end. Only of namespaces that a pod has
-    /// of its own.
+    /// Sysctls beside the safe ones that pods may set: names, or patterns with `*` at the end. Only of
+    /// namespaces that a pod has of its own.
     pub allowed_unsafe_sysctls: Vec<String>,
-    /// Address and port that pods reach the API server at, for `KUBERNETES_SERVICE_HOST` where no `kubernetes` Service is there yet.
+    /// Address and port that pods reach the API server at, for `KUBERNETES_SERVICE_HOST` where no
+    /// `kubernetes` Service is there yet.
     pub kubernetes_service: Option<(IpAddr, u16)>,
 }
 
@@ -78,12 +80,12 @@ impl Default for Config {
 }
 
 impl Config {
-    /// A pod's directory.
+    /// Directory of a pod (`<root>/pods/<uid>`).
     pub(crate) fn pod_dir(&self, uid: &str) -> PathBuf {
         self.root_dir.join("pods").join(uid)
     }
 
-    /// Directory of a pod's logs.
+    /// Log directory of a pod.
     pub(crate) fn pod_log_dir(&self, namespace: &str, name: &str, uid: &str) -> PathBuf {
         self.log_dir.join(format!("{namespace}_{name}_{uid}"))
     }

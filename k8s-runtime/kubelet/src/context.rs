@@ -1,4 +1,4 @@
-//! What every part of one kubelet shares.
+//! The state that all parts of one kubelet share.
 
 use std::{
     collections::HashMap,
@@ -16,7 +16,7 @@ use crate::{
     tokens::Tokens, types::*,
 };
 
-/// Shared by all workers, the node's reporter and the kubelet's API.
+/// Shared by the pod workers, the node status loop and the kubelet's API.
 pub(crate) struct Context {
     pub(crate) config: Config,
     pub(crate) client: Client,
@@ -31,25 +31,25 @@ pub(crate) struct Context {
     pub(crate) services: Cache<Service>,
     pub(crate) facts: Facts,
     pub(crate) sysctls: Sysctls,
-    /// Which pod (uid) a sandbox belongs to.
+    /// The pod (uid) that a sandbox belongs to.
     sandboxes: Mutex<HashMap<SandboxId, String>>,
     views: Mutex<HashMap<String, PodView>>,
     view_changes: tokio::sync::watch::Sender<()>,
 }
 
-/// What the kubelet's API needs to know of a pod.
+/// A pod as the kubelet's API shows it.
 #[derive(Clone, Debug, Default)]
 pub(crate) struct PodView {
     pub(crate) sandbox: Option<SandboxId>,
     pub(crate) containers: HashMap<String, ContainerView>,
-    /// The last status that was computed.
+    /// Status as computed last; the API server's copy may be older.
     pub(crate) status: PodStatus,
 }
 
-/// What the kubelet's API needs to know of a container.
+/// A container as the kubelet's API shows it.
 #[derive(Clone, Debug, Default)]
 pub(crate) struct ContainerView {
-    /// The newest container, running or dead.
+    /// Id of the newest container, running or exited.
     pub(crate) id: Option<ContainerId>,
     pub(crate) running: bool,
     pub(crate) waiting: Option<String>,
@@ -57,7 +57,7 @@ pub(crate) struct ContainerView {
     pub(crate) previous_log: Option<PathBuf>,
 }
 
-/// The parts a [`Context`] is made of.
+/// Arguments of [`Context::new`].
 pub(crate) struct Parts {
     pub(crate) config: Config,
     pub(crate) client: Client,
@@ -71,7 +71,7 @@ pub(crate) struct Parts {
 }
 
 fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
-    // Nothing that can panic runs under these locks.
+    // No code that can panic runs under these locks.
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
@@ -97,44 +97,44 @@ impl Context {
         }
     }
 
-    /// The node's addresses.
+    /// The node's addresses, the primary one first.
     pub(crate) fn node_ips(&self) -> &[IpAddr] {
         &self.facts.ips
     }
 
-    /// Remembers whose a sandbox is, so that its events find the worker.
+    /// Records the pod of a sandbox, so that the sandbox's events are routed to its worker.
     pub(crate) fn own_sandbox(&self, id: &SandboxId, uid: &str) {
         lock(&self.sandboxes).insert(id.clone(), uid.to_owned());
     }
 
-    /// Forgets a sandbox.
+    /// Forgets a sandbox that was removed.
     pub(crate) fn disown_sandbox(&self, id: &SandboxId) {
         lock(&self.sandboxes).remove(id);
     }
 
-    /// The pod (uid) a sandbox belongs to.
+    /// Returns the uid of the sandbox's pod.
     pub(crate) fn owner_of(&self, id: &SandboxId) -> Option<String> {
         lock(&self.sandboxes).get(id).cloned()
     }
 
-    /// Publishes what the kubelet's API may show of a pod.
+    /// Replaces the state of a pod that the kubelet's API reads.
     pub(crate) fn publish(&self, uid: &str, view: PodView) {
         lock(&self.views).insert(uid.to_owned(), view);
         self.view_changes.send_replace(());
     }
 
-    /// Takes a pod's view away.
+    /// Removes the state of a pod that the kubelet's API reads.
     pub(crate) fn retract(&self, uid: &str) {
         lock(&self.views).remove(uid);
         self.view_changes.send_replace(());
     }
 
-    /// Tells that some view changed.
+    /// Returns a channel that is notified when any pod's view changes.
     pub(crate) fn view_changes(&self) -> tokio::sync::watch::Receiver<()> {
         self.view_changes.subscribe()
     }
 
-    /// What is known of a pod.
+    /// The last published view of a pod.
     pub(crate) fn view(&self, uid: &str) -> Option<PodView> {
         lock(&self.views).get(uid).cloned()
     }

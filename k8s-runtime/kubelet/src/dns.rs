@@ -1,4 +1,4 @@
-//! Names inside a pod: its host name, `/etc/hosts` and `/etc/resolv.conf`.
+//! A pod's host name, `/etc/hosts` and `/etc/resolv.conf`.
 
 use std::{fmt::Write, net::IpAddr, path::Path};
 
@@ -8,7 +8,7 @@ use crate::{config::Config, types::*};
 
 const LONGEST_LABEL: usize = 63;
 
-/// A pod's host name and domain (empty without a subdomain).
+/// Returns a pod's host name and its domain. The domain is empty without `subdomain`.
 pub(crate) fn host_and_domain(pod: &Pod, cluster_domain: &str) -> (String, String) {
     let spec = pod.spec.as_ref();
     let wanted = spec.and_then(|s| s.hostname.as_deref()).filter(|h| !h.is_empty());
@@ -24,7 +24,7 @@ pub(crate) fn host_and_domain(pod: &Pod, cluster_domain: &str) -> (String, Strin
     (host, domain.unwrap_or_default())
 }
 
-/// The host name that the pod's sandbox gets.
+/// Returns the host name of the pod's sandbox.
 pub(crate) fn hostname(pod: &Pod, config: &Config) -> String {
     let spec = pod.spec.as_ref();
     if spec.and_then(|s| s.host_network) == Some(true) {
@@ -37,7 +37,7 @@ pub(crate) fn hostname(pod: &Pod, config: &Config) -> String {
     }
 }
 
-/// The pod's `/etc/hosts`. With `hostNetwork` it is the host's file.
+/// Returns the contents of the pod's `/etc/hosts`. With `hostNetwork` it is a copy of the host's.
 pub(crate) fn hosts_file(pod: &Pod, config: &Config, ips: &[IpAddr]) -> String {
     let spec = pod.spec.as_ref();
     let mut text = String::new();
@@ -52,7 +52,7 @@ pub(crate) fn hosts_file(pod: &Pod, config: &Config, ips: &[IpAddr]) -> String {
         text.push_str("fe00::1\tip6-allnodes\nfe00::2\tip6-allrouters\n");
         let (host, domain) = host_and_domain(pod, &config.cluster_domain);
         for ip in ips {
-            // Writing to a string cannot fail.
+            // Writing to a `String` does not fail.
             let _ = match domain.as_str() {
                 "" => writeln!(text, "{ip}\t{host}"),
                 domain => writeln!(text, "{ip}\t{host}.{domain}\t{host}"),
@@ -73,7 +73,7 @@ pub(crate) fn hosts_file(pod: &Pod, config: &Config, ips: &[IpAddr]) -> String {
     text
 }
 
-/// A resolver configuration.
+/// The contents of a `resolv.conf`.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub(crate) struct Resolver {
     pub(crate) nameservers: Vec<String>,
@@ -82,7 +82,7 @@ pub(crate) struct Resolver {
 }
 
 impl Resolver {
-    /// Reads a `resolv.conf`; lines that are not understood are left out.
+    /// Parses a `resolv.conf`. Unknown lines are ignored.
     pub(crate) fn parse(text: &str) -> Self {
         let mut resolver = Resolver::default();
         for line in text.lines() {
@@ -98,7 +98,8 @@ impl Resolver {
         resolver
     }
 
-    /// The host's own, past a local stub (systemd-resolved), which a pod could not reach.
+    /// Reads the host's `resolv.conf`. If it names only systemd-resolved's local stub, which a pod cannot
+    /// reach, the upstream servers are read instead.
     fn of_host(path: &Path) -> Self {
         let read =
             |path: &Path| std::fs::read_to_string(path).map(|t| Resolver::parse(&t)).unwrap_or_default();
@@ -147,7 +148,7 @@ impl Resolver {
     }
 }
 
-/// The pod's `/etc/resolv.conf`.
+/// Returns the contents of the pod's `/etc/resolv.conf`, by its `dnsPolicy`.
 pub(crate) fn resolv_conf(pod: &Pod, config: &Config) -> String {
     let spec = pod.spec.as_ref();
     let policy = spec.and_then(|s| s.dns_policy.as_deref()).unwrap_or("ClusterFirst");

@@ -1,8 +1,8 @@
-//! Durations as the API's messages write them (`10s`, `1m20s`, `5m0s`).
+//! Formats durations as messages of the API do (`10s`, `1m20s`, `5m0s`).
 
 use std::time::Duration;
 
-/// Go's form of a duration, whole seconds for anything from a second on.
+/// Go's format of a duration, truncated to whole seconds from one second on.
 pub(crate) fn go(duration: Duration) -> String {
     let seconds = duration.as_secs();
     match seconds {
@@ -13,7 +13,7 @@ pub(crate) fn go(duration: Duration) -> String {
     }
 }
 
-/// Milliseconds' precision, for how long something took.
+/// Elapsed time with millisecond precision.
 pub(crate) fn took(duration: Duration) -> String {
     if duration.as_secs() == 0 {
         format!("{}ms", duration.as_millis())

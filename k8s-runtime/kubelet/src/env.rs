@@ -1,4 +1,4 @@
-//! A container's environment: literals, references, services, and `$(NAME)` expansion.
+//! A container's environment: literals, `valueFrom`, `envFrom`, service variables, and `$(NAME)` expansion.
 
 use std::{collections::HashMap, net::IpAddr, sync::Arc};
 
@@ -6,7 +6,7 @@ use k8s_core::meta::ObjectExt;
 
 use crate::{context::Context, resources, sources::SourceError, types::*};
 
-/// Why a container's configuration cannot be made; it is tried again when what is missing appears.
+/// The reason for which a container's configuration cannot be made. It is tried again when a source changes.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub(crate) enum ConfigError {
     #[error("{0}")]
@@ -21,7 +21,7 @@ pub(crate) enum ConfigError {
     Invalid(String),
 }
 
-/// What a container's environment is made from.
+/// The sources of a container's environment.
 pub(crate) struct EnvSource<'a> {
     pub(crate) pod: &'a Pod,
     pub(crate) spec: &'a PodSpec,
@@ -29,7 +29,7 @@ pub(crate) struct EnvSource<'a> {
     pub(crate) pod_ips: &'a [IpAddr],
 }
 
-/// Replaces `$(NAME)` where `lookup` knows the name; `$$` is a dollar sign; everything else stays as it is.
+/// Replaces `$(NAME)` where `lookup` knows the name; `$$` is a dollar sign; everything else stays.
 pub(crate) fn expand(text: &str, lookup: &dyn Fn(&str) -> Option<String>) -> String {
     let mut result = String::with_capacity(text.len());
     let mut rest = text;
@@ -60,7 +60,7 @@ pub(crate) fn expand(text: &str, lookup: &dyn Fn(&str) -> Option<String>) -> Str
     result
 }
 
-/// Variables in the order they were first set; the last value counts.
+/// Variables in the order in which they were first set; the last value wins.
 #[derive(Debug, Default)]
 struct Vars {
     order: Vec<String>,
@@ -75,7 +75,7 @@ impl Vars {
     }
 }
 
-/// The whole environment of a container.
+/// Builds the environment of a container.
 pub(crate) async fn make(cx: &Context, source: &EnvSource<'_>) -> Result<Vec<(String, String)>, ConfigError> {
     let namespace = source.pod.namespace();
     let links = source.spec.enable_service_links.unwrap_or(true);
@@ -107,7 +107,7 @@ pub(crate) async fn make(cx: &Context, source: &EnvSource<'_>) -> Result<Vec<(St
     Ok(result)
 }
 
-/// One `envFrom` entry: all keys of an object.
+/// Adds one `envFrom` entry: all keys of a ConfigMap or Secret.
 async fn add_all(
     cx: &Context,
     namespace: &str,
@@ -134,7 +134,7 @@ async fn add_all(
     Ok(())
 }
 
-/// An object that may be missing where `optional` says so.
+/// Maps a missing object to `None` if the reference is `optional`.
 pub(crate) fn optional<T>(
     found: Result<Arc<T>, SourceError>,
     optional: Option<bool>,
@@ -146,7 +146,7 @@ pub(crate) fn optional<T>(
     }
 }
 
-/// The value of a `valueFrom`; `None`: optional and not there.
+/// Resolves a `valueFrom`. `None`: the reference is optional and its object or key is missing.
 async fn referenced(
     cx: &Context,
     source: &EnvSource<'_>,
@@ -193,7 +193,7 @@ async fn referenced(
     Err(ConfigError::Invalid("environment variable has no supported valueFrom".into()))
 }
 
-/// A field of a pod, as `fieldRef` and downward API volumes name it.
+/// Returns a field of a pod by its path, for `fieldRef` and downward API volumes.
 pub(crate) fn field_value(
     cx: &Context,
     pod: &Pod,
@@ -229,7 +229,8 @@ pub(crate) fn field_value(
     })
 }
 
-/// Variables for the services of the pod's namespace, and always for `kubernetes`.
+/// Service environment variables: of the services in the pod's namespace if `links` is set, and always of
+/// `default/kubernetes`.
 fn service_env(cx: &Context, namespace: &str, links: bool) -> HashMap<String, String> {
     let mut vars = HashMap::new();
     if let Some((host, port)) = cx.config.kubernetes_service {

@@ -18,18 +18,18 @@ pub enum KubeletError {
     /// The kubelet's directory cannot be used.
     #[error("make {path:?}: {source}")]
     Directory {
-        /// The directory.
+        /// The directory that was to be made.
         path: std::path::PathBuf,
-        /// The system's answer.
+        /// The error of the operating system.
         #[source]
         source: std::io::Error,
     },
     /// The kubelet's API cannot be served.
     #[error("listen on {address}: {source}")]
     Listen {
-        /// Address and port.
+        /// Address and port of the listener.
         address: std::net::SocketAddr,
-        /// The system's answer.
+        /// The error of the operating system.
         #[source]
         source: std::io::Error,
     },

@@ -1,7 +1,8 @@
-//! Events: what happened to a pod or the node, for people.
+//! Records Events about pods and the node.
 //!
-//! Flow: callers hand an event over and go on; one task writes them. The same event again (same object, reason and message) raises the
-//! count of the first. A backlog that grows too long loses its newest events, never the caller's time.
+//! Flow: callers hand an event over and go on; one task writes them. The same event again (same object,
+//! reason and message) raises the count of the first. A backlog that grows too long loses its newest events,
+//! never the caller's time.
 
 use std::{collections::HashMap, time::Duration};
 
@@ -17,10 +18,10 @@ use tracing::debug;
 use crate::types::*;
 
 const BACKLOG: usize = 1024;
-/// How many different events are remembered for counting.
+/// Different events that are remembered for counting.
 const REMEMBERED: usize = 4096;
 
-/// Hands events over. Cheap to clone.
+/// Queues events. Cheap to clone.
 #[derive(Clone, Debug)]
 pub(crate) struct Recorder {
     queue: mpsc::Sender<Happening>,
@@ -39,13 +40,13 @@ struct Happening {
 }
 
 impl Recorder {
-    /// Starts the writer; it ends when the last recorder is dropped.
+    /// Starts the writer. It ends when the last recorder is dropped.
     pub(crate) fn start(client: Client, clock: Clock, node_name: String) -> (Self, impl Future<Output = ()>) {
         let (queue, events) = mpsc::channel(BACKLOG);
         (Recorder { queue }, write(client, clock, node_name, events))
     }
 
-    /// Something normal happened to a pod, or to one of its containers.
+    /// Records a `Normal` event about a pod or one of its containers.
     pub(crate) fn normal(
         &self,
         pod: &Pod,
@@ -56,7 +57,7 @@ impl Recorder {
         self.record(pod, container, false, reason, message.into());
     }
 
-    /// Something is wrong with a pod, or with one of its containers.
+    /// Records a `Warning` event about a pod or one of its containers.
     pub(crate) fn warning(
         &self,
         pod: &Pod,
@@ -80,7 +81,7 @@ impl Recorder {
         });
     }
 
-    /// Something normal happened to the node.
+    /// Records a `Normal` event about the node.
     pub(crate) fn node(&self, node_name: &str, reason: &str, message: impl Into<String>) {
         self.send(Happening {
             namespace: "default".into(),
@@ -144,7 +145,8 @@ async fn write(client: Client, clock: Clock, node_name: String, mut events: mpsc
     }
 }
 
-/// Creates the event, with a few tries while the API server is away. `false`: given up.
+/// Creates the event, with a few retries while the API server is not reachable. Returns `false` if it gave
+/// up.
 async fn create(api: &k8s_core::client::Api<Event>, event: &Event) -> bool {
     for pause in [100, 1000, 5000, 0] {
         match api.create(event).await {

@@ -1,4 +1,4 @@
-//! What the machine is: read once, at the start.
+//! Facts of the machine: processors, memory, addresses, names. They are read once, at the start.
 
 use std::{
     collections::BTreeMap,
@@ -10,13 +10,13 @@ use k8s_core::meta::Quantity;
 
 use crate::{config::Config, types::ApiQuantity};
 
-/// The machine.
+/// Facts that the Node object publishes.
 #[derive(Clone, Debug)]
 pub(crate) struct Facts {
     pub(crate) cpus: i64,
-    /// Bytes.
+    /// Total memory in bytes.
     pub(crate) memory: i64,
-    /// Bytes of the file system that pods' directories are on.
+    /// Size of the file system of the pod directories, bytes.
     pub(crate) disk: i64,
     pub(crate) max_pods: u32,
     pub(crate) ips: Vec<IpAddr>,
@@ -32,7 +32,7 @@ fn line(path: &str) -> String {
     fs::read_to_string(path).map(|t| t.trim().to_owned()).unwrap_or_default()
 }
 
-/// A value in kibibytes from `/proc/meminfo`, in bytes.
+/// Reads a value from `/proc/meminfo` and converts it from KiB to bytes.
 pub(crate) fn meminfo(key: &str) -> Option<i64> {
     let text = fs::read_to_string("/proc/meminfo").ok()?;
     let line = text.lines().find_map(|l| l.strip_prefix(key)?.strip_prefix(':'))?;
@@ -45,21 +45,22 @@ fn os_image() -> String {
     name.map_or_else(|| "Linux".to_owned(), |n| n.trim_matches('"').to_owned())
 }
 
-/// The address that packets to elsewhere leave from; no packet is sent. The loopback address where there is no way out.
+/// The address that packets to elsewhere leave from; no packet is sent. The loopback address where there is
+/// no way out.
 fn primary_address() -> IpAddr {
     let ask = |bind: IpAddr, to: IpAddr| {
         let socket = UdpSocket::bind((bind, 0)).ok()?;
         socket.connect((to, 53)).ok()?;
         Some(socket.local_addr().ok()?.ip()).filter(|ip| !ip.is_unspecified())
     };
-    // Addresses for documentation: nobody is there.
+    // Documentation addresses (RFC 5737, RFC 3849): only the route lookup matters.
     ask(Ipv4Addr::UNSPECIFIED.into(), Ipv4Addr::new(192, 0, 2, 1).into())
         .or_else(|| ask(Ipv6Addr::UNSPECIFIED.into(), Ipv6Addr::new(0x2001, 0xdb8, 0, 0, 0, 0, 0, 1).into()))
         .or_else(interface_address)
         .unwrap_or(Ipv4Addr::LOCALHOST.into())
 }
 
-/// An address of any interface that is not the loopback one.
+/// Returns an address of any interface other than the loopback interface.
 fn interface_address() -> Option<IpAddr> {
     nix::ifaddrs::getifaddrs().ok()?.find_map(|interface| {
         let ip = IpAddr::from(interface.address?.as_sockaddr_in()?.ip());
@@ -68,7 +69,7 @@ fn interface_address() -> Option<IpAddr> {
 }
 
 impl Facts {
-    /// Looks at the machine.
+    /// Reads the machine's properties.
     pub(crate) fn read(config: &Config) -> Self {
         let cpus = std::thread::available_parallelism().map_or(1, |n| i64::try_from(n.get()).unwrap_or(1));
         let hostname = nix::unistd::gethostname().map(|h| h.to_string_lossy().into_owned());
@@ -90,7 +91,7 @@ impl Facts {
         }
     }
 
-    /// All that the node has.
+    /// Capacity of the node.
     pub(crate) fn capacity(&self) -> BTreeMap<String, ApiQuantity> {
         let kibi = |bytes: i64| ApiQuantity(format!("{}Ki", bytes / 1024));
         [
@@ -104,7 +105,8 @@ impl Facts {
         .into()
     }
 
-    /// What pods may have of it: 100 MiB of memory are kept back, as upstream's default eviction threshold does.
+    /// The part that pods may have: 100 MiB of memory are kept back, as upstream's default eviction threshold
+    /// does.
     pub(crate) fn allocatable(&self) -> BTreeMap<String, ApiQuantity> {
         let mut list = self.capacity();
         let memory = (self.memory - (100 << 20)).max(0);
@@ -114,7 +116,7 @@ impl Facts {
     }
 }
 
-/// Size and free bytes of the file system that pods' directories are on.
+/// Returns size and free bytes of the file system of the pod directories.
 pub(crate) fn disk(config: &Config) -> Option<(i64, i64)> {
     let there = config.root_dir.ancestors().find(|p| p.exists())?;
     let stat = nix::sys::statvfs::statvfs(there).ok()?;

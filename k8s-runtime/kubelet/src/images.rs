@@ -1,4 +1,4 @@
-//! Getting a container's image: pull policy, credentials, and waiting longer after each failure.
+//! Provides a container's image: pull policy, pull secrets, and back-off after failed pulls.
 
 use std::{
     collections::HashMap,
@@ -13,10 +13,10 @@ use tokio::sync::Semaphore;
 
 use crate::{backoff::Backoff, duration, events::Recorder, sources::Sources, types::*};
 
-/// So many pulls at once.
+/// Maximum number of parallel pulls.
 const PULLS: usize = 4;
 
-/// Why a container has no image yet: the waiting reason, and when to try again.
+/// The reason for which a container has no image yet, as its status shows it, and the time of the next try.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) struct ImageError {
     pub(crate) reason: &'static str,
@@ -31,7 +31,7 @@ struct Failure {
     message: String,
 }
 
-/// The node's images, with the memory of failed pulls.
+/// Pulls images, with a back-off per pod and image.
 pub(crate) struct Puller {
     store: Arc<dyn Images>,
     clock: Clock,
@@ -45,17 +45,17 @@ impl Puller {
         Puller { store, clock, events, slots: Semaphore::new(PULLS), failures: Mutex::default() }
     }
 
-    /// The image store.
+    /// Returns the image store.
     pub(crate) fn store(&self) -> &dyn Images {
         &*self.store
     }
 
-    /// Forgets a pod's failures.
+    /// Removes the back-off of a pod's images.
     pub(crate) fn forget(&self, pod_uid: &str) {
         self.failures.lock().unwrap_or_else(PoisonError::into_inner).retain(|(uid, _), _| uid != pod_uid);
     }
 
-    /// The image of a container, pulled where the policy says so.
+    /// Returns the image of a container, and pulls it if its pull policy asks for that.
     pub(crate) async fn ensure(
         &self,
         sources: &Sources,
@@ -96,8 +96,9 @@ impl Puller {
             }
             (None, _) => self.pull(sources, pod, container, image).await,
             (Some(found), _) => match self.pull(sources, pod, container, image).await {
-                // Unlike upstream: where no registry answers, an image that was loaded by hand is as new as any can be. Clusters without
-                // a registry then run manifests that name no tag, which means `Always`.
+                // Unlike upstream: where no registry answers, an image that was loaded by hand is as new as
+                // any can be. Clusters without a registry then run manifests that name no tag, which means
+                // `Always`.
                 Err(e) => {
                     let message = format!("Using image {image:?} that is on the node: {}", e.message);
                     self.events.warning(pod, name, "Pulled", message);
@@ -151,7 +152,8 @@ impl Puller {
                 failure.backoff.advance(now, now);
                 failure.at = Some(now);
                 failure.message = e.to_string();
-                // Soon after, the next attempt is refused and the container shows that it waits.
+                // The next attempt follows soon; it is refused by the back-off, and the container then shows
+                // `ImagePullBackOff`.
                 let retry_at = now.saturating_add(jiff::SignedDuration::from_secs(2)).unwrap_or(now);
                 Err(ImageError { reason: "ErrImagePull", message: e.to_string(), retry_at })
             }
@@ -166,7 +168,7 @@ impl Puller {
     }
 }
 
-/// The pull policy; without one it depends on the tag.
+/// Returns the pull policy. The default depends on the tag: `Always` for `latest`, else `IfNotPresent`.
 fn policy(container: &Container) -> &str {
     if let Some(policy) = container.image_pull_policy.as_deref().filter(|p| !p.is_empty()) {
         return policy;
@@ -203,7 +205,7 @@ impl DockerAuth {
     }
 }
 
-/// The registry in an image's name.
+/// Returns the registry host of an image reference.
 fn registry(image: &str) -> &str {
     match image.split_once('/') {
         Some((host, _)) if host.contains(['.', ':']) || host == "localhost" => host,
@@ -211,7 +213,8 @@ fn registry(image: &str) -> &str {
     }
 }
 
-/// User and password from the pod's `imagePullSecrets`; secrets that are missing or malformed are passed over, as upstream does.
+/// User and password from the pod's `imagePullSecrets`; secrets that are missing or malformed are passed
+/// over, as upstream does.
 async fn credentials(sources: &Sources, pod: &Pod, image: &str) -> Option<(String, String)> {
     let registry = registry(image);
     for reference in pod.spec.as_ref()?.image_pull_secrets.iter().flatten() {

@@ -32,7 +32,7 @@ use crate::{
     types::*,
 };
 
-/// What a kubelet is made of.
+/// Builds a kubelet from its parts.
 pub struct Builder {
     config: Config,
     client: Client,
@@ -64,28 +64,28 @@ impl Builder {
         self
     }
 
-    /// Where time comes from.
+    /// Sets the source of time. Default: the system's clock.
     #[must_use]
     pub fn clock(mut self, clock: Clock) -> Self {
         self.clock = clock;
         self
     }
 
-    /// What runs containers.
+    /// Sets the container runtime. Required.
     #[must_use]
     pub fn runtime(mut self, runtime: Arc<dyn Runtime>) -> Self {
         self.runtime = Some(runtime);
         self
     }
 
-    /// Where images are.
+    /// Sets the image store. Required.
     #[must_use]
     pub fn images(mut self, images: Arc<dyn Images>) -> Self {
         self.images = Some(images);
         self
     }
 
-    /// What connects pods. Without one, pods have the addresses that the runtime gives them.
+    /// Sets the pod network. Default: none; pods have the addresses that the runtime gives them.
     #[must_use]
     pub fn network(mut self, network: Arc<dyn PodNetwork>) -> Self {
         self.network = Some(network);
@@ -217,7 +217,7 @@ struct Router {
     /// By uid.
     workers: HashMap<String, Handle>,
     running: JoinSet<String>,
-    /// What the runtime had at the start, until its worker takes it.
+    /// Sandboxes that the runtime had at the start, until their worker takes them.
     known: Vec<SandboxStatus>,
     services_known: bool,
     shutdown: CancellationToken,
@@ -236,19 +236,19 @@ impl Router {
         loop {
             tokio::select! {
                 change = changes.next() => match change {
-                    Some(change) => self.take_change(change),
+                    Some(change) => self.on_change(change),
                     None => break,
                 },
                 event = events.next() => match event {
-                    Some(event) => self.take_event(event).await,
+                    Some(event) => self.on_event(event).await,
                     None => {
                         warn!("the runtime's events ended, listening again");
                         cx.clock.sleep(std::time::Duration::from_secs(1)).await;
                         events = cx.runtime.events();
-                        self.take_event(RuntimeEvent::Resync).await;
+                        self.on_event(RuntimeEvent::Resync).await;
                     }
                 },
-                Some(done) = self.running.join_next() => self.take_ended(done.ok()),
+                Some(done) = self.running.join_next() => self.on_ended(done.ok()),
                 () = cx.services.synced(), if !self.services_known => {
                     self.services_known = true;
                     for handle in self.workers.values() {
@@ -259,7 +259,7 @@ impl Router {
                     orphans_due = false;
                     // Workers have taken what is theirs when every change up to the sync has been seen.
                     for pod in cx.pods.list() {
-                        self.give(pod);
+                        self.upsert(pod);
                     }
                     let known = std::mem::take(&mut self.known);
                     background.spawn(orphans::remove(cx.clone(), known));
@@ -270,16 +270,16 @@ impl Router {
         while self.running.join_next().await.is_some() {}
     }
 
-    fn take_change(&mut self, change: Change<Pod>) {
+    fn on_change(&mut self, change: Change<Pod>) {
         match change {
-            Change::Added(pod) => self.give(pod),
+            Change::Added(pod) => self.upsert(pod),
             Change::Modified(old, pod) => {
                 if old.uid() != pod.uid() {
-                    self.lost(&old);
+                    self.remove(&old);
                 }
-                self.give(pod);
+                self.upsert(pod);
             }
-            Change::Deleted(pod) => self.lost(&pod),
+            Change::Deleted(pod) => self.remove(&pod),
             Change::Resync => {
                 let all = self.cx.pods.list();
                 let uids: std::collections::HashSet<&str> = all.iter().map(|p| p.uid()).collect();
@@ -288,13 +288,13 @@ impl Router {
                     handle.mailbox.send(Message::Gone(handle.pod.clone()));
                 }
                 for pod in all {
-                    self.give(pod);
+                    self.upsert(pod);
                 }
             }
         }
     }
 
-    fn give(&mut self, pod: Arc<Pod>) {
+    fn upsert(&mut self, pod: Arc<Pod>) {
         if let Some(handle) = self.workers.get_mut(pod.uid()) {
             if pod.revision() > handle.pod.revision() {
                 handle.pod = pod.clone();
@@ -318,13 +318,13 @@ impl Router {
         });
     }
 
-    fn lost(&mut self, pod: &Arc<Pod>) {
+    fn remove(&mut self, pod: &Arc<Pod>) {
         if let Some(handle) = self.workers.get(pod.uid()) {
             handle.mailbox.send(Message::Gone(pod.clone()));
         }
     }
 
-    fn take_ended(&mut self, uid: Option<String>) {
+    fn on_ended(&mut self, uid: Option<String>) {
         match uid {
             Some(uid) => {
                 self.workers.remove(&uid);
@@ -333,7 +333,7 @@ impl Router {
         }
     }
 
-    async fn take_event(&mut self, event: RuntimeEvent) {
+    async fn on_event(&mut self, event: RuntimeEvent) {
         let sandbox = match &event {
             RuntimeEvent::Started(sandbox, _)
             | RuntimeEvent::Exited(sandbox, _)

@@ -1,9 +1,11 @@
-//! Containers' logs on disk: reading, following, rotating.
+//! Container logs on disk: reading, following, rotation.
 //!
-//! The runtime writes CRI lines (`time stream F|P text`); this module never writes to a log, it only renames and removes.
+//! The runtime writes CRI lines (`time stream F|P text`); this module never writes to a log, it only renames
+//! and removes.
 //!
-//! Guarantee: below the directory of all logs no symbolic link is followed and only regular files are read. A pod that has
-//! that directory as a hostPath could otherwise have the kubelet read the host's files out to it.
+//! Guarantee: below the directory of all logs no symbolic link is followed and only regular files are read. A
+//! pod that has that directory as a hostPath could otherwise have the kubelet read the host's files out to
+//! it.
 
 pub(crate) mod line;
 pub(crate) mod read;
@@ -17,7 +19,7 @@ use std::{
 
 use k8s_runtime::{beneath::Directory, log_files};
 
-/// One container's log: the directory of all logs, and the file below it.
+/// The log of one container: the log root and the file below it.
 #[derive(Clone, Debug)]
 pub(crate) struct LogFile {
     root: PathBuf,
@@ -25,7 +27,8 @@ pub(crate) struct LogFile {
 }
 
 impl LogFile {
-    /// A log at `path`. `root` is the directory of all logs; a log that is elsewhere is its own directory's.
+    /// Creates the log at `path`. `root` is the log root; for a path outside of it, the path's own directory
+    /// is the root.
     pub(crate) fn new(root: &Path, path: &Path) -> Self {
         let parent = path.parent().unwrap_or(Path::new("/"));
         let root = if path.starts_with(root) { root } else { parent };
@@ -33,33 +36,33 @@ impl LogFile {
         LogFile { root: root.to_owned(), relative }
     }
 
-    /// The directory that the log and its rotated parts are in.
+    /// Opens the directory of the log and its rotated files.
     fn directory(&self) -> io::Result<Directory> {
         let root = Directory::open(&self.root)?.without_links();
         root.directory(self.relative.parent().unwrap_or(Path::new("")))
     }
 
-    /// The log's own name in its directory.
+    /// File name of the current log.
     fn name(&self) -> &str {
         self.relative.file_name().and_then(|n| n.to_str()).unwrap_or_default()
     }
 
-    /// Opens the log for reading.
+    /// Opens the current log for reading.
     fn open(&self) -> io::Result<fs::File> {
         self.directory()?.read(Path::new(self.name()))
     }
 
-    /// The names of the rotated parts, oldest first.
+    /// Returns the names of the rotated files, oldest first.
     fn parts(&self) -> Vec<String> {
         self.directory().and_then(|d| log_files::parts(&d, self.name())).unwrap_or_default()
     }
 }
 
-/// The end of a log as plain text: at most so many lines and bytes.
+/// Returns the end of a log without the CRI prefixes: at most `lines` lines and `bytes` bytes.
 pub(crate) fn tail_text(log: &LogFile, lines: usize, bytes: usize) -> Vec<u8> {
     let Ok(mut file) = log.open() else { return Vec::new() };
     let length = file.metadata().map(|m| m.len()).unwrap_or(0);
-    // Each line has its time and stream in front; twice the bytes is plenty for what is wanted.
+    // Each line has a prefix of time and stream: 64 bytes per line are enough for it.
     let window = (bytes as u64 + lines as u64 * 64).min(length);
     let mut raw = Vec::new();
     if file.seek(SeekFrom::Start(length - window)).is_err()
@@ -78,7 +81,7 @@ pub(crate) fn tail_text(log: &LogFile, lines: usize, bytes: usize) -> Vec<u8> {
     text.split_off(cut)
 }
 
-/// Removes a log and its rotated parts.
+/// Removes a log and its rotated files.
 pub(crate) fn remove(log: &LogFile) {
     let Ok(dir) = log.directory() else { return };
     for name in log.parts().iter().map(String::as_str).chain([log.name()]) {

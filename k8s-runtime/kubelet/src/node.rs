@@ -1,7 +1,8 @@
-//! The node: registering it, saying how it is, and proving that it is alive.
+//! The Node object: registration, status and heartbeat.
 //!
-//! Flow: [`run`] registers the node with its conditions in it, so that it is Ready with its first write; then the lease is renewed every
-//! 10 s, and the status is written when it changed (here or in the API), and every 5 min.
+//! Flow: [`run`] registers the node with its conditions in it, so that it is Ready with its first write; then
+//! the lease is renewed every 10 s, and the status is written when it changed (here or in the API), and every
+//! 5 min.
 //! Not here: who decides that a node is dead (the node lifecycle controller, from the lease).
 
 mod lease;
@@ -16,17 +17,17 @@ use tracing::{info, warn};
 use crate::{context::Context, types::*};
 
 const REPORT_EVERY: Duration = Duration::from_secs(300);
-/// How often what may change (disk, memory, images; the node as the API has it) is looked at.
+/// Interval at which disk, memory, images and the API's node are looked at.
 const LOOK_EVERY: Duration = Duration::from_secs(10);
-/// The same after a pause, and so many times.
+/// Interval of the checks after a pause, and their number.
 const LOOK_SOON: Duration = Duration::from_secs(2);
 const LOOKS_SOON: u32 = 10;
-/// A look that is later than this was paused.
+/// A check that is later than this was paused (process stopped, machine asleep).
 const LATE: Duration = Duration::from_secs(5);
 const RETRY: Duration = Duration::from_millis(100);
 const LONGEST_RETRY: Duration = Duration::from_secs(7);
 
-/// Keeps the node's objects current until it is dropped.
+/// Keeps the Node object and its Lease current. Runs until it is dropped.
 pub(crate) async fn run(cx: Arc<Context>) {
     let mut delay = RETRY;
     let said = loop {
@@ -42,15 +43,15 @@ pub(crate) async fn run(cx: Arc<Context>) {
     tokio::join!(lease::keep(&cx), report(&cx, said));
 }
 
-/// What was written last.
+/// The status that was written last.
 struct Said {
-    /// As it was computed here.
+    /// The status that this kubelet computed.
     computed: NodeStatus,
-    /// As the API has it: it may write quantities in another form.
+    /// As the API server returned it; quantities may be in another format.
     stored: NodeStatus,
 }
 
-/// Makes the node's object, or brings the one that is there up to date.
+/// Creates the node's object, or updates an existing one.
 async fn register(cx: &Context) -> Result<Said, Error> {
     let api = cx.client.all::<Node>();
     let name = &cx.config.node_name;
@@ -76,7 +77,7 @@ async fn register(cx: &Context) -> Result<Said, Error> {
     match api.create(&node).await {
         Ok(made) => match made.status.clone().filter(|s| s.conditions.is_some()) {
             Some(stored) => return Ok(Said { computed, stored }),
-            // Servers may leave the status out of a creation.
+            // An API server may drop the status on creation.
             None => return write(cx, made).await,
         },
         Err(e) if e.is_already_exists() => {}
@@ -92,7 +93,7 @@ async fn register(cx: &Context) -> Result<Said, Error> {
     write(cx, there).await
 }
 
-/// Writes the present status over what an object has.
+/// Writes the current status to the Node object.
 async fn write(cx: &Context, mut node: Node) -> Result<Said, Error> {
     let old = node.status.take();
     let computed = status::compute(cx, old.as_ref()).await;
@@ -108,8 +109,9 @@ async fn write(cx: &Context, mut node: Node) -> Result<Said, Error> {
     Ok(Said { computed, stored: stored.status.unwrap_or_default() })
 }
 
-/// Looks at the node as the API has it, and writes the status where it changed: here, or there. A controller that did not hear
-/// from this kubelet (it was stopped, or the machine slept) has made the conditions `Unknown`.
+/// Looks at the node as the API has it, and writes the status where it changed: here, or there. A controller
+/// that did not hear from this kubelet (it was stopped, or the machine slept) has made the conditions
+/// `Unknown`.
 async fn report(cx: &Context, first: Said) {
     let name = &cx.config.node_name;
     let mut said = Some(first);
@@ -120,7 +122,7 @@ async fn report(cx: &Context, first: Said) {
         cx.clock.sleep(every).await;
         soon = soon.saturating_sub(1);
         if cx.clock.since(asleep) > every + LATE {
-            // What others make of the pause comes in the next seconds.
+            // Controllers react to the pause in the next seconds.
             soon = LOOKS_SOON;
         }
         let written = match cx.client.all::<Node>().get(name).await {
@@ -135,7 +137,7 @@ async fn report(cx: &Context, first: Said) {
                 }
                 write(cx, node).await
             }
-            // Somebody deleted the node: it is still here.
+            // Somebody deleted the Node object: register again.
             Err(e) if e.is_not_found() => register(cx).await,
             Err(e) => Err(e),
         };

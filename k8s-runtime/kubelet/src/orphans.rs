@@ -1,4 +1,4 @@
-//! What is on the node and belongs to no pod: pods that were deleted while no kubelet ran.
+//! Removes sandboxes and directories of pods that were deleted while no kubelet ran.
 //!
 //! Guarantee: nothing is removed before the cache of pods is complete.
 
@@ -20,7 +20,7 @@ const RETRIES: u32 = 6;
 
 /// Removes sandboxes and directories of pods that are no more.
 pub(crate) async fn remove(cx: Arc<Context>, known: Vec<SandboxStatus>) {
-    // Directories first: one that is made from now on belongs to a pod that is in the cache below.
+    // Directories first: any that is made from now on belongs to a pod that the cache below has.
     let dirs = subdirectories(&cx.config.root_dir.join("pods"));
     let live: std::collections::HashSet<String> = cx.pods.list().iter().map(|p| p.uid().to_owned()).collect();
     let mut orphans: BTreeMap<String, Vec<SandboxStatus>> = BTreeMap::new();

@@ -1,7 +1,8 @@
 //! Probes: whether a container lives, has started, and can take requests.
 //!
-//! Flow: the pod's worker has one task per running container and probe; each asks ([`handler`]), counts ([`Counter`]) and reports when
-//! the result turned or failed. The startup probe comes first; liveness and readiness begin when it has succeeded.
+//! Flow: the pod's worker has one task per running container and probe; each asks ([`handler`]), counts
+//! ([`Counter`]) and reports when the result turned or failed. The startup probe comes first; liveness and
+//! readiness begin when it has succeeded.
 
 pub(crate) mod check;
 pub(crate) mod handler;
@@ -29,13 +30,13 @@ impl Kind {
     }
 }
 
-/// What a probe found.
+/// The result of a probe.
 #[derive(Clone, Debug)]
 pub(crate) struct Report {
     pub(crate) container: String,
     pub(crate) id: ContainerId,
     pub(crate) kind: Kind,
-    /// Why it failed this time.
+    /// The reason of this failure.
     pub(crate) failure: Option<String>,
     /// Enough successes or failures in a row.
     pub(crate) verdict: Option<bool>,

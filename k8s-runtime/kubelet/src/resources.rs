@@ -1,4 +1,4 @@
-//! Quality of service, and what requests and limits mean to the kernel.
+//! Quality-of-service classes, and the cgroup settings of requests and limits.
 
 use std::collections::BTreeMap;
 
@@ -7,7 +7,7 @@ use k8s_runtime::Resources;
 
 use crate::types::*;
 
-/// A pod's quality-of-service class.
+/// Quality-of-service class of a pod.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Qos {
     Guaranteed,
@@ -27,7 +27,7 @@ impl Qos {
 
 type List = BTreeMap<String, ApiQuantity>;
 
-/// One resource in a list; absent and zero are the same.
+/// Returns one resource of a list. Zero counts as absent.
 pub(crate) fn amount(list: Option<&List>, name: &str) -> Option<Quantity> {
     let quantity = Quantity::try_from(list?.get(name)?).ok()?;
     (!quantity.is_zero()).then_some(quantity)
@@ -41,7 +41,7 @@ fn requests(container: &Container) -> Option<&List> {
     container.resources.as_ref()?.requests.as_ref()
 }
 
-/// A request; where there is none, the limit.
+/// Returns a request; the default is the limit.
 fn request(container: &Container, name: &str) -> Option<Quantity> {
     amount(requests(container), name).or_else(|| amount(limits(container), name))
 }
@@ -50,7 +50,7 @@ fn all_containers(spec: &PodSpec) -> impl Iterator<Item = &Container> {
     spec.containers.iter().chain(spec.init_containers.iter().flatten())
 }
 
-/// The class of a pod, by CPU and memory alone.
+/// Computes the quality-of-service class of a pod, from CPU and memory only.
 pub(crate) fn qos(spec: &PodSpec) -> Qos {
     let mut any = false;
     let mut all_limited = true;
@@ -71,7 +71,7 @@ pub(crate) fn qos(spec: &PodSpec) -> Qos {
     }
 }
 
-/// The cgroup of a pod below the runtime's root.
+/// Path of a pod's cgroup below the runtime's root.
 pub(crate) fn cgroup_parent(qos: Qos, uid: &str) -> String {
     match qos {
         Qos::Guaranteed => format!("pod{uid}"),
@@ -88,7 +88,7 @@ fn quota(milli: i64) -> i64 {
     milli.saturating_mul(100).max(1000)
 }
 
-/// How readily the kernel ends a container when memory is short.
+/// The `oom_score_adj` of a container: higher is killed first when memory is short.
 fn oom_score_adj(qos: Qos, container: &Container, node_memory: i64) -> i32 {
     match qos {
         Qos::Guaranteed => -997,
@@ -101,7 +101,7 @@ fn oom_score_adj(qos: Qos, container: &Container, node_memory: i64) -> i32 {
     }
 }
 
-/// What a container may use.
+/// The cgroup limits of a container.
 pub(crate) fn container(qos: Qos, container: &Container, node_memory: i64) -> Resources {
     let cpu_limit = amount(limits(container), "cpu");
     Resources {
@@ -114,7 +114,7 @@ pub(crate) fn container(qos: Qos, container: &Container, node_memory: i64) -> Re
     }
 }
 
-/// What a whole pod may use: limited only where every container is.
+/// The cgroup limits of a whole pod. A resource is limited only if every container limits it.
 pub(crate) fn pod(spec: &PodSpec) -> Resources {
     let sum = |of: &dyn Fn(&Container) -> Option<i64>| spec.containers.iter().map(of).sum::<Option<i64>>();
     let init_max = |of: &dyn Fn(&Container) -> Option<i64>| {
@@ -132,7 +132,7 @@ pub(crate) fn pod(spec: &PodSpec) -> Resources {
     }
 }
 
-/// Why a `resourceFieldRef` has no value.
+/// The reason for which a `resourceFieldRef` has no value.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub(crate) enum FieldError {
     #[error("unsupported container resource : {0}")]
@@ -141,7 +141,8 @@ pub(crate) enum FieldError {
     Container(String),
 }
 
-/// The value of a `resourceFieldRef` (`limits.cpu`), in units of its divisor, rounded up. A missing limit is the node's allocatable.
+/// The value of a `resourceFieldRef` (`limits.cpu`), in units of its divisor, rounded up. A missing limit is
+/// the node's allocatable.
 pub(crate) fn field(
     spec: &PodSpec,
     own_container: Option<&str>,

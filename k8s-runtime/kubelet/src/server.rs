@@ -1,20 +1,21 @@
-//! The kubelet's API: logs, exec, attach, port-forward, pods, figures. The API server proxies to it.
+//! The kubelet's API: logs, exec, attach, port-forward, pods, metrics. The API server proxies to it.
 //!
-//! Flow: [`KubeletApi::handle`] takes a request and answers; what needs a stream both ways takes over the connection by hyper's upgrade.
-//! It is called by the listener (TLS, client certificate required) and, where everything is one process, by the API server itself.
+//! Flow: [`KubeletApi::handle`] takes a request and answers; what needs a stream both ways takes over the
+//! connection by hyper's upgrade. It is called by the listener (TLS, client certificate required) and, where
+//! everything is one process, by the API server itself.
 //!
-//! Guarantee: nobody without a certificate of the cluster gets an answer from the listener, and nobody that the API server does not
-//! allow the node's subresource (see [`auth`]); there is no anonymous access.
+//! Guarantee: nobody without a certificate of the cluster gets an answer from the listener, and nobody that
+//! the API server does not allow the node's subresource (see [`auth`]); there is no anonymous access.
 //! Not here: SPDY upgrades by old clients (WebSockets only), bearer tokens, `/run`, `/configz`.
 
 mod auth;
 mod channels;
+mod exec;
 mod listen;
 mod locate;
 mod logs;
 mod port_forward;
 mod query;
-mod remote;
 mod spdy;
 mod stats;
 mod upgrade;
@@ -31,7 +32,7 @@ pub(crate) use listen::{bind, serve};
 
 use crate::context::Context;
 
-/// The kubelet's API, callable in this process. Cheap to clone.
+/// The kubelet's API as a service within the process. Cheap to clone.
 #[derive(Clone)]
 pub struct KubeletApi {
     cx: Arc<Context>,
@@ -44,7 +45,7 @@ impl std::fmt::Debug for KubeletApi {
     }
 }
 
-/// A JSON answer.
+/// An answer with a JSON body.
 fn json(code: StatusCode, value: &impl serde::Serialize) -> Response<Body> {
     match serde_json::to_vec(value) {
         Ok(bytes) => {
@@ -59,7 +60,7 @@ fn json(code: StatusCode, value: &impl serde::Serialize) -> Response<Body> {
     }
 }
 
-/// A plain answer.
+/// An answer of plain text with code 200.
 fn text(text: impl Into<bytes::Bytes>) -> Response<Body> {
     let mut response = Response::new(body_from_bytes(text));
     let plain = header::HeaderValue::from_static("text/plain; charset=utf-8");
@@ -67,7 +68,7 @@ fn text(text: impl Into<bytes::Bytes>) -> Response<Body> {
     response
 }
 
-/// A failure, as a `Status`.
+/// An error response with a `Status` body.
 fn refuse(status: &ApiStatus) -> Response<Body> {
     let mut object = status.status().clone();
     object.metadata = Default::default();
@@ -75,7 +76,7 @@ fn refuse(status: &ApiStatus) -> Response<Body> {
     json(code, &object)
 }
 
-/// The parts of a request's path, decoded.
+/// Splits a path into percent-decoded segments.
 fn path_parts(path: &str) -> Vec<String> {
     path.split('/')
         .filter(|p| !p.is_empty())
@@ -89,10 +90,11 @@ impl KubeletApi {
     }
 
     /// Answers a request. Paths and parameters are upstream's:
-    /// `/containerLogs/{namespace}/{pod}/{container}`, `/exec/...`, `/attach/...`, `/portForward/{namespace}/{pod}`, `/pods`,
-    /// `/stats/summary`, `/metrics`, `/healthz`.
+    /// `/containerLogs/{namespace}/{pod}/{container}`, `/exec/...`, `/attach/...`,
+    /// `/portForward/{namespace}/{pod}`, `/pods`, `/stats/summary`, `/metrics`, `/healthz`.
     ///
-    /// A connection is taken over through the request's `hyper::upgrade::OnUpgrade` extension, which hyper's server puts there.
+    /// A connection is taken over through the request's `hyper::upgrade::OnUpgrade` extension, which hyper's
+    /// server puts there.
     pub async fn handle<B: Send + 'static>(&self, request: Request<B>) -> Response<Body> {
         self.route(request).await.unwrap_or_else(|status| refuse(&status))
     }
@@ -112,10 +114,10 @@ impl KubeletApi {
                 logs::serve(cx, namespace, pod, container, request)
             }
             ["exec", namespace, pod, container] | ["exec", namespace, pod, _, container] => {
-                remote::serve(cx, remote::What::Exec, namespace, pod, container, request)
+                exec::serve(cx, exec::Subresource::Exec, namespace, pod, container, request)
             }
             ["attach", namespace, pod, container] | ["attach", namespace, pod, _, container] => {
-                remote::serve(cx, remote::What::Attach, namespace, pod, container, request)
+                exec::serve(cx, exec::Subresource::Attach, namespace, pod, container, request)
             }
             ["portForward", namespace, pod] | ["portForward", namespace, pod, _] => {
                 port_forward::serve(cx, namespace, pod, request)

@@ -1,7 +1,7 @@
-//! ConfigMaps and Secrets that pods on this node use: each is watched by name while somebody needs it.
+//! ConfigMaps and Secrets that pods on this node use; each is watched by name while a pod uses it.
 //!
-//! Flow: the first user starts a watch of the one object; every user gets the newest state from memory; the last one to leave ends the
-//! watch. A kubelet needs no right to list all Secrets this way.
+//! Flow: the first user starts a watch of the one object; every user gets the newest state from memory; the
+//! last one to leave ends the watch. A kubelet needs no right to list all Secrets this way.
 
 use std::{
     collections::HashMap,
@@ -17,10 +17,10 @@ use k8s_core::{
 
 use crate::types::{ConfigMap, Secret};
 
-/// How long a user waits for the first answer about an object.
-const PATIENCE: Duration = Duration::from_secs(10);
+/// The time that a user waits for the first answer about an object.
+const FIRST_ANSWER_TIMEOUT: Duration = Duration::from_secs(10);
 
-/// Why an object cannot be used.
+/// The reason for which an object cannot be used.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub(crate) enum SourceError {
     #[error("{kind} {name:?} not found")]
@@ -29,7 +29,7 @@ pub(crate) enum SourceError {
     NotSynced { kind: &'static str },
 }
 
-/// One watched object.
+/// One object that is watched while somebody holds this.
 #[derive(Debug)]
 pub(crate) struct Watched<K> {
     cache: Cache<K>,
@@ -41,7 +41,7 @@ pub(crate) struct Watched<K> {
 
 impl<K: Object> Watched<K> {
     pub(crate) async fn get(&self) -> Result<Arc<K>, SourceError> {
-        tokio::time::timeout(PATIENCE, self.cache.synced())
+        tokio::time::timeout(FIRST_ANSWER_TIMEOUT, self.cache.synced())
             .await
             .map_err(|_| SourceError::NotSynced { kind: self.kind })?;
         self.cache
@@ -56,7 +56,7 @@ impl<K: Object> Watched<K> {
 
 type Table<K> = Mutex<HashMap<(String, String), Weak<Watched<K>>>>;
 
-/// All watched objects.
+/// All objects that are watched, by namespace and name.
 #[derive(Debug)]
 pub(crate) struct Sources {
     client: Client,
@@ -106,7 +106,7 @@ impl Sources {
         watched(&self.client, &self.secrets, namespace, name, "secret")
     }
 
-    /// A ConfigMap as it is now.
+    /// The present state of a ConfigMap.
     pub(crate) async fn config_map(
         &self,
         namespace: &str,
@@ -115,7 +115,7 @@ impl Sources {
         self.watch_config_map(namespace, name).get().await
     }
 
-    /// A Secret as it is now.
+    /// The present state of a Secret.
     pub(crate) async fn secret(&self, namespace: &str, name: &str) -> Result<Arc<Secret>, SourceError> {
         self.watch_secret(namespace, name).get().await
     }

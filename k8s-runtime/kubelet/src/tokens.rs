@@ -1,4 +1,5 @@
-//! Tokens of service accounts, bound to the pod that uses them: asked for once, asked for again before they expire.
+//! Tokens of service accounts, bound to the pod that uses them: asked for once, asked for again before they
+//! expire.
 
 use std::{
     collections::HashMap,
@@ -14,7 +15,7 @@ use k8s_core::{
 
 use crate::types::*;
 
-/// A token is replaced at the latest after this long.
+/// A token is refreshed after this time at the latest.
 const LONGEST_USE: Duration = Duration::from_secs(24 * 3600);
 
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
@@ -24,14 +25,14 @@ struct Key {
     expiration: i64,
 }
 
-/// A token and when to replace it.
+/// A token and its refresh time.
 #[derive(Clone, Debug)]
 pub(crate) struct Token {
     pub(crate) token: String,
     pub(crate) refresh_at: Timestamp,
 }
 
-/// All tokens of this node's pods.
+/// The tokens of this node's pods.
 #[derive(Debug)]
 pub(crate) struct Tokens {
     client: Client,
@@ -44,7 +45,7 @@ impl Tokens {
         Tokens { client, clock, known: Mutex::default() }
     }
 
-    /// A token for the pod's service account. `audience` empty: the API server's own.
+    /// Returns a token for the pod's service account. An empty `audience` is the API server's.
     pub(crate) async fn get(&self, pod: &Pod, audience: &str, expiration: i64) -> Result<Token, Error> {
         let key = Key { pod_uid: pod.uid().to_owned(), audience: audience.to_owned(), expiration };
         let now = self.clock.now();
@@ -81,7 +82,7 @@ impl Tokens {
         Ok(token)
     }
 
-    /// Forgets a pod's tokens.
+    /// Removes a pod's tokens from the cache.
     pub(crate) fn forget(&self, pod_uid: &str) {
         self.known.lock().unwrap_or_else(PoisonError::into_inner).retain(|key, _| key.pod_uid != pod_uid);
     }

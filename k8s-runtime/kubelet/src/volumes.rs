@@ -1,10 +1,13 @@
-//! Volumes: directories and files that pods see, one plugin per kind.
+//! Volumes: directories and files for the pod's containers, with one plugin per volume type.
 //!
-//! Flow: [`set_up`] turns a pod's volumes into host paths; called again (a ConfigMap changed, a token gets old) it brings contents up to
-//! date. [`cleanup::remove_pod_dir`] takes everything of a pod away without knowing what was there, so that it works after a crash too.
+//! Flow: [`set_up`] turns a pod's volumes into host paths; called again (a ConfigMap changed, a token gets
+//! old) it brings contents up to date. [`cleanup::remove_pod_dir`] takes everything of a pod away without
+//! knowing what was there, so that it works after a crash too.
 //!
-//! Guarantee: a reader of a ConfigMap, Secret, downward API or projected volume sees all of one version, never a mixture ([`atomic`]).
-//! Not here: attaching disks and network file systems; pods that want them get a `FailedMount` event that says so.
+//! Guarantee: a reader of a ConfigMap, Secret, downward API or projected volume sees all of one version,
+//! never a mixture ([`atomic`]).
+//! Not here: attaching disks and network file systems; pods that want them get a `FailedMount` event that
+//! says so.
 
 mod atomic;
 pub(crate) mod cleanup;
@@ -30,7 +33,7 @@ use k8s_core::meta::ObjectExt;
 
 use crate::{context::Context, env::ConfigError, sources::SourceError, types};
 
-/// Why a volume cannot be used yet. Every variant is tried again.
+/// The reason for which a volume cannot be used yet. Every variant is tried again.
 #[derive(Debug, thiserror::Error)]
 pub(crate) enum VolumeError {
     #[error("{0}")]
@@ -57,14 +60,14 @@ impl VolumeError {
     }
 }
 
-/// An object whose change changes a volume's contents or a container's environment.
+/// An object that the contents of a volume or a container's environment depend on.
 #[derive(Clone, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub(crate) enum Reference {
     ConfigMap(String),
     Secret(String),
 }
 
-/// What a plugin gets to set a volume up.
+/// The pod and the directories for which a plugin sets a volume up.
 pub(crate) struct Setup<'a> {
     pub(crate) cx: &'a Context,
     pub(crate) pod: &'a types::Pod,
@@ -74,24 +77,24 @@ pub(crate) struct Setup<'a> {
 }
 
 impl Setup<'_> {
-    /// The directory of a volume, not made yet.
+    /// Path of a volume's directory; it may not exist yet.
     fn dir(&self, plugin: &str, name: &str) -> PathBuf {
         self.volumes_dir.join(format!("kubernetes.io~{plugin}")).join(name)
     }
 
-    /// Asks for the volumes to be set up again at the latest then.
+    /// Requests another set-up at `when` or earlier.
     fn refresh_at(&self, when: types::Timestamp) {
         let mut slot = self.refresh_at.lock().unwrap_or_else(PoisonError::into_inner);
         *slot = Some(slot.map_or(when, |have| have.min(when)));
     }
 }
 
-/// One volume of a pod.
+/// A volume of a pod.
 #[async_trait]
 pub(crate) trait Volume: Send + Sync {
-    /// Makes the volume, or brings its contents up to date, and returns where it is on the host.
+    /// Creates the volume or updates its contents, and returns its path on the host.
     async fn set_up(&self, setup: &Setup<'_>) -> Result<PathBuf, VolumeError>;
-    /// Objects that the contents come from.
+    /// Returns the objects that the contents depend on.
     fn references(&self) -> Vec<Reference> {
         Vec::new()
     }
@@ -99,7 +102,7 @@ pub(crate) trait Volume: Send + Sync {
 
 type Plugin = fn(&types::Volume) -> Option<Box<dyn Volume>>;
 
-/// All plugins; the last one takes whatever no other takes.
+/// The plugins in order; the last one accepts every volume.
 const PLUGINS: &[Plugin] = &[
     empty_dir::plugin,
     config_map::plugin,
@@ -115,15 +118,15 @@ fn plugin_for(volume: &types::Volume) -> Option<Box<dyn Volume>> {
     PLUGINS.iter().find_map(|plugin| plugin(volume))
 }
 
-/// A pod's volumes on the host.
+/// The volumes of a pod on the host.
 #[derive(Clone, Debug, Default)]
 pub(crate) struct Mounted {
     pub(crate) paths: HashMap<String, PathBuf>,
-    /// When to set up again even if nothing changes (tokens get old).
+    /// The time to set up again even if nothing changes (tokens get old).
     pub(crate) refresh_at: Option<types::Timestamp>,
 }
 
-/// Which volume failed, and why.
+/// The volume that failed, and the reason.
 #[derive(Debug, thiserror::Error)]
 #[error("MountVolume.SetUp failed for volume {volume:?} : {source}")]
 pub(crate) struct MountError {
@@ -132,13 +135,13 @@ pub(crate) struct MountError {
     source: VolumeError,
 }
 
-/// The objects that a pod's volumes are made from.
+/// Returns the objects that a pod's volumes depend on.
 pub(crate) fn references(pod: &types::Pod) -> Vec<Reference> {
     let volumes = pod.spec.iter().flat_map(|s| s.volumes.iter().flatten());
     volumes.filter_map(plugin_for).flat_map(|v| v.references()).collect()
 }
 
-/// Makes a pod's volumes or brings them up to date.
+/// Creates a pod's volumes or updates their contents.
 pub(crate) async fn set_up(cx: &Context, pod: &types::Pod) -> Result<Mounted, MountError> {
     let spec = pod.spec.clone().unwrap_or_default();
     let fs_group =

@@ -1,9 +1,9 @@
 //! Control groups, versions 1 and 2 behind one type.
 //!
-//! A group is a path below a root of our own (such as `hyperkube-ab12/burstable/pod<uid>/<container>`). In version 1 the
-//! path exists in every mounted hierarchy, also in those without limits of ours: a container's cgroup namespace begins at
-//! its own groups, and a hierarchy in which the container were in the host's root group would be open to it.
-//! In version 2 the path exists once.
+//! A group is a path below a root of our own (such as `hyperkube-ab12/burstable/pod<uid>/<container>`). In
+//! version 1 the path exists in every mounted hierarchy, also in those without limits of ours: a container's
+//! cgroup namespace begins at its own groups, and a hierarchy in which the container were in the host's root
+//! group would be open to it. In version 2 the path exists once.
 //! Guarantee: [`Cgroups::remove`] returns only when the groups are gone, or with the error that kept them.
 //! Not here: the choice of a process's group.
 
@@ -34,11 +34,13 @@ const V1_CONTROLLERS: [&str; 15] = [
     "rdma",
     "systemd",
 ];
+/// The version 1 controllers that limit or restrict containers.
+const V1_NEEDED: [&str; 5] = ["cpu", "cpuacct", "devices", "memory", "pids"];
 /// The name of a hierarchy without a known controller: a named one, or the unified one beside version 1.
 const OTHER: &str = "";
 const V2_CONTROLLERS: [&str; 3] = ["cpu", "memory", "pids"];
 
-/// Where this machine's control groups are.
+/// The mounts of this machine's control groups.
 #[derive(Clone, Debug)]
 pub(crate) enum Cgroups {
     /// Controller and the mount of its hierarchy; several controllers may share one.
@@ -58,11 +60,13 @@ impl Cgroups {
         let mut v2 = None;
         for line in mountinfo.lines() {
             let Some((left, right)) = line.split_once(" - ") else { continue };
-            let Some(target) = left.split(' ').nth(4) else { continue };
+            let mut left = left.split(' ').skip(4);
+            let (Some(target), Some(flags)) = (left.next(), left.next()) else { continue };
+            let read_only = flags.split(',').any(|flag| flag == "ro");
             let mut right = right.split(' ');
             let (kind, options) = (right.next(), right.nth(1).unwrap_or_default());
             match kind {
-                Some("cgroup2") if v2.is_none() => v2 = Some(PathBuf::from(target)),
+                Some("cgroup2") if v2.is_none() => v2 = Some((PathBuf::from(target), read_only)),
                 Some("cgroup") => {
                     let options: Vec<&str> =
                         options.split(',').map(|o| o.strip_prefix("name=").unwrap_or(o)).collect();
@@ -73,15 +77,20 @@ impl Cgroups {
                     }
                     // A hierarchy that is mounted twice is taken where it is mounted first.
                     names.retain(|name| *name == OTHER || !v1.iter().any(|(known, _)| known == name));
+                    // No group can be made there. Those that are needed fail later, with the path in the
+                    // error.
+                    if read_only && !names.iter().any(|name| V1_NEEDED.contains(name)) {
+                        continue;
+                    }
                     v1.extend(names.into_iter().map(|name| (name, PathBuf::from(target))));
                 }
                 _ => {}
             }
         }
         match v2 {
-            Some(root) if !v1.iter().any(|(c, _)| *c == "memory" || *c == "pids") => Cgroups::V2(root),
+            Some((root, _)) if !v1.iter().any(|(c, _)| *c == "memory" || *c == "pids") => Cgroups::V2(root),
             unified => {
-                v1.extend(unified.map(|root| (OTHER, root)));
+                v1.extend(unified.filter(|(_, read_only)| !read_only).map(|(root, _)| (OTHER, root)));
                 Cgroups::V1(v1)
             }
         }
@@ -137,8 +146,8 @@ impl Cgroups {
             Cgroups::V2(root) => {
                 let mut at = root.clone();
                 for part in Path::new(group) {
-                    // A child has a controller only where every parent passes it on. One that is not there at all shows as
-                    // an error of the limit that needs it.
+                    // A child has a controller only where every parent passes it on. A missing controller
+                    // shows as an error of the limit that needs it.
                     let have = fs::read_to_string(at.join("cgroup.controllers")).unwrap_or_default();
                     let control = at.join("cgroup.subtree_control");
                     for controller in
@@ -159,8 +168,8 @@ impl Cgroups {
         }
     }
 
-    /// Gives a fresh version 1 group and its parents the processors and memory nodes of the group above: a cpuset is
-    /// empty at first and takes no process.
+    /// Gives a fresh version 1 group and its parents the processors and memory nodes of the group above: a
+    /// cpuset is empty at first and takes no process.
     fn share_processors(&self, group: &str) -> io::Result<()> {
         let Some(mut at) = self.controller("cpuset", "") else { return Ok(()) };
         for part in Path::new(group) {
@@ -192,7 +201,7 @@ impl Cgroups {
         }
     }
 
-    /// Sets limits; what is `None` stays as it is.
+    /// Sets limits. `None` leaves a limit unchanged.
     pub(crate) fn limit(&self, group: &str, limits: &Resources) -> io::Result<()> {
         let set = |controller: &str, file: &str, value: String| -> io::Result<()> {
             let Some(directory) = self.controller(controller, group) else { return Ok(()) };
@@ -234,7 +243,7 @@ impl Cgroups {
         Ok(())
     }
 
-    /// How often the kernel killed in this group for memory.
+    /// The number of processes that the kernel killed in this group for memory.
     pub(crate) fn oom_kills(&self, group: &str) -> u64 {
         let file = if matches!(self, Cgroups::V2(_)) { "memory.events" } else { "memory.oom_control" };
         let Some(directory) = self.controller("memory", group) else { return 0 };
@@ -295,7 +304,8 @@ impl Cgroups {
         }
     }
 
-    /// Kills everything in a group and below, and removes it all; waits up to `patience` for the dead to leave.
+    /// Kills everything in a group and below, and removes it all; waits up to `patience` for the dead to
+    /// leave.
     pub(crate) fn remove(&self, group: &str, patience: Duration) -> io::Result<()> {
         let deadline = Instant::now() + patience;
         let mut pause = Duration::from_micros(200);
@@ -370,6 +380,7 @@ mod tests {
         let hybrid = "1 2 0:1 / /cg/cpu,cpuacct rw - cgroup cgroup rw,cpu,cpuacct\n\
                       1 2 0:1 / /cg/memory rw - cgroup cgroup rw,memory\n\
                       1 2 0:1 / /cg/systemd rw - cgroup cgroup rw,xattr,name=systemd\n\
+                      1 2 0:1 / /cg/rdma ro,nosuid - cgroup cgroup rw,rdma\n\
                       1 2 0:1 / /cg/unified rw - cgroup2 cgroup2 rw";
         let found = Cgroups::from_mounts(hybrid);
         assert_eq!(

@@ -1,6 +1,7 @@
 //! The node process's end of a shim's socket.
 //!
-//! One task per connection owns the socket: it sends calls in order, matches replies to callers and hands events over.
+//! One task per connection owns the socket: it sends calls in order, matches replies to callers and hands
+//! events over.
 //! Guarantee: when the shim is gone every caller gets an error and `on_gone` runs, once.
 
 use std::{
@@ -59,7 +60,7 @@ impl ShimClient {
         Ok(ShimClient { calls })
     }
 
-    /// One call.
+    /// Makes one call and waits for its reply.
     pub(super) async fn call(
         &self,
         what: &'static str,

@@ -3,16 +3,16 @@
 //! Flow: [`restrict_pod`] writes the rules to the pod's group and [`restrict`] to the fresh group of each
 //! container, in cgroup version 1 through the devices controller, in version 2 as a small program
 //! (`BPF_PROG_TYPE_CGROUP_DEVICE`) that the kernel asks on each open and `mknod`.
-//! Guarantee: a process in a restricted container opens nothing but [`RULES`], whatever capabilities it has and
-//! whatever it mounts. With SYS_ADMIN it can change the rules of its own group: it mounts the hierarchy and writes
-//! to `devices.allow`, or detaches the program. Its cgroup namespace hides the groups above, and those forbid what
-//! the rules do not allow: the kernel lets no version 1 group allow more than its parent, and asks the programs of
-//! all version 2 groups above.
-//! Privileged containers are not restricted, and need a pod's group that restricts nothing: [`PodRules::lift`].
-//! That leaves open: beside a privileged container, another container of the same pod that has SYS_ADMIN and no
-//! seccomp filter can lift its own rules. The author of such a pod has the host's devices already.
+//! Guarantee: a process in a restricted container opens nothing but [`RULES`], whatever capabilities it has
+//! and whatever it mounts. With SYS_ADMIN it can change the rules of its own group: it mounts the hierarchy
+//! and writes to `devices.allow`, or detaches the program. Its cgroup namespace hides the groups above, and
+//! those forbid what the rules do not allow: the kernel lets no version 1 group allow more than its parent,
+//! and asks the programs of all version 2 groups above. Privileged containers are not restricted, and need a
+//! pod's group that restricts nothing: [`PodRules::lift`]. That leaves open: beside a privileged container,
+//! another container of the same pod that has SYS_ADMIN and no seccomp filter can lift its own rules. The
+//! author of such a pod has the host's devices already.
 
-use std::{fs, io, os::fd::OwnedFd, path::PathBuf};
+use std::{fs, io, path::PathBuf};
 
 use super::cgroup::Cgroups;
 use crate::sys;
@@ -78,8 +78,9 @@ pub(super) fn restrict(cgroups: &Cgroups, group: &str) -> io::Result<()> {
 pub(super) enum PodRules {
     /// Version 1: written in this directory.
     Written(PathBuf),
-    /// Version 2: the attachment of the program.
-    Attached(OwnedFd),
+    /// Version 2: a program is attached to this directory. It is no link, which a container with SYS_ADMIN
+    /// could find by its number and detach; this takes the directory.
+    Attached(PathBuf),
     /// The pod's group restricts nothing: a privileged container was made.
     Lifted,
     /// The pod's group restricts nothing, for this reason.
@@ -96,8 +97,8 @@ fn try_restrict_pod(cgroups: &Cgroups, group: &str) -> io::Result<PodRules> {
         return Err(io::Error::new(io::ErrorKind::Unsupported, "no devices controller is mounted"));
     };
     if matches!(cgroups, Cgroups::V2(_)) {
-        let program = sys::load_device_program(&program(&RULES))?;
-        return Ok(PodRules::Attached(sys::link_device_program(&fs::File::open(&directory)?, &program)?));
+        restrict(cgroups, group)?;
+        return Ok(PodRules::Attached(directory));
     }
     match fs::write(directory.join("devices.deny"), "a") {
         Ok(()) => allow_rules(&directory)?,
@@ -113,8 +114,8 @@ fn try_restrict_pod(cgroups: &Cgroups, group: &str) -> io::Result<PodRules> {
 }
 
 impl PodRules {
-    /// Allows all devices in the pod's group, for a privileged container that is about to be made. The containers
-    /// that are there keep their own rules.
+    /// Allows all devices in the pod's group, for a privileged container that is about to be made. The
+    /// containers that are there keep their own rules.
     ///
     /// # Errors
     /// The pod's group is as restricted as before.
@@ -126,7 +127,7 @@ impl PodRules {
                     fs::write(directory.join("devices.allow"), rule)?;
                 }
             }
-            PodRules::Attached(link) => sys::detach_link(link)?,
+            PodRules::Attached(directory) => sys::detach_device_programs(&fs::File::open(directory)?)?,
             PodRules::Lifted | PodRules::Failed(_) => {}
         }
         *self = PodRules::Lifted;
@@ -294,7 +295,8 @@ mod tests {
         }
     }
 
-    /// A version 2 group of the test's own, where the machine has a unified hierarchy and lets us make groups.
+    /// A version 2 group of the test's own, where the machine has a unified hierarchy and lets us make
+    /// groups.
     struct Group {
         cgroups: Cgroups,
         name: String,
@@ -312,7 +314,8 @@ mod tests {
             Some(Group { cgroups: Cgroups::V2(root), name, directory })
         }
 
-        /// Whether a process in a child group opens `/dev/zero` and a device file that it made.
+        /// Tries to open `/dev/zero` and a device file of its own making in a child group; true where it
+        /// could.
         fn opens(&self) -> (bool, bool) {
             let child = self.directory.join("container");
             fs::create_dir(&child).expect("mkdir");
@@ -359,11 +362,13 @@ mod tests {
         }
     }
 
-    /// Where root itself may not open the device there is nothing to lift.
+    /// After lifting, as much can be opened as before: nothing more where root itself may not.
     #[test]
     fn a_version_2_pod_is_restricted_until_it_is_lifted() {
         let Some(group) = Group::new("pod") else { return };
         let before = group.opens();
+        // As an earlier sandbox of the pod did.
+        restrict_pod(&group.cgroups, &group.name);
         let mut rules = restrict_pod(&group.cgroups, &group.name);
         if let PodRules::Failed(e) = &rules {
             return assert!(not_permitted(e), "{e}");

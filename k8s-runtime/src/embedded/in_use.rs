@@ -1,12 +1,13 @@
-//! What there is of containers, and the images that they run from, read from the runtime's records: whether the node's process is running or not.
+//! The containers that exist and the images that they run from, by the runtime's records: it does not matter
+//! if the node's process is running or not.
 
 use std::{collections::BTreeMap, fs, io, path::Path};
 
 use super::protocol::{ContainerRecord, SandboxRecord, read_json};
 use crate::api::ContainerState;
 
-/// Image ids that containers of the runtime with this state directory use, each with `namespace/pod` of one such pod. A container that has ended
-/// uses none.
+/// Image ids that containers of the runtime with this state directory use, each with `namespace/pod` of one
+/// such pod. A container that has ended uses none.
 ///
 /// # Errors
 /// When the records cannot be read.
@@ -30,10 +31,10 @@ pub fn images_in_use(root: &Path) -> io::Result<BTreeMap<String, String>> {
     Ok(found)
 }
 
-/// Whether the runtime with this state directory has made sandboxes that were not removed.
+/// True if the runtime with this state directory has made sandboxes that were not removed.
 #[must_use]
 pub fn has_sandboxes(root: &Path) -> bool {
-    // What cannot be read may be full of them.
+    // A directory that cannot be read may be full of them.
     entries(&root.join("sandboxes")).map_or(true, |all| !all.is_empty())
 }
 

@@ -1,8 +1,8 @@
-//! What the runtime knows: every sandbox and container with its state, and who waits for it.
+//! The runtime's model: every sandbox and container with its state, and the calls that wait for it.
 //!
-//! The model is filled from disk and from the shims at start, and changed by requests and by shims' events afterwards; reading
-//! it asks nobody. A shim whose connection ends without having been asked to is dead, with all of its containers
-//! (see [`Model::shim_gone`]).
+//! The model is filled from disk and from the shims at start, and changed by requests and by shims' events
+//! afterwards; reading it asks nobody. A shim whose connection ends without having been asked to is dead,
+//! with all of its containers (see [`Model::shim_gone`]).
 
 use std::{
     collections::{BTreeMap, HashMap},
@@ -25,7 +25,7 @@ use crate::api::{
     ContainerId, ContainerState, ContainerStatus, RuntimeError, RuntimeEvent, SandboxId, SandboxStatus,
 };
 
-/// How long a shim may take to answer at adoption.
+/// The time that a shim may take to answer at adoption.
 const ADOPTION: Duration = Duration::from_secs(10);
 
 #[derive(Debug)]
@@ -131,7 +131,8 @@ impl Model {
         lock(&self.execs).remove(&exec);
     }
 
-    /// Connects the model to a shim's socket. The receiver resolves with the shim's greeting, where one comes.
+    /// Connects the model to a shim's socket. The receiver resolves with the shim's greeting, where one
+    /// comes.
     pub(super) fn listen(
         self: &Arc<Self>,
         id: &str,
@@ -206,7 +207,7 @@ impl Model {
     /// A connection ended. Unless that was wanted, the shim is dead, and its containers with it.
     fn shim_gone(&self, id: &str) {
         let Some((record, victims, cgroups)) = self.bury(id) else { return };
-        // What the shim's death did not kill by itself dies with the cgroups. That may wait for the dying.
+        // Processes that the shim's death did not kill die with the cgroups. That may wait for the dying.
         let all = self.cgroups.clone();
         let release = move || {
             if let Err(error) = sandbox_files::release_by_force(&record, &cgroups, &all) {
@@ -224,8 +225,8 @@ impl Model {
         self.emit(RuntimeEvent::SandboxGone(sandbox));
     }
 
-    /// Marks a sandbox as dead. Returns its record, the containers that died with it and all containers' cgroups; `None` when it
-    /// was not alive.
+    /// Marks a sandbox as dead. Returns its record, the containers that died with it and all containers'
+    /// cgroups; `None` when it was not alive.
     fn bury(&self, id: &str) -> Option<(SandboxRecord, Vec<String>, Vec<String>)> {
         let mut sandboxes = self.sandboxes();
         let sandbox = sandboxes.get_mut(id)?;

@@ -1,4 +1,4 @@
-//! What this machine lacks for running containers, all of it at once.
+//! Preflight: everything that this machine lacks for running containers, all at once.
 
 use std::path::Path;
 
@@ -8,10 +8,10 @@ use super::{EmbeddedConfig, cgroup::Cgroups};
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 #[non_exhaustive]
 pub enum Missing {
-    /// Not root.
+    /// The process is not root.
     #[error("containers need root (effective user is {uid}); run with sudo")]
     Root {
-        /// Who this process is.
+        /// User id of this process.
         uid: u32,
     },
     /// The kernel has no such namespace.
@@ -34,21 +34,21 @@ pub enum Missing {
     /// A controller is not there.
     #[error("cgroup controller {controller} is not available below /sys/fs/cgroup")]
     Controller {
-        /// Its name.
+        /// Name of the controller.
         controller: &'static str,
     },
     /// The kernel is too old.
     #[error("the kernel is {have}; at least 5.12 is needed")]
     Kernel {
-        /// What runs.
+        /// The kernel's version.
         have: String,
     },
     /// A directory cannot hold containers' roots.
     #[error("{path:?} is on {kind}, where overlayfs cannot write; choose another --data-dir")]
     Directory {
-        /// The state directory.
+        /// The runtime's state directory.
         path: std::path::PathBuf,
-        /// Its file system.
+        /// Type of its file system.
         kind: &'static str,
     },
 }
@@ -92,7 +92,7 @@ pub fn preflight(config: &EmbeddedConfig) -> Vec<Missing> {
     missing
 }
 
-/// Whether a cgroup file system is mounted at or below /sys/fs/cgroup, by the text of `/proc/self/mountinfo`.
+/// True if a cgroup file system is mounted at or below /sys/fs/cgroup, by the text of `/proc/self/mountinfo`.
 fn has_cgroups(mountinfo: &str) -> bool {
     mountinfo.lines().any(|line| {
         let at = line.split(' ').nth(4).is_some_and(|at| Path::new(at).starts_with("/sys/fs/cgroup"));

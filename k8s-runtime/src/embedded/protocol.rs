@@ -1,7 +1,7 @@
-//! What the node process and a shim say to each other, and what both keep on disk.
+//! The protocol between the node process and a shim, and the files that both keep.
 //!
-//! Large things (specifications) never travel: the node process writes them as files in the sandbox's directory before
-//! it names them in a request. Layout of a sandbox's directory:
+//! Large things (specifications) never travel: the node process writes them as files in the sandbox's
+//! directory before it names them in a request. Layout of a sandbox's directory:
 //!
 //! ```text
 //! sandbox.json            SandboxRecord, written by the node process
@@ -19,13 +19,13 @@ use serde::{Deserialize, Serialize};
 use crate::api::{ContainerSpec, ContainerState, SandboxSpec};
 pub(crate) use crate::json::{read_json, write_json};
 
-/// A sandbox as it is kept on disk.
+/// A sandbox's file on disk.
 #[derive(Clone, Debug, Serialize, Deserialize)]
 pub(crate) struct SandboxRecord {
     pub(crate) id: String,
     pub(crate) created_at: SystemTime,
     pub(crate) spec: SandboxSpec,
-    /// Where its network namespace is pinned; `None` on the host's network.
+    /// The pin of its network namespace; `None` on the host's network.
     pub(crate) netns: Option<PathBuf>,
     /// Its `/dev/shm`; `None` with the host's IPC namespace.
     pub(crate) shm: Option<PathBuf>,
@@ -33,7 +33,7 @@ pub(crate) struct SandboxRecord {
     pub(crate) cgroup: String,
 }
 
-/// A container as it is kept on disk: everything is resolved, the shim asks nobody.
+/// A container's file on disk. Everything is resolved; the shim asks nobody.
 #[derive(Clone, Debug, Serialize, Deserialize)]
 pub(crate) struct ContainerRecord {
     pub(crate) id: String,
@@ -105,7 +105,7 @@ pub(crate) struct Call {
     pub(crate) request: Request,
 }
 
-/// Which streams come with a reply, in this order.
+/// The streams that come with a reply, in this order.
 #[derive(Clone, Copy, Debug, Default, Serialize, Deserialize)]
 pub(crate) struct Streams {
     pub(crate) stdin: bool,
@@ -115,7 +115,7 @@ pub(crate) struct Streams {
     pub(crate) terminal: bool,
 }
 
-/// A shim's answer.
+/// A shim's reply to a request.
 #[derive(Debug, Serialize, Deserialize)]
 pub(crate) enum Reply {
     Done,
@@ -123,7 +123,7 @@ pub(crate) enum Reply {
     Streams(Streams),
 }
 
-/// Why a shim could not.
+/// An error of a shim.
 #[derive(Debug, Serialize, Deserialize)]
 pub(crate) enum Failure {
     NotFound,
@@ -139,7 +139,7 @@ impl Failure {
     }
 }
 
-/// From the shim.
+/// A message from the shim.
 #[derive(Debug, Serialize, Deserialize)]
 pub(crate) enum Message {
     /// First on the connection that started it: the sandbox is there, or why not.
@@ -162,7 +162,8 @@ pub(crate) enum Message {
     },
 }
 
-/// From the node process to the zygote: fork a shim for this directory. With one descriptor, the shim's first connection.
+/// From the node process to the zygote: fork a shim for this directory. With one descriptor, the shim's first
+/// connection.
 #[derive(Debug, Serialize, Deserialize)]
 pub(crate) struct Spawn {
     pub(crate) dir: PathBuf,

@@ -1,11 +1,12 @@
-//! Removing everything that a runtime ever made, whatever has crashed since: processes (by cgroup), mounts, files.
+//! Removing everything that a runtime ever made, whatever has crashed since: processes (by cgroup), mounts,
+//! files.
 
 use std::{fs, io, path::Path, path::PathBuf, time::Duration};
 
 use super::{EmbeddedConfig, cgroup::Cgroups, config_file, protocol::read_json, sandbox_files::unmount};
 
-/// How long killed processes may take to go.
-const PATIENCE: Duration = Duration::from_secs(20);
+/// The time that killed processes may take to go.
+const CGROUP_TIMEOUT: Duration = Duration::from_secs(20);
 
 /// Everything that [`reset`] on the same state directory would remove, in words.
 pub fn leftovers(root: &Path) -> io::Result<Vec<String>> {
@@ -29,15 +30,16 @@ pub fn leftovers(root: &Path) -> io::Result<Vec<String>> {
     Ok(found)
 }
 
-/// Removes everything that the runtime with this state directory made: kills all of its processes, unmounts, and deletes cgroups
-/// and files (images are not its own). No runtime may be running on the directory. Doing it twice is fine.
+/// Removes everything that the runtime with this state directory made: kills all of its processes, unmounts,
+/// and deletes cgroups and files (images are not its own). No runtime may be running on the directory. Doing
+/// it twice is fine.
 ///
 /// # Errors
 /// What could not be removed; everything else is.
 pub fn reset(root: &Path) -> io::Result<()> {
     let Some(config) = configured(root)? else { return Ok(()) };
     let cgroups = Cgroups::detect()?;
-    let mut last = cgroups.remove(&config.cgroup_root, PATIENCE);
+    let mut last = cgroups.remove(&config.cgroup_root, CGROUP_TIMEOUT);
     let mut note = |result: io::Result<()>| {
         if let Err(error) = result
             && error.kind() != io::ErrorKind::NotFound

@@ -28,7 +28,7 @@ use crate::{
     images::ResolvedImage,
 };
 
-/// How long a container may take to die of SIGKILL (a process in an uninterruptible wait does not).
+/// The time that a container may take to die of SIGKILL (a process in an uninterruptible wait does not).
 const DYING: Duration = Duration::from_secs(30);
 
 fn new_id() -> String {

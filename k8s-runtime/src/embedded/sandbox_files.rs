@@ -1,5 +1,6 @@
-//! What a sandbox leaves outside of its processes, and taking it away: the pinned network namespace, the shared-memory mount,
-//! cgroups, files. Used by the shim in an orderly end and by the node process when the shim is dead.
+//! The traces of a sandbox outside of its processes, and their removal: the pinned network namespace, the
+//! shared-memory mount, cgroups, files. Used by the shim in an orderly end and by the node process when the
+//! shim is dead.
 //!
 //! Guarantee: every function is idempotent, and succeeds only when the thing is gone.
 
@@ -21,7 +22,7 @@ fn absent_is_fine(result: io::Result<()>) -> io::Result<()> {
     }
 }
 
-/// Unmounts `path` as often as it is mounted; not mounted or not there is fine.
+/// Unmounts everything that is mounted on `path`.
 pub(crate) fn unmount(path: &Path) -> io::Result<()> {
     loop {
         match umount2(path, MntFlags::MNT_DETACH | MntFlags::UMOUNT_NOFOLLOW) {

@@ -1,14 +1,15 @@
 //! The shim: one small single-threaded process per pod.
 //!
-//! It holds the pod's namespaces and its containers' streams, writes their logs, collects their exit codes, and serves
-//! requests on a unix socket in the sandbox's directory. It is the zygote's child but in a session of its own, so it
-//! outlives the zygote and the node process; whoever comes back connects to the socket and lists.
+//! It holds the pod's namespaces and its containers' streams, writes their logs, collects their exit codes,
+//! and serves requests on a unix socket in the sandbox's directory. It is the zygote's child but in a session
+//! of its own, so it outlives the zygote and the node process; whoever comes back connects to the socket and
+//! lists.
 //!
-//! Flow: [`run`] sets the sandbox up, says so on the connection it was born with, then polls: signals (children that
-//! ended), output of containers, connections, attached clients.
+//! Flow: [`run`] sets the sandbox up, says so on the connection it was born with, then polls: signals
+//! (children that ended), output of containers, connections, attached clients.
 //! Guarantees: an exit is on disk before it is told; the containers die with the shim (parent-death signal).
-//! Not here: decisions (restarts, grace periods) and anything asynchronous; the only waiting is for poll, and for a child that
-//! is being set up.
+//! Not here: decisions (restarts, grace periods) and anything asynchronous; the only waiting is for poll, and
+//! for a child that is being set up.
 
 mod container;
 mod identity;
@@ -51,7 +52,7 @@ use super::{
 #[derive(Debug)]
 struct Exec {
     pid: Pid,
-    /// Who asked: it dies with that connection.
+    /// The connection that asked for it. The command dies with it.
     connection: u64,
 }
 
@@ -73,7 +74,7 @@ struct Shim {
     done: bool,
 }
 
-/// What a descriptor in the poll set is.
+/// The owner of a descriptor in the poll set.
 #[derive(Clone, Debug)]
 enum Token {
     Signals,
@@ -235,8 +236,9 @@ impl Shim {
         while self.bury_one(WaitPidFlag::WNOHANG).is_some() {}
     }
 
-    /// Waits until `pid` is dead, burying every other child that dies meanwhile: the first process of a process namespace
-    /// does not end before commands that were exec'd into it are buried, and their parent is this process.
+    /// Waits until `pid` is dead, burying every other child that dies meanwhile: the first process of a
+    /// process namespace does not end before commands that were exec'd into it are buried, and their parent
+    /// is this process.
     fn wait_for(&mut self, pid: Pid) {
         while self.bury_one(WaitPidFlag::empty()).is_some_and(|buried| buried != pid) {}
     }

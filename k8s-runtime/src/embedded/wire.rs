@@ -1,8 +1,9 @@
 //! Frames with file descriptors over a unix stream socket.
 //!
-//! A frame is its length and its number of descriptors (two little-endian `u32`), then JSON. Descriptors travel as
-//! `SCM_RIGHTS` with the frame's first byte, so they are always there by the time the frame is whole; the receiver
-//! hands them out in order. Used by both ends; knows nothing of the messages and never blocks.
+//! A frame is its length and its number of descriptors (two little-endian `u32`), then JSON. Descriptors
+//! travel as `SCM_RIGHTS` with the frame's first byte, so they are always there by the time the frame is
+//! whole; the receiver hands them out in order. Used by both ends; knows nothing of the messages and never
+//! blocks.
 
 use std::{
     collections::VecDeque,
@@ -84,7 +85,7 @@ pub(crate) struct Outbox {
 }
 
 impl Outbox {
-    /// Queues a message.
+    /// Queues a message with the descriptors that travel with it.
     pub(crate) fn push<T: Serialize>(&mut self, message: &T, fds: Vec<OwnedFd>) -> io::Result<()> {
         let mut bytes = vec![0; HEADER];
         serde_json::to_writer(&mut bytes, message)?;
@@ -98,7 +99,7 @@ impl Outbox {
         Ok(())
     }
 
-    /// Whether everything was sent.
+    /// True if everything was sent.
     pub(crate) fn is_empty(&self) -> bool {
         self.frames.is_empty()
     }

@@ -1,8 +1,9 @@
 //! The zygote: this program run once more, single-threaded, to fork shims from.
 //!
-//! Forking a process with threads leaves the child with locks that nobody will unlock; a fresh process that has never had a
-//! second thread can be forked safely, and its children share its memory. The node process starts it with a socket as
-//! standard input and sends one [`Spawn`] per pod; it ends when the socket does. Shims do not end with it.
+//! Forking a process with threads leaves the child with locks that nobody will unlock; a fresh process that
+//! has never had a second thread can be forked safely, and its children share its memory. The node process
+//! starts it with a socket as standard input and sends one [`Spawn`] per pod; it ends when the socket does.
+//! Shims do not end with it.
 
 use std::{
     fs::{self, OpenOptions},
@@ -35,8 +36,8 @@ use crate::sys;
 /// First argument that makes this program a zygote. The second is the cgroup that shims are in.
 const MARKER: &str = "--k8s-runtime-zygote";
 
-/// Call this first in `main`, before anything starts a thread. Returns at once, unless this process was started by the
-/// embedded runtime as its zygote: then it does that work and never returns.
+/// Call this first in `main`, before anything starts a thread. Returns at once, unless this process was
+/// started by the embedded runtime as its zygote: then it does that work and never returns.
 pub fn run_if_zygote() {
     let mut args = std::env::args_os().skip(1);
     if args.next().is_some_and(|a| a == MARKER) {
@@ -60,7 +61,8 @@ fn serve(cgroup: &str) -> io::Result<()> {
     // Out of the terminal's process group: Ctrl-C is for the node process.
     let _ = nix::unistd::setsid();
     std::env::set_current_dir("/")?;
-    // What the node process inherited itself (a pipe of whoever started it, say) is none of the pods' business.
+    // Descriptors that the node process inherited itself (a pipe of its parent, say) are none of the pods'
+    // business.
     sys::close_from(3);
     let socket = sys::take_stdin()?;
     let null = OpenOptions::new().read(true).write(true).open("/dev/null")?;
@@ -109,8 +111,8 @@ fn fork_shim(dir: &Path, first: OwnedFd, socket: &OwnedFd) {
     // On failure the connection closes, which the node process sees.
 }
 
-/// This program in memory, sealed. A container whose entrypoint is `/proc/self/exe` runs, reads and holds the copy, never the
-/// program on disk, and nobody can write to it.
+/// This program in memory, sealed. A container whose entrypoint is `/proc/self/exe` runs, reads and holds the
+/// copy, never the program on disk, and nobody can write to it.
 fn sealed_copy() -> io::Result<fs::File> {
     // Kernels from 6.3 on want to be told that it will be run; those before do not know the flag.
     const MFD_EXEC: u32 = 0x10;
@@ -128,7 +130,8 @@ fn sealed_copy() -> io::Result<fs::File> {
     Ok(copy)
 }
 
-/// Adds seals. On a busy machine the kernel may still hold pages that were just written, and answers `EBUSY` until it lets go of them.
+/// Adds seals. On a busy machine the kernel may still hold pages that were just written, and answers `EBUSY`
+/// until it lets go of them.
 fn seal(file: &fs::File, seals: SealFlag) -> io::Result<()> {
     const ATTEMPTS: u32 = 100;
     for _ in 1..ATTEMPTS {

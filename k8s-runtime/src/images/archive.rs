@@ -1,7 +1,7 @@
 //! Importing archives: OCI layouts and `docker save`.
 //!
-//! An archive's members come in any order, so they are first written to a scratch directory (under names of our own; blobs
-//! checked against the digests they are named for), then put together.
+//! An archive's members come in any order, so they are first written to a scratch directory (under names of
+//! our own; blobs checked against the digests they are named for), then put together.
 
 use std::{
     collections::{BTreeMap, HashMap},
@@ -61,7 +61,7 @@ impl Members {
     fn read(scratch: Scratch, source: impl Read) -> Result<Members, RuntimeError> {
         let failed = |e: io::Error| match e.kind() {
             io::ErrorKind::StorageFull => RuntimeError::io("read image archive")(e),
-            // What is no archive at all makes messages with the bytes that were found.
+            // A file that is no archive at all makes messages with the bytes that were found.
             _ => invalid(printable(&e.to_string())),
         };
         let mut members = Members { scratch, files: BTreeMap::new(), links: HashMap::new() };

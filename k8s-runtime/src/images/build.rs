@@ -38,7 +38,8 @@ struct Item {
     mode: u32,
 }
 
-/// Collects files and settings; the last steps write an archive or add to a store. The same input gives the same digests.
+/// Collects files and settings; the last steps write an archive or add to a store. The same input gives the
+/// same digests.
 #[derive(Clone, Debug, Default)]
 pub struct ImageBuilder {
     items: BTreeMap<PathBuf, Item>,
@@ -69,7 +70,7 @@ impl ImageBuilder {
         self.put(in_image.as_ref(), Content::Bytes(bytes.into()), mode)
     }
 
-    /// A symbolic link.
+    /// Adds a symbolic link.
     pub fn link(self, target: impl Into<PathBuf>, in_image: impl AsRef<Path>) -> ImageBuilder {
         self.put(in_image.as_ref(), Content::Link(target.into()), 0o777)
     }
@@ -86,7 +87,7 @@ impl ImageBuilder {
         self.file(host, in_image, 0o755)
     }
 
-    /// An environment variable.
+    /// Sets an environment variable.
     pub fn env(mut self, name: &str, value: &str) -> ImageBuilder {
         self.env.push(format!("{name}={value}"));
         self
@@ -114,7 +115,7 @@ impl ImageBuilder {
         self.set("User", json!(user))
     }
 
-    /// Working directory.
+    /// Sets the working directory. Default: `/`.
     pub fn working_dir(self, path: &str) -> ImageBuilder {
         self.set("WorkingDir", json!(path))
     }
@@ -124,7 +125,7 @@ impl ImageBuilder {
         self.set("StopSignal", json!(signal))
     }
 
-    /// A label.
+    /// Sets a label of the image's configuration.
     pub fn label(mut self, name: &str, value: &str) -> ImageBuilder {
         self.labels.insert(name.to_owned(), json!(value));
         self

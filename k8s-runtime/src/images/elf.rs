@@ -1,8 +1,8 @@
-//! What a program needs to be run elsewhere: its interpreter and shared libraries.
+//! The files that a program needs elsewhere: its interpreter and shared libraries.
 //!
-//! Reads the ELF dynamic section as the dynamic linker does, without running anything; looks where that looks (`DT_RUNPATH` and
-//! `DT_RPATH` with `$ORIGIN`, `/etc/ld.so.conf`, the standard directories). 64-bit little-endian files only, which is what every
-//! platform of ours uses.
+//! Reads the ELF dynamic section as the dynamic linker does, without running anything; looks where that looks
+//! (`DT_RUNPATH` and `DT_RPATH` with `$ORIGIN`, `/etc/ld.so.conf`, the standard directories). 64-bit
+//! little-endian files only, which is what every platform of ours uses.
 
 use std::{
     collections::BTreeSet,
@@ -33,7 +33,7 @@ struct Segment {
     size: u64,
 }
 
-/// Parses an ELF file's bytes; `None`: not one that is understood.
+/// Parses an ELF file's bytes. `None`: not ELF, or of an unknown kind.
 pub(crate) fn parse(bytes: &[u8]) -> Option<Needs> {
     if bytes.get(..6)? != b"\x7fELF\x02\x01" {
         return None;

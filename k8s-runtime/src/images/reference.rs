@@ -7,7 +7,7 @@ use crate::api::RuntimeError;
 /// A whole name; short forms are filled in as everyone does (`nginx` is `docker.io/library/nginx:latest`).
 #[derive(Clone, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct Reference {
-    /// Host and port.
+    /// Host of the registry, with its port if given.
     pub registry: String,
     /// Path in the registry.
     pub repository: String,
@@ -17,7 +17,7 @@ pub struct Reference {
     pub digest: Option<String>,
 }
 
-/// Whether this is a registry's address: a host name or an IPv6 address in brackets, and perhaps a port.
+/// True for a registry's address: a host name or an IPv6 address in brackets, and perhaps a port.
 fn is_registry(text: &str) -> bool {
     let digits = |port: &str| !port.is_empty() && port.bytes().all(|b| b.is_ascii_digit());
     if let Some((address, rest)) = text.strip_prefix('[').and_then(|t| t.split_once(']')) {
@@ -92,12 +92,12 @@ impl Reference {
         Ok(Reference { registry: registry.to_owned(), repository, tag, digest: digest.map(str::to_owned) })
     }
 
-    /// Registry and repository.
+    /// Registry and repository, without tag and digest.
     pub fn name(&self) -> String {
         format!("{}/{}", self.registry, self.repository)
     }
 
-    /// What to ask the registry for: the digest where there is one.
+    /// The version to ask the registry for: the digest, or else the tag.
     pub fn version(&self) -> &str {
         self.digest.as_deref().or(self.tag.as_deref()).unwrap_or("latest")
     }

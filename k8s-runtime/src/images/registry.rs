@@ -1,10 +1,10 @@
 //! Pulling from registries over the OCI distribution protocol.
 //!
-//! Flow: for each endpoint (mirrors first, see [`Registries`]): manifest (through an index where there is one), configuration,
-//! then the layers that are not on the node, three at a time, into scratch files; then the store unpacks them. On 401 the
-//! challenge is answered once, with a token or a password.
-//! Guarantees: nothing counts that does not have the digest it was asked by; an unreachable registry is an error within
-//! seconds.
+//! Flow: for each endpoint (mirrors first, see [`Registries`]): manifest (through an index where there is
+//! one), configuration, then the layers that are not on the node, three at a time, into scratch files; then
+//! the store unpacks them. On 401 the challenge is answered once, with a token or a password.
+//! Guarantees: nothing counts that does not have the digest it was asked by; an unreachable registry is an
+//! error within seconds.
 
 mod config;
 mod http;

@@ -29,7 +29,7 @@ use crate::{
 /// After so long, work in progress was left by a crash.
 const STALE: Duration = Duration::from_secs(3600);
 
-/// What a runtime needs to know of an image.
+/// An image as a runtime needs it.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct ResolvedImage {
     /// Digest of the configuration.
@@ -38,13 +38,13 @@ pub struct ResolvedImage {
     pub entrypoint: Vec<String>,
     /// Further arguments, or program and arguments.
     pub cmd: Vec<String>,
-    /// Environment.
+    /// Environment variables of the image, in order.
     pub env: Vec<(String, String)>,
     /// User as `name[:group]` or numbers; may be empty.
     pub user: String,
     /// Working directory; may be empty.
     pub working_dir: String,
-    /// What stops it politely.
+    /// The signal that stops it politely.
     pub stop_signal: Option<String>,
     /// Directory of unpacked layers.
     pub layers_dir: PathBuf,
@@ -76,7 +76,8 @@ struct State {
     stamp: Option<(u64, i128)>,
 }
 
-/// The images on a node, in a directory. Several processes may use one: writers wait for each other, readers see what others wrote.
+/// The images on a node, in a directory. Several processes may use one: writers wait for each other, readers
+/// see what others wrote.
 #[derive(Debug)]
 pub struct ImageStore {
     dir: PathBuf,
@@ -84,7 +85,7 @@ pub struct ImageStore {
     state: Mutex<State>,
 }
 
-/// Where an added image's layers come from: index to a reader of the (maybe compressed) layer.
+/// The source of an added image's layers: index to a reader of the (maybe compressed) layer.
 pub(super) type LayerSource<'a> = &'a mut dyn FnMut(usize) -> Result<Box<dyn Read>, RuntimeError>;
 
 impl ImageStore {
@@ -98,7 +99,7 @@ impl ImageStore {
         for directory in [&dir.join("blobs/sha256"), &dir.join("layers"), &tmp] {
             fs::create_dir_all(directory).map_err(RuntimeError::io(context()))?;
         }
-        // What a crash left behind; younger things may be another process's work in progress.
+        // Leftovers of a crash; younger files may be another process's work in progress.
         for entry in fs::read_dir(&tmp).map_err(RuntimeError::io(context()))?.flatten() {
             let age = entry.metadata().and_then(|m| m.modified()).ok().and_then(|t| t.elapsed().ok());
             if age.is_some_and(|age| age > STALE) {
@@ -162,7 +163,8 @@ impl ImageStore {
         Ok(Scratch(path))
     }
 
-    /// Imports every image of an archive: an OCI layout or a `docker save`, plain or compressed with gzip or zstd.
+    /// Imports every image of an archive: an OCI layout or a `docker save`, plain or compressed with gzip or
+    /// zstd.
     pub fn import_file(&self, path: &Path) -> Result<Vec<ImageInfo>, RuntimeError> {
         let file = fs::File::open(path).map_err(RuntimeError::io(format!("open {path:?}")))?;
         self.import(io::BufReader::with_capacity(1 << 16, file))
@@ -173,7 +175,7 @@ impl ImageStore {
         archive::import(self, source)
     }
 
-    /// Whether a layer is unpacked already.
+    /// True if a layer is unpacked already.
     pub(super) fn has_layer(&self, diff_id: &str) -> bool {
         self.state().index.layers.contains_key(diff_id)
     }
@@ -445,7 +447,8 @@ fn tag_name(name: &Reference) -> Option<String> {
     name.tag.as_ref().map(|tag| format!("{}:{tag}", name.name()))
 }
 
-/// Short, so that many fit in overlayfs's mount options; 128 bits of a digest are enough to tell layers apart.
+/// Short, so that many fit in overlayfs's mount options; 128 bits of a digest are enough to tell layers
+/// apart.
 fn layer_name(diff_id: &str) -> Result<String, RuntimeError> {
     digest_hex(diff_id)
         .map(|hex| hex[..32].to_owned())

@@ -1,4 +1,5 @@
-//! The store as a whole: importing, sharing, removing, and archives that mean harm. Needs root (owners, device files).
+//! The store as a whole: importing, sharing, removing, and archives that mean harm. Needs root (owners,
+//! device files).
 
 use std::{
     fs,
@@ -59,7 +60,7 @@ async fn import_find_share_remove() {
     assert_eq!(store.find(&id).await.expect("find").expect("there").tags, ["docker.io/demo/web:v1"]);
     assert_eq!(store.list().await.expect("list").len(), 3);
 
-    // What is on disk is all there is.
+    // Nothing is kept but what is on disk.
     let store = ImageStore::open(dir.path()).expect("open again");
     assert_eq!(store.list().await.expect("list").len(), 3);
     store.remove("demo/web:v1").await.expect("remove");

@@ -1,7 +1,8 @@
 //! Unpacking a layer into a directory for overlayfs.
 //!
-//! Guarantees: every path is resolved inside the directory by the kernel (see [`inroot`](crate::inroot)), so no entry, link or hard link
-//! reaches out of it; whiteouts become overlayfs's own marks (a 0/0 character device, an "opaque" attribute).
+//! Guarantees: every path is resolved inside the directory by the kernel (see [`inroot`]), so
+//! no entry, link or hard link reaches out of it; whiteouts become overlayfs's own marks (a 0/0 character
+//! device, an "opaque" attribute).
 
 use std::{
     ffi::OsStr,
@@ -78,8 +79,8 @@ pub(crate) fn decompress<'a>(mut source: impl Read + 'a) -> io::Result<Box<dyn R
     })
 }
 
-/// Unpacks an uncompressed layer into `directory`, which exists and is empty. Returns the layer's diff id and the bytes of its
-/// files.
+/// Unpacks an uncompressed layer into `directory`, which exists and is empty. Returns the layer's diff id and
+/// the bytes of its files.
 pub(crate) fn unpack(source: impl Read, directory: &Path) -> io::Result<(String, u64)> {
     let root: OwnedFd = fs::File::open(directory)?.into();
     let mut archive = tar::Archive::new(Hashing::new(source));

@@ -1,4 +1,4 @@
-//! What a container sees and may do.
+//! The view and the rights of a container.
 
 use std::sync::Arc;
 
@@ -296,7 +296,7 @@ async fn sysctls_of_the_host_are_refused(f: Arc<Fixture>) -> Result<(), Failed> 
     for (name, host_network) in [("vm.swappiness", false), ("net.ipv4.ip_forward", true)] {
         let mut spec = f.sandbox_spec();
         spec.host_network = host_network;
-        // What it is already, should the check be missing.
+        // The present value, should the check be missing.
         let value = std::fs::read_to_string(format!("/proc/sys/{}", name.replace('.', "/")))?;
         spec.sysctls.insert(name.into(), value.trim().into());
         let refused = runtime.run_sandbox(&spec).await.err().map(|e| e.to_string()).unwrap_or_default();
@@ -331,7 +331,8 @@ async fn devices_are_restricted_even_with_sys_admin(f: Arc<Fixture>) -> Result<(
     Ok(())
 }
 
-/// A container with SYS_ADMIN and without a seccomp filter mounts the hierarchy of its device rules and writes to it.
+/// A container with SYS_ADMIN and without a seccomp filter mounts the hierarchy of its device rules and
+/// writes to it.
 async fn a_mounted_devices_hierarchy_lifts_no_rule(f: Arc<Fixture>) -> Result<(), Failed> {
     // On a machine with version 2 alone the mount fails, and the rest has to hold all the same.
     let script = "exec 2>&1; busybox mkdir /tmp/h /tmp/d; mount -t cgroup -o devices h /tmp/h && echo mounted
@@ -417,7 +418,8 @@ async fn what_enters_a_container_is_a_sealed_copy(f: Arc<Fixture>) -> Result<(),
     Ok(())
 }
 
-/// A volume on `/dev` with a link in the place of `null`: what it leads to is not mounted over a masked path, writable.
+/// A volume on `/dev` with a link in the place of `null`: what it leads to is not mounted over a masked path,
+/// writable.
 async fn masks_do_not_use_the_containers_own_null(f: Arc<Fixture>) -> Result<(), Failed> {
     let volume = f.dir.join("dev");
     std::fs::create_dir(&volume)?;

@@ -175,7 +175,7 @@ impl Fixture {
     }
 }
 
-/// What a container's end looks like.
+/// The end of a container.
 #[derive(Debug, PartialEq)]
 pub struct Ended {
     pub code: i32,
@@ -196,7 +196,7 @@ pub async fn status(runtime: &Embedded, id: &ContainerId) -> Result<ContainerSta
     Ok(runtime.status(id).await?)
 }
 
-/// Creates and starts.
+/// Creates and starts a container.
 pub async fn launch(
     runtime: &Embedded,
     sandbox: &SandboxId,

@@ -1,4 +1,5 @@
-//! Life and death: events, stopping, adoption after a restart, dead shims, cleaning up, and how long it takes.
+//! Life and death: events, stopping, adoption after a restart, dead shims, cleaning up, and how long it
+//! takes.
 
 use std::{
     sync::Arc,
@@ -144,7 +145,8 @@ pub fn shims_cpu_ticks(f: &Fixture) -> u64 {
     children_of_shim(f).into_iter().filter_map(ticks).sum()
 }
 
-/// Pids of shims: the members of the shims' cgroup whose binary is this one and that lead a session and are no zygote's parent.
+/// Pids of shims: the members of the shims' cgroup whose binary is this one and that lead a session and are
+/// no zygote's parent.
 fn kill_everything_of(f: &Fixture, only_shims: bool) {
     for pid in children_of_shim(f) {
         let command = std::fs::read_to_string(format!("/proc/{pid}/stat")).unwrap_or_default();

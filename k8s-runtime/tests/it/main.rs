@@ -1,4 +1,5 @@
-//! Real containers, as root, with busybox. `main` is our own so that this program can be the runtime's zygote.
+//! Real containers, as root, with busybox. `main` is our own so that this program can be the runtime's
+//! zygote.
 
 #![allow(unreachable_pub)] // a test program has no face
 

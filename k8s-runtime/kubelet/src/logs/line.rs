@@ -1,23 +1,23 @@
-//! One line of a CRI log.
+//! Parser for one line of a CRI log.
 
 use std::borrow::Cow;
 
 use crate::types::Timestamp;
 
-/// `2026-01-02T03:04:05.678901234Z stdout F text`.
+/// A line such as `2026-01-02T03:04:05.678901234Z stdout F text`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct Line<'a> {
-    /// The time as it is written.
+    /// The time in the line's own text.
     pub(crate) time: &'a str,
     pub(crate) stream: &'a str,
-    /// The writer's line goes on in the next one.
+    /// Tag `P`: the container's line continues in the next log line.
     pub(crate) partial: bool,
-    /// Without its end.
+    /// Text without the line feed.
     pub(crate) text: &'a [u8],
 }
 
 impl<'a> Line<'a> {
-    /// Reads a line; `None`: it is none (the rest of one that was cut, or garbage).
+    /// Parses a line. `None`: the rest of a line that was cut, or garbage.
     pub(crate) fn parse(raw: &'a [u8]) -> Option<Self> {
         let raw = raw.strip_suffix(b"\n").unwrap_or(raw);
         let mut parts = raw.splitn(4, |b| *b == b' ');
@@ -32,12 +32,12 @@ impl<'a> Line<'a> {
         Some(Line { time, stream, partial, text })
     }
 
-    /// When it was written.
+    /// The time at which it was written.
     pub(crate) fn timestamp(&self) -> Option<Timestamp> {
         self.time.parse().ok()
     }
 
-    /// The text as the container wrote it.
+    /// Returns the text with a line feed unless it is partial: the bytes that the container wrote.
     pub(crate) fn text_with_end(&self) -> Cow<'a, [u8]> {
         if self.partial {
             return Cow::Borrowed(self.text);

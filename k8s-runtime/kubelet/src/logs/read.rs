@@ -1,6 +1,6 @@
-//! Reading a log for a client: from where, how much, and on as it grows.
+//! Reads a log for a client: start position, limits, and following.
 //!
-//! Following waits for the directory to change (inotify) or for the container to end; it does not poll.
+//! Following waits for a change of the directory (inotify) or for the end of the container; it does not poll.
 
 use std::{
     io::{self, SeekFrom},
@@ -23,10 +23,10 @@ use super::{LogFile, line::Line};
 use crate::{context::Context, types::Timestamp};
 
 const CHUNK: usize = 64 * 1024;
-/// A line longer than this is cut; runtimes write at most 16 KiB.
+/// Longer lines are cut. Runtimes write at most 16 KiB per line.
 const LONGEST_LINE: usize = 1 << 20;
 
-/// What a client wants of a log.
+/// The part of a log that a client wants.
 #[derive(Clone, Debug, Default, PartialEq)]
 pub(crate) struct Options {
     pub(crate) follow: bool,
@@ -34,7 +34,7 @@ pub(crate) struct Options {
     pub(crate) since: Option<Timestamp>,
     pub(crate) timestamps: bool,
     pub(crate) limit: Option<u64>,
-    /// Only `stdout` or `stderr`.
+    /// `stdout` or `stderr`. `None`: both.
     pub(crate) stream: Option<String>,
 }
 
@@ -47,7 +47,7 @@ pub(crate) struct Whose {
 }
 
 impl Whose {
-    /// Whether nothing more will be written.
+    /// True if nothing more will be written.
     fn ended(&self) -> bool {
         let view = self.cx.view(&self.pod_uid);
         let container = view.as_ref().and_then(|v| v.containers.get(&self.container));
@@ -57,7 +57,8 @@ impl Whose {
 
 type Sender = mpsc::Sender<io::Result<Bytes>>;
 
-/// Sends what a client wants of a log, until all is sent, the client is gone, or (following) the container has ended.
+/// Sends what a client wants of a log, until all is sent, the client is gone, or (following) the container
+/// has ended.
 pub(crate) async fn send(log: LogFile, options: Options, whose: Option<Whose>, sender: Sender) {
     let mut output = Output::new(options, sender.clone());
     let result = tokio::select! {
@@ -65,12 +66,12 @@ pub(crate) async fn send(log: LogFile, options: Options, whose: Option<Whose>, s
         () = sender.closed() => return,
     };
     if let Err(e) = result {
-        // The client learns of it by the end of the stream.
+        // The receiver may be gone; then there is nobody to report the error to.
         let _ = sender.send(Err(e)).await;
     }
 }
 
-/// Opens the log or one of its parts.
+/// Opens the current log or a rotated file.
 fn open(log: &LogFile, name: &str) -> io::Result<File> {
     log.directory()?.read(Path::new(name)).map(File::from_std)
 }
@@ -113,12 +114,12 @@ async fn follow(log: &LogFile, mut file: Option<File>, output: &mut Output, whos
         &beneath::by_descriptor(dir.as_fd()),
         AddWatchFlags::IN_MODIFY | AddWatchFlags::IN_CREATE | AddWatchFlags::IN_MOVED_TO,
     )?;
-    // An inotify descriptor is read as a pipe is; what it says does not matter, only that it says something.
+    // The inotify descriptor is read like a pipe; the contents of the events are not needed.
     let inotify = pipe::Receiver::from_owned_fd_unchecked(inotify.into())?;
     let mut events = [0; 4096];
     let mut views = whose.cx.view_changes();
     loop {
-        // Asked before reading: what was written before the end is read below.
+        // Read the state before the file: all lines written before the exit are then in the file.
         let ended = whose.ended();
         if let Some(file) = &mut file
             && !output.copy(file).await?
@@ -126,7 +127,7 @@ async fn follow(log: &LogFile, mut file: Option<File>, output: &mut Output, whos
             return Ok(());
         }
         if let Some(next) = successor(log, file.as_ref()).await? {
-            // What came between the look and the rotation; nothing more comes.
+            // The lines between the last read and the rotation; nothing more comes.
             if let Some(file) = &mut file
                 && !output.copy(file).await?
             {
@@ -149,8 +150,8 @@ async fn follow(log: &LogFile, mut file: Option<File>, output: &mut Output, whos
     }
 }
 
-/// The file that was begun after `file`, if it is no longer the one being written: a log may have been rotated more than once
-/// since it was read.
+/// The file that was begun after `file`, if it is no longer the one being written: a log may have been
+/// rotated more than once since it was read.
 async fn successor(log: &LogFile, file: Option<&File>) -> io::Result<Option<File>> {
     let there = match open(log, log.name()) {
         Ok(there) => there,
@@ -162,7 +163,8 @@ async fn successor(log: &LogFile, file: Option<&File>) -> io::Result<Option<File
     if own == there.metadata().await?.ino() {
         return Ok(None);
     }
-    // Newest first: the last one before our own is its successor. When our own is gone, all that are left are.
+    // Newest first: the last one before our own is its successor. When our own is gone, all that are left
+    // are.
     let mut next = there;
     for name in log.parts().iter().rev() {
         match open(log, name) {
@@ -175,7 +177,7 @@ async fn successor(log: &LogFile, file: Option<&File>) -> io::Result<Option<File
     Ok(Some(next))
 }
 
-/// Where the last so many lines begin: the file's index and the offset in it.
+/// The start of the last `lines` lines: the file's index and the offset in it.
 async fn start_of_tail(log: &LogFile, files: &[String], lines: u64) -> io::Result<(usize, u64)> {
     let mut wanted = lines;
     for (index, name) in files.iter().enumerate().rev() {
@@ -189,7 +191,7 @@ async fn start_of_tail(log: &LogFile, files: &[String], lines: u64) -> io::Resul
             return Ok((index, length));
         }
         let mut end = length;
-        // The end of the last line is not the beginning of one more.
+        // The line feed at the end of the file does not start another line.
         let mut at_end = true;
         while end > 0 {
             let size = end.min(CHUNK as u64);
@@ -220,14 +222,14 @@ async fn start_of_tail(log: &LogFile, files: &[String], lines: u64) -> io::Resul
     Ok((0, 0))
 }
 
-/// Turns raw bytes into what the client gets.
+/// Converts raw log bytes into the client's output.
 struct Output {
     options: Options,
     sender: Sender,
-    /// The beginning of a line whose end is not written yet.
+    /// Start of a line whose end has not been read yet.
     rest: Vec<u8>,
     ready: Vec<u8>,
-    /// The last line sent goes on.
+    /// The last line sent was partial.
     inside: bool,
     left: Option<u64>,
 }
@@ -238,7 +240,7 @@ impl Output {
         Output { options, sender, rest: Vec::new(), ready: Vec::new(), inside: false, left }
     }
 
-    /// Copies a file from where it stands to its end. `false`: enough was sent.
+    /// Copies a file from its current position to its end. Returns `false` if a limit is reached.
     async fn copy(&mut self, file: &mut File) -> io::Result<bool> {
         let mut chunk = vec![0; CHUNK];
         loop {
@@ -285,7 +287,7 @@ impl Output {
         self.inside = line.partial;
     }
 
-    /// Sends what is ready. `false`: enough was sent.
+    /// Sends the buffered output. Returns `false` if a limit is reached.
     async fn flush(&mut self) -> io::Result<bool> {
         let mut ready = std::mem::take(&mut self.ready);
         if let Some(left) = &mut self.left {
@@ -298,7 +300,7 @@ impl Output {
         Ok(self.left != Some(0))
     }
 
-    /// A file ended, perhaps inside a line.
+    /// Handles the end of a file, which may lack the last line feed.
     async fn end_of_file(&mut self) -> io::Result<()> {
         let rest = std::mem::take(&mut self.rest);
         if !rest.is_empty() {

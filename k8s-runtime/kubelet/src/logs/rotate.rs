@@ -1,5 +1,5 @@
-//! Rotation for runtimes that do not rotate by themselves: a log that grew too large is renamed with the time in its name, and the
-//! runtime opens a new one.
+//! Rotation for runtimes that do not rotate by themselves: a log that grew too large is renamed with the time
+//! in its name, and the runtime opens a new one.
 
 use std::{fs, io, sync::Arc, time::Duration};
 
@@ -12,7 +12,7 @@ use crate::context::Context;
 
 const EVERY: Duration = Duration::from_secs(10);
 
-/// Rotates the logs of running containers until it is dropped.
+/// Rotates the logs of running containers. Runs until it is dropped.
 pub(crate) async fn run(cx: Arc<Context>) {
     loop {
         cx.clock.sleep(EVERY).await;
@@ -36,7 +36,7 @@ pub(crate) async fn run(cx: Arc<Context>) {
                 };
                 if let Err(e) = cx.runtime.reopen_log(id).await {
                     warn!(container = %id, error = %e, "log not reopened");
-                    // The runtime still writes to the file it has open: give it its name back.
+                    // The runtime still writes to the renamed file: rename it back.
                     if let Err(e) = rename(log, &moved, log.name()) {
                         warn!(?log, error = %e, "log not renamed back");
                     }
@@ -46,7 +46,7 @@ pub(crate) async fn run(cx: Arc<Context>) {
     }
 }
 
-/// Renames within a log's directory.
+/// Renames a file within a log's directory.
 fn rename(log: &LogFile, from: &str, to: &str) -> io::Result<()> {
     let dir = log.directory()?;
     fs::rename(dir.entry(from)?, dir.entry(to)?)

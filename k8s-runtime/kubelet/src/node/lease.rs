@@ -1,4 +1,4 @@
-//! The node's lease: renewed every 10 s, good for 40 s.
+//! The node's Lease: renewed every 10 s, with a duration of 40 s.
 
 use std::time::Duration;
 
@@ -13,7 +13,7 @@ const EVERY: Duration = Duration::from_secs(10);
 const RETRY: Duration = Duration::from_millis(200);
 const LONGEST_RETRY: Duration = Duration::from_secs(7);
 
-/// Renews the lease until it is dropped.
+/// Renews the Lease. Runs until it is dropped.
 pub(super) async fn keep(cx: &Context) {
     let mut delay = RETRY;
     let mut held: Option<Lease> = None;
@@ -37,7 +37,7 @@ pub(super) async fn keep(cx: &Context) {
     }
 }
 
-/// The lease goes with the node.
+/// Owner reference to the Node, so that the Lease is garbage-collected with it.
 async fn owner_of(cx: &Context) -> Option<OwnerReference> {
     let node = cx.client.all::<Node>().get(&cx.config.node_name).await.ok()?;
     Some(OwnerReference {

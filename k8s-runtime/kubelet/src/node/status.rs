@@ -1,4 +1,4 @@
-//! The node's status.
+//! The status of the Node object.
 
 use std::{collections::BTreeMap, net::IpAddr};
 
@@ -8,16 +8,16 @@ use crate::{
     types::*,
 };
 
-/// Conditions that the kubelet writes.
+/// Types of the conditions that the kubelet writes.
 pub(super) const CONDITIONS: [&str; 4] = ["MemoryPressure", "DiskPressure", "PIDPressure", "Ready"];
-/// Upstream lists so many images.
+/// Maximum number of images in the status, as upstream's `--node-status-max-images`.
 const MOST_IMAGES: usize = 50;
 const LEAST_MEMORY: i64 = 100 << 20;
-/// Bytes free on the disk that are enough however large it is. A tenth, upstream's rule alone, would take
-/// a node with 25 GB to spare out of service on a disk of 256 GB.
+/// Free bytes that are enough for any disk size. Upstream's rule alone (10 %) would report DiskPressure with
+/// 25 GB free on a disk of 256 GB.
 const ENOUGH_DISK: i64 = 1 << 30;
 
-/// Architecture under Go's name.
+/// Returns `GOARCH` of the machine.
 fn architecture() -> &'static str {
     match std::env::consts::ARCH {
         "x86_64" => "amd64",
@@ -43,14 +43,14 @@ pub(super) fn labels(cx: &Context) -> BTreeMap<String, String> {
     labels
 }
 
-/// Whether there is too little of something.
+/// The pressure conditions: true where a resource is short.
 struct Pressure {
     memory: bool,
     disk: bool,
     pids: bool,
 }
 
-/// Whether so many `free` bytes of so many are too few.
+/// True if `free` bytes of `total` are too few.
 fn disk_is_short((total, free): (i64, i64)) -> bool {
     free < (total / 10).min(ENOUGH_DISK)
 }
@@ -142,7 +142,7 @@ async fn images(cx: &Context) -> Vec<ContainerImage> {
         .collect()
 }
 
-/// The node's status now. `old`: for the times of transitions.
+/// Computes the node's status. Transition times are taken over from `old`.
 pub(super) async fn compute(cx: &Context, old: Option<&NodeStatus>) -> NodeStatus {
     let facts = &cx.facts;
     NodeStatus {
@@ -171,7 +171,7 @@ pub(super) async fn compute(cx: &Context, old: Option<&NodeStatus>) -> NodeStatu
     }
 }
 
-/// Whether two statuses differ in what a kubelet writes, its heartbeats left aside.
+/// True if two statuses differ in a field that a kubelet writes, heartbeats aside.
 pub(super) fn differs(a: &NodeStatus, b: &NodeStatus) -> bool {
     own(a) != own(b)
 }

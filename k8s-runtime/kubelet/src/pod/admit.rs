@@ -1,10 +1,9 @@
-//! Admission: refuses pods that this node does not run, before anything of them is made.
+//! Admission: rejects pods that this node cannot run as specified, before anything is created for them.
 //!
-//! Flow: [`admit`] looks at the specification alone; a pod that it refuses is failed with the reason, for
-//! good. [`for_sandbox`] names what no sandbox can be made for; that is tried again, since a RuntimeClass may
-//! come. Reasons and messages are upstream's (`pkg/kubelet/sysctl`, `pkg/security/apparmor`,
-//! `pkg/kubelet/userns`).
-//! Guarantee: isolation that a pod asks for is either there or the pod does not run.
+//! Flow: [`admit`] checks the specification alone. A pod that it rejects fails for good, with the reason.
+//! [`for_sandbox`] checks what may change later, such as a missing RuntimeClass; the kubelet retries. Reasons
+//! and messages are upstream's (`pkg/kubelet/sysctl`, `pkg/security/apparmor`, `pkg/kubelet/userns`).
+//! Guarantee: a pod runs only with the isolation that it asks for.
 
 use k8s_core::meta::ObjectExt;
 
@@ -13,7 +12,7 @@ use crate::{context::Context, sysctls::Sysctls, types::*};
 
 const APPARMOR_ANNOTATION: &str = "container.apparmor.security.beta.kubernetes.io/";
 
-/// Reason and message of a pod that is failed.
+/// Reason and message of a rejected pod's status.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) struct Refusal {
     pub(crate) reason: &'static str,
@@ -44,15 +43,15 @@ pub(crate) fn admit(pod: &Pod, sysctls: &Sysctls) -> Result<(), Refusal> {
     Ok(())
 }
 
-/// Upstream's words. They hold whatever the kernel has, since the runtime sets no profile.
+/// Upstream's message. It applies whatever the kernel supports, since the runtime sets no AppArmor profile.
 const NO_APPARMOR: &str = "AppArmor is not enabled on the host";
 
 fn is_confined(profile: &AppArmorProfile) -> bool {
     profile.type_ != "Unconfined"
 }
 
-/// Refuses a container that asks for isolation which it would not have. Ephemeral containers come after
-/// [`admit`].
+/// Rejects a container whose isolation the runtime cannot provide. Ephemeral containers are checked here
+/// only, since they are added after [`admit`].
 pub(crate) fn container(security: &SecurityContext) -> Result<(), String> {
     if security.app_armor_profile.as_ref().is_some_and(is_confined) {
         return Err(format!("Cannot enforce AppArmor: {NO_APPARMOR}"));
@@ -75,14 +74,15 @@ fn contexts(spec: &PodSpec) -> impl Iterator<Item = &SecurityContext> {
     main.chain(spec.ephemeral_containers.iter().flatten().filter_map(|c| c.security_context.as_ref()))
 }
 
-/// Returns why no sandbox can be made for the pod now.
+/// Returns an error if the pod's sandbox cannot be created now.
 pub(crate) async fn for_sandbox(cx: &Context, pod: &Pod) -> Result<(), String> {
     let spec = pod.spec.clone().unwrap_or_default();
     if let Some(name) = spec.runtime_class_name.as_deref().filter(|n| !n.is_empty()) {
         let class = cx.client.all::<RuntimeClass>().get(name).await;
         let class = class.map_err(|e| format!("failed to lookup RuntimeClass {name}: {e}"))?;
         let handler = class.handler;
-        // Containers are made as runc makes them; clusters have RuntimeClasses that say so.
+        // The runtime's containers are equivalent to runc's, and RuntimeClasses of existing clusters name
+        // `runc`.
         if handler != "runc" && handler != records::runtime_name(cx) {
             return Err(format!("failed to get sandbox runtime: no runtime for {handler:?} is configured"));
         }

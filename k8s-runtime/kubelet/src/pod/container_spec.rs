@@ -1,4 +1,4 @@
-//! What the runtime is told to make of a container.
+//! The runtime's specification of a container.
 
 use std::{
     collections::BTreeMap,
@@ -21,7 +21,7 @@ use crate::{
     volumes::Mounted,
 };
 
-/// What a container's specification is made from.
+/// The parts that a container's specification is made from.
 pub(crate) struct Input<'a> {
     pub(crate) pod: &'a Pod,
     pub(crate) container: &'a Container,
@@ -31,13 +31,13 @@ pub(crate) struct Input<'a> {
     pub(crate) pod_ips: &'a [IpAddr],
 }
 
-/// The file that a container's log goes to.
+/// Path of a container's log file.
 pub(crate) fn log_path(cx: &Context, pod: &Pod, container: &str, attempt: u32) -> PathBuf {
     let dir = cx.config.pod_log_dir(pod.namespace(), pod.name(), pod.uid());
     dir.join(container).join(format!("{attempt}.log"))
 }
 
-/// Makes the specification of a container, and the files it needs.
+/// Builds the specification of a container, and creates the files that it mounts.
 pub(crate) async fn build(cx: &Context, input: &Input<'_>) -> Result<ContainerSpec, ConfigError> {
     let Input { pod, container, .. } = input;
     let spec = pod.spec.clone().unwrap_or_default();
@@ -110,7 +110,7 @@ fn make_dir(dir: &Path) -> Result<(), ConfigError> {
     fs::create_dir_all(dir).map_err(|e| ConfigError::Invalid(format!("create {dir:?}: {e}")))
 }
 
-/// `runAsNonRoot`: the user that the container would run as must be known not to be root.
+/// Enforces `runAsNonRoot`: the user must be numeric and other than 0.
 fn check_user(
     pod: &Pod,
     spec: &PodSpec,
@@ -209,7 +209,7 @@ fn volume_mounts(
     Ok(mounts)
 }
 
-/// Volumes whose contents are the API's are not the pod's to write.
+/// Returns `true` for volumes that are always mounted read-only: ConfigMap, Secret, downward API, projected.
 fn is_read_only(volume: &Volume) -> bool {
     volume.config_map.is_some()
         || volume.secret.is_some()
@@ -222,8 +222,8 @@ fn absolute(path: &str) -> PathBuf {
     if path.starts_with('/') { path.into() } else { Path::new("/").join(path) }
 }
 
-/// Makes a `subPath` as a directory, with the volume's own mode, where nothing is. Links that lead out of the volume are
-/// refused, here and (whatever was changed meanwhile) by the runtime when it mounts.
+/// Makes a `subPath` as a directory, with the volume's own mode, where nothing is. Links that lead out of the
+/// volume are refused, here and (whatever was changed meanwhile) by the runtime when it mounts.
 fn make_sub_path(base: &Path, sub: &Path) -> Result<(), ConfigError> {
     let refuse = |why: &str| ConfigError::Invalid(format!("failed to prepare subPath {sub:?}: {why}"));
     if !sub.components().all(|c| matches!(c, Component::Normal(_) | Component::CurDir)) {
@@ -239,7 +239,7 @@ fn make_sub_path(base: &Path, sub: &Path) -> Result<(), ConfigError> {
     })
 }
 
-/// `/etc/hosts`, unless the container mounts its own.
+/// Mounts the generated `/etc/hosts`, unless the container mounts its own.
 fn hosts_mount(
     cx: &Context,
     pod: &Pod,
@@ -252,9 +252,9 @@ fn hosts_mount(
     let dir = cx.config.pod_dir(pod.uid());
     make_dir(&dir)?;
     let file = dir.join("etc-hosts");
-    // Written once per sandbox address: a running container keeps the file it has mounted.
+    // Written once per sandbox address: a running container keeps the inode that it has mounted.
     let text = dns::hosts_file(pod, &cx.config, pod_ips);
-    // The container may write to it, so its length counts first.
+    // The container can write to this file: compare the length before reading it.
     let length = fs::metadata(&file).map(|m| m.len()).ok();
     let same = length == Some(text.len() as u64) && fs::read_to_string(&file).is_ok_and(|have| have == text);
     if !same {
@@ -265,7 +265,7 @@ fn hosts_mount(
     Ok(Some(Mount { host_path: file, container_path: "/etc/hosts".into(), ..Mount::default() }))
 }
 
-/// The file in which a container may leave its last words.
+/// Creates the termination message file and its mount.
 fn message_file(
     cx: &Context,
     pod: &Pod,

@@ -6,7 +6,7 @@ use k8s_runtime::ContainerId;
 
 use crate::{backoff::Backoff, types::*};
 
-/// What a container is for.
+/// The purpose of a container in its pod.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Role {
     /// Runs to its end before the next one starts.
@@ -19,7 +19,7 @@ pub(crate) enum Role {
     Ephemeral,
 }
 
-/// When a container that ended is started again.
+/// The restart policy of a container.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum RestartPolicy {
     Always,
@@ -37,7 +37,7 @@ impl RestartPolicy {
         }
     }
 
-    /// Whether a container that ended with this code is started again.
+    /// True if a container that ended with this code is started again.
     pub(crate) fn restarts(self, code: i32) -> bool {
         match self {
             RestartPolicy::Always => true,
@@ -47,7 +47,7 @@ impl RestartPolicy {
     }
 }
 
-/// How a container ended.
+/// The end of a container.
 #[derive(Clone, Debug, PartialEq)]
 pub(crate) struct Exit {
     pub(crate) code: i32,
@@ -57,7 +57,7 @@ pub(crate) struct Exit {
     pub(crate) finished_at: Timestamp,
 }
 
-/// Where a made container is.
+/// The phase of a container that was made.
 #[derive(Clone, Debug, PartialEq)]
 pub(crate) enum Phase {
     Created,
@@ -89,7 +89,7 @@ impl Record {
     }
 }
 
-/// Why a container does not start yet.
+/// The reason for which a container does not start yet, and the time until which it waits.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) struct Hold {
     pub(crate) until: Timestamp,
@@ -99,7 +99,7 @@ pub(crate) struct Hold {
     pub(crate) on_source: bool,
 }
 
-/// What is being done with a container.
+/// Work on a container that is under way.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Op {
     Starting,
@@ -120,7 +120,7 @@ pub(crate) struct Life {
     pub(crate) backoff: Backoff,
     /// postStart is done and the startup probe (if any) succeeded.
     pub(crate) started: bool,
-    /// postStart is done.
+    /// The postStart hook is done, or there is none.
     pub(crate) hook_done: bool,
     /// The readiness probe says so, or there is none.
     pub(crate) ready: bool,
@@ -156,7 +156,7 @@ impl Life {
         self.op.is_some() || matches!(&self.current, Some(r) if r.exit().is_none())
     }
 
-    /// How it ended, if it did.
+    /// The end of the current container, if it has ended.
     pub(crate) fn exit(&self) -> Option<&Exit> {
         self.current.as_ref().and_then(Record::exit)
     }

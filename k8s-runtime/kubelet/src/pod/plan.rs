@@ -1,4 +1,8 @@
-//! What to do next for a pod. Pure: no clock, no I/O.
+//! Decides the next steps for a pod. Pure: no clock, no I/O.
+//!
+//! Flow: [`decide`] reads the world and returns [`Act`]s; `world/step.rs` carries them out. Restarts and
+//! their back-off are in `decide_one` (the delays: [`crate::backoff`]). A failed probe arrives in
+//! `world/on.rs` and sets `kill`, which is a stop here.
 
 use super::{life::*, world::*};
 use crate::types::*;
@@ -16,13 +20,13 @@ pub(crate) enum Act {
     Stop(String, String),
     /// Stop and (for deleted pods) remove the sandbox, disconnect the network, unmount.
     TakeDown,
-    /// Delete the object.
+    /// Delete the object from the API.
     Finish,
     /// The pod comes to its end.
     End(Cause),
     /// A container waits because it crashed.
     BackOff(String, Timestamp),
-    /// Decide again then.
+    /// Decide again at this time.
     WakeAt(Timestamp),
 }
 
@@ -59,7 +63,7 @@ fn decide_running(now: Timestamp, world: &World, acts: &mut Vec<Act>) {
     }
 }
 
-/// Whether the pod has come to its end.
+/// The reason for which the pod comes to its end now, if any.
 fn end_cause(now: Timestamp, world: &World, acts: &mut Vec<Act>) -> Option<Cause> {
     if world.gone || world.pod.metadata.deletion_timestamp.is_some() {
         return Some(Cause::Deleted);
@@ -187,7 +191,7 @@ fn decide_ending(now: Timestamp, world: &World, ending: &Ending, acts: &mut Vec<
 }
 
 impl Life {
-    /// It has a process or is about to; one that was made and never started has none.
+    /// True if it has a process or is about to. A container that was made and never started has none.
     fn is_alive_for_end(&self) -> bool {
         self.op.is_some() || self.is_running()
     }

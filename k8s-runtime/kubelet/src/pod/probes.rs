@@ -30,7 +30,7 @@ impl Drop for Probes {
     }
 }
 
-/// The probes that a container is to have now.
+/// Returns the probes that are active in the container's state.
 fn due(life: &Life) -> Vec<(Kind, &Probe)> {
     if !life.is_running() || !life.hook_done || life.op.is_some() {
         return Vec::new();
@@ -115,7 +115,8 @@ impl Prober {
             let result = self.check(timeout).await;
             let verdict = counter.take(result.is_ok());
             let failure = result.err();
-            // A failed liveness is said again each time: the container may have been restarted in between.
+            // A failed liveness probe is reported every time: the container may have been restarted since the
+            // last report.
             let news = verdict.is_some() && verdict != said || verdict == Some(false);
             if news || failure.is_some() {
                 said = verdict.or(said);

@@ -1,4 +1,5 @@
-//! Turns what the runtime (or an earlier kubelet, through the pod's status) says about containers into records.
+//! Turns what the runtime (or an earlier kubelet, through the pod's status) says about containers into
+//! records.
 
 use std::{
     path::{Path, PathBuf},
@@ -95,7 +96,7 @@ pub(crate) fn image_ref(spec: &ContainerSpec) -> String {
     spec.annotations.get(keys::IMAGE_REF).cloned().unwrap_or_else(|| spec.image.clone())
 }
 
-/// What a container left in its termination message file or, if so wished, at the end of its log.
+/// The text of a container's termination message file or, where the policy says so, the end of its log.
 fn last_words(cx: &Context, status: &RuntimeStatus, code: i32) -> String {
     let annotations = &status.spec.annotations;
     let file = annotations.get(keys::MESSAGE_FILE).map(Path::new);
@@ -116,7 +117,8 @@ fn read_start(path: &Path, limit: usize) -> Option<Vec<u8>> {
     Some(bytes)
 }
 
-/// What a pod's status says about a container that the runtime does not know: its current and last container.
+/// The current and the last container of a name as the pod's status has them, where the runtime knows
+/// neither.
 pub(crate) fn from_status(status: &ContainerStatus, now: Timestamp) -> (Option<Record>, Option<Record>) {
     let record = |id: Option<&str>, attempt: i32, exit: Exit| Record {
         id: None,

@@ -127,16 +127,16 @@ pub(crate) fn gone_is_fine(result: Result<(), RuntimeError>) -> Result<(), Runti
     }
 }
 
-/// How much of a pod goes.
+/// The extent of taking a pod down.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Extent {
     /// Nothing runs and nothing is mounted; what containers left (statuses, logs) stays.
     Stop,
-    /// Everything.
+    /// Everything, logs and directories included.
     Remove,
 }
 
-/// Where a pod's files are.
+/// The directories of a pod.
 pub(crate) struct PodFiles {
     pub(crate) dir: PathBuf,
     pub(crate) logs: PathBuf,

@@ -15,7 +15,7 @@ use super::{
 };
 use crate::{context::Context, probe::handler, types::*, volumes::Mounted};
 
-/// What is needed to start a container.
+/// The start of one container.
 pub(crate) struct Job {
     pub(crate) cx: Arc<Context>,
     pub(crate) pod: Arc<Pod>,

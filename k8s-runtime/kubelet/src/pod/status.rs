@@ -1,6 +1,7 @@
-//! What a pod's status says, from what is known about it. Pure.
+//! Computes a pod's status from its world. Pure.
 //!
-//! Phases, conditions, reasons and messages are upstream's (`pkg/kubelet/kubelet_pods.go`, `pkg/kubelet/status/generate.go`).
+//! Phases, conditions, reasons and messages are upstream's (`pkg/kubelet/kubelet_pods.go`,
+//! `pkg/kubelet/status/generate.go`).
 
 use std::net::IpAddr;
 
@@ -9,7 +10,7 @@ use k8s_core::meta::ObjectExt;
 use super::{admit::Refusal, life::*, world::*};
 use crate::{resources, types::*};
 
-/// What the status says beside the world.
+/// Parts of the status that come from outside of the world.
 pub(crate) struct Facts<'a> {
     pub(crate) host_ips: &'a [IpAddr],
     pub(crate) pod_ips: &'a [IpAddr],
@@ -143,7 +144,8 @@ fn container_status(world: &World, life: &Life, has_init: bool) -> ContainerStat
     };
     let current = life.current.as_ref();
     let last = life.last.as_ref().filter(|r| r.exit().is_some());
-    // A container that has ended and waits to be started again shows why it waits, and its end as its last state.
+    // A container that has ended and waits to be started again shows why it waits, and its end as its last
+    // state.
     let (state, last) = match (current, &life.hold) {
         (Some(record), Some(hold)) if record.exit().is_some() && world.ending.is_none() => {
             (waiting(&hold.reason, &hold.message), Some(record))

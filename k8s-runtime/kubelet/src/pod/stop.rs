@@ -14,13 +14,13 @@ use crate::{context::Context, probe::handler, types::*};
 const SHORTEST: Duration = Duration::from_secs(2);
 const RETRY: Duration = Duration::from_secs(1);
 
-/// What is needed to stop a container.
+/// The stop of one container.
 pub(crate) struct Job {
     pub(crate) cx: Arc<Context>,
     pub(crate) pod: Arc<Pod>,
     pub(crate) what: StopContainer,
     pub(crate) pod_ips: Vec<IpAddr>,
-    /// When it is killed; may move nearer meanwhile.
+    /// The time of the kill. It may move nearer meanwhile.
     pub(crate) kill_at: watch::Receiver<Timestamp>,
 }
 

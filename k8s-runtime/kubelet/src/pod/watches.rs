@@ -25,7 +25,8 @@ pub(super) struct Watches {
 }
 
 impl Watches {
-    /// Begins the watches that the pod's newest specification needs more. Each change becomes [`Message::Source`].
+    /// Begins the watches that the pod's newest specification needs more. Each change becomes
+    /// [`Message::Source`].
     pub(super) fn follow(&mut self, cx: &Context, world: &World, mailbox: &Mailbox) {
         if self.pod.as_ref().is_some_and(|pod| Arc::ptr_eq(pod, &world.pod)) {
             return;

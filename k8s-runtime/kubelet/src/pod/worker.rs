@@ -1,7 +1,8 @@
 //! Drives one pod: an inbox, a timer, and the performing of what the [`World`] asks for.
 //!
-//! Flow: all messages of the inbox go to [`World::on`] with the time; the effects are performed in order, long ones in tasks that
-//! answer with a message. Then probes, watches and the reported status follow the world.
+//! Flow: all messages of the inbox go to [`World::on`] with the time; the effects are performed in order,
+//! long ones in tasks that answer with a message. Then probes, watches and the reported status follow the
+//! world.
 //! Not here: decisions and transitions, which are the world's.
 
 use std::{collections::HashMap, net::IpAddr, sync::Arc, time::Duration};
@@ -66,7 +67,7 @@ impl Mailbox {
     }
 }
 
-/// A running worker.
+/// A running worker, as the router knows it.
 #[derive(Debug)]
 pub(crate) struct Handle {
     pub(crate) mailbox: Mailbox,
@@ -88,7 +89,7 @@ struct Worker {
     world: World,
     mailbox: Mailbox,
     inbox: mpsc::UnboundedReceiver<Mail>,
-    /// The next tick.
+    /// The time of the next tick, from the last effects.
     wake: Option<Timestamp>,
     shutdown: CancellationToken,
     tasks: JoinSet<()>,
@@ -316,7 +317,8 @@ impl Worker {
     }
 }
 
-/// Connects a sandbox in which containers run already. A network that does not answer is asked again, until the pod ends.
+/// Connects a sandbox in which containers run already. A network that does not answer is asked again, until
+/// the pod ends.
 async fn connect(
     cx: &Context,
     pod: &Pod,

@@ -1,15 +1,16 @@
 //! The state machine of a pod. Pure: no clock, no I/O, no tasks.
 //!
-//! Flow: [`World::on`] takes [`Message`]s, changes the world, has [`plan::decide`](super::plan::decide) say what to do next, and
-//! returns it as [`Effect`]s. Whatever an effect begins comes back as a message.
+//! Flow: [`World::on`] takes [`Message`]s, changes the world, has [`plan::decide`](super::plan::decide) say
+//! what to do next, and returns it as [`Effect`]s. Whatever an effect begins comes back as a message.
 //! Guarantees:
-//! 1. Work on a container, on the sandbox and on the volumes is marked in the world before its effect is returned, so that it is
-//!    never begun twice at once.
+//! 1. Work on a container, on the sandbox and on the volumes is marked in the world before its effect is
+//!    returned, so that it is never begun twice at once.
 //! 2. A pod that has come to its end starts no container again.
 //! 3. The restart count of a container never goes down.
 //! 4. A wait that time alone ends has an [`Effect::WakeAt`] in each answer.
 //!
-//! Not here: performing effects ([`worker`](super::worker)), the text of the status ([`status`](super::status)).
+//! Not here: performing effects ([`worker`](super::worker)), the text of the status
+//! ([`status`](super::status)).
 
 mod adopt;
 mod effect;
@@ -33,7 +34,7 @@ pub(crate) use self::{
 use super::{admit::Refusal, life::*};
 use crate::{types::*, volumes::Mounted};
 
-/// The pod's volumes.
+/// The state of the pod's volumes.
 #[derive(Clone, Debug)]
 pub(crate) enum Volumes {
     Absent,
@@ -68,13 +69,13 @@ impl Volumes {
     }
 }
 
-/// The pod's sandbox.
+/// The state of the pod's sandbox.
 #[derive(Clone, Debug)]
 pub(crate) enum Sandbox {
     Absent {
         attempt: u32,
     },
-    /// Made or connected. `old`: the one that is replaced or connected again.
+    /// Made or connected. `old`: the sandbox that is replaced or connected again.
     Busy {
         attempt: u32,
         failures: u32,
@@ -102,7 +103,7 @@ impl Sandbox {
     }
 }
 
-/// Why the pod is being ended.
+/// The reason for which the pod ends.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Cause {
     /// Everything in it has ended for good.
@@ -117,14 +118,14 @@ pub(crate) enum Cause {
     Refused,
 }
 
-/// How far the pod's end is.
+/// The stage of the pod's end.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Stage {
     /// Containers are being stopped.
     Stopping,
     /// The sandbox, network and volumes are being taken down.
     TakingDown { failures: u32 },
-    /// Taking down failed.
+    /// Taking down failed; it is tried again at this time.
     Retry { at: Timestamp, failures: u32 },
     /// Nothing runs any more and nothing is mounted.
     Down,
@@ -134,12 +135,12 @@ pub(crate) enum Stage {
     Finished,
 }
 
-/// The pod's end.
+/// The end of a pod: its cause and its progress.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct Ending {
     pub(crate) cause: Cause,
     pub(crate) stage: Stage,
-    /// When containers that still run are killed.
+    /// The time at which containers that still run are killed.
     pub(crate) kill_at: Timestamp,
 }
 
@@ -161,11 +162,11 @@ pub(crate) struct World {
     pub(crate) ending: Option<Ending>,
     /// The object is no longer in the API.
     pub(crate) gone: bool,
-    /// When the pod was first seen by this kubelet (or its status said so).
+    /// The time at which a kubelet first saw the pod.
     pub(crate) start_time: Timestamp,
     /// Services are known, so that containers can be told.
     pub(crate) services_known: bool,
-    /// Why this node does not run the pod.
+    /// The reason for which this node does not run the pod.
     pub(crate) refusal: Option<Refusal>,
 }
 
@@ -192,7 +193,7 @@ impl World {
         world
     }
 
-    /// The specification.
+    /// The pod's specification; empty if the object has none.
     pub(crate) fn spec(&self) -> &PodSpec {
         static EMPTY: std::sync::LazyLock<PodSpec> = std::sync::LazyLock::new(PodSpec::default);
         self.pod.spec.as_ref().unwrap_or(&EMPTY)
@@ -210,7 +211,8 @@ impl World {
                     Life::new(Role::Sidecar, RestartPolicy::Always, container.clone())
                 }
                 Some(other) => Life::new(Role::Init, other, container.clone()),
-                // A failed init container is tried again unless the pod never restarts; a successful one is not.
+                // A failed init container is tried again unless the pod never restarts; a successful one is
+                // not.
                 None if policy == RestartPolicy::Never => Life::new(Role::Init, policy, container.clone()),
                 None => Life::new(Role::Init, RestartPolicy::OnFailure, container.clone()),
             };

@@ -1,8 +1,9 @@
-//! Keeps the API server's copy of a pod's status current.
+//! Writes a pod's status to the API server.
 //!
-//! The worker hands over the newest status and goes on. One task per pod writes it: states that are overtaken while a write is under way
-//! are skipped, failures are tried again until they succeed or the pod is gone. What somebody else writes over the kubelet's part of a status is
-//! written back, at most once a second. A pod that somebody else ended is left so.
+//! The worker hands over the newest status and goes on. One task per pod writes it: states that are overtaken
+//! while a write is under way are skipped, failures are tried again until they succeed or the pod is gone.
+//! What somebody else writes over the kubelet's part of a status is written back, at most once a second. A
+//! pod that somebody else ended is left so.
 
 use std::{
     sync::{Arc, Mutex, PoisonError},
@@ -22,10 +23,10 @@ use crate::types::*;
 
 const FIRST_DELAY: Duration = Duration::from_millis(50);
 const LONGEST_DELAY: Duration = Duration::from_secs(10);
-/// A step on the way to running waits this long for the next one to overtake it.
+/// Delay before writing a status of a starting pod, so that the next status can supersede it.
 const OVERTAKE: Duration = Duration::from_millis(50);
 
-/// The least time between two writes that put back what somebody else changed.
+/// Minimum time between two writes that restore an overwritten status.
 const REPAIR: Duration = Duration::from_secs(1);
 
 /// A pod's status writer. Dropping it stops it.
@@ -33,7 +34,7 @@ pub(crate) struct Writer {
     wanted: watch::Sender<(u64, PodStatus)>,
     written: watch::Receiver<u64>,
     newest: Arc<Mutex<Arc<Pod>>>,
-    /// Told when somebody else changed what the kubelet wrote.
+    /// Notified when somebody else has overwritten the status.
     foreign: Arc<Notify>,
     task: JoinHandle<()>,
 }
@@ -54,7 +55,7 @@ impl Writer {
         Writer { wanted, written, newest, foreign, task }
     }
 
-    /// The pod as the cache has it now.
+    /// Takes over the pod's newest state from the cache.
     pub(crate) fn observe(&self, pod: &Arc<Pod>) {
         let mut newest = self.newest.lock().unwrap_or_else(PoisonError::into_inner);
         if pod.revision() < newest.revision() {
@@ -68,7 +69,7 @@ impl Writer {
         }
     }
 
-    /// Whether a pod's status is another one than the kubelet wrote last, and nothing newer is on its way.
+    /// True if a pod's status is not what the kubelet wrote last, and nothing newer is on its way.
     fn is_overwritten(&self, pod: &Pod) -> bool {
         let (number, wanted) = self.wanted.borrow().clone();
         if number == 0 || *self.written.borrow() != number {
@@ -84,7 +85,7 @@ impl Writer {
         merged.status != pod.status
     }
 
-    /// This status is to be written.
+    /// Queues a status.
     pub(crate) fn write(&self, status: PodStatus) {
         self.wanted.send_modify(|(number, slot)| {
             *number += 1;
@@ -92,7 +93,7 @@ impl Writer {
         });
     }
 
-    /// Resolves when everything handed over so far is written, or can no longer be.
+    /// Resolves when every queued status is written or can no longer be written.
     pub(crate) fn flushed(&self) -> impl Future<Output = ()> + Send + 'static {
         let number = self.wanted.borrow().0;
         let mut written = self.written.clone();
@@ -115,7 +116,7 @@ async fn run(
     while next(&mut requests, &foreign, &mut repaired).await {
         if said_starting && is_starting(&requests.borrow().1) {
             requests.mark_unchanged();
-            // Both outcomes are fine: a newer status, or this one after all.
+            // Either a newer status arrives, or the time is up and this one is written.
             let _ = tokio::time::timeout(OVERTAKE, requests.changed()).await;
         }
         loop {
@@ -132,7 +133,8 @@ async fn run(
     }
 }
 
-/// Waits for a status to write: a new one, or the last one again where somebody else changed it. `false`: there will be none.
+/// Waits for a status to write: a new one, or the last one again where somebody else changed it. `false`:
+/// there will be none.
 async fn next(
     requests: &mut watch::Receiver<(u64, PodStatus)>,
     foreign: &Notify,
@@ -154,7 +156,7 @@ async fn next(
     }
 }
 
-/// Whether a status says no more than that the pod is on its way.
+/// True if a status says no more than that the pod is starting.
 fn is_starting(status: &PodStatus) -> bool {
     let creating = |container: &ContainerStatus| {
         let waiting = container.state.as_ref().and_then(|s| s.waiting.as_ref());
@@ -164,7 +166,7 @@ fn is_starting(status: &PodStatus) -> bool {
     status.phase.as_deref() == Some("Pending") && containers.all(creating)
 }
 
-/// Writes a status. `false`: try again later.
+/// Writes a status. Returns `false` if it must be retried.
 async fn write(client: &Client, newest: &Mutex<Arc<Pod>>, wanted: &PodStatus) -> bool {
     let base = newest.lock().unwrap_or_else(PoisonError::into_inner).clone();
     let api = client.namespaced::<Pod>(base.namespace());

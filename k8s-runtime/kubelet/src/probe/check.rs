@@ -1,4 +1,4 @@
-//! The checks themselves.
+//! Probe checks: exec, TCP, HTTP, gRPC.
 
 use std::{
     sync::{Arc, LazyLock},
@@ -16,10 +16,10 @@ use tokio::{
 
 use crate::context::Context;
 
-/// So much of a command's output, or of an HTTP answer, is shown.
+/// Maximum length of the output (command, HTTP body) in a probe's message.
 const LONGEST_OUTPUT: u64 = 10 * 1024;
 
-/// An HTTP request to be made.
+/// Parameters of an HTTP check.
 #[derive(Clone, Debug)]
 pub(crate) struct Get {
     pub(crate) tls: bool,
@@ -47,7 +47,7 @@ async fn within<T>(
     tokio::time::timeout(timeout, work).await.unwrap_or(Err(late))
 }
 
-/// Runs a command in the container; success is exit code 0.
+/// Runs a command in the container. Success: exit code 0.
 pub(crate) async fn exec(
     cx: &Context,
     id: &ContainerId,
@@ -80,17 +80,17 @@ pub(crate) async fn exec(
     within(timeout, work, late).await
 }
 
-/// Reads a stream to its end and keeps its beginning.
+/// Reads a stream to its end; `into` gets the first [`LONGEST_OUTPUT`] bytes.
 async fn drain(stream: Option<Box<dyn AsyncRead + Send + Unpin>>, into: &mut Vec<u8>) {
     let Some(stream) = stream else { return };
     let mut limited = stream.take(LONGEST_OUTPUT);
-    // What was read before an error is what there is to show.
+    // After an error, the text that was read before is shown.
     let _ = limited.read_to_end(into).await;
     let mut rest = limited.into_inner();
     let _ = tokio::io::copy(&mut rest, &mut tokio::io::sink()).await;
 }
 
-/// Connects.
+/// Opens a TCP connection. Success: it is established.
 pub(crate) async fn tcp(host: &str, port: u16, timeout: Duration) -> Result<(), String> {
     let late = format!("dial tcp {host}:{port}: i/o timeout");
     let work = async {
@@ -99,7 +99,7 @@ pub(crate) async fn tcp(host: &str, port: u16, timeout: Duration) -> Result<(), 
     within(timeout, work, late).await
 }
 
-/// Asks with GET; success is a status from 200 to 399.
+/// Sends a GET request. Success: a status from 200 to 399.
 pub(crate) async fn http(get: &Get, timeout: Duration) -> Result<(), String> {
     let scheme = if get.tls { "https" } else { "http" };
     let path = if get.path.starts_with('/') { get.path.clone() } else { format!("/{}", get.path) };
@@ -169,14 +169,14 @@ where
     tokio::select! {
         result = &mut exchange => result,
         ended = &mut connection => match ended {
-            // The connection's end is seen before the last of the answer is taken.
+            // The connection may end before the response is read to its end.
             Ok(()) => exchange.await,
             Err(e) => Err(e.to_string()),
         },
     }
 }
 
-/// Asks `grpc.health.v1.Health/Check`; success is `SERVING`.
+/// Calls `grpc.health.v1.Health/Check`. Success: `SERVING`.
 pub(crate) async fn grpc(host: &str, port: u16, service: &str, timeout: Duration) -> Result<(), String> {
     let late = format!(
         "timeout: failed to connect service \"{host}:{port}\" within {}",
@@ -210,7 +210,7 @@ pub(crate) async fn grpc(host: &str, port: u16, service: &str, timeout: Duration
     within(timeout, work, late).await
 }
 
-/// A length-prefixed `HealthCheckRequest { service }`.
+/// Encodes a length-prefixed `HealthCheckRequest { service }`.
 fn health_request(service: &str) -> Bytes {
     let mut message = BytesMut::new();
     if !service.is_empty() {
@@ -238,7 +238,7 @@ async fn health_answer(answer: http::Response<hyper::body::Incoming>) -> Result<
         return Err(format!("service unhealthy (gRPC status {status})"));
     }
     let body = collected.to_bytes();
-    // Five bytes of framing, then field 1 (the status) as a varint; 1 is SERVING.
+    // A prefix of five bytes, then field 1 (status) as a varint; 1 is SERVING.
     match body.get(5..) {
         Some([0x08, 1, ..]) => Ok(()),
         Some([0x08, other, ..]) => Err(format!("service unhealthy (responded with status {other})")),

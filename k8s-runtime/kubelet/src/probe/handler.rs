@@ -1,4 +1,4 @@
-//! What probes and lifecycle hooks do to a container: run a command, ask over HTTP, connect, wait.
+//! Handlers of probes and lifecycle hooks: run a command, ask over HTTP, connect, wait.
 
 use std::{net::IpAddr, time::Duration};
 
@@ -7,10 +7,10 @@ use k8s_runtime::ContainerId;
 use super::check;
 use crate::{context::Context, types::*};
 
-/// A hook without a limit of its own ends with its container.
+/// Time limit of a hook without one of its own; the hook ends with its container.
 const HOOK_LIMIT: Duration = Duration::from_secs(24 * 3600);
 
-/// The container that is asked.
+/// The container of a probe or hook.
 pub(crate) struct Target<'a> {
     pub(crate) cx: &'a Context,
     pub(crate) id: &'a ContainerId,
@@ -19,7 +19,7 @@ pub(crate) struct Target<'a> {
 }
 
 impl Target<'_> {
-    /// A port by number or by name.
+    /// Resolves a port number or name.
     fn port(&self, port: &IntOrString) -> Result<u16, String> {
         let number = match port {
             IntOrString::Int(number) => *number,
@@ -61,7 +61,7 @@ impl Target<'_> {
         check::http(&request, timeout).await
     }
 
-    /// Asks once.
+    /// Asks once, within the timeout.
     pub(crate) async fn probe(&self, probe: &Probe, timeout: Duration) -> Result<(), String> {
         if let Some(action) = &probe.exec {
             let command = action.command.clone().unwrap_or_default();

@@ -1,10 +1,10 @@
-//! Authentication and authorization of the listener's requests.
+//! Authentication and authorization of requests to the kubelet's listener.
 //!
-//! Flow: the client certificate's subject is the user (common name) and the groups (organizations); the API
-//! server is asked whether that user may use the node's subresource (SubjectAccessReview), a finer one first,
-//! then `nodes/proxy`, as upstream's `KubeletFineGrainedAuthz` has it. Requests from within this process were
+//! Flow: the client certificate's subject gives the user (common name) and the groups (organizations). A
+//! SubjectAccessReview asks the API server for access to the node's subresource: a fine-grained one first,
+//! then `nodes/proxy`, as upstream's `KubeletFineGrainedAuthz` does. Requests from within this process were
 //! authorized by the API server.
-//! Guarantee: without an answer from the API server there is no access.
+//! Guarantee: access is denied if the API server does not answer.
 
 use std::{
     collections::HashMap,
@@ -18,13 +18,13 @@ use k8s_core::client::Body;
 use super::{path_parts, text};
 use crate::{context::Context, types::*};
 
-/// Time for which an answer holds. (Upstream's defaults are 5 min and 30 s.)
+/// Lifetimes of cached answers. (Upstream's defaults are 5 min and 30 s.)
 const ALLOWED: Duration = Duration::from_secs(60);
 const DENIED: Duration = Duration::from_secs(10);
-/// Limit of remembered answers.
+/// Maximum number of cached answers.
 const MOST: usize = 1024;
 
-/// A user by certificate.
+/// User and groups of a client certificate.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub(super) struct User {
     pub(super) name: String,
@@ -32,7 +32,7 @@ pub(super) struct User {
 }
 
 impl User {
-    /// The user of a verified client certificate; `None`: it names nobody.
+    /// Returns the user of a verified client certificate. `None`: it has no common name.
     pub(super) fn of(der: &[u8]) -> Option<User> {
         let (_, certificate) = x509_parser::parse_x509_certificate(der).ok()?;
         let subject = certificate.subject();
@@ -45,13 +45,13 @@ impl User {
 
 type Question = (User, &'static str, &'static str);
 
-/// Asks the API server, and remembers its answers for a while.
+/// Sends SubjectAccessReviews and caches the answers.
 #[derive(Debug, Default)]
 pub(super) struct Gate {
     answers: Mutex<HashMap<Question, (bool, Timestamp)>>,
 }
 
-/// The verb of a request. Methods that no handler has are no verb, which nobody but those with `*` may use.
+/// Maps an HTTP method to a verb. Methods without a handler map to no verb of RBAC; only `*` allows them.
 fn verb(method: &Method) -> &'static str {
     match method.as_str() {
         "POST" => "create",
@@ -63,7 +63,7 @@ fn verb(method: &Method) -> &'static str {
     }
 }
 
-/// The subresources of the node that a request may be allowed by, by the first part of its path.
+/// Returns the subresources of the node any of which allows the request, by the first segment of its path.
 fn subresources(first: &str) -> &'static [&'static str] {
     match first {
         "pods" | "runningpods" => &["pods", "proxy"],
@@ -86,7 +86,7 @@ fn refuse(code: StatusCode, message: String) -> Response<Body> {
 }
 
 impl Gate {
-    /// Lets a request through, or answers it.
+    /// Returns `Ok` if the request is allowed, else the response.
     pub(super) async fn check(
         &self,
         cx: &Context,
@@ -124,7 +124,7 @@ impl Gate {
     async fn allows(&self, cx: &Context, question: Question) -> Result<bool, k8s_core::client::Error> {
         let now = cx.clock.now();
         let holds = |(allowed, at): &(bool, Timestamp)| {
-            // A clock that was set back makes no answer last longer.
+            // If the clock was set back, the entry counts as expired.
             let age = now.duration_since(*at);
             let longest = if *allowed { ALLOWED } else { DENIED };
             !age.is_negative() && age.unsigned_abs() < longest
@@ -190,7 +190,7 @@ mod tests {
             ("/podsx", "proxy"),
             ("/", "proxy"),
             ("", "proxy"),
-            // As the router reads it.
+            // As the router parses it.
             ("//stats", "stats"),
             ("/%73tats/summary", "stats"),
             ("/stats%2Fsummary", "proxy"),

@@ -1,5 +1,5 @@
-//! The channel framing of remote commands: each WebSocket message begins with a byte that says which stream it belongs to. In the
-//! base64 protocols that is a digit, and the rest is encoded.
+//! The channel framing of remote commands: each WebSocket message begins with a byte that says which stream
+//! it belongs to. In the base64 protocols that is a digit, and the rest is encoded.
 
 use base64::{Engine, engine::general_purpose::STANDARD};
 use bytes::Bytes;
@@ -15,16 +15,16 @@ pub(super) const STDOUT: u8 = 1;
 pub(super) const STDERR: u8 = 2;
 pub(super) const ERROR: u8 = 3;
 pub(super) const RESIZE: u8 = 4;
-/// Version 5: the named channel is closed.
+/// Version 5: closes the channel that the next byte names.
 pub(super) const CLOSE: u8 = 255;
 
-/// What a client says.
+/// A message of a client.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) enum Input {
     Stdin(Bytes),
     StdinClosed,
     Resize(TerminalSize),
-    /// Nothing that matters here.
+    /// Ping, pong, or an unknown channel: ignored.
     Other,
 }
 
@@ -35,7 +35,7 @@ struct Size {
     height: u16,
 }
 
-/// Splits a client's message into its channel and its data; `None`: it is none.
+/// Splits a message into channel and data. `None`: it is not a message of the protocol.
 pub(super) fn split(message: &Message, protocol: &Protocol) -> Option<(u8, Bytes)> {
     let raw = match message {
         Message::Binary(data) => data.clone(),
@@ -50,7 +50,7 @@ pub(super) fn split(message: &Message, protocol: &Protocol) -> Option<(u8, Bytes
     Some((channel.wrapping_sub(b'0'), data.into()))
 }
 
-/// Reads a client's message of a remote command. `closes`: the protocol has a message that closes a channel.
+/// Parses a message of exec or attach. `closes`: the protocol has a message that closes a channel.
 pub(super) fn parse(message: &Message, protocol: &Protocol, closes: bool) -> Input {
     match split(message, protocol) {
         Some((CLOSE, channel)) if closes && channel[..] == [STDIN] => Input::StdinClosed,
@@ -63,7 +63,7 @@ pub(super) fn parse(message: &Message, protocol: &Protocol, closes: bool) -> Inp
     }
 }
 
-/// A message on a channel.
+/// Builds a message on a channel.
 pub(super) fn frame(channel: u8, data: &[u8], protocol: &Protocol) -> Message {
     if protocol.base64 {
         let mut text = String::with_capacity(data.len() / 3 * 4 + 5);
@@ -77,7 +77,7 @@ pub(super) fn frame(channel: u8, data: &[u8], protocol: &Protocol) -> Message {
     Message::Binary(message.into())
 }
 
-/// How a command ended, as the error channel says it.
+/// The end of a command as the error channel reports it.
 pub(super) fn ended(result: &Result<i32, String>) -> Value {
     match result {
         Ok(0) => json!({"metadata": {}, "status": "Success"}),

@@ -1,4 +1,4 @@
-//! The listener: TLS, a client certificate of the cluster, and the right to ask.
+//! The TLS listener: client certificate authentication, then authorization of each request.
 
 use std::{net::SocketAddr, time::Duration};
 
@@ -18,10 +18,10 @@ use super::{KubeletApi, auth::User};
 use crate::{config::Config, error::KubeletError};
 
 const HANDSHAKE: Duration = Duration::from_secs(10);
-/// After a failed accept (no more file descriptors), so that it does not spin.
+/// Delay after a failed accept (out of file descriptors), to avoid a busy loop.
 const PAUSE: Duration = Duration::from_millis(100);
 
-/// Opens the listener, where one is configured.
+/// Binds the listener. `None`: none is configured.
 pub(crate) async fn bind(config: &Config) -> Result<Option<TcpListener>, KubeletError> {
     if config.tls.is_none() || config.port == 0 {
         return Ok(None);
@@ -31,7 +31,7 @@ pub(crate) async fn bind(config: &Config) -> Result<Option<TcpListener>, Kubelet
     listener.map(Some).map_err(|source| KubeletError::Listen { address, source })
 }
 
-/// Serves until `stop`.
+/// Serves connections until `stop` is cancelled.
 pub(crate) async fn serve(listener: TcpListener, api: KubeletApi, stop: CancellationToken) {
     let Some(tls) = api.cx.config.tls.clone() else { return };
     let acceptor = TlsAcceptor::from(tls);
@@ -62,7 +62,7 @@ async fn connection(stream: TcpStream, peer: SocketAddr, acceptor: TlsAcceptor, 
         Ok(Err(e)) => return debug!(%peer, error = %e, "handshake failed"),
         Err(_) => return debug!(%peer, "handshake took too long"),
     };
-    // The verifier has checked what there is; here it must be there.
+    // The verifier has checked the certificate, if there was one; require it here.
     let certificate = stream.get_ref().1.peer_certificates().and_then(|c| c.first());
     let user = certificate.and_then(|c| User::of(c));
     let service = hyper::service::service_fn(move |request| {

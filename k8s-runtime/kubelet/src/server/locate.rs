@@ -1,4 +1,4 @@
-//! Finding what a request names.
+//! Finds the pod and container of a request.
 
 use std::sync::Arc;
 
@@ -9,14 +9,14 @@ use crate::{
     types::Pod,
 };
 
-/// A pod of this node, and what is known of it.
+/// Returns a pod of this node and its view; 404 if there is none.
 pub(super) fn pod(cx: &Context, namespace: &str, name: &str) -> Result<(Arc<Pod>, PodView), ApiStatus> {
     let pod = cx.pods.get(namespace, name).ok_or_else(|| ApiStatus::not_found("", "pods", name))?;
     let view = cx.view(pod.uid()).unwrap_or_default();
     Ok((pod, view))
 }
 
-/// A container of a pod.
+/// Returns a container of a pod; 404 if there is none.
 pub(super) fn container<'v>(
     view: &'v PodView,
     pod: &str,
@@ -27,7 +27,7 @@ pub(super) fn container<'v>(
     })
 }
 
-/// A running container's id.
+/// Returns the id of a running container; 400 if it is not running.
 pub(super) fn running(view: &PodView, pod: &str, name: &str) -> Result<k8s_runtime::ContainerId, ApiStatus> {
     let found = container(view, pod, name)?;
     match &found.id {

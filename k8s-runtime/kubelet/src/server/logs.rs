@@ -1,4 +1,4 @@
-//! `GET /containerLogs/{namespace}/{pod}/{container}`, as a body or as the messages of a WebSocket.
+//! `GET /containerLogs/{namespace}/{pod}/{container}`, as a response body or as WebSocket messages.
 
 use std::sync::Arc;
 
@@ -58,7 +58,7 @@ fn options(query: &Query, now: Timestamp) -> Result<Options, ApiStatus> {
     })
 }
 
-/// A message holds the log's bytes.
+/// Subprotocols. A message contains log bytes without a channel number.
 const PROTOCOLS: [Protocol; 3] = [
     Protocol { name: "binary.k8s.io", base64: false },
     Protocol { name: "base64.binary.k8s.io", base64: true },
@@ -112,7 +112,7 @@ pub(super) fn serve<B: Send + 'static>(
     Ok(response)
 }
 
-/// Sends a log over a WebSocket until it ends or the client leaves. What the client says does not matter.
+/// Sends a log over a WebSocket until it ends or the client disconnects. Messages of the client are ignored.
 async fn by_messages(
     socket: Socket,
     protocol: &'static Protocol,
@@ -127,7 +127,7 @@ async fn by_messages(
     let (mut sink, mut messages) = socket.split();
     let (sender, mut receiver) = mpsc::channel(16);
     let write = async move {
-        // An empty message tells the client that this is the log.
+        // An empty first message, as upstream's WebSocket reader sends it.
         sink.send(message(Bytes::new())).await.ok()?;
         while let Some(Ok(bytes)) = receiver.recv().await {
             sink.send(message(bytes)).await.ok()?;
@@ -143,7 +143,7 @@ async fn by_messages(
         }
     };
     let send = async {
-        // The receiver goes when the client does.
+        // The receiver is dropped when the client disconnects.
         let ((), sent) = tokio::join!(read::send(log, options, whose, sender), write);
         sent
     };

@@ -1,8 +1,9 @@
-//! `portForward`: TCP connections to a pod over a WebSocket.
+//! Port-forward: TCP connections to a pod over a WebSocket.
 //!
-//! kubectl speaks SPDY/3.1 inside the WebSocket's messages (`SPDY/3.1+portforward.k8s.io`): for each connection an error stream and a data
-//! stream with the same `requestid`. Others use channels (`v4.channel.k8s.io`, `v4.base64.channel.k8s.io`, or no protocol): two per port,
-//! data and errors, each beginning with the port's number in little-endian.
+//! kubectl speaks SPDY/3.1 inside the WebSocket's messages (`SPDY/3.1+portforward.k8s.io`): for each
+//! connection an error stream and a data stream with the same `requestid`. Others use channels
+//! (`v4.channel.k8s.io`, `v4.base64.channel.k8s.io`, or no protocol): two per port, data and errors, each
+//! beginning with the port's number in little-endian.
 
 use std::{collections::HashMap, sync::Arc, time::Duration};
 
@@ -35,7 +36,7 @@ const PROTOCOLS: [Protocol; 4] = [
     Protocol { name: "", base64: false },
 ];
 const CHUNK: usize = 32 * 1024;
-/// How long what a client that left had sent may take to arrive.
+/// Time for the input of a client that has left to arrive.
 const LAST_INPUT: Duration = Duration::from_secs(10);
 
 pub(super) fn serve<B: Send + 'static>(
@@ -67,7 +68,7 @@ pub(super) fn serve<B: Send + 'static>(
     })
 }
 
-/// Reads the ports that the channels are for.
+/// Parses the ports of the request.
 fn ports<'a>(values: impl Iterator<Item = &'a str>) -> Result<Vec<u16>, String> {
     let mut ports = Vec::new();
     for value in values {
@@ -84,13 +85,13 @@ fn ports<'a>(values: impl Iterator<Item = &'a str>) -> Result<Vec<u16>, String> 
     }
     match ports.len() {
         0 => Err("query parameter \"port\" is required".into()),
-        // Channels have one byte.
+        // The channel number is one byte.
         n if n > 127 => Err(format!("{n} ports are too many for one connection")),
         _ => Ok(ports),
     }
 }
 
-/// SPDY inside the messages.
+/// Serves SPDY tunnelled through the WebSocket.
 async fn tunnel(cx: Arc<Context>, sandbox: SandboxId, socket: Socket) {
     let (mut sink, mut messages) = socket.split();
     let (near, far) = tokio::io::duplex(CHUNK * 2);
@@ -107,7 +108,7 @@ async fn tunnel(cx: Arc<Context>, sandbox: SandboxId, socket: Socket) {
                 break;
             }
         }
-        // A client that is gone needs no farewell.
+        // Fails if the client has disconnected: nothing to do then.
         let _ = sink.send(upgrade::farewell()).await;
     };
     let inward = async {
@@ -129,13 +130,13 @@ async fn tunnel(cx: Arc<Context>, sandbox: SandboxId, socket: Socket) {
         () = &mut forwarding => false,
     };
     if left {
-        // What was sent before the end is still to be delivered.
+        // Bytes from before the end are still to be delivered.
         drop(far_write);
         let _ = tokio::time::timeout(LAST_INPUT, forwarding).await;
     }
 }
 
-/// Pairs streams and forwards each pair.
+/// Pairs error and data streams, and forwards each pair.
 async fn forward(cx: Arc<Context>, sandbox: SandboxId, mut session: Session) {
     let mut waiting: HashMap<String, spdy::Stream> = HashMap::new();
     let mut pairs = JoinSet::new();
@@ -151,7 +152,7 @@ async fn forward(cx: Arc<Context>, sandbox: SandboxId, mut session: Session) {
             let _ = stream.writer().reset().await;
             continue;
         }
-        // Very old clients send no request id: their streams come in pairs.
+        // Very old clients send no request id: their streams arrive in pairs.
         let request = stream.headers.get("requestid").cloned().unwrap_or_else(|| match kind.as_str() {
             "error" => stream.id.to_string(),
             _ => stream.id.saturating_sub(2).to_string(),
@@ -166,7 +167,7 @@ async fn forward(cx: Arc<Context>, sandbox: SandboxId, mut session: Session) {
     while pairs.join_next().await.is_some() {}
 }
 
-/// One connection.
+/// Copies between one pair of streams and one connection of the pod.
 async fn pair(cx: Arc<Context>, sandbox: SandboxId, error: spdy::Stream, mut data: spdy::Stream) {
     let port: Option<u16> = data.headers.get("port").and_then(|p| p.parse().ok());
     let opened = match port {
@@ -179,7 +180,7 @@ async fn pair(cx: Arc<Context>, sandbox: SandboxId, error: spdy::Stream, mut dat
         Err(e) => {
             let port = port.map(|p| p.to_string()).unwrap_or_default();
             let message = format!("error forwarding port {port} to pod {sandbox}: {e}");
-            // The session has ended if these fail.
+            // Fails only after the session has ended.
             let _ = errors.send(message.as_bytes()).await;
             let _ = errors.finish().await;
             let _ = writer.reset().await;
@@ -204,11 +205,11 @@ async fn pair(cx: Arc<Context>, sandbox: SandboxId, error: spdy::Stream, mut dat
             }
         }
         if !finished {
-            // The session has ended.
+            // Fails only after the session has ended.
             let _ = to_pod.shutdown().await;
             return;
         }
-        // Nothing more can come from the client; the pod may still have something to say.
+        // The client sends no more data; the pod may still do.
         std::future::pending::<()>().await
     };
     let outward = async {
@@ -227,7 +228,7 @@ async fn pair(cx: Arc<Context>, sandbox: SandboxId, error: spdy::Stream, mut dat
     let _ = errors.finish().await;
 }
 
-/// Two channels for each port.
+/// Serves two channels per port.
 async fn by_channels(
     cx: &Context,
     sandbox: &SandboxId,
@@ -264,7 +265,7 @@ async fn by_channels(
                 let _ = input.send(data).await;
             }
         }
-        // The ports' ends of the inputs see that nothing more comes.
+        // Close the inputs, so that the forwarding tasks see the end of the data.
         drop(inputs);
     };
     let work = async { while tasks.next().await.is_some() {} };
@@ -286,7 +287,7 @@ async fn one_port(
     mut pending: mpsc::Receiver<Bytes>,
     sender: mpsc::Sender<Message>,
 ) {
-    // The client is gone where sending fails, and all of this ends with it.
+    // If sending fails, the client is gone and the whole connection ends.
     for channel in [channel, channel + 1] {
         let _ = sender.send(channels::frame(channel, &port.to_le_bytes(), protocol)).await;
     }

@@ -1,8 +1,8 @@
-//! Parameters in a request's address.
+//! Query parameters of a request.
 
 use percent_encoding::percent_decode_str;
 
-/// All parameters, in order; a name may be there more than once.
+/// Parameters in their order; a name may be repeated.
 #[derive(Clone, Debug, Default)]
 pub(super) struct Query(Vec<(String, String)>);
 
@@ -21,17 +21,17 @@ impl Query {
         )
     }
 
-    /// The first value of a name.
+    /// Returns the first value of a parameter.
     pub(super) fn get(&self, name: &str) -> Option<&str> {
         self.0.iter().find(|(n, _)| n == name).map(|(_, v)| v.as_str())
     }
 
-    /// All values of a name.
+    /// Returns all values of a parameter.
     pub(super) fn all(&self, name: &str) -> impl Iterator<Item = &str> {
         self.0.iter().filter(move |(n, _)| n == name).map(|(_, v)| v.as_str())
     }
 
-    /// Whether a flag is set, under any of its names.
+    /// True if a flag is set, under any of its names.
     pub(super) fn flag(&self, names: &[&str]) -> bool {
         names.iter().any(|name| {
             self.get(name).is_some_and(|v| matches!(v, "" | "1" | "t" | "T" | "true" | "TRUE" | "True"))

@@ -1,11 +1,13 @@
-//! The little of SPDY/3.1 that port-forward needs: a server's side of many streams over one connection.
+//! The part of SPDY/3.1 that port-forward needs: the server side, with many streams over one connection.
 //!
-//! Format, all numbers big-endian. A control frame is `u16 0x8003, u16 type, u8 flags, u24 length`, a data frame `u32 stream, u8 flags,
-//! u24 length`. Headers (of `SYN_STREAM` and `SYN_REPLY`) are `u32 count` and per header two strings with `u32` lengths, compressed with
-//! zlib in one go for all frames of a direction, with the dictionary of the specification.
+//! Format, all numbers big-endian. A control frame is `u16 0x8003, u16 type, u8 flags, u24 length`, a data
+//! frame `u32 stream, u8 flags, u24 length`. Headers (of `SYN_STREAM` and `SYN_REPLY`) are `u32 count` and
+//! per header two strings with `u32` lengths, compressed with zlib in one go for all frames of a direction,
+//! with the dictionary of the specification.
 //!
-//! Flow: [`Session::start`] reads frames in a task of its own; each stream that the client opens comes out of [`Session::accept`] with what
-//! it carries. Not here: push streams, priorities, flow control windows (Kubernetes' clients use none of them).
+//! Flow: [`Session::start`] reads frames in a task of its own; each stream that the client opens comes out of
+//! [`Session::accept`] with what it carries. Not here: push streams, priorities, flow control windows
+//! (Kubernetes' clients use none of them).
 
 use std::collections::{BTreeMap, HashMap};
 
@@ -17,7 +19,7 @@ use tokio::{
     task::JoinSet,
 };
 
-/// Frames and headers larger than this end the session.
+/// Maximum size of frames and headers, bytes; larger ones end the session.
 const LONGEST_FRAME: usize = 1 << 20;
 const LONGEST_HEADERS: usize = 64 * 1024;
 const VERSION: u16 = 0x8003;
@@ -27,10 +29,10 @@ const RST_STREAM: u16 = 3;
 const PING: u16 = 6;
 const GOAWAY: u16 = 7;
 const FIN: u8 = 1;
-/// `RST_STREAM` with CANCEL.
+/// Status `CANCEL` of `RST_STREAM`.
 const CANCEL: u32 = 5;
 
-/// What a peer may do wrong, or the connection.
+/// A mistake of the peer, or a broken connection.
 #[derive(Debug, thiserror::Error)]
 pub(super) enum SpdyError {
     #[error("connection: {0}")]
@@ -117,7 +119,7 @@ Jan Feb Mar Apr May Jun Jul Aug Sept Oct Nov Dec 00:00:00 Mon, Tue, Wed, Thu, Fr
 chunked,text/html,image/png,image/jpg,image/gif,application/xml,application/xhtml+xml,text/plain,text/javascript,\
 publicprivatemax-age=gzip,deflate,sdchcharset=utf-8charset=iso-8859-1,utf-,*,enq=0.";
 
-/// The dictionary of the SPDY/3 specification.
+/// The header dictionary of the SPDY/3 specification.
 fn dictionary() -> Vec<u8> {
     let mut bytes = Vec::with_capacity(1423);
     for name in NAMES {
@@ -128,7 +130,7 @@ fn dictionary() -> Vec<u8> {
     bytes
 }
 
-/// Headers, names in lower case.
+/// Headers by lower-case name.
 pub(super) type Headers = BTreeMap<String, String>;
 
 struct HeaderReader {
@@ -215,7 +217,7 @@ impl HeaderWriter {
         let mut whole = Vec::with_capacity(plain.len() + 4);
         whole.put_u32(u32::try_from(headers.len()).unwrap_or(0));
         whole.extend(plain);
-        // A flush may need a few bytes more than the text has.
+        // A sync flush may need a few bytes beyond the length of the text.
         let mut compressed = Vec::with_capacity(whole.len() + 256);
         self.0
             .compress_vec(&whole, &mut compressed, FlushCompress::Sync)
@@ -241,22 +243,22 @@ fn data(stream: u32, flags: u8, payload: &[u8]) -> Bytes {
     frame.freeze()
 }
 
-/// What the client does with a stream.
+/// A client's action on a stream.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) enum Incoming {
     Data(Bytes),
-    /// Nothing more comes.
+    /// The client sends nothing more on this stream.
     Fin,
-    /// The client gave the stream up.
+    /// The client has reset the stream (`RST_STREAM`).
     Reset,
 }
 
-/// One stream.
+/// One stream of a session.
 #[derive(Debug)]
 pub(super) struct Stream {
     pub(super) id: u32,
     pub(super) headers: Headers,
-    /// What the client sends; ends with the session.
+    /// The client's actions; ends with the session.
     pub(super) incoming: mpsc::Receiver<Incoming>,
     outgoing: mpsc::Sender<Bytes>,
 }
@@ -284,12 +286,12 @@ impl Writer {
         self.put(data(self.id, 0, bytes)).await
     }
 
-    /// Nothing more comes from here.
+    /// Half-closes the stream (`FLAG_FIN`).
     pub(super) async fn finish(&self) -> Result<(), SpdyError> {
         self.put(data(self.id, FIN, b"")).await
     }
 
-    /// Gives the stream up.
+    /// Resets the stream (`RST_STREAM`).
     pub(super) async fn reset(&self) -> Result<(), SpdyError> {
         let mut payload = Vec::new();
         payload.put_u32(self.id);
@@ -298,14 +300,14 @@ impl Writer {
     }
 }
 
-/// A server's side of a connection. Dropping it ends the connection.
+/// The server side of a connection. Dropping it closes the connection.
 pub(super) struct Session {
     streams: mpsc::Receiver<Stream>,
     _tasks: JoinSet<()>,
 }
 
 impl Session {
-    /// Takes a connection over.
+    /// Starts a session on a connection.
     pub(super) fn start<R, W>(read: R, write: W) -> Result<Self, SpdyError>
     where
         R: AsyncRead + Send + Unpin + 'static,
@@ -332,7 +334,7 @@ impl Session {
         Ok(Session { streams, _tasks: tasks })
     }
 
-    /// The next stream that the client opens; `None`: the session has ended.
+    /// Returns the next stream opened by the client. `None`: the session has ended.
     pub(super) async fn accept(&mut self) -> Option<Stream> {
         self.streams.recv().await
     }
@@ -344,7 +346,7 @@ async fn send_frames<W: AsyncWrite + Unpin>(mut write: W, mut frames: mpsc::Rece
             return;
         }
     }
-    // The peer is gone if this fails, which is what it would be told.
+    // Fails if the peer has disconnected already.
     let _ = write.shutdown().await;
 }
 
@@ -386,7 +388,7 @@ impl<R: AsyncRead + Unpin> Reader<R> {
                         let _ = stream.send(Incoming::Reset).await;
                     }
                 }
-                // The other side counts in odd numbers.
+                // A ping of the client (odd id) must be answered.
                 PING if payload.last().is_some_and(|b| b % 2 == 1) => {
                     self.put(control(PING, 0, &payload)).await
                 }
@@ -397,13 +399,13 @@ impl<R: AsyncRead + Unpin> Reader<R> {
     }
 
     async fn put(&mut self, frame: Bytes) {
-        // When the writer is gone, reading ends too.
+        // The reader ends with the writer.
         let _ = self.outgoing.send(frame).await;
     }
 
     async fn data(&mut self, id: u32, flags: u8, payload: Bytes) {
         let Some(stream) = self.open.get(&id) else { return };
-        // A stream that nobody reads any more takes nothing.
+        // A stream without a reader takes nothing.
         if !payload.is_empty() {
             let _ = stream.send(Incoming::Data(payload)).await;
         }
@@ -431,7 +433,7 @@ impl<R: AsyncRead + Unpin> Reader<R> {
             self.open.insert(id, sender);
         }
         let stream = Stream { id, headers, incoming, outgoing: self.outgoing.clone() };
-        // Nobody accepts any more: the session is being dropped.
+        // Fails if the session is being dropped.
         let _ = self.accepted.send(stream).await;
         Ok(())
     }
@@ -441,7 +443,7 @@ impl<R: AsyncRead + Unpin> Reader<R> {
 pub(super) mod tests {
     use super::*;
 
-    /// A client's side, for tests.
+    /// The client side, for tests.
     pub(crate) struct Client<S> {
         pub(crate) io: S,
         headers: HeaderWriter,
@@ -467,7 +469,7 @@ pub(super) mod tests {
             self.io.write_all(&data(id, u8::from(fin), bytes)).await.unwrap();
         }
 
-        /// The next frame: `(control type or 0, stream, finished, payload)`.
+        /// Returns the next frame: `(control type or 0, stream, finished, payload)`.
         pub(crate) async fn next(&mut self) -> (u16, u32, bool, Vec<u8>) {
             let first = self.io.read_u32().await.unwrap();
             let second = self.io.read_u32().await.unwrap();

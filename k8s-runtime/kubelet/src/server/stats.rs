@@ -1,4 +1,4 @@
-//! What runs here and what it uses.
+//! The pods of the node and the resources that they use: `/pods`, `/stats/summary`, metrics.
 
 use std::fmt::Write;
 
@@ -11,7 +11,7 @@ use serde_json::{Value, json};
 use super::{json as answer, text};
 use crate::{context::Context, types::*};
 
-/// `GET /pods`: this node's pods with their newest statuses.
+/// `GET /pods`: the pods of this node with their newest statuses.
 pub(super) fn pods(cx: &Context) -> Response<Body> {
     let items: Vec<Value> = cx
         .pods
@@ -28,7 +28,7 @@ pub(super) fn pods(cx: &Context) -> Response<Body> {
     answer(StatusCode::OK, &json!({"kind": "PodList", "apiVersion": "v1", "metadata": {}, "items": items}))
 }
 
-/// One running container and what it uses.
+/// Resource usage of one running container.
 struct Usage {
     namespace: String,
     pod: String,
@@ -37,7 +37,7 @@ struct Usage {
     stats: ContainerStats,
 }
 
-/// Asks the runtime about every running container, a few at a time.
+/// Reads the usage of every running container from the runtime, a few at a time.
 async fn usages(cx: &Context) -> Vec<Usage> {
     let mut wanted = Vec::new();
     for pod in cx.pods.list() {
@@ -67,7 +67,7 @@ async fn usages(cx: &Context) -> Vec<Usage> {
     found
 }
 
-/// CPU nanoseconds and memory of the whole machine.
+/// Returns the machine's CPU time (nanoseconds) and memory usage (bytes).
 fn machine() -> (u64, u64) {
     let text = std::fs::read_to_string("/proc/stat").unwrap_or_default();
     let fields: Vec<u64> = text
@@ -78,7 +78,7 @@ fn machine() -> (u64, u64) {
         .skip(1)
         .filter_map(|f| f.parse().ok())
         .collect();
-    // user, nice, system, (idle, iowait,) irq, softirq; in hundredths of a second.
+    // Fields user, nice, system, (idle, iowait,) irq, softirq, in ticks of 10 ms.
     let busy: u64 =
         fields.iter().enumerate().filter(|(n, _)| !matches!(n, 3 | 4) && *n < 8).map(|(_, v)| v).sum();
     let memory = |key: &str| {
@@ -89,7 +89,7 @@ fn machine() -> (u64, u64) {
     (busy * 10_000_000, memory("MemTotal:").saturating_sub(memory("MemAvailable:")))
 }
 
-/// `GET /stats/summary`.
+/// `GET /stats/summary`: the `Summary` of node and pods.
 pub(super) async fn summary(cx: &Context) -> Response<Body> {
     let now = cx.clock.time();
     let used = |stats: &ContainerStats| {
@@ -125,13 +125,13 @@ pub(super) async fn summary(cx: &Context) -> Response<Body> {
     answer(StatusCode::OK, &json!({"node": node, "pods": pods}))
 }
 
-/// `GET /metrics/resource`: what metrics-server reads.
+/// `GET /metrics/resource`: the endpoint that metrics-server scrapes.
 pub(super) async fn resource_metrics(cx: &Context) -> Response<Body> {
     let mut out = String::new();
     let usages = usages(cx).await;
     let (cpu, memory) = machine();
     let seconds = |nanos: u64| nanos as f64 / 1e9;
-    // Writing to a string cannot fail.
+    // Writing to a `String` does not fail.
     let _ = writeln!(out, "# TYPE node_cpu_usage_seconds_total counter");
     let _ = writeln!(out, "node_cpu_usage_seconds_total {}", seconds(cpu));
     let _ = writeln!(out, "# TYPE node_memory_working_set_bytes gauge");
@@ -151,7 +151,7 @@ pub(super) async fn resource_metrics(cx: &Context) -> Response<Body> {
     text(out)
 }
 
-/// `GET /metrics`.
+/// `GET /metrics`: the kubelet's own metrics.
 pub(super) fn metrics(cx: &Context) -> Response<Body> {
     let pods = cx.pods.list();
     let views = pods.iter().filter_map(|p| cx.view(p.uid()));

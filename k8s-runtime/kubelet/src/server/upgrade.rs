@@ -1,4 +1,4 @@
-//! Taking a connection over as a WebSocket.
+//! Upgrades a connection to a WebSocket.
 
 use http::{HeaderMap, HeaderValue, Request, Response, StatusCode, header};
 use hyper::upgrade::Upgraded;
@@ -17,13 +17,13 @@ use tokio_tungstenite::{
 };
 use tracing::debug;
 
-/// A client's message is no longer than this; those of known clients have 32 KiB.
+/// Maximum size of a client's message, bytes. Known clients send at most 32 KiB.
 const LONGEST_MESSAGE: usize = 4 << 20;
 
-/// A WebSocket to a client.
+/// A WebSocket connection to a client.
 pub(super) type Socket = WebSocketStream<TokioIo<Upgraded>>;
 
-/// The regular end. Go's clients take a close without a code for an error.
+/// The close message of a normal end. Go clients report a close without a code as an error.
 pub(super) fn farewell() -> Message {
     Message::Close(Some(CloseFrame { code: CloseCode::Normal, reason: "".into() }))
 }
@@ -33,16 +33,17 @@ fn has_token(headers: &HeaderMap, name: header::HeaderName, token: &str) -> bool
     values.flat_map(|v| v.split(',')).any(|t| t.trim().eq_ignore_ascii_case(token))
 }
 
-/// A subprotocol of a WebSocket.
+/// A WebSocket subprotocol.
 #[derive(Debug, PartialEq, Eq)]
 pub(super) struct Protocol {
-    /// Its name; empty: the client offers none.
+    /// Name. Empty: the client offers no subprotocol.
     pub(super) name: &'static str,
-    /// Messages are text: the channel as a digit, the data in base64.
+    /// Text messages: the channel as a digit, the data in base64.
     pub(super) base64: bool,
 }
 
-/// The first protocol that the client offers and that is one of `ours`. A client that offers none gets the one without a name.
+/// The first protocol that the client offers and that is one of `ours`. A client that offers none gets the
+/// one without a name.
 pub(super) fn agreed(headers: &HeaderMap, ours: &'static [Protocol]) -> Option<&'static Protocol> {
     let values = headers.get_all(header::SEC_WEBSOCKET_PROTOCOL).into_iter();
     let offered = values.flat_map(|v| v.to_str().unwrap_or("?").split(',')).map(str::trim);
@@ -53,12 +54,12 @@ pub(super) fn agreed(headers: &HeaderMap, ours: &'static [Protocol]) -> Option<&
     offered.find_map(|name| ours.iter().find(|p| p.name == name))
 }
 
-/// Whether a request asks for a WebSocket.
+/// True if a request asks for a WebSocket.
 pub(super) fn is_asked(headers: &HeaderMap) -> bool {
     has_token(headers, header::CONNECTION, "upgrade") && has_token(headers, header::UPGRADE, "websocket")
 }
 
-/// Answers a WebSocket handshake and runs `serve` on the connection, with the protocol that was agreed on.
+/// Answers a WebSocket handshake and runs `serve` on the connection, with the negotiated subprotocol.
 pub(super) fn accept<B, F>(
     mut request: Request<B>,
     protocols: &'static [Protocol],

@@ -1,10 +1,11 @@
-//! Replaces a directory's files all at once.
+//! Replaces the files of a directory atomically.
 //!
-//! Layout, as upstream's atomic writer has it: the files are in a directory of their own (`..2026_01_02_03_04_05.678`), `..data` is a
-//! symbolic link to it, and each visible name is a link through `..data`. Renaming a new `..data` over the old one is the switch.
+//! Layout, as upstream's atomic writer has it: the files are in a directory of their own
+//! (`..2026_01_02_03_04_05.678`), `..data` is a symbolic link to it, and each visible name is a link through
+//! `..data`. Renaming a new `..data` over the old one is the switch.
 //!
-//! Guarantee: everything goes by descriptor and no link is followed, so that a container that may mount (`CAP_SYS_ADMIN`) and
-//! writes to its read-only volume leads the writer nowhere else.
+//! Guarantee: everything goes by descriptor and no link is followed, so that a container that may mount
+//! (`CAP_SYS_ADMIN`) and writes to its read-only volume leads the writer nowhere else.
 
 use std::{
     collections::{BTreeMap, BTreeSet},
@@ -24,7 +25,7 @@ use super::VolumeError;
 const DATA: &str = "..data";
 const DATA_TMP: &str = "..data_tmp";
 
-/// One file to be.
+/// Contents and mode of a file.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) struct File {
     pub(crate) data: Vec<u8>,
@@ -34,7 +35,7 @@ pub(crate) struct File {
 /// Files by their path inside the volume.
 pub(crate) type Files = BTreeMap<String, File>;
 
-/// Whether a path stays inside the volume and does not meet the writer's own names.
+/// Refuses a path that leaves the volume or meets the writer's own names.
 fn check(path: &str) -> Result<(), VolumeError> {
     let fine = !path.is_empty()
         && !path.starts_with("..")
@@ -42,7 +43,7 @@ fn check(path: &str) -> Result<(), VolumeError> {
     if fine { Ok(()) } else { Err(VolumeError::Path(path.to_owned())) }
 }
 
-/// Makes `dir` hold exactly `files`. Returns whether anything changed.
+/// Makes `dir` contain exactly `files`. Returns `true` if anything changed.
 pub(crate) fn write(dir: &Path, files: &Files, group: Option<u32>) -> Result<bool, VolumeError> {
     for path in files.keys() {
         check(path)?;
@@ -52,7 +53,7 @@ pub(crate) fn write(dir: &Path, files: &Files, group: Option<u32>) -> Result<boo
 
 fn replace(dir: &Path, files: &Files, group: Option<u32>) -> io::Result<bool> {
     let root = Directory::open(dir)?.without_links();
-    // A name that the writer never gives was put there by somebody else.
+    // A link target that the writer does not generate is somebody else's: ignore it.
     let old = fs::read_link(root.entry(DATA)?).ok();
     let old = old.filter(|o| o.to_str().is_some_and(|o| o.starts_with("..2") && !o.contains('/')));
     if let Some(old) = &old
@@ -104,7 +105,7 @@ fn set_dir_mode(dir: &Directory, group: Option<u32>) -> io::Result<()> {
     fs::set_permissions(beneath::by_descriptor(dir.as_fd()), fs::Permissions::from_mode(mode))
 }
 
-/// Links the visible names, and takes away those that are no longer there.
+/// Creates the visible links and removes those without a file.
 fn show(root: &Directory, files: &Files) -> io::Result<()> {
     let wanted: BTreeSet<&str> = files.keys().map(|p| p.split('/').next().unwrap_or(p)).collect();
     for name in &wanted {
@@ -129,9 +130,9 @@ fn remove_if_there(path: &Path) -> io::Result<()> {
     }
 }
 
-/// Whether a directory holds exactly these files with these contents.
+/// True if a directory holds exactly these files with these contents.
 fn same(dir: &Directory, files: &Files) -> bool {
-    // Deeper than any file is wanted, nothing is looked at.
+    // Levels deeper than the deepest expected file are not read.
     fn count(dir: &Directory, depth: usize) -> Option<usize> {
         let mut found = 0_usize;
         for name in dir.names().ok()? {
@@ -199,13 +200,13 @@ mod tests {
         fs::create_dir(&victim).unwrap();
         fs::write(victim.join("a"), "theirs").unwrap();
         write(dir, &files(&[("a", "1"), ("d/b", "2")]), None).unwrap();
-        // The next version's predecessor, which the writer removes.
+        // Remove the link to the previous version, which the writer looks for.
         fs::remove_file(dir.join(DATA)).unwrap();
         symlink(&victim, dir.join(DATA)).unwrap();
         symlink(&victim, dir.join(DATA_TMP)).unwrap();
         assert!(write(dir, &files(&[("a", "3"), ("d/b", "4")]), Some(0)).unwrap());
         assert_eq!(fs::read_to_string(dir.join("a")).unwrap(), "3");
-        // A relative one that leads out, and a link in place of a version.
+        // A relative link that leads out of the volume, and a link in place of a version directory.
         let made = fs::read_link(dir.join(DATA)).unwrap();
         fs::rename(dir.join(&made), dir.join("..moved")).unwrap();
         symlink(&victim, dir.join(&made)).unwrap();

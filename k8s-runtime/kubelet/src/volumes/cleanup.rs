@@ -1,4 +1,4 @@
-//! Takes a pod's directory away, whatever is mounted in it, and never through a mount.
+//! Removes a pod's directory and everything mounted below it, without deleting through a mount.
 
 use std::{
     fs, io,
@@ -10,7 +10,7 @@ use nix::mount::MntFlags;
 
 use super::VolumeError;
 
-/// Mount points at or below `dir`, deepest first.
+/// Returns the mount points at or below `dir`, deepest first.
 fn mounts_below(dir: &Path) -> Result<Vec<PathBuf>, VolumeError> {
     let table = Path::new("/proc/self/mountinfo");
     let text = fs::read_to_string(table).map_err(VolumeError::io("read", table))?;
@@ -24,7 +24,7 @@ fn mounts_below(dir: &Path) -> Result<Vec<PathBuf>, VolumeError> {
     Ok(found)
 }
 
-/// mountinfo writes blanks and backslashes as octal numbers.
+/// Decodes the octal escapes of mountinfo (blank, tab, line feed, backslash).
 fn unescape(text: &str) -> PathBuf {
     let bytes = text.as_bytes();
     let mut result = Vec::with_capacity(bytes.len());
@@ -49,11 +49,11 @@ fn unescape(text: &str) -> PathBuf {
     PathBuf::from(std::ffi::OsString::from_vec(result))
 }
 
-/// Unmounts everything below a pod's directory and removes it. One that is not there is fine.
+/// Unmounts everything below a pod's directory and removes it, if it exists.
 pub(crate) fn remove_pod_dir(dir: &Path) -> Result<(), VolumeError> {
     let Ok(dir) = fs::canonicalize(dir) else { return Ok(()) };
     for mount in mounts_below(&dir)? {
-        // Its name may have become a link meanwhile.
+        // A path component may have been replaced by a symbolic link in between.
         let flags = MntFlags::MNT_DETACH | MntFlags::UMOUNT_NOFOLLOW;
         nix::mount::umount2(&mount, flags).map_err(VolumeError::io("unmount", &mount))?;
     }

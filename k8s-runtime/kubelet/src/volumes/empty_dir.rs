@@ -1,4 +1,4 @@
-//! `emptyDir`: a directory that lives as long as the pod; with `medium: Memory` on tmpfs.
+//! `emptyDir`: a directory with the lifetime of the pod; with `medium: Memory` a tmpfs.
 
 use std::{
     fs,
@@ -23,13 +23,13 @@ pub(super) fn plugin(volume: &types::Volume) -> Option<Box<dyn Volume>> {
     Some(Box::new(EmptyDir { name: volume.name.clone(), source }))
 }
 
-/// Whether something is mounted on a directory.
+/// True if something is mounted on a directory.
 fn is_mount_point(dir: &Path) -> bool {
     let device = |path: &Path| fs::metadata(path).map(|m| m.dev()).ok();
     dir.parent().is_some_and(|parent| device(dir) != device(parent))
 }
 
-/// Makes a directory on tmpfs. Made already, it stays.
+/// Mounts a tmpfs on a directory. An existing mount is kept.
 pub(super) fn tmpfs(dir: &Path, size: Option<i64>, mode: u32) -> Result<(), VolumeError> {
     fs::create_dir_all(dir).map_err(VolumeError::io("create", dir))?;
     if is_mount_point(dir) {

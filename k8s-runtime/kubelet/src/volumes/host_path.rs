@@ -1,4 +1,4 @@
-//! `hostPath`: a path of the node, checked for what it must be.
+//! `hostPath`: a path of the node, checked against its `type`.
 
 use std::{
     fs,
@@ -17,7 +17,7 @@ pub(super) fn plugin(volume: &types::Volume) -> Option<Box<dyn Volume>> {
     Some(Box::new(HostPath(volume.host_path.clone()?)))
 }
 
-/// Checks a path against its `type`, and makes what may be made.
+/// Checks a path against its `type`, and creates it if the type allows that.
 pub(super) fn check(path: &Path, kind: &str) -> Result<(), VolumeError> {
     let found = fs::metadata(path).ok();
     let make_dir = || {
@@ -27,7 +27,7 @@ pub(super) fn check(path: &Path, kind: &str) -> Result<(), VolumeError> {
     let wrong = |want| Err(VolumeError::HostPathType { path: path.to_owned(), want });
     let is = |test: fn(&fs::FileType) -> bool| found.as_ref().is_some_and(|m| test(&m.file_type()));
     match kind {
-        // Container runtimes make a directory where nothing is.
+        // Container runtimes create a directory if nothing exists.
         "" if found.is_none() => make_dir(),
         "" => Ok(()),
         "DirectoryOrCreate" if found.is_none() => make_dir(),

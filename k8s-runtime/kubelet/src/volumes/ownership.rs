@@ -1,7 +1,7 @@
-//! `fsGroup`: who owns what is in a volume.
+//! `fsGroup`: group ownership of a volume's files.
 //!
-//! Guarantee: every step goes by descriptor, so that a pod which shares the volume and exchanges its entries
-//! meanwhile has nothing outside of the volume given to the group.
+//! Guarantee: every step goes through descriptors. A pod that shares the volume and replaces its entries
+//! during the walk cannot redirect the change to files outside of the volume.
 
 use std::{
     ffi::OsStr,
@@ -21,11 +21,11 @@ use nix::{
 
 use super::VolumeError;
 
-/// Directories may be nested this deep; each level holds a descriptor while it is walked.
+/// Maximum depth of directories; each level holds a descriptor during the walk.
 const DEEPEST: usize = 256;
 
-/// Gives a directory and everything in it to a group, readable and writable by it. New files inherit the
-/// group.
+/// Changes the group of a directory and of everything in it, and makes it readable and writable by the group.
+/// The setgid bit makes new files inherit the group.
 pub(crate) fn give_to_group(path: &Path, group: u32) -> Result<(), VolumeError> {
     let give = || {
         let root = Directory::open(path)?.without_links();
@@ -53,12 +53,12 @@ fn walk(root: Directory, group: u32) -> io::Result<()> {
     Ok(())
 }
 
-/// Gives one entry, and returns it where it is a directory.
+/// Changes one entry. Returns it if it is a directory.
 fn give_entry(directory: &Directory, name: &OsStr, group: u32) -> io::Result<Option<Directory>> {
     let gone_is_fine = |e: io::Error| if e.kind() == io::ErrorKind::NotFound { Ok(None) } else { Err(e) };
     let place = match directory.place(Path::new(name)) {
         Ok(place) => place,
-        // A symbolic link is given itself; where it leads does not matter.
+        // A symbolic link: change the link itself, not its target.
         Err(e) if e.raw_os_error() == Some(nix::libc::ELOOP) => {
             let given =
                 fchownat(directory, name, None, Some(Gid::from_raw(group)), AtFlags::AT_SYMLINK_NOFOLLOW);
@@ -72,7 +72,7 @@ fn give_entry(directory: &Directory, name: &OsStr, group: u32) -> io::Result<Opt
         return Ok(None);
     }
     directory.directory(Path::new(name)).map(Some).or_else(|e| {
-        // It was exchanged for something else: that is nobody's loss but the pod's.
+        // The entry was replaced in between: skip it; only the pod itself is affected.
         match e.raw_os_error() {
             Some(nix::libc::ELOOP | nix::libc::ENOTDIR | nix::libc::ENOENT) => Ok(None),
             _ => Err(e),

@@ -1,4 +1,4 @@
-//! Files made from API objects: what ConfigMap, Secret, downward API and projected volumes have in common.
+//! Files made from API objects, for ConfigMap, Secret, downward API and projected volumes.
 
 use std::path::PathBuf;
 
@@ -13,12 +13,12 @@ use crate::{env, resources, types::*};
 
 const DEFAULT_MODE: i32 = 0o644;
 
-/// A mode as the API has it, as the file system has it.
+/// Returns the file mode: the item's own, else the volume's default.
 fn mode(own: Option<i32>, default: Option<i32>) -> u32 {
     u32::try_from(own.or(default).unwrap_or(DEFAULT_MODE)).unwrap_or(0o644) & 0o777
 }
 
-/// Picks keys of an object: all of them, or those that `items` names.
+/// Selects keys of an object: all, or those in `items`.
 fn pick(
     all: impl Iterator<Item = (String, Vec<u8>)>,
     items: Option<&[KeyToPath]>,
@@ -44,7 +44,7 @@ fn pick(
     Ok(files)
 }
 
-/// The files of a ConfigMap.
+/// Returns the files of a ConfigMap.
 pub(super) async fn config_map(
     setup: &Setup<'_>,
     name: &str,
@@ -59,7 +59,7 @@ pub(super) async fn config_map(
     pick(text.chain(binary), items, default, optional == Some(true), "config")
 }
 
-/// The files of a Secret.
+/// Returns the files of a Secret.
 pub(super) async fn secret(
     setup: &Setup<'_>,
     name: &str,
@@ -73,7 +73,7 @@ pub(super) async fn secret(
     pick(data, items, default, optional == Some(true), "secret")
 }
 
-/// The files of the downward API.
+/// Returns the files of the downward API.
 pub(super) fn downward_api(
     setup: &Setup<'_>,
     items: Option<&[DownwardAPIVolumeFile]>,
@@ -98,7 +98,7 @@ pub(super) fn downward_api(
     Ok(files)
 }
 
-/// The file of a service account token.
+/// Returns the file of a service account token.
 pub(super) async fn token(
     setup: &Setup<'_>,
     source: &ServiceAccountTokenProjection,
@@ -108,14 +108,14 @@ pub(super) async fn token(
     let token = setup.cx.tokens.get(setup.pod, audience, source.expiration_seconds.unwrap_or(3600)).await?;
     setup.refresh_at(token.refresh_at);
     let mut mode = mode(None, default);
-    // A token is for the pod's user alone; without a group of its own everybody in the pod may read it.
+    // Readable by the pod's user only; without `fsGroup` by everybody in the pod, as upstream does.
     if setup.fs_group.is_some() {
         mode = 0o600;
     }
     Ok([(source.path.clone(), File { data: token.token.into_bytes(), mode })].into())
 }
 
-/// Writes the files of a volume, on tmpfs where they are secret.
+/// Writes the files of a volume; secret ones on a tmpfs.
 pub(super) fn write(
     setup: &Setup<'_>,
     plugin: &str,

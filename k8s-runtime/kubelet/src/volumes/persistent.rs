@@ -1,4 +1,5 @@
-//! `persistentVolumeClaim` and `ephemeral`: claims that are bound to a path of this node (`hostPath` and `local` volumes).
+//! `persistentVolumeClaim` and `ephemeral`: claims that are bound to a path of this node (`hostPath` and
+//! `local` volumes).
 
 use std::path::{Path, PathBuf};
 
@@ -10,7 +11,7 @@ use crate::types::{self, PersistentVolume, PersistentVolumeClaim, PersistentVolu
 
 enum Claim {
     Named(PersistentVolumeClaimVolumeSource),
-    /// Made for the pod by a controller, under the pod's and the volume's name.
+    /// Claim `<pod>-<volume>`, created by the ephemeral volume controller.
     Ephemeral(String),
 }
 

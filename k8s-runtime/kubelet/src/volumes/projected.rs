@@ -1,4 +1,4 @@
-//! `projected`: several sources in one directory; how every pod gets its service account's token.
+//! `projected`: several sources in one directory, such as the service account token of every pod.
 
 use std::path::PathBuf;
 

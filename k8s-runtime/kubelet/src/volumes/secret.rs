@@ -1,4 +1,4 @@
-//! `secret`: the keys of a Secret as files, never on disk.
+//! `secret`: the keys of a Secret as files on a tmpfs, never on disk.
 
 use std::path::PathBuf;
 

@@ -1,4 +1,5 @@
-//! Volumes that this kubelet cannot mount: disks of cloud providers and network file systems. The pod waits, and its events say why.
+//! Volumes that this kubelet cannot mount: disks of cloud providers and network file systems. The pod waits,
+//! and its events say why.
 
 use std::path::PathBuf;
 

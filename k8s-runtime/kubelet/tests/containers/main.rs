@@ -1,4 +1,5 @@
-//! The kubelet over the embedded runtime: real containers (root and a Linux kernel needed), a fake API server.
+//! The kubelet over the embedded runtime: real containers (root and a Linux kernel needed), a fake API
+//! server.
 
 #![allow(missing_docs, unreachable_pub, dead_code)]
 
@@ -45,7 +46,7 @@ fn main() -> ExitCode {
 struct Node {
     dir: PathBuf,
     api: FakeApi,
-    /// Where the kubelet finds its API server, if not the fake one.
+    /// The kubelet's API server. Default: the fake one.
     client: Option<k8s_core::client::Client>,
     config: EmbeddedConfig,
     images: Arc<ImageStore>,
@@ -85,7 +86,7 @@ fn run<F: Future<Output = Result<(), Failed>>>(test: fn(Node) -> F) -> Result<()
     let result = tokio.block_on(async { tokio::time::timeout(limit, test(node)).await });
     tokio.shutdown_timeout(Duration::from_secs(5));
     reset(&config.root)?;
-    // A failed test may have left its tmpfs volumes mounted.
+    // A failed test may have left tmpfs volumes mounted.
     let mounts = std::fs::read_to_string("/proc/self/mountinfo")?;
     let ours = mounts
         .lines()
@@ -218,7 +219,7 @@ async fn a_pods_life(mut node: Node) -> Result<(), Failed> {
             return Err(format!("{want:?} is not in {log}").into());
         }
     }
-    // The end of a pod frees what it held.
+    // The end of a pod releases its resources.
     let sandboxes = node.runtime.as_ref().ok_or("no runtime")?.list().await?;
     node.until("taken down", || {
         !node.dir.join("kubelet/pods").join(&sandboxes[0].spec.uid).join("volumes").exists()
@@ -255,7 +256,7 @@ async fn a_restart_touches_nothing(mut node: Node) -> Result<(), Failed> {
     Ok(())
 }
 
-/// Prints how long pods take; what it asserts is that they all run and all go.
+/// Prints how long pods take. It asserts only that all of them run and all of them go.
 async fn many_pods(mut node: Node) -> Result<(), Failed> {
     let begun = Instant::now();
     node.start().await?;

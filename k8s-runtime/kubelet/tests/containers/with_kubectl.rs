@@ -32,7 +32,7 @@ impl NodeConnector for InProcess {
     }
 }
 
-/// A kubectl that talks to one server.
+/// kubectl with the options for one server.
 struct Kubectl(Vec<String>);
 
 impl Kubectl {
@@ -43,7 +43,7 @@ impl Kubectl {
         command
     }
 
-    /// Exit code, standard output, standard error.
+    /// Returns exit code, standard output and standard error.
     async fn run(&self, arguments: &[&str], input: &str) -> Result<(i32, String, String), Failed> {
         let mut command = self.command(arguments);
         command.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped());
@@ -85,13 +85,13 @@ pub async fn kubectl(mut node: Node) -> Result<(), Failed> {
     let tls = Arc::new(listen::tls_config(&files)?);
     let serving = tokio::spawn(listen::serve(server.clone(), listener, tls, stop.clone()));
     node.client = Some(server.client_as(User::new("system:node:n1", &["system:nodes", "system:masters"])));
-    // What controllers make in a whole cluster.
+    // Objects that controllers make in a whole cluster.
     let admin = server.client_as(User::admin());
     let post = async |path: &str, body: Value| {
         admin.bytes(http::Method::POST, path, "application/json", body.to_string()).await
     };
     let base = "/api/v1/namespaces/default";
-    // They may be there already.
+    // 409 if they exist already.
     let _ = post(&format!("{base}/serviceaccounts"), json!({"metadata": {"name": "default"}})).await;
     let root = json!({"metadata": {"name": "kube-root-ca.crt"}, "data": {"ca.crt": key.cert.pem()}});
     let _ = post(&format!("{base}/configmaps"), root).await;

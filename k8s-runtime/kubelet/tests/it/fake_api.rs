@@ -1,4 +1,4 @@
-//! A small API server in memory: enough of the real one's behaviour for a kubelet, and nothing of its checks.
+//! A fake API server in memory: the behaviour that the kubelet relies on, without validation.
 
 use std::{
     collections::BTreeMap,
@@ -26,11 +26,11 @@ struct Inner {
     objects: BTreeMap<String, Value>,
     revision: u64,
     changes: broadcast::Sender<Change>,
-    /// Answer so many status writes with an error.
+    /// Number of status writes to answer with an error.
     fail_status: usize,
-    /// Every status of every pod that was written, in order.
+    /// Every pod status written, in order.
     statuses: Vec<Value>,
-    /// User, verb, subresource.
+    /// Allowed accesses: user, verb, subresource.
     allowed: Vec<[String; 3]>,
     reviews: usize,
 }
@@ -47,7 +47,7 @@ fn query(uri: &http::Uri) -> BTreeMap<String, String> {
         .collect()
 }
 
-/// `(collection, name, subresource)`; the collection has the namespace in it.
+/// Returns `(collection, name, subresource)`; the collection includes the namespace.
 fn split(path: &str) -> (String, String, String) {
     let parts: Vec<&str> = path.trim_matches('/').split('/').collect();
     let start = if parts[0] == "api" { 2 } else { 3 };
@@ -61,7 +61,7 @@ fn plural(collection: &str) -> &str {
     collection.rsplit('/').next().unwrap()
 }
 
-/// Whether an object's path is in a collection (which may be that of all namespaces).
+/// True if an object's path is in a collection (perhaps that of all namespaces).
 fn within(object: &str, collection: &str) -> bool {
     let (own, ..) = split(&format!("/{object}"));
     if collection.contains("/namespaces/") { own == collection } else { plural(&own) == plural(collection) }
@@ -124,13 +124,13 @@ impl FakeApi {
         })))
     }
 
-    /// Lets a user do something with a subresource of nodes.
+    /// Allows a user a verb on a subresource of nodes.
     pub fn allow(&self, user: &str, verb: &str, subresource: &str) {
         let rule = [user, verb, subresource].map(str::to_owned);
         self.0.lock().unwrap().allowed.push(rule);
     }
 
-    /// How many SubjectAccessReviews were made.
+    /// The number of SubjectAccessReviews so far.
     pub fn reviews(&self) -> usize {
         self.0.lock().unwrap().reviews
     }
@@ -147,7 +147,7 @@ impl FakeApi {
         self.0.lock().unwrap().fail_status = times;
     }
 
-    /// Takes an object away at once.
+    /// Deletes an object at once, without a grace period.
     pub fn vanish(&self, path: &str) {
         let mut inner = self.0.lock().unwrap();
         let object = inner.objects.get(path).cloned().unwrap();
@@ -160,7 +160,7 @@ impl FakeApi {
         inner.objects.keys().filter(wanted).map(|p| inner.objects[p].clone()).collect()
     }
 
-    /// All statuses that were written to pods.
+    /// Returns all pod statuses written.
     pub fn statuses(&self) -> Vec<Value> {
         self.0.lock().unwrap().statuses.clone()
     }

@@ -1,7 +1,7 @@
-//! A runtime without processes: what a container does is written in its command.
+//! A fake runtime without processes: the command of a container is its script.
 //!
-//! `run` runs until it is stopped; `stubborn` ignores the stop signal; `exit N` ends at once; `after S N` ends after S seconds with code N;
-//! `bad` cannot be started.
+//! `run` runs until it is stopped; `stubborn` ignores the stop signal; `exit N` ends at once; `after S N`
+//! ends after S seconds with code N; `bad` cannot be started.
 
 use std::{
     collections::HashMap,
@@ -21,7 +21,7 @@ struct State {
     sandboxes: Vec<SandboxStatus>,
     next: u32,
     log: Vec<String>,
-    /// Exit codes of exec'd commands.
+    /// Exit codes of exec commands.
     exec: HashMap<String, i32>,
     images: Vec<String>,
     fail_sandboxes: u32,
@@ -44,7 +44,7 @@ impl FakeRuntime {
         self.clock.now().into()
     }
 
-    /// What was asked of the runtime so far.
+    /// The calls of the runtime so far.
     pub fn log(&self) -> Vec<String> {
         self.state.lock().unwrap().log.clone()
     }
@@ -69,13 +69,13 @@ impl FakeRuntime {
         self.state.lock().unwrap().sandboxes.clone()
     }
 
-    /// The newest container of a name.
+    /// Returns the newest container with a name.
     pub fn container(&self, name: &str) -> Option<ContainerStatus> {
         let all = self.sandboxes().into_iter().flat_map(|s| s.containers);
         all.filter(|c| c.spec.name == name).max_by_key(|c| c.spec.attempt)
     }
 
-    /// A container's process ends by itself.
+    /// Lets a container's process exit.
     pub fn end(&self, id: &ContainerId, code: i32) {
         let now = self.now();
         let mut state = self.state.lock().unwrap();
@@ -96,7 +96,7 @@ impl FakeRuntime {
         }
     }
 
-    /// A sandbox dies, and everything in it.
+    /// Lets a sandbox die with everything in it.
     pub fn kill_sandbox(&self, id: &SandboxId) {
         let containers = {
             let mut state = self.state.lock().unwrap();
@@ -116,7 +116,8 @@ fn not_found(id: &str) -> RuntimeError {
 }
 
 impl FakeRuntime {
-    /// A command that reads all of its input, goes on for a while, and then says (in the log) what it read, unless it was killed.
+    /// A command that reads all of its input, goes on for a while, and then says (in the log) what it read,
+    /// unless it was killed.
     fn collect(&self) -> Attached {
         use tokio::io::{AsyncReadExt, AsyncWriteExt};
         let (write, mut read) = tokio::io::duplex(16);
@@ -126,7 +127,7 @@ impl FakeRuntime {
         tokio::spawn(async move {
             let mut text = String::new();
             read.read_to_string(&mut text).await.unwrap();
-            // More than fits: somebody must go on reading.
+            // More than the pipe holds: the reader must keep reading.
             out.write_all(&[b'x'; 1000]).await.unwrap();
             tokio::time::sleep(std::time::Duration::from_millis(300)).await;
             let how = if ended.is_closed() { "killed" } else { "collected" };
@@ -287,7 +288,7 @@ impl Runtime for FakeRuntime {
         if command == "collect" {
             return Ok(self.collect());
         }
-        // `cat` gives back what it gets; everything else says its own name.
+        // `cat` echoes its input; every other command prints its own name.
         let (stdin, stdout): (_, Box<dyn tokio::io::AsyncRead + Send + Unpin>) = if command == "cat" {
             let (write, read) = tokio::io::duplex(1024);
             (Some(Box::new(write) as Box<dyn tokio::io::AsyncWrite + Send + Unpin>), Box::new(read))

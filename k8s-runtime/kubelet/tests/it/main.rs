@@ -1,4 +1,4 @@
-//! The kubelet against a fake API server and a fake runtime, in virtual time.
+//! The kubelet with a fake API server and a fake runtime, in virtual time.
 
 #![allow(missing_docs, unreachable_pub)]
 
@@ -17,7 +17,7 @@ use k8s_core::{api::api::core::v1::Pod, client::DeleteOptions, clock::Clock};
 use k8s_kubelet::Kubelet;
 use serde_json::{Value, json};
 
-/// One kubelet and what it works with.
+/// A kubelet with its fakes.
 pub struct Node {
     pub api: FakeApi,
     pub runtime: FakeRuntime,
@@ -65,7 +65,7 @@ impl Node {
         self.kubelet.take().unwrap().shutdown().await;
     }
 
-    /// Creates a pod of the given specification on the node.
+    /// Creates a pod with the given specification on the node.
     pub async fn create(&self, name: &str, mut spec: Value) {
         spec["nodeName"] = json!("n1");
         let pod = json!({"metadata": {"name": name, "labels": {"app": "x"}}, "spec": spec});
@@ -103,7 +103,7 @@ impl Node {
         self.pod(name).and_then(|p| p["status"]["phase"].as_str().map(str::to_owned)).unwrap_or_default()
     }
 
-    /// A part of a pod's first container's status.
+    /// Returns a value in the status of a pod's first container, by JSON pointer.
     pub fn container(&self, pod: &str, pointer: &str) -> Value {
         let pod = self.pod(pod).unwrap_or_default();
         pod["status"]["containerStatuses"][0].pointer(pointer).cloned().unwrap_or_default()
@@ -116,7 +116,7 @@ impl Node {
         found.and_then(|c| c["status"].as_str()).unwrap_or_default().to_owned()
     }
 
-    /// Reasons and messages of a pod's events.
+    /// Returns reasons and messages of a pod's events.
     pub fn events(&self, pod: &str) -> Vec<(String, String)> {
         let of_pod = |e: &Value| e["involvedObject"]["name"] == pod;
         let text = |v: &Value| v.as_str().unwrap_or_default().to_owned();
@@ -128,7 +128,7 @@ impl Node {
         self.events(pod).iter().any(|(r, m)| r == reason && m.contains(message))
     }
 
-    /// Waits (in virtual time) until something is so.
+    /// Waits (in virtual time) until `test` returns `true`.
     pub async fn until(&self, what: &str, test: impl Fn() -> bool) {
         for _ in 0..20_000 {
             if test() {

@@ -42,7 +42,7 @@ async fn crashes_back_off_and_keep_their_last_state() {
         assert_eq!(node.container("p", "/lastState/terminated/exitCode"), 3);
         seen.push(node.seconds());
     }
-    // The first restart is immediate; then 10 s, 20 s.
+    // The first restart is immediate; then the back-off is 10 s, 20 s.
     assert!((9..13).contains(&(seen[1] - seen[0])), "{seen:?}");
     assert!((19..23).contains(&(seen[2] - seen[1])), "{seen:?}");
     let message = node.container("p", "/state/waiting/message");
@@ -52,7 +52,7 @@ async fn crashes_back_off_and_keep_their_last_state() {
     );
     assert_eq!(node.phase("p"), "Running");
     assert!(node.has_event("p", "BackOff", "Back-off restarting failed container c in pod p_ns("));
-    // One dead container is kept beside the newest.
+    // One exited container is kept beside the newest.
     assert_eq!(node.runtime.sandboxes()[0].containers.len(), 2);
 }
 
@@ -70,7 +70,7 @@ async fn restart_policies() {
         node.until_phase(name, want).await;
         assert_eq!(node.container(name, "/restartCount"), 0);
     }
-    // What has ended is taken down, but its containers can still be asked about.
+    // A pod that has ended is taken down, but its containers can still be asked about.
     node.until("sandboxes stopped", || node.runtime.sandboxes().iter().all(|s| !s.ready)).await;
     assert_eq!(node.runtime.sandboxes().len(), 3);
     node.delete("a", None).await;
@@ -91,7 +91,7 @@ async fn deletion_honours_the_grace_period() {
     assert!((19..23).contains(&(node.seconds() - begun)), "{}", node.seconds() - begun);
     let log = node.runtime.log();
     assert_eq!(&log[4..], ["stop c 20", "detach p", "remove-sandbox s1"]);
-    // The last status said how it ended.
+    // The last status contains the exit code.
     let last = node.api.statuses().pop().unwrap();
     assert_eq!(last["status"]["containerStatuses"][0]["state"]["terminated"]["exitCode"], 137);
     assert_eq!(last["status"]["phase"], "Failed");
@@ -549,7 +549,7 @@ async fn a_node_that_was_made_unknown_says_that_it_is_ready_within_10_seconds() 
     let revision = object()["metadata"]["resourceVersion"].clone();
     tokio::time::sleep(Duration::from_secs(60)).await;
     assert_eq!(object()["metadata"]["resourceVersion"], revision, "nothing changed, nothing is written");
-    // What the node controller does to a node that it does not hear from.
+    // As the node controller does to a node that it does not hear from.
     let mut unknown = object();
     for condition in unknown["status"]["conditions"].as_array_mut().unwrap() {
         condition["status"] = json!("Unknown");
@@ -564,7 +564,7 @@ async fn a_node_that_was_made_unknown_says_that_it_is_ready_within_10_seconds() 
     assert!(node.seconds() - begun <= 10, "{} s", node.seconds() - begun);
 }
 
-/// Whoever may write `pods/status` can lie about a pod for a moment only.
+/// A forged status (by a user with `pods/status`) is restored within a moment.
 #[tokio::test(start_paused = true)]
 async fn a_status_that_somebody_else_wrote_is_put_right() {
     use k8s_core::client::Patch;

@@ -61,7 +61,7 @@ async fn socket(
     WebSocketStream::from_raw_socket(TokioIo::new(upgraded), Role::Client, None).await
 }
 
-/// The channel and the data of a message.
+/// Returns channel and data of a message.
 fn channel(message: &Message) -> Option<(u8, Vec<u8>)> {
     match message {
         Message::Binary(data) => Some((data[0], data[1..].to_vec())),
@@ -70,7 +70,7 @@ fn channel(message: &Message) -> Option<(u8, Vec<u8>)> {
     }
 }
 
-/// Everything that comes, by channel; and whether it was text.
+/// Returns all data by channel, and whether the messages were text.
 async fn everything(mut socket: WebSocketStream<TokioIo<hyper::upgrade::Upgraded>>) -> (Vec<Vec<u8>>, bool) {
     let (mut channels, mut is_text) = (vec![Vec::new(); 5], false);
     while let Some(Ok(message)) = socket.next().await {
@@ -128,7 +128,7 @@ async fn following_a_log_ends_with_the_container() {
     };
     writeln!(file, "2026-01-01T00:00:01Z stdout F one").unwrap();
     assert_eq!(next(&mut body).await.unwrap(), "one\n");
-    // Rotation does not lose the thread.
+    // The stream continues after a rotation.
     std::fs::rename(&log, log.with_extension("log.20260101-000000")).unwrap();
     writeln!(file, "2026-01-01T00:00:02Z stdout F two").unwrap();
     assert_eq!(next(&mut body).await.unwrap(), "two\n");
@@ -192,7 +192,7 @@ async fn exec_refuses() {
     }
 }
 
-/// A `SYN_STREAM` frame; header compression is one stream for all frames.
+/// Builds a `SYN_STREAM` frame; header compression is one stream for all frames.
 fn syn_stream(zlib: &mut Compress, id: u32, headers: &[(&str, &str)]) -> Vec<u8> {
     let mut plain = Vec::new();
     plain.put_u32(headers.len() as u32);
@@ -218,13 +218,13 @@ async fn port_forward_through_spdy() {
     let node = Node::start().await;
     running(&node).await;
     let mut socket = socket(&node, "/portForward/ns/p", "SPDY/3.1+portforward.k8s.io").await;
-    // A stream without a dictionary is as good as one with it.
+    // A zlib stream without the dictionary is valid as well.
     let mut zlib = Compress::new(Compression::fast(), true);
     for (request, first, port) in [("0", 1, "80"), ("1", 5, "1")] {
         for (id, kind) in [(first, "error"), (first + 2, "data")] {
             let headers = [("port", port), ("requestid", request), ("streamtype", kind)];
             let frame = syn_stream(&mut zlib, id, &headers);
-            // Frames may be cut anywhere.
+            // A frame may be split at any byte.
             let (a, b) = frame.split_at(5);
             socket.send(Message::Binary(Bytes::copy_from_slice(a))).await.unwrap();
             socket.send(Message::Binary(Bytes::copy_from_slice(b))).await.unwrap();

@@ -1,4 +1,4 @@
-//! Who may talk to the kubelet's listener.
+//! Access to the kubelet's listener.
 
 use std::sync::Arc;
 
@@ -41,12 +41,12 @@ impl Authority {
     }
 }
 
-/// Asks for `/healthz`; `None`: the connection was refused.
+/// Requests `/healthz`. `None`: the connection was refused.
 async fn ask(port: u16, roots: Arc<RootCertStore>, identity: Option<Pair>) -> Option<String> {
     request(port, roots, identity, "GET /healthz").await
 }
 
-/// Asks for something; `None`: the connection was refused.
+/// Requests a path. `None`: the connection was refused.
 async fn request(port: u16, roots: Arc<RootCertStore>, identity: Option<Pair>, what: &str) -> Option<String> {
     let provider = Arc::new(rustls::crypto::ring::default_provider());
     let builder =
@@ -176,7 +176,7 @@ async fn every_request_is_authorized_by_the_api_server() {
             "{user} {what}: {answer}"
         );
     }
-    // Answers are remembered for a while.
+    // Answers are cached for a while.
     let asked = api.reviews();
     for _ in 0..3 {
         ask(port, cluster.roots(), Some(cluster.issue("system:kube-scheduler"))).await.unwrap();

@@ -44,7 +44,7 @@ struct Client {
     gone: bool,
 }
 
-/// A container.
+/// A container with its process, streams, log and clients.
 #[derive(Debug)]
 pub(super) struct Container {
     record: ContainerRecord,
@@ -159,7 +159,7 @@ impl Container {
         self.pid
     }
 
-    /// Whether its end is news: a failed start was told as that.
+    /// True if its end is news: a failed start was reported already.
     pub(super) fn is_live(&self) -> bool {
         !matches!(self.state, ContainerState::Exited { .. })
     }
@@ -360,8 +360,8 @@ impl Client {
     }
 }
 
-/// Restricts the device files that a container can open. On a machine that cannot do that, a container with SYS_ADMIN is
-/// refused: it could mount. No mount of any other container allows device files.
+/// Restricts the device files that a container can open. On a machine that cannot do that, a container with
+/// SYS_ADMIN is refused: it could mount. No mount of any other container allows device files.
 fn restrict_devices(
     record: &ContainerRecord,
     cgroups: &Cgroups,

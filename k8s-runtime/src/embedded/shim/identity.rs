@@ -1,8 +1,9 @@
-//! Who a container's process is and what it may do: user and groups, capabilities.
+//! The identity of a container's process: user, groups, capabilities.
 //!
-//! Names are looked up in the image's own `/etc/passwd` and `/etc/group`, after the root was entered. Capabilities follow
-//! the container runtimes' convention: the set is bounding, permitted and effective; inheritable and ambient are empty, so
-//! a process that is not root has none unless its program file carries them.
+//! Names are looked up in the image's own `/etc/passwd` and `/etc/group`, after the root was entered.
+//! Capabilities follow the container runtimes' convention: the set is bounding, permitted and effective;
+//! inheritable and ambient are empty, so a process that is not root has none unless its program file carries
+//! them.
 
 use std::{fs, io::Read, os::unix::fs::OpenOptionsExt};
 
@@ -11,7 +12,7 @@ use crate::{
     sys,
 };
 
-/// A resolved user.
+/// A user whose names are resolved to numbers.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub(crate) struct Identity {
     pub(crate) uid: u32,

@@ -1,9 +1,9 @@
 //! Container logs in the CRI format: `2026-01-02T03:04:05.000000006Z stdout F a line`.
 //!
-//! Lines are split at 16 KiB; a part that goes on is tagged `P`, a line's end `F`. What a stream leaves without a line
-//! feed at its end is a `P`, so that readers give back exactly what was written.
-//! A log that grows too large is rotated while it is written: a writer of a gigabyte at once takes no more room than one of a byte
-//! a minute.
+//! Lines are split at 16 KiB; a part that goes on is tagged `P`, a line's end `F`. What a stream leaves
+//! without a line feed at its end is a `P`, so that readers give back exactly what was written. A log that
+//! grows too large is rotated while it is written: a writer of a gigabyte at once takes no more room than one
+//! of a byte a minute.
 
 use std::{
     fs::{self, File},
@@ -18,26 +18,27 @@ use crate::{beneath::Directory, log_files};
 /// Longest part of a line in one entry.
 const MAX_LINE: usize = 16 << 10;
 
-/// Which stream.
+/// The stream of a line.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum StreamName {
     Stdout,
     Stderr,
 }
 
-/// How large a log may become.
+/// The limits of a log.
 #[derive(Clone, Copy, Debug, Default)]
 pub(crate) struct Limit {
     /// Bytes of one file; 0: any number.
     pub(crate) bytes: u64,
-    /// Files, the one that is written included.
+    /// Most files, the current one included.
     pub(crate) files: usize,
 }
 
 /// One container's log file.
 #[derive(Debug)]
 pub(crate) struct Log {
-    /// The directory of all pods' logs. Below it no link is followed: a pod that has it as a hostPath may put one there.
+    /// The directory of all pods' logs. Below it no link is followed: a pod that has it as a hostPath may put
+    /// one there.
     root: PathBuf,
     /// The file, relative to `root`; empty: no log.
     path: PathBuf,
@@ -45,12 +46,13 @@ pub(crate) struct Log {
     /// Bytes in the file.
     length: u64,
     limit: Limit,
-    /// What was read of an unfinished line, per stream.
+    /// The beginning of an unfinished line, per stream.
     partial: [Vec<u8>; 2],
 }
 
 impl Log {
-    /// Opens the file for appending; an empty path means no log. `pod_dir` is the directory of the pod's logs.
+    /// Opens the file for appending; an empty path means no log. `pod_dir` is the directory of the pod's
+    /// logs.
     pub(crate) fn open(pod_dir: &Path, path: &Path, limit: Limit) -> io::Result<Log> {
         let root = pod_dir.parent().filter(|_| path.starts_with(pod_dir));
         let root = root.or(path.parent()).unwrap_or(Path::new("/"));

@@ -1,4 +1,5 @@
-//! The first process of a process namespace that a pod's containers share: it does nothing but outlive them and bury orphans.
+//! The first process of a process namespace that a pod's containers share: it does nothing but outlive them
+//! and bury orphans.
 
 use nix::{sys::signal::Signal, unistd::Pid};
 

@@ -1,8 +1,8 @@
 //! From a fork of the shim to the container's program.
 //!
-//! Flow: [`spawn`] forks; the child prepares itself, reports "ready" (with its terminal, where it has one) or what is wrong
-//! over a socket pair, waits for the word to go where the caller wants that, and becomes the program. The socket is
-//! close-on-exec: its end without a message means that the program runs.
+//! Flow: [`spawn`] forks; the child prepares itself, reports "ready" (with its terminal, where it has one) or
+//! what is wrong over a socket pair, waits for the word to go where the caller wants that, and becomes the
+//! program. The socket is close-on-exec: its end without a message means that the program runs.
 //! Guarantee: the child dies with the shim (parent-death signal) and holds none of the shim's descriptors.
 
 use std::{
@@ -38,8 +38,8 @@ use crate::{
     sys,
 };
 
-/// How long a child may take to get ready (a bind source on a hanging file server, for one).
-const PATIENCE: Duration = Duration::from_secs(60);
+/// The time that a child may take to get ready (a bind source on a hanging file server, for one).
+const READY_TIMEOUT: Duration = Duration::from_secs(60);
 const DEFAULT_PATH: &str = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin";
 
 /// The child's ends of its streams; `None` is `/dev/null`.
@@ -100,7 +100,7 @@ impl Sync {
 type Report = (Result<Stage, Failure>, Vec<OwnedFd>);
 
 fn receive(socket: BorrowedFd<'_>, inbox: &mut wire::Inbox) -> io::Result<Option<Report>> {
-    let deadline = Instant::now() + PATIENCE;
+    let deadline = Instant::now() + READY_TIMEOUT;
     loop {
         if let Some(report) = inbox.next()? {
             return Ok(Some(report));
@@ -123,14 +123,14 @@ fn receive(socket: BorrowedFd<'_>, inbox: &mut wire::Inbox) -> io::Result<Option
     }
 }
 
-/// Where a child is born.
+/// The namespaces and the cgroup that a child is born in.
 #[derive(Debug, Default)]
 pub(super) struct Birth<'a> {
-    /// `CLONE_NEW*`.
+    /// Flags `CLONE_NEW*` of the namespaces to make.
     pub(super) flags: u64,
     /// The process namespace to be in, where it is not a new one and not the shim's.
     pub(super) pid_namespace: Option<BorrowedFd<'a>>,
-    /// Its cgroup.
+    /// The cgroup to join, below every controller's root.
     pub(super) cgroup: &'a str,
 }
 
@@ -223,15 +223,16 @@ pub(super) fn container_init(
     let prepare = || -> Result<(), String> {
         if let Some(adjustment) = container.spec.resources.oom_score_adj {
             match fs::write("/proc/self/oom_score_adj", adjustment.to_string()) {
-                // Lowering it takes CAP_SYS_RESOURCE, which not every machine leaves to root; it is advice only.
+                // Lowering it takes CAP_SYS_RESOURCE, which not every machine leaves to root; it is advice
+                // only.
                 Err(e) if e.kind() != io::ErrorKind::PermissionDenied => {
                     return Err(doing("set oom_score_adj")(e));
                 }
                 _ => {}
             }
         }
-        // The process is in its groups by now, and they become the root of all that it can mount. In version 1 a
-        // privileged container sees the host's hierarchies, as it sees the host's devices.
+        // The process is in its groups by now, and they become the root of all that it can mount. In version
+        // 1 a privileged container sees the host's hierarchies, as it sees the host's devices.
         if matches!(cgroups, Cgroups::V2(_)) || !container.spec.privileged {
             unshare(CloneFlags::CLONE_NEWCGROUP).map_err(doing("new cgroup namespace"))?;
         }

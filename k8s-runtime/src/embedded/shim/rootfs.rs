@@ -1,11 +1,12 @@
 //! A container's view of the file system.
 //!
-//! Flow (in the container's fresh mount namespace, before anything of the image runs): clone the bind sources as
-//! detached mounts while they still propagate, cut propagation, mount the overlay, fill in `/proc`, `/sys`, `/dev`,
-//! attach the binds in order, pivot.
-//! Guarantees: no step follows a link out of the root (see [`inroot`]); nothing is ever mounted in the host's namespace,
-//! so the death of the container's processes unmounts it all. Without privileges no mount of the container allows device
-//! files except the bound default ones, which is what a device cgroup would have to achieve otherwise.
+//! Flow (in the container's fresh mount namespace, before anything of the image runs): clone the bind sources
+//! as detached mounts while they still propagate, cut propagation, mount the overlay, fill in `/proc`,
+//! `/sys`, `/dev`, attach the binds in order, pivot.
+//! Guarantees: no step follows a link out of the root (see [`inroot`]); nothing is ever mounted in the host's
+//! namespace, so the death of the container's processes unmounts it all. Without privileges no mount of the
+//! container allows device files except the bound default ones, which is what a device cgroup would have to
+//! achieve otherwise.
 
 use std::{
     ffi::OsString,
@@ -235,8 +236,9 @@ fn attach(root: BorrowedFd<'_>, bind: &Mount, tree: &OwnedFd, is_dir: bool) -> R
     sys::move_mount(tree.as_fd(), target.as_fd()).map_err(doing(context()))
 }
 
-/// The container's own group in each version 1 hierarchy, by the name of the hierarchy's mount (`cpu,cpuacct`), as detached
-/// mounts: programs read their limits there. Only a privileged container can write to them. Version 2 has a namespace for that.
+/// The container's own group in each version 1 hierarchy, by the name of the hierarchy's mount
+/// (`cpu,cpuacct`), as detached mounts: programs read their limits there. Only a privileged container can
+/// write to them. Version 2 has a namespace for that.
 fn clone_hierarchies(
     cgroups: &Cgroups,
     group: &str,
@@ -259,7 +261,8 @@ fn clone_hierarchies(
     Ok(all)
 }
 
-/// Attaches the hierarchies in the directory `at`, a fresh file system, with a link for each controller of a joint one.
+/// Attaches the hierarchies in the directory `at`, a fresh file system, with a link for each controller of a
+/// joint one.
 fn mount_hierarchies(at: OwnedFd, hierarchies: &[(OsString, OwnedFd)]) -> Result<(), String> {
     for (name, tree) in hierarchies {
         let context = || format!("mount the hierarchy {name:?}");
@@ -328,8 +331,9 @@ fn copy_devices(from: &Path, to: &Path, depth: u32) -> Result<(), String> {
     Ok(())
 }
 
-/// Hides what the container must not see. `null` is a detached mount of the host's `/dev/null`: the container's own
-/// `/dev/null` may be a link of a volume to something writable below `/proc`, which would then be mounted in its place.
+/// Hides what the container must not see. `null` is a detached mount of the host's `/dev/null`: the
+/// container's own `/dev/null` may be a link of a volume to something writable below `/proc`, which would
+/// then be mounted in its place.
 fn mask(null: &OwnedFd) -> Result<(), String> {
     for path in MASKED {
         let Ok(meta) = fs::symlink_metadata(path) else { continue };
@@ -357,7 +361,7 @@ fn mask(null: &OwnedFd) -> Result<(), String> {
     Ok(())
 }
 
-/// What is at a path, as a place to mount on.
+/// Opens a path as a place to mount on.
 fn place(path: &str) -> io::Result<OwnedFd> {
     let flags = nix::fcntl::OFlag::O_PATH | nix::fcntl::OFlag::O_CLOEXEC;
     Ok(nix::fcntl::open(path, flags, Mode::empty())?)
@@ -392,7 +396,8 @@ mod tests {
         swaps
     }
 
-    /// A container of the pod exchanges a directory and a link to the outside, while others mount it as `subPath`.
+    /// A container of the pod exchanges a directory and a link to the outside, while others mount it as
+    /// `subPath`.
     #[test]
     fn a_swapped_sub_path_never_leaves_the_volume_in_1000_mounts() {
         let (volume, host) = (tempfile::tempdir().expect("tempdir"), tempfile::tempdir().expect("tempdir"));

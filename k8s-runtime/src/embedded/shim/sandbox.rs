@@ -22,7 +22,8 @@ use crate::{
 
 const NONE: Option<&str> = None;
 
-/// Makes the calling process the holder of a sandbox's namespaces. Returns the shared process namespace, where asked for.
+/// Makes the calling process the holder of a sandbox's namespaces. Returns the shared process namespace,
+/// where asked for.
 pub(super) fn set_up(
     dir: &Path,
     sandbox: &SandboxRecord,

@@ -1,8 +1,10 @@
-//! The default system-call filter: what a container never needs and what has hurt hosts before answers `EPERM`.
+//! The default system-call filter: what a container never needs and what has hurt hosts before answers
+//! `EPERM`.
 //!
-//! A deny list in the spirit of the container runtimes' default profile. What `CAP_SYS_ADMIN` gates is only denied where the
-//! container lacks it. New namespaces are denied in `clone`; `clone3`, whose flags a filter cannot see, answers `ENOSYS`,
-//! upon which C libraries fall back to `clone`. System calls of another architecture (32-bit, x32) are denied.
+//! A deny list in the spirit of the container runtimes' default profile. What `CAP_SYS_ADMIN` gates is only
+//! denied where the container lacks it. New namespaces are denied in `clone`; `clone3`, whose flags a filter
+//! cannot see, answers `ENOSYS`, upon which C libraries fall back to `clone`. System calls of another
+//! architecture (32-bit, x32) are denied.
 
 use libc::{
     BPF_ABS, BPF_JEQ, BPF_JGE, BPF_JMP, BPF_JSET, BPF_K, BPF_LD, BPF_RET, BPF_W, SECCOMP_RET_ALLOW,
@@ -14,7 +16,7 @@ const ARCH: u32 = 0xc000_003e;
 #[cfg(target_arch = "aarch64")]
 const ARCH: u32 = 0xc000_00b7;
 
-/// Denied to everyone.
+/// System calls that are denied to every container.
 const DENIED: &[c_long] = &[
     libc::SYS_add_key,
     libc::SYS_keyctl,
@@ -50,7 +52,7 @@ const DENIED: &[c_long] = &[
     libc::SYS_modify_ldt,
 ];
 
-/// Denied without `CAP_SYS_ADMIN`.
+/// System calls that are denied to containers without `CAP_SYS_ADMIN`.
 const ADMIN: &[c_long] = &[
     libc::SYS_mount,
     libc::SYS_umount2,

@@ -44,7 +44,7 @@ impl Connection {
         self.socket.as_fd()
     }
 
-    /// Whether everything said was sent (a dead client counts).
+    /// True if every message was sent (a dead client counts).
     pub(super) fn flushed(&self) -> bool {
         self.gone || self.outbox.is_empty()
     }
@@ -65,7 +65,7 @@ impl Connection {
         }
     }
 
-    /// What has arrived whole.
+    /// The calls that have arrived whole.
     fn receive(&mut self) -> VecDeque<Call> {
         let mut calls = VecDeque::new();
         match self.inbox.fill(self.socket.as_fd()) {
@@ -216,7 +216,8 @@ impl Shim {
         Ok((Reply::Done, vec![]))
     }
 
-    /// Kills what runs and removes the cgroup; the files are for the caller, who has threads to wait for that.
+    /// Kills what runs and removes the cgroup; the files are for the caller, who has threads to wait for
+    /// that.
     fn remove(&mut self, id: &str) -> Result<(), Failure> {
         let Some(container) = self.containers.get(id) else { return Ok(()) };
         let cgroup = container.record().cgroup.clone();

@@ -11,7 +11,7 @@ use crate::api::RuntimeError;
 #[derive(Clone, Debug, Default, PartialEq, Eq, Deserialize)]
 #[serde(deny_unknown_fields, default)]
 pub struct Registries {
-    /// Where to ask instead of a registry (`*`: of any), in order; the registry itself comes last.
+    /// Mirrors by registry (`*`: any), in the order in which they are asked; the registry itself comes last.
     pub mirrors: BTreeMap<String, Mirror>,
     /// Settings by the `host[:port]` that is asked.
     pub configs: BTreeMap<String, Host>,
@@ -29,31 +29,31 @@ pub struct Mirror {
 #[derive(Clone, Debug, Default, PartialEq, Eq, Deserialize)]
 #[serde(deny_unknown_fields, default)]
 pub struct Host {
-    /// Credentials.
+    /// Credentials of a registry.
     pub auth: Option<Auth>,
-    /// TLS.
+    /// TLS settings of the registry.
     pub tls: Option<Tls>,
 }
 
-/// Credentials.
+/// Credentials of a registry.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Deserialize)]
 #[serde(deny_unknown_fields, default)]
 pub struct Auth {
-    /// User name.
+    /// User name; empty: anonymous, or in `auth`.
     pub username: String,
-    /// Password.
+    /// Password or token of the user.
     pub password: String,
     /// Both, as `base64(user:password)`.
     pub auth: String,
 }
 
-/// TLS settings.
+/// TLS settings of a registry.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Deserialize)]
 #[serde(deny_unknown_fields, default)]
 pub struct Tls {
     /// A bundle of certificate authorities to trust beside the system's.
     pub ca_file: Option<PathBuf>,
-    /// Trust any certificate.
+    /// Trust any certificate. Default: false.
     pub insecure_skip_verify: bool,
 }
 
@@ -75,7 +75,7 @@ impl Registries {
         serde_saphyr::from_str(yaml).map_err(|e| RuntimeError::Invalid(format!("registries.yaml: {e}")))
     }
 
-    /// Where to ask for a registry's images, in order.
+    /// The endpoints of a registry's images, in order.
     pub(super) fn endpoints(&self, registry: &str) -> Vec<Endpoint> {
         let mirror = self.mirrors.get(registry).or_else(|| self.mirrors.get("*"));
         let mut found: Vec<Endpoint> = mirror

@@ -1,5 +1,5 @@
-//! Just enough of an HTTP client for registries: GET with redirects, TLS with the system's authorities, and timeouts on
-//! everything that waits.
+//! Just enough of an HTTP client for registries: GET with redirects, TLS with the system's authorities, and
+//! timeouts on everything that waits.
 
 use std::{io, sync::Arc, time::Duration};
 

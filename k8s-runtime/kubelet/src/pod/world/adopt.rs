@@ -1,4 +1,5 @@
-//! Adoption: takes over the containers that run already, and what an earlier kubelet wrote into the pod's status.
+//! Adoption: takes over the containers that run already, and what an earlier kubelet wrote into the pod's
+//! status.
 
 use super::{super::records, *};
 
@@ -67,7 +68,7 @@ impl World {
         }
     }
 
-    /// Refuses a pod of which nothing is there yet. One that has ended keeps the status that it ended with.
+    /// Refuses a pod that has no sandbox yet. A pod that has ended keeps the status that it ended with.
     fn admit(&mut self, refusal: Option<Refusal>) {
         let status = self.pod.status.as_ref();
         let ended = status.is_some_and(|s| matches!(s.phase.as_deref(), Some("Failed" | "Succeeded")));

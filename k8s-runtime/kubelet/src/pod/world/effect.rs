@@ -16,15 +16,15 @@ pub(crate) enum Effect {
     SetUpVolumes,
     /// Remove the old sandbox, make one and connect it. Answer: `Message::Sandbox`.
     MakeSandbox { attempt: u32, old: Option<Arc<SandboxStatus>> },
-    /// Connect a sandbox that is there. The addresses are the answer of a pod that ends before the network answers. Answer:
-    /// `Message::Sandbox`.
+    /// Connect a sandbox that is there. The addresses are the answer of a pod that ends before the network
+    /// answers. Answer: `Message::Sandbox`.
     Connect { sandbox: Arc<SandboxStatus>, known_ips: Vec<IpAddr> },
     /// Make and start a container. Answers: `Message::Running` once it runs, then `Message::Started`.
     Start(Box<StartContainer>),
     /// Stop a container. Answer: `Message::Stopped`.
     Stop(Box<StopContainer>),
-    /// The pod ends: starts that have not made a container yet are cancelled, and containers are killed at this time. It can move
-    /// nearer later.
+    /// The pod ends: starts that have not made a container yet are cancelled, and containers are killed at
+    /// this time. It can move nearer later.
     End { kill_at: Timestamp },
     /// Stop (or remove) sandboxes, disconnect the network, unmount. Answer: `Message::TakenDown`.
     TakeDown { sandboxes: Vec<Arc<SandboxStatus>>, extent: Extent },

@@ -1,5 +1,5 @@
-//! Laws that hold whatever happens: a simulated runtime answers the world's effects in any order, well or badly, while containers
-//! crash, sandboxes die, and users delete pods.
+//! Laws that hold whatever happens: a simulated runtime answers the world's effects in any order, well or
+//! badly, while containers crash, sandboxes die, and users delete pods.
 
 use std::collections::BTreeMap;
 
@@ -17,7 +17,7 @@ enum Job {
     },
     /// `made`: the container runs, and `Message::Running` was sent.
     Start {
-        what: StartContainer,
+        what: Box<StartContainer>,
         made: Option<Record>,
     },
     Stop(StopContainer),
@@ -194,7 +194,7 @@ impl Model {
                 let name = &what.container.name;
                 assert!(self.world.ending.is_none(), "{name} is started in a pod that ends");
                 assert!(self.jobs.iter().all(|j| j.container() != Some(name)), "{name} is worked on already");
-                Job::Start { what: *what, made: None }
+                Job::Start { what, made: None }
             }
             Effect::Stop(what) => {
                 let name = &what.container.name;
@@ -214,7 +214,8 @@ impl Model {
         self.jobs.push(job);
     }
 
-    /// A pod for which nobody works and in which nothing runs waits for time, for the services, or for its deletion.
+    /// A pod for which nobody works and in which nothing runs waits for time, for the services, or for its
+    /// deletion.
     fn check_waits(&self) {
         let resting = self.world.ending.is_some_and(|e| matches!(e.stage, Stage::Down | Stage::Finished));
         let runs = self.world.containers.iter().any(Life::is_running);
@@ -253,7 +254,7 @@ impl Model {
     fn step(&mut self, step: Step) {
         match step {
             Step::Wait(seconds) => {
-                self.now = self.now + Duration::from_secs(seconds.into());
+                self.now += Duration::from_secs(seconds.into());
                 self.on([Message::Tick]);
             }
             Step::Answer { job, well } => self.answer(job, well),

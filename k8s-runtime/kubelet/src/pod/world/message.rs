@@ -37,8 +37,8 @@ pub(crate) enum StartOutcome {
 /// Something that changes the world.
 #[derive(Clone, Debug)]
 pub(crate) enum Message {
-    /// The first message: sandboxes that the runtime has of this pod, and the reason for which this node does not run a pod
-    /// that it has nothing of.
+    /// The first message: sandboxes that the runtime has of this pod, and the reason for which this node does
+    /// not run a pod that it has nothing of.
     Adopt { seen: Vec<Seen>, refusal: Option<Refusal> },
     /// Time has passed.
     Tick,

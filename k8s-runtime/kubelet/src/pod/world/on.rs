@@ -15,8 +15,8 @@ pub(super) fn after(now: Timestamp, delay: Duration) -> Timestamp {
 }
 
 impl World {
-    /// Takes messages and returns what is to be done, in order. Messages that have arrived together are all taken before anything is
-    /// decided: the end of a container and the end of its sandbox, for one.
+    /// Takes messages and returns what is to be done, in order. Messages that have arrived together are all
+    /// taken before anything is decided: the end of a container and the end of its sandbox, for one.
     pub(crate) fn on(&mut self, now: Timestamp, messages: impl IntoIterator<Item = Message>) -> Vec<Effect> {
         let mut effects = Vec::new();
         for message in messages {
@@ -35,7 +35,7 @@ impl World {
         match message {
             Message::Adopt { seen, refusal } => self.adopt(now, seen, refusal, effects),
             Message::Tick => {}
-            Message::Pod(pod) => self.take_pod(now, pod, effects),
+            Message::Pod(pod) => self.on_pod(now, pod, effects),
             Message::Gone(pod) => {
                 self.pod = pod;
                 self.gone = true;
@@ -44,27 +44,28 @@ impl World {
             Message::Container(Observed { name, record }) => {
                 let Some(life) = self.life(&name) else { return };
                 let known = life.current.as_ref().is_some_and(|r| r.id == record.id);
-                // A container that is being started is taken when its start says so, unless its end comes first.
+                // A container that is being started is taken when its start says so, unless its end comes
+                // first.
                 if known || (life.op == Some(Op::Starting) && record.exit().is_some()) {
                     self.observe(&name, record);
                 }
             }
-            Message::SandboxGone { id, containers } => self.take_sandbox_gone(now, &id, containers, effects),
-            Message::Listed(seen) => self.take_list(now, seen),
+            Message::SandboxGone { id, containers } => self.on_sandbox_gone(now, &id, containers, effects),
+            Message::Listed(seen) => self.on_listed(now, seen),
             Message::Services => self.services_known = true,
-            Message::Volumes(result) => self.take_volumes(now, result, effects),
-            Message::Sandbox(Ok((sandbox, ips))) => self.take_sandbox(sandbox, ips),
-            Message::Sandbox(Err(why)) => self.take_sandbox_failure(now, &why, effects),
+            Message::Volumes(result) => self.on_volumes(now, result, effects),
+            Message::Sandbox(Ok((sandbox, ips))) => self.on_sandbox(sandbox, ips),
+            Message::Sandbox(Err(why)) => self.on_sandbox_failed(now, &why, effects),
             Message::Running { name, record } => self.observe(&name, record),
-            Message::Started { name, outcome } => self.take_started(&name, outcome),
-            Message::Stopped { name, record } => self.take_stopped(now, &name, record),
-            Message::Probe(report) => self.take_probe(&report, effects),
+            Message::Started { name, outcome } => self.on_started(&name, outcome),
+            Message::Stopped { name, record } => self.on_stopped(now, &name, record),
+            Message::Probe(report) => self.on_probe(&report, effects),
             Message::Source => {
                 let on_source = |hold: &mut Hold| hold.on_source;
                 self.containers.iter_mut().for_each(|life| drop(life.hold.take_if(on_source)));
                 self.refresh_volumes(effects);
             }
-            Message::TakenDown(result) => self.take_taken_down(now, result, effects),
+            Message::TakenDown(result) => self.on_taken_down(now, result, effects),
             Message::Deleted(result) => {
                 if let Some(ending) = &mut self.ending {
                     ending.stage = if result.is_ok() { Stage::Finished } else { Stage::Down };
@@ -73,7 +74,7 @@ impl World {
         }
     }
 
-    fn take_pod(&mut self, now: Timestamp, pod: Arc<Pod>, effects: &mut Vec<Effect>) {
+    fn on_pod(&mut self, now: Timestamp, pod: Arc<Pod>, effects: &mut Vec<Effect>) {
         let (old, new) = (&self.pod.metadata, &pod.metadata);
         let meta_changed = old.labels != new.labels || old.annotations != new.annotations;
         self.pod = pod;
@@ -102,7 +103,8 @@ impl World {
         }
     }
 
-    /// Takes one container's state into the world. It goes neither back from ended to running nor to an earlier attempt.
+    /// Takes one container's state into the world. It goes neither back from ended to running nor to an
+    /// earlier attempt.
     fn observe(&mut self, name: &str, record: Record) {
         let Some(life) = self.life_mut(name) else { return };
         match &mut life.current {
@@ -120,7 +122,7 @@ impl World {
         }
     }
 
-    fn take_sandbox_gone(
+    fn on_sandbox_gone(
         &mut self,
         now: Timestamp,
         id: &SandboxId,
@@ -161,7 +163,7 @@ impl World {
         }
     }
 
-    fn take_list(&mut self, now: Timestamp, seen: Vec<Seen>) {
+    fn on_listed(&mut self, now: Timestamp, seen: Vec<Seen>) {
         let Sandbox::Ready(have) = self.sandbox.clone() else { return };
         match seen.into_iter().find(|s| s.sandbox.id == have.id) {
             Some(Seen { sandbox, containers }) => {
@@ -187,7 +189,7 @@ impl World {
         self.initialized = false;
     }
 
-    fn take_volumes(&mut self, now: Timestamp, result: Result<Mounted, String>, effects: &mut Vec<Effect>) {
+    fn on_volumes(&mut self, now: Timestamp, result: Result<Mounted, String>, effects: &mut Vec<Effect>) {
         let result = result.map_err(|why| effects.push(PodEvent::warning(None, "FailedMount", why)));
         let (stale, volumes) = match (&self.volumes, result) {
             (
@@ -231,7 +233,7 @@ impl World {
         }
     }
 
-    fn take_sandbox(&mut self, sandbox: Arc<SandboxStatus>, ips: Vec<IpAddr>) {
+    fn on_sandbox(&mut self, sandbox: Arc<SandboxStatus>, ips: Vec<IpAddr>) {
         if self.sandbox.status().is_none_or(|s| s.id != sandbox.id) {
             self.leave_sandbox();
         }
@@ -240,7 +242,7 @@ impl World {
         self.pod_ips = ips;
     }
 
-    fn take_sandbox_failure(&mut self, now: Timestamp, why: &str, effects: &mut Vec<Effect>) {
+    fn on_sandbox_failed(&mut self, now: Timestamp, why: &str, effects: &mut Vec<Effect>) {
         let message = format!("Failed to create pod sandbox: {why}");
         effects.push(PodEvent::warning(None, "FailedCreatePodSandBox", message));
         let Sandbox::Busy { attempt, failures, old } = &self.sandbox else { return };
@@ -253,7 +255,7 @@ impl World {
         };
     }
 
-    fn take_started(&mut self, name: &str, outcome: StartOutcome) {
+    fn on_started(&mut self, name: &str, outcome: StartOutcome) {
         let Some(life) = self.life_mut(name) else { return };
         life.op = None;
         match outcome {
@@ -272,7 +274,7 @@ impl World {
         }
     }
 
-    fn take_stopped(&mut self, now: Timestamp, name: &str, record: Option<Record>) {
+    fn on_stopped(&mut self, now: Timestamp, name: &str, record: Option<Record>) {
         match record {
             Some(record) => self.observe(name, record),
             None => {
@@ -288,7 +290,7 @@ impl World {
         }
     }
 
-    fn take_probe(&mut self, report: &probe::Report, effects: &mut Vec<Effect>) {
+    fn on_probe(&mut self, report: &probe::Report, effects: &mut Vec<Effect>) {
         let name = &report.container;
         let Some(life) = self.life_mut(name) else { return };
         if !life.is_running() || life.current.as_ref().and_then(|r| r.id.as_ref()) != Some(&report.id) {
@@ -310,7 +312,7 @@ impl World {
         }
     }
 
-    fn take_taken_down(&mut self, now: Timestamp, result: Result<(), String>, effects: &mut Vec<Effect>) {
+    fn on_taken_down(&mut self, now: Timestamp, result: Result<(), String>, effects: &mut Vec<Effect>) {
         let Some(ending) = &mut self.ending else { return };
         let failures = match ending.stage {
             Stage::TakingDown { failures } => failures,

@@ -138,7 +138,8 @@ impl World {
         Some(Effect::Stop(Box::new(StopContainer { container: life.spec.clone(), id, why, kill_at })))
     }
 
-    /// The time that a container that fails its probe gets to end: the probe's own grace period, or the pod's.
+    /// The time that a container that fails its probe gets to end: the probe's own grace period, or the
+    /// pod's.
     fn kill_grace(&self, name: &str) -> Duration {
         let probe = self.life(name).and_then(|life| {
             let probe = if life.started { &life.spec.liveness_probe } else { &life.spec.startup_probe };

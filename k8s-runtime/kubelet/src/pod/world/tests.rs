@@ -305,7 +305,7 @@ fn a_sandbox_that_is_gone_takes_its_containers_along() {
     case.check(4, gone("s0"), &["event SandboxChanged", "sandbox 1 for s0"]);
     assert_eq!(case.0.life("a").and_then(Life::exit).map(|e| e.code), Some(137));
     case.check(5, made("s1", 1), &["start a 1"]);
-    // The same, found by a listing: nobody knows the sandbox any more.
+    // The same, found by a listing without the sandbox.
     case.check(5, started("a", "c1", 1), &[]);
     case.check(6, Message::Listed(vec![]), &["sandbox 2"]);
 }

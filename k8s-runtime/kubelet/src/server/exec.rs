@@ -1,8 +1,9 @@
-//! `exec` and `attach`: a process's streams over a WebSocket.
+//! `exec` and `attach`: the standard streams of a process over a WebSocket.
 //!
-//! Guarantees: what a client sent before it left arrives at the process; a command goes on when its client
-//! leaves (one with a terminal is hung up on, as on any lost terminal); an attach that came about ends with
-//! success, however the container ends.
+//! Guarantees:
+//! 1. Data sent before the client disconnects is delivered to the process.
+//! 2. A command continues when its client disconnects; with a terminal it gets a hangup.
+//! 3. A successful attach ends with `Success`, whatever the container's exit code.
 
 use std::{sync::Arc, time::Duration};
 
@@ -26,15 +27,15 @@ use super::{
 };
 use crate::context::Context;
 
-/// Which of the two.
+/// The request: a command of its own, or the streams of the container.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum What {
+pub(super) enum Subresource {
     Exec,
     Attach,
 }
 
 const V5: &str = "v5.channel.k8s.io";
-/// Subprotocols. From the fourth version on the error channel holds a JSON status, of success too.
+/// Subprotocols. From v4 on, the error channel carries a JSON `Status`, also on success.
 const PROTOCOLS: [Protocol; 6] = [
     Protocol { name: V5, base64: false },
     Protocol { name: "v4.channel.k8s.io", base64: false },
@@ -44,10 +45,10 @@ const PROTOCOLS: [Protocol; 6] = [
     Protocol { name: "", base64: false },
 ];
 const CHUNK: usize = 32 * 1024;
-/// Time for a container to read what a client that left had sent.
+/// Time for the process to read the data of a client that has disconnected.
 const LAST_INPUT: Duration = Duration::from_secs(30);
 
-/// Which streams a client wants.
+/// The streams that a client wants.
 #[derive(Clone, Copy, Debug)]
 struct Wanted {
     stdin: bool,
@@ -58,7 +59,7 @@ struct Wanted {
 
 pub(super) fn serve<B: Send + 'static>(
     cx: &Arc<Context>,
-    what: What,
+    subresource: Subresource,
     namespace: &str,
     pod: &str,
     container: &str,
@@ -67,7 +68,7 @@ pub(super) fn serve<B: Send + 'static>(
     let (object, view) = locate::pod(cx, namespace, pod)?;
     let id = locate::running(&view, pod, container)?;
     let query = Query::of(request.uri());
-    // The kubelet's own names, and those of the API server's clients.
+    // Names of the kubelet's parameters and of the API server's (`PodExecOptions`).
     let mut wanted = Wanted {
         stdin: query.flag(&["input", "stdin"]),
         stdout: query.flag(&["output", "stdout"]),
@@ -78,10 +79,12 @@ pub(super) fn serve<B: Send + 'static>(
         return Err(ApiStatus::bad_request("you must specify at least 1 of stdin, stdout, stderr"));
     }
     let command: Vec<String> = query.all("command").map(str::to_owned).collect();
-    match what {
-        What::Exec if command.is_empty() => return Err(ApiStatus::bad_request("you must specify a command")),
-        What::Exec => {}
-        What::Attach => {
+    match subresource {
+        Subresource::Exec if command.is_empty() => {
+            return Err(ApiStatus::bad_request("you must specify a command"));
+        }
+        Subresource::Exec => {}
+        Subresource::Attach => {
             let spec = object.spec.as_ref();
             let all = spec.into_iter().flat_map(|s| {
                 let main = s.containers.iter().chain(s.init_containers.iter().flatten());
@@ -93,48 +96,48 @@ pub(super) fn serve<B: Send + 'static>(
             wanted.tty = own.is_some_and(|(.., tty)| tty == Some(true));
         }
     }
-    tracing::debug!(pod = %object.key(), container, ?what, "streams");
+    tracing::debug!(pod = %object.key(), container, ?subresource, "streams");
     let cx = cx.clone();
     upgrade::accept(request, &PROTOCOLS, move |socket, protocol| async move {
-        let process = open(&cx, what, &id, command, wanted).await;
-        run(socket, Session { what, wanted, protocol }, process).await;
+        let process = open(&cx, subresource, &id, command, wanted).await;
+        run(socket, Session { subresource, wanted, protocol }, process).await;
     })
 }
 
 async fn open(
     cx: &Context,
-    what: What,
+    subresource: Subresource,
     id: &ContainerId,
     command: Vec<String>,
     wanted: Wanted,
 ) -> Result<Attached, String> {
-    let result = match what {
-        What::Exec => {
+    let result = match subresource {
+        Subresource::Exec => {
             let request = ExecRequest { command, stdin: wanted.stdin, tty: wanted.tty, timeout: None };
             cx.runtime.exec(id, &request).await
         }
-        What::Attach => cx.runtime.attach(id).await,
+        Subresource::Attach => cx.runtime.attach(id).await,
     };
     result.map_err(|e| {
-        let verb = if what == What::Exec { "executing command in" } else { "attaching to" };
+        let verb = if subresource == Subresource::Exec { "executing command in" } else { "attaching to" };
         format!("error {verb} container: {e}")
     })
 }
 
-/// The request and the protocol that was agreed on.
+/// Request and negotiated protocol.
 #[derive(Clone, Copy, Debug)]
 struct Session {
-    what: What,
+    subresource: Subresource,
     wanted: Wanted,
     protocol: &'static Protocol,
 }
 
 impl Session {
-    /// The last message: how it ended.
+    /// Builds the final message on the error channel, if the protocol has one.
     fn status(&self, result: &Result<i32, String>) -> Option<Message> {
-        let result = match (self.what, result) {
+        let result = match (self.subresource, result) {
             // A client asks the pod for the container's exit code.
-            (What::Attach, Ok(_)) => &Ok(0),
+            (Subresource::Attach, Ok(_)) => &Ok(0),
             (_, result) => result,
         };
         let status = channels::ended(result);
@@ -149,7 +152,7 @@ impl Session {
     }
 }
 
-/// Carries bytes between a client and a process.
+/// Copies data between client and process.
 async fn run(socket: Socket, session: Session, process: Result<Attached, String>) {
     let (mut sink, mut messages) = socket.split();
     let (sender, mut outgoing) = mpsc::channel::<Message>(16);
@@ -160,13 +163,13 @@ async fn run(socket: Socket, session: Session, process: Result<Attached, String>
             while let Some(message) = outgoing.recv().await {
                 sink.send(message).await.ok()?;
             }
-            // The client is told that this is the end.
+            // Close the WebSocket; fails if the client has disconnected.
             sink.send(upgrade::farewell()).await.ok()?;
             sink.close().await.ok()
         };
         tokio::select! {
             _ = write => {}
-            // Nothing more is taken, and whoever sends sees that.
+            // Dropping the receiver makes later sends fail.
             () = until_gone.cancelled() => {}
         }
     };
@@ -176,7 +179,7 @@ async fn run(socket: Socket, session: Session, process: Result<Attached, String>
             Err(why) => Some(Err(why)),
         };
         if let Some(status) = result.and_then(|result| session.status(&result)) {
-            // A client that left needs no status.
+            // Fails if the client has disconnected; it needs no status then.
             let _ = sender.send(status).await;
         }
         drop(sender);
@@ -186,7 +189,7 @@ async fn run(socket: Socket, session: Session, process: Result<Attached, String>
 
 type Messages = futures::stream::SplitStream<Socket>;
 
-/// `None`: the client left first.
+/// Copies the streams until the process ends. `None`: the client disconnected first.
 async fn streams(
     session: Session,
     process: Attached,
@@ -194,15 +197,15 @@ async fn streams(
     sender: &mpsc::Sender<Message>,
     gone: &CancellationToken,
 ) -> Option<Result<i32, String>> {
-    let Session { what, wanted, protocol } = session;
+    let Session { subresource, wanted, protocol } = session;
     let Attached { stdin, stdout, stderr, resize, mut exit } = process;
-    // An empty message tells the client that the streams are there.
+    // An empty first message tells the client that the streams are open.
     let first = match (wanted.stdout, wanted.stderr) {
         (true, _) => channels::STDOUT,
         (false, true) => channels::STDERR,
         (false, false) => channels::ERROR,
     };
-    // A client that has left already is noticed below.
+    // A disconnected client is detected below.
     let _ = sender.send(channels::frame(first, b"", protocol)).await;
     let outputs = async {
         let out = pump(stdout, channels::STDOUT, wanted.stdout, protocol, sender);
@@ -216,9 +219,9 @@ async fn streams(
     let (mut left, mut fed, mut code) = (false, false, None);
     loop {
         match code.take() {
-            // Nobody is there to be told.
+            // The client has disconnected: nobody receives the result.
             Some(_) if left => return None,
-            // All of the output, then the code.
+            // The output is complete; now the exit code.
             Some(result) if outputs.is_none() => return Some(result),
             other => code = other,
         }
@@ -229,8 +232,8 @@ async fn streams(
             () = &mut listen, if !left => {
                 left = true;
                 gone.cancel();
-                match what {
-                    What::Attach => {
+                match subresource {
+                    Subresource::Attach => {
                         drop(outputs);
                         if !fed {
                             let _ = tokio::time::timeout(LAST_INPUT, feed).await;
@@ -238,15 +241,15 @@ async fn streams(
                         return None;
                     }
                     // The other side of a terminal that nobody has open hangs up.
-                    What::Exec if wanted.tty => outputs = None,
-                    What::Exec => {}
+                    Subresource::Exec if wanted.tty => outputs = None,
+                    Subresource::Exec => {}
                 }
             }
         }
     }
 }
 
-/// Waits for what there is to end.
+/// Waits for the optional task `work`; never resolves without one.
 async fn ended(work: &mut Option<BoxFuture<'_, ()>>) {
     match work {
         Some(work) => work.await,
@@ -254,7 +257,7 @@ async fn ended(work: &mut Option<BoxFuture<'_, ()>>) {
     }
 }
 
-/// Takes what the client says, until it leaves.
+/// Reads the client's messages until it disconnects.
 async fn listen(
     messages: &mut Messages,
     protocol: &'static Protocol,
@@ -269,7 +272,7 @@ async fn listen(
         match channels::parse(&message, protocol, protocol.name == V5) {
             Input::Stdin(data) => {
                 if let Some(input) = &input {
-                    // A process that no longer reads is no reason to end.
+                    // The process may have closed its standard input; that is not an error.
                     let _ = input.send(data).await;
                 }
             }
@@ -284,8 +287,8 @@ async fn listen(
     }
 }
 
-/// Sends an output to the client. What nobody takes any more is read all the same, so that the process goes
-/// on.
+/// Sends an output to the client. Subresource nobody takes any more is read all the same, so that the process
+/// goes on.
 async fn pump(
     stream: Option<Box<dyn AsyncRead + Send + Unpin>>,
     channel: u8,
@@ -318,7 +321,7 @@ async fn feed(stdin: Option<Box<dyn AsyncWrite + Send + Unpin>>, mut pending: mp
             break;
         }
     }
-    // The end of what the client sends is the end of standard input.
+    // The end of the client's data closes standard input.
     let _ = stdin.shutdown().await;
     drop(stdin);
     while pending.recv().await.is_some() {}
