@@ -115,8 +115,12 @@ impl Builder {
         self.service_range = (network, prefix);
         self
     }
+<<<<<<< HEAD
     /// Range of pod addresses, for warnings about Services that claim one. Default: the pod ranges of the
     /// nodes.
+=======
+    /// Range of pod addresses, for warnings about Services that claim one. Default: the nodes' pod ranges.
+>>>>>>> wt-api
     #[must_use]
     pub fn pod_range(mut self, network: std::net::Ipv4Addr, prefix: u8) -> Self {
         self.pod_range = Some((network, prefix));
