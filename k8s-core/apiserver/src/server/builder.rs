@@ -21,8 +21,8 @@ use crate::{
     resources::{Resource, SharedRegistry, is_built_in},
     stages::{Audit, Authenticate, Authorize, FlowControl},
     state::{Observer, Pace, State},
+    tls::ClientIdentity,
     user::User,
-    webhook_client::ClientIdentity,
 };
 
 /// The observers of stored objects; each kind has one at most.
@@ -115,12 +115,7 @@ impl Builder {
         self.service_range = (network, prefix);
         self
     }
-<<<<<<< HEAD
-    /// Range of pod addresses, for warnings about Services that claim one. Default: the pod ranges of the
-    /// nodes.
-=======
     /// Range of pod addresses, for warnings about Services that claim one. Default: the nodes' pod ranges.
->>>>>>> wt-api
     #[must_use]
     pub fn pod_range(mut self, network: std::net::Ipv4Addr, prefix: u8) -> Self {
         self.pod_range = Some((network, prefix));
