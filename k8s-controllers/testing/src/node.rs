@@ -289,7 +289,8 @@ impl Report<'_> {
             "phase": phase, "startTime": self.started, "containerStatuses": containers,
             "conditions": [condition("Initialized", "True"), condition("Ready", is_ready), condition("ContainersReady", is_ready), condition("PodScheduled", "True")],
         });
-        if phase != "Pending" {
+        // A pod that ends before it ran has no address.
+        if phase != "Pending" && !self.address.is_empty() {
             status["podIP"] = json!(self.address);
             status["podIPs"] = json!([{"ip": self.address}]);
         }
