@@ -289,7 +289,7 @@ impl Report<'_> {
             "phase": phase, "startTime": self.started, "containerStatuses": containers,
             "conditions": [condition("Initialized", "True"), condition("Ready", is_ready), condition("ContainersReady", is_ready), condition("PodScheduled", "True")],
         });
-        // A pod that ends before it ran has no address.
+        // A pod that is deleted before it starts never has an address.
         if phase != "Pending" && !self.address.is_empty() {
             status["podIP"] = json!(self.address);
             status["podIPs"] = json!([{"ip": self.address}]);

@@ -1,9 +1,9 @@
 //! The seam between the store and the place that keeps its objects.
 //!
-//! A [`Backend`] decides: it takes conditional writes, compares and swaps, gives revisions, and streams every change, its own
-//! and those of others, to a [`Sink`]. The store behind the sink only shows what arrives. So a backend may be this process
-//! alone ([`Local`](crate::Local)), a database with several writers and revisions of its own, or a wrapper around another
-//! backend (encryption, for example).
+//! A [`Backend`] decides: it takes conditional writes, compares and swaps, gives revisions, and streams
+//! every change, its own and those of others, to a [`Sink`]. The store behind the sink only shows what
+//! arrives. So a backend may be this process alone ([`Local`](crate::Local)), a database with several
+//! writers and revisions of its own, or a wrapper around another backend (encryption, for example).
 
 use std::sync::Arc;
 
@@ -15,21 +15,23 @@ use crate::{BackendError, Expect, Meta, StoreError, Stored};
 /// Keeps objects and orders their changes.
 ///
 /// # Contract
-/// 1. [`Backend::start`] gives every object to the sink, and after that every change, in the order of revisions, once each.
-/// 2. A write takes effect if and only if the object is in the state that it expects. A write that took effect is durable
-///    before its change reaches the sink.
-/// 3. The change of a write of this process carries the write's [`Done`]: the writer is told when its change is visible.
+/// 1. [`Backend::start`] gives every object to the sink, and after that every change, in the order of
+///    revisions, once each.
+/// 2. A write takes effect if and only if the object is in the state that it expects. A write that took
+///    effect is durable before its change reaches the sink.
+/// 3. The change of a write of this process carries the write's [`Done`]: the writer is told when its change
+///    is visible.
 /// 4. A [`Done`] that is dropped tells its writer that the store cannot write.
 pub trait Backend: Send + Sync + 'static {
-    /// Loads every object into the sink and begins to stream changes to it. Returns the newest revision (0 for an empty
-    /// store). Called once, before any write.
+    /// Loads every object into the sink and begins to stream changes to it. Returns the newest revision (0
+    /// for an empty store). Called once, before any write.
     ///
     /// # Errors
     /// When what is kept cannot be read.
     fn start(&self, sink: Arc<dyn Sink>) -> Result<u64, BackendError>;
 
-    /// Begins a write and returns without waiting for a device or a network. `done` learns of a refusal; of success it
-    /// learns by going along with the change.
+    /// Begins a write and returns without waiting for a device or a network. `done` learns of a refusal; of
+    /// success it learns by going along with the change.
     fn write(&self, write: Write<'_>, done: Done);
 }
 
@@ -43,8 +45,8 @@ pub struct Write<'a> {
     pub expect: Expect,
     /// The effect.
     pub effect: Effect,
-    /// Encodes the object: with its revision where the backend knows it now, else without. Called at most once; a second
-    /// call returns nothing. For a deletion these are the bytes of the last state.
+    /// Encodes the object: with its revision where the backend knows it now, else without. Called at most
+    /// once; a second call returns nothing. For a deletion these are the bytes of the last state.
     pub encode: &'a mut dyn FnMut(Option<u64>) -> Bytes,
 }
 
@@ -102,8 +104,8 @@ pub trait Sink: Send + Sync {
     /// Takes an object that was there before. Only during [`Backend::start`].
     fn load(&self, object: Loaded);
 
-    /// Shows changes to readers and watchers, and tells their writers. Returns false when the store is gone, so that the
-    /// backend can end.
+    /// Shows changes to readers and watchers, and tells their writers. Returns false when the store is gone,
+    /// so that the backend can end.
     fn apply(&self, changes: Vec<Change>) -> bool;
 
     /// The visible state of an object: its revision and its bytes. `None`: it is not there.
@@ -146,8 +148,8 @@ impl Done {
         (Done(sender), receiver)
     }
 
-    /// Refuses the write: the object is at another revision (`None`: not there). To be told when that state is visible, so
-    /// that a writer that reads again and retries does not meet the same state.
+    /// Refuses the write: the object is at another revision (`None`: not there). To be told when that state
+    /// is visible, so that a writer that reads again and retries does not meet the same state.
     pub fn conflict(self, key: &str, have: Option<u64>) {
         self.send(Err(StoreError::Conflict { key: key.to_owned(), have }));
     }

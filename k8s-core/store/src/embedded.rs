@@ -1,13 +1,15 @@
 //! The embedded durable log: one redb file.
 //!
-//! Format: table `objects` maps `resource NUL key` to an 8-byte little-endian revision followed by the object's JSON; table `meta` holds `format` (this
-//! layout's number) and `revision` (the newest). Every commit is one redb transaction with immediate durability: redb writes copy-on-write pages, flushes,
-//! then switches the root, so a crash leaves either the old or the new state. A new file is made under another name and renamed when its tables are on disk,
-//! so an empty file is never the trace of a crash.
+//! Format: table `objects` maps `resource NUL key` to an 8-byte little-endian revision followed by the
+//! object's JSON; table `meta` holds `format` (this layout's number) and `revision` (the newest). Every
+//! commit is one redb transaction with immediate durability: redb writes copy-on-write pages, flushes, then
+//! switches the root, so a crash leaves either the old or the new state. A new file is made under another
+//! name and renamed when its tables are on disk, so an empty file is never the trace of a crash.
 //!
-//! A full disk: after an I/O error redb refuses everything until its file is opened again. So the file is closed, the space held in reserve (a file of
-//! [`RESERVE`] bytes beside it) is given up, and the file is opened again; what a failed commit may have left in it is undone. From then on only batches that
-//! do not grow are written (deletions, mostly), until [`Log::mend`] could take the reserve again.
+//! A full disk: after an I/O error redb refuses everything until its file is opened again. So the file is
+//! closed, the space held in reserve (a file of [`RESERVE`] bytes beside it) is given up, and the file is
+//! opened again; what a failed commit may have left in it is undone. From then on only batches that do not
+//! grow are written (deletions, mostly), until [`Log::mend`] could take the reserve again.
 
 mod file;
 
@@ -29,7 +31,8 @@ const META: TableDefinition<'_, &str, u64> = TableDefinition::new("meta");
 const FORMAT: u64 = 1;
 /// redb's own page cache, bytes. The store holds every object itself, so reads after start-up are rare.
 const PAGE_CACHE: usize = 1 << 20;
-/// Bytes of disk held in reserve: room for redb to open its file and to delete objects on a disk that is full.
+/// Bytes of disk held in reserve: room for redb to open its file and to delete objects on a disk that is
+/// full.
 const RESERVE: usize = 4 << 20;
 
 /// One redb file.
@@ -50,7 +53,8 @@ impl Embedded {
     /// Opens a file, or makes it where it is missing (mode 0600: it holds Secrets).
     ///
     /// # Errors
-    /// [`OpenError`] says what to do. A file that is empty or of another program is an error, and is left as it is.
+    /// [`OpenError`] says what to do. A file that is empty or of another program is an error, and is left as
+    /// it is.
     pub fn open(path: &Path) -> Result<Self, OpenError> {
         match Self::open_existing(path) {
             Err(OpenError::Missing { .. }) => file::create(path).map(|database| Self::new(path, database)),

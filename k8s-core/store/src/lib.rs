@@ -13,20 +13,23 @@
 //! # Ok(()) }
 //! ```
 //!
-//! Flow: a write goes to the [`Backend`], which checks it against the newest state, gives it a revision and makes it durable.
-//! The change then comes back through a [`Sink`]; the store shows it to readers and watchers and acknowledges the write.
-//! [`Local`] is the backend of a store that is alone with its data: it commits writes in groups to a [`Log`], such as
-//! [`Embedded`]. A database with other writers, or a wrapper that encrypts, implements [`Backend`].
+//! Flow: a write goes to the [`Backend`], which checks it against the newest state, gives it a revision and
+//! makes it durable. The change then comes back through a [`Sink`]; the store shows it to readers and
+//! watchers and acknowledges the write. [`Local`] is the backend of a store that is alone with its data: it
+//! commits writes in groups to a [`Log`], such as [`Embedded`]. A database with other writers, or a wrapper
+//! that encrypts, implements [`Backend`].
 //!
 //! Guarantees:
 //! 1. A write that was acknowledged survives a crash; one that was not was never seen by anybody.
-//! 2. Revisions are unique across all types and grow; events of a type come in the order of revisions, without gaps.
+//! 2. Revisions are unique across all types and grow; events of a type come in the order of revisions,
+//!    without gaps.
 //! 3. A [`Snapshot`] never changes and costs O(1); reads never wait for writes.
-//! 4. A backend that cannot write (full disk) fails those writes with [`StoreError::Unavailable`] and leaves reads and state
-//!    as they were. It tries to mend itself every second; [`Store::ailment`] has the reason meanwhile.
+//! 4. A backend that cannot write (full disk) fails those writes with [`StoreError::Unavailable`] and leaves
+//!    reads and state as they were. It tries to mend itself every second; [`Store::ailment`] has the reason
+//!    meanwhile.
 //!
-//! Features: `embedded` (default), the redb log. Not here: the meaning of objects (the store knows a key, labels, fields and
-//! bytes; a [`Format`] reads them) and expiry (the API server deletes old events).
+//! Features: `embedded` (default), the redb log. Not here: the meaning of objects (the store knows a key,
+//! labels, fields and bytes; a [`Format`] reads them) and expiry (the API server deletes old events).
 
 mod backend;
 mod collection;

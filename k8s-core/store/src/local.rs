@@ -1,8 +1,10 @@
-//! The backend of a store that has its process for itself: it numbers writes and makes them durable in groups.
+//! The backend of a store that has its process for itself: it numbers writes and makes them durable in
+//! groups.
 //!
-//! Flow: a write is checked against the newest state (writes that wait for their flush included), gets the next revision, is
-//! encoded once with it, and waits in a queue. The commit thread takes all that has gathered, makes it durable with one flush
-//! ([`Log::commit`]), and gives it to the sink. A log that does not block is committed in the writer's own call.
+//! Flow: a write is checked against the newest state (writes that wait for their flush included), gets the
+//! next revision, is encoded once with it, and waits in a queue. The commit thread takes all that has
+//! gathered, makes it durable with one flush ([`Log::commit`]), and gives it to the sink. A log that does
+//! not block is committed in the writer's own call.
 //!
 //! Guarantee: when a flush fails, every write that was checked against its writes fails with it.
 
@@ -71,7 +73,8 @@ struct Waiting {
     state: Option<(u64, Bytes)>,
 }
 
-/// A write that lost against one that waits for its flush. It is refused when that one is visible or has failed.
+/// A write that lost against one that waits for its flush. It is refused when that one is visible or has
+/// failed.
 struct Loser {
     to: u64,
     key: Box<str>,
@@ -276,7 +279,8 @@ impl Committer {
             Err(e) => {
                 attempt.get_or_insert_with(|| Instant::now() + MEND_EVERY);
                 self.sink.ailing(Some(e.to_string()));
-                // Writes that were checked against these must fail with them: so the whole queue goes, under the lock.
+                // Writes that were checked against these must fail with them: so the whole queue goes, under
+                // the lock.
                 let mut writer = lock(writer);
                 changes.extend(queue.try_iter().map(|pending| pending.change));
                 writer.overlay.clear();

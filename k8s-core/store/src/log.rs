@@ -52,8 +52,8 @@ pub trait Log: Send + 'static {
     /// When they are not durable; the caller treats them as never made.
     fn commit(&mut self, batch: &[Record]) -> Result<(), BackendError>;
 
-    /// Tries to become able to write again. Called about once a second while [`Log::is_well`] is false or the last commit
-    /// failed.
+    /// Tries to become able to write again. Called about once a second while [`Log::is_well`] is false or
+    /// the last commit failed.
     ///
     /// # Errors
     /// When it still cannot write.

@@ -17,8 +17,8 @@ pub enum StoreError {
         /// Its revision; `None`: it is not there.
         have: Option<u64>,
     },
-    /// The backend cannot write, and nothing was written. Retryable: the store writes again within seconds after the cause is
-    /// gone.
+    /// The backend cannot write, and nothing was written. Retryable: the store writes again within seconds
+    /// after the cause is gone.
     #[error("the store cannot write: {0}")]
     Unavailable(String),
     /// The requested revision is no longer in history.

@@ -5,8 +5,9 @@ use std::time::Duration;
 /// Writes that one flush carries at most.
 pub(crate) const BATCH: usize = 512;
 
-/// The pause before a flush. A flush costs much more than one more write in it, but a single writer should not wait. So
-/// there is a pause only while several write at once, and only as long as pausing brings enough of them.
+/// The pause before a flush. A flush costs much more than one more write in it, but a single writer should
+/// not wait. So there is a pause only while several write at once, and only as long as pausing brings enough
+/// of them.
 #[derive(Debug, Default)]
 pub(crate) struct Pace {
     window: Duration,
@@ -54,7 +55,8 @@ impl Pace {
 mod tests {
     use super::*;
 
-    /// The pause before each of `groups` flushes, with `writers` of whom `returning` come back while the thread waits.
+    /// The pause before each of `groups` flushes, with `writers` of whom `returning` come back while the
+    /// thread waits.
     fn pauses(writers: usize, returning: usize, groups: usize) -> Vec<Duration> {
         let mut pace = Pace::default();
         let one = |_| {

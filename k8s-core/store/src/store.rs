@@ -82,8 +82,8 @@ impl Store {
         Store::open(Local::memory(0), Opaque).unwrap_or_else(|e| unreachable!("memory cannot fail: {e}"))
     }
 
-    /// Returns a store of its own with the same objects, kept in memory only. Costs O(1) per type: what neither store changes
-    /// is shared. Watches of it begin now; older history is left behind.
+    /// Returns a store of its own with the same objects, kept in memory only. Costs O(1) per type: what
+    /// neither store changes is shared. Watches of it begin now; older history is left behind.
     #[must_use]
     pub fn fork(&self) -> Self {
         // No group of changes is half visible while the lock is held.
@@ -132,8 +132,9 @@ impl Store {
         self.collection(resource).snapshot_at(revision).ok_or(StoreError::Expired(revision))
     }
 
-    /// A type's objects now, or as they were at a revision, with the keys of those that may match a selector, in order. Each element of `wanted` lists terms
-    /// of which a matching object has at least one; without keys in the answer, any object may match.
+    /// A type's objects now or at an earlier revision, and the keys of candidates for a selector, in order. Each
+    /// element of `wanted` lists terms of which a matching object has at least one. `None` instead of keys: any
+    /// object may match.
     ///
     /// # Errors
     /// [`StoreError::Expired`] when history does not reach back that far.
@@ -148,8 +149,9 @@ impl Store {
         self.collection(resource).select(newest, at, wanted).ok_or_else(expired)
     }
 
-    /// Shows a type's objects as they are now understood (their definition changed): `reshape` returns the bytes and what the store needs to know of them, or
-    /// `None` for an object that stays as it is. Not a write: revisions stay, nobody is told, and what is on disk is as it was until it is written again.
+    /// Replaces the visible bytes and metadata of a type's objects, after its definition changed. `reshape` returns
+    /// the new ones, or `None` for an object that stays. Not a write: revisions stay, watchers see no event, and the
+    /// backend keeps the old bytes until the next write.
     pub fn reshape(&self, resource: &str, reshape: impl Fn(&Stored) -> Option<(Bytes, Meta)>) {
         let now = self.snapshot(resource);
         let reshaped = now.range("", "").filter_map(|old| {
@@ -161,7 +163,8 @@ impl Store {
         self.collection(resource).reshape(reshaped);
     }
 
-    /// The revision of the newest change of a type; tells cheaply whether what was made from a snapshot is still right.
+    /// The revision of the newest change of a type; tells cheaply whether what was made from a snapshot is
+    /// still right.
     #[must_use]
     pub fn last_change(&self, resource: &str) -> u64 {
         self.collection(resource).last_change()
@@ -173,8 +176,8 @@ impl Store {
         self.collection(resource).cursor(revision)
     }
 
-    /// Writes an object. `encode` returns the object's bytes, with the revision in them where the backend knows it already;
-    /// otherwise the revision is put in when the write is visible ([`Format::stamp`]).
+    /// Writes an object. `encode` returns the object's bytes, with the revision in them where the backend
+    /// knows it already; otherwise the revision is put in when the write is visible ([`Format::stamp`]).
     ///
     /// # Errors
     /// [`StoreError::Conflict`] or [`StoreError::Unavailable`].
@@ -189,7 +192,8 @@ impl Store {
         self.write(resource, key, expect, Effect::Put(Some(meta)), encode).await
     }
 
-    /// Deletes an object. `encode` returns its last state, with the revision of the deletion as [`Store::put`] has it.
+    /// Deletes an object. `encode` returns its last state, with the revision of the deletion as
+    /// [`Store::put`] has it.
     ///
     /// # Errors
     /// [`StoreError::Conflict`] or [`StoreError::Unavailable`].

@@ -11,8 +11,8 @@ const BUNDLES: [&str; 5] = [
     "/etc/ssl/cert.pem",
 ];
 
-/// Returns the file with the machine's certificate authorities (PEM): the one that `SSL_CERT_FILE` names, else the first of
-/// the usual places that exists. `None`: there is none.
+/// Returns the file with the machine's certificate authorities (PEM): the one that `SSL_CERT_FILE` names,
+/// else the first of the usual places that exists. `None`: there is none.
 #[must_use]
 pub fn system_bundle() -> Option<PathBuf> {
     let named = std::env::var_os("SSL_CERT_FILE").map(PathBuf::from);

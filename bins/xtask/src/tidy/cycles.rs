@@ -1,7 +1,8 @@
 //! No import cycles between the modules of a crate.
 //!
-//! A module is a direct child of the crate's `src`. It imports another one where its files name `crate::other` (or
-//! `super::other`, as often as it takes to get to the root), or a name that the root re-exports from there. Tests do not count.
+//! A module is a direct child of the crate's `src`. It imports another one where its files name
+//! `crate::other` (or `super::other`, as often as it takes to get to the root), or a name that the root
+//! re-exports from there. Tests do not count.
 
 use std::{
     collections::{BTreeMap, BTreeSet},

@@ -24,7 +24,8 @@ pub enum OpenError {
         /// The file.
         path: PathBuf,
     },
-    /// The file is there and holds nothing: its content was lost, since this program never leaves an empty file.
+    /// The file is there and holds nothing: its content was lost, since this program never leaves an empty
+    /// file.
     #[error("{path:?} is empty: its content was lost; restore it from a backup")]
     Empty {
         /// The file.

@@ -1,4 +1,5 @@
-//! Backends of other kinds, to show that the seam holds: a database with two writers, and a wrapper that masks bytes.
+//! Backends of other kinds, to show that the seam holds: a database with two writers, and a wrapper that
+//! masks bytes.
 
 use std::collections::BTreeMap;
 
