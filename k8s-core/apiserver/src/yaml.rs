@@ -19,8 +19,8 @@ const CHUNK: usize = 64 << 10;
 /// The fields that hold a list's elements. They are the last that a list's JSON has.
 const ELEMENTS: [&str; 2] = ["items", "rows"];
 
-/// Rewrites a list's JSON (or any other) as YAML. A ticket bounds the number of responses that are rewritten at
-/// once and of those that hold a piece unread by their client.
+/// Rewrites a list's JSON (or any other) as YAML. A ticket bounds how many answers work at once and how many
+/// hold a piece that their client has not taken.
 pub(crate) fn list(body: Body, ticket: Option<Arc<Ticket>>) -> Body {
     let writing = (Some(body), Writing::default(), None::<Place>);
     let frames = stream::try_unfold(writing, move |(body, mut writing, place)| {

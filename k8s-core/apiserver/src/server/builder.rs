@@ -115,7 +115,8 @@ impl Builder {
         self.service_range = (network, prefix);
         self
     }
-    /// Range of pod addresses, for warnings about Services that claim one. Default: the nodes' pod ranges.
+    /// Range of pod addresses, for warnings about Services that claim one. Default: the pod ranges of the
+    /// nodes.
     #[must_use]
     pub fn pod_range(mut self, network: std::net::Ipv4Addr, prefix: u8) -> Self {
         self.pod_range = Some((network, prefix));

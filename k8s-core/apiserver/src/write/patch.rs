@@ -157,7 +157,8 @@ async fn apply(
         if state.store.get(&resource.storage, &key).is_some() {
             let done = modify(state, call, resource, dry_run, &|old| {
                 let wanted = str_at(&config, "/metadata/resourceVersion");
-                // A stale resourceVersion is a conflict even when forced: leases are acquired by apply.
+                // A configuration that says what it changes is no last word, forced or not: leases are taken
+                // by it.
                 if !["", "0", str_at(old, "/metadata/resourceVersion")].contains(&wanted) {
                     return Err(modified(resource, name));
                 }
