@@ -1,12 +1,12 @@
-//! The protocol between the node process and a shim, and the files that both keep.
+//! The protocol between the node process and a shim, and the files of a sandbox.
 //!
-//! Large things (specifications) never travel: the node process writes them as files in the sandbox's
-//! directory before it names them in a request. Layout of a sandbox's directory:
+//! Messages do not contain specifications: the node process writes them to files in the sandbox's directory
+//! before it sends the request that names them. Layout of a sandbox's directory:
 //!
 //! ```text
 //! sandbox.json            SandboxRecord, written by the node process
 //! hostname, resolv.conf   written by the shim
-//! shim.sock, shim.log     the shim's socket; what it had to complain about
+//! shim.sock, shim.log     the shim's socket and its error log
 //! c/<id>/container.json   ContainerRecord, written by the node process
 //! c/<id>/state.json       ContainerState, written by the shim (by the node process once the shim is dead)
 //! c/<id>/{upper,work,rootfs}  overlayfs
