@@ -135,7 +135,7 @@ impl Callee {
     }
 }
 
-/// Reads a body of at most so many bytes. Boxed, because rustc cannot prove that a future over the body's
+/// Reads a body of at most `most` bytes. Boxed, because rustc cannot prove that a future over the body's
 /// boxed error is `Send`.
 pub(crate) fn whole(body: Body, most: usize) -> BoxFuture<'static, Result<Bytes, String>> {
     let all = http_body_util::Limited::new(body, most).collect();
