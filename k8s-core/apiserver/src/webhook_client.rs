@@ -60,7 +60,8 @@ impl std::fmt::Debug for Callee {
     }
 }
 
-/// Returns TLS settings for a CA bundle (base64 of PEM, as JSON has bytes; empty: the machine's CAs) and an identity.
+/// Returns TLS settings for an identity and a CA bundle (base64 of PEM, as JSON represents bytes). Empty: the
+/// system's CAs.
 fn tls(bundle: &str, insecure: bool, identity: Option<&ClientIdentity>) -> Result<Tls, String> {
     let trust = match bundle {
         _ if insecure => Trust::Anyone,
