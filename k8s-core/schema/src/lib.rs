@@ -64,18 +64,18 @@ pub enum Kind {
         fields: BTreeMap<Box<str>, Field>,
         /// Type of all other fields: a map, or an object with additional ones.
         rest: Option<NodeId>,
-        /// Preserve unknown fields.
+        /// Keep unknown fields (`x-kubernetes-preserve-unknown-fields`).
         preserve: bool,
         /// Replaced as a whole on merges.
         atomic: bool,
-        /// Required fields.
+        /// Names of the required fields.
         required: Vec<Box<str>>,
     },
     /// A list of one type.
     List {
         /// Type of the elements.
         item: NodeId,
-        /// Merge strategy.
+        /// Merge strategy of server-side apply.
         list_type: ListType,
     },
     /// A string.
@@ -88,7 +88,7 @@ pub enum Kind {
         /// Size: 32 or 64 bits.
         bits: u8,
     },
-    /// Any number.
+    /// An integer or a floating-point number.
     Number,
     /// A boolean.
     Boolean,

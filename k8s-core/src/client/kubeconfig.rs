@@ -47,7 +47,7 @@ pub enum KubeconfigError {
     },
 }
 
-/// A kubeconfig.
+/// Contents of a kubeconfig file.
 #[derive(Clone, Debug, Default, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub struct Kubeconfig {
@@ -69,7 +69,7 @@ pub struct Kubeconfig {
     /// Name of the current context.
     #[serde(default, deserialize_with = "or_null")]
     pub current_context: String,
-    /// Unknown fields.
+    /// Fields that this type does not know; they are written back.
     #[serde(flatten)]
     pub other: Map<String, Value>,
 }
@@ -79,7 +79,7 @@ fn or_null<'de, D: serde::Deserializer<'de>, T: Deserialize<'de> + Default>(from
     Option::deserialize(from).map(Option::unwrap_or_default)
 }
 
-/// A cluster entry.
+/// An entry of `clusters`.
 #[derive(Clone, Debug, Default, Serialize, Deserialize)]
 pub struct NamedCluster {
     /// Name of the entry.
@@ -92,7 +92,7 @@ pub struct NamedCluster {
 #[derive(Clone, Debug, Default, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub struct Cluster {
-    /// `https://host:port`.
+    /// URL of the API server, `https://host:port`.
     pub server: String,
     /// CA certificates: base64 of PEM.
     #[serde(default, skip_serializing_if = "Option::is_none")]
@@ -103,17 +103,17 @@ pub struct Cluster {
     /// Accept any server certificate.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub insecure_skip_tls_verify: Option<bool>,
-    /// Unknown fields.
+    /// Fields that this type does not know; they are written back.
     #[serde(flatten)]
     pub other: Map<String, Value>,
 }
 
-/// A user entry.
+/// An entry of `users`.
 #[derive(Clone, Debug, Default, Serialize, Deserialize)]
 pub struct NamedUser {
     /// Name of the entry.
     pub name: String,
-    /// The user's credentials.
+    /// Credentials of the user.
     pub user: User,
 }
 
@@ -133,13 +133,13 @@ pub struct User {
     /// File of the client key (PEM).
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub client_key: Option<PathBuf>,
-    /// Bearer token.
+    /// Bearer token, as literal text.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub token: Option<String>,
     /// File of a bearer token.
     #[serde(default, rename = "tokenFile", skip_serializing_if = "Option::is_none")]
     pub token_file: Option<PathBuf>,
-    /// Unknown fields.
+    /// Fields that this type does not know; they are written back.
     #[serde(flatten)]
     pub other: Map<String, Value>,
 }
@@ -150,7 +150,7 @@ impl std::fmt::Debug for User {
     }
 }
 
-/// A context entry.
+/// An entry of `contexts`.
 #[derive(Clone, Debug, Default, Serialize, Deserialize)]
 pub struct NamedContext {
     /// Name of the entry.
@@ -166,7 +166,7 @@ pub struct Context {
     pub cluster: String,
     /// Name of the user entry.
     pub user: String,
-    /// Unknown fields.
+    /// Fields that this type does not know; they are written back.
     #[serde(flatten)]
     pub other: Map<String, Value>,
 }
