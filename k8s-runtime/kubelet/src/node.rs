@@ -56,6 +56,7 @@ async fn register(cx: &Context) -> Result<Said, Error> {
     let api = cx.client.all::<Node>();
     let name = &cx.config.node_name;
     let computed = status::compute(cx, None).await;
+    let pod_cidr = cx.config.pod_cidr.map(|range| range.to_string());
     let node = Node {
         metadata: ObjectMeta {
             name: Some(name.clone()),
@@ -67,8 +68,8 @@ async fn register(cx: &Context) -> Result<Said, Error> {
             ..ObjectMeta::default()
         },
         spec: Some(NodeSpec {
-            pod_cidr: cx.config.pod_cidr.clone(),
-            pod_cidrs: cx.config.pod_cidr.clone().map(|c| vec![c]),
+            pod_cidr: pod_cidr.clone(),
+            pod_cidrs: pod_cidr.clone().map(|range| vec![range]),
             taints: (!cx.config.node_taints.is_empty()).then(|| cx.config.node_taints.clone()),
             ..NodeSpec::default()
         }),
@@ -86,7 +87,7 @@ async fn register(cx: &Context) -> Result<Said, Error> {
     let there = api.get(name).await?;
     let mut patch = json!({"metadata": {"labels": status::labels(cx)}});
     let has_range = there.spec.as_ref().is_some_and(|s| s.pod_cidr.is_some());
-    if let (false, Some(range)) = (has_range, &cx.config.pod_cidr) {
+    if let (false, Some(range)) = (has_range, pod_cidr) {
         patch["spec"] = json!({"podCIDR": range, "podCIDRs": [range]});
     }
     let there = api.patch(name, &Patch::Merge(patch)).await?;
