@@ -11,6 +11,7 @@ pub mod client;
 pub mod clock;
 #[cfg(feature = "derive")]
 pub mod custom;
+pub mod events;
 pub mod json;
 pub mod legacy;
 pub mod meta;

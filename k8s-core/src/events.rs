@@ -8,18 +8,18 @@ mod correlate;
 
 use std::sync::Arc;
 
-use k8s_core::{
-    api::{
-        api::core::v1::{Event, EventSource, ObjectReference},
-        apimachinery::pkg::apis::meta::v1::ObjectMeta,
-    },
-    client::{Api, Client, Patch},
-    clock::Clock,
-    meta::{Object, ObjectExt},
+use k8s_openapi::{
+    api::core::v1::{Event, EventSource, ObjectReference},
+    apimachinery::pkg::apis::meta::v1::ObjectMeta,
 };
 use serde_json::json;
 use tokio::sync::mpsc;
 
+use crate::{
+    client::{Api, Client, Patch},
+    clock::Clock,
+    meta::{Object, ObjectExt},
+};
 use correlate::{Correlator, Subject, Verdict};
 
 /// Type of an event.
