@@ -39,8 +39,19 @@ pub(crate) async fn run(cx: Arc<Context>) {
         delay = (delay * 2).min(LONGEST_RETRY);
     };
     info!(node = cx.config.node_name, "node registered");
-    cx.events.node(&cx.config.node_name, "Starting", "Starting kubelet.");
+    cx.events.normal(involved_node(&cx.config.node_name), "Starting", "Starting kubelet.");
     tokio::join!(lease::keep(&cx), report(&cx, said));
+}
+
+/// Returns a reference to a node for events. As upstream, its uid is its name.
+fn involved_node(name: &str) -> ObjectReference {
+    ObjectReference {
+        api_version: Some("v1".into()),
+        kind: Some("Node".into()),
+        name: Some(name.to_owned()),
+        uid: Some(name.to_owned()),
+        ..ObjectReference::default()
+    }
 }
 
 /// The status that was written last.
