@@ -1,10 +1,11 @@
-//! The workflow of this repository: `cargo xtask test|tidy|bench`.
+//! The workflow of this repository: `cargo xtask check|test|tidy|bench`.
 //!
 //! `test` is the gate for a change: its steps run in order and end at the first failure. All steps use one
 //! profile and one feature set, so that nothing is compiled twice.
 
 #[cfg(feature = "bench")]
 mod bench;
+mod check;
 mod leftovers;
 mod steps;
 mod test;
@@ -26,6 +27,12 @@ enum Task {
     /// Run all checks for a change: format, lints, documentation, build, all tests with real containers, fuzz
     /// targets.
     Test,
+    /// Format, lints and unit tests of the crates that changed: seconds, for the inner loop.
+    Check {
+        /// The commit to compare with.
+        #[arg(long, default_value = "HEAD")]
+        since: String,
+    },
     /// Check the repository's own rules: crate edges, top level, module documentation.
     Tidy,
     /// Measure a whole cluster (release build, own network namespace; needs root).
@@ -42,6 +49,7 @@ enum Task {
 fn main() -> ExitCode {
     let result = match Cli::parse().task {
         Task::Test => test::run(),
+        Task::Check { since } => check::run(&since),
         Task::Tidy => tidy::run(),
         Task::Bench { pods, at_once } => bench::run(pods, at_once),
     };

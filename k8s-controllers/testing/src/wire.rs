@@ -274,7 +274,7 @@ fn failure(status: &ApiStatus) -> Response<Body> {
     response
 }
 
-impl<B> tower::Service<Request<B>> for Service
+impl<B> tower_service::Service<Request<B>> for Service
 where
     B: http_body::Body<Data = Bytes> + Send + 'static,
     B::Error: Into<BoxError>,

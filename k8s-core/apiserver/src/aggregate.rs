@@ -16,9 +16,10 @@ use serde_json::Value;
 
 use crate::{
     respond,
+    tls::ClientIdentity,
     user::User,
     value::{bool_at, int_at, str_at},
-    webhook_client::{Callee, ClientIdentity},
+    webhook_client::Callee,
 };
 
 /// A version that another server answers for.

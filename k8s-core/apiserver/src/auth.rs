@@ -4,6 +4,7 @@ pub mod authenticate;
 mod authorize;
 pub(crate) mod impersonate;
 pub mod rbac;
+mod signature;
 pub mod tokens;
 
 pub use crate::request::PeerCertificate;

@@ -60,3 +60,10 @@ pub(crate) fn precondition(resource: &Resource, key: &str, name: &str, want: &st
     );
     ApiStatus::conflict(&resource.group, &resource.plural, name, &why)
 }
+
+/// 400 for an object of another namespace than the request's.
+pub(crate) fn other_namespace() -> ApiStatus {
+    ApiStatus::bad_request(
+        "the namespace of the provided object does not match the namespace sent on the request",
+    )
+}

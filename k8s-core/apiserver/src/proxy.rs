@@ -4,10 +4,14 @@
 //! both ways afterwards. The handlers of `log`, `exec` and so on are in `subresources::kubelet`.
 
 mod endpoints;
+#[cfg(feature = "tls")]
+mod remote;
 
 pub(crate) use endpoints::{endpoint, endpoints, is_global_unicast};
+#[cfg(feature = "tls")]
+pub use remote::RemoteKubelets;
 
-use std::{collections::HashMap, net::SocketAddr, sync::Arc};
+use std::{collections::HashMap, sync::Arc};
 
 use async_trait::async_trait;
 use http::{Request, Response, StatusCode, Uri, header};
@@ -18,9 +22,8 @@ use k8s_core::{
     status::ApiStatus,
 };
 use serde_json::Value;
-use tokio::net::TcpStream;
 
-use crate::value::{array_at, int_at, str_at};
+use crate::value::str_at;
 
 /// Reaches kubelets.
 #[async_trait]
@@ -38,50 +41,6 @@ pub(crate) struct GlobalOnly;
 #[derive(Clone, Copy, Debug, thiserror::Error)]
 #[error("address not allowed")]
 pub(crate) struct NotAllowed;
-
-/// Reaches kubelets over TLS, with a client certificate that they trust.
-#[derive(Clone)]
-pub struct RemoteKubelets {
-    tls: Arc<rustls::ClientConfig>,
-}
-
-impl std::fmt::Debug for RemoteKubelets {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.write_str("RemoteKubelets")
-    }
-}
-
-impl RemoteKubelets {
-    /// With TLS settings of one's own.
-    #[must_use]
-    pub fn new(tls: rustls::ClientConfig) -> Self {
-        RemoteKubelets { tls: Arc::new(tls) }
-    }
-}
-
-#[async_trait]
-impl NodeConnector for RemoteKubelets {
-    async fn call(&self, node: &Value, request: Request<Body>) -> Result<Response<Body>, BoxError> {
-        let addresses = array_at(node, "/status/addresses");
-        let address = ["InternalIP", "ExternalIP", "Hostname"]
-            .iter()
-            .find_map(|kind| addresses.iter().find(|a| str_at(a, "/type") == *kind))
-            .map(|a| str_at(a, "/address"))
-            .ok_or("the node has no address")?;
-        let port = int_at(node, "/status/daemonEndpoints/kubeletEndpoint/Port").unwrap_or(10250);
-        let all: Vec<SocketAddr> = tokio::net::lookup_host((address, u16::try_from(port)?)).await?.collect();
-        // Connects to the addresses that were checked: the name may resolve differently the next time.
-        let refused = all.iter().any(|a| !is_global_unicast(a.ip()));
-        if refused && request.extensions().get::<GlobalOnly>().is_some() {
-            return Err(NotAllowed.into());
-        }
-        let tcp = TcpStream::connect(all.as_slice()).await?;
-        tcp.set_nodelay(true)?;
-        let name = rustls::pki_types::ServerName::try_from(address.to_owned())?;
-        let tls = tokio_rustls::TlsConnector::from(self.tls.clone()).connect(name, tcp).await?;
-        exchange(TokioIo::new(tls), request).await
-    }
-}
 
 /// One exchange over a fresh connection, upgrades included.
 pub(crate) async fn exchange<I>(io: I, mut request: Request<Body>) -> Result<Response<Body>, BoxError>

@@ -269,7 +269,7 @@ fn one_of_a_list(info: &RequestInfo, query: &Query) -> Option<String> {
     is_segment.then(|| name.to_owned())
 }
 
-impl<B> tower::Service<Request<B>> for ApiServer
+impl<B> tower_service::Service<Request<B>> for ApiServer
 where
     B: http_body::Body<Data = Bytes> + Send + 'static,
     B::Error: Into<BoxError>,

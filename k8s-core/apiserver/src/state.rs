@@ -22,7 +22,7 @@ use crate::{
     request::RequestInfo,
     resources::{Resource, SharedRegistry},
     stages::{Audit, Authenticate, FlowControl},
-    webhook_client::ClientIdentity,
+    tls::ClientIdentity,
 };
 
 /// Intervals of background work. A cluster in virtual time, where years pass, sets them long.

@@ -12,7 +12,7 @@ use serde_json::{Value, json};
 use crate::{
     body::{decode_body, read_body},
     call::Call,
-    errors::{modified, precondition, store_failure},
+    errors::{modified, other_namespace, precondition, store_failure},
     invalid::FieldErrors,
     resources::{Resource, columns::selector_text, strategy::pod},
     respond,
@@ -184,9 +184,7 @@ pub(crate) async fn create_binding(
     let (binding, _) = decode_body(call, "Binding", &body)?;
     let (namespace, name) = (str_at(&binding, "/metadata/namespace"), str_at(&binding, "/metadata/name"));
     if !namespace.is_empty() && namespace != call.info.namespace {
-        return Err(ApiStatus::bad_request(
-            "the namespace of the provided object does not match the namespace sent on the request",
-        ));
+        return Err(other_namespace());
     }
     if name.is_empty() {
         return Err(ApiStatus::bad_request("Name parameter required."));

@@ -3,37 +3,23 @@
 use bytes::Bytes;
 use futures::{FutureExt, future::BoxFuture};
 use http_body_util::BodyExt;
-use std::{net::SocketAddr, sync::Arc, time::Duration};
+use std::{net::SocketAddr, time::Duration};
 
 use base64::{Engine, engine::general_purpose::STANDARD};
 use http::{HeaderValue, Request, Response, header};
 use hyper_util::rt::TokioIo;
-use k8s_core::client::{Body, RemoteConfig};
+use k8s_core::client::Body;
 use k8s_store::Store;
 use serde_json::Value;
 use tokio::net::TcpStream;
 
-use crate::value::{int_at, str_at};
+use crate::{
+    tls::{ClientIdentity, Tls, Trust},
+    value::{int_at, str_at},
+};
 
 /// Timeout of establishing a connection.
 const CONNECT: Duration = Duration::from_secs(10);
-/// The machine's trusted CAs, for URLs without a CA bundle.
-const SYSTEM_ROOTS: &str = "/etc/ssl/certs/ca-certificates.crt";
-
-/// Client certificate and key (PEM) for calls to other servers.
-#[derive(Clone)]
-pub struct ClientIdentity {
-    /// Certificate chain, PEM.
-    pub certificate: String,
-    /// Private key, PEM.
-    pub key: String,
-}
-
-impl std::fmt::Debug for ClientIdentity {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.write_str("ClientIdentity { <key> }")
-    }
-}
 
 /// Reason for which a server cannot be called.
 #[derive(Debug)]
@@ -65,7 +51,7 @@ pub(crate) struct Callee {
     place: Place,
     /// URL path of a webhook.
     path: String,
-    tls: Arc<rustls::ClientConfig>,
+    tls: Tls,
 }
 
 impl std::fmt::Debug for Callee {
@@ -74,33 +60,19 @@ impl std::fmt::Debug for Callee {
     }
 }
 
-/// Creates the TLS configuration: trusted CAs (`bundle` is base64 of PEM, as in JSON) and client certificate.
-fn tls(
-    bundle: &str,
-    insecure: bool,
-    identity: Option<&ClientIdentity>,
-) -> Result<Arc<rustls::ClientConfig>, String> {
-    let ca = if bundle.is_empty() {
-        std::fs::read(SYSTEM_ROOTS).unwrap_or_default()
-    } else {
-        STANDARD.decode(bundle).map_err(|e| format!("caBundle: {e}"))?
+/// Returns TLS settings for a CA bundle (base64 of PEM, as JSON has bytes; empty: the machine's CAs) and an identity.
+fn tls(bundle: &str, insecure: bool, identity: Option<&ClientIdentity>) -> Result<Tls, String> {
+    let trust = match bundle {
+        _ if insecure => Trust::Anyone,
+        "" => Trust::System,
+        bundle => Trust::Pem(STANDARD.decode(bundle).map_err(|e| format!("caBundle: {e}"))?),
     };
-    let config = RemoteConfig {
-        ca: Some(ca).filter(|_| !insecure),
-        insecure,
-        certificate: identity.map(|i| i.certificate.clone().into_bytes()),
-        key: identity.map(|i| i.key.clone().into_bytes()),
-        ..RemoteConfig::default()
-    };
-    let mut tls = config.tls().map_err(|e| e.to_string())?;
-    // HTTP/1.1, because HTTP/2 has no upgrades.
-    tls.alpn_protocols = vec![b"http/1.1".to_vec()];
-    Ok(Arc::new(tls))
+    Tls::new(&trust, identity)
 }
 
-/// Creates a TLS configuration that accepts any certificate, for `insecureSkipTLSVerify`.
-pub(crate) fn unverified() -> Result<Arc<rustls::ClientConfig>, String> {
-    tls("", true, None)
+/// Returns TLS settings that accept any certificate, for servers that nobody vouches for.
+pub(crate) fn unverified() -> Result<Tls, String> {
+    Tls::new(&Trust::Anyone, None)
 }
 
 impl Callee {
@@ -157,9 +129,7 @@ impl Callee {
         if let Ok(host) = HeaderValue::from_str(&name) {
             request.headers_mut().insert(header::HOST, host);
         }
-        let name = rustls::pki_types::ServerName::try_from(name).map_err(|e| failed(&e))?;
-        let connecting = tokio_rustls::TlsConnector::from(self.tls.clone()).connect(name, tcp);
-        let tls = tokio::time::timeout(CONNECT, connecting).await;
+        let tls = tokio::time::timeout(CONNECT, self.tls.connect(&name, tcp)).await;
         let tls = tls.map_err(|_| failed(&"TLS handshake timeout"))?.map_err(|e| failed(&e))?;
         crate::proxy::exchange(TokioIo::new(tls), request).await.map_err(|e| failed(&e))
     }

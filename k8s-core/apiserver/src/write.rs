@@ -3,7 +3,7 @@
 mod metadata;
 mod patch;
 
-use metadata::{VIEWS, carry_over, check_finalizers, check_metadata};
+use metadata::{VIEWS, carry_over, check_finalizers, check_metadata, generated, start_metadata};
 pub(crate) use patch::{PatchFunction, patch, patch_function};
 
 use std::sync::Arc;
@@ -21,7 +21,7 @@ use crate::{
     blocking::run_blocking_if,
     body::{decode_body, fit},
     call::{Call, dry_run},
-    errors::{modified, precondition, store_failure},
+    errors::{modified, other_namespace, precondition, store_failure},
     invalid::FieldErrors,
     read::object_response,
     resources::{
@@ -30,21 +30,13 @@ use crate::{
     },
     state::State,
     storage::{TRIES, current, is_finished, put, remove, timestamp},
-    value::{child, encode, int_at, same_spec, set, str_at, take},
+    value::{encode, int_at, same_spec, set, str_at, take},
 };
 
 /// Converts a decoded object to its stored form, with defaults.
 fn store_form(resource: &Resource, object: &mut Value) {
     resource.to_storage(object);
     resource.default(object);
-}
-
-/// Adds a random suffix as `generateName` asks.
-fn generated(prefix: &str) -> String {
-    const LETTERS: &[u8] = b"bcdfghjklmnpqrstvwxz2456789";
-    let mut name: String = prefix.chars().take(58).collect();
-    name.extend((0..5).map(|_| char::from(LETTERS[k8s_core::random::range(0..LETTERS.len())])));
-    name
 }
 
 /// POST of a collection.
@@ -62,6 +54,22 @@ pub(crate) async fn create(
     }
     let stored = insert(state, call, resource, object, dry_run, &recorder(call, resource)).await?;
     object_response(state, call, resource, StatusCode::CREATED, &stored)
+}
+
+/// Validates an object of a resource that a definition or a Rust type describes.
+fn check_definition(
+    resource: &Resource,
+    object: &Value,
+    old: Option<&Value>,
+    is_status: bool,
+    errors: &mut FieldErrors,
+) {
+    if let Some(rules) = &resource.rules {
+        run_blocking_if(rules.is_heavy(object, old), || rules.check(object, old, errors));
+    }
+    if let Some(typed) = &resource.typed {
+        typed.validate(object, old, is_status, errors);
+    }
 }
 
 /// A write as admission plugins see it.
@@ -107,35 +115,7 @@ async fn insert(
     record: &(dyn Fn(&Arc<State>, &mut Value) + Sync),
 ) -> Result<Bytes, ApiStatus> {
     let namespace = call.info.namespace.as_str();
-    let Some(metadata) = child(&mut object, "metadata") else {
-        return Err(ApiStatus::bad_request("metadata must be an object"));
-    };
-    if resource.namespaced {
-        let given = str_at(metadata, "/namespace");
-        if !given.is_empty() && given != namespace {
-            return Err(ApiStatus::bad_request(
-                "the namespace of the provided object does not match the namespace sent on the request",
-            ));
-        }
-        metadata["namespace"] = namespace.into();
-    } else if let Some(map) = metadata.as_object_mut() {
-        map.remove("namespace");
-    }
-    for field in ["selfLink", "deletionTimestamp", "deletionGracePeriodSeconds", "generation"] {
-        if let Some(map) = metadata.as_object_mut() {
-            map.remove(field);
-        }
-    }
-    let prefix = if str_at(metadata, "/name").is_empty() {
-        str_at(metadata, "/generateName").to_owned()
-    } else {
-        String::new()
-    };
-    metadata["uid"] = k8s_core::random::uuid().to_string().into();
-    metadata["creationTimestamp"] = timestamp(state.clock.now()).into();
-    if !prefix.is_empty() {
-        metadata["name"] = generated(&prefix).into();
-    }
+    let prefix = start_metadata(resource, &mut object, namespace, &timestamp(state.clock.now()))?;
     if resource.has_status
         && !resource.strategy.created_with_status
         && let Some(map) = object.as_object_mut()
@@ -163,12 +143,7 @@ async fn insert(
         (resource.strategy.validate_current)(&object, None, &mut errors);
     }
     (resource.strategy.validate)(&object, &mut errors);
-    if let Some(rules) = &resource.rules {
-        run_blocking_if(rules.is_heavy(&object, None), || rules.check(&object, None, &mut errors));
-    }
-    if let Some(typed) = &resource.typed {
-        typed.validate(&object, None, false, &mut errors);
-    }
+    check_definition(resource, &object, None, false, &mut errors);
     if !errors.is_empty() {
         return Err(errors.into_status(&resource.group, &resource.kind, str_at(&object, "/metadata/name")));
     }
@@ -187,7 +162,9 @@ async fn insert(
         }
         match put(state, resource, &key, Expect::Absent, &object).await {
             Ok(stored) => {
-                reserved.as_mut().map(Reservation::keep);
+                if let Some(reserved) = &mut reserved {
+                    reserved.keep();
+                }
                 crate::storage::written(state, resource, &stored).await;
                 return Ok(stored.json.clone());
             }
@@ -224,9 +201,7 @@ pub(crate) async fn update(
     }
     let given = str_at(&object, "/metadata/namespace");
     if !given.is_empty() && given != call.info.namespace {
-        return Err(ApiStatus::bad_request(
-            "the namespace of the provided object does not match the namespace sent on the request",
-        ));
+        return Err(other_namespace());
     }
     let absent = || {
         let key = resource.key(&call.info.namespace, &call.info.name);
@@ -340,12 +315,7 @@ pub(crate) async fn modify(
             (resource.strategy.validate)(&new, &mut errors);
             resource.strategy.fixed.iter().for_each(|field| immutable(&new, &old, field, &mut errors));
         }
-        if let Some(rules) = &resource.rules {
-            run_blocking_if(rules.is_heavy(&new, Some(&old)), || rules.check(&new, Some(&old), &mut errors));
-        }
-        if let Some(typed) = &resource.typed {
-            typed.validate(&new, Some(&old), part == "status", &mut errors);
-        }
+        check_definition(resource, &new, Some(&old), part == "status", &mut errors);
         if !errors.is_empty() {
             return Err(errors.into_status(&resource.group, &resource.kind, name));
         }
@@ -381,7 +351,9 @@ pub(crate) async fn modify(
         };
         match result {
             Ok(written) => {
-                reserved.as_mut().map(Reservation::keep);
+                if let Some(reserved) = &mut reserved {
+                    reserved.keep();
+                }
                 if !finished {
                     crate::storage::written(state, resource, &written).await;
                 }

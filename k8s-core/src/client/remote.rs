@@ -1,8 +1,9 @@
 //! The transport over TCP and TLS.
 
+#[cfg(feature = "tls")]
+use std::sync::Arc;
 use std::{
     pin::Pin,
-    sync::Arc,
     task::{Context, Poll},
     time::Duration,
 };

@@ -35,6 +35,23 @@ const PAGE_CACHE: usize = 1 << 20;
 /// full.
 const RESERVE: usize = 4 << 20;
 
+impl Record {
+    /// The change that undoes this one.
+    fn undone(&self) -> Record {
+        let (revision, bytes) =
+            self.before.clone().map_or((0, None), |(revision, bytes)| (revision, Some(bytes)));
+        Record { resource: self.resource.clone(), key: self.key.clone(), revision, bytes, before: None }
+    }
+
+    /// Bytes that the change adds to what is kept; negative when it removes some.
+    fn growth(&self) -> isize {
+        let length = |bytes: Option<&Bytes>| {
+            bytes.map_or(0, |bytes| isize::try_from(bytes.len()).unwrap_or(isize::MAX))
+        };
+        length(self.bytes.as_ref()) - length(self.before.as_ref().map(|(_, bytes)| bytes))
+    }
+}
+
 /// One redb file.
 #[derive(Debug)]
 pub struct Embedded {

@@ -21,23 +21,6 @@ pub struct Record {
     pub before: Option<(u64, Bytes)>,
 }
 
-impl Record {
-    /// The change that undoes this one.
-    pub(crate) fn undone(&self) -> Record {
-        let (revision, bytes) =
-            self.before.clone().map_or((0, None), |(revision, bytes)| (revision, Some(bytes)));
-        Record { resource: self.resource.clone(), key: self.key.clone(), revision, bytes, before: None }
-    }
-
-    /// Bytes that the change adds to what is kept; negative when it removes some.
-    pub(crate) fn growth(&self) -> isize {
-        let length = |bytes: Option<&Bytes>| {
-            bytes.map_or(0, |bytes| isize::try_from(bytes.len()).unwrap_or(isize::MAX))
-        };
-        length(self.bytes.as_ref()) - length(self.before.as_ref().map(|(_, bytes)| bytes))
-    }
-}
-
 /// Keeps records for [`Local`](crate::Local). Called by one thread at a time.
 pub trait Log: Send + 'static {
     /// Gives every object that is there to `each` and returns the newest revision (0 for an empty log).

@@ -6,15 +6,10 @@ use std::{
 };
 
 use base64::{Engine, engine::general_purpose::URL_SAFE_NO_PAD as B64};
-use ring::{
-    rand::SystemRandom,
-    signature::{
-        ECDSA_P256_SHA256_FIXED, ECDSA_P256_SHA256_FIXED_SIGNING, EcdsaKeyPair, KeyPair, UnparsedPublicKey,
-    },
-};
 use serde_json::{Value, json};
 use sha2::{Digest, Sha256};
 
+use super::signature::Key;
 use crate::{
     user::User,
     value::{array_at, int_at, str_at},
@@ -28,8 +23,7 @@ const KNOWN: usize = 4096;
 
 /// Issues and verifies service account tokens.
 pub struct TokenIssuer {
-    key: EcdsaKeyPair,
-    random: SystemRandom,
+    key: Key,
     /// Claims of tokens with a valid signature, by SHA-256 of the token.
     known: Mutex<HashMap<[u8; 32], Arc<Claims>>>,
 }
@@ -121,30 +115,19 @@ fn quoted(texts: &[String]) -> String {
 }
 
 impl TokenIssuer {
-    /// Creates an issuer from a PKCS#8 P-256 key. `None`: a new key for the lifetime of the process.
+    /// Creates an issuer from a PKCS#8 P-256 key. `None`: a new key for the lifetime of the process. Without the
+    /// feature `jwt` no token is issued and none is valid.
     ///
     /// # Errors
     /// The key is not a PKCS#8 P-256 key.
     pub fn new(pkcs8: Option<&[u8]>) -> Result<Self, String> {
-        let random = SystemRandom::new();
-        let generated;
-        let bytes = match pkcs8 {
-            Some(bytes) => bytes,
-            None => {
-                generated = EcdsaKeyPair::generate_pkcs8(&ECDSA_P256_SHA256_FIXED_SIGNING, &random)
-                    .map_err(|_| "the system has no randomness".to_owned())?;
-                generated.as_ref()
-            }
-        };
-        let key = EcdsaKeyPair::from_pkcs8(&ECDSA_P256_SHA256_FIXED_SIGNING, bytes, &random)
-            .map_err(|e| format!("service account key: {e}"))?;
-        Ok(TokenIssuer { key, random, known: Mutex::default() })
+        Ok(TokenIssuer { key: Key::new(pkcs8)?, known: Mutex::default() })
     }
 
     /// Issues a token that is valid from `now` for `seconds`.
     ///
     /// # Errors
-    /// Signing failed because the system has no randomness.
+    /// The system has no randomness, or the feature `jwt` is off.
     pub fn issue(
         &self,
         subject: &TokenSubject,
@@ -183,8 +166,7 @@ impl TokenIssuer {
         });
         let header = json!({"alg": "ES256", "typ": "JWT"});
         let message = format!("{}.{}", B64.encode(header.to_string()), B64.encode(claims.to_string()));
-        let signature =
-            self.key.sign(&self.random, message.as_bytes()).map_err(|_| "signing failed".to_owned())?;
+        let signature = self.key.sign(message.as_bytes())?;
         Ok(format!("{message}.{}", B64.encode(signature)))
     }
 
@@ -237,9 +219,9 @@ impl TokenIssuer {
         if str_at(&header, "/alg") != "ES256" {
             return None;
         }
-        UnparsedPublicKey::new(&ECDSA_P256_SHA256_FIXED, self.key.public_key().as_ref())
-            .verify(message.as_bytes(), &B64.decode(signature).ok()?)
-            .ok()?;
+        if !self.key.verifies(message.as_bytes(), &B64.decode(signature).ok()?) {
+            return None;
+        }
         let claims: Value = serde_json::from_slice(&B64.decode(claims).ok()?).ok()?;
         let audiences =
             array_at(&claims, "/aud").iter().filter_map(Value::as_str).map(str::to_owned).collect();

@@ -22,8 +22,8 @@ use crate::{
     resources::{Resource, SharedRegistry, is_built_in},
     stages::{Audit, Authenticate, Authorize, FlowControl},
     state::{Observer, Pace, State},
+    tls::ClientIdentity,
     user::User,
-    webhook_client::ClientIdentity,
 };
 
 /// The observers of stored objects; each kind has one at most.

@@ -1,15 +1,65 @@
-//! Validation of metadata for all objects, and fields that a write cannot change.
+//! Metadata of all objects: what the server sets, its validation, and fields that a write cannot change.
 
+use k8s_core::status::ApiStatus;
 use serde_json::{Map, Value};
 
 use crate::{
+    errors::other_namespace,
     invalid::FieldErrors,
     resources::{
         Resource,
         strategy::{METADATA_OF_CLIENTS, check_labels},
     },
-    value::{array_at, str_at},
+    value::{array_at, child, str_at},
 };
+
+/// Sets the server's metadata of a new object. Returns the prefix of a generated name; empty: the name is given.
+///
+/// # Errors
+/// 400 for the namespace of another request.
+pub(super) fn start_metadata(
+    resource: &Resource,
+    object: &mut Value,
+    namespace: &str,
+    now: &str,
+) -> Result<String, ApiStatus> {
+    let Some(metadata) = child(object, "metadata") else {
+        return Err(ApiStatus::bad_request("metadata must be an object"));
+    };
+    if resource.namespaced {
+        let given = str_at(metadata, "/namespace");
+        if !given.is_empty() && given != namespace {
+            return Err(other_namespace());
+        }
+        metadata["namespace"] = namespace.into();
+    } else if let Some(map) = metadata.as_object_mut() {
+        map.remove("namespace");
+    }
+    for field in ["selfLink", "deletionTimestamp", "deletionGracePeriodSeconds", "generation"] {
+        if let Some(map) = metadata.as_object_mut() {
+            map.remove(field);
+        }
+    }
+    let prefix = if str_at(metadata, "/name").is_empty() {
+        str_at(metadata, "/generateName").to_owned()
+    } else {
+        String::new()
+    };
+    metadata["uid"] = k8s_core::random::uuid().to_string().into();
+    metadata["creationTimestamp"] = now.into();
+    if !prefix.is_empty() {
+        metadata["name"] = generated(&prefix).into();
+    }
+    Ok(prefix)
+}
+
+/// Adds a random suffix as `generateName` asks.
+pub(super) fn generated(prefix: &str) -> String {
+    const LETTERS: &[u8] = b"bcdfghjklmnpqrstvwxz2456789";
+    let mut name: String = prefix.chars().take(58).collect();
+    name.extend((0..5).map(|_| char::from(LETTERS[k8s_core::random::range(0..LETTERS.len())])));
+    name
+}
 
 /// Validates metadata.
 pub(super) fn check_metadata(resource: &Resource, object: &Value, errors: &mut FieldErrors) {

@@ -1,4 +1,4 @@
-//! What is stored and not acted on is warned of, once.
+//! Warnings about fields and kinds that are stored and not acted on.
 
 use serde_json::{Value, json};
 

@@ -138,7 +138,7 @@ async fn a_put_with_resource_version_zero_is_unconditional() {
     let first = made["metadata"]["resourceVersion"].as_str().unwrap();
     assert_eq!(admin(&server, "PUT", &path, JSON, map(first, "b")).await.status, 409, "a stale version");
 
-    // Where a PUT must name a version, 0 is none.
+    // For a conditional PUT, 0 is no version.
     let leases = "/apis/coordination.k8s.io/v1/namespaces/default/leases";
     admin(&server, "POST", leases, JSON, r#"{"metadata":{"name":"l"}}"#).await;
     let lease = r#"{"metadata":{"name":"l","resourceVersion":"0"},"spec":{}}"#;

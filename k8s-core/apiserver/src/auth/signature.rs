@@ -1,0 +1,80 @@
+//! Signatures of service account tokens: ECDSA over P-256 with SHA-256 (ES256).
+//!
+//! Without the feature `jwt` nothing can be signed, and no signature is valid.
+
+#[cfg(feature = "jwt")]
+pub(super) use signing::Key;
+#[cfg(not(feature = "jwt"))]
+pub(super) use without::Key;
+
+#[cfg(feature = "jwt")]
+mod signing {
+    use ring::{
+        rand::SystemRandom,
+        signature::{
+            ECDSA_P256_SHA256_FIXED, ECDSA_P256_SHA256_FIXED_SIGNING, EcdsaKeyPair, KeyPair,
+            UnparsedPublicKey,
+        },
+    };
+
+    /// The key pair that signs tokens.
+    pub(in crate::auth) struct Key {
+        pair: EcdsaKeyPair,
+        random: SystemRandom,
+    }
+
+    impl Key {
+        /// Reads a PKCS#8 P-256 key. `None`: generates one.
+        pub(in crate::auth) fn new(pkcs8: Option<&[u8]>) -> Result<Self, String> {
+            let random = SystemRandom::new();
+            let generated;
+            let bytes = match pkcs8 {
+                Some(bytes) => bytes,
+                None => {
+                    generated = EcdsaKeyPair::generate_pkcs8(&ECDSA_P256_SHA256_FIXED_SIGNING, &random)
+                        .map_err(|_| "the system has no randomness".to_owned())?;
+                    generated.as_ref()
+                }
+            };
+            let pair = EcdsaKeyPair::from_pkcs8(&ECDSA_P256_SHA256_FIXED_SIGNING, bytes, &random)
+                .map_err(|e| format!("service account key: {e}"))?;
+            Ok(Key { pair, random })
+        }
+
+        pub(in crate::auth) fn sign(&self, message: &[u8]) -> Result<Vec<u8>, String> {
+            let signature = self.pair.sign(&self.random, message);
+            signature.map(|s| s.as_ref().to_vec()).map_err(|_| "signing failed".to_owned())
+        }
+
+        pub(in crate::auth) fn verifies(&self, message: &[u8], signature: &[u8]) -> bool {
+            let public = UnparsedPublicKey::new(&ECDSA_P256_SHA256_FIXED, self.pair.public_key().as_ref());
+            public.verify(message, signature).is_ok()
+        }
+    }
+}
+
+#[cfg(not(feature = "jwt"))]
+mod without {
+    const MISSING: &str =
+        "service account tokens need k8s-apiserver's feature \"jwt\", which this program is built without";
+
+    /// No key.
+    pub(in crate::auth) struct Key;
+
+    impl Key {
+        /// Refuses a key that could not be used.
+        pub(in crate::auth) fn new(pkcs8: Option<&[u8]>) -> Result<Self, String> {
+            pkcs8.map_or(Ok(Key), |_| Err(MISSING.to_owned()))
+        }
+
+        #[allow(clippy::unused_self)] // The signature of the other one.
+        pub(in crate::auth) fn sign(&self, _: &[u8]) -> Result<Vec<u8>, String> {
+            Err(MISSING.to_owned())
+        }
+
+        #[allow(clippy::unused_self)] // The signature of the other one.
+        pub(in crate::auth) fn verifies(&self, _: &[u8], _: &[u8]) -> bool {
+            false
+        }
+    }
+}
