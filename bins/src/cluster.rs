@@ -7,6 +7,7 @@ use std::{
     time::Duration,
 };
 
+use ipnet::Ipv4Net;
 use k8s_apiserver::{ApiServer, User};
 use k8s_core::client::{Client, Kubeconfig};
 use k8s_runtime::images::{ImageStore, Registries};
@@ -19,7 +20,7 @@ use crate::{
     network::{Network, NetworkConfig, Parts},
     node::{self, LocalNode, NodeConfig},
     paths::{Lock, Paths},
-    ranges::Range,
+    ranges,
 };
 
 /// The nodes that run in this process.
@@ -56,8 +57,8 @@ pub struct Builder {
     node: Node,
     listen: Option<SocketAddr>,
     advertise: Option<IpAddr>,
-    pods: Range,
-    services: Range,
+    pods: Ipv4Net,
+    services: Ipv4Net,
     dns: Option<Ipv4Addr>,
     domain: String,
     node_name: Option<String>,
@@ -93,8 +94,8 @@ impl Cluster {
             node: Node::Local,
             listen: None,
             advertise: None,
-            pods: Range { network: Ipv4Addr::new(10, 42, 0, 0), prefix: 16 },
-            services: Range { network: Ipv4Addr::new(10, 43, 0, 0), prefix: 16 },
+            pods: Ipv4Net::new_assert(Ipv4Addr::new(10, 42, 0, 0), 16),
+            services: Ipv4Net::new_assert(Ipv4Addr::new(10, 43, 0, 0), 16),
             dns: None,
             domain: "cluster.local".into(),
             node_name: None,
@@ -233,14 +234,14 @@ impl Builder {
     }
     /// Pod CIDR of the cluster. Default: 10.42.0.0/16.
     #[must_use]
-    pub fn pods(mut self, range: Range) -> Self {
-        self.pods = range;
+    pub fn pods(mut self, range: Ipv4Net) -> Self {
+        self.pods = range.trunc();
         self
     }
     /// Service CIDR. Default: 10.43.0.0/16.
     #[must_use]
-    pub fn services(mut self, range: Range) -> Self {
-        self.services = range;
+    pub fn services(mut self, range: Ipv4Net) -> Self {
+        self.services = range.trunc();
         self
     }
     /// Cluster DNS address. Default: the tenth of the service CIDR.
@@ -287,7 +288,7 @@ impl Builder {
     /// A one-line message and an exit code. Everything that was started is stopped again.
     pub async fn start(self) -> Result<Cluster, Failure> {
         let paths = Paths::new(&self.data_dir)?;
-        if self.pods.overlaps(&self.services) {
+        if ranges::overlap(self.pods, self.services) {
             return Err(Failure::new(
                 Code::Usage,
                 format!(
@@ -300,9 +301,9 @@ impl Builder {
             node::check(&paths)?;
         }
         let lock = Lock::take(&paths)?;
-        let gateway = IpAddr::V4(self.pods.nth(1));
+        let gateway = IpAddr::V4(ranges::nth(self.pods, 1));
         let advertise = self.advertise.or_else(crate::network::own_address).unwrap_or(gateway);
-        let dns = self.dns.unwrap_or_else(|| self.services.nth(10));
+        let dns = self.dns.unwrap_or_else(|| ranges::nth(self.services, 10));
         let plane = ControlPlane::start(
             &paths,
             &ControlPlaneConfig {
@@ -374,7 +375,7 @@ impl Cluster {
                 crate::network::record(&self.paths, &network)?;
                 let proxy = server.client_as(User::new(identities::PROXY, &[]));
                 let network = Network::start(&network, &proxy, Parts::All).await?;
-                config.pod_cidr = Some(network.node_pods().to_string());
+                config.pod_cidr = Some(network.node_pods().into());
                 let pods = network.pod_network();
                 self.network = Some(network);
                 let images = open_images(&self.paths)?;

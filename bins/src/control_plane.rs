@@ -6,6 +6,7 @@ use std::{
     time::Duration,
 };
 
+use ipnet::Ipv4Net;
 use k8s_apiserver::{
     ApiServer, User,
     auth::{Authenticator, AuthorizationMode},
@@ -30,7 +31,7 @@ use crate::{
     identities,
     paths::Paths,
     pki::Pki,
-    ranges::Range,
+    ranges,
 };
 
 /// Settings of a control plane.
@@ -41,9 +42,9 @@ pub struct ControlPlaneConfig {
     /// Address at which pods and other nodes reach the API.
     pub advertise: IpAddr,
     /// Service CIDR.
-    pub services: Range,
+    pub services: Ipv4Net,
     /// Pod CIDR of the cluster.
-    pub pods: Range,
+    pub pods: Ipv4Net,
     /// Cluster domain.
     pub domain: String,
     /// Keep objects in memory only.
@@ -170,8 +171,8 @@ impl ControlPlane {
             .authenticator(Authenticator::new(std::collections::HashMap::new(), true))
             .authorization(AuthorizationMode::Rbac)
             .service_account_key(pki.service_account_key().map_err(Failure::because("service account key"))?)
-            .service_range(config.services.network, config.services.prefix)
-            .pod_range(config.pods.network, config.pods.prefix)
+            .service_range(config.services)
+            .pod_range(config.pods)
             .nodes(kubelets.clone())
             .front_proxy(front_proxy.identity())
             .limits(limits())
@@ -215,7 +216,7 @@ impl ControlPlane {
         let selection = config.extras.select(selection, &config.controllers);
         let options = builtin::Options {
             root_ca: self.pki.ca().to_owned(),
-            cluster_cidr: config.pods.to_string(),
+            cluster_cidr: Some(config.pods.into()),
             ..builtin::Options::default()
         };
         // Controllers and scheduler share one process, so they share one set of caches.
@@ -293,7 +294,7 @@ pub(crate) fn server_identity(
     let mut addresses = vec![
         IpAddr::V4(Ipv4Addr::LOCALHOST),
         IpAddr::V6(std::net::Ipv6Addr::LOCALHOST),
-        IpAddr::V4(config.services.nth(1)),
+        IpAddr::V4(ranges::nth(config.services, 1)),
         config.advertise,
     ];
     for extra in &config.tls_names {
@@ -321,7 +322,7 @@ pub async fn kubernetes_service(
     let service = json!({
         "apiVersion": "v1", "kind": "Service",
         "metadata": {"name": "kubernetes", "namespace": "default", "labels": {"component": "apiserver", "provider": "kubernetes"}},
-        "spec": {"clusterIP": config.services.nth(1), "ports": [{"name": "https", "port": 443, "protocol": "TCP", "targetPort": port}]},
+        "spec": {"clusterIP": ranges::nth(config.services, 1), "ports": [{"name": "https", "port": 443, "protocol": "TCP", "targetPort": port}]},
     });
     let endpoints = json!({
         "apiVersion": "v1", "kind": "Endpoints",

@@ -6,10 +6,10 @@ use std::{
     sync::Arc,
 };
 
+use ipnet::Ipv4Net;
 use k8s_core::client::{Client, Error};
 use k8s_net::{
     bridge::{Bridge, bridge_name},
-    cidr::Cidr,
     node::{NodeNet, NodeNetConfig},
     pod::PodNetwork,
     proxy,
@@ -20,7 +20,7 @@ use crate::{
     apply::apply,
     exit::{Code, Failure},
     paths::Paths,
-    ranges::Range,
+    ranges,
 };
 
 /// Settings of a node's network.
@@ -31,11 +31,11 @@ pub struct NetworkConfig {
     /// Name of the node.
     pub node_name: String,
     /// Pod CIDR of the cluster.
-    pub pods: Range,
+    pub pods: Ipv4Net,
     /// Service CIDR.
-    pub services: Range,
+    pub services: Ipv4Net,
     /// Pod CIDR of the node. `None`: the first /24 of the cluster's.
-    pub node_pods: Option<Range>,
+    pub node_pods: Option<Ipv4Net>,
     /// Listen address of the DNS server.
     pub dns: Ipv4Addr,
     /// Cluster domain.
@@ -56,7 +56,7 @@ pub enum Parts {
 /// A running network.
 pub struct Network {
     running: Running,
-    node_pods: Range,
+    node_pods: Ipv4Net,
 }
 
 enum Running {
@@ -72,30 +72,27 @@ impl std::fmt::Debug for Network {
     }
 }
 
-fn cidr(range: Range) -> Result<Cidr, Failure> {
-    range.to_string().parse().map_err(|e| Failure::new(Code::Usage, format!("range {range}: {e}")))
-}
-
 /// Converts to `k8s-net`'s settings.
-fn node_net(config: &NetworkConfig) -> Result<NodeNetConfig, Failure> {
-    Ok(NodeNetConfig {
+fn node_net(config: &NetworkConfig) -> NodeNetConfig {
+    NodeNetConfig {
         name: config.cluster.clone(),
         node_name: config.node_name.clone(),
-        pod_cidr: cidr(config.node_range())?,
-        cluster_cidr: cidr(config.pods)?,
-        service_cidr: cidr(config.services)?,
+        pod_cidr: config.node_range(),
+        cluster_cidr: config.pods,
+        service_cidr: config.services,
         dns_ip: Some(config.dns),
         cluster_domain: config.domain.clone(),
         state_dir: config.state_dir.clone(),
         ..NodeNetConfig::default()
-    })
+    }
 }
 
 impl NetworkConfig {
     /// Returns the pod CIDR of the node.
     #[must_use]
-    pub fn node_range(&self) -> Range {
-        self.node_pods.unwrap_or(Range { network: self.pods.network, prefix: self.pods.prefix.max(24) })
+    pub fn node_range(&self) -> Ipv4Net {
+        let first = || Ipv4Net::new_assert(self.pods.network(), self.pods.prefix_len().max(24));
+        self.node_pods.unwrap_or_else(first)
     }
 }
 
@@ -106,7 +103,7 @@ impl Network {
     /// A one-line message and an exit code.
     pub async fn start(config: &NetworkConfig, client: &Client, parts: Parts) -> Result<Self, Failure> {
         let missing = |e: &dyn std::fmt::Display| Failure::new(Code::Preflight, format!("network: {e}"));
-        let settings = node_net(config)?;
+        let settings = node_net(config);
         let running = if parts == Parts::Pods {
             let bridge = tokio::task::spawn_blocking(move || Bridge::start(settings.bridge()));
             Running::Pods(bridge.await.map_err(Failure::because("network"))?.map_err(|e| missing(&e))?)
@@ -129,14 +126,14 @@ impl Network {
 
     /// Returns the pod CIDR of the node.
     #[must_use]
-    pub fn node_pods(&self) -> Range {
+    pub fn node_pods(&self) -> Ipv4Net {
         self.node_pods
     }
 
     /// Returns this machine's address on the pod network.
     #[must_use]
     pub fn gateway(&self) -> IpAddr {
-        IpAddr::V4(self.node_pods.nth(1))
+        IpAddr::V4(ranges::nth(self.node_pods, 1))
     }
 
     /// Stops the tasks; links and rules of running pods stay in the kernel.
@@ -152,12 +149,13 @@ fn recorded(paths: &Paths) -> Option<NetworkConfig> {
     let text = std::fs::read_to_string(paths.network().join("config.json")).ok()?;
     let value: serde_json::Value = serde_json::from_str(&text).ok()?;
     let at = |key: &str| value.get(key).and_then(serde_json::Value::as_str).unwrap_or_default().to_owned();
+    let range = |key: &str| ranges::parse(&at(key)).ok();
     Some(NetworkConfig {
         cluster: at("cluster"),
         node_name: String::new(),
-        pods: at("pods").parse().ok()?,
-        services: at("services").parse().ok()?,
-        node_pods: at("node_pods").parse().ok(),
+        pods: range("pods")?,
+        services: range("services")?,
+        node_pods: range("node_pods"),
         dns: at("dns").parse().ok()?,
         domain: String::new(),
         state_dir: paths.network(),
@@ -199,7 +197,7 @@ pub fn leftovers(paths: &Paths) -> Vec<String> {
 /// Something could not be removed.
 pub fn cleanup(paths: &Paths) -> Result<(), Failure> {
     let Some(config) = recorded(paths) else { return Ok(()) };
-    k8s_net::node::cleanup(&node_net(&config)?).map_err(Failure::because("remove the network"))
+    k8s_net::node::cleanup(&node_net(&config)).map_err(Failure::because("remove the network"))
 }
 
 /// Returns this machine's address on the default route; `None` without a route. Sends no packet.

@@ -4,6 +4,7 @@ use std::{net::IpAddr, path::Path, sync::Arc, time::Duration};
 
 use async_trait::async_trait;
 use http::{Request, Response};
+use ipnet::IpNet;
 use k8s_apiserver::proxy::NodeConnector;
 use k8s_core::{
     api::api::core::v1::Node,
@@ -35,7 +36,7 @@ pub struct NodeConfig {
     /// Cluster domain.
     pub domain: String,
     /// Pod CIDR of the node.
-    pub pod_cidr: Option<String>,
+    pub pod_cidr: Option<IpNet>,
     /// Address and port of the kubelet's API; `None`: it is called in this process only.
     pub api: Option<(std::net::SocketAddr, Arc<k8s_tls::ServerConfig>)>,
     /// Sysctls beside the safe ones that pods may set.

@@ -67,7 +67,6 @@ pub mod metrics;
 mod partial;
 pub mod predicates;
 mod queue;
-mod recorder;
 mod runnable;
 
 pub use action::{Action, Error};
@@ -75,8 +74,8 @@ pub use caches::{Caches, Usage};
 pub use conditions::{Conditions, StatusOf};
 pub use context::{Context, Environment, Owner};
 pub use controller::{Controller, Reconcile};
+pub use k8s_core::events::{EventType, Recorder, involved};
 pub use manager::Manager;
 pub use partial::MetadataOnly;
 pub use queue::{Backoff, WorkQueue};
-pub use recorder::{EventType, Recorder, involved};
 pub use runnable::Runnable;

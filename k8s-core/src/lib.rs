@@ -33,6 +33,7 @@ pub mod client;
 pub mod clock;
 #[cfg(feature = "derive")]
 pub mod custom;
+pub mod events;
 pub mod json;
 pub mod legacy;
 pub mod meta;

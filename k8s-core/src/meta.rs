@@ -3,6 +3,7 @@
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::{ObjectMeta, OwnerReference};
 use serde::{Serialize, de::DeserializeOwned};
 
+pub mod node;
 pub mod selector;
 
 pub use k8s_quantity::{Quantity, QuantityError};

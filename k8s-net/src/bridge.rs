@@ -27,9 +27,10 @@ use std::{
 };
 
 use async_trait::async_trait;
+use ipnet::Ipv4Net;
 
 use crate::{
-    cidr::Cidr,
+    cidr,
     nft::Nft,
     pod::{PodAttachment, PodNetwork, PodNetworkError},
     rtnl::{How, Route, Rtnl},
@@ -48,11 +49,11 @@ pub struct BridgeConfig {
     /// Name of the bridge, at most 15 bytes. See [`bridge_name`].
     pub bridge: String,
     /// Pod CIDR of this node. Its first address is the bridge's.
-    pub pod_cidr: Cidr,
+    pub pod_cidr: Ipv4Net,
     /// Pod CIDR of the cluster.
-    pub cluster_cidr: Cidr,
+    pub cluster_cidr: Ipv4Net,
     /// Service CIDR of the cluster.
-    pub service_cidr: Cidr,
+    pub service_cidr: Ipv4Net,
     /// MTU in bytes; 0 means 1500.
     pub mtu: u32,
     /// Directory of the address allocations.
@@ -70,15 +71,15 @@ pub enum BridgeError {
     #[error("range {range} is in use: there is a route to {route} by link {link:?}")]
     RangeInUse {
         /// The configured CIDR.
-        range: Cidr,
+        range: Ipv4Net,
         /// Destination of the foreign route.
-        route: Cidr,
+        route: Ipv4Net,
         /// Link of the foreign route.
         link: String,
     },
     /// The pod CIDR has no room for a gateway and a pod.
     #[error("pod range {0} is too small")]
-    TooSmall(Cidr),
+    TooSmall(Ipv4Net),
     /// A system call failed.
     #[error("{context}: {source}")]
     Io {
@@ -157,7 +158,7 @@ impl Bridge {
         let _ = sysctl::set(&format!("net/ipv6/conf/{name}/disable_ipv6"), "1");
         sysctl::set(&format!("net/ipv4/conf/{name}/route_localnet"), "1")
             .map_err(context("set route_localnet"))?;
-        rtnl.add_address(index, gateway, config.pod_cidr.prefix())
+        rtnl.add_address(index, gateway, config.pod_cidr.prefix_len())
             .map_err(context(format!("address {gateway} on {name}")))?;
         rtnl.set_up(index).map_err(context(format!("switch on {name}")))?;
         rtnl.set_route(&service_route(&config, index, gateway))
@@ -304,10 +305,10 @@ impl PodNetwork for Bridge {
 
 fn gateway_of(config: &BridgeConfig) -> Result<Ipv4Addr, BridgeError> {
     let range = config.pod_cidr;
-    range.nth(1).filter(|_| range.size() >= 4).ok_or(BridgeError::TooSmall(range))
+    cidr::nth(range, 1).filter(|_| cidr::size(range) >= 4).ok_or(BridgeError::TooSmall(range))
 }
 
-fn guard(range: Cidr) -> Route {
+fn guard(range: Ipv4Net) -> Route {
     Route { to: range, how: How::Unreachable, metric: GUARD_METRIC }
 }
 
@@ -321,7 +322,7 @@ fn check_ranges(rtnl: &mut Rtnl, config: &BridgeConfig) -> Result<(), BridgeErro
     let routes = rtnl.routes().map_err(context("list routes"))?;
     for range in [config.cluster_cidr, config.service_cidr] {
         let foreign = routes.iter().find(|r| {
-            r.link.is_some() && r.link != own && !(r.is_ours && r.gateway.is_some()) && range.covers(&r.to)
+            r.link.is_some() && r.link != own && !(r.is_ours && r.gateway.is_some()) && range.contains(&r.to)
         });
         if let Some(found) = foreign {
             let links = rtnl.links().map_err(context("list links"))?;

@@ -28,6 +28,7 @@ use std::{
 };
 
 use hickory_proto::op::{Message, MessageType, ResponseCode};
+use ipnet::Ipv4Net;
 use k8s_core::{
     api::api::{core::v1::Service, discovery::v1::EndpointSlice},
     cache::{Cache, Change},
@@ -42,7 +43,7 @@ use tokio::{
 use tokio_util::sync::{CancellationToken, DropGuard};
 use tracing::debug;
 
-use crate::cidr::Cidr;
+use crate::cidr;
 use answer::{Plan, Zone};
 use index::Index;
 
@@ -59,7 +60,7 @@ pub struct DnsConfig {
     /// Cluster domain, usually `cluster.local`.
     pub cluster_domain: String,
     /// Pod and service CIDRs: reverse lookups in them are never forwarded.
-    pub ranges: Vec<Cidr>,
+    pub ranges: Vec<Ipv4Net>,
     /// Lists the upstream servers; usually `/etc/resolv.conf`. `None`: queries outside of the cluster domain
     /// get SERVFAIL.
     pub resolv_conf: Option<PathBuf>,
@@ -325,6 +326,6 @@ async fn talk(shared: &Shared, mut stream: TcpStream) -> io::Result<()> {
 
 /// Returns the conventional cluster DNS address: the tenth of the service CIDR.
 #[must_use]
-pub fn default_address(service_cidr: Cidr) -> Option<IpAddr> {
-    service_cidr.nth(10).map(IpAddr::V4)
+pub fn default_address(service_cidr: Ipv4Net) -> Option<IpAddr> {
+    cidr::nth(service_cidr, 10).map(IpAddr::V4)
 }

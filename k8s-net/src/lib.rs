@@ -9,7 +9,7 @@
 //! Not here: pods (see `k8s-kubelet`, which calls [`pod::PodNetwork`]) and containers (see `k8s-runtime`).
 
 pub mod bridge;
-pub mod cidr;
+mod cidr;
 pub mod dns;
 mod netlink;
 mod netns;

@@ -11,6 +11,7 @@ use std::{
     time::{Duration, Instant},
 };
 
+use ipnet::Ipv4Net;
 use k8s_core::{
     api::api::{core::v1::Service, discovery::v1::EndpointSlice},
     cache::Cache,
@@ -20,7 +21,6 @@ use serde_json::json;
 
 use crate::{
     bridge::{self, Bridge, BridgeConfig},
-    cidr::Cidr,
     nft::Nft,
     pod::{HostPort, PodAttachment, PodNetwork},
     proxy::{self, Proxy, ProxyConfig, ProxyStats},
@@ -112,7 +112,7 @@ impl Ns {
     }
 }
 
-fn cidr(text: &str) -> Cidr {
+fn cidr(text: &str) -> Ipv4Net {
     text.parse().expect("range")
 }
 
@@ -193,7 +193,7 @@ fn finish(host: &Ns, config: BridgeConfig) {
         let mut links: Vec<_> = rtnl.links().expect("lists").into_iter().map(|l| l.name).collect();
         links.sort();
         let ours =
-            rtnl.routes().expect("lists").into_iter().filter(|r| r.is_ours && r.to.prefix() > 0).count();
+            rtnl.routes().expect("lists").into_iter().filter(|r| r.is_ours && r.to.prefix_len() > 0).count();
         assert_eq!(ours, 0, "routes are left");
         let mut nft = Nft::open().expect("nf_tables");
         let tables = [proxy::table_name(&config.cluster), format!("hyperkube-{}-pods", config.cluster)];

@@ -13,6 +13,7 @@ use std::{
     sync::Arc,
 };
 
+use ipnet::Ipv4Net;
 use k8s_core::{
     api::api::{
         core::v1::{Node, Service},
@@ -25,7 +26,6 @@ use tokio_util::sync::{CancellationToken, DropGuard};
 
 use crate::{
     bridge::{self, Bridge, BridgeConfig, BridgeError, bridge_name},
-    cidr::Cidr,
     dns::{Dns, DnsConfig, DnsError},
     pod::PodNetwork,
     preflight::{self, PreflightError},
@@ -41,11 +41,11 @@ pub struct NodeNetConfig {
     /// Name of this node's Node object.
     pub node_name: String,
     /// Pod CIDR of this node.
-    pub pod_cidr: Cidr,
+    pub pod_cidr: Ipv4Net,
     /// Pod CIDR of the cluster.
-    pub cluster_cidr: Cidr,
+    pub cluster_cidr: Ipv4Net,
     /// Service CIDR of the cluster.
-    pub service_cidr: Cidr,
+    pub service_cidr: Ipv4Net,
     /// Cluster DNS address. `None`: no DNS server on this node.
     pub dns_ip: Option<Ipv4Addr>,
     /// Cluster domain, usually `cluster.local`.
@@ -63,9 +63,9 @@ impl Default for NodeNetConfig {
         NodeNetConfig {
             name: "hyperkube".into(),
             node_name: String::new(),
-            pod_cidr: Cidr::new(Ipv4Addr::new(10, 42, 0, 0), 24),
-            cluster_cidr: Cidr::new(Ipv4Addr::new(10, 42, 0, 0), 16),
-            service_cidr: Cidr::new(Ipv4Addr::new(10, 43, 0, 0), 16),
+            pod_cidr: Ipv4Net::new_assert(Ipv4Addr::new(10, 42, 0, 0), 24),
+            cluster_cidr: Ipv4Net::new_assert(Ipv4Addr::new(10, 42, 0, 0), 16),
+            service_cidr: Ipv4Net::new_assert(Ipv4Addr::new(10, 43, 0, 0), 16),
             dns_ip: Some(Ipv4Addr::new(10, 43, 0, 10)),
             cluster_domain: "cluster.local".into(),
             resolv_conf: Some("/etc/resolv.conf".into()),

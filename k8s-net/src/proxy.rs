@@ -28,6 +28,7 @@ use std::{
 };
 
 use futures::FutureExt;
+use ipnet::Ipv4Net;
 use k8s_core::{
     api::api::{core::v1::Service, discovery::v1::EndpointSlice},
     cache::{Cache, Change, Subscription},
@@ -37,7 +38,7 @@ use tokio::sync::watch;
 use tokio_util::sync::{CancellationToken, DropGuard};
 use tracing::{debug, warn};
 
-use crate::{cidr::Cidr, nft::Nft};
+use crate::nft::Nft;
 use table::Table;
 
 const BY_SERVICE: &str = "service";
@@ -50,9 +51,9 @@ pub struct ProxyConfig {
     /// Name of this node, for the traffic policies `Local`.
     pub node_name: String,
     /// Pod CIDR of the cluster. `None`: only the node itself counts as inside the cluster.
-    pub cluster_cidr: Option<Cidr>,
+    pub cluster_cidr: Option<Ipv4Net>,
     /// Service CIDR of the cluster. `None`: addresses in it without a service are not rejected.
-    pub service_cidr: Option<Cidr>,
+    pub service_cidr: Option<Ipv4Net>,
 }
 
 /// Errors of starting or removing the proxy.

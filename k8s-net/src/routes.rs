@@ -7,19 +7,17 @@
 use std::{io, net::Ipv4Addr, sync::Arc, time::Duration};
 
 use futures::FutureExt;
+use ipnet::Ipv4Net;
 use k8s_core::{api::api::core::v1::Node, cache::Cache, meta::ObjectExt};
 use tracing::warn;
 
-use crate::{
-    cidr::Cidr,
-    rtnl::{How, Route, Rtnl},
-};
+use crate::rtnl::{How, Route, Rtnl};
 
 /// A pod CIDR and the address of its node.
-pub(crate) type NodeRoute = (Cidr, Ipv4Addr);
+pub(crate) type NodeRoute = (Ipv4Net, Ipv4Addr);
 
 /// Computes the routes to other nodes' pods, sorted.
-pub(crate) fn plan(nodes: &[Arc<Node>], own: &str, cluster_cidr: Cidr) -> Vec<NodeRoute> {
+pub(crate) fn plan(nodes: &[Arc<Node>], own: &str, cluster_cidr: Ipv4Net) -> Vec<NodeRoute> {
     let mut routes = Vec::new();
     for node in nodes.iter().filter(|n| n.name() != own) {
         let addresses = node.status.iter().flat_map(|s| s.addresses.iter().flatten());
@@ -27,17 +25,20 @@ pub(crate) fn plan(nodes: &[Arc<Node>], own: &str, cluster_cidr: Cidr) -> Vec<No
             addresses.filter(|a| a.type_ == "InternalIP").find_map(|a| a.address.parse::<Ipv4Addr>().ok());
         let ranges = node.spec.iter().flat_map(|s| s.pod_cidrs.iter().flatten().chain(&s.pod_cidr));
         // A node must not attract other traffic by claiming a CIDR outside of the cluster's.
-        let range = ranges.filter_map(|r| r.parse::<Cidr>().ok()).find(|r| cluster_cidr.covers(r));
+        let range = ranges
+            .filter_map(|r| r.parse::<Ipv4Net>().ok())
+            .map(|r| r.trunc())
+            .find(|r| cluster_cidr.contains(r));
         routes.extend(range.zip(address));
     }
-    routes.sort_by_key(|(range, address)| (range.base(), range.prefix(), *address));
+    routes.sort_by_key(|(range, address)| (range.network(), range.prefix_len(), *address));
     routes.dedup_by_key(|(range, _)| *range);
     routes
 }
 
 /// Sets these routes and removes others of ours inside the CIDR. Blocking. A failure does not stop the
 /// others; the first error is returned.
-pub(crate) fn apply(routes: &[NodeRoute], cluster_cidr: Cidr) -> io::Result<()> {
+pub(crate) fn apply(routes: &[NodeRoute], cluster_cidr: Ipv4Net) -> io::Result<()> {
     let mut rtnl = Rtnl::open()?;
     let mut first = Ok(());
     for (to, gateway) in routes {
@@ -49,12 +50,12 @@ pub(crate) fn apply(routes: &[NodeRoute], cluster_cidr: Cidr) -> io::Result<()> 
 }
 
 /// Removes all routes to other nodes' pods.
-pub(crate) fn remove(rtnl: &mut Rtnl, cluster_cidr: Cidr) -> io::Result<()> {
+pub(crate) fn remove(rtnl: &mut Rtnl, cluster_cidr: Ipv4Net) -> io::Result<()> {
     remove_others(rtnl, &[], cluster_cidr)
 }
 
-fn remove_others(rtnl: &mut Rtnl, keep: &[NodeRoute], cluster_cidr: Cidr) -> io::Result<()> {
-    for route in rtnl.routes()?.into_iter().filter(|r| r.is_ours && cluster_cidr.covers(&r.to)) {
+fn remove_others(rtnl: &mut Rtnl, keep: &[NodeRoute], cluster_cidr: Ipv4Net) -> io::Result<()> {
+    for route in rtnl.routes()?.into_iter().filter(|r| r.is_ours && cluster_cidr.contains(&r.to)) {
         let Some(gateway) = route.gateway else { continue };
         if !keep.contains(&(route.to, gateway)) {
             rtnl.del_route(&Route { to: route.to, how: How::Via { gateway, index: None }, metric: 0 })?;
@@ -65,7 +66,7 @@ fn remove_others(rtnl: &mut Rtnl, keep: &[NodeRoute], cluster_cidr: Cidr) -> io:
 
 /// Maintains the routes until it is dropped or the cache is. Failures are retried on the next change or after
 /// 10 s.
-pub async fn follow(nodes: Cache<Node>, own: String, cluster_cidr: Cidr) {
+pub async fn follow(nodes: Cache<Node>, own: String, cluster_cidr: Ipv4Net) {
     let mut changes = nodes.subscribe();
     nodes.synced().await;
     let mut applied = None;

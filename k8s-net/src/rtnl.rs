@@ -3,16 +3,14 @@
 //! Every call that creates an object succeeds if it exists, and every call that deletes one succeeds if it
 //! does not.
 
+use ipnet::Ipv4Net;
 use std::{
     io,
     net::Ipv4Addr,
     os::fd::{AsRawFd, BorrowedFd},
 };
 
-use crate::{
-    cidr::Cidr,
-    netlink::{NLM_F_ACK, NLM_F_CREATE, NLM_F_DUMP, NLM_F_EXCL, NLM_F_REPLACE, Socket, attr_of},
-};
+use crate::netlink::{NLM_F_ACK, NLM_F_CREATE, NLM_F_DUMP, NLM_F_EXCL, NLM_F_REPLACE, Socket, attr_of};
 
 const IFLA_ADDRESS: u16 = 1;
 const IFLA_IFNAME: u16 = 3;
@@ -53,7 +51,7 @@ pub(crate) struct Link {
 /// A route to set or delete.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct Route {
-    pub(crate) to: Cidr,
+    pub(crate) to: Ipv4Net,
     pub(crate) how: How,
     pub(crate) metric: u32,
 }
@@ -72,7 +70,7 @@ pub(crate) enum How {
 /// A route from a kernel dump.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct Listed {
-    pub(crate) to: Cidr,
+    pub(crate) to: Ipv4Net,
     pub(crate) link: Option<u32>,
     pub(crate) gateway: Option<Ipv4Addr>,
     /// Has our protocol number: this cluster or another one of ours created it.
@@ -83,8 +81,9 @@ fn listed(body: &[u8]) -> Option<Listed> {
     let (head, rest) = (body.get(..12)?, body.get(12..)?);
     let octets = attr_of(rest, RTA_DST).and_then(|v| <[u8; 4]>::try_from(v).ok()).unwrap_or_default();
     let link = attr_of(rest, RTA_OIF).and_then(|v| <[u8; 4]>::try_from(v).ok()).map(u32::from_ne_bytes);
+    let to = Ipv4Net::new(octets.into(), head[1]).ok()?.trunc();
     (head[4] == TABLE_MAIN).then(|| Listed {
-        to: Cidr::new(octets.into(), head[1]),
+        to,
         link,
         gateway: attr_of(rest, RTA_GATEWAY).and_then(|v| <[u8; 4]>::try_from(v).ok()).map(Ipv4Addr::from),
         is_ours: head[5] == PROTOCOL,
@@ -257,7 +256,7 @@ impl Rtnl {
         };
         let head = [
             libc::AF_INET as u8,
-            route.to.prefix(),
+            route.to.prefix_len(),
             0,
             0,
             TABLE_MAIN,
@@ -271,7 +270,7 @@ impl Rtnl {
         ];
         self.0.acked(|m, seq| {
             m.begin(kind, flags | NLM_F_ACK, seq, &head);
-            m.attr(RTA_DST, &route.to.base().octets());
+            m.attr(RTA_DST, &route.to.network().octets());
             if route.metric > 0 {
                 m.attr_u32(RTA_PRIORITY, route.metric);
             }

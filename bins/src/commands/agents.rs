@@ -14,18 +14,19 @@ use crate::{
     open_images,
     paths::{Lock, Paths},
     pki::Pki,
-    ranges::Range,
+    ranges,
 };
+use ipnet::Ipv4Net;
 
 /// Network settings that are equal on all nodes of a cluster.
 #[derive(Debug, clap::Args)]
 struct Ranges {
     /// Pod CIDR of the cluster.
-    #[arg(long, default_value = "10.42.0.0/16")]
-    cluster_cidr: Range,
+    #[arg(long, default_value = "10.42.0.0/16", value_parser = ranges::parse)]
+    cluster_cidr: Ipv4Net,
     /// Service CIDR.
-    #[arg(long, default_value = "10.43.0.0/16")]
-    service_cluster_ip_range: Range,
+    #[arg(long, default_value = "10.43.0.0/16", value_parser = ranges::parse)]
+    service_cluster_ip_range: Ipv4Net,
     /// Cluster DNS address.
     #[arg(long, default_value = "10.43.0.10")]
     cluster_dns: Ipv4Addr,
@@ -38,7 +39,7 @@ struct Ranges {
 }
 
 impl Ranges {
-    fn network(&self, paths: &Paths, node_pods: Option<Range>) -> NetworkConfig {
+    fn network(&self, paths: &Paths, node_pods: Option<Ipv4Net>) -> NetworkConfig {
         NetworkConfig {
             cluster: paths.id.clone(),
             node_name: self.node_name(),
@@ -70,8 +71,8 @@ pub(super) struct Kubelet {
     #[arg(long)]
     node_ip: Option<IpAddr>,
     /// Pod CIDR of the node (default: the first /24 of the cluster's).
-    #[arg(long)]
-    pod_cidr: Option<Range>,
+    #[arg(long, value_parser = ranges::parse)]
+    pod_cidr: Option<Ipv4Net>,
     /// Port of the kubelet's API; 0 disables it.
     #[arg(long, default_value_t = 10250)]
     port: u16,
@@ -125,7 +126,7 @@ impl Kubelet {
         self.allowed_unsafe_sysctls.extend(file.allowed_unsafe_sysctls);
         if let Some(range) = file.pod_cidr {
             self.pod_cidr =
-                Some(range.parse().map_err(|e: String| Failure::new(Code::Usage, format!("podCIDR: {e}")))?);
+                Some(ranges::parse(&range).map_err(|e| Failure::new(Code::Usage, format!("podCIDR: {e}")))?);
         }
         let paths = Paths::new(&self.root_dir)?;
         node::check(&paths)?;
@@ -140,7 +141,7 @@ impl Kubelet {
             address,
             dns: IpAddr::V4(self.ranges.cluster_dns),
             domain: self.ranges.cluster_domain.clone(),
-            pod_cidr: Some(network.node_pods().to_string()),
+            pod_cidr: Some(network.node_pods().into()),
             api: self.tls(address)?,
             allowed_unsafe_sysctls: std::mem::take(&mut self.allowed_unsafe_sysctls),
         };
@@ -196,7 +197,7 @@ impl Proxy {
         let file: ProxyFile = config_file(self.config.as_ref())?;
         if let Some(range) = file.cluster_cidr {
             self.ranges.cluster_cidr =
-                range.parse().map_err(|e: String| Failure::new(Code::Usage, format!("clusterCIDR: {e}")))?;
+                ranges::parse(&range).map_err(|e| Failure::new(Code::Usage, format!("clusterCIDR: {e}")))?;
         }
         if !nix::unistd::geteuid().is_root() {
             return Err(Failure::new(

@@ -7,6 +7,7 @@ use std::{
     sync::Arc,
 };
 
+use ipnet::Ipv4Net;
 use k8s_apiserver::{
     ApiServer as Server, User,
     auth::{Authenticator, AuthorizationMode},
@@ -29,7 +30,7 @@ use crate::{
     identities::{self, ServiceAccounts},
     paths::{Lock, Paths},
     pki::{Pki, refresh_private},
-    ranges::Range,
+    ranges,
 };
 
 /// Run the API server alone.
@@ -60,8 +61,8 @@ pub(super) struct ApiServer {
     #[arg(long)]
     client_ca_file: Option<PathBuf>,
     /// Service CIDR.
-    #[arg(long, default_value = "10.43.0.0/16")]
-    service_cluster_ip_range: Range,
+    #[arg(long, default_value = "10.43.0.0/16", value_parser = ranges::parse)]
+    service_cluster_ip_range: Ipv4Net,
     /// Node port range, both ends included.
     #[arg(long, default_value = "30000-32767", value_parser = port_range)]
     service_node_port_range: (u16, u16),
@@ -177,7 +178,7 @@ impl ApiServer {
             .authorization(mode)
             .warn_unenforced(self.warn_unenforced)
             .service_account_key(pki.service_account_key().map_err(Failure::because("service account key"))?)
-            .service_range(range.network, range.prefix)
+            .service_range(range)
             .node_ports(self.service_node_port_range.0, self.service_node_port_range.1)
             .nodes(Arc::new(crate::remote_kubelets(&pki)?))
             .front_proxy(front_proxy.identity())
@@ -346,8 +347,8 @@ pub(super) struct ControllerManager {
     #[arg(long, value_delimiter = ',', default_value = "*", allow_hyphen_values = true)]
     controllers: Vec<String>,
     /// Pod CIDR of the cluster, from which nodes get theirs.
-    #[arg(long, default_value = "10.42.0.0/16")]
-    cluster_cidr: Range,
+    #[arg(long, default_value = "10.42.0.0/16", value_parser = ranges::parse)]
+    cluster_cidr: Ipv4Net,
     /// Run each controller as its own service account of kube-system, with upstream's role for it. If false,
     /// all use the kubeconfig's user, who then needs the permissions of all of them.
     #[arg(long, default_value_t = true, action = clap::ArgAction::Set)]
@@ -387,7 +388,7 @@ impl ControllerManager {
         };
         let options = builtin::Options {
             root_ca: String::from_utf8_lossy(&root_ca).into_owned(),
-            cluster_cidr: self.cluster_cidr.to_string(),
+            cluster_cidr: Some(self.cluster_cidr.into()),
             ..builtin::Options::default()
         };
         let accounts =

@@ -6,12 +6,12 @@ use std::{
     time::{Duration, Instant},
 };
 
+use ipnet::Ipv4Net;
 use k8s_core::client::Kubeconfig;
 
 use super::{DataDir, told_to_stop};
 use crate::{
-    Cluster, Extras, Node, exit::Failure, pki::refresh_private, ranges::Range,
-    user_kubeconfig::UserKubeconfig,
+    Cluster, Extras, Node, exit::Failure, pki::refresh_private, ranges, user_kubeconfig::UserKubeconfig,
 };
 
 /// Flags of `up` and `server`.
@@ -29,11 +29,11 @@ struct Common {
     #[arg(long, env = "HYPERKUBE_ADVERTISE_ADDRESS")]
     advertise_address: Option<IpAddr>,
     /// Pod CIDR of the cluster.
-    #[arg(long, env = "HYPERKUBE_CLUSTER_CIDR", default_value = "10.42.0.0/16")]
-    cluster_cidr: Range,
+    #[arg(long, env = "HYPERKUBE_CLUSTER_CIDR", default_value = "10.42.0.0/16", value_parser = ranges::parse)]
+    cluster_cidr: Ipv4Net,
     /// Service CIDR.
-    #[arg(long, env = "HYPERKUBE_SERVICE_CIDR", default_value = "10.43.0.0/16")]
-    service_cidr: Range,
+    #[arg(long, env = "HYPERKUBE_SERVICE_CIDR", default_value = "10.43.0.0/16", value_parser = ranges::parse)]
+    service_cidr: Ipv4Net,
     /// Cluster DNS address (default: the tenth of the service CIDR).
     #[arg(long, env = "HYPERKUBE_CLUSTER_DNS")]
     cluster_dns: Option<Ipv4Addr>,

@@ -22,6 +22,7 @@
 //! Not here: the reconcile loop (`k8s-controllers`), the scheduler (`k8s-scheduler`).
 
 use futures::future::BoxFuture;
+use ipnet::IpNet;
 use k8s_controllers::{Environment, Runnable};
 
 pub mod batch;
@@ -52,8 +53,8 @@ pub use trim::trimmed;
 pub struct Options {
     /// PEM of the cluster's CA certificate, published in every namespace. Empty: not published.
     pub root_ca: String,
-    /// CIDR from which nodes' pod CIDRs are allocated. Empty: none are allocated.
-    pub cluster_cidr: String,
+    /// CIDR from which nodes' pod CIDRs are allocated. `None`: none are allocated.
+    pub cluster_cidr: Option<IpNet>,
     /// Prefix length of a node's pod CIDR.
     pub node_cidr_mask: u8,
     /// Time without heartbeat after which a node's conditions become `Unknown`.
@@ -66,7 +67,7 @@ impl Default for Options {
     fn default() -> Self {
         Options {
             root_ca: String::new(),
-            cluster_cidr: String::new(),
+            cluster_cidr: None,
             node_cidr_mask: 24,
             node_monitor_grace: std::time::Duration::from_secs(50),
             terminated_pod_threshold: 12_500,

@@ -50,20 +50,14 @@ pub(super) fn eviction(environment: Environment, _: Options) -> BoxFuture<'stati
 }
 
 pub(super) fn ipam(environment: Environment, options: Options) -> BoxFuture<'static, ()> {
-    match ipam::Ranges::parse(&options.cluster_cidr, options.node_cidr_mask) {
-        Some(ranges) => Controller::<Node>::new()
+    let mask = options.node_cidr_mask;
+    let Some(cidr) = options.cluster_cidr else { return Box::pin(async {}) };
+    match ipam::Subnets::new(cidr, mask) {
+        Some(subnets) => Controller::<Node>::new()
             .named("node-ipam-controller")
             .workers(1)
-            .start(environment, ipam::NodeIpam::new(ranges)),
-        None => Box::pin(async move {
-            if !options.cluster_cidr.is_empty() {
-                tracing::error!(
-                    cidr = options.cluster_cidr,
-                    mask = options.node_cidr_mask,
-                    "not a range of pod ranges"
-                );
-            }
-        }),
+            .start(environment, ipam::NodeIpam::new(subnets)),
+        None => Box::pin(async move { tracing::error!(%cidr, mask, "not a range of pod ranges") }),
     }
 }
 

@@ -7,13 +7,10 @@ use std::{
 
 use k8s_core::{
     api::api::core::v1::{Pod, PodAffinityTerm, Toleration, WeightedPodAffinityTerm},
-    meta::{LabelSelector, ObjectExt, ObjectKey},
+    meta::{LabelSelector, ObjectExt, ObjectKey, node::NodeTerm},
 };
 
-use crate::{
-    Resources,
-    terms::{AffinityTerm, NodeTerm},
-};
+use crate::{Resources, terms::AffinityTerm};
 
 /// A host port of a pod: address, protocol, number.
 pub(crate) type HostPort = (String, String, i32);

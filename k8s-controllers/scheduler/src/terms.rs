@@ -1,59 +1,14 @@
-//! Node selector terms and pod affinity terms, parsed.
+//! Parsed pod affinity terms.
 
 use std::collections::BTreeMap;
 
 use k8s_core::{
-    api::api::core::v1::{Node, NodeSelector, NodeSelectorRequirement, NodeSelectorTerm, PodAffinityTerm},
+    api::api::core::v1::PodAffinityTerm,
     meta::{
-        LabelSelector, ObjectExt,
+        LabelSelector,
         selector::{Operator, Requirement},
     },
 };
-
-/// A node selector term: all of its requirements must match.
-#[derive(Clone, Debug)]
-pub(crate) struct NodeTerm {
-    labels: Vec<Requirement>,
-    fields: Vec<Requirement>,
-}
-
-fn requirement(r: &NodeSelectorRequirement) -> Option<Requirement> {
-    let values = r.values.clone().unwrap_or_default();
-    let number = || values.first().and_then(|v| v.parse().ok());
-    let operator = match r.operator.as_str() {
-        "In" => Operator::In(values),
-        "NotIn" => Operator::NotIn(values),
-        "Exists" => Operator::Exists,
-        "DoesNotExist" => Operator::DoesNotExist,
-        "Gt" => Operator::GreaterThan(number()?),
-        "Lt" => Operator::LessThan(number()?),
-        _ => return None,
-    };
-    Some(Requirement { key: r.key.clone(), operator })
-}
-
-impl NodeTerm {
-    /// `None`: the term is empty or malformed and selects nothing.
-    pub(crate) fn parse(term: &NodeSelectorTerm) -> Option<Self> {
-        let parse = |all: &Option<Vec<NodeSelectorRequirement>>| {
-            all.iter().flatten().map(requirement).collect::<Option<Vec<_>>>()
-        };
-        let term = NodeTerm { labels: parse(&term.match_expressions)?, fields: parse(&term.match_fields)? };
-        (!term.labels.is_empty() || !term.fields.is_empty()).then_some(term)
-    }
-
-    /// Parses the terms of a selector; a node must match at least one.
-    pub(crate) fn of(selector: &NodeSelector) -> Vec<Self> {
-        selector.node_selector_terms.iter().filter_map(NodeTerm::parse).collect()
-    }
-
-    /// Returns true if the node matches all requirements.
-    #[must_use]
-    pub(crate) fn matches(&self, node: &Node) -> bool {
-        self.labels.iter().all(|r| r.accepts(node.label(&r.key)))
-            && self.fields.iter().all(|r| r.key == "metadata.name" && r.accepts(Some(node.name())))
-    }
-}
 
 /// A pod affinity term: a selector of pods, and the topology key of its domains.
 #[derive(Clone, Debug)]

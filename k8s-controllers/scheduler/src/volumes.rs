@@ -6,10 +6,10 @@ use k8s_core::{
         storage::v1::StorageClass,
     },
     cache::Cache,
-    meta::ObjectExt,
+    meta::{ObjectExt, node::NodeTerm},
 };
 
-use crate::{Reject, terms::NodeTerm};
+use crate::Reject;
 
 /// Caches of claims, volumes and storage classes.
 #[derive(Clone, Debug)]

@@ -136,7 +136,7 @@ impl Builder {
             .clock(clock.clone())
             .seed(self.seed);
         let accounts = self.controllers.rows().any(|row| row.alias == "serviceaccount");
-        let options = Options { cluster_cidr: "10.42.0.0/16".into(), ..Options::default() };
+        let options = Options { cluster_cidr: "10.42.0.0/16".parse().ok(), ..Options::default() };
         let manager = manager.runnables(self.controllers.runnables(&options));
         let manager = self.others.into_iter().fold(manager, |manager, add| add(manager));
         tasks.spawn(manager.run(stop.clone()));

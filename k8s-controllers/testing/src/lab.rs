@@ -65,7 +65,7 @@ impl Lab {
         Lab {
             setup: Setup { record, ..Setup::default() },
             controllers: Vec::new(),
-            options: Options { cluster_cidr: "10.42.0.0/16".into(), ..Options::default() },
+            options: Options { cluster_cidr: "10.42.0.0/16".parse().ok(), ..Options::default() },
             scheduler: true,
             seeds: 0..1,
             faults: Faults::none(),

@@ -9,6 +9,7 @@ use std::{
     sync::{Arc, Mutex},
 };
 
+use ipnet::Ipv4Net;
 use k8s_core::status::ApiStatus;
 use k8s_store::Store;
 use serde_json::{Value, json};
@@ -86,23 +87,12 @@ fn node_ports(service: &Value) -> Vec<u16> {
     all
 }
 
-/// Returns `true` if an address is in the network with this prefix length.
-pub(crate) fn in_range(address: Ipv4Addr, network: Ipv4Addr, prefix: u8) -> bool {
-    let mask = u32::MAX.checked_shl(32 - u32::from(prefix.min(32))).unwrap_or(0);
-    (u32::from(address) ^ u32::from(network)) & mask == 0
-}
-
 impl ServiceAllocator {
     /// Creates an allocator of an address range and a port range (both ends included).
     #[must_use]
-    pub fn new(network: Ipv4Addr, prefix: u8, ports: (u16, u16)) -> Self {
-        let size = 1u32.checked_shl(32 - u32::from(prefix.min(32))).unwrap_or(u32::MAX);
-        ServiceAllocator {
-            network: u32::from(network) & !(size.wrapping_sub(1)),
-            size,
-            ports,
-            used: Arc::default(),
-        }
+    pub fn new(range: Ipv4Net, ports: (u16, u16)) -> Self {
+        let size = 1u32.checked_shl(32 - u32::from(range.prefix_len())).unwrap_or(u32::MAX);
+        ServiceAllocator { network: u32::from(range.network()), size, ports, used: Arc::default() }
     }
 
     fn lock(&self) -> std::sync::MutexGuard<'_, Used> {

@@ -83,7 +83,7 @@ pub(crate) struct State {
     /// Warn about fields and kinds that are stored and not acted on.
     pub(crate) warns_unenforced: bool,
     /// The range of pod addresses, where it is configured.
-    pub(crate) pod_range: Option<(std::net::Ipv4Addr, u8)>,
+    pub(crate) pod_range: Option<ipnet::Ipv4Net>,
     pub(crate) gate: Arc<Gate>,
     pub(crate) open_api: Mutex<HashMap<String, Bytes>>,
     pub(crate) ready: AtomicBool,

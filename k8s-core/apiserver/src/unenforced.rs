@@ -10,12 +10,13 @@ use std::sync::Arc;
 
 use std::net::Ipv4Addr;
 
+use ipnet::Ipv4Net;
 use k8s_core::json;
 use k8s_store::Store;
 use serde_json::Value;
 
 use crate::{
-    allocate::{ServiceAllocator, in_range},
+    allocate::ServiceAllocator,
     call::Call,
     resources::Resource,
     state::State,
@@ -94,7 +95,7 @@ const SET: Test = |_, _| true;
 struct Ranges<'a> {
     services: &'a ServiceAllocator,
     /// The configured range of pods. `None`: the ranges of the nodes count.
-    pods: Option<(Ipv4Addr, u8)>,
+    pods: Option<Ipv4Net>,
     store: &'a Store,
 }
 
@@ -108,13 +109,11 @@ impl Ranges<'_> {
             self.store.snapshot("nodes").range("", "").any(|node| {
                 let place = json::find(&node.json, &["spec", "podCIDR"]);
                 let range = place.and_then(|place| serde_json::from_slice::<String>(&node.json[place]).ok());
-                let parts = range.as_deref().and_then(|range| range.split_once('/'));
-                let parsed = parts.and_then(|(ip, prefix)| Some((ip.parse().ok()?, prefix.parse().ok()?)));
-                parsed.is_some_and(|(network, prefix)| in_range(address, network, prefix))
+                let range = range.and_then(|range| range.parse::<Ipv4Net>().ok());
+                range.is_some_and(|range| range.contains(&address))
             })
         };
-        self.services.contains(address)
-            || self.pods.map_or_else(of_nodes, |(network, prefix)| in_range(address, network, prefix))
+        self.services.contains(address) || self.pods.map_or_else(of_nodes, |range| range.contains(&address))
     }
 }
 

@@ -9,8 +9,9 @@ use std::{
 };
 
 use super::{checksum, ipam::KeptPort};
+use ipnet::Ipv4Net;
+
 use crate::{
-    cidr::Cidr,
     netns,
     pod::{HostPort, PodNetworkError},
     rtnl::{How, Route, Rtnl},
@@ -69,11 +70,11 @@ fn inner(ends: &Ends<'_>) -> io::Result<bool> {
         rtnl.set_up(index)?;
         let source = Some(ends.address);
         rtnl.set_route(&Route {
-            to: Cidr::new(ends.gateway, 32),
+            to: Ipv4Net::new_assert(ends.gateway, 32),
             how: How::Link { index, source },
             metric: 0,
         })?;
-        let everything = Cidr::new(Ipv4Addr::UNSPECIFIED, 0);
+        let everything = Ipv4Net::new_assert(Ipv4Addr::UNSPECIFIED, 0);
         let how = How::Via { gateway: ends.gateway, index: Some(index) };
         rtnl.set_route(&Route { to: everything, how, metric: 0 })?;
         Ok(true)

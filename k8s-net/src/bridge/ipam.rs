@@ -11,9 +11,10 @@ use std::{
     path::{Path, PathBuf},
 };
 
+use ipnet::Ipv4Net;
 use serde::{Deserialize, Serialize};
 
-use crate::cidr::Cidr;
+use crate::cidr;
 
 /// A host port of a pod, as stored in the allocation file.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -37,7 +38,7 @@ pub(crate) struct Allocation {
 #[derive(Debug, thiserror::Error)]
 pub(crate) enum IpamError {
     #[error("no free address in {0}")]
-    Exhausted(Cidr),
+    Exhausted(Ipv4Net),
     #[error("{path:?}: {source}")]
     Io { path: PathBuf, source: io::Error },
 }
@@ -45,7 +46,7 @@ pub(crate) enum IpamError {
 /// The address allocations of one node.
 #[derive(Debug)]
 pub(crate) struct Ipam {
-    range: Cidr,
+    range: Ipv4Net,
     folder: PathBuf,
     by_address: BTreeMap<Ipv4Addr, Allocation>,
     by_sandbox: HashMap<String, Ipv4Addr>,
@@ -57,7 +58,7 @@ pub(crate) struct Ipam {
 
 impl Ipam {
     /// Reads the allocations. Other files in the folder are ignored and left alone.
-    pub(crate) fn open(folder: &Path, range: Cidr) -> Result<Self, IpamError> {
+    pub(crate) fn open(folder: &Path, range: Ipv4Net) -> Result<Self, IpamError> {
         let failed = |source| IpamError::Io { path: folder.to_owned(), source };
         fs::create_dir_all(folder).map_err(failed)?;
         let mut ipam = Ipam {
@@ -73,7 +74,7 @@ impl Ipam {
             let entry = entry.map_err(failed)?;
             let name = entry.file_name();
             let Some(address) = name.to_str().and_then(|n| n.parse::<Ipv4Addr>().ok()) else { continue };
-            let Some(offset) = range.offset_of(address) else { continue };
+            let Some(offset) = cidr::offset_of(range, address) else { continue };
             let Ok(bytes) = fs::read(entry.path()) else { continue };
             let Ok(allocation) = serde_json::from_slice::<Allocation>(&bytes) else { continue };
             let made = entry.metadata().and_then(|m| m.modified()).ok();
@@ -97,7 +98,7 @@ impl Ipam {
             None => self.free_address().ok_or(IpamError::Exhausted(self.range))?,
         };
         self.write(address, &allocation)?;
-        self.cursor = self.range.offset_of(address).map_or(FIRST, |o| o + 1);
+        self.cursor = cidr::offset_of(self.range, address).map_or(FIRST, |o| o + 1);
         self.by_sandbox.insert(sandbox.to_owned(), address);
         self.by_address.insert(address, allocation);
         Ok(address)
@@ -145,10 +146,10 @@ impl Ipam {
 
     fn free_address(&self) -> Option<Ipv4Addr> {
         // The network address, the gateway and the broadcast address are never allocated.
-        let end = self.range.size().saturating_sub(1);
+        let end = cidr::size(self.range).saturating_sub(1);
         (self.cursor.clamp(FIRST, end.max(FIRST))..end)
             .chain(FIRST..end)
-            .filter_map(|offset| self.range.nth(offset))
+            .filter_map(|offset| cidr::nth(self.range, offset))
             .find(|address| !self.by_address.contains_key(address))
     }
 
@@ -199,15 +200,15 @@ mod tests {
         #[test]
         fn addresses_are_unique_and_stable(steps in steps()) {
             let folder = folder();
-            let range: Cidr = "10.1.2.16/28".parse().expect("valid");
+            let range: Ipv4Net = "10.1.2.16/28".parse().expect("valid");
             let mut ipam = Ipam::open(&folder, range).expect("opens");
             let mut model: HashMap<u8, Ipv4Addr> = HashMap::new();
             for step in steps {
                 match step {
                     Step::Allocate(s) => match ipam.allocate(&s.to_string(), Vec::new()) {
                         Ok(address) => {
-                            prop_assert!(range.contains(address));
-                            let offset = range.offset_of(address).expect("inside");
+                            prop_assert!(range.contains(&address));
+                            let offset = cidr::offset_of(range, address).expect("inside");
                             prop_assert!((2..15).contains(&offset));
                             let before = model.insert(s, address);
                             prop_assert!(before.is_none_or(|b| b == address));

@@ -6,13 +6,12 @@ use super::{
     BridgeConfig,
     ipam::{Ipam, KeptPort},
 };
-use crate::{
-    cidr::Cidr,
-    nft::{
-        Batch, DSTNAT, FILTER, Hook, INPUT, OUTPUT, POSTROUTING, PREROUTING, Rule, SRCNAT, SetSpec, Value,
-        Values, Verdict,
-        expr::{Is, Meta, REG, Side},
-    },
+use ipnet::Ipv4Net;
+
+use crate::nft::{
+    Batch, DSTNAT, FILTER, Hook, INPUT, OUTPUT, POSTROUTING, PREROUTING, Rule, SRCNAT, SetSpec, Value,
+    Values, Verdict,
+    expr::{Is, Meta, REG, Side},
 };
 
 const ANY: SetSpec = SetSpec { name: "host-ports", key_length: 8, values: Values::Bytes(8), dynamic: false };
@@ -48,7 +47,7 @@ pub(super) fn build(config: &BridgeConfig, ipam: &Ipam) -> Batch {
             Rule::new().local(Side::Destination, Is::Equal).verdict(&Verdict::Jump("host-ports".into()));
         batch.rule(chain, &jump);
     }
-    let loopback = Cidr::new(Ipv4Addr::LOCALHOST, 8);
+    let loopback = Ipv4Net::new_assert(Ipv4Addr::LOCALHOST, 8);
     batch.chain("postrouting", Some(Hook { kind: "nat", hook: POSTROUTING, priority: SRCNAT }));
     let outside = Rule::new()
         .in_range(Side::Source, Is::Equal, config.pod_cidr)

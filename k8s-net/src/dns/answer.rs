@@ -11,7 +11,7 @@ use hickory_proto::{
 };
 
 use super::index::{Data, Index, undashed};
-use crate::cidr::Cidr;
+use ipnet::Ipv4Net;
 
 const TTL: u32 = 5;
 /// UDP response limit in bytes for clients without EDNS.
@@ -26,7 +26,7 @@ pub(super) struct Zone {
     pub(super) name: String,
     pub(super) address: IpAddr,
     /// CIDRs whose reverse lookups are answered here.
-    pub(super) ranges: Vec<Cidr>,
+    pub(super) ranges: Vec<Ipv4Net>,
 }
 
 /// The next step for a query.
@@ -82,7 +82,8 @@ pub(super) fn plan(question: &Message, zone: &Zone, index: Option<&Index>) -> Pl
     let in_zone = is_below(&name, &zone.name);
     let backwards = name.ends_with(".arpa");
     let ours = in_zone
-        || (backwards && reverse_address(&name).is_some_and(|ip| zone.ranges.iter().any(|r| r.contains(ip))));
+        || (backwards
+            && reverse_address(&name).is_some_and(|ip| zone.ranges.iter().any(|r| r.contains(&ip))));
     if !ours {
         // A reverse lookup outside of our CIDRs is forwarded unless the index has the address: no upstream
         // server has it.

@@ -32,7 +32,7 @@ fn pods_of_other_nodes_are_reached_through_their_nodes() {
                 .and_then(|mut r| r.routes())
                 .expect("lists")
                 .iter()
-                .filter(|r| r.is_ours && r.gateway.is_some() && r.to.prefix() > 0)
+                .filter(|r| r.is_ours && r.gateway.is_some() && r.to.prefix_len() > 0)
                 .count()
     });
     assert_eq!(routes, 2 + 1);

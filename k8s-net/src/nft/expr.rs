@@ -2,8 +2,9 @@
 //!
 //! Registers are 32-bit words numbered from [`REG`]. The kernel rejects a rule that reads a register which
 //! the same rule did not write.
+use ipnet::Ipv4Net;
 
-use crate::{cidr::Cidr, netlink::Messages};
+use crate::netlink::Messages;
 
 /// The first of 16 registers.
 pub(crate) const REG: u32 = 8;
@@ -139,11 +140,11 @@ impl Rule {
     }
 
     /// Matches if an address is in a CIDR, or is not.
-    pub(crate) fn in_range(self, side: Side, is: Is, range: Cidr) -> Self {
-        self.address(REG, side).bitwise(REG, range.mask().octets(), [0; 4]).compare(
+    pub(crate) fn in_range(self, side: Side, is: Is, range: Ipv4Net) -> Self {
+        self.address(REG, side).bitwise(REG, range.netmask().octets(), [0; 4]).compare(
             REG,
             is,
-            &range.base().octets(),
+            &range.network().octets(),
         )
     }
 

@@ -13,7 +13,7 @@ use k8s_core::{
     meta::ObjectExt,
 };
 
-use crate::cidr::Cidr;
+use ipnet::Ipv4Net;
 
 /// Address and port of an endpoint.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -85,8 +85,8 @@ impl PortPlan {
 
 /// Drops external IPs that lie in the cluster's CIDRs. Otherwise a user who may write a Service could take
 /// over the address of the cluster DNS, of another Service, of a pod or of the node's bridge.
-pub(crate) fn drop_addresses_of_the_cluster(plans: &mut [PortPlan], ranges: &[Cidr]) {
-    let is_own = |front: &Front| ranges.iter().any(|range| range.contains(front.address));
+pub(crate) fn drop_addresses_of_the_cluster(plans: &mut [PortPlan], ranges: &[Ipv4Net]) {
+    let is_own = |front: &Front| ranges.iter().any(|range| range.contains(&front.address));
     for plan in plans {
         plan.fronts.retain(|front| !matches!(front.zone, Zone::Inside | Zone::Outside) || !is_own(front));
     }

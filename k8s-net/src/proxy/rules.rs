@@ -11,14 +11,12 @@
 //! and assigns a map's result to the first register alone. So the parts that are used again are never in the
 //! first word of a value, and their registers are loaded with a constant before the lookup ([`Rule::shown`]);
 //! `nft list ruleset` prints that constant in their place.
+use ipnet::Ipv4Net;
 
-use crate::{
-    cidr::Cidr,
-    nft::{
-        Batch, DSTNAT, FILTER, FORWARD, Hook, INPUT, OUTPUT, POSTROUTING, PREROUTING, Rule, SRCNAT, SetSpec,
-        Value, Values, Verdict,
-        expr::{Is, Meta, REG, Side},
-    },
+use crate::nft::{
+    Batch, DSTNAT, FILTER, FORWARD, Hook, INPUT, OUTPUT, POSTROUTING, PREROUTING, Rule, SRCNAT, SetSpec,
+    Value, Values, Verdict,
+    expr::{Is, Meta, REG, Side},
 };
 
 use super::plan::Zone;
@@ -94,7 +92,7 @@ fn to_class(rule: Rule, zone: Zone) -> Rule {
 }
 
 /// Builds the table without services, replacing an existing one in the same transaction.
-pub(super) fn skeleton(batch: &mut Batch, cluster_cidr: Option<Cidr>, service_cidr: Option<Cidr>) {
+pub(super) fn skeleton(batch: &mut Batch, cluster_cidr: Option<Ipv4Net>, service_cidr: Option<Ipv4Net>) {
     batch.table();
     batch.del_table();
     batch.table();

@@ -16,10 +16,9 @@ use super::{
     plan::{Backend, PortPlan, Reach, Zone},
     rules::{self, Class},
 };
-use crate::{
-    cidr::Cidr,
-    nft::{Batch, Value},
-};
+use ipnet::Ipv4Net;
+
+use crate::nft::{Batch, Value};
 
 /// Time that elements of a replaced pool stay; no packet is in flight that long.
 pub(super) const REST: Duration = Duration::from_secs(1);
@@ -42,8 +41,8 @@ struct Installed {
 #[derive(Debug)]
 pub(super) struct Table {
     name: String,
-    cluster_cidr: Option<Cidr>,
-    service_cidr: Option<Cidr>,
+    cluster_cidr: Option<Ipv4Net>,
+    service_cidr: Option<Ipv4Net>,
     services: HashMap<ObjectKey, Installed>,
     owners: HashMap<(&'static str, Vec<u8>), ObjectKey>,
     /// Services that want an address or port which another service holds.
@@ -65,7 +64,7 @@ fn endpoint(backend: &Backend) -> Vec<u8> {
 }
 
 impl Table {
-    pub(super) fn new(name: &str, cluster_cidr: Option<Cidr>, service_cidr: Option<Cidr>) -> Self {
+    pub(super) fn new(name: &str, cluster_cidr: Option<Ipv4Net>, service_cidr: Option<Ipv4Net>) -> Self {
         Table {
             name: name.to_owned(),
             cluster_cidr,

@@ -3,6 +3,7 @@
 use std::{collections::BTreeMap, net::IpAddr, path::PathBuf, sync::Arc};
 
 use crate::types::Taint;
+use ipnet::IpNet;
 
 /// Configuration. Every field has a default; set only the fields that differ from it.
 #[derive(Clone, Debug)]
@@ -26,7 +27,7 @@ pub struct Config {
     /// Taints that the node registers with.
     pub node_taints: Vec<Taint>,
     /// Pod CIDR of the node. `None`: the IPAM controller assigns it.
-    pub pod_cidr: Option<String>,
+    pub pod_cidr: Option<IpNet>,
     /// Most pods that may run.
     pub max_pods: u32,
     /// IP address that the kubelet's API listens on.

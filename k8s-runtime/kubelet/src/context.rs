@@ -7,13 +7,13 @@ use std::{
     sync::{Arc, Mutex, MutexGuard, PoisonError},
 };
 
-use k8s_core::{cache::Cache, client::Client, clock::Clock};
+use k8s_core::{cache::Cache, client::Client, clock::Clock, events::Recorder};
 use k8s_net::pod::PodNetwork;
 use k8s_runtime::{ContainerId, Runtime, SandboxId};
 
 use crate::{
-    config::Config, events::Recorder, facts::Facts, images::Puller, sources::Sources, sysctls::Sysctls,
-    tokens::Tokens, types::*,
+    config::Config, facts::Facts, images::Puller, sources::Sources, sysctls::Sysctls, tokens::Tokens,
+    types::*,
 };
 
 /// Shared by the pod workers, the node status loop and the kubelet's API.

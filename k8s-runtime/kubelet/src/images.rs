@@ -6,12 +6,16 @@ use std::{
 };
 
 use base64::Engine;
-use k8s_core::{clock::Clock, meta::ObjectExt};
+use k8s_core::{
+    clock::Clock,
+    events::{Recorder, involved_container},
+    meta::ObjectExt,
+};
 use k8s_runtime::{ImageInfo, Images, RuntimeError};
 use serde::Deserialize;
 use tokio::sync::Semaphore;
 
-use crate::{backoff::Backoff, duration, events::Recorder, sources::Sources, types::*};
+use crate::{backoff::Backoff, duration, sources::Sources, types::*};
 
 /// Maximum number of parallel pulls.
 const PULLS: usize = 4;
@@ -73,25 +77,25 @@ impl Puller {
                 let message = format!(
                     "Failed to apply default image tag {image:?}: couldn't parse image name {image:?}: {why}"
                 );
-                self.events.warning(pod, name, "InspectFailed", &message);
+                self.events.warning(involved_container(pod, name), "InspectFailed", &message);
                 return Err(ImageError { reason: "InvalidImageName", message, retry_at: later(60) });
             }
             Err(e) => {
                 let message = format!("Failed to inspect image {image:?}: {e}");
-                self.events.warning(pod, name, "InspectFailed", &message);
+                self.events.warning(involved_container(pod, name), "InspectFailed", &message);
                 return Err(ImageError { reason: "ImageInspectError", message, retry_at: later(5) });
             }
         };
         match (present, policy(container)) {
             (Some(found), "IfNotPresent" | "Never") => {
                 let message = format!("Container image {image:?} already present on machine");
-                self.events.normal(pod, name, "Pulled", message);
+                self.events.normal(involved_container(pod, name), "Pulled", message);
                 Ok(found)
             }
             (None, "Never") => {
                 let message = format!("Container image {image:?} is not present with pull policy of Never");
-                self.events.warning(pod, name, "ErrImageNeverPull", &message);
-                self.events.warning(pod, name, "Failed", "Error: ErrImageNeverPull");
+                self.events.warning(involved_container(pod, name), "ErrImageNeverPull", &message);
+                self.events.warning(involved_container(pod, name), "Failed", "Error: ErrImageNeverPull");
                 Err(ImageError { reason: "ErrImageNeverPull", message, retry_at: later(10) })
             }
             (None, _) => self.pull(sources, pod, container, image).await,
@@ -101,7 +105,7 @@ impl Puller {
                 // `Always`.
                 Err(e) => {
                     let message = format!("Using image {image:?} that is on the node: {}", e.message);
-                    self.events.warning(pod, name, "Pulled", message);
+                    self.events.warning(involved_container(pod, name), "Pulled", message);
                     Ok(found)
                 }
                 pulled => pulled,
@@ -120,8 +124,8 @@ impl Puller {
         let key = (pod.uid().to_owned(), image.to_owned());
         if let Some((until, last)) = self.blocked(&key) {
             let message = format!("Back-off pulling image {image:?}");
-            self.events.normal(pod, name, "BackOff", &message);
-            self.events.warning(pod, name, "Failed", "Error: ImagePullBackOff");
+            self.events.normal(involved_container(pod, name), "BackOff", &message);
+            self.events.warning(involved_container(pod, name), "Failed", "Error: ImagePullBackOff");
             let message = format!("{message}: ErrImagePull: {last}");
             return Err(ImageError { reason: "ImagePullBackOff", message, retry_at: until });
         }
@@ -129,7 +133,7 @@ impl Puller {
         // The semaphore is never closed.
         let _slot = self.slots.acquire().await.ok();
         let begun = self.clock.now();
-        self.events.normal(pod, name, "Pulling", format!("Pulling image {image:?}"));
+        self.events.normal(involved_container(pod, name), "Pulling", format!("Pulling image {image:?}"));
         let credentials = credentials(sources, pod, image).await;
         match self.store.pull(image, credentials).await {
             Ok(info) => {
@@ -140,13 +144,17 @@ impl Puller {
                     duration::took(self.clock.since(asked)),
                     info.size
                 );
-                self.events.normal(pod, name, "Pulled", message);
+                self.events.normal(involved_container(pod, name), "Pulled", message);
                 Ok(info)
             }
             Err(e) => {
                 let now = self.clock.now();
-                self.events.warning(pod, name, "Failed", format!("Failed to pull image {image:?}: {e}"));
-                self.events.warning(pod, name, "Failed", "Error: ErrImagePull");
+                self.events.warning(
+                    involved_container(pod, name),
+                    "Failed",
+                    format!("Failed to pull image {image:?}: {e}"),
+                );
+                self.events.warning(involved_container(pod, name), "Failed", "Error: ErrImagePull");
                 let mut failures = self.failures.lock().unwrap_or_else(PoisonError::into_inner);
                 let failure = failures.entry(key).or_default();
                 failure.backoff.advance(now, now);

@@ -7,6 +7,7 @@ use k8s_core::{
     cache::{Change, reflect},
     client::{Client, ListParams},
     clock::Clock,
+    events::Recorder,
     meta::ObjectExt,
 };
 use k8s_net::pod::PodNetwork;
@@ -19,7 +20,6 @@ use crate::{
     config::Config,
     context::{Context, Parts},
     error::KubeletError,
-    events::Recorder,
     facts::Facts,
     images::Puller,
     logs, node, orphans,
@@ -109,7 +109,7 @@ impl Builder {
         let known = runtime.list().await?;
         let client = self.client.named("kubelet");
         let (recorder, event_writer) =
-            Recorder::start(client.clone(), self.clock.clone(), self.config.node_name.clone());
+            Recorder::with_writer(&client, self.clock.clone(), "kubelet", &self.config.node_name);
         let facts = Facts::read(&self.config);
         let listener = server::bind(&self.config).await?;
         let cx = Arc::new(Context::new(Parts {

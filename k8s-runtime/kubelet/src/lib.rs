@@ -24,7 +24,6 @@ mod dns;
 mod duration;
 mod env;
 mod error;
-mod events;
 mod facts;
 mod images;
 mod kubelet;

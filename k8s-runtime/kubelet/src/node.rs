@@ -39,8 +39,19 @@ pub(crate) async fn run(cx: Arc<Context>) {
         delay = (delay * 2).min(LONGEST_RETRY);
     };
     info!(node = cx.config.node_name, "node registered");
-    cx.events.node(&cx.config.node_name, "Starting", "Starting kubelet.");
+    cx.events.normal(involved_node(&cx.config.node_name), "Starting", "Starting kubelet.");
     tokio::join!(lease::keep(&cx), report(&cx, said));
+}
+
+/// Returns a reference to a node for events. As upstream, its uid is its name.
+fn involved_node(name: &str) -> ObjectReference {
+    ObjectReference {
+        api_version: Some("v1".into()),
+        kind: Some("Node".into()),
+        name: Some(name.to_owned()),
+        uid: Some(name.to_owned()),
+        ..ObjectReference::default()
+    }
 }
 
 /// The status that was written last.
@@ -56,6 +67,7 @@ async fn register(cx: &Context) -> Result<Said, Error> {
     let api = cx.client.all::<Node>();
     let name = &cx.config.node_name;
     let computed = status::compute(cx, None).await;
+    let pod_cidr = cx.config.pod_cidr.map(|range| range.to_string());
     let node = Node {
         metadata: ObjectMeta {
             name: Some(name.clone()),
@@ -67,8 +79,8 @@ async fn register(cx: &Context) -> Result<Said, Error> {
             ..ObjectMeta::default()
         },
         spec: Some(NodeSpec {
-            pod_cidr: cx.config.pod_cidr.clone(),
-            pod_cidrs: cx.config.pod_cidr.clone().map(|c| vec![c]),
+            pod_cidr: pod_cidr.clone(),
+            pod_cidrs: pod_cidr.clone().map(|range| vec![range]),
             taints: (!cx.config.node_taints.is_empty()).then(|| cx.config.node_taints.clone()),
             ..NodeSpec::default()
         }),
@@ -86,7 +98,7 @@ async fn register(cx: &Context) -> Result<Said, Error> {
     let there = api.get(name).await?;
     let mut patch = json!({"metadata": {"labels": status::labels(cx)}});
     let has_range = there.spec.as_ref().is_some_and(|s| s.pod_cidr.is_some());
-    if let (false, Some(range)) = (has_range, &cx.config.pod_cidr) {
+    if let (false, Some(range)) = (has_range, pod_cidr) {
         patch["spec"] = json!({"podCIDR": range, "podCIDRs": [range]});
     }
     let there = api.patch(name, &Patch::Merge(patch)).await?;

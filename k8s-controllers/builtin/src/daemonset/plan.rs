@@ -10,11 +10,11 @@ use jiff::Timestamp;
 use k8s_core::{
     api::api::{
         apps::v1::{DaemonSet, DaemonSetStatus},
-        core::v1::{Node, NodeSelectorRequirement, Pod, PodSpec, Taint, Toleration},
+        core::v1::{Node, Pod, PodSpec},
     },
     meta::{
         ObjectExt,
-        selector::{Operator, Requirement},
+        node::{NodeTerm, is_tolerated},
     },
 };
 
@@ -35,61 +35,23 @@ pub(super) struct Plan {
     pub(super) after: Option<Duration>,
 }
 
-fn tolerates(all: &[Toleration], taint: &Taint) -> bool {
-    all.iter().any(|t| {
-        let (key, operator) =
-            (t.key.as_deref().unwrap_or_default(), t.operator.as_deref().unwrap_or_default());
-        t.effect.as_deref().is_none_or(|e| e.is_empty() || e == taint.effect)
-            && (key == taint.key || (key.is_empty() && operator == "Exists"))
-            && (operator == "Exists"
-                || t.value.as_deref().unwrap_or_default() == taint.value.as_deref().unwrap_or_default())
-    })
+/// Returns the terms of the required node affinity; `None` without one.
+fn terms(spec: &PodSpec) -> Option<Vec<NodeTerm>> {
+    let affinity = spec.affinity.as_ref()?.node_affinity.as_ref()?;
+    affinity.required_during_scheduling_ignored_during_execution.as_ref().map(NodeTerm::of)
 }
 
-fn accepts(r: &NodeSelectorRequirement, value: Option<&str>) -> bool {
-    let values = r.values.clone().unwrap_or_default();
-    let number = || values.first().and_then(|v| v.parse().ok());
-    let operator = match r.operator.as_str() {
-        "In" => Operator::In(values),
-        "NotIn" => Operator::NotIn(values),
-        "Exists" => Operator::Exists,
-        "DoesNotExist" => Operator::DoesNotExist,
-        "Gt" => match number() {
-            Some(n) => Operator::GreaterThan(n),
-            None => return false,
-        },
-        "Lt" => match number() {
-            Some(n) => Operator::LessThan(n),
-            None => return false,
-        },
-        _ => return false,
-    };
-    Requirement { key: r.key.clone(), operator }.accepts(value)
-}
-
-/// Returns whether a pod should run on the node, and whether a running one may stay.
-fn suits(spec: &PodSpec, node: &Node) -> (bool, bool) {
+/// Computes two things: a pod should run on the node; a running one may stay.
+fn suits(spec: &PodSpec, terms: Option<&[NodeTerm]>, node: &Node) -> (bool, bool) {
     let selected = spec.node_selector.iter().flatten().all(|(k, v)| node.label(k) == Some(v));
-    let required = spec
-        .affinity
-        .as_ref()
-        .and_then(|a| a.node_affinity.as_ref()?.required_during_scheduling_ignored_during_execution.as_ref());
-    let affine = required.is_none_or(|r| {
-        r.node_selector_terms.iter().any(|t| {
-            t.match_expressions.iter().flatten().all(|r| accepts(r, node.label(&r.key)))
-                && t.match_fields
-                    .iter()
-                    .flatten()
-                    .all(|r| r.key == "metadata.name" && accepts(r, Some(node.name())))
-        })
-    });
+    let affine = terms.is_none_or(|terms| terms.iter().any(|term| term.matches(node)));
     if !selected || !affine || spec.node_name.as_deref().is_some_and(|n| n != node.name()) {
         return (false, false);
     }
     let tolerations = tolerations(spec);
     let taints = node.spec.as_ref().and_then(|s| s.taints.as_ref());
     let blocks = |effect: &str| {
-        taints.into_iter().flatten().any(|t| t.effect == effect && !tolerates(&tolerations, t))
+        taints.into_iter().flatten().any(|t| t.effect == effect && !is_tolerated(t, &tolerations))
     };
     let evicts = blocks("NoExecute");
     (!evicts && !blocks("NoSchedule"), !evicts)
@@ -108,6 +70,7 @@ pub(super) fn plan(
 ) -> Plan {
     let spec = set.spec.clone().unwrap_or_default();
     let pod_spec = spec.template.spec.clone().unwrap_or_default();
+    let terms = terms(&pod_spec);
     let min_ready = spec.min_ready_seconds.unwrap_or(0);
     let mut by_node: BTreeMap<String, Vec<Arc<Pod>>> = BTreeMap::new();
     for pod in all {
@@ -121,7 +84,7 @@ pub(super) fn plan(
     for node in nodes {
         known.insert(node.name());
         let mut here = by_node.get(node.name()).cloned().unwrap_or_default();
-        let (should_run, may_stay) = suits(&pod_spec, node);
+        let (should_run, may_stay) = suits(&pod_spec, terms.as_deref(), node);
         here.retain(|pod| {
             let failed = pods::phase(pod) == "Failed" && !pod.is_deleting();
             if failed {

@@ -11,7 +11,7 @@ use jiff::Timestamp;
 use k8s_core::{
     api::api::core::v1::{Node, Pod, Taint, Toleration},
     client::DeleteOptions,
-    meta::ObjectExt,
+    meta::{ObjectExt, node::tolerates},
 };
 
 use super::{
@@ -65,15 +65,6 @@ fn no_execute(node: &Node) -> Vec<&Taint> {
 
 pub(super) fn is_tainted(node: &Node) -> bool {
     !no_execute(node).is_empty()
-}
-
-fn tolerates(toleration: &Toleration, taint: &Taint) -> bool {
-    let text = |field: &Option<String>| field.clone().unwrap_or_default();
-    let (key, operator, effect) =
-        (text(&toleration.key), text(&toleration.operator), text(&toleration.effect));
-    (effect.is_empty() || effect == taint.effect)
-        && (key == taint.key || (key.is_empty() && operator == "Exists"))
-        && (operator == "Exists" || text(&toleration.value) == text(&taint.value))
 }
 
 /// Returns the toleration time of a taint; `None` means for ever.

@@ -6,68 +6,62 @@ use std::{
     sync::{Arc, Mutex, PoisonError},
 };
 
+use ipnet::IpNet;
 use k8s_core::{api::api::core::v1::Node, meta::ObjectExt};
 use serde_json::json;
 
 use k8s_controllers::{Action, Context, Error, EventType, Reconcile};
 
-/// The subnets of the cluster's CIDR.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub(super) struct Ranges {
-    base: u128,
-    /// Address length in bits: 32 or 128.
-    bits: u8,
+/// The subnets of the cluster's CIDR with one prefix length.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct Subnets {
+    cidr: IpNet,
     mask: u8,
-    count: u128,
 }
 
-impl Ranges {
-    /// Returns `None` for an invalid CIDR or a mask shorter than its prefix.
-    pub(super) fn parse(cidr: &str, mask: u8) -> Option<Self> {
-        let (address, length) = cidr.split_once('/')?;
-        let length: u8 = length.parse().ok()?;
-        let (number, bits) = match address.parse().ok()? {
-            IpAddr::V4(v4) => (u128::from(u32::from(v4)), 32),
-            IpAddr::V6(v6) => (u128::from(v6), 128),
-        };
-        if length > mask || mask > bits || mask - length > 32 {
-            return None;
-        }
-        let host = u32::from(bits - length);
-        let base = number.checked_shr(host).unwrap_or(0).checked_shl(host).unwrap_or(0);
-        Some(Ranges { base, bits, mask, count: 1 << (mask - length) })
+impl Subnets {
+    /// Returns `None` for a mask shorter than the CIDR's prefix, longer than an address, or with more than
+    /// 2^32 subnets.
+    pub(super) fn new(cidr: IpNet, mask: u8) -> Option<Self> {
+        let is_valid = cidr.prefix_len() <= mask && mask <= cidr.max_prefix_len();
+        (is_valid && mask - cidr.prefix_len() <= 32).then(|| Subnets { cidr: cidr.trunc(), mask })
     }
 
-    fn get(&self, index: u128) -> Option<String> {
-        if index >= self.count {
+    /// Returns the number of subnets.
+    fn count(self) -> u128 {
+        1 << (self.mask - self.cidr.prefix_len())
+    }
+
+    fn get(self, index: u128) -> Option<IpNet> {
+        if index >= self.count() {
             return None;
         }
-        let number = self.base + (index << (self.bits - self.mask));
-        let address = if self.bits == 32 {
-            IpAddr::V4(Ipv4Addr::from(u32::try_from(number).ok()?))
-        } else {
-            IpAddr::V6(Ipv6Addr::from(number))
+        let host_bits = u32::from(self.cidr.max_prefix_len() - self.mask);
+        let offset = index.checked_shl(host_bits).unwrap_or(0);
+        let address = match self.cidr.network() {
+            IpAddr::V4(base) => IpAddr::from(Ipv4Addr::from(base.to_bits() + u32::try_from(offset).ok()?)),
+            IpAddr::V6(base) => IpAddr::from(Ipv6Addr::from(base.to_bits() + offset)),
         };
-        Some(format!("{address}/{}", self.mask))
+        IpNet::new(address, self.mask).ok()
     }
 
     /// Returns the first free subnet.
-    fn free(&self, taken: &HashSet<String>) -> Option<String> {
+    fn free(self, taken: &HashSet<String>) -> Option<String> {
         // Among one more candidates than taken ones, at least one is free.
-        let most = u128::try_from(taken.len()).unwrap_or(u128::MAX).saturating_add(1).min(self.count);
-        (0..most).filter_map(|i| self.get(i)).find(|range| !taken.contains(range))
+        let most = u128::try_from(taken.len()).unwrap_or(u128::MAX).saturating_add(1).min(self.count());
+        (0..most).filter_map(|i| Some(self.get(i)?.to_string())).find(|range| !taken.contains(range))
     }
 }
 
 pub(super) struct NodeIpam {
-    ranges: Ranges,
+    subnets: Subnets,
     /// Allocations that the cache may not have yet: node, subnet.
     given: Mutex<Vec<(String, String)>>,
 }
 
 impl NodeIpam {
-    pub(super) fn new(ranges: Ranges) -> Self {
-        NodeIpam { ranges, given: Mutex::default() }
+    pub(super) fn new(subnets: Subnets) -> Self {
+        NodeIpam { subnets, given: Mutex::default() }
     }
 
     fn taken(&self, nodes: &[Arc<Node>]) -> HashSet<String> {
@@ -89,7 +83,7 @@ impl Reconcile for NodeIpam {
             return Ok(Action::await_change());
         }
         let taken = self.taken(&cx.caches().of::<Node>().list());
-        let Some(range) = self.ranges.free(&taken) else {
+        let Some(range) = self.subnets.free(&taken) else {
             let message = "Node could not be given a pod range: none is left";
             cx.event(&*node, EventType::Warning, "CIDRNotAvailable", message);
             return Err(Error::invalid(format!("node {}", node.name()), "no pod range is left"));
@@ -123,23 +117,28 @@ mod tests {
 
     use super::*;
 
+    fn subnets(cidr: &str, mask: u8) -> Option<Subnets> {
+        Subnets::new(cidr.parse().expect("a CIDR"), mask)
+    }
+
     #[test]
     fn cuts_ranges() {
-        let v4 = Ranges::parse("10.42.7.9/16", 24).unwrap();
-        assert_eq!(v4.get(0).unwrap(), "10.42.0.0/24");
-        assert_eq!(v4.get(255).unwrap(), "10.42.255.0/24");
-        assert_eq!(v4.get(256), None);
-        assert_eq!(Ranges::parse("fd00::/48", 64).unwrap().get(1).unwrap(), "fd00:0:0:1::/64");
-        for (cidr, mask) in [("10.0.0.0/24", 16), ("10.0.0.0", 24), ("x/8", 24), ("10.0.0.0/8", 40), ("", 24)]
-        {
-            assert_eq!(Ranges::parse(cidr, mask), None, "{cidr} {mask}");
+        let get = |subnets: Subnets, i| subnets.get(i).map(|range| range.to_string());
+        let v4 = subnets("10.42.7.9/16", 24).expect("subnets");
+        assert_eq!(get(v4, 0).as_deref(), Some("10.42.0.0/24"));
+        assert_eq!(get(v4, 255).as_deref(), Some("10.42.255.0/24"));
+        assert_eq!(get(v4, 256), None);
+        let v6 = subnets("fd00::/48", 64).expect("subnets");
+        assert_eq!(get(v6, 1).as_deref(), Some("fd00:0:0:1::/64"));
+        for (cidr, mask) in [("10.0.0.0/24", 16), ("10.0.0.0/8", 40), ("fd00::/16", 64)] {
+            assert_eq!(subnets(cidr, mask), None, "{cidr} {mask}");
         }
     }
 
     proptest! {
         #[test]
         fn never_gives_a_range_twice(gone in proptest::collection::vec(0..16usize, 0..20)) {
-            let ranges = Ranges::parse("10.0.0.0/28", 32).unwrap();
+            let ranges = subnets("10.0.0.0/28", 32).expect("subnets");
             let mut taken = HashSet::new();
             let mut order = Vec::new();
             for i in gone {

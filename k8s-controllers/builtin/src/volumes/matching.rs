@@ -3,8 +3,8 @@
 use std::sync::Arc;
 
 use k8s_core::{
-    api::api::core::v1::{Node, NodeSelectorRequirement, PersistentVolume, PersistentVolumeClaim},
-    meta::{LabelSelector, ObjectExt, Quantity},
+    api::api::core::v1::{Node, PersistentVolume, PersistentVolumeClaim},
+    meta::{LabelSelector, ObjectExt, Quantity, node::NodeTerm},
 };
 
 /// Annotation with the class, older than the field. It takes precedence.
@@ -35,24 +35,10 @@ fn size(
     map.and_then(|m| m.get("storage")).and_then(|q| Quantity::try_from(q).ok()).unwrap_or(Quantity::ZERO)
 }
 
-fn accepts(r: &NodeSelectorRequirement, value: Option<&str>) -> bool {
-    let among = |v: &str| r.values.iter().flatten().any(|w| w == v);
-    match r.operator.as_str() {
-        "In" => value.is_some_and(among),
-        "NotIn" => !value.is_some_and(among),
-        "Exists" => value.is_some(),
-        "DoesNotExist" => value.is_none(),
-        _ => false,
-    }
-}
-
+/// Returns true if the volume's node affinity, if it has one, selects the node.
 fn reaches(volume: &PersistentVolume, node: &Node) -> bool {
     let affinity = volume.spec.as_ref().and_then(|s| s.node_affinity.as_ref()?.required.as_ref());
-    affinity.is_none_or(|a| {
-        a.node_selector_terms
-            .iter()
-            .any(|t| t.match_expressions.iter().flatten().all(|r| accepts(r, node.label(&r.key))))
-    })
+    affinity.is_none_or(|a| NodeTerm::of(a).iter().any(|term| term.matches(node)))
 }
 
 /// Returns a volume reserved for the claim, else the smallest that is large enough and matches in all

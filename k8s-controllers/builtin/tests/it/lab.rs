@@ -161,7 +161,7 @@ impl Lab {
         };
         let options = builtin::Options {
             root_ca: "PEM".into(),
-            cluster_cidr: "10.42.0.0/16".into(),
+            cluster_cidr: "10.42.0.0/16".parse().ok(),
             // These nodes have no heartbeat.
             node_monitor_grace: Duration::from_secs(1_000_000),
             ..builtin::Options::default()

@@ -1,6 +1,6 @@
 //! Plugins that examine the node alone: name, cordon, taints, affinity, ports, resources, images.
 
-use k8s_core::api::api::core::v1::{Taint, Toleration};
+use k8s_core::{api::api::core::v1::Taint, meta::node::is_tolerated};
 
 use crate::{Cycle, Filter, NodeInfo, PodInfo, Reject, Score, WakeOn, plugin::proportional};
 
@@ -27,22 +27,10 @@ impl Filter for NodeName {
     }
 }
 
-fn tolerates(tolerations: &[Toleration], taint: &Taint) -> bool {
-    tolerations.iter().any(|t| {
-        let effect = t.effect.as_deref().unwrap_or_default();
-        let key = t.key.as_deref().unwrap_or_default();
-        let operator = t.operator.as_deref().unwrap_or_default();
-        (effect.is_empty() || effect == taint.effect)
-            && (key == taint.key || (key.is_empty() && operator == "Exists"))
-            && (operator == "Exists"
-                || t.value.as_deref().unwrap_or_default() == taint.value.as_deref().unwrap_or_default())
-    })
-}
-
 /// Returns the first taint that the pod does not tolerate (`NoSchedule`, `NoExecute`).
 pub(crate) fn untolerated<'a>(pod: &PodInfo, node: &'a NodeInfo) -> Option<&'a Taint> {
     let hard = |t: &&Taint| matches!(t.effect.as_str(), "NoSchedule" | "NoExecute");
-    node.taints().iter().filter(hard).find(|taint| !tolerates(pod.tolerations(), taint))
+    node.taints().iter().filter(hard).find(|taint| !is_tolerated(taint, pod.tolerations()))
 }
 
 /// Rejects cordoned nodes.
@@ -59,7 +47,7 @@ impl Filter for NodeUnschedulable {
             effect: "NoSchedule".into(),
             ..Taint::default()
         };
-        if tolerates(pod.tolerations(), &taint) {
+        if is_tolerated(&taint, pod.tolerations()) {
             return Ok(());
         }
         Err(Reject::never("node(s) were unschedulable"))
@@ -92,7 +80,7 @@ impl Filter for TaintToleration {
 
 impl Score for TaintToleration {
     fn score(&self, _: &Cycle<'_>, pod: &PodInfo, node: &NodeInfo) -> i64 {
-        let disliked = |t: &&Taint| t.effect == "PreferNoSchedule" && !tolerates(pod.tolerations(), t);
+        let disliked = |t: &&Taint| t.effect == "PreferNoSchedule" && !is_tolerated(t, pod.tolerations());
         node.taints().iter().filter(disliked).count().try_into().unwrap_or(i64::MAX)
     }
 

@@ -5,6 +5,7 @@ use std::sync::{
     atomic::{AtomicBool, Ordering},
 };
 
+use ipnet::Ipv4Net;
 use k8s_core::{clock::Clock, custom::CustomResource};
 use k8s_store::Store;
 
@@ -35,8 +36,8 @@ pub struct Builder {
     authenticator: Authenticator,
     authorization: AuthorizationMode,
     service_account_key: Option<Vec<u8>>,
-    service_range: (std::net::Ipv4Addr, u8),
-    pod_range: Option<(std::net::Ipv4Addr, u8)>,
+    service_range: Ipv4Net,
+    pod_range: Option<Ipv4Net>,
     node_ports: (u16, u16),
     admission: Vec<Arc<dyn Admit>>,
     authenticators: Vec<Arc<dyn Authenticate>>,
@@ -65,7 +66,7 @@ impl Builder {
             authenticator: Authenticator::default(),
             authorization: AuthorizationMode::Rbac,
             service_account_key: None,
-            service_range: (std::net::Ipv4Addr::new(10, 43, 0, 0), 16),
+            service_range: Ipv4Net::new_assert(std::net::Ipv4Addr::new(10, 43, 0, 0), 16),
             pod_range: None,
             node_ports: (30000, 32767),
             admission: Vec::new(),
@@ -111,15 +112,15 @@ impl Builder {
     }
     /// Range of cluster addresses of Services. Default: 10.43.0.0/16.
     #[must_use]
-    pub fn service_range(mut self, network: std::net::Ipv4Addr, prefix: u8) -> Self {
-        self.service_range = (network, prefix);
+    pub fn service_range(mut self, range: Ipv4Net) -> Self {
+        self.service_range = range;
         self
     }
     /// Range of pod addresses, for warnings about Services that claim one. Default: the pod ranges of the
     /// nodes.
     #[must_use]
-    pub fn pod_range(mut self, network: std::net::Ipv4Addr, prefix: u8) -> Self {
-        self.pod_range = Some((network, prefix));
+    pub fn pod_range(mut self, range: Ipv4Net) -> Self {
+        self.pod_range = Some(range);
         self
     }
     /// Range of node ports, both ends included. Default: 30000-32767.
@@ -219,7 +220,7 @@ impl Builder {
             self.authenticator.refuse_anonymous();
         }
         let issuer = TokenIssuer::new(self.service_account_key.as_deref())?;
-        let services = ServiceAllocator::new(self.service_range.0, self.service_range.1, self.node_ports);
+        let services = ServiceAllocator::new(self.service_range, self.node_ports);
         let authorization = Arc::new(Authorization {
             authorizers: self.authorizers,
             mode: self.authorization,

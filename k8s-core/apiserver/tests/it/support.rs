@@ -31,7 +31,7 @@ async fn server_that(store: Store, warns: bool) -> ApiServer {
     admin.uid = "admin".into();
     ApiServer::builder(store)
         .authenticator(Authenticator::new(HashMap::from([("admin".to_owned(), admin)]), true))
-        .service_range(std::net::Ipv4Addr::new(10, 96, 0, 0), 12)
+        .service_range("10.96.0.0/12".parse().expect("a range"))
         .warn_unenforced(warns)
         .build()
         .await

@@ -2,7 +2,7 @@
 
 use std::{net::IpAddr, sync::Arc};
 
-use k8s_core::meta::ObjectExt;
+use k8s_core::{events::involved_container, meta::ObjectExt};
 use k8s_runtime::{ContainerId, RuntimeError};
 use tokio_util::sync::CancellationToken;
 
@@ -68,7 +68,11 @@ impl Job {
             pod_ips: &self.pod_ips,
         };
         container_spec::build(cx, &input).await.map_err(|e| {
-            cx.events.warning(&self.pod, Some(self.name()), "Failed", format!("Error: {e}"));
+            cx.events.warning(
+                involved_container(&self.pod, Some(self.name())),
+                "Failed",
+                format!("Error: {e}"),
+            );
             Hold { on_source: true, ..self.hold(10, "CreateContainerConfigError", e.to_string()) }
         })
     }
@@ -84,11 +88,15 @@ impl Job {
         let id = match cx.runtime.create(&self.what.sandbox, &spec).await {
             Ok(id) => id,
             Err(e) => {
-                cx.events.warning(pod, name, "Failed", format!("Error: {e}"));
+                cx.events.warning(involved_container(pod, name), "Failed", format!("Error: {e}"));
                 return StartOutcome::Held(self.hold(10, "CreateContainerError", e.to_string()));
             }
         };
-        cx.events.normal(pod, name, "Created", format!("Created container: {}", self.name()));
+        cx.events.normal(
+            involved_container(pod, name),
+            "Created",
+            format!("Created container: {}", self.name()),
+        );
         let record = Record {
             id: Some(id.clone()),
             full_id: format!("{}://{id}", records::runtime_name(cx)),
@@ -101,7 +109,11 @@ impl Job {
         if let Err(e) = cx.runtime.start(&id).await {
             return self.start_failed(record, &e);
         }
-        cx.events.normal(pod, name, "Started", format!("Started container {}", self.name()));
+        cx.events.normal(
+            involved_container(pod, name),
+            "Started",
+            format!("Started container {}", self.name()),
+        );
         let record = match cx.runtime.status(&id).await {
             Ok(status) => records::from_runtime(cx, &status),
             // The process runs; an event will report its exit.
@@ -121,7 +133,11 @@ impl Job {
 
     fn start_failed(&self, record: Record, e: &RuntimeError) -> StartOutcome {
         let message = format!("failed to start container {}: {e}", record.full_id);
-        self.cx.events.warning(&self.pod, Some(self.name()), "Failed", format!("Error: {message}"));
+        self.cx.events.warning(
+            involved_container(&self.pod, Some(self.name())),
+            "Failed",
+            format!("Error: {message}"),
+        );
         let exit = Exit {
             code: 128,
             reason: "StartError".into(),
@@ -145,8 +161,16 @@ impl Job {
         };
         let Err(why) = result else { return Ok(()) };
         let message = format!("PostStartHook failed: {why}");
-        self.cx.events.warning(&self.pod, Some(self.name()), "FailedPostStartHook", &message);
-        self.cx.events.normal(&self.pod, Some(self.name()), "Killing", "FailedPostStartHook");
+        self.cx.events.warning(
+            involved_container(&self.pod, Some(self.name())),
+            "FailedPostStartHook",
+            &message,
+        );
+        self.cx.events.normal(
+            involved_container(&self.pod, Some(self.name())),
+            "Killing",
+            "FailedPostStartHook",
+        );
         let grace = self.pod.spec.as_ref().and_then(|s| s.termination_grace_period_seconds).unwrap_or(30);
         let grace = std::time::Duration::from_secs(u64::try_from(grace).unwrap_or(0));
         if let Err(e) = self.cx.runtime.stop(id, grace).await {

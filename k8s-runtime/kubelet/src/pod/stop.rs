@@ -2,7 +2,7 @@
 
 use std::{net::IpAddr, sync::Arc, time::Duration};
 
-use k8s_core::meta::ObjectExt;
+use k8s_core::{events::involved_container, meta::ObjectExt};
 use k8s_runtime::RuntimeError;
 use tokio::sync::watch;
 use tracing::warn;
@@ -29,7 +29,7 @@ impl Job {
     /// container.
     pub(crate) async fn run(mut self) -> Option<Record> {
         let name = self.what.container.name.clone();
-        self.cx.events.normal(&self.pod, Some(&name), "Killing", &self.what.why);
+        self.cx.events.normal(involved_container(&self.pod, Some(&name)), "Killing", &self.what.why);
         self.pre_stop(&name).await;
         loop {
             match self.stop().await {
@@ -68,8 +68,7 @@ impl Job {
             };
             if let Err(why) = result {
                 self.cx.events.warning(
-                    &self.pod,
-                    Some(name),
+                    involved_container(&self.pod, Some(name)),
                     "FailedPreStopHook",
                     format!("PreStopHook failed: {why}"),
                 );

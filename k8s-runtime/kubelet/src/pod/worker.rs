@@ -7,7 +7,7 @@
 
 use std::{collections::HashMap, net::IpAddr, sync::Arc, time::Duration};
 
-use k8s_core::meta::ObjectExt;
+use k8s_core::{events::involved_container, meta::ObjectExt};
 use k8s_runtime::{ContainerId, RuntimeEvent, SandboxId, SandboxStatus};
 use tokio::{
     sync::{mpsc, watch},
@@ -230,10 +230,10 @@ impl Worker {
         match effect {
             Effect::WakeAt(at) => self.wake = Some(self.wake.map_or(at, |wake| wake.min(at))),
             Effect::Event(PodEvent { warning: true, container, reason, message }) => {
-                cx.events.warning(&pod, container.as_deref(), reason, message);
+                cx.events.warning(involved_container(&pod, container.as_deref()), reason, message);
             }
             Effect::Event(PodEvent { warning: false, container, reason, message }) => {
-                cx.events.normal(&pod, container.as_deref(), reason, message);
+                cx.events.normal(involved_container(&pod, container.as_deref()), reason, message);
             }
             Effect::End { kill_at } => {
                 self.ending.cancel();
