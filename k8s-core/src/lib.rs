@@ -6,6 +6,7 @@
 //! Not here: the API server (`k8s-apiserver`), controllers (`k8s-controllers`), the node (`k8s-runtime`,
 //! `k8s-kubelet`).
 
+pub mod api;
 pub mod cache;
 pub mod client;
 pub mod clock;
@@ -20,5 +21,3 @@ pub mod status;
 /// Makes a custom resource of the struct of its spec: see [`k8s_derive`].
 #[cfg(feature = "derive")]
 pub use k8s_derive::Resource;
-/// The Kubernetes types, as every kube-rs user has them.
-pub use k8s_openapi as api;
