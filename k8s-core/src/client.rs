@@ -13,8 +13,9 @@
 //! # Ok(()) }
 //! ```
 //!
-//! A client over the network repeats a call after 429 with `Retry-After` ([`Client::retrying`]), and once after
-//! 401 when its credential plugin has a new credential. A streamed request ([`Client::send`]) is not repeated.
+//! A client over the network repeats a call after 429 with `Retry-After` ([`Client::retrying`]), and once
+//! after 401 when its credential plugin has a new credential. A streamed request ([`Client::send`]) is not
+//! repeated.
 //!
 //! Not here: other retries (the caller knows whether a call may be repeated), caches (see [`crate::cache`]),
 //! `auth-provider` of a kubeconfig, SOCKS and https proxies, `HTTPS_PROXY`.

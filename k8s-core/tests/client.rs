@@ -99,8 +99,8 @@ async fn a_busy_server_is_asked_again_as_it_says() {
     assert_eq!(heads.lock().unwrap().len(), 1);
 }
 
-/// Writes a plugin (a shell script that counts its runs in the file `runs`) and a kubeconfig that runs it with
-/// a relative link to the shell.
+/// Writes a plugin (a shell script that counts its runs in the file `runs`) and a kubeconfig that runs it
+/// with a relative link to the shell.
 fn with_plugin(directory: &Path, server: &str, script: &str) -> Environment {
     let plugin = directory.join("plugin");
     std::fs::write(&plugin, format!("cd {}\necho run >> runs\n{script}\n", directory.display())).unwrap();

@@ -62,8 +62,8 @@ struct Output {
 }
 
 impl ExecPlugin {
-    /// Reads `exec` of a kubeconfig's user. `directory` is the one of the kubeconfig, `cluster` the cluster as
-    /// the plugin sees it. The error is a field below `exec` (or empty) and a message.
+    /// Reads `exec` of a kubeconfig's user. `directory` is the one of the kubeconfig, `cluster` the cluster
+    /// as the plugin sees it. The error is a field below `exec` (or empty) and a message.
     pub(super) fn parse(
         exec: &Value,
         directory: &Path,

@@ -25,7 +25,8 @@ impl<K: Serialize + DeserializeOwned + 'static> Api<K> {
     /// ```
     ///
     /// # Errors
-    /// Those that waiting does not mend, such as 403. Broken connections, 410, 429 and server errors are retried.
+    /// Those that waiting does not mend, such as 403. Broken connections, 410, 429 and server errors are
+    /// retried.
     pub async fn wait_until(&self, name: &str, predicate: impl Fn(&K) -> bool) -> Result<K, Error> {
         self.wait(name, |object| object.filter(&predicate)).await
     }
