@@ -1,10 +1,31 @@
-//! Kubernetes API machinery: types, resource table, schema engine, store, client and caches.
+//! What every program of a cluster shares: Kubernetes types, a client, caches, clock and randomness.
 //!
-//! Everything above this crate uses the public API through a [`client::Client`], in the same process or over
-//! TLS, and reads through a [`cache::Cache`]. This crate makes no Linux calls.
+//! ```
+//! use k8s_core::{api::{ConfigMap, Pod}, client::{Client, ListParams}, meta::ObjectExt};
 //!
-//! Not here: the API server (`k8s-apiserver`), controllers (`k8s-controllers`), the node (`k8s-runtime`,
-//! `k8s-kubelet`).
+//! async fn crowded(client: &Client) -> Result<bool, k8s_core::client::Error> {
+//!     let pods = client.namespaced::<Pod>("default").list(&ListParams::default()).await?;
+//!     Ok(pods.iter().filter(|pod| pod.label("app") == Some("web")).count() > 100)
+//! }
+//!
+//! // Objects are those of k8s-openapi, with accessors that treat absent as empty.
+//! let mut map = ConfigMap::default();
+//! map.set_label("app", "web");
+//! assert_eq!((map.label("app"), map.namespace()), (Some("web"), ""));
+//! ```
+//!
+//! Flow: a program reaches an API server through a [`client::Client`], in the same process or over TLS; a
+//! [`cache`] lists and watches a type once and is read by everyone; a `Clock` ([`clock`]) and seeded
+//! [`random`]ness are handed in, so that a test can run hours in milliseconds and replay them.
+//!
+//! Guarantees: an object that cannot be decoded is skipped, counted and logged once, and stops no cache. This
+//! crate makes no Linux calls.
+//!
+//! Features: `derive` (default) has custom resources from structs and JSON schemas of all types; `tls`
+//! (default) has connections over https.
+//!
+//! Not here: the API server (`k8s-apiserver`) and its engine (`k8s-schema`, `k8s-cel`, `k8s-store`),
+//! controllers (`k8s-controllers`), the node (`k8s-runtime`, `k8s-kubelet`).
 
 pub mod api;
 pub mod cache;

@@ -1,7 +1,8 @@
-//! The traits between the kubelet and whatever runs containers.
+//! Traits between the kubelet and a container runtime.
 //!
-//! They follow the Container Runtime Interface (CRI) in meaning, so that a CRI socket can stand behind them,
-//! but events are part of the contract and byte streams are plain `AsyncRead + AsyncWrite`.
+//! The operations are those of the Container Runtime Interface (CRI), so a CRI socket can be an
+//! implementation. Unlike the CRI, events are part of the contract, and byte streams are plain `AsyncRead +
+//! AsyncWrite`.
 
 use std::{
     collections::BTreeMap,
@@ -38,11 +39,11 @@ macro_rules! id {
 }
 
 id!(
-    /// A sandbox (one pod's namespaces), unique on the node for ever.
+    /// Id of a sandbox (the namespaces of one pod). Unique on the node and never reused.
     SandboxId
 );
 id!(
-    /// A container, unique on the node for ever; a restarted container is a new one.
+    /// Id of a container. Unique on the node and never reused; a restarted container gets a new one.
     ContainerId
 );
 
@@ -50,25 +51,25 @@ id!(
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum RuntimeError {
-    /// Not retryable: the caller holds an old name.
+    /// Not retryable: the object does not exist (any more).
     #[error("{what} {id:?} not found")]
     NotFound {
         /// "container", "sandbox" or "image".
         what: &'static str,
-        /// The name that was asked for.
+        /// Id or name in the request.
         id: String,
     },
-    /// The runtime does not have this operation.
+    /// The runtime does not implement this operation.
     #[error("{0} is not supported by this runtime")]
     Unsupported(&'static str),
-    /// The request can never work: a bad image, command or option. The kubelet reports it on the container.
+    /// Not retryable: an invalid image, command or option. The kubelet reports it in the container's status.
     #[error("{0}")]
     Invalid(String),
-    /// The program could not be started (not found, not executable): `StartError`/`RunContainerError` on the
-    /// container.
+    /// The program could not be started (not found, not executable). The kubelet reports `StartError` or
+    /// `RunContainerError`.
     #[error("{0}")]
     Start(String),
-    /// Retryable: the system refused something.
+    /// Retryable: a system call failed.
     #[error("{context}: {source}")]
     Io {
         /// The operation, with the path or name.
@@ -77,20 +78,20 @@ pub enum RuntimeError {
         #[source]
         source: std::io::Error,
     },
-    /// Retryable: anything else, with its whole story.
+    /// Retryable: any other error, with its causes.
     #[error("{0}")]
     Other(String),
 }
 
 impl RuntimeError {
-    /// For `map_err`: an I/O error with what was being done.
+    /// For `map_err`: an I/O error with the operation as context.
     pub fn io(context: impl Into<String>) -> impl FnOnce(std::io::Error) -> RuntimeError {
         let context = context.into();
         move |source| RuntimeError::Io { context, source }
     }
 }
 
-/// A sandbox to make: the pod's shared namespaces and its cgroup.
+/// Specification of a sandbox: the pod's namespaces and its cgroup.
 #[derive(Clone, Debug, Default, Serialize, Deserialize)]
 pub struct SandboxSpec {
     /// Name of the pod that it belongs to.
@@ -103,9 +104,9 @@ pub struct SandboxSpec {
     pub attempt: u32,
     /// Host name inside the pod (unused with `host_network`).
     pub hostname: String,
-    /// Lines for the pod's `/etc/resolv.conf`, whole file. Empty: the runtime leaves the image's file alone.
+    /// Contents of the pod's `/etc/resolv.conf`. Empty: the image's file is kept.
     pub resolv_conf: String,
-    /// Use the host's network namespace instead of an own one.
+    /// Use the host's network namespace.
     pub host_network: bool,
     /// Use the host's process namespace.
     pub host_pid: bool,
@@ -127,7 +128,7 @@ pub struct SandboxSpec {
     pub annotations: BTreeMap<String, String>,
 }
 
-/// Limits and shares, in the kernel's own terms.
+/// Cgroup limits and weights. `None`: unlimited, or the kernel's default.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 pub struct Resources {
     /// Relative CPU weight in cgroup v1 shares (1024 = one CPU).
@@ -147,27 +148,27 @@ pub struct Resources {
 /// The user and groups of a container's process.
 #[derive(Clone, Debug, Default, Serialize, Deserialize)]
 pub struct User {
-    /// Numeric user; `None`: what the image says.
+    /// Numeric user. `None`: the image's user.
     pub uid: Option<u32>,
-    /// Numeric primary group; `None`: what the image (or its passwd file) says.
+    /// Numeric primary group. `None`: the group of the user in the image.
     pub gid: Option<u32>,
-    /// Supplementary groups, beside those of the image.
+    /// Supplementary groups, in addition to the image's.
     pub supplementary_gids: Vec<u32>,
 }
 
-/// A host path seen inside a container.
+/// A bind mount of a host path into a container.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 pub struct Mount {
-    /// Path on the host: a file or a directory that exists.
+    /// Path on the host: an existing file or directory.
     pub host_path: PathBuf,
-    /// A path that exists below the directory `host_path`; empty: `host_path` itself. It is resolved when the
-    /// container is made, beneath `host_path`: links that lead out of it are refused, however often they are
-    /// changed meanwhile.
+    /// Existing path below the directory `host_path`. Empty: `host_path` itself. It is resolved beneath
+    /// `host_path` when the container is created: symbolic links that lead out of it are refused, even if
+    /// they change during the resolution.
     #[serde(default)]
     pub sub_path: PathBuf,
-    /// Absolute path in the container; made where it does not exist.
+    /// Absolute path in the container; created if missing.
     pub container_path: PathBuf,
-    /// Not writable through this mount.
+    /// Read-only mount.
     pub readonly: bool,
     /// Mount propagation: `true` for HostToContainer (rslave) or Bidirectional (rshared).
     pub propagate_to_container: bool,
@@ -175,7 +176,7 @@ pub struct Mount {
     pub propagate_to_host: bool,
 }
 
-/// A container to make in a sandbox.
+/// Specification of a container in a sandbox.
 #[derive(Clone, Debug, Default, Serialize, Deserialize)]
 pub struct ContainerSpec {
     /// Container name in the pod.
@@ -184,19 +185,19 @@ pub struct ContainerSpec {
     pub attempt: u32,
     /// The image's id, as [`Images::pull`] or [`Images::find`] returned it.
     pub image: String,
-    /// Replaces the image's entrypoint where not empty.
+    /// Replaces the image's entrypoint, if not empty.
     pub command: Vec<String>,
-    /// Replaces the image's command where not empty (or where `command` is set).
+    /// Replaces the image's command, if it or `command` is not empty.
     pub args: Vec<String>,
-    /// Set on top of the image's environment, in order.
+    /// Added to the image's environment, in order.
     pub env: Vec<(String, String)>,
-    /// Replaces the image's working directory where set.
+    /// Replaces the image's working directory. `None`: the image's.
     pub working_dir: Option<String>,
     /// Bind mounts, in order.
     pub mounts: Vec<Mount>,
     /// User and groups of the process.
     pub user: User,
-    /// All capabilities and devices, no masks, no seccomp.
+    /// Privileged: all capabilities and devices, no masked paths, no seccomp filter.
     pub privileged: bool,
     /// Capabilities to add to the default set, without the `CAP_` prefix; `ALL` for all.
     pub add_capabilities: Vec<String>,
@@ -212,22 +213,21 @@ pub struct ContainerSpec {
     pub unmasked_proc: bool,
     /// Limits of this container.
     pub resources: Resources,
-    /// Standard input is open and can be attached to.
+    /// Keep standard input open, so that clients can attach to it.
     pub stdin: bool,
-    /// Standard input closes when the first attached client leaves.
+    /// Close standard input when the first attached client disconnects.
     pub stdin_once: bool,
-    /// The process gets a terminal.
+    /// Allocate a terminal for the process.
     pub tty: bool,
     /// Log file in CRI format (`time stream F|P line`), inside the sandbox's log directory.
     pub log_path: PathBuf,
-    /// The log is rotated when it is larger than this, bytes; 0: never.
+    /// Size in bytes above which the log is rotated. 0: never.
     #[serde(default)]
     pub log_max_bytes: u64,
-    /// So many files a rotated log has, the one being written included (2 at least).
+    /// Maximum number of log files, the current one included (at least 2).
     #[serde(default)]
     pub log_max_files: usize,
-    /// Signal that [`Runtime::stop`] sends first, such as `SIGTERM`; `None`: what the image says, else
-    /// SIGTERM.
+    /// Signal that [`Runtime::stop`] sends first, such as `SIGTERM`. `None`: the image's, else SIGTERM.
     pub stop_signal: Option<String>,
     /// Free-form labels that [`Runtime::list`] gives back.
     pub labels: BTreeMap<String, String>,
@@ -238,7 +238,7 @@ pub struct ContainerSpec {
 /// The state of a container.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub enum ContainerState {
-    /// Made, with its first process waiting for the start.
+    /// Created; its first process waits for [`Runtime::start`].
     Created,
     /// The first process runs.
     Running {
@@ -255,74 +255,73 @@ pub enum ContainerState {
         finished_at: SystemTime,
         /// Exit code; 128 + signal for a killed process.
         code: i32,
-        /// The kernel killed it for memory.
+        /// The OOM killer ended it.
         oom_killed: bool,
-        /// The reason for which it could not be started; else empty.
+        /// Error of the start. Empty: it started.
         message: String,
     },
 }
 
-/// A container as the runtime knows it.
+/// State of a container as reported by the runtime.
 #[derive(Clone, Debug, Serialize, Deserialize)]
 pub struct ContainerStatus {
-    /// Its id.
+    /// Id of the container.
     pub id: ContainerId,
-    /// The sandbox it is in.
+    /// Id of its sandbox.
     pub sandbox: SandboxId,
     /// Time of its creation.
     pub created_at: SystemTime,
     /// Present state.
     pub state: ContainerState,
-    /// The specification it was made from.
+    /// The specification that it was created with.
     pub spec: ContainerSpec,
 }
 
-/// A sandbox as the runtime knows it.
+/// State of a sandbox as reported by the runtime.
 #[derive(Clone, Debug, Serialize, Deserialize)]
 pub struct SandboxStatus {
-    /// Its id.
+    /// Id of the sandbox.
     pub id: SandboxId,
     /// Time of its creation.
     pub created_at: SystemTime,
-    /// Its namespaces are there and can take containers.
+    /// Its namespaces exist, so containers can be created in it.
     pub ready: bool,
-    /// File that holds its network namespace; `None` with `host_network` and for runtimes without namespaces.
+    /// File of its network namespace. `None` with `host_network` and for runtimes without namespaces.
     pub netns: Option<PathBuf>,
-    /// Addresses, for runtimes that assign them themselves; else empty (the kubelet's pod network assigns
-    /// them).
+    /// IP addresses, for runtimes that assign them. Empty: the kubelet's pod network assigns them.
     pub ips: Vec<IpAddr>,
-    /// The specification it was made from.
+    /// The specification that it was created with.
     pub spec: SandboxSpec,
-    /// Its containers, dead ones that were not removed included.
+    /// Its containers, exited ones included until they are removed.
     pub containers: Vec<ContainerStatus>,
 }
 
-/// Something happened to a container or sandbox.
+/// A change of a container or sandbox.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[non_exhaustive]
 pub enum RuntimeEvent {
-    /// The container's process runs.
+    /// The container's first process was started.
     Started(SandboxId, ContainerId),
-    /// The container's process ended; its status has the exit code.
+    /// The container's first process has exited; the status has the exit code.
     Exited(SandboxId, ContainerId),
-    /// The container is no longer known.
+    /// The container was removed.
     Removed(SandboxId, ContainerId),
     /// The sandbox is no longer ready (its shim or its namespaces died).
     SandboxGone(SandboxId),
-    /// Events may have been lost: list again.
+    /// Events may have been lost: call [`Runtime::list`].
     Resync,
 }
 
-/// Use of resources by one container at one moment.
+/// Resource usage of a container.
 #[derive(Clone, Debug, Default, Serialize, Deserialize)]
 pub struct ContainerStats {
-    /// CPU time used since it was made, nanoseconds.
+    /// CPU time since its creation, nanoseconds.
     pub cpu_nanos: u64,
-    /// Memory in use, bytes.
+    /// Memory usage, bytes.
     pub memory_bytes: u64,
-    /// Memory in use less what could be reclaimed, bytes.
+    /// Memory usage minus reclaimable page cache, bytes.
     pub working_set_bytes: u64,
-    /// Processes and threads.
+    /// Number of processes and threads.
     pub pids: u64,
 }
 
@@ -335,36 +334,36 @@ pub struct TerminalSize {
     pub height: u16,
 }
 
-/// A command to run inside a running container.
+/// A command to execute in a running container.
 #[derive(Clone, Debug, Default, Serialize, Deserialize)]
 pub struct ExecRequest {
     /// Program and its arguments; no shell is involved.
     pub command: Vec<String>,
     /// Connect standard input.
     pub stdin: bool,
-    /// Give it a terminal (standard error then comes with standard output).
+    /// Allocate a terminal; standard error is then part of standard output.
     pub tty: bool,
-    /// Kill it after this long.
+    /// The command is killed after this time. `None`: no limit.
     pub timeout: Option<Duration>,
 }
 
-/// A byte stream in both directions.
+/// A bidirectional byte stream.
 pub trait Stream: AsyncRead + AsyncWrite + Send + Unpin {}
 impl<T: AsyncRead + AsyncWrite + Send + Unpin> Stream for T {}
 
-/// A process whose standard streams the caller holds.
+/// The standard streams of a process.
 ///
-/// Dropping it ends an exec'd process and detaches from an attached one.
+/// Dropping it kills a process of [`Runtime::exec`] and detaches from one of [`Runtime::attach`].
 pub struct Attached {
-    /// Writes go to standard input; dropping it closes standard input. `None`: not open.
+    /// Standard input; dropping it closes the stream. `None`: not open.
     pub stdin: Option<Box<dyn AsyncWrite + Send + Unpin>>,
-    /// Standard output (with a terminal: everything).
+    /// Standard output; with a terminal its whole output.
     pub stdout: Option<Box<dyn AsyncRead + Send + Unpin>>,
-    /// Standard error; `None` with a terminal.
+    /// Standard error. `None`: not open, or the process has a terminal.
     pub stderr: Option<Box<dyn AsyncRead + Send + Unpin>>,
-    /// Send new terminal sizes here.
+    /// Accepts new terminal sizes. `None`: no terminal.
     pub resize: Option<tokio::sync::mpsc::Sender<TerminalSize>>,
-    /// Resolves to the exit code when the process has ended (for attach: when the container has).
+    /// Resolves to the exit code of the command, or of the container for attach.
     pub exit: futures::future::BoxFuture<'static, Result<i32, RuntimeError>>,
 }
 
@@ -374,29 +373,31 @@ impl fmt::Debug for Attached {
     }
 }
 
-/// Runs sandboxes and containers.
+/// A container runtime.
 ///
-/// A runtime of one's own needs the methods without a body; the others answer "not supported" in the API's
-/// words.
+/// Implementations need the methods without a default body. Unless a default says otherwise, an operation is
+/// [`RuntimeError::Unsupported`].
 #[async_trait]
 pub trait Runtime: Send + Sync + 'static {
-    /// Makes a sandbox and returns it, ready.
+    /// Creates a sandbox. It is ready when this returns.
     async fn run_sandbox(&self, spec: &SandboxSpec) -> Result<SandboxStatus, RuntimeError>;
-    /// Kills what runs in the sandbox and gives its namespaces back. Its containers' statuses and logs stay.
+    /// Kills all processes of the sandbox and releases its namespaces. The containers' statuses and logs
+    /// stay.
     async fn stop_sandbox(&self, id: &SandboxId) -> Result<(), RuntimeError>;
-    /// Removes a sandbox and everything in it (stops it first where needed).
+    /// Removes a sandbox with its containers; stops it first if needed.
     async fn remove_sandbox(&self, id: &SandboxId) -> Result<(), RuntimeError>;
-    /// Makes a container; its process does not run yet.
+    /// Creates a container without starting its process.
     async fn create(&self, sandbox: &SandboxId, spec: &ContainerSpec) -> Result<ContainerId, RuntimeError>;
-    /// Runs a created container's process.
+    /// Starts the process of a created container.
     async fn start(&self, id: &ContainerId) -> Result<(), RuntimeError>;
-    /// Sends the stop signal, waits up to `grace`, then kills; returns when the process has ended.
+    /// Sends the stop signal, waits up to `grace`, then sends SIGKILL. Returns when the process has exited.
     async fn stop(&self, id: &ContainerId, grace: Duration) -> Result<(), RuntimeError>;
-    /// Removes a container (kills it first where needed) and its root filesystem; its log file stays.
+    /// Removes a container and its root filesystem; kills it first if needed. Its log file stays.
     async fn remove(&self, id: &ContainerId) -> Result<(), RuntimeError>;
-    /// Everything the runtime knows, after its own or the caller's restart too.
+    /// Returns all sandboxes and containers, including those created before a restart of the runtime or the
+    /// caller.
     async fn list(&self) -> Result<Vec<SandboxStatus>, RuntimeError>;
-    /// Events from now on. Several callers may listen.
+    /// Subscribes to the events from now on. Any number of subscribers.
     fn events(&self) -> BoxStream<'static, RuntimeEvent>;
 
     /// Returns the state of one container.
@@ -407,11 +408,11 @@ pub trait Runtime: Send + Sync + 'static {
             .find(|c| &c.id == id)
             .ok_or_else(|| RuntimeError::NotFound { what: "container", id: id.0.clone() })
     }
-    /// Runs a command in a running container.
+    /// Executes a command in a running container.
     async fn exec(&self, _id: &ContainerId, _request: &ExecRequest) -> Result<Attached, RuntimeError> {
         Err(RuntimeError::Unsupported("exec"))
     }
-    /// Attaches to a running container's own streams.
+    /// Attaches to the standard streams of a running container.
     async fn attach(&self, _id: &ContainerId) -> Result<Attached, RuntimeError> {
         Err(RuntimeError::Unsupported("attach"))
     }
@@ -419,25 +420,25 @@ pub trait Runtime: Send + Sync + 'static {
     async fn port_forward(&self, _id: &SandboxId, _port: u16) -> Result<Box<dyn Stream>, RuntimeError> {
         Err(RuntimeError::Unsupported("port-forward"))
     }
-    /// Reopens the container's log file (after rotation).
+    /// Reopens the container's log file, after a rotation.
     async fn reopen_log(&self, _id: &ContainerId) -> Result<(), RuntimeError> {
         Ok(())
     }
-    /// Changes a running container's limits.
+    /// Changes the limits of a running container.
     async fn update(&self, _id: &ContainerId, _resources: &Resources) -> Result<(), RuntimeError> {
         Err(RuntimeError::Unsupported("update"))
     }
-    /// Use of resources by a container.
+    /// Returns the resource usage of a container.
     async fn stats(&self, _id: &ContainerId) -> Result<ContainerStats, RuntimeError> {
         Err(RuntimeError::Unsupported("stats"))
     }
-    /// Name and version, as `kubectl get node -o wide` shows them: `name://version`.
+    /// Name and version as `name://version`, for `containerRuntimeVersion`.
     fn version(&self) -> String {
         "embedded://0.1.0".to_owned()
     }
 }
 
-/// An image that is on the node.
+/// An image on the node.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct ImageInfo {
     /// Digest of its configuration, `sha256:...`.

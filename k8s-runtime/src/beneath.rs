@@ -1,12 +1,12 @@
-//! Resolving paths beneath a directory whose contents others may change at any moment.
+//! Path resolution beneath a directory that others may change concurrently.
 //!
-//! A container can replace a directory of its volume by a symbolic link between a check and a use of a path.
-//! So nothing here checks a path: the kernel resolves it beneath an open directory (`openat2` with
-//! `RESOLVE_BENEATH`), and what was found is used by its descriptor.
+//! A container can replace a directory of its volume by a symbolic link between the check of a path and its
+//! use. Paths are therefore not checked: the kernel resolves them beneath an open directory (`openat2` with
+//! `RESOLVE_BENEATH`), and the result is used by its descriptor.
 //!
-//! Guarantee: no function opens, makes or names anything outside of the directory, whatever links the tree
-//! below it holds.
-//! Not here: the path that leads to the directory itself, which the caller vouches for.
+//! Guarantee: no function opens, creates or names anything outside of the directory, whatever links exist
+//! below it.
+//! Not here: the path of the directory itself; the caller must trust it.
 
 use std::{
     ffi::OsStr,
@@ -22,10 +22,10 @@ use nix::sys::stat::{Mode, mkdirat};
 
 use crate::sys;
 
-/// Limit of calls of `openat2`, which answers `EAGAIN` when a rename meets its look at `..`.
+/// Maximum number of `openat2` calls. It returns `EAGAIN` if a rename runs while it resolves `..`.
 const ATTEMPTS: u32 = 128;
 
-/// An open directory, as the root of what is beneath it.
+/// An open directory; paths are resolved beneath it.
 #[derive(Debug)]
 pub struct Directory {
     fd: OwnedFd,
@@ -33,8 +33,8 @@ pub struct Directory {
 }
 
 impl Directory {
-    /// Opens the directory at `path`, following links in `path`. Links beneath it are followed as long as
-    /// they stay beneath it.
+    /// Opens the directory at `path`, and follows links in `path`. Links beneath it are followed unless they
+    /// lead out of it.
     pub fn open(path: &Path) -> io::Result<Directory> {
         let file = fs::File::open(path)?;
         if !file.metadata()?.is_dir() {
@@ -50,39 +50,38 @@ impl Directory {
         self
     }
 
-    /// Opens what is at `path`, of whatever kind, as a place (`O_PATH`): nothing is read or written through
-    /// it.
+    /// Opens `path`, of any file type, with `O_PATH`: without access to its contents.
     pub fn place(&self, path: &Path) -> io::Result<OwnedFd> {
         self.resolve(path, libc::O_PATH, 0)
     }
 
-    /// Opens the directory at `path`, with the same rules as this one.
+    /// Opens the directory at `path`, with the same rule for links.
     pub fn directory(&self, path: &Path) -> io::Result<Directory> {
         let fd = self.resolve(path, libc::O_RDONLY | libc::O_DIRECTORY, 0)?;
         Ok(Directory { fd, resolve: self.resolve })
     }
 
-    /// Opens the regular file at `path` for reading. Anything else (a FIFO that would block, a device) is
-    /// refused.
+    /// Opens the regular file at `path` for reading. Other file types are refused, such as a FIFO that would
+    /// block.
     pub fn read(&self, path: &Path) -> io::Result<fs::File> {
         regular(self.resolve(path, libc::O_RDONLY | libc::O_NONBLOCK | libc::O_NOCTTY, 0)?)
     }
 
-    /// Opens the regular file at `path` for appending, making it with `mode` where nothing is.
+    /// Opens the regular file at `path` for appending; creates it with `mode` if missing.
     pub fn append(&self, path: &Path, mode: u32) -> io::Result<fs::File> {
         let flags = libc::O_WRONLY | libc::O_APPEND | libc::O_CREAT | libc::O_NONBLOCK | libc::O_NOCTTY;
         regular(self.resolve(path, flags, mode)?)
     }
 
-    /// Makes the file at `path` with `mode` (less the umask) and opens it for writing. Anything that is there
-    /// is refused.
+    /// Creates the file at `path` with `mode` (minus the umask) and opens it for writing. An existing entry
+    /// is an error.
     pub fn create_new(&self, path: &Path, mode: u32) -> io::Result<fs::File> {
         let flags = libc::O_WRONLY | libc::O_CREAT | libc::O_EXCL | libc::O_NOFOLLOW;
         self.resolve(path, flags, mode).map(Into::into)
     }
 
-    /// Makes what is missing of `path` as directories with exactly `mode`. What is there already may be of
-    /// any kind.
+    /// Creates the missing directories of `path` with exactly `mode`. Existing entries may have any file
+    /// type.
     pub fn make_directories(&self, path: &Path, mode: u32) -> io::Result<()> {
         match self.place(path) {
             Err(e) if e.kind() == io::ErrorKind::NotFound => {}
@@ -110,12 +109,12 @@ impl Directory {
         Ok(())
     }
 
-    /// A path that names an entry of this directory by the directory's descriptor, for calls that do not
-    /// follow a link there (`lstat`, `readlink`, `symlink`, `rename`, `unlink`, `fs::remove_dir_all`). Valid
-    /// while the directory is open.
+    /// Returns a path of a directory entry that goes through the directory's descriptor, for calls that do
+    /// not follow a link there (`lstat`, `readlink`, `symlink`, `rename`, `unlink`, `fs::remove_dir_all`). It
+    /// is valid while the directory is open.
     ///
     /// # Errors
-    /// `name` is not the name of one entry.
+    /// `name` is not a single path component.
     pub fn entry(&self, name: impl AsRef<OsStr>) -> io::Result<PathBuf> {
         let name = name.as_ref();
         let mut parts = Path::new(name).components();
@@ -130,7 +129,7 @@ impl Directory {
         fs::read_dir(self.by_descriptor())?.map(|entry| Ok(entry?.file_name())).collect()
     }
 
-    /// A second descriptor for the same directory.
+    /// Duplicates the descriptor.
     pub fn try_clone(&self) -> io::Result<Directory> {
         Ok(Directory { fd: self.fd.try_clone()?, resolve: self.resolve })
     }
@@ -162,13 +161,13 @@ impl AsFd for Directory {
     }
 }
 
-/// The path of what a descriptor refers to, for calls that take paths only. Valid while the descriptor is
-/// open.
+/// Returns the path of an open descriptor, for calls that take only paths. It is valid while the descriptor
+/// is open.
 pub fn by_descriptor(fd: BorrowedFd<'_>) -> PathBuf {
     PathBuf::from(format!("/proc/self/fd/{}", fd.as_raw_fd()))
 }
 
-/// `name` has no slash, and neither call follows a link, so this stays in `at`.
+/// `name` has no slash and neither call follows links, so the result is in `at`.
 fn make_one(at: BorrowedFd<'_>, name: &OsStr, mode: u32) -> io::Result<OwnedFd> {
     match mkdirat(at, name, Mode::from_bits_truncate(mode & 0o777)) {
         Ok(()) | Err(nix::errno::Errno::EEXIST) => {}
@@ -176,7 +175,7 @@ fn make_one(at: BorrowedFd<'_>, name: &OsStr, mode: u32) -> io::Result<OwnedFd> 
     }
     let flags = libc::O_RDONLY | libc::O_DIRECTORY | libc::O_NOFOLLOW;
     let made = fs::File::from(sys::openat2(at, Path::new(name), flags, 0, sys::RESOLVE_BENEATH)?);
-    // Another process may have put a directory of its own there meanwhile: that one keeps its mode.
+    // Another process may have replaced the directory in between: keep the mode of that one.
     if made.metadata()?.uid() == nix::unistd::geteuid().as_raw() {
         made.set_permissions(fs::Permissions::from_mode(mode))?;
     }

@@ -1,18 +1,18 @@
-//! The limit of open files.
+//! The limit of open files (`RLIMIT_NOFILE`).
 //!
-//! A server raises its soft limit to the hard one, as Go programs do. A program that it starts gets the limit
-//! that the server was started with. Containers get the hard limit (see the shim).
+//! A server raises its soft limit to the hard limit, as Go programs do. Helper programs are started with the
+//! server's original soft limit. Containers get the hard limit (see the shim).
 
 use std::sync::OnceLock;
 
 use nix::sys::resource::{Resource, getrlimit, rlim_t, setrlimit};
 
-/// The variable that tells a helper program its soft limit.
+/// Environment variable with the soft limit for a helper program.
 const VARIABLE: &str = "HYPERKUBE_NOFILE";
 
 static ORIGINAL: OnceLock<rlim_t> = OnceLock::new();
 
-/// Raises the soft limit of open files to the hard one, and returns what it is now.
+/// Raises the soft limit of open files to the hard limit, and returns it.
 pub fn raise() -> u64 {
     let Ok((soft, hard)) = getrlimit(Resource::RLIMIT_NOFILE) else { return 1024 };
     ORIGINAL.get_or_init(|| soft);
@@ -22,12 +22,12 @@ pub fn raise() -> u64 {
     }
 }
 
-/// Returns the variable that tells a helper program the original soft limit.
+/// Returns the environment variable with the original soft limit, for a helper program.
 pub(crate) fn told() -> Option<(&'static str, String)> {
     ORIGINAL.get().map(|soft| (VARIABLE, soft.to_string()))
 }
 
-/// Takes the limit that this program was told.
+/// Restores the soft limit from the environment variable.
 pub(crate) fn restore() {
     let told = std::env::var(VARIABLE).ok().and_then(|text| text.parse().ok());
     if let (Some(soft), Ok((_, hard))) = (told, getrlimit(Resource::RLIMIT_NOFILE)) {

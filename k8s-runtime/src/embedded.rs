@@ -1,15 +1,19 @@
-//! The embedded runtime: real containers with nothing but this program and a Linux kernel.
+//! The embedded runtime: containers by this program and a Linux kernel alone.
 //!
-//! Flow: the program starts itself again as a single-threaded [zygote](run_if_zygote); per pod that forks one
-//! shim, which makes the pod's namespaces and forks its containers. [`Embedded`] talks to each shim over a
-//! socket in the sandbox's directory, and keeps a model of everything in memory that shims' events keep true.
-//! Guarantees: containers outlive this process and the zygote; [`Embedded::new`] on the same directories
-//! finds all of them again; whatever a sandbox made outside of its processes is listed in its record before
-//! it is made, so that a removal (or [`reset()`]) after any crash finds it.
-//! Not here: images (see [`crate::images`]), networks (a [`SandboxStatus`](crate::SandboxStatus) names the
-//! namespace that one attaches to).
+//! Flow: the program starts itself again as a single-threaded [zygote](run_if_zygote). Per pod the zygote
+//! forks a shim, which creates the pod's namespaces and forks its containers. [`Embedded`] talks to each shim
+//! over a socket in the sandbox's directory. It keeps a model of all sandboxes in memory and updates it from
+//! the shims' events.
+//! Guarantees:
+//! 1. Containers outlive this process and the zygote. [`Embedded::new`] on the same directories finds all of
+//!    them.
+//! 2. A sandbox's resources outside of its processes are recorded before they are created, so that a removal
+//!    (or [`reset()`]) after a crash finds them.
 //!
-//! A program that uses it begins with:
+//! Not here: images (see [`crate::images`]), and networks (they attach to the namespace in
+//! [`SandboxStatus`](crate::SandboxStatus)).
+//!
+//! A program that uses it must start with:
 //! ```no_run
 //! // First in `main`:
 //! k8s_runtime::embedded::run_if_zygote();
@@ -50,11 +54,10 @@ use crate::{api::RuntimeError, images::ImageStore, private_directory};
 /// The directories and cgroups of an embedded runtime. Two runtimes must not share any of the three.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct EmbeddedConfig {
-    /// Persistent state: records, logs of shims, container roots. Must be on a file system that overlayfs can
-    /// write to.
+    /// Directory of persistent state: records, shim logs, container root filesystems. Its file system must
+    /// support overlayfs upper directories.
     pub root: PathBuf,
-    /// Directory that a reboot may empty: pinned network namespaces and shared memory, below `/run` most
-    /// often.
+    /// Directory that a reboot may empty, usually below `/run`: pinned network namespaces and shared memory.
     pub run: PathBuf,
     /// Name of this runtime's control group below every controller's root, such as `hyperkube-1a2b`.
     pub cgroup_root: String,
@@ -88,7 +91,7 @@ impl EmbeddedConfig {
     }
 }
 
-/// The file that lets [`reset()`] know what was configured.
+/// Path of the file from which [`reset()`] reads the configuration.
 fn config_file(root: &Path) -> PathBuf {
     root.join("runtime.json")
 }
@@ -104,11 +107,11 @@ pub struct Embedded {
 }
 
 impl Embedded {
-    /// Opens a runtime on its directories and takes over every shim that is still there.
+    /// Opens a runtime on its directories and reconnects to every running shim.
     ///
     /// # Errors
-    /// [`RuntimeError::Io`] when a directory cannot be used. Missing kernel features show as errors of single
-    /// operations; ask [`preflight()`] for them beforehand.
+    /// [`RuntimeError::Io`] if a directory cannot be used. Missing kernel features are errors of single
+    /// operations; check them beforehand with [`preflight()`].
     pub async fn new(config: EmbeddedConfig, images: Arc<ImageStore>) -> Result<Embedded, RuntimeError> {
         config.check()?;
         for directory in [&config.root, &config.sandboxes(), &config.run] {

@@ -1,8 +1,8 @@
-//! Finding and making paths inside a root that must not be left.
+//! Path resolution inside a root directory.
 //!
-//! Guarantee: whatever symbolic links the tree under `root` holds, nothing outside of it is opened or made:
-//! every step is resolved by the kernel with `RESOLVE_IN_ROOT`. Used for mount points in containers and for
-//! unpacking image layers.
+//! Guarantee: nothing outside of `root` is opened or created, whatever symbolic links exist below it. The
+//! kernel resolves every step with `RESOLVE_IN_ROOT`. Used for mount points in containers and for unpacking
+//! layers.
 
 use std::{
     io,
@@ -19,12 +19,12 @@ use crate::sys;
 
 const RESOLVE: u64 = sys::RESOLVE_IN_ROOT | sys::RESOLVE_NO_MAGICLINKS;
 
-/// Opens (as `O_PATH`) what is at `path` inside `root`.
+/// Opens `path` inside `root` with `O_PATH`.
 pub(crate) fn open(root: BorrowedFd<'_>, path: &Path) -> io::Result<OwnedFd> {
     sys::open_in_root(root, &relative(path), libc::O_PATH, RESOLVE)
 }
 
-/// Opens the directory at `path` inside `root`, making what is missing of it.
+/// Opens the directory at `path` inside `root`; creates its missing components.
 pub(crate) fn make_directory(root: BorrowedFd<'_>, path: &Path, mode: Mode) -> io::Result<OwnedFd> {
     let path = relative(path);
     let flags = libc::O_PATH | libc::O_DIRECTORY;
@@ -39,8 +39,8 @@ pub(crate) fn make_directory(root: BorrowedFd<'_>, path: &Path, mode: Mode) -> i
         walked.push(name);
         at = match sys::open_in_root(root, &walked, flags, RESOLVE) {
             Err(e) if e.kind() == io::ErrorKind::NotFound => {
-                // `name` has no slash and mkdir does not follow a link, so this stays in `at`. A dangling
-                // link answers "exists" here and "not found" at the second look, which ends it.
+                // `name` has no slash and mkdir does not follow links, so the result is in `at`. For a
+                // dangling link mkdir returns "exists" and the second open "not found", which ends the loop.
                 match mkdirat(at.as_fd(), name, mode) {
                     Ok(()) | Err(nix::errno::Errno::EEXIST) => {}
                     Err(errno) => return Err(errno.into()),
@@ -53,7 +53,7 @@ pub(crate) fn make_directory(root: BorrowedFd<'_>, path: &Path, mode: Mode) -> i
     Ok(at)
 }
 
-/// Opens (as `O_PATH`) the file at `path` inside `root`, making an empty one where nothing is.
+/// Opens the file at `path` inside `root` with `O_PATH`; creates an empty one if missing.
 pub(crate) fn make_file(root: BorrowedFd<'_>, path: &Path) -> io::Result<OwnedFd> {
     match open(root, path) {
         Err(e) if e.kind() == io::ErrorKind::NotFound => {}
@@ -70,7 +70,7 @@ pub(crate) fn make_file(root: BorrowedFd<'_>, path: &Path) -> io::Result<OwnedFd
     open(root, &path)
 }
 
-/// `path` without its leading slash and without `.` and `..` (which cannot lead above the root).
+/// Removes the leading slash, and `.` and `..` (which cannot lead above the root).
 pub(crate) fn relative(path: &Path) -> PathBuf {
     let mut clean = PathBuf::new();
     for part in path.components() {

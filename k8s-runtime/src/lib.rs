@@ -1,18 +1,15 @@
-//! Container runtimes and image stores: the traits [`Runtime`] and [`Images`] and their implementations.
+//! Container runtimes and image stores: the traits [`Runtime`] and [`Images`], and their implementations.
 //!
-//! Flow: the kubelet asks for a sandbox (a pod's namespaces), has a pod network attach to it, creates and
-//! starts containers in it, and learns everything that happens afterwards from [`Runtime::events`]; nothing
-//! polls.
+//! Flow: the kubelet requests a sandbox (the namespaces of a pod), lets a pod network attach to it, and
+//! creates and starts containers in it. Later changes are reported by [`Runtime::events`]; nothing polls.
 //!
 //! Guarantees:
-//! 1. A container that a runtime has started outlives the process that started it; [`Runtime::list`] finds it
-//!    again.
-//! 2. Every operation is idempotent: stopping what is stopped and removing what is gone succeed.
-//! 3. After [`Runtime::remove_sandbox`] nothing of the pod is left: no process, mount, namespace, cgroup or
-//!    file.
+//! 1. A started container outlives the process that started it; [`Runtime::list`] finds it again.
+//! 2. Every operation is idempotent: stopping a stopped container and removing a removed one succeed.
+//! 3. After [`Runtime::remove_sandbox`] no process, mount, namespace, cgroup or file of the pod remains.
 //!
-//! Not here: pod semantics (restarts, probes, volumes' contents), which are `k8s-kubelet`'s, and networks,
-//! which are `k8s-net`'s.
+//! Not here: pod semantics (restarts, probes, volume contents; see `k8s-kubelet`), and networks (see
+//! `k8s-net`).
 
 pub mod api;
 pub mod beneath;

@@ -1,8 +1,8 @@
-//! The files of one container's log: the current file, and rotated parts with the time of their
-//! rotation in the name.
+//! The files of a container's log: the current file, and rotated files with the time of the rotation in their
+//! names.
 //!
-//! The shim rotates a log that grows too large while it writes, so that a log never takes more than it may;
-//! the kubelet does for runtimes that do not. Everything goes by the directory's descriptor.
+//! The shim rotates a log while it writes, so that the log never exceeds its limit. The kubelet does it for
+//! runtimes that do not. All accesses go through the directory's descriptor.
 
 use std::{fs, io};
 
@@ -10,7 +10,7 @@ use jiff::Timestamp;
 
 use crate::beneath::Directory;
 
-/// The names of the rotated parts of the log `name`, oldest first.
+/// Returns the names of the rotated files of the log `name`, oldest first.
 pub fn parts(directory: &Directory, name: &str) -> io::Result<Vec<String>> {
     let prefix = format!("{name}.");
     let mut parts: Vec<String> =
@@ -20,8 +20,8 @@ pub fn parts(directory: &Directory, name: &str) -> io::Result<Vec<String>> {
     Ok(parts)
 }
 
-/// Renames the log `name` and removes parts, so that with the next log there are at most `files` (2 at
-/// least). Returns the new name. Whoever writes still has the renamed file open.
+/// Renames the log `name`, and removes the oldest rotated files so that `files` remain, the next log included
+/// (at least 2). Returns the new name. A writer keeps the renamed file open.
 pub fn rotate(directory: &Directory, name: &str, now: Timestamp, files: usize) -> io::Result<String> {
     let old = parts(directory, name)?;
     let keep = files.saturating_sub(2);
@@ -31,7 +31,7 @@ pub fn rotate(directory: &Directory, name: &str, now: Timestamp, files: usize) -
             _ => {}
         }
     }
-    // A part of a second's beginning sorts before one of its middle.
+    // Nanoseconds have leading zeros, so that the names sort by time.
     let moved = format!("{name}.{}.{:09}", now.strftime("%Y%m%d-%H%M%S"), now.subsec_nanosecond());
     fs::rename(directory.entry(name)?, directory.entry(&moved)?)?;
     Ok(moved)
@@ -47,7 +47,7 @@ mod tests {
         let directory = Directory::open(dir.path()).expect("open");
         for n in 0..6 {
             fs::write(dir.path().join("0.log"), n.to_string()).expect("write");
-            // Two in each second.
+            // Two rotations per second.
             let now = Timestamp::from_millisecond(1_800_000_000_000 + n * 500).expect("time");
             rotate(&directory, "0.log", now, 3).expect("rotate");
         }

@@ -1,7 +1,7 @@
-//! Directories that only their owner enters.
+//! Directories that only their owner can enter.
 //!
-//! Unpacked images hold set-user-ID programs, and volumes hold Secrets: no user of the machine but root may
-//! come near them, whichever command made the directory first.
+//! Unpacked images contain set-user-ID programs, and volumes contain Secrets. Only root may access them,
+//! whichever command created the directory.
 
 use std::{
     fs, io,
@@ -9,8 +9,8 @@ use std::{
     path::Path,
 };
 
-/// Makes a directory that only its owner can enter (0700), with its missing parents. An existing one loses
-/// what others may do.
+/// Creates a directory with mode 0700, and its missing parents. The mode of an existing directory is
+/// restricted to its owner.
 pub fn private_directory(path: &Path) -> io::Result<()> {
     fs::DirBuilder::new().recursive(true).mode(0o700).create(path)?;
     let directory = fs::File::open(path)?;

@@ -1,9 +1,9 @@
-//! A runtime without processes: sandboxes and containers live in memory and follow a script. For tests
-//! without root and for scale.
+//! A simulated runtime: sandboxes and containers exist in memory and follow a script. For tests without root
+//! and for scale tests.
 //!
-//! Time comes from tokio, so a test with a paused clock controls it. Guarantee: states and events are those
-//! of a real runtime (an exit is in the status before its event is sent). Not here: streams (exec, attach,
-//! port-forward answer "not supported").
+//! Time is tokio's, so a test with a paused clock controls it. Guarantee: states and events are consistent as
+//! in a real runtime (the status has the exit before the event is sent). Not here: streams (exec, attach and
+//! port-forward are not supported).
 
 use std::{
     collections::BTreeMap,
@@ -27,16 +27,16 @@ use crate::{
     images::Reference,
 };
 
-/// The behaviour of a simulated container.
+/// Behaviour of a simulated container.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Behavior {
-    /// Duration of its start.
+    /// Duration of the start.
     pub start_latency: Duration,
-    /// Its start fails with this message.
+    /// Error message of the start. `None`: it succeeds.
     pub start_error: Option<String>,
-    /// It ends by itself after this long with this code. `None`: it runs until it is stopped.
+    /// Delay and exit code of an exit by itself. `None`: it runs until it is stopped.
     pub exit: Option<(Duration, i32)>,
-    /// It does not heed the stop signal and uses up its grace.
+    /// Ignores the stop signal, so that it is killed after the grace period.
     pub ignores_stop: bool,
 }
 
@@ -54,7 +54,7 @@ struct Inner {
     next: AtomicU64,
 }
 
-/// The simulated runtime. Cheap to clone; clones are the same runtime.
+/// The simulated runtime. Cheap to clone; clones share the state.
 #[derive(Clone)]
 pub struct Simulated(Arc<Inner>);
 
@@ -65,14 +65,14 @@ impl fmt::Debug for Simulated {
 }
 
 impl Default for Simulated {
-    /// Every container starts at once and runs until it is stopped.
+    /// Every container starts without delay and runs until it is stopped.
     fn default() -> Simulated {
         Simulated::scripted(|_, _| Behavior::default())
     }
 }
 
 impl Simulated {
-    /// Asks `script` what each container does when it is started.
+    /// Calls `script` at each start of a container for its behaviour.
     pub fn scripted(
         script: impl Fn(&SandboxSpec, &ContainerSpec) -> Behavior + Send + Sync + 'static,
     ) -> Simulated {
@@ -84,12 +84,12 @@ impl Simulated {
         }))
     }
 
-    /// Ends a running container from outside, as a crash would.
+    /// Lets a running container exit, as on a crash.
     pub fn crash(&self, id: &ContainerId, code: i32) {
         self.end(id, code, false);
     }
 
-    /// Ends a sandbox with everything in it from outside.
+    /// Lets a sandbox die with all of its containers.
     pub fn lose_sandbox(&self, id: &SandboxId) {
         let containers: Vec<ContainerId> = match self.state().sandboxes.get_mut(&id.0) {
             Some(sandbox) if sandbox.ready => {
@@ -107,7 +107,7 @@ impl Simulated {
     }
 
     fn emit(&self, event: RuntimeEvent) {
-        // Nobody listening is fine.
+        // Fails without subscribers.
         let _ = self.0.events.send(event);
     }
 
@@ -128,7 +128,7 @@ impl Simulated {
             .ok_or_else(|| RuntimeError::NotFound { what: "container", id: id.0.clone() })
     }
 
-    /// Ends a running container once. With `created`, also a container that was never started.
+    /// Lets a running container exit, once. `created`: also a container that was never started.
     fn end(&self, id: &ContainerId, code: i32, created: bool) {
         let ended = self.with(id, |_, container| {
             let started_at = match &container.state {
@@ -311,7 +311,7 @@ impl Runtime for Simulated {
     }
 }
 
-/// Images of which every well-formed name exists.
+/// A simulated image store in which every valid reference exists.
 #[derive(Clone, Copy, Debug, Default)]
 pub struct SimulatedImages;
 
@@ -321,7 +321,7 @@ impl SimulatedImages {
             return Ok(ImageInfo { id: reference.to_owned(), ..ImageInfo::default() });
         }
         let name = Reference::parse(reference)?.to_string();
-        // Any stable number will do; it only has to look like a digest.
+        // Any stable number in the format of a digest.
         let seed = name
             .bytes()
             .fold(0xcbf2_9ce4_8422_2325_u64, |h, b| (h ^ u64::from(b)).wrapping_mul(0x100_0000_01b3));

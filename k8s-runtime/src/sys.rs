@@ -1,8 +1,8 @@
-//! System calls that nix has no safe function for, each with the smallest possible face.
+//! System calls without a safe function in nix, as thin wrappers.
 //!
-//! Guarantee: everything returns `io::Error` and keeps no state. Signal handlers and descriptors that arrive
-//! in messages are `unsafe` at their own places.
-//! Not here: any decision about what to call when.
+//! Guarantee: the wrappers return `io::Error` and keep no state. Signal handlers and descriptors from
+//! messages are `unsafe` where they are used.
+//! Not here: policy.
 #![allow(unsafe_code)]
 
 use std::{
@@ -17,23 +17,23 @@ use std::{
 
 use nix::unistd::Pid;
 
-/// Detach the new mount tree from its source.
+/// Clone the mounts as a detached tree.
 pub(crate) const OPEN_TREE_CLONE: u32 = 1;
-/// With the whole tree of mounts below.
+/// Include all mounts below.
 pub(crate) const AT_RECURSIVE: u32 = 0x8000;
 const AT_EMPTY_PATH: u32 = 0x1000;
 const OPEN_TREE_CLOEXEC: u32 = libc::O_CLOEXEC as u32;
 const MOVE_MOUNT_F_EMPTY_PATH: u32 = 0x4;
 const MOVE_MOUNT_T_EMPTY_PATH: u32 = 0x40;
-/// `mount_setattr`: read-only.
+/// `mount_setattr`: read-only mount.
 pub(crate) const MOUNT_ATTR_RDONLY: u64 = 0x1;
-/// `mount_setattr`: no set-user-ID programs.
+/// `mount_setattr`: ignore set-user-ID bits.
 pub(crate) const MOUNT_ATTR_NOSUID: u64 = 0x2;
-/// `mount_setattr`: no device files.
+/// `mount_setattr`: no access to device files.
 pub(crate) const MOUNT_ATTR_NODEV: u64 = 0x4;
-/// `mount_setattr`: no programs.
+/// `mount_setattr`: no execution of programs.
 pub(crate) const MOUNT_ATTR_NOEXEC: u64 = 0x8;
-/// `openat2`: stay below the directory, and take it as `/` for absolute symbolic links.
+/// `openat2`: resolve inside the directory; it is `/` for absolute links and for `..`.
 pub(crate) const RESOLVE_IN_ROOT: u64 = 0x10;
 /// `openat2`: do not follow `/proc` magic links.
 pub(crate) const RESOLVE_NO_MAGICLINKS: u64 = 0x02;

@@ -1,23 +1,23 @@
-//! Sysctls by the kernel namespace that they belong to.
+//! Sysctls and the kernel namespaces that they belong to.
 //!
-//! Everything else below `/proc/sys` is the machine's: written for a pod it would change every other pod and
-//! the host (`kernel.core_pattern` runs a program as root). The kubelet admits by this list, and the shim
-//! checks again before it writes. Names are written with dots or slashes, as `sysctl(8)` has it; what the
-//! first separator is not belongs to a name.
+//! All other sysctls belong to the whole machine: a pod that sets one changes all other pods and the host
+//! (`kernel.core_pattern` runs a program as root). The kubelet admits pods by this list, and the shim checks
+//! again before it writes. As in `sysctl(8)`, names may be separated by dots or slashes: the first separator
+//! decides, and the other character is then part of a name.
 
 use std::path::{Path, PathBuf};
 
-/// The kernel namespace that a sysctl belongs to.
+/// Kernel namespace of a sysctl.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Namespace {
     /// System V and POSIX message queues, shared memory, semaphores.
     Ipc,
-    /// The network namespace.
+    /// Network stack settings (`net.*`).
     Net,
 }
 
 impl Namespace {
-    /// The name as upstream's messages have it.
+    /// Returns the name in upstream's messages.
     pub fn name(self) -> &'static str {
         match self {
             Namespace::Ipc => "IPC",
@@ -38,7 +38,8 @@ const IPC: [&str; 8] = [
 ];
 const PREFIXES: [(&str, Namespace); 2] = [("net.", Namespace::Net), ("fs.mqueue.", Namespace::Ipc)];
 
-/// The name with dots as separators: `net/ipv4/conf/eth0.1/forwarding` is `net.ipv4.conf.eth0/1.forwarding`.
+/// Returns the name with dots as separators: `net.ipv4.conf.eth0/1.forwarding` for
+/// `net/ipv4/conf/eth0.1/forwarding`.
 pub fn normalize(name: &str) -> String {
     match name.find(['.', '/']) {
         Some(first) if name.as_bytes().get(first) == Some(&b'/') => swap(name),
@@ -55,7 +56,7 @@ fn swap(name: &str) -> String {
     name.chars().map(other).collect()
 }
 
-/// The namespace of a sysctl; `None`: the whole machine has one value.
+/// Returns the namespace of a sysctl. `None`: it belongs to the whole machine.
 pub fn namespace_of(name: &str) -> Option<Namespace> {
     let name = normalize(name);
     if IPC.contains(&name.as_str()) {
@@ -64,7 +65,7 @@ pub fn namespace_of(name: &str) -> Option<Namespace> {
     PREFIXES.iter().find(|(prefix, _)| name.starts_with(prefix)).map(|(_, namespace)| *namespace)
 }
 
-/// The namespace of all sysctls that begin with `prefix`; `None`: they are of several, or of none.
+/// Returns the namespace of all sysctls that start with `prefix`. `None`: there is no common one.
 pub fn namespace_of_prefix(prefix: &str) -> Option<Namespace> {
     match normalize(prefix).as_str() {
         "kernel.shm" | "kernel.msg" => Some(Namespace::Ipc),
@@ -72,7 +73,7 @@ pub fn namespace_of_prefix(prefix: &str) -> Option<Namespace> {
     }
 }
 
-/// The file of a sysctl. Never one outside of `/proc/sys`.
+/// Returns the file of a sysctl, always below `/proc/sys`.
 pub(crate) fn path(name: &str) -> Option<PathBuf> {
     let relative = swap(&normalize(name));
     let fine = !relative.is_empty()

@@ -1,7 +1,7 @@
 //! `cargo xtask check`: the quick inner loop.
 //!
-//! Format, lints and unit tests of the crates with files that differ from a commit. Crates above them are compiled in
-//! `cargo xtask test`.
+//! Checks format, lints and unit tests of the crates whose files differ from a commit. Crates that depend on
+//! them are compiled by `cargo xtask test`.
 
 use std::{collections::BTreeSet, path::Path, process::Command};
 

@@ -86,7 +86,7 @@ fn node_ports(service: &Value) -> Vec<u16> {
     all
 }
 
-/// Returns true if an address is in a network with a prefix of so many bits.
+/// Returns `true` if an address is in the network with this prefix length.
 pub(crate) fn in_range(address: Ipv4Addr, network: Ipv4Addr, prefix: u8) -> bool {
     let mask = u32::MAX.checked_shl(32 - u32::from(prefix.min(32))).unwrap_or(0);
     (u32::from(address) ^ u32::from(network)) & mask == 0

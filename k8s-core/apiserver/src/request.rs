@@ -52,7 +52,7 @@ pub struct RequestInfo {
     /// `get`, `list`, `watch`, `create`, `update`, `patch`, `delete`, `deletecollection`; for non-resource
     /// paths the method in lower case.
     pub verb: String,
-    /// The original path.
+    /// Request path without the query.
     pub path: String,
     /// True for resource requests (below `/api/v1` or `/apis/<group>/<version>`).
     pub is_resource: bool,
@@ -62,7 +62,7 @@ pub struct RequestInfo {
     pub version: String,
     /// Namespace; empty if there is none.
     pub namespace: String,
-    /// Plural resource name.
+    /// Plural name of the resource.
     pub resource: String,
     /// Object name; empty for collections.
     pub name: String,
@@ -152,15 +152,15 @@ fn after_segments(path: &str, count: usize) -> &str {
 /// Attributes of a request for authorizers.
 #[derive(Clone, Debug, Default)]
 pub struct Attributes<'a> {
-    /// Verb.
+    /// Verb, such as `get` or `deletecollection`.
     pub verb: &'a str,
-    /// API group.
+    /// API group; empty for the core group.
     pub group: &'a str,
-    /// Plural resource.
+    /// Plural name of the resource.
     pub resource: &'a str,
-    /// Subresource, or empty.
+    /// Subresource; empty if there is none.
     pub subresource: &'a str,
-    /// Namespace, or empty.
+    /// Namespace; empty if there is none.
     pub namespace: &'a str,
     /// Object name, or empty.
     pub name: &'a str,

@@ -130,27 +130,27 @@ pub struct Subresource {
     pub kind: String,
     /// Group and version of that kind, where it is another than the resource's.
     pub group_version: Option<(String, String)>,
-    /// Verbs.
+    /// Verbs in discovery, such as `get` and `patch`.
     pub verbs: Vec<String>,
 }
 
 /// JSON pointers of a scale subresource's numbers.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct ScalePaths {
-    /// Desired replicas.
+    /// Pointer to the desired replicas, such as `/spec/replicas`.
     pub spec: String,
-    /// Present replicas.
+    /// Pointer to the observed replicas, such as `/status/replicas`.
     pub status: String,
-    /// Selector: a label selector, a map of labels, or its string form. Empty: none.
+    /// Pointer to the selector: a label selector, a map of labels, or its string form. Empty: none.
     pub selector: String,
 }
 
 /// Printer columns of a resource.
 #[derive(Clone, Debug)]
 pub enum Columns {
-    /// A row's own.
+    /// Columns of a built-in resource.
     Static(&'static [Column]),
-    /// A custom resource's.
+    /// Columns of a custom resource: `additionalPrinterColumns`.
     Custom(Arc<[columns::CustomColumn]>),
 }
 
@@ -159,25 +159,25 @@ pub enum Columns {
 pub struct Resource {
     /// API group, empty for the core group.
     pub group: String,
-    /// API version.
+    /// API version, such as `v1` or `v2beta1`.
     pub version: String,
-    /// Kind.
+    /// Kind of the objects, such as `Deployment`.
     pub kind: String,
     /// Kind of a list.
     pub list_kind: String,
-    /// Plural name.
+    /// Plural name in paths, such as `deployments`.
     pub plural: String,
-    /// Singular name.
+    /// Singular name for kubectl, such as `deployment`.
     pub singular: String,
-    /// Short names.
+    /// Short names for kubectl, such as `deploy`.
     pub short_names: Vec<String>,
-    /// Categories.
+    /// Categories for kubectl, such as `all`.
     pub categories: Vec<String>,
     /// True for namespaced resources.
     pub namespaced: bool,
     /// Verbs of the resource itself.
     pub verbs: Vec<&'static str>,
-    /// Subresources.
+    /// Subresources in discovery, such as `status` and `scale`.
     pub subresources: Vec<Subresource>,
     /// The name under which objects are stored: `plural.group` of the stored form.
     pub storage: Arc<str>,
@@ -192,13 +192,13 @@ pub struct Resource {
     pub fields: Arc<[String]>,
     /// Their names in this version, in the same order.
     pub field_names: Arc<[String]>,
-    /// Printer columns.
+    /// Columns of the `Table` format.
     pub columns: Columns,
     /// Type of the stored form.
     pub schema: Schema,
     /// Type of the served form, where it differs.
     pub served_schema: Option<Schema>,
-    /// Behaviour.
+    /// Validation, defaults and hooks of the resource.
     pub strategy: &'static Strategy,
     /// From and to the stored form.
     pub conversion: Option<&'static Conversion>,

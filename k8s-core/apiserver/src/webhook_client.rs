@@ -60,7 +60,8 @@ impl std::fmt::Debug for Callee {
     }
 }
 
-/// Returns TLS settings for a CA bundle (base64 of PEM, as JSON has bytes; empty: the machine's CAs) and an identity.
+/// Returns TLS settings for an identity and a CA bundle (base64 of PEM, as JSON represents bytes). Empty: the
+/// system's CAs.
 fn tls(bundle: &str, insecure: bool, identity: Option<&ClientIdentity>) -> Result<Tls, String> {
     let trust = match bundle {
         _ if insecure => Trust::Anyone,
@@ -135,7 +136,7 @@ impl Callee {
     }
 }
 
-/// Reads a body of at most so many bytes. Boxed, because rustc cannot prove that a future over the body's
+/// Reads a body of at most `most` bytes. Boxed, because rustc cannot prove that a future over the body's
 /// boxed error is `Send`.
 pub(crate) fn whole(body: Body, most: usize) -> BoxFuture<'static, Result<Bytes, String>> {
     let all = http_body_util::Limited::new(body, most).collect();

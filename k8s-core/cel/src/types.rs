@@ -9,17 +9,17 @@ use declared::ObjectType;
 /// Types that only functions can inspect.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum Opaque {
-    /// A resource quantity.
+    /// A resource quantity, `quantity("1Gi")`.
     Quantity,
-    /// A parsed URL.
+    /// A parsed URL, `url("https://...")`.
     Url,
-    /// An IP address.
+    /// An IP address, `ip("10.0.0.1")`.
     Ip,
     /// A network in CIDR notation.
     Cidr,
-    /// A semantic version.
+    /// A semantic version, `semver("1.2.3")`.
     Semver,
-    /// A named format.
+    /// A named string format, `format.named("dns1123Label")`.
     Format,
 }
 

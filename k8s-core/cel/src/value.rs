@@ -107,19 +107,19 @@ pub enum Value<'a> {
     Duration(i64),
     /// A type, by name.
     Type(Text<'a>),
-    /// An optional value.
+    /// An optional value, `optional.of(x)` or `optional.none()`.
     Optional(Option<Arc<Value<'a>>>),
-    /// A resource quantity.
+    /// A resource quantity, `quantity("1Gi")`.
     Quantity(Quantity),
-    /// A parsed URL.
+    /// A parsed URL, `url("https://...")`.
     Url(Arc<Url>),
-    /// An IP address.
+    /// An IP address, `ip("10.0.0.1")`.
     Ip(IpAddr),
     /// A CIDR: address and prefix length.
     Cidr(IpAddr, u8),
-    /// A semantic version.
+    /// A semantic version, `semver("1.2.3")`.
     Semver(Arc<Semver>),
-    /// A named format.
+    /// A named string format, `format.named("dns1123Label")`.
     Format(&'static Format),
 }
 

@@ -1,7 +1,21 @@
 //! Resource quantities (`100m`, `1.5Gi`, `2e3`): exact arithmetic and the canonical form.
 //!
+//! ```
+//! use k8s_quantity::Quantity;
+//! let memory: Quantity = "1.5Gi".parse()?;
+//! assert_eq!((memory.units(), memory.to_string().as_str()), (1_610_612_736, "1536Mi"));
+//! assert_eq!("0.25".parse::<Quantity>()?.milli(), 250);
+//! assert!("1.2.3".parse::<Quantity>().is_err());
+//! # Ok::<(), k8s_quantity::QuantityError>(())
+//! ```
+//!
 //! Values are stored in billionths, the finest resolution of the API; finer values are rounded up, as the API
 //! does (`k8s.io/apimachinery/pkg/api/resource`).
+//!
+//! Guarantees: parsing never panics; arithmetic saturates; the canonical form has the same value as the text.
+//!
+//! Features: `k8s-openapi` has the conversion from and to the type of the API. Not here: units' meanings (bytes,
+//! CPUs), which the field of an object gives.
 
 use std::{cmp::Ordering, fmt, str::FromStr};
 

@@ -1,14 +1,28 @@
-//! The schema engine: one description of every served type, built-in or custom.
+//! The schema engine: one description of every served type, built-in or custom, and all that it drives.
+//!
+//! ```
+//! use k8s_schema::{Schema, patch::{json, strategic}};
+//! use serde_json::json;
+//!
+//! let schema = Schema::custom(&json!({"type": "object", "properties": {
+//!     "spec": {"type": "object", "properties": {"replicas": {"type": "integer", "default": 1}}},
+//! }})).expect("a structural schema");
+//! let mut object = json!({"kind": "Shop", "spec": {"replicas": 3}});
+//! strategic(&mut object, &json!({"spec": {"replicas": 5}}), &schema)?;
+//! json(&mut object, &json!([{"op": "test", "path": "/spec/replicas", "value": 5}]))?;
+//! # Ok::<(), k8s_schema::patch::PatchError>(())
+//! ```
 //!
 //! Flow: JSON schemas (schemars output for built-in types, the definition's own for custom ones) and
 //! additional facts (`facts.txt`) are compiled into a [`Schema`], a flat arena of small nodes. Decoding
-//! ([`normalize`](Schema::normalize)), defaulting, strategic merge patches and server-side apply walk a JSON
-//! value along it.
+//! ([`normalize`](Schema::normalize)), defaulting, strategic merge patches and server-side apply ([`patch`]) walk
+//! a JSON value along it. [`proto`] is the protobuf encoding of built-in types.
 //!
 //! Guarantees: compiling and walking are total. Values may be nested up to [`MAX_DEPTH`]; deeper input is an
 //! error, not a stack overflow.
 //!
-//! Not here: cross-field validation (in a resource's strategy).
+//! Not here: cross-field validation (in a resource's strategy), conversions between versions (in the API
+//! server's table).
 
 mod compile;
 mod facts;
@@ -50,18 +64,18 @@ pub enum Kind {
         fields: BTreeMap<Box<str>, Field>,
         /// Type of all other fields: a map, or an object with additional ones.
         rest: Option<NodeId>,
-        /// Preserve unknown fields.
+        /// Keep unknown fields (`x-kubernetes-preserve-unknown-fields`).
         preserve: bool,
         /// Replaced as a whole on merges.
         atomic: bool,
-        /// Required fields.
+        /// Names of the required fields.
         required: Vec<Box<str>>,
     },
     /// A list of one type.
     List {
         /// Type of the elements.
         item: NodeId,
-        /// Merge strategy.
+        /// Merge strategy of server-side apply.
         list_type: ListType,
     },
     /// A string.
@@ -74,7 +88,7 @@ pub enum Kind {
         /// Size: 32 or 64 bits.
         bits: u8,
     },
-    /// Any number.
+    /// An integer or a floating-point number.
     Number,
     /// A boolean.
     Boolean,

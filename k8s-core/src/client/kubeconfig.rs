@@ -62,7 +62,7 @@ pub enum KubeconfigError {
     },
 }
 
-/// A kubeconfig.
+/// Contents of a kubeconfig file.
 #[derive(Clone, Debug, Default, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub struct Kubeconfig {
@@ -84,7 +84,7 @@ pub struct Kubeconfig {
     /// Name of the current context.
     #[serde(default, deserialize_with = "or_null")]
     pub current_context: String,
-    /// Unknown fields.
+    /// Fields that this type does not know; they are written back.
     #[serde(flatten)]
     pub other: Map<String, Value>,
     /// Files that this was read from.
@@ -97,7 +97,7 @@ fn or_null<'de, D: serde::Deserializer<'de>, T: Deserialize<'de> + Default>(from
     Option::deserialize(from).map(Option::unwrap_or_default)
 }
 
-/// A cluster entry.
+/// An entry of `clusters`.
 #[derive(Clone, Debug, Default, Serialize, Deserialize)]
 pub struct NamedCluster {
     /// Name of the entry.
@@ -113,7 +113,7 @@ pub struct NamedCluster {
 #[derive(Clone, Debug, Default, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub struct Cluster {
-    /// `https://host:port`.
+    /// URL of the API server, `https://host:port`.
     pub server: String,
     /// CA certificates: base64 of PEM.
     #[serde(default, skip_serializing_if = "Option::is_none")]
@@ -130,17 +130,17 @@ pub struct Cluster {
     /// Proxy on the way to the server.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub proxy_url: Option<String>,
-    /// Unknown fields.
+    /// Fields that this type does not know; they are written back.
     #[serde(flatten)]
     pub other: Map<String, Value>,
 }
 
-/// A user entry.
+/// An entry of `users`.
 #[derive(Clone, Debug, Default, Serialize, Deserialize)]
 pub struct NamedUser {
     /// Name of the entry.
     pub name: String,
-    /// The user's credentials.
+    /// Credentials of the user.
     pub user: User,
     /// File of the entry: its relative paths start at the file's directory.
     #[serde(skip)]
@@ -163,7 +163,7 @@ pub struct User {
     /// File of the client key (PEM).
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub client_key: Option<PathBuf>,
-    /// Bearer token.
+    /// Bearer token, as literal text.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub token: Option<String>,
     /// File of a bearer token.
@@ -190,7 +190,7 @@ pub struct User {
     /// Credential plugin ([`ExecPlugin`]).
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub exec: Option<Value>,
-    /// Unknown fields.
+    /// Fields that this type does not know; they are written back.
     #[serde(flatten)]
     pub other: Map<String, Value>,
 }
@@ -201,7 +201,7 @@ impl std::fmt::Debug for User {
     }
 }
 
-/// A context entry.
+/// An entry of `contexts`.
 #[derive(Clone, Debug, Default, Serialize, Deserialize)]
 pub struct NamedContext {
     /// Name of the entry.
@@ -217,7 +217,7 @@ pub struct Context {
     pub cluster: String,
     /// Name of the user entry.
     pub user: String,
-    /// Unknown fields.
+    /// Fields that this type does not know; they are written back.
     #[serde(flatten)]
     pub other: Map<String, Value>,
 }

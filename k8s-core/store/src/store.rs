@@ -149,9 +149,9 @@ impl Store {
         self.collection(resource).select(newest, at, wanted).ok_or_else(expired)
     }
 
-    /// Replaces the visible bytes and metadata of a type's objects, after its definition changed. `reshape` returns
-    /// the new ones, or `None` for an object that stays. Not a write: revisions stay, watchers see no event, and the
-    /// backend keeps the old bytes until the next write.
+    /// Replaces the visible bytes and metadata of a type's objects, after its definition changed. `reshape`
+    /// returns the new ones, or `None` for an object that stays. It is not a write: revisions do not change,
+    /// watchers get no event, and the backend keeps the old bytes until the next write.
     pub fn reshape(&self, resource: &str, reshape: impl Fn(&Stored) -> Option<(Bytes, Meta)>) {
         let now = self.snapshot(resource);
         let reshaped = now.range("", "").filter_map(|old| {

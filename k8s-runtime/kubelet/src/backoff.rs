@@ -15,7 +15,8 @@ pub(crate) struct Backoff {
 }
 
 impl Backoff {
-    /// The time from which an attempt may be made after a failure at `event`. `None`: at once.
+    /// Returns the time before which no attempt may follow the failure at `event`. `None`: an attempt may be
+    /// made at once.
     pub(crate) fn blocked_until(&self, event: Timestamp, now: Timestamp) -> Option<Timestamp> {
         let (delay, updated) = self.entry?;
         if expired(event, updated) {

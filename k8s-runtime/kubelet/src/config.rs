@@ -41,14 +41,14 @@ pub struct Config {
     pub log_max_size: u64,
     /// Maximum number of log files per container, the current one included.
     pub log_max_files: usize,
-    /// Secrets and `medium: Memory` live on tmpfs. `false` only where nothing can be mounted (tests without
-    /// root).
+    /// Mounts a tmpfs for Secrets and for `medium: Memory`. Set it to `false` only where nothing can be
+    /// mounted (tests without root).
     pub tmpfs: bool,
-    /// Sysctls beside the safe ones that pods may set: names, or patterns with `*` at the end. Only of
-    /// namespaces that a pod has of its own.
+    /// Unsafe sysctls that pods may set (`--allowed-unsafe-sysctls`): names, or patterns that end in `*`.
+    /// Only namespaced sysctls are accepted.
     pub allowed_unsafe_sysctls: Vec<String>,
-    /// Address and port that pods reach the API server at, for `KUBERNETES_SERVICE_HOST` where no
-    /// `kubernetes` Service is there yet.
+    /// Address and port of the API server for pods: `KUBERNETES_SERVICE_HOST` and `KUBERNETES_SERVICE_PORT`
+    /// where no `kubernetes` Service exists yet.
     pub kubernetes_service: Option<(IpAddr, u16)>,
 }
 

@@ -1,30 +1,30 @@
-//! The errors of a kubelet that does not start.
+//! Errors at the start of a kubelet.
 
 use k8s_runtime::RuntimeError;
 
-/// The reason for which a kubelet does not start.
+/// A kubelet cannot start.
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum KubeletError {
-    /// No runtime was given.
+    /// The builder has no runtime or no image store.
     #[error("a kubelet needs a runtime and an image store")]
     NoRuntime,
-    /// The runtime does not answer.
+    /// Listing the runtime's sandboxes failed.
     #[error("list what the runtime has: {0}")]
     Runtime(#[from] RuntimeError),
-    /// The configuration allows what cannot be allowed.
+    /// An allowed unsafe sysctl is invalid or not namespaced.
     #[error("allowed unsafe sysctls: {0}")]
     Sysctls(String),
-    /// The kubelet's directory cannot be used.
+    /// A directory of the kubelet cannot be created.
     #[error("make {path:?}: {source}")]
     Directory {
-        /// The directory that was to be made.
+        /// Path of the directory.
         path: std::path::PathBuf,
         /// The error of the operating system.
         #[source]
         source: std::io::Error,
     },
-    /// The kubelet's API cannot be served.
+    /// The listener of the kubelet's API cannot be opened.
     #[error("listen on {address}: {source}")]
     Listen {
         /// Address and port of the listener.

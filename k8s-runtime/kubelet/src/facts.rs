@@ -1,4 +1,4 @@
-//! Facts of the machine: processors, memory, addresses, names. They are read once, at the start.
+//! Properties of the machine (CPUs, memory, addresses, names), read once at the start.
 
 use std::{
     collections::BTreeMap,
@@ -10,11 +10,11 @@ use k8s_core::meta::Quantity;
 
 use crate::{config::Config, types::ApiQuantity};
 
-/// Facts that the Node object publishes.
+/// Properties that the Node object publishes.
 #[derive(Clone, Debug)]
 pub(crate) struct Facts {
     pub(crate) cpus: i64,
-    /// Total memory in bytes.
+    /// Memory, bytes.
     pub(crate) memory: i64,
     /// Size of the file system of the pod directories, bytes.
     pub(crate) disk: i64,
@@ -45,8 +45,8 @@ fn os_image() -> String {
     name.map_or_else(|| "Linux".to_owned(), |n| n.trim_matches('"').to_owned())
 }
 
-/// The address that packets to elsewhere leave from; no packet is sent. The loopback address where there is
-/// no way out.
+/// Returns the source address of the default route; no packet is sent. Without a route it returns an
+/// interface's address, else the loopback address.
 fn primary_address() -> IpAddr {
     let ask = |bind: IpAddr, to: IpAddr| {
         let socket = UdpSocket::bind((bind, 0)).ok()?;
@@ -105,8 +105,8 @@ impl Facts {
         .into()
     }
 
-    /// The part that pods may have: 100 MiB of memory are kept back, as upstream's default eviction threshold
-    /// does.
+    /// Allocatable resources: the capacity minus 100 MiB of memory, as with upstream's default eviction
+    /// threshold.
     pub(crate) fn allocatable(&self) -> BTreeMap<String, ApiQuantity> {
         let mut list = self.capacity();
         let memory = (self.memory - (100 << 20)).max(0);

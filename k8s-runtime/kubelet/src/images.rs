@@ -16,7 +16,7 @@ use crate::{backoff::Backoff, duration, events::Recorder, sources::Sources, type
 /// Maximum number of parallel pulls.
 const PULLS: usize = 4;
 
-/// The reason for which a container has no image yet, as its status shows it, and the time of the next try.
+/// A container's image is not available: the reason of its waiting state, and the time of the next attempt.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) struct ImageError {
     pub(crate) reason: &'static str,
@@ -213,8 +213,8 @@ fn registry(image: &str) -> &str {
     }
 }
 
-/// User and password from the pod's `imagePullSecrets`; secrets that are missing or malformed are passed
-/// over, as upstream does.
+/// Returns user and password from the pod's `imagePullSecrets`. Missing and malformed secrets are ignored, as
+/// upstream does.
 async fn credentials(sources: &Sources, pod: &Pod, image: &str) -> Option<(String, String)> {
     let registry = registry(image);
     for reference in pod.spec.as_ref()?.image_pull_secrets.iter().flatten() {

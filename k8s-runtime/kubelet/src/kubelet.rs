@@ -1,4 +1,4 @@
-//! Putting the kubelet together, and routing what happens to the pods' workers.
+//! Assembles the kubelet, and routes pods and events to the pods' workers.
 
 use std::{collections::HashMap, sync::Arc};
 
@@ -49,7 +49,7 @@ impl std::fmt::Debug for Builder {
 }
 
 impl Builder {
-    /// The whole configuration; the node's name is kept where the configuration has none of its own.
+    /// Replaces the configuration, except for the node's name.
     #[must_use]
     pub fn config(mut self, config: Config) -> Self {
         let name = std::mem::take(&mut self.config.node_name);
@@ -57,14 +57,14 @@ impl Builder {
         self
     }
 
-    /// Changes some of the configuration.
+    /// Changes single fields of the configuration.
     #[must_use]
     pub fn configure(mut self, change: impl FnOnce(&mut Config)) -> Self {
         change(&mut self.config);
         self
     }
 
-    /// Sets the source of time. Default: the system's clock.
+    /// Sets the clock. Default: the system's clock.
     #[must_use]
     pub fn clock(mut self, clock: Clock) -> Self {
         self.clock = clock;
@@ -85,17 +85,17 @@ impl Builder {
         self
     }
 
-    /// Sets the pod network. Default: none; pods have the addresses that the runtime gives them.
+    /// Sets the pod network. Default: none; pods get the addresses that the runtime assigns.
     #[must_use]
     pub fn network(mut self, network: Arc<dyn PodNetwork>) -> Self {
         self.network = Some(network);
         self
     }
 
-    /// Starts the kubelet. It works until [`Kubelet::shutdown`], or until the handle is dropped.
+    /// Starts the kubelet. It runs until [`Kubelet::shutdown`], or until the handle is dropped.
     ///
     /// # Errors
-    /// [`KubeletError`]: nothing was started.
+    /// [`KubeletError`]; nothing was started.
     pub async fn start(self) -> Result<Kubelet, KubeletError> {
         let (Some(runtime), Some(images)) = (self.runtime, self.images) else {
             return Err(KubeletError::NoRuntime);
@@ -104,7 +104,7 @@ impl Builder {
         let root = &self.config.root_dir;
         k8s_runtime::private_directory(root)
             .map_err(|source| KubeletError::Directory { path: root.clone(), source })?;
-        // Listening begins before listing, so that nothing falls between.
+        // Subscribe before listing, so that no event is missed in between.
         let events = runtime.events();
         let known = runtime.list().await?;
         let client = self.client.named("kubelet");
@@ -155,7 +155,7 @@ impl Builder {
     }
 }
 
-/// A running kubelet. Dropping it stops it, as [`Kubelet::shutdown`] does, without waiting.
+/// A running kubelet. Dropping it stops it without waiting for the end; see [`Kubelet::shutdown`].
 pub struct Kubelet {
     stop: CancellationToken,
     main: Option<JoinHandle<()>>,
@@ -176,7 +176,7 @@ impl Drop for Kubelet {
 }
 
 impl Kubelet {
-    /// A kubelet for a node, to be given its parts.
+    /// Returns a builder for a node's kubelet.
     #[must_use]
     pub fn builder(client: Client, node_name: &str) -> Builder {
         Builder {
@@ -189,35 +189,35 @@ impl Kubelet {
         }
     }
 
-    /// The kubelet's API, to be called in this process.
+    /// Returns the kubelet's API for calls within this process.
     #[must_use]
     pub fn api(&self) -> KubeletApi {
         self.api.clone()
     }
 
-    /// The node's name.
+    /// Name of the Node object.
     #[must_use]
     pub fn node_name(&self) -> &str {
         &self.cx.config.node_name
     }
 
-    /// Stops. No container is touched.
+    /// Stops the kubelet. The containers keep running.
     pub async fn shutdown(mut self) {
         self.stop.cancel();
         if let Some(main) = self.main.take() {
-            // It ends by itself; a panic in it has been reported by the runtime already.
+            // The runtime (tokio) has already reported a panic of the task.
             let _ = main.await;
         }
     }
 }
 
-/// Gives pods to workers and tells workers what happens.
+/// Starts a worker per pod, and sends events to the workers.
 struct Router {
     cx: Arc<Context>,
-    /// By uid.
+    /// Workers by pod uid.
     workers: HashMap<String, Handle>,
     running: JoinSet<String>,
-    /// Sandboxes that the runtime had at the start, until their worker takes them.
+    /// Sandboxes at the start of the kubelet, until their worker takes them over.
     known: Vec<SandboxStatus>,
     services_known: bool,
     shutdown: CancellationToken,
@@ -257,7 +257,8 @@ impl Router {
                 }
                 () = cx.pods.synced(), if orphans_due => {
                     orphans_due = false;
-                    // Workers have taken what is theirs when every change up to the sync has been seen.
+                    // After the cache has synced, every pod has its worker, and the workers have taken over
+                    // their sandboxes.
                     for pod in cx.pods.list() {
                         self.upsert(pod);
                     }

@@ -1,21 +1,21 @@
-//! The node agent: runs the pods that are bound to its node, and says how they are.
+//! The kubelet: runs the pods that are bound to its node, and reports their status.
 //!
-//! Flow: a cache holds the node's pods. Each pod has one worker, which gives messages to a pure state machine
+//! Flow: a cache holds the node's pods. Each pod has a worker, which passes messages to a pure state machine
 //! (the pod's world) and performs the effects that it returns. Long work (pulling, starting, stopping,
-//! mounting) runs beside it and comes back as a message, as do runtime events, probe results and timers.
-//! Nothing polls. A pod's status follows from the world alone, and one writer per pod keeps the API server's
-//! copy current.
+//! mounting) runs in tasks whose results are messages, and so are runtime events, probe results and timers.
+//! Nothing polls. The status is computed from the world alone, and one writer per pod sends it to the API
+//! server.
 //!
 //! Guarantees:
-//! 1. A shutdown or crash touches no container; at the next start running containers are adopted as they are.
-//! 2. Work on one container is never done twice at once; work on different containers and pods runs in
+//! 1. A shutdown or crash of the kubelet leaves the containers running; the next start adopts them.
+//! 2. At most one operation runs on a container at a time. Operations on different containers and pods run in
 //!    parallel.
-//! 3. A pod's object is deleted only after its containers have ended, its network is detached and its volumes
-//!    are gone.
-//! 4. The newest status is written in the end, however often a write fails.
+//! 3. A pod's object is deleted only after its containers have exited, its network is detached and its
+//!    volumes are unmounted.
+//! 4. The newest status reaches the API server eventually, however often a write fails.
 //!
-//! Not here: how containers are made ([`k8s_runtime`]), how pods are connected (`k8s-net`), static pods,
-//! evictions, image removal.
+//! Not here: container creation ([`k8s_runtime`]), pod networks (`k8s-net`), static pods, evictions, image
+//! garbage collection.
 
 mod backoff;
 mod config;
@@ -45,7 +45,7 @@ pub use error::KubeletError;
 pub use kubelet::{Builder, Kubelet};
 pub use server::KubeletApi;
 
-/// The API's types, under short names.
+/// API types under short names.
 mod types {
     pub(crate) use jiff::Timestamp;
     pub(crate) use k8s_core::api::{

@@ -1,9 +1,9 @@
 //! The Node object: registration, status and heartbeat.
 //!
-//! Flow: [`run`] registers the node with its conditions in it, so that it is Ready with its first write; then
-//! the lease is renewed every 10 s, and the status is written when it changed (here or in the API), and every
-//! 5 min.
-//! Not here: who decides that a node is dead (the node lifecycle controller, from the lease).
+//! Flow: [`run`] registers the node with its conditions, so that it is Ready with the first write. Then the
+//! Lease is renewed every 10 s. The status is written when it changed (here or in the API), and at least
+//! every 5 min.
+//! Not here: declaring a node dead (the node lifecycle controller does it from the Lease).
 
 mod lease;
 mod status;
@@ -109,9 +109,8 @@ async fn write(cx: &Context, mut node: Node) -> Result<Said, Error> {
     Ok(Said { computed, stored: stored.status.unwrap_or_default() })
 }
 
-/// Looks at the node as the API has it, and writes the status where it changed: here, or there. A controller
-/// that did not hear from this kubelet (it was stopped, or the machine slept) has made the conditions
-/// `Unknown`.
+/// Reads the Node object and writes the status if it differs from the computed one. After a pause of this
+/// kubelet, the node lifecycle controller has set the conditions to `Unknown`.
 async fn report(cx: &Context, first: Said) {
     let name = &cx.config.node_name;
     let mut said = Some(first);

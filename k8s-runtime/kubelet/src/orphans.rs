@@ -18,9 +18,9 @@ use crate::{
 
 const RETRIES: u32 = 6;
 
-/// Removes sandboxes and directories of pods that are no more.
+/// Removes the sandboxes and directories of deleted pods.
 pub(crate) async fn remove(cx: Arc<Context>, known: Vec<SandboxStatus>) {
-    // Directories first: any that is made from now on belongs to a pod that the cache below has.
+    // List the directories before the cache: the pod of a directory created in between is then in the cache.
     let dirs = subdirectories(&cx.config.root_dir.join("pods"));
     let live: std::collections::HashSet<String> = cx.pods.list().iter().map(|p| p.uid().to_owned()).collect();
     let mut orphans: BTreeMap<String, Vec<SandboxStatus>> = BTreeMap::new();
@@ -39,7 +39,7 @@ pub(crate) async fn remove(cx: Arc<Context>, known: Vec<SandboxStatus>) {
     if let Some(network) = &cx.network {
         let keep: Vec<String> =
             known.iter().filter(|s| live.contains(&s.spec.uid)).map(|s| s.id.0.clone()).collect();
-        // Pods may have been started meanwhile: their sandboxes are asked for anew.
+        // Pods may have been started in between: list the sandboxes again.
         let now = cx.runtime.list().await.unwrap_or_default();
         let all: Vec<String> = keep.into_iter().chain(now.into_iter().map(|s| s.id.0)).collect();
         if let Err(e) = network.retain(&all).await {

@@ -1,12 +1,12 @@
-//! One pod: what is known about it, what to do next, and what to say about it.
+//! A pod: its state, the next steps, and its status.
 //!
-//! Flow: a [`worker`] gives each message (the pod changed, a container ended, a start finished, a probe
-//! turned, time has passed) to the pod's state machine, [`world::World::on`]. It changes what is known, has
-//! [`plan::decide`] say what to do next, and returns effects, which the worker performs. What takes time
-//! ([`start`], [`stop`], [`sandbox`], volumes) runs in tasks of its own and comes back as a message.
-//! [`status::compute`] says what the API server is told.
+//! Flow: a [`worker`] passes each message (pod changed, container exited, start finished, probe verdict,
+//! timer) to the pod's state machine, [`world::World::on`]. It updates the state, asks [`plan::decide`] for
+//! the next steps, and returns effects, which the worker performs. Long work ([`start`], [`stop`],
+//! [`sandbox`], volumes) runs in tasks and returns its result as a message. [`status::compute`] computes the
+//! status for the API server.
 //!
-//! `on`, `decide` and `compute` are pure: they take the time as an argument and do no I/O.
+//! `on`, `decide` and `compute` are pure: the time is an argument, and they do no I/O.
 
 pub(crate) mod admit;
 pub(crate) mod container_spec;

@@ -1,8 +1,8 @@
-//! Probes: whether a container lives, has started, and can take requests.
+//! Liveness, readiness and startup probes.
 //!
-//! Flow: the pod's worker has one task per running container and probe; each asks ([`handler`]), counts
-//! ([`Counter`]) and reports when the result turned or failed. The startup probe comes first; liveness and
-//! readiness begin when it has succeeded.
+//! Flow: the pod's worker runs one task per running container and active probe. The task runs the check
+//! ([`handler`]), counts results ([`Counter`]), and reports a failure or a changed verdict. Liveness and
+//! readiness probes start after the startup probe has succeeded.
 
 pub(crate) mod check;
 pub(crate) mod handler;

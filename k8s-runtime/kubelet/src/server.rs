@@ -1,11 +1,10 @@
 //! The kubelet's API: logs, exec, attach, port-forward, pods, metrics. The API server proxies to it.
 //!
-//! Flow: [`KubeletApi::handle`] takes a request and answers; what needs a stream both ways takes over the
-//! connection by hyper's upgrade. It is called by the listener (TLS, client certificate required) and, where
-//! everything is one process, by the API server itself.
+//! Flow: [`KubeletApi::handle`] answers a request; streaming requests take over the connection by hyper's
+//! upgrade. Callers are the listener (TLS with client certificates) and, in the same process, the API server.
 //!
-//! Guarantee: nobody without a certificate of the cluster gets an answer from the listener, and nobody that
-//! the API server does not allow the node's subresource (see [`auth`]); there is no anonymous access.
+//! Guarantee: the listener answers only clients with a certificate of the cluster that the API server allows
+//! the node's subresource (see [`auth`]). There is no anonymous access.
 //! Not here: SPDY upgrades by old clients (WebSockets only), bearer tokens, `/run`, `/configz`.
 
 mod auth;

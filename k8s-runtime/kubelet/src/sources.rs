@@ -1,7 +1,7 @@
 //! ConfigMaps and Secrets that pods on this node use; each is watched by name while a pod uses it.
 //!
-//! Flow: the first user starts a watch of the one object; every user gets the newest state from memory; the
-//! last one to leave ends the watch. A kubelet needs no right to list all Secrets this way.
+//! Flow: the first user starts a watch of the object, all users read its newest state from memory, and the
+//! last user's handle ends the watch. The kubelet therefore needs no permission to list all Secrets.
 
 use std::{
     collections::HashMap,

@@ -1,11 +1,11 @@
-//! The sysctls that pods of this node may set: the safe ones, and those that the configuration allows.
+//! Sysctls that pods of this node may set: the safe ones, and those that the configuration allows.
 
 use k8s_runtime::sysctl::{self, Namespace};
 
 use crate::types::PodSpec;
 
-/// The sysctls that a pod may set without being asked about: of its own namespaces, and of no consequence to
-/// others. (Upstream asks for kernels up to 4.15 for some; the runtime needs a newer one.)
+/// Safe sysctls: namespaced, and without effect on other pods. (Upstream requires kernels above 4.15 for some
+/// of them; the runtime requires a newer one anyway.)
 const SAFE_SYSCTLS: [&str; 12] = [
     "kernel.shm_rmid_forced",
     "net.ipv4.ip_local_port_range",
@@ -22,7 +22,7 @@ const SAFE_SYSCTLS: [&str; 12] = [
 ];
 const LONGEST_PATTERN: usize = 253;
 
-/// The sysctls that pods of this node may set: the safe ones, and what the configuration allows.
+/// Allowed sysctls of this node.
 #[derive(Clone, Debug)]
 pub(crate) struct Sysctls {
     names: Vec<(String, Namespace)>,
@@ -38,7 +38,7 @@ impl Default for Sysctls {
 }
 
 impl Sysctls {
-    /// Reads the configuration's names and patterns (with `*` at the end).
+    /// Parses the allowed unsafe sysctls: names, and patterns that end in `*`.
     pub(crate) fn new(unsafe_ones: &[String]) -> Result<Self, String> {
         let mut all = Sysctls::default();
         for pattern in unsafe_ones {
@@ -59,7 +59,7 @@ impl Sysctls {
         Ok(all)
     }
 
-    /// Refuses a sysctl that is not allowed, or whose namespace is the host's. The message is upstream's.
+    /// Rejects a sysctl that is not allowed, or whose namespace is the host's. The message is upstream's.
     pub(crate) fn check(&self, name: &str, spec: &PodSpec) -> Result<(), String> {
         let name = sysctl::normalize(name);
         let exact = self.names.iter().find(|(known, _)| *known == name);

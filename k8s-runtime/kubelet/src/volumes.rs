@@ -1,13 +1,13 @@
 //! Volumes: directories and files for the pod's containers, with one plugin per volume type.
 //!
-//! Flow: [`set_up`] turns a pod's volumes into host paths; called again (a ConfigMap changed, a token gets
-//! old) it brings contents up to date. [`cleanup::remove_pod_dir`] takes everything of a pod away without
-//! knowing what was there, so that it works after a crash too.
+//! Flow: [`set_up`] makes a pod's volumes and returns their host paths. It is called again when a ConfigMap
+//! or Secret changes or a token is due for refresh, and then updates the contents.
+//! [`cleanup::remove_pod_dir`] removes everything of a pod from mountinfo alone, so that it also works after
+//! a crash.
 //!
-//! Guarantee: a reader of a ConfigMap, Secret, downward API or projected volume sees all of one version,
+//! Guarantee: a reader of a ConfigMap, Secret, downward API or projected volume sees one version completely,
 //! never a mixture ([`atomic`]).
-//! Not here: attaching disks and network file systems; pods that want them get a `FailedMount` event that
-//! says so.
+//! Not here: attaching disks, network file systems; pods with such volumes get a `FailedMount` event.
 
 mod atomic;
 pub(crate) mod cleanup;

@@ -1,11 +1,11 @@
-//! Control groups, versions 1 and 2 behind one type.
+//! Control groups (cgroups), versions 1 and 2.
 //!
-//! A group is a path below a root of our own (such as `hyperkube-ab12/burstable/pod<uid>/<container>`). In
-//! version 1 the path exists in every mounted hierarchy, also in those without limits of ours: a container's
-//! cgroup namespace begins at its own groups, and a hierarchy in which the container were in the host's root
-//! group would be open to it. In version 2 the path exists once.
-//! Guarantee: [`Cgroups::remove`] returns only when the groups are gone, or with the error that kept them.
-//! Not here: the choice of a process's group.
+//! A group is a path below the runtime's root group (such as
+//! `hyperkube-ab12/burstable/pod<uid>/<container>`). In version 1 the path is created in every mounted
+//! hierarchy, also in those without limits. A container's cgroup namespace starts at its own groups; in a
+//! hierarchy without such a group it would see the host's root group. In version 2 there is one path.
+//! Guarantee: [`Cgroups::remove`] returns `Ok` only after the groups are gone.
+//! Not here: assigning processes to groups.
 
 use std::{
     fs, io,
@@ -16,7 +16,7 @@ use std::{
 
 use crate::api::{ContainerStats, Resources};
 
-/// The version 1 controllers that are known, and `systemd`, a service manager's own hierarchy.
+/// Version 1 controllers, and `systemd`, the service manager's named hierarchy.
 const V1_CONTROLLERS: [&str; 15] = [
     "blkio",
     "cpu",
@@ -34,23 +34,23 @@ const V1_CONTROLLERS: [&str; 15] = [
     "rdma",
     "systemd",
 ];
-/// The version 1 controllers that limit or restrict containers.
+/// Version 1 controllers that the runtime needs.
 const V1_NEEDED: [&str; 5] = ["cpu", "cpuacct", "devices", "memory", "pids"];
-/// The name of a hierarchy without a known controller: a named one, or the unified one beside version 1.
+/// Name for a hierarchy without a known controller: a named one, or the unified one beside version 1.
 const OTHER: &str = "";
 const V2_CONTROLLERS: [&str; 3] = ["cpu", "memory", "pids"];
 
-/// The mounts of this machine's control groups.
+/// The cgroup mounts of this machine.
 #[derive(Clone, Debug)]
 pub(crate) enum Cgroups {
-    /// Controller and the mount of its hierarchy; several controllers may share one.
+    /// Controllers with the mount point of their hierarchy; a hierarchy may have several controllers.
     V1(Vec<(&'static str, PathBuf)>),
-    /// The unified hierarchy.
+    /// Mount point of the unified hierarchy.
     V2(PathBuf),
 }
 
 impl Cgroups {
-    /// Looks at this machine's mounts.
+    /// Detects the cgroup mounts from mountinfo.
     pub(crate) fn detect() -> io::Result<Cgroups> {
         Ok(Self::from_mounts(&fs::read_to_string("/proc/self/mountinfo")?))
     }
@@ -75,10 +75,10 @@ impl Cgroups {
                     if names.is_empty() {
                         names.push(OTHER);
                     }
-                    // A hierarchy that is mounted twice is taken where it is mounted first.
+                    // If a hierarchy is mounted twice, the first mount is used.
                     names.retain(|name| *name == OTHER || !v1.iter().any(|(known, _)| known == name));
-                    // No group can be made there. Those that are needed fail later, with the path in the
-                    // error.
+                    // No group can be created there. If the controller is needed, creating a group fails
+                    // later, with the path in the error.
                     if read_only && !names.iter().any(|name| V1_NEEDED.contains(name)) {
                         continue;
                     }
@@ -96,7 +96,7 @@ impl Cgroups {
         }
     }
 
-    /// The controllers that are missing.
+    /// Returns the missing controllers.
     pub(crate) fn missing(&self) -> Vec<&'static str> {
         match self {
             Cgroups::V1(found) => V2_CONTROLLERS
@@ -113,7 +113,7 @@ impl Cgroups {
         }
     }
 
-    /// The directories that make up a group, each once.
+    /// Returns the directories of a group, without duplicates.
     pub(crate) fn directories(&self, group: &str) -> Vec<PathBuf> {
         match self {
             Cgroups::V1(hierarchies) => {
@@ -126,7 +126,7 @@ impl Cgroups {
         }
     }
 
-    /// The directory of a group that has a controller's files.
+    /// Returns the directory with a controller's files of a group.
     pub(super) fn controller(&self, controller: &str, group: &str) -> Option<PathBuf> {
         match self {
             Cgroups::V1(hierarchies) => {
@@ -136,7 +136,7 @@ impl Cgroups {
         }
     }
 
-    /// Makes a group that will hold processes, and its parents.
+    /// Creates a group for processes, and its parents.
     pub(crate) fn create(&self, group: &str) -> io::Result<()> {
         match self {
             Cgroups::V1(_) => {
@@ -146,8 +146,8 @@ impl Cgroups {
             Cgroups::V2(root) => {
                 let mut at = root.clone();
                 for part in Path::new(group) {
-                    // A child has a controller only where every parent passes it on. A missing controller
-                    // shows as an error of the limit that needs it.
+                    // A group has a controller only if all ancestors delegate it in `cgroup.subtree_control`.
+                    // A missing controller is reported as an error of the limit that needs it.
                     let have = fs::read_to_string(at.join("cgroup.controllers")).unwrap_or_default();
                     let control = at.join("cgroup.subtree_control");
                     for controller in
@@ -168,8 +168,8 @@ impl Cgroups {
         }
     }
 
-    /// Gives a fresh version 1 group and its parents the processors and memory nodes of the group above: a
-    /// cpuset is empty at first and takes no process.
+    /// Copies the CPUs and memory nodes of the parent to a new version 1 group: a cpuset starts empty and
+    /// accepts no process.
     fn share_processors(&self, group: &str) -> io::Result<()> {
         let Some(mut at) = self.controller("cpuset", "") else { return Ok(()) };
         for part in Path::new(group) {
@@ -193,7 +193,7 @@ impl Cgroups {
         Ok(())
     }
 
-    /// The directory to be born in, for `CLONE_INTO_CGROUP`; `None` in version 1.
+    /// Opens the directory for `CLONE_INTO_CGROUP`. `None` in version 1.
     pub(crate) fn birthplace(&self, group: &str) -> io::Result<Option<fs::File>> {
         match self {
             Cgroups::V1(_) => Ok(None),
@@ -213,7 +213,7 @@ impl Cgroups {
         let or_max = |value: i64| if value < 0 { "max".to_owned() } else { value.to_string() };
         if let Some(shares) = limits.cpu_shares {
             let shares = shares.clamp(2, 262_144);
-            // The kernel's own mapping of [2, 262144] shares to [1, 10000] weights.
+            // Conversion of shares in [2, 262144] to weights in [1, 10000], as the OCI runtimes do.
             if v2 {
                 set("cpu", "cpu.weight", (1 + (shares - 2) * 9999 / 262_142).to_string())?;
             } else {
@@ -243,14 +243,14 @@ impl Cgroups {
         Ok(())
     }
 
-    /// The number of processes that the kernel killed in this group for memory.
+    /// Number of processes in this group that the OOM killer ended.
     pub(crate) fn oom_kills(&self, group: &str) -> u64 {
         let file = if matches!(self, Cgroups::V2(_)) { "memory.events" } else { "memory.oom_control" };
         let Some(directory) = self.controller("memory", group) else { return 0 };
         keyed(&directory.join(file), "oom_kill")
     }
 
-    /// Use of resources by a group.
+    /// Reads the resource usage of a group.
     pub(crate) fn stats(&self, group: &str) -> io::Result<ContainerStats> {
         let directory = |controller| {
             self.controller(controller, group).filter(|d| d.exists()).ok_or_else(|| {
@@ -281,7 +281,7 @@ impl Cgroups {
         })
     }
 
-    /// The processes in a group itself (not below).
+    /// Returns the processes of the group itself, without its children.
     pub(crate) fn processes(&self, group: &str) -> Vec<i32> {
         let mut all: Vec<i32> = self
             .directories(group)
@@ -299,13 +299,13 @@ impl Cgroups {
     pub(crate) fn signal(&self, group: &str, signal: i32) {
         let signal = nix::sys::signal::Signal::try_from(signal).ok();
         for pid in self.processes(group) {
-            // Gone in the meantime is what was wanted.
+            // The process may have exited in between.
             let _ = nix::sys::signal::kill(nix::unistd::Pid::from_raw(pid), signal);
         }
     }
 
-    /// Kills everything in a group and below, and removes it all; waits up to `patience` for the dead to
-    /// leave.
+    /// Kills all processes in a group and its children, waits up to `patience` for them to exit, and removes
+    /// the groups.
     pub(crate) fn remove(&self, group: &str, patience: Duration) -> io::Result<()> {
         let deadline = Instant::now() + patience;
         let mut pause = Duration::from_micros(200);
@@ -324,7 +324,7 @@ impl Cgroups {
         }
     }
 
-    /// Removes a group that is empty; one in use stays.
+    /// Removes a group unless it has processes or children.
     pub(crate) fn remove_if_empty(&self, group: &str) {
         for directory in self.directories(group) {
             let _ = fs::remove_dir(directory);

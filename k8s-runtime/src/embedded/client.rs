@@ -1,8 +1,8 @@
-//! The node process's end of a shim's socket.
+//! The client side of a shim's socket.
 //!
-//! One task per connection owns the socket: it sends calls in order, matches replies to callers and hands
-//! events over.
-//! Guarantee: when the shim is gone every caller gets an error and `on_gone` runs, once.
+//! One task per connection owns the socket: it sends requests in order, matches replies to requests, and
+//! passes events on.
+//! Guarantee: when the connection to the shim ends, every pending request fails and `on_gone` runs once.
 
 use std::{
     collections::HashMap,
@@ -29,20 +29,20 @@ use crate::api::RuntimeError;
 type Answer = Result<(Reply, Vec<OwnedFd>), Failure>;
 type Waiting = (Request, oneshot::Sender<Answer>);
 
-/// Calls a shim. Cheap to clone.
+/// Client of a shim. Cheap to clone.
 #[derive(Clone, Debug)]
 pub(super) struct ShimClient {
     calls: mpsc::UnboundedSender<Waiting>,
 }
 
-/// Connects to the shim of a sandbox's directory.
+/// Connects to the shim of a sandbox directory.
 pub(super) fn connect(dir: &Path) -> io::Result<StdStream> {
     let handle = fs::File::open(dir)?;
     StdStream::connect(format!("/proc/self/fd/{}/shim.sock", handle.as_raw_fd()))
 }
 
 impl ShimClient {
-    /// Takes a connection over. `on_event` gets what the shim says by itself.
+    /// Starts the task for a connection. `on_event` gets the shim's events.
     pub(super) fn start(
         stream: StdStream,
         on_event: impl FnMut(Message) + Send + 'static,
@@ -60,7 +60,7 @@ impl ShimClient {
         Ok(ShimClient { calls })
     }
 
-    /// Makes one call and waits for its reply.
+    /// Sends a request and waits for its reply.
     pub(super) async fn call(
         &self,
         what: &'static str,
@@ -95,10 +95,11 @@ async fn converse(
                     seq += 1;
                     pending.insert(seq, sender);
                     outbox.push(&Call { seq, request }, vec![])?;
-                    // Most often the socket takes it at once; what is left waits for it to be writable.
+                    // Usually the socket accepts the whole frame now; the remainder is sent when it becomes
+                    // writable.
                     let _ = stream.try_io(Interest::WRITABLE, || outbox.flush(stream.as_fd()));
                 }
-                // The runtime was dropped: leave the shim, which goes on by itself.
+                // The runtime was dropped: disconnect; the shim keeps running.
                 None => return Ok(()),
             },
             ready = stream.ready(interest) => {

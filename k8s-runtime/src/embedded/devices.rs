@@ -1,16 +1,16 @@
-//! Rules for the device files that a container can make and open: those that runc has by default.
+//! Device access rules of containers: the same as runc's defaults.
 //!
-//! Flow: [`restrict_pod`] writes the rules to the pod's group and [`restrict`] to the fresh group of each
-//! container, in cgroup version 1 through the devices controller, in version 2 as a small program
-//! (`BPF_PROG_TYPE_CGROUP_DEVICE`) that the kernel asks on each open and `mknod`.
-//! Guarantee: a process in a restricted container opens nothing but [`RULES`], whatever capabilities it has
-//! and whatever it mounts. With SYS_ADMIN it can change the rules of its own group: it mounts the hierarchy
-//! and writes to `devices.allow`, or detaches the program. Its cgroup namespace hides the groups above, and
-//! those forbid what the rules do not allow: the kernel lets no version 1 group allow more than its parent,
-//! and asks the programs of all version 2 groups above. Privileged containers are not restricted, and need a
-//! pod's group that restricts nothing: [`PodRules::lift`]. That leaves open: beside a privileged container,
-//! another container of the same pod that has SYS_ADMIN and no seccomp filter can lift its own rules. The
-//! author of such a pod has the host's devices already.
+//! Flow: [`restrict_pod`] sets the rules on the pod's group and [`restrict`] on each container's new group.
+//! In cgroup version 1 this uses the devices controller, in version 2 a program
+//! (`BPF_PROG_TYPE_CGROUP_DEVICE`) that the kernel runs on each open and `mknod`.
+//! Guarantee: a process in a restricted container can open only the devices in [`RULES`], whatever its
+//! capabilities and mounts. With SYS_ADMIN it can change its own group's rules: it can mount the hierarchy
+//! and write to `devices.allow`, or detach the program. The rules of the pod's group still apply: a version 1
+//! group cannot allow more than its parent, and version 2 runs the programs of all ancestors. The cgroup
+//! namespace hides the ancestors.
+//! Privileged containers are not restricted, and their pod's group must not be either ([`PodRules::lift`]).
+//! Known gap: in a pod with a privileged container, another container with SYS_ADMIN and without a seccomp
+//! filter can lift its own rules. The author of such a pod can access the host's devices anyway.
 
 use std::{fs, io, path::PathBuf};
 
@@ -29,7 +29,7 @@ const READ: u32 = 2;
 const WRITE: u32 = 4;
 const ALL: u32 = MKNOD | READ | WRITE;
 
-/// Allows a kind of access to devices. `None` stands for every number.
+/// Allows access to a device. `None`: any number.
 #[derive(Clone, Copy, Debug)]
 struct Rule {
     kind: Kind,
@@ -42,7 +42,7 @@ const fn char(major: u32, minor: Option<u32>) -> Rule {
     Rule { kind: Kind::Char, major: Some(major), minor, access: ALL }
 }
 
-/// Making any device file (opening it is another matter), the pseudo devices, and terminals.
+/// `mknod` of any device, and access to the pseudo devices and terminals.
 const RULES: [Rule; 10] = [
     Rule { kind: Kind::Char, major: None, minor: None, access: MKNOD },
     Rule { kind: Kind::Block, major: None, minor: None, access: MKNOD },
@@ -56,10 +56,10 @@ const RULES: [Rule; 10] = [
     char(136, None),
 ];
 
-/// Restricts a group that has no processes and no children yet.
+/// Restricts a new group without processes and children.
 ///
 /// # Errors
-/// Nothing is restricted: the controller is not there, or the kernel does not take the program.
+/// The group is not restricted: the controller is missing, or the kernel rejects the program.
 pub(super) fn restrict(cgroups: &Cgroups, group: &str) -> io::Result<()> {
     let Some(directory) = cgroups.controller("devices", group) else {
         return Err(io::Error::new(io::ErrorKind::Unsupported, "no devices controller is mounted"));
@@ -73,21 +73,22 @@ pub(super) fn restrict(cgroups: &Cgroups, group: &str) -> io::Result<()> {
     allow_rules(&directory)
 }
 
-/// The rules of a pod's group, held by the pod's shim.
+/// State of the rules of a pod's group; owned by the pod's shim.
 #[derive(Debug)]
 pub(super) enum PodRules {
-    /// Version 1: written in this directory.
+    /// Version 1: rules are set in this directory.
     Written(PathBuf),
-    /// Version 2: a program is attached to this directory. It is no link, which a container with SYS_ADMIN
-    /// could find by its number and detach; this takes the directory.
+    /// Version 2: a program is attached to this directory. It is attached without a BPF link, since a
+    /// container with SYS_ADMIN could find a link by its id and detach it; detaching a program needs the
+    /// directory.
     Attached(PathBuf),
-    /// The pod's group restricts nothing: a privileged container was made.
+    /// Unrestricted, since the pod has a privileged container.
     Lifted,
-    /// The pod's group restricts nothing, for this reason.
+    /// Unrestricted because of this error.
     Failed(io::Error),
 }
 
-/// Restricts the group of a pod before the first container is made in it.
+/// Restricts the group of a pod, before its first container is created.
 pub(super) fn restrict_pod(cgroups: &Cgroups, group: &str) -> PodRules {
     try_restrict_pod(cgroups, group).unwrap_or_else(PodRules::Failed)
 }
@@ -102,7 +103,8 @@ fn try_restrict_pod(cgroups: &Cgroups, group: &str) -> io::Result<PodRules> {
     }
     match fs::write(directory.join("devices.deny"), "a") {
         Ok(()) => allow_rules(&directory)?,
-        // The group has children: an earlier sandbox of the pod is not removed yet, and restricted it.
+        // The group has children: the previous sandbox of the pod still exists, and its shim has restricted
+        // the group.
         Err(e) if e.kind() == io::ErrorKind::InvalidInput => {
             if fs::read_to_string(directory.join("devices.list"))?.starts_with('a') {
                 return Err(e);
@@ -114,14 +116,14 @@ fn try_restrict_pod(cgroups: &Cgroups, group: &str) -> io::Result<PodRules> {
 }
 
 impl PodRules {
-    /// Allows all devices in the pod's group, for a privileged container that is about to be made. The
-    /// containers that are there keep their own rules.
+    /// Allows all devices in the pod's group, before a privileged container is created. Existing containers
+    /// keep their own rules.
     ///
     /// # Errors
-    /// The pod's group is as restricted as before.
+    /// The restrictions of the pod's group are unchanged.
     pub(super) fn lift(&mut self) -> io::Result<()> {
         match self {
-            // A group that has children does not take the word for everything at once.
+            // `devices.allow` does not accept `a` (all) in a group with children.
             PodRules::Written(directory) => {
                 for rule in ["b *:* rwm", "c *:* rwm"] {
                     fs::write(directory.join("devices.allow"), rule)?;
@@ -138,7 +140,7 @@ impl PodRules {
 fn allow_rules(directory: &std::path::Path) -> io::Result<()> {
     for rule in RULES {
         match fs::write(directory.join("devices.allow"), line(&rule)) {
-            // A group above does not allow it: this machine's manager has fewer devices for all of us.
+            // An ancestor does not allow it: the machine's manager restricts devices for this whole process.
             Err(e) if e.kind() == io::ErrorKind::PermissionDenied => {}
             other => other?,
         }
@@ -146,7 +148,7 @@ fn allow_rules(directory: &std::path::Path) -> io::Result<()> {
     Ok(())
 }
 
-/// A rule as the devices controller has it.
+/// Formats a rule for the devices controller.
 fn line(rule: &Rule) -> String {
     let number = |n: Option<u32>| n.map_or("*".to_owned(), |n| n.to_string());
     let kind = match rule.kind {
@@ -159,8 +161,8 @@ fn line(rule: &Rule) -> String {
     format!("{kind} {}:{} {access}", number(rule.major), number(rule.minor))
 }
 
-/// One instruction as the kernel's `struct bpf_insn` lies in memory, from its low byte: code, registers,
-/// offset, immediate.
+/// Encodes an instruction as the kernel's `struct bpf_insn`: opcode, registers, offset, immediate, from the
+/// low byte up.
 const fn instruction(code: u8, target: u8, source: u8, offset: i16, immediate: u32) -> u64 {
     code as u64
         | (target as u64 & 0xf) << 8
@@ -178,7 +180,7 @@ const JUMP_NOT: u8 = 0x55;
 const JUMP_NOT_SAME: u8 = 0x5d;
 const EXIT: u8 = 0x95;
 
-/// Registers: the answer, the context, then what was asked about.
+/// Registers: result, context, then the fields of the access.
 const ANSWER: u8 = 0;
 const CONTEXT: u8 = 1;
 const TYPE: u8 = 2;
@@ -186,10 +188,10 @@ const ACCESS: u8 = 3;
 const MAJOR: u8 = 4;
 const MINOR: u8 = 5;
 
-/// The program: 1 where a rule covers all of the access that is asked for, else 0.
+/// Compiles the rules. The program returns 1 if a rule covers the whole access, else 0.
 ///
-/// The context is `struct bpf_cgroup_dev_ctx`: type in the low half of the first word and access in the high
-/// half, then major and minor number.
+/// The context is `struct bpf_cgroup_dev_ctx`: the first word has the type in its low half and the access in
+/// its high half; then major and minor number follow.
 fn program(rules: &[Rule]) -> Vec<u64> {
     let mut code = vec![
         instruction(LOAD_WORD, TYPE, CONTEXT, 0, 0),
@@ -200,10 +202,10 @@ fn program(rules: &[Rule]) -> Vec<u64> {
         instruction(LOAD_WORD, MINOR, CONTEXT, 8, 0),
     ];
     for rule in rules {
-        // (code, target, source, immediate) of jumps to the next rule, and what comes between.
+        // Tests as (opcode, target, source, immediate); a failed one jumps to the next rule.
         let mut tests = vec![(JUMP_NOT, TYPE, 0, rule.kind as u32)];
         if rule.access != ALL {
-            // The context is not needed any more.
+            // The context register is free from here on.
             tests.push((MOVE, CONTEXT, ACCESS, 0));
             tests.push((AND, CONTEXT, 0, rule.access));
             tests.push((JUMP_NOT_SAME, CONTEXT, ACCESS, 0));
@@ -213,7 +215,8 @@ fn program(rules: &[Rule]) -> Vec<u64> {
         let length = tests.len();
         for (at, (op, target, source, immediate)) in tests.into_iter().enumerate() {
             let jumps = op == JUMP_NOT || op == JUMP_NOT_SAME;
-            // Over the rest of the tests and the two instructions that allow. A rule has six tests at most.
+            // Jump over the remaining tests and the two instructions that allow. A rule has at most six
+            // tests.
             let offset = if jumps { (length - at - 1 + 2) as i16 } else { 0 };
             code.push(instruction(op, target, source, offset, immediate));
         }
@@ -227,7 +230,7 @@ fn program(rules: &[Rule]) -> Vec<u64> {
 mod tests {
     use super::*;
 
-    /// A model of the kernel's interpreter for the instructions that are used.
+    /// A model of the kernel's interpreter for these instructions.
     fn run(code: &[u64], kind: Kind, access: u32, major: u32, minor: u32) -> bool {
         let context = [access << 16 | kind as u32, major, minor];
         let (mut pc, mut registers) = (0, [0_u64; 16]);
@@ -261,7 +264,7 @@ mod tests {
             check(Kind::Char, READ | WRITE, major, minor, true);
             check(Kind::Block, READ, major, minor, false);
         }
-        // Kernel memory, ports, kmsg, the console, fuse, tun, loop-control, kvm.
+        // Kernel memory, I/O ports, kmsg, console, fuse, tun, loop-control, kvm.
         for (major, minor) in
             [(1, 1), (1, 2), (1, 4), (1, 11), (5, 1), (10, 229), (10, 200), (10, 237), (10, 232), (137, 0)]
         {
@@ -283,8 +286,8 @@ mod tests {
         assert_eq!(lines[9], "c 136:* rwm");
     }
 
-    /// The kernel's verifier has the last word; where the machine lets nobody load programs, there is nothing
-    /// to ask.
+    /// Loads the program, so that the kernel's verifier checks it. Skipped if the machine does not permit
+    /// loading programs.
     #[test]
     fn the_kernel_takes_the_program() {
         match sys::load_device_program(&program(&RULES)) {
@@ -295,8 +298,8 @@ mod tests {
         }
     }
 
-    /// A version 2 group of the test's own, where the machine has a unified hierarchy and lets us make
-    /// groups.
+    /// A version 2 group for a test. Skipped if the machine has no unified hierarchy or does not permit
+    /// creating groups.
     struct Group {
         cgroups: Cgroups,
         name: String,
@@ -314,8 +317,8 @@ mod tests {
             Some(Group { cgroups: Cgroups::V2(root), name, directory })
         }
 
-        /// Tries to open `/dev/zero` and a device file of its own making in a child group; true where it
-        /// could.
+        /// Tries to open `/dev/zero` and a new device file from a child group. Returns `true` for each
+        /// success.
         fn opens(&self) -> (bool, bool) {
             let child = self.directory.join("container");
             fs::create_dir(&child).expect("mkdir");
@@ -362,12 +365,12 @@ mod tests {
         }
     }
 
-    /// After lifting, as much can be opened as before: nothing more where root itself may not.
+    /// After lifting, the same devices can be opened as before the restriction.
     #[test]
     fn a_version_2_pod_is_restricted_until_it_is_lifted() {
         let Some(group) = Group::new("pod") else { return };
         let before = group.opens();
-        // As an earlier sandbox of the pod did.
+        // As the pod's previous sandbox did.
         restrict_pod(&group.cgroups, &group.name);
         let mut rules = restrict_pod(&group.cgroups, &group.name);
         if let PodRules::Failed(e) = &rules {

@@ -1,16 +1,16 @@
-//! The containers that exist and the images that they run from, by the runtime's records: it does not matter
-//! if the node's process is running or not.
+//! Existing containers and their images, read from the runtime's records; works with and without a running
+//! node process.
 
 use std::{collections::BTreeMap, fs, io, path::Path};
 
 use super::protocol::{ContainerRecord, SandboxRecord, read_json};
 use crate::api::ContainerState;
 
-/// Image ids that containers of the runtime with this state directory use, each with `namespace/pod` of one
-/// such pod. A container that has ended uses none.
+/// Returns the image ids used by containers of the runtime with this state directory, each with the
+/// `namespace/pod` of one such pod. Exited containers do not count.
 ///
 /// # Errors
-/// When the records cannot be read.
+/// The records cannot be read.
 pub fn images_in_use(root: &Path) -> io::Result<BTreeMap<String, String>> {
     let mut found = BTreeMap::new();
     for sandbox in entries(&root.join("sandboxes"))? {
@@ -31,14 +31,14 @@ pub fn images_in_use(root: &Path) -> io::Result<BTreeMap<String, String>> {
     Ok(found)
 }
 
-/// True if the runtime with this state directory has made sandboxes that were not removed.
+/// Returns `true` if the runtime with this state directory has sandboxes.
 #[must_use]
 pub fn has_sandboxes(root: &Path) -> bool {
-    // A directory that cannot be read may be full of them.
+    // An unreadable directory may contain sandboxes.
     entries(&root.join("sandboxes")).map_or(true, |all| !all.is_empty())
 }
 
-/// The entries of a directory; none where it is not there.
+/// Returns the entries of a directory; none if it does not exist.
 fn entries(directory: &Path) -> io::Result<Vec<std::path::PathBuf>> {
     match fs::read_dir(directory) {
         Ok(all) => all.map(|entry| entry.map(|e| e.path())).collect(),
@@ -47,7 +47,7 @@ fn entries(directory: &Path) -> io::Result<Vec<std::path::PathBuf>> {
     }
 }
 
-/// A record that may be gone meanwhile, or not be written yet.
+/// Maps a record that is already removed or not yet written to `None`.
 fn known<T>(read: io::Result<T>) -> io::Result<Option<T>> {
     match read {
         Err(e) if e.kind() == io::ErrorKind::NotFound => Ok(None),

@@ -1,7 +1,7 @@
-//! The runtime's model: every sandbox and container with its state, and the calls that wait for it.
+//! The runtime's model: the state of every sandbox and container, and the pending calls.
 //!
-//! The model is filled from disk and from the shims at start, and changed by requests and by shims' events
-//! afterwards; reading it asks nobody. A shim whose connection ends without having been asked to is dead,
+//! The model is loaded from disk and from the shims at the start, and then updated by requests and by the
+//! shims' events. Reads are answered from memory. If a shim's connection ends unexpectedly, the shim is dead
 //! with all of its containers (see [`Model::shim_gone`]).
 
 use std::{
@@ -25,7 +25,7 @@ use crate::api::{
     ContainerId, ContainerState, ContainerStatus, RuntimeError, RuntimeEvent, SandboxId, SandboxStatus,
 };
 
-/// The time that a shim may take to answer at adoption.
+/// Timeout for a shim's answer at adoption.
 const ADOPTION: Duration = Duration::from_secs(10);
 
 #[derive(Debug)]
@@ -37,7 +37,7 @@ pub(super) struct Container {
 #[derive(Debug)]
 pub(super) struct Sandbox {
     pub(super) record: SandboxRecord,
-    /// `None` once it is stopped or dead.
+    /// `None` after the sandbox was stopped or its shim died.
     pub(super) client: Option<ShimClient>,
     pub(super) containers: BTreeMap<String, Container>,
 }
@@ -51,7 +51,7 @@ pub(super) struct Model {
     execs: Mutex<HashMap<u64, oneshot::Sender<i32>>>,
 }
 
-/// The maps are consistent between any two statements, so a panic elsewhere does not spoil them.
+/// No statement leaves the maps inconsistent, so a poisoned lock can be used.
 fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
@@ -98,7 +98,7 @@ impl Model {
     }
 
     pub(super) fn emit(&self, event: RuntimeEvent) {
-        // Nobody listening is fine.
+        // Fails without subscribers.
         let _ = self.events.send(event);
     }
 
@@ -106,7 +106,7 @@ impl Model {
         lock(&self.sandboxes)
     }
 
-    /// Runs `f` on a container and its sandbox.
+    /// Calls `f` with a container and its sandbox.
     pub(super) fn with_container<T>(
         &self,
         id: &ContainerId,
@@ -120,7 +120,7 @@ impl Model {
             .ok_or_else(|| RuntimeError::NotFound { what: "container", id: id.0.clone() })
     }
 
-    /// Expects an exec'd command's end.
+    /// Registers for the exit code of an exec command.
     pub(super) fn expect_exec(&self, exec: u64) -> oneshot::Receiver<i32> {
         let (sender, receiver) = oneshot::channel();
         lock(&self.execs).insert(exec, sender);
@@ -131,8 +131,7 @@ impl Model {
         lock(&self.execs).remove(&exec);
     }
 
-    /// Connects the model to a shim's socket. The receiver resolves with the shim's greeting, where one
-    /// comes.
+    /// Connects the model to a shim's socket. The receiver gets the shim's `Ready` message, if one is sent.
     pub(super) fn listen(
         self: &Arc<Self>,
         id: &str,
@@ -140,7 +139,8 @@ impl Model {
     ) -> Result<(ShimClient, oneshot::Receiver<Result<i32, String>>), RuntimeError> {
         let (greeter, greeting) = oneshot::channel();
         let mut greeter = Some(greeter);
-        // Weak: the model owns the clients. Without a model the connection just ends, and the shim goes on.
+        // Weak: the model owns the clients. If the model is gone, the connection closes and the shim keeps
+        // running.
         let (on_event, on_gone) = (Arc::downgrade(self), Arc::downgrade(self));
         let (event_id, gone_id) = (id.to_owned(), id.to_owned());
         let client = ShimClient::start(
@@ -179,7 +179,7 @@ impl Model {
         Ok((client, greeting))
     }
 
-    /// The state is there before the event tells of it.
+    /// Updates the state before the event is sent.
     fn changed(
         &self,
         sandbox: &str,
@@ -193,7 +193,7 @@ impl Model {
         self.emit(event(SandboxId(sandbox.to_owned()), ContainerId(id)));
     }
 
-    /// Takes over states that a shim told.
+    /// Stores the states reported by a shim.
     pub(super) fn set_states(&self, sandbox: &str, states: &BTreeMap<String, ContainerState>) {
         if let Some(sandbox) = self.sandboxes().get(sandbox) {
             for (id, state) in states {
@@ -204,10 +204,10 @@ impl Model {
         }
     }
 
-    /// A connection ended. Unless that was wanted, the shim is dead, and its containers with it.
+    /// Handles the end of a connection. Unless it was requested, the shim and its containers are dead.
     fn shim_gone(&self, id: &str) {
         let Some((record, victims, cgroups)) = self.bury(id) else { return };
-        // Processes that the shim's death did not kill die with the cgroups. That may wait for the dying.
+        // Processes that survived the shim are killed by their cgroups. That may block until they exit.
         let all = self.cgroups.clone();
         let release = move || {
             if let Err(error) = sandbox_files::release_by_force(&record, &cgroups, &all) {
@@ -225,8 +225,8 @@ impl Model {
         self.emit(RuntimeEvent::SandboxGone(sandbox));
     }
 
-    /// Marks a sandbox as dead. Returns its record, the containers that died with it and all containers'
-    /// cgroups; `None` when it was not alive.
+    /// Marks a sandbox as dead. Returns its record, the containers that died with it, and the cgroups of all
+    /// containers. `None`: it was not alive.
     fn bury(&self, id: &str) -> Option<(SandboxRecord, Vec<String>, Vec<String>)> {
         let mut sandboxes = self.sandboxes();
         let sandbox = sandboxes.get_mut(id)?;
@@ -236,14 +236,14 @@ impl Model {
         Some((sandbox.record.clone(), victims, cgroups))
     }
 
-    /// Fills the model from disk and connects to every shim that lives.
+    /// Loads the model from disk and connects to every running shim.
     pub(super) async fn adopt(self: &Arc<Self>) -> Result<(), RuntimeError> {
         let path = self.config.sandboxes();
         let entries = std::fs::read_dir(&path).map_err(RuntimeError::io(format!("read {path:?}")))?;
         for entry in entries.flatten() {
             let dir = entry.path();
             let Ok(record) = read_json::<SandboxRecord>(&dir.join("sandbox.json")) else {
-                // Its making was interrupted before anything else of it was made.
+                // Its creation was interrupted before anything but the directory existed.
                 let _ = std::fs::remove_dir_all(&dir);
                 continue;
             };
@@ -271,7 +271,7 @@ impl Model {
                 Ok(Ok((Reply::States(states), _))) => {
                     let mut sandboxes = self.sandboxes();
                     if let Some(sandbox) = sandboxes.get_mut(&id) {
-                        // A container that the shim does not know was never made.
+                        // The shim does not know the container, so its creation was interrupted.
                         sandbox.containers.retain(|id, _| states.contains_key(id));
                         sandbox.client = Some(client);
                     }
@@ -294,7 +294,7 @@ impl Model {
     }
 }
 
-/// Whatever was not ended has ended with the shim.
+/// Marks all running containers as exited with the shim.
 fn mark_dead(sandbox: &mut Sandbox, config: &EmbeddedConfig) -> Vec<String> {
     let mut victims = Vec::new();
     for (id, container) in &sandbox.containers {

@@ -1,10 +1,10 @@
-//! Preflight: everything that this machine lacks for running containers, all at once.
+//! Preflight checks: everything that this machine lacks for running containers.
 
 use std::path::Path;
 
 use super::{EmbeddedConfig, cgroup::Cgroups};
 
-/// Something that is missing, with how to mend it.
+/// A missing requirement; the message says how to provide it.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 #[non_exhaustive]
 pub enum Missing {
@@ -14,24 +14,24 @@ pub enum Missing {
         /// User id of this process.
         uid: u32,
     },
-    /// The kernel has no such namespace.
+    /// The kernel does not support a namespace type.
     #[error("the kernel has no {name} namespaces; use one with CONFIG_NAMESPACES and all of its kinds")]
     Namespace {
-        /// As under `/proc/self/ns`.
+        /// Name of the type's file in `/proc/self/ns`.
         name: &'static str,
     },
-    /// The kernel has no such file system.
+    /// The kernel does not support a file system.
     #[error("the kernel has no {name} file system; load it with `modprobe {name}`")]
     FileSystem {
-        /// As in `/proc/filesystems`.
+        /// File system type as in `/proc/filesystems`.
         name: &'static str,
     },
-    /// No control groups can be seen at all.
+    /// No cgroup file system is mounted.
     #[error(
         "no cgroup file system is mounted at /sys/fs/cgroup; mount one (`ip netns exec` hides them: enter the namespace with `nsenter --net=/run/netns/NAME` instead)"
     )]
     NoCgroups,
-    /// A controller is not there.
+    /// A cgroup controller is missing.
     #[error("cgroup controller {controller} is not available below /sys/fs/cgroup")]
     Controller {
         /// Name of the controller.
@@ -40,10 +40,10 @@ pub enum Missing {
     /// The kernel is too old.
     #[error("the kernel is {have}; at least 5.12 is needed")]
     Kernel {
-        /// The kernel's version.
+        /// Version of the running kernel.
         have: String,
     },
-    /// A directory cannot hold containers' roots.
+    /// The file system of the state directory does not support overlayfs upper directories.
     #[error("{path:?} is on {kind}, where overlayfs cannot write; choose another --data-dir")]
     Directory {
         /// The runtime's state directory.
@@ -53,7 +53,7 @@ pub enum Missing {
     },
 }
 
-/// Looks for everything that the embedded runtime needs. Changes nothing. Empty: good to go.
+/// Checks the requirements of the embedded runtime without changing anything. Empty: all are met.
 pub fn preflight(config: &EmbeddedConfig) -> Vec<Missing> {
     let mut missing = Vec::new();
     let uid = nix::unistd::geteuid();
@@ -92,7 +92,7 @@ pub fn preflight(config: &EmbeddedConfig) -> Vec<Missing> {
     missing
 }
 
-/// True if a cgroup file system is mounted at or below /sys/fs/cgroup, by the text of `/proc/self/mountinfo`.
+/// Returns `true` if `/proc/self/mountinfo` has a cgroup file system at or below /sys/fs/cgroup.
 fn has_cgroups(mountinfo: &str) -> bool {
     mountinfo.lines().any(|line| {
         let at = line.split(' ').nth(4).is_some_and(|at| Path::new(at).starts_with("/sys/fs/cgroup"));
@@ -101,7 +101,7 @@ fn has_cgroups(mountinfo: &str) -> bool {
     })
 }
 
-/// A module that the kernel would load by itself at the first mount.
+/// Returns `true` if the kernel can load the module on demand.
 fn loadable(module: &str) -> bool {
     let Ok(name) = nix::sys::utsname::uname() else { return false };
     let list = Path::new("/lib/modules").join(name.release()).join("modules.dep");

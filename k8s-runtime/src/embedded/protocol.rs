@@ -1,12 +1,12 @@
-//! The protocol between the node process and a shim, and the files that both keep.
+//! The protocol between the node process and a shim, and the files of a sandbox.
 //!
-//! Large things (specifications) never travel: the node process writes them as files in the sandbox's
-//! directory before it names them in a request. Layout of a sandbox's directory:
+//! Messages do not contain specifications: the node process writes them to files in the sandbox's directory
+//! before it sends the request that names them. Layout of a sandbox's directory:
 //!
 //! ```text
 //! sandbox.json            SandboxRecord, written by the node process
 //! hostname, resolv.conf   written by the shim
-//! shim.sock, shim.log     the shim's socket; what it had to complain about
+//! shim.sock, shim.log     the shim's socket and its error log
 //! c/<id>/container.json   ContainerRecord, written by the node process
 //! c/<id>/state.json       ContainerState, written by the shim (by the node process once the shim is dead)
 //! c/<id>/{upper,work,rootfs}  overlayfs
@@ -19,21 +19,21 @@ use serde::{Deserialize, Serialize};
 use crate::api::{ContainerSpec, ContainerState, SandboxSpec};
 pub(crate) use crate::json::{read_json, write_json};
 
-/// A sandbox's file on disk.
+/// Record of a sandbox, `sandbox.json`.
 #[derive(Clone, Debug, Serialize, Deserialize)]
 pub(crate) struct SandboxRecord {
     pub(crate) id: String,
     pub(crate) created_at: SystemTime,
     pub(crate) spec: SandboxSpec,
-    /// The pin of its network namespace; `None` on the host's network.
+    /// File that pins its network namespace. `None` on the host's network.
     pub(crate) netns: Option<PathBuf>,
-    /// Its `/dev/shm`; `None` with the host's IPC namespace.
+    /// Its `/dev/shm`. `None` with the host's IPC namespace.
     pub(crate) shm: Option<PathBuf>,
-    /// Its cgroup, below every controller's root.
+    /// Its cgroup, relative to the root of each hierarchy.
     pub(crate) cgroup: String,
 }
 
-/// A container's file on disk. Everything is resolved; the shim asks nobody.
+/// Record of a container, `container.json`. Everything in it is resolved; the shim needs no lookups.
 #[derive(Clone, Debug, Serialize, Deserialize)]
 pub(crate) struct ContainerRecord {
     pub(crate) id: String,
@@ -42,9 +42,9 @@ pub(crate) struct ContainerRecord {
     pub(crate) args: Vec<String>,
     pub(crate) env: Vec<(String, String)>,
     pub(crate) working_dir: String,
-    /// The image's user (`name[:group]`), for what the specification leaves open.
+    /// User of the image (`name[:group]`), the default for the specification's user.
     pub(crate) image_user: String,
-    /// Directory of unpacked layers, and the names of this image's in it, lowest first.
+    /// Directory of unpacked layers, and the names of the image's layers in it, lowest first.
     pub(crate) layers_dir: PathBuf,
     pub(crate) layers: Vec<String>,
     pub(crate) stop_signal: i32,
@@ -54,7 +54,7 @@ pub(crate) struct ContainerRecord {
 /// A request to a shim.
 #[derive(Debug, Serialize, Deserialize)]
 pub(crate) enum Request {
-    /// All containers' states.
+    /// Replies with the states of all containers.
     List,
     Create {
         id: String,
@@ -62,7 +62,7 @@ pub(crate) enum Request {
     Start {
         id: String,
     },
-    /// `all`: to every process of the container.
+    /// `all`: signal every process of the container, not only the first.
     Signal {
         id: String,
         signal: i32,
@@ -71,7 +71,7 @@ pub(crate) enum Request {
     Remove {
         id: String,
     },
-    /// Answers with the descriptors of [`Reply::Streams`].
+    /// Replies with the descriptors of [`Reply::Streams`].
     Exec {
         id: String,
         exec: u64,
@@ -82,11 +82,11 @@ pub(crate) enum Request {
     KillExec {
         exec: u64,
     },
-    /// Answers with the descriptors of [`Reply::Streams`].
+    /// Replies with the descriptors of [`Reply::Streams`].
     Attach {
         id: String,
     },
-    /// Answers with one descriptor: a socket that may still be connecting.
+    /// Replies with one descriptor: a socket whose connection may still be in progress.
     PortForward {
         port: u16,
         v6: bool,
@@ -94,24 +94,24 @@ pub(crate) enum Request {
     ReopenLog {
         id: String,
     },
-    /// Kill everything, give the namespaces back, end.
+    /// Kills all processes, releases the namespaces, and ends the shim.
     Shutdown,
 }
 
-/// A request with its number, which the reply repeats.
+/// A request with its number; the reply repeats the number.
 #[derive(Debug, Serialize, Deserialize)]
 pub(crate) struct Call {
     pub(crate) seq: u64,
     pub(crate) request: Request,
 }
 
-/// The streams that come with a reply, in this order.
+/// The streams whose descriptors come with a reply, in this order.
 #[derive(Clone, Copy, Debug, Default, Serialize, Deserialize)]
 pub(crate) struct Streams {
     pub(crate) stdin: bool,
     pub(crate) stdout: bool,
     pub(crate) stderr: bool,
-    /// The terminal's master side (for an exec: in place of all others).
+    /// The terminal's master side. For an exec it replaces all other streams.
     pub(crate) terminal: bool,
 }
 
@@ -127,7 +127,7 @@ pub(crate) enum Reply {
 #[derive(Debug, Serialize, Deserialize)]
 pub(crate) enum Failure {
     NotFound,
-    /// The program cannot be run.
+    /// The program cannot be executed.
     Start(String),
     Other(String),
 }
@@ -142,7 +142,7 @@ impl Failure {
 /// A message from the shim.
 #[derive(Debug, Serialize, Deserialize)]
 pub(crate) enum Message {
-    /// First on the connection that started it: the sandbox is there, or why not.
+    /// First message on the shim's first connection: the process id, or the error of the set-up.
     Ready(Result<i32, String>),
     Reply {
         seq: u64,
@@ -162,8 +162,8 @@ pub(crate) enum Message {
     },
 }
 
-/// From the node process to the zygote: fork a shim for this directory. With one descriptor, the shim's first
-/// connection.
+/// Message of the node process to the zygote: fork a shim for this directory. Its descriptor is the shim's
+/// first connection.
 #[derive(Debug, Serialize, Deserialize)]
 pub(crate) struct Spawn {
     pub(crate) dir: PathBuf,

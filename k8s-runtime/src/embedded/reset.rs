@@ -1,14 +1,13 @@
-//! Removing everything that a runtime ever made, whatever has crashed since: processes (by cgroup), mounts,
-//! files.
+//! Removes everything that a runtime has created, also after crashes: processes (by cgroup), mounts, files.
 
 use std::{fs, io, path::Path, path::PathBuf, time::Duration};
 
 use super::{EmbeddedConfig, cgroup::Cgroups, config_file, protocol::read_json, sandbox_files::unmount};
 
-/// The time that killed processes may take to go.
+/// Maximum wait for killed processes to exit.
 const CGROUP_TIMEOUT: Duration = Duration::from_secs(20);
 
-/// Everything that [`reset`] on the same state directory would remove, in words.
+/// Describes what [`reset`] on the same state directory would remove.
 pub fn leftovers(root: &Path) -> io::Result<Vec<String>> {
     let Some(config) = configured(root)? else { return Ok(Vec::new()) };
     let cgroups = Cgroups::detect()?;
@@ -30,12 +29,12 @@ pub fn leftovers(root: &Path) -> io::Result<Vec<String>> {
     Ok(found)
 }
 
-/// Removes everything that the runtime with this state directory made: kills all of its processes, unmounts,
-/// and deletes cgroups and files (images are not its own). No runtime may be running on the directory. Doing
-/// it twice is fine.
+/// Removes everything that the runtime with this state directory has created: kills its processes, unmounts,
+/// and deletes cgroups and files (not the images). No runtime may be running on the directory. It is
+/// idempotent.
 ///
 /// # Errors
-/// What could not be removed; everything else is.
+/// Lists what could not be removed; everything else is removed.
 pub fn reset(root: &Path) -> io::Result<()> {
     let Some(config) = configured(root)? else { return Ok(()) };
     let cgroups = Cgroups::detect()?;
@@ -53,7 +52,7 @@ pub fn reset(root: &Path) -> io::Result<()> {
     for directory in [config.run.join("netns"), config.run.join("shm"), config.sandboxes()] {
         note(fs::remove_dir_all(directory));
     }
-    // Not ours alone, perhaps.
+    // The directory may contain files of others.
     let _ = fs::remove_dir(&config.run);
     last?;
     // Last, so that an interrupted reset can be repeated.
@@ -74,7 +73,7 @@ fn configured(root: &Path) -> io::Result<Option<EmbeddedConfig>> {
     }
 }
 
-/// Mount points at or below the directories, innermost first.
+/// Returns the mount points at or below the directories, innermost first.
 fn mounts_below(directories: &[&PathBuf]) -> io::Result<Vec<PathBuf>> {
     let text = fs::read_to_string("/proc/self/mountinfo")?;
     let mut found: Vec<PathBuf> = text
@@ -88,7 +87,7 @@ fn mounts_below(directories: &[&PathBuf]) -> io::Result<Vec<PathBuf>> {
     Ok(found)
 }
 
-/// `\040` and the like in mountinfo.
+/// Decodes the octal escapes of mountinfo (`\040`).
 fn unescape(text: &str) -> String {
     let mut out = Vec::new();
     let mut rest = text.as_bytes();

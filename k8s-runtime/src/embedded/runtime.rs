@@ -1,4 +1,4 @@
-//! [`Runtime`] for [`Embedded`].
+//! Implements [`Runtime`] for [`Embedded`].
 
 use std::{
     collections::BTreeMap,
@@ -28,7 +28,7 @@ use crate::{
     images::ResolvedImage,
 };
 
-/// The time that a container may take to die of SIGKILL (a process in an uninterruptible wait does not).
+/// Maximum wait for a container to exit after SIGKILL. (A process in uninterruptible sleep does not exit.)
 const DYING: Duration = Duration::from_secs(30);
 
 fn new_id() -> String {
@@ -50,7 +50,7 @@ impl Embedded {
         }
     }
 
-    /// Has the zygote (started anew where it died) fork a shim.
+    /// Makes the zygote fork a shim; restarts the zygote if it has ended.
     fn fork_shim(&self, dir: &Path) -> Result<UnixStream, RuntimeError> {
         let mut slot = self.zygote.lock().unwrap_or_else(PoisonError::into_inner);
         for attempt in 0..2 {
@@ -96,7 +96,7 @@ impl Embedded {
         sandbox.client.clone().ok_or_else(|| RuntimeError::Other(format!("sandbox {id} is not ready")))
     }
 
-    /// The shim of a container; `None` when that is gone.
+    /// Returns the client of a container's shim. `None`: the container or its shim is gone.
     fn container_client(&self, id: &ContainerId) -> Result<Option<ShimClient>, RuntimeError> {
         self.model.with_container(id, |sandbox, _| sandbox.client.clone())
     }
@@ -124,7 +124,7 @@ impl Embedded {
     }
 }
 
-/// The exit code, once there is one.
+/// Waits for the exit code.
 async fn ended(mut state: watch::Receiver<ContainerState>) -> Option<i32> {
     loop {
         if let ContainerState::Exited { code, .. } = &*state.borrow_and_update() {
@@ -174,7 +174,7 @@ fn container_record(
     })
 }
 
-/// `SIGTERM`, `TERM`, `15`, `SIGRTMIN+3`.
+/// Parses a signal: `SIGTERM`, `TERM`, `15`, `SIGRTMIN+3`.
 fn parse_signal(text: &str) -> Option<i32> {
     if let Ok(number) = text.parse::<i32>() {
         return (1..=64).contains(&number).then_some(number);
@@ -221,7 +221,7 @@ impl Runtime for Embedded {
                 }
                 Ok(())
             }
-            // It died under us: what its connection's end sets off cleans up.
+            // The shim has died in between: the end of its connection triggers the clean-up.
             Err(_) if self.client(id).is_err() => Ok(()),
             Err(error) => Err(error),
         }
@@ -235,7 +235,7 @@ impl Runtime for Embedded {
             return Ok(());
         };
         let (all, dir) = (self.cgroups.clone(), self.config.sandbox(&id.0));
-        // After a dead shim, and against a race with it, everything is looked at once more.
+        // Check all resources again: the shim may have died, or the clean-up may run at the same time.
         blocking(move || {
             sandbox_files::release_by_force(&record, &cgroups, &all)?;
             match std::fs::remove_dir_all(&dir) {
@@ -287,7 +287,7 @@ impl Runtime for Embedded {
         let sandbox = self.model.with_container(id, |s, _| SandboxId(s.record.id.clone()))?;
         let result = self.call(id, Request::Start { id: id.0.clone() }).await;
         match result {
-            // The event that came before this reply has changed the model.
+            // The shim's event precedes this reply and has updated the model.
             Ok(_) => Ok(()),
             Err(error) => {
                 if let Ok(client) = self.client(&sandbox)
@@ -385,7 +385,7 @@ impl Runtime for Embedded {
             stdin: request.stdin,
             tty: request.tty,
         };
-        // From here on the command is killed unless its end was seen.
+        // From here on, dropping the guard kills the command unless its exit was received.
         let mut guard = ExecGuard { client: Some(client.clone()), exec, model: Arc::clone(&self.model) };
         let (reply, fds) = client.call("container", &id.0, call).await?;
         let Reply::Streams(given) = reply else {
@@ -425,7 +425,7 @@ impl Runtime for Embedded {
         for v6 in [false, true] {
             let (_, fds) = match client.call("sandbox", &id.0, Request::PortForward { port, v6 }).await {
                 Ok(answer) => answer,
-                // No IPv6 at all: the first answer counts.
+                // No IPv6: the IPv4 result counts.
                 Err(_) if v6 => break,
                 Err(error) => return Err(error),
             };
@@ -469,7 +469,7 @@ impl Runtime for Embedded {
     }
 }
 
-/// Kills an exec'd command that nobody waits for any more.
+/// Kills an exec command whose caller has gone.
 struct ExecGuard {
     client: Option<ShimClient>,
     exec: u64,

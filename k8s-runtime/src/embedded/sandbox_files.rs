@@ -1,8 +1,7 @@
-//! The traces of a sandbox outside of its processes, and their removal: the pinned network namespace, the
-//! shared-memory mount, cgroups, files. Used by the shim in an orderly end and by the node process when the
-//! shim is dead.
+//! Resources of a sandbox other than its processes, and their release: the pinned network namespace, the
+//! shared memory mount, cgroups, files. The shim uses it on a shutdown, the node process if the shim is dead.
 //!
-//! Guarantee: every function is idempotent, and succeeds only when the thing is gone.
+//! Guarantee: every function is idempotent, and returns `Ok` only after the resource is gone.
 
 use std::{fs, io, path::Path, time::Duration};
 
@@ -22,7 +21,7 @@ fn absent_is_fine(result: io::Result<()>) -> io::Result<()> {
     }
 }
 
-/// Unmounts everything that is mounted on `path`.
+/// Unmounts all mounts on `path`.
 pub(crate) fn unmount(path: &Path) -> io::Result<()> {
     loop {
         match umount2(path, MntFlags::MNT_DETACH | MntFlags::UMOUNT_NOFOLLOW) {
@@ -33,7 +32,7 @@ pub(crate) fn unmount(path: &Path) -> io::Result<()> {
     }
 }
 
-/// Gives back what is in the host's namespaces; the sandbox's processes are dead.
+/// Releases what the sandbox holds in the host's namespaces. Its processes must be dead.
 pub(crate) fn release(sandbox: &SandboxRecord, cgroups: &Cgroups) -> io::Result<()> {
     if let Some(pin) = &sandbox.netns {
         unmount(pin)?;
@@ -43,12 +42,12 @@ pub(crate) fn release(sandbox: &SandboxRecord, cgroups: &Cgroups) -> io::Result<
         unmount(shm)?;
         absent_is_fine(fs::remove_dir(shm)).map_err(named("remove", shm))?;
     }
-    // Another attempt of the same pod may be in it.
+    // Another sandbox of the same pod may use the group.
     cgroups.remove_if_empty(&sandbox.cgroup);
     Ok(())
 }
 
-/// As [`release`], with everything that a dead shim may have left running.
+/// Kills what a dead shim may have left running, then does the same as [`release`].
 pub(crate) fn release_by_force(
     sandbox: &SandboxRecord,
     containers: &[String],
@@ -60,7 +59,7 @@ pub(crate) fn release_by_force(
     release(sandbox, cgroups)
 }
 
-/// Removes a container's files (its log is elsewhere and stays).
+/// Removes a container's files. Its log is elsewhere and stays.
 pub(crate) fn remove_container(dir: &Path, id: &str) -> io::Result<()> {
     let own = dir.join("c").join(id);
     absent_is_fine(fs::remove_dir_all(&own)).map_err(named("remove", &own))

@@ -1,15 +1,15 @@
-//! The shim: one small single-threaded process per pod.
+//! The shim: a small single-threaded process per pod.
 //!
 //! It holds the pod's namespaces and its containers' streams, writes their logs, collects their exit codes,
-//! and serves requests on a unix socket in the sandbox's directory. It is the zygote's child but in a session
-//! of its own, so it outlives the zygote and the node process; whoever comes back connects to the socket and
-//! lists.
+//! and serves requests on a unix socket in the sandbox's directory. It is a child of the zygote in a session
+//! of its own, so it outlives the zygote and the node process. A restarted node process connects to the
+//! socket and lists the containers.
 //!
-//! Flow: [`run`] sets the sandbox up, says so on the connection it was born with, then polls: signals
-//! (children that ended), output of containers, connections, attached clients.
-//! Guarantees: an exit is on disk before it is told; the containers die with the shim (parent-death signal).
-//! Not here: decisions (restarts, grace periods) and anything asynchronous; the only waiting is for poll, and
-//! for a child that is being set up.
+//! Flow: [`run`] sets the sandbox up, reports on its first connection, and then polls: signals (exited
+//! children), output of containers, connections, attached clients.
+//! Guarantees: an exit is on disk before it is reported; the containers die with the shim (parent-death
+//! signal).
+//! Not here: policy (restarts, grace periods), and blocking calls other than poll and the set-up of a child.
 
 mod container;
 mod identity;
@@ -48,44 +48,44 @@ use super::{
     protocol::{Message, SandboxRecord, read_json},
 };
 
-/// A command that was exec'd.
+/// A running exec command.
 #[derive(Debug)]
 struct Exec {
     pid: Pid,
-    /// The connection that asked for it. The command dies with it.
+    /// The connection that requested it. The command is killed when it closes.
     connection: u64,
 }
 
-/// Everything a shim knows.
+/// State of a shim.
 #[derive(Debug)]
 struct Shim {
     dir: PathBuf,
     sandbox: SandboxRecord,
     cgroups: Cgroups,
-    /// The device rules of the pod's group.
+    /// Device rules of the pod's group.
     pod_rules: PodRules,
     containers: BTreeMap<String, Container>,
     execs: BTreeMap<u64, Exec>,
     connections: BTreeMap<u64, Connection>,
     next_connection: u64,
-    /// The process namespace that the containers share, and its first process.
+    /// The PID namespace shared by the containers, and its first process.
     shared_pids: Option<(Pid, OwnedFd)>,
-    /// Asked to shut down.
+    /// A shutdown was requested.
     done: bool,
 }
 
-/// The owner of a descriptor in the poll set.
+/// Identifies a descriptor in the poll set.
 #[derive(Clone, Debug)]
 enum Token {
     Signals,
     Listener,
     Connection(u64),
     Output(String, StreamName),
-    /// One attached client's copy of an output.
+    /// An attached client's output.
     Client(String, usize),
 }
 
-/// A shim's whole life, in the child that the zygote forked. `first` is the connection it was born with.
+/// Runs a shim in the child that the zygote forked, until the shutdown. `first` is its first connection.
 pub(super) fn run(dir: &Path, first: OwnedFd) -> i32 {
     let (mut shim, signals, listener) = match prepare(dir) {
         Ok(parts) => parts,
@@ -141,7 +141,7 @@ fn prepare(dir: &Path) -> Result<(Shim, SignalFd, UnixListener), String> {
     Ok((shim, signals, listener))
 }
 
-/// Binds through `/proc/self/fd`, since a socket's path may be no longer than 108 bytes.
+/// Binds through `/proc/self/fd`: the path of a socket is limited to 108 bytes.
 fn bind(dir: &Path) -> io::Result<UnixListener> {
     use std::os::fd::AsRawFd;
     let handle = fs::File::open(dir)?;
@@ -160,7 +160,7 @@ fn ignore_signals() {
         // SAFETY: no code of ours runs in the handler.
         let _ = unsafe { sigaction(signal, &ignore) };
     }
-    // The zygote ignores its children.
+    // The zygote ignores SIGCHLD.
     // SAFETY: as above.
     let _ = unsafe { sigaction(Signal::SIGCHLD, &default) };
 }
@@ -231,19 +231,19 @@ impl Shim {
         Ok(tokens.into_iter().zip(events).filter(|(_, events)| !events.is_empty()).collect())
     }
 
-    /// Buries what has died.
+    /// Reaps the exited children.
     fn reap(&mut self) {
         while self.bury_one(WaitPidFlag::WNOHANG).is_some() {}
     }
 
-    /// Waits until `pid` is dead, burying every other child that dies meanwhile: the first process of a
-    /// process namespace does not end before commands that were exec'd into it are buried, and their parent
-    /// is this process.
+    /// Waits until `pid` has exited, and reaps every other child in between. The first process of a PID
+    /// namespace does not exit before the exec commands in the namespace are reaped, and the shim is their
+    /// parent.
     fn wait_for(&mut self, pid: Pid) {
         while self.bury_one(WaitPidFlag::empty()).is_some_and(|buried| buried != pid) {}
     }
 
-    /// Buries one child; `None` when there is none (or, with `WNOHANG`, none dead).
+    /// Reaps one child. `None`: there is none (with `WNOHANG`: none has exited).
     fn bury_one(&mut self, flags: WaitPidFlag) -> Option<Pid> {
         let (pid, code) = loop {
             match waitpid(None, Some(flags)) {

@@ -1,4 +1,4 @@
-//! Descriptors that came from a shim, as asynchronous streams.
+//! Asynchronous streams over descriptors received from a shim.
 
 use std::{
     io,
@@ -18,7 +18,7 @@ use super::protocol::Streams;
 use crate::api::{Attached, RuntimeError, TerminalSize};
 use crate::sys;
 
-/// A terminal's master side.
+/// Master side of a terminal.
 #[derive(Debug)]
 struct Terminal(AsyncFd<OwnedFd>);
 
@@ -26,7 +26,7 @@ impl Terminal {
     #[allow(unsafe_code)]
     fn new(fd: OwnedFd, interest: Interest) -> io::Result<Terminal> {
         fcntl(&fd, FcntlArg::F_SETFL(OFlag::O_NONBLOCK))?;
-        // SAFETY: an OwnedFd always gives the same descriptor, which is open for as long as it lives.
+        // SAFETY: an `OwnedFd` always returns the same descriptor, which is open during its lifetime.
         unsafe { AsyncFd::register_with_interest(fd, interest) }.map(Terminal).map_err(Into::into)
     }
 }
@@ -41,7 +41,7 @@ impl AsyncRead for Terminal {
                     buf.advance(length);
                     return Poll::Ready(Ok(()));
                 }
-                // Nobody has the other side open any more.
+                // No process has the other side open any more.
                 Ok(Err(e)) if e.raw_os_error() == Some(libc::EIO) => return Poll::Ready(Ok(())),
                 Ok(Err(e)) if e.kind() == io::ErrorKind::Interrupted => {}
                 Ok(Err(e)) => return Poll::Ready(Err(e)),
@@ -74,7 +74,7 @@ impl AsyncWrite for Terminal {
 
 type Exit = futures::future::BoxFuture<'static, Result<i32, RuntimeError>>;
 
-/// Puts together what a shim handed out, in the protocol's order.
+/// Builds [`Attached`] from the descriptors of a reply, in the order of the protocol.
 pub(super) fn attached(streams: Streams, fds: Vec<OwnedFd>, stdin: bool, exit: Exit) -> io::Result<Attached> {
     let mut fds = fds.into_iter();
     let mut next = |wanted: bool| -> io::Result<Option<OwnedFd>> {

@@ -1,9 +1,8 @@
 //! Frames with file descriptors over a unix stream socket.
 //!
-//! A frame is its length and its number of descriptors (two little-endian `u32`), then JSON. Descriptors
-//! travel as `SCM_RIGHTS` with the frame's first byte, so they are always there by the time the frame is
-//! whole; the receiver hands them out in order. Used by both ends; knows nothing of the messages and never
-//! blocks.
+//! A frame is its length and its number of descriptors (two little-endian `u32`), then JSON. The descriptors
+//! are sent as `SCM_RIGHTS` with the first byte, so they have arrived when the frame is complete. The
+//! receiver returns them in order. Both ends use this module; it never blocks.
 
 use std::{
     collections::VecDeque,
@@ -14,12 +13,12 @@ use std::{
 use nix::sys::socket::{ControlMessage, ControlMessageOwned, MsgFlags, recvmsg, sendmsg};
 use serde::{Serialize, de::DeserializeOwned};
 
-/// Longest frame that is believed; longer means the peer is not ours.
+/// Maximum length of a frame, bytes. A longer one is a protocol error.
 const MAX_FRAME: usize = 16 << 20;
 const HEADER: usize = 8;
 const MAX_FDS: usize = 16;
 
-/// Received bytes and descriptors that are not yet whole frames.
+/// Received bytes and descriptors of incomplete frames.
 #[derive(Debug, Default)]
 pub(crate) struct Inbox {
     bytes: Vec<u8>,
@@ -27,7 +26,8 @@ pub(crate) struct Inbox {
 }
 
 impl Inbox {
-    /// Receives once; `false` when the peer is gone. `WouldBlock` when there is nothing.
+    /// Receives once. Returns `false` if the peer has disconnected, and `WouldBlock` if there is nothing to
+    /// receive.
     pub(crate) fn fill(&mut self, socket: BorrowedFd<'_>) -> io::Result<bool> {
         let mut chunk = [0u8; 8192];
         let mut space = nix::cmsg_space!([RawFd; MAX_FDS]);
@@ -44,7 +44,7 @@ impl Inbox {
         Ok(length > 0)
     }
 
-    /// The next whole frame.
+    /// Returns the next complete frame.
     pub(crate) fn next<T: DeserializeOwned>(&mut self) -> io::Result<Option<(T, Vec<OwnedFd>)>> {
         let Some((header, rest)) = self.bytes.split_first_chunk::<HEADER>() else { return Ok(None) };
         let [a, b, c, d, e, f, g, h] = *header;
@@ -64,10 +64,10 @@ impl Inbox {
     }
 }
 
-/// Takes ownership of a descriptor that the kernel just made for us.
+/// Takes ownership of a received descriptor.
 #[allow(unsafe_code)]
 fn adopt(fd: RawFd) -> OwnedFd {
-    // SAFETY: descriptors out of SCM_RIGHTS are fresh and belong to the receiver alone.
+    // SAFETY: a descriptor from SCM_RIGHTS is new and belongs to the receiver alone.
     unsafe { OwnedFd::from_raw_fd(fd) }
 }
 
@@ -78,14 +78,14 @@ struct Frame {
     fds: Vec<OwnedFd>,
 }
 
-/// Frames that are not yet (wholly) sent.
+/// Frames that are not completely sent yet.
 #[derive(Debug, Default)]
 pub(crate) struct Outbox {
     frames: VecDeque<Frame>,
 }
 
 impl Outbox {
-    /// Queues a message with the descriptors that travel with it.
+    /// Queues a message with its descriptors.
     pub(crate) fn push<T: Serialize>(&mut self, message: &T, fds: Vec<OwnedFd>) -> io::Result<()> {
         let mut bytes = vec![0; HEADER];
         serde_json::to_writer(&mut bytes, message)?;
@@ -99,12 +99,12 @@ impl Outbox {
         Ok(())
     }
 
-    /// True if everything was sent.
+    /// Returns `true` if everything is sent.
     pub(crate) fn is_empty(&self) -> bool {
         self.frames.is_empty()
     }
 
-    /// Sends what the socket takes; `WouldBlock` when some is left.
+    /// Sends as much as the socket accepts. Returns `WouldBlock` if something remains.
     pub(crate) fn flush(&mut self, socket: BorrowedFd<'_>) -> io::Result<()> {
         while let Some(frame) = self.frames.front_mut() {
             let raw: Vec<RawFd> = frame.fds.iter().map(|fd| fd.as_fd().as_raw_fd()).collect();

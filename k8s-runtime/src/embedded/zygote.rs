@@ -1,9 +1,9 @@
-//! The zygote: this program run once more, single-threaded, to fork shims from.
+//! The zygote: a single-threaded instance of this program that forks the shims.
 //!
-//! Forking a process with threads leaves the child with locks that nobody will unlock; a fresh process that
-//! has never had a second thread can be forked safely, and its children share its memory. The node process
-//! starts it with a socket as standard input and sends one [`Spawn`] per pod; it ends when the socket does.
-//! Shims do not end with it.
+//! A fork of a process with threads may inherit locks that are never released. A process that has never had a
+//! second thread can be forked safely, and its children share its memory. The node process starts the zygote
+//! with a socket as standard input and sends one [`Spawn`] per pod. The zygote ends when the socket closes;
+//! the shims do not.
 
 use std::{
     fs::{self, OpenOptions},
@@ -33,11 +33,11 @@ use super::{
 };
 use crate::sys;
 
-/// First argument that makes this program a zygote. The second is the cgroup that shims are in.
+/// First argument of the zygote's command line. The second is the cgroup of the shims.
 const MARKER: &str = "--k8s-runtime-zygote";
 
-/// Call this first in `main`, before anything starts a thread. Returns at once, unless this process was
-/// started by the embedded runtime as its zygote: then it does that work and never returns.
+/// Call this first in `main`, before any thread is started. It returns at once, unless the embedded runtime
+/// has started this process as its zygote: then it runs the zygote and never returns.
 pub fn run_if_zygote() {
     let mut args = std::env::args_os().skip(1);
     if args.next().is_some_and(|a| a == MARKER) {
@@ -45,7 +45,7 @@ pub fn run_if_zygote() {
         let code = match serve(&cgroup) {
             Ok(()) => 0,
             Err(error) => {
-                // Unlike `eprintln`, this does not mind a closed standard error.
+                // Unlike `eprintln`, this does not panic if standard error is closed.
                 let _ = writeln!(io::stderr(), "zygote: {error}");
                 1
             }
@@ -55,14 +55,13 @@ pub fn run_if_zygote() {
 }
 
 fn serve(cgroup: &str) -> io::Result<()> {
-    // A program that is run by its descriptor has the descriptor's number for a name.
+    // A program executed by its descriptor has the descriptor's number as its name.
     let _ = sys::prctl(libc::PR_SET_NAME, c"hyperkube-shim".as_ptr() as u64, 0);
     crate::descriptors::restore();
-    // Out of the terminal's process group: Ctrl-C is for the node process.
+    // Leave the terminal's process group: Ctrl-C is for the node process.
     let _ = nix::unistd::setsid();
     std::env::set_current_dir("/")?;
-    // Descriptors that the node process inherited itself (a pipe of its parent, say) are none of the pods'
-    // business.
+    // Pods must not inherit descriptors that the node process itself has inherited.
     sys::close_from(3);
     let socket = sys::take_stdin()?;
     let null = OpenOptions::new().read(true).write(true).open("/dev/null")?;
@@ -95,26 +94,26 @@ fn serve(cgroup: &str) -> io::Result<()> {
     }
 }
 
-/// The kernel buries ended shims.
+/// Lets the kernel reap exited shims.
 #[allow(unsafe_code)]
 fn ignore_children() {
-    // SAFETY: no code of ours runs in the handler.
+    // SAFETY: sets a disposition without a handler.
     let _ = unsafe { signal(Signal::SIGCHLD, SigHandler::SigIgn) };
 }
 
 fn fork_shim(dir: &Path, first: OwnedFd, socket: &OwnedFd) {
     if let Ok(None) = sys::clone3(0, None) {
-        // The zygote's own end: a shim that kept it would keep the node process from seeing the zygote die.
+        // Close the zygote's own end: a shim that kept it would hide the zygote's end from the node process.
         sys::close_raw(socket);
         sys::exit_now(shim::run(dir, first));
     }
-    // On failure the connection closes, which the node process sees.
+    // On failure the connection closes, which the node process detects.
 }
 
-/// This program in memory, sealed. A container whose entrypoint is `/proc/self/exe` runs, reads and holds the
-/// copy, never the program on disk, and nobody can write to it.
+/// Returns a sealed copy of this program in memory. A container whose entrypoint is `/proc/self/exe` gets the
+/// copy, which is read-only, and never the program on disk.
 fn sealed_copy() -> io::Result<fs::File> {
-    // Kernels from 6.3 on want to be told that it will be run; those before do not know the flag.
+    // Kernels from 6.3 on need the flag for an executable; older ones reject it.
     const MFD_EXEC: u32 = 0x10;
     let flags = MFdFlags::MFD_CLOEXEC | MFdFlags::MFD_ALLOW_SEALING;
     let made = memfd_create(c"hyperkube-shim", flags | MFdFlags::from_bits_retain(MFD_EXEC));
@@ -130,8 +129,7 @@ fn sealed_copy() -> io::Result<fs::File> {
     Ok(copy)
 }
 
-/// Adds seals. On a busy machine the kernel may still hold pages that were just written, and answers `EBUSY`
-/// until it lets go of them.
+/// Adds seals. The kernel returns `EBUSY` while it still references recently written pages.
 fn seal(file: &fs::File, seals: SealFlag) -> io::Result<()> {
     const ATTEMPTS: u32 = 100;
     for _ in 1..ATTEMPTS {
@@ -143,7 +141,7 @@ fn seal(file: &fs::File, seals: SealFlag) -> io::Result<()> {
     Ok(fcntl(file, FcntlArg::F_ADD_SEALS(seals)).map(drop)?)
 }
 
-/// The node process's handle.
+/// The node process's handle of the zygote.
 #[derive(Debug)]
 pub(super) struct Zygote {
     child: Child,
@@ -151,7 +149,7 @@ pub(super) struct Zygote {
 }
 
 impl Zygote {
-    /// Starts this program again as a zygote.
+    /// Starts this program as a zygote.
     pub(super) fn start(cgroup: &str) -> io::Result<Zygote> {
         let (ours, theirs) = UnixStream::pair()?;
         let program =
@@ -168,7 +166,7 @@ impl Zygote {
         Ok(Zygote { child, socket: Some(ours) })
     }
 
-    /// Asks for a shim; `first` becomes its first connection.
+    /// Requests a shim; `first` becomes its first connection.
     pub(super) fn spawn(&self, dir: &Path, first: OwnedFd) -> io::Result<()> {
         let socket = self.socket.as_ref().ok_or_else(|| io::Error::from(io::ErrorKind::NotConnected))?;
         let mut outbox = Outbox::default();
@@ -184,7 +182,7 @@ impl Zygote {
 
 impl Drop for Zygote {
     fn drop(&mut self) {
-        // Its input ends, so it does, at once.
+        // Closing its input makes the zygote exit.
         self.socket = None;
         let _ = self.child.wait();
     }

@@ -1,7 +1,7 @@
-//! Importing archives: OCI layouts and `docker save`.
+//! Imports archives: OCI layouts and the format of `docker save`.
 //!
-//! An archive's members come in any order, so they are first written to a scratch directory (under names of
-//! our own; blobs checked against the digests they are named for), then put together.
+//! The members of an archive may have any order. They are written to a scratch directory (under generated
+//! names; blobs are verified against their digests), and the image is then assembled from it.
 
 use std::{
     collections::{BTreeMap, HashMap},
@@ -23,7 +23,7 @@ use crate::{
     inroot,
 };
 
-/// Largest JSON document that is believed.
+/// Maximum size of a JSON document, bytes.
 const MAX_DOCUMENT: u64 = 8 << 20;
 
 struct Members {
@@ -36,7 +36,7 @@ fn invalid(text: impl std::fmt::Display) -> RuntimeError {
     RuntimeError::Invalid(format!("image archive: {text}"))
 }
 
-/// The first line of a message, with what no terminal should be sent left out.
+/// Returns the first line of a message without control characters.
 fn printable(message: &str) -> String {
     let clean = message.chars().take_while(|c| *c != '\0' && *c != '\n');
     let text: String = clean.filter(|c| c.is_ascii_graphic() || *c == ' ').take(160).collect();
@@ -61,7 +61,7 @@ impl Members {
     fn read(scratch: Scratch, source: impl Read) -> Result<Members, RuntimeError> {
         let failed = |e: io::Error| match e.kind() {
             io::ErrorKind::StorageFull => RuntimeError::io("read image archive")(e),
-            // A file that is no archive at all makes messages with the bytes that were found.
+            // For a file that is not an archive, the message contains bytes of the file.
             _ => invalid(printable(&e.to_string())),
         };
         let mut members = Members { scratch, files: BTreeMap::new(), links: HashMap::new() };
@@ -137,7 +137,7 @@ fn check_blob(name: &Path, digest: &str) -> Result<(), RuntimeError> {
     Err(invalid(format_args!("blob {hex:?} has digest {digest}")))
 }
 
-/// The manifest for this machine of an index; nested indexes are looked into by the caller.
+/// Returns the manifest for this machine's platform. The caller resolves nested indexes.
 pub(super) fn choose(index: &ImageIndex) -> Option<&Descriptor> {
     let wanted = if cfg!(target_arch = "aarch64") { Arch::ARM64 } else { Arch::Amd64 };
     let fits = |d: &&Descriptor| {
@@ -190,7 +190,7 @@ fn import_layout(store: &ImageStore, members: &Members) -> Result<Vec<ImageInfo>
 fn names(descriptor: &Descriptor) -> Result<Vec<Reference>, RuntimeError> {
     let annotations = descriptor.annotations().clone().unwrap_or_default();
     let full = annotations.get("io.containerd.image.name").or_else(|| {
-        // A bare tag names nothing by itself.
+        // A tag without a repository is no image reference.
         annotations.get("org.opencontainers.image.ref.name").filter(|n| n.contains(['/', ':']))
     });
     full.map(|name| Reference::parse(name)).transpose().map(|name| name.into_iter().collect())
@@ -216,7 +216,7 @@ fn import_docker(store: &ImageStore, members: &Members) -> Result<Vec<ImageInfo>
             .map(|name| Reference::parse(name))
             .collect::<Result<Vec<_>, _>>()?;
         let config = members.document(&image.config)?;
-        // This form has no manifest; the list of files stands for one.
+        // `docker save` has no OCI manifest; the list of layer files replaces it.
         let manifest = serde_json::to_vec(&image.layers).map_err(invalid)?;
         let mut layer = |index: usize| {
             members.open(image.layers.get(index).ok_or_else(|| invalid("fewer layers than diff ids"))?)

@@ -38,8 +38,8 @@ struct Item {
     mode: u32,
 }
 
-/// Collects files and settings; the last steps write an archive or add to a store. The same input gives the
-/// same digests.
+/// Builds an image; the final methods write an archive or add it to a store. The same input gives the same
+/// digests.
 #[derive(Clone, Debug, Default)]
 pub struct ImageBuilder {
     items: BTreeMap<PathBuf, Item>,
@@ -50,7 +50,7 @@ pub struct ImageBuilder {
 }
 
 impl ImageBuilder {
-    /// An image of nothing.
+    /// Starts with an empty image.
     pub fn new() -> ImageBuilder {
         ImageBuilder::default()
     }
@@ -60,12 +60,12 @@ impl ImageBuilder {
         self
     }
 
-    /// A file of the host's, with these permission bits.
+    /// Adds a file of the host with these permission bits.
     pub fn file(self, host: impl Into<PathBuf>, in_image: impl AsRef<Path>, mode: u32) -> ImageBuilder {
         self.put(in_image.as_ref(), Content::Host(host.into()), mode)
     }
 
-    /// A file with this content.
+    /// Adds a file with this content.
     pub fn content(self, bytes: impl Into<Vec<u8>>, in_image: impl AsRef<Path>, mode: u32) -> ImageBuilder {
         self.put(in_image.as_ref(), Content::Bytes(bytes.into()), mode)
     }
@@ -75,12 +75,12 @@ impl ImageBuilder {
         self.put(in_image.as_ref(), Content::Link(target.into()), 0o777)
     }
 
-    /// An empty directory with these permission bits (`0o1777` for `/tmp`).
+    /// Adds an empty directory with these permission bits (`0o1777` for `/tmp`).
     pub fn directory(self, in_image: impl AsRef<Path>, mode: u32) -> ImageBuilder {
         self.put(in_image.as_ref(), Content::Directory, mode)
     }
 
-    /// A program of the host's with its interpreter and all the shared libraries that it is linked with.
+    /// Adds a program of the host with its dynamic linker and all its shared libraries.
     pub fn binary_with_libs(mut self, host: impl Into<PathBuf>, in_image: impl AsRef<Path>) -> ImageBuilder {
         let host = host.into();
         self.programs.push(host.clone());
@@ -98,19 +98,19 @@ impl ImageBuilder {
         self
     }
 
-    /// Program and first arguments.
+    /// Sets the entrypoint: program and first arguments.
     pub fn entrypoint<S: Into<String>>(self, args: impl IntoIterator<Item = S>) -> ImageBuilder {
         let args: Vec<String> = args.into_iter().map(Into::into).collect();
         self.set("Entrypoint", json!(args))
     }
 
-    /// Arguments that a container may replace.
+    /// Sets the default arguments, which a container may replace.
     pub fn cmd<S: Into<String>>(self, args: impl IntoIterator<Item = S>) -> ImageBuilder {
         let args: Vec<String> = args.into_iter().map(Into::into).collect();
         self.set("Cmd", json!(args))
     }
 
-    /// `user[:group]`, names or numbers.
+    /// Sets the user as `user[:group]`, by names or numbers.
     pub fn user(self, user: &str) -> ImageBuilder {
         self.set("User", json!(user))
     }
@@ -120,7 +120,7 @@ impl ImageBuilder {
         self.set("WorkingDir", json!(path))
     }
 
-    /// The signal that stops a container politely.
+    /// Sets the signal that stops a container.
     pub fn stop_signal(self, signal: &str) -> ImageBuilder {
         self.set("StopSignal", json!(signal))
     }
@@ -156,7 +156,7 @@ impl ImageBuilder {
         store.add(&[name], &built.manifest, &built.config, &mut layer)
     }
 
-    /// Writes the one layer, uncompressed, and makes the documents about it.
+    /// Writes the layer uncompressed, and builds manifest and configuration.
     fn build(&self, layer: &Path) -> io::Result<Built> {
         let mut items = self.items.clone();
         for program in &self.programs {
@@ -229,7 +229,7 @@ impl<W: Write> Write for Counting<W> {
 
 fn write_layer(items: &BTreeMap<PathBuf, Item>, target: impl Write) -> io::Result<()> {
     let mut archive = tar::Builder::new(target);
-    // Parents come before their children, each once.
+    // Parents before their children, without duplicates.
     let mut made = BTreeSet::new();
     for (path, item) in items {
         let parents: Vec<&Path> = path.ancestors().skip(1).filter(|p| !p.as_os_str().is_empty()).collect();
@@ -257,7 +257,7 @@ fn append(archive: &mut tar::Builder<impl Write>, path: &Path, item: &Item) -> i
                 fs::File::open(host).map_err(|e| io::Error::new(e.kind(), format!("open {host:?}: {e}")))?;
             let length = file.metadata().map_err(named)?.len();
             header.set_size(length);
-            // Should it grow while it is read, the archive stays whole.
+            // If the file grows during the read, the archive stays valid.
             archive.append_data(&mut header, path, file.take(length)).map_err(named)
         }
         Content::Bytes(bytes) => {
@@ -305,7 +305,7 @@ fn write_layout(target: impl Write, built: &Built, layer: &Path, name: &Referenc
     archive.into_inner()?.flush()
 }
 
-/// A path as it stands in an archive: relative, without `.` and `..`.
+/// Path of an archive member: relative, without `.` and `..`.
 fn clean(path: &Path) -> PathBuf {
     path.components().filter(|c| matches!(c, Component::Normal(_))).collect()
 }

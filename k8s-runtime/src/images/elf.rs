@@ -1,8 +1,8 @@
-//! The files that a program needs elsewhere: its interpreter and shared libraries.
+//! Dependencies of an ELF program: its dynamic linker and shared libraries.
 //!
-//! Reads the ELF dynamic section as the dynamic linker does, without running anything; looks where that looks
-//! (`DT_RUNPATH` and `DT_RPATH` with `$ORIGIN`, `/etc/ld.so.conf`, the standard directories). 64-bit
-//! little-endian files only, which is what every platform of ours uses.
+//! Reads the dynamic section without executing anything, and searches as the dynamic linker does
+//! (`DT_RUNPATH` and `DT_RPATH` with `$ORIGIN`, `/etc/ld.so.conf`, the standard directories). Only 64-bit
+//! little-endian files, which all supported platforms use.
 
 use std::{
     collections::BTreeSet,
@@ -10,14 +10,14 @@ use std::{
     path::{Path, PathBuf},
 };
 
-/// An ELF file's needs.
+/// Direct dependencies of an ELF file.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub(crate) struct Needs {
-    /// The dynamic linker; `None` for a static program or a library.
+    /// Path of the dynamic linker. `None`: a static program, or a library.
     pub(crate) interpreter: Option<PathBuf>,
-    /// Names of shared libraries.
+    /// Names of the shared libraries (`DT_NEEDED`).
     pub(crate) libraries: Vec<String>,
-    /// Search paths of its own.
+    /// Search paths (`DT_RUNPATH`, `DT_RPATH`).
     pub(crate) search: Vec<String>,
     machine: u16,
 }
@@ -33,7 +33,7 @@ struct Segment {
     size: u64,
 }
 
-/// Parses an ELF file's bytes. `None`: not ELF, or of an unknown kind.
+/// Parses an ELF file. `None`: not ELF, or not supported.
 pub(crate) fn parse(bytes: &[u8]) -> Option<Needs> {
     if bytes.get(..6)? != b"\x7fELF\x02\x01" {
         return None;
@@ -65,7 +65,7 @@ pub(crate) fn parse(bytes: &[u8]) -> Option<Needs> {
         }
         tags.push((tag, value));
     }
-    // The string table is named by its address; find the file's part that is loaded there.
+    // The string table is given by its address: find the segment loaded there.
     let Some((_, strings)) = tags.iter().find(|(tag, _)| *tag == 5) else { return Some(needs) };
     let load = segments
         .iter()
@@ -94,13 +94,13 @@ fn text(bytes: &[u8], at: u64) -> Option<String> {
     String::from_utf8(rest[..end].to_vec()).ok()
 }
 
-/// Every file besides the program itself that must be at the same path for it to run.
+/// Returns every file, other than the program, that it needs at the same path.
 pub(crate) fn companions(program: &Path) -> io::Result<BTreeSet<PathBuf>> {
     let mut found = BTreeSet::new();
     let configured = configured_directories();
     let root = read(program)?;
     found.extend(root.interpreter.clone());
-    // For `$ORIGIN`; a deleted program behind /proc/self/exe keeps the name it was given.
+    // For `$ORIGIN`. For a deleted program behind /proc/self/exe, use the given name.
     let home = fs::canonicalize(program).unwrap_or_else(|_| program.to_owned());
     let mut open = vec![(home, root)];
     let mut seen = BTreeSet::new();
@@ -120,7 +120,7 @@ pub(crate) fn companions(program: &Path) -> io::Result<BTreeSet<PathBuf>> {
                 .chain(configured.iter().cloned())
                 .map(|directory| directory.join(library))
                 .find_map(|candidate| match read(&candidate) {
-                    // Libraries of another architecture may lie beside.
+                    // Skip libraries of another architecture.
                     Ok(found) if found.machine == needs.machine => Some((candidate, found)),
                     _ => None,
                 });
@@ -155,7 +155,7 @@ fn configuration(file: &Path, found: &mut Vec<PathBuf>, depth: u32) {
     for line in fs::read_to_string(file).unwrap_or_default().lines() {
         let line = line.split('#').next().unwrap_or_default().trim();
         match line.strip_prefix("include ") {
-            // The only pattern in use is a directory with `*.conf`.
+            // Only a directory with `*.conf` is supported as a pattern.
             Some(pattern) if depth < 4 => {
                 let pattern = file.parent().unwrap_or(Path::new("/")).join(pattern.trim());
                 let directory = pattern.parent().unwrap_or(Path::new("/"));

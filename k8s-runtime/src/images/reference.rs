@@ -1,23 +1,23 @@
-//! Names of images: `[registry/]repository[:tag][@digest]`.
+//! Image references: `[registry/]repository[:tag][@digest]`.
 
 use std::fmt;
 
 use crate::api::RuntimeError;
 
-/// A whole name; short forms are filled in as everyone does (`nginx` is `docker.io/library/nginx:latest`).
+/// A normalized reference. The defaults are Docker's: `nginx` is `docker.io/library/nginx:latest`.
 #[derive(Clone, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct Reference {
-    /// Host of the registry, with its port if given.
+    /// Host of the registry, with an optional port.
     pub registry: String,
-    /// Path in the registry.
+    /// Repository in the registry.
     pub repository: String,
-    /// Tag; `None` only where a digest is given.
+    /// Tag. `None`: only with a digest.
     pub tag: Option<String>,
-    /// `sha256:...`.
+    /// Digest, `sha256:<hex>`. `None`: by tag only.
     pub digest: Option<String>,
 }
 
-/// True for a registry's address: a host name or an IPv6 address in brackets, and perhaps a port.
+/// Returns `true` for a host name or a bracketed IPv6 address, with an optional port.
 fn is_registry(text: &str) -> bool {
     let digits = |port: &str| !port.is_empty() && port.bytes().all(|b| b.is_ascii_digit());
     if let Some((address, rest)) = text.strip_prefix('[').and_then(|t| t.split_once(']')) {
@@ -37,10 +37,10 @@ fn is_registry(text: &str) -> bool {
 }
 
 impl Reference {
-    /// Parses and normalises.
+    /// Parses and normalizes a reference.
     ///
     /// # Errors
-    /// [`RuntimeError::Invalid`] in upstream's words.
+    /// [`RuntimeError::Invalid`] with upstream's message.
     pub fn parse(text: &str) -> Result<Reference, RuntimeError> {
         let invalid =
             || RuntimeError::Invalid(format!("couldn't parse image name {text:?}: invalid reference format"));
@@ -61,7 +61,7 @@ impl Reference {
         let host_fine = is_registry(registry);
         let component_fine = |part: &str| {
             let edge = |c: Option<char>| c.is_some_and(|c| c.is_ascii_lowercase() || c.is_ascii_digit());
-            // Between them: one dot, one or two underscores, or any number of dashes.
+            // Separators: a dot, one or two underscores, or any number of dashes.
             let separators =
                 part.split(|c: char| c.is_ascii_lowercase() || c.is_ascii_digit()).filter(|s| !s.is_empty());
             edge(part.chars().next())
@@ -92,12 +92,12 @@ impl Reference {
         Ok(Reference { registry: registry.to_owned(), repository, tag, digest: digest.map(str::to_owned) })
     }
 
-    /// Registry and repository, without tag and digest.
+    /// Returns registry and repository, without tag and digest.
     pub fn name(&self) -> String {
         format!("{}/{}", self.registry, self.repository)
     }
 
-    /// The version to ask the registry for: the digest, or else the tag.
+    /// Returns the version for registry requests: the digest, else the tag.
     pub fn version(&self) -> &str {
         self.digest.as_deref().or(self.tag.as_deref()).unwrap_or("latest")
     }
@@ -116,7 +116,7 @@ impl fmt::Display for Reference {
     }
 }
 
-/// The hexadecimal part of a well-formed `sha256:` digest.
+/// Returns the hexadecimal part of a valid `sha256:` digest.
 pub(crate) fn digest_hex(digest: &str) -> Option<&str> {
     let hex = digest.strip_prefix("sha256:")?;
     let fine = hex.len() == 64 && hex.bytes().all(|b| matches!(b, b'0'..=b'9' | b'a'..=b'f'));

@@ -1,10 +1,9 @@
-//! Pulling from registries over the OCI distribution protocol.
+//! Pulls images from registries by the OCI distribution protocol.
 //!
-//! Flow: for each endpoint (mirrors first, see [`Registries`]): manifest (through an index where there is
-//! one), configuration, then the layers that are not on the node, three at a time, into scratch files; then
-//! the store unpacks them. On 401 the challenge is answered once, with a token or a password.
-//! Guarantees: nothing counts that does not have the digest it was asked by; an unreachable registry is an
-//! error within seconds.
+//! Flow: the endpoints are tried in order (mirrors first, see [`Registries`]). From an endpoint come the
+//! manifest (resolved through an index), the configuration, and then the missing layers, three at a time,
+//! into scratch files; the store unpacks them. A 401 challenge is answered once, with a token or a password.
+//! Guarantees: content with a wrong digest is rejected. An unreachable registry is an error within seconds.
 
 mod config;
 mod http;
@@ -38,10 +37,10 @@ use crate::api::{ImageInfo, RuntimeError};
 
 const MANIFESTS: &str = "application/vnd.oci.image.index.v1+json, application/vnd.oci.image.manifest.v1+json, \
     application/vnd.docker.distribution.manifest.list.v2+json, application/vnd.docker.distribution.manifest.v2+json";
-/// Largest manifest or configuration that is believed.
+/// Maximum size of a manifest or configuration, bytes.
 const MAX_DOCUMENT: usize = 8 << 20;
 
-/// Fetches an image into the store.
+/// Pulls an image into the store.
 pub(super) async fn pull(
     store: &ImageStore,
     registries: &Registries,
@@ -60,7 +59,7 @@ pub(super) async fn pull(
             }
         }
     }
-    // The registry's own answer, which comes last, tells most.
+    // The error of the registry itself, which is tried last, is the most useful one.
     let why = last.unwrap_or_else(|| io::Error::other("no endpoint"));
     Err(RuntimeError::Other(format!("failed to pull image {:?}: {why}", reference.to_string())))
 }
@@ -70,7 +69,7 @@ struct Session<'a> {
     reference: &'a Reference,
     endpoint: Endpoint,
     auth: Option<(String, String)>,
-    /// The header that worked.
+    /// The `Authorization` header that the registry accepted.
     authorization: Mutex<Option<String>>,
 }
 
@@ -104,13 +103,13 @@ impl Session<'_> {
             let file = fs::File::open(&path).map_err(RuntimeError::io(format!("open {path:?}")))?;
             Ok(Box::new(io::BufReader::with_capacity(1 << 16, file)))
         };
-        // Unpacking takes its time; other tasks of this worker move elsewhere meanwhile.
+        // Unpacking blocks for long; it must not hold up other tasks.
         store
             .add_blocking(&[name], &manifest_bytes, &config, &mut layer)
             .map_err(|e| io::Error::other(format!("unpack: {e}")))
     }
 
-    /// The manifest for this machine, and the digest that the reference names.
+    /// Returns the manifest for this machine's platform, and the digest of the reference.
     async fn manifest(&self) -> io::Result<(Vec<u8>, ImageManifest, String)> {
         let mut bytes = self.document("manifests", self.reference.version(), MANIFESTS).await?;
         let top = digest_of(Sha256::new().chain_update(&bytes));
@@ -127,7 +126,7 @@ impl Session<'_> {
         Err(io::Error::other("image indexes are nested too deeply"))
     }
 
-    /// A manifest or small blob, checked where `version` is a digest.
+    /// Fetches a manifest or small blob, and verifies it if `version` is a digest.
     async fn document(&self, kind: &str, version: &str, accept: &str) -> io::Result<Vec<u8>> {
         let answer = self.get(kind, version, accept).await?;
         let bytes = http::body(answer, MAX_DOCUMENT).await?;
@@ -243,7 +242,7 @@ fn strip_scheme<'a>(challenge: &'a str, scheme: &str) -> Option<&'a str> {
     found.eq_ignore_ascii_case(scheme).then_some(rest)
 }
 
-/// `name="value",other=token`.
+/// Parses the parameters of a challenge: `name="value",other=token`.
 fn parse_parameters(text: &str) -> Vec<(String, String)> {
     let mut found = Vec::new();
     let mut rest = text;
@@ -259,7 +258,7 @@ fn parse_parameters(text: &str) -> Vec<(String, String)> {
     found
 }
 
-/// Percent-encodes what a query value may not hold.
+/// Percent-encodes a query value.
 fn escape(text: &str) -> String {
     text.bytes()
         .map(|b| match b {

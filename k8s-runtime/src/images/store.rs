@@ -26,29 +26,29 @@ use crate::{
     json, private_directory,
 };
 
-/// After so long, work in progress was left by a crash.
+/// Scratch directories older than this were left by a crash.
 const STALE: Duration = Duration::from_secs(3600);
 
-/// An image as a runtime needs it.
+/// An image, resolved for running a container.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct ResolvedImage {
-    /// Digest of the configuration.
+    /// Digest of the image's configuration.
     pub id: String,
-    /// Program and first arguments.
+    /// Entrypoint: program and first arguments.
     pub entrypoint: Vec<String>,
-    /// Further arguments, or program and arguments.
+    /// Default arguments (`CMD`); without an entrypoint also the program.
     pub cmd: Vec<String>,
-    /// Environment variables of the image, in order.
+    /// Environment variables as `NAME=value`, in order.
     pub env: Vec<(String, String)>,
-    /// User as `name[:group]` or numbers; may be empty.
+    /// User as `name[:group]` or numbers. Empty: root.
     pub user: String,
-    /// Working directory; may be empty.
+    /// Working directory. Empty: `/`.
     pub working_dir: String,
-    /// The signal that stops it politely.
+    /// Signal that stops a container. `None`: SIGTERM.
     pub stop_signal: Option<String>,
-    /// Directory of unpacked layers.
+    /// Directory of the unpacked layers.
     pub layers_dir: PathBuf,
-    /// Names in `layers_dir`, lowest first.
+    /// Names of the layers in `layers_dir`, lowest first.
     pub layers: Vec<String>,
 }
 
@@ -62,7 +62,7 @@ struct Record {
 #[derive(Debug, Default, Serialize, Deserialize)]
 struct Index {
     images: BTreeMap<String, Record>,
-    /// Bytes of every unpacked layer, by its diff id.
+    /// Size in bytes of every unpacked layer, by diff id.
     layers: BTreeMap<String, u64>,
 }
 
@@ -70,14 +70,14 @@ struct Index {
 struct State {
     index: Index,
     resolved: BTreeMap<String, Arc<ResolvedImage>>,
-    /// Layers of images that are being added: no garbage.
+    /// Layers of images being added; the garbage collection skips them.
     pinned: BTreeMap<String, usize>,
-    /// The index file that `index` was read from or written to: inode, and time of change in nanoseconds.
+    /// Inode and modification time (ns) of the index file that `index` corresponds to.
     stamp: Option<(u64, i128)>,
 }
 
-/// The images on a node, in a directory. Several processes may use one: writers wait for each other, readers
-/// see what others wrote.
+/// The images on a node, in a directory. Several processes may use it: writers lock each other out, and
+/// readers see all completed writes.
 #[derive(Debug)]
 pub struct ImageStore {
     dir: PathBuf,
@@ -85,11 +85,11 @@ pub struct ImageStore {
     state: Mutex<State>,
 }
 
-/// The source of an added image's layers: index to a reader of the (maybe compressed) layer.
+/// Opens a layer of an image being added, by its index; the layer may be compressed.
 pub(super) type LayerSource<'a> = &'a mut dyn FnMut(usize) -> Result<Box<dyn Read>, RuntimeError>;
 
 impl ImageStore {
-    /// Opens the store in a directory, making it where it is not there.
+    /// Opens the store in a directory; creates it if missing.
     pub fn open(dir: impl Into<PathBuf>) -> Result<ImageStore, RuntimeError> {
         let dir = dir.into();
         let tmp = dir.join("tmp");
@@ -99,7 +99,7 @@ impl ImageStore {
         for directory in [&dir.join("blobs/sha256"), &dir.join("layers"), &tmp] {
             fs::create_dir_all(directory).map_err(RuntimeError::io(context()))?;
         }
-        // Leftovers of a crash; younger files may be another process's work in progress.
+        // Left by a crash. Younger files may belong to another process.
         for entry in fs::read_dir(&tmp).map_err(RuntimeError::io(context()))?.flatten() {
             let age = entry.metadata().and_then(|m| m.modified()).ok().and_then(|t| t.elapsed().ok());
             if age.is_some_and(|age| age > STALE) {
@@ -113,7 +113,7 @@ impl ImageStore {
         Ok(store)
     }
 
-    /// Takes over an index that another process wrote.
+    /// Reloads the index if another process has written it.
     fn refresh(&self, state: &mut State) -> io::Result<()> {
         let path = self.dir.join("index.json");
         let stamp = match fs::metadata(&path) {
@@ -130,12 +130,12 @@ impl ImageStore {
         Ok(())
     }
 
-    /// Keeps other writers out, of this process and of others.
+    /// Locks out the other writers of this process and of others.
     fn exclusive(&self) -> Result<Flock<fs::File>, RuntimeError> {
         lock(&self.dir).map_err(RuntimeError::io(format!("lock {:?}", self.dir)))
     }
 
-    /// Uses mirrors and credentials of a `registries.yaml`.
+    /// Sets mirrors and credentials from a `registries.yaml`.
     pub fn with_registries(mut self, registries: Registries) -> ImageStore {
         self.registries = registries;
         self
@@ -143,7 +143,8 @@ impl ImageStore {
 
     fn state(&self) -> MutexGuard<'_, State> {
         let mut state = self.state.lock().unwrap_or_else(PoisonError::into_inner);
-        // While this process adds an image, nobody else writes, and the index in memory is ahead of the file.
+        // While this process adds an image, it holds the lock, and the index in memory is newer than the
+        // file.
         if state.pinned.is_empty()
             && let Err(error) = self.refresh(&mut state)
         {
@@ -156,31 +157,31 @@ impl ImageStore {
         self.dir.join("blobs/sha256").join(hex)
     }
 
-    /// A new empty directory for work in progress.
+    /// Creates an empty scratch directory.
     pub(super) fn scratch(&self) -> Result<Scratch, RuntimeError> {
         let path = self.dir.join("tmp").join(uuid::Uuid::new_v4().simple().to_string());
         fs::create_dir_all(&path).map_err(RuntimeError::io(format!("make {path:?}")))?;
         Ok(Scratch(path))
     }
 
-    /// Imports every image of an archive: an OCI layout or a `docker save`, plain or compressed with gzip or
-    /// zstd.
+    /// Imports every image of an archive: an OCI layout or a `docker save`, optionally compressed with gzip
+    /// or zstd.
     pub fn import_file(&self, path: &Path) -> Result<Vec<ImageInfo>, RuntimeError> {
         let file = fs::File::open(path).map_err(RuntimeError::io(format!("open {path:?}")))?;
         self.import(io::BufReader::with_capacity(1 << 16, file))
     }
 
-    /// As [`ImageStore::import_file`], from a stream.
+    /// Imports from a stream; otherwise the same as [`ImageStore::import_file`].
     pub fn import(&self, source: impl Read) -> Result<Vec<ImageInfo>, RuntimeError> {
         archive::import(self, source)
     }
 
-    /// True if a layer is unpacked already.
+    /// Returns `true` if a layer is unpacked.
     pub(super) fn has_layer(&self, diff_id: &str) -> bool {
         self.state().index.layers.contains_key(diff_id)
     }
 
-    /// As [`ImageStore::add`], from a task.
+    /// Calls [`ImageStore::add`] from an async task without blocking its worker.
     pub(super) fn add_blocking(
         &self,
         names: &[Reference],
@@ -191,7 +192,7 @@ impl ImageStore {
         off_worker(|| self.add(names, manifest, config, layers))
     }
 
-    /// Adds an image from its parts. Layers that are there are not asked for.
+    /// Adds an image. Only missing layers are requested from the source.
     pub(super) fn add(
         &self,
         names: &[Reference],
@@ -295,7 +296,8 @@ impl ImageStore {
         if found != diff_id {
             return Err(RuntimeError::Invalid(format!("layer has digest {found}, its image says {diff_id}")));
         }
-        // Left by a crash between the rename and the index, or by another import just now: the same content.
+        // The target exists after a crash before the index was written, or by a concurrent import; the
+        // content is the same.
         match fs::rename(&scratch.0, &target) {
             Err(_) if target.is_dir() => Ok(size),
             other => other.map(|()| size).map_err(RuntimeError::io(format!("rename to {target:?}"))),
@@ -327,10 +329,10 @@ impl ImageStore {
             .map(|(id, _)| id.clone()))
     }
 
-    /// The image by reference or id, as a runtime needs it.
+    /// Resolves an image by reference or id.
     ///
     /// # Errors
-    /// [`RuntimeError::NotFound`] when it is not there.
+    /// [`RuntimeError::NotFound`] if the image is not in the store.
     pub fn resolve(&self, reference: &str) -> Result<Arc<ResolvedImage>, RuntimeError> {
         let mut state = self.state();
         let missing = || RuntimeError::NotFound { what: "image", id: reference.to_owned() };
@@ -363,7 +365,7 @@ impl ImageStore {
         Ok(resolved)
     }
 
-    /// Removes layers and blobs that no image has.
+    /// Removes layers and blobs that no image uses.
     fn collect(&self, state: &mut State) {
         let used: BTreeSet<String> = state
             .index
@@ -396,7 +398,7 @@ impl ImageStore {
                 state.index.images.get_mut(&id).is_some_and(|record| {
                     record.info.tags.retain(|t| Some(t) != tag.as_ref());
                     record.info.digests.retain(|d| Some(d) != digest.as_ref());
-                    // A name's digest goes with its last tag.
+                    // The digest reference of a repository is removed with its last tag.
                     let tags = &record.info.tags;
                     let has_tag = |d: &String| {
                         d.split_once('@')
@@ -423,7 +425,7 @@ impl ImageStore {
     }
 }
 
-/// A directory that goes when it is dropped.
+/// A directory that is removed when this is dropped.
 #[derive(Debug)]
 pub(super) struct Scratch(pub(super) PathBuf);
 
@@ -433,7 +435,7 @@ impl Drop for Scratch {
     }
 }
 
-/// Waits for the directory's lock and holds it.
+/// Takes the directory's lock; blocks until it is free.
 fn lock(dir: &Path) -> io::Result<Flock<fs::File>> {
     let file = fs::OpenOptions::new().write(true).create(true).truncate(false).open(dir.join("lock"))?;
     Flock::lock(file, FlockArg::LockExclusive).map_err(|(_, e)| e.into())
@@ -447,15 +449,15 @@ fn tag_name(name: &Reference) -> Option<String> {
     name.tag.as_ref().map(|tag| format!("{}:{tag}", name.name()))
 }
 
-/// Short, so that many fit in overlayfs's mount options; 128 bits of a digest are enough to tell layers
-/// apart.
+/// Directory name of a layer: 128 bits of the digest. It is short, so that more layers fit into overlayfs's
+/// mount options.
 fn layer_name(diff_id: &str) -> Result<String, RuntimeError> {
     digest_hex(diff_id)
         .map(|hex| hex[..32].to_owned())
         .ok_or_else(|| RuntimeError::Invalid(format!("unsupported layer digest {diff_id:?}")))
 }
 
-/// Runs what blocks for long without holding up other tasks, where the runtime has threads to spare.
+/// Runs blocking work off the async worker, if the tokio runtime has several threads.
 fn off_worker<T>(work: impl FnOnce() -> T) -> T {
     match tokio::runtime::Handle::try_current().map(|h| h.runtime_flavor()) {
         Ok(tokio::runtime::RuntimeFlavor::MultiThread) => tokio::task::block_in_place(work),
@@ -463,7 +465,7 @@ fn off_worker<T>(work: impl FnOnce() -> T) -> T {
     }
 }
 
-/// The manifest's parts that matter.
+/// Parses an image manifest.
 pub(super) fn parse_manifest(bytes: &[u8]) -> Result<ImageManifest, RuntimeError> {
     serde_json::from_slice(bytes).map_err(|e| RuntimeError::Invalid(format!("image manifest: {e}")))
 }

@@ -1,5 +1,5 @@
-//! The store as a whole: importing, sharing, removing, and archives that mean harm. Needs root (owners,
-//! device files).
+//! Tests of the whole store: import, sharing, removal, malicious archives. Needs root (file owners, device
+//! files).
 
 use std::{
     fs,
@@ -37,7 +37,7 @@ async fn import_find_share_remove() {
     assert_eq!(imported[0].tags, ["docker.io/demo/web:v1"]);
     assert_eq!(imported[0].user, "33:44");
     let id = imported[0].id.clone();
-    // The builder gives the same image again; another configuration shares the layer.
+    // Rebuilding gives the same image; with another configuration, the layer is shared.
     let again = builder.import(&store, "again:v1").expect("import");
     assert_eq!((again.id.as_str(), again.tags.len()), (id.as_str(), 2));
     let other = builder.clone().env("B", "2").import(&store, "other").expect("import");
@@ -60,7 +60,7 @@ async fn import_find_share_remove() {
     assert_eq!(store.find(&id).await.expect("find").expect("there").tags, ["docker.io/demo/web:v1"]);
     assert_eq!(store.list().await.expect("list").len(), 3);
 
-    // Nothing is kept but what is on disk.
+    // Only the state on disk is kept.
     let store = ImageStore::open(dir.path()).expect("open again");
     assert_eq!(store.list().await.expect("list").len(), 3);
     store.remove("demo/web:v1").await.expect("remove");
@@ -147,7 +147,7 @@ fn bad_archives_are_refused() {
     assert_eq!(fs::read_dir(dir.path().join("tmp")).expect("read").count(), 0);
 }
 
-/// A raw header, since the builder refuses names that an attacker would use.
+/// Builds a raw header, since the builder refuses malicious names.
 fn raw(kind: tar::EntryType, name: &str, link: &str, content: &[u8]) -> Vec<u8> {
     let mut header = tar::Header::new_gnu();
     header.as_old_mut().name[..name.len()].copy_from_slice(name.as_bytes());
@@ -189,7 +189,7 @@ fn layers_stay_inside() {
     for (index, attempt) in attempts.into_iter().enumerate() {
         let dir = inside.path().join(index.to_string());
         fs::create_dir(&dir).expect("mkdir");
-        // Refused or made inside; never outside.
+        // The entries are refused or created inside, never outside.
         let _ = unpack(Cursor::new(attempt.concat()), &dir);
     }
     assert!(!Path::new("/tmp/k8s-runtime-escape").exists());

@@ -1,8 +1,8 @@
-//! Unpacking a layer into a directory for overlayfs.
+//! Unpacks a layer into a directory for overlayfs.
 //!
-//! Guarantees: every path is resolved inside the directory by the kernel (see [`inroot`]), so
-//! no entry, link or hard link reaches out of it; whiteouts become overlayfs's own marks (a 0/0 character
-//! device, an "opaque" attribute).
+//! Guarantees: the kernel resolves every path inside the directory (see [`inroot`]), so no entry, symbolic
+//! link or hard link leads out of it. Whiteouts become overlayfs's own markers (a 0/0 character device, an
+//! "opaque" attribute).
 
 use std::{
     ffi::OsStr,
@@ -25,7 +25,7 @@ use sha2::{Digest, Sha256};
 
 use crate::{inroot, sys};
 
-/// Reads, hashing and counting what goes by.
+/// A reader that hashes and counts the bytes it passes on.
 pub(crate) struct Hashing<R> {
     inner: R,
     hash: Sha256,
@@ -37,7 +37,7 @@ impl<R: Read> Hashing<R> {
         Hashing { inner, hash: Sha256::new(), length: 0 }
     }
 
-    /// Reads what is left and returns the digest of everything.
+    /// Reads to the end and returns the digest of all bytes.
     pub(crate) fn finish(mut self) -> io::Result<String> {
         io::copy(&mut self, &mut io::sink())?;
         Ok(digest_of(self.hash))
@@ -53,17 +53,17 @@ impl<R: Read> Read for Hashing<R> {
     }
 }
 
-/// `sha256:<hex>`.
+/// Formats a digest as `sha256:<hex>`.
 pub(crate) fn digest_of(hash: Sha256) -> String {
     use std::fmt::Write;
     hash.finalize().iter().fold("sha256:".to_owned(), |mut text, byte| {
-        // Writing to a String cannot fail.
+        // Writing to a `String` does not fail.
         let _ = write!(text, "{byte:02x}");
         text
     })
 }
 
-/// Undoes gzip or zstd, recognised by their first bytes; anything else goes through.
+/// Decompresses gzip or zstd, detected by the magic number; other data is passed on unchanged.
 pub(crate) fn decompress<'a>(mut source: impl Read + 'a) -> io::Result<Box<dyn Read + 'a>> {
     let mut magic = Vec::with_capacity(4);
     (&mut source).take(4).read_to_end(&mut magic)?;
@@ -79,13 +79,13 @@ pub(crate) fn decompress<'a>(mut source: impl Read + 'a) -> io::Result<Box<dyn R
     })
 }
 
-/// Unpacks an uncompressed layer into `directory`, which exists and is empty. Returns the layer's diff id and
-/// the bytes of its files.
+/// Unpacks an uncompressed layer into `directory`, which must be empty. Returns the layer's diff id and the
+/// total size of its files.
 pub(crate) fn unpack(source: impl Read, directory: &Path) -> io::Result<(String, u64)> {
     let root: OwnedFd = fs::File::open(directory)?.into();
     let mut archive = tar::Archive::new(Hashing::new(source));
     let mut size = 0;
-    // A directory's time is set last: entries made in it would change it.
+    // Directory times are set last, since creating entries changes them.
     let mut times: Vec<(PathBuf, u64)> = Vec::new();
     for entry in archive.entries()? {
         let mut entry = entry?;
@@ -114,10 +114,10 @@ fn one<R: Read>(
     let clean = inroot::relative(path);
     let kind = entry.header().entry_type();
     let (mode, seconds) = (entry.header().mode()? & 0o7777, entry.header().mtime().unwrap_or(0));
-    // Writers that do not care leave these fields empty.
+    // Missing fields count as 0.
     let (uid, gid) = (id(entry.header().uid().unwrap_or(0))?, id(entry.header().gid().unwrap_or(0))?);
     if clean == Path::new(".") {
-        // The layer's root itself.
+        // The root of the layer.
         set_owner_and_mode(root, OsStr::new("."), uid, gid, Some(mode))?;
         return Ok(0);
     }
@@ -189,7 +189,7 @@ fn one<R: Read>(
             let device = nix::sys::stat::makedev(major.into(), minor.into());
             mknodat(&parent, name, format, Mode::from_bits_truncate(0o600), device)?;
         }
-        // Comments, such as a global header.
+        // Metadata entries, such as a global header.
         _ => return Ok(0),
     }
     set_owner_and_mode(&parent, name, uid, gid, Some(mode))?;
@@ -200,12 +200,12 @@ fn id(value: u64) -> io::Result<u32> {
     u32::try_from(value).map_err(|_| refused("owner out of range"))
 }
 
-/// A path that names `name` right in the directory behind `parent`. `name` has no slash.
+/// Path of `name` in the directory `parent`, through its descriptor. `name` has no slash.
 fn below(parent: &OwnedFd, name: &OsStr) -> PathBuf {
     Path::new("/proc/self/fd").join(parent.as_raw_fd().to_string()).join(name)
 }
 
-/// A later entry replaces an earlier one; directories merge.
+/// Removes an existing entry that a later one replaces. Directories are merged.
 fn clear(parent: &OwnedFd, name: &OsStr, keep_directory: bool) -> io::Result<()> {
     let path = below(parent, name);
     let Ok(meta) = fs::symlink_metadata(&path) else { return Ok(()) };
@@ -226,7 +226,7 @@ fn set_owner_and_mode(
     let (uid, gid) = (Uid::from_raw(uid), Gid::from_raw(gid));
     fchownat(parent, name, Some(uid), Some(gid), AtFlags::AT_SYMLINK_NOFOLLOW)?;
     if let Some(mode) = mode {
-        // Just made by us and no link: following cannot lead anywhere.
+        // This process has just created it and it is not a link, so the path cannot be redirected.
         fs::set_permissions(below(parent, name), std::os::unix::fs::PermissionsExt::from_mode(mode))?;
     }
     Ok(())
@@ -238,13 +238,13 @@ fn set_time(parent: &OwnedFd, name: &OsStr, seconds: u64) -> io::Result<()> {
     Ok(())
 }
 
-/// Extended attributes (file capabilities, most of all), as PAX headers carry them.
+/// Sets extended attributes from PAX headers (such as file capabilities).
 fn attributes<R: Read>(entry: &mut tar::Entry<'_, R>, file: &fs::File) -> io::Result<()> {
     let Some(extensions) = entry.pax_extensions()? else { return Ok(()) };
     for extension in extensions {
         let extension = extension?;
         let Some(name) = extension.key_bytes().strip_prefix(b"SCHILY.xattr.") else { continue };
-        // Overlayfs's own marks in an image would be forged ones.
+        // Overlayfs's own attributes (`trusted.overlay.*`) must not come from an image.
         if name.starts_with(b"trusted.") {
             continue;
         }

@@ -37,7 +37,7 @@ pub enum NameRule {
     Subdomain,
     /// Lower-case RFC 1123 label.
     Label,
-    /// RFC 1035 label.
+    /// RFC 1035 label: must start with a letter.
     Label1035,
     /// Any single path segment.
     Segment,
@@ -49,7 +49,7 @@ pub(crate) const METADATA_OF_CLIENTS: [&str; 4] = ["labels", "annotations", "fin
 /// The target of a `proxy` subresource.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Proxied {
-    /// The pod.
+    /// A TCP port of the pod.
     Pod,
     /// A ready pod of the Service.
     Service,
@@ -60,7 +60,7 @@ pub enum Proxied {
 /// Returns true if a selectable field has a value.
 pub type HasValue<'a> = &'a dyn Fn(&str, &str) -> bool;
 
-/// Per-resource behaviour.
+/// Behaviour of a resource that differs between resources.
 #[derive(Debug)]
 pub struct Strategy {
     /// Validation of object names.
@@ -89,7 +89,7 @@ pub struct Strategy {
     pub is_held: fn(&Value) -> bool,
     /// Changes an object after it was marked as being deleted.
     pub mark_deleted: fn(&mut Value),
-    /// Sets defaults.
+    /// Sets the default values of absent fields.
     pub default: fn(&mut Value),
     /// Records the user who creates an object; runs before admission.
     pub created_by: fn(&User, &mut Value),
@@ -118,7 +118,7 @@ pub struct Strategy {
 pub struct View<'a> {
     /// Name of the subresource.
     pub part: &'a str,
-    /// The stored object.
+    /// The object as stored before the update.
     pub old: &'a Value,
     /// Current time, RFC 3339.
     pub now: &'a str,

@@ -13,7 +13,8 @@ use crate::{
     value::{array_at, child, str_at},
 };
 
-/// Sets the server's metadata of a new object. Returns the prefix of a generated name; empty: the name is given.
+/// Sets the server's metadata of a new object. Returns the prefix for `generateName`. Empty: the object has a
+/// name.
 ///
 /// # Errors
 /// 400 for the namespace of another request.

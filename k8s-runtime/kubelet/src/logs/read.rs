@@ -47,7 +47,7 @@ pub(crate) struct Whose {
 }
 
 impl Whose {
-    /// True if nothing more will be written.
+    /// Returns `true` if the container has exited, so that its log is complete.
     fn ended(&self) -> bool {
         let view = self.cx.view(&self.pod_uid);
         let container = view.as_ref().and_then(|v| v.containers.get(&self.container));
@@ -150,8 +150,8 @@ async fn follow(log: &LogFile, mut file: Option<File>, output: &mut Output, whos
     }
 }
 
-/// The file that was begun after `file`, if it is no longer the one being written: a log may have been
-/// rotated more than once since it was read.
+/// Returns the file that follows `file`, or `None` if `file` is still the current log. The log may have been
+/// rotated more than once since the last read.
 async fn successor(log: &LogFile, file: Option<&File>) -> io::Result<Option<File>> {
     let there = match open(log, log.name()) {
         Ok(there) => there,

@@ -50,7 +50,7 @@ struct Pressure {
     pids: bool,
 }
 
-/// True if `free` bytes of `total` are too few.
+/// Returns `true` if `free` is below the threshold for a disk of `total` bytes.
 fn disk_is_short((total, free): (i64, i64)) -> bool {
     free < (total / 10).min(ENOUGH_DISK)
 }
@@ -171,7 +171,7 @@ pub(super) async fn compute(cx: &Context, old: Option<&NodeStatus>) -> NodeStatu
     }
 }
 
-/// True if two statuses differ in a field that a kubelet writes, heartbeats aside.
+/// Compares the parts of two statuses that the kubelet writes, without heartbeat times.
 pub(super) fn differs(a: &NodeStatus, b: &NodeStatus) -> bool {
     own(a) != own(b)
 }

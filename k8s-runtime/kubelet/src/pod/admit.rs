@@ -19,7 +19,7 @@ pub(crate) struct Refusal {
     pub(crate) message: String,
 }
 
-/// Refuses a pod that this node must not run.
+/// Rejects a pod that this node must not run.
 pub(crate) fn admit(pod: &Pod, sysctls: &Sysctls) -> Result<(), Refusal> {
     let Some(spec) = &pod.spec else { return Ok(()) };
     let wanted = spec.security_context.iter().flat_map(|s| s.sysctls.iter().flatten());

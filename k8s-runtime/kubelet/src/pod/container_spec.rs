@@ -1,4 +1,4 @@
-//! The runtime's specification of a container.
+//! Builds the runtime's `ContainerSpec` from the pod.
 
 use std::{
     collections::BTreeMap,
@@ -21,7 +21,7 @@ use crate::{
     volumes::Mounted,
 };
 
-/// The parts that a container's specification is made from.
+/// Inputs of a container's specification.
 pub(crate) struct Input<'a> {
     pub(crate) pod: &'a Pod,
     pub(crate) container: &'a Container,
@@ -222,8 +222,8 @@ fn absolute(path: &str) -> PathBuf {
     if path.starts_with('/') { path.into() } else { Path::new("/").join(path) }
 }
 
-/// Makes a `subPath` as a directory, with the volume's own mode, where nothing is. Links that lead out of the
-/// volume are refused, here and (whatever was changed meanwhile) by the runtime when it mounts.
+/// Creates a missing `subPath` as a directory with the volume's mode. Symbolic links that lead out of the
+/// volume are refused here, and again by the runtime when it mounts, in case the pod changed them in between.
 fn make_sub_path(base: &Path, sub: &Path) -> Result<(), ConfigError> {
     let refuse = |why: &str| ConfigError::Invalid(format!("failed to prepare subPath {sub:?}: {why}"));
     if !sub.components().all(|c| matches!(c, Component::Normal(_) | Component::CurDir)) {

@@ -1,4 +1,4 @@
-//! One container of a pod: its specification, its newest process and the one before.
+//! A container of a pod: its specification, its current and its previous instance.
 
 use std::{path::PathBuf, sync::Arc};
 
@@ -6,20 +6,20 @@ use k8s_runtime::ContainerId;
 
 use crate::{backoff::Backoff, types::*};
 
-/// The purpose of a container in its pod.
+/// Kind of a container in its pod.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Role {
-    /// Runs to its end before the next one starts.
+    /// Init container: runs to completion before the next one starts.
     Init,
-    /// An init container that keeps running beside the others.
+    /// Sidecar: an init container with `restartPolicy: Always`; it runs beside the others.
     Sidecar,
     /// One of `spec.containers`.
     Main,
-    /// Added to a running pod for debugging.
+    /// Ephemeral container, added to a running pod for debugging.
     Ephemeral,
 }
 
-/// The restart policy of a container.
+/// Restart policy of a container.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum RestartPolicy {
     Always,
@@ -37,7 +37,7 @@ impl RestartPolicy {
         }
     }
 
-    /// True if a container that ended with this code is started again.
+    /// Returns `true` if a container with this exit code is restarted.
     pub(crate) fn restarts(self, code: i32) -> bool {
         match self {
             RestartPolicy::Always => true,
@@ -47,7 +47,7 @@ impl RestartPolicy {
     }
 }
 
-/// The end of a container.
+/// Exit code and times of an exited container.
 #[derive(Clone, Debug, PartialEq)]
 pub(crate) struct Exit {
     pub(crate) code: i32,
@@ -57,7 +57,7 @@ pub(crate) struct Exit {
     pub(crate) finished_at: Timestamp,
 }
 
-/// The phase of a container that was made.
+/// Phase of a created container.
 #[derive(Clone, Debug, PartialEq)]
 pub(crate) enum Phase {
     Created,
@@ -65,18 +65,18 @@ pub(crate) enum Phase {
     Exited(Exit),
 }
 
-/// A container that was made: the newest one of its name, or the one before.
+/// A created container: the current or the previous instance.
 #[derive(Clone, Debug, PartialEq)]
 pub(crate) struct Record {
-    /// `None`: known only from the pod's status, the runtime no longer has it.
+    /// Id in the runtime. `None`: known only from the pod's status; the runtime has removed it.
     pub(crate) id: Option<ContainerId>,
-    /// The whole id as the status has it, `runtime://id`.
+    /// Id in the pod's status, `runtime://id`.
     pub(crate) full_id: String,
     pub(crate) attempt: u32,
     pub(crate) phase: Phase,
     pub(crate) image_id: String,
     pub(crate) log: PathBuf,
-    /// It was made in the sandbox that the pod has now.
+    /// The container belongs to the pod's current sandbox.
     pub(crate) in_sandbox: bool,
 }
 
@@ -89,24 +89,24 @@ impl Record {
     }
 }
 
-/// The reason for which a container does not start yet, and the time until which it waits.
+/// A container does not start yet: the reason, and the time of the next attempt.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) struct Hold {
     pub(crate) until: Timestamp,
     pub(crate) reason: String,
     pub(crate) message: String,
-    /// Try at once when a ConfigMap or Secret of the pod changes.
+    /// Retry at once when a ConfigMap or Secret of the pod changes.
     pub(crate) on_source: bool,
 }
 
-/// Work on a container that is under way.
+/// The operation that runs on a container.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Op {
     Starting,
     Stopping,
 }
 
-/// One container of the pod's specification.
+/// A container of the pod's specification.
 #[derive(Clone, Debug)]
 pub(crate) struct Life {
     pub(crate) name: String,
@@ -118,13 +118,13 @@ pub(crate) struct Life {
     pub(crate) op: Option<Op>,
     pub(crate) hold: Option<Hold>,
     pub(crate) backoff: Backoff,
-    /// postStart is done and the startup probe (if any) succeeded.
+    /// The postStart hook is done and the startup probe (if any) has succeeded.
     pub(crate) started: bool,
-    /// The postStart hook is done, or there is none.
+    /// The postStart hook is done or not defined.
     pub(crate) hook_done: bool,
-    /// The readiness probe says so, or there is none.
+    /// The readiness probe has succeeded or is not defined.
     pub(crate) ready: bool,
-    /// A liveness or startup probe failed: it is to be killed, with this message.
+    /// A liveness or startup probe failed: kill the container, with this message.
     pub(crate) kill: Option<String>,
 }
 
@@ -151,17 +151,17 @@ impl Life {
         matches!(self.current, Some(Record { phase: Phase::Running { .. }, .. }))
     }
 
-    /// It can have a process, or is about to.
+    /// Returns `true` if the container has a process or is being started.
     pub(crate) fn is_alive(&self) -> bool {
         self.op.is_some() || matches!(&self.current, Some(r) if r.exit().is_none())
     }
 
-    /// The end of the current container, if it has ended.
+    /// Returns the exit of the current instance, if it has exited.
     pub(crate) fn exit(&self) -> Option<&Exit> {
         self.current.as_ref().and_then(Record::exit)
     }
 
-    /// The number that the next container of this name gets.
+    /// Returns the attempt number of the next instance.
     pub(crate) fn next_attempt(&self) -> u32 {
         match &self.current {
             Some(Record { phase: Phase::Created, attempt, .. }) => *attempt,
@@ -170,7 +170,7 @@ impl Life {
         }
     }
 
-    /// A newer container of this name.
+    /// Replaces the current instance by a newer one.
     pub(crate) fn renew(&mut self, record: Record) {
         if let Some(old) = self.current.replace(record)
             && old.exit().is_some()

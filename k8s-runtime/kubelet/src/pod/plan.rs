@@ -1,36 +1,36 @@
 //! Decides the next steps for a pod. Pure: no clock, no I/O.
 //!
-//! Flow: [`decide`] reads the world and returns [`Act`]s; `world/step.rs` carries them out. Restarts and
-//! their back-off are in `decide_one` (the delays: [`crate::backoff`]). A failed probe arrives in
-//! `world/on.rs` and sets `kill`, which is a stop here.
+//! Flow: [`decide`] reads the world and returns [`Act`]s; `world/step.rs` executes them. Restarts and their
+//! back-off are in `decide_one` (the delays are in [`crate::backoff`]). A failed probe is handled in
+//! `world/on.rs`, which sets `kill`; here it becomes a stop.
 
 use super::{life::*, world::*};
 use crate::types::*;
 
-/// Something to do. Each is begun once: [`World::on`] marks it in the world.
+/// A step. [`World::on`] marks it in the world, so that it starts only once.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) enum Act {
-    /// Set the volumes up.
+    /// Set up the volumes.
     MountVolumes,
-    /// Make a sandbox and connect it; remove the dead one first, if there is one.
+    /// Create and connect a sandbox; first remove the dead one, if there is one.
     MakeSandbox,
-    /// Make and start a container.
+    /// Create and start a container.
     Start(String),
-    /// Stop a container, for this reason.
+    /// Stop a container; the second field is the reason.
     Stop(String, String),
-    /// Stop and (for deleted pods) remove the sandbox, disconnect the network, unmount.
+    /// Disconnect the network, stop the sandbox and unmount the volumes; remove all of it for a deleted pod.
     TakeDown,
-    /// Delete the object from the API.
+    /// Delete the Pod object.
     Finish,
-    /// The pod comes to its end.
+    /// Terminate the pod.
     End(Cause),
-    /// A container waits because it crashed.
+    /// A container waits in `CrashLoopBackOff` until this time.
     BackOff(String, Timestamp),
     /// Decide again at this time.
     WakeAt(Timestamp),
 }
 
-/// Decides what to do for a pod now.
+/// Returns the next steps for a pod.
 pub(crate) fn decide(now: Timestamp, world: &World) -> Vec<Act> {
     let mut acts = Vec::new();
     match &world.ending {
@@ -54,7 +54,7 @@ fn decide_running(now: Timestamp, world: &World, acts: &mut Vec<Act>) {
     }
     match &world.sandbox {
         Sandbox::Absent { .. } => acts.push(Act::MakeSandbox),
-        // Containers of a dead sandbox are first seen to have ended.
+        // First record the exits of the dead sandbox's containers.
         Sandbox::Dead(_) if !world.containers.iter().any(Life::is_alive) => acts.push(Act::MakeSandbox),
         Sandbox::Failed { retry_at, .. } if now >= *retry_at => acts.push(Act::MakeSandbox),
         Sandbox::Failed { retry_at, .. } => acts.push(Act::WakeAt(*retry_at)),
@@ -63,7 +63,7 @@ fn decide_running(now: Timestamp, world: &World, acts: &mut Vec<Act>) {
     }
 }
 
-/// The reason for which the pod comes to its end now, if any.
+/// Returns the cause for terminating the pod now, if there is one.
 fn end_cause(now: Timestamp, world: &World, acts: &mut Vec<Act>) -> Option<Cause> {
     if world.gone || world.pod.metadata.deletion_timestamp.is_some() {
         return Some(Cause::Deleted);
@@ -87,7 +87,7 @@ fn end_cause(now: Timestamp, world: &World, acts: &mut Vec<Act>) -> Option<Cause
     None
 }
 
-/// Every main container has ended for good, or an init container failed for good.
+/// Returns `true` if all main containers are done, or an init container has failed for good.
 fn is_complete(world: &World) -> bool {
     let ended =
         |life: &Life| life.op.is_none() && life.exit().is_some_and(|exit| !life.policy.restarts(exit.code));
@@ -129,7 +129,8 @@ fn decide_containers(now: Timestamp, world: &World, acts: &mut Vec<Act>) {
     }
 }
 
-/// One container that should run. `rerun`: even if it succeeded, in an earlier sandbox.
+/// Decides for a container that should run. `rerun`: run it again, although it succeeded in an earlier
+/// sandbox.
 fn decide_one(now: Timestamp, life: &Life, rerun: bool, acts: &mut Vec<Act>) {
     if life.op.is_some() {
         return;
@@ -168,7 +169,7 @@ fn decide_ending(now: Timestamp, world: &World, ending: &Ending, acts: &mut Vec<
             let others_alive =
                 world.containers.iter().any(|l| l.role != Role::Sidecar && l.is_alive_for_end());
             acts.extend(world.containers.iter().filter(|l| !sidecar(l)).filter(stop).map(why));
-            // Sidecars end after everything that may need them, the last one first.
+            // Sidecars are stopped after all other containers, in reverse order.
             if !others_alive
                 && let Some(next) = world.containers.iter().rev().find(|l| sidecar(l) && l.is_alive_for_end())
             {
@@ -182,7 +183,7 @@ fn decide_ending(now: Timestamp, world: &World, ending: &Ending, acts: &mut Vec<
         Stage::Retry { at, .. } if now >= at => acts.push(Act::TakeDown),
         Stage::Retry { at, .. } => acts.push(Act::WakeAt(at)),
         Stage::Down if ending.cause == Cause::Deleted => acts.push(Act::Finish),
-        // A pod that had ended already is deleted now.
+        // The pod had terminated before its deletion.
         Stage::Down if world.gone || world.pod.metadata.deletion_timestamp.is_some() => {
             acts.push(Act::End(Cause::Deleted));
         }
@@ -191,7 +192,8 @@ fn decide_ending(now: Timestamp, world: &World, ending: &Ending, acts: &mut Vec<
 }
 
 impl Life {
-    /// True if it has a process or is about to. A container that was made and never started has none.
+    /// Returns `true` if the container has a process or is being started. A created container without a
+    /// process does not count.
     fn is_alive_for_end(&self) -> bool {
         self.op.is_some() || self.is_running()
     }

@@ -1,4 +1,4 @@
-//! The running probes of a pod: one task per container and probe that is due.
+//! The probe tasks of a pod: one per running container and active probe.
 
 use std::{collections::HashMap, net::IpAddr, sync::Arc, time::Duration};
 
@@ -44,7 +44,8 @@ fn due(life: &Life) -> Vec<(Kind, &Probe)> {
 }
 
 impl Probes {
-    /// Starts what is due and stops what is not. While the pod ends only readiness is still asked.
+    /// Starts and stops probe tasks by the state of the pod. While the pod terminates, only readiness probes
+    /// run.
     pub(crate) fn follow(&mut self, cx: &Arc<Context>, world: &World, mailbox: &Mailbox) {
         let ending = world.ending.is_some();
         let mut wanted = Vec::new();

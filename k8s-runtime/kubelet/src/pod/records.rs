@@ -1,5 +1,5 @@
-//! Turns what the runtime (or an earlier kubelet, through the pod's status) says about containers into
-//! records.
+//! Converts container states into records: from the runtime, or from the pod's status as an earlier kubelet
+//! wrote it.
 
 use std::{
     path::{Path, PathBuf},
@@ -18,7 +18,7 @@ use super::{
 };
 use crate::{context::Context, logs, types::*};
 
-/// Labels and annotations that are put on containers and sandboxes, under upstream's names.
+/// Labels and annotations of containers and sandboxes, with upstream's names.
 pub(crate) mod keys {
     pub(crate) const POD_NAME: &str = "io.kubernetes.pod.name";
     pub(crate) const POD_NAMESPACE: &str = "io.kubernetes.pod.namespace";
@@ -35,7 +35,7 @@ const LONGEST_MESSAGE: usize = 4096;
 const LONGEST_LOG_MESSAGE: usize = 2048;
 const LOG_MESSAGE_LINES: usize = 80;
 
-/// The runtime's name, for container ids.
+/// Name of the runtime, the scheme of container ids.
 pub(crate) fn runtime_name(cx: &Context) -> String {
     let version = cx.runtime.version();
     version.split("://").next().unwrap_or_default().to_owned()
@@ -45,12 +45,12 @@ pub(crate) fn timestamp(at: SystemTime) -> Timestamp {
     Timestamp::try_from(at).unwrap_or(Timestamp::UNIX_EPOCH)
 }
 
-/// A container of the pod's present sandbox, as the world takes it.
+/// Converts a container of the current sandbox into the world's form.
 pub(crate) fn observed(cx: &Context, status: &RuntimeStatus) -> Observed {
     Observed { name: status.spec.name.clone(), record: from_runtime(cx, status) }
 }
 
-/// A sandbox and its containers, as the world takes them.
+/// Converts a sandbox and its containers into the world's form.
 pub(crate) fn seen(cx: &Context, sandbox: SandboxStatus) -> Seen {
     let mut containers: Vec<_> = sandbox.containers.iter().collect();
     containers.sort_by_key(|c| (c.spec.attempt, c.created_at));
@@ -58,7 +58,7 @@ pub(crate) fn seen(cx: &Context, sandbox: SandboxStatus) -> Seen {
     Seen { sandbox: Arc::new(sandbox), containers }
 }
 
-/// A record of a container of the pod's present sandbox.
+/// Builds the record of a container in the current sandbox.
 pub(crate) fn from_runtime(cx: &Context, status: &RuntimeStatus) -> Record {
     let phase = match &status.state {
         RuntimeState::Created => Phase::Created,
@@ -91,12 +91,12 @@ pub(crate) fn from_runtime(cx: &Context, status: &RuntimeStatus) -> Record {
     }
 }
 
-/// The image's name with digest, where it has one, else its id.
+/// `imageID`: the image's reference with digest, else its id.
 pub(crate) fn image_ref(spec: &ContainerSpec) -> String {
     spec.annotations.get(keys::IMAGE_REF).cloned().unwrap_or_else(|| spec.image.clone())
 }
 
-/// The text of a container's termination message file or, where the policy says so, the end of its log.
+/// Returns the termination message: the message file, or by `terminationMessagePolicy` the end of the log.
 fn last_words(cx: &Context, status: &RuntimeStatus, code: i32) -> String {
     let annotations = &status.spec.annotations;
     let file = annotations.get(keys::MESSAGE_FILE).map(Path::new);
@@ -117,8 +117,7 @@ fn read_start(path: &Path, limit: usize) -> Option<Vec<u8>> {
     Some(bytes)
 }
 
-/// The current and the last container of a name as the pod's status has them, where the runtime knows
-/// neither.
+/// Returns the current and the previous instance from the pod's status, if the runtime has neither.
 pub(crate) fn from_status(status: &ContainerStatus, now: Timestamp) -> (Option<Record>, Option<Record>) {
     let record = |id: Option<&str>, attempt: i32, exit: Exit| Record {
         id: None,
@@ -157,7 +156,7 @@ pub(crate) fn from_status(status: &ContainerStatus, now: Timestamp) -> (Option<R
         };
         return (Some(record(status.container_id.as_deref(), status.restart_count, exit)), last());
     }
-    // Waiting to be started again: what is its last state was its current container.
+    // The container waited for its restart: its last state is that of the current instance.
     let current = last_end.map(|end| record(end.container_id.as_deref(), status.restart_count, ended(end)));
     (current, None)
 }

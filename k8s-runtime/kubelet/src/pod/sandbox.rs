@@ -1,4 +1,4 @@
-//! Making a pod's sandbox and connecting it; taking a pod down.
+//! Creates and connects a pod's sandbox, and takes a pod down.
 
 use std::{fs, io, net::IpAddr, path::PathBuf, sync::Arc};
 
@@ -9,7 +9,7 @@ use k8s_runtime::{RuntimeError, SandboxId, SandboxSpec, SandboxStatus};
 use super::{admit, records::keys};
 use crate::{context::Context, dns, resources, types::*, volumes};
 
-/// The specification of a pod's sandbox.
+/// Builds the specification of a pod's sandbox.
 pub(crate) fn spec(cx: &Context, pod: &Pod, attempt: u32) -> SandboxSpec {
     let spec = pod.spec.clone().unwrap_or_default();
     let security = spec.security_context.clone().unwrap_or_default();
@@ -40,7 +40,7 @@ pub(crate) fn spec(cx: &Context, pod: &Pod, attempt: u32) -> SandboxSpec {
     }
 }
 
-/// A pod's host ports.
+/// Returns the host ports of a pod.
 fn host_ports(pod: &Pod) -> Vec<HostPort> {
     let containers =
         pod.spec.iter().flat_map(|s| s.containers.iter().chain(s.init_containers.iter().flatten()));
@@ -68,7 +68,7 @@ fn attachment(sandbox: &SandboxStatus, host_ports: Vec<HostPort>) -> Option<PodA
     })
 }
 
-/// Connects a sandbox, or finds out how it is connected. Idempotent.
+/// Connects a sandbox to the network and returns its addresses. Idempotent.
 pub(crate) async fn connect(cx: &Context, pod: &Pod, sandbox: &SandboxStatus) -> Result<Vec<IpAddr>, String> {
     if sandbox.spec.host_network {
         return Ok(cx.node_ips().to_vec());
@@ -89,7 +89,7 @@ async fn disconnect(cx: &Context, sandbox: &SandboxStatus) -> Result<(), String>
     network.detach(&attachment).await.map_err(|e| format!("failed to tear down pod network: {e}"))
 }
 
-/// Makes and connects a sandbox; `old` is removed first.
+/// Removes `old`, then creates and connects a sandbox.
 pub(crate) async fn make(
     cx: &Context,
     pod: &Pod,
@@ -109,7 +109,7 @@ pub(crate) async fn make(
     match connect(cx, pod, &sandbox).await {
         Ok(ips) => Ok((sandbox, ips)),
         Err(why) => {
-            // A sandbox without its network is of no use to anybody.
+            // The sandbox is useless without its network: remove it.
             let removed = cx.runtime.remove_sandbox(&sandbox.id).await;
             cx.disown_sandbox(&sandbox.id);
             match removed {
@@ -127,22 +127,22 @@ pub(crate) fn gone_is_fine(result: Result<(), RuntimeError>) -> Result<(), Runti
     }
 }
 
-/// The extent of taking a pod down.
+/// Extent of a take-down.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Extent {
-    /// Nothing runs and nothing is mounted; what containers left (statuses, logs) stays.
+    /// Stop the sandbox and unmount; the containers' statuses and logs stay.
     Stop,
-    /// Everything, logs and directories included.
+    /// Remove everything, logs and directories included.
     Remove,
 }
 
-/// The directories of a pod.
+/// Directories of a pod.
 pub(crate) struct PodFiles {
     pub(crate) dir: PathBuf,
     pub(crate) logs: PathBuf,
 }
 
-/// Takes a pod down: network, sandboxes, volumes, files. Its containers have ended. Idempotent.
+/// Takes a pod down: network, sandboxes, volumes, files. Its containers must have exited. Idempotent.
 pub(crate) async fn take_down(
     cx: &Context,
     sandboxes: &[Arc<SandboxStatus>],

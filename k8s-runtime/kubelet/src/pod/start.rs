@@ -1,4 +1,4 @@
-//! Starting one container: image, configuration, create, start, postStart.
+//! Starts a container: image, configuration, create, start, postStart.
 
 use std::{net::IpAddr, sync::Arc};
 
@@ -22,13 +22,13 @@ pub(crate) struct Job {
     pub(crate) what: StartContainer,
     pub(crate) pod_ips: Vec<IpAddr>,
     pub(crate) mounted: Arc<Mounted>,
-    /// The pod ends: stop where nothing has been made yet.
+    /// Cancelled when the pod terminates: a start without a container yet is abandoned.
     pub(crate) cancel: CancellationToken,
     pub(crate) mailbox: Mailbox,
 }
 
 impl Job {
-    /// Does it. Says [`Message::Running`] as soon as the process runs.
+    /// Runs the start. Sends [`Message::Running`] as soon as the process runs.
     pub(crate) async fn run(self) -> StartOutcome {
         let prepared = tokio::select! {
             prepared = self.prepare() => prepared,
@@ -104,7 +104,7 @@ impl Job {
         cx.events.normal(pod, name, "Started", format!("Started container {}", self.name()));
         let record = match cx.runtime.status(&id).await {
             Ok(status) => records::from_runtime(cx, &status),
-            // It runs; how it ends, an event will say.
+            // The process runs; an event will report its exit.
             Err(_) => Record { phase: Phase::Running { started_at: cx.clock.now() }, ..record },
         };
         self.mailbox.send(Message::Running { name: self.name().to_owned(), record: record.clone() });
@@ -132,7 +132,7 @@ impl Job {
         StartOutcome::Failed(Record { phase: Phase::Exited(exit), ..record })
     }
 
-    /// The postStart hook; a container whose hook fails is killed.
+    /// Runs the postStart hook. If it fails, the container is killed.
     async fn post_start(&self, id: &ContainerId) -> Result<(), ()> {
         let Some(hook) = self.what.container.lifecycle.as_ref().and_then(|l| l.post_start.as_ref()) else {
             return Ok(());
@@ -155,7 +155,7 @@ impl Job {
         Err(())
     }
 
-    /// Of the dead containers one is kept, for `kubectl logs --previous`.
+    /// Removes old instances; one exited container is kept for `kubectl logs --previous`.
     async fn remove_stale(&self) {
         let Some(Record { id: Some(id), log, .. }) = &self.what.stale else { return };
         if let Err(e) = super::sandbox::gone_is_fine(self.cx.runtime.remove(id).await) {

@@ -10,17 +10,17 @@ use k8s_core::meta::ObjectExt;
 use super::{admit::Refusal, life::*, world::*};
 use crate::{resources, types::*};
 
-/// Parts of the status that come from outside of the world.
+/// Inputs of the status other than the world.
 pub(crate) struct Facts<'a> {
     pub(crate) host_ips: &'a [IpAddr],
     pub(crate) pod_ips: &'a [IpAddr],
 }
 
-/// The condition types that a kubelet writes; all others belong to others.
+/// Types of the conditions that the kubelet owns. All others belong to other writers.
 pub(crate) const OWN_CONDITIONS: [&str; 5] =
     ["PodScheduled", "PodReadyToStartContainers", "Initialized", "ContainersReady", "Ready"];
 
-/// The status of a pod now. `old`: what it said last, for the times of transitions.
+/// Computes the status of a pod. Transition times are taken over from `old`.
 pub(crate) fn compute(
     now: Timestamp,
     world: &World,
@@ -77,7 +77,7 @@ pub(crate) fn compute(
     status
 }
 
-/// The status of a pod that this node does not run: no container was ever looked at.
+/// Computes the status of a rejected pod. It has no containers.
 fn refused(world: &World, refusal: &Refusal, old: Option<&PodStatus>) -> PodStatus {
     let live = world.pod.status.as_ref();
     let conditions = old.or(live).and_then(|s| s.conditions.clone()).unwrap_or_default();
@@ -93,7 +93,7 @@ fn refused(world: &World, refusal: &Refusal, old: Option<&PodStatus>) -> PodStat
     }
 }
 
-/// Whole seconds, as the API keeps them.
+/// Truncates to whole seconds, the precision of the API.
 fn seconds(at: Timestamp) -> Time {
     Time(Timestamp::from_second(at.as_second()).unwrap_or(at))
 }
@@ -144,8 +144,7 @@ fn container_status(world: &World, life: &Life, has_init: bool) -> ContainerStat
     };
     let current = life.current.as_ref();
     let last = life.last.as_ref().filter(|r| r.exit().is_some());
-    // A container that has ended and waits to be started again shows why it waits, and its end as its last
-    // state.
+    // A container that waits for its restart: the state has the reason, and the last state has the exit.
     let (state, last) = match (current, &life.hold) {
         (Some(record), Some(hold)) if record.exit().is_some() && world.ending.is_none() => {
             (waiting(&hold.reason, &hold.message), Some(record))
@@ -240,7 +239,7 @@ fn phase(world: &World, mains: &[ContainerStatus]) -> &'static str {
     if goes_on { "Running" } else { end(stopped == succeeded) }
 }
 
-/// A condition's status, reason and message.
+/// Status, reason and message of a condition.
 type Verdict = (bool, Option<&'static str>, Option<String>);
 
 fn conditions(
@@ -347,7 +346,7 @@ fn readiness(world: &World, containers_ready: &Verdict, conditions: &[PodConditi
     }
 }
 
-/// Writes the kubelet's part of a status into the newest known one, leaving what belongs to others.
+/// Merges the kubelet's part of a status into the pod; other writers' fields and conditions stay.
 pub(crate) fn merge(pod: &mut Pod, ours: &PodStatus) {
     let base = pod.status.take().unwrap_or_default();
     let foreign =
@@ -365,7 +364,7 @@ pub(crate) fn merge(pod: &mut Pod, ours: &PodStatus) {
     });
 }
 
-/// `namespace/name` as upstream's messages name a pod: `name_namespace(uid)`.
+/// Pod name in upstream's messages: `name_namespace(uid)`.
 pub(crate) fn full_name(pod: &Pod) -> String {
     format!("{}_{}({})", pod.name(), pod.namespace(), pod.uid())
 }

@@ -1,4 +1,4 @@
-//! Stopping one container: preStop, the stop signal, and at the end of its time the kill.
+//! Stops a container: preStop, the stop signal, and SIGKILL at the end of the grace period.
 
 use std::{net::IpAddr, sync::Arc, time::Duration};
 
@@ -10,7 +10,7 @@ use tracing::warn;
 use super::{life::Record, records, world::StopContainer};
 use crate::{context::Context, probe::handler, types::*};
 
-/// A container gets at least this long between the stop signal and the kill.
+/// Minimum time between the stop signal and SIGKILL.
 const SHORTEST: Duration = Duration::from_secs(2);
 const RETRY: Duration = Duration::from_secs(1);
 
@@ -20,12 +20,13 @@ pub(crate) struct Job {
     pub(crate) pod: Arc<Pod>,
     pub(crate) what: StopContainer,
     pub(crate) pod_ips: Vec<IpAddr>,
-    /// The time of the kill. It may move nearer meanwhile.
+    /// Time of SIGKILL. It may move to an earlier time.
     pub(crate) kill_at: watch::Receiver<Timestamp>,
 }
 
 impl Job {
-    /// Does it, and returns how the container ended; `None`: the runtime no longer knows it.
+    /// Runs the stop and returns the container's final record. `None`: the runtime does not know the
+    /// container.
     pub(crate) async fn run(mut self) -> Option<Record> {
         let name = self.what.container.name.clone();
         self.cx.events.normal(&self.pod, Some(&name), "Killing", &self.what.why);
@@ -62,7 +63,7 @@ impl Job {
                 () = cx.clock.sleep(self.remaining()) => {
                     Err("it did not end within the grace period".to_owned())
                 }
-                // The grace period became shorter.
+                // The grace period was shortened.
                 Ok(()) = self.kill_at.changed() => continue,
             };
             if let Err(why) = result {
@@ -86,7 +87,8 @@ impl Job {
             result = &mut first => return result,
             Ok(()) = self.kill_at.changed() => {}
         }
-        // Sooner than said at first: ask again, and take whichever ends first.
+        // Shortened: stop again with the new grace period, and take the result of the call that returns
+        // first.
         loop {
             let grace = self.remaining().max(SHORTEST);
             tokio::select! {

@@ -1,4 +1,4 @@
-//! Watches of the ConfigMaps and Secrets that a pod is made from.
+//! Watches the ConfigMaps and Secrets that a pod references.
 
 use std::{collections::BTreeSet, sync::Arc};
 
@@ -18,14 +18,14 @@ use crate::{
 /// The watches of a pod. Dropping it stops them.
 #[derive(Debug, Default)]
 pub(super) struct Watches {
-    /// The object whose references are watched.
+    /// The pod whose references are watched.
     pod: Option<Arc<Pod>>,
     watched: BTreeSet<Reference>,
     tasks: JoinSet<()>,
 }
 
 impl Watches {
-    /// Begins the watches that the pod's newest specification needs more. Each change becomes
+    /// Starts the watches that the pod's newest specification adds. Each change becomes a
     /// [`Message::Source`].
     pub(super) fn follow(&mut self, cx: &Context, world: &World, mailbox: &Mailbox) {
         if self.pod.as_ref().is_some_and(|pod| Arc::ptr_eq(pod, &world.pod)) {
@@ -64,7 +64,7 @@ impl Watches {
     }
 }
 
-/// All objects that a pod's volumes and environments are made from.
+/// Returns the objects that the pod's volumes and environments reference.
 fn references(world: &World) -> BTreeSet<Reference> {
     let mut found: BTreeSet<Reference> = volumes::references(&world.pod).into_iter().collect();
     for life in &world.containers {

@@ -1,8 +1,8 @@
-//! Drives one pod: an inbox, a timer, and the performing of what the [`World`] asks for.
+//! Drives a pod: its inbox, its timer, and the effects of its [`World`].
 //!
-//! Flow: all messages of the inbox go to [`World::on`] with the time; the effects are performed in order,
-//! long ones in tasks that answer with a message. Then probes, watches and the reported status follow the
-//! world.
+//! Flow: all messages in the inbox are passed to [`World::on`] with the time. The effects are performed in
+//! order; long ones run in tasks whose results are messages. Then probes, watches and the status are updated
+//! from the world.
 //! Not here: decisions and transitions, which are the world's.
 
 use std::{collections::HashMap, net::IpAddr, sync::Arc, time::Duration};
@@ -32,7 +32,7 @@ use crate::{
     volumes::{self, Mounted},
 };
 
-/// The time that a shutdown waits for work that is nearly done.
+/// Time for running operations to finish at a shutdown.
 const SHUTDOWN_TIMEOUT: Duration = Duration::from_secs(1);
 const RECONNECT_DELAY: Duration = Duration::from_secs(2);
 const DELETE_DELAY: Duration = Duration::from_secs(1);
@@ -41,13 +41,13 @@ const DELETE_DELAY: Duration = Duration::from_secs(1);
 #[derive(Debug)]
 enum Mail {
     World(Message),
-    /// The runtime tells of one of the pod's sandboxes or containers.
+    /// An event of the runtime about the pod's sandboxes or containers.
     Runtime(RuntimeEvent),
-    /// Events may have been lost: the runtime has these sandboxes of the pod.
+    /// The pod's sandboxes after a listing, since events may have been lost.
     Listed(Vec<SandboxStatus>),
 }
 
-/// Sends messages to a worker. Cheap to clone. A worker that has ended takes none.
+/// Sends messages to a worker. Cheap to clone. Messages to an ended worker are dropped.
 #[derive(Clone, Debug)]
 pub(crate) struct Mailbox(mpsc::UnboundedSender<Mail>);
 
@@ -56,29 +56,29 @@ impl Mailbox {
         let _ = self.0.send(Mail::World(message));
     }
 
-    /// An event of one of the pod's sandboxes.
+    /// Sends an event of one of the pod's sandboxes.
     pub(crate) fn runtime(&self, event: RuntimeEvent) {
         let _ = self.0.send(Mail::Runtime(event));
     }
 
-    /// The pod's sandboxes, after events may have been lost.
+    /// Sends the pod's sandboxes, after events may have been lost.
     pub(crate) fn listed(&self, sandboxes: Vec<SandboxStatus>) {
         let _ = self.0.send(Mail::Listed(sandboxes));
     }
 }
 
-/// A running worker, as the router knows it.
+/// The router's handle of a running worker.
 #[derive(Debug)]
 pub(crate) struct Handle {
     pub(crate) mailbox: Mailbox,
     pub(crate) pod: Arc<Pod>,
 }
 
-/// The things that a worker starts with.
+/// Arguments of [`start`].
 pub(crate) struct Start {
     pub(crate) cx: Arc<Context>,
     pub(crate) pod: Arc<Pod>,
-    /// Sandboxes of this pod that the runtime has already.
+    /// Existing sandboxes of this pod.
     pub(crate) known: Vec<SandboxStatus>,
     pub(crate) services_known: bool,
     pub(crate) shutdown: CancellationToken,
@@ -89,22 +89,22 @@ struct Worker {
     world: World,
     mailbox: Mailbox,
     inbox: mpsc::UnboundedReceiver<Mail>,
-    /// The time of the next tick, from the last effects.
+    /// Time of the next tick, from the last effects.
     wake: Option<Timestamp>,
     shutdown: CancellationToken,
     tasks: JoinSet<()>,
     writer: Writer,
     probes: Probes,
     watches: Watches,
-    /// The status that was reported last.
+    /// The status reported last.
     status: Option<PodStatus>,
-    /// Cancelled when the pod comes to its end.
+    /// Cancelled when the pod terminates.
     ending: CancellationToken,
-    /// The end of the pod's time, once it comes to its end.
+    /// End of the grace period, once the pod terminates.
     kill_at: watch::Sender<Timestamp>,
 }
 
-/// Starts a pod's worker; the future ends when nothing is left to do for the pod, or at shutdown.
+/// Starts a pod's worker. The future resolves when the pod is finished, or at shutdown.
 pub(crate) fn start(start: Start) -> (Handle, impl Future<Output = ()> + Send + 'static) {
     let (sender, inbox) = mpsc::unbounded_channel();
     let mailbox = Mailbox(sender);
@@ -161,7 +161,7 @@ impl Worker {
             };
             let mut messages = Vec::new();
             messages.extend(self.read(mail.unwrap_or(Mail::World(Message::Tick))).await);
-            // Whatever else is there belongs to the same step.
+            // Handle all queued mail in the same step.
             while let Ok(mail) = self.inbox.try_recv() {
                 messages.extend(self.read(mail).await);
             }
@@ -174,14 +174,14 @@ impl Worker {
         self.cx.images.forget(uid);
     }
 
-    /// Ends at shutdown: short work is finished, nothing new is begun, no container is touched.
+    /// Ends at a shutdown: short operations finish, no new ones start, and containers keep running.
     async fn leave(mut self) {
         self.ending.cancel();
         let rest = async { while self.tasks.join_next().await.is_some() {} };
         let _ = tokio::time::timeout(SHUTDOWN_TIMEOUT, rest).await;
     }
 
-    /// Turns mail into a message: asks the runtime where it told only that something happened.
+    /// Converts mail into a message. For a runtime event it reads the state from the runtime.
     async fn read(&self, mail: Mail) -> Option<Message> {
         match mail {
             Mail::World(message) => {
@@ -263,7 +263,7 @@ impl Worker {
             Effect::Stop(what) => {
                 let name = what.container.name.clone();
                 let kill_at = match what.kill_at {
-                    // Nobody moves it: the sender may go.
+                    // A fixed time: the sender may be dropped.
                     Some(at) => watch::channel(at).1,
                     None => self.kill_at.subscribe(),
                 };
@@ -271,7 +271,7 @@ impl Worker {
                 self.answer(async move { Message::Stopped { name, record: job.run().await } });
             }
             Effect::TakeDown { sandboxes, extent } => {
-                // The API has what the containers said at their end before their traces are removed.
+                // Report the exit codes before the containers are removed.
                 self.report();
                 self.answer(
                     async move { Message::TakenDown(take_down(&cx, &pod, &sandboxes, extent).await) },
@@ -289,7 +289,7 @@ impl Worker {
         }
     }
 
-    /// Runs a task whose result is a message to this worker.
+    /// Runs a task whose result is sent to this worker as a message.
     fn answer(&mut self, work: impl Future<Output = Message> + Send + 'static) {
         let mailbox = self.mailbox.clone();
         self.tasks.spawn(async move { mailbox.send(work.await) });
@@ -302,7 +302,7 @@ impl Worker {
         }
     }
 
-    /// Computes the status and has it written where it changed.
+    /// Computes the status, and queues it for writing if it changed.
     fn report(&mut self) {
         let facts = status::Facts { host_ips: self.cx.node_ips(), pod_ips: &self.world.pod_ips };
         let status = status::compute(self.cx.clock.now(), &self.world, &facts, self.status.as_ref());
@@ -317,8 +317,7 @@ impl Worker {
     }
 }
 
-/// Connects a sandbox in which containers run already. A network that does not answer is asked again, until
-/// the pod ends.
+/// Connects a sandbox with running containers. It retries until the network succeeds or the pod terminates.
 async fn connect(
     cx: &Context,
     pod: &Pod,
@@ -356,7 +355,7 @@ async fn delete(cx: &Context, pod: &Pod) -> Result<(), String> {
     let options = k8s_core::client::DeleteOptions::default().grace(0).with_uid(pod.uid());
     match cx.client.namespaced::<Pod>(pod.namespace()).delete(pod.name(), &options).await {
         Ok(()) => Ok(()),
-        // Gone, or another object has the name by now.
+        // The object is deleted, or its name belongs to a new object (other uid).
         Err(e) if e.is_not_found() || e.status().is_some_and(|s| s.code() == 409) => Ok(()),
         Err(e) => {
             debug!(pod = %pod.key(), error = %e, "pod not deleted, trying again");
@@ -366,7 +365,7 @@ async fn delete(cx: &Context, pod: &Pod) -> Result<(), String> {
     }
 }
 
-/// The part of a world that the kubelet's API shows.
+/// Builds the state that the kubelet's API reads.
 fn view(world: &World, status: &PodStatus) -> PodView {
     let containers = world.containers.iter().map(|life| {
         let view = ContainerView {

@@ -1,13 +1,13 @@
 //! The state machine of a pod. Pure: no clock, no I/O, no tasks.
 //!
-//! Flow: [`World::on`] takes [`Message`]s, changes the world, has [`plan::decide`](super::plan::decide) say
-//! what to do next, and returns it as [`Effect`]s. Whatever an effect begins comes back as a message.
+//! Flow: [`World::on`] takes [`Message`]s, updates the world, asks [`plan::decide`](super::plan::decide) for
+//! the next steps, and returns them as [`Effect`]s. The result of an effect comes back as a message.
 //! Guarantees:
-//! 1. Work on a container, on the sandbox and on the volumes is marked in the world before its effect is
-//!    returned, so that it is never begun twice at once.
-//! 2. A pod that has come to its end starts no container again.
-//! 3. The restart count of a container never goes down.
-//! 4. A wait that time alone ends has an [`Effect::WakeAt`] in each answer.
+//! 1. An operation on a container, the sandbox or the volumes is marked in the world before its effect is
+//!    returned, so that it never runs twice at once.
+//! 2. A terminating pod starts no container.
+//! 3. The restart count of a container never decreases.
+//! 4. If a wait ends by time alone, every answer has an [`Effect::WakeAt`].
 //!
 //! Not here: performing effects ([`worker`](super::worker)), the text of the status
 //! ([`status`](super::status)).
@@ -34,11 +34,11 @@ pub(crate) use self::{
 use super::{admit::Refusal, life::*};
 use crate::{types::*, volumes::Mounted};
 
-/// The state of the pod's volumes.
+/// State of the pod's volumes.
 #[derive(Clone, Debug)]
 pub(crate) enum Volumes {
     Absent,
-    /// Set up for the first time. `stale`: a source has changed since it began.
+    /// First set-up is running. `stale`: a source has changed since its start.
     Busy {
         failures: u32,
         stale: bool,
@@ -53,36 +53,36 @@ pub(crate) enum Volumes {
     },
 }
 
-/// The renewal of contents that are mounted already.
+/// Refresh of mounted volumes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Refresh {
-    /// Due at this time, or when a source changes.
+    /// Due at this time (`None`: no time limit), or when a source changes.
     Due(Option<Timestamp>),
-    /// Under way. `stale`: a source has changed since it began.
+    /// Running. `stale`: a source has changed since its start.
     Busy { stale: bool },
 }
 
 impl Volumes {
-    /// Work on them is under way.
+    /// Returns `true` while a set-up or refresh is running.
     pub(super) fn is_busy(&self) -> bool {
         matches!(self, Volumes::Busy { .. } | Volumes::Ready { refresh: Refresh::Busy { .. }, .. })
     }
 }
 
-/// The state of the pod's sandbox.
+/// State of the pod's sandbox.
 #[derive(Clone, Debug)]
 pub(crate) enum Sandbox {
     Absent {
         attempt: u32,
     },
-    /// Made or connected. `old`: the sandbox that is replaced or connected again.
+    /// Being created or connected. `old`: the sandbox to be replaced or connected again.
     Busy {
         attempt: u32,
         failures: u32,
         old: Option<Arc<SandboxStatus>>,
     },
     Ready(Arc<SandboxStatus>),
-    /// It died; its containers with it.
+    /// Dead, with all of its containers.
     Dead(Arc<SandboxStatus>),
     Failed {
         retry_at: Timestamp,
@@ -93,7 +93,7 @@ pub(crate) enum Sandbox {
 }
 
 impl Sandbox {
-    /// The newest sandbox that was made.
+    /// Returns the newest sandbox.
     pub(crate) fn status(&self) -> Option<&Arc<SandboxStatus>> {
         match self {
             Sandbox::Absent { .. } => None,
@@ -103,31 +103,31 @@ impl Sandbox {
     }
 }
 
-/// The reason for which the pod ends.
+/// Cause of a pod's termination.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Cause {
-    /// Everything in it has ended for good.
+    /// All containers are done.
     Completed,
-    /// `activeDeadlineSeconds` is over.
+    /// `activeDeadlineSeconds` has passed.
     Deadline,
-    /// Its object is being deleted, or is gone.
+    /// The object is being deleted, or is gone.
     Deleted,
-    /// Somebody else declared it failed or succeeded.
+    /// Somebody else set the phase to Failed or Succeeded.
     Declared,
-    /// This node does not run it.
+    /// This node rejected the pod.
     Refused,
 }
 
-/// The stage of the pod's end.
+/// Stage of a pod's termination.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Stage {
     /// Containers are being stopped.
     Stopping,
-    /// The sandbox, network and volumes are being taken down.
+    /// Sandbox, network and volumes are being taken down.
     TakingDown { failures: u32 },
-    /// Taking down failed; it is tried again at this time.
+    /// The take-down failed; the next attempt is at this time.
     Retry { at: Timestamp, failures: u32 },
-    /// Nothing runs any more and nothing is mounted.
+    /// Nothing of the pod runs or is mounted.
     Down,
     /// The object is being deleted.
     Finishing,
@@ -135,43 +135,43 @@ pub(crate) enum Stage {
     Finished,
 }
 
-/// The end of a pod: its cause and its progress.
+/// A pod's termination: its cause and stage.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct Ending {
     pub(crate) cause: Cause,
     pub(crate) stage: Stage,
-    /// The time at which containers that still run are killed.
+    /// Time of SIGKILL for the containers that still run.
     pub(crate) kill_at: Timestamp,
 }
 
-/// Everything known about one pod.
+/// State of a pod.
 #[derive(Clone, Debug)]
 pub(crate) struct World {
     pub(crate) pod: Arc<Pod>,
     pub(crate) volumes: Volumes,
     pub(crate) sandbox: Sandbox,
-    /// Sandboxes before that one. They are removed with the pod.
+    /// Previous sandboxes, which are removed with the pod.
     pub(crate) old_sandboxes: Vec<Arc<SandboxStatus>>,
-    /// The pod's addresses. Those of a dead sandbox stay until another one is made.
+    /// IP addresses of the pod. They remain after the sandbox has died, until the next one is created.
     pub(crate) pod_ips: Vec<IpAddr>,
-    /// The pod has its addresses, or needs none.
+    /// The pod has its addresses, or uses the host's network.
     pub(crate) network_ready: bool,
     pub(crate) containers: Vec<Life>,
-    /// Main containers were started in this sandbox: init containers are not run again.
+    /// Main containers have been started in this sandbox, so init containers are not run again.
     pub(crate) initialized: bool,
     pub(crate) ending: Option<Ending>,
     /// The object is no longer in the API.
     pub(crate) gone: bool,
-    /// The time at which a kubelet first saw the pod.
+    /// `status.startTime`: the time at which a kubelet first saw the pod.
     pub(crate) start_time: Timestamp,
-    /// Services are known, so that containers can be told.
+    /// The service cache has synced, so that containers can get their service variables.
     pub(crate) services_known: bool,
-    /// The reason for which this node does not run the pod.
+    /// Reason for which this node rejected the pod.
     pub(crate) refusal: Option<Refusal>,
 }
 
 impl World {
-    /// A pod that nothing is known about.
+    /// Creates the state of a pod without containers and sandboxes.
     pub(crate) fn new(pod: Arc<Pod>, now: Timestamp) -> Self {
         let start_time = pod.status.as_ref().and_then(|s| s.start_time.as_ref()).map_or(now, |t| t.0);
         let mut world = World {
@@ -193,13 +193,13 @@ impl World {
         world
     }
 
-    /// The pod's specification; empty if the object has none.
+    /// Returns the pod's specification; empty if the object has none.
     pub(crate) fn spec(&self) -> &PodSpec {
         static EMPTY: std::sync::LazyLock<PodSpec> = std::sync::LazyLock::new(PodSpec::default);
         self.pod.spec.as_ref().unwrap_or(&EMPTY)
     }
 
-    /// Brings the containers in line with the specification (which gains ephemeral ones and changes images).
+    /// Updates the containers from the specification, which may add ephemeral containers and change images.
     pub(crate) fn take_spec(&mut self) {
         let spec = self.spec();
         let policy = RestartPolicy::parse(spec.restart_policy.as_deref()).unwrap_or(RestartPolicy::Always);
@@ -211,8 +211,8 @@ impl World {
                     Life::new(Role::Sidecar, RestartPolicy::Always, container.clone())
                 }
                 Some(other) => Life::new(Role::Init, other, container.clone()),
-                // A failed init container is tried again unless the pod never restarts; a successful one is
-                // not.
+                // A failed init container is retried unless the policy is Never. A successful one is not run
+                // again.
                 None if policy == RestartPolicy::Never => Life::new(Role::Init, policy, container.clone()),
                 None => Life::new(Role::Init, RestartPolicy::OnFailure, container.clone()),
             };
@@ -242,17 +242,17 @@ impl World {
         self.containers = wanted;
     }
 
-    /// One container.
+    /// Returns a container by name.
     pub(crate) fn life(&self, name: &str) -> Option<&Life> {
         self.containers.iter().find(|l| l.name == name)
     }
 
-    /// One container.
+    /// Returns a container by name.
     pub(crate) fn life_mut(&mut self, name: &str) -> Option<&mut Life> {
         self.containers.iter_mut().find(|l| l.name == name)
     }
 
-    /// The grace period of a deletion, or that of the specification; at least 1 s.
+    /// Returns the grace period of the deletion, else of the specification; at least 1 s.
     fn grace_time(&self) -> Duration {
         let spec = self.spec().termination_grace_period_seconds.unwrap_or(30);
         let grace = if self.pod.is_deleting() || self.gone {
@@ -264,7 +264,7 @@ impl World {
     }
 }
 
-/// An ephemeral container has the fields of a container.
+/// Converts an ephemeral container; it has the fields of a container.
 fn as_container(ephemeral: &EphemeralContainer) -> Option<Container> {
     serde_json::from_value(serde_json::to_value(ephemeral).ok()?).ok()
 }

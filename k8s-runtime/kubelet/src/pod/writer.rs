@@ -1,9 +1,9 @@
 //! Writes a pod's status to the API server.
 //!
-//! The worker hands over the newest status and goes on. One task per pod writes it: states that are overtaken
-//! while a write is under way are skipped, failures are tried again until they succeed or the pod is gone.
-//! What somebody else writes over the kubelet's part of a status is written back, at most once a second. A
-//! pod that somebody else ended is left so.
+//! The worker queues the newest status and continues. One task per pod writes: statuses superseded during a
+//! write are skipped, and a failed write is retried until it succeeds or the pod is gone. If somebody else
+//! overwrites the kubelet's part of the status, it is restored, at most once a second. A pod that somebody
+//! else has set to a terminal phase is left alone.
 
 use std::{
     sync::{Arc, Mutex, PoisonError},
@@ -69,7 +69,7 @@ impl Writer {
         }
     }
 
-    /// True if a pod's status is not what the kubelet wrote last, and nothing newer is on its way.
+    /// Returns `true` if the pod's status differs from the one written last and no newer one is queued.
     fn is_overwritten(&self, pod: &Pod) -> bool {
         let (number, wanted) = self.wanted.borrow().clone();
         if number == 0 || *self.written.borrow() != number {
@@ -85,7 +85,7 @@ impl Writer {
         merged.status != pod.status
     }
 
-    /// Queues a status.
+    /// Queues a status for writing.
     pub(crate) fn write(&self, status: PodStatus) {
         self.wanted.send_modify(|(number, slot)| {
             *number += 1;
@@ -133,8 +133,8 @@ async fn run(
     }
 }
 
-/// Waits for a status to write: a new one, or the last one again where somebody else changed it. `false`:
-/// there will be none.
+/// Waits for the next status to write: a new one, or the last one again after somebody overwrote it. Returns
+/// `false` if the writer is dropped.
 async fn next(
     requests: &mut watch::Receiver<(u64, PodStatus)>,
     foreign: &Notify,
@@ -156,7 +156,7 @@ async fn next(
     }
 }
 
-/// True if a status says no more than that the pod is starting.
+/// Returns `true` if the status only says that containers are being created.
 fn is_starting(status: &PodStatus) -> bool {
     let creating = |container: &ContainerStatus| {
         let waiting = container.state.as_ref().and_then(|s| s.waiting.as_ref());

@@ -61,7 +61,7 @@ impl Target<'_> {
         check::http(&request, timeout).await
     }
 
-    /// Asks once, within the timeout.
+    /// Runs the probe once, within the timeout.
     pub(crate) async fn probe(&self, probe: &Probe, timeout: Duration) -> Result<(), String> {
         if let Some(action) = &probe.exec {
             let command = action.command.clone().unwrap_or_default();

@@ -1,5 +1,5 @@
-//! The channel framing of remote commands: each WebSocket message begins with a byte that says which stream
-//! it belongs to. In the base64 protocols that is a digit, and the rest is encoded.
+//! Channel framing of exec, attach and port-forward: the first byte of a WebSocket message is the stream's
+//! number. In the base64 protocols it is a digit, and the data is base64.
 
 use base64::{Engine, engine::general_purpose::STANDARD};
 use bytes::Bytes;

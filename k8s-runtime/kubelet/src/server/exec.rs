@@ -27,7 +27,7 @@ use super::{
 };
 use crate::context::Context;
 
-/// The request: a command of its own, or the streams of the container.
+/// Kind of the request.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Subresource {
     Exec,
@@ -48,7 +48,7 @@ const CHUNK: usize = 32 * 1024;
 /// Time for the process to read the data of a client that has disconnected.
 const LAST_INPUT: Duration = Duration::from_secs(30);
 
-/// The streams that a client wants.
+/// Streams of the request.
 #[derive(Clone, Copy, Debug)]
 struct Wanted {
     stdin: bool,
@@ -136,7 +136,7 @@ impl Session {
     /// Builds the final message on the error channel, if the protocol has one.
     fn status(&self, result: &Result<i32, String>) -> Option<Message> {
         let result = match (self.subresource, result) {
-            // A client asks the pod for the container's exit code.
+            // The client reads the exit code from the pod's status.
             (Subresource::Attach, Ok(_)) => &Ok(0),
             (_, result) => result,
         };
@@ -240,7 +240,7 @@ async fn streams(
                         }
                         return None;
                     }
-                    // The other side of a terminal that nobody has open hangs up.
+                    // Dropping the terminal makes the kernel send SIGHUP.
                     Subresource::Exec if wanted.tty => outputs = None,
                     Subresource::Exec => {}
                 }
@@ -287,8 +287,8 @@ async fn listen(
     }
 }
 
-/// Sends an output to the client. Subresource nobody takes any more is read all the same, so that the process
-/// goes on.
+/// Sends an output to the client. After the client has disconnected, the output is read and discarded, so
+/// that the process does not block.
 async fn pump(
     stream: Option<Box<dyn AsyncRead + Send + Unpin>>,
     channel: u8,

@@ -27,7 +27,7 @@ pub(super) fn container<'v>(
     })
 }
 
-/// Returns the id of a running container; 400 if it is not running.
+/// Returns the id of a running container; 404 if it is not running.
 pub(super) fn running(view: &PodView, pod: &str, name: &str) -> Result<k8s_runtime::ContainerId, ApiStatus> {
     let found = container(view, pod, name)?;
     match &found.id {

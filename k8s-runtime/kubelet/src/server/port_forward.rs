@@ -1,9 +1,9 @@
 //! Port-forward: TCP connections to a pod over a WebSocket.
 //!
-//! kubectl speaks SPDY/3.1 inside the WebSocket's messages (`SPDY/3.1+portforward.k8s.io`): for each
-//! connection an error stream and a data stream with the same `requestid`. Others use channels
-//! (`v4.channel.k8s.io`, `v4.base64.channel.k8s.io`, or no protocol): two per port, data and errors, each
-//! beginning with the port's number in little-endian.
+//! kubectl tunnels SPDY/3.1 through the WebSocket (`SPDY/3.1+portforward.k8s.io`), with an error stream and a
+//! data stream of the same `requestid` per connection. Other clients use channels (`v4.channel.k8s.io`,
+//! `v4.base64.channel.k8s.io`, or no subprotocol): two per port, data and errors, each of which starts with
+//! the port number in little-endian.
 
 use std::{collections::HashMap, sync::Arc, time::Duration};
 

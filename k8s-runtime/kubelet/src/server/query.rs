@@ -31,7 +31,7 @@ impl Query {
         self.0.iter().filter(move |(n, _)| n == name).map(|(_, v)| v.as_str())
     }
 
-    /// True if a flag is set, under any of its names.
+    /// Returns `true` if a boolean parameter is set under any of its names.
     pub(super) fn flag(&self, names: &[&str]) -> bool {
         names.iter().any(|name| {
             self.get(name).is_some_and(|v| matches!(v, "" | "1" | "t" | "T" | "true" | "TRUE" | "True"))

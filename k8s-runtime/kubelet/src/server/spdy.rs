@@ -1,13 +1,13 @@
 //! The part of SPDY/3.1 that port-forward needs: the server side, with many streams over one connection.
 //!
-//! Format, all numbers big-endian. A control frame is `u16 0x8003, u16 type, u8 flags, u24 length`, a data
-//! frame `u32 stream, u8 flags, u24 length`. Headers (of `SYN_STREAM` and `SYN_REPLY`) are `u32 count` and
-//! per header two strings with `u32` lengths, compressed with zlib in one go for all frames of a direction,
-//! with the dictionary of the specification.
+//! Format, all numbers big-endian. A control frame is `u16 0x8003, u16 type, u8 flags, u24 length`; a data
+//! frame is `u32 stream, u8 flags, u24 length`. Headers (of `SYN_STREAM` and `SYN_REPLY`) are `u32 count` and
+//! two strings with `u32` lengths per header. They are compressed as one zlib stream per direction, with the
+//! dictionary of the specification.
 //!
-//! Flow: [`Session::start`] reads frames in a task of its own; each stream that the client opens comes out of
-//! [`Session::accept`] with what it carries. Not here: push streams, priorities, flow control windows
-//! (Kubernetes' clients use none of them).
+//! Flow: [`Session::start`] reads frames in a task. [`Session::accept`] returns each stream that the client
+//! opens.
+//! Not here: push streams, priorities, flow control windows (Kubernetes clients use none of them).
 
 use std::collections::{BTreeMap, HashMap};
 

@@ -42,8 +42,8 @@ pub(super) struct Protocol {
     pub(super) base64: bool,
 }
 
-/// The first protocol that the client offers and that is one of `ours`. A client that offers none gets the
-/// one without a name.
+/// Negotiates the subprotocol: the first one offered that is in `ours`. A client that offers none gets the
+/// entry without a name.
 pub(super) fn agreed(headers: &HeaderMap, ours: &'static [Protocol]) -> Option<&'static Protocol> {
     let values = headers.get_all(header::SEC_WEBSOCKET_PROTOCOL).into_iter();
     let offered = values.flat_map(|v| v.to_str().unwrap_or("?").split(',')).map(str::trim);
@@ -54,7 +54,7 @@ pub(super) fn agreed(headers: &HeaderMap, ours: &'static [Protocol]) -> Option<&
     offered.find_map(|name| ours.iter().find(|p| p.name == name))
 }
 
-/// True if a request asks for a WebSocket.
+/// Returns `true` if the request is a WebSocket handshake.
 pub(super) fn is_asked(headers: &HeaderMap) -> bool {
     has_token(headers, header::CONNECTION, "upgrade") && has_token(headers, header::UPGRADE, "websocket")
 }

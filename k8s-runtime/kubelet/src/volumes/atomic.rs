@@ -1,11 +1,11 @@
 //! Replaces the files of a directory atomically.
 //!
-//! Layout, as upstream's atomic writer has it: the files are in a directory of their own
+//! The layout is that of upstream's AtomicWriter: the files are in a timestamped directory
 //! (`..2026_01_02_03_04_05.678`), `..data` is a symbolic link to it, and each visible name is a link through
-//! `..data`. Renaming a new `..data` over the old one is the switch.
+//! `..data`. Renaming a new `..data` over the old one switches the version.
 //!
-//! Guarantee: everything goes by descriptor and no link is followed, so that a container that may mount
-//! (`CAP_SYS_ADMIN`) and writes to its read-only volume leads the writer nowhere else.
+//! Guarantee: all accesses go through descriptors and follow no links. A container that can mount
+//! (`CAP_SYS_ADMIN`) and makes its read-only volume writable cannot redirect the writer.
 
 use std::{
     collections::{BTreeMap, BTreeSet},
@@ -130,7 +130,7 @@ fn remove_if_there(path: &Path) -> io::Result<()> {
     }
 }
 
-/// True if a directory holds exactly these files with these contents.
+/// Returns `true` if the directory contains exactly these files with these contents.
 fn same(dir: &Directory, files: &Files) -> bool {
     // Levels deeper than the deepest expected file are not read.
     fn count(dir: &Directory, depth: usize) -> Option<usize> {

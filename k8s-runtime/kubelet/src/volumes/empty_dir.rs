@@ -23,7 +23,7 @@ pub(super) fn plugin(volume: &types::Volume) -> Option<Box<dyn Volume>> {
     Some(Box::new(EmptyDir { name: volume.name.clone(), source }))
 }
 
-/// True if something is mounted on a directory.
+/// Returns `true` if the directory is a mount point.
 fn is_mount_point(dir: &Path) -> bool {
     let device = |path: &Path| fs::metadata(path).map(|m| m.dev()).ok();
     dir.parent().is_some_and(|parent| device(dir) != device(parent))

@@ -108,7 +108,7 @@ pub(super) async fn token(
     let token = setup.cx.tokens.get(setup.pod, audience, source.expiration_seconds.unwrap_or(3600)).await?;
     setup.refresh_at(token.refresh_at);
     let mut mode = mode(None, default);
-    // Readable by the pod's user only; without `fsGroup` by everybody in the pod, as upstream does.
+    // As upstream: 0600 with `fsGroup`; without it the default, so that containers of any user can read it.
     if setup.fs_group.is_some() {
         mode = 0o600;
     }

@@ -61,7 +61,7 @@ fn plural(collection: &str) -> &str {
     collection.rsplit('/').next().unwrap()
 }
 
-/// True if an object's path is in a collection (perhaps that of all namespaces).
+/// Returns `true` if an object's path is in a collection (of one namespace or of all).
 fn within(object: &str, collection: &str) -> bool {
     let (own, ..) = split(&format!("/{object}"));
     if collection.contains("/namespaces/") { own == collection } else { plural(&own) == plural(collection) }

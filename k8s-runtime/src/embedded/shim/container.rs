@@ -1,4 +1,4 @@
-//! One container as its shim holds it: process, streams, log, attached clients.
+//! A container in its shim: process, streams, log, attached clients.
 
 use std::{
     collections::VecDeque,
@@ -30,33 +30,33 @@ use crate::{
     },
 };
 
-/// While an attached client is this far behind, its container's output is not read.
+/// Maximum number of bytes that an attached client may lag behind; then the container's output is not read.
 const MAX_BEHIND: usize = 256 << 10;
 
-/// An attached client's copy of one output.
+/// An attached client's copy of an output stream.
 #[derive(Debug)]
 struct Client {
     stream: StreamName,
     fd: OwnedFd,
     behind: VecDeque<u8>,
-    /// The output has ended; what is behind is all there is.
+    /// The output has ended; only the buffered bytes remain.
     ended: bool,
     gone: bool,
 }
 
-/// A container with its process, streams, log and clients.
+/// A container with its process, streams, log and attached clients.
 #[derive(Debug)]
 pub(super) struct Container {
     record: ContainerRecord,
     state: ContainerState,
     pid: Option<Pid>,
-    /// The first process, ready to go.
+    /// The first process before [`Container::start`].
     waiting: Option<Sync>,
     stdin: Option<OwnedFd>,
     stdout: Option<OwnedFd>,
     stderr: Option<OwnedFd>,
     terminal: Option<OwnedFd>,
-    /// Nobody has the terminal's other side open: polling it would spin.
+    /// No process has the other side of the terminal open; polling it would be a busy loop.
     hung_up: bool,
     log: Log,
     clients: Vec<Client>,
@@ -77,7 +77,7 @@ fn duplicate(fd: &OwnedFd) -> Result<OwnedFd, Failure> {
 }
 
 impl Container {
-    /// Makes the container up to its first process, which waits for [`Container::start`].
+    /// Creates the container and its first process, which waits for [`Container::start`].
     pub(super) fn create(
         dir: &Path,
         sandbox: &SandboxRecord,
@@ -95,7 +95,7 @@ impl Container {
         let log = Log::open(&sandbox.spec.log_directory, &record.spec.log_path, limit)
             .map_err(|e| Failure::Other(e.to_string()))?;
         if record.spec.privileged {
-            // Before its group is made: a version 1 group begins with the rules of its parent.
+            // Before the container's group is created: a version 1 group inherits the rules of its parent.
             pod_rules.lift().map_err(Failure::other("allow a privileged container all devices"))?;
         }
         cgroups
@@ -159,12 +159,12 @@ impl Container {
         self.pid
     }
 
-    /// True if its end is news: a failed start was reported already.
+    /// Returns `true` if its exit has not been reported yet. (A failed start is reported at once.)
     pub(super) fn is_live(&self) -> bool {
         !matches!(self.state, ContainerState::Exited { .. })
     }
 
-    /// Lets the waiting process become the program.
+    /// Lets the waiting process execute the program.
     pub(super) fn start(&mut self) -> Result<(), Failure> {
         let Some(waiting) = self.waiting.take() else {
             return Err(Failure::Other(format!(
@@ -197,16 +197,16 @@ impl Container {
         }
     }
 
-    /// Writes the state down.
+    /// Writes the state to disk.
     pub(super) fn save(&self, dir: &Path) -> io::Result<()> {
         write_json(&dir.join("c").join(&self.record.id).join("state.json"), &self.state)
     }
 
-    /// The first process is dead: nothing of the container may go on.
+    /// Handles the exit of the first process: kills the rest of the container.
     pub(super) fn ended(&mut self, code: i32, cgroups: &Cgroups) {
         self.pid = None;
         self.waiting = None;
-        // In a shared process namespace others of the container may live on.
+        // With a shared PID namespace, the container's other processes survive the first one.
         cgroups.signal(&self.record.cgroup, libc::SIGKILL);
         for stream in [StreamName::Stdout, StreamName::Stderr] {
             self.drain(stream);
@@ -227,7 +227,7 @@ impl Container {
         };
     }
 
-    /// Outputs to poll: none while a client is too far behind.
+    /// Returns the outputs to poll: none while a client lags too far behind.
     pub(super) fn outputs(&self) -> impl Iterator<Item = (StreamName, BorrowedFd<'_>)> {
         let held_back = self.clients.iter().any(|c| c.behind.len() > MAX_BEHIND);
         let terminal = self.terminal.as_ref().filter(|_| !self.hung_up);
@@ -238,7 +238,7 @@ impl Container {
             .filter_map(|(name, fd)| Some((name, fd?.as_fd())))
     }
 
-    /// Clients to poll: all for their going away, those behind for taking more.
+    /// Returns the clients to poll: all for a disconnect, and those with buffered output for writability.
     pub(super) fn clients(&self) -> impl Iterator<Item = (usize, BorrowedFd<'_>, PollFlags)> {
         self.clients.iter().enumerate().map(|(index, client)| {
             let flags = if client.behind.is_empty() { PollFlags::empty() } else { PollFlags::POLLOUT };
@@ -246,7 +246,8 @@ impl Container {
         })
     }
 
-    /// Reads once from an output, to the log and every client. `false`: nothing more now.
+    /// Reads once from an output, and passes the bytes to the log and the clients. Returns `false` if there
+    /// is no more for now.
     pub(super) fn pump(&mut self, stream: StreamName) -> bool {
         let mut chunk = [0; 16 << 10];
         let source = match stream {
@@ -256,7 +257,7 @@ impl Container {
         let Some(source) = source else { return false };
         match nix::unistd::read(source, &mut chunk) {
             Err(nix::errno::Errno::EAGAIN | nix::errno::Errno::EINTR) => false,
-            // A terminal whose other side nobody has open answers EIO.
+            // A terminal returns EIO if no process has the other side open.
             Ok(0) | Err(_) => {
                 self.close(stream);
                 false
@@ -306,7 +307,7 @@ impl Container {
         self.log.reopen()
     }
 
-    /// A new client: its ends of the streams, in the protocol's order.
+    /// Adds a client and returns its ends of the streams, in the order of the protocol.
     pub(super) fn attach(&mut self) -> Result<(Streams, Vec<OwnedFd>), Failure> {
         if self.pid.is_none() {
             return Err(Failure::Other(format!("container {} is not running", self.record.id)));
@@ -317,7 +318,7 @@ impl Container {
         if spec.stdin {
             let writer = match &self.terminal {
                 Some(terminal) => Some(duplicate(terminal)?),
-                // Giving it away is what closes the stream when the client leaves.
+                // The client gets the only descriptor, so that standard input closes when it disconnects.
                 None if spec.stdin_once => self.stdin.take(),
                 None => self.stdin.as_ref().map(duplicate).transpose()?,
             };
@@ -360,8 +361,8 @@ impl Client {
     }
 }
 
-/// Restricts the device files that a container can open. On a machine that cannot do that, a container with
-/// SYS_ADMIN is refused: it could mount. No mount of any other container allows device files.
+/// Restricts device access of a container. If the machine does not permit that, a container with SYS_ADMIN is
+/// refused, since it could mount. The mounts of other containers are `nodev`.
 fn restrict_devices(
     record: &ContainerRecord,
     cgroups: &Cgroups,
@@ -380,7 +381,7 @@ fn restrict_devices(
     Err(Failure::Other(format!("restrict the devices of a container with SYS_ADMIN: {error}")))
 }
 
-/// Runs a command in a running container.
+/// Executes a command in a running container.
 pub(super) fn exec(
     container: &Container,
     cgroups: &Cgroups,
@@ -436,7 +437,7 @@ pub(super) fn exec(
     Ok((child.pid, streams, fds))
 }
 
-/// A line in the shim's log. Unlike `eprintln`, a full disk is no reason to die.
+/// Writes a line to the shim's log. Unlike `eprintln`, it does not panic if the disk is full.
 pub(super) fn complain(context: &str, error: &dyn std::fmt::Display) {
     let _ = writeln!(io::stderr(), "shim: {context}: {error}");
 }

@@ -1,9 +1,9 @@
-//! The identity of a container's process: user, groups, capabilities.
+//! Credentials of a container's process: user, groups, capabilities.
 //!
-//! Names are looked up in the image's own `/etc/passwd` and `/etc/group`, after the root was entered.
-//! Capabilities follow the container runtimes' convention: the set is bounding, permitted and effective;
-//! inheritable and ambient are empty, so a process that is not root has none unless its program file carries
-//! them.
+//! Names are looked up in the image's `/etc/passwd` and `/etc/group`, after the process has entered the root.
+//! As in other runtimes, the capability set is bounding, permitted and effective, while inheritable and
+//! ambient are empty. A process that is not root has therefore no capabilities except those of its program
+//! file.
 
 use std::{fs, io::Read, os::unix::fs::OpenOptionsExt};
 
@@ -12,7 +12,7 @@ use crate::{
     sys,
 };
 
-/// A user whose names are resolved to numbers.
+/// A user and groups as numbers.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub(crate) struct Identity {
     pub(crate) uid: u32,
@@ -21,7 +21,7 @@ pub(crate) struct Identity {
     pub(crate) home: String,
 }
 
-/// Works out the user from the specification, the image's user string and the image's databases.
+/// Resolves the user from the specification, the image's user and the image's databases.
 pub(crate) fn resolve(user: &User, image_user: &str, passwd: &str, group: &str) -> Result<Identity, String> {
     let image_user = image_user.trim();
     let (name, image_group) = match image_user.split_once(':') {
@@ -31,7 +31,7 @@ pub(crate) fn resolve(user: &User, image_user: &str, passwd: &str, group: &str) 
     let entries = || passwd.lines().map(|l| l.split(':').collect::<Vec<_>>()).filter(|f| f.len() >= 6);
     let numeric_name = user.uid.map(|uid| uid.to_string());
     let wanted = numeric_name.as_deref().unwrap_or(if name.is_empty() { "0" } else { name });
-    // A number is an id even where a user of that name exists.
+    // A number is an id, even if a user of that name exists.
     let number: Option<u32> = wanted.parse().ok();
     let entry = entries().find(|f| match number {
         Some(uid) => f[2] == uid.to_string(),
@@ -73,12 +73,12 @@ pub(crate) fn resolve(user: &User, image_user: &str, passwd: &str, group: &str) 
     Ok(Identity { uid, gid, groups, home })
 }
 
-/// The user of a container; the container's root must be entered.
+/// Resolves the user of a container. The container's root must be entered.
 pub(crate) fn of(spec: &ContainerSpec, image_user: &str) -> Result<Identity, String> {
     resolve(&spec.user, image_user, &read_small("/etc/passwd"), &read_small("/etc/group"))
 }
 
-/// A regular file of believable size; anything else counts as empty (an image can put a FIFO there).
+/// Reads a regular file of limited size. Anything else counts as empty; an image may have a FIFO there.
 fn read_small(path: &str) -> String {
     let open = fs::OpenOptions::new().read(true).custom_flags(libc::O_NONBLOCK).open(path);
     let Ok(file) = open else { return String::new() };
@@ -151,7 +151,7 @@ const DEFAULT: [&str; 14] = [
     "AUDIT_WRITE",
 ];
 
-/// Bit of `CAP_SYS_ADMIN`.
+/// Bit mask of `CAP_SYS_ADMIN`.
 pub(crate) const SYS_ADMIN: u64 = 1 << 21;
 
 fn bit(name: &str) -> Result<u64, String> {
@@ -166,7 +166,7 @@ fn bit(name: &str) -> Result<u64, String> {
 
 const ALL: u64 = (1 << CAPABILITIES.len()) - 1;
 
-/// The capabilities a specification asks for, as a bit mask.
+/// Returns the capabilities of a specification as a bit mask.
 pub(crate) fn capabilities(spec: &ContainerSpec) -> Result<u64, String> {
     if spec.privileged {
         return Ok(ALL);
@@ -185,22 +185,22 @@ pub(crate) fn capabilities(spec: &ContainerSpec) -> Result<u64, String> {
     Ok((set & !bits(&spec.drop_capabilities)?) | bits(&spec.add_capabilities)?)
 }
 
-/// The capabilities that this process could hand on at all: a machine's own manager may have taken some away.
+/// Returns the bounding set of this process: the machine's manager may have dropped capabilities.
 pub(crate) fn available() -> u64 {
     (0..CAPABILITIES.len() as u64)
         .filter(|capability| sys::prctl(libc::PR_CAPBSET_READ, *capability, 0).is_ok_and(|set| set == 1))
         .fold(0, |all, capability| all | 1 << capability)
 }
 
-/// Drops every capability outside `keep` from the bounding set, for ever.
+/// Drops every capability outside of `keep` from the bounding set, irrevocably.
 pub(crate) fn bound(keep: u64) -> std::io::Result<()> {
     for capability in 0..64 {
-        // The kernel may know more than we do (drop) or less (it says so).
+        // The kernel may know more capabilities than this list (drop them) or fewer (it returns an error).
         if keep & (1 << capability) == 0 && sys::prctl(libc::PR_CAPBSET_DROP, capability, 0).is_err() {
             break;
         }
     }
-    // Ambient ones would survive a change of user.
+    // Ambient capabilities would survive the change of the user.
     let _ = sys::prctl(libc::PR_CAP_AMBIENT, libc::PR_CAP_AMBIENT_CLEAR_ALL as u64, 0);
     Ok(())
 }

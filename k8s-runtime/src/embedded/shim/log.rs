@@ -1,9 +1,8 @@
 //! Container logs in the CRI format: `2026-01-02T03:04:05.000000006Z stdout F a line`.
 //!
-//! Lines are split at 16 KiB; a part that goes on is tagged `P`, a line's end `F`. What a stream leaves
-//! without a line feed at its end is a `P`, so that readers give back exactly what was written. A log that
-//! grows too large is rotated while it is written: a writer of a gigabyte at once takes no more room than one
-//! of a byte a minute.
+//! Lines are split at 16 KiB: all parts but the last have the tag `P`, the last one has `F`. Output without a
+//! final line feed gets the tag `P`, so that readers reproduce the exact bytes. A log is rotated while it is
+//! written, so that it never exceeds its size limit, however fast the container writes.
 
 use std::{
     fs::{self, File},
@@ -15,44 +14,43 @@ use jiff::Timestamp;
 
 use crate::{beneath::Directory, log_files};
 
-/// Longest part of a line in one entry.
+/// Maximum length of the text in one entry, bytes.
 const MAX_LINE: usize = 16 << 10;
 
-/// The stream of a line.
+/// The output stream of a line.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum StreamName {
     Stdout,
     Stderr,
 }
 
-/// The limits of a log.
+/// Size limits of a log.
 #[derive(Clone, Copy, Debug, Default)]
 pub(crate) struct Limit {
-    /// Bytes of one file; 0: any number.
+    /// Maximum size of a file, bytes. 0: unlimited.
     pub(crate) bytes: u64,
-    /// Most files, the current one included.
+    /// Maximum number of files, the current one included.
     pub(crate) files: usize,
 }
 
-/// One container's log file.
+/// The log file of a container.
 #[derive(Debug)]
 pub(crate) struct Log {
-    /// The directory of all pods' logs. Below it no link is followed: a pod that has it as a hostPath may put
-    /// one there.
+    /// The log root. No link is followed below it, since a pod with the directory as a hostPath volume can
+    /// create links.
     root: PathBuf,
-    /// The file, relative to `root`; empty: no log.
+    /// Path of the file, relative to `root`. Empty: no log.
     path: PathBuf,
     file: Option<File>,
-    /// Bytes in the file.
+    /// Size of the file, bytes.
     length: u64,
     limit: Limit,
-    /// The beginning of an unfinished line, per stream.
+    /// Start of an unfinished line, per stream.
     partial: [Vec<u8>; 2],
 }
 
 impl Log {
-    /// Opens the file for appending; an empty path means no log. `pod_dir` is the directory of the pod's
-    /// logs.
+    /// Opens the file for appending. An empty path: no log. `pod_dir` is the pod's log directory.
     pub(crate) fn open(pod_dir: &Path, path: &Path, limit: Limit) -> io::Result<Log> {
         let root = pod_dir.parent().filter(|_| path.starts_with(pod_dir));
         let root = root.or(path.parent()).unwrap_or(Path::new("/"));
@@ -63,7 +61,7 @@ impl Log {
         Ok(log)
     }
 
-    /// Opens the file of the same name anew.
+    /// Opens the file again by its name.
     pub(crate) fn reopen(&mut self) -> io::Result<()> {
         if self.path.as_os_str().is_empty() {
             return Ok(());
@@ -84,7 +82,7 @@ impl Log {
         Ok(())
     }
 
-    /// Takes entries, and rotates a file that is full.
+    /// Appends entries, and rotates the file if it is full.
     fn append(&mut self, entries: &[u8], now: Timestamp) -> io::Result<()> {
         let Some(file) = &mut self.file else { return Ok(()) };
         file.write_all(entries)?;
@@ -92,20 +90,20 @@ impl Log {
         if self.limit.bytes == 0 || self.length <= self.limit.bytes {
             return Ok(());
         }
-        // Should it fail, it is tried again when as much was written again.
+        // If the rotation fails, it is retried after the same number of bytes.
         self.length = 0;
         let directory = Directory::open(&self.root)?.without_links();
         let directory = directory.directory(self.path.parent().unwrap_or(Path::new("")))?;
         let name = self.path.file_name().and_then(|n| n.to_str()).unwrap_or_default();
         match log_files::rotate(&directory, name, now, self.limit.files) {
-            // The kubelet was faster.
+            // The kubelet has renamed the file already.
             Err(e) if e.kind() != io::ErrorKind::NotFound => return Err(e),
             _ => {}
         }
         self.reopen()
     }
 
-    /// Takes what a stream wrote.
+    /// Appends the output of a stream.
     pub(crate) fn write(&mut self, stream: StreamName, bytes: &[u8], now: Timestamp) -> io::Result<()> {
         if self.file.is_none() {
             return Ok(());
@@ -130,7 +128,7 @@ impl Log {
         self.append(&entries, now)
     }
 
-    /// The stream has ended.
+    /// Ends a stream: writes its unfinished line.
     pub(crate) fn finish(&mut self, stream: StreamName, now: Timestamp) -> io::Result<()> {
         let rest = std::mem::take(&mut self.partial[stream as usize]);
         if rest.is_empty() {
@@ -147,7 +145,7 @@ fn entry(out: &mut Vec<u8>, stream: StreamName, tag: u8, line: &[u8], now: Times
         StreamName::Stdout => "stdout",
         StreamName::Stderr => "stderr",
     };
-    // Writing to a Vec cannot fail.
+    // Writing to a `Vec` does not fail.
     let _ = write!(out, "{now:.9} {name} {} ", char::from(tag));
     out.extend_from_slice(line);
     out.push(b'\n');
@@ -218,7 +216,7 @@ mod tests {
         names.sort();
         assert_eq!(names.len(), 3);
         assert!(names.iter().all(|p| fs::metadata(p).expect("stat").len() < 102_000));
-        // "0.log" sorts first and is the newest.
+        // "0.log" sorts first but is the newest.
         names.rotate_left(1);
         let text: String = names.iter().map(|p| fs::read_to_string(p).expect("read")).collect();
         let number =

@@ -1,11 +1,10 @@
-//! The first process of a process namespace that a pod's containers share: it does nothing but outlive them
-//! and bury orphans.
+//! The first process (pause) of a PID namespace that a pod's containers share. It reaps orphans.
 
 use nix::{sys::signal::Signal, unistd::Pid};
 
 use crate::{embedded::protocol::Failure, sys};
 
-/// Forks it, in a new process namespace.
+/// Forks it in a new PID namespace.
 #[allow(unsafe_code)]
 pub(super) fn spawn() -> Result<Pid, Failure> {
     match sys::clone3(libc::CLONE_NEWPID as u64, None) {
@@ -14,8 +13,8 @@ pub(super) fn spawn() -> Result<Pid, Failure> {
         Ok(None) => {
             let _ = sys::prctl(libc::PR_SET_PDEATHSIG, libc::SIGKILL as u64, 0);
             let _ = sys::prctl(libc::PR_SET_NAME, c"pause".as_ptr() as u64, 0);
-            // Ignored children leave no zombies; that holds for adopted ones too.
-            // SAFETY: sets a disposition that runs no code.
+            // With SIGCHLD ignored, the kernel reaps all children, adopted ones too.
+            // SAFETY: sets a disposition without a handler.
             let _ =
                 unsafe { nix::sys::signal::signal(Signal::SIGCHLD, nix::sys::signal::SigHandler::SigIgn) };
             sys::close_from(0);

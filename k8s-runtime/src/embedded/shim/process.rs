@@ -1,9 +1,9 @@
-//! From a fork of the shim to the container's program.
+//! Forks a process of the shim and executes the container's program in it.
 //!
-//! Flow: [`spawn`] forks; the child prepares itself, reports "ready" (with its terminal, where it has one) or
-//! what is wrong over a socket pair, waits for the word to go where the caller wants that, and becomes the
-//! program. The socket is close-on-exec: its end without a message means that the program runs.
-//! Guarantee: the child dies with the shim (parent-death signal) and holds none of the shim's descriptors.
+//! Flow: [`spawn`] forks. The child prepares itself and reports "ready" (with its terminal, if any) or an
+//! error over a socket pair. If the caller wants that, it waits for permission, and then it executes the
+//! program. The socket is close-on-exec: if it closes without a message, the program runs.
+//! Guarantee: the child dies with the shim (parent-death signal) and has none of the shim's descriptors.
 
 use std::{
     ffi::CString,
@@ -38,17 +38,17 @@ use crate::{
     sys,
 };
 
-/// The time that a child may take to get ready (a bind source on a hanging file server, for one).
+/// Timeout for the child's preparation, such as a bind mount from a hanging NFS server.
 const READY_TIMEOUT: Duration = Duration::from_secs(60);
 const DEFAULT_PATH: &str = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin";
 
-/// The child's ends of its streams; `None` is `/dev/null`.
+/// The child's ends of its standard streams. `None`: `/dev/null`.
 #[derive(Debug)]
 pub(super) struct Stdio {
     pub(super) stdin: Option<OwnedFd>,
     pub(super) stdout: Option<OwnedFd>,
     pub(super) stderr: Option<OwnedFd>,
-    /// The host's `/dev/null`. The container's may be a link of a volume to anything.
+    /// The host's `/dev/null`. The container's may be a link to another file.
     null: fs::File,
 }
 
@@ -60,13 +60,13 @@ impl Stdio {
     }
 }
 
-/// A forked child that has reported ready.
+/// A forked child that has reported "ready".
 #[derive(Debug)]
 pub(super) struct Child {
     pub(super) pid: Pid,
-    /// Says how it goes on.
+    /// Controls how the child continues.
     pub(super) sync: Sync,
-    /// Its terminal's master side.
+    /// Master side of its terminal.
     pub(super) terminal: Option<OwnedFd>,
 }
 
@@ -80,14 +80,14 @@ enum Stage {
 pub(super) struct Sync(OwnedFd);
 
 impl Sync {
-    /// Tells the child to become the program, and waits until it has.
+    /// Lets the child execute the program, and waits until it has.
     pub(super) fn go(self) -> Result<(), Failure> {
         nix::unistd::write(&self.0, b"g")
             .map_err(|e| Failure::Other(format!("container process: {}", e.desc())))?;
         self.running()
     }
 
-    /// Waits until a child that does not need the word runs its program.
+    /// Waits until a child that needs no permission has executed its program.
     pub(super) fn running(self) -> Result<(), Failure> {
         match receive(self.0.as_fd(), &mut wire::Inbox::default()) {
             Ok(None) => Ok(()),
@@ -123,18 +123,18 @@ fn receive(socket: BorrowedFd<'_>, inbox: &mut wire::Inbox) -> io::Result<Option
     }
 }
 
-/// The namespaces and the cgroup that a child is born in.
+/// Namespaces and cgroup of a new child.
 #[derive(Debug, Default)]
 pub(super) struct Birth<'a> {
-    /// Flags `CLONE_NEW*` of the namespaces to make.
+    /// Flags `CLONE_NEW*` of the namespaces to create.
     pub(super) flags: u64,
-    /// The process namespace to be in, where it is not a new one and not the shim's.
+    /// PID namespace to join. `None`: a new one, or the shim's.
     pub(super) pid_namespace: Option<BorrowedFd<'a>>,
-    /// The cgroup to join, below every controller's root.
+    /// Cgroup to join, relative to the root of each hierarchy.
     pub(super) cgroup: &'a str,
 }
 
-/// Forks, runs `body` in the child (it returns only what went wrong) and waits for its report.
+/// Forks, runs `body` in the child (it returns only on failure) and waits for the child's report.
 pub(super) fn spawn(
     birth: &Birth<'_>,
     cgroups: &Cgroups,
@@ -201,7 +201,7 @@ fn report(socket: &OwnedFd, result: Result<Stage, Failure>, fds: Vec<OwnedFd>) {
     }
 }
 
-/// A program to become.
+/// A program to execute.
 #[derive(Debug)]
 pub(super) struct Program<'a> {
     pub(super) container: &'a ContainerRecord,
@@ -211,7 +211,7 @@ pub(super) struct Program<'a> {
     pub(super) stdio: Stdio,
 }
 
-/// The child's side for a container's first process. Born with a mount namespace of its own.
+/// The child's side for a container's first process, in a new mount namespace.
 pub(super) fn container_init(
     sync: &OwnedFd,
     dir: &Path,
@@ -223,16 +223,16 @@ pub(super) fn container_init(
     let prepare = || -> Result<(), String> {
         if let Some(adjustment) = container.spec.resources.oom_score_adj {
             match fs::write("/proc/self/oom_score_adj", adjustment.to_string()) {
-                // Lowering it takes CAP_SYS_RESOURCE, which not every machine leaves to root; it is advice
-                // only.
+                // Lowering it needs CAP_SYS_RESOURCE, which root does not have on every machine. It is not
+                // essential.
                 Err(e) if e.kind() != io::ErrorKind::PermissionDenied => {
                     return Err(doing("set oom_score_adj")(e));
                 }
                 _ => {}
             }
         }
-        // The process is in its groups by now, and they become the root of all that it can mount. In version
-        // 1 a privileged container sees the host's hierarchies, as it sees the host's devices.
+        // The process is in its groups now, so they become the root of its cgroup namespace. In version 1 a
+        // privileged container sees the host's hierarchies, as it sees the host's devices.
         if matches!(cgroups, Cgroups::V2(_)) || !container.spec.privileged {
             unshare(CloneFlags::CLONE_NEWCGROUP).map_err(doing("new cgroup namespace"))?;
         }
@@ -245,7 +245,7 @@ pub(super) fn container_init(
     }
 }
 
-/// The child's side for a command in a running container, whose namespaces are given.
+/// The child's side for a command in the namespaces of a running container.
 pub(super) fn exec_in(sync: &OwnedFd, namespaces: &[OwnedFd], program: Program<'_>) -> Failure {
     for namespace in namespaces {
         if let Err(e) = setns(namespace, CloneFlags::empty()) {
@@ -317,7 +317,7 @@ fn try_become(
         .map_err(|e| Failure::Other(format!("become user {uid} group {gid}: {}", e.desc())))?;
     let kept = if identity.uid == 0 { capabilities } else { 0 };
     sys::capset(kept, kept, 0).map_err(Failure::other("set capabilities"))?;
-    // After the change of user, which clears it.
+    // After the change of the user, which resets it.
     sys::prctl(libc::PR_SET_PDEATHSIG, libc::SIGKILL as u64, 0)
         .map_err(Failure::other("parent-death signal"))?;
     default_signals();
@@ -326,7 +326,7 @@ fn try_become(
     Err(Failure::Start(start_message(&program.args[0], &describe(&error))))
 }
 
-/// Connects 0, 1 and 2; returns the terminal's master side where there is one.
+/// Connects descriptors 0, 1 and 2. Returns the terminal's master side, if there is one.
 fn streams(program: &Program<'_>, uid: u32) -> Result<Option<OwnedFd>, Failure> {
     let owner = Some(Uid::from_raw(uid));
     if program.tty {
@@ -344,7 +344,7 @@ fn streams(program: &Program<'_>, uid: u32) -> Result<Option<OwnedFd>, Failure> 
     for (target, end) in (0..).zip(ends) {
         let end = match end {
             Some(end) => {
-                // So that a program that is not root can open /dev/stdout anew.
+                // Allows a program that is not root to open /dev/stdout.
                 let _ = nix::unistd::fchown(end, owner, None);
                 end.as_fd()
             }
@@ -397,7 +397,7 @@ fn find_executable(args: &[String], env: &[String]) -> Result<String, Failure> {
         .ok_or_else(|| Failure::Start(start_message(name, "executable file not found in $PATH")))
 }
 
-/// The message in the words that operators search for.
+/// Formats a failed start like runc does, for those who search logs.
 fn start_message(name: &str, why: &str) -> String {
     format!("unable to start container process: exec: {name:?}: {why}")
 }
@@ -413,7 +413,7 @@ fn c_string(text: &str) -> Result<CString, Failure> {
     CString::new(text).map_err(|_| Failure::Start(format!("{text:?} contains a NUL byte")))
 }
 
-/// Signals as a program expects them: nothing blocked, nothing ignored.
+/// Resets all signals: nothing blocked, default dispositions.
 #[allow(unsafe_code)]
 fn default_signals() {
     let default = SigAction::new(SigHandler::SigDfl, SaFlags::empty(), SigSet::empty());

@@ -1,11 +1,11 @@
-//! A container's view of the file system.
+//! A container's root file system.
 //!
-//! Flow (in the container's fresh mount namespace, before anything of the image runs): clone the bind sources
-//! as detached mounts while they still propagate, cut propagation, mount the overlay, fill in `/proc`,
-//! `/sys`, `/dev`, attach the binds in order, pivot.
-//! Guarantees: no step follows a link out of the root (see [`inroot`]); nothing is ever mounted in the host's
-//! namespace, so the death of the container's processes unmounts it all. Without privileges no mount of the
-//! container allows device files except the bound default ones, which is what a device cgroup would have to
+//! Flow (in the container's new mount namespace, before any program of the image runs): clone the bind
+//! sources as detached mounts while they still receive propagation, make the tree private, mount the overlay,
+//! populate `/proc`, `/sys` and `/dev`, attach the binds in order, pivot.
+//! Guarantees: no step follows a link out of the root (see [`inroot`]). Nothing is mounted in the host's
+//! namespace, so the mounts disappear with the container's processes. In an unprivileged container all mounts
+//! are `nodev`, except the bind mounts of the default devices.
 //! achieve otherwise.
 
 use std::{
@@ -56,14 +56,14 @@ const MASKED: [&str; 11] = [
 ];
 const READONLY: [&str; 5] = ["/proc/bus", "/proc/fs", "/proc/irq", "/proc/sys", "/proc/sysrq-trigger"];
 
-/// Adds what was being done to an error.
+/// For `map_err`: an error with the operation as context.
 pub(super) fn doing<E: Into<io::Error>>(context: impl AsRef<str>) -> impl FnOnce(E) -> String {
     move |error| format!("{}: {}", context.as_ref(), error.into())
 }
 
 const NONE: Option<&str> = None;
 
-/// Builds the root and makes it this process's own.
+/// Builds the root file system and makes it the root of this process.
 pub(super) fn enter(
     dir: &Path,
     sandbox: &SandboxRecord,
@@ -98,7 +98,7 @@ pub(super) fn enter(
         let target = at(path)?;
         mount(Some(what), &proc_path(&target), Some(what), flags, Some(options))
             .map_err(doing(format!("mount {what} on {path}")))?;
-        // The descriptor from before the mount is below it; look again.
+        // The descriptor opened before the mount refers to the covered directory: open it again.
         inroot::open(root, Path::new(path)).map_err(doing(path))
     };
 
@@ -132,14 +132,14 @@ pub(super) fn enter(
             }
         }
     }
-    // The host's, from before the container's volumes can put something else at the name.
+    // The host's, opened before the container's volumes are attached.
     let null =
         sys::open_tree(Path::new("/dev/null"), sys::OPEN_TREE_CLONE).map_err(doing("open /dev/null"))?;
     for (bind, (tree, is_dir)) in &binds {
         attach(root, bind, tree, *is_dir)?;
     }
     nix::unistd::fchdir(root).map_err(doing("enter the root file system"))?;
-    // Stacks the old root on the new one; taking it off again needs no directory to put it in.
+    // Stacks the old root on the new one; it is detached without needing a directory for it.
     nix::unistd::pivot_root(".", ".").map_err(doing("pivot_root"))?;
     umount2(".", MntFlags::MNT_DETACH).map_err(doing("leave the old root file system"))?;
     nix::unistd::chdir("/").map_err(doing("chdir /"))?;
@@ -151,7 +151,7 @@ pub(super) fn enter(
     Ok(())
 }
 
-/// The root may be made read-only only after the last mount point was made in it.
+/// Makes the root read-only. All mount points must exist by then.
 pub(super) fn seal() -> Result<(), String> {
     let flags = MsFlags::MS_REMOUNT | MsFlags::MS_BIND | MsFlags::MS_RDONLY | MsFlags::MS_NODEV;
     mount(NONE, "/", NONE, flags, NONE).map_err(doing("make the root file system read-only"))
@@ -159,7 +159,7 @@ pub(super) fn seal() -> Result<(), String> {
 
 fn overlay(root: &Path, dir: &Path, container: &ContainerRecord) -> Result<(), String> {
     let own = dir.join("c").join(&container.id);
-    // Relative names keep many layers within the one page that mount options may take.
+    // Relative names: the mount options (one page) then have room for more layers.
     std::env::set_current_dir(&container.layers_dir)
         .map_err(doing(format!("enter {:?}", container.layers_dir)))?;
     let lower: Vec<&str> = container.layers.iter().rev().map(String::as_str).collect();
@@ -176,7 +176,8 @@ fn overlay(root: &Path, dir: &Path, container: &ContainerRecord) -> Result<(), S
         .map_err(doing("mount the root file system"))
 }
 
-/// The files that the runtime itself brings: only where the kubelet did not mount its own.
+/// Returns bind mounts of the runtime's own files (`/etc/hostname`, `/etc/resolv.conf`), unless the kubelet
+/// mounts others.
 fn sandbox_files(dir: &Path, sandbox: &SandboxRecord, mounts: &[Mount]) -> Vec<Mount> {
     [("resolv.conf", "/etc/resolv.conf"), ("hostname", "/etc/hostname")]
         .into_iter()
@@ -190,12 +191,12 @@ fn sandbox_files(dir: &Path, sandbox: &SandboxRecord, mounts: &[Mount]) -> Vec<M
         .collect()
 }
 
-/// A mount in words.
+/// Describes a mount for error messages.
 fn naming(bind: &Mount) -> String {
     format!("mount {:?} on {:?}", bind.host_path.join(&bind.sub_path), bind.container_path)
 }
 
-/// Finds what is to be mounted. The path is resolved once; everything after goes by the descriptor.
+/// Opens the source of a mount. The path is resolved once; all later steps use the descriptor.
 fn source(bind: &Mount) -> io::Result<OwnedFd> {
     if bind.sub_path.as_os_str().is_empty() {
         let place = fs::OpenOptions::new().read(true).custom_flags(libc::O_PATH).open(&bind.host_path);
@@ -204,7 +205,7 @@ fn source(bind: &Mount) -> io::Result<OwnedFd> {
     Directory::open(&bind.host_path)?.place(&bind.sub_path)
 }
 
-/// Clones a mount's source as a detached mount, and says whether it is a directory.
+/// Clones a mount's source as a detached mount. Also returns whether it is a directory.
 fn clone_source(bind: &Mount, privileged: bool) -> Result<(OwnedFd, bool), String> {
     let context = || naming(bind);
     let place = source(bind).map_err(doing(context()))?;
@@ -236,9 +237,9 @@ fn attach(root: BorrowedFd<'_>, bind: &Mount, tree: &OwnedFd, is_dir: bool) -> R
     sys::move_mount(tree.as_fd(), target.as_fd()).map_err(doing(context()))
 }
 
-/// The container's own group in each version 1 hierarchy, by the name of the hierarchy's mount
-/// (`cpu,cpuacct`), as detached mounts: programs read their limits there. Only a privileged container can
-/// write to them. Version 2 has a namespace for that.
+/// Clones the container's own group of each version 1 hierarchy as a detached mount, by the name of the
+/// hierarchy's mount point (`cpu,cpuacct`): programs read their limits there. Only a privileged container can
+/// write to them. In version 2 the cgroup namespace provides this.
 fn clone_hierarchies(
     cgroups: &Cgroups,
     group: &str,
@@ -261,8 +262,8 @@ fn clone_hierarchies(
     Ok(all)
 }
 
-/// Attaches the hierarchies in the directory `at`, a fresh file system, with a link for each controller of a
-/// joint one.
+/// Attaches the hierarchies below `at`, a new file system, with a symbolic link for each controller of a
+/// joint hierarchy.
 fn mount_hierarchies(at: OwnedFd, hierarchies: &[(OsString, OwnedFd)]) -> Result<(), String> {
     for (name, tree) in hierarchies {
         let context = || format!("mount the hierarchy {name:?}");
@@ -274,7 +275,7 @@ fn mount_hierarchies(at: OwnedFd, hierarchies: &[(OsString, OwnedFd)]) -> Result
             symlink(name, proc_path(&at).join(controller)).map_err(doing(context()))?;
         }
     }
-    // A remount sets all flags anew.
+    // A remount replaces all flags.
     let hardened = MsFlags::MS_NOSUID | MsFlags::MS_NOEXEC | MsFlags::MS_NODEV;
     mount(NONE, &proc_path(&at), NONE, MsFlags::MS_REMOUNT | MsFlags::MS_RDONLY | hardened, NONE)
         .map_err(doing("make /sys/fs/cgroup read-only"))
@@ -308,7 +309,7 @@ fn devices(dev: &OwnedFd, privileged: bool) -> Result<(), String> {
     Ok(())
 }
 
-/// A privileged container sees all of the host's device files as they are now.
+/// Copies the host's device files for a privileged container, as of now.
 fn copy_devices(from: &Path, to: &Path, depth: u32) -> Result<(), String> {
     const NOT: [&str; 6] = ["pts", "shm", "mqueue", "console", "ptmx", "fd"];
     for entry in fs::read_dir(from).map_err(doing(format!("read {from:?}")))?.flatten() {
@@ -331,9 +332,8 @@ fn copy_devices(from: &Path, to: &Path, depth: u32) -> Result<(), String> {
     Ok(())
 }
 
-/// Hides what the container must not see. `null` is a detached mount of the host's `/dev/null`: the
-/// container's own `/dev/null` may be a link of a volume to something writable below `/proc`, which would
-/// then be mounted in its place.
+/// Masks paths of `/proc` and `/sys`. `null` is a detached mount of the host's `/dev/null`. The container's
+/// own `/dev/null` may be a link to a writable file below `/proc`, which would be mounted instead.
 fn mask(null: &OwnedFd) -> Result<(), String> {
     for path in MASKED {
         let Ok(meta) = fs::symlink_metadata(path) else { continue };
@@ -361,7 +361,7 @@ fn mask(null: &OwnedFd) -> Result<(), String> {
     Ok(())
 }
 
-/// Opens a path as a place to mount on.
+/// Opens a mount point with `O_PATH`.
 fn place(path: &str) -> io::Result<OwnedFd> {
     let flags = nix::fcntl::OFlag::O_PATH | nix::fcntl::OFlag::O_CLOEXEC;
     Ok(nix::fcntl::open(path, flags, Mode::empty())?)
@@ -376,7 +376,7 @@ mod tests {
 
     use super::*;
 
-    /// Stops the swapper when the test ends, by a failure too.
+    /// Stops the swapping thread at the end of the test, also on failure.
     struct Stop<'a>(&'a AtomicBool);
 
     impl Drop for Stop<'_> {
@@ -385,7 +385,7 @@ mod tests {
         }
     }
 
-    /// Renames two entries into each other's place until told to stop.
+    /// Exchanges two directory entries until stopped.
     fn swap(a: &Path, b: &Path, stop: &AtomicBool) -> u64 {
         let mut swaps = 0;
         while !stop.load(Ordering::Relaxed) {
@@ -396,7 +396,7 @@ mod tests {
         swaps
     }
 
-    /// A container of the pod exchanges a directory and a link to the outside, while others mount it as
+    /// A container exchanges a directory and a link to the outside, while another container mounts it as
     /// `subPath`.
     #[test]
     fn a_swapped_sub_path_never_leaves_the_volume_in_1000_mounts() {

@@ -1,4 +1,4 @@
-//! Setting up a sandbox: namespaces, loopback, sysctls, the pinned network namespace, shared memory, cgroup.
+//! Sets up a sandbox: namespaces, loopback, sysctls, the pinned network namespace, shared memory, cgroup.
 
 use std::{
     fs, io,
@@ -22,8 +22,8 @@ use crate::{
 
 const NONE: Option<&str> = None;
 
-/// Makes the calling process the holder of a sandbox's namespaces. Returns the shared process namespace,
-/// where asked for.
+/// Moves the calling process into the sandbox's new namespaces. Returns the shared PID namespace if the
+/// specification asks for one.
 pub(super) fn set_up(
     dir: &Path,
     sandbox: &SandboxRecord,
@@ -32,7 +32,7 @@ pub(super) fn set_up(
     let spec = &sandbox.spec;
     let mut namespaces = CloneFlags::empty();
     namespaces.set(CloneFlags::CLONE_NEWNET, !spec.host_network);
-    // A host name of one's own on the host's network would surprise: upstream shows the node's there.
+    // With the host's network, upstream shows the node's host name.
     namespaces.set(CloneFlags::CLONE_NEWUTS, !spec.host_network);
     namespaces.set(CloneFlags::CLONE_NEWIPC, !spec.host_ipc);
     unshare(namespaces).map_err(doing("make namespaces"))?;
@@ -81,7 +81,7 @@ fn pin_network_namespace(pin: &Path) -> io::Result<()> {
     Ok(())
 }
 
-/// The file of a sysctl that the sandbox has a value of its own of. Any other would be the host's.
+/// Path of a sysctl that is namespaced in this sandbox. Any other is refused, since it is the host's.
 fn sysctl_file(name: &str, spec: &SandboxSpec) -> Result<PathBuf, String> {
     let own = match sysctl::namespace_of(name) {
         Some(Namespace::Net) => !spec.host_network,

@@ -1,10 +1,9 @@
-//! The default system-call filter: what a container never needs and what has hurt hosts before answers
-//! `EPERM`.
+//! The default seccomp filter: dangerous system calls that containers do not need return `EPERM`.
 //!
-//! A deny list in the spirit of the container runtimes' default profile. What `CAP_SYS_ADMIN` gates is only
-//! denied where the container lacks it. New namespaces are denied in `clone`; `clone3`, whose flags a filter
-//! cannot see, answers `ENOSYS`, upon which C libraries fall back to `clone`. System calls of another
-//! architecture (32-bit, x32) are denied.
+//! It is a deny list, similar to the default profile of other runtimes. System calls that `CAP_SYS_ADMIN`
+//! gates are denied only without that capability. New namespaces are denied in `clone`. A filter cannot see
+//! the flags of `clone3`, so it returns `ENOSYS`, and C libraries fall back to `clone`. System calls of
+//! another architecture (32-bit, x32) are denied.
 
 use libc::{
     BPF_ABS, BPF_JEQ, BPF_JGE, BPF_JMP, BPF_JSET, BPF_K, BPF_LD, BPF_RET, BPF_W, SECCOMP_RET_ALLOW,
@@ -16,7 +15,7 @@ const ARCH: u32 = 0xc000_003e;
 #[cfg(target_arch = "aarch64")]
 const ARCH: u32 = 0xc000_00b7;
 
-/// System calls that are denied to every container.
+/// System calls denied to every container.
 const DENIED: &[c_long] = &[
     libc::SYS_add_key,
     libc::SYS_keyctl,
@@ -52,7 +51,7 @@ const DENIED: &[c_long] = &[
     libc::SYS_modify_ldt,
 ];
 
-/// System calls that are denied to containers without `CAP_SYS_ADMIN`.
+/// System calls denied to containers without `CAP_SYS_ADMIN`.
 const ADMIN: &[c_long] = &[
     libc::SYS_mount,
     libc::SYS_umount2,
@@ -99,11 +98,11 @@ const fn jump(condition: u32, k: u32, jt: u8, jf: u8) -> sock_filter {
     sock_filter { code: (BPF_JMP | condition | BPF_K) as u16, jt, jf, k }
 }
 
-/// The filter program; `admin`: the container has `CAP_SYS_ADMIN`.
+/// Compiles the filter. `admin`: the container has `CAP_SYS_ADMIN`.
 pub(crate) fn filter(admin: bool) -> Vec<sock_filter> {
     const ERRNO: u32 = SECCOMP_RET_ERRNO;
     let eperm = ret(ERRNO | libc::EPERM as u32);
-    // Offsets in struct seccomp_data: nr 0, arch 4, first argument's low half 16.
+    // Offsets in `struct seccomp_data`: nr 0, arch 4, low half of the first argument 16.
     let mut program = vec![load(4), jump(BPF_JEQ, ARCH, 1, 0), eperm, load(0)];
     if cfg!(target_arch = "x86_64") {
         program.extend([jump(BPF_JGE, 0x4000_0000, 0, 1), eperm]);
@@ -130,7 +129,7 @@ pub(crate) fn filter(admin: bool) -> Vec<sock_filter> {
 mod tests {
     use super::*;
 
-    /// A model of the kernel's interpreter for the instructions we use.
+    /// A model of the kernel's interpreter for these instructions.
     fn run(program: &[sock_filter], nr: u32, arch: u32, arg: u32) -> u32 {
         let (mut pc, mut a) = (0, 0);
         loop {

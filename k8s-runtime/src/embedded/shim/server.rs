@@ -1,4 +1,4 @@
-//! A shim's connections and its answers.
+//! Connections of a shim and the handlers of its requests.
 
 use std::{
     collections::VecDeque,
@@ -26,7 +26,7 @@ use crate::{
     sys,
 };
 
-/// One client of the shim.
+/// A client connection.
 #[derive(Debug)]
 pub(super) struct Connection {
     socket: OwnedFd,
@@ -44,7 +44,7 @@ impl Connection {
         self.socket.as_fd()
     }
 
-    /// True if every message was sent (a dead client counts).
+    /// Returns `true` if all messages are sent or the client is gone.
     pub(super) fn flushed(&self) -> bool {
         self.gone || self.outbox.is_empty()
     }
@@ -65,7 +65,7 @@ impl Connection {
         }
     }
 
-    /// The calls that have arrived whole.
+    /// Reads from the socket and returns the complete requests.
     fn receive(&mut self) -> VecDeque<Call> {
         let mut calls = VecDeque::new();
         match self.inbox.fill(self.socket.as_fd()) {
@@ -134,7 +134,7 @@ impl Shim {
                 container.save(&dir).map_err(Failure::other("save the container's state"))?;
                 let state = container.state().clone();
                 result?;
-                // Before any message about its end, which may come at once.
+                // Before any message about its exit, which may follow at once.
                 self.broadcast(&Message::Started { id, state });
                 done()
             }
@@ -160,7 +160,7 @@ impl Shim {
             }
             Request::KillExec { exec } => {
                 if let Some(exec) = self.execs.get(&exec) {
-                    // The command leads a session and process group of its own.
+                    // The command leads its own session and process group.
                     let _ = kill(Pid::from_raw(-exec.pid.as_raw()), Signal::SIGKILL);
                     let _ = kill(exec.pid, Signal::SIGKILL);
                 }
@@ -216,8 +216,8 @@ impl Shim {
         Ok((Reply::Done, vec![]))
     }
 
-    /// Kills what runs and removes the cgroup; the files are for the caller, who has threads to wait for
-    /// that.
+    /// Kills the container and removes its cgroup. The caller removes the files, since it has threads for
+    /// blocking work.
     fn remove(&mut self, id: &str) -> Result<(), Failure> {
         let Some(container) = self.containers.get(id) else { return Ok(()) };
         let cgroup = container.record().cgroup.clone();
@@ -236,7 +236,7 @@ impl Shim {
         }
     }
 
-    /// Ends everything; states and files stay.
+    /// Ends all containers. Their states and files stay.
     fn shut_down(&mut self) -> Result<(), Failure> {
         let ids: Vec<String> = self.containers.keys().cloned().collect();
         for id in &ids {

@@ -7,13 +7,13 @@ use serde::Deserialize;
 
 use crate::api::RuntimeError;
 
-/// The file's content. The default asks every registry itself, anonymously.
+/// Contents of the file. Default: no mirrors, anonymous access.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Deserialize)]
 #[serde(deny_unknown_fields, default)]
 pub struct Registries {
-    /// Mirrors by registry (`*`: any), in the order in which they are asked; the registry itself comes last.
+    /// Mirrors by registry (`*`: any), in the order of the attempts. The registry itself is tried last.
     pub mirrors: BTreeMap<String, Mirror>,
-    /// Settings by the `host[:port]` that is asked.
+    /// Settings by `host[:port]` of an endpoint.
     pub configs: BTreeMap<String, Host>,
 }
 
@@ -21,7 +21,7 @@ pub struct Registries {
 #[derive(Clone, Debug, Default, PartialEq, Eq, Deserialize)]
 #[serde(deny_unknown_fields, default)]
 pub struct Mirror {
-    /// URLs; `http://` ones are asked in the clear.
+    /// URLs of the endpoints. `http://` URLs are used without TLS.
     pub endpoint: Vec<String>,
 }
 
@@ -29,9 +29,9 @@ pub struct Mirror {
 #[derive(Clone, Debug, Default, PartialEq, Eq, Deserialize)]
 #[serde(deny_unknown_fields, default)]
 pub struct Host {
-    /// Credentials of a registry.
+    /// Credentials of the host.
     pub auth: Option<Auth>,
-    /// TLS settings of the registry.
+    /// TLS settings of the host.
     pub tls: Option<Tls>,
 }
 
@@ -39,11 +39,11 @@ pub struct Host {
 #[derive(Clone, Debug, Default, PartialEq, Eq, Deserialize)]
 #[serde(deny_unknown_fields, default)]
 pub struct Auth {
-    /// User name; empty: anonymous, or in `auth`.
+    /// User name. Empty: anonymous, or given in `auth`.
     pub username: String,
     /// Password or token of the user.
     pub password: String,
-    /// Both, as `base64(user:password)`.
+    /// User name and password as `base64(user:password)`.
     pub auth: String,
 }
 
@@ -51,23 +51,23 @@ pub struct Auth {
 #[derive(Clone, Debug, Default, PartialEq, Eq, Deserialize)]
 #[serde(deny_unknown_fields, default)]
 pub struct Tls {
-    /// A bundle of certificate authorities to trust beside the system's.
+    /// CA bundle to trust, in addition to the system's.
     pub ca_file: Option<PathBuf>,
-    /// Trust any certificate. Default: false.
+    /// Skips certificate verification. Default: false.
     pub insecure_skip_verify: bool,
 }
 
-/// One place to ask.
+/// An endpoint of a registry.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) struct Endpoint {
-    /// Up to and with `/v2`.
+    /// URL up to and including `/v2`.
     pub(super) base: String,
-    /// The registry's own name, for mirrors that serve several.
+    /// Name of the registry (`ns` parameter), for mirrors of several registries.
     pub(super) namespace: Option<String>,
 }
 
 impl Registries {
-    /// Parses the file's text. Unknown keys are errors.
+    /// Parses the file. Unknown keys are errors.
     pub fn parse(yaml: &str) -> Result<Registries, RuntimeError> {
         if yaml.trim().is_empty() {
             return Ok(Registries::default());
@@ -75,7 +75,7 @@ impl Registries {
         serde_saphyr::from_str(yaml).map_err(|e| RuntimeError::Invalid(format!("registries.yaml: {e}")))
     }
 
-    /// The endpoints of a registry's images, in order.
+    /// Returns the endpoints of a registry, in the order of the attempts.
     pub(super) fn endpoints(&self, registry: &str) -> Vec<Endpoint> {
         let mirror = self.mirrors.get(registry).or_else(|| self.mirrors.get("*"));
         let mut found: Vec<Endpoint> = mirror
@@ -93,7 +93,7 @@ impl Registries {
         found
     }
 
-    /// Credentials for a host.
+    /// Returns the credentials of a host.
     pub(super) fn credentials(&self, host: &str) -> Option<(String, String)> {
         let auth = self.configs.get(host)?.auth.as_ref()?;
         if !auth.username.is_empty() {
@@ -104,7 +104,7 @@ impl Registries {
         Some((user.to_owned(), password.to_owned()))
     }
 
-    /// TLS settings for a host.
+    /// Returns the TLS settings of a host.
     pub(super) fn tls(&self, host: &str) -> Tls {
         self.configs.get(host).and_then(|c| c.tls.clone()).unwrap_or_default()
     }

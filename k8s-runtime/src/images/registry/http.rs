@@ -1,5 +1,4 @@
-//! Just enough of an HTTP client for registries: GET with redirects, TLS with the system's authorities, and
-//! timeouts on everything that waits.
+//! An HTTP client for registries: GET with redirects, TLS with the system's CAs, and timeouts on every wait.
 
 use std::{io, sync::Arc, time::Duration};
 
@@ -22,18 +21,18 @@ use super::config::Tls;
 
 const CONNECT: Duration = Duration::from_secs(10);
 const ANSWER: Duration = Duration::from_secs(30);
-/// Longest silence in the middle of a body.
+/// Timeout for the next part of a body.
 pub(super) const SILENCE: Duration = Duration::from_secs(60);
 const REDIRECTS: usize = 8;
 
-/// An answer whose body was not read yet.
+/// A response whose body has not been read.
 pub(super) type Answer = Response<Incoming>;
 
 fn other(text: impl std::fmt::Display) -> io::Error {
     io::Error::other(text.to_string())
 }
 
-/// GETs `url`, following redirects; `authorization` goes only to the first host.
+/// Sends a GET request and follows redirects. `authorization` is sent to the first host only.
 pub(super) async fn get(
     url: &str,
     authorization: Option<&str>,
@@ -69,7 +68,7 @@ fn resolve(base: &Uri, target: &str) -> io::Result<Uri> {
         target.to_owned()
     };
     let uri: Uri = text.parse().map_err(|e| other(format!("redirect to {target:?}: {e}")))?;
-    // From https to http would be a step down.
+    // Refuse a redirect from https to http.
     if base.scheme_str() == Some("https") && uri.scheme_str() != Some("https") {
         return Err(other(format!("redirect from https to {target:?} refused")));
     }
@@ -111,7 +110,7 @@ async fn exchange(
 ) -> io::Result<Answer> {
     let (mut sender, connection) =
         hyper::client::conn::http1::handshake(TokioIo::new(stream)).await.map_err(other)?;
-    // Ends by itself with the answer's body.
+    // Ends with the response's body.
     tokio::spawn(async move {
         if let Err(error) = connection.await {
             tracing::debug!(%error, "registry connection");

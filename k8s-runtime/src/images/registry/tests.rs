@@ -1,4 +1,4 @@
-//! A registry of our own in the same process, with token authentication.
+//! Pulls from a test registry in this process, with token authentication.
 
 use std::{collections::HashMap, convert::Infallible, sync::Arc};
 
@@ -67,7 +67,7 @@ async fn answer(
     Ok(response.expect("valid parts"))
 }
 
-/// The files of a registry with one image, behind an index.
+/// Files of a registry with one image behind an index.
 fn image(corrupt: bool) -> Files {
     let dir = tempfile::tempdir().expect("tempdir");
     let archive = dir.path().join("image.tar");
@@ -125,7 +125,7 @@ async fn pulls_with_a_token_through_an_index() {
     let by_digest = store.find(&info.digests[0]).await.expect("find");
     assert_eq!(by_digest.map(|i| i.id), Some(info.id));
 
-    // The same through a mirror.
+    // The same, through a mirror.
     let yaml = format!(
         "mirrors:\n  reg.example:\n    endpoint: [\"http://{address}\"]\nconfigs:\n  \"{address}\":\n    auth: {{username: me, password: secret}}\n"
     );

@@ -1,5 +1,4 @@
-//! Adoption: takes over the containers that run already, and what an earlier kubelet wrote into the pod's
-//! status.
+//! Adoption: takes over running containers, and the state that an earlier kubelet wrote to the pod's status.
 
 use super::{super::records, *};
 
@@ -35,7 +34,7 @@ impl World {
         self.initialized = sandbox.ready && mains_made;
         for life in self.containers.iter_mut().filter(|l| l.is_running()) {
             let old = statuses.into_iter().flatten().flatten().find(|s| s.name == life.name);
-            // Hooks ran when it was started; probes begin anew.
+            // The hooks ran at the container's start; the probes start again.
             life.hook_done = true;
             life.started = life.spec.startup_probe.is_none() || old.is_some_and(|s| s.started == Some(true));
             life.ready = life.spec.readiness_probe.is_none() || old.is_some_and(|s| s.ready);
@@ -48,19 +47,19 @@ impl World {
             self.pod_ips = status.pod_ips.iter().flatten().filter_map(|ip| ip.ip.parse().ok()).collect();
         }
         self.network_ready = !self.pod_ips.is_empty();
-        // Connecting again is idempotent and tells the addresses.
+        // Connecting is idempotent and returns the addresses.
         let (attempt, known_ips) = (sandbox.spec.attempt, self.pod_ips.clone());
         self.sandbox = Sandbox::Busy { attempt, failures: 0, old: Some(sandbox.clone()) };
         effects.push(Effect::Connect { sandbox, known_ips });
     }
 
-    /// Takes a container from the pod's status where the runtime no longer has it.
+    /// Takes over a container from the pod's status, if the runtime no longer has it.
     fn remember(&mut self, now: Timestamp, status: &ContainerStatus) {
         let (current, last) = records::from_status(status, now);
         let Some(life) = self.life_mut(&status.name) else { return };
         match &life.current {
             None => (life.current, life.last) = (current, last),
-            // The runtime may have removed the one before.
+            // The runtime may have removed the previous instance.
             Some(have) if status.container_id.as_ref() == Some(&have.full_id) && life.last.is_none() => {
                 life.last = last;
             }
@@ -68,7 +67,7 @@ impl World {
         }
     }
 
-    /// Refuses a pod that has no sandbox yet. A pod that has ended keeps the status that it ended with.
+    /// Rejects a pod without a sandbox. A terminated pod keeps its status.
     fn admit(&mut self, refusal: Option<Refusal>) {
         let status = self.pod.status.as_ref();
         let ended = status.is_some_and(|s| matches!(s.phase.as_deref(), Some("Failed" | "Succeeded")));

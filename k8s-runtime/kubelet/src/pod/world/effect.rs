@@ -1,4 +1,4 @@
-//! Everything that the world of a pod asks for.
+//! Effects: the operations that the state machine requests.
 
 use std::{net::IpAddr, sync::Arc};
 
@@ -7,34 +7,34 @@ use k8s_runtime::{ContainerId, SandboxId, SandboxStatus};
 use super::{super::sandbox::Extent, Record};
 use crate::types::*;
 
-/// Something to do outside of the world.
+/// An operation outside of the world.
 #[derive(Clone, Debug)]
 pub(crate) enum Effect {
-    /// Record an event.
+    /// Record an Event about the pod.
     Event(PodEvent),
-    /// Set the volumes up, or bring their contents up to date. Answer: `Message::Volumes`.
+    /// Set up the volumes, or refresh their contents. Result: `Message::Volumes`.
     SetUpVolumes,
-    /// Remove the old sandbox, make one and connect it. Answer: `Message::Sandbox`.
+    /// Remove the old sandbox, then create and connect a new one. Result: `Message::Sandbox`.
     MakeSandbox { attempt: u32, old: Option<Arc<SandboxStatus>> },
-    /// Connect a sandbox that is there. The addresses are the answer of a pod that ends before the network
-    /// answers. Answer: `Message::Sandbox`.
+    /// Connect an existing sandbox. If the pod terminates before the network answers, the result has
+    /// `known_ips`. Result: `Message::Sandbox`.
     Connect { sandbox: Arc<SandboxStatus>, known_ips: Vec<IpAddr> },
-    /// Make and start a container. Answers: `Message::Running` once it runs, then `Message::Started`.
+    /// Create and start a container. Results: `Message::Running` once it runs, then `Message::Started`.
     Start(Box<StartContainer>),
-    /// Stop a container. Answer: `Message::Stopped`.
+    /// Stop a container. Result: `Message::Stopped`.
     Stop(Box<StopContainer>),
-    /// The pod ends: starts that have not made a container yet are cancelled, and containers are killed at
-    /// this time. It can move nearer later.
+    /// Terminate the pod: cancel starts without a container yet, and kill containers at this time. It may
+    /// move to an earlier time.
     End { kill_at: Timestamp },
-    /// Stop (or remove) sandboxes, disconnect the network, unmount. Answer: `Message::TakenDown`.
+    /// Disconnect the network, stop (or remove) the sandboxes, unmount. Result: `Message::TakenDown`.
     TakeDown { sandboxes: Vec<Arc<SandboxStatus>>, extent: Extent },
-    /// Delete the object, unless it is `gone` already. Answer: `Message::Deleted`.
+    /// Delete the object unless it is `gone`. Result: `Message::Deleted`.
     Delete { gone: bool },
-    /// Send `Message::Tick` at this time, unless another message comes before.
+    /// Send `Message::Tick` at this time, unless another message comes first.
     WakeAt(Timestamp),
 }
 
-/// An event of the pod, or of one of its containers.
+/// An Event about the pod or one of its containers.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) struct PodEvent {
     pub(crate) warning: bool,
@@ -58,15 +58,15 @@ impl PodEvent {
     }
 }
 
-/// A container to make and start.
+/// A container to create and start.
 #[derive(Clone, Debug)]
 pub(crate) struct StartContainer {
     pub(crate) container: Arc<Container>,
     pub(crate) attempt: u32,
     pub(crate) sandbox: SandboxId,
-    /// A container of this attempt that was made and never started. It is removed first.
+    /// A container of this attempt that was created and never started; it is removed first.
     pub(crate) leftover: Option<ContainerId>,
-    /// An older dead container. It is removed once this one runs.
+    /// An older exited instance, which is removed once this one runs.
     pub(crate) stale: Option<Record>,
 }
 
@@ -77,6 +77,6 @@ pub(crate) struct StopContainer {
     pub(crate) id: ContainerId,
     /// Message of the event.
     pub(crate) why: String,
-    /// `None`: killed when the pod's time is over, see [`Effect::End`].
+    /// Time of SIGKILL. `None`: the end of the pod's grace period, see [`Effect::End`].
     pub(crate) kill_at: Option<Timestamp>,
 }

@@ -1,5 +1,5 @@
-//! Laws that hold whatever happens: a simulated runtime answers the world's effects in any order, well or
-//! badly, while containers crash, sandboxes die, and users delete pods.
+//! Property tests: a simulated runtime answers the effects in any order, with success or failure, while
+//! containers crash, sandboxes die, and users delete pods.
 
 use std::collections::BTreeMap;
 
@@ -8,7 +8,7 @@ use proptest::prelude::*;
 use super::{tests::*, *};
 use crate::probe::{Kind, Report};
 
-/// Work that the world has asked for and that is not answered yet.
+/// A requested operation without an answer yet.
 #[derive(Clone, Debug)]
 enum Job {
     Volumes,
@@ -26,7 +26,7 @@ enum Job {
 }
 
 impl Job {
-    /// The container that it works on.
+    /// Returns the operation's container.
     fn container(&self) -> Option<&str> {
         match self {
             Job::Start { what, .. } => Some(&what.container.name),
@@ -36,16 +36,16 @@ impl Job {
     }
 }
 
-/// Something that happens.
+/// A step of the simulation.
 #[derive(Clone, Debug)]
 enum Step {
     Wait(u16),
-    /// A job is over, well or badly.
+    /// An operation ends, with success or failure.
     Answer {
         job: usize,
         well: bool,
     },
-    /// A running container ends. `seen`: an event says so at once.
+    /// A running container exits. `seen`: its event is delivered at once.
     Crash {
         container: usize,
         code: i32,
@@ -54,7 +54,7 @@ enum Step {
     SandboxDies {
         events: bool,
     },
-    /// Events were lost. `forgotten`: the runtime lost the sandbox too.
+    /// Events were lost: a listing follows. `forgotten`: the runtime has lost the sandbox too.
     List {
         forgotten: bool,
     },
@@ -111,16 +111,16 @@ fn spec() -> impl Strategy<Value = PodSpec> {
     )
 }
 
-/// A pod, its runtime, and the checks of every answer.
+/// A pod, its simulated runtime, and the checks of every answer.
 struct Model {
     world: World,
     now: Timestamp,
     jobs: Vec<Job>,
-    /// The sandbox that lives.
+    /// The living sandbox.
     sandbox: Option<Arc<SandboxStatus>>,
-    /// Containers by name, the newest of each.
+    /// Current instances of the containers, by name.
     containers: BTreeMap<String, Record>,
-    /// Dead containers before those.
+    /// Previous instances, exited.
     old: Vec<Observed>,
     made: u32,
     wake: Option<Timestamp>,
@@ -151,7 +151,7 @@ impl Model {
             world.containers.iter().map(|l| l.current.as_ref().map(|r| r.attempt)).collect()
         };
         if self.world.is_finished() {
-            // Its worker has ended.
+            // The worker has ended.
             return;
         }
         let before = attempts(&self.world);
@@ -164,7 +164,7 @@ impl Model {
         self.check_waits();
     }
 
-    /// Begins what an effect asks for; nothing may be begun that is under way, or that the pod's end forbids.
+    /// Starts an effect. Checks that it is neither running already nor forbidden by the pod's termination.
     fn begin(&mut self, effect: Effect) {
         let jobs = |of: fn(&Job) -> bool| self.jobs.iter().any(of);
         let job = match effect {
@@ -214,8 +214,8 @@ impl Model {
         self.jobs.push(job);
     }
 
-    /// A pod for which nobody works and in which nothing runs waits for time, for the services, or for its
-    /// deletion.
+    /// Checks that a pod without operations and running containers waits for a time, for the services, or for
+    /// its deletion.
     fn check_waits(&self) {
         let resting = self.world.ending.is_some_and(|e| matches!(e.stage, Stage::Down | Stage::Finished));
         let runs = self.world.containers.iter().any(Life::is_running);
@@ -245,7 +245,7 @@ impl Model {
         self.sandbox = None;
     }
 
-    /// All containers of the sandbox, in an order that the world does not expect.
+    /// Returns all containers of the sandbox in an unusual order.
     fn all_observed(&self) -> Vec<Observed> {
         let newest = self.containers.keys().map(|name| self.observed(name));
         newest.chain(self.old.iter().cloned()).collect()
@@ -265,7 +265,7 @@ impl Model {
                 }
                 let name = &running[container % running.len()];
                 self.end(name, code);
-                // Without an event, a listing says so.
+                // Without an event, a listing reports it.
                 let message = match &self.sandbox {
                     Some(sandbox) if !seen => {
                         let containers = self.all_observed();
@@ -326,7 +326,7 @@ impl Model {
         let message = match job {
             Job::Volumes => {
                 let due = self.now + Duration::from_secs(60);
-                // Not always: a wake for this would hide that another one is missing.
+                // Only sometimes: the wake-up for this would hide that another one is missing.
                 let refresh_at = (self.now.as_second() % 2 == 1).then_some(due);
                 let mounted = Mounted { refresh_at, ..Mounted::default() };
                 Message::Volumes(if well { Ok(mounted) } else { Err(failed()) })
@@ -383,7 +383,7 @@ impl Model {
         self.on([message]);
     }
 
-    /// Deletes the pod and lets everything succeed from now on.
+    /// Deletes the pod and lets every operation succeed.
     fn wind_up(&mut self) {
         self.step(Step::Delete { grace: 30 });
         for _ in 0..100 {

@@ -1,4 +1,4 @@
-//! Everything that changes the world of a pod.
+//! Messages: the inputs of the state machine.
 
 use std::{net::IpAddr, sync::Arc};
 
@@ -7,69 +7,69 @@ use k8s_runtime::{SandboxId, SandboxStatus};
 use super::{super::admit::Refusal, Hold, Record};
 use crate::{probe, types::*, volumes::Mounted};
 
-/// A container as the runtime has it.
+/// State of a container as the runtime reports it.
 #[derive(Clone, Debug)]
 pub(crate) struct Observed {
     pub(crate) name: String,
     pub(crate) record: Record,
 }
 
-/// A sandbox as the runtime has it, with its containers in the order in which they were made.
+/// State of a sandbox as the runtime reports it, with its containers in the order of their creation.
 #[derive(Clone, Debug)]
 pub(crate) struct Seen {
     pub(crate) sandbox: Arc<SandboxStatus>,
     pub(crate) containers: Vec<Observed>,
 }
 
-/// The outcome of [`Effect::Start`](super::Effect::Start).
+/// Result of [`Effect::Start`](super::Effect::Start).
 #[derive(Clone, Debug)]
 pub(crate) enum StartOutcome {
-    /// It runs (or has ended meanwhile) and its postStart hook is done.
+    /// It runs (or has exited since), and its postStart hook is done.
     Started(Record),
-    /// No container was made; try again after the hold.
+    /// No container was created; retry after the hold.
     Held(Hold),
-    /// It was made and ended at once, or was ended for its hook's failure.
+    /// It was created and exited at once, or was killed since its hook failed.
     Failed(Record),
-    /// The pod ends.
+    /// The pod terminates.
     Cancelled,
 }
 
-/// Something that changes the world.
+/// An input of the state machine.
 #[derive(Clone, Debug)]
 pub(crate) enum Message {
-    /// The first message: sandboxes that the runtime has of this pod, and the reason for which this node does
-    /// not run a pod that it has nothing of.
+    /// The first message: the pod's sandboxes in the runtime. `refusal` is the reason for which this node
+    /// rejects the pod if it has no sandbox.
     Adopt { seen: Vec<Seen>, refusal: Option<Refusal> },
-    /// Time has passed.
+    /// A requested time has come.
     Tick,
-    /// The object changed.
+    /// The object has changed.
     Pod(Arc<Pod>),
-    /// The object is gone; its last state.
+    /// The object is gone; this is its last state.
     Gone(Arc<Pod>),
-    /// The runtime says that a container has started or ended.
+    /// A container was started or has exited.
     Container(Observed),
-    /// The runtime says that a sandbox is gone, and that these were its containers.
+    /// A sandbox has died; these were its containers.
     SandboxGone { id: SandboxId, containers: Vec<Observed> },
-    /// Events may have been lost: the runtime has these sandboxes.
+    /// The pod's sandboxes after a listing, since events may have been lost.
     Listed(Vec<Seen>),
-    /// Services are known.
+    /// The service cache has synced.
     Services,
-    /// The volumes are set up, or the reason why not.
+    /// The volumes are set up, or the set-up failed.
     Volumes(Result<Mounted, String>),
-    /// The sandbox is made and connected, or the reason why not.
+    /// The sandbox is created and connected, or that failed.
     Sandbox(Result<(Arc<SandboxStatus>, Vec<IpAddr>), String>),
-    /// A container's process runs; its postStart hook may still run.
+    /// A container's process runs; its postStart hook may not be done.
     Running { name: String, record: Record },
-    /// A start is over.
+    /// A start has ended.
     Started { name: String, outcome: StartOutcome },
-    /// A stop is over. `None`: the runtime no longer knows the container.
+    /// A stop has ended. `None`: the runtime does not know the container.
     Stopped { name: String, record: Option<Record> },
-    /// A probe turned, or failed without turning.
+    /// A probe's verdict has changed, or the probe failed again.
     Probe(probe::Report),
-    /// A ConfigMap or Secret that the pod uses changed.
+    /// A ConfigMap or Secret of the pod has changed.
     Source,
-    /// The pod is taken down, or the reason why not.
+    /// The pod is taken down, or that failed.
     TakenDown(Result<(), String>),
-    /// The object is deleted, or the reason why not.
+    /// The object is deleted, or that failed.
     Deleted(Result<(), String>),
 }

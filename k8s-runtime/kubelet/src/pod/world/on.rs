@@ -1,11 +1,11 @@
-//! The transitions: what each message changes.
+//! The transitions: the changes that each message makes.
 
 use std::time::Duration;
 
 use super::*;
 use crate::probe::{self, Kind};
 
-/// The time until contents that could not be renewed are tried again.
+/// Delay before retrying a failed refresh of volumes.
 const REFRESH_RETRY: Duration = Duration::from_secs(10);
 const LONGEST_MOUNT_DELAY: Duration = Duration::from_secs(122);
 const SANDBOX_GONE: &str = "The pod's sandbox is gone";
@@ -15,8 +15,8 @@ pub(super) fn after(now: Timestamp, delay: Duration) -> Timestamp {
 }
 
 impl World {
-    /// Takes messages and returns what is to be done, in order. Messages that have arrived together are all
-    /// taken before anything is decided: the end of a container and the end of its sandbox, for one.
+    /// Applies messages and returns effects in order. All messages are applied before the next steps are
+    /// decided, since they may belong together, such as the end of a container and of its sandbox.
     pub(crate) fn on(&mut self, now: Timestamp, messages: impl IntoIterator<Item = Message>) -> Vec<Effect> {
         let mut effects = Vec::new();
         for message in messages {
@@ -26,7 +26,7 @@ impl World {
         effects
     }
 
-    /// Nothing is left to do for the pod.
+    /// Returns `true` if nothing is left to do for the pod.
     pub(crate) fn is_finished(&self) -> bool {
         self.gone && self.ending.is_some_and(|e| e.stage == Stage::Finished)
     }
@@ -44,8 +44,8 @@ impl World {
             Message::Container(Observed { name, record }) => {
                 let Some(life) = self.life(&name) else { return };
                 let known = life.current.as_ref().is_some_and(|r| r.id == record.id);
-                // A container that is being started is taken when its start says so, unless its end comes
-                // first.
+                // While a container is being started, its state comes with the result of the start, except
+                // for an exit.
                 if known || (life.op == Some(Op::Starting) && record.exit().is_some()) {
                     self.observe(&name, record);
                 }
@@ -81,12 +81,12 @@ impl World {
         self.take_spec();
         self.shorten(now, effects);
         if meta_changed {
-            // Downward API volumes show labels and annotations.
+            // Downward API volumes contain labels and annotations.
             self.refresh_volumes(effects);
         }
     }
 
-    /// Shortens a deletion under way that gets less time than it had.
+    /// Shortens a running termination if its grace period became shorter.
     fn shorten(&mut self, now: Timestamp, effects: &mut Vec<Effect>) {
         let until = after(now, self.grace_time());
         let Some(ending) = self.ending.as_mut().filter(|e| e.cause == Cause::Deleted) else { return };
@@ -96,15 +96,15 @@ impl World {
         }
     }
 
-    /// Takes a sandbox's containers into the world: the newest of each name, and the one before.
+    /// Applies the states of a sandbox's containers: the newest and the previous instance of each name.
     pub(super) fn observe_all(&mut self, containers: Vec<Observed>) {
         for Observed { name, record } in containers {
             self.observe(&name, record);
         }
     }
 
-    /// Takes one container's state into the world. It goes neither back from ended to running nor to an
-    /// earlier attempt.
+    /// Applies the state of a container. A change from exited to running, or to an earlier attempt, is
+    /// ignored.
     fn observe(&mut self, name: &str, record: Record) {
         let Some(life) = self.life_mut(name) else { return };
         match &mut life.current {
@@ -142,7 +142,7 @@ impl World {
         self.lose_containers(now, SANDBOX_GONE);
     }
 
-    /// Ends the containers that are not known to have ended and cannot run any more.
+    /// Records an exit for the containers that cannot run any more and whose exit is unknown.
     fn lose_containers(&mut self, now: Timestamp, why: &str) {
         for life in &mut self.containers {
             let Some(record) = life.current.as_mut().filter(|r| r.exit().is_none() && life.op.is_none())
@@ -181,7 +181,7 @@ impl World {
         }
     }
 
-    /// The containers belong to a sandbox that the pod no longer has.
+    /// Marks the containers as belonging to an earlier sandbox.
     fn leave_sandbox(&mut self) {
         for record in self.containers.iter_mut().filter_map(|l| l.current.as_mut()) {
             record.in_sandbox = false;
@@ -203,12 +203,12 @@ impl World {
                 let delay = Duration::from_millis(500 << failures.min(&8)).min(LONGEST_MOUNT_DELAY);
                 (*stale, Volumes::Failed { retry_at: after(now, delay), failures: failures + 1 })
             }
-            // Contents that cannot be renewed are no reason to hold back what runs.
+            // A failed refresh does not stop the running containers.
             (Volumes::Ready { mounted, refresh: Refresh::Busy { stale } }, Err(())) => {
                 let refresh = Refresh::Due(Some(after(now, REFRESH_RETRY)));
                 (*stale, Volumes::Ready { mounted: mounted.clone(), refresh })
             }
-            // Nobody asked.
+            // No set-up was requested.
             (Volumes::Absent | Volumes::Failed { .. } | Volumes::Ready { .. }, _) => return,
         };
         self.volumes = volumes;
@@ -217,7 +217,7 @@ impl World {
         }
     }
 
-    /// Sets the volumes up again, if that was begun before.
+    /// Refreshes the volumes if they have been set up before.
     fn refresh_volumes(&mut self, effects: &mut Vec<Effect>) {
         if self.ending.is_some() {
             return;

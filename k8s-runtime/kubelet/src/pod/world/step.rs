@@ -1,4 +1,4 @@
-//! Carrying out what [`plan::decide`] decides: marks it in the world and asks for the effect.
+//! Executes the steps of [`plan::decide`]: marks them in the world and returns their effects.
 
 use std::time::Duration;
 
@@ -14,7 +14,7 @@ use super::{
 use crate::duration;
 
 impl World {
-    /// Decides until nothing more is to be done now.
+    /// Decides repeatedly until no more steps are due.
     pub(super) fn step(&mut self, now: Timestamp, effects: &mut Vec<Effect>) {
         loop {
             let acts = plan::decide(now, self);
@@ -138,8 +138,7 @@ impl World {
         Some(Effect::Stop(Box::new(StopContainer { container: life.spec.clone(), id, why, kill_at })))
     }
 
-    /// The time that a container that fails its probe gets to end: the probe's own grace period, or the
-    /// pod's.
+    /// Grace period for a container whose probe failed: the probe's own, else the pod's.
     fn kill_grace(&self, name: &str) -> Duration {
         let probe = self.life(name).and_then(|life| {
             let probe = if life.started { &life.spec.liveness_probe } else { &life.spec.startup_probe };

@@ -1,4 +1,4 @@
-//! Tables: messages and what they make a pod do.
+//! Table tests: messages and the resulting effects.
 
 use k8s_runtime::{ContainerId, SandboxSpec};
 
@@ -68,7 +68,7 @@ pub(super) fn deleting(pod: &Pod, grace: i64) -> Arc<Pod> {
     Arc::new(pod)
 }
 
-/// An effect in a few words.
+/// Describes an effect in a few words.
 fn say(effect: &Effect) -> String {
     let second = |t: &Timestamp| t.as_millisecond() as f64 / 1000.0;
     match effect {
@@ -92,7 +92,7 @@ fn say(effect: &Effect) -> String {
     }
 }
 
-/// A pod in a test.
+/// The pod of a test.
 struct Case(World);
 
 impl Case {
@@ -100,12 +100,12 @@ impl Case {
         Case(World::new(Arc::new(pod(spec)), at(0)))
     }
 
-    /// One container named `a` that is always started again.
+    /// A pod with one container `a` that is always restarted.
     fn one() -> Case {
         Case::new(PodSpec { containers: vec![container("a")], ..PodSpec::default() })
     }
 
-    /// As [`Case::one`], with the container running as `c0`.
+    /// Like [`Case::one`], with the container running as `c0`.
     fn running() -> Case {
         let mut case = Case::one();
         case.start_up();
@@ -305,7 +305,7 @@ fn a_sandbox_that_is_gone_takes_its_containers_along() {
     case.check(4, gone("s0"), &["event SandboxChanged", "sandbox 1 for s0"]);
     assert_eq!(case.0.life("a").and_then(Life::exit).map(|e| e.code), Some(137));
     case.check(5, made("s1", 1), &["start a 1"]);
-    // The same, found by a listing without the sandbox.
+    // The same by a listing without the sandbox.
     case.check(5, started("a", "c1", 1), &[]);
     case.check(6, Message::Listed(vec![]), &["sandbox 2"]);
 }
