@@ -30,6 +30,9 @@ pub enum Error {
     /// The request could not be built. Not retryable.
     #[error("invalid request: {0}")]
     Request(String),
+    /// The kubeconfig or the service account is not usable. Not retryable.
+    #[error(transparent)]
+    Config(#[from] super::KubeconfigError),
 }
 
 impl Error {
@@ -38,7 +41,17 @@ impl Error {
     pub fn status(&self) -> Option<&ApiStatus> {
         match self {
             Error::Api(status) => Some(status),
-            Error::Transport { .. } | Error::Decode { .. } | Error::Request(_) => None,
+            Error::Transport { .. } | Error::Decode { .. } | Error::Request(_) | Error::Config(_) => None,
+        }
+    }
+
+    /// Returns true if the same call may succeed later: connection errors, 410, 429 and server errors.
+    #[must_use]
+    pub fn is_transient(&self) -> bool {
+        match self {
+            Error::Transport { .. } => true,
+            Error::Api(status) => matches!(status.code(), 410 | 429 | 500..),
+            Error::Decode { .. } | Error::Request(_) | Error::Config(_) => false,
         }
     }
 

@@ -2,13 +2,16 @@
 //!
 //! Unknown fields are kept, so that merging a context never loses a user's settings.
 
-use std::path::{Path, PathBuf};
+use std::{
+    collections::BTreeMap,
+    path::{Path, PathBuf},
+};
 
 use base64::{Engine, engine::general_purpose::STANDARD};
 use serde::{Deserialize, Serialize};
-use serde_json::{Map, Value};
+use serde_json::{Map, Value, json};
 
-use super::RemoteConfig;
+use super::{ExecPlugin, Impersonation, Proxy, RemoteConfig};
 
 /// Errors of reading or using a kubeconfig.
 #[derive(Debug, thiserror::Error)]
@@ -32,18 +35,30 @@ pub enum KubeconfigError {
         message: String,
     },
     /// A referenced entry does not exist.
-    #[error("no {what} {name:?} in the kubeconfig")]
+    #[error("no {what} {name:?} in the kubeconfig {files:?}")]
     Missing {
         /// "context", "cluster" or "user".
         what: &'static str,
         /// Name of the missing entry.
         name: String,
+        /// Files of the kubeconfig.
+        files: Vec<PathBuf>,
     },
-    /// A `*-data` field is not base64.
-    #[error("{field} is not base64")]
-    Base64 {
-        /// Name of the field.
-        field: &'static str,
+    /// A field has a value that cannot be used.
+    #[error("{field} of {path:?}: {message}")]
+    Field {
+        /// Path of the field, such as `users[admin].user.exec`.
+        field: String,
+        /// Path of the file.
+        path: PathBuf,
+        /// Reason.
+        message: String,
+    },
+    /// Nothing tells where the API server is.
+    #[error("no kubeconfig in {paths:?}, and not in a pod: KUBERNETES_SERVICE_HOST is not set")]
+    Nowhere {
+        /// Files that do not exist or are empty.
+        paths: Vec<PathBuf>,
     },
 }
 
@@ -72,6 +87,9 @@ pub struct Kubeconfig {
     /// Fields that this type does not know; they are written back.
     #[serde(flatten)]
     pub other: Map<String, Value>,
+    /// Files that this was read from.
+    #[serde(skip)]
+    pub files: Vec<PathBuf>,
 }
 
 /// Deserializes `null` as empty: kubectl writes it for empty lists.
@@ -86,6 +104,9 @@ pub struct NamedCluster {
     pub name: String,
     /// The cluster's connection settings.
     pub cluster: Cluster,
+    /// File of the entry: its relative paths start at the file's directory.
+    #[serde(skip)]
+    pub file: PathBuf,
 }
 
 /// Connection settings of a cluster.
@@ -103,6 +124,12 @@ pub struct Cluster {
     /// Accept any server certificate.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub insecure_skip_tls_verify: Option<bool>,
+    /// Name in the server's certificate. `None`: the host of `server`.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub tls_server_name: Option<String>,
+    /// Proxy on the way to the server.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub proxy_url: Option<String>,
     /// Fields that this type does not know; they are written back.
     #[serde(flatten)]
     pub other: Map<String, Value>,
@@ -115,6 +142,9 @@ pub struct NamedUser {
     pub name: String,
     /// Credentials of the user.
     pub user: User,
+    /// File of the entry: its relative paths start at the file's directory.
+    #[serde(skip)]
+    pub file: PathBuf,
 }
 
 /// Credentials of a user.
@@ -139,6 +169,27 @@ pub struct User {
     /// File of a bearer token.
     #[serde(default, rename = "tokenFile", skip_serializing_if = "Option::is_none")]
     pub token_file: Option<PathBuf>,
+    /// User name for basic authentication.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub username: Option<String>,
+    /// Password for basic authentication.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub password: Option<String>,
+    /// User to impersonate.
+    #[serde(default, rename = "as", skip_serializing_if = "Option::is_none")]
+    pub as_user: Option<String>,
+    /// Uid to impersonate.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub as_uid: Option<String>,
+    /// Groups to impersonate.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub as_groups: Option<Vec<String>>,
+    /// Further attributes to impersonate.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub as_user_extra: Option<BTreeMap<String, Vec<String>>>,
+    /// Credential plugin ([`ExecPlugin`]).
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub exec: Option<Value>,
     /// Fields that this type does not know; they are written back.
     #[serde(flatten)]
     pub other: Map<String, Value>,
@@ -187,6 +238,7 @@ impl Kubeconfig {
                     certificate_authority_data: encode(ca),
                     ..Cluster::default()
                 },
+                file: PathBuf::new(),
             }],
             users: vec![NamedUser {
                 name: name.into(),
@@ -195,13 +247,14 @@ impl Kubeconfig {
                     client_key_data: encode(key),
                     ..User::default()
                 },
+                file: PathBuf::new(),
             }],
             contexts: vec![NamedContext {
                 name: name.into(),
                 context: Context { cluster: name.into(), user: name.into(), ..Context::default() },
             }],
             current_context: name.into(),
-            other: Map::new(),
+            ..Kubeconfig::default()
         }
     }
 
@@ -227,8 +280,45 @@ impl Kubeconfig {
                 ..Kubeconfig::default()
             });
         }
-        serde_saphyr::from_str(text)
-            .map_err(|e| KubeconfigError::Parse { path: path.to_owned(), message: e.to_string() })
+        let mut parsed: Kubeconfig = serde_saphyr::from_str(text)
+            .map_err(|e| KubeconfigError::Parse { path: path.to_owned(), message: e.to_string() })?;
+        parsed.clusters.iter_mut().for_each(|c| path.clone_into(&mut c.file));
+        parsed.users.iter_mut().for_each(|u| path.clone_into(&mut u.file));
+        parsed.files.push(path.to_owned());
+        Ok(parsed)
+    }
+
+    /// Returns true if there are no entries and no current context.
+    #[must_use]
+    pub fn is_empty(&self) -> bool {
+        self.clusters.is_empty()
+            && self.users.is_empty()
+            && self.contexts.is_empty()
+            && self.current_context.is_empty()
+    }
+
+    /// Adds those clusters, users and contexts of `other` whose name is new, and its current context if there
+    /// is none yet: kubectl's rule for a `KUBECONFIG` of several files.
+    pub fn add(&mut self, other: Kubeconfig) {
+        for new in other.clusters {
+            if self.clusters.iter().all(|c| c.name != new.name) {
+                self.clusters.push(new);
+            }
+        }
+        for new in other.users {
+            if self.users.iter().all(|u| u.name != new.name) {
+                self.users.push(new);
+            }
+        }
+        for new in other.contexts {
+            if self.contexts.iter().all(|c| c.name != new.name) {
+                self.contexts.push(new);
+            }
+        }
+        if self.current_context.is_empty() {
+            self.current_context = other.current_context;
+        }
+        self.files.extend(other.files);
     }
 
     /// Serializes to JSON, which is valid YAML.
@@ -268,64 +358,153 @@ impl Kubeconfig {
     /// Resolves a context (`None`: the current one) to a client configuration.
     ///
     /// # Errors
-    /// A referenced entry does not exist, or a file cannot be read.
+    /// A referenced entry does not exist, or a field is not usable; the error names the field and the file.
     pub fn remote(&self, context: Option<&str>) -> Result<RemoteConfig, KubeconfigError> {
-        let missing = |what, name: &str| KubeconfigError::Missing { what, name: name.to_owned() };
+        let missing = |what, name: &str| KubeconfigError::Missing {
+            what,
+            name: name.to_owned(),
+            files: self.files.clone(),
+        };
         let name = context.unwrap_or(&self.current_context);
         let context =
             &self.contexts.iter().find(|c| c.name == name).ok_or_else(|| missing("context", name))?.context;
-        let cluster = &self
-            .clusters
-            .iter()
-            .find(|c| c.name == context.cluster)
-            .ok_or_else(|| missing("cluster", &context.cluster))?
-            .cluster;
-        let user = &self
-            .users
-            .iter()
-            .find(|u| u.name == context.user)
-            .ok_or_else(|| missing("user", &context.user))?
-            .user;
-        let load = |data: &Option<String>,
-                    file: &Option<PathBuf>,
-                    field|
-         -> Result<Option<Vec<u8>>, KubeconfigError> {
-            match (data, file) {
-                (Some(data), _) => {
-                    STANDARD.decode(data).map(Some).map_err(|_| KubeconfigError::Base64 { field })
-                }
-                (None, Some(path)) => std::fs::read(path)
-                    .map(Some)
-                    .map_err(|source| KubeconfigError::Read { path: path.clone(), source }),
-                (None, None) => Ok(None),
+        let cluster = self.clusters.iter().find(|c| c.name == context.cluster);
+        let cluster = cluster.ok_or_else(|| missing("cluster", &context.cluster))?;
+        let user = self.users.iter().find(|u| u.name == context.user);
+        let user = user.ok_or_else(|| missing("user", &context.user))?;
+        let mut config = RemoteConfig::default();
+        cluster.fill(&mut config)?;
+        user.fill(&mut config, cluster)?;
+        config.namespace = context.other.get("namespace").and_then(Value::as_str).map(str::to_owned);
+        Ok(config)
+    }
+}
+
+/// An entry in a file, for errors and for relative paths.
+struct Place<'a> {
+    /// Such as `users[admin].user`.
+    entry: String,
+    file: &'a Path,
+}
+
+impl Place<'_> {
+    fn error(&self, field: &str, message: impl ToString) -> KubeconfigError {
+        let field = format!("{}.{field}", self.entry);
+        KubeconfigError::Field { field, path: self.file.to_owned(), message: message.to_string() }
+    }
+
+    fn directory(&self) -> &Path {
+        self.file.parent().unwrap_or(Path::new(""))
+    }
+
+    /// Returns the bytes of field `{field}-data` (base64), or of the file of field `field`.
+    fn load(
+        &self,
+        field: &str,
+        data: Option<&String>,
+        file: Option<&PathBuf>,
+    ) -> Result<Option<Vec<u8>>, KubeconfigError> {
+        match (data.filter(|d| !d.is_empty()), file.filter(|f| !f.as_os_str().is_empty())) {
+            (Some(data), _) => match STANDARD.decode(data) {
+                Ok(bytes) => Ok(Some(bytes)),
+                Err(_) => Err(self.error(&format!("{field}-data"), "not base64")),
+            },
+            (None, Some(path)) => {
+                let path = self.directory().join(path);
+                let read = std::fs::read(&path);
+                read.map(Some).map_err(|e| self.error(field, format!("read {}: {e}", path.display())))
             }
-        };
-        let token = match (&user.token, &user.token_file) {
-            (Some(token), _) => Some(token.clone()),
-            (None, Some(path)) => Some(
-                std::fs::read_to_string(path)
-                    .map_err(|source| KubeconfigError::Read { path: path.clone(), source })?
-                    .trim()
-                    .to_owned(),
-            ),
-            (None, None) => None,
-        };
-        Ok(RemoteConfig {
-            server: cluster.server.clone(),
-            ca: load(
-                &cluster.certificate_authority_data,
-                &cluster.certificate_authority,
-                "certificate-authority-data",
-            )?,
-            certificate: load(
-                &user.client_certificate_data,
-                &user.client_certificate,
-                "client-certificate-data",
-            )?,
-            key: load(&user.client_key_data, &user.client_key, "client-key-data")?,
-            token,
-            insecure: cluster.insecure_skip_tls_verify == Some(true),
-        })
+            (None, None) => Ok(None),
+        }
+    }
+}
+
+impl NamedCluster {
+    fn fill(&self, config: &mut RemoteConfig) -> Result<(), KubeconfigError> {
+        let Cluster { certificate_authority_data, certificate_authority, .. } = &self.cluster;
+        let place = Place { entry: format!("clusters[{}].cluster", self.name), file: &self.file };
+        config.server.clone_from(&self.cluster.server);
+        config.insecure = self.cluster.insecure_skip_tls_verify == Some(true);
+        config.server_name = self.cluster.tls_server_name.clone().filter(|name| !name.is_empty());
+        config.ca = place.load(
+            "certificate-authority",
+            certificate_authority_data.as_ref(),
+            certificate_authority.as_ref(),
+        )?;
+        if let Some(url) = self.cluster.proxy_url.as_deref().filter(|url| !url.is_empty()) {
+            config.proxy = Some(Proxy::parse(url).map_err(|e| place.error("proxy-url", e))?);
+        }
+        Ok(())
+    }
+
+    /// Returns `spec.cluster` of a credential plugin's input.
+    fn for_plugin(&self, ca: Option<&[u8]>) -> Value {
+        let extensions = self.cluster.other.get("extensions").and_then(Value::as_array);
+        let own = extensions
+            .into_iter()
+            .flatten()
+            .find(|extension| extension["name"] == "client.authentication.k8s.io/exec");
+        let mut info = json!({
+            "server": self.cluster.server,
+            "tls-server-name": self.cluster.tls_server_name,
+            "insecure-skip-tls-verify": self.cluster.insecure_skip_tls_verify,
+            "certificate-authority-data": ca.map(|pem| STANDARD.encode(pem)),
+            "proxy-url": self.cluster.proxy_url,
+            "config": own.map(|extension| &extension["extension"]),
+        });
+        if let Some(fields) = info.as_object_mut() {
+            fields.retain(|_, value| !value.is_null());
+        }
+        info
+    }
+}
+
+impl NamedUser {
+    fn fill(&self, config: &mut RemoteConfig, cluster: &NamedCluster) -> Result<(), KubeconfigError> {
+        let User { client_certificate_data, client_certificate, client_key_data, client_key, .. } =
+            &self.user;
+        let user = &self.user;
+        let place = Place { entry: format!("users[{}].user", self.name), file: &self.file };
+        config.certificate = place.load(
+            "client-certificate",
+            client_certificate_data.as_ref(),
+            client_certificate.as_ref(),
+        )?;
+        config.key = place.load("client-key", client_key_data.as_ref(), client_key.as_ref())?;
+        if user.other.get("auth-provider").is_some_and(|provider| !provider.is_null()) {
+            return Err(place.error("auth-provider", "not supported: use exec"));
+        }
+        config.token = user.token.clone().filter(|token| !token.is_empty());
+        if let Some(path) = user.token_file.as_ref().filter(|path| !path.as_os_str().is_empty()) {
+            let path = place.directory().join(path);
+            if config.token.is_none()
+                && let Err(e) = std::fs::File::open(&path)
+            {
+                return Err(place.error("tokenFile", format!("read {}: {e}", path.display())));
+            }
+            config.token_file = Some(path);
+        }
+        if let Some(name) = user.username.clone().filter(|name| !name.is_empty()) {
+            config.basic = Some((name, user.password.clone().unwrap_or_default()));
+        }
+        if let Some(exec) = &user.exec {
+            let field = format!("{}.exec of {:?}", place.entry, self.file);
+            let info = cluster.for_plugin(config.ca.as_deref());
+            let plugin = ExecPlugin::parse(exec, place.directory(), field, info)
+                .map_err(|(below, message)| place.error(&format!("exec{below}"), message))?;
+            config.exec = Some(plugin);
+        }
+        if let Some(name) = user.as_user.clone().filter(|name| !name.is_empty()) {
+            config.impersonation = Some(Impersonation {
+                user: name,
+                uid: user.as_uid.clone(),
+                groups: user.as_groups.clone().unwrap_or_default(),
+                extra: user.as_user_extra.clone().unwrap_or_default(),
+            });
+        } else if user.as_uid.is_some() || user.as_groups.is_some() || user.as_user_extra.is_some() {
+            return Err(place.error("as", "as-uid, as-groups and as-user-extra need it"));
+        }
+        Ok(())
     }
 }
 
@@ -343,7 +522,7 @@ mod tests {
         let again: Kubeconfig = serde_saphyr::from_str(&mine.to_yaml()).unwrap();
         assert_eq!(again.current_context, "hyperkube");
         assert_eq!(again.contexts[0].context.other["namespace"], "shop");
-        assert_eq!(again.users[0].user.other["exec"]["command"], "aws");
+        assert_eq!(again.users[0].user.exec.as_ref().unwrap()["command"], "aws");
         assert_eq!(again.other["preferences"]["colors"], true);
         let remote = again.remote(None).unwrap();
         assert_eq!((remote.ca.unwrap(), remote.key.unwrap()), (b"CA".to_vec(), b"KEY".to_vec()));

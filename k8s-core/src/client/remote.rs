@@ -1,15 +1,15 @@
 //! The transport over TCP and TLS.
 
-#[cfg(feature = "tls")]
-use std::sync::Arc;
 use std::{
+    collections::BTreeMap,
     pin::Pin,
+    sync::{Arc, Mutex, PoisonError},
     task::{Context, Poll},
     time::Duration,
 };
 
 use futures::{FutureExt, future::BoxFuture};
-use http::{Request, Response, Uri, header, uri};
+use http::{HeaderMap, HeaderName, HeaderValue, Request, Response, StatusCode, Uri, header, uri};
 use http_body_util::BodyExt;
 use hyper_util::{
     client::legacy::{
@@ -20,7 +20,12 @@ use hyper_util::{
 };
 use tokio::net::TcpStream;
 
-use super::{Body, BoxError, Error, Transport};
+use super::{
+    Body, BoxError, Error, ExecPlugin, Proxy, Transport,
+    credentials::{Credential, Credentials, Identity},
+    retry::Renewed,
+};
+use crate::clock::Clock;
 
 /// Connection settings of an API server. Certificates and keys are PEM.
 #[derive(Clone, Default)]
@@ -35,8 +40,61 @@ pub struct RemoteConfig {
     pub key: Option<Vec<u8>>,
     /// Bearer token.
     pub token: Option<String>,
+    /// File of a bearer token. It is read again after a minute, and goes before `token`.
+    pub token_file: Option<std::path::PathBuf>,
+    /// User name and password.
+    pub basic: Option<(String, String)>,
+    /// Credential plugin, if no token or password is set.
+    pub exec: Option<ExecPlugin>,
+    /// User that requests are made as.
+    pub impersonation: Option<Impersonation>,
+    /// HTTP proxy on the way to the server.
+    pub proxy: Option<Proxy>,
+    /// Name in the server's certificate. `None`: the host of `server`.
+    pub server_name: Option<String>,
+    /// Namespace of [`super::Client::namespace`].
+    pub namespace: Option<String>,
     /// Accept any server certificate.
     pub insecure: bool,
+}
+
+/// A user that requests are made as; the real user needs the permission to impersonate it.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub struct Impersonation {
+    /// Name of the user.
+    pub user: String,
+    /// Uid of the user.
+    pub uid: Option<String>,
+    /// Groups of the user.
+    pub groups: Vec<String>,
+    /// Further attributes by name.
+    pub extra: BTreeMap<String, Vec<String>>,
+}
+
+impl Impersonation {
+    fn headers(&self) -> Result<HeaderMap, Error> {
+        let mut headers = HeaderMap::new();
+        let mut add = |name: &str, value: &str| {
+            let bad = |e: &dyn std::fmt::Display| Error::Request(format!("impersonation: {name}: {e}"));
+            let value = HeaderValue::from_str(value).map_err(|e| bad(&e))?;
+            headers.append(HeaderName::try_from(name).map_err(|e| bad(&e))?, value);
+            Ok::<_, Error>(())
+        };
+        add("impersonate-user", &self.user)?;
+        if let Some(uid) = &self.uid {
+            add("impersonate-uid", uid)?;
+        }
+        for group in &self.groups {
+            add("impersonate-group", group)?;
+        }
+        for (key, values) in &self.extra {
+            let key = percent_encoding::utf8_percent_encode(key, percent_encoding::NON_ALPHANUMERIC);
+            for value in values {
+                add(&format!("impersonate-extra-{key}"), value)?;
+            }
+        }
+        Ok(headers)
+    }
 }
 
 impl std::fmt::Debug for RemoteConfig {
@@ -47,47 +105,75 @@ impl std::fmt::Debug for RemoteConfig {
 
 /// Pooled connections to an API server, with HTTP/2 if the server supports it.
 #[derive(Clone)]
-pub struct Remote {
-    http: HyperClient<Connector, Body>,
+pub struct Remote(Arc<Shared>);
+
+type Http = HyperClient<Connector, Body>;
+
+struct Shared {
+    config: RemoteConfig,
     base: Uri,
-    authorization: Option<header::HeaderValue>,
+    impersonation: HeaderMap,
+    credentials: Credentials,
+    /// Connections, and the certificate and key of a plugin that they were opened with.
+    connections: Mutex<(Option<Identity>, Http)>,
 }
 
 impl std::fmt::Debug for Remote {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.debug_struct("Remote").field("base", &self.base).finish_non_exhaustive()
+        f.debug_struct("Remote").field("base", &self.0.base).finish_non_exhaustive()
     }
 }
 
 impl Remote {
-    /// Validates the settings; opens no connection yet.
+    /// Validates the settings; opens no connection and runs no plugin yet.
     ///
     /// # Errors
     /// [`Error::Request`] with the unusable part of the settings.
     pub fn new(config: &RemoteConfig) -> Result<Self, Error> {
-        let bad = |what: &str, e: &dyn std::fmt::Display| Error::Request(format!("{what}: {e}"));
-        let base: Uri = config.server.parse().map_err(|e| bad("server address", &e))?;
-        let mut authorization = None;
-        if let Some(token) = &config.token {
-            let mut value =
-                header::HeaderValue::from_str(&format!("Bearer {token}")).map_err(|e| bad("token", &e))?;
-            value.set_sensitive(true);
-            authorization = Some(value);
+        let base: Uri = config.server.parse().map_err(|e| Error::Request(format!("server address: {e}")))?;
+        let impersonation = config.impersonation.as_ref().map(Impersonation::headers).transpose()?;
+        Ok(Remote(Arc::new(Shared {
+            base,
+            impersonation: impersonation.unwrap_or_default(),
+            credentials: Credentials::new(config, Clock::system())?,
+            connections: Mutex::new((None, connections(config)?)),
+            config: config.clone(),
+        })))
+    }
+}
+
+fn connections(config: &RemoteConfig) -> Result<Http, Error> {
+    let connector = Connector {
+        #[cfg(feature = "tls")]
+        tls: Arc::new(config.tls()?),
+        #[cfg(feature = "tls")]
+        server_name: config.server_name.as_deref().map(Into::into),
+        proxy: config.proxy.clone().map(Arc::new),
+    };
+    Ok(HyperClient::builder(TokioExecutor::new())
+        .pool_idle_timeout(Duration::from_secs(60))
+        .pool_timer(TokioTimer::new())
+        .timer(TokioTimer::new())
+        .http2_keep_alive_interval(Duration::from_secs(30))
+        .http2_keep_alive_timeout(Duration::from_secs(20))
+        .http2_initial_stream_window_size(1 << 20)
+        .http2_initial_connection_window_size(4 << 20)
+        .build(connector))
+}
+
+impl Shared {
+    /// Returns the connections for a credential. Those of an earlier client certificate are closed when their
+    /// requests end.
+    fn http(&self, credential: &Credential) -> Result<Http, Error> {
+        let mut open = self.connections.lock().unwrap_or_else(PoisonError::into_inner);
+        if open.0 != credential.identity {
+            let mut config = self.config.clone();
+            if let Some((certificate, key)) = credential.identity.clone() {
+                (config.certificate, config.key) = (Some(certificate), Some(key));
+            }
+            *open = (credential.identity.clone(), connections(&config)?);
         }
-        let connector = Connector {
-            #[cfg(feature = "tls")]
-            tls: Arc::new(config.tls()?),
-        };
-        let http = HyperClient::builder(TokioExecutor::new())
-            .pool_idle_timeout(Duration::from_secs(60))
-            .pool_timer(TokioTimer::new())
-            .timer(TokioTimer::new())
-            .http2_keep_alive_interval(Duration::from_secs(30))
-            .http2_keep_alive_timeout(Duration::from_secs(20))
-            .http2_initial_stream_window_size(1 << 20)
-            .http2_initial_connection_window_size(4 << 20)
-            .build(connector);
-        Ok(Remote { http, base, authorization })
+        Ok(open.1.clone())
     }
 }
 
@@ -114,13 +200,20 @@ impl Transport for Remote {
         let this = self.clone();
         async move {
             let (mut parts, body) = request.into_parts();
-            let mut target = this.base.clone().into_parts();
+            let mut target = this.0.base.clone().into_parts();
             target.path_and_query = parts.uri.into_parts().path_and_query;
             parts.uri = Uri::from_parts(target)?;
-            if let Some(authorization) = &this.authorization {
+            let credential = this.0.credentials.current().await?;
+            if let Some(authorization) = &credential.authorization {
                 parts.headers.insert(header::AUTHORIZATION, authorization.clone());
             }
-            let response = this.http.request(Request::from_parts(parts, body)).await?;
+            parts.headers.extend(this.0.impersonation.clone());
+            let http = this.0.http(&credential)?;
+            let mut response = http.request(Request::from_parts(parts, body)).await?;
+            if response.status() == StatusCode::UNAUTHORIZED && this.0.credentials.refused(&credential).await
+            {
+                response.extensions_mut().insert(Renewed);
+            }
             Ok(response.map(|body| body.map_err(Into::into).boxed_unsync()))
         }
         .boxed()
@@ -131,6 +224,9 @@ impl Transport for Remote {
 struct Connector {
     #[cfg(feature = "tls")]
     tls: Arc<k8s_tls::ClientConfig>,
+    #[cfg(feature = "tls")]
+    server_name: Option<Arc<str>>,
+    proxy: Option<Arc<Proxy>>,
 }
 
 impl tower_service::Service<Uri> for Connector {
@@ -144,18 +240,25 @@ impl tower_service::Service<Uri> for Connector {
 
     fn call(&mut self, target: Uri) -> Self::Future {
         #[cfg(feature = "tls")]
-        let tls = self.tls.clone();
+        let (tls, server_name) = (self.tls.clone(), self.server_name.clone());
+        let proxy = self.proxy.clone();
         Box::pin(async move {
             let secure = target.scheme() == Some(&uri::Scheme::HTTPS);
             let host = target.host().unwrap_or_default().trim_matches(['[', ']']).to_owned();
             let port = target.port_u16().unwrap_or(if secure { 443 } else { 80 });
-            let tcp = TcpStream::connect((host.as_str(), port)).await?;
+            let tcp = match proxy {
+                Some(proxy) => proxy.connect(&host, port).await?,
+                None => TcpStream::connect((host.as_str(), port)).await?,
+            };
             tcp.set_nodelay(true)?;
             if !secure {
                 return Ok(Conn::Plain(TokioIo::new(tcp)));
             }
             #[cfg(feature = "tls")]
-            return Ok(Conn::Tls(TokioIo::new(Box::new(k8s_tls::connect(tls, &host, tcp).await?))));
+            {
+                let name = server_name.as_deref().unwrap_or(&host);
+                Ok(Conn::Tls(TokioIo::new(Box::new(k8s_tls::connect(tls, name, tcp).await?))))
+            }
             #[cfg(not(feature = "tls"))]
             Err(std::io::Error::new(
                 std::io::ErrorKind::Unsupported,

@@ -9,7 +9,7 @@ use http_body_util::{BodyExt, Full, combinators::UnsyncBoxBody};
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::{ObjectMeta, Status};
 use serde::{Deserialize, Serialize, de::DeserializeOwned};
 
-use super::{Api, Error};
+use super::{Api, Environment, Error, Remote, RemoteConfig, retry::Repeats};
 use crate::{json, meta::Object, status::ApiStatus};
 
 /// Any error of a body.
@@ -140,6 +140,8 @@ pub struct DynObject {
 pub struct Client {
     transport: Arc<dyn Transport>,
     user_agent: Arc<str>,
+    namespace: Arc<str>,
+    retries: u32,
     lean: bool,
 }
 
@@ -153,7 +155,47 @@ impl Client {
     /// Creates a client over a transport: an in-process API server or a [`super::Remote`].
     #[must_use]
     pub fn new(transport: impl Transport) -> Self {
-        Client { transport: Arc::new(transport), user_agent: "k8s-core".into(), lean: false }
+        Client {
+            transport: Arc::new(transport),
+            user_agent: "k8s-core".into(),
+            namespace: "default".into(),
+            retries: 0,
+            lean: false,
+        }
+    }
+
+    /// Connects to the cluster that kubectl would use here, or whose pod this process is: see
+    /// [`Environment::remote`]. It opens no connection yet.
+    ///
+    /// # Errors
+    /// [`Error::Config`], which names the field and the file.
+    pub fn try_default() -> Result<Self, Error> {
+        Client::remote(&Environment::process().remote()?)
+    }
+
+    /// Creates a client over the network, with 5 repetitions after 429 ([`Client::retrying`]).
+    ///
+    /// # Errors
+    /// As [`Remote::new`].
+    pub fn remote(config: &RemoteConfig) -> Result<Self, Error> {
+        let mut client = Client::new(Remote::new(config)?).retrying(5);
+        if let Some(namespace) = &config.namespace {
+            client.namespace = namespace.as_str().into();
+        }
+        Ok(client)
+    }
+
+    /// Returns a client that repeats a call up to `times` times after 429 with a `Retry-After` of at most 30
+    /// seconds, which it waits for. Default: 0, and 5 for [`Client::remote`].
+    #[must_use]
+    pub fn retrying(&self, times: u32) -> Self {
+        Client { retries: times, ..self.clone() }
+    }
+
+    /// Returns the namespace of the kubeconfig's context or of the service account; else `default`.
+    #[must_use]
+    pub fn namespace(&self) -> &str {
+        &self.namespace
     }
 
     /// Returns a client with another name. The name is the field manager of its writes.
@@ -220,6 +262,20 @@ impl Client {
         self.transport.call(request).await.map_err(|source| Error::Transport { context, source })
     }
 
+    /// Sends a request that can be built again, until the response is final.
+    async fn send_repeating(
+        &self,
+        request: impl Fn() -> Result<Request<Body>, Error>,
+    ) -> Result<Response<Body>, Error> {
+        let mut repeats = Repeats { busy: self.retries, renewed: false };
+        loop {
+            let response = self.send(request()?).await?;
+            let Some(wait) = repeats.after(&response) else { return Ok(response) };
+            drop(response);
+            tokio::time::sleep(wait).await;
+        }
+    }
+
     /// Sends a request and returns the body of a successful response.
     ///
     /// # Errors
@@ -232,14 +288,17 @@ impl Client {
         body: impl Into<Bytes>,
     ) -> Result<Bytes, Error> {
         let context = || format!("{method} {path_and_query}");
-        let request = Request::builder()
-            .method(method.clone())
-            .uri(path_and_query)
-            .header(header::ACCEPT, "application/json")
-            .header(header::CONTENT_TYPE, content_type)
-            .body(body_from_bytes(body))
-            .map_err(|e| Error::Request(format!("{}: {e}", context())))?;
-        let response = self.send(request).await?;
+        let body = body.into();
+        let request = || {
+            Request::builder()
+                .method(method.clone())
+                .uri(path_and_query)
+                .header(header::ACCEPT, "application/json")
+                .header(header::CONTENT_TYPE, content_type)
+                .body(body_from_bytes(body.clone()))
+                .map_err(|e| Error::Request(format!("{}: {e}", context())))
+        };
+        let response = self.send_repeating(request).await?;
         let code = response.status();
         let bytes = response
             .into_body()
@@ -276,12 +335,14 @@ impl Client {
         path_and_query: &str,
     ) -> Result<BoxStream<'static, Result<Bytes, Error>>, Error> {
         let context = format!("GET {path_and_query}");
-        let request = Request::builder()
-            .uri(path_and_query)
-            .header(header::ACCEPT, "application/json")
-            .body(empty_body())
-            .map_err(|e| Error::Request(format!("{context}: {e}")))?;
-        let response = self.send(request).await?;
+        let request = || {
+            Request::builder()
+                .uri(path_and_query)
+                .header(header::ACCEPT, "application/json")
+                .body(empty_body())
+                .map_err(|e| Error::Request(format!("{context}: {e}")))
+        };
+        let response = self.send_repeating(request).await?;
         let code = response.status();
         let body = response.into_body();
         if !code.is_success() {
