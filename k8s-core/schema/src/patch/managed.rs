@@ -289,6 +289,7 @@ fn created(object: &Value, schema: &Schema) -> Value {
 ///
 /// # Examples
 /// ```
+/// use k8s_openapi::api::core::v1::Pod;
 /// use k8s_schema::{builtin, generate, patch::managed::ambiguous};
 /// let schema = builtin(&[generate::<Pod>]).remove(0);
 /// let config = serde_json::json!({"spec": {"containers": [{"name": "c"}, {"name": "c"}]}});
