@@ -79,7 +79,7 @@ pub struct Strategy {
     pub allocates: bool,
     /// Target of the `proxy` subresource.
     pub proxied: Option<Proxied>,
-    /// Fields of [`METADATA_OF_CLIENTS`] that status writes leave unchanged.
+    /// Metadata fields, owned by clients, that status writes leave unchanged.
     pub fixed_by_status: &'static [&'static str],
     /// Default grace period of a deletion, seconds. `None`: the object is deleted at once.
     pub grace: fn(&Value) -> Option<i64>,
