@@ -1,5 +1,8 @@
-//! Runs the controller of `src/rds.rs` twice: for a CustomResourceDefinition generated from the Rust type,
-//! and for a ThirdPartyResource of Kubernetes 1.5.
+//! A controller of a custom resource: the Rust type gives the CustomResourceDefinition, and the controller of
+//! `src/rds.rs` creates a Secret, a Deployment and a Service for each object. It also shows that the garbage
+//! collector deletes them with their owner.
+//!
+//! Run it: `cargo run -p k8s-examples --bin custom_controller`
 
 use k8s_controllers::Conditions;
 use k8s_core::{
@@ -10,66 +13,37 @@ use k8s_core::{
         },
         apiextensions_apiserver::pkg::apis::apiextensions::v1::CustomResourceDefinition,
     },
-    client::{Client, Resource},
     custom::CustomResource,
     meta::ObjectExt,
 };
-use k8s_examples::rds::{Databases, RdsDatabase, controller};
+use k8s_examples::rds::{DatabaseSpec, Databases, Engine, RdsDatabase, controller};
 use k8s_testing::TestCluster;
-use serde_json::json;
-
-/// A ThirdPartyResource of Kubernetes 1.5, as JSON because no library has a type for it any more.
-async fn define_third_party(client: &Client) -> anyhow::Result<()> {
-    let definitions = Resource {
-        group: "extensions".into(),
-        version: "v1beta1".into(),
-        kind: "ThirdPartyResource".into(),
-        plural: "thirdpartyresources".into(),
-        namespaced: false,
-    };
-    let definition = serde_json::from_value(json!({
-        "apiVersion": "extensions/v1beta1", "kind": "ThirdPartyResource",
-        "metadata": {"name": "rds-database.stable.example.com"},
-        "description": "A relational database that a controller provisions",
-        "versions": [{"name": "v1"}],
-    }))?;
-    client.dynamic(&definitions, "").create(&definition).await?;
-    Ok(())
-}
 
 #[tokio::main(flavor = "current_thread")]
 async fn main() -> anyhow::Result<()> {
-    for form in ["CustomResourceDefinition", "ThirdPartyResource"] {
-        let cluster = TestCluster::start().await?;
-        match form {
-            "ThirdPartyResource" => define_third_party(&cluster.client()).await?,
-            _ => drop(cluster.create::<CustomResourceDefinition>("", &RdsDatabase::definition()).await?),
-        }
-        let client = cluster.client();
-        let running = tokio::spawn(controller().run(client.named("databases"), Databases));
+    let cluster = TestCluster::builder().with(controller(), Databases).start().await?;
+    let client = cluster.client();
+    cluster.create::<CustomResourceDefinition>("", &RdsDatabase::definition()).await?;
 
-        let orders = json!({"metadata": {"name": "orders"}, "spec": {"engine": "postgres", "storageGb": 20}});
-        cluster.create::<RdsDatabase>("default", &orders).await?;
-        let orders = cluster.until::<RdsDatabase>("default", "orders", |db| db.condition("Ready")).await?;
-        let secret = client.namespaced::<Secret>("default").get("orders").await?;
-        let service = client.namespaced::<Service>("default").get("orders").await?;
-        println!(
-            "{form}: {} is ready: {:?} with {} GB at {}, secret with {} entries",
-            orders.name(),
-            orders.spec.engine,
-            orders.spec.storage_gb,
-            service.spec.and_then(|s| s.cluster_ip).unwrap_or_default(),
-            secret.data.map_or(0, |d| d.len()),
-        );
+    let databases = client.namespaced::<RdsDatabase>("default");
+    let orders = DatabaseSpec { engine: Engine::Postgres, storage_gb: 20 };
+    databases.create(&RdsDatabase::new("orders", orders)).await?;
+    let orders = databases.wait_until("orders", |db| db.condition("Ready")).await?;
+    let secret = client.namespaced::<Secret>("default").get("orders").await?;
+    let service = client.namespaced::<Service>("default").get("orders").await?;
+    println!(
+        "{} is ready: {:?} with {} GB at {}, secret with {} entries",
+        orders.name(),
+        orders.spec.engine,
+        orders.spec.storage_gb,
+        service.spec.and_then(|s| s.cluster_ip).unwrap_or_default(),
+        secret.data.map_or(0, |d| d.len()),
+    );
 
-        running.abort();
-        // The garbage collector deletes the dependents.
-        client.namespaced::<RdsDatabase>("default").delete("orders", &Default::default()).await?;
-        let deployments = client.namespaced::<Deployment>("default");
-        while deployments.get_opt("orders").await?.is_some() {
-            tokio::time::sleep(std::time::Duration::from_millis(20)).await;
-        }
-        println!("{form}: gone with all it owned");
-    }
+    databases.delete("orders", &Default::default()).await?;
+    client.namespaced::<Deployment>("default").wait_deleted("orders").await?;
+    client.namespaced::<Secret>("default").wait_deleted("orders").await?;
+    println!("orders is gone with all it owned");
+    cluster.shutdown().await;
     Ok(())
 }

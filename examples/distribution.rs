@@ -1,5 +1,7 @@
 //! A custom distribution: `hyperkube` under another name, without the CronJob controller, with its own
 //! resource, controller and admission function.
+//!
+//! Run it: `cargo run -p k8s-examples --bin distribution -- up --simulated-nodes 1 --data-dir /tmp/shopkube`
 
 use std::process::ExitCode;
 

@@ -1,6 +1,9 @@
-//! A cluster inside a program: no socket, no root, a simulated node.
+//! A cluster inside a program: no socket, no root, a simulated node. It applies a Deployment and waits for
+//! its pods.
+//!
+//! Run it: `cargo run -p k8s-examples --bin embed_cluster`
 
-use std::{path::Path, time::Duration};
+use std::time::Duration;
 
 use hyperkube::{Cluster, Node};
 use k8s_core::api::api::{apps::v1::Deployment, core::v1::Pod};
@@ -16,14 +19,13 @@ async fn main() -> anyhow::Result<()> {
         .await?;
     cluster.ready(Duration::from_secs(30)).await?;
 
-    let manifest =
-        std::fs::read_to_string(Path::new(env!("CARGO_MANIFEST_DIR")).join("embed/deployment.yaml"))?;
-    let manifest: serde_json::Value = serde_saphyr::from_str(&manifest)?;
+    let manifest: serde_json::Value = serde_saphyr::from_str(include_str!("embed/deployment.yaml"))?;
     let deployments = cluster.client().namespaced::<Deployment>("default");
     deployments.apply("web", &manifest).await?;
-    while deployments.get("web").await?.status.and_then(|s| s.available_replicas) != Some(3) {
-        tokio::time::sleep(Duration::from_millis(20)).await;
-    }
+    let all_available =
+        |web: &Deployment| web.status.as_ref().is_some_and(|s| s.available_replicas == Some(3));
+    deployments.wait_until("web", all_available).await?;
+
     for pod in cluster.client().namespaced::<Pod>("default").list(&Default::default()).await? {
         let phase = pod.status.and_then(|s| s.phase).unwrap_or_default();
         println!("{} {phase}", pod.metadata.name.unwrap_or_default());

@@ -1,8 +1,7 @@
 //! A custom resource and its controller: an `RdsDatabase` gets a Secret, a Deployment, a Service, and a
 //! `Ready` condition.
 //!
-//! `custom_controller.rs` runs it, as CustomResourceDefinition and as ThirdPartyResource; `tests/rds.rs`
-//! tests it in virtual time and under faults.
+//! `custom_controller.rs` runs it; `tests/rds.rs` tests it in virtual time and under faults.
 
 use k8s_controllers::prelude::*;
 use k8s_core::{

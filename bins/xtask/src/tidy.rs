@@ -1,6 +1,7 @@
 //! `cargo xtask tidy`: the repository's own rules.
 
 mod cycles;
+mod examples;
 mod source;
 mod words;
 
@@ -77,7 +78,16 @@ const EDGES: &[(&str, &[&str])] = &[
     ),
     (
         "k8s-examples",
-        &["k8s-core", "k8s-builtin", "k8s-controllers", "k8s-apiserver", "k8s-testing", "hyperkube"],
+        &[
+            "k8s-core",
+            "k8s-builtin",
+            "k8s-controllers",
+            "k8s-runtime",
+            "k8s-apiserver",
+            "k8s-scheduler",
+            "k8s-testing",
+            "hyperkube",
+        ],
     ),
     ("xtask", &["k8s-runtime"]),
     ("k8s-fuzz", &["k8s-core", "k8s-cel", "k8s-schema", "k8s-store", "k8s-apiserver", "k8s-runtime"]),
@@ -91,6 +101,7 @@ pub(crate) fn run() -> Result<()> {
     for source in library_sources()? {
         problems.extend(cycles::problems(&source)?);
     }
+    problems.extend(examples::problems(&root().join("examples"))?);
     problems.extend(words::problems(&root(), &rust_files()?)?);
     if problems.is_empty() {
         println!(
