@@ -6,3 +6,8 @@
 
 pub mod kube_operator;
 pub mod rds;
+
+/// The snippets of the repository's README are compiled, and run where they can, as they stand.
+#[cfg(doctest)]
+#[doc = include_str!("../../README.md")]
+pub struct Readme;

@@ -79,3 +79,21 @@ fn root() -> PathBuf {
     let manifest = PathBuf::from(env!("CARGO_MANIFEST_DIR"));
     manifest.ancestors().nth(2).map(PathBuf::from).unwrap_or(manifest)
 }
+
+#[cfg(test)]
+mod tests {
+    use clap::CommandFactory;
+
+    use super::*;
+
+    #[test]
+    fn the_readmes_name_tasks_that_exist() {
+        let tasks = Cli::command();
+        let tasks: Vec<&str> = tasks.get_subcommands().map(clap::Command::get_name).collect();
+        let readme = std::fs::read_to_string(root().join("README.md")).expect("the repository has a README");
+        let name = |text: &str| text.chars().take_while(char::is_ascii_alphabetic).collect::<String>();
+        let named: Vec<String> = readme.split("cargo xtask ").skip(1).map(name).collect();
+        assert!(named.len() >= 3, "{named:?}");
+        assert!(named.iter().all(|task| tasks.contains(&task.as_str())), "{named:?} of {tasks:?}");
+    }
+}
