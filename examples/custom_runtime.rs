@@ -4,6 +4,8 @@
 //!
 //! Run it: `cargo run -p k8s-examples --bin custom_runtime`
 
+#![expect(clippy::disallowed_methods, reason = "a runtime reports wall time")]
+
 use std::{
     collections::BTreeMap,
     fs::{File, OpenOptions},

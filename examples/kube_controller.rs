@@ -3,6 +3,8 @@
 //!
 //! Run it: `cargo run -p k8s-examples --bin kube_controller`
 
+#![expect(clippy::disallowed_methods, reason = "the operator runs until the program aborts it")]
+
 use k8s_examples::kube_operator::{self, DatabaseSpec, Engine, RdsDatabase};
 use k8s_openapi::{
     api::core::v1::Secret, apiextensions_apiserver::pkg::apis::apiextensions::v1::CustomResourceDefinition,

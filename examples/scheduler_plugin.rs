@@ -3,6 +3,8 @@
 //!
 //! Run it: `cargo run -p k8s-examples --bin scheduler_plugin`
 
+#![expect(clippy::disallowed_methods, reason = "the scheduler runs until the program aborts it")]
+
 use k8s_core::{
     api::api::core::v1::{Node, Pod},
     client::Patch,

@@ -127,6 +127,7 @@ const STARTED: Duration = Duration::from_secs(3);
 const IDLE: Duration = Duration::from_secs(3);
 
 /// Called whenever a thread of the runtime parks, which is often.
+#[expect(clippy::disallowed_methods, reason = "threads are idle in real time")]
 fn idle() {
     thread_local! {
         static LAST: Cell<Option<Instant>> = const { Cell::new(None) };

@@ -1,5 +1,10 @@
 //! The control plane in this process: store, API server, controllers, scheduler.
 
+#![expect(
+    clippy::disallowed_methods,
+    reason = "shutdown waits for these tasks; the name of a file that is set aside has the date"
+)]
+
 use std::{
     net::{IpAddr, Ipv4Addr, SocketAddr},
     sync::Arc,

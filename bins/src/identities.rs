@@ -6,6 +6,8 @@
 //!
 //! Not here: the Node authorizer. Until there is one, every kubelet has the whole ClusterRole `system:node`.
 
+#![expect(clippy::disallowed_methods, reason = "the age of a token, in virtual time as well")]
+
 use std::{
     sync::{Arc, Mutex, PoisonError},
     time::Duration,

@@ -4,6 +4,8 @@
 //! `kube_controller.rs` runs it on a cluster in the same process, `tests/kube_operator.rs` tests it with
 //! `k8s-testing` in virtual time and under faults.
 
+#![expect(clippy::disallowed_methods, reason = "kube-rs has no clock of its own")]
+
 use std::{sync::Arc, time::Duration};
 
 use futures::StreamExt;

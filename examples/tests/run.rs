@@ -1,5 +1,7 @@
 //! Runs every example and checks its output.
 
+#![allow(clippy::disallowed_methods, reason = "tests measure time and start tasks")]
+
 use std::{
     io::Read,
     path::Path,

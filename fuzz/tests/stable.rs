@@ -1,6 +1,8 @@
 //! Runs every target on stable: seeds, mutations of them and noise, two seconds each (`FUZZ_SECONDS` for
 //! more), in parallel on all processors, from a fixed random seed (`FUZZ_SEED` for another).
 
+#![allow(clippy::disallowed_methods, reason = "tests measure time and start tasks")]
+
 use std::{
     panic::{AssertUnwindSafe, catch_unwind},
     sync::{

@@ -1,5 +1,7 @@
 //! A controller: its watches, its queue, its workers.
 
+#![expect(clippy::disallowed_methods, reason = "the duration of a reconcile, in virtual time as well")]
+
 use std::{panic::AssertUnwindSafe, sync::Arc, time::Duration};
 
 use futures::{FutureExt, StreamExt, future::BoxFuture, stream::FuturesUnordered};

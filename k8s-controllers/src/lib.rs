@@ -45,6 +45,8 @@
 //! Not here: the built-in controllers (`k8s-builtin`), the scheduler (`k8s-scheduler`) and a cluster for
 //! tests (`k8s-testing`).
 
+#![cfg_attr(test, allow(clippy::disallowed_methods, reason = "tests measure time and start tasks"))]
+
 /// Imports for writing a controller.
 pub mod prelude {
     pub use std::sync::Arc;

@@ -11,6 +11,8 @@
 //! Guarantees: a key is queued at most once, is never with two workers, and no add is lost. Delays use tokio
 //! time, so tests can pause it.
 
+#![expect(clippy::disallowed_methods, reason = "delays of keys, in virtual time as well")]
+
 use std::{
     cmp::Reverse,
     collections::{BinaryHeap, HashMap, HashSet, VecDeque},

@@ -3,6 +3,8 @@
 //! [`Clock::system`] is wall time. [`Clock::starting_at`] follows tokio's timer, so that with tokio's paused
 //! time a test runs hours of cluster time in milliseconds. Both wait with `tokio::time`.
 
+#![expect(clippy::disallowed_methods, reason = "this module is the source of time")]
+
 use std::time::Duration;
 
 use jiff::Timestamp;

@@ -111,6 +111,7 @@ impl Recorder {
 
     /// As [`Recorder::new`], for a component on a node.
     #[must_use]
+    #[expect(clippy::disallowed_methods, reason = "the writer ends with the last clone of the recorder")]
     pub fn on_host(client: &Client, clock: Clock, component: &str, host: &str) -> Self {
         let (recorder, writer) = Self::with_writer(client, clock, component, host);
         tokio::spawn(writer);

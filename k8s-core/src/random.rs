@@ -4,6 +4,8 @@
 //! generator. A test that runs a whole cluster on one thread gets the same names, addresses and delays from
 //! the same seed.
 
+#![expect(clippy::disallowed_methods, reason = "this module is the source of randomness")]
+
 use std::{cell::RefCell, marker::PhantomData};
 
 use rand::{

@@ -1,5 +1,7 @@
 //! The client over the network, against a small server on loopback.
 
+#![allow(clippy::disallowed_methods, reason = "tests measure time and start tasks")]
+
 use std::{
     path::Path,
     sync::{Arc, Mutex},

@@ -8,6 +8,8 @@
 //!
 //! Not here: pods (see `k8s-kubelet`, which calls [`pod::PodNetwork`]) and containers (see `k8s-runtime`).
 
+#![cfg_attr(test, allow(clippy::disallowed_methods, reason = "tests measure time and start tasks"))]
+
 pub mod bridge;
 mod cidr;
 pub mod dns;

@@ -7,6 +7,8 @@
 //!
 //! The parts are usable alone: [`crate::bridge`], [`crate::proxy`], [`crate::dns`].
 
+#![expect(clippy::disallowed_methods, reason = "the task ends with its cancellation token")]
+
 use std::{
     net::{IpAddr, Ipv4Addr, SocketAddr},
     path::PathBuf,

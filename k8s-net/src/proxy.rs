@@ -106,6 +106,7 @@ pub fn cleanup(cluster: &str) -> Result<(), ProxyError> {
 
 impl Proxy {
     /// Starts a proxy over caches that the caller fills. It writes rules once both are synced.
+    #[expect(clippy::disallowed_methods, reason = "the proxy waits for its worker at shutdown")]
     pub fn start(
         config: ProxyConfig,
         services: Cache<Service>,
@@ -211,6 +212,7 @@ impl Worker {
         }
     }
 
+    #[expect(clippy::disallowed_methods, reason = "the kernel applies rules in real time")]
     async fn work(&mut self) {
         let (mut services, mut slices) = (self.services.subscribe(), self.slices.subscribe());
         self.services.synced().await;
@@ -294,6 +296,7 @@ impl Worker {
 
 impl Kernel {
     /// Applies the plans; returns true if there was a change.
+    #[expect(clippy::disallowed_methods, reason = "the kernel applies rules in real time")]
     fn apply(&mut self, plans: Vec<(ObjectKey, Vec<plan::PortPlan>)>, rebuild: bool) -> io::Result<bool> {
         let now = Instant::now();
         let mut batch = if rebuild { self.table.rebuild() } else { self.table.batch() };

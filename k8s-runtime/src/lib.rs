@@ -11,6 +11,8 @@
 //! Not here: pod semantics (restarts, probes, volume contents; see `k8s-kubelet`), and networks (see
 //! `k8s-net`).
 
+#![cfg_attr(test, allow(clippy::disallowed_methods, reason = "tests measure time and start tasks"))]
+
 pub mod api;
 pub mod beneath;
 pub mod descriptors;

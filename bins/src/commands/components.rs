@@ -1,5 +1,7 @@
 //! The control plane components as single programs, with upstream's flag names.
 
+#![expect(clippy::disallowed_methods, reason = "the task of signals lives as long as the process")]
+
 use std::{
     collections::HashMap,
     net::{IpAddr, SocketAddr},

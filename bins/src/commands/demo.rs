@@ -44,11 +44,13 @@ pub(super) struct Report {
 }
 
 impl Report {
+    #[expect(clippy::disallowed_methods, reason = "steps are timed in real seconds")]
     fn new() -> Self {
         Report { started: Instant::now(), step: Instant::now(), terminal: std::io::stdout().is_terminal() }
     }
 
     /// Prints the step's name, on a terminal only, while it runs.
+    #[expect(clippy::disallowed_methods, reason = "steps are timed in real seconds")]
     fn begin(&mut self, what: &str) {
         self.step = Instant::now();
         if self.terminal {

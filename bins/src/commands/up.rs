@@ -1,5 +1,7 @@
 //! `hyperkube up` and `hyperkube server`: a cluster in the foreground.
 
+#![expect(clippy::disallowed_methods, reason = "the time that a start took is printed in real seconds")]
+
 use std::{
     net::{IpAddr, Ipv4Addr, SocketAddr},
     path::PathBuf,

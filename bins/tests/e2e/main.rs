@@ -6,6 +6,7 @@
 //! it, and is taken down after the last. Requires root, busybox (static), util-linux and kubectl; a missing
 //! program fails the tests instead of skipping them.
 
+#![allow(clippy::disallowed_methods, reason = "tests measure time and start tasks")]
 #![allow(missing_docs, unreachable_pub)]
 
 mod alone;

@@ -3,6 +3,8 @@
 //! Flow: release build, `hyperkube up` in its own network namespace, and a client inside it that times watch
 //! events. It prints numbers and asserts none. Everything that it starts is stopped and reset.
 
+#![expect(clippy::disallowed_methods, reason = "a bench measures real time")]
+
 use std::{
     collections::HashMap,
     fs::{self, File},

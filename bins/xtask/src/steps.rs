@@ -1,5 +1,7 @@
 //! Named, timed steps.
 
+#![expect(clippy::disallowed_methods, reason = "steps are timed in real seconds")]
+
 use std::{
     process::{Command, Stdio},
     time::{Duration, Instant},

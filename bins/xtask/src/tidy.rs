@@ -1,6 +1,7 @@
 //! `cargo xtask tidy`: the repository's own rules.
 
 mod cycles;
+mod dependencies;
 mod examples;
 mod source;
 mod words;
@@ -23,15 +24,12 @@ const TOP_LEVEL: &[&str] = &[
     "LICENSE",
     "README.md",
     "bins",
-    "clippy.toml",
-    "deny.toml",
     "examples",
     "fuzz",
     "k8s-controllers",
     "k8s-core",
     "k8s-net",
     "k8s-runtime",
-    "rust-toolchain.toml",
     "rustfmt.toml",
     "target",
 ];
@@ -101,11 +99,12 @@ pub(crate) fn run() -> Result<()> {
     for source in library_sources()? {
         problems.extend(cycles::problems(&source)?);
     }
+    problems.extend(dependencies::problems(&dependencies()?));
     problems.extend(examples::problems(&root().join("examples"))?);
     problems.extend(words::problems(&root(), &rust_files()?)?);
     if problems.is_empty() {
         println!(
-            "top level, crate edges, module cycles, module documentation and words are as they should be"
+            "top level, crate edges, module cycles, module documentation, licences, duplicates, examples and words are as they should be"
         );
         return Ok(());
     }
@@ -135,6 +134,15 @@ fn top_level() -> Result<Vec<String>> {
 fn metadata() -> Result<Value> {
     let text =
         steps::output(&mut steps::cargo(&["metadata", "--format-version=1", "--no-deps", "--offline"]))?;
+    serde_json::from_str(&text).context("cargo metadata")
+}
+
+/// All packages of a Linux build. Those of other platforms need not be there, so that it works offline.
+fn dependencies() -> Result<Value> {
+    let version = steps::output(Command::new("rustc").arg("-vV"))?;
+    let host = version.lines().find_map(|line| line.strip_prefix("host: ")).context("rustc names no host")?;
+    let mut metadata = steps::cargo(&["metadata", "--format-version=1", "--filter-platform", host]);
+    let text = steps::output(&mut metadata)?;
     serde_json::from_str(&text).context("cargo metadata")
 }
 

@@ -2,6 +2,8 @@
 //! asserts none.
 //!
 //! `cargo bench -p k8s-controllers --bench controllers [-- <pods>]`
+
+#![expect(clippy::disallowed_methods, reason = "a bench measures real time")]
 #![allow(clippy::unwrap_used)]
 
 use std::time::{Duration, Instant};

@@ -137,6 +137,7 @@ async fn keep_monitors(shared: Arc<Shared>) {
     }
 }
 
+#[expect(clippy::disallowed_methods, reason = "the monitor ends with its cancellation token")]
 fn adjust(shared: &Arc<Shared>, found: &Discovery, running: &mut Monitors) {
     let watched = |s: &&Served| {
         let ignored =

@@ -21,6 +21,8 @@
 //!
 //! Not here: the reconcile loop (`k8s-controllers`), the scheduler (`k8s-scheduler`).
 
+#![cfg_attr(test, allow(clippy::disallowed_methods, reason = "tests measure time and start tasks"))]
+
 use futures::future::BoxFuture;
 use ipnet::IpNet;
 use k8s_controllers::{Environment, Runnable};

@@ -1,5 +1,10 @@
 //! The scheduler's loop: applies changes, decides for one pod at a time, binds in the background.
 
+#![expect(
+    clippy::disallowed_methods,
+    reason = "the queue takes the time as values; a binding outlives no client and reports its end to the loop"
+)]
+
 use std::{collections::HashSet, sync::Arc};
 
 use futures::{FutureExt, future::BoxFuture};

@@ -14,6 +14,8 @@
 //! Not here: evicting pods from unreachable nodes (node lifecycle controller), provisioning volumes (volume
 //! controllers).
 
+#![cfg_attr(test, allow(clippy::disallowed_methods, reason = "tests measure time and start tasks"))]
+
 mod cluster;
 mod decide;
 mod driver;

@@ -1,5 +1,7 @@
 //! State shared by all programs of a run: the fault plan, and the record of requests and faults.
 
+#![expect(clippy::disallowed_methods, reason = "the lab is the owner of virtual time")]
+
 use std::{
     collections::BTreeSet,
     sync::{

@@ -1,5 +1,7 @@
 //! [`Running`]: one run of a lab.
 
+#![expect(clippy::disallowed_methods, reason = "the lab is the owner of virtual time")]
+
 use std::{
     sync::{Arc, Mutex, MutexGuard, PoisonError},
     time::Duration,

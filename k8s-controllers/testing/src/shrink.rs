@@ -1,5 +1,7 @@
 //! Delta debugging: finds a minimal set of faults that still makes a run fail.
 
+#![expect(clippy::disallowed_methods, reason = "the search for a smaller failure ends after real seconds")]
+
 use std::time::{Duration, Instant};
 
 /// Limits of the search: number of runs, and wall-clock time.

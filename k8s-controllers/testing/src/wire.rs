@@ -1,5 +1,7 @@
 //! The layer between a program and the API server: records requests and injects faults.
 
+#![expect(clippy::disallowed_methods, reason = "the lab is the owner of virtual time")]
+
 use std::{
     pin::Pin,
     sync::{Arc, PoisonError, atomic::Ordering},

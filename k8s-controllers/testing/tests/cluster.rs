@@ -1,5 +1,7 @@
 //! Tests of [`TestCluster`] through its public API.
 
+#![allow(clippy::disallowed_methods, reason = "tests measure time and start tasks")]
+
 use std::time::{Duration, Instant};
 
 use k8s_core::api::api::{apps::v1::Deployment, batch::v1::Job, core::v1::Pod};

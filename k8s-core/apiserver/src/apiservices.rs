@@ -55,6 +55,7 @@ fn after_write(state: &Arc<State>, stored: &Arc<Stored>) {
 
 /// Serves the APIServices in the store, and registers this server's own versions each time its definitions
 /// change.
+#[expect(clippy::disallowed_methods, reason = "the task ends when the server is dropped")]
 pub(crate) fn start(state: &Arc<State>) {
     for stored in state.store.snapshot(STORAGE).range("", "") {
         after_write(state, stored);

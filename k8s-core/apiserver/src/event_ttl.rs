@@ -1,5 +1,7 @@
 //! Deletes events an hour after they last happened.
 
+#![expect(clippy::disallowed_methods, reason = "the task ends when the server is dropped")]
+
 use std::{borrow::Cow, sync::Arc, time::Duration};
 
 use jiff::Timestamp;

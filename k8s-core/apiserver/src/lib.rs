@@ -27,6 +27,8 @@
 //!
 //! Not here: controllers (garbage collection, namespace contents), the node, the listener's certificates.
 
+#![cfg_attr(test, allow(clippy::disallowed_methods, reason = "tests measure time and start tasks"))]
+
 mod accept;
 pub mod admission;
 mod aggregate;

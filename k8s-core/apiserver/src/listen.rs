@@ -87,6 +87,7 @@ impl Open {
 ///
 /// # Errors
 /// If the listener fails.
+#[expect(clippy::disallowed_methods, reason = "shutdown waits for the watcher of each connection")]
 pub async fn serve(
     server: ApiServer,
     listener: TcpListener,

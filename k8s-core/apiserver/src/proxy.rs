@@ -43,6 +43,7 @@ pub(crate) struct GlobalOnly;
 pub(crate) struct NotAllowed;
 
 /// One exchange over a fresh connection, upgrades included.
+#[expect(clippy::disallowed_methods, reason = "the tasks end with their connections")]
 pub(crate) async fn exchange<I>(io: I, mut request: Request<Body>) -> Result<Response<Body>, BoxError>
 where
     I: hyper::rt::Read + hyper::rt::Write + Send + Unpin + 'static,

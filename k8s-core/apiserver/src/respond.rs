@@ -77,10 +77,10 @@ pub(crate) fn etag(bytes: &[u8]) -> String {
 pub(crate) fn identify(response: &mut Response<Body>, asked_as: Option<&HeaderValue>) {
     let headers = response.headers_mut();
     headers.entry(header::CACHE_CONTROL).or_insert(HeaderValue::from_static("no-cache, private"));
-    let id = asked_as.filter(|id| !id.is_empty() && id.len() <= LONGEST_ID).cloned().or_else(|| {
-        let id = uuid::Builder::from_random_bytes(rand::random()).into_uuid();
-        HeaderValue::from_str(&id.hyphenated().to_string()).ok()
-    });
+    let id = asked_as
+        .filter(|id| !id.is_empty() && id.len() <= LONGEST_ID)
+        .cloned()
+        .or_else(|| HeaderValue::from_str(&k8s_core::random::uuid().hyphenated().to_string()).ok());
     if let Some(id) = id {
         headers.insert(AUDIT_ID, id);
     }

@@ -30,6 +30,8 @@
 //! assert_eq!(problems.to_string(), "ERROR: <input>:1:5: undefined field 'least'\n | self.least > 0\n | ....^");
 //! ```
 
+#![cfg_attr(test, allow(clippy::disallowed_methods, reason = "tests measure time and start tasks"))]
+
 mod ast;
 mod check;
 mod cost;

@@ -14,6 +14,8 @@
 //!
 //! Not here: numbers that fall, channels, values of other types.
 
+#![cfg_attr(test, allow(clippy::disallowed_methods, reason = "tests measure time and start tasks"))]
+
 use std::sync::atomic::{AtomicU64, Ordering};
 
 use tokio::sync::Notify;

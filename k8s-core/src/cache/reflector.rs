@@ -45,6 +45,7 @@ pub fn reflect<K: Object>(api: Api<K>, params: ListParams, cache: Cache<K>) -> R
 
 /// As [`reflect`], with `trim` dropping fields of each object that no reader of this cache needs.
 #[must_use]
+#[expect(clippy::disallowed_methods, reason = "the task ends with its cancellation token")]
 pub fn reflect_trimmed<K: Object>(
     api: Api<K>,
     params: ListParams,

@@ -31,6 +31,8 @@
 //! Features: `embedded` (default), the redb log. Not here: the meaning of objects (the store knows a key,
 //! labels, fields and bytes; a [`Format`] reads them) and expiry (the API server deletes old events).
 
+#![cfg_attr(test, allow(clippy::disallowed_methods, reason = "tests measure time and start tasks"))]
+
 mod backend;
 mod collection;
 #[cfg(feature = "embedded")]

@@ -224,6 +224,7 @@ struct Committer {
 
 impl Committer {
     /// Commits one group after the other, until the backend is dropped.
+    #[expect(clippy::disallowed_methods, reason = "a disk recovers in real time, and a thread waits for it")]
     fn run(mut self, queue: &mpsc::Receiver<Pending>) {
         let mut pace = Pace::default();
         // The time of the next attempt to mend a log that cannot write.
@@ -252,6 +253,7 @@ impl Committer {
     }
 
     /// Commits a group and tells its writers. Returns false when the store is gone.
+    #[expect(clippy::disallowed_methods, reason = "a disk recovers in real time, and a thread waits for it")]
     fn commit(
         &mut self,
         group: Vec<Pending>,

@@ -1,5 +1,7 @@
 //! Assembles the kubelet, and routes pods and events to the pods' workers.
 
+#![expect(clippy::disallowed_methods, reason = "the main task waits for the set of all others")]
+
 use std::{collections::HashMap, sync::Arc};
 
 use futures::StreamExt;

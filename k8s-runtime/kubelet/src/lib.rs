@@ -17,6 +17,8 @@
 //! Not here: container creation ([`k8s_runtime`]), pod networks (`k8s-net`), static pods, evictions, image
 //! garbage collection.
 
+#![cfg_attr(test, allow(clippy::disallowed_methods, reason = "tests measure time and start tasks"))]
+
 mod backoff;
 mod config;
 mod context;

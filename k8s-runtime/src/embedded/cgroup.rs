@@ -7,6 +7,8 @@
 //! Guarantee: [`Cgroups::remove`] returns `Ok` only after the groups are gone.
 //! Not here: assigning processes to groups.
 
+#![expect(clippy::disallowed_methods, reason = "the kernel empties a cgroup in real time")]
+
 use std::{
     fs, io,
     path::{Path, PathBuf},

@@ -4,6 +4,8 @@
 //! passes events on.
 //! Guarantee: when the connection to the shim ends, every pending request fails and `on_gone` runs once.
 
+#![expect(clippy::disallowed_methods, reason = "the task ends with the connection to its shim")]
+
 use std::{
     collections::HashMap,
     fs, io,

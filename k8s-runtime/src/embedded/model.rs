@@ -4,6 +4,8 @@
 //! shims' events. Reads are answered from memory. If a shim's connection ends unexpectedly, the shim is dead
 //! with all of its containers (see [`Model::shim_gone`]).
 
+#![expect(clippy::disallowed_methods, reason = "the kernel runs containers in real time")]
+
 use std::{
     collections::{BTreeMap, HashMap},
     os::unix::net::UnixStream,

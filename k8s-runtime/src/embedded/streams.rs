@@ -1,5 +1,7 @@
 //! Asynchronous streams over descriptors received from a shim.
 
+#![expect(clippy::disallowed_methods, reason = "the task ends with its terminal")]
+
 use std::{
     io,
     os::fd::{AsFd, OwnedFd},

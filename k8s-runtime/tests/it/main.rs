@@ -1,6 +1,7 @@
 //! Real containers, as root, with busybox. `main` is our own so that this program can be the runtime's
 //! zygote.
 
+#![allow(clippy::disallowed_methods, reason = "tests measure time and start tasks")]
 #![allow(unreachable_pub)] // a test program has no face
 
 mod containers;

@@ -57,6 +57,7 @@ impl Workload {
     }
 }
 
+#[expect(clippy::disallowed_methods, reason = "the task ends with its connection")]
 async fn web(port: u16) -> Result<(), Failure> {
     let mut terminate = signal(SignalKind::terminate()).map_err(Failure::because("signals"))?;
     let listener = TcpListener::bind(SocketAddr::from(([0, 0, 0, 0], port)))

@@ -1,6 +1,8 @@
 //! Pod garbage collection: deletes pods on deleted nodes, deleted pods that were never scheduled, and the
 //! oldest terminated pods beyond a threshold.
 
+#![expect(clippy::disallowed_methods, reason = "an interval of the loop, in virtual time as well")]
+
 use std::{collections::HashMap, sync::Arc, time::Duration};
 
 use k8s_core::{

@@ -1,5 +1,7 @@
 //! Availability checks of aggregated servers, reported in the APIService's `Available` condition.
 
+#![expect(clippy::disallowed_methods, reason = "the task ends when the server is dropped")]
+
 use std::{
     sync::{Arc, PoisonError, atomic::Ordering},
     time::Duration,

@@ -1,5 +1,7 @@
 //! State of one connection, and its timeouts.
 
+#![expect(clippy::disallowed_methods, reason = "limits of a connection, in virtual time as well")]
+
 use std::{
     io,
     pin::Pin,

@@ -4,6 +4,8 @@
 //! is queued per watcher, so a slow client costs little. When the history no longer has its position, it gets
 //! 410 and ends.
 
+#![expect(clippy::disallowed_methods, reason = "deadline and bookmarks of a watch, in virtual time as well")]
+
 use std::{sync::Arc, time::Duration};
 
 use bytes::Bytes;

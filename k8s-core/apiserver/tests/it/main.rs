@@ -1,5 +1,7 @@
 //! The API server in this process, called without sockets.
 
+#![allow(clippy::disallowed_methods, reason = "tests measure time and start tasks")]
+
 mod aggregation;
 mod cases;
 mod contention;

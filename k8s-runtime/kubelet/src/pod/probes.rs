@@ -1,5 +1,7 @@
 //! The probe tasks of a pod: one per running container and active probe.
 
+#![expect(clippy::disallowed_methods, reason = "the prober aborts the task with its pod")]
+
 use std::{collections::HashMap, net::IpAddr, sync::Arc, time::Duration};
 
 use k8s_runtime::ContainerId;

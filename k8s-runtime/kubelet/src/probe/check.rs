@@ -1,5 +1,7 @@
 //! Probe checks: exec, TCP, HTTP, gRPC.
 
+#![expect(clippy::disallowed_methods, reason = "the connection ends with its probe")]
+
 use std::{
     sync::{Arc, LazyLock},
     time::Duration,

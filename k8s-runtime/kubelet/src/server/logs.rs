@@ -1,5 +1,7 @@
 //! `GET /containerLogs/{namespace}/{pod}/{container}`, as a response body or as WebSocket messages.
 
+#![expect(clippy::disallowed_methods, reason = "the task ends with the reader of its response")]
+
 use std::sync::Arc;
 
 use base64::{Engine, engine::general_purpose::STANDARD};

@@ -1,5 +1,7 @@
 //! Upgrades a connection to a WebSocket.
 
+#![expect(clippy::disallowed_methods, reason = "the task ends with its connection")]
+
 use http::{HeaderMap, HeaderValue, Request, Response, StatusCode, header};
 use hyper::upgrade::Upgraded;
 use hyper_util::rt::TokioIo;

@@ -1,6 +1,7 @@
 //! The kubelet over the embedded runtime: real containers (root and a Linux kernel needed), a fake API
 //! server.
 
+#![allow(clippy::disallowed_methods, reason = "tests measure time and start tasks")]
 #![allow(missing_docs, unreachable_pub, dead_code)]
 
 #[path = "../it/fake_api.rs"]

@@ -1,5 +1,6 @@
 //! The kubelet with a fake API server and a fake runtime, in virtual time.
 
+#![allow(clippy::disallowed_methods, reason = "tests measure time and start tasks")]
 #![allow(missing_docs, unreachable_pub)]
 
 mod fake_api;

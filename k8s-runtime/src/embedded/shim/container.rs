@@ -1,5 +1,7 @@
 //! A container in its shim: process, streams, log, attached clients.
 
+#![expect(clippy::disallowed_methods, reason = "the kernel runs containers in real time")]
+
 use std::{
     collections::VecDeque,
     fs, io,

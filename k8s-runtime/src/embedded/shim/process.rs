@@ -5,6 +5,8 @@
 //! program. The socket is close-on-exec: if it closes without a message, the program runs.
 //! Guarantee: the child dies with the shim (parent-death signal) and has none of the shim's descriptors.
 
+#![expect(clippy::disallowed_methods, reason = "the kernel runs containers in real time")]
+
 use std::{
     ffi::CString,
     fs, io,

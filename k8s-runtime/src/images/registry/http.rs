@@ -1,5 +1,7 @@
 //! An HTTP client for registries: GET with redirects, TLS with the system's CAs, and timeouts on every wait.
 
+#![expect(clippy::disallowed_methods, reason = "the task ends with its response")]
+
 use std::{io, sync::Arc, time::Duration};
 
 use bytes::Bytes;
