@@ -11,6 +11,17 @@ use jiff::Timestamp;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::{MicroTime, Time};
 
 /// A source of time. Cheap to clone.
+///
+/// ```
+/// use std::time::Duration;
+/// use k8s_core::{api::jiff::Timestamp, clock::Clock};
+/// # #[tokio::main(flavor = "current_thread")] async fn main() {
+/// tokio::time::pause(); // a test's time
+/// let clock = Clock::starting_at(Timestamp::UNIX_EPOCH);
+/// clock.sleep(Duration::from_secs(3600)).await; // at once
+/// assert_eq!(clock.now().as_second(), 3600);
+/// # }
+/// ```
 #[derive(Clone, Debug)]
 pub struct Clock(Source);
 

@@ -128,6 +128,13 @@ pub struct ScalePaths {
 }
 
 /// Validation errors of an object. The response lists all of them by field.
+///
+/// ```
+/// use k8s_core::custom::Problems;
+/// let mut problems = Problems::default();
+/// problems.add("spec.engine", "oracle is not licensed");
+/// assert_eq!(problems.iter().next(), Some(("spec.engine", "oracle is not licensed")));
+/// ```
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Problems(Vec<(String, String)>);
 
@@ -145,6 +152,28 @@ impl Problems {
 
 /// A custom resource defined by a Rust type. Its JSON schema must describe the whole object (`metadata`,
 /// `spec`, `status`).
+///
+/// ```
+/// use k8s_core::{Resource, custom::{CustomResource, Problems}};
+/// use schemars::JsonSchema;
+/// use serde::{Deserialize, Serialize};
+///
+/// #[derive(Resource, Serialize, Deserialize, JsonSchema, Clone, Debug)]
+/// #[resource(group = "example.com", version = "v1", kind = "Shop", namespaced, validate = opening_hours)]
+/// struct ShopSpec { opens: u8, closes: u8 }
+///
+/// /// A rule beyond the schema; our API server calls it, any other cluster needs it as a CEL rule.
+/// fn opening_hours(shop: &Shop, _old: Option<&Shop>, problems: &mut Problems) {
+///     if shop.spec.closes <= shop.spec.opens {
+///         problems.add("spec.closes", "must be after opens");
+///     }
+/// }
+///
+/// let mut problems = Problems::default();
+/// Shop::new("corner", ShopSpec { opens: 18, closes: 9 }).validate(None, &mut problems);
+/// assert_eq!(problems.iter().count(), 1);
+/// assert_eq!(Shop::definition()["spec"]["names"]["plural"], "shops");
+/// ```
 pub trait CustomResource: Object + JsonSchema {
     /// True for namespaced scope.
     const NAMESPACED: bool;

@@ -91,6 +91,17 @@ struct Pending {
 }
 
 /// Records events of a component. Cheap to clone.
+///
+/// ```
+/// use k8s_core::{api::Pod, client::{Client, Error}, clock::Clock, events::{Recorder, involved}};
+/// # async fn example(client: Client) -> Result<(), Error> {
+/// let recorder = Recorder::new(&client, Clock::system(), "shop-operator");
+/// let pod = client.namespaced::<Pod>("default").get("web").await?;
+/// recorder.normal(involved(&pod), "Painted", "The shop is red");
+/// // Repeats are counted in one event.
+/// recorder.warning(involved(&pod), "PaintMissing", "There is no more red");
+/// # Ok(()) }
+/// ```
 #[derive(Clone, Debug)]
 pub struct Recorder {
     sender: Option<Arc<mpsc::Sender<Pending>>>,

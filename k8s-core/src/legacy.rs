@@ -329,6 +329,12 @@ pub struct HorizontalPodAutoscalerSpecV2beta1 {
 /// `RdsDatabase` in `stable.example.com`.
 ///
 /// `None` if the name has no group.
+///
+/// ```
+/// let found = k8s_core::legacy::third_party_kind("rds-database.stable.example.com");
+/// assert_eq!(found, Some(("RdsDatabase".into(), "stable.example.com".into())));
+/// assert_eq!(k8s_core::legacy::third_party_kind("database"), None);
+/// ```
 #[must_use]
 pub fn third_party_kind(name: &str) -> Option<(String, String)> {
     let (kebab, group) = name.split_once('.')?;

@@ -39,6 +39,17 @@ where
 }
 
 /// Accessors that treat absent values as empty.
+///
+/// ```
+/// use k8s_core::{api::Pod, meta::ObjectExt};
+/// let mut pod = Pod::default();
+/// pod.metadata.name = Some("web".into());
+/// pod.metadata.namespace = Some("default".into());
+/// pod.set_label("app", "web");
+/// assert_eq!((pod.name(), pod.label("app"), pod.annotation("note")), ("web", Some("web"), None));
+/// assert_eq!(pod.key().to_string(), "default/web");
+/// assert!(pod.revision() == 0 && !pod.is_deleting());
+/// ```
 pub trait ObjectExt {
     /// Returns the name.
     fn name(&self) -> &str;
@@ -128,6 +139,15 @@ impl std::fmt::Display for ObjectKey {
 }
 
 /// Returns a controller reference to `owner` that blocks its foreground deletion.
+///
+/// ```
+/// use k8s_core::{api::{Deployment, ReplicaSet}, meta::{ObjectExt, owner_reference}};
+/// let mut owner = Deployment::default();
+/// owner.metadata.name = Some("web".into());
+/// let mut set = ReplicaSet::default();
+/// set.metadata.owner_references = Some(vec![owner_reference(&owner)]);
+/// assert_eq!(set.controller_ref().map(|owner| owner.kind.as_str()), Some("Deployment"));
+/// ```
 #[must_use]
 pub fn owner_reference<K: Object>(owner: &K) -> OwnerReference {
     OwnerReference {

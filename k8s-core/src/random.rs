@@ -36,6 +36,16 @@ impl Drop for Seeded {
 }
 
 /// Derives randomness on this thread from a seed until the returned guard is dropped.
+///
+/// ```
+/// use k8s_core::random;
+/// let draw = |seed| {
+///     let _seeded = random::seeded(seed);
+///     (random::uuid(), random::range(0..1000))
+/// };
+/// assert_eq!(draw(7), draw(7));
+/// assert_ne!(draw(7), draw(8));
+/// ```
 #[must_use]
 pub fn seeded(seed: u64) -> Seeded {
     let before = SOURCE.with(|source| source.replace(Some(StdRng::seed_from_u64(seed))));

@@ -6,6 +6,15 @@
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::{Status, StatusCause, StatusDetails};
 
 /// A failed API call, as returned by the server.
+///
+/// ```
+/// use k8s_core::status::ApiStatus;
+/// let status = ApiStatus::not_found("apps", "deployments", "web");
+/// assert_eq!((status.code(), status.reason()), (404, "NotFound"));
+/// assert_eq!(status.message(), r#"deployments.apps "web" not found"#);
+/// let busy = ApiStatus::new(429, "TooManyRequests", "too many requests").retry_after(5);
+/// assert_eq!(busy.status().details.as_ref().and_then(|d| d.retry_after_seconds), Some(5));
+/// ```
 #[derive(Clone, Debug, PartialEq)]
 pub struct ApiStatus(Box<Status>);
 

@@ -38,6 +38,17 @@ impl Drop for Reflector {
 }
 
 /// Fills `cache` from `api` and keeps it up to date until the returned handle is dropped.
+///
+/// ```
+/// use k8s_core::{api::Pod, cache::{Cache, reflect}, client::{Client, Error, ListParams}};
+/// # async fn example(client: Client) -> Result<(), Error> {
+/// let pods = Cache::<Pod>::new();
+/// let reflector = reflect(client.all::<Pod>(), ListParams::default(), pods.clone());
+/// pods.synced().await;
+/// println!("{} pods", pods.len());
+/// drop(reflector); // ends the watch
+/// # Ok(()) }
+/// ```
 #[must_use]
 pub fn reflect<K: Object>(api: Api<K>, params: ListParams, cache: Cache<K>) -> Reflector {
     reflect_trimmed(api, params, cache, |_| {})

@@ -45,6 +45,16 @@ struct Inner<K> {
 }
 
 /// The current objects of one type. Cheap to clone; clones share their state.
+///
+/// ```
+/// use k8s_core::{api::ConfigMap, cache::Cache};
+/// let maps = Cache::<ConfigMap>::new();
+/// let mut map = ConfigMap::default();
+/// (map.metadata.name, map.metadata.namespace) = (Some("a".into()), Some("default".into()));
+/// maps.upsert(map);
+/// assert!(maps.get("default", "a").is_some() && maps.get("default", "b").is_none());
+/// assert_eq!((maps.len(), maps.in_namespace("kube-system").len()), (1, 0));
+/// ```
 pub struct Cache<K>(Arc<Inner<K>>);
 
 impl<K> Clone for Cache<K> {
@@ -88,6 +98,21 @@ impl<K: Object> Cache<K> {
 
     /// Adds an index: `keys_of` returns the index keys of an object for [`Cache::by_index`]. Adding the same
     /// name again has no effect.
+    ///
+    /// ```
+    /// use k8s_core::{api::Pod, cache::Cache};
+    /// let pod = |name: &str, node: &str| {
+    ///     let mut pod = Pod::default();
+    ///     pod.metadata.name = Some(name.into());
+    ///     pod.metadata.namespace = Some("default".into());
+    ///     pod.spec.get_or_insert_default().node_name = Some(node.into());
+    ///     pod
+    /// };
+    /// let pods = Cache::<Pod>::new();
+    /// pods.add_index("node", |pod| pod.spec.iter().filter_map(|spec| spec.node_name.clone()).collect());
+    /// pods.replace(vec![pod("a", "n1"), pod("b", "n2"), pod("c", "n1")], 7);
+    /// assert_eq!(pods.by_index("node", "n1").len(), 2);
+    /// ```
     pub fn add_index(&self, name: &'static str, keys_of: impl Fn(&K) -> Vec<String> + Send + Sync + 'static) {
         write(&self.0.state).add_index(name, keys_of);
     }
@@ -149,6 +174,18 @@ impl<K: Object> Cache<K> {
     }
 
     /// Subscribes to changes from now on.
+    ///
+    /// ```
+    /// use k8s_core::{api::ConfigMap, cache::{Cache, Change}};
+    /// # #[tokio::main(flavor = "current_thread")] async fn main() {
+    /// let maps = Cache::<ConfigMap>::new();
+    /// let mut changes = maps.subscribe();
+    /// let mut map = ConfigMap::default();
+    /// map.metadata.name = Some("a".into());
+    /// maps.upsert(map);
+    /// assert!(matches!(changes.next().await, Some(Change::Added(_))));
+    /// # }
+    /// ```
     #[must_use]
     pub fn subscribe(&self) -> Subscription<K> {
         Subscription(self.0.changes.subscribe())

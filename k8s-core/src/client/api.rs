@@ -15,6 +15,13 @@ use crate::{json, status::ApiStatus};
 const QUERY: &AsciiSet = &NON_ALPHANUMERIC.remove(b'-').remove(b'.').remove(b'_').remove(b'~');
 
 /// Selection and paging of a list or watch.
+///
+/// ```
+/// use k8s_core::client::ListParams;
+/// let selected = ListParams::default().labels("app in (web,api)").fields("spec.nodeName=n1");
+/// let params = ListParams { limit: 500, ..selected };
+/// assert_eq!(params.labels, "app in (web,api)");
+/// ```
 #[derive(Clone, Debug, Default)]
 pub struct ListParams {
     /// Label selector; empty selects all.
@@ -87,6 +94,14 @@ pub enum Patch<T> {
 }
 
 /// Options of a delete request.
+///
+/// ```
+/// use k8s_core::client::DeleteOptions;
+/// let options = DeleteOptions::background().with_uid("1234").grace(0);
+/// let body = serde_json::to_value(&options)?;
+/// assert_eq!((&body["gracePeriodSeconds"], &body["preconditions"]["uid"]), (&0.into(), &"1234".into()));
+/// # Ok::<(), serde_json::Error>(())
+/// ```
 #[derive(Clone, Debug, Default, Serialize)]
 #[serde(rename_all = "camelCase")]
 pub struct DeleteOptions {
@@ -242,6 +257,18 @@ impl<K: Serialize + DeserializeOwned> Api<K> {
 
     /// Reads an object; `None` if it does not exist.
     ///
+    /// ```
+    /// use k8s_core::{api::Pod, client::{Client, Error}};
+    /// # async fn example(client: Client) -> Result<(), Error> {
+    /// let pods = client.namespaced::<Pod>("default");
+    /// if pods.get_opt("web").await?.is_none() {
+    ///     println!("there is no web");
+    /// }
+    /// // The same with the error.
+    /// assert!(pods.get("web").await.is_err_and(|error| error.is_not_found()));
+    /// # Ok(()) }
+    /// ```
+    ///
     /// # Errors
     /// Any error but 404.
     pub async fn get_opt(&self, name: &str) -> Result<Option<K>, Error> {
@@ -265,6 +292,21 @@ impl<K: Serialize + DeserializeOwned> Api<K> {
     }
 
     /// Lists one page of objects if `params` has a limit, otherwise all.
+    ///
+    /// ```
+    /// use k8s_core::{api::Pod, client::{Client, Error, ListParams}};
+    /// # async fn example(client: Client) -> Result<(), Error> {
+    /// let (pods, mut params) = (client.all::<Pod>(), ListParams { limit: 500, ..ListParams::default() });
+    /// loop {
+    ///     let page = pods.page(&params).await?;
+    ///     println!("{} pods", page.items.len());
+    ///     if page.continue_token.is_empty() {
+    ///         break;
+    ///     }
+    ///     params.continue_token = page.continue_token;
+    /// }
+    /// # Ok(()) }
+    /// ```
     ///
     /// # Errors
     /// [`Error::is_expired`] for an old resourceVersion or continue token.
@@ -293,6 +335,24 @@ impl<K: Serialize + DeserializeOwned> Api<K> {
     }
 
     /// Watches from `params.resource_version` on. Empty: starts with the current objects.
+    ///
+    /// ```
+    /// use futures::StreamExt;
+    /// use k8s_core::{api::Pod, client::{Client, Error, ListParams, WatchEvent}, meta::ObjectExt};
+    /// # async fn example(client: Client) -> Result<(), Error> {
+    /// let pods = client.namespaced::<Pod>("default");
+    /// let (_, version) = pods.list_with_version(&ListParams::default()).await?;
+    /// let mut events = pods.watch(&ListParams::default().at(version)).await?;
+    /// while let Some(event) = events.next().await {
+    ///     match event? {
+    ///         WatchEvent::Added(pod) | WatchEvent::Modified(pod) => println!("{} changed", pod.name()),
+    ///         WatchEvent::Deleted(pod) => println!("{} is gone", pod.name()),
+    ///         WatchEvent::Error(status) => return Err(status.into()), // 410: list again
+    ///         WatchEvent::Unreadable(..) | WatchEvent::Bookmark(..) => {}
+    ///     }
+    /// }
+    /// # Ok(()) }
+    /// ```
     ///
     /// # Errors
     /// The watch cannot be opened. Later failures are returned as events or items.
@@ -340,6 +400,19 @@ impl<K: Serialize + DeserializeOwned> Api<K> {
 
     /// Creates an object.
     ///
+    /// ```
+    /// use k8s_core::{api::ConfigMap, client::{Client, Error}, meta::ObjectExt};
+    /// # async fn example(client: Client) -> Result<(), Error> {
+    /// let mut map = ConfigMap::default();
+    /// map.metadata.name = Some("settings".into());
+    /// map.data = Some([("colour".into(), "red".into())].into());
+    /// match client.namespaced::<ConfigMap>("default").create(&map).await {
+    ///     Err(error) if error.is_already_exists() => println!("another process was faster"),
+    ///     created => println!("{}", created?.uid()),
+    /// }
+    /// # Ok(()) }
+    /// ```
+    ///
     /// # Errors
     /// [`Error::is_already_exists`], [`Error::is_invalid`].
     pub async fn create(&self, object: &K) -> Result<K, Error> {
@@ -357,6 +430,17 @@ impl<K: Serialize + DeserializeOwned> Api<K> {
 
     /// Posts to a subresource (`binding`, `eviction`, `token`).
     ///
+    /// ```
+    /// use k8s_core::{api::{ServiceAccount, api::authentication::v1::TokenRequest}, client::{Client, Error}};
+    /// # async fn example(client: Client) -> Result<(), Error> {
+    /// // As the kubelet asks for a pod's token.
+    /// let request = TokenRequest::default();
+    /// let accounts = client.namespaced::<ServiceAccount>("default");
+    /// let issued: TokenRequest = accounts.create_subresource("default", "token", &request).await?;
+    /// println!("{:?}", issued.status.unwrap_or_default().token);
+    /// # Ok(()) }
+    /// ```
+    ///
     /// # Errors
     /// Those of the subresource.
     pub async fn create_subresource<B: Serialize, T: DeserializeOwned>(
@@ -369,6 +453,22 @@ impl<K: Serialize + DeserializeOwned> Api<K> {
     }
 
     /// Replaces an object. Its resourceVersion, if set, is the optimistic lock.
+    ///
+    /// ```
+    /// use k8s_core::{api::ConfigMap, client::{Client, Error}};
+    /// # async fn example(client: Client) -> Result<(), Error> {
+    /// let maps = client.namespaced::<ConfigMap>("default");
+    /// loop {
+    ///     let mut map = maps.get("counter").await?;
+    ///     let count = map.data.get_or_insert_default().entry("count".into()).or_default();
+    ///     *count = (count.parse::<u64>().unwrap_or(0) + 1).to_string();
+    ///     match maps.replace("counter", &map).await {
+    ///         Err(error) if error.is_conflict() => continue, // read again
+    ///         done => break drop(done?),
+    ///     }
+    /// }
+    /// # Ok(()) }
+    /// ```
     ///
     /// # Errors
     /// [`Error::is_conflict`] if the object was changed meanwhile.
@@ -399,6 +499,18 @@ impl<K: Serialize + DeserializeOwned> Api<K> {
 
     /// Patches an object.
     ///
+    /// ```
+    /// use k8s_core::{api::Deployment, client::{Client, Error, Patch}};
+    /// use serde_json::json;
+    /// # async fn example(client: Client) -> Result<(), Error> {
+    /// let deployments = client.namespaced::<Deployment>("default");
+    /// deployments.patch("web", &Patch::Merge(json!({"spec": {"replicas": 3}}))).await?;
+    /// let path = "/spec/template/spec/containers/0/image";
+    /// let image = json!([{"op": "replace", "path": path, "value": "web:2"}]);
+    /// deployments.patch("web", &Patch::Json(image)).await?;
+    /// # Ok(()) }
+    /// ```
+    ///
     /// # Errors
     /// [`Error::is_not_found`] (except for apply, which creates), [`Error::is_invalid`],
     /// [`Error::is_conflict`].
@@ -416,6 +528,17 @@ impl<K: Serialize + DeserializeOwned> Api<K> {
 
     /// Patches an object or one of its subresources, with options. The field manager of an apply defaults to
     /// the client's name.
+    ///
+    /// ```
+    /// use k8s_core::{api::Node, client::{Client, Error, Patch, PostParams}};
+    /// use serde_json::json;
+    /// # async fn example(client: Client) -> Result<(), Error> {
+    /// // Only what would happen: nothing is stored.
+    /// let params = PostParams { dry_run: true, ..PostParams::default() };
+    /// let patch = Patch::Strategic(json!({"spec": {"unschedulable": true}}));
+    /// client.all::<Node>().patch_with("node-1", "", &patch, &params).await?;
+    /// # Ok(()) }
+    /// ```
     ///
     /// # Errors
     /// As [`Api::patch`].
@@ -445,6 +568,16 @@ impl<K: Serialize + DeserializeOwned> Api<K> {
     /// Applies an object by server-side apply with the client's name as field manager, taking over fields
     /// owned by others.
     ///
+    /// ```
+    /// use k8s_core::{api::ConfigMap, client::{Client, Error}};
+    /// use serde_json::json;
+    /// # async fn example(client: Client) -> Result<(), Error> {
+    /// let map = json!({"apiVersion": "v1", "kind": "ConfigMap", "data": {"colour": "red"}});
+    /// let applied = client.named("shop").namespaced::<ConfigMap>("default").apply("settings", &map).await?;
+    /// assert_eq!(applied.metadata.managed_fields.unwrap_or_default()[0].manager.as_deref(), Some("shop"));
+    /// # Ok(()) }
+    /// ```
+    ///
     /// # Errors
     /// As [`Api::patch`].
     pub async fn apply<T: Serialize>(&self, name: &str, object: &T) -> Result<K, Error> {
@@ -453,6 +586,15 @@ impl<K: Serialize + DeserializeOwned> Api<K> {
     }
 
     /// Deletes an object. It exists until its grace period is over and its finalizers are gone.
+    ///
+    /// ```
+    /// use k8s_core::{api::Pod, client::{Client, DeleteOptions, Error}};
+    /// # async fn example(client: Client) -> Result<(), Error> {
+    /// let pods = client.namespaced::<Pod>("default");
+    /// pods.delete("web", &DeleteOptions::default().grace(30)).await?;
+    /// pods.wait_deleted("web").await?; // returns when its containers have ended
+    /// # Ok(()) }
+    /// ```
     ///
     /// # Errors
     /// [`Error::is_not_found`], [`Error::is_conflict`] for a failed precondition.
@@ -473,6 +615,14 @@ impl<K: Serialize + DeserializeOwned> Api<K> {
     }
 
     /// Deletes all selected objects.
+    ///
+    /// ```
+    /// use k8s_core::{api::Pod, client::{Client, DeleteOptions, Error, ListParams}};
+    /// # async fn example(client: Client) -> Result<(), Error> {
+    /// let finished = ListParams::default().fields("status.phase=Succeeded");
+    /// client.namespaced::<Pod>("default").delete_collection(&finished, &DeleteOptions::default()).await?;
+    /// # Ok(()) }
+    /// ```
     ///
     /// # Errors
     /// As [`Api::delete`].

@@ -14,6 +14,18 @@ const ACCOUNT: &str = "/var/run/secrets/kubernetes.io/serviceaccount";
 type Lookup = Arc<dyn Fn(&str) -> Option<OsString> + Send + Sync>;
 
 /// Environment variables and the directory of a pod's service account. Tests give their own.
+///
+/// ```
+/// use k8s_core::client::Environment;
+/// let variables = |name: &str| match name {
+///     "KUBECONFIG" => Some("/etc/shop/a:/etc/shop/b".into()),
+///     _ => None,
+/// };
+/// let environment = Environment::new(variables).service_account("/nowhere");
+/// assert_eq!(environment.kubeconfig_paths().len(), 2);
+/// assert!(environment.kubeconfig()?.is_none()); // neither file exists
+/// # Ok::<(), k8s_core::client::KubeconfigError>(())
+/// ```
 #[derive(Clone)]
 pub struct Environment {
     lookup: Lookup,

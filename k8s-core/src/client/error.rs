@@ -46,6 +46,14 @@ impl Error {
     }
 
     /// Returns true if the same call may succeed later: connection errors, 410, 429 and server errors.
+    ///
+    /// ```
+    /// use k8s_core::{client::Error, status::ApiStatus};
+    /// assert!(Error::from(ApiStatus::new(429, "TooManyRequests", "busy")).is_transient());
+    /// let taken = Error::from(ApiStatus::already_exists("", "pods", "web"));
+    /// assert!(taken.is_already_exists() && !taken.is_transient());
+    /// assert_eq!(taken.status().map(ApiStatus::message), Some(r#"pods "web" already exists"#));
+    /// ```
     #[must_use]
     pub fn is_transient(&self) -> bool {
         match self {

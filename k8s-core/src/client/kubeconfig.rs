@@ -225,6 +225,16 @@ pub struct Context {
 impl Kubeconfig {
     /// Creates a kubeconfig with one cluster, user and context, all of the same name. Certificates and key
     /// are PEM.
+    ///
+    /// ```
+    /// use std::path::Path;
+    /// use k8s_core::client::Kubeconfig;
+    /// let config = Kubeconfig::single("shop", "https://10.0.0.1:6443", "CA", "CERTIFICATE", "KEY");
+    /// let read = Kubeconfig::parse(Path::new("kubeconfig"), &config.to_yaml())?;
+    /// assert_eq!(read.remote(None)?.server, "https://10.0.0.1:6443");
+    /// assert_eq!(read.current_context, "shop");
+    /// # Ok::<(), k8s_core::client::KubeconfigError>(())
+    /// ```
     #[must_use]
     pub fn single(name: &str, server: &str, ca: &str, certificate: &str, key: &str) -> Self {
         let encode = |pem: &str| Some(STANDARD.encode(pem));
@@ -328,6 +338,17 @@ impl Kubeconfig {
     }
 
     /// Adds or replaces the clusters, users and contexts of `other`, and makes its context current.
+    ///
+    /// ```
+    /// use k8s_core::client::Kubeconfig;
+    /// let of = |name: &str| Kubeconfig::single(name, "https://10.0.0.1:6443", "", "", "");
+    /// let (mut mine, mut several) = (of("mine"), of("first"));
+    /// mine.merge(of("new"));
+    /// several.add(of("second"));
+    /// assert_eq!((mine.current_context.as_str(), several.current_context.as_str()), ("new", "first"));
+    /// mine.remove("new");
+    /// assert_eq!((mine.contexts.len(), mine.current_context.as_str()), (1, ""));
+    /// ```
     pub fn merge(&mut self, other: Kubeconfig) {
         let Kubeconfig { clusters, users, contexts, current_context, .. } = other;
         for new in clusters {
@@ -356,6 +377,14 @@ impl Kubeconfig {
     }
 
     /// Resolves a context (`None`: the current one) to a client configuration.
+    ///
+    /// ```
+    /// use k8s_core::client::Kubeconfig;
+    /// let config = Kubeconfig::single("shop", "https://10.0.0.1:6443", "", "", "");
+    /// assert!(config.remote(Some("shop")).is_ok());
+    /// let error = config.remote(Some("other")).unwrap_err();
+    /// assert!(error.to_string().contains("other"), "{error}");
+    /// ```
     ///
     /// # Errors
     /// A referenced entry does not exist, or a field is not usable; the error names the field and the file.

@@ -61,6 +61,14 @@ where
 }
 
 /// Identifies a served resource, for types known at run time only.
+///
+/// ```
+/// use k8s_core::{api::Deployment, client::Resource};
+/// let deployments = Resource::of::<Deployment>();
+/// assert_eq!(deployments.api_version(), "apps/v1");
+/// let path = deployments.path("default", "web", "scale");
+/// assert_eq!(path, "/apis/apps/v1/namespaces/default/deployments/web/scale");
+/// ```
 #[derive(Clone, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct Resource {
     /// API group; empty for the core group.
@@ -118,6 +126,15 @@ impl Resource {
 }
 
 /// An object whose type is known at run time only.
+///
+/// ```
+/// use k8s_core::client::DynObject;
+/// let shop: DynObject = serde_json::from_value(serde_json::json!({
+///     "apiVersion": "example.com/v1", "kind": "Shop", "spec": {"shelves": 3},
+/// }))?;
+/// assert_eq!((shop.kind.as_str(), shop.data["spec"]["shelves"].as_i64()), ("Shop", Some(3)));
+/// # Ok::<(), serde_json::Error>(())
+/// ```
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub struct DynObject {
@@ -167,6 +184,17 @@ impl Client {
     /// Connects to the cluster that kubectl would use here, or whose pod this process is: see
     /// [`Environment::remote`]. It opens no connection yet.
     ///
+    /// ```
+    /// use k8s_core::{api::Pod, client::{Client, Error, ListParams}};
+    ///
+    /// async fn crashes() -> Result<usize, Error> {
+    ///     let client = Client::try_default()?;
+    ///     let pods = client.namespaced::<Pod>(client.namespace()).list(&ListParams::default()).await?;
+    ///     let failed = |pod: &&Pod| pod.status.as_ref().and_then(|s| s.phase.as_deref()) == Some("Failed");
+    ///     Ok(pods.iter().filter(failed).count())
+    /// }
+    /// ```
+    ///
     /// # Errors
     /// [`Error::Config`], which names the field and the file.
     pub fn try_default() -> Result<Self, Error> {
@@ -187,6 +215,15 @@ impl Client {
 
     /// Returns a client that repeats a call up to `times` times after 429 with a `Retry-After` of at most 30
     /// seconds, which it waits for. Default: 0, and 5 for [`Client::remote`].
+    ///
+    /// ```
+    /// use k8s_core::{api::Pod, client::{Client, Error}};
+    /// # async fn example(client: Client) -> Result<(), Error> {
+    /// // A busy server answers 429 with the seconds to wait; this client waits up to three times.
+    /// let patient = client.retrying(3);
+    /// patient.namespaced::<Pod>("default").get("web").await?;
+    /// # Ok(()) }
+    /// ```
     #[must_use]
     pub fn retrying(&self, times: u32) -> Self {
         Client { retries: times, ..self.clone() }
@@ -199,6 +236,19 @@ impl Client {
     }
 
     /// Returns a client with another name. The name is the field manager of its writes.
+    ///
+    /// ```
+    /// use k8s_core::{api::Deployment, client::{Client, Error}};
+    /// # async fn example(client: Client) -> Result<(), Error> {
+    /// let operator = client.named("shop-operator");
+    /// assert_eq!(operator.name(), "shop-operator");
+    /// // `shop-operator` owns the fields that it applies.
+    /// let scale = serde_json::json!({
+    ///     "apiVersion": "apps/v1", "kind": "Deployment", "spec": {"replicas": 3},
+    /// });
+    /// operator.namespaced::<Deployment>("default").apply("web", &scale).await?;
+    /// # Ok(()) }
+    /// ```
     #[must_use]
     pub fn named(&self, user_agent: &str) -> Self {
         Client { user_agent: user_agent.into(), ..self.clone() }
@@ -245,6 +295,22 @@ impl Client {
 
     /// Returns a client for a resource known at run time only. `namespace` is empty for all namespaces or
     /// cluster scope.
+    ///
+    /// ```
+    /// use k8s_core::client::{Client, Error, ListParams, Resource};
+    /// # async fn example(client: Client) -> Result<(), Error> {
+    /// let gateways = Resource {
+    ///     group: "gateway.networking.k8s.io".into(),
+    ///     version: "v1".into(),
+    ///     kind: "Gateway".into(),
+    ///     plural: "gateways".into(),
+    ///     namespaced: true,
+    /// };
+    /// for gateway in client.dynamic(&gateways, "default").list(&ListParams::default()).await? {
+    ///     println!("{:?} {}", gateway.metadata.name, gateway.data["spec"]);
+    /// }
+    /// # Ok(()) }
+    /// ```
     #[must_use]
     pub fn dynamic(&self, resource: &Resource, namespace: &str) -> Api<DynObject> {
         Api::new(self.clone(), resource.clone(), namespace)

@@ -13,6 +13,17 @@ use super::{
 ///
 /// An empty effect matches every effect, and an empty key with the operator `Exists` every key. The operator
 /// `Equal`, the default, also compares the values. `tolerationSeconds` is not looked at.
+///
+/// ```
+/// use k8s_core::{api::{Taint, Toleration}, meta::node::{is_tolerated, tolerates}};
+/// let (key, value) = ("gpu".to_owned(), Some("a100".to_owned()));
+/// let taint = Taint { key, value, effect: "NoSchedule".into(), time_added: None };
+/// let key = Some("gpu".to_owned());
+/// let other = Toleration { key: key.clone(), value: Some("h100".into()), ..Toleration::default() };
+/// let exists = Toleration { key, operator: Some("Exists".into()), ..Toleration::default() };
+/// assert!(tolerates(&exists, &taint) && !tolerates(&other, &taint));
+/// assert!(is_tolerated(&taint, &[other, exists]));
+/// ```
 #[must_use]
 pub fn tolerates(toleration: &Toleration, taint: &Taint) -> bool {
     let key = toleration.key.as_deref().unwrap_or_default();

@@ -36,6 +36,16 @@ pub enum Operator {
 }
 
 /// A label selector: all requirements must match; without any it matches everything.
+///
+/// ```
+/// use k8s_core::meta::selector::LabelSelector;
+/// let selector: LabelSelector = "app in (web, api),tier!=test".parse()?;
+/// let labels = |app: &str| [("app".to_owned(), app.to_owned())].into();
+/// assert!(selector.matches(Some(&labels("web"))) && !selector.matches(Some(&labels("db"))));
+/// assert!("".parse::<LabelSelector>()?.is_everything());
+/// assert!("app in web".parse::<LabelSelector>().is_err());
+/// # Ok::<(), k8s_core::meta::selector::SelectorError>(())
+/// ```
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct LabelSelector {
     /// All must match.
@@ -338,6 +348,15 @@ fn is_name(text: &str) -> bool {
 }
 
 /// A field selector: all terms must match.
+///
+/// ```
+/// use k8s_core::meta::selector::FieldSelector;
+/// let selector: FieldSelector = "spec.nodeName=n1,status.phase!=Failed".parse()?;
+/// assert_eq!(selector.required("spec.nodeName"), Some("n1"));
+/// let pod = |path: &str| if path == "spec.nodeName" { "n1" } else { "Running" }.to_owned();
+/// assert!(selector.matches_with(pod));
+/// # Ok::<(), k8s_core::meta::selector::SelectorError>(())
+/// ```
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct FieldSelector {
     /// Field path, `true` for equality, value.
