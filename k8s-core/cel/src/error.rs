@@ -42,6 +42,13 @@ impl fmt::Display for CompileError {
 }
 
 /// All errors of an expression, in the order of the text.
+///
+/// ```
+/// // All of them at once, in the order of the text.
+/// let errors = k8s_cel::Env::new().compile("a + b").unwrap_err();
+/// assert_eq!(errors.0.len(), 2);
+/// assert!(errors.to_string().contains("undeclared reference to 'a'"));
+/// ```
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub struct CompileErrors(pub Vec<CompileError>);
 

@@ -120,12 +120,33 @@ pub struct Program {
 
 impl Program {
     /// Returns the type of the result.
+    ///
+    /// ```
+    /// use k8s_cel::{Decl, Env, Type};
+    /// let env = Env::new().variable("count", Decl::new(Type::Int));
+    /// let program = env.compile("count * 2 > 10").unwrap();
+    /// assert!(matches!(program.result_type(), Type::Bool));
+    /// assert!(program.uses("count") && !program.uses("self"));
+    /// ```
     #[must_use]
     pub fn result_type(&self) -> &Type {
         &self.result
     }
 
     /// Returns the minimum and maximum cost for values within the bounds of their declarations.
+    ///
+    /// ```
+    /// use k8s_cel::{Decl, Env, PER_CALL_LIMIT};
+    /// use serde_json::json;
+    ///
+    /// let name = json!({"type": "string", "maxLength": 10});
+    /// let names = |max| json!({"type": "array", "maxItems": max, "items": name});
+    /// let cost = |max| {
+    ///     let env = Env::new().variable("self", Decl::of_schema(&names(max)));
+    ///     env.compile("self.all(a, self.exists_one(b, a == b))").unwrap().estimate().max
+    /// };
+    /// assert!(cost(10) < PER_CALL_LIMIT && cost(10_000) > PER_CALL_LIMIT); // a quadratic rule needs a bound
+    /// ```
     #[must_use]
     pub fn estimate(&self) -> Estimate {
         self.estimate
@@ -164,6 +185,15 @@ enum Binding<'a> {
 }
 
 /// Values of the variables for an evaluation.
+///
+/// ```
+/// use k8s_cel::{Activation, Decl, Env, Meter, Type, Value};
+/// let env = Env::new().variable("self", Decl::any()).variable("limit", Decl::new(Type::Int));
+/// let program = env.compile("self.replicas <= limit").unwrap();
+/// let object = serde_json::json!({"replicas": 5});
+/// let values = Activation::new().json("self", &object).value("limit", Value::Int(3));
+/// assert!(matches!(program.evaluate(&values, &mut Meter::new(1000)), Ok(Value::Bool(false))));
+/// ```
 #[derive(Clone, Debug, Default)]
 pub struct Activation<'a> {
     bindings: Vec<(&'a str, Binding<'a>)>,

@@ -237,6 +237,14 @@ impl<'a> Value<'a> {
     }
 
     /// Converts to JSON. `None` if JSON has no form of it, or it is nested too deep.
+    ///
+    /// ```
+    /// use k8s_cel::{Activation, Env, Meter};
+    /// let program = Env::new().compile("{'names': ['a', 'b'].map(n, n + '!')}").unwrap();
+    /// let value = program.evaluate(&Activation::new(), &mut Meter::new(1000)).unwrap();
+    /// assert_eq!(value.to_json(), Some(serde_json::json!({"names": ["a!", "b!"]})));
+    /// assert_eq!(value.type_name(), "map");
+    /// ```
     #[must_use]
     pub fn to_json(&self) -> Option<Json> {
         self.to_json_at(0)

@@ -41,6 +41,14 @@ impl Progress {
     }
 
     /// Raises the number to `to` and wakes waiters; does nothing if it is there already.
+    ///
+    /// ```
+    /// let revision = k8s_progress::Progress::new(3);
+    /// revision.advance(7);
+    /// revision.advance(5); // it never falls
+    /// revision.step();
+    /// assert_eq!(revision.get(), 8);
+    /// ```
     pub fn advance(&self, to: u64) {
         if self.at.fetch_max(to, Ordering::AcqRel) < to {
             self.grown.notify_waiters();

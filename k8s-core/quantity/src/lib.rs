@@ -30,6 +30,13 @@ mod api {
 
     impl Quantity {
         /// Returns the API's type, in canonical form.
+        ///
+        /// ```
+        /// use k8s_quantity::Quantity;
+        /// let api = Quantity::from_milli(1500).to_api();
+        /// assert_eq!(api.0, "1500m");
+        /// assert_eq!(Quantity::try_from(&api).unwrap(), Quantity::from_milli(1500));
+        /// ```
         #[must_use]
         pub fn to_api(&self) -> ApiQuantity {
             ApiQuantity(self.to_string())
@@ -53,6 +60,14 @@ enum Format {
 }
 
 /// An exact quantity.
+///
+/// ```
+/// use k8s_quantity::Quantity;
+/// // A limit of 1 GiB, of which 256 MiB are used.
+/// let left = Quantity::from_bytes(1 << 30) - "256Mi".parse().unwrap();
+/// assert_eq!(left.to_string(), "768Mi");
+/// assert!(left < "1G".parse().unwrap() && !left.is_negative());
+/// ```
 #[derive(Clone, Copy, Debug)]
 pub struct Quantity {
     nanos: i128,
@@ -97,6 +112,13 @@ impl Quantity {
     }
 
     /// Returns thousandths, rounded up; saturates.
+    ///
+    /// ```
+    /// use k8s_quantity::Quantity;
+    /// let cpu: Quantity = "0.0001".parse().unwrap();
+    /// assert_eq!((cpu.milli(), cpu.units()), (1, 1)); // rounded up
+    /// assert_eq!((Quantity::from_units(2) + cpu).milli(), 2001);
+    /// ```
     #[must_use]
     pub fn milli(&self) -> i64 {
         round_up(self.nanos, NANO / 1000)

@@ -44,6 +44,17 @@ impl Schema {
     /// Compiles a custom type's JSON schema (a definition's `openAPIV3Schema`). Adds `apiVersion`, `kind` and
     /// `metadata` if they are not specified.
     ///
+    /// ```
+    /// use k8s_schema::Schema;
+    /// use serde_json::json;
+    ///
+    /// let size = |of: &str| json!({"type": "object", "properties": {"size": {"type": of}}});
+    /// assert!(Schema::custom(&size("integer")).is_ok());
+    /// // An unknown type.
+    /// let error = Schema::custom(&size("text")).unwrap_err();
+    /// assert!(error.path.ends_with(".type"), "{error}");
+    /// ```
+    ///
     /// # Errors
     /// The schema is not structural; the error has its path.
     pub fn custom(schema: &Value) -> Result<Schema, CompileError> {

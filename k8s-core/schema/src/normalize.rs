@@ -31,6 +31,19 @@ pub struct Normalized {
 impl Schema {
     /// Removes unknown fields and `null`s, and reports mismatches. With `custom` also checks required fields
     /// and limits (built-in types have their own validators for those).
+    ///
+    /// ```
+    /// use k8s_schema::Schema;
+    /// use serde_json::json;
+    ///
+    /// let schema = Schema::custom(&json!({"type": "object", "properties": {
+    ///     "size": {"type": "integer", "minimum": 1}, "name": {"type": "string"},
+    /// }})).unwrap();
+    /// let mut object = json!({"size": 0, "name": 7, "colour": "red"});
+    /// let found = schema.normalize(&mut object, true);
+    /// assert_eq!(found.unknown, ["colour"]);
+    /// assert_eq!((found.mismatches.len(), found.breaches.len()), (1, 1));
+    /// ```
     pub fn normalize(&self, value: &mut Value, custom: bool) -> Normalized {
         let mut walk = Walk { schema: self, found: Normalized::default(), path: String::new(), custom };
         walk.value(value, self.root, 0);
@@ -38,6 +51,19 @@ impl Schema {
     }
 
     /// Sets the schema's defaults recursively, where the parent exists.
+    ///
+    /// ```
+    /// use k8s_schema::Schema;
+    /// use serde_json::json;
+    ///
+    /// let schema = Schema::custom(&json!({"type": "object", "properties": {
+    ///     "spec": {"type": "object", "properties": {"replicas": {"type": "integer", "default": 1}}},
+    /// }})).unwrap();
+    /// let (mut object, mut empty) = (json!({"spec": {}}), json!({}));
+    /// schema.default(&mut object);
+    /// schema.default(&mut empty);
+    /// assert_eq!((object, empty), (json!({"spec": {"replicas": 1}}), json!({})));
+    /// ```
     pub fn default(&self, value: &mut Value) {
         self.default_at(value, self.root, 0, false);
     }

@@ -30,6 +30,13 @@ pub enum PatchError {
 }
 
 /// Applies a JSON merge patch: `null` removes, objects are merged, all other values replace.
+///
+/// ```
+/// use serde_json::json;
+/// let mut object = json!({"spec": {"replicas": 3, "paused": true}, "tags": ["a"]});
+/// k8s_schema::patch::merge(&mut object, &json!({"spec": {"paused": null}, "tags": ["b"]}));
+/// assert_eq!(object, json!({"spec": {"replicas": 3}, "tags": ["b"]}));
+/// ```
 pub fn merge(target: &mut Value, patch: &Value) {
     let Value::Object(changes) = patch else {
         *target = patch.clone();

@@ -68,6 +68,21 @@ impl Snapshot {
     }
 
     /// Iterates over objects whose key starts with `prefix` and is greater than `after`, in key order.
+    ///
+    /// ```
+    /// use k8s_store::{Expect, Meta, Store};
+    /// # #[tokio::main(flavor = "current_thread")]
+    /// # async fn main() -> Result<(), Box<dyn std::error::Error>> {
+    /// let store = Store::memory();
+    /// for key in ["default/a", "default/b", "kube-system/a"] {
+    ///     store.put("configmaps", key, Expect::Absent, Meta::default(), |_| "{}".into()).await?;
+    /// }
+    /// let snapshot = store.snapshot("configmaps");
+    /// // The second page of a namespace.
+    /// let page: Vec<&str> = snapshot.range("default/", "default/a").map(|object| object.name()).collect();
+    /// assert_eq!(page, ["b"]);
+    /// # Ok(()) }
+    /// ```
     pub fn range<'a>(&'a self, prefix: &'a str, after: &str) -> impl Iterator<Item = &'a Arc<Stored>> {
         use std::ops::Bound;
         let from: Arc<str> = if after > prefix { after.into() } else { prefix.into() };
@@ -296,6 +311,19 @@ impl Collection {
 }
 
 /// Position of a watch in a type's history.
+///
+/// ```
+/// use k8s_store::{EventKind, Expect, Meta, Store};
+/// # #[tokio::main(flavor = "current_thread")]
+/// # async fn main() -> Result<(), Box<dyn std::error::Error>> {
+/// let store = Store::memory();
+/// let mut watch = store.watch("configmaps", store.revision());
+/// let put = store.put("configmaps", "default/a", Expect::Absent, Meta::default(), |_| "{}".into());
+/// let (_, written) = tokio::join!(watch.changed(), put);
+/// let events = watch.take(100)?;
+/// assert_eq!((events[0].kind, watch.position()), (EventKind::Added, written?.revision));
+/// # Ok(()) }
+/// ```
 #[derive(Debug)]
 pub struct WatchCursor {
     collection: Arc<Collection>,

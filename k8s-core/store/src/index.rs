@@ -15,6 +15,21 @@ use std::{
 use super::Stored;
 
 /// A label or field value that a selected object must have.
+///
+/// ```
+/// use k8s_store::{Expect, Meta, Store, Term};
+/// # #[tokio::main(flavor = "current_thread")]
+/// # async fn main() -> Result<(), Box<dyn std::error::Error>> {
+/// let store = Store::memory();
+/// let labels = |app: &str| Meta { labels: [("app".into(), app.into())].into(), ..Meta::default() };
+/// for i in 0..100 {
+///     let app = if i == 7 { "web" } else { "other" };
+///     store.put("pods", &format!("default/p{i}"), Expect::Absent, labels(app), |_| "{}".into()).await?;
+/// }
+/// let (_, candidates) = store.select("pods", None, &[vec![Term::Label("app", "web")]])?;
+/// assert_eq!(candidates, Some(vec!["default/p7".into()]));
+/// # Ok(()) }
+/// ```
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum Term<'a> {
     /// A label key and value.

@@ -2,7 +2,8 @@
 //!
 //! ```
 //! use k8s_store::{Expect, Meta, Store};
-//! # #[tokio::main(flavor = "current_thread")] async fn main() -> Result<(), Box<dyn std::error::Error>> {
+//! # #[tokio::main(flavor = "current_thread")]
+//! # async fn main() -> Result<(), Box<dyn std::error::Error>> {
 //! let store = Store::memory();
 //! let mut watch = store.watch("configmaps", store.revision());
 //! let written = store

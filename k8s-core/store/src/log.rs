@@ -22,6 +22,27 @@ pub struct Record {
 }
 
 /// Keeps records for [`Local`](crate::Local). Called by one thread at a time.
+///
+/// ```
+/// use k8s_store::{BackendError, Local, Log, Opaque, Record, Store};
+///
+/// /// A log that prints every change and keeps nothing.
+/// struct Printed;
+///
+/// impl Log for Printed {
+///     fn load(&mut self, _: &mut dyn FnMut(Record)) -> Result<u64, BackendError> {
+///         Ok(0)
+///     }
+///     fn commit(&mut self, batch: &[Record]) -> Result<(), BackendError> {
+///         batch.iter().for_each(|record| println!("{} {}", record.resource, record.key));
+///         Ok(())
+///     }
+/// }
+///
+/// let store = Store::open(Local::new(Printed), Opaque)?;
+/// assert_eq!(store.revision(), 0);
+/// # Ok::<(), BackendError>(())
+/// ```
 pub trait Log: Send + 'static {
     /// Gives every object that is there to `each` and returns the newest revision (0 for an empty log).
     ///

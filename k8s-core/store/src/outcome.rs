@@ -27,6 +27,20 @@ pub enum StoreError {
 }
 
 /// The state that a writer expects.
+///
+/// ```
+/// use k8s_store::{Expect, Meta, Store, StoreError};
+/// # #[tokio::main(flavor = "current_thread")]
+/// # async fn main() -> Result<(), Box<dyn std::error::Error>> {
+/// let store = Store::memory();
+/// let put = |expect| store.put("configmaps", "default/a", expect, Meta::default(), |_| "{}".into());
+/// let first = put(Expect::Absent).await?;
+/// let second = put(Expect::Revision(first.revision)).await?;
+/// // The first revision is not the newest any more.
+/// let late = put(Expect::Revision(first.revision)).await;
+/// assert!(matches!(late, Err(StoreError::Conflict { have, .. }) if have == Some(second.revision)));
+/// # Ok(()) }
+/// ```
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Expect {
     /// Not there.

@@ -44,6 +44,19 @@ impl std::fmt::Debug for Store {
 impl Store {
     /// Opens a store over a backend whose objects have this format.
     ///
+    /// ```
+    /// use k8s_store::{Embedded, Expect, Local, Meta, Opaque, Store};
+    /// # #[tokio::main(flavor = "current_thread")]
+    /// # async fn main() -> Result<(), Box<dyn std::error::Error>> {
+    /// let directory = tempfile::tempdir()?;
+    /// let file = directory.path().join("state.redb");
+    /// let store = Store::open(Local::new(Embedded::open(&file)?), Opaque)?;
+    /// store.put("configmaps", "default/a", Expect::Absent, Meta::default(), |_| "{}".into()).await?;
+    /// // The file is locked: no other process writes to it meanwhile.
+    /// assert!(Embedded::open_existing(&file).is_err());
+    /// # Ok(()) }
+    /// ```
+    ///
     /// # Errors
     /// When the backend cannot be read.
     pub fn open(backend: impl Backend, format: impl Format) -> Result<Self, BackendError> {
@@ -84,6 +97,17 @@ impl Store {
 
     /// Returns a store of its own with the same objects, kept in memory only. Costs O(1) per type: what
     /// neither store changes is shared. Watches of it begin now; older history is left behind.
+    ///
+    /// ```
+    /// use k8s_store::{Expect, Meta, Store};
+    /// # #[tokio::main(flavor = "current_thread")]
+    /// # async fn main() -> Result<(), Box<dyn std::error::Error>> {
+    /// let store = Store::memory();
+    /// let fork = store.fork();
+    /// fork.put("configmaps", "default/a", Expect::Absent, Meta::default(), |_| "{}".into()).await?;
+    /// assert_eq!((store.snapshot("configmaps").len(), fork.snapshot("configmaps").len()), (0, 1));
+    /// # Ok(()) }
+    /// ```
     #[must_use]
     pub fn fork(&self) -> Self {
         // No group of changes is half visible while the lock is held.
@@ -125,6 +149,18 @@ impl Store {
     }
 
     /// All objects of a type, as they were at `revision`.
+    ///
+    /// ```
+    /// use k8s_store::{Expect, Meta, Store};
+    /// # #[tokio::main(flavor = "current_thread")]
+    /// # async fn main() -> Result<(), Box<dyn std::error::Error>> {
+    /// let store = Store::memory();
+    /// let a = store.put("configmaps", "default/a", Expect::Absent, Meta::default(), |_| "{}".into()).await?;
+    /// store.put("configmaps", "default/b", Expect::Absent, Meta::default(), |_| "{}".into()).await?;
+    /// let before = store.snapshot_at("configmaps", a.revision)?;
+    /// assert_eq!((before.len(), store.snapshot("configmaps").len()), (1, 2));
+    /// # Ok(()) }
+    /// ```
     ///
     /// # Errors
     /// [`StoreError::Expired`] when history does not reach back that far.

@@ -58,6 +58,24 @@ pub fn client(
 /// Performs the handshake with `host` (a DNS name or an IP address, IPv6 with or without brackets) on a
 /// connected stream.
 ///
+/// ```
+/// use std::sync::Arc;
+/// use k8s_tls::{ClientAuth, Identity, TlsAcceptor, Trust, client, connect, server};
+/// # #[tokio::main(flavor = "current_thread")]
+/// # async fn main() -> Result<(), Box<dyn std::error::Error>> {
+/// let made = rcgen::generate_simple_self_signed(["api.example.com".to_owned()])?;
+/// let ca = made.cert.pem().into_bytes();
+/// let identity = Identity { certificate: ca.clone(), key: made.signing_key.serialize_pem().into_bytes() };
+/// let acceptor = TlsAcceptor::from(Arc::new(server(&identity, &ClientAuth::Off, &[])?));
+/// let config = Arc::new(client(&Trust::Pem(&ca), None, &[])?);
+///
+/// let (near, far) = tokio::io::duplex(16 * 1024);
+/// let connecting = connect(config, "api.example.com", near);
+/// let (client_side, server_side) = tokio::join!(connecting, acceptor.accept(far));
+/// assert!(client_side.is_ok() && server_side.is_ok());
+/// # Ok(()) }
+/// ```
+///
 /// # Errors
 /// An invalid host name, an untrusted certificate, or a broken connection.
 pub async fn connect<S: AsyncRead + AsyncWrite + Unpin>(

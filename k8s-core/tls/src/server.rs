@@ -24,6 +24,18 @@ pub enum ClientAuth<'a> {
 /// Builds a server's TLS configuration, with the server's order of cipher suites. `alpn` lists the
 /// application protocols in order of preference.
 ///
+/// ```
+/// use k8s_tls::{ClientAuth, Identity, server};
+///
+/// let made = rcgen::generate_simple_self_signed(["localhost".to_owned()])?;
+/// let certificate = made.cert.pem().into_bytes();
+/// let identity = Identity { certificate, key: made.signing_key.serialize_pem().into_bytes() };
+/// let ca = identity.certificate.clone();
+/// let config = server(&identity, &ClientAuth::Optional(&ca), &[b"h2", b"http/1.1"])?;
+/// assert_eq!(config.alpn_protocols.len(), 2);
+/// # Ok::<(), Box<dyn std::error::Error>>(())
+/// ```
+///
 /// # Errors
 /// A CA, certificate or key that is not usable PEM; the error names the part.
 pub fn server(

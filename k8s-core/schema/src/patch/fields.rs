@@ -135,6 +135,15 @@ impl FieldSet {
     }
 
     /// Returns all paths in user notation: `.spec.containers[name="c"].image`.
+    ///
+    /// ```
+    /// use k8s_schema::patch::fields::FieldSet;
+    /// use serde_json::json;
+    /// let container = json!({r#"k:{"name":"c"}"#: {"f:image": {}}});
+    /// let set = FieldSet::from_json(&json!({"f:spec": {"f:containers": container}}));
+    /// assert_eq!(set.paths(), [r#".spec.containers[name="c"].image"#]);
+    /// assert_eq!(FieldSet::from_json(&set.to_json()), set);
+    /// ```
     #[must_use]
     pub fn paths(&self) -> Vec<String> {
         let mut out = Vec::new();
@@ -284,6 +293,14 @@ pub(super) fn json_of(
 }
 
 /// Compares two values: returns the paths that were added or changed, and those that were removed.
+///
+/// ```
+/// use k8s_schema::{Schema, patch::fields::compare};
+/// use serde_json::json;
+/// let old = json!({"data": {"a": "1", "b": "2"}});
+/// let (changed, removed) = compare(&old, &json!({"data": {"a": "3"}}), &Schema::anything());
+/// assert_eq!((changed.paths(), removed.paths()), (vec![".data.a".to_owned()], vec![".data.b".to_owned()]));
+/// ```
 #[must_use]
 pub fn compare(old: &Value, new: &Value, schema: &Schema) -> (FieldSet, FieldSet) {
     let (mut changed, mut removed) = (FieldSet::default(), FieldSet::default());

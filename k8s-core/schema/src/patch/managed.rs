@@ -351,6 +351,27 @@ fn ambiguous_at(
 ///
 /// Reject configurations that are [`ambiguous`] before: their result is undefined.
 ///
+/// ```
+/// use k8s_schema::{Schema, patch::managed::{Manager, apply}};
+/// use serde_json::json;
+///
+/// let schema = Schema::custom(&json!({"type": "object", "properties": {
+///     "spec": {"type": "object", "properties": {"replicas": {"type": "integer"}}},
+/// }})).unwrap();
+/// let by = |name: &str| Manager {
+///     name: name.into(),
+///     api_version: "example.com/v1".into(),
+///     subresource: String::new(),
+/// };
+/// let replicas = |n| json!({"metadata": {"name": "shop"}, "spec": {"replicas": n}});
+/// let now = "2026-01-01T00:00:00Z";
+/// let live = apply(&json!({"metadata": {}}), &replicas(3), &schema, &by("alice"), false, now).unwrap();
+/// let conflicts = apply(&live, &replicas(5), &schema, &by("bob"), false, now).unwrap_err();
+/// assert_eq!((conflicts[0].manager.as_str(), conflicts[0].path.as_str()), ("alice", ".spec.replicas"));
+/// let forced = apply(&live, &replicas(5), &schema, &by("bob"), true, now).unwrap();
+/// assert_eq!(forced["spec"]["replicas"], 5);
+/// ```
+///
 /// # Errors
 /// Conflicts: fields that other managers own with other values, unless `force` takes them over.
 pub fn apply(

@@ -18,6 +18,20 @@ const ORDER: &str = "$setElementOrder/";
 
 /// Applies a strategic merge patch.
 ///
+/// ```
+/// use k8s_schema::{Generate, builtin, generate, patch::strategic};
+/// use serde_json::json;
+///
+/// let generators: [Generate; 1] = [generate::<k8s_openapi::api::core::v1::PodSpec>];
+/// let schema = &builtin(&generators)[0];
+/// let mut spec = json!({"containers": [{"name": "a", "image": "web:1"}, {"name": "b", "image": "log:1"}]});
+/// // Containers are merged by name.
+/// strategic(&mut spec, &json!({"containers": [{"name": "a", "image": "web:2"}]}), schema)?;
+/// assert_eq!(spec["containers"][0], json!({"name": "a", "image": "web:2"}));
+/// assert_eq!(spec["containers"][1]["image"], "log:1");
+/// # Ok::<(), k8s_schema::patch::PatchError>(())
+/// ```
+///
 /// # Errors
 /// [`PatchError::Malformed`] for an invalid directive, or a list element without its merge key.
 pub fn strategic(target: &mut Value, patch: &Value, schema: &Schema) -> Result<(), PatchError> {

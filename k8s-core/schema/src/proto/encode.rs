@@ -63,6 +63,17 @@ fn package(group: &str) -> Option<&str> {
 }
 
 /// Encodes an object as a body with its type. `None` if the type has no protobuf encoding.
+///
+/// ```
+/// use k8s_schema::proto::{decode, encode};
+/// use serde_json::json;
+/// let map = json!({"apiVersion": "v1", "kind": "ConfigMap", "metadata": {"name": "a"}, "data": {"k": "v"}});
+/// let bytes = encode(&map).expect("ConfigMaps have an encoding");
+/// assert!(bytes.starts_with(b"k8s\0"));
+/// assert_eq!(decode(&bytes)?["data"], json!({"k": "v"}));
+/// assert!(encode(&json!({"apiVersion": "example.com/v1", "kind": "Shop"})).is_none());
+/// # Ok::<(), k8s_schema::proto::ProtoError>(())
+/// ```
 #[must_use]
 pub fn encode(object: &Value) -> Option<Vec<u8>> {
     let name = |field: &str| object.get(field).and_then(Value::as_str).unwrap_or_default();
