@@ -73,6 +73,39 @@ pub struct Deletion<'a> {
 
 /// An admission plugin: it sees every write, and may change or refuse it. Closures over an [`Admission`]
 /// implement [`admit`](Admit::admit) only; closures over a [`Request`] see the writes of one type.
+///
+/// ```
+/// use async_trait::async_trait;
+/// use k8s_apiserver::{ApiServer, User, admission::{Admission, Admit, Deletion}};
+/// use k8s_core::{api::ConfigMap, status::ApiStatus};
+/// use k8s_store::Store;
+///
+/// /// Objects named `keep` stay.
+/// struct Keep;
+///
+/// #[async_trait]
+/// impl Admit for Keep {
+///     async fn admit(&self, _: &mut Admission<'_>) -> Result<(), ApiStatus> {
+///         Ok(())
+///     }
+///     async fn delete(&self, deletion: &Deletion<'_>) -> Result<(), ApiStatus> {
+///         match deletion.name {
+///             "keep" => Err(ApiStatus::forbidden("", &deletion.resource.plural, "keep", "it is kept")),
+///             _ => Ok(()),
+///         }
+///     }
+/// }
+///
+/// # #[tokio::main(flavor = "current_thread")]
+/// # async fn main() -> Result<(), Box<dyn std::error::Error>> {
+/// let server = ApiServer::builder(Store::memory()).admit(Keep).build().await?;
+/// let maps = server.client_as(User::admin()).namespaced::<ConfigMap>("default");
+/// let mut map = ConfigMap::default();
+/// map.metadata.name = Some("keep".into());
+/// maps.create(&map).await?;
+/// assert!(maps.delete("keep", &Default::default()).await.is_err_and(|error| error.is_forbidden()));
+/// # Ok(()) }
+/// ```
 #[async_trait]
 pub trait Admit: Send + Sync + 'static {
     /// Changes or refuses the object, which has its defaults. Defaults are applied again afterwards.

@@ -32,6 +32,13 @@ use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 use crate::{request::RequestInfo, user::User};
 
 /// Limits of socket clients. 0 means unlimited.
+///
+/// ```
+/// use k8s_apiserver::limits::Limits;
+/// let mut limits = Limits::default();
+/// limits.requests = 50; // a small machine
+/// assert!(limits.mutating > 0 && limits.request_timeout.as_secs() == 60);
+/// ```
 #[derive(Clone, Debug, PartialEq, Eq)]
 #[non_exhaustive]
 pub struct Limits {

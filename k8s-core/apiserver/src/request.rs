@@ -47,6 +47,17 @@ impl Query {
 }
 
 /// Attributes of a request.
+///
+/// ```
+/// use http::Method;
+/// use k8s_apiserver::request::{Query, RequestInfo};
+/// let path = "/apis/apps/v1/namespaces/default/deployments/web/scale";
+/// let info = RequestInfo::parse(&Method::PATCH, path, &Query::default());
+/// assert_eq!((info.verb.as_str(), info.resource.as_str()), ("patch", "deployments"));
+/// assert_eq!((info.name.as_str(), info.subresource.as_str()), ("web", "scale"));
+/// let watch = RequestInfo::parse(&Method::GET, "/api/v1/pods", &Query::parse("watch=1"));
+/// assert_eq!((watch.verb.as_str(), watch.namespace.as_str()), ("watch", ""));
+/// ```
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct RequestInfo {
     /// `get`, `list`, `watch`, `create`, `update`, `patch`, `delete`, `deletecollection`; for non-resource

@@ -68,6 +68,21 @@ impl ApiServer {
     }
 
     /// Returns a client in the same process, as `user`, without sockets.
+    ///
+    /// ```
+    /// use k8s_apiserver::{ApiServer, User};
+    /// use k8s_core::api::ConfigMap;
+    /// use k8s_store::Store;
+    /// # #[tokio::main(flavor = "current_thread")]
+    /// # async fn main() -> Result<(), Box<dyn std::error::Error>> {
+    /// let server = ApiServer::builder(Store::memory()).build().await?;
+    /// let guest = server.client_as(User::new("guest", &[]));
+    /// let refused = guest.namespaced::<ConfigMap>("default").get("a").await;
+    /// assert!(refused.is_err_and(|error| error.is_forbidden()));
+    /// let admin = server.client_as(User::admin());
+    /// assert!(admin.namespaced::<ConfigMap>("default").get_opt("a").await?.is_none());
+    /// # Ok(()) }
+    /// ```
     #[must_use]
     pub fn client_as(&self, user: User) -> Client {
         Client::new(self.service_as(user))
@@ -80,6 +95,18 @@ impl ApiServer {
     }
 
     /// Answers one request.
+    ///
+    /// ```
+    /// use k8s_apiserver::{ApiServer, User};
+    /// use k8s_core::client::empty_body;
+    /// use k8s_store::Store;
+    /// # #[tokio::main(flavor = "current_thread")]
+    /// # async fn main() -> Result<(), Box<dyn std::error::Error>> {
+    /// let server = ApiServer::builder(Store::memory()).build().await?.service_as(User::admin());
+    /// let request = http::Request::get("/api/v1/namespaces/default/pods").body(empty_body())?;
+    /// assert_eq!(server.handle(request).await.status(), 200);
+    /// # Ok(()) }
+    /// ```
     pub fn handle<B>(&self, request: Request<B>) -> BoxFuture<'static, Response<Body>>
     where
         B: http_body::Body<Data = Bytes> + Send + 'static,

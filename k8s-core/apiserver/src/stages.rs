@@ -33,6 +33,33 @@ impl<'a> Credentials<'a> {
 }
 
 /// An authenticator that is asked before the server's own (an identity provider, a proxy's headers).
+///
+/// ```
+/// use async_trait::async_trait;
+/// use k8s_apiserver::{ApiServer, User, stages::{Authenticate, Credentials}};
+/// use k8s_core::{client::empty_body, status::ApiStatus};
+/// use k8s_store::Store;
+///
+/// /// Users from the header of a proxy in front of the server.
+/// struct ProxyHeader;
+///
+/// #[async_trait]
+/// impl Authenticate for ProxyHeader {
+///     async fn authenticate(&self, credentials: &Credentials<'_>) -> Result<Option<User>, ApiStatus> {
+///         let name = credentials.headers.get("x-forwarded-user").and_then(|value| value.to_str().ok());
+///         Ok(name.map(|name| User::new(name, &["system:masters"])))
+///     }
+/// }
+///
+/// # #[tokio::main(flavor = "current_thread")]
+/// # async fn main() -> Result<(), Box<dyn std::error::Error>> {
+/// let server = ApiServer::builder(Store::memory()).authenticate_with(ProxyHeader).build().await?;
+/// let get = || http::Request::get("/api/v1/nodes");
+/// let eve = get().header("x-forwarded-user", "eve").body(empty_body())?;
+/// assert_eq!(server.handle(eve).await.status(), 200);
+/// assert_eq!(server.handle(get().body(empty_body())?).await.status(), 401);
+/// # Ok(()) }
+/// ```
 #[async_trait]
 pub trait Authenticate: Send + Sync + 'static {
     /// Returns the user; `None` if there are no credentials of this kind.
@@ -54,6 +81,34 @@ pub enum Decision {
 }
 
 /// An authorizer that is asked before RBAC (a node's own objects, a policy engine).
+///
+/// ```
+/// use async_trait::async_trait;
+/// use k8s_apiserver::{ApiServer, User, auth::rbac::Attributes, stages::{Authorize, Decision}};
+/// use k8s_core::api::ConfigMap;
+/// use k8s_store::Store;
+///
+/// /// Everyone may read; RBAC decides about the rest.
+/// struct Readable;
+///
+/// #[async_trait]
+/// impl Authorize for Readable {
+///     async fn authorize(&self, _: &User, wanted: &Attributes<'_>) -> Decision {
+///         match wanted.verb {
+///             "get" | "list" | "watch" => Decision::Allow,
+///             _ => Decision::NoOpinion,
+///         }
+///     }
+/// }
+///
+/// # #[tokio::main(flavor = "current_thread")]
+/// # async fn main() -> Result<(), Box<dyn std::error::Error>> {
+/// let server = ApiServer::builder(Store::memory()).authorize_with(Readable).build().await?;
+/// let maps = server.client_as(User::new("guest", &[])).namespaced::<ConfigMap>("default");
+/// assert!(maps.list(&Default::default()).await?.is_empty());
+/// assert!(maps.create(&ConfigMap::default()).await.is_err_and(|error| error.is_forbidden()));
+/// # Ok(()) }
+/// ```
 #[async_trait]
 pub trait Authorize: Send + Sync + 'static {
     /// Decides about a request's attributes.
@@ -85,6 +140,30 @@ pub struct Audited<'a> {
 }
 
 /// An audit sink.
+///
+/// ```
+/// use k8s_apiserver::{ApiServer, User, stages::{Audit, Audited}};
+/// use k8s_core::api::Pod;
+/// use k8s_store::Store;
+/// use std::sync::{Arc, Mutex};
+///
+/// struct Lines(Arc<Mutex<Vec<String>>>);
+///
+/// impl Audit for Lines {
+///     fn record(&self, entry: Audited<'_>) {
+///         let user = entry.user.map_or("", |user| &user.name);
+///         self.0.lock().unwrap().push(format!("{user} {} {}", entry.request.verb, entry.request.resource));
+///     }
+/// }
+///
+/// # #[tokio::main(flavor = "current_thread")]
+/// # async fn main() -> Result<(), Box<dyn std::error::Error>> {
+/// let lines = Arc::new(Mutex::new(Vec::new()));
+/// let server = ApiServer::builder(Store::memory()).audit(Lines(lines.clone())).build().await?;
+/// server.client_as(User::admin()).namespaced::<Pod>("default").list(&Default::default()).await?;
+/// assert!(lines.lock().unwrap().contains(&"system:admin list pods".to_owned()));
+/// # Ok(()) }
+/// ```
 pub trait Audit: Send + Sync + 'static {
     /// Called once per request when its response status is known.
     fn record(&self, entry: Audited<'_>);

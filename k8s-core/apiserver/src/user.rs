@@ -44,6 +44,13 @@ impl User {
     }
 
     /// Returns the first group that is not a system group, or `default`.
+    ///
+    /// ```
+    /// use k8s_apiserver::User;
+    /// let user = User::new("eve", &["system:authenticated", "shop"]);
+    /// assert_eq!(user.group_or("shared"), "shop");
+    /// assert_eq!(User::admin().group_or("shared"), "shared");
+    /// ```
     #[must_use]
     pub fn group_or<'a>(&'a self, default: &'a str) -> &'a str {
         self.groups.iter().find(|g| !g.starts_with("system:")).map_or(default, String::as_str)

@@ -24,6 +24,14 @@ impl Authenticator {
 
     /// Parses a token file: lines of `token,user,uid[,"group1,group2"]`.
     ///
+    /// ```
+    /// use k8s_apiserver::auth::authenticate::Authenticator;
+    /// let tokens = Authenticator::parse_token_file("s3cret,eve,42,\"shop,admins\"\n")?;
+    /// assert_eq!((tokens["s3cret"].name.as_str(), tokens["s3cret"].groups[0].as_str()), ("eve", "shop"));
+    /// assert!(Authenticator::parse_token_file("s3cret,eve").is_err());
+    /// # Ok::<(), String>(())
+    /// ```
+    ///
     /// # Errors
     /// A line with too few fields.
     pub fn parse_token_file(text: &str) -> Result<HashMap<String, User>, String> {

@@ -15,6 +15,14 @@ use crate::{
 };
 
 /// One rule of a role.
+///
+/// ```
+/// use k8s_apiserver::auth::rbac::{Attributes, Rule};
+/// let one = |text: &str| vec![text.to_owned()];
+/// let rule = Rule { verbs: one("get"), groups: one(""), resources: one("pods"), ..Rule::default() };
+/// let get = |resource| Attributes { verb: "get", resource, ..Attributes::default() };
+/// assert!(rule.allows(&get("pods")) && !rule.allows(&get("secrets")));
+/// ```
 #[derive(Clone, Debug, Default, PartialEq)]
 pub struct Rule {
     /// Verbs, or `*`.

@@ -142,6 +142,28 @@ impl Builder {
         self
     }
     /// Serves the custom resource of a Rust type, without a definition in the store.
+    ///
+    /// ```
+    /// use k8s_apiserver::{ApiServer, User};
+    /// use k8s_core::Resource;
+    /// use k8s_store::Store;
+    /// use schemars::JsonSchema;
+    /// use serde::{Deserialize, Serialize};
+    ///
+    /// #[derive(Resource, Serialize, Deserialize, JsonSchema, Clone, Debug)]
+    /// #[resource(group = "example.com", version = "v1", kind = "Shop")]
+    /// #[resource(rule("self.shelves > 0", "no shelves"))]
+    /// struct ShopSpec { shelves: i64 }
+    ///
+    /// # #[tokio::main(flavor = "current_thread")]
+    /// # async fn main() -> Result<(), Box<dyn std::error::Error>> {
+    /// let server = ApiServer::builder(Store::memory()).resource::<Shop>().build().await?;
+    /// let shops = server.client_as(User::admin()).all::<Shop>();
+    /// shops.create(&Shop::new("corner", ShopSpec { shelves: 3 })).await?;
+    /// let empty = Shop::new("empty", ShopSpec { shelves: 0 });
+    /// assert!(shops.create(&empty).await.is_err_and(|error| error.is_invalid()));
+    /// # Ok(()) }
+    /// ```
     #[must_use]
     pub fn resource<T: CustomResource>(mut self) -> Self {
         self.typed.push(crate::resources::typed::resources::<T>());
