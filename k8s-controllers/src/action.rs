@@ -3,6 +3,15 @@
 use std::time::Duration;
 
 /// Requests the next reconcile of an object.
+///
+/// ```
+/// use std::time::Duration;
+/// use k8s_controllers::Action;
+/// let (soon, later) = (Duration::from_secs(5), Duration::from_hours(1));
+/// let next = Action::requeue_after(later).or_sooner(Action::requeue_after(soon));
+/// assert_eq!(next, Action::requeue_after(soon));
+/// assert_eq!(Action::maybe_after(None), Action::await_change());
+/// ```
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Action {
     pub(crate) after: Option<Duration>,
@@ -62,6 +71,12 @@ pub enum Error {
 
 impl Error {
     /// Creates [`Error::Invalid`].
+    ///
+    /// ```
+    /// let error = k8s_controllers::Error::invalid("spec.schedule", "61 is no minute");
+    /// assert_eq!(error.to_string(), "spec.schedule: 61 is no minute");
+    /// assert!(!error.is_conflict());
+    /// ```
     #[must_use]
     pub fn invalid(what: impl Into<String>, why: impl std::fmt::Display) -> Self {
         Error::Invalid { what: what.into(), why: why.to_string() }

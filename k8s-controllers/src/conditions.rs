@@ -12,6 +12,17 @@ use k8s_core::{
 use serde_json::{Value, json};
 
 /// Reads an object's conditions.
+///
+/// ```
+/// use k8s_controllers::Conditions;
+/// use k8s_core::api::Deployment;
+/// let web: Deployment = serde_json::from_value(serde_json::json!({
+///     "metadata": {"generation": 2},
+///     "status": {"observedGeneration": 2, "conditions": [{"type": "Available", "status": "True"}]},
+/// }))?;
+/// assert!(web.is_available() && !web.is_ready());
+/// # Ok::<(), serde_json::Error>(())
+/// ```
 pub trait Conditions {
     /// Returns true if a condition is `True` for the object's current generation.
     fn condition(&self, kind: &str) -> bool;

@@ -166,6 +166,19 @@ impl Context {
     }
 
     /// Returns a cached object by name, in the reconciled object's namespace if `T` is namespaced.
+    ///
+    /// ```
+    /// use k8s_controllers::prelude::*;
+    /// use k8s_core::api::{ConfigMap, Secret};
+    /// # async fn example(cx: &Context, map: Arc<ConfigMap>) -> Result<Action, Error> {
+    /// // A read of memory: no request.
+    /// let Some(secret) = cx.cached::<Secret>("credentials") else {
+    ///     return Err(Error::invalid("secret credentials", "does not exist yet"));
+    /// };
+    /// println!("{} entries", secret.data.iter().flatten().count());
+    /// Ok(Action::await_change())
+    /// # }
+    /// ```
     #[must_use]
     pub fn cached<T: Object>(&self, name: &str) -> Option<Arc<T>> {
         let namespace = if is_namespaced::<T>() { self.key.namespace.as_str() } else { "" };
@@ -173,6 +186,18 @@ impl Context {
     }
 
     /// Returns cached objects of `T` that `owner` controls.
+    ///
+    /// ```
+    /// use k8s_controllers::prelude::*;
+    /// use k8s_core::api::{ConfigMap, Secret};
+    /// # async fn example(cx: &Context, map: Arc<ConfigMap>) -> Result<Action, Error> {
+    /// // At most three Secrets for each map; the rest is deleted.
+    /// for extra in cx.owned::<Secret>(&*map).iter().skip(3) {
+    ///     cx.delete(&**extra, Default::default()).await?;
+    /// }
+    /// Ok(Action::await_change())
+    /// # }
+    /// ```
     #[must_use]
     pub fn owned<T: Object>(&self, owner: &impl ObjectExt) -> Vec<Arc<T>> {
         self.caches().owned_by(owner.uid())
@@ -234,6 +259,17 @@ impl Context {
 
     /// Changes an object's status; writes only if `change` makes a difference. If the resource has no status
     /// subresource (a ThirdPartyResource), the whole object is replaced.
+    ///
+    /// ```
+    /// use k8s_controllers::prelude::*;
+    /// use k8s_core::api::PersistentVolumeClaim;
+    /// # async fn example(cx: &Context, claim: Arc<PersistentVolumeClaim>) -> Result<Action, Error> {
+    /// let bound = claim.spec.as_ref().is_some_and(|spec| spec.volume_name.is_some());
+    /// // Nothing is written if the condition is as it was.
+    /// cx.status(&claim, |status| status.set_condition("Bound", bound, "VolumeChosen")).await?;
+    /// Ok(Action::await_change())
+    /// # }
+    /// ```
     ///
     /// # Errors
     /// As [`Api::replace_status`].
@@ -298,6 +334,21 @@ impl Context {
 
     /// Adds a finalizer and returns the object; writes nothing if it is present.
     ///
+    /// ```
+    /// use k8s_controllers::prelude::*;
+    /// use k8s_core::api::{ConfigMap, Secret};
+    /// # async fn example(cx: &Context, map: Arc<ConfigMap>) -> Result<Action, Error> {
+    /// const BUCKET: &str = "example.com/bucket";
+    /// if map.is_deleting() {
+    ///     // Delete the bucket first, then let the object go.
+    ///     cx.remove_finalizer(&map, BUCKET).await?;
+    /// } else {
+    ///     cx.add_finalizer(&map, BUCKET).await?;
+    /// }
+    /// Ok(Action::await_change())
+    /// # }
+    /// ```
+    ///
     /// # Errors
     /// As [`Api::patch`]: a conflict if the object changed meanwhile.
     pub async fn add_finalizer<T: Object>(&self, object: &impl Owner<T>, name: &str) -> Result<T, Error> {
@@ -340,6 +391,17 @@ impl Context {
     /// Applies an object by server-side apply, with `owner` as its controller, so that it is garbage
     /// collected with the owner.
     ///
+    /// ```
+    /// use k8s_controllers::prelude::*;
+    /// use k8s_core::api::{ConfigMap, Secret};
+    /// # async fn example(cx: &Context, map: Arc<ConfigMap>) -> Result<Action, Error> {
+    /// let mut secret = Secret { string_data: map.data.clone(), ..Secret::default() };
+    /// secret.metadata.name = Some(map.name().to_owned());
+    /// cx.apply(&map, &secret).await?; // in the map's namespace, owned by the map
+    /// Ok(Action::await_change())
+    /// # }
+    /// ```
+    ///
     /// # Errors
     /// As [`Api::apply`].
     pub async fn apply<T: Object, K: Object>(&self, owner: &impl Owner<K>, object: &T) -> Result<T, Error> {
@@ -352,6 +414,22 @@ impl Context {
     }
 
     /// Returns the cached object of this name, or creates one with `owner` as its controller.
+    ///
+    /// ```
+    /// use k8s_controllers::prelude::*;
+    /// use k8s_core::api::{ConfigMap, Secret};
+    /// # async fn example(cx: &Context, map: Arc<ConfigMap>) -> Result<Action, Error> {
+    /// // Made once: a password must not change with each reconcile.
+    /// let secret = cx.get_or_create(&map, || {
+    ///     let mut secret = Secret::default();
+    ///     secret.metadata.name = Some(map.name().to_owned());
+    ///     secret.string_data = Some([("password".into(), k8s_core::random::uuid().to_string())].into());
+    ///     secret
+    /// }).await?;
+    /// println!("{}", secret.name());
+    /// Ok(Action::await_change())
+    /// # }
+    /// ```
     ///
     /// # Errors
     /// As [`Api::create`]. AlreadyExists if the cache is behind; the reconcile is retried and then finds it.
@@ -368,6 +446,15 @@ impl Context {
     }
 
     /// Records an event about an object.
+    ///
+    /// ```
+    /// use k8s_controllers::prelude::*;
+    /// use k8s_core::api::{ConfigMap, Secret};
+    /// # async fn example(cx: &Context, map: Arc<ConfigMap>) -> Result<Action, Error> {
+    /// cx.event(&*map, EventType::Warning, "Malformed", "key `colour` is missing");
+    /// Ok(Action::await_change())
+    /// # }
+    /// ```
     pub fn event<T: Object>(&self, object: &T, kind: EventType, reason: &str, message: impl Into<String>) {
         self.recorder.event(involved(object), kind, reason, message.into());
     }

@@ -144,6 +144,17 @@ impl<K: Object> Controller<K> {
     }
 
     /// Reconciles only on these changes of its own objects: see [`crate::predicates`].
+    ///
+    /// ```
+    /// use k8s_controllers::{Controller, predicates};
+    /// use k8s_core::api::{ConfigMap, Deployment};
+    /// // Not for changes of the status.
+    /// let controller = Controller::<Deployment>::new().when(predicates::generation_changed());
+    /// assert_eq!(controller.name(), "deployment-controller");
+    /// let labelled = predicates::only(|map: &ConfigMap| map.metadata.labels.is_some());
+    /// let maps = Controller::<ConfigMap>::new().named("painter").when(labelled).workers(2);
+    /// assert_eq!(maps.name(), "painter");
+    /// ```
     #[must_use]
     pub fn when(mut self, predicate: Predicate<K>) -> Self {
         self.own = predicate;
@@ -164,6 +175,18 @@ impl<K: Object> Controller<K> {
 
     /// Watches objects of `T`; `map` returns the `K`s to reconcile. It is called for the old and the new
     /// version.
+    ///
+    /// ```
+    /// use k8s_controllers::Controller;
+    /// use k8s_core::{api::{Deployment, Secret}, meta::{ObjectExt, ObjectKey}};
+    /// // A Deployment names the Secret that it depends on in an annotation.
+    /// let controller = Controller::<Deployment>::new().watches::<Secret>(|caches, secret| {
+    ///     let users = caches.of::<Deployment>().in_namespace(secret.namespace());
+    ///     let users = users.iter().filter(|d| d.annotation("example.com/secret") == Some(secret.name()));
+    ///     users.map(|d| ObjectKey::new(d.namespace(), d.name())).collect()
+    /// });
+    /// # let _ = controller;
+    /// ```
     #[must_use]
     pub fn watches<T: Object>(
         self,
@@ -212,6 +235,14 @@ impl<K: Object> Controller<K> {
 
     /// Delays all reconciles until the cache of `T` is synced, without watching its changes. Owned and
     /// watched types need not be listed.
+    ///
+    /// ```
+    /// use k8s_controllers::Controller;
+    /// use k8s_core::api::{Node, Pod};
+    /// // `cx.cached::<Node>` is complete before the first reconcile.
+    /// let controller = Controller::<Pod>::new().reads::<Node>();
+    /// # let _ = controller;
+    /// ```
     #[must_use]
     pub fn reads<T: Object>(mut self) -> Self {
         self.needs.push(Arc::new(|caches| {

@@ -41,6 +41,13 @@ use tokio_util::sync::CancellationToken;
 use tracing::{debug, info};
 
 /// Durations of an election.
+///
+/// ```
+/// use std::time::Duration;
+/// use k8s_controllers::leader::Timing;
+/// let timing = Timing { retry_period: Duration::from_secs(1), ..Timing::default() };
+/// assert!(timing.renew_deadline < timing.lease_duration);
+/// ```
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Timing {
     /// Time after the last observed renewal at which the lease expires for others.
@@ -164,6 +171,22 @@ impl Transport for Fenced {
 }
 
 /// A candidate of an election.
+///
+/// ```
+/// use k8s_controllers::leader::{Candidate, Lost};
+/// use k8s_core::{client::Client, clock::Clock};
+/// use tokio_util::sync::CancellationToken;
+///
+/// async fn lead(client: Client, shutdown: CancellationToken) -> Result<(), Lost> {
+///     let candidate = Candidate::new(&client, Clock::system(), "kube-system", "shop-operator", "machine-1");
+///     // Writes through it fail once leadership is no longer certain.
+///     let fenced = candidate.fence().client(&client);
+///     candidate.run(shutdown, |stop| async move {
+///         println!("leading as {}", fenced.name());
+///         stop.cancelled().await;
+///     }).await
+/// }
+/// ```
 #[derive(Clone, Debug)]
 pub struct Candidate<L = Api<Lease>> {
     leases: L,

@@ -166,6 +166,13 @@ struct Registry {
 }
 
 /// All metrics of a process's controllers. Clones share their state.
+///
+/// ```
+/// use k8s_controllers::metrics::Metrics;
+/// let metrics = Metrics::default();
+/// metrics.controller("painter");
+/// assert!(metrics.render().contains("painter"));
+/// ```
 #[derive(Clone, Debug, Default)]
 pub struct Metrics(Arc<Mutex<Registry>>);
 

@@ -57,6 +57,15 @@ impl<K: Object> Predicate<K> {
 }
 
 /// Accepts changes for which `of` returns another value than before.
+///
+/// ```
+/// use k8s_controllers::{Controller, predicates};
+/// use k8s_core::api::Pod;
+/// // A pod is reconciled when it gets a node or when its labels change.
+/// let placed = predicates::changed(|pod: &Pod| pod.spec.as_ref().and_then(|spec| spec.node_name.clone()));
+/// let controller = Controller::<Pod>::new().when(placed.or(predicates::labels_changed()));
+/// # let _ = controller;
+/// ```
 #[must_use]
 pub fn changed<K: Object, V: PartialEq>(of: impl Fn(&K) -> V + Send + Sync + 'static) -> Predicate<K> {
     Predicate::new(move |old, new| match (old, new) {

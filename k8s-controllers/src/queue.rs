@@ -45,6 +45,14 @@ impl Default for Backoff {
 
 impl Backoff {
     /// Returns the delay before retry number `failures` (from 0), before jitter.
+    ///
+    /// ```
+    /// use std::time::Duration;
+    /// use k8s_controllers::Backoff;
+    /// let backoff = Backoff { first: Duration::from_secs(1), longest: Duration::from_secs(60) };
+    /// let delays: Vec<u64> = (0..8).map(|failures| backoff.delay(failures).as_secs()).collect();
+    /// assert_eq!(delays, [1, 2, 4, 8, 16, 32, 60, 60]);
+    /// ```
     #[must_use]
     pub fn delay(&self, failures: u32) -> Duration {
         let factor = 1u32.checked_shl(failures).filter(|f| *f > 0).unwrap_or(u32::MAX);
@@ -81,6 +89,21 @@ struct State<K> {
 }
 
 /// A deduplicating queue with delays and back-off.
+///
+/// ```
+/// use std::time::Duration;
+/// use k8s_controllers::{Backoff, WorkQueue};
+/// # #[tokio::main(flavor = "current_thread")] async fn main() {
+/// let queue = WorkQueue::new(Backoff::default(), 7);
+/// queue.add("a");
+/// queue.add("a"); // once
+/// let key = queue.get().await.expect("the queue is open");
+/// queue.add("a"); // changed meanwhile: it comes back
+/// queue.done(&key);
+/// assert_eq!((queue.len(), queue.get().await), (1, Some("a")));
+/// assert!(queue.retry("a") <= Duration::from_millis(5) && queue.failures(&"a") == 1);
+/// # }
+/// ```
 pub struct WorkQueue<K> {
     state: Mutex<State<K>>,
     wake: Notify,

@@ -163,6 +163,12 @@ pub fn all() -> Selection {
 }
 
 /// A set of built-in controllers.
+///
+/// ```
+/// let selection = k8s_builtin::all().without("cronjob");
+/// assert!(selection.rows().all(|row| row.alias != "cronjob"));
+/// assert_eq!(k8s_builtin::Selection::none().with("deployment").rows().count(), 1);
+/// ```
 #[derive(Clone, Debug)]
 pub struct Selection(Vec<&'static BuiltIn>);
 
@@ -180,6 +186,15 @@ impl Selection {
 
     /// Parses the items of `--controllers`: `*` selects all that are on by default, `foo` selects foo, `-foo`
     /// excludes it. The first item that names a controller decides.
+    ///
+    /// ```
+    /// use k8s_builtin::Selection;
+    /// let selection = Selection::parse(["*", "-job"])?;
+    /// assert!(selection.rows().any(|row| row.alias == "deployment"));
+    /// assert!(selection.rows().all(|row| row.alias != "job"));
+    /// assert_eq!(Selection::parse(["jobs"]).unwrap_err().0, "jobs");
+    /// # Ok::<(), k8s_builtin::UnknownController>(())
+    /// ```
     ///
     /// # Errors
     /// [`UnknownController`].
@@ -220,6 +235,18 @@ impl Selection {
 
     /// Returns the selected controllers as runnables for a [`k8s_controllers::Manager`]. Each acts as its own
     /// service account.
+    ///
+    /// ```
+    /// use k8s_builtin::Options;
+    /// use k8s_controllers::Manager;
+    /// use k8s_core::client::Client;
+    /// use tokio_util::sync::CancellationToken;
+    ///
+    /// async fn controller_manager(client: Client, shutdown: CancellationToken) {
+    ///     let (selection, options) = (k8s_builtin::all().without("cronjob"), Options::default());
+    ///     Manager::new(client).runnables(selection.runnables(&options)).run(shutdown).await;
+    /// }
+    /// ```
     pub fn runnables(&self, options: &Options) -> impl Iterator<Item = Runnable> {
         self.rows().map(|row| row.runnable(options.clone()))
     }

@@ -51,6 +51,16 @@ impl std::fmt::Debug for Builder {
 
 impl Builder {
     /// Sets the `schedulerName` of the pods to schedule. Default: `default-scheduler`.
+    ///
+    /// ```
+    /// use k8s_core::client::Client;
+    /// use k8s_scheduler::{Scheduler, plugins};
+    ///
+    /// // A second scheduler, for pods with `schedulerName: packer`, that only looks at resources.
+    /// async fn packer(client: Client) {
+    ///     Scheduler::builder().named("packer").bare().filter(plugins::NodeResourcesFit).run(client).await;
+    /// }
+    /// ```
     #[must_use]
     pub fn named(mut self, name: &str) -> Self {
         name.clone_into(&mut self.name);

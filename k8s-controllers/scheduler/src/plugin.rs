@@ -8,6 +8,16 @@ use std::{
 use crate::{Cluster, NodeInfo, PodInfo, Reject};
 
 /// State of one decision: the cluster and the values that plugins stored for this pod.
+///
+/// ```
+/// use k8s_scheduler::{Cluster, Cycle};
+/// struct Racks(usize);
+/// let cluster = Cluster::default();
+/// let mut cycle = Cycle::new(&cluster);
+/// cycle.put(Racks(3)); // in `prepare`, once for a pod
+/// assert!(cycle.get::<Racks>().is_some_and(|racks| racks.0 == 3)); // in `filter` and `score`
+/// assert!(cycle.cluster().nodes().is_empty());
+/// ```
 pub struct Cycle<'a> {
     cluster: &'a Cluster,
     state: HashMap<TypeId, Box<dyn Any + Send + Sync>>,
@@ -45,6 +55,12 @@ impl<'a> Cycle<'a> {
 }
 
 /// A set of kinds of changes that may make an unschedulable pod schedulable.
+///
+/// ```
+/// use k8s_scheduler::WakeOn;
+/// let wakes = WakeOn::NODE.or(WakeOn::POD_GONE);
+/// assert!(wakes.meets(WakeOn::POD_GONE) && !wakes.meets(WakeOn::VOLUME));
+/// ```
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct WakeOn(u8);
 
@@ -80,6 +96,31 @@ fn short_name<T: ?Sized>() -> &'static str {
 }
 
 /// Selects the feasible nodes.
+///
+/// ```
+/// use std::sync::Arc;
+/// use k8s_core::api::{Node, Pod};
+/// use k8s_scheduler::{Cluster, Cycle, Filter, NodeInfo, PodInfo, Reject};
+///
+/// /// Keeps pods off nodes that are being repaired.
+/// struct NotInRepair;
+///
+/// impl Filter for NotInRepair {
+///     fn filter(&self, _: &Cycle<'_>, _: &PodInfo, node: &NodeInfo) -> Result<(), Reject> {
+///         match node.label("example.com/repair") {
+///             Some(_) => Err(Reject::never("node(s) were in repair")), // preemption cannot help
+///             None => Ok(()),
+///         }
+///     }
+/// }
+///
+/// let cluster = Cluster::default();
+/// let mut node = Node::default();
+/// node.metadata.labels = Some([("example.com/repair".into(), "disk".into())].into());
+/// let (node, pod) = (NodeInfo::new(Arc::new(node)), PodInfo::new(Arc::new(Pod::default())));
+/// assert!(NotInRepair.filter(&Cycle::new(&cluster), &pod, &node).is_err());
+/// assert_eq!(NotInRepair.name(), "NotInRepair");
+/// ```
 pub trait Filter: Send + Sync + 'static {
     /// Name of the plugin. Default: the name of the type.
     fn name(&self) -> &'static str {
@@ -108,6 +149,26 @@ pub trait Filter: Send + Sync + 'static {
 }
 
 /// Ranks the feasible nodes.
+///
+/// ```
+/// use std::sync::Arc;
+/// use k8s_core::api::{Node, Pod};
+/// use k8s_scheduler::{Cluster, Cycle, NodeInfo, PodInfo, Score};
+///
+/// /// Prefers nodes with few pods.
+/// struct Empty;
+///
+/// impl Score for Empty {
+///     fn score(&self, _: &Cycle<'_>, _: &PodInfo, node: &NodeInfo) -> i64 {
+///         100 - i64::try_from(node.pods.len()).unwrap_or(100).min(100)
+///     }
+/// }
+///
+/// let cluster = Cluster::default();
+/// let mut node = NodeInfo::new(Arc::new(Node::default()));
+/// node.add(Arc::new(PodInfo::new(Arc::new(Pod::default()))));
+/// assert_eq!(Empty.score(&Cycle::new(&cluster), &PodInfo::new(Arc::new(Pod::default())), &node), 99);
+/// ```
 pub trait Score: Send + Sync + 'static {
     /// Name of the plugin. Default: the name of the type.
     fn name(&self) -> &'static str {
@@ -143,6 +204,15 @@ pub struct Weighted<S> {
 }
 
 /// Adds [`ScoreExt::weight`] to every score.
+///
+/// ```
+/// use k8s_core::client::Client;
+/// use k8s_scheduler::{Scheduler, ScoreExt, plugins::ImageLocality};
+///
+/// async fn run(client: Client) {
+///     Scheduler::builder().plugin(ImageLocality.weight(3)).run(client).await;
+/// }
+/// ```
 pub trait ScoreExt: Score + Sized {
     /// Multiplies the score by `weight`.
     fn weight(self, weight: i64) -> Weighted<Self> {

@@ -77,6 +77,18 @@ impl Resources {
     /// Computes a pod's effective requests: the maximum of the containers' sum and of each init container
     /// with the sidecars started before it, plus the overhead. Pod-level requests replace those of the
     /// containers.
+    ///
+    /// ```
+    /// use k8s_core::api::PodSpec;
+    /// use k8s_scheduler::Resources;
+    /// let spec: PodSpec = serde_json::from_value(serde_json::json!({"containers": [
+    ///     {"name": "a", "resources": {"requests": {"cpu": "250m", "memory": "64Mi"}}},
+    ///     {"name": "b", "resources": {"requests": {"cpu": "1"}}},
+    /// ]}))?;
+    /// let requests = Resources::of_pod(&spec);
+    /// assert_eq!((requests.milli_cpu, requests.memory), (1250, 64 << 20));
+    /// # Ok::<(), serde_json::Error>(())
+    /// ```
     #[must_use]
     pub fn of_pod(spec: &PodSpec) -> Self {
         let mut sidecars = Resources::default();

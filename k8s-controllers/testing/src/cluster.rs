@@ -64,6 +64,22 @@ pub struct Builder {
 }
 
 /// A running control plane with simulated nodes.
+///
+/// ```
+/// use k8s_core::api::Pod;
+/// use k8s_testing::TestCluster;
+/// use serde_json::json;
+/// # #[tokio::main(flavor = "current_thread")]
+/// # async fn main() -> Result<(), Box<dyn std::error::Error>> {
+/// let cluster = TestCluster::builder().nodes(2).start().await?;
+/// let pod = json!({"metadata": {"name": "web"}, "spec": {"containers": [{"name": "c", "image": "web:1"}]}});
+/// cluster.create::<Pod>("default", &pod).await?;
+/// let phase = |pod: &Pod| pod.status.as_ref().and_then(|s| s.phase.clone());
+/// let web = cluster.until::<Pod>("default", "web", |pod| phase(pod).as_deref() == Some("Running")).await?;
+/// assert!(web.spec.and_then(|s| s.node_name).is_some_and(|node| node.starts_with("node-")));
+/// cluster.shutdown().await;
+/// # Ok(()) }
+/// ```
 #[derive(Debug)]
 pub struct TestCluster {
     server: ApiServer,

@@ -80,6 +80,14 @@ pub(crate) enum Opportunity {
 }
 
 /// Kinds and number of the faults that a lab injects.
+///
+/// ```
+/// use k8s_testing::{Fault, Faults, Lab};
+/// // A controller that cannot resume after a crash yet.
+/// let faults = Faults::all().without(Fault::Crash).at_most(20);
+/// Lab::new().seeds(0..3).faults(faults).run(async |lab| lab.settle().await);
+/// assert_eq!(Faults::only([]), Faults::none());
+/// ```
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Faults {
     kinds: Vec<Fault>,

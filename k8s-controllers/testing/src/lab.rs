@@ -135,6 +135,26 @@ impl Lab {
     /// Adds any program under test, for example a kube-rs controller on `kube::Client::new(life.service(),
     /// "default")`. It is created again after each crash; tasks that it spawns must end when its future is
     /// dropped.
+    ///
+    /// ```
+    /// use k8s_core::{api::ConfigMap, meta::ObjectExt};
+    /// use k8s_testing::Lab;
+    ///
+    /// // A program without the framework: it labels the map `settings`.
+    /// let program = async |life: k8s_testing::Life| {
+    ///     let maps = life.client().namespaced::<ConfigMap>("default");
+    ///     if let Ok(mut map) = maps.wait_until("settings", |_| true).await {
+    ///         map.set_label("seen", "yes");
+    ///         let _ = maps.replace("settings", &map).await;
+    ///     }
+    ///     std::future::pending().await
+    /// };
+    /// Lab::new().program("labeller", program).run(async |lab| {
+    ///     lab.apply("{apiVersion: v1, kind: ConfigMap, metadata: {name: settings}}").await;
+    ///     lab.settle().await;
+    ///     assert_eq!(lab.get::<ConfigMap>("settings").await.label("seen"), Some("yes"));
+    /// });
+    /// ```
     pub fn program<F: Future<Output = ()> + Send + 'static>(
         self,
         name: &str,
@@ -153,6 +173,17 @@ impl Lab {
     }
 
     /// Adds an admission function.
+    ///
+    /// ```
+    /// use k8s_apiserver::admission::Request;
+    /// use k8s_core::{api::ConfigMap, meta::ObjectExt};
+    /// use k8s_testing::Lab;
+    ///
+    /// Lab::new().admit(|r: &mut Request<ConfigMap>| r.object.set_label("team", "shop")).run(async |lab| {
+    ///     lab.apply("{apiVersion: v1, kind: ConfigMap, metadata: {name: a}}").await;
+    ///     assert_eq!(lab.get::<ConfigMap>("a").await.label("team"), Some("shop"));
+    /// });
+    /// ```
     pub fn admit<M>(mut self, admit: impl IntoAdmit<M>) -> Self {
         let admit = admit.into_admit();
         self.setup.shapes.push(Arc::new(move |server| server.admit_shared(admit.clone())));

@@ -240,6 +240,24 @@ impl Running {
     }
 
     /// Changes an object; on a conflict reads it and changes it again.
+    ///
+    /// ```
+    /// use k8s_core::api::Deployment;
+    /// use k8s_testing::{Lab, controllers::{deployment, replica_set}};
+    /// use serde_json::json;
+    ///
+    ///
+    /// Lab::new().controllers([deployment(), replica_set()]).nodes(1).run(async |lab| {
+    ///     lab.create_from::<Deployment>(json!({"metadata": {"name": "web"}, "spec": {
+    ///         "replicas": 2, "selector": {"matchLabels": {"a": "b"}}, "template": {
+    ///             "metadata": {"labels": {"a": "b"}}, "spec": {"containers": [{"name": "c", "image": "i"}]},
+    ///         },
+    ///     }})).await;
+    ///     lab.edit::<Deployment>("web", |web| web.spec.as_mut().unwrap().replicas = Some(3)).await;
+    ///     lab.settle().await;
+    ///     assert_eq!(lab.pods_in("Running").await, 3);
+    /// });
+    /// ```
     pub async fn edit<K: Object>(&self, name: &str, change: impl Fn(&mut K)) -> K {
         self.inner.world.hub.arm();
         let (namespace, bare) = split(name);
@@ -263,6 +281,22 @@ impl Running {
     }
 
     /// Waits until an object satisfies `wanted`, for at most an hour of the cluster's time.
+    ///
+    /// ```
+    /// use std::time::Duration;
+    /// use k8s_core::api::Pod;
+    /// use k8s_testing::{Lab, Script};
+    ///
+    /// let slow = |_: &Pod| Script::runs().starts_after(Duration::from_secs(30));
+    /// Lab::new().nodes(1).pods(slow).run(async |lab| {
+    ///     let spec = serde_json::json!({"containers": [{"name": "c", "image": "i"}]});
+    ///     lab.create_from::<Pod>(serde_json::json!({"metadata": {"name": "a"}, "spec": spec})).await;
+    ///     let phase = |pod: &Pod| pod.status.as_ref().and_then(|s| s.phase.clone());
+    ///     let begun = lab.clock().now();
+    ///     lab.until::<Pod>("a", |pod| phase(pod).as_deref() == Some("Running")).await;
+    ///     assert!(lab.clock().since(begun) >= Duration::from_secs(30)); // of virtual time
+    /// });
+    /// ```
     pub async fn until<K: Object>(&self, name: &str, wanted: impl Fn(&K) -> bool) -> K {
         let (namespace, bare) = split(name);
         let params = ListParams::default().fields(format!("metadata.name={bare}"));
@@ -382,12 +416,48 @@ impl Running {
     }
 
     /// Returns the effective writes by controllers since the cluster last settled.
+    ///
+    /// ```
+    /// use k8s_core::api::Deployment;
+    /// use k8s_testing::{Lab, controllers::{deployment, replica_set}};
+    /// use serde_json::json;
+    ///
+    ///
+    /// Lab::new().controllers([deployment(), replica_set()]).nodes(1).run(async |lab| {
+    ///     lab.create_from::<Deployment>(json!({"metadata": {"name": "web"}, "spec": {
+    ///         "replicas": 2, "selector": {"matchLabels": {"a": "b"}}, "template": {
+    ///             "metadata": {"labels": {"a": "b"}}, "spec": {"containers": [{"name": "c", "image": "i"}]},
+    ///         },
+    ///     }})).await;
+    ///     lab.settle().await;
+    ///     assert!(lab.written().is_empty(), "nothing was written after it settled");
+    ///     lab.assert_idempotent().await;
+    /// });
+    /// ```
     #[must_use]
     pub fn written(&self) -> Vec<Written> {
         self.inner.world.hub.state().written.clone()
     }
 
     /// Returns the smallest role with which this run's controllers under test would have done the same.
+    ///
+    /// ```
+    /// use k8s_core::api::Deployment;
+    /// use k8s_testing::{Lab, controllers::{deployment, replica_set}};
+    /// use serde_json::json;
+    ///
+    ///
+    /// let report = Lab::new().controllers([deployment(), replica_set()]).nodes(1).run(async |lab| {
+    ///     lab.create_from::<Deployment>(json!({"metadata": {"name": "web"}, "spec": {
+    ///         "replicas": 2, "selector": {"matchLabels": {"a": "b"}}, "template": {
+    ///             "metadata": {"labels": {"a": "b"}}, "spec": {"containers": [{"name": "c", "image": "i"}]},
+    ///         },
+    ///     }})).await;
+    ///     lab.settle().await;
+    ///     println!("{}", lab.needed_role()); // as YAML; empty without a controller under test
+    /// });
+    /// assert!(report.needed_role.rules.is_empty());
+    /// ```
     #[must_use]
     pub fn needed_role(&self) -> NeededRole {
         let (recorded, name) = self.recorded();
@@ -462,6 +532,31 @@ impl Running {
 
     /// Forks the cluster: the same objects, with controllers of its own. Objects are copied on write, so the
     /// cost does not depend on the cluster's size. Only in virtual time.
+    ///
+    /// ```
+    /// use k8s_core::api::Deployment;
+    /// use k8s_testing::{Lab, controllers::{deployment, replica_set}};
+    /// use serde_json::json;
+    ///
+    ///
+    /// Lab::new().controllers([deployment(), replica_set()]).nodes(1).run(async |lab| {
+    ///     lab.create_from::<Deployment>(json!({"metadata": {"name": "web"}, "spec": {
+    ///         "replicas": 2, "selector": {"matchLabels": {"a": "b"}}, "template": {
+    ///             "metadata": {"labels": {"a": "b"}}, "spec": {"containers": [{"name": "c", "image": "i"}]},
+    ///         },
+    ///     }})).await;
+    ///     lab.settle().await;
+    ///     // Each case starts from the same cluster.
+    ///     for replicas in [0, 1, 5] {
+    ///         let case = lab.fork().await;
+    ///         let scale = |web: &mut Deployment| web.spec.as_mut().unwrap().replicas = Some(replicas);
+    ///         case.edit("web", scale).await;
+    ///         case.settle().await;
+    ///         assert_eq!(case.pods_in("Running").await, replicas as usize);
+    ///     }
+    ///     assert_eq!(lab.pods_in("Running").await, 2);
+    /// });
+    /// ```
     pub async fn fork(&self) -> Running {
         let Some(server) = &self.inner.server else { panic!("a cluster that exists cannot be forked") };
         let mut plan = self.inner.world.hub.plan.clone();

@@ -19,6 +19,27 @@ pub const STUCK: &str = "k8s-testing/stuck";
 
 /// The life of a pod after binding. Returned by a function of the pod (`Lab::pods`), or read from the pod's
 /// annotations.
+///
+/// ```
+/// use std::time::Duration;
+/// use k8s_core::api::{Job, Pod};
+/// use k8s_testing::{Lab, Script, controllers::job};
+/// use serde_json::json;
+///
+/// // Pods of the Job end after a minute; all others run.
+/// let script = |pod: &Pod| match pod.metadata.labels.iter().flatten().any(|(key, _)| key == "job-name") {
+///     true => Script::exits(Duration::from_secs(60), 0).starts_after(Duration::from_secs(5)),
+///     false => Script::runs(),
+/// };
+/// Lab::new().controllers([job()]).nodes(1).pods(script).run(async |lab| {
+///     let pods = json!({"restartPolicy": "Never", "containers": [{"name": "c", "image": "i"}]});
+///     let job = json!({"metadata": {"name": "once"}, "spec": {"template": {"spec": pods}}});
+///     lab.create_from::<Job>(job).await;
+///     lab.settle().await;
+///     let once: Job = lab.get("once").await;
+///     assert_eq!(once.status.and_then(|s| s.succeeded), Some(1));
+/// });
+/// ```
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Script {
     pub(crate) start: Duration,
