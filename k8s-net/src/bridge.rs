@@ -101,6 +101,13 @@ fn context(context: impl Into<String>) -> impl FnOnce(io::Error) -> BridgeError 
 
 /// Returns the name of a cluster's bridge: the cluster's name if it fits into the 15 bytes of a link name,
 /// otherwise a prefix of it and a checksum.
+///
+/// ```
+/// use k8s_net::bridge::bridge_name;
+/// assert_eq!(bridge_name("shop"), "hk-shop");
+/// let long = bridge_name("a-cluster-with-a-long-name");
+/// assert!(long.starts_with("hk-") && long.len() == 15); // the most that Linux takes
+/// ```
 #[must_use]
 pub fn bridge_name(cluster: &str) -> String {
     let fits =
@@ -117,6 +124,32 @@ pub(crate) fn checksum(bytes: &[u8]) -> u64 {
 }
 
 /// The node's bridge. Dropping it leaves bridge and links in place, because running pods need them.
+///
+/// ```
+/// use k8s_net::{bridge::{Bridge, BridgeConfig, bridge_name, cleanup}, pod::{PodAttachment, PodNetwork}};
+/// # async fn example() -> Result<(), Box<dyn std::error::Error>> {
+/// let config = BridgeConfig {
+///     cluster: "shop".into(),
+///     bridge: bridge_name("shop"),
+///     pod_cidr: "10.42.0.0/24".parse()?,
+///     cluster_cidr: "10.42.0.0/16".parse()?,
+///     service_cidr: "10.43.0.0/16".parse()?,
+///     mtu: 0,
+///     state_dir: "/var/lib/shop/network".into(),
+/// };
+/// let bridge = Bridge::start(config.clone())?; // needs root
+/// let pod = PodAttachment {
+///     sandbox: "a1b2".into(),
+///     namespace: "default".into(),
+///     name: "web".into(),
+///     netns: "/run/netns/web".into(),
+///     host_ports: Vec::new(),
+/// };
+/// println!("{:?} behind {}", bridge.attach(&pod).await?, bridge.gateway());
+/// bridge.detach(&pod).await?;
+/// cleanup(&config)?;
+/// # Ok(()) }
+/// ```
 #[derive(Clone, Debug)]
 pub struct Bridge(Arc<Inner>);
 

@@ -84,6 +84,24 @@ pub enum DnsError {
 }
 
 /// A running DNS server. Dropping it stops it.
+///
+/// ```
+/// use k8s_core::cache::Cache;
+/// use k8s_net::dns::{Dns, DnsConfig};
+/// # #[tokio::main(flavor = "current_thread")]
+/// # async fn main() -> Result<(), Box<dyn std::error::Error>> {
+/// let config = DnsConfig {
+///     listen: "127.0.0.1:0".parse()?,
+///     cluster_domain: "cluster.local".into(),
+///     ranges: vec!["10.42.0.0/16".parse()?, "10.43.0.0/16".parse()?],
+///     resolv_conf: None, // forwards nothing
+/// };
+/// // Reflectors of a real program fill the caches.
+/// let dns = Dns::start(config, Cache::new(), Cache::new()).await?;
+/// assert_ne!(dns.address().port(), 0);
+/// dns.shutdown().await;
+/// # Ok(()) }
+/// ```
 #[derive(Debug)]
 pub struct Dns {
     address: SocketAddr,
@@ -325,6 +343,11 @@ async fn talk(shared: &Shared, mut stream: TcpStream) -> io::Result<()> {
 }
 
 /// Returns the conventional cluster DNS address: the tenth of the service CIDR.
+///
+/// ```
+/// let address = k8s_net::dns::default_address("10.43.0.0/16".parse().unwrap());
+/// assert_eq!(address, Some("10.43.0.10".parse().unwrap()));
+/// ```
 #[must_use]
 pub fn default_address(service_cidr: Ipv4Net) -> Option<IpAddr> {
     cidr::nth(service_cidr, 10).map(IpAddr::V4)

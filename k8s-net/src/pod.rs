@@ -57,6 +57,28 @@ pub struct PodAttachment {
 }
 
 /// A pod network. Both calls are idempotent; `detach` succeeds if the network namespace no longer exists.
+///
+/// ```
+/// use std::net::IpAddr;
+/// use async_trait::async_trait;
+/// use k8s_net::pod::{PodAttachment, PodNetwork, PodNetworkError};
+///
+/// /// All pods share the node's address.
+/// struct Shared(IpAddr);
+///
+/// #[async_trait]
+/// impl PodNetwork for Shared {
+///     async fn attach(&self, _: &PodAttachment) -> Result<Vec<IpAddr>, PodNetworkError> {
+///         Ok(vec![self.0])
+///     }
+///     async fn detach(&self, _: &PodAttachment) -> Result<(), PodNetworkError> {
+///         Ok(())
+///     }
+///     async fn retain(&self, _: &[String]) -> Result<(), PodNetworkError> {
+///         Ok(())
+///     }
+/// }
+/// ```
 #[async_trait]
 pub trait PodNetwork: Send + Sync + 'static {
     /// Connects the pod and returns its addresses, the primary one first. A repeated call (after a restart of

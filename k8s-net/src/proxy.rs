@@ -83,6 +83,28 @@ pub struct ProxyStats {
 }
 
 /// A running proxy. Dropping it stops it and leaves the table in place.
+///
+/// ```
+/// use k8s_core::{api::{EndpointSlice, Service}, cache::{Cache, reflect}, client::{Client, ListParams}};
+/// use k8s_net::proxy::{Proxy, ProxyConfig, cleanup};
+///
+/// async fn run(client: Client) -> Result<(), Box<dyn std::error::Error>> {
+///     let (services, slices) = (Cache::<Service>::new(), Cache::<EndpointSlice>::new());
+///     let _services = reflect(client.all(), ListParams::default(), services.clone());
+///     let _slices = reflect(client.all(), ListParams::default(), slices.clone());
+///     let config = ProxyConfig {
+///         cluster: "shop".into(),
+///         node_name: "node-1".into(),
+///         cluster_cidr: Some("10.42.0.0/16".parse()?),
+///         service_cidr: Some("10.43.0.0/16".parse()?),
+///     };
+///     let proxy = Proxy::start(config, services, slices)?; // needs root
+///     proxy.synced().await;
+///     println!("{} services", proxy.stats().borrow().services);
+///     proxy.shutdown().await;
+///     Ok(cleanup("shop")?)
+/// }
+/// ```
 #[derive(Debug)]
 pub struct Proxy {
     stats: watch::Receiver<ProxyStats>,

@@ -48,6 +48,13 @@ id!(
 );
 
 /// An error of a runtime or an image store.
+///
+/// ```
+/// use k8s_runtime::RuntimeError;
+/// let error = std::fs::read("/nowhere").map_err(RuntimeError::io("read the image")).unwrap_err();
+/// assert!(error.to_string().starts_with("read the image: No such file"));
+/// assert_eq!(RuntimeError::Unsupported("exec").to_string(), "exec is not supported by this runtime");
+/// ```
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum RuntimeError {
@@ -377,6 +384,24 @@ impl fmt::Debug for Attached {
 ///
 /// Implementations need the methods without a default body. Unless a default says otherwise, an operation is
 /// [`RuntimeError::Unsupported`].
+///
+/// ```
+/// use std::{sync::Arc, time::Duration};
+/// use k8s_runtime::{ContainerSpec, ExecRequest, Runtime, RuntimeError, SandboxSpec};
+///
+/// /// Runs one container for a second, on any runtime.
+/// async fn run_once(runtime: Arc<dyn Runtime>, spec: &ContainerSpec) -> Result<(), RuntimeError> {
+///     let sandbox = runtime.run_sandbox(&SandboxSpec::default()).await?;
+///     let id = runtime.create(&sandbox.id, spec).await?;
+///     runtime.start(&id).await?;
+///     tokio::time::sleep(Duration::from_secs(1)).await;
+///     if let Err(RuntimeError::Unsupported(what)) = runtime.exec(&id, &ExecRequest::default()).await {
+///         println!("{what} is not for this runtime"); // a provided method
+///     }
+///     runtime.stop(&id, Duration::from_secs(30)).await?;
+///     runtime.remove_sandbox(&sandbox.id).await
+/// }
+/// ```
 #[async_trait]
 pub trait Runtime: Send + Sync + 'static {
     /// Creates a sandbox. It is ready when this returns.

@@ -26,6 +26,18 @@ use crate::sys;
 const ATTEMPTS: u32 = 128;
 
 /// An open directory; paths are resolved beneath it.
+///
+/// ```
+/// use std::{fs, path::Path};
+/// use k8s_runtime::beneath::Directory;
+/// let root = tempfile::tempdir()?;
+/// fs::write(root.path().join("inside"), "x")?;
+/// std::os::unix::fs::symlink("/etc/passwd", root.path().join("link"))?;
+/// let directory = Directory::open(root.path())?;
+/// assert!(directory.read(Path::new("inside")).is_ok());
+/// assert!(directory.read(Path::new("link")).is_err() && directory.read(Path::new("../x")).is_err());
+/// # Ok::<(), std::io::Error>(())
+/// ```
 #[derive(Debug)]
 pub struct Directory {
     fd: OwnedFd,

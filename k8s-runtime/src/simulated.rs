@@ -80,6 +80,25 @@ impl Default for Simulated {
 
 impl Simulated {
     /// Calls `script` at each start of a container for its behaviour.
+    ///
+    /// ```
+    /// use std::time::Duration;
+    /// use k8s_runtime::{ContainerSpec, ContainerState, Runtime, SandboxSpec};
+    /// use k8s_runtime::simulated::{Behavior, Simulated};
+    /// # #[tokio::main(flavor = "current_thread")]
+    /// # async fn main() -> Result<(), Box<dyn std::error::Error>> {
+    /// let runtime = Simulated::scripted(|_pod, container| match container.name.as_str() {
+    ///     "job" => Behavior { exit: Some((Duration::ZERO, 3)), ..Behavior::default() },
+    ///     _ => Behavior::default(),
+    /// });
+    /// let sandbox = runtime.run_sandbox(&SandboxSpec::default()).await?;
+    /// let job = ContainerSpec { name: "job".into(), ..ContainerSpec::default() };
+    /// let id = runtime.create(&sandbox.id, &job).await?;
+    /// runtime.start(&id).await?;
+    /// runtime.stop(&id, Duration::ZERO).await?; // does nothing if it has exited
+    /// assert!(matches!(runtime.status(&id).await?.state, ContainerState::Exited { .. }));
+    /// # Ok(()) }
+    /// ```
     pub fn scripted(
         script: impl Fn(&SandboxSpec, &ContainerSpec) -> Behavior + Send + Sync + 'static,
     ) -> Simulated {
@@ -93,6 +112,21 @@ impl Simulated {
     }
 
     /// Lets a running container exit, as on a crash.
+    ///
+    /// ```
+    /// use futures::StreamExt;
+    /// use k8s_runtime::{ContainerSpec, Runtime, RuntimeEvent, SandboxSpec, simulated::Simulated};
+    /// # #[tokio::main(flavor = "current_thread")]
+    /// # async fn main() -> Result<(), Box<dyn std::error::Error>> {
+    /// let runtime = Simulated::default();
+    /// let sandbox = runtime.run_sandbox(&SandboxSpec::default()).await?;
+    /// let id = runtime.create(&sandbox.id, &ContainerSpec::default()).await?;
+    /// runtime.start(&id).await?;
+    /// let mut events = runtime.events();
+    /// runtime.crash(&id, 139);
+    /// assert_eq!(events.next().await, Some(RuntimeEvent::Exited(sandbox.id, id)));
+    /// # Ok(()) }
+    /// ```
     pub fn crash(&self, id: &ContainerId, code: i32) {
         self.end(id, code, false);
     }

@@ -57,6 +57,13 @@ fn swap(name: &str) -> String {
 }
 
 /// Returns the namespace of a sysctl. `None`: it belongs to the whole machine.
+///
+/// ```
+/// use k8s_runtime::sysctl::{Namespace, namespace_of};
+/// assert_eq!(namespace_of("net.core.somaxconn"), Some(Namespace::Net));
+/// assert_eq!(namespace_of("kernel/shmmax"), Some(Namespace::Ipc));
+/// assert_eq!(namespace_of("kernel.core_pattern"), None); // of the whole machine
+/// ```
 pub fn namespace_of(name: &str) -> Option<Namespace> {
     let name = normalize(name);
     if IPC.contains(&name.as_str()) {

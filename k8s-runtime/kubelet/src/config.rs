@@ -6,6 +6,13 @@ use crate::types::Taint;
 use ipnet::IpNet;
 
 /// Configuration. Every field has a default; set only the fields that differ from it.
+///
+/// ```
+/// use k8s_kubelet::Config;
+/// let node_labels = [("rack".into(), "a".into())].into();
+/// let config = Config { max_pods: 20, node_labels, ..Config::default() };
+/// assert_eq!((config.port, config.log_max_files), (10250, 5));
+/// ```
 #[derive(Clone, Debug)]
 pub struct Config {
     /// Name of the Node object.

@@ -35,6 +35,29 @@ use crate::{
 };
 
 /// Builds a kubelet from its parts.
+///
+/// ```
+/// use std::sync::Arc;
+/// use k8s_core::client::Client;
+/// use k8s_kubelet::Kubelet;
+/// use k8s_runtime::simulated::{Simulated, SimulatedImages};
+///
+/// async fn run(client: Client) -> Result<(), k8s_kubelet::KubeletError> {
+///     let kubelet = Kubelet::builder(client, "node-1")
+///         .runtime(Arc::new(Simulated::default()))
+///         .images(Arc::new(SimulatedImages))
+///         .configure(|config| {
+///             config.root_dir = "/var/lib/shop/kubelet".into();
+///             config.port = 0; // no listener
+///             config.tmpfs = false; // no root
+///         })
+///         .start()
+///         .await?;
+///     println!("{} runs", kubelet.node_name());
+///     kubelet.shutdown().await; // containers keep running
+///     Ok(())
+/// }
+/// ```
 pub struct Builder {
     config: Config,
     client: Client,

@@ -54,6 +54,18 @@ pub enum Missing {
 }
 
 /// Checks the requirements of the embedded runtime without changing anything. Empty: all are met.
+///
+/// ```
+/// use k8s_runtime::embedded::{EmbeddedConfig, preflight};
+/// let config = EmbeddedConfig {
+///     root: "/var/lib/shop/containers".into(),
+///     run: "/run/shop".into(),
+///     cgroup_root: "shop".into(),
+/// };
+/// for missing in preflight(&config) {
+///     println!("{missing}"); // with the remedy
+/// }
+/// ```
 pub fn preflight(config: &EmbeddedConfig) -> Vec<Missing> {
     let mut missing = Vec::new();
     let uid = nix::unistd::geteuid();

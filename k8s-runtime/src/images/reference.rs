@@ -5,6 +5,16 @@ use std::fmt;
 use crate::api::RuntimeError;
 
 /// A normalized reference. The defaults are Docker's: `nginx` is `docker.io/library/nginx:latest`.
+///
+/// ```
+/// use k8s_runtime::images::Reference;
+/// let short = Reference::parse("nginx")?;
+/// assert_eq!(short.to_string(), "docker.io/library/nginx:latest");
+/// let own = Reference::parse("registry.example.com:5000/shop/web:1.2")?;
+/// assert_eq!((own.name().as_str(), own.version()), ("registry.example.com:5000/shop/web", "1.2"));
+/// assert!(Reference::parse("Not Valid").is_err());
+/// # Ok::<(), k8s_runtime::RuntimeError>(())
+/// ```
 #[derive(Clone, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct Reference {
     /// Host of the registry, with an optional port.

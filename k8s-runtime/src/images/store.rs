@@ -78,6 +78,24 @@ struct State {
 
 /// The images on a node, in a directory. Several processes may use it: writers lock each other out, and
 /// readers see all completed writes.
+///
+/// ```
+/// use k8s_runtime::{Images, images::{ImageBuilder, ImageStore}};
+/// # #[tokio::main(flavor = "current_thread")]
+/// # async fn main() -> Result<(), Box<dyn std::error::Error>> {
+/// let directory = tempfile::tempdir()?;
+/// let archive = directory.path().join("web.tar");
+/// let image = ImageBuilder::new().content("hello", "/index.html", 0o644).cmd(["/web"]);
+/// image.write_layout(&archive, "demo.local/web:1")?;
+/// let store = ImageStore::open(directory.path().join("images"))?;
+/// let loaded = store.import_file(&archive)?;
+/// assert_eq!(loaded[0].tags, ["demo.local/web:1"]);
+/// let image = store.resolve("demo.local/web:1")?;
+/// assert_eq!((image.cmd[0].as_str(), image.layers.len()), ("/web", 1));
+/// store.remove("demo.local/web:1").await?;
+/// assert!(store.find("demo.local/web:1").await?.is_none());
+/// # Ok(()) }
+/// ```
 #[derive(Debug)]
 pub struct ImageStore {
     dir: PathBuf,

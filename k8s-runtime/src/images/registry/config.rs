@@ -68,6 +68,15 @@ pub(super) struct Endpoint {
 
 impl Registries {
     /// Parses the file. Unknown keys are errors.
+    ///
+    /// ```
+    /// use k8s_runtime::images::Registries;
+    /// let text = "mirrors: {docker.io: {endpoint: ['https://mirror.example.com']}}";
+    /// let registries = Registries::parse(text)?;
+    /// assert_eq!(registries.mirrors["docker.io"].endpoint, ["https://mirror.example.com"]);
+    /// assert!(Registries::parse("mirror: {}").is_err());
+    /// # Ok::<(), k8s_runtime::RuntimeError>(())
+    /// ```
     pub fn parse(yaml: &str) -> Result<Registries, RuntimeError> {
         if yaml.trim().is_empty() {
             return Ok(Registries::default());
