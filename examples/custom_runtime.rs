@@ -201,7 +201,7 @@ impl Runtime for Threads {
         Ok(())
     }
 
-    /// Nothing can kill a thread: one that is not done after `grace` is left behind, and its exit is recorded.
+    /// Nothing can kill a thread: one that is not done after `grace` is left behind as if it had exited.
     async fn stop(&self, id: &ContainerId, grace: Duration) -> Result<(), RuntimeError> {
         let mut events = self.events();
         let asked = self.state().stops.remove(id).is_some_and(|stop| stop.send(()).is_ok());

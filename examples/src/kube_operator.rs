@@ -1,5 +1,5 @@
-//! The controller of [`rds`](crate::rds) written with kube-rs alone: nothing of this repository is imported. It
-//! creates the same objects; read the two side by side.
+//! The controller of [`rds`](crate::rds) written with kube-rs alone: nothing of this repository is imported.
+//! It creates the same objects; read the two side by side.
 //!
 //! `kube_controller.rs` runs it on a cluster in the same process, `tests/kube_operator.rs` tests it with
 //! `k8s-testing` in virtual time and under faults.

@@ -1,6 +1,7 @@
 //! Licences and duplicate versions of the crates that Linux builds, from `cargo metadata`.
 //!
-//! `.cargo/deny.toml` repeats the licences for cargo-deny, which also knows advisories and needs the internet.
+//! `.cargo/deny.toml` repeats the licences for cargo-deny, which also knows advisories and needs the
+//! internet.
 
 use std::collections::{BTreeMap, BTreeSet};
 
