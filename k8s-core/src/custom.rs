@@ -81,7 +81,7 @@ use crate::meta::Object;
 /// A column of `kubectl get`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct PrinterColumn {
-    /// Column heading.
+    /// Column heading, as kubectl prints it in upper case.
     pub name: &'static str,
     /// `string`, `integer`, `number`, `boolean` or `date`.
     pub kind: &'static str,
@@ -193,7 +193,7 @@ pub trait CustomResource: Object + JsonSchema {
     const RULES: &'static [Rule] = &[];
     /// CEL rules on the object's `spec` (`self`).
     const SPEC_RULES: &'static [Rule] = &[];
-    /// Further served versions.
+    /// Further served versions, such as `v1beta1`; the type's own is stored.
     const OTHER_VERSIONS: &'static [&'static str] = &[];
 
     /// Sets defaults of absent fields.

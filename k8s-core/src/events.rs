@@ -27,7 +27,7 @@ use correlate::{Correlator, Subject, Verdict};
 /// Type of an event.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum EventType {
-    /// Expected.
+    /// An expected change, such as `Scheduled`.
     Normal,
     /// May need a user's attention.
     Warning,

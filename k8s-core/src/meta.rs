@@ -51,7 +51,7 @@ where
 /// assert!(pod.revision() == 0 && !pod.is_deleting());
 /// ```
 pub trait ObjectExt {
-    /// Returns the name.
+    /// Returns the name; empty before creation with `generateName`.
     fn name(&self) -> &str;
     /// Returns the namespace; empty for cluster-scoped objects.
     fn namespace(&self) -> &str;
@@ -67,9 +67,9 @@ pub trait ObjectExt {
     fn is_deleting(&self) -> bool;
     /// Returns the controlling owner.
     fn controller_ref(&self) -> Option<&OwnerReference>;
-    /// Sets a label.
+    /// Sets a label, or replaces its value.
     fn set_label(&mut self, key: &str, value: &str);
-    /// Sets an annotation.
+    /// Sets an annotation, or replaces its value.
     fn set_annotation(&mut self, key: &str, value: &str);
     /// Returns the key: `namespace/name`, or the name alone.
     fn key(&self) -> ObjectKey;
@@ -121,7 +121,7 @@ pub struct ObjectKey {
 }
 
 impl ObjectKey {
-    /// Creates a key.
+    /// Creates a key from a namespace (empty for cluster scope) and a name.
     #[must_use]
     pub fn new(namespace: &str, name: &str) -> Self {
         ObjectKey { namespace: namespace.to_owned(), name: name.to_owned() }

@@ -56,14 +56,14 @@ impl ApiStatus {
         self
     }
 
-    /// Sets the causes.
+    /// Sets `details.causes`: one for each invalid field.
     #[must_use]
     pub fn causes(mut self, causes: Vec<StatusCause>) -> Self {
         self.0.details.get_or_insert_with(StatusDetails::default).causes = Some(causes);
         self
     }
 
-    /// Sets `retryAfterSeconds`.
+    /// Sets `details.retryAfterSeconds`, after which a client may repeat the call.
     #[must_use]
     pub fn retry_after(mut self, seconds: i32) -> Self {
         self.0.details.get_or_insert_with(StatusDetails::default).retry_after_seconds = Some(seconds);
@@ -83,7 +83,7 @@ impl ApiStatus {
         ApiStatus::new(404, "NotFound", "the server could not find the requested resource").about("", "", "")
     }
 
-    /// Returns 409 AlreadyExists.
+    /// Returns 409 AlreadyExists: an object has this name.
     #[must_use]
     pub fn already_exists(group: &str, resource: &str, name: &str) -> Self {
         let full = qualified(resource, group);
@@ -99,13 +99,13 @@ impl ApiStatus {
             .about(group, resource, name)
     }
 
-    /// Returns 400 BadRequest.
+    /// Returns 400 BadRequest with this message.
     #[must_use]
     pub fn bad_request(message: impl Into<String>) -> Self {
         ApiStatus::new(400, "BadRequest", message)
     }
 
-    /// Returns 403 Forbidden.
+    /// Returns 403 Forbidden: `why` follows "is forbidden:".
     #[must_use]
     pub fn forbidden(group: &str, resource: &str, name: &str, why: &str) -> Self {
         let full = qualified(resource, group);
@@ -117,13 +117,13 @@ impl ApiStatus {
         ApiStatus::new(403, "Forbidden", message).about(group, resource, name)
     }
 
-    /// Returns 401 Unauthorized.
+    /// Returns 401 Unauthorized: the credentials are missing or invalid.
     #[must_use]
     pub fn unauthorized() -> Self {
         ApiStatus::new(401, "Unauthorized", "Unauthorized")
     }
 
-    /// Returns 405 MethodNotAllowed.
+    /// Returns 405 MethodNotAllowed: the resource does not support the verb.
     #[must_use]
     pub fn method_not_allowed() -> Self {
         ApiStatus::new(
@@ -140,7 +140,7 @@ impl ApiStatus {
         ApiStatus::new(410, "Expired", message)
     }
 
-    /// Returns 500 InternalError.
+    /// Returns 500 InternalError: "Internal error occurred:" and the cause.
     #[must_use]
     pub fn internal(message: impl std::fmt::Display) -> Self {
         let cause = StatusCause { message: Some(message.to_string()), ..StatusCause::default() };
@@ -160,7 +160,7 @@ impl ApiStatus {
         self.0.reason.as_deref().unwrap_or_default()
     }
 
-    /// Returns the message.
+    /// Returns the message for users; empty if there is none.
     #[must_use]
     pub fn message(&self) -> &str {
         self.0.message.as_deref().unwrap_or_default()

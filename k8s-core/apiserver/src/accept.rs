@@ -15,22 +15,22 @@ const MOST: usize = 64;
 /// Form of the objects in a response.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Form {
-    /// The whole objects.
+    /// Complete objects: the client asked for no `as=`.
     Whole,
-    /// `PartialObjectMetadata`.
+    /// `as=PartialObjectMetadata`: `metadata` without spec and status.
     Metadata,
-    /// `Table`.
+    /// `as=Table`: columns for users, as kubectl prints them.
     Table,
 }
 
 /// Encoding of a response.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Encoding {
-    /// JSON.
+    /// `application/json`, the default.
     Json,
     /// YAML: converted from JSON when the response leaves the server.
     Yaml,
-    /// Kubernetes protobuf: `application/vnd.kubernetes.protobuf`.
+    /// `application/vnd.kubernetes.protobuf`; built-in types only.
     Protobuf,
 }
 

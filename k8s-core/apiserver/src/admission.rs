@@ -21,9 +21,9 @@ use crate::{request::RequestInfo, resources::Resource, user::User};
 /// The kind of write.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Operation {
-    /// A new object.
+    /// POST, or an apply or update that creates the object.
     Create,
-    /// A changed object.
+    /// PUT or PATCH of an existing object.
     Update,
 }
 
@@ -58,7 +58,7 @@ impl Admission<'_> {
     }
 }
 
-/// A deletion.
+/// A DELETE of one object, or of each object of a collection.
 #[derive(Debug)]
 pub struct Deletion<'a> {
     /// The user who sent the request.
@@ -67,7 +67,7 @@ pub struct Deletion<'a> {
     pub resource: &'a Resource,
     /// The object's namespace; empty for none.
     pub namespace: &'a str,
-    /// The object's name.
+    /// The object's name; never empty.
     pub name: &'a str,
 }
 

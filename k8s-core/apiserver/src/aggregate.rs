@@ -25,7 +25,7 @@ use crate::{
 /// A version that another server answers for.
 #[derive(Debug)]
 pub(crate) struct Remote {
-    /// The APIService's name.
+    /// Name of the APIService: `version.group`.
     pub(crate) name: String,
     pub(crate) group: String,
     pub(crate) version: String,

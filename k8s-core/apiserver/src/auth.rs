@@ -11,10 +11,10 @@ pub use crate::request::PeerCertificate;
 pub use authenticate::Authenticator;
 pub(crate) use authorize::Authorization;
 
-/// Authorization mode.
+/// Authorizer of the server (`--authorization-mode`).
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum AuthorizationMode {
-    /// Role-based access control.
+    /// Role-based access control, with upstream's default roles.
     #[default]
     Rbac,
     /// Every authenticated request is allowed.

@@ -48,7 +48,7 @@ impl Call {
         }
     }
 
-    /// Takes the warnings.
+    /// Takes the texts of the response's `Warning` headers.
     pub(crate) fn warned(&self) -> Vec<String> {
         std::mem::take(&mut *self.warnings.lock().unwrap_or_else(std::sync::PoisonError::into_inner))
     }

@@ -45,7 +45,7 @@ impl FieldErrors {
         self.push("FieldValueRequired", field, with_detail("Required value".into(), detail));
     }
 
-    /// Adds "Invalid value".
+    /// Adds a `FieldValueInvalid` error: "Invalid value", the value, and the detail.
     pub fn invalid(&mut self, field: impl Display, value: impl Into<Value>, detail: impl Display) {
         let message = with_detail(format!("Invalid value: {}", value.into()), &detail.to_string());
         self.push("FieldValueInvalid", field, message);
@@ -79,7 +79,7 @@ impl FieldErrors {
         self.push("FieldValueNotFound", field, format!("Not found: {}", value.into()));
     }
 
-    /// Adds "Too long".
+    /// Adds a `FieldValueTooLong` error: "may not be more than `limit` bytes".
     pub fn too_long(&mut self, field: impl Display, limit: usize) {
         self.push("FieldValueTooLong", field, format!("Too long: may not be more than {limit} bytes"));
     }

@@ -32,7 +32,7 @@ const MOST_STREAMS: u32 = 250;
 /// Bytes of a request's headers, as in Go.
 const MOST_HEADERS: u32 = 1 << 20;
 
-/// Certificates in PEM.
+/// Certificates and keys of the server, as PEM.
 #[derive(Clone)]
 pub struct TlsFiles {
     /// Certificate chain of the server.

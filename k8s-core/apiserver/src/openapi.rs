@@ -19,7 +19,7 @@ use crate::{
     state::State,
 };
 
-/// Answers `/openapi/...`.
+/// Answers `/openapi/v2` and `/openapi/v3`, with ETags.
 pub(crate) fn answer(state: &Arc<State>, call: &Call, rest: &[&str]) -> Response<Body> {
     let bytes = match rest {
         ["v2"] if accepts_protobuf(call) => {

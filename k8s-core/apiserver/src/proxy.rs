@@ -25,7 +25,7 @@ use serde_json::Value;
 
 use crate::value::str_at;
 
-/// Reaches kubelets.
+/// Transport to kubelets, for logs, exec, attach, port-forward and proxy.
 #[async_trait]
 pub trait NodeConnector: Send + Sync + 'static {
     /// Sends a request to the kubelet of `node` (a Node object). A client's pending upgrade is in the

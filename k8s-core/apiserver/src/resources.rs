@@ -261,7 +261,7 @@ impl Resource {
         self.subresources.iter().find(|s| s.name == name)
     }
 
-    /// Applies defaults.
+    /// Sets the defaults of the schema, then those of the strategy.
     pub(crate) fn default(&self, object: &mut Value) {
         self.schema.default(object);
         (self.strategy.default)(object);

@@ -34,7 +34,7 @@ const LONGEST_ID: usize = 64;
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Foreign;
 
-/// A JSON answer.
+/// Returns a response with encoded JSON as its body.
 #[must_use]
 pub(crate) fn json_bytes(code: StatusCode, bytes: impl Into<Bytes>) -> Response<Body> {
     let mut response = Response::new(body_from_bytes(bytes));
@@ -43,7 +43,7 @@ pub(crate) fn json_bytes(code: StatusCode, bytes: impl Into<Bytes>) -> Response<
     response
 }
 
-/// A JSON answer.
+/// Returns a response with a value as its JSON body.
 #[must_use]
 pub(crate) fn json_value(code: StatusCode, value: &Value) -> Response<Body> {
     json_bytes(code, crate::value::encode(value))
@@ -111,7 +111,7 @@ pub(crate) fn status_value(status: &ApiStatus) -> Value {
     value
 }
 
-/// A failed answer.
+/// Returns a response with a `Status` and its code; 429 and 503 have `Retry-After`.
 #[must_use]
 pub(crate) fn failure(status: &ApiStatus) -> Response<Body> {
     let code = StatusCode::from_u16(status.code()).unwrap_or(StatusCode::INTERNAL_SERVER_ERROR);

@@ -88,7 +88,7 @@ impl ApiServer {
         Client::new(self.service_as(user))
     }
 
-    /// Returns the store.
+    /// Returns the store; reads and writes through it bypass the pipeline.
     #[must_use]
     pub fn store(&self) -> &Store {
         &self.state.store
@@ -174,7 +174,7 @@ impl ApiServer {
         answer
     }
 
-    /// Authenticates a request.
+    /// Returns the user of a request: an extension, the in-process user, or credentials.
     async fn authenticate(
         &self,
         headers: &http::HeaderMap,

@@ -18,7 +18,7 @@ use crate::{
 pub struct Credentials<'a> {
     /// HTTP headers of the request.
     pub headers: &'a HeaderMap,
-    /// Verified client certificate.
+    /// Client certificate, verified by TLS; `None` without one.
     pub certificate: Option<&'a PeerCertificate>,
 }
 
@@ -128,7 +128,7 @@ pub trait FlowControl: Send + Sync + 'static {
     async fn admit(&self, user: &User, request: &RequestInfo) -> Result<Ticket, ApiStatus>;
 }
 
-/// An audited request.
+/// A request and its response code, for [`Audit`].
 #[derive(Clone, Copy, Debug)]
 pub struct Audited<'a> {
     /// Effective user, after impersonation; `None` if authentication failed.

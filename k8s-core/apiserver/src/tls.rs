@@ -9,9 +9,9 @@ use tokio::net::TcpStream;
 /// Client certificate and key (PEM) for calls to other servers.
 #[derive(Clone)]
 pub struct ClientIdentity {
-    /// Certificate chain, PEM.
+    /// Certificate chain as PEM, leaf first.
     pub certificate: String,
-    /// Private key, PEM.
+    /// Private key as PEM: PKCS#8, PKCS#1 or SEC1.
     pub key: String,
 }
 
@@ -27,7 +27,7 @@ pub(crate) enum Trust {
     Pem(Vec<u8>),
     /// Servers that the machine's own CAs vouch for.
     System,
-    /// Any server.
+    /// Any server (`insecureSkipTLSVerify`).
     Anyone,
 }
 

@@ -24,7 +24,7 @@ use crate::{
 
 const GROUP: &str = "authentication.k8s.io";
 
-/// Answers a TokenRequest.
+/// Answers POST `serviceaccounts/NAME/token` with a signed token.
 pub(crate) fn request(
     state: &Arc<State>,
     call: &Call,

@@ -5,7 +5,7 @@ use std::collections::BTreeMap;
 /// An authenticated user, in the request's extensions.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct User {
-    /// User name.
+    /// User name: the certificate's common name, or `system:serviceaccount:NAMESPACE:NAME`.
     pub name: String,
     /// Unique id, if the authenticator provides one.
     pub uid: String,

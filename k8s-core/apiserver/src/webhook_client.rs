@@ -26,7 +26,7 @@ const CONNECT: Duration = Duration::from_secs(10);
 pub(crate) enum Unreachable {
     /// It does not exist: a CamelCase reason and a message.
     Nowhere(&'static str, String),
-    /// The call failed.
+    /// The connection, TLS or HTTP failed; the text has the cause.
     Failed(String),
 }
 

@@ -7,7 +7,7 @@ pub(super) const MAX_DEPTH: u16 = 250;
 /// Index of an expression in its tree.
 pub(super) type Id = u32;
 
-/// A literal value.
+/// A literal: `null`, a boolean, a number, a string or bytes.
 #[derive(Clone, Debug, PartialEq)]
 pub(super) enum Literal {
     Null,
@@ -45,7 +45,7 @@ pub(super) struct Loop {
     pub(super) body: Id,
 }
 
-/// An expression.
+/// A node of the syntax tree; children are indices into the tree.
 #[derive(Clone, Debug, PartialEq)]
 pub(super) enum Expr {
     Literal(Literal),
@@ -56,7 +56,7 @@ pub(super) enum Expr {
         field: String,
         optional: bool,
     },
-    /// `has(operand.field)`
+    /// `has(operand.field)`: the field is set.
     Has {
         operand: Id,
         field: String,
@@ -77,7 +77,7 @@ pub(super) enum Expr {
         fields: Vec<(String, Id, bool)>,
     },
     Loop(Loop),
-    /// `cel.bind(name, value, body)`
+    /// `cel.bind(name, value, body)`: a name for the value in the body.
     Bind {
         name: String,
         value: Id,
@@ -100,7 +100,7 @@ pub(super) struct Node {
     pub(super) depth: u16,
 }
 
-/// A syntax tree.
+/// The nodes of an expression, with their positions in the text.
 #[derive(Clone, Debug, Default)]
 pub(super) struct Ast {
     pub(super) nodes: Vec<Node>,

@@ -17,7 +17,7 @@ use super::{
     value::{Text, Value},
 };
 
-/// A checked expression.
+/// An expression with its result type, cost estimate and plan.
 pub(super) struct Program {
     pub(super) plan: Plan,
     pub(super) ty: Type,

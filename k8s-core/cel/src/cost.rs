@@ -12,9 +12,9 @@ use super::{
 /// A range of costs.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Estimate {
-    /// Minimum cost.
+    /// Cost of the cheapest evaluation.
     pub min: u64,
-    /// Maximum cost.
+    /// Cost of the most expensive evaluation; `u64::MAX` without a bound.
     pub max: u64,
 }
 

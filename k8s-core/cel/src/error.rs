@@ -9,7 +9,7 @@ pub struct CompileError {
     pub line: usize,
     /// Column in characters, from 1.
     pub column: usize,
-    /// Error message.
+    /// Upstream's message, without position.
     pub message: String,
     source: String,
 }
@@ -77,7 +77,7 @@ pub enum EvalError {
     /// A map has no such key, or an object no such field.
     #[error("no such key: {0}")]
     NoSuchKey(String),
-    /// Any other failure.
+    /// Any other failure (a missing key, an overflow, an index), as upstream's text.
     #[error("{0}")]
     Failed(String),
 }

@@ -18,7 +18,7 @@ type Evaluated<'a> = Result<Value<'a>, EvalError>;
 /// Bytes that a list element or map entry counts as.
 const ELEMENT: u64 = 64;
 
-/// Evaluates a plan.
+/// Evaluates a plan with these variables, and charges the meter for each step.
 pub(super) fn run<'a>(plan: &'a Plan, activation: &Activation<'a>, meter: &mut Meter) -> Evaluated<'a> {
     let variables = plan.variables.iter().map(|(name, decl)| {
         let found = activation.bindings.iter().find(|(bound, _)| bound == name).map(|(_, binding)| binding);

@@ -80,7 +80,7 @@ impl Env {
         Env::default()
     }
 
-    /// Declares a variable.
+    /// Declares a variable of this name and type.
     #[must_use]
     pub fn variable(mut self, name: impl Into<String>, decl: impl Into<Arc<Decl>>) -> Self {
         self.variables.push((name.into(), decl.into()));
@@ -110,7 +110,7 @@ pub fn format(text: &str) -> Result<String, CompileErrors> {
     parser::parse(text).map(|ast| print::print(&ast))
 }
 
-/// A compiled expression.
+/// A compiled expression. Immutable, and shared by threads.
 #[derive(Clone, Debug)]
 pub struct Program {
     plan: Plan,

@@ -42,18 +42,18 @@ pub(super) type Call = for<'a> fn(&mut Cx<'_>, &[Value<'a>]) -> Result<Value<'a>
 /// Call style of a function.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Form {
-    /// `f(x)`
+    /// A function: `f(x)`.
     Global,
-    /// `x.f()`
+    /// A method: `x.f()`.
     Member,
-    /// Both styles.
+    /// A function or a method: `f(x)` or `x.f()`.
     Either,
 }
 
 /// Cost of a call besides its arguments.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Cost {
-    /// Constant.
+    /// The same cost for all arguments.
     Fixed(u64),
     /// Traversals of the first argument's text.
     Traverse(u64),

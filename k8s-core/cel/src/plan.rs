@@ -9,7 +9,7 @@ use super::{ast::LoopKind, library::Function, types::declared::Decl, value::Valu
 /// Index of an operation in its plan.
 pub(super) type OpId = u32;
 
-/// A planned loop.
+/// A comprehension (`all`, `exists`, `map`, `filter`) with its accumulator.
 #[derive(Clone, Debug)]
 pub(super) struct LoopOp {
     pub(super) kind: LoopKind,
@@ -70,15 +70,15 @@ pub(super) enum Op {
     },
 }
 
-/// An execution plan.
+/// The instructions of an expression, with constants and compiled patterns.
 #[derive(Clone, Debug, Default)]
 pub(super) struct Plan {
     pub(super) ops: Vec<Op>,
     pub(super) root: OpId,
-    /// Used variables.
+    /// Names and declarations of the used variables, by slot.
     pub(super) variables: Vec<(String, Arc<Decl>)>,
     /// Maximum number of simultaneously bound names.
     pub(super) locals: usize,
-    /// Precompiled literal patterns.
+    /// Literal patterns of `matches`, compiled once.
     pub(super) patterns: Vec<(String, Regex)>,
 }

@@ -45,27 +45,27 @@ pub enum Type {
     Dyn,
     /// The type of `null`.
     Null,
-    /// `bool`
+    /// `bool`: true or false.
     Bool,
-    /// `int`
+    /// `int`: 64 bits with sign.
     Int,
-    /// `uint`
+    /// `uint`: 64 bits without sign.
     Uint,
-    /// `double`
+    /// `double`: a 64-bit floating-point number.
     Double,
-    /// `string`
+    /// `string`: Unicode text.
     String,
-    /// `bytes`
+    /// `bytes`: a sequence of octets.
     Bytes,
     /// A point in time.
     Timestamp,
-    /// A duration.
+    /// `google.protobuf.Duration`, in nanoseconds.
     Duration,
     /// A list with its element type.
     List(Arc<Type>),
     /// A map with its key and value types.
     Map(Arc<(Type, Type)>),
-    /// An optional value.
+    /// `optional_type`: a value or none.
     Optional(Arc<Type>),
     /// The type of type values.
     Type,

@@ -26,7 +26,7 @@ use k8s_quantity::Quantity;
 /// A borrowed or shared string.
 #[derive(Clone)]
 pub enum Text<'a> {
-    /// Borrowed from JSON.
+    /// A part of the input JSON, not copied.
     Borrowed(&'a str),
     /// Created by an expression.
     Shared(Arc<str>),
@@ -48,7 +48,7 @@ impl fmt::Debug for Text<'_> {
     }
 }
 
-/// A list value.
+/// A list: of the input, or built by the expression.
 #[derive(Clone, Debug)]
 pub enum List<'a> {
     /// A view of a JSON array, with the declaration of its elements.
@@ -80,24 +80,24 @@ pub enum Map<'a> {
 #[derive(Clone, Debug, Default)]
 pub struct Entries<'a>(pub(super) BTreeMap<Key, (Value<'a>, Value<'a>)>);
 
-/// A CEL value.
+/// A CEL value. It borrows from the input where it can.
 #[derive(Clone, Debug)]
 pub enum Value<'a> {
-    /// `null`
+    /// `null`, JSON's absent value.
     Null,
-    /// `bool`
+    /// `bool`: true or false.
     Bool(bool),
-    /// `int`
+    /// `int`: 64 bits with sign; arithmetic that overflows is an error.
     Int(i64),
-    /// `uint`
+    /// `uint`: 64 bits without sign; arithmetic that overflows is an error.
     Uint(u64),
-    /// `double`
+    /// `double`: a 64-bit floating-point number.
     Double(f64),
-    /// `string`
+    /// `string`: Unicode text.
     String(Text<'a>),
-    /// `bytes`
+    /// `bytes`: a sequence of octets.
     Bytes(Arc<[u8]>),
-    /// A list.
+    /// `list`: values of any types.
     List(List<'a>),
     /// A map or an object.
     Map(Map<'a>),

@@ -60,10 +60,10 @@ pub(crate) fn expand(input: &DeriveInput, attributes: &Attributes) -> Result<Tok
         #[serde(crate = #serde_path)]
         #[schemars(crate = #schemars_path)]
         #visibility struct #object {
-            /// Standard object metadata.
+            /// Standard object metadata: name, labels, owner references.
             #[serde(default)]
             pub metadata: #core::api::apimachinery::pkg::apis::meta::v1::ObjectMeta,
-            /// Desired state.
+            /// Desired state, written by users.
             pub spec: #spec,
             #status_field
         }

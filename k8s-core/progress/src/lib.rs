@@ -28,13 +28,13 @@ pub struct Progress {
 }
 
 impl Progress {
-    /// Starts at `at`.
+    /// Creates a number that starts at `at`.
     #[must_use]
     pub fn new(at: u64) -> Self {
         Progress { at: AtomicU64::new(at), grown: Notify::new() }
     }
 
-    /// The number now.
+    /// Returns the number as it is now.
     #[must_use]
     pub fn get(&self) -> u64 {
         self.at.load(Ordering::Acquire)

@@ -19,7 +19,7 @@ use super::{
 pub struct CompileError {
     /// Path in the schema.
     pub path: String,
-    /// Error message.
+    /// Reason, in upstream's words.
     pub message: String,
 }
 

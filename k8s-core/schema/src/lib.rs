@@ -78,25 +78,25 @@ pub enum Kind {
         /// Merge strategy of server-side apply.
         list_type: ListType,
     },
-    /// A string.
+    /// A JSON string, of any format.
     String {
         /// `byte`, `date-time` and so on; empty if none.
         format: Box<str>,
     },
-    /// An integer.
+    /// A JSON number without fraction, within the size.
     Integer {
         /// Size: 32 or 64 bits.
         bits: u8,
     },
     /// An integer or a floating-point number.
     Number,
-    /// A boolean.
+    /// `true` or `false`.
     Boolean,
     /// A string or an integer.
     IntOrString,
     /// A quantity: a string or a number.
     Quantity,
-    /// Any JSON value.
+    /// Any JSON value, unchecked (`x-kubernetes-preserve-unknown-fields` without properties).
     Any,
 }
 

@@ -17,7 +17,7 @@ pub struct Mismatch {
     pub have: &'static str,
 }
 
-/// Result of [`Schema::normalize`].
+/// Findings of [`Schema::normalize`]. All empty: the value matches its schema.
 #[derive(Clone, Debug, Default)]
 pub struct Normalized {
     /// Paths of unknown fields, which were removed.

@@ -89,7 +89,7 @@ pub enum Patch<T> {
     Merge(T),
     /// Strategic merge patch (built-in types only).
     Strategic(T),
-    /// Server-side apply configuration.
+    /// Server-side apply: the fields that the manager wants, with `apiVersion` and `kind`.
     Apply(T),
 }
 
@@ -210,7 +210,7 @@ impl<K> Api<K> {
         Api { client, resource, namespace: namespace.to_owned(), kind: PhantomData }
     }
 
-    /// Returns the resource.
+    /// Returns the group, version and plural name of the requests.
     #[must_use]
     pub fn resource(&self) -> &Resource {
         &self.resource

@@ -23,9 +23,9 @@ const TOLD: usize = 1024;
 /// An object that does not deserialize into its type.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Unreadable {
-    /// Namespace and name.
+    /// Namespace and name, as far as they can be read.
     pub key: ObjectKey,
-    /// Unique id.
+    /// Unique id of the object; empty if it cannot be read.
     pub uid: String,
     /// resourceVersion as a number; 0 if it is not one.
     pub revision: u64,
@@ -87,7 +87,7 @@ pub(super) fn object<K: DeserializeOwned>(
 /// One page of a list.
 #[derive(Debug)]
 pub struct Page<K> {
-    /// Decoded objects.
+    /// Objects of this page, in the server's order.
     pub items: Vec<K>,
     /// Objects that do not deserialize.
     pub unreadable: Vec<Unreadable>,

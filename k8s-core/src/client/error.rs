@@ -12,18 +12,18 @@ pub enum Error {
     /// The server was not reached or the connection broke. Retryable; a write may have taken effect.
     #[error("{context}: {source}")]
     Transport {
-        /// Method and path.
+        /// Method and path of the request.
         context: String,
-        /// The transport error.
+        /// Cause: DNS, connection, TLS or HTTP.
         #[source]
         source: Box<dyn std::error::Error + Send + Sync>,
     },
     /// The response does not deserialize. Not retryable.
     #[error("decode {what}: {source}")]
     Decode {
-        /// Type or path.
+        /// Rust type, or path of the request.
         what: String,
-        /// The deserialization error.
+        /// Cause, with line and column in the response.
         #[source]
         source: serde_json::Error,
     },

@@ -22,7 +22,7 @@ pub enum KubeconfigError {
     Read {
         /// Path of the file.
         path: PathBuf,
-        /// The I/O error.
+        /// Cause, such as a missing file or permission.
         #[source]
         source: std::io::Error,
     },
@@ -51,7 +51,7 @@ pub enum KubeconfigError {
         field: String,
         /// Path of the file.
         path: PathBuf,
-        /// Reason.
+        /// Reason and remedy, for users.
         message: String,
     },
     /// Nothing tells where the API server is.
@@ -66,19 +66,19 @@ pub enum KubeconfigError {
 #[derive(Clone, Debug, Default, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub struct Kubeconfig {
-    /// Always `v1`.
+    /// Version of the format: always `v1`.
     #[serde(rename = "apiVersion", default)]
     pub api_version: String,
-    /// Always `Config`.
+    /// Kind of the file: always `Config`.
     #[serde(default)]
     pub kind: String,
-    /// Clusters by name.
+    /// API servers with their CAs; contexts refer to them by name.
     #[serde(default, deserialize_with = "or_null")]
     pub clusters: Vec<NamedCluster>,
-    /// Users by name.
+    /// Credentials; contexts refer to them by name.
     #[serde(default, deserialize_with = "or_null")]
     pub users: Vec<NamedUser>,
-    /// Contexts by name.
+    /// Pairs of a cluster and a user, with a default namespace.
     #[serde(default, deserialize_with = "or_null")]
     pub contexts: Vec<NamedContext>,
     /// Name of the current context.
@@ -175,19 +175,19 @@ pub struct User {
     /// Password for basic authentication.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub password: Option<String>,
-    /// User to impersonate.
+    /// User name to impersonate (`Impersonate-User`).
     #[serde(default, rename = "as", skip_serializing_if = "Option::is_none")]
     pub as_user: Option<String>,
-    /// Uid to impersonate.
+    /// User id to impersonate (`Impersonate-Uid`); needs a user name.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub as_uid: Option<String>,
-    /// Groups to impersonate.
+    /// Groups to impersonate (`Impersonate-Group`); need a user name.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub as_groups: Option<Vec<String>>,
     /// Further attributes to impersonate.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub as_user_extra: Option<BTreeMap<String, Vec<String>>>,
-    /// Credential plugin ([`ExecPlugin`]).
+    /// Settings of a credential plugin: see [`ExecPlugin`].
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub exec: Option<Value>,
     /// Fields that this type does not know; they are written back.
@@ -411,7 +411,7 @@ impl Kubeconfig {
 
 /// An entry in a file, for errors and for relative paths.
 struct Place<'a> {
-    /// Such as `users[admin].user`.
+    /// Place in the file for messages, such as `users[admin].user`.
     entry: String,
     file: &'a Path,
 }

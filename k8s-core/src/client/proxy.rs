@@ -15,7 +15,7 @@ const LONGEST: usize = 8 << 10;
 pub struct Proxy {
     host: String,
     port: u16,
-    /// Value of `Proxy-Authorization`.
+    /// Value of the `Proxy-Authorization` header; `None` without credentials in the URL.
     authorization: Option<String>,
 }
 

@@ -30,15 +30,15 @@ use crate::clock::Clock;
 /// Connection settings of an API server. Certificates and keys are PEM.
 #[derive(Clone, Default)]
 pub struct RemoteConfig {
-    /// `https://host:port` or `http://host:port`.
+    /// URL of the API server: `https://host:port[/path]`, or `http://`.
     pub server: String,
     /// CA certificates. `None`: no server is trusted (unless `insecure`).
     pub ca: Option<Vec<u8>>,
-    /// Client certificate chain.
+    /// Client certificate chain as PEM, leaf first.
     pub certificate: Option<Vec<u8>>,
     /// Key of the client certificate.
     pub key: Option<Vec<u8>>,
-    /// Bearer token.
+    /// Bearer token; a file or plugin takes precedence.
     pub token: Option<String>,
     /// File of a bearer token. It is read again after a minute, and goes before `token`.
     pub token_file: Option<std::path::PathBuf>,
@@ -52,7 +52,7 @@ pub struct RemoteConfig {
     pub proxy: Option<Proxy>,
     /// Name in the server's certificate. `None`: the host of `server`.
     pub server_name: Option<String>,
-    /// Namespace of [`super::Client::namespace`].
+    /// Namespace of the context or service account, for [`super::Client::namespace`].
     pub namespace: Option<String>,
     /// Accept any server certificate.
     pub insecure: bool,

@@ -138,10 +138,10 @@ impl Resource {
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub struct DynObject {
-    /// `apiVersion`.
+    /// Group and version, such as `apps/v1`; empty in items of some lists.
     #[serde(default)]
     pub api_version: String,
-    /// `kind`.
+    /// Kind, such as `Deployment`; empty in items of some lists.
     #[serde(default)]
     pub kind: String,
     /// Object metadata.

@@ -13,7 +13,7 @@ use serde::{
 };
 use serde_json::{Error, Value};
 
-/// Go's zero time.
+/// Go's zero time, which some clients send for an absent one.
 const ZERO_TIME: &str = "0001-01-01T00:00:00Z";
 
 /// Decodes a value. Absent members are first handled by the type; if that fails they are zero values.
@@ -44,7 +44,7 @@ struct Lenient<'a> {
     value: &'a Value,
     /// Supply absent members of structs as `null`.
     fill: bool,
-    /// Inside another value.
+    /// The value is a member of an object or list.
     nested: bool,
 }
 

@@ -12,7 +12,7 @@ pub struct SelectorError(pub String);
 /// A requirement of a label selector.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Requirement {
-    /// Label key.
+    /// Key of the label, such as `app.kubernetes.io/name`.
     pub key: String,
     /// Operator with its values.
     pub operator: Operator,
@@ -25,7 +25,7 @@ pub enum Operator {
     In(Vec<String>),
     /// The label does not exist, or has none of these values.
     NotIn(Vec<String>),
-    /// The label exists.
+    /// The label exists, with any value.
     Exists,
     /// The label does not exist.
     DoesNotExist,
@@ -48,7 +48,7 @@ pub enum Operator {
 /// ```
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct LabelSelector {
-    /// All must match.
+    /// Requirements that must all be met; none selects everything.
     pub requirements: Vec<Requirement>,
 }
 

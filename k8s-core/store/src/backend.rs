@@ -35,7 +35,7 @@ pub trait Backend: Send + Sync + 'static {
     fn write(&self, write: Write<'_>, done: Done);
 }
 
-/// A conditional write.
+/// A write that takes effect only if the object is in the expected state.
 pub struct Write<'a> {
     /// The type, such as `deployments.apps`.
     pub resource: &'a str,
@@ -43,7 +43,7 @@ pub struct Write<'a> {
     pub key: &'a str,
     /// The state that the object must be in.
     pub expect: Expect,
-    /// The effect.
+    /// The new state: the object, or its deletion.
     pub effect: Effect,
     /// Encodes the object: with its revision where the backend knows it now, else without. Called at most
     /// once; a second call returns nothing. For a deletion these are the bytes of the last state.
@@ -74,7 +74,7 @@ pub struct Change {
     pub key: Arc<str>,
     /// The revision of the change. Greater than that of any change before.
     pub revision: u64,
-    /// The effect.
+    /// The new state: the object, or its deletion.
     pub effect: Effect,
     /// The object's bytes; for a deletion, those of its last state.
     pub bytes: Bytes,

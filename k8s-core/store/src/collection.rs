@@ -61,7 +61,7 @@ pub struct Snapshot {
 }
 
 impl Snapshot {
-    /// Returns an object.
+    /// Returns an object by key; `None` if there is none.
     #[must_use]
     pub fn get(&self, key: &str) -> Option<&Arc<Stored>> {
         self.objects.get(key)
@@ -158,7 +158,7 @@ pub enum WatchError {
     /// Events after the requested revision are no longer in history: list again.
     #[error("too old resource version: {asked} ({oldest})")]
     TooOld {
-        /// The requested revision.
+        /// Revision from which the watch asked for events.
         asked: u64,
         /// The oldest revision from which a watch can start.
         oldest: u64,

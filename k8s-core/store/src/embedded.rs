@@ -52,7 +52,7 @@ impl Record {
     }
 }
 
-/// One redb file.
+/// A log in one redb file, locked by this process.
 #[derive(Debug)]
 pub struct Embedded {
     path: PathBuf,

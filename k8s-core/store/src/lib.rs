@@ -66,9 +66,9 @@ pub struct Stored {
     pub key: Arc<str>,
     /// Revision of the write.
     pub revision: u64,
-    /// Unique id.
+    /// Unique id (`metadata.uid`).
     pub uid: Box<str>,
-    /// Labels, sorted.
+    /// Labels as key and value, sorted by key.
     pub labels: Box<[(Box<str>, Box<str>)]>,
     /// Values of the selectable fields, in the order of the type's row.
     pub fields: Box<[Box<str>]>,
@@ -104,9 +104,9 @@ impl Stored {
 /// Index data of an object: everything that the store needs beside its bytes.
 #[derive(Clone, Debug, Default)]
 pub struct Meta {
-    /// Unique id.
+    /// Unique id (`metadata.uid`).
     pub uid: Box<str>,
-    /// Labels, sorted.
+    /// Labels as key and value, sorted by key.
     pub labels: Box<[(Box<str>, Box<str>)]>,
     /// Values of the type's selectable fields.
     pub fields: Box<[Box<str>]>,

@@ -89,13 +89,13 @@ impl Loser {
 }
 
 enum Queue {
-    /// Not started.
+    /// The log is not opened yet.
     Idle(Box<dyn Log>),
     /// The log does not block: commits happen in the writer's own call.
     Inline(Box<dyn Log>, Arc<dyn Sink>),
     /// The commit thread owns the log.
     Thread(mpsc::Sender<Pending>, Arc<dyn Sink>),
-    /// Failed to start.
+    /// The log could not be opened: all writes fail.
     Ended,
 }
 
@@ -214,7 +214,7 @@ fn refuse(changes: impl IntoIterator<Item = Change>, error: &BackendError) {
     changes.into_iter().filter_map(|change| change.done).for_each(|done| done.unavailable(error));
 }
 
-/// The commit thread.
+/// The thread that commits groups of writes to the log.
 struct Committer {
     log: Box<dyn Log>,
     sink: Arc<dyn Sink>,

@@ -6,7 +6,7 @@ use bytes::Bytes;
 
 use crate::BackendError;
 
-/// One durable change.
+/// One durable change of an object.
 #[derive(Clone, Debug)]
 pub struct Record {
     /// The type, such as `deployments.apps`.

@@ -12,7 +12,7 @@ pub enum StoreError {
     /// The object is not in the state that the writer expects. Read again and retry.
     #[error("{key} is at {have:?}")]
     Conflict {
-        /// The object.
+        /// The object: `namespace/name`, or the name alone.
         key: String,
         /// Its revision; `None`: it is not there.
         have: Option<u64>,
@@ -43,8 +43,8 @@ pub enum StoreError {
 /// ```
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Expect {
-    /// Not there.
+    /// The object does not exist: the write creates it.
     Absent,
-    /// At this revision.
+    /// The object's last write had this revision: the optimistic lock.
     Revision(u64),
 }

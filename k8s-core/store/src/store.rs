@@ -135,7 +135,7 @@ impl Store {
         self.0.ailment.read().unwrap_or_else(std::sync::PoisonError::into_inner).clone()
     }
 
-    /// One object.
+    /// Returns an object by type and key, as it is now; `None` if there is none.
     #[must_use]
     pub fn get(&self, resource: &str, key: &str) -> Option<Arc<Stored>> {
         self.collection(resource).get(key)

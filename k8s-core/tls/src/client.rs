@@ -18,7 +18,7 @@ pub enum Trust<'a> {
     Pem(&'a [u8]),
     /// Like [`Trust::Pem`], but entries that rustls does not take are skipped: for a machine's own bundle.
     Bundle(&'a [u8]),
-    /// Any server (`insecure-skip-tls-verify`).
+    /// Any server, unverified (`insecure-skip-tls-verify`).
     Anyone,
 }
 

@@ -13,7 +13,7 @@ use crate::{Identity, TlsError, roots};
 /// The client certificates that a server asks for.
 #[derive(Clone, Copy, Debug)]
 pub enum ClientAuth<'a> {
-    /// No client certificate.
+    /// No client certificate is requested.
     Off,
     /// A certificate signed by one of these CAs (PEM), or none. Any other fails the handshake.
     Optional(&'a [u8]),

@@ -21,7 +21,7 @@ pub(crate) struct Parts {
     pub(crate) authorization: Arc<Authorization>,
 }
 
-/// A built-in plugin.
+/// A row of the table of built-in plugins.
 struct Plugin {
     name: &'static str,
     make: fn(&Parts) -> Arc<dyn Admit>,

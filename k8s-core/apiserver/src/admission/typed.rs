@@ -24,7 +24,7 @@ use crate::user::User;
 pub struct Request<K> {
     /// Operation of the request.
     pub operation: Operation,
-    /// Requesting user.
+    /// Authenticated user of the request, after impersonation.
     pub user: User,
     /// Object in its stored version; may be changed.
     pub object: K,

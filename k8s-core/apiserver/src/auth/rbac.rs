@@ -25,7 +25,7 @@ use crate::{
 /// ```
 #[derive(Clone, Debug, Default, PartialEq)]
 pub struct Rule {
-    /// Verbs, or `*`.
+    /// Verbs (`get`, `list`, `watch`), or `*` for all.
     pub verbs: Vec<String>,
     /// API groups, or `*`.
     pub groups: Vec<String>,
@@ -87,7 +87,7 @@ impl Rule {
 
 #[derive(Debug)]
 struct Grant {
-    /// Empty: everywhere.
+    /// Namespace of the binding. Empty: a ClusterRoleBinding, valid everywhere.
     namespace: String,
     rules: Arc<Vec<Rule>>,
 }

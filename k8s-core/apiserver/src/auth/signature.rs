@@ -58,7 +58,7 @@ mod without {
     const MISSING: &str =
         "service account tokens need k8s-apiserver's feature \"jwt\", which this program is built without";
 
-    /// No key.
+    /// Stand-in without the feature `jwt`: it signs and verifies nothing.
     pub(in crate::auth) struct Key;
 
     impl Key {

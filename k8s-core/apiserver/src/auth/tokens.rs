@@ -49,7 +49,7 @@ impl std::fmt::Debug for TokenIssuer {
 /// Name and uid of an object in a token.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Named {
-    /// Object name.
+    /// Name of the object, without a namespace.
     pub name: String,
     /// Unique id; empty if unknown.
     pub uid: String,
@@ -65,7 +65,7 @@ pub enum Bound {
     Pod(Named, Option<Named>),
     /// A Secret in the service account's namespace.
     Secret(Named),
-    /// A node.
+    /// Valid while this Node exists.
     Node(Named),
 }
 
@@ -85,9 +85,9 @@ pub struct TokenSubject {
 /// User of a valid token, and the requested audiences that it has.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Verified {
-    /// Authenticated user.
+    /// The service account's user, with its groups.
     pub user: User,
-    /// Matching audiences.
+    /// Those requested audiences that the token has; at least one.
     pub audiences: Vec<String>,
 }
 
@@ -103,7 +103,7 @@ pub enum TokenError {
     Audience {
         /// Audiences of the token.
         has: Vec<String>,
-        /// Requested audiences.
+        /// Audiences that the caller accepts.
         want: Vec<String>,
     },
 }

@@ -97,7 +97,7 @@ impl Connection {
         }
     }
 
-    /// Registers a request.
+    /// Counts a request as active until the guard is dropped; an active connection is not idle.
     pub(super) fn begin(self: &Arc<Self>) -> Active {
         self.active.fetch_add(1, Ordering::AcqRel);
         self.served.fetch_add(1, Ordering::Relaxed);

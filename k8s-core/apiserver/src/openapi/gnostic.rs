@@ -82,7 +82,7 @@ fn any(value: &Value) -> Message {
     message
 }
 
-/// Encodes the document.
+/// Encodes an OpenAPI v2 document as `gnostic.openapi.v2.Document`.
 pub(super) fn document(json: &Value) -> Vec<u8> {
     let mut document = Message::default();
     document.text(1, str_at(json, "/swagger"));

@@ -60,7 +60,7 @@ impl Continue {
 /// The state that a list returns.
 #[derive(Debug, PartialEq)]
 pub(super) enum Moment {
-    /// The newest state.
+    /// No `resourceVersion`: the state at the time of the request.
     Newest,
     /// Exactly the state at this revision.
     Exact(u64),

@@ -5,7 +5,7 @@ use serde_json::{Value, json};
 
 use crate::resources::{Resource, columns};
 
-/// An object's `PartialObjectMetadata`.
+/// Returns an object's `meta.k8s.io/v1` PartialObjectMetadata.
 #[must_use]
 pub(crate) fn metadata_only(object: &Value) -> Value {
     json!({

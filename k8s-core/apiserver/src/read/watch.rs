@@ -35,7 +35,7 @@ const BOOKMARK_BEFORE_END: Duration = Duration::from_secs(2);
 /// Number of events taken from the history at a time. With small objects they fill about one [`CHUNK`].
 const BATCH: usize = 64;
 
-/// One watcher.
+/// State of one watch request: cursor, selectors, deadline, bookmarks.
 struct Watch {
     state: Arc<State>,
     selection: Selection,

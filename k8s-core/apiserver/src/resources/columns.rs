@@ -25,10 +25,10 @@ pub enum Cell {
     Fn(fn(&Value, Timestamp) -> Value),
 }
 
-/// A printer column.
+/// A printer column of a built-in type.
 #[derive(Clone, Copy, Debug)]
 pub struct Column {
-    /// Column heading.
+    /// Column heading, as kubectl prints it in upper case.
     pub name: &'static str,
     /// Type: `string`, `integer` or `date`.
     pub kind: &'static str,
@@ -43,13 +43,13 @@ pub struct Column {
 /// A printer column of a custom resource.
 #[derive(Clone, Debug)]
 pub struct CustomColumn {
-    /// Column heading.
+    /// Column heading, as kubectl prints it in upper case.
     pub name: String,
     /// `string`, `integer`, `number`, `boolean` or `date`.
     pub kind: String,
-    /// OpenAPI format.
+    /// OpenAPI format (`name` marks the object's name); empty for none.
     pub format: String,
-    /// Description for users.
+    /// Description in the Table; kubectl does not print it.
     pub description: String,
     /// 0: always shown; above: with `-o wide`.
     pub priority: i32,

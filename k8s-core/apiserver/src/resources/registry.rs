@@ -44,7 +44,7 @@ impl Registry {
         registry
     }
 
-    /// One resource.
+    /// Returns a served resource by group, version and plural name.
     #[must_use]
     pub fn find(&self, group: &str, version: &str, plural: &str) -> Option<&Arc<Resource>> {
         self.served.get(&(group.to_owned(), version.to_owned(), plural.to_owned()))
@@ -68,7 +68,7 @@ impl Registry {
             .map(|(_, r)| r)
     }
 
-    /// Every resource.
+    /// Iterates over all served resources: each version is one.
     pub fn all(&self) -> impl Iterator<Item = &Arc<Resource>> {
         self.served.values()
     }

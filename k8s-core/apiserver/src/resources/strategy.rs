@@ -124,7 +124,7 @@ pub struct View<'a> {
     pub now: &'a str,
 }
 
-/// The default strategy.
+/// Strategy of a type without own defaults, validation and status.
 pub(crate) const BASE: Strategy = Strategy {
     name: NameRule::Subdomain,
     generation: false,
@@ -152,7 +152,7 @@ pub(crate) const BASE: Strategy = Strategy {
 };
 
 impl NameRule {
-    /// Validates a name.
+    /// Validates a name by this rule (`metadata.name`, or a prefix of it).
     pub fn check(self, field: &str, name: &str, errors: &mut FieldErrors) {
         let (good, message) = match self {
             NameRule::Subdomain => (names::is_subdomain(name), names::SUBDOMAIN_MESSAGE),

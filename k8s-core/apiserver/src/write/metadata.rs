@@ -62,7 +62,7 @@ pub(super) fn generated(prefix: &str) -> String {
     name
 }
 
-/// Validates metadata.
+/// Validates name, namespace, labels, annotations, finalizers and owner references.
 pub(super) fn check_metadata(resource: &Resource, object: &Value, errors: &mut FieldErrors) {
     let name = str_at(object, "/metadata/name");
     if name.is_empty() {

@@ -105,7 +105,7 @@ pub(crate) fn patch_function(
     }
 }
 
-/// Server-side apply.
+/// Handles a server-side apply: creates or merges, and records field managers.
 async fn apply(
     state: &Arc<State>,
     call: &Call,

@@ -15,7 +15,7 @@ use serde_json::Value;
 /// A CA: certificate (PEM) and key.
 pub(crate) type Authority = (String, KeyPair);
 
-/// Creates a CA.
+/// Creates a CA that signs certificates of clients and servers.
 pub(crate) fn authority() -> Authority {
     let key = KeyPair::generate().unwrap();
     let mut params = CertificateParams::default();

@@ -61,7 +61,7 @@ impl Answer {
     }
 }
 
-/// Sends a request.
+/// Sends a request in this process and collects the whole response.
 pub(crate) async fn ask(server: &ApiServer, request: Request<Vec<u8>>) -> Answer {
     let response = server.handle(request.map(body_from_bytes)).await;
     let status = response.status();

@@ -106,7 +106,7 @@ fn weight(pattern: &str) -> u64 {
     weight.min(10_000)
 }
 
-/// Compiles a pattern.
+/// Compiles a pattern in RE2 syntax, with limits on its size.
 pub(crate) fn compile(pattern: &str) -> Result<Regex, String> {
     let built = RegexBuilder::new(&translate(pattern)).size_limit(SIZE).nest_limit(100).build();
     built.map_err(|e| {

@@ -14,7 +14,7 @@ const MAX_PRECISION: usize = 100;
 /// Maximum nesting of a formatted list or map.
 const MAX_DEPTH: usize = 64;
 
-/// Formats a template.
+/// Fills the verbs (`%s`, `%d`, `%.2f`) of `string.format`.
 pub(super) fn fill(template: &str, args: &List<'_>, meter: &mut Meter) -> Result<String, EvalError> {
     meter.work(template.len() as u64)?;
     let mut out = String::new();

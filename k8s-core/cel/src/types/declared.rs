@@ -94,7 +94,7 @@ impl Decl {
         Decl::new(Type::Dyn)
     }
 
-    /// Declares an object.
+    /// Declares a value with these fields.
     #[must_use]
     pub fn object(object: ObjectType) -> Self {
         Decl { ty: Type::Object(Arc::new(object)), max: REQUEST, min_size: 2, element: None }

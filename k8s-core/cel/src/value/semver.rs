@@ -9,7 +9,7 @@ use semver::Version;
 pub struct Semver(Version);
 
 impl Semver {
-    /// Parses `major.minor.patch[-pre-release][+build]`.
+    /// Parses `major.minor.patch[-pre-release][+build]`, without a leading `v`.
     pub(crate) fn parse(text: &str) -> Result<Self, String> {
         Version::parse(text).map(Semver).map_err(|e| format!("{e}: {:?}", crate::error::short(text)))
     }

@@ -1,11 +1,11 @@
 //! URLs.
 
-/// A parsed URL.
+/// An absolute URL, or an absolute path, as Go's `url.ParseRequestURI` takes it.
 #[derive(Debug, PartialEq, Eq)]
 pub struct Url {
     text: String,
     pub(crate) scheme: String,
-    /// Host with port.
+    /// Host with its port, if there is one; IPv6 addresses in brackets.
     pub(crate) host: String,
     pub(crate) hostname: String,
     pub(crate) port: String,

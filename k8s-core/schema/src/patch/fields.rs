@@ -31,7 +31,7 @@ impl FieldSet {
         !self.member && self.children.values().all(FieldSet::is_empty)
     }
 
-    /// Parses `fieldsV1`.
+    /// Parses `fieldsV1` of an entry of `managedFields`; malformed parts are ignored.
     #[must_use]
     pub fn from_json(value: &Value) -> Self {
         Self::parse(value, 0)
@@ -53,7 +53,7 @@ impl FieldSet {
         set
     }
 
-    /// Formats as `fieldsV1`.
+    /// Formats the set as `fieldsV1` of an entry of `managedFields`.
     #[must_use]
     pub fn to_json(&self) -> Value {
         let mut map = Map::new();
@@ -72,7 +72,7 @@ impl FieldSet {
         }
     }
 
-    /// Returns the union.
+    /// Returns the paths that are in either set.
     #[must_use]
     pub fn union(mut self, other: FieldSet) -> FieldSet {
         if self.children.is_empty() {

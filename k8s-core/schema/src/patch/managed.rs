@@ -30,7 +30,7 @@ pub struct Conflict {
     pub subresource: String,
     /// The owner's operation, `Apply` or `Update`.
     pub operation: String,
-    /// The owner's `apiVersion`.
+    /// The `apiVersion` that the owner wrote with.
     pub api_version: String,
     /// Time of the write, for an `Update` owner.
     pub time: String,

@@ -21,26 +21,26 @@ pub enum OpenError {
     /// There is no file ([`Embedded::open_existing`](super::Embedded::open_existing) only).
     #[error("{path:?} is missing")]
     Missing {
-        /// The file.
+        /// Path of the state file.
         path: PathBuf,
     },
     /// The file is there and holds nothing: its content was lost, since this program never leaves an empty
     /// file.
     #[error("{path:?} is empty: its content was lost; restore it from a backup")]
     Empty {
-        /// The file.
+        /// Path of the state file.
         path: PathBuf,
     },
     /// The file was written by another program.
     #[error("{path:?} is not a store of this program")]
     Foreign {
-        /// The file.
+        /// Path of the state file.
         path: PathBuf,
     },
     /// Another process has it open.
     #[error("{path:?} is in use by another process")]
     InUse {
-        /// The file.
+        /// Path of the state file.
         path: PathBuf,
     },
     /// A newer program wrote it.
@@ -48,17 +48,17 @@ pub enum OpenError {
         "{path:?} has format {have}, this program knows formats up to {FORMAT}: use a newer program or another data directory"
     )]
     Newer {
-        /// The file.
+        /// Path of the state file.
         path: PathBuf,
-        /// Its format.
+        /// Version of the format that the file has.
         have: u64,
     },
     /// The file cannot be opened or is damaged.
     #[error("open {path:?}: {message}")]
     Other {
-        /// The file.
+        /// Path of the state file.
         path: PathBuf,
-        /// The whole story.
+        /// Cause and remedy, for users.
         message: String,
     },
 }

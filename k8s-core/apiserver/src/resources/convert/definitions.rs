@@ -6,7 +6,7 @@ use serde_json::{Map, Value, json};
 
 use super::Conversion;
 
-/// Conversion of apiextensions.k8s.io/v1beta1.
+/// Conversion between `apiextensions.k8s.io/v1beta1` and `v1` definitions.
 pub(in crate::resources) static V1BETA1: Conversion = Conversion {
     to_storage: to_v1,
     from_storage: from_v1,

@@ -13,7 +13,7 @@ use serde_json::Value;
 
 use crate::{invalid::FieldErrors, value::array_at};
 
-/// A compiled schema.
+/// A definition's schema with its compiled CEL rules.
 #[derive(Debug, Default)]
 pub(super) struct Check {
     kind: String,

@@ -46,11 +46,11 @@ struct Node {
     keys: Option<Vec<(String, Option<Value>)>>,
 }
 
-/// A compiled rule.
+/// A compiled entry of `x-kubernetes-validations`.
 #[derive(Debug)]
 struct Rule {
     program: Program,
-    /// Source text, trimmed.
+    /// CEL source without surrounding blanks, for messages.
     text: String,
     message: Option<String>,
     message_expression: Option<(Program, String)>,

@@ -23,10 +23,10 @@ const MOST: usize = 64 << 20;
 /// The conversion webhook of a resource, and the stored version.
 #[derive(Debug)]
 pub(crate) struct Webhook {
-    /// The stored version.
+    /// Resource in its storage version, the target of conversions.
     pub(crate) stored: Arc<Resource>,
     callee: Result<Callee, String>,
-    /// `v1` or `v1beta1`.
+    /// Version of ConversionReview that webhook and server share: `v1` or `v1beta1`.
     review: &'static str,
 }
 

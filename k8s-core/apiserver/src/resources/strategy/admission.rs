@@ -213,7 +213,7 @@ fn check_resources(at: &At<'_>, errors: &mut FieldErrors) {
     }
 }
 
-/// CEL match conditions.
+/// Checks of `matchConditions`: at most 64, unique names, CEL that compiles.
 const MATCH_CONDITIONS: &[Check] = &[
     Check::Most(64),
     Check::UniqueBy(&["name"]),

@@ -13,7 +13,7 @@ use crate::{
 
 /// No rules beyond the schema.
 pub static PLAIN: Strategy = Strategy { returns_deleted: true, ..BASE };
-/// Increments generations only.
+/// Increments `metadata.generation` with each change of the spec; nothing else.
 pub static GENERATION: Strategy = Strategy { generation: true, ..BASE };
 
 /// Strategy of Namespaces: `kubernetes` finalizer, phase, name label.

@@ -49,11 +49,11 @@ pub(in crate::resources) enum Check {
     Selector,
     /// A port number or name.
     Port,
-    /// A port name.
+    /// A port name: at most 15 of lower-case letters, digits and `-`, with a letter.
     PortName,
-    /// An IP address.
+    /// An IPv4 or IPv6 address.
     Ip,
-    /// A CIDR.
+    /// An IPv4 or IPv6 range: `10.0.0.0/8`.
     Cidr,
     /// A quantity, or a map of quantities, not negative.
     NotNegative,
@@ -65,13 +65,13 @@ pub(in crate::resources) enum Check {
     Longest(usize),
     /// Maximum number of elements of a list or map.
     Most(u64),
-    /// Scalars without duplicates.
+    /// A list of scalars without duplicates.
     Unique,
     /// Elements unique by these fields; the error names the last one.
     UniqueBy(&'static [&'static str]),
     /// A union with a discriminator (first): pairs of its value and the member.
     Member(&'static str, &'static [(&'static str, &'static str)], &'static str, &'static str),
-    /// Nested rules.
+    /// An object, or each object of a list, to which these rules apply.
     Has(&'static [Rule]),
     /// A special check, which reports its own errors.
     Is(fn(&At<'_>, &mut FieldErrors)),
@@ -177,7 +177,7 @@ impl<'a> At<'a> {
         self.value.get(field).and_then(Value::as_bool).unwrap_or_default()
     }
 
-    /// Reports "Invalid value".
+    /// Adds an "Invalid value" error at this field.
     pub(in crate::resources) fn invalid(&self, errors: &mut FieldErrors, detail: impl fmt::Display) {
         errors.invalid(self, self.value.clone(), detail);
     }
@@ -246,7 +246,7 @@ pub(in crate::resources) fn parse_cidr(text: &str) -> Option<(IpAddr, u8)> {
     (prefix <= if address.is_ipv4() { 32 } else { 128 }).then_some((address, prefix))
 }
 
-/// Parses a quantity.
+/// Parses a quantity from a string or a number; `None` if it is neither.
 pub(in crate::resources) fn quantity(value: &Value) -> Option<Quantity> {
     match value {
         Value::String(text) => text.parse().ok(),

@@ -25,7 +25,7 @@ const KUBELET_PORT: i64 = 10250;
 /// The address of a proxied request.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) struct Target {
-    /// The address.
+    /// IP address and port of the connection.
     pub(super) address: SocketAddr,
     /// The request was for `https:NAME`.
     pub(super) tls: bool,
@@ -78,7 +78,7 @@ impl<'a> Id<'a> {
     }
 }
 
-/// Target of `pods/ID/proxy`.
+/// Returns the target of `pods/NAME/proxy`: a port of the pod, by default the first.
 pub(super) fn of_pod(state: &Arc<State>, call: &Call, resource: &Resource) -> Result<Target, ApiStatus> {
     let id = Id::parse(&call.info.name, "pod")?;
     let (_, pod) = current(state, resource, &resource.key(&call.info.namespace, id.name), id.name)?;
@@ -134,7 +134,7 @@ fn is_pod_of(state: &Arc<State>, namespace: &str, endpoint: &Value, ip: IpAddr) 
         || array_at(&pod, "/status/podIPs").iter().any(|one| is_it(str_at(one, "/ip")))
 }
 
-/// Target of `nodes/ID/proxy`.
+/// Returns the target of `nodes/NAME/proxy`: the kubelet, or another port of the node.
 pub(super) async fn of_node(state: &Arc<State>, call: &Call, resource: &Resource) -> Result<Node, ApiStatus> {
     let id = Id::parse(&call.info.name, "node")?;
     let (_, node) = current(state, resource, id.name, id.name)?;

@@ -58,7 +58,7 @@ struct Run<'e> {
     errors: &'e mut FieldErrors,
 }
 
-/// Evaluation was stopped.
+/// The cost budget is exceeded: no further rule is evaluated.
 struct Stopped;
 
 fn shown(path: &str) -> &str {

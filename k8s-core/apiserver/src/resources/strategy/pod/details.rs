@@ -576,7 +576,7 @@ const INIT: &[Rule] = &[Rule(
 
 const NOT_EPHEMERAL: &str = "cannot be set for an Ephemeral Container";
 
-/// Ephemeral containers.
+/// Rules of `ephemeralContainers`, which must not have ports, probes and resources.
 const EPHEMERAL: &[Rule] = &[
     Rule("name", &[Check::Required(""), Check::Name(NameRule::Label)]),
     Rule("image", &[Check::Required("")]),

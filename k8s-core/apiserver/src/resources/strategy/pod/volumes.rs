@@ -220,7 +220,7 @@ fn check_mode(at: &At<'_>, errors: &mut FieldErrors) {
     }
 }
 
-/// Default file mode.
+/// File mode of a volume: 0 to 0777.
 const MODE: Rule = Rule("defaultMode", &[Check::Is(check_mode)]);
 
 fn absolute(at: &At<'_>, errors: &mut FieldErrors) {
