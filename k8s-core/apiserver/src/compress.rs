@@ -29,7 +29,7 @@ pub(crate) fn is_wanted(headers: &HeaderMap, info: &RequestInfo) -> bool {
         })
 }
 
-/// Compresses a response with gzip if it has at least the threshold's bytes.
+/// Compresses a response with gzip if it has at least [`LEAST`] bytes.
 pub(crate) async fn gzip(response: Response<Body>) -> Response<Body> {
     let (mut parts, mut body) = response.into_parts();
     let mut begin = Vec::new();

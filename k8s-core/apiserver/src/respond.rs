@@ -111,7 +111,7 @@ pub(crate) fn status_value(status: &ApiStatus) -> Value {
     value
 }
 
-/// Returns a response with a `Status` and its code; 429 and 503 have `Retry-After`.
+/// Returns a response with a `Status` and its code, and with `Retry-After` if its details have one.
 #[must_use]
 pub(crate) fn failure(status: &ApiStatus) -> Response<Body> {
     let code = StatusCode::from_u16(status.code()).unwrap_or(StatusCode::INTERNAL_SERVER_ERROR);

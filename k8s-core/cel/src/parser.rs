@@ -40,7 +40,7 @@ pub(super) fn operator(function: &str) -> Option<(&'static str, u8)> {
     OPERATORS.iter().find(|(_, _, name)| *name == function).map(|(sign, strength, _)| (*sign, *strength))
 }
 
-/// Parses a text into a tree; reports all syntax errors, up to a limit.
+/// Parses a text into a tree. The error has all lexical errors, or else the first syntax error.
 pub(super) fn parse(text: &str) -> Result<Ast, CompileErrors> {
     let length = text.chars().count();
     if length > MAX_TEXT {

@@ -38,7 +38,7 @@ pub struct RemoteConfig {
     pub certificate: Option<Vec<u8>>,
     /// Key of the client certificate.
     pub key: Option<Vec<u8>>,
-    /// Bearer token; a file or plugin takes precedence.
+    /// Bearer token. `token_file` goes before it.
     pub token: Option<String>,
     /// File of a bearer token. It is read again after a minute, and goes before `token`.
     pub token_file: Option<std::path::PathBuf>,

@@ -152,7 +152,7 @@ pub(crate) const BASE: Strategy = Strategy {
 };
 
 impl NameRule {
-    /// Validates a name by this rule (`metadata.name`, or a prefix of it).
+    /// Validates a name by this rule; `field` is the path in the error.
     pub fn check(self, field: &str, name: &str, errors: &mut FieldErrors) {
         let (good, message) = match self {
             NameRule::Subdomain => (names::is_subdomain(name), names::SUBDOMAIN_MESSAGE),
