@@ -22,6 +22,8 @@
 //!
 //! Not here: any component of a cluster; each is a crate of its own.
 
+#![cfg_attr(test, allow(clippy::disallowed_methods, reason = "tests measure time and start tasks"))]
+
 mod apply;
 mod cluster;
 pub mod commands;

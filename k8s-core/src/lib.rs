@@ -27,6 +27,8 @@
 //! Not here: the API server (`k8s-apiserver`) and its engine (`k8s-schema`, `k8s-cel`, `k8s-store`),
 //! controllers (`k8s-controllers`), the node (`k8s-runtime`, `k8s-kubelet`).
 
+#![cfg_attr(test, allow(clippy::disallowed_methods, reason = "tests measure time and start tasks"))]
+
 pub mod api;
 pub mod cache;
 pub mod client;

@@ -24,6 +24,8 @@
 //! Not here: cross-field validation (in a resource's strategy), conversions between versions (in the API
 //! server's table).
 
+#![cfg_attr(test, allow(clippy::disallowed_methods, reason = "tests measure time and start tasks"))]
+
 mod compile;
 mod facts;
 mod normalize;
