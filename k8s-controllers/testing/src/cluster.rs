@@ -147,7 +147,7 @@ impl Builder {
             environment.clock = clock.clone();
             environment.seed = self.seed;
             environment.shutdown = stop.clone();
-            tasks.spawn(Scheduler::builder().start(environment));
+            tasks.spawn(Scheduler::builder().run_in(environment));
         }
         for i in 0..self.nodes {
             let name = format!("node-{i}");
