@@ -79,27 +79,29 @@ impl Authenticator {
         }
     }
 
-    /// Returns the user of a request's certificate or token.
-    ///
-    /// # Errors
-    /// 401 for invalid credentials, or absent ones if they are required.
-    pub fn authenticate(
+    /// Returns the user of a request's certificate or bearer token; `None` without valid credentials.
+    pub fn identify(
         &self,
         credentials: &Credentials<'_>,
         issuer: &TokenIssuer,
         now: i64,
         alive: &dyn Fn(&str, &str, &str) -> bool,
-    ) -> Result<User, ApiStatus> {
+    ) -> Option<User> {
         if let Some(user) = credentials.certificate.and_then(|c| certificate_user(&c.0)) {
-            return Ok(user);
+            return Some(user);
         }
+        let token = credentials.bearer_token()?;
+        self.token(token, &[API_AUDIENCE.to_owned()], issuer, now, alive).ok().map(|verified| verified.user)
+    }
+
+    /// Returns `system:anonymous` for a request that no authenticator knows.
+    ///
+    /// # Errors
+    /// 401 for a rejected bearer token, or if credentials are required.
+    pub fn anonymous(&self, credentials: &Credentials<'_>) -> Result<User, ApiStatus> {
         match credentials.bearer_token() {
-            Some(token) => self
-                .token(token, &[API_AUDIENCE.to_owned()], issuer, now, alive)
-                .map(|verified| verified.user)
-                .map_err(|_| ApiStatus::unauthorized()),
             None if self.anonymous => Ok(User::anonymous()),
-            None => Err(ApiStatus::unauthorized()),
+            _ => Err(ApiStatus::unauthorized()),
         }
     }
 }

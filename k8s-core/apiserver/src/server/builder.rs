@@ -21,7 +21,7 @@ use crate::{
     proxy::NodeConnector,
     resources::{Resource, SharedRegistry, is_built_in},
     stages::{Audit, Authenticate, Authorize, FlowControl},
-    state::{Observer, Pace, State},
+    state::{Authenticators, Observer, Pace, State},
     tls::ClientIdentity,
     user::User,
 };
@@ -40,7 +40,7 @@ pub struct Builder {
     pod_range: Option<Ipv4Net>,
     node_ports: (u16, u16),
     admission: Vec<Arc<dyn Admit>>,
-    authenticators: Vec<Arc<dyn Authenticate>>,
+    authenticators: Authenticators,
     authorizers: Vec<Arc<dyn Authorize>>,
     flow: Vec<Arc<dyn FlowControl>>,
     audit: Vec<Arc<dyn Audit>>,
@@ -70,7 +70,7 @@ impl Builder {
             pod_range: None,
             node_ports: (30000, 32767),
             admission: Vec::new(),
-            authenticators: Vec::new(),
+            authenticators: Authenticators::default(),
             authorizers: Vec::new(),
             flow: Vec::new(),
             audit: Vec::new(),
@@ -147,10 +147,18 @@ impl Builder {
         self.typed.push(crate::resources::typed::resources::<T>());
         self
     }
-    /// Adds an authenticator, asked before the server's own.
+    /// Adds an authenticator that is asked before the server's own, such as one for the headers of a trusted
+    /// proxy. The first that returns a user or an error decides.
+    #[must_use]
+    pub fn authenticate_first(mut self, authenticator: impl Authenticate) -> Self {
+        self.authenticators.first.push(Arc::new(authenticator));
+        self
+    }
+    /// Adds an authenticator that is asked after the server's own and before the request counts as anonymous,
+    /// such as one for an identity provider's tokens. The first that returns a user or an error decides.
     #[must_use]
     pub fn authenticate_with(mut self, authenticator: impl Authenticate) -> Self {
-        self.authenticators.push(Arc::new(authenticator));
+        self.authenticators.then.push(Arc::new(authenticator));
         self
     }
     /// Adds an authorizer, asked before RBAC.
