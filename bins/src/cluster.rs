@@ -1,6 +1,7 @@
 //! [`Cluster`]: a whole cluster in this process, with a builder.
 
 use std::{
+    collections::HashMap,
     net::{IpAddr, Ipv4Addr, SocketAddr},
     path::{Path, PathBuf},
     sync::Arc,
@@ -8,14 +9,18 @@ use std::{
 };
 
 use ipnet::Ipv4Net;
-use k8s_apiserver::{ApiServer, User};
+use k8s_apiserver::{ApiServer, User, auth::AuthorizationMode};
 use k8s_core::client::{Client, Kubeconfig};
-use k8s_runtime::images::{ImageStore, Registries};
+use k8s_runtime::{
+    Runtime,
+    images::{ImageStore, Registries},
+};
+use tokio_util::sync::CancellationToken;
 
 use crate::{
-    control_plane::{ControlPlane, ControlPlaneConfig},
+    control_plane::{ApiConfig, ControlPlane, limits},
     exit::{Code, Failure},
-    extras::Extras,
+    extensions::Builder,
     identities,
     network::{Network, NetworkConfig, Parts},
     node::{self, LocalNode, NodeConfig},
@@ -48,9 +53,9 @@ impl Node {
     }
 }
 
-/// Builder of a [`Cluster`]. Every setting has a default.
+/// Settings of a [`Cluster`]. Every one has a default.
 #[derive(Clone, Debug)]
-pub struct Builder {
+pub struct ClusterConfig {
     data_dir: PathBuf,
     memory: bool,
     forget_state: bool,
@@ -64,8 +69,10 @@ pub struct Builder {
     node_name: Option<String>,
     tls_names: Vec<String>,
     controllers: Vec<String>,
-    extras: Extras,
 }
+
+/// Builder of a [`Cluster`].
+pub type ClusterBuilder = Builder<ClusterConfig>;
 
 /// A running cluster.
 pub struct Cluster {
@@ -85,9 +92,8 @@ impl std::fmt::Debug for Cluster {
 
 impl Cluster {
     /// Returns a builder. Defaults: this machine as the node, an embedded durable store, no socket.
-    #[must_use]
-    pub fn builder() -> Builder {
-        Builder {
+    pub fn builder() -> ClusterBuilder {
+        Builder::new(ClusterConfig {
             data_dir: "/var/lib/hyperkube".into(),
             memory: false,
             forget_state: false,
@@ -101,27 +107,26 @@ impl Cluster {
             node_name: None,
             tls_names: Vec::new(),
             controllers: vec!["*".into()],
-            extras: Extras::default(),
-        }
+        })
     }
 
     /// Returns an in-process client of a cluster administrator.
     #[must_use]
     pub fn client(&self) -> Client {
-        self.plane.client()
+        self.plane.api.client()
     }
 
     /// Returns the API as a `tower::Service` of a cluster administrator. kube-rs programs can use it without
     /// a socket.
     #[must_use]
     pub fn service(&self) -> ApiServer {
-        self.plane.server.service_as(User::admin())
+        self.plane.api.server.service_as(User::admin())
     }
 
     /// Returns the API's listen address; `None` without a socket.
     #[must_use]
     pub fn address(&self) -> Option<SocketAddr> {
-        self.plane.address
+        self.plane.api.address
     }
 
     /// Returns the administrator's kubeconfig as YAML.
@@ -137,7 +142,7 @@ impl Cluster {
     /// # Errors
     /// As [`Cluster::kubeconfig`].
     pub fn kubeconfig_named(&self, name: &str) -> Result<Kubeconfig, Failure> {
-        self.plane.kubeconfig(name)
+        self.plane.api.admin_kubeconfig(name)
     }
 
     /// Returns the image store of the node on this machine, if there is one.
@@ -194,91 +199,72 @@ impl Cluster {
     }
 }
 
-impl Builder {
+impl ClusterBuilder {
     /// Data directory. Default: `/var/lib/hyperkube`.
-    #[must_use]
     pub fn data_dir(mut self, path: impl AsRef<Path>) -> Self {
-        self.data_dir = path.as_ref().to_owned();
+        self.base.data_dir = path.as_ref().to_owned();
         self
     }
     /// Keeps objects in memory only; the data directory then holds only keys and containers.
-    #[must_use]
     pub fn memory(mut self) -> Self {
-        self.memory = true;
+        self.base.memory = true;
         self
     }
     /// If the store's file is empty or of another program, moves it aside, starts with an empty store, and
     /// removes the containers of its pods. Default: such a file is an error.
-    #[must_use]
     pub fn forget_state(mut self, forget: bool) -> Self {
-        self.forget_state = forget;
+        self.base.forget_state = forget;
         self
     }
     /// Nodes that run in this process. Default: [`Node::Local`].
-    #[must_use]
     pub fn node(mut self, node: Node) -> Self {
-        self.node = node;
+        self.base.node = node;
         self
     }
     /// Serves the API over TLS on this address; port 0 picks a free one. Default: no socket.
-    #[must_use]
     pub fn listen(mut self, address: SocketAddr) -> Self {
-        self.listen = Some(address);
+        self.base.listen = Some(address);
         self
     }
     /// Address at which pods and other nodes reach this machine. Default: detected.
-    #[must_use]
     pub fn advertise(mut self, address: IpAddr) -> Self {
-        self.advertise = Some(address);
+        self.base.advertise = Some(address);
         self
     }
     /// Pod CIDR of the cluster. Default: 10.42.0.0/16.
-    #[must_use]
     pub fn pods(mut self, range: Ipv4Net) -> Self {
-        self.pods = range.trunc();
+        self.base.pods = range.trunc();
         self
     }
     /// Service CIDR. Default: 10.43.0.0/16.
-    #[must_use]
     pub fn services(mut self, range: Ipv4Net) -> Self {
-        self.services = range.trunc();
+        self.base.services = range.trunc();
         self
     }
     /// Cluster DNS address. Default: the tenth of the service CIDR.
-    #[must_use]
     pub fn dns(mut self, address: Ipv4Addr) -> Self {
-        self.dns = Some(address);
+        self.base.dns = Some(address);
         self
     }
     /// Cluster domain. Default: `cluster.local`.
-    #[must_use]
     pub fn domain(mut self, domain: &str) -> Self {
-        self.domain = domain.into();
+        self.base.domain = domain.into();
         self
     }
     /// Name of the node on this machine. Default: the host name.
-    #[must_use]
     pub fn node_name(mut self, name: &str) -> Self {
-        self.node_name = Some(name.into());
+        self.base.node_name = Some(name.into());
         self
     }
     /// Additional names and addresses (SANs) for the server certificate.
-    #[must_use]
     pub fn tls_names(mut self, names: &[String]) -> Self {
-        self.tls_names = names.to_vec();
+        self.base.tls_names = names.to_vec();
         self
     }
-    /// Selects built-in controllers: `*` for all, `-name` to exclude one. Default: all.
-    #[must_use]
-    pub fn controllers(mut self, names: &[String]) -> Self {
-        self.controllers = names.to_vec();
-        self
-    }
-
-    /// Extensions of the control plane: admission functions, resources, controllers.
-    #[must_use]
-    pub fn extras(mut self, extras: Extras) -> Self {
-        self.extras = extras;
+    /// Selects built-in controllers by the command line's items: `*` for all, `-name` to exclude one. Default:
+    /// those of [`Builder::controllers`].
+    pub(crate) fn controller_items(mut self, items: &[String]) -> Self {
+        self.base.controllers = items.to_vec();
         self
     }
 
@@ -287,41 +273,47 @@ impl Builder {
     /// # Errors
     /// A one-line message and an exit code. Everything that was started is stopped again.
     pub async fn start(self) -> Result<Cluster, Failure> {
-        let paths = Paths::new(&self.data_dir)?;
-        if ranges::overlap(self.pods, self.services) {
+        let Builder { base: config, mut extensions } = self;
+        let paths = Paths::new(&config.data_dir)?;
+        if ranges::overlap(config.pods, config.services) {
             return Err(Failure::new(
                 Code::Usage,
                 format!(
                     "pod range {} and service range {} overlap; choose others with --cluster-cidr and --service-cidr",
-                    self.pods, self.services
+                    config.pods, config.services
                 ),
             ));
         }
-        if self.node == Node::Local && self.extras.runtime.is_none() {
+        let runtime = extensions.runtime.take();
+        if config.node == Node::Local && runtime.is_none() {
             node::check(&paths)?;
         }
+        let selection = extensions.select(&config.controllers)?;
         let lock = Lock::take(&paths)?;
-        let gateway = IpAddr::V4(ranges::nth(self.pods, 1));
-        let advertise = self.advertise.or_else(crate::network::own_address).unwrap_or(gateway);
-        let dns = self.dns.unwrap_or_else(|| ranges::nth(self.services, 10));
-        let plane = ControlPlane::start(
-            &paths,
-            &ControlPlaneConfig {
-                listen: self.listen,
-                advertise,
-                services: self.services,
-                pods: self.pods,
-                domain: self.domain.clone(),
-                memory: self.memory,
-                forget_state: self.forget_state,
-                tls_names: self.tls_names.clone(),
-                controllers: self.controllers.clone(),
-                extras: self.extras.clone(),
-            },
-        )
-        .await?;
+        let gateway = IpAddr::V4(ranges::nth(config.pods, 1));
+        let advertise = config.advertise.or_else(crate::network::own_address).unwrap_or(gateway);
+        let dns = config.dns.unwrap_or_else(|| ranges::nth(config.services, 10));
+        let api = ApiConfig {
+            listen: config.listen,
+            advertise,
+            services: config.services,
+            node_ports: (30000, 32767),
+            pods: Some(config.pods),
+            domain: config.domain.clone(),
+            memory: config.memory,
+            forget_state: config.forget_state,
+            tls_names: config.tls_names.clone(),
+            pki: None,
+            client_ca: Vec::new(),
+            tokens: HashMap::new(),
+            anonymous: true,
+            authorization: AuthorizationMode::Rbac,
+            warn_unenforced: true,
+            limits: limits(),
+        };
+        let plane = ControlPlane::start(&paths, api, selection, config.pods, extensions).await?;
         let mut cluster = Cluster { paths, plane, nodes: Vec::new(), network: None, _lock: lock };
-        match cluster.add_nodes(&self, advertise, dns).await {
+        match cluster.add_nodes(&config, runtime, advertise, dns).await {
             Ok(()) => Ok(cluster),
             Err(e) => {
                 cluster.shutdown().await;
@@ -329,10 +321,27 @@ impl Builder {
             }
         }
     }
+
+    /// Runs the cluster until `shutdown` is cancelled, then stops it as [`Cluster::shutdown`] does.
+    ///
+    /// # Errors
+    /// As [`ClusterBuilder::start`].
+    pub async fn run(self, shutdown: CancellationToken) -> Result<(), Failure> {
+        let cluster = self.start().await?;
+        shutdown.cancelled().await;
+        cluster.shutdown().await;
+        Ok(())
+    }
 }
 
 impl Cluster {
-    async fn add_nodes(&mut self, choices: &Builder, address: IpAddr, dns: Ipv4Addr) -> Result<(), Failure> {
+    async fn add_nodes(
+        &mut self,
+        choices: &ClusterConfig,
+        runtime: Option<Arc<dyn Runtime>>,
+        address: IpAddr,
+        dns: Ipv4Addr,
+    ) -> Result<(), Failure> {
         let name = choices.node_name.clone().unwrap_or_else(host_name);
         let mut config = NodeConfig {
             name,
@@ -343,7 +352,7 @@ impl Cluster {
             api: None,
             allowed_unsafe_sysctls: Vec::new(),
         };
-        let server = self.plane.server.clone();
+        let server = self.plane.api.server.clone();
         let kubelet = |name: &str| server.client_as(User::node(name));
         match choices.node {
             Node::None => {}
@@ -356,10 +365,10 @@ impl Cluster {
                 }
             }
             Node::Local => {
-                if let Some(runtime) = &choices.extras.runtime {
+                if let Some(runtime) = runtime {
                     let root = self.paths.kubelet();
                     let client = kubelet(&config.name);
-                    self.add(LocalNode::with_runtime(&root, &config, &client, runtime.clone()).await?);
+                    self.add(LocalNode::with_runtime(&root, &config, &client, runtime).await?);
                     return Ok(());
                 }
                 let network = NetworkConfig {
@@ -390,7 +399,7 @@ impl Cluster {
     }
 
     fn add(&mut self, node: LocalNode) {
-        self.plane.kubelets.add(node.name(), node.connector());
+        self.plane.api.kubelets.add(node.name(), node.connector());
         self.nodes.push(node);
     }
 }

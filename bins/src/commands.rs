@@ -21,7 +21,7 @@ use clap::{CommandFactory, FromArgMatches, Parser, Subcommand};
 
 use crate::{
     exit::{Code, Failure},
-    extras::Extras,
+    extensions::Extensions,
 };
 
 /// Kubernetes in one binary.
@@ -81,12 +81,11 @@ struct DataDir {
 /// Parses a command line and runs it.
 #[must_use]
 pub fn run(args: Vec<OsString>) -> ExitCode {
-    run_as("hyperkube", args, &Extras::default())
+    run_as("hyperkube", args, Extensions::default())
 }
 
-/// As [`run`], for a program of another name with extensions of the control plane of `up` and `server`.
-#[must_use]
-pub fn run_as(name: &'static str, args: Vec<OsString>, extras: &Extras) -> ExitCode {
+/// As [`run`], for a program of another name with extensions.
+pub(crate) fn run_as(name: &'static str, args: Vec<OsString>, extensions: Extensions) -> ExitCode {
     let command = Cli::command().name(name).bin_name(name);
     let cli = match command.try_get_matches_from(args).and_then(|m| Cli::from_arg_matches(&m)) {
         Ok(cli) => cli,
@@ -102,15 +101,15 @@ pub fn run_as(name: &'static str, args: Vec<OsString>, extras: &Extras) -> ExitC
     let log = tracing_subscriber::fmt().with_ansi(colours).with_env_filter(filter);
     let _ = log.with_writer(std::io::stderr).try_init();
     let result = match cli.command {
-        Command::Up(up) => block_on(up.run(extras)),
-        Command::Server(server) => block_on(server.run(extras)),
+        Command::Up(up) => block_on(up.run(extensions)),
+        Command::Server(server) => block_on(server.run(extensions)),
         Command::Demo(demo) => demo.run(),
         Command::Reset(reset) => reset.run(),
         Command::Image(image) => image.run(),
-        Command::ApiServer(c) => block_on(c.run()),
-        Command::ControllerManager(c) => block_on(c.run()),
-        Command::Scheduler(c) => block_on(c.run()),
-        Command::Kubelet(c) => block_on(c.run()),
+        Command::ApiServer(c) => block_on(c.run(extensions)),
+        Command::ControllerManager(c) => block_on(c.run(extensions)),
+        Command::Scheduler(c) => block_on(c.run(extensions)),
+        Command::Kubelet(c) => block_on(c.run(extensions)),
         Command::Proxy(c) => block_on(c.run()),
         Command::Workload(w) => block_on(w.run()),
     };

@@ -25,10 +25,10 @@
 mod apply;
 mod cluster;
 pub mod commands;
-pub mod control_plane;
+mod control_plane;
 pub mod distribution;
 pub mod exit;
-mod extras;
+mod extensions;
 pub mod front_proxy;
 pub mod identities;
 pub mod network;
@@ -42,11 +42,9 @@ pub mod user_kubeconfig;
 
 use std::{process::ExitCode, sync::OnceLock};
 
-pub use cluster::{Builder, Cluster, Node, host_name, open_images};
+pub use cluster::{Cluster, ClusterBuilder, ClusterConfig, Node, host_name, open_images};
 pub use distribution::{Distribution, distribution};
-use exit::Failure;
-pub use extras::Extras;
-use k8s_apiserver::proxy::RemoteKubelets;
+pub use extensions::Builder;
 
 static WHEN_IDLE: OnceLock<fn()> = OnceLock::new();
 
@@ -71,18 +69,4 @@ pub fn component_main(component: &str) -> ExitCode {
     let mut args: Vec<std::ffi::OsString> = vec!["hyperkube".into(), component.into()];
     args.extend(std::env::args_os().skip(1));
     commands::run(args)
-}
-
-/// Returns a client of kubelets that presents the API server's kubelet client certificate.
-///
-/// # Errors
-/// The certificate cannot be created.
-pub fn remote_kubelets(pki: &pki::Pki) -> Result<RemoteKubelets, Failure> {
-    let identity = pki
-        .client("apiserver-kubelet-client", identities::KUBELET_CLIENT, "")
-        .map_err(Failure::because("kubelet client certificate"))?;
-    let trust = k8s_tls::Trust::Pem(pki.ca().as_bytes());
-    let tls = k8s_tls::client(&trust, Some(&identity.tls()), &[])
-        .map_err(Failure::because("kubelet client TLS"))?;
-    Ok(RemoteKubelets::new(tls))
 }

@@ -9,6 +9,7 @@ use std::{
 use super::components::{Connection, config_file, stop_token};
 use crate::{
     exit::{Code, Failure},
+    extensions::Extensions,
     network::{Network, NetworkConfig, Parts},
     node::{self, LocalNode, NodeConfig},
     open_images,
@@ -17,6 +18,7 @@ use crate::{
     ranges,
 };
 use ipnet::Ipv4Net;
+use k8s_runtime::Runtime;
 
 /// Network settings that are equal on all nodes of a cluster.
 #[derive(Debug, clap::Args)]
@@ -94,6 +96,14 @@ pub(super) struct Kubelet {
     config: Option<PathBuf>,
 }
 
+/// The container runtime of a kubelet, and the pod network that it needs.
+enum Containers {
+    /// The embedded runtime.
+    Embedded(Network),
+    /// A runtime of the distribution, with a pod network of its own.
+    Added(Arc<dyn Runtime>),
+}
+
 /// Supported fields of a KubeletConfiguration.
 #[derive(Debug, Default, serde::Deserialize)]
 #[serde(rename_all = "camelCase", deny_unknown_fields, default)]
@@ -113,7 +123,7 @@ struct KubeletFile {
 }
 
 impl Kubelet {
-    pub(super) async fn run(mut self) -> Result<(), Failure> {
+    pub(super) async fn run(mut self, extensions: Extensions) -> Result<(), Failure> {
         let file: KubeletFile = config_file(self.config.as_ref())?;
         if let Some(dns) = file.cluster_dns.first() {
             self.ranges.cluster_dns = *dns;
@@ -129,28 +139,50 @@ impl Kubelet {
                 Some(ranges::parse(&range).map_err(|e| Failure::new(Code::Usage, format!("podCIDR: {e}")))?);
         }
         let paths = Paths::new(&self.root_dir)?;
-        node::check(&paths)?;
+        if extensions.runtime.is_none() {
+            node::check(&paths)?;
+        }
         let _lock = Lock::take(&paths)?;
         let client = self.connection.client("kubelet")?;
-        let network = self.ranges.network(&paths, self.pod_cidr);
-        crate::network::record(&paths, &network)?;
-        let network = Network::start(&network, &client, Parts::Pods).await?;
-        let address = self.node_ip.or_else(crate::network::own_address).unwrap_or_else(|| network.gateway());
+        let containers = match extensions.runtime {
+            Some(runtime) => Containers::Added(runtime),
+            None => {
+                let config = self.ranges.network(&paths, self.pod_cidr);
+                crate::network::record(&paths, &config)?;
+                Containers::Embedded(Network::start(&config, &client, Parts::Pods).await?)
+            }
+        };
+        let network = match &containers {
+            Containers::Embedded(network) => Some(network),
+            Containers::Added(_) => None,
+        };
+        let address = self.node_ip.or_else(crate::network::own_address);
+        let address =
+            address.or_else(|| network.map(Network::gateway)).unwrap_or(IpAddr::V4(Ipv4Addr::LOCALHOST));
         let config = NodeConfig {
             name: self.ranges.node_name(),
             address,
             dns: IpAddr::V4(self.ranges.cluster_dns),
             domain: self.ranges.cluster_domain.clone(),
-            pod_cidr: Some(network.node_pods().into()),
+            pod_cidr: network.map(|network| network.node_pods().into()),
             api: self.tls(address)?,
             allowed_unsafe_sysctls: std::mem::take(&mut self.allowed_unsafe_sysctls),
         };
-        let images = open_images(&paths)?;
-        let node = LocalNode::start(&paths, &config, &client, network.pod_network(), images).await?;
+        let node = match &containers {
+            Containers::Added(runtime) => {
+                LocalNode::with_runtime(&paths.kubelet(), &config, &client, runtime.clone()).await?
+            }
+            Containers::Embedded(network) => {
+                let pods = network.pod_network();
+                LocalNode::start(&paths, &config, &client, pods, open_images(&paths)?).await?
+            }
+        };
         println!("node {} runs", node.name());
         stop_token().cancelled().await;
         node.shutdown().await;
-        network.shutdown().await;
+        if let Containers::Embedded(network) = containers {
+            network.shutdown().await;
+        }
         Ok(())
     }
 

@@ -4,32 +4,25 @@ use std::{
     collections::HashMap,
     net::{IpAddr, SocketAddr},
     path::PathBuf,
-    sync::Arc,
 };
 
 use ipnet::Ipv4Net;
-use k8s_apiserver::{
-    ApiServer as Server, User,
-    auth::{Authenticator, AuthorizationMode},
-    listen::{self, TlsFiles},
-};
-use k8s_builtin as builtin;
-use k8s_controllers::{Manager, leader::Candidate};
+use k8s_apiserver::auth::{Authenticator, AuthorizationMode};
+use k8s_controllers::{Environment, leader::Candidate};
 use k8s_core::{
     client::{Client, Kubeconfig, Remote, RemoteConfig},
     clock::Clock,
 };
-use k8s_scheduler::Scheduler;
 use tokio_util::sync::CancellationToken;
 
 use super::told_to_stop;
 use crate::{
-    control_plane::{ControlPlaneConfig, bind, kubernetes_service, open_store},
+    control_plane::{Api, ApiConfig, ControllersConfig, limits, manager},
     exit::{Code, Failure},
-    front_proxy::FrontProxy,
+    extensions::Extensions,
     identities::{self, ServiceAccounts},
     paths::{Lock, Paths},
-    pki::{Pki, refresh_private},
+    pki::refresh_private,
     ranges,
 };
 
@@ -122,7 +115,7 @@ fn read(path: &std::path::Path) -> Result<Vec<u8>, Failure> {
 }
 
 impl ApiServer {
-    pub(super) async fn run(self) -> Result<(), Failure> {
+    pub(super) async fn run(self, extensions: Extensions) -> Result<(), Failure> {
         let mode = match self.authorization_mode.as_str() {
             "AlwaysAllow" => AuthorizationMode::AlwaysAllow,
             list if list.split(',').any(|m| m == "RBAC")
@@ -139,10 +132,7 @@ impl ApiServer {
         };
         let paths = Paths::new(&self.data_dir)?;
         let _lock = Lock::take(&paths)?;
-        let listener = bind(SocketAddr::new(self.bind_address, self.secure_port)).await?;
-        let address = listener.local_addr().map_err(Failure::because("listen"))?;
         let pki_dir = self.cert_dir.clone().unwrap_or_else(|| paths.pki());
-        let pki = Pki::open(&pki_dir).map_err(Failure::because("certificates"))?;
         let tokens = match &self.token_auth_file {
             Some(file) => {
                 let text = String::from_utf8_lossy(&read(file)?).into_owned();
@@ -151,102 +141,68 @@ impl ApiServer {
             }
             None => HashMap::new(),
         };
-        let range = self.service_cluster_ip_range;
-        let advertise = self
-            .advertise_address
-            .or_else(crate::network::own_address)
-            .unwrap_or(IpAddr::V4(std::net::Ipv4Addr::LOCALHOST));
-        let config = ControlPlaneConfig {
-            listen: Some(address),
-            advertise,
-            services: range,
-            pods: range,
+        let mut limits = limits();
+        limits.requests = self.max_requests_inflight;
+        limits.mutating = self.max_mutating_requests_inflight;
+        limits.request_timeout = self.request_timeout;
+        let config = ApiConfig {
+            listen: Some(SocketAddr::new(self.bind_address, self.secure_port)),
+            advertise: self
+                .advertise_address
+                .or_else(crate::network::own_address)
+                .unwrap_or(IpAddr::V4(std::net::Ipv4Addr::LOCALHOST)),
+            services: self.service_cluster_ip_range,
+            node_ports: self.service_node_port_range,
+            pods: None,
             domain: "cluster.local".into(),
             memory: false,
             forget_state: self.forget_state,
             tls_names: Vec::new(),
-            controllers: Vec::new(),
-            extras: crate::Extras::default(),
+            pki: Some(pki_dir.clone()),
+            client_ca: self.client_ca_file.as_deref().map(read).transpose()?.unwrap_or_default(),
+            tokens,
+            anonymous: self.anonymous_auth,
+            authorization: mode,
+            warn_unenforced: self.warn_unenforced,
+            limits,
         };
-        let front_proxy = FrontProxy::open(&paths)?;
-        let mut limits = crate::control_plane::limits();
-        limits.requests = self.max_requests_inflight;
-        limits.mutating = self.max_mutating_requests_inflight;
-        limits.request_timeout = self.request_timeout;
-        let server = Server::builder(open_store(&paths, self.forget_state)?)
-            .authenticator(Authenticator::new(tokens, self.anonymous_auth))
-            .authorization(mode)
-            .warn_unenforced(self.warn_unenforced)
-            .service_account_key(pki.service_account_key().map_err(Failure::because("service account key"))?)
-            .service_range(range)
-            .node_ports(self.service_node_port_range.0, self.service_node_port_range.1)
-            .nodes(Arc::new(crate::remote_kubelets(&pki)?))
-            .front_proxy(front_proxy.identity())
-            .limits(limits)
-            .build()
-            .await
-            .map_err(Failure::because("start the API server"))?;
-        let identity = crate::control_plane::server_identity(&pki, &config)?;
-        let mut client_ca = pki.ca().as_bytes().to_vec();
-        if let Some(file) = &self.client_ca_file {
-            client_ca.extend(read(file)?);
+        let extended = !extensions.controllers.is_empty();
+        let mut api = Api::start(&paths, config, extensions.api).await?;
+        if extended {
+            identities::bind_extensions(&api.client())
+                .await
+                .map_err(Failure::because("bind the role of the added controllers"))?;
         }
-        let files = TlsFiles {
-            certificate: identity.certificate.into_bytes(),
-            key: identity.key.into_bytes(),
-            client_ca: Some(client_ca),
-        };
-        let tls = Arc::new(listen::tls_config(&files).map_err(Failure::because("TLS"))?);
-        kubernetes_service(&server.client_as(User::admin()), &config, Some(address))
-            .await
-            .map_err(Failure::because("make the kubernetes Service"))?;
-        identities::bind(&server.client_as(User::admin()))
-            .await
-            .map_err(Failure::because("bind the components' roles"))?;
-        front_proxy
-            .publish(&server.client_as(User::admin()), pki.ca())
-            .await
-            .map_err(Failure::because("publish the front proxy's CA"))?;
-        self.write_kubeconfigs(&pki, &pki_dir, address)?;
-        println!("serving on https://{address}");
-        let stop = CancellationToken::new();
-        let serving = listen::serve(server, listener, tls, stop.clone());
-        tokio::pin!(serving);
+        write_kubeconfigs(&api, &pki_dir)?;
+        if let Some(address) = api.address {
+            println!("serving on https://{address}");
+        }
         tokio::select! {
-            ended = &mut serving => return ended.map_err(Failure::because("serve")),
-            () = told_to_stop() => stop.cancel(),
+            ended = api.ended() => return ended,
+            () = told_to_stop() => {}
         }
-        serving.await.map_err(Failure::because("serve"))
-    }
-
-    /// Writes a kubeconfig for the administrator and one for each component, beside the certificates.
-    fn write_kubeconfigs(
-        &self,
-        pki: &Pki,
-        directory: &std::path::Path,
-        address: SocketAddr,
-    ) -> Result<(), Failure> {
-        let host = if address.ip().is_unspecified() { IpAddr::from([127, 0, 0, 1]) } else { address.ip() };
-        let server = format!("https://{}", SocketAddr::new(host, address.port()));
-        let kubelet = format!("system:node:{}", crate::host_name());
-        let users = [
-            ("admin", "hyperkube-admin", "system:masters"),
-            ("controller-manager", identities::CONTROLLER_MANAGER, ""),
-            ("scheduler", identities::SCHEDULER, ""),
-            ("kubelet", &kubelet, identities::NODES),
-            ("kube-proxy", identities::PROXY, ""),
-        ];
-        for (file, user, group) in users {
-            let identity =
-                pki.client(file, user, group).map_err(Failure::because(format!("certificate of {user}")))?;
-            let config =
-                Kubeconfig::single("hyperkube", &server, pki.ca(), &identity.certificate, &identity.key);
-            let path = directory.join(format!("{file}.kubeconfig"));
-            refresh_private(&path, config.to_yaml().as_bytes())
-                .map_err(Failure::because(format!("write {}", path.display())))?;
-        }
+        api.shutdown().await;
         Ok(())
     }
+}
+
+/// Writes a kubeconfig for the administrator and one for each component, beside the certificates.
+fn write_kubeconfigs(api: &Api, directory: &std::path::Path) -> Result<(), Failure> {
+    let kubelet = format!("system:node:{}", crate::host_name());
+    let users = [
+        ("admin", "hyperkube-admin", "system:masters"),
+        ("controller-manager", identities::CONTROLLER_MANAGER, ""),
+        ("scheduler", identities::SCHEDULER, ""),
+        ("kubelet", &kubelet, identities::NODES),
+        ("kube-proxy", identities::PROXY, ""),
+    ];
+    for (file, user, group) in users {
+        let config = api.kubeconfig("hyperkube", file, user, group)?;
+        let path = directory.join(format!("{file}.kubeconfig"));
+        refresh_private(&path, config.to_yaml().as_bytes())
+            .map_err(Failure::because(format!("write {}", path.display())))?;
+    }
+    Ok(())
 }
 
 /// Connection of a component to the API server.
@@ -373,11 +329,10 @@ struct ControllerManagerFile {
 }
 
 impl ControllerManager {
-    pub(super) async fn run(self) -> Result<(), Failure> {
+    pub(super) async fn run(self, extensions: Extensions) -> Result<(), Failure> {
         let file: ControllerManagerFile = config_file(self.config.as_ref())?;
         let names = if file.controllers.is_empty() { &self.controllers } else { &file.controllers };
-        let selection = builtin::Selection::parse(names.iter().map(String::as_str))
-            .map_err(|e| Failure::new(Code::Usage, e.to_string()))?;
+        let selection = extensions.select(names)?;
         let client = self.connection.client("kube-controller-manager")?;
         let root_ca = match &self.root_ca_file {
             Some(file) => read(file)?,
@@ -386,26 +341,19 @@ impl ControllerManager {
                 config.ok().and_then(|c| c.ca).unwrap_or_default()
             }
         };
-        let options = builtin::Options {
+        let config = ControllersConfig {
+            selection,
             root_ca: String::from_utf8_lossy(&root_ca).into_owned(),
-            cluster_cidr: Some(self.cluster_cidr.into()),
-            ..builtin::Options::default()
+            cluster_cidr: self.cluster_cidr,
         };
-        let accounts =
-            self.use_service_account_credentials.then(|| self.connection.accounts(&client)).transpose()?;
-        let stop = stop_token();
-        let work = {
-            let client = client.clone();
-            move |stop| {
-                let mut manager = Manager::new(client).runnables(selection.runnables(&options));
-                if let Some(accounts) = accounts {
-                    manager = manager
-                        .accounts(move |account| accounts.client(account).named("kube-controller-manager"));
-                }
-                manager.run(stop)
-            }
-        };
-        self.election.run(&client, "kube-controller-manager", stop, work).await
+        let added = extensions.controllers.into_iter().map(|c| c.account(identities::EXTENSIONS)).collect();
+        let mut manager = manager(&client, config, added);
+        if self.use_service_account_credentials {
+            let accounts = self.connection.accounts(&client)?;
+            manager =
+                manager.accounts(move |account| accounts.client(account).named("kube-controller-manager"));
+        }
+        self.election.run(&client, "kube-controller-manager", stop_token(), |stop| manager.run(stop)).await
     }
 }
 
@@ -439,23 +387,18 @@ struct SchedulerProfile {
 }
 
 impl KubeScheduler {
-    pub(super) async fn run(self) -> Result<(), Failure> {
+    pub(super) async fn run(self, extensions: Extensions) -> Result<(), Failure> {
         let file: SchedulerFile = config_file(self.config.as_ref())?;
         let client = self.connection.client("kube-scheduler")?;
-        let mut builder = Scheduler::builder();
+        let mut builder = extensions.scheduler;
         if let Some(profile) = file.profiles.first().filter(|p| !p.scheduler_name.is_empty()) {
             builder = builder.named(&profile.scheduler_name);
         }
-        let stop = stop_token();
-        let work = {
-            let client = client.clone();
-            move |stop: CancellationToken| async move {
-                tokio::select! {
-                    () = builder.run(client) => {}
-                    () = stop.cancelled() => {}
-                }
-            }
+        let mut environment = Environment::new(client.clone());
+        let work = |stop| {
+            environment.shutdown = stop;
+            builder.run_in(environment)
         };
-        self.election.run(&client, "kube-scheduler", stop, work).await
+        self.election.run(&client, "kube-scheduler", stop_token(), work).await
     }
 }

@@ -11,7 +11,8 @@ use k8s_core::client::Kubeconfig;
 
 use super::{DataDir, told_to_stop};
 use crate::{
-    Cluster, Extras, Node, exit::Failure, pki::refresh_private, ranges, user_kubeconfig::UserKubeconfig,
+    Cluster, Node, exit::Failure, extensions::Extensions, pki::refresh_private, ranges,
+    user_kubeconfig::UserKubeconfig,
 };
 
 /// Flags of `up` and `server`.
@@ -82,20 +83,20 @@ pub(super) struct Server {
 }
 
 impl Up {
-    pub(super) async fn run(self, extras: &Extras) -> Result<(), Failure> {
+    pub(super) async fn run(self, extensions: Extensions) -> Result<(), Failure> {
         let node = self.simulated_nodes.map_or(Node::Local, Node::Simulated);
-        self.common.run(node, self.node_name, extras).await
+        self.common.run(node, self.node_name, extensions).await
     }
 }
 
 impl Server {
-    pub(super) async fn run(self, extras: &Extras) -> Result<(), Failure> {
-        self.common.run(Node::None, None, extras).await
+    pub(super) async fn run(self, extensions: Extensions) -> Result<(), Failure> {
+        self.common.run(Node::None, None, extensions).await
     }
 }
 
 impl Common {
-    async fn run(self, node: Node, node_name: Option<String>, extras: &Extras) -> Result<(), Failure> {
+    async fn run(self, node: Node, node_name: Option<String>, extensions: Extensions) -> Result<(), Failure> {
         let started = Instant::now();
         let mut builder = Cluster::builder()
             .data_dir(&self.data.data_dir)
@@ -105,9 +106,9 @@ impl Common {
             .services(self.service_cidr)
             .domain(&self.cluster_domain)
             .tls_names(&self.tls_san)
-            .controllers(&self.controllers)
-            .forget_state(self.forget_state)
-            .extras(extras.clone());
+            .controller_items(&self.controllers)
+            .forget_state(self.forget_state);
+        builder.extensions = extensions;
         if let Some(address) = self.advertise_address {
             builder = builder.advertise(address);
         }
