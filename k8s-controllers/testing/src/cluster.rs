@@ -28,7 +28,7 @@ use crate::node;
 pub enum Error {
     /// The API server did not start.
     #[error("start the API server: {0}")]
-    Start(String),
+    Start(k8s_apiserver::BuildError),
     /// The API server returned an error.
     #[error(transparent)]
     Api(#[from] client::Error),

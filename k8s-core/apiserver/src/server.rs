@@ -6,8 +6,10 @@
 
 mod builder;
 mod dispatch;
+mod error;
 
 pub use builder::Builder;
+pub use error::BuildError;
 
 use std::{
     convert::Infallible,

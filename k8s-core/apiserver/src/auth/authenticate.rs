@@ -7,6 +7,14 @@ use k8s_core::status::ApiStatus;
 use super::tokens::{API_AUDIENCE, TokenError, TokenIssuer, Verified};
 use crate::{stages::Credentials, user::User};
 
+/// A line of a token file has too few fields.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+#[error("line {line}: want token,user,uid and optionally \"group1,group2\"")]
+pub struct TokenFileError {
+    /// Number of the line, from 1.
+    pub line: usize,
+}
+
 /// Finds out who a request comes from.
 #[derive(Debug, Default)]
 pub struct Authenticator {
@@ -26,17 +34,14 @@ impl Authenticator {
     ///
     /// # Errors
     /// A line with too few fields.
-    pub fn parse_token_file(text: &str) -> Result<HashMap<String, User>, String> {
+    pub fn parse_token_file(text: &str) -> Result<HashMap<String, User>, TokenFileError> {
         let mut tokens = HashMap::new();
         for (number, line) in
             text.lines().enumerate().filter(|(_, l)| !l.trim().is_empty() && !l.starts_with('#'))
         {
             let mut fields = line.splitn(4, ',').map(|f| f.trim().trim_matches('"'));
             let (Some(token), Some(name), Some(uid)) = (fields.next(), fields.next(), fields.next()) else {
-                return Err(format!(
-                    "line {}: want token,user,uid and optionally \"group1,group2\"",
-                    number + 1
-                ));
+                return Err(TokenFileError { line: number + 1 });
             };
             let groups: Vec<&str> = fields
                 .next()

@@ -9,7 +9,7 @@ use ipnet::Ipv4Net;
 use k8s_core::{clock::Clock, custom::CustomResource};
 use k8s_store::Store;
 
-use super::ApiServer;
+use super::{ApiServer, BuildError};
 use crate::{
     admission::{Admit, Chain, IntoAdmit, Parts},
     aggregate::Aggregator,
@@ -44,7 +44,7 @@ pub struct Builder {
     authorizers: Vec<Arc<dyn Authorize>>,
     flow: Vec<Arc<dyn FlowControl>>,
     audit: Vec<Arc<dyn Audit>>,
-    typed: Vec<Result<Vec<Arc<Resource>>, String>>,
+    typed: Vec<Result<Vec<Arc<Resource>>, BuildError>>,
     nodes: Option<Arc<dyn NodeConnector>>,
     front_proxy: Option<ClientIdentity>,
     pace: Pace,
@@ -144,7 +144,10 @@ impl Builder {
     /// Serves the custom resource of a Rust type, without a definition in the store.
     #[must_use]
     pub fn resource<T: CustomResource>(mut self) -> Self {
-        self.typed.push(crate::resources::typed::resources::<T>());
+        self.typed.push(
+            crate::resources::typed::resources::<T>()
+                .map_err(|invalid| BuildError::Definition { kind: invalid.kind, problems: invalid.problems }),
+        );
         self
     }
     /// Adds an authenticator that is asked before the server's own, such as one for the headers of a trusted
@@ -223,7 +226,7 @@ impl Builder {
     /// # Errors
     /// If `service_account_key` is not a PKCS#8 P-256 key, a type's definition is invalid, or the store
     /// cannot be written.
-    pub async fn build(mut self) -> Result<ApiServer, String> {
+    pub async fn build(mut self) -> Result<ApiServer, BuildError> {
         if self.authorization == AuthorizationMode::AlwaysAllow {
             self.authenticator.refuse_anonymous();
         }
@@ -267,10 +270,8 @@ impl Builder {
         for made in self.typed {
             let made = made?;
             if let Some(taken) = made.iter().find(|r| is_built_in(&r.storage)) {
-                return Err(format!(
-                    "{} cannot be served: {} is a built-in resource",
-                    taken.kind, taken.storage
-                ));
+                let (kind, resource) = (taken.kind.clone(), taken.storage.to_string());
+                return Err(BuildError::BuiltIn { kind, resource });
             }
             if let Some(name) = made.first().map(|r| format!("type/{}", r.storage)) {
                 server.state.registry.define(&name, made);
@@ -283,7 +284,7 @@ impl Builder {
         match (crate::bootstrap::run(server.store(), &own).await, server.state.store.ailment()) {
             // With a full disk the cluster is readable, and has its bootstrap objects from before.
             (Err(e), Some(_)) => tracing::warn!(error = %e, "not all bootstrap objects could be made"),
-            (made, _) => made.map_err(|e| e.to_string())?,
+            (made, _) => made.map_err(BuildError::Bootstrap)?,
         }
         server.state.ready.store(true, Ordering::Release);
         crate::event_ttl::start(&server.state);
