@@ -3,7 +3,7 @@
 use std::{
     collections::HashMap,
     net::{IpAddr, Ipv4Addr, SocketAddr},
-    path::{Path, PathBuf},
+    path::Path,
     sync::Arc,
     time::Duration,
 };
@@ -19,13 +19,14 @@ use tokio_util::sync::CancellationToken;
 
 use crate::{
     control_plane::{ApiConfig, ControlPlane, limits},
-    exit::{Code, Failure},
+    error::ClusterError,
     extensions::Builder,
     identities,
     network::{Network, NetworkConfig, Parts},
     node::{self, LocalNode, NodeConfig},
-    paths::{Lock, Paths},
+    paths::{Lock, Paths, default_data_dir},
     ranges,
+    settings::ClusterSettings,
 };
 
 /// The nodes that run in this process.
@@ -56,19 +57,13 @@ impl Node {
 /// Settings of a [`Cluster`]. Every one has a default.
 #[derive(Clone, Debug)]
 pub struct ClusterConfig {
-    data_dir: PathBuf,
-    memory: bool,
-    forget_state: bool,
-    node: Node,
-    listen: Option<SocketAddr>,
-    advertise: Option<IpAddr>,
-    pods: Ipv4Net,
-    services: Ipv4Net,
-    dns: Option<Ipv4Addr>,
-    domain: String,
-    node_name: Option<String>,
-    tls_names: Vec<String>,
-    controllers: Vec<String>,
+    pub(crate) name: String,
+    pub(crate) settings: ClusterSettings,
+    pub(crate) node: Node,
+    pub(crate) node_name: Option<String>,
+    /// Serve the API over TLS on the settings' address.
+    pub(crate) listens: bool,
+    pub(crate) memory: bool,
 }
 
 /// Builder of a [`Cluster`].
@@ -94,19 +89,12 @@ impl Cluster {
     /// Returns a builder. Defaults: this machine as the node, an embedded durable store, no socket.
     pub fn builder() -> ClusterBuilder {
         Builder::new(ClusterConfig {
-            data_dir: "/var/lib/hyperkube".into(),
-            memory: false,
-            forget_state: false,
+            name: "hyperkube".into(),
+            settings: ClusterSettings::default(),
             node: Node::Local,
-            listen: None,
-            advertise: None,
-            pods: Ipv4Net::new_assert(Ipv4Addr::new(10, 42, 0, 0), 16),
-            services: Ipv4Net::new_assert(Ipv4Addr::new(10, 43, 0, 0), 16),
-            dns: None,
-            domain: "cluster.local".into(),
             node_name: None,
-            tls_names: Vec::new(),
-            controllers: vec!["*".into()],
+            listens: false,
+            memory: false,
         })
     }
 
@@ -129,20 +117,20 @@ impl Cluster {
         self.plane.api.address
     }
 
-    /// Returns the administrator's kubeconfig as YAML.
+    /// Returns the administrator's kubeconfig as YAML. Its context has the cluster's name.
     ///
     /// # Errors
-    /// The cluster has no listen address.
-    pub fn kubeconfig(&self) -> Result<String, Failure> {
-        Ok(self.kubeconfig_named("hyperkube")?.to_yaml())
+    /// [`ClusterError::NoAddress`], [`ClusterError::Certificate`].
+    pub fn kubeconfig(&self) -> Result<String, ClusterError> {
+        Ok(self.admin_kubeconfig()?.to_yaml())
     }
 
-    /// Returns the administrator's kubeconfig with a context of this name.
+    /// Returns the administrator's kubeconfig.
     ///
     /// # Errors
     /// As [`Cluster::kubeconfig`].
-    pub fn kubeconfig_named(&self, name: &str) -> Result<Kubeconfig, Failure> {
-        self.plane.api.admin_kubeconfig(name)
+    pub fn admin_kubeconfig(&self) -> Result<Kubeconfig, ClusterError> {
+        self.plane.api.admin_kubeconfig()
     }
 
     /// Returns the image store of the node on this machine, if there is one.
@@ -161,7 +149,7 @@ impl Cluster {
     ///
     /// # Errors
     /// A node is not ready within `within`.
-    pub async fn ready(&self, within: Duration) -> Result<(), Failure> {
+    pub async fn ready(&self, within: Duration) -> Result<(), ClusterError> {
         let client = self.client();
         for node in &self.nodes {
             node::wait_ready(&client, node.name(), within).await?;
@@ -190,19 +178,29 @@ impl Cluster {
     ///
     /// # Errors
     /// Something could not be removed; the message lists it.
-    pub async fn down(self) -> Result<(), Failure> {
+    pub async fn down(self) -> Result<(), ClusterError> {
         let paths = self.paths.clone();
         self.shutdown().await;
         tokio::task::spawn_blocking(move || crate::reset::remove(&paths))
             .await
-            .map_err(Failure::because("remove the cluster"))?
+            .map_err(ClusterError::of("remove the cluster"))?
     }
 }
 
 impl ClusterBuilder {
-    /// Data directory. Default: `/var/lib/hyperkube`.
+    /// Name of the cluster's distribution: context of its kubeconfig, default data directory `/var/lib/NAME`,
+    /// directory `/run/NAME`, prefix of its control groups. 1 to 32 lower-case letters, digits or `-`. A data
+    /// directory belongs to one name. Default: `hyperkube`.
+    pub fn name(mut self, name: &str) -> Self {
+        if self.base.settings.data_dir == default_data_dir(&self.base.name) {
+            self.base.settings.data_dir = default_data_dir(name);
+        }
+        self.base.name = name.into();
+        self
+    }
+    /// Data directory. Default: `/var/lib/NAME`.
     pub fn data_dir(mut self, path: impl AsRef<Path>) -> Self {
-        self.base.data_dir = path.as_ref().to_owned();
+        self.base.settings.data_dir = path.as_ref().to_owned();
         self
     }
     /// Keeps objects in memory only; the data directory then holds only keys and containers.
@@ -213,7 +211,7 @@ impl ClusterBuilder {
     /// If the store's file is empty or of another program, moves it aside, starts with an empty store, and
     /// removes the containers of its pods. Default: such a file is an error.
     pub fn forget_state(mut self, forget: bool) -> Self {
-        self.base.forget_state = forget;
+        self.base.settings.forget_state = forget;
         self
     }
     /// Nodes that run in this process. Default: [`Node::Local`].
@@ -223,32 +221,34 @@ impl ClusterBuilder {
     }
     /// Serves the API over TLS on this address; port 0 picks a free one. Default: no socket.
     pub fn listen(mut self, address: SocketAddr) -> Self {
-        self.base.listen = Some(address);
+        self.base.listens = true;
+        self.base.settings.bind_address = address.ip();
+        self.base.settings.https_listen_port = address.port();
         self
     }
     /// Address at which pods and other nodes reach this machine. Default: detected.
     pub fn advertise(mut self, address: IpAddr) -> Self {
-        self.base.advertise = Some(address);
+        self.base.settings.advertise_address = Some(address);
         self
     }
     /// Pod CIDR of the cluster. Default: 10.42.0.0/16.
     pub fn pods(mut self, range: Ipv4Net) -> Self {
-        self.base.pods = range.trunc();
+        self.base.settings.cluster_cidr = range.trunc();
         self
     }
     /// Service CIDR. Default: 10.43.0.0/16.
     pub fn services(mut self, range: Ipv4Net) -> Self {
-        self.base.services = range.trunc();
+        self.base.settings.service_cidr = range.trunc();
         self
     }
     /// Cluster DNS address. Default: the tenth of the service CIDR.
     pub fn dns(mut self, address: Ipv4Addr) -> Self {
-        self.base.dns = Some(address);
+        self.base.settings.cluster_dns = Some(address);
         self
     }
     /// Cluster domain. Default: `cluster.local`.
     pub fn domain(mut self, domain: &str) -> Self {
-        self.base.domain = domain.into();
+        self.base.settings.cluster_domain = domain.into();
         self
     }
     /// Name of the node on this machine. Default: the host name.
@@ -258,51 +258,44 @@ impl ClusterBuilder {
     }
     /// Additional names and addresses (SANs) for the server certificate.
     pub fn tls_names(mut self, names: &[String]) -> Self {
-        self.base.tls_names = names.to_vec();
+        self.base.settings.tls_san = names.to_vec();
         self
     }
-    /// Selects built-in controllers by the command line's items: `*` for all, `-name` to exclude one. Default:
-    /// those of [`Builder::controllers`].
-    pub(crate) fn controller_items(mut self, items: &[String]) -> Self {
-        self.base.controllers = items.to_vec();
-        self
-    }
-
     /// Starts the cluster. On return the API serves requests; [`Cluster::ready`] waits for the nodes.
     ///
     /// # Errors
-    /// A one-line message and an exit code. Everything that was started is stopped again.
-    pub async fn start(self) -> Result<Cluster, Failure> {
+    /// [`ClusterError`]. Everything that was started is stopped again.
+    pub async fn start(self) -> Result<Cluster, ClusterError> {
         let Builder { base: config, mut extensions } = self;
-        let paths = Paths::new(&config.data_dir)?;
-        if ranges::overlap(config.pods, config.services) {
-            return Err(Failure::new(
-                Code::Usage,
-                format!(
-                    "pod range {} and service range {} overlap; choose others with --cluster-cidr and --service-cidr",
-                    config.pods, config.services
-                ),
-            ));
+        let settings = &config.settings;
+        let paths = Paths::new(&config.name, &settings.data_dir)?;
+        let (pods, services) = (settings.cluster_cidr, settings.service_cidr);
+        if ranges::overlap(pods, services) {
+            let reason = format!(
+                "pod range {pods} and service range {services} overlap; choose others with --cluster-cidr and --service-cidr"
+            );
+            return Err(ClusterError::invalid("address ranges", reason));
         }
         let runtime = extensions.runtime.take();
         if config.node == Node::Local && runtime.is_none() {
             node::check(&paths)?;
         }
-        let selection = extensions.select(&config.controllers)?;
+        let selection = extensions.select(&settings.controllers)?;
         let lock = Lock::take(&paths)?;
-        let gateway = IpAddr::V4(ranges::nth(config.pods, 1));
-        let advertise = config.advertise.or_else(crate::network::own_address).unwrap_or(gateway);
-        let dns = config.dns.unwrap_or_else(|| ranges::nth(config.services, 10));
+        let gateway = IpAddr::V4(ranges::nth(pods, 1));
+        let advertise = settings.advertise_address.or_else(crate::network::own_address).unwrap_or(gateway);
+        let dns = settings.cluster_dns.unwrap_or_else(|| ranges::nth(services, 10));
+        let listen = SocketAddr::new(settings.bind_address, settings.https_listen_port);
         let api = ApiConfig {
-            listen: config.listen,
+            listen: config.listens.then_some(listen),
             advertise,
-            services: config.services,
+            services,
             node_ports: (30000, 32767),
-            pods: Some(config.pods),
-            domain: config.domain.clone(),
+            pods: Some(pods),
+            domain: settings.cluster_domain.clone(),
             memory: config.memory,
-            forget_state: config.forget_state,
-            tls_names: config.tls_names.clone(),
+            forget_state: settings.forget_state,
+            tls_names: settings.tls_san.clone(),
             pki: None,
             client_ca: Vec::new(),
             tokens: HashMap::new(),
@@ -311,7 +304,7 @@ impl ClusterBuilder {
             warn_unenforced: true,
             limits: limits(),
         };
-        let plane = ControlPlane::start(&paths, api, selection, config.pods, extensions).await?;
+        let plane = ControlPlane::start(&paths, api, selection, pods, extensions).await?;
         let mut cluster = Cluster { paths, plane, nodes: Vec::new(), network: None, _lock: lock };
         match cluster.add_nodes(&config, runtime, advertise, dns).await {
             Ok(()) => Ok(cluster),
@@ -326,7 +319,7 @@ impl ClusterBuilder {
     ///
     /// # Errors
     /// As [`ClusterBuilder::start`].
-    pub async fn run(self, shutdown: CancellationToken) -> Result<(), Failure> {
+    pub async fn run(self, shutdown: CancellationToken) -> Result<(), ClusterError> {
         let cluster = self.start().await?;
         shutdown.cancelled().await;
         cluster.shutdown().await;
@@ -341,13 +334,13 @@ impl Cluster {
         runtime: Option<Arc<dyn Runtime>>,
         address: IpAddr,
         dns: Ipv4Addr,
-    ) -> Result<(), Failure> {
+    ) -> Result<(), ClusterError> {
         let name = choices.node_name.clone().unwrap_or_else(host_name);
         let mut config = NodeConfig {
             name,
             address,
             dns: IpAddr::V4(dns),
-            domain: choices.domain.clone(),
+            domain: choices.settings.cluster_domain.clone(),
             pod_cidr: None,
             api: None,
             allowed_unsafe_sysctls: Vec::new(),
@@ -374,11 +367,11 @@ impl Cluster {
                 let network = NetworkConfig {
                     cluster: self.paths.id.clone(),
                     node_name: config.name.clone(),
-                    pods: choices.pods,
-                    services: choices.services,
+                    pods: choices.settings.cluster_cidr,
+                    services: choices.settings.service_cidr,
                     node_pods: None,
                     dns,
-                    domain: choices.domain.clone(),
+                    domain: choices.settings.cluster_domain.clone(),
                     state_dir: self.paths.network(),
                 };
                 crate::network::record(&self.paths, &network)?;
@@ -392,7 +385,7 @@ impl Cluster {
                 let client = self.client();
                 crate::network::publish_dns(&client, dns)
                     .await
-                    .map_err(Failure::because("make the kube-dns Service"))?;
+                    .map_err(ClusterError::of("make the kube-dns Service"))?;
             }
         }
         Ok(())
@@ -408,13 +401,14 @@ impl Cluster {
 ///
 /// # Errors
 /// The directory or the file cannot be used.
-pub fn open_images(paths: &Paths) -> Result<Arc<ImageStore>, Failure> {
-    paths.make().map_err(Failure::io(format!("data directory {}", paths.data.display())))?;
-    let mut images = ImageStore::open(paths.images()).map_err(Failure::because("image store"))?;
+pub fn open_images(paths: &Paths) -> Result<Arc<ImageStore>, ClusterError> {
+    paths.check_owner()?;
+    paths.make().map_err(ClusterError::io(format!("data directory {}", paths.data.display())))?;
+    let mut images = ImageStore::open(paths.images()).map_err(ClusterError::of("image store"))?;
     let file = paths.data.join("registries.yaml");
     if let Ok(text) = std::fs::read_to_string(&file) {
-        let registries = Registries::parse(&text)
-            .map_err(|e| Failure::new(Code::Usage, format!("{}: {e}", file.display())))?;
+        let registries =
+            Registries::parse(&text).map_err(|e| ClusterError::invalid(file.display().to_string(), e))?;
         images = images.with_registries(registries);
     }
     Ok(Arc::new(images))

@@ -21,7 +21,7 @@ use tokio_util::sync::CancellationToken;
 pub(crate) use api::{Api, ApiConfig, limits};
 pub(crate) use store::open_store;
 
-use crate::{exit::Failure, extensions::Extensions, identities, paths::Paths};
+use crate::{error::ClusterError, extensions::Extensions, identities, paths::Paths};
 
 /// Settings of the controllers.
 #[derive(Debug)]
@@ -65,7 +65,7 @@ impl ControlPlane {
         selection: Selection,
         cluster_cidr: Ipv4Net,
         extensions: Extensions,
-    ) -> Result<Self, Failure> {
+    ) -> Result<Self, ClusterError> {
         let api = Api::start(paths, config, extensions.api).await?;
         let stop = CancellationToken::new();
         let of = |user: &str| api.server.client_as(User::new(user, &[]));

@@ -9,7 +9,7 @@ use k8s_core::custom::CustomResource;
 use k8s_runtime::Runtime;
 use k8s_scheduler::{Plugin, Scheduler};
 
-use crate::exit::{Code, Failure};
+use crate::error::ClusterError;
 
 /// A change of the API server's builder.
 pub(crate) type Serve = Box<dyn FnOnce(k8s_apiserver::Builder) -> k8s_apiserver::Builder + Send>;
@@ -41,9 +41,9 @@ impl Extensions {
     ///
     /// # Errors
     /// An item names no controller.
-    pub(crate) fn select(&self, items: &[String]) -> Result<Selection, Failure> {
+    pub(crate) fn select(&self, items: &[String]) -> Result<Selection, ClusterError> {
         let named = Selection::parse(items.iter().map(String::as_str))
-            .map_err(|e| Failure::new(Code::Usage, format!("--controllers: {e}")))?;
+            .map_err(|e| ClusterError::invalid("--controllers", e))?;
         match &self.selection {
             Some(chosen) if items == ["*"] => Ok(chosen.clone()),
             _ => Ok(named),

@@ -24,10 +24,10 @@
 
 mod apply;
 mod cluster;
-pub mod commands;
+mod commands;
 mod control_plane;
-pub mod distribution;
-pub mod exit;
+mod distribution;
+mod error;
 mod extensions;
 pub mod front_proxy;
 pub mod identities;
@@ -37,36 +37,10 @@ pub mod paths;
 pub mod pki;
 pub mod ranges;
 pub mod reset;
-mod text_pages;
+mod settings;
 pub mod user_kubeconfig;
 
-use std::{process::ExitCode, sync::OnceLock};
-
 pub use cluster::{Cluster, ClusterBuilder, ClusterConfig, Node, host_name, open_images};
-pub use distribution::{Distribution, distribution};
+pub use distribution::{Distribution, Program, distribution};
+pub use error::ClusterError;
 pub use extensions::Builder;
-
-static WHEN_IDLE: OnceLock<fn()> = OnceLock::new();
-
-/// Registers a function that idle runtime threads call every few seconds; a program returns allocator memory
-/// there.
-pub fn when_idle(work: fn()) {
-    // The first registration wins.
-    let _ = WHEN_IDLE.set(work);
-}
-
-/// The `main` of `hyperkube`. Must be called before any thread is started.
-#[must_use]
-pub fn main() -> ExitCode {
-    k8s_runtime::embedded::run_if_zygote();
-    commands::run(std::env::args_os().collect())
-}
-
-/// The `main` of a single-component program: equals `hyperkube <component>`.
-#[must_use]
-pub fn component_main(component: &str) -> ExitCode {
-    k8s_runtime::embedded::run_if_zygote();
-    let mut args: Vec<std::ffi::OsString> = vec!["hyperkube".into(), component.into()];
-    args.extend(std::env::args_os().skip(1));
-    commands::run(args)
-}

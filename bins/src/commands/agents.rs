@@ -6,9 +6,13 @@ use std::{
     sync::Arc,
 };
 
-use super::components::{Connection, config_file, stop_token};
-use crate::{
+use super::{
+    components::{Connection, stop_token},
+    config::ConfigFile,
     exit::{Code, Failure},
+};
+use crate::{
+    ClusterError,
     extensions::Extensions,
     network::{Network, NetworkConfig, Parts},
     node::{self, LocalNode, NodeConfig},
@@ -24,16 +28,16 @@ use k8s_runtime::Runtime;
 #[derive(Debug, clap::Args)]
 struct Ranges {
     /// Pod CIDR of the cluster.
-    #[arg(long, default_value = "10.42.0.0/16", value_parser = ranges::parse)]
+    #[arg(long, default_value = ranges::PODS, value_parser = ranges::parse)]
     cluster_cidr: Ipv4Net,
     /// Service CIDR.
-    #[arg(long, default_value = "10.43.0.0/16", value_parser = ranges::parse)]
+    #[arg(long, default_value = ranges::SERVICES, value_parser = ranges::parse)]
     service_cluster_ip_range: Ipv4Net,
     /// Cluster DNS address.
-    #[arg(long, default_value = "10.43.0.10")]
+    #[arg(long, default_value = ranges::DNS)]
     cluster_dns: Ipv4Addr,
     /// Cluster domain.
-    #[arg(long, default_value = "cluster.local")]
+    #[arg(long, default_value = ranges::DOMAIN)]
     cluster_domain: String,
     /// Name of the node (default: the host name).
     #[arg(long, visible_alias = "node-name")]
@@ -90,10 +94,8 @@ pub(super) struct Kubelet {
     /// `fs.mqueue.*`, `net.*`).
     #[arg(long, value_delimiter = ',')]
     allowed_unsafe_sysctls: Vec<String>,
-    /// Configuration file (KubeletConfiguration: `clusterDNS`, `clusterDomain`, `port`, `address`, `podCIDR`,
-    /// `allowedUnsafeSysctls`).
-    #[arg(long)]
-    config: Option<PathBuf>,
+    #[command(flatten)]
+    _config: ConfigFile,
 }
 
 /// The container runtime of a kubelet, and the pod network that it needs.
@@ -104,41 +106,9 @@ enum Containers {
     Added(Arc<dyn Runtime>),
 }
 
-/// Supported fields of a KubeletConfiguration.
-#[derive(Debug, Default, serde::Deserialize)]
-#[serde(rename_all = "camelCase", deny_unknown_fields, default)]
-struct KubeletFile {
-    #[serde(rename = "apiVersion")]
-    _api_version: String,
-    #[serde(rename = "kind")]
-    _kind: String,
-    #[serde(rename = "clusterDNS")]
-    cluster_dns: Vec<Ipv4Addr>,
-    cluster_domain: Option<String>,
-    port: Option<u16>,
-    address: Option<IpAddr>,
-    #[serde(rename = "podCIDR")]
-    pod_cidr: Option<String>,
-    allowed_unsafe_sysctls: Vec<String>,
-}
-
 impl Kubelet {
-    pub(super) async fn run(mut self, extensions: Extensions) -> Result<(), Failure> {
-        let file: KubeletFile = config_file(self.config.as_ref())?;
-        if let Some(dns) = file.cluster_dns.first() {
-            self.ranges.cluster_dns = *dns;
-        }
-        if let Some(domain) = file.cluster_domain {
-            self.ranges.cluster_domain = domain;
-        }
-        self.port = file.port.unwrap_or(self.port);
-        self.address = file.address.unwrap_or(self.address);
-        self.allowed_unsafe_sysctls.extend(file.allowed_unsafe_sysctls);
-        if let Some(range) = file.pod_cidr {
-            self.pod_cidr =
-                Some(ranges::parse(&range).map_err(|e| Failure::new(Code::Usage, format!("podCIDR: {e}")))?);
-        }
-        let paths = Paths::new(&self.root_dir)?;
+    pub(super) async fn run(mut self, name: &str, extensions: Extensions) -> Result<(), Failure> {
+        let paths = Paths::new(name, &self.root_dir)?;
         if extensions.runtime.is_none() {
             node::check(&paths)?;
         }
@@ -165,7 +135,7 @@ impl Kubelet {
             dns: IpAddr::V4(self.ranges.cluster_dns),
             domain: self.ranges.cluster_domain.clone(),
             pod_cidr: network.map(|network| network.node_pods().into()),
-            api: self.tls(address)?,
+            api: self.tls(name, address)?,
             allowed_unsafe_sysctls: std::mem::take(&mut self.allowed_unsafe_sysctls),
         };
         let node = match &containers {
@@ -187,9 +157,13 @@ impl Kubelet {
     }
 
     /// The kubelet's API over TLS, with a certificate of the cluster's CA.
-    fn tls(&self, address: IpAddr) -> Result<Option<(SocketAddr, Arc<k8s_tls::ServerConfig>)>, Failure> {
+    fn tls(
+        &self,
+        name: &str,
+        address: IpAddr,
+    ) -> Result<Option<(SocketAddr, Arc<k8s_tls::ServerConfig>)>, Failure> {
         let Some(directory) = self.cert_dir.as_ref().filter(|_| self.port != 0) else { return Ok(None) };
-        let pki = Pki::open(directory).map_err(Failure::because("certificates"))?;
+        let pki = Pki::open(name, directory).map_err(ClusterError::from)?;
         Ok(Some((
             SocketAddr::new(self.address, self.port),
             node::kubelet_tls(&pki, &self.ranges.node_name(), address)?,
@@ -207,37 +181,19 @@ pub(super) struct Proxy {
     /// Directory of the proxy's state; on the same machine and for the same cluster, the kubelet's.
     #[arg(long, default_value = "/var/lib/hyperkube")]
     root_dir: PathBuf,
-    /// Configuration file (KubeProxyConfiguration: `clusterCIDR`).
-    #[arg(long)]
-    config: Option<PathBuf>,
-}
-
-/// Supported fields of a KubeProxyConfiguration.
-#[derive(Debug, Default, serde::Deserialize)]
-#[serde(rename_all = "camelCase", deny_unknown_fields, default)]
-struct ProxyFile {
-    #[serde(rename = "apiVersion")]
-    _api_version: String,
-    #[serde(rename = "kind")]
-    _kind: String,
-    #[serde(rename = "clusterCIDR")]
-    cluster_cidr: Option<String>,
+    #[command(flatten)]
+    _config: ConfigFile,
 }
 
 impl Proxy {
-    pub(super) async fn run(mut self) -> Result<(), Failure> {
-        let file: ProxyFile = config_file(self.config.as_ref())?;
-        if let Some(range) = file.cluster_cidr {
-            self.ranges.cluster_cidr =
-                ranges::parse(&range).map_err(|e| Failure::new(Code::Usage, format!("clusterCIDR: {e}")))?;
-        }
+    pub(super) async fn run(self, name: &str) -> Result<(), Failure> {
         if !nix::unistd::geteuid().is_root() {
             return Err(Failure::new(
                 Code::Permission,
                 "the service proxy changes the kernel's tables and needs root",
             ));
         }
-        let paths = Paths::new(&self.root_dir)?;
+        let paths = Paths::new(name, &self.root_dir)?;
         let client = self.connection.client("kube-proxy")?;
         let config = self.ranges.network(&paths, None);
         let network = Network::start(&config, &client, Parts::All).await?;

@@ -15,10 +15,13 @@ use k8s_core::{
 };
 use tokio_util::sync::CancellationToken;
 
-use super::told_to_stop;
+use super::{
+    config::ConfigFile,
+    exit::{Code, Failure},
+    stop_signal,
+};
 use crate::{
     control_plane::{Api, ApiConfig, ControllersConfig, limits, manager},
-    exit::{Code, Failure},
     extensions::Extensions,
     identities::{self, ServiceAccounts},
     paths::{Lock, Paths},
@@ -29,6 +32,8 @@ use crate::{
 /// Run the API server alone.
 #[derive(Debug, clap::Args)]
 pub(super) struct ApiServer {
+    #[command(flatten)]
+    _config: ConfigFile,
     /// Directory of the embedded store.
     #[arg(long, default_value = "/var/lib/hyperkube")]
     data_dir: PathBuf,
@@ -54,7 +59,7 @@ pub(super) struct ApiServer {
     #[arg(long)]
     client_ca_file: Option<PathBuf>,
     /// Service CIDR.
-    #[arg(long, default_value = "10.43.0.0/16", value_parser = ranges::parse)]
+    #[arg(long, default_value = ranges::SERVICES, value_parser = ranges::parse)]
     service_cluster_ip_range: Ipv4Net,
     /// Node port range, both ends included.
     #[arg(long, default_value = "30000-32767", value_parser = port_range)]
@@ -115,7 +120,7 @@ fn read(path: &std::path::Path) -> Result<Vec<u8>, Failure> {
 }
 
 impl ApiServer {
-    pub(super) async fn run(self, extensions: Extensions) -> Result<(), Failure> {
+    pub(super) async fn run(self, name: &str, extensions: Extensions) -> Result<(), Failure> {
         let mode = match self.authorization_mode.as_str() {
             "AlwaysAllow" => AuthorizationMode::AlwaysAllow,
             list if list.split(',').any(|m| m == "RBAC")
@@ -130,7 +135,7 @@ impl ApiServer {
                 ));
             }
         };
-        let paths = Paths::new(&self.data_dir)?;
+        let paths = Paths::new(name, &self.data_dir)?;
         let _lock = Lock::take(&paths)?;
         let pki_dir = self.cert_dir.clone().unwrap_or_else(|| paths.pki());
         let tokens = match &self.token_auth_file {
@@ -154,7 +159,7 @@ impl ApiServer {
             services: self.service_cluster_ip_range,
             node_ports: self.service_node_port_range,
             pods: None,
-            domain: "cluster.local".into(),
+            domain: ranges::DOMAIN.into(),
             memory: false,
             forget_state: self.forget_state,
             tls_names: Vec::new(),
@@ -173,13 +178,13 @@ impl ApiServer {
                 .await
                 .map_err(Failure::because("bind the role of the added controllers"))?;
         }
-        write_kubeconfigs(&api, &pki_dir)?;
+        write_kubeconfigs(name, &api, &pki_dir)?;
         if let Some(address) = api.address {
             println!("serving on https://{address}");
         }
         tokio::select! {
-            ended = api.ended() => return ended,
-            () = told_to_stop() => {}
+            ended = api.ended() => return Ok(ended?),
+            () = stop_signal() => {}
         }
         api.shutdown().await;
         Ok(())
@@ -187,17 +192,18 @@ impl ApiServer {
 }
 
 /// Writes a kubeconfig for the administrator and one for each component, beside the certificates.
-fn write_kubeconfigs(api: &Api, directory: &std::path::Path) -> Result<(), Failure> {
+fn write_kubeconfigs(name: &str, api: &Api, directory: &std::path::Path) -> Result<(), Failure> {
     let kubelet = format!("system:node:{}", crate::host_name());
+    let admin = format!("{name}-admin");
     let users = [
-        ("admin", "hyperkube-admin", "system:masters"),
+        ("admin", &*admin, "system:masters"),
         ("controller-manager", identities::CONTROLLER_MANAGER, ""),
         ("scheduler", identities::SCHEDULER, ""),
         ("kubelet", &kubelet, identities::NODES),
         ("kube-proxy", identities::PROXY, ""),
     ];
     for (file, user, group) in users {
-        let config = api.kubeconfig("hyperkube", file, user, group)?;
+        let config = api.kubeconfig(file, user, group)?;
         let path = directory.join(format!("{file}.kubeconfig"));
         refresh_private(&path, config.to_yaml().as_bytes())
             .map_err(Failure::because(format!("write {}", path.display())))?;
@@ -276,20 +282,10 @@ pub(super) fn stop_token() -> CancellationToken {
     let stop = CancellationToken::new();
     let told = stop.clone();
     tokio::spawn(async move {
-        told_to_stop().await;
+        stop_signal().await;
         told.cancel();
     });
     stop
-}
-
-/// Reads a component's configuration file (YAML). Unknown keys are errors.
-pub(super) fn config_file<T: serde::de::DeserializeOwned + Default>(
-    path: Option<&PathBuf>,
-) -> Result<T, Failure> {
-    let Some(path) = path else { return Ok(T::default()) };
-    let text = String::from_utf8_lossy(&read(path)?).into_owned();
-    serde_saphyr::from_str(&text)
-        .map_err(|e| Failure::new(Code::Usage, format!("--config {}: {e}", path.display())))
 }
 
 /// Run the controllers alone.
@@ -303,7 +299,7 @@ pub(super) struct ControllerManager {
     #[arg(long, value_delimiter = ',', default_value = "*", allow_hyphen_values = true)]
     controllers: Vec<String>,
     /// Pod CIDR of the cluster, from which nodes get theirs.
-    #[arg(long, default_value = "10.42.0.0/16", value_parser = ranges::parse)]
+    #[arg(long, default_value = ranges::PODS, value_parser = ranges::parse)]
     cluster_cidr: Ipv4Net,
     /// Run each controller as its own service account of kube-system, with upstream's role for it. If false,
     /// all use the kubeconfig's user, who then needs the permissions of all of them.
@@ -312,27 +308,13 @@ pub(super) struct ControllerManager {
     /// CA certificate to publish in every namespace (default: the kubeconfig's).
     #[arg(long)]
     root_ca_file: Option<PathBuf>,
-    /// Configuration file (KubeControllerManagerConfiguration: `controllers`).
-    #[arg(long)]
-    config: Option<PathBuf>,
-}
-
-/// Supported fields of a KubeControllerManagerConfiguration.
-#[derive(Debug, Default, serde::Deserialize)]
-#[serde(rename_all = "camelCase", deny_unknown_fields, default)]
-struct ControllerManagerFile {
-    #[serde(rename = "apiVersion")]
-    _api_version: String,
-    #[serde(rename = "kind")]
-    _kind: String,
-    controllers: Vec<String>,
+    #[command(flatten)]
+    _config: ConfigFile,
 }
 
 impl ControllerManager {
     pub(super) async fn run(self, extensions: Extensions) -> Result<(), Failure> {
-        let file: ControllerManagerFile = config_file(self.config.as_ref())?;
-        let names = if file.controllers.is_empty() { &self.controllers } else { &file.controllers };
-        let selection = extensions.select(names)?;
+        let selection = extensions.select(&self.controllers)?;
         let client = self.connection.client("kube-controller-manager")?;
         let root_ca = match &self.root_ca_file {
             Some(file) => read(file)?,
@@ -364,40 +346,21 @@ pub(super) struct KubeScheduler {
     connection: Connection,
     #[command(flatten)]
     election: Election,
-    /// Configuration file (KubeSchedulerConfiguration: `profiles[0].schedulerName`).
-    #[arg(long)]
-    config: Option<PathBuf>,
-}
-
-/// Supported fields of a KubeSchedulerConfiguration.
-#[derive(Debug, Default, serde::Deserialize)]
-#[serde(rename_all = "camelCase", deny_unknown_fields, default)]
-struct SchedulerFile {
-    #[serde(rename = "apiVersion")]
-    _api_version: String,
-    #[serde(rename = "kind")]
-    _kind: String,
-    profiles: Vec<SchedulerProfile>,
-}
-
-#[derive(Debug, Default, serde::Deserialize)]
-#[serde(rename_all = "camelCase", deny_unknown_fields, default)]
-struct SchedulerProfile {
+    /// Schedules the pods with this `schedulerName`.
+    #[arg(long, default_value = "default-scheduler")]
     scheduler_name: String,
+    #[command(flatten)]
+    _config: ConfigFile,
 }
 
 impl KubeScheduler {
     pub(super) async fn run(self, extensions: Extensions) -> Result<(), Failure> {
-        let file: SchedulerFile = config_file(self.config.as_ref())?;
         let client = self.connection.client("kube-scheduler")?;
-        let mut builder = extensions.scheduler;
-        if let Some(profile) = file.profiles.first().filter(|p| !p.scheduler_name.is_empty()) {
-            builder = builder.named(&profile.scheduler_name);
-        }
+        let scheduler = extensions.scheduler.named(&self.scheduler_name);
         let mut environment = Environment::new(client.clone());
         let work = |stop| {
             environment.shutdown = stop;
-            builder.run_in(environment)
+            scheduler.run_in(environment)
         };
         self.election.run(&client, "kube-scheduler", stop_token(), work).await
     }

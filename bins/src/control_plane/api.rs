@@ -23,7 +23,7 @@ use tokio_util::sync::CancellationToken;
 
 use super::{objects, open_store};
 use crate::{
-    exit::{Code, Failure},
+    error::ClusterError,
     extensions::Serve,
     front_proxy::FrontProxy,
     identities,
@@ -77,6 +77,8 @@ pub(crate) struct Api {
     pub(crate) address: Option<SocketAddr>,
     /// Certificates and keys of the cluster.
     pub(crate) pki: Pki,
+    /// Name of the distribution: context of kubeconfigs, prefix of its administrator's user.
+    name: String,
     /// Kubelets in this process, which the server calls directly. Others are called over HTTPS.
     pub(crate) kubelets: Arc<LocalKubelets>,
     stop: CancellationToken,
@@ -88,14 +90,18 @@ impl Api {
     ///
     /// # Errors
     /// Everything that was started is stopped again.
-    pub(crate) async fn start(paths: &Paths, config: ApiConfig, added: Vec<Serve>) -> Result<Self, Failure> {
+    pub(crate) async fn start(
+        paths: &Paths,
+        config: ApiConfig,
+        added: Vec<Serve>,
+    ) -> Result<Self, ClusterError> {
         let listener = match config.listen {
             Some(address) => Some(bind(address).await?),
             None => None,
         };
         let address = listener.as_ref().and_then(|l| l.local_addr().ok());
         let pki_dir = config.pki.clone().unwrap_or_else(|| paths.pki());
-        let pki = Pki::open(&pki_dir).map_err(Failure::because("certificates"))?;
+        let pki = Pki::open(&paths.name, &pki_dir)?;
         let store = if config.memory { Store::memory() } else { open_store(paths, config.forget_state)? };
         let kubelets = Arc::new(LocalKubelets::new(Some(Arc::new(remote_kubelets(&pki)?))));
         let front_proxy = FrontProxy::open(paths)?;
@@ -105,7 +111,7 @@ impl Api {
             .authenticator(Authenticator::new(config.tokens.clone(), config.anonymous))
             .authorization(config.authorization)
             .warn_unenforced(config.warn_unenforced)
-            .service_account_key(pki.service_account_key().map_err(Failure::because("service account key"))?)
+            .service_account_key(pki.service_account_key()?)
             .service_range(config.services)
             .node_ports(config.node_ports.0, config.node_ports.1)
             .nodes(kubelets.clone())
@@ -114,8 +120,16 @@ impl Api {
         if let Some(pods) = config.pods {
             builder = builder.pod_range(pods);
         }
-        let server = builder.build().await.map_err(Failure::because("start the API server"))?;
-        let mut api = Api { server, address, pki, kubelets, stop: CancellationToken::new(), serving: None };
+        let server = builder.build().await?;
+        let mut api = Api {
+            server,
+            address,
+            pki,
+            name: paths.name.clone(),
+            kubelets,
+            stop: CancellationToken::new(),
+            serving: None,
+        };
         match api.open(listener, &config, &front_proxy).await {
             Ok(()) => Ok(api),
             Err(e) => {
@@ -131,7 +145,7 @@ impl Api {
         listener: Option<TcpListener>,
         config: &ApiConfig,
         front_proxy: &FrontProxy,
-    ) -> Result<(), Failure> {
+    ) -> Result<(), ClusterError> {
         if let Some(listener) = listener {
             let identity = server_identity(&self.pki, config)?;
             let mut client_ca = self.pki.ca().as_bytes().to_vec();
@@ -141,7 +155,7 @@ impl Api {
                 key: identity.key.into_bytes(),
                 client_ca: Some(client_ca),
             };
-            let tls = Arc::new(listen::tls_config(&files).map_err(Failure::because("TLS"))?);
+            let tls = Arc::new(listen::tls_config(&files).map_err(ClusterError::of("server TLS"))?);
             let (server, stop) = (self.server.clone(), self.stop.clone());
             self.serving = Some(tokio::spawn(async move {
                 let ended = listen::serve(server, listener, tls, stop).await;
@@ -154,59 +168,47 @@ impl Api {
         let admin = self.server.client_as(User::admin());
         objects::kubernetes_service(&admin, config, self.address)
             .await
-            .map_err(Failure::because("make the kubernetes Service"))?;
-        identities::bind(&admin).await.map_err(Failure::because("bind the components' roles"))?;
+            .map_err(ClusterError::of("make the kubernetes Service"))?;
+        identities::bind(&admin).await.map_err(ClusterError::of("bind the components' roles"))?;
         front_proxy
             .publish(&admin, self.pki.ca())
             .await
-            .map_err(Failure::because("publish the front proxy's CA"))
+            .map_err(ClusterError::of("publish the front proxy's CA"))
     }
 
     /// Returns an in-process client of a cluster administrator.
     pub(crate) fn client(&self) -> Client {
-        self.server.client_as(User::admin()).named("hyperkube")
+        self.server.client_as(User::admin()).named(&*self.name)
     }
 
-    /// Returns a user's kubeconfig with the context `name`. The certificate is stored under `file`.
+    /// Returns a user's kubeconfig. The certificate is stored under `file`.
     ///
     /// # Errors
     /// The server has no socket, or the certificate cannot be created.
-    pub(crate) fn kubeconfig(
-        &self,
-        name: &str,
-        file: &str,
-        user: &str,
-        group: &str,
-    ) -> Result<Kubeconfig, Failure> {
-        let Some(address) = self.address else {
-            return Err(Failure::new(
-                Code::Failed,
-                "this cluster listens on no address, so there is no kubeconfig for it",
-            ));
-        };
+    pub(crate) fn kubeconfig(&self, file: &str, user: &str, group: &str) -> Result<Kubeconfig, ClusterError> {
+        let address = self.address.ok_or(ClusterError::NoAddress)?;
         let host = if address.ip().is_unspecified() { IpAddr::V4(Ipv4Addr::LOCALHOST) } else { address.ip() };
-        let identity =
-            self.pki.client(file, user, group).map_err(Failure::because(format!("certificate of {user}")))?;
+        let identity = self.pki.client(file, user, group)?;
         let server = format!("https://{}", SocketAddr::new(host, address.port()));
-        Ok(Kubeconfig::single(name, &server, self.pki.ca(), &identity.certificate, &identity.key))
+        Ok(Kubeconfig::single(&self.name, &server, self.pki.ca(), &identity.certificate, &identity.key))
     }
 
-    /// Returns the administrator's kubeconfig with the context `name`.
+    /// Returns the administrator's kubeconfig.
     ///
     /// # Errors
     /// As [`Api::kubeconfig`].
-    pub(crate) fn admin_kubeconfig(&self, name: &str) -> Result<Kubeconfig, Failure> {
-        self.kubeconfig(name, "admin", "hyperkube-admin", "system:masters")
+    pub(crate) fn admin_kubeconfig(&self) -> Result<Kubeconfig, ClusterError> {
+        self.kubeconfig("admin", &format!("{}-admin", self.name), "system:masters")
     }
 
     /// Waits until the listener ends; forever without a socket.
     ///
     /// # Errors
     /// The listener failed.
-    pub(crate) async fn ended(&mut self) -> Result<(), Failure> {
+    pub(crate) async fn ended(&mut self) -> Result<(), ClusterError> {
         match self.serving.take() {
             Some(task) => {
-                task.await.unwrap_or_else(|e| Err(io::Error::other(e))).map_err(Failure::because("serve"))
+                task.await.unwrap_or_else(|e| Err(io::Error::other(e))).map_err(ClusterError::of("serve"))
             }
             None => std::future::pending().await,
         }
@@ -222,13 +224,11 @@ impl Api {
 }
 
 /// Returns a client of kubelets that presents the API server's kubelet client certificate.
-fn remote_kubelets(pki: &Pki) -> Result<RemoteKubelets, Failure> {
-    let identity = pki
-        .client("apiserver-kubelet-client", identities::KUBELET_CLIENT, "")
-        .map_err(Failure::because("kubelet client certificate"))?;
+fn remote_kubelets(pki: &Pki) -> Result<RemoteKubelets, ClusterError> {
+    let identity = pki.client("apiserver-kubelet-client", identities::KUBELET_CLIENT, "")?;
     let trust = k8s_tls::Trust::Pem(pki.ca().as_bytes());
     let tls = k8s_tls::client(&trust, Some(&identity.tls()), &[])
-        .map_err(Failure::because("kubelet client TLS"))?;
+        .map_err(ClusterError::of("kubelet client TLS"))?;
     Ok(RemoteKubelets::new(tls))
 }
 
@@ -237,7 +237,7 @@ fn remote_kubelets(pki: &Pki) -> Result<RemoteKubelets, Failure> {
 #[must_use]
 pub(crate) fn limits() -> Limits {
     let mut limits = Limits::default();
-    let files = usize::try_from(k8s_runtime::descriptors::raise()).unwrap_or(usize::MAX);
+    let files = usize::try_from(k8s_runtime::descriptors::limit()).unwrap_or(usize::MAX);
     limits.connections = limits.connections.min(files / 4 * 3);
     limits
 }
@@ -245,21 +245,16 @@ pub(crate) fn limits() -> Limits {
 /// Binds a TCP listener.
 ///
 /// # Errors
-/// Address in use (4), not permitted (7).
-pub(crate) async fn bind(address: SocketAddr) -> Result<TcpListener, Failure> {
-    TcpListener::bind(address).await.map_err(|e| {
-        let code = match e.kind() {
-            std::io::ErrorKind::AddrInUse => Code::InUse,
-            std::io::ErrorKind::PermissionDenied => Code::Permission,
-            _ => Code::Failed,
-        };
-        let mend = if code == Code::InUse { "; stop what uses it or choose another port" } else { "" };
-        Failure::new(code, format!("listen on {address}: {e}{mend}"))
+/// [`ClusterError::AddressInUse`], [`ClusterError::Listen`].
+async fn bind(address: SocketAddr) -> Result<TcpListener, ClusterError> {
+    TcpListener::bind(address).await.map_err(|source| match source.kind() {
+        io::ErrorKind::AddrInUse => ClusterError::AddressInUse { address, source },
+        _ => ClusterError::Listen { address, source },
     })
 }
 
 /// Returns the API server's certificate, for all names and addresses of the server.
-fn server_identity(pki: &Pki, config: &ApiConfig) -> Result<Identity, Failure> {
+fn server_identity(pki: &Pki, config: &ApiConfig) -> Result<Identity, ClusterError> {
     let hostname = nix::unistd::gethostname().ok().and_then(|h| h.into_string().ok()).unwrap_or_default();
     let in_cluster = format!("kubernetes.default.svc.{}", config.domain);
     let mut names =
@@ -282,5 +277,5 @@ fn server_identity(pki: &Pki, config: &ApiConfig) -> Result<Identity, Failure> {
     if let Some(listen) = config.listen.filter(|l| !l.ip().is_unspecified()) {
         addresses.push(listen.ip());
     }
-    pki.server("apiserver", &names, &addresses).map_err(Failure::because("server certificate"))
+    pki.server("apiserver", &names, &addresses).map_err(ClusterError::from)
 }

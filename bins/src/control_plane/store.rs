@@ -2,17 +2,14 @@
 
 use k8s_store::{Embedded, Local, OpenError, Store};
 
-use crate::{
-    exit::{Code, Failure},
-    paths::Paths,
-};
+use crate::{error::ClusterError, paths::Paths};
 
 /// Opens the store in a data directory. `forget` moves an unusable file aside and starts with an empty store.
 ///
 /// # Errors
-/// In use (4); written by a newer program, empty, of another program, or missing beside containers (3);
-/// damaged or not accessible (1).
-pub(crate) fn open_store(paths: &Paths, forget: bool) -> Result<Store, Failure> {
+/// [`ClusterError::Store`]; [`ClusterError::StateLost`] for a file that is empty, of another program, or missing
+/// beside containers.
+pub(crate) fn open_store(paths: &Paths, forget: bool) -> Result<Store, ClusterError> {
     let file = paths.store();
     let opened = Embedded::open_existing(&file);
     let lost = match &opened {
@@ -24,32 +21,19 @@ pub(crate) fn open_store(paths: &Paths, forget: bool) -> Result<Store, Failure> 
         _ => None,
     };
     let opened = match lost {
-        Some(why) if !forget => {
-            let shown = file.display();
-            return Err(Failure::new(
-                Code::Preflight,
-                format!(
-                    "the cluster's state {shown} cannot be used: {why}. Put a copy of it back, or start with --forget-state: the file is set aside, and the containers of its pods are removed"
-                ),
-            ));
+        Some(reason) if !forget => {
+            return Err(ClusterError::StateLost { path: file, reason });
         }
         Some(_) if file.exists() => {
             let aside = file.with_extension(format!("forgotten-{}", jiff::Timestamp::now().as_second()));
-            std::fs::rename(&file, &aside).map_err(Failure::io(format!("set {} aside", file.display())))?;
+            std::fs::rename(&file, &aside)
+                .map_err(ClusterError::io(format!("set {} aside", file.display())))?;
             Embedded::open(&file)
         }
         _ if matches!(opened, Err(OpenError::Missing { .. })) => Embedded::open(&file),
         _ => opened,
     };
-    let backend = opened.map_err(|e| {
-        let code = match e {
-            OpenError::InUse { .. } => Code::InUse,
-            OpenError::Newer { .. } => Code::Preflight,
-            _ => Code::Failed,
-        };
-        Failure::new(code, e.to_string())
-    })?;
-    Store::open(Local::new(backend), k8s_apiserver::format::Json).map_err(Failure::because("read the store"))
+    Store::open(Local::new(opened?), k8s_apiserver::format::Json).map_err(ClusterError::of("read the store"))
 }
 
 #[cfg(test)]
@@ -59,10 +43,12 @@ mod tests {
     use super::*;
 
     /// As [`open_store`], after waiting until the previous store has released the file.
-    fn open(paths: &Paths, forget: bool) -> Result<Store, Failure> {
+    fn open(paths: &Paths, forget: bool) -> Result<Store, ClusterError> {
         for _ in 0..500 {
             match open_store(paths, forget) {
-                Err(e) if e.code == Code::InUse => std::thread::sleep(Duration::from_millis(10)),
+                Err(ClusterError::Store(OpenError::InUse { .. })) => {
+                    std::thread::sleep(Duration::from_millis(10))
+                }
                 other => return other,
             }
         }
@@ -72,7 +58,7 @@ mod tests {
     #[test]
     fn a_store_that_lost_its_content_is_never_taken_for_a_new_one() {
         let directory = tempfile::tempdir().unwrap();
-        let paths = Paths::new(directory.path()).unwrap();
+        let paths = Paths::new("hyperkube", directory.path()).unwrap();
         drop(open(&paths, false).unwrap());
         drop(open(&paths, false).unwrap());
         for content in [&b""[..], b"not a store at all, but some other file\n"] {
@@ -80,9 +66,9 @@ mod tests {
             fs::remove_file(paths.store()).unwrap();
             fs::write(paths.store(), content).unwrap();
             let refused = open(&paths, false).unwrap_err();
-            assert_eq!(refused.code, Code::Preflight);
+            assert!(matches!(refused, ClusterError::StateLost { .. }), "{refused}");
             for part in [&*paths.store().to_string_lossy(), "--forget-state"] {
-                assert!(refused.message.contains(part), "{}", refused.message);
+                assert!(refused.to_string().contains(part), "{refused}");
             }
             assert!(fs::read(paths.store()).unwrap() == content, "it is left as it is");
         }
@@ -93,7 +79,7 @@ mod tests {
         // A missing file means a first start only if there are no containers.
         fs::remove_file(paths.store()).unwrap();
         fs::create_dir_all(paths.containers().join("sandboxes/abc")).unwrap();
-        assert_eq!(open(&paths, false).unwrap_err().code, Code::Preflight);
+        assert!(matches!(open(&paths, false), Err(ClusterError::StateLost { .. })));
         drop(open(&paths, true).unwrap());
     }
 }
