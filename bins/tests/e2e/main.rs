@@ -32,8 +32,6 @@ fn main() -> ExitCode {
         // The program lives as long as its name.
         return distributions::main(name.leak());
     }
-    // A distribution's node processes start this program again.
-    k8s_runtime::embedded::run_if_zygote();
     let arguments = Arguments::from_args();
     let mut tests: Vec<Trial> = Vec::new();
     for list in [kubectl::TESTS, manifests::TESTS, shared::TESTS] {
