@@ -35,25 +35,26 @@ pub(crate) const EXTENSIONS: &str = "distribution-controllers";
 const TOKEN_SECONDS: u64 = 3600;
 
 /// Creates the bindings that upstream leaves to the installer: kubelets to `system:node`, the API server's
-/// kubelet client to `system:kubelet-api-admin`.
+/// kubelet client to `system:kubelet-api-admin`. The bindings are named `NAME:...` after the distribution.
 ///
 /// # Errors
 /// The API server's error.
-pub async fn bind(admin: &Client) -> Result<(), Error> {
+pub async fn bind(admin: &Client, name: &str) -> Result<(), Error> {
     let group = "rbac.authorization.k8s.io";
     let subject = |kind: &str, name: &str| json!({"apiGroup": group, "kind": kind, "name": name});
-    apply_binding(admin, "hyperkube:nodes", "system:node", subject("Group", NODES)).await?;
+    apply_binding(admin, &format!("{name}:nodes"), "system:node", subject("Group", NODES)).await?;
     let client = subject("User", KUBELET_CLIENT);
-    apply_binding(admin, "hyperkube:kubelet-api-admin", "system:kubelet-api-admin", client).await
+    let binding = format!("{name}:kubelet-api-admin");
+    apply_binding(admin, &binding, "system:kubelet-api-admin", client).await
 }
 
 /// Makes the controllers that a distribution adds administrators, also in a controller manager of their own.
 ///
 /// # Errors
 /// The API server's error.
-pub(crate) async fn bind_extensions(admin: &Client) -> Result<(), Error> {
+pub(crate) async fn bind_extensions(admin: &Client, name: &str) -> Result<(), Error> {
     let account = json!({"kind": "ServiceAccount", "name": EXTENSIONS, "namespace": "kube-system"});
-    apply_binding(admin, "hyperkube:distribution-controllers", "cluster-admin", account).await
+    apply_binding(admin, &format!("{name}:{EXTENSIONS}"), "cluster-admin", account).await
 }
 
 async fn apply_binding(admin: &Client, name: &str, role: &str, subject: Value) -> Result<(), Error> {

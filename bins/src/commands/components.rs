@@ -174,7 +174,7 @@ impl ApiServer {
         let extended = !extensions.controllers.is_empty();
         let mut api = Api::start(&paths, config, extensions.api).await?;
         if extended {
-            identities::bind_extensions(&api.client())
+            identities::bind_extensions(&api.client(), name)
                 .await
                 .map_err(Failure::because("bind the role of the added controllers"))?;
         }

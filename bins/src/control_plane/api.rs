@@ -169,7 +169,7 @@ impl Api {
         objects::kubernetes_service(&admin, config, self.address)
             .await
             .map_err(ClusterError::of("make the kubernetes Service"))?;
-        identities::bind(&admin).await.map_err(ClusterError::of("bind the components' roles"))?;
+        identities::bind(&admin, &self.name).await.map_err(ClusterError::of("bind the components' roles"))?;
         front_proxy
             .publish(&admin, self.pki.ca())
             .await
