@@ -34,6 +34,9 @@ const NO_SETTINGS: [&str; 5] = ["config", "print_config", "help", "version", "lo
 /// The name in texts that a distribution replaces with its own.
 const HYPERKUBE: &str = "hyperkube";
 
+/// The default directories that a distribution replaces with its own.
+const DATA_DIR: &str = "/var/lib/hyperkube";
+
 /// Keeps a text until the end of the program: clap borrows its texts, and a program parses once.
 fn keep(text: String) -> &'static str {
     Box::leak(text.into_boxed_str())
@@ -55,13 +58,14 @@ fn renamed(mut command: Command, name: &'static str, variables: &str) -> Command
             arg = arg.help(help.replace(HYPERKUBE, name));
         }
         let default = arg.get_default_values().first().and_then(|d| d.to_str()).unwrap_or_default();
-        if let Some(rest) = default.strip_prefix("/var/lib/hyperkube") {
-            let own = keep(format!("/var/lib/{name}{rest}"));
-            arg = arg.default_value(own);
+        let is_data_dir = default == DATA_DIR;
+        if is_data_dir {
+            arg = arg.default_value(keep(format!("/var/lib/{name}")));
         }
         let id = arg.get_id().as_str().to_owned();
         let is_setting = has_config && is_setting(&arg);
-        if (is_setting || id == "data_dir" || id == "log") && arg.get_env().is_none() {
+        // Not the demo's `--data-dir`: the demo removes its directory, which must never be a cluster's.
+        if (is_setting || is_data_dir || id == "log") && arg.get_env().is_none() {
             arg = arg.env(keep(format!("{variables}_{}", id.to_uppercase())));
         }
         if is_setting && matches!(arg.get_action(), ArgAction::SetTrue) {

@@ -111,6 +111,9 @@ fn a_distribution_has_its_name_in_variables_directories_and_help() {
         let arg = sub.get_arguments().find(|arg| arg.get_id() == id).unwrap();
         assert_eq!(arg.get_default_values(), ["/var/lib/shop-kube"]);
     }
+    let demo = command.find_subcommand("demo").unwrap();
+    let demo = demo.get_arguments().find(|arg| arg.get_id() == "data_dir").unwrap();
+    assert_eq!(demo.get_env(), None, "the demo removes its directory");
     for sub in command.get_subcommands() {
         let help = sub.clone().render_long_help().to_string();
         assert!(!help.contains("hyperkube"), "{help}");
