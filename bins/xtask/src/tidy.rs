@@ -1,6 +1,7 @@
 //! `cargo xtask tidy`: the repository's own rules.
 
 mod cycles;
+mod process;
 mod source;
 mod words;
 
@@ -91,6 +92,7 @@ pub(crate) fn run() -> Result<()> {
     for source in library_sources()? {
         problems.extend(cycles::problems(&source)?);
     }
+    problems.extend(process::problems(&root(), &rust_files()?)?);
     problems.extend(words::problems(&root(), &rust_files()?)?);
     if problems.is_empty() {
         println!(

@@ -69,15 +69,15 @@ pub(crate) fn decode_body(call: &Call, kind: &str, body: &[u8]) -> Result<(Value
     let content_type =
         call.headers.get(header::CONTENT_TYPE).and_then(|v| v.to_str().ok()).unwrap_or("application/json");
     let media = content_type.split(';').next().unwrap_or_default().trim();
-    let unrecognized = |e: String| {
+    let unrecognized = |e: &dyn std::fmt::Display| {
         let shown: String = String::from_utf8_lossy(body).chars().take(200).collect();
         ApiStatus::bad_request(format!(
             "the object provided is unrecognized (must be of type {kind}): couldn't get version/kind; json parse error: {e} ({shown})"
         ))
     };
     let (value, duplicates) = match media {
-        "application/json" | "" => decode::json(body).map_err(unrecognized),
-        "application/yaml" => decode::yaml(body).map(|v| (v, Vec::new())).map_err(unrecognized),
+        "application/json" | "" => decode::json(body).map_err(|e| unrecognized(&e)),
+        "application/yaml" => decode::yaml(body).map(|v| (v, Vec::new())).map_err(|e| unrecognized(&e)),
         "application/vnd.kubernetes.protobuf" => {
             k8s_schema::proto::decode(body).map(|v| (v, Vec::new())).map_err(|e| {
                 ApiStatus::bad_request(format!(
@@ -91,7 +91,7 @@ pub(crate) fn decode_body(call: &Call, kind: &str, body: &[u8]) -> Result<(Value
         )),
     }?;
     if !value.is_object() {
-        return Err(unrecognized("the body is no object".into()));
+        return Err(unrecognized(&"the body is no object"));
     }
     Ok((value, duplicates))
 }

@@ -6,8 +6,10 @@
 
 mod builder;
 mod dispatch;
+mod error;
 
 pub use builder::Builder;
+pub use error::BuildError;
 
 use std::{
     convert::Infallible,
@@ -165,17 +167,23 @@ impl ApiServer {
             _ => {}
         }
         let credentials = Credentials { headers, certificate: extensions.get() };
-        for authenticator in &state.authenticators {
+        for authenticator in &state.authenticators.first {
             if let Some(user) = authenticator.authenticate(&credentials).await? {
                 return Ok(user);
             }
         }
-        state.authenticator.authenticate(
-            &credentials,
-            &state.issuer,
-            state.clock.now().as_second(),
-            &|resource, key, uid| state.is_alive(resource, key, uid),
-        )
+        let (now, alive) = (state.clock.now().as_second(), |resource: &str, key: &str, uid: &str| {
+            state.is_alive(resource, key, uid)
+        });
+        if let Some(user) = state.authenticator.identify(&credentials, &state.issuer, now, &alive) {
+            return Ok(user);
+        }
+        for authenticator in &state.authenticators.then {
+            if let Some(user) = authenticator.authenticate(&credentials).await? {
+                return Ok(user);
+            }
+        }
+        state.authenticator.anonymous(&credentials)
     }
 
     /// The pipeline from authentication on. `asked_by` is set as soon as the user is known.

@@ -204,7 +204,7 @@ fn keep_unknown_fields(schema: &mut Value, depth: usize) {
 /// server does: limits, formats and CEL rules.
 ///
 /// # Errors
-/// Each error as `field: message`: errors of the schema (fields below `schema`), otherwise of the object.
+/// All errors: errors of the schema (fields below `schema`), otherwise of the object.
 ///
 /// # Examples
 /// ```
@@ -214,15 +214,16 @@ fn keep_unknown_fields(schema: &mut Value, depth: usize) {
 /// let schema = json!({"type": "object", "properties": {"size": {"type": "integer", "maximum": 3}},
 ///     "x-kubernetes-validations": [{"rule": "self.size != 2", "message": "not two"}]});
 /// assert_eq!(validate(&schema, &json!({"size": 3}), None), Ok(()));
-/// assert_eq!(validate(&schema, &json!({"size": 2}), None), Err(vec!["<nil>: Invalid value: \"object\": not two".to_owned()]));
+/// let refused = validate(&schema, &json!({"size": 2}), None).unwrap_err();
+/// assert_eq!(refused.lines(), ["<nil>: Invalid value: \"object\": not two"]);
 /// ```
-pub fn validate(schema: &Value, object: &Value, old: Option<&Value>) -> Result<(), Vec<String>> {
+pub fn validate(schema: &Value, object: &Value, old: Option<&Value>) -> Result<(), FieldErrors> {
     let mut errors = FieldErrors::default();
     let rules = Rules::new(schema, "schema", &mut errors);
     if errors.is_empty() {
         rules.check(object, old, &mut errors);
     }
-    if errors.is_empty() { Ok(()) } else { Err(errors.lines()) }
+    if errors.is_empty() { Ok(()) } else { Err(errors) }
 }
 
 /// Validates the schemas and rules of a definition.
