@@ -17,7 +17,7 @@ use std::{
 use anyhow::Context;
 use async_trait::async_trait;
 use futures::{StreamExt, stream::BoxStream};
-use hyperkube::{Cluster, Extras};
+use hyperkube::Cluster;
 use k8s_core::{
     api::api::core::v1::{Pod, ServiceAccount},
     random,
@@ -259,7 +259,7 @@ async fn main() -> anyhow::Result<()> {
     let cluster = Cluster::builder()
         .data_dir(directory.path().join("data"))
         .memory()
-        .extras(Extras::default().runtime(Threads::new()))
+        .runtime(Threads::new())
         .listen("127.0.0.1:0".parse()?)
         .start()
         .await?;

@@ -3,6 +3,7 @@
 mod cycles;
 mod dependencies;
 mod examples;
+mod process;
 mod source;
 mod words;
 
@@ -101,6 +102,7 @@ pub(crate) fn run() -> Result<()> {
     }
     problems.extend(dependencies::problems(&dependencies()?));
     problems.extend(examples::problems(&root().join("examples"))?);
+    problems.extend(process::problems(&root(), &rust_files()?)?);
     problems.extend(words::problems(&root(), &rust_files()?)?);
     if problems.is_empty() {
         println!(

@@ -28,7 +28,7 @@ use crate::node;
 pub enum Error {
     /// The API server did not start.
     #[error("start the API server: {0}")]
-    Start(String),
+    Start(k8s_apiserver::BuildError),
     /// The API server returned an error.
     #[error(transparent)]
     Api(#[from] client::Error),
@@ -163,7 +163,7 @@ impl Builder {
             environment.clock = clock.clone();
             environment.seed = self.seed;
             environment.shutdown = stop.clone();
-            tasks.spawn(Scheduler::builder().start(environment));
+            tasks.spawn(Scheduler::builder().run_in(environment));
         }
         for i in 0..self.nodes {
             let name = format!("node-{i}");

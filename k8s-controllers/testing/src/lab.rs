@@ -129,7 +129,7 @@ impl Lab {
         make: impl Fn() -> R + Send + Sync + 'static,
     ) -> Self {
         let name = controller.name().to_owned();
-        self.add(name, move |life: Life| controller.clone().start(life.environment(), make()))
+        self.add(name, move |life: Life| controller.clone().run_in(life.environment(), make()))
     }
 
     /// Adds any program under test, for example a kube-rs controller on `kube::Client::new(life.service(),
@@ -301,7 +301,7 @@ impl Lab {
         }
         if self.scheduler && self.setup.nodes > 0 {
             let main = main_of(|life: Life| {
-                Scheduler::builder().start(life.built_in("system:kube-scheduler")).boxed()
+                Scheduler::builder().run_in(life.built_in("system:kube-scheduler")).boxed()
             });
             let name = "kube-scheduler".to_owned();
             self.setup.programs.push(Program { name, kind: Kind::Part, mains: vec![main] });

@@ -32,7 +32,7 @@ impl<'a> Credentials<'a> {
     }
 }
 
-/// An authenticator that is asked before the server's own (an identity provider, a proxy's headers).
+/// An authenticator beside the server's own: an identity provider's tokens, a trusted proxy's headers.
 ///
 /// ```
 /// use async_trait::async_trait;

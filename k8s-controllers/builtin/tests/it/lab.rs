@@ -173,7 +173,7 @@ impl Lab {
             .seed(1)
             .runnables(controllers.runnables(&options));
         tokio::spawn(manager.run(lab.stop.clone()));
-        tokio::spawn(Scheduler::builder().start(environment));
+        tokio::spawn(Scheduler::builder().run_in(environment));
         tokio::spawn(kubelet(client, clock, lab.stop.clone(), fate));
         lab.until("service account", async || {
             lab.api::<ServiceAccount>().get_opt("default").await.unwrap().is_some()
