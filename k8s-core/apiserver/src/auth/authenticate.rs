@@ -37,7 +37,7 @@ impl Authenticator {
     /// let tokens = Authenticator::parse_token_file("s3cret,eve,42,\"shop,admins\"\n")?;
     /// assert_eq!((tokens["s3cret"].name.as_str(), tokens["s3cret"].groups[0].as_str()), ("eve", "shop"));
     /// assert!(Authenticator::parse_token_file("s3cret,eve").is_err());
-    /// # Ok::<(), String>(())
+    /// # Ok::<(), Box<dyn std::error::Error>>(())
     /// ```
     ///
     /// # Errors
