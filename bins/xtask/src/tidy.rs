@@ -41,6 +41,7 @@ const TOP_LEVEL: &[&str] = &[
 /// They point one way: programs and `k8s-testing` -> API server, scheduler, kubelet -> controllers, runtime,
 /// net -> k8s-core -> leaf crates. Dev-dependencies do not count: tests may use crates above their own.
 const EDGES: &[(&str, &[&str])] = &[
+    ("k8s-metrics", &[]),
     ("k8s-progress", &[]),
     ("k8s-quantity", &[]),
     ("k8s-tls", &[]),
