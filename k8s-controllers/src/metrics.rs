@@ -23,7 +23,7 @@ use crate::caches::{Account, Caches, Usage};
 /// A histogram of seconds by one label, with upstream's buckets for queues: powers of ten from 10 ns to
 /// 1000 s.
 fn seconds(label: &'static str) -> Family<1, Histogram> {
-    Family::new_with_constructor([label], || Histogram::new(exponential_buckets(1e-8, 10.0, 12)))
+    Family::new_with_constructor([label], |_| Histogram::new(exponential_buckets(1e-8, 10.0, 12)))
 }
 
 /// Metrics of a work queue.

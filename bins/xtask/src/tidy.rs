@@ -1,6 +1,7 @@
 //! `cargo xtask tidy`: the repository's own rules.
 
 mod cycles;
+mod metrics;
 mod source;
 mod words;
 
@@ -53,10 +54,10 @@ const EDGES: &[(&str, &[&str])] = &[
     ("k8s-controllers", &["k8s-core", "k8s-metrics"]),
     ("k8s-builtin", &["k8s-core", "k8s-controllers"]),
     ("k8s-runtime", &["k8s-tls"]),
-    ("k8s-net", &["k8s-core"]),
-    ("k8s-apiserver", &["k8s-core", "k8s-cel", "k8s-schema", "k8s-store", "k8s-tls"]),
-    ("k8s-scheduler", &["k8s-core", "k8s-controllers"]),
-    ("k8s-kubelet", &["k8s-core", "k8s-tls", "k8s-runtime", "k8s-net"]),
+    ("k8s-net", &["k8s-core", "k8s-metrics"]),
+    ("k8s-apiserver", &["k8s-core", "k8s-cel", "k8s-metrics", "k8s-schema", "k8s-store", "k8s-tls"]),
+    ("k8s-scheduler", &["k8s-core", "k8s-controllers", "k8s-metrics"]),
+    ("k8s-kubelet", &["k8s-core", "k8s-metrics", "k8s-tls", "k8s-runtime", "k8s-net"]),
     (
         "k8s-testing",
         &["k8s-core", "k8s-store", "k8s-builtin", "k8s-controllers", "k8s-apiserver", "k8s-scheduler"],
@@ -65,6 +66,7 @@ const EDGES: &[(&str, &[&str])] = &[
         "hyperkube",
         &[
             "k8s-core",
+            "k8s-metrics",
             "k8s-store",
             "k8s-tls",
             "k8s-builtin",
@@ -89,13 +91,15 @@ pub(crate) fn run() -> Result<()> {
     problems.extend(top_level()?);
     problems.extend(edges()?);
     problems.extend(module_docs()?);
-    for source in library_sources()? {
-        problems.extend(cycles::problems(&source)?);
+    let sources = library_sources()?;
+    for source in &sources {
+        problems.extend(cycles::problems(source)?);
     }
+    problems.extend(metrics::problems(&root(), &sources)?);
     problems.extend(words::problems(&root(), &rust_files()?)?);
     if problems.is_empty() {
         println!(
-            "top level, crate edges, module cycles, module documentation and words are as they should be"
+            "top level, crate edges, module cycles, module documentation, metrics and words are as they should be"
         );
         return Ok(());
     }

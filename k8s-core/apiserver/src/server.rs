@@ -79,6 +79,12 @@ impl ApiServer {
         &self.state.store
     }
 
+    /// Returns the registry of the server's metrics.
+    #[must_use]
+    pub fn metrics(&self) -> &k8s_metrics::Registry {
+        self.state.metrics.registry()
+    }
+
     /// Answers one request.
     pub fn handle<B>(&self, request: Request<B>) -> BoxFuture<'static, Response<Body>>
     where
@@ -112,10 +118,12 @@ impl ApiServer {
             _ => accept::encoding(request.headers()),
         };
         let gzip = crate::compress::is_wanted(request.headers(), &info);
+        let mut measured = self.state.metrics.begin(&self.state.registry, &info, &query);
         let (mut response, warnings) = match self.audited(request, info, query).await {
             Ok(done) => done,
             Err(status) => (respond::failure(&status), Vec::new()),
         };
+        measured.answered(response.status());
         if response.extensions().get::<respond::Foreign>().is_some() {
             return (response, warnings);
         }

@@ -46,17 +46,20 @@ impl<const N: usize, M: Clone> Cells<N, M> {
         cells.iter().find(|(have, _)| have.iter().zip(values).all(|(a, b)| **a == **b)).map(|(_, m)| m)
     }
 
-    fn find_or_insert(&mut self, hash: u64, values: &[&str; N], make: &dyn Fn() -> M) -> M {
+    fn find_or_insert(&mut self, hash: u64, values: &[&str; N], make: &Make<N, M>) -> M {
         if let Some(found) = self.find(hash, values) {
             return found.clone();
         }
-        let made = make();
+        let made = make(values);
         let cell = (values.map(Box::from), made.clone());
         self.by_hash.entry(hash).or_default().push(cell);
         self.count += 1;
         made
     }
 }
+
+/// Makes the metric of a label set.
+type Make<const N: usize, M> = dyn Fn(&[&str; N]) -> M + Send + Sync;
 
 /// Metrics of one name, one for each set of `N` label values. A clone is the same family.
 ///
@@ -74,7 +77,7 @@ pub struct Family<const N: usize, M> {
     names: [&'static str; N],
     cells: Arc<RwLock<Cells<N, M>>>,
     hashes: RandomState,
-    make: Arc<dyn Fn() -> M + Send + Sync>,
+    make: Arc<Make<N, M>>,
 }
 
 impl<const N: usize, M> Clone for Family<N, M> {
@@ -101,14 +104,15 @@ impl<const N: usize, M: Clone> Family<N, M> {
     where
         M: Default + 'static,
     {
-        Self::new_with_constructor(names, M::default)
+        Self::new_with_constructor(names, |_| M::default())
     }
 
-    /// Creates a family whose metrics are made by a function, as histograms are for their buckets.
+    /// Creates a family whose metrics are made by a function of the label values, as histograms are for their
+    /// buckets. Above the limit the values are `other`.
     #[must_use]
     pub fn new_with_constructor(
         names: [&'static str; N],
-        make: impl Fn() -> M + Send + Sync + 'static,
+        make: impl Fn(&[&str; N]) -> M + Send + Sync + 'static,
     ) -> Self {
         let cells = Cells { by_hash: HashMap::default(), count: 0, limit: LABEL_SETS };
         Family {

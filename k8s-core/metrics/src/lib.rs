@@ -35,5 +35,5 @@ mod text;
 
 pub use family::Family;
 pub use metric::{Counter, Gauge, Histogram, Number, exponential_buckets};
-pub use registry::{Collector, Metric, Registry};
-pub use text::{CONTENT_TYPE, Encoder, MetricType, Samples, encode};
+pub use registry::{Collector, Metric, Registry, encode};
+pub use text::{CONTENT_TYPE, Encoder, MetricType, Samples};

@@ -146,7 +146,7 @@ impl Registry {
     }
 
     /// Writes all metrics, without holding the lock.
-    pub(crate) fn encode(&self, encoder: &mut Encoder<'_>) {
+    fn encode(&self, encoder: &mut Encoder<'_>) {
         let (metrics, collectors) = {
             let entries = self.entries();
             let metrics: Vec<_> =
@@ -162,6 +162,11 @@ impl Registry {
     }
 }
 
+/// Appends all metrics of a registry in the text format 0.0.4.
+pub fn encode(out: &mut String, registry: &Registry) {
+    registry.encode(&mut Encoder::new(out));
+}
+
 fn is_name(name: &str) -> bool {
     let first = name.chars().next();
     first.is_some_and(|c| !c.is_ascii_digit())
@@ -171,7 +176,6 @@ fn is_name(name: &str) -> bool {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::encode;
 
     #[test]
     fn two_that_register_one_name_count_together() {

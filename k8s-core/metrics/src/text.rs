@@ -2,8 +2,6 @@
 
 use std::fmt::{self, Write};
 
-use crate::Registry;
-
 /// Value of the `Content-Type` header of the format.
 pub const CONTENT_TYPE: &str = "text/plain; version=0.0.4; charset=utf-8";
 
@@ -26,11 +24,6 @@ impl fmt::Display for MetricType {
             MetricType::Histogram => "histogram",
         })
     }
-}
-
-/// Appends all metrics of a registry.
-pub fn encode(out: &mut String, registry: &Registry) {
-    registry.encode(&mut Encoder { out });
 }
 
 /// The writer of metrics, for a [`Collector`](crate::Collector).
@@ -135,8 +128,7 @@ fn escape(out: &mut String, text: &str, is_label: bool) {
 
 #[cfg(test)]
 mod tests {
-    use super::*;
-    use crate::{Counter, Family, Gauge, Histogram};
+    use crate::{Counter, Family, Gauge, Histogram, Registry, encode};
 
     #[test]
     fn metrics_are_written_as_prometheus_reads_them() {
@@ -146,7 +138,7 @@ mod tests {
         family.get_or_create(&["a\"\\\n"]).inc_by(7);
         let free: Gauge<f64> = registry.register("c", "C.", Gauge::default());
         free.set(f64::NEG_INFINITY);
-        let waits = Family::new_with_constructor(["name"], || Histogram::new([0.5, 1e-8]));
+        let waits = Family::new_with_constructor(["name"], |_| Histogram::new([0.5, 1e-8]));
         registry.register("a_seconds", "A.", waits).get_or_create(&["x"]).observe(0.25);
         let mut text = String::new();
         encode(&mut text, &registry);
