@@ -342,6 +342,7 @@ impl Cluster {
             pod_cidr: None,
             api: None,
             allowed_unsafe_sysctls: Vec::new(),
+            metrics: self.plane.server.metrics().clone(),
         };
         let server = self.plane.server.clone();
         let kubelet = |name: &str| server.client_as(User::node(name));
@@ -371,6 +372,7 @@ impl Cluster {
                     dns,
                     domain: choices.domain.clone(),
                     state_dir: self.paths.network(),
+                    metrics: config.metrics.clone(),
                 };
                 crate::network::record(&self.paths, &network)?;
                 let proxy = server.client_as(User::new(identities::PROXY, &[]));

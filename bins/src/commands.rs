@@ -3,6 +3,7 @@
 mod agents;
 mod components;
 mod demo;
+mod health;
 mod image;
 mod reset;
 mod up;

@@ -15,7 +15,7 @@ use k8s_apiserver::{
     proxy::LocalKubelets,
 };
 use k8s_builtin as builtin;
-use k8s_controllers::{Caches, Environment, Manager};
+use k8s_controllers::{Caches, Environment, Manager, metrics::Metrics};
 use k8s_core::client::{Client, Kubeconfig};
 use k8s_scheduler::Scheduler;
 use k8s_store::{Embedded, Local, OpenError, Store};
@@ -222,9 +222,11 @@ impl ControlPlane {
         // Controllers and scheduler share one process, so they share one set of caches.
         let caches = Caches::new(reader.named("kube-controller-manager").lean());
         let server = self.server.clone();
+        let metrics = Metrics::new(server.metrics());
         // The embedding program's own controllers act as the administrator.
         let manager = Manager::new(self.client().named("kube-controller-manager"))
             .caches(caches.clone())
+            .measured(metrics.clone())
             .runnables(selection.runnables(&options))
             .accounts(move |account| {
                 server
@@ -237,6 +239,7 @@ impl ControlPlane {
         let mut environment = Environment::new(self.server.client_as(user).named("kube-scheduler"));
         environment.caches = k8s_builtin::trimmed(caches);
         environment.shutdown = self.stop.clone();
+        environment.metrics = metrics;
         self.tasks.push(tokio::spawn(Scheduler::builder().start(environment)));
         Ok(self)
     }

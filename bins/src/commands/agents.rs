@@ -3,10 +3,16 @@
 use std::{
     net::{IpAddr, Ipv4Addr, SocketAddr},
     path::PathBuf,
-    sync::Arc,
+    sync::{
+        Arc,
+        atomic::{AtomicBool, Ordering},
+    },
 };
 
-use super::components::{Connection, config_file, stop_token};
+use super::{
+    components::{Connection, config_file, stop_token},
+    health,
+};
 use crate::{
     exit::{Code, Failure},
     network::{Network, NetworkConfig, Parts},
@@ -17,6 +23,7 @@ use crate::{
     ranges,
 };
 use ipnet::Ipv4Net;
+use k8s_metrics::Registry;
 
 /// Network settings that are equal on all nodes of a cluster.
 #[derive(Debug, clap::Args)]
@@ -49,6 +56,7 @@ impl Ranges {
             dns: self.cluster_dns,
             domain: self.cluster_domain.clone(),
             state_dir: paths.network(),
+            metrics: Registry::default(),
         }
     }
 
@@ -134,6 +142,7 @@ impl Kubelet {
         let client = self.connection.client("kubelet")?;
         let network = self.ranges.network(&paths, self.pod_cidr);
         crate::network::record(&paths, &network)?;
+        let metrics = network.metrics.clone();
         let network = Network::start(&network, &client, Parts::Pods).await?;
         let address = self.node_ip.or_else(crate::network::own_address).unwrap_or_else(|| network.gateway());
         let config = NodeConfig {
@@ -144,6 +153,7 @@ impl Kubelet {
             pod_cidr: Some(network.node_pods().into()),
             api: self.tls(address)?,
             allowed_unsafe_sysctls: std::mem::take(&mut self.allowed_unsafe_sysctls),
+            metrics: metrics,
         };
         let images = open_images(&paths)?;
         let node = LocalNode::start(&paths, &config, &client, network.pod_network(), images).await?;
@@ -172,6 +182,13 @@ pub(super) struct Proxy {
     connection: Connection,
     #[command(flatten)]
     ranges: Ranges,
+    /// Listen address of /metrics, in plain HTTP; port 0 disables it.
+    #[arg(long, default_value = "127.0.0.1:10249")]
+    metrics_bind_address: SocketAddr,
+    /// Listen address of /healthz, /livez and /readyz, in plain HTTP; port 0 disables it. Upstream's default is
+    /// all addresses.
+    #[arg(long, default_value = "127.0.0.1:10256")]
+    healthz_bind_address: SocketAddr,
     /// Directory of the proxy's state; on the same machine and for the same cluster, the kubelet's.
     #[arg(long, default_value = "/var/lib/hyperkube")]
     root_dir: PathBuf,
@@ -208,14 +225,27 @@ impl Proxy {
         let paths = Paths::new(&self.root_dir)?;
         let client = self.connection.client("kube-proxy")?;
         let config = self.ranges.network(&paths, None);
+        let stop = stop_token();
+        k8s_controllers::metrics::process::register(&config.metrics);
+        let synced = Arc::new(AtomicBool::new(false));
+        let ready = {
+            let synced = synced.clone();
+            move || match synced.load(Ordering::Relaxed) {
+                true => Ok(()),
+                false => Err("the service rules are not in the kernel yet".to_owned()),
+            }
+        };
+        health::serve(self.metrics_bind_address, &config.metrics, ready.clone(), &stop).await?;
+        health::serve(self.healthz_bind_address, &Registry::default(), ready, &stop).await?;
         let network = Network::start(&config, &client, Parts::All).await?;
+        synced.store(true, Ordering::Relaxed);
         // The DNS server answers with or without this Service, and a proxy's own credentials may not create
         // it.
         if let Err(e) = crate::network::publish_dns(&client, self.ranges.cluster_dns).await {
             eprintln!("the Service kube-system/kube-dns was not made: {e}");
         }
         println!("services are proxied");
-        stop_token().cancelled().await;
+        stop.cancelled().await;
         network.shutdown().await;
         Ok(())
     }

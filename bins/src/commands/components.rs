@@ -14,7 +14,7 @@ use k8s_apiserver::{
     listen::{self, TlsFiles},
 };
 use k8s_builtin as builtin;
-use k8s_controllers::{Manager, leader::Candidate};
+use k8s_controllers::{Environment, Manager, leader::Candidate, metrics::Metrics};
 use k8s_core::{
     client::{Client, Kubeconfig, Remote, RemoteConfig},
     clock::Clock,
@@ -22,7 +22,7 @@ use k8s_core::{
 use k8s_scheduler::Scheduler;
 use tokio_util::sync::CancellationToken;
 
-use super::told_to_stop;
+use super::{health::Health, told_to_stop};
 use crate::{
     control_plane::{ControlPlaneConfig, bind, kubernetes_service, open_store},
     exit::{Code, Failure},
@@ -343,6 +343,11 @@ pub(super) struct ControllerManager {
     connection: Connection,
     #[command(flatten)]
     election: Election,
+    #[command(flatten)]
+    health: Health,
+    /// Port of health and metrics; 0 disables it.
+    #[arg(long, default_value_t = 10257)]
+    secure_port: u16,
     /// Built-in controllers: `*` for all, `-name` to exclude one.
     #[arg(long, value_delimiter = ',', default_value = "*", allow_hyphen_values = true)]
     controllers: Vec<String>,
@@ -394,10 +399,18 @@ impl ControllerManager {
         let accounts =
             self.use_service_account_credentials.then(|| self.connection.accounts(&client)).transpose()?;
         let stop = stop_token();
+        let metrics = Metrics::default();
+        // A process that waits for the leader lease has no controllers and is ready.
+        let ready = {
+            let metrics = metrics.clone();
+            move || metrics.ready()
+        };
+        self.health.serve(self.secure_port, metrics.registry(), ready, &stop).await?;
         let work = {
             let client = client.clone();
             move |stop| {
-                let mut manager = Manager::new(client).runnables(selection.runnables(&options));
+                let mut manager =
+                    Manager::new(client).measured(metrics).runnables(selection.runnables(&options));
                 if let Some(accounts) = accounts {
                     manager = manager
                         .accounts(move |account| accounts.client(account).named("kube-controller-manager"));
@@ -416,6 +429,11 @@ pub(super) struct KubeScheduler {
     connection: Connection,
     #[command(flatten)]
     election: Election,
+    #[command(flatten)]
+    health: Health,
+    /// Port of health and metrics; 0 disables it.
+    #[arg(long, default_value_t = 10259)]
+    secure_port: u16,
     /// Configuration file (KubeSchedulerConfiguration: `profiles[0].schedulerName`).
     #[arg(long)]
     config: Option<PathBuf>,
@@ -447,14 +465,11 @@ impl KubeScheduler {
             builder = builder.named(&profile.scheduler_name);
         }
         let stop = stop_token();
+        let metrics = Metrics::default();
+        self.health.serve(self.secure_port, metrics.registry(), || Ok(()), &stop).await?;
         let work = {
-            let client = client.clone();
-            move |stop: CancellationToken| async move {
-                tokio::select! {
-                    () = builder.run(client) => {}
-                    () = stop.cancelled() => {}
-                }
-            }
+            let environment = Environment { metrics, ..Environment::new(client.clone()) };
+            move |stop| builder.start(Environment { shutdown: stop, ..environment })
         };
         self.election.run(&client, "kube-scheduler", stop, work).await
     }

@@ -28,6 +28,7 @@ mod facts;
 mod images;
 mod kubelet;
 mod logs;
+mod metrics;
 mod node;
 mod orphans;
 mod pod;
@@ -37,6 +38,7 @@ mod server;
 mod sources;
 mod sysctls;
 mod tokens;
+mod view;
 mod volumes;
 
 pub use config::Config;

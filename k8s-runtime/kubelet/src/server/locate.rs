@@ -5,8 +5,9 @@ use std::sync::Arc;
 use k8s_core::{meta::ObjectExt, status::ApiStatus};
 
 use crate::{
-    context::{ContainerView, Context, PodView},
+    context::Context,
     types::Pod,
+    view::{ContainerView, PodView},
 };
 
 /// Returns a pod of this node and its view; 404 if there is none.
