@@ -153,7 +153,7 @@ impl Kubelet {
             pod_cidr: Some(network.node_pods().into()),
             api: self.tls(address)?,
             allowed_unsafe_sysctls: std::mem::take(&mut self.allowed_unsafe_sysctls),
-            metrics: metrics,
+            metrics,
         };
         let images = open_images(&paths)?;
         let node = LocalNode::start(&paths, &config, &client, network.pod_network(), images).await?;
