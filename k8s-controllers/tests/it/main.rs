@@ -1,5 +1,4 @@
-//! The framework against a small API server of the tests' own, in virtual time.
+//! The framework against an API server in the same process, in virtual time.
 #![allow(clippy::unwrap_used, missing_docs)]
 
-mod fake;
 mod framework;
