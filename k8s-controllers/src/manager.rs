@@ -1,5 +1,6 @@
 //! Runs many controllers in one process: one client, one set of caches, one shutdown.
 
+use futures::future::BoxFuture;
 use k8s_core::{client::Client, clock::Clock};
 #[cfg(feature = "serve")]
 use tokio::net::TcpListener;
@@ -111,7 +112,12 @@ impl Manager {
     }
 
     /// Runs until `shutdown` is cancelled; returns after all reconciles in progress have ended.
-    pub async fn run(mut self, shutdown: CancellationToken) {
+    pub fn run(self, shutdown: CancellationToken) -> BoxFuture<'static, ()> {
+        // Boxed: callers' crates need not compile it again.
+        Box::pin(self.run_here(shutdown))
+    }
+
+    async fn run_here(mut self, shutdown: CancellationToken) {
         self.environment.shutdown = shutdown;
         let mut running = JoinSet::new();
         #[cfg(feature = "serve")]

@@ -11,6 +11,9 @@
 //! 3. UDP responses fit the size that the client advertised; longer ones are truncated with TC set, and TCP
 //!    serves them in full.
 //!
+//! Messages are encoded and decoded by `hickory-proto`. The server is ours: hickory's own keeps records in zones
+//! that are loaded, while these answers are read from the caches at each query.
+//!
 //! Not here: a cache of forwarded answers, DNSSEC. The listen address must exist on the machine
 //! ([`crate::bridge::Bridge::add_address`] adds the cluster DNS address to the bridge).
 

@@ -13,6 +13,7 @@ use std::{
     sync::Arc,
 };
 
+use futures::future::BoxFuture;
 use ipnet::Ipv4Net;
 use k8s_core::{
     api::api::{
@@ -169,7 +170,12 @@ async fn blocking<T: Send + 'static, E: Into<NodeNetError> + Send + 'static>(
 
 impl NodeNet {
     /// Starts all parts with caches of their own.
-    pub async fn start(config: NodeNetConfig, client: &Client) -> Result<Self, NodeNetError> {
+    pub fn start(config: NodeNetConfig, client: &Client) -> BoxFuture<'static, Result<Self, NodeNetError>> {
+        // Boxed: callers' crates need not compile it again.
+        Box::pin(Self::begin(config, client.clone()))
+    }
+
+    async fn begin(config: NodeNetConfig, client: Client) -> Result<Self, NodeNetError> {
         let (services, slices) = (Cache::<Service>::new(), Cache::<EndpointSlice>::new());
         let (own, range) = (config.node_name.clone(), config.cluster_cidr);
         let services_feed = reflect(client.all::<Service>(), ListParams::default(), services.clone());

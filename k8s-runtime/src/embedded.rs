@@ -40,6 +40,7 @@ use std::{
     sync::{Arc, Mutex},
 };
 
+use futures::future::BoxFuture;
 use serde::{Deserialize, Serialize};
 
 use self::{cgroup::Cgroups, model::Model, zygote::Zygote};
@@ -112,7 +113,15 @@ impl Embedded {
     /// # Errors
     /// [`RuntimeError::Io`] if a directory cannot be used. Missing kernel features are errors of single
     /// operations; check them beforehand with [`preflight()`].
-    pub async fn new(config: EmbeddedConfig, images: Arc<ImageStore>) -> Result<Embedded, RuntimeError> {
+    pub fn new(
+        config: EmbeddedConfig,
+        images: Arc<ImageStore>,
+    ) -> BoxFuture<'static, Result<Embedded, RuntimeError>> {
+        // Boxed: callers' crates need not compile it again.
+        Box::pin(Self::open(config, images))
+    }
+
+    async fn open(config: EmbeddedConfig, images: Arc<ImageStore>) -> Result<Embedded, RuntimeError> {
         config.check()?;
         for directory in [&config.root, &config.sandboxes(), &config.run] {
             private_directory(directory).map_err(RuntimeError::io(format!("make {directory:?}")))?;

@@ -142,6 +142,7 @@ fn smoke(cluster: &Cluster) -> Outcome {
     n.ok(&["expose", "deployment", "web", "--port=80", "--target-port=8080"], "")?;
     n.ok(&["rollout", "status", "deployment/web", "--timeout=60s"], "")?;
     n.expect(&["exec", "deploy/web", "--", "cat", "/tmp/www/index.html"], "", 0, "version 1")?;
+    crate::kubectl::long_exec(&n, "deploy/web")?;
     n.ok(&["logs", "deploy/web"], "")?;
     let address = n.jsonpath("service/web", "{.spec.clusterIP}")?;
     until("the Service answers", Duration::from_secs(15), || {

@@ -1,4 +1,4 @@
-//! An API server on a full disk: a small tmpfs, unmounted after the test.
+//! An API server and a whole cluster on a full disk: a small tmpfs, unmounted after the test.
 
 use std::{
     fs::{self, File},
@@ -13,14 +13,35 @@ use libtest_mimic::Failed;
 use crate::{
     Outcome,
     attack::{TOKENS, Target, serving},
-    harness::{HYPERKUBE, Process, until},
+    harness::{Cluster, HYPERKUBE, Process, WAIT, pod, until},
 };
 
-pub const TESTS: &[crate::Test] = &[("a_server_outlives_a_full_disk", outlives)];
+pub const TESTS: &[crate::Test] = &[
+    ("a_server_outlives_a_full_disk", outlives),
+    ("a_cluster_starts_read_only_on_a_full_disk", starts_read_only),
+];
 
 const MAPS: &str = "/api/v1/namespaces/default/configmaps";
 
+/// A small tmpfs, with a file that fills it.
 struct Disk<'a>(&'a Path);
+
+impl<'a> Disk<'a> {
+    fn mount(path: &'a Path, size: &str) -> Result<Self, Failed> {
+        fs::create_dir(path)?;
+        let options = format!("size={size}");
+        let mounted =
+            Command::new("mount").args(["-t", "tmpfs", "-o", &options, "hk-e2e"]).arg(path).status()?;
+        if mounted.success() { Ok(Disk(path)) } else { Err("mount a tmpfs".into()) }
+    }
+}
+
+/// Appends to a file until the disk has no byte left.
+fn fill(file: &mut File) {
+    for size in [64 << 10, 4096, 1] {
+        while file.write_all(&vec![1; size]).is_ok() {}
+    }
+}
 
 impl Drop for Disk<'_> {
     fn drop(&mut self) {
@@ -41,13 +62,7 @@ fn start(data: &Path, tokens: &Path, log: &Path) -> Result<(Process, Target), Fa
 fn outlives() -> Outcome {
     let dir = tempfile::tempdir()?;
     let disk = dir.path().join("disk");
-    fs::create_dir(&disk)?;
-    let mounted =
-        Command::new("mount").args(["-t", "tmpfs", "-o", "size=24m", "hk-e2e"]).arg(&disk).status()?;
-    if !mounted.success() {
-        return Err("mount a tmpfs".into());
-    }
-    let _disk = Disk(&disk);
+    let _disk = Disk::mount(&disk, "24m")?;
     let tokens = dir.path().join("tokens");
     fs::write(&tokens, TOKENS)?;
     let (data, filler) = (disk.join("data"), disk.join("filler"));
@@ -69,12 +84,7 @@ fn outlives() -> Outcome {
     let (mut server, target) = start(&data, &tokens, &log(1))?;
     want("create", create(&target, "first"), 201)?;
     let mut file = File::create(&filler)?;
-    let mut fill = || {
-        for size in [64 << 10, 4096, 1] {
-            while file.write_all(&vec![1; size]).is_ok() {}
-        }
-    };
-    fill();
+    fill(&mut file);
     let mut last = 201;
     for i in 0..400 {
         last = create(&target, &format!("m{i}"));
@@ -92,7 +102,7 @@ fn outlives() -> Outcome {
 
     // It starts read-only.
     server.stop()?;
-    fill();
+    fill(&mut file);
     let (mut server, target) = start(&data, &tokens, &log(2))?;
     want("read after a restart", ask(&target, "GET", &format!("{MAPS}/first"), ""), 200)?;
     want("readyz after a restart", ask(&target, "GET", "/readyz", ""), 500)?;
@@ -104,4 +114,42 @@ fn outlives() -> Outcome {
     want("readyz in the end", ask(&target, "GET", "/readyz", ""), 200)?;
     server.stop()?;
     Ok(())
+}
+
+fn starts_read_only() -> Outcome {
+    let dir = tempfile::tempdir()?;
+    let disk = dir.path().join("disk");
+    let _disk = Disk::mount(&disk, "64m")?;
+    let mut cluster = Cluster::prepare()?;
+    cluster.data = disk.join("data");
+    cluster.kubeconfig = cluster.data.join("kubeconfig");
+    cluster.load_images()?;
+    cluster.start_up()?;
+    let n = cluster.namespace("kept")?;
+    n.ok(&["apply", "-f", "-"], &pod("p", WAIT).to_string())?;
+    n.ok(&["wait", "--for=condition=Ready", "pod/p", "--timeout=60s"], "")?;
+    for mut process in cluster.processes.drain(..) {
+        process.stop()?;
+    }
+
+    let filler = disk.join("filler");
+    let mut file = File::create(&filler)?;
+    fill(&mut file);
+    cluster.start_up()?;
+    let n = crate::harness::Namespace { cluster: &cluster, name: "kept".into() };
+    let log = || format!("the cluster's log: {}", cluster.log());
+    n.expect(&["get", "pod", "p"], "", 0, "Running").map_err(|e| format!("{e:?}; {}", log()))?;
+    n.until(&["exec", "p", "--", "echo", "adopted"], "adopted", 10)?;
+    // kubectl asks again as Retry-After says, until its own limit.
+    n.expect(&["create", "configmap", "no", "--request-timeout=1s"], "", 1, "")?;
+    n.expect(&["get", "--raw", "/readyz"], "", 1, "failed")?;
+
+    fs::remove_file(&filler)?;
+    drop(file);
+    until("the cluster writes again", Duration::from_secs(10), || {
+        let said = n.run(&["create", "configmap", "after"], "").map_err(|e| format!("{e:?}"))?;
+        Ok(said.code == 0)
+    })?;
+    n.ok(&["delete", "pod", "p", "--grace-period=1", "--timeout=60s"], "")?;
+    cluster.take_down()
 }

@@ -327,6 +327,7 @@ fn exec(cluster: &Cluster, name: &str) -> Outcome {
     n.expect(&["exec", "-i", "p", "--", "cat"], "there and back", 0, "there and back")?;
     n.expect(&["exec", "p", "--", "hostname"], "", 0, "p\n")?;
     n.expect(&["exec", "p", "--", "nothing-here"], "", 1, "nothing-here")?;
+    long_exec(&n, "p")?;
     let big = "x".repeat(300_000);
     let said = n.run(&["exec", "-i", "p", "--", "cat"], &big)?;
     if said.out.len() != big.len() {
@@ -344,6 +345,15 @@ fn exec(cluster: &Cluster, name: &str) -> Outcome {
         Duration::from_secs(30),
     )?;
     if said.out.contains("a terminal") { Ok(()) } else { Err(format!("exec -it: {said:?}").into()) }
+}
+
+/// A command line of 800 kB, close to the kernel's and upstream's limits.
+pub(crate) fn long_exec(n: &Namespace<'_>, pod: &str) -> Outcome {
+    let word = "x".repeat(100_000);
+    let mut command = vec!["exec", pod, "--", "sh", "-c", "for a; do echo ${#a}; done", "sh"];
+    command.extend([&*word; 8]);
+    let said = n.run(&command, "")?;
+    if said.out == "100000\n".repeat(8) { Ok(()) } else { Err(format!("a long exec: {said:?}").into()) }
 }
 
 fn attach(cluster: &Cluster, name: &str) -> Outcome {

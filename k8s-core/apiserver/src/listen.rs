@@ -1,6 +1,7 @@
 //! Serving over TLS.
 
 mod connection;
+mod long_request;
 
 use std::{
     collections::HashMap,
@@ -10,6 +11,7 @@ use std::{
     time::Duration,
 };
 
+use futures::future::BoxFuture;
 use http::Request;
 use hyper::{body::Incoming, service::service_fn};
 use hyper_util::{
@@ -87,7 +89,17 @@ impl Open {
 ///
 /// # Errors
 /// If the listener fails.
-pub async fn serve(
+pub fn serve(
+    server: ApiServer,
+    listener: TcpListener,
+    tls: Arc<ServerConfig>,
+    stop: CancellationToken,
+) -> BoxFuture<'static, io::Result<()>> {
+    // Boxed: callers' crates need not compile it again.
+    Box::pin(accept(server, listener, tls, stop))
+}
+
+async fn accept(
     server: ApiServer,
     listener: TcpListener,
     tls: Arc<ServerConfig>,
@@ -168,13 +180,16 @@ impl Serving {
             let active = of.begin();
             let extensions = request.extensions_mut();
             extensions.insert(of.account.clone());
+            if let Some(query) = of.take_query() {
+                extensions.insert(query);
+            }
             if let Some(peer) = &peer {
                 extensions.insert(peer.clone());
             }
             let answer = server.handle(request);
             async move { Ok::<_, Infallible>(active.answer(answer.await)) }
         });
-        let io = TokioIo::new(Wire::new(stream, connection.clone()));
+        let io = TokioIo::new(Wire::new(stream, connection.clone(), http2));
         let ends = async {
             tokio::select! {
                 why = connection.overdue(limits) => debug!(why, "connection ended"),

@@ -18,7 +18,7 @@ use http::{Request, Response, StatusCode, Uri, header};
 use http_body_util::BodyExt;
 use hyper_util::rt::TokioIo;
 use k8s_core::{
-    client::{Body, BoxError, empty_body},
+    client::{Body, BoxError, LongQuery, empty_body},
     status::ApiStatus,
 };
 use serde_json::Value;
@@ -77,6 +77,8 @@ pub(crate) fn forwarded(target: &str, request: &mut Request<Body>) -> Result<Req
     std::mem::swap(out.extensions_mut(), request.extensions_mut());
     // The target must not see the caller's credentials.
     out.headers_mut().remove(header::AUTHORIZATION);
+    // Only the connection to a kubelet sets it.
+    out.headers_mut().remove(LongQuery::HEADER);
     let said: Vec<header::HeaderName> =
         out.headers().keys().filter(|n| n.as_str().starts_with("impersonate-")).cloned().collect();
     for name in said {

@@ -73,6 +73,15 @@ pub struct RequestInfo {
 }
 
 impl RequestInfo {
+    /// Returns true if the query may be longer than a URI: the command line of `exec`, which is passed on to
+    /// a kubelet in a way of its own.
+    #[must_use]
+    pub(crate) fn may_be_long(&self) -> bool {
+        self.group.is_empty()
+            && self.resource == "pods"
+            && matches!(self.subresource.as_str(), "exec" | "attach")
+    }
+
     /// Parses method, path and query.
     #[must_use]
     pub fn parse(method: &Method, path: &str, query: &Query) -> Self {

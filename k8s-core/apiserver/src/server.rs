@@ -22,7 +22,7 @@ use futures::{FutureExt, future::BoxFuture};
 use http::{Request, Response, StatusCode, header};
 use http_body_util::BodyExt;
 use k8s_core::{
-    client::{Body, BoxError, Client},
+    client::{Body, BoxError, Client, LongQuery},
     meta::FieldSelector,
     status::ApiStatus,
 };
@@ -107,8 +107,11 @@ impl ApiServer {
     }
 
     async fn answer(&self, request: Request<Body>) -> (Response<Body>, Vec<String>) {
-        let query = Query::parse(request.uri().query().unwrap_or_default());
+        let query = Query::parse(LongQuery::of(&request));
         let info = RequestInfo::parse(request.method(), request.uri().path(), &query);
+        if request.extensions().get::<LongQuery>().is_some() && !info.may_be_long() {
+            return (respond::failure(&too_long()), Vec::new());
+        }
         // Proxied responses and watches are passed through unencoded. A watch is served in a format that it
         // accepts, or refused.
         let encoding = match info.subresource.as_str() {
@@ -263,6 +266,11 @@ impl ApiServer {
         let warnings = call.warned();
         Ok((response, warnings))
     }
+}
+
+/// The refusal of a query that only the command line of `exec` may have.
+fn too_long() -> ApiStatus {
+    ApiStatus::new(414, "RequestEntityTooLarge", "the URI is longer than 65534 bytes")
 }
 
 /// Returns the name of the only object that a list or watch selects by `metadata.name`. A user who may read

@@ -8,6 +8,7 @@ pub(crate) mod url;
 use std::{cmp::Ordering, collections::BTreeMap, fmt, net::IpAddr, ops::Deref, sync::Arc};
 
 use base64::{Engine, engine::general_purpose::STANDARD};
+use ipnet::IpNet;
 use jiff::Timestamp;
 use serde_json::Value as Json;
 
@@ -116,7 +117,7 @@ pub enum Value<'a> {
     /// An IP address, `ip("10.0.0.1")`.
     Ip(IpAddr),
     /// A CIDR: address and prefix length.
-    Cidr(IpAddr, u8),
+    Cidr(IpNet),
     /// A semantic version, `semver("1.2.3")`.
     Semver(Arc<Semver>),
     /// A named string format, `format.named("dns1123Label")`.
@@ -221,7 +222,7 @@ impl<'a> Value<'a> {
             Value::Quantity(_) => "kubernetes.Quantity",
             Value::Url(_) => "kubernetes.URL",
             Value::Ip(_) => "net.IP",
-            Value::Cidr(..) => "net.CIDR",
+            Value::Cidr(_) => "net.CIDR",
             Value::Semver(_) => "kubernetes.Semver",
             Value::Format(_) => "kubernetes.NamedFormat",
         }
@@ -331,7 +332,7 @@ impl<'a> Value<'a> {
             (Value::Quantity(a), Value::Quantity(b)) => a == b,
             (Value::Url(a), Value::Url(b)) => a == b,
             (Value::Ip(a), Value::Ip(b)) => a == b,
-            (Value::Cidr(a, n), Value::Cidr(b, m)) => a == b && n == m,
+            (Value::Cidr(a), Value::Cidr(b)) => a == b,
             (Value::Semver(a), Value::Semver(b)) => a.order(b).is_eq(),
             (Value::Format(a), Value::Format(b)) => std::ptr::eq(*a, *b),
             (a, b) => compare_numbers(a, b) == Some(Some(Ordering::Equal)),

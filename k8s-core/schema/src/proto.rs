@@ -4,6 +4,9 @@
 //! with the type and the object. `messages.txt` lists field numbers, names and types of the wire format.
 //! Decoded values are processed like JSON.
 //!
+//! Ours, because generated message types would be a second copy of every API type, and a conversion of each;
+//! a table of field numbers reads and writes the same values as JSON does.
+//!
 //! Guarantees: decoding and encoding are total. Unknown fields are skipped; malformed input is an error.
 //! Encoded values decode to the same value, except for JSON values that protobuf cannot express (empty lists,
 //! empty strings).

@@ -1,15 +1,27 @@
 //! Credential plugins (`client.authentication.k8s.io`): programs that print a token or a client certificate.
 
 use std::{
+    io,
     path::{Path, PathBuf},
-    process::{Command, Stdio},
+    process::{ExitStatus, Stdio},
+    time::Duration,
 };
 
 use jiff::Timestamp;
 use serde::Deserialize;
 use serde_json::{Value, json};
+use tokio::{io::AsyncReadExt, process::Command};
 
 const VERSIONS: [&str; 2] = ["client.authentication.k8s.io/v1", "client.authentication.k8s.io/v1beta1"];
+
+/// Maximum run time of a plugin: a log-in in a browser takes minutes.
+const TIMEOUT: Duration = Duration::from_secs(300);
+
+/// Maximum size of a plugin's output, in bytes.
+const MOST_OUTPUT: u64 = 1 << 20;
+
+/// Size of the start of a plugin's error output that its error shows, in bytes.
+const MOST_MESSAGE: u64 = 16 << 10;
 
 /// The command line of a credential plugin.
 #[derive(Clone, Debug)]
@@ -19,6 +31,7 @@ pub struct ExecPlugin {
     place: String,
     /// `spec.cluster` of the plugin's input, if it asks for it.
     cluster: Option<Value>,
+    timeout: Duration,
 }
 
 #[derive(Clone, Debug, Deserialize)]
@@ -82,54 +95,137 @@ impl ExecPlugin {
             settings.command = directory.join(&settings.command);
         }
         let cluster = settings.provide_cluster_info.then_some(cluster);
-        Ok(ExecPlugin { settings, place, cluster })
+        Ok(ExecPlugin { settings, place, cluster, timeout: TIMEOUT })
     }
 
-    /// Runs the plugin without a terminal.
+    /// Runs the plugin without a terminal. Dropping the future kills the plugin.
     ///
     /// # Errors
-    /// It cannot be started, fails, or prints no credential. The message names the field, the file and the
-    /// command, and has what the plugin wrote to its error output.
+    /// It cannot be started, fails, runs for more than five minutes, or prints no credential or more than
+    /// 1 MiB. The message names the field, the file and the command, and has the start of the plugin's error
+    /// output.
     pub(super) async fn run(&self) -> Result<Issued, String> {
-        let this = self.clone();
-        tokio::task::spawn_blocking(move || this.run_blocking())
+        self.issue()
             .await
-            .map_err(|e| format!("{}: {e}", self.place))?
+            .map_err(|message| format!("{}: {}: {message}", self.place, self.settings.command.display()))
     }
 
-    fn run_blocking(&self) -> Result<Issued, String> {
-        let Settings { command, args, env, api_version, install_hint, .. } = &self.settings;
-        let bad = |message: String| format!("{}: {}: {message}", self.place, command.display());
+    async fn issue(&self) -> Result<Issued, String> {
+        let Settings { api_version, install_hint, .. } = &self.settings;
+        let output = tokio::time::timeout(self.timeout, self.output())
+            .await
+            .map_err(|_| format!("it was stopped after {} s without a credential", self.timeout.as_secs()))?
+            .map_err(|e| match install_hint.as_str() {
+                hint if e.kind() == io::ErrorKind::NotFound && !hint.is_empty() => format!("{e}\n{hint}"),
+                _ => e.to_string(),
+            })?;
+        if !output.status.success() {
+            let text = String::from_utf8_lossy(&output.message);
+            return Err(format!("{}: {}", output.status, text.trim()));
+        }
+        // Without the output itself: it may hold a credential.
+        let printed: Output = serde_json::from_slice(&output.printed)
+            .map_err(|e| format!("its output is no ExecCredential (line {})", e.line()))?;
+        if printed.api_version != *api_version {
+            return Err(format!("it printed apiVersion {:?}, not {api_version:?}", printed.api_version));
+        }
+        let issued = printed.status.unwrap_or_default();
+        match (&issued.token, &issued.client_certificate_data, &issued.client_key_data) {
+            (_, Some(_), Some(_)) | (Some(_), None, None) => Ok(issued),
+            (_, None, None) => Err("it printed neither status.token nor a client certificate".into()),
+            _ => Err("status.clientCertificateData and status.clientKeyData go together".into()),
+        }
+    }
+
+    async fn output(&self) -> io::Result<Finished> {
+        let Settings { command, args, env, api_version, .. } = &self.settings;
         let mut spec = json!({"interactive": false});
         if let Some(cluster) = &self.cluster {
             spec["cluster"] = cluster.clone();
         }
         let info = json!({"apiVersion": api_version, "kind": "ExecCredential", "spec": spec});
-        let output = Command::new(command)
+        let mut child = Command::new(command)
             .args(args.iter().flatten())
             .envs(env.iter().flatten().map(|v| (&v.name, &v.value)))
             .env("KUBERNETES_EXEC_INFO", info.to_string())
             .stdin(Stdio::null())
-            .output()
-            .map_err(|e| {
-                let hint = if install_hint.is_empty() { String::new() } else { format!("\n{install_hint}") };
-                bad(format!("{e}{hint}"))
-            })?;
-        if !output.status.success() {
-            let text = String::from_utf8_lossy(&output.stderr);
-            return Err(bad(format!("{}: {}", output.status, text.trim())));
-        }
-        // Without the output itself: it may hold a credential.
-        let printed: Output = serde_json::from_slice(&output.stdout)
-            .map_err(|e| bad(format!("its output is no ExecCredential (line {})", e.line())))?;
-        if printed.api_version != *api_version {
-            return Err(bad(format!("it printed apiVersion {:?}, not {api_version:?}", printed.api_version)));
-        }
-        let issued = printed.status.unwrap_or_default();
-        match (&issued.token, &issued.client_certificate_data, &issued.client_key_data) {
-            (_, Some(_), Some(_)) | (Some(_), None, None) => Ok(issued),
-            (_, None, None) => Err(bad("it printed neither status.token nor a client certificate".into())),
-            _ => Err(bad("status.clientCertificateData and status.clientKeyData go together".into())),
-        }
+            .stdout(Stdio::piped())
+            .stderr(Stdio::piped())
+            .kill_on_drop(true)
+            .spawn()?;
+        let (stdout, stderr) = (child.stdout.take(), child.stderr.take());
+        let printed = async {
+            let mut printed = Vec::new();
+            if let Some(stream) = stdout {
+                stream.take(MOST_OUTPUT + 1).read_to_end(&mut printed).await?;
+            }
+            if printed.len() as u64 > MOST_OUTPUT {
+                let kind = io::ErrorKind::InvalidData;
+                return Err(io::Error::new(kind, format!("it printed more than {MOST_OUTPUT} bytes")));
+            }
+            Ok(printed)
+        };
+        let message = async {
+            let mut message = Vec::new();
+            if let Some(mut stream) = stderr {
+                (&mut stream).take(MOST_MESSAGE).read_to_end(&mut message).await?;
+                // The rest is dropped, so that the plugin does not block.
+                tokio::io::copy(&mut stream, &mut tokio::io::sink()).await?;
+            }
+            Ok(message)
+        };
+        let (printed, message) = tokio::try_join!(printed, message)?;
+        Ok(Finished { status: child.wait().await?, printed, message })
+    }
+}
+
+/// The end of a plugin's run.
+struct Finished {
+    status: ExitStatus,
+    printed: Vec<u8>,
+    message: Vec<u8>,
+}
+
+#[cfg(test)]
+mod tests {
+    use std::time::Instant;
+
+    use super::*;
+
+    fn plugin(script: &str) -> ExecPlugin {
+        let exec = json!({
+            "command": "/bin/sh",
+            "args": ["-c", script],
+            "apiVersion": "client.authentication.k8s.io/v1",
+        });
+        ExecPlugin::parse(&exec, Path::new("/"), "users[u].user.exec".into(), Value::Null).unwrap()
+    }
+
+    async fn refusal(plugin: &ExecPlugin) -> String {
+        plugin.run().await.err().unwrap()
+    }
+
+    #[tokio::test]
+    async fn a_plugin_that_hangs_or_floods_is_stopped_and_named() {
+        let directory = tempfile::tempdir().unwrap();
+        let alive = directory.path().join("alive");
+        // `exec`: the process that is killed is the one that would write.
+        let hangs = format!("exec sh -c 'sleep 1; echo x > {}'", alive.display());
+        let mut hanging = plugin(&hangs);
+        hanging.timeout = Duration::from_millis(100);
+        let begun = Instant::now();
+        let refused = refusal(&hanging).await;
+        assert!(refused.starts_with("users[u].user.exec: /bin/sh: it was stopped after"), "{refused}");
+        // Dropping the call stops it as well.
+        let dropped = plugin(&hangs);
+        assert!(tokio::time::timeout(Duration::from_millis(100), dropped.run()).await.is_err());
+        assert!(begun.elapsed() < Duration::from_millis(900));
+        tokio::time::sleep(Duration::from_millis(1300)).await;
+        assert!(!alive.exists(), "a stopped plugin went on");
+
+        let floods = refusal(&plugin("exec head -c 3000000 /dev/zero")).await;
+        assert!(floods.ends_with("it printed more than 1048576 bytes"), "{floods}");
+        let loud = refusal(&plugin("echo log in first >&2; head -c 3000000 /dev/zero >&2; exit 3")).await;
+        assert!(loud.contains("exit status: 3: log in first") && loud.len() < 20_000, "{}", loud.len());
     }
 }

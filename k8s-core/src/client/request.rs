@@ -254,12 +254,12 @@ impl Client {
     ///
     /// # Errors
     /// [`Error::Transport`] if the server is not reached.
-    pub async fn send(&self, mut request: Request<Body>) -> Result<Response<Body>, Error> {
+    pub fn send(&self, mut request: Request<Body>) -> BoxFuture<'static, Result<Response<Body>, Error>> {
         if let Ok(value) = header::HeaderValue::from_str(&self.user_agent) {
             request.headers_mut().entry(header::USER_AGENT).or_insert(value);
         }
         let context = format!("{} {}", request.method(), request.uri().path());
-        self.transport.call(request).await.map_err(|source| Error::Transport { context, source })
+        self.transport.call(request).map_err(|source| Error::Transport { context, source }).boxed()
     }
 
     /// Sends a request that can be built again, until the response is final.
@@ -280,15 +280,35 @@ impl Client {
     ///
     /// # Errors
     /// [`Error::Api`] for any status code of 400 and above.
-    pub async fn bytes(
+    pub fn bytes<'a>(
+        &'a self,
+        method: Method,
+        path_and_query: &'a str,
+        content_type: &'a str,
+        body: impl Into<Bytes>,
+    ) -> BoxFuture<'a, Result<Bytes, Error>> {
+        self.exchange(method, path_and_query, content_type, body.into())
+    }
+
+    fn exchange<'a>(
+        &'a self,
+        method: Method,
+        path_and_query: &'a str,
+        content_type: &'a str,
+        body: Bytes,
+    ) -> BoxFuture<'a, Result<Bytes, Error>> {
+        // Boxed: callers' crates need not compile it again.
+        Box::pin(self.exchange_once(method, path_and_query, content_type, body))
+    }
+
+    async fn exchange_once(
         &self,
         method: Method,
         path_and_query: &str,
         content_type: &str,
-        body: impl Into<Bytes>,
+        body: Bytes,
     ) -> Result<Bytes, Error> {
         let context = || format!("{method} {path_and_query}");
-        let body = body.into();
         let request = || {
             Request::builder()
                 .method(method.clone())
@@ -330,7 +350,15 @@ impl Client {
     ///
     /// # Errors
     /// [`Error::Api`] if the server refuses; later failures are returned as items.
-    pub async fn lines(
+    pub fn lines<'a>(
+        &'a self,
+        path_and_query: &'a str,
+    ) -> BoxFuture<'a, Result<BoxStream<'static, Result<Bytes, Error>>, Error>> {
+        // Boxed: callers' crates need not compile it again.
+        Box::pin(self.open_lines(path_and_query))
+    }
+
+    async fn open_lines(
         &self,
         path_and_query: &str,
     ) -> Result<BoxStream<'static, Result<Bytes, Error>>, Error> {

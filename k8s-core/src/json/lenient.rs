@@ -11,7 +11,7 @@ use serde::{
     },
     forward_to_deserialize_any,
 };
-use serde_json::{Error, Value};
+use serde_json::{Error, Map, Value};
 
 /// Go's zero time.
 const ZERO_TIME: &str = "0001-01-01T00:00:00Z";
@@ -29,10 +29,6 @@ const ZERO_TIME: &str = "0001-01-01T00:00:00Z";
 /// assert_eq!(lenient::<Condition>(&value).unwrap().last_transition_time.0.to_string(), "0001-01-01T00:00:00Z");
 /// ```
 pub fn lenient<T: DeserializeOwned>(value: &Value) -> Result<T, Error> {
-    if value.is_null() {
-        // `null` is not an object.
-        return T::deserialize(value);
-    }
     let decode = |fill| T::deserialize(Lenient { value, fill, nested: false });
     // First without zero values: optional members may have defaults of their own.
     decode(false).or_else(|_| decode(true))
@@ -55,10 +51,45 @@ impl<'a> Lenient<'a> {
         Lenient { value, nested: true, ..self }
     }
 
+    // What needs no visitor is apart from what is compiled for every type.
+
+    fn no_members(self) -> Members<'a> {
+        Members { members: Vec::new().into_iter(), next: NULL, like: self }
+    }
+
+    fn members(self, map: &'a Map<String, Value>) -> Members<'a> {
+        let members: Vec<_> = map.iter().map(|(name, value)| (name.as_str(), value)).collect();
+        Members { members: members.into_iter(), next: NULL, like: self }
+    }
+
+    /// Returns the members of a struct. `None`: the value is not an object.
+    fn struct_members(self, fields: &'static [&'static str]) -> Option<Members<'a>> {
+        let mut members: Vec<(&str, &Value)> = match self.value {
+            _ if self.is_zero() => Vec::new(),
+            Value::Object(map) => map.iter().map(|(name, value)| (name.as_str(), value)).collect(),
+            _ => return None,
+        };
+        if self.nested && fields.contains(&"metadata") {
+            // Go ignores apiVersion and kind of a nested object (a claim template).
+            members.retain(|(name, _)| !is_kind(name));
+        }
+        if self.fill {
+            // apiVersion and kind have no zero value.
+            let absent = |name: &&&'static str| !is_kind(name) && self.value.get(**name).is_none();
+            members.extend(fields.iter().filter(absent).map(|name| (*name, NULL)));
+        }
+        Some(Members { members: members.into_iter(), next: NULL, like: self })
+    }
+
+    /// Returns true for a `null` that is a zero value. The outermost value is an object, which `null` is not.
+    fn is_zero(self) -> bool {
+        self.nested && self.value.is_null()
+    }
+
     /// Returns an integer, also from a number such as `3.0`.
     fn whole(self) -> Option<i64> {
         match self.value {
-            Value::Null => Some(0),
+            _ if self.is_zero() => Some(0),
             // Within the range of exact integers in a double.
             Value::Number(n) if n.is_f64() => {
                 n.as_f64().filter(|f| f.fract() == 0.0 && f.abs() < 9.0e15).map(|f| f as i64)
@@ -86,10 +117,7 @@ macro_rules! whole_numbers {
 macro_rules! or_zero {
     ($($method:ident: $zero:expr;)*) => {
         $(fn $method<V: Visitor<'de>>(self, visitor: V) -> Result<V::Value, Error> {
-            match self.value {
-                Value::Null => $zero(visitor, self),
-                _ => self.deserialize_any(visitor),
-            }
+            if self.is_zero() { $zero(visitor, self) } else { self.deserialize_any(visitor) }
         })*
     };
 }
@@ -100,16 +128,12 @@ impl<'de> Deserializer<'de> for Lenient<'de> {
     fn deserialize_any<V: Visitor<'de>>(self, visitor: V) -> Result<V::Value, Error> {
         match self.value {
             Value::Array(items) => visitor.visit_seq(Items { items: items.iter(), like: self }),
-            Value::Object(map) => visitor.visit_map(Members {
-                members: map
-                    .iter()
-                    .map(|(name, value)| (name.as_str(), value))
-                    .collect::<Vec<_>>()
-                    .into_iter(),
-                next: NULL,
-                like: self,
-            }),
-            plain => plain.deserialize_any(visitor),
+            Value::Object(map) => visitor.visit_map(self.members(map)),
+            // Not by `Value`'s own deserializer, which would decode every type once more when it is compiled.
+            Value::Null => visitor.visit_unit(),
+            Value::Bool(value) => visitor.visit_bool(*value),
+            Value::Number(value) => value.deserialize_any(visitor),
+            Value::String(value) => visitor.visit_borrowed_str(value),
         }
     }
 
@@ -125,7 +149,7 @@ impl<'de> Deserializer<'de> for Lenient<'de> {
         deserialize_str: |v: V, _| v.visit_borrowed_str("");
         deserialize_string: |v: V, _| v.visit_borrowed_str("");
         deserialize_seq: |v: V, like| v.visit_seq(Items { items: [].iter(), like });
-        deserialize_map: |v: V, like| v.visit_map(Members { members: Vec::new().into_iter(), next: NULL, like });
+        deserialize_map: |v: V, like: Self| v.visit_map(like.no_members());
     }
 
     fn deserialize_option<V: Visitor<'de>>(self, visitor: V) -> Result<V::Value, Error> {
@@ -137,7 +161,7 @@ impl<'de> Deserializer<'de> for Lenient<'de> {
         name: &'static str,
         visitor: V,
     ) -> Result<V::Value, Error> {
-        if self.value.is_null() && matches!(name, "Time" | "MicroTime") {
+        if self.is_zero() && matches!(name, "Time" | "MicroTime") {
             let zero: StrDeserializer<'_, Error> = ZERO_TIME.into_deserializer();
             return visitor.visit_newtype_struct(zero);
         }
@@ -150,21 +174,10 @@ impl<'de> Deserializer<'de> for Lenient<'de> {
         fields: &'static [&'static str],
         visitor: V,
     ) -> Result<V::Value, Error> {
-        let mut members: Vec<(&str, &Value)> = match self.value {
-            Value::Null => Vec::new(),
-            Value::Object(map) => map.iter().map(|(name, value)| (name.as_str(), value)).collect(),
-            _ => return self.deserialize_any(visitor),
-        };
-        if self.nested && fields.contains(&"metadata") {
-            // Go ignores apiVersion and kind of a nested object (a claim template).
-            members.retain(|(name, _)| !is_kind(name));
+        match self.struct_members(fields) {
+            Some(members) => visitor.visit_map(members),
+            None => self.deserialize_any(visitor),
         }
-        if self.fill {
-            // apiVersion and kind have no zero value.
-            let absent = |name: &&&'static str| !is_kind(name) && self.value.get(**name).is_none();
-            members.extend(fields.iter().filter(absent).map(|name| (*name, NULL)));
-        }
-        visitor.visit_map(Members { members: members.into_iter(), next: NULL, like: self })
     }
 
     fn deserialize_enum<V: Visitor<'de>>(

@@ -2,7 +2,7 @@
 
 use std::{collections::HashMap, sync::Arc};
 
-use futures::StreamExt;
+use futures::{StreamExt, future::BoxFuture};
 use k8s_core::{
     cache::{Change, reflect},
     client::{Client, ListParams},
@@ -107,7 +107,12 @@ impl Builder {
     ///
     /// # Errors
     /// [`KubeletError`]; nothing was started.
-    pub async fn start(self) -> Result<Kubelet, KubeletError> {
+    pub fn start(self) -> BoxFuture<'static, Result<Kubelet, KubeletError>> {
+        // Boxed: callers' crates need not compile it again.
+        Box::pin(self.begin())
+    }
+
+    async fn begin(self) -> Result<Kubelet, KubeletError> {
         let (Some(runtime), Some(images)) = (self.runtime, self.images) else {
             return Err(KubeletError::NoRuntime);
         };
@@ -138,7 +143,7 @@ impl Builder {
         let stop = CancellationToken::new();
         let api = KubeletApi::new(cx.clone());
         let mut tasks = JoinSet::new();
-        let until_stop = |work: futures::future::BoxFuture<'static, ()>| {
+        let until_stop = |work: BoxFuture<'static, ()>| {
             let stop = stop.clone();
             async move {
                 tokio::select! {

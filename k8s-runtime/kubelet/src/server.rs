@@ -21,6 +21,7 @@ mod upgrade;
 
 use std::sync::Arc;
 
+use futures::future::BoxFuture;
 use http::{Method, Request, Response, StatusCode, header};
 use k8s_core::{
     client::{Body, body_from_bytes},
@@ -94,11 +95,16 @@ impl KubeletApi {
     ///
     /// A connection is taken over through the request's `hyper::upgrade::OnUpgrade` extension, which hyper's
     /// server puts there.
-    pub async fn handle<B: Send + 'static>(&self, request: Request<B>) -> Response<Body> {
-        self.route(request).await.unwrap_or_else(|status| refuse(&status))
+    pub fn handle<B>(&self, request: Request<B>) -> BoxFuture<'static, Response<Body>> {
+        self.clone().answer(request.map(drop))
     }
 
-    async fn route<B: Send + 'static>(&self, request: Request<B>) -> Result<Response<Body>, ApiStatus> {
+    fn answer(self, request: Request<()>) -> BoxFuture<'static, Response<Body>> {
+        // Boxed: callers' crates need not compile it again.
+        Box::pin(async move { self.route(request).await.unwrap_or_else(|status| refuse(&status)) })
+    }
+
+    async fn route(&self, request: Request<()>) -> Result<Response<Body>, ApiStatus> {
         let parts = path_parts(request.uri().path());
         let parts: Vec<&str> = parts.iter().map(String::as_str).collect();
         let reading = request.method() == Method::GET || request.method() == Method::HEAD;

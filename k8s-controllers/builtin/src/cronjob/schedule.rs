@@ -1,4 +1,7 @@
 //! Cron schedules: five fields, names, ranges, lists and steps, `@hourly` and the like, `@every 1h30m`.
+//!
+//! Ours, because the cron crates differ from upstream in the details that users notice: `@every`, the union of
+//! day of month and day of week, times that a change of clocks skips or repeats.
 
 use std::str::FromStr;
 

@@ -15,13 +15,14 @@ use bytes::Bytes;
 use http::{Response, StatusCode};
 use http_body::{Frame, SizeHint};
 use http_body_util::BodyExt;
-use k8s_core::client::{Body, BoxError};
+use k8s_core::client::{Body, BoxError, LongQuery};
 use tokio::{
     io::{AsyncRead, AsyncWrite, ReadBuf},
     time::Instant,
 };
 use tokio_util::sync::CancellationToken;
 
+use super::long_request::{FirstLine, Seen};
 use crate::limits::{LastAccount, Limits, Ticket};
 
 /// Maximum interval of checks of a quiet connection.
@@ -50,6 +51,8 @@ pub(super) struct Connection {
     pub(super) account: Arc<LastAccount>,
     /// Ticket of an upgraded connection.
     upgraded: Mutex<Option<Arc<Ticket>>>,
+    /// Query of the first request, if it is too long for a URI.
+    query: Mutex<Option<LongQuery>>,
 }
 
 impl Connection {
@@ -67,6 +70,7 @@ impl Connection {
             close: CancellationToken::new(),
             account: Arc::default(),
             upgraded: Mutex::default(),
+            query: Mutex::default(),
         }
     }
 
@@ -93,6 +97,11 @@ impl Connection {
             (false, since) if since > 0 => self.blocked_since.store(0, Ordering::Relaxed),
             _ => {}
         }
+    }
+
+    /// Returns the long query of the first request, once.
+    pub(super) fn take_query(&self) -> Option<LongQuery> {
+        self.query.lock().unwrap_or_else(PoisonError::into_inner).take()
     }
 
     /// Registers a request.
@@ -223,12 +232,14 @@ impl http_body::Body for Holding {
 #[derive(Debug)]
 pub(super) struct Wire<S> {
     stream: S,
+    first: FirstLine,
     connection: Arc<Connection>,
 }
 
 impl<S> Wire<S> {
-    pub(super) fn new(stream: S, connection: Arc<Connection>) -> Self {
-        Wire { stream, connection }
+    pub(super) fn new(stream: S, connection: Arc<Connection>, http2: bool) -> Self {
+        let first = if http2 { FirstLine::Over } else { FirstLine::Reading(Vec::new()) };
+        Wire { stream, first, connection }
     }
 }
 
@@ -245,11 +256,25 @@ impl<S: AsyncRead + Unpin> AsyncRead for Wire<S> {
         buffer: &mut ReadBuf<'_>,
     ) -> Poll<io::Result<()>> {
         let before = buffer.filled().len();
-        let result = Pin::new(&mut self.stream).poll_read(cx, buffer);
-        if buffer.filled().len() > before {
-            self.connection.read_some();
+        loop {
+            buffer.put_slice(self.first.pass(buffer.remaining()));
+            if buffer.filled().len() > before {
+                return Poll::Ready(Ok(()));
+            }
+            std::task::ready!(Pin::new(&mut self.stream).poll_read(cx, buffer))?;
+            let read = &buffer.filled()[before..];
+            if !read.is_empty() {
+                self.connection.read_some();
+            }
+            if matches!(self.first, FirstLine::Over) {
+                return Poll::Ready(Ok(()));
+            }
+            let seen = self.first.read(read);
+            buffer.set_filled(before);
+            if let Seen::Complete(query) = seen {
+                *self.connection.query.lock().unwrap_or_else(PoisonError::into_inner) = query;
+            }
         }
-        result
     }
 }
 

@@ -5,7 +5,7 @@ use std::net::SocketAddr;
 use async_trait::async_trait;
 use http::{Request, Response};
 use hyper_util::rt::TokioIo;
-use k8s_core::client::{Body, BoxError};
+use k8s_core::client::{Body, BoxError, LongQuery};
 use serde_json::Value;
 use tokio::net::TcpStream;
 
@@ -37,7 +37,7 @@ impl RemoteKubelets {
 
 #[async_trait]
 impl NodeConnector for RemoteKubelets {
-    async fn call(&self, node: &Value, request: Request<Body>) -> Result<Response<Body>, BoxError> {
+    async fn call(&self, node: &Value, mut request: Request<Body>) -> Result<Response<Body>, BoxError> {
         let addresses = array_at(node, "/status/addresses");
         let address = ["InternalIP", "ExternalIP", "Hostname"]
             .iter()
@@ -54,6 +54,9 @@ impl NodeConnector for RemoteKubelets {
         let tcp = TcpStream::connect(all.as_slice()).await?;
         tcp.set_nodelay(true)?;
         let tls = self.tls.connect(address, tcp).await?;
+        if let Some(query) = request.extensions().get::<LongQuery>().and_then(LongQuery::header) {
+            request.headers_mut().insert(LongQuery::HEADER, query);
+        }
         exchange(TokioIo::new(tls), request).await
     }
 }

@@ -5,6 +5,7 @@ use std::sync::{
     atomic::{AtomicBool, Ordering},
 };
 
+use futures::future::BoxFuture;
 use ipnet::Ipv4Net;
 use k8s_core::{clock::Clock, custom::CustomResource};
 use k8s_store::Store;
@@ -225,7 +226,12 @@ impl Builder {
     /// # Errors
     /// If `service_account_key` is not a PKCS#8 P-256 key, a type's definition is invalid, or the store
     /// cannot be written.
-    pub async fn build(mut self) -> Result<ApiServer, String> {
+    pub fn build(self) -> BoxFuture<'static, Result<ApiServer, String>> {
+        // Boxed: callers' crates need not compile it again.
+        Box::pin(self.assemble())
+    }
+
+    async fn assemble(mut self) -> Result<ApiServer, String> {
         if self.authorization == AuthorizationMode::AlwaysAllow {
             self.authenticator.refuse_anonymous();
         }

@@ -146,3 +146,34 @@ async fn connections_that_say_nothing_are_closed() {
     assert!(answer(&mut idle).await.starts_with("HTTP/1.1 201"));
     assert_eq!(answer(&mut idle).await, "", "no other request came");
 }
+
+#[tokio::test]
+async fn only_the_command_line_of_exec_may_be_longer_than_a_uri() {
+    let target = Target::start(Limits::default()).await;
+    let ask = async |stream: &mut TlsStream<TcpStream>, path: &str, length: usize| {
+        let head = format!(
+            "GET /api/v1/namespaces/default/{path}{} HTTP/1.1\r\nHost: localhost\r\nAuthorization: Bearer user\r\n\r\n",
+            "a".repeat(length)
+        );
+        // A server that refuses the request need not read it all.
+        let _ = stream.write_all(head.as_bytes()).await;
+        answer(stream).await
+    };
+    for (path, length, want) in [
+        ("pods/p/exec?command=", 10, r#"pods \"p\" is forbidden"#),
+        ("pods/p/exec?command=", 1_000_000, r#"pods \"p\" is forbidden"#),
+        ("pods/p/exec?command=", 1_100_000, "HTTP/1.1 431"),
+        ("pods?labelSelector=", 60_100, "the URI is longer"),
+        ("pods?labelSelector=", 1_000_000, "the URI is longer"),
+        ("pods/p/proxy/?a=", 1_000_000, "the URI is longer"),
+    ] {
+        let mut stream = target.connect().await;
+        let said = ask(&mut stream, path, length).await;
+        assert!(said.contains(want), "{path} {length}: {said}");
+        if length <= 1_000_000 {
+            // The next request of the connection is as any other.
+            let said = ask(&mut stream, "pods?labelSelector=", 10).await;
+            assert!(said.contains("pods is forbidden"), "{said}");
+        }
+    }
+}

@@ -195,7 +195,7 @@ pub(crate) fn text_of(value: &Value<'_>) -> Option<String> {
         Value::Timestamp(time) => time.to_string(),
         Value::Duration(nanos) => time::duration_text(*nanos),
         Value::Ip(ip) => ip.to_string(),
-        Value::Cidr(ip, bits) => format!("{ip}/{bits}"),
+        Value::Cidr(network) => network.to_string(),
         Value::Quantity(quantity) => quantity.to_string(),
         Value::Type(name) => name.to_string(),
         Value::Null => "null".into(),

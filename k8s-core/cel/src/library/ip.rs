@@ -2,6 +2,8 @@
 
 use std::net::IpAddr;
 
+use ipnet::IpNet;
+
 use super::{Cost, Cx, Form, Function, function, member, no_overload};
 use crate::{
     error::{EvalError, short},
@@ -19,7 +21,7 @@ pub(super) const FUNCTIONS: &[Function] =
         function("ip", Form::Either, Cost::Traverse(1), &[(&[T::Str], IP), (&[CIDR], IP)], |_, args| {
             match args {
                 [Value::String(text)] => parse_ip(text).map(Value::Ip).or_else(EvalError::failed),
-                [Value::Cidr(ip, _)] => Ok(Value::Ip(*ip)),
+                [Value::Cidr(network)] => Ok(Value::Ip(network.addr())),
                 _ => no_overload(),
             }
         }),
@@ -45,7 +47,7 @@ pub(super) const FUNCTIONS: &[Function] =
         member("isGlobalUnicast", TEST, |_, args| test(args, is_global_unicast)),
         function("cidr", Form::Global, Cost::Traverse(1), &[(&[T::Str], CIDR)], |_, args| match args {
             [Value::String(text)] => match parse_cidr(text) {
-                Ok((ip, bits)) => Ok(Value::Cidr(ip, bits)),
+                Ok(network) => Ok(Value::Cidr(network)),
                 Err(why) => EvalError::failed(why),
             },
             _ => no_overload(),
@@ -55,11 +57,11 @@ pub(super) const FUNCTIONS: &[Function] =
             _ => no_overload(),
         }),
         member("prefixLength", &[(&[CIDR], T::Int)], |_, args| match args {
-            [Value::Cidr(_, bits)] => Ok(Value::Int((*bits).into())),
+            [Value::Cidr(network)] => Ok(Value::Int(network.prefix_len().into())),
             _ => no_overload(),
         }),
         member("masked", &[(&[CIDR], CIDR)], |_, args| match args {
-            [Value::Cidr(ip, bits)] => Ok(Value::Cidr(masked(*ip, *bits), *bits)),
+            [Value::Cidr(network)] => Ok(Value::Cidr(network.trunc())),
             _ => no_overload(),
         }),
         function(
@@ -90,32 +92,13 @@ fn parse_ip(text: &str) -> Result<IpAddr, String> {
     }
 }
 
-fn parse_cidr(text: &str) -> Result<(IpAddr, u8), String> {
+fn parse_cidr(text: &str) -> Result<IpNet, String> {
     let wrong = |why: &str| format!("network address parse error during conversion from string: {why}");
     let (ip, bits) = text.split_once('/').ok_or_else(|| wrong("no '/'"))?;
     let ip = parse_ip(ip).map_err(|why| wrong(&why))?;
     let canonical = bits == "0" || (!bits.starts_with('0') && bits.bytes().all(|b| b.is_ascii_digit()));
-    match bits.parse::<u8>() {
-        Ok(bits) if canonical && bits <= width(ip) => Ok((ip, bits)),
-        _ => Err(wrong("bad bits after slash")),
-    }
-}
-
-fn width(ip: IpAddr) -> u8 {
-    if ip.is_ipv4() { 32 } else { 128 }
-}
-
-fn masked(ip: IpAddr, bits: u8) -> IpAddr {
-    match ip {
-        IpAddr::V4(ip) => {
-            let mask = u32::MAX.checked_shl(32 - u32::from(bits.min(32))).unwrap_or(0);
-            IpAddr::V4((u32::from(ip) & mask).into())
-        }
-        IpAddr::V6(ip) => {
-            let mask = u128::MAX.checked_shl(128 - u32::from(bits.min(128))).unwrap_or(0);
-            IpAddr::V6((u128::from(ip) & mask).into())
-        }
-    }
+    let network = bits.parse().ok().filter(|_| canonical).and_then(|bits| IpNet::new(ip, bits).ok());
+    network.ok_or_else(|| wrong("bad bits after slash"))
 }
 
 fn test<'a>(args: &[Value<'a>], holds: fn(&IpAddr) -> bool) -> Result<Value<'a>, EvalError> {
@@ -145,29 +128,23 @@ fn is_global_unicast(ip: &IpAddr) -> bool {
 }
 
 fn has_ip<'a>(_: &mut Cx<'_>, args: &[Value<'a>]) -> Result<Value<'a>, EvalError> {
-    let (network, bits, ip) = match args {
-        [Value::Cidr(network, bits), Value::Ip(ip)] => (network, *bits, *ip),
-        [Value::Cidr(network, bits), Value::String(text)] => match parse_ip(text) {
-            Ok(ip) => (network, *bits, ip),
-            Err(why) => return EvalError::failed(why),
+    match args {
+        [Value::Cidr(network), Value::Ip(ip)] => Ok(Value::Bool(network.contains(ip))),
+        [Value::Cidr(network), Value::String(text)] => match parse_ip(text) {
+            Ok(ip) => Ok(Value::Bool(network.contains(&ip))),
+            Err(why) => EvalError::failed(why),
         },
-        _ => return no_overload(),
-    };
-    Ok(Value::Bool(within(*network, bits, ip)))
-}
-
-fn within(network: IpAddr, bits: u8, ip: IpAddr) -> bool {
-    network.is_ipv4() == ip.is_ipv4() && masked(network, bits) == masked(ip, bits)
+        _ => no_overload(),
+    }
 }
 
 fn has_cidr<'a>(_: &mut Cx<'_>, args: &[Value<'a>]) -> Result<Value<'a>, EvalError> {
-    let (network, bits, (ip, inner)) = match args {
-        [Value::Cidr(network, bits), Value::Cidr(ip, inner)] => (network, *bits, (*ip, *inner)),
-        [Value::Cidr(network, bits), Value::String(text)] => match parse_cidr(text) {
-            Ok(cidr) => (network, *bits, cidr),
-            Err(why) => return EvalError::failed(why),
+    match args {
+        [Value::Cidr(network), Value::Cidr(inner)] => Ok(Value::Bool(network.contains(inner))),
+        [Value::Cidr(network), Value::String(text)] => match parse_cidr(text) {
+            Ok(inner) => Ok(Value::Bool(network.contains(&inner))),
+            Err(why) => EvalError::failed(why),
         },
-        _ => return no_overload(),
-    };
-    Ok(Value::Bool(bits <= inner && within(*network, bits, ip)))
+        _ => no_overload(),
+    }
 }

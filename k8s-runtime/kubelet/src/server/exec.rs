@@ -67,7 +67,7 @@ pub(super) fn serve<B: Send + 'static>(
 ) -> Result<Response<Body>, ApiStatus> {
     let (object, view) = locate::pod(cx, namespace, pod)?;
     let id = locate::running(&view, pod, container)?;
-    let query = Query::of(request.uri());
+    let query = Query::of(&request);
     // Names of the kubelet's parameters and of the API server's (`PodExecOptions`).
     let mut wanted = Wanted {
         stdin: query.flag(&["input", "stdin"]),

@@ -2,10 +2,13 @@
 
 use std::{net::SocketAddr, time::Duration};
 
+use http::Request;
+use hyper::body::Incoming;
 use hyper_util::{
     rt::{TokioExecutor, TokioIo},
     server::conn::auto,
 };
+use k8s_core::client::LongQuery;
 use k8s_tls::TlsAcceptor;
 use tokio::{
     net::{TcpListener, TcpStream},
@@ -17,6 +20,8 @@ use tracing::debug;
 use super::{KubeletApi, auth::User};
 use crate::{config::Config, error::KubeletError};
 
+/// Bytes of a request's headers: the longest query of the API server, with room for the others.
+const MOST_HEADERS: usize = 2 << 20;
 const HANDSHAKE: Duration = Duration::from_secs(10);
 /// Delay after a failed accept (out of file descriptors), to avoid a busy loop.
 const PAUSE: Duration = Duration::from_millis(100);
@@ -65,8 +70,11 @@ async fn connection(stream: TcpStream, peer: SocketAddr, acceptor: TlsAcceptor, 
     // The verifier has checked the certificate, if there was one; require it here.
     let certificate = stream.get_ref().1.peer_certificates().and_then(|c| c.first());
     let user = certificate.and_then(|c| User::of(c));
-    let service = hyper::service::service_fn(move |request| {
+    let service = hyper::service::service_fn(move |mut request: Request<Incoming>| {
         let (api, user) = (api.clone(), user.clone());
+        if let Some(query) = LongQuery::take(request.headers_mut()) {
+            request.extensions_mut().insert(query);
+        }
         async move {
             let allowed =
                 api.gate.check(&api.cx, user.as_ref(), request.method(), request.uri().path()).await;
@@ -76,7 +84,8 @@ async fn connection(stream: TcpStream, peer: SocketAddr, acceptor: TlsAcceptor, 
             })
         }
     });
-    let server = auto::Builder::new(TokioExecutor::new());
+    let mut server = auto::Builder::new(TokioExecutor::new());
+    server.http1().max_buf_size(MOST_HEADERS);
     if let Err(e) = server.serve_connection_with_upgrades(TokioIo::new(stream), service).await {
         debug!(%peer, error = %e, "connection ended");
     }

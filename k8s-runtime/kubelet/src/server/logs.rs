@@ -74,7 +74,7 @@ pub(super) fn serve<B: Send + 'static>(
 ) -> Result<Response<Body>, ApiStatus> {
     let (pod, view) = locate::pod(cx, namespace, pod_name)?;
     let container = locate::container(&view, pod_name, name)?;
-    let query = Query::of(request.uri());
+    let query = Query::of(&request);
     let options = options(&query, cx.clock.now())?;
     let previous = query.flag(&["previous"]);
     let log = if previous { container.previous_log.clone() } else { container.log.clone() };

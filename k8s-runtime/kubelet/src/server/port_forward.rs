@@ -51,7 +51,7 @@ pub(super) fn serve<B: Send + 'static>(
         let message = format!("unable to forward port because pod is not running: {pod}");
         return Err(ApiStatus::bad_request(message));
     };
-    let query = Query::of(request.uri());
+    let query = Query::of(&request);
     let ports = ports(query.all("port").chain(query.all("ports")));
     if let (Err(why), Some(_)) =
         (&ports, upgrade::agreed(request.headers(), &PROTOCOLS).filter(|p| p.name != SPDY))

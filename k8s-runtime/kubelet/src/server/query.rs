@@ -1,5 +1,6 @@
 //! Query parameters of a request.
 
+use k8s_core::client::LongQuery;
 use percent_encoding::percent_decode_str;
 
 /// Parameters in their order; a name may be repeated.
@@ -7,10 +8,10 @@ use percent_encoding::percent_decode_str;
 pub(super) struct Query(Vec<(String, String)>);
 
 impl Query {
-    pub(super) fn of(uri: &http::Uri) -> Self {
+    pub(super) fn of<B>(request: &http::Request<B>) -> Self {
         let decode =
             |text: &str| percent_decode_str(&text.replace('+', " ")).decode_utf8_lossy().into_owned();
-        let pairs = uri.query().unwrap_or_default().split('&').filter(|p| !p.is_empty());
+        let pairs = LongQuery::of(request).split('&').filter(|p| !p.is_empty());
         Query(
             pairs
                 .map(|pair| {
@@ -45,7 +46,9 @@ mod tests {
 
     #[test]
     fn parameters() {
-        let query = Query::of(&"/x?command=a%20b&command=c+d&tty=1&stdin=false&e".parse().unwrap());
+        let request =
+            http::Request::get("/x?command=a%20b&command=c+d&tty=1&stdin=false&e").body(()).unwrap();
+        let query = Query::of(&request);
         assert_eq!(query.all("command").collect::<Vec<_>>(), ["a b", "c d"]);
         assert!(query.flag(&["tty"]) && query.flag(&["e"]) && !query.flag(&["stdin", "input"]));
     }

@@ -7,6 +7,8 @@
 //!
 //! Flow: [`Session::start`] reads frames in a task. [`Session::accept`] returns each stream that the client
 //! opens.
+//! Ours, because no kept crate speaks SPDY, and clients before Kubernetes 1.31 speak nothing else for
+//! port-forward.
 //! Not here: push streams, priorities, flow control windows (Kubernetes clients use none of them).
 
 use std::collections::{BTreeMap, HashMap};

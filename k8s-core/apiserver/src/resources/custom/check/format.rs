@@ -1,6 +1,6 @@
 //! Validated string formats; others are ignored. (The formats of structural schemas in Kubernetes.)
 
-use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
+use std::net::{Ipv4Addr, Ipv6Addr};
 
 use base64::{Engine, engine::general_purpose::STANDARD};
 
@@ -13,14 +13,7 @@ pub(super) fn matches(format: &str, text: &str) -> bool {
         "byte" => STANDARD.decode(text).is_ok(),
         "ipv4" => text.parse::<Ipv4Addr>().is_ok(),
         "ipv6" => text.parse::<Ipv6Addr>().is_ok(),
-        "cidr" => text.split_once('/').is_some_and(|(address, bits)| {
-            let most = match address.parse::<IpAddr>() {
-                Ok(IpAddr::V4(_)) => 32,
-                Ok(IpAddr::V6(_)) => 128,
-                Err(_) => return false,
-            };
-            bits.parse::<u8>().is_ok_and(|bits| bits <= most)
-        }),
+        "cidr" => text.parse::<ipnet::IpNet>().is_ok(),
         "mac" => {
             let parts: Vec<&str> = text.split([':', '-']).collect();
             [6, 8, 20].contains(&parts.len())
