@@ -225,8 +225,16 @@ async fn a_pods_life(mut node: Node) -> Result<(), Failed> {
     })
     .await?;
     node.delete("p", 30).await?;
-    let left = node.runtime.as_ref().ok_or("no runtime")?.list().await?.len();
-    let dirs = std::fs::read_dir(node.dir.join("kubelet/pods"))?.count();
+    // The object of a pod that has ended goes at once; its sandbox and directory follow.
+    let begun = Instant::now();
+    let (left, dirs) = loop {
+        let left = node.runtime.as_ref().ok_or("no runtime")?.list().await?.len();
+        let dirs = std::fs::read_dir(node.dir.join("kubelet/pods"))?.count();
+        if (left, dirs) == (0, 0) || begun.elapsed() > Duration::from_secs(20) {
+            break (left, dirs);
+        }
+        tokio::time::sleep(Duration::from_millis(10)).await;
+    };
     node.stop().await;
     if (left, dirs) == (0, 0) {
         Ok(())
