@@ -1,26 +1,32 @@
 //! [`Cluster`]: a whole cluster in this process, with a builder.
 
 use std::{
+    collections::HashMap,
     net::{IpAddr, Ipv4Addr, SocketAddr},
-    path::{Path, PathBuf},
+    path::Path,
     sync::Arc,
     time::Duration,
 };
 
 use ipnet::Ipv4Net;
-use k8s_apiserver::{ApiServer, User};
+use k8s_apiserver::{ApiServer, User, auth::AuthorizationMode};
 use k8s_core::client::{Client, Kubeconfig};
-use k8s_runtime::images::{ImageStore, Registries};
+use k8s_runtime::{
+    Runtime,
+    images::{ImageStore, Registries},
+};
+use tokio_util::sync::CancellationToken;
 
 use crate::{
-    control_plane::{ControlPlane, ControlPlaneConfig},
-    exit::{Code, Failure},
-    extras::Extras,
+    control_plane::{ApiConfig, ControlPlane, limits},
+    error::ClusterError,
+    extensions::Builder,
     identities,
     network::{Network, NetworkConfig, Parts},
     node::{self, LocalNode, NodeConfig},
-    paths::{Lock, Paths},
+    paths::{Lock, Paths, default_data_dir},
     ranges,
+    settings::ClusterSettings,
 };
 
 /// The nodes that run in this process.
@@ -48,24 +54,20 @@ impl Node {
     }
 }
 
-/// Builder of a [`Cluster`]. Every setting has a default.
+/// Settings of a [`Cluster`]. Every one has a default.
 #[derive(Clone, Debug)]
-pub struct Builder {
-    data_dir: PathBuf,
-    memory: bool,
-    forget_state: bool,
-    node: Node,
-    listen: Option<SocketAddr>,
-    advertise: Option<IpAddr>,
-    pods: Ipv4Net,
-    services: Ipv4Net,
-    dns: Option<Ipv4Addr>,
-    domain: String,
-    node_name: Option<String>,
-    tls_names: Vec<String>,
-    controllers: Vec<String>,
-    extras: Extras,
+pub struct ClusterConfig {
+    pub(crate) name: String,
+    pub(crate) settings: ClusterSettings,
+    pub(crate) node: Node,
+    pub(crate) node_name: Option<String>,
+    /// Serve the API over TLS on the settings' address.
+    pub(crate) listens: bool,
+    pub(crate) memory: bool,
 }
+
+/// Builder of a [`Cluster`].
+pub type ClusterBuilder = Builder<ClusterConfig>;
 
 /// A running cluster.
 pub struct Cluster {
@@ -85,59 +87,50 @@ impl std::fmt::Debug for Cluster {
 
 impl Cluster {
     /// Returns a builder. Defaults: this machine as the node, an embedded durable store, no socket.
-    #[must_use]
-    pub fn builder() -> Builder {
-        Builder {
-            data_dir: "/var/lib/hyperkube".into(),
-            memory: false,
-            forget_state: false,
+    pub fn builder() -> ClusterBuilder {
+        Builder::new(ClusterConfig {
+            name: "hyperkube".into(),
+            settings: ClusterSettings::default(),
             node: Node::Local,
-            listen: None,
-            advertise: None,
-            pods: Ipv4Net::new_assert(Ipv4Addr::new(10, 42, 0, 0), 16),
-            services: Ipv4Net::new_assert(Ipv4Addr::new(10, 43, 0, 0), 16),
-            dns: None,
-            domain: "cluster.local".into(),
             node_name: None,
-            tls_names: Vec::new(),
-            controllers: vec!["*".into()],
-            extras: Extras::default(),
-        }
+            listens: false,
+            memory: false,
+        })
     }
 
     /// Returns an in-process client of a cluster administrator.
     #[must_use]
     pub fn client(&self) -> Client {
-        self.plane.client()
+        self.plane.api.client()
     }
 
     /// Returns the API as a `tower::Service` of a cluster administrator. kube-rs programs can use it without
     /// a socket.
     #[must_use]
     pub fn service(&self) -> ApiServer {
-        self.plane.server.service_as(User::admin())
+        self.plane.api.server.service_as(User::admin())
     }
 
     /// Returns the API's listen address; `None` without a socket.
     #[must_use]
     pub fn address(&self) -> Option<SocketAddr> {
-        self.plane.address
+        self.plane.api.address
     }
 
-    /// Returns the administrator's kubeconfig as YAML.
+    /// Returns the administrator's kubeconfig as YAML. Its context has the cluster's name.
     ///
     /// # Errors
-    /// The cluster has no listen address.
-    pub fn kubeconfig(&self) -> Result<String, Failure> {
-        Ok(self.kubeconfig_named("hyperkube")?.to_yaml())
+    /// [`ClusterError::NoAddress`], [`ClusterError::Certificate`].
+    pub fn kubeconfig(&self) -> Result<String, ClusterError> {
+        Ok(self.admin_kubeconfig()?.to_yaml())
     }
 
-    /// Returns the administrator's kubeconfig with a context of this name.
+    /// Returns the administrator's kubeconfig.
     ///
     /// # Errors
     /// As [`Cluster::kubeconfig`].
-    pub fn kubeconfig_named(&self, name: &str) -> Result<Kubeconfig, Failure> {
-        self.plane.kubeconfig(name)
+    pub fn admin_kubeconfig(&self) -> Result<Kubeconfig, ClusterError> {
+        self.plane.api.admin_kubeconfig()
     }
 
     /// Returns the image store of the node on this machine, if there is one.
@@ -156,7 +149,7 @@ impl Cluster {
     ///
     /// # Errors
     /// A node is not ready within `within`.
-    pub async fn ready(&self, within: Duration) -> Result<(), Failure> {
+    pub async fn ready(&self, within: Duration) -> Result<(), ClusterError> {
         let client = self.client();
         for node in &self.nodes {
             node::wait_ready(&client, node.name(), within).await?;
@@ -185,143 +178,135 @@ impl Cluster {
     ///
     /// # Errors
     /// Something could not be removed; the message lists it.
-    pub async fn down(self) -> Result<(), Failure> {
+    pub async fn down(self) -> Result<(), ClusterError> {
         let paths = self.paths.clone();
         self.shutdown().await;
         tokio::task::spawn_blocking(move || crate::reset::remove(&paths))
             .await
-            .map_err(Failure::because("remove the cluster"))?
+            .map_err(ClusterError::of("remove the cluster"))?
     }
 }
 
-impl Builder {
-    /// Data directory. Default: `/var/lib/hyperkube`.
-    #[must_use]
+impl ClusterBuilder {
+    /// Name of the cluster's distribution: context of its kubeconfig, default data directory `/var/lib/NAME`,
+    /// directory `/run/NAME`, prefix of its control groups. 1 to 32 lower-case letters, digits or `-`. A data
+    /// directory belongs to one name. Default: `hyperkube`.
+    pub fn name(mut self, name: &str) -> Self {
+        if self.base.settings.data_dir == default_data_dir(&self.base.name) {
+            self.base.settings.data_dir = default_data_dir(name);
+        }
+        self.base.name = name.into();
+        self
+    }
+    /// Data directory. Default: `/var/lib/NAME`.
     pub fn data_dir(mut self, path: impl AsRef<Path>) -> Self {
-        self.data_dir = path.as_ref().to_owned();
+        self.base.settings.data_dir = path.as_ref().to_owned();
         self
     }
     /// Keeps objects in memory only; the data directory then holds only keys and containers.
-    #[must_use]
     pub fn memory(mut self) -> Self {
-        self.memory = true;
+        self.base.memory = true;
         self
     }
     /// If the store's file is empty or of another program, moves it aside, starts with an empty store, and
     /// removes the containers of its pods. Default: such a file is an error.
-    #[must_use]
     pub fn forget_state(mut self, forget: bool) -> Self {
-        self.forget_state = forget;
+        self.base.settings.forget_state = forget;
         self
     }
     /// Nodes that run in this process. Default: [`Node::Local`].
-    #[must_use]
     pub fn node(mut self, node: Node) -> Self {
-        self.node = node;
+        self.base.node = node;
         self
     }
     /// Serves the API over TLS on this address; port 0 picks a free one. Default: no socket.
-    #[must_use]
     pub fn listen(mut self, address: SocketAddr) -> Self {
-        self.listen = Some(address);
+        self.base.listens = true;
+        self.base.settings.bind_address = address.ip();
+        self.base.settings.https_listen_port = address.port();
         self
     }
     /// Address at which pods and other nodes reach this machine. Default: detected.
-    #[must_use]
     pub fn advertise(mut self, address: IpAddr) -> Self {
-        self.advertise = Some(address);
+        self.base.settings.advertise_address = Some(address);
         self
     }
     /// Pod CIDR of the cluster. Default: 10.42.0.0/16.
-    #[must_use]
     pub fn pods(mut self, range: Ipv4Net) -> Self {
-        self.pods = range.trunc();
+        self.base.settings.cluster_cidr = range.trunc();
         self
     }
     /// Service CIDR. Default: 10.43.0.0/16.
-    #[must_use]
     pub fn services(mut self, range: Ipv4Net) -> Self {
-        self.services = range.trunc();
+        self.base.settings.service_cidr = range.trunc();
         self
     }
     /// Cluster DNS address. Default: the tenth of the service CIDR.
-    #[must_use]
     pub fn dns(mut self, address: Ipv4Addr) -> Self {
-        self.dns = Some(address);
+        self.base.settings.cluster_dns = Some(address);
         self
     }
     /// Cluster domain. Default: `cluster.local`.
-    #[must_use]
     pub fn domain(mut self, domain: &str) -> Self {
-        self.domain = domain.into();
+        self.base.settings.cluster_domain = domain.into();
         self
     }
     /// Name of the node on this machine. Default: the host name.
-    #[must_use]
     pub fn node_name(mut self, name: &str) -> Self {
-        self.node_name = Some(name.into());
+        self.base.node_name = Some(name.into());
         self
     }
     /// Additional names and addresses (SANs) for the server certificate.
-    #[must_use]
     pub fn tls_names(mut self, names: &[String]) -> Self {
-        self.tls_names = names.to_vec();
+        self.base.settings.tls_san = names.to_vec();
         self
     }
-    /// Selects built-in controllers: `*` for all, `-name` to exclude one. Default: all.
-    #[must_use]
-    pub fn controllers(mut self, names: &[String]) -> Self {
-        self.controllers = names.to_vec();
-        self
-    }
-
-    /// Extensions of the control plane: admission functions, resources, controllers.
-    #[must_use]
-    pub fn extras(mut self, extras: Extras) -> Self {
-        self.extras = extras;
-        self
-    }
-
     /// Starts the cluster. On return the API serves requests; [`Cluster::ready`] waits for the nodes.
     ///
     /// # Errors
-    /// A one-line message and an exit code. Everything that was started is stopped again.
-    pub async fn start(self) -> Result<Cluster, Failure> {
-        let paths = Paths::new(&self.data_dir)?;
-        if ranges::overlap(self.pods, self.services) {
-            return Err(Failure::new(
-                Code::Usage,
-                format!(
-                    "pod range {} and service range {} overlap; choose others with --cluster-cidr and --service-cidr",
-                    self.pods, self.services
-                ),
-            ));
+    /// [`ClusterError`]. Everything that was started is stopped again.
+    pub async fn start(self) -> Result<Cluster, ClusterError> {
+        let Builder { base: config, mut extensions } = self;
+        let settings = &config.settings;
+        let paths = Paths::new(&config.name, &settings.data_dir)?;
+        let (pods, services) = (settings.cluster_cidr, settings.service_cidr);
+        if ranges::overlap(pods, services) {
+            let reason = format!(
+                "pod range {pods} and service range {services} overlap; choose others with --cluster-cidr and --service-cidr"
+            );
+            return Err(ClusterError::invalid("address ranges", reason));
         }
-        if self.node == Node::Local && self.extras.runtime.is_none() {
+        let runtime = extensions.runtime.take();
+        if config.node == Node::Local && runtime.is_none() {
             node::check(&paths)?;
         }
+        let selection = extensions.select(&settings.controllers)?;
         let lock = Lock::take(&paths)?;
-        let gateway = IpAddr::V4(ranges::nth(self.pods, 1));
-        let advertise = self.advertise.or_else(crate::network::own_address).unwrap_or(gateway);
-        let dns = self.dns.unwrap_or_else(|| ranges::nth(self.services, 10));
-        let plane = ControlPlane::start(
-            &paths,
-            &ControlPlaneConfig {
-                listen: self.listen,
-                advertise,
-                services: self.services,
-                pods: self.pods,
-                domain: self.domain.clone(),
-                memory: self.memory,
-                forget_state: self.forget_state,
-                tls_names: self.tls_names.clone(),
-                controllers: self.controllers.clone(),
-                extras: self.extras.clone(),
-            },
-        )
-        .await?;
+        let gateway = IpAddr::V4(ranges::nth(pods, 1));
+        let advertise = settings.advertise_address.or_else(crate::network::own_address).unwrap_or(gateway);
+        let dns = settings.cluster_dns.unwrap_or_else(|| ranges::nth(services, 10));
+        let listen = SocketAddr::new(settings.bind_address, settings.https_listen_port);
+        let api = ApiConfig {
+            listen: config.listens.then_some(listen),
+            advertise,
+            services,
+            node_ports: (30000, 32767),
+            pods: Some(pods),
+            domain: settings.cluster_domain.clone(),
+            memory: config.memory,
+            forget_state: settings.forget_state,
+            tls_names: settings.tls_san.clone(),
+            pki: None,
+            client_ca: Vec::new(),
+            tokens: HashMap::new(),
+            anonymous: true,
+            authorization: AuthorizationMode::Rbac,
+            warn_unenforced: true,
+            limits: limits(),
+        };
+        let plane = ControlPlane::start(&paths, api, selection, pods, extensions).await?;
         let mut cluster = Cluster { paths, plane, nodes: Vec::new(), network: None, _lock: lock };
-        match cluster.add_nodes(&self, advertise, dns).await {
+        match cluster.add_nodes(&config, runtime, advertise, dns).await {
             Ok(()) => Ok(cluster),
             Err(e) => {
                 cluster.shutdown().await;
@@ -329,22 +314,39 @@ impl Builder {
             }
         }
     }
+
+    /// Runs the cluster until `shutdown` is cancelled, then stops it as [`Cluster::shutdown`] does.
+    ///
+    /// # Errors
+    /// As [`ClusterBuilder::start`].
+    pub async fn run(self, shutdown: CancellationToken) -> Result<(), ClusterError> {
+        let cluster = self.start().await?;
+        shutdown.cancelled().await;
+        cluster.shutdown().await;
+        Ok(())
+    }
 }
 
 impl Cluster {
-    async fn add_nodes(&mut self, choices: &Builder, address: IpAddr, dns: Ipv4Addr) -> Result<(), Failure> {
+    async fn add_nodes(
+        &mut self,
+        choices: &ClusterConfig,
+        runtime: Option<Arc<dyn Runtime>>,
+        address: IpAddr,
+        dns: Ipv4Addr,
+    ) -> Result<(), ClusterError> {
         let name = choices.node_name.clone().unwrap_or_else(host_name);
         let mut config = NodeConfig {
             name,
             address,
             dns: IpAddr::V4(dns),
-            domain: choices.domain.clone(),
+            domain: choices.settings.cluster_domain.clone(),
             pod_cidr: None,
             api: None,
             allowed_unsafe_sysctls: Vec::new(),
-            metrics: self.plane.server.metrics().clone(),
+            metrics: self.plane.api.server.metrics().clone(),
         };
-        let server = self.plane.server.clone();
+        let server = self.plane.api.server.clone();
         let kubelet = |name: &str| server.client_as(User::node(name));
         match choices.node {
             Node::None => {}
@@ -357,20 +359,20 @@ impl Cluster {
                 }
             }
             Node::Local => {
-                if let Some(runtime) = &choices.extras.runtime {
+                if let Some(runtime) = runtime {
                     let root = self.paths.kubelet();
                     let client = kubelet(&config.name);
-                    self.add(LocalNode::with_runtime(&root, &config, &client, runtime.clone()).await?);
+                    self.add(LocalNode::with_runtime(&root, &config, &client, runtime).await?);
                     return Ok(());
                 }
                 let network = NetworkConfig {
                     cluster: self.paths.id.clone(),
                     node_name: config.name.clone(),
-                    pods: choices.pods,
-                    services: choices.services,
+                    pods: choices.settings.cluster_cidr,
+                    services: choices.settings.service_cidr,
                     node_pods: None,
                     dns,
-                    domain: choices.domain.clone(),
+                    domain: choices.settings.cluster_domain.clone(),
                     state_dir: self.paths.network(),
                     metrics: config.metrics.clone(),
                 };
@@ -385,14 +387,14 @@ impl Cluster {
                 let client = self.client();
                 crate::network::publish_dns(&client, dns)
                     .await
-                    .map_err(Failure::because("make the kube-dns Service"))?;
+                    .map_err(ClusterError::of("make the kube-dns Service"))?;
             }
         }
         Ok(())
     }
 
     fn add(&mut self, node: LocalNode) {
-        self.plane.kubelets.add(node.name(), node.connector());
+        self.plane.api.kubelets.add(node.name(), node.connector());
         self.nodes.push(node);
     }
 }
@@ -401,13 +403,14 @@ impl Cluster {
 ///
 /// # Errors
 /// The directory or the file cannot be used.
-pub fn open_images(paths: &Paths) -> Result<Arc<ImageStore>, Failure> {
-    paths.make().map_err(Failure::io(format!("data directory {}", paths.data.display())))?;
-    let mut images = ImageStore::open(paths.images()).map_err(Failure::because("image store"))?;
+pub fn open_images(paths: &Paths) -> Result<Arc<ImageStore>, ClusterError> {
+    paths.check_owner()?;
+    paths.make().map_err(ClusterError::io(format!("data directory {}", paths.data.display())))?;
+    let mut images = ImageStore::open(paths.images()).map_err(ClusterError::of("image store"))?;
     let file = paths.data.join("registries.yaml");
     if let Ok(text) = std::fs::read_to_string(&file) {
-        let registries = Registries::parse(&text)
-            .map_err(|e| Failure::new(Code::Usage, format!("{}: {e}", file.display())))?;
+        let registries =
+            Registries::parse(&text).map_err(|e| ClusterError::invalid(file.display().to_string(), e))?;
         images = images.with_registries(registries);
     }
     Ok(Arc::new(images))

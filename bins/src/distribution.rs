@@ -11,64 +11,51 @@
 //! }
 //! ```
 
-use std::process::ExitCode;
+use std::{ffi::OsString, process::ExitCode};
 
-use k8s_apiserver::admission::IntoAdmit;
-use k8s_builtin::Selection;
-use k8s_controllers::{Controller, Reconcile};
-use k8s_core::custom::CustomResource;
-use k8s_runtime::Runtime;
+use crate::extensions::Builder;
 
-use crate::Extras;
-
-/// Builder of a custom distribution's `main`.
-#[derive(Debug)]
-#[must_use]
-pub struct Distribution {
-    name: &'static str,
-    extras: Extras,
+/// A program: its name, and its idle work.
+#[derive(Clone, Copy, Debug)]
+pub struct Program {
+    pub(crate) name: &'static str,
+    pub(crate) when_idle: Option<fn()>,
 }
 
-/// Returns the builder of a distribution with this name.
+/// Builder of a custom distribution's `main`.
+pub type Distribution = Builder<Program>;
+
+/// Returns the builder of a distribution. Its name is the context of its kubeconfig, the default data directory
+/// `/var/lib/NAME`, the directory `/run/NAME`, the prefix of its environment variables (`NAME_DATA_DIR`) and of
+/// its control groups, and the name in its messages. So two distributions can run side by side. 1 to 32
+/// lower-case letters, digits or `-`.
 pub fn distribution(name: &'static str) -> Distribution {
-    Distribution { name, extras: Extras::default() }
+    Builder::new(Program { name, when_idle: None })
 }
 
 impl Distribution {
-    /// Adds an admission function: see [`Extras::admit`].
-    pub fn admit<M>(mut self, admit: impl IntoAdmit<M>) -> Self {
-        self.extras = self.extras.admit(admit);
+    /// Sets a function that idle threads of the async runtime call every few seconds, such as one that returns
+    /// allocator memory to the system. Default: none.
+    pub fn when_idle(mut self, work: fn()) -> Self {
+        self.base.when_idle = Some(work);
         self
     }
 
-    /// Serves a custom resource: see [`Extras::resource`].
-    pub fn resource<T: CustomResource>(mut self) -> Self {
-        self.extras = self.extras.resource::<T>();
-        self
-    }
-
-    /// Adds a controller: see [`Extras::controller`].
-    pub fn controller<R: Reconcile + Clone>(mut self, controller: Controller<R::Kind>, reconcile: R) -> Self {
-        self.extras = self.extras.controller(controller, reconcile);
-        self
-    }
-
-    /// Sets the container runtime: see [`Extras::runtime`].
-    pub fn runtime(mut self, runtime: impl Runtime) -> Self {
-        self.extras = self.extras.runtime(runtime);
-        self
-    }
-
-    /// Selects built-in controllers: see [`Extras::controllers`].
-    pub fn controllers(mut self, selection: Selection) -> Self {
-        self.extras = self.extras.controllers(selection);
-        self
-    }
-
-    /// Runs the command line. Must be called before any thread is started.
+    /// Runs the command line. Must be called before any thread is started. The program's signals, open files
+    /// limit and log are set up here, never by a [`Cluster`](crate::Cluster).
     #[must_use]
     pub fn main(self) -> ExitCode {
         k8s_runtime::embedded::run_if_zygote();
-        crate::commands::run_as(self.name, std::env::args_os().collect(), &self.extras)
+        crate::commands::run(self.base, std::env::args_os().collect(), self.extensions)
+    }
+
+    /// Runs a component as a program of its own: as [`Distribution::main`] with the component's name before
+    /// the arguments.
+    #[must_use]
+    pub fn component_main(self, component: &str) -> ExitCode {
+        k8s_runtime::embedded::run_if_zygote();
+        let mut args: Vec<OsString> = vec![self.base.name.into(), component.into()];
+        args.extend(std::env::args_os().skip(1));
+        crate::commands::run(self.base, args, self.extensions)
     }
 }

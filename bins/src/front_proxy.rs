@@ -6,7 +6,7 @@ use k8s_core::client::Client;
 use serde_json::json;
 
 use crate::{
-    exit::Failure,
+    error::ClusterError,
     paths::Paths,
     pki::{Identity, Pki},
 };
@@ -27,9 +27,9 @@ impl FrontProxy {
     ///
     /// # Errors
     /// As [`Pki::open`].
-    pub fn open(paths: &Paths) -> Result<Self, Failure> {
-        let pki = Pki::open(&paths.pki().join("front-proxy")).map_err(Failure::because("front proxy CA"))?;
-        let identity = pki.client("client", NAME, "").map_err(Failure::because("front proxy certificate"))?;
+    pub fn open(paths: &Paths) -> Result<Self, ClusterError> {
+        let pki = Pki::open(&paths.name, &paths.pki().join("front-proxy"))?;
+        let identity = pki.client("client", NAME, "")?;
         Ok(FrontProxy { identity, ca: pki.ca().to_owned() })
     }
 

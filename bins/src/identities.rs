@@ -28,29 +28,43 @@ pub const KUBELET_CLIENT: &str = "kube-apiserver-kubelet-client";
 /// Group of all kubelets.
 pub const NODES: &str = "system:nodes";
 
+/// Service account of kube-system as which a distribution's controllers act in its controller manager.
+pub(crate) const EXTENSIONS: &str = "distribution-controllers";
+
 /// Lifetime of a controller's token, in seconds.
 const TOKEN_SECONDS: u64 = 3600;
 
 /// Creates the bindings that upstream leaves to the installer: kubelets to `system:node`, the API server's
-/// kubelet client to `system:kubelet-api-admin`.
+/// kubelet client to `system:kubelet-api-admin`. The bindings are named `NAME:...` after the distribution.
 ///
 /// # Errors
 /// The API server's error.
-pub async fn bind(admin: &Client) -> Result<(), Error> {
-    for (name, role, kind, subject) in [
-        ("hyperkube:nodes", "system:node", "Group", NODES),
-        ("hyperkube:kubelet-api-admin", "system:kubelet-api-admin", "User", KUBELET_CLIENT),
-    ] {
-        let group = "rbac.authorization.k8s.io";
-        let binding = json!({
-            "apiVersion": "rbac.authorization.k8s.io/v1", "kind": "ClusterRoleBinding", "metadata": {"name": name},
-            "roleRef": {"apiGroup": group, "kind": "ClusterRole", "name": role},
-            "subjects": [{"apiGroup": group, "kind": kind, "name": subject}],
-        });
-        let path = format!("/apis/rbac.authorization.k8s.io/v1/clusterrolebindings/{name}");
-        crate::apply::apply(admin, &path, &binding).await?;
-    }
-    Ok(())
+pub async fn bind(admin: &Client, name: &str) -> Result<(), Error> {
+    let group = "rbac.authorization.k8s.io";
+    let subject = |kind: &str, name: &str| json!({"apiGroup": group, "kind": kind, "name": name});
+    apply_binding(admin, &format!("{name}:nodes"), "system:node", subject("Group", NODES)).await?;
+    let client = subject("User", KUBELET_CLIENT);
+    let binding = format!("{name}:kubelet-api-admin");
+    apply_binding(admin, &binding, "system:kubelet-api-admin", client).await
+}
+
+/// Makes the controllers that a distribution adds administrators, also in a controller manager of their own.
+///
+/// # Errors
+/// The API server's error.
+pub(crate) async fn bind_extensions(admin: &Client, name: &str) -> Result<(), Error> {
+    let account = json!({"kind": "ServiceAccount", "name": EXTENSIONS, "namespace": "kube-system"});
+    apply_binding(admin, &format!("{name}:{EXTENSIONS}"), "cluster-admin", account).await
+}
+
+async fn apply_binding(admin: &Client, name: &str, role: &str, subject: Value) -> Result<(), Error> {
+    let binding = json!({
+        "apiVersion": "rbac.authorization.k8s.io/v1", "kind": "ClusterRoleBinding", "metadata": {"name": name},
+        "roleRef": {"apiGroup": "rbac.authorization.k8s.io", "kind": "ClusterRole", "name": role},
+        "subjects": [subject],
+    });
+    let path = format!("/apis/rbac.authorization.k8s.io/v1/clusterrolebindings/{name}");
+    crate::apply::apply(admin, &path, &binding).await
 }
 
 /// Clients that act as service accounts of kube-system. Tokens are requested on first use and renewed after

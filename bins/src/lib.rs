@@ -24,11 +24,11 @@
 
 mod apply;
 mod cluster;
-pub mod commands;
-pub mod control_plane;
-pub mod distribution;
-pub mod exit;
-mod extras;
+mod commands;
+mod control_plane;
+mod distribution;
+mod error;
+mod extensions;
 pub mod front_proxy;
 pub mod identities;
 pub mod network;
@@ -37,52 +37,10 @@ pub mod paths;
 pub mod pki;
 pub mod ranges;
 pub mod reset;
-mod text_pages;
+mod settings;
 pub mod user_kubeconfig;
 
-use std::{process::ExitCode, sync::OnceLock};
-
-pub use cluster::{Builder, Cluster, Node, host_name, open_images};
-pub use distribution::{Distribution, distribution};
-use exit::Failure;
-pub use extras::Extras;
-use k8s_apiserver::proxy::RemoteKubelets;
-
-static WHEN_IDLE: OnceLock<fn()> = OnceLock::new();
-
-/// Registers a function that idle runtime threads call every few seconds; a program returns allocator memory
-/// there.
-pub fn when_idle(work: fn()) {
-    // The first registration wins.
-    let _ = WHEN_IDLE.set(work);
-}
-
-/// The `main` of `hyperkube`. Must be called before any thread is started.
-#[must_use]
-pub fn main() -> ExitCode {
-    k8s_runtime::embedded::run_if_zygote();
-    commands::run(std::env::args_os().collect())
-}
-
-/// The `main` of a single-component program: equals `hyperkube <component>`.
-#[must_use]
-pub fn component_main(component: &str) -> ExitCode {
-    k8s_runtime::embedded::run_if_zygote();
-    let mut args: Vec<std::ffi::OsString> = vec!["hyperkube".into(), component.into()];
-    args.extend(std::env::args_os().skip(1));
-    commands::run(args)
-}
-
-/// Returns a client of kubelets that presents the API server's kubelet client certificate.
-///
-/// # Errors
-/// The certificate cannot be created.
-pub fn remote_kubelets(pki: &pki::Pki) -> Result<RemoteKubelets, Failure> {
-    let identity = pki
-        .client("apiserver-kubelet-client", identities::KUBELET_CLIENT, "")
-        .map_err(Failure::because("kubelet client certificate"))?;
-    let trust = k8s_tls::Trust::Pem(pki.ca().as_bytes());
-    let tls = k8s_tls::client(&trust, Some(&identity.tls()), &[])
-        .map_err(Failure::because("kubelet client TLS"))?;
-    Ok(RemoteKubelets::new(tls))
-}
+pub use cluster::{Cluster, ClusterBuilder, ClusterConfig, Node, host_name, open_images};
+pub use distribution::{Distribution, Program, distribution};
+pub use error::ClusterError;
+pub use extensions::Builder;

@@ -3,6 +3,5 @@
 mod allocator;
 
 fn main() -> std::process::ExitCode {
-    hyperkube::when_idle(allocator::give_back);
-    hyperkube::main()
+    hyperkube::distribution("hyperkube").when_idle(allocator::give_back).main()
 }

@@ -17,12 +17,7 @@ use k8s_net::{
 };
 use serde_json::json;
 
-use crate::{
-    apply::apply,
-    exit::{Code, Failure},
-    paths::Paths,
-    ranges,
-};
+use crate::{apply::apply, error::ClusterError, paths::Paths, ranges};
 
 /// Settings of a node's network.
 #[derive(Clone, Debug)]
@@ -104,13 +99,14 @@ impl Network {
     /// Creates the bridge and the guard routes, then starts proxy and DNS.
     ///
     /// # Errors
-    /// A one-line message and an exit code.
-    pub async fn start(config: &NetworkConfig, client: &Client, parts: Parts) -> Result<Self, Failure> {
-        let missing = |e: &dyn std::fmt::Display| Failure::new(Code::Preflight, format!("network: {e}"));
+    /// [`ClusterError`].
+    pub async fn start(config: &NetworkConfig, client: &Client, parts: Parts) -> Result<Self, ClusterError> {
+        let missing =
+            |e: &dyn std::fmt::Display| ClusterError::Machine { missing: vec![format!("network: {e}")] };
         let settings = node_net(config);
         let running = if parts == Parts::Pods {
             let bridge = tokio::task::spawn_blocking(move || Bridge::start(settings.bridge()));
-            Running::Pods(bridge.await.map_err(Failure::because("network"))?.map_err(|e| missing(&e))?)
+            Running::Pods(bridge.await.map_err(ClusterError::of("network"))?.map_err(|e| missing(&e))?)
         } else {
             Running::Whole(Box::new(
                 NodeNet::start(settings, &client.named("kube-proxy")).await.map_err(|e| missing(&e))?,
@@ -171,7 +167,7 @@ fn recorded(paths: &Paths) -> Option<NetworkConfig> {
 ///
 /// # Errors
 /// The file cannot be written.
-pub fn record(paths: &Paths, config: &NetworkConfig) -> Result<(), Failure> {
+pub fn record(paths: &Paths, config: &NetworkConfig) -> Result<(), ClusterError> {
     let directory = paths.network();
     let text = json!({
         "cluster": config.cluster, "pods": config.pods.to_string(), "services": config.services.to_string(),
@@ -179,7 +175,7 @@ pub fn record(paths: &Paths, config: &NetworkConfig) -> Result<(), Failure> {
     });
     std::fs::create_dir_all(&directory)
         .and_then(|()| std::fs::write(directory.join("config.json"), text.to_string()))
-        .map_err(Failure::because(format!("write in {}", directory.display())))
+        .map_err(ClusterError::io(format!("write in {}", directory.display())))
 }
 
 /// Lists the remains of a cluster's network on this machine, one per line.
@@ -200,9 +196,9 @@ pub fn leftovers(paths: &Paths) -> Vec<String> {
 ///
 /// # Errors
 /// Something could not be removed.
-pub fn cleanup(paths: &Paths) -> Result<(), Failure> {
+pub fn cleanup(paths: &Paths) -> Result<(), ClusterError> {
     let Some(config) = recorded(paths) else { return Ok(()) };
-    k8s_net::node::cleanup(&node_net(&config)).map_err(Failure::because("remove the network"))
+    k8s_net::node::cleanup(&node_net(&config)).map_err(ClusterError::of("remove the network"))
 }
 
 /// Returns this machine's address on the default route; `None` without a route. Sends no packet.

@@ -20,10 +20,7 @@ use k8s_runtime::{
     simulated::{Simulated, SimulatedImages},
 };
 
-use crate::{
-    exit::{Code, Failure},
-    paths::Paths,
-};
+use crate::{error::ClusterError, paths::Paths};
 
 /// Settings of a node.
 #[derive(Clone, Debug)]
@@ -69,36 +66,33 @@ pub fn runtime_config(paths: &Paths) -> EmbeddedConfig {
 ///
 /// # Errors
 /// The missing requirement and its remedy.
-pub fn check(paths: &Paths) -> Result<(), Failure> {
+pub fn check(paths: &Paths) -> Result<(), ClusterError> {
     if !nix::unistd::geteuid().is_root() {
-        return Err(Failure::new(
-            Code::Permission,
-            "a node that runs containers needs root; run this as root (sudo)",
-        ));
+        let what = "a node that runs containers needs root; run this as root (sudo)";
+        return Err(ClusterError::Permission(what.to_owned()));
     }
     let missing = preflight(&runtime_config(paths));
     if missing.is_empty() {
         return Ok(());
     }
-    let missing: Vec<String> = missing.iter().map(ToString::to_string).collect();
-    Err(Failure::new(Code::Preflight, format!("this machine cannot run containers: {}", missing.join("; "))))
+    Err(ClusterError::Machine { missing: missing.iter().map(ToString::to_string).collect() })
 }
 
 impl LocalNode {
     /// Starts a node with real containers.
     ///
     /// # Errors
-    /// A one-line message and an exit code.
+    /// [`ClusterError`].
     pub async fn start(
         paths: &Paths,
         config: &NodeConfig,
         client: &Client,
         network: Arc<dyn PodNetwork>,
         images: Arc<ImageStore>,
-    ) -> Result<Self, Failure> {
+    ) -> Result<Self, ClusterError> {
         let runtime = Embedded::new(runtime_config(paths), images.clone())
             .await
-            .map_err(Failure::because("container runtime"))?;
+            .map_err(ClusterError::of("container runtime"))?;
         let kubelet = start_kubelet(
             &paths.kubelet(),
             &paths.logs(),
@@ -115,21 +109,21 @@ impl LocalNode {
     /// Starts a node with simulated containers.
     ///
     /// # Errors
-    /// A one-line message and an exit code.
-    pub async fn simulated(root: &Path, config: &NodeConfig, client: &Client) -> Result<Self, Failure> {
+    /// [`ClusterError`].
+    pub async fn simulated(root: &Path, config: &NodeConfig, client: &Client) -> Result<Self, ClusterError> {
         LocalNode::with_runtime(root, config, client, Arc::new(Simulated::default())).await
     }
 
     /// Starts a node on a runtime that needs no images.
     ///
     /// # Errors
-    /// A one-line message and an exit code.
+    /// [`ClusterError`].
     pub async fn with_runtime(
         root: &Path,
         config: &NodeConfig,
         client: &Client,
         runtime: Arc<dyn Runtime>,
-    ) -> Result<Self, Failure> {
+    ) -> Result<Self, ClusterError> {
         let images = Arc::new(SimulatedImages);
         let kubelet = start_kubelet(root, &root.join("logs"), config, client, runtime, images, None).await?;
         Ok(LocalNode { kubelet, images: None })
@@ -162,12 +156,10 @@ pub fn kubelet_tls(
     pki: &crate::pki::Pki,
     name: &str,
     address: IpAddr,
-) -> Result<Arc<k8s_tls::ServerConfig>, Failure> {
-    let identity = pki
-        .server(&format!("kubelet-{name}"), &[name], &[address])
-        .map_err(Failure::because("kubelet certificate"))?;
+) -> Result<Arc<k8s_tls::ServerConfig>, ClusterError> {
+    let identity = pki.server(&format!("kubelet-{name}"), &[name], &[address])?;
     let clients = k8s_tls::ClientAuth::Required(pki.ca().as_bytes());
-    let config = k8s_tls::server(&identity.tls(), &clients, &[]).map_err(Failure::because("kubelet TLS"))?;
+    let config = k8s_tls::server(&identity.tls(), &clients, &[]).map_err(ClusterError::of("kubelet TLS"))?;
     Ok(Arc::new(config))
 }
 
@@ -179,7 +171,7 @@ async fn start_kubelet(
     runtime: Arc<dyn Runtime>,
     images: Arc<dyn Images>,
     network: Option<Arc<dyn PodNetwork>>,
-) -> Result<Kubelet, Failure> {
+) -> Result<Kubelet, ClusterError> {
     let (root, logs) = (root.to_owned(), logs.to_owned());
     let node = config.clone();
     let simulated = network.is_none() && !nix::unistd::geteuid().is_root();
@@ -212,7 +204,7 @@ async fn start_kubelet(
     if let Some(network) = network {
         builder = builder.network(network);
     }
-    builder.start().await.map_err(Failure::because("start the kubelet"))
+    builder.start().await.map_err(ClusterError::of("start the kubelet"))
 }
 
 /// A kubelet in this process, called without HTTP.
@@ -229,7 +221,7 @@ impl NodeConnector for InProcess {
 ///
 /// # Errors
 /// The node is not ready within `within`.
-pub async fn wait_ready(client: &Client, name: &str, within: Duration) -> Result<(), Failure> {
+pub async fn wait_ready(client: &Client, name: &str, within: Duration) -> Result<(), ClusterError> {
     use futures::StreamExt;
     let is_ready = |node: &Node| {
         let conditions = node.status.iter().flat_map(|s| s.conditions.iter().flatten());
@@ -251,7 +243,7 @@ pub async fn wait_ready(client: &Client, name: &str, within: Duration) -> Result
             }
         }
     };
-    tokio::time::timeout(within, watch).await.map_err(|_| {
-        Failure::new(Code::Failed, format!("node {name} was not ready within {} s", within.as_secs()))
-    })
+    tokio::time::timeout(within, watch)
+        .await
+        .map_err(|_| ClusterError::NotReady { node: name.to_owned(), within })
 }

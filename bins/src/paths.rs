@@ -10,12 +10,14 @@ use std::{
 use nix::fcntl::{Flock, FlockArg};
 use sha2::{Digest, Sha256};
 
-use crate::exit::{Code, Failure};
+use crate::error::ClusterError;
 
 /// Layout version of a data directory.
 const FORMAT: u32 = 1;
-/// Marker file of a data directory; contains the layout version.
+/// Marker file of a data directory; contains the layout version and the distribution's name.
 const MARKER: &str = "format";
+/// Distribution of a data directory whose marker has no name.
+const HYPERKUBE: &str = "hyperkube";
 
 /// Directories and names of one cluster, derived from its data directory.
 #[derive(Clone, Debug)]
@@ -26,18 +28,41 @@ pub struct Paths {
     pub run: PathBuf,
     /// Eight hexadecimal digits: a hash that distinguishes this data directory from others on the machine.
     pub id: String,
+    /// Name of the distribution.
+    pub name: String,
+}
+
+/// Returns the default data directory of a distribution.
+pub(crate) fn default_data_dir(name: &str) -> PathBuf {
+    Path::new("/var/lib").join(name)
+}
+
+/// Checks the name of a distribution, which is part of paths and of names of kernel objects.
+///
+/// # Errors
+/// [`ClusterError::Invalid`].
+pub(crate) fn check_name(name: &str) -> Result<(), ClusterError> {
+    let valid = |c: char| c.is_ascii_lowercase() || c.is_ascii_digit() || c == '-';
+    if !name.is_empty() && name.len() <= 32 && name.chars().all(valid) && !name.starts_with('-') {
+        return Ok(());
+    }
+    Err(ClusterError::invalid(
+        "name of the distribution",
+        format!("{name:?} is not 1 to 32 lower-case letters, digits or '-'"),
+    ))
 }
 
 impl Paths {
-    /// Derives the paths from a data directory, which need not exist yet.
+    /// Derives the paths from the name of a distribution and a data directory, which need not exist yet.
     ///
     /// # Errors
-    /// The path cannot be made absolute.
-    pub fn new(data: &Path) -> Result<Self, Failure> {
-        let data = std::path::absolute(data).map_err(Failure::because(format!("data directory {data:?}")))?;
+    /// The name is invalid, or the path cannot be made absolute.
+    pub fn new(name: &str, data: &Path) -> Result<Self, ClusterError> {
+        check_name(name)?;
+        let data = std::path::absolute(data).map_err(ClusterError::io(format!("data directory {data:?}")))?;
         let digest = Sha256::digest(data.as_os_str().as_encoded_bytes());
         let id: String = digest[..4].iter().map(|b| format!("{b:02x}")).collect();
-        Ok(Paths { run: PathBuf::from("/run/hyperkube").join(&id), data, id })
+        Ok(Paths { run: Path::new("/run").join(name).join(&id), data, id, name: name.to_owned() })
     }
 
     /// Creates the data directory and its subdirectories with mode 0700, and narrows wider modes: images
@@ -55,7 +80,7 @@ impl Paths {
                     format!("it is not empty and holds {foreign:?}, which is no part of a cluster"),
                 ));
             }
-            fs::write(self.data.join(MARKER), format!("{FORMAT}\n"))?;
+            fs::write(self.data.join(MARKER), self.marker())?;
         }
         let own = [self.pki(), self.images(), self.containers(), self.kubelet(), self.network(), self.logs()];
         own.iter().try_for_each(|path| private(path))?;
@@ -65,6 +90,29 @@ impl Paths {
             }
         }
         Ok(())
+    }
+
+    /// Content of the marker file: the layout version, and the name of a distribution other than `hyperkube`.
+    fn marker(&self) -> String {
+        if self.name == HYPERKUBE { format!("{FORMAT}\n") } else { format!("{FORMAT} {}\n", self.name) }
+    }
+
+    /// Refuses a data directory of another distribution. A missing one, or one without a marker, passes.
+    ///
+    /// # Errors
+    /// [`ClusterError::OtherDistribution`], [`ClusterError::Directory`].
+    pub(crate) fn check_owner(&self) -> Result<(), ClusterError> {
+        let text = match fs::read_to_string(self.data.join(MARKER)) {
+            Ok(text) => text,
+            Err(e) if e.kind() == io::ErrorKind::NotFound => return Ok(()),
+            Err(source) => return Err(ClusterError::Directory { path: self.data.clone(), source }),
+        };
+        let owner = text.split_whitespace().nth(1).unwrap_or(HYPERKUBE);
+        if owner == self.name {
+            return Ok(());
+        }
+        let (path, owner, name) = (self.data.clone(), owner.to_owned(), self.name.clone());
+        Err(ClusterError::OtherDistribution { path, owner, name })
     }
 
     /// Returns true if the directory has the marker file, so that this program created it.
@@ -166,7 +214,7 @@ impl Paths {
     /// Name of the parent cgroup of this cluster's pods.
     #[must_use]
     pub fn cgroup(&self) -> String {
-        format!("hyperkube-{}", self.id)
+        format!("{}-{}", self.name, self.id)
     }
 }
 
@@ -177,51 +225,37 @@ pub struct Lock {
 }
 
 impl Lock {
-    /// Creates the directory if it is missing, checks its layout version and locks it.
+    /// Creates the directory if it is missing, checks its layout version and owner, and locks it.
     ///
     /// # Errors
-    /// Used by another process (4), newer layout or unusable (3), not permitted (7).
-    pub fn take(paths: &Paths) -> Result<Self, Failure> {
+    /// [`ClusterError::DirectoryInUse`], [`ClusterError::Directory`], [`ClusterError::NewerFormat`],
+    /// [`ClusterError::OtherDistribution`].
+    pub fn take(paths: &Paths) -> Result<Self, ClusterError> {
         let data = &paths.data;
-        let denied = |e: std::io::Error| {
-            let code = if e.kind() == std::io::ErrorKind::PermissionDenied {
-                Code::Permission
-            } else {
-                Code::Preflight
-            };
-            Failure::new(code, format!("data directory {data:?}: {e}; choose another with --data-dir"))
-        };
-        paths.make().map_err(denied)?;
+        let refused = |source: io::Error| ClusterError::Directory { path: data.clone(), source };
+        paths.make().map_err(refused)?;
         let file = fs::OpenOptions::new()
             .write(true)
             .create(true)
             .truncate(false)
             .open(data.join("lock"))
-            .map_err(denied)?;
-        let lock = Flock::lock(file, FlockArg::LockExclusiveNonblock).map_err(|_| {
-            Failure::new(
-                Code::InUse,
-                format!("data directory {data:?} is in use by another hyperkube; stop that one or choose another with --data-dir"),
-            )
-        })?;
+            .map_err(refused)?;
+        paths.check_owner()?;
+        let lock = Flock::lock(file, FlockArg::LockExclusiveNonblock)
+            .map_err(|_| ClusterError::DirectoryInUse { path: data.clone(), owner: paths.name.clone() })?;
         let marker = data.join(MARKER);
         match fs::read_to_string(&marker) {
             Ok(text) => {
-                let have: u32 = text.trim().parse().unwrap_or(u32::MAX);
-                if have > FORMAT {
-                    return Err(Failure::new(
-                        Code::Preflight,
-                        format!(
-                            "data directory {data:?} has format {}, this program knows formats up to {FORMAT}; use the newer program or another --data-dir",
-                            text.trim()
-                        ),
-                    ));
+                let have = text.split_whitespace().next().unwrap_or_default();
+                if have.parse().unwrap_or(u32::MAX) > FORMAT {
+                    let (path, have) = (data.clone(), have.to_owned());
+                    return Err(ClusterError::NewerFormat { path, have, known: FORMAT });
                 }
             }
-            Err(e) if e.kind() == std::io::ErrorKind::NotFound => {
-                fs::write(&marker, format!("{FORMAT}\n")).map_err(denied)?;
+            Err(e) if e.kind() == io::ErrorKind::NotFound => {
+                fs::write(&marker, paths.marker()).map_err(refused)?;
             }
-            Err(e) => return Err(denied(e)),
+            Err(e) => return Err(refused(e)),
         }
         Ok(Lock { _file: lock })
     }
@@ -236,7 +270,7 @@ mod tests {
         let parent = tempfile::tempdir().unwrap();
         let mode = |path: &Path| fs::metadata(path).unwrap().permissions().mode() & 0o777;
         let wide = |path: &Path| fs::set_permissions(path, fs::Permissions::from_mode(0o755)).unwrap();
-        let paths = Paths::new(&parent.path().join("data")).unwrap();
+        let paths = Paths::new("hyperkube", &parent.path().join("data")).unwrap();
         // `image load` creates the directory before `up` does.
         paths.make().unwrap();
         wide(&paths.data);
@@ -246,26 +280,46 @@ mod tests {
             assert_eq!(mode(path), 0o700, "{path:?}");
         }
         // A foreign directory, given by mistake, is refused and left unchanged.
-        let shared = Paths::new(&parent.path().join("shared")).unwrap();
+        let shared = Paths::new("hyperkube", &parent.path().join("shared")).unwrap();
         fs::create_dir(&shared.data).unwrap();
         wide(&shared.data);
         fs::write(shared.data.join("letter.txt"), "").unwrap();
         let refused = Lock::take(&shared).unwrap_err();
-        assert_eq!(refused.code, Code::Preflight);
-        assert!(refused.message.contains("letter.txt"), "{}", refused.message);
+        assert!(matches!(refused, ClusterError::Directory { .. }));
+        assert!(refused.to_string().contains("letter.txt"), "{refused}");
         assert_eq!((mode(&shared.data), fs::read_dir(&shared.data).unwrap().count()), (0o755, 1));
     }
 
     #[test]
     fn a_directory_is_held_by_one_and_not_from_the_future() {
         let directory = tempfile::tempdir().unwrap();
-        let paths = Paths::new(directory.path()).unwrap();
+        let paths = Paths::new("hyperkube", directory.path()).unwrap();
         let first = Lock::take(&paths).unwrap();
-        assert_eq!(Lock::take(&paths).unwrap_err().code, Code::InUse);
+        assert!(matches!(Lock::take(&paths), Err(ClusterError::DirectoryInUse { .. })));
         drop(first);
         fs::write(directory.path().join("format"), "99\n").unwrap();
         let newer = Lock::take(&paths).unwrap_err();
-        assert_eq!(newer.code, Code::Preflight);
-        assert!(newer.message.contains("format 99"));
+        assert!(matches!(newer, ClusterError::NewerFormat { .. }));
+        assert!(newer.to_string().contains("format 99"));
+    }
+
+    #[test]
+    fn a_directory_belongs_to_one_distribution() {
+        let directory = tempfile::tempdir().unwrap();
+        let of = |name: &str| Paths::new(name, directory.path()).unwrap();
+        drop(Lock::take(&of("shopkube")).unwrap());
+        drop(Lock::take(&of("shopkube")).unwrap());
+        let refused = Lock::take(&of("hyperkube")).unwrap_err();
+        assert!(matches!(refused, ClusterError::OtherDistribution { .. }), "{refused}");
+        assert!(refused.to_string().contains("one of shopkube, not of hyperkube"), "{refused}");
+        // A marker without a name is hyperkube's.
+        fs::write(directory.path().join(MARKER), "1\n").unwrap();
+        drop(Lock::take(&of("hyperkube")).unwrap());
+        assert!(Lock::take(&of("shopkube")).is_err());
+        assert_ne!(of("hyperkube").run, of("shopkube").run);
+        assert_ne!(of("hyperkube").cgroup(), of("shopkube").cgroup());
+        for bad in ["", "../etc", "Shop", "-x", "a b"] {
+            assert!(Paths::new(bad, directory.path()).is_err(), "{bad:?}");
+        }
     }
 }

@@ -135,11 +135,11 @@ fn io_error(path: &Path) -> impl FnOnce(io::Error) -> PkiError + '_ {
 }
 
 impl Pki {
-    /// Opens a directory of certificates; creates the CA if it is missing.
+    /// Opens a directory of certificates; creates the CA `NAME-ca` if it is missing.
     ///
     /// # Errors
     /// A file cannot be read or written, or is damaged.
-    pub fn open(directory: &Path) -> Result<Self, PkiError> {
+    pub fn open(name: &str, directory: &Path) -> Result<Self, PkiError> {
         use std::os::unix::fs::DirBuilderExt;
         fs::DirBuilder::new().recursive(true).mode(0o700).create(directory).map_err(io_error(directory))?;
         let (certificate_path, key_path) = (directory.join("ca.crt"), directory.join("ca.key"));
@@ -149,7 +149,7 @@ impl Pki {
             Err(e) if e.kind() == io::ErrorKind::NotFound => {
                 let make = |source| PkiError::Make { name: "ca".into(), source };
                 let mut params = CertificateParams::new(Vec::new()).map_err(make)?;
-                params.distinguished_name.push(DnType::CommonName, "hyperkube-ca");
+                params.distinguished_name.push(DnType::CommonName, format!("{name}-ca"));
                 params.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
                 params.key_usages = vec![
                     KeyUsagePurpose::KeyCertSign,
@@ -268,9 +268,9 @@ mod tests {
     #[test]
     fn certificates_survive_and_are_private() {
         let directory = tempfile::tempdir().unwrap();
-        let first = Pki::open(directory.path()).unwrap();
+        let first = Pki::open("hyperkube", directory.path()).unwrap();
         let identity = first.client("admin", "admin", "system:masters").unwrap();
-        let again = Pki::open(directory.path()).unwrap();
+        let again = Pki::open("hyperkube", directory.path()).unwrap();
         assert_eq!(first.ca(), again.ca());
         assert_eq!(first.service_account_key().unwrap(), again.service_account_key().unwrap());
         assert_eq!(identity.key, again.client("admin", "admin", "system:masters").unwrap().key);
@@ -279,6 +279,6 @@ mod tests {
             assert_eq!(mode, 0o600);
         }
         fs::write(directory.path().join("ca.key"), "junk").unwrap();
-        assert!(matches!(Pki::open(directory.path()), Err(PkiError::Damaged { .. })));
+        assert!(matches!(Pki::open("hyperkube", directory.path()), Err(PkiError::Damaged { .. })));
     }
 }

@@ -4,17 +4,38 @@ use std::net::Ipv4Addr;
 
 use ipnet::Ipv4Net;
 
+/// Default pod CIDR of a cluster.
+pub(crate) const PODS: &str = "10.42.0.0/16";
+/// Default service CIDR.
+pub(crate) const SERVICES: &str = "10.43.0.0/16";
+/// Default cluster DNS address.
+pub(crate) const DNS: &str = "10.43.0.10";
+/// Default cluster domain.
+pub(crate) const DOMAIN: &str = "cluster.local";
+
+/// A text is not an IPv4 CIDR that can be used.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+#[non_exhaustive]
+pub enum RangeError {
+    /// The text is no CIDR.
+    #[error("{0:?} is no IPv4 range such as 10.42.0.0/16")]
+    NoRange(String),
+    /// The prefix is too short or too long.
+    #[error("{0:?}: a prefix from 8 to 28 is needed")]
+    Prefix(String),
+}
+
 /// Parses an IPv4 CIDR such as `10.42.0.0/16`, with a prefix from 8 to 28 bits. Clears host bits.
 ///
 /// # Errors
-/// A message that names the text.
-pub fn parse(text: &str) -> Result<Ipv4Net, String> {
-    let bad = || format!("{text:?} is no IPv4 range such as 10.42.0.0/16");
+/// [`RangeError`].
+pub fn parse(text: &str) -> Result<Ipv4Net, RangeError> {
+    let bad = || RangeError::NoRange(text.to_owned());
     let (network, prefix) = text.split_once('/').ok_or_else(bad)?;
     let (network, prefix): (Ipv4Addr, u8) =
         (network.parse().map_err(|_| bad())?, prefix.parse().map_err(|_| bad())?);
     if !(8..=28).contains(&prefix) {
-        return Err(format!("{text:?}: a prefix from 8 to 28 is needed"));
+        return Err(RangeError::Prefix(text.to_owned()));
     }
     Ok(Ipv4Net::new(network, prefix).map_err(|_| bad())?.trunc())
 }
@@ -49,7 +70,7 @@ mod tests {
             ("10.42.0.0/40", "\"10.42.0.0/40\": a prefix from 8 to 28 is needed"),
             ("10.42.0.0/2", "\"10.42.0.0/2\": a prefix from 8 to 28 is needed"),
         ] {
-            assert_eq!(parse(bad).expect_err(bad), message);
+            assert_eq!(parse(bad).expect_err(bad).to_string(), message);
         }
     }
 }

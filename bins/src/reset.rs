@@ -6,7 +6,7 @@
 use std::{fs, io, path::Path};
 
 use crate::{
-    exit::{Code, Failure},
+    error::ClusterError,
     paths::{Lock, Paths},
 };
 
@@ -14,15 +14,15 @@ use crate::{
 ///
 /// # Errors
 /// They cannot be listed.
-pub fn leftovers(paths: &Paths) -> Result<Vec<String>, Failure> {
-    let mut found =
-        k8s_runtime::embedded::leftovers(&paths.containers()).map_err(Failure::io("look for containers"))?;
+pub fn leftovers(paths: &Paths) -> Result<Vec<String>, ClusterError> {
+    let mut found = k8s_runtime::embedded::leftovers(&paths.containers())
+        .map_err(ClusterError::io("look for containers"))?;
     found.extend(crate::network::leftovers(paths));
     found.extend(
         mounts_below(&paths.data).into_iter().chain(mounts_below(&paths.run)).map(|m| format!("mount {m}")),
     );
     let own = if paths.data.exists() { paths.own_entries() } else { Ok(Vec::new()) };
-    let own = own.map_err(Failure::io(format!("look into {}", paths.data.display())))?;
+    let own = own.map_err(ClusterError::io(format!("look into {}", paths.data.display())))?;
     found.extend(own.iter().map(|path| path.display().to_string()));
     if paths.run.exists() {
         found.push(format!("directory {}", paths.run.display()));
@@ -33,25 +33,21 @@ pub fn leftovers(paths: &Paths) -> Result<Vec<String>, Failure> {
 /// Refuses a directory that this program did not create.
 ///
 /// # Errors
-/// No marker file (3), not accessible (7 or 1).
-pub fn check(paths: &Paths) -> Result<(), Failure> {
+/// [`ClusterError::NoDataDirectory`], [`ClusterError::OtherDistribution`], [`ClusterError::Io`].
+pub fn check(paths: &Paths) -> Result<(), ClusterError> {
     let shown = paths.data.display();
-    if !paths.data.exists() || paths.is_ours().map_err(Failure::io(format!("look into {shown}")))? {
+    paths.check_owner()?;
+    if !paths.data.exists() || paths.is_ours().map_err(ClusterError::io(format!("look into {shown}")))? {
         return Ok(());
     }
-    Err(Failure::new(
-        Code::Preflight,
-        format!(
-            "{shown} is no data directory of a cluster (there is no file `format` in it); nothing was removed"
-        ),
-    ))
+    Err(ClusterError::NoDataDirectory { path: paths.data.clone() })
 }
 
 /// Removes a stopped cluster: containers, mounts, namespaces, cgroups, network, files.
 ///
 /// # Errors
-/// In use (4), or something could not be removed; everything else is.
-pub fn remove(paths: &Paths) -> Result<(), Failure> {
+/// [`ClusterError::DirectoryInUse`], or something could not be removed; everything else is.
+pub fn remove(paths: &Paths) -> Result<(), ClusterError> {
     remove_telling(paths, |_| {})
 }
 
@@ -60,7 +56,7 @@ pub fn remove(paths: &Paths) -> Result<(), Failure> {
 ///
 /// # Errors
 /// As [`remove`].
-pub fn remove_telling(paths: &Paths, tell: impl Fn(&str)) -> Result<(), Failure> {
+pub fn remove_telling(paths: &Paths, tell: impl Fn(&str)) -> Result<(), ClusterError> {
     check(paths)?;
     // Taking the lock would create the directory.
     let lock = paths.data.exists().then(|| Lock::take(paths)).transpose()?;
@@ -96,7 +92,7 @@ pub fn remove_telling(paths: &Paths, tell: impl Fn(&str)) -> Result<(), Failure>
         }
     }
     drop(lock);
-    if problems.is_empty() { Ok(()) } else { Err(Failure::new(Code::Failed, problems.join("; "))) }
+    if problems.is_empty() { Ok(()) } else { Err(ClusterError::Remains { remains: problems }) }
 }
 
 fn absent_is_fine(e: io::Error) -> io::Result<()> {
@@ -120,17 +116,17 @@ mod tests {
     fn only_what_a_cluster_made_is_removed() {
         let parent = tempfile::tempdir().unwrap();
         // A foreign directory that resembles a data directory, such as /etc with its `network`.
-        let foreign = Paths::new(&parent.path().join("etc")).unwrap();
+        let foreign = Paths::new("hyperkube", &parent.path().join("etc")).unwrap();
         fs::create_dir_all(foreign.data.join("network")).unwrap();
         fs::write(foreign.data.join("passwd"), "root").unwrap();
         let refused = remove(&foreign).unwrap_err();
-        assert_eq!(refused.code, Code::Preflight);
+        assert!(matches!(refused, ClusterError::NoDataDirectory { .. }), "{refused}");
         assert!(Lock::take(&foreign).is_err());
         assert_eq!(fs::read_dir(&foreign.data).unwrap().count(), 2, "nothing was made or removed in it");
         assert!(foreign.data.join("network").exists());
 
         // A data directory with a file of the administrator and a symbolic link that leads out.
-        let ours = Paths::new(&parent.path().join("data")).unwrap();
+        let ours = Paths::new("hyperkube", &parent.path().join("data")).unwrap();
         drop(Lock::take(&ours).unwrap());
         fs::write(ours.data.join("registries.yaml"), "mirrors: {}").unwrap();
         fs::write(ours.data.join("letter.txt"), "").unwrap();
@@ -142,7 +138,7 @@ mod tests {
         assert_eq!(left, ["letter.txt", "registries.yaml"]);
         assert!(foreign.data.join("passwd").exists(), "links are not followed");
 
-        let empty = Paths::new(&parent.path().join("empty")).unwrap();
+        let empty = Paths::new("hyperkube", &parent.path().join("empty")).unwrap();
         drop(Lock::take(&empty).unwrap());
         remove(&empty).unwrap();
         assert!(!empty.data.exists());

@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use futures::{StreamExt, TryStreamExt};
-use hyperkube::{Cluster, Extras, Node};
+use hyperkube::{Cluster, Node};
 use k8s_apiserver::admission::Request;
 use k8s_core::{meta::ObjectExt, status::ApiStatus};
 use k8s_openapi::api::core::v1::{ConfigMap, Pod, ServiceAccount};
@@ -91,19 +91,17 @@ async fn with_a_runtime_and_an_admission_function_of_its_own() {
         "ends" => Behavior { exit: Some((Duration::from_millis(1), 3)), ..Behavior::default() },
         _ => Behavior::default(),
     });
-    let extras = Extras::default()
-        .runtime(scripted)
-        .admit(|r: &mut Request<Pod>| r.object.set_label("team", r.user.group_or("shared")))
-        .admit(|r: &mut Request<ConfigMap>| match r.old {
-            Some(_) => Err(ApiStatus::forbidden("", "configmaps", r.object.name(), "it is carved in stone")),
-            None => Ok(()),
-        });
     let data = tempfile::tempdir().unwrap();
     let cluster = Cluster::builder()
         .memory()
         .data_dir(data.path())
         .node_name("own")
-        .extras(extras)
+        .runtime(scripted)
+        .admit(|r: &mut Request<Pod>| r.object.set_label("team", r.user.group_or("shared")))
+        .admit(|r: &mut Request<ConfigMap>| match r.old {
+            Some(_) => Err(ApiStatus::forbidden("", "configmaps", r.object.name(), "it is carved in stone")),
+            None => Ok(()),
+        })
         .start()
         .await
         .unwrap();

@@ -221,11 +221,11 @@ impl<K: Object> Controller<K> {
 
     /// Runs with caches of its own until the future is dropped.
     pub async fn run<R: Reconcile<Kind = K>>(self, client: Client, reconciler: R) {
-        self.start(Environment::new(client), reconciler).await;
+        self.run_in(Environment::new(client), reconciler).await;
     }
 
     /// Runs in an environment until it is shut down; reconciles in progress are finished first.
-    pub fn start<R: Reconcile<Kind = K>>(
+    pub fn run_in<R: Reconcile<Kind = K>>(
         mut self,
         mut environment: Environment,
         reconciler: R,

@@ -44,7 +44,7 @@ impl Runnable {
     #[must_use]
     pub fn controller<R: Reconcile>(controller: Controller<R::Kind>, reconciler: R) -> Self {
         Runnable::new(std::any::type_name::<R>(), move |environment| {
-            controller.start(environment, reconciler)
+            controller.run_in(environment, reconciler)
         })
     }
 

@@ -41,6 +41,6 @@ pub use error::Error;
 pub use exec::ExecPlugin;
 pub use kubeconfig::{Kubeconfig, KubeconfigError, NamedCluster, NamedContext};
 pub use long_query::LongQuery;
-pub use proxy::Proxy;
+pub use proxy::{Proxy, ProxyError};
 pub use remote::{Impersonation, Remote, RemoteConfig};
 pub use request::{Body, BoxError, Client, DynObject, Resource, Transport, body_from_bytes, empty_body};

@@ -12,7 +12,7 @@ const VARIABLE: &str = "HYPERKUBE_NOFILE";
 
 static ORIGINAL: OnceLock<rlim_t> = OnceLock::new();
 
-/// Raises the soft limit of open files to the hard limit, and returns it.
+/// Raises the soft limit of open files to the hard limit, and returns it. Only a program's `main` may call it.
 pub fn raise() -> u64 {
     let Ok((soft, hard)) = getrlimit(Resource::RLIMIT_NOFILE) else { return 1024 };
     ORIGINAL.get_or_init(|| soft);
@@ -20,6 +20,12 @@ pub fn raise() -> u64 {
         Ok(()) => hard,
         Err(_) => soft,
     }
+}
+
+/// Returns the soft limit of open files. Changes nothing.
+#[must_use]
+pub fn limit() -> u64 {
+    getrlimit(Resource::RLIMIT_NOFILE).map_or(1024, |(soft, _)| soft)
 }
 
 /// Returns the environment variable with the original soft limit, for a helper program.
@@ -42,7 +48,9 @@ mod tests {
     #[test]
     fn the_soft_limit_is_raised_and_helpers_are_told_the_old_one() {
         let (soft, hard) = getrlimit(Resource::RLIMIT_NOFILE).unwrap();
+        assert_eq!(limit(), soft);
         assert_eq!(raise(), hard);
+        assert_eq!(limit(), hard);
         assert_eq!(getrlimit(Resource::RLIMIT_NOFILE).unwrap().0, hard);
         assert_eq!(told().unwrap().1, soft.to_string());
     }

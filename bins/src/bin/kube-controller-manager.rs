@@ -4,6 +4,7 @@
 mod allocator;
 
 fn main() -> std::process::ExitCode {
-    hyperkube::when_idle(allocator::give_back);
-    hyperkube::component_main("kube-controller-manager")
+    hyperkube::distribution("hyperkube")
+        .when_idle(allocator::give_back)
+        .component_main("kube-controller-manager")
 }

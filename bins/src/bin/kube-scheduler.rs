@@ -4,6 +4,5 @@
 mod allocator;
 
 fn main() -> std::process::ExitCode {
-    hyperkube::when_idle(allocator::give_back);
-    hyperkube::component_main("kube-scheduler")
+    hyperkube::distribution("hyperkube").when_idle(allocator::give_back).component_main("kube-scheduler")
 }

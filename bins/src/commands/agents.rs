@@ -10,11 +10,14 @@ use std::{
 };
 
 use super::{
-    components::{Connection, config_file, stop_token},
+    components::{Connection, stop_token},
+    config::ConfigFile,
+    exit::{Code, Failure},
     health,
 };
 use crate::{
-    exit::{Code, Failure},
+    ClusterError,
+    extensions::Extensions,
     network::{Network, NetworkConfig, Parts},
     node::{self, LocalNode, NodeConfig},
     open_images,
@@ -24,21 +27,22 @@ use crate::{
 };
 use ipnet::Ipv4Net;
 use k8s_metrics::Registry;
+use k8s_runtime::Runtime;
 
 /// Network settings that are equal on all nodes of a cluster.
 #[derive(Debug, clap::Args)]
 struct Ranges {
     /// Pod CIDR of the cluster.
-    #[arg(long, default_value = "10.42.0.0/16", value_parser = ranges::parse)]
+    #[arg(long, default_value = ranges::PODS, value_parser = ranges::parse)]
     cluster_cidr: Ipv4Net,
     /// Service CIDR.
-    #[arg(long, default_value = "10.43.0.0/16", value_parser = ranges::parse)]
+    #[arg(long, default_value = ranges::SERVICES, value_parser = ranges::parse)]
     service_cluster_ip_range: Ipv4Net,
     /// Cluster DNS address.
-    #[arg(long, default_value = "10.43.0.10")]
+    #[arg(long, default_value = ranges::DNS)]
     cluster_dns: Ipv4Addr,
     /// Cluster domain.
-    #[arg(long, default_value = "cluster.local")]
+    #[arg(long, default_value = ranges::DOMAIN)]
     cluster_domain: String,
     /// Name of the node (default: the host name).
     #[arg(long, visible_alias = "node-name")]
@@ -96,78 +100,77 @@ pub(super) struct Kubelet {
     /// `fs.mqueue.*`, `net.*`).
     #[arg(long, value_delimiter = ',')]
     allowed_unsafe_sysctls: Vec<String>,
-    /// Configuration file (KubeletConfiguration: `clusterDNS`, `clusterDomain`, `port`, `address`, `podCIDR`,
-    /// `allowedUnsafeSysctls`).
-    #[arg(long)]
-    config: Option<PathBuf>,
+    #[command(flatten)]
+    _config: ConfigFile,
 }
 
-/// Supported fields of a KubeletConfiguration.
-#[derive(Debug, Default, serde::Deserialize)]
-#[serde(rename_all = "camelCase", deny_unknown_fields, default)]
-struct KubeletFile {
-    #[serde(rename = "apiVersion")]
-    _api_version: String,
-    #[serde(rename = "kind")]
-    _kind: String,
-    #[serde(rename = "clusterDNS")]
-    cluster_dns: Vec<Ipv4Addr>,
-    cluster_domain: Option<String>,
-    port: Option<u16>,
-    address: Option<IpAddr>,
-    #[serde(rename = "podCIDR")]
-    pod_cidr: Option<String>,
-    allowed_unsafe_sysctls: Vec<String>,
+/// The container runtime of a kubelet, and the pod network that it needs.
+enum Containers {
+    /// The embedded runtime.
+    Embedded(Network),
+    /// A runtime of the distribution, with a pod network of its own.
+    Added(Arc<dyn Runtime>),
 }
 
 impl Kubelet {
-    pub(super) async fn run(mut self) -> Result<(), Failure> {
-        let file: KubeletFile = config_file(self.config.as_ref())?;
-        if let Some(dns) = file.cluster_dns.first() {
-            self.ranges.cluster_dns = *dns;
+    pub(super) async fn run(mut self, name: &str, extensions: Extensions) -> Result<(), Failure> {
+        let paths = Paths::new(name, &self.root_dir)?;
+        if extensions.runtime.is_none() {
+            node::check(&paths)?;
         }
-        if let Some(domain) = file.cluster_domain {
-            self.ranges.cluster_domain = domain;
-        }
-        self.port = file.port.unwrap_or(self.port);
-        self.address = file.address.unwrap_or(self.address);
-        self.allowed_unsafe_sysctls.extend(file.allowed_unsafe_sysctls);
-        if let Some(range) = file.pod_cidr {
-            self.pod_cidr =
-                Some(ranges::parse(&range).map_err(|e| Failure::new(Code::Usage, format!("podCIDR: {e}")))?);
-        }
-        let paths = Paths::new(&self.root_dir)?;
-        node::check(&paths)?;
         let _lock = Lock::take(&paths)?;
         let client = self.connection.client("kubelet")?;
-        let network = self.ranges.network(&paths, self.pod_cidr);
-        crate::network::record(&paths, &network)?;
-        let metrics = network.metrics.clone();
-        let network = Network::start(&network, &client, Parts::Pods).await?;
-        let address = self.node_ip.or_else(crate::network::own_address).unwrap_or_else(|| network.gateway());
+        let containers = match extensions.runtime {
+            Some(runtime) => Containers::Added(runtime),
+            None => {
+                let config = self.ranges.network(&paths, self.pod_cidr);
+                crate::network::record(&paths, &config)?;
+                Containers::Embedded(Network::start(&config, &client, Parts::Pods).await?)
+            }
+        };
+        let network = match &containers {
+            Containers::Embedded(network) => Some(network),
+            Containers::Added(_) => None,
+        };
+        let address = self.node_ip.or_else(crate::network::own_address);
+        let address =
+            address.or_else(|| network.map(Network::gateway)).unwrap_or(IpAddr::V4(Ipv4Addr::LOCALHOST));
         let config = NodeConfig {
             name: self.ranges.node_name(),
             address,
             dns: IpAddr::V4(self.ranges.cluster_dns),
             domain: self.ranges.cluster_domain.clone(),
-            pod_cidr: Some(network.node_pods().into()),
-            api: self.tls(address)?,
+            pod_cidr: network.map(|network| network.node_pods().into()),
+            api: self.tls(name, address)?,
             allowed_unsafe_sysctls: std::mem::take(&mut self.allowed_unsafe_sysctls),
-            metrics,
+            metrics: Registry::default(),
         };
-        let images = open_images(&paths)?;
-        let node = LocalNode::start(&paths, &config, &client, network.pod_network(), images).await?;
+        let node = match &containers {
+            Containers::Added(runtime) => {
+                LocalNode::with_runtime(&paths.kubelet(), &config, &client, runtime.clone()).await?
+            }
+            Containers::Embedded(network) => {
+                let pods = network.pod_network();
+                LocalNode::start(&paths, &config, &client, pods, open_images(&paths)?).await?
+            }
+        };
         println!("node {} runs", node.name());
         stop_token().cancelled().await;
         node.shutdown().await;
-        network.shutdown().await;
+        if let Containers::Embedded(network) = containers {
+            network.shutdown().await;
+        }
         Ok(())
     }
 
     /// The kubelet's API over TLS, with a certificate of the cluster's CA.
-    fn tls(&self, address: IpAddr) -> Result<Option<(SocketAddr, Arc<k8s_tls::ServerConfig>)>, Failure> {
+    fn tls(
+        &self,
+        name: &str,
+        address: IpAddr,
+    ) -> Result<Option<(SocketAddr, Arc<k8s_tls::ServerConfig>)>, Failure> {
         let Some(directory) = self.cert_dir.as_ref().filter(|_| self.port != 0) else { return Ok(None) };
-        let pki = Pki::open(directory).map_err(Failure::because("certificates"))?;
+        let pki = Pki::open(name, directory).map_err(ClusterError::from)?;
         Ok(Some((
             SocketAddr::new(self.address, self.port),
             node::kubelet_tls(&pki, &self.ranges.node_name(), address)?,
@@ -185,44 +188,26 @@ pub(super) struct Proxy {
     /// Listen address of /metrics, in plain HTTP; port 0 disables it.
     #[arg(long, default_value = "127.0.0.1:10249")]
     metrics_bind_address: SocketAddr,
-    /// Listen address of /healthz, /livez and /readyz, in plain HTTP; port 0 disables it. Upstream's default is
-    /// all addresses.
+    /// Listen address of /healthz, /livez and /readyz, in plain HTTP; port 0 disables it. Upstream's default
+    /// is all addresses.
     #[arg(long, default_value = "127.0.0.1:10256")]
     healthz_bind_address: SocketAddr,
     /// Directory of the proxy's state; on the same machine and for the same cluster, the kubelet's.
     #[arg(long, default_value = "/var/lib/hyperkube")]
     root_dir: PathBuf,
-    /// Configuration file (KubeProxyConfiguration: `clusterCIDR`).
-    #[arg(long)]
-    config: Option<PathBuf>,
-}
-
-/// Supported fields of a KubeProxyConfiguration.
-#[derive(Debug, Default, serde::Deserialize)]
-#[serde(rename_all = "camelCase", deny_unknown_fields, default)]
-struct ProxyFile {
-    #[serde(rename = "apiVersion")]
-    _api_version: String,
-    #[serde(rename = "kind")]
-    _kind: String,
-    #[serde(rename = "clusterCIDR")]
-    cluster_cidr: Option<String>,
+    #[command(flatten)]
+    _config: ConfigFile,
 }
 
 impl Proxy {
-    pub(super) async fn run(mut self) -> Result<(), Failure> {
-        let file: ProxyFile = config_file(self.config.as_ref())?;
-        if let Some(range) = file.cluster_cidr {
-            self.ranges.cluster_cidr =
-                ranges::parse(&range).map_err(|e| Failure::new(Code::Usage, format!("clusterCIDR: {e}")))?;
-        }
+    pub(super) async fn run(self, name: &str) -> Result<(), Failure> {
         if !nix::unistd::geteuid().is_root() {
             return Err(Failure::new(
                 Code::Permission,
                 "the service proxy changes the kernel's tables and needs root",
             ));
         }
-        let paths = Paths::new(&self.root_dir)?;
+        let paths = Paths::new(name, &self.root_dir)?;
         let client = self.connection.client("kube-proxy")?;
         let config = self.ranges.network(&paths, None);
         let stop = stop_token();

@@ -4,38 +4,37 @@ use std::{
     collections::HashMap,
     net::{IpAddr, SocketAddr},
     path::PathBuf,
-    sync::Arc,
 };
 
 use ipnet::Ipv4Net;
-use k8s_apiserver::{
-    ApiServer as Server, User,
-    auth::{Authenticator, AuthorizationMode},
-    listen::{self, TlsFiles},
-};
-use k8s_builtin as builtin;
-use k8s_controllers::{Environment, Manager, leader::Candidate, metrics::Metrics};
+use k8s_apiserver::auth::{Authenticator, AuthorizationMode};
+use k8s_controllers::{Environment, leader::Candidate, metrics::Metrics};
 use k8s_core::{
     client::{Client, Kubeconfig, Remote, RemoteConfig},
     clock::Clock,
 };
-use k8s_scheduler::Scheduler;
 use tokio_util::sync::CancellationToken;
 
-use super::{health::Health, told_to_stop};
-use crate::{
-    control_plane::{ControlPlaneConfig, bind, kubernetes_service, open_store},
+use super::{
+    config::ConfigFile,
     exit::{Code, Failure},
-    front_proxy::FrontProxy,
+    health::Health,
+    stop_signal,
+};
+use crate::{
+    control_plane::{Api, ApiConfig, ControllersConfig, limits, manager},
+    extensions::Extensions,
     identities::{self, ServiceAccounts},
     paths::{Lock, Paths},
-    pki::{Pki, refresh_private},
+    pki::refresh_private,
     ranges,
 };
 
 /// Run the API server alone.
 #[derive(Debug, clap::Args)]
 pub(super) struct ApiServer {
+    #[command(flatten)]
+    _config: ConfigFile,
     /// Directory of the embedded store.
     #[arg(long, default_value = "/var/lib/hyperkube")]
     data_dir: PathBuf,
@@ -61,7 +60,7 @@ pub(super) struct ApiServer {
     #[arg(long)]
     client_ca_file: Option<PathBuf>,
     /// Service CIDR.
-    #[arg(long, default_value = "10.43.0.0/16", value_parser = ranges::parse)]
+    #[arg(long, default_value = ranges::SERVICES, value_parser = ranges::parse)]
     service_cluster_ip_range: Ipv4Net,
     /// Node port range, both ends included.
     #[arg(long, default_value = "30000-32767", value_parser = port_range)]
@@ -122,7 +121,7 @@ fn read(path: &std::path::Path) -> Result<Vec<u8>, Failure> {
 }
 
 impl ApiServer {
-    pub(super) async fn run(self) -> Result<(), Failure> {
+    pub(super) async fn run(self, name: &str, extensions: Extensions) -> Result<(), Failure> {
         let mode = match self.authorization_mode.as_str() {
             "AlwaysAllow" => AuthorizationMode::AlwaysAllow,
             list if list.split(',').any(|m| m == "RBAC")
@@ -137,12 +136,9 @@ impl ApiServer {
                 ));
             }
         };
-        let paths = Paths::new(&self.data_dir)?;
+        let paths = Paths::new(name, &self.data_dir)?;
         let _lock = Lock::take(&paths)?;
-        let listener = bind(SocketAddr::new(self.bind_address, self.secure_port)).await?;
-        let address = listener.local_addr().map_err(Failure::because("listen"))?;
         let pki_dir = self.cert_dir.clone().unwrap_or_else(|| paths.pki());
-        let pki = Pki::open(&pki_dir).map_err(Failure::because("certificates"))?;
         let tokens = match &self.token_auth_file {
             Some(file) => {
                 let text = String::from_utf8_lossy(&read(file)?).into_owned();
@@ -151,102 +147,69 @@ impl ApiServer {
             }
             None => HashMap::new(),
         };
-        let range = self.service_cluster_ip_range;
-        let advertise = self
-            .advertise_address
-            .or_else(crate::network::own_address)
-            .unwrap_or(IpAddr::V4(std::net::Ipv4Addr::LOCALHOST));
-        let config = ControlPlaneConfig {
-            listen: Some(address),
-            advertise,
-            services: range,
-            pods: range,
-            domain: "cluster.local".into(),
-            memory: false,
-            forget_state: self.forget_state,
-            tls_names: Vec::new(),
-            controllers: Vec::new(),
-            extras: crate::Extras::default(),
-        };
-        let front_proxy = FrontProxy::open(&paths)?;
-        let mut limits = crate::control_plane::limits();
+        let mut limits = limits();
         limits.requests = self.max_requests_inflight;
         limits.mutating = self.max_mutating_requests_inflight;
         limits.request_timeout = self.request_timeout;
-        let server = Server::builder(open_store(&paths, self.forget_state)?)
-            .authenticator(Authenticator::new(tokens, self.anonymous_auth))
-            .authorization(mode)
-            .warn_unenforced(self.warn_unenforced)
-            .service_account_key(pki.service_account_key().map_err(Failure::because("service account key"))?)
-            .service_range(range)
-            .node_ports(self.service_node_port_range.0, self.service_node_port_range.1)
-            .nodes(Arc::new(crate::remote_kubelets(&pki)?))
-            .front_proxy(front_proxy.identity())
-            .limits(limits)
-            .build()
-            .await
-            .map_err(Failure::because("start the API server"))?;
-        let identity = crate::control_plane::server_identity(&pki, &config)?;
-        let mut client_ca = pki.ca().as_bytes().to_vec();
-        if let Some(file) = &self.client_ca_file {
-            client_ca.extend(read(file)?);
-        }
-        let files = TlsFiles {
-            certificate: identity.certificate.into_bytes(),
-            key: identity.key.into_bytes(),
-            client_ca: Some(client_ca),
+        let config = ApiConfig {
+            listen: Some(SocketAddr::new(self.bind_address, self.secure_port)),
+            advertise: self
+                .advertise_address
+                .or_else(crate::network::own_address)
+                .unwrap_or(IpAddr::V4(std::net::Ipv4Addr::LOCALHOST)),
+            services: self.service_cluster_ip_range,
+            node_ports: self.service_node_port_range,
+            pods: None,
+            domain: ranges::DOMAIN.into(),
+            memory: false,
+            forget_state: self.forget_state,
+            tls_names: Vec::new(),
+            pki: Some(pki_dir.clone()),
+            client_ca: self.client_ca_file.as_deref().map(read).transpose()?.unwrap_or_default(),
+            tokens,
+            anonymous: self.anonymous_auth,
+            authorization: mode,
+            warn_unenforced: self.warn_unenforced,
+            limits,
         };
-        let tls = Arc::new(listen::tls_config(&files).map_err(Failure::because("TLS"))?);
-        kubernetes_service(&server.client_as(User::admin()), &config, Some(address))
-            .await
-            .map_err(Failure::because("make the kubernetes Service"))?;
-        identities::bind(&server.client_as(User::admin()))
-            .await
-            .map_err(Failure::because("bind the components' roles"))?;
-        front_proxy
-            .publish(&server.client_as(User::admin()), pki.ca())
-            .await
-            .map_err(Failure::because("publish the front proxy's CA"))?;
-        self.write_kubeconfigs(&pki, &pki_dir, address)?;
-        println!("serving on https://{address}");
-        let stop = CancellationToken::new();
-        let serving = listen::serve(server, listener, tls, stop.clone());
-        tokio::pin!(serving);
+        let extended = !extensions.controllers.is_empty();
+        let mut api = Api::start(&paths, config, extensions.api).await?;
+        if extended {
+            identities::bind_extensions(&api.client(), name)
+                .await
+                .map_err(Failure::because("bind the role of the added controllers"))?;
+        }
+        write_kubeconfigs(name, &api, &pki_dir)?;
+        if let Some(address) = api.address {
+            println!("serving on https://{address}");
+        }
         tokio::select! {
-            ended = &mut serving => return ended.map_err(Failure::because("serve")),
-            () = told_to_stop() => stop.cancel(),
+            ended = api.ended() => return Ok(ended?),
+            () = stop_signal() => {}
         }
-        serving.await.map_err(Failure::because("serve"))
-    }
-
-    /// Writes a kubeconfig for the administrator and one for each component, beside the certificates.
-    fn write_kubeconfigs(
-        &self,
-        pki: &Pki,
-        directory: &std::path::Path,
-        address: SocketAddr,
-    ) -> Result<(), Failure> {
-        let host = if address.ip().is_unspecified() { IpAddr::from([127, 0, 0, 1]) } else { address.ip() };
-        let server = format!("https://{}", SocketAddr::new(host, address.port()));
-        let kubelet = format!("system:node:{}", crate::host_name());
-        let users = [
-            ("admin", "hyperkube-admin", "system:masters"),
-            ("controller-manager", identities::CONTROLLER_MANAGER, ""),
-            ("scheduler", identities::SCHEDULER, ""),
-            ("kubelet", &kubelet, identities::NODES),
-            ("kube-proxy", identities::PROXY, ""),
-        ];
-        for (file, user, group) in users {
-            let identity =
-                pki.client(file, user, group).map_err(Failure::because(format!("certificate of {user}")))?;
-            let config =
-                Kubeconfig::single("hyperkube", &server, pki.ca(), &identity.certificate, &identity.key);
-            let path = directory.join(format!("{file}.kubeconfig"));
-            refresh_private(&path, config.to_yaml().as_bytes())
-                .map_err(Failure::because(format!("write {}", path.display())))?;
-        }
+        api.shutdown().await;
         Ok(())
     }
+}
+
+/// Writes a kubeconfig for the administrator and one for each component, beside the certificates.
+fn write_kubeconfigs(name: &str, api: &Api, directory: &std::path::Path) -> Result<(), Failure> {
+    let kubelet = format!("system:node:{}", crate::host_name());
+    let admin = format!("{name}-admin");
+    let users = [
+        ("admin", &*admin, "system:masters"),
+        ("controller-manager", identities::CONTROLLER_MANAGER, ""),
+        ("scheduler", identities::SCHEDULER, ""),
+        ("kubelet", &kubelet, identities::NODES),
+        ("kube-proxy", identities::PROXY, ""),
+    ];
+    for (file, user, group) in users {
+        let config = api.kubeconfig(file, user, group)?;
+        let path = directory.join(format!("{file}.kubeconfig"));
+        refresh_private(&path, config.to_yaml().as_bytes())
+            .map_err(Failure::because(format!("write {}", path.display())))?;
+    }
+    Ok(())
 }
 
 /// Connection of a component to the API server.
@@ -320,20 +283,10 @@ pub(super) fn stop_token() -> CancellationToken {
     let stop = CancellationToken::new();
     let told = stop.clone();
     tokio::spawn(async move {
-        told_to_stop().await;
+        stop_signal().await;
         told.cancel();
     });
     stop
-}
-
-/// Reads a component's configuration file (YAML). Unknown keys are errors.
-pub(super) fn config_file<T: serde::de::DeserializeOwned + Default>(
-    path: Option<&PathBuf>,
-) -> Result<T, Failure> {
-    let Some(path) = path else { return Ok(T::default()) };
-    let text = String::from_utf8_lossy(&read(path)?).into_owned();
-    serde_saphyr::from_str(&text)
-        .map_err(|e| Failure::new(Code::Usage, format!("--config {}: {e}", path.display())))
 }
 
 /// Run the controllers alone.
@@ -352,7 +305,7 @@ pub(super) struct ControllerManager {
     #[arg(long, value_delimiter = ',', default_value = "*", allow_hyphen_values = true)]
     controllers: Vec<String>,
     /// Pod CIDR of the cluster, from which nodes get theirs.
-    #[arg(long, default_value = "10.42.0.0/16", value_parser = ranges::parse)]
+    #[arg(long, default_value = ranges::PODS, value_parser = ranges::parse)]
     cluster_cidr: Ipv4Net,
     /// Run each controller as its own service account of kube-system, with upstream's role for it. If false,
     /// all use the kubeconfig's user, who then needs the permissions of all of them.
@@ -361,28 +314,13 @@ pub(super) struct ControllerManager {
     /// CA certificate to publish in every namespace (default: the kubeconfig's).
     #[arg(long)]
     root_ca_file: Option<PathBuf>,
-    /// Configuration file (KubeControllerManagerConfiguration: `controllers`).
-    #[arg(long)]
-    config: Option<PathBuf>,
-}
-
-/// Supported fields of a KubeControllerManagerConfiguration.
-#[derive(Debug, Default, serde::Deserialize)]
-#[serde(rename_all = "camelCase", deny_unknown_fields, default)]
-struct ControllerManagerFile {
-    #[serde(rename = "apiVersion")]
-    _api_version: String,
-    #[serde(rename = "kind")]
-    _kind: String,
-    controllers: Vec<String>,
+    #[command(flatten)]
+    _config: ConfigFile,
 }
 
 impl ControllerManager {
-    pub(super) async fn run(self) -> Result<(), Failure> {
-        let file: ControllerManagerFile = config_file(self.config.as_ref())?;
-        let names = if file.controllers.is_empty() { &self.controllers } else { &file.controllers };
-        let selection = builtin::Selection::parse(names.iter().map(String::as_str))
-            .map_err(|e| Failure::new(Code::Usage, e.to_string()))?;
+    pub(super) async fn run(self, extensions: Extensions) -> Result<(), Failure> {
+        let selection = extensions.select(&self.controllers)?;
         let client = self.connection.client("kube-controller-manager")?;
         let root_ca = match &self.root_ca_file {
             Some(file) => read(file)?,
@@ -391,13 +329,12 @@ impl ControllerManager {
                 config.ok().and_then(|c| c.ca).unwrap_or_default()
             }
         };
-        let options = builtin::Options {
+        let config = ControllersConfig {
+            selection,
             root_ca: String::from_utf8_lossy(&root_ca).into_owned(),
-            cluster_cidr: Some(self.cluster_cidr.into()),
-            ..builtin::Options::default()
+            cluster_cidr: self.cluster_cidr,
         };
-        let accounts =
-            self.use_service_account_credentials.then(|| self.connection.accounts(&client)).transpose()?;
+        let added = extensions.controllers.into_iter().map(|c| c.account(identities::EXTENSIONS)).collect();
         let stop = stop_token();
         let metrics = Metrics::default();
         // A process that waits for the leader lease has no controllers and is ready.
@@ -406,19 +343,13 @@ impl ControllerManager {
             move || metrics.ready()
         };
         self.health.serve(self.secure_port, metrics.registry(), ready, &stop).await?;
-        let work = {
-            let client = client.clone();
-            move |stop| {
-                let mut manager =
-                    Manager::new(client).measured(metrics).runnables(selection.runnables(&options));
-                if let Some(accounts) = accounts {
-                    manager = manager
-                        .accounts(move |account| accounts.client(account).named("kube-controller-manager"));
-                }
-                manager.run(stop)
-            }
-        };
-        self.election.run(&client, "kube-controller-manager", stop, work).await
+        let mut manager = manager(&client, config, added).measured(metrics);
+        if self.use_service_account_credentials {
+            let accounts = self.connection.accounts(&client)?;
+            manager =
+                manager.accounts(move |account| accounts.client(account).named("kube-controller-manager"));
+        }
+        self.election.run(&client, "kube-controller-manager", stop, |stop| manager.run(stop)).await
     }
 }
 
@@ -434,42 +365,23 @@ pub(super) struct KubeScheduler {
     /// Port of health and metrics; 0 disables it.
     #[arg(long, default_value_t = 10259)]
     secure_port: u16,
-    /// Configuration file (KubeSchedulerConfiguration: `profiles[0].schedulerName`).
-    #[arg(long)]
-    config: Option<PathBuf>,
-}
-
-/// Supported fields of a KubeSchedulerConfiguration.
-#[derive(Debug, Default, serde::Deserialize)]
-#[serde(rename_all = "camelCase", deny_unknown_fields, default)]
-struct SchedulerFile {
-    #[serde(rename = "apiVersion")]
-    _api_version: String,
-    #[serde(rename = "kind")]
-    _kind: String,
-    profiles: Vec<SchedulerProfile>,
-}
-
-#[derive(Debug, Default, serde::Deserialize)]
-#[serde(rename_all = "camelCase", deny_unknown_fields, default)]
-struct SchedulerProfile {
+    /// Schedules the pods with this `schedulerName`.
+    #[arg(long, default_value = "default-scheduler")]
     scheduler_name: String,
+    #[command(flatten)]
+    _config: ConfigFile,
 }
 
 impl KubeScheduler {
-    pub(super) async fn run(self) -> Result<(), Failure> {
-        let file: SchedulerFile = config_file(self.config.as_ref())?;
+    pub(super) async fn run(self, extensions: Extensions) -> Result<(), Failure> {
         let client = self.connection.client("kube-scheduler")?;
-        let mut builder = Scheduler::builder();
-        if let Some(profile) = file.profiles.first().filter(|p| !p.scheduler_name.is_empty()) {
-            builder = builder.named(&profile.scheduler_name);
-        }
+        let scheduler = extensions.scheduler.named(&self.scheduler_name);
         let stop = stop_token();
-        let metrics = Metrics::default();
-        self.health.serve(self.secure_port, metrics.registry(), || Ok(()), &stop).await?;
-        let work = {
-            let environment = Environment { metrics, ..Environment::new(client.clone()) };
-            move |stop| builder.start(Environment { shutdown: stop, ..environment })
+        let mut environment = Environment::new(client.clone());
+        self.health.serve(self.secure_port, environment.metrics.registry(), || Ok(()), &stop).await?;
+        let work = |stop| {
+            environment.shutdown = stop;
+            scheduler.run_in(environment)
         };
         self.election.run(&client, "kube-scheduler", stop, work).await
     }

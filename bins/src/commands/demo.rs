@@ -18,12 +18,12 @@ use nix::{
     sched::{CloneFlags, unshare},
 };
 
-use super::{block_on, told_to_stop};
-use crate::{
-    Cluster,
+use super::{
+    block_on,
     exit::{Code, Failure},
-    paths::Paths,
+    stop_signal,
 };
+use crate::{Cluster, distribution::Program, paths::Paths};
 
 /// Demonstrate a cluster: start one, use it, remove it.
 #[derive(Debug, clap::Args)]
@@ -66,7 +66,7 @@ impl Report {
 }
 
 impl Demo {
-    pub(super) fn run(self) -> Result<(), Failure> {
+    pub(super) fn run(self, program: Program) -> Result<(), Failure> {
         if !nix::unistd::geteuid().is_root() {
             return Err(Failure::new(
                 Code::Permission,
@@ -76,13 +76,13 @@ impl Demo {
         isolate()?;
         let directory = match &self.data_dir {
             Some(directory) => directory.clone(),
-            None => PathBuf::from(format!("/var/tmp/hyperkube-demo-{}", std::process::id())),
+            None => PathBuf::from(format!("/var/tmp/{}-demo-{}", program.name, std::process::id())),
         };
-        let paths = Paths::new(&directory)?;
-        let result = block_on(async {
+        let paths = Paths::new(program.name, &directory)?;
+        let result = block_on(program, async {
             tokio::select! {
                 result = play(&paths) => result,
-                () = told_to_stop() => Err(Failure::new(Code::Failed, "interrupted")),
+                () = stop_signal() => Err(Failure::new(Code::Failed, "interrupted")),
             }
         });
         if result.is_err() && !self.keep {
@@ -107,7 +107,8 @@ async fn play(paths: &Paths) -> Result<(), Failure> {
     let mut report = Report::new();
     report.begin("starting a cluster");
     let listen = std::net::SocketAddr::from(([0, 0, 0, 0], 0));
-    let cluster = Cluster::builder().data_dir(&paths.data).listen(listen).node_name("demo").start().await?;
+    let builder = Cluster::builder().name(&paths.name).data_dir(&paths.data);
+    let cluster = builder.listen(listen).node_name("demo").start().await?;
     report.done("API server ready: embedded store, TLS, RBAC, controllers, scheduler");
     report.begin("waiting for the node");
     cluster.ready(Duration::from_secs(30)).await?;

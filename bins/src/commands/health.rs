@@ -6,14 +6,15 @@ use k8s_controllers::{health, metrics};
 use k8s_metrics::Registry;
 use tokio_util::sync::CancellationToken;
 
-use crate::{control_plane::bind, exit::Failure};
+use super::exit::Failure;
+use crate::control_plane::bind;
 
 /// Listen address of a component's health and metrics. Unlike upstream's port of the same name, it is plain
 /// HTTP without authentication, and only for this machine by default.
 #[derive(Debug, clap::Args)]
 pub(super) struct Health {
-    /// Listen address of `--secure-port`: /healthz, /livez, /readyz and /metrics, unlike upstream in plain HTTP
-    /// without authentication.
+    /// Listen address of `--secure-port`: /healthz, /livez, /readyz and /metrics, unlike upstream in plain
+    /// HTTP without authentication.
     #[arg(long, default_value = "127.0.0.1")]
     bind_address: IpAddr,
 }

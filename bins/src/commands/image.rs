@@ -7,12 +7,11 @@ use std::{fs::File, io::BufReader, path::PathBuf};
 use k8s_runtime::{Images, embedded::images_in_use};
 use progress::Progress;
 
-use super::{DataDir, block_on};
-use crate::{
+use super::{
+    DataDir, block_on,
     exit::{Code, Failure},
-    open_images,
-    paths::Paths,
 };
+use crate::{distribution::Program, open_images, paths::Paths};
 
 /// Load, list and remove images of the node on this machine.
 #[derive(Debug, clap::Subcommand)]
@@ -44,8 +43,8 @@ pub(super) enum Image {
 }
 
 impl Image {
-    pub(super) fn run(self) -> Result<(), Failure> {
-        let open = |data: &DataDir| open_images(&Paths::new(&data.data_dir)?);
+    pub(super) fn run(self, program: Program) -> Result<(), Failure> {
+        let open = |data: &DataDir| open_images(&Paths::new(program.name, &data.data_dir)?);
         match self {
             Image::Load { archives, data } => {
                 let store = open(&data)?;
@@ -69,7 +68,7 @@ impl Image {
             }
             Image::Ls { data, quiet } => {
                 let store = open(&data)?;
-                let mut images = block_on_value(async move { store.list().await })?;
+                let mut images = block_on_value(program, async move { store.list().await })?;
                 images.sort_by(|a, b| a.tags.cmp(&b.tags).then(a.id.cmp(&b.id)));
                 if !quiet {
                     println!("{:<60} {:<20} {:>10}", "IMAGE", "ID", "SIZE");
@@ -89,9 +88,9 @@ impl Image {
             }
             Image::Rm { names, data } => {
                 let store = open(&data)?;
-                let used = images_in_use(&Paths::new(&data.data_dir)?.containers())
+                let used = images_in_use(&Paths::new(program.name, &data.data_dir)?.containers())
                     .map_err(Failure::io("look for containers"))?;
-                block_on(async move {
+                block_on(program, async move {
                     for name in names {
                         let Some(image) = store.find(&name).await.map_err(Failure::because(&name))? else {
                             return Err(Failure::new(Code::Failed, format!("no image {name:?}")));
@@ -111,10 +110,11 @@ impl Image {
 }
 
 fn block_on_value<T>(
+    program: Program,
     future: impl Future<Output = Result<T, k8s_runtime::RuntimeError>>,
 ) -> Result<T, Failure> {
     let mut value = None;
-    block_on(async {
+    block_on(program, async {
         value = Some(future.await.map_err(Failure::because("list images"))?);
         Ok(())
     })?;

@@ -2,8 +2,8 @@
 
 use std::cell::Cell;
 
-use super::DataDir;
-use crate::{exit::Failure, paths::Paths, user_kubeconfig::UserKubeconfig};
+use super::{DataDir, exit::Failure};
+use crate::{paths::Paths, user_kubeconfig::UserKubeconfig};
 
 /// Remove everything that a stopped cluster left on this machine: containers, mounts, namespaces, cgroups,
 /// network, files.
@@ -17,8 +17,8 @@ pub(super) struct Reset {
 }
 
 impl Reset {
-    pub(super) fn run(self) -> Result<(), Failure> {
-        let paths = Paths::new(&self.data.data_dir)?;
+    pub(super) fn run(self, name: &str) -> Result<(), Failure> {
+        let paths = Paths::new(name, &self.data.data_dir)?;
         crate::reset::check(&paths)?;
         if self.dry_run {
             let found = crate::reset::leftovers(&paths)?;
@@ -38,10 +38,10 @@ impl Reset {
             println!("nothing of {} is on this machine", paths.data.display());
         }
         if let (Ok(ca), Some(user)) = (ca, UserKubeconfig::find()) {
-            match user.remove(super::CONTEXT, &ca) {
-                Ok(Some(file)) => println!("removed context {:?} from {}", super::CONTEXT, file.display()),
+            match user.remove(name, &ca) {
+                Ok(Some(file)) => println!("removed context {:?} from {}", name, file.display()),
                 Ok(None) => {}
-                Err(e) => eprintln!("warning: context {:?} stays in the kubeconfig: {e}", super::CONTEXT),
+                Err(e) => eprintln!("warning: context {:?} stays in the kubeconfig: {e}", name),
             }
         }
         Ok(())

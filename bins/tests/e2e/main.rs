@@ -11,6 +11,7 @@
 mod alone;
 mod attack;
 mod components;
+mod distributions;
 mod full_disk;
 mod harness;
 mod kubectl;
@@ -27,6 +28,10 @@ type Outcome = Result<(), Failed>;
 type Test = (&'static str, fn() -> Outcome);
 
 fn main() -> ExitCode {
+    if let Ok(name) = std::env::var(distributions::NAME) {
+        // The program lives as long as its name.
+        return distributions::main(name.leak());
+    }
     let arguments = Arguments::from_args();
     let mut tests: Vec<Trial> = Vec::new();
     for list in [kubectl::TESTS, manifests::TESTS, shared::TESTS] {
@@ -35,7 +40,14 @@ fn main() -> ExitCode {
             Trial::test(name, move || test(&*harness::shared()?, &name.replace('_', "-")))
         }));
     }
-    for list in [alone::TESTS, attack::TESTS, full_disk::TESTS, restart::TESTS, components::TESTS] {
+    for list in [
+        alone::TESTS,
+        attack::TESTS,
+        full_disk::TESTS,
+        restart::TESTS,
+        components::TESTS,
+        distributions::TESTS,
+    ] {
         tests.extend(list.iter().map(|(name, test)| {
             let (name, test) = (*name, *test);
             Trial::test(name, test)

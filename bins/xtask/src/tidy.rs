@@ -2,6 +2,7 @@
 
 mod cycles;
 mod metrics;
+mod process;
 mod source;
 mod words;
 
@@ -96,6 +97,7 @@ pub(crate) fn run() -> Result<()> {
         problems.extend(cycles::problems(source)?);
     }
     problems.extend(metrics::problems(&root(), &sources)?);
+    problems.extend(process::problems(&root(), &rust_files()?)?);
     problems.extend(words::problems(&root(), &rust_files()?)?);
     if problems.is_empty() {
         println!(

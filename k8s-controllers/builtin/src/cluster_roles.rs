@@ -17,7 +17,7 @@ pub(super) fn start(environment: Environment, _: Options) -> BoxFuture<'static, 
     Controller::<ClusterRole>::new()
         .named("clusterrole-aggregation-controller")
         .watches::<ClusterRole>(selecting)
-        .start(environment, Aggregation)
+        .run_in(environment, Aggregation)
 }
 
 fn selectors(role: &ClusterRole) -> Option<Vec<LabelSelector>> {

@@ -28,7 +28,7 @@ use k8s_controllers::{Action, Context, Controller, Environment, Error, EventType
 const SCHEDULED_AT: &str = "batch.kubernetes.io/cronjob-scheduled-timestamp";
 
 pub(super) fn start(environment: Environment, _: Options) -> BoxFuture<'static, ()> {
-    Controller::<CronJob>::new().named("cronjob-controller").owns::<Job>().start(environment, CronJobs)
+    Controller::<CronJob>::new().named("cronjob-controller").owns::<Job>().run_in(environment, CronJobs)
 }
 
 struct CronJobs;

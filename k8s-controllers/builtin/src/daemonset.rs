@@ -39,7 +39,7 @@ pub(super) fn start(environment: Environment, _: Options) -> BoxFuture<'static, 
         .owns::<Pod>()
         .owns::<ControllerRevision>()
         .watches::<Node>(|caches, _| caches.of::<DaemonSet>().list().iter().map(|d| d.key()).collect())
-        .start(environment, DaemonSets)
+        .run_in(environment, DaemonSets)
 }
 
 struct DaemonSets;

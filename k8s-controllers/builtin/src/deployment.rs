@@ -42,7 +42,7 @@ pub(super) fn start(environment: Environment, _: Options) -> BoxFuture<'static, 
         .owns::<ReplicaSet>()
         .watches::<ReplicaSet>(selecting)
         .watches::<Pod>(of_pod)
-        .start(environment, Deployments)
+        .run_in(environment, Deployments)
 }
 
 /// Returns the Deployments that may adopt an orphaned ReplicaSet.

@@ -45,7 +45,7 @@ pub(super) fn slices(environment: Environment, _: Options) -> BoxFuture<'static,
                 services.chain(auto).collect::<BTreeSet<ObjectKey>>().into_iter().collect()
             },
         )
-        .start(environment, slices::Slices::default())
+        .run_in(environment, slices::Slices::default())
 }
 
 pub(super) fn endpoints(environment: Environment, _: Options) -> BoxFuture<'static, ()> {
@@ -54,7 +54,7 @@ pub(super) fn endpoints(environment: Environment, _: Options) -> BoxFuture<'stat
         .workers(5)
         .watches::<Endpoints>(|_, endpoints| vec![endpoints.key()])
         .watches::<Pod>(selecting)
-        .start(environment, legacy::Legacy::default())
+        .run_in(environment, legacy::Legacy::default())
 }
 
 pub(super) fn mirroring(environment: Environment, _: Options) -> BoxFuture<'static, ()> {
@@ -63,7 +63,7 @@ pub(super) fn mirroring(environment: Environment, _: Options) -> BoxFuture<'stat
         .workers(5)
         .watches::<EndpointSlice>(mirroring::mirrored)
         .watches::<Service>(|_, service| vec![service.key()])
-        .start(environment, mirroring::Mirroring)
+        .run_in(environment, mirroring::Mirroring)
 }
 
 /// Returns the Services that select, or selected, a pod.

@@ -42,11 +42,11 @@ pub(super) fn start(environment: Environment, _: Options) -> BoxFuture<'static, 
         let job = pod.controller_ref().filter(|o| o.kind == "Job" && is_tracked(pod));
         job.map(|o| ObjectKey::new(pod.namespace(), &o.name).to_string()).into_iter().collect()
     });
-    Controller::<Job>::new().named("job-controller").workers(8).owns::<Pod>().start(environment, Jobs)
+    Controller::<Job>::new().named("job-controller").workers(8).owns::<Pod>().run_in(environment, Jobs)
 }
 
 pub(super) fn ttl(environment: Environment, _: Options) -> BoxFuture<'static, ()> {
-    Controller::<Job>::new().named("ttl-after-finished-controller").start(environment, ttl::TtlAfterFinished)
+    Controller::<Job>::new().named("ttl-after-finished-controller").run_in(environment, ttl::TtlAfterFinished)
 }
 
 struct Jobs;

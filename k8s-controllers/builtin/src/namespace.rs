@@ -30,7 +30,7 @@ pub(super) fn start(environment: Environment, _: Options) -> BoxFuture<'static, 
     Controller::<Namespace>::new()
         .named("namespace-controller")
         .watches::<Pod>(of_terminating)
-        .start(environment, Namespaces)
+        .run_in(environment, Namespaces)
 }
 
 /// Maps a removed pod to its terminating namespace: it may have been the last object.

@@ -58,7 +58,7 @@ pub(super) fn service_accounts(environment: Environment, _: Options) -> BoxFutur
     Controller::<Namespace>::new()
         .named("service-account-controller")
         .watches::<ServiceAccount>(of_named(ACCOUNT))
-        .start(only_named::<ServiceAccount>(environment, ACCOUNT), DefaultAccount)
+        .run_in(only_named::<ServiceAccount>(environment, ACCOUNT), DefaultAccount)
 }
 
 struct DefaultAccount;
@@ -84,7 +84,7 @@ pub(super) fn root_ca(environment: Environment, options: Options) -> BoxFuture<'
     Controller::<Namespace>::new()
         .named("root-ca-cert-publisher")
         .watches::<ConfigMap>(of_named(ROOT_CA))
-        .start(only_named::<ConfigMap>(environment, ROOT_CA), RootCa { pem: options.root_ca })
+        .run_in(only_named::<ConfigMap>(environment, ROOT_CA), RootCa { pem: options.root_ca })
 }
 
 struct RootCa {

@@ -35,7 +35,7 @@ pub(super) fn lifecycle(environment: Environment, options: Options) -> BoxFuture
             if lease.namespace() == LEASES { vec![ObjectKey::new("", lease.name())] } else { Vec::new() }
         })
         .reads::<Pod>()
-        .start(environment, lifecycle::Lifecycle::new(options.node_monitor_grace))
+        .run_in(environment, lifecycle::Lifecycle::new(options.node_monitor_grace))
 }
 
 pub(super) fn eviction(environment: Environment, _: Options) -> BoxFuture<'static, ()> {
@@ -46,7 +46,7 @@ pub(super) fn eviction(environment: Environment, _: Options) -> BoxFuture<'stati
             let node = caches.of::<Node>().get("", pods::node_name(pod));
             node.filter(|n| eviction::is_tainted(n)).map(|n| n.key()).into_iter().collect()
         })
-        .start(environment, eviction::TaintEviction::default())
+        .run_in(environment, eviction::TaintEviction::default())
 }
 
 pub(super) fn ipam(environment: Environment, options: Options) -> BoxFuture<'static, ()> {
@@ -56,7 +56,7 @@ pub(super) fn ipam(environment: Environment, options: Options) -> BoxFuture<'sta
         Some(subnets) => Controller::<Node>::new()
             .named("node-ipam-controller")
             .workers(1)
-            .start(environment, ipam::NodeIpam::new(subnets)),
+            .run_in(environment, ipam::NodeIpam::new(subnets)),
         None => Box::pin(async move { tracing::error!(%cidr, mask, "not a range of pod ranges") }),
     }
 }

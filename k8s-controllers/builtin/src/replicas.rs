@@ -39,7 +39,7 @@ fn start<K: Replicated>(environment: Environment, name: &str) -> BoxFuture<'stat
         .workers(8)
         .owns::<Pod>()
         .watches::<Pod>(|caches, pod| selecting::<K>(caches, pod))
-        .start(environment, Replicas(std::marker::PhantomData::<fn() -> K>))
+        .run_in(environment, Replicas(std::marker::PhantomData::<fn() -> K>))
 }
 
 /// Returns the owners that may adopt an orphaned pod.

@@ -33,14 +33,14 @@ pub(super) fn start(environment: Environment, _: Options) -> BoxFuture<'static, 
         .workers(1)
         .watches::<PersistentVolume>(claims_for)
         .watches::<StorageClass>(|caches, _| waiting(caches))
-        .start(environment.clone(), Claims);
+        .run_in(environment.clone(), Claims);
     let volumes = Controller::<PersistentVolume>::new()
         .named("persistentvolume-controller-volumes")
         .watches::<PersistentVolumeClaim>(|_, claim| {
             let name = claim.spec.as_ref().and_then(|s| s.volume_name.as_deref()).unwrap_or_default();
             if name.is_empty() { Vec::new() } else { vec![ObjectKey::new("", name)] }
         })
-        .start(environment, Volumes);
+        .run_in(environment, Volumes);
     futures::future::join(claims, volumes).map(drop).boxed()
 }
 

@@ -77,11 +77,11 @@ impl Builder {
 
     /// Runs with caches of its own until the future is dropped.
     pub async fn run(self, client: Client) {
-        self.start(Environment::new(client)).await;
+        self.run_in(Environment::new(client)).await;
     }
 
     /// Runs in an environment until that is shut down.
-    pub fn start(self, environment: Environment) -> BoxFuture<'static, ()> {
+    pub fn run_in(self, environment: Environment) -> BoxFuture<'static, ()> {
         async move {
             let shutdown = environment.shutdown.clone();
             let mut scheduler = Scheduler::new(self, environment);

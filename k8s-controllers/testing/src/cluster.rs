@@ -39,7 +39,7 @@ use crate::{connection::Connection, node};
 pub enum Error {
     /// The API server did not start.
     #[error("start the API server: {0}")]
-    Start(String),
+    Start(k8s_apiserver::BuildError),
     /// The API server returned an error.
     #[error(transparent)]
     Api(#[from] client::Error),
@@ -201,7 +201,7 @@ impl Builder {
             environment.clock = clock.clone();
             environment.seed = self.seed;
             environment.shutdown = stop.clone();
-            tasks.spawn(Scheduler::builder().start(environment));
+            tasks.spawn(Scheduler::builder().run_in(environment));
         }
         for i in 0..self.nodes {
             let name = format!("node-{i}");

@@ -95,7 +95,8 @@ impl Lab {
     /// struct ShopSpec { sells: String }
     ///
     /// Lab::new().resource::<Shop>().run(async |lab| {
-    ///     lab.apply("{apiVersion: example.com/v1, kind: Shop, metadata: {name: a}, spec: {sells: tea}}").await;
+    ///     let shop = "{apiVersion: example.com/v1, kind: Shop, metadata: {name: a}, spec: {sells: tea}}";
+    ///     lab.apply(shop).await;
     ///     assert_eq!(lab.get::<Shop>("a").await.spec.sells, "tea");
     /// });
     /// ```
@@ -167,8 +168,8 @@ impl Lab {
         self
     }
 
-    /// Adds a controller under test. Its reconciler is cloned for each run and after each crash; one with state
-    /// that a crash loses is added by [`Lab::with`].
+    /// Adds a controller under test. Its reconciler is cloned for each run and after each crash; one with
+    /// state that a crash loses is added by [`Lab::with`].
     ///
     /// # Examples
     /// ```
@@ -184,7 +185,7 @@ impl Lab {
     ///         if map.label("seen").is_none() {
     ///             let mut map = (*map).clone();
     ///             map.set_label("seen", "yes");
-    ///             cx.api::<ConfigMap>(&map.namespace().to_owned()).replace(&map.name().to_owned(), &map).await?;
+    ///             cx.api::<ConfigMap>(map.namespace()).replace(map.name(), &map).await?;
     ///         }
     ///         Ok(Action::await_change())
     ///     }
@@ -207,7 +208,7 @@ impl Lab {
         make: impl Fn() -> R + Send + Sync + 'static,
     ) -> Self {
         let name = controller.name().to_owned();
-        self.add(name, move |life: Life| controller.clone().start(life.environment(), make()))
+        self.add(name, move |life: Life| controller.clone().run_in(life.environment(), make()))
     }
 
     /// Adds any program under test, for example a kube-rs controller on `kube::Client::new(life.service(),
@@ -247,7 +248,8 @@ impl Lab {
     /// }
     ///
     /// Lab::new().nodes(5).scheduler_plugin(Last.weight(50)).run(async |lab| {
-    ///     lab.apply("{apiVersion: v1, kind: Pod, metadata: {name: a}, spec: {containers: [{name: c, image: i}]}}").await;
+    ///     let spec = "{containers: [{name: c, image: i}]}";
+    ///     lab.apply(&format!("{{apiVersion: v1, kind: Pod, metadata: {{name: a}}, spec: {spec}}}")).await;
     ///     lab.settle().await;
     ///     assert_eq!(lab.get::<Pod>("a").await.spec.unwrap().node_name.as_deref(), Some("node-4"));
     /// });
@@ -257,7 +259,7 @@ impl Lab {
         self
     }
 
-    /// Adds an authenticator, asked before the server's own about requests with an `Authorization` header.
+    /// Adds an authenticator, asked after the server's own about requests with an `Authorization` header.
     ///
     /// # Examples
     /// ```
@@ -272,7 +274,8 @@ impl Lab {
     /// impl Authenticate for Badge {
     ///     async fn authenticate(&self, seen: &Credentials<'_>) -> Result<Option<User>, ApiStatus> {
     ///         let badge = seen.headers.get("authorization").and_then(|v| v.to_str().ok());
-    ///         Ok(badge.and_then(|b| b.strip_prefix("Badge ")).map(|name| User::new(name, &["system:masters"])))
+    ///         let name = badge.and_then(|b| b.strip_prefix("Badge "));
+    ///         Ok(name.map(|name| User::new(name, &["system:masters"])))
     ///     }
     /// }
     ///
@@ -419,7 +422,7 @@ impl Lab {
             let plugins = std::mem::take(&mut self.plugins);
             let main = main_of(move |life: Life| {
                 let scheduler = plugins.iter().fold(Scheduler::builder(), |builder, add| add(builder));
-                scheduler.start(life.built_in("system:kube-scheduler")).boxed()
+                scheduler.run_in(life.built_in("system:kube-scheduler")).boxed()
             });
             let name = "kube-scheduler".to_owned();
             self.setup.programs.push(Program { name, kind: Kind::Part, mains: vec![main] });

@@ -80,7 +80,7 @@ async fn failures_stay_with_their_keys_and_writes_are_seen_before_the_next_look(
         Controller::<ConfigMap>::new()
             .owns::<ConfigMap>()
             .workers(1)
-            .start(environment, Difficult { attempts: attempts.clone() }),
+            .run_in(environment, Difficult { attempts: attempts.clone() }),
     );
     tokio::time::sleep(Duration::from_secs(20)).await;
     let all = api.list(&ListParams::default()).await.unwrap();
@@ -124,7 +124,7 @@ async fn keys_that_wait_for_a_late_cache_hold_no_worker() {
     let environment = Environment { clock, seed: 1, ..Environment::new(connection.client()) };
     let stop = environment.shutdown.clone();
     let controller = Controller::<ConfigMap>::new().owns::<Endpoints>().workers(1);
-    let running = tokio::spawn(controller.start(environment, Beside(looks.clone())));
+    let running = tokio::spawn(controller.run_in(environment, Beside(looks.clone())));
     let seen = |a: usize, others: usize| {
         let want = [("a".to_owned(), a), ("b".to_owned(), others), ("c".to_owned(), others)].into();
         assert_eq!(*looks.lock().unwrap(), want);

@@ -8,7 +8,7 @@ mod signature;
 pub mod tokens;
 
 pub use crate::request::PeerCertificate;
-pub use authenticate::Authenticator;
+pub use authenticate::{Authenticator, TokenFileError};
 pub(crate) use authorize::Authorization;
 
 /// Authorization mode.

@@ -9,7 +9,7 @@ use http_body::Body as _;
 use http_body_util::BodyExt;
 use k8s_core::{
     client::{Body, BoxError},
-    status::ApiStatus,
+    status::{ApiStatus, Reason},
 };
 use serde_json::Value;
 
@@ -27,7 +27,7 @@ use crate::{
 /// 413 above the limit, 400 when the connection breaks.
 pub(crate) async fn read_body(request: &mut Request<Body>) -> Result<Bytes, ApiStatus> {
     let too_large = || {
-        ApiStatus::new(413, "RequestEntityTooLarge", format!("Request entity too large: limit is {MAX_BODY}"))
+        ApiStatus::of(Reason::RequestEntityTooLarge, format!("Request entity too large: limit is {MAX_BODY}"))
     };
     if request.body().size_hint().lower() > MAX_BODY as u64 {
         return Err(too_large());
@@ -69,15 +69,15 @@ pub(crate) fn decode_body(call: &Call, kind: &str, body: &[u8]) -> Result<(Value
     let content_type =
         call.headers.get(header::CONTENT_TYPE).and_then(|v| v.to_str().ok()).unwrap_or("application/json");
     let media = content_type.split(';').next().unwrap_or_default().trim();
-    let unrecognized = |e: String| {
+    let unrecognized = |e: &dyn std::fmt::Display| {
         let shown: String = String::from_utf8_lossy(body).chars().take(200).collect();
         ApiStatus::bad_request(format!(
             "the object provided is unrecognized (must be of type {kind}): couldn't get version/kind; json parse error: {e} ({shown})"
         ))
     };
     let (value, duplicates) = match media {
-        "application/json" | "" => decode::json(body).map_err(unrecognized),
-        "application/yaml" => decode::yaml(body).map(|v| (v, Vec::new())).map_err(unrecognized),
+        "application/json" | "" => decode::json(body).map_err(|e| unrecognized(&e)),
+        "application/yaml" => decode::yaml(body).map(|v| (v, Vec::new())).map_err(|e| unrecognized(&e)),
         "application/vnd.kubernetes.protobuf" => {
             k8s_schema::proto::decode(body).map(|v| (v, Vec::new())).map_err(|e| {
                 ApiStatus::bad_request(format!(
@@ -85,14 +85,13 @@ pub(crate) fn decode_body(call: &Call, kind: &str, body: &[u8]) -> Result<(Value
                 ))
             })
         }
-        _ => Err(ApiStatus::new(
-            415,
-            "UnsupportedMediaType",
+        _ => Err(ApiStatus::of(
+            Reason::UnsupportedMediaType,
             "the body of the request was in an unknown format - accepted media types include: application/json, application/yaml, application/vnd.kubernetes.protobuf",
         )),
     }?;
     if !value.is_object() {
-        return Err(unrecognized("the body is no object".into()));
+        return Err(unrecognized(&"the body is no object"));
     }
     Ok((value, duplicates))
 }

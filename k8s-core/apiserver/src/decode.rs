@@ -11,25 +11,30 @@ use crate::blocking::run_blocking_if;
 /// The largest body, bytes (as etcd's largest request with upstream's slack).
 pub const MAX_BODY: usize = 3 << 20;
 
+/// A body is not JSON or YAML; the message has the place.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+#[error("{0}")]
+pub struct DecodeError(String);
+
 /// Decodes JSON, collecting the paths of duplicate fields (the last one counts).
 ///
 /// # Errors
 /// A description of where it is not JSON.
-pub fn json(bytes: &[u8]) -> Result<(Value, Vec<String>), String> {
-    let mut decoded = Err(String::new());
+pub fn json(bytes: &[u8]) -> Result<(Value, Vec<String>), DecodeError> {
+    let mut decoded = Err(DecodeError(String::new()));
     run_blocking_if(bytes.len() > HEAVY, || decoded = json_here(bytes));
     decoded
 }
 
-fn json_here(bytes: &[u8]) -> Result<(Value, Vec<String>), String> {
+fn json_here(bytes: &[u8]) -> Result<(Value, Vec<String>), DecodeError> {
     let mut duplicates = Vec::new();
     let mut deserializer = serde_json::Deserializer::from_slice(bytes);
     let seed = Seed { path: &mut String::new(), duplicates: &mut duplicates };
     let value = seed.deserialize(&mut deserializer).map_err(|e| match e.is_eof() {
-        true => "unexpected end of JSON input".to_owned(),
-        false => e.to_string(),
+        true => DecodeError("unexpected end of JSON input".to_owned()),
+        false => DecodeError(e.to_string()),
     })?;
-    deserializer.end().map_err(|e| e.to_string())?;
+    deserializer.end().map_err(|e| DecodeError(e.to_string()))?;
     Ok((value, duplicates))
 }
 
@@ -37,8 +42,8 @@ fn json_here(bytes: &[u8]) -> Result<(Value, Vec<String>), String> {
 ///
 /// # Errors
 /// A description of where it is not YAML.
-pub fn yaml(bytes: &[u8]) -> Result<Value, String> {
-    let text = std::str::from_utf8(bytes).map_err(|e| e.to_string())?;
+pub fn yaml(bytes: &[u8]) -> Result<Value, DecodeError> {
+    let text = std::str::from_utf8(bytes).map_err(|e| DecodeError(e.to_string()))?;
     // Most of what is sent as YAML is JSON, which is decoded sooner.
     if is_object(bytes)
         && let Ok((value, duplicates)) = json(bytes)
@@ -58,9 +63,9 @@ pub fn yaml(bytes: &[u8]) -> Result<Value, String> {
             max_total_scalar_bytes: 2 * MAX_BODY,
         },
     };
-    let mut value = Err(String::new());
+    let mut value = Err(DecodeError(String::new()));
     run_blocking_if(true, || {
-        value = serde_saphyr::from_str_with_options(text, options).map_err(|e| e.to_string());
+        value = serde_saphyr::from_str_with_options(text, options).map_err(|e| DecodeError(e.to_string()));
     });
     value
 }

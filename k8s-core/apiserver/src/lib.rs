@@ -74,7 +74,7 @@ mod write;
 mod yaml;
 
 pub use format::describe;
-pub use server::{ApiServer, Builder};
+pub use server::{ApiServer, BuildError, Builder};
 pub use state::Pace;
 pub use tls::ClientIdentity;
 pub use user::User;

@@ -21,7 +21,7 @@ use hyper_util::{
         graceful::{GracefulShutdown, Watcher},
     },
 };
-use k8s_tls::{ClientAuth, ServerConfig, TlsAcceptor};
+use k8s_tls::{ClientAuth, ServerConfig, TlsAcceptor, TlsError};
 use tokio::net::{TcpListener, TcpStream};
 use tokio_util::sync::CancellationToken;
 use tracing::debug;
@@ -55,10 +55,10 @@ impl std::fmt::Debug for TlsFiles {
 ///
 /// # Errors
 /// The part that is not valid.
-pub fn tls_config(files: &TlsFiles) -> Result<ServerConfig, String> {
+pub fn tls_config(files: &TlsFiles) -> Result<ServerConfig, TlsError> {
     let identity = k8s_tls::Identity { certificate: files.certificate.clone(), key: files.key.clone() };
     let clients = files.client_ca.as_deref().map_or(ClientAuth::Off, ClientAuth::Optional);
-    k8s_tls::server(&identity, &clients, &[b"h2", b"http/1.1"]).map_err(|e| format!("server {e}"))
+    k8s_tls::server(&identity, &clients, &[b"h2", b"http/1.1"])
 }
 
 /// Connections that are open.

@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 
-use http::{Request, Response, StatusCode};
+use http::{HeaderMap, HeaderValue, Request, Response, StatusCode, header};
 use k8s_core::{client::Body, status::ApiStatus};
 use serde_json::{Value, json};
 
@@ -15,6 +15,7 @@ use crate::{
     body::{decode_body, read_body},
     call::Call,
     respond,
+    stages::Credentials,
     state::State,
     user::User,
     value::{array_at, str_at},
@@ -64,7 +65,7 @@ pub(crate) async fn handle(
         }
         "SelfSubjectRulesReview" => rules(state, &call.user, str_at(&review, "/spec/namespace")),
         "SelfSubjectReview" => json!({"userInfo": user_info(&call.user)}),
-        _ => token(state, &review)?,
+        _ => token(state, &review).await?,
     };
     review["kind"] = kind.into();
     review["apiVersion"] = format!("{}/v1", info.group).into();
@@ -129,7 +130,7 @@ fn rules(state: &Arc<State>, user: &User, namespace: &str) -> Value {
     json!({"resourceRules": resources, "nonResourceRules": paths, "incomplete": false})
 }
 
-fn token(state: &Arc<State>, review: &Value) -> Result<Value, ApiStatus> {
+async fn token(state: &Arc<State>, review: &Value) -> Result<Value, ApiStatus> {
     let token = str_at(review, "/spec/token");
     if token.is_empty() {
         return Err(ApiStatus::bad_request("token is required for TokenReview in authentication"));
@@ -139,14 +140,33 @@ fn token(state: &Arc<State>, review: &Value) -> Result<Value, ApiStatus> {
     if audiences.is_empty() {
         audiences.push(API_AUDIENCE.into());
     }
-    let (now, alive) =
-        (state.clock.now(), |resource: &str, key: &str, uid: &str| state.is_alive(resource, key, uid));
-    Ok(match state.authenticator.token(token, &audiences, &state.issuer, now.as_second(), &alive) {
-        Ok(found) => {
-            json!({"authenticated": true, "user": user_info(&found.user), "audiences": found.audiences})
+    let now = state.clock.now().as_second();
+    let found = state.authenticator.token(token, &audiences, &state.issuer, now, &|resource, key, uid| {
+        state.is_alive(resource, key, uid)
+    });
+    let why = match found {
+        Ok(found) => return Ok(authenticated(&found.user, &found.audiences)),
+        Err(why) => why,
+    };
+    // Tokens of the added authenticators are for the API server.
+    if audiences.iter().any(|a| a == API_AUDIENCE)
+        && let Ok(value) = HeaderValue::from_str(&format!("Bearer {token}"))
+    {
+        let headers = HeaderMap::from_iter([(header::AUTHORIZATION, value)]);
+        let credentials = Credentials { headers: &headers, certificate: None };
+        for authenticator in state.authenticators.first.iter().chain(&state.authenticators.then) {
+            match authenticator.authenticate(&credentials).await {
+                Ok(Some(user)) => return Ok(authenticated(&user, &[API_AUDIENCE.to_owned()])),
+                Ok(None) => {}
+                Err(refused) => return Ok(json!({"user": {}, "error": refused.to_string()})),
+            }
         }
-        Err(why) => json!({"user": {}, "error": why.to_string()}),
-    })
+    }
+    Ok(json!({"user": {}, "error": why.to_string()}))
+}
+
+fn authenticated(user: &User, audiences: &[String]) -> Value {
+    json!({"authenticated": true, "user": user_info(user), "audiences": audiences})
 }
 
 /// The old health of parts. All of them are this process or report by leases; the store answers for itself.

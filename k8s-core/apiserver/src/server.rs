@@ -6,8 +6,10 @@
 
 mod builder;
 mod dispatch;
+mod error;
 
 pub use builder::Builder;
+pub use error::BuildError;
 
 use std::{
     convert::Infallible,
@@ -24,7 +26,7 @@ use http_body_util::BodyExt;
 use k8s_core::{
     client::{Body, BoxError, Client, LongQuery},
     meta::FieldSelector,
-    status::ApiStatus,
+    status::{ApiStatus, Reason},
 };
 use k8s_store::Store;
 
@@ -173,17 +175,23 @@ impl ApiServer {
             _ => {}
         }
         let credentials = Credentials { headers, certificate: extensions.get() };
-        for authenticator in &state.authenticators {
+        for authenticator in &state.authenticators.first {
             if let Some(user) = authenticator.authenticate(&credentials).await? {
                 return Ok(user);
             }
         }
-        state.authenticator.authenticate(
-            &credentials,
-            &state.issuer,
-            state.clock.now().as_second(),
-            &|resource, key, uid| state.is_alive(resource, key, uid),
-        )
+        let (now, alive) = (state.clock.now().as_second(), |resource: &str, key: &str, uid: &str| {
+            state.is_alive(resource, key, uid)
+        });
+        if let Some(user) = state.authenticator.identify(&credentials, &state.issuer, now, &alive) {
+            return Ok(user);
+        }
+        for authenticator in &state.authenticators.then {
+            if let Some(user) = authenticator.authenticate(&credentials).await? {
+                return Ok(user);
+            }
+        }
+        state.authenticator.anonymous(&credentials)
     }
 
     /// The pipeline from authentication on. `asked_by` is set as soon as the user is known.
@@ -270,7 +278,7 @@ impl ApiServer {
 
 /// The refusal of a query that only the command line of `exec` may have.
 fn too_long() -> ApiStatus {
-    ApiStatus::new(414, "RequestEntityTooLarge", "the URI is longer than 65534 bytes")
+    ApiStatus::of(Reason::RequestEntityTooLarge, "the URI is longer than 65534 bytes")
 }
 
 /// Returns the name of the only object that a list or watch selects by `metadata.name`. A user who may read

@@ -32,7 +32,7 @@ impl<'a> Credentials<'a> {
     }
 }
 
-/// An authenticator that is asked before the server's own (an identity provider, a proxy's headers).
+/// An authenticator beside the server's own: an identity provider's tokens, a trusted proxy's headers.
 #[async_trait]
 pub trait Authenticate: Send + Sync + 'static {
     /// Returns the user; `None` if there are no credentials of this kind.

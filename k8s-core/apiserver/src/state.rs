@@ -48,6 +48,15 @@ impl Default for Pace {
     }
 }
 
+/// Authenticators beside the server's own.
+#[derive(Default)]
+pub(crate) struct Authenticators {
+    /// Asked before the server's own.
+    pub(crate) first: Vec<Arc<dyn Authenticate>>,
+    /// Asked after the server's own.
+    pub(crate) then: Vec<Arc<dyn Authenticate>>,
+}
+
 /// Acts on stored objects of some kinds right after they were written or deleted.
 #[async_trait]
 pub(crate) trait Observer: Send + Sync {
@@ -72,7 +81,7 @@ pub(crate) struct State {
     pub(crate) services: ServiceAllocator,
     pub(crate) admission: Chain,
     pub(crate) observers: &'static [&'static dyn Observer],
-    pub(crate) authenticators: Vec<Arc<dyn Authenticate>>,
+    pub(crate) authenticators: Authenticators,
     pub(crate) flow: Vec<Arc<dyn FlowControl>>,
     pub(crate) audit: Vec<Arc<dyn Audit>>,
     pub(crate) nodes: Option<Arc<dyn NodeConnector>>,

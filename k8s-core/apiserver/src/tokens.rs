@@ -48,8 +48,10 @@ pub(crate) fn request(
     let now = state.clock.now();
     let subject =
         TokenSubject { namespace: namespace.into(), name: name.into(), uid: stored.uid.to_string(), bound };
-    let token =
-        state.issuer.issue(&subject, &audiences, now.as_second(), seconds).map_err(ApiStatus::internal)?;
+    let token = state
+        .issuer
+        .issue(&subject, &audiences, now.as_second(), seconds)
+        .map_err(|e| ApiStatus::internal(e.to_string()))?;
     let expires = now.checked_add(Duration::from_secs(seconds.unsigned_abs())).unwrap_or(now);
     request["kind"] = "TokenRequest".into();
     request["apiVersion"] = format!("{GROUP}/v1").into();

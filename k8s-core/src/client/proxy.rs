@@ -25,15 +25,27 @@ impl std::fmt::Debug for Proxy {
     }
 }
 
+/// A proxy's URL that cannot be used.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum ProxyError {
+    /// The text is no URL.
+    #[error(transparent)]
+    Url(#[from] http::uri::InvalidUri),
+    /// The scheme is another than `http`.
+    #[error("only http:// proxies are supported")]
+    Scheme,
+}
+
 impl Proxy {
     /// Parses `http://[USER:PASSWORD@]HOST[:PORT]`; the port defaults to 80.
     ///
     /// # Errors
     /// Another scheme, such as socks5 or https, or no URL.
-    pub fn parse(url: &str) -> Result<Self, String> {
-        let uri: Uri = url.parse().map_err(|e| format!("{e}"))?;
+    pub fn parse(url: &str) -> Result<Self, ProxyError> {
+        let uri: Uri = url.parse()?;
         if uri.scheme_str() != Some("http") {
-            return Err("only http:// proxies are supported".into());
+            return Err(ProxyError::Scheme);
         }
         let host = uri.host().unwrap_or_default().trim_matches(['[', ']']).to_owned();
         let user = uri.authority().and_then(|a| a.as_str().rsplit_once('@')).map(|(user, _)| user);

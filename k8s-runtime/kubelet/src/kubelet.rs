@@ -170,6 +170,17 @@ impl Builder {
         let main = tokio::spawn(async move { while tasks.join_next().await.is_some() {} });
         Ok(Kubelet { stop, main: Some(main), api, cx })
     }
+
+    /// Runs the kubelet until `shutdown` is cancelled, then stops it as [`Kubelet::shutdown`] does.
+    ///
+    /// # Errors
+    /// As [`Builder::start`].
+    pub async fn run(self, shutdown: CancellationToken) -> Result<(), KubeletError> {
+        let kubelet = self.start().await?;
+        shutdown.cancelled().await;
+        kubelet.shutdown().await;
+        Ok(())
+    }
 }
 
 /// A running kubelet. Dropping it stops it without waiting for the end; see [`Kubelet::shutdown`].

@@ -29,7 +29,7 @@ use super::{
 use crate::{
     Cluster,
     apply::apply,
-    exit::{Code, Failure},
+    commands::exit::{Code, Failure},
 };
 
 /// The same manifests that a user would apply.

@@ -16,7 +16,7 @@ use tokio::{
     signal::unix::{SignalKind, signal},
 };
 
-use crate::exit::Failure;
+use crate::commands::exit::Failure;
 
 /// Mount point of the demo's ConfigMap and Secret.
 const FILES: &str = "/etc/demo";

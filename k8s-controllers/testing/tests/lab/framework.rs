@@ -86,7 +86,7 @@ fn a_panic_is_isolated_counted_and_reported() {
             let environment: Environment = life.environment();
             *told.lock().unwrap() = String::new();
             let (metrics, told) = (environment.metrics.clone(), told.clone());
-            let running = maps().start(environment, Marks);
+            let running = maps().run_in(environment, Marks);
             async move {
                 let tell = async {
                     loop {

@@ -7,6 +7,14 @@ use k8s_core::status::ApiStatus;
 use super::tokens::{API_AUDIENCE, TokenError, TokenIssuer, Verified};
 use crate::{stages::Credentials, user::User};
 
+/// A line of a token file has too few fields.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+#[error("line {line}: want token,user,uid and optionally \"group1,group2\"")]
+pub struct TokenFileError {
+    /// Number of the line, from 1.
+    pub line: usize,
+}
+
 /// Finds out who a request comes from.
 #[derive(Debug, Default)]
 pub struct Authenticator {
@@ -26,17 +34,14 @@ impl Authenticator {
     ///
     /// # Errors
     /// A line with too few fields.
-    pub fn parse_token_file(text: &str) -> Result<HashMap<String, User>, String> {
+    pub fn parse_token_file(text: &str) -> Result<HashMap<String, User>, TokenFileError> {
         let mut tokens = HashMap::new();
         for (number, line) in
             text.lines().enumerate().filter(|(_, l)| !l.trim().is_empty() && !l.starts_with('#'))
         {
             let mut fields = line.splitn(4, ',').map(|f| f.trim().trim_matches('"'));
             let (Some(token), Some(name), Some(uid)) = (fields.next(), fields.next(), fields.next()) else {
-                return Err(format!(
-                    "line {}: want token,user,uid and optionally \"group1,group2\"",
-                    number + 1
-                ));
+                return Err(TokenFileError { line: number + 1 });
             };
             let groups: Vec<&str> = fields
                 .next()
@@ -79,27 +84,29 @@ impl Authenticator {
         }
     }
 
-    /// Returns the user of a request's certificate or token.
-    ///
-    /// # Errors
-    /// 401 for invalid credentials, or absent ones if they are required.
-    pub fn authenticate(
+    /// Returns the user of a request's certificate or bearer token; `None` without valid credentials.
+    pub fn identify(
         &self,
         credentials: &Credentials<'_>,
         issuer: &TokenIssuer,
         now: i64,
         alive: &dyn Fn(&str, &str, &str) -> bool,
-    ) -> Result<User, ApiStatus> {
+    ) -> Option<User> {
         if let Some(user) = credentials.certificate.and_then(|c| certificate_user(&c.0)) {
-            return Ok(user);
+            return Some(user);
         }
+        let token = credentials.bearer_token()?;
+        self.token(token, &[API_AUDIENCE.to_owned()], issuer, now, alive).ok().map(|verified| verified.user)
+    }
+
+    /// Returns `system:anonymous` for a request that no authenticator knows.
+    ///
+    /// # Errors
+    /// 401 for a rejected bearer token, or if credentials are required.
+    pub fn anonymous(&self, credentials: &Credentials<'_>) -> Result<User, ApiStatus> {
         match credentials.bearer_token() {
-            Some(token) => self
-                .token(token, &[API_AUDIENCE.to_owned()], issuer, now, alive)
-                .map(|verified| verified.user)
-                .map_err(|_| ApiStatus::unauthorized()),
             None if self.anonymous => Ok(User::anonymous()),
-            None => Err(ApiStatus::unauthorized()),
+            _ => Err(ApiStatus::unauthorized()),
         }
     }
 }

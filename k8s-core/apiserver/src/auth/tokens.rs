@@ -10,6 +10,7 @@ use serde_json::{Value, json};
 use sha2::{Digest, Sha256};
 
 use super::signature::Key;
+pub use super::signature::KeyError;
 use crate::{
     user::User,
     value::{array_at, int_at, str_at},
@@ -120,7 +121,7 @@ impl TokenIssuer {
     ///
     /// # Errors
     /// The key is not a PKCS#8 P-256 key.
-    pub fn new(pkcs8: Option<&[u8]>) -> Result<Self, String> {
+    pub fn new(pkcs8: Option<&[u8]>) -> Result<Self, KeyError> {
         Ok(TokenIssuer { key: Key::new(pkcs8)?, known: Mutex::default() })
     }
 
@@ -134,7 +135,7 @@ impl TokenIssuer {
         audiences: &[String],
         now: i64,
         seconds: i64,
-    ) -> Result<String, String> {
+    ) -> Result<String, KeyError> {
         let mut kubernetes = json!({
             "namespace": subject.namespace,
             "serviceaccount": {"name": subject.name, "uid": subject.uid},

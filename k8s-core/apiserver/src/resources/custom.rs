@@ -14,7 +14,7 @@ use k8s_schema::{MAX_DEPTH, Schema};
 use serde_json::{Value, json};
 
 use super::{
-    ALL_VERBS, Columns, Resource, ScalePaths, Subresource,
+    ALL_VERBS, Columns, Field, Resource, ScalePaths, Subresource,
     columns::{CustomColumn, custom_default},
     storage_name,
     strategy::{BASE, METADATA_OF_CLIENTS, Strategy, extensions::CUSTOM_RESOURCE_DEFINITION},
@@ -103,7 +103,7 @@ pub fn from_definition(crd: &Value) -> Vec<Arc<Resource>> {
         if columns.is_empty() {
             columns.push(custom_default());
         }
-        let fields: Arc<[String]> = array_at(version, "/selectableFields")
+        let field_names: Arc<[String]> = array_at(version, "/selectableFields")
             .iter()
             .map(|f| str_at(f, "/jsonPath").trim_start_matches('.').to_owned())
             .collect();
@@ -123,8 +123,8 @@ pub fn from_definition(crd: &Value) -> Vec<Arc<Resource>> {
             storage_version: storage_version.clone(),
             has_status,
             scale,
-            field_names: fields.clone(),
-            fields,
+            fields: field_names.iter().map(|path| Field::at(path)).collect(),
+            field_names,
             columns: Columns::Custom(columns.into()),
             schema,
             served_schema: None,
@@ -204,7 +204,7 @@ fn keep_unknown_fields(schema: &mut Value, depth: usize) {
 /// server does: limits, formats and CEL rules.
 ///
 /// # Errors
-/// Each error as `field: message`: errors of the schema (fields below `schema`), otherwise of the object.
+/// All errors: errors of the schema (fields below `schema`), otherwise of the object.
 ///
 /// # Examples
 /// ```
@@ -214,15 +214,16 @@ fn keep_unknown_fields(schema: &mut Value, depth: usize) {
 /// let schema = json!({"type": "object", "properties": {"size": {"type": "integer", "maximum": 3}},
 ///     "x-kubernetes-validations": [{"rule": "self.size != 2", "message": "not two"}]});
 /// assert_eq!(validate(&schema, &json!({"size": 3}), None), Ok(()));
-/// assert_eq!(validate(&schema, &json!({"size": 2}), None), Err(vec!["<nil>: Invalid value: \"object\": not two".to_owned()]));
+/// let refused = validate(&schema, &json!({"size": 2}), None).unwrap_err();
+/// assert_eq!(refused.lines(), ["<nil>: Invalid value: \"object\": not two"]);
 /// ```
-pub fn validate(schema: &Value, object: &Value, old: Option<&Value>) -> Result<(), Vec<String>> {
+pub fn validate(schema: &Value, object: &Value, old: Option<&Value>) -> Result<(), FieldErrors> {
     let mut errors = FieldErrors::default();
     let rules = Rules::new(schema, "schema", &mut errors);
     if errors.is_empty() {
         rules.check(object, old, &mut errors);
     }
-    if errors.is_empty() { Ok(()) } else { Err(errors.lines()) }
+    if errors.is_empty() { Ok(()) } else { Err(errors) }
 }
 
 /// Validates the schemas and rules of a definition.

@@ -69,13 +69,20 @@ impl<T: CustomResource> Typed for Of<T> {
     }
 }
 
+/// The definition of a type is invalid.
+pub(crate) struct InvalidDefinition {
+    pub(crate) kind: String,
+    /// Each problem as `field: message`.
+    pub(crate) problems: Vec<String>,
+}
+
 /// Returns the resources of a type, one per version.
-pub(crate) fn resources<T: CustomResource>() -> Result<Vec<Arc<Resource>>, String> {
+pub(crate) fn resources<T: CustomResource>() -> Result<Vec<Arc<Resource>>, InvalidDefinition> {
     let definition = T::definition();
     let mut errors = FieldErrors::default();
     custom::check_definition(&definition, &mut errors);
     if !errors.is_empty() {
-        return Err(format!("{} cannot be served: {}", T::KIND, errors.lines().join("; ")));
+        return Err(InvalidDefinition { kind: T::KIND.to_owned(), problems: errors.lines() });
     }
     let made = custom::from_definition(&definition);
     let typed: Arc<dyn Typed> = Arc::new(Of::<T>(PhantomData));

@@ -10,7 +10,7 @@ use ipnet::Ipv4Net;
 use k8s_core::{clock::Clock, custom::CustomResource};
 use k8s_store::Store;
 
-use super::ApiServer;
+use super::{ApiServer, BuildError};
 use crate::{
     admission::{Admit, Chain, IntoAdmit, Parts},
     aggregate::Aggregator,
@@ -22,7 +22,7 @@ use crate::{
     proxy::NodeConnector,
     resources::{Resource, SharedRegistry, is_built_in},
     stages::{Audit, Authenticate, Authorize, FlowControl},
-    state::{Observer, Pace, State},
+    state::{Authenticators, Observer, Pace, State},
     tls::ClientIdentity,
     user::User,
 };
@@ -41,11 +41,11 @@ pub struct Builder {
     pod_range: Option<Ipv4Net>,
     node_ports: (u16, u16),
     admission: Vec<Arc<dyn Admit>>,
-    authenticators: Vec<Arc<dyn Authenticate>>,
+    authenticators: Authenticators,
     authorizers: Vec<Arc<dyn Authorize>>,
     flow: Vec<Arc<dyn FlowControl>>,
     audit: Vec<Arc<dyn Audit>>,
-    typed: Vec<Result<Vec<Arc<Resource>>, String>>,
+    typed: Vec<Result<Vec<Arc<Resource>>, BuildError>>,
     nodes: Option<Arc<dyn NodeConnector>>,
     front_proxy: Option<ClientIdentity>,
     pace: Pace,
@@ -72,7 +72,7 @@ impl Builder {
             pod_range: None,
             node_ports: (30000, 32767),
             admission: Vec::new(),
-            authenticators: Vec::new(),
+            authenticators: Authenticators::default(),
             authorizers: Vec::new(),
             flow: Vec::new(),
             audit: Vec::new(),
@@ -147,13 +147,24 @@ impl Builder {
     /// Serves the custom resource of a Rust type, without a definition in the store.
     #[must_use]
     pub fn resource<T: CustomResource>(mut self) -> Self {
-        self.typed.push(crate::resources::typed::resources::<T>());
+        self.typed.push(
+            crate::resources::typed::resources::<T>()
+                .map_err(|invalid| BuildError::Definition { kind: invalid.kind, problems: invalid.problems }),
+        );
         self
     }
-    /// Adds an authenticator, asked before the server's own.
+    /// Adds an authenticator that is asked before the server's own, such as one for the headers of a trusted
+    /// proxy. The first that returns a user or an error decides.
+    #[must_use]
+    pub fn authenticate_first(mut self, authenticator: impl Authenticate) -> Self {
+        self.authenticators.first.push(Arc::new(authenticator));
+        self
+    }
+    /// Adds an authenticator that is asked after the server's own and before the request counts as anonymous,
+    /// such as one for an identity provider's tokens. The first that returns a user or an error decides.
     #[must_use]
     pub fn authenticate_with(mut self, authenticator: impl Authenticate) -> Self {
-        self.authenticators.push(Arc::new(authenticator));
+        self.authenticators.then.push(Arc::new(authenticator));
         self
     }
     /// Adds an authorizer, asked before RBAC.
@@ -226,12 +237,12 @@ impl Builder {
     /// # Errors
     /// If `service_account_key` is not a PKCS#8 P-256 key, a type's definition is invalid, or the store
     /// cannot be written.
-    pub fn build(self) -> BoxFuture<'static, Result<ApiServer, String>> {
+    pub fn build(self) -> BoxFuture<'static, Result<ApiServer, BuildError>> {
         // Boxed: callers' crates need not compile it again.
         Box::pin(self.assemble())
     }
 
-    async fn assemble(mut self) -> Result<ApiServer, String> {
+    async fn assemble(mut self) -> Result<ApiServer, BuildError> {
         if self.authorization == AuthorizationMode::AlwaysAllow {
             self.authenticator.refuse_anonymous();
         }
@@ -276,10 +287,8 @@ impl Builder {
         for made in self.typed {
             let made = made?;
             if let Some(taken) = made.iter().find(|r| is_built_in(&r.storage)) {
-                return Err(format!(
-                    "{} cannot be served: {} is a built-in resource",
-                    taken.kind, taken.storage
-                ));
+                let (kind, resource) = (taken.kind.clone(), taken.storage.to_string());
+                return Err(BuildError::BuiltIn { kind, resource });
             }
             if let Some(name) = made.first().map(|r| format!("type/{}", r.storage)) {
                 server.state.registry.define(&name, made);
@@ -292,7 +301,7 @@ impl Builder {
         match (crate::bootstrap::run(server.store(), &own).await, server.state.store.ailment()) {
             // With a full disk the cluster is readable, and has its bootstrap objects from before.
             (Err(e), Some(_)) => tracing::warn!(error = %e, "not all bootstrap objects could be made"),
-            (made, _) => made.map_err(|e| e.to_string())?,
+            (made, _) => made.map_err(BuildError::Bootstrap)?,
         }
         server.state.ready.store(true, Ordering::Release);
         crate::event_ttl::start(&server.state);

@@ -81,7 +81,7 @@ impl Authenticate for FrontProxy {
 async fn start(ca: &Authority, front: &Authority, at: &str) -> (u16, CancellationToken) {
     let server = ApiServer::builder(Store::memory())
         .resource::<Reading>()
-        .authenticate_with(FrontProxy)
+        .authenticate_first(FrontProxy)
         .build()
         .await
         .unwrap();

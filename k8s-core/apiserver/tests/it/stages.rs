@@ -124,6 +124,57 @@ async fn each_is_asked_in_its_place() {
     assert_eq!(entries, seen);
 }
 
+/// Knows one token, which is its user's name; another one it refuses.
+struct Token(&'static str);
+#[async_trait]
+impl Authenticate for Token {
+    async fn authenticate(&self, credentials: &Credentials<'_>) -> Result<Option<User>, ApiStatus> {
+        match credentials.bearer_token() {
+            Some(token) if token == self.0 => Ok(Some(User::new(&format!("{}-user", self.0), &[]))),
+            Some("burnt") => Err(ApiStatus::unauthorized()),
+            _ => Ok(None),
+        }
+    }
+}
+
+#[tokio::test]
+async fn added_authenticators_are_asked_after_the_built_in_ones_in_order() {
+    let own = std::collections::HashMap::from([("alice".to_owned(), User::new("own", &[]))]);
+    let server = ApiServer::builder(Store::memory())
+        .authenticator(k8s_apiserver::auth::Authenticator::new(own, true))
+        .authenticate_with(Token("alice"))
+        .authenticate_with(Token("bob"))
+        .authenticate_with(Token("burnt"))
+        .build()
+        .await
+        .unwrap();
+    let who = async |token: &str| {
+        let request = http::Request::post("/apis/authentication.k8s.io/v1/selfsubjectreviews")
+            .header("authorization", format!("Bearer {token}"))
+            .header("content-type", "application/json")
+            .body(b"{}".to_vec());
+        let answer = ask(&server, request.unwrap()).await;
+        (answer.status.as_u16(), answer.json()["status"]["userInfo"]["username"].clone())
+    };
+    assert_eq!(who("alice").await, (201, json!("own")), "the built-in ones are first");
+    assert_eq!(who("bob").await, (201, json!("bob-user")));
+    assert_eq!(who("burnt").await.0, 401, "the first answer decides, and it is a refusal");
+    assert_eq!(who("nobody").await.0, 401, "a token that none knows is not anonymous");
+
+    // A TokenReview asks the same ones.
+    let admin = server.service_as(User::admin());
+    for (token, user) in
+        [("alice", Some("own")), ("bob", Some("bob-user")), ("burnt", None), ("nobody", None)]
+    {
+        let request = http::Request::post("/apis/authentication.k8s.io/v1/tokenreviews")
+            .header("content-type", "application/json")
+            .body(json!({"spec": {"token": token}}).to_string().into_bytes());
+        let status = ask(&admin, request.unwrap()).await.json()["status"].clone();
+        assert_eq!(status["user"]["username"].as_str(), user, "{token}: {status}");
+        assert_eq!(status["authenticated"] == true, user.is_some());
+    }
+}
+
 struct Keeps;
 #[async_trait]
 impl Admit for Keeps {

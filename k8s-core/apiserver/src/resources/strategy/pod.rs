@@ -244,7 +244,7 @@ pub fn qos_class(spec: &Value) -> &'static str {
 ///
 /// # Errors
 /// The reason, in upstream's words.
-pub fn bind(
+pub(crate) fn bind(
     pod: &mut Value,
     node: &str,
     annotations: Option<&Map<String, Value>>,

@@ -1,0 +1,99 @@
+//! Upstream's component configuration files, as entries of ours.
+
+use std::net::{IpAddr, Ipv4Addr};
+
+use serde::{Deserialize, de::DeserializeOwned};
+
+type Entries = Vec<(String, Vec<String>)>;
+
+/// Supported fields of a KubeletConfiguration.
+#[derive(Debug, Default, Deserialize)]
+#[serde(rename_all = "camelCase", deny_unknown_fields, default)]
+struct Kubelet {
+    #[serde(rename = "apiVersion")]
+    _api_version: String,
+    #[serde(rename = "kind")]
+    _kind: String,
+    #[serde(rename = "clusterDNS")]
+    cluster_dns: Vec<Ipv4Addr>,
+    cluster_domain: Option<String>,
+    port: Option<u16>,
+    address: Option<IpAddr>,
+    #[serde(rename = "podCIDR")]
+    pod_cidr: Option<String>,
+    allowed_unsafe_sysctls: Vec<String>,
+}
+
+/// Supported fields of a KubeProxyConfiguration.
+#[derive(Debug, Default, Deserialize)]
+#[serde(rename_all = "camelCase", deny_unknown_fields, default)]
+struct Proxy {
+    #[serde(rename = "apiVersion")]
+    _api_version: String,
+    #[serde(rename = "kind")]
+    _kind: String,
+    #[serde(rename = "clusterCIDR")]
+    cluster_cidr: Option<String>,
+}
+
+/// Supported fields of a KubeControllerManagerConfiguration.
+#[derive(Debug, Default, Deserialize)]
+#[serde(rename_all = "camelCase", deny_unknown_fields, default)]
+struct ControllerManager {
+    #[serde(rename = "apiVersion")]
+    _api_version: String,
+    #[serde(rename = "kind")]
+    _kind: String,
+    controllers: Vec<String>,
+}
+
+/// Supported fields of a KubeSchedulerConfiguration.
+#[derive(Debug, Default, Deserialize)]
+#[serde(rename_all = "camelCase", deny_unknown_fields, default)]
+struct Scheduler {
+    #[serde(rename = "apiVersion")]
+    _api_version: String,
+    #[serde(rename = "kind")]
+    _kind: String,
+    profiles: Vec<Profile>,
+}
+
+#[derive(Debug, Default, Deserialize)]
+#[serde(rename_all = "camelCase", deny_unknown_fields, default)]
+struct Profile {
+    scheduler_name: String,
+}
+
+/// Parses the file of a component, by the command's name.
+pub(super) fn entries(text: &str, command: &str) -> Result<Entries, String> {
+    let mut all = Entries::new();
+    let mut add = |flag: &str, values: Vec<String>| {
+        if !values.is_empty() {
+            all.push((flag.to_owned(), values));
+        }
+    };
+    let one = |value: Option<String>| value.into_iter().collect::<Vec<_>>();
+    match command {
+        "kubelet" => {
+            let file: Kubelet = read(text)?;
+            add("cluster-dns", one(file.cluster_dns.first().map(ToString::to_string)));
+            add("cluster-domain", one(file.cluster_domain));
+            add("port", one(file.port.map(|p| p.to_string())));
+            add("address", one(file.address.map(|a| a.to_string())));
+            add("pod-cidr", one(file.pod_cidr));
+            add("allowed-unsafe-sysctls", file.allowed_unsafe_sysctls);
+        }
+        "kube-proxy" => add("cluster-cidr", one(read::<Proxy>(text)?.cluster_cidr)),
+        "kube-controller-manager" => add("controllers", read::<ControllerManager>(text)?.controllers),
+        "kube-scheduler" => {
+            let profile = read::<Scheduler>(text)?.profiles.into_iter().next().unwrap_or_default();
+            add("scheduler-name", one(Some(profile.scheduler_name).filter(|name| !name.is_empty())));
+        }
+        other => return Err(format!("{other} has no `kind` of configuration; the keys are its flags")),
+    }
+    Ok(all)
+}
+
+fn read<T: DeserializeOwned>(text: &str) -> Result<T, String> {
+    serde_saphyr::from_str(text).map_err(|e| e.to_string())
+}

@@ -1,0 +1,60 @@
+//! Changes of this process that only a program may make: its open files limit, its signals, its idle work.
+
+use std::{
+    cell::Cell,
+    future::Future,
+    time::{Duration, Instant},
+};
+
+use super::{exit::Failure, text_pages};
+use crate::distribution::Program;
+
+/// Time after which start-up code pages are released.
+const STARTED: Duration = Duration::from_secs(3);
+
+/// Minimum interval between two calls of the program's idle work by one thread.
+const IDLE: Duration = Duration::from_secs(3);
+
+/// Called whenever a thread of the runtime parks, which is often.
+fn idle(work: fn()) {
+    thread_local! {
+        static LAST: Cell<Option<Instant>> = const { Cell::new(None) };
+    }
+    let now = Instant::now();
+    if LAST.get().is_none_or(|last| now - last >= IDLE) {
+        LAST.set(Some(now));
+        work();
+    }
+}
+
+/// Runs a future on a new runtime, after raising the open files limit.
+pub(super) fn block_on(
+    program: Program,
+    future: impl Future<Output = Result<(), Failure>>,
+) -> Result<(), Failure> {
+    k8s_runtime::descriptors::raise();
+    let mut builder = tokio::runtime::Builder::new_multi_thread();
+    if let Some(work) = program.when_idle {
+        builder.on_thread_park(move || idle(work));
+    }
+    let runtime = builder.enable_all().build().map_err(Failure::because("start the async runtime"))?;
+    runtime.spawn(async {
+        tokio::time::sleep(STARTED).await;
+        text_pages::release();
+    });
+    runtime.block_on(future)
+}
+
+/// Waits for Ctrl-C or SIGTERM.
+pub(super) async fn stop_signal() {
+    use tokio::signal::unix::{SignalKind, signal};
+    let (Ok(mut interrupt), Ok(mut terminate)) =
+        (signal(SignalKind::interrupt()), signal(SignalKind::terminate()))
+    else {
+        return std::future::pending().await;
+    };
+    tokio::select! {
+        _ = interrupt.recv() => {}
+        _ = terminate.recv() => {}
+    }
+}

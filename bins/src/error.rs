@@ -1,0 +1,172 @@
+//! Errors of a cluster.
+
+use std::{io, net::SocketAddr, path::PathBuf, time::Duration};
+
+use k8s_store::OpenError;
+
+use crate::pki::PkiError;
+
+type BoxError = Box<dyn std::error::Error + Send + Sync>;
+
+/// A cluster cannot be started, used or removed. The variant says what the caller can do about it.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum ClusterError {
+    /// A setting is invalid. Change it.
+    #[error("{setting}: {reason}")]
+    Invalid {
+        /// Name of the setting, or path of the file that has it.
+        setting: String,
+        /// The problem, and the valid values.
+        reason: String,
+    },
+    /// Another program listens on the address. Stop it, or choose another port.
+    #[error("listen on {address}: {source}; stop what uses it or choose another port")]
+    AddressInUse {
+        /// The address.
+        address: SocketAddr,
+        /// The I/O error.
+        #[source]
+        source: io::Error,
+    },
+    /// The address cannot be listened on: it is not this machine's, or the port needs a privilege.
+    #[error("listen on {address}: {source}")]
+    Listen {
+        /// The address.
+        address: SocketAddr,
+        /// The I/O error.
+        #[source]
+        source: io::Error,
+    },
+    /// A running cluster holds the data directory. Stop it, or choose another directory.
+    #[error(
+        "data directory {path:?} is in use by another {owner}; stop that one or choose another with --data-dir"
+    )]
+    DirectoryInUse {
+        /// The data directory.
+        path: PathBuf,
+        /// Name of the distribution.
+        owner: String,
+    },
+    /// The data directory cannot be used: not accessible, or with foreign content. Choose another one.
+    #[error("data directory {path:?}: {source}; choose another with --data-dir")]
+    Directory {
+        /// The data directory.
+        path: PathBuf,
+        /// The I/O error.
+        #[source]
+        source: io::Error,
+    },
+    /// A newer program wrote the data directory. Use that program, or another directory.
+    #[error(
+        "data directory {path:?} has format {have}, this program knows formats up to {known}; use the newer program or another --data-dir"
+    )]
+    NewerFormat {
+        /// The data directory.
+        path: PathBuf,
+        /// Its layout version.
+        have: String,
+        /// The newest layout version that this program knows.
+        known: u32,
+    },
+    /// The data directory belongs to another distribution. Use that program, or another directory.
+    #[error("data directory {path:?} is one of {owner}, not of {name}; use {owner} or another --data-dir")]
+    OtherDistribution {
+        /// The data directory.
+        path: PathBuf,
+        /// Name of the distribution that created it.
+        owner: String,
+        /// Name of this distribution.
+        name: String,
+    },
+    /// The directory is no data directory, so nothing in it is removed.
+    #[error(
+        "{} is no data directory of a cluster (there is no file `format` in it); nothing was removed",
+        path.display()
+    )]
+    NoDataDirectory {
+        /// The directory.
+        path: PathBuf,
+    },
+    /// This machine lacks a requirement of containers or their network. Install or enable it.
+    #[error("this machine cannot run containers: {}", missing.join("; "))]
+    Machine {
+        /// Each missing requirement with its remedy.
+        missing: Vec<String>,
+    },
+    /// The process lacks a permission. Run it as the named user.
+    #[error("{0}")]
+    Permission(String),
+    /// The store's file lost its content. Restore it, or give it up.
+    #[error(
+        "the cluster's state {} cannot be used: {reason}. Put a copy of it back, or start with --forget-state: the file is set aside, and the containers of its pods are removed",
+        path.display()
+    )]
+    StateLost {
+        /// The store's file.
+        path: PathBuf,
+        /// The reason.
+        reason: &'static str,
+    },
+    /// The store cannot be opened.
+    #[error(transparent)]
+    Store(#[from] OpenError),
+    /// A certificate or key cannot be read or created.
+    #[error("certificates: {0}")]
+    Certificate(#[from] PkiError),
+    /// The API server cannot be built from its parts.
+    #[error("start the API server: {0}")]
+    ApiServer(#[from] k8s_apiserver::BuildError),
+    /// A node is not ready in time. Its log has the reason.
+    #[error("node {node} was not ready within {} s", within.as_secs())]
+    NotReady {
+        /// Name of the node.
+        node: String,
+        /// The timeout.
+        within: Duration,
+    },
+    /// A kubeconfig needs an address, and the cluster listens on none.
+    #[error("this cluster listens on no address, so there is no kubeconfig for it")]
+    NoAddress,
+    /// A file, a socket or the kernel refused an operation.
+    #[error("{what}: {source}")]
+    Io {
+        /// The operation.
+        what: String,
+        /// The I/O error.
+        #[source]
+        source: io::Error,
+    },
+    /// Something of a removed cluster remains on the machine. Each line names it and the reason.
+    #[error("{}", remains.join("; "))]
+    Remains {
+        /// The remaining things.
+        remains: Vec<String>,
+    },
+    /// A component failed.
+    #[error("{what}: {source}")]
+    Component {
+        /// The component, or its operation.
+        what: String,
+        /// Its error.
+        #[source]
+        source: BoxError,
+    },
+}
+
+impl ClusterError {
+    /// For `map_err`: [`ClusterError::Component`].
+    pub(crate) fn of<E: Into<BoxError>>(what: impl Into<String>) -> impl FnOnce(E) -> ClusterError {
+        move |e| ClusterError::Component { what: what.into(), source: e.into() }
+    }
+
+    /// For `map_err`: [`ClusterError::Io`].
+    pub(crate) fn io(what: impl Into<String>) -> impl FnOnce(io::Error) -> ClusterError {
+        move |source| ClusterError::Io { what: what.into(), source }
+    }
+
+    /// Creates [`ClusterError::Invalid`].
+    pub(crate) fn invalid(setting: impl Into<String>, reason: impl std::fmt::Display) -> ClusterError {
+        ClusterError::Invalid { setting: setting.into(), reason: reason.to_string() }
+    }
+}
