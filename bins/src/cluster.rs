@@ -344,6 +344,7 @@ impl Cluster {
             pod_cidr: None,
             api: None,
             allowed_unsafe_sysctls: Vec::new(),
+            metrics: self.plane.api.server.metrics().clone(),
         };
         let server = self.plane.api.server.clone();
         let kubelet = |name: &str| server.client_as(User::node(name));
@@ -373,6 +374,7 @@ impl Cluster {
                     dns,
                     domain: choices.settings.cluster_domain.clone(),
                     state_dir: self.paths.network(),
+                    metrics: config.metrics.clone(),
                 };
                 crate::network::record(&self.paths, &network)?;
                 let proxy = server.client_as(User::new(identities::PROXY, &[]));

@@ -5,6 +5,7 @@ mod components;
 mod config;
 mod demo;
 mod exit;
+mod health;
 mod image;
 mod process;
 mod reset;

@@ -13,12 +13,12 @@ use std::time::Duration;
 use ipnet::Ipv4Net;
 use k8s_apiserver::User;
 use k8s_builtin::{self as builtin, Selection};
-use k8s_controllers::{Caches, Environment, Manager, Runnable};
+use k8s_controllers::{Caches, Environment, Manager, Runnable, metrics::Metrics};
 use k8s_core::client::Client;
 use tokio::task::JoinHandle;
 use tokio_util::sync::CancellationToken;
 
-pub(crate) use api::{Api, ApiConfig, limits};
+pub(crate) use api::{Api, ApiConfig, bind, limits};
 pub(crate) use store::open_store;
 
 use crate::{error::ClusterError, extensions::Extensions, identities, paths::Paths};
@@ -83,9 +83,12 @@ impl ControlPlane {
                     .named("kube-controller-manager")
             },
         );
+        let metrics = Metrics::new(api.server.metrics());
+        let manager = manager.measured(metrics.clone());
         let mut environment = Environment::new(of(identities::SCHEDULER).named("kube-scheduler"));
         environment.caches = k8s_builtin::trimmed(caches);
         environment.shutdown = stop.clone();
+        environment.metrics = metrics;
         let tasks = vec![
             tokio::spawn(manager.run(stop.clone())),
             tokio::spawn(extensions.scheduler.run_in(environment)),

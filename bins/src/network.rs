@@ -8,6 +8,7 @@ use std::{
 
 use ipnet::Ipv4Net;
 use k8s_core::client::{Client, Error};
+use k8s_metrics::Registry;
 use k8s_net::{
     bridge::{Bridge, bridge_name},
     node::{NodeNet, NodeNetConfig},
@@ -37,6 +38,8 @@ pub struct NetworkConfig {
     pub domain: String,
     /// Directory of the address allocations.
     pub state_dir: PathBuf,
+    /// Registry of the proxy's metrics.
+    pub metrics: Registry,
 }
 
 /// Parts of the network that run in this process.
@@ -78,6 +81,7 @@ fn node_net(config: &NetworkConfig) -> NodeNetConfig {
         dns_ip: Some(config.dns),
         cluster_domain: config.domain.clone(),
         state_dir: config.state_dir.clone(),
+        metrics: config.metrics.clone(),
         ..NodeNetConfig::default()
     }
 }
@@ -155,6 +159,7 @@ fn recorded(paths: &Paths) -> Option<NetworkConfig> {
         dns: at("dns").parse().ok()?,
         domain: String::new(),
         state_dir: paths.network(),
+        metrics: Registry::default(),
     })
 }
 

@@ -11,6 +11,7 @@ use k8s_core::{
     client::{Body, BoxError, Client, ListParams, WatchEvent},
 };
 use k8s_kubelet::{Config, Kubelet, KubeletApi};
+use k8s_metrics::Registry;
 use k8s_net::pod::PodNetwork;
 use k8s_runtime::{
     Images, Runtime,
@@ -38,6 +39,8 @@ pub struct NodeConfig {
     pub api: Option<(std::net::SocketAddr, Arc<k8s_tls::ServerConfig>)>,
     /// Sysctls beside the safe ones that pods may set.
     pub allowed_unsafe_sysctls: Vec<String>,
+    /// Registry of the kubelet's metrics.
+    pub metrics: Registry,
 }
 
 /// A running node.
@@ -195,6 +198,7 @@ async fn start_kubelet(
                 }
             }
         })
+        .metrics(config.metrics.clone())
         .runtime(runtime)
         .images(images);
     if let Some(network) = network {

@@ -53,11 +53,34 @@ async fn over_tls_with_the_clusters_kubeconfig() {
     assert_eq!(maps.list(&ListParams::default().fields("metadata.name=m7")).await.unwrap().items.len(), 1);
     assert!(maps.list(&ListParams::default()).await.unwrap().items.len() > 50);
 
-    let pods: Api<Pod> = Api::default_namespaced(client);
+    let pods: Api<Pod> = Api::default_namespaced(client.clone());
     let pod = json!({"metadata": {"name": "p"}, "spec": {"containers": [{"name": "c", "image": "i"}]}});
     pods.create(&PostParams::default(), &serde_json::from_value(pod).unwrap()).await.unwrap();
     let running = wait::await_condition(pods, "p", wait::conditions::is_pod_running());
     tokio::time::timeout(Duration::from_secs(30), running).await.unwrap().unwrap();
+
+    // One registry has the metrics of all components.
+    let request = http::Request::get("/metrics").body(Vec::new()).unwrap();
+    let metrics = client.request_text(request).await.unwrap();
+    let value = |begin: &str| -> f64 {
+        let line = metrics.lines().find_map(|l| l.strip_prefix(begin));
+        let number =
+            line.and_then(|l| l.rsplit(' ').next()).unwrap_or_else(|| panic!("{begin} in {metrics}"));
+        number.parse().unwrap()
+    };
+    let configmaps =
+        r#"dry_run="",group="",version="v1",resource="configmaps",subresource="",scope="resource""#;
+    let posts =
+        format!(r#"apiserver_request_total{{verb="POST",{configmaps},component="apiserver",code="201"}}"#);
+    assert!(value(&posts) >= 50.0);
+    assert_eq!(
+        value(r#"scheduler_schedule_attempts_total{result="scheduled",profile="default-scheduler"}"#),
+        1.0
+    );
+    assert_eq!(value("kubelet_running_pods"), 1.0);
+    assert_eq!(value(r#"kubelet_running_containers{container_state="running"}"#), 1.0);
+    assert!(value(r#"workqueue_adds_total{name="deployment-controller"}"#) >= 0.0);
+    assert!(value("process_resident_memory_bytes") > 1e6);
     cluster.down().await.unwrap();
 }
 

@@ -1,4 +1,6 @@
-//! HTTP server of a manager: liveness, readiness, metrics.
+//! HTTP server of a program: `/healthz`, `/livez`, `/readyz`, `/metrics`.
+//!
+//! It has neither TLS nor authentication, so it belongs on a loopback address.
 
 use std::convert::Infallible;
 
@@ -10,13 +12,28 @@ use hyper_util::rt::{TokioIo, TokioTimer};
 use tokio::{net::TcpListener, task::JoinSet};
 use tokio_util::sync::CancellationToken;
 
-use crate::metrics::Metrics;
+use k8s_metrics::{CONTENT_TYPE, Registry, encode};
 
 /// Limit of concurrent connections; others wait.
 const CONNECTIONS: usize = 64;
 
-/// Serves until it is stopped.
-pub(crate) async fn serve(listener: TcpListener, metrics: Metrics, stop: CancellationToken) {
+/// Serves until it is stopped. `/readyz` answers 503 with the error of `ready`.
+///
+/// # Examples
+/// ```
+/// use k8s_controllers::{health, metrics::Registry};
+/// # async fn f(stop: tokio_util::sync::CancellationToken) -> std::io::Result<()> {
+/// let listener = tokio::net::TcpListener::bind("127.0.0.1:8080").await?;
+/// health::serve(listener, Registry::default(), || Ok(()), stop).await;
+/// # Ok(())
+/// # }
+/// ```
+pub async fn serve(
+    listener: TcpListener,
+    registry: Registry,
+    ready: impl Fn() -> Result<(), String> + Clone + Send + 'static,
+    stop: CancellationToken,
+) {
     let mut connections = JoinSet::new();
     loop {
         while connections.len() >= CONNECTIONS {
@@ -35,10 +52,10 @@ pub(crate) async fn serve(listener: TcpListener, metrics: Metrics, stop: Cancell
             }
         };
         while connections.try_join_next().is_some() {}
-        let metrics = metrics.clone();
+        let (registry, ready) = (registry.clone(), ready.clone());
         connections.spawn(async move {
             let service = service_fn(move |request| {
-                let response = answer(&request, &metrics);
+                let response = answer(&request, &registry, &ready);
                 async move { Ok::<_, Infallible>(response) }
             });
             let mut http = hyper::server::conn::http1::Builder::new();
@@ -50,22 +67,27 @@ pub(crate) async fn serve(listener: TcpListener, metrics: Metrics, stop: Cancell
     }
 }
 
-fn answer(request: &Request<Incoming>, metrics: &Metrics) -> Response<Full<Bytes>> {
+fn answer(
+    request: &Request<Incoming>,
+    registry: &Registry,
+    ready: &impl Fn() -> Result<(), String>,
+) -> Response<Full<Bytes>> {
     let (code, text) = match request.uri().path() {
         "/healthz" | "/livez" => (StatusCode::OK, "ok".to_owned()),
-        "/readyz" => match metrics.unready() {
-            waiting if waiting.is_empty() => (StatusCode::OK, "ok".to_owned()),
-            waiting => {
-                let text = format!("caches are not complete: {}\n", waiting.join(", "));
-                (StatusCode::SERVICE_UNAVAILABLE, text)
-            }
+        "/readyz" => match ready() {
+            Ok(()) => (StatusCode::OK, "ok".to_owned()),
+            Err(reason) => (StatusCode::SERVICE_UNAVAILABLE, reason + "\n"),
         },
-        "/metrics" => (StatusCode::OK, metrics.render()),
+        "/metrics" => {
+            let mut text = String::new();
+            encode(&mut text, registry);
+            (StatusCode::OK, text)
+        }
         _ => (StatusCode::NOT_FOUND, "404 page not found\n".to_owned()),
     };
     let mut response = Response::new(Full::new(Bytes::from(text)));
     *response.status_mut() = code;
-    let text = header::HeaderValue::from_static("text/plain; version=0.0.4; charset=utf-8");
+    let text = header::HeaderValue::from_static(CONTENT_TYPE);
     response.headers_mut().insert(header::CONTENT_TYPE, text);
     response
 }

@@ -62,7 +62,7 @@ mod conditions;
 mod context;
 mod controller;
 #[cfg(feature = "serve")]
-mod health;
+pub mod health;
 pub mod leader;
 mod manager;
 pub mod metrics;

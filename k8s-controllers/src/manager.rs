@@ -98,6 +98,13 @@ impl Manager {
         self
     }
 
+    /// Shares metrics with others in the process. Default: metrics of its own.
+    #[must_use]
+    pub fn measured(mut self, metrics: Metrics) -> Self {
+        self.environment.metrics = metrics;
+        self
+    }
+
     /// Returns the metrics of its controllers.
     #[must_use]
     pub fn metrics(&self) -> Metrics {
@@ -115,11 +122,10 @@ impl Manager {
         let mut running = JoinSet::new();
         #[cfg(feature = "serve")]
         if let Some(listener) = self.listener {
-            running.spawn(health::serve(
-                listener,
-                self.environment.metrics.clone(),
-                self.environment.shutdown.clone(),
-            ));
+            let metrics = self.environment.metrics.clone();
+            let registry = metrics.registry().clone();
+            let ready = move || metrics.ready();
+            running.spawn(health::serve(listener, registry, ready, self.environment.shutdown.clone()));
         }
         for runnable in self.runnables {
             running.spawn(runnable.start(self.environment.clone(), self.accounts.as_ref()));

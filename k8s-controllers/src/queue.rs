@@ -537,7 +537,7 @@ mod tests {
 
     #[tokio::test(start_paused = true)]
     async fn what_is_measured_is_what_happens() {
-        let metrics = Arc::new(QueueMetrics::default());
+        let metrics = Arc::new(QueueMetrics::new(&crate::metrics::Registry::default(), "q"));
         let q = WorkQueue::new(Backoff::default(), 1).measured(metrics.clone());
         q.add(1);
         q.add(1);

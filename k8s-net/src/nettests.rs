@@ -318,6 +318,7 @@ impl World {
                         node_name: "node".into(),
                         cluster_cidr: Some(cidr("10.42.0.0/16")),
                         service_cidr: Some(cidr("10.43.0.0/16")),
+                        metrics: k8s_metrics::Registry::default(),
                     };
                     let proxy = Proxy::start(config, s, e).expect("starts");
                     proxy.synced().await;

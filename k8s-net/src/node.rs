@@ -25,6 +25,7 @@ use k8s_core::{
     cache::{Cache, Reflector, reflect},
     client::{Client, ListParams},
 };
+use k8s_metrics::Registry;
 use tokio_util::sync::{CancellationToken, DropGuard};
 
 use crate::{
@@ -59,6 +60,8 @@ pub struct NodeNetConfig {
     pub state_dir: PathBuf,
     /// MTU in bytes; 0 means 1500.
     pub mtu: u32,
+    /// Registry of the proxy's metrics. Default: one of its own.
+    pub metrics: Registry,
 }
 
 impl Default for NodeNetConfig {
@@ -74,6 +77,7 @@ impl Default for NodeNetConfig {
             resolv_conf: Some("/etc/resolv.conf".into()),
             state_dir: "/var/lib/hyperkube/net".into(),
             mtu: 0,
+            metrics: Registry::default(),
         }
     }
 }
@@ -101,6 +105,7 @@ impl NodeNetConfig {
             node_name: self.node_name.clone(),
             cluster_cidr: Some(self.cluster_cidr),
             service_cidr: Some(self.service_cidr),
+            metrics: self.metrics.clone(),
         }
     }
 

@@ -16,6 +16,7 @@
 //! Not here: IPv6, `loadBalancerSourceRanges`, health check node ports, topology hints.
 
 mod conntrack;
+mod metrics;
 mod plan;
 mod rules;
 mod table;
@@ -34,11 +35,13 @@ use k8s_core::{
     cache::{Cache, Change, Subscription},
     meta::{ObjectExt, ObjectKey},
 };
+use k8s_metrics::Registry;
 use tokio::sync::watch;
 use tokio_util::sync::{CancellationToken, DropGuard};
 use tracing::{debug, warn};
 
 use crate::nft::Nft;
+use metrics::Metrics;
 use table::Table;
 
 const BY_SERVICE: &str = "service";
@@ -54,6 +57,8 @@ pub struct ProxyConfig {
     pub cluster_cidr: Option<Ipv4Net>,
     /// Service CIDR of the cluster. `None`: addresses in it without a service are not rejected.
     pub service_cidr: Option<Ipv4Net>,
+    /// Registry of the proxy's metrics.
+    pub metrics: Registry,
 }
 
 /// Errors of starting or removing the proxy.
@@ -143,7 +148,8 @@ impl Proxy {
         let stop = CancellationToken::new();
         let table = Table::new(&table_name(&config.cluster), config.cluster_cidr, config.service_cidr);
         let kernel = Kernel { nft, table, broken: true };
-        let worker = Worker { config, services, slices, kernel: Some(kernel), stats: sender };
+        let metrics = Metrics::new(&config.metrics);
+        let worker = Worker { config, services, slices, kernel: Some(kernel), metrics, stats: sender };
         let task = tokio::spawn(worker.run(stop.clone()));
         Ok(Proxy { stats, task, stop: stop.clone(), _guard: stop.drop_guard() })
     }
@@ -184,6 +190,7 @@ struct Worker {
     services: Cache<Service>,
     slices: Cache<EndpointSlice>,
     kernel: Option<Kernel>,
+    metrics: Metrics,
     stats: watch::Sender<ProxyStats>,
 }
 
@@ -247,6 +254,7 @@ impl Worker {
             match self.apply(&mut dirty, since).await {
                 Ok(()) => delay = Duration::from_millis(100),
                 Err(error) => {
+                    self.metrics.failed();
                     warn!(%error, table = table_name(&self.config.cluster), "service rules, will be made anew");
                     tokio::time::sleep(delay).await;
                     delay = (delay * 2).min(Duration::from_secs(10));
@@ -308,6 +316,7 @@ impl Worker {
         if result? {
             let last = since.elapsed();
             debug!(?last, "service rules applied");
+            self.metrics.applied(last);
             self.stats.send_modify(|s| {
                 *s = ProxyStats { transactions: s.transactions + 1, last, services: count };
             });

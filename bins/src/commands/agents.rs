@@ -3,13 +3,17 @@
 use std::{
     net::{IpAddr, Ipv4Addr, SocketAddr},
     path::PathBuf,
-    sync::Arc,
+    sync::{
+        Arc,
+        atomic::{AtomicBool, Ordering},
+    },
 };
 
 use super::{
     components::{Connection, stop_token},
     config::ConfigFile,
     exit::{Code, Failure},
+    health,
 };
 use crate::{
     ClusterError,
@@ -22,6 +26,7 @@ use crate::{
     ranges,
 };
 use ipnet::Ipv4Net;
+use k8s_metrics::Registry;
 use k8s_runtime::Runtime;
 
 /// Network settings that are equal on all nodes of a cluster.
@@ -55,6 +60,7 @@ impl Ranges {
             dns: self.cluster_dns,
             domain: self.cluster_domain.clone(),
             state_dir: paths.network(),
+            metrics: Registry::default(),
         }
     }
 
@@ -137,6 +143,7 @@ impl Kubelet {
             pod_cidr: network.map(|network| network.node_pods().into()),
             api: self.tls(name, address)?,
             allowed_unsafe_sysctls: std::mem::take(&mut self.allowed_unsafe_sysctls),
+            metrics: Registry::default(),
         };
         let node = match &containers {
             Containers::Added(runtime) => {
@@ -178,6 +185,13 @@ pub(super) struct Proxy {
     connection: Connection,
     #[command(flatten)]
     ranges: Ranges,
+    /// Listen address of /metrics, in plain HTTP; port 0 disables it.
+    #[arg(long, default_value = "127.0.0.1:10249")]
+    metrics_bind_address: SocketAddr,
+    /// Listen address of /healthz, /livez and /readyz, in plain HTTP; port 0 disables it. Upstream's default
+    /// is all addresses.
+    #[arg(long, default_value = "127.0.0.1:10256")]
+    healthz_bind_address: SocketAddr,
     /// Directory of the proxy's state; on the same machine and for the same cluster, the kubelet's.
     #[arg(long, default_value = "/var/lib/hyperkube")]
     root_dir: PathBuf,
@@ -196,14 +210,27 @@ impl Proxy {
         let paths = Paths::new(name, &self.root_dir)?;
         let client = self.connection.client("kube-proxy")?;
         let config = self.ranges.network(&paths, None);
+        let stop = stop_token();
+        k8s_controllers::metrics::process::register(&config.metrics);
+        let synced = Arc::new(AtomicBool::new(false));
+        let ready = {
+            let synced = synced.clone();
+            move || match synced.load(Ordering::Relaxed) {
+                true => Ok(()),
+                false => Err("the service rules are not in the kernel yet".to_owned()),
+            }
+        };
+        health::serve(self.metrics_bind_address, &config.metrics, ready.clone(), &stop).await?;
+        health::serve(self.healthz_bind_address, &Registry::default(), ready, &stop).await?;
         let network = Network::start(&config, &client, Parts::All).await?;
+        synced.store(true, Ordering::Relaxed);
         // The DNS server answers with or without this Service, and a proxy's own credentials may not create
         // it.
         if let Err(e) = crate::network::publish_dns(&client, self.ranges.cluster_dns).await {
             eprintln!("the Service kube-system/kube-dns was not made: {e}");
         }
         println!("services are proxied");
-        stop_token().cancelled().await;
+        stop.cancelled().await;
         network.shutdown().await;
         Ok(())
     }

@@ -10,7 +10,7 @@ use std::{
 
 use ipnet::Ipv4Net;
 use k8s_apiserver::auth::{Authenticator, AuthorizationMode};
-use k8s_controllers::{Environment, leader::Candidate};
+use k8s_controllers::{Environment, leader::Candidate, metrics::Metrics};
 use k8s_core::{
     client::{Client, Kubeconfig, Remote, RemoteConfig},
     clock::Clock,
@@ -20,6 +20,7 @@ use tokio_util::sync::CancellationToken;
 use super::{
     config::ConfigFile,
     exit::{Code, Failure},
+    health::Health,
     stop_signal,
 };
 use crate::{
@@ -297,6 +298,11 @@ pub(super) struct ControllerManager {
     connection: Connection,
     #[command(flatten)]
     election: Election,
+    #[command(flatten)]
+    health: Health,
+    /// Port of health and metrics; 0 disables it.
+    #[arg(long, default_value_t = 10257)]
+    secure_port: u16,
     /// Built-in controllers: `*` for all, `-name` to exclude one.
     #[arg(long, value_delimiter = ',', default_value = "*", allow_hyphen_values = true)]
     controllers: Vec<String>,
@@ -331,13 +337,21 @@ impl ControllerManager {
             cluster_cidr: self.cluster_cidr,
         };
         let added = extensions.controllers.into_iter().map(|c| c.account(identities::EXTENSIONS)).collect();
-        let mut manager = manager(&client, config, added);
+        let stop = stop_token();
+        let metrics = Metrics::default();
+        // A process that waits for the leader lease has no controllers and is ready.
+        let ready = {
+            let metrics = metrics.clone();
+            move || metrics.ready()
+        };
+        self.health.serve(self.secure_port, metrics.registry(), ready, &stop).await?;
+        let mut manager = manager(&client, config, added).measured(metrics);
         if self.use_service_account_credentials {
             let accounts = self.connection.accounts(&client)?;
             manager =
                 manager.accounts(move |account| accounts.client(account).named("kube-controller-manager"));
         }
-        self.election.run(&client, "kube-controller-manager", stop_token(), |stop| manager.run(stop)).await
+        self.election.run(&client, "kube-controller-manager", stop, |stop| manager.run(stop)).await
     }
 }
 
@@ -348,6 +362,11 @@ pub(super) struct KubeScheduler {
     connection: Connection,
     #[command(flatten)]
     election: Election,
+    #[command(flatten)]
+    health: Health,
+    /// Port of health and metrics; 0 disables it.
+    #[arg(long, default_value_t = 10259)]
+    secure_port: u16,
     /// Schedules the pods with this `schedulerName`.
     #[arg(long, default_value = "default-scheduler")]
     scheduler_name: String,
@@ -359,11 +378,13 @@ impl KubeScheduler {
     pub(super) async fn run(self, extensions: Extensions) -> Result<(), Failure> {
         let client = self.connection.client("kube-scheduler")?;
         let scheduler = extensions.scheduler.named(&self.scheduler_name);
+        let stop = stop_token();
         let mut environment = Environment::new(client.clone());
+        self.health.serve(self.secure_port, environment.metrics.registry(), || Ok(()), &stop).await?;
         let work = |stop| {
             environment.shutdown = stop;
             scheduler.run_in(environment)
         };
-        self.election.run(&client, "kube-scheduler", stop_token(), work).await
+        self.election.run(&client, "kube-scheduler", stop, work).await
     }
 }

@@ -247,7 +247,7 @@ pub(crate) fn limits() -> Limits {
 ///
 /// # Errors
 /// [`ClusterError::AddressInUse`], [`ClusterError::Listen`].
-async fn bind(address: SocketAddr) -> Result<TcpListener, ClusterError> {
+pub(crate) async fn bind(address: SocketAddr) -> Result<TcpListener, ClusterError> {
     TcpListener::bind(address).await.map_err(|source| match source.kind() {
         io::ErrorKind::AddrInUse => ClusterError::AddressInUse { address, source },
         _ => ClusterError::Listen { address, source },

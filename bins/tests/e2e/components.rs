@@ -72,6 +72,7 @@ fn five() -> Outcome {
     cluster.kubeconfig = pki.join("admin.kubeconfig");
     cluster.wait_ready()?;
     smoke(&cluster)?;
+    measured(&cluster)?;
     for (component, user) in [
         ("controller-manager", "system:kube-controller-manager"),
         ("scheduler", "system:kube-scheduler"),
@@ -90,6 +91,36 @@ fn five() -> Outcome {
         }
     }
     cluster.take_down()
+}
+
+/// Each program without an API serves its health and its metrics, with upstream's ports and names.
+fn measured(cluster: &Cluster) -> Outcome {
+    for (health, port, names) in [
+        (
+            10257,
+            10257,
+            ["workqueue_adds_total{name=\"deployment-controller\"}", "controller_runtime_reconcile_total{"],
+        ),
+        (10259, 10259, ["scheduler_schedule_attempts_total{result=\"scheduled\"", "scheduler_pending_pods{"]),
+        (10256, 10249, ["kubeproxy_sync_proxy_rules_duration_seconds_count", "process_open_fds"]),
+    ] {
+        for path in ["healthz", "livez", "readyz"] {
+            let said = http_get(cluster, &format!("http://127.0.0.1:{health}/{path}"))?;
+            if said != "ok" {
+                return Err(format!("{health}/{path}: {said}").into());
+            }
+        }
+        let text = http_get(cluster, &format!("http://127.0.0.1:{port}/metrics"))?;
+        for name in names {
+            let value =
+                text.lines().find_map(|l| l.strip_prefix(name)?.rsplit(' ').next()?.parse::<f64>().ok());
+            if value.is_none_or(|v| v < 0.0) {
+                return Err(format!("{port}/metrics has no {name}: {text}").into());
+            }
+        }
+    }
+    let said = cluster.ok(&["get", "--raw", "/metrics"], "")?;
+    if said.contains("apiserver_request_total{") { Ok(()) } else { Err(said.into()) }
 }
 
 /// A component's kubeconfig has upstream's user for it, who is not in system:masters.

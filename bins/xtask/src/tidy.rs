@@ -3,6 +3,7 @@
 mod cycles;
 mod dependencies;
 mod examples;
+mod metrics;
 mod process;
 mod source;
 mod words;
@@ -41,6 +42,7 @@ const TOP_LEVEL: &[&str] = &[
 /// They point one way: programs and `k8s-testing` -> API server, scheduler, kubelet -> controllers, runtime,
 /// net -> k8s-core -> leaf crates. Dev-dependencies do not count: tests may use crates above their own.
 const EDGES: &[(&str, &[&str])] = &[
+    ("k8s-metrics", &[]),
     ("k8s-progress", &[]),
     ("k8s-quantity", &[]),
     ("k8s-tls", &[]),
@@ -49,13 +51,13 @@ const EDGES: &[(&str, &[&str])] = &[
     ("k8s-schema", &["k8s-quantity"]),
     ("k8s-store", &["k8s-progress"]),
     ("k8s-core", &["k8s-derive", "k8s-progress", "k8s-quantity", "k8s-tls"]),
-    ("k8s-controllers", &["k8s-core"]),
+    ("k8s-controllers", &["k8s-core", "k8s-metrics"]),
     ("k8s-builtin", &["k8s-core", "k8s-controllers"]),
     ("k8s-runtime", &["k8s-tls"]),
-    ("k8s-net", &["k8s-core"]),
-    ("k8s-apiserver", &["k8s-core", "k8s-cel", "k8s-schema", "k8s-store", "k8s-tls"]),
-    ("k8s-scheduler", &["k8s-core", "k8s-controllers"]),
-    ("k8s-kubelet", &["k8s-core", "k8s-tls", "k8s-runtime", "k8s-net"]),
+    ("k8s-net", &["k8s-core", "k8s-metrics"]),
+    ("k8s-apiserver", &["k8s-core", "k8s-cel", "k8s-metrics", "k8s-schema", "k8s-store", "k8s-tls"]),
+    ("k8s-scheduler", &["k8s-core", "k8s-controllers", "k8s-metrics"]),
+    ("k8s-kubelet", &["k8s-core", "k8s-metrics", "k8s-tls", "k8s-runtime", "k8s-net"]),
     (
         "k8s-testing",
         &["k8s-core", "k8s-store", "k8s-builtin", "k8s-controllers", "k8s-apiserver", "k8s-scheduler"],
@@ -64,6 +66,7 @@ const EDGES: &[(&str, &[&str])] = &[
         "hyperkube",
         &[
             "k8s-core",
+            "k8s-metrics",
             "k8s-store",
             "k8s-tls",
             "k8s-builtin",
@@ -97,16 +100,18 @@ pub(crate) fn run() -> Result<()> {
     problems.extend(top_level()?);
     problems.extend(edges()?);
     problems.extend(module_docs()?);
-    for source in library_sources()? {
-        problems.extend(cycles::problems(&source)?);
+    let sources = library_sources()?;
+    for source in &sources {
+        problems.extend(cycles::problems(source)?);
     }
     problems.extend(dependencies::problems(&dependencies()?));
     problems.extend(examples::problems(&root().join("examples"))?);
+    problems.extend(metrics::problems(&root(), &sources)?);
     problems.extend(process::problems(&root(), &rust_files()?)?);
     problems.extend(words::problems(&root(), &rust_files()?)?);
     if problems.is_empty() {
         println!(
-            "top level, crate edges, module cycles, module documentation, licences, duplicates, examples and words are as they should be"
+            "top level, crate edges, module cycles, module documentation, licences, duplicates, examples, metrics and words are as they should be"
         );
         return Ok(());
     }

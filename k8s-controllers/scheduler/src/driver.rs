@@ -31,6 +31,7 @@ use crate::{
     Attempt, Cluster, Decision, Filter, Plugin, PodInfo, Queue, Score, Unschedulable, WakeOn,
     decide::Profile,
     failures::{Failure, Failures},
+    metrics::{Metrics, Outcome},
     plugins,
     preemption::{self, Preempt},
     volumes::{self, VolumeCaches},
@@ -112,6 +113,8 @@ impl Builder {
 /// Result of a bind task.
 struct Bound {
     attempt: Attempt,
+    /// Start of the decision.
+    begun: Instant,
     error: Option<Error>,
 }
 
@@ -122,6 +125,7 @@ pub struct Scheduler {
     cluster: Cluster,
     queue: Queue,
     failures: Failures,
+    metrics: Metrics,
     environment: Environment,
     recorder: Recorder,
     client: Client,
@@ -177,6 +181,7 @@ impl Scheduler {
         let caches = &environment.caches;
         let volumes = VolumeCaches { claims: caches.of(), volumes: caches.of(), classes: caches.of() };
         let (report, reports) = mpsc::unbounded_channel();
+        let metrics = Metrics::new(environment.metrics.registry(), &builder.name);
         Scheduler {
             cluster: Cluster::watching(caches.of::<Namespace>(), volumes.clone()),
             recorder: Recorder::new(&client, environment.clock.clone(), &builder.name),
@@ -184,6 +189,7 @@ impl Scheduler {
             profile: Profile { filters: builder.filters, scores: builder.scores },
             queue: Queue::default(),
             failures: Failures::new(Instant::now()),
+            metrics,
             pods: caches.of(),
             nodes: caches.of(),
             volumes,
@@ -217,7 +223,9 @@ impl Scheduler {
             while let Some(failure) = self.failures.next(Instant::now()) {
                 self.tell(&failure, None);
             }
-            match self.queue.pop(Instant::now()) {
+            let next = self.queue.pop(Instant::now());
+            self.metrics.pending(&self.queue);
+            match next {
                 Some(attempt) => {
                     self.try_one(attempt);
                     // Let bind tasks and watches run.
@@ -356,19 +364,22 @@ impl Scheduler {
     }
 
     fn try_one(&mut self, attempt: Attempt) {
-        let pod = attempt.pod.clone();
+        let (pod, begun) = (attempt.pod.clone(), Instant::now());
         match self.profile.decide(&self.cluster, &pod, &mut self.start_at, &mut self.rng) {
             Decision::Fits(fit) => {
                 debug!(pod = %pod.key, node = fit.node, evaluated = fit.evaluated, feasible = fit.feasible, "placed");
                 self.failures.remove(pod.uid());
                 self.cluster.assume(pod, &fit.node);
-                self.bind(attempt, fit.node);
+                self.bind(attempt, fit.node, begun);
             }
-            Decision::Nowhere(why) => self.nowhere(attempt, why),
+            Decision::Nowhere(why) => {
+                self.metrics.attempted(Outcome::Unschedulable, begun.elapsed(), attempt.failures);
+                self.nowhere(attempt, why);
+            }
         }
     }
 
-    fn bind(&self, attempt: Attempt, node: String) {
+    fn bind(&self, attempt: Attempt, node: String, begun: Instant) {
         let (client, recorder, report) = (self.client.clone(), self.recorder.clone(), self.report.clone());
         let volumes = self.volumes.clone();
         let shutdown = self.environment.shutdown.clone();
@@ -387,11 +398,13 @@ impl Scheduler {
                 result = work => result.err(),
             };
             // The receiver is gone only if the scheduler has ended.
-            let _ = report.send(Bound { attempt, error });
+            let _ = report.send(Bound { attempt, begun, error });
         });
     }
 
-    fn bound(&mut self, Bound { attempt, error }: Bound) {
+    fn bound(&mut self, Bound { attempt, begun, error }: Bound) {
+        let outcome = if error.is_none() { Outcome::Scheduled } else { Outcome::Error };
+        self.metrics.attempted(outcome, begun.elapsed(), attempt.failures);
         let Some(error) = error else { return };
         let pod = &attempt.pod;
         if self.cluster.forget(pod.uid()) {
@@ -417,6 +430,7 @@ impl Scheduler {
             }
             Preempt::No(_) => {}
             Preempt::Victims { node, victims } => {
+                self.metrics.preempted(victims.len());
                 self.evict(&pod, &node, victims);
                 // Written at once: `nominatedNodeName` must reserve the freed room for this pod.
                 self.failures.remove(pod.uid());

@@ -20,6 +20,7 @@ mod cluster;
 mod decide;
 mod driver;
 mod failures;
+mod metrics;
 mod node_info;
 mod plugin;
 pub mod plugins;

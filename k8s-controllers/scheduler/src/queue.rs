@@ -88,6 +88,12 @@ impl Queue {
         self.entries.len()
     }
 
+    /// Returns the number of pods in back-off, or unschedulable until a change could help.
+    #[must_use]
+    pub fn asleep(&self) -> usize {
+        self.asleep.len()
+    }
+
     /// Returns true if the queue is empty.
     #[must_use]
     pub fn is_empty(&self) -> bool {

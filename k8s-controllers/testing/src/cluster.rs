@@ -1,10 +1,20 @@
 //! [`TestCluster`].
 
-use std::time::Duration;
+use std::{
+    sync::{
+        Arc,
+        atomic::{AtomicUsize, Ordering},
+    },
+    time::Duration,
+};
 
 use futures::StreamExt;
 use jiff::Timestamp;
-use k8s_apiserver::{ApiServer, User, admission::IntoAdmit};
+use k8s_apiserver::{
+    ApiServer, User,
+    admission::IntoAdmit,
+    stages::{Audit, Audited},
+};
 use k8s_builtin as builtin;
 use k8s_builtin::{Options, Selection};
 use k8s_controllers::{Caches, Controller, Environment, Manager, Reconcile};
@@ -12,6 +22,7 @@ use k8s_core::{
     api::api::core::v1::ServiceAccount,
     client::{self, Client, ListParams, WatchEvent},
     clock::Clock,
+    custom::CustomResource,
     meta::Object,
 };
 use k8s_scheduler::Scheduler;
@@ -20,7 +31,7 @@ use serde_json::Value;
 use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
 
-use crate::node;
+use crate::{connection::Connection, node};
 
 /// Errors of a test cluster.
 #[derive(Debug, thiserror::Error)]
@@ -57,10 +68,29 @@ pub enum Error {
 pub struct Builder {
     nodes: usize,
     controllers: Selection,
+    options: Options,
     scheduler: bool,
     seed: u64,
-    admission: Vec<Box<dyn FnOnce(k8s_apiserver::Builder) -> k8s_apiserver::Builder + Send>>,
+    clock: Clock,
+    shapes: Vec<Box<dyn FnOnce(k8s_apiserver::Builder) -> k8s_apiserver::Builder + Send>>,
     others: Vec<Box<dyn FnOnce(Manager) -> Manager + Send>>,
+}
+
+/// Counts requests that write.
+#[derive(Clone, Debug, Default)]
+struct Writes(Arc<AtomicUsize>);
+
+impl Audit for Writes {
+    fn record(&self, request: Audited<'_>) {
+        let info = request.request;
+        let reads = matches!(info.verb.as_str(), "get" | "list" | "watch");
+        let beside = matches!(info.resource.as_str(), "events" | "leases")
+            || info.resource.ends_with("reviews")
+            || info.subresource == "token";
+        if info.is_resource && !reads && !beside {
+            self.0.fetch_add(1, Ordering::Relaxed);
+        }
+    }
 }
 
 /// A running control plane with simulated nodes.
@@ -84,6 +114,7 @@ pub struct Builder {
 pub struct TestCluster {
     server: ApiServer,
     clock: Clock,
+    writes: Writes,
     stop: CancellationToken,
     /// Running parts; dropping the set aborts them.
     tasks: JoinSet<()>,
@@ -102,7 +133,24 @@ impl Builder {
         self.controllers = selection;
         self
     }
+    /// Options of the built-in controllers. Default: the pod range 10.42.0.0/16.
+    #[must_use]
+    pub fn options(mut self, options: Options) -> Self {
+        self.options = options;
+        self
+    }
+    /// Serves the custom resource of a Rust type.
+    #[must_use]
+    pub fn resource<T: CustomResource>(mut self) -> Self {
+        self.shapes.push(Box::new(|server| server.resource::<T>()));
+        self
+    }
     /// Adds a controller under test.
+    #[must_use]
+    pub fn controller<R: Reconcile>(self, controller: Controller<R::Kind>, reconciler: R) -> Self {
+        self.with(controller, reconciler)
+    }
+    /// As [`Builder::controller`].
     #[must_use]
     pub fn with<R: Reconcile>(mut self, controller: Controller<R::Kind>, reconciler: R) -> Self {
         self.others.push(Box::new(move |manager| manager.controller(controller, reconciler)));
@@ -112,7 +160,7 @@ impl Builder {
     #[must_use]
     pub fn admit<M>(mut self, admit: impl IntoAdmit<M>) -> Self {
         let admit = admit.into_admit();
-        self.admission.push(Box::new(move |server| server.admit_shared(admit)));
+        self.shapes.push(Box::new(move |server| server.admit_shared(admit)));
         self
     }
     /// Runs no scheduler: the test binds pods itself.
@@ -128,15 +176,22 @@ impl Builder {
         self
     }
 
+    /// Clock of the cluster. Default: one that starts in the year 2020.
+    #[must_use]
+    pub fn clock(mut self, clock: Clock) -> Self {
+        self.clock = clock;
+        self
+    }
+
     /// Starts the cluster. On return the API serves requests and the nodes are ready.
     ///
     /// # Errors
     /// [`Error::Start`], [`Error::Api`].
     pub async fn start(self) -> Result<TestCluster, Error> {
-        let clock =
-            Clock::starting_at(Timestamp::UNIX_EPOCH + jiff::SignedDuration::from_hours(24 * 365 * 50));
-        let server = ApiServer::builder(Store::memory()).clock(clock.clone());
-        let server = self.admission.into_iter().fold(server, |server, admit| admit(server));
+        let clock = self.clock;
+        let writes = Writes::default();
+        let server = ApiServer::builder(Store::memory()).clock(clock.clone()).audit(writes.clone());
+        let server = self.shapes.into_iter().fold(server, |server, shape| shape(server));
         let server = server.build().await.map_err(Error::Start)?;
         let (stop, mut tasks) = (CancellationToken::new(), JoinSet::new());
 
@@ -152,8 +207,7 @@ impl Builder {
             .clock(clock.clone())
             .seed(self.seed);
         let accounts = self.controllers.rows().any(|row| row.alias == "serviceaccount");
-        let options = Options { cluster_cidr: "10.42.0.0/16".parse().ok(), ..Options::default() };
-        let manager = manager.runnables(self.controllers.runnables(&options));
+        let manager = manager.runnables(self.controllers.runnables(&self.options));
         let manager = self.others.into_iter().fold(manager, |manager, add| add(manager));
         tasks.spawn(manager.run(stop.clone()));
         if self.scheduler {
@@ -177,7 +231,7 @@ impl Builder {
         while accounts && system.namespaced::<ServiceAccount>("default").get_opt("default").await?.is_none() {
             clock.sleep(Duration::from_millis(1)).await;
         }
-        Ok(TestCluster { server, clock, stop, tasks })
+        Ok(TestCluster { server, clock, writes, stop, tasks })
     }
 }
 
@@ -188,11 +242,21 @@ impl TestCluster {
         Builder {
             nodes: 1,
             controllers: builtin::all(),
+            options: Options { cluster_cidr: "10.42.0.0/16".parse().ok(), ..Options::default() },
             scheduler: true,
             seed: 0,
-            admission: Vec::new(),
+            clock: Clock::starting_at(
+                Timestamp::UNIX_EPOCH + jiff::SignedDuration::from_hours(24 * 365 * 50),
+            ),
+            shapes: Vec::new(),
             others: Vec::new(),
         }
+    }
+
+    /// Returns a builder of an API server alone: no controllers, no scheduler, no nodes.
+    #[must_use]
+    pub fn bare() -> Builder {
+        TestCluster::builder().controllers(Selection::none()).without_scheduler().nodes(0)
     }
 
     /// Starts a cluster with the defaults of [`TestCluster::builder`].
@@ -209,6 +273,27 @@ impl TestCluster {
         self.server.client_as(User::admin())
     }
 
+    /// Returns a connection of a cluster administrator, on which the test counts and disturbs requests.
+    #[must_use]
+    pub fn connection(&self) -> Connection {
+        Connection::new(self.client())
+    }
+
+    /// Returns an object as it is stored, without a request. `resource` is the plural name, with a group that
+    /// is not the core group (`pods`, `deployments.apps`); `namespace` is empty for cluster-scoped objects.
+    #[must_use]
+    pub fn stored(&self, resource: &str, namespace: &str, name: &str) -> Option<Value> {
+        let key = if namespace.is_empty() { name.to_owned() } else { format!("{namespace}/{name}") };
+        serde_json::from_slice(&self.server.store().get(resource, &key)?.json).ok()
+    }
+
+    /// Returns all objects of a resource as they are stored, without a request.
+    #[must_use]
+    pub fn all_stored(&self, resource: &str) -> Vec<Value> {
+        let all = self.server.store().snapshot(resource);
+        all.range("", "").filter_map(|stored| serde_json::from_slice(&stored.json).ok()).collect()
+    }
+
     /// Returns the API as a `tower::Service` of a cluster administrator:
     /// `kube::Client::new(cluster.service(), "default")`.
     #[must_use]
@@ -220,6 +305,13 @@ impl TestCluster {
     #[must_use]
     pub fn clock(&self) -> &Clock {
         &self.clock
+    }
+
+    /// Returns the number of requests so far, from all parts and the test, that write something other than
+    /// events, leases, reviews and tokens. It stays the same while nothing happens.
+    #[must_use]
+    pub fn writes(&self) -> usize {
+        self.writes.0.load(Ordering::Relaxed)
     }
 
     /// Creates an object from a manifest.

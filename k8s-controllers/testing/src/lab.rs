@@ -9,11 +9,11 @@ use std::{
 };
 
 use futures::FutureExt;
-use k8s_apiserver::admission::IntoAdmit;
+use k8s_apiserver::{admission::IntoAdmit, stages::Authenticate};
 use k8s_builtin::{BuiltIn, Options};
 use k8s_controllers::{Controller, Reconcile};
 use k8s_core::{api::api::core::v1::Pod, custom::CustomResource};
-use k8s_scheduler::Scheduler;
+use k8s_scheduler::{Plugin, Scheduler};
 
 use crate::{
     actor::Kind,
@@ -28,6 +28,9 @@ use crate::{
     setup::Setup,
 };
 
+/// Adds a plugin to the scheduler of each run.
+type SchedulerShape = Arc<dyn Fn(k8s_scheduler::Builder) -> k8s_scheduler::Builder + Send + Sync>;
+
 /// A test of controllers: the content of its cluster, and the seeds and faults of its runs. See the crate's
 /// page.
 #[must_use]
@@ -36,6 +39,7 @@ pub struct Lab {
     controllers: Vec<&'static BuiltIn>,
     options: Options,
     scheduler: bool,
+    plugins: Vec<SchedulerShape>,
     seeds: Range<u64>,
     faults: Faults,
     replay: Option<(u64, BTreeSet<u64>)>,
@@ -67,6 +71,7 @@ impl Lab {
             controllers: Vec::new(),
             options: Options { cluster_cidr: "10.42.0.0/16".parse().ok(), ..Options::default() },
             scheduler: true,
+            plugins: Vec::new(),
             seeds: 0..1,
             faults: Faults::none(),
             replay: std::env::var("REPLAY").ok().map(|text| parse(&text)),
@@ -76,11 +81,34 @@ impl Lab {
         }
     }
 
-    /// Serves a custom resource.
-    pub fn crd<T: CustomResource>(mut self) -> Self {
+    /// Serves the custom resource of a Rust type. An existing cluster gets its CustomResourceDefinition.
+    ///
+    /// # Examples
+    /// ```
+    /// use k8s_core::{Resource, meta::ObjectExt};
+    /// use k8s_testing::Lab;
+    /// use schemars::JsonSchema;
+    /// use serde::{Deserialize, Serialize};
+    ///
+    /// #[derive(Resource, Serialize, Deserialize, JsonSchema, Clone, Debug)]
+    /// #[resource(group = "example.com", version = "v1", kind = "Shop", namespaced)]
+    /// struct ShopSpec { sells: String }
+    ///
+    /// Lab::new().resource::<Shop>().run(async |lab| {
+    ///     let shop = "{apiVersion: example.com/v1, kind: Shop, metadata: {name: a}, spec: {sells: tea}}";
+    ///     lab.apply(shop).await;
+    ///     assert_eq!(lab.get::<Shop>("a").await.spec.sells, "tea");
+    /// });
+    /// ```
+    pub fn resource<T: CustomResource>(mut self) -> Self {
         self.setup.shapes.push(base::serving::<T>());
         self.setup.definitions.push(T::definition());
         self
+    }
+
+    /// As [`Lab::resource`].
+    pub fn crd<T: CustomResource>(self) -> Self {
+        self.resource::<T>()
     }
 
     /// Objects in the initial cluster, as YAML; for example CustomResourceDefinitions generated elsewhere.
@@ -93,6 +121,24 @@ impl Lab {
     }
 
     /// Adds built-in controllers: see [`crate::controllers`].
+    ///
+    /// # Examples
+    /// ```
+    /// use k8s_core::api::api::apps::v1::ReplicaSet;
+    /// use k8s_testing::{Lab, controllers::{deployment, replica_set}};
+    /// Lab::new().controllers([deployment(), replica_set()]).run(async |lab| {
+    ///     lab.apply("
+    /// apiVersion: apps/v1
+    /// kind: Deployment
+    /// metadata: {name: web}
+    /// spec:
+    ///   selector: {matchLabels: {app: web}}
+    ///   template: {metadata: {labels: {app: web}}, spec: {containers: [{name: c, image: i}]}}
+    /// ").await;
+    ///     lab.settle().await;
+    ///     assert_eq!(lab.list::<ReplicaSet>().await.len(), 1);
+    /// });
+    /// ```
     pub fn controllers(mut self, controllers: impl IntoIterator<Item = &'static BuiltIn>) -> Self {
         self.controllers.extend(controllers);
         self
@@ -120,6 +166,39 @@ impl Lab {
     pub fn pods(mut self, script: impl Fn(&Pod) -> Script + Send + Sync + 'static) -> Self {
         self.setup.director = Arc::new(script);
         self
+    }
+
+    /// Adds a controller under test. Its reconciler is cloned for each run and after each crash; one with
+    /// state that a crash loses is added by [`Lab::with`].
+    ///
+    /// # Examples
+    /// ```
+    /// use k8s_controllers::prelude::*;
+    /// use k8s_core::api::api::core::v1::ConfigMap;
+    /// use k8s_testing::{Faults, Lab};
+    ///
+    /// #[derive(Clone)]
+    /// struct Marks;
+    /// impl Reconcile for Marks {
+    ///     type Kind = ConfigMap;
+    ///     async fn reconcile(&self, cx: &Context, map: Arc<ConfigMap>) -> Result<Action, Error> {
+    ///         if map.label("seen").is_none() {
+    ///             let mut map = (*map).clone();
+    ///             map.set_label("seen", "yes");
+    ///             cx.api::<ConfigMap>(map.namespace()).replace(map.name(), &map).await?;
+    ///         }
+    ///         Ok(Action::await_change())
+    ///     }
+    /// }
+    ///
+    /// Lab::new().controller(Controller::<ConfigMap>::new(), Marks).faults(Faults::all()).run(async |lab| {
+    ///     lab.apply("{apiVersion: v1, kind: ConfigMap, metadata: {name: a}}").await;
+    ///     lab.settle().await;
+    ///     assert_eq!(lab.get::<ConfigMap>("a").await.label("seen"), Some("yes"));
+    /// });
+    /// ```
+    pub fn controller<R: Reconcile + Clone>(self, controller: Controller<R::Kind>, reconciler: R) -> Self {
+        self.with(controller, move || reconciler.clone())
     }
 
     /// Adds a controller under test. `make` creates its reconciler, again after each crash.
@@ -172,8 +251,68 @@ impl Lab {
         self
     }
 
+    /// Adds a filter or score to the scheduler, which runs if there are nodes.
+    ///
+    /// # Examples
+    /// ```
+    /// use k8s_core::{api::api::core::v1::Pod, meta::ObjectExt};
+    /// use k8s_scheduler::{Cycle, NodeInfo, PodInfo, Score, ScoreExt};
+    /// use k8s_testing::Lab;
+    ///
+    /// #[derive(Clone)]
+    /// struct Last;
+    /// impl Score for Last {
+    ///     fn score(&self, _: &Cycle<'_>, _: &PodInfo, node: &NodeInfo) -> i64 {
+    ///         if node.name() == "node-4" { 100 } else { 0 }
+    ///     }
+    /// }
+    ///
+    /// Lab::new().nodes(5).scheduler_plugin(Last.weight(50)).run(async |lab| {
+    ///     let spec = "{containers: [{name: c, image: i}]}";
+    ///     lab.apply(&format!("{{apiVersion: v1, kind: Pod, metadata: {{name: a}}, spec: {spec}}}")).await;
+    ///     lab.settle().await;
+    ///     assert_eq!(lab.get::<Pod>("a").await.spec.unwrap().node_name.as_deref(), Some("node-4"));
+    /// });
+    /// ```
+    pub fn scheduler_plugin(mut self, plugin: impl Plugin + Clone + Send + Sync + 'static) -> Self {
+        self.plugins.push(Arc::new(move |scheduler| scheduler.plugin(plugin.clone())));
+        self
+    }
+
+    /// Adds an authenticator, asked after the server's own about requests with an `Authorization` header.
+    ///
+    /// # Examples
+    /// ```
+    /// use http::Request;
+    /// use k8s_apiserver::{User, stages::{Authenticate, Credentials}};
+    /// use k8s_core::{client::Body, status::ApiStatus};
+    /// use k8s_testing::Lab;
+    ///
+    /// #[derive(Clone)]
+    /// struct Badge;
+    /// #[async_trait::async_trait]
+    /// impl Authenticate for Badge {
+    ///     async fn authenticate(&self, seen: &Credentials<'_>) -> Result<Option<User>, ApiStatus> {
+    ///         let badge = seen.headers.get("authorization").and_then(|v| v.to_str().ok());
+    ///         let name = badge.and_then(|b| b.strip_prefix("Badge "));
+    ///         Ok(name.map(|name| User::new(name, &["system:masters"])))
+    ///     }
+    /// }
+    ///
+    /// Lab::new().authenticator(Badge).run(async |lab| {
+    ///     let request = Request::get("/api/v1/namespaces").header("authorization", "Badge jane");
+    ///     let answer = lab.client().send(request.body(Body::default()).unwrap()).await.unwrap();
+    ///     assert_eq!(answer.status(), 200);
+    /// });
+    /// ```
+    pub fn authenticator(mut self, authenticator: impl Authenticate + Clone) -> Self {
+        self.setup.shapes.push(Arc::new(move |server| server.authenticate_with(authenticator.clone())));
+        self
+    }
+
     /// Adds an admission function.
     ///
+    /// # Examples
     /// ```
     /// use k8s_apiserver::admission::Request;
     /// use k8s_core::{api::ConfigMap, meta::ObjectExt};
@@ -300,8 +439,10 @@ impl Lab {
             self.setup.programs.push(Program { name, kind: Kind::BuiltIn, mains });
         }
         if self.scheduler && self.setup.nodes > 0 {
-            let main = main_of(|life: Life| {
-                Scheduler::builder().run_in(life.built_in("system:kube-scheduler")).boxed()
+            let plugins = std::mem::take(&mut self.plugins);
+            let main = main_of(move |life: Life| {
+                let scheduler = plugins.iter().fold(Scheduler::builder(), |builder, add| add(builder));
+                scheduler.run_in(life.built_in("system:kube-scheduler")).boxed()
             });
             let name = "kube-scheduler".to_owned();
             self.setup.programs.push(Program { name, kind: Kind::Part, mains: vec![main] });

@@ -32,10 +32,12 @@
 //!     });
 //! ```
 //!
-//! Add your own controller with `.with(Controller::<Shop>::new(), || Shops)`: the closure creates the
-//! reconciler again after each crash. Any other program, such as an unmodified kube-rs controller, is added
+//! The cluster is extended by the methods that `hyperkube`'s `Cluster::builder()` has: [`Lab::resource`],
+//! [`Lab::controller`], [`Lab::admit`], [`Lab::scheduler_plugin`], [`Lab::authenticator`],
+//! [`Lab::controllers`]. With `.with(Controller::<Shop>::new(), || Shops::new())` the closure creates a
+//! controller's reconciler again after each crash. Any other program, such as an unmodified kube-rs controller, is added
 //! by `.program("name", |life| async move { ... })` and connects with `kube::Client::new(life.service(),
-//! "default")`. A custom resource is added by `.crd::<Shop>()`, or as YAML by `.manifests(...)`.
+//! "default")`. A custom resource as YAML is added by `.manifests(...)`.
 //!
 //! # Failures
 //!
@@ -78,7 +80,8 @@
 //! pods with [`Script`]. `SEEDS=1000` runs more seeds, `REPLAY="seed:17 faults:6"` replays one, and with
 //! `RECORD=trace.jsonl` its trace is recorded. `USE_EXISTING_CLUSTER=true` runs the same test once, without
 //! faults and in real time, in the cluster of `KUBECONFIG`. [`TestCluster`] is a cluster to start by hand in
-//! a runtime of your own.
+//! a runtime of your own; [`Connection`] is one component's connection to it, which a test counts on and
+//! disturbs.
 //!
 //! # Guarantees
 //!
@@ -95,6 +98,7 @@
 mod actor;
 mod base;
 mod cluster;
+mod connection;
 pub mod controllers;
 mod faults;
 mod hub;
@@ -115,6 +119,7 @@ mod watch;
 mod wire;
 
 pub use cluster::{Builder, Error, TestCluster};
+pub use connection::Connection;
 pub use faults::{Fault, Faults};
 pub use hub::Written;
 pub use lab::Lab;

@@ -263,7 +263,7 @@ fn lost() -> BoxError {
     "connection reset by peer (injected)".into()
 }
 
-fn failure(status: &ApiStatus) -> Response<Body> {
+pub(crate) fn failure(status: &ApiStatus) -> Response<Body> {
     let body = serde_json::to_vec(status.status()).unwrap_or_default();
     let mut response = Response::new(body_from_bytes(body));
     *response.status_mut() = StatusCode::from_u16(status.code()).unwrap_or(StatusCode::INTERNAL_SERVER_ERROR);

@@ -4,7 +4,19 @@
 
 use std::time::{Duration, Instant};
 
-use k8s_core::api::api::{apps::v1::Deployment, batch::v1::Job, core::v1::Pod};
+use futures::StreamExt;
+use k8s_core::{
+    api::{
+        api::{
+            apps::v1::Deployment,
+            batch::v1::Job,
+            core::v1::{ConfigMap, Pod},
+        },
+        apimachinery::pkg::apis::meta::v1::ObjectMeta,
+    },
+    client::{ListParams, WatchEvent},
+    status::ApiStatus,
+};
 use k8s_testing::{TestCluster, node::EXIT};
 use serde_json::json;
 
@@ -106,5 +118,42 @@ async fn admission_has_its_say() -> Outcome {
         )
         .await?;
     assert!(pod.metadata.labels.is_some_and(|l| l.contains_key("team")));
+    Ok(())
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_connection_is_counted_delayed_and_cut() -> Outcome {
+    let cluster = TestCluster::bare().start().await?;
+    let connection = cluster.connection();
+    let maps = connection.client().namespaced::<ConfigMap>("default");
+    let map = |name: &str| ConfigMap {
+        metadata: ObjectMeta { name: Some(name.into()), ..ObjectMeta::default() },
+        ..ConfigMap::default()
+    };
+    let before = cluster.writes();
+    connection.fail("create", "configmaps", 1, ApiStatus::internal("on purpose"));
+    assert!(maps.create(&map("a")).await.unwrap_err().to_string().contains("on purpose"));
+    assert!(cluster.stored("configmaps", "default", "a").is_none(), "it did not reach the server");
+    maps.create(&map("a")).await?;
+    assert_eq!((connection.count("create", "configmaps"), connection.writes()), (2, 2));
+    assert_eq!(cluster.writes(), before + 1);
+    assert_eq!(connection.sent("create", "configmaps")[1]["metadata"]["name"], "a");
+    assert_eq!(cluster.stored("configmaps", "default", "a").unwrap_or_default()["metadata"]["name"], "a");
+    assert_eq!(cluster.all_stored("configmaps").len(), 1);
+
+    // Every event is a minute late.
+    connection.delay("watch", "configmaps", Duration::from_secs(60));
+    let mut events = maps.watch(&ListParams::default()).await?;
+    let begun = cluster.clock().now();
+    assert!(matches!(events.next().await, Some(Ok(WatchEvent::Added(_)))));
+    assert_eq!(begun.duration_until(cluster.clock().now()).as_secs(), 60);
+
+    connection.cut();
+    let rest = tokio::time::timeout(Duration::from_secs(300), events.collect::<Vec<_>>()).await?;
+    assert!(rest.iter().all(Result::is_err), "the watch ends: {rest:?}");
+    assert!(maps.get_opt("a").await.is_err());
+    assert!(cluster.client().namespaced::<ConfigMap>("default").get_opt("a").await?.is_some());
+    connection.mend();
+    assert!(maps.get_opt("a").await?.is_some());
     Ok(())
 }

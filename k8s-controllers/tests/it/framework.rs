@@ -9,9 +9,6 @@ use std::{
     time::Duration,
 };
 
-use futures::StreamExt;
-use http::{Method, Request, Response};
-use http_body_util::{BodyExt, BodyStream, StreamBody};
 use jiff::Timestamp;
 use k8s_controllers::{
     Action, Context, Controller, Environment, Error, EventType, Reconcile, leader::Candidate,
@@ -21,13 +18,12 @@ use k8s_core::{
         api::core::v1::{ConfigMap, Endpoints, Event},
         apimachinery::pkg::apis::meta::v1::ObjectMeta,
     },
-    client::{Body, BoxError, Client, ListParams},
+    client::ListParams,
     clock::Clock,
     meta::ObjectExt,
 };
+use k8s_testing::TestCluster;
 use tokio_util::sync::CancellationToken;
-
-use crate::fake::Fake;
 
 fn metadata(name: &str) -> ObjectMeta {
     ObjectMeta { name: Some(name.into()), namespace: Some("default".into()), ..ObjectMeta::default() }
@@ -71,8 +67,8 @@ impl Reconcile for Difficult {
 #[tokio::test(start_paused = true)]
 async fn failures_stay_with_their_keys_and_writes_are_seen_before_the_next_look() {
     let clock = Clock::starting_at(Timestamp::UNIX_EPOCH);
-    let fake = Fake::new(clock.clone());
-    let client = fake.client();
+    let cluster = TestCluster::bare().clock(clock.clone()).start().await.unwrap();
+    let client = cluster.client();
     let api = client.namespaced::<ConfigMap>("default");
     for name in ["panics", "fails", "fine"] {
         api.create(&ConfigMap { metadata: metadata(name), ..ConfigMap::default() }).await.unwrap();
@@ -114,35 +110,18 @@ impl Reconcile for Beside {
     }
 }
 
-/// A client whose watches of Endpoints are delayed by a minute.
-fn late(client: Client) -> Client {
-    Client::new(tower::service_fn(move |request: Request<Body>| {
-        let client = client.clone();
-        async move {
-            let is_late = request.uri().path().ends_with("/endpoints") && request.method() == Method::GET;
-            let (parts, body) = client.send(request).await?.into_parts();
-            if !is_late {
-                return Ok::<_, BoxError>(Response::from_parts(parts, body));
-            }
-            let frames = BodyStream::new(body).then(|frame| async move {
-                tokio::time::sleep(Duration::from_secs(60)).await;
-                frame
-            });
-            Ok(Response::from_parts(parts, StreamBody::new(frames).boxed_unsync()))
-        }
-    }))
-}
-
 #[tokio::test(start_paused = true)]
 async fn keys_that_wait_for_a_late_cache_hold_no_worker() {
     let clock = Clock::starting_at(Timestamp::UNIX_EPOCH);
-    let fake = Fake::new(clock.clone());
-    let api = fake.client().namespaced::<ConfigMap>("default");
+    let cluster = TestCluster::bare().clock(clock.clone()).start().await.unwrap();
+    let connection = cluster.connection();
+    connection.delay("watch", "endpoints", Duration::from_secs(60));
+    let api = cluster.client().namespaced::<ConfigMap>("default");
     for name in ["a", "b", "c"] {
         api.create(&ConfigMap { metadata: metadata(name), ..ConfigMap::default() }).await.unwrap();
     }
     let looks = Arc::<Mutex<BTreeMap<String, usize>>>::default();
-    let environment = Environment { clock, seed: 1, ..Environment::new(late(fake.client())) };
+    let environment = Environment { clock, seed: 1, ..Environment::new(connection.client()) };
     let stop = environment.shutdown.clone();
     let controller = Controller::<ConfigMap>::new().owns::<Endpoints>().workers(1);
     let running = tokio::spawn(controller.run_in(environment, Beside(looks.clone())));
@@ -167,13 +146,13 @@ async fn keys_that_wait_for_a_late_cache_hold_no_worker() {
 #[tokio::test(start_paused = true)]
 async fn one_leads_at_a_time_and_another_follows() {
     let clock = Clock::starting_at(Timestamp::UNIX_EPOCH);
-    let fake = Fake::new(clock.clone());
+    let cluster = TestCluster::bare().clock(clock.clone()).start().await.unwrap();
     let leading = Arc::new(AtomicUsize::new(0));
     let terms = Arc::new(AtomicUsize::new(0));
     let mut stops = Vec::new();
     let mut tasks = Vec::new();
     for id in ["a", "b", "c"] {
-        let candidate = Candidate::new(&fake.client(), clock.clone(), "kube-system", "controllers", id);
+        let candidate = Candidate::new(&cluster.client(), clock.clone(), "kube-system", "controllers", id);
         let (stop, leading, terms) = (CancellationToken::new(), leading.clone(), terms.clone());
         stops.push(stop.clone());
         tasks.push(tokio::spawn(candidate.run(stop, move |stop| async move {
@@ -189,7 +168,7 @@ async fn one_leads_at_a_time_and_another_follows() {
         assert_eq!(terms.load(Ordering::SeqCst), round);
         // The leader is either killed, which lets its lease expire, or shut down, which releases it.
         let lease: k8s_core::api::api::coordination::v1::Lease =
-            fake.client().namespaced("kube-system").get("controllers").await.unwrap();
+            cluster.client().namespaced("kube-system").get("controllers").await.unwrap();
         let holder = lease.spec.unwrap().holder_identity.unwrap();
         let at = ["a", "b", "c"].iter().position(|id| *id == holder).unwrap();
         if round == 1 {

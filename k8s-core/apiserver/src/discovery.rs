@@ -4,13 +4,13 @@ mod remote;
 
 use std::sync::Arc;
 
-use http::{Response, StatusCode, header};
+use http::{HeaderValue, Response, StatusCode, header};
 use k8s_core::{client::Body, status::ApiStatus};
 use serde_json::{Value, json};
 
 use crate::{
     call::Call,
-    metrics, openapi,
+    openapi,
     resources::{Registry, Resource, Subresource},
     respond::{self, not_found_page},
     state::State,
@@ -79,7 +79,14 @@ pub(crate) fn path(state: &Arc<State>, call: &Call) -> Result<Response<Body>, Ap
             None => return Ok(not_found_page()),
         },
         ["openapi", rest @ ..] => return Ok(openapi::answer(state, call, rest)),
-        ["metrics"] => return Ok(respond::text(StatusCode::OK, metrics::text(state))),
+        ["metrics"] => {
+            let all = registry.all().map(|r| &*r.storage);
+            let stored = all.map(|storage| (storage, state.store.snapshot(storage).len())).collect();
+            let mut response = respond::text(StatusCode::OK, state.metrics.text(&stored));
+            let format = HeaderValue::from_static(k8s_metrics::CONTENT_TYPE);
+            response.headers_mut().insert(header::CONTENT_TYPE, format);
+            return Ok(response);
+        }
         _ => return Ok(not_found_page()),
     };
     Ok(respond::json_value(StatusCode::OK, &answer))

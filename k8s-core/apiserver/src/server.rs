@@ -96,6 +96,12 @@ impl ApiServer {
         &self.state.store
     }
 
+    /// Returns the registry of the server's metrics.
+    #[must_use]
+    pub fn metrics(&self) -> &k8s_metrics::Registry {
+        self.state.metrics.registry()
+    }
+
     /// Answers one request.
     ///
     /// ```
@@ -144,10 +150,12 @@ impl ApiServer {
             _ => accept::encoding(request.headers()),
         };
         let gzip = crate::compress::is_wanted(request.headers(), &info);
+        let mut measured = self.state.metrics.begin(&self.state.registry, &info, &query);
         let (mut response, warnings) = match self.audited(request, info, query).await {
             Ok(done) => done,
             Err(status) => (respond::failure(&status), Vec::new()),
         };
+        measured.answered(response.status());
         if response.extensions().get::<respond::Foreign>().is_some() {
             return (response, warnings);
         }

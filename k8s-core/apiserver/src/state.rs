@@ -18,6 +18,7 @@ use crate::{
     allocate::ServiceAllocator,
     auth::{Authenticator, Authorization, tokens::TokenIssuer},
     limits::Gate,
+    metrics::Metrics,
     proxy::NodeConnector,
     request::RequestInfo,
     resources::{Resource, SharedRegistry},
@@ -94,6 +95,7 @@ pub(crate) struct State {
     /// The range of pod addresses, where it is configured.
     pub(crate) pod_range: Option<ipnet::Ipv4Net>,
     pub(crate) gate: Arc<Gate>,
+    pub(crate) metrics: Metrics,
     pub(crate) open_api: Mutex<HashMap<String, Bytes>>,
     pub(crate) ready: AtomicBool,
 }

@@ -3,17 +3,16 @@
 use std::{
     collections::HashMap,
     net::IpAddr,
-    path::PathBuf,
     sync::{Arc, Mutex, MutexGuard, PoisonError},
 };
 
 use k8s_core::{cache::Cache, client::Client, clock::Clock, events::Recorder};
 use k8s_net::pod::PodNetwork;
-use k8s_runtime::{ContainerId, Runtime, SandboxId};
+use k8s_runtime::{Runtime, SandboxId};
 
 use crate::{
-    config::Config, facts::Facts, images::Puller, sources::Sources, sysctls::Sysctls, tokens::Tokens,
-    types::*,
+    config::Config, facts::Facts, images::Puller, metrics::Metrics, sources::Sources, sysctls::Sysctls,
+    tokens::Tokens, types::*, view::PodView,
 };
 
 /// Shared by the pod workers, the node status loop and the kubelet's API.
@@ -31,30 +30,11 @@ pub(crate) struct Context {
     pub(crate) services: Cache<Service>,
     pub(crate) facts: Facts,
     pub(crate) sysctls: Sysctls,
+    pub(crate) metrics: Metrics,
     /// The pod (uid) that a sandbox belongs to.
     sandboxes: Mutex<HashMap<SandboxId, String>>,
     views: Mutex<HashMap<String, PodView>>,
     view_changes: tokio::sync::watch::Sender<()>,
-}
-
-/// A pod as the kubelet's API shows it.
-#[derive(Clone, Debug, Default)]
-pub(crate) struct PodView {
-    pub(crate) sandbox: Option<SandboxId>,
-    pub(crate) containers: HashMap<String, ContainerView>,
-    /// Status as computed last; the API server's copy may be older.
-    pub(crate) status: PodStatus,
-}
-
-/// A container as the kubelet's API shows it.
-#[derive(Clone, Debug, Default)]
-pub(crate) struct ContainerView {
-    /// Id of the newest container, running or exited.
-    pub(crate) id: Option<ContainerId>,
-    pub(crate) running: bool,
-    pub(crate) waiting: Option<String>,
-    pub(crate) log: Option<PathBuf>,
-    pub(crate) previous_log: Option<PathBuf>,
 }
 
 /// Arguments of [`Context::new`].
@@ -68,6 +48,7 @@ pub(crate) struct Parts {
     pub(crate) events: Recorder,
     pub(crate) facts: Facts,
     pub(crate) sysctls: Sysctls,
+    pub(crate) metrics: Metrics,
 }
 
 fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
@@ -89,6 +70,7 @@ impl Context {
             events: parts.events,
             facts: parts.facts,
             sysctls: parts.sysctls,
+            metrics: parts.metrics,
             pods: Cache::new(),
             services: Cache::new(),
             sandboxes: Mutex::default(),
@@ -119,13 +101,18 @@ impl Context {
 
     /// Replaces the state of a pod that the kubelet's API reads.
     pub(crate) fn publish(&self, uid: &str, view: PodView) {
-        lock(&self.views).insert(uid.to_owned(), view);
+        self.metrics.add(&view);
+        if let Some(old) = lock(&self.views).insert(uid.to_owned(), view) {
+            self.metrics.subtract(&old);
+        }
         self.view_changes.send_replace(());
     }
 
     /// Removes the state of a pod that the kubelet's API reads.
     pub(crate) fn retract(&self, uid: &str) {
-        lock(&self.views).remove(uid);
+        if let Some(old) = lock(&self.views).remove(uid) {
+            self.metrics.subtract(&old);
+        }
         self.view_changes.send_replace(());
     }
 
@@ -137,5 +124,14 @@ impl Context {
     /// The last published view of a pod.
     pub(crate) fn view(&self, uid: &str) -> Option<PodView> {
         lock(&self.views).get(uid).cloned()
+    }
+}
+
+impl Drop for Context {
+    /// Takes this kubelet's pods out of the sums of the registry.
+    fn drop(&mut self) {
+        for view in lock(&self.views).values() {
+            self.metrics.subtract(view);
+        }
     }
 }

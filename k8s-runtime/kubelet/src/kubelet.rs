@@ -12,6 +12,7 @@ use k8s_core::{
     events::Recorder,
     meta::ObjectExt,
 };
+use k8s_metrics::Registry;
 use k8s_net::pod::PodNetwork;
 use k8s_runtime::{Images, Runtime, RuntimeEvent, SandboxStatus};
 use tokio::task::{JoinHandle, JoinSet};
@@ -24,7 +25,9 @@ use crate::{
     error::KubeletError,
     facts::Facts,
     images::Puller,
-    logs, node, orphans,
+    logs,
+    metrics::Metrics,
+    node, orphans,
     pod::{
         worker::{self, Handle},
         world::Message,
@@ -65,6 +68,7 @@ pub struct Builder {
     runtime: Option<Arc<dyn Runtime>>,
     images: Option<Arc<dyn Images>>,
     network: Option<Arc<dyn PodNetwork>>,
+    metrics: Registry,
 }
 
 impl std::fmt::Debug for Builder {
@@ -117,6 +121,13 @@ impl Builder {
         self
     }
 
+    /// Sets the registry of the kubelet's metrics. Kubelets that share one add up. Default: one of its own.
+    #[must_use]
+    pub fn metrics(mut self, registry: Registry) -> Self {
+        self.metrics = registry;
+        self
+    }
+
     /// Starts the kubelet. It runs until [`Kubelet::shutdown`], or until the handle is dropped.
     ///
     /// # Errors
@@ -152,6 +163,7 @@ impl Builder {
             events: recorder,
             facts,
             sysctls,
+            metrics: Metrics::new(&self.metrics),
         }));
         let stop = CancellationToken::new();
         let api = KubeletApi::new(cx.clone());
@@ -227,6 +239,7 @@ impl Kubelet {
             runtime: None,
             images: None,
             network: None,
+            metrics: Registry::default(),
         }
     }
 
@@ -376,6 +389,9 @@ impl Router {
     }
 
     async fn on_event(&mut self, event: RuntimeEvent) {
+        if matches!(event, RuntimeEvent::Started(..)) {
+            self.cx.metrics.container_started();
+        }
         let sandbox = match &event {
             RuntimeEvent::Started(sandbox, _)
             | RuntimeEvent::Exited(sandbox, _)

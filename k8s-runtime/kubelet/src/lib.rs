@@ -30,6 +30,7 @@ mod facts;
 mod images;
 mod kubelet;
 mod logs;
+mod metrics;
 mod node;
 mod orphans;
 mod pod;
@@ -39,6 +40,7 @@ mod server;
 mod sources;
 mod sysctls;
 mod tokens;
+mod view;
 mod volumes;
 
 pub use config::Config;

@@ -1,25 +1,15 @@
-//! A control plane in a test: API server over a memory store, controllers, scheduler, and a simulated
-//! kubelet.
+//! A [`TestCluster`] with all controllers, nodes in zones, and pods of a given fate.
 
-use std::{
-    sync::{
-        Arc,
-        atomic::{AtomicUsize, Ordering},
-    },
-    time::Duration,
-};
+use std::time::Duration;
 
-use http::{Method, Request};
 use jiff::Timestamp;
-use k8s_apiserver::{ApiServer, User};
 use k8s_builtin as builtin;
 use k8s_builtin::pods;
-use k8s_controllers::Manager;
 use k8s_core::{
     api::{
         api::core::v1::{
             Container, ContainerState, ContainerStateTerminated, ContainerStatus, Event, Node, NodeCondition,
-            NodeStatus, Pod, PodCondition, PodIP, PodSpec, PodStatus, PodTemplateSpec, ServiceAccount,
+            NodeStatus, Pod, PodCondition, PodIP, PodSpec, PodStatus, PodTemplateSpec,
         },
         apimachinery::pkg::{
             api::resource::Quantity,
@@ -27,16 +17,15 @@ use k8s_core::{
         },
     },
     cache::{Cache, Change, reflect},
-    client::{Api, Body, Client, DeleteOptions, ListParams},
+    client::{Api, Client, DeleteOptions, ListParams},
     clock::Clock,
     meta::{Object, ObjectExt},
 };
-use k8s_scheduler::Scheduler;
-use k8s_store::Store;
+use k8s_testing::TestCluster;
 use tokio_util::sync::CancellationToken;
 
 pub(crate) struct Lab {
-    writes: Arc<AtomicUsize>,
+    cluster: TestCluster,
     pub(crate) client: Client,
     stop: CancellationToken,
 }
@@ -121,18 +110,17 @@ impl Lab {
             .with_env_filter(tracing_subscriber::EnvFilter::from_default_env())
             .try_init();
         let clock = Clock::starting_at(Timestamp::from_second(1_700_000_000).unwrap());
-        let server = ApiServer::builder(Store::memory()).clock(clock.clone()).build().await.unwrap();
-        let (admin, writes) = (server.client_as(User::admin()), Arc::new(AtomicUsize::new(0)));
-        let counter = writes.clone();
-        let client = Client::new(tower::service_fn(move |request: Request<Body>| {
-            let (admin, counter) = (admin.clone(), counter.clone());
-            let is_event = request.uri().path().contains("/events");
-            if request.method() != Method::GET && !is_event {
-                counter.fetch_add(1, Ordering::SeqCst);
-            }
-            async move { admin.send(request).await }
-        }));
-        let lab = Lab { writes, client: client.clone(), stop: CancellationToken::new() };
+        let options = builtin::Options {
+            root_ca: "PEM".into(),
+            cluster_cidr: "10.42.0.0/16".parse().ok(),
+            // These nodes have no heartbeat.
+            node_monitor_grace: Duration::from_secs(1_000_000),
+            ..builtin::Options::default()
+        };
+        let cluster = TestCluster::builder().nodes(0).options(options).clock(clock.clone()).seed(1);
+        let cluster = cluster.start().await.unwrap();
+        let client = cluster.client();
+        let lab = Lab { cluster, client: client.clone(), stop: CancellationToken::new() };
         for i in 0..nodes {
             let amounts = [("cpu", "64"), ("memory", "64Gi"), ("pods", "110")];
             let ready =
@@ -153,32 +141,7 @@ impl Lab {
             lab.create(&node).await;
             lab.api::<Node>().replace_status(node.name(), &node).await.unwrap();
         }
-        let environment = k8s_controllers::Environment {
-            clock: clock.clone(),
-            seed: 1,
-            shutdown: lab.stop.clone(),
-            ..k8s_controllers::Environment::new(client.clone())
-        };
-        let options = builtin::Options {
-            root_ca: "PEM".into(),
-            cluster_cidr: "10.42.0.0/16".parse().ok(),
-            // These nodes have no heartbeat.
-            node_monitor_grace: Duration::from_secs(1_000_000),
-            ..builtin::Options::default()
-        };
-        let controllers = builtin::all();
-        let manager = Manager::new(client.clone())
-            .caches(environment.caches.clone())
-            .clock(clock.clone())
-            .seed(1)
-            .runnables(controllers.runnables(&options));
-        tokio::spawn(manager.run(lab.stop.clone()));
-        tokio::spawn(Scheduler::builder().run_in(environment));
         tokio::spawn(kubelet(client, clock, lab.stop.clone(), fate));
-        lab.until("service account", async || {
-            lab.api::<ServiceAccount>().get_opt("default").await.unwrap().is_some()
-        })
-        .await;
         lab
     }
 
@@ -251,9 +214,9 @@ impl Lab {
     /// Fails if anything is written although nothing changes.
     pub(crate) async fn is_quiet(&self) {
         tokio::time::sleep(Duration::from_secs(5)).await;
-        let before = self.writes.load(Ordering::SeqCst);
+        let before = self.cluster.writes();
         tokio::time::sleep(Duration::from_secs(100)).await;
-        assert_eq!(self.writes.load(Ordering::SeqCst), before, "somebody spins");
+        assert_eq!(self.cluster.writes(), before, "somebody spins");
     }
 }
 

@@ -51,6 +51,7 @@ pub struct Builder {
     pace: Pace,
     warns_unenforced: bool,
     limits: Limits,
+    metrics: k8s_metrics::Registry,
 }
 
 impl std::fmt::Debug for Builder {
@@ -81,6 +82,7 @@ impl Builder {
             pace: Pace::default(),
             warns_unenforced: true,
             limits: Limits::default(),
+            metrics: k8s_metrics::Registry::default(),
         }
     }
 
@@ -243,6 +245,14 @@ impl Builder {
         self
     }
 
+    /// Registry of the server's metrics, to which a program adds those of its other components. `/metrics`
+    /// serves all of it. Default: one of its own.
+    #[must_use]
+    pub fn metrics(mut self, registry: k8s_metrics::Registry) -> Self {
+        self.metrics = registry;
+        self
+    }
+
     /// Builds the server and writes the bootstrap objects (namespaces, roles, priority classes). The
     /// `kubernetes` Service is created by the `hyperkube` crate.
     ///
@@ -290,6 +300,7 @@ impl Builder {
                 warns_unenforced: self.warns_unenforced,
                 pod_range: self.pod_range,
                 gate: Arc::new(Gate::new(self.limits)),
+                metrics: crate::metrics::Metrics::new(self.metrics),
                 open_api: Mutex::default(),
                 ready: AtomicBool::new(false),
             }),

@@ -16,6 +16,7 @@ mod golden;
 mod kube_rs;
 mod limits;
 mod lists;
+mod metrics;
 mod mutations;
 mod patches;
 mod peer;

@@ -27,8 +27,9 @@ use super::{
     writer::Writer,
 };
 use crate::{
-    context::{ContainerView, Context, PodView},
+    context::Context,
     types::*,
+    view::{ContainerView, PodView},
     volumes::{self, Mounted},
 };
 

@@ -164,7 +164,7 @@ async fn run(socket: Socket, session: Session, process: Result<Attached, String>
                 sink.send(message).await.ok()?;
             }
             // Close the WebSocket; fails if the client has disconnected.
-            sink.send(upgrade::farewell()).await.ok()?;
+            sink.send(upgrade::close_frame()).await.ok()?;
             sink.close().await.ok()
         };
         tokio::select! {

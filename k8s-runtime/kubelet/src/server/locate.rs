@@ -8,8 +8,9 @@ use k8s_core::{
 };
 
 use crate::{
-    context::{ContainerView, Context, PodView},
+    context::Context,
     types::Pod,
+    view::{ContainerView, PodView},
 };
 
 /// Returns a pod of this node and its view; 404 if there is none.

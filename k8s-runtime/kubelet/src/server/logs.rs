@@ -134,7 +134,7 @@ async fn by_messages(
         while let Some(Ok(bytes)) = receiver.recv().await {
             sink.send(message(bytes)).await.ok()?;
         }
-        sink.send(upgrade::farewell()).await.ok()?;
+        sink.send(upgrade::close_frame()).await.ok()?;
         sink.close().await.ok()
     };
     let listen = async {

@@ -109,7 +109,7 @@ async fn tunnel(cx: Arc<Context>, sandbox: SandboxId, socket: Socket) {
             }
         }
         // Fails if the client has disconnected: nothing to do then.
-        let _ = sink.send(upgrade::farewell()).await;
+        let _ = sink.send(upgrade::close_frame()).await;
     };
     let inward = async {
         while let Some(Ok(message)) = messages.next().await {
@@ -253,7 +253,7 @@ async fn by_channels(
                 return;
             }
         }
-        let _ = sink.send(upgrade::farewell()).await;
+        let _ = sink.send(upgrade::close_frame()).await;
     };
     let inward = async move {
         while let Some(Ok(message)) = messages.next().await {

@@ -1,15 +1,14 @@
 //! The pods of the node and the resources that they use: `/pods`, `/stats/summary`, metrics.
 
-use std::fmt::Write;
-
 use futures::{StreamExt, stream};
-use http::{Response, StatusCode};
+use http::{HeaderValue, Response, StatusCode, header};
 use k8s_core::{client::Body, meta::ObjectExt};
+use k8s_metrics::{Encoder, MetricType};
 use k8s_runtime::ContainerStats;
 use serde_json::{Value, json};
 
 use super::{json as answer, text};
-use crate::{context::Context, types::*};
+use crate::context::Context;
 
 /// `GET /pods`: the pods of this node with their newest statuses.
 pub(super) fn pods(cx: &Context) -> Response<Body> {
@@ -35,6 +34,12 @@ struct Usage {
     uid: String,
     container: String,
     stats: ContainerStats,
+}
+
+impl Usage {
+    fn labels(&self) -> [(&str, &str); 3] {
+        [("container", &self.container), ("namespace", &self.namespace), ("pod", &self.pod)]
+    }
 }
 
 /// Reads the usage of every running container from the runtime, a few at a time.
@@ -127,45 +132,52 @@ pub(super) async fn summary(cx: &Context) -> Response<Body> {
 
 /// `GET /metrics/resource`: the endpoint that metrics-server scrapes.
 pub(super) async fn resource_metrics(cx: &Context) -> Response<Body> {
-    let mut out = String::new();
     let usages = usages(cx).await;
     let (cpu, memory) = machine();
     let seconds = |nanos: u64| nanos as f64 / 1e9;
-    // Writing to a `String` does not fail.
-    let _ = writeln!(out, "# TYPE node_cpu_usage_seconds_total counter");
-    let _ = writeln!(out, "node_cpu_usage_seconds_total {}", seconds(cpu));
-    let _ = writeln!(out, "# TYPE node_memory_working_set_bytes gauge");
-    let _ = writeln!(out, "node_memory_working_set_bytes {memory}");
-    let labels =
-        |u: &Usage| format!("container={:?},namespace={:?},pod={:?}", u.container, u.namespace, u.pod);
-    let _ = writeln!(out, "# TYPE container_cpu_usage_seconds_total counter");
+    let mut out = String::new();
+    let mut encoder = Encoder::new(&mut out);
+    encoder
+        .describe(
+            "node_cpu_usage_seconds_total",
+            "Cumulative cpu time consumed by the node in core-seconds",
+            MetricType::Counter,
+        )
+        .sample(&[], seconds(cpu));
+    encoder
+        .describe(
+            "node_memory_working_set_bytes",
+            "Current working set of the node in bytes",
+            MetricType::Gauge,
+        )
+        .sample(&[], memory);
+    let mut samples = encoder.describe(
+        "container_cpu_usage_seconds_total",
+        "Cumulative cpu time consumed by the container in core-seconds",
+        MetricType::Counter,
+    );
     for usage in &usages {
-        let value = seconds(usage.stats.cpu_nanos);
-        let _ = writeln!(out, "container_cpu_usage_seconds_total{{{}}} {value}", labels(usage));
+        samples.sample(&usage.labels(), seconds(usage.stats.cpu_nanos));
     }
-    let _ = writeln!(out, "# TYPE container_memory_working_set_bytes gauge");
+    let mut samples = encoder.describe(
+        "container_memory_working_set_bytes",
+        "Current working set of the container in bytes",
+        MetricType::Gauge,
+    );
     for usage in &usages {
-        let value = usage.stats.working_set_bytes;
-        let _ = writeln!(out, "container_memory_working_set_bytes{{{}}} {value}", labels(usage));
+        samples.sample(&usage.labels(), usage.stats.working_set_bytes);
     }
-    text(out)
+    prometheus(out)
 }
 
-/// `GET /metrics`: the kubelet's own metrics.
+/// `GET /metrics`: the metrics of the kubelet's registry.
 pub(super) fn metrics(cx: &Context) -> Response<Body> {
-    let pods = cx.pods.list();
-    let views = pods.iter().filter_map(|p| cx.view(p.uid()));
-    let containers = views.flat_map(|v| v.containers.into_values()).filter(|c| c.running).count();
-    let running = |pod: &&std::sync::Arc<Pod>| {
-        cx.view(pod.uid()).is_some_and(|v| v.status.phase.as_deref() == Some("Running"))
-    };
-    let mut out = String::new();
-    for (name, value) in [
-        ("kubelet_running_pods", pods.iter().filter(running).count()),
-        ("kubelet_running_containers", containers),
-        ("kubelet_active_pods", pods.len()),
-    ] {
-        let _ = writeln!(out, "# TYPE {name} gauge\n{name} {value}");
-    }
-    text(out)
+    prometheus(cx.metrics.text())
+}
+
+fn prometheus(out: String) -> Response<Body> {
+    let mut response = text(out);
+    let format = HeaderValue::from_static(k8s_metrics::CONTENT_TYPE);
+    response.headers_mut().insert(header::CONTENT_TYPE, format);
+    response
 }

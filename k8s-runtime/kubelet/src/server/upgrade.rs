@@ -26,7 +26,7 @@ const LONGEST_MESSAGE: usize = 4 << 20;
 pub(super) type Socket = WebSocketStream<TokioIo<Upgraded>>;
 
 /// The close message of a normal end. Go clients report a close without a code as an error.
-pub(super) fn farewell() -> Message {
+pub(super) fn close_frame() -> Message {
     Message::Close(Some(CloseFrame { code: CloseCode::Normal, reason: "".into() }))
 }
 

@@ -1,11 +1,11 @@
-//! The kubelet over the embedded runtime: real containers (root and a Linux kernel needed), a fake API
-//! server.
+//! The kubelet over the embedded runtime: real containers (root and a Linux kernel needed), an API server in
+//! this process.
 
 #![allow(clippy::disallowed_methods, reason = "tests measure time and start tasks")]
 #![allow(missing_docs, unreachable_pub, dead_code)]
 
-#[path = "../it/fake_api.rs"]
-mod fake_api;
+#[path = "../it/cluster.rs"]
+mod cluster;
 mod with_kubectl;
 
 use std::{
@@ -16,10 +16,10 @@ use std::{
     time::{Duration, Instant},
 };
 
-use fake_api::FakeApi;
+use cluster::Api;
 use http::Request;
 use http_body_util::BodyExt;
-use k8s_core::{api::api::core::v1::Pod, client::DeleteOptions};
+use k8s_core::{api::api::core::v1::Pod, client::DeleteOptions, clock::Clock};
 use k8s_kubelet::Kubelet;
 use k8s_runtime::{
     Runtime,
@@ -46,8 +46,8 @@ fn main() -> ExitCode {
 
 struct Node {
     dir: PathBuf,
-    api: FakeApi,
-    /// The kubelet's API server. Default: the fake one.
+    api: Api,
+    /// Client of the kubelet. Default: one of `api`.
     client: Option<k8s_core::client::Client>,
     config: EmbeddedConfig,
     images: Arc<ImageStore>,
@@ -76,7 +76,7 @@ fn run<F: Future<Output = Result<(), Failed>>>(test: fn(Node) -> F) -> Result<()
     let tokio = tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build()?;
     let node = Node {
         dir: dir.path().to_owned(),
-        api: FakeApi::new(),
+        api: tokio.block_on(Api::start(Clock::system())),
         client: None,
         config: config.clone(),
         images,
@@ -108,16 +108,17 @@ impl Node {
     async fn start(&mut self) -> Result<(), Failed> {
         let runtime = Arc::new(Embedded::new(self.config.clone(), self.images.clone()).await?);
         let dir = self.dir.clone();
-        let kubelet = Kubelet::builder(self.client.clone().unwrap_or_else(|| self.api.client()), "n1")
-            .configure(|c| {
-                c.root_dir = dir.join("kubelet");
-                c.log_dir = dir.join("logs");
-                c.port = 0;
-            })
-            .runtime(runtime.clone())
-            .images(self.images.clone())
-            .start()
-            .await?;
+        let kubelet =
+            Kubelet::builder(self.client.clone().unwrap_or_else(|| self.api.connection.client()), "n1")
+                .configure(|c| {
+                    c.root_dir = dir.join("kubelet");
+                    c.log_dir = dir.join("logs");
+                    c.port = 0;
+                })
+                .runtime(runtime.clone())
+                .images(self.images.clone())
+                .start()
+                .await?;
         self.runtime = Some(runtime);
         self.kubelet = Some(kubelet);
         Ok(())
@@ -138,7 +139,7 @@ impl Node {
     }
 
     fn pod(&self, name: &str) -> Value {
-        self.api.get(&format!("api/v1/namespaces/ns/pods/{name}")).unwrap_or_default()
+        self.api.pod(name).unwrap_or_default()
     }
 
     fn container(&self, pod: &str) -> Value {
@@ -184,10 +185,7 @@ fn shell(script: &str) -> Value {
 async fn a_pods_life(mut node: Node) -> Result<(), Failed> {
     node.start().await?;
     let map = json!({"metadata": {"name": "m"}, "data": {"key": "from the map"}});
-    node.api
-        .client()
-        .bytes(http::Method::POST, "/api/v1/namespaces/ns/configmaps", "application/json", map.to_string())
-        .await?;
+    node.api.create("/api/v1/namespaces/ns/configmaps", map).await;
     let script = "echo $GREETING; cat /config/key; echo; cat /token/token; echo; hostname; cat /etc/hosts; \
         echo scratch > /scratch/f; cat /scratch/f; id -u; echo bye > /dev/termination-log; exit $(cat /scratch/code 2>/dev/null || echo 5)";
     let mut spec = shell(script);
@@ -211,7 +209,8 @@ async fn a_pods_life(mut node: Node) -> Result<(), Failed> {
     for want in [
         "hello\n",
         "from the map\n",
-        "a-token\n",
+        // A JSON web token.
+        "eyJ",
         "\np\n",
         "# Kubernetes-managed hosts file",
         "scratch\n1000\n",
@@ -227,8 +226,16 @@ async fn a_pods_life(mut node: Node) -> Result<(), Failed> {
     })
     .await?;
     node.delete("p", 30).await?;
-    let left = node.runtime.as_ref().ok_or("no runtime")?.list().await?.len();
-    let dirs = std::fs::read_dir(node.dir.join("kubelet/pods"))?.count();
+    // The object of a pod that has ended goes at once; its sandbox and directory follow.
+    let begun = Instant::now();
+    let (left, dirs) = loop {
+        let left = node.runtime.as_ref().ok_or("no runtime")?.list().await?.len();
+        let dirs = std::fs::read_dir(node.dir.join("kubelet/pods"))?.count();
+        if (left, dirs) == (0, 0) || begun.elapsed() > Duration::from_secs(20) {
+            break (left, dirs);
+        }
+        tokio::time::sleep(Duration::from_millis(10)).await;
+    };
     node.stop().await;
     if (left, dirs) == (0, 0) {
         Ok(())

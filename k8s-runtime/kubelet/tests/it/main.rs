@@ -1,9 +1,9 @@
-//! The kubelet with a fake API server and a fake runtime, in virtual time.
+//! The kubelet with an API server in this process and a fake runtime, in virtual time.
 
 #![allow(clippy::disallowed_methods, reason = "tests measure time and start tasks")]
 #![allow(missing_docs, unreachable_pub)]
 
-mod fake_api;
+mod cluster;
 mod fake_runtime;
 mod pods;
 mod server;
@@ -11,16 +11,16 @@ mod tls;
 
 use std::{sync::Arc, time::Duration};
 
-use fake_api::FakeApi;
+use cluster::Api;
 use fake_runtime::FakeRuntime;
 use jiff::Timestamp;
 use k8s_core::{api::api::core::v1::Pod, client::DeleteOptions, clock::Clock};
 use k8s_kubelet::Kubelet;
 use serde_json::{Value, json};
 
-/// A kubelet with its fakes.
+/// A kubelet with its cluster and its runtime.
 pub struct Node {
-    pub api: FakeApi,
+    pub api: Api,
     pub runtime: FakeRuntime,
     pub clock: Clock,
     pub dir: Arc<tempfile::TempDir>,
@@ -31,7 +31,7 @@ impl Node {
     pub async fn start() -> Self {
         let clock = Clock::starting_at(Timestamp::from_second(1_800_000_000).unwrap());
         let mut node = Node {
-            api: FakeApi::new(),
+            api: Api::start(clock.clone()).await,
             runtime: FakeRuntime::new(clock.clone()),
             clock,
             dir: Arc::new(tempfile::tempdir().unwrap()),
@@ -44,7 +44,7 @@ impl Node {
     pub async fn start_kubelet(&mut self) {
         let root = self.dir.path().to_owned();
         let runtime = Arc::new(self.runtime.clone());
-        let kubelet = Kubelet::builder(self.api.client(), "n1")
+        let kubelet = Kubelet::builder(self.api.connection.client(), "n1")
             .configure(|c| {
                 c.root_dir = root.join("kubelet");
                 c.log_dir = root.join("logs");
@@ -78,16 +78,11 @@ impl Node {
         let mut object = object;
         object["metadata"] = json!({"name": name});
         let path = format!("/api/v1/namespaces/ns/{plural}");
-        let path_of_one = format!("{path}/{name}");
-        let body = object.to_string();
-        if self.api.get(path_of_one.trim_start_matches('/')).is_some() {
-            self.api
-                .client()
-                .bytes(http::Method::PATCH, &path_of_one, "application/merge-patch+json", body)
-                .await
-                .unwrap();
+        if self.api.has(plural, name) {
+            let (path, kind) = (format!("{path}/{name}"), "application/merge-patch+json");
+            self.api.client().bytes(http::Method::PATCH, &path, kind, object.to_string()).await.unwrap();
         } else {
-            self.api.client().bytes(http::Method::POST, &path, "application/json", body).await.unwrap();
+            self.api.create(&path, object).await;
         }
     }
 
@@ -97,7 +92,7 @@ impl Node {
     }
 
     pub fn pod(&self, name: &str) -> Option<Value> {
-        self.api.get(&format!("api/v1/namespaces/ns/pods/{name}"))
+        self.api.pod(name)
     }
 
     pub fn phase(&self, name: &str) -> String {

@@ -13,7 +13,7 @@ use tokio::{
     net::TcpStream,
 };
 
-use crate::{FakeApi, FakeRuntime};
+use crate::{FakeRuntime, cluster::Api};
 
 type Pair = (Vec<CertificateDer<'static>>, PrivateKeyDer<'static>);
 
@@ -84,9 +84,9 @@ async fn a_client_certificate_of_the_cluster_is_required() {
             .with_single_cert(chain.clone(), key.clone_key())
             .unwrap();
         let port = std::net::TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port();
-        let api = FakeApi::new();
-        api.allow("apiserver", "get", "proxy");
-        let kubelet = k8s_kubelet::Kubelet::builder(api.client(), "n1")
+        let api = Api::start(k8s_core::clock::Clock::system()).await;
+        api.allow("apiserver", "get", "proxy").await;
+        let kubelet = k8s_kubelet::Kubelet::builder(api.connection.client(), "n1")
             .configure(|c| {
                 c.root_dir = dir.path().join("kubelet");
                 c.log_dir = dir.path().join("logs");
@@ -125,12 +125,12 @@ async fn every_request_is_authorized_by_the_api_server() {
         .with_single_cert(chain, key)
         .unwrap();
     let port = std::net::TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port();
-    let api = FakeApi::new();
-    api.allow("admin", "get", "proxy");
-    api.allow("admin", "create", "proxy");
-    api.allow("monitor", "get", "stats");
-    api.allow("monitor", "get", "pods");
-    let kubelet = k8s_kubelet::Kubelet::builder(api.client(), "n1")
+    let api = Api::start(k8s_core::clock::Clock::system()).await;
+    api.allow("admin", "get", "proxy").await;
+    api.allow("admin", "create", "proxy").await;
+    api.allow("monitor", "get", "stats").await;
+    api.allow("monitor", "get", "pods").await;
+    let kubelet = k8s_kubelet::Kubelet::builder(api.connection.client(), "n1")
         .configure(|c| {
             c.root_dir = dir.path().join("kubelet");
             c.log_dir = dir.path().join("logs");
