@@ -25,17 +25,17 @@ pub struct Program {
 /// Builder of a custom distribution's `main`.
 pub type Distribution = Builder<Program>;
 
-/// Returns the builder of a distribution. Its name is the context of its kubeconfig, the default data directory
-/// `/var/lib/NAME`, the directory `/run/NAME`, the prefix of its environment variables (`NAME_DATA_DIR`) and of
-/// its control groups, and the name in its messages. So two distributions can run side by side. 1 to 32
-/// lower-case letters, digits or `-`.
+/// Returns the builder of a distribution. Its name is the context of its kubeconfig, the default data
+/// directory `/var/lib/NAME`, the directory `/run/NAME`, the prefix of its environment variables
+/// (`NAME_DATA_DIR`) and of its control groups, and the name in its messages. So two distributions can run
+/// side by side. 1 to 32 lower-case letters, digits or `-`.
 pub fn distribution(name: &'static str) -> Distribution {
     Builder::new(Program { name, when_idle: None })
 }
 
 impl Distribution {
-    /// Sets a function that idle threads of the async runtime call every few seconds, such as one that returns
-    /// allocator memory to the system. Default: none.
+    /// Sets a function that idle threads of the async runtime call every few seconds, such as one that
+    /// returns allocator memory to the system. Default: none.
     pub fn when_idle(mut self, work: fn()) -> Self {
         self.base.when_idle = Some(work);
         self
