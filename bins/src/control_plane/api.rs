@@ -178,7 +178,7 @@ impl Api {
 
     /// Returns an in-process client of a cluster administrator.
     pub(crate) fn client(&self) -> Client {
-        self.server.client_as(User::admin()).named(&*self.name)
+        self.server.client_as(User::admin()).named(&self.name)
     }
 
     /// Returns a user's kubeconfig. The certificate is stored under `file`.
