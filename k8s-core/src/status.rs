@@ -1,9 +1,73 @@
 //! `metav1.Status` as an error: the response of an API server for failed requests.
 //!
-//! One constructor per reason, so that code, reason and message match upstream's
-//! (`k8s.io/apimachinery/pkg/api/errors`).
+//! [`Reason`] has the code of each reason, and there is a constructor for each message that is always the same,
+//! so that all three match upstream's (`k8s.io/apimachinery/pkg/api/errors`).
 
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::{Status, StatusCause, StatusDetails};
+
+macro_rules! reasons {
+    ($($(#[$doc:meta])* $name:ident = $code:literal,)*) => {
+        /// The reason of a failure, for programs; each has one HTTP code.
+        #[derive(Clone, Copy, Debug, PartialEq, Eq)]
+        #[non_exhaustive]
+        pub enum Reason {
+            $($(#[$doc])* $name,)*
+        }
+
+        impl Reason {
+            /// Returns the HTTP code.
+            #[must_use]
+            pub const fn code(self) -> u16 {
+                match self {
+                    $(Reason::$name => $code,)*
+                }
+            }
+
+            /// Returns the name, as in a `Status`.
+            #[must_use]
+            pub const fn name(self) -> &'static str {
+                match self {
+                    $(Reason::$name => stringify!($name),)*
+                }
+            }
+        }
+    };
+}
+
+reasons! {
+    /// The request is malformed. Not to be repeated as it is.
+    BadRequest = 400,
+    /// The credentials are missing or wrong.
+    Unauthorized = 401,
+    /// The user may not do this, or admission refuses it.
+    Forbidden = 403,
+    /// There is no such object, resource or path.
+    NotFound = 404,
+    /// The resource does not serve the method.
+    MethodNotAllowed = 405,
+    /// No format that the client accepts is served.
+    NotAcceptable = 406,
+    /// An object of this name exists.
+    AlreadyExists = 409,
+    /// The object was changed meanwhile: read it again and repeat.
+    Conflict = 409,
+    /// The revision is no longer in history: list again.
+    Expired = 410,
+    /// The request is larger than the server takes.
+    RequestEntityTooLarge = 413,
+    /// The body's format is unknown.
+    UnsupportedMediaType = 415,
+    /// The object does not pass validation; the causes name its fields.
+    Invalid = 422,
+    /// The client is to wait and repeat (`retryAfterSeconds`).
+    TooManyRequests = 429,
+    /// A fault of the server.
+    InternalError = 500,
+    /// The server cannot do this now: repeat later.
+    ServiceUnavailable = 503,
+    /// The request took too long; it may have taken effect.
+    Timeout = 504,
+}
 
 /// A failed API call, as returned by the server.
 #[derive(Clone, Debug, PartialEq)]
@@ -18,7 +82,20 @@ impl std::fmt::Display for ApiStatus {
 }
 
 impl ApiStatus {
-    /// Creates a failure with HTTP code, CamelCase reason and message.
+    /// Creates a failure with a reason, its code and a message.
+    ///
+    /// ```
+    /// use k8s_core::status::{ApiStatus, Reason};
+    ///
+    /// let busy = ApiStatus::of(Reason::TooManyRequests, "no lists today").retry_after(5);
+    /// assert_eq!((busy.code(), busy.reason()), (429, "TooManyRequests"));
+    /// ```
+    #[must_use]
+    pub fn of(reason: Reason, message: impl Into<String>) -> Self {
+        ApiStatus::new(reason.code(), reason.name(), message)
+    }
+
+    /// Creates a failure with an HTTP code, a CamelCase reason and a message, for reasons that [`Reason`] lacks.
     #[must_use]
     pub fn new(code: u16, reason: &str, message: impl Into<String>) -> Self {
         ApiStatus(Box::new(Status {
@@ -65,20 +142,20 @@ impl ApiStatus {
     #[must_use]
     pub fn not_found(group: &str, resource: &str, name: &str) -> Self {
         let full = qualified(resource, group);
-        ApiStatus::new(404, "NotFound", format!("{full} \"{name}\" not found")).about(group, resource, name)
+        ApiStatus::of(Reason::NotFound, format!("{full} \"{name}\" not found")).about(group, resource, name)
     }
 
     /// Returns 404 for a path.
     #[must_use]
     pub fn no_resource() -> Self {
-        ApiStatus::new(404, "NotFound", "the server could not find the requested resource").about("", "", "")
+        ApiStatus::of(Reason::NotFound, "the server could not find the requested resource").about("", "", "")
     }
 
     /// Returns 409 AlreadyExists.
     #[must_use]
     pub fn already_exists(group: &str, resource: &str, name: &str) -> Self {
         let full = qualified(resource, group);
-        ApiStatus::new(409, "AlreadyExists", format!("{full} \"{name}\" already exists"))
+        ApiStatus::of(Reason::AlreadyExists, format!("{full} \"{name}\" already exists"))
             .about(group, resource, name)
     }
 
@@ -86,14 +163,14 @@ impl ApiStatus {
     #[must_use]
     pub fn conflict(group: &str, resource: &str, name: &str, why: &str) -> Self {
         let full = qualified(resource, group);
-        ApiStatus::new(409, "Conflict", format!("Operation cannot be fulfilled on {full} \"{name}\": {why}"))
+        ApiStatus::of(Reason::Conflict, format!("Operation cannot be fulfilled on {full} \"{name}\": {why}"))
             .about(group, resource, name)
     }
 
     /// Returns 400 BadRequest.
     #[must_use]
     pub fn bad_request(message: impl Into<String>) -> Self {
-        ApiStatus::new(400, "BadRequest", message)
+        ApiStatus::of(Reason::BadRequest, message)
     }
 
     /// Returns 403 Forbidden.
@@ -105,21 +182,20 @@ impl ApiStatus {
         } else {
             format!("{full} \"{name}\" is forbidden: {why}")
         };
-        ApiStatus::new(403, "Forbidden", message).about(group, resource, name)
+        ApiStatus::of(Reason::Forbidden, message).about(group, resource, name)
     }
 
     /// Returns 401 Unauthorized.
     #[must_use]
     pub fn unauthorized() -> Self {
-        ApiStatus::new(401, "Unauthorized", "Unauthorized")
+        ApiStatus::of(Reason::Unauthorized, "Unauthorized")
     }
 
     /// Returns 405 MethodNotAllowed.
     #[must_use]
     pub fn method_not_allowed() -> Self {
-        ApiStatus::new(
-            405,
-            "MethodNotAllowed",
+        ApiStatus::of(
+            Reason::MethodNotAllowed,
             "the server does not allow this method on the requested resource",
         )
         .about("", "", "")
@@ -128,14 +204,14 @@ impl ApiStatus {
     /// Returns 410 Expired: the revision is no longer in history.
     #[must_use]
     pub fn expired(message: impl Into<String>) -> Self {
-        ApiStatus::new(410, "Expired", message)
+        ApiStatus::of(Reason::Expired, message)
     }
 
     /// Returns 500 InternalError.
     #[must_use]
     pub fn internal(message: impl std::fmt::Display) -> Self {
         let cause = StatusCause { message: Some(message.to_string()), ..StatusCause::default() };
-        ApiStatus::new(500, "InternalError", format!("Internal error occurred: {message}"))
+        ApiStatus::of(Reason::InternalError, format!("Internal error occurred: {message}"))
             .causes(vec![cause])
     }
 

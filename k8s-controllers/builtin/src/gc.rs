@@ -338,7 +338,7 @@ mod tests {
     use http::{Request, Response};
     use k8s_core::{
         client::{Body, BoxError, Client, Transport},
-        status::ApiStatus,
+        status::{ApiStatus, Reason},
     };
 
     use super::*;
@@ -375,7 +375,7 @@ mod tests {
             ..Discovery::default()
         };
         let mut lost = Discovery::default();
-        lost.failed.insert("apps/v1".into(), ApiStatus::new(503, "ServiceUnavailable", "").into());
+        lost.failed.insert("apps/v1".into(), ApiStatus::of(Reason::ServiceUnavailable, "").into());
         let mut running = Monitors::new();
         adjust(&shared, &serving("v1"), &mut running);
         let meta = dynamic::Meta { uid: "d".into(), name: "d".into(), ..dynamic::Meta::default() };

@@ -12,7 +12,7 @@ use http_body_util::BodyExt;
 use k8s_apiserver::request::{Query, RequestInfo};
 use k8s_core::{
     client::{Body, BoxError, Client, body_from_bytes},
-    status::ApiStatus,
+    status::{ApiStatus, Reason},
 };
 use k8s_store::Store;
 use serde::Deserialize;
@@ -156,13 +156,12 @@ impl Service {
                 ApiStatus::conflict(&info.group, &info.resource, &info.name, why)
             }
             Fault::ServerError if strike.other_way() => ApiStatus::internal("injected"),
-            Fault::ServerError => ApiStatus::new(
-                503,
-                "ServiceUnavailable",
+            Fault::ServerError => ApiStatus::of(
+                Reason::ServiceUnavailable,
                 "the server is currently unable to handle the request",
             ),
             Fault::TooManyRequests => {
-                ApiStatus::new(429, "TooManyRequests", "too many requests, please try again later")
+                ApiStatus::of(Reason::TooManyRequests, "too many requests, please try again later")
                     .retry_after(1)
             }
             Fault::Gone => ApiStatus::expired("too old resource version"),

@@ -3,7 +3,7 @@
 use std::cmp::Reverse;
 
 use http::{HeaderMap, header};
-use k8s_core::status::ApiStatus;
+use k8s_core::status::{ApiStatus, Reason};
 
 /// Media type of Kubernetes protobuf.
 pub(crate) const PROTOBUF: &str = "application/vnd.kubernetes.protobuf";
@@ -125,7 +125,7 @@ pub(crate) fn negotiate(headers: &HeaderMap, offer: Offer) -> Result<(Form, Enco
     let best = choices.into_iter().filter_map(meaning).find(|(form, encoding)| offer.has(*encoding, *form));
     best.ok_or_else(|| {
         let message = format!("406: Not Acceptable\n\nAvailable representations: {}", offer.names());
-        ApiStatus::new(406, "NotAcceptable", message).about("", "", "")
+        ApiStatus::of(Reason::NotAcceptable, message).about("", "", "")
     })
 }
 

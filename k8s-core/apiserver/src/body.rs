@@ -9,7 +9,7 @@ use http_body::Body as _;
 use http_body_util::BodyExt;
 use k8s_core::{
     client::{Body, BoxError},
-    status::ApiStatus,
+    status::{ApiStatus, Reason},
 };
 use serde_json::Value;
 
@@ -27,7 +27,7 @@ use crate::{
 /// 413 above the limit, 400 when the connection breaks.
 pub(crate) async fn read_body(request: &mut Request<Body>) -> Result<Bytes, ApiStatus> {
     let too_large = || {
-        ApiStatus::new(413, "RequestEntityTooLarge", format!("Request entity too large: limit is {MAX_BODY}"))
+        ApiStatus::of(Reason::RequestEntityTooLarge, format!("Request entity too large: limit is {MAX_BODY}"))
     };
     if request.body().size_hint().lower() > MAX_BODY as u64 {
         return Err(too_large());
@@ -85,9 +85,8 @@ pub(crate) fn decode_body(call: &Call, kind: &str, body: &[u8]) -> Result<(Value
                 ))
             })
         }
-        _ => Err(ApiStatus::new(
-            415,
-            "UnsupportedMediaType",
+        _ => Err(ApiStatus::of(
+            Reason::UnsupportedMediaType,
             "the body of the request was in an unknown format - accepted media types include: application/json, application/yaml, application/vnd.kubernetes.protobuf",
         )),
     }?;

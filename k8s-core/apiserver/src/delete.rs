@@ -158,7 +158,7 @@ fn goes_at_once(
         return None;
     }
     let is = |name: &str, value: &str| {
-        resource.fields.iter().zip(&stored.fields).any(|(n, v)| *n == name && **v == *value)
+        resource.field_names.iter().zip(&stored.fields).any(|(n, v)| *n == name && **v == *value)
     };
     if !(resource.strategy.is_deleted_unread)(&is) {
         return None;

@@ -1,6 +1,6 @@
 //! The door from errors of the store, of bodies and of preconditions to the Status that clients get.
 
-use k8s_core::status::ApiStatus;
+use k8s_core::status::{ApiStatus, Reason};
 use k8s_store::StoreError;
 
 use crate::resources::Resource;
@@ -33,9 +33,9 @@ pub(crate) fn store_failure(resource: &Resource, name: &str, error: &StoreError)
         // Nothing was written; the store writes again once its disk has room. Upstream answers 500 over a
         // full etcd, which clients do not retry.
         StoreError::Unavailable(_) => {
-            ApiStatus::new(503, "ServiceUnavailable", error.to_string()).retry_after(UNAVAILABLE_SECONDS)
+            ApiStatus::of(Reason::ServiceUnavailable, error.to_string()).retry_after(UNAVAILABLE_SECONDS)
         }
-        other => ApiStatus::new(500, "InternalError", format!("Internal error occurred: {other}")),
+        other => ApiStatus::of(Reason::InternalError, format!("Internal error occurred: {other}")),
     }
 }
 

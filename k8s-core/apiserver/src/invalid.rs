@@ -2,7 +2,10 @@
 
 use std::{collections::HashSet, fmt::Display};
 
-use k8s_core::{api::apimachinery::pkg::apis::meta::v1::StatusCause, status::ApiStatus};
+use k8s_core::{
+    api::apimachinery::pkg::apis::meta::v1::StatusCause,
+    status::{ApiStatus, Reason},
+};
 use serde_json::Value;
 
 /// A validation error of a field.
@@ -135,7 +138,7 @@ impl FieldErrors {
                 field: Some(e.field),
             })
             .collect();
-        ApiStatus::new(422, "Invalid", format!("{what} \"{name}\" is invalid: {problems}"))
+        ApiStatus::of(Reason::Invalid, format!("{what} \"{name}\" is invalid: {problems}"))
             .about(group, kind, name)
             .causes(causes)
     }

@@ -24,7 +24,7 @@ use http_body::{Frame, SizeHint};
 use http_body_util::BodyExt;
 use k8s_core::{
     client::{Body, BoxError},
-    status::ApiStatus,
+    status::{ApiStatus, Reason},
 };
 
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
@@ -283,7 +283,7 @@ const MOST_WAITING: usize = 1000;
 
 /// Returns 429 with upstream's message.
 fn busy() -> ApiStatus {
-    ApiStatus::new(429, "TooManyRequests", "Too many requests, please try again later.").retry_after(1)
+    ApiStatus::of(Reason::TooManyRequests, "Too many requests, please try again later.").retry_after(1)
 }
 
 impl Ticket {
@@ -341,7 +341,7 @@ impl Ticket {
         }
         let done = tokio::time::timeout(timeout, work).await.unwrap_or_else(|_| {
             let message = "Timeout: request did not complete within the allotted timeout";
-            Err(ApiStatus::new(504, "Timeout", message))
+            Err(ApiStatus::of(Reason::Timeout, message))
         });
         self.place.lock().unwrap_or_else(PoisonError::into_inner).take();
         done

@@ -15,7 +15,7 @@ pub(crate) mod typed;
 pub mod types;
 
 pub(crate) use fields::meta_of;
-pub use fields::{field_text, selectable};
+pub use fields::{Field, selectable};
 pub use registry::{Registry, SharedRegistry};
 
 use std::sync::{Arc, LazyLock};
@@ -107,6 +107,7 @@ impl Row {
         self.without = verbs;
         self
     }
+    /// Sets the selectable fields, in the notation of [`Field::named`].
     const fn fields(mut self, fields: &'static [&'static str]) -> Self {
         self.fields = fields;
         self
@@ -189,7 +190,7 @@ pub struct Resource {
     pub scale: Option<ScalePaths>,
     /// Selectable fields other than metadata.name and metadata.namespace, in the order of
     /// [`k8s_store::Stored::fields`].
-    pub fields: Arc<[String]>,
+    pub fields: Arc<[Field]>,
     /// Their names in this version, in the same order.
     pub field_names: Arc<[String]>,
     /// Columns of the `Table` format.
@@ -378,8 +379,8 @@ fn built_in(row: &'static Row, schema: Schema) -> Resource {
             status: "/status/replicas".into(),
             selector: "/spec/selector".into(),
         }),
-        field_names: row.fields.iter().map(|f| (*f).to_owned()).collect(),
-        fields: row.fields.iter().map(|f| (*f).to_owned()).collect(),
+        field_names: row.fields.iter().map(|f| Field::named(f).0).collect(),
+        fields: row.fields.iter().map(|f| Field::named(f).1).collect(),
         columns: Columns::Static(row.columns),
         schema,
         served_schema: None,

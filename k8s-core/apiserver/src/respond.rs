@@ -8,7 +8,7 @@ use http_body::Body as _;
 use http_body_util::BodyExt;
 use k8s_core::{
     client::{Body, body_from_bytes},
-    status::ApiStatus,
+    status::{ApiStatus, Reason},
 };
 use serde_json::{Value, json};
 use sha2::{Digest, Sha256};
@@ -155,9 +155,8 @@ async fn rewritten<B: Into<Bytes>>(
 ) -> Response<Body> {
     let (mut parts, body) = response.into_parts();
     let Ok(bytes) = body.collect().await.map(http_body_util::Collected::to_bytes) else {
-        return failure(&ApiStatus::new(
-            500,
-            "InternalError",
+        return failure(&ApiStatus::of(
+            Reason::InternalError,
             "Internal error occurred: the answer broke off",
         ));
     };

@@ -26,7 +26,7 @@ use http_body_util::BodyExt;
 use k8s_core::{
     client::{Body, BoxError, Client, LongQuery},
     meta::FieldSelector,
-    status::ApiStatus,
+    status::{ApiStatus, Reason},
 };
 use k8s_store::Store;
 
@@ -270,7 +270,7 @@ impl ApiServer {
 
 /// The refusal of a query that only the command line of `exec` may have.
 fn too_long() -> ApiStatus {
-    ApiStatus::new(414, "RequestEntityTooLarge", "the URI is longer than 65534 bytes")
+    ApiStatus::of(Reason::RequestEntityTooLarge, "the URI is longer than 65534 bytes")
 }
 
 /// Returns the name of the only object that a list or watch selects by `metadata.name`. A user who may read

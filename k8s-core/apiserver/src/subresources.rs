@@ -6,7 +6,10 @@ mod kubelet;
 use std::sync::Arc;
 
 use http::{Request, Response, StatusCode};
-use k8s_core::{client::Body, status::ApiStatus};
+use k8s_core::{
+    client::Body,
+    status::{ApiStatus, Reason},
+};
 use serde_json::{Value, json};
 
 use crate::{
@@ -301,9 +304,8 @@ async fn budget(
                     )),
                     field: None,
                 };
-                return Err(ApiStatus::new(
-                    429,
-                    "TooManyRequests",
+                return Err(ApiStatus::of(
+                    Reason::TooManyRequests,
                     "Cannot evict pod as it would violate the pod's disruption budget.",
                 )
                 .causes(vec![cause]));

@@ -10,7 +10,10 @@ use std::sync::Arc;
 
 use bytes::Bytes;
 use http::{Response, StatusCode};
-use k8s_core::{client::Body, status::ApiStatus};
+use k8s_core::{
+    client::Body,
+    status::{ApiStatus, Reason},
+};
 use k8s_schema::patch::managed::{self, Manager};
 use k8s_store::{Expect, StoreError};
 use serde_json::Value;
@@ -128,7 +131,7 @@ async fn insert(
     }
     if resource.terminating {
         let why = "create not allowed while custom resource definition is terminating";
-        return Err(ApiStatus::new(405, "MethodNotAllowed", why).about(
+        return Err(ApiStatus::of(Reason::MethodNotAllowed, why).about(
             &resource.group,
             &resource.plural,
             "",

@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 
-use k8s_core::status::ApiStatus;
+use k8s_core::status::{ApiStatus, Reason};
 use k8s_store::Store;
 
 use super::{AuthorizationMode, rbac::Rbac};
@@ -62,7 +62,7 @@ impl Authorization {
         } else {
             let why =
                 format!("forbidden: User \"{}\" cannot {} path \"{}\"{reason}", user.name, a.verb, a.path);
-            return Err(ApiStatus::new(403, "Forbidden", why).about("", "", ""));
+            return Err(ApiStatus::of(Reason::Forbidden, why).about("", "", ""));
         };
         Err(ApiStatus::forbidden(a.group, a.resource, a.name, &why))
     }

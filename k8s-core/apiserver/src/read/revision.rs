@@ -1,7 +1,10 @@
 //! The revision of a list: `resourceVersion`, `resourceVersionMatch` and continue tokens.
 
 use base64::{Engine, engine::general_purpose::URL_SAFE_NO_PAD as B64};
-use k8s_core::{api::apimachinery::pkg::apis::meta::v1::StatusCause, status::ApiStatus};
+use k8s_core::{
+    api::apimachinery::pkg::apis::meta::v1::StatusCause,
+    status::{ApiStatus, Reason},
+};
 use k8s_store::Store;
 use serde::{Deserialize, Serialize};
 
@@ -185,7 +188,7 @@ fn in_the_future(wanted: u64, store: &Store) -> Option<ApiStatus> {
         field: None,
     };
     let message = format!("Timeout: Too large resource version: {wanted}, current: {newest}");
-    (wanted > newest).then(|| ApiStatus::new(504, "Timeout", message).causes(vec![cause]))
+    (wanted > newest).then(|| ApiStatus::of(Reason::Timeout, message).causes(vec![cause]))
 }
 
 #[cfg(test)]

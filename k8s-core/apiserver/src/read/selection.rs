@@ -12,7 +12,10 @@ use k8s_core::{
 use k8s_store::{Snapshot, Store, StoreError, Stored, Term};
 use serde_json::Value;
 
-use crate::{call::Call, resources::Resource};
+use crate::{
+    call::Call,
+    resources::{Field, Resource},
+};
 
 /// The namespace, labels and fields that a request selects.
 #[derive(Clone, Debug)]
@@ -22,7 +25,9 @@ pub(crate) struct Selection {
     name: String,
     labels: LabelSelector,
     fields: FieldSelector,
+    /// Names of the resource's selectable fields, and where they are.
     known: Arc<[String]>,
+    places: Arc<[Field]>,
     /// The store indexes selectable fields. A custom resource may declare one after its objects were stored.
     indexed: bool,
 }
@@ -75,6 +80,7 @@ impl Selection {
             labels,
             fields,
             known: resource.field_names.clone(),
+            places: resource.fields.clone(),
             indexed: !resource.custom,
         })
     }
@@ -141,10 +147,11 @@ impl Selection {
             "metadata.name" => stored.name().to_owned(),
             "metadata.namespace" => stored.namespace().to_owned(),
             _ => match self.known.iter().position(|f| f == path) {
+                None => String::new(),
                 Some(at) if stored.fields.len() == self.known.len() => stored.fields[at].to_string(),
                 // Stored before the field was declared selectable.
-                _ => serde_json::from_slice::<Value>(&stored.json)
-                    .map(|object| crate::resources::field_text(&object, path))
+                Some(at) => serde_json::from_slice::<Value>(&stored.json)
+                    .map(|object| self.places[at].text(&object))
                     .unwrap_or_default(),
             },
         }

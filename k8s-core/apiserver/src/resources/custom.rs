@@ -14,7 +14,7 @@ use k8s_schema::{MAX_DEPTH, Schema};
 use serde_json::{Value, json};
 
 use super::{
-    ALL_VERBS, Columns, Resource, ScalePaths, Subresource,
+    ALL_VERBS, Columns, Field, Resource, ScalePaths, Subresource,
     columns::{CustomColumn, custom_default},
     storage_name,
     strategy::{BASE, METADATA_OF_CLIENTS, Strategy, extensions::CUSTOM_RESOURCE_DEFINITION},
@@ -103,7 +103,7 @@ pub fn from_definition(crd: &Value) -> Vec<Arc<Resource>> {
         if columns.is_empty() {
             columns.push(custom_default());
         }
-        let fields: Arc<[String]> = array_at(version, "/selectableFields")
+        let field_names: Arc<[String]> = array_at(version, "/selectableFields")
             .iter()
             .map(|f| str_at(f, "/jsonPath").trim_start_matches('.').to_owned())
             .collect();
@@ -123,8 +123,8 @@ pub fn from_definition(crd: &Value) -> Vec<Arc<Resource>> {
             storage_version: storage_version.clone(),
             has_status,
             scale,
-            field_names: fields.clone(),
-            fields,
+            fields: field_names.iter().map(|path| Field::at(path)).collect(),
+            field_names,
             columns: Columns::Custom(columns.into()),
             schema,
             served_schema: None,

@@ -40,7 +40,7 @@ pub(super) static ROWS: &[Row] = &[
             "involvedObject.fieldPath",
             "reason",
             "reportingComponent",
-            "source",
+            "source=source.component|reportingComponent",
             "type",
         ])
         .columns(&columns::EVENTS)
@@ -62,7 +62,7 @@ pub(super) static ROWS: &[Row] = &[
         .short(&["no"])
         .status()
         .special(&[("proxy", "", "NodeProxyOptions", "create,delete,get,patch,update")])
-        .fields(&["spec.unschedulable"])
+        .fields(&["spec.unschedulable?false"])
         .strategy(&core::NODE)
         .columns(&columns::NODES),
     Row::new(
@@ -102,7 +102,7 @@ pub(super) static ROWS: &[Row] = &[
             "spec.restartPolicy",
             "spec.schedulerName",
             "spec.serviceAccountName",
-            "spec.hostNetwork",
+            "spec.hostNetwork?false",
             "status.phase",
             "status.podIP",
             "status.nominatedNodeName",
@@ -218,7 +218,7 @@ pub(super) static ROWS: &[Row] = &[
     Row::new("batch", "v1", "Job", "jobs", generate::<api::batch::v1::Job>)
         .category("all")
         .status()
-        .fields(&["status.successful"])
+        .fields(&["status.successful=status.succeeded"])
         .strategy(&job::JOB)
         .columns(&columns::JOBS),
     Row::new(

@@ -9,7 +9,7 @@ use http::{HeaderValue, Method, Request, Response, StatusCode, header};
 use hyper_util::rt::TokioIo;
 use k8s_core::{
     client::{Body, BoxError, empty_body},
-    status::ApiStatus,
+    status::{ApiStatus, Reason},
 };
 use percent_encoding::{NON_ALPHANUMERIC, utf8_percent_encode};
 use serde_json::Value;
@@ -170,7 +170,7 @@ async fn to_node(
     request: &mut Request<Body>,
 ) -> Result<Response<Body>, ApiStatus> {
     let Some(nodes) = state.nodes.clone() else {
-        return Err(ApiStatus::new(503, "ServiceUnavailable", "this server has no way to reach kubelets"));
+        return Err(ApiStatus::of(Reason::ServiceUnavailable, "this server has no way to reach kubelets"));
     };
     let mut out = forwarded(target, request)?;
     out.headers_mut().entry(header::HOST).or_insert(HeaderValue::from_static("kubelet"));
@@ -189,7 +189,7 @@ async fn to_address(
     request: &mut Request<Body>,
 ) -> Result<Response<Body>, ApiStatus> {
     let failed = |e: BoxError| {
-        ApiStatus::new(503, "ServiceUnavailable", format!("error trying to reach service: {e}"))
+        ApiStatus::of(Reason::ServiceUnavailable, format!("error trying to reach service: {e}"))
     };
     let path = with_query(if call.info.rest.is_empty() { "/" } else { &call.info.rest }, request);
     let mut out = forwarded(&path, request)?;

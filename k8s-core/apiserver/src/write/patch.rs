@@ -3,7 +3,11 @@
 use std::sync::Arc;
 
 use http::{Response, StatusCode};
-use k8s_core::{api::apimachinery::pkg::apis::meta::v1::StatusCause, client::Body, status::ApiStatus};
+use k8s_core::{
+    api::apimachinery::pkg::apis::meta::v1::StatusCause,
+    client::Body,
+    status::{ApiStatus, Reason},
+};
 use k8s_schema::patch::{
     self, PatchError, last_applied,
     managed::{self, Manager},
@@ -28,9 +32,9 @@ fn patch_failure(error: &PatchError) -> ApiStatus {
     match error {
         PatchError::Malformed(message) => ApiStatus::bad_request(message.clone()),
         PatchError::TooLarge(message) => {
-            ApiStatus::new(413, "RequestEntityTooLarge", format!("Request entity is too large: {message}"))
+            ApiStatus::of(Reason::RequestEntityTooLarge, format!("Request entity is too large: {message}"))
         }
-        _ => ApiStatus::new(422, "Invalid", "the server rejected our request due to an error in our request")
+        _ => ApiStatus::of(Reason::Invalid, "the server rejected our request due to an error in our request")
             .about("", "", ""),
     }
 }
@@ -100,7 +104,7 @@ pub(crate) fn patch_function(
             }))
         }
         _ => {
-            Err(ApiStatus::new(415, "UnsupportedMediaType", "415: Unsupported Media Type").about("", "", ""))
+            Err(ApiStatus::of(Reason::UnsupportedMediaType, "415: Unsupported Media Type").about("", "", ""))
         }
     }
 }
@@ -226,9 +230,8 @@ fn conflicts(conflicts: Vec<managed::Conflict>) -> ApiStatus {
         })
         .collect();
     let plural = if conflicts.len() == 1 { "conflict" } else { "conflicts" };
-    ApiStatus::new(
-        409,
-        "Conflict",
+    ApiStatus::of(
+        Reason::Conflict,
         format!("Apply failed with {} {plural}: {}", conflicts.len(), parts.join("\n")),
     )
     .causes(causes)

@@ -2,7 +2,10 @@
 
 use std::sync::Arc;
 
-use k8s_core::{meta::ObjectExt, status::ApiStatus};
+use k8s_core::{
+    meta::ObjectExt,
+    status::{ApiStatus, Reason},
+};
 
 use crate::{
     context::{ContainerView, Context, PodView},
@@ -23,7 +26,7 @@ pub(super) fn container<'v>(
     container: &str,
 ) -> Result<&'v ContainerView, ApiStatus> {
     view.containers.get(container).ok_or_else(|| {
-        ApiStatus::new(404, "NotFound", format!("container {container:?} not found in pod {pod:?}"))
+        ApiStatus::of(Reason::NotFound, format!("container {container:?} not found in pod {pod:?}"))
     })
 }
 
@@ -32,6 +35,6 @@ pub(super) fn running(view: &PodView, pod: &str, name: &str) -> Result<k8s_runti
     let found = container(view, pod, name)?;
     match &found.id {
         Some(id) if found.running => Ok(id.clone()),
-        _ => Err(ApiStatus::new(404, "NotFound", format!("container not found ({name:?})"))),
+        _ => Err(ApiStatus::of(Reason::NotFound, format!("container not found ({name:?})"))),
     }
 }

@@ -5,7 +5,7 @@ use hyper::upgrade::Upgraded;
 use hyper_util::rt::TokioIo;
 use k8s_core::{
     client::{Body, empty_body},
-    status::ApiStatus,
+    status::{ApiStatus, Reason},
 };
 use tokio_tungstenite::{
     WebSocketStream,
@@ -77,7 +77,7 @@ where
     let Some(protocol) = agreed(headers, protocols) else {
         let names: Vec<&str> = protocols.iter().map(|p| p.name).collect();
         let message = format!("unable to upgrade: the client offers none of the protocols {names:?}");
-        return Err(ApiStatus::new(403, "Forbidden", message));
+        return Err(ApiStatus::of(Reason::Forbidden, message));
     };
     let key = headers
         .get(header::SEC_WEBSOCKET_KEY)

@@ -3,7 +3,10 @@
 use std::{sync::Arc, time::Duration};
 
 use http::{Method, Request, StatusCode, header};
-use k8s_core::{client::body_from_bytes, status::ApiStatus};
+use k8s_core::{
+    client::body_from_bytes,
+    status::{ApiStatus, Reason},
+};
 use k8s_store::Store;
 use serde_json::{Value, json};
 
@@ -62,7 +65,7 @@ impl Webhook {
                 let from = batch.first().map_or("", |o| str_at(o, "/apiVersion"));
                 let kind = &self.stored.kind;
                 let why = format!("conversion webhook for {from}, Kind={kind} failed: {why}");
-                ApiStatus::new(500, "InternalError", format!("Internal error occurred: {why}"))
+                ApiStatus::of(Reason::InternalError, format!("Internal error occurred: {why}"))
             })?;
             for (place, object) in places.iter().zip(converted) {
                 all[*place] = object;

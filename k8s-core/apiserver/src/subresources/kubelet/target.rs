@@ -7,7 +7,7 @@ use std::sync::Arc;
 
 use std::net::{IpAddr, SocketAddr};
 
-use k8s_core::status::ApiStatus;
+use k8s_core::status::{ApiStatus, Reason};
 use serde_json::Value;
 
 use crate::{
@@ -44,7 +44,7 @@ fn not_allowed() -> ApiStatus {
 }
 
 fn unavailable(why: String) -> ApiStatus {
-    ApiStatus::new(503, "ServiceUnavailable", why)
+    ApiStatus::of(Reason::ServiceUnavailable, why)
 }
 
 /// The parts of `[scheme:]name[:port]`.
