@@ -13,14 +13,7 @@
 
 use std::{ffi::OsString, process::ExitCode};
 
-use crate::extensions::Builder;
-
-/// A program: its name, and its idle work.
-#[derive(Clone, Copy, Debug)]
-pub struct Program {
-    pub(crate) name: &'static str,
-    pub(crate) when_idle: Option<fn()>,
-}
+use crate::{extensions::Builder, program::Program};
 
 /// Builder of a custom distribution's `main`.
 pub type Distribution = Builder<Program>;
