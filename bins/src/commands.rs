@@ -16,7 +16,7 @@ use std::{ffi::OsString, io::IsTerminal, path::PathBuf, process::ExitCode};
 
 use clap::{CommandFactory, FromArgMatches, Parser, Subcommand};
 
-use crate::{distribution::Program, extensions::Extensions};
+use crate::{extensions::Extensions, program::Program};
 use config::Refused;
 use exit::{Code, Failure};
 use process::{block_on, stop_signal};

@@ -13,29 +13,22 @@
 
 use std::{ffi::OsString, process::ExitCode};
 
-use crate::extensions::Builder;
-
-/// A program: its name, and its idle work.
-#[derive(Clone, Copy, Debug)]
-pub struct Program {
-    pub(crate) name: &'static str,
-    pub(crate) when_idle: Option<fn()>,
-}
+use crate::{extensions::Builder, program::Program};
 
 /// Builder of a custom distribution's `main`.
 pub type Distribution = Builder<Program>;
 
-/// Returns the builder of a distribution. Its name is the context of its kubeconfig, the default data directory
-/// `/var/lib/NAME`, the directory `/run/NAME`, the prefix of its environment variables (`NAME_DATA_DIR`) and of
-/// its control groups, and the name in its messages. So two distributions can run side by side. 1 to 32
-/// lower-case letters, digits or `-`.
+/// Returns the builder of a distribution. Its name is the context of its kubeconfig, the default data
+/// directory `/var/lib/NAME`, the directory `/run/NAME`, the prefix of its environment variables
+/// (`NAME_DATA_DIR`) and of its control groups, and the name in its messages. So two distributions can run
+/// side by side. 1 to 32 lower-case letters, digits or `-`.
 pub fn distribution(name: &'static str) -> Distribution {
     Builder::new(Program { name, when_idle: None })
 }
 
 impl Distribution {
-    /// Sets a function that idle threads of the async runtime call every few seconds, such as one that returns
-    /// allocator memory to the system. Default: none.
+    /// Sets a function that idle threads of the async runtime call every few seconds, such as one that
+    /// returns allocator memory to the system. Default: none.
     pub fn when_idle(mut self, work: fn()) -> Self {
         self.base.when_idle = Some(work);
         self

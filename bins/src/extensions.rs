@@ -36,8 +36,8 @@ impl Default for Extensions {
 }
 
 impl Extensions {
-    /// Returns the built-in controllers that `items` of `--controllers` select. `*` alone is the command line's
-    /// default and selects those of [`Builder::controllers`].
+    /// Returns the built-in controllers that `items` of `--controllers` select. `*` alone is the command
+    /// line's default and selects those of [`Builder::controllers`].
     ///
     /// # Errors
     /// An item names no controller.

@@ -37,12 +37,14 @@ pub mod network;
 pub mod node;
 pub mod paths;
 pub mod pki;
+mod program;
 pub mod ranges;
 pub mod reset;
 mod settings;
 pub mod user_kubeconfig;
 
 pub use cluster::{Cluster, ClusterBuilder, ClusterConfig, Node, host_name, open_images};
-pub use distribution::{Distribution, Program, distribution};
+pub use distribution::{Distribution, distribution};
 pub use error::ClusterError;
 pub use extensions::Builder;
+pub use program::Program;

@@ -10,8 +10,9 @@ use ipnet::Ipv4Net;
 
 use crate::ranges;
 
-/// Settings of a cluster. Each field is a flag of `up` and `server`, a variable of the environment, a key of their
-/// `--config` file, and the subject of a method of [`ClusterBuilder`](crate::ClusterBuilder); its default is here.
+/// Settings of a cluster. Each field is a flag of `up` and `server`, a variable of the environment, a key of
+/// their `--config` file, and the subject of a method of [`ClusterBuilder`](crate::ClusterBuilder); its
+/// default is here.
 #[derive(Clone, Debug, Args)]
 pub(crate) struct ClusterSettings {
     /// Data directory of the cluster.

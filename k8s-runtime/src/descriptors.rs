@@ -12,7 +12,8 @@ const VARIABLE: &str = "HYPERKUBE_NOFILE";
 
 static ORIGINAL: OnceLock<rlim_t> = OnceLock::new();
 
-/// Raises the soft limit of open files to the hard limit, and returns it. Only a program's `main` may call it.
+/// Raises the soft limit of open files to the hard limit, and returns it. Only a program's `main` may call
+/// it.
 pub fn raise() -> u64 {
     let Ok((soft, hard)) = getrlimit(Resource::RLIMIT_NOFILE) else { return 1024 };
     ORIGINAL.get_or_init(|| soft);

@@ -1,8 +1,9 @@
 //! Sources of a command's settings: flag > environment > `--config` file > default.
 //!
 //! A setting is one field with `#[arg(long)]` of a command's struct. From it follow its variable
-//! (`NAME_FLAG_NAME`), its key in the file (`flag-name`), and its line in the output of `--print-config`, which
-//! `--config` reads back. Values of the file go through the same parsers as flags. Not here: the settings.
+//! (`NAME_FLAG_NAME`), its key in the file (`flag-name`), and its line in the output of `--print-config`,
+//! which `--config` reads back. Values of the file go through the same parsers as flags. Not here: the
+//! settings.
 
 mod upstream;
 
@@ -19,8 +20,9 @@ use super::exit::{Code, Failure};
 /// The `--config` and `--print-config` flags.
 #[derive(Debug, clap::Args)]
 pub(super) struct ConfigFile {
-    /// Configuration file (YAML). Its keys are flag names without the dashes; a list is a repeated flag. Flags
-    /// and variables take precedence. Components also read upstream's kinds, such as KubeletConfiguration.
+    /// Configuration file (YAML). Its keys are flag names without the dashes; a list is a repeated flag.
+    /// Flags and variables take precedence. Components also read upstream's kinds, such as
+    /// KubeletConfiguration.
     #[arg(long, value_name = "FILE")]
     config: Option<PathBuf>,
     /// Print the effective settings as YAML, as `--config` reads them, and exit.

@@ -23,7 +23,7 @@ use super::{
     exit::{Code, Failure},
     stop_signal,
 };
-use crate::{Cluster, distribution::Program, paths::Paths};
+use crate::{Cluster, paths::Paths, program::Program};
 
 /// Demonstrate a cluster: start one, use it, remove it.
 #[derive(Debug, clap::Args)]

@@ -11,7 +11,7 @@ use super::{
     DataDir, block_on,
     exit::{Code, Failure},
 };
-use crate::{distribution::Program, open_images, paths::Paths};
+use crate::{open_images, paths::Paths, program::Program};
 
 /// Load, list and remove images of the node on this machine.
 #[derive(Debug, clap::Subcommand)]

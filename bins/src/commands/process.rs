@@ -7,7 +7,7 @@ use std::{
 };
 
 use super::{exit::Failure, text_pages};
-use crate::distribution::Program;
+use crate::program::Program;
 
 /// Time after which start-up code pages are released.
 const STARTED: Duration = Duration::from_secs(3);

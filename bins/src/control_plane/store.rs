@@ -7,8 +7,8 @@ use crate::{error::ClusterError, paths::Paths};
 /// Opens the store in a data directory. `forget` moves an unusable file aside and starts with an empty store.
 ///
 /// # Errors
-/// [`ClusterError::Store`]; [`ClusterError::StateLost`] for a file that is empty, of another program, or missing
-/// beside containers.
+/// [`ClusterError::Store`]; [`ClusterError::StateLost`] for a file that is empty, of another program, or
+/// missing beside containers.
 #[expect(clippy::disallowed_methods, reason = "only the name of a file that is set aside has the time")]
 pub(crate) fn open_store(paths: &Paths, forget: bool) -> Result<Store, ClusterError> {
     let file = paths.store();

@@ -116,8 +116,8 @@ fn quoted(texts: &[String]) -> String {
 }
 
 impl TokenIssuer {
-    /// Creates an issuer from a PKCS#8 P-256 key. `None`: a new key for the lifetime of the process. Without the
-    /// feature `jwt` no token is issued and none is valid.
+    /// Creates an issuer from a PKCS#8 P-256 key. `None`: a new key for the lifetime of the process. Without
+    /// the feature `jwt` no token is issued and none is valid.
     ///
     /// # Errors
     /// The key is not a PKCS#8 P-256 key.
