@@ -37,6 +37,7 @@ impl Health {
 ///
 /// # Errors
 /// Address in use (4), not permitted (7).
+#[expect(clippy::disallowed_methods, reason = "the task ends with its cancellation token")]
 pub(super) async fn serve(
     address: SocketAddr,
     registry: &Registry,

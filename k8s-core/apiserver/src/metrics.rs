@@ -111,6 +111,7 @@ impl Metrics {
     }
 
     /// Starts to measure a request. The result counts it when it is dropped.
+    #[expect(clippy::disallowed_methods, reason = "the duration of a request, in virtual time as well")]
     pub(crate) fn begin(&self, served: &SharedRegistry, info: &RequestInfo, query: &Query) -> Measured {
         let class = Class::of(info);
         let inflight = match class {

@@ -27,6 +27,8 @@
 //!
 //! Not here: a server (`k8s_controllers::health`), OpenMetrics, exemplars, push.
 
+#![cfg_attr(test, allow(clippy::disallowed_methods, reason = "tests measure time"))]
+
 mod family;
 mod metric;
 pub mod process;

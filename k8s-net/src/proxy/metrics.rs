@@ -33,6 +33,7 @@ impl Metrics {
     }
 
     /// Counts a transaction that the kernel accepted, `took` after the first change.
+    #[expect(clippy::disallowed_methods, reason = "the kernel applies rules in real time")]
     pub(super) fn applied(&self, took: Duration) {
         self.duration.observe(took.as_secs_f64());
         let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
