@@ -91,6 +91,7 @@ pub struct ProxyStats {
 ///
 /// ```
 /// use k8s_core::{api::{EndpointSlice, Service}, cache::{Cache, reflect}, client::{Client, ListParams}};
+/// use k8s_metrics::Registry;
 /// use k8s_net::proxy::{Proxy, ProxyConfig, cleanup};
 ///
 /// async fn run(client: Client) -> Result<(), Box<dyn std::error::Error>> {
@@ -102,6 +103,7 @@ pub struct ProxyStats {
 ///         node_name: "node-1".into(),
 ///         cluster_cidr: Some("10.42.0.0/16".parse()?),
 ///         service_cidr: Some("10.43.0.0/16".parse()?),
+///         metrics: Registry::default(),
 ///     };
 ///     let proxy = Proxy::start(config, services, slices)?; // needs root
 ///     proxy.synced().await;

@@ -140,9 +140,15 @@ fn starts_read_only() -> Outcome {
     let log = || format!("the cluster's log: {}", cluster.log());
     n.expect(&["get", "pod", "p"], "", 0, "Running").map_err(|e| format!("{e:?}; {}", log()))?;
     n.until(&["exec", "p", "--", "echo", "adopted"], "adopted", 10)?;
-    // kubectl asks again as Retry-After says, until its own limit.
-    n.expect(&["create", "configmap", "no", "--request-timeout=1s"], "", 1, "")?;
-    n.expect(&["get", "--raw", "/readyz"], "", 1, "failed")?;
+    // The node frees what it can meanwhile (images without a container, old logs), so the disk is filled again.
+    until("a write is refused, and /readyz says why", Duration::from_secs(30), || {
+        fill(&mut file);
+        let ask = |arguments: &[&str]| n.run(arguments, "").map_err(|e| format!("{e:?}"));
+        // kubectl asks again as Retry-After says, until its own limit.
+        let wrote = ask(&["create", "configmap", "no", "--request-timeout=1s"])?;
+        let ready = ask(&["get", "--raw", "/readyz"])?;
+        Ok(wrote.code != 0 && ready.code != 0 && ready.err.contains("failed"))
+    })?;
 
     fs::remove_file(&filler)?;
     drop(file);
