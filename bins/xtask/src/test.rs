@@ -50,9 +50,9 @@ fn all(steps: &mut Steps) -> Result<()> {
     // Includes the fuzz targets' stable driver, two seconds per target. Test programs run one after the
     // other: those with containers and clusters would disturb each other's timing.
     steps.step("tests", || steps::run(&mut cargo(&["test", "--quiet", "--workspace", "--no-fail-fast"])))?;
-    steps.step("fuzz targets, 22 seconds each", || {
+    steps.step("fuzz targets, 17 seconds each", || {
         let targets = ["test", "--quiet", "--package", "k8s-fuzz", "--test", "stable"];
-        steps::run(cargo(&targets).env("FUZZ_SECONDS", "22"))
+        steps::run(cargo(&targets).env("FUZZ_SECONDS", "17"))
     })?;
     steps.step("nothing is left on this machine", || before.compare())
 }
