@@ -22,7 +22,10 @@ use hyper_util::{
     },
 };
 use k8s_tls::{ClientAuth, ServerConfig, TlsAcceptor, TlsError};
-use tokio::net::{TcpListener, TcpStream};
+use tokio::{
+    net::{TcpListener, TcpStream},
+    sync::Semaphore,
+};
 use tokio_util::sync::CancellationToken;
 use tracing::debug;
 
@@ -109,6 +112,7 @@ async fn accept(
     let acceptor = TlsAcceptor::from(tls);
     let graceful = GracefulShutdown::new();
     let open = Arc::new(Open::default());
+    let places = Arc::new(Semaphore::new(long_request::PLACES));
     let mut number = 0;
     loop {
         let accepted = tokio::select! {
@@ -131,7 +135,7 @@ async fn accept(
         }
         let _ = tcp.set_nodelay(true);
         number += 1;
-        let serving = Serving { server: server.clone(), open: open.clone(), number };
+        let serving = Serving { server: server.clone(), open: open.clone(), places: places.clone(), number };
         tokio::spawn(serving.run(acceptor.clone(), tcp, graceful.watcher()));
     }
     drop(listener);
@@ -144,6 +148,7 @@ async fn accept(
 struct Serving {
     server: ApiServer,
     open: Arc<Open>,
+    places: Arc<Semaphore>,
     number: u64,
 }
 
@@ -190,7 +195,7 @@ impl Serving {
             let answer = server.handle(request);
             async move { Ok::<_, Infallible>(active.answer(answer.await)) }
         });
-        let io = TokioIo::new(Wire::new(stream, connection.clone(), http2));
+        let io = TokioIo::new(Wire::new(stream, connection.clone(), &self.places));
         let ends = async {
             tokio::select! {
                 why = connection.overdue(limits) => debug!(why, "connection ended"),

@@ -20,6 +20,7 @@ use http_body_util::BodyExt;
 use k8s_core::client::{Body, BoxError, LongQuery};
 use tokio::{
     io::{AsyncRead, AsyncWrite, ReadBuf},
+    sync::Semaphore,
     time::Instant,
 };
 use tokio_util::sync::CancellationToken;
@@ -239,8 +240,9 @@ pub(super) struct Wire<S> {
 }
 
 impl<S> Wire<S> {
-    pub(super) fn new(stream: S, connection: Arc<Connection>, http2: bool) -> Self {
-        let first = if http2 { FirstLine::Over } else { FirstLine::Reading(Vec::new()) };
+    /// Observes a transport of HTTP/1, whose first request line may be long, or of HTTP/2.
+    pub(super) fn new(stream: S, connection: Arc<Connection>, places: &Arc<Semaphore>) -> Self {
+        let first = if connection.http2 { FirstLine::Over } else { FirstLine::new(places.clone()) };
         Wire { stream, first, connection }
     }
 }

@@ -4,8 +4,14 @@
 //! to [`LONG`] bytes goes through as it is. Of a longer one, up to [`MOST`] bytes, the query is cut off and
 //! kept; hyper gets the rest. A client of `exec` opens a connection for each request, so the first request is
 //! enough.
+//!
+//! Guarantee: clients without credentials can make the server hold at most [`PLACES`] long lines at a time. A
+//! further one goes to hyper as it is, which refuses it.
+
+use std::sync::Arc;
 
 use k8s_core::client::LongQuery;
+use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 
 /// Minimum size in bytes of a request line whose query is cut off. Below the `http` crate's limit of 65,534.
 const LONG: usize = 60_000;
@@ -13,11 +19,14 @@ const LONG: usize = 60_000;
 /// Maximum size of a request line in bytes, as in Go.
 const MOST: usize = 1 << 20;
 
+/// Maximum number of connections of a listener that hold a long request line, 1 MiB each.
+pub(super) const PLACES: usize = 32;
+
 /// The state of a connection's first request line.
 #[derive(Debug)]
 pub(super) enum FirstLine {
     /// Not complete; the bytes that were held back so far.
-    Reading(Vec<u8>),
+    Reading { held: Vec<u8>, places: Arc<Semaphore>, place: Option<OwnedSemaphorePermit> },
     /// Complete; bytes that hyper has not got yet, and the number of those that it has.
     Passing(Vec<u8>, usize),
     /// Complete; all bytes go through.
@@ -34,17 +43,27 @@ pub(super) enum Seen {
 }
 
 impl FirstLine {
+    /// Returns the state of a new connection. `places` are the long lines that may be held.
+    pub(super) fn new(places: Arc<Semaphore>) -> Self {
+        FirstLine::Reading { held: Vec::new(), places, place: None }
+    }
+
     /// Takes the next bytes of the connection; none is its end.
     pub(super) fn read(&mut self, bytes: &[u8]) -> Seen {
-        let FirstLine::Reading(held) = self else { return Seen::Complete(None) };
+        let FirstLine::Reading { held, places, place } = self else { return Seen::Complete(None) };
         let before = held.len();
         held.extend_from_slice(bytes);
         let end = bytes.iter().position(|byte| *byte == b'\n').map(|at| before + at);
-        if end.is_none() && !bytes.is_empty() && held.len() < MOST {
+        if end.unwrap_or(held.len()) >= LONG && place.is_none() {
+            *place = places.clone().try_acquire_owned().ok();
+        }
+        let may_wait = held.len() < LONG || (place.is_some() && held.len() < MOST);
+        if end.is_none() && !bytes.is_empty() && may_wait {
             return Seen::Incomplete;
         }
         let mut held = std::mem::take(held);
-        let query = end.filter(|end| (LONG..MOST).contains(end)).and_then(|end| cut(&mut held, end));
+        let end = end.filter(|end| place.is_some() && (LONG..MOST).contains(end));
+        let query = end.and_then(|end| cut(&mut held, end));
         *self = FirstLine::Passing(held, 0);
         Seen::Complete(query)
     }
@@ -83,7 +102,12 @@ mod tests {
 
     /// The bytes that hyper gets and the query that is kept, of a connection that arrives in `parts`.
     fn passed(parts: &[&[u8]]) -> (Vec<u8>, Option<LongQuery>) {
-        let (mut line, mut out, mut query) = (FirstLine::Reading(Vec::new()), Vec::new(), None);
+        passed_with(1, parts)
+    }
+
+    fn passed_with(places: usize, parts: &[&[u8]]) -> (Vec<u8>, Option<LongQuery>) {
+        let mut line = FirstLine::new(Arc::new(Semaphore::new(places)));
+        let (mut out, mut query) = (Vec::new(), None);
         for part in parts.iter().copied().chain([&[][..]]) {
             if matches!(line, FirstLine::Over) {
                 out.extend_from_slice(part);
@@ -115,6 +139,20 @@ mod tests {
         }
         let path = format!("GET /{} HTTP/1.1\r\n\r\n", "a".repeat(LONG));
         assert_eq!(passed(&[path.as_bytes()]), (path.clone().into_bytes(), None));
+    }
+
+    #[test]
+    fn without_a_place_a_long_line_is_neither_held_nor_cut() {
+        let request = format!("GET /exec?command={} HTTP/1.1\r\n\r\n", "a".repeat(2 * LONG));
+        let (one, two) = request.as_bytes().split_at(LONG + 5);
+        assert_eq!(passed_with(0, &[one, two]), (request.clone().into_bytes(), None));
+        let places = Arc::new(Semaphore::new(1));
+        let mut waiting = FirstLine::new(places.clone());
+        assert_eq!(waiting.read(one), Seen::Incomplete);
+        let mut late = FirstLine::new(places.clone());
+        assert_eq!(late.read(one), Seen::Complete(None));
+        drop(waiting);
+        assert_eq!(places.available_permits(), 1);
     }
 
     proptest! {

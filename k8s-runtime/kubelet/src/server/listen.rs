@@ -5,7 +5,7 @@ use std::{net::SocketAddr, time::Duration};
 use http::Request;
 use hyper::body::Incoming;
 use hyper_util::{
-    rt::{TokioExecutor, TokioIo},
+    rt::{TokioExecutor, TokioIo, TokioTimer},
     server::conn::auto,
 };
 use k8s_core::client::LongQuery;
@@ -20,7 +20,10 @@ use tracing::debug;
 use super::{KubeletApi, auth::User};
 use crate::{config::Config, error::KubeletError};
 
-/// Bytes of a request's headers: the longest query of the API server, with room for the others.
+/// Maximum time for a request's headers, as in the API server.
+const HEADER_TIMEOUT: Duration = Duration::from_secs(32);
+/// Bytes of the headers of a client with a certificate: the longest query of the API server, with room for the
+/// others.
 const MOST_HEADERS: usize = 2 << 20;
 const HANDSHAKE: Duration = Duration::from_secs(10);
 /// Delay after a failed accept (out of file descriptors), to avoid a busy loop.
@@ -70,6 +73,7 @@ async fn connection(stream: TcpStream, peer: SocketAddr, acceptor: TlsAcceptor, 
     // The verifier has checked the certificate, if there was one; require it here.
     let certificate = stream.get_ref().1.peer_certificates().and_then(|c| c.first());
     let user = certificate.and_then(|c| User::of(c));
+    let is_known = user.is_some();
     let service = hyper::service::service_fn(move |mut request: Request<Incoming>| {
         let (api, user) = (api.clone(), user.clone());
         if let Some(query) = LongQuery::take(request.headers_mut()) {
@@ -85,7 +89,10 @@ async fn connection(stream: TcpStream, peer: SocketAddr, acceptor: TlsAcceptor, 
         }
     });
     let mut server = auto::Builder::new(TokioExecutor::new());
-    server.http1().max_buf_size(MOST_HEADERS);
+    server.http1().timer(TokioTimer::new()).header_read_timeout(HEADER_TIMEOUT);
+    if is_known {
+        server.http1().max_buf_size(MOST_HEADERS);
+    }
     if let Err(e) = server.serve_connection_with_upgrades(TokioIo::new(stream), service).await {
         debug!(%peer, error = %e, "connection ended");
     }
