@@ -30,6 +30,7 @@ use crate::value::str_at;
 pub trait NodeConnector: Send + Sync + 'static {
     /// Sends a request to the kubelet of `node` (a Node object). A client's pending upgrade is in the
     /// request's extensions; a connector that gets status 101 must copy the bytes.
+    /// A query that is too long for a URI (`exec` of a long command line) is there as well, as [`LongQuery`].
     async fn call(&self, node: &Value, request: Request<Body>) -> Result<Response<Body>, BoxError>;
 }
 
