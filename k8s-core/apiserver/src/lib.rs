@@ -51,7 +51,6 @@ pub mod format;
 pub mod health;
 pub mod invalid;
 pub mod limits;
-#[cfg(feature = "tls")]
 pub mod listen;
 mod metrics;
 mod openapi;

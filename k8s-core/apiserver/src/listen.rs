@@ -1,4 +1,4 @@
-//! Serving over TLS.
+//! Serving on a TCP listener: over TLS, or as plain HTTP for tests on one machine.
 
 mod connection;
 mod long_request;
@@ -21,8 +21,10 @@ use hyper_util::{
         graceful::{GracefulShutdown, Watcher},
     },
 };
+#[cfg(feature = "tls")]
 use k8s_tls::{ClientAuth, ServerConfig, TlsAcceptor, TlsError};
 use tokio::{
+    io::{AsyncRead, AsyncWrite},
     net::{TcpListener, TcpStream},
     sync::Semaphore,
 };
@@ -38,6 +40,7 @@ const MOST_STREAMS: u32 = 250;
 const MOST_HEADERS: u32 = 1 << 20;
 
 /// Certificates and keys of the server, as PEM.
+#[cfg(feature = "tls")]
 #[derive(Clone)]
 pub struct TlsFiles {
     /// Certificate chain of the server.
@@ -48,6 +51,7 @@ pub struct TlsFiles {
     pub client_ca: Option<Vec<u8>>,
 }
 
+#[cfg(feature = "tls")]
 impl std::fmt::Debug for TlsFiles {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         f.write_str("TlsFiles")
@@ -58,6 +62,7 @@ impl std::fmt::Debug for TlsFiles {
 ///
 /// # Errors
 /// The part that is not valid.
+#[cfg(feature = "tls")]
 pub fn tls_config(files: &TlsFiles) -> Result<ServerConfig, TlsError> {
     let identity = k8s_tls::Identity { certificate: files.certificate.clone(), key: files.key.clone() };
     let clients = files.client_ca.as_deref().map_or(ClientAuth::Off, ClientAuth::Optional);
@@ -87,11 +92,20 @@ impl Open {
     }
 }
 
-/// Serves connections until `stop`, within the server's [`Limits`](crate::limits::Limits). Requests in flight
-/// get 300 ms to end.
+/// Protocol between TCP and HTTP.
+#[derive(Clone)]
+enum Transport {
+    Plain,
+    #[cfg(feature = "tls")]
+    Tls(TlsAcceptor),
+}
+
+/// Serves connections over TLS until `stop`, within the server's [`Limits`](crate::limits::Limits). Requests
+/// in flight get 300 ms to end.
 ///
 /// # Errors
 /// If the listener fails.
+#[cfg(feature = "tls")]
 pub fn serve(
     server: ApiServer,
     listener: TcpListener,
@@ -99,17 +113,55 @@ pub fn serve(
     stop: CancellationToken,
 ) -> BoxFuture<'static, io::Result<()>> {
     // Boxed: callers' crates need not compile it again.
-    Box::pin(accept(server, listener, tls, stop))
+    Box::pin(accept(server, listener, Transport::Tls(TlsAcceptor::from(tls)), stop))
+}
+
+/// As `serve`, but with plain HTTP/1.1. Clients have no certificates; tokens can be read on the way, so the
+/// listener should be on a loopback address.
+///
+/// # Errors
+/// If the listener fails.
+///
+/// # Examples
+/// ```
+/// use k8s_apiserver::{ApiServer, listen};
+/// use k8s_store::Store;
+/// use tokio::{io::{AsyncReadExt, AsyncWriteExt}, net::{TcpListener, TcpStream}};
+/// use tokio_util::sync::CancellationToken;
+///
+/// # #[tokio::main(flavor = "current_thread")]
+/// # async fn main() -> Result<(), Box<dyn std::error::Error>> {
+/// let server = ApiServer::builder(Store::memory()).build().await?;
+/// let listener = TcpListener::bind("127.0.0.1:0").await?;
+/// let address = listener.local_addr()?;
+/// let stop = CancellationToken::new();
+/// let serving = tokio::spawn(listen::serve_plain(server, listener, stop.clone()));
+///
+/// let mut client = TcpStream::connect(address).await?;
+/// client.write_all(b"GET /livez HTTP/1.1\r\nhost: a\r\nconnection: close\r\n\r\n").await?;
+/// let mut answer = String::new();
+/// client.read_to_string(&mut answer).await?;
+/// assert!(answer.starts_with("HTTP/1.1 401 Unauthorized"));
+///
+/// stop.cancel();
+/// serving.await??;
+/// # Ok(()) }
+/// ```
+pub fn serve_plain(
+    server: ApiServer,
+    listener: TcpListener,
+    stop: CancellationToken,
+) -> BoxFuture<'static, io::Result<()>> {
+    Box::pin(accept(server, listener, Transport::Plain, stop))
 }
 
 #[expect(clippy::disallowed_methods, reason = "shutdown waits for the watcher of each connection")]
 async fn accept(
     server: ApiServer,
     listener: TcpListener,
-    tls: Arc<ServerConfig>,
+    transport: Transport,
     stop: CancellationToken,
 ) -> io::Result<()> {
-    let acceptor = TlsAcceptor::from(tls);
     let graceful = GracefulShutdown::new();
     let open = Arc::new(Open::default());
     let places = Arc::new(Semaphore::new(long_request::PLACES));
@@ -136,7 +188,7 @@ async fn accept(
         let _ = tcp.set_nodelay(true);
         number += 1;
         let serving = Serving { server: server.clone(), open: open.clone(), places: places.clone(), number };
-        tokio::spawn(serving.run(acceptor.clone(), tcp, graceful.watcher()));
+        tokio::spawn(serving.run(transport.clone(), tcp, graceful.watcher()));
     }
     drop(listener);
     // Watches do not end on their own.
@@ -159,11 +211,20 @@ impl Drop for Serving {
 }
 
 impl Serving {
-    async fn run(self, acceptor: TlsAcceptor, tcp: TcpStream, watcher: Watcher) {
-        let limits = &self.server.state.gate.limits;
+    async fn run(self, transport: Transport, tcp: TcpStream, watcher: Watcher) {
         // A handshake counts as an idle connection.
         let shaking = Arc::new(Connection::new(false));
         self.open.all().insert(self.number, shaking.clone());
+        match transport {
+            Transport::Plain => self.serve(tcp, None, false, watcher).await,
+            #[cfg(feature = "tls")]
+            Transport::Tls(acceptor) => self.shake(acceptor, tcp, &shaking, watcher).await,
+        }
+    }
+
+    #[cfg(feature = "tls")]
+    async fn shake(self, acceptor: TlsAcceptor, tcp: TcpStream, shaking: &Connection, watcher: Watcher) {
+        let limits = &self.server.state.gate.limits;
         let handshake = tokio::time::timeout(limits.handshake_timeout, acceptor.accept(tcp));
         let stream = tokio::select! {
             done = handshake => match done {
@@ -177,9 +238,20 @@ impl Serving {
         let peer = session.peer_certificates().and_then(|chain| chain.first());
         let peer = peer.map(|c| PeerCertificate(c.as_ref().to_vec()));
         let http2 = session.alpn_protocol() == Some(b"h2");
+        self.serve(stream, peer, http2, watcher).await;
+    }
+
+    async fn serve(
+        self,
+        stream: impl AsyncRead + AsyncWrite + Unpin + Send + 'static,
+        peer: Option<PeerCertificate>,
+        http2: bool,
+        watcher: Watcher,
+    ) {
+        let limits = &self.server.state.gate.limits;
         let connection = Arc::new(Connection::new(http2));
         if self.open.all().insert(self.number, connection.clone()).is_none() {
-            return debug!("tls handshake made room for others");
+            return debug!("connection made room for others");
         }
         let (server, of) = (self.server.clone(), connection.clone());
         let service = service_fn(move |mut request: Request<Incoming>| {
