@@ -9,7 +9,7 @@
 mod plugins;
 mod typed;
 
-pub(crate) use plugins::{Chain, Parts};
+pub(crate) use plugins::{Chain, Parts, UPSTREAM};
 pub use typed::{Every, IntoAdmit, Request, Verdict};
 
 use async_trait::async_trait;

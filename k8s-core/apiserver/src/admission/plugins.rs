@@ -48,6 +48,51 @@ static PLUGINS: &[Plugin] = &[
     },
 ];
 
+/// Names of upstream's plugins, in their order (`AllOrderedPlugins` in pkg/kubeapiserver/options/plugins.go).
+pub(crate) const UPSTREAM: [&str; 41] = [
+    "AlwaysAdmit",
+    "NamespaceAutoProvision",
+    "NamespaceLifecycle",
+    "NamespaceExists",
+    "LimitPodHardAntiAffinityTopology",
+    "LimitRanger",
+    "ServiceAccount",
+    "NodeRestriction",
+    "TaintNodesByCondition",
+    "AlwaysPullImages",
+    "ImagePolicyWebhook",
+    "PodSecurity",
+    "PodNodeSelector",
+    "Priority",
+    "DefaultTolerationSeconds",
+    "PodTolerationRestriction",
+    "EventRateLimit",
+    "ExtendedResourceToleration",
+    "DefaultStorageClass",
+    "StorageObjectInUseProtection",
+    "PodGroupProtection",
+    "OwnerReferencesPermissionEnforcement",
+    "PersistentVolumeClaimResize",
+    "RuntimeClass",
+    "CertificateApproval",
+    "CertificateSigning",
+    "ClusterTrustBundleAttest",
+    "CertificateSubjectRestriction",
+    "DefaultIngressClass",
+    "DenyServiceExternalIPs",
+    "PodTopologyLabels",
+    "PodGroupWorkloadExists",
+    "NodeDeclaredFeatureValidator",
+    "JobValidation",
+    "PodResizeValidator",
+    "MutatingAdmissionPolicy",
+    "MutatingAdmissionWebhook",
+    "ValidatingAdmissionPolicy",
+    "ValidatingAdmissionWebhook",
+    "ResourceQuota",
+    "AlwaysDeny",
+];
+
 /// Plugins after those of a distribution. Upstream has this check in the storage of its RBAC kinds.
 static LAST: &[Plugin] = &[Plugin {
     name: "RoleEscalation",
@@ -62,11 +107,12 @@ pub(crate) struct Chain {
 }
 
 impl Chain {
-    /// The built-in plugins with those that a distribution adds.
-    pub(crate) fn new(parts: &Parts, own: Vec<Arc<dyn Admit>>) -> Self {
+    /// The built-in plugins but those named in `off`, with those that a distribution adds.
+    pub(crate) fn new(parts: &Parts, own: Vec<Arc<dyn Admit>>, off: &[String]) -> Self {
         let make = |plugins: &[Plugin]| {
             plugins
                 .iter()
+                .filter(|plugin| !off.iter().any(|name| name == plugin.name))
                 .map(|plugin| {
                     tracing::trace!(plugin = plugin.name, "admission plugin");
                     (plugin.make)(parts)
@@ -127,22 +173,6 @@ mod tests {
 
     #[test]
     fn plugins_have_upstreams_names_and_order() {
-        // The order of `AllOrderedPlugins` in upstream's pkg/kubeapiserver/options/plugins.go.
-        const UPSTREAM: [&str; 13] = [
-            "NamespaceLifecycle",
-            "LimitRanger",
-            "ServiceAccount",
-            "NodeRestriction",
-            "PodSecurity",
-            "Priority",
-            "DefaultTolerationSeconds",
-            "DefaultStorageClass",
-            "StorageObjectInUseProtection",
-            "RuntimeClass",
-            "MutatingAdmissionWebhook",
-            "ValidatingAdmissionWebhook",
-            "ResourceQuota",
-        ];
         let places: Vec<usize> =
             PLUGINS.iter().map(|p| UPSTREAM.iter().position(|name| *name == p.name).expect(p.name)).collect();
         assert!(places.is_sorted_by(|a, b| a < b), "{places:?}");

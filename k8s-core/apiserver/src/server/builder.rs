@@ -12,7 +12,7 @@ use k8s_store::Store;
 
 use super::{ApiServer, BuildError};
 use crate::{
-    admission::{Admit, Chain, IntoAdmit, Parts},
+    admission::{Admit, Chain, IntoAdmit, Parts, UPSTREAM},
     aggregate::Aggregator,
     allocate::ServiceAllocator,
     apiservices::ApiServices,
@@ -41,6 +41,7 @@ pub struct Builder {
     pod_range: Option<Ipv4Net>,
     node_ports: (u16, u16),
     admission: Vec<Arc<dyn Admit>>,
+    plugins_off: Vec<String>,
     authenticators: Authenticators,
     authorizers: Vec<Arc<dyn Authorize>>,
     flow: Vec<Arc<dyn FlowControl>>,
@@ -72,6 +73,7 @@ impl Builder {
             pod_range: None,
             node_ports: (30000, 32767),
             admission: Vec::new(),
+            plugins_off: Vec::new(),
             authenticators: Authenticators::default(),
             authorizers: Vec::new(),
             flow: Vec::new(),
@@ -142,6 +144,30 @@ impl Builder {
     #[must_use]
     pub fn admit_shared(mut self, admit: Arc<dyn Admit>) -> Self {
         self.admission.push(admit);
+        self
+    }
+    /// Turns built-in admission plugins off by upstream's names (`--disable-admission-plugins`). Turning off
+    /// one that this server does not have changes nothing. Default: none.
+    ///
+    /// ```
+    /// use k8s_apiserver::{ApiServer, User};
+    /// use k8s_core::api::Pod;
+    /// use k8s_store::Store;
+    /// # #[tokio::main(flavor = "current_thread")]
+    /// # async fn main() -> Result<(), Box<dyn std::error::Error>> {
+    /// // Nothing makes service accounts here, and pods are admitted without one.
+    /// let server = ApiServer::builder(Store::memory()).without_plugins(["ServiceAccount"]).build().await?;
+    /// let spec = serde_json::json!({"containers": [{"name": "c", "image": "i"}]});
+    /// let pod: Pod = serde_json::from_value(serde_json::json!({"metadata": {"name": "a"}, "spec": spec}))?;
+    /// server.client_as(User::admin()).namespaced::<Pod>("default").create(&pod).await?;
+    ///
+    /// let wrong = ApiServer::builder(Store::memory()).without_plugins(["ServiceAcount"]).build().await;
+    /// assert_eq!(wrong.unwrap_err().to_string(), "admission plugin \"ServiceAcount\" is unknown");
+    /// # Ok(()) }
+    /// ```
+    #[must_use]
+    pub fn without_plugins<N: Into<String>>(mut self, names: impl IntoIterator<Item = N>) -> Self {
+        self.plugins_off.extend(names.into_iter().map(Into::into));
         self
     }
     /// Serves the custom resource of a Rust type, without a definition in the store.
@@ -277,7 +303,10 @@ impl Builder {
             store: self.store.clone(),
         });
         let parts = Parts { store: self.store.clone(), authorization: authorization.clone() };
-        let admission = Chain::new(&parts, self.admission);
+        if let Some(name) = self.plugins_off.iter().find(|name| !UPSTREAM.contains(&name.as_str())) {
+            return Err(BuildError::UnknownPlugin { name: name.clone() });
+        }
+        let admission = Chain::new(&parts, self.admission, &self.plugins_off);
         let server = ApiServer {
             state: Arc::new(State {
                 store: self.store,

@@ -25,6 +25,12 @@ pub enum BuildError {
         /// The built-in resource.
         resource: String,
     },
+    /// No admission plugin has this name. Correct it.
+    #[error("admission plugin {name:?} is unknown")]
+    UnknownPlugin {
+        /// The name.
+        name: String,
+    },
     /// The bootstrap objects (namespaces, roles, priority classes) cannot be written.
     #[error("write the bootstrap objects: {0}")]
     Bootstrap(#[source] k8s_core::client::Error),
