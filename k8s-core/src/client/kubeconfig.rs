@@ -238,31 +238,36 @@ impl Kubeconfig {
     #[must_use]
     pub fn single(name: &str, server: &str, ca: &str, certificate: &str, key: &str) -> Self {
         let encode = |pem: &str| Some(STANDARD.encode(pem));
+        let user = User {
+            client_certificate_data: encode(certificate),
+            client_key_data: encode(key),
+            ..User::default()
+        };
+        Self::of_one(name, server, encode(ca), user)
+    }
+
+    /// Creates a kubeconfig of one cluster and one user with a bearer token, for a server without TLS.
+    ///
+    /// # Examples
+    /// ```
+    /// use k8s_core::client::Kubeconfig;
+    /// let config = Kubeconfig::with_token("test", "http://127.0.0.1:8080", "s3cret");
+    /// assert_eq!(config.users[0].user.token.as_deref(), Some("s3cret"));
+    /// ```
+    #[must_use]
+    pub fn with_token(name: &str, server: &str, token: &str) -> Self {
+        Self::of_one(name, server, None, User { token: Some(token.into()), ..User::default() })
+    }
+
+    fn of_one(name: &str, server: &str, ca: Option<String>, user: User) -> Self {
+        let cluster = Cluster { server: server.into(), certificate_authority_data: ca, ..Cluster::default() };
+        let context = Context { cluster: name.into(), user: name.into(), ..Context::default() };
         Kubeconfig {
             api_version: "v1".into(),
             kind: "Config".into(),
-            clusters: vec![NamedCluster {
-                name: name.into(),
-                cluster: Cluster {
-                    server: server.into(),
-                    certificate_authority_data: encode(ca),
-                    ..Cluster::default()
-                },
-                file: PathBuf::new(),
-            }],
-            users: vec![NamedUser {
-                name: name.into(),
-                user: User {
-                    client_certificate_data: encode(certificate),
-                    client_key_data: encode(key),
-                    ..User::default()
-                },
-                file: PathBuf::new(),
-            }],
-            contexts: vec![NamedContext {
-                name: name.into(),
-                context: Context { cluster: name.into(), user: name.into(), ..Context::default() },
-            }],
+            clusters: vec![NamedCluster { name: name.into(), cluster, file: PathBuf::new() }],
+            users: vec![NamedUser { name: name.into(), user, file: PathBuf::new() }],
+            contexts: vec![NamedContext { name: name.into(), context }],
             current_context: name.into(),
             ..Kubeconfig::default()
         }
