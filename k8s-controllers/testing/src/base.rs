@@ -34,6 +34,17 @@ pub(crate) fn epoch() -> Timestamp {
     Timestamp::UNIX_EPOCH + jiff::SignedDuration::from_hours(24 * 365 * 50)
 }
 
+/// Returns true in a tokio runtime with paused time. Tokio does not tell, but a paused clock does not advance
+/// while this thread works.
+#[expect(clippy::disallowed_methods, reason = "compares the two clocks")]
+pub(crate) fn time_is_virtual() -> bool {
+    let (real, tokio) = (std::time::Instant::now(), tokio::time::Instant::now());
+    while real.elapsed() < Duration::from_micros(5) {
+        std::hint::spin_loop();
+    }
+    tokio.elapsed().is_zero()
+}
+
 /// Intervals of the server's background work: long, because a run may skip years.
 fn pace() -> Pace {
     let day = 24 * 3600;

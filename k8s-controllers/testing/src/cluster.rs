@@ -9,7 +9,6 @@ use std::{
 };
 
 use futures::StreamExt;
-use jiff::Timestamp;
 use k8s_apiserver::{
     ApiServer, User,
     admission::IntoAdmit,
@@ -31,37 +30,13 @@ use serde_json::Value;
 use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
 
-use crate::{connection::Connection, node};
-
-/// Errors of a test cluster.
-#[derive(Debug, thiserror::Error)]
-#[non_exhaustive]
-pub enum Error {
-    /// The API server did not start.
-    #[error("start the API server: {0}")]
-    Start(k8s_apiserver::BuildError),
-    /// The API server returned an error.
-    #[error(transparent)]
-    Api(#[from] client::Error),
-    /// A manifest does not match its type.
-    #[error("not a {kind}: {source}")]
-    NotOne {
-        /// Kind of the type.
-        kind: &'static str,
-        /// The deserialization error.
-        source: serde_json::Error,
-    },
-    /// [`TestCluster::until`] timed out.
-    #[error("{name} did not reach the wanted state within {within:?}; last state: {last}")]
-    Late {
-        /// Namespace and name of the object.
-        name: String,
-        /// The timeout, in virtual time.
-        within: Duration,
-        /// The object's last seen state.
-        last: String,
-    },
-}
+use crate::{
+    base::{self, epoch},
+    connection::Connection,
+    error::Error,
+    listening::{Listening, Tokens},
+    node,
+};
 
 /// Builder of a [`TestCluster`].
 #[allow(missing_debug_implementations)]
@@ -71,7 +46,8 @@ pub struct Builder {
     options: Options,
     scheduler: bool,
     seed: u64,
-    clock: Clock,
+    clock: Option<Clock>,
+    plugins_off: Vec<String>,
     shapes: Vec<Box<dyn FnOnce(k8s_apiserver::Builder) -> k8s_apiserver::Builder + Send>>,
     others: Vec<Box<dyn FnOnce(Manager) -> Manager + Send>>,
 }
@@ -115,6 +91,7 @@ pub struct TestCluster {
     server: ApiServer,
     clock: Clock,
     writes: Writes,
+    tokens: Tokens,
     stop: CancellationToken,
     /// Running parts; dropping the set aborts them.
     tasks: JoinSet<()>,
@@ -176,10 +153,17 @@ impl Builder {
         self
     }
 
-    /// Clock of the cluster. Default: one that starts in the year 2020.
+    /// Clock of the cluster. Default: the wall clock; in virtual time, one that starts in the year 2020.
     #[must_use]
     pub fn clock(mut self, clock: Clock) -> Self {
-        self.clock = clock;
+        self.clock = Some(clock);
+        self
+    }
+
+    /// Turns admission plugins off by upstream's names. Default: none.
+    #[must_use]
+    pub fn without_plugins<N: Into<String>>(mut self, names: impl IntoIterator<Item = N>) -> Self {
+        self.plugins_off.extend(names.into_iter().map(Into::into));
         self
     }
 
@@ -188,9 +172,15 @@ impl Builder {
     /// # Errors
     /// [`Error::Start`], [`Error::Api`].
     pub async fn start(self) -> Result<TestCluster, Error> {
-        let clock = self.clock;
-        let writes = Writes::default();
-        let server = ApiServer::builder(Store::memory()).clock(clock.clone()).audit(writes.clone());
+        let clock = self.clock.unwrap_or_else(|| {
+            if base::time_is_virtual() { Clock::starting_at(epoch()) } else { Clock::system() }
+        });
+        let (writes, tokens) = (Writes::default(), Tokens::default());
+        let server = ApiServer::builder(Store::memory())
+            .clock(clock.clone())
+            .audit(writes.clone())
+            .authenticate_with(tokens.clone())
+            .without_plugins(self.plugins_off);
         let server = self.shapes.into_iter().fold(server, |server, shape| shape(server));
         let server = server.build().await.map_err(Error::Start)?;
         let (stop, mut tasks) = (CancellationToken::new(), JoinSet::new());
@@ -231,7 +221,7 @@ impl Builder {
         while accounts && system.namespaced::<ServiceAccount>("default").get_opt("default").await?.is_none() {
             clock.sleep(Duration::from_millis(1)).await;
         }
-        Ok(TestCluster { server, clock, writes, stop, tasks })
+        Ok(TestCluster { server, clock, writes, tokens, stop, tasks })
     }
 }
 
@@ -245,9 +235,8 @@ impl TestCluster {
             options: Options { cluster_cidr: "10.42.0.0/16".parse().ok(), ..Options::default() },
             scheduler: true,
             seed: 0,
-            clock: Clock::starting_at(
-                Timestamp::UNIX_EPOCH + jiff::SignedDuration::from_hours(24 * 365 * 50),
-            ),
+            clock: None,
+            plugins_off: Vec::new(),
             shapes: Vec::new(),
             others: Vec::new(),
         }
@@ -271,6 +260,63 @@ impl TestCluster {
     #[must_use]
     pub fn client(&self) -> Client {
         self.server.client_as(User::admin())
+    }
+
+    /// Returns a client of a user, with that user's permissions.
+    ///
+    /// # Examples
+    /// ```
+    /// use k8s_apiserver::User;
+    /// use k8s_core::api::Pod;
+    /// use k8s_testing::TestCluster;
+    ///
+    /// # #[tokio::main(flavor = "current_thread")]
+    /// # async fn main() -> Result<(), Box<dyn std::error::Error>> {
+    /// let cluster = TestCluster::bare().start().await?;
+    /// let eve = cluster.client_as(User::new("eve", &[]));
+    /// let refused = eve.namespaced::<Pod>("default").get("a").await.unwrap_err();
+    /// assert!(refused.to_string().contains("User \"eve\" cannot get resource \"pods\""));
+    /// # Ok(()) }
+    /// ```
+    #[must_use]
+    pub fn client_as(&self, user: User) -> Client {
+        self.server.client_as(user)
+    }
+
+    /// Opens a loopback port for programs that make their own client: see [`Listening`].
+    ///
+    /// # Errors
+    /// [`Error::VirtualTime`], [`Error::Listen`].
+    pub async fn listen(&self) -> Result<Listening, Error> {
+        if base::time_is_virtual() {
+            return Err(Error::VirtualTime);
+        }
+        Listening::start(self.server.clone(), self.tokens.clone(), &self.stop).await
+    }
+
+    /// Applies every document of a YAML text by server-side apply.
+    ///
+    /// # Examples
+    /// ```
+    /// use k8s_core::{api::ConfigMap, meta::ObjectExt};
+    /// use k8s_testing::TestCluster;
+    ///
+    /// # #[tokio::main(flavor = "current_thread")]
+    /// # async fn main() -> Result<(), Box<dyn std::error::Error>> {
+    /// let cluster = TestCluster::bare().start().await?;
+    /// cluster.apply("{apiVersion: v1, kind: ConfigMap, metadata: {name: a}, data: {tea: green}}").await?;
+    /// assert!(cluster.client().namespaced::<ConfigMap>("default").get_opt("a").await?.is_some());
+    /// # Ok(()) }
+    /// ```
+    ///
+    /// # Errors
+    /// [`Error::Manifest`]: the text is not YAML, or a document is refused. Documents before it are applied.
+    pub async fn apply(&self, yaml: impl AsRef<str>) -> Result<(), Error> {
+        let client = self.client();
+        for manifest in crate::objects::documents(yaml.as_ref()).map_err(Error::Manifest)? {
+            crate::objects::apply(&client, &manifest).await.map_err(Error::Manifest)?;
+        }
+        Ok(())
     }
 
     /// Returns a connection of a cluster administrator, on which the test counts and disturbs requests.
@@ -298,7 +344,13 @@ impl TestCluster {
     /// `kube::Client::new(cluster.service(), "default")`.
     #[must_use]
     pub fn service(&self) -> ApiServer {
-        self.server.service_as(User::admin())
+        self.service_as(User::admin())
+    }
+
+    /// As [`TestCluster::service`], for a user with that user's permissions.
+    #[must_use]
+    pub fn service_as(&self, user: User) -> ApiServer {
+        self.server.service_as(user)
     }
 
     /// Returns the cluster's clock.
