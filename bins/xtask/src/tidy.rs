@@ -62,6 +62,7 @@ const EDGES: &[(&str, &[&str])] = &[
         "k8s-testing",
         &["k8s-core", "k8s-store", "k8s-builtin", "k8s-controllers", "k8s-apiserver", "k8s-scheduler"],
     ),
+    ("k8s-envtest", &["k8s-core", "k8s-testing"]),
     (
         "hyperkube",
         &[
