@@ -4,6 +4,7 @@ mod agents;
 mod components;
 mod config;
 mod demo;
+mod envtest;
 mod exit;
 mod health;
 mod image;
@@ -40,6 +41,8 @@ enum Command {
     Server(up::Server),
     /// Demonstrate a cluster: start one, use it, remove it.
     Demo(demo::Demo),
+    /// Run an API server for a test suite, in memory and on a loopback port.
+    Envtest(envtest::Envtest),
     /// Remove everything that a stopped cluster left on this machine.
     Reset(reset::Reset),
     /// Load, list and remove images of the node on this machine.
@@ -59,6 +62,12 @@ enum Command {
     /// Run the service proxy and the cluster DNS alone.
     #[command(name = "kube-proxy")]
     Proxy(agents::Proxy),
+    /// Stand-in of etcd for Go's envtest.
+    #[command(name = "envtest-etcd", hide = true)]
+    EnvtestEtcd(envtest::Etcd),
+    /// Stand-in of kube-apiserver for Go's envtest.
+    #[command(name = "envtest-kube-apiserver", hide = true)]
+    EnvtestKubeApiServer(envtest::KubeApiServer),
     /// Entry point of the demo's containers.
     #[command(name = "demo-workload", hide = true)]
     Workload(demo::workload::Workload),
@@ -99,10 +108,17 @@ pub(crate) fn run(program: Program, args: Vec<OsString>, extensions: Extensions)
     let log = tracing_subscriber::fmt().with_ansi(colours).with_env_filter(filter);
     let _ = log.with_writer(std::io::stderr).try_init();
     let name = program.name;
+    let mut code = ExitCode::SUCCESS;
     let result = match cli.command {
         Command::Up(up) => block_on(program, up.run(name, extensions)),
         Command::Server(server) => block_on(program, server.run(name, extensions)),
         Command::Demo(demo) => demo.run(program),
+        Command::Envtest(envtest) => block_on(program, async {
+            code = envtest.run(name).await?;
+            Ok(())
+        }),
+        Command::EnvtestEtcd(etcd) => block_on(program, etcd.run()),
+        Command::EnvtestKubeApiServer(server) => block_on(program, server.run()),
         Command::Reset(reset) => reset.run(name),
         Command::Image(image) => image.run(program),
         Command::ApiServer(c) => block_on(program, c.run(name, extensions)),
@@ -113,7 +129,7 @@ pub(crate) fn run(program: Program, args: Vec<OsString>, extensions: Extensions)
         Command::Workload(w) => block_on(program, w.run()),
     };
     match result {
-        Ok(()) => ExitCode::SUCCESS,
+        Ok(()) => code,
         Err(failure) => failure.report(),
     }
 }

@@ -13,6 +13,7 @@ mod alone;
 mod attack;
 mod components;
 mod distributions;
+mod envtest;
 mod full_disk;
 mod harness;
 mod kubectl;
@@ -44,6 +45,7 @@ fn main() -> ExitCode {
     for list in [
         alone::TESTS,
         attack::TESTS,
+        envtest::TESTS,
         full_disk::TESTS,
         restart::TESTS,
         components::TESTS,
