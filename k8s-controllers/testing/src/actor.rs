@@ -4,7 +4,7 @@ use std::{
     collections::HashMap,
     sync::{
         Arc, Mutex, PoisonError,
-        atomic::{AtomicU64, Ordering},
+        atomic::{AtomicBool, AtomicU64, Ordering},
     },
 };
 
@@ -15,8 +15,10 @@ use crate::role::Recorded;
 /// Role of a program in the run.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Kind {
-    /// The test itself, or a node.
-    Bystander,
+    /// The test itself.
+    Test,
+    /// A node.
+    Node,
     /// The scheduler.
     Part,
     /// A built-in controller.
@@ -33,18 +35,24 @@ pub(crate) struct Process {
     /// Number of restarts; requests of an earlier life are aborted.
     pub(crate) life: AtomicU64,
     pub(crate) crashed: Notify,
+    /// False until the first successful list or watch of the current life, or its first write.
+    started: AtomicBool,
+    /// User whose permissions the program has. `None`: a cluster administrator.
+    pub(crate) user: Option<String>,
     pub(crate) recorded: Mutex<Recorded>,
     /// Revision of the program's last write of each object.
     pub(crate) own: Mutex<HashMap<String, u64>>,
 }
 
 impl Process {
-    pub(crate) fn new(name: &str, kind: Kind) -> Self {
+    pub(crate) fn new(name: &str, kind: Kind, user: Option<String>) -> Self {
         Process {
             name: name.into(),
             kind,
             life: AtomicU64::new(0),
             crashed: Notify::new(),
+            started: AtomicBool::new(false),
+            user,
             recorded: Mutex::default(),
             own: Mutex::default(),
         }
@@ -63,6 +71,16 @@ impl Process {
         matches!(self.kind, Kind::BuiltIn | Kind::Tested)
     }
 
+    /// Returns true for a program under test that has neither listed nor written in its current life.
+    pub(crate) fn is_starting(&self) -> bool {
+        self.kind == Kind::Tested && !self.started.load(Ordering::Relaxed)
+    }
+
+    /// Ends the start of the current life.
+    pub(crate) fn started(&self) {
+        self.started.store(true, Ordering::Relaxed);
+    }
+
     pub(crate) fn recorded(&self) -> Recorded {
         self.recorded.lock().unwrap_or_else(PoisonError::into_inner).clone()
     }
@@ -70,6 +88,7 @@ impl Process {
     /// Ends the current life.
     pub(crate) fn crash(&self) {
         self.life.fetch_add(1, Ordering::Relaxed);
+        self.started.store(false, Ordering::Relaxed);
         self.own.lock().unwrap_or_else(PoisonError::into_inner).clear();
         self.crashed.notify_one();
     }

@@ -15,6 +15,8 @@ use k8s_store::Store;
 use serde_json::{Value, json};
 
 use crate::node;
+#[cfg(feature = "wall-clock")]
+use crate::wall_clock;
 
 /// Seeds reserved for building the initial clusters. A run with the same seed would repeat the uids of their
 /// objects.
@@ -55,22 +57,39 @@ fn pace() -> Pace {
     }
 }
 
-/// Creates the runtime of one run. With virtual time the clock advances only when no task is ready.
-pub(crate) fn runtime(virtual_time: bool) -> tokio::runtime::Runtime {
+fn runtime_builder() -> tokio::runtime::Builder {
     let mut builder = tokio::runtime::Builder::new_current_thread();
-    if virtual_time {
-        builder.enable_time().start_paused(true);
-    } else {
-        builder.enable_all();
-    }
+    // With I/O for programs that wait for signals. An idle driver costs nothing.
+    builder.enable_all();
+    builder
+}
+
+fn build(mut builder: tokio::runtime::Builder) -> tokio::runtime::Runtime {
     builder.build().unwrap_or_else(|e| panic!("start the runtime of a lab: {e}"))
 }
 
-/// Runs a future in virtual time with a seeded random generator.
+/// Creates a runtime in real time.
+pub(crate) fn real_runtime() -> tokio::runtime::Runtime {
+    build(runtime_builder())
+}
+
+/// Makes the clocks of the standard library and of the crates over it follow a lab's clock, on this thread and
+/// the threads of its runtime, until that ends. Without the feature `wall-clock` it does nothing.
+pub(crate) fn follow(clock: &Clock) {
+    #[cfg(feature = "wall-clock")]
+    wall_clock::follow(clock);
+    #[cfg(not(feature = "wall-clock"))]
+    let _ = clock;
+}
+
+/// Runs a future in virtual time with a seeded random generator. The clock advances only when no task is ready.
 pub(crate) fn block_on<F: Future>(seed: u64, future: F) -> F::Output {
     let _seeded = random::seeded(seed);
-    let runtime = runtime(true);
-    runtime.block_on(future)
+    let mut builder = runtime_builder();
+    builder.start_paused(true);
+    #[cfg(feature = "wall-clock")]
+    let _shared = wall_clock::share(&mut builder);
+    build(builder).block_on(future)
 }
 
 pub(crate) async fn server(store: Store, clock: Clock, shapes: &[Shape]) -> ApiServer {

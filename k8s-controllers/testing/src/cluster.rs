@@ -19,7 +19,7 @@ use k8s_builtin::{Options, Selection};
 use k8s_controllers::{Caches, Controller, Environment, Manager, Reconcile};
 use k8s_core::{
     api::api::core::v1::ServiceAccount,
-    client::{self, Client, ListParams, WatchEvent},
+    client::{Client, ListParams, WatchEvent},
     clock::Clock,
     custom::CustomResource,
     meta::Object,

@@ -1,10 +1,12 @@
 //! Kinds of faults, and the seeded decision where they are injected.
 //!
-//! Every request and every watch event of a controller is a numbered *opportunity*. The seed and the number
-//! alone decide whether a fault is injected there, and which. So a seed reproduces a run, and a seed with a
-//! list of numbers reproduces a smaller one.
+//! Every request and every watch event of a controller has a [`Place`]. The seed and the place alone decide
+//! whether a fault is injected there, and which. So a seed reproduces a run, and a seed with a list of places
+//! reproduces a smaller one.
 
 use std::time::Duration;
+
+use crate::place::Place;
 
 /// A fault injected between a controller and the API server.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
@@ -51,7 +53,7 @@ impl Fault {
     ];
 
     /// Returns true if the fault can be injected at this kind of opportunity.
-    fn fits(self, at: Opportunity) -> bool {
+    pub(crate) fn fits(self, at: Opportunity) -> bool {
         use Opportunity::{Create, Event, Read, Watch, Write};
         match self {
             Fault::Conflict => at == Write,
@@ -79,6 +81,20 @@ pub(crate) enum Opportunity {
     Event,
 }
 
+impl Opportunity {
+    /// Returns the kind of requests with a verb. `event`: of an event of a watch.
+    pub(crate) fn of(verb: &str) -> Option<Self> {
+        Some(match verb {
+            "create" => Opportunity::Create,
+            "update" | "patch" | "delete" | "deletecollection" => Opportunity::Write,
+            "get" | "list" => Opportunity::Read,
+            "watch" => Opportunity::Watch,
+            "event" => Opportunity::Event,
+            _ => return None,
+        })
+    }
+}
+
 /// Kinds and number of the faults that a lab injects.
 ///
 /// ```
@@ -92,6 +108,7 @@ pub(crate) enum Opportunity {
 pub struct Faults {
     kinds: Vec<Fault>,
     most: usize,
+    before_first_list: bool,
 }
 
 impl Default for Faults {
@@ -116,7 +133,7 @@ impl Faults {
     /// Enables these kinds only.
     #[must_use]
     pub fn only(kinds: impl IntoIterator<Item = Fault>) -> Self {
-        Faults { kinds: kinds.into_iter().collect(), most: 60 }
+        Faults { kinds: kinds.into_iter().collect(), most: 60, before_first_list: false }
     }
 
     /// Disables a kind.
@@ -133,6 +150,22 @@ impl Faults {
         self
     }
 
+    /// Also hits a program's requests before its first successful list. Default: not, because many programs
+    /// end their process when they cannot list at their start.
+    ///
+    /// Without it, each life of a program under test begins without faults, until it has listed or watched
+    /// successfully, or writes.
+    #[must_use]
+    pub fn before_first_list(mut self) -> Self {
+        self.before_first_list = true;
+        self
+    }
+
+    /// Returns true if faults strike from a program's first request on.
+    pub(crate) fn strike_at_start(&self) -> bool {
+        self.before_first_list
+    }
+
     pub(crate) fn most(&self) -> usize {
         self.most
     }
@@ -141,13 +174,13 @@ impl Faults {
         self.kinds.is_empty()
     }
 
-    /// Decides whether a fault is injected at the opportunity `number`. Each seed has its own rate and leaves
-    /// some kinds out, so that a set of seeds covers few faults, many faults, and single kinds.
-    pub(crate) fn strike(&self, seed: u64, number: u64, at: Opportunity) -> Option<Strike> {
+    /// Decides whether a fault is injected at a place. Each seed has its own rate and leaves some kinds out,
+    /// so that a set of seeds covers few faults, many faults, and single kinds.
+    pub(crate) fn strike(&self, seed: u64, place: &Place, at: Opportunity) -> Option<Strike> {
         let character = mix(seed ^ 0x6c61_6273);
         let per_mille = [15, 40, 90, 180][(character % 4) as usize];
         let chosen = mix(character);
-        let dice = mix(mix(seed).wrapping_add(number.wrapping_mul(0x9e37_79b9_7f4a_7c15)));
+        let dice = dice(seed, place);
         if dice % 1000 >= per_mille {
             return None;
         }
@@ -160,6 +193,10 @@ impl Faults {
     }
 }
 
+fn dice(seed: u64, place: &Place) -> u64 {
+    mix(mix(seed).wrapping_add(place.hash().wrapping_mul(0x9e37_79b9_7f4a_7c15)))
+}
+
 /// A fault to inject.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct Strike {
@@ -168,6 +205,11 @@ pub(crate) struct Strike {
 }
 
 impl Strike {
+    /// Returns a fault of a chosen kind, in the variant that the seed has at this place.
+    pub(crate) fn chosen(kind: Fault, seed: u64, place: &Place) -> Self {
+        Strike { kind, detail: mix(mix(dice(seed, place))) }
+    }
+
     /// Selects one of two variants of the fault.
     pub(crate) fn other_way(self) -> bool {
         self.detail & 1 == 1
@@ -203,20 +245,22 @@ mod tests {
         use Opportunity::{Create, Event, Read, Watch, Write};
         let faults = Faults::all();
         let mut seen = HashSet::new();
+        let place = |n| Place { who: "a".into(), verb: "patch".into(), path: "/x".into(), n };
         for seed in 0..200 {
-            for number in 0..100 {
+            for n in 0..100 {
                 for at in [Create, Write, Read, Watch, Event] {
-                    if let Some(strike) = faults.strike(seed, number, at) {
+                    if let Some(strike) = faults.strike(seed, &place(n), at) {
                         assert!(strike.kind.fits(at));
-                        assert_eq!(Some(strike), faults.strike(seed, number, at));
+                        assert_eq!(Some(strike), faults.strike(seed, &place(n), at));
+                        assert_eq!(strike, Strike::chosen(strike.kind, seed, &place(n)));
                         seen.insert(strike.kind);
                     }
                 }
             }
         }
         assert_eq!(seen.len(), Fault::ALL.len());
-        assert_eq!(Faults::none().strike(1, 1, Write), None);
+        assert_eq!(Faults::none().strike(1, &place(1), Write), None);
         let only = Faults::only([Fault::Crash]);
-        assert!((0..9999).filter_map(|n| only.strike(n, n, Write)).all(|s| s.kind == Fault::Crash));
+        assert!((0..9999).filter_map(|n| only.strike(7, &place(n), Write)).all(|s| s.kind == Fault::Crash));
     }
 }

@@ -1,7 +1,6 @@
 //! [`Lab`]: the configuration of a test's clusters and runs.
 
 use std::{
-    collections::BTreeSet,
     ops::Range,
     path::{Path, PathBuf},
     sync::Arc,
@@ -14,12 +13,16 @@ use k8s_builtin::{BuiltIn, Options};
 use k8s_controllers::{Controller, Reconcile};
 use k8s_core::{api::api::core::v1::Pod, custom::CustomResource};
 use k8s_scheduler::{Plugin, Scheduler};
+use serde::Serialize;
 
 use crate::{
     actor::Kind,
     base,
-    faults::Faults,
+    faults::{Fault, Faults, Opportunity},
+    grants::Grants,
+    hub::Chosen,
     objects,
+    place::Replay,
     process::{Life, Program, main_of},
     report::Report,
     running::Running,
@@ -42,7 +45,8 @@ pub struct Lab {
     plugins: Vec<SchedulerShape>,
     seeds: Range<u64>,
     faults: Faults,
-    replay: Option<(u64, BTreeSet<u64>)>,
+    chosen: Vec<Chosen>,
+    replay: Option<Replay>,
     expected: Option<PathBuf>,
     existing: Option<Option<PathBuf>>,
     threads: usize,
@@ -74,7 +78,8 @@ impl Lab {
             plugins: Vec::new(),
             seeds: 0..1,
             faults: Faults::none(),
-            replay: std::env::var("REPLAY").ok().map(|text| parse(&text)),
+            chosen: Vec::new(),
+            replay: std::env::var("REPLAY").ok().map(|text| Replay::parse(&text)),
             expected: None,
             existing: existing.map(|_| None),
             threads: std::thread::available_parallelism().map_or(1, usize::from),
@@ -117,6 +122,29 @@ impl Lab {
     /// The text is not valid YAML.
     pub fn manifests(mut self, yaml: &str) -> Self {
         self.setup.manifests.extend(objects::documents(yaml).unwrap_or_else(|e| panic!("{e}")));
+        self
+    }
+
+    /// An object in the initial cluster, of any type that serializes with its `apiVersion` and `kind`: a
+    /// CustomResourceDefinition of `T::crd()` with any version of kube.
+    ///
+    /// # Examples
+    /// ```
+    /// use k8s_testing::Lab;
+    /// use serde_json::json;
+    ///
+    /// let map = json!({"apiVersion": "v1", "kind": "ConfigMap", "metadata": {"name": "a"}, "data": {"tea": "green"}});
+    /// Lab::new().manifest(&map).run(async |lab| {
+    ///     let found: serde_json::Value = lab.get_as("configmaps/v1", "a").await;
+    ///     assert_eq!(found["data"]["tea"], "green");
+    /// });
+    /// ```
+    ///
+    /// # Panics
+    /// The value does not serialize.
+    pub fn manifest(mut self, object: impl Serialize) -> Self {
+        let object = serde_json::to_value(object).unwrap_or_else(|e| panic!("serialize an object: {e}"));
+        self.setup.manifests.push(object);
         self
     }
 
@@ -247,7 +275,47 @@ impl Lab {
         name: String,
         make: impl Fn(Life) -> F + Send + Sync + 'static,
     ) -> Self {
-        self.setup.programs.push(Program { name, kind: Kind::Tested, mains: vec![main_of(make)] });
+        let mains = vec![main_of(make)];
+        self.setup.programs.push(Program { name, kind: Kind::Tested, user: None, mains });
+        self
+    }
+
+    /// Runs the program or controller that was added last with the permissions of a role, as in a cluster.
+    /// The YAML has Roles or ClusterRoles, and may have their bindings; other objects, such as those of a
+    /// rendered chart, are passed over. Default: a cluster administrator.
+    ///
+    /// The first request that the role does not allow fails the run, with the rule that is missing.
+    /// [`Report::needed_role`] has the whole role.
+    ///
+    /// # Examples
+    /// ```should_panic
+    /// use k8s_core::api::ConfigMap;
+    /// use k8s_testing::{Lab, Life};
+    ///
+    /// let program = async |life: Life| {
+    ///     let maps = life.client().namespaced::<ConfigMap>("default");
+    ///     let _ = maps.delete("a", &Default::default()).await;
+    ///     std::future::pending().await
+    /// };
+    /// let role = "
+    /// apiVersion: rbac.authorization.k8s.io/v1
+    /// kind: ClusterRole
+    /// metadata: {name: reader}
+    /// rules: [{apiGroups: [''], resources: [configmaps], verbs: [get, list, watch]}]
+    /// ";
+    /// // Fails: the role of reader does not allow delete of configmaps.
+    /// Lab::new().program("reader", program).role(role).run(async |lab| lab.settle().await);
+    /// ```
+    ///
+    /// # Panics
+    /// No program was added, or the text has no role.
+    pub fn role(mut self, yaml: &str) -> Self {
+        let program = self.setup.programs.last_mut().filter(|program| program.kind == Kind::Tested);
+        let program = program.unwrap_or_else(|| panic!("role() follows the program that has the role"));
+        let grants = Grants::read(yaml, &program.name);
+        let grants = grants.unwrap_or_else(|e| panic!("the role of {}: {e}", program.name));
+        program.user = Some(grants.user);
+        self.setup.manifests.extend(grants.manifests);
         self
     }
 
@@ -336,8 +404,57 @@ impl Lab {
     }
 
     /// Faults to inject between controllers and API server. Default: none.
+    ///
+    /// They begin with the test's first write, by whatever client of the lab, and end when the cluster has
+    /// settled ([`Running::settle`]), to begin again with the next write.
     pub fn faults(mut self, faults: Faults) -> Self {
         self.faults = faults;
+        self
+    }
+
+    /// Injects a fault into the first request of a program or built-in controller with this verb and path, to
+    /// keep a failure that was found as a test. `verb` is one of `get`, `list`, `watch`, `create`, `update`,
+    /// `patch`, `delete`, `deletecollection`, or `event` for an event of a watch of this path. `path` is the
+    /// end of a path; `*` is any text without a slash.
+    ///
+    /// # Examples
+    /// ```
+    /// use k8s_core::{api::ConfigMap, meta::ObjectExt};
+    /// use k8s_testing::{Fault, Lab, Life};
+    ///
+    /// let program = async |life: Life| {
+    ///     let maps = life.client().namespaced::<ConfigMap>("default");
+    ///     let mut map = maps.wait_until("a", |_| true).await.unwrap();
+    ///     map.set_label("seen", "yes");
+    ///     // A program without a retry.
+    ///     let _ = maps.replace("a", &map).await;
+    ///     std::future::pending().await
+    /// };
+    /// Lab::new()
+    ///     .program("labeller", program)
+    ///     .fail("update", "/configmaps/a", Fault::Conflict)
+    ///     .run(async |lab| {
+    ///         lab.apply("{apiVersion: v1, kind: ConfigMap, metadata: {name: a}}").await;
+    ///         lab.settle().await;
+    ///         assert_eq!(lab.get::<ConfigMap>("a").await.label("seen"), None);
+    ///     });
+    /// ```
+    ///
+    /// # Panics
+    /// The fault cannot be injected into such a request. [`Lab::run`] panics if there is no such request.
+    pub fn fail(self, verb: &str, path: &str, fault: Fault) -> Self {
+        self.fail_nth(1, verb, path, fault)
+    }
+
+    /// As [`Lab::fail`], for the n-th of the requests that match, from 1.
+    ///
+    /// # Panics
+    /// As [`Lab::fail`].
+    pub fn fail_nth(mut self, n: u32, verb: &str, path: &str, fault: Fault) -> Self {
+        let at = Opportunity::of(verb).unwrap_or_else(|| panic!("{verb:?} is no verb of a request"));
+        assert!(fault.fits(at), "{fault:?} cannot be injected at {verb}");
+        assert!(path.starts_with('/') && n > 0, "{path:?} is no end of a path, or {n} is 0");
+        self.chosen.push(Chosen { verb: verb.into(), path: path.into(), n, fault });
         self
     }
 
@@ -345,15 +462,38 @@ impl Lab {
     /// `REPLAY` does the same.
     ///
     /// # Panics
-    /// The text is not of the form `seed:3 faults:12,57`.
+    /// The text is not of the form `seed:3 | PROGRAM VERB PATH #N | ...`. [`Lab::run`] panics if a listed
+    /// fault does not strike.
     pub fn replay(mut self, what: &str) -> Self {
-        self.replay = Some(parse(what));
+        self.replay = Some(Replay::parse(what));
         self
     }
 
     /// Timeout of [`Running::settle`]. Default: three hours of virtual time.
     pub fn patience(mut self, patience: Duration) -> Self {
         self.setup.patience = patience;
+        self
+    }
+
+    /// Time without writes after which [`Running::settle`] counts the cluster as settled. Default: 45 seconds
+    /// of virtual time. Longer than a program's timers that it should wait for.
+    pub fn calm(mut self, calm: Duration) -> Self {
+        self.setup.calm = calm;
+        self
+    }
+
+    /// Longest time that [`Running::settle`] waits for a program under test to repeat a request that a fault
+    /// hit: more than the delay of its error policy. Default: ten minutes of virtual time.
+    pub fn retries(mut self, retries: Duration) -> Self {
+        self.setup.retries = retries;
+        self
+    }
+
+    /// Lets programs survive panics of their own: one that ends a task only, or is caught, does not fail the
+    /// run. Default: it does, because a reconciler that panics is a fault of the program, which the framework
+    /// only confines.
+    pub fn allow_panics(mut self) -> Self {
+        self.setup.panics = true;
         self
     }
 
@@ -393,7 +533,8 @@ impl Lab {
     /// Runs the test once per seed, each in a cluster of its own.
     ///
     /// # Panics
-    /// A run failed. The message has the seed, a minimal set of faults that reproduces the failure, the last
+    /// Faults were asked for, and none struck in all runs: the test would be green without having tested
+    /// anything. Or a run failed. The message has the seed, a minimal set of faults that reproduces the failure, the last
     /// requests and events, and the call that replays it.
     #[allow(clippy::needless_pass_by_value)]
     pub fn run(mut self, test: impl AsyncFn(Running) + Sync) -> Report {
@@ -404,8 +545,8 @@ impl Lab {
         if let Some(count) = std::env::var("SEEDS").ok().and_then(|n| n.parse::<u64>().ok()) {
             self.seeds.end = self.seeds.start.saturating_add(count);
         }
-        if let Some((seed, _)) = &self.replay {
-            self.seeds = *seed..seed.saturating_add(1);
+        if let Some(Replay { seed, .. }) = self.replay {
+            self.seeds = seed..seed.saturating_add(1);
         }
         self.complete();
         if let Some(path) = self.existing.take() {
@@ -416,7 +557,8 @@ impl Lab {
             setup: Arc::new(self.setup),
             image,
             faults: self.faults,
-            only: self.replay.map(|(_, only)| only),
+            only: self.replay.map(|replay| replay.places),
+            chosen: self.chosen.into(),
             expected: self.expected,
         };
         seeds::run(&job, self.seeds, self.threads, &test)
@@ -436,7 +578,7 @@ impl Lab {
             .collect();
         if !mains.is_empty() {
             let name = "kube-controller-manager".to_owned();
-            self.setup.programs.push(Program { name, kind: Kind::BuiltIn, mains });
+            self.setup.programs.push(Program { name, kind: Kind::BuiltIn, user: None, mains });
         }
         if self.scheduler && self.setup.nodes > 0 {
             let plugins = std::mem::take(&mut self.plugins);
@@ -445,41 +587,7 @@ impl Lab {
                 scheduler.run_in(life.built_in("system:kube-scheduler")).boxed()
             });
             let name = "kube-scheduler".to_owned();
-            self.setup.programs.push(Program { name, kind: Kind::Part, mains: vec![main] });
-        }
-    }
-}
-
-/// Parses `seed:3 faults:12,57`.
-fn parse(text: &str) -> (u64, BTreeSet<u64>) {
-    fn read(text: &str) -> Option<(u64, BTreeSet<u64>)> {
-        let (mut seed, mut faults) = (None, BTreeSet::new());
-        for word in text.split_whitespace() {
-            match word.split_once(':')? {
-                ("seed", number) => seed = Some(number.parse().ok()?),
-                ("faults", numbers) => {
-                    for number in numbers.split(',').filter(|n| !n.is_empty()) {
-                        faults.insert(number.parse().ok()?);
-                    }
-                }
-                _ => return None,
-            }
-        }
-        Some((seed?, faults))
-    }
-    read(text).unwrap_or_else(|| panic!("{text:?} is not of the form \"seed:3 faults:12,57\""))
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn a_replay_is_read_as_it_is_printed() {
-        assert_eq!(parse("seed:3 faults:12,57"), (3, [12, 57].into()));
-        assert_eq!(parse("seed:9 faults:"), (9, BTreeSet::new()));
-        for wrong in ["", "faults:1", "seed:x", "seed:1 faults:y", "seed:1 more"] {
-            assert!(std::panic::catch_unwind(|| parse(wrong)).is_err(), "{wrong}");
+            self.setup.programs.push(Program { name, kind: Kind::Part, user: None, mains: vec![main] });
         }
     }
 }

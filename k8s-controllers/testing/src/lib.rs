@@ -35,8 +35,8 @@
 //! The cluster is extended by the methods that `hyperkube`'s `Cluster::builder()` has: [`Lab::resource`],
 //! [`Lab::controller`], [`Lab::admit`], [`Lab::scheduler_plugin`], [`Lab::authenticator`],
 //! [`Lab::controllers`]. With `.with(Controller::<Shop>::new(), || Shops::new())` the closure creates a
-//! controller's reconciler again after each crash. Any other program, such as an unmodified kube-rs controller, is added
-//! by `.program("name", |life| async move { ... })` and connects with `kube::Client::new(life.service(),
+//! controller's reconciler again after each crash. Any other program, such as an unmodified kube-rs controller
+//! ([`operators`] is a page about those), is added by `.program("name", |life| async move { ... })` and connects with `kube::Client::new(life.service(),
 //! "default")`. A custom resource as YAML is added by `.manifests(...)`.
 //!
 //! # Failures
@@ -46,21 +46,22 @@
 //!
 //! ```text
 //! seed 17 fails with 1 of its 9 faults:
-//!   6: Crash at patch /api/v1/namespaces/default/configmaps/a-copy of copier
+//!   Crash at patch /api/v1/namespaces/default/configmaps/a-copy #1 of copier
 //! ...
-//! replay it with .replay("seed:17 faults:6")
+//! replay it with .replay("seed:17 | copier patch /api/v1/namespaces/default/configmaps/a-copy #1")
+//! keep it as a test with .seeds(17..18)
+//!   .fail("patch", "/api/v1/namespaces/default/configmaps/a-copy", Fault::Crash)
 //! ```
 //!
-//! ```
-//! # use k8s_testing::{Faults, Lab};
-//! Lab::new().faults(Faults::all()).replay("seed:17 faults:6").run(async |lab| lab.settle().await);
-//! ```
+//! A fault's place is the n-th request of a program with a verb and path, so it stays the same when other
+//! faults are left out, and when the program changes elsewhere.
 //!
 //! # Faults
 //!
 //! [`Fault`] lists the kinds. Faults hit the controllers, built-in ones included, but never the test itself,
 //! the scheduler or the nodes. They are injected from each change by the test until the cluster has settled,
-//! at most sixty in a run ([`Faults::at_most`]). Each seed has a rate and a choice of kinds of its own.
+//! at most sixty in a run ([`Faults::at_most`]). Each seed has a rate and a choice of kinds of its own. A test
+//! that asked for faults and had none fails. [`Lab::fail`] injects one into a chosen request.
 //!
 //! # Checks
 //!
@@ -77,7 +78,7 @@
 //! # More
 //!
 //! [`Running::fork`] continues from one state in several ways, for table tests. [`Lab::pods`] scripts the
-//! pods with [`Script`]. `SEEDS=1000` runs more seeds, `REPLAY="seed:17 faults:6"` replays one, and with
+//! pods with [`Script`]. `SEEDS=1000` runs more seeds, `REPLAY="seed:17 | ..."` replays one, and with
 //! `RECORD=trace.jsonl` its trace is recorded. `USE_EXISTING_CLUSTER=true` runs the same test once, without
 //! faults and in real time, in the cluster of `KUBECONFIG`. [`TestCluster`] is a cluster to start by hand in
 //! a runtime of your own; [`Connection`] is one component's connection to it, which a test counts on and
@@ -101,13 +102,17 @@ mod cluster;
 mod connection;
 pub mod controllers;
 mod error;
+mod exits;
 mod faults;
+mod grants;
 mod hub;
 mod lab;
 mod listed;
 mod listening;
 pub mod node;
 mod objects;
+pub mod operators;
+mod place;
 mod process;
 mod report;
 mod role;
@@ -117,6 +122,8 @@ mod seeds;
 mod setup;
 mod shrink;
 mod trace;
+#[cfg(feature = "wall-clock")]
+mod wall_clock;
 mod watch;
 mod wire;
 

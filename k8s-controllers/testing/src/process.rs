@@ -30,6 +30,8 @@ pub(crate) type Main = Arc<dyn Fn(Life) -> BoxFuture<'static, ()> + Send + Sync>
 pub(crate) struct Program {
     pub(crate) name: String,
     pub(crate) kind: Kind,
+    /// User whose permissions the program has. `None`: a cluster administrator.
+    pub(crate) user: Option<String>,
     pub(crate) mains: Vec<Main>,
 }
 
@@ -110,7 +112,7 @@ impl Supervised {
 
 /// Starts a program and restarts it after crashes.
 pub(crate) fn supervise(program: &Program, world: &World, tasks: &mut JoinSet<()>) -> Supervised {
-    let process = Arc::new(Process::new(&program.name, program.kind));
+    let process = Arc::new(Process::new(&program.name, program.kind, program.user.clone()));
     let (restart, ready) = (Arc::new(Notify::new()), Arc::new(Notify::new()));
     let supervised = Supervised { process: process.clone(), restart: restart.clone(), ready: ready.clone() };
     let (program, world) = (program.clone(), world.clone());
@@ -134,6 +136,7 @@ pub(crate) fn supervise(program: &Program, world: &World, tasks: &mut JoinSet<()
             };
             ends.cancel();
             running.shutdown().await;
+            world.hub.ended(&process);
             if told {
                 return;
             }

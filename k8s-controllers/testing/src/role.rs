@@ -13,6 +13,18 @@ use k8s_core::api::{
 use serde::{Serialize, Serializer};
 use serde_json::{Value, json};
 
+/// Describes a request that a program's role does not allow, with the rule that it lacks.
+pub(crate) fn missing(program: &str, info: &RequestInfo) -> String {
+    let mut recorded = Recorded::default();
+    recorded.note_only(info);
+    let rules = serde_saphyr::to_string(&recorded.role(program, false).rules).unwrap_or_default();
+    let place = match info.namespace.as_str() {
+        "" => "at the scope of the cluster".to_owned(),
+        namespace => format!("in namespace {namespace}"),
+    };
+    format!("the role of {program} does not allow {} {} {place}; it lacks\n{rules}", info.verb, info.path)
+}
+
 /// A rule with more names than this applies to all names.
 const FEW: usize = 3;
 
@@ -31,7 +43,15 @@ pub(crate) struct Recorded {
 }
 
 impl Recorded {
+    /// Notes a request, and that a watch may become a list.
     pub(crate) fn note(&mut self, info: &RequestInfo) {
+        self.note_only(info);
+        if info.is_resource && info.verb == "watch" {
+            self.note_only(&RequestInfo { verb: "list".into(), ..info.clone() });
+        }
+    }
+
+    fn note_only(&mut self, info: &RequestInfo) {
         if !info.is_resource {
             self.paths.insert(info.path.clone());
             return;
@@ -47,9 +67,6 @@ impl Recorded {
         };
         let names = self.resources.entry((info.group.clone(), resource)).or_default();
         names.entry(info.verb.clone()).or_default().insert(info.name.clone());
-        if info.verb == "watch" {
-            names.entry("list".into()).or_default().insert(info.name.clone());
-        }
     }
 
     pub(crate) fn merge(&mut self, other: &Recorded) {

@@ -17,6 +17,7 @@ use k8s_core::{
     random,
 };
 use k8s_store::Store;
+use serde::{Serialize, de::DeserializeOwned};
 use serde_json::Value;
 use tokio::{task::JoinSet, time::Instant};
 use tokio_util::sync::CancellationToken;
@@ -34,10 +35,7 @@ use crate::{
     wire::Service,
 };
 
-/// Time without write attempts after which a cluster counts as settled. Longer than any retry delay that a
-/// fault can cause.
-const CALM: Duration = Duration::from_secs(45);
-/// The same in a real cluster.
+/// Time without write attempts after which a real cluster counts as settled.
 const REAL_CALM: Duration = Duration::from_secs(5);
 /// Time after which faults stop in a cluster that does not settle under them.
 const STORM: Duration = Duration::from_secs(300);
@@ -113,7 +111,7 @@ impl Running {
             }
         }
         if server.is_some() && setup.nodes > 0 {
-            let kubelet = Arc::new(Process::new("kubelet", Kind::Bystander));
+            let kubelet = Arc::new(Process::new("kubelet", Kind::Node, None));
             let client = world.service(&kubelet).client().named("kubelet");
             let pods = node::Pods::new(client.clone(), clock.clone(), setup.director.clone(), Some(hub), 0);
             tasks.spawn(pods.follow(ListParams::default()));
@@ -122,15 +120,20 @@ impl Running {
                 tasks.spawn(async move { node::beat(&client, &clock, &format!("node-{i}")).await });
             }
         }
-        let service = world.service(&Arc::new(Process::new("test", Kind::Bystander)));
+        let service = world.service(&Arc::new(Process::new("test", Kind::Test, None)));
         Running {
             inner: Arc::new(Inner { setup, world, server, service, programs, tasks: Mutex::new(tasks) }),
         }
     }
 
     /// Stops all parts. Resumes the panic of any part.
+    ///
+    /// # Panics
+    /// Also if a chosen fault did not strike.
     pub(crate) async fn finish(self) {
         self.raise();
+        let missed = self.hub().missed();
+        assert!(missed.is_empty(), "there was no such request to inject a fault into:\n{}", lines(&missed));
         self.inner.world.stop.cancel();
         let mut tasks = std::mem::take(&mut *self.tasks());
         tasks.shutdown().await;
@@ -141,7 +144,13 @@ impl Running {
     }
 
     /// Resumes the panic of any part of the run.
+    ///
+    /// # Panics
+    /// Also if a program's role does not allow one of its requests.
     fn raise(&self) {
+        if let Some(forbidden) = self.hub().state().forbidden.take() {
+            panic!("{forbidden}");
+        }
         let mut tasks = self.tasks();
         while let Some(ended) = tasks.try_join_next() {
             if let Err(e) = ended
@@ -174,6 +183,26 @@ impl Running {
         self.inner.service.clone()
     }
 
+    /// As [`Running::service`], for a user with that user's permissions.
+    #[must_use]
+    pub fn service_as(&self, user: &str) -> Service {
+        self.inner.service.acting_as(user)
+    }
+
+    /// As [`Running::client`], for a user with that user's permissions.
+    ///
+    /// ```
+    /// use k8s_core::api::Pod;
+    /// k8s_testing::Lab::new().run(async |lab| {
+    ///     let eve = lab.client_as("eve").namespaced::<Pod>("default");
+    ///     assert!(eve.get("a").await.unwrap_err().to_string().contains("User \"eve\" cannot get"));
+    /// });
+    /// ```
+    #[must_use]
+    pub fn client_as(&self, user: &str) -> Client {
+        self.service_as(user).client().named("lab")
+    }
+
     /// Returns the cluster's clock.
     #[must_use]
     pub fn clock(&self) -> &Clock {
@@ -201,7 +230,6 @@ impl Running {
     /// settled.
     pub async fn apply(&self, yaml: impl AsRef<str>) {
         let all = objects::documents(yaml.as_ref()).unwrap_or_else(|e| panic!("{e}"));
-        self.inner.world.hub.arm();
         for manifest in &all {
             objects::apply(&self.client(), manifest).await.unwrap_or_else(|e| panic!("{e}"));
         }
@@ -209,7 +237,6 @@ impl Running {
 
     /// Creates an object; its namespace defaults to `default`.
     pub async fn create<K: Object>(&self, object: &K) -> K {
-        self.inner.world.hub.arm();
         let namespace = Some(object.namespace()).filter(|n| !n.is_empty()).unwrap_or("default");
         let made = self.api_in(namespace).create(object).await;
         made.unwrap_or_else(|e| panic!("create {} {:?}: {e}", K::KIND, object.name()))
@@ -231,6 +258,53 @@ impl Running {
         let (namespace, name) = split(name);
         let found = self.api_in(namespace).get_opt(name).await;
         found.unwrap_or_else(|e| panic!("get {} {name:?}: {e}", K::KIND))
+    }
+
+    /// Returns an object, which must exist, as any type that deserializes: for types of kube-rs of any version.
+    /// `resource` is `PLURAL.GROUP/VERSION` (`documents.kube.rs/v1`), for the core group `pods/v1`; `name` is
+    /// `name` or `namespace/name`.
+    ///
+    /// ```
+    /// use k8s_testing::Lab;
+    /// use serde::Deserialize;
+    /// use serde_json::json;
+    ///
+    /// #[derive(Deserialize)]
+    /// struct Map { data: std::collections::BTreeMap<String, String> }
+    ///
+    /// Lab::new().run(async |lab| {
+    ///     let map = json!({"apiVersion": "v1", "kind": "ConfigMap", "metadata": {"name": "a"}, "data": {"tea": "green"}});
+    ///     lab.create_any(&map).await;
+    ///     assert_eq!(lab.get_as::<Map>("configmaps/v1", "a").await.data["tea"], "green");
+    ///     assert_eq!(lab.list_as::<Map>("configmaps/v1").await.len(), 1);
+    /// });
+    /// ```
+    pub async fn get_as<T: DeserializeOwned>(&self, resource: &str, name: &str) -> T {
+        self.find_as(resource, name).await.unwrap_or_else(|| panic!("there is no {resource} {name:?}"))
+    }
+
+    /// As [`Running::get_as`], if the object exists.
+    pub async fn find_as<T: DeserializeOwned>(&self, resource: &str, name: &str) -> Option<T> {
+        let (namespace, name) = split(name);
+        let found = objects::named(&self.client(), resource, namespace).await;
+        let found = found.unwrap_or_else(|e| panic!("{e}")).get_opt(name).await;
+        let found = found.unwrap_or_else(|e| panic!("get {resource} {name:?}: {e}"))?;
+        Some(read_as(resource, found))
+    }
+
+    /// Returns all objects of a resource, in all namespaces: see [`Running::get_as`].
+    pub async fn list_as<T: DeserializeOwned>(&self, resource: &str) -> Vec<T> {
+        let all = objects::named(&self.client(), resource, "").await;
+        let all = all.unwrap_or_else(|e| panic!("{e}")).list(&ListParams::default()).await;
+        let all = all.unwrap_or_else(|e| panic!("list {resource}: {e}"));
+        all.into_iter().map(|object| read_as(resource, object)).collect()
+    }
+
+    /// Creates an object of any type that serializes with its `apiVersion` and `kind`. Its namespace defaults
+    /// to `default`.
+    pub async fn create_any(&self, object: impl Serialize) {
+        let object = serde_json::to_value(object).unwrap_or_else(|e| panic!("serialize an object: {e}"));
+        objects::create(&self.client(), &object).await.unwrap_or_else(|e| panic!("{e}"));
     }
 
     /// Returns all objects of a type, in all namespaces.
@@ -259,7 +333,6 @@ impl Running {
     /// });
     /// ```
     pub async fn edit<K: Object>(&self, name: &str, change: impl Fn(&mut K)) -> K {
-        self.inner.world.hub.arm();
         let (namespace, bare) = split(name);
         loop {
             let mut live: K = self.get(name).await;
@@ -274,7 +347,6 @@ impl Running {
 
     /// Deletes an object, which must exist. Its dependents are left to the garbage collector.
     pub async fn delete<K: Object>(&self, name: &str) {
-        self.inner.world.hub.arm();
         let (namespace, bare) = split(name);
         let done = self.api_in::<K>(namespace).delete(bare, &DeleteOptions::background()).await;
         done.unwrap_or_else(|e| panic!("delete {} {name:?}: {e}", K::KIND));
@@ -362,9 +434,11 @@ impl Running {
         self.raise();
     }
 
-    /// Waits until the cluster has settled: no write was attempted for 45 seconds of its time, and no
-    /// scripted pod is about to start, become ready or end. Later timers of controllers (the next run of a
-    /// CronJob) are not waited for.
+    /// Waits until the cluster has settled: no write was attempted for 45 seconds of its time
+    /// ([`Lab::calm`](crate::Lab::calm)), no scripted pod is about to start, become ready or end, and no
+    /// program under test is about to repeat a request that a fault hit
+    /// ([`Lab::retries`](crate::Lab::retries): ten minutes at most). Later timers of controllers (the next run
+    /// of a CronJob) are not waited for.
     ///
     /// Faults continue until the cluster has settled under them, for five minutes, or until their limit is
     /// reached. Then they stop, so that convergence can be judged.
@@ -373,14 +447,14 @@ impl Running {
     /// The cluster does not settle within the lab's timeout. The message has the last writes.
     pub async fn settle(&self) {
         let hub = &self.inner.world.hub;
-        let calm = if self.is_real() { REAL_CALM } else { CALM };
+        let calm = if self.is_real() { REAL_CALM } else { self.inner.setup.calm };
         let patience = if self.is_real() { Duration::from_secs(120) } else { self.inner.setup.patience };
         let begun = Instant::now();
         let mut from = begun;
         loop {
-            let (last, script) = hub.calm_since();
+            let (last, expected) = hub.calm_since(self.inner.setup.retries);
             let now = Instant::now();
-            let rests_at = script.unwrap_or(now).max(last.max(from) + calm);
+            let rests_at = expected.unwrap_or(now).max(last.max(from) + calm);
             // Work delayed by faults (a watch to reopen, a program to restart) resumes after their end.
             if hub.is_armed() && (rests_at <= now || now.duration_since(begun) > STORM) {
                 hub.disarm();
@@ -391,7 +465,9 @@ impl Running {
                 break;
             }
             assert!(now.duration_since(begun) < patience, "{}", self.restless(patience));
-            tokio::time::sleep_until(rests_at.min(begun + patience)).await;
+            self.raise();
+            // What is expected may happen early.
+            tokio::time::sleep_until(rests_at.min(begun + patience).min(now + calm)).await;
         }
         hub.disarm();
         hub.state().written.clear();
@@ -505,7 +581,7 @@ impl Running {
     pub async fn assert_idempotent(&self) {
         self.settle().await;
         self.restart_controllers().await;
-        self.sleep(CALM).await;
+        self.sleep(self.inner.setup.calm).await;
         let written = self.written();
         assert!(written.is_empty(), "a second reconcile wrote again:\n{}", lines(&written));
     }
@@ -569,6 +645,11 @@ impl Running {
         let pods = self.list::<Pod>().await;
         pods.iter().filter(|p| p.status.as_ref().and_then(|s| s.phase.as_deref()) == Some(phase)).count()
     }
+}
+
+fn read_as<T: DeserializeOwned>(resource: &str, object: impl Serialize) -> T {
+    let read = serde_json::to_value(object).and_then(serde_json::from_value);
+    read.unwrap_or_else(|e| panic!("{resource} is not of the wanted type: {e}"))
 }
 
 fn lines<T: ToString>(all: &[T]) -> String {

@@ -16,7 +16,15 @@ use k8s_core::clock::Clock;
 use k8s_store::Store;
 
 use crate::{
-    base, faults::Faults, hub::Plan, report::Report, role::Recorded, running::Running, setup::Setup, shrink,
+    base, exits,
+    faults::{Fault, Faults},
+    hub::{Chosen, Plan},
+    place::{Place, Replay},
+    report::Report,
+    role::Recorded,
+    running::Running,
+    setup::Setup,
+    shrink,
     trace::Trace,
 };
 
@@ -25,7 +33,8 @@ pub(crate) struct Job {
     pub(crate) setup: Arc<Setup>,
     pub(crate) image: Store,
     pub(crate) faults: Faults,
-    pub(crate) only: Option<BTreeSet<u64>>,
+    pub(crate) only: Option<BTreeSet<Place>>,
+    pub(crate) chosen: Arc<[Chosen]>,
     pub(crate) expected: Option<PathBuf>,
 }
 
@@ -33,6 +42,7 @@ pub(crate) struct Job {
 #[derive(Default)]
 struct Passed {
     faults: usize,
+    opportunities: usize,
     recorded: Recorded,
     name: String,
     trace: Trace,
@@ -42,7 +52,7 @@ struct Passed {
 pub(crate) struct Failed {
     seed: u64,
     message: String,
-    injected: Vec<(u64, String)>,
+    injected: Vec<(Place, Fault)>,
     trace: Trace,
 }
 
@@ -74,37 +84,51 @@ fn text_of(panic: &(dyn std::any::Any + Send)) -> String {
         .unwrap_or_else(|| "panicked".into())
 }
 
-/// Runs `work` and returns a panic as its message.
-fn caught(work: impl FnOnce()) -> Result<(), String> {
+/// Runs `work` and returns a panic as its message: unless they are allowed, also one that a task or the program
+/// itself caught.
+fn caught(allowed: bool, work: impl FnOnce()) -> Result<(), String> {
     quieten();
+    SAID.take();
     let before = QUIET.replace(true);
     let result = catch_unwind(AssertUnwindSafe(work));
     QUIET.set(before);
-    result.map_err(|panic| {
-        let text = text_of(&*panic);
-        // The hook's text has the location as well, if it belongs to the same panic.
-        SAID.take().filter(|said| said.contains(&text)).unwrap_or(text)
-    })
+    let said = SAID.take();
+    match result {
+        Ok(()) => said.filter(|_| !allowed).map_or(Ok(()), |said| Err(format!("in a task: {said}"))),
+        Err(panic) => {
+            let text = text_of(&*panic);
+            // The hook's text has the location as well, if it belongs to the same panic.
+            Err(said.filter(|said| said.contains(&text)).unwrap_or(text))
+        }
+    }
 }
 
 impl Job {
     fn one(
         &self,
         seed: u64,
-        only: Option<&BTreeSet<u64>>,
+        only: Option<&BTreeSet<Place>>,
         test: &impl AsyncFn(Running),
     ) -> Result<Passed, Failed> {
         let seen = RefCell::new(None);
         let mut passed = Passed::default();
-        let result = caught(|| {
+        let result = caught(self.setup.panics, || {
             base::block_on(seed, async {
-                let plan = Plan { seed, faults: self.faults.clone(), only: only.cloned() };
+                let plan = Plan {
+                    seed,
+                    faults: self.faults.clone(),
+                    only: only.cloned(),
+                    replays: self.only.is_some(),
+                    chosen: self.chosen.clone(),
+                };
                 let clock = Clock::starting_at(base::epoch());
+                base::follow(&clock);
                 let lab = Running::begin(self.setup.clone(), self.image.fork(), plan, clock).await;
+                let _noticed = exits::during(lab.hub());
                 *seen.borrow_mut() = Some(lab.hub());
                 test(lab.clone()).await;
                 (passed.recorded, passed.name) = lab.recorded();
-                passed.faults = lab.hub().state().injected.len();
+                (passed.faults, passed.opportunities) = lab.hub().counts();
                 lab.finish().await;
             });
         });
@@ -163,6 +187,7 @@ pub(crate) fn run(
                     let mut all = passed.lock().unwrap_or_else(PoisonError::into_inner);
                     all.0 += 1;
                     all.1.faults += one.faults;
+                    all.1.opportunities += one.opportunities;
                     all.1.recorded.merge(&one.recorded);
                     all.1.name = one.name;
                 }
@@ -198,17 +223,34 @@ pub(crate) fn run(
         panic!("{}", failed.report(all));
     }
     let (runs, passed) = passed.into_inner().unwrap_or_else(PoisonError::into_inner);
+    // The seed of a replay or a recorded trace is not the author's choice.
+    let is_given = job.only.is_some() || job.expected.is_some() || job.setup.record.is_some();
+    assert!(passed.faults > 0 || job.faults.is_none() || is_given, "{}", untested(runs, &passed));
     Report { runs, faults: passed.faults, needed_role: passed.recorded.role(&passed.name, false) }
+}
+
+/// Explains runs for which faults were asked and that had none.
+fn untested(runs: usize, passed: &Passed) -> String {
+    let why = match passed.opportunities {
+        0 => {
+            "no program made a request while faults were on. They begin with the test's first write (by any \
+             client of the lab), hit programs that were added to the lab, and not those whose clients were made \
+             elsewhere."
+        }
+        _ => "so few requests were made that chance spared them all: run more seeds.",
+    };
+    let count = passed.opportunities;
+    format!("faults were asked for, but none struck in {runs} runs ({count} requests and events): {why}")
 }
 
 /// Shrinks a failure to a minimal set of faults of the same seed.
 fn smallest(job: &Job, failed: Failed, test: &impl AsyncFn(Running)) -> Failed {
     let seed = failed.seed;
-    let numbers: Vec<u64> = failed.injected.iter().map(|(number, _)| *number).collect();
+    let places: Vec<Place> = failed.injected.iter().map(|(place, _)| place.clone()).collect();
     let mut best = failed;
     shrink::smallest(
-        numbers,
-        &mut |faults| match job.one(seed, Some(&faults.iter().copied().collect()), test) {
+        places,
+        &mut |faults| match job.one(seed, Some(&faults.iter().cloned().collect()), test) {
             Ok(_) => false,
             Err(failed) => {
                 best = failed;
@@ -228,17 +270,32 @@ impl Failed {
             0 => text += &format!(" without any of its {all} faults too:"),
             n => text += &format!(" with {n} of its {all} faults:"),
         }
-        for (number, what) in injected {
-            text += &format!("\n  {number}: {what}");
+        for (place, fault) in injected {
+            let Place { who, verb, path, n } = place;
+            text += &format!("\n  {fault:?} at {verb} {path} #{n} of {who}");
         }
         text += &format!("\n\n{message}\n\nwhat happened last:");
-        let recent: Vec<_> = trace.entries().collect();
-        for entry in recent.iter().rev().take(25).rev() {
-            text += &format!("\n{entry}");
+        text += &recent(trace);
+        let replay =
+            Replay { seed: *seed, places: injected.iter().map(|(place, _)| place.clone()).collect() };
+        text += &format!("\n\nreplay it with .replay(\"{replay}\")");
+        if !injected.is_empty() {
+            text += &format!("\nkeep it as a test with .seeds({seed}..{})", seed.saturating_add(1));
         }
-        let numbers: Vec<String> = injected.iter().map(|(number, _)| number.to_string()).collect();
-        text + &format!("\n\nreplay it with .replay(\"seed:{seed} faults:{}\")", numbers.join(","))
+        for (Place { verb, path, n, .. }, fault) in injected {
+            text += &match n {
+                1 => format!("\n  .fail(\"{verb}\", \"{path}\", Fault::{fault:?})"),
+                n => format!("\n  .fail_nth({n}, \"{verb}\", \"{path}\", Fault::{fault:?})"),
+            };
+        }
+        text
     }
+}
+
+/// Formats the last entries of a trace.
+pub(crate) fn recent(trace: &Trace) -> String {
+    let entries: Vec<_> = trace.entries().collect();
+    entries.iter().rev().take(25).rev().map(|entry| format!("\n{entry}")).collect()
 }
 
 /// Runs once in an existing cluster.
@@ -249,7 +306,7 @@ pub(crate) fn run_existing(
     test: &impl AsyncFn(Running),
 ) -> Report {
     let client = base::existing(kubeconfig).unwrap_or_else(|e| panic!("the existing cluster: {e}"));
-    base::runtime(false).block_on(async {
+    base::real_runtime().block_on(async {
         let lab = Running::join(Arc::new(setup), client, seed).await;
         test(lab.clone()).await;
         let (recorded, name) = lab.recorded();

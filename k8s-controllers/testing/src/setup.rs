@@ -6,6 +6,10 @@ use serde_json::Value;
 
 use crate::{base::Shape, node::Director, process::Program, script::Script};
 
+/// Default time without write attempts after which a cluster counts as settled. Longer than any retry delay of
+/// this project's controllers after a fault.
+const CALM: Duration = Duration::from_secs(45);
+
 #[derive(Clone)]
 pub(crate) struct Setup {
     /// Changes to the API server's builder.
@@ -21,6 +25,12 @@ pub(crate) struct Setup {
     pub(crate) heartbeats: bool,
     /// Timeout of [`Running::settle`](crate::Running::settle).
     pub(crate) patience: Duration,
+    /// Time without writes after which a cluster counts as settled.
+    pub(crate) calm: Duration,
+    /// Longest wait for a program to repeat a request that a fault hit.
+    pub(crate) retries: Duration,
+    /// Panics that end a task only do not fail a run.
+    pub(crate) panics: bool,
     /// File for the first seed's trace.
     pub(crate) record: Option<PathBuf>,
     pub(crate) whole_trace: bool,
@@ -46,6 +56,9 @@ impl Default for Setup {
             director: Arc::new(Script::of),
             heartbeats: false,
             patience: Duration::from_secs(3 * 3600),
+            calm: CALM,
+            retries: Duration::from_secs(600),
+            panics: false,
             record: None,
             whole_trace: false,
         }

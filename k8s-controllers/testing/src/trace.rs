@@ -4,6 +4,8 @@ use std::{collections::VecDeque, fmt, path::Path, sync::Arc};
 
 use serde::{Deserialize, Serialize};
 
+use crate::actor::Kind;
+
 /// Entries kept in a run that is not recorded; a failure prints the last of them.
 const RECENT: usize = 200;
 
@@ -33,8 +35,6 @@ pub enum What {
     },
     /// An injected fault.
     Fault {
-        /// Number of its opportunity.
-        number: u64,
         /// Kind and place of the fault.
         what: String,
     },
@@ -55,13 +55,10 @@ pub struct Entry {
 }
 
 impl Entry {
-    /// Returns true for successful discovery requests: the garbage collector alone sends forty of them a
-    /// minute.
-    fn is_discovery(&self) -> bool {
-        let What::Request { verb, path, code: 200, .. } = &self.what else { return false };
-        let depth = path.split('/').skip(1).count();
-        verb == "get"
-            && ((path.starts_with("/apis") && depth <= 3) || (path.starts_with("/api") && depth <= 2))
+    /// Returns true for a successful read: of a part of the lab it says nothing about a program under test.
+    fn is_successful_read(&self) -> bool {
+        let What::Request { verb, code: 200, .. } = &self.what else { return false };
+        matches!(verb.as_str(), "get" | "list" | "watch")
     }
 }
 
@@ -75,14 +72,14 @@ impl fmt::Display for Entry {
             What::Event { path, line } => {
                 write!(f, "event of {path}: {}", line.chars().take(120).collect::<String>())
             }
-            What::Fault { number, what } => write!(f, "fault {number}: {what}"),
+            What::Fault { what } => write!(f, "fault: {what}"),
             What::Start(n) => write!(f, "started ({n})"),
         }
     }
 }
 
-/// The trace of a run: the last two hundred entries without successful discovery, or all entries if the lab
-/// records.
+/// The trace of a run: the last two hundred entries without successful reads of the built-in controllers, the
+/// scheduler and the nodes, or all entries if the lab records.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Trace {
     entries: VecDeque<Entry>,
@@ -110,8 +107,10 @@ impl Trace {
         self.whole
     }
 
-    pub(crate) fn push(&mut self, entry: Entry) {
-        if !self.whole && entry.is_discovery() {
+    /// Adds an entry of a program of some kind.
+    pub(crate) fn push(&mut self, entry: Entry, of: Kind) {
+        let is_part = matches!(of, Kind::BuiltIn | Kind::Part | Kind::Node);
+        if !self.whole && is_part && entry.is_successful_read() {
             return;
         }
         if !self.whole && self.entries.len() >= RECENT {
@@ -166,21 +165,23 @@ mod tests {
     use super::*;
 
     #[test]
-    fn discovery_does_not_crowd_out_what_matters() {
-        let request = |path: &str, code| Entry {
+    fn reads_of_the_labs_parts_do_not_crowd_out_what_matters() {
+        let request = |verb: &str, code| Entry {
             at: 0,
             who: "gc".into(),
-            what: What::Request { verb: "get".into(), path: path.into(), code, body: String::new() },
+            what: What::Request { verb: verb.into(), path: "/apis".into(), code, body: String::new() },
         };
         let mut trace = Trace::new(false);
-        for path in ["/api", "/apis", "/api/v1", "/apis/apps", "/apis/apps/v1"] {
-            trace.push(request(path, 200));
-            assert_eq!(trace.entries().count(), 0, "{path}");
+        for (verb, code, of, kept) in [
+            ("list", 200, Kind::BuiltIn, 0),
+            ("get", 200, Kind::Node, 0),
+            ("get", 503, Kind::BuiltIn, 1),
+            ("patch", 200, Kind::Part, 2),
+            ("get", 200, Kind::Tested, 3),
+            ("list", 200, Kind::Test, 4),
+        ] {
+            trace.push(request(verb, code), of);
+            assert_eq!(trace.entries().count(), kept, "{verb} {code} of {of:?}");
         }
-        for kept in [("/api/v1/namespaces/default", 200), ("/apis/apps/v1/deployments", 200), ("/apis", 503)]
-        {
-            trace.push(request(kept.0, kept.1));
-        }
-        assert_eq!(trace.entries().count(), 3);
     }
 }

@@ -56,10 +56,8 @@ impl Watch {
         if line.starts_with(br#"{"type":"BOOKMARK""#) {
             return Some(Ok(self.delivered(line)));
         }
-        let strike = self.hub.strike(&self.process, Opportunity::Event, || {
-            let path = self.path.split('?').next().unwrap_or_default();
-            format!("an event of {path}")
-        });
+        let path = self.path.split('?').next().unwrap_or_default().to_owned();
+        let strike = self.hub.strike(&self.process, "event", path, Opportunity::Event);
         match strike.map(|s| s.kind) {
             Some(Fault::WatchBroken) => {
                 self.ended = true;

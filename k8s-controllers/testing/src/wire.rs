@@ -61,7 +61,8 @@ fn version_of(json: &[u8]) -> Option<(u64, String)> {
 impl Service {
     pub(crate) fn new(upstream: Client, store: Option<Store>, hub: Arc<Hub>, process: Arc<Process>) -> Self {
         let life = process.life.load(Ordering::Relaxed);
-        Service { upstream, store, hub, process, life, user: None }
+        let user = process.user.as_deref().and_then(|user| HeaderValue::from_str(user).ok());
+        Service { upstream, store, hub, process, life, user }
     }
 
     /// Returns the service with another user and its permissions.
@@ -89,7 +90,16 @@ impl Service {
             self.process.recorded.lock().unwrap_or_else(PoisonError::into_inner).note(&info);
         }
         let at = opportunity(request.method(), &info);
-        let strike = self.hub.strike(&self.process, at, || format!("{} {}", info.verb, uri.path()));
+        let is_write = matches!(at, Opportunity::Create | Opportunity::Write);
+        if is_write {
+            self.process.started();
+            if self.process.kind() == Kind::Test && !changes_nothing(&info) {
+                // Whatever client the test writes with: controllers have something to do now.
+                self.hub.arm();
+            }
+        }
+        let place = self.place(&info, uri.path());
+        let strike = self.hub.strike(&self.process, &info.verb, place.clone(), at);
         let before = match strike {
             Some(strike) => self.before(strike, &info).await,
             None => None,
@@ -100,7 +110,6 @@ impl Service {
             self.finish(&info, path, code, false, String::new());
             return answer;
         }
-        let is_write = matches!(at, Opportunity::Create | Opportunity::Write);
         let whole = self.hub.state().trace.is_whole();
         let (request, sent) = if is_write && (whole || self.process.kind() == Kind::Tested) {
             read(request).await?
@@ -138,6 +147,17 @@ impl Service {
             }
         }
         let answer = answer?;
+        let answer = if self.process.kind() == Kind::Tested {
+            if strike.is_none() {
+                self.hub.answered(&self.process, &info.verb, place);
+            }
+            if answer.status().is_success() && matches!(info.verb.as_str(), "list" | "watch") {
+                self.process.started();
+            }
+            self.look_for_refusal(&info, answer).await?
+        } else {
+            answer
+        };
         let strikes = self.process.suffers() && !self.hub.plan.faults.is_none();
         if at == Opportunity::Watch && answer.status().is_success() && (strikes || whole) {
             let (parts, body) = answer.into_parts();
@@ -148,6 +168,50 @@ impl Service {
             return self.check(&info, &sent, answer).await;
         }
         Ok(answer)
+    }
+
+    /// Returns the path of a request as a place has it: `*` for the random part of a generated name.
+    fn place(&self, info: &RequestInfo, path: &str) -> String {
+        let generated = || {
+            if info.name.is_empty() || !self.hub.plan.injects() {
+                return None;
+            }
+            let resource = match info.group.as_str() {
+                "" => info.resource.clone(),
+                group => format!("{}.{group}", info.resource),
+            };
+            let key = match info.namespace.as_str() {
+                "" => info.name.clone(),
+                namespace => format!("{namespace}/{}", info.name),
+            };
+            let stored = self.store.as_ref()?.get(&resource, &key)?;
+            let prefix = k8s_core::json::plain(&stored.json, &["metadata", "generateName"])?.to_owned();
+            let at = path.rfind(&format!("/{}", info.name))? + 1;
+            let rest = path.get(at + info.name.len()..)?;
+            (!prefix.is_empty()).then(|| format!("{}{prefix}*{rest}", &path[..at]))
+        };
+        generated().unwrap_or_else(|| path.to_owned())
+    }
+
+    /// Notes a request that the program's role does not allow.
+    async fn look_for_refusal(
+        &self,
+        info: &RequestInfo,
+        answer: Response<Body>,
+    ) -> Result<Response<Body>, BoxError> {
+        if self.process.user.is_none() || answer.status() != StatusCode::FORBIDDEN {
+            return Ok(answer);
+        }
+        let (parts, body) = answer.into_parts();
+        let bytes = body.collect().await?.to_bytes();
+        // Admission answers 403, too.
+        let by_role = memchr::memmem::find(&bytes, format!(" cannot {} ", info.verb).as_bytes()).is_some();
+        let mut state = self.hub.state();
+        if by_role && state.forbidden.is_none() {
+            state.forbidden = Some(crate::role::missing(self.process.name(), info));
+        }
+        drop(state);
+        Ok(Response::from_parts(parts, body_from_bytes(bytes)))
     }
 
     /// Applies a fault before the request is sent; returns the response that replaces it.
@@ -183,11 +247,8 @@ impl Service {
     fn finish(&self, info: &RequestInfo, path: String, code: u16, changed: bool, body: String) {
         let is_write =
             matches!(info.verb.as_str(), "create" | "update" | "patch" | "delete" | "deletecollection");
-        // Lease renewals never end, and reviews and token requests change nothing.
-        let counts = is_write
-            && info.resource != "leases"
-            && !info.resource.ends_with("reviews")
-            && info.subresource != "token";
+        // Lease renewals never end.
+        let counts = is_write && info.resource != "leases" && !changes_nothing(info);
         if counts {
             let mut state = self.hub.state();
             state.last_write = tokio::time::Instant::now();
@@ -242,6 +303,11 @@ impl Service {
         self.hub.state().stale.extend(stale);
         Ok(Response::from_parts(parts, body_from_bytes(bytes)))
     }
+}
+
+/// Returns true for reviews and token requests.
+fn changes_nothing(info: &RequestInfo) -> bool {
+    info.resource.ends_with("reviews") || info.subresource == "token"
 }
 
 fn opportunity(method: &Method, info: &RequestInfo) -> Opportunity {

@@ -5,12 +5,13 @@
 use std::time::{Duration, Instant};
 
 use futures::StreamExt;
+use k8s_apiserver::User;
 use k8s_core::{
     api::{
         api::{
             apps::v1::Deployment,
             batch::v1::Job,
-            core::v1::{ConfigMap, Pod},
+            core::v1::{ConfigMap, Namespace, Pod},
         },
         apimachinery::pkg::apis::meta::v1::ObjectMeta,
     },
@@ -156,4 +157,38 @@ async fn a_connection_is_counted_delayed_and_cut() -> Outcome {
     connection.mend();
     assert!(maps.get_opt("a").await?.is_some());
     Ok(())
+}
+
+#[tokio::test]
+async fn a_listening_cluster_serves_each_user_with_that_users_permissions() {
+    let cluster = TestCluster::bare().start().await.unwrap();
+    let listening = cluster.listen().await.unwrap();
+    let client = async |yaml: String| {
+        let config = kube::config::Kubeconfig::from_yaml(&yaml).unwrap();
+        let config = kube::Config::from_custom_kubeconfig(config, &Default::default()).await.unwrap();
+        kube::Client::try_from(config).unwrap()
+    };
+    let admin = client(listening.kubeconfig()).await;
+    assert_eq!(admin.apiserver_version().await.unwrap().minor, "36");
+    let namespaces: kube::Api<Namespace> = kube::Api::all(admin);
+    assert!(namespaces.get("default").await.is_ok());
+    let eve = client(listening.kubeconfig_of(User::new("eve", &[])).unwrap()).await;
+    let namespaces: kube::Api<Namespace> = kube::Api::all(eve);
+    let refused = namespaces.get("default").await.unwrap_err();
+    assert!(refused.to_string().contains("User \"eve\" cannot get"), "{refused}");
+    let file = listening.kubeconfig_file();
+    assert_eq!(std::fs::read_to_string(&file).unwrap(), listening.kubeconfig());
+    drop(listening);
+    assert!(!file.exists());
+    assert!(
+        namespaces.get("default").await.is_err_and(|e| !matches!(e, kube::Error::Api(_))),
+        "it has ended"
+    );
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_cluster_in_virtual_time_does_not_listen() {
+    let cluster = TestCluster::bare().start().await.unwrap();
+    assert!(matches!(cluster.listen().await, Err(k8s_testing::Error::VirtualTime)));
+    assert!(cluster.clock().now().as_second() < 1_600_000_000, "it begins in 2019");
 }

@@ -82,6 +82,7 @@ fn a_panic_is_isolated_counted_and_reported() {
     let seen = Arc::new(std::sync::Mutex::new(String::new()));
     let told = seen.clone();
     Lab::new()
+        .allow_panics()
         .program("maps", move |life| {
             let environment: Environment = life.environment();
             *told.lock().unwrap() = String::new();

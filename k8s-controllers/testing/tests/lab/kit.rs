@@ -36,9 +36,10 @@ spec:
     spec: {containers: [{name: c, image: i}]}
 ";
 
-fn why(test: impl FnOnce()) -> String {
+pub(crate) fn why(test: impl FnOnce()) -> String {
     let panic = catch_unwind(AssertUnwindSafe(test)).expect_err("it should have failed");
-    panic.downcast_ref::<String>().cloned().unwrap_or_default()
+    let text = panic.downcast_ref::<&str>().map(ToString::to_string);
+    text.or_else(|| panic.downcast_ref::<String>().cloned()).unwrap_or_default()
 }
 
 fn ready(deployment: &Deployment) -> i32 {
@@ -172,7 +173,7 @@ fn a_bug_that_needs_a_crash_is_found_shrunk_and_replayed() {
     assert!(again.contains("was never made") && again.contains(replay), "{again}");
     // Without faults the same seed passes.
     let seed = replay.split(' ').next().unwrap();
-    lab().replay(&format!("{seed} faults:")).faults(Faults::all()).run(test);
+    lab().replay(seed).faults(Faults::all()).run(test);
 }
 
 #[test]

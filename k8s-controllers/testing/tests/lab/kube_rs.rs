@@ -36,7 +36,7 @@ async fn copier(life: Life) {
 #[test]
 fn a_kube_rs_controller_is_tested_as_ours_are() {
     let report =
-        Lab::new().program("kube-copier", copier).seeds(0..20).faults(Faults::all()).run(async |lab| {
+        Lab::new().program("kube-copier", copier).seeds(0..40).faults(Faults::all()).run(async |lab| {
             for name in ["a", "b"] {
                 lab.create(&original(name, "x")).await;
             }

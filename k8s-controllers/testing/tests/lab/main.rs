@@ -8,6 +8,7 @@ mod existing;
 mod framework;
 mod kit;
 mod kube_rs;
+mod operators;
 mod speed;
 mod storms;
 
