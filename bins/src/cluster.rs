@@ -27,6 +27,7 @@ use crate::{
     paths::{Lock, Paths, default_data_dir},
     ranges,
     settings::ClusterSettings,
+    simulated,
 };
 
 /// The nodes that run in this process.
@@ -64,6 +65,8 @@ pub struct ClusterConfig {
     /// Serve the API over TLS on the settings' address.
     pub(crate) listens: bool,
     pub(crate) memory: bool,
+    /// Duration of the start of simulated containers.
+    pub(crate) start_delay: Duration,
 }
 
 /// Builder of a [`Cluster`].
@@ -95,6 +98,7 @@ impl Cluster {
             node_name: None,
             listens: false,
             memory: false,
+            start_delay: Duration::ZERO,
         })
     }
 
@@ -217,6 +221,13 @@ impl ClusterBuilder {
     /// Nodes that run in this process. Default: [`Node::Local`].
     pub fn node(mut self, node: Node) -> Self {
         self.base.node = node;
+        self
+    }
+    /// Duration of the start of simulated containers, unless their pod's annotation `k8s-testing/start-after`
+    /// says otherwise. Default: 0, so that a Deployment is ready within milliseconds. For suites that wait to
+    /// see it not ready.
+    pub fn simulated_start_delay(mut self, delay: Duration) -> Self {
+        self.base.start_delay = delay;
         self
     }
     /// Serves the API over TLS on this address; port 0 picks a free one. Default: no socket.
@@ -355,7 +366,9 @@ impl Cluster {
                 for i in 0..count {
                     config.name = if count == 1 { base.clone() } else { format!("{base}-{i}") };
                     let root = self.paths.data.join("simulated").join(&config.name);
-                    self.add(LocalNode::simulated(&root, &config, &kubelet(&config.name)).await?);
+                    let runtime = Arc::new(simulated::runtime(choices.start_delay));
+                    let client = kubelet(&config.name);
+                    self.add(LocalNode::with_runtime(&root, &config, &client, runtime).await?);
                 }
             }
             Node::Local => {

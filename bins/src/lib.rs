@@ -29,6 +29,7 @@ mod cluster;
 mod commands;
 mod control_plane;
 mod distribution;
+mod duration;
 mod error;
 mod extensions;
 pub mod front_proxy;
@@ -41,6 +42,7 @@ mod program;
 pub mod ranges;
 pub mod reset;
 mod settings;
+mod simulated;
 pub mod user_kubeconfig;
 
 pub use cluster::{Cluster, ClusterBuilder, ClusterConfig, Node, host_name, open_images};

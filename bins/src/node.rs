@@ -17,7 +17,7 @@ use k8s_runtime::{
     Images, Runtime,
     embedded::{Embedded, EmbeddedConfig, preflight},
     images::ImageStore,
-    simulated::{Simulated, SimulatedImages},
+    simulated::SimulatedImages,
 };
 
 use crate::{error::ClusterError, paths::Paths};
@@ -104,14 +104,6 @@ impl LocalNode {
         )
         .await?;
         Ok(LocalNode { kubelet, images: Some(images) })
-    }
-
-    /// Starts a node with simulated containers.
-    ///
-    /// # Errors
-    /// [`ClusterError`].
-    pub async fn simulated(root: &Path, config: &NodeConfig, client: &Client) -> Result<Self, ClusterError> {
-        LocalNode::with_runtime(root, config, client, Arc::new(Simulated::default())).await
     }
 
     /// Starts a node on a runtime that needs no images.

@@ -84,30 +84,8 @@ pub(super) struct ApiServer {
     #[arg(long, default_value_t = 200)]
     max_mutating_requests_inflight: usize,
     /// Timeout of a request (`60s`, `1m`); 0 means none. Watches and other long-running requests are exempt.
-    #[arg(long, default_value = "60s", value_parser = duration)]
+    #[arg(long, default_value = "60s", value_parser = crate::duration::parse)]
     request_timeout: std::time::Duration,
-}
-
-/// Parses a Go duration of whole units: `90s`, `1m30s`, `0`.
-fn duration(text: &str) -> Result<std::time::Duration, String> {
-    let bad = || format!("{text:?} is no duration such as 60s or 1m");
-    let (mut seconds, mut rest) = (0u64, text);
-    if text == "0" {
-        return Ok(std::time::Duration::ZERO);
-    }
-    while !rest.is_empty() {
-        let end = rest.find(|c: char| !c.is_ascii_digit()).ok_or_else(bad)?;
-        let number: u64 = rest[..end].parse().map_err(|_| bad())?;
-        let unit = match rest.as_bytes().get(end) {
-            Some(b'h') => 3600,
-            Some(b'm') => 60,
-            Some(b's') => 1,
-            _ => return Err(bad()),
-        };
-        seconds = number.checked_mul(unit).and_then(|n| n.checked_add(seconds)).ok_or_else(bad)?;
-        rest = &rest[end + 1..];
-    }
-    if text.is_empty() { Err(bad()) } else { Ok(std::time::Duration::from_secs(seconds)) }
 }
 
 fn port_range(text: &str) -> Result<(u16, u16), String> {

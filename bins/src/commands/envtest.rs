@@ -15,6 +15,7 @@ use std::{
     net::{IpAddr, Ipv4Addr, SocketAddr},
     path::{Path, PathBuf},
     process::ExitCode,
+    time::Duration,
 };
 
 use k8s_apiserver::auth::AuthorizationMode;
@@ -57,6 +58,9 @@ pub(super) struct Envtest {
     /// Number of simulated nodes, with all controllers and the scheduler.
     #[arg(long, default_value_t = 0)]
     nodes: usize,
+    /// Duration of the start of the nodes' containers (`2s`, `500ms`).
+    #[arg(long, default_value = "0s", value_parser = crate::duration::parse)]
+    simulated_start_delay: Duration,
     /// Only write stand-ins of etcd and kube-apiserver for Go's envtest into this directory, print the
     /// variable that names it, and exit.
     #[arg(long, value_name = "DIRECTORY", conflicts_with_all = ["command", "nodes", "crds", "write_kubeconfig"])]
@@ -122,6 +126,7 @@ impl Envtest {
         let listen = SocketAddr::new(IpAddr::V4(Ipv4Addr::LOCALHOST), self.secure_port);
         if self.nodes > 0 {
             let cluster = Cluster::builder().name(name).data_dir(data).memory();
+            let cluster = cluster.simulated_start_delay(self.simulated_start_delay);
             let cluster = cluster.node(Node::simulated(self.nodes)).listen(listen).start().await?;
             return Ok(Serving::Cluster(Box::new(cluster)));
         }

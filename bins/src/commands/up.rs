@@ -48,6 +48,10 @@ pub(super) struct Up {
     /// Number of simulated nodes to run instead of this machine; does not require root.
     #[arg(long)]
     simulated_nodes: Option<usize>,
+    /// Duration of the start of simulated containers (`2s`, `500ms`). The pod annotations
+    /// k8s-testing/start-after, k8s-testing/exit-code and k8s-testing/run-for choose for single pods.
+    #[arg(long, default_value = "0s", value_parser = crate::duration::parse)]
+    simulated_start_delay: Duration,
 }
 
 /// Run a control plane without a node, in the foreground.
@@ -60,13 +64,13 @@ pub(super) struct Server {
 impl Up {
     pub(super) async fn run(self, name: &str, extensions: Extensions) -> Result<(), Failure> {
         let node = self.simulated_nodes.map_or(Node::Local, Node::Simulated);
-        self.common.run(name, node, self.node_name, extensions).await
+        self.common.run(name, node, self.node_name, self.simulated_start_delay, extensions).await
     }
 }
 
 impl Server {
     pub(super) async fn run(self, name: &str, extensions: Extensions) -> Result<(), Failure> {
-        self.common.run(name, Node::None, None, extensions).await
+        self.common.run(name, Node::None, None, Duration::ZERO, extensions).await
     }
 }
 
@@ -76,11 +80,13 @@ impl Common {
         name: &str,
         node: Node,
         node_name: Option<String>,
+        start_delay: Duration,
         extensions: Extensions,
     ) -> Result<(), Failure> {
         let started = Instant::now();
         let (settings, name) = (self.cluster, name.to_owned());
-        let base = ClusterConfig { name, settings, node, node_name, listens: true, memory: false };
+        let base =
+            ClusterConfig { name, settings, node, node_name, listens: true, memory: false, start_delay };
         let name = base.name.clone();
         let cluster = Builder { base, extensions }.start().await?;
         let took = |what: &str| println!("{:>7.3} s  {what}", started.elapsed().as_secs_f64());

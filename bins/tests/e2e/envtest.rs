@@ -14,6 +14,7 @@ pub const TESTS: &[crate::Test] = &[
     ("envtest_serves_until_a_signal_and_leaves_nothing", signal),
     ("envtest_refuses_wrong_definitions", wrong),
     ("envtest_without_root_runs_pods_on_simulated_nodes", without_root),
+    ("simulated_pods_take_as_long_as_asked", delays),
     ("stand_ins_serve_gos_envtest", stand_ins),
 ];
 
@@ -123,6 +124,28 @@ fn without_root() -> Outcome {
     command.args(["envtest", "--nodes", "2", "--", "sh", "-c", script]).env("HOME", "/nonexistent");
     let said = run(&mut command, "", Duration::from_secs(90))?;
     if said.code == 0 && said.out.matches("node/").count() == 2 {
+        return Ok(());
+    }
+    Err(format!("{said:?}").into())
+}
+
+fn delays() -> Outcome {
+    let net = NetworkNamespace::new()?;
+    let script = "kubectl create deployment slow --image=i && sleep 1 &&
+        kubectl get deployment slow -o jsonpath='ready={.status.readyReplicas};' &&
+        kubectl run quick --image=i --annotations=k8s-testing/start-after=0s &&
+        kubectl wait --for=condition=Ready --timeout=1s pod/quick &&
+        kubectl wait --for=condition=Available --timeout=60s deployment/slow &&
+        kubectl run once --image=i --restart=Never --annotations=k8s-testing/exit-code=3 &&
+        kubectl wait --for=jsonpath='{.status.phase}'=Failed --timeout=60s pod/once &&
+        kubectl run wrong --image=i --restart=Never --annotations=k8s-testing/exit-code=x &&
+        kubectl wait --for=jsonpath='{.status.phase}'=Failed --timeout=60s pod/wrong &&
+        kubectl get pod wrong -o yaml";
+    let mut command = net.command(HYPERKUBE);
+    command.args(["envtest", "--nodes=1", "--simulated-start-delay=3s", "--", "sh", "-c", script]);
+    let said = run(&mut command, "", Duration::from_secs(120))?;
+    let told = said.out.contains("annotation k8s-testing/exit-code is no exit code");
+    if said.code == 0 && said.out.contains("ready=;") && told {
         return Ok(());
     }
     Err(format!("{said:?}").into())

@@ -36,8 +36,17 @@ pub(crate) fn spec(cx: &Context, pod: &Pod, attempt: u32) -> SandboxSpec {
         resources: resources::pod(&spec),
         log_directory: cx.config.pod_log_dir(pod.namespace(), pod.name(), pod.uid()),
         labels: labels.chain(own).collect(),
-        annotations: [(keys::GRACE.to_owned(), grace.to_string())].into(),
+        annotations: annotations(pod, grace),
     }
+}
+
+/// Returns the annotations of a sandbox: the pod's, as upstream gives them to a CRI runtime, and ours. Without
+/// `kubectl apply`'s copy of the object, which would be kept once more for each pod.
+fn annotations(pod: &Pod, grace: i64) -> BTreeMap<String, String> {
+    let mut all = pod.metadata.annotations.clone().unwrap_or_default();
+    all.remove("kubectl.kubernetes.io/last-applied-configuration");
+    all.insert(keys::GRACE.to_owned(), grace.to_string());
+    all
 }
 
 /// Returns the host ports of a pod.
