@@ -101,7 +101,7 @@ impl Opportunity {
 /// use k8s_testing::{Fault, Faults, Lab};
 /// // A controller that cannot resume after a crash yet.
 /// let faults = Faults::all().without(Fault::Crash).at_most(20);
-/// Lab::new().seeds(0..3).faults(faults).run(async |lab| lab.settle().await);
+/// let lab = Lab::new().seeds(0..100).faults(faults);
 /// assert_eq!(Faults::only([]), Faults::none());
 /// ```
 #[derive(Clone, Debug, PartialEq, Eq)]

@@ -219,7 +219,8 @@ impl Lab {
     ///     }
     /// }
     ///
-    /// Lab::new().controller(Controller::<ConfigMap>::new(), Marks).faults(Faults::all()).run(async |lab| {
+    /// let lab = Lab::new().controller(Controller::<ConfigMap>::new(), Marks);
+    /// lab.seeds(0..50).faults(Faults::all()).run(async |lab| {
     ///     lab.apply("{apiVersion: v1, kind: ConfigMap, metadata: {name: a}}").await;
     ///     lab.settle().await;
     ///     assert_eq!(lab.get::<ConfigMap>("a").await.label("seen"), Some("yes"));
