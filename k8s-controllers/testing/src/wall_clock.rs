@@ -10,7 +10,7 @@ use std::{
     cell::RefCell,
     ffi::{CStr, c_int, c_void},
     sync::{
-        Arc, Mutex, PoisonError,
+        Arc, OnceLock,
         atomic::{AtomicPtr, Ordering},
     },
 };
@@ -19,7 +19,7 @@ use k8s_core::clock::Clock;
 use libc::{clockid_t, timespec};
 
 /// The clock of a runtime's threads: set when the run begins.
-type Shared = Arc<Mutex<Option<Clock>>>;
+type Shared = Arc<OnceLock<Clock>>;
 
 thread_local! {
     static LAB: RefCell<Option<Shared>> = const { RefCell::new(None) };
@@ -46,7 +46,8 @@ pub(crate) fn share(builder: &mut tokio::runtime::Builder) -> Shares {
 pub(crate) fn follow(clock: &Clock) {
     LAB.with_borrow(|lab| {
         if let Some(shared) = lab {
-            shared.lock().unwrap_or_else(PoisonError::into_inner).replace(clock.clone());
+            // A runtime has one run, and so one clock.
+            let _ = shared.set(clock.clone());
         }
     });
 }
@@ -55,8 +56,7 @@ pub(crate) fn follow(clock: &Clock) {
 fn virtual_now() -> Option<timespec> {
     // No clock while a thread ends, and none while one is set.
     let shared = LAB.try_with(|lab| lab.try_borrow().ok()?.clone()).ok()??;
-    let clock = shared.try_lock().ok()?.clone()?;
-    let now = clock.now();
+    let now = shared.get()?.now();
     let mut seconds = now.as_second();
     let mut nanoseconds = now.subsec_nanosecond();
     if nanoseconds < 0 {

@@ -1,6 +1,6 @@
 //! The stand-in of etcd for Go's envtest: it is healthy, and holds nothing.
 
-use std::{convert::Infallible, net::SocketAddr};
+use std::{convert::Infallible, net::SocketAddr, time::Duration};
 
 use bytes::Bytes;
 use http::{Response, StatusCode};
@@ -43,7 +43,11 @@ impl Etcd {
         let listener = bind(address(&self.listen_client_urls)?).await?;
         let serve = async {
             loop {
-                let Ok((tcp, _)) = listener.accept().await else { continue };
+                let Ok((tcp, _)) = listener.accept().await else {
+                    // A lack of descriptors passes.
+                    tokio::time::sleep(Duration::from_millis(20)).await;
+                    continue;
+                };
                 let service = service_fn(|request| async move { Ok::<_, Infallible>(answer(&request)) });
                 tokio::spawn(http1::Builder::new().serve_connection(TokioIo::new(tcp), service));
             }
