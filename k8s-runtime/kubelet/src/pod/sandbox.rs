@@ -1,6 +1,6 @@
 //! Creates and connects a pod's sandbox, and takes a pod down.
 
-use std::{fs, io, net::IpAddr, path::PathBuf, sync::Arc};
+use std::{collections::BTreeMap, fs, io, net::IpAddr, path::PathBuf, sync::Arc};
 
 use k8s_core::meta::ObjectExt;
 use k8s_net::pod::{HostPort, PodAttachment};
