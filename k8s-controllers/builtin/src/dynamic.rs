@@ -9,6 +9,11 @@ use k8s_core::{
 };
 use serde::{Deserialize, de::DeserializeOwned};
 
+/// The group of the first years. Its resources are the same objects as those of the groups below.
+const EXTENSIONS: &str = "extensions";
+/// Groups that took over resources of `extensions`.
+const SUCCESSORS: [&str; 5] = ["apps", "autoscaling", "batch", "networking.k8s.io", "policy"];
+
 /// A served resource and its verbs.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Served {
@@ -34,7 +39,7 @@ async fn get<T: DeserializeOwned>(client: &Client, path: &str) -> Result<T, Erro
 #[derive(Debug, Default)]
 pub struct Discovery {
     /// Every resource once, in its group's preferred version if that has it. A resource of `extensions` is
-    /// left out if another group serves the same kind.
+    /// left out if another group serves the same kind, and while that is uncertain.
     pub served: Vec<Served>,
     /// Groups and versions (`metrics.k8s.io/v1beta1`) whose discovery failed, mostly of an aggregated API
     /// server that does not respond. Their resources are unknown, not absent.
@@ -56,10 +61,13 @@ impl Discovery {
         ))
     }
 
-    /// Returns true if discovery failed for a version of this group.
+    /// Returns true if discovery failed for a version of this group. `extensions` is uncertain, too, while
+    /// one of its successors is: `apps/v1` without an answer does not make `extensions/v1beta1` the version
+    /// of Deployments.
     #[must_use]
     pub fn is_uncertain(&self, group: &str) -> bool {
-        self.failed.keys().any(|name| name.rsplit_once('/').map_or("", |(g, _)| g) == group)
+        let mut failed = self.failed.keys().map(|name| name.rsplit_once('/').map_or("", |(g, _)| g));
+        failed.any(|g| g == group || (group == EXTENSIONS && SUCCESSORS.contains(&g)))
     }
 }
 
@@ -92,13 +100,20 @@ pub async fn discover(client: &Client) -> Result<Discovery, Error> {
             Err(e) => drop(found.failed.insert(name, e)),
         }
     }
-    let kinds = found.served.iter().filter(|s| s.resource.group != "extensions");
-    let elsewhere: Vec<String> = kinds.map(|s| s.resource.kind.clone()).collect();
-    found.served.retain(|s| s.resource.group != "extensions" || !elsewhere.contains(&s.resource.kind));
+    found.prefer_successors();
     Ok(found)
 }
 
 impl Discovery {
+    /// Leaves out resources of `extensions` that another group serves or may serve.
+    fn prefer_successors(&mut self) {
+        let uncertain = self.is_uncertain(EXTENSIONS);
+        let kinds = self.served.iter().filter(|s| s.resource.group != EXTENSIONS);
+        let elsewhere: Vec<String> = kinds.map(|s| s.resource.kind.clone()).collect();
+        let stays = |s: &Served| !uncertain && !elsewhere.contains(&s.resource.kind);
+        self.served.retain(|s| s.resource.group != EXTENSIONS || stays(s));
+    }
+
     fn add(&mut self, group: &str, version: &str, list: APIResourceList) {
         for row in list.resources.into_iter().filter(|r| !r.name.contains('/')) {
             let known = |s: &Served| s.resource.group == group && s.resource.plural == row.name;
@@ -190,21 +205,30 @@ mod tests {
 
     use super::*;
 
-    /// A server with two versions of `apps`, one of which may fail.
+    /// A server with two versions of `apps` and one of `extensions`; discovery of one of them fails.
     struct Fake(&'static str);
 
     impl Transport for Fake {
         fn call(&self, request: Request<Body>) -> BoxFuture<'static, Result<Response<Body>, BoxError>> {
             let path = request.uri().path().to_owned();
-            let resource = json!({"name": "deployments", "singularName": "", "namespaced": true, "kind": "Deployment", "verbs": ["list"]});
-            let version = |v: &str| json!({"groupVersion": format!("apps/{v}"), "version": v});
+            let row = |plural: &str, kind: &str| json!({"name": plural, "singularName": "", "namespaced": true, "kind": kind, "verbs": ["list"]});
+            let version = |g: &str, v: &str| json!({"groupVersion": format!("{g}/{v}"), "version": v});
             let answer = match path.as_str() {
                 "/api" => json!({"versions": [], "serverAddressByClientCIDRs": []}),
                 "/apis" => {
-                    json!({"groups": [{"name": "apps", "versions": [version("v1beta2"), version("v1")], "preferredVersion": version("v1")}]})
+                    let apps = [version("apps", "v1beta2"), version("apps", "v1")];
+                    let old = version("extensions", "v1beta1");
+                    json!({"groups": [
+                        {"name": "extensions", "versions": [old], "preferredVersion": old},
+                        {"name": "apps", "versions": apps, "preferredVersion": apps[1]},
+                    ]})
                 }
-                "/apis/apps/v1" | "/apis/apps/v1beta2" => {
-                    json!({"groupVersion": &path["/apis/".len()..], "resources": [resource]})
+                "/apis/apps/v1" | "/apis/apps/v1beta2" | "/apis/extensions/v1beta1" => {
+                    let mut rows = vec![row("deployments", "Deployment")];
+                    if path.contains("extensions") {
+                        rows.push(row("thirds", "Third"));
+                    }
+                    json!({"groupVersion": &path["/apis/".len()..], "resources": rows})
                 }
                 _ => json!({}),
             };
@@ -216,16 +240,24 @@ mod tests {
         }
     }
 
-    async fn versions(failing: &'static str) -> (Vec<String>, bool) {
-        let found = discover(&Client::new(Fake(failing))).await.unwrap();
-        let versions = found.served.iter().map(|s| s.resource.version.clone()).collect();
-        (versions, found.is_uncertain("apps"))
-    }
-
     #[tokio::test]
-    async fn a_version_that_fails_is_not_replaced_by_another() {
-        assert_eq!(versions("").await, (vec!["v1".to_owned()], false));
-        assert_eq!(versions("/apis/apps/v1").await, (vec![], true));
-        assert_eq!(versions("/apis/apps/v1beta2").await, (vec!["v1".to_owned()], true));
+    async fn nothing_takes_the_place_of_a_version_that_fails() {
+        let (deployments, thirds) = ("apps/v1 deployments", "extensions/v1beta1 thirds");
+        let cases: [(&str, &[&str], &[&str]); 4] = [
+            ("", &[deployments, thirds], &[]),
+            ("/apis/apps/v1", &[], &["apps", "extensions"]),
+            ("/apis/apps/v1beta2", &[deployments], &["apps", "extensions"]),
+            ("/apis/extensions/v1beta1", &[deployments], &["extensions"]),
+        ];
+        for (failing, served, uncertain) in cases {
+            let found = discover(&Client::new(Fake(failing))).await.unwrap();
+            let name = |s: &Served| format!("{} {}", s.resource.api_version(), s.resource.plural);
+            let mut names: Vec<String> = found.served.iter().map(name).collect();
+            names.sort();
+            assert_eq!(names, served, "{failing}");
+            for group in ["", "apps", "extensions", "batch"] {
+                assert_eq!(found.is_uncertain(group), uncertain.contains(&group), "{failing} {group:?}");
+            }
+        }
     }
 }
