@@ -27,7 +27,10 @@ use k8s_core::{
     client::{Body, BoxError, Client, DeleteOptions, ListParams, Resource, Transport},
     meta::{ObjectExt, owner_reference},
 };
-use k8s_testing::{Lab as VirtualLab, controllers::garbage_collector};
+use k8s_testing::{
+    Lab as VirtualLab, Running, What,
+    controllers::{self, garbage_collector, replica_set},
+};
 
 use crate::{
     deployment,
@@ -282,5 +285,30 @@ fn dependents_are_collected_after_a_lost_discovery_request() {
         lab.delete::<ConfigMap>("owner").await;
         lab.sleep(Duration::from_secs(60)).await;
         assert!(lab.find::<Deployment>("owned").await.is_none());
+    });
+}
+
+/// Returns the number of requests for `/api`, `/apis` and versions below them.
+fn discoveries(lab: &Running) -> usize {
+    let trace = lab.trace();
+    let discovers = |what: &What| {
+        let What::Request { verb, path, .. } = what else { return false };
+        let parts: Vec<&str> = path.split('/').skip(1).collect();
+        verb == "get" && matches!(parts[..], ["api" | "apis"] | ["api", _] | ["apis", _, _])
+    };
+    trace.entries().filter(|entry| discovers(&entry.what)).count()
+}
+
+#[test]
+fn a_quiet_cluster_is_seldom_discovered() {
+    let all = [controllers::deployment(), replica_set(), garbage_collector()];
+    VirtualLab::new().controllers(all).nodes(1).whole_trace().run(async |lab| {
+        lab.create(&deployment("web", 1)).await;
+        lab.settle().await;
+        let before = discoveries(&lab);
+        lab.sleep(Duration::from_secs(3600)).await;
+        let hour = discoveries(&lab) - before;
+        println!("{before} discovery requests until the cluster settled, {hour} in the quiet hour after it");
+        assert!(before > 0 && hour <= 16, "{before}, then {hour}");
     });
 }
