@@ -162,8 +162,8 @@ pub struct Client {
     user_agent: Arc<str>,
     namespace: Arc<str>,
     retries: u32,
-
-    lean: bool,
+    /// Does not decode `managedFields`.
+    skips_managed_fields: bool,
 }
 
 impl fmt::Debug for Client {
@@ -181,7 +181,7 @@ impl Client {
             user_agent: "k8s-core".into(),
             namespace: "default".into(),
             retries: 0,
-            lean: false,
+            skips_managed_fields: false,
         }
     }
 
@@ -261,13 +261,13 @@ impl Client {
     /// Returns a client that does not decode `managedFields`: they are half of a small object, and
     /// controllers do not need them. (A write without them leaves them unchanged.)
     #[must_use]
-    pub fn lean(&self) -> Self {
-        Client { lean: true, ..self.clone() }
+    pub fn without_managed_fields(&self) -> Self {
+        Client { skips_managed_fields: true, ..self.clone() }
     }
 
     /// Returns an object's JSON without the fields that this client does not decode.
     fn read<'a>(&self, json: &'a [u8]) -> Cow<'a, [u8]> {
-        if self.lean {
+        if self.skips_managed_fields {
             json::without(json, &["metadata", "managedFields"])
         } else {
             Cow::Borrowed(json)
@@ -276,7 +276,7 @@ impl Client {
 
     /// As [`Client::read`], for an object in a field.
     pub(super) fn read_below<'a>(&self, json: &'a [u8], field: &str) -> Cow<'a, [u8]> {
-        if self.lean {
+        if self.skips_managed_fields {
             json::without(json, &[field, "metadata", "managedFields"])
         } else {
             Cow::Borrowed(json)
@@ -364,8 +364,8 @@ impl Client {
         self.exchange(method, path_and_query, [JSON, content_type], body.into())
     }
 
-    /// Sends a GET request for one of these media types, preferred first, and returns the body of a successful
-    /// response. Its type is the first one that the server knows.
+    /// Sends a GET request for one of these media types, preferred first, and returns the body of a
+    /// successful response. Its type is the first one that the server knows.
     ///
     /// ```
     /// use k8s_core::client::{Client, Error};
