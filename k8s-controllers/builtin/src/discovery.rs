@@ -272,8 +272,10 @@ mod tests {
         aggregated: bool,
     }
 
-    /// The plural names and kinds in a version, preferred version first.
-    const VERSIONS: [(&str, &str, &[(&str, &str)]); 3] = [
+    /// Plural names and kinds.
+    type Rows = &'static [(&'static str, &'static str)];
+    /// The rows of each group and version, preferred version first.
+    const VERSIONS: [(&str, &str, Rows); 3] = [
         ("extensions", "v1beta1", &[("deployments", "Deployment"), ("thirds", "Third")]),
         ("apps", "v1", &[("deployments", "Deployment")]),
         ("apps", "v1beta2", &[("deployments", "Deployment")]),
