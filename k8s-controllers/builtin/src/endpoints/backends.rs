@@ -175,3 +175,29 @@ pub(super) fn groups(service: &Service, pods: &[Arc<Pod>], family: &str) -> Grou
     }
     groups
 }
+
+#[cfg(test)]
+mod tests {
+    use serde_json::json;
+
+    use super::*;
+
+    #[test]
+    fn endpoints_are_headless_exactly_if_their_service_is() {
+        for (cluster_ip, has_label, want) in [
+            ("None", false, true),
+            ("None", true, true),
+            ("10.0.0.1", false, false),
+            ("10.0.0.1", true, false),
+        ] {
+            let mut labels = BTreeMap::from([("app".to_owned(), "web")]);
+            if has_label {
+                labels.insert(HEADLESS.to_owned(), "");
+            }
+            let service = json!({"metadata": {"labels": labels}, "spec": {"clusterIP": cluster_ip}});
+            let found = super::labels(&serde_json::from_value(service).unwrap());
+            assert_eq!(found.get("app").map(String::as_str), Some("web"));
+            assert_eq!(found.contains_key(HEADLESS), want, "{cluster_ip}, label of the Service: {has_label}");
+        }
+    }
+}
