@@ -72,7 +72,7 @@ impl ControlPlane {
         let of = |user: &str| api.server.client_as(User::new(user, &[]));
         // Controllers and scheduler share one process, so they share one set of caches.
         let reader = of(identities::CONTROLLER_MANAGER).named("kube-controller-manager");
-        let caches = Caches::new(reader.lean());
+        let caches = Caches::new(reader.without_managed_fields());
         let server = api.server.clone();
         let config = ControllersConfig { selection, root_ca: api.pki.ca().to_owned(), cluster_cidr };
         // The embedding program's own controllers act as the administrator.

@@ -41,7 +41,7 @@ impl Environment {
     /// Creates an environment over a client, with its own caches, wall time and a random seed.
     #[must_use]
     pub fn new(client: Client) -> Self {
-        let client = client.lean();
+        let client = client.without_managed_fields();
         Environment {
             caches: Caches::new(client.clone()),
             client,

@@ -70,7 +70,7 @@ impl Runnable {
     ) -> BoxFuture<'static, ()> {
         tracing::debug!(controller = self.name, "starting");
         if let Some((account, client_of)) = self.account.zip(accounts) {
-            environment.client = client_of(account).lean();
+            environment.client = client_of(account).without_managed_fields();
         }
         (self.start)(environment)
     }

@@ -30,13 +30,13 @@ use serde::{Deserialize, Serialize};
     schemars(rename = "io.k8s.api.extensions.v1beta1.Ingress")
 )]
 pub struct Ingress {
-    /// apiVersion.
+    /// `extensions/v1beta1` or `networking.k8s.io/v1beta1`.
     pub api_version: String,
-    /// Kind.
+    /// Always `Ingress`; items of a list may leave it out.
     pub kind: String,
-    /// Metadata.
+    /// Name and namespace, labels, annotations, owners.
     pub metadata: ObjectMeta,
-    /// Desired rules.
+    /// Rules that the Ingress controller carries out.
     pub spec: IngressSpec,
     /// Addresses of the load balancer.
     pub status: Option<IngressStatus>,
@@ -51,13 +51,13 @@ pub struct Ingress {
     schemars(rename = "io.k8s.api.extensions.v1beta1.IngressSpec")
 )]
 pub struct IngressSpec {
-    /// Name of the IngressClass.
+    /// Name of the IngressClass, which names the controller. Default: the class marked as default.
     pub ingress_class_name: Option<String>,
     /// Default backend for requests that match no rule.
     pub backend: Option<IngressBackend>,
-    /// TLS certificates by host.
+    /// Certificates, each a Secret, with the hosts that they are for. Default: plain HTTP.
     pub tls: Option<Vec<IngressTLS>>,
-    /// Routing rules by host.
+    /// Routing rules by host name. Default: all requests go to `backend`.
     pub rules: Option<Vec<IngressRule>>,
 }
 
@@ -89,7 +89,7 @@ pub struct IngressBackend {
 pub struct IngressRule {
     /// Host name; empty matches any.
     pub host: Option<String>,
-    /// Routing rules by path.
+    /// Routing rules by path. Default: all paths go to the default backend.
     pub http: Option<HttpIngressRuleValue>,
 }
 
@@ -102,7 +102,7 @@ pub struct IngressRule {
     schemars(rename = "io.k8s.api.extensions.v1beta1.HTTPIngressRuleValue")
 )]
 pub struct HttpIngressRuleValue {
-    /// List of path rules.
+    /// Path rules, at least one. The longest matching path wins.
     pub paths: Vec<HttpIngressPath>,
 }
 
@@ -133,15 +133,15 @@ pub struct HttpIngressPath {
     schemars(rename = "io.k8s.api.extensions.v1beta1.ThirdPartyResource")
 )]
 pub struct ThirdPartyResource {
-    /// apiVersion.
+    /// Always `extensions/v1beta1`.
     pub api_version: String,
-    /// Kind.
+    /// Always `ThirdPartyResource`; items of a list may leave it out.
     pub kind: String,
     /// Metadata; the name is `<kind-in-kebab-case>.<group>`.
     pub metadata: ObjectMeta,
-    /// Description for users.
+    /// Description for users; the API server does not read it.
     pub description: Option<String>,
-    /// Served versions.
+    /// Versions, all served with the same content. The first is stored. Without one nothing is served.
     pub versions: Option<Vec<ApiVersion>>,
 }
 
@@ -169,15 +169,15 @@ pub struct ApiVersion {
     )
 )]
 pub struct CustomResourceDefinition {
-    /// apiVersion.
+    /// Always `apiextensions.k8s.io/v1beta1`.
     pub api_version: String,
-    /// Kind.
+    /// Always `CustomResourceDefinition`; items of a list may leave it out.
     pub kind: String,
-    /// Metadata.
+    /// The name is `<spec.names.plural>.<spec.group>`.
     pub metadata: ObjectMeta,
-    /// Desired definition.
+    /// Names, versions and schemas of the custom resource.
     pub spec: CustomResourceDefinitionSpec,
-    /// Observed state.
+    /// Accepted names, conditions, and versions in which objects may be stored.
     pub status: Option<CustomResourceDefinitionStatus>,
 }
 
@@ -192,23 +192,23 @@ pub struct CustomResourceDefinition {
     )
 )]
 pub struct CustomResourceDefinitionSpec {
-    /// API group.
+    /// API group of the resource, such as `stable.example.com`.
     pub group: String,
     /// Name of the only version, or of the first.
     pub version: Option<String>,
-    /// Served versions.
+    /// Versions in any order. Default: `version` alone, served and stored.
     pub versions: Option<Vec<CustomResourceDefinitionVersion>>,
-    /// Resource names.
+    /// Plural, singular, kind, short names and categories.
     pub names: CustomResourceDefinitionNames,
-    /// `Namespaced` or `Cluster`.
+    /// `Namespaced` or `Cluster`. Default: `Namespaced`.
     pub scope: Option<String>,
-    /// Schema of all versions.
+    /// Schema of all versions; not together with a schema of a version.
     pub validation: Option<CustomResourceValidation>,
-    /// Subresources of all versions.
+    /// `status` and `scale` of all versions; not together with those of a version.
     pub subresources: Option<CustomResourceSubresources>,
-    /// Printer columns of all versions.
+    /// Printer columns of all versions; not together with those of a version. Default: the age.
     pub additional_printer_columns: Option<Vec<CustomResourceColumnDefinition>>,
-    /// Conversion between versions.
+    /// Conversion between versions. Default: only `apiVersion` changes.
     pub conversion: Option<CustomResourceConversion>,
     /// Keep fields that the schema does not specify.
     pub preserve_unknown_fields: Option<bool>,
@@ -231,11 +231,11 @@ pub struct CustomResourceDefinitionVersion {
     pub served: bool,
     /// True for the stored version.
     pub storage: bool,
-    /// Schema of the version.
+    /// Schema of this version. Default: the schema of all versions.
     pub schema: Option<CustomResourceValidation>,
-    /// Subresources of the version.
+    /// `status` and `scale` of this version. Default: those of all versions.
     pub subresources: Option<CustomResourceSubresources>,
-    /// Printer columns of the version.
+    /// Printer columns of this version. Default: those of all versions.
     pub additional_printer_columns: Option<Vec<CustomResourceColumnDefinition>>,
 }
 
@@ -250,14 +250,14 @@ pub struct CustomResourceDefinitionVersion {
     )
 )]
 pub struct CustomResourceColumnDefinition {
-    /// Column heading.
+    /// Heading of the column in tables.
     pub name: String,
-    /// OpenAPI type.
+    /// OpenAPI type of the values: `integer`, `number`, `string`, `boolean` or `date`.
     #[serde(rename = "type")]
     pub type_: String,
-    /// OpenAPI format.
+    /// OpenAPI format of the values, such as `int32` or `date-time`. Default: none.
     pub format: Option<String>,
-    /// Description of the column.
+    /// Description of the column for users. Default: none.
     pub description: Option<String>,
     /// Above 0: shown in wide tables only.
     pub priority: Option<i32>,
@@ -277,7 +277,7 @@ pub struct CustomResourceColumnDefinition {
     )
 )]
 pub struct CustomResourceConversion {
-    /// `None` or `Webhook`.
+    /// `None`: only `apiVersion` changes. `Webhook`: the webhook converts.
     pub strategy: String,
     /// Connection to the conversion webhook.
     pub webhook_client_config: Option<WebhookClientConfig>,
@@ -294,15 +294,15 @@ pub struct CustomResourceConversion {
     schemars(rename = "io.k8s.api.autoscaling.v2beta1.HorizontalPodAutoscaler")
 )]
 pub struct HorizontalPodAutoscalerV2beta1 {
-    /// apiVersion.
+    /// Always `autoscaling/v2beta1`.
     pub api_version: String,
-    /// Kind.
+    /// Always `HorizontalPodAutoscaler`; items of a list may leave it out.
     pub kind: String,
-    /// Metadata.
+    /// Name and namespace, labels, annotations, owners.
     pub metadata: ObjectMeta,
-    /// Desired scaling.
+    /// Object to scale, limits and metrics.
     pub spec: HorizontalPodAutoscalerSpecV2beta1,
-    /// Observed state.
+    /// Current and desired replicas, metrics and conditions, as JSON in the form of this version.
     pub status: Option<serde_json::Value>,
 }
 
@@ -315,11 +315,11 @@ pub struct HorizontalPodAutoscalerV2beta1 {
     schemars(rename = "io.k8s.api.autoscaling.v2beta1.HorizontalPodAutoscalerSpec")
 )]
 pub struct HorizontalPodAutoscalerSpecV2beta1 {
-    /// Object to scale.
+    /// Object whose `scale` subresource is written.
     pub scale_target_ref: CrossVersionObjectReference,
-    /// Minimum number of replicas.
+    /// Minimum number of replicas. Default: 1.
     pub min_replicas: Option<i32>,
-    /// Maximum number of replicas.
+    /// Maximum number of replicas, at least `min_replicas`.
     pub max_replicas: i32,
     /// Metrics; validated in the current version's form.
     pub metrics: Option<Vec<serde_json::Value>>,

@@ -175,7 +175,7 @@ pub struct Mount {
     pub sub_path: PathBuf,
     /// Absolute path in the container; created if missing.
     pub container_path: PathBuf,
-    /// Read-only mount.
+    /// The container cannot write to the mount, nor to mounts below it.
     pub readonly: bool,
     /// Mount propagation: `true` for HostToContainer (rslave) or Bidirectional (rshared).
     pub propagate_to_container: bool,
@@ -278,7 +278,7 @@ pub struct ContainerStatus {
     pub sandbox: SandboxId,
     /// Time of its creation.
     pub created_at: SystemTime,
-    /// Present state.
+    /// State at the time of the call.
     pub state: ContainerState,
     /// The specification that it was created with.
     pub spec: ContainerSpec,
@@ -324,7 +324,7 @@ pub enum RuntimeEvent {
 pub struct ContainerStats {
     /// CPU time since its creation, nanoseconds.
     pub cpu_nanos: u64,
-    /// Memory usage, bytes.
+    /// Memory usage in bytes, page cache included.
     pub memory_bytes: u64,
     /// Memory usage minus reclaimable page cache, bytes.
     pub working_set_bytes: u64,
@@ -335,9 +335,9 @@ pub struct ContainerStats {
 /// A terminal's size in characters.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct TerminalSize {
-    /// Width in columns.
+    /// Width in columns of characters.
     pub width: u16,
-    /// Height in rows.
+    /// Height in rows of characters.
     pub height: u16,
 }
 
@@ -346,7 +346,7 @@ pub struct TerminalSize {
 pub struct ExecRequest {
     /// Program and its arguments; no shell is involved.
     pub command: Vec<String>,
-    /// Connect standard input.
+    /// Connect standard input. Without it the command reads an end of file.
     pub stdin: bool,
     /// Allocate a terminal; standard error is then part of standard output.
     pub tty: bool,
@@ -354,7 +354,7 @@ pub struct ExecRequest {
     pub timeout: Option<Duration>,
 }
 
-/// A bidirectional byte stream.
+/// A bidirectional byte stream, such as a TCP connection.
 pub trait Stream: AsyncRead + AsyncWrite + Send + Unpin {}
 impl<T: AsyncRead + AsyncWrite + Send + Unpin> Stream for T {}
 

@@ -35,16 +35,26 @@ use tracing::{debug, warn};
 use self::graph::{Graph, Object, Step};
 use super::{
     Options,
-    dynamic::{self, Discovery, Served},
+    discovery::{self, Discovery, Served},
+    dynamic,
 };
 use k8s_controllers::{Backoff, Environment, EventType, Recorder, WorkQueue};
 
 /// Number of workers. (Upstream: 20.) A deletion waits for its flush to disk, and concurrent deletions share
 /// one flush.
 const WORKERS: usize = 64;
-/// Interval of discovery; it also runs after changes of CustomResourceDefinitions and APIServices.
-const REDISCOVER: Duration = Duration::from_secs(60);
+/// Time after which a changed CustomResourceDefinition or APIService is served, mostly.
 const SERVED_AFTER: Duration = Duration::from_millis(200);
+/// First interval of discovery, at the start and after a change. Each interval is four times the last one: a
+/// server may serve a definition late, and one of several API servers later than the others.
+const SOON: Duration = Duration::from_secs(5);
+/// Longest interval of discovery, for changes that nothing announces, such as an upgrade of the API server.
+const SELDOM: Duration = Duration::from_secs(600);
+/// The same while there are aggregated API servers, whose resources change unannounced, and while discovery
+/// is incomplete.
+const OFTEN: Duration = Duration::from_secs(60);
+/// Interval after the first failed attempt. It doubles with each further one.
+const RETRY: Duration = Duration::from_millis(200);
 const FOREGROUND: &str = "foregroundDeletion";
 const ORPHAN: &str = "orphan";
 const NAME: &str = "garbage-collector-controller";
@@ -102,37 +112,47 @@ struct Monitor {
 /// Monitors by group and plural: all versions of a resource have the same objects.
 type Monitors = BTreeMap<(String, String), Monitor>;
 
+/// Returns the time until the next discovery. `last` is the time before this one; zero at the start and after
+/// a change.
+fn interval(last: Duration, is_complete: bool, has_aggregated: bool) -> Duration {
+    match (is_complete, has_aggregated) {
+        (true, false) => (last * 4).clamp(SOON, SELDOM),
+        (true, true) => (last * 4).clamp(SOON, OFTEN),
+        (false, _) => (last * 2).clamp(RETRY, OFTEN),
+    }
+}
+
 /// Maintains one monitor per discovered resource.
 async fn keep_monitors(shared: Arc<Shared>) {
     let caches = &shared.environment.caches;
-    let (definitions, versions) = (caches.of::<CustomResourceDefinition>(), caches.of::<APIService>());
-    let (mut definitions, mut versions) = (definitions.subscribe(), versions.subscribe());
+    let (definitions, services) = (caches.of::<CustomResourceDefinition>(), caches.of::<APIService>());
+    let (mut changed_definitions, mut changed_services) = (definitions.subscribe(), services.subscribe());
     let mut running = Monitors::new();
-    let mut delay = Duration::from_millis(100);
+    let mut delay = Duration::ZERO;
     loop {
-        match dynamic::discover(&shared.environment.client).await {
+        let failure = match discovery::discover(&shared.environment.client).await {
             Ok(found) => {
                 adjust(&shared, &found, &mut running);
-                delay = match found.failure() {
-                    None => REDISCOVER,
-                    Some(e) => {
-                        debug!(error = e, "discovery is incomplete");
-                        (delay * 2).min(REDISCOVER)
-                    }
-                };
+                found.failure()
             }
-            Err(e) => {
-                debug!(error = %e, "discovery failed");
-                delay = (delay * 2).min(REDISCOVER);
-            }
+            Err(e) => Some(e.to_string()),
+        };
+        if let Some(error) = &failure {
+            debug!(error, "discovery is incomplete");
         }
+        let is_aggregated = |s: &Arc<APIService>| s.spec.as_ref().is_some_and(|s| s.service.is_some());
+        delay = interval(delay, failure.is_none(), services.list().iter().any(is_aggregated));
         tokio::select! {
             biased;
-            // A definition is served shortly after it is stored.
-            Some(_) = definitions.next() => tokio::time::sleep(SERVED_AFTER).await,
-            // APIServices change with third-party resources and aggregated API servers.
-            Some(_) = versions.next() => tokio::time::sleep(SERVED_AFTER).await,
+            Some(_) = changed_definitions.next() => delay = Duration::ZERO,
+            Some(_) = changed_services.next() => delay = Duration::ZERO,
             () = tokio::time::sleep(delay) => {}
+        }
+        if delay.is_zero() {
+            tokio::time::sleep(SERVED_AFTER).await;
+            // One discovery serves all changes until now: a cache begins with a change for each object.
+            while let Some(Some(_)) = changed_definitions.next().now_or_never() {}
+            while let Some(Some(_)) = changed_services.next().now_or_never() {}
         }
     }
 }
@@ -351,6 +371,21 @@ mod tests {
         fn call(&self, _: Request<Body>) -> BoxFuture<'static, Result<Response<Body>, BoxError>> {
             futures::future::pending().boxed()
         }
+    }
+
+    #[test]
+    fn discovery_becomes_seldom_where_nothing_changes() {
+        let seconds = |complete: &[bool], has_aggregated: bool| {
+            let next = |last: &mut Duration, complete: &bool| {
+                *last = interval(*last, *complete, has_aggregated);
+                Some(last.as_secs_f32())
+            };
+            complete.iter().scan(Duration::ZERO, next).collect::<Vec<f32>>()
+        };
+        assert_eq!(seconds(&[true; 6], false), [5.0, 20.0, 80.0, 320.0, 600.0, 600.0]);
+        assert_eq!(seconds(&[true; 4], true), [5.0, 20.0, 60.0, 60.0]);
+        assert_eq!(seconds(&[false, false, true, false], false), [0.2, 0.4, 5.0, 10.0]);
+        assert_eq!(seconds(&[true, true, true, true, false], false)[4], 60.0);
     }
 
     #[tokio::test]

@@ -30,6 +30,7 @@ use k8s_controllers::{Environment, Runnable};
 pub mod batch;
 pub mod claim;
 pub mod conditions;
+pub mod discovery;
 pub mod dynamic;
 pub mod hash;
 pub mod pods;

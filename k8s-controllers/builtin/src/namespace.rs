@@ -16,7 +16,8 @@ use k8s_core::{
 use super::{
     Options,
     conditions::{self, Condition},
-    dynamic::{self, Any, Served},
+    discovery::{self, Served},
+    dynamic::{self, Any},
 };
 use k8s_controllers::{Action, Caches, Context, Controller, Environment, Error, Reconcile};
 
@@ -54,7 +55,7 @@ impl Reconcile for Namespaces {
             return Ok(Action::await_change());
         }
         let mut left = Left::default();
-        match dynamic::discover(cx.client()).await {
+        match discovery::discover(cx.client()).await {
             Ok(found) => {
                 // Known resources are deleted; failed discovery keeps the namespace.
                 left.discovery = found.failure();

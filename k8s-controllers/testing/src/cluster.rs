@@ -189,7 +189,7 @@ impl Builder {
         let reader = server.client_as(User::new("system:kube-controller-manager", &[]));
         let of_accounts = server.clone();
         let manager = Manager::new(system.named("kube-controller-manager"))
-            .caches(Caches::new(reader.named("kube-controller-manager").lean()))
+            .caches(Caches::new(reader.named("kube-controller-manager").without_managed_fields()))
             .accounts(move |account| {
                 let user = User::service_account("kube-system", account);
                 of_accounts.client_as(user).named("kube-controller-manager")

@@ -111,13 +111,13 @@ pub trait Admit: Send + Sync + 'static {
     /// Changes or refuses the object, which has its defaults. Defaults are applied again afterwards.
     ///
     /// # Errors
-    /// Why it is refused; the client gets this as it is.
+    /// The reason of the refusal; the client receives this status unchanged.
     async fn admit(&self, admission: &mut Admission<'_>) -> Result<(), ApiStatus>;
 
     /// Refuses the object in its final form, after all changes and validation.
     ///
     /// # Errors
-    /// Why it is refused; the client gets this as it is.
+    /// The reason of the refusal; the client receives this status unchanged.
     async fn validate(&self, _admission: &Admission<'_>) -> Result<(), ApiStatus> {
         Ok(())
     }
@@ -125,7 +125,7 @@ pub trait Admit: Send + Sync + 'static {
     /// Refuses a deletion. Called for each object of a collection.
     ///
     /// # Errors
-    /// Why it is refused; the client gets this as it is.
+    /// The reason of the refusal; the client receives this status unchanged.
     async fn delete(&self, _deletion: &Deletion<'_>) -> Result<(), ApiStatus> {
         Ok(())
     }

@@ -34,7 +34,7 @@ pub(crate) struct Remote {
     pub(crate) spec: Value,
     pub(crate) callee: Result<Callee, String>,
     pub(crate) available: AtomicBool,
-    /// Its APIResourceList, as it was when it last answered.
+    /// Its APIResourceList of the last successful check.
     pub(crate) resources: Mutex<Value>,
 }
 

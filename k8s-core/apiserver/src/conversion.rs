@@ -39,11 +39,11 @@ const TRIES: usize = 5;
 const JSON: HeaderValue = HeaderValue::from_static("application/json");
 const APPLY: &str = "application/apply-patch+yaml";
 
-/// One request for a version that a webhook makes.
+/// One request for a version that a webhook converts to.
 struct Converting<'a> {
     state: &'a Arc<State>,
     call: &'a Call,
-    /// The version that is asked for.
+    /// The requested version.
     resource: &'a Arc<Resource>,
     webhook: &'a Arc<Webhook>,
     uri: &'a Uri,
@@ -93,7 +93,7 @@ pub(crate) async fn handle(
 }
 
 impl Converting<'_> {
-    /// Asks for the stored version, in JSON.
+    /// Sends the request for the stored version, in JSON.
     async fn pass(&self, verb: &str, body: impl Into<Bytes>) -> Result<Response<Body>, ApiStatus> {
         let stored = &self.webhook.stored;
         let mut inner = self.call.inner();
@@ -107,7 +107,7 @@ impl Converting<'_> {
         answer
     }
 
-    /// Writes an object of the asked-for version.
+    /// Writes an object of the requested version.
     async fn write(&self, verb: &str, object: Value) -> Result<Response<Body>, ApiStatus> {
         let mut errors = FieldErrors::default();
         if let Some(rules) = &self.resource.rules {
@@ -123,19 +123,20 @@ impl Converting<'_> {
         Converting { call: &inner, ..*self }.pass(verb, stored.to_string()).await
     }
 
-    /// An object of the asked-for version as it is stored.
+    /// Converts an object of the requested version to the stored version.
     async fn stored(&self, object: Value) -> Result<Value, ApiStatus> {
         let version = self.webhook.stored.api_version();
         let mut all = self.webhook.convert(&self.state.store, &version, vec![object]).await?;
         Ok(all.pop().unwrap_or_default())
     }
 
-    /// Stored objects in the asked-for version.
+    /// Converts stored objects to the requested version.
     async fn served(&self, objects: Vec<Value>) -> Result<Vec<Value>, ApiStatus> {
         self.webhook.convert(&self.state.store, &self.resource.api_version(), objects).await
     }
 
-    /// Changes an object as it is in the asked-for version; server-side apply is converted itself.
+    /// Applies a patch to the object in the requested version. Of server-side apply the configuration is
+    /// converted, not the object.
     async fn patch(&self, body: &[u8]) -> Result<Response<Body>, ApiStatus> {
         let (call, resource) = (self.call, self.resource);
         let media = media_type(call);
@@ -228,7 +229,7 @@ struct Watching {
 }
 
 impl Watching {
-    /// An event in the asked-for version.
+    /// Converts an event to the requested version.
     async fn event(&mut self, line: &[u8]) -> Vec<u8> {
         let mut event: Value = serde_json::from_slice(line).unwrap_or_default();
         let (kind, mut out) = (str_at(&event, "/type").to_owned(), Vec::new());

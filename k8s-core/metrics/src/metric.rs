@@ -11,7 +11,7 @@ use std::{
 
 /// A type of values that fits into an atomic: `u64`, `i64` or `f64`.
 pub trait Number: Copy + fmt::Display + fmt::Debug + Send + Sync + 'static {
-    /// Zero and one.
+    /// Zero, which metrics start with, and one.
     const UNITS: (Self, Self);
     /// Returns the value as bits.
     fn bits(self) -> u64;
@@ -100,17 +100,17 @@ macro_rules! a_value {
         }
 
         impl<N: Number> $name<N> {
-            /// Adds one.
+            /// Adds one. An integer wraps around at its limit.
             pub fn inc(&self) {
                 self.inc_by(N::UNITS.1);
             }
 
-            /// Adds a value.
+            /// Adds `by`, in the unit of the metric. An integer wraps around at its limit.
             pub fn inc_by(&self, by: N) {
                 N::add(&self.0, by);
             }
 
-            /// Returns the value.
+            /// Returns the present value; 0 at first.
             #[must_use]
             pub fn get(&self) -> N {
                 N::of(self.0.load(Relaxed))
@@ -123,17 +123,17 @@ a_value!(Counter);
 a_value!(Gauge);
 
 impl<N: Number> Gauge<N> {
-    /// Replaces the value.
+    /// Replaces the value, in the unit of the metric.
     pub fn set(&self, value: N) {
         self.0.store(value.bits(), Relaxed);
     }
 
-    /// Subtracts one.
+    /// Subtracts one. An integer wraps around at its limit.
     pub fn dec(&self) {
         self.dec_by(N::UNITS.1);
     }
 
-    /// Subtracts a value.
+    /// Subtracts `by`, in the unit of the metric. An integer wraps around at its limit.
     pub fn dec_by(&self, by: N) {
         N::add(&self.0, by.negated());
     }

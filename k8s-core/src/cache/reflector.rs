@@ -70,7 +70,7 @@ pub fn reflect_trimmed<K: Object>(
             // Polled in a fixed order, so that a seeded test is deterministic.
             biased;
             () = stopped.cancelled() => {}
-            () = run(Source { api: api.lean(), params, trim, lists: AtomicBool::new(false) }, cache) => {}
+            () = run(Source { api: api.without_managed_fields(), params, trim, lists: AtomicBool::new(false) }, cache) => {}
         }
     });
     Reflector { stop }

@@ -222,10 +222,10 @@ impl<K> Api<K> {
         &self.client
     }
 
-    /// Returns a client that does not decode `managedFields` ([`Client::lean`]).
+    /// Returns a client that does not decode `managedFields` ([`Client::without_managed_fields`]).
     #[must_use]
-    pub fn lean(&self) -> Self {
-        Api { client: self.client.lean(), ..self.clone() }
+    pub fn without_managed_fields(&self) -> Self {
+        Api { client: self.client.without_managed_fields(), ..self.clone() }
     }
 
     /// Returns a client for another namespace (empty: all).

@@ -12,6 +12,9 @@ use serde::{Deserialize, Serialize, de::DeserializeOwned};
 use super::{Api, Environment, Error, Remote, RemoteConfig, retry::Repeats};
 use crate::{json, meta::Object, status::ApiStatus};
 
+/// Media type of requests and responses.
+const JSON: &str = "application/json";
+
 /// Any error of a body.
 pub type BoxError = Box<dyn std::error::Error + Send + Sync>;
 /// Body of a request or response.
@@ -159,7 +162,8 @@ pub struct Client {
     user_agent: Arc<str>,
     namespace: Arc<str>,
     retries: u32,
-    lean: bool,
+    /// Does not decode `managedFields`.
+    skips_managed_fields: bool,
 }
 
 impl fmt::Debug for Client {
@@ -177,7 +181,7 @@ impl Client {
             user_agent: "k8s-core".into(),
             namespace: "default".into(),
             retries: 0,
-            lean: false,
+            skips_managed_fields: false,
         }
     }
 
@@ -257,18 +261,22 @@ impl Client {
     /// Returns a client that does not decode `managedFields`: they are half of a small object, and
     /// controllers do not need them. (A write without them leaves them unchanged.)
     #[must_use]
-    pub fn lean(&self) -> Self {
-        Client { lean: true, ..self.clone() }
+    pub fn without_managed_fields(&self) -> Self {
+        Client { skips_managed_fields: true, ..self.clone() }
     }
 
     /// Returns an object's JSON without the fields that this client does not decode.
     fn read<'a>(&self, json: &'a [u8]) -> Cow<'a, [u8]> {
-        if self.lean { json::without(json, &["metadata", "managedFields"]) } else { Cow::Borrowed(json) }
+        if self.skips_managed_fields {
+            json::without(json, &["metadata", "managedFields"])
+        } else {
+            Cow::Borrowed(json)
+        }
     }
 
     /// As [`Client::read`], for an object in a field.
     pub(super) fn read_below<'a>(&self, json: &'a [u8], field: &str) -> Cow<'a, [u8]> {
-        if self.lean {
+        if self.skips_managed_fields {
             json::without(json, &[field, "metadata", "managedFields"])
         } else {
             Cow::Borrowed(json)
@@ -353,25 +361,46 @@ impl Client {
         content_type: &'a str,
         body: impl Into<Bytes>,
     ) -> BoxFuture<'a, Result<Bytes, Error>> {
-        self.exchange(method, path_and_query, content_type, body.into())
+        self.exchange(method, path_and_query, [JSON, content_type], body.into())
+    }
+
+    /// Sends a GET request for one of these media types, preferred first, and returns the body of a
+    /// successful response. Its type is the first one that the server knows.
+    ///
+    /// ```
+    /// use k8s_core::client::{Client, Error};
+    /// # async fn example(client: Client) -> Result<(), Error> {
+    /// let table = "application/json;as=Table;v=v1;g=meta.k8s.io,application/json";
+    /// let rows = client.get_as("/api/v1/namespaces", table).await?;
+    /// # Ok(()) }
+    /// ```
+    ///
+    /// # Errors
+    /// [`Error::Api`] for any status code of 400 and above.
+    pub fn get_as<'a>(
+        &'a self,
+        path_and_query: &'a str,
+        media_types: &'a str,
+    ) -> BoxFuture<'a, Result<Bytes, Error>> {
+        self.exchange(Method::GET, path_and_query, [media_types, ""], Bytes::new())
     }
 
     fn exchange<'a>(
         &'a self,
         method: Method,
         path_and_query: &'a str,
-        content_type: &'a str,
+        accept_and_content_type: [&'a str; 2],
         body: Bytes,
     ) -> BoxFuture<'a, Result<Bytes, Error>> {
         // Boxed: callers' crates need not compile it again.
-        Box::pin(self.exchange_once(method, path_and_query, content_type, body))
+        Box::pin(self.exchange_once(method, path_and_query, accept_and_content_type, body))
     }
 
     async fn exchange_once(
         &self,
         method: Method,
         path_and_query: &str,
-        content_type: &str,
+        [accept, content_type]: [&str; 2],
         body: Bytes,
     ) -> Result<Bytes, Error> {
         let context = || format!("{method} {path_and_query}");
@@ -379,7 +408,7 @@ impl Client {
             Request::builder()
                 .method(method.clone())
                 .uri(path_and_query)
-                .header(header::ACCEPT, "application/json")
+                .header(header::ACCEPT, accept)
                 .header(header::CONTENT_TYPE, content_type)
                 .body(body_from_bytes(body.clone()))
                 .map_err(|e| Error::Request(format!("{}: {e}", context())))
@@ -432,7 +461,7 @@ impl Client {
         let request = || {
             Request::builder()
                 .uri(path_and_query)
-                .header(header::ACCEPT, "application/json")
+                .header(header::ACCEPT, JSON)
                 .body(empty_body())
                 .map_err(|e| Error::Request(format!("{context}: {e}")))
         };

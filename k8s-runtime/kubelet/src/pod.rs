@@ -14,6 +14,8 @@ pub(crate) mod life;
 pub(crate) mod plan;
 mod probes;
 pub(crate) mod records;
+#[cfg(test)]
+mod samples;
 pub(crate) mod sandbox;
 pub(crate) mod start;
 pub(crate) mod status;

@@ -8,13 +8,16 @@ use std::{
 
 use k8s_core::{
     api::{
-        api::core::v1::{Pod, Service, ServicePort},
+        api::core::v1::{ObjectReference, Pod, Service, ServicePort},
         apimachinery::pkg::util::intstr::IntOrString,
     },
     meta::ObjectExt,
 };
 
 use crate::pods;
+
+/// Label of endpoints of a Service without a cluster IP.
+const HEADLESS: &str = "service.kubernetes.io/headless";
 
 /// A port with the pod's number.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
@@ -39,6 +42,24 @@ pub(super) struct Backend {
     pub(super) hostname: Option<String>,
 }
 
+impl Backend {
+    /// Returns the name of the pod's node; `None` before it is scheduled.
+    pub(super) fn node_name(&self) -> Option<String> {
+        Some(pods::node_name(&self.pod).to_owned()).filter(|name| !name.is_empty())
+    }
+
+    /// Returns a reference to the pod.
+    pub(super) fn target_ref(&self) -> ObjectReference {
+        ObjectReference {
+            kind: Some("Pod".into()),
+            namespace: Some(self.pod.namespace().to_owned()),
+            name: Some(self.pod.name().to_owned()),
+            uid: Some(self.pod.uid().to_owned()),
+            ..ObjectReference::default()
+        }
+    }
+}
+
 /// Backends by identical ports.
 pub(super) type Groups = BTreeMap<Vec<Port>, Vec<Backend>>;
 
@@ -50,6 +71,18 @@ pub(super) fn publishes_unready(service: &Service) -> bool {
 
 pub(super) fn is_headless(service: &Service) -> bool {
     service.spec.as_ref().and_then(|s| s.cluster_ip.as_deref()) == Some("None")
+}
+
+/// Returns the labels of an object with the endpoints of a Service: those of the Service, and [`HEADLESS`]
+/// exactly if it is headless.
+pub(super) fn labels(service: &Service) -> BTreeMap<String, String> {
+    let mut labels = service.metadata.labels.clone().unwrap_or_default();
+    if is_headless(service) {
+        labels.insert(HEADLESS.into(), String::new());
+    } else {
+        labels.remove(HEADLESS);
+    }
+    labels
 }
 
 /// Returns the Service's address families: `IPv4`, `IPv6`.
@@ -141,4 +174,30 @@ pub(super) fn groups(service: &Service, pods: &[Arc<Pod>], family: &str) -> Grou
         });
     }
     groups
+}
+
+#[cfg(test)]
+mod tests {
+    use serde_json::json;
+
+    use super::*;
+
+    #[test]
+    fn endpoints_are_headless_exactly_if_their_service_is() {
+        for (cluster_ip, has_label, want) in [
+            ("None", false, true),
+            ("None", true, true),
+            ("10.0.0.1", false, false),
+            ("10.0.0.1", true, false),
+        ] {
+            let mut labels = BTreeMap::from([("app".to_owned(), "web")]);
+            if has_label {
+                labels.insert(HEADLESS.to_owned(), "");
+            }
+            let service = json!({"metadata": {"labels": labels}, "spec": {"clusterIP": cluster_ip}});
+            let found = super::labels(&serde_json::from_value(service).unwrap());
+            assert_eq!(found.get("app").map(String::as_str), Some("web"));
+            assert_eq!(found.contains_key(HEADLESS), want, "{cluster_ip}, label of the Service: {has_label}");
+        }
+    }
 }

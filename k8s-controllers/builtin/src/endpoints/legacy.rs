@@ -4,7 +4,7 @@ use std::{collections::BTreeMap, sync::Arc};
 
 use k8s_core::{
     api::{
-        api::core::v1::{EndpointAddress, EndpointPort, EndpointSubset, Endpoints, ObjectReference, Service},
+        api::core::v1::{EndpointAddress, EndpointPort, EndpointSubset, Endpoints, Service},
         apimachinery::pkg::apis::meta::v1::ObjectMeta,
     },
     client::DeleteOptions,
@@ -16,12 +16,11 @@ use super::{
     pods_behind,
     trigger::{self, Tracker},
 };
-use crate::{batch::is_namespace_terminating, pods};
+use crate::batch::is_namespace_terminating;
 use k8s_controllers::{Action, Context, Error, EventType, Reconcile};
 
 const MANAGED_BY: &str = "endpoints.kubernetes.io/managed-by";
 const MANAGER: &str = "endpoint-controller";
-const HEADLESS: &str = "service.kubernetes.io/headless";
 const OVER_CAPACITY: &str = "endpoints.kubernetes.io/over-capacity";
 /// Maximum number of addresses in an Endpoints object.
 const LARGEST: usize = 1000;
@@ -51,11 +50,8 @@ impl Reconcile for Legacy {
             },
             subsets: None,
         });
-        let mut labels = service.metadata.labels.clone().unwrap_or_default();
+        let mut labels = backends::labels(&service);
         labels.insert(MANAGED_BY.into(), MANAGER.into());
-        if backends::is_headless(&service) {
-            labels.insert(HEADLESS.into(), String::new());
-        }
         next.metadata.labels = Some(labels);
         let annotations = next.metadata.annotations.get_or_insert_default();
         annotations.remove(OVER_CAPACITY);
@@ -152,17 +148,10 @@ fn endpoint_port(port: &Port) -> EndpointPort {
 }
 
 fn address(backend: &Backend) -> EndpointAddress {
-    let pod = &backend.pod;
     EndpointAddress {
         ip: backend.ip.clone(),
         hostname: backend.hostname.clone(),
-        node_name: Some(pods::node_name(pod).to_owned()).filter(|n| !n.is_empty()),
-        target_ref: Some(ObjectReference {
-            kind: Some("Pod".into()),
-            namespace: Some(pod.namespace().to_owned()),
-            name: Some(pod.name().to_owned()),
-            uid: Some(pod.uid().to_owned()),
-            ..ObjectReference::default()
-        }),
+        node_name: backend.node_name(),
+        target_ref: Some(backend.target_ref()),
     }
 }

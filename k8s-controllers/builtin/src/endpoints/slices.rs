@@ -7,7 +7,7 @@ use std::{
 
 use k8s_core::{
     api::api::{
-        core::v1::{Node, ObjectReference, Pod, Service},
+        core::v1::{Node, Pod, Service},
         discovery::v1::{
             Endpoint, EndpointConditions, EndpointHints, EndpointPort, EndpointSlice, ForNode, ForZone,
         },
@@ -22,11 +22,9 @@ use super::{
     trigger::Tracker,
     zones::{self, Refusal, Zones},
 };
-use crate::pods;
 use k8s_controllers::{Action, Caches, Context, Error, EventType, Reconcile};
 
 const MANAGER: &str = "endpointslice-controller.k8s.io";
-const HEADLESS: &str = "service.kubernetes.io/headless";
 const ENABLED: &str = "Topology Aware Hints has been enabled";
 /// Maximum number of endpoints per slice.
 const LARGEST: usize = 100;
@@ -159,14 +157,9 @@ fn share(desired: &mut [Group], zones: &Zones) -> Result<(), Refusal> {
 }
 
 fn template(service: &Service, trigger: Option<String>) -> Template {
-    let mut labels = service.metadata.labels.clone().unwrap_or_default();
+    let mut labels = backends::labels(service);
     labels.insert(SERVICE_NAME.into(), service.name().to_owned());
     labels.insert(MANAGED_BY.into(), MANAGER.into());
-    if backends::is_headless(service) {
-        labels.insert(HEADLESS.into(), String::new());
-    } else {
-        labels.remove(HEADLESS);
-    }
     Template {
         name: service.name().to_owned(),
         namespace: service.namespace().to_owned(),
@@ -227,8 +220,7 @@ impl Preference {
 }
 
 fn endpoint(backend: &Backend, caches: &Caches, prefers: Preference) -> Endpoint {
-    let pod = &backend.pod;
-    let node_name = Some(pods::node_name(pod).to_owned()).filter(|n| !n.is_empty());
+    let node_name = backend.node_name();
     let node = node_name.as_ref().and_then(|name| caches.of::<Node>().get("", name));
     let zone = node.as_deref().and_then(zone_of).cloned();
     Endpoint {
@@ -242,13 +234,7 @@ fn endpoint(backend: &Backend, caches: &Caches, prefers: Preference) -> Endpoint
         hostname: backend.hostname.clone(),
         node_name,
         zone,
-        target_ref: Some(ObjectReference {
-            kind: Some("Pod".into()),
-            namespace: Some(pod.namespace().to_owned()),
-            name: Some(pod.name().to_owned()),
-            uid: Some(pod.uid().to_owned()),
-            ..ObjectReference::default()
-        }),
+        target_ref: Some(backend.target_ref()),
         ..Endpoint::default()
     }
 }

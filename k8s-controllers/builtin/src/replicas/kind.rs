@@ -3,8 +3,8 @@
 use k8s_core::{
     api::{
         api::{
-            apps::v1::{ReplicaSet, ReplicaSetCondition},
-            core::v1::{PodTemplateSpec, ReplicationController, ReplicationControllerCondition},
+            apps::v1::ReplicaSet,
+            core::v1::{PodTemplateSpec, ReplicationController},
         },
         apimachinery::pkg::apis::meta::v1::Time,
     },
@@ -59,60 +59,48 @@ fn set_failure<C: Condition>(conditions: &mut Option<Vec<C>>, found: &ReplicaSta
     }
 }
 
-impl Replicated for ReplicaSet {
-    fn replicas(&self) -> i32 {
-        self.spec.as_ref().and_then(|s| s.replicas).unwrap_or(1)
-    }
-    fn selector(&self) -> Result<LabelSelector, SelectorError> {
-        self.spec
-            .as_ref()
-            .map_or_else(|| Ok(LabelSelector::default()), |s| LabelSelector::from_api(&s.selector))
-    }
-    fn template(&self) -> PodTemplateSpec {
-        self.spec.as_ref().and_then(|s| s.template.clone()).unwrap_or_default()
-    }
-    fn min_ready_seconds(&self) -> i32 {
-        self.spec.as_ref().and_then(|s| s.min_ready_seconds).unwrap_or(0)
-    }
-    fn set_status(&mut self, found: &ReplicaStatus, now: &Time) {
-        let generation = self.metadata.generation;
-        let status = self.status.get_or_insert_default();
-        status.replicas = found.replicas;
-        count(&mut status.fully_labeled_replicas, found.fully_labeled);
-        count(&mut status.ready_replicas, found.ready);
-        count(&mut status.available_replicas, found.available);
-        // Zero is written, too: an absent field means unknown.
-        status.terminating_replicas = Some(found.terminating);
-        status.observed_generation = generation;
-        set_failure::<ReplicaSetCondition>(&mut status.conditions, found, now);
-    }
+/// Implements [`Replicated`] for a type. The two types have the same fields, except for the type of the
+/// selector and `terminating_replicas`.
+macro_rules! replicated {
+    ($kind:ty, |$spec:ident| $selector:expr, |$status:ident, $found:ident| $rest:expr) => {
+        impl Replicated for $kind {
+            fn replicas(&self) -> i32 {
+                self.spec.as_ref().and_then(|s| s.replicas).unwrap_or(1)
+            }
+            fn selector(&self) -> Result<LabelSelector, SelectorError> {
+                self.spec.as_ref().map_or_else(|| Ok(LabelSelector::default()), |$spec| $selector)
+            }
+            fn template(&self) -> PodTemplateSpec {
+                self.spec.as_ref().and_then(|s| s.template.clone()).unwrap_or_default()
+            }
+            fn min_ready_seconds(&self) -> i32 {
+                self.spec.as_ref().and_then(|s| s.min_ready_seconds).unwrap_or(0)
+            }
+            fn set_status(&mut self, $found: &ReplicaStatus, now: &Time) {
+                let generation = self.metadata.generation;
+                let $status = self.status.get_or_insert_default();
+                $status.replicas = $found.replicas;
+                count(&mut $status.fully_labeled_replicas, $found.fully_labeled);
+                count(&mut $status.ready_replicas, $found.ready);
+                count(&mut $status.available_replicas, $found.available);
+                $status.observed_generation = generation;
+                set_failure(&mut $status.conditions, $found, now);
+                $rest
+            }
+        }
+    };
 }
 
-impl Replicated for ReplicationController {
-    fn replicas(&self) -> i32 {
-        self.spec.as_ref().and_then(|s| s.replicas).unwrap_or(1)
-    }
-    fn selector(&self) -> Result<LabelSelector, SelectorError> {
-        let spec = self.spec.as_ref();
-        Ok(spec.and_then(|s| s.selector.as_ref()).map(LabelSelector::from_labels).unwrap_or_default())
-    }
-    fn template(&self) -> PodTemplateSpec {
-        self.spec.as_ref().and_then(|s| s.template.clone()).unwrap_or_default()
-    }
-    fn min_ready_seconds(&self) -> i32 {
-        self.spec.as_ref().and_then(|s| s.min_ready_seconds).unwrap_or(0)
-    }
-    fn set_status(&mut self, found: &ReplicaStatus, now: &Time) {
-        let generation = self.metadata.generation;
-        let status = self.status.get_or_insert_default();
-        status.replicas = found.replicas;
-        count(&mut status.fully_labeled_replicas, found.fully_labeled);
-        count(&mut status.ready_replicas, found.ready);
-        count(&mut status.available_replicas, found.available);
-        status.observed_generation = generation;
-        set_failure::<ReplicationControllerCondition>(&mut status.conditions, found, now);
-    }
-}
+replicated!(ReplicaSet, |spec| LabelSelector::from_api(&spec.selector), |status, found| {
+    // Zero is written, too: an absent field means unknown.
+    status.terminating_replicas = Some(found.terminating);
+});
+
+replicated!(
+    ReplicationController,
+    |spec| Ok(spec.selector.as_ref().map(LabelSelector::from_labels).unwrap_or_default()),
+    |status, found| {}
+);
 
 /// Sets a counter, with zero as `None` like the API, so that an unchanged status compares equal.
 pub(crate) fn count(field: &mut Option<i32>, value: i32) {

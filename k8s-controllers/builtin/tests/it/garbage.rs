@@ -1,22 +1,39 @@
 //! Namespace deletion, and owner references across namespaces.
 
-use std::time::Duration;
+use std::{
+    sync::{
+        Arc,
+        atomic::{AtomicUsize, Ordering},
+    },
+    time::Duration,
+};
 
-use k8s_builtin::conditions::{self, Condition};
+use futures::{FutureExt, TryFutureExt, future::BoxFuture};
+use http::{HeaderValue, Request, Response, header};
+use k8s_builtin::{
+    Options,
+    conditions::{self, Condition},
+};
 use k8s_core::{
     api::{
         api::{
+            apps::v1::Deployment,
             core::v1::{ConfigMap, Event, Namespace, PersistentVolume},
             rbac::v1::ClusterRole,
         },
         apiextensions_apiserver::pkg::apis::apiextensions::v1::CustomResourceDefinition,
         apimachinery::pkg::apis::meta::v1::OwnerReference,
     },
-    client::{DeleteOptions, ListParams, Resource},
+    client::{Body, BoxError, Client, DeleteOptions, ListParams, Resource, Transport},
     meta::{ObjectExt, owner_reference},
+};
+use k8s_testing::{
+    Lab as VirtualLab, Running, What,
+    controllers::{self, garbage_collector, replica_set},
 };
 
 use crate::{
+    deployment,
     lab::{Lab, metadata},
     runs,
 };
@@ -226,4 +243,72 @@ async fn dependents_outlive_a_change_of_their_owners_version() {
     assert!(exists("child").await, "its owner is there");
     widgets("v1").delete("w", &DeleteOptions::background()).await.unwrap();
     lab.until("goes with its owner", async || !exists("child").await).await;
+}
+
+/// An API server without aggregated discovery. It does not answer the second request for `apps/v1`.
+struct OldServer {
+    upstream: Client,
+    asked: Arc<AtomicUsize>,
+}
+
+impl Transport for OldServer {
+    fn call(&self, mut request: Request<Body>) -> BoxFuture<'static, Result<Response<Body>, BoxError>> {
+        let path = request.uri().path();
+        if path == "/apis/apps/v1" && self.asked.fetch_add(1, Ordering::Relaxed) == 1 {
+            return async { Err("no answer".into()) }.boxed();
+        }
+        if ["/api", "/apis"].contains(&path) {
+            request.headers_mut().insert(header::ACCEPT, HeaderValue::from_static("application/json"));
+        }
+        self.upstream.send(request).map_err(Into::into).boxed()
+    }
+}
+
+#[test]
+fn dependents_are_collected_after_a_lost_discovery_request() {
+    let asked = Arc::new(AtomicUsize::new(0));
+    let counter = asked.clone();
+    let collector = move |life: k8s_testing::Life| {
+        let mut environment = life.environment();
+        let upstream = environment.client.clone();
+        environment.client = Client::new(OldServer { upstream, asked: counter.clone() });
+        (garbage_collector().start)(environment, Options::default())
+    };
+    VirtualLab::new().program("collector", collector).run(async |lab| {
+        let owner = lab.create(&map("owner", "default")).await;
+        let mut owned = deployment("owned", 1);
+        owned.metadata.owner_references = Some(vec![owner_reference(&owner)]);
+        lab.create(&owned).await;
+        // Long enough for three discoveries.
+        lab.sleep(Duration::from_secs(3600)).await;
+        assert!(asked.load(Ordering::Relaxed) > 2, "the lost request was followed by others");
+        lab.delete::<ConfigMap>("owner").await;
+        lab.sleep(Duration::from_secs(60)).await;
+        assert!(lab.find::<Deployment>("owned").await.is_none());
+    });
+}
+
+/// Returns the number of requests for `/api`, `/apis` and versions below them.
+fn discoveries(lab: &Running) -> usize {
+    let trace = lab.trace();
+    let discovers = |what: &What| {
+        let What::Request { verb, path, .. } = what else { return false };
+        let parts: Vec<&str> = path.split('/').skip(1).collect();
+        verb == "get" && matches!(parts[..], ["api" | "apis"] | ["api", _] | ["apis", _, _])
+    };
+    trace.entries().filter(|entry| discovers(&entry.what)).count()
+}
+
+#[test]
+fn a_quiet_cluster_is_seldom_discovered() {
+    let all = [controllers::deployment(), replica_set(), garbage_collector()];
+    VirtualLab::new().controllers(all).nodes(1).whole_trace().run(async |lab| {
+        lab.create(&deployment("web", 1)).await;
+        lab.settle().await;
+        let before = discoveries(&lab);
+        lab.sleep(Duration::from_secs(3600)).await;
+        let hour = discoveries(&lab) - before;
+        println!("{before} discovery requests until the cluster settled, {hour} in the quiet hour after it");
+        assert!(before > 0 && hour <= 16, "{before}, then {hour}");
+    });
 }

@@ -140,7 +140,7 @@ impl Chain {
         Ok(())
     }
 
-    /// Lets each plugin refuse an object as it is going to be stored.
+    /// Lets each plugin refuse an object in its final form.
     ///
     /// # Errors
     /// The first refusal.

@@ -120,7 +120,7 @@ impl Presenter {
         out.into()
     }
 
-    /// Appends one object by itself. Metadata is the same in all versions and is copied as it is.
+    /// Appends one object by itself. Metadata is the same in all versions, so its bytes are copied.
     fn write_alone(&self, json: &[u8], columns: bool, out: &mut Vec<u8>) {
         if self.is_verbatim() {
             out.extend_from_slice(json);
@@ -213,7 +213,7 @@ impl Presenter {
         if self.protobuf.is_some() { (b"", b"") } else { (b",", b"]}") }
     }
 
-    /// A whole list of objects that are in the asked-for version already.
+    /// Returns a list of objects that are in the requested version already.
     pub(crate) fn list(&self, metadata: &Value, objects: impl Iterator<Item = Vec<u8>>) -> Vec<u8> {
         let (between, tail) = self.list_marks();
         let mut out = self.list_head(metadata, std::iter::empty());
@@ -240,7 +240,7 @@ impl Presenter {
         self.told("ERROR", &status_value(status), out);
     }
 
-    /// Appends an event about an object as it is served.
+    /// Appends an event with an object of the requested version and format.
     fn told(&self, kind: &str, object: &Value, out: &mut Vec<u8>) {
         match self.protobuf {
             Some(_) => out.extend(proto::watch_frame(kind, object).unwrap_or_default()),
@@ -269,7 +269,7 @@ impl Presenter {
     }
 }
 
-/// A stored object.
+/// Decodes the bytes of a stored object.
 fn stored(json: &[u8]) -> Value {
     // The store holds only what this server encoded.
     serde_json::from_slice(json).unwrap_or_default()

@@ -1,15 +1,10 @@
 use std::sync::Arc;
 
-use k8s_runtime::{ContainerId, SandboxId, SandboxSpec, SandboxStatus};
-
 use super::*;
-
-fn at(second: i64) -> Timestamp {
-    Timestamp::from_second(second).unwrap()
-}
+use crate::pod::samples::{self, at, exited, record, running, sandbox};
 
 fn container(name: &str, policy: Option<&str>) -> Container {
-    Container { name: name.into(), restart_policy: policy.map(str::to_owned), ..Container::default() }
+    Container { restart_policy: policy.map(str::to_owned), ..samples::container(name) }
 }
 
 fn world(policy: &str, init: Vec<Container>, mains: Vec<Container>) -> World {
@@ -26,47 +21,9 @@ fn world(policy: &str, init: Vec<Container>, mains: Vec<Container>) -> World {
     world
 }
 
-fn sandbox(id: &str, attempt: u32) -> Arc<SandboxStatus> {
-    Arc::new(SandboxStatus {
-        id: SandboxId(id.into()),
-        created_at: std::time::SystemTime::UNIX_EPOCH,
-        ready: true,
-        netns: None,
-        ips: Vec::new(),
-        spec: SandboxSpec { attempt, ..SandboxSpec::default() },
-        containers: Vec::new(),
-    })
-}
-
-fn record(phase: Phase) -> Record {
-    Record {
-        id: Some(ContainerId("c".into())),
-        full_id: "x://c".into(),
-        attempt: 0,
-        phase,
-        image_id: String::new(),
-        log: Default::default(),
-        in_sandbox: true,
-    }
-}
-
-fn exited(code: i32, second: i64) -> Record {
-    record(Phase::Exited(Exit {
-        code,
-        reason: String::new(),
-        message: String::new(),
-        started_at: None,
-        finished_at: at(second),
-    }))
-}
-
-fn running() -> Record {
-    record(Phase::Running { started_at: at(0) })
-}
-
-fn set(world: &mut World, name: &str, record: Record) {
+fn set(world: &mut World, name: &str, phase: Phase) {
     let life = world.life_mut(name).unwrap();
-    life.current = Some(record);
+    life.current = Some(record("c", 0, phase));
     life.started = true;
 }
 

@@ -1,15 +1,10 @@
 use std::sync::Arc;
 
 use super::*;
-
-fn at(second: i64) -> Timestamp {
-    Timestamp::from_second(second).unwrap()
-}
+use crate::pod::samples::{at, container};
 
 fn world(policy: &str, init: &[&str], mains: &[&str]) -> World {
-    let make = |names: &[&str]| {
-        names.iter().map(|n| Container { name: (*n).into(), ..Container::default() }).collect::<Vec<_>>()
-    };
+    let make = |names: &[&str]| names.iter().map(|name| container(name)).collect::<Vec<_>>();
     let spec = PodSpec {
         restart_policy: Some(policy.into()),
         init_containers: Some(make(init)),

@@ -287,6 +287,19 @@ const VARIABLES: &[Check] = &[
     ]),
 ];
 
+/// Fields that both kinds of policies have.
+const POLICY: &[Rule] = &[
+    Rule("spec.failurePolicy", &[Check::Required(""), Check::OneOf(&["Fail", "Ignore"])]),
+    Rule("spec.paramKind", PARAM_KIND),
+    Rule(
+        "spec.matchConstraints",
+        &[Check::Required(""), Check::Has(&[Rule("resourceRules", &[Check::Required("")])])],
+    ),
+    Rule("spec.matchConstraints", MATCH),
+    Rule("spec.matchConditions", MATCH_CONDITIONS),
+    Rule("spec.variables", VARIABLES),
+];
+
 /// Defaults and validation of ValidatingAdmissionPolicies.
 pub static VALIDATING_POLICY: Strategy = Strategy {
     allow_unconditional_update: false,
@@ -295,15 +308,6 @@ pub static VALIDATING_POLICY: Strategy = Strategy {
     default: default_policy,
     validate: |policy, errors| {
         const RULES: &[Rule] = &[
-            Rule("spec.failurePolicy", &[Check::Required(""), Check::OneOf(&["Fail", "Ignore"])]),
-            Rule("spec.paramKind", PARAM_KIND),
-            Rule(
-                "spec.matchConstraints",
-                &[Check::Required(""), Check::Has(&[Rule("resourceRules", &[Check::Required("")])])],
-            ),
-            Rule("spec.matchConstraints", MATCH),
-            Rule("spec.matchConditions", MATCH_CONDITIONS),
-            Rule("spec.variables", VARIABLES),
             Rule(
                 "spec",
                 &[Check::Is(|spec, errors| {
@@ -344,6 +348,7 @@ pub static VALIDATING_POLICY: Strategy = Strategy {
             Rule("spec.auditAnnotations[*].key", &[Check::Required(""), Check::Qualified]),
             Rule("spec.auditAnnotations[*].valueExpression", EXPRESSION),
         ];
+        check(policy, POLICY, errors);
         check(policy, RULES, errors);
     },
     ..BASE
@@ -360,15 +365,6 @@ pub static MUTATING_POLICY: Strategy = Strategy {
     },
     validate: |policy, errors| {
         const RULES: &[Rule] = &[
-            Rule("spec.failurePolicy", &[Check::Required(""), Check::OneOf(&["Fail", "Ignore"])]),
-            Rule("spec.paramKind", PARAM_KIND),
-            Rule(
-                "spec.matchConstraints",
-                &[Check::Required(""), Check::Has(&[Rule("resourceRules", &[Check::Required("")])])],
-            ),
-            Rule("spec.matchConstraints", MATCH),
-            Rule("spec.matchConditions", MATCH_CONDITIONS),
-            Rule("spec.variables", VARIABLES),
             Rule("spec.mutations", &[Check::Required("mutations must contain at least one item")]),
             Rule(
                 "spec.mutations[*].patchType",
@@ -387,6 +383,7 @@ pub static MUTATING_POLICY: Strategy = Strategy {
             Rule("spec.mutations[*].jsonPatch.expression", EXPRESSION),
             Rule("spec.reinvocationPolicy", &[Check::Required(""), Check::OneOf(&["IfNeeded", "Never"])]),
         ];
+        check(policy, POLICY, errors);
         check(policy, RULES, errors);
     },
     ..BASE

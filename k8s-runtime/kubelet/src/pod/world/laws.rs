@@ -6,7 +6,10 @@ use std::collections::BTreeMap;
 use proptest::prelude::*;
 
 use super::{tests::*, *};
-use crate::probe::{Kind, Report};
+use crate::{
+    pod::samples::{at, container, exited, record, running, sandbox},
+    probe::{Kind, Report},
+};
 
 /// A requested operation without an answer yet.
 #[derive(Clone, Debug)]

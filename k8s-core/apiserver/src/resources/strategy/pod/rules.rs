@@ -107,19 +107,24 @@ fn one_of(object: &Value, field: &str, values: &[&str], at: &str, errors: &mut F
     }
 }
 
+/// Validates the name of a volume or container, a label that is not in `seen`; adds it there.
+fn check_name<'a>(object: &'a Value, at: &str, seen: &mut HashSet<&'a str>, errors: &mut FieldErrors) {
+    let name = str_at(object, "/name");
+    if name.is_empty() {
+        errors.required(format!("{at}.name"), "");
+    } else if !names::is_label(name) {
+        errors.invalid(format!("{at}.name"), name, names::LABEL_MESSAGE);
+    } else if !seen.insert(name) {
+        errors.duplicate(format!("{at}.name"), name);
+    }
+}
+
 /// Validates volumes; returns their names.
 fn check_volumes<'a>(spec: &'a Value, at: &str, errors: &mut FieldErrors) -> HashSet<&'a str> {
     let mut seen = HashSet::new();
     for (i, volume) in array_at(spec, "/volumes").iter().enumerate() {
         let at = format!("{at}.volumes[{i}]");
-        let name = str_at(volume, "/name");
-        if name.is_empty() {
-            errors.required(format!("{at}.name"), "");
-        } else if !names::is_label(name) {
-            errors.invalid(format!("{at}.name"), name, names::LABEL_MESSAGE);
-        } else if !seen.insert(name) {
-            errors.duplicate(format!("{at}.name"), name);
-        }
+        check_name(volume, &at, &mut seen, errors);
         check_sources(volume, &at, &["name"], errors);
     }
     seen
@@ -132,14 +137,7 @@ fn check_container<'a>(
     seen: &mut HashSet<&'a str>,
     errors: &mut FieldErrors,
 ) {
-    let name = str_at(container, "/name");
-    if name.is_empty() {
-        errors.required(format!("{at}.name"), "");
-    } else if !names::is_label(name) {
-        errors.invalid(format!("{at}.name"), name, names::LABEL_MESSAGE);
-    } else if !seen.insert(name) {
-        errors.duplicate(format!("{at}.name"), name);
-    }
+    check_name(container, at, seen, errors);
     let image = str_at(container, "/image");
     if image.is_empty() {
         errors.required(format!("{at}.image"), "");
