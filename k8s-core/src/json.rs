@@ -4,13 +4,16 @@
 //! fields are not found. Names are compared as written, so a name with escapes does not match.
 
 mod lenient;
+mod text;
 
+pub(crate) use lenient::strictly;
 pub use lenient::{from_slice, lenient};
 
 use std::{borrow::Cow, ops::Range};
 
 use memchr::memchr2;
-use serde::de::DeserializeOwned;
+use serde::de::{DeserializeOwned, Error as _};
+use serde_json::Error;
 
 /// Maximum length of a string that is scanned byte by byte.
 const SHORT: usize = 24;
@@ -56,17 +59,21 @@ fn start(json: &[u8], path: &[&str]) -> Option<usize> {
 /// let text = br#"{"metadata": {"generation": 7}, "spec": "whatever"#;
 /// assert_eq!(read::<u64>(text, &["metadata", "generation"]).unwrap(), 7);
 /// ```
-pub fn read<T: DeserializeOwned>(json: &[u8], path: &[&str]) -> Result<T, serde_json::Error> {
-    let rest = start(json, path).and_then(|start| json.get(start..)).unwrap_or_default();
-    T::deserialize(&mut serde_json::Deserializer::from_slice(rest))
+pub fn read<T: DeserializeOwned>(json: &[u8], path: &[&str]) -> Result<T, Error> {
+    text::decode(std::str::from_utf8(rest(json, path)).map_err(Error::custom)?, false, text::Rules::Strict)
+}
+
+/// Returns the text from a field's value on; empty if there is no such field.
+fn rest<'a>(json: &'a [u8], path: &[&str]) -> &'a [u8] {
+    start(json, path).and_then(|start| json.get(start..)).unwrap_or_default()
 }
 
 /// As [`read`]; if that fails, decodes with Go's rules ([`lenient()`]).
 ///
 /// # Errors
 /// The error of [`read`].
-pub fn read_leniently<T: DeserializeOwned>(json: &[u8], path: &[&str]) -> Result<T, serde_json::Error> {
-    read(json, path).or_else(|strict| lenient(&read(json, path)?).map_err(|_| strict))
+pub fn read_leniently<T: DeserializeOwned>(json: &[u8], path: &[&str]) -> Result<T, Error> {
+    lenient::attempts(rest(json, path), false)
 }
 
 /// Returns a field's string if it has no escapes.

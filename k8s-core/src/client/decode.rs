@@ -1,7 +1,7 @@
 //! Decodes responses. An object that does not deserialize does not fail a list or watch.
 //!
 //! Stored objects were validated by Go types or a schema, and may lack fields that a Rust type requires. Each
-//! object is therefore decoded strictly first and, if that fails, with Go's rules ([`json::lenient`]).
+//! object is therefore decoded strictly first and, if that fails, with Go's rules ([`json::from_slice`]).
 //! Objects that still do not deserialize are skipped in lists and reported separately in watches
 //! ([`WatchEvent::Unreadable`](super::WatchEvent)); they are counted ([`unreadable_objects`]) and logged
 //! once.
@@ -76,12 +76,19 @@ pub(super) fn object<K: DeserializeOwned>(
     resource: &Resource,
     text: &[u8],
 ) -> Result<Result<K, Unreadable>, serde_json::Error> {
-    let strict = match serde_json::from_slice(text) {
-        Ok(object) => return Ok(Ok(object)),
-        Err(e) => e,
-    };
-    let value: Value = serde_json::from_slice(text)?;
-    Ok(json::lenient(&value).map_err(|_| Unreadable::found(resource, &value, &strict)))
+    match json::from_slice(text) {
+        Ok(object) => Ok(Ok(object)),
+        Err(e) => unreadable(resource, text, &e).map(Err),
+    }
+}
+
+/// Returns the identity of an object that does not deserialize.
+fn unreadable(
+    resource: &Resource,
+    text: &[u8],
+    error: &serde_json::Error,
+) -> Result<Unreadable, serde_json::Error> {
+    Ok(Unreadable::found(resource, &serde_json::from_slice(text)?, error))
 }
 
 /// One page of a list.
@@ -112,7 +119,7 @@ pub(super) fn page<K: DeserializeOwned>(
     resource: &Resource,
     text: &[u8],
 ) -> Result<Page<K>, serde_json::Error> {
-    let (metadata, items, unreadable) = match serde_json::from_slice::<Raw<K>>(text) {
+    let (metadata, items, unreadable) = match json::strictly::<Raw<K>>(text) {
         Ok(raw) => (raw.metadata, raw.items.unwrap_or_default(), Vec::new()),
         Err(_) => {
             let raw: Raw<&RawValue> = serde_json::from_slice(text)?;
