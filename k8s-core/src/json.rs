@@ -8,12 +8,16 @@ mod text;
 
 pub(crate) use lenient::strictly;
 pub use lenient::{from_slice, lenient};
+pub(crate) use text::decode;
 
 use std::{borrow::Cow, ops::Range};
 
 use memchr::memchr2;
-use serde::de::{DeserializeOwned, Error as _};
-use serde_json::Error;
+use serde::{
+    Serialize,
+    de::{DeserializeOwned, Error as _},
+};
+use serde_json::{Error, Value};
 
 /// Maximum length of a string that is scanned byte by byte.
 const SHORT: usize = 24;
@@ -74,6 +78,41 @@ fn rest<'a>(json: &'a [u8], path: &[&str]) -> &'a [u8] {
 /// The error of [`read`].
 pub fn read_leniently<T: DeserializeOwned>(json: &[u8], path: &[&str]) -> Result<T, Error> {
     lenient::attempts(rest(json, path), false)
+}
+
+/// Encodes a value, as `serde_json::to_vec` does.
+///
+/// # Errors
+/// The type's own, or a map's key is no string.
+// Not inlined, so that one copy per type serves all crates above (`shared`).
+#[inline(never)]
+pub fn to_vec<T: Serialize + ?Sized>(value: &T) -> Result<Vec<u8>, Error> {
+    serde_json::to_vec(value)
+}
+
+/// Converts a value to a tree, by way of text: built-in kinds are then not compiled for another encoder.
+///
+/// # Errors
+/// As [`to_vec`].
+///
+/// # Examples
+/// ```
+/// use k8s_core::{api::Pod, json};
+/// let pod: Pod = json::from_value(&serde_json::json!({"metadata": {"name": "web"}}))?;
+/// assert_eq!(json::to_value(&pod)?["metadata"]["name"], "web");
+/// # Ok::<(), serde_json::Error>(())
+/// ```
+pub fn to_value<T: Serialize + ?Sized>(value: &T) -> Result<Value, Error> {
+    serde_json::from_slice(&to_vec(value)?)
+}
+
+/// Decodes a tree by serde_json's rules, by way of text: built-in kinds are then not compiled for another
+/// decoder.
+///
+/// # Errors
+/// The value does not deserialize.
+pub fn from_value<T: DeserializeOwned>(value: &Value) -> Result<T, Error> {
+    lenient::strictly(value.to_string().as_bytes())
 }
 
 /// Returns a field's string if it has no escapes.
@@ -213,7 +252,7 @@ fn value_end(json: &[u8], start: usize) -> Option<usize> {
 #[cfg(test)]
 mod tests {
     use proptest::prelude::*;
-    use serde_json::{Value, json};
+    use serde_json::json;
 
     use super::*;
 

@@ -242,7 +242,7 @@ impl<K> Api<K> {
 
 impl<K: Serialize + DeserializeOwned> Api<K> {
     fn encode<T: Serialize>(&self, value: &T) -> Result<Bytes, Error> {
-        serde_json::to_vec(value)
+        json::to_vec(value)
             .map(Bytes::from)
             .map_err(|e| Error::Request(format!("encode {}: {e}", self.resource.kind)))
     }

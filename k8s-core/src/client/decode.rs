@@ -11,6 +11,7 @@ use std::{
     sync::{LazyLock, Mutex, PoisonError},
 };
 
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::ListMeta;
 use serde::{Deserialize, de::DeserializeOwned};
 use serde_json::{Value, value::RawValue};
 
@@ -107,8 +108,16 @@ pub struct Page<K> {
 #[derive(Deserialize)]
 struct Raw<I> {
     #[serde(default)]
-    metadata: k8s_openapi::apimachinery::pkg::apis::meta::v1::ListMeta,
+    metadata: ListMeta,
     items: Option<Vec<I>>,
+}
+
+/// Decodes a list whose objects all deserialize strictly.
+// Not inlined, so that one copy per type serves all crates above (`shared`).
+#[inline(never)]
+pub(crate) fn decode_list<K: DeserializeOwned>(text: &[u8]) -> Result<(ListMeta, Vec<K>), serde_json::Error> {
+    let Raw { metadata, items } = json::strictly::<Raw<K>>(text)?;
+    Ok((metadata, items.unwrap_or_default()))
 }
 
 /// Decodes a list.
@@ -119,8 +128,8 @@ pub(super) fn page<K: DeserializeOwned>(
     resource: &Resource,
     text: &[u8],
 ) -> Result<Page<K>, serde_json::Error> {
-    let (metadata, items, unreadable) = match json::strictly::<Raw<K>>(text) {
-        Ok(raw) => (raw.metadata, raw.items.unwrap_or_default(), Vec::new()),
+    let (metadata, items, unreadable) = match decode_list(text) {
+        Ok((metadata, items)) => (metadata, items, Vec::new()),
         Err(_) => {
             let raw: Raw<&RawValue> = serde_json::from_slice(text)?;
             let (mut items, mut unreadable) = (Vec::new(), Vec::new());

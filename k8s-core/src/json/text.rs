@@ -30,7 +30,7 @@ const MOST_FIELDS: usize = u128::BITS as usize;
 
 /// Rules for members that are absent or `null`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Rules {
+pub(crate) enum Rules {
     /// serde_json's.
     Strict,
     /// A `null` is the zero value of a type that is not optional; `3.0` is an integer.
@@ -56,7 +56,9 @@ pub(super) struct Text<'de> {
 ///
 /// # Errors
 /// The value does not deserialize by these rules, or the text is not JSON.
-pub(super) fn decode<'de, T: Deserialize<'de>>(
+// Not inlined, so that one copy per type serves all crates above (`shared`).
+#[inline(never)]
+pub(crate) fn decode<'de, T: Deserialize<'de>>(
     text: &'de str,
     whole: bool,
     rules: Rules,
