@@ -21,6 +21,7 @@ fn of<K: Object>() -> [Address; 4] {
 
 /// Names the functions, so that they are compiled.
 #[must_use]
+#[inline(never)]
 pub fn functions() -> Vec<[Address; 4]> {
     vec![
         of::<ConfigMap>(),
