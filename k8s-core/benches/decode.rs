@@ -17,6 +17,7 @@ const ROUNDS: usize = 41;
 /// A running pod of about 3 KB.
 fn pod(i: usize) -> Value {
     let transition = |kind: &str| json!({"type": kind, "status": "True", "lastProbeTime": null, "lastTransitionTime": "2026-01-01T00:00:00Z"});
+    let conditions = ["Initialized", "Ready", "ContainersReady", "PodScheduled"].map(transition);
     let probe = json!({"httpGet": {"path": "/ready", "port": 8080, "scheme": "HTTP"}, "timeoutSeconds": 1,
         "periodSeconds": 10, "successThreshold": 1, "failureThreshold": 3});
     json!({
@@ -54,7 +55,7 @@ fn pod(i: usize) -> Value {
         "status": {
             "phase": "Running", "hostIP": "10.0.0.1", "podIP": "10.42.0.7", "podIPs": [{"ip": "10.42.0.7"}],
             "startTime": "2026-01-01T00:00:00Z", "qosClass": "Burstable",
-            "conditions": ["Initialized", "Ready", "ContainersReady", "PodScheduled"].map(transition),
+            "conditions": conditions,
             "containerStatuses": [{"name": "web", "ready": true, "restartCount": 0, "started": true,
                 "image": "registry.example.com/shop/web:1.27.3", "imageID": "sha256:0123456789abcdef",
                 "state": {"running": {"startedAt": "2026-01-01T00:00:00Z"}}, "lastState": {}}],
