@@ -387,7 +387,7 @@ fn plain(bytes: &[u8]) -> usize {
     while let Some(eight) = bytes.get(at..at + 8) {
         let word = eight.iter().rev().fold(0u64, |word, byte| word << 8 | u64::from(*byte));
         let special =
-            less(word, 0x20) | less(word ^ ONES * b'"' as u64, 1) | less(word ^ ONES * b'\\' as u64, 1);
+            less(word, 0x20) | less(word ^ (ONES * b'"' as u64), 1) | less(word ^ (ONES * b'\\' as u64), 1);
         if special != 0 {
             return at + special.trailing_zeros() as usize / 8;
         }
