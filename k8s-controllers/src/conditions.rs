@@ -7,6 +7,7 @@ use std::ops::{Deref, DerefMut};
 
 use k8s_core::{
     api::apimachinery::pkg::apis::meta::v1::Time,
+    json,
     meta::{Object, ObjectExt},
 };
 use serde_json::{Value, json};
@@ -40,13 +41,13 @@ pub trait Conditions {
 
 impl<K: Object> Conditions for K {
     fn condition(&self, kind: &str) -> bool {
-        let Ok(object) = serde_json::to_value(self) else { return false };
-        let status = &object["status"];
+        let Ok(text) = json::to_vec(self) else { return false };
+        let Ok(status) = json::read::<Value>(&text, &["status"]) else { return false };
         let generation = self.metadata().generation.unwrap_or(0);
         let seen = |of: &Value| of["observedGeneration"].as_i64().is_none_or(|seen| seen >= generation);
         let mut all = status["conditions"].as_array().into_iter().flatten();
         let found = all.rfind(|c| c["type"] == kind);
-        found.is_some_and(|c| c["status"] == "True" && seen(c)) && seen(status)
+        found.is_some_and(|c| c["status"] == "True" && seen(c)) && seen(&status)
     }
 }
 
@@ -83,7 +84,7 @@ impl<'a, T: Object> StatusOf<'a, T> {
     /// Sets a condition with a message.
     pub fn set_condition_because(&mut self, kind: &str, holds: bool, reason: &str, message: &str) {
         // An object that cannot be encoded could not be sent either.
-        let Ok(mut object) = serde_json::to_value(&*self.object) else { return };
+        let Ok(mut object) = json::to_value(&*self.object) else { return };
         if !object["status"].is_object() {
             object["status"] = json!({});
         }
@@ -112,7 +113,7 @@ impl<'a, T: Object> StatusOf<'a, T> {
             }
             None => list.push(next),
         }
-        match serde_json::from_value(object) {
+        match json::from_value(&object) {
             Ok(object) => *self.object = object,
             Err(e) => {
                 tracing::error!(object = %self.object.key(), condition = kind, error = %e, "the condition cannot be set in this type of status");

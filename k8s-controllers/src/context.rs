@@ -12,6 +12,7 @@ use futures::{FutureExt, future::BoxFuture};
 use k8s_core::{
     client::{Api, Client, DeleteOptions, Patch},
     clock::Clock,
+    json,
     meta::{Object, ObjectExt, ObjectKey, owner_reference},
 };
 use serde::Serialize;
@@ -281,7 +282,7 @@ impl Context {
         let object = object.object();
         let mut next = object.clone();
         change(&mut StatusOf::new(&mut next, self.clock().time()));
-        let (was, is) = (serde_json::to_value(object), serde_json::to_value(&next));
+        let (was, is) = (json::to_value(object), json::to_value(&next));
         if was.ok() != is.ok() {
             match self.replace_status(&next).await {
                 // The 404 is for the subresource, not for the object.

@@ -20,5 +20,7 @@ mod shared;
 mod state;
 mod weigh;
 
+pub(crate) use weigh::weigh;
+
 pub use reflector::{Reflector, reflect, reflect_trimmed};
 pub use shared::{Cache, Change, Subscription};

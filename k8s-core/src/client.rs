@@ -35,6 +35,7 @@ mod retry;
 mod wait;
 
 pub use api::{Api, DeleteOptions, ListParams, Patch, PostParams, WatchEvent};
+pub(crate) use decode::decode_list;
 pub use decode::{Page, Unreadable, unreadable_objects};
 pub use environment::Environment;
 pub use error::Error;

@@ -4,13 +4,20 @@
 //! fields are not found. Names are compared as written, so a name with escapes does not match.
 
 mod lenient;
+mod text;
 
+pub(crate) use lenient::strictly;
 pub use lenient::{from_slice, lenient};
+pub(crate) use text::decode;
 
 use std::{borrow::Cow, ops::Range};
 
 use memchr::memchr2;
-use serde::de::DeserializeOwned;
+use serde::{
+    Serialize,
+    de::{DeserializeOwned, Error as _},
+};
+use serde_json::{Error, Value};
 
 /// Maximum length of a string that is scanned byte by byte.
 const SHORT: usize = 24;
@@ -56,17 +63,56 @@ fn start(json: &[u8], path: &[&str]) -> Option<usize> {
 /// let text = br#"{"metadata": {"generation": 7}, "spec": "whatever"#;
 /// assert_eq!(read::<u64>(text, &["metadata", "generation"]).unwrap(), 7);
 /// ```
-pub fn read<T: DeserializeOwned>(json: &[u8], path: &[&str]) -> Result<T, serde_json::Error> {
-    let rest = start(json, path).and_then(|start| json.get(start..)).unwrap_or_default();
-    T::deserialize(&mut serde_json::Deserializer::from_slice(rest))
+pub fn read<T: DeserializeOwned>(json: &[u8], path: &[&str]) -> Result<T, Error> {
+    text::decode(std::str::from_utf8(rest(json, path)).map_err(Error::custom)?, false, text::Rules::Strict)
+}
+
+/// Returns the text from a field's value on; empty if there is no such field.
+fn rest<'a>(json: &'a [u8], path: &[&str]) -> &'a [u8] {
+    start(json, path).and_then(|start| json.get(start..)).unwrap_or_default()
 }
 
 /// As [`read`]; if that fails, decodes with Go's rules ([`lenient()`]).
 ///
 /// # Errors
 /// The error of [`read`].
-pub fn read_leniently<T: DeserializeOwned>(json: &[u8], path: &[&str]) -> Result<T, serde_json::Error> {
-    read(json, path).or_else(|strict| lenient(&read(json, path)?).map_err(|_| strict))
+pub fn read_leniently<T: DeserializeOwned>(json: &[u8], path: &[&str]) -> Result<T, Error> {
+    lenient::attempts(rest(json, path), false)
+}
+
+/// Encodes a value, as `serde_json::to_vec` does.
+///
+/// # Errors
+/// The type's own, or a map's key is no string.
+// Not inlined, so that one copy per type serves all crates above (`shared`).
+#[inline(never)]
+pub fn to_vec<T: Serialize + ?Sized>(value: &T) -> Result<Vec<u8>, Error> {
+    serde_json::to_vec(value)
+}
+
+/// Converts a value to a tree, by way of text: built-in kinds are then not compiled for another encoder.
+///
+/// # Errors
+/// As [`to_vec`].
+///
+/// # Examples
+/// ```
+/// use k8s_core::{api::Pod, json};
+/// let pod: Pod = json::from_value(&serde_json::json!({"metadata": {"name": "web"}}))?;
+/// assert_eq!(json::to_value(&pod)?["metadata"]["name"], "web");
+/// # Ok::<(), serde_json::Error>(())
+/// ```
+pub fn to_value<T: Serialize + ?Sized>(value: &T) -> Result<Value, Error> {
+    serde_json::from_slice(&to_vec(value)?)
+}
+
+/// Decodes a tree by serde_json's rules, by way of text: built-in kinds are then not compiled for another
+/// decoder.
+///
+/// # Errors
+/// The value does not deserialize.
+pub fn from_value<T: DeserializeOwned>(value: &Value) -> Result<T, Error> {
+    lenient::strictly(value.to_string().as_bytes())
 }
 
 /// Returns a field's string if it has no escapes.
@@ -206,7 +252,7 @@ fn value_end(json: &[u8], start: usize) -> Option<usize> {
 #[cfg(test)]
 mod tests {
     use proptest::prelude::*;
-    use serde_json::{Value, json};
+    use serde_json::json;
 
     use super::*;
 

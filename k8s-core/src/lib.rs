@@ -40,6 +40,8 @@ pub mod json;
 pub mod legacy;
 pub mod meta;
 pub mod random;
+#[doc(hidden)]
+pub mod shared;
 pub mod status;
 
 /// Makes a custom resource of the struct of its spec: see [`k8s_derive`].

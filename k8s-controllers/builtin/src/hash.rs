@@ -9,7 +9,7 @@ const LETTERS: &[u8] = b"bcdfghjklmnpqrstvwxz2456789";
 #[must_use]
 pub fn of(value: &impl Serialize, collisions: Option<i32>) -> String {
     // Our types always encode; maps are ordered, so the bytes are deterministic.
-    let mut bytes = serde_json::to_vec(value).unwrap_or_default();
+    let mut bytes = k8s_core::json::to_vec(value).unwrap_or_default();
     if let Some(count) = collisions {
         bytes.extend(count.to_le_bytes());
     }

@@ -10,6 +10,7 @@ use http::Method;
 use k8s_core::{
     api::api::core::v1::{Namespace, NamespaceCondition, Pod},
     client::{DeleteOptions, Error as ApiError, ListParams, Resource},
+    json,
     meta::{ObjectExt, ObjectKey},
 };
 
@@ -81,7 +82,7 @@ async fn finalize(cx: &Context, namespace: &Namespace) -> Result<(), Error> {
         finalizers.retain(|f| f != FINALIZER);
     }
     let path = format!("/api/v1/namespaces/{}/finalize", namespace.name());
-    let body = serde_json::to_vec(&next).map_err(|e| Error::Other(e.into()))?;
+    let body = json::to_vec(&next).map_err(|e| Error::Other(e.into()))?;
     match cx.client().bytes(Method::PUT, &path, "application/json", body).await {
         Err(e) if !e.is_not_found() => Err(e.into()),
         _ => Ok(()),

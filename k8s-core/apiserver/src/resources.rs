@@ -12,7 +12,7 @@ mod registry;
 pub mod strategy;
 mod table;
 pub(crate) mod typed;
-pub mod types;
+mod types;
 
 pub(crate) use fields::meta_of;
 pub use fields::{Field, selectable};

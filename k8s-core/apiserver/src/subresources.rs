@@ -286,7 +286,7 @@ async fn budget(
             };
             let covers = budget
                 .pointer("/spec/selector")
-                .and_then(|s| serde_json::from_value(s.clone()).ok())
+                .and_then(|s| k8s_core::json::from_value(s).ok())
                 .and_then(|s| k8s_core::meta::LabelSelector::from_api(&s).ok())
                 .is_some_and(|s| s.matches_with(labels));
             if !covers {

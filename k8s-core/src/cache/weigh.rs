@@ -31,7 +31,9 @@ const NODE: usize = 11 * 2 * TEXT + 16;
 const TAKEN: usize = 7;
 
 /// Returns the memory of a shared object in bytes, heap included, with an error of some tens of percent.
-pub(super) fn weigh<K: Object>(object: &K) -> usize {
+// Not inlined, so that one copy per type serves all crates above (`shared`).
+#[inline(never)]
+pub(crate) fn weigh<K: Object>(object: &K) -> usize {
     let mut weight = Weight { heap: 0, in_list: false };
     // The counter never fails, and errors of the object's own `Serialize` do not matter here.
     let _ = object.serialize(&mut weight);

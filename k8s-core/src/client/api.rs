@@ -242,7 +242,7 @@ impl<K> Api<K> {
 
 impl<K: Serialize + DeserializeOwned> Api<K> {
     fn encode<T: Serialize>(&self, value: &T) -> Result<Bytes, Error> {
-        serde_json::to_vec(value)
+        json::to_vec(value)
             .map(Bytes::from)
             .map_err(|e| Error::Request(format!("encode {}: {e}", self.resource.kind)))
     }
@@ -645,15 +645,12 @@ fn decode_event<K: DeserializeOwned>(
     };
     let changed = |event: fn(K) -> WatchEvent<K>, gone| -> Result<WatchEvent<K>, Error> {
         let line = client.read_below(line, "object");
-        let strict = match json::read(&line, &["object"]) {
+        let error = match json::read_leniently(&line, &["object"]) {
             Ok(object) => return Ok(event(object)),
             Err(e) => e,
         };
-        let value: serde_json::Value = json::read(&line, &["object"]).map_err(decode)?;
-        Ok(match json::lenient(&value) {
-            Ok(object) => event(object),
-            Err(_) => WatchEvent::Unreadable(Unreadable::found(resource, &value, &strict), gone),
-        })
+        let value = json::read(&line, &["object"]).map_err(decode)?;
+        Ok(WatchEvent::Unreadable(Unreadable::found(resource, &value, &error), gone))
     };
     Ok(match kind {
         "ADDED" => changed(WatchEvent::Added, false)?,

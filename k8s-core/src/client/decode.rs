@@ -1,7 +1,7 @@
 //! Decodes responses. An object that does not deserialize does not fail a list or watch.
 //!
 //! Stored objects were validated by Go types or a schema, and may lack fields that a Rust type requires. Each
-//! object is therefore decoded strictly first and, if that fails, with Go's rules ([`json::lenient`]).
+//! object is therefore decoded strictly first and, if that fails, with Go's rules ([`json::from_slice`]).
 //! Objects that still do not deserialize are skipped in lists and reported separately in watches
 //! ([`WatchEvent::Unreadable`](super::WatchEvent)); they are counted ([`unreadable_objects`]) and logged
 //! once.
@@ -11,6 +11,7 @@ use std::{
     sync::{LazyLock, Mutex, PoisonError},
 };
 
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::ListMeta;
 use serde::{Deserialize, de::DeserializeOwned};
 use serde_json::{Value, value::RawValue};
 
@@ -76,12 +77,19 @@ pub(super) fn object<K: DeserializeOwned>(
     resource: &Resource,
     text: &[u8],
 ) -> Result<Result<K, Unreadable>, serde_json::Error> {
-    let strict = match serde_json::from_slice(text) {
-        Ok(object) => return Ok(Ok(object)),
-        Err(e) => e,
-    };
-    let value: Value = serde_json::from_slice(text)?;
-    Ok(json::lenient(&value).map_err(|_| Unreadable::found(resource, &value, &strict)))
+    match json::from_slice(text) {
+        Ok(object) => Ok(Ok(object)),
+        Err(e) => unreadable(resource, text, &e).map(Err),
+    }
+}
+
+/// Returns the identity of an object that does not deserialize.
+fn unreadable(
+    resource: &Resource,
+    text: &[u8],
+    error: &serde_json::Error,
+) -> Result<Unreadable, serde_json::Error> {
+    Ok(Unreadable::found(resource, &serde_json::from_slice(text)?, error))
 }
 
 /// One page of a list.
@@ -100,8 +108,16 @@ pub struct Page<K> {
 #[derive(Deserialize)]
 struct Raw<I> {
     #[serde(default)]
-    metadata: k8s_openapi::apimachinery::pkg::apis::meta::v1::ListMeta,
+    metadata: ListMeta,
     items: Option<Vec<I>>,
+}
+
+/// Decodes a list whose objects all deserialize strictly.
+// Not inlined, so that one copy per type serves all crates above (`shared`).
+#[inline(never)]
+pub(crate) fn decode_list<K: DeserializeOwned>(text: &[u8]) -> Result<(ListMeta, Vec<K>), serde_json::Error> {
+    let Raw { metadata, items } = json::strictly::<Raw<K>>(text)?;
+    Ok((metadata, items.unwrap_or_default()))
 }
 
 /// Decodes a list.
@@ -112,8 +128,8 @@ pub(super) fn page<K: DeserializeOwned>(
     resource: &Resource,
     text: &[u8],
 ) -> Result<Page<K>, serde_json::Error> {
-    let (metadata, items, unreadable) = match serde_json::from_slice::<Raw<K>>(text) {
-        Ok(raw) => (raw.metadata, raw.items.unwrap_or_default(), Vec::new()),
+    let (metadata, items, unreadable) = match decode_list(text) {
+        Ok((metadata, items)) => (metadata, items, Vec::new()),
         Err(_) => {
             let raw: Raw<&RawValue> = serde_json::from_slice(text)?;
             let (mut items, mut unreadable) = (Vec::new(), Vec::new());

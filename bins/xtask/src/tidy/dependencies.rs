@@ -1,4 +1,4 @@
-//! Licences and duplicate versions of the crates that Linux builds, from `cargo metadata`.
+//! Licences, duplicate versions and lower bounds of the crates that Linux builds, from `cargo metadata`.
 //!
 //! `.cargo/deny.toml` repeats the licences for cargo-deny, which also knows advisories and needs the
 //! internet.
@@ -38,7 +38,11 @@ const DUPLICATES: [(&str, usize, &str); 14] = [
     ("synstructure", 2, "at build time: as syn"),
 ];
 
-/// Returns the crates with another licence, and the duplicates that are not listed or not there.
+/// Crates whose lower bound may be below the version of Cargo.lock, that bound, and the reason.
+const OLDER: &[(&str, &str, &str)] = &[];
+
+/// Returns the crates with another licence, the duplicates that are not listed or not there, and the lower
+/// bounds that are too low.
 pub(super) fn problems(metadata: &Value) -> Vec<String> {
     let mut problems = Vec::new();
     let mut versions = BTreeMap::<&str, BTreeSet<&str>>::new();
@@ -67,7 +71,51 @@ pub(super) fn problems(metadata: &Value) -> Vec<String> {
             problems.push(format!("{name}: {found} versions: lower the {count} in xtask's list"));
         }
     }
+    for (name, bound) in bounds(metadata) {
+        let built = versions.get(name).into_iter().flatten().find(|version| compatible(bound, version));
+        if let Some(built) = built
+            && numbers(bound) < tested(built)
+            && !OLDER.iter().any(|(listed, older, _)| (*listed, *older) == (name, bound))
+        {
+            problems.push(format!(
+                "{name}: the lower bound {bound} is below the tested {built}: raise it, or list it in xtask with the reason"
+            ));
+        }
+    }
     problems
+}
+
+/// Returns the lower bounds of our crates' dependencies, by name.
+fn bounds(metadata: &Value) -> BTreeSet<(&str, &str)> {
+    let packages = metadata["packages"].as_array().into_iter().flatten();
+    let ours = packages.filter(|package| package["source"].is_null());
+    let all = ours.flat_map(|package| package["dependencies"].as_array().into_iter().flatten());
+    all.filter(|dependency| dependency["source"].is_string())
+        .filter_map(|dependency| {
+            Some((dependency["name"].as_str()?, dependency["req"].as_str()?.strip_prefix('^')?))
+        })
+        .collect()
+}
+
+fn numbers(version: &str) -> [u64; 3] {
+    let mut parts = version.split(['.', '-', '+']).map(|part| part.parse().unwrap_or(0));
+    std::array::from_fn(|_| parts.next().unwrap_or(0))
+}
+
+/// True if cargo may choose the version for the bound.
+fn compatible(bound: &str, version: &str) -> bool {
+    match (numbers(bound), numbers(version)) {
+        ([0, bound, _], [0, version, _]) => bound == version,
+        ([bound, ..], [version, ..]) => bound == version,
+    }
+}
+
+/// Returns the least bound for a version: without the patch level, which before 1.0 may add what we use.
+fn tested(version: &str) -> [u64; 3] {
+    match numbers(version) {
+        [0, minor, patch] => [0, minor, patch],
+        [major, minor, _] => [major, minor, 0],
+    }
 }
 
 /// True if an SPDX expression (old crates write `/` for `OR`) can be satisfied with [`LICENCES`].
@@ -111,5 +159,30 @@ mod tests {
         assert_eq!(found.len(), 2, "{found:?}");
         assert!(found[0].starts_with("twice: versions 1.0.0, 2.0.0"), "{found:?}");
         assert!(found[1].starts_with("base64: 1 versions"), "{found:?}");
+    }
+
+    #[test]
+    fn a_lower_bound_below_the_tested_version_is_found() {
+        let check = |bound: &str, version: &str| {
+            let dependency = json!({"name": "dep", "req": format!("^{bound}"), "source": "registry"});
+            let ours =
+                json!({"name": "ours", "version": "0.1.0", "license": "MIT", "dependencies": [dependency]});
+            let dep = json!({"name": "dep", "version": version, "license": "MIT", "source": "registry"});
+            let other = json!({"name": "unused", "version": "9.0.0", "license": "MIT", "source": "registry"});
+            let found = problems(&json!({"packages": [ours, dep, other]}));
+            found.iter().filter(|problem| problem.starts_with("dep: the lower bound")).count()
+        };
+        for (bound, version, expected) in [
+            ("1", "1.12.3", 1),
+            ("1.11", "1.12.3", 1),
+            ("1.12", "1.12.3", 0),
+            ("1.12.1", "1.12.3", 0),
+            ("0.1", "0.1.21", 1),
+            ("0.1.20", "0.1.21", 1),
+            ("0.1.21", "0.1.21", 0),
+            ("2", "1.12.3", 0),
+        ] {
+            assert_eq!(check(bound, version), expected, "{bound} {version}");
+        }
     }
 }

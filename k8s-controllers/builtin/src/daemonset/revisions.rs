@@ -11,6 +11,7 @@ use k8s_core::{
         apimachinery::pkg::{apis::meta::v1::ObjectMeta, runtime::RawExtension},
     },
     client::DeleteOptions,
+    json,
     meta::{ObjectExt, owner_reference},
 };
 use serde_json::json;
@@ -37,7 +38,7 @@ pub(super) async fn ensure(cx: &Context, set: &DaemonSet) -> Result<String, Erro
     let mut labels = template.metadata.as_ref().and_then(|m| m.labels.clone()).unwrap_or_default();
     labels.insert(HASH.into(), hash.clone());
     // As upstream: the data is a strategic merge patch that replaces the template.
-    let mut data = serde_json::to_value(&template).map_err(|e| Error::Other(e.into()))?;
+    let mut data = json::to_value(&template).map_err(|e| Error::Other(e.into()))?;
     data["$patch"] = "replace".into();
     let revision = ControllerRevision {
         metadata: ObjectMeta {

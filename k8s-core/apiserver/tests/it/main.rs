@@ -7,7 +7,6 @@ mod cases;
 mod contention;
 mod conversion;
 mod crd;
-mod decoding;
 mod dry_run;
 mod encoding;
 mod escalation;

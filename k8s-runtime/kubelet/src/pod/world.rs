@@ -24,7 +24,7 @@ mod tests;
 
 use std::{net::IpAddr, sync::Arc, time::Duration};
 
-use k8s_core::meta::ObjectExt;
+use k8s_core::{json, meta::ObjectExt};
 use k8s_runtime::{SandboxId, SandboxStatus};
 
 pub(crate) use self::{
@@ -266,5 +266,5 @@ impl World {
 
 /// Converts an ephemeral container; it has the fields of a container.
 fn as_container(ephemeral: &EphemeralContainer) -> Option<Container> {
-    serde_json::from_value(serde_json::to_value(ephemeral).ok()?).ok()
+    json::from_slice(&json::to_vec(ephemeral).ok()?).ok()
 }

@@ -28,7 +28,7 @@ pub fn selector_text(selector: Option<&Value>) -> String {
     let structured = selector.get("matchLabels").is_some_and(Value::is_object)
         || selector.get("matchExpressions").is_some_and(Value::is_array);
     let parsed = if structured {
-        serde_json::from_value(selector.clone())
+        k8s_core::json::from_value(selector)
             .ok()
             .and_then(|s| k8s_core::meta::LabelSelector::from_api(&s).ok())
             .map(|s| s.to_string())

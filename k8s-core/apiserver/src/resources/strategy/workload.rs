@@ -1,6 +1,6 @@
 //! ReplicationControllers, ReplicaSets, Deployments, StatefulSets, DaemonSets and PodTemplates.
 
-use k8s_core::meta::LabelSelector;
+use k8s_core::{json, meta::LabelSelector};
 use serde_json::{Value, json};
 
 use super::{
@@ -42,8 +42,7 @@ fn check_selector(object: &Value, errors: &mut FieldErrors) {
         );
     }
     let labels = object.pointer("/spec/template/metadata/labels").cloned().unwrap_or_else(|| json!({}));
-    let parsed =
-        selector.and_then(|s| serde_json::from_value(s.clone()).ok()).map(|s| LabelSelector::from_api(&s));
+    let parsed = selector.and_then(|s| json::from_value(s).ok()).map(|s| LabelSelector::from_api(&s));
     match parsed {
         Some(Err(e)) => errors.invalid("spec.selector", selector.cloned().unwrap_or_default(), e.0),
         Some(Ok(parsed)) if !empty && parsed.matches_with(|k| labels.get(k).and_then(Value::as_str)) => {}
