@@ -366,6 +366,7 @@ impl Cluster {
                     return Ok(());
                 }
                 let network = NetworkConfig {
+                    program: self.paths.name.clone(),
                     cluster: self.paths.id.clone(),
                     node_name: config.name.clone(),
                     pods: choices.settings.cluster_cidr,
@@ -406,7 +407,10 @@ impl Cluster {
 pub fn open_images(paths: &Paths) -> Result<Arc<ImageStore>, ClusterError> {
     paths.check_owner()?;
     paths.make().map_err(ClusterError::io(format!("data directory {}", paths.data.display())))?;
-    let mut images = ImageStore::open(paths.images()).map_err(ClusterError::of("image store"))?;
+    let agent = concat!("/", env!("CARGO_PKG_VERSION"));
+    let mut images = ImageStore::open(paths.images())
+        .map_err(ClusterError::of("image store"))?
+        .with_user_agent(&format!("{}{agent}", paths.name));
     let file = paths.data.join("registries.yaml");
     if let Ok(text) = std::fs::read_to_string(&file) {
         let registries =

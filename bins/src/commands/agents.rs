@@ -52,6 +52,7 @@ struct Ranges {
 impl Ranges {
     fn network(&self, paths: &Paths, node_pods: Option<Ipv4Net>) -> NetworkConfig {
         NetworkConfig {
+            program: paths.name.clone(),
             cluster: paths.id.clone(),
             node_name: self.node_name(),
             pods: self.cluster_cidr,
@@ -226,7 +227,7 @@ impl Proxy {
         synced.store(true, Ordering::Relaxed);
         // The DNS server answers with or without this Service, and a proxy's own credentials may not create
         // it.
-        if let Err(e) = crate::network::publish_dns(&client, self.ranges.cluster_dns).await {
+        if let Err(e) = crate::network::publish_dns(&client.named(name), self.ranges.cluster_dns).await {
             eprintln!("the Service kube-system/kube-dns was not made: {e}");
         }
         println!("services are proxied");

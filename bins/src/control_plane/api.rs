@@ -166,7 +166,7 @@ impl Api {
                 ended
             }));
         }
-        let admin = self.server.client_as(User::admin());
+        let admin = self.client();
         objects::kubernetes_service(&admin, config, self.address)
             .await
             .map_err(ClusterError::of("make the kubernetes Service"))?;

@@ -142,6 +142,14 @@ fn side_by_side() -> Outcome {
             if said.out.trim() == node { Ok(true) } else { Err(format!("{said:?}: {}", cluster.log())) }
         })?;
     }
+    for name in ["hyperkube", "shopkube"] {
+        let fields = "jsonpath={.metadata.managedFields[*].manager}";
+        let get = ["--context", name, "get", "service", "kubernetes", "-o", fields];
+        let managers = cluster.ok(&get, "")?;
+        if managers.trim() != name {
+            return Err(format!("the managers of {name}'s Service are {managers:?}").into());
+        }
+    }
     // A directory is not another distribution's to use or to remove.
     let foreign = finish(cluster.hyperkube(&["reset", "--data-dir", &shop_data]))?;
     if foreign.code != 3 || !foreign.err.contains("one of shopkube, not of hyperkube") {
