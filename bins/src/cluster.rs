@@ -10,6 +10,7 @@ use std::{
 
 use ipnet::Ipv4Net;
 use k8s_apiserver::{ApiServer, User, auth::AuthorizationMode};
+use k8s_controllers::metrics::counted;
 use k8s_core::client::{Client, Kubeconfig};
 use k8s_runtime::{
     Runtime,
@@ -346,8 +347,11 @@ impl Cluster {
             allowed_unsafe_sysctls: Vec::new(),
             metrics: self.plane.api.server.metrics().clone(),
         };
-        let server = self.plane.api.server.clone();
-        let kubelet = |name: &str| server.client_as(User::node(name));
+        let kubelet = {
+            let metrics = config.metrics.clone();
+            let server = self.plane.api.server.clone();
+            move |name: &str| counted(&server.client_as(User::node(name)), &metrics)
+        };
         match choices.node {
             Node::None => {}
             Node::Simulated(count) => {
@@ -378,7 +382,7 @@ impl Cluster {
                     metrics: config.metrics.clone(),
                 };
                 crate::network::record(&self.paths, &network)?;
-                let proxy = server.client_as(User::new(identities::PROXY, &[]));
+                let proxy = self.plane.api.client_as(User::new(identities::PROXY, &[]));
                 let network = Network::start(&network, &proxy, Parts::All).await?;
                 config.pod_cidr = Some(network.node_pods().into());
                 let pods = network.pod_network();

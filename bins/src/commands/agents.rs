@@ -120,7 +120,8 @@ impl Kubelet {
             node::check(&paths)?;
         }
         let _lock = Lock::take(&paths)?;
-        let client = self.connection.client("kubelet")?;
+        let metrics = Registry::default();
+        let client = self.connection.client("kubelet", &metrics)?;
         let containers = match extensions.runtime {
             Some(runtime) => Containers::Added(runtime),
             None => {
@@ -144,7 +145,7 @@ impl Kubelet {
             pod_cidr: network.map(|network| network.node_pods().into()),
             api: self.tls(name, address)?,
             allowed_unsafe_sysctls: std::mem::take(&mut self.allowed_unsafe_sysctls),
-            metrics: Registry::default(),
+            metrics,
         };
         let node = match &containers {
             Containers::Added(runtime) => {
@@ -209,8 +210,8 @@ impl Proxy {
             ));
         }
         let paths = Paths::new(name, &self.root_dir)?;
-        let client = self.connection.client("kube-proxy")?;
         let config = self.ranges.network(&paths, None);
+        let client = self.connection.client("kube-proxy", &config.metrics)?;
         let stop = stop_token();
         k8s_controllers::metrics::process::register(&config.metrics);
         let synced = Arc::new(AtomicBool::new(false));
