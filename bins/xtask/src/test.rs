@@ -2,7 +2,8 @@
 
 use std::{path::Path, process::Command};
 
-use anyhow::{Result, bail};
+use anyhow::{Context, Result, bail};
+use serde_json::Value;
 
 use crate::{
     leftovers::Leftovers,
@@ -37,12 +38,7 @@ fn all(steps: &mut Steps) -> Result<()> {
         let all = ["clippy", "--quiet", "--workspace", "--all-targets", "--features", "xtask/bench"];
         steps::run(cargo(&all).args(["--", "-D", "warnings"]))
     })?;
-    // The other checks enable every feature.
-    steps.step("libraries without their features", || {
-        let libraries =
-            ["--package", "k8s-builtin", "--package", "k8s-controllers", "--package", "k8s-store"];
-        steps::run(cargo(&["check", "--quiet", "--no-default-features"]).args(libraries))
-    })?;
+    steps.step("each library without its default features", alone)?;
     steps.step("documentation", || {
         steps::run(cargo(&["doc", "--quiet", "--workspace", "--no-deps"]).env("RUSTDOCFLAGS", "-D warnings"))
     })?;
@@ -55,6 +51,43 @@ fn all(steps: &mut Steps) -> Result<()> {
         steps::run(cargo(&targets).env("FUZZ_SECONDS", "17"))
     })?;
     steps.step("nothing is left on this machine", || before.compare())
+}
+
+/// Checks each library crate alone, so that it has no feature that another crate enables.
+///
+/// The other steps enable every feature. Crates that build the same dependencies follow one another.
+fn alone() -> Result<()> {
+    for library in libraries(&steps::output(&mut cargo(&["metadata", "--no-deps", "--format-version=1"]))?)? {
+        steps::run(&mut cargo(&[
+            "check",
+            "--quiet",
+            "--lib",
+            "--no-default-features",
+            "--package",
+            &library,
+        ]))
+        .with_context(|| format!("{library} alone, without its default features"))?;
+    }
+    Ok(())
+}
+
+/// Returns the names of the workspace's libraries that others may use.
+fn libraries(metadata: &str) -> Result<Vec<String>> {
+    let metadata: Value = serde_json::from_str(metadata)?;
+    let mut names = Vec::new();
+    for package in metadata["packages"].as_array().into_iter().flatten() {
+        let kinds = package["targets"]
+            .as_array()
+            .into_iter()
+            .flatten()
+            .flat_map(|target| target["kind"].as_array().into_iter().flatten().filter_map(Value::as_str));
+        // `publish` is null for a crate that may be published anywhere, and empty for a tool of the repository.
+        if package["publish"].is_null() && kinds.into_iter().any(|kind| kind == "lib" || kind == "proc-macro")
+        {
+            names.push(package["name"].as_str().unwrap_or_default().to_owned());
+        }
+    }
+    Ok(names)
 }
 
 /// Returns true if a program is on the PATH.
@@ -83,4 +116,21 @@ fn install() -> Result<()> {
             .args(&packages)
             .env("DEBIAN_FRONTEND", "noninteractive"),
     )
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn libraries_are_those_that_others_may_use() {
+        let all = steps::output(&mut cargo(&["metadata", "--no-deps", "--offline", "--format-version=1"]));
+        let names = libraries(&all.unwrap()).unwrap();
+        for name in ["k8s-core", "k8s-derive", "k8s-kubelet", "k8s-testing", "hyperkube"] {
+            assert!(names.iter().any(|n| n == name), "{name} is missing: {names:?}");
+        }
+        for tool in ["xtask", "k8s-fuzz", "k8s-examples"] {
+            assert!(names.iter().all(|n| n != tool), "{tool} is no library");
+        }
+    }
 }
