@@ -103,7 +103,10 @@ impl Api {
         let address = listener.as_ref().and_then(|l| l.local_addr().ok());
         let pki_dir = config.pki.clone().unwrap_or_else(|| paths.pki());
         let pki = Pki::open(&paths.name, &pki_dir)?;
-        let store = if config.memory { Store::memory() } else { open_store(paths, config.forget_state)? };
+        let store = match config.memory {
+            true => Store::memory(),
+            false => open_store(paths, config.forget_state).await?,
+        };
         let kubelets = Arc::new(LocalKubelets::new(Some(Arc::new(remote_kubelets(&pki)?))));
         let front_proxy = FrontProxy::open(paths)?;
         let mut builder = added
