@@ -28,12 +28,13 @@ use tokio::{sync::mpsc, time::Instant};
 use tracing::{debug, warn};
 
 use crate::{
-    Attempt, Cluster, Decision, Filter, Plugin, PodInfo, Queue, Score, Unschedulable, WakeOn,
-    decide::Profile,
+    Cluster, Filter, Plugin, PodInfo, Score, WakeOn,
+    decide::{Decision, Profile, Unschedulable},
     failures::{Failure, Failures},
     metrics::{Metrics, Outcome},
     plugins,
     preemption::{self, Preempt},
+    queue::{Attempt, Queue},
     volumes::{self, VolumeCaches},
 };
 
