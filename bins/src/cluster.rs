@@ -222,7 +222,8 @@ impl Cluster {
     /// let cluster = Cluster::builder().data_dir("/var/lib/shop").start().await?; // needs root
     /// if let Some(images) = cluster.images() {
     ///     // Pods can use the image at once, without a registry.
-    ///     ImageBuilder::new().file("target/release/shop", "/shop", 0o755).entrypoint(["/shop"]).import(&images, "shop:1")?;
+    ///     let image = ImageBuilder::new().file("target/release/shop", "/shop", 0o755);
+    ///     image.entrypoint(["/shop"]).import(&images, "shop:1")?;
     /// }
     /// # Ok(()) }
     /// ```

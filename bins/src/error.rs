@@ -23,8 +23,8 @@ pub enum ClusterError {
     /// Another program listens on the address. Stop it, or choose another port.
     #[error("listen on {address}: {source}; stop what uses it or choose another port")]
     AddressInUse {
-        /// The address of [`listen`](crate::ClusterBuilder::listen) or of a flag. With port 0 the system picks a
-        /// free port.
+        /// The address of [`listen`](crate::ClusterBuilder::listen) or of a flag. With port 0 the system
+        /// picks a free port.
         address: SocketAddr,
         /// The system call's error, of the kind [`io::ErrorKind::AddrInUse`].
         #[source]
@@ -33,10 +33,11 @@ pub enum ClusterError {
     /// The address cannot be listened on: it is not this machine's, or the port needs a privilege.
     #[error("listen on {address}: {source}")]
     Listen {
-        /// The address of [`listen`](crate::ClusterBuilder::listen) or of a flag. Choose one of this machine, and a
-        /// port from 1024 on if the process is not root.
+        /// The address of [`listen`](crate::ClusterBuilder::listen) or of a flag. Choose one of this machine,
+        /// and a port from 1024 on if the process is not root.
         address: SocketAddr,
-        /// The system call's error: `AddrNotAvailable` for a foreign address, `PermissionDenied` for the port.
+        /// The system call's error: `AddrNotAvailable` for a foreign address, `PermissionDenied` for the
+        /// port.
         #[source]
         source: io::Error,
     },
@@ -55,8 +56,8 @@ pub enum ClusterError {
     Directory {
         /// The data directory. A new or empty one is created or used.
         path: PathBuf,
-        /// The system call's error; of the kind [`io::ErrorKind::DirectoryNotEmpty`] for foreign content, which
-        /// the error names.
+        /// The system call's error; of the kind [`io::ErrorKind::DirectoryNotEmpty`] for foreign content,
+        /// which the error names.
         #[source]
         source: io::Error,
     },
@@ -113,12 +114,12 @@ pub enum ClusterError {
         /// The reason, such as an empty file or containers without a file.
         reason: &'static str,
     },
-    /// The store's file cannot be opened: another process holds it, or the disk refuses. The inner error has the
-    /// path.
+    /// The store's file cannot be opened: another process holds it, or the disk refuses. The inner error has
+    /// the path.
     #[error(transparent)]
     Store(#[from] OpenError),
-    /// A certificate or key cannot be read or created. The inner error names the file; remove a damaged one, and
-    /// the next start creates another.
+    /// A certificate or key cannot be read or created. The inner error names the file; remove a damaged one,
+    /// and the next start creates another.
     #[error("certificates: {0}")]
     Certificate(#[from] PkiError),
     /// The API server cannot be built from its parts. The inner error names the key or the type to change.

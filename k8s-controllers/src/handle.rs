@@ -17,7 +17,9 @@ use tokio_util::sync::CancellationToken;
 /// # struct Marks;
 /// # impl Reconcile for Marks {
 /// #     type Kind = ConfigMap;
-/// #     async fn reconcile(&self, _: &Context, _: Arc<ConfigMap>) -> Result<Action, Error> { Ok(Action::await_change()) }
+/// #     async fn reconcile(&self, _: &Context, _: Arc<ConfigMap>) -> Result<Action, Error> {
+/// #         Ok(Action::await_change())
+/// #     }
 /// # }
 /// async fn until_ctrl_c(client: Client, ctrl_c: impl Future<Output = ()>) -> Result<(), Stopped> {
 ///     let mut running = Controller::<ConfigMap>::new().start(client, Marks);

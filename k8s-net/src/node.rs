@@ -91,7 +91,8 @@ impl NodeNetConfig {
     ///
     /// ```
     /// use k8s_net::node::NodeNetConfig;
-    /// let config = NodeNetConfig { program: "shopkube".into(), name: "1a2b".into(), ..NodeNetConfig::default() };
+    /// let (program, name) = ("shopkube".into(), "1a2b".into());
+    /// let config = NodeNetConfig { program, name, ..NodeNetConfig::default() };
     /// assert_eq!(config.table(), "shopkube-1a2b");
     /// ```
     #[must_use]

@@ -50,7 +50,8 @@ impl ClusterBuilder {
     /// ```
     /// use hyperkube::{Cluster, Node};
     /// // For a test: fast, and nothing to clean up but the directory.
-    /// let builder = Cluster::builder().data_dir(std::env::temp_dir().join("shop")).memory().node(Node::None);
+    /// let directory = std::env::temp_dir().join("shop");
+    /// let builder = Cluster::builder().data_dir(directory).memory().node(Node::None);
     /// ```
     pub fn memory(mut self) -> Self {
         self.base.memory = true;

@@ -89,9 +89,9 @@ fn renamed(mut command: Command, name: &'static str, variables: &str) -> Command
     command.mut_subcommands(|sub| renamed(sub, name, variables))
 }
 
-/// Returns true if a pod has the variable for a Service, and not as a setting. For a Service `NAME`, Kubernetes
-/// sets `NAME_SERVICE_HOST`, `NAME_SERVICE_PORT` and `NAME_PORT=tcp://ADDRESS:PORT` in each pod of the
-/// Service's namespace. Every setting is safe from the others (`NAME_PORT_80_TCP`): none has such a name.
+/// Returns true if a pod has the variable for a Service, and not as a setting. For a Service `NAME`,
+/// Kubernetes sets `NAME_SERVICE_HOST`, `NAME_SERVICE_PORT` and `NAME_PORT=tcp://ADDRESS:PORT` in each pod of
+/// the Service's namespace. Every setting is safe from the others (`NAME_PORT_80_TCP`): none has such a name.
 fn is_service_link(variable: &str, value_of: impl Fn(&str) -> Option<OsString>) -> bool {
     const SCHEMES: [&str; 3] = ["tcp://", "udp://", "sctp://"];
     let Some(value) = value_of(variable) else { return false };

@@ -81,7 +81,8 @@ fn libraries(metadata: &str) -> Result<Vec<String>> {
             .into_iter()
             .flatten()
             .flat_map(|target| target["kind"].as_array().into_iter().flatten().filter_map(Value::as_str));
-        // `publish` is null for a crate that may be published anywhere, and empty for a tool of the repository.
+        // `publish` is null for a crate that may be published anywhere, and empty for a tool of the
+        // repository.
         if package["publish"].is_null() && kinds.into_iter().any(|kind| kind == "lib" || kind == "proc-macro")
         {
             names.push(package["name"].as_str().unwrap_or_default().to_owned());

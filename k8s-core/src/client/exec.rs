@@ -106,9 +106,9 @@ impl ExecPlugin {
     /// Runs the plugin without a terminal. Dropping the future kills the plugin.
     ///
     /// # Errors
-    /// This program is built without the feature `tls`, or the plugin cannot be started, fails, runs for more than five minutes, or prints no credential or more than
-    /// 1 MiB. The message names the field, the file and the command, and has the start of the plugin's error
-    /// output.
+    /// This program is built without the feature `tls`, or the plugin cannot be started, fails, runs for more
+    /// than five minutes, or prints no credential or more than 1 MiB. The message names the field, the file
+    /// and the command, and has the start of the plugin's error output.
     pub(super) async fn run(&self) -> Result<Issued, String> {
         self.issue()
             .await

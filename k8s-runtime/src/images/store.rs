@@ -164,8 +164,8 @@ impl ImageStore {
         self
     }
 
-    /// Sets the `User-Agent` header of requests to registries, such as `shopkube/1.0`. Characters that a header
-    /// cannot have are left out. Default: this crate's name and version.
+    /// Sets the `User-Agent` header of requests to registries, such as `shopkube/1.0`. Characters that a
+    /// header cannot have are left out. Default: this crate's name and version.
     ///
     /// ```
     /// # fn example() -> Result<(), k8s_runtime::RuntimeError> {
