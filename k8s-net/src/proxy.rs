@@ -6,7 +6,7 @@
 //! Changes that arrive together are applied together.
 //!
 //! Guarantees:
-//! 1. Only the table `hyperkube-<cluster>` is touched; [`cleanup`] removes it. Stopping leaves it in place:
+//! 1. Only the table of its settings is touched; [`cleanup`] removes it. Stopping leaves it in place:
 //!    running pods keep their services.
 //! 2. A change costs a few map elements, whatever the number of services. Packets see the state of before or
 //!    after.

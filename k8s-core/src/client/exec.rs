@@ -202,7 +202,6 @@ async fn run(command: Command) -> io::Result<Finished> {
 }
 
 /// The end of a plugin's run.
-#[cfg_attr(not(feature = "tls"), expect(dead_code, reason = "no plugin runs"))]
 struct Finished {
     status: ExitStatus,
     printed: Vec<u8>,
