@@ -3,8 +3,6 @@
 //!
 //! Run it: `cargo run -p k8s-examples --bin scheduler_plugin`
 
-#![expect(clippy::disallowed_methods, reason = "the scheduler runs until the program aborts it")]
-
 use k8s_core::{
     api::api::core::v1::{Node, Pod},
     client::Patch,
@@ -30,8 +28,7 @@ async fn main() -> anyhow::Result<()> {
         nodes.patch(&format!("node-{i}"), &Patch::Merge(rack)).await?;
     }
     // The built-in plugins run beside it: their scores have weights of 1 to 3.
-    let scheduler = Scheduler::builder().plugin(SameRackAsData.weight(5));
-    let running = tokio::spawn(scheduler.run(cluster.client()));
+    let scheduler = Scheduler::builder().plugin(SameRackAsData.weight(5)).start(cluster.client());
 
     for i in 0..4 {
         let name = format!("query-{i}");
@@ -44,7 +41,7 @@ async fn main() -> anyhow::Result<()> {
         let rack = node.metadata.labels.unwrap_or_default().remove("rack").unwrap_or_default();
         println!("{name} runs in {rack}");
     }
-    running.abort();
+    scheduler.shutdown().await?;
     cluster.shutdown().await;
     Ok(())
 }

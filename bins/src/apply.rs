@@ -3,8 +3,8 @@
 use k8s_core::client::Client;
 use serde_json::Value;
 
-/// Applies an object by server-side apply with this program's field manager. 503 (the store cannot write, as
-/// on a full disk) is logged and is not an error, so that a cluster can start read-only.
+/// Applies an object by server-side apply; the client's name is the field manager. 503 (the store cannot
+/// write, as on a full disk) is logged and is not an error, so that a cluster can start read-only.
 ///
 /// # Errors
 /// The API server's error.
@@ -13,7 +13,7 @@ pub(crate) async fn apply(
     path: &str,
     object: &Value,
 ) -> Result<(), k8s_core::client::Error> {
-    let target = format!("{path}?fieldManager=hyperkube&force=true");
+    let target = format!("{path}?fieldManager={}&force=true", client.name());
     match client.bytes(http::Method::PATCH, &target, "application/apply-patch+yaml", object.to_string()).await
     {
         Err(e) if e.status().is_some_and(|status| status.code() == 503) => {

@@ -1,31 +1,29 @@
 //! [`Cluster`]: a whole cluster in this process, with a builder.
 
+mod builder;
+
 use std::{
-    collections::HashMap,
     net::{IpAddr, Ipv4Addr, SocketAddr},
-    path::Path,
     sync::Arc,
     time::Duration,
 };
 
-use ipnet::Ipv4Net;
-use k8s_apiserver::{ApiServer, User, auth::AuthorizationMode};
+use k8s_apiserver::{ApiServer, User};
+use k8s_controllers::metrics::counted;
 use k8s_core::client::{Client, Kubeconfig};
 use k8s_runtime::{
     Runtime,
     images::{ImageStore, Registries},
 };
-use tokio_util::sync::CancellationToken;
 
 use crate::{
-    control_plane::{ApiConfig, ControlPlane, limits},
+    control_plane::ControlPlane,
     error::ClusterError,
     extensions::Builder,
     identities,
     network::{Network, NetworkConfig, Parts},
     node::{self, LocalNode, NodeConfig},
-    paths::{Lock, Paths, default_data_dir},
-    ranges,
+    paths::{Lock, Paths},
     settings::ClusterSettings,
     simulated,
 };
@@ -90,6 +88,18 @@ impl std::fmt::Debug for Cluster {
 
 impl Cluster {
     /// Returns a builder. Defaults: this machine as the node, an embedded durable store, no socket.
+    ///
+    /// ```
+    /// # tokio::runtime::Runtime::new().unwrap().block_on(async {
+    /// # let directory = tempfile::tempdir()?;
+    /// # let data = directory.path();
+    /// use hyperkube::{Cluster, Node};
+    /// let cluster = Cluster::builder().data_dir(data).memory().node(Node::None).start().await?;
+    /// assert_eq!((cluster.nodes().len(), cluster.address()), (0, None));
+    /// cluster.shutdown().await;
+    /// # Ok::<(), Box<dyn std::error::Error>>(())
+    /// # }).unwrap();
+    /// ```
     pub fn builder() -> ClusterBuilder {
         Builder::new(ClusterConfig {
             name: "hyperkube".into(),
@@ -103,6 +113,20 @@ impl Cluster {
     }
 
     /// Returns an in-process client of a cluster administrator.
+    ///
+    /// ```
+    /// # tokio::runtime::Runtime::new().unwrap().block_on(async {
+    /// # let directory = tempfile::tempdir()?;
+    /// # let data = directory.path();
+    /// use hyperkube::{Cluster, Node};
+    /// use k8s_core::{api::Namespace, client::ListParams};
+    /// let cluster = Cluster::builder().data_dir(data).memory().node(Node::None).start().await?;
+    /// let namespaces = cluster.client().all::<Namespace>().list(&ListParams::default()).await?;
+    /// assert!(namespaces.iter().any(|n| n.metadata.name.as_deref() == Some("kube-system")));
+    /// # cluster.shutdown().await;
+    /// # Ok::<(), Box<dyn std::error::Error>>(())
+    /// # }).unwrap();
+    /// ```
     #[must_use]
     pub fn client(&self) -> Client {
         self.plane.api.client()
@@ -110,12 +134,38 @@ impl Cluster {
 
     /// Returns the API as a `tower::Service` of a cluster administrator. kube-rs programs can use it without
     /// a socket.
+    ///
+    /// ```
+    /// # tokio::runtime::Runtime::new().unwrap().block_on(async {
+    /// # let directory = tempfile::tempdir()?;
+    /// # let data = directory.path();
+    /// use hyperkube::{Cluster, Node};
+    /// let cluster = Cluster::builder().data_dir(data).memory().node(Node::None).start().await?;
+    /// let kube = kube::Client::new(cluster.service(), "default");
+    /// assert_eq!(kube.apiserver_version().await?.major, "1");
+    /// # cluster.shutdown().await;
+    /// # Ok::<(), Box<dyn std::error::Error>>(())
+    /// # }).unwrap();
+    /// ```
     #[must_use]
     pub fn service(&self) -> ApiServer {
         self.plane.api.server.service_as(User::admin())
     }
 
     /// Returns the API's listen address; `None` without a socket.
+    ///
+    /// ```
+    /// # tokio::runtime::Runtime::new().unwrap().block_on(async {
+    /// # let directory = tempfile::tempdir()?;
+    /// # let data = directory.path();
+    /// use hyperkube::{Cluster, Node};
+    /// let builder = Cluster::builder().data_dir(data).memory().node(Node::None);
+    /// let cluster = builder.listen("127.0.0.1:0".parse()?).start().await?;
+    /// println!("kubectl --server https://{}", cluster.address().expect("it listens"));
+    /// # cluster.shutdown().await;
+    /// # Ok::<(), Box<dyn std::error::Error>>(())
+    /// # }).unwrap();
+    /// ```
     #[must_use]
     pub fn address(&self) -> Option<SocketAddr> {
         self.plane.api.address
@@ -125,6 +175,23 @@ impl Cluster {
     ///
     /// # Errors
     /// [`ClusterError::NoAddress`], [`ClusterError::Certificate`].
+    ///
+    /// ```
+    /// # tokio::runtime::Runtime::new().unwrap().block_on(async {
+    /// # let directory = tempfile::tempdir()?;
+    /// # let data = directory.path();
+    /// use hyperkube::{Cluster, ClusterError, Node};
+    /// let builder = || Cluster::builder().data_dir(data).memory().node(Node::None);
+    /// let cluster = builder().listen("127.0.0.1:0".parse()?).start().await?;
+    /// std::fs::write(data.join("kubeconfig"), cluster.kubeconfig()?)?;
+    /// cluster.shutdown().await;
+    ///
+    /// let closed = builder().start().await?;
+    /// assert!(matches!(closed.kubeconfig(), Err(ClusterError::NoAddress)));
+    /// # closed.shutdown().await;
+    /// # Ok::<(), Box<dyn std::error::Error>>(())
+    /// # }).unwrap();
+    /// ```
     pub fn kubeconfig(&self) -> Result<String, ClusterError> {
         Ok(self.admin_kubeconfig()?.to_yaml())
     }
@@ -133,17 +200,56 @@ impl Cluster {
     ///
     /// # Errors
     /// As [`Cluster::kubeconfig`].
+    ///
+    /// ```
+    /// # tokio::runtime::Runtime::new().unwrap().block_on(async {
+    /// # let directory = tempfile::tempdir()?;
+    /// # let data = directory.path();
+    /// use hyperkube::{Cluster, Node};
+    /// let builder = Cluster::builder().data_dir(data).memory().node(Node::None);
+    /// let cluster = builder.listen("127.0.0.1:0".parse()?).start().await?;
+    /// assert_eq!(cluster.admin_kubeconfig()?.current_context, "hyperkube");
+    /// # cluster.shutdown().await;
+    /// # Ok::<(), Box<dyn std::error::Error>>(())
+    /// # }).unwrap();
+    /// ```
     pub fn admin_kubeconfig(&self) -> Result<Kubeconfig, ClusterError> {
         self.plane.api.admin_kubeconfig()
     }
 
     /// Returns the image store of the node on this machine, if there is one.
+    ///
+    /// ```no_run
+    /// # async fn example() -> Result<(), Box<dyn std::error::Error>> {
+    /// use hyperkube::Cluster;
+    /// use k8s_runtime::images::ImageBuilder;
+    /// let cluster = Cluster::builder().data_dir("/var/lib/shop").start().await?; // needs root
+    /// if let Some(images) = cluster.images() {
+    ///     // Pods can use the image at once, without a registry.
+    ///     let image = ImageBuilder::new().file("target/release/shop", "/shop", 0o755);
+    ///     image.entrypoint(["/shop"]).import(&images, "shop:1")?;
+    /// }
+    /// # Ok(()) }
+    /// ```
     #[must_use]
     pub fn images(&self) -> Option<Arc<ImageStore>> {
         self.nodes.iter().find_map(|n| n.images.clone())
     }
 
     /// Returns the names of the nodes in this process.
+    ///
+    /// ```
+    /// # tokio::runtime::Runtime::new().unwrap().block_on(async {
+    /// # let directory = tempfile::tempdir()?;
+    /// # let data = directory.path();
+    /// use hyperkube::{Cluster, Node};
+    /// let builder = Cluster::builder().data_dir(data).memory().node(Node::simulated(2));
+    /// let cluster = builder.node_name("shelf").start().await?;
+    /// assert_eq!(cluster.nodes(), ["shelf-0", "shelf-1"]);
+    /// # cluster.shutdown().await;
+    /// # Ok::<(), Box<dyn std::error::Error>>(())
+    /// # }).unwrap();
+    /// ```
     #[must_use]
     pub fn nodes(&self) -> Vec<&str> {
         self.nodes.iter().map(LocalNode::name).collect()
@@ -153,6 +259,19 @@ impl Cluster {
     ///
     /// # Errors
     /// A node is not ready within `within`.
+    ///
+    /// ```
+    /// # tokio::runtime::Runtime::new().unwrap().block_on(async {
+    /// # let directory = tempfile::tempdir()?;
+    /// # let data = directory.path();
+    /// use std::time::Duration;
+    /// use hyperkube::{Cluster, Node};
+    /// let cluster = Cluster::builder().data_dir(data).memory().node(Node::simulated(1)).start().await?;
+    /// cluster.ready(Duration::from_secs(30)).await?;
+    /// # cluster.shutdown().await;
+    /// # Ok::<(), Box<dyn std::error::Error>>(())
+    /// # }).unwrap();
+    /// ```
     pub async fn ready(&self, within: Duration) -> Result<(), ClusterError> {
         let client = self.client();
         for node in &self.nodes {
@@ -161,13 +280,66 @@ impl Cluster {
         Ok(())
     }
 
+    /// Waits until the API's listener fails; forever if there is none. A running cluster does not end by
+    /// itself otherwise.
+    ///
+    /// # Errors
+    /// The listener's error. The cluster still serves clients in this process; shut it down.
+    ///
+    /// ```no_run
+    /// # async fn example() -> Result<(), Box<dyn std::error::Error>> {
+    /// use hyperkube::Cluster;
+    /// let mut cluster = Cluster::builder().listen("127.0.0.1:6443".parse()?).start().await?;
+    /// tokio::select! {
+    ///     ended = cluster.ended() => ended?,
+    ///     _ = tokio::signal::ctrl_c() => {}
+    /// }
+    /// cluster.shutdown().await;
+    /// # Ok(()) }
+    /// ```
+    pub async fn ended(&mut self) -> Result<(), ClusterError> {
+        self.plane.api.ended().await
+    }
+
     /// Returns the cluster's directories.
+    ///
+    /// ```
+    /// # tokio::runtime::Runtime::new().unwrap().block_on(async {
+    /// # let directory = tempfile::tempdir()?;
+    /// # let data = directory.path();
+    /// use hyperkube::{Cluster, Node};
+    /// let cluster = Cluster::builder().data_dir(data).node(Node::None).start().await?;
+    /// assert_eq!(cluster.paths().store(), data.join("state.redb"));
+    /// # cluster.shutdown().await;
+    /// # Ok::<(), Box<dyn std::error::Error>>(())
+    /// # }).unwrap();
+    /// ```
     #[must_use]
     pub fn paths(&self) -> &Paths {
         &self.paths
     }
 
     /// Stops the cluster. Containers keep running; the next start on the same data directory adopts them.
+    ///
+    /// ```
+    /// # tokio::runtime::Runtime::new().unwrap().block_on(async {
+    /// # let directory = tempfile::tempdir()?;
+    /// # let data = directory.path();
+    /// use hyperkube::{Cluster, Node};
+    /// use k8s_core::{api::ConfigMap, client::ListParams};
+    /// let start = || Cluster::builder().data_dir(data).node(Node::None).start();
+    /// let cluster = start().await?;
+    /// let map = serde_json::json!({"apiVersion": "v1", "kind": "ConfigMap", "data": {"shelves": "3"}});
+    /// cluster.client().namespaced::<ConfigMap>("default").apply("shop", &map).await?;
+    /// cluster.shutdown().await;
+    ///
+    /// // The next start continues from the data directory.
+    /// let cluster = start().await?;
+    /// assert!(cluster.client().namespaced::<ConfigMap>("default").get("shop").await.is_ok());
+    /// # cluster.shutdown().await;
+    /// # Ok::<(), Box<dyn std::error::Error>>(())
+    /// # }).unwrap();
+    /// ```
     pub async fn shutdown(self) {
         for node in self.nodes {
             node.shutdown().await;
@@ -182,159 +354,24 @@ impl Cluster {
     ///
     /// # Errors
     /// Something could not be removed; the message lists it.
+    ///
+    /// ```
+    /// # tokio::runtime::Runtime::new().unwrap().block_on(async {
+    /// # let directory = tempfile::tempdir()?;
+    /// # let data = directory.path();
+    /// use hyperkube::{Cluster, Node};
+    /// let cluster = Cluster::builder().data_dir(data).node(Node::None).start().await?;
+    /// cluster.down().await?;
+    /// assert!(!data.exists());
+    /// # Ok::<(), Box<dyn std::error::Error>>(())
+    /// # }).unwrap();
+    /// ```
     pub async fn down(self) -> Result<(), ClusterError> {
         let paths = self.paths.clone();
         self.shutdown().await;
         tokio::task::spawn_blocking(move || crate::reset::remove(&paths))
             .await
             .map_err(ClusterError::of("remove the cluster"))?
-    }
-}
-
-impl ClusterBuilder {
-    /// Name of the cluster's distribution: context of its kubeconfig, default data directory `/var/lib/NAME`,
-    /// directory `/run/NAME`, prefix of its control groups. 1 to 32 lower-case letters, digits or `-`. A data
-    /// directory belongs to one name. Default: `hyperkube`.
-    pub fn name(mut self, name: &str) -> Self {
-        if self.base.settings.data_dir == default_data_dir(&self.base.name) {
-            self.base.settings.data_dir = default_data_dir(name);
-        }
-        self.base.name = name.into();
-        self
-    }
-    /// Data directory. Default: `/var/lib/NAME`.
-    pub fn data_dir(mut self, path: impl AsRef<Path>) -> Self {
-        self.base.settings.data_dir = path.as_ref().to_owned();
-        self
-    }
-    /// Keeps objects in memory only; the data directory then holds only keys and containers.
-    pub fn memory(mut self) -> Self {
-        self.base.memory = true;
-        self
-    }
-    /// If the store's file is empty or of another program, moves it aside, starts with an empty store, and
-    /// removes the containers of its pods. Default: such a file is an error.
-    pub fn forget_state(mut self, forget: bool) -> Self {
-        self.base.settings.forget_state = forget;
-        self
-    }
-    /// Nodes that run in this process. Default: [`Node::Local`].
-    pub fn node(mut self, node: Node) -> Self {
-        self.base.node = node;
-        self
-    }
-    /// Duration of the start of simulated containers, unless their pod's annotation `k8s-testing/start-after`
-    /// says otherwise. Default: 0, so that a Deployment is ready within milliseconds. For suites that wait to
-    /// see it not ready.
-    pub fn simulated_start_delay(mut self, delay: Duration) -> Self {
-        self.base.start_delay = delay;
-        self
-    }
-    /// Serves the API over TLS on this address; port 0 picks a free one. Default: no socket.
-    pub fn listen(mut self, address: SocketAddr) -> Self {
-        self.base.listens = true;
-        self.base.settings.bind_address = address.ip();
-        self.base.settings.https_listen_port = address.port();
-        self
-    }
-    /// Address at which pods and other nodes reach this machine. Default: detected.
-    pub fn advertise(mut self, address: IpAddr) -> Self {
-        self.base.settings.advertise_address = Some(address);
-        self
-    }
-    /// Pod CIDR of the cluster. Default: 10.42.0.0/16.
-    pub fn pods(mut self, range: Ipv4Net) -> Self {
-        self.base.settings.cluster_cidr = range.trunc();
-        self
-    }
-    /// Service CIDR. Default: 10.43.0.0/16.
-    pub fn services(mut self, range: Ipv4Net) -> Self {
-        self.base.settings.service_cidr = range.trunc();
-        self
-    }
-    /// Cluster DNS address. Default: the tenth of the service CIDR.
-    pub fn dns(mut self, address: Ipv4Addr) -> Self {
-        self.base.settings.cluster_dns = Some(address);
-        self
-    }
-    /// Cluster domain. Default: `cluster.local`.
-    pub fn domain(mut self, domain: &str) -> Self {
-        self.base.settings.cluster_domain = domain.into();
-        self
-    }
-    /// Name of the node on this machine. Default: the host name.
-    pub fn node_name(mut self, name: &str) -> Self {
-        self.base.node_name = Some(name.into());
-        self
-    }
-    /// Additional names and addresses (SANs) for the server certificate.
-    pub fn tls_names(mut self, names: &[String]) -> Self {
-        self.base.settings.tls_san = names.to_vec();
-        self
-    }
-    /// Starts the cluster. On return the API serves requests; [`Cluster::ready`] waits for the nodes.
-    ///
-    /// # Errors
-    /// [`ClusterError`]. Everything that was started is stopped again.
-    pub async fn start(self) -> Result<Cluster, ClusterError> {
-        let Builder { base: config, mut extensions } = self;
-        let settings = &config.settings;
-        let paths = Paths::new(&config.name, &settings.data_dir)?;
-        let (pods, services) = (settings.cluster_cidr, settings.service_cidr);
-        if ranges::overlap(pods, services) {
-            let reason = format!(
-                "pod range {pods} and service range {services} overlap; choose others with --cluster-cidr and --service-cidr"
-            );
-            return Err(ClusterError::invalid("address ranges", reason));
-        }
-        let runtime = extensions.runtime.take();
-        if config.node == Node::Local && runtime.is_none() {
-            node::check(&paths)?;
-        }
-        let selection = extensions.select(&settings.controllers)?;
-        let lock = Lock::take(&paths)?;
-        let gateway = IpAddr::V4(ranges::nth(pods, 1));
-        let advertise = settings.advertise_address.or_else(crate::network::own_address).unwrap_or(gateway);
-        let dns = settings.cluster_dns.unwrap_or_else(|| ranges::nth(services, 10));
-        let listen = SocketAddr::new(settings.bind_address, settings.https_listen_port);
-        let api = ApiConfig {
-            listen: config.listens.then_some(listen),
-            advertise,
-            services,
-            node_ports: (30000, 32767),
-            pods: Some(pods),
-            domain: settings.cluster_domain.clone(),
-            memory: config.memory,
-            forget_state: settings.forget_state,
-            tls_names: settings.tls_san.clone(),
-            pki: None,
-            client_ca: Vec::new(),
-            tokens: HashMap::new(),
-            anonymous: true,
-            authorization: AuthorizationMode::Rbac,
-            warn_unenforced: true,
-            limits: limits(),
-        };
-        let plane = ControlPlane::start(&paths, api, selection, pods, extensions).await?;
-        let mut cluster = Cluster { paths, plane, nodes: Vec::new(), network: None, _lock: lock };
-        match cluster.add_nodes(&config, runtime, advertise, dns).await {
-            Ok(()) => Ok(cluster),
-            Err(e) => {
-                cluster.shutdown().await;
-                Err(e)
-            }
-        }
-    }
-
-    /// Runs the cluster until `shutdown` is cancelled, then stops it as [`Cluster::shutdown`] does.
-    ///
-    /// # Errors
-    /// As [`ClusterBuilder::start`].
-    pub async fn run(self, shutdown: CancellationToken) -> Result<(), ClusterError> {
-        let cluster = self.start().await?;
-        shutdown.cancelled().await;
-        cluster.shutdown().await;
-        Ok(())
     }
 }
 
@@ -357,8 +394,11 @@ impl Cluster {
             allowed_unsafe_sysctls: Vec::new(),
             metrics: self.plane.api.server.metrics().clone(),
         };
-        let server = self.plane.api.server.clone();
-        let kubelet = |name: &str| server.client_as(User::node(name));
+        let kubelet = {
+            let metrics = config.metrics.clone();
+            let server = self.plane.api.server.clone();
+            move |name: &str| counted(&server.client_as(User::node(name)), &metrics)
+        };
         match choices.node {
             Node::None => {}
             Node::Simulated(count) => {
@@ -379,6 +419,7 @@ impl Cluster {
                     return Ok(());
                 }
                 let network = NetworkConfig {
+                    program: self.paths.name.clone(),
                     cluster: self.paths.id.clone(),
                     node_name: config.name.clone(),
                     pods: choices.settings.cluster_cidr,
@@ -390,7 +431,7 @@ impl Cluster {
                     metrics: config.metrics.clone(),
                 };
                 crate::network::record(&self.paths, &network)?;
-                let proxy = server.client_as(User::new(identities::PROXY, &[]));
+                let proxy = self.plane.api.client_as(User::new(identities::PROXY, &[]));
                 let network = Network::start(&network, &proxy, Parts::All).await?;
                 config.pod_cidr = Some(network.node_pods().into());
                 let pods = network.pod_network();
@@ -419,7 +460,10 @@ impl Cluster {
 pub fn open_images(paths: &Paths) -> Result<Arc<ImageStore>, ClusterError> {
     paths.check_owner()?;
     paths.make().map_err(ClusterError::io(format!("data directory {}", paths.data.display())))?;
-    let mut images = ImageStore::open(paths.images()).map_err(ClusterError::of("image store"))?;
+    let agent = concat!("/", env!("CARGO_PKG_VERSION"));
+    let mut images = ImageStore::open(paths.images())
+        .map_err(ClusterError::of("image store"))?
+        .with_user_agent(&format!("{}{agent}", paths.name));
     let file = paths.data.join("registries.yaml");
     if let Ok(text) = std::fs::read_to_string(&file) {
         let registries =

@@ -13,7 +13,10 @@ use std::time::Duration;
 use ipnet::Ipv4Net;
 use k8s_apiserver::User;
 use k8s_builtin::{self as builtin, Selection};
-use k8s_controllers::{Caches, Environment, Manager, Runnable, metrics::Metrics};
+use k8s_controllers::{
+    Caches, Environment, Manager, Runnable,
+    metrics::{Metrics, counted},
+};
 use k8s_core::client::Client;
 use tokio::task::JoinHandle;
 use tokio_util::sync::CancellationToken;
@@ -69,7 +72,7 @@ impl ControlPlane {
     ) -> Result<Self, ClusterError> {
         let api = Api::start(paths, config, extensions.api).await?;
         let stop = CancellationToken::new();
-        let of = |user: &str| api.server.client_as(User::new(user, &[]));
+        let of = |user: &str| api.client_as(User::new(user, &[]));
         // Controllers and scheduler share one process, so they share one set of caches.
         let reader = of(identities::CONTROLLER_MANAGER).named("kube-controller-manager");
         let caches = Caches::new(reader.without_managed_fields());
@@ -78,9 +81,8 @@ impl ControlPlane {
         // The embedding program's own controllers act as the administrator.
         let manager = manager(&api.client(), config, extensions.controllers).caches(caches.clone()).accounts(
             move |account| {
-                server
-                    .client_as(User::service_account("kube-system", account))
-                    .named("kube-controller-manager")
+                let user = User::service_account("kube-system", account);
+                counted(&server.client_as(user), server.metrics()).named("kube-controller-manager")
             },
         );
         let metrics = Metrics::new(api.server.metrics());

@@ -29,6 +29,10 @@ pub fn distribution(name: &'static str) -> Distribution {
 impl Distribution {
     /// Sets a function that idle threads of the async runtime call every few seconds, such as one that
     /// returns allocator memory to the system. Default: none.
+    ///
+    /// ```
+    /// let program = hyperkube::distribution("shopkube").when_idle(|| { /* return memory to the system */ });
+    /// ```
     pub fn when_idle(mut self, work: fn()) -> Self {
         self.base.when_idle = Some(work);
         self
@@ -36,6 +40,12 @@ impl Distribution {
 
     /// Runs the command line. Must be called before any thread is started. The program's signals, open files
     /// limit and log are set up here, never by a [`Cluster`](crate::Cluster).
+    ///
+    /// ```no_run
+    /// fn main() -> std::process::ExitCode {
+    ///     hyperkube::distribution("shopkube").main()
+    /// }
+    /// ```
     #[must_use]
     pub fn main(self) -> ExitCode {
         k8s_runtime::embedded::run_if_zygote();
@@ -44,6 +54,13 @@ impl Distribution {
 
     /// Runs a component as a program of its own: as [`Distribution::main`] with the component's name before
     /// the arguments.
+    ///
+    /// ```no_run
+    /// fn main() -> std::process::ExitCode {
+    ///     // A program `shop-scheduler` with the flags of `shopkube kube-scheduler`.
+    ///     hyperkube::distribution("shopkube").component_main("kube-scheduler")
+    /// }
+    /// ```
     #[must_use]
     pub fn component_main(self, component: &str) -> ExitCode {
         k8s_runtime::embedded::run_if_zygote();

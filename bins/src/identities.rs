@@ -176,4 +176,8 @@ impl Transport for AsAccount {
         }
         .boxed()
     }
+
+    fn host(&self) -> &str {
+        self.plain.host()
+    }
 }

@@ -13,7 +13,6 @@ use k8s_net::{
     bridge::{Bridge, bridge_name},
     node::{NodeNet, NodeNetConfig},
     pod::PodNetwork,
-    proxy,
 };
 use serde_json::json;
 
@@ -22,6 +21,8 @@ use crate::{apply::apply, error::ClusterError, paths::Paths, ranges};
 /// Settings of a node's network.
 #[derive(Clone, Debug)]
 pub struct NetworkConfig {
+    /// Name of the distribution, the first part of the names of tables.
+    pub program: String,
     /// Cluster name, part of the names of links and tables.
     pub cluster: String,
     /// Name of the node.
@@ -73,6 +74,7 @@ impl std::fmt::Debug for Network {
 /// Converts to `k8s-net`'s settings.
 fn node_net(config: &NetworkConfig) -> NodeNetConfig {
     NodeNetConfig {
+        program: config.program.clone(),
         name: config.cluster.clone(),
         node_name: config.node_name.clone(),
         pod_cidr: config.node_range(),
@@ -150,7 +152,10 @@ fn recorded(paths: &Paths) -> Option<NetworkConfig> {
     let value: serde_json::Value = serde_json::from_str(&text).ok()?;
     let at = |key: &str| value.get(key).and_then(serde_json::Value::as_str).unwrap_or_default().to_owned();
     let range = |key: &str| ranges::parse(&at(key)).ok();
+    // Without a name, the tables are those of an earlier version, of any distribution.
+    let program = value.get("program").and_then(serde_json::Value::as_str).unwrap_or("hyperkube").to_owned();
     Some(NetworkConfig {
+        program,
         cluster: at("cluster"),
         node_name: String::new(),
         pods: range("pods")?,
@@ -163,14 +168,20 @@ fn recorded(paths: &Paths) -> Option<NetworkConfig> {
     })
 }
 
-/// Records the settings before anything is created, so that `reset` can remove it after any crash.
+/// Records the settings before anything is created, so that `reset` can remove it after any crash. Removes
+/// tables of an earlier version, which had other names.
 ///
 /// # Errors
-/// The file cannot be written.
+/// The file cannot be written, or the tables cannot be removed.
 pub fn record(paths: &Paths, config: &NetworkConfig) -> Result<(), ClusterError> {
     let directory = paths.network();
+    if let Some(before) = recorded(paths).map(|before| node_net(&before))
+        && before.table() != node_net(config).table()
+    {
+        k8s_net::node::remove_tables(&before).map_err(ClusterError::of("remove the tables of before"))?;
+    }
     let text = json!({
-        "cluster": config.cluster, "pods": config.pods.to_string(), "services": config.services.to_string(),
+        "program": config.program, "cluster": config.cluster, "pods": config.pods.to_string(), "services": config.services.to_string(),
         "node_pods": config.node_range().to_string(), "dns": config.dns,
     });
     std::fs::create_dir_all(&directory)
@@ -185,9 +196,7 @@ pub fn leftovers(paths: &Paths) -> Vec<String> {
     let bridge = bridge_name(&config.cluster);
     let there = std::path::Path::new("/sys/class/net").join(&bridge).exists();
     there
-        .then(|| {
-            format!("network: bridge {bridge}, its routes, and table {}", proxy::table_name(&config.cluster))
-        })
+        .then(|| format!("network: bridge {bridge}, its routes, and table {}", node_net(&config).table()))
         .into_iter()
         .collect()
 }
@@ -226,4 +235,31 @@ pub async fn publish_dns(client: &Client, dns: Ipv4Addr) -> Result<(), Error> {
         "spec": {"clusterIP": dns, "ports": ports},
     });
     apply(client, "/api/v1/namespaces/kube-system/services/kube-dns", &service).await
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn table_of(paths: &Paths) -> Option<String> {
+        recorded(paths).map(|config| node_net(&config).table())
+    }
+
+    #[test]
+    fn tables_have_the_distributions_name_and_those_of_before_are_known() {
+        let directory = tempfile::tempdir().unwrap();
+        let paths = Paths::new("shopkube", directory.path()).unwrap();
+        std::fs::create_dir_all(paths.network()).unwrap();
+        assert_eq!(table_of(&paths), None);
+        let file = paths.network().join("config.json");
+        let before = r#"{"cluster": "1a2b3c4d", "pods": "10.42.0.0/16", "services": "10.43.0.0/16", "node_pods": "10.42.0.0/24", "dns": "10.43.0.10"}"#;
+        std::fs::write(&file, before).unwrap();
+        assert_eq!(table_of(&paths).unwrap(), "hyperkube-1a2b3c4d");
+        let config = NetworkConfig { program: "shopkube".into(), ..recorded(&paths).unwrap() };
+        // As after a reset: there are no tables of before to remove, which needs root.
+        std::fs::remove_file(&file).unwrap();
+        record(&paths, &config).unwrap();
+        assert_eq!(table_of(&paths).unwrap(), "shopkube-1a2b3c4d");
+        record(&paths, &config).unwrap();
+    }
 }

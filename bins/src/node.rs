@@ -56,10 +56,15 @@ impl std::fmt::Debug for LocalNode {
     }
 }
 
-/// Returns the runtime's directories and cgroup.
+/// Returns the runtime's name, directories and cgroup.
 #[must_use]
 pub fn runtime_config(paths: &Paths) -> EmbeddedConfig {
-    EmbeddedConfig { root: paths.containers(), run: paths.run.clone(), cgroup_root: paths.cgroup() }
+    EmbeddedConfig {
+        name: paths.name.clone(),
+        root: paths.containers(),
+        run: paths.run.clone(),
+        cgroup_root: paths.cgroup(),
+    }
 }
 
 /// Checks that this machine can run containers.

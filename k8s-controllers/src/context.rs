@@ -18,7 +18,10 @@ use k8s_core::{
 use serde::Serialize;
 use tokio_util::sync::CancellationToken;
 
-use crate::{Caches, Error, EventType, Recorder, StatusOf, involved, metrics::Metrics};
+use crate::{
+    Caches, Error, EventType, Recorder, StatusOf, involved,
+    metrics::{Metrics, counted},
+};
 
 /// Resources shared by all controllers of a process.
 #[derive(Clone, Debug)]
@@ -39,17 +42,21 @@ pub struct Environment {
 }
 
 impl Environment {
-    /// Creates an environment over a client, with its own caches, wall time and a random seed.
+    /// Creates an environment over a client, with its own caches, wall time and a random seed. The client's
+    /// requests are counted in the environment's metrics, unless the client has an observer already, such as
+    /// [`counted`].
     #[must_use]
     pub fn new(client: Client) -> Self {
+        let metrics = Metrics::default();
         let client = client.without_managed_fields();
+        let client = if client.is_observed() { client } else { counted(&client, metrics.registry()) };
         Environment {
             caches: Caches::new(client.clone()),
             client,
             clock: Clock::system(),
             seed: k8s_core::random::number(),
             shutdown: CancellationToken::new(),
-            metrics: Metrics::default(),
+            metrics,
         }
     }
 }

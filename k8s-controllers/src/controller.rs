@@ -14,7 +14,7 @@ use tokio::{sync::mpsc, task::JoinSet, time::Instant};
 use tracing::{Instrument, debug, error, warn};
 
 use crate::{
-    Action, Backoff, Caches, Context, Environment, Error, Recorder, WorkQueue,
+    Action, Backoff, Caches, Context, Environment, Error, Handle, Recorder, WorkQueue,
     context::Ledger,
     metrics::{Outcome, ReconcileMetrics},
     predicates::Predicate,
@@ -253,8 +253,41 @@ impl<K: Object> Controller<K> {
     }
 
     /// Runs with caches of its own until the future is dropped.
+    ///
+    /// ```
+    /// use k8s_controllers::{Controller, Reconcile};
+    /// use k8s_core::{api::{ConfigMap, Secret}, client::{Client, Error}};
+    ///
+    /// async fn run(secrets: impl Reconcile<Kind = ConfigMap>) -> Result<(), Error> {
+    ///     Controller::<ConfigMap>::new().owns::<Secret>().run(Client::try_default()?, secrets).await;
+    ///     Ok(())
+    /// }
+    /// ```
     pub async fn run<R: Reconcile<Kind = K>>(self, client: Client, reconciler: R) {
         self.run_in(Environment::new(client), reconciler).await;
+    }
+
+    /// Starts in a task, with caches of its own. The handle's `shutdown` finishes reconciles in progress.
+    ///
+    /// # Panics
+    /// Called outside of a tokio runtime.
+    ///
+    /// ```
+    /// use k8s_controllers::{Controller, Reconcile, Stopped};
+    /// use k8s_core::{api::ConfigMap, client::Client};
+    ///
+    /// async fn for_a_while(client: Client, maps: impl Reconcile<Kind = ConfigMap>) -> Result<(), Stopped> {
+    ///     let running = Controller::<ConfigMap>::new().start(client, maps);
+    ///     tokio::time::sleep(std::time::Duration::from_secs(60)).await;
+    ///     running.shutdown().await
+    /// }
+    /// ```
+    pub fn start<R: Reconcile<Kind = K>>(self, client: Client, reconciler: R) -> Handle {
+        let mut environment = Environment::new(client);
+        Handle::start(|stop| {
+            environment.shutdown = stop;
+            self.run_in(environment, reconciler)
+        })
     }
 
     /// Runs in an environment until it is shut down; reconciles in progress are finished first.

@@ -168,6 +168,10 @@ impl Transport for Fenced {
         let client = self.client.clone();
         async move { Ok(client.send(request).await?) }.boxed()
     }
+
+    fn host(&self) -> &str {
+        self.client.host()
+    }
 }
 
 /// A candidate of an election.

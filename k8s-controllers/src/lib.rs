@@ -61,6 +61,7 @@ mod caches;
 mod conditions;
 mod context;
 mod controller;
+mod handle;
 #[cfg(feature = "serve")]
 pub mod health;
 pub mod leader;
@@ -76,6 +77,7 @@ pub use caches::{Caches, Usage};
 pub use conditions::{Conditions, StatusOf};
 pub use context::{Context, Environment, Owner};
 pub use controller::{Controller, Reconcile};
+pub use handle::{Handle, Stopped};
 pub use k8s_core::events::{EventType, Recorder, involved};
 pub use manager::Manager;
 pub use partial::MetadataOnly;

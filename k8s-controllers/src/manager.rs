@@ -9,7 +9,9 @@ use tokio_util::sync::CancellationToken;
 
 #[cfg(feature = "serve")]
 use crate::health;
-use crate::{Caches, Controller, Environment, Reconcile, Runnable, metrics::Metrics, runnable::Accounts};
+use crate::{
+    Caches, Controller, Environment, Handle, Reconcile, Runnable, metrics::Metrics, runnable::Accounts,
+};
 
 /// Runs controllers over shared caches.
 ///
@@ -98,7 +100,8 @@ impl Manager {
         self
     }
 
-    /// Shares metrics with others in the process. Default: metrics of its own.
+    /// Shares metrics with others in the process. Default: metrics of its own. The requests of the manager's
+    /// client are counted there only if it is [`counted`](crate::metrics::counted) in them.
     #[must_use]
     pub fn measured(mut self, metrics: Metrics) -> Self {
         self.environment.metrics = metrics;
@@ -115,6 +118,24 @@ impl Manager {
     pub fn run(self, shutdown: CancellationToken) -> BoxFuture<'static, ()> {
         // Boxed: callers' crates need not compile it again.
         Box::pin(self.run_here(shutdown))
+    }
+
+    /// Starts in a task. The handle's `shutdown` finishes reconciles in progress.
+    ///
+    /// # Panics
+    /// Called outside of a tokio runtime.
+    ///
+    /// # Examples
+    /// ```
+    /// use k8s_controllers::{Manager, Runnable, Stopped};
+    /// # async fn f(client: k8s_core::client::Client, rows: Vec<Runnable>) -> Result<(), Stopped> {
+    /// let running = Manager::new(client).runnables(rows).start();
+    /// // ... the rest of the program
+    /// running.shutdown().await
+    /// # }
+    /// ```
+    pub fn start(self) -> Handle {
+        Handle::start(|stop| self.run(stop))
     }
 
     async fn run_here(mut self, shutdown: CancellationToken) {

@@ -3,6 +3,8 @@
 //! Flow: queues and controllers take their metrics from [`Metrics`], which registers them in the program's
 //! [`Registry`]. Ages of running work and sizes of caches are computed when the registry is encoded.
 
+mod requests;
+
 use std::{
     collections::BTreeMap,
     sync::{
@@ -16,6 +18,7 @@ use k8s_metrics::{
     Collector, Counter, Encoder, Family, Gauge, Histogram, MetricType, encode, exponential_buckets,
 };
 pub use k8s_metrics::{Registry, process};
+pub use requests::counted;
 use tokio::time::Instant;
 
 use crate::caches::{Account, Caches, Usage};

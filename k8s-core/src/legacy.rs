@@ -3,8 +3,6 @@
 //! Only types with a different structure are here; an old version with today's structure is served with
 //! today's type.
 
-use std::collections::BTreeMap;
-
 use k8s_openapi::{
     api::{
         autoscaling::v2::CrossVersionObjectReference,
@@ -351,12 +349,6 @@ pub fn third_party_kind(name: &str) -> Option<(String, String)> {
         })
         .collect();
     Some((kind, group.to_owned()))
-}
-
-/// Annotations that became fields: annotation, JSON pointer of the field.
-#[must_use]
-pub fn annotation_fields() -> BTreeMap<&'static str, &'static str> {
-    BTreeMap::from([("volume.beta.kubernetes.io/storage-class", "/spec/storageClassName")])
 }
 
 #[cfg(test)]

@@ -22,7 +22,7 @@
 //! crate makes no Linux calls.
 //!
 //! Features: `derive` (default) has custom resources from structs and JSON schemas of all types; `tls`
-//! (default) has connections over https.
+//! (default) has connections over https and credential plugins.
 //!
 //! Not here: the API server (`k8s-apiserver`) and its engine (`k8s-schema`, `k8s-cel`, `k8s-store`),
 //! controllers (`k8s-controllers`), the node (`k8s-runtime`, `k8s-kubelet`).

@@ -44,8 +44,8 @@ const GUARD_METRIC: u32 = 0x7fff_0000;
 /// Settings of the pod bridge.
 #[derive(Clone, Debug)]
 pub struct BridgeConfig {
-    /// Cluster name; the names of the nf_tables tables contain it.
-    pub cluster: String,
+    /// Name of the cluster's nf_tables tables; the pod table's is `TABLE-pods`.
+    pub table: String,
     /// Name of the bridge, at most 15 bytes. See [`bridge_name`].
     pub bridge: String,
     /// Pod CIDR of this node. Its first address is the bridge's.
@@ -129,7 +129,7 @@ pub(crate) fn checksum(bytes: &[u8]) -> u64 {
 /// use k8s_net::{bridge::{Bridge, BridgeConfig, bridge_name, cleanup}, pod::{PodAttachment, PodNetwork}};
 /// # async fn example() -> Result<(), Box<dyn std::error::Error>> {
 /// let config = BridgeConfig {
-///     cluster: "shop".into(),
+///     table: "shop".into(),
 ///     bridge: bridge_name("shop"),
 ///     pod_cidr: "10.42.0.0/24".parse()?,
 ///     cluster_cidr: "10.42.0.0/16".parse()?,
@@ -395,18 +395,20 @@ pub fn cleanup(config: &BridgeConfig) -> Result<(), BridgeError> {
         let others = crate::routes::remove(&mut rtnl, config.cluster_cidr);
         note(others.map_err(context("remove routes to other nodes")));
     }
-    let table = rules::table_name(&config.cluster);
-    note(
-        Nft::open()
-            .and_then(|mut nft| nft.drop_table(&table))
-            .map_err(context(format!("remove table {table}"))),
-    );
+    note(remove_table(config));
     let folder = config.state_dir.join("ipam");
     match std::fs::remove_dir_all(&folder) {
         Err(e) if e.kind() != io::ErrorKind::NotFound => note(Err(context(folder.display().to_string())(e))),
         _ => {}
     }
     first
+}
+
+/// Removes the pod table. Blocking and idempotent.
+pub(crate) fn remove_table(config: &BridgeConfig) -> Result<(), BridgeError> {
+    let table = rules::table_name(config);
+    let done = Nft::open().and_then(|mut nft| nft.drop_table(&table));
+    done.map_err(context(format!("remove table {table}")))
 }
 
 #[cfg(test)]

@@ -22,6 +22,7 @@ use serde_json::json;
 use crate::{
     bridge::{self, Bridge, BridgeConfig},
     nft::Nft,
+    node::NodeNetConfig,
     pod::{HostPort, PodAttachment, PodNetwork},
     proxy::{self, Proxy, ProxyConfig, ProxyStats},
     rtnl::{How, Route, Rtnl},
@@ -118,7 +119,7 @@ fn cidr(text: &str) -> Ipv4Net {
 
 fn config(test: &str) -> BridgeConfig {
     BridgeConfig {
-        cluster: test.into(),
+        table: format!("hyperkube-{test}"),
         bridge: bridge::bridge_name(test),
         pod_cidr: cidr("10.42.0.0/24"),
         cluster_cidr: cidr("10.42.0.0/16"),
@@ -185,7 +186,7 @@ fn node(test: &'static str) -> (Ns, Ns, Bridge, BridgeConfig) {
 
 fn finish(host: &Ns, config: BridgeConfig) {
     let (links, tables) = host.run(move || {
-        proxy::cleanup(&config.cluster).expect("removes rules");
+        proxy::cleanup(&config.table).expect("removes rules");
         bridge::cleanup(&config).expect("removes bridge");
         bridge::cleanup(&config).expect("again");
         let _ = std::fs::remove_dir_all(&config.state_dir);
@@ -196,7 +197,7 @@ fn finish(host: &Ns, config: BridgeConfig) {
             rtnl.routes().expect("lists").into_iter().filter(|r| r.is_ours && r.to.prefix_len() > 0).count();
         assert_eq!(ours, 0, "routes are left");
         let mut nft = Nft::open().expect("nf_tables");
-        let tables = [proxy::table_name(&config.cluster), format!("hyperkube-{}-pods", config.cluster)];
+        let tables = [config.table.clone(), format!("{}-pods", config.table)];
         (links, tables.map(|t| nft.has_table(&t).expect("asks")))
     });
     assert_eq!(links, ["lo", "out", "uplink"].map(str::to_owned), "links are left");
@@ -267,7 +268,7 @@ fn nothing_for_the_cluster_leaves_by_the_default_route() {
     let first = first.expect("counts");
     assert!(first >= 20, "the counter counts: {first}");
     // Another cluster with the same CIDRs is refused, and its cleanup removes nothing of this one.
-    let other = BridgeConfig { cluster: "other".into(), bridge: "hk-other".into(), ..config.clone() };
+    let other = BridgeConfig { table: "other".into(), bridge: "hk-other".into(), ..config.clone() };
     host.run(move || {
         assert!(matches!(Bridge::start(other.clone()), Err(bridge::BridgeError::RangeInUse { .. })));
         let routes = |r: &mut Rtnl| r.routes().expect("lists").len();
@@ -283,6 +284,46 @@ fn nothing_for_the_cluster_leaves_by_the_default_route() {
     std::thread::sleep(Duration::from_millis(100));
     let after = outside.run(count).expect("counts");
     assert!(after <= first + 2, "packets left the machine: {first} then {after}");
+    finish(&host, config);
+}
+
+/// Clusters of two distributions on one machine, whose data directories have the same hash: one is removed.
+#[test]
+fn two_programs_share_no_table() {
+    let (host, _outside, bridge, config) = node("two");
+    let of = |program: &str, third: u8| NodeNetConfig {
+        program: program.into(),
+        name: "two".into(),
+        pod_cidr: cidr(&format!("10.{third}.0.0/24")),
+        cluster_cidr: cidr(&format!("10.{third}.0.0/16")),
+        service_cidr: cidr(&format!("10.{}.0.0/16", third + 1)),
+        state_dir: config.state_dir.join(program),
+        ..NodeNetConfig::default()
+    };
+    let (own, shop) = (of("hyperkube", 42), of("shopkube", 52));
+    assert_eq!((own.table(), shop.table()), (config.table.clone(), "shopkube-two".to_owned()));
+    let world = World::start(&host, "two");
+    let left = host.run(move || {
+        // The link's name has no room for the program's.
+        let second = BridgeConfig { bridge: "hk-second".into(), ..shop.bridge() };
+        Bridge::start(second.clone()).expect("starts beside the other");
+        let mut nft = Nft::open().expect("nf_tables");
+        let mut tables = move || {
+            ["hyperkube-two", "hyperkube-two-pods", "shopkube-two", "shopkube-two-pods"]
+                .map(|table| nft.has_table(table).expect("asks"))
+        };
+        assert_eq!(tables(), [true, true, false, true]);
+        proxy::cleanup(&second.table).expect("removes rules");
+        bridge::cleanup(&second).expect("removes bridge");
+        assert_eq!(tables(), [true, true, false, false]);
+        crate::node::remove_tables(&shop).expect("idempotent");
+        tables()
+    });
+    assert_eq!(left, [true, true, false, false]);
+    // The first cluster still works.
+    let pod = Ns::new();
+    attach(&host, &bridge, attachment("a", &pod));
+    world.stop();
     finish(&host, config);
 }
 
@@ -314,7 +355,7 @@ impl World {
             std::thread::spawn(move || {
                 runtime().block_on(async {
                     let config = ProxyConfig {
-                        cluster: cluster.into(),
+                        table: format!("hyperkube-{cluster}"),
                         node_name: "node".into(),
                         cluster_cidr: Some(cidr("10.42.0.0/16")),
                         service_cidr: Some(cidr("10.43.0.0/16")),

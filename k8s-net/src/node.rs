@@ -40,6 +40,9 @@ use crate::{
 /// Settings of a node's network. `Default` has the CIDRs of DESIGN and the name `hyperkube`.
 #[derive(Clone, Debug)]
 pub struct NodeNetConfig {
+    /// Name of the program; the names of tables begin with it. Clusters of two programs on one machine then
+    /// share no table, even if `name` is the same.
+    pub program: String,
     /// Cluster name; the names of bridge and tables contain it.
     pub name: String,
     /// Name of this node's Node object.
@@ -67,6 +70,7 @@ pub struct NodeNetConfig {
 impl Default for NodeNetConfig {
     fn default() -> Self {
         NodeNetConfig {
+            program: "hyperkube".into(),
             name: "hyperkube".into(),
             node_name: String::new(),
             pod_cidr: Ipv4Net::new_assert(Ipv4Addr::new(10, 42, 0, 0), 24),
@@ -83,11 +87,24 @@ impl Default for NodeNetConfig {
 }
 
 impl NodeNetConfig {
+    /// Returns the name of the service table, `PROGRAM-NAME`; the pod table's is `PROGRAM-NAME-pods`.
+    ///
+    /// ```
+    /// use k8s_net::node::NodeNetConfig;
+    /// let (program, name) = ("shopkube".into(), "1a2b".into());
+    /// let config = NodeNetConfig { program, name, ..NodeNetConfig::default() };
+    /// assert_eq!(config.table(), "shopkube-1a2b");
+    /// ```
+    #[must_use]
+    pub fn table(&self) -> String {
+        format!("{}-{}", self.program, self.name)
+    }
+
     /// Returns the settings of the bridge.
     #[must_use]
     pub fn bridge(&self) -> BridgeConfig {
         BridgeConfig {
-            cluster: self.name.clone(),
+            table: self.table(),
             bridge: bridge_name(&self.name),
             pod_cidr: self.pod_cidr,
             cluster_cidr: self.cluster_cidr,
@@ -101,7 +118,7 @@ impl NodeNetConfig {
     #[must_use]
     pub fn proxy(&self) -> ProxyConfig {
         ProxyConfig {
-            cluster: self.name.clone(),
+            table: self.table(),
             node_name: self.node_name.clone(),
             cluster_cidr: Some(self.cluster_cidr),
             service_cidr: Some(self.service_cidr),
@@ -260,8 +277,15 @@ impl NodeNet {
 /// Removes everything that a node's network created. Blocking and idempotent. A failed removal does not stop
 /// the others; the first error is returned.
 pub fn cleanup(config: &NodeNetConfig) -> Result<(), NodeNetError> {
-    let rules = proxy::cleanup(&config.name);
+    let rules = proxy::cleanup(&config.table());
     bridge::cleanup(&config.bridge())?;
     rules?;
+    Ok(())
+}
+
+/// Removes the tables of a node's network, and nothing else. Blocking and idempotent.
+pub fn remove_tables(config: &NodeNetConfig) -> Result<(), NodeNetError> {
+    proxy::cleanup(&config.table())?;
+    bridge::remove_table(&config.bridge())?;
     Ok(())
 }

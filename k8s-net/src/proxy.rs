@@ -6,7 +6,7 @@
 //! Changes that arrive together are applied together.
 //!
 //! Guarantees:
-//! 1. Only the table `hyperkube-<cluster>` is touched; [`cleanup`] removes it. Stopping leaves it in place:
+//! 1. Only the table of its settings is touched; [`cleanup`] removes it. Stopping leaves it in place:
 //!    running pods keep their services.
 //! 2. A change costs a few map elements, whatever the number of services. Packets see the state of before or
 //!    after.
@@ -49,8 +49,8 @@ const BY_SERVICE: &str = "service";
 /// Settings of the proxy.
 #[derive(Clone, Debug)]
 pub struct ProxyConfig {
-    /// Cluster name; the table's name contains it.
-    pub cluster: String,
+    /// Name of the nf_tables table. No other program may have one of this name.
+    pub table: String,
     /// Name of this node, for the traffic policies `Local`.
     pub node_name: String,
     /// Pod CIDR of the cluster. `None`: only the node itself counts as inside the cluster.
@@ -99,7 +99,7 @@ pub struct ProxyStats {
 ///     let _services = reflect(client.all(), ListParams::default(), services.clone());
 ///     let _slices = reflect(client.all(), ListParams::default(), slices.clone());
 ///     let config = ProxyConfig {
-///         cluster: "shop".into(),
+///         table: "shop".into(),
 ///         node_name: "node-1".into(),
 ///         cluster_cidr: Some("10.42.0.0/16".parse()?),
 ///         service_cidr: Some("10.43.0.0/16".parse()?),
@@ -120,16 +120,9 @@ pub struct Proxy {
     _guard: DropGuard,
 }
 
-/// Returns the name of a cluster's service table.
-#[must_use]
-pub fn table_name(cluster: &str) -> String {
-    format!("hyperkube-{cluster}")
-}
-
-/// Removes the service table of a cluster. Blocking and idempotent.
-pub fn cleanup(cluster: &str) -> Result<(), ProxyError> {
-    let table = table_name(cluster);
-    let done = Nft::open().and_then(|mut nft| nft.drop_table(&table));
+/// Removes a service table. Blocking and idempotent.
+pub fn cleanup(table: &str) -> Result<(), ProxyError> {
+    let done = Nft::open().and_then(|mut nft| nft.drop_table(table));
     done.map_err(|source| ProxyError::Io { context: format!("remove table {table}"), source })
 }
 
@@ -148,7 +141,7 @@ impl Proxy {
             Nft::open().map_err(|source| ProxyError::Io { context: "open nf_tables".into(), source })?;
         let (sender, stats) = watch::channel(ProxyStats::default());
         let stop = CancellationToken::new();
-        let table = Table::new(&table_name(&config.cluster), config.cluster_cidr, config.service_cidr);
+        let table = Table::new(&config.table, config.cluster_cidr, config.service_cidr);
         let kernel = Kernel { nft, table, broken: true };
         let metrics = Metrics::new(&config.metrics);
         let worker = Worker { config, services, slices, kernel: Some(kernel), metrics, stats: sender };
@@ -257,7 +250,7 @@ impl Worker {
                 Ok(()) => delay = Duration::from_millis(100),
                 Err(error) => {
                     self.metrics.failed();
-                    warn!(%error, table = table_name(&self.config.cluster), "service rules, will be made anew");
+                    warn!(%error, table = self.config.table, "service rules, will be made anew");
                     tokio::time::sleep(delay).await;
                     delay = (delay * 2).min(Duration::from_secs(10));
                     continue;

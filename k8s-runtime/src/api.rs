@@ -478,15 +478,6 @@ pub struct ImageInfo {
     pub user: String,
 }
 
-/// The use of images that are there already in a pull.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum PullPolicyHint {
-    /// Ask the registry for the newest.
-    Always,
-    /// Only when the image is not there.
-    IfNotPresent,
-}
-
 /// The images on a node.
 #[async_trait]
 pub trait Images: Send + Sync + 'static {

@@ -8,7 +8,7 @@ use std::sync::OnceLock;
 use nix::sys::resource::{Resource, getrlimit, rlim_t, setrlimit};
 
 /// Environment variable with the soft limit for a helper program.
-const VARIABLE: &str = "HYPERKUBE_NOFILE";
+const VARIABLE: &str = "K8S_RUNTIME_NOFILE";
 
 static ORIGINAL: OnceLock<rlim_t> = OnceLock::new();
 

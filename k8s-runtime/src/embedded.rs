@@ -52,9 +52,13 @@ pub use self::{
 };
 use crate::{api::RuntimeError, images::ImageStore, private_directory};
 
-/// The directories and cgroups of an embedded runtime. Two runtimes must not share any of the three.
+/// The name, directories and cgroups of an embedded runtime. Two runtimes must share neither a directory nor
+/// the cgroup.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct EmbeddedConfig {
+    /// Name of the program. Its shims are processes `NAME-shim`, of which Linux shows 15 bytes.
+    #[serde(default)]
+    pub name: String,
     /// Directory of persistent state: records, shim logs, container root filesystems. Its file system must
     /// support overlayfs upper directories.
     pub root: PathBuf,

@@ -52,6 +52,7 @@ struct Ranges {
 impl Ranges {
     fn network(&self, paths: &Paths, node_pods: Option<Ipv4Net>) -> NetworkConfig {
         NetworkConfig {
+            program: paths.name.clone(),
             cluster: paths.id.clone(),
             node_name: self.node_name(),
             pods: self.cluster_cidr,
@@ -119,7 +120,8 @@ impl Kubelet {
             node::check(&paths)?;
         }
         let _lock = Lock::take(&paths)?;
-        let client = self.connection.client("kubelet")?;
+        let metrics = Registry::default();
+        let client = self.connection.client("kubelet", &metrics)?;
         let containers = match extensions.runtime {
             Some(runtime) => Containers::Added(runtime),
             None => {
@@ -143,7 +145,7 @@ impl Kubelet {
             pod_cidr: network.map(|network| network.node_pods().into()),
             api: self.tls(name, address)?,
             allowed_unsafe_sysctls: std::mem::take(&mut self.allowed_unsafe_sysctls),
-            metrics: Registry::default(),
+            metrics,
         };
         let node = match &containers {
             Containers::Added(runtime) => {
@@ -208,8 +210,8 @@ impl Proxy {
             ));
         }
         let paths = Paths::new(name, &self.root_dir)?;
-        let client = self.connection.client("kube-proxy")?;
         let config = self.ranges.network(&paths, None);
+        let client = self.connection.client("kube-proxy", &config.metrics)?;
         let stop = stop_token();
         k8s_controllers::metrics::process::register(&config.metrics);
         let synced = Arc::new(AtomicBool::new(false));
@@ -226,7 +228,7 @@ impl Proxy {
         synced.store(true, Ordering::Relaxed);
         // The DNS server answers with or without this Service, and a proxy's own credentials may not create
         // it.
-        if let Err(e) = crate::network::publish_dns(&client, self.ranges.cluster_dns).await {
+        if let Err(e) = crate::network::publish_dns(&client.named(name), self.ranges.cluster_dns).await {
             eprintln!("the Service kube-system/kube-dns was not made: {e}");
         }
         println!("services are proxied");

@@ -10,7 +10,11 @@ use std::{
 
 use ipnet::Ipv4Net;
 use k8s_apiserver::auth::{Authenticator, AuthorizationMode};
-use k8s_controllers::{Environment, leader::Candidate, metrics::Metrics};
+use k8s_controllers::{
+    Environment,
+    leader::Candidate,
+    metrics::{Metrics, Registry, counted},
+};
 use k8s_core::{
     client::{Client, Kubeconfig, Remote, RemoteConfig},
     clock::Clock,
@@ -210,9 +214,10 @@ impl Connection {
         config.remote(None).map_err(|e| self.unusable(&e))
     }
 
-    pub(super) fn client(&self, name: &str) -> Result<Client, Failure> {
+    /// Returns a client whose requests are counted in `registry`.
+    pub(super) fn client(&self, name: &str, registry: &Registry) -> Result<Client, Failure> {
         let remote = Remote::new(&self.remote()?).map_err(|e| self.unusable(&e))?;
-        Ok(Client::new(remote).named(name))
+        Ok(counted(&Client::new(remote), registry).named(name))
     }
 
     /// Returns clients of the cluster's service accounts; `client` requests their tokens.
@@ -301,7 +306,8 @@ pub(super) struct ControllerManager {
 impl ControllerManager {
     pub(super) async fn run(self, extensions: Extensions) -> Result<(), Failure> {
         let selection = extensions.select(&self.controllers)?;
-        let client = self.connection.client("kube-controller-manager")?;
+        let metrics = Metrics::default();
+        let client = self.connection.client("kube-controller-manager", metrics.registry())?;
         let root_ca = match &self.root_ca_file {
             Some(file) => read(file)?,
             None => {
@@ -316,18 +322,18 @@ impl ControllerManager {
         };
         let added = extensions.controllers.into_iter().map(|c| c.account(identities::EXTENSIONS)).collect();
         let stop = stop_token();
-        let metrics = Metrics::default();
         // A process that waits for the leader lease has no controllers and is ready.
         let ready = {
             let metrics = metrics.clone();
             move || metrics.ready()
         };
         self.health.serve(self.secure_port, metrics.registry(), ready, &stop).await?;
-        let mut manager = manager(&client, config, added).measured(metrics);
+        let mut manager = manager(&client, config, added).measured(metrics.clone());
         if self.use_service_account_credentials {
             let accounts = self.connection.accounts(&client)?;
-            manager =
-                manager.accounts(move |account| accounts.client(account).named("kube-controller-manager"));
+            manager = manager.accounts(move |account| {
+                counted(&accounts.client(account), metrics.registry()).named("kube-controller-manager")
+            });
         }
         self.election.run(&client, "kube-controller-manager", stop, |stop| manager.run(stop)).await
     }
@@ -354,10 +360,12 @@ pub(super) struct KubeScheduler {
 
 impl KubeScheduler {
     pub(super) async fn run(self, extensions: Extensions) -> Result<(), Failure> {
-        let client = self.connection.client("kube-scheduler")?;
+        let metrics = Metrics::default();
+        let client = self.connection.client("kube-scheduler", metrics.registry())?;
         let scheduler = extensions.scheduler.named(&self.scheduler_name);
         let stop = stop_token();
         let mut environment = Environment::new(client.clone());
+        environment.metrics = metrics;
         self.health.serve(self.secure_port, environment.metrics.registry(), || Ok(()), &stop).await?;
         let work = |stop| {
             environment.shutdown = stop;

@@ -2,8 +2,8 @@
 //!
 //! A setting is one field with `#[arg(long)]` of a command's struct. From it follow its variable
 //! (`NAME_FLAG_NAME`), its key in the file (`flag-name`), and its line in the output of `--print-config`,
-//! which `--config` reads back. Values of the file go through the same parsers as flags. Not here: the
-//! settings.
+//! which `--config` reads back. Values of the file go through the same parsers as flags. A variable that
+//! Kubernetes sets for a Service of the program's name is no setting. Not here: the settings.
 
 mod upstream;
 
@@ -68,7 +68,10 @@ fn renamed(mut command: Command, name: &'static str, variables: &str) -> Command
         let is_setting = has_config && is_setting(&arg);
         // Not the demo's `--data-dir`: the demo removes its directory, which must never be a cluster's.
         if (is_setting || is_data_dir || id == "log") && arg.get_env().is_none() {
-            arg = arg.env(keep(format!("{variables}_{}", id.to_uppercase())));
+            let variable = format!("{variables}_{}", id.to_uppercase());
+            if !is_service_link(&variable, |name| std::env::var_os(name)) {
+                arg = arg.env(keep(variable));
+            }
         }
         if is_setting && matches!(arg.get_action(), ArgAction::SetTrue) {
             // So that a flag can turn off what the file turns on.
@@ -84,6 +87,20 @@ fn renamed(mut command: Command, name: &'static str, variables: &str) -> Command
         arg
     });
     command.mut_subcommands(|sub| renamed(sub, name, variables))
+}
+
+/// Returns true if a pod has the variable for a Service, and not as a setting. For a Service `NAME`,
+/// Kubernetes sets `NAME_SERVICE_HOST`, `NAME_SERVICE_PORT` and `NAME_PORT=tcp://ADDRESS:PORT` in each pod of
+/// the Service's namespace. Every setting is safe from the others (`NAME_PORT_80_TCP`): none has such a name.
+fn is_service_link(variable: &str, value_of: impl Fn(&str) -> Option<OsString>) -> bool {
+    const SCHEMES: [&str; 3] = ["tcp://", "udp://", "sctp://"];
+    let Some(value) = value_of(variable) else { return false };
+    let value = value.to_string_lossy();
+    let is_port = variable.ends_with("_PORT");
+    // A distribution `my-service` has the variables of a Service `my`.
+    let service = variable.strip_suffix("_SERVICE_PORT");
+    is_port && SCHEMES.iter().any(|scheme| value.starts_with(scheme))
+        || service.is_some_and(|name| value_of(&format!("{name}_SERVICE_HOST")).is_some())
 }
 
 fn is_setting(arg: &Arg) -> bool {

@@ -88,7 +88,7 @@ impl Common {
         let base =
             ClusterConfig { name, settings, node, node_name, listens: true, memory: false, start_delay };
         let name = base.name.clone();
-        let cluster = Builder { base, extensions }.start().await?;
+        let mut cluster = Builder { base, extensions }.start().await?;
         let took = |what: &str| println!("{:>7.3} s  {what}", started.elapsed().as_secs_f64());
         took(&format!(
             "API server ready on {}",
@@ -105,16 +105,16 @@ impl Common {
         {
             took(&told);
         }
-        let ready = async {
+        let run = async {
             cluster.ready(Duration::from_secs(60)).await?;
             if !cluster.nodes().is_empty() {
                 took(&format!("node {} ready", cluster.nodes().join(", ")));
             }
             println!("kubectl --kubeconfig {} get nodes", path.display());
-            Ok::<(), Failure>(())
+            Ok::<(), Failure>(cluster.ended().await?)
         };
         let result = tokio::select! {
-            result = async { ready.await?; std::future::pending().await } => result,
+            result = run => result,
             () = stop_signal() => Ok(()),
         };
         println!("stopping; containers keep running ({name} reset removes them)");

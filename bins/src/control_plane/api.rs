@@ -16,6 +16,7 @@ use k8s_apiserver::{
     listen::{self, TlsFiles},
     proxy::{LocalKubelets, RemoteKubelets},
 };
+use k8s_controllers::metrics::counted;
 use k8s_core::client::{Client, Kubeconfig};
 use k8s_store::Store;
 use tokio::{net::TcpListener, task::JoinHandle};
@@ -102,7 +103,10 @@ impl Api {
         let address = listener.as_ref().and_then(|l| l.local_addr().ok());
         let pki_dir = config.pki.clone().unwrap_or_else(|| paths.pki());
         let pki = Pki::open(&paths.name, &pki_dir)?;
-        let store = if config.memory { Store::memory() } else { open_store(paths, config.forget_state)? };
+        let store = match config.memory {
+            true => Store::memory(),
+            false => open_store(paths, config.forget_state).await?,
+        };
         let kubelets = Arc::new(LocalKubelets::new(Some(Arc::new(remote_kubelets(&pki)?))));
         let front_proxy = FrontProxy::open(paths)?;
         let mut builder = added
@@ -166,7 +170,7 @@ impl Api {
                 ended
             }));
         }
-        let admin = self.server.client_as(User::admin());
+        let admin = self.client();
         objects::kubernetes_service(&admin, config, self.address)
             .await
             .map_err(ClusterError::of("make the kubernetes Service"))?;
@@ -179,7 +183,12 @@ impl Api {
 
     /// Returns an in-process client of a cluster administrator.
     pub(crate) fn client(&self) -> Client {
-        self.server.client_as(User::admin()).named(&self.name)
+        self.client_as(User::admin()).named(&self.name)
+    }
+
+    /// Returns an in-process client of a user. Its requests are counted in the server's metrics.
+    pub(crate) fn client_as(&self, user: User) -> Client {
+        counted(&self.server.client_as(user), self.server.metrics())
     }
 
     /// Returns a user's kubeconfig. The certificate is stored under `file`.
@@ -202,17 +211,15 @@ impl Api {
         self.kubeconfig("admin", &format!("{}-admin", self.name), "system:masters")
     }
 
-    /// Waits until the listener ends; forever without a socket.
+    /// Waits until the listener ends; forever without a socket. May be called again after a cancelled call.
     ///
     /// # Errors
     /// The listener failed.
     pub(crate) async fn ended(&mut self) -> Result<(), ClusterError> {
-        match self.serving.take() {
-            Some(task) => {
-                task.await.unwrap_or_else(|e| Err(io::Error::other(e))).map_err(ClusterError::of("serve"))
-            }
-            None => std::future::pending().await,
-        }
+        let Some(task) = &mut self.serving else { return std::future::pending().await };
+        let ended = task.await;
+        self.serving = None;
+        ended.unwrap_or_else(|e| Err(io::Error::other(e))).map_err(ClusterError::of("serve"))
     }
 
     /// Closes the listener; requests in progress get 5 seconds. The store keeps its objects.

@@ -1,8 +1,31 @@
 //! The store in a data directory. An unusable file is an error, never a new cluster.
 
+use std::time::Duration;
+
 use k8s_store::{Embedded, Local, OpenError, Store};
 
 use crate::{error::ClusterError, paths::Paths};
+
+/// Time that a stopped cluster of this process gets to close its store.
+const CLOSING: Duration = Duration::from_secs(5);
+/// Interval of the attempts to open it.
+const AGAIN: Duration = Duration::from_millis(10);
+
+/// Opens the store in a data directory, whose lock the caller has. A store that is in use is then one of this
+/// process that is closing: tasks of a cluster that has just stopped end one after the other. It is waited
+/// for.
+///
+/// # Errors
+/// As [`open_now`].
+pub(crate) async fn open_store(paths: &Paths, forget: bool) -> Result<Store, ClusterError> {
+    for _ in 0..CLOSING.as_millis() / AGAIN.as_millis() {
+        match open_now(paths, forget) {
+            Err(ClusterError::Store(OpenError::InUse { .. })) => tokio::time::sleep(AGAIN).await,
+            opened => return opened,
+        }
+    }
+    open_now(paths, forget)
+}
 
 /// Opens the store in a data directory. `forget` moves an unusable file aside and starts with an empty store.
 ///
@@ -10,7 +33,7 @@ use crate::{error::ClusterError, paths::Paths};
 /// [`ClusterError::Store`]; [`ClusterError::StateLost`] for a file that is empty, of another program, or
 /// missing beside containers.
 #[expect(clippy::disallowed_methods, reason = "only the name of a file that is set aside has the time")]
-pub(crate) fn open_store(paths: &Paths, forget: bool) -> Result<Store, ClusterError> {
+fn open_now(paths: &Paths, forget: bool) -> Result<Store, ClusterError> {
     let file = paths.store();
     let opened = Embedded::open_existing(&file);
     let lost = match &opened {
@@ -39,21 +62,13 @@ pub(crate) fn open_store(paths: &Paths, forget: bool) -> Result<Store, ClusterEr
 
 #[cfg(test)]
 mod tests {
-    use std::{fs, time::Duration};
+    use std::fs;
 
     use super::*;
 
-    /// As [`open_store`], after waiting until the previous store has released the file.
     fn open(paths: &Paths, forget: bool) -> Result<Store, ClusterError> {
-        for _ in 0..500 {
-            match open_store(paths, forget) {
-                Err(ClusterError::Store(OpenError::InUse { .. })) => {
-                    std::thread::sleep(Duration::from_millis(10))
-                }
-                other => return other,
-            }
-        }
-        open_store(paths, forget)
+        let runtime = tokio::runtime::Builder::new_current_thread().enable_time().build().unwrap();
+        runtime.block_on(open_store(paths, forget))
     }
 
     #[test]

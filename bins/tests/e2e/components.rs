@@ -95,14 +95,23 @@ fn five() -> Outcome {
 
 /// Each program without an API serves its health and its metrics, with upstream's ports and names.
 fn measured(cluster: &Cluster) -> Outcome {
+    const REQUESTS: &str = "rest_client_requests_total{code=\"200\",method=\"GET\",host=\"127.0.0.1:6443\"}";
     for (health, port, names) in [
         (
             10257,
             10257,
-            ["workqueue_adds_total{name=\"deployment-controller\"}", "controller_runtime_reconcile_total{"],
+            [
+                "workqueue_adds_total{name=\"deployment-controller\"}",
+                "controller_runtime_reconcile_total{",
+                REQUESTS,
+            ],
         ),
-        (10259, 10259, ["scheduler_schedule_attempts_total{result=\"scheduled\"", "scheduler_pending_pods{"]),
-        (10256, 10249, ["kubeproxy_sync_proxy_rules_duration_seconds_count", "process_open_fds"]),
+        (
+            10259,
+            10259,
+            ["scheduler_schedule_attempts_total{result=\"scheduled\"", "scheduler_pending_pods{", REQUESTS],
+        ),
+        (10256, 10249, ["kubeproxy_sync_proxy_rules_duration_seconds_count", "process_open_fds", REQUESTS]),
     ] {
         for path in ["healthz", "livez", "readyz"] {
             let said = http_get(cluster, &format!("http://127.0.0.1:{health}/{path}"))?;
@@ -120,7 +129,14 @@ fn measured(cluster: &Cluster) -> Outcome {
         }
     }
     let said = cluster.ok(&["get", "--raw", "/metrics"], "")?;
-    if said.contains("apiserver_request_total{") { Ok(()) } else { Err(said.into()) }
+    // The API server is its own client when it publishes its objects.
+    for name in ["apiserver_request_total{", "rest_client_requests_total{", "host=\"in-process\""] {
+        if !said.contains(name) {
+            return Err(format!("/metrics of the API server has no {name}: {said}").into());
+        }
+    }
+    let said = cluster.ok(&["get", "--raw", "/api/v1/nodes/node-1/proxy/metrics"], "")?;
+    if said.contains(REQUESTS) { Ok(()) } else { Err(format!("the kubelet's: {said}").into()) }
 }
 
 /// A component's kubeconfig has upstream's user for it, who is not in system:masters.

@@ -25,12 +25,13 @@ use serde::{Deserialize, Serialize};
 
 use crate::{
     Outcome,
-    harness::{Cluster, Process, Said, run, until},
+    harness::{Cluster, HYPERKUBE, Process, Said, run, until},
 };
 
 pub const TESTS: &[crate::Test] = &[
     ("two_distributions_live_side_by_side", side_by_side),
     ("a_distributions_components_have_its_extensions", components),
+    ("a_service_of_the_programs_name_changes_no_setting", service_links),
 ];
 
 /// Variable that makes this program a distribution of that name.
@@ -141,6 +142,14 @@ fn side_by_side() -> Outcome {
             if said.out.trim() == node { Ok(true) } else { Err(format!("{said:?}: {}", cluster.log())) }
         })?;
     }
+    for name in ["hyperkube", "shopkube"] {
+        let fields = "jsonpath={.metadata.managedFields[*].manager}";
+        let get = ["--context", name, "get", "service", "kubernetes", "-o", fields];
+        let managers = cluster.ok(&get, "")?;
+        if managers.trim() != name {
+            return Err(format!("the managers of {name}'s Service are {managers:?}").into());
+        }
+    }
     // A directory is not another distribution's to use or to remove.
     let foreign = finish(cluster.hyperkube(&["reset", "--data-dir", &shop_data]))?;
     if foreign.code != 3 || !foreign.err.contains("one of shopkube, not of hyperkube") {
@@ -234,4 +243,38 @@ fn components() -> Outcome {
         return Err(format!("{removed:?}").into());
     }
     cluster.take_down()
+}
+
+/// In a pod whose namespace has Services of the programs' names.
+fn service_links() -> Outcome {
+    for (name, variables) in [("hyperkube", "HYPERKUBE"), ("shopkube", "SHOPKUBE")] {
+        let print = |port: &str| {
+            let mut command = match name {
+                "hyperkube" => std::process::Command::new(HYPERKUBE),
+                _ => std::process::Command::new(std::env::current_exe().unwrap_or_default()),
+            };
+            let links = [
+                ("_SERVICE_HOST", "10.43.7.7"),
+                ("_SERVICE_PORT", "80"),
+                ("_PORT", port),
+                ("_PORT_80_TCP", "tcp://10.43.7.7:80"),
+                ("_PORT_80_TCP_PROTO", "tcp"),
+                ("_PORT_80_TCP_PORT", "80"),
+                ("_PORT_80_TCP_ADDR", "10.43.7.7"),
+            ];
+            command.args(["kubelet", "--kubeconfig", "/k", "--print-config"]);
+            command.envs(links.map(|(suffix, value)| (format!("{variables}{suffix}"), value)));
+            if name != "hyperkube" {
+                command.env(NAME, name);
+            }
+            finish(command)
+        };
+        for (port, wanted) in [("tcp://10.43.7.7:80", "port: 10250\n"), ("10251", "port: 10251\n")] {
+            let said = print(port)?;
+            if said.code != 0 || !said.out.contains(wanted) {
+                return Err(format!("{name} with {port}: {said:?}").into());
+            }
+        }
+    }
+    Ok(())
 }

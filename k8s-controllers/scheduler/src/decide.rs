@@ -18,31 +18,31 @@ const ENOUGH: usize = 100;
 
 /// A node for a pod.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Fit {
+pub(crate) struct Fit {
     /// Name of the node with the highest score.
-    pub node: String,
+    pub(crate) node: String,
     /// Number of nodes that were filtered.
-    pub evaluated: usize,
+    pub(crate) evaluated: usize,
     /// Number of nodes that passed all filters.
-    pub feasible: usize,
+    pub(crate) feasible: usize,
 }
 
 /// The reasons for which no node is feasible.
 #[derive(Clone, Debug)]
-pub struct Unschedulable {
+pub(crate) struct Unschedulable {
     /// Upstream's message, without the part about preemption.
-    pub message: String,
+    pub(crate) message: String,
     /// Kinds of changes that may make the pod schedulable.
-    pub wakes_on: WakeOn,
+    pub(crate) wakes_on: WakeOn,
     /// Names of nodes on which preemption could help.
-    pub resolvable: Vec<String>,
+    pub(crate) resolvable: Vec<String>,
     /// Number of nodes in the cluster.
-    pub nodes: usize,
+    pub(crate) nodes: usize,
 }
 
 /// Outcome of a decision.
 #[derive(Clone, Debug)]
-pub enum Decision {
+pub(crate) enum Decision {
     /// A feasible node was found.
     Fits(Fit),
     /// No node is feasible.

@@ -8,7 +8,7 @@
 use std::{collections::HashSet, sync::Arc};
 
 use futures::{FutureExt, future::BoxFuture};
-use k8s_controllers::{Environment, EventType, Recorder, involved};
+use k8s_controllers::{Environment, EventType, Handle, Recorder, involved};
 use k8s_core::{
     api::{
         api::core::v1::{
@@ -28,12 +28,13 @@ use tokio::{sync::mpsc, time::Instant};
 use tracing::{debug, warn};
 
 use crate::{
-    Attempt, Cluster, Decision, Filter, Plugin, PodInfo, Queue, Score, Unschedulable, WakeOn,
-    decide::Profile,
+    Cluster, Filter, Plugin, PodInfo, Score, WakeOn,
+    decide::{Decision, Profile, Unschedulable},
     failures::{Failure, Failures},
     metrics::{Metrics, Outcome},
     plugins,
     preemption::{self, Preempt},
+    queue::{Attempt, Queue},
     volumes::{self, VolumeCaches},
 };
 
@@ -93,6 +94,30 @@ impl Builder {
     /// Runs with caches of its own until the future is dropped.
     pub async fn run(self, client: Client) {
         self.run_in(Environment::new(client)).await;
+    }
+
+    /// Starts in a task, with caches of its own.
+    ///
+    /// # Panics
+    /// Called outside of a tokio runtime.
+    ///
+    /// ```
+    /// use k8s_controllers::Stopped;
+    /// use k8s_core::client::Client;
+    /// use k8s_scheduler::Scheduler;
+    ///
+    /// async fn for_a_while(client: Client) -> Result<(), Stopped> {
+    ///     let running = Scheduler::builder().start(client);
+    ///     tokio::time::sleep(std::time::Duration::from_secs(60)).await;
+    ///     running.shutdown().await
+    /// }
+    /// ```
+    pub fn start(self, client: Client) -> Handle {
+        let mut environment = Environment::new(client);
+        Handle::start(|stop| {
+            environment.shutdown = stop;
+            self.run_in(environment)
+        })
     }
 
     /// Runs in an environment until that is shut down.

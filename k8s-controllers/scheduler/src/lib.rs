@@ -1,7 +1,7 @@
 //! The scheduler: assigns pods to nodes.
 //!
 //! Flow: changes of pods and nodes arrive from the shared caches and update a [`Cluster`] incrementally
-//! (nothing is copied per decision). Pods without a node wait in a [`Queue`]. A decision runs the [`Filter`]s
+//! (nothing is copied per decision). Pods without a node wait in a queue. A decision runs the [`Filter`]s
 //! over nodes until enough are feasible, ranks those with the [`Score`]s, assumes the pod on the best one,
 //! and binds it in the background while the next decision is made.
 //!
@@ -33,11 +33,9 @@ mod terms;
 mod volumes;
 
 pub use cluster::Cluster;
-pub use decide::{Decision, Fit, Unschedulable};
 pub use driver::{Builder, Scheduler};
 pub use node_info::NodeInfo;
 pub use plugin::{Cycle, Filter, Plugin, Score, ScoreExt, WakeOn, Weighted};
 pub use pod_info::PodInfo;
-pub use queue::{Attempt, Queue};
 pub use reject::Reject;
 pub use resources::Resources;

@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use k8s_metrics::{Counter, Family, Gauge, Histogram, Registry, exponential_buckets};
 
-use crate::Queue;
+use crate::queue::Queue;
 
 /// Outcome of an attempt to schedule a pod.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

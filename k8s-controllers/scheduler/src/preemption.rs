@@ -4,7 +4,10 @@ use std::sync::Arc;
 
 use k8s_core::meta::ObjectExt;
 
-use crate::{Cluster, NodeInfo, PodInfo, Unschedulable, decide::Profile};
+use crate::{
+    Cluster, NodeInfo, PodInfo,
+    decide::{Profile, Unschedulable},
+};
 
 /// Outcome of preemption.
 #[derive(Debug)]

@@ -19,11 +19,11 @@ const LONGEST_WAIT: Duration = Duration::from_secs(300);
 
 /// A pod and its number of failed attempts.
 #[derive(Clone, Debug)]
-pub struct Attempt {
+pub(crate) struct Attempt {
     /// The pod.
-    pub pod: Arc<PodInfo>,
+    pub(crate) pod: Arc<PodInfo>,
     /// Number of failed attempts so far.
-    pub failures: u32,
+    pub(crate) failures: u32,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -51,7 +51,7 @@ type Rank = (i32, Reverse<u64>);
 
 /// The scheduling queue.
 #[derive(Default)]
-pub struct Queue {
+pub(crate) struct Queue {
     entries: HashMap<String, Entry>,
     active: BinaryHeap<(Rank, String)>,
     next: u64,
@@ -84,26 +84,14 @@ fn matters(old: &Pod, new: &Pod) -> bool {
 impl Queue {
     /// Returns the number of pods in the queue.
     #[must_use]
-    pub fn len(&self) -> usize {
+    pub(crate) fn len(&self) -> usize {
         self.entries.len()
     }
 
     /// Returns the number of pods in back-off, or unschedulable until a change could help.
     #[must_use]
-    pub fn asleep(&self) -> usize {
+    pub(crate) fn asleep(&self) -> usize {
         self.asleep.len()
-    }
-
-    /// Returns true if the queue is empty.
-    #[must_use]
-    pub fn is_empty(&self) -> bool {
-        self.entries.is_empty()
-    }
-
-    /// Returns true if the pod is in the queue.
-    #[must_use]
-    pub fn contains(&self, uid: &str) -> bool {
-        self.entries.contains_key(uid)
     }
 
     fn activate(&mut self, pod: Arc<PodInfo>, failures: u32) {
@@ -126,7 +114,7 @@ impl Queue {
     }
 
     /// Adds or updates a pod.
-    pub fn set(&mut self, pod: Arc<Pod>) {
+    pub(crate) fn set(&mut self, pod: Arc<Pod>) {
         let uid = k8s_core::meta::ObjectExt::uid(&*pod);
         let Some(entry) = self.entries.get_mut(uid) else {
             return self.activate(Arc::new(PodInfo::new(pod)), 0);
@@ -143,14 +131,14 @@ impl Queue {
     }
 
     /// Removes a pod; returns true if it was in the queue.
-    pub fn remove(&mut self, uid: &str) -> bool {
+    pub(crate) fn remove(&mut self, uid: &str) -> bool {
         self.asleep.remove(uid);
         self.entries.remove(uid).is_some()
     }
 
     /// Takes the next pod to schedule. It leaves the queue until [`Queue::wait`] or [`Queue::retry`] returns
     /// it.
-    pub fn pop(&mut self, now: Instant) -> Option<Attempt> {
+    pub(crate) fn pop(&mut self, now: Instant) -> Option<Attempt> {
         self.release_due(now);
         while let Some(((_, Reverse(number)), uid)) = self.active.pop() {
             let current = self.entries.get(&uid).is_some_and(|e| e.place == Place::Active(number));
@@ -162,14 +150,14 @@ impl Queue {
     }
 
     /// Returns an unschedulable pod to the queue; it waits for a change of these kinds.
-    pub fn wait(&mut self, attempt: Attempt, wakes_on: WakeOn, now: Instant) {
+    pub(crate) fn wait(&mut self, attempt: Attempt, wakes_on: WakeOn, now: Instant) {
         let failures = attempt.failures.saturating_add(1);
         let place = Place::Waiting { since: now, backoff_until: now + backoff(failures), wakes_on };
         self.sleep(attempt.pod, failures, place);
     }
 
     /// Returns a pod after an error; it is retried after a back-off.
-    pub fn retry(&mut self, attempt: Attempt, now: Instant) {
+    pub(crate) fn retry(&mut self, attempt: Attempt, now: Instant) {
         let failures = attempt.failures.saturating_add(1);
         let place = Place::Backoff { until: now + backoff(failures) };
         self.sleep(attempt.pod, failures, place);
@@ -177,7 +165,7 @@ impl Queue {
 
     /// Activates the pods that a change may help; those that failed recently first serve the rest of their
     /// back-off.
-    pub fn wake(&mut self, change: WakeOn, now: Instant) {
+    pub(crate) fn wake(&mut self, change: WakeOn, now: Instant) {
         if !self.wakes_on.is_some_and(|all| all.meets(change)) {
             return;
         }
@@ -227,7 +215,7 @@ impl Queue {
 
     /// Returns the earliest time at which a pod becomes active by itself.
     #[must_use]
-    pub fn next_due(&self) -> Option<Instant> {
+    pub(crate) fn next_due(&self) -> Option<Instant> {
         self.due
     }
 }
@@ -299,7 +287,7 @@ mod tests {
                         3 => { q.wake(WakeOn::NODE, now); q.remove(&uid.to_string()); }
                         _ => tokio::time::advance(Duration::from_secs(uid.into())).await,
                     }
-                    assert!(out.keys().all(|uid| !q.contains(uid)));
+                    assert!(out.keys().all(|uid| !q.entries.contains_key(uid)));
                 }
                 let waiting = q.len();
                 tokio::time::advance(LONGEST_WAIT).await;

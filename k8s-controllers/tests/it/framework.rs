@@ -11,7 +11,7 @@ use std::{
 
 use jiff::Timestamp;
 use k8s_controllers::{
-    Action, Context, Controller, Environment, Error, EventType, Reconcile, leader::Candidate,
+    Action, Context, Controller, Environment, Error, EventType, Manager, Reconcile, leader::Candidate,
 };
 use k8s_core::{
     api::{
@@ -141,6 +141,46 @@ async fn keys_that_wait_for_a_late_cache_hold_no_worker() {
     seen(2, 1);
     stop.cancel();
     tokio::time::timeout(Duration::from_secs(1), running).await.expect("it ends").unwrap();
+}
+
+/// Takes ten seconds for each object, and counts them.
+struct Slow(Arc<AtomicUsize>);
+
+impl Reconcile for Slow {
+    type Kind = ConfigMap;
+
+    async fn reconcile(&self, _: &Context, _: Arc<ConfigMap>) -> Result<Action, Error> {
+        tokio::time::sleep(Duration::from_secs(10)).await;
+        self.0.fetch_add(1, Ordering::SeqCst);
+        Ok(Action::await_change())
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_handle_waits_for_the_reconcile_in_progress() {
+    let clock = Clock::starting_at(Timestamp::UNIX_EPOCH);
+    let cluster = TestCluster::bare().clock(clock).start().await.unwrap();
+    let client = cluster.client();
+    let map = ConfigMap { metadata: metadata("a"), ..ConfigMap::default() };
+    client.namespaced("default").create(&map).await.unwrap();
+    let finished = Arc::new(AtomicUsize::new(0));
+    let controller = Controller::<ConfigMap>::new;
+    let started = controller().start(client.clone(), Slow(finished.clone()));
+    tokio::time::sleep(Duration::from_secs(5)).await;
+    assert_eq!(finished.load(Ordering::SeqCst), 0);
+    assert_eq!(started.shutdown().await, Ok(()));
+    assert_eq!(finished.load(Ordering::SeqCst), 1);
+
+    // The same for a manager, which counts its client's requests.
+    let manager = Manager::new(client).controller(controller(), Slow(finished.clone()));
+    let metrics = manager.metrics();
+    let mut started = manager.start();
+    let early = tokio::time::timeout(Duration::from_secs(5), started.ended()).await;
+    assert!(early.is_err(), "a manager does not end by itself");
+    assert_eq!(started.shutdown().await, Ok(()));
+    assert_eq!(finished.load(Ordering::SeqCst), 2);
+    let requests = "rest_client_requests_total{code=\"200\",method=\"GET\",host=\"in-process\"}";
+    assert!(metrics.render().contains(requests), "{}", metrics.render());
 }
 
 #[tokio::test(start_paused = true)]

@@ -1,16 +1,19 @@
 //! Credential plugins (`client.authentication.k8s.io`): programs that print a token or a client certificate.
+//!
+//! They run with the feature `tls` only, without which there is no server that would take a credential.
 
+#[cfg(feature = "tls")]
+use std::process::Stdio;
 use std::{
     io,
     path::{Path, PathBuf},
-    process::{ExitStatus, Stdio},
+    process::{Command, ExitStatus},
     time::Duration,
 };
 
 use jiff::Timestamp;
 use serde::Deserialize;
 use serde_json::{Value, json};
-use tokio::{io::AsyncReadExt, process::Command};
 
 const VERSIONS: [&str; 2] = ["client.authentication.k8s.io/v1", "client.authentication.k8s.io/v1beta1"];
 
@@ -18,9 +21,11 @@ const VERSIONS: [&str; 2] = ["client.authentication.k8s.io/v1", "client.authenti
 const TIMEOUT: Duration = Duration::from_secs(300);
 
 /// Maximum size of a plugin's output, in bytes.
+#[cfg(feature = "tls")]
 const MOST_OUTPUT: u64 = 1 << 20;
 
 /// Size of the start of a plugin's error output that its error shows, in bytes.
+#[cfg(feature = "tls")]
 const MOST_MESSAGE: u64 = 16 << 10;
 
 /// The command line of a credential plugin.
@@ -101,9 +106,9 @@ impl ExecPlugin {
     /// Runs the plugin without a terminal. Dropping the future kills the plugin.
     ///
     /// # Errors
-    /// It cannot be started, fails, runs for more than five minutes, or prints no credential or more than
-    /// 1 MiB. The message names the field, the file and the command, and has the start of the plugin's error
-    /// output.
+    /// This program is built without the feature `tls`, or the plugin cannot be started, fails, runs for more
+    /// than five minutes, or prints no credential or more than 1 MiB. The message names the field, the file
+    /// and the command, and has the start of the plugin's error output.
     pub(super) async fn run(&self) -> Result<Issued, String> {
         self.issue()
             .await
@@ -112,7 +117,7 @@ impl ExecPlugin {
 
     async fn issue(&self) -> Result<Issued, String> {
         let Settings { api_version, install_hint, .. } = &self.settings;
-        let output = tokio::time::timeout(self.timeout, self.output())
+        let output = tokio::time::timeout(self.timeout, run(self.command()))
             .await
             .map_err(|_| format!("it was stopped after {} s without a credential", self.timeout.as_secs()))?
             .map_err(|e| match install_hint.as_str() {
@@ -137,46 +142,63 @@ impl ExecPlugin {
         }
     }
 
-    async fn output(&self) -> io::Result<Finished> {
+    fn command(&self) -> Command {
         let Settings { command, args, env, api_version, .. } = &self.settings;
         let mut spec = json!({"interactive": false});
         if let Some(cluster) = &self.cluster {
             spec["cluster"] = cluster.clone();
         }
         let info = json!({"apiVersion": api_version, "kind": "ExecCredential", "spec": spec});
-        let mut child = Command::new(command)
+        let mut command = Command::new(command);
+        command
             .args(args.iter().flatten())
             .envs(env.iter().flatten().map(|v| (&v.name, &v.value)))
-            .env("KUBERNETES_EXEC_INFO", info.to_string())
-            .stdin(Stdio::null())
-            .stdout(Stdio::piped())
-            .stderr(Stdio::piped())
-            .kill_on_drop(true)
-            .spawn()?;
-        let (stdout, stderr) = (child.stdout.take(), child.stderr.take());
-        let printed = async {
-            let mut printed = Vec::new();
-            if let Some(stream) = stdout {
-                stream.take(MOST_OUTPUT + 1).read_to_end(&mut printed).await?;
-            }
-            if printed.len() as u64 > MOST_OUTPUT {
-                let kind = io::ErrorKind::InvalidData;
-                return Err(io::Error::new(kind, format!("it printed more than {MOST_OUTPUT} bytes")));
-            }
-            Ok(printed)
-        };
-        let message = async {
-            let mut message = Vec::new();
-            if let Some(mut stream) = stderr {
-                (&mut stream).take(MOST_MESSAGE).read_to_end(&mut message).await?;
-                // The rest is dropped, so that the plugin does not block.
-                tokio::io::copy(&mut stream, &mut tokio::io::sink()).await?;
-            }
-            Ok(message)
-        };
-        let (printed, message) = tokio::try_join!(printed, message)?;
-        Ok(Finished { status: child.wait().await?, printed, message })
+            .env("KUBERNETES_EXEC_INFO", info.to_string());
+        command
     }
+}
+
+#[cfg(not(feature = "tls"))]
+async fn run(_: Command) -> io::Result<Finished> {
+    Err(io::Error::new(
+        io::ErrorKind::Unsupported,
+        "credential plugins need k8s-core's feature \"tls\", which this program is built without",
+    ))
+}
+
+#[cfg(feature = "tls")]
+async fn run(command: Command) -> io::Result<Finished> {
+    use tokio::io::AsyncReadExt;
+
+    let mut child = tokio::process::Command::from(command)
+        .stdin(Stdio::null())
+        .stdout(Stdio::piped())
+        .stderr(Stdio::piped())
+        .kill_on_drop(true)
+        .spawn()?;
+    let (stdout, stderr) = (child.stdout.take(), child.stderr.take());
+    let printed = async {
+        let mut printed = Vec::new();
+        if let Some(stream) = stdout {
+            stream.take(MOST_OUTPUT + 1).read_to_end(&mut printed).await?;
+        }
+        if printed.len() as u64 > MOST_OUTPUT {
+            let kind = io::ErrorKind::InvalidData;
+            return Err(io::Error::new(kind, format!("it printed more than {MOST_OUTPUT} bytes")));
+        }
+        Ok(printed)
+    };
+    let message = async {
+        let mut message = Vec::new();
+        if let Some(mut stream) = stderr {
+            (&mut stream).take(MOST_MESSAGE).read_to_end(&mut message).await?;
+            // The rest is dropped, so that the plugin does not block.
+            tokio::io::copy(&mut stream, &mut tokio::io::sink()).await?;
+        }
+        Ok(message)
+    };
+    let (printed, message) = tokio::try_join!(printed, message)?;
+    Ok(Finished { status: child.wait().await?, printed, message })
 }
 
 /// The end of a plugin's run.
@@ -186,7 +208,7 @@ struct Finished {
     message: Vec<u8>,
 }
 
-#[cfg(test)]
+#[cfg(all(test, feature = "tls"))]
 mod tests {
     use std::time::Instant;
 

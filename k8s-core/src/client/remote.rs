@@ -218,6 +218,10 @@ impl Transport for Remote {
         }
         .boxed()
     }
+
+    fn host(&self) -> &str {
+        self.0.base.authority().map_or("", http::uri::Authority::as_str)
+    }
 }
 
 #[derive(Clone)]

@@ -9,7 +9,7 @@ use http_body_util::{BodyExt, Full, combinators::UnsyncBoxBody};
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::{ObjectMeta, Status};
 use serde::{Deserialize, Serialize, de::DeserializeOwned};
 
-use super::{Api, Environment, Error, Remote, RemoteConfig, retry::Repeats};
+use super::{Api, Environment, Error, Observe, Remote, RemoteConfig, observe::Observed, retry::Repeats};
 use crate::{json, meta::Object, status::ApiStatus};
 
 /// Media type of requests and responses.
@@ -39,6 +39,11 @@ pub fn empty_body() -> Body {
 pub trait Transport: Send + Sync + 'static {
     /// Sends a request and returns the response.
     fn call(&self, request: Request<Body>) -> BoxFuture<'static, Result<Response<Body>, BoxError>>;
+
+    /// Returns `host:port` of the server, for metrics. Default: empty, for a server in the same process.
+    fn host(&self) -> &str {
+        ""
+    }
 }
 
 impl<S> Transport for S
@@ -164,6 +169,7 @@ pub struct Client {
     retries: u32,
     /// Does not decode `managedFields`.
     skips_managed_fields: bool,
+    observer: Option<Arc<dyn Observe>>,
 }
 
 impl fmt::Debug for Client {
@@ -182,6 +188,7 @@ impl Client {
             namespace: "default".into(),
             retries: 0,
             skips_managed_fields: false,
+            observer: None,
         }
     }
 
@@ -265,6 +272,18 @@ impl Client {
         Client { skips_managed_fields: true, ..self.clone() }
     }
 
+    /// Returns a client whose requests the observer sees, instead of an earlier observer.
+    #[must_use]
+    pub fn observed(&self, observer: impl Observe) -> Self {
+        Client { observer: Some(Arc::new(observer)), ..self.clone() }
+    }
+
+    /// Returns true if the client has an observer.
+    #[must_use]
+    pub fn is_observed(&self) -> bool {
+        self.observer.is_some()
+    }
+
     /// Returns an object's JSON without the fields that this client does not decode.
     fn read<'a>(&self, json: &'a [u8]) -> Cow<'a, [u8]> {
         if self.skips_managed_fields {
@@ -287,6 +306,12 @@ impl Client {
     #[must_use]
     pub fn name(&self) -> &str {
         &self.user_agent
+    }
+
+    /// Returns `host:port` of the server; empty for a server in the same process.
+    #[must_use]
+    pub fn host(&self) -> &str {
+        self.transport.host()
     }
 
     /// Returns a client for `K` in all namespaces, or cluster-scoped.
@@ -333,7 +358,14 @@ impl Client {
             request.headers_mut().entry(header::USER_AGENT).or_insert(value);
         }
         let context = format!("{} {}", request.method(), request.uri().path());
-        self.transport.call(request).map_err(|source| Error::Transport { context, source }).boxed()
+        let observed = self.observer.as_ref().map(|to| Observed::begin(to, &self.transport, &request));
+        let end = move |result: Result<Response<Body>, BoxError>| {
+            if let Some(observed) = observed {
+                observed.end(result.as_ref().ok().map(Response::status));
+            }
+            result.map_err(|source| Error::Transport { context, source })
+        };
+        self.transport.call(request).map(end).boxed()
     }
 
     /// Sends a request that can be built again, until the response is final.

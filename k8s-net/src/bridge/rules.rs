@@ -19,13 +19,13 @@ const AT: SetSpec =
     SetSpec { name: "host-ports-at", key_length: 12, values: Values::Bytes(8), dynamic: false };
 const HAIRPIN: SetSpec = SetSpec { name: "hairpin", key_length: 8, values: Values::None, dynamic: false };
 
-pub(super) fn table_name(cluster: &str) -> String {
-    format!("hyperkube-{cluster}-pods")
+pub(super) fn table_name(config: &BridgeConfig) -> String {
+    format!("{}-pods", config.table)
 }
 
 /// Builds the whole table from the allocations.
 pub(super) fn build(config: &BridgeConfig, ipam: &Ipam) -> Batch {
-    let mut batch = Batch::new(&table_name(&config.cluster));
+    let mut batch = Batch::new(&table_name(config));
     batch.table();
     batch.del_table();
     batch.table();
@@ -85,7 +85,7 @@ pub(super) fn change(
     new: &[KeptPort],
     known: bool,
 ) -> Batch {
-    let mut batch = Batch::new(&table_name(&config.cluster));
+    let mut batch = Batch::new(&table_name(config));
     if known {
         announce(&mut batch, address, old, false);
     } else {
@@ -97,7 +97,7 @@ pub(super) fn change(
 
 /// Builds the removal of a pod.
 pub(super) fn withdraw(config: &BridgeConfig, address: Ipv4Addr, ports: &[KeptPort]) -> Batch {
-    let mut batch = Batch::new(&table_name(&config.cluster));
+    let mut batch = Batch::new(&table_name(config));
     announce(&mut batch, address, ports, false);
     batch.remove(HAIRPIN.name, &[hairpin(address)]);
     batch

@@ -198,6 +198,21 @@ impl Builder {
 
     /// Runs the kubelet until `shutdown` is cancelled, then stops it as [`Kubelet::shutdown`] does.
     ///
+    /// ```
+    /// use k8s_kubelet::{Builder, KubeletError};
+    /// use tokio_util::sync::CancellationToken;
+    ///
+    /// async fn until_stopped(kubelet: Builder) -> Result<(), KubeletError> {
+    ///     let stop = CancellationToken::new();
+    ///     let stop_after_a_minute = async {
+    ///         tokio::time::sleep(std::time::Duration::from_secs(60)).await;
+    ///         stop.cancel();
+    ///     };
+    ///     let (ended, ()) = tokio::join!(kubelet.run(stop.clone()), stop_after_a_minute);
+    ///     ended
+    /// }
+    /// ```
+    ///
     /// # Errors
     /// As [`Builder::start`].
     pub async fn run(self, shutdown: CancellationToken) -> Result<(), KubeletError> {

@@ -58,6 +58,7 @@ pub enum Missing {
 /// ```
 /// use k8s_runtime::embedded::{EmbeddedConfig, preflight};
 /// let config = EmbeddedConfig {
+///     name: "shop".into(),
 ///     root: "/var/lib/shop/containers".into(),
 ///     run: "/run/shop".into(),
 ///     cgroup_root: "shop".into(),

@@ -58,7 +58,7 @@ impl Embedded {
         for attempt in 0..2 {
             let zygote = match slot.take() {
                 Some(zygote) => zygote,
-                None => Zygote::start(&self.config.shims_cgroup())
+                None => Zygote::start(&self.config.name, &self.config.shims_cgroup())
                     .map_err(RuntimeError::io("start the zygote"))?,
             };
             let (ours, theirs) = UnixStream::pair().map_err(RuntimeError::io("socketpair"))?;

@@ -6,11 +6,12 @@
 //! the shims do not.
 
 use std::{
+    ffi::{CStr, CString, OsStr},
     fs::{self, OpenOptions},
     io::{self, Write},
     os::{
         fd::{AsFd, AsRawFd, OwnedFd},
-        unix::{net::UnixStream, process::CommandExt},
+        unix::{ffi::OsStrExt, net::UnixStream, process::CommandExt},
     },
     path::Path,
     process::{Child, Command, Stdio},
@@ -56,7 +57,9 @@ pub fn run_if_zygote() {
 
 fn serve(cgroup: &str) -> io::Result<()> {
     // A program executed by its descriptor has the descriptor's number as its name.
-    let _ = sys::prctl(libc::PR_SET_NAME, c"hyperkube-shim".as_ptr() as u64, 0);
+    if let Some(name) = std::env::args_os().next().and_then(|name| CString::new(name.as_bytes()).ok()) {
+        let _ = sys::prctl(libc::PR_SET_NAME, name.as_ptr() as u64, 0);
+    }
     crate::descriptors::restore();
     // Leave the terminal's process group: Ctrl-C is for the node process.
     let _ = nix::unistd::setsid();
@@ -110,15 +113,23 @@ fn fork_shim(dir: &Path, first: OwnedFd, socket: &OwnedFd) {
     // On failure the connection closes, which the node process detects.
 }
 
+/// Returns the name of the shims' processes. Linux shows 15 bytes of it, so a long program name is cut.
+fn shim_name(program: &str) -> CString {
+    let program = if program.is_empty() { "k8s" } else { program };
+    let most = 15 - "-shim".len();
+    let cut: String = program.chars().filter(char::is_ascii_graphic).take(most).collect();
+    CString::new(format!("{cut}-shim")).unwrap_or_default()
+}
+
 /// Returns a sealed copy of this program in memory. A container whose entrypoint is `/proc/self/exe` gets the
 /// copy, which is read-only, and never the program on disk.
-fn sealed_copy() -> io::Result<fs::File> {
+fn sealed_copy(name: &CStr) -> io::Result<fs::File> {
     // Kernels from 6.3 on need the flag for an executable; older ones reject it.
     const MFD_EXEC: u32 = 0x10;
     let flags = MFdFlags::MFD_CLOEXEC | MFdFlags::MFD_ALLOW_SEALING;
-    let made = memfd_create(c"hyperkube-shim", flags | MFdFlags::from_bits_retain(MFD_EXEC));
+    let made = memfd_create(name, flags | MFdFlags::from_bits_retain(MFD_EXEC));
     let made = made.or_else(|e| match e {
-        nix::errno::Errno::EINVAL => memfd_create(c"hyperkube-shim", flags),
+        nix::errno::Errno::EINVAL => memfd_create(name, flags),
         e => Err(e),
     })?;
     let mut copy = fs::File::from(made);
@@ -149,13 +160,14 @@ pub(super) struct Zygote {
 }
 
 impl Zygote {
-    /// Starts this program as a zygote.
-    pub(super) fn start(cgroup: &str) -> io::Result<Zygote> {
+    /// Starts this program as a zygote. `name` is the program's, and part of the shims' names.
+    pub(super) fn start(name: &str, cgroup: &str) -> io::Result<Zygote> {
         let (ours, theirs) = UnixStream::pair()?;
+        let name = shim_name(name);
         let program =
-            sealed_copy().map_err(|e| io::Error::new(e.kind(), format!("copy this program: {e}")))?;
+            sealed_copy(&name).map_err(|e| io::Error::new(e.kind(), format!("copy this program: {e}")))?;
         let child = Command::new(format!("/proc/self/fd/{}", program.as_raw_fd()))
-            .arg0("hyperkube-shim")
+            .arg0(OsStr::from_bytes(name.as_bytes()))
             .arg(MARKER)
             .arg(cgroup)
             .env_clear()
@@ -185,5 +197,24 @@ impl Drop for Zygote {
         // Closing its input makes the zygote exit.
         self.socket = None;
         let _ = self.child.wait();
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_shims_name_has_the_programs_and_fits() {
+        for (program, wanted) in [
+            ("hyperkube", c"hyperkube-shim"),
+            ("shopkube", c"shopkube-shim"),
+            ("", c"k8s-shim"),
+            ("a-distribution-with-a-long-name", c"a-distribu-shim"),
+        ] {
+            let name = shim_name(program);
+            assert_eq!(&*name, wanted);
+            assert!(name.as_bytes().len() <= 15, "{name:?}");
+        }
     }
 }

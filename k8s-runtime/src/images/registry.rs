@@ -26,7 +26,10 @@ use serde::Deserialize;
 use sha2::{Digest, Sha256};
 
 pub use self::config::{Auth, Host, Mirror, Registries, Tls};
-use self::{config::Endpoint, http::Answer};
+use self::{
+    config::Endpoint,
+    http::{Answer, Http},
+};
 use super::{
     archive::choose,
     reference::Reference,
@@ -44,13 +47,15 @@ const MAX_DOCUMENT: usize = 8 << 20;
 pub(super) async fn pull(
     store: &ImageStore,
     registries: &Registries,
+    user_agent: &str,
     reference: &Reference,
     auth: Option<(String, String)>,
 ) -> Result<ImageInfo, RuntimeError> {
     let mut last = None;
     for endpoint in registries.endpoints(&reference.registry) {
+        let auth = auth.clone();
         let session =
-            Session { registries, reference, endpoint, auth: auth.clone(), authorization: Mutex::default() };
+            Session { registries, user_agent, reference, endpoint, auth, authorization: Mutex::default() };
         match session.pull(store).await {
             Ok(info) => return Ok(info),
             Err(error) => {
@@ -66,6 +71,7 @@ pub(super) async fn pull(
 
 struct Session<'a> {
     registries: &'a Registries,
+    user_agent: &'a str,
     reference: &'a Reference,
     endpoint: Endpoint,
     auth: Option<(String, String)>,
@@ -162,13 +168,13 @@ impl Session<'_> {
         let url = format!("{}/{}/{kind}/{version}{namespace}", self.endpoint.base, self.reference.repository);
         let named =
             |e: io::Error| io::Error::new(e.kind(), format!("failed to do request: Get {url:?}: {e}"));
-        let tls = |host: &str| self.registries.tls(host);
+        let client = Http { user_agent: self.user_agent, tls: &|host| self.registries.tls(host) };
         let known = self.authorization.lock().unwrap_or_else(PoisonError::into_inner).clone();
-        let mut answer = http::get(&url, known.as_deref(), accept, &tls).await.map_err(named)?;
+        let mut answer = http::get(client, &url, known.as_deref(), accept).await.map_err(named)?;
         if answer.status() == StatusCode::UNAUTHORIZED
             && let Some(authorization) = self.answer_challenge(&answer).await.map_err(named)?
         {
-            answer = http::get(&url, Some(&authorization), accept, &tls).await.map_err(named)?;
+            answer = http::get(client, &url, Some(&authorization), accept).await.map_err(named)?;
             *self.authorization.lock().unwrap_or_else(PoisonError::into_inner) = Some(authorization);
         }
         match answer.status() {
@@ -218,8 +224,8 @@ impl Session<'_> {
         if let Some(service) = parameter("service") {
             url.push_str(&format!("&service={}", escape(&service)));
         }
-        let answer =
-            http::get(&url, basic.as_deref(), "application/json", &|host| self.registries.tls(host)).await?;
+        let client = Http { user_agent: self.user_agent, tls: &|host| self.registries.tls(host) };
+        let answer = http::get(client, &url, basic.as_deref(), "application/json").await?;
         if answer.status() != StatusCode::OK {
             return Err(io::Error::other(format!("token server {realm} answered {}", answer.status())));
         }

@@ -100,8 +100,12 @@ struct State {
 pub struct ImageStore {
     dir: PathBuf,
     registries: Registries,
+    user_agent: String,
     state: Mutex<State>,
 }
+
+/// Default of the `User-Agent` header of requests to registries.
+const USER_AGENT: &str = concat!("k8s-runtime/", env!("CARGO_PKG_VERSION"));
 
 /// Opens a layer of an image being added, by its index; the layer may be compressed.
 pub(super) type LayerSource<'a> = &'a mut dyn FnMut(usize) -> Result<Box<dyn Read>, RuntimeError>;
@@ -124,7 +128,8 @@ impl ImageStore {
                 let _ = fs::remove_dir_all(entry.path()).or_else(|_| fs::remove_file(entry.path()));
             }
         }
-        let store = ImageStore { dir, registries: Registries::default(), state: Mutex::default() };
+        let (registries, user_agent) = (Registries::default(), USER_AGENT.to_owned());
+        let store = ImageStore { dir, registries, user_agent, state: Mutex::default() };
         store
             .refresh(&mut store.state.lock().unwrap_or_else(PoisonError::into_inner))
             .map_err(RuntimeError::io(context()))?;
@@ -156,6 +161,20 @@ impl ImageStore {
     /// Sets mirrors and credentials from a `registries.yaml`.
     pub fn with_registries(mut self, registries: Registries) -> ImageStore {
         self.registries = registries;
+        self
+    }
+
+    /// Sets the `User-Agent` header of requests to registries, such as `shopkube/1.0`. Characters that a
+    /// header cannot have are left out. Default: this crate's name and version.
+    ///
+    /// ```
+    /// # fn example() -> Result<(), k8s_runtime::RuntimeError> {
+    /// use k8s_runtime::images::ImageStore;
+    /// let store = ImageStore::open("/var/lib/shop/images")?.with_user_agent("shopkube/1.0");
+    /// # Ok(()) }
+    /// ```
+    pub fn with_user_agent(mut self, user_agent: &str) -> ImageStore {
+        self.user_agent = user_agent.chars().filter(|c| c.is_ascii_graphic() || *c == ' ').collect();
         self
     }
 
@@ -497,7 +516,8 @@ impl Images for ImageStore {
     }
 
     async fn pull(&self, reference: &str, auth: Option<(String, String)>) -> Result<ImageInfo, RuntimeError> {
-        registry::pull(self, &self.registries, &Reference::parse(reference)?, auth).await
+        let reference = Reference::parse(reference)?;
+        registry::pull(self, &self.registries, &self.user_agent, &reference, auth).await
     }
 
     async fn list(&self) -> Result<Vec<ImageInfo>, RuntimeError> {

@@ -407,9 +407,13 @@ async fn what_enters_a_container_is_a_sealed_copy(f: Arc<Fixture>) -> Result<(),
     let parent = status.lines().find_map(|l| l.strip_prefix("PPid:")).unwrap_or_default().trim().to_owned();
     let program = format!("/proc/{parent}/exe");
     let name = std::fs::read_link(&program)?;
-    if !name.to_string_lossy().starts_with("/memfd:hyperkube-shim") {
+    if !name.to_string_lossy().starts_with("/memfd:shopkube-shim") {
         return Err(format!("the shim runs {name:?}").into());
     }
+    let shown = std::fs::read_to_string(format!("/proc/{parent}/comm"))?;
+    expect(shown.trim(), "shopkube-shim")?;
+    let line = std::fs::read(format!("/proc/{parent}/cmdline"))?;
+    expect(line.starts_with(b"shopkube-shim\0"), true)?;
     let seals = SealFlag::from_bits_retain(fcntl(std::fs::File::open(&program)?, FcntlArg::F_GET_SEALS)?);
     let want =
         SealFlag::F_SEAL_SEAL | SealFlag::F_SEAL_SHRINK | SealFlag::F_SEAL_GROW | SealFlag::F_SEAL_WRITE;

@@ -127,6 +127,44 @@ fn a_distribution_has_its_name_in_variables_directories_and_help() {
 }
 
 #[test]
+fn variables_of_a_service_are_no_settings() {
+    let check = |variable: &str, all: &[(&str, &str)], wanted: bool| {
+        let value_of =
+            |name: &str| all.iter().find(|(have, _)| *have == name).map(|(_, value)| OsString::from(*value));
+        assert_eq!(is_service_link(variable, value_of), wanted, "{variable} of {all:?}");
+    };
+    // A Service `hyperkube`, and its namesake with a hyphen.
+    check("HYPERKUBE_PORT", &[("HYPERKUBE_PORT", "tcp://10.43.0.9:80")], true);
+    check("HYPERKUBE_SECURE_PORT", &[("HYPERKUBE_SECURE_PORT", "udp://[fd00::9]:53")], true);
+    check("HYPERKUBE_PORT", &[("HYPERKUBE_PORT", "10251")], false);
+    check("HYPERKUBE_PORT", &[], false);
+    check("HYPERKUBE_ADDRESS", &[("HYPERKUBE_ADDRESS", "tcp://10.43.0.9:80")], false);
+    // A Service `my`, for a distribution `my-service`.
+    let of_a_service = [("MY_SERVICE_HOST", "10.43.0.9"), ("MY_SERVICE_PORT", "80")];
+    check("MY_SERVICE_PORT", &of_a_service, true);
+    check("MY_SERVICE_PORT", &of_a_service[1..], false);
+}
+
+/// The rule above knows two forms. No setting has a name of the others: NAME_SERVICE_HOST,
+/// NAME_SERVICE_PORT_WEB, NAME_PORT_80_TCP, NAME_PORT_80_TCP_ADDR, ...
+#[test]
+fn no_setting_has_the_name_of_another_service_variable() {
+    let command = named(Cli::command(), "hyperkube");
+    let mut variables: Vec<&str> = Vec::new();
+    for sub in command.get_subcommands() {
+        variables.extend(sub.get_arguments().filter_map(|arg| arg.get_env()?.to_str()));
+    }
+    assert!(variables.contains(&"HYPERKUBE_PORT") && variables.len() > 50, "{variables:?}");
+    for variable in variables {
+        let digits = |rest: &str| rest.starts_with(|c: char| c.is_ascii_digit());
+        let linked = variable.ends_with("_SERVICE_HOST")
+            || variable.contains("_SERVICE_PORT_")
+            || variable.split("_PORT_").skip(1).any(digits);
+        assert!(!linked, "{variable} can be set by a Service");
+    }
+}
+
+#[test]
 fn the_file_reaches_the_typed_settings() {
     let (_, matches) =
         parsed(&["up"], "cluster-dns: 10.43.0.11\nsimulated-nodes: 3\nnode-name: 007\n").unwrap();

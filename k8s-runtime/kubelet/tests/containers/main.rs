@@ -59,6 +59,7 @@ fn run<F: Future<Output = Result<(), Failed>>>(test: fn(Node) -> F) -> Result<()
     let dir = tempfile::tempdir()?;
     let name = dir.path().file_name().map(|n| n.to_string_lossy().replace('.', "")).unwrap_or_default();
     let config = EmbeddedConfig {
+        name: "shopkube".into(),
         root: dir.path().join("state"),
         run: dir.path().join("run"),
         cgroup_root: format!("k8s-kubelet-test-{name}"),

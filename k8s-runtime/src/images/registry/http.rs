@@ -34,18 +34,27 @@ fn other(text: impl std::fmt::Display) -> io::Error {
     io::Error::other(text.to_string())
 }
 
+/// The settings of a client.
+#[derive(Clone, Copy)]
+pub(super) struct Http<'a> {
+    /// Value of the `User-Agent` header.
+    pub(super) user_agent: &'a str,
+    /// TLS settings by `host[:port]`.
+    pub(super) tls: &'a (dyn Fn(&str) -> Tls + Sync),
+}
+
 /// Sends a GET request and follows redirects. `authorization` is sent to the first host only.
 pub(super) async fn get(
+    http: Http<'_>,
     url: &str,
     authorization: Option<&str>,
     accept: &str,
-    tls: &(dyn Fn(&str) -> Tls + Sync),
 ) -> io::Result<Answer> {
     let mut uri: Uri = url.parse().map_err(|e| other(format!("invalid URL {url:?}: {e}")))?;
     let first = uri.authority().cloned();
     for _ in 0..REDIRECTS {
         let authorization = authorization.filter(|_| uri.authority() == first.as_ref());
-        let answer = once(&uri, authorization, accept, tls).await?;
+        let answer = once(http, &uri, authorization, accept).await?;
         if !matches!(
             answer.status(),
             StatusCode::MOVED_PERMANENTLY
@@ -77,12 +86,7 @@ fn resolve(base: &Uri, target: &str) -> io::Result<Uri> {
     Ok(uri)
 }
 
-async fn once(
-    uri: &Uri,
-    authorization: Option<&str>,
-    accept: &str,
-    tls: &(dyn Fn(&str) -> Tls + Sync),
-) -> io::Result<Answer> {
+async fn once(http: Http<'_>, uri: &Uri, authorization: Option<&str>, accept: &str) -> io::Result<Answer> {
     let host = uri.host().ok_or_else(|| other(format!("no host in {uri}")))?;
     let secure = uri.scheme_str() != Some("http");
     let port = uri.port_u16().unwrap_or(if secure { 443 } else { 80 });
@@ -92,23 +96,31 @@ async fn once(
     let stream = timeout(CONNECT, TcpStream::connect((address, port))).await.map_err(late("connect"))??;
     stream.set_nodelay(true)?;
     let authority = uri.authority().map(ToString::to_string).unwrap_or_default();
+    let path = uri.path_and_query().map_or("/", |p| p.as_str());
+    let mut request = Request::get(path)
+        .header(header::HOST, &authority)
+        .header(header::USER_AGENT, http.user_agent)
+        .header(header::ACCEPT, accept);
+    if let Some(authorization) = authorization {
+        let mut value = HeaderValue::from_str(authorization).map_err(other)?;
+        value.set_sensitive(true);
+        request = request.header(header::AUTHORIZATION, value);
+    }
+    let request = request.body(Empty::new()).map_err(other)?;
     let exchange = async {
         if !secure {
-            return exchange(stream, uri, &authority, authorization, accept).await;
+            return exchange(stream, request).await;
         }
-        let config = client_config(&tls(&authority))?;
+        let config = client_config(&(http.tls)(&authority))?;
         let stream = k8s_tls::connect(config, address, stream).await?;
-        exchange(stream, uri, &authority, authorization, accept).await
+        exchange(stream, request).await
     };
     timeout(ANSWER, exchange).await.map_err(late("wait for an answer"))?
 }
 
 async fn exchange(
     stream: impl AsyncRead + AsyncWrite + Send + Unpin + 'static,
-    uri: &Uri,
-    authority: &str,
-    authorization: Option<&str>,
-    accept: &str,
+    request: Request<Empty<Bytes>>,
 ) -> io::Result<Answer> {
     let (mut sender, connection) =
         hyper::client::conn::http1::handshake(TokioIo::new(stream)).await.map_err(other)?;
@@ -118,17 +130,7 @@ async fn exchange(
             tracing::debug!(%error, "registry connection");
         }
     });
-    let path = uri.path_and_query().map_or("/", |p| p.as_str());
-    let mut request = Request::get(path)
-        .header(header::HOST, authority)
-        .header(header::USER_AGENT, concat!("hyperkube/", env!("CARGO_PKG_VERSION")))
-        .header(header::ACCEPT, accept);
-    if let Some(authorization) = authorization {
-        let mut value = HeaderValue::from_str(authorization).map_err(other)?;
-        value.set_sensitive(true);
-        request = request.header(header::AUTHORIZATION, value);
-    }
-    sender.send_request(request.body(Empty::<Bytes>::new()).map_err(other)?).await.map_err(other)
+    sender.send_request(request).await.map_err(other)
 }
 
 /// Reads a body of at most `limit` bytes.

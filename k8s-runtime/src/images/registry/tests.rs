@@ -40,7 +40,10 @@ async fn answer(
     let authorized = request.headers().get(header::AUTHORIZATION).and_then(|v| v.to_str().ok());
     let reply =
         |status: u16, body: Vec<u8>| Response::builder().status(status).body(Full::new(Bytes::from(body)));
-    let response = if path == "/token" {
+    let agent = request.headers().get(header::USER_AGENT).map(|v| v.as_bytes());
+    let response = if files.get("user-agent").is_some_and(|wanted| agent != Some(wanted)) {
+        reply(400, vec![])
+    } else if path == "/token" {
         // base64 of me:secret
         match authorized == Some("Basic bWU6c2VjcmV0")
             && request.uri().query().is_some_and(|q| q.contains("scope=repository:a/b:pull"))
@@ -133,6 +136,18 @@ async fn pulls_with_a_token_through_an_index() {
     let registries = Registries::parse(&yaml).expect("valid");
     let store = ImageStore::open(other.path()).expect("open").with_registries(registries);
     assert_eq!(store.pull("reg.example/a/b:1", None).await.expect("pulled").tags, ["reg.example/a/b:1"]);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn every_request_has_the_user_agent() {
+    let dir = tempfile::tempdir().expect("tempdir");
+    let mut files = HashMap::clone(&image(false));
+    files.insert("user-agent".to_owned(), b"shopkube/1.0".to_vec());
+    let name = format!("{}/a/b:1", serve(Arc::new(files)).await);
+    let store = ImageStore::open(dir.path()).expect("open");
+    let refused = store.pull(&name, auth()).await.expect_err("another agent").to_string();
+    assert!(refused.contains("400"), "{refused}");
+    store.with_user_agent("shopkube/1.0\r\n").pull(&name, auth()).await.expect("pulled");
 }
 
 #[tokio::test(flavor = "multi_thread")]
