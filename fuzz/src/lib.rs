@@ -24,6 +24,7 @@ pub struct Target {
 /// All targets.
 pub const TARGETS: &[Target] = &[
     requests::JSON,
+    requests::TYPED_JSON,
     requests::YAML,
     requests::PROTOBUF,
     requests::PATH,

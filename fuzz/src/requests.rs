@@ -9,8 +9,13 @@ use k8s_apiserver::{
     ApiServer, User, decode,
     request::{Query, RequestInfo},
 };
-use k8s_core::client::{Kubeconfig, body_from_bytes};
+use k8s_core::{
+    api::Pod,
+    client::{Kubeconfig, body_from_bytes},
+    json,
+};
 use k8s_store::Store;
+use serde_json::Value;
 use tokio::runtime::Runtime;
 
 use crate::Target;
@@ -23,6 +28,31 @@ pub(crate) const JSON: Target = Target {
             // Round trip: a decoded value is the same after encoding and decoding.
             let again = decode::json(value.to_string().as_bytes()).map(|(value, _)| value);
             assert_eq!(again.as_ref(), Ok(&value));
+        }
+    },
+};
+
+pub(crate) const TYPED_JSON: Target = Target {
+    name: "typed_json",
+    seeds: &[
+        br#"{"kind":"Pod","apiVersion":"v1","metadata":{"name":"a\u00e9\n","creationTimestamp":null},"spec":{"containers":[{"name":"c","ports":[{"containerPort":80.0}]}],"priority":-1e1},"x":[{}]}"#,
+        br#"{"metadata":{"managedFields":[{"fieldsV1":{"f:a":{}}}]},"status":{"conditions":[{"type":"Ready","status":"True"}]}}"#,
+        b" [ ] x",
+    ],
+    run: |data| {
+        if std::str::from_utf8(data).is_err() {
+            assert!(json::from_slice::<Value>(data).is_err(), "text is UTF-8");
+            return;
+        }
+        // Whatever serde_json reads is read, and is the same.
+        if let Ok(value) = serde_json::from_slice::<Value>(data) {
+            assert_eq!(json::from_slice::<Value>(data).ok(), Some(value));
+        } else {
+            assert!(json::from_slice::<Value>(data).is_err(), "it is not JSON");
+            assert!(json::from_slice::<Pod>(data).is_err(), "it is not JSON");
+        }
+        if let Ok(pod) = serde_json::from_slice::<Pod>(data) {
+            assert_eq!(json::from_slice::<Pod>(data).ok(), Some(pod));
         }
     },
 };

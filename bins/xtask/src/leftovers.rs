@@ -71,7 +71,8 @@ fn processes() -> impl Iterator<Item = String> {
         let line = fs::read(format!("/proc/{pid}/cmdline")).ok()?;
         let line = String::from_utf8_lossy(&line).replace('\0', " ");
         let first = line.split(' ').next()?;
-        ["hyperkube", "k8s-shim", "k8s-zygote"]
+        // A shim has the name of its distribution: `hyperkube-shim`.
+        ["hyperkube", "-shim", "-zygote"]
             .iter()
             .any(|p| first.ends_with(p))
             .then(|| format!("process {pid}: {}", line.trim()))
@@ -83,7 +84,8 @@ fn tables() -> Vec<String> {
     let Ok(out) = Command::new("nft").args(["list", "tables"]).output() else { return Vec::new() };
     let text = String::from_utf8_lossy(&out.stdout);
     text.lines()
-        .filter(|l| l.contains(" hk-") || l.contains("hyperkube"))
+        // As tests name their distributions.
+        .filter(|l| [" hk-", "hyperkube", "kube-"].iter().any(|name| l.contains(name)))
         .map(|l| format!("nftables {l}"))
         .collect()
 }

@@ -45,15 +45,15 @@ fn all(steps: &mut Steps) -> Result<()> {
     // Includes the fuzz targets' stable driver, two seconds per target. Test programs run one after the
     // other: those with containers and clusters would disturb each other's timing.
     steps.step("tests", || steps::run(&mut cargo(&["test", "--quiet", "--workspace", "--no-fail-fast"])))?;
-    steps.step("fuzz targets, 17 seconds each", || {
+    steps.step("fuzz targets, 15 seconds each", || {
         let targets = ["test", "--quiet", "--package", "k8s-fuzz", "--test", "stable"];
-        steps::run(cargo(&targets).env("FUZZ_SECONDS", "17"))
+        steps::run(cargo(&targets).env("FUZZ_SECONDS", "15"))
     })?;
     steps.step("nothing is left on this machine", || before.compare())
 }
 
-/// Libraries that are checked without their default features, by invocation. Crates of one invocation enable no
-/// feature of each other's; those of several would.
+/// Libraries that are checked without their default features, by invocation. Crates of one invocation enable
+/// no feature of each other's; those of several would.
 const WITHOUT_FEATURES: [&[&str]; 4] = [
     &["k8s-cel", "k8s-metrics", "k8s-progress", "k8s-tls"],
     &["k8s-quantity"],

@@ -73,8 +73,8 @@ pub(crate) fn real_runtime() -> tokio::runtime::Runtime {
     build(runtime_builder())
 }
 
-/// Makes the clocks of the standard library and of the crates over it follow a lab's clock, on this thread and
-/// the threads of its runtime, until that ends. Without the feature `wall-clock` it does nothing.
+/// Makes the clocks of the standard library and of the crates over it follow a lab's clock, on this thread
+/// and the threads of its runtime, until that ends. Without the feature `wall-clock` it does nothing.
 pub(crate) fn follow(clock: &Clock) {
     #[cfg(feature = "wall-clock")]
     wall_clock::follow(clock);
@@ -82,7 +82,8 @@ pub(crate) fn follow(clock: &Clock) {
     let _ = clock;
 }
 
-/// Runs a future in virtual time with a seeded random generator. The clock advances only when no task is ready.
+/// Runs a future in virtual time with a seeded random generator. The clock advances only when no task is
+/// ready.
 pub(crate) fn block_on<F: Future>(seed: u64, future: F) -> F::Output {
     let _seeded = random::seeded(seed);
     let mut builder = runtime_builder();

@@ -22,8 +22,8 @@ pub enum Error {
         /// The deserialization error.
         source: serde_json::Error,
     },
-    /// [`TestCluster::listen`](crate::TestCluster::listen) in virtual time: sockets need the real one. Start the runtime without
-    /// `start_paused`.
+    /// [`TestCluster::listen`](crate::TestCluster::listen) in virtual time: sockets need the real one. Start
+    /// the runtime without `start_paused`.
     #[error("a cluster in virtual time cannot listen on a socket: start the runtime without start_paused")]
     VirtualTime,
     /// The port cannot be opened, or the kubeconfig cannot be written.

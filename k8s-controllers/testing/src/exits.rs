@@ -11,7 +11,7 @@ use std::{
     },
 };
 
-use crate::{hub::Hub, place::Replay, seeds};
+use crate::{hub::Hub, place::Replay};
 
 /// Exit code of a process that a program ended, as of a failed test.
 const FAILED: i32 = 101;
@@ -66,7 +66,7 @@ extern "C" fn at_exit() {
     eprintln!(
         "\nthe process is ended during a run of a lab: a program calls std::process::exit\n\nwhat happened \
          last:{}\n\nreplay it with .replay(\"{replay}\")",
-        seeds::recent(&trace)
+        trace.recent()
     );
     drop(runs);
     // SAFETY: ends the process; no other exit handlers are needed by one that failed.

@@ -266,9 +266,9 @@ impl Hub {
         self.state().trace.push(entry, who.kind());
     }
 
-    /// Returns the time of the last attempted write, and the time until which something is expected to happen:
-    /// a pending step of a scripted pod, or the repetition of a request that a fault hit, which is waited for
-    /// as long as `retries`.
+    /// Returns the time of the last attempted write, and the time until which something is expected to
+    /// happen: a pending step of a scripted pod, or the repetition of a request that a fault hit, which is
+    /// waited for as long as `retries`.
     pub(crate) fn calm_since(&self, retries: Duration) -> (Instant, Option<Instant>) {
         let now = Instant::now();
         let mut state = self.state();

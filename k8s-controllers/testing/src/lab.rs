@@ -133,7 +133,8 @@ impl Lab {
     /// use k8s_testing::Lab;
     /// use serde_json::json;
     ///
-    /// let map = json!({"apiVersion": "v1", "kind": "ConfigMap", "metadata": {"name": "a"}, "data": {"tea": "green"}});
+    /// let metadata = json!({"name": "a"});
+    /// let map = json!({"apiVersion": "v1", "kind": "ConfigMap", "metadata": metadata, "data": {"tea": "green"}});
     /// Lab::new().manifest(&map).run(async |lab| {
     ///     let found: serde_json::Value = lab.get_as("configmaps/v1", "a").await;
     ///     assert_eq!(found["data"]["tea"], "green");
@@ -535,8 +536,8 @@ impl Lab {
     ///
     /// # Panics
     /// Faults were asked for, and none struck in all runs: the test would be green without having tested
-    /// anything. Or a run failed. The message has the seed, a minimal set of faults that reproduces the failure, the last
-    /// requests and events, and the call that replays it.
+    /// anything. Or a run failed. The message has the seed, a minimal set of faults that reproduces the
+    /// failure, the last requests and events, and the call that replays it.
     #[allow(clippy::needless_pass_by_value)]
     pub fn run(mut self, test: impl AsyncFn(Running) + Sync) -> Report {
         assert!(

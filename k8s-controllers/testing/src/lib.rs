@@ -35,9 +35,10 @@
 //! The cluster is extended by the methods that `hyperkube`'s `Cluster::builder()` has: [`Lab::resource`],
 //! [`Lab::controller`], [`Lab::admit`], [`Lab::scheduler_plugin`], [`Lab::authenticator`],
 //! [`Lab::controllers`]. With `.with(Controller::<Shop>::new(), || Shops::new())` the closure creates a
-//! controller's reconciler again after each crash. Any other program, such as an unmodified kube-rs controller
-//! ([`operators`] is a page about those), is added by `.program("name", |life| async move { ... })` and connects with `kube::Client::new(life.service(),
-//! "default")`. A custom resource as YAML is added by `.manifests(...)`.
+//! controller's reconciler again after each crash. Any other program, such as an unmodified kube-rs
+//! controller ([`operators`] is a page about those), is added by `.program("name", |life| async move { ...
+//! })` and connects with `kube::Client::new(life.service(), "default")`. A custom resource as YAML is added
+//! by `.manifests(...)`.
 //!
 //! # Failures
 //!
@@ -60,8 +61,8 @@
 //!
 //! [`Fault`] lists the kinds. Faults hit the controllers, built-in ones included, but never the test itself,
 //! the scheduler or the nodes. They are injected from each change by the test until the cluster has settled,
-//! at most sixty in a run ([`Faults::at_most`]). Each seed has a rate and a choice of kinds of its own. A test
-//! that asked for faults and had none fails. [`Lab::fail`] injects one into a chosen request.
+//! at most sixty in a run ([`Faults::at_most`]). Each seed has a rate and a choice of kinds of its own. A
+//! test that asked for faults and had none fails. [`Lab::fail`] injects one into a chosen request.
 //!
 //! # Checks
 //!

@@ -6,9 +6,9 @@
 //! cargo add --dev k8s-testing
 //! ```
 //!
-//! The version of kube does not matter (0.95 and later were tried): `kube::Client::new` takes the lab's service,
-//! and the crates' versions of k8s-openapi need not be equal. Debug builds of the dependencies are slow; most
-//! suites want this in `Cargo.toml`:
+//! The version of kube does not matter (0.95 and later were tried): `kube::Client::new` takes the lab's
+//! service, and the crates' versions of k8s-openapi need not be equal. Debug builds of the dependencies are
+//! slow; most suites want this in `Cargo.toml`:
 //!
 //! ```toml
 //! [profile.dev.package."*"]
@@ -17,13 +17,14 @@
 //!
 //! # The first test
 //!
-//! The operator is a program of the lab: it gets a [`Life`](crate::Life), whose service it makes its client of.
-//! If `reconcile` is private, the test is a child module of it.
+//! The operator is a program of the lab: it gets a [`Life`](crate::Life), whose service it makes its client
+//! of. If `reconcile` is private, the test is a child module of it.
 //!
 //! ```
 //! # use std::{sync::Arc, time::Duration};
 //! # use futures::StreamExt;
-//! # use kube::{Api, Client, CustomResource, CustomResourceExt, ResourceExt, api::{Patch, PatchParams}, runtime::{Controller, controller::Action}};
+//! # use kube::{Api, Client, CustomResource, CustomResourceExt, ResourceExt};
+//! # use kube::{api::{Patch, PatchParams}, runtime::{Controller, controller::Action}};
 //! # use schemars::JsonSchema;
 //! # use serde::{Deserialize, Serialize};
 //! #[derive(CustomResource, Clone, Debug, Serialize, Deserialize, JsonSchema)]
@@ -33,11 +34,15 @@
 //! # struct DocumentStatus { hidden: bool }
 //! # async fn reconcile(document: Arc<Document>, client: Arc<Client>) -> Result<Action, kube::Error> {
 //! #     let documents: Api<Document> = Api::default_namespaced((*client).clone());
-//! #     let status = serde_json::json!({"apiVersion": "kube.rs/v1", "kind": "Document", "status": {"hidden": document.spec.hide}});
-//! #     documents.patch_status(&document.name_any(), &PatchParams::apply("documents").force(), &Patch::Apply(status)).await?;
+//! #     let status = serde_json::json!({"hidden": document.spec.hide});
+//! #     let patch = serde_json::json!({"apiVersion": "kube.rs/v1", "kind": "Document", "status": status});
+//! #     let apply = PatchParams::apply("documents").force();
+//! #     documents.patch_status(&document.name_any(), &apply, &Patch::Apply(patch)).await?;
 //! #     Ok(Action::await_change())
 //! # }
-//! # fn error_policy(_: Arc<Document>, _: &kube::Error, _: Arc<Client>) -> Action { Action::requeue(Duration::from_secs(300)) }
+//! # fn error_policy(_: Arc<Document>, _: &kube::Error, _: Arc<Client>) -> Action {
+//! #     Action::requeue(Duration::from_secs(300))
+//! # }
 //!
 //! /// What `main` calls.
 //! async fn run(client: Client) {
@@ -56,7 +61,8 @@
 //!     .seeds(0..50).faults(Faults::all())
 //!     .run(async |lab| {
 //!         let documents: Api<Document> = Api::namespaced(Client::new(lab.service(), "default"), "default");
-//!         documents.create(&Default::default(), &Document::new("samuel", DocumentSpec { hide: true })).await.unwrap();
+//!         let samuel = Document::new("samuel", DocumentSpec { hide: true });
+//!         documents.create(&Default::default(), &samuel).await.unwrap();
 //!         lab.settle().await;
 //!         assert!(documents.get("samuel").await.unwrap().status.is_some_and(|status| status.hidden));
 //!     });
@@ -65,8 +71,8 @@
 //!
 //! # The first fault
 //!
-//! With an `error_policy` that forgets (`Action::await_change()`), a seed fails. The lab takes away every fault
-//! that does not matter, and prints
+//! With an `error_policy` that forgets (`Action::await_change()`), a seed fails. The lab takes away every
+//! fault that does not matter, and prints
 //!
 //! ```text
 //! seed 7 fails with 1 of its 3 faults:
@@ -82,15 +88,24 @@
 //!
 //! # What often comes next
 //!
-//! | your program | the lab |
-//! | --- | --- |
-//! | makes its client in `main` by `Client::try_default()` | start it as a process: [`TestCluster::listen`](crate::TestCluster::listen), [`Listening::command`](crate::Listening::command); or the crate `k8s-envtest` |
-//! | retries after minutes (`error_policy`) | [`settle`](crate::Running::settle) waits up to ten minutes for the repetition of a request that a fault hit ([`Lab::retries`](crate::Lab::retries)); for timers of other kinds set [`Lab::calm`](crate::Lab::calm) |
-//! | ends its process when its first list fails | no faults strike before it; [`Faults::before_first_list`](crate::Faults::before_first_list) asks for them. A run whose process is ended is printed with its seed, and fails |
-//! | reads `SystemTime`, `chrono`, `jiff` | they show the lab's time (feature `wall-clock`, on by default): leases expire, ages grow |
-//! | has a chart with a ClusterRole | `.role(include_str!("../charts/rbac.yaml"))` runs it under that role ([`Lab::role`](crate::Lab::role)); the first 403 fails with the missing rule |
-//! | makes Deployments, Jobs, dependents | add the controllers that it needs: [`controllers`](crate::controllers), and nodes |
-//! | has types without our traits | [`get_as`](crate::Running::get_as), [`list_as`](crate::Running::list_as), [`create_any`](crate::Running::create_any), [`Lab::manifest`](crate::Lab::manifest) |
+//! Your program
+//!
+//! - makes its client in `main` by `Client::try_default()`: start it as a process, with
+//!   [`TestCluster::listen`](crate::TestCluster::listen) and [`Listening::command`](crate::Listening::command),
+//!   or with the crate `k8s-envtest`.
+//! - retries after minutes (`error_policy`): [`settle`](crate::Running::settle) waits up to ten minutes for the
+//!   repetition of a request that a fault hit ([`Lab::retries`](crate::Lab::retries)). For timers of other kinds
+//!   set [`Lab::calm`](crate::Lab::calm).
+//! - ends its process when its first list fails: no faults strike before it;
+//!   [`Faults::before_first_list`](crate::Faults::before_first_list) asks for them. A run whose process is ended
+//!   is printed with its seed, and fails.
+//! - reads `SystemTime`, chrono or jiff: they show the lab's time (feature `wall-clock`, on by default), so
+//!   leases expire and ages grow.
+//! - has a chart with a ClusterRole: `.role(include_str!("../charts/rbac.yaml"))` runs it under that role
+//!   ([`Lab::role`](crate::Lab::role)). The first 403 fails with the missing rule.
+//! - makes Deployments, Jobs, dependents: add the [`controllers`](crate::controllers) that it needs, and nodes.
+//! - has types without our traits: [`get_as`](crate::Running::get_as), [`list_as`](crate::Running::list_as),
+//!   [`create_any`](crate::Running::create_any), [`Lab::manifest`](crate::Lab::manifest).
 //!
 //! # Promised, and not
 //!

@@ -260,9 +260,9 @@ impl Running {
         found.unwrap_or_else(|e| panic!("get {} {name:?}: {e}", K::KIND))
     }
 
-    /// Returns an object, which must exist, as any type that deserializes: for types of kube-rs of any version.
-    /// `resource` is `PLURAL.GROUP/VERSION` (`documents.kube.rs/v1`), for the core group `pods/v1`; `name` is
-    /// `name` or `namespace/name`.
+    /// Returns an object, which must exist, as any type that deserializes: for types of kube-rs of any
+    /// version. `resource` is `PLURAL.GROUP/VERSION` (`documents.kube.rs/v1`), for the core group `pods/v1`;
+    /// `name` is `name` or `namespace/name`.
     ///
     /// ```
     /// use k8s_testing::Lab;
@@ -273,7 +273,8 @@ impl Running {
     /// struct Map { data: std::collections::BTreeMap<String, String> }
     ///
     /// Lab::new().run(async |lab| {
-    ///     let map = json!({"apiVersion": "v1", "kind": "ConfigMap", "metadata": {"name": "a"}, "data": {"tea": "green"}});
+    ///     let metadata = json!({"name": "a"});
+    ///     let map = json!({"apiVersion": "v1", "kind": "ConfigMap", "metadata": metadata, "data": {"tea": "green"}});
     ///     lab.create_any(&map).await;
     ///     assert_eq!(lab.get_as::<Map>("configmaps/v1", "a").await.data["tea"], "green");
     ///     assert_eq!(lab.list_as::<Map>("configmaps/v1").await.len(), 1);
@@ -437,8 +438,8 @@ impl Running {
     /// Waits until the cluster has settled: no write was attempted for 45 seconds of its time
     /// ([`Lab::calm`](crate::Lab::calm)), no scripted pod is about to start, become ready or end, and no
     /// program under test is about to repeat a request that a fault hit
-    /// ([`Lab::retries`](crate::Lab::retries): ten minutes at most). Later timers of controllers (the next run
-    /// of a CronJob) are not waited for.
+    /// ([`Lab::retries`](crate::Lab::retries): ten minutes at most). Later timers of controllers (the next
+    /// run of a CronJob) are not waited for.
     ///
     /// Faults continue until the cluster has settled under them, for five minutes, or until their limit is
     /// reached. Then they stop, so that convergence can be judged.

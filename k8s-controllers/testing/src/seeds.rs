@@ -84,8 +84,8 @@ fn text_of(panic: &(dyn std::any::Any + Send)) -> String {
         .unwrap_or_else(|| "panicked".into())
 }
 
-/// Runs `work` and returns a panic as its message: unless they are allowed, also one that a task or the program
-/// itself caught.
+/// Runs `work` and returns a panic as its message: unless they are allowed, also one that a task or the
+/// program itself caught.
 fn caught(allowed: bool, work: impl FnOnce()) -> Result<(), String> {
     quieten();
     SAID.take();
@@ -275,7 +275,7 @@ impl Failed {
             text += &format!("\n  {fault:?} at {verb} {path} #{n} of {who}");
         }
         text += &format!("\n\n{message}\n\nwhat happened last:");
-        text += &recent(trace);
+        text += &trace.recent();
         let replay =
             Replay { seed: *seed, places: injected.iter().map(|(place, _)| place.clone()).collect() };
         text += &format!("\n\nreplay it with .replay(\"{replay}\")");
@@ -290,12 +290,6 @@ impl Failed {
         }
         text
     }
-}
-
-/// Formats the last entries of a trace.
-pub(crate) fn recent(trace: &Trace) -> String {
-    let entries: Vec<_> = trace.entries().collect();
-    entries.iter().rev().take(25).rev().map(|entry| format!("\n{entry}")).collect()
 }
 
 /// Runs once in an existing cluster.

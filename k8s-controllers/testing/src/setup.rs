@@ -6,8 +6,8 @@ use serde_json::Value;
 
 use crate::{base::Shape, node::Director, process::Program, script::Script};
 
-/// Default time without write attempts after which a cluster counts as settled. Longer than any retry delay of
-/// this project's controllers after a fault.
+/// Default time without write attempts after which a cluster counts as settled. Longer than any retry delay
+/// of this project's controllers after a fault.
 const CALM: Duration = Duration::from_secs(45);
 
 #[derive(Clone)]

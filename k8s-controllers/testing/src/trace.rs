@@ -119,6 +119,11 @@ impl Trace {
         self.entries.push_back(entry);
     }
 
+    /// Formats the last entries.
+    pub(crate) fn recent(&self) -> String {
+        self.entries.iter().rev().take(25).rev().map(|entry| format!("\n{entry}")).collect()
+    }
+
     /// Iterates over the entries.
     pub fn entries(&self) -> impl Iterator<Item = &Entry> {
         self.entries.iter()

@@ -1,8 +1,8 @@
 //! Virtual time in `SystemTime`, and so in chrono, jiff and every other crate over the C library's clock.
 //!
-//! This file defines `clock_gettime`, which the program's linker takes instead of the C library's. On threads of
-//! a lab's run it answers the wall clock from the lab; all else goes to the C library. Monotonic clocks are
-//! never changed: tokio has its own virtual time.
+//! This file defines `clock_gettime`, which the program's linker takes instead of the C library's. On threads
+//! of a lab's run it answers the wall clock from the lab; all else goes to the C library. Monotonic clocks
+//! are never changed: tokio has its own virtual time.
 
 #![expect(unsafe_code, reason = "a function of the C library is replaced, and called")]
 

@@ -44,8 +44,8 @@
 //!
 //! # Programs
 //!
-//! A program that makes its client in `main` is started with [`Server::command`], which sets `KUBECONFIG`. For
-//! suites in other languages there is `hyperkube envtest`.
+//! A program that makes its client in `main` is started with [`Server::command`], which sets `KUBECONFIG`.
+//! For suites in other languages there is `hyperkube envtest`.
 //!
 //! # Guarantees
 //!
@@ -55,9 +55,11 @@
 //! 3. When the last clone of a [`Server`] is dropped, everything that it started has ended.
 //!
 //! As in Go's envtest, no controllers run: nothing makes pods of a Deployment, and nothing deletes the
-//! dependents of an owner. [`Environment::with_nodes`] adds all controllers, the scheduler and simulated nodes.
+//! dependents of an owner. [`Environment::with_nodes`] adds all controllers, the scheduler and simulated
+//! nodes.
 //!
-//! Not here: virtual time, fault injection and the report of needed permissions (`k8s_testing::Lab` has those).
+//! Not here: virtual time, fault injection and the report of needed permissions (`k8s_testing::Lab` has
+//! those).
 
 mod environment;
 mod error;

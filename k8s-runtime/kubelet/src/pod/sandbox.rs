@@ -40,8 +40,8 @@ pub(crate) fn spec(cx: &Context, pod: &Pod, attempt: u32) -> SandboxSpec {
     }
 }
 
-/// Returns the annotations of a sandbox: the pod's, as upstream gives them to a CRI runtime, and ours. Without
-/// `kubectl apply`'s copy of the object, which would be kept once more for each pod.
+/// Returns the annotations of a sandbox: the pod's, as upstream gives them to a CRI runtime, and ours.
+/// Without `kubectl apply`'s copy of the object, which would be kept once more for each pod.
 fn annotations(pod: &Pod, grace: i64) -> BTreeMap<String, String> {
     let mut all = pod.metadata.annotations.clone().unwrap_or_default();
     all.remove("kubectl.kubernetes.io/last-applied-configuration");

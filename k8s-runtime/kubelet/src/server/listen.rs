@@ -25,8 +25,8 @@ use crate::{config::Config, error::KubeletError};
 /// Maximum time for the headers of a request, as in the API server. It begins with the connection or with
 /// the last answer, so it ends idle connections, too.
 const HEADER_TIMEOUT: Duration = Duration::from_secs(32);
-/// Bytes of the headers of a client with a certificate: the longest query of the API server, with room for the
-/// others.
+/// Bytes of the headers of a client with a certificate: the longest query of the API server, with room for
+/// the others.
 const MOST_HEADERS: usize = 2 << 20;
 const HANDSHAKE: Duration = Duration::from_secs(10);
 /// Delay after a failed accept (out of file descriptors), to avoid a busy loop.
