@@ -1,7 +1,5 @@
 //! [`Server`]: a running API server on a thread of its own.
 
-#![expect(clippy::disallowed_methods, reason = "the server's thread ends with the last clone of its handle")]
-
 use std::{
     ffi::OsStr,
     path::{Path, PathBuf},
