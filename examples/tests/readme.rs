@@ -79,7 +79,9 @@ fn commands_and_flags_exist() {
 #[test]
 fn flags_in_prose_exist() {
     let mut known = BTreeSet::new();
-    for subcommand in ["up", "server", "reset", "image"].iter().chain(&SINGLE) {
+    for subcommand in
+        ["up", "server", "envtest", "envtest-kube-apiserver", "reset", "image"].iter().chain(&SINGLE)
+    {
         known.extend(words(&help(&[subcommand]).expect(subcommand)));
     }
     let all = commands(&text("../README.md"));

@@ -93,11 +93,13 @@ impl Serving {
         })
     }
 
-    async fn shutdown(self) {
+    /// Stops it, and removes what nodes have mounted and written.
+    async fn down(self) -> Result<(), Failure> {
         match self {
             Serving::Api(api) => api.shutdown().await,
-            Serving::Cluster(cluster) => cluster.shutdown().await,
+            Serving::Cluster(cluster) => cluster.down().await?,
         }
+        Ok(())
     }
 }
 
@@ -116,7 +118,7 @@ impl Envtest {
             .map_err(Failure::io("make a temporary directory"))?;
         let serving = self.start(name, &directory).await?;
         let result = self.serve(&serving, directory.path()).await;
-        serving.shutdown().await;
+        serving.down().await?;
         directory.close().map_err(Failure::io("remove the temporary directory"))?;
         result
     }

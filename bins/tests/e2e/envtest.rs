@@ -140,7 +140,7 @@ fn delays() -> Outcome {
         kubectl wait --for=jsonpath='{.status.phase}'=Failed --timeout=60s pod/once &&
         kubectl run wrong --image=i --restart=Never --annotations=k8s-testing/exit-code=x &&
         kubectl wait --for=jsonpath='{.status.phase}'=Failed --timeout=60s pod/wrong &&
-        kubectl get pod wrong -o yaml";
+        kubectl get pod wrong -o jsonpath='{.status.containerStatuses[0].state.terminated.message}'";
     let mut command = net.command(HYPERKUBE);
     command.args(["envtest", "--nodes=1", "--simulated-start-delay=3s", "--", "sh", "-c", script]);
     let said = run(&mut command, "", Duration::from_secs(120))?;
