@@ -96,6 +96,8 @@
 //! - retries after minutes (`error_policy`): [`settle`](crate::Running::settle) waits up to ten minutes for the
 //!   repetition of a request that a fault hit ([`Lab::retries`](crate::Lab::retries)). For timers of other kinds
 //!   set [`Lab::calm`](crate::Lab::calm).
+//! - repairs by a requeue what a lost deletion left (`Action::requeue`): [`sleep`](crate::Running::sleep) past
+//!   it before you assert. After a relist kube's watchers do not tell of a child that was deleted meanwhile.
 //! - ends its process when its first list fails: no faults strike before it;
 //!   [`Faults::before_first_list`](crate::Faults::before_first_list) asks for them. A run whose process is ended
 //!   is printed with its seed, and fails.
