@@ -87,6 +87,10 @@ impl Service {
         let query = Query::parse(uri.query().unwrap_or_default());
         let info = RequestInfo::parse(request.method(), uri.path(), &query);
         if self.process.kind() == Kind::Tested {
+            let wait = self.process.take_turn();
+            if !wait.is_zero() && self.store.is_some() {
+                tokio::time::sleep(wait).await;
+            }
             self.process.recorded.lock().unwrap_or_else(PoisonError::into_inner).note(&info);
         }
         let at = opportunity(request.method(), &info);

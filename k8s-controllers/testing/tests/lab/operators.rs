@@ -392,3 +392,30 @@ fn a_program_is_spared_until_it_has_listed_unless_asked_otherwise() {
     assert!(said.contains("its first list failed"), "{said}");
     Lab::new().program("lax", strict(false)).seeds(0..5).faults(faults().before_first_list()).run(test);
 }
+
+#[test]
+fn two_programs_that_undo_each_other_do_not_stop_the_clock() {
+    // One makes a map whenever it is gone, the other deletes it at once: as a stale cache and the garbage
+    // collector do, until a late event arrives.
+    let quarrel = |makes: bool| {
+        move |life: Life| async move {
+            let maps = life.client().namespaced::<ConfigMap>("default");
+            let end = tokio::time::Instant::now() + Duration::from_secs(20);
+            while tokio::time::Instant::now() < end {
+                let map = json!({"apiVersion": "v1", "kind": "ConfigMap", "metadata": {"name": "mine"}});
+                let _ = match makes {
+                    true => maps.apply("mine", &map).await.map(drop),
+                    false => maps.delete("mine", &Default::default()).await.map(drop),
+                };
+                tokio::task::yield_now().await;
+            }
+            std::future::pending().await
+        }
+    };
+    let lab = Lab::new().program("maker", quarrel(true)).program("deleter", quarrel(false));
+    lab.run(async |lab| {
+        let begun = lab.clock().now();
+        lab.settle().await;
+        assert!(lab.clock().since(begun) > Duration::from_secs(20));
+    });
+}
