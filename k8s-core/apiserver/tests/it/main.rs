@@ -19,6 +19,7 @@ mod metrics;
 mod mutations;
 mod patches;
 mod peer;
+mod plugins;
 mod policies;
 mod proto;
 mod proxies;
