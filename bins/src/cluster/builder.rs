@@ -1,19 +1,17 @@
 //! The settings of a [`Cluster`], and its start.
 
 use std::{
-    collections::HashMap,
     net::{IpAddr, Ipv4Addr, SocketAddr},
     path::Path,
     time::Duration,
 };
 
 use ipnet::Ipv4Net;
-use k8s_apiserver::auth::AuthorizationMode;
 use tokio_util::sync::CancellationToken;
 
 use super::{Cluster, ClusterBuilder, Node};
 use crate::{
-    control_plane::{ApiConfig, ControlPlane, limits},
+    control_plane::{ApiConfig, ControlPlane},
     error::ClusterError,
     extensions::Builder,
     node,
@@ -224,19 +222,14 @@ impl ClusterBuilder {
             listen: config.listens.then_some(listen),
             advertise,
             services,
-            node_ports: (30000, 32767),
             pods: Some(pods),
             domain: settings.cluster_domain.clone(),
             memory: config.memory,
             forget_state: settings.forget_state,
             tls_names: settings.tls_san.clone(),
-            pki: None,
-            client_ca: Vec::new(),
-            tokens: HashMap::new(),
+            admission: settings.admission.clone(),
             anonymous: true,
-            authorization: AuthorizationMode::Rbac,
-            warn_unenforced: true,
-            limits: limits(),
+            ..ApiConfig::default()
         };
         let plane = ControlPlane::start(&paths, api, selection, pods, extensions).await?;
         let mut cluster = Cluster { paths, plane, nodes: Vec::new(), network: None, _lock: lock };
