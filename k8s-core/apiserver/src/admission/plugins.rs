@@ -3,6 +3,7 @@
 mod default_storage_class;
 mod default_toleration_seconds;
 mod namespace_lifecycle;
+mod pod_security;
 mod priority;
 mod role_escalation;
 mod service_account;
@@ -20,7 +21,6 @@ use crate::{auth::Authorization, call::Call, resources::Resource, value::default
 pub(crate) struct Parts {
     pub(crate) store: Store,
     pub(crate) authorization: Arc<Authorization>,
-    #[allow(dead_code, reason = "plugins that need it are being written")]
     pub(crate) clock: Clock,
 }
 
@@ -58,6 +58,9 @@ static PLUGINS: &[Plugin] = &[
     }),
     on("ServiceAccount", |parts, _| {
         Ok(Arc::new(service_account::ServiceAccount { store: parts.store.clone() }))
+    }),
+    on("PodSecurity", |parts, configuration| {
+        Ok(Arc::new(pod_security::PodSecurity::new(parts, configuration)?))
     }),
     on("Priority", |parts, _| Ok(Arc::new(priority::Priority { store: parts.store.clone() }))),
     on("DefaultTolerationSeconds", |_, _| Ok(Arc::new(default_toleration_seconds::DefaultTolerationSeconds))),

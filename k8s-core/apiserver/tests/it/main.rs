@@ -19,6 +19,7 @@ mod metrics;
 mod mutations;
 mod patches;
 mod peer;
+mod pod_security;
 mod proto;
 mod proxies;
 mod stages;
