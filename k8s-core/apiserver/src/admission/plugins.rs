@@ -2,6 +2,7 @@
 
 mod default_storage_class;
 mod default_toleration_seconds;
+mod limit_ranger;
 mod namespace_lifecycle;
 mod pod_security;
 mod priority;
@@ -56,6 +57,7 @@ static PLUGINS: &[Plugin] = &[
     on("NamespaceLifecycle", |parts, _| {
         Ok(Arc::new(namespace_lifecycle::NamespaceLifecycle { store: parts.store.clone() }))
     }),
+    on("LimitRanger", |parts, _| Ok(Arc::new(limit_ranger::LimitRanger { store: parts.store.clone() }))),
     on("ServiceAccount", |parts, _| {
         Ok(Arc::new(service_account::ServiceAccount { store: parts.store.clone() }))
     }),

@@ -13,6 +13,7 @@ mod escalation;
 mod facts;
 mod golden;
 mod kube_rs;
+mod limit_ranger;
 mod limits;
 mod lists;
 mod metrics;
