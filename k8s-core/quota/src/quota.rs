@@ -96,7 +96,9 @@ impl Quota {
     ) -> Result<Amounts, Refusal> {
         let limits = |name: &str| self.hard.get(name).is_some() && kinds::resource_of(name) == Some(resource);
         let names: Vec<&str> = self.hard.names().filter(|name| limits(name)).collect();
-        if names.is_empty() || !self.selects(resource, object) {
+        // The resources of a pod do not change; its deadline changes the scopes that it is in.
+        let is_same = |old: &Value| resource == "pods" && pod::has_deadline(old) == pod::has_deadline(object);
+        if names.is_empty() || old.is_some_and(is_same) || !self.selects(resource, object) {
             return Ok(Amounts::default());
         }
         if resource == "pods"

@@ -6,6 +6,7 @@ mod limit_ranger;
 mod namespace_lifecycle;
 mod pod_security;
 mod priority;
+mod resource_quota;
 mod role_escalation;
 mod service_account;
 
@@ -15,7 +16,7 @@ use k8s_core::{clock::Clock, status::ApiStatus};
 use k8s_store::Store;
 use serde_json::Value;
 
-use super::{Admission, Admit, Configuration, Connection, Deletion, Operation};
+use super::{Abandoned, Admission, Admit, Configuration, Connection, Deletion, Operation};
 use crate::{auth::Authorization, call::Call, resources::Resource, value::default_text};
 
 /// The parts of a server that plugins are made of.
@@ -72,7 +73,8 @@ static PLUGINS: &[Plugin] = &[
 ];
 
 /// Plugins after those of a distribution. They refuse and count objects in their final form, and change none.
-static LAST: &[Plugin] = &[];
+static LAST: &[Plugin] =
+    &[on("ResourceQuota", |parts, _| Ok(Arc::new(resource_quota::ResourceQuota::new(parts))))];
 
 /// Names of upstream's plugins, in their order (`AllOrderedPlugins` in pkg/kubeapiserver/options/plugins.go).
 const UPSTREAM: [&str; 41] = [
@@ -302,9 +304,19 @@ impl Chain {
     /// The first refusal.
     pub(crate) async fn validate(&self, admission: &Admission<'_>) -> Result<(), ApiStatus> {
         for plugin in self.all(admission.operation, admission.resource, &admission.request.subresource) {
-            plugin.validate(admission).await?;
+            if let Err(refusal) = plugin.validate(admission).await {
+                self.abandon(admission.call).await;
+                return Err(refusal);
+            }
         }
         Ok(())
+    }
+
+    /// Lets each plugin take back what it did about a write that was validated and did not happen.
+    pub(crate) async fn abandon(&self, call: &Call) {
+        for plugin in self.first.iter().chain(&self.own).chain(&self.last) {
+            plugin.abandon(&Abandoned { call }).await;
+        }
     }
 
     /// Lets each plugin refuse a deletion.

@@ -23,6 +23,7 @@ mod peer;
 mod pod_security;
 mod proto;
 mod proxies;
+mod resource_quota;
 mod stages;
 mod support;
 mod tokens;
