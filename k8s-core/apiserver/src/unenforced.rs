@@ -63,7 +63,6 @@ const KINDS: &[Kind] = &[
     Kind("prioritylevelconfigurations.flowcontrol.apiserver.k8s.io", NO_FAIRNESS),
     Kind("resourceclaims.resource.k8s.io", NO_DRA),
     Kind("resourceclaimtemplates.resource.k8s.io", NO_DRA),
-    Kind("resourcequotas", "resource quotas are stored, but not enforced: nothing is counted or refused"),
     Kind("resourceslices.resource.k8s.io", NO_DRA),
     Kind(
         "runtimeclasses.node.k8s.io",
