@@ -5,10 +5,12 @@ mod default_toleration_seconds;
 mod limit_ranger;
 mod namespace_lifecycle;
 mod pod_security;
+mod policies;
 mod priority;
 mod resource_quota;
 mod role_escalation;
 mod service_account;
+mod webhooks;
 
 use std::sync::Arc;
 
@@ -24,6 +26,7 @@ pub(crate) struct Parts {
     pub(crate) store: Store,
     pub(crate) authorization: Arc<Authorization>,
     pub(crate) clock: Clock,
+    pub(crate) metrics: k8s_metrics::Registry,
 }
 
 /// A row of the table of built-in plugins.
@@ -70,6 +73,9 @@ static PLUGINS: &[Plugin] = &[
     on("DefaultStorageClass", |parts, _| {
         Ok(Arc::new(default_storage_class::DefaultStorageClass { store: parts.store.clone() }))
     }),
+    on("MutatingAdmissionWebhook", |parts, _| Ok(Arc::new(webhooks::Mutating::new(parts)))),
+    on("ValidatingAdmissionPolicy", |parts, _| Ok(Arc::new(policies::Validating::new(parts)))),
+    on("ValidatingAdmissionWebhook", |parts, _| Ok(Arc::new(webhooks::Validating::new(parts)))),
 ];
 
 /// Plugins after those of a distribution. They refuse and count objects in their final form, and change none.
