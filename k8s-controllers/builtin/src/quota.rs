@@ -1,12 +1,12 @@
 //! ResourceQuotas: recounts what the objects of a namespace use.
 //!
 //! Flow: a pass lists the objects that a quota limits, sums their usage ([`k8s_quota`]) and writes `status`.
-//! Passes follow changes of the quota, deletions and other falls of usage that [`monitor`] sees, and time. The
-//! admission plugin of the API server charges objects before they are stored; [`charges`] keeps a pass from
-//! taking back the charge of an object that is about to be stored.
+//! Passes follow changes of the quota, deletions and other falls of usage that [`monitor`] sees, and time.
+//! The admission plugin of the API server charges objects before they are stored; [`charges`] keeps a pass
+//! from taking back the charge of an object that is about to be stored.
 //!
-//! Guarantees: the status is written with the revision that was read as precondition. Usage falls within about a
-//! second of a deletion. Resources that no quota limits are neither watched nor listed.
+//! Guarantees: the status is written with the revision that was read as precondition. Usage falls within
+//! about a second of a deletion. Resources that no quota limits are neither watched nor listed.
 
 mod charges;
 mod monitor;
@@ -128,8 +128,8 @@ impl Shared {
         costs.get(key).map_or(delay, |cost| delay.max(*cost * REST))
     }
 
-    /// Counts the quotas again that limit a resource in a namespace. `None`: in all namespaces. Returns false if
-    /// no quota limits the resource in any namespace.
+    /// Counts the quotas again that limit a resource in a namespace. `None`: in all namespaces. Returns false
+    /// if no quota limits the resource in any namespace.
     fn fell(&self, resource: &str, namespace: Option<&str>) -> bool {
         let cache = self.environment.caches.of::<ResourceQuota>();
         let limits = |quota: &Arc<ResourceQuota>| {
@@ -205,7 +205,7 @@ async fn follow(shared: Arc<Shared>) {
 
 async fn work(shared: Arc<Shared>) {
     while let Some(key) = shared.queue.get().await {
-        let begun = tokio::time::Instant::now();
+        let begun = shared.environment.clock.now();
         match pass(&shared, &key).await {
             Ok(next) => {
                 shared.queue.forget(&key);
@@ -222,7 +222,7 @@ async fn work(shared: Arc<Shared>) {
                 }
             }
         }
-        let cost = begun.elapsed();
+        let cost = shared.environment.clock.since(begun);
         shared.costs.lock().unwrap_or_else(PoisonError::into_inner).insert(key.clone(), cost);
         shared.queue.done(&key);
     }
@@ -277,8 +277,8 @@ async fn pass(shared: &Arc<Shared>, key: &ObjectKey) -> Result<Option<Duration>,
     }
 }
 
-/// Returns the usage of the objects of a resource, under the names that the quota limits. `None`: the resource is
-/// not served.
+/// Returns the usage of the objects of a resource, under the names that the quota limits. `None`: the
+/// resource is not served.
 async fn count(
     shared: &Arc<Shared>,
     quota: &Quota,

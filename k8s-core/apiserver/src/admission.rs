@@ -263,9 +263,9 @@ pub trait Admit: Send + Sync + 'static {
         Ok(())
     }
 
-    /// Takes back what [`validate`](Admit::validate) did, because the object was not stored: a later plugin or
-    /// the store refused it, or another write was first. It may be validated again. Not called if the server or
-    /// the client ends in between.
+    /// Takes back what [`validate`](Admit::validate) did, because the object was not stored: a later plugin
+    /// or the store refused it, or another write was first. It may be validated again. Not called if the
+    /// server or the client ends in between.
     async fn abandon(&self, _admission: &Abandoned<'_>) {}
 
     /// Refuses a deletion. Called for each object of a collection.

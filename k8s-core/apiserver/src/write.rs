@@ -162,7 +162,8 @@ async fn insert(
     stored
 }
 
-/// Stores an object that is complete. With a prefix, another name is generated while there is one of the name.
+/// Stores an object that is complete. With a prefix, another name is generated while there is one of the
+/// name.
 async fn store_new(
     state: &Arc<State>,
     call: &Call,

@@ -29,7 +29,8 @@ const CLASS_ANNOTATION: &str = "volume.beta.kubernetes.io/storage-class";
 /// use k8s_quota::resource_of;
 /// assert_eq!(resource_of("count/deployments.apps"), Some("deployments.apps"));
 /// assert_eq!(resource_of("requests.nvidia.com/gpu"), Some("pods"));
-/// assert_eq!(resource_of("gold.storageclass.storage.k8s.io/requests.storage"), Some("persistentvolumeclaims"));
+/// let of_class = "gold.storageclass.storage.k8s.io/requests.storage";
+/// assert_eq!(resource_of(of_class), Some("persistentvolumeclaims"));
 /// assert_eq!(resource_of("limits.hugepages-2Mi"), None);
 /// ```
 #[must_use]

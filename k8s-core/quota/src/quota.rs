@@ -82,8 +82,8 @@ impl Quota {
         self.scopes.iter().all(|scope| scope.selects(resource, object))
     }
 
-    /// Returns the amounts that a write adds to `used`. Empty: the quota is not about the object, or its usage
-    /// does not grow. `old` is the object before an update; of it, only the difference is charged.
+    /// Returns the amounts that a write adds to `used`. Empty: the quota is not about the object, or its
+    /// usage does not grow. `old` is the object before an update; of it, only the difference is charged.
     ///
     /// # Errors
     /// [`Refusal`]: the write must not happen.

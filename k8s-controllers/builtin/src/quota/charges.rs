@@ -1,12 +1,12 @@
 //! Charges of late: the part of `used` whose objects may not be stored yet.
 //!
 //! The API server charges a quota and then stores the object. A pass that lists in between does not see the
-//! object, and must not take the charge back, or the quota could be exceeded. So `used` falls to no less than what
-//! was counted plus the charges of the last moment. Those that were counted already are held twice, for that
-//! moment only.
+//! object, and must not take the charge back, or the quota could be exceeded. So `used` falls to no less than
+//! what was counted plus the charges of the last moment. Those that were counted already are held twice, for
+//! that moment only.
 //!
-//! Limit: an object that is stored later than that moment after its charge, on a disk that stalls, may not be in
-//! `used` until the next pass. (Upstream waits for no moment.)
+//! Limit: an object that is stored later than that moment after its charge, on a disk that stalls, may not be
+//! in `used` until the next pass. (Upstream waits for no moment.)
 
 use std::{collections::VecDeque, time::Duration};
 
@@ -47,8 +47,8 @@ impl Charges {
         self.used = used.clone();
     }
 
-    /// Returns the amounts to write for those that were `counted`, and the time until recent charges are settled
-    /// if they kept an amount from falling.
+    /// Returns the amounts to write for those that were `counted`, and the time until recent charges are
+    /// settled if they kept an amount from falling.
     pub(super) fn settle(
         &self,
         counted: &Amounts,

@@ -37,8 +37,8 @@ pub(super) fn ensure(shared: &Arc<Shared>, name: &str, resource: &Resource) {
     });
 }
 
-/// Lists and watches; restarts whenever the watch ends. Ends when the resource is not served or not limited any
-/// more.
+/// Lists and watches; restarts whenever the watch ends. Ends when the resource is not served or not limited
+/// any more.
 async fn run(shared: &Shared, name: &str, resource: &Resource) {
     let mut position: Option<String> = None;
     let mut delay = Duration::from_millis(100);

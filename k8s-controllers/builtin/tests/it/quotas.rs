@@ -133,7 +133,7 @@ impl Log for Flaky {
         std::thread::sleep(Duration::from_micros(300));
         self.state =
             self.state.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
-        match self.fails.load(Ordering::Relaxed) && (self.state >> 33) % 8 == 0 {
+        match self.fails.load(Ordering::Relaxed) && (self.state >> 33).is_multiple_of(8) {
             true => Err(BackendError("no luck".into())),
             false => Ok(()),
         }
@@ -147,7 +147,7 @@ async fn writer(client: Client, store: Store, id: usize, hard: usize, refused: A
     let mut mine: Vec<String> = Vec::new();
     for step in 0..30 {
         state = state.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
-        if (state >> 33) % 3 > 0 {
+        if !(state >> 33).is_multiple_of(3) {
             let name = format!("w{id}-{step}");
             let map = ConfigMap { metadata: metadata(&name), ..ConfigMap::default() };
             match maps.create(&map).await {
@@ -165,8 +165,8 @@ async fn writer(client: Client, store: Store, id: usize, hard: usize, refused: A
     mine.len()
 }
 
-/// Two API servers over one store with failing writes, a hundred writers and the controller: at no time are there
-/// more objects than the quota allows, and in the end the usage is exact.
+/// Two API servers over one store with failing writes, a hundred writers and the controller: at no time are
+/// there more objects than the quota allows, and in the end the usage is exact.
 async fn storm(seed: u64) {
     const HARD: usize = 40;
     let fails = Arc::new(AtomicBool::new(false));

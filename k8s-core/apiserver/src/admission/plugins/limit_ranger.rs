@@ -1,7 +1,7 @@
 //! LimitRanger: defaults and bounds of resources, from the LimitRanges of a namespace.
 //!
-//! Pods are defaulted and checked when they are created, and checked when they are resized; claims are checked
-//! whenever they are written. An object that is being deleted is left alone.
+//! Pods are defaulted and checked when they are created, and checked when they are resized; claims are
+//! checked whenever they are written. An object that is being deleted is left alone.
 
 mod defaults;
 mod limits;
@@ -33,12 +33,12 @@ impl LimitRanger {
 #[async_trait]
 impl Admit for LimitRanger {
     fn handles(&self, operation: Operation, resource: &Resource, subresource: &str) -> bool {
-        match (operation, &*resource.storage, subresource) {
-            (Operation::Create, "pods" | "persistentvolumeclaims", "") => true,
-            (Operation::Update, "persistentvolumeclaims", "") => true,
-            (Operation::Update, "pods", "resize") => true,
-            _ => false,
-        }
+        matches!(
+            (operation, &*resource.storage, subresource),
+            (Operation::Create, "pods" | "persistentvolumeclaims", "")
+                | (Operation::Update, "persistentvolumeclaims", "")
+                | (Operation::Update, "pods", "resize")
+        )
     }
 
     async fn admit(&self, admission: &mut Admission<'_>) -> Result<(), ApiStatus> {

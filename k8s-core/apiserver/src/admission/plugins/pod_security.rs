@@ -1,11 +1,11 @@
 //! PodSecurity: the Pod Security Standards, as the labels of a namespace ask for them.
 //!
-//! Flow: the labels of the namespace and the cluster's defaults make a [`Policy`]; [`controls`] evaluates a pod
-//! against its levels. `enforce` refuses pods, `warn` warns and `audit` annotates audit events, both about pod
-//! templates, too.
+//! Flow: the labels of the namespace and the cluster's defaults make a [`Policy`]; [`controls`] evaluates a
+//! pod against its levels. `enforce` refuses pods, `warn` warns and `audit` annotates audit events, both
+//! about pod templates, too.
 //!
-//! A namespace whose `enforce` level becomes stricter is checked for pods that violate it, in the time and number
-//! that upstream allows: the client is warned.
+//! A namespace whose `enforce` level becomes stricter is checked for pods that violate it, in the time and
+//! number that upstream allows: the client is warned.
 
 mod baseline;
 mod configuration;

@@ -1,12 +1,12 @@
 //! ResourceQuota: charges writes to the quotas of their namespace.
 //!
-//! Flow of a create, or an update that uses more: every quota decides ([`k8s_quota`]); then the charge of each is
-//! added to its `status.used` by a compare-and-swap of the stored quota. If one cannot be charged, those that were
-//! are given back. The charges are given back, too, if the object is not stored.
+//! Flow of a create, or an update that uses more: every quota decides ([`k8s_quota`]); then the charge of
+//! each is added to its `status.used` by a compare-and-swap of the stored quota. If one cannot be charged,
+//! those that were are given back. The charges are given back, too, if the object is not stored.
 //!
-//! Guarantees: `used` never exceeds `hard`, however many API servers and writers there are. A server that ends
-//! between charge and store leaves a charge, which the controller takes back. A namespace without quotas costs one
-//! look-up. A dry run charges nothing.
+//! Guarantees: `used` never exceeds `hard`, however many API servers and writers there are. A server that
+//! ends between charge and store leaves a charge, which the controller takes back. A namespace without quotas
+//! costs one look-up. A dry run charges nothing.
 //!
 //! Not here: usage that falls, which the controller counts.
 

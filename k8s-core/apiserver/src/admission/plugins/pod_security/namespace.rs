@@ -68,8 +68,8 @@ impl PodSecurity {
         Policy::of_labels(label, &self.configuration.defaults)
     }
 
-    /// Returns the warnings about the pods of a namespace that a level forbids. One pod of each controller comes
-    /// first.
+    /// Returns the warnings about the pods of a namespace that a level forbids. One pod of each controller
+    /// comes first.
     fn violations_of_pods(&self, namespace: &str, enforce: LevelVersion) -> Vec<String> {
         let started = self.clock.now();
         let prefix = format!("{namespace}/");
@@ -81,10 +81,9 @@ impl PodSecurity {
             if self.configuration.exempt.runtime_classes.iter().any(|exempt| exempt == class) {
                 continue;
             }
-            let owners = array_at(&pod, "/metadata/ownerReferences").iter();
-            let controller =
-                owners.filter(|o| o.get("controller") == Some(&Value::Bool(true))).map(|o| str_at(o, "/uid"));
-            let is_new = controller.last().is_none_or(|uid| controllers.insert(uid.to_owned()));
+            let mut owners = array_at(&pod, "/metadata/ownerReferences").iter();
+            let controller = owners.find(|owner| owner.get("controller") == Some(&Value::Bool(true)));
+            let is_new = controller.is_none_or(|owner| controllers.insert(str_at(owner, "/uid").to_owned()));
             if is_new { first.push(pod) } else { later.push(pod) }
         }
         let (total, mut checked) = (first.len() + later.len(), 0);

@@ -153,8 +153,8 @@ impl Policy {
         self.modes().iter().zip(other.modes()).all(|((_, one), (_, two))| one.is_same(&two))
     }
 
-    /// Returns the policy of a namespace, with labels in front of defaults. A wrong level is the strictest for
-    /// `enforce` and the laxest for the other modes; a wrong version is the newest.
+    /// Returns the policy of a namespace, with labels in front of defaults. A wrong level is the strictest
+    /// for `enforce` and the laxest for the other modes; a wrong version is the newest.
     pub(super) fn of_labels<'a>(
         label: impl Fn(&str) -> Option<&'a str>,
         defaults: &Policy,
