@@ -45,6 +45,7 @@ mod job;
 mod namespace;
 mod namespaced;
 mod node;
+mod quota;
 mod replicas;
 mod trim;
 mod volumes;
@@ -148,6 +149,7 @@ pub static ALL: &[BuiltIn] = &[
         "clusterrole-aggregation-controller",
         cluster_roles::start,
     ),
+    row("resourcequota-controller", "resourcequota", "resourcequota-controller", quota::start),
     row("daemonset-controller", "daemonset", "daemon-set-controller", daemonset::start),
     row(
         "persistentvolume-binder-controller",

@@ -8,6 +8,7 @@ mod deployments;
 mod garbage;
 mod jobs;
 mod lab;
+mod quotas;
 mod slices;
 
 use k8s_builtin::{conditions, pods};

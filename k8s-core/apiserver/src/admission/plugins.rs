@@ -10,16 +10,19 @@ mod event_rate_limit;
 mod extended_resource_toleration;
 mod external_ips;
 mod ingress_class;
+mod limit_ranger;
 mod namespace_lifecycle;
 mod namespaces;
 mod owner_references;
 mod pod_node_selector;
 mod pod_resize;
+mod pod_security;
 mod pod_toleration_restriction;
 mod pod_topology_labels;
 mod pods;
 mod policies;
 mod priority;
+mod resource_quota;
 mod role_escalation;
 mod runtime_class;
 mod service_account;
@@ -32,7 +35,7 @@ use k8s_core::{clock::Clock, status::ApiStatus};
 use k8s_store::Store;
 use serde_json::Value;
 
-use super::{Admission, Admit, Configuration, Connection, Deletion, Operation};
+use super::{Abandoned, Admission, Admit, Configuration, Connection, Deletion, Operation};
 use crate::{auth::Authorization, call::Call, resources::Resource, value::default_text};
 
 /// The parts of a server that plugins are made of.
@@ -83,11 +86,15 @@ static PLUGINS: &[Plugin] = &[
     off("LimitPodHardAntiAffinityTopology", |_, _| {
         Ok(Arc::new(anti_affinity::LimitPodHardAntiAffinityTopology))
     }),
+    on("LimitRanger", |parts, _| Ok(Arc::new(limit_ranger::LimitRanger { store: parts.store.clone() }))),
     on("ServiceAccount", |parts, _| {
         Ok(Arc::new(service_account::ServiceAccount { store: parts.store.clone() }))
     }),
     on("TaintNodesByCondition", |_, _| Ok(Arc::new(taint_nodes::TaintNodesByCondition))),
     off("AlwaysPullImages", |_, _| Ok(Arc::new(always_pull_images::AlwaysPullImages))),
+    on("PodSecurity", |parts, configuration| {
+        Ok(Arc::new(pod_security::PodSecurity::new(parts, configuration)?))
+    }),
     off("PodNodeSelector", |parts, configuration| {
         Ok(Arc::new(pod_node_selector::PodNodeSelector::new(parts.store.clone(), configuration)?))
     }),
@@ -130,7 +137,10 @@ static PLUGINS: &[Plugin] = &[
 ];
 
 /// Plugins after those of a distribution. They refuse and count objects in their final form, and change none.
-static LAST: &[Plugin] = &[off("AlwaysDeny", |_, _| Ok(Arc::new(always::AlwaysDeny)))];
+static LAST: &[Plugin] = &[
+    on("ResourceQuota", |parts, _| Ok(Arc::new(resource_quota::ResourceQuota::new(parts)))),
+    off("AlwaysDeny", |_, _| Ok(Arc::new(always::AlwaysDeny))),
+];
 
 /// Names of upstream's plugins, in their order (`AllOrderedPlugins` in pkg/kubeapiserver/options/plugins.go).
 const UPSTREAM: [&str; 41] = [
@@ -360,9 +370,19 @@ impl Chain {
     /// The first refusal.
     pub(crate) async fn validate(&self, admission: &Admission<'_>) -> Result<(), ApiStatus> {
         for plugin in self.all(admission.operation, admission.resource, &admission.request.subresource) {
-            plugin.validate(admission).await?;
+            if let Err(refusal) = plugin.validate(admission).await {
+                self.abandon(admission.call).await;
+                return Err(refusal);
+            }
         }
         Ok(())
+    }
+
+    /// Lets each plugin take back what it did about a write that was validated and did not happen.
+    pub(crate) async fn abandon(&self, call: &Call) {
+        for plugin in self.first.iter().chain(&self.own).chain(&self.last) {
+            plugin.abandon(&Abandoned { call }).await;
+        }
     }
 
     /// Lets each plugin refuse a deletion.
