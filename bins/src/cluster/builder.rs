@@ -1,7 +1,6 @@
 //! The settings of a [`Cluster`], and its start.
 
 use std::{
-    collections::HashMap,
     net::{IpAddr, Ipv4Addr, SocketAddr},
     path::Path,
     time::Duration,
@@ -232,8 +231,7 @@ impl ClusterBuilder {
             tls_names: settings.tls_san.clone(),
             pki: None,
             client_ca: Vec::new(),
-            tokens: HashMap::new(),
-            anonymous: true,
+            authentication: settings.authentication.clone(),
             authorization: AuthorizationMode::Rbac,
             warn_unenforced: true,
             limits: limits(),

@@ -3,13 +3,12 @@
 #![expect(clippy::disallowed_methods, reason = "the task of signals lives as long as the process")]
 
 use std::{
-    collections::HashMap,
     net::{IpAddr, SocketAddr},
     path::PathBuf,
 };
 
 use ipnet::Ipv4Net;
-use k8s_apiserver::auth::{Authenticator, AuthorizationMode};
+use k8s_apiserver::auth::AuthorizationMode;
 use k8s_controllers::{
     Environment,
     leader::Candidate,
@@ -28,6 +27,7 @@ use super::{
     stop_signal,
 };
 use crate::{
+    authentication::AuthenticationSettings,
     control_plane::{Api, ApiConfig, ControllersConfig, limits, manager},
     extensions::Extensions,
     identities::{self, ServiceAccounts},
@@ -59,9 +59,6 @@ pub(super) struct ApiServer {
     /// Directory of certificates and keys; missing ones are created (default: `pki` in the data directory).
     #[arg(long)]
     cert_dir: Option<PathBuf>,
-    /// Static token file: lines of `token,user,uid[,"group1,group2"]`.
-    #[arg(long)]
-    token_auth_file: Option<PathBuf>,
     /// CA of client certificates (default: the CA in the certificate directory).
     #[arg(long)]
     client_ca_file: Option<PathBuf>,
@@ -78,9 +75,8 @@ pub(super) struct ApiServer {
     /// upstream server.
     #[arg(long, default_value_t = true, action = clap::ArgAction::Set)]
     warn_unenforced: bool,
-    /// Accept requests without credentials as system:anonymous; never with AlwaysAllow.
-    #[arg(long, default_value_t = true, action = clap::ArgAction::Set)]
-    anonymous_auth: bool,
+    #[command(flatten)]
+    authentication: AuthenticationSettings,
     /// Maximum number of concurrent read-only requests; 0 means unlimited.
     #[arg(long, default_value_t = 400)]
     max_requests_inflight: usize,
@@ -123,14 +119,6 @@ impl ApiServer {
         let paths = Paths::new(name, &self.data_dir)?;
         let _lock = Lock::take(&paths)?;
         let pki_dir = self.cert_dir.clone().unwrap_or_else(|| paths.pki());
-        let tokens = match &self.token_auth_file {
-            Some(file) => {
-                let text = String::from_utf8_lossy(&read(file)?).into_owned();
-                Authenticator::parse_token_file(&text)
-                    .map_err(|e| Failure::new(Code::Usage, format!("{}: {e}", file.display())))?
-            }
-            None => HashMap::new(),
-        };
         let mut limits = limits();
         limits.requests = self.max_requests_inflight;
         limits.mutating = self.max_mutating_requests_inflight;
@@ -150,8 +138,7 @@ impl ApiServer {
             tls_names: Vec::new(),
             pki: Some(pki_dir.clone()),
             client_ca: self.client_ca_file.as_deref().map(read).transpose()?.unwrap_or_default(),
-            tokens,
-            anonymous: self.anonymous_auth,
+            authentication: self.authentication.clone(),
             authorization: mode,
             warn_unenforced: self.warn_unenforced,
             limits,

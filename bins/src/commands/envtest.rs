@@ -9,7 +9,6 @@ mod kube_apiserver;
 mod stand_ins;
 
 use std::{
-    collections::HashMap,
     ffi::OsString,
     fs,
     net::{IpAddr, Ipv4Addr, SocketAddr},
@@ -34,6 +33,7 @@ use crate::{
     paths::Paths,
     pki::refresh_private,
     ranges,
+    settings::ClusterSettings,
 };
 
 pub(super) use etcd::Etcd;
@@ -144,8 +144,7 @@ impl Envtest {
             tls_names: Vec::new(),
             pki: None,
             client_ca: Vec::new(),
-            tokens: HashMap::new(),
-            anonymous: true,
+            authentication: ClusterSettings::default().authentication,
             authorization: AuthorizationMode::Rbac,
             warn_unenforced: true,
             limits: limits(),

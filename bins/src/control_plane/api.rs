@@ -1,7 +1,6 @@
 //! An API server with its store, its certificates, its listener and the objects that it publishes.
 
 use std::{
-    collections::HashMap,
     io,
     net::{IpAddr, Ipv4Addr, SocketAddr},
     path::PathBuf,
@@ -11,7 +10,7 @@ use std::{
 use ipnet::Ipv4Net;
 use k8s_apiserver::{
     ApiServer, User,
-    auth::{Authenticator, AuthorizationMode},
+    auth::AuthorizationMode,
     limits::Limits,
     listen::{self, TlsFiles},
     proxy::{LocalKubelets, RemoteKubelets},
@@ -24,6 +23,7 @@ use tokio_util::sync::CancellationToken;
 
 use super::{objects, open_store};
 use crate::{
+    authentication::AuthenticationSettings,
     error::ClusterError,
     extensions::Serve,
     front_proxy::FrontProxy,
@@ -58,10 +58,8 @@ pub(crate) struct ApiConfig {
     pub(crate) pki: Option<PathBuf>,
     /// Certificates (PEM) of client CAs beside the cluster's.
     pub(crate) client_ca: Vec<u8>,
-    /// Static bearer tokens.
-    pub(crate) tokens: HashMap<String, User>,
-    /// Accept requests without credentials as `system:anonymous`.
-    pub(crate) anonymous: bool,
+    /// Settings of authentication.
+    pub(crate) authentication: AuthenticationSettings,
     /// Authorization mode.
     pub(crate) authorization: AuthorizationMode,
     /// Send warnings about kinds and fields without effect.
@@ -101,21 +99,30 @@ impl Api {
             None => None,
         };
         let address = listener.as_ref().and_then(|l| l.local_addr().ok());
+        let authentication = &config.authentication;
+        let advertised = address.map(|address| SocketAddr::new(config.advertise, address.port()));
+        let authenticator = authentication.authenticator()?;
+        let account_tokens = authentication.service_account_tokens(advertised)?;
         let pki_dir = config.pki.clone().unwrap_or_else(|| paths.pki());
         let pki = Pki::open(&paths.name, &pki_dir)?;
         let store = match config.memory {
             true => Store::memory(),
             false => open_store(paths, config.forget_state).await?,
         };
+        let signing_key = match authentication.signing_key()? {
+            Some(key) => key,
+            None => pki.service_account_key()?,
+        };
         let kubelets = Arc::new(LocalKubelets::new(Some(Arc::new(remote_kubelets(&pki)?))));
         let front_proxy = FrontProxy::open(paths)?;
         let mut builder = added
             .into_iter()
             .fold(ApiServer::builder(store), |builder, add| add(builder))
-            .authenticator(Authenticator::new(config.tokens.clone(), config.anonymous))
+            .authenticator(authenticator)
             .authorization(config.authorization)
             .warn_unenforced(config.warn_unenforced)
-            .service_account_key(pki.service_account_key()?)
+            .service_account_key(signing_key)
+            .service_account_tokens(account_tokens)
             .service_range(config.services)
             .node_ports(config.node_ports.0, config.node_ports.1)
             .nodes(kubelets.clone())

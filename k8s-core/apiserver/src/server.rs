@@ -207,10 +207,7 @@ impl ApiServer {
                 return Ok(user);
             }
         }
-        let (now, alive) = (state.clock.now().as_second(), |resource: &str, key: &str, uid: &str| {
-            state.is_alive(resource, key, uid)
-        });
-        if let Some(user) = state.authenticator.identify(&credentials, &state.issuer, now, &alive) {
+        if let Some(user) = state.authenticator.identify(&credentials, &state.evidence()).await {
             return Ok(user);
         }
         for authenticator in &state.authenticators.then {

@@ -4,7 +4,10 @@ use std::collections::HashMap;
 
 use k8s_core::status::ApiStatus;
 
-use super::tokens::{API_AUDIENCE, TokenError, TokenIssuer, Verified};
+use super::{
+    Evidence,
+    tokens::{TokenError, Verified},
+};
 use crate::{stages::Credentials, user::User};
 
 /// A line of a token file has too few fields.
@@ -70,41 +73,37 @@ impl Authenticator {
         self.anonymous = false;
     }
 
-    /// Returns the user of a bearer token for one of `audiences`. Service account tokens need `issuer`;
-    /// static tokens are for the API server.
+    /// Returns the user of a bearer token for one of `audiences`. Static tokens are for the API server.
     ///
     /// # Errors
     /// The reason of the rejection.
-    pub fn token(
+    pub(crate) async fn token(
         &self,
         token: &str,
         audiences: &[String],
-        issuer: &TokenIssuer,
-        now: i64,
-        alive: &dyn Fn(&str, &str, &str) -> bool,
+        evidence: &Evidence<'_>,
     ) -> Result<Verified, TokenError> {
+        let mut own = evidence.issuer.api_audiences().to_vec();
+        own.retain(|audience| audiences.contains(audience));
         match self.tokens.get(token) {
-            Some(user) if audiences.iter().any(|a| a == API_AUDIENCE) => {
-                Ok(Verified { user: user.clone(), audiences: vec![API_AUDIENCE.to_owned()] })
-            }
+            Some(user) if !own.is_empty() => Ok(Verified { user: user.clone(), audiences: own }),
             Some(_) => Err(TokenError::Invalid),
-            None => issuer.verify(token, audiences, now, alive),
+            None => evidence.issuer.verify(token, audiences, evidence.now(), evidence),
         }
     }
 
     /// Returns the user of a request's certificate or bearer token; `None` without valid credentials.
-    pub fn identify(
+    pub(crate) async fn identify(
         &self,
         credentials: &Credentials<'_>,
-        issuer: &TokenIssuer,
-        now: i64,
-        alive: &dyn Fn(&str, &str, &str) -> bool,
+        evidence: &Evidence<'_>,
     ) -> Option<User> {
         if let Some(user) = credentials.certificate.and_then(|c| certificate_user(&c.0)) {
             return Some(user);
         }
         let token = credentials.bearer_token()?;
-        self.token(token, &[API_AUDIENCE.to_owned()], issuer, now, alive).ok().map(|verified| verified.user)
+        let found = self.token(token, evidence.issuer.api_audiences(), evidence).await;
+        found.ok().map(|verified| verified.user)
     }
 
     /// Returns `system:anonymous` for a request that no authenticator knows.

@@ -1,0 +1,121 @@
+//! Settings of authentication: flags of `kube-apiserver`, `up` and `server`, with upstream's names.
+
+use std::{
+    collections::HashMap,
+    fs,
+    net::SocketAddr,
+    path::{Path, PathBuf},
+    time::Duration,
+};
+
+use clap::{ArgAction, Args};
+use k8s_apiserver::{
+    User,
+    auth::{Authenticator, PublicKey, ServiceAccountTokens},
+};
+
+use crate::error::ClusterError;
+
+/// Settings of authentication. Files are read at the start.
+#[derive(Clone, Debug, Args)]
+pub(crate) struct AuthenticationSettings {
+    /// Accept requests without credentials as system:anonymous; never with AlwaysAllow.
+    #[arg(long, default_value_t = true, action = ArgAction::Set)]
+    anonymous_auth: bool,
+    /// Static token file: lines of `token,user,uid[,"group1,group2"]`.
+    #[arg(long)]
+    token_auth_file: Option<PathBuf>,
+    /// Issuer of service account tokens. May be repeated: the first is in new tokens, all are accepted.
+    #[arg(long, default_value = "https://kubernetes.default.svc.cluster.local")]
+    service_account_issuer: Vec<String>,
+    /// Audiences of service account tokens for the API server, comma-separated (default: the issuers).
+    #[arg(long, value_delimiter = ',')]
+    api_audiences: Vec<String>,
+    /// File of PEM keys (RSA, P-256, P-384; public or private) that verify service account tokens, beside
+    /// the signing key. May be repeated.
+    #[arg(long)]
+    service_account_key_file: Vec<PathBuf>,
+    /// Private key (PEM) that signs service account tokens (default: service-account.key in the certificate
+    /// directory).
+    #[arg(long)]
+    service_account_signing_key_file: Option<PathBuf>,
+    /// URL of the token keys in /.well-known/openid-configuration (default: /openid/v1/jwks at the advertised
+    /// address).
+    #[arg(long)]
+    service_account_jwks_uri: Option<String>,
+    /// Longest lifetime of a service account token (`24h`), from an hour on; longer requests get it. 0 means
+    /// no limit.
+    #[arg(long, default_value = "0s", value_parser = crate::duration::parse)]
+    service_account_max_token_expiration: Duration,
+}
+
+impl AuthenticationSettings {
+    /// Returns the authenticator of these settings.
+    ///
+    /// # Errors
+    /// A file cannot be read or used.
+    pub(crate) fn authenticator(&self) -> Result<Authenticator, ClusterError> {
+        let tokens = match &self.token_auth_file {
+            Some(file) => parsed("token-auth-file", file, Authenticator::parse_token_file)?,
+            None => HashMap::<String, User>::new(),
+        };
+        Ok(Authenticator::new(tokens, self.anonymous_auth))
+    }
+
+    /// Returns the settings of service account tokens. `address` is this server's for clients elsewhere.
+    ///
+    /// # Errors
+    /// A file cannot be read or used.
+    pub(crate) fn service_account_tokens(
+        &self,
+        address: Option<SocketAddr>,
+    ) -> Result<ServiceAccountTokens, ClusterError> {
+        let mut keys = Vec::new();
+        for file in &self.service_account_key_file {
+            keys.extend(parsed("service-account-key-file", file, PublicKey::parse_pem)?);
+        }
+        if let Some(wrong) = self.service_account_issuer.iter().find(|issuer| issuer.is_empty()) {
+            return Err(ClusterError::invalid("--service-account-issuer", format!("{wrong:?} is no issuer")));
+        }
+        let most = self.service_account_max_token_expiration;
+        if !most.is_zero() && !(Duration::from_secs(3600)..=Duration::from_secs(1 << 32)).contains(&most) {
+            let why = "must be between 1 hour and 2^32 seconds";
+            return Err(ClusterError::invalid("--service-account-max-token-expiration", why));
+        }
+        Ok(ServiceAccountTokens {
+            issuers: self.service_account_issuer.clone(),
+            audiences: self.api_audiences.clone(),
+            keys,
+            jwks_uri: self.service_account_jwks_uri.clone(),
+            external_address: address.map(|address| address.to_string()),
+            max_seconds: i64::try_from(most.as_secs()).ok().filter(|seconds| *seconds > 0),
+        })
+    }
+
+    /// Returns the key that signs service account tokens, if it is chosen.
+    ///
+    /// # Errors
+    /// The file cannot be read.
+    pub(crate) fn signing_key(&self) -> Result<Option<Vec<u8>>, ClusterError> {
+        let file = self.service_account_signing_key_file.as_deref();
+        file.map(|file| read("service-account-signing-key-file", file)).transpose()
+    }
+}
+
+/// Reads the file of a flag.
+fn read(flag: &str, file: &Path) -> Result<Vec<u8>, ClusterError> {
+    fs::read(file).map_err(|e| ClusterError::invalid(format!("--{flag} {}", file.display()), e))
+}
+
+/// Reads and parses the text file of a flag.
+fn parsed<T, E: std::fmt::Display>(
+    flag: &str,
+    file: &Path,
+    parse: impl FnOnce(&str) -> Result<T, E>,
+) -> Result<T, ClusterError> {
+    let bytes = read(flag, file)?;
+    let invalid =
+        |e: &dyn std::fmt::Display| ClusterError::invalid(format!("--{flag} {}", file.display()), e);
+    let text = std::str::from_utf8(&bytes).map_err(|e| invalid(&e))?;
+    parse(text).map_err(|e| invalid(&e))
+}
