@@ -11,7 +11,7 @@ use std::{
 use clap::{ArgAction, Args};
 use k8s_apiserver::{
     User,
-    auth::{Authenticator, PublicKey, ServiceAccountTokens},
+    auth::{Authenticator, Passwords, PublicKey, ServiceAccountTokens},
 };
 
 use crate::error::ClusterError;
@@ -25,6 +25,12 @@ pub(crate) struct AuthenticationSettings {
     /// Static token file: lines of `token,user,uid[,"group1,group2"]`.
     #[arg(long)]
     token_auth_file: Option<PathBuf>,
+    /// Password file for HTTP basic authentication: lines of `password,user,uid[,"group1,group2"]`.
+    #[arg(long)]
+    basic_auth_file: Option<PathBuf>,
+    /// Accept the bootstrap tokens in Secrets of type bootstrap.kubernetes.io/token in kube-system.
+    #[arg(long)]
+    enable_bootstrap_token_auth: bool,
     /// Issuer of service account tokens. May be repeated: the first is in new tokens, all are accepted.
     #[arg(long, default_value = "https://kubernetes.default.svc.cluster.local")]
     service_account_issuer: Vec<String>,
@@ -59,7 +65,13 @@ impl AuthenticationSettings {
             Some(file) => parsed("token-auth-file", file, Authenticator::parse_token_file)?,
             None => HashMap::<String, User>::new(),
         };
-        Ok(Authenticator::new(tokens, self.anonymous_auth))
+        let passwords = match &self.basic_auth_file {
+            Some(file) => parsed("basic-auth-file", file, Passwords::parse)?,
+            None => Passwords::default(),
+        };
+        Ok(Authenticator::new(tokens, self.anonymous_auth)
+            .passwords(passwords)
+            .bootstrap_tokens(self.enable_bootstrap_token_auth))
     }
 
     /// Returns the settings of service account tokens. `address` is this server's for clients elsewhere.

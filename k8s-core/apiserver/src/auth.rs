@@ -1,13 +1,16 @@
 //! Authentication and authorization of requests.
 //!
 //! Flow: a request's client certificate, password or bearer token is looked up by the [`Authenticator`]; the
-//! first authenticator that knows it decides who the user is. Tokens are asked for in upstream's order: token
-//! file, service accounts.
+//! first authenticator that knows it decides who the user is. A bearer token may be of
+//! a service account, of the token file, or a bootstrap token.
 
 pub mod authenticate;
 mod authorize;
+mod bootstrap_tokens;
+mod constant_time;
 mod der;
 mod evidence;
+mod files;
 pub(crate) mod impersonate;
 mod jwt;
 mod keys;
@@ -16,9 +19,10 @@ pub mod rbac;
 pub mod tokens;
 
 pub use crate::request::PeerCertificate;
-pub use authenticate::{Authenticator, TokenFileError};
+pub use authenticate::Authenticator;
 pub(crate) use authorize::Authorization;
 pub(crate) use evidence::Evidence;
+pub use files::{Passwords, TokenFileError};
 pub use keys::PublicKey;
 pub use tokens::ServiceAccountTokens;
 

@@ -1,27 +1,30 @@
-//! Authenticators: client certificates, static tokens, service account tokens.
+//! Authenticators: client certificates, passwords, static tokens, service account tokens, bootstrap tokens.
 
 use std::collections::HashMap;
 
+use base64::{Engine, engine::general_purpose::STANDARD};
 use k8s_core::status::ApiStatus;
 
+pub use super::files::TokenFileError;
 use super::{
-    Evidence,
+    Evidence, bootstrap_tokens,
+    constant_time::{Hashed, hashed},
+    files::{self, Passwords},
     tokens::{TokenError, Verified},
 };
 use crate::{stages::Credentials, user::User};
 
-/// A line of a token file has too few fields.
-#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
-#[error("line {line}: want token,user,uid and optionally \"group1,group2\"")]
-pub struct TokenFileError {
-    /// Number of the line, from 1.
-    pub line: usize,
-}
+/// Extra attribute with the id of a credential.
+#[cfg(feature = "tls")]
+const CREDENTIAL_ID: &str = "authentication.kubernetes.io/credential-id";
 
 /// Finds out who a request comes from.
 #[derive(Debug, Default)]
 pub struct Authenticator {
-    tokens: HashMap<String, User>,
+    /// Users of static tokens, by the token's hash.
+    tokens: HashMap<Hashed, User>,
+    passwords: Passwords,
+    bootstrap_tokens: bool,
     anonymous: bool,
 }
 
@@ -30,7 +33,22 @@ impl Authenticator {
     /// `system:anonymous`.
     #[must_use]
     pub fn new(tokens: HashMap<String, User>, anonymous: bool) -> Self {
-        Authenticator { tokens, anonymous }
+        let tokens = tokens.into_iter().map(|(token, user)| (hashed(token.as_bytes()), user)).collect();
+        Authenticator { tokens, anonymous, ..Authenticator::default() }
+    }
+
+    /// Users with passwords (HTTP basic authentication). Default: none.
+    #[must_use]
+    pub fn passwords(mut self, passwords: Passwords) -> Self {
+        self.passwords = passwords;
+        self
+    }
+
+    /// Accepts the bootstrap tokens in Secrets of kube-system (`--enable-bootstrap-token-auth`). Default: no.
+    #[must_use]
+    pub fn bootstrap_tokens(mut self, accepts: bool) -> Self {
+        self.bootstrap_tokens = accepts;
+        self
     }
 
     /// Parses a token file: lines of `token,user,uid[,"group1,group2"]`.
@@ -46,26 +64,7 @@ impl Authenticator {
     /// # Errors
     /// A line with too few fields.
     pub fn parse_token_file(text: &str) -> Result<HashMap<String, User>, TokenFileError> {
-        let mut tokens = HashMap::new();
-        for (number, line) in
-            text.lines().enumerate().filter(|(_, l)| !l.trim().is_empty() && !l.starts_with('#'))
-        {
-            let mut fields = line.splitn(4, ',').map(|f| f.trim().trim_matches('"'));
-            let (Some(token), Some(name), Some(uid)) = (fields.next(), fields.next(), fields.next()) else {
-                return Err(TokenFileError { line: number + 1 });
-            };
-            let groups: Vec<&str> = fields
-                .next()
-                .unwrap_or_default()
-                .split(',')
-                .map(str::trim)
-                .filter(|g| !g.is_empty())
-                .collect();
-            let mut user = User::new(name, &groups);
-            user.uid = uid.into();
-            tokens.insert(token.to_owned(), user);
-        }
-        Ok(tokens)
+        files::lines(text, "token").map(|lines| lines.into_iter().collect())
     }
 
     /// Rejects requests without credentials.
@@ -73,26 +72,40 @@ impl Authenticator {
         self.anonymous = false;
     }
 
-    /// Returns the user of a bearer token for one of `audiences`. Static tokens are for the API server.
+    /// Returns the user of a bearer token for one of `audiences`. Tokens that name no audiences are for the
+    /// API server.
     ///
     /// # Errors
-    /// The reason of the rejection.
+    /// The reasons of the rejection.
     pub(crate) async fn token(
         &self,
         token: &str,
         audiences: &[String],
         evidence: &Evidence<'_>,
     ) -> Result<Verified, TokenError> {
+        let refused = match evidence.issuer.verify(token, audiences, evidence.now(), evidence) {
+            Ok(verified) => return Ok(verified),
+            Err(refused) => refused,
+        };
         let mut own = evidence.issuer.api_audiences().to_vec();
         own.retain(|audience| audiences.contains(audience));
-        match self.tokens.get(token) {
-            Some(user) if !own.is_empty() => Ok(Verified { user: user.clone(), audiences: own }),
-            Some(_) => Err(TokenError::Invalid),
-            None => evidence.issuer.verify(token, audiences, evidence.now(), evidence),
+        if own.is_empty() {
+            return Err(refused);
         }
+        if let Some(user) = self.tokens.get(&hashed(token.as_bytes())) {
+            return Ok(Verified { user: user.clone(), audiences: own });
+        }
+        if self.bootstrap_tokens {
+            match bootstrap_tokens::user(token, evidence) {
+                Ok(user) => return Ok(Verified { user, audiences: own }),
+                Err(reason) => tracing::debug!(reason, "no bootstrap token"),
+            }
+        }
+        Err(refused)
     }
 
-    /// Returns the user of a request's certificate or bearer token; `None` without valid credentials.
+    /// Returns the user of a request's certificate, password or bearer token; `None` without valid
+    /// credentials.
     pub(crate) async fn identify(
         &self,
         credentials: &Credentials<'_>,
@@ -100,6 +113,9 @@ impl Authenticator {
     ) -> Option<User> {
         if let Some(user) = credentials.certificate.and_then(|c| certificate_user(&c.0)) {
             return Some(user);
+        }
+        if let Some((name, password)) = basic(credentials) {
+            return self.passwords.user(&name, &password);
         }
         let token = credentials.bearer_token()?;
         let found = self.token(token, evidence.issuer.api_audiences(), evidence).await;
@@ -109,23 +125,46 @@ impl Authenticator {
     /// Returns `system:anonymous` for a request that no authenticator knows.
     ///
     /// # Errors
-    /// 401 for a rejected bearer token, or if credentials are required.
-    pub fn anonymous(&self, credentials: &Credentials<'_>) -> Result<User, ApiStatus> {
+    /// 401 for rejected credentials, or if credentials are required.
+    pub(crate) fn anonymous(&self, credentials: &Credentials<'_>) -> Result<User, ApiStatus> {
+        let wrong_password = !self.passwords.is_empty() && basic(credentials).is_some();
         match credentials.bearer_token() {
-            None if self.anonymous => Ok(User::anonymous()),
+            None if self.anonymous && !wrong_password => Ok(User::anonymous()),
             _ => Err(ApiStatus::unauthorized()),
         }
     }
 }
 
-/// Returns the certificate subject's common name as user and its organizations as groups.
+/// Returns the user name and the password of a request.
+fn basic(credentials: &Credentials<'_>) -> Option<(String, Vec<u8>)> {
+    let value = credentials.headers.get(http::header::AUTHORIZATION)?.to_str().ok()?;
+    let (scheme, pair) = value.split_once(' ')?;
+    let pair = scheme.eq_ignore_ascii_case("basic").then(|| STANDARD.decode(pair.trim()).ok())??;
+    let colon = pair.iter().position(|b| *b == b':')?;
+    Some((String::from_utf8(pair[..colon].to_vec()).ok()?, pair[colon + 1..].to_vec()))
+}
+
+/// Returns the certificate subject's common name as user and its organizations as groups. The user id is the
+/// attribute that Kubernetes reserves for it.
 #[cfg(feature = "tls")]
 fn certificate_user(der: &[u8]) -> Option<User> {
-    let (_, certificate) = x509_parser::parse_x509_certificate(der).ok()?;
+    use sha2::{Digest, Sha256};
+    use x509_parser::{der_parser::oid, parse_x509_certificate};
+    let (_, certificate) = parse_x509_certificate(der).ok()?;
     let subject = certificate.subject();
-    let name = subject.iter_common_name().next()?.as_str().ok()?.to_owned();
+    let name = subject.iter_common_name().next()?.as_str().ok().filter(|name| !name.is_empty())?;
     let groups: Vec<&str> = subject.iter_organization().filter_map(|o| o.as_str().ok()).collect();
-    Some(User::new(&name, &groups))
+    let mut user = User::new(name, &groups);
+    let mut ids = subject.iter_by_oid(&oid!(1.3.6.1.4.1.57683.2));
+    match (ids.next(), ids.next()) {
+        (None, _) => {}
+        (Some(id), None) => id.as_str().ok()?.clone_into(&mut user.uid),
+        // Upstream refuses a certificate with several, too.
+        (Some(_), Some(_)) => return None,
+    }
+    let id = Sha256::digest(der).iter().map(|byte| format!("{byte:02x}")).collect::<String>();
+    user.extra.insert(CREDENTIAL_ID.into(), vec![format!("X509SHA256={id}")]);
+    Some(user)
 }
 
 /// Without TLS no connection has a certificate.

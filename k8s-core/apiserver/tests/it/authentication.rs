@@ -6,10 +6,11 @@ use base64::{Engine, engine::general_purpose::URL_SAFE_NO_PAD as B64};
 use http::StatusCode;
 use k8s_apiserver::{
     ApiServer, User,
-    auth::{Authenticator, PublicKey, ServiceAccountTokens, tokens::TokenIssuer},
+    auth::{Authenticator, Passwords, PeerCertificate, PublicKey, ServiceAccountTokens, tokens::TokenIssuer},
 };
 use k8s_store::Store;
 use serde_json::{Value, json};
+use sha2::{Digest, Sha256};
 
 use crate::support::{Answer, ask, ask_as, done};
 
@@ -131,4 +132,121 @@ async fn audiences_and_lifetimes_follow_the_settings() {
     assert_eq!(who(&server, &format!("Bearer {token}")).await.status, 201);
     let elsewhere = issued(&server, json!({"audiences": ["vault"]})).await;
     assert_eq!(who(&server, &format!("Bearer {elsewhere}")).await.status, 401);
+}
+
+fn basic(pair: &str) -> String {
+    format!("Basic {}", base64::engine::general_purpose::STANDARD.encode(pair))
+}
+
+#[tokio::test]
+async fn passwords_are_those_of_the_file() {
+    let passwords = Passwords::parse("pass:word,eve,7,\"shop,admins\"\n").unwrap();
+    let builder = ApiServer::builder(Store::memory()).authenticator(with_admin().passwords(passwords));
+    let server = builder.build().await.unwrap();
+    let eve = who(&server, &basic("eve:pass:word")).await;
+    let info = eve.json()["status"]["userInfo"].clone();
+    assert_eq!((&info["username"], &info["uid"]), (&json!("eve"), &json!("7")));
+    assert_eq!(info["groups"], json!(["shop", "admins", "system:authenticated"]));
+    for wrong in ["eve:pass", "eve:", "eve", "mallory:pass:word", ":"] {
+        assert_eq!(
+            who(&server, &basic(wrong)).await.status,
+            if wrong == "eve" { 403 } else { 401 },
+            "{wrong}"
+        );
+    }
+    // Without a password file the header means nothing, and the request is anonymous.
+    let server = ApiServer::builder(Store::memory()).authenticator(with_admin()).build().await.unwrap();
+    assert_eq!(who(&server, &basic("eve:pass:word")).await.status, 403);
+}
+
+#[tokio::test]
+async fn a_bootstrap_token_is_a_secret_of_kube_system() {
+    let server = ApiServer::builder(Store::memory())
+        .authenticator(with_admin().bootstrap_tokens(true))
+        .build()
+        .await
+        .unwrap();
+    let secrets = "/api/v1/namespaces/kube-system/secrets";
+    let token = "abcdef.0123456789abcdef";
+    let secret = json!({
+        "metadata": {"name": "bootstrap-token-abcdef"}, "type": "bootstrap.kubernetes.io/token",
+        "stringData": {
+            "token-id": "abcdef", "token-secret": "0123456789abcdef", "usage-bootstrap-authentication": "true",
+            "auth-extra-groups": "system:bootstrappers:kubeadm:default-node-token", "expiration": "2999-01-01T00:00:00Z",
+        },
+    });
+    assert_eq!(who(&server, &format!("Bearer {token}")).await.status, 401);
+    done(&server, "POST", secrets, &secret).await;
+    let found = review(&server, token).await;
+    assert_eq!(found["user"]["username"], "system:bootstrap:abcdef");
+    let groups = json!([
+        "system:bootstrappers",
+        "system:bootstrappers:kubeadm:default-node-token",
+        "system:authenticated"
+    ]);
+    assert_eq!(found["user"]["groups"], groups);
+    assert_eq!(who(&server, &format!("Bearer {token}")).await.status, 201);
+    for wrong in ["abcdef.0123456789abcdee", "abcdeg.0123456789abcdef", "abcdef", "abcdef.0123456789abcdef0"]
+    {
+        assert_eq!(who(&server, &format!("Bearer {wrong}")).await.status, 401, "{wrong}");
+    }
+    let one = format!("{secrets}/bootstrap-token-abcdef");
+    for (field, bad, good) in [
+        ("expiration", "2001-01-01T00:00:00Z", "2999-01-01T00:00:00Z"),
+        ("expiration", "soon", "2999-01-01T00:00:00+02:00"),
+        ("usage-bootstrap-authentication", "false", "true"),
+        ("auth-extra-groups", "system:masters", ""),
+        ("token-id", "abcdeg", "abcdef"),
+        ("token-secret", "0123456789abcdee", "0123456789abcdef"),
+    ] {
+        for (value, status) in [(bad, 401), (good, 201)] {
+            done(&server, "PATCH", &one, &json!({"stringData": {field: value}})).await;
+            let answer = who(&server, &format!("Bearer {token}")).await;
+            assert_eq!(answer.status, status, "{field}: {value:?}");
+        }
+    }
+    // Being deleted is being revoked, and another namespace or type gives nothing.
+    done(&server, "PATCH", &one, &json!({"metadata": {"finalizers": ["example.com/wait"]}})).await;
+    done(&server, "DELETE", &one, &Value::Null).await;
+    assert_eq!(who(&server, &format!("Bearer {token}")).await.status, 401);
+    let other = json!({
+        "metadata": {"name": "bootstrap-token-aaaaaa"}, "type": "Opaque",
+        "stringData": {"token-id": "aaaaaa", "token-secret": "0123456789abcdef", "usage-bootstrap-authentication": "true"},
+    });
+    done(&server, "POST", secrets, &other).await;
+    assert_eq!(who(&server, "Bearer aaaaaa.0123456789abcdef").await.status, 401);
+    // Off by default.
+    let server = crate::support::server().await;
+    done(&server, "POST", secrets, &secret).await;
+    assert_eq!(who(&server, &format!("Bearer {token}")).await.status, 401);
+}
+
+#[tokio::test]
+async fn a_client_certificate_is_named_in_extra() {
+    use rcgen::{CertificateParams, CustomExtension, DnType, DnValue, KeyPair};
+    let uid = DnType::CustomDnType(vec![1, 3, 6, 1, 4, 1, 57683, 2]);
+    let made = |ids: &[&str]| {
+        let mut params = CertificateParams::new(Vec::new()).unwrap();
+        params.distinguished_name.push(DnType::CommonName, "jane");
+        params.distinguished_name.push(DnType::OrganizationName, "dev");
+        for id in ids {
+            params.distinguished_name.push(uid.clone(), DnValue::Utf8String((*id).to_owned()));
+        }
+        params.custom_extensions = Vec::<CustomExtension>::new();
+        params.self_signed(&KeyPair::generate().unwrap()).unwrap().der().to_vec()
+    };
+    let server = ApiServer::builder(Store::memory()).authenticator(with_admin()).build().await.unwrap();
+    let der = made(&["u-1"]);
+    let id: String = Sha256::digest(&der).iter().map(|b| format!("{b:02x}")).collect();
+    let mut request = http::Request::post("/apis/authentication.k8s.io/v1/selfsubjectreviews")
+        .header("content-type", "application/json")
+        .body(b"{}".to_vec())
+        .unwrap();
+    request.extensions_mut().insert(PeerCertificate(der));
+    let info = ask(&server, request).await.json()["status"]["userInfo"].clone();
+    assert_eq!((&info["username"], &info["uid"]), (&json!("jane"), &json!("u-1")));
+    assert_eq!(
+        info["extra"],
+        json!({"authentication.kubernetes.io/credential-id": [format!("X509SHA256={id}")]})
+    );
 }
