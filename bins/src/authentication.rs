@@ -11,8 +11,13 @@ use std::{
 use clap::{ArgAction, Args};
 use k8s_apiserver::{
     User,
-    auth::{Authenticator, Passwords, PublicKey, ServiceAccountTokens},
+    auth::{
+        Authenticator, Passwords, PublicKey, ServiceAccountTokens,
+        tokens::{TokenIssuer, TokenSubject},
+    },
 };
+
+use k8s_builtin::{Signer, TokenSigner};
 
 use crate::error::ClusterError;
 
@@ -112,6 +117,30 @@ impl AuthenticationSettings {
         let file = self.service_account_signing_key_file.as_deref();
         file.map(|file| read("service-account-signing-key-file", file)).transpose()
     }
+}
+
+/// Signs tokens of Secrets with a private key.
+struct SecretTokens(TokenIssuer);
+
+impl TokenSigner for SecretTokens {
+    fn sign(&self, namespace: &str, account: &str, uid: &str, secret: &str) -> Result<String, String> {
+        let subject = TokenSubject {
+            namespace: namespace.into(),
+            name: account.into(),
+            uid: uid.into(),
+            ..TokenSubject::default()
+        };
+        self.0.issue_legacy(&subject, secret).map_err(|e| e.to_string())
+    }
+}
+
+/// Returns the signer of tokens in Secrets.
+///
+/// # Errors
+/// The key is damaged or unsupported.
+pub(crate) fn token_signer(key: &[u8]) -> Result<Signer, ClusterError> {
+    let issuer = TokenIssuer::new(Some(key)).map_err(ClusterError::of("service account tokens"))?;
+    Ok(Signer::new(SecretTokens(issuer)))
 }
 
 /// Reads the file of a flag.

@@ -27,7 +27,7 @@ use super::{
     stop_signal,
 };
 use crate::{
-    authentication::AuthenticationSettings,
+    authentication::{self, AuthenticationSettings},
     control_plane::{Api, ApiConfig, ControllersConfig, limits, manager},
     extensions::Extensions,
     identities::{self, ServiceAccounts},
@@ -286,6 +286,11 @@ pub(super) struct ControllerManager {
     /// CA certificate to publish in every namespace (default: the kubeconfig's).
     #[arg(long)]
     root_ca_file: Option<PathBuf>,
+    /// Private key (PEM: RSA, P-256 or P-384) that signs the tokens of Secrets of type
+    /// kubernetes.io/service-account-token; kube-apiserver must know its public key (default: none, and such
+    /// Secrets stay empty).
+    #[arg(long)]
+    service_account_private_key_file: Option<PathBuf>,
     #[command(flatten)]
     _config: ConfigFile,
 }
@@ -302,10 +307,15 @@ impl ControllerManager {
                 config.ok().and_then(|c| c.ca).unwrap_or_default()
             }
         };
+        let token_signer = match &self.service_account_private_key_file {
+            Some(file) => Some(authentication::token_signer(&read(file)?)?),
+            None => None,
+        };
         let config = ControllersConfig {
             selection,
             root_ca: String::from_utf8_lossy(&root_ca).into_owned(),
             cluster_cidr: self.cluster_cidr,
+            token_signer,
         };
         let added = extensions.controllers.into_iter().map(|c| c.account(identities::EXTENSIONS)).collect();
         let stop = stop_token();

@@ -15,6 +15,7 @@ use k8s_apiserver::{
     listen::{self, TlsFiles},
     proxy::{LocalKubelets, RemoteKubelets},
 };
+use k8s_builtin::Signer;
 use k8s_controllers::metrics::counted;
 use k8s_core::client::{Client, Kubeconfig};
 use k8s_store::Store;
@@ -23,7 +24,7 @@ use tokio_util::sync::CancellationToken;
 
 use super::{objects, open_store};
 use crate::{
-    authentication::AuthenticationSettings,
+    authentication::{self, AuthenticationSettings},
     error::ClusterError,
     extensions::Serve,
     front_proxy::FrontProxy,
@@ -80,6 +81,8 @@ pub(crate) struct Api {
     name: String,
     /// Kubelets in this process, which the server calls directly. Others are called over HTTPS.
     pub(crate) kubelets: Arc<LocalKubelets>,
+    /// Signer of tokens in Secrets, with the server's key.
+    pub(crate) token_signer: Signer,
     stop: CancellationToken,
     serving: Option<JoinHandle<io::Result<()>>>,
 }
@@ -99,20 +102,21 @@ impl Api {
             None => None,
         };
         let address = listener.as_ref().and_then(|l| l.local_addr().ok());
-        let authentication = &config.authentication;
+        let settings = &config.authentication;
         let advertised = address.map(|address| SocketAddr::new(config.advertise, address.port()));
-        let authenticator = authentication.authenticator()?;
-        let account_tokens = authentication.service_account_tokens(advertised)?;
+        let authenticator = settings.authenticator()?;
+        let account_tokens = settings.service_account_tokens(advertised)?;
         let pki_dir = config.pki.clone().unwrap_or_else(|| paths.pki());
         let pki = Pki::open(&paths.name, &pki_dir)?;
         let store = match config.memory {
             true => Store::memory(),
             false => open_store(paths, config.forget_state).await?,
         };
-        let signing_key = match authentication.signing_key()? {
+        let signing_key = match settings.signing_key()? {
             Some(key) => key,
             None => pki.service_account_key()?,
         };
+        let token_signer = authentication::token_signer(&signing_key)?;
         let kubelets = Arc::new(LocalKubelets::new(Some(Arc::new(remote_kubelets(&pki)?))));
         let front_proxy = FrontProxy::open(paths)?;
         let mut builder = added
@@ -138,6 +142,7 @@ impl Api {
             pki,
             name: paths.name.clone(),
             kubelets,
+            token_signer,
             stop: CancellationToken::new(),
             serving: None,
         };

@@ -123,14 +123,6 @@ const FIELDS: &[(&str, Field)] = &[
     ("namespaces", Field(&["metadata", "labels", "pod-security.kubernetes.io/audit"], SET, POD_SECURITY)),
     ("namespaces", Field(&["metadata", "labels", "pod-security.kubernetes.io/warn"], SET, POD_SECURITY)),
     (
-        "secrets",
-        Field(
-            &["type"],
-            |v, _| v == "kubernetes.io/service-account-token",
-            "no token is written into the secret: use the TokenRequest API (kubectl create token)",
-        ),
-    ),
-    (
         "services",
         Field(
             &["spec", "type"],

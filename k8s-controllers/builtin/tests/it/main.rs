@@ -9,6 +9,7 @@ mod garbage;
 mod jobs;
 mod lab;
 mod slices;
+mod token_secrets;
 
 use k8s_builtin::{conditions, pods};
 use k8s_core::{
