@@ -8,7 +8,7 @@ use std::{
     time::Duration,
 };
 
-use clap::{ArgAction, Args};
+use clap::{ArgAction, Args, Command, FromArgMatches};
 use k8s_apiserver::{
     User,
     auth::{
@@ -58,6 +58,13 @@ pub(crate) struct AuthenticationSettings {
     /// no limit.
     #[arg(long, default_value = "0s", value_parser = crate::duration::parse)]
     service_account_max_token_expiration: Duration,
+}
+
+impl Default for AuthenticationSettings {
+    fn default() -> Self {
+        let matches = Self::augment_args(Command::new("defaults")).get_matches_from(["defaults"]);
+        Self::from_arg_matches(&matches).expect("every setting is optional or has a valid default")
+    }
 }
 
 impl AuthenticationSettings {

@@ -7,12 +7,11 @@ use std::{
 };
 
 use ipnet::Ipv4Net;
-use k8s_apiserver::auth::AuthorizationMode;
 use tokio_util::sync::CancellationToken;
 
 use super::{Cluster, ClusterBuilder, Node};
 use crate::{
-    control_plane::{ApiConfig, ControlPlane, limits},
+    control_plane::{ApiConfig, ControlPlane},
     error::ClusterError,
     extensions::Builder,
     node,
@@ -223,18 +222,14 @@ impl ClusterBuilder {
             listen: config.listens.then_some(listen),
             advertise,
             services,
-            node_ports: (30000, 32767),
             pods: Some(pods),
             domain: settings.cluster_domain.clone(),
             memory: config.memory,
             forget_state: settings.forget_state,
             tls_names: settings.tls_san.clone(),
-            pki: None,
-            client_ca: Vec::new(),
             authentication: settings.authentication.clone(),
-            authorization: AuthorizationMode::Rbac,
-            warn_unenforced: true,
-            limits: limits(),
+            admission: settings.admission.clone(),
+            ..ApiConfig::default()
         };
         let plane = ControlPlane::start(&paths, api, selection, pods, extensions).await?;
         let mut cluster = Cluster { paths, plane, nodes: Vec::new(), network: None, _lock: lock };

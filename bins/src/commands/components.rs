@@ -27,6 +27,7 @@ use super::{
     stop_signal,
 };
 use crate::{
+    admission::AdmissionSettings,
     authentication::{self, AuthenticationSettings},
     control_plane::{Api, ApiConfig, ControllersConfig, limits, manager},
     extensions::Extensions,
@@ -71,6 +72,8 @@ pub(super) struct ApiServer {
     /// Authorization mode: RBAC (also as `Node,RBAC`) or AlwaysAllow.
     #[arg(long, default_value = "RBAC")]
     authorization_mode: String,
+    #[command(flatten)]
+    admission: AdmissionSettings,
     /// Send warnings for kinds and fields that are stored but have no effect; disable it to compare with an
     /// upstream server.
     #[arg(long, default_value_t = true, action = clap::ArgAction::Set)]
@@ -131,17 +134,15 @@ impl ApiServer {
                 .unwrap_or(IpAddr::V4(std::net::Ipv4Addr::LOCALHOST)),
             services: self.service_cluster_ip_range,
             node_ports: self.service_node_port_range,
-            pods: None,
-            domain: ranges::DOMAIN.into(),
-            memory: false,
             forget_state: self.forget_state,
-            tls_names: Vec::new(),
             pki: Some(pki_dir.clone()),
             client_ca: self.client_ca_file.as_deref().map(read).transpose()?.unwrap_or_default(),
             authentication: self.authentication.clone(),
             authorization: mode,
+            admission: self.admission,
             warn_unenforced: self.warn_unenforced,
             limits,
+            ..ApiConfig::default()
         };
         let extended = !extensions.controllers.is_empty();
         let mut api = Api::start(&paths, config, extensions.api).await?;
