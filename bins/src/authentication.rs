@@ -12,7 +12,7 @@ use clap::{ArgAction, Args, Command, FromArgMatches};
 use k8s_apiserver::{
     User,
     auth::{
-        Authenticator, Passwords, PublicKey, ServiceAccountTokens,
+        AuthenticationConfiguration, Authenticator, OidcSettings, Passwords, PublicKey, ServiceAccountTokens,
         tokens::{TokenIssuer, TokenSubject},
     },
 };
@@ -21,12 +21,94 @@ use k8s_builtin::{Signer, TokenSigner};
 
 use crate::error::ClusterError;
 
+/// One issuer of JSON Web Tokens.
+#[derive(Clone, Debug, Default, Args)]
+struct OidcFlags {
+    /// URL of an OpenID Connect issuer (https), whose JSON Web Tokens are accepted.
+    #[arg(long)]
+    oidc_issuer_url: Option<String>,
+    /// Audience that tokens of the OpenID Connect issuer must have.
+    #[arg(long)]
+    oidc_client_id: Option<String>,
+    /// CA (PEM) of the OpenID Connect issuer's server (default: the system's CAs).
+    #[arg(long)]
+    oidc_ca_file: Option<PathBuf>,
+    /// Claim with the user name.
+    #[arg(long, default_value = "sub")]
+    oidc_username_claim: String,
+    /// Prefix of user names; `-` means none (default: the issuer and `#`, and none for the claim email).
+    #[arg(long, allow_hyphen_values = true)]
+    oidc_username_prefix: Option<String>,
+    /// Claim with the groups: a string or a list of strings.
+    #[arg(long)]
+    oidc_groups_claim: Option<String>,
+    /// Prefix of groups.
+    #[arg(long)]
+    oidc_groups_prefix: Option<String>,
+    /// Accepted signature algorithms, comma-separated: RS256, RS384, RS512, PS256, PS384, PS512, ES256,
+    /// ES384.
+    #[arg(long, value_delimiter = ',', default_value = "RS256")]
+    oidc_signing_algs: Vec<String>,
+    /// Claim that tokens must have, as `key=value`. May be repeated.
+    #[arg(long, value_parser = pair)]
+    oidc_required_claim: Vec<(String, String)>,
+}
+
+fn pair(text: &str) -> Result<(String, String), String> {
+    let pair = text.split_once('=').filter(|(key, _)| !key.is_empty());
+    pair.map(|(key, value)| (key.to_owned(), value.to_owned()))
+        .ok_or_else(|| format!("{text:?} is no key=value"))
+}
+
+impl OidcFlags {
+    /// Returns the issuer of the flags; `None` without any.
+    fn settings(&self) -> Result<Option<OidcSettings>, ClusterError> {
+        let (issuer_url, client_id) = match (&self.oidc_issuer_url, &self.oidc_client_id) {
+            (Some(issuer), Some(client)) => (issuer.clone(), client.clone()),
+            (None, None) if !self.is_used() => return Ok(None),
+            _ => {
+                let why = "oidc-issuer-url and oidc-client-id must be specified together when any oidc-* flags are set";
+                return Err(ClusterError::invalid("--oidc-issuer-url", why));
+            }
+        };
+        let ca = self
+            .oidc_ca_file
+            .as_deref()
+            .map(|file| parsed("oidc-ca-file", file, |text| Ok::<_, String>(text.to_owned())));
+        Ok(Some(OidcSettings {
+            issuer_url,
+            client_id,
+            ca: ca.transpose()?,
+            username_claim: self.oidc_username_claim.clone(),
+            username_prefix: self.oidc_username_prefix.clone().unwrap_or_default(),
+            groups_claim: self.oidc_groups_claim.clone().unwrap_or_default(),
+            groups_prefix: self.oidc_groups_prefix.clone().unwrap_or_default(),
+            signing_algs: self.oidc_signing_algs.clone(),
+            required_claims: self.oidc_required_claim.clone(),
+        }))
+    }
+
+    fn is_used(&self) -> bool {
+        self.oidc_ca_file.is_some()
+            || self.oidc_username_prefix.is_some()
+            || self.oidc_groups_claim.is_some()
+            || self.oidc_groups_prefix.is_some()
+            || !self.oidc_required_claim.is_empty()
+    }
+}
+
 /// Settings of authentication. Files are read at the start.
 #[derive(Clone, Debug, Args)]
 pub(crate) struct AuthenticationSettings {
-    /// Accept requests without credentials as system:anonymous; never with AlwaysAllow.
-    #[arg(long, default_value_t = true, action = ArgAction::Set)]
-    anonymous_auth: bool,
+    /// Accept requests without credentials as system:anonymous; never with AlwaysAllow (default: true).
+    #[arg(long, action = ArgAction::Set)]
+    anonymous_auth: Option<bool>,
+    /// AuthenticationConfiguration file: issuers of JSON Web Tokens, and anonymous requests. Instead of
+    /// --oidc-* flags and --anonymous-auth.
+    #[arg(long)]
+    authentication_config: Option<PathBuf>,
+    #[command(flatten)]
+    oidc: OidcFlags,
     /// Static token file: lines of `token,user,uid[,"group1,group2"]`.
     #[arg(long)]
     token_auth_file: Option<PathBuf>,
@@ -81,9 +163,35 @@ impl AuthenticationSettings {
             Some(file) => parsed("basic-auth-file", file, Passwords::parse)?,
             None => Passwords::default(),
         };
-        Ok(Authenticator::new(tokens, self.anonymous_auth)
+        let authenticator = Authenticator::new(tokens, self.anonymous_auth.unwrap_or(true))
             .passwords(passwords)
-            .bootstrap_tokens(self.enable_bootstrap_token_auth))
+            .bootstrap_tokens(self.enable_bootstrap_token_auth);
+        let configurations = self.configurations()?.into_iter();
+        Ok(configurations.fold(authenticator, Authenticator::configured))
+    }
+
+    /// Returns the AuthenticationConfiguration of the file, and the issuer of the flags.
+    fn configurations(&self) -> Result<Vec<AuthenticationConfiguration>, ClusterError> {
+        let reserved = &self.service_account_issuer;
+        let mut all = Vec::new();
+        if let Some(file) = &self.authentication_config {
+            let parse = |text: &str| AuthenticationConfiguration::parse(text, reserved);
+            all.push(parsed("authentication-config", file, parse)?);
+        }
+        let flags = self.oidc.settings()?;
+        let file = all.first();
+        let why = if file.is_some_and(AuthenticationConfiguration::has_anonymous)
+            && self.anonymous_auth.is_some()
+        {
+            "the file decides about anonymous requests: leave out --anonymous-auth"
+        } else if file.is_some_and(AuthenticationConfiguration::has_issuers) && flags.is_some() {
+            "authentication-config file and oidc-* flags are mutually exclusive"
+        } else {
+            let flags = flags.map(|flags| AuthenticationConfiguration::of_oidc(flags, reserved));
+            all.extend(flags.transpose().map_err(|e| ClusterError::invalid("--oidc-issuer-url", e))?);
+            return Ok(all);
+        };
+        Err(ClusterError::invalid("--authentication-config", why))
     }
 
     /// Returns the settings of service account tokens. `address` is this server's for clients elsewhere.

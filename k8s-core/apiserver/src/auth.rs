@@ -2,11 +2,14 @@
 //!
 //! Flow: a request's client certificate, password or bearer token is looked up by the [`Authenticator`]; the
 //! first authenticator that knows it decides who the user is. A bearer token may be of
-//! a service account, of the token file, or a bootstrap token.
+//! a service account, of the token file, a bootstrap token, or of an identity provider (the
+//! file of `--authentication-config`).
 
+mod anonymous;
 pub mod authenticate;
 mod authorize;
 mod bootstrap_tokens;
+mod configuration;
 mod constant_time;
 mod der;
 mod evidence;
@@ -14,6 +17,7 @@ mod files;
 pub(crate) mod impersonate;
 mod jwt;
 mod keys;
+mod oidc;
 pub(crate) mod openid;
 pub mod rbac;
 pub mod tokens;
@@ -21,6 +25,7 @@ pub mod tokens;
 pub use crate::request::PeerCertificate;
 pub use authenticate::Authenticator;
 pub(crate) use authorize::Authorization;
+pub use configuration::{AuthenticationConfiguration, ConfigurationError, OidcSettings};
 pub(crate) use evidence::Evidence;
 pub use files::{Passwords, TokenFileError};
 pub use keys::PublicKey;

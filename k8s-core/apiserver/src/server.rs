@@ -192,6 +192,7 @@ impl ApiServer {
         &self,
         headers: &http::HeaderMap,
         extensions: &http::Extensions,
+        path: &str,
     ) -> Result<User, ApiStatus> {
         let state = &self.state;
         match (extensions.get::<User>(), &self.user) {
@@ -215,7 +216,7 @@ impl ApiServer {
                 return Ok(user);
             }
         }
-        state.authenticator.anonymous(&credentials)
+        state.authenticator.anonymous(&credentials, path)
     }
 
     /// The pipeline from authentication on. `asked_by` is set as soon as the user is known.
@@ -227,7 +228,7 @@ impl ApiServer {
         asked_by: &mut Option<User>,
     ) -> Result<(Response<Body>, Vec<String>), ApiStatus> {
         let state = &self.state;
-        let mut user = self.authenticate(request.headers(), request.extensions()).await?;
+        let mut user = self.authenticate(request.headers(), request.extensions(), &info.path).await?;
         if let Some(other) = Impersonated::from_headers(request.headers())? {
             for need in other.needs() {
                 state.authorization.authorize(&user, &need).await?;

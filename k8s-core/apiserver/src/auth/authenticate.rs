@@ -7,9 +7,12 @@ use k8s_core::status::ApiStatus;
 
 pub use super::files::TokenFileError;
 use super::{
-    Evidence, bootstrap_tokens,
+    AuthenticationConfiguration, Evidence,
+    anonymous::Anonymous,
+    bootstrap_tokens,
     constant_time::{Hashed, hashed},
     files::{self, Passwords},
+    oidc,
     tokens::{TokenError, Verified},
 };
 use crate::{stages::Credentials, user::User};
@@ -25,7 +28,8 @@ pub struct Authenticator {
     tokens: HashMap<Hashed, User>,
     passwords: Passwords,
     bootstrap_tokens: bool,
-    anonymous: bool,
+    jwt: Vec<oidc::Authentication>,
+    anonymous: Anonymous,
 }
 
 impl Authenticator {
@@ -34,6 +38,7 @@ impl Authenticator {
     #[must_use]
     pub fn new(tokens: HashMap<String, User>, anonymous: bool) -> Self {
         let tokens = tokens.into_iter().map(|(token, user)| (hashed(token.as_bytes()), user)).collect();
+        let anonymous = if anonymous { Anonymous::Always } else { Anonymous::Never };
         Authenticator { tokens, anonymous, ..Authenticator::default() }
     }
 
@@ -48,6 +53,15 @@ impl Authenticator {
     #[must_use]
     pub fn bootstrap_tokens(mut self, accepts: bool) -> Self {
         self.bootstrap_tokens = accepts;
+        self
+    }
+
+    /// Issuers of JSON Web Tokens, and anonymous requests, of an AuthenticationConfiguration; what the file
+    /// says about anonymous requests goes before the argument of [`Authenticator::new`].
+    #[must_use]
+    pub fn configured(mut self, configuration: AuthenticationConfiguration) -> Self {
+        self.jwt.extend(configuration.jwt);
+        self.anonymous = configuration.anonymous.unwrap_or(self.anonymous);
         self
     }
 
@@ -69,7 +83,7 @@ impl Authenticator {
 
     /// Rejects requests without credentials.
     pub(crate) fn refuse_anonymous(&mut self) {
-        self.anonymous = false;
+        self.anonymous = Anonymous::Never;
     }
 
     /// Returns the user of a bearer token for one of `audiences`. Tokens that name no audiences are for the
@@ -101,7 +115,18 @@ impl Authenticator {
                 Err(reason) => tracing::debug!(reason, "no bootstrap token"),
             }
         }
-        Err(refused)
+        let mut reasons = Vec::new();
+        for issuer in &self.jwt {
+            match issuer.user(token, evidence.now()).await {
+                Ok(Some(user)) => return Ok(Verified { user, audiences: own }),
+                Ok(None) => {}
+                Err(reason) => {
+                    tracing::debug!(reason, "bearer token refused");
+                    reasons.push(reason);
+                }
+            }
+        }
+        Err(if reasons.is_empty() { refused } else { TokenError::Refused { reasons } })
     }
 
     /// Returns the user of a request's certificate, password or bearer token; `None` without valid
@@ -122,14 +147,14 @@ impl Authenticator {
         found.ok().map(|verified| verified.user)
     }
 
-    /// Returns `system:anonymous` for a request that no authenticator knows.
+    /// Returns `system:anonymous` for a request of this path that no authenticator knows.
     ///
     /// # Errors
     /// 401 for rejected credentials, or if credentials are required.
-    pub(crate) fn anonymous(&self, credentials: &Credentials<'_>) -> Result<User, ApiStatus> {
+    pub(crate) fn anonymous(&self, credentials: &Credentials<'_>, path: &str) -> Result<User, ApiStatus> {
         let wrong_password = !self.passwords.is_empty() && basic(credentials).is_some();
         match credentials.bearer_token() {
-            None if self.anonymous && !wrong_password => Ok(User::anonymous()),
+            None if self.anonymous.allows(path) && !wrong_password => Ok(User::anonymous()),
             _ => Err(ApiStatus::unauthorized()),
         }
     }

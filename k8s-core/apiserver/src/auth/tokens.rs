@@ -151,6 +151,12 @@ pub enum TokenError {
     /// It is unknown or expired, or an object that it depends on is gone.
     #[error("invalid bearer token")]
     Invalid,
+    /// An identity provider's token does not meet its rules.
+    #[error("[invalid bearer token{}]", listed(.reasons))]
+    Refused {
+        /// The reasons, without parts of the token.
+        reasons: Vec<String>,
+    },
     /// It is for other audiences.
     #[error("[invalid bearer token, token audiences {has} is invalid for the target audiences {want}]", has = quoted(.has), want = quoted(.want))]
     Audience {
@@ -159,6 +165,11 @@ pub enum TokenError {
         /// Audiences that the caller accepts.
         want: Vec<String>,
     },
+}
+
+/// Formats reasons as upstream does.
+fn listed(reasons: &[String]) -> String {
+    reasons.iter().map(|reason| format!(", {reason}")).collect()
 }
 
 /// Formats a list of strings like Go.

@@ -13,6 +13,7 @@ mod encoding;
 mod escalation;
 mod facts;
 mod golden;
+mod identity_provider;
 mod kube_rs;
 mod limits;
 mod lists;
