@@ -12,12 +12,14 @@ use clap::{ArgAction, Args, Command, FromArgMatches};
 use k8s_apiserver::{
     User,
     auth::{
-        AuthenticationConfiguration, Authenticator, OidcSettings, Passwords, PublicKey, ServiceAccountTokens,
+        AuthenticationConfiguration, Authenticator, OidcSettings, Passwords, PublicKey, ReviewVersion,
+        ServiceAccountTokens, TokenWebhook,
         tokens::{TokenIssuer, TokenSubject},
     },
 };
 
 use k8s_builtin::{Signer, TokenSigner};
+use k8s_core::client::Kubeconfig;
 
 use crate::error::ClusterError;
 
@@ -109,6 +111,15 @@ pub(crate) struct AuthenticationSettings {
     authentication_config: Option<PathBuf>,
     #[command(flatten)]
     oidc: OidcFlags,
+    /// Kubeconfig of a webhook that reviews bearer tokens which this server does not know.
+    #[arg(long)]
+    authentication_token_webhook_config_file: Option<PathBuf>,
+    /// Time for which an answer of the token webhook is used.
+    #[arg(long, default_value = "2m", value_parser = crate::duration::parse)]
+    authentication_token_webhook_cache_ttl: Duration,
+    /// Version of the TokenReview for the token webhook: v1 or v1beta1.
+    #[arg(long, default_value = "v1beta1")]
+    authentication_token_webhook_version: ReviewVersion,
     /// Static token file: lines of `token,user,uid[,"group1,group2"]`.
     #[arg(long)]
     token_auth_file: Option<PathBuf>,
@@ -166,8 +177,25 @@ impl AuthenticationSettings {
         let authenticator = Authenticator::new(tokens, self.anonymous_auth.unwrap_or(true))
             .passwords(passwords)
             .bootstrap_tokens(self.enable_bootstrap_token_auth);
+        let authenticator = match self.webhook()? {
+            Some(webhook) => authenticator.token_webhook(webhook),
+            None => authenticator,
+        };
         let configurations = self.configurations()?.into_iter();
         Ok(configurations.fold(authenticator, Authenticator::configured))
+    }
+
+    fn webhook(&self) -> Result<Option<TokenWebhook>, ClusterError> {
+        let Some(file) = &self.authentication_token_webhook_config_file else { return Ok(None) };
+        let setting = format!("--authentication-token-webhook-config-file {}", file.display());
+        let config = Kubeconfig::read(file).and_then(|config| config.remote(None));
+        let mut config = config.map_err(|e| ClusterError::invalid(&setting, e))?;
+        if config.ca.is_none() {
+            config.ca = k8s_tls::system_bundle().and_then(|bundle| fs::read(bundle).ok());
+        }
+        let ttl = self.authentication_token_webhook_cache_ttl;
+        let webhook = TokenWebhook::new(&config, self.authentication_token_webhook_version, ttl);
+        webhook.map(Some).map_err(|e| ClusterError::invalid(&setting, e))
     }
 
     /// Returns the AuthenticationConfiguration of the file, and the issuer of the flags.

@@ -1,4 +1,4 @@
-//! Authenticators: client certificates, passwords, static tokens, service account tokens, bootstrap tokens.
+//! Authenticators: client certificates, passwords, and bearer tokens.
 
 use std::collections::HashMap;
 
@@ -14,6 +14,7 @@ use super::{
     files::{self, Passwords},
     oidc,
     tokens::{TokenError, Verified},
+    webhook::TokenWebhook,
 };
 use crate::{stages::Credentials, user::User};
 
@@ -29,6 +30,7 @@ pub struct Authenticator {
     passwords: Passwords,
     bootstrap_tokens: bool,
     jwt: Vec<oidc::Authentication>,
+    webhook: Option<TokenWebhook>,
     anonymous: Anonymous,
 }
 
@@ -62,6 +64,13 @@ impl Authenticator {
     pub fn configured(mut self, configuration: AuthenticationConfiguration) -> Self {
         self.jwt.extend(configuration.jwt);
         self.anonymous = configuration.anonymous.unwrap_or(self.anonymous);
+        self
+    }
+
+    /// Webhook that is asked about bearer tokens which no other authenticator knows. Default: none.
+    #[must_use]
+    pub fn token_webhook(mut self, webhook: TokenWebhook) -> Self {
+        self.webhook = Some(webhook);
         self
     }
 
@@ -124,6 +133,13 @@ impl Authenticator {
                     tracing::debug!(reason, "bearer token refused");
                     reasons.push(reason);
                 }
+            }
+        }
+        if let Some(webhook) = &self.webhook {
+            match webhook.user(token, &own).await {
+                Ok(verified) => return Ok(verified),
+                Err(reason) if reason.is_empty() => {}
+                Err(reason) => reasons.push(reason),
             }
         }
         Err(if reasons.is_empty() { refused } else { TokenError::Refused { reasons } })

@@ -151,7 +151,7 @@ pub enum TokenError {
     /// It is unknown or expired, or an object that it depends on is gone.
     #[error("invalid bearer token")]
     Invalid,
-    /// An identity provider's token does not meet its rules.
+    /// An identity provider's token does not meet its rules, or a webhook refuses it.
     #[error("[invalid bearer token{}]", listed(.reasons))]
     Refused {
         /// The reasons, without parts of the token.

@@ -25,6 +25,7 @@ mod proto;
 mod proxies;
 mod stages;
 mod support;
+mod token_webhook;
 mod tokens;
 mod unenforced;
 mod validation;
