@@ -3,9 +3,11 @@
 mod default_storage_class;
 mod default_toleration_seconds;
 mod namespace_lifecycle;
+mod policies;
 mod priority;
 mod role_escalation;
 mod service_account;
+mod webhooks;
 
 use std::sync::Arc;
 
@@ -22,6 +24,7 @@ pub(crate) struct Parts {
     pub(crate) authorization: Arc<Authorization>,
     #[allow(dead_code, reason = "plugins that need it are being written")]
     pub(crate) clock: Clock,
+    pub(crate) metrics: k8s_metrics::Registry,
 }
 
 /// A row of the table of built-in plugins.
@@ -64,6 +67,9 @@ static PLUGINS: &[Plugin] = &[
     on("DefaultStorageClass", |parts, _| {
         Ok(Arc::new(default_storage_class::DefaultStorageClass { store: parts.store.clone() }))
     }),
+    on("MutatingAdmissionWebhook", |parts, _| Ok(Arc::new(webhooks::Mutating::new(parts)))),
+    on("ValidatingAdmissionPolicy", |parts, _| Ok(Arc::new(policies::Validating::new(parts)))),
+    on("ValidatingAdmissionWebhook", |parts, _| Ok(Arc::new(webhooks::Validating::new(parts)))),
 ];
 
 /// Plugins after those of a distribution. They refuse and count objects in their final form, and change none.
