@@ -250,3 +250,151 @@ async fn a_client_certificate_is_named_in_extra() {
         json!({"authentication.kubernetes.io/credential-id": [format!("X509SHA256={id}")]})
     );
 }
+
+/// Asks who a request is as another user.
+async fn who_as(server: &ApiServer, user: &User, headers: &[(&str, &str)]) -> (u16, Value) {
+    let mut request = http::Request::post("/apis/authentication.k8s.io/v1/selfsubjectreviews")
+        .header("content-type", "application/json");
+    for (name, value) in headers {
+        request = request.header(*name, http::HeaderValue::from_bytes(value.as_bytes()).unwrap());
+    }
+    let answer = ask(&server.service_as(user.clone()), request.body(b"{}".to_vec()).unwrap()).await;
+    let json = answer.json();
+    let told =
+        if answer.status == 201 { json["status"]["userInfo"].clone() } else { json["message"].clone() };
+    (answer.status.as_u16(), told)
+}
+
+#[tokio::test]
+async fn every_impersonated_part_must_be_allowed_and_is_told() {
+    let server = crate::support::server().await;
+    let support = User::new("support", &[]);
+    let rule = |groups: &str, resource: &str, names: Value| json!({"apiGroups": [groups], "resources": [resource], "verbs": ["impersonate"], "resourceNames": names});
+    let authentication = "authentication.k8s.io";
+    let rules = json!([
+        rule("", "users", json!(["jane", "Jané", "system:anonymous"])),
+        rule("", "groups", json!(["dev", "system:unauthenticated"])),
+        rule(authentication, "uids", json!(["7"])),
+        rule(authentication, "userextras/acme.com/project", json!(["x"])),
+        rule("", "serviceaccounts", json!(["robot"])),
+    ]);
+    crate::support::grant(&server, "support", rules).await;
+    let everyone = json!(["system:authenticated"]);
+    let jane = ("impersonate-user", "jane");
+    let all = [
+        jane,
+        ("impersonate-group", "dev"),
+        ("impersonate-uid", "7"),
+        ("impersonate-extra-acme.com%2Fproject", "x"),
+    ];
+    assert_eq!(
+        who_as(&server, &support, &all).await,
+        (
+            201,
+            json!({"username": "jane", "uid": "7", "groups": ["dev", "system:authenticated"], "extra": {"acme.com/project": ["x"]}})
+        )
+    );
+    for (headers, groups) in [
+        (vec![("impersonate-user", "Jané")], everyone.clone()),
+        (
+            vec![("impersonate-user", "system:serviceaccount:ns:robot")],
+            json!(["system:serviceaccounts", "system:serviceaccounts:ns", "system:authenticated"]),
+        ),
+        (
+            vec![("impersonate-user", "system:serviceaccount:ns:robot"), ("impersonate-group", "dev")],
+            json!(["dev", "system:authenticated"]),
+        ),
+        (vec![jane, ("impersonate-group", "system:unauthenticated")], json!(["system:unauthenticated"])),
+    ] {
+        let (status, info) = who_as(&server, &support, &headers).await;
+        // A user who is not authenticated may not ask who it is.
+        if groups == json!(["system:unauthenticated"]) {
+            assert_eq!(status, 403, "{info}");
+            continue;
+        }
+        assert_eq!((status, &info["groups"]), (201, &groups), "{headers:?}: {info}");
+        assert_eq!(info["username"], headers[0].1);
+    }
+    for (header, value) in [
+        ("impersonate-group", "system:masters"),
+        ("impersonate-uid", "8"),
+        ("impersonate-extra-acme.com%2Fproject", "y"),
+        ("impersonate-extra-acme.com%2Ftenant", "x"),
+    ] {
+        assert_eq!(who_as(&server, &support, &[jane, (header, value)]).await.0, 403, "{header}: {value}");
+        assert_eq!(who_as(&server, &support, &[(header, value)]).await.0, 400, "{header} without a user");
+    }
+    for name in ["joe", "system:serviceaccount:ns:other", "system:serviceaccount:ns:robot:x", "system:node:n"]
+    {
+        assert_eq!(who_as(&server, &support, &[("impersonate-user", name)]).await.0, 403, "{name}");
+    }
+    // Who is impersonated impersonates nobody, and an administrator everybody.
+    assert_eq!(who_as(&server, &User::new("jane", &[]), &[jane]).await.0, 403);
+    assert_eq!(
+        who_as(&server, &User::admin(), &[jane, ("impersonate-group", "system:masters")]).await.0,
+        201
+    );
+}
+
+#[tokio::test]
+async fn constrained_impersonation_is_for_kinds_of_users_and_requests() {
+    let server = crate::support::server().await;
+    let group = "authentication.k8s.io";
+    let on = |mode: &str, verb: &str, group: &str, resource: &str| json!({"apiGroups": [group], "resources": [resource], "verbs": [format!("impersonate-on:{mode}:{verb}")]});
+    let be = |mode: &str, resource: &str| json!({"apiGroups": [group], "resources": [resource], "verbs": [format!("impersonate:{mode}")]});
+    let ask_who = |mode: &str| on(mode, "create", group, "selfsubjectreviews");
+    let agent_name = "system:serviceaccount:kube-system:agent";
+    let mut agent = User::service_account("kube-system", "agent");
+    agent.extra.insert("authentication.kubernetes.io/node-name".into(), vec!["n1".into()]);
+    let binding = json!({"metadata": {"name": "agent"}, "subjects": [{"kind": "ServiceAccount", "name": "agent", "namespace": "kube-system"}],
+        "roleRef": {"apiGroup": "rbac.authorization.k8s.io", "kind": "ClusterRole", "name": "test-agent"}});
+    crate::support::grant(
+        &server,
+        "agent",
+        json!([ask_who("associated-node"), be("associated-node", "nodes")]),
+    )
+    .await;
+    done(&server, "POST", "/apis/rbac.authorization.k8s.io/v1/clusterrolebindings", &binding).await;
+    let own = who_as(&server, &agent, &[("impersonate-user", "system:node:n1")]).await;
+    assert_eq!(
+        own,
+        (201, json!({"username": "system:node:n1", "groups": ["system:nodes", "system:authenticated"]}))
+    );
+    let (status, message) = who_as(&server, &agent, &[("impersonate-user", "system:node:n2")]).await;
+    assert_eq!(status, 403);
+    let wanted = format!("User \"{agent_name}\" cannot impersonate-on:arbitrary-node:create resource");
+    assert!(message.as_str().unwrap().contains(&wanted), "{message}");
+    assert_eq!(
+        who_as(&server, &agent, &[("impersonate-user", "system:node:n1"), ("impersonate-uid", "7")]).await.0,
+        403
+    );
+
+    // One kind of user, for one kind of request.
+    let rules = json!([
+        ask_who("user-info"),
+        be("user-info", "users"),
+        be("user-info", "groups"),
+        ask_who("serviceaccount")
+    ]);
+    crate::support::grant(&server, "desk", rules).await;
+    let desk = User::new("desk", &[]);
+    let jane = ("impersonate-user", "jane");
+    assert_eq!(who_as(&server, &desk, &[jane, ("impersonate-group", "dev")]).await.0, 201);
+    for (header, value) in [
+        ("impersonate-group", "system:masters"),
+        ("impersonate-group", ""),
+        ("impersonate-uid", "7"),
+        ("impersonate-extra-a", "b"),
+    ] {
+        assert_eq!(who_as(&server, &desk, &[jane, (header, value)]).await.0, 403, "{header} {value:?}");
+    }
+    for name in ["system:node:n1", "system:serviceaccount:a:b"] {
+        assert_eq!(who_as(&server, &desk, &[("impersonate-user", name)]).await.0, 403, "{name}");
+    }
+    let list = http::Request::get("/api/v1/namespaces/default/pods").header("impersonate-user", "jane");
+    let answer = ask(&server.service_as(desk), list.body(Vec::new()).unwrap()).await;
+    assert_eq!(
+        answer.json()["message"],
+        "pods is forbidden: User \"desk\" cannot impersonate-on:user-info:list resource \"pods\" in API group \"\" in the namespace \"default\""
+    );
+}
