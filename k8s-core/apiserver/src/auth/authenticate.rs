@@ -203,8 +203,13 @@ fn certificate_user(der: &[u8]) -> Option<User> {
         // Upstream refuses a certificate with several, too.
         (Some(_), Some(_)) => return None,
     }
-    let id = Sha256::digest(der).iter().map(|byte| format!("{byte:02x}")).collect::<String>();
-    user.extra.insert(CREDENTIAL_ID.into(), vec![format!("X509SHA256={id}")]);
+    let mut id = String::from("X509SHA256=");
+    for byte in Sha256::digest(der) {
+        for digit in [byte >> 4, byte & 15] {
+            id.push(char::from(b"0123456789abcdef"[usize::from(digit)]));
+        }
+    }
+    user.extra.insert(CREDENTIAL_ID.into(), vec![id]);
     Some(user)
 }
 

@@ -79,7 +79,7 @@ impl AuthenticationConfiguration {
     /// ";
     /// assert!(AuthenticationConfiguration::parse(text, &[]).is_ok());
     /// let error = AuthenticationConfiguration::parse(&text.replace("https", "http"), &[]).unwrap_err();
-    /// assert_eq!(error.problems, ["jwt[0].issuer.url: Invalid value: \"http://issuer.example.com\": URL scheme must be https"]);
+    /// assert!(error.to_string().starts_with("jwt[0].issuer.url: Invalid value"));
     /// ```
     ///
     /// # Errors

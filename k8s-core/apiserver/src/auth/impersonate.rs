@@ -1,8 +1,9 @@
 //! User impersonation, and the permissions that it requires.
 //!
-//! Flow: the headers name a user ([`Wanted`]). Constrained impersonation is tried first: the requester must be
-//! allowed to act on the request's object as a user of this kind (`impersonate-on:KIND:VERB`), and to be that
-//! user (`impersonate:KIND`). Else the requester must have the verb `impersonate` for each part of the user.
+//! Flow: the headers name a user ([`Wanted`]). Constrained impersonation is tried first: the requester must
+//! be allowed to act on the request's object as a user of this kind (`impersonate-on:KIND:VERB`), and to be
+//! that user (`impersonate:KIND`). Else the requester must have the verb `impersonate` for each part of the
+//! user.
 
 use std::collections::BTreeMap;
 

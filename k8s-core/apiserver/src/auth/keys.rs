@@ -1,7 +1,7 @@
 //! Keys of JSON Web Signatures: RSA, and ECDSA over P-256 and P-384.
 //!
-//! Without the feature `jwt` nothing can be signed, and no signature is valid. P-521 (ES512) is not supported:
-//! ring has no such signatures.
+//! Without the feature `jwt` nothing can be signed, and no signature is valid. P-521 (ES512) is not
+//! supported: ring has no such signatures.
 
 use base64::{Engine, engine::general_purpose::URL_SAFE_NO_PAD as B64};
 use serde_json::{Value, json};

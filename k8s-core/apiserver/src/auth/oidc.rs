@@ -1,7 +1,7 @@
 //! JSON Web Tokens of identity providers (OpenID Connect).
 //!
-//! Flow: a token whose issuer is configured is verified with the keys that the issuer publishes, its claims are
-//! checked by rules and mapped to a user. A token of another issuer is left to the next authenticator.
+//! Flow: a token whose issuer is configured is verified with the keys that the issuer publishes, its claims
+//! are checked by rules and mapped to a user. A token of another issuer is left to the next authenticator.
 //! Guarantees: only keys of the token's own issuer verify it, with an algorithm of the key's kind; an
 //! unknown key causes a bounded number of requests to the issuer.
 //! Not here: distributed claims (`_claim_names`), which would have the server follow URLs from tokens.

@@ -126,7 +126,8 @@ impl TokenWebhook {
     /// use k8s_apiserver::auth::{Authenticator, ReviewVersion, TokenWebhook};
     /// use k8s_core::client::RemoteConfig;
     /// use std::time::Duration;
-    /// let config = RemoteConfig { server: "https://tokens.example.com/review".into(), ..RemoteConfig::default() };
+    /// let server = "https://tokens.example.com/review".into();
+    /// let config = RemoteConfig { server, ..RemoteConfig::default() };
     /// let webhook = TokenWebhook::new(&config, ReviewVersion::V1, Duration::from_secs(120))?;
     /// let authenticator = Authenticator::default().token_webhook(webhook);
     /// # Ok::<(), Box<dyn std::error::Error>>(())
