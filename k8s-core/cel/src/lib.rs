@@ -14,8 +14,8 @@
 //!    are counted separately, as work.
 //! 3. Objects are not copied, except for the values that an expression builds from them.
 //!
-//! Ours, because the crates that exist check no types before evaluation and count no costs as upstream does, so
-//! that an expression which upstream refuses would be accepted, and one that never ends would run.
+//! Ours, because the crates that exist check no types before evaluation and count no costs as upstream does:
+//! an expression which upstream refuses would be accepted, and one that never ends would run.
 //!
 //! Not here: protocol buffer messages.
 //!

@@ -29,8 +29,8 @@ use crate::{
 const POLICIES: &str = "mutatingadmissionpolicies.admissionregistration.k8s.io";
 const BINDINGS: &str = "mutatingadmissionpolicybindings.admissionregistration.k8s.io";
 
-/// The plugin. Policies are applied one after the other, in the order of their names; each sees the changes of
-/// those before.
+/// The plugin. Policies are applied one after the other, in the order of their names; each sees the changes
+/// of those before.
 pub(in crate::admission::plugins) struct Mutating {
     policies: Policies,
     authorization: Arc<Authorization>,
