@@ -166,6 +166,18 @@ pub static ALL: &[BuiltIn] = &[
         "persistent-volume-binder",
         volumes::start,
     ),
+    row(
+        "persistentvolumeclaim-protection-controller",
+        "pvc-protection",
+        "pvc-protection-controller",
+        volumes::protection::claims,
+    ),
+    row(
+        "persistentvolume-protection-controller",
+        "pv-protection",
+        "pv-protection-controller",
+        volumes::protection::volumes,
+    ),
 ];
 
 /// Returns all built-in controllers that are on by default.

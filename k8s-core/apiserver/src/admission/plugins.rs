@@ -26,6 +26,7 @@ mod resource_quota;
 mod role_escalation;
 mod runtime_class;
 mod service_account;
+mod storage_protection;
 mod taint_nodes;
 mod webhooks;
 
@@ -113,6 +114,7 @@ static PLUGINS: &[Plugin] = &[
     on("DefaultStorageClass", |parts, _| {
         Ok(Arc::new(default_storage_class::DefaultStorageClass { store: parts.store.clone() }))
     }),
+    on("StorageObjectInUseProtection", |_, _| Ok(Arc::new(storage_protection::StorageObjectInUseProtection))),
     off("OwnerReferencesPermissionEnforcement", |parts, _| {
         let authorization = parts.authorization.clone();
         Ok(Arc::new(owner_references::OwnerReferencesPermissionEnforcement { authorization }))
