@@ -79,8 +79,9 @@ static PLUGINS: &[Plugin] = &[
 ];
 
 /// Plugins after those of a distribution. They refuse and count objects in their final form, and change none.
-static LAST: &[Plugin] =
-    &[on("ResourceQuota", |parts, _| Ok(Arc::new(resource_quota::ResourceQuota::new(parts))))];
+static LAST: &[Plugin] = &[on("ResourceQuota", |parts, configuration| {
+    Ok(Arc::new(resource_quota::ResourceQuota::new(parts, configuration)?))
+})];
 
 /// Names of upstream's plugins, in their order (`AllOrderedPlugins` in pkg/kubeapiserver/options/plugins.go).
 const UPSTREAM: [&str; 41] = [

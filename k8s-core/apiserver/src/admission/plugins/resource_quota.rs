@@ -8,7 +8,11 @@
 //! ends between charge and store leaves a charge, which the controller takes back. A namespace without quotas
 //! costs one look-up. A dry run charges nothing.
 //!
+//! A ResourceQuotaConfiguration names resources that may be used only where a quota limits them ([`limited`]).
+//!
 //! Not here: usage that falls, which the controller counts.
+
+mod limited;
 
 use std::{
     hash::{BuildHasher, BuildHasherDefault, DefaultHasher},
@@ -25,6 +29,7 @@ use k8s_store::{Expect, Store, StoreError, Stored};
 use serde_json::Value;
 use tokio::sync::Mutex;
 
+use self::limited::Limited;
 use crate::{
     admission::{Abandoned, Admission, Admit, Operation, Parts},
     resources::{Resource, meta_of},
@@ -41,14 +46,21 @@ const TRIES: usize = 1000;
 pub(super) struct ResourceQuota {
     store: Store,
     clock: Clock,
+    limited: Vec<Limited>,
     /// Locks by namespace. They save conflicts only: what is right is decided by the store.
     turns: [Mutex<()>; TURNS],
 }
 
 impl ResourceQuota {
-    pub(super) fn new(parts: &Parts) -> Self {
-        let turns = std::array::from_fn(|_| Mutex::default());
-        ResourceQuota { store: parts.store.clone(), clock: parts.clock.clone(), turns }
+    /// # Errors
+    /// The field of the configuration, and its problem.
+    pub(super) fn new(parts: &Parts, configuration: &Value) -> Result<Self, String> {
+        Ok(ResourceQuota {
+            store: parts.store.clone(),
+            clock: parts.clock.clone(),
+            limited: limited::read(configuration)?,
+            turns: std::array::from_fn(|_| Mutex::default()),
+        })
     }
 
     fn turn(&self, namespace: &str) -> &Mutex<()> {
@@ -160,19 +172,24 @@ impl Admit for ResourceQuota {
         let prefix = format!("{namespace}/");
         let snapshot = self.store.snapshot(QUOTAS);
         let mut quotas = snapshot.range(&prefix, "").peekable();
-        if namespace.is_empty() || quotas.peek().is_none() {
+        if namespace.is_empty() || (quotas.peek().is_none() && self.limited.is_empty()) {
             return Ok(());
         }
         if admission.old.is_none() && exists(&self.store, admission) {
             let Resource { group, plural, .. } = admission.resource;
             return Err(ApiStatus::already_exists(group, plural, admission.name()));
         }
-        let mut keys = Vec::new();
+        let (mut keys, mut all) = (Vec::new(), Vec::new());
         for stored in quotas {
-            if !self.charge_of(stored, admission)?.1.is_empty() {
+            let (quota, charge) = self.charge_of(stored, admission)?;
+            if !charge.is_empty() {
                 keys.push(stored.key.to_string());
             }
+            if !self.limited.is_empty() {
+                all.push(Quota::of(&quota));
+            }
         }
+        limited::check(&self.limited, &all, admission, self.clock.now())?;
         if keys.is_empty() || admission.dry_run {
             return Ok(());
         }
