@@ -26,6 +26,7 @@
 
 mod admission;
 mod apply;
+mod authentication;
 mod cluster;
 mod commands;
 mod control_plane;

@@ -227,8 +227,8 @@ impl ClusterBuilder {
             memory: config.memory,
             forget_state: settings.forget_state,
             tls_names: settings.tls_san.clone(),
+            authentication: settings.authentication.clone(),
             admission: settings.admission.clone(),
-            anonymous: true,
             ..ApiConfig::default()
         };
         let plane = ControlPlane::start(&paths, api, selection, pods, extensions).await?;

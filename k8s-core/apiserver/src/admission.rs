@@ -102,16 +102,6 @@ impl<'a> Admission<'a> {
         }
     }
 
-    /// Returns true if an object of a built-in resource is created, by the resource's name in the store.
-    pub(crate) fn creates(&self, storage: &str) -> bool {
-        self.operation == Operation::Create && self.writes(storage)
-    }
-
-    /// Returns true if an object of a built-in resource is created or updated, and not by a subresource.
-    pub(crate) fn writes(&self, storage: &str) -> bool {
-        self.request.subresource.is_empty() && *self.resource.storage == *storage
-    }
-
     /// Returns the name of the object that is written; empty if it has none yet.
     #[must_use]
     pub fn name(&self) -> &str {

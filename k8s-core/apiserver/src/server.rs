@@ -32,7 +32,7 @@ use k8s_store::Store;
 
 use crate::{
     accept::{self, Encoding},
-    auth::{impersonate::Impersonated, rbac::Attributes},
+    auth::{impersonate::Wanted, rbac::Attributes},
     call::Call,
     limits::LastAccount,
     request::{Query, RequestInfo},
@@ -192,6 +192,7 @@ impl ApiServer {
         &self,
         headers: &http::HeaderMap,
         extensions: &http::Extensions,
+        path: &str,
     ) -> Result<User, ApiStatus> {
         let state = &self.state;
         match (extensions.get::<User>(), &self.user) {
@@ -207,10 +208,7 @@ impl ApiServer {
                 return Ok(user);
             }
         }
-        let (now, alive) = (state.clock.now().as_second(), |resource: &str, key: &str, uid: &str| {
-            state.is_alive(resource, key, uid)
-        });
-        if let Some(user) = state.authenticator.identify(&credentials, &state.issuer, now, &alive) {
+        if let Some(user) = state.authenticator.identify(&credentials, &state.evidence()).await {
             return Ok(user);
         }
         for authenticator in &state.authenticators.then {
@@ -218,7 +216,7 @@ impl ApiServer {
                 return Ok(user);
             }
         }
-        state.authenticator.anonymous(&credentials)
+        state.authenticator.anonymous(&credentials, path)
     }
 
     /// The pipeline from authentication on. `asked_by` is set as soon as the user is known.
@@ -230,12 +228,11 @@ impl ApiServer {
         asked_by: &mut Option<User>,
     ) -> Result<(Response<Body>, Vec<String>), ApiStatus> {
         let state = &self.state;
-        let mut user = self.authenticate(request.headers(), request.extensions()).await?;
-        if let Some(other) = Impersonated::from_headers(request.headers())? {
-            for need in other.needs() {
-                state.authorization.authorize(&user, &need).await?;
-            }
-            user = other.user;
+        let mut user = self.authenticate(request.headers(), request.extensions(), &info.path).await?;
+        let one = one_of_a_list(&info, &query);
+        if let Some(other) = Wanted::from_headers(request.headers())? {
+            let wanted = attributes(&info, one.as_deref());
+            user = other.authorized(&user, &wanted, &state.authorization).await?;
         }
         if !state.audit.is_empty() {
             *asked_by = Some(user.clone());
@@ -268,19 +265,7 @@ impl ApiServer {
             tickets.push(flow.admit(&user, &info).await?);
         }
         let one = one_of_a_list(&info, &query);
-        let wanted = if info.is_resource {
-            Attributes {
-                verb: &info.verb,
-                group: &info.group,
-                resource: &info.resource,
-                subresource: &info.subresource,
-                namespace: &info.namespace,
-                name: one.as_deref().unwrap_or(&info.name),
-                path: "",
-            }
-        } else {
-            Attributes { verb: &info.verb, path: &info.path, ..Attributes::default() }
-        };
+        let wanted = attributes(&info, one.as_deref());
         state.authorization.authorize(&user, &wanted).await?;
         if let Some(remote) = state.elsewhere(&info) {
             return Ok((remote.forward(&state.store, &user, &mut request).await, Vec::new()));
@@ -308,6 +293,22 @@ impl ApiServer {
 /// The refusal of a query that only the command line of `exec` may have.
 fn too_long() -> ApiStatus {
     ApiStatus::of(Reason::RequestEntityTooLarge, "the URI is longer than 65534 bytes")
+}
+
+/// Returns the attributes of a request. `one` is the only object that a list or watch selects.
+fn attributes<'a>(info: &'a RequestInfo, one: Option<&'a str>) -> Attributes<'a> {
+    if !info.is_resource {
+        return Attributes { verb: &info.verb, path: &info.path, ..Attributes::default() };
+    }
+    Attributes {
+        verb: &info.verb,
+        group: &info.group,
+        resource: &info.resource,
+        subresource: &info.subresource,
+        namespace: &info.namespace,
+        name: one.unwrap_or(&info.name),
+        path: "",
+    }
 }
 
 /// Returns the name of the only object that a list or watch selects by `metadata.name`. A user who may read

@@ -114,14 +114,6 @@ impl Ranges<'_> {
 /// Fields of one kind, by the name in the store.
 const FIELDS: &[(&str, Field)] = &[
     (
-        "secrets",
-        Field(
-            &["type"],
-            |v, _| v == "kubernetes.io/service-account-token",
-            "no token is written into the secret: use the TokenRequest API (kubectl create token)",
-        ),
-    ),
-    (
         "services",
         Field(
             &["spec", "type"],

@@ -10,6 +10,7 @@ mod jobs;
 mod lab;
 mod quotas;
 mod slices;
+mod token_secrets;
 
 use k8s_builtin::{conditions, pods};
 use k8s_core::{

@@ -3,6 +3,7 @@
 #![allow(clippy::disallowed_methods, reason = "tests measure time and start tasks")]
 
 mod aggregation;
+mod authentication;
 mod cases;
 mod contention;
 mod conversion;
@@ -12,6 +13,7 @@ mod encoding;
 mod escalation;
 mod facts;
 mod golden;
+mod identity_provider;
 mod kube_rs;
 mod limit_ranger;
 mod limits;
@@ -20,6 +22,7 @@ mod metrics;
 mod mutations;
 mod patches;
 mod peer;
+mod plugins;
 mod pod_security;
 mod policies;
 mod proto;
@@ -27,6 +30,7 @@ mod proxies;
 mod resource_quota;
 mod stages;
 mod support;
+mod token_webhook;
 mod tokens;
 mod unenforced;
 mod validation;
