@@ -141,7 +141,9 @@ static PLUGINS: &[Plugin] = &[
 
 /// Plugins after those of a distribution. They refuse and count objects in their final form, and change none.
 static LAST: &[Plugin] = &[
-    on("ResourceQuota", |parts, _| Ok(Arc::new(resource_quota::ResourceQuota::new(parts)))),
+    on("ResourceQuota", |parts, configuration| {
+        Ok(Arc::new(resource_quota::ResourceQuota::new(parts, configuration)?))
+    }),
     off("AlwaysDeny", |_, _| Ok(Arc::new(always::AlwaysDeny))),
 ];
 
