@@ -45,6 +45,7 @@ mod job;
 mod namespace;
 mod namespaced;
 mod node;
+mod quota;
 mod replicas;
 mod token_secrets;
 mod trim;
@@ -157,6 +158,7 @@ pub static ALL: &[BuiltIn] = &[
         "clusterrole-aggregation-controller",
         cluster_roles::start,
     ),
+    row("resourcequota-controller", "resourcequota", "resourcequota-controller", quota::start),
     row("daemonset-controller", "daemonset", "daemon-set-controller", daemonset::start),
     row(
         "persistentvolume-binder-controller",

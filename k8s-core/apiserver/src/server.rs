@@ -278,6 +278,7 @@ impl ApiServer {
             registry: state.registry.now(),
             warnings: Mutex::default(),
             annotations: Mutex::default(),
+            charges: Mutex::default(),
         };
         let response = if call.info.is_resource {
             dispatch::resource(state, &call, &mut request).await?

@@ -26,8 +26,6 @@ use crate::{
 /// A kind whose objects are stored only: the name in the store, and the warning.
 struct Kind(&'static str, &'static str);
 
-const NO_ADMISSION: &str =
-    "mutating admission policies are stored, but not evaluated: no object is changed by them";
 const NO_DRA: &str =
     "dynamic resource allocation is not implemented: claims are stored, and no device is allocated";
 const NO_CSI: &str = "CSI drivers are not supported: the object is stored, but not acted on";
@@ -49,9 +47,6 @@ const KINDS: &[Kind] = &[
         "no ingress controller runs in this cluster: the Ingress is stored, but not acted on",
     ),
     Kind("ipaddresses.networking.k8s.io", "the object is stored, but addresses are not allocated by it"),
-    Kind("limitranges", "limit ranges are stored, but not enforced: no default is set and no pod is refused"),
-    Kind("mutatingadmissionpolicies.admissionregistration.k8s.io", NO_ADMISSION),
-    Kind("mutatingadmissionpolicybindings.admissionregistration.k8s.io", NO_ADMISSION),
     Kind(
         "networkpolicies.networking.k8s.io",
         "network policies are stored, but not enforced: all traffic is let through",
@@ -63,12 +58,7 @@ const KINDS: &[Kind] = &[
     Kind("prioritylevelconfigurations.flowcontrol.apiserver.k8s.io", NO_FAIRNESS),
     Kind("resourceclaims.resource.k8s.io", NO_DRA),
     Kind("resourceclaimtemplates.resource.k8s.io", NO_DRA),
-    Kind("resourcequotas", "resource quotas are stored, but not enforced: nothing is counted or refused"),
     Kind("resourceslices.resource.k8s.io", NO_DRA),
-    Kind(
-        "runtimeclasses.node.k8s.io",
-        "runtime classes are stored, but pods do not get their overhead or scheduling",
-    ),
     Kind("servicecidrs.networking.k8s.io", "the object is stored, but addresses are not allocated from it"),
     Kind("statefulsets.apps", "no StatefulSet controller runs in this cluster: no pods are created"),
     Kind(
@@ -115,9 +105,6 @@ impl Ranges<'_> {
 
 /// Fields of one kind, by the name in the store.
 const FIELDS: &[(&str, Field)] = &[
-    ("namespaces", Field(&["metadata", "labels", "pod-security.kubernetes.io/enforce"], SET, POD_SECURITY)),
-    ("namespaces", Field(&["metadata", "labels", "pod-security.kubernetes.io/audit"], SET, POD_SECURITY)),
-    ("namespaces", Field(&["metadata", "labels", "pod-security.kubernetes.io/warn"], SET, POD_SECURITY)),
     (
         "services",
         Field(
@@ -147,7 +134,6 @@ const FIELDS: &[(&str, Field)] = &[
     ("persistentvolumeclaims", Field(&["spec", "volumeAttributesClassName"], SET, NO_CSI)),
 ];
 
-const POD_SECURITY: &str = "pod security standards are not enforced: every pod is let in";
 const NO_SELINUX: &str = "SELinux options are not applied";
 const NO_WINDOWS: &str = "Windows options are not applied";
 const NO_DISK_LIMIT: &str = "use of the disk is not limited";

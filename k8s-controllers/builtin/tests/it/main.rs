@@ -8,6 +8,7 @@ mod deployments;
 mod garbage;
 mod jobs;
 mod lab;
+mod quotas;
 mod slices;
 mod token_secrets;
 
