@@ -25,6 +25,7 @@
 #![cfg_attr(test, allow(clippy::disallowed_methods, reason = "tests measure time and start tasks"))]
 
 mod apply;
+mod authorization;
 mod cluster;
 mod commands;
 mod control_plane;

@@ -8,7 +8,7 @@ use std::{
 use clap::{Args, Command, FromArgMatches};
 use ipnet::Ipv4Net;
 
-use crate::ranges;
+use crate::{authorization::AuthorizationFlags, ranges};
 
 /// Settings of a cluster. Each field is a flag of `up` and `server`, a variable of the environment, a key of
 /// their `--config` file, and the subject of a method of [`ClusterBuilder`](crate::ClusterBuilder); its
@@ -49,6 +49,8 @@ pub(crate) struct ClusterSettings {
     /// the containers of its pods.
     #[arg(long)]
     pub(crate) forget_state: bool,
+    #[command(flatten)]
+    pub(crate) authorization: AuthorizationFlags,
 }
 
 impl Default for ClusterSettings {

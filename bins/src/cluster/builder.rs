@@ -8,7 +8,6 @@ use std::{
 };
 
 use ipnet::Ipv4Net;
-use k8s_apiserver::auth::AuthorizationMode;
 use tokio_util::sync::CancellationToken;
 
 use super::{Cluster, ClusterBuilder, Node};
@@ -234,7 +233,7 @@ impl ClusterBuilder {
             client_ca: Vec::new(),
             tokens: HashMap::new(),
             anonymous: true,
-            authorization: AuthorizationMode::Rbac,
+            authorization: settings.authorization.modes()?,
             warn_unenforced: true,
             limits: limits(),
         };

@@ -9,7 +9,7 @@ use std::{
 };
 
 use ipnet::Ipv4Net;
-use k8s_apiserver::auth::{Authenticator, AuthorizationMode};
+use k8s_apiserver::auth::Authenticator;
 use k8s_controllers::{
     Environment,
     leader::Candidate,
@@ -28,6 +28,7 @@ use super::{
     stop_signal,
 };
 use crate::{
+    authorization::AuthorizationFlags,
     control_plane::{Api, ApiConfig, ControllersConfig, limits, manager},
     extensions::Extensions,
     identities::{self, ServiceAccounts},
@@ -71,9 +72,8 @@ pub(super) struct ApiServer {
     /// Node port range, both ends included.
     #[arg(long, default_value = "30000-32767", value_parser = port_range)]
     service_node_port_range: (u16, u16),
-    /// Authorization mode: RBAC (also as `Node,RBAC`) or AlwaysAllow.
-    #[arg(long, default_value = "RBAC")]
-    authorization_mode: String,
+    #[command(flatten)]
+    authorization: AuthorizationFlags,
     /// Send warnings for kinds and fields that are stored but have no effect; disable it to compare with an
     /// upstream server.
     #[arg(long, default_value_t = true, action = clap::ArgAction::Set)]
@@ -106,20 +106,7 @@ fn read(path: &std::path::Path) -> Result<Vec<u8>, Failure> {
 
 impl ApiServer {
     pub(super) async fn run(self, name: &str, extensions: Extensions) -> Result<(), Failure> {
-        let mode = match self.authorization_mode.as_str() {
-            "AlwaysAllow" => AuthorizationMode::AlwaysAllow,
-            list if list.split(',').any(|m| m == "RBAC")
-                && list.split(',').all(|m| m == "RBAC" || m == "Node") =>
-            {
-                AuthorizationMode::Rbac
-            }
-            other => {
-                return Err(Failure::new(
-                    Code::Usage,
-                    format!("--authorization-mode {other:?}: RBAC or AlwaysAllow is needed"),
-                ));
-            }
-        };
+        let modes = self.authorization.modes()?;
         let paths = Paths::new(name, &self.data_dir)?;
         let _lock = Lock::take(&paths)?;
         let pki_dir = self.cert_dir.clone().unwrap_or_else(|| paths.pki());
@@ -152,7 +139,7 @@ impl ApiServer {
             client_ca: self.client_ca_file.as_deref().map(read).transpose()?.unwrap_or_default(),
             tokens,
             anonymous: self.anonymous_auth,
-            authorization: mode,
+            authorization: modes,
             warn_unenforced: self.warn_unenforced,
             limits,
         };

@@ -146,7 +146,7 @@ impl Envtest {
             client_ca: Vec::new(),
             tokens: HashMap::new(),
             anonymous: true,
-            authorization: AuthorizationMode::Rbac,
+            authorization: vec![AuthorizationMode::Node, AuthorizationMode::Rbac],
             warn_unenforced: true,
             limits: limits(),
         };

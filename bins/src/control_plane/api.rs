@@ -62,8 +62,8 @@ pub(crate) struct ApiConfig {
     pub(crate) tokens: HashMap<String, User>,
     /// Accept requests without credentials as `system:anonymous`.
     pub(crate) anonymous: bool,
-    /// Authorization mode.
-    pub(crate) authorization: AuthorizationMode,
+    /// Authorizers, in their order.
+    pub(crate) authorization: Vec<AuthorizationMode>,
     /// Send warnings about kinds and fields without effect.
     pub(crate) warn_unenforced: bool,
     /// Limits on clients over the socket.
@@ -113,7 +113,7 @@ impl Api {
             .into_iter()
             .fold(ApiServer::builder(store), |builder, add| add(builder))
             .authenticator(Authenticator::new(config.tokens.clone(), config.anonymous))
-            .authorization(config.authorization)
+            .authorization(config.authorization.clone())
             .warn_unenforced(config.warn_unenforced)
             .service_account_key(pki.service_account_key()?)
             .service_range(config.services)
@@ -174,7 +174,8 @@ impl Api {
         objects::kubernetes_service(&admin, config, self.address)
             .await
             .map_err(ClusterError::of("make the kubernetes Service"))?;
-        identities::bind(&admin, &self.name).await.map_err(ClusterError::of("bind the components' roles"))?;
+        let bound = identities::bind(&admin, &self.name, &config.authorization).await;
+        bound.map_err(ClusterError::of("bind the components' roles"))?;
         front_proxy
             .publish(&admin, self.pki.ca())
             .await

@@ -6,10 +6,7 @@ use k8s_core::client::{Client, Error};
 use k8s_store::Store;
 use serde_json::{Value, json};
 
-use crate::value::str_at;
-
-/// One JSON object per line: `kind` (in lower case), `namespace`, `name`, and the object's other fields.
-const RBAC: &str = include_str!("../data/bootstrap-rbac.jsonl");
+use crate::{auth::default_roles, value::str_at};
 
 const NAMESPACES: [&str; 4] = ["default", "kube-system", "kube-public", "kube-node-lease"];
 
@@ -20,8 +17,7 @@ pub(crate) async fn run(store: &Store, client: &Client) -> Result<(), Error> {
         ("namespaces", name.to_owned(), "/api/v1/namespaces".to_owned(), object)
     });
     make(store, client, namespaces.into()).await?;
-    let mut rest: Vec<(&str, String, String, Value)> =
-        RBAC.lines().filter_map(|line| serde_json::from_str::<Value>(line).ok()).map(rbac).collect();
+    let mut rest: Vec<(&str, String, String, Value)> = default_roles::entries().map(rbac).collect();
     for (name, value) in [("system-cluster-critical", 2_000_000_000), ("system-node-critical", 2_000_001_000)]
     {
         let object = json!({"apiVersion": "scheduling.k8s.io/v1", "kind": "PriorityClass", "metadata": {"name": name}, "value": value});

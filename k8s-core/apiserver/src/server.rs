@@ -25,7 +25,6 @@ use http::{Request, Response, StatusCode, header};
 use http_body_util::BodyExt;
 use k8s_core::{
     client::{Body, BoxError, Client, LongQuery},
-    meta::FieldSelector,
     status::{ApiStatus, Reason},
 };
 use k8s_store::Store;
@@ -35,7 +34,7 @@ use crate::{
     auth::{impersonate::Impersonated, rbac::Attributes},
     call::Call,
     limits::LastAccount,
-    request::{Query, RequestInfo},
+    request::{Query, RequestInfo, Selectors},
     respond,
     stages::{Audited, Credentials},
     state::State,
@@ -267,7 +266,7 @@ impl ApiServer {
         for flow in &state.flow {
             tickets.push(flow.admit(&user, &info).await?);
         }
-        let one = one_of_a_list(&info, &query);
+        let selectors = Selectors::of(&info, &query);
         let wanted = if info.is_resource {
             Attributes {
                 verb: &info.verb,
@@ -275,8 +274,11 @@ impl ApiServer {
                 resource: &info.resource,
                 subresource: &info.subresource,
                 namespace: &info.namespace,
-                name: one.as_deref().unwrap_or(&info.name),
+                name: selectors.only_name(&info).unwrap_or(&info.name),
                 path: "",
+                version: &info.version,
+                fields: selectors.fields.as_ref(),
+                labels: selectors.labels.as_ref(),
             }
         } else {
             Attributes { verb: &info.verb, path: &info.path, ..Attributes::default() }
@@ -306,18 +308,6 @@ impl ApiServer {
 /// The refusal of a query that only the command line of `exec` may have.
 fn too_long() -> ApiStatus {
     ApiStatus::of(Reason::RequestEntityTooLarge, "the URI is longer than 65534 bytes")
-}
-
-/// Returns the name of the only object that a list or watch selects by `metadata.name`. A user who may read
-/// only that object may list and watch it.
-fn one_of_a_list(info: &RequestInfo, query: &Query) -> Option<String> {
-    if !info.is_resource || !info.name.is_empty() || !matches!(info.verb.as_str(), "list" | "watch") {
-        return None;
-    }
-    let selector: FieldSelector = query.get("fieldSelector").parse().ok()?;
-    let name = selector.required("metadata.name")?;
-    let is_segment = !name.is_empty() && ![".", ".."].contains(&name) && !name.contains(['/', '%']);
-    is_segment.then(|| name.to_owned())
 }
 
 impl<B> tower_service::Service<Request<B>> for ApiServer

@@ -35,7 +35,7 @@ impl Impersonated {
             subresource: &need.subresource,
             namespace: &need.namespace,
             name: &need.name,
-            path: "",
+            ..Attributes::default()
         })
     }
 

@@ -16,7 +16,7 @@ use crate::{
     aggregate::Aggregator,
     allocate::ServiceAllocator,
     apiservices::ApiServices,
-    auth::{Authenticator, Authorization, AuthorizationMode, rbac::Rbac, tokens::TokenIssuer},
+    auth::{Authenticator, Authorization, AuthorizationMode, tokens::TokenIssuer},
     crd::Definitions,
     limits::{Gate, Limits},
     proxy::NodeConnector,
@@ -35,7 +35,7 @@ pub struct Builder {
     store: Store,
     clock: Clock,
     authenticator: Authenticator,
-    authorization: AuthorizationMode,
+    authorization: Vec<AuthorizationMode>,
     service_account_key: Option<Vec<u8>>,
     service_range: Ipv4Net,
     pod_range: Option<Ipv4Net>,
@@ -67,7 +67,7 @@ impl Builder {
             store,
             clock: Clock::system(),
             authenticator: Authenticator::default(),
-            authorization: AuthorizationMode::Rbac,
+            authorization: vec![AuthorizationMode::Rbac],
             service_account_key: None,
             service_range: Ipv4Net::new_assert(std::net::Ipv4Addr::new(10, 43, 0, 0), 16),
             pod_range: None,
@@ -101,11 +101,25 @@ impl Builder {
         self.authenticator = authenticator;
         self
     }
-    /// Authorization mode. Default: RBAC. With `AlwaysAllow`, the authenticator's anonymous requests are
-    /// refused.
+    /// Authorizers, asked in this order (`--authorization-mode`). Default: RBAC. With `AlwaysAllow` among
+    /// them, the authenticator's anonymous requests are refused.
+    ///
+    /// ```
+    /// use k8s_apiserver::{ApiServer, User, auth::AuthorizationMode};
+    /// use k8s_core::api::Secret;
+    /// use k8s_store::Store;
+    /// # #[tokio::main(flavor = "current_thread")]
+    /// # async fn main() -> Result<(), Box<dyn std::error::Error>> {
+    /// let modes = [AuthorizationMode::Node, AuthorizationMode::Rbac];
+    /// let server = ApiServer::builder(Store::memory()).authorization(modes).build().await?;
+    /// // No pod of this node refers to a secret.
+    /// let secrets = server.client_as(User::node("n1")).namespaced::<Secret>("default");
+    /// assert!(secrets.get("a").await.is_err_and(|error| error.is_forbidden()));
+    /// # Ok(()) }
+    /// ```
     #[must_use]
-    pub fn authorization(mut self, mode: AuthorizationMode) -> Self {
-        self.authorization = mode;
+    pub fn authorization(mut self, modes: impl IntoIterator<Item = AuthorizationMode>) -> Self {
+        self.authorization = modes.into_iter().collect();
         self
     }
     /// PKCS#8 P-256 key that signs service account tokens. Default: a new key, which is lost with the
@@ -215,7 +229,8 @@ impl Builder {
         self.authenticators.then.push(Arc::new(authenticator));
         self
     }
-    /// Adds an authorizer, asked before RBAC.
+    /// Adds an authorizer, asked before those of [`authorization`](Builder::authorization) and before
+    /// `system:masters` is let through.
     #[must_use]
     pub fn authorize_with(mut self, authorizer: impl Authorize) -> Self {
         self.authorizers.push(Arc::new(authorizer));
@@ -291,17 +306,13 @@ impl Builder {
     }
 
     async fn assemble(mut self) -> Result<ApiServer, BuildError> {
-        if self.authorization == AuthorizationMode::AlwaysAllow {
+        if self.authorization.iter().any(|mode| matches!(mode, AuthorizationMode::AlwaysAllow)) {
             self.authenticator.refuse_anonymous();
         }
         let issuer = TokenIssuer::new(self.service_account_key.as_deref())?;
         let services = ServiceAllocator::new(self.service_range, self.node_ports);
-        let authorization = Arc::new(Authorization {
-            authorizers: self.authorizers,
-            mode: self.authorization,
-            rbac: Rbac::default(),
-            store: self.store.clone(),
-        });
+        let authorization =
+            Arc::new(Authorization::new(self.store.clone(), self.authorizers, &self.authorization));
         let parts = Parts { store: self.store.clone(), authorization: authorization.clone() };
         if let Some(name) = self.plugins_off.iter().find(|name| !UPSTREAM.contains(&name.as_str())) {
             return Err(BuildError::UnknownPlugin { name: name.clone() });

@@ -3,6 +3,7 @@
 #![allow(clippy::disallowed_methods, reason = "tests measure time and start tasks")]
 
 mod aggregation;
+mod authorization;
 mod cases;
 mod contention;
 mod conversion;
