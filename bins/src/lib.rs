@@ -24,6 +24,7 @@
 
 #![cfg_attr(test, allow(clippy::disallowed_methods, reason = "tests measure time and start tasks"))]
 
+mod admission;
 mod apply;
 mod authorization;
 mod cluster;

@@ -13,6 +13,11 @@ pub(crate) const DNS: &str = "10.43.0.10";
 /// Default cluster domain.
 pub(crate) const DOMAIN: &str = "cluster.local";
 
+/// Returns [`SERVICES`].
+pub(crate) fn services() -> Ipv4Net {
+    Ipv4Net::new_assert(Ipv4Addr::new(10, 43, 0, 0), 16)
+}
+
 /// A text is not an IPv4 CIDR that can be used.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 #[non_exhaustive]

@@ -8,7 +8,7 @@ use std::{
 use clap::{Args, Command, FromArgMatches};
 use ipnet::Ipv4Net;
 
-use crate::{authorization::AuthorizationFlags, ranges};
+use crate::{admission::AdmissionSettings, authorization::AuthorizationFlags, ranges};
 
 /// Settings of a cluster. Each field is a flag of `up` and `server`, a variable of the environment, a key of
 /// their `--config` file, and the subject of a method of [`ClusterBuilder`](crate::ClusterBuilder); its
@@ -45,6 +45,8 @@ pub(crate) struct ClusterSettings {
     /// Built-in controllers: `*` for all, `-name` to exclude one.
     #[arg(long, value_delimiter = ',', default_value = "*", allow_hyphen_values = true)]
     pub(crate) controllers: Vec<String>,
+    #[command(flatten)]
+    pub(crate) admission: AdmissionSettings,
     /// If the state file is empty or of another program, move it aside, start with an empty one and remove
     /// the containers of its pods.
     #[arg(long)]
@@ -70,5 +72,6 @@ mod tests {
         assert_eq!(settings.https_listen_port, 6443);
         assert_eq!(settings.controllers, ["*"]);
         assert!(!ranges::overlap(settings.cluster_cidr, settings.service_cidr));
+        assert_eq!(settings.service_cidr, ranges::services());
     }
 }

@@ -15,6 +15,7 @@ use k8s_core::{
     json,
 };
 use k8s_store::Store;
+use serde::de::IgnoredAny;
 use serde_json::Value;
 use tokio::runtime::Runtime;
 
@@ -48,7 +49,10 @@ pub(crate) const TYPED_JSON: Target = Target {
         if let Ok(value) = serde_json::from_slice::<Value>(data) {
             assert_eq!(json::from_slice::<Value>(data).ok(), Some(value));
         } else {
-            assert!(json::from_slice::<Value>(data).is_err(), "it is not JSON");
+            assert!(json::from_slice::<Value>(data).is_err(), "no value can hold it");
+        }
+        // A number that no value can hold is still JSON: a type passes over it in a field it does not know.
+        if serde_json::from_slice::<IgnoredAny>(data).is_err() {
             assert!(json::from_slice::<Pod>(data).is_err(), "it is not JSON");
         }
         if let Ok(pod) = serde_json::from_slice::<Pod>(data) {

@@ -1,7 +1,6 @@
 //! The settings of a [`Cluster`], and its start.
 
 use std::{
-    collections::HashMap,
     net::{IpAddr, Ipv4Addr, SocketAddr},
     path::Path,
     time::Duration,
@@ -12,7 +11,7 @@ use tokio_util::sync::CancellationToken;
 
 use super::{Cluster, ClusterBuilder, Node};
 use crate::{
-    control_plane::{ApiConfig, ControlPlane, limits},
+    control_plane::{ApiConfig, ControlPlane},
     error::ClusterError,
     extensions::Builder,
     node,
@@ -223,19 +222,15 @@ impl ClusterBuilder {
             listen: config.listens.then_some(listen),
             advertise,
             services,
-            node_ports: (30000, 32767),
             pods: Some(pods),
             domain: settings.cluster_domain.clone(),
             memory: config.memory,
             forget_state: settings.forget_state,
             tls_names: settings.tls_san.clone(),
-            pki: None,
-            client_ca: Vec::new(),
-            tokens: HashMap::new(),
+            admission: settings.admission.clone(),
             anonymous: true,
             authorization: settings.authorization.modes()?,
-            warn_unenforced: true,
-            limits: limits(),
+            ..ApiConfig::default()
         };
         let plane = ControlPlane::start(&paths, api, selection, pods, extensions).await?;
         let mut cluster = Cluster { paths, plane, nodes: Vec::new(), network: None, _lock: lock };

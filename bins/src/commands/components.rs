@@ -28,6 +28,7 @@ use super::{
     stop_signal,
 };
 use crate::{
+    admission::AdmissionSettings,
     authorization::AuthorizationFlags,
     control_plane::{Api, ApiConfig, ControllersConfig, limits, manager},
     extensions::Extensions,
@@ -60,6 +61,10 @@ pub(super) struct ApiServer {
     /// Directory of certificates and keys; missing ones are created (default: `pki` in the data directory).
     #[arg(long)]
     cert_dir: Option<PathBuf>,
+    /// Name of a node for which a `kubelet-NAME.kubeconfig` is written beside the certificates, in addition to
+    /// the `kubelet.kubeconfig` of the node that is named after this host; may be repeated.
+    #[arg(long)]
+    kubelet_node_name: Vec<String>,
     /// Static token file: lines of `token,user,uid[,"group1,group2"]`.
     #[arg(long)]
     token_auth_file: Option<PathBuf>,
@@ -74,6 +79,8 @@ pub(super) struct ApiServer {
     service_node_port_range: (u16, u16),
     #[command(flatten)]
     authorization: AuthorizationFlags,
+    #[command(flatten)]
+    admission: AdmissionSettings,
     /// Send warnings for kinds and fields that are stored but have no effect; disable it to compare with an
     /// upstream server.
     #[arg(long, default_value_t = true, action = clap::ArgAction::Set)]
@@ -130,18 +137,16 @@ impl ApiServer {
                 .unwrap_or(IpAddr::V4(std::net::Ipv4Addr::LOCALHOST)),
             services: self.service_cluster_ip_range,
             node_ports: self.service_node_port_range,
-            pods: None,
-            domain: ranges::DOMAIN.into(),
-            memory: false,
             forget_state: self.forget_state,
-            tls_names: Vec::new(),
             pki: Some(pki_dir.clone()),
             client_ca: self.client_ca_file.as_deref().map(read).transpose()?.unwrap_or_default(),
             tokens,
             anonymous: self.anonymous_auth,
             authorization: modes,
+            admission: self.admission,
             warn_unenforced: self.warn_unenforced,
             limits,
+            ..ApiConfig::default()
         };
         let extended = !extensions.controllers.is_empty();
         let mut api = Api::start(&paths, config, extensions.api).await?;
@@ -150,7 +155,7 @@ impl ApiServer {
                 .await
                 .map_err(Failure::because("bind the role of the added controllers"))?;
         }
-        write_kubeconfigs(name, &api, &pki_dir)?;
+        write_kubeconfigs(name, &api, &pki_dir, &self.kubelet_node_name)?;
         if let Some(address) = api.address {
             println!("serving on https://{address}");
         }
@@ -164,18 +169,25 @@ impl ApiServer {
 }
 
 /// Writes a kubeconfig for the administrator and one for each component, beside the certificates.
-fn write_kubeconfigs(name: &str, api: &Api, directory: &std::path::Path) -> Result<(), Failure> {
-    let kubelet = format!("system:node:{}", crate::host_name());
-    let admin = format!("{name}-admin");
-    let users = [
-        ("admin", &*admin, "system:masters"),
-        ("controller-manager", identities::CONTROLLER_MANAGER, ""),
-        ("scheduler", identities::SCHEDULER, ""),
-        ("kubelet", &kubelet, identities::NODES),
-        ("kube-proxy", identities::PROXY, ""),
+fn write_kubeconfigs(
+    name: &str,
+    api: &Api,
+    directory: &std::path::Path,
+    nodes: &[String],
+) -> Result<(), Failure> {
+    let user = |file: &str, user: &str, group| (file.to_owned(), user.to_owned(), group);
+    let kubelet = |file: String, node: &str| (file, format!("system:node:{node}"), identities::NODES);
+    let mut users = vec![
+        user("admin", &format!("{name}-admin"), "system:masters"),
+        user("controller-manager", identities::CONTROLLER_MANAGER, ""),
+        user("scheduler", identities::SCHEDULER, ""),
+        kubelet("kubelet".to_owned(), &crate::host_name()),
     ];
+    users.extend(nodes.iter().map(|node| kubelet(format!("kubelet-{node}"), node)));
+    // The last one: whoever waits for it has all.
+    users.push(user("kube-proxy", identities::PROXY, ""));
     for (file, user, group) in users {
-        let config = api.kubeconfig(file, user, group)?;
+        let config = api.kubeconfig(&file, &user, group)?;
         let path = directory.join(format!("{file}.kubeconfig"));
         refresh_private(&path, config.to_yaml().as_bytes())
             .map_err(Failure::because(format!("write {}", path.display())))?;
@@ -199,6 +211,21 @@ impl Connection {
     fn remote(&self) -> Result<RemoteConfig, Failure> {
         let config = Kubeconfig::read(&self.kubeconfig).map_err(|e| self.unusable(&e))?;
         config.remote(None).map_err(|e| self.unusable(&e))
+    }
+
+    /// Checks that a kubelet's client certificate, if it has one, is that of its node.
+    pub(super) fn check_node(&self, node: &str) -> Result<(), Failure> {
+        let pem = self.remote()?.certificate.unwrap_or_default();
+        let Ok((_, pem)) = x509_parser::pem::parse_x509_pem(&pem) else { return Ok(()) };
+        let Ok(certificate) = pem.parse_x509() else { return Ok(()) };
+        let names: Vec<_> =
+            certificate.subject().iter_common_name().filter_map(|n| n.as_str().ok()).collect();
+        match names.last().and_then(|name| name.strip_prefix("system:node:")) {
+            Some(other) if other != node => Err(self.unusable(&format!(
+                "it is for the node {other}, and this one is {node}: choose --hostname-override {other}, or start kube-apiserver with --kubelet-node-name {node} and take its kubelet-{node}.kubeconfig"
+            ))),
+            _ => Ok(()),
+        }
     }
 
     /// Returns a client whose requests are counted in `registry`.

@@ -9,7 +9,6 @@ mod kube_apiserver;
 mod stand_ins;
 
 use std::{
-    collections::HashMap,
     ffi::OsString,
     fs,
     net::{IpAddr, Ipv4Addr, SocketAddr},
@@ -18,7 +17,6 @@ use std::{
     time::Duration,
 };
 
-use k8s_apiserver::auth::AuthorizationMode;
 use k8s_core::client::{Client, Kubeconfig};
 use serde_json::Value;
 use tempfile::TempDir;
@@ -30,10 +28,9 @@ use super::{
 use crate::{
     Cluster, Node,
     apply::apply,
-    control_plane::{Api, ApiConfig, limits},
+    control_plane::{Api, ApiConfig},
     paths::Paths,
     pki::refresh_private,
-    ranges,
 };
 
 pub(super) use etcd::Etcd;
@@ -135,20 +132,9 @@ impl Envtest {
         let config = ApiConfig {
             listen: Some(listen),
             advertise: crate::network::own_address().unwrap_or(listen.ip()),
-            services: ranges::parse(ranges::SERVICES).map_err(Failure::because("service range"))?,
-            node_ports: (30000, 32767),
-            pods: None,
-            domain: ranges::DOMAIN.into(),
             memory: true,
-            forget_state: false,
-            tls_names: Vec::new(),
-            pki: None,
-            client_ca: Vec::new(),
-            tokens: HashMap::new(),
             anonymous: true,
-            authorization: vec![AuthorizationMode::Node, AuthorizationMode::Rbac],
-            warn_unenforced: true,
-            limits: limits(),
+            ..ApiConfig::default()
         };
         let paths = Paths::new(name, &data)?;
         let api = Api::start(&paths, config, vec![Box::new(|server| server.without_plugins(PLUGINS_OFF))]);

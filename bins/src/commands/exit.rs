@@ -70,6 +70,7 @@ impl From<ClusterError> for Failure {
         let denied = |e: &io::Error| e.kind() == io::ErrorKind::PermissionDenied;
         let code = match &error {
             ClusterError::Invalid { .. } => Code::Usage,
+            ClusterError::ApiServer(e) if e.is_invalid() => Code::Usage,
             ClusterError::Permission(_) => Code::Permission,
             ClusterError::Directory { source, .. }
             | ClusterError::Listen { source, .. }

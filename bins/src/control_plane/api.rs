@@ -24,6 +24,7 @@ use tokio_util::sync::CancellationToken;
 
 use super::{objects, open_store};
 use crate::{
+    admission::AdmissionSettings,
     error::ClusterError,
     extensions::Serve,
     front_proxy::FrontProxy,
@@ -64,10 +65,37 @@ pub(crate) struct ApiConfig {
     pub(crate) anonymous: bool,
     /// Authorizers, in their order.
     pub(crate) authorization: Vec<AuthorizationMode>,
+    /// Admission plugins.
+    pub(crate) admission: AdmissionSettings,
     /// Send warnings about kinds and fields without effect.
     pub(crate) warn_unenforced: bool,
     /// Limits on clients over the socket.
     pub(crate) limits: Limits,
+}
+
+impl Default for ApiConfig {
+    /// A server without a socket, with the default ranges, Node and RBAC, and no anonymous requests.
+    fn default() -> Self {
+        ApiConfig {
+            listen: None,
+            advertise: IpAddr::V4(std::net::Ipv4Addr::LOCALHOST),
+            services: ranges::services(),
+            node_ports: (30000, 32767),
+            pods: None,
+            domain: ranges::DOMAIN.into(),
+            memory: false,
+            forget_state: false,
+            tls_names: Vec::new(),
+            pki: None,
+            client_ca: Vec::new(),
+            tokens: HashMap::new(),
+            anonymous: false,
+            authorization: vec![AuthorizationMode::Node, AuthorizationMode::Rbac],
+            admission: AdmissionSettings::default(),
+            warn_unenforced: true,
+            limits: limits(),
+        }
+    }
 }
 
 /// A running API server.
@@ -109,9 +137,10 @@ impl Api {
         };
         let kubelets = Arc::new(LocalKubelets::new(Some(Arc::new(remote_kubelets(&pki)?))));
         let front_proxy = FrontProxy::open(paths)?;
+        let server = config.admission.apply(ApiServer::builder(store))?;
         let mut builder = added
             .into_iter()
-            .fold(ApiServer::builder(store), |builder, add| add(builder))
+            .fold(server, |builder, add| add(builder))
             .authenticator(Authenticator::new(config.tokens.clone(), config.anonymous))
             .authorization(config.authorization.clone())
             .warn_unenforced(config.warn_unenforced)

@@ -1,30 +1,41 @@
 //! Admission: plugins that change or refuse a write between authorization and storage.
 //!
 //! Flow of a create or update: [`Admit::admit`] of each plugin, defaults and validation, [`Admit::validate`]
-//! of each plugin, the store. Built-in plugins are rows of one table in upstream's order; those of a
-//! distribution come after them. Flow of a deletion: [`Admit::delete`] of each plugin.
+//! of each plugin, the store. Flow of a deletion: [`Admit::delete`] of each plugin. Flow of a connection to a
+//! pod, node or Service: [`Admit::connect`] of each plugin.
+//!
+//! Built-in plugins are rows of one table in upstream's order; those of a distribution come after them, and
+//! before ResourceQuota.
 //!
 //! Guarantee: a refused write stores nothing.
 
+mod configuration;
 mod plugins;
 mod typed;
 
-pub(crate) use plugins::{Chain, Parts, UPSTREAM};
+pub use configuration::{Configuration, ConfigurationError};
+pub(crate) use plugins::{Chain, Parts, Selection};
+pub use plugins::{PluginError, default_plugins, plugins};
 pub use typed::{Every, IntoAdmit, Request, Verdict};
 
 use async_trait::async_trait;
 use k8s_core::status::ApiStatus;
+use k8s_store::Stored;
 use serde_json::Value;
 
-use crate::{request::RequestInfo, resources::Resource, user::User};
+use crate::{call::Call, request::RequestInfo, resources::Resource, user::User, value::str_at};
 
-/// The kind of write.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+/// The kind of request.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum Operation {
     /// POST, or an apply or update that creates the object.
     Create,
     /// PUT or PATCH of an existing object.
     Update,
+    /// DELETE of an object, or of each object of a collection.
+    Delete,
+    /// A connection: `exec`, `attach`, `portforward` or `proxy`.
+    Connect,
 }
 
 impl Operation {
@@ -34,7 +45,11 @@ impl Operation {
     }
 }
 
-/// A create or update. `object` is the stored form.
+/// A create or update.
+///
+/// `object` is the stored form of the resource's objects. Requests for subresources with a kind of their own
+/// have that kind: a Scale, Eviction, Binding or TokenRequest. A plugin of a distribution gets an update of
+/// `scale` with the scaled object.
 #[derive(Debug)]
 pub struct Admission<'a> {
     /// The kind of write.
@@ -49,12 +64,84 @@ pub struct Admission<'a> {
     pub object: &'a mut Value,
     /// The object before, for updates.
     pub old: Option<&'a Value>,
+    /// True if nothing will be stored.
+    pub dry_run: bool,
+    pub(crate) call: &'a Call,
+    /// True if a plugin changed fields that only the server may set. They are set again.
+    pub(crate) reset: bool,
+    /// Which plugins changed the object, for those that ask to see it again.
+    pub(crate) rounds: Rounds,
 }
 
-impl Admission<'_> {
+/// The rounds of the plugins that change objects. There is a second one if one of them asks for it.
+#[allow(dead_code, reason = "webhooks and policies are being written")]
+#[derive(Debug, Default)]
+pub(crate) struct Rounds {
+    /// True in the second round.
+    pub(crate) again: bool,
+    /// A plugin asks for a second round.
+    pub(crate) wanted: bool,
+    /// Webhooks and policies that asked to be called again if the object changes after them.
+    pub(crate) waiting: Vec<String>,
+    /// Those of `waiting` that the second round calls.
+    pub(crate) due: Vec<String>,
+}
+
+impl<'a> Admission<'a> {
+    /// A write of `object`, which replaces `old`.
+    pub(crate) fn new(
+        call: &'a Call,
+        resource: &'a Resource,
+        object: &'a mut Value,
+        old: Option<&'a Value>,
+        dry_run: bool,
+    ) -> Self {
+        Admission {
+            operation: Operation::of(old),
+            user: &call.user,
+            resource,
+            request: &call.info,
+            object,
+            old,
+            dry_run,
+            call,
+            reset: false,
+            rounds: Rounds::default(),
+        }
+    }
+
     /// Returns true if an object of a built-in resource is created, by the resource's name in the store.
     pub(crate) fn creates(&self, storage: &str) -> bool {
-        self.operation == Operation::Create && *self.resource.storage == *storage
+        self.operation == Operation::Create && self.writes(storage)
+    }
+
+    /// Returns true if an object of a built-in resource is created or updated, and not by a subresource.
+    pub(crate) fn writes(&self, storage: &str) -> bool {
+        self.request.subresource.is_empty() && *self.resource.storage == *storage
+    }
+
+    /// Returns the name of the object that is written; empty if it has none yet.
+    #[must_use]
+    pub fn name(&self) -> &str {
+        match self.request.name.as_str() {
+            "" => str_at(self.object, "/metadata/name"),
+            name => name,
+        }
+    }
+
+    /// Sends a warning to the client, in a `Warning` header. A repeated one is sent once.
+    pub fn warn(&self, warning: impl Into<String>) {
+        self.call.warn_once(warning.into());
+    }
+
+    /// Adds an annotation to the request's audit events. The first value of a key stays.
+    pub fn annotate(&self, key: impl Into<String>, value: impl Into<String>) {
+        self.call.annotate(key.into(), value.into());
+    }
+
+    /// The refusal of this write: 403 with upstream's text for this object.
+    pub(crate) fn forbidden(&self, why: &str) -> ApiStatus {
+        ApiStatus::forbidden(&self.resource.group, &self.resource.plural, self.name(), why)
     }
 }
 
@@ -69,6 +156,50 @@ pub struct Deletion<'a> {
     pub namespace: &'a str,
     /// The object's name; never empty.
     pub name: &'a str,
+    /// True if nothing will be deleted.
+    pub dry_run: bool,
+    pub(crate) call: &'a Call,
+    pub(crate) stored: &'a Stored,
+    /// The `DeleteOptions` of the request.
+    #[allow(dead_code, reason = "webhooks and policies are being written")]
+    pub(crate) options: &'a Value,
+}
+
+impl Deletion<'_> {
+    /// Decodes the object in its stored form.
+    ///
+    /// # Errors
+    /// 500 if the stored bytes are not JSON.
+    pub fn object(&self) -> Result<Value, ApiStatus> {
+        serde_json::from_slice(&self.stored.json).map_err(ApiStatus::internal)
+    }
+
+    /// Sends a warning to the client, in a `Warning` header. A repeated one is sent once.
+    pub fn warn(&self, warning: impl Into<String>) {
+        self.call.warn_once(warning.into());
+    }
+}
+
+/// A connection to a pod, node or Service: `exec`, `attach`, `portforward` or `proxy`.
+#[derive(Debug)]
+pub struct Connection<'a> {
+    /// The user who sent the request.
+    pub user: &'a User,
+    /// The resource that is connected to.
+    pub resource: &'a Resource,
+    /// The request: its namespace, name and subresource.
+    pub request: &'a RequestInfo,
+    /// The options of the request as an object: a PodExecOptions, PodAttachOptions, PodPortForwardOptions,
+    /// PodProxyOptions, NodeProxyOptions or ServiceProxyOptions.
+    pub options: &'a Value,
+    pub(crate) call: &'a Call,
+}
+
+impl Connection<'_> {
+    /// Sends a warning to the client, in a `Warning` header. A repeated one is sent once.
+    pub fn warn(&self, warning: impl Into<String>) {
+        self.call.warn_once(warning.into());
+    }
 }
 
 /// An admission plugin: it sees every write, and may change or refuse it. Closures over an [`Admission`]
@@ -76,7 +207,7 @@ pub struct Deletion<'a> {
 ///
 /// ```
 /// use async_trait::async_trait;
-/// use k8s_apiserver::{ApiServer, User, admission::{Admission, Admit, Deletion}};
+/// use k8s_apiserver::{ApiServer, User, admission::{Admit, Deletion}};
 /// use k8s_core::{api::ConfigMap, status::ApiStatus};
 /// use k8s_store::Store;
 ///
@@ -85,9 +216,6 @@ pub struct Deletion<'a> {
 ///
 /// #[async_trait]
 /// impl Admit for Keep {
-///     async fn admit(&self, _: &mut Admission<'_>) -> Result<(), ApiStatus> {
-///         Ok(())
-///     }
 ///     async fn delete(&self, deletion: &Deletion<'_>) -> Result<(), ApiStatus> {
 ///         match deletion.name {
 ///             "keep" => Err(ApiStatus::forbidden("", &deletion.resource.plural, "keep", "it is kept")),
@@ -108,11 +236,19 @@ pub struct Deletion<'a> {
 /// ```
 #[async_trait]
 pub trait Admit: Send + Sync + 'static {
+    /// Returns false for requests that the plugin has nothing to do with, so that it is not asked about them.
+    /// Default: every request.
+    fn handles(&self, _operation: Operation, _resource: &Resource, _subresource: &str) -> bool {
+        true
+    }
+
     /// Changes or refuses the object, which has its defaults. Defaults are applied again afterwards.
     ///
     /// # Errors
     /// The reason of the refusal; the client receives this status unchanged.
-    async fn admit(&self, admission: &mut Admission<'_>) -> Result<(), ApiStatus>;
+    async fn admit(&self, _admission: &mut Admission<'_>) -> Result<(), ApiStatus> {
+        Ok(())
+    }
 
     /// Refuses the object in its final form, after all changes and validation.
     ///
@@ -127,6 +263,14 @@ pub trait Admit: Send + Sync + 'static {
     /// # Errors
     /// The reason of the refusal; the client receives this status unchanged.
     async fn delete(&self, _deletion: &Deletion<'_>) -> Result<(), ApiStatus> {
+        Ok(())
+    }
+
+    /// Refuses a connection.
+    ///
+    /// # Errors
+    /// The reason of the refusal; the client receives this status unchanged.
+    async fn connect(&self, _connection: &Connection<'_>) -> Result<(), ApiStatus> {
         Ok(())
     }
 }

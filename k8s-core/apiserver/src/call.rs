@@ -1,6 +1,9 @@
 //! A request in the pipeline, and the options in its query.
 
-use std::sync::{Arc, Mutex};
+use std::{
+    collections::BTreeMap,
+    sync::{Arc, Mutex},
+};
 
 use http::header;
 use k8s_core::status::ApiStatus;
@@ -21,6 +24,15 @@ pub(crate) struct Call {
     pub(crate) headers: http::HeaderMap,
     pub(crate) registry: Arc<Registry>,
     pub(crate) warnings: Mutex<Vec<String>>,
+    /// Annotations of the request's audit events.
+    pub(crate) annotations: Mutex<BTreeMap<String, String>>,
+}
+
+impl std::fmt::Debug for Call {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        // Headers hold credentials.
+        f.debug_struct("Call").field("info", &self.info).finish_non_exhaustive()
+    }
 }
 
 impl Call {
@@ -36,6 +48,12 @@ impl Call {
         }
     }
 
+    /// Adds an annotation to the request's audit events. The first value of a key stays.
+    pub(crate) fn annotate(&self, key: String, value: String) {
+        let mut all = self.annotations.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
+        all.entry(key).or_insert(value);
+    }
+
     /// The same request, to be changed; its warnings are its own.
     pub(crate) fn inner(&self) -> Call {
         Call {
@@ -45,6 +63,7 @@ impl Call {
             headers: self.headers.clone(),
             registry: self.registry.clone(),
             warnings: Mutex::default(),
+            annotations: Mutex::default(),
         }
     }
 

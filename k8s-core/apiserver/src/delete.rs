@@ -17,7 +17,6 @@ use crate::{
     respond,
     state::State,
     storage::{TRIES, put, remove, timestamp},
-    user::User,
     value::{Unversioned, array_at, child, int_at, str_at},
 };
 
@@ -30,6 +29,8 @@ pub(crate) struct Options {
     propagation: String,
     uid: String,
     revision: String,
+    /// As they were sent, for admission.
+    sent: Value,
 }
 
 /// Returns the options of a DELETE, from its body and query.
@@ -65,6 +66,7 @@ pub(crate) fn parse(call: &Call, value: &Value) -> Result<Options, ApiStatus> {
         propagation,
         uid: str_at(value, "/preconditions/uid").into(),
         revision: str_at(value, "/preconditions/resourceVersion").into(),
+        sent: value.clone(),
     })
 }
 
@@ -76,7 +78,7 @@ enum Outcome {
 
 async fn delete_named(
     state: &Arc<State>,
-    user: &User,
+    call: &Call,
     resource: &Arc<Resource>,
     key: &str,
     options: &Options,
@@ -98,7 +100,17 @@ async fn delete_named(
             );
             return Err(ApiStatus::conflict(&resource.group, &resource.plural, name, &why));
         }
-        state.admission.delete(&Deletion { user, resource, namespace, name }).await?;
+        let deletion = Deletion {
+            user: &call.user,
+            resource,
+            namespace,
+            name,
+            dry_run,
+            call,
+            stored: &stored,
+            options: &options.sent,
+        };
+        state.admission.delete(&deletion).await?;
         if let Some(last) = goes_at_once(state, resource, &stored, options) {
             if dry_run {
                 return Ok(Outcome::Gone(stored));
@@ -266,7 +278,7 @@ pub(crate) async fn with(
     options: &Options,
 ) -> Result<Response<Body>, ApiStatus> {
     let key = resource.key(&call.info.namespace, &call.info.name);
-    match delete_named(state, &call.user, resource, &key, options).await? {
+    match delete_named(state, call, resource, &key, options).await? {
         Outcome::Waiting(stored) => object_response(state, call, resource, StatusCode::OK, &stored.json),
         Outcome::Gone(stored) if resource.strategy.returns_deleted => {
             object_response(state, call, resource, StatusCode::OK, &stored.json)
@@ -298,7 +310,7 @@ pub(crate) async fn collection(
         .map_err(|e| store_failure(resource, "", &e))?;
     let chosen: Vec<Arc<Stored>> = selected.after("").cloned().collect();
     let deletions = chosen.iter().map(|stored| async {
-        match delete_named(state, &call.user, resource, &stored.key, &options).await {
+        match delete_named(state, call, resource, &stored.key, &options).await {
             Err(e) if e.code() != 404 => Err(e),
             _ => Ok(()),
         }

@@ -60,6 +60,7 @@ pub mod request;
 pub mod resources;
 mod respond;
 mod reviews;
+mod scale;
 mod server;
 pub mod stages;
 mod state;

@@ -294,6 +294,7 @@ impl ApiServer {
             headers: request.headers().clone(),
             registry: state.registry.now(),
             warnings: Mutex::default(),
+            annotations: Mutex::default(),
         };
         let response = if call.info.is_resource {
             dispatch::resource(state, &call, &mut request).await?

@@ -17,8 +17,9 @@ use crate::{
     call::Call,
     errors::{modified, other_namespace, precondition, store_failure},
     invalid::FieldErrors,
-    resources::{Resource, columns::selector_text, strategy::pod},
+    resources::{Resource, strategy::pod},
     respond,
+    scale::scale_of,
     state::State,
     storage::{TRIES, current, put, timestamp},
     value::{array_at, int_at, set, str_at},
@@ -55,7 +56,7 @@ pub(crate) async fn handle(
         ("binding", "create") => {
             let body = read_body(request).await?;
             let (object, _) = decode_body(call, "Binding", &body)?;
-            bind(state, call, resource, &call.info.name, &object).await
+            bind(state, call, resource, &call.info.name, object).await
         }
         ("eviction", "create") => {
             let body = read_body(request).await?;
@@ -63,7 +64,7 @@ pub(crate) async fn handle(
         }
         ("token", "create") => {
             let body = read_body(request).await?;
-            crate::tokens::request(state, call, resource, &body)
+            crate::tokens::request(state, call, resource, &body).await
         }
         ("finalize", "update") => {
             let body = read_body(request).await?;
@@ -71,33 +72,6 @@ pub(crate) async fn handle(
         }
         _ => Err(ApiStatus::method_not_allowed()),
     }
-}
-
-/// The Scale of an object.
-fn scale_of(resource: &Resource, object: &Value) -> Value {
-    let Some(paths) = &resource.scale else { return Value::Null };
-    let metadata = object.get("metadata").cloned().unwrap_or_default();
-    let mut kept = json!({});
-    for field in ["name", "namespace", "uid", "resourceVersion", "creationTimestamp"] {
-        if let Some(value) = metadata.get(field) {
-            kept[field] = value.clone();
-        }
-    }
-    let replicas = int_at(object, &paths.spec).unwrap_or(0);
-    let mut status = json!({"replicas": int_at(object, &paths.status).unwrap_or(0)});
-    if !paths.selector.is_empty()
-        && let Some(selector) = object.pointer(&paths.selector)
-    {
-        status["selector"] = selector_text(Some(selector)).into();
-    }
-    let spec = if replicas == 0 { json!({}) } else { json!({"replicas": replicas}) };
-    json!({"kind": "Scale", "apiVersion": scale_version(resource), "metadata": kept, "spec": spec, "status": status})
-}
-
-fn scale_version(resource: &Resource) -> String {
-    let version = resource.subresource("scale").and_then(|s| s.group_version.clone());
-    let (group, version) = version.unwrap_or_else(|| ("autoscaling".into(), "v1".into()));
-    format!("{group}/{version}")
 }
 
 async fn scale(
@@ -193,7 +167,13 @@ pub(crate) async fn create_binding(
         return Err(ApiStatus::bad_request("Name parameter required."));
     }
     let pods = call.registry.find("", "v1", "pods").ok_or_else(ApiStatus::no_resource)?;
-    bind(state, call, pods, name, &binding).await
+    let mut inner = call.inner();
+    inner.info.resource = "pods".into();
+    inner.info.name = name.to_owned();
+    inner.info.subresource = "binding".into();
+    let answer = bind(state, &inner, pods, &inner.info.name, binding).await;
+    inner.warned().into_iter().for_each(|warning| call.warn(warning));
+    answer
 }
 
 /// Places a pod on the node that a Binding names.
@@ -202,8 +182,11 @@ async fn bind(
     call: &Call,
     resource: &Arc<Resource>,
     name: &str,
-    binding: &Value,
+    mut binding: Value,
 ) -> Result<Response<Body>, ApiStatus> {
+    let dry_run = crate::call::dry_run(call, "CreateOptions")?;
+    state.admission.posted(call, resource, &mut binding, dry_run).await?;
+    let binding = &binding;
     let node = str_at(binding, "/target/name").to_owned();
     let kind = str_at(binding, "/target/kind");
     if !["", "Node"].contains(&kind) || node.is_empty() {
@@ -218,7 +201,6 @@ async fn bind(
     }
     let uid = str_at(binding, "/metadata/uid").to_owned();
     let annotations = crate::value::object_at(binding, "/metadata/annotations").cloned();
-    let dry_run = crate::call::dry_run(call, "CreateOptions")?;
     let key = resource.key(&call.info.namespace, name);
     for _ in 0..TRIES {
         let (stored, old) = current(state, resource, &key, name)?;
@@ -249,12 +231,14 @@ async fn eviction(
     resource: &Arc<Resource>,
     body: &[u8],
 ) -> Result<Response<Body>, ApiStatus> {
-    let (eviction, _) = decode_body(call, "Eviction", body)?;
+    let (mut eviction, _) = decode_body(call, "Eviction", body)?;
     let (namespace, name) = (call.info.namespace.as_str(), call.info.name.as_str());
     let named = str_at(&eviction, "/metadata/name");
     if !named.is_empty() && named != name {
         return Err(ApiStatus::bad_request("name in URL does not match name in Eviction object"));
     }
+    let asked = crate::call::dry_run(call, "CreateOptions")?;
+    state.admission.posted(call, resource, &mut eviction, asked).await?;
     let nothing = json!({});
     let options = crate::delete::parse(call, eviction.get("deleteOptions").unwrap_or(&nothing))?;
     let (_, pod) = current(state, resource, &resource.key(namespace, name), name)?;

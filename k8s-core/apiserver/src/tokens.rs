@@ -25,7 +25,7 @@ use crate::{
 const GROUP: &str = "authentication.k8s.io";
 
 /// Answers POST `serviceaccounts/NAME/token` with a signed token.
-pub(crate) fn request(
+pub(crate) async fn request(
     state: &Arc<State>,
     call: &Call,
     resource: &Resource,
@@ -35,6 +35,8 @@ pub(crate) fn request(
     let (namespace, name) = (call.info.namespace.as_str(), call.info.name.as_str());
     let (stored, _) = current(state, resource, &resource.key(namespace, name), name)?;
     check_metadata(&request, namespace, name, &stored)?;
+    let dry_run = crate::call::dry_run(call, "CreateOptions")?;
+    state.admission.posted(call, resource, &mut request, dry_run).await?;
     let seconds = seconds(&request)?;
     let mut audiences: Vec<String> =
         array_at(&request, "/spec/audiences").iter().filter_map(Value::as_str).map(str::to_owned).collect();

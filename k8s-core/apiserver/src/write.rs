@@ -19,7 +19,7 @@ use k8s_store::{Expect, StoreError};
 use serde_json::Value;
 
 use crate::{
-    admission::{Admission, Operation},
+    admission::Admission,
     allocate::Reservation,
     blocking::run_blocking_if,
     body::{decode_body, fit},
@@ -75,17 +75,6 @@ fn check_definition(
     }
 }
 
-/// A write as admission plugins see it.
-fn admission<'a>(
-    call: &'a Call,
-    resource: &'a Resource,
-    object: &'a mut Value,
-    old: Option<&'a Value>,
-) -> Admission<'a> {
-    let operation = Operation::of(old);
-    Admission { operation, user: &call.user, resource, request: &call.info, object, old }
-}
-
 /// Reserves the addresses and ports that an object asks for, for kinds that have them.
 fn reserve(
     state: &State,
@@ -107,6 +96,20 @@ fn recorder<'a>(call: &'a Call, resource: &'a Resource) -> impl Fn(&Arc<State>, 
     }
 }
 
+/// Sets the fields of a new object that only the server sets, and the defaults, in the stored form.
+fn start(resource: &Resource, object: &mut Value) {
+    if resource.has_status
+        && !resource.strategy.created_with_status
+        && let Some(map) = object.as_object_mut()
+    {
+        map.remove("status");
+    }
+    store_form(resource, object);
+    if resource.strategy.generation {
+        set(object, "/metadata/generation", 1.into());
+    }
+}
+
 /// Validates and stores a new object: for create, and for PUT and apply that create. Returns the stored
 /// bytes.
 async fn insert(
@@ -119,16 +122,7 @@ async fn insert(
 ) -> Result<Bytes, ApiStatus> {
     let namespace = call.info.namespace.as_str();
     let prefix = start_metadata(resource, &mut object, namespace, &timestamp(state.clock.now()))?;
-    if resource.has_status
-        && !resource.strategy.created_with_status
-        && let Some(map) = object.as_object_mut()
-    {
-        map.remove("status");
-    }
-    store_form(resource, &mut object);
-    if resource.strategy.generation {
-        set(&mut object, "/metadata/generation", 1.into());
-    }
+    start(resource, &mut object);
     if resource.terminating {
         let why = "create not allowed while custom resource definition is terminating";
         return Err(ApiStatus::of(Reason::MethodNotAllowed, why).about(
@@ -138,7 +132,16 @@ async fn insert(
         ));
     }
     (resource.strategy.created_by)(&call.user, &mut object);
-    state.admission.admit(&mut admission(call, resource, &mut object, None)).await?;
+    let born = ["uid", "creationTimestamp", "namespace"]
+        .map(|field| (field, str_at(&object, &format!("/metadata/{field}")).to_owned()));
+    let mut admission = Admission::new(call, resource, &mut object, None, dry_run);
+    state.admission.admit(&mut admission).await?;
+    if admission.reset {
+        for (field, value) in born.into_iter().filter(|(_, value)| !value.is_empty()) {
+            set(&mut object, &format!("/metadata/{field}"), value.into());
+        }
+        start(resource, &mut object);
+    }
     (resource.strategy.create)(&mut object);
     let mut errors = FieldErrors::default();
     check_metadata(resource, &object, &mut errors);
@@ -150,7 +153,7 @@ async fn insert(
     if !errors.is_empty() {
         return Err(errors.into_status(&resource.group, &resource.kind, str_at(&object, "/metadata/name")));
     }
-    state.admission.validate(&admission(call, resource, &mut object, None)).await?;
+    state.admission.validate(&Admission::new(call, resource, &mut object, None, dry_run)).await?;
     crate::unenforced::warn(state, call, resource, &object, None);
     let mut reserved = reserve(state, resource, &mut object, None)?;
     record(state, &mut object);
@@ -280,6 +283,25 @@ pub(crate) async fn modify(
         let mut errors = FieldErrors::default();
         let now = timestamp(state.clock.now());
         carry_over(resource, &mut new, &old, part);
+        if part.is_empty() {
+            resource.default(&mut new);
+            (resource.strategy.update)(&mut new, &old);
+        }
+        if part == "scale" {
+            resource.default(&mut new);
+            (resource.strategy.update)(&mut new, &old);
+            crate::scale::admit(state, call, resource, &mut new, &old, dry_run).await?;
+        } else {
+            let mut admission = Admission::new(call, resource, &mut new, Some(&old), dry_run);
+            state.admission.admit(&mut admission).await?;
+            if admission.reset {
+                carry_over(resource, &mut new, &old, part);
+                if part.is_empty() {
+                    resource.default(&mut new);
+                    (resource.strategy.update)(&mut new, &old);
+                }
+            }
+        }
         if !part.is_empty() {
             (resource.strategy.view)(&View { part, old: &old, now: &now }, &mut new, &mut errors);
         }
@@ -288,7 +310,6 @@ pub(crate) async fn modify(
         }
         if VIEWS.contains(&part) {
             resource.default(&mut new);
-            count_generation(resource, &mut new, &old);
         }
         if part == "resize" && !same_spec(&new, &old) {
             let mut errors = FieldErrors::default();
@@ -298,10 +319,7 @@ pub(crate) async fn modify(
             );
             return Err(errors.into_status(&resource.group, &resource.kind, name));
         }
-        if part.is_empty() || part == "scale" {
-            resource.default(&mut new);
-            (resource.strategy.update)(&mut new, &old);
-            state.admission.admit(&mut admission(call, resource, &mut new, Some(&old))).await?;
+        if VIEWS.contains(&part) || matches!(part, "" | "scale") {
             count_generation(resource, &mut new, &old);
         }
         check_metadata(resource, &new, &mut errors);
@@ -322,7 +340,12 @@ pub(crate) async fn modify(
         if !errors.is_empty() {
             return Err(errors.into_status(&resource.group, &resource.kind, name));
         }
-        state.admission.validate(&admission(call, resource, &mut new, Some(&old))).await?;
+        if part == "scale" {
+            crate::scale::validate(state, call, resource, &new, &old, dry_run).await?;
+        } else {
+            let admission = Admission::new(call, resource, &mut new, Some(&old), dry_run);
+            state.admission.validate(&admission).await?;
+        }
         if matches!(part, "" | "ephemeralcontainers") {
             crate::unenforced::warn(state, call, resource, &new, Some(&old));
         }

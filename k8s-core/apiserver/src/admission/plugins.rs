@@ -9,47 +9,68 @@ mod service_account;
 
 use std::sync::Arc;
 
-use k8s_core::status::ApiStatus;
+use k8s_core::{clock::Clock, status::ApiStatus};
 use k8s_store::Store;
+use serde_json::Value;
 
-use super::{Admission, Admit, Deletion};
-use crate::auth::Authorization;
+use super::{Admission, Admit, Configuration, Connection, Deletion, Operation};
+use crate::{auth::Authorization, call::Call, resources::Resource, value::default_text};
 
 /// The parts of a server that plugins are made of.
 pub(crate) struct Parts {
     pub(crate) store: Store,
     pub(crate) authorization: Arc<Authorization>,
+    #[allow(dead_code, reason = "plugins that need it are being written")]
+    pub(crate) clock: Clock,
 }
 
 /// A row of the table of built-in plugins.
 struct Plugin {
+    /// Upstream's name.
     name: &'static str,
-    make: fn(&Parts) -> Arc<dyn Admit>,
+    /// True if it is on without being named (`--enable-admission-plugins`).
+    default: bool,
+    /// Makes the plugin from its configuration, which is null if there is none.
+    make: Make,
+}
+
+/// Makes a plugin.
+///
+/// # Errors
+/// The problem with its configuration, which names the field.
+type Make = fn(&Parts, &Value) -> Result<Arc<dyn Admit>, String>;
+
+/// A plugin that is on without being named.
+const fn on(name: &'static str, make: Make) -> Plugin {
+    Plugin { name, default: true, make }
+}
+
+/// A plugin that is off without being named.
+#[allow(dead_code, reason = "the first such plugin is being written")]
+const fn off(name: &'static str, make: Make) -> Plugin {
+    Plugin { name, default: false, make }
 }
 
 /// Plugins before those of a distribution, in upstream's order.
 static PLUGINS: &[Plugin] = &[
-    Plugin {
-        name: "NamespaceLifecycle",
-        make: |parts| Arc::new(namespace_lifecycle::NamespaceLifecycle { store: parts.store.clone() }),
-    },
-    Plugin {
-        name: "ServiceAccount",
-        make: |parts| Arc::new(service_account::ServiceAccount { store: parts.store.clone() }),
-    },
-    Plugin { name: "Priority", make: |parts| Arc::new(priority::Priority { store: parts.store.clone() }) },
-    Plugin {
-        name: "DefaultTolerationSeconds",
-        make: |_| Arc::new(default_toleration_seconds::DefaultTolerationSeconds),
-    },
-    Plugin {
-        name: "DefaultStorageClass",
-        make: |parts| Arc::new(default_storage_class::DefaultStorageClass { store: parts.store.clone() }),
-    },
+    on("NamespaceLifecycle", |parts, _| {
+        Ok(Arc::new(namespace_lifecycle::NamespaceLifecycle { store: parts.store.clone() }))
+    }),
+    on("ServiceAccount", |parts, _| {
+        Ok(Arc::new(service_account::ServiceAccount { store: parts.store.clone() }))
+    }),
+    on("Priority", |parts, _| Ok(Arc::new(priority::Priority { store: parts.store.clone() }))),
+    on("DefaultTolerationSeconds", |_, _| Ok(Arc::new(default_toleration_seconds::DefaultTolerationSeconds))),
+    on("DefaultStorageClass", |parts, _| {
+        Ok(Arc::new(default_storage_class::DefaultStorageClass { store: parts.store.clone() }))
+    }),
 ];
 
+/// Plugins after those of a distribution. They refuse and count objects in their final form, and change none.
+static LAST: &[Plugin] = &[];
+
 /// Names of upstream's plugins, in their order (`AllOrderedPlugins` in pkg/kubeapiserver/options/plugins.go).
-pub(crate) const UPSTREAM: [&str; 41] = [
+const UPSTREAM: [&str; 41] = [
     "AlwaysAdmit",
     "NamespaceAutoProvision",
     "NamespaceLifecycle",
@@ -93,51 +114,181 @@ pub(crate) const UPSTREAM: [&str; 41] = [
     "AlwaysDeny",
 ];
 
-/// Plugins after those of a distribution. Upstream has this check in the storage of its RBAC kinds.
-static LAST: &[Plugin] = &[Plugin {
-    name: "RoleEscalation",
-    make: |parts| Arc::new(role_escalation::RoleEscalation { authorization: parts.authorization.clone() }),
-}];
+/// Returns the names of the plugins that this server has, in their order.
+pub fn plugins() -> impl Iterator<Item = &'static str> {
+    PLUGINS.iter().chain(LAST).map(|plugin| plugin.name)
+}
+
+/// Returns the names of the plugins that are on by default, in their order.
+///
+/// ```
+/// let on: Vec<&str> = k8s_apiserver::admission::default_plugins().collect();
+/// assert_eq!(on[0], "NamespaceLifecycle");
+/// ```
+pub fn default_plugins() -> impl Iterator<Item = &'static str> {
+    PLUGINS.iter().chain(LAST).filter(|plugin| plugin.default).map(|plugin| plugin.name)
+}
+
+/// Admission plugins cannot be made as asked.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+#[non_exhaustive]
+pub enum PluginError {
+    /// No admission plugin has this name. Correct it.
+    #[error("admission plugin {name:?} is unknown")]
+    Unknown {
+        /// The name.
+        name: String,
+    },
+    /// This server has no such plugin. Leave it out.
+    #[error("admission plugin {name:?} cannot be turned on: this server does not have it")]
+    Missing {
+        /// The name.
+        name: String,
+    },
+    /// A plugin is turned on and off. Name it once.
+    #[error("admission plugin {name:?} is turned on and off")]
+    Contradictory {
+        /// The name.
+        name: String,
+    },
+    /// The configuration of a plugin has a wrong value. Correct the field.
+    #[error("configuration of the admission plugin {name}: {problem}")]
+    Configuration {
+        /// Name of the plugin.
+        name: String,
+        /// The field, and its problem.
+        problem: String,
+    },
+}
+
+/// The choice of built-in plugins.
+#[derive(Debug, Default)]
+pub(crate) struct Selection {
+    /// Names of plugins to turn on.
+    pub(crate) on: Vec<String>,
+    /// Names of plugins to turn off.
+    pub(crate) off: Vec<String>,
+    pub(crate) configuration: Configuration,
+}
+
+impl Selection {
+    /// Checks that upstream has every name, and that this server has those to turn on.
+    fn check(&self) -> Result<(), PluginError> {
+        let configured = self.configuration.names();
+        let mut all = self.on.iter().chain(&self.off).map(String::as_str).chain(configured);
+        if let Some(name) = all.find(|name| !UPSTREAM.contains(name)) {
+            return Err(PluginError::Unknown { name: name.to_owned() });
+        }
+        if let Some(name) = self.on.iter().find(|name| !plugins().any(|known| known == **name)) {
+            return Err(PluginError::Missing { name: name.clone() });
+        }
+        match self.on.iter().find(|name| self.off.contains(name)) {
+            Some(name) => Err(PluginError::Contradictory { name: name.clone() }),
+            None => Ok(()),
+        }
+    }
+
+    fn has(&self, plugin: &Plugin) -> bool {
+        let named = |names: &[String]| names.iter().any(|name| name == plugin.name);
+        (plugin.default || named(&self.on)) && !named(&self.off)
+    }
+}
 
 /// All plugins of a server, in their order.
 pub(crate) struct Chain {
     first: Vec<Arc<dyn Admit>>,
     own: Vec<Arc<dyn Admit>>,
     last: Vec<Arc<dyn Admit>>,
+    escalation: role_escalation::RoleEscalation,
 }
 
 impl Chain {
-    /// The built-in plugins but those named in `off`, with those that a distribution adds.
-    pub(crate) fn new(parts: &Parts, own: Vec<Arc<dyn Admit>>, off: &[String]) -> Self {
+    /// The built-in plugins of a selection, with those that a distribution adds.
+    ///
+    /// # Errors
+    /// An unknown name, or a problem with a plugin's configuration.
+    pub(crate) fn new(
+        parts: &Parts,
+        own: Vec<Arc<dyn Admit>>,
+        selection: &Selection,
+    ) -> Result<Self, PluginError> {
+        selection.check()?;
         let make = |plugins: &[Plugin]| {
-            plugins
-                .iter()
-                .filter(|plugin| !off.iter().any(|name| name == plugin.name))
-                .map(|plugin| {
-                    tracing::trace!(plugin = plugin.name, "admission plugin");
-                    (plugin.make)(parts)
-                })
-                .collect()
+            let chosen = plugins.iter().filter(|plugin| selection.has(plugin));
+            let made = chosen.map(|plugin| {
+                let made = (plugin.make)(parts, selection.configuration.of(plugin.name));
+                made.map_err(|problem| PluginError::Configuration { name: plugin.name.to_owned(), problem })
+            });
+            made.collect::<Result<Vec<_>, _>>()
         };
-        Chain { first: make(PLUGINS), own, last: make(LAST) }
+        let escalation = role_escalation::RoleEscalation { authorization: parts.authorization.clone() };
+        Ok(Chain { first: make(PLUGINS)?, own, last: make(LAST)?, escalation })
     }
 
-    /// Lets each plugin change or refuse an object.
+    /// Lets each plugin change or refuse an object. Plugins of a distribution are not asked about updates of
+    /// `scale` ([`own`](Self::own) is).
     ///
     /// # Errors
     /// The first refusal.
     pub(crate) async fn admit(&self, admission: &mut Admission<'_>) -> Result<(), ApiStatus> {
-        for plugin in self.first.iter().chain(&self.own) {
-            plugin.admit(admission).await?;
+        self.round(admission).await?;
+        if std::mem::take(&mut admission.rounds.wanted) {
+            admission.rounds.again = true;
+            self.round(admission).await?;
         }
-        if !self.own.is_empty() {
+        // Upstream has this check in the storage of its RBAC kinds: after everything that changes a role.
+        self.escalation.admit(admission).await
+    }
+
+    async fn round(&self, admission: &mut Admission<'_>) -> Result<(), ApiStatus> {
+        for plugin in &self.first {
+            if handles(plugin, admission) {
+                plugin.admit(admission).await?;
+            }
+        }
+        if admission.request.subresource != "scale" {
+            self.own(admission).await?;
+        }
+        Ok(())
+    }
+
+    /// Lets each plugin of a distribution change or refuse an object.
+    ///
+    /// # Errors
+    /// The first refusal.
+    pub(crate) async fn own(&self, admission: &mut Admission<'_>) -> Result<(), ApiStatus> {
+        for plugin in &self.own {
+            if handles(plugin, admission) {
+                plugin.admit(admission).await?;
+            }
+        }
+        if !self.own.is_empty() && matches!(admission.request.subresource.as_str(), "" | "scale") {
             // Fields that a plugin added have their defaults, too.
             admission.resource.default(admission.object);
         }
-        for plugin in &self.last {
-            plugin.admit(admission).await?;
-        }
         Ok(())
+    }
+
+    /// Lets each plugin change or refuse an object that is posted to a subresource: a Binding, Eviction or
+    /// TokenRequest.
+    ///
+    /// # Errors
+    /// The first refusal.
+    pub(crate) async fn posted(
+        &self,
+        call: &Call,
+        resource: &Resource,
+        object: &mut Value,
+        dry_run: bool,
+    ) -> Result<(), ApiStatus> {
+        if let Some(part) = resource.subresource(&call.info.subresource) {
+            let version = part.group_version.as_ref().map(|(group, version)| format!("{group}/{version}"));
+            default_text(object, "kind", &part.kind);
+            default_text(object, "apiVersion", version.as_deref().unwrap_or(&resource.api_version()));
+        }
+        let mut admission = Admission::new(call, resource, object, None, dry_run);
+        self.admit(&mut admission).await?;
+        self.validate(&admission).await
     }
 
     /// Lets each plugin refuse an object in its final form.
@@ -145,7 +296,7 @@ impl Chain {
     /// # Errors
     /// The first refusal.
     pub(crate) async fn validate(&self, admission: &Admission<'_>) -> Result<(), ApiStatus> {
-        for plugin in self.all() {
+        for plugin in self.all(admission.operation, admission.resource, &admission.request.subresource) {
             plugin.validate(admission).await?;
         }
         Ok(())
@@ -156,15 +307,38 @@ impl Chain {
     /// # Errors
     /// The first refusal.
     pub(crate) async fn delete(&self, deletion: &Deletion<'_>) -> Result<(), ApiStatus> {
-        for plugin in self.all() {
+        for plugin in self.all(Operation::Delete, deletion.resource, "") {
             plugin.delete(deletion).await?;
         }
         Ok(())
     }
 
-    fn all(&self) -> impl Iterator<Item = &Arc<dyn Admit>> {
-        self.first.iter().chain(&self.own).chain(&self.last)
+    /// Lets each plugin refuse a connection.
+    ///
+    /// # Errors
+    /// The first refusal.
+    pub(crate) async fn connect(&self, connection: &Connection<'_>) -> Result<(), ApiStatus> {
+        let part = &connection.request.subresource;
+        for plugin in self.all(Operation::Connect, connection.resource, part) {
+            plugin.connect(connection).await?;
+        }
+        Ok(())
     }
+
+    fn all<'a>(
+        &'a self,
+        operation: Operation,
+        resource: &'a Resource,
+        part: &'a str,
+    ) -> impl Iterator<Item = &'a Arc<dyn Admit>> {
+        let all = self.first.iter().chain(&self.own).chain(&self.last);
+        all.filter(move |plugin| plugin.handles(operation, resource, part))
+    }
+}
+
+/// Returns true if a write is of interest to a plugin.
+fn handles(plugin: &Arc<dyn Admit>, admission: &Admission<'_>) -> bool {
+    plugin.handles(admission.operation, admission.resource, &admission.request.subresource)
 }
 
 #[cfg(test)]
@@ -174,7 +348,7 @@ mod tests {
     #[test]
     fn plugins_have_upstreams_names_and_order() {
         let places: Vec<usize> =
-            PLUGINS.iter().map(|p| UPSTREAM.iter().position(|name| *name == p.name).expect(p.name)).collect();
+            plugins().map(|p| UPSTREAM.iter().position(|name| *name == p).expect(p)).collect();
         assert!(places.is_sorted_by(|a, b| a < b), "{places:?}");
     }
 }

@@ -8,9 +8,9 @@ use k8s_schema::patch;
 use serde_json::Value;
 
 use super::{Admission, Admit, Operation};
-use crate::user::User;
+use crate::{resources::Resource, user::User};
 
-/// A write of a `K` under admission.
+/// A create or update of a `K` under admission, or a change of its scale. Other subresources are not seen.
 ///
 /// ```
 /// use k8s_apiserver::admission::Request;
@@ -93,11 +93,14 @@ where
     K: Object,
     V: Verdict,
 {
+    fn handles(&self, operation: Operation, resource: &Resource, subresource: &str) -> bool {
+        matches!(operation, Operation::Create | Operation::Update)
+            && matches!(subresource, "" | "scale")
+            && resource.kind == K::KIND
+            && resource.storage_version == K::API_VERSION
+    }
+
     async fn admit(&self, admission: &mut Admission<'_>) -> Result<(), ApiStatus> {
-        let resource = admission.resource;
-        if resource.kind != K::KIND || resource.storage_version != K::API_VERSION {
-            return Ok(());
-        }
         let typed = |object: &Value| K::deserialize(object).map_err(ApiStatus::internal);
         let object = typed(admission.object)?;
         let before = serde_json::to_value(&object).map_err(ApiStatus::internal)?;

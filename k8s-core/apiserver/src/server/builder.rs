@@ -12,7 +12,7 @@ use k8s_store::Store;
 
 use super::{ApiServer, BuildError};
 use crate::{
-    admission::{Admit, Chain, IntoAdmit, Parts, UPSTREAM},
+    admission::{Admit, Chain, Configuration, IntoAdmit, Parts, Selection},
     aggregate::Aggregator,
     allocate::ServiceAllocator,
     apiservices::ApiServices,
@@ -41,7 +41,7 @@ pub struct Builder {
     pod_range: Option<Ipv4Net>,
     node_ports: (u16, u16),
     admission: Vec<Arc<dyn Admit>>,
-    plugins_off: Vec<String>,
+    plugins: Selection,
     authenticators: Authenticators,
     authorizers: Vec<Arc<dyn Authorize>>,
     flow: Vec<Arc<dyn FlowControl>>,
@@ -73,7 +73,7 @@ impl Builder {
             pod_range: None,
             node_ports: (30000, 32767),
             admission: Vec::new(),
-            plugins_off: Vec::new(),
+            plugins: Selection::default(),
             authenticators: Authenticators::default(),
             authorizers: Vec::new(),
             flow: Vec::new(),
@@ -160,6 +160,19 @@ impl Builder {
         self.admission.push(admit);
         self
     }
+    /// Turns built-in admission plugins on that are off by default, by upstream's names
+    /// (`--enable-admission-plugins`). [`plugins`](crate::admission::plugins) lists those of this server.
+    #[must_use]
+    pub fn with_plugins<N: Into<String>>(mut self, names: impl IntoIterator<Item = N>) -> Self {
+        self.plugins.on.extend(names.into_iter().map(Into::into));
+        self
+    }
+    /// Configuration of built-in admission plugins (`--admission-control-config-file`). Default: none.
+    #[must_use]
+    pub fn plugin_configuration(mut self, configuration: Configuration) -> Self {
+        self.plugins.configuration = configuration;
+        self
+    }
     /// Turns built-in admission plugins off by upstream's names (`--disable-admission-plugins`). Turning off
     /// one that this server does not have changes nothing. Default: none.
     ///
@@ -181,7 +194,7 @@ impl Builder {
     /// ```
     #[must_use]
     pub fn without_plugins<N: Into<String>>(mut self, names: impl IntoIterator<Item = N>) -> Self {
-        self.plugins_off.extend(names.into_iter().map(Into::into));
+        self.plugins.off.extend(names.into_iter().map(Into::into));
         self
     }
     /// Serves the custom resource of a Rust type, without a definition in the store.
@@ -298,8 +311,8 @@ impl Builder {
     /// `kubernetes` Service is created by the `hyperkube` crate.
     ///
     /// # Errors
-    /// If `service_account_key` is not a PKCS#8 P-256 key, a type's definition is invalid, or the store
-    /// cannot be written.
+    /// If `service_account_key` is not a PKCS#8 P-256 key, a type's definition or an admission plugin's name
+    /// or configuration is invalid, or the store cannot be written.
     pub fn build(self) -> BoxFuture<'static, Result<ApiServer, BuildError>> {
         // Boxed: callers' crates need not compile it again.
         Box::pin(self.assemble())
@@ -313,11 +326,12 @@ impl Builder {
         let services = ServiceAllocator::new(self.service_range, self.node_ports);
         let authorization =
             Arc::new(Authorization::new(self.store.clone(), self.authorizers, &self.authorization));
-        let parts = Parts { store: self.store.clone(), authorization: authorization.clone() };
-        if let Some(name) = self.plugins_off.iter().find(|name| !UPSTREAM.contains(&name.as_str())) {
-            return Err(BuildError::UnknownPlugin { name: name.clone() });
-        }
-        let admission = Chain::new(&parts, self.admission, &self.plugins_off);
+        let parts = Parts {
+            store: self.store.clone(),
+            authorization: authorization.clone(),
+            clock: self.clock.clone(),
+        };
+        let admission = Chain::new(&parts, self.admission, &self.plugins)?;
         let server = ApiServer {
             state: Arc::new(State {
                 store: self.store,

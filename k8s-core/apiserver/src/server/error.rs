@@ -1,6 +1,6 @@
 //! Errors of building a server.
 
-use crate::auth::tokens::KeyError;
+use crate::{admission::PluginError, auth::tokens::KeyError};
 
 /// An [`ApiServer`](crate::ApiServer) cannot be built.
 #[derive(Debug, thiserror::Error)]
@@ -25,13 +25,18 @@ pub enum BuildError {
         /// The built-in resource.
         resource: String,
     },
-    /// No admission plugin has this name. Correct it.
-    #[error("admission plugin {name:?} is unknown")]
-    UnknownPlugin {
-        /// The name.
-        name: String,
-    },
+    /// The admission plugins cannot be made as asked. Correct the name or configuration.
+    #[error(transparent)]
+    Plugin(#[from] PluginError),
     /// The bootstrap objects (namespaces, roles, priority classes) cannot be written.
     #[error("write the bootstrap objects: {0}")]
     Bootstrap(#[source] k8s_core::client::Error),
+}
+
+impl BuildError {
+    /// Returns true if a setting has a wrong value; another start does not help.
+    #[must_use]
+    pub fn is_invalid(&self) -> bool {
+        matches!(self, BuildError::Plugin(_))
+    }
 }

@@ -1,5 +1,6 @@
 //! Subresources forwarded to a kubelet or pod: `log`, `exec`, `attach`, `portforward`, `proxy`.
 
+mod connect_options;
 mod log_options;
 mod target;
 
@@ -16,6 +17,7 @@ use serde_json::Value;
 use tokio::net::TcpStream;
 
 use crate::{
+    admission::Connection,
     call::Call,
     proxy::{GlobalOnly, NotAllowed, exchange, forwarded},
     request::RequestInfo,
@@ -38,6 +40,16 @@ pub(crate) async fn handle(
     request: &mut Request<Body>,
 ) -> Result<Response<Body>, ApiStatus> {
     let info = &call.info;
+    if info.subresource != "log" && info.subresource != "proxy" {
+        // A WebSocket begins with a GET: a user who may only read must not run commands.
+        state.authorization.may_create(&call.user, &call.info).await?;
+    }
+    if info.subresource != "log" {
+        let options = connect_options::of(resource, info, k8s_core::client::LongQuery::of(request));
+        let (user, request) = (&call.user, &call.info);
+        let connection = Connection { user, resource, request, options: &options, call };
+        state.admission.connect(&connection).await?;
+    }
     if info.subresource == "proxy" {
         if let Some(redirect) = to_root(info, request) {
             return Ok(redirect);
@@ -57,10 +69,6 @@ pub(crate) async fn handle(
             },
         };
         return to_address(call, &target, request).await;
-    }
-    if info.subresource != "log" {
-        // A WebSocket begins with a GET: a user who may only read must not run commands.
-        state.authorization.may_create(&call.user, &call.info).await?;
     }
     let (_, pod) = current(state, resource, &resource.key(&info.namespace, &info.name), &info.name)?;
     to_pod(state, call, &pod, request).await

@@ -5,7 +5,7 @@ use std::sync::{Arc, Mutex};
 use async_trait::async_trait;
 use k8s_apiserver::{
     ApiServer, User,
-    admission::{Admission, Admit, Deletion},
+    admission::{Admission, Admit, Connection, Deletion},
     auth::rbac::Attributes,
     request::RequestInfo,
     stages::{Audit, Audited, Authenticate, Authorize, Credentials, Decision, FlowControl, Ticket},
@@ -219,4 +219,89 @@ async fn a_plugin_refuses_deletions() {
     assert_eq!(call("DELETE", "default/configmaps", "").await.0, 403, "each object of a collection");
     assert_eq!(call("GET", "default/configmaps/kept", "").await.0, 200);
     assert_eq!(call("DELETE", "kube-system", "").await.0, 403, "NamespaceLifecycle");
+}
+
+#[tokio::test]
+async fn plugins_are_chosen_by_name() {
+    let error = async |on: &[&str], off: &[&str]| {
+        let builder = ApiServer::builder(Store::memory());
+        let builder = builder.with_plugins(on.iter().copied()).without_plugins(off.iter().copied());
+        builder.build().await.map_err(|e| e.to_string()).err()
+    };
+    assert_eq!(error(&["Priority"], &["AlwaysPullImages"]).await, None);
+    assert_eq!(error(&["Nonsense"], &[]).await.unwrap(), "admission plugin \"Nonsense\" is unknown");
+    let missing = error(&["NamespaceAutoProvision"], &[]).await.unwrap();
+    assert!(missing.contains("this server does not have it"), "{missing}");
+    let both = error(&["Priority"], &["Priority"]).await.unwrap();
+    assert_eq!(both, "admission plugin \"Priority\" is turned on and off");
+}
+
+/// Notes each request that it is asked about.
+#[derive(Clone, Default)]
+struct Notes(Arc<Mutex<Vec<String>>>);
+impl Notes {
+    fn add(&self, text: String) {
+        self.0.lock().unwrap().push(text);
+    }
+}
+#[async_trait]
+impl Admit for Notes {
+    async fn admit(&self, admission: &mut Admission<'_>) -> Result<(), ApiStatus> {
+        let (kind, part) = (admission.object["kind"].as_str().unwrap_or("?"), &admission.request.subresource);
+        self.add(format!("{:?} {kind} {}/{part}", admission.operation, admission.name()));
+        Ok(())
+    }
+    async fn delete(&self, deletion: &Deletion<'_>) -> Result<(), ApiStatus> {
+        let kind = deletion.object()?["kind"].as_str().unwrap_or("?").to_owned();
+        self.add(format!("Delete {kind} {}", deletion.name));
+        Ok(())
+    }
+    async fn connect(&self, connection: &Connection<'_>) -> Result<(), ApiStatus> {
+        self.add(format!("Connect {} {}", connection.options["kind"], connection.options["command"]));
+        Err(ApiStatus::forbidden("", "pods", "p", "no commands here"))
+    }
+}
+
+#[tokio::test]
+async fn plugins_see_subresources_deletions_and_connections() {
+    let notes = Notes::default();
+    let server = ApiServer::builder(Store::memory())
+        .without_plugins(["ServiceAccount"])
+        .admit(notes.clone())
+        .build()
+        .await
+        .unwrap()
+        .service_as(User::admin());
+    notes.0.lock().unwrap().clear();
+    let call = async |method: &str, path: &str, body: serde_json::Value| {
+        let request =
+            http::Request::builder().method(method).uri(format!("/api/v1/namespaces/default/{path}"));
+        let request = request.header("content-type", "application/json").body(body.to_string().into_bytes());
+        ask(&server, request.unwrap()).await.status.as_u16()
+    };
+    let pod = json!({"metadata": {"name": "p"}, "spec": {"containers": [{"name": "c", "image": "i"}]}});
+    assert_eq!(call("POST", "pods", pod).await, 201);
+    let target = json!({"target": {"name": "n"}});
+    assert_eq!(call("POST", "pods/p/binding", target.clone()).await, 201);
+    let status = json!({"metadata": {"name": "p"}, "status": {"phase": "Running"}});
+    assert_eq!(call("PUT", "pods/p/status", status).await, 200);
+    assert_eq!(call("POST", "pods/p/exec?command=rm&command=-r", json!({})).await, 403);
+    assert_eq!(call("POST", "pods/p/eviction", json!({"metadata": {"name": "p"}})).await, 201);
+    let controller = json!({"metadata": {"name": "r"}, "spec": {"replicas": 1, "selector": {"a": "b"},
+        "template": {"metadata": {"labels": {"a": "b"}}, "spec": {"containers": [{"name": "c", "image": "i"}]}}}});
+    assert_eq!(call("POST", "replicationcontrollers", controller).await, 201);
+    let scale = json!({"metadata": {"name": "r"}, "spec": {"replicas": 2}});
+    assert_eq!(call("PUT", "replicationcontrollers/r/scale", scale).await, 200);
+    let seen = notes.0.lock().unwrap().clone();
+    let expected = [
+        "Create Pod p/",
+        "Create Binding p/binding",
+        "Update Pod p/status",
+        "Connect \"PodExecOptions\" [\"rm\",\"-r\"]",
+        "Create Eviction p/eviction",
+        "Delete Pod p",
+        "Create ReplicationController r/",
+        "Update ReplicationController r/scale",
+    ];
+    assert_eq!(seen, expected);
 }

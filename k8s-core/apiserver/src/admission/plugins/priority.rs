@@ -19,14 +19,18 @@ pub(super) struct Priority {
 #[async_trait]
 impl Admit for Priority {
     async fn admit(&self, admission: &mut Admission<'_>) -> Result<(), ApiStatus> {
-        if admission.creates("pods") {
-            priority(&self.store, admission.object)?;
+        if admission.creates("pods")
+            && let Err(why) = priority(&self.store, admission.object)
+        {
+            return Err(admission.forbidden(&why));
         }
         Ok(())
     }
 }
 
-fn priority(store: &Store, pod: &mut Value) -> Result<(), ApiStatus> {
+/// # Errors
+/// The name of the class that does not exist.
+fn priority(store: &Store, pod: &mut Value) -> Result<(), String> {
     let class = str_at(pod, "/spec/priorityClassName").to_owned();
     let found = |name: &str| -> Option<Value> {
         let stored = store.get("priorityclasses.scheduling.k8s.io", name)?;
@@ -43,8 +47,7 @@ fn priority(store: &Store, pod: &mut Value) -> Result<(), ApiStatus> {
     } else {
         let found = found(&class);
         if found.is_none() {
-            let why = format!("no PriorityClass with name {class} was found");
-            return Err(ApiStatus::forbidden("", "pods", str_at(pod, "/metadata/name"), &why));
+            return Err(format!("no PriorityClass with name {class} was found"));
         }
         found
     };

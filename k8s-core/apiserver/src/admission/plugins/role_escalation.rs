@@ -88,7 +88,7 @@ async fn check(authorization: &Authorization, admission: &Admission<'_>) -> Resu
 }
 
 /// Returns true if an update changes only finalizers and owner references, as garbage collection does.
-fn changes_only_collection(new: &Value, old: &Value) -> bool {
+pub(super) fn changes_only_collection(new: &Value, old: &Value) -> bool {
     let rest = |object: &Value| {
         let mut object = object.clone();
         if let Some(metadata) = object.get_mut("metadata").and_then(Value::as_object_mut) {
