@@ -1,8 +1,10 @@
 //! Built-in admission plugins, in upstream's order and with upstream's names.
 
+mod certificates;
 mod default_storage_class;
 mod default_toleration_seconds;
 mod namespace_lifecycle;
+mod node_restriction;
 mod priority;
 mod role_escalation;
 mod service_account;
@@ -59,11 +61,23 @@ static PLUGINS: &[Plugin] = &[
     on("ServiceAccount", |parts, _| {
         Ok(Arc::new(service_account::ServiceAccount { store: parts.store.clone() }))
     }),
+    on("NodeRestriction", |parts, _| {
+        Ok(Arc::new(node_restriction::NodeRestriction {
+            store: parts.store.clone(),
+            authorization: parts.authorization.clone(),
+        }))
+    }),
     on("Priority", |parts, _| Ok(Arc::new(priority::Priority { store: parts.store.clone() }))),
     on("DefaultTolerationSeconds", |_, _| Ok(Arc::new(default_toleration_seconds::DefaultTolerationSeconds))),
     on("DefaultStorageClass", |parts, _| {
         Ok(Arc::new(default_storage_class::DefaultStorageClass { store: parts.store.clone() }))
     }),
+    on("CertificateApproval", |parts, _| Ok(Arc::new(certificates::Approval(parts.authorization.clone())))),
+    on("CertificateSigning", |parts, _| Ok(Arc::new(certificates::Signing(parts.authorization.clone())))),
+    on("ClusterTrustBundleAttest", |parts, _| {
+        Ok(Arc::new(certificates::Attest(parts.authorization.clone())))
+    }),
+    on("CertificateSubjectRestriction", |_, _| Ok(Arc::new(certificates::SubjectRestriction))),
 ];
 
 /// Plugins after those of a distribution. They refuse and count objects in their final form, and change none.

@@ -119,12 +119,13 @@ impl Authenticator {
     }
 }
 
-/// Returns the certificate subject's common name as user and its organizations as groups.
+/// Returns the certificate subject's common name as user and its organizations as groups. Of several common
+/// names the last counts, as upstream and as for those who approve and sign.
 #[cfg(feature = "tls")]
 fn certificate_user(der: &[u8]) -> Option<User> {
     let (_, certificate) = x509_parser::parse_x509_certificate(der).ok()?;
     let subject = certificate.subject();
-    let name = subject.iter_common_name().next()?.as_str().ok()?.to_owned();
+    let name = subject.iter_common_name().last()?.as_str().ok().filter(|name| !name.is_empty())?.to_owned();
     let groups: Vec<&str> = subject.iter_organization().filter_map(|o| o.as_str().ok()).collect();
     Some(User::new(&name, &groups))
 }

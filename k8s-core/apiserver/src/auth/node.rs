@@ -11,7 +11,8 @@ mod graph;
 
 use k8s_store::Store;
 
-use self::graph::{Graph, Kind};
+use self::graph::Graph;
+pub(crate) use self::graph::{Kind, references};
 use super::{default_roles, rbac::Rule};
 use crate::{request::Attributes, stages::Decision, user::User};
 

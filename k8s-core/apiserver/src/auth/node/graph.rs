@@ -16,7 +16,7 @@ use crate::value::{array_at, object_at, str_at};
 
 /// Kinds of objects that are divided among nodes.
 #[derive(Clone, Copy, Debug, Eq, Hash, PartialEq)]
-pub(super) enum Kind {
+pub(crate) enum Kind {
     Secret,
     ConfigMap,
     Claim,
@@ -172,7 +172,11 @@ impl Index {
             return;
         }
         let within = |(kind, name): (Kind, String)| (kind, format!("{namespace}/{name}").into());
-        let refers_to: Vec<(Kind, Key)> = references(pod).into_iter().map(within).collect();
+        // A mirror pod, which a node made itself, gives it nothing.
+        let mirrors = object_at(pod, "/metadata/annotations")
+            .is_some_and(|annotations| annotations.contains_key("kubernetes.io/config.mirror"));
+        let found = if mirrors { Vec::new() } else { references(pod) };
+        let refers_to: Vec<(Kind, Key)> = found.into_iter().map(within).collect();
         for reference in &refers_to {
             let nodes = self.users.entry(reference.clone()).or_default();
             *nodes.entry(node.clone()).or_default() += 1;
@@ -273,14 +277,9 @@ const VOLUME_SECRETS: [&str; 10] = [
     "/csi/nodePublishSecretRef/name",
 ];
 
-/// Returns the objects in its own namespace that a pod refers to. A mirror pod, which a node made itself,
-/// gives it nothing.
-fn references(pod: &Value) -> Vec<(Kind, String)> {
+/// Returns the objects in its own namespace that a pod refers to.
+pub(crate) fn references(pod: &Value) -> Vec<(Kind, String)> {
     let mut all: Vec<(Kind, String)> = Vec::new();
-    if object_at(pod, "/metadata/annotations").is_some_and(|a| a.contains_key("kubernetes.io/config.mirror"))
-    {
-        return all;
-    }
     let mut add = |kind: Kind, name: &str| {
         if !name.is_empty() && !all.iter().any(|(k, n)| *k == kind && n == name) {
             all.push((kind, name.to_owned()));
