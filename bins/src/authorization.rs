@@ -1,22 +1,50 @@
 //! Flags of authorization, with upstream's names.
 
-use std::path::{Path, PathBuf};
+mod configuration;
+
+use std::{
+    path::{Path, PathBuf},
+    time::Duration,
+};
 
 use clap::{Args, Command, FromArgMatches};
-use k8s_apiserver::auth::{AuthorizationMode, abac::Policies};
+use k8s_apiserver::auth::{
+    AuthorizationMode,
+    abac::Policies,
+    webhook::{WebhookAuthorizer, WebhookSettings},
+};
+use k8s_core::client::{Client, Kubeconfig, Remote};
 
 use crate::error::ClusterError;
+
+/// The modes that are on unless others are named.
+const DEFAULT: &str = "Node,RBAC";
 
 /// The authorizers of an API server, and their files.
 #[derive(Clone, Debug, Args)]
 pub(crate) struct AuthorizationFlags {
-    /// Authorizers, asked in this order: Node, RBAC, ABAC, AlwaysAllow, AlwaysDeny. The first that allows or
-    /// denies a request decides; a request that none allows is refused.
-    #[arg(long, value_delimiter = ',', default_value = "Node,RBAC")]
+    /// Authorizers, asked in this order: Node, RBAC, ABAC, Webhook, AlwaysAllow, AlwaysDeny. The first that
+    /// allows or denies a request decides; a request that none allows is refused.
+    #[arg(long, value_delimiter = ',', default_value = DEFAULT)]
     authorization_mode: Vec<String>,
     /// Policies of the mode ABAC: a file with one `Policy` of abac.authorization.kubernetes.io/v1beta1 a line.
     #[arg(long)]
     authorization_policy_file: Option<PathBuf>,
+    /// Kubeconfig of the mode Webhook: URL of the webhook, its CA, and the client's credentials.
+    #[arg(long)]
+    authorization_webhook_config_file: Option<PathBuf>,
+    /// Time for which answers of the webhook that allow are kept.
+    #[arg(long, default_value = "5m", value_parser = crate::duration::parse)]
+    authorization_webhook_cache_authorized_ttl: Duration,
+    /// Time for which other answers of the webhook are kept.
+    #[arg(long, default_value = "30s", value_parser = crate::duration::parse)]
+    authorization_webhook_cache_unauthorized_ttl: Duration,
+    /// Version of the SubjectAccessReviews that are sent to the webhook: v1 or v1beta1.
+    #[arg(long, default_value = "v1beta1")]
+    authorization_webhook_version: String,
+    /// File with an AuthorizationConfiguration, in place of `--authorization-mode` and the flags of the webhook.
+    #[arg(long)]
+    authorization_config: Option<PathBuf>,
 }
 
 impl Default for AuthorizationFlags {
@@ -42,6 +70,21 @@ impl AuthorizationFlags {
     /// # Errors
     /// [`ClusterError::Invalid`] with the flag.
     pub(crate) fn modes(&self) -> Result<Vec<AuthorizationMode>, ClusterError> {
+        let named = |mode: &str| self.authorization_mode.iter().any(|name| name == mode);
+        let webhook = "--authorization-webhook-config-file";
+        if let Some(file) = &self.authorization_config {
+            let flag = "--authorization-config";
+            if self.authorization_mode.join(",") != DEFAULT
+                || self.authorization_webhook_config_file.is_some()
+            {
+                return Err(invalid(
+                    flag,
+                    "cannot be combined with --authorization-mode or the webhook's flags",
+                ));
+            }
+            let modes = configuration::parse(&read(flag, file)?, self);
+            return modes.map_err(|why| invalid(flag, format!("{}: {why}", file.display())));
+        }
         let flag = "--authorization-mode";
         let mut modes = Vec::new();
         for (at, name) in self.authorization_mode.iter().enumerate() {
@@ -49,24 +92,38 @@ impl AuthorizationFlags {
                 return Err(invalid(flag, format!("{name} is given more than once")));
             }
             modes.push(match name.as_str() {
-                "Node" => AuthorizationMode::Node,
-                "RBAC" => AuthorizationMode::Rbac,
-                "ABAC" => AuthorizationMode::Abac(self.policies()?),
-                "AlwaysAllow" => AuthorizationMode::AlwaysAllow,
-                "AlwaysDeny" => AuthorizationMode::AlwaysDeny,
-                other => {
-                    let known = "Node, RBAC, ABAC, AlwaysAllow and AlwaysDeny";
-                    return Err(invalid(flag, format!("{other:?} is no mode: {known} are")));
-                }
+                "Webhook" => self.webhook()?,
+                name => self.mode(name)?,
             });
         }
         if modes.is_empty() {
             return Err(invalid(flag, "at least one mode is needed, such as Node,RBAC"));
         }
-        if self.authorization_policy_file.is_some() && !self.authorization_mode.iter().any(|m| m == "ABAC") {
+        if self.authorization_policy_file.is_some() && !named("ABAC") {
             return Err(invalid("--authorization-policy-file", "add ABAC to --authorization-mode"));
         }
+        if self.authorization_webhook_config_file.is_some() && !named("Webhook") {
+            return Err(invalid(webhook, "add Webhook to --authorization-mode"));
+        }
         Ok(modes)
+    }
+
+    /// Returns an authorizer that is no webhook.
+    ///
+    /// # Errors
+    /// [`ClusterError::Invalid`] with the flag.
+    fn mode(&self, name: &str) -> Result<AuthorizationMode, ClusterError> {
+        match name {
+            "Node" => Ok(AuthorizationMode::Node),
+            "RBAC" => Ok(AuthorizationMode::Rbac),
+            "ABAC" => Ok(AuthorizationMode::Abac(self.policies()?)),
+            "AlwaysAllow" => Ok(AuthorizationMode::AlwaysAllow),
+            "AlwaysDeny" => Ok(AuthorizationMode::AlwaysDeny),
+            other => {
+                let known = "Node, RBAC, ABAC, Webhook, AlwaysAllow and AlwaysDeny";
+                Err(invalid("--authorization-mode", format!("{other:?} is no mode: {known} are")))
+            }
+        }
     }
 
     fn policies(&self) -> Result<Policies, ClusterError> {
@@ -76,32 +133,35 @@ impl AuthorizationFlags {
         let text = read(flag, file)?;
         Policies::parse(&text).map_err(|e| invalid(flag, format!("{}: {e}", file.display())))
     }
+
+    fn webhook(&self) -> Result<AuthorizationMode, ClusterError> {
+        let flag = "--authorization-webhook-config-file";
+        let file = self.authorization_webhook_config_file.as_deref();
+        let file = file.ok_or_else(|| invalid(flag, "the mode Webhook needs a kubeconfig"))?;
+        let version = configuration::version(&self.authorization_webhook_version);
+        let settings = WebhookSettings {
+            authorized_ttl: self.authorization_webhook_cache_authorized_ttl,
+            unauthorized_ttl: self.authorization_webhook_cache_unauthorized_ttl,
+            version: version.map_err(|why| invalid("--authorization-webhook-version", why))?,
+            ..WebhookSettings::default()
+        };
+        webhook(file, settings).map_err(|why| invalid(flag, why))
+    }
+}
+
+/// Returns the authorizer that posts to the URL of a kubeconfig.
+///
+/// # Errors
+/// The kubeconfig or a match condition cannot be used.
+fn webhook(kubeconfig: &Path, settings: WebhookSettings) -> Result<AuthorizationMode, String> {
+    let unusable = |e: &dyn std::fmt::Display| format!("{}: {e}", kubeconfig.display());
+    let config = Kubeconfig::read(kubeconfig).map_err(|e| unusable(&e))?;
+    let remote = config.remote(None).map_err(|e| unusable(&e))?;
+    let url: http::Uri = remote.server.parse().map_err(|e| unusable(&e))?;
+    let path = url.path_and_query().map_or("/", http::uri::PathAndQuery::as_str).to_owned();
+    let client = Client::new(Remote::new(&remote).map_err(|e| unusable(&e))?).named("kube-apiserver");
+    WebhookAuthorizer::new(client, &path, settings).map(AuthorizationMode::Webhook).map_err(|e| e.to_string())
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-
-    fn modes(args: &[&str]) -> Result<String, String> {
-        let command = AuthorizationFlags::augment_args(Command::new("x").no_binary_name(true));
-        let flags = AuthorizationFlags::from_arg_matches(&command.get_matches_from(args)).unwrap();
-        flags.modes().map(|modes| format!("{modes:?}")).map_err(|e| e.to_string())
-    }
-
-    #[test]
-    fn modes_keep_their_order_and_wrong_ones_are_named() {
-        assert_eq!(modes(&[]).unwrap(), "[Node, Rbac]");
-        assert_eq!(modes(&["--authorization-mode=RBAC,Node"]).unwrap(), "[Rbac, Node]");
-        assert_eq!(modes(&["--authorization-mode", "AlwaysDeny"]).unwrap(), "[AlwaysDeny]");
-        let error = |args: &[&str]| modes(args).unwrap_err();
-        assert!(error(&["--authorization-mode=Rbac"]).contains("\"Rbac\" is no mode"));
-        assert!(error(&["--authorization-mode=RBAC,RBAC"]).contains("more than once"));
-        assert!(error(&["--authorization-mode=ABAC"]).contains("needs a policy file"));
-        assert!(error(&["--authorization-policy-file=/x"]).contains("add ABAC"));
-        let directory = tempfile::tempdir().unwrap();
-        let file = directory.path().join("policies");
-        std::fs::write(&file, "\n{}\n").unwrap();
-        let flag = format!("--authorization-policy-file={}", file.display());
-        assert!(error(&["--authorization-mode=ABAC", &flag]).contains("line 2"));
-    }
-}
+mod tests;

@@ -9,6 +9,7 @@ pub(crate) mod node;
 pub mod rbac;
 mod signature;
 pub mod tokens;
+pub mod webhook;
 
 pub use crate::request::PeerCertificate;
 pub use authenticate::{Authenticator, TokenFileError};
@@ -26,6 +27,8 @@ pub enum AuthorizationMode {
     Rbac,
     /// Attribute-based access control, with the lines of a policy file.
     Abac(abac::Policies),
+    /// Another server decides, asked by SubjectAccessReviews.
+    Webhook(webhook::WebhookAuthorizer),
     /// Every authenticated request is allowed.
     AlwaysAllow,
     /// Nothing is allowed.

@@ -12,6 +12,7 @@ use super::{
     abac::Policies,
     node::NodeAuthorizer,
     rbac::{Rbac, Rule, aggregate, is_master},
+    webhook::WebhookAuthorizer,
 };
 use crate::{
     request::{Attributes, RequestInfo},
@@ -28,6 +29,7 @@ enum Authorizer {
     Node(NodeAuthorizer),
     Rbac,
     Abac(Policies),
+    Webhook(WebhookAuthorizer),
     AlwaysAllow,
     AlwaysDeny,
 }
@@ -79,6 +81,7 @@ impl Authorization {
             AuthorizationMode::Node => Authorizer::Node(NodeAuthorizer::new(store.clone())),
             AuthorizationMode::Rbac => Authorizer::Rbac,
             AuthorizationMode::Abac(policies) => Authorizer::Abac(policies.clone()),
+            AuthorizationMode::Webhook(webhook) => Authorizer::Webhook(webhook.clone()),
             AuthorizationMode::AlwaysAllow => Authorizer::AlwaysAllow,
             AuthorizationMode::AlwaysDeny => Authorizer::AlwaysDeny,
         };
@@ -109,6 +112,10 @@ impl Authorization {
             },
             Authorizer::Abac(policies) if policies.allow(user, a) => Answer::new(Decision::Allow, ""),
             Authorizer::Abac(_) => Answer::new(Decision::NoOpinion, "No policy matched."),
+            Authorizer::Webhook(webhook) => {
+                let answer = webhook.decide(user, a).await;
+                Answer { decision: answer.decision, reason: answer.reason.into(), error: answer.error }
+            }
             Authorizer::AlwaysAllow => Answer::new(Decision::Allow, ""),
             Authorizer::AlwaysDeny => Answer::new(Decision::NoOpinion, "Everything is forbidden."),
         }
@@ -148,6 +155,10 @@ impl Authorization {
                     errors.extend(problems);
                 }
                 Authorizer::Abac(policies) => all.rules.extend(policies.rules(user, namespace)),
+                Authorizer::Webhook(_) => {
+                    all.incomplete = true;
+                    errors.push("webhook authorizer does not support user rule resolution".to_owned());
+                }
                 Authorizer::AlwaysAllow => all.rules.push(Rule::everything()),
                 Authorizer::Masters | Authorizer::Node(_) | Authorizer::AlwaysDeny => {}
             }
