@@ -206,3 +206,54 @@ async fn the_first_that_decides_counts_and_all_reasons_are_told() {
         json!({"allowed": false, "denied": true, "reason": "it says no"})
     );
 }
+
+#[tokio::test]
+async fn default_roles_are_reconciled_at_every_start() {
+    let store = Store::memory();
+    let start = async || ApiServer::builder(store.clone()).build().await.unwrap();
+    let admin = User::admin();
+    let base = "/apis/rbac.authorization.k8s.io/v1";
+    let (node, view) =
+        (format!("{base}/clusterroles/system:node"), format!("{base}/clusterroles/system:basic-user"));
+    let binding = format!("{base}/clusterrolebindings/system:basic-user");
+    let protected = format!("{base}/clusterroles/system:discovery");
+    let get =
+        async |server: &ApiServer, path: &str| ask_as(server, &admin, "GET", path, &Value::Null).await.json();
+    start().await;
+    let revision = store.revision();
+    let server = start().await;
+    assert_eq!(store.revision(), revision, "what is as it should be is not written");
+    let before = (get(&server, &node).await, get(&server, &view).await);
+    let own = json!({"verbs": ["get"], "apiGroups": ["example.com"], "resources": ["things"]});
+    let change = async |path: &str, body: Value| {
+        assert!(ask_as(&server, &admin, "PATCH", path, &body).await.status.is_success(), "{path}");
+    };
+    change(&node, json!({"rules": [own]})).await;
+    let annotation = json!({"rbac.authorization.kubernetes.io/autoupdate": "false"});
+    change(&protected, json!({"metadata": {"annotations": annotation}, "rules": []})).await;
+    change(&binding, json!({"subjects": []})).await;
+    let again = start().await;
+    let role = get(&again, &node).await;
+    let (rules, all) = (role["rules"].as_array().unwrap(), before.0["rules"].as_array().unwrap());
+    assert_eq!((&rules[0], &rules[1..]), (&own, &all[..]));
+    assert!(get(&again, &protected).await["rules"].as_array().is_none_or(Vec::is_empty));
+    assert_eq!(get(&again, &binding).await["subjects"][0]["name"], "system:authenticated");
+    assert_eq!(
+        get(&again, &view).await["metadata"]["resourceVersion"],
+        before.1["metadata"]["resourceVersion"]
+    );
+    // A binding to another role, under a default name.
+    ask_as(&again, &admin, "DELETE", &binding, &Value::Null).await;
+    let stray = json!({"metadata": {"name": "system:basic-user"}, "roleRef": {"apiGroup": "rbac.authorization.k8s.io", "kind": "ClusterRole", "name": "cluster-admin"},
+        "subjects": [{"apiGroup": "rbac.authorization.k8s.io", "kind": "User", "name": "eve"}]});
+    assert_eq!(
+        ask_as(&again, &admin, "POST", &format!("{base}/clusterrolebindings"), &stray).await.status,
+        201
+    );
+    let third = start().await;
+    let bound = get(&third, &binding).await;
+    assert_eq!(
+        (&bound["roleRef"]["name"], bound["subjects"].as_array().unwrap().len()),
+        (&json!("system:basic-user"), 1)
+    );
+}
