@@ -9,13 +9,19 @@
 //!
 //! Guarantee: a refused write stores nothing.
 
+mod cached;
 mod configuration;
+mod event;
+mod facts;
+mod matching;
 mod plugins;
+mod rounds;
 mod typed;
 
 pub use configuration::{Configuration, ConfigurationError};
 pub(crate) use plugins::{Chain, Parts, Selection};
 pub use plugins::{PluginError, default_plugins, plugins};
+use rounds::Rounds;
 pub use typed::{Every, IntoAdmit, Request, Verdict};
 
 use async_trait::async_trait;
@@ -69,22 +75,8 @@ pub struct Admission<'a> {
     pub(crate) call: &'a Call,
     /// True if a plugin changed fields that only the server may set. They are set again.
     pub(crate) reset: bool,
-    /// Which plugins changed the object, for those that ask to see it again.
+    /// The calls of webhooks and policies that may be repeated.
     pub(crate) rounds: Rounds,
-}
-
-/// The rounds of the plugins that change objects. There is a second one if one of them asks for it.
-#[allow(dead_code, reason = "webhooks and policies are being written")]
-#[derive(Debug, Default)]
-pub(crate) struct Rounds {
-    /// True in the second round.
-    pub(crate) again: bool,
-    /// A plugin asks for a second round.
-    pub(crate) wanted: bool,
-    /// Webhooks and policies that asked to be called again if the object changes after them.
-    pub(crate) waiting: Vec<String>,
-    /// Those of `waiting` that the second round calls.
-    pub(crate) due: Vec<String>,
 }
 
 impl<'a> Admission<'a> {
@@ -161,7 +153,6 @@ pub struct Deletion<'a> {
     pub(crate) call: &'a Call,
     pub(crate) stored: &'a Stored,
     /// The `DeleteOptions` of the request.
-    #[allow(dead_code, reason = "webhooks and policies are being written")]
     pub(crate) options: &'a Value,
 }
 

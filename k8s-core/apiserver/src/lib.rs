@@ -47,6 +47,7 @@ mod delete;
 mod discovery;
 mod errors;
 mod event_ttl;
+mod expressions;
 pub mod format;
 pub mod health;
 pub mod invalid;

@@ -27,7 +27,7 @@ use crate::{
 struct Kind(&'static str, &'static str);
 
 const NO_ADMISSION: &str =
-    "admission policies and webhooks are stored, but not called: no request is refused or changed by them";
+    "mutating admission policies are stored, but not evaluated: no object is changed by them";
 const NO_DRA: &str =
     "dynamic resource allocation is not implemented: claims are stored, and no device is allocated";
 const NO_CSI: &str = "CSI drivers are not supported: the object is stored, but not acted on";
@@ -52,7 +52,6 @@ const KINDS: &[Kind] = &[
     Kind("limitranges", "limit ranges are stored, but not enforced: no default is set and no pod is refused"),
     Kind("mutatingadmissionpolicies.admissionregistration.k8s.io", NO_ADMISSION),
     Kind("mutatingadmissionpolicybindings.admissionregistration.k8s.io", NO_ADMISSION),
-    Kind("mutatingwebhookconfigurations.admissionregistration.k8s.io", NO_ADMISSION),
     Kind(
         "networkpolicies.networking.k8s.io",
         "network policies are stored, but not enforced: all traffic is let through",
@@ -76,9 +75,6 @@ const KINDS: &[Kind] = &[
         "storageclasses.storage.k8s.io",
         "no provisioner runs in this cluster: claims are bound to volumes that exist",
     ),
-    Kind("validatingadmissionpolicies.admissionregistration.k8s.io", NO_ADMISSION),
-    Kind("validatingadmissionpolicybindings.admissionregistration.k8s.io", NO_ADMISSION),
-    Kind("validatingwebhookconfigurations.admissionregistration.k8s.io", NO_ADMISSION),
     Kind("volumeattachments.storage.k8s.io", NO_CSI),
     Kind("volumeattributesclasses.storage.k8s.io", NO_CSI),
 ];

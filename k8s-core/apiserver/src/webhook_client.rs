@@ -1,25 +1,32 @@
 //! Client of servers that extend this one: aggregated API servers and webhooks, by URL or Service.
 
-use bytes::Bytes;
-use futures::{FutureExt, future::BoxFuture};
-use http_body_util::BodyExt;
-use std::{net::SocketAddr, time::Duration};
+use std::{
+    net::SocketAddr,
+    sync::{Arc, Mutex, PoisonError},
+    time::Duration,
+};
 
 use base64::{Engine, engine::general_purpose::STANDARD};
-use http::{HeaderValue, Request, Response, header};
+use bytes::Bytes;
+use futures::{FutureExt, future::BoxFuture};
+use http::{HeaderValue, Request, Response, StatusCode, header};
+use http_body_util::BodyExt;
+use hyper::{body::Incoming, client::conn::http1::SendRequest};
 use hyper_util::rt::TokioIo;
-use k8s_core::client::Body;
+use k8s_core::client::{Body, body_from_bytes};
 use k8s_store::Store;
 use serde_json::Value;
 use tokio::net::TcpStream;
 
 use crate::{
-    tls::{ClientIdentity, Tls, Trust},
+    tls::{ClientIdentity, Stream as Connected, Tls, Trust},
     value::{int_at, str_at},
 };
 
 /// Timeout of establishing a connection.
 const CONNECT: Duration = Duration::from_secs(10);
+/// Maximum of open connections to one server between exchanges.
+const MOST_IDLE: usize = 8;
 
 /// Reason for which a server cannot be called.
 #[derive(Debug)]
@@ -52,6 +59,8 @@ pub(crate) struct Callee {
     /// URL path of a webhook.
     path: String,
     tls: Tls,
+    /// Open connections between exchanges, shared by the clones.
+    idle: Arc<Mutex<Vec<SendRequest<Body>>>>,
 }
 
 impl std::fmt::Debug for Callee {
@@ -89,7 +98,8 @@ impl Callee {
             name: str_at(service, "/name").into(),
             port: int_at(service, "/port").unwrap_or(443),
         };
-        Ok(Callee { place, path: str_at(service, "/path").into(), tls: tls(bundle, insecure, identity)? })
+        let (path, tls) = (str_at(service, "/path").into(), tls(bundle, insecure, identity)?);
+        Ok(Callee { place, path, tls, idle: Arc::default() })
     }
 
     /// Resolves a webhook's client configuration: `{url | service, caBundle}`.
@@ -102,7 +112,7 @@ impl Callee {
         let host = url.host().ok_or("url: no host")?.trim_matches(['[', ']']).to_owned();
         let place = Place::Url { host, port: url.port_u16().unwrap_or(443) };
         let path = url.path_and_query().map_or("/", |p| p.as_str()).to_owned();
-        Ok(Callee { place, path, tls: tls(bundle, false, None)? })
+        Ok(Callee { place, path, tls: tls(bundle, false, None)?, idle: Arc::default() })
     }
 
     /// Returns the path of a webhook; default `/`.
@@ -110,12 +120,19 @@ impl Callee {
         if self.path.is_empty() { "/" } else { &self.path }
     }
 
-    /// Sends a request over a new connection; supports upgrades.
-    pub(crate) async fn call(
-        &self,
-        store: &Store,
-        mut request: Request<Body>,
-    ) -> Result<Response<Body>, Unreachable> {
+    /// Returns the URL of a path, for messages.
+    pub(crate) fn url(&self, path: &str) -> String {
+        match &self.place {
+            Place::Url { host, port: 443 } => format!("https://{host}{path}"),
+            Place::Url { host, port } => format!("https://{host}:{port}{path}"),
+            Place::Service { namespace, name, port } => {
+                format!("https://{name}.{namespace}.svc:{port}{path}")
+            }
+        }
+    }
+
+    /// Opens a connection. Returns it with the host's name.
+    async fn open(&self, store: &Store) -> Result<(String, Connected), Unreachable> {
         let failed = |e: &dyn std::fmt::Display| Unreachable::Failed(e.to_string());
         let (name, tcp) = match &self.place {
             Place::Url { host, port } => (host.clone(), connect((host.as_str(), *port)).await?),
@@ -127,12 +144,95 @@ impl Callee {
                 (format!("{name}.{namespace}.svc"), tcp)
             }
         };
+        let tls = tokio::time::timeout(CONNECT, self.tls.connect(&name, tcp)).await;
+        let tls = tls.map_err(|_| failed(&"TLS handshake timeout"))?.map_err(|e| failed(&e))?;
+        Ok((name, tls))
+    }
+
+    /// Sends a request over a new connection; supports upgrades.
+    pub(crate) async fn call(
+        &self,
+        store: &Store,
+        mut request: Request<Body>,
+    ) -> Result<Response<Body>, Unreachable> {
+        let (name, tls) = self.open(store).await?;
         if let Ok(host) = HeaderValue::from_str(&name) {
             request.headers_mut().insert(header::HOST, host);
         }
-        let tls = tokio::time::timeout(CONNECT, self.tls.connect(&name, tcp)).await;
-        let tls = tls.map_err(|_| failed(&"TLS handshake timeout"))?.map_err(|e| failed(&e))?;
-        crate::proxy::exchange(TokioIo::new(tls), request).await.map_err(|e| failed(&e))
+        let answer = crate::proxy::exchange(TokioIo::new(tls), request).await;
+        answer.map_err(|e| Unreachable::Failed(e.to_string()))
+    }
+
+    /// Posts a JSON body and reads the answer, of at most `most` bytes. Connections are used again.
+    ///
+    /// # Errors
+    /// The reason for which there is no answer.
+    pub(crate) async fn post(
+        &self,
+        store: &Store,
+        path: &str,
+        body: &[u8],
+        most: usize,
+    ) -> Result<(StatusCode, Bytes), String> {
+        let request = |host: &str| {
+            Request::post(path)
+                .header(header::HOST, host)
+                .header(header::CONTENT_TYPE, "application/json")
+                .header(header::ACCEPT, "application/json")
+                .body(body_from_bytes(body.to_vec()))
+                .map_err(|e| e.to_string())
+        };
+        let host = match &self.place {
+            Place::Url { host, .. } => host.clone(),
+            Place::Service { namespace, name, .. } => format!("{name}.{namespace}.svc"),
+        };
+        while let Some(mut sender) = self.take_idle() {
+            // A server may close a connection at any time: then the next one is tried.
+            if sender.ready().await.is_err() {
+                continue;
+            }
+            match sender.send_request(request(&host)?).await {
+                Ok(response) => return self.finish(sender, response, most).await,
+                Err(e) if e.is_canceled() || e.is_incomplete_message() || e.is_closed() => {}
+                Err(e) => return Err(e.to_string()),
+            }
+        }
+        let (host, tls) = self.open(store).await.map_err(|e| e.to_string())?;
+        let (mut sender, connection) =
+            hyper::client::conn::http1::handshake(TokioIo::new(tls)).await.map_err(|e| e.to_string())?;
+        #[expect(clippy::disallowed_methods, reason = "the task ends with its connection")]
+        tokio::spawn(connection);
+        let response = sender.send_request(request(&host)?).await.map_err(|e| cause(&e))?;
+        self.finish(sender, response, most).await
+    }
+
+    fn take_idle(&self) -> Option<SendRequest<Body>> {
+        self.idle.lock().unwrap_or_else(PoisonError::into_inner).pop()
+    }
+
+    /// Reads an answer, and keeps the connection.
+    async fn finish(
+        &self,
+        sender: SendRequest<Body>,
+        response: Response<Incoming>,
+        most: usize,
+    ) -> Result<(StatusCode, Bytes), String> {
+        let status = response.status();
+        let body = whole(response.into_body().map_err(Into::into).boxed_unsync(), most).await?;
+        let mut idle = self.idle.lock().unwrap_or_else(PoisonError::into_inner);
+        idle.retain(|sender| !sender.is_closed());
+        if idle.len() < MOST_IDLE {
+            idle.push(sender);
+        }
+        Ok((status, body))
+    }
+}
+
+/// An error with its cause, which hyper's message leaves out.
+fn cause(error: &hyper::Error) -> String {
+    match std::error::Error::source(error) {
+        Some(source) => format!("{error}: {source}"),
+        None => error.to_string(),
     }
 }
 

@@ -205,15 +205,16 @@ impl Checker<'_> {
         }
     }
 
-    /// Returns true if the first part of `a.b.c` is a variable or a local.
-    fn is_variable(&self, dotted: &str) -> bool {
-        let head = dotted.trim_start_matches('.').split('.').next().unwrap_or_default();
-        self.scopes.iter().any(|scope| scope.name == head)
-            || self.variables.iter().any(|(name, _)| name == head)
+    /// Returns true if `a.b.c` is a field of a local or of a variable `a`: no variable is named `a.b.c`.
+    fn is_field(&self, dotted: &str) -> bool {
+        let name = dotted.trim_start_matches('.');
+        let head = name.split('.').next().unwrap_or_default();
+        let declared = |name: &str| self.variables.iter().any(|(known, _)| known == name);
+        self.scopes.iter().any(|scope| scope.name == head) || (declared(head) && !declared(name))
     }
 
     fn select(&mut self, id: Id, operand: Id, field: &str, optional: bool) -> Checked {
-        if let Some(name) = self.ast.dotted(id).filter(|name| !self.is_variable(name))
+        if let Some(name) = self.ast.dotted(id).filter(|name| !self.is_field(name))
             && let Some(found) = self.resolve(&name)
         {
             return found;

@@ -77,6 +77,9 @@ pub enum EvalError {
     /// A map has no such key, or an object no such field.
     #[error("no such key: {0}")]
     NoSuchKey(String),
+    /// An answer of an [`Authority`](crate::Authority) is not there yet.
+    #[error("an authorization check waits for its answer")]
+    Pending,
     /// Any other failure (a missing key, an overflow, an index), as upstream's text.
     #[error("{0}")]
     Failed(String),

@@ -24,6 +24,7 @@ pub(super) fn run<'a>(plan: &'a Plan, activation: &Activation<'a>, meter: &mut M
         let found = activation.bindings.iter().find(|(bound, _)| bound == name).map(|(_, binding)| binding);
         match found {
             Some(Binding::Value(value)) => Ok(value.clone()),
+            Some(Binding::Failed(error)) => Err(error.clone()),
             Some(Binding::Json(json)) => Value::declared(json, Some(decl)),
             Some(Binding::OptionalJson(Some(json))) => {
                 Value::declared(json, decl.element.as_deref()).map(|value| Some(value).into())

@@ -17,7 +17,7 @@
 //! Ours, because the crates that exist check no types before evaluation and count no costs as upstream does, so
 //! that an expression which upstream refuses would be accepted, and one that never ends would run.
 //!
-//! Not here: the functions of `authorizer` (their row would be in `library`), and protocol buffer messages.
+//! Not here: protocol buffer messages.
 //!
 //! ```
 //! use k8s_cel::{Activation, Decl, Env, Meter, Value};
@@ -59,6 +59,7 @@ pub use meter::Meter;
 pub use names::{escape, unescape};
 pub use types::declared::{Decl, Field, ObjectType};
 pub use types::{Opaque, Type};
+pub use value::access::{Access, AccessAnswer, AccessCheck, Authority};
 pub use value::{List, Map, Text, Value};
 
 use std::sync::Arc;
@@ -185,6 +186,7 @@ enum Binding<'a> {
     Json(&'a serde_json::Value),
     OptionalJson(Option<&'a serde_json::Value>),
     Value(Value<'a>),
+    Failed(EvalError),
 }
 
 /// Values of the variables for an evaluation.
@@ -220,6 +222,13 @@ impl<'a> Activation<'a> {
     #[must_use]
     pub fn optional_json(mut self, name: &'a str, value: Option<&'a serde_json::Value>) -> Self {
         self.bindings.push((name, Binding::OptionalJson(value)));
+        self
+    }
+
+    /// Sets a variable whose own evaluation failed: the error is raised where the variable is used.
+    #[must_use]
+    pub fn failed(mut self, name: &'a str, error: EvalError) -> Self {
+        self.bindings.push((name, Binding::Failed(error)));
         self
     }
 

@@ -1,5 +1,6 @@
 //! The function table, from which type checking, costs and evaluation are derived.
 
+mod access;
 mod convert;
 pub(super) mod format;
 mod ip;
@@ -112,7 +113,7 @@ const fn member(name: &'static str, overloads: &'static [(&'static [T], T)], cal
     function(name, Form::Member, Cost::Fixed(1), overloads, call)
 }
 
-static LIBRARIES: [&[Function]; 13] = [
+static LIBRARIES: [&[Function]; 14] = [
     operators::FUNCTIONS,
     convert::FUNCTIONS,
     time::FUNCTIONS,
@@ -126,6 +127,7 @@ static LIBRARIES: [&[Function]; 13] = [
     ip::FUNCTIONS,
     semver::FUNCTIONS,
     format::FUNCTIONS,
+    access::FUNCTIONS,
 ];
 
 type Table = HashMap<(&'static str, bool), &'static Function>;
@@ -155,7 +157,7 @@ pub(super) fn is_known(name: &str) -> bool {
 
 /// Returns the canonical name of a type denotation.
 pub(super) fn type_name(name: &str) -> Option<&'static str> {
-    const NAMES: [&str; 20] = [
+    const NAMES: [&str; 25] = [
         "int",
         "uint",
         "double",
@@ -176,6 +178,11 @@ pub(super) fn type_name(name: &str) -> Option<&'static str> {
         "net.CIDR",
         "kubernetes.Semver",
         "kubernetes.NamedFormat",
+        "kubernetes.authorization.Authorizer",
+        "kubernetes.authorization.PathCheck",
+        "kubernetes.authorization.GroupCheck",
+        "kubernetes.authorization.ResourceCheck",
+        "kubernetes.authorization.Decision",
     ];
     NAMES.into_iter().find(|known| *known == name)
 }

@@ -68,3 +68,76 @@ fn show(value: &Value<'_>) -> String {
         value => super::library::text_of(value).unwrap_or_else(|| value.type_name().to_owned()),
     }
 }
+
+/// Knows one answer; the others are not there yet.
+#[derive(Debug)]
+struct OneAnswer;
+
+impl crate::Authority for OneAnswer {
+    fn decide(&self, check: &crate::AccessCheck) -> Option<crate::AccessAnswer> {
+        let known = check.group == "apps" && check.resource == "deployments" && check.namespace == "shop";
+        known.then(|| crate::AccessAnswer {
+            allowed: check.verb == "get" && check.service_account.is_none(),
+            reason: "because".into(),
+            error: None,
+        })
+    }
+}
+
+#[test]
+fn rights_are_asked_for_and_may_not_be_known_yet() {
+    use crate::{Access, AccessCheck, Activation, Decl, Env, EvalError, Meter, Opaque, Type, Value};
+    let env = Env::new()
+        .variable("authorizer", Decl::new(Type::Opaque(Opaque::Authorizer)))
+        .variable("authorizer.requestResource", Decl::new(Type::Opaque(Opaque::ResourceCheck)));
+    let authority: std::sync::Arc<dyn crate::Authority> = std::sync::Arc::new(OneAnswer);
+    let evaluate = |text: &str| {
+        let request = AccessCheck {
+            group: "apps".into(),
+            resource: "deployments".into(),
+            namespace: "shop".into(),
+            ..AccessCheck::default()
+        };
+        let program = env.compile(text).unwrap();
+        let activation = Activation::new()
+            .value("authorizer", Value::Access(Access::authorizer(authority.clone()).into()))
+            .value(
+                "authorizer.requestResource",
+                Value::Access(Access::resource(authority.clone(), request).into()),
+            );
+        program.evaluate(&activation, &mut Meter::new(10_000_000)).map(|value| value.to_json())
+    };
+    let shop = "authorizer.group('apps').resource('deployments').namespace('shop')";
+    assert_eq!(evaluate(&format!("{shop}.check('get').allowed()")), Ok(Some(true.into())));
+    assert_eq!(evaluate(&format!("{shop}.check('delete').allowed()")), Ok(Some(false.into())));
+    assert_eq!(evaluate(&format!("{shop}.check('get').reason()")), Ok(Some("because".into())));
+    assert_eq!(evaluate("authorizer.requestResource.check('get').allowed()"), Ok(Some(true.into())));
+    let account =
+        "authorizer.serviceAccount('shop', 'bot').group('apps').resource('deployments').namespace('shop')";
+    assert_eq!(evaluate(&format!("{account}.check('get').allowed()")), Ok(Some(false.into())));
+    assert_eq!(evaluate("authorizer.path('/healthz').check('get').allowed()"), Err(EvalError::Pending));
+    assert_eq!(evaluate("authorizer.path('/x').check('get').allowed() || true"), Ok(Some(true.into())));
+    assert!(matches!(evaluate("authorizer.path('').check('get').allowed()"), Err(EvalError::Failed(_))));
+    assert!(env.compile("authorizer.check('get')").is_err(), "an authorizer is no question yet");
+    // A question costs much: a limited expression asks only a few.
+    let program = env.compile(&format!("[1, 2, 3].all(x, {shop}.check('get').allowed())")).unwrap();
+    let activation =
+        Activation::new().value("authorizer", Value::Access(Access::authorizer(authority.clone()).into()));
+    assert_eq!(program.evaluate(&activation, &mut Meter::new(1_000_000)).unwrap_err(), EvalError::Cost);
+}
+
+#[test]
+fn a_failed_variable_fails_where_it_is_used() {
+    use crate::{Activation, Decl, Env, EvalError, Meter};
+    let env = Env::new().variable("variables.bad", Decl::any()).variable("variables.good", Decl::any());
+    let (good, failed) = (serde_json::json!({"n": 1}), EvalError::Failed("why".into()));
+    let activation = Activation::new().failed("variables.bad", failed.clone()).json("variables.good", &good);
+    let evaluate = |text: &str| {
+        let program = env.compile(text).unwrap();
+        program.evaluate(&activation, &mut Meter::new(1000)).map(|value| value.to_json().unwrap())
+    };
+    assert_eq!(evaluate("variables.good.n == 1 || variables.bad"), Ok(true.into()));
+    assert_eq!(evaluate("variables.good.n == 1 ? 1 : variables.bad.n"), Ok(1.into()));
+    assert_eq!(evaluate("variables.bad.n == 1"), Err(failed));
+    assert!(env.compile("variables.none").is_err());
+}

@@ -21,6 +21,16 @@ pub enum Opaque {
     Semver,
     /// A named string format, `format.named("dns1123Label")`.
     Format,
+    /// The variable `authorizer`: what a user may do.
+    Authorizer,
+    /// A question about a path, `authorizer.path("/healthz")`.
+    PathCheck,
+    /// A question about an API group, `authorizer.group("apps")`.
+    GroupCheck,
+    /// A question about a resource, `authorizer.group("apps").resource("deployments")`.
+    ResourceCheck,
+    /// The answer to a question, `....check("get")`.
+    Decision,
 }
 
 impl Opaque {
@@ -34,6 +44,11 @@ impl Opaque {
             Opaque::Cidr => "net.CIDR",
             Opaque::Semver => "kubernetes.Semver",
             Opaque::Format => "kubernetes.NamedFormat",
+            Opaque::Authorizer => "kubernetes.authorization.Authorizer",
+            Opaque::PathCheck => "kubernetes.authorization.PathCheck",
+            Opaque::GroupCheck => "kubernetes.authorization.GroupCheck",
+            Opaque::ResourceCheck => "kubernetes.authorization.ResourceCheck",
+            Opaque::Decision => "kubernetes.authorization.Decision",
         }
     }
 }

@@ -1,5 +1,6 @@
 //! Values. Those of variables are views of JSON: only accessed parts are converted.
 
+pub(crate) mod access;
 pub(crate) mod format;
 pub(crate) mod semver;
 pub(crate) mod time;
@@ -12,6 +13,7 @@ use ipnet::IpNet;
 use jiff::Timestamp;
 use serde_json::Value as Json;
 
+use access::{Access, Stage};
 use format::Format;
 use semver::Semver;
 use url::Url;
@@ -122,6 +124,8 @@ pub enum Value<'a> {
     Semver(Arc<Semver>),
     /// A named string format, `format.named("dns1123Label")`.
     Format(&'static Format),
+    /// A question about a user's rights, or its answer.
+    Access(Arc<Access>),
 }
 
 impl<'a> From<String> for Value<'a> {
@@ -225,6 +229,13 @@ impl<'a> Value<'a> {
             Value::Cidr(_) => "net.CIDR",
             Value::Semver(_) => "kubernetes.Semver",
             Value::Format(_) => "kubernetes.NamedFormat",
+            Value::Access(access) => match access.stage {
+                Stage::Authorizer => "kubernetes.authorization.Authorizer",
+                Stage::Path => "kubernetes.authorization.PathCheck",
+                Stage::Group => "kubernetes.authorization.GroupCheck",
+                Stage::Resource => "kubernetes.authorization.ResourceCheck",
+                Stage::Decision => "kubernetes.authorization.Decision",
+            },
         }
     }
 
@@ -343,6 +354,7 @@ impl<'a> Value<'a> {
             (Value::Cidr(a), Value::Cidr(b)) => a == b,
             (Value::Semver(a), Value::Semver(b)) => a.order(b).is_eq(),
             (Value::Format(a), Value::Format(b)) => std::ptr::eq(*a, *b),
+            (Value::Access(a), Value::Access(b)) => Arc::ptr_eq(a, b),
             (a, b) => compare_numbers(a, b) == Some(Some(Ordering::Equal)),
         })
     }

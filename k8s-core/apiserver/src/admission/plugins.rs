@@ -5,9 +5,11 @@ mod default_storage_class;
 mod default_toleration_seconds;
 mod namespace_lifecycle;
 mod node_restriction;
+mod policies;
 mod priority;
 mod role_escalation;
 mod service_account;
+mod webhooks;
 
 use std::sync::Arc;
 
@@ -24,6 +26,7 @@ pub(crate) struct Parts {
     pub(crate) authorization: Arc<Authorization>,
     #[allow(dead_code, reason = "plugins that need it are being written")]
     pub(crate) clock: Clock,
+    pub(crate) metrics: k8s_metrics::Registry,
 }
 
 /// A row of the table of built-in plugins.
@@ -78,6 +81,9 @@ static PLUGINS: &[Plugin] = &[
         Ok(Arc::new(certificates::Attest(parts.authorization.clone())))
     }),
     on("CertificateSubjectRestriction", |_, _| Ok(Arc::new(certificates::SubjectRestriction))),
+    on("MutatingAdmissionWebhook", |parts, _| Ok(Arc::new(webhooks::Mutating::new(parts)))),
+    on("ValidatingAdmissionPolicy", |parts, _| Ok(Arc::new(policies::Validating::new(parts)))),
+    on("ValidatingAdmissionWebhook", |parts, _| Ok(Arc::new(webhooks::Validating::new(parts)))),
 ];
 
 /// Plugins after those of a distribution. They refuse and count objects in their final form, and change none.

@@ -330,6 +330,7 @@ impl Builder {
             store: self.store.clone(),
             authorization: authorization.clone(),
             clock: self.clock.clone(),
+            metrics: self.metrics.clone(),
         };
         let admission = Chain::new(&parts, self.admission, &self.plugins)?;
         let server = ApiServer {

@@ -18,21 +18,33 @@ pub(crate) async fn server() -> ApiServer {
 /// As [`server`], with a given store.
 pub(crate) async fn server_on(store: Store) -> ApiServer {
     // Without warnings, as an upstream server would respond.
-    server_that(store, false).await
+    server_that(store, false, &[]).await
+}
+
+/// As [`server`], where configurations of webhooks and policies are stored only.
+pub(crate) async fn server_without_policies() -> ApiServer {
+    let plugins = [
+        "MutatingAdmissionPolicy",
+        "MutatingAdmissionWebhook",
+        "ValidatingAdmissionPolicy",
+        "ValidatingAdmissionWebhook",
+    ];
+    server_that(Store::memory(), false, &plugins).await
 }
 
 /// As [`server`], with warnings for fields without effect.
 pub(crate) async fn warning_server() -> ApiServer {
-    server_that(Store::memory(), true).await
+    server_that(Store::memory(), true, &[]).await
 }
 
-async fn server_that(store: Store, warns: bool) -> ApiServer {
+async fn server_that(store: Store, warns: bool, plugins_off: &[&str]) -> ApiServer {
     let mut admin = User::new("admin", &["system:masters"]);
     admin.uid = "admin".into();
     ApiServer::builder(store)
         .authenticator(Authenticator::new(HashMap::from([("admin".to_owned(), admin)]), true))
         .service_range("10.96.0.0/12".parse().expect("a range"))
         .warn_unenforced(warns)
+        .without_plugins(plugins_off.iter().copied())
         .build()
         .await
         .unwrap()

@@ -85,11 +85,6 @@ async fn kinds_that_nothing_acts_on_are_warned_of_when_they_are_created() {
         ),
         (namespaced("/apis/networking.k8s.io/v1", "networkpolicies"), json!({"spec": {"podSelector": {}}})),
         (namespaced("/apis/policy/v1", "poddisruptionbudgets"), json!({"spec": {"maxUnavailable": 1}})),
-        ("/apis/admissionregistration.k8s.io/v1/validatingwebhookconfigurations".into(), json!({})),
-        (
-            "/apis/admissionregistration.k8s.io/v1/validatingadmissionpolicybindings".into(),
-            json!({"spec": {"policyName": "p", "validationActions": ["Deny"]}}),
-        ),
     ] {
         let mut object = object;
         object["metadata"] = json!({"name": "x"});

@@ -10,7 +10,7 @@ use k8s_apiserver::ApiServer;
 use serde::Deserialize;
 use serde_json::{Value, json};
 
-use crate::support::{admin, done, server};
+use crate::support::{admin, done, server, server_without_policies};
 
 #[derive(Deserialize)]
 #[serde(deny_unknown_fields)]
@@ -98,7 +98,7 @@ async fn expect(server: &ApiServer, method: &str, path: &str, object: &Value, ca
 
 #[tokio::test]
 async fn every_problem_is_told() {
-    let server = server().await;
+    let server = server_without_policies().await;
     // Pods need a service account.
     let accounts = "/api/v1/namespaces/default/serviceaccounts";
     done(&server, "POST", accounts, &json!({"metadata": {"name": "default"}})).await;

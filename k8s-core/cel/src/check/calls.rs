@@ -24,7 +24,7 @@ impl Checker<'_> {
         // `math.greatest(1, 2)` is a function with a qualified name.
         let qualified = target
             .and_then(|target| self.ast.dotted(target))
-            .filter(|dotted| !self.is_variable(dotted))
+            .filter(|dotted| !self.is_field(dotted))
             .map(|dotted| format!("{}.{name}", dotted.trim_start_matches('.')))
             .and_then(|full| library::find(&full, false));
         let bare = name.trim_start_matches('.');

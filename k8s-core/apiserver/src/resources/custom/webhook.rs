@@ -2,18 +2,15 @@
 
 use std::{sync::Arc, time::Duration};
 
-use http::{Method, Request, StatusCode, header};
-use k8s_core::{
-    client::body_from_bytes,
-    status::{ApiStatus, Reason},
-};
+use http::StatusCode;
+use k8s_core::status::{ApiStatus, Reason};
 use k8s_store::Store;
 use serde_json::{Value, json};
 
 use crate::{
     resources::Resource,
     value::{array_at, str_at},
-    webhook_client::{Callee, whole},
+    webhook_client::Callee,
 };
 
 /// Timeout of a call.
@@ -81,18 +78,8 @@ impl Webhook {
             "kind": "ConversionReview", "apiVersion": format!("apiextensions.k8s.io/{}", self.review),
             "request": {"uid": uid, "desiredAPIVersion": version, "objects": objects},
         });
-        let request = Request::builder()
-            .method(Method::POST)
-            .uri(callee.path())
-            .header(header::CONTENT_TYPE, "application/json")
-            .header(header::ACCEPT, "application/json")
-            .body(body_from_bytes(review.to_string().into_bytes()))
-            .map_err(|e| e.to_string())?;
-        let exchange = async {
-            let response = callee.call(store, request).await.map_err(|e| e.to_string())?;
-            let status = response.status();
-            Ok::<_, String>((status, whole(response.into_body(), MOST).await?))
-        };
+        let body = review.to_string();
+        let exchange = callee.post(store, callee.path(), body.as_bytes(), MOST);
         let (status, body) =
             tokio::time::timeout(PATIENCE, exchange).await.map_err(|_| "context deadline exceeded")??;
         if status != StatusCode::OK {

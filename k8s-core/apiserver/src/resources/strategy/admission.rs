@@ -1,5 +1,8 @@
 //! Webhook configurations, admission policies and their bindings.
 
+use std::sync::Arc;
+
+use k8s_cel::{Decl, Env, Program, Type};
 use serde_json::{Value, json};
 
 use super::{
@@ -7,6 +10,7 @@ use super::{
     rule::{At, Check, Rule, check},
 };
 use crate::{
+    expressions::{compile, environment, message_environment, policy_environment},
     invalid::{FieldErrors, names},
     value::{child, default, default_text},
 };
@@ -78,6 +82,7 @@ const WEBHOOKS: &[Rule] = &[
     ),
     Rule("webhooks[*].clientConfig", CLIENT),
     Rule("webhooks[*].matchConditions", MATCH_CONDITIONS),
+    Rule("webhooks[*]", &[Check::Is(|hook, errors| check_conditions(hook, &environment(), errors))]),
 ];
 
 /// Requires a name of at least three parts.
@@ -213,7 +218,7 @@ fn check_resources(at: &At<'_>, errors: &mut FieldErrors) {
     }
 }
 
-/// Checks of `matchConditions`: at most 64, unique names, CEL that compiles.
+/// Checks of `matchConditions`: at most 64, unique names.
 const MATCH_CONDITIONS: &[Check] = &[
     Check::Most(64),
     Check::UniqueBy(&["name"]),
@@ -223,14 +228,48 @@ const MATCH_CONDITIONS: &[Check] = &[
     ]),
 ];
 
-/// A valid CEL expression.
-const EXPRESSION: &[Check] = &[Check::Required(""), Check::Is(check_expression)];
+/// A CEL expression, which is compiled with those that it depends on.
+const EXPRESSION: &[Check] = &[Check::Required(""), Check::Is(check_blank)];
 
-pub(super) fn check_expression(at: &At<'_>, errors: &mut FieldErrors) {
+fn check_blank(at: &At<'_>, errors: &mut FieldErrors) {
     if at.as_text().trim().is_empty() {
         errors.required(at, "");
-    } else if let Err(why) = crate::resources::custom::compiles(at.as_text()) {
-        at.invalid(errors, format!("compilation failed: {why}"));
+    }
+}
+
+/// Checks that an expression compiles, and that its result has one of these types.
+fn check_type(env: &Env, at: &At<'_>, results: &[Type], errors: &mut FieldErrors) -> Option<Program> {
+    let text = at.as_text();
+    if text.trim().is_empty() {
+        return None;
+    }
+    compile(env, text, results).map_err(|why| at.invalid(errors, why)).ok()
+}
+
+fn check_conditions(of: &At<'_>, env: &Env, errors: &mut FieldErrors) {
+    for condition in of.field("matchConditions").items() {
+        check_type(env, &condition.field("expression"), &[Type::Bool], errors);
+    }
+}
+
+/// Compiles all expressions of a policy, each with the variables that it may use.
+fn check_policy(spec: &At<'_>, errors: &mut FieldErrors) {
+    let has_params = spec.field("paramKind").is_set();
+    let (mut env, mut messages) = (policy_environment(has_params), message_environment(has_params));
+    check_conditions(spec, &env, errors);
+    for variable in spec.field("variables").items() {
+        let program = check_type(&env, &variable.field("expression"), &[], errors);
+        let ty = program.map_or(Type::Dyn, |program| program.result_type().clone());
+        let (name, decl) = (format!("variables.{}", variable.text("name")), Arc::new(Decl::new(ty)));
+        env = env.variable(name.clone(), decl.clone());
+        messages = messages.variable(name, decl);
+    }
+    for validation in spec.field("validations").items() {
+        check_type(&env, &validation.field("expression"), &[Type::Bool], errors);
+        check_type(&messages, &validation.field("messageExpression"), &[Type::String], errors);
+    }
+    for annotation in spec.field("auditAnnotations").items() {
+        check_type(&messages, &annotation.field("valueExpression"), &[Type::String, Type::Null], errors);
     }
 }
 
@@ -324,14 +363,7 @@ pub static VALIDATING_POLICY: Strategy = Strategy {
                 })],
             ),
             Rule("spec.validations[*].expression", EXPRESSION),
-            Rule(
-                "spec.validations[*].messageExpression",
-                &[Check::Is(|at, errors| {
-                    if at.is_set() {
-                        check_expression(at, errors);
-                    }
-                })],
-            ),
+            Rule("spec", &[Check::Is(check_policy)]),
             Rule(
                 "spec.validations[*].message",
                 &[Check::Is(|at, errors| {
@@ -382,6 +414,7 @@ pub static MUTATING_POLICY: Strategy = Strategy {
             Rule("spec.mutations[*].applyConfiguration.expression", EXPRESSION),
             Rule("spec.mutations[*].jsonPatch.expression", EXPRESSION),
             Rule("spec.reinvocationPolicy", &[Check::Required(""), Check::OneOf(&["IfNeeded", "Never"])]),
+            Rule("spec", &[Check::Is(check_policy)]),
         ];
         check(policy, POLICY, errors);
         check(policy, RULES, errors);

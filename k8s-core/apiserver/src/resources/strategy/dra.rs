@@ -4,7 +4,6 @@ use serde_json::{Value, json};
 
 use super::{
     BASE, METADATA_OF_CLIENTS, NameRule, Strategy,
-    admission::check_expression,
     rule::{At, Check, Rule, check, frozen},
 };
 use crate::{
@@ -21,12 +20,18 @@ const SELECTORS: &[Check] = &[
     Check::Most(MANY),
     Check::Has(&[
         Rule("[*].cel", &[Check::Required("")]),
-        Rule(
-            "[*].cel.expression",
-            &[Check::Required(""), Check::Longest(10 << 10), Check::Is(check_expression)],
-        ),
+        Rule("[*].cel.expression", &[Check::Required(""), Check::Longest(10 << 10), Check::Is(check_syntax)]),
     ]),
 ];
+
+/// Checks that a CEL expression can be parsed.
+fn check_syntax(at: &At<'_>, errors: &mut FieldErrors) {
+    if at.as_text().trim().is_empty() {
+        errors.required(at, "");
+    } else if let Err(why) = crate::resources::custom::compiles(at.as_text()) {
+        at.invalid(errors, format!("compilation failed: {why}"));
+    }
+}
 
 /// Opaque driver parameters of at most 10 KiB.
 const OPAQUE: &[Check] = &[Check::Has(&[
