@@ -44,6 +44,7 @@ mod program;
 pub mod ranges;
 pub mod reset;
 mod settings;
+mod signing;
 mod simulated;
 pub mod user_kubeconfig;
 

@@ -36,6 +36,7 @@ use crate::{
     paths::{Lock, Paths},
     pki::refresh_private,
     ranges,
+    signing::SigningFlags,
 };
 
 /// Run the API server alone.
@@ -310,6 +311,8 @@ pub(super) struct ControllerManager {
     /// all use the kubeconfig's user, who then needs the permissions of all of them.
     #[arg(long, default_value_t = true, action = clap::ArgAction::Set)]
     use_service_account_credentials: bool,
+    #[command(flatten)]
+    signing: SigningFlags,
     /// CA certificate to publish in every namespace (default: the kubeconfig's).
     #[arg(long)]
     root_ca_file: Option<PathBuf>,
@@ -333,6 +336,7 @@ impl ControllerManager {
             selection,
             root_ca: String::from_utf8_lossy(&root_ca).into_owned(),
             cluster_cidr: self.cluster_cidr,
+            signing: self.signing.signing()?,
         };
         let added = extensions.controllers.into_iter().map(|c| c.account(identities::EXTENSIONS)).collect();
         let stop = stop_token();
