@@ -26,7 +26,7 @@ enum Authorizer {
     Added(Arc<dyn Authorize>),
     /// Everything, for `system:masters`.
     Masters,
-    Node(NodeAuthorizer),
+    Node(Box<NodeAuthorizer>),
     Rbac,
     Abac(Policies),
     Webhook(WebhookAuthorizer),
@@ -78,7 +78,7 @@ impl Authorization {
     /// Creates the chain of the authorizers that a distribution added and the server's modes.
     pub(crate) fn new(store: Store, added: Vec<Arc<dyn Authorize>>, modes: &[AuthorizationMode]) -> Self {
         let of = |mode: &AuthorizationMode| match mode {
-            AuthorizationMode::Node => Authorizer::Node(NodeAuthorizer::new(store.clone())),
+            AuthorizationMode::Node => Authorizer::Node(Box::new(NodeAuthorizer::new(store.clone()))),
             AuthorizationMode::Rbac => Authorizer::Rbac,
             AuthorizationMode::Abac(policies) => Authorizer::Abac(policies.clone()),
             AuthorizationMode::Webhook(webhook) => Authorizer::Webhook(webhook.clone()),

@@ -309,7 +309,7 @@ fn subject_of(subject: &Value, namespace: &str) -> Option<(Subject, String)> {
             let described = format!("ServiceAccount {:?}", format!("{name}/{at}"));
             // Without a namespace it is nobody.
             let user = format!("system:serviceaccount:{at}:{name}");
-            (!at.is_empty()).then(|| (Subject::User(user), described))
+            (!at.is_empty()).then_some((Subject::User(user), described))
         }
         _ => None,
     }
