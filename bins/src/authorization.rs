@@ -11,7 +11,7 @@ use clap::{Args, Command, FromArgMatches};
 use k8s_apiserver::auth::{
     AuthorizationMode,
     abac::Policies,
-    webhook::{WebhookAuthorizer, WebhookSettings},
+    access_webhook::{WebhookAuthorizer, WebhookSettings},
 };
 use k8s_core::client::{Client, Kubeconfig, Remote};
 

@@ -12,7 +12,7 @@ use std::time::Duration;
 
 use ipnet::Ipv4Net;
 use k8s_apiserver::User;
-use k8s_builtin::{self as builtin, Selection, Signing};
+use k8s_builtin::{self as builtin, Selection, Signer, Signing};
 use k8s_controllers::{
     Caches, Environment, Manager, Runnable,
     metrics::{Metrics, counted},
@@ -37,6 +37,8 @@ pub(crate) struct ControllersConfig {
     pub(crate) cluster_cidr: Ipv4Net,
     /// CAs that sign certificate requests.
     pub(crate) signing: Signing,
+    /// Signer of tokens in Secrets. `None`: such Secrets stay empty.
+    pub(crate) token_signer: Option<Signer>,
 }
 
 /// Returns a manager of the selected and the added controllers.
@@ -45,6 +47,7 @@ pub(crate) fn manager(client: &Client, config: ControllersConfig, added: Vec<Run
         root_ca: config.root_ca,
         cluster_cidr: Some(config.cluster_cidr.into()),
         signing: config.signing,
+        token_signer: config.token_signer,
         ..builtin::Options::default()
     };
     Manager::new(client.named("kube-controller-manager"))
@@ -88,11 +91,20 @@ impl ControlPlane {
                 return Err(e);
             }
         };
-        let config = ControllersConfig { selection, root_ca: api.pki.ca().to_owned(), cluster_cidr, signing };
+        let config = ControllersConfig {
+            selection,
+            root_ca: api.pki.ca().to_owned(),
+            cluster_cidr,
+            signing,
+            token_signer: Some(api.token_signer.clone()),
+        };
         // The embedding program's own controllers act as the administrator.
         let manager = manager(&api.client(), config, extensions.controllers).caches(caches.clone()).accounts(
             move |account| {
-                let user = User::service_account("kube-system", account);
+                let user = match account {
+                    identities::CONTROLLER_MANAGER => User::new(account, &[]),
+                    account => User::service_account("kube-system", account),
+                };
                 counted(&server.client_as(user), server.metrics()).named("kube-controller-manager")
             },
         );

@@ -101,8 +101,12 @@ impl ServiceAccounts {
     }
 
     /// Returns a client of a service account. The account is created if it is missing.
+    /// [`CONTROLLER_MANAGER`] is the user that requests the tokens.
     #[must_use]
     pub fn client(&self, account: &str) -> Client {
+        if account == CONTROLLER_MANAGER {
+            return self.asker.clone();
+        }
         let token =
             Tokens { account: account.to_owned(), asker: self.asker.clone(), known: Mutex::default() };
         Client::new(AsAccount { plain: self.plain.clone(), tokens: Arc::new(token) })

@@ -6,7 +6,7 @@ use std::{collections::HashSet, path::PathBuf, time::Duration};
 
 use k8s_apiserver::auth::{
     AuthorizationMode,
-    webhook::{FailurePolicy, ReviewVersion, WebhookSettings},
+    access_webhook::{FailurePolicy, ReviewVersion, WebhookSettings},
 };
 use serde::Deserialize;
 

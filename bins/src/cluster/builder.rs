@@ -227,8 +227,8 @@ impl ClusterBuilder {
             memory: config.memory,
             forget_state: settings.forget_state,
             tls_names: settings.tls_san.clone(),
+            authentication: settings.authentication.clone(),
             admission: settings.admission.clone(),
-            anonymous: true,
             authorization: settings.authorization.modes()?,
             ..ApiConfig::default()
         };

@@ -3,13 +3,11 @@
 #![expect(clippy::disallowed_methods, reason = "the task of signals lives as long as the process")]
 
 use std::{
-    collections::HashMap,
     net::{IpAddr, SocketAddr},
     path::PathBuf,
 };
 
 use ipnet::Ipv4Net;
-use k8s_apiserver::auth::Authenticator;
 use k8s_controllers::{
     Environment,
     leader::Candidate,
@@ -29,6 +27,7 @@ use super::{
 };
 use crate::{
     admission::AdmissionSettings,
+    authentication::{self, AuthenticationSettings},
     authorization::AuthorizationFlags,
     control_plane::{Api, ApiConfig, ControllersConfig, limits, manager},
     extensions::Extensions,
@@ -66,9 +65,6 @@ pub(super) struct ApiServer {
     /// the `kubelet.kubeconfig` of the node that is named after this host; may be repeated.
     #[arg(long)]
     kubelet_node_name: Vec<String>,
-    /// Static token file: lines of `token,user,uid[,"group1,group2"]`.
-    #[arg(long)]
-    token_auth_file: Option<PathBuf>,
     /// CA of client certificates (default: the CA in the certificate directory).
     #[arg(long)]
     client_ca_file: Option<PathBuf>,
@@ -86,9 +82,8 @@ pub(super) struct ApiServer {
     /// upstream server.
     #[arg(long, default_value_t = true, action = clap::ArgAction::Set)]
     warn_unenforced: bool,
-    /// Accept requests without credentials as system:anonymous; never with AlwaysAllow.
-    #[arg(long, default_value_t = true, action = clap::ArgAction::Set)]
-    anonymous_auth: bool,
+    #[command(flatten)]
+    authentication: AuthenticationSettings,
     /// Maximum number of concurrent read-only requests; 0 means unlimited.
     #[arg(long, default_value_t = 400)]
     max_requests_inflight: usize,
@@ -118,14 +113,6 @@ impl ApiServer {
         let paths = Paths::new(name, &self.data_dir)?;
         let _lock = Lock::take(&paths)?;
         let pki_dir = self.cert_dir.clone().unwrap_or_else(|| paths.pki());
-        let tokens = match &self.token_auth_file {
-            Some(file) => {
-                let text = String::from_utf8_lossy(&read(file)?).into_owned();
-                Authenticator::parse_token_file(&text)
-                    .map_err(|e| Failure::new(Code::Usage, format!("{}: {e}", file.display())))?
-            }
-            None => HashMap::new(),
-        };
         let mut limits = limits();
         limits.requests = self.max_requests_inflight;
         limits.mutating = self.max_mutating_requests_inflight;
@@ -141,8 +128,7 @@ impl ApiServer {
             forget_state: self.forget_state,
             pki: Some(pki_dir.clone()),
             client_ca: self.client_ca_file.as_deref().map(read).transpose()?.unwrap_or_default(),
-            tokens,
-            anonymous: self.anonymous_auth,
+            authentication: self.authentication.clone(),
             authorization: modes,
             admission: self.admission,
             warn_unenforced: self.warn_unenforced,
@@ -316,6 +302,11 @@ pub(super) struct ControllerManager {
     /// CA certificate to publish in every namespace (default: the kubeconfig's).
     #[arg(long)]
     root_ca_file: Option<PathBuf>,
+    /// Private key (PEM: RSA, P-256 or P-384) that signs the tokens of Secrets of type
+    /// kubernetes.io/service-account-token; kube-apiserver must know its public key (default: none, and such
+    /// Secrets stay empty).
+    #[arg(long)]
+    service_account_private_key_file: Option<PathBuf>,
     #[command(flatten)]
     _config: ConfigFile,
 }
@@ -332,11 +323,16 @@ impl ControllerManager {
                 config.ok().and_then(|c| c.ca).unwrap_or_default()
             }
         };
+        let token_signer = match &self.service_account_private_key_file {
+            Some(file) => Some(authentication::token_signer(&read(file)?)?),
+            None => None,
+        };
         let config = ControllersConfig {
             selection,
             root_ca: String::from_utf8_lossy(&root_ca).into_owned(),
             cluster_cidr: self.cluster_cidr,
             signing: self.signing.signing()?,
+            token_signer,
         };
         let added = extensions.controllers.into_iter().map(|c| c.account(identities::EXTENSIONS)).collect();
         let stop = stop_token();

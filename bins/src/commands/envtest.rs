@@ -133,7 +133,6 @@ impl Envtest {
             listen: Some(listen),
             advertise: crate::network::own_address().unwrap_or(listen.ip()),
             memory: true,
-            anonymous: true,
             ..ApiConfig::default()
         };
         let paths = Paths::new(name, &data)?;

@@ -1,7 +1,6 @@
 //! An API server with its store, its certificates, its listener and the objects that it publishes.
 
 use std::{
-    collections::HashMap,
     io,
     net::{IpAddr, Ipv4Addr, SocketAddr},
     path::PathBuf,
@@ -11,11 +10,12 @@ use std::{
 use ipnet::Ipv4Net;
 use k8s_apiserver::{
     ApiServer, User,
-    auth::{Authenticator, AuthorizationMode},
+    auth::AuthorizationMode,
     limits::Limits,
     listen::{self, TlsFiles},
     proxy::{LocalKubelets, RemoteKubelets},
 };
+use k8s_builtin::Signer;
 use k8s_controllers::metrics::counted;
 use k8s_core::client::{Client, Kubeconfig};
 use k8s_store::Store;
@@ -25,6 +25,7 @@ use tokio_util::sync::CancellationToken;
 use super::{objects, open_store};
 use crate::{
     admission::AdmissionSettings,
+    authentication::{self, AuthenticationSettings},
     error::ClusterError,
     extensions::Serve,
     front_proxy::FrontProxy,
@@ -59,10 +60,8 @@ pub(crate) struct ApiConfig {
     pub(crate) pki: Option<PathBuf>,
     /// Certificates (PEM) of client CAs beside the cluster's.
     pub(crate) client_ca: Vec<u8>,
-    /// Static bearer tokens.
-    pub(crate) tokens: HashMap<String, User>,
-    /// Accept requests without credentials as `system:anonymous`.
-    pub(crate) anonymous: bool,
+    /// Settings of authentication.
+    pub(crate) authentication: AuthenticationSettings,
     /// Authorizers, in their order.
     pub(crate) authorization: Vec<AuthorizationMode>,
     /// Admission plugins.
@@ -74,7 +73,7 @@ pub(crate) struct ApiConfig {
 }
 
 impl Default for ApiConfig {
-    /// A server without a socket, with the default ranges, Node and RBAC, and no anonymous requests.
+    /// A server without a socket, with the default ranges, Node and RBAC.
     fn default() -> Self {
         ApiConfig {
             listen: None,
@@ -88,8 +87,7 @@ impl Default for ApiConfig {
             tls_names: Vec::new(),
             pki: None,
             client_ca: Vec::new(),
-            tokens: HashMap::new(),
-            anonymous: false,
+            authentication: AuthenticationSettings::default(),
             authorization: vec![AuthorizationMode::Node, AuthorizationMode::Rbac],
             admission: AdmissionSettings::default(),
             warn_unenforced: true,
@@ -110,6 +108,8 @@ pub(crate) struct Api {
     name: String,
     /// Kubelets in this process, which the server calls directly. Others are called over HTTPS.
     pub(crate) kubelets: Arc<LocalKubelets>,
+    /// Signer of tokens in Secrets, with the server's key.
+    pub(crate) token_signer: Signer,
     stop: CancellationToken,
     serving: Option<JoinHandle<io::Result<()>>>,
 }
@@ -129,22 +129,32 @@ impl Api {
             None => None,
         };
         let address = listener.as_ref().and_then(|l| l.local_addr().ok());
+        let settings = &config.authentication;
+        let advertised = address.map(|address| SocketAddr::new(config.advertise, address.port()));
+        let authenticator = settings.authenticator()?;
+        let account_tokens = settings.service_account_tokens(advertised)?;
         let pki_dir = config.pki.clone().unwrap_or_else(|| paths.pki());
         let pki = Pki::open(&paths.name, &pki_dir)?;
         let store = match config.memory {
             true => Store::memory(),
             false => open_store(paths, config.forget_state).await?,
         };
+        let signing_key = match settings.signing_key()? {
+            Some(key) => key,
+            None => pki.service_account_key()?,
+        };
+        let token_signer = authentication::token_signer(&signing_key)?;
         let kubelets = Arc::new(LocalKubelets::new(Some(Arc::new(remote_kubelets(&pki)?))));
         let front_proxy = FrontProxy::open(paths)?;
         let server = config.admission.apply(ApiServer::builder(store))?;
         let mut builder = added
             .into_iter()
             .fold(server, |builder, add| add(builder))
-            .authenticator(Authenticator::new(config.tokens.clone(), config.anonymous))
+            .authenticator(authenticator)
             .authorization(config.authorization.clone())
             .warn_unenforced(config.warn_unenforced)
-            .service_account_key(pki.service_account_key()?)
+            .service_account_key(signing_key)
+            .service_account_tokens(account_tokens)
             .service_range(config.services)
             .node_ports(config.node_ports.0, config.node_ports.1)
             .nodes(kubelets.clone())
@@ -160,6 +170,7 @@ impl Api {
             pki,
             name: paths.name.clone(),
             kubelets,
+            token_signer,
             stop: CancellationToken::new(),
             serving: None,
         };

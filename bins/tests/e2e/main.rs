@@ -17,6 +17,7 @@ mod envtest;
 mod full_disk;
 mod harness;
 mod kubectl;
+mod limits;
 mod manifests;
 mod restart;
 mod shared;
@@ -36,7 +37,7 @@ fn main() -> ExitCode {
     }
     let arguments = Arguments::from_args();
     let mut tests: Vec<Trial> = Vec::new();
-    for list in [kubectl::TESTS, manifests::TESTS, shared::TESTS] {
+    for list in [kubectl::TESTS, limits::TESTS, manifests::TESTS, shared::TESTS] {
         tests.extend(list.iter().map(|(name, test)| {
             let (name, test) = (*name, *test);
             Trial::test(name, move || test(&*harness::shared()?, &name.replace('_', "-")))

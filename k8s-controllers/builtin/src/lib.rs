@@ -46,11 +46,14 @@ mod job;
 mod namespace;
 mod namespaced;
 mod node;
+mod quota;
 mod replicas;
+mod token_secrets;
 mod trim;
 mod volumes;
 
 pub use certificates::{Authority, AuthorityError, Signing};
+pub use token_secrets::{Signer, TokenSigner};
 pub use trim::trimmed;
 
 /// Options of the built-in controllers.
@@ -64,6 +67,8 @@ pub struct Options {
     pub node_cidr_mask: u8,
     /// Time without heartbeat after which a node's conditions become `Unknown`.
     pub node_monitor_grace: std::time::Duration,
+    /// Signs tokens for Secrets of type `kubernetes.io/service-account-token`. `None`: they stay empty.
+    pub token_signer: Option<Signer>,
     /// Number of terminated pods that are kept; the oldest above it are deleted.
     pub terminated_pod_threshold: usize,
     /// CAs that sign certificate requests. Default: none, and no request is signed.
@@ -75,6 +80,7 @@ impl Default for Options {
         Options {
             root_ca: String::new(),
             cluster_cidr: None,
+            token_signer: None,
             node_cidr_mask: 24,
             node_monitor_grace: std::time::Duration::from_secs(50),
             terminated_pod_threshold: 12_500,
@@ -82,6 +88,9 @@ impl Default for Options {
         }
     }
 }
+
+/// User of the controller manager, as which a few controllers act.
+pub const CONTROLLER_MANAGER: &str = "system:kube-controller-manager";
 
 /// A built-in controller.
 #[derive(Debug)]
@@ -91,7 +100,7 @@ pub struct BuiltIn {
     /// Upstream's alias (`deployment`).
     pub alias: &'static str,
     /// Service account in kube-system that it acts as. Upstream's ClusterRole `system:controller:<account>`
-    /// grants its permissions.
+    /// grants its permissions. [`CONTROLLER_MANAGER`]: it acts as that user.
     pub account: &'static str,
     /// True if `*` includes it.
     pub default_on: bool,
@@ -132,6 +141,7 @@ pub static ALL: &[BuiltIn] = &[
         "service-account-controller",
         namespaced::service_accounts,
     ),
+    row("serviceaccount-token-controller", "serviceaccount-token", CONTROLLER_MANAGER, token_secrets::start),
     row(
         "root-ca-certificate-publisher-controller",
         "root-ca-cert-publisher",
@@ -171,6 +181,7 @@ pub static ALL: &[BuiltIn] = &[
         "certificate-controller",
         certificates::cleaning,
     ),
+    row("resourcequota-controller", "resourcequota", "resourcequota-controller", quota::start),
     row("daemonset-controller", "daemonset", "daemon-set-controller", daemonset::start),
     row(
         "persistentvolume-binder-controller",
@@ -290,6 +301,20 @@ impl BuiltIn {
             (self.start)(environment, options)
         };
         Runnable::new(self.name, start).account(self.account)
+    }
+
+    /// Returns the name of the user that it acts as.
+    ///
+    /// ```
+    /// let row = k8s_builtin::all().with("job").rows().find(|row| row.alias == "job").expect("built in");
+    /// assert_eq!(row.user(), "system:serviceaccount:kube-system:job-controller");
+    /// ```
+    #[must_use]
+    pub fn user(&self) -> String {
+        match self.account {
+            CONTROLLER_MANAGER => CONTROLLER_MANAGER.to_owned(),
+            account => format!("system:serviceaccount:kube-system:{account}"),
+        }
     }
 
     fn is_named(&self, name: &str) -> bool {

@@ -191,7 +191,10 @@ impl Builder {
         let manager = Manager::new(system.named("kube-controller-manager"))
             .caches(Caches::new(reader.named("kube-controller-manager").without_managed_fields()))
             .accounts(move |account| {
-                let user = User::service_account("kube-system", account);
+                let user = match account {
+                    k8s_builtin::CONTROLLER_MANAGER => User::new(account, &[]),
+                    account => User::service_account("kube-system", account),
+                };
                 of_accounts.client_as(user).named("kube-controller-manager")
             })
             .clock(clock.clone())

@@ -67,6 +67,8 @@ by_name! {
     taint_eviction = "tainteviction";
     /// Deletes terminated and orphaned pods.
     pod_gc = "podgc";
+    /// Counts the usage of ResourceQuotas.
+    resource_quota = "resourcequota";
     /// Binds PersistentVolumes to claims.
     persistent_volume_binder = "persistentvolume-binder";
 }

@@ -574,7 +574,7 @@ impl Lab {
             .iter()
             .map(|row| {
                 let (start, options) = (row.start, self.options.clone());
-                let user = format!("system:serviceaccount:kube-system:{}", row.account);
+                let user = row.user();
                 main_of(move |life: Life| start(life.built_in(&user), options.clone()))
             })
             .collect();

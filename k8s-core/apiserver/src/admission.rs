@@ -102,16 +102,6 @@ impl<'a> Admission<'a> {
         }
     }
 
-    /// Returns true if an object of a built-in resource is created, by the resource's name in the store.
-    pub(crate) fn creates(&self, storage: &str) -> bool {
-        self.operation == Operation::Create && self.writes(storage)
-    }
-
-    /// Returns true if an object of a built-in resource is created or updated, and not by a subresource.
-    pub(crate) fn writes(&self, storage: &str) -> bool {
-        self.request.subresource.is_empty() && *self.resource.storage == *storage
-    }
-
     /// Returns the name of the object that is written; empty if it has none yet.
     #[must_use]
     pub fn name(&self) -> &str {
@@ -193,6 +183,20 @@ impl Connection<'_> {
     }
 }
 
+/// A write that was validated and did not happen.
+#[derive(Debug)]
+pub struct Abandoned<'a> {
+    pub(crate) call: &'a Call,
+}
+
+impl Abandoned<'_> {
+    /// Returns the request.
+    #[must_use]
+    pub fn request(&self) -> &RequestInfo {
+        &self.call.info
+    }
+}
+
 /// An admission plugin: it sees every write, and may change or refuse it. Closures over an [`Admission`]
 /// implement [`admit`](Admit::admit) only; closures over a [`Request`] see the writes of one type.
 ///
@@ -248,6 +252,11 @@ pub trait Admit: Send + Sync + 'static {
     async fn validate(&self, _admission: &Admission<'_>) -> Result<(), ApiStatus> {
         Ok(())
     }
+
+    /// Takes back what [`validate`](Admit::validate) did, because the object was not stored: a later plugin
+    /// or the store refused it, or another write was first. It may be validated again. Not called if the
+    /// server or the client ends in between.
+    async fn abandon(&self, _admission: &Abandoned<'_>) {}
 
     /// Refuses a deletion. Called for each object of a collection.
     ///

@@ -110,7 +110,8 @@ pub(crate) fn identify(user: &User, headers: &mut HeaderMap) {
         headers.remove(name);
     }
     let mut add = |name: &str, value: &str| {
-        if let (Ok(name), Ok(value)) = (HeaderName::try_from(name), HeaderValue::from_str(value)) {
+        if let (Ok(name), Ok(value)) = (HeaderName::try_from(name), HeaderValue::from_bytes(value.as_bytes()))
+        {
             headers.append(name, value);
         }
     };

@@ -26,6 +26,8 @@ pub(crate) struct Call {
     pub(crate) warnings: Mutex<Vec<String>>,
     /// Annotations of the request's audit events.
     pub(crate) annotations: Mutex<BTreeMap<String, String>>,
+    /// Charges of quotas, by the quota's key, for objects that are not stored yet.
+    pub(crate) charges: Mutex<Vec<(String, k8s_quota::Amounts)>>,
 }
 
 impl std::fmt::Debug for Call {
@@ -64,6 +66,7 @@ impl Call {
             registry: self.registry.clone(),
             warnings: Mutex::default(),
             annotations: Mutex::default(),
+            charges: Mutex::default(),
         }
     }
 

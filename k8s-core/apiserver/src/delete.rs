@@ -11,12 +11,12 @@ use crate::{
     admission::Deletion,
     body::decode_body,
     call::{Call, dry_run, dry_run_of},
-    errors::{modified, precondition, store_failure},
+    errors::{precondition, store_failure},
     read::{Selection, object_response},
     resources::Resource,
     respond,
     state::State,
-    storage::{TRIES, put, remove, timestamp},
+    storage::{put, remove, timestamp},
     value::{Unversioned, array_at, child, int_at, str_at},
 };
 
@@ -85,7 +85,9 @@ async fn delete_named(
 ) -> Result<Outcome, ApiStatus> {
     let dry_run = options.dry_run;
     let (namespace, name) = key.rsplit_once('/').unwrap_or(("", key));
-    for _ in 0..TRIES {
+    // As upstream: tried until it succeeds, for as long as the request lasts. Each try that fails is one that
+    // another writer's succeeded.
+    loop {
         let stored = state
             .store
             .get(&resource.storage, key)
@@ -152,7 +154,6 @@ async fn delete_named(
             Err(e) => return Err(store_failure(resource, name, &e)),
         }
     }
-    Err(modified(resource, name))
 }
 
 /// Fast path: returns the object if it can be deleted without being decoded (no finalizers, grace period or

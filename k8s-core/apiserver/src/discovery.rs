@@ -9,6 +9,7 @@ use k8s_core::{client::Body, status::ApiStatus};
 use serde_json::{Value, json};
 
 use crate::{
+    auth::openid::{self, configuration},
     call::Call,
     openapi,
     resources::{Registry, Resource, Subresource},
@@ -39,7 +40,9 @@ pub(crate) fn path(state: &Arc<State>, call: &Call) -> Result<Response<Body>, Ap
     let accept = call.headers.get(header::ACCEPT).and_then(|v| v.to_str().ok()).unwrap_or_default();
     let aggregated = accept.contains("as=APIGroupDiscoveryList");
     let answer = match parts.as_slice() {
-        [] => json!({"paths": paths(&remote::groups(state, registry))}),
+        [] => {
+            json!({"paths": paths(&remote::groups(state, registry), configuration(&state.issuer).is_some())})
+        }
         ["api" | "apis"] if aggregated => {
             let mut all = aggregate(registry, parts == ["api"]);
             if parts == ["apis"] {
@@ -78,6 +81,14 @@ pub(crate) fn path(state: &Arc<State>, call: &Call) -> Result<Response<Body>, Ap
             Some(list) => list,
             None => return Ok(not_found_page()),
         },
+        [".well-known", "openid-configuration"] => match configuration(&state.issuer) {
+            Some(document) => return Ok(respond::public_for_an_hour(&document, "application/json")),
+            None => return Ok(not_found_page()),
+        },
+        ["openid", "v1", "jwks"] => match openid::keys(&state.issuer) {
+            Some(keys) => return Ok(respond::public_for_an_hour(&keys, openid::KEYS_MEDIA)),
+            None => return Ok(not_found_page()),
+        },
         ["openapi", rest @ ..] => return Ok(openapi::answer(state, call, rest)),
         ["metrics"] => {
             let all = registry.all().map(|r| &*r.storage);
@@ -92,7 +103,7 @@ pub(crate) fn path(state: &Arc<State>, call: &Call) -> Result<Response<Body>, Ap
     Ok(respond::json_value(StatusCode::OK, &answer))
 }
 
-fn paths(groups: &[(String, Vec<String>)]) -> Vec<String> {
+fn paths(groups: &[(String, Vec<String>)], is_issuer: bool) -> Vec<String> {
     let mut all: Vec<String> = [
         "/api",
         "/api/v1",
@@ -109,6 +120,9 @@ fn paths(groups: &[(String, Vec<String>)]) -> Vec<String> {
     ]
     .map(str::to_owned)
     .into();
+    if is_issuer {
+        all.extend([openid::CONFIGURATION.to_owned(), openid::KEYS.to_owned()]);
+    }
     for (group, versions) in groups.iter().filter(|(g, _)| !g.is_empty()) {
         all.push(format!("/apis/{group}"));
         all.extend(versions.iter().map(|v| format!("/apis/{group}/{v}")));

@@ -49,6 +49,18 @@ pub(crate) fn json_value(code: StatusCode, value: &Value) -> Response<Body> {
     json_bytes(code, crate::value::encode(value))
 }
 
+/// Returns a JSON document that anyone may cache for an hour.
+#[must_use]
+pub(crate) fn public_for_an_hour(document: &Value, media: &'static str) -> Response<Body> {
+    let mut response = json_value(StatusCode::OK, document);
+    response.headers_mut().insert(header::CONTENT_TYPE, HeaderValue::from_static(media));
+    let caching = HeaderValue::from_static("public, max-age=3600");
+    response.headers_mut().insert(header::CACHE_CONTROL, caching);
+    // Clients get JSON whatever they accept.
+    response.extensions_mut().insert(Foreign);
+    response
+}
+
 /// Returns a cacheable document with an ETag; a client that has it already gets 304 without a body.
 #[must_use]
 pub(crate) fn tagged(call: &Call, bytes: Bytes, media: &'static str) -> Response<Body> {

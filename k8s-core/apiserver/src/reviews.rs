@@ -12,10 +12,7 @@ use serde_json::{Value, json};
 
 use crate::{
     accept::{Form, Offer, negotiate},
-    auth::{
-        rbac::{Attributes, Rule},
-        tokens::API_AUDIENCE,
-    },
+    auth::rbac::{Attributes, Rule},
     body::{decode_body, read_body},
     call::Call,
     invalid::FieldErrors,
@@ -302,25 +299,23 @@ async fn token(state: &Arc<State>, review: &Value) -> Result<Value, ApiStatus> {
     let mut audiences: Vec<String> =
         array_at(review, "/spec/audiences").iter().filter_map(Value::as_str).map(str::to_owned).collect();
     if audiences.is_empty() {
-        audiences.push(API_AUDIENCE.into());
+        audiences = state.issuer.api_audiences().to_vec();
     }
-    let now = state.clock.now().as_second();
-    let found = state.authenticator.token(token, &audiences, &state.issuer, now, &|resource, key, uid| {
-        state.is_alive(resource, key, uid)
-    });
+    let found = state.authenticator.token(token, &audiences, &state.evidence()).await;
     let why = match found {
         Ok(found) => return Ok(authenticated(&found.user, &found.audiences)),
         Err(why) => why,
     };
     // Tokens of the added authenticators are for the API server.
-    if audiences.iter().any(|a| a == API_AUDIENCE)
+    audiences.retain(|audience| state.issuer.api_audiences().contains(audience));
+    if !audiences.is_empty()
         && let Ok(value) = HeaderValue::from_str(&format!("Bearer {token}"))
     {
         let headers = HeaderMap::from_iter([(header::AUTHORIZATION, value)]);
         let credentials = Credentials { headers: &headers, certificate: None };
         for authenticator in state.authenticators.first.iter().chain(&state.authenticators.then) {
             match authenticator.authenticate(&credentials).await {
-                Ok(Some(user)) => return Ok(authenticated(&user, &[API_AUDIENCE.to_owned()])),
+                Ok(Some(user)) => return Ok(authenticated(&user, &audiences)),
                 Ok(None) => {}
                 Err(refused) => return Ok(json!({"user": {}, "error": refused.to_string()})),
             }

@@ -31,7 +31,7 @@ use k8s_store::Store;
 
 use crate::{
     accept::{self, Encoding},
-    auth::{impersonate::Impersonated, rbac::Attributes},
+    auth::{impersonate::Wanted, rbac::Attributes},
     call::Call,
     limits::LastAccount,
     request::{Query, RequestInfo, Selectors},
@@ -191,6 +191,7 @@ impl ApiServer {
         &self,
         headers: &http::HeaderMap,
         extensions: &http::Extensions,
+        path: &str,
     ) -> Result<User, ApiStatus> {
         let state = &self.state;
         match (extensions.get::<User>(), &self.user) {
@@ -206,10 +207,7 @@ impl ApiServer {
                 return Ok(user);
             }
         }
-        let (now, alive) = (state.clock.now().as_second(), |resource: &str, key: &str, uid: &str| {
-            state.is_alive(resource, key, uid)
-        });
-        if let Some(user) = state.authenticator.identify(&credentials, &state.issuer, now, &alive) {
+        if let Some(user) = state.authenticator.identify(&credentials, &state.evidence()).await {
             return Ok(user);
         }
         for authenticator in &state.authenticators.then {
@@ -217,7 +215,7 @@ impl ApiServer {
                 return Ok(user);
             }
         }
-        state.authenticator.anonymous(&credentials)
+        state.authenticator.anonymous(&credentials, path)
     }
 
     /// The pipeline from authentication on. `asked_by` is set as soon as the user is known.
@@ -229,12 +227,11 @@ impl ApiServer {
         asked_by: &mut Option<User>,
     ) -> Result<(Response<Body>, Vec<String>), ApiStatus> {
         let state = &self.state;
-        let mut user = self.authenticate(request.headers(), request.extensions()).await?;
-        if let Some(other) = Impersonated::from_headers(request.headers())? {
-            for need in other.needs() {
-                state.authorization.authorize(&user, &need).await?;
-            }
-            user = other.user;
+        let mut user = self.authenticate(request.headers(), request.extensions(), &info.path).await?;
+        if let Some(other) = Wanted::from_headers(request.headers())? {
+            let selectors = Selectors::of(&info, &query);
+            let wanted = attributes(&info, &selectors);
+            user = other.authorized(&user, &wanted, &state.authorization).await?;
         }
         if !state.audit.is_empty() {
             *asked_by = Some(user.clone());
@@ -267,22 +264,7 @@ impl ApiServer {
             tickets.push(flow.admit(&user, &info).await?);
         }
         let selectors = Selectors::of(&info, &query);
-        let wanted = if info.is_resource {
-            Attributes {
-                verb: &info.verb,
-                group: &info.group,
-                resource: &info.resource,
-                subresource: &info.subresource,
-                namespace: &info.namespace,
-                name: selectors.only_name(&info).unwrap_or(&info.name),
-                path: "",
-                version: &info.version,
-                fields: selectors.fields.as_ref(),
-                labels: selectors.labels.as_ref(),
-            }
-        } else {
-            Attributes { verb: &info.verb, path: &info.path, ..Attributes::default() }
-        };
+        let wanted = attributes(&info, &selectors);
         state.authorization.authorize(&user, &wanted).await?;
         if let Some(remote) = state.elsewhere(&info) {
             return Ok((remote.forward(&state.store, &user, &mut request).await, Vec::new()));
@@ -295,6 +277,7 @@ impl ApiServer {
             registry: state.registry.now(),
             warnings: Mutex::default(),
             annotations: Mutex::default(),
+            charges: Mutex::default(),
         };
         let response = if call.info.is_resource {
             dispatch::resource(state, &call, &mut request).await?
@@ -309,6 +292,25 @@ impl ApiServer {
 /// The refusal of a query that only the command line of `exec` may have.
 fn too_long() -> ApiStatus {
     ApiStatus::of(Reason::RequestEntityTooLarge, "the URI is longer than 65534 bytes")
+}
+
+/// Returns the attributes of a request.
+fn attributes<'a>(info: &'a RequestInfo, selectors: &'a Selectors) -> Attributes<'a> {
+    if !info.is_resource {
+        return Attributes { verb: &info.verb, path: &info.path, ..Attributes::default() };
+    }
+    Attributes {
+        verb: &info.verb,
+        group: &info.group,
+        resource: &info.resource,
+        subresource: &info.subresource,
+        namespace: &info.namespace,
+        name: selectors.only_name(info).unwrap_or(&info.name),
+        path: "",
+        version: &info.version,
+        fields: selectors.fields.as_ref(),
+        labels: selectors.labels.as_ref(),
+    }
 }
 
 impl<B> tower_service::Service<Request<B>> for ApiServer

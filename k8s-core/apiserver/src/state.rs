@@ -16,7 +16,7 @@ use crate::{
     admission::Chain,
     aggregate::{Aggregator, Remote},
     allocate::ServiceAllocator,
-    auth::{Authenticator, Authorization, tokens::TokenIssuer},
+    auth::{Authenticator, Authorization, Evidence, tokens::TokenIssuer},
     limits::Gate,
     metrics::Metrics,
     proxy::NodeConnector,
@@ -100,19 +100,10 @@ pub(crate) struct State {
     pub(crate) ready: AtomicBool,
 }
 
-/// Seconds that a token stays valid after the object it depends on was marked as deleted, as upstream's
-/// leeway for clock skew.
-const DELETION_LEEWAY: i64 = 60;
-
 impl State {
-    /// Returns true if the object that a token depends on exists with this uid and was not marked as deleted
-    /// before the leeway.
-    pub(crate) fn is_alive(&self, resource: &str, key: &str, uid: &str) -> bool {
-        let Some(stored) = self.store.get(resource, key).filter(|s| *s.uid == *uid) else { return false };
-        let place = k8s_core::json::find(&stored.json, &["metadata", "deletionTimestamp"]);
-        let Some(place) = place else { return true };
-        let since = serde_json::from_slice::<jiff::Timestamp>(&stored.json[place]);
-        since.is_ok_and(|since| since.as_second() >= self.clock.now().as_second() - DELETION_LEEWAY)
+    /// Returns what authenticators look at beside the credentials of a request.
+    pub(crate) fn evidence(&self) -> Evidence<'_> {
+        Evidence { store: &self.store, clock: &self.clock, issuer: &self.issuer }
     }
 
     /// Returns the aggregated server that serves a path, if any.

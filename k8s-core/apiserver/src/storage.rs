@@ -2,11 +2,11 @@
 
 use std::sync::Arc;
 
-use jiff::Timestamp;
 use k8s_core::status::ApiStatus;
 use k8s_store::{Expect, StoreError, Stored};
 use serde_json::Value;
 
+pub(crate) use crate::value::timestamp;
 use crate::{
     resources::{Resource, meta_of},
     state::State,
@@ -16,11 +16,6 @@ use crate::{
 /// Maximum of optimistic-lock retries. The store reports a conflict only after the winning write is visible,
 /// so N concurrent writers need at most N tries.
 pub(crate) const TRIES: usize = 64;
-
-/// Now in whole seconds, RFC 3339.
-pub(crate) fn timestamp(now: Timestamp) -> String {
-    Timestamp::from_second(now.as_second()).unwrap_or(now).to_string()
-}
 
 /// Writes the stored form of an object.
 pub(crate) async fn put(

@@ -200,7 +200,6 @@ async fn bind(
         return Err(errors.into_status("", "Binding", name));
     }
     let uid = str_at(binding, "/metadata/uid").to_owned();
-    let annotations = crate::value::object_at(binding, "/metadata/annotations").cloned();
     let key = resource.key(&call.info.namespace, name);
     for _ in 0..TRIES {
         let (stored, old) = current(state, resource, &key, name)?;
@@ -209,7 +208,7 @@ async fn bind(
         }
         let mut new = old;
         let now = timestamp(state.clock.now());
-        pod::bind(&mut new, &node, annotations.as_ref(), &now)
+        pod::bind(&mut new, &node, binding, &now)
             .map_err(|why| ApiStatus::conflict("", "pods/binding", name, &why))?;
         if dry_run {
             return Ok(created());

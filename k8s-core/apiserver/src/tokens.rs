@@ -11,7 +11,7 @@ use k8s_store::Stored;
 use serde_json::{Value, json};
 
 use crate::{
-    auth::tokens::{API_AUDIENCE, Bound, Named, TokenSubject},
+    auth::tokens::{Bound, Named, TokenSubject},
     body::decode_body,
     call::Call,
     invalid::FieldErrors,
@@ -37,11 +37,12 @@ pub(crate) async fn request(
     check_metadata(&request, namespace, name, &stored)?;
     let dry_run = crate::call::dry_run(call, "CreateOptions")?;
     state.admission.posted(call, resource, &mut request, dry_run).await?;
-    let seconds = seconds(&request)?;
+    let longest = state.issuer.settings().max_seconds.unwrap_or(i64::MAX);
+    let seconds = seconds(&request)?.min(longest);
     let mut audiences: Vec<String> =
         array_at(&request, "/spec/audiences").iter().filter_map(Value::as_str).map(str::to_owned).collect();
     if audiences.is_empty() {
-        audiences.push(API_AUDIENCE.into());
+        audiences = state.issuer.api_audiences().to_vec();
     }
     let bound = match request.pointer("/spec/boundObjectRef") {
         Some(reference) if reference.is_object() => bind(state, namespace, name, reference)?,

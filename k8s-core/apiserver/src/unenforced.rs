@@ -45,7 +45,6 @@ const KINDS: &[Kind] = &[
         "no ingress controller runs in this cluster: the Ingress is stored, but not acted on",
     ),
     Kind("ipaddresses.networking.k8s.io", "the object is stored, but addresses are not allocated by it"),
-    Kind("limitranges", "limit ranges are stored, but not enforced: no default is set and no pod is refused"),
     Kind("mutatingadmissionpolicies.admissionregistration.k8s.io", NO_ADMISSION),
     Kind("mutatingadmissionpolicybindings.admissionregistration.k8s.io", NO_ADMISSION),
     Kind(
@@ -59,7 +58,6 @@ const KINDS: &[Kind] = &[
     Kind("prioritylevelconfigurations.flowcontrol.apiserver.k8s.io", NO_FAIRNESS),
     Kind("resourceclaims.resource.k8s.io", NO_DRA),
     Kind("resourceclaimtemplates.resource.k8s.io", NO_DRA),
-    Kind("resourcequotas", "resource quotas are stored, but not enforced: nothing is counted or refused"),
     Kind("resourceslices.resource.k8s.io", NO_DRA),
     Kind(
         "runtimeclasses.node.k8s.io",
@@ -111,17 +109,6 @@ impl Ranges<'_> {
 
 /// Fields of one kind, by the name in the store.
 const FIELDS: &[(&str, Field)] = &[
-    ("namespaces", Field(&["metadata", "labels", "pod-security.kubernetes.io/enforce"], SET, POD_SECURITY)),
-    ("namespaces", Field(&["metadata", "labels", "pod-security.kubernetes.io/audit"], SET, POD_SECURITY)),
-    ("namespaces", Field(&["metadata", "labels", "pod-security.kubernetes.io/warn"], SET, POD_SECURITY)),
-    (
-        "secrets",
-        Field(
-            &["type"],
-            |v, _| v == "kubernetes.io/service-account-token",
-            "no token is written into the secret: use the TokenRequest API (kubectl create token)",
-        ),
-    ),
     (
         "services",
         Field(
@@ -151,7 +138,6 @@ const FIELDS: &[(&str, Field)] = &[
     ("persistentvolumeclaims", Field(&["spec", "volumeAttributesClassName"], SET, NO_CSI)),
 ];
 
-const POD_SECURITY: &str = "pod security standards are not enforced: every pod is let in";
 const NO_SELINUX: &str = "SELinux options are not applied";
 const NO_WINDOWS: &str = "Windows options are not applied";
 const NO_DISK_LIMIT: &str = "use of the disk is not limited";

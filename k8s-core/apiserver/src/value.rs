@@ -2,6 +2,11 @@
 
 use serde_json::{Map, Value};
 
+/// Returns a time in whole seconds, RFC 3339, as objects have it.
+pub(crate) fn timestamp(now: jiff::Timestamp) -> String {
+    jiff::Timestamp::from_second(now.as_second()).unwrap_or(now).to_string()
+}
+
 /// Returns the value at a JSON pointer. Like [`Value::pointer`], but without copying names, because every
 /// write calls it many times.
 #[must_use]

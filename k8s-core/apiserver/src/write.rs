@@ -155,11 +155,29 @@ async fn insert(
     }
     state.admission.validate(&Admission::new(call, resource, &mut object, None, dry_run)).await?;
     crate::unenforced::warn(state, call, resource, &object, None);
+    let stored = store_new(state, call, resource, object, dry_run, &prefix, record).await;
+    if stored.is_err() {
+        state.admission.abandon(call).await;
+    }
+    stored
+}
+
+/// Stores an object that is complete. With a prefix, another name is generated while there is one of the
+/// name.
+async fn store_new(
+    state: &Arc<State>,
+    call: &Call,
+    resource: &Arc<Resource>,
+    mut object: Value,
+    dry_run: bool,
+    prefix: &str,
+    record: &(dyn Fn(&Arc<State>, &mut Value) + Sync),
+) -> Result<Bytes, ApiStatus> {
     let mut reserved = reserve(state, resource, &mut object, None)?;
     record(state, &mut object);
     for _ in 0..8 {
         let name = str_at(&object, "/metadata/name").to_owned();
-        let key = resource.key(namespace, &name);
+        let key = resource.key(&call.info.namespace, &name);
         if dry_run {
             if state.store.get(&resource.storage, &key).is_some() {
                 return Err(ApiStatus::already_exists(&resource.group, &resource.plural, &name));
@@ -175,7 +193,7 @@ async fn insert(
                 return Ok(stored.json.clone());
             }
             Err(StoreError::Conflict { .. }) if !prefix.is_empty() => {
-                set(&mut object, "/metadata/name", generated(&prefix).into());
+                set(&mut object, "/metadata/name", generated(prefix).into());
             }
             Err(StoreError::Conflict { .. }) => {
                 return Err(ApiStatus::already_exists(&resource.group, &resource.plural, &name));
@@ -349,7 +367,13 @@ pub(crate) async fn modify(
         if matches!(part, "" | "ephemeralcontainers") {
             crate::unenforced::warn(state, call, resource, &new, Some(&old));
         }
-        let mut reserved = reserve(state, resource, &mut new, Some(&old))?;
+        let mut reserved = match reserve(state, resource, &mut new, Some(&old)) {
+            Ok(reserved) => reserved,
+            Err(e) => {
+                state.admission.abandon(call).await;
+                return Err(e);
+            }
+        };
         if !applied {
             if part == "resize" {
                 take(&mut new, "/metadata", "managedFields");
@@ -375,6 +399,9 @@ pub(crate) async fn modify(
         } else {
             put(state, resource, &key, Expect::Revision(stored.revision), &new).await
         };
+        if result.is_err() {
+            state.admission.abandon(call).await;
+        }
         match result {
             Ok(written) => {
                 if let Some(reserved) = &mut reserved {

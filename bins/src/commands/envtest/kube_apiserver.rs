@@ -11,11 +11,10 @@ use std::{
 use ipnet::Ipv4Net;
 use k8s_apiserver::{
     ApiServer,
-    auth::Authenticator,
+    auth::{Authenticator, PublicKey, ServiceAccountTokens},
     listen::{self, TlsFiles},
 };
 use k8s_store::Store;
-use rcgen::KeyPair;
 use tokio_util::sync::CancellationToken;
 
 use crate::{
@@ -49,12 +48,6 @@ struct WithoutEffect {
     /// No effect: all versions are served.
     #[arg(long, value_name = "VALUE")]
     runtime_config: Option<String>,
-    /// No effect: tokens name https://kubernetes.default.svc.cluster.local.
-    #[arg(long, value_name = "VALUE")]
-    service_account_issuer: Option<String>,
-    /// No effect: tokens are verified with the signing key.
-    #[arg(long, value_name = "VALUE")]
-    service_account_key_file: Option<String>,
 }
 
 impl WithoutEffect {
@@ -95,9 +88,15 @@ pub(in crate::commands) struct KubeApiServer {
     /// Static token file: lines of `token,user,uid[,"group1,group2"]`.
     #[arg(long)]
     token_auth_file: Option<PathBuf>,
-    /// PKCS#8 P-256 key of service account tokens (default: a new one).
+    /// Private key (PEM) that signs service account tokens (default: a new one).
     #[arg(long)]
     service_account_signing_key_file: Option<PathBuf>,
+    /// Issuer of service account tokens. May be repeated: the first is in new tokens, all are accepted.
+    #[arg(long, default_value = "https://kubernetes.default.svc.cluster.local")]
+    service_account_issuer: Vec<String>,
+    /// File of PEM keys that verify service account tokens, beside the signing key. May be repeated.
+    #[arg(long)]
+    service_account_key_file: Vec<PathBuf>,
     /// Service CIDR.
     #[arg(long, default_value = ranges::SERVICES, value_parser = ranges::parse)]
     service_cluster_ip_range: Ipv4Net,
@@ -120,7 +119,18 @@ impl KubeApiServer {
             Some(file) => Authenticator::parse_token_file(&String::from_utf8_lossy(&read(file)?))
                 .map_err(|e| Failure::new(Code::Usage, format!("{}: {e}", file.display())))?,
         };
+        let mut account_tokens = ServiceAccountTokens {
+            issuers: self.service_account_issuer.clone(),
+            external_address: Some(SocketAddr::new(self.bind_address, self.secure_port).to_string()),
+            ..ServiceAccountTokens::default()
+        };
+        for file in &self.service_account_key_file {
+            let invalid = format!("--service-account-key-file {}", file.display());
+            let keys = PublicKey::parse_pem(&String::from_utf8_lossy(&read(file)?));
+            account_tokens.keys.extend(keys.map_err(Failure::because(invalid))?);
+        }
         let server = ApiServer::builder(Store::memory())
+            .service_account_tokens(account_tokens)
             .authenticator(Authenticator::new(tokens, true))
             .authorization(authorization)
             .service_range(self.service_cluster_ip_range)
@@ -128,12 +138,7 @@ impl KubeApiServer {
             .limits(limits());
         let server = match &self.service_account_signing_key_file {
             None => server,
-            Some(file) => {
-                let text = String::from_utf8_lossy(&read(file)?).into_owned();
-                let invalid = format!("--service-account-signing-key-file {}", file.display());
-                let key = KeyPair::from_pem(&text).map_err(Failure::because(invalid))?;
-                server.service_account_key(key.serialize_der())
-            }
+            Some(file) => server.service_account_key(read(file)?),
         };
         let files = TlsFiles {
             certificate: read(&self.certificate_file(&self.tls_cert_file, "apiserver.crt")?)?,

@@ -9,7 +9,9 @@ mod deployments;
 mod garbage;
 mod jobs;
 mod lab;
+mod quotas;
 mod slices;
+mod token_secrets;
 
 use k8s_builtin::{conditions, pods};
 use k8s_core::{

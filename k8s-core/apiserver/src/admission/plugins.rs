@@ -1,14 +1,34 @@
 //! Built-in admission plugins, in upstream's order and with upstream's names.
 
+mod always;
+mod always_pull_images;
+mod anti_affinity;
 mod certificates;
+mod claim_resize;
 mod default_storage_class;
 mod default_toleration_seconds;
+mod event_rate_limit;
+mod extended_resource_toleration;
+mod external_ips;
+mod ingress_class;
+mod limit_ranger;
 mod namespace_lifecycle;
+mod namespaces;
 mod node_restriction;
+mod owner_references;
+mod pod_node_selector;
+mod pod_resize;
+mod pod_security;
+mod pod_toleration_restriction;
+mod pod_topology_labels;
+mod pods;
 mod policies;
 mod priority;
+mod resource_quota;
 mod role_escalation;
+mod runtime_class;
 mod service_account;
+mod taint_nodes;
 mod webhooks;
 
 use std::sync::Arc;
@@ -17,14 +37,13 @@ use k8s_core::{clock::Clock, status::ApiStatus};
 use k8s_store::Store;
 use serde_json::Value;
 
-use super::{Admission, Admit, Configuration, Connection, Deletion, Operation};
+use super::{Abandoned, Admission, Admit, Configuration, Connection, Deletion, Operation};
 use crate::{auth::Authorization, call::Call, resources::Resource, value::default_text};
 
 /// The parts of a server that plugins are made of.
 pub(crate) struct Parts {
     pub(crate) store: Store,
     pub(crate) authorization: Arc<Authorization>,
-    #[allow(dead_code, reason = "plugins that need it are being written")]
     pub(crate) clock: Clock,
     pub(crate) metrics: k8s_metrics::Registry,
 }
@@ -51,16 +70,25 @@ const fn on(name: &'static str, make: Make) -> Plugin {
 }
 
 /// A plugin that is off without being named.
-#[allow(dead_code, reason = "the first such plugin is being written")]
 const fn off(name: &'static str, make: Make) -> Plugin {
     Plugin { name, default: false, make }
 }
 
 /// Plugins before those of a distribution, in upstream's order.
 static PLUGINS: &[Plugin] = &[
+    off("AlwaysAdmit", |_, _| Ok(Arc::new(always::AlwaysAdmit))),
+    off("NamespaceAutoProvision", |parts, _| {
+        let (store, clock) = (parts.store.clone(), parts.clock.clone());
+        Ok(Arc::new(namespaces::AutoProvision { store, clock }))
+    }),
     on("NamespaceLifecycle", |parts, _| {
         Ok(Arc::new(namespace_lifecycle::NamespaceLifecycle { store: parts.store.clone() }))
     }),
+    off("NamespaceExists", |parts, _| Ok(Arc::new(namespaces::Exists { store: parts.store.clone() }))),
+    off("LimitPodHardAntiAffinityTopology", |_, _| {
+        Ok(Arc::new(anti_affinity::LimitPodHardAntiAffinityTopology))
+    }),
+    on("LimitRanger", |parts, _| Ok(Arc::new(limit_ranger::LimitRanger { store: parts.store.clone() }))),
     on("ServiceAccount", |parts, _| {
         Ok(Arc::new(service_account::ServiceAccount { store: parts.store.clone() }))
     }),
@@ -70,24 +98,63 @@ static PLUGINS: &[Plugin] = &[
             authorization: parts.authorization.clone(),
         }))
     }),
+    on("TaintNodesByCondition", |_, _| Ok(Arc::new(taint_nodes::TaintNodesByCondition))),
+    off("AlwaysPullImages", |_, _| Ok(Arc::new(always_pull_images::AlwaysPullImages))),
+    on("PodSecurity", |parts, configuration| {
+        Ok(Arc::new(pod_security::PodSecurity::new(parts, configuration)?))
+    }),
+    off("PodNodeSelector", |parts, configuration| {
+        Ok(Arc::new(pod_node_selector::PodNodeSelector::new(parts.store.clone(), configuration)?))
+    }),
     on("Priority", |parts, _| Ok(Arc::new(priority::Priority { store: parts.store.clone() }))),
     on("DefaultTolerationSeconds", |_, _| Ok(Arc::new(default_toleration_seconds::DefaultTolerationSeconds))),
+    off("PodTolerationRestriction", |parts, configuration| {
+        let store = parts.store.clone();
+        Ok(Arc::new(pod_toleration_restriction::PodTolerationRestriction::new(store, configuration)?))
+    }),
+    off("EventRateLimit", |parts, configuration| {
+        Ok(Arc::new(event_rate_limit::EventRateLimit::new(parts.clock.clone(), configuration)?))
+    }),
+    off("ExtendedResourceToleration", |_, _| {
+        Ok(Arc::new(extended_resource_toleration::ExtendedResourceToleration))
+    }),
     on("DefaultStorageClass", |parts, _| {
         Ok(Arc::new(default_storage_class::DefaultStorageClass { store: parts.store.clone() }))
     }),
+    off("OwnerReferencesPermissionEnforcement", |parts, _| {
+        let authorization = parts.authorization.clone();
+        Ok(Arc::new(owner_references::OwnerReferencesPermissionEnforcement { authorization }))
+    }),
+    on("PersistentVolumeClaimResize", |parts, _| {
+        Ok(Arc::new(claim_resize::PersistentVolumeClaimResize { store: parts.store.clone() }))
+    }),
+    on("RuntimeClass", |parts, _| Ok(Arc::new(runtime_class::RuntimeClass { store: parts.store.clone() }))),
     on("CertificateApproval", |parts, _| Ok(Arc::new(certificates::Approval(parts.authorization.clone())))),
     on("CertificateSigning", |parts, _| Ok(Arc::new(certificates::Signing(parts.authorization.clone())))),
     on("ClusterTrustBundleAttest", |parts, _| {
         Ok(Arc::new(certificates::Attest(parts.authorization.clone())))
     }),
     on("CertificateSubjectRestriction", |_, _| Ok(Arc::new(certificates::SubjectRestriction))),
+    on("DefaultIngressClass", |parts, _| {
+        Ok(Arc::new(ingress_class::DefaultIngressClass { store: parts.store.clone() }))
+    }),
+    off("DenyServiceExternalIPs", |_, _| Ok(Arc::new(external_ips::DenyServiceExternalIps))),
+    on("PodTopologyLabels", |parts, _| {
+        Ok(Arc::new(pod_topology_labels::PodTopologyLabels { store: parts.store.clone() }))
+    }),
+    on("PodResizeValidator", |parts, _| {
+        Ok(Arc::new(pod_resize::PodResizeValidator { store: parts.store.clone() }))
+    }),
     on("MutatingAdmissionWebhook", |parts, _| Ok(Arc::new(webhooks::Mutating::new(parts)))),
     on("ValidatingAdmissionPolicy", |parts, _| Ok(Arc::new(policies::Validating::new(parts)))),
     on("ValidatingAdmissionWebhook", |parts, _| Ok(Arc::new(webhooks::Validating::new(parts)))),
 ];
 
 /// Plugins after those of a distribution. They refuse and count objects in their final form, and change none.
-static LAST: &[Plugin] = &[];
+static LAST: &[Plugin] = &[
+    on("ResourceQuota", |parts, _| Ok(Arc::new(resource_quota::ResourceQuota::new(parts)))),
+    off("AlwaysDeny", |_, _| Ok(Arc::new(always::AlwaysDeny))),
+];
 
 /// Names of upstream's plugins, in their order (`AllOrderedPlugins` in pkg/kubeapiserver/options/plugins.go).
 const UPSTREAM: [&str; 41] = [
@@ -317,9 +384,19 @@ impl Chain {
     /// The first refusal.
     pub(crate) async fn validate(&self, admission: &Admission<'_>) -> Result<(), ApiStatus> {
         for plugin in self.all(admission.operation, admission.resource, &admission.request.subresource) {
-            plugin.validate(admission).await?;
+            if let Err(refusal) = plugin.validate(admission).await {
+                self.abandon(admission.call).await;
+                return Err(refusal);
+            }
         }
         Ok(())
+    }
+
+    /// Lets each plugin take back what it did about a write that was validated and did not happen.
+    pub(crate) async fn abandon(&self, call: &Call) {
+        for plugin in self.first.iter().chain(&self.own).chain(&self.last) {
+            plugin.abandon(&Abandoned { call }).await;
+        }
     }
 
     /// Lets each plugin refuse a deletion.

@@ -1,25 +1,37 @@
-//! Authenticators: client certificates, static tokens, service account tokens.
+//! Authenticators: client certificates, passwords, and bearer tokens.
 
 use std::collections::HashMap;
 
+use base64::{Engine, engine::general_purpose::STANDARD};
 use k8s_core::status::ApiStatus;
 
-use super::tokens::{API_AUDIENCE, TokenError, TokenIssuer, Verified};
+pub use super::files::TokenFileError;
+use super::{
+    AuthenticationConfiguration, Evidence,
+    anonymous::Anonymous,
+    bootstrap_tokens,
+    constant_time::{Hashed, hashed},
+    files::{self, Passwords},
+    oidc,
+    tokens::{TokenError, Verified},
+    webhook::TokenWebhook,
+};
 use crate::{stages::Credentials, user::User};
 
-/// A line of a token file has too few fields.
-#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
-#[error("line {line}: want token,user,uid and optionally \"group1,group2\"")]
-pub struct TokenFileError {
-    /// Number of the line, from 1.
-    pub line: usize,
-}
+/// Extra attribute with the id of a credential.
+#[cfg(feature = "tls")]
+const CREDENTIAL_ID: &str = "authentication.kubernetes.io/credential-id";
 
 /// Finds out who a request comes from.
 #[derive(Debug, Default)]
 pub struct Authenticator {
-    tokens: HashMap<String, User>,
-    anonymous: bool,
+    /// Users of static tokens, by the token's hash.
+    tokens: HashMap<Hashed, User>,
+    passwords: Passwords,
+    bootstrap_tokens: bool,
+    jwt: Vec<oidc::Authentication>,
+    webhook: Option<TokenWebhook>,
+    anonymous: Anonymous,
 }
 
 impl Authenticator {
@@ -27,7 +39,39 @@ impl Authenticator {
     /// `system:anonymous`.
     #[must_use]
     pub fn new(tokens: HashMap<String, User>, anonymous: bool) -> Self {
-        Authenticator { tokens, anonymous }
+        let tokens = tokens.into_iter().map(|(token, user)| (hashed(token.as_bytes()), user)).collect();
+        let anonymous = if anonymous { Anonymous::Always } else { Anonymous::Never };
+        Authenticator { tokens, anonymous, ..Authenticator::default() }
+    }
+
+    /// Users with passwords (HTTP basic authentication). Default: none.
+    #[must_use]
+    pub fn passwords(mut self, passwords: Passwords) -> Self {
+        self.passwords = passwords;
+        self
+    }
+
+    /// Accepts the bootstrap tokens in Secrets of kube-system (`--enable-bootstrap-token-auth`). Default: no.
+    #[must_use]
+    pub fn bootstrap_tokens(mut self, accepts: bool) -> Self {
+        self.bootstrap_tokens = accepts;
+        self
+    }
+
+    /// Issuers of JSON Web Tokens, and anonymous requests, of an AuthenticationConfiguration; what the file
+    /// says about anonymous requests goes before the argument of [`Authenticator::new`].
+    #[must_use]
+    pub fn configured(mut self, configuration: AuthenticationConfiguration) -> Self {
+        self.jwt.extend(configuration.jwt);
+        self.anonymous = configuration.anonymous.unwrap_or(self.anonymous);
+        self
+    }
+
+    /// Webhook that is asked about bearer tokens which no other authenticator knows. Default: none.
+    #[must_use]
+    pub fn token_webhook(mut self, webhook: TokenWebhook) -> Self {
+        self.webhook = Some(webhook);
+        self
     }
 
     /// Parses a token file: lines of `token,user,uid[,"group1,group2"]`.
@@ -43,91 +87,131 @@ impl Authenticator {
     /// # Errors
     /// A line with too few fields.
     pub fn parse_token_file(text: &str) -> Result<HashMap<String, User>, TokenFileError> {
-        let mut tokens = HashMap::new();
-        for (number, line) in
-            text.lines().enumerate().filter(|(_, l)| !l.trim().is_empty() && !l.starts_with('#'))
-        {
-            let mut fields = line.splitn(4, ',').map(|f| f.trim().trim_matches('"'));
-            let (Some(token), Some(name), Some(uid)) = (fields.next(), fields.next(), fields.next()) else {
-                return Err(TokenFileError { line: number + 1 });
-            };
-            let groups: Vec<&str> = fields
-                .next()
-                .unwrap_or_default()
-                .split(',')
-                .map(str::trim)
-                .filter(|g| !g.is_empty())
-                .collect();
-            let mut user = User::new(name, &groups);
-            user.uid = uid.into();
-            tokens.insert(token.to_owned(), user);
-        }
-        Ok(tokens)
+        files::lines(text, "token").map(|lines| lines.into_iter().collect())
     }
 
     /// Rejects requests without credentials.
     pub(crate) fn refuse_anonymous(&mut self) {
-        self.anonymous = false;
+        self.anonymous = Anonymous::Never;
     }
 
-    /// Returns the user of a bearer token for one of `audiences`. Service account tokens need `issuer`;
-    /// static tokens are for the API server.
+    /// Returns the user of a bearer token for one of `audiences`. Tokens that name no audiences are for the
+    /// API server.
     ///
     /// # Errors
-    /// The reason of the rejection.
-    pub fn token(
+    /// The reasons of the rejection.
+    pub(crate) async fn token(
         &self,
         token: &str,
         audiences: &[String],
-        issuer: &TokenIssuer,
-        now: i64,
-        alive: &dyn Fn(&str, &str, &str) -> bool,
+        evidence: &Evidence<'_>,
     ) -> Result<Verified, TokenError> {
-        match self.tokens.get(token) {
-            Some(user) if audiences.iter().any(|a| a == API_AUDIENCE) => {
-                Ok(Verified { user: user.clone(), audiences: vec![API_AUDIENCE.to_owned()] })
-            }
-            Some(_) => Err(TokenError::Invalid),
-            None => issuer.verify(token, audiences, now, alive),
+        let refused = match evidence.issuer.verify(token, audiences, evidence.now(), evidence) {
+            Ok(verified) => return Ok(verified),
+            Err(refused) => refused,
+        };
+        let mut own = evidence.issuer.api_audiences().to_vec();
+        own.retain(|audience| audiences.contains(audience));
+        if own.is_empty() {
+            return Err(refused);
         }
+        if let Some(user) = self.tokens.get(&hashed(token.as_bytes())) {
+            return Ok(Verified { user: user.clone(), audiences: own });
+        }
+        if self.bootstrap_tokens {
+            match bootstrap_tokens::user(token, evidence) {
+                Ok(user) => return Ok(Verified { user, audiences: own }),
+                Err(reason) => tracing::debug!(reason, "no bootstrap token"),
+            }
+        }
+        let mut reasons = Vec::new();
+        for issuer in &self.jwt {
+            match issuer.user(token, evidence.now()).await {
+                Ok(Some(user)) => return Ok(Verified { user, audiences: own }),
+                Ok(None) => {}
+                Err(reason) => {
+                    tracing::debug!(reason, "bearer token refused");
+                    reasons.push(reason);
+                }
+            }
+        }
+        if let Some(webhook) = &self.webhook {
+            match webhook.user(token, &own).await {
+                Ok(verified) => return Ok(verified),
+                Err(reason) if reason.is_empty() => {}
+                Err(reason) => reasons.push(reason),
+            }
+        }
+        Err(if reasons.is_empty() { refused } else { TokenError::Refused { reasons } })
     }
 
-    /// Returns the user of a request's certificate or bearer token; `None` without valid credentials.
-    pub fn identify(
+    /// Returns the user of a request's certificate, password or bearer token; `None` without valid
+    /// credentials.
+    pub(crate) async fn identify(
         &self,
         credentials: &Credentials<'_>,
-        issuer: &TokenIssuer,
-        now: i64,
-        alive: &dyn Fn(&str, &str, &str) -> bool,
+        evidence: &Evidence<'_>,
     ) -> Option<User> {
         if let Some(user) = credentials.certificate.and_then(|c| certificate_user(&c.0)) {
             return Some(user);
         }
+        if let Some((name, password)) = basic(credentials) {
+            return self.passwords.user(&name, &password);
+        }
         let token = credentials.bearer_token()?;
-        self.token(token, &[API_AUDIENCE.to_owned()], issuer, now, alive).ok().map(|verified| verified.user)
+        let found = self.token(token, evidence.issuer.api_audiences(), evidence).await;
+        found.ok().map(|verified| verified.user)
     }
 
-    /// Returns `system:anonymous` for a request that no authenticator knows.
+    /// Returns `system:anonymous` for a request of this path that no authenticator knows.
     ///
     /// # Errors
-    /// 401 for a rejected bearer token, or if credentials are required.
-    pub fn anonymous(&self, credentials: &Credentials<'_>) -> Result<User, ApiStatus> {
+    /// 401 for rejected credentials, or if credentials are required.
+    pub(crate) fn anonymous(&self, credentials: &Credentials<'_>, path: &str) -> Result<User, ApiStatus> {
+        let wrong_password = !self.passwords.is_empty() && basic(credentials).is_some();
         match credentials.bearer_token() {
-            None if self.anonymous => Ok(User::anonymous()),
+            None if self.anonymous.allows(path) && !wrong_password => Ok(User::anonymous()),
             _ => Err(ApiStatus::unauthorized()),
         }
     }
 }
 
-/// Returns the certificate subject's common name as user and its organizations as groups. Of several common
-/// names the last counts, as upstream and as for those who approve and sign.
+/// Returns the user name and the password of a request.
+fn basic(credentials: &Credentials<'_>) -> Option<(String, Vec<u8>)> {
+    let value = credentials.headers.get(http::header::AUTHORIZATION)?.to_str().ok()?;
+    let (scheme, pair) = value.split_once(' ')?;
+    let pair = scheme.eq_ignore_ascii_case("basic").then(|| STANDARD.decode(pair.trim()).ok())??;
+    let colon = pair.iter().position(|b| *b == b':')?;
+    Some((String::from_utf8(pair[..colon].to_vec()).ok()?, pair[colon + 1..].to_vec()))
+}
+
+/// Returns the certificate subject's common name as user and its organizations as groups. The user id is the
+/// attribute that Kubernetes reserves for it. Of several common names the last counts, as upstream and as for
+/// those who approve and sign.
 #[cfg(feature = "tls")]
 fn certificate_user(der: &[u8]) -> Option<User> {
-    let (_, certificate) = x509_parser::parse_x509_certificate(der).ok()?;
+    use sha2::{Digest, Sha256};
+    use x509_parser::{der_parser::oid, parse_x509_certificate};
+    let (_, certificate) = parse_x509_certificate(der).ok()?;
     let subject = certificate.subject();
-    let name = subject.iter_common_name().last()?.as_str().ok().filter(|name| !name.is_empty())?.to_owned();
+    let name = subject.iter_common_name().last()?.as_str().ok().filter(|name| !name.is_empty())?;
     let groups: Vec<&str> = subject.iter_organization().filter_map(|o| o.as_str().ok()).collect();
-    Some(User::new(&name, &groups))
+    let mut user = User::new(name, &groups);
+    let mut ids = subject.iter_by_oid(&oid!(1.3.6.1.4.1.57683.2));
+    match (ids.next(), ids.next()) {
+        (None, _) => {}
+        (Some(id), None) => id.as_str().ok()?.clone_into(&mut user.uid),
+        // Upstream refuses a certificate with several, too.
+        (Some(_), Some(_)) => return None,
+    }
+    let mut id = String::from("X509SHA256=");
+    for byte in Sha256::digest(der) {
+        for digit in [byte >> 4, byte & 15] {
+            id.push(char::from(b"0123456789abcdef"[usize::from(digit)]));
+        }
+    }
+    user.extra.insert(CREDENTIAL_ID.into(), vec![id]);
+    Some(user)
 }
 
 /// Without TLS no connection has a certificate.

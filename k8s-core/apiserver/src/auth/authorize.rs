@@ -10,9 +10,9 @@ use k8s_store::Store;
 use super::{
     AuthorizationMode,
     abac::Policies,
+    access_webhook::WebhookAuthorizer,
     node::NodeAuthorizer,
     rbac::{Rbac, Rule, aggregate, is_master},
-    webhook::WebhookAuthorizer,
 };
 use crate::{
     request::{Attributes, RequestInfo},

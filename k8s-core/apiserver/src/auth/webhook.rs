@@ -1,322 +1,334 @@
-//! The webhook authorizer: another server decides, asked by SubjectAccessReviews.
-//!
-//! Flow: match conditions decide whether the webhook is asked; its answers are kept for a while. Without an
-//! answer after retries, the failure policy decides.
-
-mod conditions;
+//! Bearer tokens that another server knows: a TokenReview is posted to it, and its answer is cached.
 
 use std::{
     collections::HashMap,
-    sync::{Arc, Mutex, PoisonError},
+    fmt,
+    sync::{Mutex, PoisonError},
     time::Duration,
 };
 
-use http::Method;
-use jiff::Timestamp;
+use http::{Method, Request, StatusCode, header};
 use k8s_core::{
-    client::{Client, Error},
-    clock::Clock,
-    meta::{LabelSelector, selector::Operator},
+    client::{Body, Remote, RemoteConfig, Transport, body_from_bytes},
+    random,
 };
-use serde_json::{Map, Value, json};
+use serde_json::{Value, json};
+use tokio::{sync::Semaphore, time::Instant};
 
-pub use self::conditions::ConditionError;
-use self::conditions::Conditions;
+use super::{
+    constant_time::{Hashed, hashed},
+    tokens::Verified,
+};
 use crate::{
-    request::Attributes,
-    stages::Decision,
     user::User,
-    value::{bool_at, str_at},
+    value::{array_at, str_at},
+    webhook_client::whole,
 };
 
-/// Number of answers that are kept.
-const KEPT: usize = 8192;
-/// Size in bytes of the parts of a request, above which its answer is not kept.
-const MOST_KEPT: usize = 10_000;
-/// Delays before further attempts, in milliseconds (upstream's backoff without its jitter).
-const RETRIES: [u64; 4] = [500, 750, 1125, 1687];
+/// Largest answer, in bytes.
+const LARGEST: usize = 1 << 20;
+/// Longest token that is sent, in bytes.
+const LONGEST: usize = 64 << 10;
+/// Timeout of a token's review, repetitions included.
+const TIMEOUT: Duration = Duration::from_secs(10);
+/// Number of attempts while the webhook answers that it is overloaded or broken.
+const ATTEMPTS: u32 = 5;
+/// Wait before the second attempt; each further wait is half as long again.
+const BACKOFF: Duration = Duration::from_millis(500);
+/// Number of concurrent reviews; further ones wait.
+const CONCURRENT: usize = 100;
+/// Number of cached answers of each kind, positive and negative, so that invalid tokens displace no valid
+/// ones.
+const CACHED: usize = 4096;
 
-/// Decision when the webhook gives no answer.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub enum FailurePolicy {
-    /// The next authorizer is asked.
-    #[default]
-    NoOpinion,
-    /// The request is denied.
-    Deny,
-}
-
-/// Version of the SubjectAccessReviews that are sent.
+/// Version of the TokenReview that the webhook understands.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum ReviewVersion {
-    /// `authorization.k8s.io/v1`.
-    #[default]
+    /// `authentication.k8s.io/v1`.
     V1,
-    /// `authorization.k8s.io/v1beta1`, upstream's default for flags.
+    /// `authentication.k8s.io/v1beta1`, upstream's default.
+    #[default]
     V1beta1,
 }
 
-/// Settings of a webhook authorizer.
-#[derive(Clone, Debug)]
-pub struct WebhookSettings {
-    /// Time for which an answer that allows is kept; 0: not at all.
-    pub authorized_ttl: Duration,
-    /// Time for which another answer is kept; 0: not at all.
-    pub unauthorized_ttl: Duration,
-    /// Timeout of one attempt.
-    pub timeout: Duration,
-    /// Version of the reviews.
-    pub version: ReviewVersion,
-    /// Decision without an answer.
-    pub failure_policy: FailurePolicy,
-    /// CEL expressions over `request`, the `spec` of a v1 review. The webhook is asked if all are true.
-    pub match_conditions: Vec<String>,
-}
-
-impl Default for WebhookSettings {
-    /// Upstream's defaults of its flags.
-    fn default() -> Self {
-        WebhookSettings {
-            authorized_ttl: Duration::from_secs(300),
-            unauthorized_ttl: Duration::from_secs(30),
-            timeout: Duration::from_secs(30),
-            version: ReviewVersion::V1beta1,
-            failure_policy: FailurePolicy::NoOpinion,
-            match_conditions: Vec::new(),
+impl ReviewVersion {
+    fn api_version(self) -> &'static str {
+        match self {
+            ReviewVersion::V1 => "authentication.k8s.io/v1",
+            ReviewVersion::V1beta1 => "authentication.k8s.io/v1beta1",
         }
     }
 }
 
-/// A webhook authorizer. Clones share their connections and answers.
-#[derive(Clone)]
-pub struct WebhookAuthorizer(Arc<Webhook>);
+impl std::str::FromStr for ReviewVersion {
+    type Err = String;
 
-struct Webhook {
-    client: Client,
-    path: String,
-    settings: WebhookSettings,
-    conditions: Conditions,
-    clock: Clock,
-    kept: Mutex<HashMap<String, (Timestamp, Answer)>>,
-}
-
-impl std::fmt::Debug for WebhookAuthorizer {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.debug_struct("WebhookAuthorizer").field("path", &self.0.path).finish_non_exhaustive()
+    fn from_str(text: &str) -> Result<Self, String> {
+        match text {
+            "v1" => Ok(ReviewVersion::V1),
+            "v1beta1" => Ok(ReviewVersion::V1beta1),
+            _ => Err(format!(
+                "unsupported authentication webhook version {text:?}, supported versions are \"v1\", \"v1beta1\""
+            )),
+        }
     }
 }
 
-/// The `status` of a review.
-#[derive(Clone, Debug)]
-pub(crate) struct Answer {
-    pub(crate) decision: Decision,
-    pub(crate) reason: String,
-    pub(crate) error: Option<String>,
+/// A token webhook cannot be called with its settings.
+#[derive(Debug, thiserror::Error)]
+#[error("{0}")]
+pub struct WebhookError(String);
+
+/// Cached answers until they expire.
+struct Cache<T>(HashMap<Hashed, (Instant, T)>);
+
+impl<T: Clone> Cache<T> {
+    fn get(&self, key: &Hashed, now: Instant) -> Option<T> {
+        self.0.get(key).filter(|(end, _)| now < *end).map(|(_, answer)| answer.clone())
+    }
+
+    fn put(&mut self, key: Hashed, end: Instant, answer: T, now: Instant) {
+        if self.0.len() >= CACHED {
+            self.0.retain(|_, (end, _)| now < *end);
+        }
+        if self.0.len() >= CACHED {
+            self.0.clear();
+        }
+        self.0.insert(key, (end, answer));
+    }
 }
 
-impl WebhookAuthorizer {
-    /// Creates an authorizer that posts its reviews to `path` of a client's server.
+/// A webhook that reviews bearer tokens (`--authentication-token-webhook-config-file`).
+pub struct TokenWebhook {
+    remote: Remote,
+    /// URL path of the webhook.
+    path: String,
+    version: ReviewVersion,
+    ttl: Duration,
+    /// Part of the cache's keys, so that a memory image tells no token by its hash.
+    salt: [u8; 32],
+    valid: Mutex<Cache<Verified>>,
+    invalid: Mutex<Cache<String>>,
+    places: Semaphore,
+}
+
+impl fmt::Debug for TokenWebhook {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("TokenWebhook").field("remote", &self.remote).finish_non_exhaustive()
+    }
+}
+
+impl TokenWebhook {
+    /// Creates a webhook at the URL of `config.server`, whose answers are used for `ttl`. Upstream's default:
+    /// two minutes.
+    ///
+    /// ```
+    /// use k8s_apiserver::auth::{Authenticator, ReviewVersion, TokenWebhook};
+    /// use k8s_core::client::RemoteConfig;
+    /// use std::time::Duration;
+    /// let server = "https://tokens.example.com/review".into();
+    /// let config = RemoteConfig { server, ..RemoteConfig::default() };
+    /// let webhook = TokenWebhook::new(&config, ReviewVersion::V1, Duration::from_secs(120))?;
+    /// let authenticator = Authenticator::default().token_webhook(webhook);
+    /// # Ok::<(), Box<dyn std::error::Error>>(())
+    /// ```
     ///
     /// # Errors
-    /// A match condition is no boolean expression over `request`.
-    pub fn new(client: Client, path: &str, settings: WebhookSettings) -> Result<Self, ConditionError> {
-        let conditions = Conditions::compile(&settings.match_conditions)?;
-        let (path, clock, kept) = (path.to_owned(), Clock::system(), Mutex::default());
-        Ok(WebhookAuthorizer(Arc::new(Webhook { client, path, settings, conditions, clock, kept })))
+    /// The unusable part of the settings.
+    pub fn new(config: &RemoteConfig, version: ReviewVersion, ttl: Duration) -> Result<Self, WebhookError> {
+        let url: http::Uri = config.server.parse().map_err(|e| WebhookError(format!("server: {e}")))?;
+        let remote = Remote::new(config).map_err(|e| WebhookError(e.to_string()))?;
+        let mut salt = [0; 32];
+        salt[..16].copy_from_slice(random::uuid().as_bytes());
+        salt[16..].copy_from_slice(random::uuid().as_bytes());
+        Ok(TokenWebhook {
+            remote,
+            path: url.path_and_query().map_or("/", |path| path.as_str()).to_owned(),
+            version,
+            ttl,
+            salt,
+            valid: Mutex::new(Cache(HashMap::new())),
+            invalid: Mutex::new(Cache(HashMap::new())),
+            places: Semaphore::new(CONCURRENT),
+        })
     }
 
-    /// Asks the webhook about a request.
-    pub(crate) async fn decide(&self, user: &User, wanted: &Attributes<'_>) -> Answer {
-        let webhook = &*self.0;
-        match webhook.conditions.hold(user, wanted) {
-            Ok(true) => {}
-            Ok(false) => {
-                return Answer { decision: Decision::NoOpinion, reason: String::new(), error: None };
-            }
-            Err(why) => return webhook.failed(why),
+    /// Returns the user of a token for one of `audiences`.
+    ///
+    /// # Errors
+    /// The reason of the rejection; empty if the webhook gives none.
+    #[expect(clippy::disallowed_methods, reason = "the age of answers of another server, in real time")]
+    pub(super) async fn user(&self, token: &str, audiences: &[String]) -> Result<Verified, String> {
+        if token.len() > LONGEST {
+            return Err("the token is too long".into());
         }
-        let spec = spec(user, wanted, webhook.settings.version);
-        let key = spec.to_string();
-        if let Some(answer) = webhook.kept(&key) {
-            return answer;
+        let key = hashed(&[&self.salt, audiences.join("\n").as_bytes(), b"\0", token.as_bytes()].concat());
+        let now = Instant::now();
+        if let Some(known) = lock(&self.valid).get(&key, now) {
+            return Ok(known);
         }
-        match webhook.ask(&spec).await {
-            Ok(answer) => {
-                webhook.keep(key, &answer, wanted);
-                answer
-            }
-            Err(why) => {
-                tracing::warn!(path = webhook.path, error = why, "the authorization webhook gave no answer");
-                webhook.failed(why)
-            }
+        if let Some(reason) = lock(&self.invalid).get(&key, now) {
+            return Err(reason);
         }
-    }
-}
-
-impl Webhook {
-    fn failed(&self, why: String) -> Answer {
-        let decision = match self.settings.failure_policy {
-            FailurePolicy::NoOpinion => Decision::NoOpinion,
-            FailurePolicy::Deny => Decision::Deny(String::new()),
+        let review = async {
+            let _place = self.places.acquire().await.map_err(|e| e.to_string())?;
+            self.review(token, audiences).await
         };
-        Answer { decision, reason: String::new(), error: Some(why) }
-    }
-
-    fn kept(&self, key: &str) -> Option<Answer> {
-        let kept = self.kept.lock().unwrap_or_else(PoisonError::into_inner);
-        kept.get(key).filter(|(until, _)| self.clock.now() < *until).map(|(_, answer)| answer.clone())
-    }
-
-    fn keep(&self, key: String, answer: &Answer, wanted: &Attributes<'_>) {
-        let ttl = match answer.decision {
-            Decision::Allow => self.settings.authorized_ttl,
-            Decision::Deny(_) | Decision::NoOpinion => self.settings.unauthorized_ttl,
-        };
-        // Parts that the caller chooses freely.
-        let parts = [wanted.namespace, wanted.verb, wanted.group, wanted.version, wanted.resource];
-        let more = [wanted.subresource, wanted.name, wanted.path];
-        let size: usize = parts.iter().chain(&more).map(|part| part.len()).sum();
-        let until = self.clock.now().checked_add(ttl);
-        let (false, true, Ok(until)) = (ttl.is_zero(), size < MOST_KEPT, until) else { return };
-        let mut kept = self.kept.lock().unwrap_or_else(PoisonError::into_inner);
-        if kept.len() >= KEPT {
-            let now = self.clock.now();
-            kept.retain(|_, (until, _)| now < *until);
-            if kept.len() >= KEPT {
-                kept.clear();
-            }
+        let answer = tokio::time::timeout(TIMEOUT, review).await.map_err(|_| "timeout".to_owned()).flatten();
+        // Failures to ask are not cached.
+        let review = answer.map_err(|why| {
+            tracing::warn!(webhook = self.remote.host(), why, "token webhook failed");
+            format!("token webhook: {why}")
+        })?;
+        let now = Instant::now();
+        let decision = decide(&review, audiences);
+        match &decision {
+            Ok(verified) => lock(&self.valid).put(key, now + self.ttl, verified.clone(), now),
+            Err(reason) => lock(&self.invalid).put(key, now + self.ttl, reason.clone(), now),
         }
-        kept.insert(key, (until, answer.clone()));
+        decision
     }
 
-    async fn ask(&self, spec: &Value) -> Result<Answer, String> {
-        let version = match self.settings.version {
-            ReviewVersion::V1 => "authorization.k8s.io/v1",
-            ReviewVersion::V1beta1 => "authorization.k8s.io/v1beta1",
-        };
-        let review = json!({"apiVersion": version, "kind": "SubjectAccessReview", "metadata": {"creationTimestamp": null}, "spec": spec});
-        let body = review.to_string();
-        let mut delays = RETRIES.iter();
+    /// Posts a TokenReview and returns the answer.
+    async fn review(&self, token: &str, audiences: &[String]) -> Result<Value, String> {
+        let review = json!({
+            "kind": "TokenReview", "apiVersion": self.version.api_version(), "metadata": {"creationTimestamp": null},
+            "spec": {"token": token, "audiences": audiences}, "status": {"user": {}},
+        });
+        let review = review.to_string();
+        let mut wait = BACKOFF;
+        let mut attempt = 1;
         loop {
-            let call = self.client.json(Method::POST, &self.path, "application/json", body.clone());
-            let (why, again) = match tokio::time::timeout(self.settings.timeout, call).await {
-                Ok(Ok(review)) => return answer(&review),
-                Ok(Err(e)) => (describe(&e), e.is_transient()),
-                Err(_) => return Err(format!("no answer within {:?}", self.settings.timeout)),
+            let failed = match self.post(&review).await {
+                Ok((StatusCode::OK | StatusCode::CREATED, body)) => return self.parsed(&body),
+                Ok((code, _)) if !code.is_server_error() && code != StatusCode::TOO_MANY_REQUESTS => {
+                    return Err(format!("status {code}"));
+                }
+                Ok((code, _)) => format!("status {code}"),
+                // A pooled connection may have ended; a webhook that is down stays down.
+                Err(why) if attempt == 1 => {
+                    attempt += 1;
+                    tracing::debug!(why, "token webhook is asked again");
+                    continue;
+                }
+                Err(why) => return Err(why),
             };
-            match delays.next().filter(|_| again) {
-                Some(delay) => self.clock.sleep(Duration::from_millis(*delay)).await,
-                None => return Err(why),
+            if attempt >= ATTEMPTS {
+                return Err(failed);
             }
+            attempt += 1;
+            k8s_core::clock::Clock::system().sleep(wait).await;
+            wait = wait * 3 / 2;
         }
+    }
+
+    async fn post(&self, review: &str) -> Result<(StatusCode, bytes::Bytes), String> {
+        let request: Request<Body> = Request::builder()
+            .method(Method::POST)
+            .uri(&self.path)
+            .header(header::CONTENT_TYPE, "application/json")
+            .header(header::ACCEPT, "application/json")
+            .body(body_from_bytes(review.to_owned()))
+            .map_err(|e| e.to_string())?;
+        let response = self.remote.call(request).await.map_err(|e| e.to_string())?;
+        let code = response.status();
+        Ok((code, whole(response.into_body(), LARGEST).await?))
+    }
+
+    fn parsed(&self, body: &[u8]) -> Result<Value, String> {
+        let answer: Value =
+            serde_json::from_slice(body).map_err(|e| format!("the answer is no JSON: {e}"))?;
+        let wanted = self.version.api_version();
+        let (version, kind) = (str_at(&answer, "/apiVersion"), str_at(&answer, "/kind"));
+        if kind == "TokenReview" && version == wanted {
+            return Ok(answer);
+        }
+        Err(format!("the answer is {version} {kind:?}, want {wanted} TokenReview"))
     }
 }
 
-/// Returns an error with its causes.
-fn describe(error: &Error) -> String {
-    let mut text = error.to_string();
-    let mut cause = std::error::Error::source(error);
-    while let Some(next) = cause {
-        let further = next.to_string();
-        if !text.contains(&further) {
-            text = format!("{text}: {further}");
-        }
-        cause = next.source();
-    }
-    text
+fn lock<T>(mutex: &Mutex<T>) -> std::sync::MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
-/// Reads the status of an answered review.
-fn answer(review: &Value) -> Result<Answer, String> {
-    if str_at(review, "/kind") != "SubjectAccessReview" || !review["status"].is_object() {
-        return Err("the answer is no SubjectAccessReview with a status".to_owned());
-    }
-    let reason = str_at(review, "/status/reason").to_owned();
-    let (allowed, denied) = (bool_at(review, "/status/allowed"), bool_at(review, "/status/denied"));
-    let decision = match (allowed, denied) {
-        (_, true) => Decision::Deny(String::new()),
-        (true, false) => Decision::Allow,
-        (false, false) => Decision::NoOpinion,
+/// Returns the user of an answered review, or the webhook's reason.
+fn decide(review: &Value, audiences: &[String]) -> Result<Verified, String> {
+    let texts = |path: &str| -> Vec<String> {
+        array_at(review, path).iter().filter_map(Value::as_str).map(str::to_owned).collect()
     };
-    let both = "webhook subject access review returned both allow and deny response";
-    Ok(Answer { decision, reason, error: (allowed && denied).then(|| both.to_owned()) })
-}
-
-/// Returns the spec of a review; empty fields are left out.
-fn spec(user: &User, wanted: &Attributes<'_>, version: ReviewVersion) -> Value {
-    let mut spec = Map::new();
-    let mut add = |key: &str, value: Value| drop(spec.insert(key.to_owned(), value));
-    if wanted.path.is_empty() {
-        let mut resource: Map<String, Value> = strings(wanted)
-            .into_iter()
-            .filter(|(_, text)| !text.is_empty())
-            .map(|(key, text)| (key.to_owned(), text.into()))
-            .collect();
-        for (key, requirements) in
-            [("fieldSelector", of_fields(wanted)), ("labelSelector", of_labels(wanted))]
-        {
-            if !requirements.is_empty() {
-                resource.insert(key.to_owned(), json!({"requirements": requirements}));
-            }
-        }
-        add("resourceAttributes", resource.into());
-    } else {
-        add("nonResourceAttributes", json!({"path": wanted.path, "verb": wanted.verb}));
+    let said = texts("/status/audiences");
+    // A webhook that knows no audiences means the API server's.
+    let mut shared = if said.is_empty() { audiences.to_vec() } else { said };
+    shared.retain(|audience| audiences.contains(audience));
+    let authenticated = review.pointer("/status/authenticated").and_then(Value::as_bool).unwrap_or(false);
+    if !authenticated || shared.is_empty() {
+        return Err(str_at(review, "/status/error").to_owned());
     }
-    if !user.name.is_empty() {
-        add("user", user.name.clone().into());
+    let name = str_at(review, "/status/user/username");
+    if name.is_empty() {
+        return Err("token webhook: the answer has no user name".into());
     }
-    if !user.groups.is_empty() {
-        let key = if version == ReviewVersion::V1 { "groups" } else { "group" };
-        add(key, json!(user.groups));
+    let groups = texts("/status/user/groups");
+    let mut user = User::new(name, &groups.iter().map(String::as_str).collect::<Vec<_>>());
+    user.uid = str_at(review, "/status/user/uid").to_owned();
+    for (key, values) in review.pointer("/status/user/extra").and_then(Value::as_object).into_iter().flatten()
+    {
+        let values = values.as_array().into_iter().flatten();
+        let values = values.filter_map(Value::as_str).map(str::to_owned).collect();
+        user.extra.insert(key.clone(), values);
     }
-    if !user.extra.is_empty() {
-        add("extra", json!(user.extra));
-    }
-    if !user.uid.is_empty() {
-        add("uid", user.uid.clone().into());
-    }
-    spec.into()
-}
-
-/// The textual attributes of a request for a resource.
-fn strings<'a>(wanted: &Attributes<'a>) -> [(&'static str, &'a str); 7] {
-    [
-        ("namespace", wanted.namespace),
-        ("verb", wanted.verb),
-        ("group", wanted.group),
-        ("version", wanted.version),
-        ("resource", wanted.resource),
-        ("subresource", wanted.subresource),
-        ("name", wanted.name),
-    ]
-}
-
-fn of_fields(wanted: &Attributes<'_>) -> Vec<Value> {
-    let terms = wanted.fields.map_or(&[][..], |fields| &fields.terms);
-    let requirement = |(key, equal, value): &(String, bool, String)| {
-        let operator = if *equal { "In" } else { "NotIn" };
-        json!({"key": key, "operator": operator, "values": [value]})
-    };
-    terms.iter().map(requirement).collect()
-}
-
-fn of_labels(wanted: &Attributes<'_>) -> Vec<Value> {
-    let none = LabelSelector::default();
-    let requirements = &wanted.labels.unwrap_or(&none).requirements;
-    let of = |requirement: &k8s_core::meta::selector::Requirement| {
-        let key = &requirement.key;
-        match &requirement.operator {
-            Operator::In(values) => Some(json!({"key": key, "operator": "In", "values": values})),
-            Operator::NotIn(values) => Some(json!({"key": key, "operator": "NotIn", "values": values})),
-            Operator::Exists => Some(json!({"key": key, "operator": "Exists"})),
-            Operator::DoesNotExist => Some(json!({"key": key, "operator": "DoesNotExist"})),
-            // A review has no such operators: without one it asks for more.
-            Operator::GreaterThan(_) | Operator::LessThan(_) => None,
-        }
-    };
-    requirements.iter().filter_map(of).collect()
+    Ok(Verified { user, audiences: shared })
 }
 
 #[cfg(test)]
-mod tests;
+mod tests {
+    use super::*;
+
+    fn cached(cache: &Cache<u32>, key: u8, now: Instant) -> Option<u32> {
+        cache.get(&hashed(&[key]), now)
+    }
+
+    #[tokio::test]
+    async fn answers_expire_and_are_bounded() {
+        let (now, second) = (Instant::now(), Duration::from_secs(1));
+        let mut cache = Cache::<u32>(HashMap::new());
+        cache.put(hashed(&[1]), now + second, 1, now);
+        assert_eq!(cached(&cache, 1, now), Some(1));
+        assert_eq!(cached(&cache, 1, now + second), None);
+        for i in 0..u32::try_from(CACHED).unwrap() * 3 {
+            cache.put(hashed(&i.to_be_bytes()), now + second, i, now);
+            assert!(cache.0.len() <= CACHED);
+        }
+        // Those that expired go first.
+        let later = now + second;
+        cache.put(hashed(&[9]), later + second, 9, later);
+        for i in 0..u32::try_from(CACHED).unwrap() {
+            cache.put(hashed(&i.to_be_bytes()), later, i, now);
+        }
+        cache.put(hashed(&[8]), later + second, 8, later);
+        assert_eq!(cached(&cache, 8, later), Some(8));
+    }
+
+    #[test]
+    fn answers_are_decided_by_audience_and_name() {
+        let own = ["api".to_owned()];
+        let review = |status: Value| decide(&json!({"status": status}), &own);
+        let eve = json!({"username": "eve", "groups": ["dev"], "extra": {"a/b": ["c"]}});
+        let found = review(json!({"authenticated": true, "user": eve})).unwrap();
+        assert_eq!(
+            (found.user.groups, found.audiences),
+            (vec!["dev".into(), "system:authenticated".into()], own.to_vec())
+        );
+        assert_eq!(found.user.extra["a/b"], ["c"]);
+        assert!(review(json!({"authenticated": true, "user": eve, "audiences": ["api", "x"]})).is_ok());
+        for bad in [
+            json!({"authenticated": true, "user": eve, "audiences": ["x"]}),
+            json!({"authenticated": "true", "user": eve}),
+            json!({"authenticated": true, "user": {}}),
+            json!({"user": eve}),
+        ] {
+            assert!(review(bad.clone()).is_err(), "{bad}");
+        }
+        assert_eq!(review(json!({"authenticated": false, "error": "no"})).unwrap_err(), "no");
+    }
+}

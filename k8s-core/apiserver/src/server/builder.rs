@@ -16,7 +16,7 @@ use crate::{
     aggregate::Aggregator,
     allocate::ServiceAllocator,
     apiservices::ApiServices,
-    auth::{Authenticator, Authorization, AuthorizationMode, tokens::TokenIssuer},
+    auth::{Authenticator, Authorization, AuthorizationMode, ServiceAccountTokens, tokens::TokenIssuer},
     crd::Definitions,
     limits::{Gate, Limits},
     proxy::NodeConnector,
@@ -37,6 +37,7 @@ pub struct Builder {
     authenticator: Authenticator,
     authorization: Vec<AuthorizationMode>,
     service_account_key: Option<Vec<u8>>,
+    service_account_tokens: ServiceAccountTokens,
     service_range: Ipv4Net,
     pod_range: Option<Ipv4Net>,
     node_ports: (u16, u16),
@@ -69,6 +70,7 @@ impl Builder {
             authenticator: Authenticator::default(),
             authorization: vec![AuthorizationMode::Rbac],
             service_account_key: None,
+            service_account_tokens: ServiceAccountTokens::default(),
             service_range: Ipv4Net::new_assert(std::net::Ipv4Addr::new(10, 43, 0, 0), 16),
             pod_range: None,
             node_ports: (30000, 32767),
@@ -122,11 +124,35 @@ impl Builder {
         self.authorization = modes.into_iter().collect();
         self
     }
-    /// PKCS#8 P-256 key that signs service account tokens. Default: a new key, which is lost with the
-    /// process.
+    /// Private key that signs service account tokens: PEM, or the DER of PKCS#8; RSA, P-256 or P-384.
+    /// Default: a new key, which is lost with the process.
     #[must_use]
-    pub fn service_account_key(mut self, pkcs8: Vec<u8>) -> Self {
-        self.service_account_key = Some(pkcs8);
+    pub fn service_account_key(mut self, key: Vec<u8>) -> Self {
+        self.service_account_key = Some(key);
+        self
+    }
+    /// Issuers, audiences and further keys of service account tokens. Default: upstream's issuer, and the key
+    /// that signs.
+    ///
+    /// ```
+    /// use k8s_apiserver::{ApiServer, User, auth::ServiceAccountTokens};
+    /// use k8s_core::client::empty_body;
+    /// use k8s_store::Store;
+    /// # #[tokio::main(flavor = "current_thread")]
+    /// # async fn main() -> Result<(), Box<dyn std::error::Error>> {
+    /// let tokens = ServiceAccountTokens {
+    ///     issuers: vec!["https://shop.example.com".into()],
+    ///     external_address: Some("shop.example.com".into()),
+    ///     ..ServiceAccountTokens::default()
+    /// };
+    /// let server = ApiServer::builder(Store::memory()).service_account_tokens(tokens).build().await?;
+    /// let request = http::Request::get("/.well-known/openid-configuration").body(empty_body())?;
+    /// assert_eq!(server.service_as(User::admin()).handle(request).await.status(), 200);
+    /// # Ok(()) }
+    /// ```
+    #[must_use]
+    pub fn service_account_tokens(mut self, tokens: ServiceAccountTokens) -> Self {
+        self.service_account_tokens = tokens;
         self
     }
     /// Range of cluster addresses of Services. Default: 10.43.0.0/16.
@@ -311,7 +337,7 @@ impl Builder {
     /// `kubernetes` Service is created by the `hyperkube` crate.
     ///
     /// # Errors
-    /// If `service_account_key` is not a PKCS#8 P-256 key, a type's definition or an admission plugin's name
+    /// If `service_account_key` is damaged or unsupported, a type's definition or an admission plugin's name
     /// or configuration is invalid, or the store cannot be written.
     pub fn build(self) -> BoxFuture<'static, Result<ApiServer, BuildError>> {
         // Boxed: callers' crates need not compile it again.
@@ -322,7 +348,8 @@ impl Builder {
         if self.authorization.iter().any(|mode| matches!(mode, AuthorizationMode::AlwaysAllow)) {
             self.authenticator.refuse_anonymous();
         }
-        let issuer = TokenIssuer::new(self.service_account_key.as_deref())?;
+        let key = self.service_account_key.as_deref();
+        let issuer = TokenIssuer::with(key, self.service_account_tokens)?;
         let services = ServiceAllocator::new(self.service_range, self.node_ports);
         let authorization =
             Arc::new(Authorization::new(self.store.clone(), self.authorizers, &self.authorization));

@@ -3,6 +3,7 @@
 #![allow(clippy::disallowed_methods, reason = "tests measure time and start tasks")]
 
 mod aggregation;
+mod authentication;
 mod authorization;
 mod cases;
 mod contention;
@@ -13,7 +14,9 @@ mod encoding;
 mod escalation;
 mod facts;
 mod golden;
+mod identity_provider;
 mod kube_rs;
+mod limit_ranger;
 mod limits;
 mod lists;
 mod metrics;
@@ -21,12 +24,16 @@ mod mutations;
 mod node_restriction;
 mod patches;
 mod peer;
+mod plugins;
+mod pod_security;
 mod policies;
 mod proto;
 mod proxies;
+mod resource_quota;
 mod signers;
 mod stages;
 mod support;
+mod token_webhook;
 mod tokens;
 mod unenforced;
 mod validation;

@@ -230,7 +230,7 @@ async fn plugins_are_chosen_by_name() {
     };
     assert_eq!(error(&["Priority"], &["AlwaysPullImages"]).await, None);
     assert_eq!(error(&["Nonsense"], &[]).await.unwrap(), "admission plugin \"Nonsense\" is unknown");
-    let missing = error(&["NamespaceAutoProvision"], &[]).await.unwrap();
+    let missing = error(&["JobValidation"], &[]).await.unwrap();
     assert!(missing.contains("this server does not have it"), "{missing}");
     let both = error(&["Priority"], &["Priority"]).await.unwrap();
     assert_eq!(both, "admission plugin \"Priority\" is turned on and off");

@@ -6,7 +6,8 @@ use k8s_store::Store;
 use serde_json::Value;
 
 use crate::{
-    admission::{Admission, Admit},
+    admission::{Admission, Admit, Operation},
+    resources::Resource,
     value::{child, object_at, str_at},
 };
 
@@ -16,10 +17,14 @@ pub(super) struct DefaultStorageClass {
 
 #[async_trait]
 impl Admit for DefaultStorageClass {
+    fn handles(&self, operation: Operation, resource: &Resource, part: &str) -> bool {
+        operation == Operation::Create
+            && part.is_empty()
+            && resource.storage.as_ref() == "persistentvolumeclaims"
+    }
+
     async fn admit(&self, admission: &mut Admission<'_>) -> Result<(), ApiStatus> {
-        if admission.creates("persistentvolumeclaims") {
-            storage_class(&self.store, admission.object);
-        }
+        storage_class(&self.store, admission.object);
         Ok(())
     }
 }

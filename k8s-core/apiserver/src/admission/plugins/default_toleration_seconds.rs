@@ -4,8 +4,10 @@ use async_trait::async_trait;
 use k8s_core::status::ApiStatus;
 use serde_json::{Value, json};
 
+use super::pods::handles_pods;
 use crate::{
-    admission::{Admission, Admit},
+    admission::{Admission, Admit, Operation},
+    resources::Resource,
     value::{array_at, child, str_at},
 };
 
@@ -13,10 +15,12 @@ pub(super) struct DefaultTolerationSeconds;
 
 #[async_trait]
 impl Admit for DefaultTolerationSeconds {
+    fn handles(&self, operation: Operation, resource: &Resource, part: &str) -> bool {
+        handles_pods(operation, resource, part)
+    }
+
     async fn admit(&self, admission: &mut Admission<'_>) -> Result<(), ApiStatus> {
-        if admission.creates("pods") {
-            tolerations(admission.object);
-        }
+        tolerations(admission.object);
         Ok(())
     }
 }

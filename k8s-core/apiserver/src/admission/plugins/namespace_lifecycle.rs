@@ -7,6 +7,7 @@ use k8s_store::Store;
 
 use crate::{
     admission::{Admission, Admit, Deletion, Operation},
+    resources::Resource,
     value::str_at,
 };
 
@@ -19,11 +20,16 @@ pub(super) struct NamespaceLifecycle {
 
 #[async_trait]
 impl Admit for NamespaceLifecycle {
+    fn handles(&self, operation: Operation, resource: &Resource, _: &str) -> bool {
+        match operation {
+            Operation::Create => resource.namespaced,
+            Operation::Delete => resource.storage.as_ref() == "namespaces",
+            _ => false,
+        }
+    }
+
     async fn admit(&self, admission: &mut Admission<'_>) -> Result<(), ApiStatus> {
         let resource = admission.resource;
-        if !resource.namespaced || admission.operation != Operation::Create {
-            return Ok(());
-        }
         let namespace = admission.request.namespace.as_str();
         let Some(stored) = self.store.get("namespaces", namespace) else {
             return Err(ApiStatus::not_found("", "namespaces", namespace));
@@ -46,8 +52,8 @@ impl Admit for NamespaceLifecycle {
     }
 
     async fn delete(&self, deletion: &Deletion<'_>) -> Result<(), ApiStatus> {
-        let (resource, name) = (deletion.resource, deletion.name);
-        if resource.group.is_empty() && resource.plural == "namespaces" && IMMORTAL.contains(&name) {
+        let name = deletion.name;
+        if IMMORTAL.contains(&name) {
             return Err(ApiStatus::forbidden("", "namespaces", name, "this namespace may not be deleted"));
         }
         Ok(())

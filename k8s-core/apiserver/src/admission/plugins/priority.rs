@@ -7,8 +7,10 @@ use k8s_core::status::ApiStatus;
 use k8s_store::{Store, Stored};
 use serde_json::Value;
 
+use super::pods::handles_pods;
 use crate::{
-    admission::{Admission, Admit},
+    admission::{Admission, Admit, Operation},
+    resources::Resource,
     value::{child, default, str_at},
 };
 
@@ -18,13 +20,12 @@ pub(super) struct Priority {
 
 #[async_trait]
 impl Admit for Priority {
+    fn handles(&self, operation: Operation, resource: &Resource, part: &str) -> bool {
+        operation == Operation::Create && handles_pods(operation, resource, part)
+    }
+
     async fn admit(&self, admission: &mut Admission<'_>) -> Result<(), ApiStatus> {
-        if admission.creates("pods")
-            && let Err(why) = priority(&self.store, admission.object)
-        {
-            return Err(admission.forbidden(&why));
-        }
-        Ok(())
+        priority(&self.store, admission.object).map_err(|why| admission.forbidden(&why))
     }
 }
 

@@ -5,8 +5,10 @@ use k8s_core::status::ApiStatus;
 use k8s_store::Store;
 use serde_json::{Value, json};
 
+use super::pods::handles_pods;
 use crate::{
-    admission::{Admission, Admit},
+    admission::{Admission, Admit, Operation},
+    resources::Resource,
     value::{array_at, child, object_at, str_at},
 };
 
@@ -19,11 +21,12 @@ pub(super) struct ServiceAccount {
 
 #[async_trait]
 impl Admit for ServiceAccount {
+    fn handles(&self, operation: Operation, resource: &Resource, part: &str) -> bool {
+        operation == Operation::Create && handles_pods(operation, resource, part)
+    }
+
     async fn admit(&self, admission: &mut Admission<'_>) -> Result<(), ApiStatus> {
-        if admission.creates("pods") {
-            service_account(&self.store, admission.object)?;
-        }
-        Ok(())
+        service_account(&self.store, admission.object)
     }
 }
 

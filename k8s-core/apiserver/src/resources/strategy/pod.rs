@@ -244,12 +244,7 @@ pub fn qos_class(spec: &Value) -> &'static str {
 ///
 /// # Errors
 /// The reason, in upstream's words.
-pub(crate) fn bind(
-    pod: &mut Value,
-    node: &str,
-    annotations: Option<&Map<String, Value>>,
-    now: &str,
-) -> Result<(), String> {
+pub(crate) fn bind(pod: &mut Value, node: &str, binding: &Value, now: &str) -> Result<(), String> {
     if pod.pointer("/metadata/deletionTimestamp").is_some() {
         return Err(format!(
             "pod {} is being deleted, cannot be assigned to a host",
@@ -266,11 +261,15 @@ pub(crate) fn bind(
     if let Some(spec) = child(pod, "spec") {
         spec["nodeName"] = node.into();
     }
-    if let Some(annotations) = annotations
-        && let Some(target) = child(pod, "metadata").and_then(|m| child(m, "annotations"))
-    {
-        for (key, value) in annotations {
-            target[key] = value.clone();
+    for field in ["annotations", "labels"] {
+        let given =
+            crate::value::object_at(binding, &format!("/metadata/{field}")).filter(|all| !all.is_empty());
+        if let Some(given) = given
+            && let Some(target) = child(pod, "metadata").and_then(|m| child(m, field))
+        {
+            for (key, value) in given {
+                target[key] = value.clone();
+            }
         }
     }
     if let Some(status) = child(pod, "status") {
