@@ -7,7 +7,7 @@ use serde_json::{Value, json};
 use crate::support::{Answer, ask_as};
 
 async fn server(configuration: &str) -> ApiServer {
-    let builder = ApiServer::builder(Store::memory()).without_plugins(["ServiceAccount"]);
+    let builder = ApiServer::builder(Store::memory()).without_plugins(["ServiceAccount", "RuntimeClass"]);
     let builder = match configuration {
         "" => builder,
         text => {

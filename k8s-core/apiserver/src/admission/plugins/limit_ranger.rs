@@ -42,7 +42,7 @@ impl Admit for LimitRanger {
     }
 
     async fn admit(&self, admission: &mut Admission<'_>) -> Result<(), ApiStatus> {
-        if admission.creates("pods") {
+        if admission.operation == Operation::Create && &*admission.resource.storage == "pods" {
             for range in self.ranges(&admission.request.namespace) {
                 defaults::set(array_at(&range, "/spec/limits"), admission.object);
             }
