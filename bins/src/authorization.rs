@@ -27,7 +27,7 @@ pub(crate) struct AuthorizationFlags {
     /// allows or denies a request decides; a request that none allows is refused.
     #[arg(long, value_delimiter = ',', default_value = DEFAULT)]
     authorization_mode: Vec<String>,
-    /// Policies of the mode ABAC: a file with one `Policy` of abac.authorization.kubernetes.io/v1beta1 a line.
+    /// Policies of the mode ABAC: a file with one `Policy` (abac.authorization.kubernetes.io/v1beta1) a line.
     #[arg(long)]
     authorization_policy_file: Option<PathBuf>,
     /// Kubeconfig of the mode Webhook: URL of the webhook, its CA, and the client's credentials.
@@ -42,7 +42,7 @@ pub(crate) struct AuthorizationFlags {
     /// Version of the SubjectAccessReviews that are sent to the webhook: v1 or v1beta1.
     #[arg(long, default_value = "v1beta1")]
     authorization_webhook_version: String,
-    /// File with an AuthorizationConfiguration, in place of `--authorization-mode` and the flags of the webhook.
+    /// File with an AuthorizationConfiguration, in place of `--authorization-mode` and the webhook's flags.
     #[arg(long)]
     authorization_config: Option<PathBuf>,
 }

@@ -4,8 +4,8 @@
 //! service accounts of kube-system (`system:controller:*` roles); shared caches read as
 //! `system:kube-controller-manager`.
 //!
-//! Kubelets have no role: the Node authorizer decides about them. A server without it (`--authorization-mode`)
-//! binds all of them to the ClusterRole `system:node`.
+//! Kubelets have no role: the Node authorizer decides about them. A server without it
+//! (`--authorization-mode`) binds all of them to the ClusterRole `system:node`.
 
 #![expect(clippy::disallowed_methods, reason = "the age of a token, in virtual time as well")]
 
@@ -39,8 +39,8 @@ pub(crate) const EXTENSIONS: &str = "distribution-controllers";
 const TOKEN_SECONDS: u64 = 3600;
 
 /// Creates the bindings that upstream leaves to the installer: the API server's kubelet client to
-/// `system:kubelet-api-admin`, and without the Node authorizer kubelets to `system:node`. With it, removes the
-/// latter, which earlier versions made. The bindings are named `NAME:...` after the distribution.
+/// `system:kubelet-api-admin`, and without the Node authorizer kubelets to `system:node`. With it, removes
+/// the latter, which earlier versions made. The bindings are named `NAME:...` after the distribution.
 ///
 /// # Errors
 /// The API server's error.

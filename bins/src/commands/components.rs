@@ -61,8 +61,8 @@ pub(super) struct ApiServer {
     /// Directory of certificates and keys; missing ones are created (default: `pki` in the data directory).
     #[arg(long)]
     cert_dir: Option<PathBuf>,
-    /// Name of a node for which a `kubelet-NAME.kubeconfig` is written beside the certificates, in addition to
-    /// the `kubelet.kubeconfig` of the node that is named after this host; may be repeated.
+    /// Name of a node for which a `kubelet-NAME.kubeconfig` is written beside the certificates, in addition
+    /// to the `kubelet.kubeconfig` of the node that is named after this host; may be repeated.
     #[arg(long)]
     kubelet_node_name: Vec<String>,
     /// CA of client certificates (default: the CA in the certificate directory).

@@ -1,11 +1,12 @@
 //! Certificate requests: approval, signature and removal.
 //!
 //! [`approving`] approves requests of kubelets for their own client certificates; [`signing`] signs approved
-//! requests for the four signers of `kubernetes.io/` that have an [`Authority`]; [`cleaning`] deletes requests
-//! that are done or that nobody wants.
+//! requests for the four signers of `kubernetes.io/` that have an [`Authority`]; [`cleaning`] deletes
+//! requests that are done or that nobody wants.
 //!
-//! Guarantees: a certificate has the subject and the alternative names of its request and no other extension
-//! of it, is no CA, and ends before its CA does. A request whose signature is not by its own key is not signed.
+//! Guarantees: a certificate has the subject and the alternative names of its request and none of its other
+//! extensions, is no CA, and ends before its CA does. A request whose signature is not by its own key is not
+//! signed.
 
 mod approve;
 mod authority;

@@ -25,8 +25,10 @@ pub struct PolicyFileError {
 ///
 /// ```
 /// use k8s_apiserver::auth::abac::Policies;
-/// let line = r#"{"apiVersion":"abac.authorization.kubernetes.io/v1beta1","kind":"Policy","spec":{"user":"bob","namespace":"*","resource":"pods","readonly":true}}"#;
-/// assert!(Policies::parse(line).is_ok());
+/// let spec = r#"{"user": "bob", "namespace": "*", "resource": "pods", "readonly": true}"#;
+/// let version = "abac.authorization.kubernetes.io/v1beta1";
+/// let line = format!(r#"{{"apiVersion": "{version}", "kind": "Policy", "spec": {spec}}}"#);
+/// assert!(Policies::parse(&line).is_ok());
 /// assert_eq!(Policies::parse("{}").unwrap_err().line, 1);
 /// ```
 #[derive(Clone, Debug, Default)]

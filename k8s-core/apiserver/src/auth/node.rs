@@ -134,7 +134,7 @@ impl NodeAuthorizer {
                 when(!wanted.name.is_empty(), why)?;
                 self.related(node, Kind::Pod, wanted)
             }
-            // Only mirror pods of this node, and statuses and evictions of its pods: NodeRestriction checks it.
+            // NodeRestriction lets only mirror pods through, and statuses and evictions of this node's pods.
             ("", "create" | "delete") | ("status", "update" | "patch") | ("eviction", "create") => Ok(()),
             _ => no(""),
         }

@@ -1,8 +1,8 @@
 //! NodeRestriction: what kubelets may write, beyond what the Node authorizer can see.
 //!
 //! A kubelet writes its own Node (without taints, owners and the labels of others), its Lease, CSINode and
-//! ResourceSlices, statuses and evictions of its pods, mirror pods that refer to nothing, tokens for its pods,
-//! and certificate requests with its own name.
+//! ResourceSlices, statuses and evictions of its pods, mirror pods that refer to nothing, tokens for its
+//! pods, and certificate requests with its own name.
 
 mod references;
 
