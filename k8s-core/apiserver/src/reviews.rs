@@ -20,7 +20,7 @@ use crate::{
     stages::{Credentials, Decision},
     state::State,
     user::User,
-    value::{array_at, at, object_at, str_at},
+    value::{array_at, at, object_at, set, str_at},
 };
 
 /// Answers a question; `None` when the request is about a stored resource.
@@ -54,13 +54,16 @@ pub(crate) async fn handle(
     if !review.is_object() {
         return Err(ApiStatus::bad_request(format!("the body must be a {kind}")));
     }
+    if kind == "LocalSubjectAccessReview" {
+        take_namespace(&mut review, &info.namespace)?;
+    }
     let status = match kind {
         "SelfSubjectAccessReview" => {
-            check_access(&review, kind, &info.namespace)?;
+            check_access(&review, kind)?;
             access(state, &call.user, &review).await
         }
         "SubjectAccessReview" | "LocalSubjectAccessReview" => {
-            check_access(&review, kind, &info.namespace)?;
+            check_access(&review, kind)?;
             access(state, &asked_about(&review), &review).await
         }
         "SelfSubjectRulesReview" => match str_at(&review, "/spec/namespace") {
@@ -93,11 +96,24 @@ fn user_info(user: &User) -> Value {
     info
 }
 
+/// Gives a review without a namespace that of its request.
+///
+/// # Errors
+/// 400 if it has another one.
+fn take_namespace(review: &mut Value, namespace: &str) -> Result<(), ApiStatus> {
+    match str_at(review, "/metadata/namespace") {
+        "" => set(review, "/metadata/namespace", namespace.into()),
+        own if own != namespace => return Err(crate::errors::other_namespace()),
+        _ => {}
+    }
+    Ok(())
+}
+
 /// Checks an access review as upstream does.
 ///
 /// # Errors
-/// 422 with all problems; 400 for a LocalSubjectAccessReview outside of its namespace.
-fn check_access(review: &Value, kind: &str, namespace: &str) -> Result<(), ApiStatus> {
+/// 422 with all problems. Upstream names no kind in them.
+fn check_access(review: &Value, kind: &str) -> Result<(), ApiStatus> {
     let mut errors = FieldErrors::default();
     let there = |field: &str| at(review, &format!("/spec/{field}")).is_some_and(|v| !v.is_null());
     let (resource, path) = (there("resourceAttributes"), there("nonResourceAttributes"));
@@ -152,11 +168,7 @@ fn check_access(review: &Value, kind: &str, namespace: &str) -> Result<(), ApiSt
         }
     }
     if !errors.is_empty() {
-        return Err(errors.into_status("authorization.k8s.io", kind, ""));
-    }
-    if local && own != namespace {
-        let why = format!("spec.resourceAttributes.namespace must match namespace: {namespace}");
-        return Err(ApiStatus::bad_request(why));
+        return Err(errors.into_status("authorization.k8s.io", "", ""));
     }
     Ok(())
 }

@@ -119,10 +119,13 @@ async fn reviews_are_checked_as_upstream_does() {
         json!({"metadata": {"namespace": "default"}, "spec": {"user": "a", "nonResourceAttributes": path}});
     wrong(local, of_path, 422, "disallowed on this kind of request").await;
     wrong("selfsubjectrulesreviews", json!({"spec": {}}), 400, "no namespace on request").await;
-    let right =
-        json!({"metadata": {"namespace": "default"}, "spec": {"user": "a", "resourceAttributes": pods}});
+    let stray = json!({"metadata": {"namespace": "other"}, "spec": {"user": "a", "resourceAttributes": get_pods("other")}});
+    wrong(local, stray, 400, "does not match the namespace").await;
+    // Without a namespace it is of its request's.
+    let right = json!({"spec": {"user": "a", "resourceAttributes": pods}});
     let place = format!("{REVIEWS}/namespaces/default/{local}");
-    assert_eq!(ask_as(&server, &User::admin(), "POST", &place, &right).await.status, 201);
+    let answer = ask_as(&server, &User::admin(), "POST", &place, &right).await;
+    assert_eq!((answer.status.as_u16(), &answer.json()["metadata"]), (201, &json!({"namespace": "default"})));
 }
 
 #[tokio::test]
