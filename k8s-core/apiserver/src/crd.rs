@@ -3,7 +3,7 @@
 mod names;
 pub(crate) mod reshape;
 
-use std::sync::Arc;
+use std::{sync::Arc, time::Duration};
 
 use async_trait::async_trait;
 use k8s_store::{Expect, Stored};
@@ -22,12 +22,19 @@ const THIRD_PARTY: &str = "thirdpartyresources.extensions";
 /// Finalizer of a definition with objects.
 const CLEANUP: &str = "customresourcecleanup.apiextensions.k8s.io";
 
-/// Serves the resources of all stored definitions.
-pub(crate) fn load_definitions(state: &State) {
+/// Time between the mark of a definition's deletion and its end, as an upstream controller takes. A client
+/// that deletes a definition and then waits for its end sees the end.
+const END: Duration = Duration::from_millis(50);
+
+/// Serves the resources of all stored definitions, and ends those that were being deleted.
+pub(crate) fn load_definitions(state: &Arc<State>) {
     for kind in ["customresourcedefinitions.apiextensions.k8s.io", "thirdpartyresources.extensions"] {
         for stored in state.store.snapshot(kind).range("", "") {
-            if let Ok(object) = serde_json::from_slice(&stored.json) {
+            if let Ok(object) = serde_json::from_slice::<Value>(&stored.json) {
                 define(state, &object);
+                if object.pointer("/metadata/deletionTimestamp").is_some() {
+                    end_soon(state, &stored.key);
+                }
             }
         }
     }
@@ -96,7 +103,7 @@ async fn after_write(state: &Arc<State>, resource: &Resource, stored: &Arc<Store
             // Still served, except for creates.
             define(state, &names::accepted(&crd, &crd["status"]));
         }
-        clean_up(state, resource, &crd, stored.revision).await;
+        end_soon(state, &stored.key);
         return;
     }
     let now = timestamp(state.clock.now());
@@ -209,6 +216,18 @@ async fn clean_up(state: &Arc<State>, resource: &Resource, crd: &Value, revision
 /// The name under which a definition's objects are stored.
 fn storage_of(crd: &Value) -> String {
     format!("{}.{}", str_at(crd, "/spec/names/plural"), str_at(crd, "/spec/group"))
+}
+
+/// Ends a definition that is being deleted, a little later.
+#[expect(clippy::disallowed_methods, reason = "the task ends by itself, or with the server")]
+fn end_soon(state: &Arc<State>, name: &str) {
+    let (state, name) = (Arc::downgrade(state), name.to_owned());
+    tokio::spawn(async move {
+        tokio::time::sleep(END).await;
+        if let Some(state) = state.upgrade() {
+            resume(&state, &name).await;
+        }
+    });
 }
 
 /// Continues the deletion of a definition after one of its last objects was deleted.

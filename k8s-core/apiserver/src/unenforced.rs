@@ -26,8 +26,6 @@ use crate::{
 /// A kind whose objects are stored only: the name in the store, and the warning.
 struct Kind(&'static str, &'static str);
 
-const NO_ADMISSION: &str =
-    "mutating admission policies are stored, but not evaluated: no object is changed by them";
 const NO_DRA: &str =
     "dynamic resource allocation is not implemented: claims are stored, and no device is allocated";
 const NO_CSI: &str = "CSI drivers are not supported: the object is stored, but not acted on";
@@ -45,8 +43,6 @@ const KINDS: &[Kind] = &[
         "no ingress controller runs in this cluster: the Ingress is stored, but not acted on",
     ),
     Kind("ipaddresses.networking.k8s.io", "the object is stored, but addresses are not allocated by it"),
-    Kind("mutatingadmissionpolicies.admissionregistration.k8s.io", NO_ADMISSION),
-    Kind("mutatingadmissionpolicybindings.admissionregistration.k8s.io", NO_ADMISSION),
     Kind(
         "networkpolicies.networking.k8s.io",
         "network policies are stored, but not enforced: all traffic is let through",
@@ -59,10 +55,6 @@ const KINDS: &[Kind] = &[
     Kind("resourceclaims.resource.k8s.io", NO_DRA),
     Kind("resourceclaimtemplates.resource.k8s.io", NO_DRA),
     Kind("resourceslices.resource.k8s.io", NO_DRA),
-    Kind(
-        "runtimeclasses.node.k8s.io",
-        "runtime classes are stored, but pods do not get their overhead or scheduling",
-    ),
     Kind("servicecidrs.networking.k8s.io", "the object is stored, but addresses are not allocated from it"),
     Kind("statefulsets.apps", "no StatefulSet controller runs in this cluster: no pods are created"),
     Kind(

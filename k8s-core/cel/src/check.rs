@@ -2,6 +2,7 @@
 
 mod calls;
 mod loops;
+mod objects;
 
 use std::sync::Arc;
 
@@ -32,6 +33,7 @@ pub(super) fn check(
     ast: &Ast,
     text: &str,
     variables: &[(String, Arc<Decl>)],
+    makes_objects: bool,
 ) -> Result<Program, CompileErrors> {
     let mut checker = Checker {
         ast,
@@ -41,6 +43,7 @@ pub(super) fn check(
         plan: Plan::default(),
         errors: Vec::new(),
         mixed: false,
+        makes_objects,
     };
     let root = checker.expr(ast.root);
     checker.plan.root = root.op;
@@ -107,6 +110,7 @@ struct Checker<'a> {
     errors: Vec<CompileError>,
     /// The next list literal may have elements of different types.
     mixed: bool,
+    makes_objects: bool,
 }
 
 impl Checker<'_> {
@@ -143,9 +147,7 @@ impl Checker<'_> {
             Expr::Conditional(test, yes, no) => self.conditional(at, [*test, *yes, *no]),
             Expr::List(elements) => self.list(elements, mixed),
             Expr::Map(entries) => self.map(entries),
-            Expr::Struct { name, .. } => {
-                self.error(at, format!("undeclared reference to '{name}' (in container '')"))
-            }
+            Expr::Struct { name, fields } => self.object(at, name, fields),
             Expr::Loop(one) => self.loop_(one, at),
             Expr::Bind { name, value, body } => self.bind(name, *value, *body),
             Expr::OptMap { operand, name, body, flat } => self.opt_map(*operand, name, *body, *flat),

@@ -14,8 +14,8 @@
 //!    are counted separately, as work.
 //! 3. Objects are not copied, except for the values that an expression builds from them.
 //!
-//! Ours, because the crates that exist check no types before evaluation and count no costs as upstream does, so
-//! that an expression which upstream refuses would be accepted, and one that never ends would run.
+//! Ours, because the crates that exist check no types before evaluation and count no costs as upstream does:
+//! an expression which upstream refuses would be accepted, and one that never ends would run.
 //!
 //! Not here: protocol buffer messages.
 //!
@@ -75,6 +75,8 @@ pub const RUNTIME_BUDGET: u64 = 10_000_000;
 #[derive(Clone, Debug, Default)]
 pub struct Env {
     variables: Vec<(String, Arc<Decl>)>,
+    /// Objects can be made: `Object{...}` and `JSONPatch{...}`.
+    makes_objects: bool,
 }
 
 impl Env {
@@ -91,13 +93,31 @@ impl Env {
         self
     }
 
+    /// Lets expressions make objects, for the mutations of admission policies: `Object{...}`, whose parts are
+    /// named by their place (`Object.spec.template{...}`), and `JSONPatch{op: ..., path: ..., value: ...}`.
+    ///
+    /// ```
+    /// use k8s_cel::{Activation, Env, Meter};
+    /// let env = Env::new().makes_objects();
+    /// let program = env.compile("Object{spec: Object.spec{replicas: 1 + 2}}").unwrap();
+    /// assert_eq!(program.result_type().to_string(), "Object");
+    /// let made = program.evaluate(&Activation::new(), &mut Meter::new(1000)).unwrap();
+    /// assert_eq!(made.to_json(), Some(serde_json::json!({"spec": {"replicas": 3}})));
+    /// assert!(env.compile("Object{spec: Object.status{}}").is_err());
+    /// ```
+    #[must_use]
+    pub fn makes_objects(mut self) -> Self {
+        self.makes_objects = true;
+        self
+    }
+
     /// Parses and checks an expression.
     ///
     /// # Errors
     /// All syntax and type errors.
     pub fn compile(&self, text: &str) -> Result<Program, CompileErrors> {
         let ast = parser::parse(text)?;
-        let checked = check::check(&ast, text, &self.variables)?;
+        let checked = check::check(&ast, text, &self.variables, self.makes_objects)?;
         Ok(Program { plan: checked.plan, result: checked.ty, estimate: checked.estimate })
     }
 }

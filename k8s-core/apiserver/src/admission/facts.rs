@@ -59,6 +59,11 @@ impl<'a> Facts<'a> {
         }
     }
 
+    /// Sets the object after the request, as a policy has changed it.
+    pub(crate) fn set_object(&mut self, object: Value) {
+        self.object = object;
+    }
+
     /// Evaluates an expression. `budget` is reduced by its cost.
     ///
     /// # Errors

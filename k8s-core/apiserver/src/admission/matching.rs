@@ -196,8 +196,13 @@ pub(crate) enum Place {
 impl Place {
     /// Returns the resource.
     pub(crate) fn of<'a>(&'a self, event: &Event<'a>) -> &'a Resource {
+        self.or(event.resource)
+    }
+
+    /// Returns the resource, where the request's own is `own`.
+    pub(crate) fn or<'a>(&'a self, own: &'a Resource) -> &'a Resource {
         match self {
-            Place::Own => event.resource,
+            Place::Own => own,
             Place::Other(other) => other,
         }
     }

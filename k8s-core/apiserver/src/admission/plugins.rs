@@ -145,6 +145,7 @@ static PLUGINS: &[Plugin] = &[
     on("PodResizeValidator", |parts, _| {
         Ok(Arc::new(pod_resize::PodResizeValidator { store: parts.store.clone() }))
     }),
+    on("MutatingAdmissionPolicy", |parts, _| Ok(Arc::new(policies::Mutating::new(parts)))),
     on("MutatingAdmissionWebhook", |parts, _| Ok(Arc::new(webhooks::Mutating::new(parts)))),
     on("ValidatingAdmissionPolicy", |parts, _| Ok(Arc::new(policies::Validating::new(parts)))),
     on("ValidatingAdmissionWebhook", |parts, _| Ok(Arc::new(webhooks::Validating::new(parts)))),

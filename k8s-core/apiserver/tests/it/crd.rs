@@ -137,6 +137,26 @@ async fn bad_definitions_are_refused_with_all_their_problems() {
     }
 }
 
+/// Waits for something that happens by itself.
+async fn until(happened: impl AsyncFn() -> bool) {
+    for _ in 0..500 {
+        if happened().await {
+            return;
+        }
+        tokio::time::sleep(std::time::Duration::from_millis(10)).await;
+    }
+    panic!("it does not happen");
+}
+
+/// Deletes a definition and waits for its end, which comes after the response.
+async fn ended(server: &ApiServer, name: &str) {
+    let path = format!("{DEFINITIONS}/{name}");
+    let last = done(server, "DELETE", &path, &Value::Null).await;
+    assert!(last["metadata"]["deletionTimestamp"].is_string(), "{last}");
+    assert_eq!(admin(server, "GET", &path, "", "").await.status, 200, "it does not end within the request");
+    until(async || admin(server, "GET", &path, "", "").await.status == 404).await;
+}
+
 #[tokio::test]
 async fn a_name_belongs_to_the_first_that_has_it() {
     let server = server().await;
@@ -151,7 +171,7 @@ async fn a_name_belongs_to_the_first_that_has_it() {
     assert_eq!(condition(&server, "thingies.g.example.com", "Established").await.0, "False");
     let served = admin(&server, "GET", "/apis/g.example.com/v1/thingies", "", "").await;
     assert_eq!(served.status, 404);
-    done(&server, "DELETE", &format!("{DEFINITIONS}/things.g.example.com"), &Value::Null).await;
+    ended(&server, "things.g.example.com").await;
     assert_eq!(condition(&server, "thingies.g.example.com", "Established").await.0, "True");
     done(&server, "GET", "/apis/g.example.com/v1/thingies", &Value::Null).await;
 }
@@ -165,6 +185,7 @@ async fn its_end_waits_for_the_finalizers_of_its_objects() {
     done(&server, "POST", THINGS, &kept).await;
     done(&server, "POST", THINGS, &thing("gone", json!({"replicas": 1}))).await;
     done(&server, "DELETE", &format!("{DEFINITIONS}/things.g.example.com"), &Value::Null).await;
+    until(async || admin(&server, "GET", &format!("{THINGS}/gone"), "", "").await.status == 404).await;
     let left = done(&server, "GET", THINGS, &Value::Null).await;
     assert_eq!(left["items"].as_array().unwrap().len(), 1);
     assert!(left["items"][0]["metadata"]["deletionTimestamp"].is_string());

@@ -279,3 +279,96 @@ async fn policies_about_other_resources_cost_nothing() {
     // Not compared exactly: the machine does other things, too. Each evaluated policy would cost much more.
     assert!(with < without * 2 + Duration::from_millis(50), "with {with:?}, without {without:?}");
 }
+
+/// Creates a mutating policy for config maps and its binding.
+async fn mutate(server: &ApiServer, name: &str, spec: Value) {
+    let made = post(server, &format!("{GROUP}/mutatingadmissionpolicies"), policy(name, spec)).await;
+    assert_eq!(made.status, 201, "{}", made.json());
+    let binding = json!({"metadata": {"name": name}, "spec": {"policyName": name}});
+    let made = post(server, &format!("{GROUP}/mutatingadmissionpolicybindings"), binding).await;
+    assert_eq!(made.status, 201, "{}", made.json());
+}
+
+fn applied(expression: &str) -> Value {
+    json!({"patchType": "ApplyConfiguration", "applyConfiguration": {"expression": expression}})
+}
+
+fn patched(expression: &str) -> Value {
+    json!({"patchType": "JSONPatch", "jsonPatch": {"expression": expression}})
+}
+
+#[tokio::test]
+async fn a_mutating_policy_merges_and_patches() {
+    let server = server().await;
+    let spec = json!({
+        "variables": [{"name": "team", "expression": "request.userInfo.username + '-team'"}],
+        "matchConditions": [{"name": "no-z", "expression": "object.metadata.name != 'z'"}],
+        "mutations": [
+            applied("Object{metadata: Object.metadata{labels: {'team': variables.team}}, data: Object.data{b: 'two'}}"),
+            patched("[JSONPatch{op: 'test', path: '/data/b', value: 'two'}, JSONPatch{op: 'add', path: '/data/' + jsonpatch.escapeKey('c/d'), value: object.data.b}]"),
+            patched("[JSONPatch{op: 'test', path: '/data/b', value: 'other'}, JSONPatch{op: 'remove', path: '/data'}]"),
+        ],
+    });
+    mutate(&server, "m", spec).await;
+    let made = post(&server, MAPS, map("a", json!({"a": "1"}))).await;
+    assert_eq!(made.status, 422, "a key of a ConfigMap has no slash: {}", made.json());
+    let path = format!("{GROUP}/mutatingadmissionpolicies/m");
+    let two = json!({"spec": {"mutations": [
+        applied("Object{metadata: Object.metadata{labels: {'team': variables.team}}, data: Object.data{b: 'two'}}"),
+        patched("[JSONPatch{op: 'add', path: '/data/c', value: object.data.b + '!'}]"),
+    ]}});
+    assert_eq!(
+        admin(&server, "PATCH", &path, "application/merge-patch+json", two.to_string()).await.status,
+        200
+    );
+    let made = post(&server, MAPS, map("a", json!({"a": "1"}))).await.json();
+    assert_eq!(made["data"], json!({"a": "1", "b": "two", "c": "two!"}), "{made}");
+    assert_eq!(made["metadata"]["labels"], json!({"team": "admin-team"}));
+    assert_eq!(post(&server, MAPS, map("z", json!({"a": "1"}))).await.json()["data"], json!({"a": "1"}));
+}
+
+#[tokio::test]
+async fn a_mutating_policy_is_applied_again_if_asked() {
+    let server = server().await;
+    let count = "Object{data: Object.data{seen: string(object.data.size())}}";
+    mutate(&server, "a", json!({"reinvocationPolicy": "IfNeeded", "mutations": [applied(count)]})).await;
+    mutate(&server, "b", json!({"mutations": [applied("Object{data: Object.data{more: 'x'}}")]})).await;
+    let made = post(&server, MAPS, map("m", json!({"a": "1"}))).await.json();
+    assert_eq!(made["data"], json!({"a": "1", "more": "x", "seen": "3"}), "{made}");
+}
+
+#[tokio::test]
+async fn a_mutation_that_fails_refuses_unless_it_is_ignored() {
+    let server = server().await;
+    let spec = json!({"mutations": [patched("[JSONPatch{op: 'remove', path: '/data/none'}]")]});
+    mutate(&server, "m", spec).await;
+    let refused = post(&server, MAPS, map("a", json!({"a": "1"}))).await;
+    assert_eq!(refused.status, 403);
+    let begins = "policy 'm' with binding 'm' denied request: JSON Patch: ";
+    assert!(refused.json()["message"].as_str().unwrap().starts_with(begins), "{}", refused.json());
+    let path = format!("{GROUP}/mutatingadmissionpolicies/m");
+    let ignore = json!({"spec": {"failurePolicy": "Ignore"}}).to_string();
+    assert_eq!(admin(&server, "PATCH", &path, "application/merge-patch+json", ignore).await.status, 200);
+    assert_eq!(post(&server, MAPS, map("a", json!({"a": "1"}))).await.status, 201);
+}
+
+#[tokio::test]
+async fn mutations_are_compiled_when_they_are_written() {
+    let server = server().await;
+    for (mutation, problem) in [
+        (applied("'x'"), "must evaluate to Object"),
+        (
+            applied("Object{spec: Object.status{}}"),
+            "unexpected type name \"Object.status\", expected \"Object.spec\"",
+        ),
+        (patched("Object{}"), "must evaluate to list(JSONPatch)"),
+        (patched("[JSONPatch{op: 'add', where: '/a'}]"), "undefined field 'where'"),
+        (patched("[JSONPatch{op: 1, path: '/a'}]"), "expected type of field 'op' is 'string'"),
+    ] {
+        let spec = json!({"mutations": [mutation], "reinvocationPolicy": "Never"});
+        let refused = post(&server, &format!("{GROUP}/mutatingadmissionpolicies"), policy("m", spec)).await;
+        let message =
+            refused.json()["details"]["causes"][0]["message"].as_str().unwrap_or_default().to_owned();
+        assert!(refused.status == 422 && message.contains(problem), "{problem}: {}", refused.json());
+    }
+}

@@ -15,6 +15,12 @@ const FIND: &[(&[T], T)] =
     &[(&[T::Str, T::Str], T::Int), (&[T::Str, T::Str, T::Int], T::Int), (&[T::List(&T::A), T::A], T::Int)];
 
 pub(super) const FUNCTIONS: &[Function] = &[
+    function("jsonpatch.escapeKey", Form::Global, Cost::Traverse(1), &[(&[T::Str], T::Str)], |_, args| {
+        match args {
+            [Value::String(key)] => Ok(key.replace('~', "~0").replace('/', "~1").into()),
+            _ => no_overload(),
+        }
+    }),
     function("contains", Form::Member, Cost::Contains, TWO_TO_BOOL, |cx, args| {
         test(cx, args, |a, b| a.contains(b))
     }),

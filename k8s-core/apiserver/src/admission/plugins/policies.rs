@@ -1,4 +1,4 @@
-//! ValidatingAdmissionPolicy: rules in CEL that requests must keep.
+//! ValidatingAdmissionPolicy: rules in CEL that requests must keep. MutatingAdmissionPolicy: changes in CEL.
 //!
 //! A policy applies where one of its bindings does. It is compiled once per change, and found by the plural
 //! name of the request's resource, so that policies about other resources cost nothing.
@@ -7,12 +7,14 @@
 //! bounded; one that costs more fails, and `failurePolicy` decides.
 
 mod binding;
+mod index;
+mod merge;
+mod mutating;
 mod policy;
 
-use std::{
-    collections::{BTreeMap, HashMap},
-    sync::Arc,
-};
+pub(super) use mutating::Mutating;
+
+use std::{collections::BTreeMap, sync::Arc};
 
 use async_trait::async_trait;
 use k8s_cel::Value as Cel;
@@ -20,14 +22,12 @@ use k8s_core::{
     api::apimachinery::pkg::apis::meta::v1::StatusCause,
     status::{ApiStatus, Reason},
 };
-use k8s_store::Store;
 use serde_json::{Value, json};
 
 use super::{Parts, webhooks::EXEMPT};
 use crate::{
     admission::{
         Admission, Admit, Connection, Deletion, Operation,
-        cached::Cached,
         event::Event,
         facts::{Facts, Matched},
         matching::namespace,
@@ -36,6 +36,7 @@ use crate::{
     resources::Resource,
 };
 use binding::Binding;
+use index::Policies;
 use policy::{Evaluation, Policy, Validation};
 
 const POLICIES: &str = "validatingadmissionpolicies.admissionregistration.k8s.io";
@@ -46,59 +47,10 @@ const MOST_ANNOTATION: usize = 10 << 10;
 /// The largest result of a message expression, bytes (upstream's `MaxEvaluatedMessageExpressionSizeBytes`).
 const MOST_MESSAGE: usize = 5 << 10;
 
-/// Policies with their bindings, by the plural names of the resources that they are about.
-#[derive(Debug, Default)]
-struct Index {
-    all: Vec<(Policy, Vec<Binding>)>,
-    by_plural: HashMap<String, Vec<usize>>,
-    /// Those about resources of every name.
-    rest: Vec<usize>,
-}
-
-impl Index {
-    fn new(store: &Store) -> Self {
-        let objects = |resource: &str| {
-            let all = store.snapshot(resource);
-            let values = all.range("", "").filter_map(|s| serde_json::from_slice::<Value>(&s.json).ok());
-            values.collect::<Vec<_>>()
-        };
-        let mut bindings: HashMap<String, Vec<Binding>> = HashMap::new();
-        for binding in objects(BINDINGS).iter().map(Binding::new) {
-            bindings.entry(binding.policy.clone()).or_default().push(binding);
-        }
-        let mut index = Index::default();
-        for policy in objects(POLICIES) {
-            let Some(bound) = bindings.remove(crate::value::name(&policy)) else { continue };
-            let (policy, place) = (Policy::new(&policy), index.all.len());
-            let mut plurals: Vec<&str> = policy.matcher.subjects().map(|(_, plural)| plural).collect();
-            plurals.sort_unstable();
-            plurals.dedup();
-            if plurals.contains(&"*") {
-                index.rest.push(place);
-            } else {
-                for plural in plurals {
-                    index.by_plural.entry(plural.to_owned()).or_default().push(place);
-                }
-            }
-            index.all.push((policy, bound));
-        }
-        index
-    }
-
-    /// The policies that may be about a resource, in the order of their names.
-    fn about(&self, resource: &Resource) -> Vec<&(Policy, Vec<Binding>)> {
-        let named = self.by_plural.get(&resource.plural).map(Vec::as_slice).unwrap_or_default();
-        let mut places: Vec<usize> = named.iter().chain(&self.rest).copied().collect();
-        places.sort_unstable();
-        places.into_iter().filter_map(|place| self.all.get(place)).collect()
-    }
-}
-
 /// The plugin.
 pub(super) struct Validating {
-    store: Store,
+    policies: Policies,
     authorization: Arc<Authorization>,
-    index: Cached<Index, 2>,
 }
 
 /// A request that a policy refuses.
@@ -110,21 +62,13 @@ struct Denied {
 impl Validating {
     pub(super) fn new(parts: &Parts) -> Self {
         Validating {
-            store: parts.store.clone(),
+            policies: Policies::new(parts.store.clone(), POLICIES, BINDINGS),
             authorization: parts.authorization.clone(),
-            index: Cached::new([POLICIES, BINDINGS]),
         }
     }
 
-    /// Returns the policies if there are any about a resource.
-    fn index(&self, resource: &Resource) -> Option<Arc<Index>> {
-        let index = self.index.get(&self.store, || Index::new(&self.store));
-        let some = !index.rest.is_empty() || index.by_plural.contains_key(&resource.plural);
-        some.then_some(index)
-    }
-
     async fn check(&self, event: &Event<'_>) -> Result<(), ApiStatus> {
-        let Some(index) = self.index(event.resource) else { return Ok(()) };
+        let Some(index) = self.policies.about(event.resource) else { return Ok(()) };
         let mut denied: Option<Denied> = None;
         for (policy, bindings) in index.about(event.resource) {
             if let Some(refused) = self.apply(policy, bindings, event).await? {
@@ -164,18 +108,19 @@ impl Validating {
             };
             (!policy.ignores_failures).then(|| Denied { message, reason: "Invalid".into() })
         };
-        let place = match policy.matcher.find(event, &self.store) {
+        let place = match policy.matcher.find(event, &self.policies.store) {
             Ok(Some(place)) => place,
             Ok(None) => return Ok(None),
             Err(e) => return Ok(misconfigured(None, e.message())),
         };
         let mut facts = Facts::new(event, place.of(event), &event.call.user, &self.authorization);
         if !event.namespace.is_empty() {
-            facts.namespace = namespace(&self.store, event.namespace).map(visible).unwrap_or_default();
+            facts.namespace =
+                namespace(&self.policies.store, event.namespace).map(visible).unwrap_or_default();
         }
         let (mut denied, mut annotations) = (None, BTreeMap::<String, Vec<String>>::new());
         for binding in bindings {
-            match binding.is_for(event, &self.store) {
+            match binding.is_for(event, &self.policies.store) {
                 Ok(true) => {}
                 Ok(false) => continue,
                 Err(e) => {
@@ -183,7 +128,7 @@ impl Validating {
                     continue;
                 }
             }
-            let params = match binding.params(policy, event, &self.store) {
+            let params = match binding.params(policy, event, &self.policies.store) {
                 Ok(params) => params,
                 Err(why) => {
                     denied = denied.or(misconfigured(Some(binding), &why));
@@ -341,14 +286,14 @@ impl Admit for Validating {
     }
 
     async fn validate(&self, admission: &Admission<'_>) -> Result<(), ApiStatus> {
-        if self.index(admission.resource).is_none() {
+        if self.policies.about(admission.resource).is_none() {
             return Ok(());
         }
         self.check(&Event::of_write(admission)).await
     }
 
     async fn delete(&self, deletion: &Deletion<'_>) -> Result<(), ApiStatus> {
-        if self.index(deletion.resource).is_none() {
+        if self.policies.about(deletion.resource).is_none() {
             return Ok(());
         }
         let old = deletion.object()?;

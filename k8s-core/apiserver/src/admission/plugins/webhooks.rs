@@ -218,7 +218,7 @@ impl Admit for Mutating {
             call.annotate(format!("mutation.{annotation}"), note.to_string());
             if let Some(mut object) = changed {
                 if event.is_whole() {
-                    resource_of(&place, resource).to_storage(&mut object);
+                    place.or(resource).to_storage(&mut object);
                     resource.default(&mut object);
                 }
                 *admission.object = object;
@@ -244,13 +244,6 @@ impl Admit for Mutating {
 
     async fn connect(&self, connection: &Connection<'_>) -> Result<(), ApiStatus> {
         self.ask_all(&Event::of_connection(connection)).await
-    }
-}
-
-fn resource_of<'a>(place: &'a crate::admission::matching::Place, own: &'a Resource) -> &'a Resource {
-    match place {
-        crate::admission::matching::Place::Own => own,
-        crate::admission::matching::Place::Other(other) => other,
     }
 }
 

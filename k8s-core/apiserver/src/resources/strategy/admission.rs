@@ -257,6 +257,9 @@ fn check_policy(spec: &At<'_>, errors: &mut FieldErrors) {
     let has_params = spec.field("paramKind").is_set();
     let (mut env, mut messages) = (policy_environment(has_params), message_environment(has_params));
     check_conditions(spec, &env, errors);
+    if spec.field("mutations").is_set() {
+        env = env.makes_objects();
+    }
     for variable in spec.field("variables").items() {
         let program = check_type(&env, &variable.field("expression"), &[], errors);
         let ty = program.map_or(Type::Dyn, |program| program.result_type().clone());
@@ -267,6 +270,18 @@ fn check_policy(spec: &At<'_>, errors: &mut FieldErrors) {
     for validation in spec.field("validations").items() {
         check_type(&env, &validation.field("expression"), &[Type::Bool], errors);
         check_type(&messages, &validation.field("messageExpression"), &[Type::String], errors);
+    }
+    for mutation in spec.field("mutations").items() {
+        for (field, wanted) in [("applyConfiguration", "Object"), ("jsonPatch", "list(JSONPatch)")] {
+            let place = mutation.field(field);
+            let expression = place.field("expression");
+            let Some(program) = check_type(&env, &expression, &[], errors) else { continue };
+            let result = program.result_type().to_string();
+            // An empty list has no type of elements.
+            if result != wanted && !(wanted.starts_with("list") && result == "list(dyn)") {
+                expression.invalid(errors, format!("must evaluate to {wanted}"));
+            }
+        }
     }
     for annotation in spec.field("auditAnnotations").items() {
         check_type(&messages, &annotation.field("valueExpression"), &[Type::String, Type::Null], errors);

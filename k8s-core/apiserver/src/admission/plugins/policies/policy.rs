@@ -31,6 +31,18 @@ pub(super) struct Policy {
     pub(super) validations: Vec<Validation>,
     /// Key and expression of each audit annotation.
     pub(super) annotations: Vec<(String, Expression)>,
+    pub(super) mutations: Vec<Mutation>,
+    /// Applied again if the object changes after it.
+    pub(super) reinvoked: bool,
+}
+
+/// A mutation.
+#[derive(Debug)]
+pub(super) enum Mutation {
+    /// The expression makes a part of the object, which is merged into it.
+    Apply(Expression),
+    /// The expression makes a list of JSON patch operations.
+    Patch(Expression),
 }
 
 /// A validation.
@@ -45,7 +57,7 @@ pub(super) struct Validation {
 impl Policy {
     pub(super) fn new(policy: &Value) -> Self {
         let param_kind = policy.pointer("/spec/paramKind").filter(|kind| kind.is_object());
-        let env = policy_environment(param_kind.is_some());
+        let env = policy_environment(param_kind.is_some()).makes_objects();
         let variables = Variables::new(&env, policy);
         let compile = |text: &str| variables.compile(text);
         let validations = array_at(policy, "/spec/validations").iter().map(|one| Validation {
@@ -59,6 +71,11 @@ impl Policy {
         let annotations = array_at(policy, "/spec/auditAnnotations")
             .iter()
             .map(|one| (str_at(one, "/key").to_owned(), compile(str_at(one, "/valueExpression"))));
+        let mutations =
+            array_at(policy, "/spec/mutations").iter().map(|one| match str_at(one, "/patchType") {
+                "JSONPatch" => Mutation::Patch(compile(str_at(one, "/jsonPatch/expression"))),
+                _ => Mutation::Apply(compile(str_at(one, "/applyConfiguration/expression"))),
+            });
         Policy {
             name: str_at(policy, "/metadata/name").to_owned(),
             ignores_failures: str_at(policy, "/spec/failurePolicy") == "Ignore",
@@ -68,6 +85,8 @@ impl Policy {
             conditions: Conditions::new(expressions(policy, "/spec/matchConditions"), &env),
             validations: validations.collect(),
             annotations: annotations.collect(),
+            mutations: mutations.collect(),
+            reinvoked: str_at(policy, "/spec/reinvocationPolicy") == "IfNeeded",
             variables,
         }
     }
