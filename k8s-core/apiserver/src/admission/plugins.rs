@@ -3,6 +3,7 @@
 mod always;
 mod always_pull_images;
 mod anti_affinity;
+mod certificates;
 mod claim_resize;
 mod default_storage_class;
 mod default_toleration_seconds;
@@ -13,6 +14,7 @@ mod ingress_class;
 mod limit_ranger;
 mod namespace_lifecycle;
 mod namespaces;
+mod node_restriction;
 mod owner_references;
 mod pod_node_selector;
 mod pod_resize;
@@ -91,6 +93,12 @@ static PLUGINS: &[Plugin] = &[
     on("ServiceAccount", |parts, _| {
         Ok(Arc::new(service_account::ServiceAccount { store: parts.store.clone() }))
     }),
+    on("NodeRestriction", |parts, _| {
+        Ok(Arc::new(node_restriction::NodeRestriction {
+            store: parts.store.clone(),
+            authorization: parts.authorization.clone(),
+        }))
+    }),
     on("TaintNodesByCondition", |_, _| Ok(Arc::new(taint_nodes::TaintNodesByCondition))),
     off("AlwaysPullImages", |_, _| Ok(Arc::new(always_pull_images::AlwaysPullImages))),
     on("PodSecurity", |parts, configuration| {
@@ -123,6 +131,12 @@ static PLUGINS: &[Plugin] = &[
         Ok(Arc::new(claim_resize::PersistentVolumeClaimResize { store: parts.store.clone() }))
     }),
     on("RuntimeClass", |parts, _| Ok(Arc::new(runtime_class::RuntimeClass { store: parts.store.clone() }))),
+    on("CertificateApproval", |parts, _| Ok(Arc::new(certificates::Approval(parts.authorization.clone())))),
+    on("CertificateSigning", |parts, _| Ok(Arc::new(certificates::Signing(parts.authorization.clone())))),
+    on("ClusterTrustBundleAttest", |parts, _| {
+        Ok(Arc::new(certificates::Attest(parts.authorization.clone())))
+    }),
+    on("CertificateSubjectRestriction", |_, _| Ok(Arc::new(certificates::SubjectRestriction))),
     on("DefaultIngressClass", |parts, _| {
         Ok(Arc::new(ingress_class::DefaultIngressClass { store: parts.store.clone() }))
     }),
