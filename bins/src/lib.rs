@@ -33,6 +33,7 @@ mod commands;
 mod control_plane;
 mod distribution;
 mod duration;
+mod encryption;
 mod error;
 mod extensions;
 pub mod front_proxy;

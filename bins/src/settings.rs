@@ -10,7 +10,7 @@ use ipnet::Ipv4Net;
 
 use crate::{
     admission::AdmissionSettings, authentication::AuthenticationSettings, authorization::AuthorizationFlags,
-    ranges,
+    encryption::EncryptionSettings, ranges,
 };
 
 /// Settings of a cluster. Each field is a flag of `up` and `server`, a variable of the environment, a key of
@@ -48,6 +48,8 @@ pub(crate) struct ClusterSettings {
     /// Built-in controllers: `*` for all, `-name` to exclude one.
     #[arg(long, value_delimiter = ',', default_value = "*", allow_hyphen_values = true)]
     pub(crate) controllers: Vec<String>,
+    #[command(flatten)]
+    pub(crate) encryption: EncryptionSettings,
     #[command(flatten)]
     pub(crate) admission: AdmissionSettings,
     /// If the state file is empty or of another program, move it aside, start with an empty one and remove

@@ -30,6 +30,7 @@ use crate::{
     authentication::{self, AuthenticationSettings},
     authorization::AuthorizationFlags,
     control_plane::{Api, ApiConfig, ControllersConfig, limits, manager},
+    encryption::EncryptionSettings,
     extensions::Extensions,
     identities::{self, ServiceAccounts},
     paths::{Lock, Paths},
@@ -76,6 +77,8 @@ pub(super) struct ApiServer {
     service_node_port_range: (u16, u16),
     #[command(flatten)]
     authorization: AuthorizationFlags,
+    #[command(flatten)]
+    encryption: EncryptionSettings,
     #[command(flatten)]
     admission: AdmissionSettings,
     /// Send warnings for kinds and fields that are stored but have no effect; disable it to compare with an
@@ -130,6 +133,7 @@ impl ApiServer {
             client_ca: self.client_ca_file.as_deref().map(read).transpose()?.unwrap_or_default(),
             authentication: self.authentication.clone(),
             authorization: modes,
+            encryption: self.encryption,
             admission: self.admission,
             warn_unenforced: self.warn_unenforced,
             limits,

@@ -26,6 +26,7 @@ use super::{objects, open_store};
 use crate::{
     admission::AdmissionSettings,
     authentication::{self, AuthenticationSettings},
+    encryption::EncryptionSettings,
     error::ClusterError,
     extensions::Serve,
     front_proxy::FrontProxy,
@@ -64,6 +65,8 @@ pub(crate) struct ApiConfig {
     pub(crate) authentication: AuthenticationSettings,
     /// Authorizers, in their order.
     pub(crate) authorization: Vec<AuthorizationMode>,
+    /// Settings of encryption at rest.
+    pub(crate) encryption: EncryptionSettings,
     /// Admission plugins.
     pub(crate) admission: AdmissionSettings,
     /// Send warnings about kinds and fields without effect.
@@ -89,6 +92,7 @@ impl Default for ApiConfig {
             client_ca: Vec::new(),
             authentication: AuthenticationSettings::default(),
             authorization: vec![AuthorizationMode::Node, AuthorizationMode::Rbac],
+            encryption: EncryptionSettings::default(),
             admission: AdmissionSettings::default(),
             warn_unenforced: true,
             limits: limits(),
@@ -137,7 +141,7 @@ impl Api {
         let pki = Pki::open(&paths.name, &pki_dir)?;
         let store = match config.memory {
             true => Store::memory(),
-            false => open_store(paths, config.forget_state).await?,
+            false => open_store(paths, config.forget_state, &config.encryption, &pki_dir).await?,
         };
         let signing_key = match settings.signing_key()? {
             Some(key) => key,

@@ -1,30 +1,35 @@
 //! The store in a data directory. An unusable file is an error, never a new cluster.
 
-use std::time::Duration;
+use std::{path::Path, time::Duration};
 
-use k8s_store::{Embedded, Local, OpenError, Store};
+use k8s_store::{Embedded, Local, OpenError, Store, sealed::Sealed};
 
-use crate::{error::ClusterError, paths::Paths};
+use crate::{encryption::EncryptionSettings, error::ClusterError, paths::Paths};
 
 /// Time that a stopped cluster of this process gets to close its store.
 const CLOSING: Duration = Duration::from_secs(5);
 /// Interval of the attempts to open it.
 const AGAIN: Duration = Duration::from_millis(10);
 
-/// Opens the store in a data directory, whose lock the caller has. A store that is in use is then one of this
+/// Opens the store in a data directory, whose lock the caller has; `keys` is the directory of keys. A store that is in use is then one of this
 /// process that is closing: tasks of a cluster that has just stopped end one after the other. It is waited
 /// for.
 ///
 /// # Errors
 /// As [`open_now`].
-pub(crate) async fn open_store(paths: &Paths, forget: bool) -> Result<Store, ClusterError> {
+pub(crate) async fn open_store(
+    paths: &Paths,
+    forget: bool,
+    encryption: &EncryptionSettings,
+    keys: &Path,
+) -> Result<Store, ClusterError> {
     for _ in 0..CLOSING.as_millis() / AGAIN.as_millis() {
-        match open_now(paths, forget) {
+        match open_now(paths, forget, encryption, keys) {
             Err(ClusterError::Store(OpenError::InUse { .. })) => tokio::time::sleep(AGAIN).await,
             opened => return opened,
         }
     }
-    open_now(paths, forget)
+    open_now(paths, forget, encryption, keys)
 }
 
 /// Opens the store in a data directory. `forget` moves an unusable file aside and starts with an empty store.
@@ -33,7 +38,12 @@ pub(crate) async fn open_store(paths: &Paths, forget: bool) -> Result<Store, Clu
 /// [`ClusterError::Store`]; [`ClusterError::StateLost`] for a file that is empty, of another program, or
 /// missing beside containers.
 #[expect(clippy::disallowed_methods, reason = "only the name of a file that is set aside has the time")]
-fn open_now(paths: &Paths, forget: bool) -> Result<Store, ClusterError> {
+fn open_now(
+    paths: &Paths,
+    forget: bool,
+    encryption: &EncryptionSettings,
+    keys: &Path,
+) -> Result<Store, ClusterError> {
     let file = paths.store();
     let opened = Embedded::open_existing(&file);
     let lost = match &opened {
@@ -57,7 +67,9 @@ fn open_now(paths: &Paths, forget: bool) -> Result<Store, ClusterError> {
         _ if matches!(opened, Err(OpenError::Missing { .. })) => Embedded::open(&file),
         _ => opened,
     };
-    Store::open(Local::new(opened?), k8s_apiserver::format::Json).map_err(ClusterError::of("read the store"))
+    let (log, sealer) = encryption.seal(opened?, keys)?;
+    let backend = Sealed::new(Local::new(log), sealer);
+    Store::open(backend, k8s_apiserver::format::Json).map_err(ClusterError::of("read the store"))
 }
 
 #[cfg(test)]
@@ -68,7 +80,8 @@ mod tests {
 
     fn open(paths: &Paths, forget: bool) -> Result<Store, ClusterError> {
         let runtime = tokio::runtime::Builder::new_current_thread().enable_time().build().unwrap();
-        runtime.block_on(open_store(paths, forget))
+        fs::create_dir_all(paths.pki()).unwrap();
+        runtime.block_on(open_store(paths, forget, &EncryptionSettings::default(), &paths.pki()))
     }
 
     #[test]

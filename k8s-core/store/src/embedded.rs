@@ -11,6 +11,7 @@
 //! opened again; what a failed commit may have left in it is undone. From then on only batches that do not
 //! grow are written (deletions, mostly), until [`Log::mend`] could take the reserve again.
 
+mod convert;
 mod file;
 
 pub use file::OpenError;

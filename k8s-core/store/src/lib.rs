@@ -43,6 +43,8 @@ mod local;
 mod log;
 mod outcome;
 mod pace;
+#[cfg(feature = "sealed")]
+pub mod sealed;
 mod store;
 
 pub use backend::{Backend, Change, Done, Effect, Format, Loaded, Opaque, Sink, Write};
