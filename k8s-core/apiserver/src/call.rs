@@ -26,8 +26,16 @@ pub(crate) struct Call {
     pub(crate) warnings: Mutex<Vec<String>>,
     /// Annotations of the request's audit events.
     pub(crate) annotations: Mutex<BTreeMap<String, String>>,
-    /// Charges of quotas, by the quota's key, for objects that are not stored yet.
-    pub(crate) charges: Mutex<Vec<(String, k8s_quota::Amounts)>>,
+    /// Charges of quotas for an object that is not stored yet.
+    pub(crate) charges: Mutex<Vec<Charge>>,
+}
+
+/// A charge of a quota.
+pub(crate) struct Charge {
+    /// Key of the quota.
+    pub(crate) quota: Arc<str>,
+    pub(crate) amounts: k8s_quota::Amounts,
+    pub(crate) at: jiff::Timestamp,
 }
 
 impl std::fmt::Debug for Call {

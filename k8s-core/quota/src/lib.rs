@@ -37,6 +37,7 @@ mod scopes;
 pub use amounts::Amounts;
 pub use kinds::{resource_of, usage};
 pub use quota::{Quota, Refusal};
+pub use scopes::Selector;
 
 #[cfg(test)]
 mod tests;

@@ -3,10 +3,7 @@
 use jiff::Timestamp;
 use serde_json::Value;
 
-use crate::{
-    Amounts, kinds, pod,
-    scopes::{self, Selector},
-};
+use crate::{Amounts, Selector, kinds, pod, scopes};
 
 /// The reason why a quota refuses a write, in upstream's words.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
@@ -74,6 +71,12 @@ impl Quota {
             used: Amounts::of(object.pointer("/status/used")),
             scopes: object.get("spec").map(scopes::of_spec).unwrap_or_default(),
         }
+    }
+
+    /// Returns the terms of the quota's scopes.
+    #[must_use]
+    pub fn scopes(&self) -> &[Selector] {
+        &self.scopes
     }
 
     /// Returns true if an object of a resource is in all scopes of the quota.

@@ -1,12 +1,14 @@
 //! Scopes: the pods and claims that a quota is about.
 
+use std::fmt;
+
 use serde_json::Value;
 
 use crate::pod;
 
 /// A term of a quota's scopes.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub(crate) struct Selector {
+pub struct Selector {
     scope: String,
     operator: String,
     values: Vec<String>,
@@ -14,7 +16,6 @@ pub(crate) struct Selector {
 
 /// Reads `scopes` and `scopeSelector` of a quota's spec.
 pub(crate) fn of_spec(spec: &Value) -> Vec<Selector> {
-    let text = |of: &Value, field: &str| of.get(field).and_then(Value::as_str).unwrap_or_default().to_owned();
     let scopes = spec.get("scopes").and_then(Value::as_array).into_iter().flatten().filter_map(Value::as_str);
     let plain = scopes.map(|scope| Selector {
         scope: scope.to_owned(),
@@ -23,20 +24,31 @@ pub(crate) fn of_spec(spec: &Value) -> Vec<Selector> {
     });
     let terms =
         spec.pointer("/scopeSelector/matchExpressions").and_then(Value::as_array).into_iter().flatten();
-    let chosen = terms.map(|term| {
-        let values = term.get("values").and_then(Value::as_array).into_iter().flatten();
-        Selector {
-            scope: text(term, "scopeName"),
-            operator: text(term, "operator"),
-            values: values.filter_map(Value::as_str).map(str::to_owned).collect(),
-        }
-    });
-    plain.chain(chosen).collect()
+    plain.chain(terms.map(Selector::of)).collect()
 }
 
 impl Selector {
+    /// Reads a term: `{scopeName, operator, values}`.
+    #[must_use]
+    pub fn of(term: &Value) -> Self {
+        let text = |field: &str| term.get(field).and_then(Value::as_str).unwrap_or_default().to_owned();
+        let values = term.get("values").and_then(Value::as_array).into_iter().flatten();
+        Selector {
+            scope: text("scopeName"),
+            operator: text("operator"),
+            values: values.filter_map(Value::as_str).map(str::to_owned).collect(),
+        }
+    }
+
+    /// Returns the name of the scope, such as `PriorityClass`.
+    #[must_use]
+    pub fn scope(&self) -> &str {
+        &self.scope
+    }
+
     /// Returns true if an object is in the scope. Only pods and claims are in any.
-    pub(crate) fn selects(&self, resource: &str, object: &Value) -> bool {
+    #[must_use]
+    pub fn selects(&self, resource: &str, object: &Value) -> bool {
         match (resource, self.scope.as_str()) {
             ("pods", "Terminating") => pod::has_deadline(object),
             ("pods", "NotTerminating") => !pod::has_deadline(object),
@@ -68,6 +80,13 @@ impl Selector {
             "NotIn" => names.is_empty() || names.iter().any(|name| !among(name)),
             _ => false,
         }
+    }
+}
+
+/// `{PriorityClass In [high low]}`, as messages about quotas have it.
+impl fmt::Display for Selector {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{{{} {} [{}]}}", self.scope, self.operator, self.values.join(" "))
     }
 }
 

@@ -199,14 +199,15 @@ fn basic(credentials: &Credentials<'_>) -> Option<(String, Vec<u8>)> {
 }
 
 /// Returns the certificate subject's common name as user and its organizations as groups. The user id is the
-/// attribute that Kubernetes reserves for it.
+/// attribute that Kubernetes reserves for it. Of several common names the last counts, as upstream and as for
+/// those who approve and sign.
 #[cfg(feature = "tls")]
 fn certificate_user(der: &[u8]) -> Option<User> {
     use sha2::{Digest, Sha256};
     use x509_parser::{der_parser::oid, parse_x509_certificate};
     let (_, certificate) = parse_x509_certificate(der).ok()?;
     let subject = certificate.subject();
-    let name = subject.iter_common_name().next()?.as_str().ok().filter(|name| !name.is_empty())?;
+    let name = subject.iter_common_name().last()?.as_str().ok().filter(|name| !name.is_empty())?;
     let groups: Vec<&str> = subject.iter_organization().filter_map(|o| o.as_str().ok()).collect();
     let mut user = User::new(name, &groups);
     let mut ids = subject.iter_by_oid(&oid!(1.3.6.1.4.1.57683.2));

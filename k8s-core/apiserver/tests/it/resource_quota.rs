@@ -1,6 +1,6 @@
 //! ResourceQuota as a client sees it, with the status that a controller writes.
 
-use k8s_apiserver::{ApiServer, User};
+use k8s_apiserver::{ApiServer, User, admission::Configuration};
 use k8s_store::Store;
 use serde_json::{Value, json};
 
@@ -171,4 +171,52 @@ async fn custom_resources_are_counted_and_writes_that_fail_later_are_free() {
     let (code, status) = send(&server, "POST", "services", &service("b", &first["spec"]["clusterIP"])).await;
     assert_eq!(code, 422, "{status}");
     assert_eq!(used(&server, "q").await["services"], "1");
+}
+
+#[tokio::test]
+async fn limited_resources_need_a_quota() {
+    let text = "
+apiVersion: apiserver.config.k8s.io/v1
+kind: AdmissionConfiguration
+plugins:
+- name: ResourceQuota
+  configuration:
+    apiVersion: apiserver.config.k8s.io/v1
+    kind: ResourceQuotaConfiguration
+    limitedResources:
+    - resource: pods
+      matchScopes: [{scopeName: PriorityClass, operator: In, values: [high]}]
+    - resource: configmaps
+      matchContains: [count/]
+";
+    let server = ApiServer::builder(Store::memory())
+        .without_plugins(["ServiceAccount"])
+        .plugin_configuration(Configuration::parse(text).unwrap())
+        .build()
+        .await
+        .unwrap();
+    let class = json!({"metadata": {"name": "high"}, "value": 5});
+    let path = "/apis/scheduling.k8s.io/v1/priorityclasses";
+    assert_eq!(ask_as(&server, &User::admin(), "POST", path, &class).await.status, 201);
+    let (_, status) = send(&server, "POST", "configmaps", &map("a")).await;
+    let text = "configmaps \"a\" is forbidden: insufficient quota to consume: count/configmaps";
+    assert_eq!(status["message"], text);
+    assert_eq!(send(&server, "POST", "secrets", &map("a")).await.0, 201);
+    let mut high = pod("p", "1m");
+    assert_eq!(send(&server, "POST", "pods?dryRun=All", &high).await.0, 201);
+    high["spec"]["priorityClassName"] = "high".into();
+    let (code, status) = send(&server, "POST", "pods", &high).await;
+    let text =
+        "pods \"p\" is forbidden: insufficient quota to match these scopes: [{PriorityClass In [high]}]";
+    assert_eq!((code, status["message"].as_str()), (403, Some(text)));
+    quota(&server, "maps", json!({"count/configmaps": "1"})).await;
+    assert_eq!(send(&server, "POST", "configmaps", &map("a")).await.0, 201);
+    let scoped = json!({"metadata": {"name": "high"}, "spec": {"hard": {"pods": "1"},
+        "scopeSelector": {"matchExpressions": [{"scopeName": "PriorityClass", "operator": "In", "values": ["high"]}]}}});
+    assert_eq!(send(&server, "POST", "resourcequotas", &scoped).await.0, 201);
+    let status = json!({"status": {"hard": {"pods": "1"}, "used": {"pods": "0"}}});
+    assert_eq!(send(&server, "PATCH", "resourcequotas/high/status", &status).await.0, 200);
+    assert_eq!(send(&server, "POST", "pods", &high).await.0, 201);
+    high["metadata"]["name"] = "q".into();
+    assert_eq!(send(&server, "POST", "pods", &high).await.0, 403, "the quota is full");
 }

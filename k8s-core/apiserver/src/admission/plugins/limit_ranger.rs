@@ -24,8 +24,11 @@ pub(super) struct LimitRanger {
 impl LimitRanger {
     /// Returns the items of all LimitRanges of a namespace, by LimitRange.
     fn ranges(&self, namespace: &str) -> Vec<Value> {
-        let prefix = format!("{namespace}/");
         let snapshot = self.store.snapshot("limitranges");
+        if snapshot.is_empty() {
+            return Vec::new();
+        }
+        let prefix = format!("{namespace}/");
         snapshot.range(&prefix, "").filter_map(|stored| serde_json::from_slice(&stored.json).ok()).collect()
     }
 }

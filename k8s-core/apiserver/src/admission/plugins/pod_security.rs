@@ -81,6 +81,10 @@ impl PodSecurity {
     /// Returns the policy of a request's namespace. `None`: the namespace does not exist.
     fn policy(&self, namespace: &str) -> Option<(Policy, Vec<WrongLabel>)> {
         let stored = self.store.get("namespaces", namespace)?;
+        // Most namespaces have none.
+        if !stored.labels.iter().any(|(label, _)| label.starts_with(PREFIX)) {
+            return Some((self.configuration.defaults, Vec::new()));
+        }
         Some(Policy::of_labels(|label| stored.label(label), &self.configuration.defaults))
     }
 

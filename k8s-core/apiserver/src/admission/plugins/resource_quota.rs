@@ -8,11 +8,17 @@
 //! ends between charge and store leaves a charge, which the controller takes back. A namespace without quotas
 //! costs one look-up. A dry run charges nothing.
 //!
+//! A ResourceQuotaConfiguration names resources that may be used only where a quota limits them
+//! ([`limited`]).
+//!
 //! Not here: usage that falls, which the controller counts.
+
+mod limited;
 
 use std::{
     hash::{BuildHasher, BuildHasherDefault, DefaultHasher},
     sync::PoisonError,
+    time::Duration,
 };
 
 use async_trait::async_trait;
@@ -25,8 +31,10 @@ use k8s_store::{Expect, Store, StoreError, Stored};
 use serde_json::Value;
 use tokio::sync::Mutex;
 
+use self::limited::Limited;
 use crate::{
     admission::{Abandoned, Admission, Admit, Operation, Parts},
+    call::Charge,
     resources::{Resource, meta_of},
     value::{Unversioned, set, str_at},
 };
@@ -35,20 +43,30 @@ use crate::{
 const QUOTAS: &str = "resourcequotas";
 /// Number of locks that keep the writers of one process from conflicting.
 const TURNS: usize = 64;
+/// Time in which a charge can be given back: less than the second after which the controller takes back
+/// charges without an object.
+const REFUNDED: Duration = Duration::from_millis(500);
 /// Most tries to charge one quota, against writers in other processes.
 const TRIES: usize = 1000;
 
 pub(super) struct ResourceQuota {
     store: Store,
     clock: Clock,
+    limited: Vec<Limited>,
     /// Locks by namespace. They save conflicts only: what is right is decided by the store.
     turns: [Mutex<()>; TURNS],
 }
 
 impl ResourceQuota {
-    pub(super) fn new(parts: &Parts) -> Self {
-        let turns = std::array::from_fn(|_| Mutex::default());
-        ResourceQuota { store: parts.store.clone(), clock: parts.clock.clone(), turns }
+    /// # Errors
+    /// The field of the configuration, and its problem.
+    pub(super) fn new(parts: &Parts, configuration: &Value) -> Result<Self, String> {
+        Ok(ResourceQuota {
+            store: parts.store.clone(),
+            clock: parts.clock.clone(),
+            limited: limited::read(configuration)?,
+            turns: std::array::from_fn(|_| Mutex::default()),
+        })
     }
 
     fn turn(&self, namespace: &str) -> &Mutex<()> {
@@ -65,11 +83,21 @@ impl ResourceQuota {
         Ok((quota, charge))
     }
 
-    /// Charges a quota by its key. A quota that is gone charges nothing.
-    async fn charge(&self, key: &str, admission: &Admission<'_>) -> Result<Amounts, ApiStatus> {
+    /// Charges a quota by its key. A quota that is gone charges nothing. `decided` is the decision about the
+    /// quota as it was.
+    async fn charge(
+        &self,
+        key: &str,
+        decided: (u64, Value, Amounts),
+        admission: &Admission<'_>,
+    ) -> Result<Amounts, ApiStatus> {
+        let mut decided = Some(decided);
         for _ in 0..TRIES {
             let Some(stored) = self.store.get(QUOTAS, key) else { break };
-            let (quota, charge) = self.charge_of(&stored, admission)?;
+            let (quota, charge) = match decided.take() {
+                Some((revision, quota, charge)) if revision == stored.revision => (quota, charge),
+                _ => self.charge_of(&stored, admission)?,
+            };
             if charge.is_empty() || self.write(&stored, quota, |used| used.add(&charge)).await? {
                 return Ok(charge);
             }
@@ -85,17 +113,18 @@ impl ResourceQuota {
         }
     }
 
-    /// Gives charges back.
-    async fn refund(&self, charges: Vec<(String, Amounts)>) {
-        for (key, charge) in charges {
+    /// Gives charges back. Old ones are left to the controller, which may have taken them back already.
+    async fn refund(&self, charges: Vec<Charge>) {
+        let is_young = |charge: &Charge| self.clock.since(charge.at) < REFUNDED;
+        for Charge { quota: key, amounts, .. } in charges.into_iter().filter(is_young) {
             for _ in 0..TRIES {
                 let Some(stored) = self.store.get(QUOTAS, &key) else { break };
                 let Ok(quota) = serde_json::from_slice::<Value>(&stored.json) else { break };
-                match self.write(&stored, quota, |used| *used = less(used, &charge)).await {
+                match self.write(&stored, quota, |used| *used = less(used, &amounts)).await {
                     Ok(false) => {}
                     Ok(true) => break,
                     Err(error) => {
-                        tracing::debug!(key, %error, "a charge is left to the quota controller");
+                        tracing::debug!(%key, %error, "a charge is left to the quota controller");
                         break;
                     }
                 }
@@ -157,32 +186,42 @@ impl Admit for ResourceQuota {
 
     async fn validate(&self, admission: &Admission<'_>) -> Result<(), ApiStatus> {
         let namespace = admission.request.namespace.as_str();
-        let prefix = format!("{namespace}/");
         let snapshot = self.store.snapshot(QUOTAS);
+        let has_limited = !self.limited.is_empty();
+        if namespace.is_empty() || (snapshot.is_empty() && !has_limited) {
+            return Ok(());
+        }
+        let prefix = format!("{namespace}/");
         let mut quotas = snapshot.range(&prefix, "").peekable();
-        if namespace.is_empty() || quotas.peek().is_none() {
+        if quotas.peek().is_none() && !has_limited {
             return Ok(());
         }
         if admission.old.is_none() && exists(&self.store, admission) {
             let Resource { group, plural, .. } = admission.resource;
             return Err(ApiStatus::already_exists(group, plural, admission.name()));
         }
-        let mut keys = Vec::new();
+        let (mut charged, mut all) = (Vec::new(), Vec::new());
         for stored in quotas {
-            if !self.charge_of(stored, admission)?.1.is_empty() {
-                keys.push(stored.key.to_string());
+            let (quota, charge) = self.charge_of(stored, admission)?;
+            if has_limited {
+                all.push(Quota::of(&quota));
+            }
+            if !charge.is_empty() {
+                charged.push((stored.key.clone(), (stored.revision, quota, charge)));
             }
         }
-        if keys.is_empty() || admission.dry_run {
+        limited::check(&self.limited, &all, admission, self.clock.now())?;
+        if charged.is_empty() || admission.dry_run {
             return Ok(());
         }
         let _turn = self.turn(namespace).lock().await;
-        for key in keys {
+        for (key, decided) in charged {
             // Those that are charged already are given back by `abandon`.
-            let charge = self.charge(&key, admission).await?;
-            if !charge.is_empty() {
+            let at = self.clock.now();
+            let amounts = self.charge(&key, decided, admission).await?;
+            if !amounts.is_empty() {
                 let mut charges = admission.call.charges.lock().unwrap_or_else(PoisonError::into_inner);
-                charges.push((key, charge));
+                charges.push(Charge { quota: key, amounts, at });
             }
         }
         Ok(())
