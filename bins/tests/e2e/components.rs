@@ -38,7 +38,13 @@ fn five() -> Outcome {
     start(
         &mut cluster,
         "kube-controller-manager",
-        &["--kubeconfig", &kubeconfig("controller-manager"), "--leader-elect=true"],
+        &[
+            "--kubeconfig",
+            &kubeconfig("controller-manager"),
+            "--leader-elect=true",
+            "--service-account-private-key-file",
+            &pki.join("service-account.key").to_string_lossy(),
+        ],
     )?;
     start(&mut cluster, "kube-scheduler", &["--kubeconfig", &kubeconfig("scheduler")])?;
     // The same images and containers as with `up`.
@@ -72,6 +78,7 @@ fn five() -> Outcome {
     cluster.kubeconfig = pki.join("admin.kubeconfig");
     cluster.wait_ready()?;
     smoke(&cluster)?;
+    token_secret(&cluster)?;
     measured(&cluster)?;
     for (component, user) in [
         ("controller-manager", "system:kube-controller-manager"),
@@ -91,6 +98,34 @@ fn five() -> Outcome {
         }
     }
     cluster.take_down()
+}
+
+/// The controller manager fills a token Secret with its own copy of the key, and removes it with the account.
+fn token_secret(cluster: &Cluster) -> Outcome {
+    let n = cluster.namespace("tokens")?;
+    let secret = serde_json::json!({
+        "apiVersion": "v1", "kind": "Secret", "type": "kubernetes.io/service-account-token",
+        "metadata": {"name": "robot", "annotations": {"kubernetes.io/service-account.name": "robot"}},
+    });
+    n.ok(&["create", "serviceaccount", "robot"], "")?;
+    n.ok(&["apply", "-f", "-"], &secret.to_string())?;
+    n.until(
+        &["get", "secret", "robot", "-o", "go-template={{.data.namespace | base64decode}}"],
+        "tokens",
+        20,
+    )?;
+    let token = n.ok(&["get", "secret", "robot", "-o", "go-template={{.data.token | base64decode}}"], "")?;
+    let review = serde_json::json!({
+        "apiVersion": "authentication.k8s.io/v1", "kind": "TokenReview", "spec": {"token": token},
+    });
+    let name = "jsonpath={.status.user.username}";
+    let said = n.ok(&["create", "-f", "-", "-o", name], &review.to_string())?;
+    if said != "system:serviceaccount:tokens:robot" {
+        return Err(format!("the token is of {said:?}").into());
+    }
+    n.ok(&["delete", "serviceaccount", "robot"], "")?;
+    n.ok(&["wait", "--for=delete", "secret/robot", "--timeout=20s"], "")?;
+    Ok(())
 }
 
 /// Each program without an API serves its health and its metrics, with upstream's ports and names.

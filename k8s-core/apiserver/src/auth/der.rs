@@ -5,6 +5,7 @@ use base64::{Engine, engine::general_purpose::STANDARD};
 /// Tags of DER values.
 pub(super) const INTEGER: u8 = 0x02;
 pub(super) const BIT_STRING: u8 = 0x03;
+#[cfg(any(feature = "jwt", test))]
 pub(super) const OCTET_STRING: u8 = 0x04;
 pub(super) const OBJECT_ID: u8 = 0x06;
 pub(super) const SEQUENCE: u8 = 0x30;
