@@ -12,7 +12,7 @@ use std::time::Duration;
 
 use ipnet::Ipv4Net;
 use k8s_apiserver::User;
-use k8s_builtin::{self as builtin, Selection, Signer};
+use k8s_builtin::{self as builtin, Selection, Signer, Signing};
 use k8s_controllers::{
     Caches, Environment, Manager, Runnable,
     metrics::{Metrics, counted},
@@ -35,6 +35,8 @@ pub(crate) struct ControllersConfig {
     pub(crate) root_ca: String,
     /// Pod CIDR of the cluster, from which nodes get theirs.
     pub(crate) cluster_cidr: Ipv4Net,
+    /// CAs that sign certificate requests.
+    pub(crate) signing: Signing,
     /// Signer of tokens in Secrets. `None`: such Secrets stay empty.
     pub(crate) token_signer: Option<Signer>,
 }
@@ -44,6 +46,7 @@ pub(crate) fn manager(client: &Client, config: ControllersConfig, added: Vec<Run
     let options = builtin::Options {
         root_ca: config.root_ca,
         cluster_cidr: Some(config.cluster_cidr.into()),
+        signing: config.signing,
         token_signer: config.token_signer,
         ..builtin::Options::default()
     };
@@ -80,10 +83,19 @@ impl ControlPlane {
         let reader = of(identities::CONTROLLER_MANAGER).named("kube-controller-manager");
         let caches = Caches::new(reader.without_managed_fields());
         let server = api.server.clone();
+        let authority = api.pki.authority().map_err(ClusterError::of("the cluster's CA"));
+        let signing = match authority {
+            Ok(authority) => Signing::all(authority),
+            Err(e) => {
+                api.shutdown().await;
+                return Err(e);
+            }
+        };
         let config = ControllersConfig {
             selection,
             root_ca: api.pki.ca().to_owned(),
             cluster_cidr,
+            signing,
             token_signer: Some(api.token_signer.clone()),
         };
         // The embedding program's own controllers act as the administrator.

@@ -4,7 +4,8 @@
 //! service accounts of kube-system (`system:controller:*` roles); shared caches read as
 //! `system:kube-controller-manager`.
 //!
-//! Not here: the Node authorizer. Until there is one, every kubelet has the whole ClusterRole `system:node`.
+//! Kubelets have no role: the Node authorizer decides about them. A server without it
+//! (`--authorization-mode`) binds all of them to the ClusterRole `system:node`.
 
 #![expect(clippy::disallowed_methods, reason = "the age of a token, in virtual time as well")]
 
@@ -15,6 +16,7 @@ use std::{
 
 use futures::{FutureExt, future::BoxFuture};
 use http::{HeaderValue, Method, Request, Response, StatusCode, header};
+use k8s_apiserver::auth::AuthorizationMode;
 use k8s_core::client::{Body, BoxError, Client, Error, Remote, Transport};
 use serde_json::{Value, json};
 use tokio::time::Instant;
@@ -36,18 +38,31 @@ pub(crate) const EXTENSIONS: &str = "distribution-controllers";
 /// Lifetime of a controller's token, in seconds.
 const TOKEN_SECONDS: u64 = 3600;
 
-/// Creates the bindings that upstream leaves to the installer: kubelets to `system:node`, the API server's
-/// kubelet client to `system:kubelet-api-admin`. The bindings are named `NAME:...` after the distribution.
+/// Creates the bindings that upstream leaves to the installer: the API server's kubelet client to
+/// `system:kubelet-api-admin`, and without the Node authorizer kubelets to `system:node`. With it, removes
+/// the latter, which earlier versions made. The bindings are named `NAME:...` after the distribution.
 ///
 /// # Errors
 /// The API server's error.
-pub async fn bind(admin: &Client, name: &str) -> Result<(), Error> {
+pub async fn bind(admin: &Client, name: &str, modes: &[AuthorizationMode]) -> Result<(), Error> {
     let group = "rbac.authorization.k8s.io";
     let subject = |kind: &str, name: &str| json!({"apiGroup": group, "kind": kind, "name": name});
-    apply_binding(admin, &format!("{name}:nodes"), "system:node", subject("Group", NODES)).await?;
+    let nodes = format!("{name}:nodes");
+    if modes.iter().any(|mode| matches!(mode, AuthorizationMode::Node)) {
+        match admin.bytes(Method::DELETE, &path_of(&nodes), "", "").await {
+            Err(e) if !e.is_not_found() => return Err(e),
+            _ => {}
+        }
+    } else {
+        apply_binding(admin, &nodes, "system:node", subject("Group", NODES)).await?;
+    }
     let client = subject("User", KUBELET_CLIENT);
     let binding = format!("{name}:kubelet-api-admin");
     apply_binding(admin, &binding, "system:kubelet-api-admin", client).await
+}
+
+fn path_of(cluster_role_binding: &str) -> String {
+    format!("/apis/rbac.authorization.k8s.io/v1/clusterrolebindings/{cluster_role_binding}")
 }
 
 /// Makes the controllers that a distribution adds administrators, also in a controller manager of their own.
@@ -65,8 +80,7 @@ async fn apply_binding(admin: &Client, name: &str, role: &str, subject: Value) -
         "roleRef": {"apiGroup": "rbac.authorization.k8s.io", "kind": "ClusterRole", "name": role},
         "subjects": [subject],
     });
-    let path = format!("/apis/rbac.authorization.k8s.io/v1/clusterrolebindings/{name}");
-    crate::apply::apply(admin, &path, &binding).await
+    crate::apply::apply(admin, &path_of(name), &binding).await
 }
 
 /// Clients that act as service accounts of kube-system. Tokens are requested on first use and renewed after

@@ -27,6 +27,7 @@
 mod admission;
 mod apply;
 mod authentication;
+mod authorization;
 mod cluster;
 mod commands;
 mod control_plane;
@@ -44,6 +45,7 @@ mod program;
 pub mod ranges;
 pub mod reset;
 mod settings;
+mod signing;
 mod simulated;
 pub mod user_kubeconfig;
 

@@ -9,6 +9,7 @@ use std::{
     path::{Path, PathBuf},
 };
 
+use k8s_builtin::{Authority, AuthorityError};
 use rcgen::{
     BasicConstraints, CertificateParams, DnType, ExtendedKeyUsagePurpose, IsCa, Issuer, KeyPair,
     KeyUsagePurpose, SanType,
@@ -170,6 +171,14 @@ impl Pki {
     #[must_use]
     pub fn ca(&self) -> &str {
         &self.ca_pem
+    }
+
+    /// Returns the CA, for the signers of certificate requests.
+    ///
+    /// # Errors
+    /// The certificate is not that of the key.
+    pub fn authority(&self) -> Result<Authority, AuthorityError> {
+        Authority::from_pem(&self.ca_pem, &self.ca_key.serialize_pem())
     }
 
     /// Returns the private key that signs service account tokens, PKCS#8.

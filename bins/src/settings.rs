@@ -8,7 +8,10 @@ use std::{
 use clap::{Args, Command, FromArgMatches};
 use ipnet::Ipv4Net;
 
-use crate::{admission::AdmissionSettings, authentication::AuthenticationSettings, ranges};
+use crate::{
+    admission::AdmissionSettings, authentication::AuthenticationSettings, authorization::AuthorizationFlags,
+    ranges,
+};
 
 /// Settings of a cluster. Each field is a flag of `up` and `server`, a variable of the environment, a key of
 /// their `--config` file, and the subject of a method of [`ClusterBuilder`](crate::ClusterBuilder); its
@@ -53,6 +56,8 @@ pub(crate) struct ClusterSettings {
     pub(crate) forget_state: bool,
     #[command(flatten)]
     pub(crate) authentication: AuthenticationSettings,
+    #[command(flatten)]
+    pub(crate) authorization: AuthorizationFlags,
 }
 
 impl Default for ClusterSettings {

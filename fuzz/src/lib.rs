@@ -5,6 +5,7 @@
 //! cargo-fuzz (nightly, hours); `tests/` runs seeded random and mutated bytes through each on stable, two
 //! seconds per target with `cargo test` and 15 with `cargo xtask test`.
 
+mod credentials;
 mod images;
 mod patches;
 mod requests;
@@ -42,6 +43,10 @@ pub const TARGETS: &[Target] = &[
     patches::SCHEMA,
     patches::RULES,
     images::ARCHIVE,
+    credentials::TOKEN,
+    credentials::KEYS,
+    credentials::USERS,
+    credentials::CONFIGURATION,
 ];
 
 /// Runs a target by name.

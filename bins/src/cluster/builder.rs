@@ -229,6 +229,7 @@ impl ClusterBuilder {
             tls_names: settings.tls_san.clone(),
             authentication: settings.authentication.clone(),
             admission: settings.admission.clone(),
+            authorization: settings.authorization.modes()?,
             ..ApiConfig::default()
         };
         let plane = ControlPlane::start(&paths, api, selection, pods, extensions).await?;

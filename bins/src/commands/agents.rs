@@ -115,6 +115,7 @@ enum Containers {
 
 impl Kubelet {
     pub(super) async fn run(mut self, name: &str, extensions: Extensions) -> Result<(), Failure> {
+        self.connection.check_node(&self.ranges.node_name())?;
         let paths = Paths::new(name, &self.root_dir)?;
         if extensions.runtime.is_none() {
             node::check(&paths)?;

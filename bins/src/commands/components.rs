@@ -8,7 +8,6 @@ use std::{
 };
 
 use ipnet::Ipv4Net;
-use k8s_apiserver::auth::AuthorizationMode;
 use k8s_controllers::{
     Environment,
     leader::Candidate,
@@ -29,12 +28,14 @@ use super::{
 use crate::{
     admission::AdmissionSettings,
     authentication::{self, AuthenticationSettings},
+    authorization::AuthorizationFlags,
     control_plane::{Api, ApiConfig, ControllersConfig, limits, manager},
     extensions::Extensions,
     identities::{self, ServiceAccounts},
     paths::{Lock, Paths},
     pki::refresh_private,
     ranges,
+    signing::SigningFlags,
 };
 
 /// Run the API server alone.
@@ -60,6 +61,10 @@ pub(super) struct ApiServer {
     /// Directory of certificates and keys; missing ones are created (default: `pki` in the data directory).
     #[arg(long)]
     cert_dir: Option<PathBuf>,
+    /// Name of a node for which a `kubelet-NAME.kubeconfig` is written beside the certificates, in addition
+    /// to the `kubelet.kubeconfig` of the node that is named after this host; may be repeated.
+    #[arg(long)]
+    kubelet_node_name: Vec<String>,
     /// CA of client certificates (default: the CA in the certificate directory).
     #[arg(long)]
     client_ca_file: Option<PathBuf>,
@@ -69,9 +74,8 @@ pub(super) struct ApiServer {
     /// Node port range, both ends included.
     #[arg(long, default_value = "30000-32767", value_parser = port_range)]
     service_node_port_range: (u16, u16),
-    /// Authorization mode: RBAC (also as `Node,RBAC`) or AlwaysAllow.
-    #[arg(long, default_value = "RBAC")]
-    authorization_mode: String,
+    #[command(flatten)]
+    authorization: AuthorizationFlags,
     #[command(flatten)]
     admission: AdmissionSettings,
     /// Send warnings for kinds and fields that are stored but have no effect; disable it to compare with an
@@ -105,20 +109,7 @@ fn read(path: &std::path::Path) -> Result<Vec<u8>, Failure> {
 
 impl ApiServer {
     pub(super) async fn run(self, name: &str, extensions: Extensions) -> Result<(), Failure> {
-        let mode = match self.authorization_mode.as_str() {
-            "AlwaysAllow" => AuthorizationMode::AlwaysAllow,
-            list if list.split(',').any(|m| m == "RBAC")
-                && list.split(',').all(|m| m == "RBAC" || m == "Node") =>
-            {
-                AuthorizationMode::Rbac
-            }
-            other => {
-                return Err(Failure::new(
-                    Code::Usage,
-                    format!("--authorization-mode {other:?}: RBAC or AlwaysAllow is needed"),
-                ));
-            }
-        };
+        let modes = self.authorization.modes()?;
         let paths = Paths::new(name, &self.data_dir)?;
         let _lock = Lock::take(&paths)?;
         let pki_dir = self.cert_dir.clone().unwrap_or_else(|| paths.pki());
@@ -138,7 +129,7 @@ impl ApiServer {
             pki: Some(pki_dir.clone()),
             client_ca: self.client_ca_file.as_deref().map(read).transpose()?.unwrap_or_default(),
             authentication: self.authentication.clone(),
-            authorization: mode,
+            authorization: modes,
             admission: self.admission,
             warn_unenforced: self.warn_unenforced,
             limits,
@@ -151,7 +142,7 @@ impl ApiServer {
                 .await
                 .map_err(Failure::because("bind the role of the added controllers"))?;
         }
-        write_kubeconfigs(name, &api, &pki_dir)?;
+        write_kubeconfigs(name, &api, &pki_dir, &self.kubelet_node_name)?;
         if let Some(address) = api.address {
             println!("serving on https://{address}");
         }
@@ -165,18 +156,25 @@ impl ApiServer {
 }
 
 /// Writes a kubeconfig for the administrator and one for each component, beside the certificates.
-fn write_kubeconfigs(name: &str, api: &Api, directory: &std::path::Path) -> Result<(), Failure> {
-    let kubelet = format!("system:node:{}", crate::host_name());
-    let admin = format!("{name}-admin");
-    let users = [
-        ("admin", &*admin, "system:masters"),
-        ("controller-manager", identities::CONTROLLER_MANAGER, ""),
-        ("scheduler", identities::SCHEDULER, ""),
-        ("kubelet", &kubelet, identities::NODES),
-        ("kube-proxy", identities::PROXY, ""),
+fn write_kubeconfigs(
+    name: &str,
+    api: &Api,
+    directory: &std::path::Path,
+    nodes: &[String],
+) -> Result<(), Failure> {
+    let user = |file: &str, user: &str, group| (file.to_owned(), user.to_owned(), group);
+    let kubelet = |file: String, node: &str| (file, format!("system:node:{node}"), identities::NODES);
+    let mut users = vec![
+        user("admin", &format!("{name}-admin"), "system:masters"),
+        user("controller-manager", identities::CONTROLLER_MANAGER, ""),
+        user("scheduler", identities::SCHEDULER, ""),
+        kubelet("kubelet".to_owned(), &crate::host_name()),
     ];
+    users.extend(nodes.iter().map(|node| kubelet(format!("kubelet-{node}"), node)));
+    // The last one: whoever waits for it has all.
+    users.push(user("kube-proxy", identities::PROXY, ""));
     for (file, user, group) in users {
-        let config = api.kubeconfig(file, user, group)?;
+        let config = api.kubeconfig(&file, &user, group)?;
         let path = directory.join(format!("{file}.kubeconfig"));
         refresh_private(&path, config.to_yaml().as_bytes())
             .map_err(Failure::because(format!("write {}", path.display())))?;
@@ -200,6 +198,21 @@ impl Connection {
     fn remote(&self) -> Result<RemoteConfig, Failure> {
         let config = Kubeconfig::read(&self.kubeconfig).map_err(|e| self.unusable(&e))?;
         config.remote(None).map_err(|e| self.unusable(&e))
+    }
+
+    /// Checks that a kubelet's client certificate, if it has one, is that of its node.
+    pub(super) fn check_node(&self, node: &str) -> Result<(), Failure> {
+        let pem = self.remote()?.certificate.unwrap_or_default();
+        let Ok((_, pem)) = x509_parser::pem::parse_x509_pem(&pem) else { return Ok(()) };
+        let Ok(certificate) = pem.parse_x509() else { return Ok(()) };
+        let names: Vec<_> =
+            certificate.subject().iter_common_name().filter_map(|n| n.as_str().ok()).collect();
+        match names.last().and_then(|name| name.strip_prefix("system:node:")) {
+            Some(other) if other != node => Err(self.unusable(&format!(
+                "it is for the node {other}, and this one is {node}: choose --hostname-override {other}, or start kube-apiserver with --kubelet-node-name {node} and take its kubelet-{node}.kubeconfig"
+            ))),
+            _ => Ok(()),
+        }
     }
 
     /// Returns a client whose requests are counted in `registry`.
@@ -284,6 +297,8 @@ pub(super) struct ControllerManager {
     /// all use the kubeconfig's user, who then needs the permissions of all of them.
     #[arg(long, default_value_t = true, action = clap::ArgAction::Set)]
     use_service_account_credentials: bool,
+    #[command(flatten)]
+    signing: SigningFlags,
     /// CA certificate to publish in every namespace (default: the kubeconfig's).
     #[arg(long)]
     root_ca_file: Option<PathBuf>,
@@ -316,6 +331,7 @@ impl ControllerManager {
             selection,
             root_ca: String::from_utf8_lossy(&root_ca).into_owned(),
             cluster_cidr: self.cluster_cidr,
+            signing: self.signing.signing()?,
             token_signer,
         };
         let added = extensions.controllers.into_iter().map(|c| c.account(identities::EXTENSIONS)).collect();

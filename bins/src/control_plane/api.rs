@@ -62,8 +62,8 @@ pub(crate) struct ApiConfig {
     pub(crate) client_ca: Vec<u8>,
     /// Settings of authentication.
     pub(crate) authentication: AuthenticationSettings,
-    /// Authorization mode.
-    pub(crate) authorization: AuthorizationMode,
+    /// Authorizers, in their order.
+    pub(crate) authorization: Vec<AuthorizationMode>,
     /// Admission plugins.
     pub(crate) admission: AdmissionSettings,
     /// Send warnings about kinds and fields without effect.
@@ -73,7 +73,7 @@ pub(crate) struct ApiConfig {
 }
 
 impl Default for ApiConfig {
-    /// A server without a socket, with the default ranges and RBAC.
+    /// A server without a socket, with the default ranges, Node and RBAC.
     fn default() -> Self {
         ApiConfig {
             listen: None,
@@ -88,7 +88,7 @@ impl Default for ApiConfig {
             pki: None,
             client_ca: Vec::new(),
             authentication: AuthenticationSettings::default(),
-            authorization: AuthorizationMode::default(),
+            authorization: vec![AuthorizationMode::Node, AuthorizationMode::Rbac],
             admission: AdmissionSettings::default(),
             warn_unenforced: true,
             limits: limits(),
@@ -151,7 +151,7 @@ impl Api {
             .into_iter()
             .fold(server, |builder, add| add(builder))
             .authenticator(authenticator)
-            .authorization(config.authorization)
+            .authorization(config.authorization.clone())
             .warn_unenforced(config.warn_unenforced)
             .service_account_key(signing_key)
             .service_account_tokens(account_tokens)
@@ -214,7 +214,8 @@ impl Api {
         objects::kubernetes_service(&admin, config, self.address)
             .await
             .map_err(ClusterError::of("make the kubernetes Service"))?;
-        identities::bind(&admin, &self.name).await.map_err(ClusterError::of("bind the components' roles"))?;
+        let bound = identities::bind(&admin, &self.name, &config.authorization).await;
+        bound.map_err(ClusterError::of("bind the components' roles"))?;
         front_proxy
             .publish(&admin, self.pki.ca())
             .await

@@ -30,7 +30,7 @@ fn five() -> Outcome {
     start(
         &mut cluster,
         "kube-apiserver",
-        &["--data-dir", &control_dir, "--bind-address", "127.0.0.1", "--authorization-mode", "Node,RBAC"],
+        &["--data-dir", &control_dir, "--bind-address", "127.0.0.1", "--kubelet-node-name", "node-1"],
     )?;
     until("the API server has written its kubeconfigs", Duration::from_secs(20), || {
         Ok(pki.join("kube-proxy.kubeconfig").exists())
@@ -48,7 +48,7 @@ fn five() -> Outcome {
         "kubelet",
         &[
             "--kubeconfig",
-            &kubeconfig("kubelet"),
+            &kubeconfig("kubelet-node-1"),
             "--root-dir",
             &node_dir,
             "--cert-dir",

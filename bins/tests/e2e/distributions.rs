@@ -190,14 +190,18 @@ fn components() -> Outcome {
         cluster.processes.push(Process::start(&mut command, log)?);
         Ok(())
     };
-    start(&mut cluster, "kube-apiserver", &["--data-dir", &control_dir, "--bind-address", "127.0.0.1"])?;
+    start(
+        &mut cluster,
+        "kube-apiserver",
+        &["--data-dir", &control_dir, "--bind-address", "127.0.0.1", "--kubelet-node-name", "shelf"],
+    )?;
     until("the API server has written its kubeconfigs", Duration::from_secs(20), || {
         Ok(pki.join("kube-proxy.kubeconfig").exists())
     })?;
     start(&mut cluster, "kube-controller-manager", &["--kubeconfig", &kubeconfig("controller-manager")])?;
     start(&mut cluster, "kube-scheduler", &["--kubeconfig", &kubeconfig("scheduler")])?;
     let root = cluster.dir.path().join("node").to_string_lossy().into_owned();
-    let kubelet = kubeconfig("kubelet");
+    let kubelet = kubeconfig("kubelet-shelf");
     let flags = ["--kubeconfig", &kubelet, "--root-dir", &root, "--hostname-override", "shelf"];
     start(&mut cluster, "kubelet", &flags)?;
     cluster.kubeconfig = pki.join("admin.kubeconfig");

@@ -196,6 +196,7 @@ fn stand_ins() -> Outcome {
     user.distinguished_name.push(DnType::OrganizationName, "system:masters");
     let user = sign(user)?;
     let accounts = KeyPair::generate()?;
+    let of_accounts = CertificateParams::new(Vec::new())?.self_signed(&accounts)?.pem();
     for (file, text) in [
         ("apiserver.crt", &server.certificate),
         ("apiserver.key", &server.key),
@@ -204,6 +205,7 @@ fn stand_ins() -> Outcome {
         ("user.crt", &user.certificate),
         ("user.key", &user.key),
         ("sa-signer.key", &accounts.serialize_pem()),
+        ("sa-signer.crt", &of_accounts),
     ] {
         fs::write(certs.join(file), text)?;
     }

@@ -11,6 +11,7 @@
 
 mod alone;
 mod attack;
+mod authentication;
 mod components;
 mod distributions;
 mod envtest;
@@ -46,6 +47,7 @@ fn main() -> ExitCode {
     for list in [
         alone::TESTS,
         attack::TESTS,
+        authentication::TESTS,
         envtest::TESTS,
         full_disk::TESTS,
         restart::TESTS,

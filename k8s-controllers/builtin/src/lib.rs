@@ -35,6 +35,7 @@ pub mod dynamic;
 pub mod hash;
 pub mod pods;
 
+mod certificates;
 mod cluster_roles;
 mod cronjob;
 mod daemonset;
@@ -51,6 +52,7 @@ mod token_secrets;
 mod trim;
 mod volumes;
 
+pub use certificates::{Authority, AuthorityError, Signing};
 pub use token_secrets::{Signer, TokenSigner};
 pub use trim::trimmed;
 
@@ -69,6 +71,8 @@ pub struct Options {
     pub token_signer: Option<Signer>,
     /// Number of terminated pods that are kept; the oldest above it are deleted.
     pub terminated_pod_threshold: usize,
+    /// CAs that sign certificate requests. Default: none, and no request is signed.
+    pub signing: Signing,
 }
 
 impl Default for Options {
@@ -80,6 +84,7 @@ impl Default for Options {
             node_cidr_mask: 24,
             node_monitor_grace: std::time::Duration::from_secs(50),
             terminated_pod_threshold: 12_500,
+            signing: Signing::default(),
         }
     }
 }
@@ -158,6 +163,24 @@ pub static ALL: &[BuiltIn] = &[
         "clusterrole-aggregation-controller",
         cluster_roles::start,
     ),
+    row(
+        "certificatesigningrequest-approving-controller",
+        "csrapproving",
+        "certificate-controller",
+        certificates::approving,
+    ),
+    row(
+        "certificatesigningrequest-signing-controller",
+        "csrsigning",
+        "certificate-controller",
+        certificates::signing,
+    ),
+    row(
+        "certificatesigningrequest-cleaner-controller",
+        "csrcleaner",
+        "certificate-controller",
+        certificates::cleaning,
+    ),
     row("resourcequota-controller", "resourcequota", "resourcequota-controller", quota::start),
     row("daemonset-controller", "daemonset", "daemon-set-controller", daemonset::start),
     row(
@@ -165,6 +188,18 @@ pub static ALL: &[BuiltIn] = &[
         "persistentvolume-binder",
         "persistent-volume-binder",
         volumes::start,
+    ),
+    row(
+        "persistentvolumeclaim-protection-controller",
+        "pvc-protection",
+        "pvc-protection-controller",
+        volumes::protection::claims,
+    ),
+    row(
+        "persistentvolume-protection-controller",
+        "pv-protection",
+        "pv-protection-controller",
+        volumes::protection::volumes,
     ),
 ];
 

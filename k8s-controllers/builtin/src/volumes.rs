@@ -7,6 +7,7 @@
 //! Not here: provisioning volumes (provisioners do that), and attaching them.
 
 mod matching;
+pub(super) mod protection;
 
 use std::sync::Arc;
 

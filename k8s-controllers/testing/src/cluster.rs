@@ -12,6 +12,7 @@ use futures::StreamExt;
 use k8s_apiserver::{
     ApiServer, User,
     admission::IntoAdmit,
+    auth::AuthorizationMode,
     stages::{Audit, Audited},
 };
 use k8s_builtin as builtin;
@@ -180,6 +181,7 @@ impl Builder {
             .clock(clock.clone())
             .audit(writes.clone())
             .authenticate_with(tokens.clone())
+            .authorization([AuthorizationMode::Node, AuthorizationMode::Rbac])
             .without_plugins(self.plugins_off);
         let server = self.shapes.into_iter().fold(server, |server, shape| shape(server));
         let server = server.build().await.map_err(Error::Start)?;
@@ -214,9 +216,7 @@ impl Builder {
         }
         for i in 0..self.nodes {
             let name = format!("node-{i}");
-            let client = server
-                .client_as(User::new(&format!("system:node:{name}"), &["system:masters"]))
-                .named("kubelet");
+            let client = server.client_as(User::node(&name)).named("kubelet");
             node::register(&client, &clock, &name).await?;
             tasks.spawn(node::run(client, clock.clone(), name, i));
         }

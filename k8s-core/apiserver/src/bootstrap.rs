@@ -1,15 +1,17 @@
 //! Bootstrap objects: namespaces, roles and bindings, priority classes.
 //!
-//! Missing objects are created at every start; existing ones are not changed.
+//! Missing objects are created at every start. Existing roles and bindings get what they lack of upstream's;
+//! other existing objects are not changed.
 
+mod reconcile;
+
+use http::Method;
 use k8s_core::client::{Client, Error};
 use k8s_store::Store;
 use serde_json::{Value, json};
 
-use crate::value::str_at;
-
-/// One JSON object per line: `kind` (in lower case), `namespace`, `name`, and the object's other fields.
-const RBAC: &str = include_str!("../data/bootstrap-rbac.jsonl");
+use self::reconcile::{AUTO_UPDATE, Change};
+use crate::{auth::default_roles, value::str_at};
 
 const NAMESPACES: [&str; 4] = ["default", "kube-system", "kube-public", "kube-node-lease"];
 
@@ -20,8 +22,7 @@ pub(crate) async fn run(store: &Store, client: &Client) -> Result<(), Error> {
         ("namespaces", name.to_owned(), "/api/v1/namespaces".to_owned(), object)
     });
     make(store, client, namespaces.into()).await?;
-    let mut rest: Vec<(&str, String, String, Value)> =
-        RBAC.lines().filter_map(|line| serde_json::from_str::<Value>(line).ok()).map(rbac).collect();
+    let mut rest: Vec<(&str, String, String, Value)> = default_roles::entries().map(rbac).collect();
     for (name, value) in [("system-cluster-critical", 2_000_000_000), ("system-node-critical", 2_000_001_000)]
     {
         let object = json!({"apiVersion": "scheduling.k8s.io/v1", "kind": "PriorityClass", "metadata": {"name": name}, "value": value});
@@ -32,7 +33,41 @@ pub(crate) async fn run(store: &Store, client: &Client) -> Result<(), Error> {
             object,
         ));
     }
-    make(store, client, rest).await
+    make(store, client, rest).await?;
+    mend(store, client).await
+}
+
+/// Number of attempts to change an object that other servers change, too.
+const TRIES: usize = 5;
+
+/// Gives existing default roles and bindings what they lack.
+async fn mend(store: &Store, client: &Client) -> Result<(), Error> {
+    for (storage, key, path, default) in default_roles::entries().map(rbac) {
+        for _ in 0..TRIES {
+            let stored = store.get(storage, &key);
+            let stored = stored.and_then(|stored| serde_json::from_slice::<Value>(&stored.json).ok());
+            let Some(change) = stored.and_then(|stored| reconcile::change(&stored, &default)) else { break };
+            let place = format!("{path}/{}", str_at(&default, "/metadata/name"));
+            let media = "application/json";
+            let done = match change {
+                Change::Update(next) => client.bytes(Method::PUT, &place, media, next.to_string()).await,
+                Change::Recreate => match client.bytes(Method::DELETE, &place, media, "").await {
+                    Err(e) if !e.is_not_found() => Err(e),
+                    _ => client.bytes(Method::POST, &path, media, default.to_string()).await,
+                },
+            };
+            match done {
+                // Another server was faster: what it left is looked at again.
+                Err(e) if e.is_conflict() || e.is_already_exists() || e.is_not_found() => {}
+                Err(e) => return Err(e),
+                Ok(_) => {
+                    tracing::info!(path = place, "default role or binding reconciled");
+                    break;
+                }
+            }
+        }
+    }
+    Ok(())
 }
 
 fn rbac(mut entry: Value) -> (&'static str, String, String, Value) {
@@ -45,8 +80,7 @@ fn rbac(mut entry: Value) -> (&'static str, String, String, Value) {
         "role" => ("Role", "roles", "roles.rbac.authorization.k8s.io"),
         _ => ("RoleBinding", "rolebindings", "rolebindings.rbac.authorization.k8s.io"),
     };
-    let mut metadata =
-        json!({"name": name, "annotations": {"rbac.authorization.kubernetes.io/autoupdate": "true"}});
+    let mut metadata = json!({"name": name, "annotations": {AUTO_UPDATE: "true"}});
     if let Some(labels) = entry.get("labels") {
         metadata["labels"] = labels.clone();
     }
@@ -75,7 +109,7 @@ async fn make(
 ) -> Result<(), Error> {
     let missing = objects.into_iter().filter(|(storage, key, _, _)| store.get(storage, key).is_none());
     let writes = missing.map(|(_, _, path, object)| async move {
-        match client.bytes(http::Method::POST, &path, "application/json", object.to_string()).await {
+        match client.bytes(Method::POST, &path, "application/json", object.to_string()).await {
             Err(e) if !e.is_already_exists() => Err(e),
             _ => Ok(()),
         }

@@ -3,6 +3,7 @@
 use std::collections::HashMap;
 
 use http::Method;
+use k8s_core::meta::{FieldSelector, LabelSelector};
 use percent_encoding::percent_decode_str;
 
 /// Decoded query parameters; the last of a name counts.
@@ -186,6 +187,12 @@ pub struct Attributes<'a> {
     pub name: &'a str,
     /// For paths that are no resources; else empty.
     pub path: &'a str,
+    /// Version of the API; empty for paths.
+    pub version: &'a str,
+    /// Field selector of a list, watch or deletecollection; `None` for none and for an invalid one.
+    pub fields: Option<&'a FieldSelector>,
+    /// Label selector of a list, watch or deletecollection; `None` for none and for an invalid one.
+    pub labels: Option<&'a LabelSelector>,
 }
 
 impl<'a> Attributes<'a> {
@@ -200,8 +207,54 @@ impl<'a> Attributes<'a> {
             subresource: &info.subresource,
             namespace: &info.namespace,
             name: &info.name,
-            path: "",
+            version: &info.version,
+            ..Attributes::default()
         }
+    }
+
+    /// Returns true for verbs that only read.
+    #[must_use]
+    pub fn is_read_only(&self) -> bool {
+        matches!(self.verb, "get" | "list" | "watch")
+    }
+
+    /// Returns the value that the field selector requires for `path`, if any.
+    #[must_use]
+    pub fn required_field(&self, path: &str) -> Option<&'a str> {
+        self.fields.and_then(|fields| fields.required(path))
+    }
+}
+
+/// Label and field selectors of a request, parsed for authorizers.
+#[derive(Debug, Default)]
+pub(crate) struct Selectors {
+    pub(crate) fields: Option<FieldSelector>,
+    pub(crate) labels: Option<LabelSelector>,
+}
+
+impl Selectors {
+    /// Parses the selectors of a list, watch or deletecollection. Invalid ones are left out: they authorize
+    /// nothing, and the handler refuses them.
+    pub(crate) fn of(info: &RequestInfo, query: &Query) -> Self {
+        if !info.is_resource || !matches!(info.verb.as_str(), "list" | "watch" | "deletecollection") {
+            return Selectors::default();
+        }
+        let text = |key: &str| Some(query.get(key)).filter(|text| !text.is_empty());
+        Selectors {
+            fields: text("fieldSelector").and_then(|text| text.parse().ok()),
+            labels: text("labelSelector").and_then(|text| text.parse().ok()),
+        }
+    }
+
+    /// Returns the name of the only object that a list or watch selects by `metadata.name`. A user who may
+    /// read only that object may list and watch it.
+    pub(crate) fn only_name(&self, info: &RequestInfo) -> Option<&str> {
+        if !info.name.is_empty() || !matches!(info.verb.as_str(), "list" | "watch") {
+            return None;
+        }
+        let name = self.fields.as_ref()?.required("metadata.name")?;
+        let is_segment = !name.is_empty() && ![".", ".."].contains(&name) && !name.contains(['/', '%']);
+        is_segment.then_some(name)
     }
 }
 

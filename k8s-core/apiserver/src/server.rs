@@ -25,7 +25,6 @@ use http::{Request, Response, StatusCode, header};
 use http_body_util::BodyExt;
 use k8s_core::{
     client::{Body, BoxError, Client, LongQuery},
-    meta::FieldSelector,
     status::{ApiStatus, Reason},
 };
 use k8s_store::Store;
@@ -35,7 +34,7 @@ use crate::{
     auth::{impersonate::Wanted, rbac::Attributes},
     call::Call,
     limits::LastAccount,
-    request::{Query, RequestInfo},
+    request::{Query, RequestInfo, Selectors},
     respond,
     stages::{Audited, Credentials},
     state::State,
@@ -229,9 +228,9 @@ impl ApiServer {
     ) -> Result<(Response<Body>, Vec<String>), ApiStatus> {
         let state = &self.state;
         let mut user = self.authenticate(request.headers(), request.extensions(), &info.path).await?;
-        let one = one_of_a_list(&info, &query);
         if let Some(other) = Wanted::from_headers(request.headers())? {
-            let wanted = attributes(&info, one.as_deref());
+            let selectors = Selectors::of(&info, &query);
+            let wanted = attributes(&info, &selectors);
             user = other.authorized(&user, &wanted, &state.authorization).await?;
         }
         if !state.audit.is_empty() {
@@ -264,8 +263,8 @@ impl ApiServer {
         for flow in &state.flow {
             tickets.push(flow.admit(&user, &info).await?);
         }
-        let one = one_of_a_list(&info, &query);
-        let wanted = attributes(&info, one.as_deref());
+        let selectors = Selectors::of(&info, &query);
+        let wanted = attributes(&info, &selectors);
         state.authorization.authorize(&user, &wanted).await?;
         if let Some(remote) = state.elsewhere(&info) {
             return Ok((remote.forward(&state.store, &user, &mut request).await, Vec::new()));
@@ -295,8 +294,8 @@ fn too_long() -> ApiStatus {
     ApiStatus::of(Reason::RequestEntityTooLarge, "the URI is longer than 65534 bytes")
 }
 
-/// Returns the attributes of a request. `one` is the only object that a list or watch selects.
-fn attributes<'a>(info: &'a RequestInfo, one: Option<&'a str>) -> Attributes<'a> {
+/// Returns the attributes of a request.
+fn attributes<'a>(info: &'a RequestInfo, selectors: &'a Selectors) -> Attributes<'a> {
     if !info.is_resource {
         return Attributes { verb: &info.verb, path: &info.path, ..Attributes::default() };
     }
@@ -306,21 +305,12 @@ fn attributes<'a>(info: &'a RequestInfo, one: Option<&'a str>) -> Attributes<'a>
         resource: &info.resource,
         subresource: &info.subresource,
         namespace: &info.namespace,
-        name: one.unwrap_or(&info.name),
+        name: selectors.only_name(info).unwrap_or(&info.name),
         path: "",
+        version: &info.version,
+        fields: selectors.fields.as_ref(),
+        labels: selectors.labels.as_ref(),
     }
-}
-
-/// Returns the name of the only object that a list or watch selects by `metadata.name`. A user who may read
-/// only that object may list and watch it.
-fn one_of_a_list(info: &RequestInfo, query: &Query) -> Option<String> {
-    if !info.is_resource || !info.name.is_empty() || !matches!(info.verb.as_str(), "list" | "watch") {
-        return None;
-    }
-    let selector: FieldSelector = query.get("fieldSelector").parse().ok()?;
-    let name = selector.required("metadata.name")?;
-    let is_segment = !name.is_empty() && ![".", ".."].contains(&name) && !name.contains(['/', '%']);
-    is_segment.then(|| name.to_owned())
 }
 
 impl<B> tower_service::Service<Request<B>> for ApiServer

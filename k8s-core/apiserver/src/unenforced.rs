@@ -32,10 +32,6 @@ const NO_CSI: &str = "CSI drivers are not supported: the object is stored, but n
 const NO_FAIRNESS: &str = "priority and fairness is not implemented: the object is stored, but not acted on";
 
 const KINDS: &[Kind] = &[
-    Kind(
-        "certificatesigningrequests.certificates.k8s.io",
-        "no signer runs in this cluster: an approved request gets no certificate",
-    ),
     Kind("csidrivers.storage.k8s.io", NO_CSI),
     Kind("csinodes.storage.k8s.io", NO_CSI),
     Kind("csistoragecapacities.storage.k8s.io", NO_CSI),

@@ -11,13 +11,14 @@ use std::{
 use ipnet::Ipv4Net;
 use k8s_apiserver::{
     ApiServer,
-    auth::{Authenticator, AuthorizationMode, PublicKey, ServiceAccountTokens},
+    auth::{Authenticator, PublicKey, ServiceAccountTokens},
     listen::{self, TlsFiles},
 };
 use k8s_store::Store;
 use tokio_util::sync::CancellationToken;
 
 use crate::{
+    authorization::AuthorizationFlags,
     commands::{
         exit::{Code, Failure},
         stop_signal,
@@ -99,9 +100,8 @@ pub(in crate::commands) struct KubeApiServer {
     /// Service CIDR.
     #[arg(long, default_value = ranges::SERVICES, value_parser = ranges::parse)]
     service_cluster_ip_range: Ipv4Net,
-    /// Authorization mode: RBAC (also as `Node,RBAC`) or AlwaysAllow.
-    #[arg(long, default_value = "RBAC")]
-    authorization_mode: String,
+    #[command(flatten)]
+    authorization: AuthorizationFlags,
     /// Admission plugins to turn off; may be repeated.
     #[arg(long, value_delimiter = ',')]
     disable_admission_plugins: Vec<String>,
@@ -113,14 +113,7 @@ impl KubeApiServer {
     /// Serves until a signal.
     pub(in crate::commands) async fn run(self) -> Result<(), Failure> {
         self.without_effect.tell();
-        let authorization = match self.authorization_mode.as_str() {
-            "AlwaysAllow" => AuthorizationMode::AlwaysAllow,
-            "RBAC" | "Node,RBAC" => AuthorizationMode::Rbac,
-            other => {
-                let message = format!("--authorization-mode {other:?}: RBAC or AlwaysAllow is needed");
-                return Err(Failure::new(Code::Usage, message));
-            }
-        };
+        let authorization = self.authorization.modes()?;
         let tokens = match &self.token_auth_file {
             None => HashMap::new(),
             Some(file) => Authenticator::parse_token_file(&String::from_utf8_lossy(&read(file)?))

@@ -3,6 +3,7 @@
 #![allow(clippy::disallowed_methods, reason = "tests measure time and start tasks")]
 #![allow(clippy::unwrap_used, missing_docs)]
 
+mod certificates;
 mod cron_jobs;
 mod deployments;
 mod garbage;
@@ -432,6 +433,36 @@ async fn a_claim_gets_the_smallest_volume_of_its_class_and_its_pod_runs() {
     assert_eq!(live.spec.unwrap().volume_name.as_deref(), Some("right"));
     assert_eq!(lab.get::<PersistentVolume>("right").await.status.unwrap().phase.as_deref(), Some("Bound"));
     lab.is_quiet().await;
+    lab.delete::<PersistentVolumeClaim>("data", "Background").await;
+    lab.delete::<PersistentVolume>("right", "Background").await;
+    tokio::time::sleep(std::time::Duration::from_secs(5)).await;
+    assert!(lab.get::<PersistentVolumeClaim>("data").await.is_deleting(), "its pod keeps it");
+    assert!(lab.get::<PersistentVolume>("right").await.is_deleting(), "its claim keeps it");
+    lab.delete::<PersistentVolume>("other", "Background").await;
+    lab.until("goes", async || lab.list::<PersistentVolume>().await.iter().all(|v| v.name() != "other"))
+        .await;
+    lab.delete::<Pod>("db", "Background").await;
+    lab.until("both go", async || {
+        let volumes = lab.list::<PersistentVolume>().await;
+        lab.list::<PersistentVolumeClaim>().await.is_empty() && volumes.iter().all(|v| v.name() != "right")
+    })
+    .await;
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_volume_is_released_with_its_claim() {
+    let lab = Lab::start(1, runs).await;
+    let volume = serde_json::json!({"metadata": {"name": "right"}, "spec": {"capacity": {"storage": "1Gi"},
+        "accessModes": ["ReadWriteOnce"], "hostPath": {"path": "/data"}}});
+    lab.create::<PersistentVolume>(&serde_json::from_value(volume).unwrap()).await;
+    let claim = serde_json::json!({"metadata": {"name": "data", "namespace": "default"}, "spec": {"accessModes": ["ReadWriteOnce"],
+        "resources": {"requests": {"storage": "1Gi"}}}});
+    lab.create::<PersistentVolumeClaim>(&serde_json::from_value(claim).unwrap()).await;
+    lab.until("bound", async || {
+        let volume: PersistentVolume = lab.get("right").await;
+        volume.status.unwrap().phase.as_deref() == Some("Bound")
+    })
+    .await;
     lab.delete::<PersistentVolumeClaim>("data", "Background").await;
     lab.until("released", async || {
         let volume: PersistentVolume = lab.get("right").await;

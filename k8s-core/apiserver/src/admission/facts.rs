@@ -12,7 +12,7 @@ use k8s_cel::{
 use serde_json::Value;
 
 use super::event::Event;
-use crate::{auth::Authorization, request::Attributes, resources::Resource, user::User};
+use crate::{auth::Authorization, request::Attributes, resources::Resource, stages::Decision, user::User};
 
 /// Cost of all match conditions of a webhook or policy (upstream's `RuntimeCELCostBudgetMatchConditions`).
 const CONDITIONS_BUDGET: u64 = 2_500_000;
@@ -154,6 +154,9 @@ impl Rights<'_> {
     async fn find(&self, check: AccessCheck) {
         let account = check.service_account.as_ref();
         let account = account.map(|(namespace, name)| User::service_account(namespace, name));
+        // Selectors that are not understood ask for more.
+        let fields = Some(&check.field_selector).filter(|text| !text.is_empty()).and_then(|t| t.parse().ok());
+        let labels = Some(&check.label_selector).filter(|text| !text.is_empty()).and_then(|t| t.parse().ok());
         let wanted = Attributes {
             verb: &check.verb,
             group: &check.group,
@@ -162,9 +165,13 @@ impl Rights<'_> {
             namespace: &check.namespace,
             name: &check.name,
             path: &check.path,
+            version: if check.path.is_empty() { "*" } else { "" },
+            fields: fields.as_ref(),
+            labels: labels.as_ref(),
         };
-        let decision = self.authorization.authorize(account.as_ref().unwrap_or(self.user), &wanted).await;
-        let answer = AccessAnswer { allowed: decision.is_ok(), ..AccessAnswer::default() };
+        let outcome = self.authorization.decide(account.as_ref().unwrap_or(self.user), &wanted).await;
+        let allowed = outcome.decision == Decision::Allow;
+        let answer = AccessAnswer { allowed, reason: outcome.reason, error: outcome.error };
         self.answers.known.lock().unwrap_or_else(PoisonError::into_inner).insert(check, answer);
     }
 }

@@ -3,6 +3,7 @@
 mod always;
 mod always_pull_images;
 mod anti_affinity;
+mod certificates;
 mod claim_resize;
 mod default_storage_class;
 mod default_toleration_seconds;
@@ -13,6 +14,7 @@ mod ingress_class;
 mod limit_ranger;
 mod namespace_lifecycle;
 mod namespaces;
+mod node_restriction;
 mod owner_references;
 mod pod_node_selector;
 mod pod_resize;
@@ -26,6 +28,7 @@ mod resource_quota;
 mod role_escalation;
 mod runtime_class;
 mod service_account;
+mod storage_protection;
 mod taint_nodes;
 mod webhooks;
 
@@ -90,6 +93,12 @@ static PLUGINS: &[Plugin] = &[
     on("ServiceAccount", |parts, _| {
         Ok(Arc::new(service_account::ServiceAccount { store: parts.store.clone() }))
     }),
+    on("NodeRestriction", |parts, _| {
+        Ok(Arc::new(node_restriction::NodeRestriction {
+            store: parts.store.clone(),
+            authorization: parts.authorization.clone(),
+        }))
+    }),
     on("TaintNodesByCondition", |_, _| Ok(Arc::new(taint_nodes::TaintNodesByCondition))),
     off("AlwaysPullImages", |_, _| Ok(Arc::new(always_pull_images::AlwaysPullImages))),
     on("PodSecurity", |parts, configuration| {
@@ -113,6 +122,7 @@ static PLUGINS: &[Plugin] = &[
     on("DefaultStorageClass", |parts, _| {
         Ok(Arc::new(default_storage_class::DefaultStorageClass { store: parts.store.clone() }))
     }),
+    on("StorageObjectInUseProtection", |_, _| Ok(Arc::new(storage_protection::StorageObjectInUseProtection))),
     off("OwnerReferencesPermissionEnforcement", |parts, _| {
         let authorization = parts.authorization.clone();
         Ok(Arc::new(owner_references::OwnerReferencesPermissionEnforcement { authorization }))
@@ -121,6 +131,12 @@ static PLUGINS: &[Plugin] = &[
         Ok(Arc::new(claim_resize::PersistentVolumeClaimResize { store: parts.store.clone() }))
     }),
     on("RuntimeClass", |parts, _| Ok(Arc::new(runtime_class::RuntimeClass { store: parts.store.clone() }))),
+    on("CertificateApproval", |parts, _| Ok(Arc::new(certificates::Approval(parts.authorization.clone())))),
+    on("CertificateSigning", |parts, _| Ok(Arc::new(certificates::Signing(parts.authorization.clone())))),
+    on("ClusterTrustBundleAttest", |parts, _| {
+        Ok(Arc::new(certificates::Attest(parts.authorization.clone())))
+    }),
+    on("CertificateSubjectRestriction", |_, _| Ok(Arc::new(certificates::SubjectRestriction))),
     on("DefaultIngressClass", |parts, _| {
         Ok(Arc::new(ingress_class::DefaultIngressClass { store: parts.store.clone() }))
     }),

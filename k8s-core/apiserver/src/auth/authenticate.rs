@@ -4,6 +4,7 @@ use std::collections::HashMap;
 
 use base64::{Engine, engine::general_purpose::STANDARD};
 use k8s_core::status::ApiStatus;
+use serde_json::Value;
 
 pub use super::files::TokenFileError;
 use super::{
@@ -12,11 +13,12 @@ use super::{
     bootstrap_tokens,
     constant_time::{Hashed, hashed},
     files::{self, Passwords},
+    jwt::Token,
     oidc,
     tokens::{TokenError, Verified},
     webhook::TokenWebhook,
 };
-use crate::{stages::Credentials, user::User};
+use crate::{stages::Credentials, user::User, value::str_at};
 
 /// Extra attribute with the id of a credential.
 #[cfg(feature = "tls")]
@@ -125,10 +127,9 @@ impl Authenticator {
             }
         }
         let mut reasons = Vec::new();
-        for issuer in &self.jwt {
-            match issuer.user(token, evidence.now()).await {
-                Ok(Some(user)) => return Ok(Verified { user, audiences: own }),
-                Ok(None) => {}
+        if let Some((issuer, token, claims)) = self.issuer(token) {
+            match issuer.user(&token, &claims, evidence.now()).await {
+                Ok(user) => return Ok(Verified { user, audiences: own }),
                 Err(reason) => {
                     tracing::debug!(reason, "bearer token refused");
                     reasons.push(reason);
@@ -143,6 +144,18 @@ impl Authenticator {
             }
         }
         Err(if reasons.is_empty() { refused } else { TokenError::Refused { reasons } })
+    }
+
+    /// Returns the issuer that a token names, with the token's parts, before they are verified.
+    fn issuer<'a>(&self, token: &'a str) -> Option<(&oidc::Authentication, Token<'a>, Value)> {
+        if self.jwt.is_empty() {
+            return None;
+        }
+        let token = Token::parse(token)?;
+        let claims = token.unverified_claims()?;
+        let named = str_at(&claims, "/iss");
+        let issuer = self.jwt.iter().find(|issuer| issuer.issuer() == named)?;
+        Some((issuer, token, claims))
     }
 
     /// Returns the user of a request's certificate, password or bearer token; `None` without valid
@@ -186,14 +199,15 @@ fn basic(credentials: &Credentials<'_>) -> Option<(String, Vec<u8>)> {
 }
 
 /// Returns the certificate subject's common name as user and its organizations as groups. The user id is the
-/// attribute that Kubernetes reserves for it.
+/// attribute that Kubernetes reserves for it. Of several common names the last counts, as upstream and as for
+/// those who approve and sign.
 #[cfg(feature = "tls")]
 fn certificate_user(der: &[u8]) -> Option<User> {
     use sha2::{Digest, Sha256};
     use x509_parser::{der_parser::oid, parse_x509_certificate};
     let (_, certificate) = parse_x509_certificate(der).ok()?;
     let subject = certificate.subject();
-    let name = subject.iter_common_name().next()?.as_str().ok().filter(|name| !name.is_empty())?;
+    let name = subject.iter_common_name().last()?.as_str().ok().filter(|name| !name.is_empty())?;
     let groups: Vec<&str> = subject.iter_organization().filter_map(|o| o.as_str().ok()).collect();
     let mut user = User::new(name, &groups);
     let mut ids = subject.iter_by_oid(&oid!(1.3.6.1.4.1.57683.2));

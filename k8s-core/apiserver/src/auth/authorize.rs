@@ -1,49 +1,185 @@
-//! Authorization: the authorizers that a distribution added, then the server's own mode.
+//! Authorization: authorizers in order, of which the first that allows or denies decides.
+//!
+//! Order: the authorizers that a distribution added, `system:masters`, then the server's modes.
 
-use std::sync::Arc;
+use std::{borrow::Cow, sync::Arc};
 
 use k8s_core::status::{ApiStatus, Reason};
 use k8s_store::Store;
 
-use super::{AuthorizationMode, rbac::Rbac};
+use super::{
+    AuthorizationMode,
+    abac::Policies,
+    access_webhook::WebhookAuthorizer,
+    node::NodeAuthorizer,
+    rbac::{Rbac, Rule, aggregate, is_master},
+};
 use crate::{
     request::{Attributes, RequestInfo},
     stages::{Authorize, Decision},
     user::User,
 };
 
+/// A row of the authorizers.
+enum Authorizer {
+    /// Of a distribution.
+    Added(Arc<dyn Authorize>),
+    /// Everything, for `system:masters`.
+    Masters,
+    Node(Box<NodeAuthorizer>),
+    Rbac,
+    Abac(Policies),
+    Webhook(WebhookAuthorizer),
+    AlwaysAllow,
+    AlwaysDeny,
+}
+
+/// The decision about a request.
+#[derive(Debug)]
+pub(crate) struct Outcome {
+    pub(crate) decision: Decision,
+    /// The reason of the decision; those of all authorizers, a line each, if none decided.
+    pub(crate) reason: String,
+    /// Problems of authorizers.
+    pub(crate) error: Option<String>,
+}
+
+/// The rules of a user in a namespace.
+#[derive(Debug, Default)]
+pub(crate) struct Rules {
+    pub(crate) rules: Vec<Rule>,
+    /// The user may have further rights.
+    pub(crate) incomplete: bool,
+    /// Problems of authorizers.
+    pub(crate) error: Option<String>,
+}
+
+/// Answer of one authorizer.
+struct Answer {
+    decision: Decision,
+    reason: Cow<'static, str>,
+    error: Option<String>,
+}
+
+impl Answer {
+    fn new(decision: Decision, reason: impl Into<Cow<'static, str>>) -> Self {
+        Answer { decision, reason: reason.into(), error: None }
+    }
+}
+
 /// Decides what users may do.
 pub(crate) struct Authorization {
-    /// Asked before the mode, in their order.
-    pub(crate) authorizers: Vec<Arc<dyn Authorize>>,
-    pub(crate) mode: AuthorizationMode,
+    authorizers: Vec<Authorizer>,
     pub(crate) rbac: Rbac,
     pub(crate) store: Store,
 }
 
 impl Authorization {
+    /// Creates the chain of the authorizers that a distribution added and the server's modes.
+    pub(crate) fn new(store: Store, added: Vec<Arc<dyn Authorize>>, modes: &[AuthorizationMode]) -> Self {
+        let of = |mode: &AuthorizationMode| match mode {
+            AuthorizationMode::Node => Authorizer::Node(Box::new(NodeAuthorizer::new(store.clone()))),
+            AuthorizationMode::Rbac => Authorizer::Rbac,
+            AuthorizationMode::Abac(policies) => Authorizer::Abac(policies.clone()),
+            AuthorizationMode::Webhook(webhook) => Authorizer::Webhook(webhook.clone()),
+            AuthorizationMode::AlwaysAllow => Authorizer::AlwaysAllow,
+            AuthorizationMode::AlwaysDeny => Authorizer::AlwaysDeny,
+        };
+        let authorizers = added
+            .into_iter()
+            .map(Authorizer::Added)
+            .chain([Authorizer::Masters])
+            .chain(modes.iter().map(of))
+            .collect();
+        Authorization { authorizers, rbac: Rbac::default(), store }
+    }
+
+    async fn ask(&self, authorizer: &Authorizer, user: &User, a: &Attributes<'_>) -> Answer {
+        match authorizer {
+            Authorizer::Added(added) => match added.authorize(user, a).await {
+                Decision::Deny(why) => Answer::new(Decision::Deny(String::new()), why),
+                other => Answer::new(other, ""),
+            },
+            Authorizer::Masters if is_master(user) => Answer::new(Decision::Allow, ""),
+            Authorizer::Masters => Answer::new(Decision::NoOpinion, ""),
+            Authorizer::Node(node) => {
+                let (decision, reason) = node.decide(user, a);
+                Answer::new(decision, reason)
+            }
+            Authorizer::Rbac => match self.rbac.reason(&self.store, user, a) {
+                Ok(reason) => Answer::new(Decision::Allow, reason.to_string()),
+                Err(why) => Answer::new(Decision::NoOpinion, why),
+            },
+            Authorizer::Abac(policies) if policies.allow(user, a) => Answer::new(Decision::Allow, ""),
+            Authorizer::Abac(_) => Answer::new(Decision::NoOpinion, "No policy matched."),
+            Authorizer::Webhook(webhook) => {
+                let answer = webhook.decide(user, a).await;
+                Answer { decision: answer.decision, reason: answer.reason.into(), error: answer.error }
+            }
+            Authorizer::AlwaysAllow => Answer::new(Decision::Allow, ""),
+            Authorizer::AlwaysDeny => Answer::new(Decision::NoOpinion, "Everything is forbidden."),
+        }
+    }
+
+    /// Decides about a request.
+    pub(crate) async fn decide(&self, user: &User, a: &Attributes<'_>) -> Outcome {
+        let (mut reasons, mut errors) = (Vec::new(), Vec::new());
+        for authorizer in &self.authorizers {
+            let answer = self.ask(authorizer, user, a).await;
+            if answer.decision != Decision::NoOpinion {
+                let reason = answer.reason.into_owned();
+                return Outcome { decision: answer.decision, reason, error: answer.error };
+            }
+            if !answer.reason.is_empty() {
+                reasons.push(answer.reason);
+            }
+            errors.extend(answer.error);
+        }
+        Outcome { decision: Decision::NoOpinion, reason: reasons.join("\n"), error: aggregate(errors) }
+    }
+
+    /// Returns the rules that a user has in a namespace, of all authorizers.
+    pub(crate) fn rules(&self, user: &User, namespace: &str) -> Rules {
+        let mut all = Rules::default();
+        let mut errors = Vec::new();
+        for authorizer in &self.authorizers {
+            match authorizer {
+                Authorizer::Added(_) => all.incomplete = true,
+                Authorizer::Node(_) if super::node::node_of(user).is_some() => {
+                    all.incomplete = true;
+                    errors.push("node authorizer does not support user rule resolution".to_owned());
+                }
+                Authorizer::Rbac => {
+                    let (rules, problems) = self.rbac.rules_and_problems(&self.store, user, namespace);
+                    all.rules.extend(rules);
+                    errors.extend(problems);
+                }
+                Authorizer::Abac(policies) => all.rules.extend(policies.rules(user, namespace)),
+                Authorizer::Webhook(_) => {
+                    all.incomplete = true;
+                    errors.push("webhook authorizer does not support user rule resolution".to_owned());
+                }
+                Authorizer::AlwaysAllow => all.rules.push(Rule::everything()),
+                Authorizer::Masters | Authorizer::Node(_) | Authorizer::AlwaysDeny => {}
+            }
+        }
+        all.error = aggregate(errors);
+        all
+    }
+
     /// Checks that `user` may do it.
     ///
     /// # Errors
     /// 403 with the reason.
     pub(crate) async fn authorize(&self, user: &User, a: &Attributes<'_>) -> Result<(), ApiStatus> {
-        let mut reason = String::new();
-        for authorizer in &self.authorizers {
-            match authorizer.authorize(user, a).await {
-                Decision::Allow => return Ok(()),
-                Decision::Deny(why) => {
-                    reason = why;
-                    break;
-                }
-                Decision::NoOpinion => {}
-            }
-        }
-        let allowed =
-            || self.mode == AuthorizationMode::AlwaysAllow || self.rbac.allows(&self.store, user, a);
-        if reason.is_empty() && allowed() {
+        let outcome = self.decide(user, a).await;
+        if outcome.decision == Decision::Allow {
             return Ok(());
         }
-        let reason = if reason.is_empty() { reason } else { format!(": {reason}") };
+        let reason = match outcome.reason {
+            reason if reason.is_empty() => reason,
+            reason => format!(": {reason}"),
+        };
         let why = if a.path.is_empty() {
             let resource = if a.subresource.is_empty() {
                 a.resource.to_owned()

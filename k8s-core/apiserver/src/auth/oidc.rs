@@ -18,7 +18,7 @@ use super::{
     jwt::{self, Token},
     keys::Algorithm,
 };
-use crate::{user::User, value::str_at};
+use crate::user::User;
 
 /// Seconds that clocks may differ where a token begins to be valid.
 const LEEWAY: f64 = 60.0;
@@ -37,18 +37,18 @@ impl Authentication {
         Authentication { provider: Provider::new(issuer), rules, algorithms }
     }
 
-    /// Returns the user of a token; `None` if another issuer made it.
+    /// Returns the value of the claim `iss` of this issuer's tokens.
+    pub(super) fn issuer(&self) -> &str {
+        &self.provider.issuer.url
+    }
+
+    /// Returns the user of a token of this issuer. `claims` are the token's.
     ///
     /// # Errors
     /// The reason of the rejection, without parts of the token.
-    pub(super) async fn user(&self, token: &str, now: i64) -> Result<Option<User>, String> {
-        let Some(token) = Token::parse(token) else { return Ok(None) };
-        let issuer = &self.provider.issuer;
-        let Some(claims) = token.unverified_claims().filter(|c| str_at(c, "/iss") == issuer.url) else {
-            return Ok(None);
-        };
-        self.verify(&token, &claims, now).await.map_err(|e| format!("oidc: verify token: {e}"))?;
-        self.rules.user(&claims).map(Some).map_err(|e| format!("oidc: {e}"))
+    pub(super) async fn user(&self, token: &Token<'_>, claims: &Value, now: i64) -> Result<User, String> {
+        self.verify(token, claims, now).await.map_err(|e| format!("oidc: verify token: {e}"))?;
+        self.rules.user(claims).map_err(|e| format!("oidc: {e}"))
     }
 
     async fn verify(&self, token: &Token<'_>, claims: &Value, now: i64) -> Result<(), String> {

@@ -46,7 +46,13 @@ fn has(list: &[String], value: &str) -> bool {
 }
 
 impl Rule {
-    fn from_json(rule: &Value) -> Self {
+    /// Returns the rule that allows everything.
+    pub(crate) fn everything() -> Self {
+        let all = || vec!["*".to_owned()];
+        Rule { verbs: all(), groups: all(), resources: all(), names: Vec::new(), paths: all() }
+    }
+
+    pub(crate) fn from_json(rule: &Value) -> Self {
         Rule {
             verbs: texts(rule, "/verbs"),
             groups: texts(rule, "/apiGroups"),
@@ -89,15 +95,32 @@ impl Rule {
 struct Grant {
     /// Namespace of the binding. Empty: a ClusterRoleBinding, valid everywhere.
     namespace: String,
-    rules: Arc<Vec<Rule>>,
+    /// The rules of the role; the reason if there is no such role.
+    rules: Result<Arc<Vec<Rule>>, String>,
+}
+
+impl Grant {
+    /// Returns true if the binding counts for requests in a namespace; empty for none, and for paths.
+    fn is_for(&self, namespace: &str) -> bool {
+        self.namespace.is_empty() || self.namespace == namespace
+    }
+}
+
+/// A subject's place in a binding.
+#[derive(Clone, Debug)]
+struct Place {
+    grant: usize,
+    subject: usize,
+    /// The reason of a request that the binding allows.
+    reason: Arc<str>,
 }
 
 #[derive(Debug, Default)]
 struct Compiled {
     revisions: [u64; 4],
+    /// Cluster role bindings by name, then role bindings by namespace and name.
     grants: Vec<Grant>,
-    /// The places of a subject's grants.
-    of: HashMap<Subject, Vec<usize>>,
+    of: HashMap<Subject, Vec<Place>>,
 }
 
 #[derive(Clone, Debug, Eq, Hash, PartialEq)]
@@ -107,13 +130,19 @@ enum Subject {
 }
 
 impl Compiled {
-    fn grants_of<'a>(&'a self, user: &'a User) -> impl Iterator<Item = &'a Grant> {
+    /// Returns the bindings of a user that count in a namespace, in their order.
+    fn grants_of(&self, user: &User, namespace: &str) -> Vec<(&Grant, &Place)> {
         let groups = user.groups.iter().map(|g| Subject::Group(g.clone()));
-        std::iter::once(Subject::User(user.name.clone()))
+        let mut found: Vec<(&Grant, &Place)> = std::iter::once(Subject::User(user.name.clone()))
             .chain(groups)
             .filter_map(|subject| self.of.get(&subject))
             .flatten()
-            .filter_map(|at| self.grants.get(*at))
+            .filter_map(|place| Some((self.grants.get(place.grant)?, place)))
+            .filter(|(grant, _)| grant.is_for(namespace))
+            .collect();
+        found.sort_unstable_by_key(|(_, place)| (place.grant, place.subject));
+        found.dedup_by_key(|(_, place)| place.grant);
+        found
     }
 }
 
@@ -145,47 +174,89 @@ impl Rbac {
     /// Returns true if `user` may do it.
     #[must_use]
     pub fn allows(&self, store: &Store, user: &User, a: &Attributes<'_>) -> bool {
-        self.has_rule(store, user, a, |_| true)
+        is_master(user) || self.decide(store, user, a, |_| true).is_ok()
     }
 
     /// Returns true if `user` may do it to objects of every name: rules with `resourceNames` do not count.
     pub(crate) fn allows_every_name(&self, store: &Store, user: &User, a: &Attributes<'_>) -> bool {
-        self.has_rule(store, user, a, |rule| rule.names.is_empty())
+        is_master(user) || self.decide(store, user, a, |rule| rule.names.is_empty()).is_ok()
     }
 
-    fn has_rule(
+    /// Returns the reason for which the bindings of a user allow a request.
+    ///
+    /// # Errors
+    /// No binding allows it; the text names bindings to roles that do not exist, and may be empty.
+    pub(crate) fn reason(&self, store: &Store, user: &User, a: &Attributes<'_>) -> Result<Arc<str>, String> {
+        self.decide(store, user, a, |_| true)
+    }
+
+    fn decide(
         &self,
         store: &Store,
         user: &User,
         a: &Attributes<'_>,
         counts: impl Fn(&Rule) -> bool,
-    ) -> bool {
-        if user.groups.iter().any(|g| g == "system:masters") {
-            return true;
-        }
+    ) -> Result<Arc<str>, String> {
         let compiled = self.compiled(store);
-        compiled.grants_of(user).any(|grant| {
-            (grant.namespace.is_empty() || (a.path.is_empty() && grant.namespace == a.namespace))
-                && grant.rules.iter().any(|rule| counts(rule) && rule.allows(a))
-        })
+        let namespace = if a.path.is_empty() { a.namespace } else { "" };
+        let mut broken = Vec::new();
+        for (grant, place) in compiled.grants_of(user, namespace) {
+            match &grant.rules {
+                Ok(rules) if rules.iter().any(|rule| counts(rule) && rule.allows(a)) => {
+                    return Ok(place.reason.clone());
+                }
+                Ok(_) => {}
+                Err(why) => broken.push(why.as_str()),
+            }
+        }
+        Err(aggregate(broken).map_or(String::new(), |why| format!("RBAC: {why}")))
     }
 
     /// The rules that `user` has in a namespace.
     #[must_use]
     pub fn rules(&self, store: &Store, user: &User, namespace: &str) -> Vec<Rule> {
-        let everything = Rule {
-            verbs: vec!["*".into()],
-            groups: vec!["*".into()],
-            resources: vec!["*".into()],
-            names: Vec::new(),
-            paths: vec!["*".into()],
-        };
-        if user.groups.iter().any(|g| g == "system:masters") {
-            return vec![everything];
+        self.rules_and_problems(store, user, namespace).0
+    }
+
+    /// The rules that `user` has in a namespace, and the bindings to roles that do not exist.
+    pub(crate) fn rules_and_problems(
+        &self,
+        store: &Store,
+        user: &User,
+        namespace: &str,
+    ) -> (Vec<Rule>, Option<String>) {
+        if is_master(user) {
+            return (vec![Rule::everything()], None);
         }
         let compiled = self.compiled(store);
-        let mine = compiled.grants_of(user).filter(|g| g.namespace.is_empty() || g.namespace == namespace);
-        mine.flat_map(|g| g.rules.iter().cloned()).collect()
+        let (mut rules, mut broken) = (Vec::new(), Vec::new());
+        for (grant, _) in compiled.grants_of(user, namespace) {
+            match &grant.rules {
+                Ok(of_role) => rules.extend(of_role.iter().cloned()),
+                Err(why) => broken.push(why.as_str()),
+            }
+        }
+        (rules, aggregate(broken))
+    }
+}
+
+/// Returns true for users who may do everything.
+pub(crate) fn is_master(user: &User) -> bool {
+    user.groups.iter().any(|g| g == "system:masters")
+}
+
+/// Joins problems as upstream does: one alone, several in brackets, each once.
+pub(crate) fn aggregate<T: AsRef<str>>(problems: Vec<T>) -> Option<String> {
+    let mut unique: Vec<&str> = Vec::new();
+    for problem in &problems {
+        if !unique.contains(&problem.as_ref()) {
+            unique.push(problem.as_ref());
+        }
+    }
+    match unique.as_slice() {
+        [] => None,
+        [one] => Some((*one).to_owned()),
+        several => Some(format!("[{}]", several.join(", "))),
     }
 }
 
@@ -199,61 +270,50 @@ fn compile(store: &Store, revisions: [u64; 4]) -> Compiled {
             roles.insert((namespace.to_owned(), stored.name().to_owned()), Arc::new(rules));
         }
     }
-    let mut grants = Vec::new();
-    let mut of: HashMap<Subject, Vec<usize>> = HashMap::new();
+    let mut compiled = Compiled { revisions, ..Compiled::default() };
     for (resource, namespaced) in [(RESOURCES[1], false), (RESOURCES[3], true)] {
         for stored in store.snapshot(resource).range("", "") {
             let Ok(binding) = serde_json::from_slice::<Value>(&stored.json) else { continue };
             let namespace = if namespaced { stored.namespace() } else { "" };
-            let home = if str_at(&binding, "/roleRef/kind") == "ClusterRole" { "" } else { namespace };
-            let Some(rules) = roles.get(&(home.to_owned(), str_at(&binding, "/roleRef/name").to_owned()))
-            else {
-                continue;
-            };
-            for subject in array_at(&binding, "/subjects") {
-                let name = str_at(subject, "/name").to_owned();
-                let subject = match str_at(subject, "/kind") {
-                    "User" => Subject::User(name),
-                    "Group" => Subject::Group(name),
-                    "ServiceAccount" => {
-                        let at = match str_at(subject, "/namespace") {
-                            "" => namespace,
-                            at => at,
-                        };
-                        Subject::User(format!("system:serviceaccount:{at}:{name}"))
-                    }
-                    _ => continue,
+            let (kind, role) = (str_at(&binding, "/roleRef/kind"), str_at(&binding, "/roleRef/name"));
+            let home = if kind == "ClusterRole" { "" } else { namespace };
+            let rules = roles.get(&(home.to_owned(), role.to_owned())).cloned();
+            let absent = || format!("{}.rbac.authorization.k8s.io {role:?} not found", kind.to_lowercase());
+            for (at, subject) in array_at(&binding, "/subjects").iter().enumerate() {
+                let Some((who, described)) = subject_of(subject, namespace) else { continue };
+                let (of, name) = match namespaced {
+                    true => ("RoleBinding", format!("{}/{namespace}", stored.name())),
+                    false => ("ClusterRoleBinding", stored.name().to_owned()),
                 };
-                of.entry(subject).or_default().push(grants.len());
+                let reason = format!("RBAC: allowed by {of} {name:?} of {kind} {role:?} to {described}");
+                let place = Place { grant: compiled.grants.len(), subject: at, reason: reason.into() };
+                compiled.of.entry(who).or_default().push(place);
             }
-            grants.push(Grant { namespace: namespace.into(), rules: rules.clone() });
+            compiled.grants.push(Grant { namespace: namespace.into(), rules: rules.ok_or_else(absent) });
         }
     }
-    Compiled { revisions, grants, of }
+    compiled
+}
+
+/// Returns a binding's subject, and its description in reasons.
+fn subject_of(subject: &Value, namespace: &str) -> Option<(Subject, String)> {
+    let (kind, name) = (str_at(subject, "/kind"), str_at(subject, "/name"));
+    match kind {
+        "User" => Some((Subject::User(name.to_owned()), format!("User {name:?}"))),
+        "Group" => Some((Subject::Group(name.to_owned()), format!("Group {name:?}"))),
+        "ServiceAccount" => {
+            let at = match str_at(subject, "/namespace") {
+                "" => namespace,
+                at => at,
+            };
+            let described = format!("ServiceAccount {:?}", format!("{name}/{at}"));
+            // Without a namespace it is nobody.
+            let user = format!("system:serviceaccount:{at}:{name}");
+            (!at.is_empty()).then_some((Subject::User(user), described))
+        }
+        _ => None,
+    }
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn rules() {
-        let rule = Rule {
-            verbs: vec!["get".into()],
-            groups: vec!["".into()],
-            resources: vec!["pods".into(), "pods/log".into(), "*/scale".into()],
-            names: vec![],
-            paths: vec!["/healthz/*".into()],
-        };
-        let ask = |verb, resource, subresource| {
-            rule.allows(&Attributes { verb, resource, subresource, ..Attributes::default() })
-        };
-        assert!(ask("get", "pods", ""));
-        assert!(ask("get", "pods", "log"));
-        assert!(ask("get", "things", "scale"));
-        assert!(!ask("get", "pods", "exec"));
-        assert!(!ask("list", "pods", ""));
-        assert!(rule.allows(&Attributes { verb: "get", path: "/healthz/x", ..Attributes::default() }));
-        assert!(!rule.allows(&Attributes { verb: "get", path: "/metrics", ..Attributes::default() }));
-    }
-}
+mod tests;

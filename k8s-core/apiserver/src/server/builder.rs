@@ -16,10 +16,7 @@ use crate::{
     aggregate::Aggregator,
     allocate::ServiceAllocator,
     apiservices::ApiServices,
-    auth::{
-        Authenticator, Authorization, AuthorizationMode, ServiceAccountTokens, rbac::Rbac,
-        tokens::TokenIssuer,
-    },
+    auth::{Authenticator, Authorization, AuthorizationMode, ServiceAccountTokens, tokens::TokenIssuer},
     crd::Definitions,
     limits::{Gate, Limits},
     proxy::NodeConnector,
@@ -38,7 +35,7 @@ pub struct Builder {
     store: Store,
     clock: Clock,
     authenticator: Authenticator,
-    authorization: AuthorizationMode,
+    authorization: Vec<AuthorizationMode>,
     service_account_key: Option<Vec<u8>>,
     service_account_tokens: ServiceAccountTokens,
     service_range: Ipv4Net,
@@ -71,7 +68,7 @@ impl Builder {
             store,
             clock: Clock::system(),
             authenticator: Authenticator::default(),
-            authorization: AuthorizationMode::Rbac,
+            authorization: vec![AuthorizationMode::Rbac],
             service_account_key: None,
             service_account_tokens: ServiceAccountTokens::default(),
             service_range: Ipv4Net::new_assert(std::net::Ipv4Addr::new(10, 43, 0, 0), 16),
@@ -106,11 +103,25 @@ impl Builder {
         self.authenticator = authenticator;
         self
     }
-    /// Authorization mode. Default: RBAC. With `AlwaysAllow`, the authenticator's anonymous requests are
-    /// refused.
+    /// Authorizers, asked in this order (`--authorization-mode`). Default: RBAC. With `AlwaysAllow` among
+    /// them, the authenticator's anonymous requests are refused.
+    ///
+    /// ```
+    /// use k8s_apiserver::{ApiServer, User, auth::AuthorizationMode};
+    /// use k8s_core::api::Secret;
+    /// use k8s_store::Store;
+    /// # #[tokio::main(flavor = "current_thread")]
+    /// # async fn main() -> Result<(), Box<dyn std::error::Error>> {
+    /// let modes = [AuthorizationMode::Node, AuthorizationMode::Rbac];
+    /// let server = ApiServer::builder(Store::memory()).authorization(modes).build().await?;
+    /// // No pod of this node refers to a secret.
+    /// let secrets = server.client_as(User::node("n1")).namespaced::<Secret>("default");
+    /// assert!(secrets.get("a").await.is_err_and(|error| error.is_forbidden()));
+    /// # Ok(()) }
+    /// ```
     #[must_use]
-    pub fn authorization(mut self, mode: AuthorizationMode) -> Self {
-        self.authorization = mode;
+    pub fn authorization(mut self, modes: impl IntoIterator<Item = AuthorizationMode>) -> Self {
+        self.authorization = modes.into_iter().collect();
         self
     }
     /// Private key that signs service account tokens: PEM, or the DER of PKCS#8; RSA, P-256 or P-384.
@@ -257,7 +268,8 @@ impl Builder {
         self.authenticators.then.push(Arc::new(authenticator));
         self
     }
-    /// Adds an authorizer, asked before RBAC.
+    /// Adds an authorizer, asked before those of [`authorization`](Builder::authorization) and before
+    /// `system:masters` is let through.
     #[must_use]
     pub fn authorize_with(mut self, authorizer: impl Authorize) -> Self {
         self.authorizers.push(Arc::new(authorizer));
@@ -333,18 +345,14 @@ impl Builder {
     }
 
     async fn assemble(mut self) -> Result<ApiServer, BuildError> {
-        if self.authorization == AuthorizationMode::AlwaysAllow {
+        if self.authorization.iter().any(|mode| matches!(mode, AuthorizationMode::AlwaysAllow)) {
             self.authenticator.refuse_anonymous();
         }
         let key = self.service_account_key.as_deref();
         let issuer = TokenIssuer::with(key, self.service_account_tokens)?;
         let services = ServiceAllocator::new(self.service_range, self.node_ports);
-        let authorization = Arc::new(Authorization {
-            authorizers: self.authorizers,
-            mode: self.authorization,
-            rbac: Rbac::default(),
-            store: self.store.clone(),
-        });
+        let authorization =
+            Arc::new(Authorization::new(self.store.clone(), self.authorizers, &self.authorization));
         let parts = Parts {
             store: self.store.clone(),
             authorization: authorization.clone(),

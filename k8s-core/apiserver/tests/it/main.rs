@@ -4,6 +4,7 @@
 
 mod aggregation;
 mod authentication;
+mod authorization;
 mod cases;
 mod contention;
 mod conversion;
@@ -20,6 +21,7 @@ mod limits;
 mod lists;
 mod metrics;
 mod mutations;
+mod node_restriction;
 mod patches;
 mod peer;
 mod plugins;
@@ -28,6 +30,7 @@ mod policies;
 mod proto;
 mod proxies;
 mod resource_quota;
+mod signers;
 mod stages;
 mod support;
 mod token_webhook;

@@ -248,6 +248,18 @@ async fn persistent_volume_claim_resize() {
 }
 
 #[tokio::test]
+async fn storage_object_in_use_protection() {
+    let server = Server::with("", Value::Null).await;
+    let claim = json!({"metadata": {"name": "a"}, "spec": {"accessModes": ["ReadWriteOnce"], "resources": {"requests": {"storage": "1Gi"}}}});
+    let made = server.done("POST", "/api/v1/namespaces/default/persistentvolumeclaims", claim).await;
+    assert_eq!(made["metadata"]["finalizers"], json!(["kubernetes.io/pvc-protection"]));
+    let volume = json!({"metadata": {"name": "a", "finalizers": ["example.com/own"]}, "spec": {"capacity": {"storage": "1Gi"},
+        "accessModes": ["ReadWriteOnce"], "hostPath": {"path": "/x"}}});
+    let made = server.done("POST", "/api/v1/persistentvolumes", volume).await;
+    assert_eq!(made["metadata"]["finalizers"], json!(["example.com/own", "kubernetes.io/pv-protection"]));
+}
+
+#[tokio::test]
 async fn runtime_class() {
     let server = Server::with("", Value::Null).await;
     let class = json!({"metadata": {"name": "vm"}, "handler": "vm", "overhead": {"podFixed": {"cpu": "100m", "memory": "64Mi"}},

@@ -146,7 +146,7 @@ async fn a_token_ends_with_what_it_is_bound_to() {
 #[tokio::test]
 async fn always_allow_lets_nobody_in_without_credentials() {
     let server = ApiServer::builder(Store::memory())
-        .authorization(AuthorizationMode::AlwaysAllow)
+        .authorization([AuthorizationMode::AlwaysAllow])
         .authenticator(Authenticator::new(Default::default(), true))
         .build()
         .await

@@ -46,6 +46,20 @@ impl ObjectType {
         ObjectType { name: name.into(), fields: fields.collect(), open: false }
     }
 
+    /// Creates an object type whose fields have the names of its properties, also where CEL reserves them
+    /// (`namespace`): upstream's declarations of requests, which come from no schema.
+    ///
+    /// ```
+    /// use k8s_cel::{Decl, Env, ObjectType, Type};
+    /// let fields = [("namespace".to_owned(), Decl::new(Type::String).into())];
+    /// let request = Decl::object(ObjectType::plain("request", fields));
+    /// assert!(Env::new().variable("request", request).compile("request.namespace == 'shop'").is_ok());
+    /// ```
+    pub fn plain(name: impl Into<String>, fields: impl IntoIterator<Item = (String, Arc<Decl>)>) -> Self {
+        let fields = fields.into_iter().map(|(property, decl)| (property.clone(), Field { property, decl }));
+        ObjectType { name: name.into(), fields: fields.collect(), open: false }
+    }
+
     /// Returns the type's name.
     #[must_use]
     pub fn name(&self) -> &str {

@@ -45,7 +45,7 @@ impl Admit for OwnerReferencesPermissionEnforcement {
                 subresource: &request.subresource,
                 namespace,
                 name: admission.name(),
-                path: "",
+                ..Attributes::default()
             };
             if let Err(e) = self.authorization.authorize(user, &wanted).await {
                 let why = format!("cannot set an ownerRef on a resource you can't delete: {}", e.message());
@@ -85,7 +85,7 @@ impl Admit for OwnerReferencesPermissionEnforcement {
                 subresource: "finalizers",
                 namespace: if owning.namespaced { namespace } else { "" },
                 name: str_at(owner, "/name"),
-                path: "",
+                ..Attributes::default()
             };
             if let Err(e) = self.authorization.authorize(user, &wanted).await {
                 let why = "cannot set blockOwnerDeletion if an ownerReference refers to a resource you can't set finalizers on";

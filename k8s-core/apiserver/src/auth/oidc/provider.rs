@@ -2,7 +2,10 @@
 
 use std::{
     fmt,
-    sync::{Arc, PoisonError, RwLock},
+    sync::{
+        Arc, PoisonError, RwLock,
+        atomic::{AtomicU64, Ordering},
+    },
     time::Duration,
 };
 
@@ -60,11 +63,12 @@ struct Key {
     key: PublicKey,
 }
 
-/// The keys of a fetch. Number 0: none was successful.
+/// The keys of the last successful fetch.
 #[derive(Debug, Default)]
 struct Keys {
-    fetch: u64,
     keys: Vec<Key>,
+    /// False before the first successful fetch.
+    fetched: bool,
 }
 
 impl Keys {
@@ -89,13 +93,15 @@ struct Fetching {
 pub(super) struct Provider {
     pub(super) issuer: Issuer,
     keys: RwLock<Arc<Keys>>,
+    /// Number of fetches, failed ones included.
+    fetches: AtomicU64,
     fetching: tokio::sync::Mutex<Fetching>,
 }
 
 impl Provider {
     pub(super) fn new(issuer: Issuer) -> Self {
         let fetching = Fetching { keys_url: None, left: BURST, since: None };
-        Provider { issuer, keys: RwLock::default(), fetching: fetching.into() }
+        Provider { issuer, keys: RwLock::default(), fetches: AtomicU64::new(0), fetching: fetching.into() }
     }
 
     fn keys(&self) -> Arc<Keys> {
@@ -104,22 +110,25 @@ impl Provider {
 
     /// Verifies a token's signature. If no key fits, the keys are fetched again, at most once.
     pub(super) async fn verify(&self, token: &Token<'_>, header: &Header) -> Result<(), String> {
-        let keys = self.keys();
-        if keys.verifies(token, header) {
-            return Ok(());
-        }
-        self.fetch_after(keys.fetch).await?;
+        let fetches = self.fetches.load(Ordering::Acquire);
         if self.keys().verifies(token, header) {
             return Ok(());
         }
-        Err("failed to verify signature: failed to verify id token signature".into())
+        self.fetch_after(fetches).await?;
+        let keys = self.keys();
+        match (keys.verifies(token, header), keys.fetched) {
+            (true, _) => Ok(()),
+            (false, true) => Err("failed to verify signature: failed to verify id token signature".into()),
+            (false, false) => Err("oidc: authenticator not initialized".into()),
+        }
     }
 
-    /// Fetches the keys, unless another request did so after the fetch of this number.
+    /// Fetches the keys, unless another request did so after this number of fetches: those that waited for a
+    /// fetch share its result.
     #[expect(clippy::disallowed_methods, reason = "the pace of requests to another server, in real time")]
-    async fn fetch_after(&self, fetch: u64) -> Result<(), String> {
+    async fn fetch_after(&self, fetches: u64) -> Result<(), String> {
         let mut fetching = self.fetching.lock().await;
-        if self.keys().fetch > fetch {
+        if self.fetches.load(Ordering::Acquire) != fetches {
             return Ok(());
         }
         let now = Instant::now();
@@ -130,17 +139,15 @@ impl Provider {
             fetching.since = Some(now);
         }
         if fetching.left == 0 {
-            return match fetch {
-                0 => Err("oidc: authenticator not initialized".into()),
-                _ => Ok(()),
-            };
+            return Ok(());
         }
         fetching.left -= 1;
         let found = self.fetch(&mut fetching).await;
+        self.fetches.fetch_add(1, Ordering::AcqRel);
         match found {
             Ok(keys) => {
-                let mut current = self.keys.write().unwrap_or_else(PoisonError::into_inner);
-                *current = Arc::new(Keys { fetch: current.fetch + 1, keys });
+                let keys = Arc::new(Keys { keys, fetched: true });
+                *self.keys.write().unwrap_or_else(PoisonError::into_inner) = keys;
                 Ok(())
             }
             Err(why) => {
@@ -215,4 +222,32 @@ async fn exchange(url: &str, tls: &Tls) -> Result<Value, String> {
     }
     let body = whole(response.into_body(), LARGEST).await?;
     serde_json::from_slice(&body).map_err(|e| e.to_string())
+}
+
+#[cfg(all(test, feature = "tls"))]
+mod tests {
+    use super::*;
+    use crate::tls::Trust;
+
+    /// An issuer that accepts connections and says nothing: those who wait for it wait once.
+    #[tokio::test(start_paused = true)]
+    async fn many_tokens_wait_for_a_silent_issuer_once() {
+        let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let url = format!("https://{}", listener.local_addr().unwrap());
+        let tls = Tls::new(&Trust::System, None).unwrap();
+        let provider = Provider::new(Issuer { url, discovery_url: None, audiences: Vec::new(), tls });
+        let token = Token::parse("eyJhbGciOiJFUzI1NiIsImtpZCI6ImEifQ.e30.AAAA").unwrap();
+        let header = token.header().unwrap();
+        let begun = Instant::now();
+        let all = (0..50).map(|_| provider.verify(&token, &header));
+        let refused = futures::future::join_all(all).await;
+        assert!(refused.iter().all(Result::is_err));
+        assert!(begun.elapsed() < TIMEOUT * 2, "{:?}", begun.elapsed());
+        assert_eq!(provider.fetches.load(Ordering::Acquire), 1);
+        // The pace of further attempts is bounded.
+        for _ in 0..20 {
+            assert!(provider.verify(&token, &header).await.is_err());
+        }
+        assert!(provider.fetches.load(Ordering::Acquire) <= 5 + begun.elapsed().as_secs() / REFILL.as_secs());
+    }
 }

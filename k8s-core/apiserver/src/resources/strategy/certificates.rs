@@ -149,7 +149,7 @@ const RULES: &[Rule] = &[
         "spec",
         &[Check::Is(|spec, errors| {
             let request = spec.field("request");
-            if let Err(why) = parse_request(request.as_text()) {
+            if let Err(why) = subject(request.as_text()) {
                 request.invalid(errors, why);
             }
         })],
@@ -178,9 +178,19 @@ const RULES: &[Rule] = &[
     ),
 ];
 
+/// Names in the subject of a certificate request.
+#[derive(Debug, Default, PartialEq)]
+pub(crate) struct Subject {
+    pub(crate) common_name: String,
+    pub(crate) organizations: Vec<String>,
+}
+
 /// Parses a PKCS #10 certificate request (base64 of PEM, as in JSON).
+///
+/// # Errors
+/// The text is no such request, or a name in its subject is not text.
 #[cfg(feature = "tls")]
-fn parse_request(text: &str) -> Result<(), String> {
+pub(crate) fn subject(text: &str) -> Result<Subject, String> {
     use base64::{Engine, engine::general_purpose::STANDARD};
     use x509_parser::{
         certification_request::X509CertificationRequest, pem::parse_x509_pem, prelude::FromDer,
@@ -191,12 +201,21 @@ fn parse_request(text: &str) -> Result<(), String> {
     if block.label != "CERTIFICATE REQUEST" {
         return Err(FORM.into());
     }
-    X509CertificationRequest::from_der(&block.contents).map(|_| ()).map_err(|e| e.to_string())
+    let (_, request) = X509CertificationRequest::from_der(&block.contents).map_err(|e| e.to_string())?;
+    let subject = &request.certification_request_info.subject;
+    // What cannot be read must not be passed over: it may be a group.
+    let text = |name: &x509_parser::x509::AttributeTypeAndValue<'_>| {
+        name.as_str().map(str::to_owned).map_err(|e| format!("subject: {e}"))
+    };
+    Ok(Subject {
+        common_name: subject.iter_common_name().last().map(text).transpose()?.unwrap_or_default(),
+        organizations: subject.iter_organization().map(text).collect::<Result<_, _>>()?,
+    })
 }
 
 /// Refuses every request: without the feature `tls` none can be read.
 #[cfg(not(feature = "tls"))]
-fn parse_request(_: &str) -> Result<(), String> {
+pub(crate) fn subject(_: &str) -> Result<Subject, String> {
     Err("certificate requests need k8s-apiserver's feature \"tls\", which this program is built without"
         .into())
 }
@@ -287,10 +306,11 @@ mod tests {
         };
         let key = rcgen::KeyPair::generate().unwrap();
         let request = rcgen::CertificateParams::default().serialize_request(&key).unwrap();
-        assert_eq!(parse_request(&pem("CERTIFICATE REQUEST", request.der())), Ok(()));
+        let named = subject(&pem("CERTIFICATE REQUEST", request.der())).unwrap();
+        assert_eq!(named.common_name, "rcgen self signed cert");
         let broken = pem("CERTIFICATE REQUEST", &[0x30, 5, 0]);
         for bad in ["", "!", "aGk=", &broken, &pem("CERTIFICATE", request.der())] {
-            assert!(parse_request(bad).is_err(), "{bad}");
+            assert!(subject(bad).is_err(), "{bad}");
         }
     }
 }
