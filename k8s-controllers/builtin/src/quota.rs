@@ -46,6 +46,9 @@ const RESYNC: Duration = Duration::from_secs(300);
 const CHECK: Duration = Duration::from_secs(5);
 /// Time from a fall of usage to a pass: deletions come in groups.
 const FALL: Duration = Duration::from_millis(100);
+/// Longest time until a failed pass is repeated. While the cache is behind, every pass meets a conflict; what
+/// fails after that must not wait for minutes.
+const SLOWEST: Duration = Duration::from_secs(10);
 /// Least time between two passes of a quota, in times of what a pass takes: large namespaces are counted less
 /// often.
 const REST: u32 = 10;
@@ -58,7 +61,7 @@ pub(super) fn start(mut environment: Environment, _: Options) -> BoxFuture<'stat
     environment.client = environment.client.named("resourcequota-controller");
     async move {
         let shared = Arc::new(Shared {
-            queue: WorkQueue::new(Backoff::default(), environment.seed),
+            queue: WorkQueue::new(Backoff { longest: SLOWEST, ..Backoff::default() }, environment.seed),
             charges: Mutex::default(),
             served: tokio::sync::Mutex::default(),
             tracked: Mutex::default(),

@@ -8,6 +8,7 @@ mod endpoints;
 mod jobs;
 mod owned;
 mod pods;
+mod quotas;
 mod rollouts;
 
 use std::time::Duration;
