@@ -98,7 +98,7 @@ pub(crate) const TAINTS: &str = "TaintNodesByCondition";
 
 pub(crate) async fn server(store: Store, clock: Clock, shapes: &[Shape]) -> ApiServer {
     let builder = ApiServer::builder(store).clock(clock).pace(pace());
-    // The nodes are ready, and the controller that takes the taint of new ones off may not be among the lab's.
+    // Nodes are ready, and the controller that takes the taint of new ones off may not be among the lab's.
     let builder = builder.without_plugins([TAINTS]);
     let builder = shapes.iter().fold(builder, |builder, shape| shape(builder));
     builder.build().await.unwrap_or_else(|e| panic!("start the API server of a lab: {e}"))
