@@ -183,6 +183,11 @@ impl Builder {
             .authenticate_with(tokens.clone())
             .authorization([AuthorizationMode::Node, AuthorizationMode::Rbac])
             .without_plugins(self.plugins_off);
+        // Only this controller takes the taint of new nodes off.
+        let server = match self.controllers.rows().any(|row| row.alias == "nodelifecycle") {
+            true => server,
+            false => server.without_plugins([base::TAINTS]),
+        };
         let server = self.shapes.into_iter().fold(server, |server, shape| shape(server));
         let server = server.build().await.map_err(Error::Start)?;
         let (stop, mut tasks) = (CancellationToken::new(), JoinSet::new());
