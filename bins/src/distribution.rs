@@ -26,17 +26,6 @@ pub fn distribution(name: &'static str) -> Distribution {
     Builder::new(Program { name, when_idle: None })
 }
 
-/// A core dump of this process would have Secrets and keys in it. The hard limit stays, so that containers may
-/// have core dumps.
-fn no_core_dumps() {
-    use nix::sys::resource::{Resource, getrlimit, setrlimit};
-    let limited =
-        getrlimit(Resource::RLIMIT_CORE).and_then(|(_, hard)| setrlimit(Resource::RLIMIT_CORE, 0, hard));
-    if let Err(e) = limited {
-        eprintln!("warning: core dumps are not turned off: {e}");
-    }
-}
-
 impl Distribution {
     /// Sets a function that idle threads of the async runtime call every few seconds, such as one that
     /// returns allocator memory to the system. Default: none.
@@ -60,7 +49,6 @@ impl Distribution {
     #[must_use]
     pub fn main(self) -> ExitCode {
         k8s_runtime::embedded::run_if_zygote();
-        no_core_dumps();
         crate::commands::run(self.base, std::env::args_os().collect(), self.extensions)
     }
 
@@ -76,7 +64,6 @@ impl Distribution {
     #[must_use]
     pub fn component_main(self, component: &str) -> ExitCode {
         k8s_runtime::embedded::run_if_zygote();
-        no_core_dumps();
         let mut args: Vec<OsString> = vec![self.base.name.into(), component.into()];
         args.extend(std::env::args_os().skip(1));
         crate::commands::run(self.base, args, self.extensions)

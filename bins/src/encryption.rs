@@ -1,8 +1,9 @@
 //! Encryption of Secrets in the store: the default key, and EncryptionConfiguration files.
 //!
-//! By default Secrets are sealed with a key that is made at the first start, `encryption.key` beside the other
-//! keys. A file (`--encryption-provider-config`) names types, providers and keys instead. At each start, what is
-//! kept in another form than new records would have is written anew, so that a rotation ends with a start.
+//! By default Secrets are sealed with a key that is made at the first start, `encryption.key` beside the
+//! other keys. A file (`--encryption-provider-config`) names types, providers and keys instead. At each
+//! start, what is kept in another form than new records would have is written anew, so that a rotation ends
+//! with a start.
 //!
 //! Guarantee: a key that is missing or wrong refuses the start and changes nothing.
 

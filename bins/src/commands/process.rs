@@ -1,4 +1,4 @@
-//! Changes of this process that only a program may make: its open files limit, its signals, its idle work.
+//! Changes of this process that only a program may make: its limits, its signals, its idle work.
 
 use std::{
     cell::Cell,
@@ -28,12 +28,24 @@ fn idle(work: fn()) {
     }
 }
 
-/// Runs a future on a new runtime, after raising the open files limit.
+/// Turns core dumps off: one of this process would have Secrets and keys in it. The hard limit stays, so that
+/// containers may have them.
+fn no_core_dumps() {
+    use nix::sys::resource::{Resource, getrlimit, setrlimit};
+    let limited =
+        getrlimit(Resource::RLIMIT_CORE).and_then(|(_, hard)| setrlimit(Resource::RLIMIT_CORE, 0, hard));
+    if let Err(e) = limited {
+        eprintln!("warning: core dumps are not turned off: {e}");
+    }
+}
+
+/// Runs a future on a new runtime, after raising the open files limit and turning core dumps off.
 pub(super) fn block_on(
     program: Program,
     future: impl Future<Output = Result<(), Failure>>,
 ) -> Result<(), Failure> {
     k8s_runtime::descriptors::raise();
+    no_core_dumps();
     let mut builder = tokio::runtime::Builder::new_multi_thread();
     if let Some(work) = program.when_idle {
         builder.on_thread_park(move || idle(work));

@@ -11,9 +11,9 @@ const CLOSING: Duration = Duration::from_secs(5);
 /// Interval of the attempts to open it.
 const AGAIN: Duration = Duration::from_millis(10);
 
-/// Opens the store in a data directory, whose lock the caller has; `keys` is the directory of keys. A store that is in use is then one of this
-/// process that is closing: tasks of a cluster that has just stopped end one after the other. It is waited
-/// for.
+/// Opens the store in a data directory, whose lock the caller has; `keys` is the directory of keys. A store
+/// that is in use is then one of this process that is closing: tasks of a cluster that has just stopped end
+/// one after the other. It is waited for.
 ///
 /// # Errors
 /// As [`open_now`].

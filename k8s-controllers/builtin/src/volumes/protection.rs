@@ -48,8 +48,8 @@ fn claims_of(pod: &Pod) -> Vec<ObjectKey> {
     names.map(|name| ObjectKey::new(pod.namespace(), &name)).collect()
 }
 
-/// Returns true if a pod on a node refers to a claim. A pod without a node is not started with a claim that is
-/// being deleted.
+/// Returns true if a pod on a node refers to a claim. A pod without a node is not started with a claim that
+/// is being deleted.
 fn is_used(pods: &[Arc<Pod>], claim: &ObjectKey) -> bool {
     let placed = |pod: &&Arc<Pod>| {
         pod.spec.as_ref().and_then(|spec| spec.node_name.as_deref()).is_some_and(|node| !node.is_empty())

@@ -30,8 +30,8 @@ impl Embedded {
     }
 
     /// Changes the form of objects' bytes, such as their encryption. If there is anything to change, a new
-    /// file is written and takes the place of the old one when it is whole; nothing of the old form is left in
-    /// it. Revisions stay. Returns the number of changed objects.
+    /// file is written and takes the place of the old one when it is whole; nothing of the old form is left
+    /// in it. Revisions stay. Returns the number of changed objects.
     ///
     /// # Errors
     /// When a file cannot be read or written, or an object cannot be changed: the old file stays as it is.

@@ -88,8 +88,8 @@ pub struct Rule {
 }
 
 impl Rule {
-    /// Creates a rule for types: `secrets`, `deployments.apps`, `*.apps` for a group, `*.` for the core group,
-    /// `*.*` for all.
+    /// Creates a rule for types: `secrets`, `deployments.apps`, `*.apps` for a group, `*.` for the core
+    /// group, `*.*` for all.
     pub fn new<R: Into<String>>(resources: impl IntoIterator<Item = R>, providers: Vec<Provider>) -> Self {
         Rule { resources: resources.into_iter().map(Into::into).collect(), providers }
     }
