@@ -13,7 +13,7 @@ const CHANGES: &[(&str, &[&str])] = &[
     ("#[global_allocator]", &["bins/src/allocator.rs"]),
     ("text_pages::release(", &["bins/src/commands"]),
     // Of a container's or a shim's own process.
-    ("setrlimit(", &["k8s-runtime/src/descriptors.rs", "k8s-runtime/src/embedded/shim"]),
+    ("setrlimit(", &["bins/src/commands", "k8s-runtime/src/descriptors.rs", "k8s-runtime/src/embedded/shim"]),
     ("umask(", &["k8s-runtime/src/embedded/shim"]),
     ("env::set_var(", &[]),
     ("env::remove_var(", &[]),
