@@ -26,6 +26,7 @@
 
 mod admission;
 mod apply;
+mod audit;
 mod authentication;
 mod authorization;
 mod cluster;

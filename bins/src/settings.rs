@@ -9,8 +9,8 @@ use clap::{Args, Command, FromArgMatches};
 use ipnet::Ipv4Net;
 
 use crate::{
-    admission::AdmissionSettings, authentication::AuthenticationSettings, authorization::AuthorizationFlags,
-    encryption::EncryptionSettings, ranges,
+    admission::AdmissionSettings, audit::AuditSettings, authentication::AuthenticationSettings,
+    authorization::AuthorizationFlags, encryption::EncryptionSettings, ranges,
 };
 
 /// Settings of a cluster. Each field is a flag of `up` and `server`, a variable of the environment, a key of
@@ -52,6 +52,8 @@ pub(crate) struct ClusterSettings {
     pub(crate) encryption: EncryptionSettings,
     #[command(flatten)]
     pub(crate) admission: AdmissionSettings,
+    #[command(flatten)]
+    pub(crate) audit: AuditSettings,
     /// If the state file is empty or of another program, move it aside, start with an empty one and remove
     /// the containers of its pods.
     #[arg(long)]

@@ -230,6 +230,7 @@ impl ClusterBuilder {
             authentication: settings.authentication.clone(),
             encryption: settings.encryption.clone(),
             admission: settings.admission.clone(),
+            audit: settings.audit.clone(),
             authorization: settings.authorization.modes()?,
             ..ApiConfig::default()
         };

@@ -27,6 +27,7 @@ use super::{
 };
 use crate::{
     admission::AdmissionSettings,
+    audit::AuditSettings,
     authentication::{self, AuthenticationSettings},
     authorization::AuthorizationFlags,
     control_plane::{Api, ApiConfig, ControllersConfig, limits, manager},
@@ -81,6 +82,8 @@ pub(super) struct ApiServer {
     encryption: EncryptionSettings,
     #[command(flatten)]
     admission: AdmissionSettings,
+    #[command(flatten)]
+    audit: AuditSettings,
     /// Send warnings for kinds and fields that are stored but have no effect; disable it to compare with an
     /// upstream server.
     #[arg(long, default_value_t = true, action = clap::ArgAction::Set)]
@@ -135,6 +138,7 @@ impl ApiServer {
             authorization: modes,
             encryption: self.encryption,
             admission: self.admission,
+            audit: self.audit,
             warn_unenforced: self.warn_unenforced,
             limits,
             ..ApiConfig::default()

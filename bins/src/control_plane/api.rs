@@ -25,6 +25,7 @@ use tokio_util::sync::CancellationToken;
 use super::{objects, open_store};
 use crate::{
     admission::AdmissionSettings,
+    audit::AuditSettings,
     authentication::{self, AuthenticationSettings},
     encryption::EncryptionSettings,
     error::ClusterError,
@@ -69,6 +70,8 @@ pub(crate) struct ApiConfig {
     pub(crate) encryption: EncryptionSettings,
     /// Admission plugins.
     pub(crate) admission: AdmissionSettings,
+    /// Audit policy and log.
+    pub(crate) audit: AuditSettings,
     /// Send warnings about kinds and fields without effect.
     pub(crate) warn_unenforced: bool,
     /// Limits on clients over the socket.
@@ -94,6 +97,7 @@ impl Default for ApiConfig {
             authorization: vec![AuthorizationMode::Node, AuthorizationMode::Rbac],
             encryption: EncryptionSettings::default(),
             admission: AdmissionSettings::default(),
+            audit: AuditSettings::default(),
             warn_unenforced: true,
             limits: limits(),
         }
@@ -150,7 +154,7 @@ impl Api {
         let token_signer = authentication::token_signer(&signing_key)?;
         let kubelets = Arc::new(LocalKubelets::new(Some(Arc::new(remote_kubelets(&pki)?))));
         let front_proxy = FrontProxy::open(paths)?;
-        let server = config.admission.apply(ApiServer::builder(store))?;
+        let server = config.audit.apply(config.admission.apply(ApiServer::builder(store))?)?;
         let mut builder = added
             .into_iter()
             .fold(server, |builder, add| add(builder))

@@ -25,7 +25,7 @@ pub(crate) struct Call {
     pub(crate) registry: Arc<Registry>,
     pub(crate) warnings: Mutex<Vec<String>>,
     /// Annotations of the request's audit events.
-    pub(crate) annotations: Mutex<BTreeMap<String, String>>,
+    pub(crate) annotations: Arc<Mutex<BTreeMap<String, String>>>,
     /// Charges of quotas for an object that is not stored yet.
     pub(crate) charges: Mutex<Vec<Charge>>,
 }
@@ -64,7 +64,12 @@ impl Call {
         all.entry(key).or_insert(value);
     }
 
-    /// The same request, to be changed; its warnings are its own.
+    /// Takes the annotations of the request's audit events.
+    pub(crate) fn annotated(&self) -> BTreeMap<String, String> {
+        std::mem::take(&mut *self.annotations.lock().unwrap_or_else(std::sync::PoisonError::into_inner))
+    }
+
+    /// The same request, to be changed; its warnings are its own, and its annotations those of the request.
     pub(crate) fn inner(&self) -> Call {
         Call {
             info: self.info.clone(),
@@ -73,7 +78,7 @@ impl Call {
             headers: self.headers.clone(),
             registry: self.registry.clone(),
             warnings: Mutex::default(),
-            annotations: Mutex::default(),
+            annotations: self.annotations.clone(),
             charges: Mutex::default(),
         }
     }

@@ -34,6 +34,7 @@ pub mod admission;
 mod aggregate;
 pub mod allocate;
 mod apiservices;
+pub mod audit;
 pub mod auth;
 mod blocking;
 mod body;

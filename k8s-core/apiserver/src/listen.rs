@@ -31,7 +31,10 @@ use tokio::{
 use tokio_util::sync::CancellationToken;
 use tracing::debug;
 
-use crate::{request::PeerCertificate, server::ApiServer};
+use crate::{
+    request::{PeerAddress, PeerCertificate},
+    server::ApiServer,
+};
 use connection::{Connection, Wire};
 
 /// Requests at once over one connection of HTTP/2.
@@ -171,8 +174,8 @@ async fn accept(
             accepted = listener.accept() => accepted,
             () = stop.cancelled() => break,
         };
-        let tcp = match accepted {
-            Ok((tcp, _)) => tcp,
+        let (tcp, from) = match accepted {
+            Ok(accepted) => accepted,
             Err(e) => {
                 // Neither a lack of descriptors nor a client that left ends the server.
                 debug!(error = %e, "accept");
@@ -187,7 +190,13 @@ async fn accept(
         }
         let _ = tcp.set_nodelay(true);
         number += 1;
-        let serving = Serving { server: server.clone(), open: open.clone(), places: places.clone(), number };
+        let serving = Serving {
+            server: server.clone(),
+            open: open.clone(),
+            places: places.clone(),
+            number,
+            address: from.ip(),
+        };
         tokio::spawn(serving.run(transport.clone(), tcp, graceful.watcher()));
     }
     drop(listener);
@@ -202,6 +211,7 @@ struct Serving {
     open: Arc<Open>,
     places: Arc<Semaphore>,
     number: u64,
+    address: std::net::IpAddr,
 }
 
 impl Drop for Serving {
@@ -253,11 +263,12 @@ impl Serving {
         if self.open.all().insert(self.number, connection.clone()).is_none() {
             return debug!("connection made room for others");
         }
-        let (server, of) = (self.server.clone(), connection.clone());
+        let (server, of, address) = (self.server.clone(), connection.clone(), self.address);
         let service = service_fn(move |mut request: Request<Incoming>| {
             let active = of.begin();
             let extensions = request.extensions_mut();
             extensions.insert(of.account.clone());
+            extensions.insert(PeerAddress(address));
             if let Some(query) = of.take_query() {
                 extensions.insert(query);
             }

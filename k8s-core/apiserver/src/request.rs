@@ -263,6 +263,10 @@ impl Selectors {
 #[derive(Clone, Debug)]
 pub struct PeerCertificate(pub Vec<u8>);
 
+/// Address of the client or of the last proxy before the server, in the extensions of requests over a socket.
+#[derive(Clone, Copy, Debug)]
+pub struct PeerAddress(pub std::net::IpAddr);
+
 #[cfg(test)]
 mod tests {
     use super::*;

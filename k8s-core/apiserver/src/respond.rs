@@ -3,7 +3,7 @@
 use std::sync::Arc;
 
 use bytes::Bytes;
-use http::{HeaderName, HeaderValue, Response, StatusCode, header};
+use http::{HeaderMap, HeaderName, HeaderValue, Response, StatusCode, header};
 use http_body::Body as _;
 use http_body_util::BodyExt;
 use k8s_core::{
@@ -26,7 +26,7 @@ const LARGE: u64 = 64 << 10;
 const JSON: &str = "application/json";
 
 /// The header with a request's id, which a client may choose.
-pub(crate) const AUDIT_ID: HeaderName = HeaderName::from_static("audit-id");
+const AUDIT_ID: HeaderName = HeaderName::from_static("audit-id");
 /// Longest id that a client may choose, bytes.
 const LONGEST_ID: usize = 64;
 
@@ -86,16 +86,19 @@ pub(crate) fn etag(bytes: &[u8]) -> String {
 }
 
 /// Sets headers that every response has: no caching, and the request's audit id.
-pub(crate) fn identify(response: &mut Response<Body>, asked_as: Option<&HeaderValue>) {
+pub(crate) fn identify(response: &mut Response<Body>, id: Option<HeaderValue>) {
     let headers = response.headers_mut();
     headers.entry(header::CACHE_CONTROL).or_insert(HeaderValue::from_static("no-cache, private"));
-    let id = asked_as
-        .filter(|id| !id.is_empty() && id.len() <= LONGEST_ID)
-        .cloned()
-        .or_else(|| HeaderValue::from_str(&k8s_core::random::uuid().hyphenated().to_string()).ok());
     if let Some(id) = id {
         headers.insert(AUDIT_ID, id);
     }
+}
+
+/// Returns the id of a request: the one that its client chose, or a new one.
+pub(crate) fn audit_id(headers: &HeaderMap) -> Option<HeaderValue> {
+    let asked_as = headers.get(AUDIT_ID).filter(|id| !id.is_empty() && id.len() <= LONGEST_ID);
+    let new = || HeaderValue::from_str(&k8s_core::random::uuid().hyphenated().to_string()).ok();
+    asked_as.cloned().or_else(new)
 }
 
 /// A plain text answer.

@@ -14,6 +14,7 @@ pub use error::BuildError;
 use std::{
     convert::Infallible,
     future::Future,
+    panic::AssertUnwindSafe,
     pin::Pin,
     sync::{Arc, Mutex},
     task::{Context, Poll},
@@ -21,7 +22,7 @@ use std::{
 
 use bytes::Bytes;
 use futures::{FutureExt, future::BoxFuture};
-use http::{Request, Response, StatusCode, header};
+use http::{HeaderValue, Request, Response, StatusCode, header};
 use http_body_util::BodyExt;
 use k8s_core::{
     client::{Body, BoxError, Client, LongQuery},
@@ -31,6 +32,7 @@ use k8s_store::Store;
 
 use crate::{
     accept::{self, Encoding},
+    audit::Trail,
     auth::{impersonate::Wanted, rbac::Attributes},
     call::Call,
     limits::LastAccount,
@@ -47,6 +49,17 @@ pub struct ApiServer {
     pub(crate) state: Arc<State>,
     /// User of requests without credentials, for callers in the same process.
     user: Option<Arc<User>>,
+}
+
+/// Facts about a request for audit.
+#[derive(Default)]
+struct Seen {
+    /// Id of the request.
+    id: String,
+    /// Effective user.
+    user: Option<User>,
+    /// The request's events; `None` if no policy asks for them.
+    trail: Option<Trail>,
 }
 
 impl std::fmt::Debug for ApiServer {
@@ -125,16 +138,20 @@ impl ApiServer {
 
     fn respond(self, request: Request<Body>) -> BoxFuture<'static, Response<Body>> {
         async move {
-            let id = request.headers().get(respond::AUDIT_ID).cloned();
-            let (mut response, warnings) = self.answer(request).await;
+            let id = respond::audit_id(request.headers());
+            let (mut response, warnings) = self.answer(request, id.as_ref()).await;
             respond::warn(&mut response, &warnings);
-            respond::identify(&mut response, id.as_ref());
+            respond::identify(&mut response, id);
             response
         }
         .boxed()
     }
 
-    async fn answer(&self, request: Request<Body>) -> (Response<Body>, Vec<String>) {
+    async fn answer(
+        &self,
+        request: Request<Body>,
+        id: Option<&HeaderValue>,
+    ) -> (Response<Body>, Vec<String>) {
         let query = Query::parse(LongQuery::of(&request));
         let info = RequestInfo::parse(request.method(), request.uri().path(), &query);
         if request.extensions().get::<LongQuery>().is_some() && !info.may_be_long() {
@@ -150,7 +167,7 @@ impl ApiServer {
         };
         let gzip = crate::compress::is_wanted(request.headers(), &info);
         let mut measured = self.state.metrics.begin(&self.state.registry, &info, &query);
-        let (mut response, warnings) = match self.audited(request, info, query).await {
+        let (mut response, warnings) = match self.audited(request, info, query, id).await {
             Ok(done) => done,
             Err(status) => (respond::failure(&status), Vec::new()),
         };
@@ -170,18 +187,40 @@ impl ApiServer {
         request: Request<Body>,
         info: RequestInfo,
         query: Query,
+        id: Option<&HeaderValue>,
     ) -> Result<(Response<Body>, Vec<String>), ApiStatus> {
-        if self.state.audit.is_empty() {
-            return self.admitted(request, info, query, &mut None).await;
+        if self.state.audit.is_empty() && self.state.auditor.is_none() {
+            return self.admitted(request, info, query, &mut Seen::default()).await;
         }
-        let (mut user, asked) = (None, info.clone());
-        let answer = self.admitted(request, info, query, &mut user).await;
+        let (headers, asked) = (request.headers().clone(), info.clone());
+        let id = id.map(|id| String::from_utf8_lossy(id.as_bytes()).into_owned()).unwrap_or_default();
+        let mut seen = Seen { id, ..Seen::default() };
+        let admitted = AssertUnwindSafe(self.admitted(request, info, query, &mut seen)).catch_unwind().await;
+        let mut answer = match (admitted, &seen.trail) {
+            (Ok(answer), _) => answer,
+            (Err(panic), trail) => {
+                trail.iter().for_each(|trail| trail.panicked(&headers, &*panic));
+                std::panic::resume_unwind(panic);
+            }
+        };
+        if let Some(trail) = &seen.trail {
+            answer = match answer {
+                Ok((response, warnings)) => {
+                    let foreign = response.extensions().get::<respond::Foreign>().is_some();
+                    Ok((trail.answered(&headers, response, foreign).await, warnings))
+                }
+                Err(status) => {
+                    trail.refused(&headers, &respond::status_value(&status));
+                    Err(status)
+                }
+            };
+        }
         let code = match &answer {
             Ok((response, _)) => response.status(),
             Err(status) => StatusCode::from_u16(status.code()).unwrap_or(StatusCode::INTERNAL_SERVER_ERROR),
         };
         for audit in &self.state.audit {
-            audit.record(Audited { user: user.as_ref(), request: &asked, code });
+            audit.record(Audited { user: seen.user.as_ref(), request: &asked, code });
         }
         answer
     }
@@ -218,34 +257,48 @@ impl ApiServer {
         state.authenticator.anonymous(&credentials, path)
     }
 
-    /// The pipeline from authentication on. `asked_by` is set as soon as the user is known.
+    /// The pipeline from authentication on. `seen` is set as soon as its parts are known.
     async fn admitted(
         &self,
         request: Request<Body>,
         info: RequestInfo,
         query: Query,
-        asked_by: &mut Option<User>,
+        seen: &mut Seen,
     ) -> Result<(Response<Body>, Vec<String>), ApiStatus> {
         let state = &self.state;
-        let mut user = self.authenticate(request.headers(), request.extensions(), &info.path).await?;
+        let found = self.authenticate(request.headers(), request.extensions(), &info.path).await;
+        if let Some(auditor) = &state.auditor {
+            let trail = auditor.trail(&request, &seen.id, found.as_ref().ok(), &info);
+            match (trail, &found) {
+                (Some(trail), Err(_)) => trail.unauthenticated(&request),
+                (Some(trail), Ok(_)) => {
+                    trail.received()?;
+                    seen.trail = Some(trail);
+                }
+                (None, _) => {}
+            }
+        }
+        let mut user = found?;
         if let Some(other) = Wanted::from_headers(request.headers())? {
             let selectors = Selectors::of(&info, &query);
             let wanted = attributes(&info, &selectors);
             user = other.authorized(&user, &wanted, &state.authorization).await?;
+            seen.trail.iter().for_each(|trail| trail.impersonates(&user));
         }
         if !state.audit.is_empty() {
-            *asked_by = Some(user.clone());
+            seen.user = Some(user.clone());
         }
         if let Some(response) = crate::health::public(state, &info, &query) {
             return Ok((response, Vec::new()));
         }
         let Some(last) = request.extensions().get::<Arc<LastAccount>>().cloned() else {
-            return self.granted(request, info, query, user).await;
+            return self.granted(request, info, query, user, seen.trail.as_ref()).await;
         };
         let ticket = state.gate.enter(&last, &user, &info).await?;
         let mut request = request.map(|body| ticket.count(body));
         request.extensions_mut().insert(ticket.clone());
-        let (mut response, warnings) = ticket.within(self.granted(request, info, query, user)).await?;
+        let (mut response, warnings) =
+            ticket.within(self.granted(request, info, query, user, seen.trail.as_ref())).await?;
         response.extensions_mut().insert(ticket);
         Ok((response, warnings))
     }
@@ -257,6 +310,7 @@ impl ApiServer {
         info: RequestInfo,
         query: Query,
         user: User,
+        trail: Option<&Trail>,
     ) -> Result<(Response<Body>, Vec<String>), ApiStatus> {
         let state = &self.state;
         let mut tickets = Vec::new();
@@ -265,7 +319,9 @@ impl ApiServer {
         }
         let selectors = Selectors::of(&info, &query);
         let wanted = attributes(&info, &selectors);
-        state.authorization.authorize(&user, &wanted).await?;
+        let outcome = state.authorization.decide(&user, &wanted).await;
+        trail.iter().for_each(|trail| trail.annotate(outcome.annotations()));
+        outcome.granted(&user, &wanted)?;
         if let Some(remote) = state.elsewhere(&info) {
             return Ok((remote.forward(&state.store, &user, &mut request).await, Vec::new()));
         }
@@ -276,14 +332,19 @@ impl ApiServer {
             headers: request.headers().clone(),
             registry: state.registry.now(),
             warnings: Mutex::default(),
-            annotations: Mutex::default(),
+            annotations: Arc::default(),
             charges: Mutex::default(),
         };
+        if let Some(trail) = trail {
+            request = trail.observe(request, &call.info);
+        }
         let response = if call.info.is_resource {
-            dispatch::resource(state, &call, &mut request).await?
+            dispatch::resource(state, &call, &mut request).await
         } else {
-            crate::discovery::path(state, &call)?
+            crate::discovery::path(state, &call)
         };
+        trail.iter().for_each(|trail| trail.annotate(call.annotated()));
+        let response = response?;
         let warnings = call.warned();
         Ok((response, warnings))
     }

@@ -16,6 +16,7 @@ use crate::{
     admission::Chain,
     aggregate::{Aggregator, Remote},
     allocate::ServiceAllocator,
+    audit::Auditor,
     auth::{Authenticator, Authorization, Evidence, tokens::TokenIssuer},
     limits::Gate,
     metrics::Metrics,
@@ -84,6 +85,8 @@ pub(crate) struct State {
     pub(crate) authenticators: Authenticators,
     pub(crate) flow: Vec<Arc<dyn FlowControl>>,
     pub(crate) audit: Vec<Arc<dyn Audit>>,
+    /// Audit by policy, if there is one.
+    pub(crate) auditor: Option<Arc<Auditor>>,
     pub(crate) nodes: Option<Arc<dyn NodeConnector>>,
     pub(crate) aggregator: Aggregator,
     /// Notified when definitions change.

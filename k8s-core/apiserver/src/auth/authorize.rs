@@ -172,11 +172,37 @@ impl Authorization {
     /// # Errors
     /// 403 with the reason.
     pub(crate) async fn authorize(&self, user: &User, a: &Attributes<'_>) -> Result<(), ApiStatus> {
-        let outcome = self.decide(user, a).await;
-        if outcome.decision == Decision::Allow {
+        self.decide(user, a).await.granted(user, a)
+    }
+
+    /// Checks that a caller may `create` what a request is about ([`Attributes::create`]).
+    ///
+    /// # Errors
+    /// 403 with the reason.
+    pub(crate) async fn may_create(&self, user: &User, info: &RequestInfo) -> Result<(), ApiStatus> {
+        self.authorize(user, &Attributes::create(info)).await
+    }
+}
+
+impl Outcome {
+    /// Returns the annotations of audit events.
+    pub(crate) fn annotations(&self) -> [(String, String); 2] {
+        let decision = if self.decision == Decision::Allow { "allow" } else { "forbid" };
+        [
+            ("authorization.k8s.io/decision".to_owned(), decision.to_owned()),
+            ("authorization.k8s.io/reason".to_owned(), self.reason.clone()),
+        ]
+    }
+
+    /// Checks that the decision about a request allows it.
+    ///
+    /// # Errors
+    /// 403 with the reason.
+    pub(crate) fn granted(self, user: &User, a: &Attributes<'_>) -> Result<(), ApiStatus> {
+        if self.decision == Decision::Allow {
             return Ok(());
         }
-        let reason = match outcome.reason {
+        let reason = match self.reason {
             reason if reason.is_empty() => reason,
             reason => format!(": {reason}"),
         };
@@ -201,13 +227,5 @@ impl Authorization {
             return Err(ApiStatus::of(Reason::Forbidden, why).about("", "", ""));
         };
         Err(ApiStatus::forbidden(a.group, a.resource, a.name, &why))
-    }
-
-    /// Checks that a caller may `create` what a request is about ([`Attributes::create`]).
-    ///
-    /// # Errors
-    /// 403 with the reason.
-    pub(crate) async fn may_create(&self, user: &User, info: &RequestInfo) -> Result<(), ApiStatus> {
-        self.authorize(user, &Attributes::create(info)).await
     }
 }

@@ -26,7 +26,10 @@ use tokio::{
 use tokio_util::sync::CancellationToken;
 
 use super::long_request::{FirstLine, Seen};
-use crate::limits::{LastAccount, Limits, Ticket};
+use crate::{
+    audit::Completion,
+    limits::{LastAccount, Limits, Ticket},
+};
 
 /// Maximum interval of checks of a quiet connection.
 const LOOK: Duration = Duration::from_secs(15);
@@ -52,8 +55,8 @@ pub(super) struct Connection {
     pub(super) close: CancellationToken,
     /// The user of the last request.
     pub(super) account: Arc<LastAccount>,
-    /// Ticket of an upgraded connection.
-    upgraded: Mutex<Option<Arc<Ticket>>>,
+    /// Ticket of an upgraded connection, and its audit events.
+    upgraded: Mutex<(Option<Arc<Ticket>>, Option<Completion>)>,
     /// Query of the first request, if it is too long for a URI.
     query: Mutex<Option<LongQuery>>,
 }
@@ -188,7 +191,7 @@ impl Active {
         if response.status() == StatusCode::SWITCHING_PROTOCOLS {
             // The session continues after this response, until the connection ends.
             let mut upgraded = self.connection.upgraded.lock().unwrap_or_else(PoisonError::into_inner);
-            *upgraded = ticket;
+            *upgraded = (ticket, response.extensions_mut().remove::<Completion>());
             return response;
         }
         if ticket.as_ref().is_some_and(|ticket| ticket.is_long_running()) {
@@ -249,7 +252,7 @@ impl<S> Wire<S> {
 
 impl<S> Drop for Wire<S> {
     fn drop(&mut self) {
-        self.connection.upgraded.lock().unwrap_or_else(PoisonError::into_inner).take();
+        std::mem::take(&mut *self.connection.upgraded.lock().unwrap_or_else(PoisonError::into_inner));
     }
 }
 

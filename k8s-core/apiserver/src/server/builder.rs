@@ -16,6 +16,7 @@ use crate::{
     aggregate::Aggregator,
     allocate::ServiceAllocator,
     apiservices::ApiServices,
+    audit::{Auditor, Policy, Sink},
     auth::{Authenticator, Authorization, AuthorizationMode, ServiceAccountTokens, tokens::TokenIssuer},
     crd::Definitions,
     limits::{Gate, Limits},
@@ -47,6 +48,8 @@ pub struct Builder {
     authorizers: Vec<Arc<dyn Authorize>>,
     flow: Vec<Arc<dyn FlowControl>>,
     audit: Vec<Arc<dyn Audit>>,
+    audit_policy: Option<Policy>,
+    audit_sinks: Vec<Arc<dyn Sink>>,
     typed: Vec<Result<Vec<Arc<Resource>>, BuildError>>,
     nodes: Option<Arc<dyn NodeConnector>>,
     front_proxy: Option<ClientIdentity>,
@@ -80,6 +83,8 @@ impl Builder {
             authorizers: Vec::new(),
             flow: Vec::new(),
             audit: Vec::new(),
+            audit_policy: None,
+            audit_sinks: Vec::new(),
             typed: Vec::new(),
             nodes: None,
             front_proxy: None,
@@ -281,10 +286,22 @@ impl Builder {
         self.flow.push(Arc::new(flow));
         self
     }
-    /// Adds an audit backend.
+    /// Adds a recorder of each request and its response code.
     #[must_use]
     pub fn audit(mut self, audit: impl Audit) -> Self {
         self.audit.push(Arc::new(audit));
+        self
+    }
+    /// Policy of audit events (`--audit-policy-file`). Default: none, and no events.
+    #[must_use]
+    pub fn audit_policy(mut self, policy: Policy) -> Self {
+        self.audit_policy = Some(policy);
+        self
+    }
+    /// Adds a backend for the events that the audit policy asks for, such as a [`Log`](crate::audit::Log).
+    #[must_use]
+    pub fn audit_sink(mut self, sink: impl Sink) -> Self {
+        self.audit_sinks.push(Arc::new(sink));
         self
     }
     /// Connector to kubelets for logs, exec, attach, port-forward and proxy. Default: none; such requests get
@@ -360,6 +377,11 @@ impl Builder {
             metrics: self.metrics.clone(),
         };
         let admission = Chain::new(&parts, self.admission, &self.plugins)?;
+        let sinks = self.audit_sinks;
+        let auditor = self
+            .audit_policy
+            .filter(|_| !sinks.is_empty())
+            .map(|policy| Arc::new(Auditor::new(policy, sinks, self.clock.clone(), &self.metrics)));
         let server = ApiServer {
             state: Arc::new(State {
                 store: self.store,
@@ -374,6 +396,7 @@ impl Builder {
                 authenticators: self.authenticators,
                 flow: self.flow,
                 audit: self.audit,
+                auditor,
                 nodes: self.nodes,
                 aggregator: Aggregator::default(),
                 redefined: Arc::default(),
