@@ -12,6 +12,7 @@ use std::{
 };
 
 use jiff::Timestamp;
+use k8s_core::clock::Clock;
 use k8s_metrics::Counter;
 
 use super::{Event, Sink};
@@ -239,7 +240,7 @@ impl Rotated {
             {
                 tracing::warn!(%error, file = %backup.display(), "compress a rotated audit log");
             }
-            if let Err(error) = remove_old(&settings, Timestamp::now()) {
+            if let Err(error) = remove_old(&settings, Clock::system().now()) {
                 tracing::warn!(%error, "remove old audit logs");
             }
         };
@@ -249,7 +250,7 @@ impl Rotated {
     /// Returns the name of a rotated file, with the time in milliseconds.
     fn free_name(&self) -> PathBuf {
         let (stem, extension) = parts(&self.settings.path);
-        let mut at = Timestamp::now();
+        let mut at = Clock::system().now();
         loop {
             let time = at.strftime("%Y-%m-%dT%H-%M-%S%.3f");
             let path = self.settings.path.with_file_name(format!("{stem}-{time}{extension}"));

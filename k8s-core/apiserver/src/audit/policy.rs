@@ -255,7 +255,8 @@ impl Reader {
                 self.problems.push(format!("{place}: {why}"));
             }
         }
-        if !urls.is_empty() && !(resources.is_empty() && namespaces.is_empty()) {
+        let for_resources = !resources.is_empty() || !namespaces.is_empty();
+        if for_resources && !urls.is_empty() {
             let why = "rules cannot apply to both regular resources and non-resource URLs";
             self.problems.push(format!("{path}.nonResourceURLs: Invalid value: {urls:?}: {why}"));
         }

@@ -218,7 +218,7 @@ async fn a_watch_starts_and_completes() {
     let watch = server.handle(request("admin", "GET", &path, &Value::Null).map(body_from_bytes)).await;
     assert_eq!(stages(), ["RequestReceived", "ResponseStarted"]);
     let mut body = watch.into_body();
-    call(&server, "guest", "GET", "/version", Value::Null).await;
+    call(&server, "admin", "POST", MAPS, map("a")).await;
     assert!(body.frame().await.is_some());
     drop(body);
     let events = seen.take();
