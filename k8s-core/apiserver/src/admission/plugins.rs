@@ -10,6 +10,7 @@ mod default_toleration_seconds;
 mod event_rate_limit;
 mod extended_resource_toleration;
 mod external_ips;
+mod image_policy;
 mod ingress_class;
 mod limit_ranger;
 mod namespace_lifecycle;
@@ -101,6 +102,9 @@ static PLUGINS: &[Plugin] = &[
     }),
     on("TaintNodesByCondition", |_, _| Ok(Arc::new(taint_nodes::TaintNodesByCondition))),
     off("AlwaysPullImages", |_, _| Ok(Arc::new(always_pull_images::AlwaysPullImages))),
+    off("ImagePolicyWebhook", |_, configuration| {
+        Ok(Arc::new(image_policy::ImagePolicyWebhook::new(configuration)?))
+    }),
     on("PodSecurity", |parts, configuration| {
         Ok(Arc::new(pod_security::PodSecurity::new(parts, configuration)?))
     }),
