@@ -35,6 +35,9 @@ impl Observer for Policies {
     }
 
     async fn after_write(&self, state: &Arc<State>, resource: &Resource, stored: &Arc<Stored>) {
+        if !state.admission.has("ValidatingAdmissionPolicy") {
+            return;
+        }
         let Ok(mut policy) = serde_json::from_slice::<Value>(&stored.json) else { return };
         let generation = int_at(&policy, "/metadata/generation");
         if policy.pointer("/metadata/deletionTimestamp").is_some()
