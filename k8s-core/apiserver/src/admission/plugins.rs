@@ -16,6 +16,7 @@ mod namespace_lifecycle;
 mod namespaces;
 mod node_restriction;
 mod owner_references;
+mod param_access;
 mod pod_node_selector;
 mod pod_resize;
 mod pod_security;
@@ -292,6 +293,7 @@ pub(crate) struct Chain {
     own: Vec<Arc<dyn Admit>>,
     last: Vec<Arc<dyn Admit>>,
     escalation: role_escalation::RoleEscalation,
+    params: param_access::ParamAccess,
 }
 
 impl Chain {
@@ -314,7 +316,8 @@ impl Chain {
             made.collect::<Result<Vec<_>, _>>()
         };
         let escalation = role_escalation::RoleEscalation { authorization: parts.authorization.clone() };
-        Ok(Chain { first: make(PLUGINS)?, own, last: make(LAST)?, escalation })
+        let params = param_access::ParamAccess { authorization: parts.authorization.clone() };
+        Ok(Chain { first: make(PLUGINS)?, own, last: make(LAST)?, escalation, params })
     }
 
     /// Lets each plugin change or refuse an object. Plugins of a distribution are not asked about updates of
@@ -388,6 +391,7 @@ impl Chain {
     /// # Errors
     /// The first refusal.
     pub(crate) async fn validate(&self, admission: &Admission<'_>) -> Result<(), ApiStatus> {
+        self.params.check(admission).await?;
         for plugin in self.all(admission.operation, admission.resource, &admission.request.subresource) {
             if let Err(refusal) = plugin.validate(admission).await {
                 self.abandon(admission.call).await;
