@@ -64,7 +64,7 @@ impl Call {
         all.entry(key).or_insert(value);
     }
 
-    /// The same request, to be changed; its warnings are its own.
+    /// The same request, to be changed; its warnings and annotations are its own.
     pub(crate) fn inner(&self) -> Call {
         Call {
             info: self.info.clone(),
@@ -76,6 +76,16 @@ impl Call {
             annotations: Mutex::default(),
             charges: Mutex::default(),
         }
+    }
+
+    /// Takes the warnings and audit annotations of an inner request.
+    pub(crate) fn take_notes(&self, inner: &Call) {
+        inner.warned().into_iter().for_each(|warning| self.warn(warning));
+        let notes = {
+            let mut notes = inner.annotations.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
+            std::mem::take(&mut *notes)
+        };
+        notes.into_iter().for_each(|(key, value)| self.annotate(key, value));
     }
 
     /// Takes the texts of the response's `Warning` headers.

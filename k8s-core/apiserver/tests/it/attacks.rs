@@ -5,6 +5,7 @@ use serde_json::{Value, json};
 
 use crate::support::{ask_as, done, grant, server};
 
+const HERE: &str = "/api/v1/namespaces/default";
 const POLICIES: &str = "/apis/admissionregistration.k8s.io/v1";
 
 /// Expressions show their parameters: nobody has one show what they may not read.
@@ -77,4 +78,61 @@ async fn policies_show_no_parameters_that_their_writer_may_not_read() {
         done(&server, "POST", &policies, &policy("secret", "Secret")).await;
         done(&server, "PATCH", &format!("{bindings}/b"), &json!({"spec": {"policyName": "secret"}})).await;
     }
+}
+
+/// `finalize` passes webhooks and policies as every write, and stores nothing but names.
+#[tokio::test]
+async fn a_namespace_is_finalized_under_policies_and_with_names_only() {
+    let server = server().await;
+    let policy = json!({"metadata": {"name": "p"}, "spec": {"matchConstraints": {"resourceRules": [{"operations": ["UPDATE"],
+        "apiGroups": [""], "apiVersions": ["v1"], "resources": ["namespaces/finalize"]}]},
+        "validations": [{"expression": "object.spec.?finalizers.orValue([]).exists(f, f == 'kubernetes')", "message": "it is kept"}]}});
+    done(&server, "POST", &format!("{POLICIES}/validatingadmissionpolicies"), &policy).await;
+    let binding =
+        json!({"metadata": {"name": "b"}, "spec": {"policyName": "p", "validationActions": ["Deny"]}});
+    done(&server, "POST", &format!("{POLICIES}/validatingadmissionpolicybindings"), &binding).await;
+    done(&server, "POST", "/api/v1/namespaces", &json!({"metadata": {"name": "n"}})).await;
+    let rows = [
+        (json!({"metadata": {"name": "n"}, "spec": {"finalizers": []}}), 422, "denied request: it is kept"),
+        (json!({"spec": {"finalizers": ["kubernetes", {"a": 1}]}}), 400, "of type string"),
+        (json!({"spec": {"finalizers": ["kubernetes", "x"]}}), 422, "nor is it fully qualified"),
+        (
+            json!({"metadata": {"name": "m"}, "spec": {"finalizers": ["kubernetes"]}}),
+            400,
+            "the name on the URL (n)",
+        ),
+        (json!({"spec": {"finalizers": ["kubernetes", "a.b/c"]}}), 200, ""),
+    ];
+    for (body, code, why) in rows {
+        let answer = ask_as(&server, &User::admin(), "PUT", "/api/v1/namespaces/n/finalize", &body).await;
+        let message = answer.json()["message"].as_str().unwrap_or_default().to_owned();
+        assert!(answer.status == code && message.ends_with(why), "{body}: {} {message}", answer.status);
+    }
+    let found = done(&server, "GET", "/api/v1/namespaces/n", &Value::Null).await;
+    assert_eq!(found["spec"]["finalizers"], json!(["kubernetes", "a.b/c"]));
+}
+
+/// A Binding's labels become the pod's: values that no client can decode would break every list of pods.
+#[tokio::test]
+async fn a_binding_leaves_a_pod_that_clients_can_read() {
+    let server = server().await;
+    done(&server, "POST", &format!("{HERE}/serviceaccounts"), &json!({"metadata": {"name": "default"}}))
+        .await;
+    let pod = json!({"metadata": {"name": "p"}, "spec": {"containers": [{"name": "c", "image": "i"}]}});
+    done(&server, "POST", &format!("{HERE}/pods"), &pod).await;
+    let target = json!({"kind": "Node", "name": "n"});
+    let rows = [
+        (json!({"name": "p", "labels": {"a": 5}}), 400, "metadata.labels must be a map of strings"),
+        (json!({"name": "p", "annotations": ["a"]}), 400, "metadata.annotations must be a map of strings"),
+        (json!({"name": "q"}), 400, "name in URL does not match name in Binding object"),
+        (json!({"name": "p", "labels": {"a": "b"}, "annotations": null}), 201, ""),
+    ];
+    for (metadata, code, why) in rows {
+        let body = json!({"metadata": metadata, "target": target});
+        let answer = ask_as(&server, &User::admin(), "POST", &format!("{HERE}/pods/p/binding"), &body).await;
+        let message = answer.json()["message"].as_str().unwrap_or_default().to_owned();
+        assert!(answer.status == code && message.ends_with(why), "{body}: {} {message}", answer.status);
+    }
+    let found = done(&server, "GET", &format!("{HERE}/pods/p"), &Value::Null).await;
+    assert_eq!(found["metadata"]["labels"], json!({"a": "b"}));
 }
