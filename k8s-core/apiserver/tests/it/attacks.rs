@@ -136,3 +136,64 @@ async fn a_binding_leaves_a_pod_that_clients_can_read() {
     let found = done(&server, "GET", &format!("{HERE}/pods/p"), &Value::Null).await;
     assert_eq!(found["metadata"]["labels"], json!({"a": "b"}));
 }
+
+/// The annotation of mirror pods is no way around the account of a pod, and an account may limit secrets.
+#[tokio::test]
+async fn pods_use_the_secrets_that_their_account_allows() {
+    let server = server().await;
+    let account = json!({"metadata": {"name": "default", "annotations": {"kubernetes.io/enforce-mountable-secrets": "true"}},
+        "secrets": [{"name": "own"}], "imagePullSecrets": [{"name": "pull"}]});
+    done(&server, "POST", &format!("{HERE}/serviceaccounts"), &account).await;
+    let container = |more: Value| {
+        let mut container = json!({"name": "c", "image": "i"});
+        container.as_object_mut().unwrap().extend(more.as_object().unwrap().clone());
+        container
+    };
+    let env = |secret: &str| json!({"env": [{"name": "E", "valueFrom": {"secretKeyRef": {"name": secret, "key": "k"}}}]});
+    let all = |secret: &str| json!({"envFrom": [{"secretRef": {"name": secret}}]});
+    let plain = || json!([container(json!({}))]);
+    let not = "is not allowed because service account default does not reference that secret";
+    let rows = [
+        (json!({"containers": [container(env("own"))], "imagePullSecrets": [{"name": "pull"}]}), String::new()),
+        (json!({"containers": [container(env("x"))]}),
+            format!("container c with envVar E referencing secret.secretName=\"x\" {not}")),
+        (json!({"containers": plain(), "initContainers": [{"name": "d", "image": "i", "envFrom": all("x")["envFrom"]}]}),
+            format!("init container d with envFrom referencing secret.secretName=\"x\" {not}")),
+        (json!({"containers": plain(), "volumes": [{"name": "v", "secret": {"secretName": "x"}}]}),
+            format!("volume with secret.secretName=\"x\" {not}")),
+        (json!({"containers": plain(), "imagePullSecrets": [{"name": "x"}]}),
+            "imagePullSecrets[0].name=\"x\" is not allowed because service account default does not reference that imagePullSecret".to_owned()),
+    ];
+    let check = async |method: &str, path: &str, body: &Value, why: &str| {
+        let answer = ask_as(&server, &User::admin(), method, path, body).await;
+        let message = answer.json()["message"].as_str().unwrap_or_default().to_owned();
+        let refused = answer.status == 403 && message.ends_with(why);
+        assert!(if why.is_empty() { answer.status.is_success() } else { refused }, "{body}: {message}");
+    };
+    let pods = format!("{HERE}/pods");
+    for (spec, why) in rows {
+        check("POST", &pods, &json!({"metadata": {"name": "p"}, "spec": spec}), &why).await;
+    }
+    let debugger = |secret: &str| json!({"spec": {"ephemeralContainers": [{"name": "e", "image": "i", "envFrom": all(secret)["envFrom"]}]}});
+    let why = format!("ephemeral container e with envFrom referencing secret.secretName=\"x\" {not}");
+    check("PATCH", &format!("{pods}/p/ephemeralcontainers"), &debugger("x"), &why).await;
+    check("PATCH", &format!("{pods}/p/ephemeralcontainers"), &debugger("own"), "").await;
+
+    let token = json!({"name": "v", "projected": {"sources": [{"serviceAccountToken": {"path": "t"}}]}});
+    let rows = [
+        (
+            json!({"containers": plain(), "serviceAccountName": "nobody"}),
+            "a mirror pod may not reference service accounts",
+        ),
+        (json!({"containers": [container(env("own"))]}), "a mirror pod may not reference secrets"),
+        (
+            json!({"containers": plain(), "volumes": [token]}),
+            "a mirror pod may not use ServiceAccountToken volume projections",
+        ),
+        (json!({"containers": plain()}), ""),
+    ];
+    for (spec, why) in rows {
+        let metadata = json!({"name": "m", "annotations": {"kubernetes.io/config.mirror": "x"}});
+        check("POST", &pods, &json!({"metadata": metadata, "spec": spec}), why).await;
+    }
+}
