@@ -197,3 +197,55 @@ async fn pods_use_the_secrets_that_their_account_allows() {
         check("POST", &pods, &json!({"metadata": metadata, "spec": spec}), why).await;
     }
 }
+
+/// The status of a namespace carries labels, too: they must not take the request out of a selector.
+#[tokio::test]
+async fn a_status_does_not_unselect_its_namespace() {
+    let server = server().await;
+    let policy = json!({"metadata": {"name": "p"}, "spec": {"matchConstraints": {
+        "namespaceSelector": {"matchLabels": {"guarded": "yes"}},
+        "resourceRules": [{"operations": ["UPDATE"], "apiGroups": [""], "apiVersions": ["v1"],
+            "resources": ["namespaces/status"]}]},
+        "validations": [{"expression": "false", "message": "it is guarded"}]}});
+    done(&server, "POST", &format!("{POLICIES}/validatingadmissionpolicies"), &policy).await;
+    let binding =
+        json!({"metadata": {"name": "b"}, "spec": {"policyName": "p", "validationActions": ["Deny"]}});
+    done(&server, "POST", &format!("{POLICIES}/validatingadmissionpolicybindings"), &binding).await;
+    for (name, labels, code) in [("a", json!({"guarded": "yes"}), 422), ("b", json!({}), 200)] {
+        done(&server, "POST", "/api/v1/namespaces", &json!({"metadata": {"name": name, "labels": labels}}))
+            .await;
+        let change = json!({"metadata": {"labels": {"guarded": "no"}}});
+        let path = format!("/api/v1/namespaces/{name}/status");
+        let answer = ask_as(&server, &User::admin(), "PATCH", &path, &change).await;
+        assert_eq!(answer.status, code, "{name}: {}", answer.json());
+    }
+}
+
+/// A class of pods that preempt nobody is no class to preempt by.
+#[tokio::test]
+async fn a_pod_has_the_priority_and_preemption_of_its_class() {
+    let server = server().await;
+    done(&server, "POST", &format!("{HERE}/serviceaccounts"), &json!({"metadata": {"name": "default"}}))
+        .await;
+    let class = json!({"metadata": {"name": "meek"}, "value": 1000, "preemptionPolicy": "Never"});
+    done(&server, "POST", "/apis/scheduling.k8s.io/v1/priorityclasses", &class).await;
+    let computed = |of: &str| format!("admission controller computed {of} from the given PriorityClass name");
+    let rows = [
+        (json!({"preemptionPolicy": "PreemptLowerPriority"}), computed("Never")),
+        (json!({"priority": 2000}), computed("1000")),
+        (json!({"priority": 1000, "preemptionPolicy": "Never"}), String::new()),
+        (json!({"priorityClassName": "", "priority": 5}), computed("0")),
+    ];
+    for (more, why) in rows {
+        let mut spec = json!({"containers": [{"name": "c", "image": "i"}], "priorityClassName": "meek"});
+        spec.as_object_mut().unwrap().extend(more.as_object().unwrap().clone());
+        let pod = json!({"metadata": {"generateName": "p-"}, "spec": spec});
+        let answer = ask_as(&server, &User::admin(), "POST", &format!("{HERE}/pods"), &pod).await;
+        if why.is_empty() {
+            assert_eq!(answer.json()["spec"]["preemptionPolicy"], "Never", "{}", answer.json());
+            continue;
+        }
+        let message = answer.json()["message"].as_str().unwrap_or_default().to_owned();
+        assert!(answer.status == 403 && message.ends_with(&why), "{more}: {} {message}", answer.status);
+    }
+}
