@@ -36,7 +36,12 @@ pub(crate) const TOKEN: Target = Target {
         let audiences = ISSUER.api_audiences();
         // Nothing but a token of the issuer's key is valid, whatever objects there are.
         assert!(ISSUER.verify(&text, audiences, 0, &All).is_err());
-        let subject = TokenSubject { namespace: "n".into(), name: "a".into(), ..TokenSubject::default() };
+        let subject = TokenSubject {
+            namespace: "n".into(),
+            name: "a".into(),
+            uid: "u".into(),
+            ..TokenSubject::default()
+        };
         let token = ISSUER.issue_legacy(&subject, "s").expect("the system has randomness");
         assert!(ISSUER.verify(&token, audiences, 0, &All).is_ok());
         // No byte of it can be another, but those that mean the same bits of the signature.

@@ -99,6 +99,18 @@ pub(crate) fn message_environment(has_params: bool) -> Env {
     if has_params { env.variable("params", Decl::any()) } else { env }
 }
 
+/// The variables of a policy about objects of a known type, and parameters if it has them.
+pub(crate) fn typed_environment(object: Decl, params: Option<Decl>) -> Env {
+    let object = Arc::new(object);
+    let env = Env::new().variable("object", object.clone()).variable("oldObject", object);
+    let env = env.variable("request", REQUEST.clone()).variable("namespaceObject", NAMESPACE.clone());
+    let env = with_rights(env);
+    match params {
+        Some(params) => env.variable("params", params),
+        None => env,
+    }
+}
+
 /// Compiles an expression whose result must be of one of these types.
 ///
 /// # Errors

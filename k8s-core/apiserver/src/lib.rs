@@ -55,6 +55,7 @@ pub mod limits;
 pub mod listen;
 mod metrics;
 mod openapi;
+mod policy_status;
 pub mod proxy;
 mod read;
 pub mod request;

@@ -10,6 +10,7 @@ mod default_toleration_seconds;
 mod event_rate_limit;
 mod extended_resource_toleration;
 mod external_ips;
+mod image_policy;
 mod ingress_class;
 mod limit_ranger;
 mod namespace_lifecycle;
@@ -102,6 +103,9 @@ static PLUGINS: &[Plugin] = &[
     }),
     on("TaintNodesByCondition", |_, _| Ok(Arc::new(taint_nodes::TaintNodesByCondition))),
     off("AlwaysPullImages", |_, _| Ok(Arc::new(always_pull_images::AlwaysPullImages))),
+    off("ImagePolicyWebhook", |_, configuration| {
+        Ok(Arc::new(image_policy::ImagePolicyWebhook::new(configuration)?))
+    }),
     on("PodSecurity", |parts, configuration| {
         Ok(Arc::new(pod_security::PodSecurity::new(parts, configuration)?))
     }),
@@ -294,6 +298,8 @@ pub(crate) struct Chain {
     last: Vec<Arc<dyn Admit>>,
     escalation: role_escalation::RoleEscalation,
     params: param_access::ParamAccess,
+    /// Names of the built-in plugins that are on.
+    names: Vec<&'static str>,
 }
 
 impl Chain {
@@ -317,7 +323,14 @@ impl Chain {
         };
         let escalation = role_escalation::RoleEscalation { authorization: parts.authorization.clone() };
         let params = param_access::ParamAccess { authorization: parts.authorization.clone() };
-        Ok(Chain { first: make(PLUGINS)?, own, last: make(LAST)?, escalation, params })
+        let names =
+            PLUGINS.iter().chain(LAST).filter(|plugin| selection.has(plugin)).map(|p| p.name).collect();
+        Ok(Chain { first: make(PLUGINS)?, own, last: make(LAST)?, escalation, params, names })
+    }
+
+    /// Returns true if a built-in plugin is on.
+    pub(crate) fn has(&self, name: &str) -> bool {
+        self.names.contains(&name)
     }
 
     /// Lets each plugin change or refuse an object. Plugins of a distribution are not asked about updates of

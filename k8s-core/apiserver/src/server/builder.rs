@@ -19,6 +19,7 @@ use crate::{
     auth::{Authenticator, Authorization, AuthorizationMode, ServiceAccountTokens, tokens::TokenIssuer},
     crd::Definitions,
     limits::{Gate, Limits},
+    policy_status::Policies,
     proxy::NodeConnector,
     resources::{Resource, SharedRegistry, is_built_in},
     stages::{Audit, Authenticate, Authorize, FlowControl},
@@ -28,7 +29,7 @@ use crate::{
 };
 
 /// The observers of stored objects; each kind has one at most.
-static OBSERVERS: &[&dyn Observer] = &[&Definitions, &ApiServices];
+static OBSERVERS: &[&dyn Observer] = &[&Definitions, &ApiServices, &Policies];
 
 /// Builds an [`ApiServer`] from its parts. Each part has a default.
 pub struct Builder {

@@ -63,27 +63,53 @@ fn pod(name: &str, spec: Value) -> Value {
     pod
 }
 
+/// Upstream's plugins in its order, and whether they are on by default here: upstream's set and
+/// NodeRestriction. Each has a test by its name, here or in the file that is named after it.
+const LIST: [(&str, bool); 37] = [
+    ("AlwaysAdmit", false),
+    ("NamespaceAutoProvision", false),
+    ("NamespaceLifecycle", true),
+    ("NamespaceExists", false),
+    ("LimitPodHardAntiAffinityTopology", false),
+    ("LimitRanger", true),
+    ("ServiceAccount", true),
+    ("NodeRestriction", true),
+    ("TaintNodesByCondition", true),
+    ("AlwaysPullImages", false),
+    ("ImagePolicyWebhook", false),
+    ("PodSecurity", true),
+    ("PodNodeSelector", false),
+    ("Priority", true),
+    ("DefaultTolerationSeconds", true),
+    ("PodTolerationRestriction", false),
+    ("EventRateLimit", false),
+    ("ExtendedResourceToleration", false),
+    ("DefaultStorageClass", true),
+    ("StorageObjectInUseProtection", true),
+    ("OwnerReferencesPermissionEnforcement", false),
+    ("PersistentVolumeClaimResize", true),
+    ("RuntimeClass", true),
+    ("CertificateApproval", true),
+    ("CertificateSigning", true),
+    ("ClusterTrustBundleAttest", true),
+    ("CertificateSubjectRestriction", true),
+    ("DefaultIngressClass", true),
+    ("DenyServiceExternalIPs", false),
+    ("PodTopologyLabels", true),
+    ("PodResizeValidator", true),
+    ("MutatingAdmissionPolicy", true),
+    ("MutatingAdmissionWebhook", true),
+    ("ValidatingAdmissionPolicy", true),
+    ("ValidatingAdmissionWebhook", true),
+    ("ResourceQuota", true),
+    ("AlwaysDeny", false),
+];
+
 #[test]
 fn the_list_of_the_plugins() {
-    const ON: [&str; 13] = [
-        "NamespaceLifecycle",
-        "ServiceAccount",
-        "TaintNodesByCondition",
-        "Priority",
-        "DefaultTolerationSeconds",
-        "DefaultStorageClass",
-        "PersistentVolumeClaimResize",
-        "RuntimeClass",
-        "DefaultIngressClass",
-        "PodTopologyLabels",
-        "PodResizeValidator",
-        "MutatingAdmissionWebhook",
-        "ValidatingAdmissionPolicy",
-    ];
     let on: Vec<&str> = default_plugins().collect();
-    assert!(ON.iter().all(|name| on.contains(name)), "{on:?}");
-    let off = ["AlwaysPullImages", "PodNodeSelector", "EventRateLimit", "DenyServiceExternalIPs"];
-    assert!(off.iter().all(|name| !on.contains(name) && plugins().any(|known| known == *name)));
+    let found: Vec<(&str, bool)> = plugins().map(|name| (name, on.contains(&name))).collect();
+    assert_eq!(found, LIST);
 }
 
 #[tokio::test]
@@ -257,6 +283,39 @@ async fn storage_object_in_use_protection() {
         "accessModes": ["ReadWriteOnce"], "hostPath": {"path": "/x"}}});
     let made = server.done("POST", "/api/v1/persistentvolumes", volume).await;
     assert_eq!(made["metadata"]["finalizers"], json!(["example.com/own", "kubernetes.io/pv-protection"]));
+}
+
+#[tokio::test]
+async fn image_policy_webhook() {
+    let ca = crate::peer::authority();
+    let asked = std::sync::Arc::new(std::sync::atomic::AtomicUsize::new(0));
+    let count = asked.clone();
+    let (port, task) = crate::peer::serve_json(&ca, "localhost", move |review| {
+        count.fetch_add(1, std::sync::atomic::Ordering::Relaxed);
+        let bad = review["spec"]["containers"][0]["image"] == "bad" || review["spec"]["annotations"].get("team.image-policy.k8s.io/ticket").is_some();
+        json!({"kind": "ImageReview", "apiVersion": review["apiVersion"], "status": {"allowed": !bad, "reason": "it is bad"}})
+    })
+    .await;
+    let directory = tempfile::tempdir().unwrap();
+    std::fs::write(directory.path().join("ca.crt"), &ca.0).unwrap();
+    let file = directory.path().join("kubeconfig");
+    let cluster = json!({"server": format!("https://localhost:{port}/review"), "certificate-authority": directory.path().join("ca.crt")});
+    let kubeconfig = json!({"apiVersion": "v1", "kind": "Config", "current-context": "c", "contexts": [{"name": "c", "context": {"cluster": "c", "user": "u"}}],
+        "clusters": [{"name": "c", "cluster": cluster}], "users": [{"name": "u", "user": {}}]});
+    std::fs::write(&file, kubeconfig.to_string()).unwrap();
+    let server = Server::with("ImagePolicyWebhook", json!({"imagePolicy": {"kubeConfigFile": file}})).await;
+    server.done("POST", PODS, pod("a", json!({}))).await;
+    server.done("POST", PODS, pod("b", json!({}))).await;
+    assert_eq!(asked.load(std::sync::atomic::Ordering::Relaxed), 1, "answers are kept");
+    let why = "image policy webhook backend denied one or more images: it is bad";
+    let bad = json!({"containers": [{"name": "c", "image": "bad"}]});
+    assert_eq!(server.refused("POST", PODS, pod("c", bad.clone())).await, (403, why.to_owned()));
+    let mut annotated = pod("d", json!({}));
+    annotated["metadata"]["annotations"] = json!({"team.image-policy.k8s.io/ticket": "1", "other": "x"});
+    assert_eq!(server.refused("POST", PODS, annotated).await.0, 403);
+    task.abort();
+    let open = json!({"imagePolicy": {"kubeConfigFile": file, "defaultAllow": true, "retryBackoff": 1}});
+    Server::with("ImagePolicyWebhook", open).await.done("POST", PODS, pod("a", bad)).await;
 }
 
 #[tokio::test]

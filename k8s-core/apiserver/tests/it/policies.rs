@@ -372,3 +372,24 @@ async fn mutations_are_compiled_when_they_are_written() {
         assert!(refused.status == 422 && message.contains(problem), "{problem}: {}", refused.json());
     }
 }
+
+#[tokio::test]
+async fn the_status_tells_of_types_that_do_not_fit() {
+    let server = server().await;
+    let path = format!("{GROUP}/validatingadmissionpolicies");
+    let spec = json!({"validations": [{"expression": "object.data.size() < 3"}, {"expression": "object.nothing == 1"}]});
+    assert_eq!(post(&server, &path, policy("p", spec)).await.status, 201);
+    let live = admin(&server, "GET", &format!("{path}/p"), "", "").await.json();
+    assert_eq!(live["status"]["observedGeneration"], 1);
+    let warnings = &live["status"]["typeChecking"]["expressionWarnings"];
+    assert_eq!(warnings.as_array().map(Vec::len), Some(1), "{live}");
+    assert_eq!(warnings[0]["fieldRef"], "spec.validations[1].expression");
+    assert!(warnings[0]["warning"].as_str().unwrap().contains("undefined field 'nothing'"), "{warnings}");
+    let fixed = json!({"spec": {"validations": [{"expression": "object.data.size() < 3"}]}}).to_string();
+    assert_eq!(
+        admin(&server, "PATCH", &format!("{path}/p"), "application/merge-patch+json", fixed).await.status,
+        200
+    );
+    let live = admin(&server, "GET", &format!("{path}/p"), "", "").await.json();
+    assert_eq!(live["status"], json!({"observedGeneration": 2, "typeChecking": {}}));
+}
