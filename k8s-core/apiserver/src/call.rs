@@ -25,7 +25,7 @@ pub(crate) struct Call {
     pub(crate) registry: Arc<Registry>,
     pub(crate) warnings: Mutex<Vec<String>>,
     /// Annotations of the request's audit events.
-    pub(crate) annotations: Arc<Mutex<BTreeMap<String, String>>>,
+    pub(crate) annotations: Mutex<BTreeMap<String, String>>,
     /// Charges of quotas for an object that is not stored yet.
     pub(crate) charges: Mutex<Vec<Charge>>,
 }
@@ -69,7 +69,7 @@ impl Call {
         std::mem::take(&mut *self.annotations.lock().unwrap_or_else(std::sync::PoisonError::into_inner))
     }
 
-    /// The same request, to be changed; its warnings are its own, and its annotations those of the request.
+    /// The same request, to be changed; its warnings and annotations are its own.
     pub(crate) fn inner(&self) -> Call {
         Call {
             info: self.info.clone(),
@@ -78,9 +78,15 @@ impl Call {
             headers: self.headers.clone(),
             registry: self.registry.clone(),
             warnings: Mutex::default(),
-            annotations: self.annotations.clone(),
+            annotations: Mutex::default(),
             charges: Mutex::default(),
         }
+    }
+
+    /// Takes the warnings and audit annotations of an inner request.
+    pub(crate) fn take_notes(&self, inner: &Call) {
+        inner.warned().into_iter().for_each(|warning| self.warn(warning));
+        inner.annotated().into_iter().for_each(|(key, value)| self.annotate(key, value));
     }
 
     /// Takes the texts of the response's `Warning` headers.

@@ -103,7 +103,7 @@ impl Converting<'_> {
         let mut asked = Request::new(body_from_bytes(body.into().to_vec()));
         *asked.uri_mut() = self.uri.clone();
         let answer = (self.dispatch)(self.state, &inner, stored, &mut asked).await;
-        inner.warned().into_iter().for_each(|warning| self.call.warn(warning));
+        self.call.take_notes(&inner);
         answer
     }
 

@@ -332,7 +332,7 @@ impl ApiServer {
             headers: request.headers().clone(),
             registry: state.registry.now(),
             warnings: Mutex::default(),
-            annotations: Arc::default(),
+            annotations: Mutex::default(),
             charges: Mutex::default(),
         };
         if let Some(trail) = trail {

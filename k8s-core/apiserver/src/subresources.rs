@@ -13,11 +13,15 @@ use k8s_core::{
 use serde_json::{Value, json};
 
 use crate::{
-    body::{decode_body, read_body},
+    admission::Admission,
+    body::{decode_body, fit, read_body},
     call::Call,
     errors::{modified, other_namespace, precondition, store_failure},
     invalid::FieldErrors,
-    resources::{Resource, strategy::pod},
+    resources::{
+        Resource,
+        strategy::{core::check_finalizers, pod},
+    },
     respond,
     scale::scale_of,
     state::State,
@@ -172,7 +176,7 @@ pub(crate) async fn create_binding(
     inner.info.name = name.to_owned();
     inner.info.subresource = "binding".into();
     let answer = bind(state, &inner, pods, &inner.info.name, binding).await;
-    inner.warned().into_iter().for_each(|warning| call.warn(warning));
+    call.take_notes(&inner);
     answer
 }
 
@@ -185,8 +189,22 @@ async fn bind(
     mut binding: Value,
 ) -> Result<Response<Body>, ApiStatus> {
     let dry_run = crate::call::dry_run(call, "CreateOptions")?;
+    let named = str_at(&binding, "/metadata/name");
+    if !named.is_empty() && named != name {
+        return Err(ApiStatus::bad_request("name in URL does not match name in Binding object"));
+    }
     state.admission.posted(call, resource, &mut binding, dry_run).await?;
     let binding = &binding;
+    // They become the pod's, which holds texts only.
+    for field in ["labels", "annotations"] {
+        let all = binding.pointer(&format!("/metadata/{field}")).filter(|all| !all.is_null());
+        let texts = |all: &Value| all.as_object().is_some_and(|all| all.values().all(Value::is_string));
+        if !all.is_none_or(texts) {
+            return Err(ApiStatus::bad_request(format!(
+                "Binding in version \"v1\" cannot be handled as a Binding: metadata.{field} must be a map of strings"
+            )));
+        }
+    }
     let node = str_at(binding, "/target/name").to_owned();
     let kind = str_at(binding, "/target/kind");
     if !["", "Node"].contains(&kind) || node.is_empty() {
@@ -314,16 +332,36 @@ async fn finalize(
     body: &[u8],
 ) -> Result<Response<Body>, ApiStatus> {
     let dry_run = crate::call::dry_run(call, "UpdateOptions")?;
-    let (wanted, _) = decode_body(call, "Namespace", body)?;
+    let (mut wanted, duplicates) = decode_body(call, "Namespace", body)?;
+    fit(call, resource, &mut wanted, duplicates)?;
     let name = call.info.name.as_str();
+    let named = str_at(&wanted, "/metadata/name");
+    if !named.is_empty() && named != name {
+        return Err(ApiStatus::bad_request(format!(
+            "the name of the object ({named}) does not match the name on the URL ({name})"
+        )));
+    }
     for _ in 0..TRIES {
         let (stored, old) = current(state, resource, name, name)?;
         let version = str_at(&wanted, "/metadata/resourceVersion");
         if !version.is_empty() && version != stored.revision.to_string() {
             return Err(modified(resource, name));
         }
-        let mut new = old.clone();
-        set(&mut new, "/spec/finalizers", array_at(&wanted, "/spec/finalizers").to_vec().into());
+        // Whatever the request or a plugin says, the rest stays as it is.
+        let finalized = |by: &Value| {
+            let mut new = old.clone();
+            set(&mut new, "/spec/finalizers", array_at(by, "/spec/finalizers").to_vec().into());
+            new
+        };
+        let mut new = finalized(&wanted);
+        state.admission.admit(&mut Admission::new(call, resource, &mut new, Some(&old), dry_run)).await?;
+        new = finalized(&new);
+        let mut errors = FieldErrors::default();
+        check_finalizers(&new, &mut errors);
+        if !errors.is_empty() {
+            return Err(errors.into_status(&resource.group, &resource.kind, name));
+        }
+        state.admission.validate(&Admission::new(call, resource, &mut new, Some(&old), dry_run)).await?;
         if dry_run {
             let json = crate::value::encode(&new).into();
             return crate::read::object_response(state, call, resource, StatusCode::OK, &json);

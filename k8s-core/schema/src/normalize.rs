@@ -221,8 +221,13 @@ impl Walk<'_> {
         {
             self.limits(limits, value);
         }
-        if let (Kind::Quantity, Value::Number(n)) = (&node.kind, &*value) {
-            *value = Value::String(n.to_string());
+        match (&node.kind, &*value) {
+            (Kind::Quantity, Value::Number(n)) => *value = Value::String(n.to_string()),
+            // Space around a quantity is no part of it: those who read the stored text know none.
+            (Kind::Quantity, Value::String(text)) if text.trim() != text => {
+                *value = Value::String(text.trim().to_owned());
+            }
+            _ => {}
         }
     }
 
@@ -371,6 +376,16 @@ mod tests {
         let paths: Vec<&str> = found.mismatches.iter().map(|m| m.path.as_str()).collect();
         assert_eq!(paths, ["spec.containers[0].ports[0].containerPort", "spec.hostNetwork"]);
         assert_eq!(pod["metadata"], json!({"name": "p", "labels": {"a": "b"}}));
+    }
+
+    #[test]
+    fn quantities_lose_the_space_around_them() {
+        let schema = builtin(&[generate::<Pod>]).remove(0);
+        let with = |cpu: &str, memory: &str| json!({"spec": {"containers": [{"name": "c", "resources": {"requests": {"cpu": cpu, "memory": memory}}}]}});
+        let mut pod = with(" 1\t", "\u{a0}-2Gi");
+        assert!(schema.normalize(&mut pod, false).mismatches.is_empty());
+        assert_eq!(pod, with("1", "-2Gi"));
+        assert_eq!(schema.normalize(&mut with("1 m", "1"), false).mismatches.len(), 1);
     }
 
     #[test]

@@ -166,7 +166,8 @@ impl Matcher {
         }
         if event.resource.storage.as_ref() == "namespaces" && matches!(event.part, "" | "status" | "finalize")
         {
-            let object = event.object.or(event.old);
+            // A subresource must not leave the namespace unselected by the labels that it sets.
+            let object = if event.part.is_empty() { event.object.or(event.old) } else { event.old };
             return Ok(selects(&self.namespaces, object.and_then(Event::labels)));
         }
         if event.namespace.is_empty() {

@@ -17,6 +17,7 @@ mod namespace_lifecycle;
 mod namespaces;
 mod node_restriction;
 mod owner_references;
+mod param_access;
 mod pod_node_selector;
 mod pod_resize;
 mod pod_security;
@@ -296,6 +297,7 @@ pub(crate) struct Chain {
     own: Vec<Arc<dyn Admit>>,
     last: Vec<Arc<dyn Admit>>,
     escalation: role_escalation::RoleEscalation,
+    params: param_access::ParamAccess,
     /// Names of the built-in plugins that are on.
     names: Vec<&'static str>,
 }
@@ -320,9 +322,10 @@ impl Chain {
             made.collect::<Result<Vec<_>, _>>()
         };
         let escalation = role_escalation::RoleEscalation { authorization: parts.authorization.clone() };
+        let params = param_access::ParamAccess { authorization: parts.authorization.clone() };
         let names =
             PLUGINS.iter().chain(LAST).filter(|plugin| selection.has(plugin)).map(|p| p.name).collect();
-        Ok(Chain { first: make(PLUGINS)?, own, last: make(LAST)?, escalation, names })
+        Ok(Chain { first: make(PLUGINS)?, own, last: make(LAST)?, escalation, params, names })
     }
 
     /// Returns true if a built-in plugin is on.
@@ -401,6 +404,7 @@ impl Chain {
     /// # Errors
     /// The first refusal.
     pub(crate) async fn validate(&self, admission: &Admission<'_>) -> Result<(), ApiStatus> {
+        self.params.check(admission).await?;
         for plugin in self.all(admission.operation, admission.resource, &admission.request.subresource) {
             if let Err(refusal) = plugin.validate(admission).await {
                 self.abandon(admission.call).await;

@@ -3,6 +3,7 @@
 #![allow(clippy::disallowed_methods, reason = "tests measure time and start tasks")]
 
 mod aggregation;
+mod attacks;
 mod audit;
 mod authentication;
 mod authorization;

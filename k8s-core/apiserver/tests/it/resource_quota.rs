@@ -38,6 +38,20 @@ fn pod(name: &str, cpu: &str) -> Value {
 }
 
 #[tokio::test]
+async fn space_around_a_quantity_hides_nothing() {
+    let server = server().await;
+    quota(&server, "q", json!({"pods": "5", "requests.cpu": "1"})).await;
+    for cpu in [" 2", "2 ", "\t2\n", "\u{a0}2"] {
+        let (code, status) = send(&server, "POST", "pods", &pod("big", cpu)).await;
+        assert_eq!(code, 403, "{cpu:?}: {status}");
+    }
+    let (code, status) = send(&server, "POST", "pods", &pod("less", " -1")).await;
+    assert_eq!(code, 422, "{status}");
+    assert_eq!(send(&server, "POST", "pods", &pod("fits", " 1")).await.0, 201);
+    assert_eq!(used(&server, "q").await, json!({"pods": "1", "requests.cpu": "1"}));
+}
+
+#[tokio::test]
 async fn writes_are_charged_or_refused() {
     let server = server().await;
     quota(

@@ -11,7 +11,7 @@ use super::pods::handles_pods;
 use crate::{
     admission::{Admission, Admit, Operation},
     resources::Resource,
-    value::{child, default, str_at},
+    value::{child, str_at},
 };
 
 pub(super) struct Priority {
@@ -61,8 +61,22 @@ fn priority(store: &Store, pod: &mut Value) -> Result<(), String> {
         ),
         None => (0.into(), "PreemptLowerPriority".into(), String::new()),
     };
+    let policy = if policy.is_empty() { "PreemptLowerPriority".to_owned() } else { policy };
+    // A pod has what its class says, or the class limits nobody.
+    let given = spec.get("priority").filter(|given| !given.is_null() && **given != value);
+    if let Some(given) = given {
+        return Err(format!(
+            "the integer value of priority ({given}) must not be provided in pod spec; priority admission controller computed {value} from the given PriorityClass name"
+        ));
+    }
+    let given = str_at(spec, "/preemptionPolicy");
+    if !given.is_empty() && given != policy {
+        return Err(format!(
+            "the string value of PreemptionPolicy ({given}) must not be provided in pod spec; priority admission controller computed {policy} from the given PriorityClass name"
+        ));
+    }
     spec["priority"] = value;
-    default(spec, "preemptionPolicy", if policy.is_empty() { "PreemptLowerPriority".into() } else { policy });
+    spec["preemptionPolicy"] = policy.into();
     if !name.is_empty() {
         spec["priorityClassName"] = name.into();
     }

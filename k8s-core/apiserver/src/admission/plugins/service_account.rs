@@ -1,4 +1,8 @@
 //! ServiceAccount: the account of a pod, its image pull secrets, and the volume with its token.
+//!
+//! Mirror pods have none of these. An account may limit the secrets of its pods ([`mountable`]).
+
+mod mountable;
 
 use async_trait::async_trait;
 use k8s_core::status::ApiStatus;
@@ -8,6 +12,7 @@ use serde_json::{Value, json};
 use super::pods::handles_pods;
 use crate::{
     admission::{Admission, Admit, Operation},
+    auth::node::{Kind, references},
     resources::Resource,
     value::{array_at, child, object_at, str_at},
 };
@@ -22,21 +27,76 @@ pub(super) struct ServiceAccount {
 #[async_trait]
 impl Admit for ServiceAccount {
     fn handles(&self, operation: Operation, resource: &Resource, part: &str) -> bool {
-        operation == Operation::Create && handles_pods(operation, resource, part)
+        match operation {
+            Operation::Create => handles_pods(operation, resource, part),
+            Operation::Update => part == "ephemeralcontainers" && resource.storage.as_ref() == "pods",
+            _ => false,
+        }
     }
 
     async fn admit(&self, admission: &mut Admission<'_>) -> Result<(), ApiStatus> {
-        service_account(&self.store, admission.object)
+        if admission.operation == Operation::Create {
+            service_account(&self.store, admission.object)?;
+        }
+        Ok(())
     }
+
+    async fn validate(&self, admission: &Admission<'_>) -> Result<(), ApiStatus> {
+        let (pod, creates) = (&*admission.object, admission.operation == Operation::Create);
+        if creates && is_mirror(pod) {
+            return mirror(pod).map_err(|why| admission.forbidden(why));
+        }
+        let (namespace, name) = (&admission.request.namespace, str_at(pod, "/spec/serviceAccountName"));
+        if name.is_empty() {
+            let why = format!("no service account specified for pod {namespace}/{}", admission.name());
+            return Err(admission.forbidden(&why));
+        }
+        let Some(stored) = self.store.get("serviceaccounts", &format!("{namespace}/{name}")) else {
+            return Err(admission.forbidden(&absent(namespace, name)));
+        };
+        if !mountable::is_enforced(&stored) {
+            return Ok(());
+        }
+        let account: Value = serde_json::from_slice(&stored.json).map_err(ApiStatus::internal)?;
+        let checked = match creates {
+            true => mountable::of_pod(&account, pod),
+            false => mountable::of_debuggers(&account, pod),
+        };
+        checked.map_err(|why| admission.forbidden(&why))
+    }
+}
+
+fn absent(namespace: &str, account: &str) -> String {
+    format!("error looking up service account {namespace}/{account}: serviceaccount \"{account}\" not found")
+}
+
+/// Returns true for a pod that is marked as a kubelet's copy of one from a file.
+fn is_mirror(pod: &Value) -> bool {
+    object_at(pod, "/metadata/annotations").is_some_and(|a| a.contains_key("kubernetes.io/config.mirror"))
+}
+
+/// Checks that a mirror pod has no account and no secrets.
+fn mirror(pod: &Value) -> Result<(), &'static str> {
+    if !str_at(pod, "/spec/serviceAccountName").is_empty() {
+        return Err("a mirror pod may not reference service accounts");
+    }
+    if references(pod).iter().any(|(kind, _)| *kind == Kind::Secret) {
+        return Err("a mirror pod may not reference secrets");
+    }
+    let mut sources =
+        array_at(pod, "/spec/volumes").iter().flat_map(|volume| array_at(volume, "/projected/sources"));
+    if sources.any(|source| source.get("serviceAccountToken").is_some_and(Value::is_object)) {
+        return Err("a mirror pod may not use ServiceAccountToken volume projections");
+    }
+    Ok(())
 }
 
 fn service_account(store: &Store, pod: &mut Value) -> Result<(), ApiStatus> {
     let namespace = str_at(pod, "/metadata/namespace").to_owned();
     let pod_name = str_at(pod, "/metadata/name").to_owned();
     // The kubelet's own pods have no account.
-    if object_at(pod, "/metadata/annotations").is_some_and(|a| a.contains_key("kubernetes.io/config.mirror"))
-    {
-        return Ok(());
+    if is_mirror(pod) {
+        return mirror(pod).map_err(|why| ApiStatus::forbidden("", "pods", &pod_name, why));
     }
     let Some(spec) = child(pod, "spec") else { return Ok(()) };
     let account = match str_at(spec, "/serviceAccountName") {
@@ -44,10 +104,7 @@ fn service_account(store: &Store, pod: &mut Value) -> Result<(), ApiStatus> {
         name => name.to_owned(),
     };
     let Some(stored) = store.get("serviceaccounts", &format!("{namespace}/{account}")) else {
-        let why = format!(
-            "error looking up service account {namespace}/{account}: serviceaccount \"{account}\" not found"
-        );
-        return Err(ApiStatus::forbidden("", "pods", &pod_name, &why));
+        return Err(ApiStatus::forbidden("", "pods", &pod_name, &absent(&namespace, &account)));
     };
     // Asked for every pod: no more than these two fields is decoded.
     let of_account = |field: &str| -> Value {

@@ -4,7 +4,7 @@ use serde_json::{Value, json};
 
 use super::{
     BASE, NameRule, Proxied, Strategy, immutable,
-    rule::{Check, Rule, check},
+    rule::{Check, QUALIFIED, Rule, check},
 };
 use crate::{
     invalid::{FieldErrors, names},
@@ -279,3 +279,18 @@ const ENDPOINTS_RULES: &[Rule] = &[
     Rule("subsets[*].ports[*].protocol", &[Check::Required(""), Check::OneOf(&["SCTP", "TCP", "UDP"])]),
     Rule("subsets[*].ports[*].appProtocol", &[Check::Qualified]),
 ];
+
+/// Checks what keeps a namespace: names with a domain, or those of Kubernetes.
+pub(crate) fn check_finalizers(namespace: &Value, errors: &mut FieldErrors) {
+    for (i, finalizer) in array_at(namespace, "/spec/finalizers").iter().enumerate() {
+        let finalizer = finalizer.as_str().unwrap_or_default();
+        let field = format!("spec.finalizers[{i}]");
+        if !names::is_qualified(finalizer) {
+            errors.invalid(&field, finalizer, QUALIFIED);
+        }
+        if !finalizer.contains('/') && !["kubernetes", "orphan", "foregroundDeletion"].contains(&finalizer) {
+            let why = "name is neither a standard finalizer name nor is it fully qualified";
+            errors.invalid(&field, finalizer, why);
+        }
+    }
+}
