@@ -1,6 +1,6 @@
 //! Audit: events about requests, as a policy asks for them.
 //!
-//! Flow: after authentication the policy's first matching rule gives the level ([`Policy`]). A [`Trail`]
+//! Flow: after authentication the policy's first matching rule gives the level ([`Policy`]). A trail
 //! collects a request's facts and hands an [`Event`] to each [`Sink`] at every stage that is not omitted.
 //! Guarantees: without a policy requests cost nothing more. A body is kept only at a level that asks for it;
 //! credentials in headers are never recorded.
