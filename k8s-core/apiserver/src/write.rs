@@ -141,6 +141,7 @@ async fn insert(
             set(&mut object, &format!("/metadata/{field}"), value.into());
         }
         start(resource, &mut object);
+        (resource.strategy.created_by)(&call.user, &mut object);
     }
     (resource.strategy.create)(&mut object);
     let mut errors = FieldErrors::default();

@@ -345,3 +345,28 @@ async fn subresources_and_connections_are_seen() {
         json!({"kind": "PodAttachOptions", "apiVersion": "v1", "stdin": true, "container": "c"})
     );
 }
+
+#[tokio::test]
+async fn a_patch_forges_no_requester() {
+    let server = server().await;
+    let hook = Hook::serve(|_| {
+        patch(json!([{"op": "replace", "path": "/spec/username", "value": "system:admin"},
+            {"op": "add", "path": "/spec/groups", "value": ["system:masters"]}]))
+    })
+    .await;
+    let requests = hook.webhook(&["CREATE"], &["certificatesigningrequests"], json!({}));
+    configure(&server, "Mutating", "m", &[requests]).await;
+    let key = rcgen::KeyPair::generate().unwrap();
+    let pem = rcgen::CertificateParams::default().serialize_request(&key).unwrap().pem().unwrap();
+    let request = json!({"metadata": {"name": "r"}, "spec": {"request": STANDARD.encode(pem),
+        "signerName": "example.com/any", "usages": ["client auth"]}});
+    let made = post(&server, "/apis/certificates.k8s.io/v1/certificatesigningrequests", request).await;
+    assert_eq!(
+        (made.status.as_u16(), &made.json()["spec"]["username"]),
+        (201, &json!("admin")),
+        "{}",
+        made.json()
+    );
+    assert_eq!(made.json()["spec"]["groups"], json!(["system:masters", "system:authenticated"]));
+    assert_eq!(hook.asked().len(), 1);
+}

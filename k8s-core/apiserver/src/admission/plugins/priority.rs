@@ -11,7 +11,7 @@ use super::pods::handles_pods;
 use crate::{
     admission::{Admission, Admit, Operation},
     resources::Resource,
-    value::{child, str_at},
+    value::{child, int_at, str_at},
 };
 
 pub(super) struct Priority {
@@ -44,7 +44,10 @@ fn priority(store: &Store, pod: &mut Value) -> Result<(), String> {
             k8s_core::json::find(&s.json, &["globalDefault"])
                 .is_some_and(|place| s.json[place] == b"true"[..])
         };
-        snapshot.range("", "").find(is_default).and_then(|s| serde_json::from_slice(&s.json).ok())
+        let defaults = snapshot.range("", "").filter(is_default);
+        let defaults = defaults.filter_map(|s| serde_json::from_slice::<Value>(&s.json).ok());
+        // Of several, the one with the lowest value.
+        defaults.min_by_key(|class| int_at(class, "/value").unwrap_or(0))
     } else {
         let found = found(&class);
         if found.is_none() {

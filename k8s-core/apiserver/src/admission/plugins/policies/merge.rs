@@ -16,6 +16,9 @@ use crate::{
 /// # Errors
 /// Upstream's text, for a configuration that would replace a whole list or map.
 pub(super) fn merged(resource: &Resource, object: &Value, mut configuration: Value) -> Result<Value, String> {
+    if !configuration.is_object() {
+        return Err("error applying patch: the expression made no object".into());
+    }
     let schema = resource.request_schema();
     for field in ["apiVersion", "kind"] {
         configuration[field] = object[field].clone();
