@@ -195,11 +195,13 @@ async fn event_rate_limit() {
         json!({"kind": "Configuration", "limits": [{"type": "Namespace", "qps": 1, "burst": 2}]});
     let server = Server::with("EventRateLimit", configuration).await;
     let mut codes = Vec::new();
-    for i in 0..4 {
+    for i in 0..12 {
         let event = json!({"metadata": {"name": format!("e{i}")}, "involvedObject": {"namespace": "default", "name": "a", "kind": "Pod"}});
         codes.push(server.admin("POST", "/api/v1/namespaces/default/events", event).await.0);
     }
-    assert_eq!(codes, [201, 201, 429, 429]);
+    // A token comes back every second: on a machine that is busy, some of the others may get one.
+    assert_eq!(codes[..2], [201, 201]);
+    assert!(codes.contains(&429), "{codes:?}");
 }
 
 #[tokio::test]

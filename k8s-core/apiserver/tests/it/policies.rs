@@ -249,13 +249,18 @@ async fn expressions_are_compiled_when_they_are_written() {
 #[tokio::test]
 async fn policies_about_other_resources_cost_nothing() {
     let server = server().await;
-    let measure = async |count: usize| {
-        let begun = Instant::now();
-        for i in 0..count {
-            let made = post(&server, &format!("{MAPS}?dryRun=All"), map(&format!("m{i}"), json!({}))).await;
-            assert_eq!(made.status, 201);
+    // The best of several rounds: the machine does other things, too.
+    let measure = async || {
+        let mut best = Duration::MAX;
+        for _ in 0..10 {
+            let begun = Instant::now();
+            for i in 0..30 {
+                let path = format!("{MAPS}?dryRun=All");
+                assert_eq!(post(&server, &path, map(&format!("m{i}"), json!({}))).await.status, 201);
+            }
+            best = best.min(begun.elapsed());
         }
-        begun.elapsed()
+        best
     };
     for i in 0..1000 {
         let mut other = policy(&format!("p{i}"), json!({"validations": [{"expression": "false"}]}));
@@ -268,16 +273,15 @@ async fn policies_about_other_resources_cost_nothing() {
             201
         );
     }
-    measure(10).await;
-    let with = measure(200).await;
+    let with = measure().await;
     for i in 0..1000 {
         let path = format!("{GROUP}/validatingadmissionpolicies/p{i}");
         assert_eq!(admin(&server, "DELETE", &path, "", "").await.status, 200);
     }
-    measure(10).await;
-    let without = measure(200).await;
-    // Not compared exactly: the machine does other things, too. Each evaluated policy would cost much more.
-    assert!(with < without * 2 + Duration::from_millis(50), "with {with:?}, without {without:?}");
+    let without = measure().await;
+    // Each evaluated policy would cost much more.
+    assert!(with < without * 3 + Duration::from_millis(10), "with {with:?}, without {without:?}");
+    println!("30 creates: {with:?} with 1,000 policies about others, {without:?} without");
 }
 
 /// Creates a mutating policy for config maps and its binding.
