@@ -135,7 +135,7 @@ fn starts_read_only() -> Outcome {
     let filler = disk.join("filler");
     let mut file = File::create(&filler)?;
     fill(&mut file);
-    cluster.start_up()?;
+    cluster.start_up_short_of_disk()?;
     let n = crate::harness::Namespace { cluster: &cluster, name: "kept".into() };
     let log = || format!("the cluster's log: {}", cluster.log());
     n.expect(&["get", "pod", "p"], "", 0, "Running").map_err(|e| format!("{e:?}; {}", log()))?;
