@@ -1,9 +1,8 @@
 //! Encryption of Secrets in the store: the default key, and EncryptionConfiguration files.
 //!
 //! By default Secrets are sealed with a key that is made at the first start, `encryption.key` beside the
-//! other keys. A file (`--encryption-provider-config`) names types, providers and keys instead. At each
-//! start, what is kept in another form than new records would have is written anew, so that a rotation ends
-//! with a start.
+//! other keys. A file (`--encryption-provider-config`) names types, providers and keys instead. Each start
+//! rewrites records whose form differs from that of new ones, so a rotation ends with a start.
 //!
 //! Guarantee: a key that is missing or wrong refuses the start and changes nothing.
 
@@ -41,7 +40,7 @@ fn invalid(setting: impl Into<String>, reason: impl Into<String>) -> ClusterErro
 }
 
 impl EncryptionSettings {
-    /// Returns a log whose records have the form that new ones get, and what seals them.
+    /// Returns the log, with every record in the form of new ones, and the sealer for new records.
     ///
     /// # Errors
     /// A configuration, a key or a record that cannot be used. The log stays as it is.
@@ -50,7 +49,7 @@ impl EncryptionSettings {
             None => vec![Rule::new([DEFAULT], vec![Provider::AesGcm(vec![own_key(&log, keys)?])])],
             Some(file) => {
                 let mut rules = configured(file)?;
-                // What the cluster's own key sealed before there was a configuration is still read.
+                // Records that the cluster's own key sealed before are still read.
                 if keys.join(FILE).exists() {
                     let secret = read_key(&keys.join(FILE))?;
                     for rule in &mut rules {

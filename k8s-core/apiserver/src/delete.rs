@@ -20,6 +20,9 @@ use crate::{
     value::{Unversioned, array_at, child, int_at, str_at},
 };
 
+/// Number of concurrent deletions of a collection: enough for the store to write them in groups.
+const AT_A_TIME: usize = 256;
+
 /// `DeleteOptions`, from body and query.
 #[derive(Debug, Default)]
 pub(crate) struct Options {
@@ -310,15 +313,18 @@ pub(crate) async fn collection(
         .select(&state.store, &resource.storage, None)
         .map_err(|e| store_failure(resource, "", &e))?;
     let chosen: Vec<Arc<Stored>> = selected.after("").cloned().collect();
-    let deletions = chosen.iter().map(|stored| async {
-        match delete_named(state, call, resource, &stored.key, &options).await {
-            Err(e) if e.code() != 404 => Err(e),
-            _ => Ok(()),
-        }
-    });
-    for result in futures::future::join_all(deletions).await {
-        result?;
+    // All are tried, whatever becomes of one. So many at a time: each may hold its object for a webhook.
+    let mut results = Vec::with_capacity(chosen.len());
+    for part in chosen.chunks(AT_A_TIME) {
+        let deletions = part.iter().map(|stored| async {
+            match delete_named(state, call, resource, &stored.key, &options).await {
+                Err(e) if e.code() != 404 => Err(e),
+                _ => Ok(()),
+            }
+        });
+        results.extend(futures::future::join_all(deletions).await);
     }
+    results.into_iter().collect::<Result<(), ApiStatus>>()?;
     let items: Vec<Value> = chosen
         .iter()
         .filter_map(|s| serde_json::from_slice::<Value>(&s.json).ok())

@@ -3,7 +3,7 @@
 mod metadata;
 mod patch;
 
-use metadata::{VIEWS, carry_over, check_finalizers, check_metadata, generated, start_metadata};
+use metadata::{Born, VIEWS, carry_over, check_finalizers, check_metadata, generated, start_metadata};
 pub(crate) use patch::{PatchFunction, patch, patch_function};
 
 use std::sync::Arc;
@@ -132,14 +132,11 @@ async fn insert(
         ));
     }
     (resource.strategy.created_by)(&call.user, &mut object);
-    let born = ["uid", "creationTimestamp", "namespace"]
-        .map(|field| (field, str_at(&object, &format!("/metadata/{field}")).to_owned()));
+    let born = Born::of(&object);
     let mut admission = Admission::new(call, resource, &mut object, None, dry_run);
     state.admission.admit(&mut admission).await?;
     if admission.reset {
-        for (field, value) in born.into_iter().filter(|(_, value)| !value.is_empty()) {
-            set(&mut object, &format!("/metadata/{field}"), value.into());
-        }
+        born.restore(&mut object);
         start(resource, &mut object);
         (resource.strategy.created_by)(&call.user, &mut object);
     }

@@ -1,7 +1,7 @@
-//! Encryption of objects on their way to a backend: what is kept, copied and backed up is sealed.
+//! Encryption of objects on their way to a backend, so that files, copies and backups hold sealed records.
 //!
 //! Flow: [`Sealed`] wraps a backend. It seals the bytes of a write before the backend sees them, and opens
-//! what the backend loads and streams. Readers and watchers of the store see plain objects.
+//! the records that the backend loads and streams. Readers and watchers of the store see plain objects.
 //!
 //! Format: `k8s:enc:aesgcm:v1:KEY:`, a nonce of 12 random bytes, the encrypted bytes and their tag (AES-GCM).
 //! The type and key of the object are authenticated, so that a record cannot take the place of another one.

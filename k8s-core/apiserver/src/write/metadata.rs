@@ -36,11 +36,7 @@ pub(super) fn start_metadata(
     } else if let Some(map) = metadata.as_object_mut() {
         map.remove("namespace");
     }
-    for field in ["selfLink", "deletionTimestamp", "deletionGracePeriodSeconds", "generation"] {
-        if let Some(map) = metadata.as_object_mut() {
-            map.remove(field);
-        }
-    }
+    clear_metadata(metadata);
     let prefix = if str_at(metadata, "/name").is_empty() {
         str_at(metadata, "/generateName").to_owned()
     } else {
@@ -52,6 +48,34 @@ pub(super) fn start_metadata(
         metadata["name"] = generated(&prefix).into();
     }
     Ok(prefix)
+}
+
+/// Removes the metadata that a new object never has.
+fn clear_metadata(metadata: &mut Value) {
+    let Some(map) = metadata.as_object_mut() else { return };
+    for field in ["selfLink", "deletionTimestamp", "deletionGracePeriodSeconds", "generation"] {
+        map.remove(field);
+    }
+}
+
+/// Metadata that the server has given to a new object.
+pub(super) struct Born(Vec<(&'static str, Value)>);
+
+impl Born {
+    /// Keeps the metadata of an object after [`start_metadata`].
+    pub(super) fn of(object: &Value) -> Self {
+        let fields = ["uid", "creationTimestamp", "namespace"].into_iter();
+        Born(fields.filter_map(|f| Some((f, object.get("metadata")?.get(f)?.clone()))).collect())
+    }
+
+    /// Gives it to the object again, after a plugin may have changed any of it.
+    pub(super) fn restore(self, object: &mut Value) {
+        let Some(metadata) = child(object, "metadata") else { return };
+        clear_metadata(metadata);
+        for (field, value) in self.0 {
+            metadata[field] = value;
+        }
+    }
 }
 
 /// Adds a random suffix as `generateName` asks.

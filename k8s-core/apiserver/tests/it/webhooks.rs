@@ -154,6 +154,8 @@ async fn mutating_webhooks_change_objects_one_after_the_other() {
         let operations = if request["object"]["data"]["first"].is_null() {
             json!([{"op": "add", "path": "/data/first", "value": "yes"},
                 {"op": "replace", "path": "/metadata/uid", "value": "mine"},
+                {"op": "add", "path": "/metadata/deletionTimestamp", "value": "2020-01-01T00:00:00Z"},
+                {"op": "add", "path": "/metadata/deletionGracePeriodSeconds", "value": 5},
                 {"op": "add", "path": "/nonsense", "value": 1}])
         } else {
             json!([])
@@ -175,6 +177,8 @@ async fn mutating_webhooks_change_objects_one_after_the_other() {
     assert_eq!(made["data"], json!({"a": "1", "first": "yes", "second": "yes"}));
     assert_ne!(made["metadata"]["uid"], "mine", "the server's own fields are the server's");
     assert!(made.get("nonsense").is_none());
+    assert!(made["metadata"].get("deletionTimestamp").is_none(), "a new object is not being deleted: {made}");
+    assert!(made["metadata"].get("deletionGracePeriodSeconds").is_none());
     // The first one is called again because the second one changed the object; the second is not.
     let seen: Vec<Value> = first.asked().iter().map(|r| r["object"]["data"].clone()).collect();
     assert_eq!(seen, [json!({"a": "1"}), json!({"a": "1", "first": "yes", "second": "yes"})]);

@@ -1,4 +1,4 @@
-//! A new file with the same objects in another form.
+//! Conversion of a file: the same objects in another form, in a new file.
 
 use std::path::Path;
 

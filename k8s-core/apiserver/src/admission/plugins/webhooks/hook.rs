@@ -7,6 +7,7 @@ use k8s_core::status::ApiStatus;
 use k8s_schema::patch;
 use k8s_store::Store;
 use serde_json::Value;
+use tokio::sync::Semaphore;
 
 use super::review::{self, Answer, Version};
 use crate::{
@@ -25,6 +26,8 @@ use crate::{
 
 /// The largest answer, bytes.
 const MOST: usize = 16 << 20;
+/// Number of concurrent calls of one webhook; further ones wait.
+const CONCURRENT: usize = 100;
 
 /// A webhook.
 #[derive(Debug)]
@@ -44,6 +47,7 @@ pub(super) struct Hook {
     matcher: Matcher,
     conditions: Conditions,
     callee: Result<Callee, String>,
+    places: Semaphore,
 }
 
 /// Reason for which there is no answer.
@@ -80,6 +84,7 @@ impl Hook {
             matcher: Matcher::new(hook),
             conditions: Conditions::new(expressions(hook, "/matchConditions"), &environment()),
             callee: Callee::webhook(hook.get("clientConfig").unwrap_or(&Value::Null)),
+            places: Semaphore::new(CONCURRENT),
             name,
         }
     }
@@ -133,6 +138,8 @@ impl Hook {
             let url = callee.url(&path);
             Failure::Call(format!("failed to call webhook: Post {url:?}: {why}"))
         };
+        // Never closed: an error would mean no bound, and the call goes on.
+        let _place = self.places.acquire().await.ok();
         let exchange = callee.post(store, &path, body.as_bytes(), MOST);
         let (status, body) = match tokio::time::timeout(self.timeout, exchange).await {
             Ok(Ok(answer)) => answer,
