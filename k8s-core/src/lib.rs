@@ -39,6 +39,7 @@ pub mod events;
 pub mod json;
 pub mod legacy;
 pub mod meta;
+pub mod pem;
 pub mod random;
 #[doc(hidden)]
 pub mod shared;

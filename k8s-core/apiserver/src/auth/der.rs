@@ -1,7 +1,5 @@
 //! PEM blocks and the parts of DER that keys are made of.
 
-use base64::{Engine, engine::general_purpose::STANDARD};
-
 /// Tags of DER values.
 pub(super) const INTEGER: u8 = 0x02;
 pub(super) const BIT_STRING: u8 = 0x03;
@@ -10,25 +8,9 @@ pub(super) const OCTET_STRING: u8 = 0x04;
 pub(super) const OBJECT_ID: u8 = 0x06;
 pub(super) const SEQUENCE: u8 = 0x30;
 
-/// Returns the label and the bytes of each PEM block of a text. Text outside of blocks is ignored; a block
-/// that is no base64 is left out.
+/// Returns the label and the bytes of each PEM block of a text.
 pub(super) fn pem(text: &str) -> Vec<(String, Vec<u8>)> {
-    let mut blocks = Vec::new();
-    let mut open: Option<(String, String)> = None;
-    for line in text.lines().map(str::trim) {
-        let marker = |edge: &str| line.strip_prefix(edge).and_then(|rest| rest.strip_suffix("-----"));
-        if let Some(label) = marker("-----BEGIN ") {
-            open = Some((label.to_owned(), String::new()));
-        } else if let Some(label) = marker("-----END ") {
-            let ended = open.take().filter(|(begun, _)| begun == label);
-            blocks.extend(ended.and_then(|(label, body)| Some((label, STANDARD.decode(body).ok()?))));
-        } else if let Some((_, body)) = &mut open
-            && !line.contains(':')
-        {
-            body.push_str(line);
-        }
-    }
-    blocks
+    k8s_core::pem::blocks(text).into_iter().map(|block| (block.label, block.contents)).collect()
 }
 
 /// A reader of consecutive DER values.
@@ -120,11 +102,5 @@ mod tests {
         for bad in [&[0x30, 5, 1][..], &[0x30, 0x84, 0xff, 0xff, 0xff, 0xff], &[0x30, 0x80], &[0x30], &[]] {
             assert!(Der(bad).next().is_none(), "{bad:?}");
         }
-    }
-
-    #[test]
-    fn blocks_of_a_text() {
-        let text = "x\n-----BEGIN A-----\nProc-Type: 4\nAQ==\n-----END A-----\n-----BEGIN B-----\nA!\n-----END B-----\n";
-        assert_eq!(pem(text), [("A".to_owned(), vec![1])]);
     }
 }
