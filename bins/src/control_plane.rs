@@ -39,6 +39,8 @@ pub(crate) struct ControllersConfig {
     pub(crate) signing: Signing,
     /// Signer of tokens in Secrets. `None`: such Secrets stay empty.
     pub(crate) token_signer: Option<Signer>,
+    /// Time without use after which token Secrets are marked and then deleted.
+    pub(crate) legacy_token_clean_up_period: Duration,
 }
 
 /// Returns a manager of the selected and the added controllers.
@@ -48,6 +50,7 @@ pub(crate) fn manager(client: &Client, config: ControllersConfig, added: Vec<Run
         cluster_cidr: Some(config.cluster_cidr.into()),
         signing: config.signing,
         token_signer: config.token_signer,
+        legacy_token_clean_up_period: config.legacy_token_clean_up_period,
         ..builtin::Options::default()
     };
     Manager::new(client.named("kube-controller-manager"))
@@ -97,6 +100,7 @@ impl ControlPlane {
             cluster_cidr,
             signing,
             token_signer: Some(api.token_signer.clone()),
+            legacy_token_clean_up_period: builtin::Options::default().legacy_token_clean_up_period,
         };
         // The embedding program's own controllers act as the administrator.
         let manager = manager(&api.client(), config, extensions.controllers).caches(caches.clone()).accounts(

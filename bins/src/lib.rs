@@ -46,6 +46,7 @@ pub mod pki;
 mod program;
 pub mod ranges;
 pub mod reset;
+mod serving;
 mod settings;
 mod signing;
 mod simulated;

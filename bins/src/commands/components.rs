@@ -37,6 +37,7 @@ use crate::{
     paths::{Lock, Paths},
     pki::refresh_private,
     ranges,
+    serving::ServingSettings,
     signing::SigningFlags,
 };
 
@@ -84,6 +85,8 @@ pub(super) struct ApiServer {
     admission: AdmissionSettings,
     #[command(flatten)]
     audit: AuditSettings,
+    #[command(flatten)]
+    serving: ServingSettings,
     /// Send warnings for kinds and fields that are stored but have no effect; disable it to compare with an
     /// upstream server.
     #[arg(long, default_value_t = true, action = clap::ArgAction::Set)]
@@ -139,6 +142,7 @@ impl ApiServer {
             encryption: self.encryption,
             admission: self.admission,
             audit: self.audit,
+            serving: self.serving,
             warn_unenforced: self.warn_unenforced,
             limits,
             ..ApiConfig::default()
@@ -315,6 +319,10 @@ pub(super) struct ControllerManager {
     /// Secrets stay empty).
     #[arg(long)]
     service_account_private_key_file: Option<PathBuf>,
+    /// Time without use after which a Secret with a token that its service account lists is marked as
+    /// invalid, and then that until it is deleted.
+    #[arg(long, default_value = "8760h", value_parser = crate::duration::parse)]
+    legacy_service_account_token_clean_up_period: std::time::Duration,
     #[command(flatten)]
     _config: ConfigFile,
 }
@@ -341,6 +349,7 @@ impl ControllerManager {
             cluster_cidr: self.cluster_cidr,
             signing: self.signing.signing()?,
             token_signer,
+            legacy_token_clean_up_period: self.legacy_service_account_token_clean_up_period,
         };
         let added = extensions.controllers.into_iter().map(|c| c.account(identities::EXTENSIONS)).collect();
         let stop = stop_token();

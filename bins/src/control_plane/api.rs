@@ -35,6 +35,7 @@ use crate::{
     paths::Paths,
     pki::{Identity, Pki},
     ranges,
+    serving::ServingSettings,
 };
 
 /// Settings of an API server.
@@ -72,6 +73,8 @@ pub(crate) struct ApiConfig {
     pub(crate) admission: AdmissionSettings,
     /// Audit policy and log.
     pub(crate) audit: AuditSettings,
+    /// Served versions and resources.
+    pub(crate) serving: ServingSettings,
     /// Send warnings about kinds and fields without effect.
     pub(crate) warn_unenforced: bool,
     /// Limits on clients over the socket.
@@ -98,6 +101,7 @@ impl Default for ApiConfig {
             encryption: EncryptionSettings::default(),
             admission: AdmissionSettings::default(),
             audit: AuditSettings::default(),
+            serving: ServingSettings::default(),
             warn_unenforced: true,
             limits: limits(),
         }
@@ -154,7 +158,8 @@ impl Api {
         let token_signer = authentication::token_signer(&signing_key)?;
         let kubelets = Arc::new(LocalKubelets::new(Some(Arc::new(remote_kubelets(&pki)?))));
         let front_proxy = FrontProxy::open(paths)?;
-        let server = config.audit.apply(config.admission.apply(ApiServer::builder(store))?)?;
+        let server = config.serving.apply(ApiServer::builder(store));
+        let server = config.audit.apply(config.admission.apply(server)?)?;
         let mut builder = added
             .into_iter()
             .fold(server, |builder, add| add(builder))

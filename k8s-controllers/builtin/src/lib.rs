@@ -35,6 +35,7 @@ pub mod dynamic;
 pub mod hash;
 pub mod pods;
 
+mod bootstrap;
 mod certificates;
 mod cluster_roles;
 mod cronjob;
@@ -43,13 +44,16 @@ mod deployment;
 mod endpoints;
 mod gc;
 mod job;
+mod legacy_tokens;
 mod namespace;
 mod namespaced;
 mod node;
 mod quota;
 mod replicas;
+mod served;
 mod token_secrets;
 mod trim;
+mod trust;
 mod volumes;
 
 pub use certificates::{Authority, AuthorityError, Signing};
@@ -71,6 +75,9 @@ pub struct Options {
     pub token_signer: Option<Signer>,
     /// Number of terminated pods that are kept; the oldest above it are deleted.
     pub terminated_pod_threshold: usize,
+    /// Time without use after which a token Secret that an account lists is marked as invalid, and then that
+    /// until it is deleted.
+    pub legacy_token_clean_up_period: std::time::Duration,
     /// CAs that sign certificate requests. Default: none, and no request is signed.
     pub signing: Signing,
 }
@@ -84,6 +91,7 @@ impl Default for Options {
             node_cidr_mask: 24,
             node_monitor_grace: std::time::Duration::from_secs(50),
             terminated_pod_threshold: 12_500,
+            legacy_token_clean_up_period: std::time::Duration::from_secs(365 * 24 * 3600),
             signing: Signing::default(),
         }
     }
@@ -117,6 +125,16 @@ const fn row(
     BuiltIn { name, alias, account, default_on: true, start }
 }
 
+/// A row that `*` does not include.
+const fn off(
+    name: &'static str,
+    alias: &'static str,
+    account: &'static str,
+    start: fn(Environment, Options) -> BoxFuture<'static, ()>,
+) -> BuiltIn {
+    BuiltIn { name, alias, account, default_on: false, start }
+}
+
 /// All built-in controllers.
 pub static ALL: &[BuiltIn] = &[
     row("deployment-controller", "deployment", "deployment-controller", deployment::start),
@@ -142,6 +160,14 @@ pub static ALL: &[BuiltIn] = &[
         namespaced::service_accounts,
     ),
     row("serviceaccount-token-controller", "serviceaccount-token", CONTROLLER_MANAGER, token_secrets::start),
+    row(
+        "legacy-serviceaccount-token-cleaner-controller",
+        "legacy-service-account-token-cleaner",
+        "legacy-service-account-token-cleaner",
+        legacy_tokens::start,
+    ),
+    off("bootstrap-signer-controller", "bootstrapsigner", "bootstrap-signer", bootstrap::signing),
+    off("token-cleaner-controller", "tokencleaner", "token-cleaner", bootstrap::cleaning),
     row(
         "root-ca-certificate-publisher-controller",
         "root-ca-cert-publisher",
@@ -180,6 +206,18 @@ pub static ALL: &[BuiltIn] = &[
         "csrcleaner",
         "certificate-controller",
         certificates::cleaning,
+    ),
+    row(
+        "podcertificaterequest-cleaner-controller",
+        "podcertificaterequest-cleaner-controller",
+        "podcertificaterequestcleaner",
+        trust::cleaning,
+    ),
+    row(
+        "kube-apiserver-serving-clustertrustbundle-publisher-controller",
+        "kube-apiserver-serving-clustertrustbundle-publisher-controller",
+        "kube-apiserver-serving-clustertrustbundle-publisher",
+        trust::publishing,
     ),
     row("resourcequota-controller", "resourcequota", "resourcequota-controller", quota::start),
     row("daemonset-controller", "daemonset", "daemon-set-controller", daemonset::start),

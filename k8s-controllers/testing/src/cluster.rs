@@ -168,6 +168,14 @@ impl Builder {
         self
     }
 
+    /// Turns versions and resources of the API on or off, as `--runtime-config`. Default: none.
+    #[must_use]
+    pub fn runtime_config<E: Into<String>>(mut self, entries: impl IntoIterator<Item = E>) -> Self {
+        let entries: Vec<String> = entries.into_iter().map(Into::into).collect();
+        self.shapes.push(Box::new(move |server| server.runtime_config(entries)));
+        self
+    }
+
     /// Starts the cluster. On return the API serves requests and the nodes are ready.
     ///
     /// # Errors

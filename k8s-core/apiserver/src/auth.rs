@@ -24,6 +24,7 @@ pub(crate) mod node;
 mod oidc;
 pub(crate) mod openid;
 pub mod rbac;
+mod token_uses;
 pub mod tokens;
 mod webhook;
 
@@ -31,9 +32,10 @@ pub use crate::request::PeerCertificate;
 pub use authenticate::Authenticator;
 pub(crate) use authorize::Authorization;
 pub use configuration::{AuthenticationConfiguration, ConfigurationError, OidcSettings};
-pub(crate) use evidence::Evidence;
+pub(crate) use evidence::{Evidence, LAST_USED};
 pub use files::{Passwords, TokenFileError};
 pub use keys::PublicKey;
+pub(crate) use token_uses::TokenUses;
 pub use tokens::ServiceAccountTokens;
 pub use webhook::{ReviewVersion, TokenWebhook, WebhookError};
 

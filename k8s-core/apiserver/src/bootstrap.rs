@@ -11,18 +11,26 @@ use k8s_store::Store;
 use serde_json::{Value, json};
 
 use self::reconcile::{AUTO_UPDATE, Change};
-use crate::{auth::default_roles, value::str_at};
+use crate::{auth::default_roles, resources::Registry, value::str_at};
 
 const NAMESPACES: [&str; 4] = ["default", "kube-system", "kube-public", "kube-node-lease"];
 
 /// Makes the objects that are missing in a store, through a client of its server.
-pub(crate) async fn run(store: &Store, client: &Client) -> Result<(), Error> {
+///
+/// Objects of versions that are not served are left out.
+pub(crate) async fn run(store: &Store, registry: &Registry, client: &Client) -> Result<(), Error> {
+    let served = |storage: &str| registry.all().any(|r| *r.storage == *storage && r.is_storage_version());
     let namespaces = NAMESPACES.map(|name| {
         let object = json!({"apiVersion": "v1", "kind": "Namespace", "metadata": {"name": name}});
         ("namespaces", name.to_owned(), "/api/v1/namespaces".to_owned(), object)
     });
-    make(store, client, namespaces.into()).await?;
-    let mut rest: Vec<(&str, String, String, Value)> = default_roles::entries().map(rbac).collect();
+    make(store, client, namespaces.into_iter().filter(|made| served(made.0)).collect()).await?;
+    let added = || {
+        let on = WHERE_SERVED.iter().filter(|(kind, ..)| served(kind));
+        on.flat_map(|(_, name, account, rules)| with_binding(name, account, &rules()))
+    };
+    let roles = || default_roles::entries().chain(added());
+    let mut rest: Vec<(&str, String, String, Value)> = roles().map(rbac).collect();
     for (name, value) in [("system-cluster-critical", 2_000_000_000), ("system-node-critical", 2_000_001_000)]
     {
         let object = json!({"apiVersion": "scheduling.k8s.io/v1", "kind": "PriorityClass", "metadata": {"name": name}, "value": value});
@@ -33,16 +41,70 @@ pub(crate) async fn run(store: &Store, client: &Client) -> Result<(), Error> {
             object,
         ));
     }
+    rest.retain(|made| served(made.0));
     make(store, client, rest).await?;
-    mend(store, client).await
+    mend(store, client, roles().map(rbac).filter(|made| served(made.0))).await
+}
+
+/// Default roles that upstream has only where their kinds are served: kind in the store, role, account of
+/// kube-system (empty: all service accounts), and the rules.
+const WHERE_SERVED: [(&str, &str, &str, fn() -> Value); 3] = [
+    (BUNDLES, "system:cluster-trust-bundle-discovery", "", || {
+        json!([rule("clustertrustbundles", &["get", "list", "watch"])])
+    }),
+    (
+        BUNDLES,
+        "system:controller:kube-apiserver-serving-clustertrustbundle-publisher",
+        "kube-apiserver-serving-clustertrustbundle-publisher",
+        || {
+            let mut attest = rule("signers", &["attest"]);
+            attest["resourceNames"] = json!(["kubernetes.io/kube-apiserver-serving"]);
+            let events = json!({"apiGroups": ["", "events.k8s.io"], "resources": ["events"], "verbs": ["create", "patch", "update"]});
+            json!([
+                attest,
+                rule("clustertrustbundles", &["create", "delete", "list", "update", "watch"]),
+                events
+            ])
+        },
+    ),
+    (
+        "podcertificaterequests.certificates.k8s.io",
+        "system:controller:podcertificaterequestcleaner",
+        "podcertificaterequestcleaner",
+        || json!([rule("podcertificaterequests", &["delete", "get", "list", "watch"])]),
+    ),
+];
+const BUNDLES: &str = "clustertrustbundles.certificates.k8s.io";
+
+fn rule(resource: &str, verbs: &[&str]) -> Value {
+    json!({"apiGroups": ["certificates.k8s.io"], "resources": [resource], "verbs": verbs})
+}
+
+/// Returns a role of [`WHERE_SERVED`] and its binding.
+fn with_binding(name: &str, account: &str, rules: &Value) -> [Value; 2] {
+    let group = "rbac.authorization.k8s.io";
+    let labels = json!({"kubernetes.io/bootstrapping": "rbac-defaults"});
+    let subject = match account {
+        "" => json!({"apiGroup": group, "kind": "Group", "name": "system:serviceaccounts"}),
+        account => json!({"kind": "ServiceAccount", "name": account, "namespace": "kube-system"}),
+    };
+    [
+        json!({"kind": "clusterrole", "name": name, "labels": labels, "rules": rules}),
+        json!({"kind": "clusterrolebinding", "name": name, "labels": labels, "subjects": [subject],
+            "roleRef": {"apiGroup": group, "kind": "ClusterRole", "name": name}}),
+    ]
 }
 
 /// Number of attempts to change an object that other servers change, too.
 const TRIES: usize = 5;
 
 /// Gives existing default roles and bindings what they lack.
-async fn mend(store: &Store, client: &Client) -> Result<(), Error> {
-    for (storage, key, path, default) in default_roles::entries().map(rbac) {
+async fn mend(
+    store: &Store,
+    client: &Client,
+    defaults: impl Iterator<Item = (&'static str, String, String, Value)>,
+) -> Result<(), Error> {
+    for (storage, key, path, default) in defaults {
         for _ in 0..TRIES {
             let stored = store.get(storage, &key);
             let stored = stored.and_then(|stored| serde_json::from_slice::<Value>(&stored.json).ok());

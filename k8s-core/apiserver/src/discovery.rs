@@ -17,16 +17,6 @@ use crate::{
     state::State,
 };
 
-/// Kinds of the reviews, which have no rows: group, plural, kind, namespaced.
-const REVIEWS: [(&str, &str, &str, bool); 6] = [
-    ("authentication.k8s.io", "selfsubjectreviews", "SelfSubjectReview", false),
-    ("authentication.k8s.io", "tokenreviews", "TokenReview", false),
-    ("authorization.k8s.io", "localsubjectaccessreviews", "LocalSubjectAccessReview", true),
-    ("authorization.k8s.io", "selfsubjectaccessreviews", "SelfSubjectAccessReview", false),
-    ("authorization.k8s.io", "selfsubjectrulesreviews", "SelfSubjectRulesReview", false),
-    ("authorization.k8s.io", "subjectaccessreviews", "SubjectAccessReview", false),
-];
-
 /// The media type of the aggregated form.
 const AGGREGATED: &str = "application/json;g=apidiscovery.k8s.io;v=v2;as=APIGroupDiscoveryList";
 
@@ -52,7 +42,9 @@ pub(crate) fn path(state: &Arc<State>, call: &Call) -> Result<Response<Body>, Ap
             return Ok(respond::tagged(call, bytes.into(), AGGREGATED));
         }
         ["api"] => {
-            json!({"kind": "APIVersions", "versions": ["v1"], "serverAddressByClientCIDRs": []})
+            let core = registry.groups().iter().find(|(group, _)| group.is_empty());
+            let versions = core.map(|(_, versions)| versions.as_slice()).unwrap_or_default();
+            json!({"kind": "APIVersions", "versions": versions, "serverAddressByClientCIDRs": []})
         }
         ["apis"] => {
             let groups: Vec<Value> = remote::groups(state, registry)
@@ -106,7 +98,6 @@ pub(crate) fn path(state: &Arc<State>, call: &Call) -> Result<Response<Body>, Ap
 fn paths(groups: &[(String, Vec<String>)], is_issuer: bool) -> Vec<String> {
     let mut all: Vec<String> = [
         "/api",
-        "/api/v1",
         "/apis",
         "/apis/",
         "/healthz",
@@ -123,6 +114,8 @@ fn paths(groups: &[(String, Vec<String>)], is_issuer: bool) -> Vec<String> {
     if is_issuer {
         all.extend([openid::CONFIGURATION.to_owned(), openid::KEYS.to_owned()]);
     }
+    let core = groups.iter().filter(|(group, _)| group.is_empty());
+    all.extend(core.flat_map(|(_, versions)| versions).map(|version| format!("/api/{version}")));
     for (group, versions) in groups.iter().filter(|(g, _)| !g.is_empty()) {
         all.push(format!("/apis/{group}"));
         all.extend(versions.iter().map(|v| format!("/apis/{group}/{v}")));
@@ -166,18 +159,25 @@ fn resources(registry: &Registry, group: &str, version: &str) -> Option<Value> {
             all.push(one);
         }
     }
-    if group.is_empty() {
-        all.push(json!({"name": "bindings", "singularName": "binding", "namespaced": true, "kind": "Binding", "verbs": ["create"]}));
-        all.push(json!({"name": "componentstatuses", "singularName": "componentstatus", "namespaced": false, "kind": "ComponentStatus", "verbs": ["get", "list"], "shortNames": ["cs"]}));
-    }
-    for (_, plural, kind, namespaced) in REVIEWS.iter().filter(|r| r.0 == group) {
-        all.push(json!({"name": plural, "singularName": kind.to_lowercase(), "namespaced": namespaced, "kind": kind, "verbs": ["create"]}));
+    for (plural, kind, namespaced) in registry.unstored(group, version) {
+        let mut one = json!({"name": plural, "singularName": kind.to_lowercase(), "namespaced": namespaced, "kind": kind, "verbs": verbs(plural)});
+        if plural == COMPONENT_STATUSES {
+            one["shortNames"] = json!(["cs"]);
+        }
+        all.push(one);
     }
     all.sort_by(|a, b| a["name"].as_str().cmp(&b["name"].as_str()));
     let group_version = if group.is_empty() { version.to_owned() } else { format!("{group}/{version}") };
     Some(
         json!({"kind": "APIResourceList", "apiVersion": "v1", "groupVersion": group_version, "resources": all}),
     )
+}
+
+const COMPONENT_STATUSES: &str = "componentstatuses";
+
+/// The verbs of a resource that is not stored.
+fn verbs(plural: &str) -> Value {
+    if plural == COMPONENT_STATUSES { json!(["get", "list"]) } else { json!(["create"]) }
 }
 
 /// Changes with the stored form of a resource.
@@ -196,16 +196,10 @@ fn aggregate(registry: &Registry, core: bool) -> Value {
             .map(|version| {
                 let mut resources: Vec<Value> =
                     registry.in_version(group, version).map(|r| aggregated_resource(r)).collect();
-                let question = |plural: &str, kind: &str, namespaced: bool, verbs: Value, short: Value| {
-                    json!({"resource": plural, "responseKind": {"group": group, "version": version, "kind": kind},
-                        "scope": if namespaced { "Namespaced" } else { "Cluster" }, "singularResource": kind.to_lowercase(), "verbs": verbs, "shortNames": short})
-                };
-                if core {
-                    resources.push(question("bindings", "Binding", true, json!(["create"]), json!([])));
-                    resources.push(question("componentstatuses", "ComponentStatus", false, json!(["get", "list"]), json!(["cs"])));
-                }
-                for (_, plural, kind, namespaced) in REVIEWS.iter().filter(|r| r.0 == group) {
-                    resources.push(question(plural, kind, *namespaced, json!(["create"]), json!([])));
+                for (plural, kind, namespaced) in registry.unstored(group, version) {
+                    let short = if plural == COMPONENT_STATUSES { json!(["cs"]) } else { json!([]) };
+                    resources.push(json!({"resource": plural, "responseKind": {"group": group, "version": version, "kind": kind},
+                        "scope": if namespaced { "Namespaced" } else { "Cluster" }, "singularResource": kind.to_lowercase(), "verbs": verbs(plural), "shortNames": short}));
                 }
                 json!({"version": version, "freshness": "Current", "resources": resources})
             })

@@ -27,7 +27,7 @@ impl Format for Json {
 /// The labels, selectable fields and uid of a stored object; for [`Store::open`](k8s_store::Store::open).
 #[must_use]
 pub fn describe(resource: &str, json: &[u8]) -> Meta {
-    static BUILT_IN: std::sync::LazyLock<Registry> = std::sync::LazyLock::new(|| Registry::new(&[]));
+    static BUILT_IN: std::sync::LazyLock<Registry> = std::sync::LazyLock::new(Registry::whole);
     let object: Value = serde_json::from_slice(json).unwrap_or_default();
     let fields = BUILT_IN.all().find(|r| *r.storage == *resource).map(|r| r.fields.clone());
     meta_of(&object, fields.as_deref().unwrap_or(&[]))

@@ -54,6 +54,12 @@ impl FieldErrors {
         self.push("FieldValueInvalid", field, message);
     }
 
+    /// Adds a `FieldValueInvalid` error that does not show the value, as of large or secret ones.
+    pub fn invalid_unshown(&mut self, field: impl Display, detail: impl Display) {
+        let message = with_detail("Invalid value".into(), &detail.to_string());
+        self.push("FieldValueInvalid", field, message);
+    }
+
     /// Adds "Unsupported value": not one of the allowed values.
     pub fn not_supported<S: AsRef<str>>(
         &mut self,

@@ -70,6 +70,7 @@ mod state;
 mod storage;
 mod subresources;
 mod tls;
+mod token_uses;
 mod tokens;
 mod unenforced;
 mod user;

@@ -7,6 +7,7 @@
 pub mod columns;
 pub mod convert;
 pub mod custom;
+mod enablement;
 mod fields;
 mod registry;
 pub mod strategy;
@@ -14,6 +15,8 @@ mod table;
 pub(crate) mod typed;
 mod types;
 
+pub(crate) use enablement::Enablement;
+pub use enablement::RuntimeConfigError;
 pub(crate) use fields::meta_of;
 pub use fields::{Field, selectable};
 pub use registry::{Registry, SharedRegistry};
@@ -49,6 +52,7 @@ pub struct Row {
     fields: &'static [&'static str],
     columns: &'static [Column],
     strategy: &'static Strategy,
+    off_by_default: bool,
     generate: Generate,
 }
 
@@ -75,11 +79,17 @@ impl Row {
             fields: &[],
             columns: &columns::DEFAULT,
             strategy: &strategy::core::PLAIN,
+            off_by_default: false,
             generate,
         }
     }
     const fn cluster(mut self) -> Self {
         self.namespaced = false;
+        self
+    }
+    /// Serves the resource only where `--runtime-config` turns it on.
+    const fn off(mut self) -> Self {
+        self.off_by_default = true;
         self
     }
     const fn short(mut self, names: &'static [&'static str]) -> Self {
@@ -209,6 +219,8 @@ pub struct Resource {
     pub(crate) webhook: Option<Arc<custom::Webhook>>,
     /// The definition is being deleted: no new objects are created.
     pub terminating: bool,
+    /// Served only where `--runtime-config` turns it on.
+    pub off_by_default: bool,
     /// Rust type of the resource, if any.
     pub(crate) typed: Option<Arc<dyn typed::Typed>>,
     /// Validation rules of the definition, for resources defined at run time.
@@ -389,6 +401,7 @@ fn built_in(row: &'static Row, schema: Schema) -> Resource {
         custom: false,
         webhook: None,
         terminating: false,
+        off_by_default: row.off_by_default,
         typed: None,
         rules: None,
         open_api: None,
@@ -401,6 +414,7 @@ fn legacy(row: &'static Row, of: &Resource, old: &'static convert::Legacy) -> Re
     resource.group = old.group.into();
     resource.version = old.version.into();
     resource.conversion = old.conversion;
+    resource.off_by_default = old.off_by_default;
     if !old.fields.is_empty() {
         resource.field_names = old.fields.iter().map(|f| (*f).to_owned()).collect();
     }
@@ -460,11 +474,13 @@ mod tests {
             conditional,
             [
                 "apiservices",
+                "clustertrustbundles",
                 "csidrivers",
                 "csinodes",
                 "customresourcedefinitions",
                 "leases",
                 "mutatingwebhookconfigurations",
+                "podcertificaterequests",
                 "poddisruptionbudgets",
                 "runtimeclasses",
                 "validatingadmissionpolicies",
@@ -481,6 +497,7 @@ mod tests {
                 "apiservices",
                 "customresourcedefinitions",
                 "flowschemas",
+                "podcertificaterequests",
                 "prioritylevelconfigurations",
                 "resourceclaims",
                 "servicecidrs",
@@ -492,7 +509,7 @@ mod tests {
 
     #[test]
     fn the_table_is_consistent() {
-        let registry = Registry::new(&[]);
+        let registry = Registry::whole();
         let mut seen = HashSet::new();
         for r in registry.all() {
             assert!(seen.insert((&r.group, &r.version, &r.kind)), "{} listed twice", r.kind);

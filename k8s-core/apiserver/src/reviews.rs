@@ -30,6 +30,10 @@ pub(crate) async fn handle(
     request: &mut Request<Body>,
 ) -> Result<Option<Response<Body>>, ApiStatus> {
     let info = &call.info;
+    let mut served = call.registry.unstored(&info.group, "v1");
+    if !served.any(|(plural, ..)| plural == info.resource) {
+        return Ok(None);
+    }
     let kind = match (info.group.as_str(), info.resource.as_str()) {
         ("", "componentstatuses") => return component_statuses(state, call).map(Some),
         ("", "bindings") => {

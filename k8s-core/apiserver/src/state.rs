@@ -17,7 +17,7 @@ use crate::{
     aggregate::{Aggregator, Remote},
     allocate::ServiceAllocator,
     audit::Auditor,
-    auth::{Authenticator, Authorization, Evidence, tokens::TokenIssuer},
+    auth::{Authenticator, Authorization, Evidence, TokenUses, tokens::TokenIssuer},
     limits::Gate,
     metrics::Metrics,
     proxy::NodeConnector,
@@ -99,6 +99,8 @@ pub(crate) struct State {
     pub(crate) pod_range: Option<ipnet::Ipv4Net>,
     pub(crate) gate: Arc<Gate>,
     pub(crate) metrics: Metrics,
+    /// Secrets whose tokens were used today.
+    pub(crate) token_uses: TokenUses,
     pub(crate) open_api: Mutex<HashMap<String, Bytes>>,
     pub(crate) ready: AtomicBool,
 }
@@ -106,7 +108,7 @@ pub(crate) struct State {
 impl State {
     /// Returns what authenticators look at beside the credentials of a request.
     pub(crate) fn evidence(&self) -> Evidence<'_> {
-        Evidence { store: &self.store, clock: &self.clock, issuer: &self.issuer }
+        Evidence { store: &self.store, clock: &self.clock, issuer: &self.issuer, uses: &self.token_uses }
     }
 
     /// Returns the aggregated server that serves a path, if any.

@@ -25,6 +25,7 @@ use crate::{
     },
     control_plane::{bind, limits},
     ranges,
+    serving::ServingSettings,
 };
 
 /// Flags of upstream's kube-apiserver that are accepted without effect. All others are refused.
@@ -45,9 +46,6 @@ struct WithoutEffect {
     /// No effect.
     #[arg(long, value_name = "VALUE")]
     feature_gates: Option<String>,
-    /// No effect: all versions are served.
-    #[arg(long, value_name = "VALUE")]
-    runtime_config: Option<String>,
 }
 
 impl WithoutEffect {
@@ -56,7 +54,6 @@ impl WithoutEffect {
         let chosen = [
             ("enable-admission-plugins", &self.enable_admission_plugins),
             ("feature-gates", &self.feature_gates),
-            ("runtime-config", &self.runtime_config),
         ];
         for (name, _) in chosen.iter().filter(|(_, value)| value.is_some()) {
             eprintln!("warning: --{name} has no effect in this stand-in of kube-apiserver");
@@ -106,6 +103,8 @@ pub(in crate::commands) struct KubeApiServer {
     #[arg(long, value_delimiter = ',')]
     disable_admission_plugins: Vec<String>,
     #[command(flatten)]
+    serving: ServingSettings,
+    #[command(flatten)]
     without_effect: WithoutEffect,
 }
 
@@ -129,7 +128,9 @@ impl KubeApiServer {
             let keys = PublicKey::parse_pem(&String::from_utf8_lossy(&read(file)?));
             account_tokens.keys.extend(keys.map_err(Failure::because(invalid))?);
         }
-        let server = ApiServer::builder(Store::memory())
+        let server = self
+            .serving
+            .apply(ApiServer::builder(Store::memory()))
             .service_account_tokens(account_tokens)
             .authenticator(Authenticator::new(tokens, true))
             .authorization(authorization)

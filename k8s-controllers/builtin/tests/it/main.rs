@@ -3,6 +3,7 @@
 #![allow(clippy::disallowed_methods, reason = "tests measure time and start tasks")]
 #![allow(clippy::unwrap_used, missing_docs)]
 
+mod bootstrap_tokens;
 mod certificates;
 mod cron_jobs;
 mod deployments;

@@ -134,7 +134,9 @@ async fn a_secret_gets_its_accounts_token_and_revokes_it_when_it_goes() {
         secret.metadata.labels = Some([label].into());
     };
     assert_eq!(review(&cluster, &again["token"].0).await.authenticated, Some(true));
+    settled().await;
     let mut marked = secrets.get("robot-token").await.unwrap();
+    assert_eq!(marked.label("kubernetes.io/legacy-token-last-used"), Some("1970-01-01"));
     of_invalid(&mut marked);
     secrets.replace("robot-token", &marked).await.unwrap();
     assert_ne!(review(&cluster, &again["token"].0).await.authenticated, Some(true), "marked as invalid");

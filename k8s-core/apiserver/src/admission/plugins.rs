@@ -298,6 +298,7 @@ pub(crate) struct Chain {
     last: Vec<Arc<dyn Admit>>,
     escalation: role_escalation::RoleEscalation,
     params: param_access::ParamAccess,
+    pod_signing: certificates::PodSigning,
     /// Names of the built-in plugins that are on.
     names: Vec<&'static str>,
 }
@@ -323,9 +324,10 @@ impl Chain {
         };
         let escalation = role_escalation::RoleEscalation { authorization: parts.authorization.clone() };
         let params = param_access::ParamAccess { authorization: parts.authorization.clone() };
+        let pod_signing = certificates::PodSigning(parts.authorization.clone());
         let names =
             PLUGINS.iter().chain(LAST).filter(|plugin| selection.has(plugin)).map(|p| p.name).collect();
-        Ok(Chain { first: make(PLUGINS)?, own, last: make(LAST)?, escalation, params, names })
+        Ok(Chain { first: make(PLUGINS)?, own, last: make(LAST)?, escalation, params, pod_signing, names })
     }
 
     /// Returns true if a built-in plugin is on.
@@ -405,6 +407,7 @@ impl Chain {
     /// The first refusal.
     pub(crate) async fn validate(&self, admission: &Admission<'_>) -> Result<(), ApiStatus> {
         self.params.check(admission).await?;
+        self.pod_signing.check(admission).await?;
         for plugin in self.all(admission.operation, admission.resource, &admission.request.subresource) {
             if let Err(refusal) = plugin.validate(admission).await {
                 self.abandon(admission.call).await;

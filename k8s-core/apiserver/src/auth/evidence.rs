@@ -3,12 +3,14 @@
 use std::sync::Arc;
 
 use base64::{Engine, engine::general_purpose::STANDARD};
+use jiff::tz::TimeZone;
 use k8s_core::clock::Clock;
 use k8s_store::{Store, Stored};
 use serde_json::Value;
 
 use super::{
     constant_time::{hashed, same},
+    token_uses::TokenUses,
     tokens::{Lookup, TokenIssuer},
 };
 use crate::value::str_at;
@@ -17,8 +19,10 @@ use crate::value::str_at;
 /// leeway for clock skew.
 const DELETION_LEEWAY: i64 = 60;
 
-/// Label of the Secrets of tokens that were found to be unused, as a JSON pointer's part.
-const INVALID_SINCE: &str = "kubernetes.io~1legacy-token-invalid-since";
+/// Label of the Secrets of tokens that were found to be unused.
+const INVALID_SINCE: &str = "kubernetes.io/legacy-token-invalid-since";
+/// Label with the day on which a Secret's token was last used.
+pub(crate) const LAST_USED: &str = "kubernetes.io/legacy-token-last-used";
 
 /// A decoded Secret.
 pub(super) struct SecretData(Value);
@@ -32,6 +36,12 @@ impl SecretData {
     /// Returns the Secret's type.
     pub(super) fn kind(&self) -> &str {
         str_at(&self.0, "/type")
+    }
+
+    /// Returns a label; empty if it is absent.
+    fn label(&self, key: &str) -> &str {
+        let labels = self.0.pointer("/metadata/labels");
+        labels.and_then(|labels| labels.get(key)).and_then(Value::as_str).unwrap_or_default()
     }
 
     /// Returns an entry of the data; empty if it is absent.
@@ -51,6 +61,7 @@ pub(crate) struct Evidence<'a> {
     pub(crate) store: &'a Store,
     pub(crate) clock: &'a Clock,
     pub(crate) issuer: &'a TokenIssuer,
+    pub(crate) uses: &'a TokenUses,
 }
 
 impl Evidence<'_> {
@@ -80,11 +91,19 @@ impl Lookup for Evidence<'_> {
         stored.is_some_and(|stored| !Self::is_deleted_before(&stored, self.now() - DELETION_LEEWAY))
     }
 
-    /// Returns true if a Secret that is not being deleted holds this token, and is not marked as invalid.
-    fn holds_token(&self, secret: &str, token: &str) -> bool {
-        let Some(secret) = self.secret(secret) else { return false };
-        !secret.is_deleted()
-            && str_at(&secret.0, &format!("/metadata/labels/{INVALID_SINCE}")).is_empty()
-            && same(&hashed(&secret.bytes("token")), &hashed(token.as_bytes()))
+    /// Returns true if a Secret that is not being deleted holds this token, and is not marked as invalid. A
+    /// use is recorded once a day, that of an invalid token, too.
+    fn holds_token(&self, key: &str, token: &str) -> bool {
+        let Some(secret) = self.secret(key) else { return false };
+        if secret.is_deleted() || !same(&hashed(&secret.bytes("token")), &hashed(token.as_bytes())) {
+            return false;
+        }
+        let today = self.clock.now().to_zoned(TimeZone::UTC).date();
+        // Another server's clock may be ahead.
+        let recent = [Some(today), today.tomorrow().ok()].into_iter().flatten();
+        if !recent.map(|day| day.to_string()).any(|day| day == secret.label(LAST_USED)) {
+            self.uses.note(key);
+        }
+        secret.label(INVALID_SINCE).is_empty()
     }
 }

@@ -86,7 +86,13 @@ impl NodeAuthorizer {
                 }
                 ("", "nodes") => return of_node(node, wanted),
                 ("", "pods") => return self.pod(node, wanted),
-                ("certificates.k8s.io", "podcertificaterequests") => return no(""),
+                ("certificates.k8s.io", "podcertificaterequests") => {
+                    return self.pod_certificate(node, wanted);
+                }
+                ("certificates.k8s.io", "clustertrustbundles") => {
+                    let reads = wanted.is_read_only() && wanted.subresource.is_empty();
+                    return when(reads, "");
+                }
                 _ => {}
             }
         }
@@ -152,6 +158,22 @@ impl NodeAuthorizer {
             _ => no(
                 "only the following verbs are allowed for a ResourceSlice: get, watch, list, create, update, patch, delete, deletecollection",
             ),
+        }
+    }
+
+    /// A certificate request for a pod. NodeRestriction compares its contents with the pod.
+    fn pod_certificate(&self, node: &str, wanted: &Attributes<'_>) -> Answer {
+        if !wanted.subresource.is_empty() {
+            return no("nodes may not access the status subresource of PodCertificateRequests");
+        }
+        match wanted.verb {
+            "create" => Ok(()),
+            "get" => self.related(node, Kind::PodCertificate, wanted),
+            "list" | "watch" => when(
+                wanted.required_field("spec.nodeName") == Some(node),
+                "can only list/watch podcertificaterequests with nodeName field selector",
+            ),
+            verb => no(&format!("nodes may not {verb} podcertificaterequests")),
         }
     }
 }

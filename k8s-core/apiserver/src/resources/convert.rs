@@ -23,6 +23,7 @@ pub struct Legacy {
     pub(super) conversion: Option<&'static Conversion>,
     /// Selectable fields, if they differ from the stored form's.
     pub(super) fields: &'static [&'static str],
+    pub(super) off_by_default: bool,
 }
 
 impl Legacy {
@@ -32,11 +33,17 @@ impl Legacy {
         storage_group: &'static str,
         plural: &'static str,
     ) -> Self {
-        Legacy { group, version, storage_group, plural, conversion: None, fields: &[] }
+        Legacy { group, version, storage_group, plural, conversion: None, fields: &[], off_by_default: false }
     }
 
     pub(super) const fn fields(mut self, fields: &'static [&'static str]) -> Self {
         self.fields = fields;
+        self
+    }
+
+    /// Serves the version only where `--runtime-config` turns it on.
+    pub(super) const fn off(mut self) -> Self {
+        self.off_by_default = true;
         self
     }
 

@@ -16,11 +16,13 @@ pub mod flow;
 pub mod job;
 pub mod network;
 pub mod pod;
+pub mod pod_certificates;
 pub mod policy;
 pub mod rbac;
 pub(in crate::resources) mod rule;
 pub mod service;
 pub mod storage;
+pub mod trust;
 pub mod workload;
 
 use serde_json::Value;

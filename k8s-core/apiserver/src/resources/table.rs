@@ -14,7 +14,7 @@ use super::{
     convert::{self, Legacy},
     strategy::{
         admission, aggregate, autoscale, certificates, classes, core, csi, dra, events, extensions, flow,
-        job, network, pod, policy, rbac, service, storage, workload,
+        job, network, pod, pod_certificates, policy, rbac, service, storage, trust, workload,
     },
 };
 
@@ -235,6 +235,30 @@ pub(super) static ROWS: &[Row] = &[
     .fields(&["spec.signerName"])
     .columns(&columns::CERTIFICATESIGNINGREQUESTS)
     .strategy(&certificates::CERTIFICATE_SIGNING_REQUEST),
+    Row::new(
+        "certificates.k8s.io",
+        "v1beta1",
+        "ClusterTrustBundle",
+        "clustertrustbundles",
+        generate::<api::certificates::v1beta1::ClusterTrustBundle>,
+    )
+    .off()
+    .cluster()
+    .fields(&["spec.signerName"])
+    .columns(&columns::CLUSTERTRUSTBUNDLES)
+    .strategy(&trust::CLUSTER_TRUST_BUNDLE),
+    Row::new(
+        "certificates.k8s.io",
+        "v1beta1",
+        "PodCertificateRequest",
+        "podcertificaterequests",
+        generate::<api::certificates::v1beta1::PodCertificateRequest>,
+    )
+    .off()
+    .status()
+    .fields(&["spec.signerName", "spec.podName", "spec.nodeName"])
+    .columns(&columns::PODCERTIFICATEREQUESTS)
+    .strategy(&pod_certificates::POD_CERTIFICATE_REQUEST),
     Row::new(
         "networking.k8s.io",
         "v1",
@@ -553,6 +577,18 @@ pub(super) static ROWS: &[Row] = &[
     .strategy(&extensions::THIRD_PARTY_RESOURCE),
 ];
 
+/// Resources of version v1 that are not stored: group, plural, kind, namespaced.
+pub(super) const UNSTORED: [(&str, &str, &str, bool); 8] = [
+    ("", "bindings", "Binding", true),
+    ("", "componentstatuses", "ComponentStatus", false),
+    ("authentication.k8s.io", "selfsubjectreviews", "SelfSubjectReview", false),
+    ("authentication.k8s.io", "tokenreviews", "TokenReview", false),
+    ("authorization.k8s.io", "localsubjectaccessreviews", "LocalSubjectAccessReview", true),
+    ("authorization.k8s.io", "selfsubjectaccessreviews", "SelfSubjectAccessReview", false),
+    ("authorization.k8s.io", "selfsubjectrulesreviews", "SelfSubjectRulesReview", false),
+    ("authorization.k8s.io", "subjectaccessreviews", "SubjectAccessReview", false),
+];
+
 /// Further versions of the rows above.
 pub(super) static LEGACY: &[Legacy] = &[
     Legacy::new("autoscaling", "v1", "autoscaling", "horizontalpodautoscalers")
@@ -607,6 +643,43 @@ pub(super) static LEGACY: &[Legacy] = &[
     Legacy::new("node.k8s.io", "v1beta1", "node.k8s.io", "runtimeclasses"),
     Legacy::new("scheduling.k8s.io", "v1beta1", "scheduling.k8s.io", "priorityclasses"),
     Legacy::new("coordination.k8s.io", "v1beta1", "coordination.k8s.io", "leases"),
+    // Versions that are served only where `--runtime-config` turns them on, as upstream.
+    Legacy::new("certificates.k8s.io", "v1alpha1", "certificates.k8s.io", "clustertrustbundles").off(),
+    Legacy::new("networking.k8s.io", "v1beta1", "networking.k8s.io", "ipaddresses").off(),
+    Legacy::new("networking.k8s.io", "v1beta1", "networking.k8s.io", "servicecidrs").off(),
+    Legacy::new("storage.k8s.io", "v1beta1", "storage.k8s.io", "volumeattributesclasses").off(),
+    Legacy::new("resource.k8s.io", "v1beta2", "resource.k8s.io", "deviceclasses").off(),
+    Legacy::new("resource.k8s.io", "v1beta2", "resource.k8s.io", "resourceclaims").off(),
+    Legacy::new("resource.k8s.io", "v1beta2", "resource.k8s.io", "resourceclaimtemplates").off(),
+    Legacy::new("resource.k8s.io", "v1beta2", "resource.k8s.io", "resourceslices").off(),
+    Legacy::new(
+        "admissionregistration.k8s.io",
+        "v1beta1",
+        "admissionregistration.k8s.io",
+        "mutatingadmissionpolicies",
+    )
+    .off(),
+    Legacy::new(
+        "admissionregistration.k8s.io",
+        "v1beta1",
+        "admissionregistration.k8s.io",
+        "mutatingadmissionpolicybindings",
+    )
+    .off(),
+    Legacy::new(
+        "admissionregistration.k8s.io",
+        "v1alpha1",
+        "admissionregistration.k8s.io",
+        "mutatingadmissionpolicies",
+    )
+    .off(),
+    Legacy::new(
+        "admissionregistration.k8s.io",
+        "v1alpha1",
+        "admissionregistration.k8s.io",
+        "mutatingadmissionpolicybindings",
+    )
+    .off(),
     Legacy::new("extensions", "v1beta1", "apps", "deployments").with(&convert::workload::OLD_WORKLOAD),
     Legacy::new("extensions", "v1beta1", "apps", "replicasets").with(&convert::workload::OLD_WORKLOAD),
     Legacy::new("extensions", "v1beta1", "apps", "daemonsets").with(&convert::workload::OLD_WORKLOAD),

@@ -17,15 +17,18 @@ use crate::{
     allocate::ServiceAllocator,
     apiservices::ApiServices,
     audit::{Auditor, Policy, Sink},
-    auth::{Authenticator, Authorization, AuthorizationMode, ServiceAccountTokens, tokens::TokenIssuer},
+    auth::{
+        Authenticator, Authorization, AuthorizationMode, ServiceAccountTokens, TokenUses, tokens::TokenIssuer,
+    },
     crd::Definitions,
     limits::{Gate, Limits},
     policy_status::Policies,
     proxy::NodeConnector,
-    resources::{Resource, SharedRegistry, is_built_in},
+    resources::{Enablement, Resource, SharedRegistry, is_built_in},
     stages::{Audit, Authenticate, Authorize, FlowControl},
     state::{Authenticators, Observer, Pace, State},
     tls::ClientIdentity,
+    token_uses,
     user::User,
 };
 
@@ -56,6 +59,7 @@ pub struct Builder {
     front_proxy: Option<ClientIdentity>,
     pace: Pace,
     warns_unenforced: bool,
+    runtime_config: Vec<String>,
     limits: Limits,
     metrics: k8s_metrics::Registry,
 }
@@ -91,6 +95,7 @@ impl Builder {
             front_proxy: None,
             pace: Pace::default(),
             warns_unenforced: true,
+            runtime_config: Vec::new(),
             limits: Limits::default(),
             metrics: k8s_metrics::Registry::default(),
         }
@@ -336,6 +341,31 @@ impl Builder {
         self
     }
 
+    /// Turns versions and resources on or off (`--runtime-config`): `api/all`, `api/ga`, `api/beta`,
+    /// `api/alpha`, `GROUP/VERSION` or `GROUP/VERSION/RESOURCE`, each with `=true` or `=false`. Default:
+    /// none.
+    ///
+    /// ```
+    /// use k8s_apiserver::{ApiServer, User};
+    /// use k8s_core::client::empty_body;
+    /// use k8s_store::Store;
+    /// # #[tokio::main(flavor = "current_thread")]
+    /// # async fn main() -> Result<(), Box<dyn std::error::Error>> {
+    /// let builder = ApiServer::builder(Store::memory()).runtime_config(["apps/v1beta1=false"]);
+    /// let server = builder.build().await?;
+    /// let request = http::Request::get("/apis/apps/v1beta1/deployments").body(empty_body())?;
+    /// assert_eq!(server.service_as(User::admin()).handle(request).await.status(), 404);
+    ///
+    /// let wrong = ApiServer::builder(Store::memory()).runtime_config(["apps/v9=true"]).build().await;
+    /// assert!(wrong.unwrap_err().to_string().contains("apps/v9"));
+    /// # Ok(()) }
+    /// ```
+    #[must_use]
+    pub fn runtime_config<E: Into<String>>(mut self, entries: impl IntoIterator<Item = E>) -> Self {
+        self.runtime_config.extend(entries.into_iter().map(Into::into));
+        self
+    }
+
     /// Limits on clients over sockets. Default: as upstream.
     #[must_use]
     pub fn limits(mut self, limits: Limits) -> Self {
@@ -355,8 +385,8 @@ impl Builder {
     /// `kubernetes` Service is created by the `hyperkube` crate.
     ///
     /// # Errors
-    /// If `service_account_key` is damaged or unsupported, a type's definition or an admission plugin's name
-    /// or configuration is invalid, or the store cannot be written.
+    /// If `service_account_key` is damaged or unsupported, an entry of `runtime_config`, a type's definition
+    /// or an admission plugin's name or configuration is invalid, or the store cannot be written.
     pub fn build(self) -> BoxFuture<'static, Result<ApiServer, BuildError>> {
         // Boxed: callers' crates need not compile it again.
         Box::pin(self.assemble())
@@ -366,6 +396,7 @@ impl Builder {
         if self.authorization.iter().any(|mode| matches!(mode, AuthorizationMode::AlwaysAllow)) {
             self.authenticator.refuse_anonymous();
         }
+        let enablement = Enablement::parse(&self.runtime_config)?;
         let key = self.service_account_key.as_deref();
         let issuer = TokenIssuer::with(key, self.service_account_tokens)?;
         let services = ServiceAllocator::new(self.service_range, self.node_ports);
@@ -383,10 +414,11 @@ impl Builder {
             .audit_policy
             .filter(|_| !sinks.is_empty())
             .map(|policy| Arc::new(Auditor::new(policy, sinks, self.clock.clone(), &self.metrics)));
+        let (token_uses, used) = TokenUses::new();
         let server = ApiServer {
             state: Arc::new(State {
                 store: self.store,
-                registry: SharedRegistry::default(),
+                registry: SharedRegistry::new(enablement),
                 clock: self.clock,
                 authenticator: self.authenticator,
                 authorization,
@@ -407,6 +439,7 @@ impl Builder {
                 pod_range: self.pod_range,
                 gate: Arc::new(Gate::new(self.limits)),
                 metrics: crate::metrics::Metrics::new(self.metrics),
+                token_uses,
                 open_api: Mutex::default(),
                 ready: AtomicBool::new(false),
             }),
@@ -426,13 +459,15 @@ impl Builder {
         server.state.services.load(&server.state.store);
         let own =
             server.client_as(User::new("system:apiserver", &["system:masters"])).named("kube-apiserver");
-        match (crate::bootstrap::run(server.store(), &own).await, server.state.store.ailment()) {
+        let registry = server.state.registry.now();
+        match (crate::bootstrap::run(server.store(), &registry, &own).await, server.state.store.ailment()) {
             // With a full disk the cluster is readable, and has its bootstrap objects from before.
             (Err(e), Some(_)) => tracing::warn!(error = %e, "not all bootstrap objects could be made"),
             (made, _) => made.map_err(BuildError::Bootstrap)?,
         }
         server.state.ready.store(true, Ordering::Release);
         crate::event_ttl::start(&server.state);
+        token_uses::start(&server.state, used).await;
         crate::apiservices::start(&server.state);
         Ok(server)
     }

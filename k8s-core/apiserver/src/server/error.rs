@@ -1,6 +1,6 @@
 //! Errors of building a server.
 
-use crate::{admission::PluginError, auth::tokens::KeyError};
+use crate::{admission::PluginError, auth::tokens::KeyError, resources::RuntimeConfigError};
 
 /// An [`ApiServer`](crate::ApiServer) cannot be built.
 #[derive(Debug, thiserror::Error)]
@@ -28,6 +28,9 @@ pub enum BuildError {
     /// The admission plugins cannot be made as asked. Correct the name or configuration.
     #[error(transparent)]
     Plugin(#[from] PluginError),
+    /// The choice of versions and resources is wrong. Correct the entry.
+    #[error("--runtime-config: {0}")]
+    RuntimeConfig(#[from] RuntimeConfigError),
     /// The bootstrap objects (namespaces, roles, priority classes) cannot be written.
     #[error("write the bootstrap objects: {0}")]
     Bootstrap(#[source] k8s_core::client::Error),
@@ -37,6 +40,6 @@ impl BuildError {
     /// Returns true if a setting has a wrong value; another start does not help.
     #[must_use]
     pub fn is_invalid(&self) -> bool {
-        matches!(self, BuildError::Plugin(_))
+        matches!(self, BuildError::Plugin(_) | BuildError::RuntimeConfig(_))
     }
 }

@@ -4,7 +4,7 @@ use base64::{Engine, engine::general_purpose::STANDARD};
 use k8s_apiserver::User;
 use serde_json::{Value, json};
 
-use crate::support::{ask_as, done, grant, server};
+use crate::support::{ask_as, authority, done, grant, server, server_with};
 
 const REQUESTS: &str = "/apis/certificates.k8s.io/v1/certificatesigningrequests";
 
@@ -87,23 +87,20 @@ async fn approval_and_signature_need_the_right_for_the_signer() {
 
 #[tokio::test]
 async fn a_trust_bundle_of_a_signer_needs_the_right_to_attest() {
-    let server = server().await;
-    let definition = json!({"metadata": {"name": "clustertrustbundles.certificates.k8s.io", "annotations": {"api-approved.kubernetes.io": "https://x"}},
-        "spec": {"group": "certificates.k8s.io", "scope": "Cluster", "names": {"plural": "clustertrustbundles", "kind": "ClusterTrustBundle"},
-        "versions": [{"name": "v1beta1", "served": true, "storage": true, "schema": {"openAPIV3Schema": {"type": "object", "x-kubernetes-preserve-unknown-fields": true}}}]}});
-    done(&server, "POST", "/apis/apiextensions.k8s.io/v1/customresourcedefinitions", &definition).await;
+    let server = server_with(&["certificates.k8s.io/v1beta1/clustertrustbundles=true"]).await;
     let all = json!(["certificates.k8s.io"]);
     let rules = json!([{"apiGroups": all, "resources": ["clustertrustbundles"], "verbs": ["create", "patch"]},
         {"apiGroups": all, "resources": ["signers"], "resourceNames": ["example.com/mine"], "verbs": ["attest"]}]);
     grant(&server, "attester", rules).await;
     let path = "/apis/certificates.k8s.io/v1beta1/clustertrustbundles";
     let post = async |name: &str, signer: &str| {
-        let bundle = json!({"apiVersion": "certificates.k8s.io/v1beta1", "kind": "ClusterTrustBundle", "metadata": {"name": name}, "spec": {"signerName": signer}});
+        let bundle =
+            json!({"metadata": {"name": name}, "spec": {"signerName": signer, "trustBundle": authority()}});
         ask_as(&server, &User::new("attester", &[]), "POST", path, &bundle).await
     };
-    assert_eq!(post("a", "example.com/mine").await.status, 201);
+    assert_eq!(post("example.com:mine:a", "example.com/mine").await.status, 201);
     assert_eq!(post("b", "").await.status, 201);
-    let refused = post("c", "example.com/other").await;
+    let refused = post("example.com:other:c", "example.com/other").await;
     assert!(
         refused.json()["message"]
             .as_str()

@@ -5,7 +5,10 @@ use std::collections::HashMap;
 use bytes::Bytes;
 use http::{Request, StatusCode};
 use http_body_util::BodyExt;
-use k8s_apiserver::{ApiServer, User, auth::Authenticator};
+use k8s_apiserver::{
+    ApiServer, User,
+    auth::{Authenticator, AuthorizationMode},
+};
 use k8s_core::client::body_from_bytes;
 use k8s_store::Store;
 use serde_json::Value;
@@ -35,6 +38,18 @@ pub(crate) async fn server_without_policies() -> ApiServer {
 /// As [`server`], with warnings for fields without effect.
 pub(crate) async fn warning_server() -> ApiServer {
     server_that(Store::memory(), true, &[]).await
+}
+
+/// As [`server`], with entries of `--runtime-config`.
+pub(crate) async fn server_with(entries: &[&str]) -> ApiServer {
+    let admin = User::new("admin", &["system:masters"]);
+    ApiServer::builder(Store::memory())
+        .authenticator(Authenticator::new(HashMap::from([("admin".to_owned(), admin)]), true))
+        .authorization([AuthorizationMode::Node, AuthorizationMode::Rbac])
+        .runtime_config(entries.iter().copied())
+        .build()
+        .await
+        .unwrap()
 }
 
 async fn server_that(store: Store, warns: bool, plugins_off: &[&str]) -> ApiServer {
@@ -171,4 +186,11 @@ impl Watcher {
         let text = |p: &str| event.pointer(p).and_then(Value::as_str).unwrap_or_default().to_owned();
         (text("/type"), text("/object/metadata/name"))
     }
+}
+
+/// Returns the certificate of a new authority, in PEM.
+pub(crate) fn authority() -> String {
+    let mut params = rcgen::CertificateParams::default();
+    params.is_ca = rcgen::IsCa::Ca(rcgen::BasicConstraints::Unconstrained);
+    params.self_signed(&rcgen::KeyPair::generate().unwrap()).unwrap().pem()
 }

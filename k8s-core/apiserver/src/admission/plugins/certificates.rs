@@ -1,6 +1,9 @@
 //! CertificateApproval, CertificateSigning, CertificateSubjectRestriction, ClusterTrustBundleAttest: rights
 //! for the signers of certificates.
 //!
+//! [`PodSigning`] is no plugin: upstream has that check in the storage of PodCertificateRequests, so that it
+//! cannot be turned off.
+//!
 //! A right for a signer is a verb (`approve`, `sign`, `attest`) on `signers` of certificates.k8s.io with the
 //! signer's name, or with its domain and `/*`.
 
@@ -14,14 +17,19 @@ use super::role_escalation::changes_only_collection;
 use crate::{
     admission::{Admission, Admit, Operation},
     auth::Authorization,
+    invalid::FieldErrors,
     request::Attributes,
-    resources::{Resource, strategy::certificates},
+    resources::{
+        Resource,
+        strategy::{certificates, pod_certificates},
+    },
     stages::Decision,
     user::User,
     value::str_at,
 };
 
 const REQUESTS: &str = "certificatesigningrequests.certificates.k8s.io";
+const POD_REQUESTS: &str = "podcertificaterequests.certificates.k8s.io";
 const BUNDLES: &str = "clustertrustbundles.certificates.k8s.io";
 const CLIENT_SIGNER: &str = "kubernetes.io/kube-apiserver-client";
 
@@ -85,6 +93,32 @@ impl Admit for Signing {
         }
         let why = format!("user not permitted to sign requests with signerName {signer:?}");
         Err(admission.forbidden(&why))
+    }
+}
+
+/// The status of a PodCertificateRequest needs `sign` for the signer.
+pub(super) struct PodSigning(pub(super) Arc<Authorization>);
+
+impl PodSigning {
+    /// # Errors
+    /// 422 for a user who may not sign.
+    pub(super) async fn check(&self, admission: &Admission<'_>) -> Result<(), ApiStatus> {
+        let resource = admission.resource;
+        if *resource.storage != *POD_REQUESTS || admission.request.subresource != "status" {
+            return Ok(());
+        }
+        let signer = signer_before(admission);
+        let before = admission.old.map(pod_certificates::status);
+        if before == Some(pod_certificates::status(admission.object))
+            || may(&self.0, admission.user, "sign", signer).await
+        {
+            return Ok(());
+        }
+        let user = &admission.user.name;
+        let mut errors = FieldErrors::default();
+        let why = format!("User {user:?} is not permitted to \"sign\" for signer {signer:?}");
+        errors.forbidden("spec.signerName", &why);
+        Err(errors.into_status(&resource.group, &resource.kind, admission.name()))
     }
 }
 

@@ -30,6 +30,8 @@ use crate::{
 /// The annotation of the pods that a kubelet makes for pods of files.
 const MIRROR: &str = "kubernetes.io/config.mirror";
 
+const POD_CERTIFICATES: &str = "podcertificaterequests.certificates.k8s.io";
+
 /// Labels that kubelets set on their Node.
 const LABELS: [&str; 11] = [
     "kubernetes.io/hostname",
@@ -92,6 +94,7 @@ impl Admit for NodeRestriction {
                 | "csinodes.storage.k8s.io"
                 | "resourceslices.resource.k8s.io"
                 | "certificatesigningrequests.certificates.k8s.io"
+                | POD_CERTIFICATES
         )
     }
 
@@ -123,6 +126,7 @@ impl Admit for NodeRestriction {
             }
             "leases.coordination.k8s.io" if deletion.name != node => same_name("node lease"),
             "csinodes.storage.k8s.io" if deletion.name != node => same_name("CSINode"),
+            POD_CERTIFICATES => "unexpected operation DELETE".to_owned(),
             "resourceslices.resource.k8s.io" if !on_node()? => {
                 "can only delete ResourceSlice with the same NodeName as the requesting node".to_owned()
             }
@@ -174,6 +178,14 @@ impl NodeRestriction {
                 when(str_at(object, "/spec/nodeName") == node, || why.to_owned())
             }
             ("certificatesigningrequests.certificates.k8s.io", "") if creates => own_request(node, object),
+            (POD_CERTIFICATES, "") if creates => {
+                self.pod_certificate(node, &admission.request.namespace, object)
+            }
+            (POD_CERTIFICATES, part) => Err(Refused::Because(if creates || part.is_empty() {
+                "unexpected operation UPDATE".to_owned()
+            } else {
+                format!("unexpected subresource {part}")
+            })),
             _ => Ok(()),
         }
     }
@@ -261,6 +273,69 @@ impl NodeRestriction {
                 admission.user.name
             )
         })
+    }
+}
+
+/// The checks of certificate requests for pods.
+impl NodeRestriction {
+    /// Checks that a request is for a pod of the node, with the UIDs and the account that the pod has.
+    ///
+    /// # Errors
+    /// 500 where a later try may succeed, because this server may lag behind; 403 elsewhere.
+    fn pod_certificate(&self, node: &str, namespace: &str, request: &Value) -> Checked {
+        let at = |field: &str| str_at(request, &format!("/spec/{field}"));
+        let later = |why: String| Err(Refused::With(ApiStatus::internal(why)));
+        let named = at("nodeName");
+        when(named == node, || {
+            format!(
+                "PodCertificateRequest.Spec.NodeName={named:?}, which is not the requesting node {node:?}"
+            )
+        })?;
+        let missing = |what: &str, name: &str| {
+            format!("while retrieving {what} {name:?} named in the PodCertificateRequest: not found")
+        };
+        let Some(live_node) = self.store.get("nodes", node) else { return later(missing("node", node)) };
+        let pod_name = format!("{namespace}/{}", at("podName"));
+        if *live_node.uid != *at("nodeUID") {
+            return later(format!(
+                "PodCertificateRequest for pod {pod_name:?} names node UID {:?}, inconsistent with the running node ({:?})",
+                at("nodeUID"),
+                &*live_node.uid
+            ));
+        }
+        let Some(stored) = self.store.get("pods", &pod_name) else { return later(missing("pod", &pod_name)) };
+        if *stored.uid != *at("podUID") {
+            return later(format!(
+                "PodCertificateRequest for pod {pod_name:?} contains pod UID ({:?}) which differs from running pod {:?}",
+                at("podUID"),
+                &*stored.uid
+            ));
+        }
+        let pod: Value =
+            serde_json::from_slice(&stored.json).map_err(|e| Refused::With(ApiStatus::internal(e)))?;
+        when(str_at(&pod, "/spec/nodeName") == node, || {
+            format!("pod {pod_name:?} is not running on node {node:?} named in the PodCertificateRequest")
+        })?;
+        let mirrors = object_at(&pod, "/metadata/annotations").is_some_and(|a| a.contains_key(MIRROR));
+        when(!mirrors, || format!("pod {pod_name:?} is a mirror pod"))?;
+        let (account, own) = (at("serviceAccountName"), str_at(&pod, "/spec/serviceAccountName"));
+        when(account == own, || {
+            format!(
+                "PodCertificateRequest for pod {pod_name:?} contains serviceAccountName ({account:?}) that differs from running pod ({own:?})"
+            )
+        })?;
+        let account_name = format!("{namespace}/{account}");
+        let Some(live) = self.store.get("serviceaccounts", &account_name) else {
+            return later(missing("service account", &account_name));
+        };
+        if *live.uid != *at("serviceAccountUID") {
+            return later(format!(
+                "PodCertificateRequest for pod {pod_name:?} names service account UID {:?}, which differs from the running service account ({:?})",
+                at("serviceAccountUID"),
+                &*live.uid
+            ));
+        }
+        Ok(())
     }
 }
 

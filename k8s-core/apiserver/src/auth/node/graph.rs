@@ -1,7 +1,7 @@
 //! Index of the objects that the pods of each node refer to.
 //!
-//! Flow: every question first takes the events of pods, volumes, attachments and slices that the store has
-//! shown since the last one. Where history no longer has them, the index is made anew.
+//! Flow: every question first takes the events of pods, volumes, attachments, slices and certificate requests
+//! that the store has shown since the last one. Where history no longer has them, the index is made anew.
 
 use std::{
     collections::{HashMap, HashSet},
@@ -26,13 +26,15 @@ pub(crate) enum Kind {
     Attachment,
     Slice,
     ResourceClaim,
+    PodCertificate,
 }
 
 const PODS: &str = "pods";
 const VOLUMES: &str = "persistentvolumes";
 const ATTACHMENTS: &str = "volumeattachments.storage.k8s.io";
 const SLICES: &str = "resourceslices.resource.k8s.io";
-const FOLLOWED: [&str; 4] = [PODS, VOLUMES, ATTACHMENTS, SLICES];
+const POD_CERTIFICATES: &str = "podcertificaterequests.certificates.k8s.io";
+const FOLLOWED: [&str; 5] = [PODS, VOLUMES, ATTACHMENTS, SLICES, POD_CERTIFICATES];
 
 /// Number of events that are taken at once.
 const BATCH: usize = 512;
@@ -76,7 +78,7 @@ struct Index {
     users: HashMap<(Kind, Key), HashMap<Key, usize>>,
     volumes: HashMap<Key, Volume>,
     volumes_of_secret: HashMap<Key, HashSet<Key>>,
-    /// Nodes of attachments and slices.
+    /// Nodes of attachments, slices and certificate requests of pods.
     placed: HashMap<(Kind, Key), Key>,
 }
 
@@ -234,7 +236,7 @@ impl Index {
         match kind {
             Kind::Pod => self.pods.get(key).is_some_and(|pod| &*pod.node == node),
             Kind::Volume => self.uses_volume(node, key),
-            Kind::Attachment | Kind::Slice => {
+            Kind::Attachment | Kind::Slice | Kind::PodCertificate => {
                 self.placed.get(&(kind, key.into())).is_some_and(|of| &**of == node)
             }
             Kind::Secret => {
@@ -260,7 +262,11 @@ impl Index {
 }
 
 fn kind_of(resource: &str) -> Kind {
-    if resource == ATTACHMENTS { Kind::Attachment } else { Kind::Slice }
+    match resource {
+        ATTACHMENTS => Kind::Attachment,
+        POD_CERTIFICATES => Kind::PodCertificate,
+        _ => Kind::Slice,
+    }
 }
 
 /// References to Secrets in a pod's volumes.

@@ -301,3 +301,19 @@ pub(in crate::resources) const CERTIFICATESIGNINGREQUESTS: [Column; 6] = [
         joined(held.into_iter().chain(issued.then(|| "Issued".to_owned())), "Pending")
     }),
 ];
+pub(in crate::resources) const CLUSTERTRUSTBUNDLES: [Column; 2] =
+    [NAME, computed("SignerName", |o, _| or_none(str_at(o, "/spec/signerName")))];
+pub(in crate::resources) const PODCERTIFICATEREQUESTS: [Column; 7] = [
+    NAME,
+    path("PodName", "/spec/podName"),
+    path("ServiceAccountName", "/spec/serviceAccountName"),
+    path("NodeName", "/spec/nodeName"),
+    path("SignerName", "/spec/signerName"),
+    computed("State", |o, _| {
+        let ended = array_at(o, "/status/conditions").iter().map(|c| str_at(c, "/type"));
+        ended.filter(|c| ["Issued", "Denied", "Failed"].contains(c)).last().unwrap_or("Pending").into()
+    }),
+    wide(computed("UnverifiedUserAnnotations", |o, _| {
+        selector_text(o.pointer("/spec/unverifiedUserAnnotations")).into()
+    })),
+];

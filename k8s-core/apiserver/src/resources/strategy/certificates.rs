@@ -221,7 +221,7 @@ pub(crate) fn subject(_: &str) -> Result<Subject, String> {
 }
 
 /// Validates a signer name: a domain and a path, at most 571 bytes.
-fn check_signer(at: &At<'_>, errors: &mut FieldErrors) {
+pub(super) fn check_signer(at: &At<'_>, errors: &mut FieldErrors) {
     let name = at.as_text();
     match name.split_once('/') {
         None => at.invalid(
