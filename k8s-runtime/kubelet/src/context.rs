@@ -12,7 +12,7 @@ use k8s_runtime::{Runtime, SandboxId};
 
 use crate::{
     config::Config, facts::Facts, images::Puller, metrics::Metrics, sources::Sources, sysctls::Sysctls,
-    tokens::Tokens, types::*, view::PodView,
+    tokens::Tokens, trust::TrustBundles, types::*, view::PodView,
 };
 
 /// Shared by the pod workers, the node status loop and the kubelet's API.
@@ -26,6 +26,7 @@ pub(crate) struct Context {
     pub(crate) events: Recorder,
     pub(crate) sources: Sources,
     pub(crate) tokens: Tokens,
+    pub(crate) trust: TrustBundles,
     pub(crate) pods: Cache<Pod>,
     pub(crate) services: Cache<Service>,
     pub(crate) facts: Facts,
@@ -61,6 +62,7 @@ impl Context {
         Context {
             sources: Sources::new(parts.client.clone()),
             tokens: Tokens::new(parts.client.clone(), parts.clock.clone()),
+            trust: TrustBundles::new(parts.client.clone()),
             config: parts.config,
             client: parts.client,
             clock: parts.clock,

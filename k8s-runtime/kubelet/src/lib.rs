@@ -40,6 +40,7 @@ mod server;
 mod sources;
 mod sysctls;
 mod tokens;
+mod trust;
 mod view;
 mod volumes;
 
@@ -55,6 +56,7 @@ mod types {
         api::{
             authentication::v1::{BoundObjectReference, TokenRequest, TokenRequestSpec},
             authorization::v1::{ResourceAttributes, SubjectAccessReview, SubjectAccessReviewSpec},
+            certificates::v1beta1::ClusterTrustBundle,
             coordination::v1::Lease,
             core::v1::*,
             node::v1::RuntimeClass,

@@ -1,7 +1,7 @@
 //! Volumes: directories and files for the pod's containers, with one plugin per volume type.
 //!
-//! Flow: [`set_up`] makes a pod's volumes and returns their host paths. It is called again when a ConfigMap
-//! or Secret changes or a token is due for refresh, and then updates the contents.
+//! Flow: [`set_up`] makes a pod's volumes and returns their host paths. It is called again when a ConfigMap,
+//! Secret or ClusterTrustBundle changes or a token is due for refresh, and then updates the contents.
 //! [`cleanup::remove_pod_dir`] removes everything of a pod from mountinfo alone, so that it also works after
 //! a crash.
 //!
@@ -31,7 +31,7 @@ use std::{
 use async_trait::async_trait;
 use k8s_core::meta::ObjectExt;
 
-use crate::{context::Context, env::ConfigError, sources::SourceError, types};
+use crate::{context::Context, env::ConfigError, sources::SourceError, trust::TrustError, types};
 
 /// The reason for which a volume cannot be used yet. Every variant is tried again.
 #[derive(Debug, thiserror::Error)]
@@ -42,6 +42,8 @@ pub(crate) enum VolumeError {
     Config(#[from] ConfigError),
     #[error("{0}")]
     Api(#[from] k8s_core::client::Error),
+    #[error("{0}")]
+    Trust(#[from] TrustError),
     #[error("references non-existent {kind} key: {key}")]
     Key { kind: &'static str, key: String },
     #[error("hostPath type check failed: {path:?} is not {want}")]
@@ -65,6 +67,8 @@ impl VolumeError {
 pub(crate) enum Reference {
     ConfigMap(String),
     Secret(String),
+    /// All ClusterTrustBundles.
+    TrustBundles,
 }
 
 /// The pod and the directories for which a plugin sets a volume up.

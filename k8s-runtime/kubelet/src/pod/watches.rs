@@ -1,4 +1,4 @@
-//! Watches the ConfigMaps and Secrets that a pod references.
+//! Watches the ConfigMaps, Secrets and ClusterTrustBundles that a pod references.
 
 use std::{collections::BTreeSet, sync::Arc};
 
@@ -41,6 +41,16 @@ impl Watches {
             match reference {
                 Reference::ConfigMap(name) => {
                     let watched = cx.sources.watch_config_map(namespace, &name);
+                    let mut changes = watched.subscribe();
+                    self.tasks.spawn(async move {
+                        while changes.next().await.is_some() {
+                            mailbox.send(Message::Source);
+                        }
+                        drop(watched);
+                    });
+                }
+                Reference::TrustBundles => {
+                    let watched = cx.trust.watch();
                     let mut changes = watched.subscribe();
                     self.tasks.spawn(async move {
                         while changes.next().await.is_some() {

@@ -115,6 +115,17 @@ pub(super) async fn token(
     Ok([(source.path.clone(), File { data: token.token.into_bytes(), mode })].into())
 }
 
+/// Returns the file of trust anchors.
+pub(super) async fn trust_anchors(
+    setup: &Setup<'_>,
+    source: &ClusterTrustBundleProjection,
+    default: Option<i32>,
+) -> Result<Files, VolumeError> {
+    let text = setup.cx.trust.anchors(source).await?;
+    let mode = if setup.fs_group.is_some() { 0o600 } else { mode(None, default) };
+    Ok([(source.path.clone(), File { data: text.into_bytes(), mode })].into())
+}
+
 /// Writes the files of a volume; secret ones on a tmpfs.
 pub(super) fn write(
     setup: &Setup<'_>,

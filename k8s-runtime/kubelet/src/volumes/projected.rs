@@ -31,6 +31,8 @@ impl Volume for Projected {
                 payload::downward_api(setup, s.items.as_deref(), default)?
             } else if let Some(s) = &source.service_account_token {
                 payload::token(setup, s, default).await?
+            } else if let Some(s) = &source.cluster_trust_bundle {
+                payload::trust_anchors(setup, s, default).await?
             } else {
                 return Err(VolumeError::Other("a projected source of this kind is not supported".into()));
             };
@@ -45,7 +47,8 @@ impl Volume for Projected {
             .flat_map(|s| {
                 let map = s.config_map.as_ref().map(|m| Reference::ConfigMap(m.name.clone()));
                 let secret = s.secret.as_ref().map(|m| Reference::Secret(m.name.clone()));
-                map.into_iter().chain(secret)
+                let trust = s.cluster_trust_bundle.as_ref().map(|_| Reference::TrustBundles);
+                map.into_iter().chain(secret).chain(trust)
             })
             .collect()
     }

@@ -18,7 +18,12 @@ pub struct Api {
 impl Api {
     /// Starts with the namespace `ns`, whose pods get no token unless they ask for one.
     pub async fn start(clock: Clock) -> Self {
-        let cluster = TestCluster::bare().clock(clock).start().await.unwrap();
+        let cluster = TestCluster::bare()
+            .clock(clock)
+            .runtime_config(["certificates.k8s.io/v1beta1=true"])
+            .start()
+            .await
+            .unwrap();
         let api = Api { connection: cluster.connection(), cluster };
         api.create("/api/v1/namespaces", json!({"kind": "Namespace", "metadata": {"name": "ns"}})).await;
         let account = json!({"metadata": {"name": "default"}, "automountServiceAccountToken": false});
