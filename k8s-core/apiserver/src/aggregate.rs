@@ -91,7 +91,9 @@ impl Remote {
             Ok(out) => out,
             Err(status) => return respond::failure(&status),
         };
-        identify(user, out.headers_mut());
+        if let Err(why) = identify(user, out.headers_mut()) {
+            return unavailable(&format!("error trying to reach service: {why}\n"));
+        }
         match callee.call(store, out).await {
             Ok(mut response) => {
                 response.extensions_mut().insert(respond::Foreign);
@@ -103,31 +105,39 @@ impl Remote {
 }
 
 /// Sets the `X-Remote-*` headers, and removes those of the client.
-pub(crate) fn identify(user: &User, headers: &mut HeaderMap) {
+///
+/// # Errors
+/// A part of the user cannot be in a header as it is, so that the server would see another user: it has control
+/// characters, or spaces around it, which receivers cut off. Upstream's Go refuses the first in these words.
+pub(crate) fn identify(user: &User, headers: &mut HeaderMap) -> Result<(), String> {
     let said: Vec<HeaderName> =
         headers.keys().filter(|n| n.as_str().starts_with("x-remote-")).cloned().collect();
     for name in said {
         headers.remove(name);
     }
     let mut add = |name: &str, value: &str| {
-        if let (Ok(name), Ok(value)) = (HeaderName::try_from(name), HeaderValue::from_bytes(value.as_bytes()))
-        {
-            headers.append(name, value);
-        }
+        let trimmed = value.trim_matches([' ', '\t']);
+        let parts = (HeaderName::try_from(name), HeaderValue::from_bytes(value.as_bytes()));
+        let (Ok(key), Ok(sent), true) = (parts.0, parts.1, trimmed == value) else {
+            return Err(format!("invalid header field value for {name:?}"));
+        };
+        headers.append(key, sent);
+        Ok(())
     };
-    add("x-remote-user", &user.name);
+    add("x-remote-user", &user.name)?;
     if !user.uid.is_empty() {
-        add("x-remote-uid", &user.uid);
+        add("x-remote-uid", &user.uid)?;
     }
     for group in &user.groups {
-        add("x-remote-group", group);
+        add("x-remote-group", group)?;
     }
     for (key, values) in &user.extra {
         let key = percent_encoding::utf8_percent_encode(key, percent_encoding::NON_ALPHANUMERIC);
         for value in values {
-            add(&format!("x-remote-extra-{key}"), value);
+            add(&format!("x-remote-extra-{key}"), value)?;
         }
     }
+    Ok(())
 }
 
 impl Aggregator {
@@ -148,5 +158,38 @@ impl Aggregator {
         new.extend(remote);
         new.sort_by_key(|r| (-r.group_priority, r.group.clone(), -r.version_priority, r.version.clone()));
         *all = Arc::new(new);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_user_is_sent_whole_or_not_at_all() {
+        let mut headers = HeaderMap::new();
+        headers.insert("x-remote-user", HeaderValue::from_static("forged"));
+        let mut user = User::new("j\u{f6}rg", &["a group", "system:authenticated"]);
+        user.extra.insert("example.com/\u{e4} %".into(), vec!["one".into(), "two".into()]);
+        identify(&user, &mut headers).unwrap();
+        let sent =
+            |name: &str| -> Vec<&[u8]> { headers.get_all(name).iter().map(HeaderValue::as_bytes).collect() };
+        assert_eq!(sent("x-remote-user"), ["j\u{f6}rg".as_bytes()]);
+        assert_eq!(sent("x-remote-group"), [b"a group".as_slice(), b"system:authenticated"]);
+        assert_eq!(sent("x-remote-extra-example%2ecom%2f%c3%a4%20%25"), [b"one", b"two"]);
+        let with = |change: fn(&mut User)| {
+            let mut user = User::new("u", &["g"]);
+            change(&mut user);
+            identify(&user, &mut HeaderMap::new()).unwrap_err()
+        };
+        assert_eq!(with(|u| u.name = "admin\n".into()), "invalid header field value for \"x-remote-user\"");
+        assert_eq!(with(|u| u.name = "admin ".into()), "invalid header field value for \"x-remote-user\"");
+        assert_eq!(with(|u| u.uid = "\u{7f}".into()), "invalid header field value for \"x-remote-uid\"");
+        assert_eq!(
+            with(|u| u.groups.push("a\0".into())),
+            "invalid header field value for \"x-remote-group\""
+        );
+        let extra = with(|u| drop(u.extra.insert("k".into(), vec!["\r".into()])));
+        assert_eq!(extra, "invalid header field value for \"x-remote-extra-k\"");
     }
 }

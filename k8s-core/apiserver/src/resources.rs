@@ -10,6 +10,7 @@ pub mod custom;
 mod enablement;
 mod fields;
 mod registry;
+mod reviews;
 pub mod strategy;
 mod table;
 pub(crate) mod typed;
@@ -20,6 +21,7 @@ pub use enablement::RuntimeConfigError;
 pub(crate) use fields::meta_of;
 pub use fields::{Field, selectable};
 pub use registry::{Registry, SharedRegistry};
+pub(crate) use reviews::review;
 
 use std::sync::{Arc, LazyLock};
 

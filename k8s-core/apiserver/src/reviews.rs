@@ -12,10 +12,12 @@ use serde_json::{Value, json};
 
 use crate::{
     accept::{Form, Offer, negotiate},
+    admission::Admission,
     auth::rbac::{Attributes, Rule},
     body::{decode_body, read_body},
     call::Call,
     invalid::FieldErrors,
+    resources::review as review_resource,
     respond,
     stages::{Credentials, Decision},
     state::State,
@@ -61,24 +63,22 @@ pub(crate) async fn handle(
     if kind == "LocalSubjectAccessReview" {
         take_namespace(&mut review, &info.namespace)?;
     }
+    review["kind"] = kind.into();
+    review["apiVersion"] = format!("{}/v1", info.group).into();
+    let dry_run = crate::call::dry_run(call, "CreateOptions")?;
+    let resource = review_resource(&info.group, &info.resource).ok_or_else(ApiStatus::no_resource)?;
+    state.admission.admit(&mut Admission::new(call, resource, &mut review, None, dry_run)).await?;
+    check(&review, kind)?;
+    state.admission.validate(&Admission::new(call, resource, &mut review, None, dry_run)).await?;
     let status = match kind {
-        "SelfSubjectAccessReview" => {
-            check_access(&review, kind)?;
-            access(state, &call.user, &review).await
-        }
+        "SelfSubjectAccessReview" => access(state, &call.user, &review).await,
         "SubjectAccessReview" | "LocalSubjectAccessReview" => {
-            check_access(&review, kind)?;
             access(state, &asked_about(&review), &review).await
         }
-        "SelfSubjectRulesReview" => match str_at(&review, "/spec/namespace") {
-            "" => return Err(ApiStatus::bad_request("no namespace on request")),
-            namespace => rules(state, &call.user, namespace),
-        },
+        "SelfSubjectRulesReview" => rules(state, &call.user, str_at(&review, "/spec/namespace")),
         "SelfSubjectReview" => json!({"userInfo": user_info(&call.user)}),
         _ => token(state, &review).await?,
     };
-    review["kind"] = kind.into();
-    review["apiVersion"] = format!("{}/v1", info.group).into();
     if !review.get("metadata").is_some_and(Value::is_object) {
         review["metadata"] = json!({});
     }
@@ -87,6 +87,22 @@ pub(crate) async fn handle(
     }
     review["status"] = status;
     Ok(Some(respond::json_value(StatusCode::CREATED, &review)))
+}
+
+/// Checks that a review asks something.
+fn check(review: &Value, kind: &str) -> Result<(), ApiStatus> {
+    match kind {
+        "SelfSubjectAccessReview" | "SubjectAccessReview" | "LocalSubjectAccessReview" => {
+            check_access(review, kind)
+        }
+        "SelfSubjectRulesReview" if str_at(review, "/spec/namespace").is_empty() => {
+            Err(ApiStatus::bad_request("no namespace on request"))
+        }
+        "TokenReview" if str_at(review, "/spec/token").is_empty() => {
+            Err(ApiStatus::bad_request("token is required for TokenReview in authentication"))
+        }
+        _ => Ok(()),
+    }
 }
 
 fn user_info(user: &User) -> Value {
@@ -309,9 +325,6 @@ fn rules(state: &Arc<State>, user: &User, namespace: &str) -> Value {
 
 async fn token(state: &Arc<State>, review: &Value) -> Result<Value, ApiStatus> {
     let token = str_at(review, "/spec/token");
-    if token.is_empty() {
-        return Err(ApiStatus::bad_request("token is required for TokenReview in authentication"));
-    }
     let mut audiences: Vec<String> =
         array_at(review, "/spec/audiences").iter().filter_map(Value::as_str).map(str::to_owned).collect();
     if audiences.is_empty() {

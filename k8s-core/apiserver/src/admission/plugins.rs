@@ -15,6 +15,7 @@ mod ingress_class;
 mod limit_ranger;
 mod namespace_lifecycle;
 mod namespaces;
+mod node_declared_features;
 mod node_restriction;
 mod owner_references;
 mod param_access;
@@ -148,6 +149,10 @@ static PLUGINS: &[Plugin] = &[
     off("DenyServiceExternalIPs", |_, _| Ok(Arc::new(external_ips::DenyServiceExternalIps))),
     on("PodTopologyLabels", |parts, _| {
         Ok(Arc::new(pod_topology_labels::PodTopologyLabels { store: parts.store.clone() }))
+    }),
+    on("NodeDeclaredFeatureValidator", |parts, _| {
+        let store = parts.store.clone();
+        Ok(Arc::new(node_declared_features::NodeDeclaredFeatureValidator { store }))
     }),
     on("PodResizeValidator", |parts, _| {
         Ok(Arc::new(pod_resize::PodResizeValidator { store: parts.store.clone() }))

@@ -70,7 +70,11 @@ async fn ask(state: &Arc<State>, remote: &Remote) -> Finding {
     if let Ok(uri) = path.parse() {
         *request.uri_mut() = uri;
     }
-    identify(&User::new("system:kube-aggregator", &["system:masters"]), request.headers_mut());
+    if let Err(why) =
+        identify(&User::new("system:kube-aggregator", &["system:masters"]), request.headers_mut())
+    {
+        return failed(why);
+    }
     let answer = async {
         let response = callee.call(&state.store, request).await?;
         let status = response.status();

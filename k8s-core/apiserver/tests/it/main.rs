@@ -34,6 +34,7 @@ mod policies;
 mod proto;
 mod proxies;
 mod resource_quota;
+mod reviews;
 mod runtime_config;
 mod signers;
 mod stages;

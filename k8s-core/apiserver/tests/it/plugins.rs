@@ -96,6 +96,7 @@ const LIST: [(&str, bool); 37] = [
     ("DefaultIngressClass", true),
     ("DenyServiceExternalIPs", false),
     ("PodTopologyLabels", true),
+    ("NodeDeclaredFeatureValidator", true),
     ("PodResizeValidator", true),
     ("MutatingAdmissionPolicy", true),
     ("MutatingAdmissionWebhook", true),

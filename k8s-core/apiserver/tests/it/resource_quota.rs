@@ -69,6 +69,14 @@ async fn writes_are_charged_or_refused() {
     let (code, status) = send(&server, "POST", "configmaps", &map("a")).await;
     assert_eq!((code, status["reason"].as_str()), (409, Some("AlreadyExists")));
     assert_eq!(send(&server, "POST", "configmaps", &map("b")).await.0, 201);
+    // A full quota is told first, even of an object that there is.
+    let (code, status) = send(&server, "POST", "configmaps", &map("a")).await;
+    assert_eq!((code, status["reason"].as_str()), (403, Some("Forbidden")));
+    let kept = send(&server, "GET", "resourcequotas/q", &Value::Null).await.1;
+    let managers = kept["metadata"]["managedFields"].as_array().unwrap().iter();
+    let charged =
+        managers.filter(|m| m["manager"] == "kube-apiserver" && m["subresource"] == "status").last();
+    assert!(charged.is_some_and(|m| m["fieldsV1"]["f:status"]["f:used"].is_object()), "{kept:#}");
     for query in ["", "?dryRun=All"] {
         let (code, status) = send(&server, "POST", &format!("configmaps{query}"), &map("c")).await;
         let text = "configmaps \"c\" is forbidden: exceeded quota: q, requested: configmaps=1,count/configmaps=1, used: configmaps=2,count/configmaps=2, limited: configmaps=2,count/configmaps=2";

@@ -22,7 +22,8 @@ pub(super) struct NamespaceLifecycle {
 impl Admit for NamespaceLifecycle {
     fn handles(&self, operation: Operation, resource: &Resource, _: &str) -> bool {
         match operation {
-            Operation::Create => resource.namespaced,
+            // An answer to an access review must not tell whether a namespace exists.
+            Operation::Create => resource.namespaced && resource.group != "authorization.k8s.io",
             Operation::Delete => resource.storage.as_ref() == "namespaces",
             _ => false,
         }

@@ -27,6 +27,7 @@ use k8s_core::{
     status::{ApiStatus, Reason},
 };
 use k8s_quota::{Amounts, Quota};
+use k8s_schema::patch::managed::{self, Manager};
 use k8s_store::{Expect, Store, StoreError, Stored};
 use serde_json::Value;
 use tokio::sync::Mutex;
@@ -34,9 +35,9 @@ use tokio::sync::Mutex;
 use self::limited::Limited;
 use crate::{
     admission::{Abandoned, Admission, Admit, Operation, Parts},
-    call::Charge,
+    call::{Call, Charge},
     resources::{Resource, meta_of},
-    value::{Unversioned, set, str_at},
+    value::{Unversioned, set, str_at, timestamp},
 };
 
 /// The resource of quotas in the store.
@@ -98,7 +99,9 @@ impl ResourceQuota {
                 Some((revision, quota, charge)) if revision == stored.revision => (quota, charge),
                 _ => self.charge_of(&stored, admission)?,
             };
-            if charge.is_empty() || self.write(&stored, quota, |used| used.add(&charge)).await? {
+            if charge.is_empty()
+                || self.write(admission.call, &stored, quota, |used| used.add(&charge)).await?
+            {
                 return Ok(charge);
             }
         }
@@ -114,13 +117,13 @@ impl ResourceQuota {
     }
 
     /// Gives charges back. Old ones are left to the controller, which may have taken them back already.
-    async fn refund(&self, charges: Vec<Charge>) {
+    async fn refund(&self, call: &Call, charges: Vec<Charge>) {
         let is_young = |charge: &Charge| self.clock.since(charge.at) < REFUNDED;
         for Charge { quota: key, amounts, .. } in charges.into_iter().filter(is_young) {
             for _ in 0..TRIES {
                 let Some(stored) = self.store.get(QUOTAS, &key) else { break };
                 let Ok(quota) = serde_json::from_slice::<Value>(&stored.json) else { break };
-                match self.write(&stored, quota, |used| *used = less(used, &amounts)).await {
+                match self.write(call, &stored, quota, |used| *used = less(used, &amounts)).await {
                     Ok(false) => {}
                     Ok(true) => break,
                     Err(error) => {
@@ -132,16 +135,28 @@ impl ResourceQuota {
         }
     }
 
-    /// Changes `status.used` of a quota. Returns false if the quota was changed meanwhile.
+    /// Changes `status.used` of a quota, as the manager of upstream's charges. Returns false if the quota was
+    /// changed meanwhile.
     async fn write(
         &self,
+        call: &Call,
         stored: &Stored,
         mut quota: Value,
         change: impl FnOnce(&mut Amounts),
     ) -> Result<bool, ApiStatus> {
         let mut used = Amounts::of(quota.pointer("/status/used"));
         change(&mut used);
+        let old = quota.clone();
         set(&mut quota, "/status/used", used.to_json());
+        if let Some(resource) = call.registry.find("", "v1", QUOTAS) {
+            let manager = Manager {
+                name: "kube-apiserver".to_owned(),
+                api_version: "v1".to_owned(),
+                subresource: "status".to_owned(),
+            };
+            let now = timestamp(self.clock.now());
+            managed::record_update(&old, &mut quota, &resource.schema, &manager, &now);
+        }
         let (meta, json) = (meta_of(&quota, &[]), Unversioned::encode(&quota));
         let expect = Expect::Revision(stored.revision);
         match self.store.put(QUOTAS, &stored.key, expect, meta, |revision| json.at(revision)).await {
@@ -174,7 +189,9 @@ fn exists(store: &Store, admission: &Admission<'_>) -> bool {
 impl Admit for ResourceQuota {
     fn handles(&self, operation: Operation, resource: &Resource, subresource: &str) -> bool {
         let grows = matches!(&*resource.storage, "pods" | "services" | "persistentvolumeclaims");
+        // Reviews are not stored.
         resource.namespaced
+            && resource.group != "authorization.k8s.io"
             && match (operation, subresource) {
                 (Operation::Create, "") => true,
                 (Operation::Update, "") => grows,
@@ -196,10 +213,6 @@ impl Admit for ResourceQuota {
         if quotas.peek().is_none() && !has_limited {
             return Ok(());
         }
-        if admission.old.is_none() && exists(&self.store, admission) {
-            let Resource { group, plural, .. } = admission.resource;
-            return Err(ApiStatus::already_exists(group, plural, admission.name()));
-        }
         let (mut charged, mut all) = (Vec::new(), Vec::new());
         for stored in quotas {
             let (quota, charge) = self.charge_of(stored, admission)?;
@@ -211,6 +224,11 @@ impl Admit for ResourceQuota {
             }
         }
         limited::check(&self.limited, &all, admission, self.clock.now())?;
+        // As upstream, a full quota is told first.
+        if admission.old.is_none() && exists(&self.store, admission) {
+            let Resource { group, plural, .. } = admission.resource;
+            return Err(ApiStatus::already_exists(group, plural, admission.name()));
+        }
         if charged.is_empty() || admission.dry_run {
             return Ok(());
         }
@@ -233,7 +251,7 @@ impl Admit for ResourceQuota {
             std::mem::take(&mut *charges)
         };
         if !charges.is_empty() {
-            self.refund(charges).await;
+            self.refund(abandoned.call, charges).await;
         }
     }
 }
