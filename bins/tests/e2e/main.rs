@@ -22,6 +22,7 @@ mod limits;
 mod manifests;
 mod restart;
 mod shared;
+mod versions;
 
 use std::process::ExitCode;
 
@@ -53,6 +54,7 @@ fn main() -> ExitCode {
         restart::TESTS,
         components::TESTS,
         distributions::TESTS,
+        versions::TESTS,
     ] {
         tests.extend(list.iter().map(|(name, test)| {
             let (name, test) = (*name, *test);
