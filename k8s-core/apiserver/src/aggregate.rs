@@ -107,8 +107,9 @@ impl Remote {
 /// Sets the `X-Remote-*` headers, and removes those of the client.
 ///
 /// # Errors
-/// A part of the user cannot be in a header as it is, so that the server would see another user: it has control
-/// characters, or spaces around it, which receivers cut off. Upstream's Go refuses the first in these words.
+/// A part of the user cannot be in a header as it is, so that the server would see another user: it has
+/// control characters, or spaces around it, which receivers cut off. Upstream's Go refuses the first in these
+/// words.
 pub(crate) fn identify(user: &User, headers: &mut HeaderMap) -> Result<(), String> {
     let said: Vec<HeaderName> =
         headers.keys().filter(|n| n.as_str().starts_with("x-remote-")).cloned().collect();

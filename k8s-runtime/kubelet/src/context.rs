@@ -11,8 +11,8 @@ use k8s_net::pod::PodNetwork;
 use k8s_runtime::{Runtime, SandboxId};
 
 use crate::{
-    config::Config, facts::Facts, images::Puller, metrics::Metrics, sources::Sources, sysctls::Sysctls,
-    tokens::Tokens, trust::TrustBundles, types::*, view::PodView,
+    config::Config, facts::Facts, images::Puller, metrics::Metrics, pod_certificates::PodCertificates,
+    sources::Sources, sysctls::Sysctls, tokens::Tokens, trust::TrustBundles, types::*, view::PodView,
 };
 
 /// Shared by the pod workers, the node status loop and the kubelet's API.
@@ -27,6 +27,7 @@ pub(crate) struct Context {
     pub(crate) sources: Sources,
     pub(crate) tokens: Tokens,
     pub(crate) trust: TrustBundles,
+    pub(crate) certificates: PodCertificates,
     pub(crate) pods: Cache<Pod>,
     pub(crate) services: Cache<Service>,
     pub(crate) facts: Facts,
@@ -63,6 +64,11 @@ impl Context {
             sources: Sources::new(parts.client.clone()),
             tokens: Tokens::new(parts.client.clone(), parts.clock.clone()),
             trust: TrustBundles::new(parts.client.clone()),
+            certificates: PodCertificates::new(
+                parts.client.clone(),
+                parts.clock.clone(),
+                parts.config.node_name.clone(),
+            ),
             config: parts.config,
             client: parts.client,
             clock: parts.clock,

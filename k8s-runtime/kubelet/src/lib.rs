@@ -34,6 +34,7 @@ mod metrics;
 mod node;
 mod orphans;
 mod pod;
+mod pod_certificates;
 mod probe;
 mod resources;
 mod server;
@@ -53,10 +54,11 @@ pub use server::KubeletApi;
 mod types {
     pub(crate) use jiff::Timestamp;
     pub(crate) use k8s_core::api::{
+        ByteString,
         api::{
             authentication::v1::{BoundObjectReference, TokenRequest, TokenRequestSpec},
             authorization::v1::{ResourceAttributes, SubjectAccessReview, SubjectAccessReviewSpec},
-            certificates::v1beta1::ClusterTrustBundle,
+            certificates::v1beta1::{ClusterTrustBundle, PodCertificateRequest, PodCertificateRequestSpec},
             coordination::v1::Lease,
             core::v1::*,
             node::v1::RuntimeClass,

@@ -31,7 +31,10 @@ use std::{
 use async_trait::async_trait;
 use k8s_core::meta::ObjectExt;
 
-use crate::{context::Context, env::ConfigError, sources::SourceError, trust::TrustError, types};
+use crate::{
+    context::Context, env::ConfigError, pod_certificates::CertificateError, sources::SourceError,
+    trust::TrustError, types,
+};
 
 /// The reason for which a volume cannot be used yet. Every variant is tried again.
 #[derive(Debug, thiserror::Error)]
@@ -44,6 +47,8 @@ pub(crate) enum VolumeError {
     Api(#[from] k8s_core::client::Error),
     #[error("{0}")]
     Trust(#[from] TrustError),
+    #[error("{0}")]
+    Certificate(#[from] CertificateError),
     #[error("references non-existent {kind} key: {key}")]
     Key { kind: &'static str, key: String },
     #[error("hostPath type check failed: {path:?} is not {want}")]

@@ -65,7 +65,7 @@ fn pod(name: &str, spec: Value) -> Value {
 
 /// Upstream's plugins in its order, and whether they are on by default here: upstream's set and
 /// NodeRestriction. Each has a test by its name, here or in the file that is named after it.
-const LIST: [(&str, bool); 37] = [
+const LIST: [(&str, bool); 38] = [
     ("AlwaysAdmit", false),
     ("NamespaceAutoProvision", false),
     ("NamespaceLifecycle", true),

@@ -263,3 +263,56 @@ async fn a_signer_gives_a_status_once() {
         format!("{}{}", good["status"]["certificateChain"].as_str().unwrap(), authority()).into();
     assert_eq!(patch("signer", "c", &long).await.status, 200);
 }
+
+#[tokio::test]
+async fn projections_in_pods_are_validated() {
+    let scene = Scene::new().await;
+    let post = async |source: Value| {
+        let spec = json!({"serviceAccountName": "sa", "containers": [{"name": "c", "image": "i"}],
+            "volumes": [{"name": "v", "projected": {"sources": [source]}}]});
+        let pod = json!({"metadata": {"generateName": "q"}, "spec": spec});
+        admin(&scene.server, "POST", "/api/v1/namespaces/default/pods", "application/json", pod.to_string())
+            .await
+    };
+    let certificate = |field: &str, value: Value| {
+        let mut source = json!({"signerName": "example.com/s", "keyType": "ED25519", "keyPath": "key.pem"});
+        source[field] = value;
+        json!({"podCertificate": source})
+    };
+    for good in [
+        certificate("maxExpirationSeconds", json!(7_862_400)),
+        json!({"clusterTrustBundle": {"name": "a", "path": "ca.pem"}}),
+        json!({"clusterTrustBundle": {"signerName": "example.com/s", "labelSelector": {}, "path": "ca.pem"}}),
+    ] {
+        let answer = post(good.clone()).await;
+        assert_eq!(answer.status, 201, "{good}: {}", message(&answer));
+    }
+    for (bad, want) in [
+        (certificate("keyType", json!("RSA1")), "keyType: Unsupported value: \"RSA1\""),
+        (certificate("signerName", json!("nope")), "must be a fully qualified domain and path"),
+        (certificate("maxExpirationSeconds", json!(60)), "if provided, maxExpirationSeconds must be >= 3600"),
+        (
+            certificate("maxExpirationSeconds", json!(7_862_401)),
+            "if provided, maxExpirationSeconds must be <= 7862400",
+        ),
+        (
+            certificate("keyPath", json!("")),
+            "specify at least one of credentialBundlePath, keyPath, and certificateChainPath",
+        ),
+        (certificate("certificateChainPath", json!("../x")), "must not contain '..'"),
+        (certificate("certificateChainPath", json!("key.pem")), "conflicting duplicate paths"),
+        (json!({"clusterTrustBundle": {"path": "ca.pem"}}), "either name or signerName must be specified"),
+        (
+            json!({"clusterTrustBundle": {"path": "ca.pem", "name": "a", "signerName": "example.com/s"}}),
+            "only one of name and signerName may be used",
+        ),
+        (
+            json!({"clusterTrustBundle": {"path": "ca.pem", "name": "a", "labelSelector": {}}}),
+            "labelSelector must be unset if name is specified",
+        ),
+    ] {
+        let answer = post(bad.clone()).await;
+        let told = message(&answer);
+        assert!(answer.status == 422 && told.contains(want), "{bad}: {} {told}", answer.status);
+    }
+}

@@ -172,6 +172,7 @@ impl Worker {
         let uid = self.world.pod.uid();
         self.cx.retract(uid);
         self.cx.tokens.forget(uid);
+        self.cx.certificates.forget(uid);
         self.cx.images.forget(uid);
     }
 

@@ -126,6 +126,29 @@ pub(super) async fn trust_anchors(
     Ok([(source.path.clone(), File { data: text.into_bytes(), mode })].into())
 }
 
+/// Returns the files of a pod's certificate; `place` is the volume and the number of the source in it.
+pub(super) async fn pod_certificate(
+    setup: &Setup<'_>,
+    place: (&str, usize),
+    source: &PodCertificateProjection,
+    default: Option<i32>,
+) -> Result<Files, VolumeError> {
+    let found = setup.cx.certificates.get(setup.pod, place.0, place.1, source).await?;
+    setup.refresh_at(found.refresh_at);
+    let mode = if setup.fs_group.is_some() { 0o600 } else { mode(None, default) };
+    let bundle = format!("{}{}", found.key, found.chain);
+    let parts = [
+        (&source.credential_bundle_path, bundle),
+        (&source.key_path, found.key),
+        (&source.certificate_chain_path, found.chain),
+    ];
+    let named = parts.into_iter().filter_map(|(path, text)| Some((path.clone()?, text)));
+    Ok(named
+        .filter(|(path, _)| !path.is_empty())
+        .map(|(path, text)| (path, File { data: text.into_bytes(), mode }))
+        .collect())
+}
+
 /// Writes the files of a volume; secret ones on a tmpfs.
 pub(super) fn write(
     setup: &Setup<'_>,

@@ -22,7 +22,7 @@ impl Volume for Projected {
     async fn set_up(&self, setup: &Setup<'_>) -> Result<PathBuf, VolumeError> {
         let default = self.source.default_mode;
         let mut files = Files::new();
-        for source in self.source.sources.iter().flatten() {
+        for (index, source) in self.source.sources.iter().flatten().enumerate() {
             let part = if let Some(s) = &source.config_map {
                 payload::config_map(setup, &s.name, s.items.as_deref(), default, s.optional).await?
             } else if let Some(s) = &source.secret {
@@ -33,6 +33,8 @@ impl Volume for Projected {
                 payload::token(setup, s, default).await?
             } else if let Some(s) = &source.cluster_trust_bundle {
                 payload::trust_anchors(setup, s, default).await?
+            } else if let Some(s) = &source.pod_certificate {
+                payload::pod_certificate(setup, (&self.name, index), s, default).await?
             } else {
                 return Err(VolumeError::Other("a projected source of this kind is not supported".into()));
             };

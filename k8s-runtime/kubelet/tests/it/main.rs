@@ -8,6 +8,7 @@ mod fake_runtime;
 mod pods;
 mod server;
 mod tls;
+mod trust;
 
 use std::{sync::Arc, time::Duration};
 

@@ -294,52 +294,6 @@ async fn config_volumes_follow_their_objects() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn trust_anchors_follow_their_bundles() {
-    let node = Node::start().await;
-    let bundles = "/apis/certificates.k8s.io/v1beta1/clustertrustbundles";
-    let anchor = || {
-        let mut params = rcgen::CertificateParams::default();
-        params.is_ca = rcgen::IsCa::Ca(rcgen::BasicConstraints::Unconstrained);
-        params.self_signed(&rcgen::KeyPair::generate().unwrap()).unwrap().pem().replace("\r\n", "\n")
-    };
-    let (one_anchor, two, three) = (anchor(), anchor(), anchor());
-    let bundle = |name: &str, text: &str| {
-        json!({"metadata": {"name": format!("example.com:s:{name}"), "labels": {"live": "yes"}},
-            "spec": {"signerName": "example.com/s", "trustBundle": text}})
-    };
-    let mut spec = one(&["run"]);
-    let live = json!({"matchLabels": {"live": "yes"}});
-    spec["volumes"] = json!([{"name": "v", "projected": {"sources": [
-        {"clusterTrustBundle": {"signerName": "example.com/s", "labelSelector": live, "path": "all.pem"}},
-        {"clusterTrustBundle": {"name": "absent", "optional": true, "path": "none.pem"}},
-    ]}}]);
-    spec["containers"][0]["volumeMounts"] = json!([{"name": "v", "mountPath": "/v"}]);
-    node.create("p", spec).await;
-    let why = "combination of signerName and labelSelector matched zero ClusterTrustBundles";
-    node.until("mount fails", || node.has_event("p", "FailedMount", why)).await;
-    node.api.create(bundles, bundle("a", &format!("{one_anchor}words\n{two}"))).await;
-    node.until_phase("p", "Running").await;
-    let mounts = node.runtime.container("c").unwrap().spec.mounts;
-    let path = mounts.iter().find(|m| m.container_path.to_str() == Some("/v")).unwrap().host_path.clone();
-    let read = |file: &str| std::fs::read_to_string(path.join(file)).unwrap();
-    let has = |anchors: &[&String]| {
-        let text = read("all.pem");
-        anchors.iter().all(|anchor| text.contains(anchor.as_str()))
-            && text.matches("BEGIN").count() == anchors.len()
-            && !text.contains("words")
-    };
-    assert!(has(&[&one_anchor, &two]), "{}", read("all.pem"));
-    assert_eq!(read("none.pem"), "");
-    // An anchor of two bundles is in the file once, and the running container sees it.
-    node.api.create(bundles, bundle("b", &format!("{two}{three}"))).await;
-    node.until("update", || has(&[&one_anchor, &two, &three])).await;
-    let gone = format!("{bundles}/example.com:s:a");
-    node.api.client().bytes(http::Method::DELETE, &gone, "application/json", "").await.unwrap();
-    node.until("removal", || has(&[&two, &three])).await;
-    assert_eq!(node.container("p", "/restartCount"), 0);
-}
-
-#[tokio::test(start_paused = true)]
 async fn probes() {
     let node = Node::start().await;
     node.runtime.set_exec("ready", 1);

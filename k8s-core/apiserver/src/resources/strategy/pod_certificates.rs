@@ -62,10 +62,15 @@ const SHORTEST: i64 = 3600;
 const LONGEST: i64 = 91 * 86_400;
 const LONGEST_OF_KUBERNETES: i64 = 86_400;
 
+/// Returns the longest life of a signer's certificates, seconds.
+pub(super) fn longest_life(signer: &str) -> i64 {
+    let domain = signer.split('/').next().unwrap_or_default();
+    let of_kubernetes = domain == "kubernetes.io" || domain.ends_with(".kubernetes.io");
+    if of_kubernetes { LONGEST_OF_KUBERNETES } else { LONGEST }
+}
+
 fn check_expiration(request: &Value, errors: &mut FieldErrors) {
-    let signer = str_at(request, "/spec/signerName").split('/').next().unwrap_or_default();
-    let of_kubernetes = signer == "kubernetes.io" || signer.ends_with(".kubernetes.io");
-    let longest = if of_kubernetes { LONGEST_OF_KUBERNETES } else { LONGEST };
+    let longest = longest_life(str_at(request, "/spec/signerName"));
     let seconds = int_at(request, "/spec/maxExpirationSeconds").unwrap_or_default();
     if !(SHORTEST..=longest).contains(&seconds) {
         let why = format!("must be in the range [{SHORTEST}, {longest}]");

@@ -5,7 +5,9 @@ use serde_json::Value;
 use crate::{
     invalid::{FieldErrors, names},
     resources::strategy::{
+        certificates::check_signer,
         csi,
+        pod_certificates::longest_life,
         rule::{At, Check, Rule},
     },
     value::{array_at, child, default, default_text, str_at},
@@ -336,7 +338,56 @@ const PROJECTION: &[Rule] = &[
     Rule("serviceAccountToken.expirationSeconds", &[Check::Is(csi::check_expiration)]),
     Rule("clusterTrustBundle.path", &[Check::Required(""), Check::Is(local_path)]),
     Rule("clusterTrustBundle.labelSelector", &[Check::Selector]),
+    Rule(
+        "clusterTrustBundle",
+        &[Check::Is(|at, errors| {
+            let set = |field: &str| at.value.get(field).is_some_and(|v| !v.is_null());
+            match (set("name"), set("signerName")) {
+                (true, true) => at.invalid(errors, "only one of name and signerName may be used"),
+                (false, false) => errors.required(at, "either name or signerName must be specified"),
+                (true, false) if at.text("name").is_empty() => {
+                    errors.required(at.field("name"), "must be a valid object name");
+                }
+                (true, false) if set("labelSelector") => {
+                    at.field("labelSelector")
+                        .invalid(errors, "labelSelector must be unset if name is specified");
+                }
+                _ => {}
+            }
+        })],
+    ),
+    Rule("clusterTrustBundle.signerName", &[Check::Is(check_signer)]),
+    Rule("podCertificate.signerName", &[Check::Required(""), Check::Is(check_signer)]),
+    Rule("podCertificate.keyType", &[Check::Required(""), Check::OneOf(KEY_TYPES)]),
+    Rule(
+        "podCertificate.maxExpirationSeconds",
+        &[Check::Is(|at, errors| {
+            if at.value.as_i64().is_some_and(|seconds| seconds < 3600) {
+                at.invalid(errors, "if provided, maxExpirationSeconds must be >= 3600");
+            }
+        })],
+    ),
+    Rule("podCertificate.credentialBundlePath", &[Check::Is(local_path)]),
+    Rule("podCertificate.keyPath", &[Check::Is(local_path)]),
+    Rule("podCertificate.certificateChainPath", &[Check::Is(local_path)]),
+    Rule(
+        "podCertificate",
+        &[Check::Is(|at, errors| {
+            let longest = longest_life(at.text("signerName"));
+            if at.integer("maxExpirationSeconds").is_some_and(|seconds| seconds > longest) {
+                let why = format!("if provided, maxExpirationSeconds must be <= {longest}");
+                at.field("maxExpirationSeconds").invalid(errors, why);
+            }
+            if CERTIFICATE_PATHS.iter().all(|path| at.text(path).is_empty()) {
+                let why = "specify at least one of credentialBundlePath, keyPath, and certificateChainPath";
+                errors.required(at, why);
+            }
+        })],
+    ),
 ];
+
+const KEY_TYPES: &[&str] = &["RSA3072", "RSA4096", "ECDSAP256", "ECDSAP384", "ECDSAP521", "ED25519"];
+const CERTIFICATE_PATHS: [&str; 3] = ["credentialBundlePath", "keyPath", "certificateChainPath"];
 
 /// Reports files of a projected volume with the same path.
 fn check_paths(projected: &At<'_>, errors: &mut FieldErrors) {
@@ -346,6 +397,7 @@ fn check_paths(projected: &At<'_>, errors: &mut FieldErrors) {
             let mut paths: Vec<&str> =
                 array_at(kind.value, "/items").iter().map(|item| str_at(item, "/path")).collect();
             paths.push(kind.text("path"));
+            paths.extend(CERTIFICATE_PATHS.iter().map(|path| kind.text(path)));
             for path in paths.into_iter().filter(|p| !p.is_empty()) {
                 if !seen.insert(path.to_owned()) {
                     errors.invalid(kind, path, "conflicting duplicate paths");
