@@ -46,9 +46,11 @@ pub(crate) async fn run(store: &Store, registry: &Registry, client: &Client) -> 
     mend(store, client, roles().map(rbac).filter(|made| served(made.0))).await
 }
 
-/// Default roles that upstream has only where their kinds are served: kind in the store, role, account of
+/// A default role that upstream has only where its kind is served: kind in the store, role, account of
 /// kube-system (empty: all service accounts), and the rules.
-const WHERE_SERVED: [(&str, &str, &str, fn() -> Value); 3] = [
+type WhereServed = (&'static str, &'static str, &'static str, fn() -> Value);
+
+const WHERE_SERVED: [WhereServed; 3] = [
     (BUNDLES, "system:cluster-trust-bundle-discovery", "", || {
         json!([rule("clustertrustbundles", &["get", "list", "watch"])])
     }),

@@ -73,9 +73,8 @@ async fn writes_are_charged_or_refused() {
     let (code, status) = send(&server, "POST", "configmaps", &map("a")).await;
     assert_eq!((code, status["reason"].as_str()), (403, Some("Forbidden")));
     let kept = send(&server, "GET", "resourcequotas/q", &Value::Null).await.1;
-    let managers = kept["metadata"]["managedFields"].as_array().unwrap().iter();
-    let charged =
-        managers.filter(|m| m["manager"] == "kube-apiserver" && m["subresource"] == "status").last();
+    let mut managers = kept["metadata"]["managedFields"].as_array().unwrap().iter();
+    let charged = managers.rfind(|m| m["manager"] == "kube-apiserver" && m["subresource"] == "status");
     assert!(charged.is_some_and(|m| m["fieldsV1"]["f:status"]["f:used"].is_object()), "{kept:#}");
     for query in ["", "?dryRun=All"] {
         let (code, status) = send(&server, "POST", &format!("configmaps{query}"), &map("c")).await;

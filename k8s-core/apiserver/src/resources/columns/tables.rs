@@ -310,8 +310,8 @@ pub(in crate::resources) const PODCERTIFICATEREQUESTS: [Column; 7] = [
     path("NodeName", "/spec/nodeName"),
     path("SignerName", "/spec/signerName"),
     computed("State", |o, _| {
-        let ended = array_at(o, "/status/conditions").iter().map(|c| str_at(c, "/type"));
-        ended.filter(|c| ["Issued", "Denied", "Failed"].contains(c)).last().unwrap_or("Pending").into()
+        let mut ended = array_at(o, "/status/conditions").iter().map(|c| str_at(c, "/type"));
+        ended.rfind(|c| ["Issued", "Denied", "Failed"].contains(c)).unwrap_or("Pending").into()
     }),
     wide(computed("UnverifiedUserAnnotations", |o, _| {
         selector_text(o.pointer("/spec/unverifiedUserAnnotations")).into()
