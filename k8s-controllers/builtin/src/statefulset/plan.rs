@@ -242,7 +242,8 @@ impl Observed<'_> {
             return false;
         }
         let label = |key: &str, want: &str| pod.label(key) == Some(want);
-        if !pod.is_deleting() && !(label(POD_NAME, pod.name()) && label(POD_INDEX, &ordinal.to_string())) {
+        let named = label(POD_NAME, pod.name()) && label(POD_INDEX, &ordinal.to_string());
+        if !named && !pod.is_deleting() {
             plan.steps.push(Step::Identify(pod.clone(), ordinal));
         }
         true
