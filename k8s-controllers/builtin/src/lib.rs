@@ -43,6 +43,7 @@ mod daemonset;
 mod deployment;
 mod endpoints;
 mod gc;
+mod history;
 mod job;
 mod legacy_tokens;
 mod namespace;
@@ -51,6 +52,7 @@ mod node;
 mod quota;
 mod replicas;
 mod served;
+mod statefulset;
 mod token_secrets;
 mod trim;
 mod trust;
@@ -220,6 +222,7 @@ pub static ALL: &[BuiltIn] = &[
         trust::publishing,
     ),
     row("resourcequota-controller", "resourcequota", "resourcequota-controller", quota::start),
+    row("statefulset-controller", "statefulset", "statefulset-controller", statefulset::start),
     row("daemonset-controller", "daemonset", "daemon-set-controller", daemonset::start),
     row(
         "persistentvolume-binder-controller",
