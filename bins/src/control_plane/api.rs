@@ -166,6 +166,7 @@ impl Api {
             .authenticator(authenticator)
             .authorization(config.authorization.clone())
             .warn_unenforced(config.warn_unenforced)
+            .track_token_uses(true)
             .service_account_key(signing_key)
             .service_account_tokens(account_tokens)
             .service_range(config.services)

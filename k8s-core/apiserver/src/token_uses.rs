@@ -17,9 +17,8 @@ use crate::{
     value::{str_at, timestamp},
 };
 
-/// Records the first day, and starts the task that writes a label for each Secret that comes out of `used`.
-pub(crate) async fn start(state: &Arc<State>, mut used: mpsc::Receiver<String>) {
-    track(state).await;
+/// Starts the task, which writes a label for each Secret that comes out of `used`.
+pub(crate) fn start(state: &Arc<State>, mut used: mpsc::Receiver<String>) {
     let weak = Arc::downgrade(state);
     tokio::spawn(async move {
         while let Some(secret) = used.recv().await {
@@ -38,7 +37,7 @@ fn today(state: &State) -> String {
 const TRACKING: &str = "kube-apiserver-legacy-service-account-token-tracking";
 
 /// Records the day since when uses are labelled, unless a day is recorded.
-async fn track(state: &Arc<State>) {
+pub(crate) async fn track(state: &Arc<State>) {
     let registry = state.registry.now();
     let Some(resource) = registry.find("", "v1", "configmaps") else { return };
     let key = format!("kube-system/{TRACKING}");

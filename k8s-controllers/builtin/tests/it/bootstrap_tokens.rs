@@ -110,6 +110,8 @@ async fn cluster_info_is_signed_with_each_token() {
 async fn an_unused_token_secret_is_marked_and_then_deleted() {
     let cluster = cluster("legacy-service-account-token-cleaner", "api/legacy", "").await;
     let base = "/api/v1/namespaces/default";
+    let tracking = json!({"metadata": {"name": "kube-apiserver-legacy-service-account-token-tracking"}, "data": {"since": "2027-01-15"}});
+    post(&cluster, "/api/v1/namespaces/kube-system/configmaps", tracking).await;
     let listed = json!({"metadata": {"name": "robot"}, "secrets": [{"name": "made"}, {"name": "mounted"}]});
     post(&cluster, &format!("{base}/serviceaccounts"), listed).await;
     for name in ["made", "mounted", "by-hand"] {

@@ -60,6 +60,7 @@ pub struct Builder {
     pace: Pace,
     warns_unenforced: bool,
     runtime_config: Vec<String>,
+    tracks_tokens: bool,
     limits: Limits,
     metrics: k8s_metrics::Registry,
 }
@@ -96,6 +97,7 @@ impl Builder {
             pace: Pace::default(),
             warns_unenforced: true,
             runtime_config: Vec::new(),
+            tracks_tokens: false,
             limits: Limits::default(),
             metrics: k8s_metrics::Registry::default(),
         }
@@ -366,6 +368,15 @@ impl Builder {
         self
     }
 
+    /// Records at the start, in the ConfigMap kube-apiserver-legacy-service-account-token-tracking of
+    /// kube-system, since when Secrets are labelled with the last use of their token. Without it no unused
+    /// token is cleaned. Default: off; the program `hyperkube` turns it on.
+    #[must_use]
+    pub fn track_token_uses(mut self, tracks: bool) -> Self {
+        self.tracks_tokens = tracks;
+        self
+    }
+
     /// Limits on clients over sockets. Default: as upstream.
     #[must_use]
     pub fn limits(mut self, limits: Limits) -> Self {
@@ -467,7 +478,10 @@ impl Builder {
         }
         server.state.ready.store(true, Ordering::Release);
         crate::event_ttl::start(&server.state);
-        token_uses::start(&server.state, used).await;
+        if self.tracks_tokens {
+            token_uses::track(&server.state).await;
+        }
+        token_uses::start(&server.state, used);
         crate::apiservices::start(&server.state);
         Ok(server)
     }

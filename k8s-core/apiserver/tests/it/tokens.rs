@@ -1,9 +1,11 @@
 //! Service account tokens: audiences, bound objects, expiry.
 
+use jiff::Timestamp;
 use k8s_apiserver::{
     ApiServer, User,
     auth::{Authenticator, AuthorizationMode},
 };
+use k8s_core::clock::Clock;
 use k8s_store::Store;
 use serde_json::{Value, json};
 
@@ -155,4 +157,25 @@ async fn always_allow_lets_nobody_in_without_credentials() {
     let request = http::Request::builder().uri(path).body(Vec::new()).unwrap();
     assert_eq!(ask(&server, request).await.status, 401);
     assert_eq!(ask_as(&server, &User::new("u", &[]), "GET", path, &Value::Null).await.status, 200);
+}
+
+#[tokio::test]
+async fn the_start_of_records_of_token_uses_is_kept() {
+    let store = Store::memory();
+    let path =
+        "/api/v1/namespaces/kube-system/configmaps/kube-apiserver-legacy-service-account-token-tracking";
+    let start = async |second: i64, tracks: bool| {
+        let clock = Clock::starting_at(Timestamp::from_second(second).unwrap());
+        let server = ApiServer::builder(store.clone()).clock(clock).track_token_uses(tracks).build().await;
+        let server = server.unwrap();
+        let answer = ask_as(&server, &User::admin(), "GET", path, &Value::Null).await;
+        (server, answer.json()["data"]["since"].clone())
+    };
+    assert_eq!(start(0, false).await.1, Value::Null);
+    assert_eq!(start(86_400, true).await.1, "1970-01-02");
+    let (server, since) = start(10 * 86_400, true).await;
+    assert_eq!(since, "1970-01-02");
+    let damage = json!({"data": {"since": "ever"}});
+    assert_eq!(ask_as(&server, &User::admin(), "PATCH", path, &damage).await.status, 200);
+    assert_eq!(start(10 * 86_400, true).await.1, "1970-01-11");
 }
