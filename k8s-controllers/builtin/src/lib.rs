@@ -41,6 +41,7 @@ mod cluster_roles;
 mod cronjob;
 mod daemonset;
 mod deployment;
+mod disruption;
 mod endpoints;
 mod gc;
 mod history;
@@ -222,6 +223,7 @@ pub static ALL: &[BuiltIn] = &[
         trust::publishing,
     ),
     row("resourcequota-controller", "resourcequota", "resourcequota-controller", quota::start),
+    row("disruption-controller", "disruption", "disruption-controller", disruption::start),
     row("statefulset-controller", "statefulset", "statefulset-controller", statefulset::start),
     row("daemonset-controller", "daemonset", "daemon-set-controller", daemonset::start),
     row(
