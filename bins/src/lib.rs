@@ -46,11 +46,11 @@ pub mod pki;
 mod program;
 pub mod ranges;
 pub mod reset;
-mod serving;
 mod settings;
 mod signing;
 mod simulated;
 pub mod user_kubeconfig;
+mod versions;
 
 pub use cluster::{Cluster, ClusterBuilder, ClusterConfig, Node, host_name, open_images};
 pub use distribution::{Distribution, distribution};

@@ -10,7 +10,7 @@ use ipnet::Ipv4Net;
 
 use crate::{
     admission::AdmissionSettings, audit::AuditSettings, authentication::AuthenticationSettings,
-    authorization::AuthorizationFlags, encryption::EncryptionSettings, ranges, serving::ServingSettings,
+    authorization::AuthorizationFlags, encryption::EncryptionSettings, ranges, versions::VersionSettings,
 };
 
 /// Settings of a cluster. Each field is a flag of `up` and `server`, a variable of the environment, a key of
@@ -55,7 +55,7 @@ pub(crate) struct ClusterSettings {
     #[command(flatten)]
     pub(crate) audit: AuditSettings,
     #[command(flatten)]
-    pub(crate) serving: ServingSettings,
+    pub(crate) versions: VersionSettings,
     /// If the state file is empty or of another program, move it aside, start with an empty one and remove
     /// the containers of its pods.
     #[arg(long)]

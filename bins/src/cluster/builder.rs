@@ -231,7 +231,7 @@ impl ClusterBuilder {
             encryption: settings.encryption.clone(),
             admission: settings.admission.clone(),
             audit: settings.audit.clone(),
-            serving: settings.serving.clone(),
+            versions: settings.versions.clone(),
             authorization: settings.authorization.modes()?,
             ..ApiConfig::default()
         };

@@ -37,8 +37,8 @@ use crate::{
     paths::{Lock, Paths},
     pki::refresh_private,
     ranges,
-    serving::ServingSettings,
     signing::SigningFlags,
+    versions::VersionSettings,
 };
 
 /// Run the API server alone.
@@ -86,7 +86,7 @@ pub(super) struct ApiServer {
     #[command(flatten)]
     audit: AuditSettings,
     #[command(flatten)]
-    serving: ServingSettings,
+    versions: VersionSettings,
     /// Send warnings for kinds and fields that are stored but have no effect; disable it to compare with an
     /// upstream server.
     #[arg(long, default_value_t = true, action = clap::ArgAction::Set)]
@@ -142,7 +142,7 @@ impl ApiServer {
             encryption: self.encryption,
             admission: self.admission,
             audit: self.audit,
-            serving: self.serving,
+            versions: self.versions,
             warn_unenforced: self.warn_unenforced,
             limits,
             ..ApiConfig::default()

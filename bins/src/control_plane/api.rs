@@ -35,7 +35,7 @@ use crate::{
     paths::Paths,
     pki::{Identity, Pki},
     ranges,
-    serving::ServingSettings,
+    versions::VersionSettings,
 };
 
 /// Settings of an API server.
@@ -74,7 +74,7 @@ pub(crate) struct ApiConfig {
     /// Audit policy and log.
     pub(crate) audit: AuditSettings,
     /// Served versions and resources.
-    pub(crate) serving: ServingSettings,
+    pub(crate) versions: VersionSettings,
     /// Send warnings about kinds and fields without effect.
     pub(crate) warn_unenforced: bool,
     /// Limits on clients over the socket.
@@ -101,7 +101,7 @@ impl Default for ApiConfig {
             encryption: EncryptionSettings::default(),
             admission: AdmissionSettings::default(),
             audit: AuditSettings::default(),
-            serving: ServingSettings::default(),
+            versions: VersionSettings::default(),
             warn_unenforced: true,
             limits: limits(),
         }
@@ -158,7 +158,7 @@ impl Api {
         let token_signer = authentication::token_signer(&signing_key)?;
         let kubelets = Arc::new(LocalKubelets::new(Some(Arc::new(remote_kubelets(&pki)?))));
         let front_proxy = FrontProxy::open(paths)?;
-        let server = config.serving.apply(ApiServer::builder(store));
+        let server = config.versions.apply(ApiServer::builder(store));
         let server = config.audit.apply(config.admission.apply(server)?)?;
         let mut builder = added
             .into_iter()

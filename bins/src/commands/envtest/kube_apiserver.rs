@@ -25,7 +25,7 @@ use crate::{
     },
     control_plane::{bind, limits},
     ranges,
-    serving::ServingSettings,
+    versions::VersionSettings,
 };
 
 /// Flags of upstream's kube-apiserver that are accepted without effect. All others are refused.
@@ -103,7 +103,7 @@ pub(in crate::commands) struct KubeApiServer {
     #[arg(long, value_delimiter = ',')]
     disable_admission_plugins: Vec<String>,
     #[command(flatten)]
-    serving: ServingSettings,
+    versions: VersionSettings,
     #[command(flatten)]
     without_effect: WithoutEffect,
 }
@@ -129,7 +129,7 @@ impl KubeApiServer {
             account_tokens.keys.extend(keys.map_err(Failure::because(invalid))?);
         }
         let server = self
-            .serving
+            .versions
             .apply(ApiServer::builder(Store::memory()))
             .service_account_tokens(account_tokens)
             .authenticator(Authenticator::new(tokens, true))
