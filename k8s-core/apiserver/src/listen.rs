@@ -22,7 +22,7 @@ use hyper_util::{
     },
 };
 #[cfg(feature = "tls")]
-use k8s_tls::{ClientAuth, ServerConfig, TlsAcceptor, TlsError};
+use k8s_tls::{ClientAuth, ServerConfig, ServerTls, TlsAcceptor, TlsError};
 use tokio::{
     io::{AsyncRead, AsyncWrite},
     net::{TcpListener, TcpStream},
@@ -100,10 +100,11 @@ impl Open {
 enum Transport {
     Plain,
     #[cfg(feature = "tls")]
-    Tls(TlsAcceptor),
+    Tls(ServerTls),
 }
 
-/// Serves connections over TLS until `stop`, within the server's [`Limits`](crate::limits::Limits). Requests
+/// Serves connections over TLS until `stop`: an `Arc<ServerConfig>`, or a [`ServerTls`] whose certificates are
+/// replaced while it serves. Keeps within the server's [`Limits`](crate::limits::Limits). Requests
 /// in flight get 300 ms to end.
 ///
 /// # Errors
@@ -112,11 +113,11 @@ enum Transport {
 pub fn serve(
     server: ApiServer,
     listener: TcpListener,
-    tls: Arc<ServerConfig>,
+    tls: impl Into<ServerTls>,
     stop: CancellationToken,
 ) -> BoxFuture<'static, io::Result<()>> {
     // Boxed: callers' crates need not compile it again.
-    Box::pin(accept(server, listener, Transport::Tls(TlsAcceptor::from(tls)), stop))
+    Box::pin(accept(server, listener, Transport::Tls(tls.into()), stop))
 }
 
 /// As `serve`, but with plain HTTP/1.1. Clients have no certificates; tokens can be read on the way, so the
@@ -228,7 +229,10 @@ impl Serving {
         match transport {
             Transport::Plain => self.serve(tcp, None, false, watcher).await,
             #[cfg(feature = "tls")]
-            Transport::Tls(acceptor) => self.shake(acceptor, tcp, &shaking, watcher).await,
+            Transport::Tls(tls) => {
+                let local = tcp.local_addr().ok().map(|address| address.ip());
+                self.shake(TlsAcceptor::from(tls.at(local)), tcp, &shaking, watcher).await;
+            }
         }
     }
 
@@ -239,8 +243,14 @@ impl Serving {
         let stream = tokio::select! {
             done = handshake => match done {
                 Ok(Ok(stream)) => stream,
-                Ok(Err(e)) => return debug!(error = %e, "tls handshake"),
-                Err(_) => return debug!("tls handshake took too long"),
+                Ok(Err(e)) => {
+                    self.server.state.metrics.handshake_errors.inc();
+                    return debug!(error = %e, "tls handshake");
+                }
+                Err(_) => {
+                    self.server.state.metrics.handshake_errors.inc();
+                    return debug!("tls handshake took too long");
+                }
             },
             () = shaking.close.cancelled() => return debug!("tls handshake made room for others"),
         };

@@ -29,17 +29,19 @@ use k8s_core::{
     status::{ApiStatus, Reason},
 };
 use k8s_store::Store;
+use tokio::time::Instant;
 
 use crate::{
     accept::{self, Encoding},
     audit::Trail,
-    auth::{impersonate::Wanted, rbac::Attributes},
+    auth::{impersonate::Wanted, metrics::Authenticated, rbac::Attributes},
     call::Call,
     limits::LastAccount,
     request::{Query, RequestInfo, Selectors},
     respond,
     stages::{Audited, Credentials},
     state::State,
+    tls::ClientIdentity,
     user::User,
 };
 
@@ -114,6 +116,16 @@ impl ApiServer {
         self.state.metrics.registry()
     }
 
+    /// Replaces the client certificate that is presented to aggregated API servers. Connections opened from
+    /// now on use it. Without [`Builder::front_proxy`] there is none, and this has no effect.
+    ///
+    /// # Errors
+    /// The unusable part; the former certificate stays in use.
+    pub fn renew_front_proxy(&self, identity: &ClientIdentity) -> Result<(), BuildError> {
+        let renewed = self.state.front_proxy.as_ref().map_or(Ok(()), |keys| keys.replace(identity));
+        renewed.map_err(|reason| BuildError::FrontProxy { reason })
+    }
+
     /// Answers one request.
     ///
     /// ```
@@ -171,7 +183,11 @@ impl ApiServer {
             Ok(done) => done,
             Err(status) => (respond::failure(&status), Vec::new()),
         };
-        measured.answered(response.status());
+        let code = response.status();
+        measured.answered(code, None);
+        if let Some(guard) = measured.long_running() {
+            response = guard.until_the_end_of(response);
+        }
         if response.extensions().get::<respond::Foreign>().is_some() {
             return (response, warnings);
         }
@@ -179,6 +195,7 @@ impl ApiServer {
         if gzip {
             response = crate::compress::gzip(response).await;
         }
+        measured.answered(code, http_body::Body::size_hint(response.body()).exact());
         (response, warnings)
     }
 
@@ -258,6 +275,7 @@ impl ApiServer {
     }
 
     /// The pipeline from authentication on. `seen` is set as soon as its parts are known.
+    #[expect(clippy::disallowed_methods, reason = "the duration of a stage, in virtual time as well")]
     async fn admitted(
         &self,
         request: Request<Body>,
@@ -266,7 +284,14 @@ impl ApiServer {
         seen: &mut Seen,
     ) -> Result<(Response<Body>, Vec<String>), ApiStatus> {
         let state = &self.state;
+        let begun = Instant::now();
         let found = self.authenticate(request.headers(), request.extensions(), &info.path).await;
+        let outcome = match &found {
+            Ok(user) => Authenticated::Success(user),
+            Err(_) if request.headers().contains_key(header::AUTHORIZATION) => Authenticated::Error,
+            Err(_) => Authenticated::Failure,
+        };
+        state.metrics.authentication.take(outcome, begun.elapsed());
         if let Some(auditor) = &state.auditor {
             let trail = auditor.trail(&request, &seen.id, found.as_ref().ok(), &info);
             match (trail, &found) {
@@ -319,7 +344,7 @@ impl ApiServer {
         }
         let selectors = Selectors::of(&info, &query);
         let wanted = attributes(&info, &selectors);
-        let outcome = state.authorization.decide(&user, &wanted).await;
+        let outcome = state.authorization.decide_request(&user, &wanted).await;
         trail.iter().for_each(|trail| trail.annotate(outcome.annotations()));
         outcome.granted(&user, &wanted)?;
         if let Some(remote) = state.elsewhere(&info) {

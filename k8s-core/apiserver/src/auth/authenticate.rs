@@ -4,6 +4,7 @@ use std::collections::HashMap;
 
 use base64::{Engine, engine::general_purpose::STANDARD};
 use k8s_core::status::ApiStatus;
+use k8s_metrics::{Histogram, Registry};
 use serde_json::Value;
 
 pub use super::files::TokenFileError;
@@ -14,7 +15,7 @@ use super::{
     constant_time::{Hashed, hashed},
     files::{self, Passwords},
     jwt::Token,
-    oidc,
+    metrics, oidc,
     tokens::{TokenError, Verified},
     webhook::TokenWebhook,
 };
@@ -34,6 +35,8 @@ pub struct Authenticator {
     jwt: Vec<oidc::Authentication>,
     webhook: Option<TokenWebhook>,
     anonymous: Anonymous,
+    /// Remaining time of client certificates, in a server.
+    expiration: Option<Histogram>,
 }
 
 impl Authenticator {
@@ -90,6 +93,14 @@ impl Authenticator {
     /// A line with too few fields.
     pub fn parse_token_file(text: &str) -> Result<HashMap<String, User>, TokenFileError> {
         files::lines(text, "token").map(|lines| lines.into_iter().collect())
+    }
+
+    /// Measures certificates and the token webhook in a server's metrics.
+    pub(crate) fn measure(&mut self, registry: &Registry) {
+        self.expiration = Some(metrics::certificate_expiration(registry));
+        if let Some(webhook) = &mut self.webhook {
+            webhook.measure(registry);
+        }
     }
 
     /// Rejects requests without credentials.
@@ -165,7 +176,13 @@ impl Authenticator {
         credentials: &Credentials<'_>,
         evidence: &Evidence<'_>,
     ) -> Option<User> {
-        if let Some(user) = credentials.certificate.and_then(|c| certificate_user(&c.0)) {
+        if let Some((user, ends)) = credentials.certificate.and_then(|c| certificate_user(&c.0)) {
+            if let Some(expiration) = &self.expiration {
+                let left = ends.saturating_sub(evidence.now());
+                // Seconds of centuries are exact in a float.
+                #[expect(clippy::cast_precision_loss, reason = "below 2^53")]
+                expiration.observe(left as f64);
+            }
             return Some(user);
         }
         if let Some((name, password)) = basic(credentials) {
@@ -198,11 +215,12 @@ fn basic(credentials: &Credentials<'_>) -> Option<(String, Vec<u8>)> {
     Some((String::from_utf8(pair[..colon].to_vec()).ok()?, pair[colon + 1..].to_vec()))
 }
 
-/// Returns the certificate subject's common name as user and its organizations as groups. The user id is the
+/// Returns the certificate subject's common name as user and its organizations as groups, and the end of the
+/// certificate in seconds since 1970. The user id is the
 /// attribute that Kubernetes reserves for it. Of several common names the last counts, as upstream and as for
 /// those who approve and sign.
 #[cfg(feature = "tls")]
-fn certificate_user(der: &[u8]) -> Option<User> {
+fn certificate_user(der: &[u8]) -> Option<(User, i64)> {
     use sha2::{Digest, Sha256};
     use x509_parser::{der_parser::oid, parse_x509_certificate};
     let (_, certificate) = parse_x509_certificate(der).ok()?;
@@ -224,12 +242,12 @@ fn certificate_user(der: &[u8]) -> Option<User> {
         }
     }
     user.extra.insert(CREDENTIAL_ID.into(), vec![id]);
-    Some(user)
+    Some((user, certificate.validity().not_after.timestamp()))
 }
 
 /// Without TLS no connection has a certificate.
 #[cfg(not(feature = "tls"))]
-fn certificate_user(_: &[u8]) -> Option<User> {
+fn certificate_user(_: &[u8]) -> Option<(User, i64)> {
     None
 }
 

@@ -29,6 +29,7 @@ use super::long_request::{FirstLine, Seen};
 use crate::{
     audit::Completion,
     limits::{LastAccount, Limits, Ticket},
+    metrics::LongRunning,
 };
 
 /// Maximum interval of checks of a quiet connection.
@@ -55,8 +56,8 @@ pub(super) struct Connection {
     pub(super) close: CancellationToken,
     /// The user of the last request.
     pub(super) account: Arc<LastAccount>,
-    /// Ticket of an upgraded connection, and its audit events.
-    upgraded: Mutex<(Option<Arc<Ticket>>, Option<Completion>)>,
+    /// Ticket of an upgraded connection, its audit events, and its place in the metrics.
+    upgraded: Mutex<(Option<Arc<Ticket>>, Option<Completion>, Option<Arc<LongRunning>>)>,
     /// Query of the first request, if it is too long for a URI.
     query: Mutex<Option<LongQuery>>,
 }
@@ -191,7 +192,8 @@ impl Active {
         if response.status() == StatusCode::SWITCHING_PROTOCOLS {
             // The session continues after this response, until the connection ends.
             let mut upgraded = self.connection.upgraded.lock().unwrap_or_else(PoisonError::into_inner);
-            *upgraded = (ticket, response.extensions_mut().remove::<Completion>());
+            let extensions = response.extensions_mut();
+            *upgraded = (ticket, extensions.remove(), extensions.remove());
             return response;
         }
         if ticket.as_ref().is_some_and(|ticket| ticket.is_long_running()) {

@@ -25,7 +25,7 @@ use crate::{
     resources::{Resource, SharedRegistry, is_built_in},
     stages::{Audit, Authenticate, Authorize, FlowControl},
     state::{Authenticators, Observer, Pace, State},
-    tls::ClientIdentity,
+    tls::{ClientIdentity, ClientKeys},
     user::User,
 };
 
@@ -314,7 +314,7 @@ impl Builder {
     }
 
     /// Client certificate presented to aggregated API servers. Default: none; they then see an anonymous
-    /// request.
+    /// request. [`ApiServer::renew_front_proxy`] replaces it.
     #[must_use]
     pub fn front_proxy(mut self, identity: ClientIdentity) -> Self {
         self.front_proxy = Some(identity);
@@ -355,7 +355,7 @@ impl Builder {
     /// `kubernetes` Service is created by the `hyperkube` crate.
     ///
     /// # Errors
-    /// If `service_account_key` is damaged or unsupported, a type's definition or an admission plugin's name
+    /// If `service_account_key` or `front_proxy` is damaged or unsupported, a type's definition or an admission plugin's name
     /// or configuration is invalid, or the store cannot be written.
     pub fn build(self) -> BoxFuture<'static, Result<ApiServer, BuildError>> {
         // Boxed: callers' crates need not compile it again.
@@ -368,9 +368,13 @@ impl Builder {
         }
         let key = self.service_account_key.as_deref();
         let issuer = TokenIssuer::with(key, self.service_account_tokens)?;
+        let front_proxy = self.front_proxy.as_ref().map(ClientKeys::new).transpose();
+        let front_proxy = front_proxy.map_err(|reason| BuildError::FrontProxy { reason })?;
         let services = ServiceAllocator::new(self.service_range, self.node_ports);
         let authorization =
-            Arc::new(Authorization::new(self.store.clone(), self.authorizers, &self.authorization));
+            Authorization::new(self.store.clone(), self.authorizers, &self.authorization, &self.metrics);
+        let authorization = Arc::new(authorization);
+        self.authenticator.measure(&self.metrics);
         let parts = Parts {
             store: self.store.clone(),
             authorization: authorization.clone(),
@@ -401,7 +405,7 @@ impl Builder {
                 nodes: self.nodes,
                 aggregator: Aggregator::default(),
                 redefined: Arc::default(),
-                front_proxy: self.front_proxy,
+                front_proxy,
                 pace: self.pace,
                 warns_unenforced: self.warns_unenforced,
                 pod_range: self.pod_range,
