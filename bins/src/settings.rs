@@ -10,7 +10,7 @@ use ipnet::Ipv4Net;
 
 use crate::{
     admission::AdmissionSettings, audit::AuditSettings, authentication::AuthenticationSettings,
-    authorization::AuthorizationFlags, encryption::EncryptionSettings, ranges,
+    authorization::AuthorizationFlags, encryption::EncryptionSettings, ranges, serving::ServingSettings,
 };
 
 /// Settings of a cluster. Each field is a flag of `up` and `server`, a variable of the environment, a key of
@@ -58,6 +58,8 @@ pub(crate) struct ClusterSettings {
     /// the containers of its pods.
     #[arg(long)]
     pub(crate) forget_state: bool,
+    #[command(flatten)]
+    pub(crate) serving: ServingSettings,
     #[command(flatten)]
     pub(crate) authentication: AuthenticationSettings,
     #[command(flatten)]

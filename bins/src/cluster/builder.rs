@@ -227,6 +227,7 @@ impl ClusterBuilder {
             memory: config.memory,
             forget_state: settings.forget_state,
             tls_names: settings.tls_san.clone(),
+            serving: settings.serving.clone(),
             authentication: settings.authentication.clone(),
             encryption: settings.encryption.clone(),
             admission: settings.admission.clone(),

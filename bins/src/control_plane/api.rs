@@ -12,7 +12,7 @@ use k8s_apiserver::{
     ApiServer, User,
     auth::AuthorizationMode,
     limits::Limits,
-    listen::{self, TlsFiles},
+    listen,
     proxy::{LocalKubelets, RemoteKubelets},
 };
 use k8s_builtin::Signer;
@@ -33,8 +33,10 @@ use crate::{
     front_proxy::FrontProxy,
     identities,
     paths::Paths,
-    pki::{Identity, Pki},
+    pki::{Identity, Pki, Validity},
     ranges,
+    renewal::Renewals,
+    serving::{ListenerTls, REREAD, ServingSettings},
 };
 
 /// Settings of an API server.
@@ -60,8 +62,8 @@ pub(crate) struct ApiConfig {
     pub(crate) tls_names: Vec<String>,
     /// Directory of certificates and keys. `None`: the data directory's.
     pub(crate) pki: Option<PathBuf>,
-    /// Certificates (PEM) of client CAs beside the cluster's.
-    pub(crate) client_ca: Vec<u8>,
+    /// TLS of the listener.
+    pub(crate) serving: ServingSettings,
     /// Settings of authentication.
     pub(crate) authentication: AuthenticationSettings,
     /// Authorizers, in their order.
@@ -92,7 +94,7 @@ impl Default for ApiConfig {
             forget_state: false,
             tls_names: Vec::new(),
             pki: None,
-            client_ca: Vec::new(),
+            serving: ServingSettings::default(),
             authentication: AuthenticationSettings::default(),
             authorization: vec![AuthorizationMode::Node, AuthorizationMode::Rbac],
             encryption: EncryptionSettings::default(),
@@ -111,9 +113,11 @@ pub(crate) struct Api {
     /// Listen address; `None` without a socket.
     pub(crate) address: Option<SocketAddr>,
     /// Certificates and keys of the cluster.
-    pub(crate) pki: Pki,
-    /// Name of the distribution: context of kubeconfigs, prefix of its administrator's user.
-    name: String,
+    pub(crate) pki: Arc<Pki>,
+    /// Kubeconfigs of the cluster.
+    pub(crate) kubeconfigs: Kubeconfigs,
+    /// The steps that renew certificates while the server runs.
+    pub(crate) renewals: Renewals,
     /// Kubelets in this process, which the server calls directly. Others are called over HTTPS.
     pub(crate) kubelets: Arc<LocalKubelets>,
     /// Signer of tokens in Secrets, with the server's key.
@@ -142,7 +146,8 @@ impl Api {
         let authenticator = settings.authenticator()?;
         let account_tokens = settings.service_account_tokens(advertised)?;
         let pki_dir = config.pki.clone().unwrap_or_else(|| paths.pki());
-        let pki = Pki::open(&paths.name, &pki_dir)?;
+        let pki = Arc::new(Pki::open(&paths.name, &pki_dir)?);
+        let signed = pki.validity();
         let store = match config.memory {
             true => Store::memory(),
             false => open_store(paths, config.forget_state, &config.encryption, &pki_dir).await?,
@@ -152,8 +157,9 @@ impl Api {
             None => pki.service_account_key()?,
         };
         let token_signer = authentication::token_signer(&signing_key)?;
-        let kubelets = Arc::new(LocalKubelets::new(Some(Arc::new(remote_kubelets(&pki)?))));
-        let front_proxy = FrontProxy::open(paths)?;
+        let renewals = Renewals::default();
+        let kubelets = Arc::new(LocalKubelets::new(Some(Arc::new(remote_kubelets(&pki, &renewals)?))));
+        let front_proxy = Arc::new(FrontProxy::open(paths)?);
         let server = config.audit.apply(config.admission.apply(ApiServer::builder(store))?)?;
         let mut builder = added
             .into_iter()
@@ -166,24 +172,24 @@ impl Api {
             .service_range(config.services)
             .node_ports(config.node_ports.0, config.node_ports.1)
             .nodes(kubelets.clone())
-            .front_proxy(front_proxy.identity())
+            .front_proxy(front_proxy.identity()?)
             .limits(config.limits.clone());
         if let Some(pods) = config.pods {
             builder = builder.pod_range(pods);
         }
         let server = builder.build().await?;
-        let mut api = Api {
-            server,
-            address,
-            pki,
-            name: paths.name.clone(),
-            kubelets,
-            token_signer,
-            stop: CancellationToken::new(),
-            serving: None,
-        };
-        match api.open(listener, &config, &front_proxy).await {
-            Ok(()) => Ok(api),
+        let (renewed, identities) = (server.clone(), front_proxy.clone());
+        renewals.add("front-proxy-client", move || Ok(renewed.renew_front_proxy(&identities.identity()?)?));
+        let kubeconfigs =
+            Kubeconfigs { name: paths.name.clone(), address, trust: pki.ca().to_owned(), pki: pki.clone() };
+        let stop = CancellationToken::new();
+        let mut api =
+            Api { server, address, pki, kubeconfigs, renewals, kubelets, token_signer, stop, serving: None };
+        match api.open(listener, config, front_proxy).await {
+            Ok(()) => {
+                api.keep_certificates(signed);
+                Ok(api)
+            }
             Err(e) => {
                 api.shutdown().await;
                 Err(e)
@@ -196,19 +202,21 @@ impl Api {
     async fn open(
         &mut self,
         listener: Option<TcpListener>,
-        config: &ApiConfig,
-        front_proxy: &FrontProxy,
+        config: ApiConfig,
+        front_proxy: Arc<FrontProxy>,
     ) -> Result<(), ClusterError> {
+        let config = Arc::new(config);
+        let mut own = None;
         if let Some(listener) = listener {
-            let identity = server_identity(&self.pki, config)?;
-            let mut client_ca = self.pki.ca().as_bytes().to_vec();
-            client_ca.extend(&config.client_ca);
-            let files = TlsFiles {
-                certificate: identity.certificate.into_bytes(),
-                key: identity.key.into_bytes(),
-                client_ca: Some(client_ca),
-            };
-            let tls = Arc::new(listen::tls_config(&files).map_err(ClusterError::of("server TLS"))?);
+            let identity = server_identity(&self.pki, &config)?;
+            let files = Arc::new(config.serving.listener(identity.tls(), self.pki.ca())?);
+            if let Some(given) = files.given() {
+                self.kubeconfigs.trust = format!("{}\n{given}", self.pki.ca());
+            }
+            let (pki, of, renewed) = (self.pki.clone(), config.clone(), files.clone());
+            self.renewals.add("apiserver", move || renewed.renew(server_identity(&pki, &of)?.tls()));
+            let tls = files.tls();
+            own = Some(files);
             let (server, stop) = (self.server.clone(), self.stop.clone());
             self.serving = Some(tokio::spawn(async move {
                 let ended = listen::serve(server, listener, tls, stop).await;
@@ -219,20 +227,34 @@ impl Api {
             }));
         }
         let admin = self.client();
-        objects::kubernetes_service(&admin, config, self.address)
+        objects::kubernetes_service(&admin, &config, self.address)
             .await
             .map_err(ClusterError::of("make the kubernetes Service"))?;
-        let bound = identities::bind(&admin, &self.name, &config.authorization).await;
+        let bound = identities::bind(&admin, &self.kubeconfigs.name, &config.authorization).await;
         bound.map_err(ClusterError::of("bind the components' roles"))?;
+        let client_cas = own.as_ref().map_or_else(|| self.pki.ca().to_owned(), |files| files.client_cas());
         front_proxy
-            .publish(&admin, self.pki.ca())
+            .publish(&admin, &client_cas)
             .await
-            .map_err(ClusterError::of("publish the front proxy's CA"))
+            .map_err(ClusterError::of("publish the front proxy's CA"))?;
+        if let Some(files) = own {
+            let stop = self.stop.clone();
+            tokio::spawn(async move {
+                stop.run_until_cancelled(reload(&files, &front_proxy, &admin)).await;
+            });
+        }
+        Ok(())
+    }
+
+    /// Renews certificates, signed for this time, until the server stops.
+    #[expect(clippy::disallowed_methods, reason = "the task ends with the server's token")]
+    fn keep_certificates(&self, signed: Validity) {
+        tokio::spawn(self.renewals.clone().run(self.pki.clone(), signed, self.stop.clone()));
     }
 
     /// Returns an in-process client of a cluster administrator.
     pub(crate) fn client(&self) -> Client {
-        self.client_as(User::admin()).named(&self.name)
+        self.client_as(User::admin()).named(&self.kubeconfigs.name)
     }
 
     /// Returns an in-process client of a user. Its requests are counted in the server's metrics.
@@ -240,24 +262,12 @@ impl Api {
         counted(&self.server.client_as(user), self.server.metrics())
     }
 
-    /// Returns a user's kubeconfig. The certificate is stored under `file`.
-    ///
-    /// # Errors
-    /// The server has no socket, or the certificate cannot be created.
-    pub(crate) fn kubeconfig(&self, file: &str, user: &str, group: &str) -> Result<Kubeconfig, ClusterError> {
-        let address = self.address.ok_or(ClusterError::NoAddress)?;
-        let host = if address.ip().is_unspecified() { IpAddr::V4(Ipv4Addr::LOCALHOST) } else { address.ip() };
-        let identity = self.pki.client(file, user, group)?;
-        let server = format!("https://{}", SocketAddr::new(host, address.port()));
-        Ok(Kubeconfig::single(&self.name, &server, self.pki.ca(), &identity.certificate, &identity.key))
-    }
-
     /// Returns the administrator's kubeconfig.
     ///
     /// # Errors
-    /// As [`Api::kubeconfig`].
+    /// As [`Kubeconfigs::of`].
     pub(crate) fn admin_kubeconfig(&self) -> Result<Kubeconfig, ClusterError> {
-        self.kubeconfig("admin", &format!("{}-admin", self.name), "system:masters")
+        self.kubeconfigs.admin()
     }
 
     /// Waits until the listener ends; forever without a socket. May be called again after a cancelled call.
@@ -280,12 +290,67 @@ impl Api {
     }
 }
 
+/// The source of a cluster's kubeconfigs, with new certificates.
+#[derive(Clone, Debug)]
+pub(crate) struct Kubeconfigs {
+    /// Name of the distribution: context of kubeconfigs, prefix of its administrator's user.
+    name: String,
+    address: Option<SocketAddr>,
+    /// CAs (PEM) that signed the server's certificate.
+    trust: String,
+    pki: Arc<Pki>,
+}
+
+impl Kubeconfigs {
+    /// Returns a user's kubeconfig. The certificate is stored under `file`.
+    ///
+    /// # Errors
+    /// The server has no socket, or the certificate cannot be created.
+    pub(crate) fn of(&self, file: &str, user: &str, group: &str) -> Result<Kubeconfig, ClusterError> {
+        let address = self.address.ok_or(ClusterError::NoAddress)?;
+        let host = if address.ip().is_unspecified() { IpAddr::V4(Ipv4Addr::LOCALHOST) } else { address.ip() };
+        let identity = self.pki.client(file, user, group)?;
+        let server = format!("https://{}", SocketAddr::new(host, address.port()));
+        Ok(Kubeconfig::single(&self.name, &server, &self.trust, &identity.certificate, &identity.key))
+    }
+
+    /// Returns the administrator's kubeconfig.
+    ///
+    /// # Errors
+    /// As [`Kubeconfigs::of`].
+    pub(crate) fn admin(&self) -> Result<Kubeconfig, ClusterError> {
+        self.of("admin", &format!("{}-admin", self.name), "system:masters")
+    }
+
+    /// Returns the CAs (PEM) that signed the server's certificate.
+    pub(crate) fn trust(&self) -> &str {
+        &self.trust
+    }
+}
+
+/// Reads the listener's files again each minute, and publishes changed client CAs.
+async fn reload(files: &ListenerTls, front_proxy: &FrontProxy, admin: &Client) {
+    loop {
+        tokio::time::sleep(REREAD).await;
+        if files.reload()
+            && let Err(error) = front_proxy.publish(admin, &files.client_cas()).await
+        {
+            tracing::warn!(%error, "the client CAs are not published");
+        }
+    }
+}
+
 /// Returns a client of kubelets that presents the API server's kubelet client certificate.
-fn remote_kubelets(pki: &Pki) -> Result<RemoteKubelets, ClusterError> {
-    let identity = pki.client("apiserver-kubelet-client", identities::KUBELET_CLIENT, "")?;
+fn remote_kubelets(pki: &Arc<Pki>, renewals: &Renewals) -> Result<RemoteKubelets, ClusterError> {
+    let invalid = || ClusterError::of("kubelet client TLS");
+    let signed = {
+        let pki = pki.clone();
+        move || pki.client("apiserver-kubelet-client", identities::KUBELET_CLIENT, "").map(|id| id.tls())
+    };
+    let identity = k8s_tls::ClientIdentity::new(&signed()?).map_err(invalid())?;
     let trust = k8s_tls::Trust::Pem(pki.ca().as_bytes());
-    let tls = k8s_tls::client(&trust, Some(&identity.tls()), &[])
-        .map_err(ClusterError::of("kubelet client TLS"))?;
+    let tls = k8s_tls::client_of(&trust, &identity, &[]).map_err(invalid())?;
+    renewals.add("apiserver-kubelet-client", move || identity.replace(&signed()?).map_err(invalid()));
     Ok(RemoteKubelets::new(tls))
 }
 
