@@ -341,7 +341,8 @@ impl Cluster {
     /// # Ok::<(), Box<dyn std::error::Error>>(())
     /// # }).unwrap();
     /// ```
-    pub async fn shutdown(self) {
+    pub async fn shutdown(mut self) {
+        self.plane.api.begin_shutdown().await;
         for node in self.nodes {
             node.shutdown().await;
         }

@@ -149,6 +149,15 @@ impl ServingSettings {
         Ok(Content { identity, named, client_ca: client_ca.transpose()?.unwrap_or_default() })
     }
 
+    /// Checks flags and files before anything is started.
+    ///
+    /// # Errors
+    /// As [`ServingSettings::listener`].
+    pub(crate) fn check(&self) -> Result<(), ClusterError> {
+        self.policy.policy()?;
+        self.content().map(drop)
+    }
+
     /// Returns the listener's TLS with the files of now. `own` and `own_ca` (PEM) are the cluster's
     /// certificate for its listener, and its CA.
     ///

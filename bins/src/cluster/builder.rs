@@ -228,6 +228,7 @@ impl ClusterBuilder {
             forget_state: settings.forget_state,
             tls_names: settings.tls_san.clone(),
             serving: settings.serving.clone(),
+            lifecycle: settings.lifecycle.clone(),
             authentication: settings.authentication.clone(),
             encryption: settings.encryption.clone(),
             admission: settings.admission.clone(),

@@ -23,7 +23,7 @@ use super::{
     config::ConfigFile,
     exit::{Code, Failure},
     health::Health,
-    stop_signal,
+    or_at_once, stop_signal,
 };
 use crate::{
     admission::AdmissionSettings,
@@ -35,6 +35,7 @@ use crate::{
     error::ClusterError,
     extensions::Extensions,
     identities::{self, ServiceAccounts},
+    lifecycle::LifecycleSettings,
     paths::{Lock, Paths},
     pki::refresh_private,
     ranges,
@@ -90,6 +91,8 @@ pub(super) struct ApiServer {
     #[command(flatten)]
     serving: ServingSettings,
     #[command(flatten)]
+    lifecycle: LifecycleSettings,
+    #[command(flatten)]
     authentication: AuthenticationSettings,
     /// Maximum number of concurrent read-only requests; 0 means unlimited.
     #[arg(long, default_value_t = 400)]
@@ -135,6 +138,7 @@ impl ApiServer {
             forget_state: self.forget_state,
             pki: Some(pki_dir.clone()),
             serving: self.serving,
+            lifecycle: self.lifecycle,
             authentication: self.authentication.clone(),
             authorization: modes,
             encryption: self.encryption,
@@ -166,7 +170,7 @@ impl ApiServer {
             ended = api.ended() => return Ok(ended?),
             () = stop_signal() => {}
         }
-        api.shutdown().await;
+        or_at_once(api.shutdown()).await;
         Ok(())
     }
 }

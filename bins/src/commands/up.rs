@@ -9,7 +9,7 @@ use std::{
 
 use k8s_core::client::Kubeconfig;
 
-use super::{config::ConfigFile, exit::Failure, stop_signal};
+use super::{config::ConfigFile, exit::Failure, or_at_once, stop_signal};
 use crate::{
     Node,
     cluster::ClusterConfig,
@@ -125,7 +125,7 @@ impl Common {
             () = stop_signal() => Ok(()),
         };
         println!("stopping; containers keep running ({name} reset removes them)");
-        cluster.shutdown().await;
+        or_at_once(cluster.shutdown()).await;
         result
     }
 }

@@ -5,6 +5,7 @@ use std::{
     net::{IpAddr, Ipv4Addr, SocketAddr},
     path::PathBuf,
     sync::Arc,
+    time::Duration,
 };
 
 use ipnet::Ipv4Net;
@@ -32,6 +33,7 @@ use crate::{
     extensions::Serve,
     front_proxy::FrontProxy,
     identities,
+    lifecycle::LifecycleSettings,
     paths::Paths,
     pki::{Identity, Pki, Validity},
     ranges,
@@ -64,6 +66,8 @@ pub(crate) struct ApiConfig {
     pub(crate) pki: Option<PathBuf>,
     /// TLS of the listener.
     pub(crate) serving: ServingSettings,
+    /// Shutdown and profiles.
+    pub(crate) lifecycle: LifecycleSettings,
     /// Settings of authentication.
     pub(crate) authentication: AuthenticationSettings,
     /// Authorizers, in their order.
@@ -95,6 +99,7 @@ impl Default for ApiConfig {
             tls_names: Vec::new(),
             pki: None,
             serving: ServingSettings::default(),
+            lifecycle: LifecycleSettings::default(),
             authentication: AuthenticationSettings::default(),
             authorization: vec![AuthorizationMode::Node, AuthorizationMode::Rbac],
             encryption: EncryptionSettings::default(),
@@ -122,6 +127,8 @@ pub(crate) struct Api {
     pub(crate) kubelets: Arc<LocalKubelets>,
     /// Signer of tokens in Secrets, with the server's key.
     pub(crate) token_signer: Signer,
+    /// Time between failing readiness and the listener's end.
+    shutdown_delay: Duration,
     stop: CancellationToken,
     serving: Option<JoinHandle<io::Result<()>>>,
 }
@@ -136,6 +143,7 @@ impl Api {
         config: ApiConfig,
         added: Vec<Serve>,
     ) -> Result<Self, ClusterError> {
+        config.serving.check()?;
         let listener = match config.listen {
             Some(address) => Some(bind(address).await?),
             None => None,
@@ -173,7 +181,8 @@ impl Api {
             .node_ports(config.node_ports.0, config.node_ports.1)
             .nodes(kubelets.clone())
             .front_proxy(front_proxy.identity()?)
-            .limits(config.limits.clone());
+            .profiling(config.lifecycle.profiling)
+            .limits(config.lifecycle.limits(config.limits.clone()));
         if let Some(pods) = config.pods {
             builder = builder.pod_range(pods);
         }
@@ -183,8 +192,18 @@ impl Api {
         let kubeconfigs =
             Kubeconfigs { name: paths.name.clone(), address, trust: pki.ca().to_owned(), pki: pki.clone() };
         let stop = CancellationToken::new();
-        let mut api =
-            Api { server, address, pki, kubeconfigs, renewals, kubelets, token_signer, stop, serving: None };
+        let mut api = Api {
+            server,
+            address,
+            pki,
+            kubeconfigs,
+            renewals,
+            kubelets,
+            token_signer,
+            shutdown_delay: config.lifecycle.shutdown_delay_duration,
+            stop,
+            serving: None,
+        };
         match api.open(listener, config, front_proxy).await {
             Ok(()) => {
                 api.keep_certificates(signed);
@@ -281,11 +300,26 @@ impl Api {
         ended.unwrap_or_else(|e| Err(io::Error::other(e))).map_err(ClusterError::of("serve"))
     }
 
-    /// Closes the listener; requests in progress get 5 seconds. The store keeps its objects.
-    pub(crate) async fn shutdown(self) {
+    /// Makes `/readyz` fail, and serves as before for the shutdown delay. Without a socket, or a second time,
+    /// there is no delay.
+    pub(crate) async fn begin_shutdown(&mut self) {
+        self.server.begin_shutdown();
+        let delay = std::mem::take(&mut self.shutdown_delay);
+        if self.serving.is_some() && !delay.is_zero() {
+            tracing::info!(?delay, "not ready any more, and serving until the end of the delay");
+            tokio::time::sleep(delay).await;
+        }
+    }
+
+    /// Closes the listener after [`Api::begin_shutdown`]. Watches end, requests in flight are answered within
+    /// a minute. The store keeps its objects.
+    pub(crate) async fn shutdown(mut self) {
+        self.begin_shutdown().await;
         self.stop.cancel();
-        if let Some(task) = self.serving {
-            super::join(task).await;
+        if let Some(task) = self.serving
+            && let Err(error) = task.await
+        {
+            tracing::error!(%error, "the API listener ended");
         }
     }
 }

@@ -21,6 +21,7 @@ mod kubectl;
 mod limits;
 mod manifests;
 mod restart;
+mod serving;
 mod shared;
 
 use std::process::ExitCode;
@@ -51,6 +52,7 @@ fn main() -> ExitCode {
         envtest::TESTS,
         full_disk::TESTS,
         restart::TESTS,
+        serving::TESTS,
         components::TESTS,
         distributions::TESTS,
     ] {

@@ -111,14 +111,32 @@ impl LongRunning {
             response.extensions_mut().insert(Arc::new(self));
             return response;
         }
-        response.map(|body| Counted { body, _guard: self }.boxed_unsync())
+        response.map(|body| Counted { body, size: None, _guard: Some(self) }.boxed_unsync())
     }
 }
 
-/// The body of a long-running request.
+/// Observes the size of a response when it is dropped.
+struct Size {
+    bytes: u64,
+    sizes: Histogram,
+}
+
+impl Drop for Size {
+    fn drop(&mut self) {
+        observe(&self.sizes, self.bytes);
+    }
+}
+
+#[expect(clippy::cast_precision_loss, reason = "responses are far below 2^53 bytes")]
+fn observe(sizes: &Histogram, bytes: u64) {
+    sizes.observe(bytes as f64);
+}
+
+/// The body of a long-running request, or of a response whose size is not known before its end.
 struct Counted {
     body: Body,
-    _guard: LongRunning,
+    size: Option<Size>,
+    _guard: Option<LongRunning>,
 }
 
 impl http_body::Body for Counted {
@@ -129,7 +147,13 @@ impl http_body::Body for Counted {
         mut self: Pin<&mut Self>,
         cx: &mut Context<'_>,
     ) -> Poll<Option<Result<Frame<Bytes>, BoxError>>> {
-        Pin::new(&mut self.body).poll_frame(cx)
+        let frame = Pin::new(&mut self.body).poll_frame(cx);
+        if let (Some(size), Poll::Ready(Some(Ok(frame)))) = (&mut self.size, &frame)
+            && let Some(data) = frame.data_ref()
+        {
+            size.bytes += data.len() as u64;
+        }
+        frame
     }
 
     fn is_end_stream(&self) -> bool {
@@ -260,7 +284,7 @@ impl Metrics {
             gauge.inc();
             LongRunning(gauge)
         });
-        Measured { requests, begun: Instant::now(), inflight, long_running, answer: None }
+        Measured { requests, begun: Instant::now(), inflight, long_running, code: None }
     }
 
     fn of<'a>(
@@ -349,15 +373,28 @@ pub(crate) struct Measured {
     /// `None` for a long-running request, whose duration says nothing.
     inflight: Option<Gauge>,
     long_running: Option<LongRunning>,
-    /// Code of the answer, and its size in bytes where it is known.
-    answer: Option<(StatusCode, Option<u64>)>,
+    code: Option<StatusCode>,
 }
 
 impl Measured {
-    /// Sets the answer's code, and its size in bytes. Without it, the client has gone, and the request is not
-    /// counted.
-    pub(crate) fn answered(&mut self, code: StatusCode, size: Option<u64>) {
-        self.answer = Some((code, size));
+    /// Sets the answer's code. Without it, the client has gone, and the request is not counted.
+    pub(crate) fn answered(&mut self, code: StatusCode) {
+        self.code = Some(code);
+    }
+
+    /// Observes the size of a response in its final form, now or when it is consumed.
+    pub(crate) fn sized(&self, response: Response<Body>) -> Response<Body> {
+        let Some(sizes) = &self.requests.size else { return response };
+        match http_body::Body::size_hint(response.body()).exact() {
+            Some(bytes) => {
+                observe(sizes, bytes);
+                response
+            }
+            None => {
+                let size = Some(Size { bytes: 0, sizes: sizes.clone() });
+                response.map(|body| Counted { body, size, _guard: None }.boxed_unsync())
+            }
+        }
     }
 
     /// Returns the guard that counts a long-running request; its response keeps it.
@@ -371,13 +408,9 @@ impl Drop for Measured {
         if let Some(gauge) = &self.inflight {
             gauge.dec();
         }
-        let Some((code, size)) = self.answer else { return };
+        let Some(code) = self.code else { return };
         let requests = &self.requests;
         requests.by_code.get_or_create(&[code.as_str()]).inc();
-        if let (Some(sizes), Some(size)) = (&requests.size, size) {
-            #[expect(clippy::cast_precision_loss, reason = "responses are far below 2^53 bytes")]
-            sizes.observe(size as f64);
-        }
         if self.inflight.is_some() {
             requests.duration.observe(self.begun.elapsed().as_secs_f64());
         }
@@ -395,7 +428,7 @@ mod tests {
         let query = Query::parse(query);
         let metrics = Metrics::new(Registry::default());
         let info = RequestInfo::parse(&method, path, &query);
-        metrics.begin(&SharedRegistry::default(), &info, &query).answered(StatusCode::OK, None);
+        metrics.begin(&SharedRegistry::default(), &info, &query).answered(StatusCode::OK);
         let text = metrics.text(&BTreeMap::new());
         let line = text.lines().find(|l| l.starts_with("apiserver_request_total{")).unwrap();
         line.split('"').skip(1).step_by(2).take(8).collect::<Vec<_>>().join(" ")
@@ -442,7 +475,7 @@ mod tests {
         for code in [StatusCode::OK, StatusCode::OK, StatusCode::NOT_FOUND] {
             let mut measured = metrics.begin(&served, &get, &query);
             assert_eq!((metrics.reading.get(), metrics.mutating.get()), (1, 0));
-            measured.answered(code, Some(2000));
+            measured.answered(code);
         }
         assert_eq!((total("200"), total("404"), metrics.reading.get()), (Some(2), Some(1), 0));
         assert_eq!(metrics.begin(&served, &get, &query).requests.duration.count(), 3);

@@ -126,6 +126,12 @@ impl ApiServer {
         renewed.map_err(|reason| BuildError::FrontProxy { reason })
     }
 
+    /// Makes `/readyz` fail from now on, so that load balancers send no more clients. The server serves as
+    /// before; the listener's token ends it.
+    pub fn begin_shutdown(&self) {
+        self.state.stopping.store(true, std::sync::atomic::Ordering::Release);
+    }
+
     /// Answers one request.
     ///
     /// ```
@@ -178,13 +184,17 @@ impl ApiServer {
             _ => accept::encoding(request.headers()),
         };
         let gzip = crate::compress::is_wanted(request.headers(), &info);
+        let is_watch = info.verb == "watch";
         let mut measured = self.state.metrics.begin(&self.state.registry, &info, &query);
         let (mut response, warnings) = match self.audited(request, info, query, id).await {
             Ok(done) => done,
             Err(status) => (respond::failure(&status), Vec::new()),
         };
         let code = response.status();
-        measured.answered(code, None);
+        measured.answered(code);
+        if is_watch && code.is_success() {
+            response.extensions_mut().insert(respond::Watching);
+        }
         if let Some(guard) = measured.long_running() {
             response = guard.until_the_end_of(response);
         }
@@ -195,8 +205,7 @@ impl ApiServer {
         if gzip {
             response = crate::compress::gzip(response).await;
         }
-        measured.answered(code, http_body::Body::size_hint(response.body()).exact());
-        (response, warnings)
+        (measured.sized(response), warnings)
     }
 
     async fn audited(

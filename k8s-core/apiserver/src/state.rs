@@ -101,6 +101,10 @@ pub(crate) struct State {
     pub(crate) metrics: Metrics,
     pub(crate) open_api: Mutex<HashMap<String, Bytes>>,
     pub(crate) ready: AtomicBool,
+    /// The process is about to end: `/readyz` fails.
+    pub(crate) stopping: AtomicBool,
+    /// Serve `/debug/pprof`.
+    pub(crate) profiling: bool,
 }
 
 impl State {

@@ -57,6 +57,7 @@ pub struct Builder {
     pace: Pace,
     warns_unenforced: bool,
     limits: Limits,
+    profiling: bool,
     metrics: k8s_metrics::Registry,
 }
 
@@ -92,6 +93,7 @@ impl Builder {
             pace: Pace::default(),
             warns_unenforced: true,
             limits: Limits::default(),
+            profiling: true,
             metrics: k8s_metrics::Registry::default(),
         }
     }
@@ -343,6 +345,13 @@ impl Builder {
         self
     }
 
+    /// Serves `/debug/pprof` (`--profiling`) to those who may read it. Default: true, as upstream.
+    #[must_use]
+    pub fn profiling(mut self, serves: bool) -> Self {
+        self.profiling = serves;
+        self
+    }
+
     /// Registry of the server's metrics, to which a program adds those of its other components. `/metrics`
     /// serves all of it. Default: one of its own.
     #[must_use]
@@ -413,6 +422,8 @@ impl Builder {
                 metrics: crate::metrics::Metrics::new(self.metrics),
                 open_api: Mutex::default(),
                 ready: AtomicBool::new(false),
+                stopping: AtomicBool::new(false),
+                profiling: self.profiling,
             }),
             user: None,
         };
