@@ -46,6 +46,7 @@ pub mod paths;
 pub mod pki;
 mod program;
 pub mod ranges;
+mod reload;
 mod renewal;
 pub mod reset;
 mod serving;

@@ -12,8 +12,8 @@ pub(crate) struct LifecycleSettings {
     /// balancers take this server out.
     #[arg(long, default_value = "0s", value_parser = crate::duration::parse)]
     pub(crate) shutdown_delay_duration: Duration,
-    /// After that time, answer new requests with 429 and Retry-After until those in flight have ended, instead
-    /// of accepting no connection.
+    /// After that time, answer new requests with 429 and Retry-After until those in flight have ended,
+    /// instead of accepting no connection.
     #[arg(long)]
     pub(crate) shutdown_send_retry_after: bool,
     /// Serve /debug/pprof to those who may read it; there are no profiles, only the command line.

@@ -1,10 +1,10 @@
 //! The cluster's certificates: one CA, a server certificate, client certificates for the components, and the
 //! service account key.
 //!
-//! Keys are created once, with mode 0600 in one directory. Certificates are valid from five minutes before now,
-//! for a year, and are signed again at each start and while a program runs (`renewal`). The CA is
-//! valid for ten years; a start in the last third of its time signs it again, with its name and key, so that
-//! what it signed stays valid.
+//! Keys are created once, with mode 0600 in one directory. Certificates are valid for a year from five minutes
+//! before now on. They are signed again at each start, and while a program runs (`renewal`). The CA is valid
+//! for ten years; a start in the last third of its time signs it again, with its name and key, so that what it
+//! signed stays valid.
 
 use std::{
     fs, io,
@@ -102,8 +102,8 @@ impl Validity {
         Validity { not_before, not_after: now.saturating_add(life).unwrap_or(now) }
     }
 
-    /// Returns true in the last third of the time, and before it begins. Of a life that is longer than `most`,
-    /// the time is `most`.
+    /// Returns true in the last third of the time, and before it begins. A time that is longer than `most`
+    /// counts as `most`.
     pub(crate) fn is_due(&self, now: Timestamp, most: Duration) -> bool {
         let life = Duration::try_from(self.not_after.duration_since(self.not_before)).unwrap_or_default();
         let left = Duration::try_from(self.not_after.duration_since(now)).unwrap_or_default();

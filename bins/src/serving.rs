@@ -3,8 +3,8 @@
 //! Flow: [`ServingSettings::listener`] reads the files and builds the first configuration. Each minute
 //! [`ListenerTls::reload`] reads them again and replaces the configuration if one has other content.
 //!
-//! Guarantee: files that cannot be used are told in the log, once for each reason, and the former ones stay in
-//! use until the files are mended.
+//! Guarantee: files that cannot be used are told in the log, once for each reason, and the former ones stay
+//! in use until the files are mended.
 
 use std::{
     fs,

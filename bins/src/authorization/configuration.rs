@@ -1,6 +1,7 @@
 //! The file of `--authorization-config`: a chain of authorizers (`kind: AuthorizationConfiguration`).
 //!
-//! Not here: authorizers of the connection type `InClusterConfig`, and reloading; a change needs a restart.
+//! A server reads the file again each minute (`reload`). Not here: authorizers of the connection type
+//! `InClusterConfig`.
 
 use std::{collections::HashSet, path::PathBuf, time::Duration};
 

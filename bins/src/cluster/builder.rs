@@ -234,6 +234,7 @@ impl ClusterBuilder {
             admission: settings.admission.clone(),
             audit: settings.audit.clone(),
             authorization: settings.authorization.modes()?,
+            authorization_flags: settings.authorization.clone(),
             ..ApiConfig::default()
         };
         let plane = ControlPlane::start(&paths, api, selection, pods, extensions).await?;

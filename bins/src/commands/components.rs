@@ -141,6 +141,7 @@ impl ApiServer {
             lifecycle: self.lifecycle,
             authentication: self.authentication.clone(),
             authorization: modes,
+            authorization_flags: self.authorization,
             encryption: self.encryption,
             admission: self.admission,
             audit: self.audit,

@@ -18,7 +18,10 @@ use k8s_apiserver::{
 };
 use k8s_builtin::Signer;
 use k8s_controllers::metrics::counted;
-use k8s_core::client::{Client, Kubeconfig};
+use k8s_core::{
+    client::{Client, Kubeconfig},
+    clock::Clock,
+};
 use k8s_store::Store;
 use tokio::{net::TcpListener, task::JoinHandle};
 use tokio_util::sync::CancellationToken;
@@ -28,6 +31,7 @@ use crate::{
     admission::AdmissionSettings,
     audit::AuditSettings,
     authentication::{self, AuthenticationSettings},
+    authorization::AuthorizationFlags,
     encryption::EncryptionSettings,
     error::ClusterError,
     extensions::Serve,
@@ -37,6 +41,7 @@ use crate::{
     paths::Paths,
     pki::{Identity, Pki, Validity},
     ranges,
+    reload::{self, Reloaded},
     renewal::Renewals,
     serving::{ListenerTls, REREAD, ServingSettings},
 };
@@ -72,6 +77,8 @@ pub(crate) struct ApiConfig {
     pub(crate) authentication: AuthenticationSettings,
     /// Authorizers, in their order.
     pub(crate) authorization: Vec<AuthorizationMode>,
+    /// Flags that the authorizers are from; the file that they name is read again while the server runs.
+    pub(crate) authorization_flags: AuthorizationFlags,
     /// Settings of encryption at rest.
     pub(crate) encryption: EncryptionSettings,
     /// Admission plugins.
@@ -102,6 +109,7 @@ impl Default for ApiConfig {
             lifecycle: LifecycleSettings::default(),
             authentication: AuthenticationSettings::default(),
             authorization: vec![AuthorizationMode::Node, AuthorizationMode::Rbac],
+            authorization_flags: AuthorizationFlags::default(),
             encryption: EncryptionSettings::default(),
             admission: AdmissionSettings::default(),
             audit: AuditSettings::default(),
@@ -245,6 +253,7 @@ impl Api {
                 ended
             }));
         }
+        self.reload_configurations(&config);
         let admin = self.client();
         objects::kubernetes_service(&admin, &config, self.address)
             .await
@@ -259,10 +268,39 @@ impl Api {
         if let Some(files) = own {
             let stop = self.stop.clone();
             tokio::spawn(async move {
-                stop.run_until_cancelled(reload(&files, &front_proxy, &admin)).await;
+                stop.run_until_cancelled(reload_files(&files, &front_proxy, &admin)).await;
             });
         }
         Ok(())
+    }
+
+    /// Reads configuration files again each minute until the server stops.
+    #[expect(clippy::disallowed_methods, reason = "the tasks end with the server's token")]
+    fn reload_configurations(&self, config: &Arc<ApiConfig>) {
+        let metrics = self.server.metrics();
+        let mut all = Vec::new();
+        if let Some(file) = config.authentication.configuration_file() {
+            let (server, config) = (self.server.clone(), config.clone());
+            let apply = move |text: &str| {
+                let configurations = config.authentication.configurations_of(Some(text))?;
+                let replaced = server.replace_authentication(configurations);
+                replaced.map_err(|why| ClusterError::invalid("--authentication-config", why))
+            };
+            all.push(Reloaded::new(file, Clock::system(), (reload::AUTHENTICATION, metrics), apply));
+        }
+        if let Some(file) = config.authorization_flags.configuration_file() {
+            let (server, config) = (self.server.clone(), config.clone());
+            let apply = move |text: &str| {
+                let modes = config.authorization_flags.reconfigured(text, &config.authorization)?;
+                server.replace_authorization(&modes);
+                Ok(())
+            };
+            all.push(Reloaded::new(file, Clock::system(), (reload::AUTHORIZATION, metrics), apply));
+        }
+        for reloaded in all {
+            let stop = self.stop.clone();
+            tokio::spawn(async move { stop.run_until_cancelled(reloaded.run()).await });
+        }
     }
 
     /// Renews certificates, signed for this time, until the server stops.
@@ -363,7 +401,7 @@ impl Kubeconfigs {
 }
 
 /// Reads the listener's files again each minute, and publishes changed client CAs.
-async fn reload(files: &ListenerTls, front_proxy: &FrontProxy, admin: &Client) {
+async fn reload_files(files: &ListenerTls, front_proxy: &FrontProxy, admin: &Client) {
     loop {
         tokio::time::sleep(REREAD).await;
         if files.reload()

@@ -13,6 +13,7 @@ use crate::{
 pub const TESTS: &[crate::Test] = &[
     ("certificates_of_files_are_served_by_name_and_reloaded", files),
     ("a_server_that_stops_is_not_ready_first_and_cuts_nothing", stops),
+    ("a_slow_request_is_logged_with_its_id_and_stages", slow),
     ("tls_flags_that_cannot_be_used_are_refused", refused),
 ];
 
@@ -63,6 +64,20 @@ fn files() -> Outcome {
     let [certificate, key] = ca.write(&directory, "serving", "127.0.0.1")?;
     let [shop, shop_key] = ca.write(&directory, "shop", "shop.example.com")?;
     let sni = format!("{shop},{shop_key}:*.example.com,10.9.9.9");
+    let configuration = |name: &str, kind: &str, rest: &str| -> Result<String, Failed> {
+        let path = directory.join(name);
+        fs::write(&path, format!("apiVersion: apiserver.config.k8s.io/v1\nkind: {kind}\n{rest}\n"))?;
+        Ok(path.to_string_lossy().into_owned())
+    };
+    let authorizers = |rest: &str| configuration("authorization.yaml", "AuthorizationConfiguration", rest);
+    let issuer = |url: &str| {
+        let jwt = format!(
+            "jwt: [{{issuer: {{url: '{url}', audiences: [a]}}, claimMappings: {{username: {{claim: sub, prefix: ''}}}}}}]"
+        );
+        configuration("authentication.yaml", "AuthenticationConfiguration", &jwt)
+    };
+    let authorization = authorizers("authorizers: [{type: Node, name: node}, {type: RBAC, name: rbac}]")?;
+    let authentication = issuer("https://one.invalid")?;
     start(
         &mut cluster,
         &[
@@ -74,6 +89,10 @@ fn files() -> Outcome {
             &sni,
             "--tls-min-version",
             "VersionTLS13",
+            "--authorization-config",
+            &authorization,
+            "--authentication-config",
+            &authentication,
         ],
     )?;
     // The kubeconfig trusts the file's chain, and the address is in the certificate.
@@ -90,6 +109,11 @@ fn files() -> Outcome {
     if !foreign.err.contains("not valid for any names, but wanted to match renewed") {
         return Err(format!("an unknown name does not get the default certificate: {foreign:?}").into());
     }
+    let as_node =
+        ["--as", "system:node:n1", "--as-group", "system:nodes", "auth", "can-i", "create", "nodes"];
+    cluster.ok(&as_node, "")?;
+    authorizers("authorizers: [{type: RBAC, name: rbac}]")?;
+    issuer("https://two.invalid")?;
     // A broken file changes nothing; a new pair is served after a minute at most.
     fs::write(&certificate, "junk")?;
     cluster.ok(&["get", "namespaces"], "")?;
@@ -97,7 +121,28 @@ fn files() -> Outcome {
     until("the renewed certificate is served", Duration::from_secs(75), || {
         Ok(named("renewed").map_err(|e| format!("{e:?}"))?.code == 0)
     })?;
+    // The other files are read within the same minute.
+    until("the configurations are reloaded", Duration::from_secs(20), || {
+        let said = named_metrics(&cluster)?;
+        let reloaded = |what: &str| {
+            let name =
+                format!("apiserver_{what}_config_controller_automatic_reloads_total{{status=\"success\"");
+            said.lines().any(|line| line.starts_with(&name) && line.ends_with(" 1"))
+        };
+        Ok(reloaded("authorization") && reloaded("authentication"))
+    })?;
+    let arguments = [&["--tls-server-name", "renewed"][..], &as_node].concat();
+    let refused = cluster.kubectl(&arguments)?;
+    if refused.code == 0 || refused.out.trim() != "no" {
+        return Err(format!("the former authorizers decide: {refused:?}").into());
+    }
     cluster.take_down()
+}
+
+/// Returns the metrics of a server whose certificate is for `renewed`.
+fn named_metrics(cluster: &Cluster) -> Result<String, String> {
+    let said = cluster.kubectl(&["--tls-server-name", "renewed", "get", "--raw", "/metrics"]);
+    said.map(|said| said.out).map_err(|e| format!("{e:?}"))
 }
 
 fn stops() -> Outcome {
@@ -140,6 +185,50 @@ fn stops() -> Outcome {
     let (out, err) = (String::from_utf8_lossy(&watched.stdout), String::from_utf8_lossy(&watched.stderr));
     if !out.contains("configmap/late") || err.contains("unexpected EOF") {
         return Err(format!("the watch was cut: {out:?} {err:?}").into());
+    }
+    cluster.take_down()
+}
+
+/// The authorization webhook does not answer, so requests that no role allows take seconds.
+fn slow() -> Outcome {
+    let mut cluster = Cluster::prepare()?;
+    let webhook = cluster.dir.path().join("webhook.kubeconfig");
+    let nobody = "apiVersion: v1
+kind: Config
+clusters: [{name: a, cluster: {server: 'http://127.0.0.1:1/authorize'}}]
+users: [{name: a, user: {token: s3cret}}]
+contexts: [{name: a, context: {cluster: a, user: a}}]
+current-context: a
+";
+    fs::write(&webhook, nobody)?;
+    let webhook = webhook.to_string_lossy().into_owned();
+    start(
+        &mut cluster,
+        &["--authorization-mode", "Node,RBAC,Webhook", "--authorization-webhook-config-file", &webhook],
+    )?;
+    let said = cluster.kubectl(&[
+        "--as",
+        "bob",
+        "get",
+        "--raw",
+        "/api/v1/namespaces/shop/secrets?labelSelector=canary",
+    ])?;
+    if said.code == 0 {
+        return Err(format!("bob may read Secrets: {said:?}").into());
+    }
+    let log = cluster.processes[0].said();
+    let line = log.lines().find(|line| line.contains("slow request")).ok_or_else(|| log.clone())?;
+    let parts = [
+        "request{id=\"",
+        "verb=\"GET\" path=\"/api/v1/namespaces/shop/secrets\" user=\"bob\"}",
+        "code=403",
+        "authorize ",
+    ];
+    if let Some(missing) = parts.iter().find(|part| !line.contains(**part)) {
+        return Err(format!("no {missing} in {line}").into());
+    }
+    if log.contains("canary") || log.contains("s3cret") {
+        return Err(format!("the log has a query or a token: {log}").into());
     }
     cluster.take_down()
 }

@@ -118,8 +118,8 @@ enum Transport {
     Tls(ServerTls),
 }
 
-/// Serves connections over TLS until `stop`: an `Arc<ServerConfig>`, or a [`ServerTls`] whose certificates are
-/// replaced while it serves. Keeps within the server's [`Limits`](crate::limits::Limits). Then no
+/// Serves connections over TLS until `stop`, within the server's [`Limits`](crate::limits::Limits). `tls` is an
+/// `Arc<ServerConfig>`, or a [`ServerTls`] whose certificates are replaced while it serves. After `stop` no
 /// connection is accepted, watches end, requests in flight are answered, and clients are told to use other
 /// connections (GOAWAY, `connection: close`).
 ///

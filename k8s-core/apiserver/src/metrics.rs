@@ -397,6 +397,11 @@ impl Measured {
         }
     }
 
+    /// Returns true for a request that is not long-running.
+    pub(crate) fn has_duration(&self) -> bool {
+        self.inflight.is_some()
+    }
+
     /// Returns the guard that counts a long-running request; its response keeps it.
     pub(crate) fn long_running(&mut self) -> Option<LongRunning> {
         self.long_running.take()

@@ -12,8 +12,8 @@
 //! ```
 //!
 //! Flow: [`client`] and [`server`] parse PEM once and return a rustls configuration; [`connect`] performs the
-//! handshake on a connected stream. [`ServerTls`] and [`ClientIdentity`] are replaced while they are in use, so that renewed certificates need no
-//! restart.
+//! handshake on a connected stream. [`ServerTls`] and [`ClientIdentity`] are replaced while they are in use,
+//! so that renewed certificates need no restart.
 //!
 //! Guarantees: TLS 1.2 and 1.3 with ring; no other provider is linked. Only [`Trust::Anyone`] skips the check
 //! of names and issuers, and even then signatures are verified.

@@ -17,8 +17,9 @@ use crate::{Identity, Policy, ServerConfigs, TlsError};
 /// use k8s_tls::{ClientAuth, Identity, ServerTls, server};
 /// let config = |name: &str| {
 ///     let made = rcgen::generate_simple_self_signed([name.to_owned()])?;
-///     let (certificate, key) = (made.cert.pem().into_bytes(), made.signing_key.serialize_pem().into_bytes());
-///     Ok::<_, Box<dyn std::error::Error>>(Arc::new(server(&Identity { certificate, key }, &ClientAuth::Off, &[])?))
+///     let key = made.signing_key.serialize_pem().into_bytes();
+///     let identity = Identity { certificate: made.cert.pem().into_bytes(), key };
+///     Ok::<_, Box<dyn std::error::Error>>(Arc::new(server(&identity, &ClientAuth::Off, &[])?))
 /// };
 /// let (old, new) = (config("localhost")?, config("localhost")?);
 /// let tls = ServerTls::from(old.clone());

@@ -102,12 +102,13 @@ pub fn server(
 ///
 /// let made = |name: &str| {
 ///     let made = rcgen::generate_simple_self_signed([name.to_owned()])?;
-///     let (certificate, key) = (made.cert.pem().into_bytes(), made.signing_key.serialize_pem().into_bytes());
-///     Ok::<_, rcgen::Error>(Identity { certificate, key })
+///     let key = made.signing_key.serialize_pem().into_bytes();
+///     Ok::<_, rcgen::Error>(Identity { certificate: made.cert.pem().into_bytes(), key })
 /// };
 /// let named = [NamedIdentity { identity: made("shop.example.com")?, names: Vec::new() }];
 /// let policy = Policy::parse("VersionTLS13", &[])?;
-/// let settings = ServerSettings { clients: ClientAuth::Off, alpn: &[b"h2"], named: &named, policy: &policy };
+/// let clients = ClientAuth::Off;
+/// let settings = ServerSettings { clients, alpn: &[b"h2"], named: &named, policy: &policy };
 /// let configs = server_with(&made("localhost")?, &settings)?;
 /// assert_eq!(configs.at(None).alpn_protocols, [b"h2".to_vec()]);
 /// # Ok::<(), Box<dyn std::error::Error>>(())

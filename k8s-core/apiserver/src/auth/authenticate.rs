@@ -1,6 +1,9 @@
 //! Authenticators: client certificates, passwords, and bearer tokens.
 
-use std::collections::HashMap;
+use std::{
+    collections::HashMap,
+    sync::{Arc, PoisonError, RwLock},
+};
 
 use base64::{Engine, engine::general_purpose::STANDARD};
 use k8s_core::status::ApiStatus;
@@ -32,9 +35,12 @@ pub struct Authenticator {
     tokens: HashMap<Hashed, User>,
     passwords: Passwords,
     bootstrap_tokens: bool,
-    jwt: Vec<oidc::Authentication>,
+    /// Issuers of JSON Web Tokens. A reloaded configuration replaces them.
+    jwt: RwLock<Arc<Vec<Arc<oidc::Authentication>>>>,
     webhook: Option<TokenWebhook>,
     anonymous: Anonymous,
+    /// The part of a configuration about anonymous requests.
+    configured_anonymous: Option<Anonymous>,
     /// Remaining time of client certificates, in a server.
     expiration: Option<Histogram>,
 }
@@ -67,9 +73,33 @@ impl Authenticator {
     /// says about anonymous requests goes before the argument of [`Authenticator::new`].
     #[must_use]
     pub fn configured(mut self, configuration: AuthenticationConfiguration) -> Self {
-        self.jwt.extend(configuration.jwt);
-        self.anonymous = configuration.anonymous.unwrap_or(self.anonymous);
+        let mut jwt = self.issuers().to_vec();
+        jwt.extend(configuration.jwt.into_iter().map(Arc::new));
+        *self.jwt.get_mut().unwrap_or_else(PoisonError::into_inner) = Arc::new(jwt);
+        if let Some(anonymous) = configuration.anonymous {
+            self.anonymous = anonymous.clone();
+            self.configured_anonymous = Some(anonymous);
+        }
         self
+    }
+
+    /// Replaces the issuers of all configurations. Tokens that are being verified finish with the former ones.
+    ///
+    /// # Errors
+    /// The part about anonymous requests is another one, which upstream refuses as well.
+    pub(crate) fn replace(&self, configurations: Vec<AuthenticationConfiguration>) -> Result<(), String> {
+        let anonymous = configurations.iter().find_map(|configuration| configuration.anonymous.as_ref());
+        if anonymous != self.configured_anonymous.as_ref() {
+            return Err("anonymous: Forbidden: changed from initial configuration file".into());
+        }
+        let jwt = configurations.into_iter().flat_map(|configuration| configuration.jwt);
+        let jwt = jwt.map(Arc::new).collect();
+        *self.jwt.write().unwrap_or_else(PoisonError::into_inner) = Arc::new(jwt);
+        Ok(())
+    }
+
+    fn issuers(&self) -> Arc<Vec<Arc<oidc::Authentication>>> {
+        self.jwt.read().unwrap_or_else(PoisonError::into_inner).clone()
     }
 
     /// Webhook that is asked about bearer tokens which no other authenticator knows. Default: none.
@@ -158,14 +188,15 @@ impl Authenticator {
     }
 
     /// Returns the issuer that a token names, with the token's parts, before they are verified.
-    fn issuer<'a>(&self, token: &'a str) -> Option<(&oidc::Authentication, Token<'a>, Value)> {
-        if self.jwt.is_empty() {
+    fn issuer<'a>(&self, token: &'a str) -> Option<(Arc<oidc::Authentication>, Token<'a>, Value)> {
+        let issuers = self.issuers();
+        if issuers.is_empty() {
             return None;
         }
         let token = Token::parse(token)?;
         let claims = token.unverified_claims()?;
         let named = str_at(&claims, "/iss");
-        let issuer = self.jwt.iter().find(|issuer| issuer.issuer() == named)?;
+        let issuer = issuers.iter().find(|issuer| issuer.issuer() == named)?.clone();
         Some((issuer, token, claims))
     }
 

@@ -37,6 +37,16 @@ use crate::{
 /// Maximum interval of checks of a quiet connection.
 const LOOK: Duration = Duration::from_secs(15);
 
+/// The holdings of an upgraded connection.
+#[derive(Debug, Default)]
+struct Upgraded {
+    _ticket: Option<Arc<Ticket>>,
+    /// Its audit events.
+    _events: Option<Completion>,
+    /// Its place in the metrics.
+    _counted: Option<Arc<LongRunning>>,
+}
+
 /// A connection of a client.
 #[derive(Debug)]
 pub(super) struct Connection {
@@ -60,8 +70,7 @@ pub(super) struct Connection {
     draining: CancellationToken,
     /// The user of the last request.
     pub(super) account: Arc<LastAccount>,
-    /// Ticket of an upgraded connection, its audit events, and its place in the metrics.
-    upgraded: Mutex<(Option<Arc<Ticket>>, Option<Completion>, Option<Arc<LongRunning>>)>,
+    upgraded: Mutex<Upgraded>,
     /// Query of the first request, if it is too long for a URI.
     query: Mutex<Option<LongQuery>>,
 }
@@ -214,7 +223,8 @@ impl Active {
             // The session continues after this response, until the connection ends.
             let mut upgraded = self.connection.upgraded.lock().unwrap_or_else(PoisonError::into_inner);
             let extensions = response.extensions_mut();
-            *upgraded = (ticket, extensions.remove(), extensions.remove());
+            *upgraded =
+                Upgraded { _ticket: ticket, _events: extensions.remove(), _counted: extensions.remove() };
             return response;
         }
         if ticket.as_ref().is_some_and(|ticket| ticket.is_long_running()) {

@@ -36,6 +36,8 @@ async fn requests_are_counted_in_the_programs_registry() {
     };
     maps.create(&map).await.unwrap();
     watch.next().await.unwrap().unwrap();
+    let nowhere = server.client_as(User::admin()).namespaced::<ConfigMap>("nowhere");
+    assert!(nowhere.create(&map).await.is_err());
     let guest = server.client_as(User::new("guest@example.com", &[])).namespaced::<ConfigMap>("default");
     assert!(guest.get("a").await.is_err());
     let bare = Request::get("/api").body(Body::default()).unwrap();
@@ -60,6 +62,8 @@ async fn requests_are_counted_in_the_programs_registry() {
         r#"apiserver_watch_events_sizes_count{group="",version="v1",resource="configmaps"} 1"#.to_owned(),
         r#"apiserver_longrunning_requests{verb="WATCH",group="",version="v1",resource="configmaps",subresource="",scope="namespace",component="apiserver"} 1"#.to_owned(),
         r#"apiserver_response_sizes_count{verb="LIST",group="",version="v1",resource="configmaps",subresource="",scope="namespace",component="apiserver"} 2"#.to_owned(),
+        r#"apiserver_admission_step_admission_duration_seconds_count{type="admit",operation="CREATE",rejected="true"} 1"#.to_owned(),
+        r#"apiserver_admission_controller_admission_duration_seconds_count{name="NamespaceLifecycle",type="admit",operation="CREATE",rejected="true"} 1"#.to_owned(),
         r#"authenticated_user_requests{username="email_id"} 1"#.to_owned(),
         r#"authentication_attempts{result="failure"} 1"#.to_owned(),
         r#"authorization_attempts_total{result="no-opinion"} 1"#.to_owned(),
