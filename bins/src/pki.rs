@@ -1,10 +1,10 @@
 //! The cluster's certificates: one CA, a server certificate, client certificates for the components, and the
 //! service account key.
 //!
-//! Keys are created once, with mode 0600 in one directory. Certificates are valid for a year from five minutes
-//! before now on. They are signed again at each start, and while a program runs (`renewal`). The CA is valid
-//! for ten years; a start in the last third of its time signs it again, with its name and key, so that what it
-//! signed stays valid.
+//! Keys are created once, with mode 0600 in one directory. Certificates are valid for a year, from five
+//! minutes before now on. They are signed again at each start, and while a program runs (`renewal`). The CA
+//! is valid for ten years; a start in the last third of its time signs it again, with its name and key, so
+//! that what it signed stays valid.
 
 use std::{
     fs, io,

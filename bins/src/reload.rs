@@ -89,13 +89,14 @@ impl Reloaded {
     ) -> Self {
         let text = std::fs::read_to_string(&file).unwrap_or_default();
         let [reloads, last, info] = names;
+        let host = nix::unistd::gethostname().unwrap_or_default();
         let mut new = Reloaded {
             file,
             apply: Box::new(apply),
             hash: String::new(),
             unreadable: false,
             clock,
-            server: hash(&format!("kube-apiserver-{}", crate::host_name())),
+            server: hash(&format!("kube-apiserver-{}", host.to_string_lossy())),
             reloads: registry.register(reloads.0, reloads.1, Family::new(["status", "apiserver_id_hash"])),
             last: registry.register(last.0, last.1, Family::new(["status", "apiserver_id_hash"])),
             info: registry.register(info.0, info.1, Family::new(["apiserver_id_hash", "hash"])),

@@ -132,8 +132,8 @@ impl ApiServer {
         renewed.map_err(|reason| BuildError::FrontProxy { reason })
     }
 
-    /// Replaces the authorizers of [`Builder::authorization`]. Requests that are being decided finish with the
-    /// former ones.
+    /// Replaces the authorizers of [`Builder::authorization`]. Requests that are being decided finish with
+    /// the former ones.
     ///
     /// ```
     /// use k8s_apiserver::{ApiServer, User, auth::AuthorizationMode};

@@ -83,7 +83,8 @@ impl Authenticator {
         self
     }
 
-    /// Replaces the issuers of all configurations. Tokens that are being verified finish with the former ones.
+    /// Replaces the issuers of all configurations. Tokens that are being verified finish with the former
+    /// ones.
     ///
     /// # Errors
     /// The part about anonymous requests is another one, which upstream refuses as well.

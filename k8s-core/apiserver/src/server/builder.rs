@@ -364,8 +364,8 @@ impl Builder {
     /// `kubernetes` Service is created by the `hyperkube` crate.
     ///
     /// # Errors
-    /// If `service_account_key` or `front_proxy` is damaged or unsupported, a type's definition or an admission
-    /// plugin's name or configuration is invalid, or the store cannot be written.
+    /// If `service_account_key` or `front_proxy` is damaged or unsupported, a type's definition or an
+    /// admission plugin's name or configuration is invalid, or the store cannot be written.
     pub fn build(self) -> BoxFuture<'static, Result<ApiServer, BuildError>> {
         // Boxed: callers' crates need not compile it again.
         Box::pin(self.assemble())
