@@ -119,9 +119,9 @@ enum Transport {
 }
 
 /// Serves connections over TLS until `stop`, within the server's [`Limits`]. `tls` is an `Arc<ServerConfig>`,
-/// or a [`ServerTls`] whose certificates are replaced while it serves. After `stop` no connection is accepted,
-/// watches end, requests in flight are answered, and clients are told to use other connections (GOAWAY,
-/// `connection: close`).
+/// or a [`ServerTls`] whose certificates are replaced while it serves. After `stop` no connection is
+/// accepted, watches end, requests in flight are answered, and clients are told to use other connections
+/// (GOAWAY, `connection: close`).
 ///
 /// # Errors
 /// If the listener fails.
