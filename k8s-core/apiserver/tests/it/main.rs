@@ -16,6 +16,7 @@ mod drain;
 mod dry_run;
 mod encoding;
 mod escalation;
+mod evictions;
 mod facts;
 mod golden;
 mod health;
