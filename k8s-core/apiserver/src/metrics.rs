@@ -80,6 +80,7 @@ pub(crate) struct Metrics {
     watch_events: Family<3, Counter>,
     watch_sizes: Family<3, Histogram>,
     /// Handshakes that failed.
+    #[cfg_attr(not(feature = "tls"), expect(dead_code, reason = "without TLS there are no handshakes"))]
     pub(crate) handshake_errors: Counter,
 }
 
