@@ -46,7 +46,7 @@ impl Renewals {
     }
 
     /// Takes all steps. Returns true if all succeeded.
-    fn renew(&self) -> bool {
+    pub(crate) fn renew(&self) -> bool {
         let steps = self.0.lock().unwrap_or_else(PoisonError::into_inner);
         let mut all = true;
         for (what, step) in steps.iter() {

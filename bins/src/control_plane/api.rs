@@ -473,3 +473,40 @@ fn server_identity(pki: &Pki, config: &ApiConfig) -> Result<Identity, ClusterErr
     }
     pki.server("apiserver", &names, &addresses).map_err(ClusterError::from)
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Returns the certificate that a listener serves, to a client with the certificate of a kubeconfig.
+    async fn served(address: SocketAddr, config: &Kubeconfig) -> Vec<u8> {
+        let tls = Arc::new(config.remote(None).unwrap().tls().unwrap());
+        let tcp = tokio::net::TcpStream::connect(address).await.unwrap();
+        let stream = k8s_tls::connect(tls, "127.0.0.1", tcp).await.unwrap();
+        stream.get_ref().1.peer_certificates().unwrap()[0].to_vec()
+    }
+
+    #[tokio::test]
+    async fn a_renewal_replaces_the_listeners_certificate_and_keeps_clients() {
+        let directory = tempfile::tempdir().unwrap();
+        let paths = Paths::new("shop", directory.path()).unwrap();
+        let listen = Some(SocketAddr::from((Ipv4Addr::LOCALHOST, 0)));
+        let config = ApiConfig { listen, memory: true, ..ApiConfig::default() };
+        let api = Api::start(&paths, config, Vec::new()).await.unwrap();
+        let address = api.address.unwrap();
+        let old = api.admin_kubeconfig().unwrap();
+        let first = served(address, &old).await;
+        assert_eq!(served(address, &old).await, first);
+        assert!(api.renewals.renew());
+        let renewed = served(address, &old).await;
+        assert_ne!(renewed, first);
+        let new = api.kubeconfigs.admin().unwrap();
+        assert_ne!(new.to_yaml(), old.to_yaml());
+        assert_eq!(served(address, &new).await, renewed, "both certificates are of the same CA");
+        // A step that cannot write its file fails, and the others succeed.
+        api.renewals.add("a file", || Err(ClusterError::NoAddress));
+        assert!(!api.renewals.renew());
+        assert_ne!(served(address, &old).await, renewed);
+        api.shutdown().await;
+    }
+}
