@@ -219,10 +219,13 @@ impl Eviction<'_> {
         Err(in_work(stored.name()))
     }
 
-    /// Notes the reason in the pod's conditions, and deletes it. `at`: the revision that the pod must have.
+    /// Notes the reason in the pod's conditions, and deletes it. `at`: the revision that the pod must have,
+    /// unless the client names one.
     async fn delete(&self, at: Option<u64>) -> Result<Response<Body>, ApiStatus> {
         let mut options = self.options.clone();
-        if let Some(at) = at {
+        if let Some(at) = at
+            && options.revision.is_empty()
+        {
             options.revision = at.to_string();
         }
         if !options.dry_run {
