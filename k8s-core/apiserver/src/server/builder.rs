@@ -27,7 +27,7 @@ use crate::{
     resources::{Enablement, Resource, SharedRegistry, is_built_in},
     stages::{Audit, Authenticate, Authorize, FlowControl},
     state::{Authenticators, Observer, Pace, State},
-    tls::ClientIdentity,
+    tls::{ClientIdentity, ClientKeys},
     token_uses,
     user::User,
 };
@@ -62,6 +62,7 @@ pub struct Builder {
     runtime_config: Vec<String>,
     tracks_tokens: bool,
     limits: Limits,
+    profiling: bool,
     metrics: k8s_metrics::Registry,
 }
 
@@ -99,6 +100,7 @@ impl Builder {
             runtime_config: Vec::new(),
             tracks_tokens: false,
             limits: Limits::default(),
+            profiling: true,
             metrics: k8s_metrics::Registry::default(),
         }
     }
@@ -321,7 +323,7 @@ impl Builder {
     }
 
     /// Client certificate presented to aggregated API servers. Default: none; they then see an anonymous
-    /// request.
+    /// request. [`ApiServer::renew_front_proxy`] replaces it.
     #[must_use]
     pub fn front_proxy(mut self, identity: ClientIdentity) -> Self {
         self.front_proxy = Some(identity);
@@ -384,6 +386,13 @@ impl Builder {
         self
     }
 
+    /// Serves `/debug/pprof` (`--profiling`) to those who may read it. Default: true, as upstream.
+    #[must_use]
+    pub fn profiling(mut self, serves: bool) -> Self {
+        self.profiling = serves;
+        self
+    }
+
     /// Registry of the server's metrics, to which a program adds those of its other components. `/metrics`
     /// serves all of it. Default: one of its own.
     #[must_use]
@@ -396,8 +405,9 @@ impl Builder {
     /// `kubernetes` Service is created by the `hyperkube` crate.
     ///
     /// # Errors
-    /// If `service_account_key` is damaged or unsupported, an entry of `runtime_config`, a type's definition
-    /// or an admission plugin's name or configuration is invalid, or the store cannot be written.
+    /// If `service_account_key` or `front_proxy` is damaged or unsupported, an entry of `runtime_config`, a
+    /// type's definition or an admission plugin's name or configuration is invalid, or the store cannot be
+    /// written.
     pub fn build(self) -> BoxFuture<'static, Result<ApiServer, BuildError>> {
         // Boxed: callers' crates need not compile it again.
         Box::pin(self.assemble())
@@ -410,9 +420,13 @@ impl Builder {
         let enablement = Enablement::parse(&self.runtime_config)?;
         let key = self.service_account_key.as_deref();
         let issuer = TokenIssuer::with(key, self.service_account_tokens)?;
+        let front_proxy = self.front_proxy.as_ref().map(ClientKeys::new).transpose();
+        let front_proxy = front_proxy.map_err(|reason| BuildError::FrontProxy { reason })?;
         let services = ServiceAllocator::new(self.service_range, self.node_ports);
         let authorization =
-            Arc::new(Authorization::new(self.store.clone(), self.authorizers, &self.authorization));
+            Authorization::new(self.store.clone(), self.authorizers, &self.authorization, &self.metrics);
+        let authorization = Arc::new(authorization);
+        self.authenticator.measure(&self.metrics);
         let parts = Parts {
             store: self.store.clone(),
             authorization: authorization.clone(),
@@ -444,7 +458,7 @@ impl Builder {
                 nodes: self.nodes,
                 aggregator: Aggregator::default(),
                 redefined: Arc::default(),
-                front_proxy: self.front_proxy,
+                front_proxy,
                 pace: self.pace,
                 warns_unenforced: self.warns_unenforced,
                 pod_range: self.pod_range,
@@ -453,6 +467,8 @@ impl Builder {
                 token_uses,
                 open_api: Mutex::default(),
                 ready: AtomicBool::new(false),
+                stopping: AtomicBool::new(false),
+                profiling: self.profiling,
             }),
             user: None,
         };

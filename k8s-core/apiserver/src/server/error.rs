@@ -31,6 +31,12 @@ pub enum BuildError {
     /// The choice of versions and resources is wrong. Correct the entry.
     #[error("--runtime-config: {0}")]
     RuntimeConfig(#[from] RuntimeConfigError),
+    /// The front proxy's certificate or key cannot be used. Give another pair, or none.
+    #[error("front proxy: {reason}")]
+    FrontProxy {
+        /// The unusable part.
+        reason: String,
+    },
     /// The bootstrap objects (namespaces, roles, priority classes) cannot be written.
     #[error("write the bootstrap objects: {0}")]
     Bootstrap(#[source] k8s_core::client::Error),
