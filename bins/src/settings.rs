@@ -10,7 +10,7 @@ use ipnet::Ipv4Net;
 
 use crate::{
     admission::AdmissionSettings, audit::AuditSettings, authentication::AuthenticationSettings,
-    authorization::AuthorizationFlags, encryption::EncryptionSettings, ranges,
+    authorization::AuthorizationFlags, encryption::EncryptionSettings, inflight::InflightSettings, ranges,
 };
 
 /// Settings of a cluster. Each field is a flag of `up` and `server`, a variable of the environment, a key of
@@ -62,6 +62,8 @@ pub(crate) struct ClusterSettings {
     pub(crate) authentication: AuthenticationSettings,
     #[command(flatten)]
     pub(crate) authorization: AuthorizationFlags,
+    #[command(flatten)]
+    pub(crate) inflight: InflightSettings,
 }
 
 impl Default for ClusterSettings {

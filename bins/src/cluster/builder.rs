@@ -232,6 +232,7 @@ impl ClusterBuilder {
             admission: settings.admission.clone(),
             audit: settings.audit.clone(),
             authorization: settings.authorization.modes()?,
+            limits: settings.inflight.limits(),
             ..ApiConfig::default()
         };
         let plane = ControlPlane::start(&paths, api, selection, pods, extensions).await?;

@@ -30,10 +30,11 @@ use crate::{
     audit::AuditSettings,
     authentication::{self, AuthenticationSettings},
     authorization::AuthorizationFlags,
-    control_plane::{Api, ApiConfig, ControllersConfig, limits, manager},
+    control_plane::{Api, ApiConfig, ControllersConfig, manager},
     encryption::EncryptionSettings,
     extensions::Extensions,
     identities::{self, ServiceAccounts},
+    inflight::InflightSettings,
     paths::{Lock, Paths},
     pki::refresh_private,
     ranges,
@@ -90,15 +91,8 @@ pub(super) struct ApiServer {
     warn_unenforced: bool,
     #[command(flatten)]
     authentication: AuthenticationSettings,
-    /// Maximum number of concurrent read-only requests; 0 means unlimited.
-    #[arg(long, default_value_t = 400)]
-    max_requests_inflight: usize,
-    /// Maximum number of concurrent mutating requests; 0 means unlimited.
-    #[arg(long, default_value_t = 200)]
-    max_mutating_requests_inflight: usize,
-    /// Timeout of a request (`60s`, `1m`); 0 means none. Watches and other long-running requests are exempt.
-    #[arg(long, default_value = "60s", value_parser = crate::duration::parse)]
-    request_timeout: std::time::Duration,
+    #[command(flatten)]
+    inflight: InflightSettings,
 }
 
 fn port_range(text: &str) -> Result<(u16, u16), String> {
@@ -119,10 +113,6 @@ impl ApiServer {
         let paths = Paths::new(name, &self.data_dir)?;
         let _lock = Lock::take(&paths)?;
         let pki_dir = self.cert_dir.clone().unwrap_or_else(|| paths.pki());
-        let mut limits = limits();
-        limits.requests = self.max_requests_inflight;
-        limits.mutating = self.max_mutating_requests_inflight;
-        limits.request_timeout = self.request_timeout;
         let config = ApiConfig {
             listen: Some(SocketAddr::new(self.bind_address, self.secure_port)),
             advertise: self
@@ -140,7 +130,7 @@ impl ApiServer {
             admission: self.admission,
             audit: self.audit,
             warn_unenforced: self.warn_unenforced,
-            limits,
+            limits: self.inflight.limits(),
             ..ApiConfig::default()
         };
         let extended = !extensions.controllers.is_empty();

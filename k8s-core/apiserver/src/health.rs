@@ -43,6 +43,9 @@ pub(crate) fn public(state: &Arc<State>, info: &RequestInfo, query: &Query) -> O
             let store = ailment.as_deref().map_or("ok".to_owned(), |why| format!("cannot write: {why}"));
             let store = format!("[{}]store {store}", mark(ailment.is_none() || !readiness));
             let bootstrap = format!("[{}]bootstrap {}", mark(ready), if ready { "ok" } else { "failed" });
+            // The objects of priority and fairness are among those of the bootstrap.
+            let fairness = format!("[{}]poststarthook/priority-and-fairness-config-producer", mark(ready));
+            let bootstrap = format!("{bootstrap}\n{fairness} {}", if ready { "ok" } else { "failed" });
             let end = if failed { "failed" } else { "passed" };
             let code = if failed { StatusCode::INTERNAL_SERVER_ERROR } else { StatusCode::OK };
             Some(respond::text(code, format!("[+]ping ok\n{store}\n{bootstrap}\n{name} check {end}\n")))

@@ -8,6 +8,7 @@ pub mod columns;
 pub mod convert;
 pub mod custom;
 mod fields;
+pub(crate) mod flow_defaults;
 mod registry;
 pub mod strategy;
 mod table;

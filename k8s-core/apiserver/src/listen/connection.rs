@@ -198,7 +198,8 @@ impl Active {
             self.long = true;
             self.connection.long.fetch_add(1, Ordering::AcqRel);
         }
-        response.map(|body| Holding { body, active: self, _ticket: ticket }.boxed_unsync())
+        ticket.iter().for_each(|ticket| ticket.waits());
+        response.map(|body| Holding { body, active: self, ticket }.boxed_unsync())
     }
 }
 
@@ -206,7 +207,7 @@ impl Active {
 struct Holding {
     body: Body,
     active: Active,
-    _ticket: Option<Arc<Ticket>>,
+    ticket: Option<Arc<Ticket>>,
 }
 
 impl http_body::Body for Holding {
@@ -217,8 +218,10 @@ impl http_body::Body for Holding {
         mut self: Pin<&mut Self>,
         cx: &mut Context<'_>,
     ) -> Poll<Option<Result<Frame<Bytes>, BoxError>>> {
+        self.ticket.iter().for_each(|ticket| ticket.works());
         let frame = Pin::new(&mut self.body).poll_frame(cx);
         if frame.is_ready() {
+            self.ticket.iter().for_each(|ticket| ticket.waits());
             let connection = &self.active.connection;
             connection.progress_at.store(connection.now(), Ordering::Relaxed);
         }

@@ -10,7 +10,7 @@ use ipnet::Ipv4Net;
 use k8s_core::{clock::Clock, custom::CustomResource};
 use k8s_store::Store;
 
-use super::{ApiServer, BuildError};
+use super::{ApiServer, BuildError, upkeep::own_client};
 use crate::{
     admission::{Admit, Chain, Configuration, IntoAdmit, Parts, Selection},
     aggregate::Aggregator,
@@ -19,6 +19,7 @@ use crate::{
     audit::{Auditor, Policy, Sink},
     auth::{Authenticator, Authorization, AuthorizationMode, ServiceAccountTokens, tokens::TokenIssuer},
     crd::Definitions,
+    flow_status::Flows,
     limits::{Gate, Limits},
     policy_status::Policies,
     proxy::NodeConnector,
@@ -26,11 +27,10 @@ use crate::{
     stages::{Audit, Authenticate, Authorize, FlowControl},
     state::{Authenticators, Observer, Pace, State},
     tls::ClientIdentity,
-    user::User,
 };
 
 /// The observers of stored objects; each kind has one at most.
-static OBSERVERS: &[&dyn Observer] = &[&Definitions, &ApiServices, &Policies];
+static OBSERVERS: &[&dyn Observer] = &[&Definitions, &ApiServices, &Policies, &Flows];
 
 /// Builds an [`ApiServer`] from its parts. Each part has a default.
 pub struct Builder {
@@ -351,7 +351,7 @@ impl Builder {
         self
     }
 
-    /// Builds the server and writes the bootstrap objects (namespaces, roles, priority classes). The
+    /// Builds the server and writes the bootstrap objects (namespaces, roles, priority classes, flow schemas and levels). The
     /// `kubernetes` Service is created by the `hyperkube` crate.
     ///
     /// # Errors
@@ -405,7 +405,7 @@ impl Builder {
                 pace: self.pace,
                 warns_unenforced: self.warns_unenforced,
                 pod_range: self.pod_range,
-                gate: Arc::new(Gate::new(self.limits)),
+                gate: Arc::new(Gate::new(self.limits, &self.metrics)),
                 metrics: crate::metrics::Metrics::new(self.metrics),
                 open_api: Mutex::default(),
                 ready: AtomicBool::new(false),
@@ -424,8 +424,7 @@ impl Builder {
         }
         crate::crd::load_definitions(&server.state);
         server.state.services.load(&server.state.store);
-        let own =
-            server.client_as(User::new("system:apiserver", &["system:masters"])).named("kube-apiserver");
+        let own = own_client(&server);
         match (crate::bootstrap::run(server.store(), &own).await, server.state.store.ailment()) {
             // With a full disk the cluster is readable, and has its bootstrap objects from before.
             (Err(e), Some(_)) => tracing::warn!(error = %e, "not all bootstrap objects could be made"),
@@ -434,6 +433,7 @@ impl Builder {
         server.state.ready.store(true, Ordering::Release);
         crate::event_ttl::start(&server.state);
         crate::apiservices::start(&server.state);
+        super::upkeep::start(&server.state);
         Ok(server)
     }
 }

@@ -15,6 +15,7 @@ mod dry_run;
 mod encoding;
 mod escalation;
 mod facts;
+mod fairness;
 mod golden;
 mod identity_provider;
 mod kube_rs;
