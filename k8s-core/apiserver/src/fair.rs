@@ -47,6 +47,7 @@ use std::{
     time::Duration,
 };
 
+use futures::future::BoxFuture;
 use k8s_store::Store;
 use tokio::time::Instant;
 
@@ -92,6 +93,13 @@ pub(crate) struct Fairness {
     levels: Mutex<Levels>,
 }
 
+/// Answer to a request for a seat.
+pub(crate) enum Entry {
+    Done(Result<Seat, Rejected>),
+    /// There are none now, or others come first.
+    Waits(BoxFuture<'static, Result<Seat, Rejected>>),
+}
+
 /// A rejected request's pause in seconds.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct Rejected(pub(crate) u64);
@@ -100,7 +108,9 @@ impl Fairness {
     /// Returns the fairness of a server with `seats`, of which each user may block at most half. Requests wait
     /// for a seat for at most `wait`.
     pub(crate) fn new(seats: usize, wait: Duration, registry: &k8s_metrics::Registry) -> Arc<Self> {
-        let turn = std::thread::available_parallelism().map_or(1, usize::from);
+        // One request for each thread that polls.
+        let runtime = tokio::runtime::Handle::try_current();
+        let turn = runtime.map_or(1, |runtime| runtime.metrics().num_workers());
         Self::with_turn(seats, wait, turn, registry)
     }
 
@@ -139,25 +149,23 @@ impl Fairness {
         config.classify(user, info).cloned()
     }
 
-    /// Waits for a seat. `seats` returns the request's number of seats, of the most that one may have.
-    ///
-    /// # Errors
-    /// There is none, the queue is full, or the request has waited too long.
-    pub(crate) async fn enter(
+    /// Asks for a seat. `source` is the connection, if it has one request at a time; `seats` returns the
+    /// request's number of seats, of the most that one may have.
+    pub(crate) fn enter(
         self: &Arc<Self>,
         schema: &Arc<Schema>,
         user: &User,
         info: &RequestInfo,
+        source: Option<usize>,
         seats: impl FnOnce(usize) -> usize,
-    ) -> Result<Seat, Rejected> {
-        let flow = schema.flow(user, info);
+    ) -> Entry {
+        let flow = schema.flow(&user.name, &info.namespace);
         let idle = Arc::default();
         let now = self.now();
         let held = Held {
             schema: schema.clone(),
             user: user.name.as_str().into(),
-            flow: flow.into(),
-            verb: info.verb.as_str().into(),
+            verb: known(&info.verb),
             path: info.path.as_str().into(),
             seats: 1,
             arrived: now,
@@ -165,23 +173,29 @@ impl Fairness {
             idle: Arc::clone(&idle),
             waiter: None,
         };
-        let hash = self.hasher.hash_one((&schema.name, flow));
+        let hash = || self.hasher.hash_one((&schema.name, flow));
         let (level, entered) = {
             let mut levels = self.levels();
+            levels.come_from(source);
             let entered = levels.enter(now, held, hash, self.most_stuck, seats);
             self.keep_turning(&mut levels);
             entered
         };
         let seat = |id| Seat { fair: self.clone(), level, id, idle, left: AtomicBool::new(false) };
         match entered {
-            Entered::Running(id) => Ok(seat(id)),
-            Entered::Rejected(again) => Err(Rejected(again)),
-            Entered::Waiting(id, told) => self.wait(seat(id), told).await,
+            Entered::Running(id) => Entry::Done(Ok(seat(id))),
+            Entered::Rejected(again) => Entry::Done(Err(Rejected(again))),
+            // Boxed: few wait, and the future of every request would have its size.
+            Entered::Waiting(id, told) => Entry::Waits(Box::pin(self.clone().wait(seat(id), told))),
         }
     }
 
     /// Waits until a request starts. A client that leaves drops the seat, and the request leaves its queue.
-    async fn wait(&self, seat: Seat, mut told: tokio::sync::oneshot::Receiver<()>) -> Result<Seat, Rejected> {
+    async fn wait(
+        self: Arc<Self>,
+        seat: Seat,
+        mut told: tokio::sync::oneshot::Receiver<()>,
+    ) -> Result<Seat, Rejected> {
         let until = Instant::now() + self.wait;
         loop {
             let look = until.min(Instant::now() + LOOK);
@@ -241,6 +255,13 @@ impl Fairness {
         levels.tick(self.now());
         (levels.all.iter().map(Level::numbers).collect(), levels.fraction)
     }
+}
+
+/// Returns a verb as a constant; `other` for one that no handler knows.
+fn known(verb: &str) -> &'static str {
+    let verbs =
+        ["get", "list", "watch", "create", "update", "patch", "delete", "deletecollection", "post", "put"];
+    verbs.into_iter().find(|known| *known == verb).unwrap_or("other")
 }
 
 #[cfg(test)]

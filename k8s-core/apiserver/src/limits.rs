@@ -16,7 +16,7 @@ use std::{
     pin::Pin,
     sync::{
         Arc, Mutex, PoisonError, Weak,
-        atomic::{AtomicUsize, Ordering},
+        atomic::{AtomicBool, AtomicUsize, Ordering},
     },
     task::{Context, Poll},
     time::Duration,
@@ -34,7 +34,7 @@ use k8s_store::Store;
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 
 use crate::{
-    fair::{Fairness, Rejected, Schema, Seat},
+    fair::{Entry, Fairness, Rejected, Schema, Seat},
     request::RequestInfo,
     user::User,
 };
@@ -204,7 +204,23 @@ pub(crate) struct Account {
 /// Account of a connection's last user, since most connections have one user. In the extensions of requests
 /// that came over a socket.
 #[derive(Debug, Default)]
-pub(crate) struct LastAccount(Mutex<Option<Arc<Account>>>);
+pub(crate) struct LastAccount {
+    known: Mutex<Option<Arc<Account>>>,
+    /// True if the connection has one request at a time.
+    alone: AtomicBool,
+}
+
+impl LastAccount {
+    /// Notes whether a request that begins is the only one of its connection.
+    pub(crate) fn note(&self, alone: bool) {
+        self.alone.store(alone, Ordering::Relaxed);
+    }
+
+    /// Returns a number for the connection, if it has one request at a time.
+    fn source(&self) -> Option<usize> {
+        self.alone.load(Ordering::Relaxed).then(|| std::ptr::from_ref(self).addr())
+    }
+}
 
 /// The right of one request to be worked on.
 #[derive(Debug)]
@@ -244,7 +260,7 @@ impl Gate {
 
     /// Returns the account of a user, and remembers it as the connection's last one.
     fn account(&self, last: &LastAccount, user: &str) -> Arc<Account> {
-        let mut known = last.0.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut known = last.known.lock().unwrap_or_else(PoisonError::into_inner);
         if let Some(account) = known.as_ref().filter(|account| *account.user == *user) {
             return account.clone();
         }
@@ -287,7 +303,10 @@ impl Gate {
         };
         let seat = match (&self.fair, schema) {
             (Some(fair), Some(schema)) => {
-                let entered = fair.enter(schema, user, info, seats).await;
+                let entered = match fair.enter(schema, user, info, last.source(), seats) {
+                    Entry::Done(done) => done,
+                    Entry::Waits(waiting) => waiting.await,
+                };
                 Some(entered.map_err(|Rejected(seconds)| busy(seconds))?)
             }
             _ => None,

@@ -164,7 +164,7 @@ mod tests {
         let (path, query) = path.split_once('?').unwrap_or((path, ""));
         let info = RequestInfo::parse(&method.parse::<Method>().unwrap(), path, &Query::parse(query));
         let schema = config.classify(user, &info).unwrap();
-        format!("{} {} {}", schema.name, schema.level, schema.flow(user, &info))
+        format!("{} {} {}", schema.name, schema.level, schema.flow(&user.name, &info.namespace))
     }
 
     #[test]

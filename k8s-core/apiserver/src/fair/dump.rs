@@ -159,6 +159,7 @@ fn requests(levels: &[Level], details: bool, at: &dyn Fn(Duration) -> String) ->
         for (id, held) in &level.requests {
             let place = |place: Option<usize>| place.map_or("-1".to_owned(), |place| place.to_string());
             let (queue, index) = level.queues.place(*id);
+            let info = RequestInfo::parse(&Method::GET, &held.path, &Query::default());
             // Upstream's text for the zero time.
             let started = held.started.map_or_else(|| "0001-01-01T00:00:00Z".to_owned(), at);
             let mut cells = shown([
@@ -166,7 +167,7 @@ fn requests(levels: &[Level], details: bool, at: &dyn Fn(Duration) -> String) ->
                 &held.schema.name,
                 &place(queue),
                 &place(index),
-                &held.flow,
+                &held.schema.flow(&held.user, &info.namespace),
                 &at(held.arrived),
                 &held.seats,
                 &0,
@@ -174,7 +175,6 @@ fn requests(levels: &[Level], details: bool, at: &dyn Fn(Duration) -> String) ->
                 &started,
             ]);
             if details {
-                let info = RequestInfo::parse(&Method::GET, &held.path, &Query::default());
                 let version = match info.group.is_empty() {
                     true => info.version.clone(),
                     false => format!("{}/{}", info.group, info.version),

@@ -21,8 +21,7 @@ use super::{
 pub(super) struct Held {
     pub(super) schema: Arc<Schema>,
     pub(super) user: Box<str>,
-    pub(super) flow: Box<str>,
-    pub(super) verb: Box<str>,
+    pub(super) verb: &'static str,
     pub(super) path: Box<str>,
     pub(super) seats: usize,
     pub(super) arrived: Duration,

@@ -6,20 +6,46 @@
 //! the seats in use, divided by the number of busy queues.
 //!
 //! The duration of a request is not known before its end: it is charged [`SERVICE`] when it starts, and the
-//! difference when it ends. A queue that was empty begins at the current virtual time: no credit is saved up.
+//! difference when it ends. A queue that was empty begins at the current virtual time, or a little before it if
+//! it has used less than its part ([`CREDIT`]): who asks seldom is served before those who always wait.
 //!
 //! Time is passed in, and requests are numbers: this module knows neither tokio nor HTTP. Upstream's description
 //! is `queueset/doc.go`.
 
 use std::{
     collections::{BTreeSet, HashMap, VecDeque},
+    hash::{BuildHasherDefault, Hasher},
     time::Duration,
 };
 
 use super::hand::deal;
 
+/// Requests by number. Numbers are given in order, and need no hash that an attacker cannot guess.
+pub(super) type ById<T> = HashMap<u64, T, BuildHasherDefault<Spread>>;
+
+/// Spreads consecutive numbers over a table.
+#[derive(Debug, Default)]
+pub(super) struct Spread(u64);
+
+impl Hasher for Spread {
+    fn finish(&self) -> u64 {
+        self.0
+    }
+
+    fn write(&mut self, bytes: &[u8]) {
+        bytes.iter().for_each(|byte| self.write_u64(u64::from(*byte)));
+    }
+
+    fn write_u64(&mut self, number: u64) {
+        self.0 = (self.0 ^ number).wrapping_mul(0x9e37_79b9_7f4a_7c15);
+    }
+}
+
 /// Charged duration of a request that has not ended, seconds.
 const SERVICE: f64 = 0.003;
+
+/// Most work that an idle queue saves up, seat-seconds.
+const CREDIT: f64 = SERVICE;
 
 /// Treatment of requests for which there are no seats.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -55,7 +81,7 @@ pub(super) enum Arrived {
 
 #[derive(Clone, Copy, Debug, PartialEq)]
 enum Phase {
-    /// In its queue since this virtual time.
+    /// In its queue; it does not start before this virtual time.
     Waiting(f64),
     Running(Duration),
     /// Its seats were taken back.
@@ -108,7 +134,7 @@ pub(super) struct Queues {
     waiting_in: BTreeSet<usize>,
     /// Number of queues with waiting or running requests.
     active: usize,
-    requests: HashMap<u64, Request>,
+    requests: ById<Request>,
     waiting: usize,
     waiting_seats: usize,
     running: usize,
@@ -129,7 +155,7 @@ impl Queues {
             queues: Vec::new(),
             waiting_in: BTreeSet::new(),
             active: 0,
-            requests: HashMap::new(),
+            requests: ById::default(),
             waiting: 0,
             waiting_seats: 0,
             running: 0,
@@ -194,14 +220,14 @@ impl Queues {
             || (seats > self.limit && self.running == 0)
     }
 
-    /// Takes a request with a number of its own, of a flow with this hash. `may_start` is false if nothing can
+    /// Takes a request with a number of its own, of a flow with this hash (asked for if there are queues). `may_start` is false if nothing can
     /// start now, whatever the seats. A request that waits starts by [`next`](Queues::next).
     pub(super) fn arrive(
         &mut self,
         now: Duration,
         id: u64,
         seats: usize,
-        hash: u64,
+        hash: impl FnOnce() -> u64,
         may_start: bool,
     ) -> Arrived {
         self.pass(now);
@@ -214,14 +240,14 @@ impl Queues {
             self.running_seats += seats;
             return Arrived::Starts;
         };
-        let index = self.emptiest(queuing, hash);
+        let index = self.emptiest(queuing, hash());
         let busy = self.running_seats >= self.limit || !may_start;
         if busy && self.queues[index].waiting.len() >= queuing.length {
             return Arrived::QueueFull;
         }
         let queue = &mut self.queues[index];
         if !queue.is_active() {
-            queue.next_start = self.virtual_time;
+            queue.next_start = queue.next_start.clamp(self.virtual_time - CREDIT, self.virtual_time);
             self.active += 1;
         }
         queue.waiting.push_back(id);
@@ -229,7 +255,7 @@ impl Queues {
         self.waiting_in.insert(index);
         self.waiting += 1;
         self.waiting_seats += seats;
-        let phase = Phase::Waiting(self.virtual_time);
+        let phase = Phase::Waiting(self.virtual_time - CREDIT);
         self.requests.insert(id, Request { queue: Some(index), seats, phase });
         self.bound(index);
         Arrived::Waits
@@ -301,11 +327,11 @@ impl Queues {
         self.waiting_seats -= seats;
     }
 
-    /// A request does not start before it has arrived, in virtual time as well.
+    /// A queue that always waits saves up no credit either.
     fn bound(&mut self, index: usize) {
         let queue = &mut self.queues[index];
-        if let Some(Phase::Waiting(arrived)) = queue.waiting.front().map(|id| self.requests[id].phase) {
-            queue.next_start = queue.next_start.max(arrived);
+        if let Some(Phase::Waiting(earliest)) = queue.waiting.front().map(|id| self.requests[id].phase) {
+            queue.next_start = queue.next_start.max(earliest);
         }
     }
 

@@ -62,11 +62,11 @@ impl Schema {
         self.rules.iter().any(|rule| rule.matches(user, info))
     }
 
-    /// Returns the name of a request's flow among those of the schema.
-    pub(super) fn flow<'a>(&self, user: &'a User, info: &'a RequestInfo) -> &'a str {
+    /// Returns the name of a request's flow among those of the schema, by its user and namespace.
+    pub(super) fn flow<'a>(&self, user: &'a str, namespace: &'a str) -> &'a str {
         match self.distinguisher {
-            Distinguisher::User => &user.name,
-            Distinguisher::Namespace => &info.namespace,
+            Distinguisher::User => user,
+            Distinguisher::Namespace => namespace,
             Distinguisher::None => "",
         }
     }

@@ -20,7 +20,10 @@ fn fair(seats: usize, turn: usize) -> Arc<Fairness> {
 async fn enter(fair: &Arc<Fairness>, store: &Store, user: &User) -> Result<Seat, Rejected> {
     let info = info();
     let schema = fair.classify(store, user, &info).unwrap();
-    fair.enter(&schema, user, &info, |_| 1).await
+    match fair.enter(&schema, user, &info, None, |_| 1) {
+        Entry::Done(done) => done,
+        Entry::Waits(waiting) => waiting.await,
+    }
 }
 
 /// Makes catch-all a level with queues.

@@ -112,7 +112,7 @@ impl Connection {
 
     /// Counts a request as active until the guard is dropped; an active connection is not idle.
     pub(super) fn begin(self: &Arc<Self>) -> Active {
-        self.active.fetch_add(1, Ordering::AcqRel);
+        self.account.note(self.active.fetch_add(1, Ordering::AcqRel) == 0);
         self.served.fetch_add(1, Ordering::Relaxed);
         self.begun_at.store(0, Ordering::Relaxed);
         self.progress_at.store(self.now(), Ordering::Relaxed);

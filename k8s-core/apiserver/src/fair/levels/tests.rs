@@ -35,8 +35,7 @@ fn held(level: &str, user: &str, now: Duration) -> Held {
     Held {
         schema: schema(level),
         user: user.into(),
-        flow: user.into(),
-        verb: "get".into(),
+        verb: "get",
         path: "/".into(),
         seats: 1,
         arrived: now,
@@ -57,7 +56,7 @@ fn levels(total: usize, turn: usize) -> Levels {
 fn enter(levels: &mut Levels, now: Duration, level: &str, user: &str) -> Entered {
     let hash =
         user.bytes().fold(7, |hash: u64, byte| hash.wrapping_mul(0x9e37_79b9_7f4a_7c15) + u64::from(byte));
-    levels.enter(now, held(level, user, now), hash, 4, |_| 1).1
+    levels.enter(now, held(level, user, now), || hash, 4, |_| 1).1
 }
 
 fn limit(levels: &mut Levels, level: &str) -> usize {
@@ -109,7 +108,7 @@ fn a_level_goes_when_its_requests_have_ended() {
     levels.free(ms(2), "workload-low", id);
     assert!(levels.find("workload-low").is_none());
     // A request that was classified before the change.
-    let (name, entered) = levels.enter(ms(3), held("workload-low", "a", ms(3)), 1, 4, |_| 1);
+    let (name, entered) = levels.enter(ms(3), held("workload-low", "a", ms(3)), || 1, 4, |_| 1);
     assert!(matches!(entered, Entered::Running(_)));
     assert_eq!(&*name, CATCH_ALL);
     levels.apply(ms(4), &config(3, ""));

@@ -45,7 +45,7 @@ impl World {
         let id = self.next;
         self.next += 1;
         self.requests.insert(id, (flow, duration));
-        let arrived = self.queues.arrive(self.now, id, seats, hash(flow), true);
+        let arrived = self.queues.arrive(self.now, id, seats, || hash(flow), true);
         if arrived == Arrived::Starts {
             self.begin(id);
         }

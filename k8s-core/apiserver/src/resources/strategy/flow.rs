@@ -209,12 +209,12 @@ pub static PRIORITY_LEVEL: Strategy = Strategy {
         }
     },
     validate: |level, errors| {
-        check(level, LEVEL, errors);
         let (name, kind) = (str_at(level, "/metadata/name"), str_at(level, "/spec/type"));
         if (name == "exempt") != (kind == "Exempt") {
             let detail = "must be 'Exempt' if and only if `name` is 'exempt'";
             errors.invalid("spec.type", kind, detail);
         }
+        check(level, LEVEL, errors);
         if mandatory_flow(LEVELS, name).is_some_and(|fixed| !fixed.has_spec_of(level)) {
             let but = if name == "exempt" { " except the 'spec.exempt' field" } else { "" };
             let detail = format!("spec of '{name}'{but} must equal the fixed value");
