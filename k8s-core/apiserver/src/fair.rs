@@ -7,8 +7,8 @@
 //! leaves it after its initial events.
 //!
 //! Guarantees:
-//! 1. A flow that has nothing waiting waits for no more than two requests from each queue of other flows,
-//!    however many requests they have; the property tests of [`queues`] state it.
+//! 1. A flow that has nothing waiting waits for no more than two requests from each queue of other flows, and as
+//!    many as there are seats, however many they have; the property tests of [`queues`] state it.
 //! 2. Requests that wait for their clients (for a body, or for an answer to be read) do not keep others out:
 //!    after a second their seats are taken back. A user with many of those gets no further ones.
 //!
@@ -205,7 +205,9 @@ impl Fairness {
             let mut levels = self.levels();
             if Instant::now() < until {
                 levels.tick(self.now());
+                self.keep_turning(&mut levels);
             } else if let Some(again) = levels.give_up(self.now(), &seat.level, seat.id) {
+                self.keep_turning(&mut levels);
                 drop(levels);
                 return Err(Rejected(again));
             }

@@ -305,12 +305,13 @@ impl Levels {
         if is_over {
             self.all.retain(|level| !level.quiescing || !level.queues.is_idle());
         }
-        if !had_seat && held.started.is_some() {
-            if let Some(stuck) = self.stuck.get_mut(&held.user) {
-                *stuck -= 1;
-                if *stuck == 0 {
-                    self.stuck.remove(&held.user);
-                }
+        if !had_seat
+            && held.started.is_some()
+            && let Some(stuck) = self.stuck.get_mut(&held.user)
+        {
+            *stuck -= 1;
+            if *stuck == 0 {
+                self.stuck.remove(&held.user);
             }
         }
         self.start(now);

@@ -1,9 +1,10 @@
 //! Fair queuing of one level: which of the waiting requests starts next.
 //!
-//! Each queue has a virtual clock: the time at which its next request would start if all busy queues were
-//! served at the same rate, a slice of each in turn. The request that would end first in that virtual world is
-//! the next one in the real world. Virtual time passes at the rate at which one busy queue is served: that of
-//! the seats in use, divided by the number of busy queues.
+//! Each queue has a virtual clock: the time at which its next request would start if all busy flows were served
+//! at the same rate, a slice of each in turn. The request that would end first in that virtual world is the next
+//! one in the real world. Virtual time passes at the rate at which one busy flow is served: that of the seats in
+//! use, divided by the number of flows. A flow that fills several queues is charged in each for all of them, so
+//! it gets no more than a flow in one queue (upstream serves queues at the same rate, whoever fills them).
 //!
 //! The duration of a request is not known before its end: it is charged [`SERVICE`] when it starts, and the
 //! difference when it ends. A queue that was empty begins at the current virtual time, or a little before it if
@@ -91,7 +92,11 @@ enum Phase {
 #[derive(Debug)]
 struct Request {
     queue: Option<usize>,
+    /// Hash of its flow.
+    flow: u64,
     seats: usize,
+    /// Number of queues that its flow was charged for when it started.
+    share: usize,
     phase: Phase,
 }
 
@@ -132,8 +137,8 @@ pub(super) struct Queues {
     queues: Vec<Queue>,
     /// Queues with waiting requests.
     waiting_in: BTreeSet<usize>,
-    /// Number of queues with waiting or running requests.
-    active: usize,
+    /// Busy flows: the queues in which they have requests that wait or run, and their number there.
+    flows: ById<Vec<(usize, usize)>>,
     requests: ById<Request>,
     waiting: usize,
     waiting_seats: usize,
@@ -154,7 +159,7 @@ impl Queues {
             limit,
             queues: Vec::new(),
             waiting_in: BTreeSet::new(),
-            active: 0,
+            flows: ById::default(),
             requests: ById::default(),
             waiting: 0,
             waiting_seats: 0,
@@ -207,8 +212,8 @@ impl Queues {
     fn pass(&mut self, now: Duration) {
         let seconds = now.saturating_sub(self.passed).as_secs_f64();
         self.passed = self.passed.max(now);
-        if self.active > 0 {
-            self.virtual_time += seconds * self.running_seats as f64 / self.active as f64;
+        if !self.flows.is_empty() {
+            self.virtual_time += seconds * self.running_seats as f64 / self.flows.len() as f64;
         }
     }
 
@@ -235,12 +240,14 @@ impl Queues {
             if !self.fits(seats) {
                 return Arrived::NoSeats;
             }
-            self.requests.insert(id, Request { queue: None, seats, phase: Phase::Running(now) });
+            let phase = Phase::Running(now);
+            self.requests.insert(id, Request { queue: None, flow: 0, seats, share: 1, phase });
             self.running += 1;
             self.running_seats += seats;
             return Arrived::Starts;
         };
-        let index = self.emptiest(queuing, hash());
+        let flow = hash();
+        let index = self.emptiest(queuing, flow);
         let busy = self.running_seats >= self.limit || !may_start;
         if busy && self.queues[index].waiting.len() >= queuing.length {
             return Arrived::QueueFull;
@@ -248,7 +255,11 @@ impl Queues {
         let queue = &mut self.queues[index];
         if !queue.is_active() {
             queue.next_start = queue.next_start.clamp(self.virtual_time - CREDIT, self.virtual_time);
-            self.active += 1;
+        }
+        let busy = self.flows.entry(flow).or_default();
+        match busy.iter_mut().find(|(queue, _)| *queue == index) {
+            Some((_, requests)) => *requests += 1,
+            None => busy.push((index, 1)),
         }
         queue.waiting.push_back(id);
         queue.waiting_seats += seats;
@@ -256,7 +267,7 @@ impl Queues {
         self.waiting += 1;
         self.waiting_seats += seats;
         let phase = Phase::Waiting(self.virtual_time - CREDIT);
-        self.requests.insert(id, Request { queue: Some(index), seats, phase });
+        self.requests.insert(id, Request { queue: Some(index), flow, seats, share: 1, phase });
         self.bound(index);
         Arrived::Waits
     }
@@ -281,12 +292,22 @@ impl Queues {
         for index in order {
             let queue = &self.queues[*index];
             let Some(id) = queue.waiting.front() else { continue };
-            let end = queue.next_start + work(self.requests[id].seats);
+            let end = queue.next_start + self.charge(&self.requests[id]);
             if best.is_none_or(|(least, ..)| end < least) {
                 best = Some((end, *index, *id));
             }
         }
         best.map(|(_, index, id)| (index, id))
+    }
+
+    /// Returns the number of queues in which a request's flow has requests.
+    fn share(&self, request: &Request) -> usize {
+        self.flows.get(&request.flow).map_or(1, |queues| queues.len().max(1))
+    }
+
+    /// Returns the work that a request's queue is charged for when it starts.
+    fn charge(&self, request: &Request) -> f64 {
+        work(request.seats) * self.share(request) as f64
     }
 
     /// Returns true if [`next`](Queues::next) has a request.
@@ -302,12 +323,14 @@ impl Queues {
         self.pass(now);
         let (index, id) = self.fairest().filter(|(_, id)| self.fits(self.requests[id].seats))?;
         self.unqueue(index, id);
+        let share = self.share(&self.requests[&id]);
         let request = self.requests.get_mut(&id)?;
         request.phase = Phase::Running(now);
+        request.share = share;
         let queue = &mut self.queues[index];
         queue.running += 1;
         queue.running_seats += request.seats;
-        queue.next_start += work(request.seats);
+        queue.next_start += work(request.seats) * share as f64;
         self.running += 1;
         self.running_seats += request.seats;
         self.last = index;
@@ -341,16 +364,17 @@ impl Queues {
         let Some(request) = self.requests.get_mut(&id) else { return false };
         let Phase::Running(since) = request.phase else { return false };
         request.phase = Phase::Unseated;
-        let (seats, queue) = (request.seats, request.queue);
+        let (seats, queue, flow, share) = (request.seats, request.queue, request.flow, request.share);
         self.running -= 1;
         self.running_seats -= seats;
         if let Some(index) = queue {
             let queue = &mut self.queues[index];
             queue.running -= 1;
             queue.running_seats -= seats;
-            queue.next_start += (now.saturating_sub(since).as_secs_f64() - SERVICE) * seats as f64;
+            let more = now.saturating_sub(since).as_secs_f64() - SERVICE;
+            queue.next_start += more * (seats * share) as f64;
             self.bound(index);
-            self.left(index);
+            self.left(flow, index);
         }
         true
     }
@@ -358,21 +382,29 @@ impl Queues {
     /// Forgets a request: it has ended, or it waits no longer. Returns true if it was waiting.
     pub(super) fn remove(&mut self, now: Duration, id: u64) -> bool {
         self.unseat(now, id);
-        let Some((queue, phase)) = self.requests.get(&id).map(|r| (r.queue, r.phase)) else { return false };
+        let Some((queue, flow, phase)) = self.requests.get(&id).map(|r| (r.queue, r.flow, r.phase)) else {
+            return false;
+        };
         let waited = matches!(phase, Phase::Waiting(_));
         if let (true, Some(index)) = (waited, queue) {
             self.unqueue(index, id);
             self.bound(index);
-            self.left(index);
+            self.left(flow, index);
         }
         self.requests.remove(&id);
         waited
     }
 
-    /// Counts a queue that has become idle.
-    fn left(&mut self, index: usize) {
+    /// Counts a request that has left a queue of its flow.
+    fn left(&mut self, flow: u64, index: usize) {
+        if let Some(busy) = self.flows.get_mut(&flow) {
+            busy.iter_mut().filter(|(queue, _)| *queue == index).for_each(|(_, requests)| *requests -= 1);
+            busy.retain(|(_, requests)| *requests > 0);
+            if busy.is_empty() {
+                self.flows.remove(&flow);
+            }
+        }
         if !self.queues[index].is_active() {
-            self.active -= 1;
             self.trim();
         }
     }

@@ -129,7 +129,7 @@ fn seats_that_are_taken_back_serve_others() {
     assert!(!world.queues.is_idle());
     while world.end().is_some() {}
     assert!(world.queues.is_idle());
-    assert_eq!((world.queues.running_seats, world.queues.active), (0, 0));
+    assert_eq!((world.queues.running_seats, world.queues.flows.len()), (0, 0));
 }
 
 #[test]
@@ -152,7 +152,7 @@ fn a_change_of_the_queues_loses_no_request() {
 }
 
 /// The law: a flow that has nothing waiting waits for no more than two requests from each queue of the others,
-/// however many requests they have. With one noisy flow, these are the queues of its hand.
+/// and as many as there are seats, however many they have. With one noisy flow, these are the queues of its hand.
 #[test]
 fn a_flood_does_not_delay_another_flow() {
     for seats in [1, 3, 10] {
@@ -179,7 +179,7 @@ fn a_flood_does_not_delay_another_flow() {
                 }
             }
         }
-        assert!(longest <= 2 * QUEUING.hand, "{longest} requests of the flood, with {seats} seats");
+        assert!(longest <= 2 * QUEUING.hand + seats, "{longest} requests of the flood, with {seats} seats");
     }
 }
 
@@ -200,6 +200,22 @@ fn flows_with_long_requests_get_no_more_time_than_those_with_short_ones() {
     }
     let part = time[0].as_secs_f64() / (time[0] + time[1]).as_secs_f64();
     assert!((0.4..0.6).contains(&part), "{time:?}");
+}
+
+#[test]
+fn a_flow_in_many_queues_gets_as_much_as_one_in_one_queue() {
+    let mut world = World::new(Discipline::Queue(QUEUING), 1);
+    for _ in 0..100 {
+        world.arrive(0, 1, ms(5));
+    }
+    world.arrive(1, 1, ms(5));
+    let mut served = [0; 2];
+    for _ in 0..400 {
+        let flow = world.end().map(|id| world.flow(id)).unwrap();
+        served[usize::try_from(flow).unwrap()] += 1;
+        world.arrive(flow, 1, ms(5));
+    }
+    assert!((150..=250).contains(&served[1]), "{served:?}");
 }
 
 proptest! {
@@ -232,7 +248,8 @@ proptest! {
             let q = &world.queues;
             prop_assert!(q.running_seats <= limit || q.running == 1);
             prop_assert_eq!(q.running, world.ends.len());
-            prop_assert_eq!(q.active, q.queues.iter().filter(|queue| queue.is_active()).count());
+            let busy: usize = q.flows.values().flatten().map(|(_, requests)| requests).sum();
+            prop_assert_eq!(busy, q.waiting + q.running);
             prop_assert_eq!(q.waiting, q.queues.iter().map(|queue| queue.waiting.len()).sum::<usize>());
             prop_assert!(!q.has_next(), "work is not left lying");
         }
@@ -244,7 +261,7 @@ proptest! {
         prop_assert_eq!((world.queues.waiting_seats, world.queues.running_seats), (0, 0));
     }
 
-    /// With several noisy flows, the bound is two requests from each of their queues.
+    /// With several noisy flows, the bound is two requests from each of their queues, and the seats.
     #[test]
     fn no_flood_starves_a_quiet_flow(
         seats in 1usize..12,
@@ -272,7 +289,7 @@ proptest! {
             world.arrive(flow, 1, ms(duration));
         }
         let behind = world.started.len() - 1 - before;
-        let most = 2 * QUEUING.hand * usize::try_from(floods).unwrap();
+        let most = 2 * QUEUING.hand * usize::try_from(floods).unwrap() + seats;
         prop_assert!(behind <= most, "{} requests of others, at most {}", behind, most);
     }
 }
