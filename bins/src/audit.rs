@@ -1,16 +1,19 @@
-//! Flags of audit: the policy, and the log backend.
+//! Flags of audit: the policy, and the log and webhook backends.
+
+mod webhook;
 
 use std::path::PathBuf;
 
 use clap::ValueEnum;
 use k8s_apiserver::{
     Builder,
-    audit::{Format, Log, LogSettings, Mode, Policy},
+    audit::{Format, Log, LogSettings, Mode, Policy, Truncation},
 };
 
+use self::webhook::AuditWebhookFlags;
 use crate::error::ClusterError;
 
-/// The audit policy, and the log that events are written to.
+/// The audit policy, and the log and the server that get the events.
 #[derive(Clone, Debug, Default, clap::Args)]
 pub(crate) struct AuditSettings {
     /// Audit policy file (`kind: Policy` of audit.k8s.io/v1): which requests are recorded, and how much of
@@ -41,6 +44,41 @@ pub(crate) struct AuditSettings {
     /// Compress rotated audit logs with gzip.
     #[arg(long)]
     audit_log_compress: bool,
+    /// Take the request and response objects off events that are too large for the audit log.
+    #[arg(long)]
+    audit_log_truncate_enabled: bool,
+    /// Largest event in the audit log, bytes [default: 102400].
+    #[arg(long, value_name = "BYTES")]
+    audit_log_truncate_max_event_size: Option<u32>,
+    #[command(flatten)]
+    webhook: AuditWebhookFlags,
+}
+
+/// Returns the limits of the sizes of events, `None` if they are not enabled. `sizes`: of an event, of a
+/// batch, bytes.
+///
+/// # Errors
+/// A size of zero, or a batch that is smaller than an event.
+fn limits(
+    backend: &str,
+    enabled: bool,
+    sizes: (Option<u32>, Option<u32>),
+) -> Result<Option<Truncation>, ClusterError> {
+    let default = Truncation::default();
+    let size = |asked: Option<u32>, default: usize| asked.map_or(default, |n| n as usize);
+    let limits = Truncation {
+        max_event: size(sizes.0, default.max_event),
+        max_batch: size(sizes.1, default.max_batch),
+    };
+    if limits.max_event == 0 {
+        let why = "must be a positive number";
+        return Err(ClusterError::invalid(format!("--{backend}-truncate-max-event-size"), why));
+    }
+    if limits.max_batch < limits.max_event {
+        let why = format!("must be at least the largest event ({})", limits.max_event);
+        return Err(ClusterError::invalid(format!("--{backend}-truncate-max-batch-size"), why));
+    }
+    Ok(enabled.then_some(limits))
 }
 
 /// Form of the lines.
@@ -70,8 +108,8 @@ impl AuditSettings {
     /// A policy that cannot be read or is wrong, or a log that cannot be opened.
     pub(crate) fn apply(&self, mut server: Builder) -> Result<Builder, ClusterError> {
         let Some(file) = &self.audit_policy_file else {
-            if self.audit_log_path.is_some() {
-                tracing::warn!("nothing is recorded in --audit-log-path without --audit-policy-file");
+            if self.audit_log_path.is_some() || self.webhook.is_set() {
+                tracing::warn!("no audit event is recorded without --audit-policy-file");
             }
             return Ok(server);
         };
@@ -84,9 +122,19 @@ impl AuditSettings {
             .and_then(|text| Policy::parse(&text).map_err(|e| e.to_string()))
             .map_err(|why| wrong("audit-policy-file", file, why))?;
         server = server.audit_policy(policy);
-        let Some(path) = &self.audit_log_path else { return Ok(server) };
-        let log = Log::open(&self.log(path)).map_err(|e| wrong("audit-log-path", path, e.to_string()))?;
-        Ok(server.audit_sink(log))
+        if let Some(path) = &self.audit_log_path {
+            let log = Log::open(&LogSettings { truncation: self.log_limits()?, ..self.log(path) });
+            server = server.audit_sink(log.map_err(|e| wrong("audit-log-path", path, e.to_string()))?);
+        }
+        Ok(match self.webhook.open()? {
+            Some(webhook) => server.audit_sink(webhook),
+            None => server,
+        })
+    }
+
+    fn log_limits(&self) -> Result<Option<Truncation>, ClusterError> {
+        let sizes = (self.audit_log_truncate_max_event_size, None);
+        limits("audit-log", self.audit_log_truncate_enabled, sizes)
     }
 
     fn log(&self, path: &PathBuf) -> LogSettings {

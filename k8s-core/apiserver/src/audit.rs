@@ -11,6 +11,8 @@ mod body;
 mod event;
 mod log;
 mod policy;
+mod truncate;
+mod webhook;
 
 use std::{
     any::Any,
@@ -36,6 +38,8 @@ pub use self::{
     event::{Event, EventUser, ObjectRef},
     log::{Format, Log, LogSettings, Mode},
     policy::{Level, Policy, PolicyError, Stage},
+    truncate::Truncation,
+    webhook::{AuditWebhookSettings, Throttle, Webhook},
 };
 use crate::{
     limits::Class,
@@ -45,7 +49,9 @@ use crate::{
 
 /// Longest recorded `User-Agent`, bytes.
 const LONGEST_AGENT: usize = 1024;
-/// Longest response body that is kept, bytes. A longer one is left off.
+/// Annotation of an event whose objects are left off for their size.
+const TRUNCATED: (&str, &str) = ("audit.k8s.io/truncated", "true");
+/// Longest response body that is kept, bytes. A longer one is left off, and the event says so.
 const LONGEST_BODY: usize = 10 << 20;
 
 /// An audit backend.
@@ -338,6 +344,11 @@ impl Trail {
         }
     }
 
+    /// Notes that the response's object is left off for its size.
+    fn truncated(&self) {
+        self.annotate([(TRUNCATED.0.to_owned(), TRUNCATED.1.to_owned())]);
+    }
+
     /// Records that the handler panicked.
     pub(crate) fn panicked(&self, headers: &HeaderMap, panic: &(dyn Any + Send)) {
         let text = panic.downcast_ref::<&str>().copied();
@@ -402,7 +413,11 @@ impl Trail {
             let body = body::Finishing::new(body, self.clone(), kept);
             return Response::from_parts(parts, body.boxed_unsync());
         }
-        if !wanted || exact.is_some_and(|length| length > LONGEST_BODY as u64) {
+        let long = exact.is_some_and(|length| length > LONGEST_BODY as u64);
+        if !wanted || long {
+            if wanted && self.0.level >= Level::RequestResponse {
+                self.truncated();
+            }
             self.finish();
             return response;
         }

@@ -12,7 +12,7 @@ use serde_json::Value;
 use crate::{
     invalid::FieldErrors,
     request::{Query, RequestInfo},
-    resources::Registry,
+    resources::{Registry, Resource},
     user::User,
 };
 
@@ -26,6 +26,9 @@ pub(crate) struct Call {
     pub(crate) warnings: Mutex<Vec<String>>,
     /// Annotations of the request's audit events.
     pub(crate) annotations: Mutex<BTreeMap<String, String>>,
+    /// The resource of the request, if it is of a version that a webhook converts: handlers see the stored
+    /// version.
+    pub(crate) asked: Option<Arc<Resource>>,
     /// Charges of quotas for an object that is not stored yet.
     pub(crate) charges: Mutex<Vec<Charge>>,
 }
@@ -79,6 +82,7 @@ impl Call {
             registry: self.registry.clone(),
             warnings: Mutex::default(),
             annotations: Mutex::default(),
+            asked: self.asked.clone(),
             charges: Mutex::default(),
         }
     }

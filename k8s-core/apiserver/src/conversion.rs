@@ -98,6 +98,7 @@ impl Converting<'_> {
         let stored = &self.webhook.stored;
         let mut inner = self.call.inner();
         inner.info.verb = verb.to_owned();
+        inner.asked = Some(self.resource.clone());
         inner.info.version = stored.version.clone();
         inner.headers.remove(header::ACCEPT);
         let mut asked = Request::new(body_from_bytes(body.into().to_vec()));

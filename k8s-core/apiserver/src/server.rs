@@ -348,6 +348,7 @@ impl ApiServer {
             registry: state.registry.now(),
             warnings: Mutex::default(),
             annotations: Mutex::default(),
+            asked: None,
             charges: Mutex::default(),
         };
         if let Some(trail) = trail {

@@ -1,6 +1,7 @@
 //! A request as policies and webhooks see it, whatever its operation.
 
 use k8s_core::status::ApiStatus;
+use k8s_store::Store;
 use serde_json::{Map, Value, json};
 
 use super::{Admission, Connection, Deletion, Operation};
@@ -118,13 +119,31 @@ impl<'a> Event<'a> {
         self.operation != Operation::Connect && part.is_none_or(|part| part.kind == self.resource.kind)
     }
 
-    /// Returns an object of this request as `resource` serves it.
-    pub(crate) fn served(&self, resource: &Resource, object: &Value) -> Value {
-        let mut object = object.clone();
-        if self.is_whole() {
-            resource.from_storage(&mut object);
+    /// Returns the resource that the client named.
+    pub(crate) fn requested(&self) -> &'a Resource {
+        self.call.asked.as_deref().unwrap_or(self.resource)
+    }
+
+    /// Returns an object of this request as `resource` serves it; null for none.
+    ///
+    /// # Errors
+    /// 500 if the webhook that converts it fails.
+    pub(crate) async fn served(
+        &self,
+        resource: &Resource,
+        object: Option<&Value>,
+        store: &Store,
+    ) -> Result<Value, ApiStatus> {
+        let Some(mut object) = object.cloned() else { return Ok(Value::Null) };
+        if !self.is_whole() {
+            return Ok(object);
         }
-        object
+        if let Some(webhook) = &resource.webhook {
+            let mut all = webhook.convert(store, &resource.api_version(), vec![object]).await?;
+            return Ok(all.pop().unwrap_or_default());
+        }
+        resource.from_storage(&mut object);
+        Ok(object)
     }
 
     /// Returns the request without its objects, as in an AdmissionReview, where `resource` is the one that a
@@ -146,8 +165,8 @@ impl<'a> Event<'a> {
         let mut request = json!({
             "kind": self.kind(resource).json("kind"),
             "resource": named(resource).json("resource"),
-            "requestKind": self.kind(self.resource).json("kind"),
-            "requestResource": named(self.resource).json("resource"),
+            "requestKind": self.kind(self.requested()).json("kind"),
+            "requestResource": named(self.requested()).json("resource"),
             "operation": self.operation.name(),
             "userInfo": info,
             "dryRun": self.dry_run,

@@ -9,6 +9,8 @@ use k8s_cel::{
     Access, AccessAnswer, AccessCheck, Activation, Authority, Env, EvalError, Meter, PER_CALL_LIMIT, Program,
     Value as Cel,
 };
+use k8s_core::status::ApiStatus;
+use k8s_store::Store;
 use serde_json::Value;
 
 use super::event::Event;
@@ -35,13 +37,15 @@ pub(crate) type Variable<'f> = (&'f str, Result<Cel<'f>, EvalError>);
 
 impl<'a> Facts<'a> {
     /// The values for an event, presented as one of `resource`.
-    pub(crate) fn new(
-        event: &Event<'_>,
+    ///
+    /// # Errors
+    /// 500 if the webhook that converts an object fails.
+    pub(crate) async fn new(
+        event: &Event<'a>,
         resource: &Resource,
-        user: &'a User,
         authorization: &'a Authorization,
-    ) -> Self {
-        let served = |object: Option<&Value>| object.map_or(Value::Null, |o| event.served(resource, o));
+        store: &Store,
+    ) -> Result<Self, ApiStatus> {
         let request = AccessCheck {
             group: resource.group.clone(),
             resource: resource.plural.clone(),
@@ -50,13 +54,18 @@ impl<'a> Facts<'a> {
             name: event.name.to_owned(),
             ..AccessCheck::default()
         };
-        Facts {
-            object: served(event.object),
-            old: served(event.old),
+        Ok(Facts {
+            object: event.served(resource, event.object, store).await?,
+            old: event.served(resource, event.old, store).await?,
             request: event.request(resource),
             namespace: Value::Null,
-            rights: Rights { user, authorization, request, answers: Arc::default() },
-        }
+            rights: Rights { user: &event.call.user, authorization, request, answers: Arc::default() },
+        })
+    }
+
+    /// Returns the object after the request, null if there is none.
+    pub(crate) fn object(&self) -> &Value {
+        &self.object
     }
 
     /// Sets the object after the request, as a policy has changed it.

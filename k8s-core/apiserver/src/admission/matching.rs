@@ -127,8 +127,8 @@ impl Matcher {
     /// 404 if the namespace is gone, for an event that is meant otherwise.
     pub(crate) fn find(&self, event: &Event<'_>, store: &Store) -> Result<Option<Place>, ApiStatus> {
         let named = |rules: &[Rule]| {
-            if rules.iter().any(|rule| rule.matches(event, event.resource)) {
-                return Some(Place::Own);
+            if rules.iter().any(|rule| rule.matches(event, event.requested())) {
+                return Some(event.call.asked.clone().map_or(Place::Own, Place::Other));
             }
             let others = || equivalents(event).filter(|_| self.equivalent);
             rules.iter().find_map(|rule| {
@@ -207,15 +207,33 @@ impl Place {
             Place::Other(other) => other,
         }
     }
+
+    /// Returns an object in the stored form, where the request's own resource is `own`.
+    ///
+    /// # Errors
+    /// 500 if the webhook that converts it fails.
+    pub(crate) async fn stored(
+        &self,
+        own: &Resource,
+        mut object: Value,
+        store: &Store,
+    ) -> Result<Value, ApiStatus> {
+        let resource = self.or(own);
+        if let Some(webhook) = &resource.webhook {
+            let mut all = webhook.convert(store, &own.api_version(), vec![object]).await?;
+            return Ok(all.pop().unwrap_or_default());
+        }
+        resource.to_storage(&mut object);
+        Ok(object)
+    }
 }
 
 /// The other resources with the same stored objects.
 fn equivalents<'a>(event: &Event<'a>) -> impl Iterator<Item = &'a Arc<Resource>> + use<'a> {
-    let own = event.resource;
+    let own = event.requested();
     event.call.registry.all().filter(move |other| {
         other.storage == own.storage
             && (other.group != own.group || other.version != own.version || other.plural != own.plural)
-            && other.webhook.is_none()
     })
 }
 

@@ -141,6 +141,9 @@ impl http_body::Body for Finishing {
                 if self.kept.len() + part.len() > LONGEST_BODY {
                     self.headers = None;
                     self.kept = Vec::new();
+                    if let Some(trail) = &self.trail {
+                        trail.truncated();
+                    }
                 } else {
                     self.kept.extend_from_slice(part);
                 }

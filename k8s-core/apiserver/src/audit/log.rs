@@ -15,7 +15,10 @@ use jiff::Timestamp;
 use k8s_core::clock::Clock;
 use k8s_metrics::Counter;
 
-use super::{Event, Sink};
+use super::{
+    Event, Sink,
+    truncate::{Truncation, fitted},
+};
 
 /// Bytes of a megabyte in `--audit-log-maxsize`.
 const MEGABYTE: u64 = 1 << 20;
@@ -63,6 +66,8 @@ pub struct LogSettings {
     pub compress: bool,
     /// Number of events in the buffer of mode batch. Default: 10000.
     pub buffer: usize,
+    /// Limits of the sizes of events. Default: none.
+    pub truncation: Option<Truncation>,
 }
 
 impl LogSettings {
@@ -78,6 +83,7 @@ impl LogSettings {
             max_age: 366,
             compress: false,
             buffer: 10_000,
+            truncation: None,
         }
     }
 }
@@ -87,6 +93,7 @@ impl LogSettings {
 pub struct Log {
     format: Format,
     mode: Mode,
+    truncation: Option<Truncation>,
     way: Way,
     errors: Arc<OnceLock<Counter>>,
 }
@@ -120,7 +127,8 @@ impl Log {
         } else {
             Way::Direct(Mutex::new(output))
         };
-        Ok(Log { format: settings.format, mode: settings.mode, way, errors })
+        let (format, mode, truncation) = (settings.format, settings.mode, settings.truncation);
+        Ok(Log { format, mode, truncation, way, errors })
     }
 }
 
@@ -142,9 +150,19 @@ impl Sink for Log {
     }
 
     fn record(&self, event: &Event) -> io::Result<()> {
-        let mut line = match self.format {
-            Format::Json => serde_json::to_vec(event).map_err(io::Error::from)?,
-            Format::Legacy => event.legacy().into_bytes(),
+        let line = match (self.format, &self.truncation) {
+            // The legacy form has no objects.
+            (Format::Legacy, None) => Ok(event.legacy().into_bytes()),
+            (Format::Legacy, limits) => fitted(event, limits.as_ref()).map(|_| event.legacy().into_bytes()),
+            (Format::Json, limits) => fitted(event, limits.as_ref()),
+        };
+        let mut line = match line {
+            Ok(line) => line,
+            Err(error) => {
+                // As one that is written: what the limits leave out refuses no request.
+                lost(&self.errors, &error);
+                return Ok(());
+            }
         };
         line.push(b'\n');
         let written = match &self.way {

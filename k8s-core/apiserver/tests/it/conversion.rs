@@ -1,7 +1,7 @@
 //! A custom resource with a conversion webhook, through every verb.
 
 use std::sync::{
-    Arc,
+    Arc, Mutex,
     atomic::{AtomicBool, Ordering},
 };
 
@@ -9,7 +9,7 @@ use base64::{Engine, engine::general_purpose::STANDARD};
 use serde_json::{Value, json};
 
 use crate::{
-    peer::{authority, serve_json},
+    peer::{Authority, authority, serve_json},
     support::{Watcher, admin, done, server},
 };
 
@@ -44,6 +44,20 @@ fn version(name: &str, storage: bool, spec: Value, column: &str) -> Value {
         "additionalPrinterColumns": [{"name": "Shape", "type": "string", "jsonPath": column}]})
 }
 
+/// Boxes, stored as v2, with the webhook at a port.
+fn definition(port: u16, ca: &Authority) -> Value {
+    json!({
+        "metadata": {"name": "boxes.g.example.com"},
+        "spec": {"group": "g.example.com", "scope": "Namespaced", "names": {"plural": "boxes", "kind": "Box"},
+            "conversion": {"strategy": "Webhook", "webhook": {"conversionReviewVersions": ["v1"],
+                "clientConfig": {"url": format!("https://localhost:{port}/convert"), "caBundle": STANDARD.encode(&ca.0)}}},
+            "versions": [
+                version("v2", true, json!({"width": {"type": "integer", "maximum": 100}, "height": {"type": "integer"}}), ".spec.width"),
+                version("v1", false, json!({"size": {"type": "string", "pattern": "^[0-9]+x[0-9]+$"}}), ".spec.size"),
+            ]},
+    })
+}
+
 #[tokio::test]
 async fn versions_are_one_object() {
     let ca = authority();
@@ -59,16 +73,7 @@ async fn versions_are_one_object() {
         )
         .await;
     let server = server().await;
-    let definition = json!({
-        "metadata": {"name": "boxes.g.example.com"},
-        "spec": {"group": "g.example.com", "scope": "Namespaced", "names": {"plural": "boxes", "kind": "Box"},
-            "conversion": {"strategy": "Webhook", "webhook": {"conversionReviewVersions": ["v1"],
-                "clientConfig": {"url": format!("https://localhost:{port}/convert"), "caBundle": STANDARD.encode(&ca.0)}}},
-            "versions": [
-                version("v2", true, json!({"width": {"type": "integer", "maximum": 100}, "height": {"type": "integer"}}), ".spec.width"),
-                version("v1", false, json!({"size": {"type": "string", "pattern": "^[0-9]+x[0-9]+$"}}), ".spec.size"),
-            ]},
-    });
+    let definition = definition(port, &ca);
     done(&server, "POST", "/apis/apiextensions.k8s.io/v1/customresourcedefinitions", &definition).await;
     let mut watcher = Watcher::open(&server, &format!("{V1}?watch=true")).await;
 
@@ -163,4 +168,70 @@ async fn versions_are_one_object() {
     assert_eq!(gone["status"], "Success");
     assert_eq!(admin(&server, "GET", &format!("{V1}/a"), "", "").await.status, 404);
     task.abort();
+}
+
+const ADMISSION: &str = "/apis/admissionregistration.k8s.io/v1";
+
+/// A webhook or policy whose rule names one version sees requests of both in it, or only those of its own.
+#[tokio::test]
+async fn admission_sees_the_version_of_its_rule() {
+    let ca = authority();
+    let (port, _converter) = serve_json(&ca, "localhost", |asked| review(&asked)).await;
+    let asked = Arc::new(Mutex::new(Vec::new()));
+    let seen = asked.clone();
+    let answer = move |asked: Value| {
+        seen.lock().unwrap().push(asked["request"].clone());
+        let patch = json!([{"op": "replace", "path": "/spec/size", "value": "7x7"}]).to_string();
+        let mut response = json!({"uid": asked["request"]["uid"], "allowed": true});
+        if asked["request"]["object"]["spec"]["size"] == "1x1" {
+            response["patchType"] = "JSONPatch".into();
+            response["patch"] = STANDARD.encode(patch).into();
+        }
+        json!({"kind": "AdmissionReview", "apiVersion": "admission.k8s.io/v1", "response": response})
+    };
+    let (hook, _hook) = serve_json(&ca, "localhost", answer).await;
+    let server = server().await;
+    let crds = "/apis/apiextensions.k8s.io/v1/customresourcedefinitions";
+    done(&server, "POST", crds, &definition(port, &ca)).await;
+    let webhook = |name: &str, policy: &str| {
+        json!({"name": format!("{name}.example.com"), "matchPolicy": policy, "sideEffects": "None", "admissionReviewVersions": ["v1"],
+            "rules": [{"apiGroups": ["g.example.com"], "apiVersions": ["v1"], "resources": ["boxes"], "operations": ["CREATE", "UPDATE", "DELETE"]}],
+            "clientConfig": {"url": format!("https://localhost:{hook}/"), "caBundle": STANDARD.encode(&ca.0)}})
+    };
+    let configuration = json!({"metadata": {"name": "a"}, "webhooks": [webhook("equivalent", "Equivalent"), webhook("exact", "Exact")]});
+    done(&server, "POST", &format!("{ADMISSION}/mutatingwebhookconfigurations"), &configuration).await;
+    let policy = json!({"metadata": {"name": "p"}, "spec": {
+        "matchConstraints": {"resourceRules": [{"apiGroups": ["g.example.com"], "apiVersions": ["v1"], "resources": ["boxes"], "operations": ["CREATE"]}]},
+        "validations": [{"expression": "object.spec.size != '6x6' && request.requestKind.version == 'v2'"}]}});
+    done(&server, "POST", &format!("{ADMISSION}/validatingadmissionpolicies"), &policy).await;
+    let binding =
+        json!({"metadata": {"name": "b"}, "spec": {"policyName": "p", "validationActions": ["Deny"]}});
+    done(&server, "POST", &format!("{ADMISSION}/validatingadmissionpolicybindings"), &binding).await;
+
+    // A request for the stored version is converted for the rule, and the patch back.
+    let small = json!({"metadata": {"name": "a"}, "spec": {"width": 1, "height": 1}});
+    let made = done(&server, "POST", V2, &small).await;
+    assert_eq!(made["spec"], json!({"width": 7, "height": 7}));
+    let requests = std::mem::take(&mut *asked.lock().unwrap());
+    let [one] = requests.as_slice() else { panic!("the exact one is not about v2: {requests:#?}") };
+    assert_eq!(one["object"]["spec"], json!({"size": "1x1"}));
+    assert_eq!((&one["kind"]["version"], &one["requestKind"]["version"]), (&json!("v1"), &json!("v2")));
+    let refused = json!({"metadata": {"name": "b"}, "spec": {"width": 6, "height": 6}});
+    let answer = admin(&server, "POST", V2, "application/json", refused.to_string()).await;
+    assert_eq!(answer.status, 422, "{}", answer.json());
+
+    // A request for the rule's version is of its own kind.
+    asked.lock().unwrap().clear();
+    let other = json!({"metadata": {"name": "c"}, "spec": {"size": "2x2"}});
+    let answer = admin(&server, "POST", V1, "application/json", other.to_string()).await;
+    assert_eq!(answer.status, 422, "the policy sees v1 as the requested version: {}", answer.json());
+    let requests = std::mem::take(&mut *asked.lock().unwrap());
+    assert_eq!(requests.len(), 2, "{requests:#?}");
+    for one in &requests {
+        assert_eq!((&one["kind"]["version"], &one["requestKind"]["version"]), (&json!("v1"), &json!("v1")));
+        assert_eq!(one["object"]["spec"], json!({"size": "2x2"}));
+    }
+    done(&server, "DELETE", &format!("{V1}/a"), &Value::Null).await;
+    let last = asked.lock().unwrap().last().cloned().unwrap();
+    assert_eq!((&last["operation"], &last["oldObject"]["spec"]["size"]), (&json!("DELETE"), &json!("7x7")));
 }

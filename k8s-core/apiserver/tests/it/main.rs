@@ -5,6 +5,7 @@
 mod aggregation;
 mod attacks;
 mod audit;
+mod audit_webhook;
 mod authentication;
 mod authorization;
 mod cases;

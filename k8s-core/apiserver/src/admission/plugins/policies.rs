@@ -113,7 +113,11 @@ impl Validating {
             Ok(None) => return Ok(None),
             Err(e) => return Ok(misconfigured(None, e.message())),
         };
-        let mut facts = Facts::new(event, place.of(event), &event.call.user, &self.authorization);
+        let store = &self.policies.store;
+        let mut facts = match Facts::new(event, place.of(event), &self.authorization, store).await {
+            Ok(facts) => facts,
+            Err(e) => return Ok(misconfigured(None, e.message())),
+        };
         if !event.namespace.is_empty() {
             facts.namespace =
                 namespace(&self.policies.store, event.namespace).map(visible).unwrap_or_default();

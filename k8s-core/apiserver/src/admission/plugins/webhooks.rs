@@ -212,13 +212,16 @@ impl Admit for Mutating {
             let target = place.of(&event);
             let annotation = format!("mutating.webhook.admission.k8s.io/round_{round}_index_{i}");
             let answer = self.0.ask(hook, &event, target, &annotation).await?;
-            let changed = answer.map(|answer| hook.patched(&answer, &event, target)).transpose()?.flatten();
+            let changed = match answer {
+                Some(answer) => hook.patched(&answer, &event, target, &self.0.store).await?,
+                None => None,
+            };
             let note = json!({"configuration": hook.configuration, "webhook": hook.name, "mutated": changed.is_some()});
             let annotation = annotation.trim_start_matches("mutating.");
             call.annotate(format!("mutation.{annotation}"), note.to_string());
             if let Some(mut object) = changed {
                 if event.is_whole() {
-                    place.or(resource).to_storage(&mut object);
+                    object = place.stored(resource, object, &self.0.store).await?;
                     resource.default(&mut object);
                 }
                 *admission.object = object;

@@ -115,7 +115,13 @@ impl Mutating {
         failed: &mut Vec<String>,
     ) -> Option<Option<Value>> {
         let resource = bound.place.of(event);
-        let facts = self.facts(event, resource);
+        let facts = match self.facts(event, resource).await {
+            Ok(facts) => facts,
+            Err(e) => {
+                failed.push(e.message().to_owned());
+                return None;
+            }
+        };
         match bound.policy.conditions.matches(&facts, &bound.params).await {
             Matched::Yes => {}
             Matched::No => return None,
@@ -124,11 +130,10 @@ impl Mutating {
                 return None;
             }
         }
-        let before = event.object.map(|object| event.served(resource, object))?;
-        let mut after = before.clone();
+        let before = facts.object().clone();
+        let (mut after, mut facts) = (before.clone(), facts);
         for mutation in &bound.policy.mutations {
             // Each mutation sees the changes of those before.
-            let mut facts = self.facts(event, resource);
             facts.set_object(after.clone());
             match apply(mutation, bound, &facts, resource, &after).await {
                 Ok(changed) => after = changed,
@@ -138,13 +143,13 @@ impl Mutating {
         Some((after != before).then_some(after))
     }
 
-    fn facts<'e>(&'e self, event: &'e Event<'_>, resource: &Resource) -> Facts<'e> {
-        let mut facts = Facts::new(event, resource, &event.call.user, &self.authorization);
+    async fn facts<'e>(&'e self, event: &'e Event<'_>, resource: &Resource) -> Result<Facts<'e>, ApiStatus> {
+        let mut facts = Facts::new(event, resource, &self.authorization, &self.policies.store).await?;
         if !event.namespace.is_empty() {
             facts.namespace =
                 namespace(&self.policies.store, event.namespace).map(visible).unwrap_or_default();
         }
-        facts
+        Ok(facts)
     }
 }
 
@@ -231,7 +236,7 @@ impl Admit for Mutating {
             let Some(changed) = changed else { continue };
             if let Some(mut object) = changed {
                 if whole {
-                    bound.place.or(admission.resource).to_storage(&mut object);
+                    object = bound.place.stored(admission.resource, object, &self.policies.store).await?;
                     admission.resource.default(&mut object);
                 }
                 *admission.object = object;

@@ -103,7 +103,7 @@ impl Hook {
         if self.conditions.is_empty() {
             return Ok(Some(place));
         }
-        let facts = Facts::new(event, place.of(event), &event.call.user, authorization);
+        let facts = Facts::new(event, place.of(event), authorization, store).await?;
         match self.conditions.matches(&facts, &Value::Null).await {
             Matched::Yes => Ok(Some(place)),
             Matched::No => Ok(None),
@@ -130,7 +130,8 @@ impl Hook {
         let callee =
             self.callee.as_ref().map_err(|why| Failure::Call(format!("could not get REST client: {why}")))?;
         let uid = k8s_core::random::uuid().to_string();
-        let body = review::request(event, resource, version, &uid).to_string();
+        let body = review::request(event, resource, version, &uid, store).await;
+        let body = body.map_err(|e| Failure::Call(e.message().to_owned()))?.to_string();
         let path = callee.path();
         let joint = if path.contains('?') { '&' } else { '?' };
         let path = format!("{path}{joint}timeout={}s", self.timeout.as_secs());
@@ -158,14 +159,15 @@ impl Hook {
     ///
     /// # Errors
     /// 500 for a patch that cannot be applied, or whose result is no object of the kind.
-    pub(super) fn patched(
+    pub(super) async fn patched(
         &self,
         answer: &Answer,
         event: &Event<'_>,
         resource: &Resource,
+        store: &Store,
     ) -> Result<Option<Value>, ApiStatus> {
-        let (Some(changes), Some(object)) = (&answer.patch, event.object) else { return Ok(None) };
-        let before = event.served(resource, object);
+        let (Some(changes), Some(_)) = (&answer.patch, event.object) else { return Ok(None) };
+        let before = event.served(resource, event.object, store).await?;
         let mut after = before.clone();
         patch::json(&mut after, changes).map_err(|e| ApiStatus::internal(e.to_string()))?;
         if !after.is_object() {

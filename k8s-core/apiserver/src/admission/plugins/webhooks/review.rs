@@ -4,6 +4,7 @@ use std::collections::BTreeMap;
 
 use base64::{Engine, engine::general_purpose::STANDARD};
 use k8s_core::{api::apimachinery::pkg::apis::meta::v1::Status, json, status::ApiStatus};
+use k8s_store::Store;
 use serde_json::{Value, json};
 
 use crate::{
@@ -49,13 +50,21 @@ pub(super) struct Answer {
 }
 
 /// Returns the question about an event, whose objects are in the version of `resource`.
-pub(super) fn request(event: &Event<'_>, resource: &Resource, version: Version, uid: &str) -> Value {
+///
+/// # Errors
+/// 500 if the webhook that converts an object fails.
+pub(super) async fn request(
+    event: &Event<'_>,
+    resource: &Resource,
+    version: Version,
+    uid: &str,
+    store: &Store,
+) -> Result<Value, ApiStatus> {
     let mut request = event.request(resource);
-    let served = |object: Option<&Value>| object.map_or(Value::Null, |object| event.served(resource, object));
     request["uid"] = uid.into();
-    request["object"] = served(event.object);
-    request["oldObject"] = served(event.old);
-    json!({"kind": "AdmissionReview", "apiVersion": version.api_version(), "request": request})
+    request["object"] = event.served(resource, event.object, store).await?;
+    request["oldObject"] = event.served(resource, event.old, store).await?;
+    Ok(json!({"kind": "AdmissionReview", "apiVersion": version.api_version(), "request": request}))
 }
 
 /// Reads an answer.
