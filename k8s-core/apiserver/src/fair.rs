@@ -1,14 +1,15 @@
 //! API priority and fairness: which of the requests over sockets is worked on next.
 //!
-//! Flow: a request is classified by the stored flow schemas ([`config`], [`schemas`]): its schema names its
-//! level, and its flow within it. A level has seats ([`borrow`], [`levels`]); without one, a request waits in a
-//! queue of its flow ([`hand`], [`queues`]), or is rejected with 429 and `Retry-After`. A request is as wide as
-//! the work that it makes ([`seats`]). Its [`Seat`] is held until the last byte of its answer is taken; a watch
-//! leaves it after its initial events.
+//! Flow: a request is classified by the stored flow schemas ([`config`], [`schemas`]): its schema names
+//! its level, and its flow within it. A level has seats ([`borrow`], [`levels`]); without one, a
+//! request waits in a queue of its flow ([`hand`], [`queues`]), or is rejected with 429 and
+//! `Retry-After`. A request is as wide as the work that it makes ([`seats`]). Its [`Seat`] is held
+//! until the last byte of its answer is taken; a watch leaves it after its initial events.
 //!
 //! Guarantees:
-//! 1. A flow that has nothing waiting waits for no more than two requests from each queue of other flows, and as
-//!    many as there are seats, however many they have; the property tests of [`queues`] state it.
+//! 1. A flow that has nothing waiting waits for no more than two requests from each queue of other
+//!    flows, and as many as there are seats, however many they have; the property tests of [`queues`]
+//!    state it.
 //! 2. Requests that wait for their clients (for a body, or for an answer to be read) do not keep others out:
 //!    after a second their seats are taken back. A user with many of those gets no further ones.
 //!
@@ -105,8 +106,8 @@ pub(crate) enum Entry {
 pub(crate) struct Rejected(pub(crate) u64);
 
 impl Fairness {
-    /// Returns the fairness of a server with `seats`, of which each user may block at most half. Requests wait
-    /// for a seat for at most `wait`.
+    /// Returns the fairness of a server with `seats`, of which each user may block at most half.
+    /// Requests wait for a seat for at most `wait`.
     pub(crate) fn new(seats: usize, wait: Duration, registry: &k8s_metrics::Registry) -> Arc<Self> {
         // One request for each thread that polls.
         let runtime = tokio::runtime::Handle::try_current();

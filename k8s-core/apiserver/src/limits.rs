@@ -1,11 +1,12 @@
 //! Limits of resources that socket clients hold: requests, long-running requests, body bytes, time.
 //!
-//! Flow: the listener marks each request with its `LastAccount`. When its user is known it gets a `Ticket`, or
-//! 429. The ticket is held until the answer's last byte is taken; an upgraded connection holds it until it ends.
-//! Calls in the same process have no connection and no limits.
+//! Flow: the listener marks each request with its `LastAccount`. When its user is known it gets a
+//! `Ticket`, or
+//! 429. The ticket is held until the answer's last byte is taken; an upgraded connection holds it until
+//!      it ends. Calls in the same process have no connection and no limits.
 //!
-//! The number of requests is bounded by priority and fairness (`fair`), in whose queues they wait. Without it, a
-//! request waits up to a second for a place.
+//! The number of requests is bounded by priority and fairness (`fair`), in whose queues they wait.
+//! Without it, a request waits up to a second for a place.
 //!
 //! Guarantee: one user holds at most half of each limit, so no user can block others. As upstream, members of
 //! `system:masters` are never rejected for the number of requests, only for bytes.
@@ -55,8 +56,8 @@ pub struct Limits {
     pub requests: usize,
     /// Concurrent mutating requests (`--max-mutating-requests-inflight`). Half of it per user.
     pub mutating: usize,
-    /// Priority and fairness (`--enable-priority-and-fairness`) in place of the two limits before. Without any
-    /// seats, it is off.
+    /// Priority and fairness (`--enable-priority-and-fairness`) in place of the two limits before.
+    /// Without any seats, it is off.
     pub fairness: bool,
     /// Concurrent watches, execs, attaches, port-forwards, followed logs and proxied requests. Half of it per
     /// user.
@@ -444,8 +445,8 @@ impl Drop for Ticket {
     }
 }
 
-/// The ticket of a watch, which gives its seat back when the initial events are sent. In the extensions of its
-/// response.
+/// The ticket of a watch, which gives its seat back when the initial events are sent. In the extensions
+/// of its response.
 #[derive(Clone, Debug, Default)]
 pub(crate) struct InitialEvents(Arc<Mutex<Option<Arc<Ticket>>>>);
 

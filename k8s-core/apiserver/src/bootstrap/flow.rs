@@ -1,8 +1,8 @@
 //! Default flow schemas and priority levels, kept as upstream keeps them.
 //!
-//! A missing one is created. The spec of a mandatory one (`exempt`, `catch-all`) is always the default; that of
-//! another one follows the default while its annotation says so, or has none and was never changed. An object
-//! with the annotation that is no default any more is deleted.
+//! A missing one is created. The spec of a mandatory one (`exempt`, `catch-all`) is always the default;
+//! that of another one follows the default while its annotation says so, or has none and was never
+//! changed. An object with the annotation that is no default any more is deleted.
 
 use http::Method;
 use k8s_core::client::{Client, Error};

@@ -19,7 +19,8 @@ pub(super) struct Bounds {
 }
 
 impl Bounds {
-    /// Returns the bounds of a level in a server of `total` seats, where all levels together have `sum` shares.
+    /// Returns the bounds of a level in a server of `total` seats, where all levels together have `sum`
+    /// shares.
     pub(super) fn of(shares: Shares, total: usize, sum: u32) -> Self {
         let nominal = (total * shares.shares as usize).div_ceil(sum.max(1) as usize);
         let part = |percent: u32| (nominal * percent as usize + 50) / 100;

@@ -95,8 +95,8 @@ fn shown<const N: usize>(cells: [&dyn Display; N]) -> Vec<String> {
 }
 
 impl Fairness {
-    /// Returns the text of an endpoint by the last part of its path; `None` if there is none. `now` is the time
-    /// of day.
+    /// Returns the text of an endpoint by the last part of its path; `None` if there is none. `now` is
+    /// the time of day.
     pub(crate) fn dump(&self, what: &str, query: &Query, now: Timestamp) -> Option<String> {
         let at = |time: Duration| {
             let ago = SignedDuration::try_from(self.now().saturating_sub(time)).unwrap_or_default();

@@ -1,7 +1,7 @@
 //! Shuffle sharding: each flow has a hand of queues, and its requests go to the emptiest of them.
 //!
-//! Two flows rarely have the same hand, so a flow that fills all of its queues leaves most other flows at least
-//! one of theirs.
+//! Two flows rarely have the same hand, so a flow that fills all of its queues leaves most other flows
+//! at least one of theirs.
 
 /// Deals distinct numbers below `deck` into `hand`, in ascending order. Equal entropy deals the same hand.
 ///

@@ -112,7 +112,8 @@ impl Level {
         true
     }
 
-    /// Takes the seats of requests back that have waited for their clients for `patience`. Returns their users.
+    /// Takes the seats of requests back that have waited for their clients for `patience`. Returns
+    /// their users.
     pub(super) fn unseat(&mut self, now: Duration, patience: Duration) -> Vec<Box<str>> {
         if self.is_exempt() || self.queues.demand() < self.queues.limit() {
             return Vec::new();

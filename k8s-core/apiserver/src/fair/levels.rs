@@ -1,9 +1,10 @@
 //! All levels of a server: their seats, and the order in which their requests start.
 //!
-//! A turn of the server's event loop starts no more than a few requests. Most are answered within one poll, so
-//! that seats alone would never be scarce, and requests would be served in the order in which their connections
-//! are polled. With turns, those that arrive together wait for each other in their queues, where flows are
-//! served fairly. A request that waits for a disk or a webhook does not delay the next turn.
+//! A turn of the server's event loop starts no more than a few requests. Most are answered within one
+//! poll, so that seats alone would never be scarce, and requests would be served in the order in which
+//! their connections are polled. With turns, those that arrive together wait for each other in their
+//! queues, where flows are served fairly. A request that waits for a disk or a webhook does not delay
+//! the next turn.
 
 use std::{collections::HashMap, sync::Arc, time::Duration};
 
@@ -196,8 +197,8 @@ impl Levels {
         }
     }
 
-    /// Notes the connection of a request that enters. One that is alone, request after request, delays no other,
-    /// and needs no turns.
+    /// Notes the connection of a request that enters. One that is alone, request after request, delays
+    /// no other, and needs no turns.
     pub(super) fn come_from(&mut self, source: Option<usize>) {
         let is_same = source.is_some() && source == self.source;
         if is_same && self.all.iter().all(|level| level.queues.waiting() == 0) {
@@ -206,7 +207,8 @@ impl Levels {
         self.source = source;
     }
 
-    /// Takes a request in. `held` gets its number of seats here, `seats` of the most that one request may have.
+    /// Takes a request in. `held` gets its number of seats here, `seats` of the most that one request
+    /// may have.
     pub(super) fn enter(
         &mut self,
         now: Duration,
@@ -317,8 +319,8 @@ impl Levels {
         self.start(now);
     }
 
-    /// Gives up a request that has waited too long. Returns the seconds after which to try again; `None` if it
-    /// has started meanwhile.
+    /// Gives up a request that has waited too long. Returns the seconds after which to try again;
+    /// `None` if it has started meanwhile.
     pub(super) fn give_up(&mut self, now: Duration, name: &str, id: u64) -> Option<u64> {
         let level = self.find(name)?;
         if !level.queues.is_waiting(id) {

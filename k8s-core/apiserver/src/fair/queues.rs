@@ -1,17 +1,19 @@
 //! Fair queuing of one level: which of the waiting requests starts next.
 //!
-//! Each queue has a virtual clock: the time at which its next request would start if all busy flows were served
-//! at the same rate, a slice of each in turn. The request that would end first in that virtual world is the next
-//! one in the real world. Virtual time passes at the rate at which one busy flow is served: that of the seats in
-//! use, divided by the number of flows. A flow that fills several queues is charged in each for all of them, so
-//! it gets no more than a flow in one queue (upstream serves queues at the same rate, whoever fills them).
+//! Each queue has a virtual clock: the time at which its next request would start if all busy flows
+//! were served at the same rate, a slice of each in turn. The request that would end first in that
+//! virtual world is the next one in the real world. Virtual time passes at the rate at which one busy
+//! flow is served: that of the seats in use, divided by the number of flows. A flow that fills several
+//! queues is charged in each for all of them, so it gets no more than a flow in one queue (upstream
+//! serves queues at the same rate, whoever fills them).
 //!
-//! The duration of a request is not known before its end: it is charged [`SERVICE`] when it starts, and the
-//! difference when it ends. A queue that was empty begins at the current virtual time, or a little before it if
-//! it has used less than its part ([`CREDIT`]): who asks seldom is served before those who always wait.
+//! The duration of a request is not known before its end: it is charged [`SERVICE`] when it starts, and
+//! the difference when it ends. A queue that was empty begins at the current virtual time, or a little
+//! before it if it has used less than its part ([`CREDIT`]): who asks seldom is served before those who
+//! always wait.
 //!
-//! Time is passed in, and requests are numbers: this module knows neither tokio nor HTTP. Upstream's description
-//! is `queueset/doc.go`.
+//! Time is passed in, and requests are numbers: this module knows neither tokio nor HTTP. Upstream's
+//! description is `queueset/doc.go`.
 
 use std::{
     collections::{BTreeSet, HashMap, VecDeque},
@@ -217,16 +219,17 @@ impl Queues {
         }
     }
 
-    /// True if a request of this width may start beside those that run. A request that is wider than the level
-    /// runs alone.
+    /// True if a request of this width may start beside those that run. A request that is wider than
+    /// the level runs alone.
     fn fits(&self, seats: usize) -> bool {
         self.discipline == Discipline::Exempt
             || self.running_seats + seats <= self.limit
             || (seats > self.limit && self.running == 0)
     }
 
-    /// Takes a request with a number of its own, of a flow with this hash (asked for if there are queues). `may_start` is false if nothing can
-    /// start now, whatever the seats. A request that waits starts by [`next`](Queues::next).
+    /// Takes a request with a number of its own, of a flow with this hash (asked for if there are
+    /// queues). `may_start` is false if nothing can start now, whatever the seats. A request that waits
+    /// starts by [`next`](Queues::next).
     pub(super) fn arrive(
         &mut self,
         now: Duration,

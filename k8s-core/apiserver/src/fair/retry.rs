@@ -5,8 +5,8 @@ use std::time::Duration;
 /// Longest pause, seconds.
 const LONGEST: u64 = 32;
 
-/// Number of seconds in `Retry-After`, which follows the number of rejections: it doubles while they are many,
-/// and falls by one while they are few.
+/// Number of seconds in `Retry-After`, which follows the number of rejections: it doubles while they
+/// are many, and falls by one while they are few.
 #[derive(Debug)]
 pub(super) struct RetryAfter {
     seconds: u64,

@@ -216,7 +216,8 @@ impl Paths {
     }
 }
 
-/// Returns true for the path itself and for those below it; `*` at its end changes nothing, alone it means all.
+/// Returns true for the path itself and for those below it; `*` at its end changes nothing, alone it
+/// means all.
 fn is_at_or_below(path: &str, of: &str) -> bool {
     if of == "*" || path == of {
         return true;

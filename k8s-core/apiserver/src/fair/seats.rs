@@ -7,7 +7,8 @@ const OBJECTS: usize = 100;
 /// Most seats of one request.
 const MOST: usize = 10;
 
-/// Returns the most seats of one request of a level with so many seats, where a flow has `hand` queues, if any.
+/// Returns the most seats of one request of a level with so many seats, where a flow has `hand` queues,
+/// if any.
 pub(super) fn widest(nominal: usize, hand: Option<usize>) -> usize {
     match hand {
         Some(hand) => (nominal * 15).div_ceil(100).min(nominal / hand.max(1)).clamp(1, MOST),
@@ -15,9 +16,9 @@ pub(super) fn widest(nominal: usize, hand: Option<usize>) -> usize {
     }
 }
 
-/// Returns the number of seats of a request: one, and for a list or the initial events of a watch, one for each
-/// hundred objects that are looked at. `stored` returns the number of stored objects of the resource; `None` if
-/// they are elsewhere.
+/// Returns the number of seats of a request: one, and for a list or the initial events of a watch, one
+/// for each hundred objects that are looked at. `stored` returns the number of stored objects of the
+/// resource; `None` if they are elsewhere.
 pub(crate) fn of(
     info: &RequestInfo,
     query: &Query,

@@ -31,8 +31,8 @@ impl FlowDefault {
         matches!(&*self.name, "exempt" | "catch-all")
     }
 
-    /// Returns true if an object has the spec of the default one, except for what an administrator may choose:
-    /// the shares of exempt requests.
+    /// Returns true if an object has the spec of the default one, except for what an administrator may
+    /// choose: the shares of exempt requests.
     pub(crate) fn has_spec_of(&self, object: &Value) -> bool {
         let mut wanted = self.object["spec"].clone();
         if let (Some(wanted), Some(exempt)) = (wanted.get_mut("exempt"), object.pointer("/spec/exempt")) {

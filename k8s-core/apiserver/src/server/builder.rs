@@ -351,8 +351,8 @@ impl Builder {
         self
     }
 
-    /// Builds the server and writes the bootstrap objects (namespaces, roles, priority classes, flow schemas and levels). The
-    /// `kubernetes` Service is created by the `hyperkube` crate.
+    /// Builds the server and writes the bootstrap objects (namespaces, roles, priority classes, flow
+    /// schemas and levels). The `kubernetes` Service is created by the `hyperkube` crate.
     ///
     /// # Errors
     /// If `service_account_key` is damaged or unsupported, a type's definition or an admission plugin's name

@@ -151,8 +151,9 @@ fn a_change_of_the_queues_loses_no_request() {
     assert!(world.queues.queues.is_empty());
 }
 
-/// The law: a flow that has nothing waiting waits for no more than two requests from each queue of the others,
-/// and as many as there are seats, however many they have. With one noisy flow, these are the queues of its hand.
+/// The law: a flow that has nothing waiting waits for no more than two requests from each queue of the
+/// others, and as many as there are seats, however many they have. With one noisy flow, these are the
+/// queues of its hand.
 #[test]
 fn a_flood_does_not_delay_another_flow() {
     for seats in [1, 3, 10] {
