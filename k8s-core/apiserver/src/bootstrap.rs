@@ -45,7 +45,8 @@ pub(crate) async fn run(store: &Store, client: &Client) -> Result<(), Error> {
     // Levels first, so that a schema finds its own.
     for resource in [LEVELS, SCHEMAS] {
         let defaults = flow_defaults().filter(|default| default.resource == resource);
-        let objects = defaults.map(|d| (d.resource, d.name, flow::path(d.resource), d.object));
+        let objects =
+            defaults.map(|d| (d.resource, d.name.clone(), flow::path(d.resource), d.object.clone()));
         make(store, client, objects.collect()).await?;
     }
     keep_flow(store, client).await?;

@@ -30,7 +30,7 @@ pub(crate) async fn keep(store: &Store, client: &Client) -> Result<(), Error> {
         let done = match stored.and_then(|stored| serde_json::from_slice::<Value>(&stored.json).ok()) {
             None => client.bytes(Method::POST, &collection, MEDIA, default.object.to_string()).await,
             Some(stored) => {
-                let Some(next) = revised(&stored, &default) else { continue };
+                let Some(next) = revised(&stored, default) else { continue };
                 tracing::info!(name = default.name, "default of priority and fairness reconciled");
                 let place = format!("{collection}/{}", default.name);
                 client.bytes(Method::PUT, &place, MEDIA, next.to_string()).await
@@ -94,7 +94,7 @@ fn revised(stored: &Value, default: &FlowDefault) -> Option<Value> {
 mod tests {
     use super::*;
 
-    fn default(name: &str, resource: &str) -> FlowDefault {
+    fn default(name: &str, resource: &str) -> &'static FlowDefault {
         flow_defaults().find(|d| d.name == name && d.resource == resource).unwrap()
     }
 
@@ -103,15 +103,15 @@ mod tests {
         let system = default("system", LEVELS);
         let mut stored = system.object.clone();
         stored["metadata"]["generation"] = 1.into();
-        assert_eq!(revised(&stored, &system), None);
+        assert_eq!(revised(&stored, system), None);
         stored["spec"]["limited"]["nominalConcurrencyShares"] = 7.into();
-        assert_eq!(revised(&stored, &system).unwrap()["spec"], system.object["spec"]);
+        assert_eq!(revised(&stored, system).unwrap()["spec"], system.object["spec"]);
         stored["metadata"]["annotations"][AUTO_UPDATE] = "false".into();
-        assert_eq!(revised(&stored, &system), None);
+        assert_eq!(revised(&stored, system), None);
         stored["metadata"]["annotations"][AUTO_UPDATE] = "perhaps".into();
-        assert_eq!(revised(&stored, &system).unwrap()["spec"], system.object["spec"], "never changed");
+        assert_eq!(revised(&stored, system).unwrap()["spec"], system.object["spec"], "never changed");
         stored["metadata"]["generation"] = 2.into();
-        let kept = revised(&stored, &system).unwrap();
+        let kept = revised(&stored, system).unwrap();
         assert_eq!(kept["spec"], stored["spec"]);
         assert_eq!(kept["metadata"]["annotations"][AUTO_UPDATE], "false");
     }
@@ -122,12 +122,12 @@ mod tests {
         let mut stored = catch_all.object.clone();
         stored["metadata"]["annotations"] = json!({AUTO_UPDATE: "false", "mine": "x"});
         stored["spec"]["rules"] = json!([]);
-        let next = revised(&stored, &catch_all).unwrap();
+        let next = revised(&stored, catch_all).unwrap();
         assert_eq!(next["spec"], catch_all.object["spec"]);
         assert_eq!(next["metadata"]["annotations"], json!({AUTO_UPDATE: "true", "mine": "x"}));
         let exempt = default("exempt", LEVELS);
         let mut stored = exempt.object.clone();
         stored["spec"]["exempt"]["nominalConcurrencyShares"] = 9.into();
-        assert_eq!(revised(&stored, &exempt), None, "an administrator may choose these");
+        assert_eq!(revised(&stored, exempt), None, "an administrator may choose these");
     }
 }

@@ -55,12 +55,12 @@ impl Config {
         };
         for default in mandatory(SCHEMAS) {
             if !schemas.iter().any(|schema| schema.metadata.name.as_ref() == Some(&default.name)) {
-                schemas.extend(serde_json::from_value(default.object).ok());
+                schemas.extend(serde_json::from_value(default.object.clone()).ok());
             }
         }
         for default in mandatory(LEVELS) {
             if !levels.iter().any(|level| level.metadata.name.as_ref() == Some(&default.name)) {
-                levels.extend(serde_json::from_value(default.object).ok());
+                levels.extend(serde_json::from_value(default.object.clone()).ok());
             }
         }
         let mut uids: BTreeMap<String, String> = BTreeMap::new();
@@ -150,7 +150,7 @@ mod tests {
 
     fn config(more: &[(&str, Value)]) -> Config {
         let objects = |resource: &str| -> Vec<Value> {
-            let defaults = flow_defaults().filter(|d| d.resource == resource).map(|d| d.object);
+            let defaults = flow_defaults().filter(|d| d.resource == resource).map(|d| d.object.clone());
             defaults.chain(more.iter().filter(|(of, _)| *of == resource).map(|(_, o)| o.clone())).collect()
         };
         let decode = |objects: Vec<Value>| serde_json::from_value(objects.into()).unwrap();

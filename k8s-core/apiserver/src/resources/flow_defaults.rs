@@ -1,5 +1,7 @@
 //! Upstream's default flow schemas and priority levels, as data.
 
+use std::sync::LazyLock;
+
 use serde_json::{Value, json};
 
 use crate::value::str_at;
@@ -42,26 +44,29 @@ impl FlowDefault {
     }
 }
 
+/// The default objects, decoded once.
+static DEFAULTS: LazyLock<Vec<FlowDefault>> = LazyLock::new(|| LINES.lines().filter_map(decode).collect());
+
 /// Returns the default objects; levels come before the schemas that name them.
-pub(crate) fn flow_defaults() -> impl Iterator<Item = FlowDefault> {
-    LINES.lines().filter_map(|line| {
-        let mut line: Value = serde_json::from_str(line).ok()?;
-        let (kind, name) = (str_at(&line, "/kind").to_owned(), str_at(&line, "/name").to_owned());
-        let resource = if kind == "FlowSchema" { SCHEMAS } else { LEVELS };
-        let object = json!({
-            "apiVersion": format!("{}/{}", API.0, API.1),
-            "kind": kind,
-            "metadata": {"name": name, "annotations": {AUTO_UPDATE: "true"}},
-            "spec": line["spec"].take(),
-        });
-        Some(FlowDefault { resource, name, object })
-    })
+pub(crate) fn flow_defaults() -> impl Iterator<Item = &'static FlowDefault> {
+    DEFAULTS.iter()
+}
+
+fn decode(line: &str) -> Option<FlowDefault> {
+    let mut line: Value = serde_json::from_str(line).ok()?;
+    let (kind, name) = (str_at(&line, "/kind").to_owned(), str_at(&line, "/name").to_owned());
+    let resource = if kind == "FlowSchema" { SCHEMAS } else { LEVELS };
+    let object = json!({
+        "apiVersion": format!("{}/{}", API.0, API.1),
+        "kind": kind,
+        "metadata": {"name": name, "annotations": {AUTO_UPDATE: "true"}},
+        "spec": line["spec"].take(),
+    });
+    Some(FlowDefault { resource, name, object })
 }
 
 /// Returns the mandatory object of a resource and name, if there is one.
-pub(crate) fn mandatory_flow(resource: &str, name: &str) -> Option<FlowDefault> {
-    if !matches!(name, "exempt" | "catch-all") {
-        return None;
-    }
-    flow_defaults().find(|default| default.resource == resource && default.name == name)
+pub(crate) fn mandatory_flow(resource: &str, name: &str) -> Option<&'static FlowDefault> {
+    let named = |default: &&FlowDefault| default.resource == resource && default.name == name;
+    flow_defaults().find(named).filter(|default| default.is_mandatory())
 }

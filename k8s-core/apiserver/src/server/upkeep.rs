@@ -7,7 +7,11 @@ use std::sync::Arc;
 use k8s_core::client::Client;
 
 use super::ApiServer;
-use crate::{state::State, user::User};
+use crate::{
+    resources::flow_defaults::{LEVELS, SCHEMAS},
+    state::State,
+    user::User,
+};
 
 /// Returns a client of the server as itself.
 pub(super) fn own_client(server: &ApiServer) -> Client {
@@ -18,14 +22,21 @@ pub(super) fn own_client(server: &ApiServer) -> Client {
 pub(super) fn start(state: &Arc<State>) {
     let (weak, every) = (Arc::downgrade(state), state.pace.sweep_every);
     tokio::spawn(async move {
+        let mut kept = None;
         loop {
             tokio::time::sleep(every).await;
             let Some(state) = weak.upgrade() else { return };
-            let server = ApiServer { state, user: None };
-            if let Err(error) = crate::bootstrap::keep_flow(server.store(), &own_client(&server)).await {
-                tracing::debug!(%error, "defaults of priority and fairness are looked at again later");
+            // Read before the objects: a change meanwhile is found by the next round.
+            let revisions = [SCHEMAS, LEVELS].map(|resource| state.store.last_change(resource));
+            if kept == Some(revisions) {
+                continue;
             }
+            let server = ApiServer { state, user: None };
             crate::flow_status::check_all(&server.state).await;
+            match crate::bootstrap::keep_flow(server.store(), &own_client(&server)).await {
+                Ok(()) => kept = Some(revisions),
+                Err(error) => tracing::debug!(%error, "defaults of priority and fairness are tried again"),
+            }
         }
     });
 }

@@ -189,6 +189,46 @@ async fn the_defaults_are_there_and_mandatory_ones_cannot_be_changed() {
 }
 
 #[tokio::test]
+async fn defaults_come_back_and_former_ones_go() {
+    let pace = k8s_apiserver::Pace { sweep_every: Duration::from_millis(20), ..Default::default() };
+    let builder = ApiServer::builder(Store::memory()).authenticate_with(Named).pace(pace);
+    let server = builder.build().await.unwrap();
+    let levels = format!("{BASE}/prioritylevelconfigurations");
+    let spec = json!({"type": "Limited", "limited": {"limitResponse": {"type": "Reject"}}});
+    let former = json!({"metadata": {"name": "former", "annotations": {"apf.kubernetes.io/autoupdate-spec": "true"}},
+        "spec": spec});
+    let own = json!({"metadata": {"name": "own"}, "spec": spec});
+    for object in [former, own] {
+        done(&server, "POST", &levels, &object).await;
+    }
+    done(&server, "DELETE", &format!("{levels}/system"), &Value::Null).await;
+    let mut chosen = done(&server, "GET", &format!("{levels}/node-high"), &Value::Null).await;
+    chosen["metadata"]["annotations"]["apf.kubernetes.io/autoupdate-spec"] = "false".into();
+    chosen["spec"]["limited"]["nominalConcurrencyShares"] = 7.into();
+    done(&server, "PUT", &format!("{levels}/node-high"), &chosen).await;
+    let begun = Instant::now();
+    loop {
+        let list = done(&server, "GET", &levels, &Value::Null).await;
+        let items = list["items"].as_array().unwrap();
+        let names: Vec<&str> = items.iter().map(|item| item["metadata"]["name"].as_str().unwrap()).collect();
+        if names.contains(&"system") && !names.contains(&"former") {
+            assert!(names.contains(&"own"));
+            let kept = items.iter().find(|item| item["metadata"]["name"] == "node-high").unwrap();
+            assert_eq!(kept["spec"]["limited"]["nominalConcurrencyShares"], 7);
+            break;
+        }
+        assert!(begun.elapsed() < Duration::from_secs(10), "{names:?}");
+        tokio::time::sleep(Duration::from_millis(20)).await;
+    }
+    // The schemas of the level that was gone find it again.
+    let path = format!("{BASE}/flowschemas/system-nodes");
+    while dangling(&done(&server, "GET", &path, &Value::Null).await).0 == "True" {
+        assert!(begun.elapsed() < Duration::from_secs(10));
+        tokio::time::sleep(Duration::from_millis(20)).await;
+    }
+}
+
+#[tokio::test]
 async fn a_schema_says_whether_its_level_exists() {
     let server = server().await;
     let rule = json!({"subjects": [{"kind": "User", "user": {"name": "eve"}}],

@@ -23,13 +23,14 @@ use tokio_util::sync::CancellationToken;
 
 use crate::peer::{authority, signed};
 
-/// An authenticator that takes the token as the user's name; `root` is an administrator.
+/// An authenticator that takes the token as the user's name; `root` and `admin` are administrators.
 pub(crate) struct Named;
 
 #[async_trait::async_trait]
 impl Authenticate for Named {
     async fn authenticate(&self, credentials: &Credentials<'_>) -> Result<Option<User>, ApiStatus> {
-        let groups = |name: &str| if name == "root" { vec!["system:masters"] } else { Vec::new() };
+        let groups =
+            |name: &str| if matches!(name, "root" | "admin") { vec!["system:masters"] } else { Vec::new() };
         Ok(credentials.bearer_token().map(|name| User::new(name, &groups(name))))
     }
 }

@@ -16,7 +16,7 @@ fn ms(ms: u64) -> Duration {
 fn config(number: u64, without: &str) -> Config {
     let objects = |resource| {
         let all = flow_defaults().filter(|d| d.resource == resource && d.name != without);
-        json!(all.map(|d| d.object).collect::<Vec<_>>())
+        json!(all.map(|d| d.object.clone()).collect::<Vec<_>>())
     };
     let schemas = serde_json::from_value(objects(SCHEMAS)).unwrap();
     let levels = serde_json::from_value(objects(LEVELS)).unwrap();
