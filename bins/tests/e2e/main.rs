@@ -22,6 +22,7 @@ mod limits;
 mod manifests;
 mod restart;
 mod shared;
+mod stateful;
 
 use std::process::ExitCode;
 
@@ -38,7 +39,7 @@ fn main() -> ExitCode {
     }
     let arguments = Arguments::from_args();
     let mut tests: Vec<Trial> = Vec::new();
-    for list in [kubectl::TESTS, limits::TESTS, manifests::TESTS, shared::TESTS] {
+    for list in [kubectl::TESTS, limits::TESTS, manifests::TESTS, shared::TESTS, stateful::TESTS] {
         tests.extend(list.iter().map(|(name, test)| {
             let (name, test) = (*name, *test);
             Trial::test(name, move || test(&*harness::shared()?, &name.replace('_', "-")))

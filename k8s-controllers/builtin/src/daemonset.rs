@@ -6,7 +6,6 @@
 //! replacements. (`maxSurge` is not supported: the old pod is deleted first.)
 
 mod plan;
-mod revisions;
 
 use std::sync::Arc;
 
@@ -26,7 +25,7 @@ use k8s_core::{
 use super::{
     Options,
     batch::{catch_up, is_in_doubt, slow_start},
-    claim, pods,
+    claim, history, pods,
 };
 use k8s_controllers::{Action, Context, Controller, Environment, Error, EventType, Reconcile};
 
@@ -55,7 +54,9 @@ impl Reconcile for DaemonSets {
             return Ok(Action::await_change());
         }
         let all: Vec<Arc<Pod>> = claim::claim(cx, &*set, &selector).await?;
-        let hash = revisions::ensure(cx, &set).await?;
+        let collisions = set.status.as_ref().and_then(|status| status.collision_count);
+        let history = history::ensure(cx, &*set, &selector, &spec.template, collisions, HASH).await?;
+        let hash = history.update.label(HASH).unwrap_or_default().to_owned();
         let nodes = cx.caches().of::<Node>().list();
         let now = cx.clock().now();
         let plan = plan::plan(&set, &hash, &nodes, &all, now);
@@ -77,13 +78,17 @@ impl Reconcile for DaemonSets {
             catch_up::<Pod>(cx, &selector);
         }
         cx.status(&*set, |next| {
-            let collisions = next.status.as_ref().and_then(|s| s.collision_count);
             next.status = Some(plan.status);
-            next.status.get_or_insert_default().collision_count = collisions;
+            next.status.get_or_insert_default().collision_count = history.collisions;
         })
         .await?;
         if plan.is_complete {
-            revisions::clean_up(cx, &set, &hash, &all).await?;
+            let limit = spec.revision_history_limit.unwrap_or(10);
+            history::clean_up(cx, &history.all, limit, |revision| {
+                let label = revision.label(HASH);
+                label == Some(&hash) || all.iter().any(|pod| pod.label(HASH) == label)
+            })
+            .await?;
         }
         match failure {
             Some(e) => Err(e),

@@ -42,12 +42,14 @@ mod daemonset;
 mod deployment;
 mod endpoints;
 mod gc;
+mod history;
 mod job;
 mod namespace;
 mod namespaced;
 mod node;
 mod quota;
 mod replicas;
+mod statefulset;
 mod token_secrets;
 mod trim;
 mod volumes;
@@ -182,6 +184,7 @@ pub static ALL: &[BuiltIn] = &[
         certificates::cleaning,
     ),
     row("resourcequota-controller", "resourcequota", "resourcequota-controller", quota::start),
+    row("statefulset-controller", "statefulset", "statefulset-controller", statefulset::start),
     row("daemonset-controller", "daemonset", "daemon-set-controller", daemonset::start),
     row(
         "persistentvolume-binder-controller",

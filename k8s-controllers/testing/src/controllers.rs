@@ -41,6 +41,8 @@ by_name! {
     replica_set = "replicaset";
     /// The ReplicationController controller.
     replication_controller = "replicationcontroller";
+    /// The StatefulSet controller.
+    stateful_set = "statefulset";
     /// The DaemonSet controller.
     daemon_set = "daemonset";
     /// The Job controller.

@@ -10,6 +10,7 @@ mod owned;
 mod pods;
 mod quotas;
 mod rollouts;
+mod stateful;
 
 use std::time::Duration;
 
