@@ -7,7 +7,11 @@ use k8s_core::{
 };
 use serde::{Deserialize, de::DeserializeOwned};
 
-async fn get<T: DeserializeOwned>(client: &Client, path: &str) -> Result<T, Error> {
+/// Reads a path as JSON.
+///
+/// # Errors
+/// The API server's error.
+pub(crate) async fn get<T: DeserializeOwned>(client: &Client, path: &str) -> Result<T, Error> {
     client.json(Method::GET, path, "application/json", "").await
 }
 

@@ -108,7 +108,8 @@ fn build<K: Object>(
     label: &str,
     revision: i64,
 ) -> Result<ControllerRevision, Error> {
-    let hash = hash::of(template, collisions);
+    // No collision and none counted are the same, so that a template has one name.
+    let hash = hash::of(template, collisions.filter(|count| *count != 0));
     let mut labels = template.metadata.as_ref().and_then(|m| m.labels.clone()).unwrap_or_default();
     labels.insert(label.to_owned(), hash.clone());
     let mut data = json::to_value(template).map_err(|e| Error::Other(e.into()))?;

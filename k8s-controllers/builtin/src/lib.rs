@@ -40,6 +40,7 @@ mod cluster_roles;
 mod cronjob;
 mod daemonset;
 mod deployment;
+mod disruption;
 mod endpoints;
 mod gc;
 mod history;
@@ -184,6 +185,7 @@ pub static ALL: &[BuiltIn] = &[
         certificates::cleaning,
     ),
     row("resourcequota-controller", "resourcequota", "resourcequota-controller", quota::start),
+    row("disruption-controller", "disruption", "disruption-controller", disruption::start),
     row("statefulset-controller", "statefulset", "statefulset-controller", statefulset::start),
     row("daemonset-controller", "daemonset", "daemon-set-controller", daemonset::start),
     row(

@@ -41,6 +41,8 @@ by_name! {
     replica_set = "replicaset";
     /// The ReplicationController controller.
     replication_controller = "replicationcontroller";
+    /// Computes the status of PodDisruptionBudgets.
+    disruption = "disruption";
     /// The StatefulSet controller.
     stateful_set = "statefulset";
     /// The DaemonSet controller.

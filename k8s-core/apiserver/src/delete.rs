@@ -24,14 +24,16 @@ use crate::{
 const AT_A_TIME: usize = 256;
 
 /// `DeleteOptions`, from body and query.
-#[derive(Debug, Default)]
+#[derive(Clone, Debug, Default)]
 pub(crate) struct Options {
     /// Validates only, without deleting.
     pub(crate) dry_run: bool,
     grace: Option<i64>,
     propagation: String,
-    uid: String,
-    revision: String,
+    /// Precondition; empty: none.
+    pub(crate) uid: String,
+    /// Precondition; empty: none.
+    pub(crate) revision: String,
     /// As they were sent, for admission.
     sent: Value,
 }

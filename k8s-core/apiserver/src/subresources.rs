@@ -1,15 +1,13 @@
 //! Subresources: status and scale, binding, eviction, tokens, finalize, and those that are forwarded to a
 //! kubelet.
 
+mod eviction;
 mod kubelet;
 
 use std::sync::Arc;
 
 use http::{Request, Response, StatusCode};
-use k8s_core::{
-    client::Body,
-    status::{ApiStatus, Reason},
-};
+use k8s_core::{client::Body, status::ApiStatus};
 use serde_json::{Value, json};
 
 use crate::{
@@ -26,7 +24,7 @@ use crate::{
     scale::scale_of,
     state::State,
     storage::{TRIES, current, put, timestamp},
-    value::{array_at, int_at, set, str_at},
+    value::{array_at, set, str_at},
     write::{self, Change, modify},
 };
 
@@ -64,7 +62,7 @@ pub(crate) async fn handle(
         }
         ("eviction", "create") => {
             let body = read_body(request).await?;
-            eviction(state, call, resource, &body).await
+            eviction::handle(state, call, resource, &body).await
         }
         ("token", "create") => {
             let body = read_body(request).await?;
@@ -239,89 +237,6 @@ async fn bind(
         }
     }
     Err(ApiStatus::conflict("", "pods/binding", name, "the pod changes too fast"))
-}
-
-/// `pods/<name>/eviction`: a deletion that PodDisruptionBudgets may refuse.
-async fn eviction(
-    state: &Arc<State>,
-    call: &Call,
-    resource: &Arc<Resource>,
-    body: &[u8],
-) -> Result<Response<Body>, ApiStatus> {
-    let (mut eviction, _) = decode_body(call, "Eviction", body)?;
-    let (namespace, name) = (call.info.namespace.as_str(), call.info.name.as_str());
-    let named = str_at(&eviction, "/metadata/name");
-    if !named.is_empty() && named != name {
-        return Err(ApiStatus::bad_request("name in URL does not match name in Eviction object"));
-    }
-    let asked = crate::call::dry_run(call, "CreateOptions")?;
-    state.admission.posted(call, resource, &mut eviction, asked).await?;
-    let nothing = json!({});
-    let options = crate::delete::parse(call, eviction.get("deleteOptions").unwrap_or(&nothing))?;
-    let (_, pod) = current(state, resource, &resource.key(namespace, name), name)?;
-    let waiting = ["Succeeded", "Failed", "Pending"].contains(&str_at(&pod, "/status/phase"));
-    if !waiting && pod.pointer("/metadata/deletionTimestamp").is_none() {
-        budget(state, call, namespace, &pod, options.dry_run).await?;
-    }
-    crate::delete::with(state, call, resource, &options).await?;
-    Ok(created())
-}
-
-/// Takes one disruption from the budgets that cover a pod; in a dry run, only looks whether there is one.
-async fn budget(
-    state: &Arc<State>,
-    call: &Call,
-    namespace: &str,
-    pod: &Value,
-    dry_run: bool,
-) -> Result<(), ApiStatus> {
-    let Some(budgets) = call.registry.find("policy", "v1", "poddisruptionbudgets").cloned() else {
-        return Ok(());
-    };
-    let labels = |key: &str| pod.pointer("/metadata/labels").and_then(|l| l.get(key)).and_then(Value::as_str);
-    let snapshot = state.store.snapshot(&budgets.storage);
-    for stored in snapshot.range(&format!("{namespace}/"), "") {
-        for _ in 0..TRIES {
-            let Ok((stored, mut budget)) = current(state, &budgets, &stored.key, stored.name()) else {
-                break;
-            };
-            let covers = budget
-                .pointer("/spec/selector")
-                .and_then(|s| k8s_core::json::from_value(s).ok())
-                .and_then(|s| k8s_core::meta::LabelSelector::from_api(&s).ok())
-                .is_some_and(|s| s.matches_with(labels));
-            if !covers {
-                break;
-            }
-            let allowed = int_at(&budget, "/status/disruptionsAllowed").unwrap_or(0);
-            if allowed <= 0 {
-                let cause = k8s_core::api::apimachinery::pkg::apis::meta::v1::StatusCause {
-                    reason: Some("DisruptionBudget".into()),
-                    message: Some(format!(
-                        "The disruption budget {} needs {} healthy pods and has {} currently",
-                        stored.name(),
-                        int_at(&budget, "/status/desiredHealthy").unwrap_or(0),
-                        int_at(&budget, "/status/currentHealthy").unwrap_or(0)
-                    )),
-                    field: None,
-                };
-                return Err(ApiStatus::of(
-                    Reason::TooManyRequests,
-                    "Cannot evict pod as it would violate the pod's disruption budget.",
-                )
-                .causes(vec![cause]));
-            }
-            if dry_run {
-                break;
-            }
-            set(&mut budget, "/status/disruptionsAllowed", (allowed - 1).into());
-            let expect = k8s_store::Expect::Revision(stored.revision);
-            if put(state, &budgets, &stored.key, expect, &budget).await.is_ok() {
-                break;
-            }
-        }
-    }
-    Ok(())
 }
 
 /// `namespaces/<name>/finalize`: what keeps a namespace is taken off.

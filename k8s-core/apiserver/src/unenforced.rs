@@ -45,10 +45,6 @@ const KINDS: &[Kind] = &[
         "networkpolicies.networking.k8s.io",
         "network policies are stored, but not enforced: all traffic is let through",
     ),
-    Kind(
-        "poddisruptionbudgets.policy",
-        "no controller updates the status of disruption budgets: every eviction of a covered pod is refused",
-    ),
     Kind("resourceclaims.resource.k8s.io", NO_DRA),
     Kind("resourceclaimtemplates.resource.k8s.io", NO_DRA),
     Kind("resourceslices.resource.k8s.io", NO_DRA),

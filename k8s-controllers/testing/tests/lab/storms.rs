@@ -3,6 +3,7 @@
 //! CI runs a few seeds of each; `SEEDS=1000` runs that many.
 
 mod alike;
+mod budgets;
 mod daemons;
 mod endpoints;
 mod jobs;

@@ -55,8 +55,8 @@ async fn a_dry_run_evicts_nothing_and_takes_no_disruption() {
     let budgets = "/apis/policy/v1/namespaces/default/poddisruptionbudgets";
     let budget = json!({"metadata": {"name": "b"}, "spec": {"maxUnavailable": 1, "selector": {"matchLabels": {"a": "b"}}}});
     done(&server, "POST", budgets, &budget).await;
-    done(&server, "PATCH", &format!("{budgets}/b/status"), &json!({"status": {"disruptionsAllowed": 1}}))
-        .await;
+    let status = json!({"status": {"disruptionsAllowed": 1, "observedGeneration": 1}});
+    done(&server, "PATCH", &format!("{budgets}/b/status"), &status).await;
     let evict = |options: Value| json!({"kind": "Eviction", "apiVersion": "policy/v1", "metadata": {"name": "p"}, "deleteOptions": options});
     let path = format!("{BASE}/pods/p/eviction");
     done(&server, "POST", &path, &evict(json!({"dryRun": ["All"]}))).await;

@@ -15,6 +15,7 @@ mod crd;
 mod dry_run;
 mod encoding;
 mod escalation;
+mod evictions;
 mod facts;
 mod fairness;
 mod golden;

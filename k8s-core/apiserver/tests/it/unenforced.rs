@@ -70,7 +70,10 @@ async fn kinds_that_nothing_acts_on_are_warned_of_when_they_are_created() {
     let namespaced = |group: &str, plural: &str| format!("{group}/namespaces/default/{plural}");
     for (path, object) in [
         (namespaced("/apis/networking.k8s.io/v1", "networkpolicies"), json!({"spec": {"podSelector": {}}})),
-        (namespaced("/apis/policy/v1", "poddisruptionbudgets"), json!({"spec": {"maxUnavailable": 1}})),
+        (
+            namespaced("/apis/autoscaling/v2", "horizontalpodautoscalers"),
+            json!({"spec": {"maxReplicas": 1, "scaleTargetRef": {"kind": "Deployment", "name": "a", "apiVersion": "apps/v1"}}}),
+        ),
     ] {
         let mut object = object;
         object["metadata"] = json!({"name": "x"});
@@ -106,9 +109,9 @@ async fn external_addresses_in_the_ranges_of_the_cluster_are_warned_of() {
 #[tokio::test]
 async fn a_comparison_with_upstream_can_turn_them_off() {
     let server = server().await;
-    let budget = json!({"metadata": {"name": "x"}, "spec": {"maxUnavailable": 1}});
-    let path = "/apis/policy/v1/namespaces/default/poddisruptionbudgets";
-    let (code, warnings) = send(&server, "POST", path, &budget).await;
+    let policy = json!({"metadata": {"name": "x"}, "spec": {"podSelector": {}}});
+    let path = "/apis/networking.k8s.io/v1/namespaces/default/networkpolicies";
+    let (code, warnings) = send(&server, "POST", path, &policy).await;
     assert_eq!(code, 201);
     assert_eq!(warnings, Vec::<String>::new());
 }
