@@ -198,13 +198,33 @@ impl AuthenticationSettings {
         webhook.map(Some).map_err(|e| ClusterError::invalid(&setting, e))
     }
 
+    /// Returns the file of --authentication-config.
+    pub(crate) fn configuration_file(&self) -> Option<PathBuf> {
+        self.authentication_config.clone()
+    }
+
     /// Returns the AuthenticationConfiguration of the file, and the issuer of the flags.
     fn configurations(&self) -> Result<Vec<AuthenticationConfiguration>, ClusterError> {
+        match &self.authentication_config {
+            Some(file) => parsed("authentication-config", file, |text| Ok::<_, String>(text.to_owned()))
+                .and_then(|text| self.configurations_of(Some(&text))),
+            None => self.configurations_of(None),
+        }
+    }
+
+    /// As [`AuthenticationSettings::configurations`], with the text of the file.
+    ///
+    /// # Errors
+    /// The text or a flag cannot be used.
+    pub(crate) fn configurations_of(
+        &self,
+        text: Option<&str>,
+    ) -> Result<Vec<AuthenticationConfiguration>, ClusterError> {
         let reserved = &self.service_account_issuer;
         let mut all = Vec::new();
-        if let Some(file) = &self.authentication_config {
-            let parse = |text: &str| AuthenticationConfiguration::parse(text, reserved);
-            all.push(parsed("authentication-config", file, parse)?);
+        if let (Some(text), Some(file)) = (text, &self.authentication_config) {
+            let invalid = |e| ClusterError::invalid(format!("--authentication-config {}", file.display()), e);
+            all.push(AuthenticationConfiguration::parse(text, reserved).map_err(invalid)?);
         }
         let flags = self.oidc.settings()?;
         let file = all.first();

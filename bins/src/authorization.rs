@@ -82,8 +82,7 @@ impl AuthorizationFlags {
                     "cannot be combined with --authorization-mode or the webhook's flags",
                 ));
             }
-            let modes = configuration::parse(&read(flag, file)?, self);
-            return modes.map_err(|why| invalid(flag, format!("{}: {why}", file.display())));
+            return self.configured(&read(flag, file)?);
         }
         let flag = "--authorization-mode";
         let mut modes = Vec::new();
@@ -106,6 +105,53 @@ impl AuthorizationFlags {
             return Err(invalid(webhook, "add Webhook to --authorization-mode"));
         }
         Ok(modes)
+    }
+
+    /// Returns the file of --authorization-config.
+    pub(crate) fn configuration_file(&self) -> Option<PathBuf> {
+        self.authorization_config.clone()
+    }
+
+    /// Returns the authorizers of the text of that file.
+    ///
+    /// # Errors
+    /// [`ClusterError::Invalid`] with the flag.
+    pub(crate) fn configured(&self, text: &str) -> Result<Vec<AuthorizationMode>, ClusterError> {
+        let file = self.authorization_config.as_deref().unwrap_or(Path::new(""));
+        let why = |why| invalid("--authorization-config", format!("{}: {why}", file.display()));
+        configuration::parse(text, self).map_err(why)
+    }
+
+    /// As [`AuthorizationFlags::configured`], for a server that was started with `started`.
+    ///
+    /// # Errors
+    /// Also an authorizer other than a webhook that was not among them, which needs a restart.
+    pub(crate) fn reconfigured(
+        &self,
+        text: &str,
+        started: &[AuthorizationMode],
+    ) -> Result<Vec<AuthorizationMode>, ClusterError> {
+        let modes = self.configured(text)?;
+        let kind = std::mem::discriminant::<AuthorizationMode>;
+        let is_new = |mode: &&AuthorizationMode| {
+            !matches!(mode, AuthorizationMode::Webhook(_)) && started.iter().all(|s| kind(s) != kind(mode))
+        };
+        match modes.iter().find(is_new) {
+            None => Ok(modes),
+            Some(mode) => {
+                let name = match mode {
+                    AuthorizationMode::Node => "Node",
+                    AuthorizationMode::Rbac => "RBAC",
+                    AuthorizationMode::Abac(_) => "ABAC",
+                    AuthorizationMode::AlwaysAllow => "AlwaysAllow",
+                    _ => "AlwaysDeny",
+                };
+                let why = format!(
+                    "authorizer type {name} is not allowed if it was not enabled at initial server startup"
+                );
+                Err(invalid("--authorization-config", why))
+            }
+        }
     }
 
     /// Returns an authorizer that is no webhook.

@@ -17,13 +17,14 @@ use k8s_runtime::{
 };
 
 use crate::{
-    control_plane::ControlPlane,
+    control_plane::{ControlPlane, Kubeconfigs},
     error::ClusterError,
     extensions::Builder,
     identities,
     network::{Network, NetworkConfig, Parts},
     node::{self, LocalNode, NodeConfig},
     paths::{Lock, Paths},
+    renewal::Renewals,
     settings::ClusterSettings,
     simulated,
 };
@@ -340,7 +341,8 @@ impl Cluster {
     /// # Ok::<(), Box<dyn std::error::Error>>(())
     /// # }).unwrap();
     /// ```
-    pub async fn shutdown(self) {
+    pub async fn shutdown(mut self) {
+        self.plane.api.begin_shutdown().await;
         for node in self.nodes {
             node.shutdown().await;
         }
@@ -376,6 +378,16 @@ impl Cluster {
 }
 
 impl Cluster {
+    /// Returns the source of kubeconfigs, for steps of [`Cluster::renewals`].
+    pub(crate) fn kubeconfigs(&self) -> Kubeconfigs {
+        self.plane.api.kubeconfigs.clone()
+    }
+
+    /// Returns the steps that renew certificates while the cluster runs.
+    pub(crate) fn renewals(&self) -> &Renewals {
+        &self.plane.api.renewals
+    }
+
     async fn add_nodes(
         &mut self,
         choices: &ClusterConfig,

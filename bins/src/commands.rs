@@ -20,7 +20,7 @@ use clap::{CommandFactory, FromArgMatches, Parser, Subcommand};
 use crate::{extensions::Extensions, program::Program};
 use config::Refused;
 use exit::{Code, Failure};
-use process::{block_on, stop_signal};
+use process::{block_on, or_at_once, stop_signal};
 
 /// Kubernetes in one binary.
 #[derive(Debug, Parser)]

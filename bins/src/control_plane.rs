@@ -21,7 +21,7 @@ use k8s_core::client::Client;
 use tokio::task::JoinHandle;
 use tokio_util::sync::CancellationToken;
 
-pub(crate) use api::{Api, ApiConfig, bind, limits};
+pub(crate) use api::{Api, ApiConfig, Kubeconfigs, bind, limits};
 pub(crate) use store::open_store;
 
 use crate::{error::ClusterError, extensions::Extensions, identities, paths::Paths};
@@ -93,7 +93,7 @@ impl ControlPlane {
         };
         let config = ControllersConfig {
             selection,
-            root_ca: api.pki.ca().to_owned(),
+            root_ca: api.kubeconfigs.trust().to_owned(),
             cluster_cidr,
             signing,
             token_signer: Some(api.token_signer.clone()),

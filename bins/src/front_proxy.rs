@@ -18,8 +18,7 @@ const NAME: &str = "front-proxy-client";
 /// impersonate every user.
 #[derive(Debug)]
 pub struct FrontProxy {
-    identity: Identity,
-    ca: String,
+    pki: Pki,
 }
 
 impl FrontProxy {
@@ -29,14 +28,16 @@ impl FrontProxy {
     /// As [`Pki::open`].
     pub fn open(paths: &Paths) -> Result<Self, ClusterError> {
         let pki = Pki::open(&paths.name, &paths.pki().join("front-proxy"))?;
-        let identity = pki.client("client", NAME, "")?;
-        Ok(FrontProxy { identity, ca: pki.ca().to_owned() })
+        Ok(FrontProxy { pki })
     }
 
-    /// Returns the client certificate for the API server.
-    #[must_use]
-    pub fn identity(&self) -> ClientIdentity {
-        ClientIdentity { certificate: self.identity.certificate.clone(), key: self.identity.key.clone() }
+    /// Returns a new client certificate for the API server.
+    ///
+    /// # Errors
+    /// As [`Pki::open`].
+    pub fn identity(&self) -> Result<ClientIdentity, ClusterError> {
+        let Identity { certificate, key } = self.pki.client("client", NAME, "")?;
+        Ok(ClientIdentity { certificate, key })
     }
 
     /// Writes the ConfigMap `extension-apiserver-authentication`, from which aggregated API servers read the
@@ -50,7 +51,7 @@ impl FrontProxy {
             "apiVersion": "v1", "kind": "ConfigMap", "metadata": {"name": name, "namespace": "kube-system"},
             "data": {
                 "client-ca-file": client_ca,
-                "requestheader-client-ca-file": self.ca,
+                "requestheader-client-ca-file": self.pki.ca(),
                 "requestheader-allowed-names": json!([NAME]).to_string(),
                 "requestheader-username-headers": json!(["X-Remote-User"]).to_string(),
                 "requestheader-uid-headers": json!(["X-Remote-Uid"]).to_string(),

@@ -36,7 +36,7 @@ pub struct NodeConfig {
     /// Pod CIDR of the node.
     pub pod_cidr: Option<IpNet>,
     /// Address and port of the kubelet's API; `None`: it is called in this process only.
-    pub api: Option<(std::net::SocketAddr, Arc<k8s_tls::ServerConfig>)>,
+    pub api: Option<(std::net::SocketAddr, k8s_tls::ServerTls)>,
     /// Sysctls beside the safe ones that pods may set.
     pub allowed_unsafe_sysctls: Vec<String>,
     /// Registry of the kubelet's metrics.
@@ -144,20 +144,21 @@ impl LocalNode {
     }
 }
 
-/// Returns the TLS configuration of a kubelet's API: a certificate for the node, and client certificates of
-/// the cluster's CA required.
+/// Returns the TLS configuration of a kubelet's API: a new certificate for the node, and client certificates
+/// of the cluster's CA required.
 ///
 /// # Errors
 /// The certificate cannot be created.
 pub fn kubelet_tls(
     pki: &crate::pki::Pki,
+    policy: &k8s_tls::Policy,
     name: &str,
     address: IpAddr,
-) -> Result<Arc<k8s_tls::ServerConfig>, ClusterError> {
+) -> Result<k8s_tls::ServerConfigs, ClusterError> {
     let identity = pki.server(&format!("kubelet-{name}"), &[name], &[address])?;
     let clients = k8s_tls::ClientAuth::Required(pki.ca().as_bytes());
-    let config = k8s_tls::server(&identity.tls(), &clients, &[]).map_err(ClusterError::of("kubelet TLS"))?;
-    Ok(Arc::new(config))
+    let settings = k8s_tls::ServerSettings { clients, alpn: &[], named: &[], policy };
+    k8s_tls::server_with(&identity.tls(), &settings).map_err(ClusterError::of("kubelet TLS"))
 }
 
 async fn start_kubelet(

@@ -10,7 +10,8 @@ use ipnet::Ipv4Net;
 
 use crate::{
     admission::AdmissionSettings, audit::AuditSettings, authentication::AuthenticationSettings,
-    authorization::AuthorizationFlags, encryption::EncryptionSettings, inflight::InflightSettings, ranges,
+    authorization::AuthorizationFlags, encryption::EncryptionSettings, inflight::InflightSettings,
+    lifecycle::LifecycleSettings, ranges, serving::ServingSettings,
 };
 
 /// Settings of a cluster. Each field is a flag of `up` and `server`, a variable of the environment, a key of
@@ -58,6 +59,10 @@ pub(crate) struct ClusterSettings {
     /// the containers of its pods.
     #[arg(long)]
     pub(crate) forget_state: bool,
+    #[command(flatten)]
+    pub(crate) serving: ServingSettings,
+    #[command(flatten)]
+    pub(crate) lifecycle: LifecycleSettings,
     #[command(flatten)]
     pub(crate) authentication: AuthenticationSettings,
     #[command(flatten)]

@@ -1,6 +1,7 @@
 //! The file of `--authorization-config`: a chain of authorizers (`kind: AuthorizationConfiguration`).
 //!
-//! Not here: authorizers of the connection type `InClusterConfig`, and reloading; a change needs a restart.
+//! A server reads the file again each minute (`reload`). Not here: authorizers of the connection type
+//! `InClusterConfig`.
 
 use std::{collections::HashSet, path::PathBuf, time::Duration};
 
@@ -110,7 +111,9 @@ pub(super) fn parse(text: &str, flags: &AuthorizationFlags) -> Result<Vec<Author
             return Err(format!("{field}.name: {:?} is there twice", authorizer.name));
         }
         modes.push(match (authorizer.webhook, is_webhook) {
-            (Some(settings), true) => of_webhook(settings).map_err(|why| format!("{field}.webhook.{why}"))?,
+            (Some(settings), true) => {
+                of_webhook(&authorizer.name, settings).map_err(|why| format!("{field}.webhook.{why}"))?
+            }
             (None, true) => return Err(format!("{field}.webhook: required when type=Webhook")),
             (Some(_), false) => {
                 return Err(format!("{field}.webhook: may only be specified when type=Webhook"));
@@ -135,7 +138,7 @@ fn is_subdomain(name: &str) -> bool {
 
 /// # Errors
 /// The field below `webhook` and its problem.
-fn of_webhook(config: Webhook) -> Result<AuthorizationMode, String> {
+fn of_webhook(name: &str, config: Webhook) -> Result<AuthorizationMode, String> {
     let duration = |field: &str, text: Option<String>, default: Option<Duration>| match (text, default) {
         (None, None) => Err(format!("{field}: is required")),
         (None, Some(default)) => Ok(default),
@@ -162,6 +165,7 @@ fn of_webhook(config: Webhook) -> Result<AuthorizationMode, String> {
         }
     }
     let settings = WebhookSettings {
+        name: name.to_owned(),
         authorized_ttl: kept(authorized, config.cache_authorized_requests),
         unauthorized_ttl: kept(unauthorized, config.cache_unauthorized_requests),
         timeout,

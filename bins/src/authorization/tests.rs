@@ -103,6 +103,24 @@ fn a_configuration_is_a_chain() {
         let told = made(&chain.replacen(change.0, change.1, 1)).unwrap_err();
         assert!(told.contains(problem), "{change:?}: {told}");
     }
+    // A reload may change webhooks, and other authorizers only among those of the start.
+    let flag = format!("--authorization-config={}", file.display());
+    let command = AuthorizationFlags::augment_args(Command::new("x").no_binary_name(true));
+    let flags = AuthorizationFlags::from_arg_matches(&command.get_matches_from([flag])).unwrap();
+    let again = |types: &[&str]| {
+        let rows: String =
+            types.iter().map(|kind| format!("- {{type: {kind}, name: {}}}\n", kind.to_lowercase())).collect();
+        let text = format!(
+            "apiVersion: apiserver.config.k8s.io/v1\nkind: AuthorizationConfiguration\nauthorizers:\n{rows}"
+        );
+        let started = [AuthorizationMode::Node, AuthorizationMode::Rbac];
+        flags.reconfigured(&text, &started).map(|modes| format!("{modes:?}")).map_err(|e| e.to_string())
+    };
+    assert_eq!(again(&["RBAC"]).unwrap(), "[Rbac]");
+    assert_eq!(again(&["RBAC", "Node"]).unwrap(), "[Rbac, Node]");
+    let refused = again(&["RBAC", "AlwaysAllow"]).unwrap_err();
+    let why = "authorizer type AlwaysAllow is not allowed if it was not enabled at initial server startup";
+    assert!(refused.ends_with(why), "{refused}");
     assert!(made("authorizers: []\n").unwrap_err().contains("at least one"));
     let both = [format!("--authorization-config={}", file.display()), "--authorization-mode=RBAC".to_owned()];
     assert!(modes(&[&both[0], &both[1]]).unwrap_err().contains("cannot be combined"));

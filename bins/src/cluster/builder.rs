@@ -227,12 +227,15 @@ impl ClusterBuilder {
             memory: config.memory,
             forget_state: settings.forget_state,
             tls_names: settings.tls_san.clone(),
+            serving: settings.serving.clone(),
+            lifecycle: settings.lifecycle.clone(),
             authentication: settings.authentication.clone(),
             encryption: settings.encryption.clone(),
             admission: settings.admission.clone(),
             audit: settings.audit.clone(),
             authorization: settings.authorization.modes()?,
             limits: settings.inflight.limits(),
+            authorization_flags: settings.authorization.clone(),
             ..ApiConfig::default()
         };
         let plane = ControlPlane::start(&paths, api, selection, pods, extensions).await?;

@@ -24,10 +24,14 @@ use crate::{
     paths::{Lock, Paths},
     pki::Pki,
     ranges,
+    renewal::Renewals,
+    serving::PolicyFlags,
 };
 use ipnet::Ipv4Net;
 use k8s_metrics::Registry;
 use k8s_runtime::Runtime;
+use k8s_tls::ServerTls;
+use tokio_util::sync::CancellationToken;
 
 /// Network settings that are equal on all nodes of a cluster.
 #[derive(Debug, clap::Args)]
@@ -102,6 +106,8 @@ pub(super) struct Kubelet {
     #[arg(long, value_delimiter = ',')]
     allowed_unsafe_sysctls: Vec<String>,
     #[command(flatten)]
+    policy: PolicyFlags,
+    #[command(flatten)]
     _config: ConfigFile,
 }
 
@@ -138,13 +144,15 @@ impl Kubelet {
         let address = self.node_ip.or_else(crate::network::own_address);
         let address =
             address.or_else(|| network.map(Network::gateway)).unwrap_or(IpAddr::V4(Ipv4Addr::LOCALHOST));
+        let stop = stop_token();
+        let api = self.tls(name, address, &stop)?;
         let config = NodeConfig {
             name: self.ranges.node_name(),
             address,
             dns: IpAddr::V4(self.ranges.cluster_dns),
             domain: self.ranges.cluster_domain.clone(),
             pod_cidr: network.map(|network| network.node_pods().into()),
-            api: self.tls(name, address)?,
+            api,
             allowed_unsafe_sysctls: std::mem::take(&mut self.allowed_unsafe_sysctls),
             metrics,
         };
@@ -158,7 +166,7 @@ impl Kubelet {
             }
         };
         println!("node {} runs", node.name());
-        stop_token().cancelled().await;
+        stop.cancelled().await;
         node.shutdown().await;
         if let Containers::Embedded(network) = containers {
             network.shutdown().await;
@@ -166,18 +174,27 @@ impl Kubelet {
         Ok(())
     }
 
-    /// The kubelet's API over TLS, with a certificate of the cluster's CA.
+    /// The kubelet's API over TLS, with a certificate of the cluster's CA that is renewed until `stop`.
+    #[expect(clippy::disallowed_methods, reason = "the task ends with the program's token")]
     fn tls(
         &self,
         name: &str,
         address: IpAddr,
-    ) -> Result<Option<(SocketAddr, Arc<k8s_tls::ServerConfig>)>, Failure> {
+        stop: &CancellationToken,
+    ) -> Result<Option<(SocketAddr, ServerTls)>, Failure> {
+        let policy = self.policy.policy()?;
         let Some(directory) = self.cert_dir.as_ref().filter(|_| self.port != 0) else { return Ok(None) };
-        let pki = Pki::open(name, directory).map_err(ClusterError::from)?;
-        Ok(Some((
-            SocketAddr::new(self.address, self.port),
-            node::kubelet_tls(&pki, &self.ranges.node_name(), address)?,
-        )))
+        let pki = Arc::new(Pki::open(name, directory).map_err(ClusterError::from)?);
+        let (signed, node) = (pki.validity(), self.ranges.node_name());
+        let configs = {
+            let pki = pki.clone();
+            move || node::kubelet_tls(&pki, &policy, &node, address)
+        };
+        let tls = ServerTls::new(configs()?);
+        let (renewals, renewed) = (Renewals::default(), tls.clone());
+        renewals.add("kubelet", move || configs().map(|configs| renewed.replace(configs)));
+        tokio::spawn(renewals.run(pki, signed, stop.clone()));
+        Ok(Some((SocketAddr::new(self.address, self.port), tls)))
     }
 }
 

@@ -23,21 +23,24 @@ use super::{
     config::ConfigFile,
     exit::{Code, Failure},
     health::Health,
-    stop_signal,
+    or_at_once, stop_signal,
 };
 use crate::{
     admission::AdmissionSettings,
     audit::AuditSettings,
     authentication::{self, AuthenticationSettings},
     authorization::AuthorizationFlags,
-    control_plane::{Api, ApiConfig, ControllersConfig, manager},
+    control_plane::{Api, ApiConfig, ControllersConfig, Kubeconfigs, manager},
     encryption::EncryptionSettings,
+    error::ClusterError,
     extensions::Extensions,
     identities::{self, ServiceAccounts},
     inflight::InflightSettings,
+    lifecycle::LifecycleSettings,
     paths::{Lock, Paths},
     pki::refresh_private,
     ranges,
+    serving::ServingSettings,
     signing::SigningFlags,
 };
 
@@ -68,9 +71,6 @@ pub(super) struct ApiServer {
     /// to the `kubelet.kubeconfig` of the node that is named after this host; may be repeated.
     #[arg(long)]
     kubelet_node_name: Vec<String>,
-    /// CA of client certificates (default: the CA in the certificate directory).
-    #[arg(long)]
-    client_ca_file: Option<PathBuf>,
     /// Service CIDR.
     #[arg(long, default_value = ranges::SERVICES, value_parser = ranges::parse)]
     service_cluster_ip_range: Ipv4Net,
@@ -89,6 +89,10 @@ pub(super) struct ApiServer {
     /// upstream server.
     #[arg(long, default_value_t = true, action = clap::ArgAction::Set)]
     warn_unenforced: bool,
+    #[command(flatten)]
+    serving: ServingSettings,
+    #[command(flatten)]
+    lifecycle: LifecycleSettings,
     #[command(flatten)]
     authentication: AuthenticationSettings,
     #[command(flatten)]
@@ -123,9 +127,11 @@ impl ApiServer {
             node_ports: self.service_node_port_range,
             forget_state: self.forget_state,
             pki: Some(pki_dir.clone()),
-            client_ca: self.client_ca_file.as_deref().map(read).transpose()?.unwrap_or_default(),
+            serving: self.serving,
+            lifecycle: self.lifecycle,
             authentication: self.authentication.clone(),
             authorization: modes,
+            authorization_flags: self.authorization,
             encryption: self.encryption,
             admission: self.admission,
             audit: self.audit,
@@ -140,7 +146,14 @@ impl ApiServer {
                 .await
                 .map_err(Failure::because("bind the role of the added controllers"))?;
         }
-        write_kubeconfigs(name, &api, &pki_dir, &self.kubelet_node_name)?;
+        let files = KubeconfigFiles {
+            name: name.to_owned(),
+            kubeconfigs: api.kubeconfigs.clone(),
+            directory: pki_dir,
+            nodes: self.kubelet_node_name,
+        };
+        files.write()?;
+        api.renewals.add("kubeconfigs of the components", move || files.write());
         if let Some(address) = api.address {
             println!("serving on https://{address}");
         }
@@ -148,36 +161,42 @@ impl ApiServer {
             ended = api.ended() => return Ok(ended?),
             () = stop_signal() => {}
         }
-        api.shutdown().await;
+        or_at_once(api.shutdown()).await;
         Ok(())
     }
 }
 
-/// Writes a kubeconfig for the administrator and one for each component, beside the certificates.
-fn write_kubeconfigs(
-    name: &str,
-    api: &Api,
-    directory: &std::path::Path,
-    nodes: &[String],
-) -> Result<(), Failure> {
-    let user = |file: &str, user: &str, group| (file.to_owned(), user.to_owned(), group);
-    let kubelet = |file: String, node: &str| (file, format!("system:node:{node}"), identities::NODES);
-    let mut users = vec![
-        user("admin", &format!("{name}-admin"), "system:masters"),
-        user("controller-manager", identities::CONTROLLER_MANAGER, ""),
-        user("scheduler", identities::SCHEDULER, ""),
-        kubelet("kubelet".to_owned(), &crate::host_name()),
-    ];
-    users.extend(nodes.iter().map(|node| kubelet(format!("kubelet-{node}"), node)));
-    // The last one: whoever waits for it has all.
-    users.push(user("kube-proxy", identities::PROXY, ""));
-    for (file, user, group) in users {
-        let config = api.kubeconfig(&file, &user, group)?;
-        let path = directory.join(format!("{file}.kubeconfig"));
-        refresh_private(&path, config.to_yaml().as_bytes())
-            .map_err(Failure::because(format!("write {}", path.display())))?;
+/// The kubeconfigs beside the certificates.
+struct KubeconfigFiles {
+    name: String,
+    kubeconfigs: Kubeconfigs,
+    directory: PathBuf,
+    nodes: Vec<String>,
+}
+
+impl KubeconfigFiles {
+    /// Writes a kubeconfig for the administrator and one for each component.
+    fn write(&self) -> Result<(), ClusterError> {
+        let name = &self.name;
+        let user = |file: &str, user: &str, group| (file.to_owned(), user.to_owned(), group);
+        let kubelet = |file: String, node: &str| (file, format!("system:node:{node}"), identities::NODES);
+        let mut users = vec![
+            user("admin", &format!("{name}-admin"), "system:masters"),
+            user("controller-manager", identities::CONTROLLER_MANAGER, ""),
+            user("scheduler", identities::SCHEDULER, ""),
+            kubelet("kubelet".to_owned(), &crate::host_name()),
+        ];
+        users.extend(self.nodes.iter().map(|node| kubelet(format!("kubelet-{node}"), node)));
+        // The last one: whoever waits for it has all.
+        users.push(user("kube-proxy", identities::PROXY, ""));
+        for (file, user, group) in users {
+            let config = self.kubeconfigs.of(&file, &user, group)?;
+            let path = self.directory.join(format!("{file}.kubeconfig"));
+            refresh_private(&path, config.to_yaml().as_bytes())
+                .map_err(ClusterError::io(format!("write {}", path.display())))?;
+        }
+        Ok(())
     }
-    Ok(())
 }
 
 /// Connection of a component to the API server.

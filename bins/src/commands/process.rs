@@ -58,6 +58,14 @@ pub(super) fn block_on(
     runtime.block_on(future)
 }
 
+/// Waits for the end of a shutdown, or for a second Ctrl-C or SIGTERM, which ends it at once.
+pub(super) async fn or_at_once(shutdown: impl Future<Output = ()>) {
+    tokio::select! {
+        () = shutdown => {}
+        () = stop_signal() => eprintln!("stopped at once, with requests in flight"),
+    }
+}
+
 /// Waits for Ctrl-C or SIGTERM.
 pub(super) async fn stop_signal() {
     use tokio::signal::unix::{SignalKind, signal};

@@ -9,10 +9,11 @@ use std::{
 
 use k8s_core::client::Kubeconfig;
 
-use super::{config::ConfigFile, exit::Failure, stop_signal};
+use super::{config::ConfigFile, exit::Failure, or_at_once, stop_signal};
 use crate::{
     Node,
     cluster::ClusterConfig,
+    error::ClusterError,
     extensions::{Builder, Extensions},
     pki::refresh_private,
     settings::ClusterSettings,
@@ -96,15 +97,21 @@ impl Common {
         ));
         let config = cluster.admin_kubeconfig()?;
         let path = cluster.paths().kubeconfig();
-        for path in [Some(&path), self.write_kubeconfig.as_ref()].into_iter().flatten() {
-            refresh_private(path, config.to_yaml().as_bytes())
-                .map_err(Failure::because(format!("write {}", path.display())))?;
-        }
-        if !self.no_kubeconfig_merge
-            && let Some(told) = merge(config, self.kubeconfig_current)
-        {
+        let written: Vec<PathBuf> = std::iter::once(path.clone()).chain(self.write_kubeconfig).collect();
+        write(&written, &config)?;
+        let merges = !self.no_kubeconfig_merge;
+        if merges && let Some(told) = merge(config, self.kubeconfig_current) {
             took(&told);
         }
+        let kubeconfigs = cluster.kubeconfigs();
+        cluster.renewals().add("kubeconfigs", move || {
+            let config = kubeconfigs.admin()?;
+            write(&written, &config)?;
+            if merges && let Some(told) = merge(config, false) {
+                tracing::info!("{told}");
+            }
+            Ok(())
+        });
         let run = async {
             cluster.ready(Duration::from_secs(60)).await?;
             if !cluster.nodes().is_empty() {
@@ -118,9 +125,18 @@ impl Common {
             () = stop_signal() => Ok(()),
         };
         println!("stopping; containers keep running ({name} reset removes them)");
-        cluster.shutdown().await;
+        or_at_once(cluster.shutdown()).await;
         result
     }
+}
+
+/// Writes the administrator's kubeconfig.
+fn write(files: &[PathBuf], config: &Kubeconfig) -> Result<(), ClusterError> {
+    for path in files {
+        refresh_private(path, config.to_yaml().as_bytes())
+            .map_err(ClusterError::io(format!("write {}", path.display())))?;
+    }
+    Ok(())
 }
 
 /// Adds the context to the user's kubeconfig and returns a message about it. A kubeconfig that cannot be

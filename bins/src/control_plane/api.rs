@@ -5,6 +5,7 @@ use std::{
     net::{IpAddr, Ipv4Addr, SocketAddr},
     path::PathBuf,
     sync::Arc,
+    time::Duration,
 };
 
 use ipnet::Ipv4Net;
@@ -12,12 +13,15 @@ use k8s_apiserver::{
     ApiServer, User,
     auth::AuthorizationMode,
     limits::Limits,
-    listen::{self, TlsFiles},
+    listen,
     proxy::{LocalKubelets, RemoteKubelets},
 };
 use k8s_builtin::Signer;
 use k8s_controllers::metrics::counted;
-use k8s_core::client::{Client, Kubeconfig};
+use k8s_core::{
+    client::{Client, Kubeconfig},
+    clock::Clock,
+};
 use k8s_store::Store;
 use tokio::{net::TcpListener, task::JoinHandle};
 use tokio_util::sync::CancellationToken;
@@ -27,14 +31,19 @@ use crate::{
     admission::AdmissionSettings,
     audit::AuditSettings,
     authentication::{self, AuthenticationSettings},
+    authorization::AuthorizationFlags,
     encryption::EncryptionSettings,
     error::ClusterError,
     extensions::Serve,
     front_proxy::FrontProxy,
     identities,
+    lifecycle::LifecycleSettings,
     paths::Paths,
-    pki::{Identity, Pki},
+    pki::{Identity, Pki, Validity},
     ranges,
+    reload::{self, Reloaded},
+    renewal::Renewals,
+    serving::{ListenerTls, REREAD, ServingSettings},
 };
 
 /// Settings of an API server.
@@ -60,12 +69,16 @@ pub(crate) struct ApiConfig {
     pub(crate) tls_names: Vec<String>,
     /// Directory of certificates and keys. `None`: the data directory's.
     pub(crate) pki: Option<PathBuf>,
-    /// Certificates (PEM) of client CAs beside the cluster's.
-    pub(crate) client_ca: Vec<u8>,
+    /// TLS of the listener.
+    pub(crate) serving: ServingSettings,
+    /// Shutdown and profiles.
+    pub(crate) lifecycle: LifecycleSettings,
     /// Settings of authentication.
     pub(crate) authentication: AuthenticationSettings,
     /// Authorizers, in their order.
     pub(crate) authorization: Vec<AuthorizationMode>,
+    /// Flags that the authorizers are from; the file that they name is read again while the server runs.
+    pub(crate) authorization_flags: AuthorizationFlags,
     /// Settings of encryption at rest.
     pub(crate) encryption: EncryptionSettings,
     /// Admission plugins.
@@ -92,9 +105,11 @@ impl Default for ApiConfig {
             forget_state: false,
             tls_names: Vec::new(),
             pki: None,
-            client_ca: Vec::new(),
+            serving: ServingSettings::default(),
+            lifecycle: LifecycleSettings::default(),
             authentication: AuthenticationSettings::default(),
             authorization: vec![AuthorizationMode::Node, AuthorizationMode::Rbac],
+            authorization_flags: AuthorizationFlags::default(),
             encryption: EncryptionSettings::default(),
             admission: AdmissionSettings::default(),
             audit: AuditSettings::default(),
@@ -111,13 +126,17 @@ pub(crate) struct Api {
     /// Listen address; `None` without a socket.
     pub(crate) address: Option<SocketAddr>,
     /// Certificates and keys of the cluster.
-    pub(crate) pki: Pki,
-    /// Name of the distribution: context of kubeconfigs, prefix of its administrator's user.
-    name: String,
+    pub(crate) pki: Arc<Pki>,
+    /// Kubeconfigs of the cluster.
+    pub(crate) kubeconfigs: Kubeconfigs,
+    /// The steps that renew certificates while the server runs.
+    pub(crate) renewals: Renewals,
     /// Kubelets in this process, which the server calls directly. Others are called over HTTPS.
     pub(crate) kubelets: Arc<LocalKubelets>,
     /// Signer of tokens in Secrets, with the server's key.
     pub(crate) token_signer: Signer,
+    /// Time between failing readiness and the listener's end.
+    shutdown_delay: Duration,
     stop: CancellationToken,
     serving: Option<JoinHandle<io::Result<()>>>,
 }
@@ -132,6 +151,7 @@ impl Api {
         config: ApiConfig,
         added: Vec<Serve>,
     ) -> Result<Self, ClusterError> {
+        config.serving.check()?;
         let listener = match config.listen {
             Some(address) => Some(bind(address).await?),
             None => None,
@@ -142,7 +162,8 @@ impl Api {
         let authenticator = settings.authenticator()?;
         let account_tokens = settings.service_account_tokens(advertised)?;
         let pki_dir = config.pki.clone().unwrap_or_else(|| paths.pki());
-        let pki = Pki::open(&paths.name, &pki_dir)?;
+        let pki = Arc::new(Pki::open(&paths.name, &pki_dir)?);
+        let signed = pki.validity();
         let store = match config.memory {
             true => Store::memory(),
             false => open_store(paths, config.forget_state, &config.encryption, &pki_dir).await?,
@@ -152,8 +173,9 @@ impl Api {
             None => pki.service_account_key()?,
         };
         let token_signer = authentication::token_signer(&signing_key)?;
-        let kubelets = Arc::new(LocalKubelets::new(Some(Arc::new(remote_kubelets(&pki)?))));
-        let front_proxy = FrontProxy::open(paths)?;
+        let renewals = Renewals::default();
+        let kubelets = Arc::new(LocalKubelets::new(Some(Arc::new(remote_kubelets(&pki, &renewals)?))));
+        let front_proxy = Arc::new(FrontProxy::open(paths)?);
         let server = config.audit.apply(config.admission.apply(ApiServer::builder(store))?)?;
         let mut builder = added
             .into_iter()
@@ -166,24 +188,35 @@ impl Api {
             .service_range(config.services)
             .node_ports(config.node_ports.0, config.node_ports.1)
             .nodes(kubelets.clone())
-            .front_proxy(front_proxy.identity())
-            .limits(config.limits.clone());
+            .front_proxy(front_proxy.identity()?)
+            .profiling(config.lifecycle.profiling)
+            .limits(config.lifecycle.limits(config.limits.clone()));
         if let Some(pods) = config.pods {
             builder = builder.pod_range(pods);
         }
         let server = builder.build().await?;
+        let (renewed, identities) = (server.clone(), front_proxy.clone());
+        renewals.add("front-proxy-client", move || Ok(renewed.renew_front_proxy(&identities.identity()?)?));
+        let kubeconfigs =
+            Kubeconfigs { name: paths.name.clone(), address, trust: pki.ca().to_owned(), pki: pki.clone() };
+        let stop = CancellationToken::new();
         let mut api = Api {
             server,
             address,
             pki,
-            name: paths.name.clone(),
+            kubeconfigs,
+            renewals,
             kubelets,
             token_signer,
-            stop: CancellationToken::new(),
+            shutdown_delay: config.lifecycle.shutdown_delay_duration,
+            stop,
             serving: None,
         };
-        match api.open(listener, &config, &front_proxy).await {
-            Ok(()) => Ok(api),
+        match api.open(listener, config, front_proxy).await {
+            Ok(()) => {
+                api.keep_certificates(signed);
+                Ok(api)
+            }
             Err(e) => {
                 api.shutdown().await;
                 Err(e)
@@ -196,19 +229,21 @@ impl Api {
     async fn open(
         &mut self,
         listener: Option<TcpListener>,
-        config: &ApiConfig,
-        front_proxy: &FrontProxy,
+        config: ApiConfig,
+        front_proxy: Arc<FrontProxy>,
     ) -> Result<(), ClusterError> {
+        let config = Arc::new(config);
+        let mut own = None;
         if let Some(listener) = listener {
-            let identity = server_identity(&self.pki, config)?;
-            let mut client_ca = self.pki.ca().as_bytes().to_vec();
-            client_ca.extend(&config.client_ca);
-            let files = TlsFiles {
-                certificate: identity.certificate.into_bytes(),
-                key: identity.key.into_bytes(),
-                client_ca: Some(client_ca),
-            };
-            let tls = Arc::new(listen::tls_config(&files).map_err(ClusterError::of("server TLS"))?);
+            let identity = server_identity(&self.pki, &config)?;
+            let files = Arc::new(config.serving.listener(identity.tls(), self.pki.ca())?);
+            if let Some(given) = files.given() {
+                self.kubeconfigs.trust = format!("{}\n{given}", self.pki.ca());
+            }
+            let (pki, of, renewed) = (self.pki.clone(), config.clone(), files.clone());
+            self.renewals.add("apiserver", move || renewed.renew(server_identity(&pki, &of)?.tls()));
+            let tls = files.tls();
+            own = Some(files);
             let (server, stop) = (self.server.clone(), self.stop.clone());
             self.serving = Some(tokio::spawn(async move {
                 let ended = listen::serve(server, listener, tls, stop).await;
@@ -218,21 +253,65 @@ impl Api {
                 ended
             }));
         }
+        self.reload_configurations(&config);
         let admin = self.client();
-        objects::kubernetes_service(&admin, config, self.address)
+        objects::kubernetes_service(&admin, &config, self.address)
             .await
             .map_err(ClusterError::of("make the kubernetes Service"))?;
-        let bound = identities::bind(&admin, &self.name, &config.authorization).await;
+        let bound = identities::bind(&admin, &self.kubeconfigs.name, &config.authorization).await;
         bound.map_err(ClusterError::of("bind the components' roles"))?;
+        let client_cas = own.as_ref().map_or_else(|| self.pki.ca().to_owned(), |files| files.client_cas());
         front_proxy
-            .publish(&admin, self.pki.ca())
+            .publish(&admin, &client_cas)
             .await
-            .map_err(ClusterError::of("publish the front proxy's CA"))
+            .map_err(ClusterError::of("publish the front proxy's CA"))?;
+        if let Some(files) = own {
+            let stop = self.stop.clone();
+            tokio::spawn(async move {
+                stop.run_until_cancelled(reload_files(&files, &front_proxy, &admin)).await;
+            });
+        }
+        Ok(())
+    }
+
+    /// Reads configuration files again each minute until the server stops.
+    #[expect(clippy::disallowed_methods, reason = "the tasks end with the server's token")]
+    fn reload_configurations(&self, config: &Arc<ApiConfig>) {
+        let metrics = self.server.metrics();
+        let mut all = Vec::new();
+        if let Some(file) = config.authentication.configuration_file() {
+            let (server, config) = (self.server.clone(), config.clone());
+            let apply = move |text: &str| {
+                let configurations = config.authentication.configurations_of(Some(text))?;
+                let replaced = server.replace_authentication(configurations);
+                replaced.map_err(|why| ClusterError::invalid("--authentication-config", why))
+            };
+            all.push(Reloaded::new(file, Clock::system(), (reload::AUTHENTICATION, metrics), apply));
+        }
+        if let Some(file) = config.authorization_flags.configuration_file() {
+            let (server, config) = (self.server.clone(), config.clone());
+            let apply = move |text: &str| {
+                let modes = config.authorization_flags.reconfigured(text, &config.authorization)?;
+                server.replace_authorization(&modes);
+                Ok(())
+            };
+            all.push(Reloaded::new(file, Clock::system(), (reload::AUTHORIZATION, metrics), apply));
+        }
+        for reloaded in all {
+            let stop = self.stop.clone();
+            tokio::spawn(async move { stop.run_until_cancelled(reloaded.run()).await });
+        }
+    }
+
+    /// Renews certificates, signed for this time, until the server stops.
+    #[expect(clippy::disallowed_methods, reason = "the task ends with the server's token")]
+    fn keep_certificates(&self, signed: Validity) {
+        tokio::spawn(self.renewals.clone().run(self.pki.clone(), signed, self.stop.clone()));
     }
 
     /// Returns an in-process client of a cluster administrator.
     pub(crate) fn client(&self) -> Client {
-        self.client_as(User::admin()).named(&self.name)
+        self.client_as(User::admin()).named(&self.kubeconfigs.name)
     }
 
     /// Returns an in-process client of a user. Its requests are counted in the server's metrics.
@@ -240,24 +319,12 @@ impl Api {
         counted(&self.server.client_as(user), self.server.metrics())
     }
 
-    /// Returns a user's kubeconfig. The certificate is stored under `file`.
-    ///
-    /// # Errors
-    /// The server has no socket, or the certificate cannot be created.
-    pub(crate) fn kubeconfig(&self, file: &str, user: &str, group: &str) -> Result<Kubeconfig, ClusterError> {
-        let address = self.address.ok_or(ClusterError::NoAddress)?;
-        let host = if address.ip().is_unspecified() { IpAddr::V4(Ipv4Addr::LOCALHOST) } else { address.ip() };
-        let identity = self.pki.client(file, user, group)?;
-        let server = format!("https://{}", SocketAddr::new(host, address.port()));
-        Ok(Kubeconfig::single(&self.name, &server, self.pki.ca(), &identity.certificate, &identity.key))
-    }
-
     /// Returns the administrator's kubeconfig.
     ///
     /// # Errors
-    /// As [`Api::kubeconfig`].
+    /// As [`Kubeconfigs::of`].
     pub(crate) fn admin_kubeconfig(&self) -> Result<Kubeconfig, ClusterError> {
-        self.kubeconfig("admin", &format!("{}-admin", self.name), "system:masters")
+        self.kubeconfigs.admin()
     }
 
     /// Waits until the listener ends; forever without a socket. May be called again after a cancelled call.
@@ -271,21 +338,91 @@ impl Api {
         ended.unwrap_or_else(|e| Err(io::Error::other(e))).map_err(ClusterError::of("serve"))
     }
 
-    /// Closes the listener; requests in progress get 5 seconds. The store keeps its objects.
-    pub(crate) async fn shutdown(self) {
+    /// Makes `/readyz` fail, and serves as before for the shutdown delay. Without a socket, or a second time,
+    /// there is no delay.
+    pub(crate) async fn begin_shutdown(&mut self) {
+        self.server.begin_shutdown();
+        let delay = std::mem::take(&mut self.shutdown_delay);
+        if self.serving.is_some() && !delay.is_zero() {
+            tracing::info!(?delay, "not ready any more, and serving until the end of the delay");
+            tokio::time::sleep(delay).await;
+        }
+    }
+
+    /// Closes the listener after [`Api::begin_shutdown`]. Watches end, requests in flight are answered within
+    /// a minute. The store keeps its objects.
+    pub(crate) async fn shutdown(mut self) {
+        self.begin_shutdown().await;
         self.stop.cancel();
-        if let Some(task) = self.serving {
-            super::join(task).await;
+        if let Some(task) = self.serving
+            && let Err(error) = task.await
+        {
+            tracing::error!(%error, "the API listener ended");
+        }
+    }
+}
+
+/// The source of a cluster's kubeconfigs, with new certificates.
+#[derive(Clone, Debug)]
+pub(crate) struct Kubeconfigs {
+    /// Name of the distribution: context of kubeconfigs, prefix of its administrator's user.
+    name: String,
+    address: Option<SocketAddr>,
+    /// CAs (PEM) that signed the server's certificate.
+    trust: String,
+    pki: Arc<Pki>,
+}
+
+impl Kubeconfigs {
+    /// Returns a user's kubeconfig. The certificate is stored under `file`.
+    ///
+    /// # Errors
+    /// The server has no socket, or the certificate cannot be created.
+    pub(crate) fn of(&self, file: &str, user: &str, group: &str) -> Result<Kubeconfig, ClusterError> {
+        let address = self.address.ok_or(ClusterError::NoAddress)?;
+        let host = if address.ip().is_unspecified() { IpAddr::V4(Ipv4Addr::LOCALHOST) } else { address.ip() };
+        let identity = self.pki.client(file, user, group)?;
+        let server = format!("https://{}", SocketAddr::new(host, address.port()));
+        Ok(Kubeconfig::single(&self.name, &server, &self.trust, &identity.certificate, &identity.key))
+    }
+
+    /// Returns the administrator's kubeconfig.
+    ///
+    /// # Errors
+    /// As [`Kubeconfigs::of`].
+    pub(crate) fn admin(&self) -> Result<Kubeconfig, ClusterError> {
+        self.of("admin", &format!("{}-admin", self.name), "system:masters")
+    }
+
+    /// Returns the CAs (PEM) that signed the server's certificate.
+    pub(crate) fn trust(&self) -> &str {
+        &self.trust
+    }
+}
+
+/// Reads the listener's files again each minute, and publishes changed client CAs.
+async fn reload_files(files: &ListenerTls, front_proxy: &FrontProxy, admin: &Client) {
+    loop {
+        tokio::time::sleep(REREAD).await;
+        if files.reload()
+            && let Err(error) = front_proxy.publish(admin, &files.client_cas()).await
+        {
+            tracing::warn!(%error, "the client CAs are not published");
         }
     }
 }
 
 /// Returns a client of kubelets that presents the API server's kubelet client certificate.
-fn remote_kubelets(pki: &Pki) -> Result<RemoteKubelets, ClusterError> {
-    let identity = pki.client("apiserver-kubelet-client", identities::KUBELET_CLIENT, "")?;
+fn remote_kubelets(pki: &Arc<Pki>, renewals: &Renewals) -> Result<RemoteKubelets, ClusterError> {
+    let invalid = || ClusterError::of("kubelet client TLS");
+    let signed = {
+        let pki = pki.clone();
+        move || pki.client("apiserver-kubelet-client", identities::KUBELET_CLIENT, "").map(|id| id.tls())
+    };
+    let identity = k8s_tls::ClientIdentity::new(&signed()?).map_err(invalid())?;
     let trust = k8s_tls::Trust::Pem(pki.ca().as_bytes());
-    let tls = k8s_tls::client(&trust, Some(&identity.tls()), &[])
-        .map_err(ClusterError::of("kubelet client TLS"))?;
+    let tls = k8s_tls::client_of(&trust, &identity, &[]).map_err(invalid())?;
+    renewals.add("apiserver-kubelet-client", move || identity.replace(&signed()?).map_err(invalid()));
     Ok(RemoteKubelets::new(tls))
 }
 
@@ -335,4 +472,41 @@ fn server_identity(pki: &Pki, config: &ApiConfig) -> Result<Identity, ClusterErr
         addresses.push(listen.ip());
     }
     pki.server("apiserver", &names, &addresses).map_err(ClusterError::from)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Returns the certificate that a listener serves, to a client with the certificate of a kubeconfig.
+    async fn served(address: SocketAddr, config: &Kubeconfig) -> Vec<u8> {
+        let tls = Arc::new(config.remote(None).unwrap().tls().unwrap());
+        let tcp = tokio::net::TcpStream::connect(address).await.unwrap();
+        let stream = k8s_tls::connect(tls, "127.0.0.1", tcp).await.unwrap();
+        stream.get_ref().1.peer_certificates().unwrap()[0].to_vec()
+    }
+
+    #[tokio::test]
+    async fn a_renewal_replaces_the_listeners_certificate_and_keeps_clients() {
+        let directory = tempfile::tempdir().unwrap();
+        let paths = Paths::new("shop", directory.path()).unwrap();
+        let listen = Some(SocketAddr::from((Ipv4Addr::LOCALHOST, 0)));
+        let config = ApiConfig { listen, memory: true, ..ApiConfig::default() };
+        let api = Api::start(&paths, config, Vec::new()).await.unwrap();
+        let address = api.address.unwrap();
+        let old = api.admin_kubeconfig().unwrap();
+        let first = served(address, &old).await;
+        assert_eq!(served(address, &old).await, first);
+        assert!(api.renewals.renew());
+        let renewed = served(address, &old).await;
+        assert_ne!(renewed, first);
+        let new = api.kubeconfigs.admin().unwrap();
+        assert_ne!(new.to_yaml(), old.to_yaml());
+        assert_eq!(served(address, &new).await, renewed, "both certificates are of the same CA");
+        // A step that cannot write its file fails, and the others succeed.
+        api.renewals.add("a file", || Err(ClusterError::NoAddress));
+        assert!(!api.renewals.renew());
+        assert_ne!(served(address, &old).await, renewed);
+        api.shutdown().await;
+    }
 }

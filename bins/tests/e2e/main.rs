@@ -21,6 +21,7 @@ mod kubectl;
 mod limits;
 mod manifests;
 mod restart;
+mod serving;
 mod shared;
 mod stateful;
 
@@ -52,6 +53,7 @@ fn main() -> ExitCode {
         envtest::TESTS,
         full_disk::TESTS,
         restart::TESTS,
+        serving::TESTS,
         components::TESTS,
         distributions::TESTS,
     ] {

@@ -14,6 +14,7 @@ mod configuration;
 mod event;
 mod facts;
 mod matching;
+mod metrics;
 mod plugins;
 mod rounds;
 mod typed;

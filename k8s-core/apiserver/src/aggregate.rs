@@ -16,7 +16,7 @@ use serde_json::Value;
 
 use crate::{
     respond,
-    tls::ClientIdentity,
+    tls::ClientKeys,
     user::User,
     value::{bool_at, int_at, str_at},
     webhook_client::Callee,
@@ -45,7 +45,7 @@ pub(crate) struct Aggregator {
 }
 
 impl Remote {
-    pub(crate) fn new(service: &Value, identity: Option<&ClientIdentity>) -> Self {
+    pub(crate) fn new(service: &Value, identity: Option<&ClientKeys>) -> Self {
         let spec = service.get("spec").cloned().unwrap_or_default();
         Remote {
             name: str_at(service, "/metadata/name").into(),

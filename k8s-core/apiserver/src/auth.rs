@@ -20,6 +20,7 @@ mod files;
 pub(crate) mod impersonate;
 mod jwt;
 mod keys;
+pub(crate) mod metrics;
 pub(crate) mod node;
 mod oidc;
 pub(crate) mod openid;

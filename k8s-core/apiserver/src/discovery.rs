@@ -11,8 +11,9 @@ use serde_json::{Value, json};
 use crate::{
     auth::openid::{self, configuration},
     call::Call,
+    debug,
     fair::dump,
-    openapi,
+    health, openapi,
     resources::{Registry, Resource, Subresource},
     respond::{self, not_found_page},
     state::State,
@@ -35,6 +36,12 @@ const AGGREGATED: &str = "application/json;g=apidiscovery.k8s.io;v=v2;as=APIGrou
 pub(crate) fn path(state: &Arc<State>, call: &Call) -> Result<Response<Body>, ApiStatus> {
     if call.info.verb != "get" && call.info.verb != "head" {
         return Ok(not_found_page());
+    }
+    if let Some(answer) = health::single(state, &call.info.path) {
+        return Ok(answer);
+    }
+    if let Some(answer) = debug::answer(state, &call.info.path) {
+        return Ok(answer);
     }
     let registry = &call.registry;
     let parts: Vec<&str> = call.info.path.split('/').filter(|p| !p.is_empty()).collect();
@@ -128,6 +135,7 @@ fn paths(groups: &[(String, Vec<String>)], is_issuer: bool) -> Vec<String> {
     ]
     .map(str::to_owned)
     .into();
+    all.extend(health::paths());
     if is_issuer {
         all.extend([openid::CONFIGURATION.to_owned(), openid::KEYS.to_owned()]);
     }

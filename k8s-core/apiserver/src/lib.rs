@@ -43,6 +43,7 @@ mod call;
 mod compress;
 mod conversion;
 mod crd;
+mod debug;
 pub mod decode;
 mod delete;
 mod discovery;

@@ -77,6 +77,12 @@ pub struct Limits {
     pub stalled_timeout: Duration,
     /// Open connections. Beyond this the connection that was idle longest is closed.
     pub connections: usize,
+    /// Time for requests in flight when the listener stops. Watches end at once, other long-running requests
+    /// when all others have.
+    pub drain_timeout: Duration,
+    /// After the listener is told to stop, answer new requests with 429 until those in flight have ended
+    /// (`--shutdown-send-retry-after`), instead of accepting none.
+    pub retry_after_on_shutdown: bool,
 }
 
 impl Default for Limits {
@@ -93,6 +99,8 @@ impl Default for Limits {
             handshake_timeout: Duration::from_secs(10),
             stalled_timeout: Duration::from_secs(60),
             connections: 16_384,
+            drain_timeout: Duration::from_secs(60),
+            retry_after_on_shutdown: false,
         }
     }
 }

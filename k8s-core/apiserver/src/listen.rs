@@ -7,6 +7,7 @@ use std::{
     collections::HashMap,
     convert::Infallible,
     io,
+    pin::Pin,
     sync::{Arc, Mutex, MutexGuard, PoisonError},
     time::Duration,
 };
@@ -22,7 +23,7 @@ use hyper_util::{
     },
 };
 #[cfg(feature = "tls")]
-use k8s_tls::{ClientAuth, ServerConfig, TlsAcceptor, TlsError};
+use k8s_tls::{ClientAuth, ServerConfig, ServerTls, TlsAcceptor, TlsError};
 use tokio::{
     io::{AsyncRead, AsyncWrite},
     net::{TcpListener, TcpStream},
@@ -32,7 +33,9 @@ use tokio_util::sync::CancellationToken;
 use tracing::debug;
 
 use crate::{
+    limits::Limits,
     request::{PeerAddress, PeerCertificate},
+    respond,
     server::ApiServer,
 };
 use connection::{Connection, Wire};
@@ -72,6 +75,11 @@ pub fn tls_config(files: &TlsFiles) -> Result<ServerConfig, TlsError> {
     k8s_tls::server(&identity, &clients, &[b"h2", b"http/1.1"])
 }
 
+/// Time between two looks for requests in flight, while a listener ends.
+const LOOK: Duration = Duration::from_millis(20);
+/// Time in which connections without requests in flight end.
+const CLOSING: Duration = Duration::from_millis(300);
+
 /// Connections that are open.
 #[derive(Default)]
 struct Open(Mutex<HashMap<u64, Arc<Connection>>>);
@@ -79,6 +87,13 @@ struct Open(Mutex<HashMap<u64, Arc<Connection>>>);
 impl Open {
     fn all(&self) -> MutexGuard<'_, HashMap<u64, Arc<Connection>>> {
         self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Waits until no request is in flight but long-running ones.
+    async fn drained(&self) {
+        while self.all().values().any(|connection| connection.is_busy()) {
+            tokio::time::sleep(LOOK).await;
+        }
     }
 
     /// Closes the connection that was idle longest, if the limit is reached. Returns true if there is room
@@ -100,11 +115,13 @@ impl Open {
 enum Transport {
     Plain,
     #[cfg(feature = "tls")]
-    Tls(TlsAcceptor),
+    Tls(ServerTls),
 }
 
-/// Serves connections over TLS until `stop`, within the server's [`Limits`](crate::limits::Limits). Requests
-/// in flight get 300 ms to end.
+/// Serves connections over TLS until `stop`, within the server's [`Limits`]. `tls` is an `Arc<ServerConfig>`,
+/// or a [`ServerTls`] whose certificates are replaced while it serves. After `stop` no connection is
+/// accepted, watches end, requests in flight are answered, and clients are told to use other connections
+/// (GOAWAY, `connection: close`).
 ///
 /// # Errors
 /// If the listener fails.
@@ -112,11 +129,11 @@ enum Transport {
 pub fn serve(
     server: ApiServer,
     listener: TcpListener,
-    tls: Arc<ServerConfig>,
+    tls: impl Into<ServerTls>,
     stop: CancellationToken,
 ) -> BoxFuture<'static, io::Result<()>> {
     // Boxed: callers' crates need not compile it again.
-    Box::pin(accept(server, listener, Transport::Tls(TlsAcceptor::from(tls)), stop))
+    Box::pin(accept(server, listener, Transport::Tls(tls.into()), stop))
 }
 
 /// As `serve`, but with plain HTTP/1.1. Clients have no certificates; tokens can be read on the way, so the
@@ -166,13 +183,26 @@ async fn accept(
     stop: CancellationToken,
 ) -> io::Result<()> {
     let graceful = GracefulShutdown::new();
+    let limits = server.state.gate.limits.clone();
+    let draining = CancellationToken::new();
+    // The last moment for requests in flight, after `stop`.
+    let mut end: Pin<Box<dyn Future<Output = ()> + Send>> = Box::pin(std::future::pending());
     let open = Arc::new(Open::default());
     let places = Arc::new(Semaphore::new(long_request::PLACES));
     let mut number = 0;
     loop {
         let accepted = tokio::select! {
             accepted = listener.accept() => accepted,
-            () = stop.cancelled() => break,
+            () = stop.cancelled(), if !draining.is_cancelled() => {
+                draining.cancel();
+                if !limits.retry_after_on_shutdown {
+                    break;
+                }
+                let (open, limit) = (open.clone(), limits.drain_timeout);
+                end = Box::pin(async move { drop(tokio::time::timeout(limit, open.drained()).await) });
+                continue;
+            }
+            () = &mut end => break,
         };
         let (tcp, from) = match accepted {
             Ok(accepted) => accepted,
@@ -184,7 +214,7 @@ async fn accept(
                 continue;
             }
         };
-        if !open.make_room(server.state.gate.limits.connections) {
+        if !open.make_room(limits.connections) {
             debug!("too many connections");
             continue;
         }
@@ -196,12 +226,21 @@ async fn accept(
             places: places.clone(),
             number,
             address: from.ip(),
+            draining: draining.clone(),
         };
         tokio::spawn(serving.run(transport.clone(), tcp, graceful.watcher()));
     }
     drop(listener);
-    // Watches do not end on their own.
-    let _ = tokio::time::timeout(Duration::from_millis(300), graceful.shutdown()).await;
+    let mut closing = Box::pin(graceful.shutdown());
+    let drained = tokio::time::timeout(limits.drain_timeout, open.drained());
+    tokio::select! {
+        () = &mut closing => return Ok(()),
+        drained = drained => if drained.is_err() {
+            tracing::warn!(limit = ?limits.drain_timeout, "requests are still in flight; their connections end");
+        },
+    }
+    // Long-running requests other than watches do not end on their own.
+    let _ = tokio::time::timeout(CLOSING, closing).await;
     Ok(())
 }
 
@@ -212,6 +251,8 @@ struct Serving {
     places: Arc<Semaphore>,
     number: u64,
     address: std::net::IpAddr,
+    /// Cancelled when the listener is told to stop.
+    draining: CancellationToken,
 }
 
 impl Drop for Serving {
@@ -223,12 +264,15 @@ impl Drop for Serving {
 impl Serving {
     async fn run(self, transport: Transport, tcp: TcpStream, watcher: Watcher) {
         // A handshake counts as an idle connection.
-        let shaking = Arc::new(Connection::new(false));
+        let shaking = Arc::new(Connection::new(false, self.draining.clone()));
         self.open.all().insert(self.number, shaking.clone());
         match transport {
             Transport::Plain => self.serve(tcp, None, false, watcher).await,
             #[cfg(feature = "tls")]
-            Transport::Tls(acceptor) => self.shake(acceptor, tcp, &shaking, watcher).await,
+            Transport::Tls(tls) => {
+                let local = tcp.local_addr().ok().map(|address| address.ip());
+                self.shake(TlsAcceptor::from(tls.at(local)), tcp, &shaking, watcher).await;
+            }
         }
     }
 
@@ -239,8 +283,14 @@ impl Serving {
         let stream = tokio::select! {
             done = handshake => match done {
                 Ok(Ok(stream)) => stream,
-                Ok(Err(e)) => return debug!(error = %e, "tls handshake"),
-                Err(_) => return debug!("tls handshake took too long"),
+                Ok(Err(e)) => {
+                    self.server.state.metrics.handshake_errors.inc();
+                    return debug!(error = %e, "tls handshake");
+                }
+                Err(_) => {
+                    self.server.state.metrics.handshake_errors.inc();
+                    return debug!("tls handshake took too long");
+                }
             },
             () = shaking.close.cancelled() => return debug!("tls handshake made room for others"),
         };
@@ -259,7 +309,7 @@ impl Serving {
         watcher: Watcher,
     ) {
         let limits = &self.server.state.gate.limits;
-        let connection = Arc::new(Connection::new(http2));
+        let connection = Arc::new(Connection::new(http2, self.draining.clone()));
         if self.open.all().insert(self.number, connection.clone()).is_none() {
             return debug!("connection made room for others");
         }
@@ -275,8 +325,14 @@ impl Serving {
             if let Some(peer) = &peer {
                 extensions.insert(peer.clone());
             }
-            let answer = server.handle(request);
-            async move { Ok::<_, Infallible>(active.answer(answer.await)) }
+            let refused = of.refuses(limits_of(&server), &request);
+            let answer = if refused { None } else { Some(server.handle(request)) };
+            async move {
+                Ok::<_, Infallible>(match answer {
+                    Some(answer) => active.answer(answer.await),
+                    None => active.answer(respond::shutting_down(http2)),
+                })
+            }
         });
         let io = TokioIo::new(Wire::new(stream, connection.clone(), &self.places));
         let ends = async {
@@ -292,6 +348,10 @@ impl Serving {
             () = ends => {}
         }
     }
+}
+
+fn limits_of(server: &ApiServer) -> &Limits {
+    &server.state.gate.limits
 }
 
 /// Returns a server for the protocol that was negotiated in the TLS handshake, so that it need not be

@@ -3,16 +3,28 @@
 //! Guarantee: resources, subresources, verbs and paths that are not served count as `other`, so requests
 //! cannot invent label values.
 
-use std::{collections::BTreeMap, sync::Arc};
+use std::{
+    collections::BTreeMap,
+    pin::Pin,
+    sync::Arc,
+    task::{Context, Poll},
+};
 
-use http::StatusCode;
-use k8s_metrics::{Counter, Encoder, Family, Gauge, Histogram, MetricType, Registry, encode};
+use bytes::Bytes;
+use http::{Response, StatusCode};
+use http_body::{Frame, SizeHint};
+use http_body_util::BodyExt;
+use k8s_core::client::{Body, BoxError};
+use k8s_metrics::{
+    Counter, Encoder, Family, Gauge, Histogram, MetricType, Registry, encode, exponential_buckets,
+};
 use tokio::time::Instant;
 
 use crate::{
+    auth::metrics::Authentication,
     limits::Class,
     request::{Query, RequestInfo},
-    resources::SharedRegistry,
+    resources::{Resource, SharedRegistry},
 };
 
 /// Upper bounds of the duration buckets in seconds, as upstream's.
@@ -40,11 +52,20 @@ const REVIEWS: [(&str, &str); 8] = [
     ("authentication.k8s.io", "tokenreviews"),
 ];
 const OTHER: &str = "other";
+/// [`LABELS`] without `dry_run`.
+const LONG_LABELS: [&str; 7] = ["verb", "group", "version", "resource", "subresource", "scope", "component"];
+
+fn without_dry_run<'a>(labels: &[&'a str; 8]) -> [&'a str; 7] {
+    let [verb, _, group, version, resource, subresource, scope, component] = *labels;
+    [verb, group, version, resource, subresource, scope, component]
+}
 
 /// The metrics of requests with equal labels.
 struct Requests {
     by_code: Family<1, Counter>,
     duration: Histogram,
+    /// Sizes of responses; for reads only, as upstream.
+    size: Option<Histogram>,
 }
 
 /// The metrics of one server.
@@ -53,6 +74,102 @@ pub(crate) struct Metrics {
     requests: Family<8, Arc<Requests>>,
     reading: Gauge,
     mutating: Gauge,
+    /// Authentication of requests.
+    pub(crate) authentication: Authentication,
+    long_running: Family<7, Gauge>,
+    watch_events: Family<3, Counter>,
+    watch_sizes: Family<3, Histogram>,
+    /// Handshakes that failed.
+    #[cfg_attr(not(feature = "tls"), expect(dead_code, reason = "without TLS there are no handshakes"))]
+    pub(crate) handshake_errors: Counter,
+}
+
+/// The metrics of one watch.
+#[derive(Clone, Debug)]
+pub(crate) struct WatchMetrics {
+    events: Counter,
+    sizes: Histogram,
+}
+
+impl WatchMetrics {
+    /// Counts an event of a size in bytes.
+    pub(crate) fn sent(&self, size: usize) {
+        self.events.inc();
+        #[expect(clippy::cast_precision_loss, reason = "objects are far below 2^53 bytes")]
+        self.sizes.observe(size as f64);
+    }
+}
+
+/// Counts a long-running request until it is dropped.
+#[derive(Debug)]
+pub(crate) struct LongRunning(Gauge);
+
+impl LongRunning {
+    /// Counts the request until its response is consumed; an upgraded one until its connection takes the
+    /// guard out of the extensions and ends.
+    pub(crate) fn until_the_end_of(self, mut response: Response<Body>) -> Response<Body> {
+        if response.status() == StatusCode::SWITCHING_PROTOCOLS {
+            response.extensions_mut().insert(Arc::new(self));
+            return response;
+        }
+        response.map(|body| Counted { body, size: None, _guard: Some(self) }.boxed_unsync())
+    }
+}
+
+/// Observes the size of a response when it is dropped.
+struct Size {
+    bytes: u64,
+    sizes: Histogram,
+}
+
+impl Drop for Size {
+    fn drop(&mut self) {
+        observe(&self.sizes, self.bytes);
+    }
+}
+
+#[expect(clippy::cast_precision_loss, reason = "responses are far below 2^53 bytes")]
+fn observe(sizes: &Histogram, bytes: u64) {
+    sizes.observe(bytes as f64);
+}
+
+/// The body of a long-running request, or of a response whose size is not known before its end.
+struct Counted {
+    body: Body,
+    size: Option<Size>,
+    _guard: Option<LongRunning>,
+}
+
+impl http_body::Body for Counted {
+    type Data = Bytes;
+    type Error = BoxError;
+
+    fn poll_frame(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+    ) -> Poll<Option<Result<Frame<Bytes>, BoxError>>> {
+        let frame = Pin::new(&mut self.body).poll_frame(cx);
+        if let (Some(size), Poll::Ready(Some(Ok(frame)))) = (&mut self.size, &frame)
+            && let Some(data) = frame.data_ref()
+        {
+            size.bytes += data.len() as u64;
+        }
+        frame
+    }
+
+    fn is_end_stream(&self) -> bool {
+        self.body.is_end_stream()
+    }
+
+    fn size_hint(&self) -> SizeHint {
+        self.body.size_hint()
+    }
+}
+
+impl Drop for LongRunning {
+    fn drop(&mut self) {
+        self.0.dec();
+    }
 }
 
 impl Metrics {
@@ -75,16 +192,47 @@ impl Metrics {
             "Number of requests that are being answered, without long-running ones, by request kind.",
             Family::new(["request_kind"]),
         );
+        let sizes: Family<7, Histogram> = registry.register(
+            "apiserver_response_sizes",
+            "Response size distribution in bytes for each group, version, verb, resource, subresource, scope and component.",
+            Family::new_with_constructor(LONG_LABELS, |_| Histogram::new(exponential_buckets(1000.0, 10.0, 7)))
+                .limit(LABEL_SETS),
+        );
+        let kinds = ["group", "version", "resource"];
         let requests = move |labels: &[&str; 8]| {
             Arc::new(Requests {
                 by_code: by_code(total.clone(), labels.map(Box::from)),
                 duration: durations.get_or_create(labels),
+                size: matches!(labels[0], "GET" | "LIST")
+                    .then(|| sizes.get_or_create(&without_dry_run(labels))),
             })
         };
         Metrics {
             requests: Family::new_with_constructor(LABELS, requests).limit(LABEL_SETS),
             reading: inflight.get_or_create(&["readOnly"]),
             mutating: inflight.get_or_create(&["mutating"]),
+            authentication: Authentication::new(&registry),
+            long_running: registry.register(
+                "apiserver_longrunning_requests",
+                "Gauge of all active long-running apiserver requests broken out by verb, group, version, resource, scope and component. Not all requests are tracked this way.",
+                Family::new(LONG_LABELS).limit(LABEL_SETS),
+            ),
+            watch_events: registry.register(
+                "apiserver_watch_events_total",
+                "Number of events sent in watch clients",
+                Family::new(kinds).limit(LABEL_SETS),
+            ),
+            watch_sizes: registry.register(
+                "apiserver_watch_events_sizes",
+                "Watch event size distribution in bytes",
+                Family::new_with_constructor(kinds, |_| Histogram::new(exponential_buckets(1024.0, 2.0, 8)))
+                    .limit(LABEL_SETS),
+            ),
+            handshake_errors: registry.register(
+                "apiserver_tls_handshake_errors_total",
+                "Number of requests dropped with 'TLS handshake error from' error",
+                Counter::default(),
+            ),
             registry,
         }
     }
@@ -110,6 +258,15 @@ impl Metrics {
         &self.registry
     }
 
+    /// Returns the metrics of watches of a resource.
+    pub(crate) fn watch(&self, resource: &Resource) -> WatchMetrics {
+        let labels = [&*resource.group, &*resource.version, &*resource.plural];
+        WatchMetrics {
+            events: self.watch_events.get_or_create(&labels),
+            sizes: self.watch_sizes.get_or_create(&labels),
+        }
+    }
+
     /// Starts to measure a request. The result counts it when it is dropped.
     #[expect(clippy::disallowed_methods, reason = "the duration of a request, in virtual time as well")]
     pub(crate) fn begin(&self, served: &SharedRegistry, info: &RequestInfo, query: &Query) -> Measured {
@@ -122,10 +279,21 @@ impl Metrics {
         if let Some(gauge) = &inflight {
             gauge.inc();
         }
-        Measured { requests: self.of(served, info, query), begun: Instant::now(), inflight, code: None }
+        let (requests, labels) = self.of(served, info, query);
+        let long_running = (class == Class::LongRunning).then(|| {
+            let gauge = self.long_running.get_or_create(&without_dry_run(&labels));
+            gauge.inc();
+            LongRunning(gauge)
+        });
+        Measured { requests, begun: Instant::now(), inflight, long_running, code: None }
     }
 
-    fn of(&self, served: &SharedRegistry, info: &RequestInfo, query: &Query) -> Arc<Requests> {
+    fn of<'a>(
+        &self,
+        served: &SharedRegistry,
+        info: &'a RequestInfo,
+        query: &Query,
+    ) -> (Arc<Requests>, [&'a str; 8]) {
         let dry_run = if query.get("dryRun") == "All" { "All" } else { "" };
         let labels = if info.is_resource {
             let (group, version, resource) = (&*info.group, &*info.version, &*info.resource);
@@ -135,21 +303,13 @@ impl Metrics {
         };
         // Known labels cost one lookup. Only unknown ones are checked.
         if let Some(known) = self.requests.get(&labels) {
-            return known;
+            return (known, labels);
         }
         if info.is_resource && !is_served(served, info) {
-            return self.requests.get_or_create(&[
-                labels[0],
-                dry_run,
-                OTHER,
-                OTHER,
-                OTHER,
-                OTHER,
-                OTHER,
-                "apiserver",
-            ]);
+            let labels = [labels[0], dry_run, OTHER, OTHER, OTHER, OTHER, OTHER, "apiserver"];
+            return (self.requests.get_or_create(&labels), labels);
         }
-        self.requests.get_or_create(&labels)
+        (self.requests.get_or_create(&labels), labels)
     }
 }
 
@@ -213,6 +373,7 @@ pub(crate) struct Measured {
     begun: Instant,
     /// `None` for a long-running request, whose duration says nothing.
     inflight: Option<Gauge>,
+    long_running: Option<LongRunning>,
     code: Option<StatusCode>,
 }
 
@@ -220,6 +381,31 @@ impl Measured {
     /// Sets the answer's code. Without it, the client has gone, and the request is not counted.
     pub(crate) fn answered(&mut self, code: StatusCode) {
         self.code = Some(code);
+    }
+
+    /// Observes the size of a response in its final form, now or when it is consumed.
+    pub(crate) fn sized(&self, response: Response<Body>) -> Response<Body> {
+        let Some(sizes) = &self.requests.size else { return response };
+        match http_body::Body::size_hint(response.body()).exact() {
+            Some(bytes) => {
+                observe(sizes, bytes);
+                response
+            }
+            None => {
+                let size = Some(Size { bytes: 0, sizes: sizes.clone() });
+                response.map(|body| Counted { body, size, _guard: None }.boxed_unsync())
+            }
+        }
+    }
+
+    /// Returns true for a request that is not long-running.
+    pub(crate) fn has_duration(&self) -> bool {
+        self.inflight.is_some()
+    }
+
+    /// Returns the guard that counts a long-running request; its response keeps it.
+    pub(crate) fn long_running(&mut self) -> Option<LongRunning> {
+        self.long_running.take()
     }
 }
 

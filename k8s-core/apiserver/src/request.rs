@@ -6,9 +6,9 @@ use http::Method;
 use k8s_core::meta::{FieldSelector, LabelSelector};
 use percent_encoding::percent_decode_str;
 
-/// Decoded query parameters; the last of a name counts.
+/// Decoded query parameters; the last of a name counts, unless all are asked for.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub struct Query(HashMap<String, String>);
+pub struct Query(HashMap<String, Vec<String>>);
 
 impl Query {
     /// Parses a query string.
@@ -19,13 +19,22 @@ impl Query {
             let (key, value) = p.split_once('=').unwrap_or((p, ""));
             (decode(key), decode(value))
         });
-        Query(pairs.collect())
+        let mut all = HashMap::<String, Vec<String>>::new();
+        for (key, value) in pairs {
+            all.entry(key).or_default().push(value);
+        }
+        Query(all)
     }
 
     /// Returns a parameter; empty if absent.
     #[must_use]
     pub fn get(&self, key: &str) -> &str {
-        self.0.get(key).map_or("", String::as_str)
+        self.0.get(key).and_then(|values| values.last()).map_or("", String::as_str)
+    }
+
+    /// Returns all values of a parameter, in their order.
+    pub fn all(&self, key: &str) -> impl Iterator<Item = &str> {
+        self.0.get(key).into_iter().flatten().map(String::as_str)
     }
 
     /// Returns true if the parameter is present.

@@ -40,6 +40,21 @@ const LONGEST_ID: usize = 64;
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Foreign;
 
+/// Marks the response of a watch, which ends when its listener does.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Watching;
+
+/// Returns the answer of a listener that is about to end.
+pub(crate) fn shutting_down(http2: bool) -> Response<Body> {
+    let mut response =
+        text(StatusCode::TOO_MANY_REQUESTS, "The apiserver is shutting down, please try again later.\n");
+    response.headers_mut().insert(header::RETRY_AFTER, HeaderValue::from_static("5"));
+    if !http2 {
+        response.headers_mut().insert(header::CONNECTION, HeaderValue::from_static("close"));
+    }
+    response
+}
+
 /// Returns a response with encoded JSON as its body.
 #[must_use]
 pub(crate) fn json_bytes(code: StatusCode, bytes: impl Into<Bytes>) -> Response<Body> {

@@ -7,6 +7,7 @@
 mod builder;
 mod dispatch;
 mod error;
+mod times;
 mod upkeep;
 
 pub use builder::Builder;
@@ -30,11 +31,16 @@ use k8s_core::{
     status::{ApiStatus, Reason},
 };
 use k8s_store::Store;
+use tokio::time::Instant;
+use tracing::{Instrument, field::Empty};
 
 use crate::{
     accept::{self, Encoding},
     audit::Trail,
-    auth::{impersonate::Wanted, rbac::Attributes},
+    auth::{
+        AuthenticationConfiguration, AuthorizationMode, impersonate::Wanted, metrics::Authenticated,
+        rbac::Attributes,
+    },
     call::Call,
     fair::Schema,
     limits::{InitialEvents, LastAccount},
@@ -42,8 +48,10 @@ use crate::{
     respond,
     stages::{Audited, Credentials},
     state::State,
+    tls::ClientIdentity,
     user::User,
 };
+use times::{SLOW, Stage, Times};
 
 /// An API server: a `tower::Service` from requests to responses. Cheap to clone; a clone is the same server.
 #[derive(Clone)]
@@ -118,6 +126,53 @@ impl ApiServer {
         self.state.metrics.registry()
     }
 
+    /// Replaces the client certificate that is presented to aggregated API servers. Connections opened from
+    /// now on use it. Without [`Builder::front_proxy`] there is none, and this has no effect.
+    ///
+    /// # Errors
+    /// The unusable part; the former certificate stays in use.
+    pub fn renew_front_proxy(&self, identity: &ClientIdentity) -> Result<(), BuildError> {
+        let renewed = self.state.front_proxy.as_ref().map_or(Ok(()), |keys| keys.replace(identity));
+        renewed.map_err(|reason| BuildError::FrontProxy { reason })
+    }
+
+    /// Replaces the authorizers of [`Builder::authorization`]. Requests that are being decided finish with
+    /// the former ones.
+    ///
+    /// ```
+    /// use k8s_apiserver::{ApiServer, User, auth::AuthorizationMode};
+    /// use k8s_core::api::ConfigMap;
+    /// use k8s_store::Store;
+    /// # #[tokio::main(flavor = "current_thread")]
+    /// # async fn main() -> Result<(), Box<dyn std::error::Error>> {
+    /// let server = ApiServer::builder(Store::memory()).build().await?;
+    /// let maps = server.client_as(User::new("jane", &[])).namespaced::<ConfigMap>("default");
+    /// assert!(maps.list(&Default::default()).await.is_err());
+    /// server.replace_authorization(&[AuthorizationMode::AlwaysAllow]);
+    /// assert!(maps.list(&Default::default()).await.is_ok());
+    /// # Ok(()) }
+    /// ```
+    pub fn replace_authorization(&self, modes: &[AuthorizationMode]) {
+        self.state.authorization.replace(modes);
+    }
+
+    /// Replaces the issuers of JSON Web Tokens of all configurations that the authenticator was built with.
+    ///
+    /// # Errors
+    /// The part about anonymous requests is another one than at the start; the former issuers stay.
+    pub fn replace_authentication(
+        &self,
+        configurations: Vec<AuthenticationConfiguration>,
+    ) -> Result<(), String> {
+        self.state.authenticator.replace(configurations)
+    }
+
+    /// Makes `/readyz` fail from now on, so that load balancers send no more clients. The server serves as
+    /// before; the listener's token ends it.
+    pub fn begin_shutdown(&self) {
+        self.state.stopping.store(true, std::sync::atomic::Ordering::Release);
+    }
+
     /// Answers one request.
     ///
     /// ```
@@ -143,7 +198,16 @@ impl ApiServer {
     fn respond(self, request: Request<Body>) -> BoxFuture<'static, Response<Body>> {
         async move {
             let id = respond::audit_id(request.headers());
-            let (mut response, warnings) = self.answer(request, id.as_ref()).await;
+            let name = id.as_ref().and_then(|id| id.to_str().ok()).unwrap_or_default();
+            // The path has no query, in which there may be a command line.
+            let span = tracing::warn_span!(
+                "request",
+                id = name,
+                verb = request.method().as_str(),
+                path = request.uri().path(),
+                user = Empty
+            );
+            let (mut response, warnings) = self.answer(request, id.as_ref()).instrument(span).await;
             respond::warn(&mut response, &warnings);
             respond::identify(&mut response, id);
             response
@@ -170,24 +234,41 @@ impl ApiServer {
             _ => accept::encoding(request.headers()),
         };
         let gzip = crate::compress::is_wanted(request.headers(), &info);
+        let is_watch = info.verb == "watch";
         let mut measured = self.state.metrics.begin(&self.state.registry, &info, &query);
-        let mut seen = Seen::default();
-        let (mut response, warnings) = match self.audited(request, info, query, id, &mut seen).await {
+        let (mut seen, mut times) = (Seen::default(), Times::begin());
+        let answered = self.audited(request, info, query, id, &mut seen, &mut times).await;
+        let (mut response, warnings) = match answered {
             Ok(done) => done,
             Err(status) => (respond::failure(&status), Vec::new()),
         };
         if let Some(schema) = &seen.schema {
             respond::classify(&mut response, schema);
         }
-        measured.answered(response.status());
+        let code = response.status();
+        measured.answered(code);
+        let has_duration = measured.has_duration();
+        let log_if_slow = |times: &Times| {
+            if has_duration && times.elapsed() >= SLOW {
+                tracing::warn!(code = code.as_u16(), stages = times.text(), "slow request");
+            }
+        };
+        if is_watch && code.is_success() {
+            response.extensions_mut().insert(respond::Watching);
+        }
+        if let Some(guard) = measured.long_running() {
+            response = guard.until_the_end_of(response);
+        }
         if response.extensions().get::<respond::Foreign>().is_some() {
+            log_if_slow(&times);
             return (response, warnings);
         }
         response = respond::encoded(response, encoding).await;
         if gzip {
             response = crate::compress::gzip(response).await;
         }
-        (response, warnings)
+        log_if_slow(&times);
+        (measured.sized(response), warnings)
     }
 
     async fn audited(
@@ -197,13 +278,15 @@ impl ApiServer {
         query: Query,
         id: Option<&HeaderValue>,
         seen: &mut Seen,
+        times: &mut Times,
     ) -> Result<(Response<Body>, Vec<String>), ApiStatus> {
         if self.state.audit.is_empty() && self.state.auditor.is_none() {
-            return self.admitted(request, info, query, seen).await;
+            return self.admitted(request, info, query, seen, times).await;
         }
         let (headers, asked) = (request.headers().clone(), info.clone());
         seen.id = id.map(|id| String::from_utf8_lossy(id.as_bytes()).into_owned()).unwrap_or_default();
-        let admitted = AssertUnwindSafe(self.admitted(request, info, query, seen)).catch_unwind().await;
+        let admitted =
+            AssertUnwindSafe(self.admitted(request, info, query, seen, times)).catch_unwind().await;
         let mut answer = match (admitted, &seen.trail) {
             (Ok(answer), _) => answer,
             (Err(panic), trail) => {
@@ -266,15 +349,25 @@ impl ApiServer {
     }
 
     /// The pipeline from authentication on. `seen` is set as soon as its parts are known.
+    #[expect(clippy::disallowed_methods, reason = "the duration of a stage, in virtual time as well")]
     async fn admitted(
         &self,
         request: Request<Body>,
         info: RequestInfo,
         query: Query,
         seen: &mut Seen,
+        times: &mut Times,
     ) -> Result<(Response<Body>, Vec<String>), ApiStatus> {
         let state = &self.state;
+        let begun = Instant::now();
         let found = self.authenticate(request.headers(), request.extensions(), &info.path).await;
+        let outcome = match &found {
+            Ok(user) => Authenticated::Success(user),
+            Err(_) if request.headers().contains_key(header::AUTHORIZATION) => Authenticated::Error,
+            Err(_) => Authenticated::Failure,
+        };
+        state.metrics.authentication.take(outcome, begun.elapsed());
+        times.end(Stage::Authenticated);
         if let Some(auditor) = &state.auditor {
             let trail = auditor.trail(&request, &seen.id, found.as_ref().ok(), &info);
             match (trail, &found) {
@@ -293,6 +386,7 @@ impl ApiServer {
             user = other.authorized(&user, &wanted, &state.authorization).await?;
             seen.trail.iter().for_each(|trail| trail.impersonates(&user));
         }
+        tracing::Span::current().record("user", user.name.as_str());
         if !state.audit.is_empty() {
             seen.user = Some(user.clone());
         }
@@ -300,7 +394,7 @@ impl ApiServer {
             return Ok((response, Vec::new()));
         }
         let Some(last) = request.extensions().get::<Arc<LastAccount>>().cloned() else {
-            return self.granted(request, info, query, user, seen.trail.as_ref()).await;
+            return self.granted(request, info, query, user, seen.trail.as_ref(), times).await;
         };
         seen.schema = state.gate.classify(&state.store, &user, &info);
         let seats = |most| crate::fair::seats::of(&info, &query, most, || stored(state, &info));
@@ -308,7 +402,7 @@ impl ApiServer {
         let mut request = request.map(|body| ticket.count(body));
         request.extensions_mut().insert(ticket.clone());
         let (mut response, warnings) =
-            ticket.within(self.granted(request, info, query, user, seen.trail.as_ref())).await?;
+            ticket.within(self.granted(request, info, query, user, seen.trail.as_ref(), times)).await?;
         match response.extensions().get::<InitialEvents>() {
             Some(initial) => initial.of(&ticket),
             None if ticket.is_long_running() => ticket.leave_seat(),
@@ -326,16 +420,19 @@ impl ApiServer {
         query: Query,
         user: User,
         trail: Option<&Trail>,
+        times: &mut Times,
     ) -> Result<(Response<Body>, Vec<String>), ApiStatus> {
         let state = &self.state;
         let mut tickets = Vec::new();
         for flow in &state.flow {
             tickets.push(flow.admit(&user, &info).await?);
         }
+        times.end(Stage::Admitted);
         let selectors = Selectors::of(&info, &query);
         let wanted = attributes(&info, &selectors);
-        let outcome = state.authorization.decide(&user, &wanted).await;
+        let outcome = state.authorization.decide_request(&user, &wanted).await;
         trail.iter().for_each(|trail| trail.annotate(outcome.annotations()));
+        times.end(Stage::Authorized);
         outcome.granted(&user, &wanted)?;
         if let Some(remote) = state.elsewhere(&info) {
             return Ok((remote.forward(&state.store, &user, &mut request).await, Vec::new()));
@@ -359,6 +456,7 @@ impl ApiServer {
         } else {
             crate::discovery::path(state, &call)
         };
+        times.end(Stage::Handled);
         trail.iter().for_each(|trail| trail.annotate(call.annotated()));
         let response = response?;
         let warnings = call.warned();

@@ -24,7 +24,7 @@ use crate::{
     request::RequestInfo,
     resources::{Resource, SharedRegistry},
     stages::{Audit, Authenticate, FlowControl},
-    tls::ClientIdentity,
+    tls::ClientKeys,
 };
 
 /// Intervals of background work. A cluster in virtual time, where years pass, sets them long.
@@ -91,7 +91,7 @@ pub(crate) struct State {
     pub(crate) aggregator: Aggregator,
     /// Notified when definitions change.
     pub(crate) redefined: Arc<tokio::sync::Notify>,
-    pub(crate) front_proxy: Option<ClientIdentity>,
+    pub(crate) front_proxy: Option<ClientKeys>,
     pub(crate) pace: Pace,
     /// Warn about fields and kinds that are stored and not acted on.
     pub(crate) warns_unenforced: bool,
@@ -101,6 +101,10 @@ pub(crate) struct State {
     pub(crate) metrics: Metrics,
     pub(crate) open_api: Mutex<HashMap<String, Bytes>>,
     pub(crate) ready: AtomicBool,
+    /// The process is about to end: `/readyz` fails.
+    pub(crate) stopping: AtomicBool,
+    /// Serve `/debug/pprof`.
+    pub(crate) profiling: bool,
 }
 
 impl State {

@@ -21,6 +21,28 @@ impl std::fmt::Debug for ClientIdentity {
     }
 }
 
+/// The client certificate of connections, which can be replaced. Clones share it.
+#[derive(Clone)]
+pub(crate) struct ClientKeys(imp::Keys);
+
+impl ClientKeys {
+    /// Reads certificate and key.
+    ///
+    /// # Errors
+    /// The unusable part.
+    pub(crate) fn new(identity: &ClientIdentity) -> Result<Self, String> {
+        imp::keys(identity).map(ClientKeys)
+    }
+
+    /// Uses another certificate for new connections.
+    ///
+    /// # Errors
+    /// The unusable part; the former certificate stays in use.
+    pub(crate) fn replace(&self, identity: &ClientIdentity) -> Result<(), String> {
+        imp::replace(&self.0, identity)
+    }
+}
+
 /// The servers that a connection trusts.
 pub(crate) enum Trust {
     /// Servers whose certificate one of these CAs (PEM) signed.
@@ -43,8 +65,8 @@ impl Tls {
     ///
     /// # Errors
     /// The unusable part.
-    pub(crate) fn new(trust: &Trust, identity: Option<&ClientIdentity>) -> Result<Self, String> {
-        imp::config(trust, identity).map(|config| Tls(Arc::new(config)))
+    pub(crate) fn new(trust: &Trust, identity: Option<&ClientKeys>) -> Result<Self, String> {
+        imp::config(trust, identity.map(|keys| &keys.0)).map(|config| Tls(Arc::new(config)))
     }
 
     /// Takes a configuration that was made elsewhere.
@@ -69,8 +91,24 @@ mod imp {
 
     pub(super) type Config = k8s_tls::ClientConfig;
     pub(super) type Stream = k8s_tls::TlsStream<TcpStream>;
+    pub(super) type Keys = k8s_tls::ClientIdentity;
 
-    pub(super) fn config(trust: &Trust, identity: Option<&ClientIdentity>) -> Result<Config, String> {
+    fn pem(identity: &ClientIdentity) -> k8s_tls::Identity {
+        k8s_tls::Identity {
+            certificate: identity.certificate.clone().into_bytes(),
+            key: identity.key.clone().into_bytes(),
+        }
+    }
+
+    pub(super) fn keys(identity: &ClientIdentity) -> Result<Keys, String> {
+        Keys::new(&pem(identity)).map_err(|e| e.to_string())
+    }
+
+    pub(super) fn replace(keys: &Keys, identity: &ClientIdentity) -> Result<(), String> {
+        keys.replace(&pem(identity)).map_err(|e| e.to_string())
+    }
+
+    pub(super) fn config(trust: &Trust, identity: Option<&Keys>) -> Result<Config, String> {
         let system = match trust {
             Trust::System => {
                 k8s_tls::system_bundle().and_then(|path| std::fs::read(path).ok()).unwrap_or_default()
@@ -82,11 +120,11 @@ mod imp {
             Trust::System => k8s_tls::Trust::Bundle(&system),
             Trust::Anyone => k8s_tls::Trust::Anyone,
         };
-        let identity = identity.map(|identity| k8s_tls::Identity {
-            certificate: identity.certificate.clone().into_bytes(),
-            key: identity.key.clone().into_bytes(),
-        });
-        k8s_tls::client(&trust, identity.as_ref(), &[b"http/1.1"]).map_err(|e| e.to_string())
+        let config = match identity {
+            Some(keys) => k8s_tls::client_of(&trust, keys, &[b"http/1.1"]),
+            None => k8s_tls::client(&trust, None, &[b"http/1.1"]),
+        };
+        config.map_err(|e| e.to_string())
     }
 
     pub(super) async fn connect(config: Arc<Config>, host: &str, tcp: TcpStream) -> std::io::Result<Stream> {
@@ -104,8 +142,17 @@ mod imp {
 
     pub(super) struct Config;
     pub(super) type Stream = TcpStream;
+    pub(super) type Keys = ();
 
-    pub(super) fn config(trust: &Trust, _: Option<&ClientIdentity>) -> Result<Config, String> {
+    pub(super) fn keys(_: &ClientIdentity) -> Result<Keys, String> {
+        Ok(())
+    }
+
+    pub(super) fn replace((): &Keys, _: &ClientIdentity) -> Result<(), String> {
+        Ok(())
+    }
+
+    pub(super) fn config(trust: &Trust, _: Option<&Keys>) -> Result<Config, String> {
         match trust {
             Trust::Pem(pem) if pem.is_empty() => Err("CA certificate: empty".into()),
             Trust::Pem(_) | Trust::System | Trust::Anyone => Ok(Config),

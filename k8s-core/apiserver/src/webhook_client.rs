@@ -19,7 +19,7 @@ use serde_json::Value;
 use tokio::net::TcpStream;
 
 use crate::{
-    tls::{ClientIdentity, Stream as Connected, Tls, Trust},
+    tls::{ClientKeys, Stream as Connected, Tls, Trust},
     value::{int_at, str_at},
 };
 
@@ -71,7 +71,7 @@ impl std::fmt::Debug for Callee {
 
 /// Returns TLS settings for an identity and a CA bundle (base64 of PEM, as JSON represents bytes). Empty: the
 /// system's CAs.
-fn tls(bundle: &str, insecure: bool, identity: Option<&ClientIdentity>) -> Result<Tls, String> {
+fn tls(bundle: &str, insecure: bool, identity: Option<&ClientKeys>) -> Result<Tls, String> {
     let trust = match bundle {
         _ if insecure => Trust::Anyone,
         "" => Trust::System,
@@ -91,7 +91,7 @@ impl Callee {
         service: &Value,
         bundle: &str,
         insecure: bool,
-        identity: Option<&ClientIdentity>,
+        identity: Option<&ClientKeys>,
     ) -> Result<Self, String> {
         let place = Place::Service {
             namespace: str_at(service, "/namespace").into(),

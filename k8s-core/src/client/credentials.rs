@@ -10,10 +10,10 @@ use base64::{Engine, engine::general_purpose::STANDARD};
 use http::HeaderValue;
 use jiff::Timestamp;
 
-use super::{BoxError, Error, ExecPlugin, RemoteConfig};
+use super::{BoxError, Error, ExecPlugin, RemoteConfig, kubeconfig};
 use crate::clock::Clock;
 
-/// Time between two reads of a token file.
+/// Time between two reads of a token file, and of a kubeconfig with a client certificate.
 const REREAD: Duration = Duration::from_secs(60);
 
 /// A client certificate chain and its key (PEM).
@@ -130,9 +130,79 @@ impl Credentials {
     }
 }
 
+/// The kubeconfig that a client certificate is from. Who renews the certificate writes the file again.
+pub(super) struct UserFile {
+    path: PathBuf,
+    user: String,
+    /// The certificate of the settings.
+    first: Identity,
+    clock: Clock,
+    /// Time of the last read, and the certificate since then if it is not the first.
+    last: Mutex<(Timestamp, Option<Identity>)>,
+}
+
+impl UserFile {
+    /// `None` for settings without a certificate or without a file.
+    pub(super) fn new(config: &RemoteConfig, clock: Clock) -> Option<Self> {
+        let (path, user) = config.user_file.clone()?;
+        let first = config.certificate.clone().zip(config.key.clone())?;
+        let last = Mutex::new((clock.now(), None));
+        Some(UserFile { path, user, first, clock, last })
+    }
+
+    /// Returns the certificate of now, if it is another one than that of the settings. A file that cannot be
+    /// used leaves the last one in use.
+    pub(super) fn changed(&self) -> Option<Identity> {
+        let mut last = self.last.lock().unwrap_or_else(PoisonError::into_inner);
+        if self.clock.since(last.0) < REREAD {
+            return last.1.clone();
+        }
+        last.0 = self.clock.now();
+        match kubeconfig::reread(&self.path, &self.user) {
+            Ok((Some(certificate), Some(key))) => {
+                last.1 = Some((certificate, key)).filter(|identity| *identity != self.first);
+            }
+            Ok(_) => tracing::warn!(path = ?self.path, user = self.user, "the client certificate is gone"),
+            Err(error) => tracing::warn!(%error, "the last client certificate stays in use"),
+        }
+        last.1.clone()
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[tokio::test(start_paused = true)]
+    async fn a_renewed_certificate_in_a_kubeconfig_is_used_after_a_minute() {
+        use crate::client::Kubeconfig;
+        let directory = tempfile::tempdir().unwrap();
+        let path = directory.path().join("kubeconfig");
+        let write = |certificate: &str, key: &str| {
+            let config = Kubeconfig::single("a", "https://a", "CA", certificate, key);
+            std::fs::write(&path, config.to_yaml()).unwrap();
+        };
+        write("one", "1");
+        let config = Kubeconfig::read(&path).unwrap().remote(None).unwrap();
+        let clock = Clock::starting_at(Timestamp::UNIX_EPOCH);
+        let file = UserFile::new(&config, clock.clone()).unwrap();
+        let now = || {
+            file.changed().map(|(certificate, key)| [certificate, key].map(|b| String::from_utf8(b).unwrap()))
+        };
+        write("two", "2");
+        assert_eq!(now(), None);
+        clock.sleep(REREAD).await;
+        assert_eq!(now().unwrap(), ["two", "2"]);
+        std::fs::write(&path, "{broken").unwrap();
+        clock.sleep(REREAD).await;
+        assert_eq!(now().unwrap(), ["two", "2"], "the last one stays");
+        write("one", "1");
+        clock.sleep(REREAD).await;
+        assert_eq!(now(), None, "the settings' own again");
+        // Settings whose certificate was taken out must not get it back.
+        let without = RemoteConfig { certificate: None, key: None, ..config };
+        assert!(UserFile::new(&without, clock).is_none());
+    }
 
     #[tokio::test(start_paused = true)]
     async fn a_token_file_is_read_again_after_a_minute() {

@@ -414,6 +414,21 @@ impl Kubeconfig {
     }
 }
 
+/// A client certificate and its key (PEM), as far as there are any.
+type Pair = (Option<Vec<u8>>, Option<Vec<u8>>);
+
+/// Reads the client certificate and the key of a user again.
+///
+/// # Errors
+/// The file or the user is gone, or a field is not usable.
+pub(super) fn reread(file: &Path, user: &str) -> Result<Pair, KubeconfigError> {
+    let config = Kubeconfig::read(file)?;
+    let found = config.users.iter().find(|u| u.name == user);
+    let missing =
+        || KubeconfigError::Missing { what: "user", name: user.to_owned(), files: config.files.clone() };
+    found.ok_or_else(missing)?.identity()
+}
+
 /// An entry in a file, for errors and for relative paths.
 struct Place<'a> {
     /// Place in the file for messages, such as `users[admin].user`.
@@ -494,17 +509,26 @@ impl NamedCluster {
 }
 
 impl NamedUser {
-    fn fill(&self, config: &mut RemoteConfig, cluster: &NamedCluster) -> Result<(), KubeconfigError> {
-        let User { client_certificate_data, client_certificate, client_key_data, client_key, .. } =
-            &self.user;
+    /// Returns the client certificate and its key.
+    fn identity(&self) -> Result<Pair, KubeconfigError> {
         let user = &self.user;
         let place = Place { entry: format!("users[{}].user", self.name), file: &self.file };
-        config.certificate = place.load(
+        let certificate = place.load(
             "client-certificate",
-            client_certificate_data.as_ref(),
-            client_certificate.as_ref(),
+            user.client_certificate_data.as_ref(),
+            user.client_certificate.as_ref(),
         )?;
-        config.key = place.load("client-key", client_key_data.as_ref(), client_key.as_ref())?;
+        let key = place.load("client-key", user.client_key_data.as_ref(), user.client_key.as_ref())?;
+        Ok((certificate, key))
+    }
+
+    fn fill(&self, config: &mut RemoteConfig, cluster: &NamedCluster) -> Result<(), KubeconfigError> {
+        let user = &self.user;
+        let place = Place { entry: format!("users[{}].user", self.name), file: &self.file };
+        (config.certificate, config.key) = self.identity()?;
+        if !self.file.as_os_str().is_empty() {
+            config.user_file = Some((self.file.clone(), self.name.clone()));
+        }
         if user.other.get("auth-provider").is_some_and(|provider| !provider.is_null()) {
             return Err(place.error("auth-provider", "not supported: use exec"));
         }

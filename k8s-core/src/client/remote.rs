@@ -22,7 +22,7 @@ use tokio::net::TcpStream;
 
 use super::{
     Body, BoxError, Error, ExecPlugin, Proxy, Transport,
-    credentials::{Credential, Credentials, Identity},
+    credentials::{Credential, Credentials, Identity, UserFile},
     retry::Renewed,
 };
 use crate::clock::Clock;
@@ -38,6 +38,9 @@ pub struct RemoteConfig {
     pub certificate: Option<Vec<u8>>,
     /// Key of the client certificate.
     pub key: Option<Vec<u8>>,
+    /// Kubeconfig and name of the user with `certificate` and `key`, from which they are read again after a
+    /// minute. `None`, or without a certificate: they stay as they are.
+    pub user_file: Option<(std::path::PathBuf, String)>,
     /// Bearer token. `token_file` goes before it.
     pub token: Option<String>,
     /// File of a bearer token. It is read again after a minute, and goes before `token`.
@@ -114,7 +117,9 @@ struct Shared {
     base: Uri,
     impersonation: HeaderMap,
     credentials: Credentials,
-    /// Connections, and the certificate and key of a plugin that they were opened with.
+    /// The settings' own certificate, where it may change.
+    user_file: Option<UserFile>,
+    /// Connections, and the certificate and key that they were opened with instead of the settings'.
     connections: Mutex<(Option<Identity>, Http)>,
 }
 
@@ -136,6 +141,7 @@ impl Remote {
             base,
             impersonation: impersonation.unwrap_or_default(),
             credentials: Credentials::new(config, Clock::system())?,
+            user_file: UserFile::new(config, Clock::system()),
             connections: Mutex::new((None, connections(config)?)),
             config: config.clone(),
         })))
@@ -165,13 +171,22 @@ impl Shared {
     /// Returns the connections for a credential. Those of an earlier client certificate are closed when their
     /// requests end.
     fn http(&self, credential: &Credential) -> Result<Http, Error> {
+        let own = || self.user_file.as_ref().and_then(UserFile::changed);
+        let identity = credential.identity.clone().or_else(own);
         let mut open = self.connections.lock().unwrap_or_else(PoisonError::into_inner);
-        if open.0 != credential.identity {
+        if open.0 != identity {
             let mut config = self.config.clone();
-            if let Some((certificate, key)) = credential.identity.clone() {
+            if let Some((certificate, key)) = identity.clone() {
                 (config.certificate, config.key) = (Some(certificate), Some(key));
             }
-            *open = (credential.identity.clone(), connections(&config)?);
+            match connections(&config) {
+                Ok(http) => *open = (identity, http),
+                // A renewed certificate that is broken must not end a component that works.
+                Err(error) if credential.identity.is_none() => {
+                    tracing::warn!(%error, "the client certificate is not renewed");
+                }
+                Err(error) => return Err(error),
+            }
         }
         Ok(open.1.clone())
     }

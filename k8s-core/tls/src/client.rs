@@ -3,13 +3,14 @@
 use std::sync::Arc;
 
 use rustls::{
-    ClientConfig, RootCertStore,
+    ClientConfig, ConfigBuilder, RootCertStore,
+    client::WantsClientCert,
     pki_types::{CertificateDer, ServerName, pem::PemObject},
 };
 use tokio::io::{AsyncRead, AsyncWrite};
 use tokio_rustls::{TlsConnector, client::TlsStream};
 
-use crate::{Identity, TlsError, roots, unverified::Unverified};
+use crate::{ClientIdentity, Identity, TlsError, roots, unverified::Unverified};
 
 /// The servers that a client trusts.
 #[derive(Clone, Copy, Debug)]
@@ -31,11 +32,36 @@ pub fn client(
     identity: Option<&Identity>,
     alpn: &[&[u8]],
 ) -> Result<ClientConfig, TlsError> {
+    match identity {
+        Some(identity) => client_of(trust, &ClientIdentity::new(identity)?, alpn),
+        None => Ok(with_protocols(builder(trust)?.with_no_client_auth(), alpn)),
+    }
+}
+
+/// Builds the TLS configuration of a client whose certificate may be replaced.
+///
+/// # Errors
+/// A CA that is not usable PEM.
+pub fn client_of(
+    trust: &Trust<'_>,
+    identity: &ClientIdentity,
+    alpn: &[&[u8]],
+) -> Result<ClientConfig, TlsError> {
+    let resolver = Arc::new(identity.clone());
+    Ok(with_protocols(builder(trust)?.with_client_cert_resolver(resolver), alpn))
+}
+
+fn with_protocols(mut config: ClientConfig, alpn: &[&[u8]]) -> ClientConfig {
+    config.alpn_protocols = alpn.iter().map(|protocol| protocol.to_vec()).collect();
+    config
+}
+
+fn builder(trust: &Trust<'_>) -> Result<ConfigBuilder<ClientConfig, WantsClientCert>, TlsError> {
     let provider = Arc::new(rustls::crypto::ring::default_provider());
     let builder = ClientConfig::builder_with_provider(provider.clone())
         .with_safe_default_protocol_versions()
         .map_err(TlsError::of("TLS"))?;
-    let builder = match trust {
+    Ok(match trust {
         Trust::Pem(pem) => builder.with_root_certificates(roots(pem)?),
         Trust::Bundle(pem) => {
             let mut roots = RootCertStore::empty();
@@ -43,16 +69,7 @@ pub fn client(
             builder.with_root_certificates(roots)
         }
         Trust::Anyone => builder.dangerous().with_custom_certificate_verifier(Arc::new(Unverified(provider))),
-    };
-    let mut config = match identity {
-        Some(identity) => {
-            let (chain, key) = identity.read()?;
-            builder.with_client_auth_cert(chain, key).map_err(TlsError::of("certificate"))?
-        }
-        None => builder.with_no_client_auth(),
-    };
-    config.alpn_protocols = alpn.iter().map(|protocol| protocol.to_vec()).collect();
-    Ok(config)
+    })
 }
 
 /// Performs the handshake with `host` (a DNS name or an IP address, IPv6 with or without brackets) on a

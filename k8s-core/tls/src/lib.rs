@@ -12,7 +12,8 @@
 //! ```
 //!
 //! Flow: [`client`] and [`server`] parse PEM once and return a rustls configuration; [`connect`] performs the
-//! handshake on a connected stream.
+//! handshake on a connected stream. [`ServerTls`] and [`ClientIdentity`] are replaced while they are in use,
+//! so that renewed certificates need no restart.
 //!
 //! Guarantees: TLS 1.2 and 1.3 with ring; no other provider is linked. Only [`Trust::Anyone`] skips the check
 //! of names and issuers, and even then signatures are verified.
@@ -22,17 +23,26 @@
 #![cfg_attr(test, allow(clippy::disallowed_methods, reason = "tests measure time and start tasks"))]
 
 mod client;
+mod live;
+mod names;
+mod policy;
 mod server;
 mod system;
 mod unverified;
 
-pub use client::{Trust, client, connect};
+pub use client::{Trust, client, client_of, connect};
+pub use live::{ClientIdentity, ServerTls};
+pub use policy::{Policy, PolicyError};
 pub use rustls::{ClientConfig, ServerConfig};
-pub use server::{ClientAuth, server};
+pub use server::{ClientAuth, NamedIdentity, ServerConfigs, ServerSettings, server, server_with};
 pub use system::system_bundle;
 pub use tokio_rustls::{TlsAcceptor, client::TlsStream};
 
-use rustls::pki_types::{CertificateDer, PrivateKeyDer, pem::PemObject};
+use rustls::{
+    crypto::CryptoProvider,
+    pki_types::{CertificateDer, PrivateKeyDer, pem::PemObject},
+    sign::CertifiedKey,
+};
 
 /// A certificate chain and its private key, both PEM.
 #[derive(Clone)]
@@ -56,6 +66,15 @@ impl Identity {
             .map_err(TlsError::of("certificate"))?;
         let key = PrivateKeyDer::from_pem_slice(&self.key).map_err(TlsError::of("private key"))?;
         Ok((chain, key))
+    }
+
+    /// Returns the chain with its key, which belong together.
+    fn certified(&self, provider: &CryptoProvider) -> Result<CertifiedKey, TlsError> {
+        let (chain, key) = self.read()?;
+        if chain.is_empty() {
+            return Err(TlsError { part: "certificate", message: "there is none in the PEM".into() });
+        }
+        CertifiedKey::from_der(chain, key, provider).map_err(TlsError::of("certificate"))
     }
 }
 

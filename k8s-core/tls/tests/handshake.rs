@@ -81,6 +81,33 @@ async fn a_client_certificate_is_ignored_optional_or_required() {
     assert!(meet((trust, Some(&strange)), required, "a").await.is_err());
 }
 
+#[tokio::test]
+async fn a_replaced_client_certificate_is_presented_from_then_on() {
+    let ours = ca();
+    let (server_identity, first, second) =
+        (identity(&ours, &["a"]), identity(&ours, &["one"]), identity(&ours, &["two"]));
+    let pem = ours.pem();
+    let mine = k8s_tls::ClientIdentity::new(&first).unwrap();
+    let config = Arc::new(k8s_tls::client_of(&Trust::Pem(pem.as_bytes()), &mine, &[]).unwrap());
+    // Sessions are not resumed here: the server sees the certificate of each handshake.
+    let presented = async || {
+        let clients = ClientAuth::Required(pem.as_bytes());
+        let acceptor = TlsAcceptor::from(Arc::new(server(&server_identity, &clients, &[]).unwrap()));
+        let (near, far) = tokio::io::duplex(1 << 14);
+        let (client, server) = tokio::join!(connect(config.clone(), "a", near), acceptor.accept(far));
+        client.unwrap();
+        server.unwrap().get_ref().1.peer_certificates().unwrap()[0].to_vec()
+    };
+    let before = presented().await;
+    assert_eq!(presented().await, before);
+    mine.replace(&second).unwrap();
+    let after = presented().await;
+    assert_ne!(after, before);
+    let mismatch = Identity { certificate: first.certificate.clone(), key: second.key.clone() };
+    assert_eq!(mine.replace(&mismatch).unwrap_err().part, "certificate");
+    assert_eq!(presented().await, after, "the former certificate stays");
+}
+
 #[test]
 fn errors_name_the_part() {
     let bad = Identity { certificate: b"".to_vec(), key: b"no key".to_vec() };

@@ -1,6 +1,6 @@
 //! The configuration of a kubelet.
 
-use std::{collections::BTreeMap, net::IpAddr, path::PathBuf, sync::Arc};
+use std::{collections::BTreeMap, net::IpAddr, path::PathBuf};
 
 use crate::types::Taint;
 use ipnet::IpNet;
@@ -41,8 +41,8 @@ pub struct Config {
     pub bind_address: IpAddr,
     /// TCP port of the kubelet's API. 0: no listener; the API is called in this process only.
     pub port: u16,
-    /// Keys and client verification for the kubelet's API. `None`: no listener.
-    pub tls: Option<Arc<k8s_tls::ServerConfig>>,
+    /// Keys and client verification for the kubelet's API, which may be replaced. `None`: no listener.
+    pub tls: Option<k8s_tls::ServerTls>,
     /// Version that the node reports.
     pub kubelet_version: String,
     /// Size in bytes above which a container's log is rotated.

@@ -77,7 +77,7 @@ fn a_mistake_in_a_file_names_the_file_and_the_key() {
 
 #[test]
 fn upstreams_kinds_are_read() {
-    let text = "apiVersion: kubelet.config.k8s.io/v1beta1\nkind: KubeletConfiguration\nclusterDNS: [10.9.0.10]\nclusterDomain: shop\nport: 10251\naddress: 127.0.0.1\npodCIDR: 10.9.1.0/24\nallowedUnsafeSysctls: [kernel.sem, net.*]\n";
+    let text = "apiVersion: kubelet.config.k8s.io/v1beta1\nkind: KubeletConfiguration\nclusterDNS: [10.9.0.10]\nclusterDomain: shop\nport: 10251\naddress: 127.0.0.1\npodCIDR: 10.9.1.0/24\nallowedUnsafeSysctls: [kernel.sem, net.*]\ntlsCipherSuites: [TLS_AES_128_GCM_SHA256]\ntlsMinVersion: VersionTLS13\n";
     let map = printed(&["kubelet", "--kubeconfig", "/k", "--port", "1"], text);
     for (key, value) in [
         ("cluster-dns", serde_json::json!("10.9.0.10")),
@@ -86,6 +86,8 @@ fn upstreams_kinds_are_read() {
         ("address", "127.0.0.1".into()),
         ("pod-cidr", "10.9.1.0/24".into()),
         ("allowed-unsafe-sysctls", serde_json::json!(["kernel.sem", "net.*"])),
+        ("tls-cipher-suites", serde_json::json!(["TLS_AES_128_GCM_SHA256"])),
+        ("tls-min-version", "VersionTLS13".into()),
     ] {
         assert_eq!(map[key], value, "{key}");
     }

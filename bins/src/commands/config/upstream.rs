@@ -22,6 +22,8 @@ struct Kubelet {
     #[serde(rename = "podCIDR")]
     pod_cidr: Option<String>,
     allowed_unsafe_sysctls: Vec<String>,
+    tls_cipher_suites: Vec<String>,
+    tls_min_version: Option<String>,
 }
 
 /// Supported fields of a KubeProxyConfiguration.
@@ -82,6 +84,8 @@ pub(super) fn entries(text: &str, command: &str) -> Result<Entries, String> {
             add("address", one(file.address.map(|a| a.to_string())));
             add("pod-cidr", one(file.pod_cidr));
             add("allowed-unsafe-sysctls", file.allowed_unsafe_sysctls);
+            add("tls-cipher-suites", file.tls_cipher_suites);
+            add("tls-min-version", one(file.tls_min_version));
         }
         "kube-proxy" => add("cluster-cidr", one(read::<Proxy>(text)?.cluster_cidr)),
         "kube-controller-manager" => add("controllers", read::<ControllerManager>(text)?.controllers),

@@ -40,7 +40,10 @@ use k8s_core::{clock::Clock, status::ApiStatus};
 use k8s_store::Store;
 use serde_json::Value;
 
-use super::{Abandoned, Admission, Admit, Configuration, Connection, Deletion, Operation};
+use super::{
+    Abandoned, Admission, Admit, Configuration, Connection, Deletion, Operation,
+    metrics::{Durations, Row, Step},
+};
 use crate::{auth::Authorization, call::Call, resources::Resource, value::default_text};
 
 /// The parts of a server that plugins are made of.
@@ -293,9 +296,10 @@ impl Selection {
 
 /// All plugins of a server, in their order.
 pub(crate) struct Chain {
-    first: Vec<Arc<dyn Admit>>,
-    own: Vec<Arc<dyn Admit>>,
-    last: Vec<Arc<dyn Admit>>,
+    first: Vec<Row>,
+    own: Vec<Row>,
+    last: Vec<Row>,
+    durations: Durations,
     escalation: role_escalation::RoleEscalation,
     params: param_access::ParamAccess,
     /// Names of the built-in plugins that are on.
@@ -313,11 +317,13 @@ impl Chain {
         selection: &Selection,
     ) -> Result<Self, PluginError> {
         selection.check()?;
+        let durations = Durations::new(&parts.metrics);
         let make = |plugins: &[Plugin]| {
             let chosen = plugins.iter().filter(|plugin| selection.has(plugin));
             let made = chosen.map(|plugin| {
                 let made = (plugin.make)(parts, selection.configuration.of(plugin.name));
-                made.map_err(|problem| PluginError::Configuration { name: plugin.name.to_owned(), problem })
+                made.map(|made| durations.row(plugin.name, made))
+                    .map_err(|problem| PluginError::Configuration { name: plugin.name.to_owned(), problem })
             });
             made.collect::<Result<Vec<_>, _>>()
         };
@@ -325,7 +331,8 @@ impl Chain {
         let params = param_access::ParamAccess { authorization: parts.authorization.clone() };
         let names =
             PLUGINS.iter().chain(LAST).filter(|plugin| selection.has(plugin)).map(|p| p.name).collect();
-        Ok(Chain { first: make(PLUGINS)?, own, last: make(LAST)?, escalation, params, names })
+        let own = own.into_iter().map(|plugin| durations.row("extension", plugin)).collect();
+        Ok(Chain { first: make(PLUGINS)?, own, last: make(LAST)?, durations, escalation, params, names })
     }
 
     /// Returns true if a built-in plugin is on.
@@ -339,6 +346,11 @@ impl Chain {
     /// # Errors
     /// The first refusal.
     pub(crate) async fn admit(&self, admission: &mut Admission<'_>) -> Result<(), ApiStatus> {
+        let operation = admission.operation;
+        self.durations.step(Step::Admit, operation, self.rounds(admission)).await
+    }
+
+    async fn rounds(&self, admission: &mut Admission<'_>) -> Result<(), ApiStatus> {
         self.round(admission).await?;
         if std::mem::take(&mut admission.rounds.wanted) {
             admission.rounds.again = true;
@@ -349,10 +361,8 @@ impl Chain {
     }
 
     async fn round(&self, admission: &mut Admission<'_>) -> Result<(), ApiStatus> {
-        for plugin in &self.first {
-            if handles(plugin, admission) {
-                plugin.admit(admission).await?;
-            }
+        for row in &self.first {
+            self.admit_one(row, admission).await?;
         }
         if admission.request.subresource != "scale" {
             self.own(admission).await?;
@@ -360,15 +370,21 @@ impl Chain {
         Ok(())
     }
 
+    async fn admit_one(&self, row: &Row, admission: &mut Admission<'_>) -> Result<(), ApiStatus> {
+        let operation = admission.operation;
+        if !row.plugin.handles(operation, admission.resource, &admission.request.subresource) {
+            return Ok(());
+        }
+        self.durations.plugin(row, Step::Admit, operation, row.plugin.admit(admission)).await
+    }
+
     /// Lets each plugin of a distribution change or refuse an object.
     ///
     /// # Errors
     /// The first refusal.
     pub(crate) async fn own(&self, admission: &mut Admission<'_>) -> Result<(), ApiStatus> {
-        for plugin in &self.own {
-            if handles(plugin, admission) {
-                plugin.admit(admission).await?;
-            }
+        for row in &self.own {
+            self.admit_one(row, admission).await?;
         }
         if !self.own.is_empty() && matches!(admission.request.subresource.as_str(), "" | "scale") {
             // Fields that a plugin added have their defaults, too.
@@ -404,9 +420,15 @@ impl Chain {
     /// # Errors
     /// The first refusal.
     pub(crate) async fn validate(&self, admission: &Admission<'_>) -> Result<(), ApiStatus> {
+        self.durations.step(Step::Validate, admission.operation, self.validate_all(admission)).await
+    }
+
+    async fn validate_all(&self, admission: &Admission<'_>) -> Result<(), ApiStatus> {
         self.params.check(admission).await?;
-        for plugin in self.all(admission.operation, admission.resource, &admission.request.subresource) {
-            if let Err(refusal) = plugin.validate(admission).await {
+        let operation = admission.operation;
+        for row in self.all(operation, admission.resource, &admission.request.subresource) {
+            let work = row.plugin.validate(admission);
+            if let Err(refusal) = self.durations.plugin(row, Step::Validate, operation, work).await {
                 self.abandon(admission.call).await;
                 return Err(refusal);
             }
@@ -416,8 +438,8 @@ impl Chain {
 
     /// Lets each plugin take back what it did about a write that was validated and did not happen.
     pub(crate) async fn abandon(&self, call: &Call) {
-        for plugin in self.first.iter().chain(&self.own).chain(&self.last) {
-            plugin.abandon(&Abandoned { call }).await;
+        for row in self.first.iter().chain(&self.own).chain(&self.last) {
+            row.plugin.abandon(&Abandoned { call }).await;
         }
     }
 
@@ -426,10 +448,14 @@ impl Chain {
     /// # Errors
     /// The first refusal.
     pub(crate) async fn delete(&self, deletion: &Deletion<'_>) -> Result<(), ApiStatus> {
-        for plugin in self.all(Operation::Delete, deletion.resource, "") {
-            plugin.delete(deletion).await?;
-        }
-        Ok(())
+        let all = async {
+            for row in self.all(Operation::Delete, deletion.resource, "") {
+                let work = row.plugin.delete(deletion);
+                self.durations.plugin(row, Step::Validate, Operation::Delete, work).await?;
+            }
+            Ok(())
+        };
+        self.durations.step(Step::Validate, Operation::Delete, all).await
     }
 
     /// Lets each plugin refuse a connection.
@@ -438,10 +464,14 @@ impl Chain {
     /// The first refusal.
     pub(crate) async fn connect(&self, connection: &Connection<'_>) -> Result<(), ApiStatus> {
         let part = &connection.request.subresource;
-        for plugin in self.all(Operation::Connect, connection.resource, part) {
-            plugin.connect(connection).await?;
-        }
-        Ok(())
+        let all = async {
+            for row in self.all(Operation::Connect, connection.resource, part) {
+                let work = row.plugin.connect(connection);
+                self.durations.plugin(row, Step::Validate, Operation::Connect, work).await?;
+            }
+            Ok(())
+        };
+        self.durations.step(Step::Validate, Operation::Connect, all).await
     }
 
     fn all<'a>(
@@ -449,15 +479,10 @@ impl Chain {
         operation: Operation,
         resource: &'a Resource,
         part: &'a str,
-    ) -> impl Iterator<Item = &'a Arc<dyn Admit>> {
+    ) -> impl Iterator<Item = &'a Row> {
         let all = self.first.iter().chain(&self.own).chain(&self.last);
-        all.filter(move |plugin| plugin.handles(operation, resource, part))
+        all.filter(move |row| row.plugin.handles(operation, resource, part))
     }
-}
-
-/// Returns true if a write is of interest to a plugin.
-fn handles(plugin: &Arc<dyn Admit>, admission: &Admission<'_>) -> bool {
-    plugin.handles(admission.operation, admission.resource, &admission.request.subresource)
 }
 
 #[cfg(test)]

@@ -7,7 +7,7 @@ mod conditions;
 
 use std::{
     collections::HashMap,
-    sync::{Arc, Mutex, PoisonError},
+    sync::{Arc, Mutex, OnceLock, PoisonError},
     time::Duration,
 };
 
@@ -18,10 +18,12 @@ use k8s_core::{
     clock::Clock,
     meta::{LabelSelector, selector::Operator},
 };
+use k8s_metrics::Registry;
 use serde_json::{Map, Value, json};
 
 pub use self::conditions::ConditionError;
 use self::conditions::Conditions;
+use super::metrics::AccessWebhooks;
 use crate::{
     request::Attributes,
     stages::Decision,
@@ -59,6 +61,8 @@ pub enum ReviewVersion {
 /// Settings of a webhook authorizer.
 #[derive(Clone, Debug)]
 pub struct WebhookSettings {
+    /// Name in metrics: that of the authorizer in its configuration.
+    pub name: String,
     /// Time for which an answer that allows is kept; 0: not at all.
     pub authorized_ttl: Duration,
     /// Time for which another answer is kept; 0: not at all.
@@ -77,6 +81,7 @@ impl Default for WebhookSettings {
     /// Upstream's defaults of its flags.
     fn default() -> Self {
         WebhookSettings {
+            name: "default".into(),
             authorized_ttl: Duration::from_secs(300),
             unauthorized_ttl: Duration::from_secs(30),
             timeout: Duration::from_secs(30),
@@ -98,6 +103,7 @@ struct Webhook {
     conditions: Conditions,
     clock: Clock,
     kept: Mutex<HashMap<String, (Timestamp, Answer)>>,
+    metrics: OnceLock<AccessWebhooks>,
 }
 
 impl std::fmt::Debug for WebhookAuthorizer {
@@ -122,7 +128,18 @@ impl WebhookAuthorizer {
     pub fn new(client: Client, path: &str, settings: WebhookSettings) -> Result<Self, ConditionError> {
         let conditions = Conditions::compile(&settings.match_conditions)?;
         let (path, clock, kept) = (path.to_owned(), Clock::system(), Mutex::default());
-        Ok(WebhookAuthorizer(Arc::new(Webhook { client, path, settings, conditions, clock, kept })))
+        let metrics = OnceLock::new();
+        Ok(WebhookAuthorizer(Arc::new(Webhook { client, path, settings, conditions, clock, kept, metrics })))
+    }
+
+    /// Returns the name in metrics.
+    pub(super) fn name(&self) -> &str {
+        &self.0.settings.name
+    }
+
+    /// Counts the calls in a server's metrics.
+    pub(super) fn measure(&self, registry: &Registry) {
+        self.0.metrics.get_or_init(|| AccessWebhooks::new(registry));
     }
 
     /// Asks the webhook about a request.
@@ -145,8 +162,13 @@ impl WebhookAuthorizer {
                 webhook.keep(key, &answer, wanted);
                 answer
             }
-            Err(why) => {
+            Err((result, why)) => {
                 tracing::warn!(path = webhook.path, error = why, "the authorization webhook gave no answer");
+                if let (Some(metrics), FailurePolicy::NoOpinion) =
+                    (webhook.metrics.get(), webhook.settings.failure_policy)
+                {
+                    metrics.failed_open(&webhook.settings.name, result);
+                }
                 webhook.failed(why)
             }
         }
@@ -189,7 +211,10 @@ impl Webhook {
         kept.insert(key, (until, answer.clone()));
     }
 
-    async fn ask(&self, spec: &Value) -> Result<Answer, String> {
+    /// # Errors
+    /// The result for metrics, and the reason.
+    #[expect(clippy::disallowed_methods, reason = "the duration of a call, in virtual time as well")]
+    async fn ask(&self, spec: &Value) -> Result<Answer, (&'static str, String)> {
         let version = match self.settings.version {
             ReviewVersion::V1 => "authorization.k8s.io/v1",
             ReviewVersion::V1beta1 => "authorization.k8s.io/v1beta1",
@@ -198,15 +223,26 @@ impl Webhook {
         let body = review.to_string();
         let mut delays = RETRIES.iter();
         loop {
+            let begun = tokio::time::Instant::now();
             let call = self.client.json(Method::POST, &self.path, "application/json", body.clone());
-            let (why, again) = match tokio::time::timeout(self.settings.timeout, call).await {
-                Ok(Ok(review)) => return answer(&review),
+            let asked = tokio::time::timeout(self.settings.timeout, call).await;
+            let answered = asked.map(|asked| asked.map(|review| answer(&review)));
+            let result = match &answered {
+                Ok(Ok(Ok(_))) => "success",
+                Ok(_) => "error",
+                Err(_) => "timeout",
+            };
+            if let Some(metrics) = self.metrics.get() {
+                metrics.asked(&self.settings.name, result, begun.elapsed());
+            }
+            let (why, again) = match answered {
+                Ok(Ok(answer)) => return answer.map_err(|why| (result, why)),
                 Ok(Err(e)) => (describe(&e), e.is_transient()),
-                Err(_) => return Err(format!("no answer within {:?}", self.settings.timeout)),
+                Err(_) => (format!("no answer within {:?}", self.settings.timeout), false),
             };
             match delays.next().filter(|_| again) {
                 Some(delay) => self.clock.sleep(Duration::from_millis(*delay)).await,
-                None => return Err(why),
+                None => return Err((result, why)),
             }
         }
     }

@@ -1,9 +1,13 @@
 //! Authenticators: client certificates, passwords, and bearer tokens.
 
-use std::collections::HashMap;
+use std::{
+    collections::HashMap,
+    sync::{Arc, PoisonError, RwLock},
+};
 
 use base64::{Engine, engine::general_purpose::STANDARD};
 use k8s_core::status::ApiStatus;
+use k8s_metrics::{Histogram, Registry};
 use serde_json::Value;
 
 pub use super::files::TokenFileError;
@@ -14,7 +18,7 @@ use super::{
     constant_time::{Hashed, hashed},
     files::{self, Passwords},
     jwt::Token,
-    oidc,
+    metrics, oidc,
     tokens::{TokenError, Verified},
     webhook::TokenWebhook,
 };
@@ -31,9 +35,14 @@ pub struct Authenticator {
     tokens: HashMap<Hashed, User>,
     passwords: Passwords,
     bootstrap_tokens: bool,
-    jwt: Vec<oidc::Authentication>,
+    /// Issuers of JSON Web Tokens. A reloaded configuration replaces them.
+    jwt: RwLock<Arc<Vec<Arc<oidc::Authentication>>>>,
     webhook: Option<TokenWebhook>,
     anonymous: Anonymous,
+    /// The part of a configuration about anonymous requests.
+    configured_anonymous: Option<Anonymous>,
+    /// Remaining time of client certificates, in a server.
+    expiration: Option<Histogram>,
 }
 
 impl Authenticator {
@@ -64,9 +73,34 @@ impl Authenticator {
     /// says about anonymous requests goes before the argument of [`Authenticator::new`].
     #[must_use]
     pub fn configured(mut self, configuration: AuthenticationConfiguration) -> Self {
-        self.jwt.extend(configuration.jwt);
-        self.anonymous = configuration.anonymous.unwrap_or(self.anonymous);
+        let mut jwt = self.issuers().to_vec();
+        jwt.extend(configuration.jwt.into_iter().map(Arc::new));
+        *self.jwt.get_mut().unwrap_or_else(PoisonError::into_inner) = Arc::new(jwt);
+        if let Some(anonymous) = configuration.anonymous {
+            self.anonymous = anonymous.clone();
+            self.configured_anonymous = Some(anonymous);
+        }
         self
+    }
+
+    /// Replaces the issuers of all configurations. Tokens that are being verified finish with the former
+    /// ones.
+    ///
+    /// # Errors
+    /// The part about anonymous requests is another one, which upstream refuses as well.
+    pub(crate) fn replace(&self, configurations: Vec<AuthenticationConfiguration>) -> Result<(), String> {
+        let anonymous = configurations.iter().find_map(|configuration| configuration.anonymous.as_ref());
+        if anonymous != self.configured_anonymous.as_ref() {
+            return Err("anonymous: Forbidden: changed from initial configuration file".into());
+        }
+        let jwt = configurations.into_iter().flat_map(|configuration| configuration.jwt);
+        let jwt = jwt.map(Arc::new).collect();
+        *self.jwt.write().unwrap_or_else(PoisonError::into_inner) = Arc::new(jwt);
+        Ok(())
+    }
+
+    fn issuers(&self) -> Arc<Vec<Arc<oidc::Authentication>>> {
+        self.jwt.read().unwrap_or_else(PoisonError::into_inner).clone()
     }
 
     /// Webhook that is asked about bearer tokens which no other authenticator knows. Default: none.
@@ -90,6 +124,14 @@ impl Authenticator {
     /// A line with too few fields.
     pub fn parse_token_file(text: &str) -> Result<HashMap<String, User>, TokenFileError> {
         files::lines(text, "token").map(|lines| lines.into_iter().collect())
+    }
+
+    /// Measures certificates and the token webhook in a server's metrics.
+    pub(crate) fn measure(&mut self, registry: &Registry) {
+        self.expiration = Some(metrics::certificate_expiration(registry));
+        if let Some(webhook) = &mut self.webhook {
+            webhook.measure(registry);
+        }
     }
 
     /// Rejects requests without credentials.
@@ -147,14 +189,15 @@ impl Authenticator {
     }
 
     /// Returns the issuer that a token names, with the token's parts, before they are verified.
-    fn issuer<'a>(&self, token: &'a str) -> Option<(&oidc::Authentication, Token<'a>, Value)> {
-        if self.jwt.is_empty() {
+    fn issuer<'a>(&self, token: &'a str) -> Option<(Arc<oidc::Authentication>, Token<'a>, Value)> {
+        let issuers = self.issuers();
+        if issuers.is_empty() {
             return None;
         }
         let token = Token::parse(token)?;
         let claims = token.unverified_claims()?;
         let named = str_at(&claims, "/iss");
-        let issuer = self.jwt.iter().find(|issuer| issuer.issuer() == named)?;
+        let issuer = issuers.iter().find(|issuer| issuer.issuer() == named)?.clone();
         Some((issuer, token, claims))
     }
 
@@ -165,7 +208,13 @@ impl Authenticator {
         credentials: &Credentials<'_>,
         evidence: &Evidence<'_>,
     ) -> Option<User> {
-        if let Some(user) = credentials.certificate.and_then(|c| certificate_user(&c.0)) {
+        if let Some((user, ends)) = credentials.certificate.and_then(|c| certificate_user(&c.0)) {
+            if let Some(expiration) = &self.expiration {
+                let left = ends.saturating_sub(evidence.now());
+                // Seconds of centuries are exact in a float.
+                #[expect(clippy::cast_precision_loss, reason = "below 2^53")]
+                expiration.observe(left as f64);
+            }
             return Some(user);
         }
         if let Some((name, password)) = basic(credentials) {
@@ -198,11 +247,12 @@ fn basic(credentials: &Credentials<'_>) -> Option<(String, Vec<u8>)> {
     Some((String::from_utf8(pair[..colon].to_vec()).ok()?, pair[colon + 1..].to_vec()))
 }
 
-/// Returns the certificate subject's common name as user and its organizations as groups. The user id is the
+/// Returns the certificate subject's common name as user and its organizations as groups, and the end of the
+/// certificate in seconds since 1970. The user id is the
 /// attribute that Kubernetes reserves for it. Of several common names the last counts, as upstream and as for
 /// those who approve and sign.
 #[cfg(feature = "tls")]
-fn certificate_user(der: &[u8]) -> Option<User> {
+fn certificate_user(der: &[u8]) -> Option<(User, i64)> {
     use sha2::{Digest, Sha256};
     use x509_parser::{der_parser::oid, parse_x509_certificate};
     let (_, certificate) = parse_x509_certificate(der).ok()?;
@@ -224,12 +274,12 @@ fn certificate_user(der: &[u8]) -> Option<User> {
         }
     }
     user.extra.insert(CREDENTIAL_ID.into(), vec![id]);
-    Some(user)
+    Some((user, certificate.validity().not_after.timestamp()))
 }
 
 /// Without TLS no connection has a certificate.
 #[cfg(not(feature = "tls"))]
-fn certificate_user(_: &[u8]) -> Option<User> {
+fn certificate_user(_: &[u8]) -> Option<(User, i64)> {
     None
 }
 

@@ -2,15 +2,20 @@
 //!
 //! Order: the authorizers that a distribution added, `system:masters`, then the server's modes.
 
-use std::{borrow::Cow, sync::Arc};
+use std::{
+    borrow::Cow,
+    sync::{Arc, PoisonError, RwLock},
+};
 
 use k8s_core::status::{ApiStatus, Reason};
+use k8s_metrics::{Counter, Registry};
 use k8s_store::Store;
 
 use super::{
     AuthorizationMode,
     abac::Policies,
     access_webhook::WebhookAuthorizer,
+    metrics::Authorizations,
     node::NodeAuthorizer,
     rbac::{Rbac, Rule, aggregate, is_master},
 };
@@ -20,7 +25,14 @@ use crate::{
     user::User,
 };
 
-/// A row of the authorizers.
+/// An authorizer of the chain.
+struct Row {
+    authorizer: Authorizer,
+    /// Counters of what it allowed and denied. `None` for those that no mode names.
+    decisions: Option<[Counter; 2]>,
+}
+
+/// The kinds of authorizers.
 enum Authorizer {
     /// Of a distribution.
     Added(Arc<dyn Authorize>),
@@ -69,29 +81,60 @@ impl Answer {
 
 /// Decides what users may do.
 pub(crate) struct Authorization {
-    authorizers: Vec<Authorizer>,
+    rows: RwLock<Arc<Vec<Row>>>,
+    added: Vec<Arc<dyn Authorize>>,
+    registry: Registry,
+    metrics: Authorizations,
     pub(crate) rbac: Rbac,
     pub(crate) store: Store,
 }
 
 impl Authorization {
     /// Creates the chain of the authorizers that a distribution added and the server's modes.
-    pub(crate) fn new(store: Store, added: Vec<Arc<dyn Authorize>>, modes: &[AuthorizationMode]) -> Self {
-        let of = |mode: &AuthorizationMode| match mode {
-            AuthorizationMode::Node => Authorizer::Node(Box::new(NodeAuthorizer::new(store.clone()))),
-            AuthorizationMode::Rbac => Authorizer::Rbac,
-            AuthorizationMode::Abac(policies) => Authorizer::Abac(policies.clone()),
-            AuthorizationMode::Webhook(webhook) => Authorizer::Webhook(webhook.clone()),
-            AuthorizationMode::AlwaysAllow => Authorizer::AlwaysAllow,
-            AuthorizationMode::AlwaysDeny => Authorizer::AlwaysDeny,
+    pub(crate) fn new(
+        store: Store,
+        added: Vec<Arc<dyn Authorize>>,
+        modes: &[AuthorizationMode],
+        registry: &Registry,
+    ) -> Self {
+        let authorization = Authorization {
+            rows: RwLock::default(),
+            added,
+            registry: registry.clone(),
+            metrics: Authorizations::new(registry),
+            rbac: Rbac::default(),
+            store,
         };
-        let authorizers = added
-            .into_iter()
-            .map(Authorizer::Added)
-            .chain([Authorizer::Masters])
-            .chain(modes.iter().map(of))
-            .collect();
-        Authorization { authorizers, rbac: Rbac::default(), store }
+        authorization.replace(modes);
+        authorization
+    }
+
+    /// Replaces the server's modes. Requests that are being decided finish with the former ones.
+    pub(crate) fn replace(&self, modes: &[AuthorizationMode]) {
+        let row = |authorizer| Row { authorizer, decisions: None };
+        let of = |mode: &AuthorizationMode| {
+            let (kind, name, authorizer) = match mode {
+                AuthorizationMode::Node => {
+                    ("Node", "node", Authorizer::Node(Box::new(NodeAuthorizer::new(self.store.clone()))))
+                }
+                AuthorizationMode::Rbac => ("RBAC", "rbac", Authorizer::Rbac),
+                AuthorizationMode::Abac(policies) => ("ABAC", "abac", Authorizer::Abac(policies.clone())),
+                AuthorizationMode::Webhook(webhook) => {
+                    webhook.measure(&self.registry);
+                    ("Webhook", webhook.name(), Authorizer::Webhook(webhook.clone()))
+                }
+                AuthorizationMode::AlwaysAllow => ("AlwaysAllow", "alwaysallow", Authorizer::AlwaysAllow),
+                AuthorizationMode::AlwaysDeny => ("AlwaysDeny", "alwaysdeny", Authorizer::AlwaysDeny),
+            };
+            Row { authorizer, decisions: Some(self.metrics.decisions(kind, name)) }
+        };
+        let added = self.added.iter().cloned().map(Authorizer::Added);
+        let rows = added.chain([Authorizer::Masters]).map(row).chain(modes.iter().map(of)).collect();
+        *self.rows.write().unwrap_or_else(PoisonError::into_inner) = Arc::new(rows);
+    }
+
+    fn rows(&self) -> Arc<Vec<Row>> {
+        self.rows.read().unwrap_or_else(PoisonError::into_inner).clone()
     }
 
     async fn ask(&self, authorizer: &Authorizer, user: &User, a: &Attributes<'_>) -> Answer {
@@ -124,9 +167,13 @@ impl Authorization {
     /// Decides about a request.
     pub(crate) async fn decide(&self, user: &User, a: &Attributes<'_>) -> Outcome {
         let (mut reasons, mut errors) = (Vec::new(), Vec::new());
-        for authorizer in &self.authorizers {
-            let answer = self.ask(authorizer, user, a).await;
+        for row in self.rows().iter() {
+            let answer = self.ask(&row.authorizer, user, a).await;
             if answer.decision != Decision::NoOpinion {
+                if let Some([allowed, denied]) = &row.decisions {
+                    let counter = if answer.decision == Decision::Allow { allowed } else { denied };
+                    counter.inc();
+                }
                 let reason = answer.reason.into_owned();
                 return Outcome { decision: answer.decision, reason, error: answer.error };
             }
@@ -138,12 +185,21 @@ impl Authorization {
         Outcome { decision: Decision::NoOpinion, reason: reasons.join("\n"), error: aggregate(errors) }
     }
 
+    /// Decides about a request of a client, and counts the decision.
+    #[expect(clippy::disallowed_methods, reason = "the duration of a decision, in virtual time as well")]
+    pub(crate) async fn decide_request(&self, user: &User, a: &Attributes<'_>) -> Outcome {
+        let begun = tokio::time::Instant::now();
+        let outcome = self.decide(user, a).await;
+        self.metrics.take(&outcome.decision, outcome.error.is_some(), begun.elapsed());
+        outcome
+    }
+
     /// Returns the rules that a user has in a namespace, of all authorizers.
     pub(crate) fn rules(&self, user: &User, namespace: &str) -> Rules {
         let mut all = Rules::default();
         let mut errors = Vec::new();
-        for authorizer in &self.authorizers {
-            match authorizer {
+        for row in self.rows().iter() {
+            match &row.authorizer {
                 Authorizer::Added(_) => all.incomplete = true,
                 Authorizer::Node(_) if super::node::node_of(user).is_some() => {
                     all.incomplete = true;

@@ -12,11 +12,13 @@ use k8s_core::{
     client::{Body, Remote, RemoteConfig, Transport, body_from_bytes},
     random,
 };
+use k8s_metrics::Registry;
 use serde_json::{Value, json};
 use tokio::{sync::Semaphore, time::Instant};
 
 use super::{
     constant_time::{Hashed, hashed},
+    metrics::TokenCache,
     tokens::Verified,
 };
 use crate::{
@@ -110,6 +112,7 @@ pub struct TokenWebhook {
     valid: Mutex<Cache<Verified>>,
     invalid: Mutex<Cache<String>>,
     places: Semaphore,
+    metrics: Option<TokenCache>,
 }
 
 impl fmt::Debug for TokenWebhook {
@@ -150,15 +153,32 @@ impl TokenWebhook {
             valid: Mutex::new(Cache(HashMap::new())),
             invalid: Mutex::new(Cache(HashMap::new())),
             places: Semaphore::new(CONCURRENT),
+            metrics: None,
         })
+    }
+
+    /// Measures cache and calls in a server's metrics.
+    pub(super) fn measure(&mut self, registry: &Registry) {
+        self.metrics = Some(TokenCache::new(registry));
     }
 
     /// Returns the user of a token for one of `audiences`.
     ///
     /// # Errors
     /// The reason of the rejection; empty if the webhook gives none.
-    #[expect(clippy::disallowed_methods, reason = "the age of answers of another server, in real time")]
+    #[expect(clippy::disallowed_methods, reason = "the duration of an authentication")]
     pub(super) async fn user(&self, token: &str, audiences: &[String]) -> Result<Verified, String> {
+        let (begun, mut hit) = (Instant::now(), true);
+        let found = self.found(token, audiences, &mut hit).await;
+        if let Some(metrics) = &self.metrics {
+            metrics.looked_up(hit, begun.elapsed());
+        }
+        found
+    }
+
+    /// As [`TokenWebhook::user`]. `hit` is false afterwards if the cache has no answer.
+    #[expect(clippy::disallowed_methods, reason = "the age of answers of another server, in real time")]
+    async fn found(&self, token: &str, audiences: &[String], hit: &mut bool) -> Result<Verified, String> {
         if token.len() > LONGEST {
             return Err("the token is too long".into());
         }
@@ -170,11 +190,19 @@ impl TokenWebhook {
         if let Some(reason) = lock(&self.invalid).get(&key, now) {
             return Err(reason);
         }
+        *hit = false;
+        let active = |status| self.metrics.as_ref().map(|metrics| metrics.active(status));
         let review = async {
+            let blocked = active("blocked");
             let _place = self.places.acquire().await.map_err(|e| e.to_string())?;
+            drop(blocked);
+            let _in_flight = active("in_flight");
             self.review(token, audiences).await
         };
         let answer = tokio::time::timeout(TIMEOUT, review).await.map_err(|_| "timeout".to_owned()).flatten();
+        if let Some(metrics) = &self.metrics {
+            metrics.fetched(answer.is_ok());
+        }
         // Failures to ask are not cached.
         let review = answer.map_err(|why| {
             tracing::warn!(webhook = self.remote.host(), why, "token webhook failed");

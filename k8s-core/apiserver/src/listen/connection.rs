@@ -3,6 +3,7 @@
 #![expect(clippy::disallowed_methods, reason = "limits of a connection, in virtual time as well")]
 
 use std::{
+    future::Future,
     io,
     pin::Pin,
     sync::{
@@ -14,7 +15,7 @@ use std::{
 };
 
 use bytes::Bytes;
-use http::{Response, StatusCode};
+use http::{Request, Response, StatusCode};
 use http_body::{Frame, SizeHint};
 use http_body_util::BodyExt;
 use k8s_core::client::{Body, BoxError, LongQuery};
@@ -23,16 +24,28 @@ use tokio::{
     sync::Semaphore,
     time::Instant,
 };
-use tokio_util::sync::CancellationToken;
+use tokio_util::sync::{CancellationToken, WaitForCancellationFutureOwned};
 
 use super::long_request::{FirstLine, Seen};
 use crate::{
     audit::Completion,
     limits::{LastAccount, Limits, Ticket},
+    metrics::LongRunning,
+    respond::Watching,
 };
 
 /// Maximum interval of checks of a quiet connection.
 const LOOK: Duration = Duration::from_secs(15);
+
+/// The holdings of an upgraded connection.
+#[derive(Debug, Default)]
+struct Upgraded {
+    _ticket: Option<Arc<Ticket>>,
+    /// Its audit events.
+    _events: Option<Completion>,
+    /// Its place in the metrics.
+    _counted: Option<Arc<LongRunning>>,
+}
 
 /// A connection of a client.
 #[derive(Debug)]
@@ -53,16 +66,17 @@ pub(super) struct Connection {
     progress_at: AtomicU64,
     /// Closes the connection at once.
     pub(super) close: CancellationToken,
+    /// The listener is told to stop: watches end.
+    draining: CancellationToken,
     /// The user of the last request.
     pub(super) account: Arc<LastAccount>,
-    /// Ticket of an upgraded connection, and its audit events.
-    upgraded: Mutex<(Option<Arc<Ticket>>, Option<Completion>)>,
+    upgraded: Mutex<Upgraded>,
     /// Query of the first request, if it is too long for a URI.
     query: Mutex<Option<LongQuery>>,
 }
 
 impl Connection {
-    pub(super) fn new(http2: bool) -> Self {
+    pub(super) fn new(http2: bool, draining: CancellationToken) -> Self {
         Connection {
             born: Instant::now(),
             http2,
@@ -74,6 +88,7 @@ impl Connection {
             blocked_since: AtomicU64::new(0),
             progress_at: AtomicU64::new(0),
             close: CancellationToken::new(),
+            draining,
             account: Arc::default(),
             upgraded: Mutex::default(),
             query: Mutex::default(),
@@ -83,6 +98,22 @@ impl Connection {
     /// Returns milliseconds since `born`; never 0.
     fn now(&self) -> u64 {
         u64::try_from(self.born.elapsed().as_millis()).unwrap_or(u64::MAX).max(1)
+    }
+
+    /// Returns true while a request is in flight that is not long-running, or while the first one is being
+    /// received.
+    pub(super) fn is_busy(&self) -> bool {
+        self.active.load(Ordering::Acquire) > self.long.load(Ordering::Acquire)
+            || (!self.http2 && self.begun_at.load(Ordering::Relaxed) > 0)
+    }
+
+    /// Returns true for a request that a listener which is about to end answers with 429: all but those about
+    /// health and metrics.
+    pub(super) fn refuses<B>(&self, limits: &Limits, request: &Request<B>) -> bool {
+        const EXEMPT: [&str; 4] = ["/readyz", "/livez", "/healthz", "/metrics"];
+        limits.retry_after_on_shutdown
+            && self.draining.is_cancelled()
+            && !EXEMPT.iter().any(|prefix| request.uri().path().starts_with(prefix))
     }
 
     /// Returns the time since which the connection is idle; `None` if it is not.
@@ -191,7 +222,9 @@ impl Active {
         if response.status() == StatusCode::SWITCHING_PROTOCOLS {
             // The session continues after this response, until the connection ends.
             let mut upgraded = self.connection.upgraded.lock().unwrap_or_else(PoisonError::into_inner);
-            *upgraded = (ticket, response.extensions_mut().remove::<Completion>());
+            let extensions = response.extensions_mut();
+            *upgraded =
+                Upgraded { _ticket: ticket, _events: extensions.remove(), _counted: extensions.remove() };
             return response;
         }
         if ticket.as_ref().is_some_and(|ticket| ticket.is_long_running()) {
@@ -199,7 +232,9 @@ impl Active {
             self.connection.long.fetch_add(1, Ordering::AcqRel);
         }
         ticket.iter().for_each(|ticket| ticket.waits());
-        response.map(|body| Holding { body, active: self, ticket }.boxed_unsync())
+        let is_watch = response.extensions_mut().remove::<Watching>().is_some();
+        let ends = is_watch.then(|| Box::pin(self.connection.draining.clone().cancelled_owned()));
+        response.map(|body| Holding { body, active: self, ends, ticket }.boxed_unsync())
     }
 }
 
@@ -207,6 +242,8 @@ impl Active {
 struct Holding {
     body: Body,
     active: Active,
+    /// Ends a watch after its last whole event, as its deadline does.
+    ends: Option<Pin<Box<WaitForCancellationFutureOwned>>>,
     ticket: Option<Arc<Ticket>>,
 }
 
@@ -220,6 +257,12 @@ impl http_body::Body for Holding {
     ) -> Poll<Option<Result<Frame<Bytes>, BoxError>>> {
         self.ticket.iter().for_each(|ticket| ticket.works());
         let frame = Pin::new(&mut self.body).poll_frame(cx);
+        if frame.is_pending()
+            && let Some(ends) = &mut self.ends
+            && ends.as_mut().poll(cx).is_ready()
+        {
+            return Poll::Ready(None);
+        }
         if frame.is_ready() {
             self.ticket.iter().for_each(|ticket| ticket.waits());
             let connection = &self.active.connection;
@@ -339,30 +382,30 @@ mod tests {
                 (why, begun.elapsed().as_secs())
             }
         };
-        let silent = Arc::new(Connection::new(false));
+        let silent = Arc::new(Connection::new(false, CancellationToken::new()));
         assert_eq!(took(silent).await, ("a request's headers took too long", 32));
         for http2 in [false, true] {
-            let idle = Arc::new(Connection::new(http2));
+            let idle = Arc::new(Connection::new(http2, CancellationToken::new()));
             drop(idle.begin());
             assert_eq!(took(idle).await, ("idle", 90));
-            let partly = Arc::new(Connection::new(http2));
+            let partly = Arc::new(Connection::new(http2, CancellationToken::new()));
             drop(partly.begin());
             tokio::time::sleep(seconds(1)).await;
             partly.read_some();
             let want = if http2 { ("idle", 89) } else { ("a request's headers took too long", 32) };
             assert_eq!(took(partly).await, want);
-            let unread = Arc::new(Connection::new(http2));
+            let unread = Arc::new(Connection::new(http2, CancellationToken::new()));
             let _active = unread.begin();
             tokio::time::sleep(seconds(100)).await;
             unread.wrote(true);
             let (why, after) = took(unread.clone()).await;
             assert_eq!((why, after), ("an answer was left unread", 60));
         }
-        let stuck = Arc::new(Connection::new(true));
+        let stuck = Arc::new(Connection::new(true, CancellationToken::new()));
         let _active = stuck.begin();
         let (why, after) = took(stuck.clone()).await;
         assert!(why == "an answer was left unread" && (120..=135).contains(&after), "{why} {after}");
-        let busy = Arc::new(Connection::new(false));
+        let busy = Arc::new(Connection::new(false, CancellationToken::new()));
         let mut active = busy.begin();
         active.long = true;
         busy.long.fetch_add(1, Ordering::AcqRel);

@@ -26,6 +26,7 @@ use crate::{
     call::Call,
     errors::{Read, gone},
     limits::InitialEvents,
+    metrics::WatchMetrics,
     resources::Resource,
     state::State,
     value::{encode, set},
@@ -41,6 +42,7 @@ struct Watch {
     state: Arc<State>,
     selection: Selection,
     presenter: Presenter,
+    metrics: WatchMetrics,
     cursor: WatchCursor,
     /// The objects that there were when it began, and the key of the last one sent.
     initial: Option<(Selected, Arc<str>)>,
@@ -93,6 +95,7 @@ pub(crate) fn watch(
         sent: sent.clone(),
         selection,
         presenter,
+        metrics: state.metrics.watch(resource),
         cursor: store.watch(&resource.storage, after),
         mark_initial: bookmarks && call.query.truth("sendInitialEvents"),
         initial: initial.map(|selected| (selected, "".into())),
@@ -124,7 +127,9 @@ impl Watch {
     /// Queues an event about an object.
     fn push(&mut self, kind: &str, json: &[u8]) {
         let first = !std::mem::replace(&mut self.begun, true);
+        let before = self.out.len();
         self.presenter.event(kind, json, first, &mut self.out);
+        self.metrics.sent(self.out.len() - before);
     }
 
     /// Queues an event as this watcher sees it: an object that starts to be selected is added, one that stops

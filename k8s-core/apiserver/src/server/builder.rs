@@ -26,7 +26,7 @@ use crate::{
     resources::{Resource, SharedRegistry, is_built_in},
     stages::{Audit, Authenticate, Authorize, FlowControl},
     state::{Authenticators, Observer, Pace, State},
-    tls::ClientIdentity,
+    tls::{ClientIdentity, ClientKeys},
 };
 
 /// The observers of stored objects; each kind has one at most.
@@ -57,6 +57,7 @@ pub struct Builder {
     pace: Pace,
     warns_unenforced: bool,
     limits: Limits,
+    profiling: bool,
     metrics: k8s_metrics::Registry,
 }
 
@@ -92,6 +93,7 @@ impl Builder {
             pace: Pace::default(),
             warns_unenforced: true,
             limits: Limits::default(),
+            profiling: true,
             metrics: k8s_metrics::Registry::default(),
         }
     }
@@ -314,7 +316,7 @@ impl Builder {
     }
 
     /// Client certificate presented to aggregated API servers. Default: none; they then see an anonymous
-    /// request.
+    /// request. [`ApiServer::renew_front_proxy`] replaces it.
     #[must_use]
     pub fn front_proxy(mut self, identity: ClientIdentity) -> Self {
         self.front_proxy = Some(identity);
@@ -343,6 +345,13 @@ impl Builder {
         self
     }
 
+    /// Serves `/debug/pprof` (`--profiling`) to those who may read it. Default: true, as upstream.
+    #[must_use]
+    pub fn profiling(mut self, serves: bool) -> Self {
+        self.profiling = serves;
+        self
+    }
+
     /// Registry of the server's metrics, to which a program adds those of its other components. `/metrics`
     /// serves all of it. Default: one of its own.
     #[must_use]
@@ -355,8 +364,8 @@ impl Builder {
     /// schemas and levels). The `kubernetes` Service is created by the `hyperkube` crate.
     ///
     /// # Errors
-    /// If `service_account_key` is damaged or unsupported, a type's definition or an admission plugin's name
-    /// or configuration is invalid, or the store cannot be written.
+    /// If `service_account_key` or `front_proxy` is damaged or unsupported, a type's definition or an
+    /// admission plugin's name or configuration is invalid, or the store cannot be written.
     pub fn build(self) -> BoxFuture<'static, Result<ApiServer, BuildError>> {
         // Boxed: callers' crates need not compile it again.
         Box::pin(self.assemble())
@@ -368,9 +377,13 @@ impl Builder {
         }
         let key = self.service_account_key.as_deref();
         let issuer = TokenIssuer::with(key, self.service_account_tokens)?;
+        let front_proxy = self.front_proxy.as_ref().map(ClientKeys::new).transpose();
+        let front_proxy = front_proxy.map_err(|reason| BuildError::FrontProxy { reason })?;
         let services = ServiceAllocator::new(self.service_range, self.node_ports);
         let authorization =
-            Arc::new(Authorization::new(self.store.clone(), self.authorizers, &self.authorization));
+            Authorization::new(self.store.clone(), self.authorizers, &self.authorization, &self.metrics);
+        let authorization = Arc::new(authorization);
+        self.authenticator.measure(&self.metrics);
         let parts = Parts {
             store: self.store.clone(),
             authorization: authorization.clone(),
@@ -401,7 +414,7 @@ impl Builder {
                 nodes: self.nodes,
                 aggregator: Aggregator::default(),
                 redefined: Arc::default(),
-                front_proxy: self.front_proxy,
+                front_proxy,
                 pace: self.pace,
                 warns_unenforced: self.warns_unenforced,
                 pod_range: self.pod_range,
@@ -409,6 +422,8 @@ impl Builder {
                 metrics: crate::metrics::Metrics::new(self.metrics),
                 open_api: Mutex::default(),
                 ready: AtomicBool::new(false),
+                stopping: AtomicBool::new(false),
+                profiling: self.profiling,
             }),
             user: None,
         };

@@ -28,6 +28,12 @@ pub enum BuildError {
     /// The admission plugins cannot be made as asked. Correct the name or configuration.
     #[error(transparent)]
     Plugin(#[from] PluginError),
+    /// The front proxy's certificate or key cannot be used. Give another pair, or none.
+    #[error("front proxy: {reason}")]
+    FrontProxy {
+        /// The unusable part.
+        reason: String,
+    },
     /// The bootstrap objects (namespaces, roles, priority classes) cannot be written.
     #[error("write the bootstrap objects: {0}")]
     Bootstrap(#[source] k8s_core::client::Error),

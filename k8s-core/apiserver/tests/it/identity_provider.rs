@@ -254,6 +254,27 @@ async fn every_algorithm_is_verified_and_no_other() {
 }
 
 #[tokio::test]
+async fn a_reloaded_configuration_replaces_the_issuers() {
+    let (issuer, other) = (Issuer::start().await, Issuer::start().await);
+    let key = Key::ec("P-256");
+    issuer.publish(vec![key.jwk("k")]);
+    other.publish(vec![key.jwk("k")]);
+    let server = server(vec![issuer.entry(json!({}))]).await;
+    let by = |issuer: &Issuer| key.token("ES256", "k", &issuer.claims(json!({})));
+    assert_eq!((status(&server, &by(&issuer)).await, status(&server, &by(&other)).await), (201, 401));
+    let parse = |text: &str| AuthenticationConfiguration::parse(text, &[]).unwrap();
+    server.replace_authentication(vec![parse(&configuration(vec![other.entry(json!({}))]))]).unwrap();
+    assert_eq!((status(&server, &by(&issuer)).await, status(&server, &by(&other)).await), (401, 201));
+    // As upstream, the part about anonymous requests stays as it was at the start.
+    let anonymous = json!({
+        "apiVersion": "apiserver.config.k8s.io/v1", "kind": "AuthenticationConfiguration", "anonymous": {"enabled": true},
+    });
+    let refused = server.replace_authentication(vec![parse(&anonymous.to_string())]).unwrap_err();
+    assert_eq!(refused, "anonymous: Forbidden: changed from initial configuration file");
+    assert_eq!(status(&server, &by(&other)).await, 201, "the former issuers stay");
+}
+
+#[tokio::test]
 async fn tokens_are_for_their_issuer_audience_and_time() {
     let (issuer, other) = (Issuer::start().await, Issuer::start().await);
     let (key, another) = (Key::ec("P-256"), Key::ec("P-256"));

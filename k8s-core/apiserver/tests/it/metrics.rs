@@ -1,10 +1,11 @@
 //! `/metrics`: requests and objects are counted, and a program's other metrics are served with them.
 
+use futures::StreamExt;
 use http::{Request, StatusCode};
 use http_body_util::BodyExt;
 use k8s_apiserver::{ApiServer, User};
 use k8s_core::{
-    api::api::core::v1::ConfigMap,
+    api::{ObjectMeta, api::core::v1::ConfigMap},
     client::{Body, ListParams},
 };
 use k8s_metrics::{Counter, Registry};
@@ -28,6 +29,19 @@ async fn requests_are_counted_in_the_programs_registry() {
     for _ in 0..2 {
         maps.list(&ListParams::default()).await.unwrap();
     }
+    let mut watch = maps.watch(&ListParams::default()).await.unwrap();
+    let map = ConfigMap {
+        metadata: ObjectMeta { name: Some("a".into()), ..Default::default() },
+        ..Default::default()
+    };
+    maps.create(&map).await.unwrap();
+    watch.next().await.unwrap().unwrap();
+    let nowhere = server.client_as(User::admin()).namespaced::<ConfigMap>("nowhere");
+    assert!(nowhere.create(&map).await.is_err());
+    let guest = server.client_as(User::new("guest@example.com", &[])).namespaced::<ConfigMap>("default");
+    assert!(guest.get("a").await.is_err());
+    let bare = Request::get("/api").body(Body::default()).unwrap();
+    assert_eq!(server.handle(bare).await.status(), StatusCode::UNAUTHORIZED);
     let (code, text) = metrics(&server, User::admin()).await;
     assert_eq!(code, StatusCode::OK);
     let maps = r#"dry_run="",group="",version="v1",resource="configmaps",subresource="""#;
@@ -44,10 +58,30 @@ async fn requests_are_counted_in_the_programs_registry() {
             r#"apiserver_request_duration_seconds_count{{verb="LIST",{maps},scope="namespace",component="apiserver"}} 2"#
         ),
         r#"apiserver_current_inflight_requests{request_kind="readOnly"} 1"#.to_owned(),
+        r#"apiserver_watch_events_total{group="",version="v1",resource="configmaps"} 1"#.to_owned(),
+        r#"apiserver_watch_events_sizes_count{group="",version="v1",resource="configmaps"} 1"#.to_owned(),
+        r#"apiserver_longrunning_requests{verb="WATCH",group="",version="v1",resource="configmaps",subresource="",scope="namespace",component="apiserver"} 1"#.to_owned(),
+        r#"apiserver_response_sizes_count{verb="LIST",group="",version="v1",resource="configmaps",subresource="",scope="namespace",component="apiserver"} 2"#.to_owned(),
+        r#"apiserver_admission_step_admission_duration_seconds_count{type="admit",operation="CREATE",rejected="true"} 1"#.to_owned(),
+        r#"apiserver_admission_controller_admission_duration_seconds_count{name="NamespaceLifecycle",type="admit",operation="CREATE",rejected="true"} 1"#.to_owned(),
+        r#"authenticated_user_requests{username="email_id"} 1"#.to_owned(),
+        r#"authentication_attempts{result="failure"} 1"#.to_owned(),
+        r#"authorization_attempts_total{result="no-opinion"} 1"#.to_owned(),
+        r#"authorization_duration_seconds_count{result="no-opinion"} 1"#.to_owned(),
+        "apiserver_tls_handshake_errors_total 0".to_owned(),
         r#"apiserver_storage_objects{resource="namespaces"} 4"#.to_owned(),
     ] {
         assert!(text.lines().any(|l| l == line), "{line} in {text}");
     }
+    drop(watch);
+    tokio::task::yield_now().await;
+    let (_, later) = metrics(&server, User::admin()).await;
+    assert!(
+        later
+            .lines()
+            .any(|l| l.starts_with("apiserver_longrunning_requests{verb=\"WATCH\"") && l.ends_with(" 0")),
+        "{later}"
+    );
     assert!(text.contains("\nprocess_resident_memory_bytes "));
     let (code, _) = metrics(&server, User::new("jane", &["system:authenticated"])).await;
     assert_eq!(code, StatusCode::FORBIDDEN);

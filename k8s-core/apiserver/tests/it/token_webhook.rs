@@ -70,6 +70,16 @@ async fn answers_are_used_and_cached_for_a_while() {
     assert_eq!(asked.lock().unwrap().len(), 3, "positive and negative answers are cached");
     assert_eq!(review(&server, "bad").await["error"], "[invalid bearer token, revoked]");
     assert_eq!(review(&server, "good").await["audiences"], audiences);
+    let mut metrics = String::new();
+    k8s_metrics::encode(&mut metrics, server.metrics());
+    for line in [
+        r#"authentication_token_cache_request_total{status="miss"} 3"#,
+        r#"authentication_token_cache_fetch_total{status="ok"} 3"#,
+        r#"authentication_token_cache_active_fetch_count{status="in_flight"} 0"#,
+        r#"authentication_token_cache_request_duration_seconds_count{status="miss"} 3"#,
+    ] {
+        assert!(metrics.lines().any(|l| l == line), "{line} in {metrics}");
+    }
     // A token that this server knows is not sent.
     assert_eq!(status(&server, "admin").await, 201);
     assert_eq!(asked.lock().unwrap().len(), 3);

@@ -45,7 +45,6 @@ pub(crate) async fn bind(config: &Config) -> Result<Option<TcpListener>, Kubelet
 /// Serves connections until `stop` is cancelled.
 pub(crate) async fn serve(listener: TcpListener, api: KubeletApi, stop: CancellationToken) {
     let Some(tls) = api.cx.config.tls.clone() else { return };
-    let acceptor = TlsAcceptor::from(tls);
     let mut connections = JoinSet::new();
     loop {
         let accepted = tokio::select! {
@@ -55,7 +54,9 @@ pub(crate) async fn serve(listener: TcpListener, api: KubeletApi, stop: Cancella
         };
         match accepted {
             Ok((stream, peer)) => {
-                connections.spawn(connection(stream, peer, acceptor.clone(), api.clone()));
+                let local = stream.local_addr().ok().map(|address| address.ip());
+                let acceptor = TlsAcceptor::from(tls.at(local));
+                connections.spawn(connection(stream, peer, acceptor, api.clone()));
             }
             Err(e) => {
                 debug!(error = %e, "connection not accepted");

@@ -92,7 +92,7 @@ async fn a_client_certificate_of_the_cluster_is_required() {
                 c.log_dir = dir.path().join("logs");
                 c.bind_address = [127, 0, 0, 1].into();
                 c.port = port;
-                c.tls = Some(Arc::new(tls));
+                c.tls = Some(Arc::new(tls).into());
             })
             .runtime(runtime.clone())
             .images(runtime.clone())
@@ -136,7 +136,7 @@ async fn every_request_is_authorized_by_the_api_server() {
             c.log_dir = dir.path().join("logs");
             c.bind_address = [127, 0, 0, 1].into();
             c.port = port;
-            c.tls = Some(Arc::new(tls));
+            c.tls = Some(Arc::new(tls).into());
         })
         .runtime(runtime.clone())
         .images(runtime)

@@ -52,7 +52,7 @@ struct Metrics {
 }
 
 /// Upper bounds of the duration buckets in seconds, as upstream's.
-const SECONDS: [f64; 6] = [0.005, 0.025, 0.1, 0.5, 1.0, 2.5];
+const SECONDS: [f64; 8] = [0.005, 0.025, 0.1, 0.5, 1.0, 2.5, 10.0, 25.0];
 
 impl Metrics {
     fn new(registry: &Registry) -> Self {
