@@ -39,6 +39,7 @@ mod error;
 mod extensions;
 pub mod front_proxy;
 pub mod identities;
+mod inflight;
 mod lifecycle;
 pub mod network;
 pub mod node;

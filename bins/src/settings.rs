@@ -10,8 +10,8 @@ use ipnet::Ipv4Net;
 
 use crate::{
     admission::AdmissionSettings, audit::AuditSettings, authentication::AuthenticationSettings,
-    authorization::AuthorizationFlags, encryption::EncryptionSettings, lifecycle::LifecycleSettings, ranges,
-    serving::ServingSettings, versions::VersionSettings,
+    authorization::AuthorizationFlags, encryption::EncryptionSettings, inflight::InflightSettings,
+    lifecycle::LifecycleSettings, ranges, serving::ServingSettings, versions::VersionSettings,
 };
 
 /// Settings of a cluster. Each field is a flag of `up` and `server`, a variable of the environment, a key of
@@ -69,6 +69,8 @@ pub(crate) struct ClusterSettings {
     pub(crate) authentication: AuthenticationSettings,
     #[command(flatten)]
     pub(crate) authorization: AuthorizationFlags,
+    #[command(flatten)]
+    pub(crate) inflight: InflightSettings,
 }
 
 impl Default for ClusterSettings {

@@ -235,6 +235,7 @@ impl ClusterBuilder {
             audit: settings.audit.clone(),
             versions: settings.versions.clone(),
             authorization: settings.authorization.modes()?,
+            limits: settings.inflight.limits(),
             authorization_flags: settings.authorization.clone(),
             ..ApiConfig::default()
         };

@@ -30,11 +30,12 @@ use crate::{
     audit::AuditSettings,
     authentication::{self, AuthenticationSettings},
     authorization::AuthorizationFlags,
-    control_plane::{Api, ApiConfig, ControllersConfig, Kubeconfigs, limits, manager},
+    control_plane::{Api, ApiConfig, ControllersConfig, Kubeconfigs, manager},
     encryption::EncryptionSettings,
     error::ClusterError,
     extensions::Extensions,
     identities::{self, ServiceAccounts},
+    inflight::InflightSettings,
     lifecycle::LifecycleSettings,
     paths::{Lock, Paths},
     pki::refresh_private,
@@ -97,15 +98,8 @@ pub(super) struct ApiServer {
     lifecycle: LifecycleSettings,
     #[command(flatten)]
     authentication: AuthenticationSettings,
-    /// Maximum number of concurrent read-only requests; 0 means unlimited.
-    #[arg(long, default_value_t = 400)]
-    max_requests_inflight: usize,
-    /// Maximum number of concurrent mutating requests; 0 means unlimited.
-    #[arg(long, default_value_t = 200)]
-    max_mutating_requests_inflight: usize,
-    /// Timeout of a request (`60s`, `1m`); 0 means none. Watches and other long-running requests are exempt.
-    #[arg(long, default_value = "60s", value_parser = crate::duration::parse)]
-    request_timeout: std::time::Duration,
+    #[command(flatten)]
+    inflight: InflightSettings,
 }
 
 fn port_range(text: &str) -> Result<(u16, u16), String> {
@@ -126,10 +120,6 @@ impl ApiServer {
         let paths = Paths::new(name, &self.data_dir)?;
         let _lock = Lock::take(&paths)?;
         let pki_dir = self.cert_dir.clone().unwrap_or_else(|| paths.pki());
-        let mut limits = limits();
-        limits.requests = self.max_requests_inflight;
-        limits.mutating = self.max_mutating_requests_inflight;
-        limits.request_timeout = self.request_timeout;
         let config = ApiConfig {
             listen: Some(SocketAddr::new(self.bind_address, self.secure_port)),
             advertise: self
@@ -150,7 +140,7 @@ impl ApiServer {
             audit: self.audit,
             versions: self.versions,
             warn_unenforced: self.warn_unenforced,
-            limits,
+            limits: self.inflight.limits(),
             ..ApiConfig::default()
         };
         let extended = !extensions.controllers.is_empty();

@@ -9,7 +9,7 @@
 //!
 //! Guarantee: a refused write stores nothing.
 
-mod cached;
+pub(crate) mod cached;
 mod configuration;
 mod event;
 mod facts;

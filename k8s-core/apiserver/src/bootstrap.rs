@@ -1,9 +1,13 @@
-//! Bootstrap objects: namespaces, roles and bindings, priority classes.
+//! Bootstrap objects: namespaces, roles and bindings, priority classes, flow schemas and priority levels.
 //!
-//! Missing objects are created at every start. Existing roles and bindings get what they lack of upstream's;
+//! Missing objects are created at every start. Existing roles and bindings get what they lack of upstream's,
+//! flow schemas and priority levels are kept as [`flow`] says;
 //! other existing objects are not changed.
 
+mod flow;
 mod reconcile;
+
+pub(crate) use self::flow::keep as keep_flow;
 
 use http::Method;
 use k8s_core::client::{Client, Error};
@@ -11,7 +15,14 @@ use k8s_store::Store;
 use serde_json::{Value, json};
 
 use self::reconcile::{AUTO_UPDATE, Change};
-use crate::{auth::default_roles, resources::Registry, value::str_at};
+use crate::{
+    auth::default_roles,
+    resources::{
+        Registry,
+        flow_defaults::{LEVELS, SCHEMAS, flow_defaults},
+    },
+    value::str_at,
+};
 
 const NAMESPACES: [&str; 4] = ["default", "kube-system", "kube-public", "kube-node-lease"];
 
@@ -43,6 +54,16 @@ pub(crate) async fn run(store: &Store, registry: &Registry, client: &Client) -> 
     }
     rest.retain(|made| served(made.0));
     make(store, client, rest).await?;
+    // Levels first, so that a schema finds its own.
+    for resource in [LEVELS, SCHEMAS].into_iter().filter(|resource| served(resource)) {
+        let defaults = flow_defaults().filter(|default| default.resource == resource);
+        let objects =
+            defaults.map(|d| (d.resource, d.name.clone(), flow::path(d.resource), d.object.clone()));
+        make(store, client, objects.collect()).await?;
+    }
+    if served(SCHEMAS) {
+        keep_flow(store, client).await?;
+    }
     mend(store, client, roles().map(rbac).filter(|made| served(made.0))).await
 }
 

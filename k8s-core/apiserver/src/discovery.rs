@@ -11,7 +11,9 @@ use serde_json::{Value, json};
 use crate::{
     auth::openid::{self, configuration},
     call::Call,
-    debug, health, openapi,
+    debug,
+    fair::dump,
+    health, openapi,
     resources::{Registry, Resource, Subresource},
     respond::{self, not_found_page},
     state::State,
@@ -88,6 +90,13 @@ pub(crate) fn path(state: &Arc<State>, call: &Call) -> Result<Response<Body>, Ap
             None => return Ok(not_found_page()),
         },
         ["openapi", rest @ ..] => return Ok(openapi::answer(state, call, rest)),
+        [debug, fairness, what] if [*debug, *fairness] == dump::PATH => {
+            let fair = state.gate.fair.as_ref();
+            return Ok(match fair.and_then(|fair| fair.dump(what, &call.query, state.clock.now())) {
+                Some(text) => respond::text(StatusCode::OK, text),
+                None => not_found_page(),
+            });
+        }
         ["metrics"] => {
             let all = registry.all().map(|r| &*r.storage);
             let stored = all.map(|storage| (storage, state.store.snapshot(storage).len())).collect();

@@ -37,7 +37,7 @@ enum Failed {
 }
 
 /// The checks, in the order of their output.
-static CHECKS: [Check; 6] = [
+static CHECKS: [Check; 7] = [
     Check { name: "ping", run: |_| Ok(()), readiness_only: false },
     // A server that only reads lives: restarting it would help nobody.
     Check { name: "store", run: store, readiness_only: true },
@@ -49,6 +49,11 @@ static CHECKS: [Check; 6] = [
     Check { name: "poststarthook/rbac/bootstrap-roles", run: bootstrapped, readiness_only: false },
     Check {
         name: "poststarthook/scheduling/bootstrap-system-priority-classes",
+        run: bootstrapped,
+        readiness_only: false,
+    },
+    Check {
+        name: "poststarthook/priority-and-fairness-config-producer",
         run: bootstrapped,
         readiness_only: false,
     },

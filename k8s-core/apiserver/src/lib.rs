@@ -50,6 +50,8 @@ mod discovery;
 mod errors;
 mod event_ttl;
 mod expressions;
+mod fair;
+mod flow_status;
 pub mod format;
 pub mod health;
 pub mod invalid;

@@ -1,8 +1,12 @@
 //! Limits of resources that socket clients hold: requests, long-running requests, body bytes, time.
 //!
-//! Flow: the listener marks each request with its `LastAccount`. When its user is known it gets a `Ticket`,
-//! waits up to a second for one, or gets 429. The ticket is held until the answer's last byte is taken; an
-//! upgraded connection holds it until it ends. Calls in the same process have no connection and no limits.
+//! Flow: the listener marks each request with its `LastAccount`. When its user is known it gets a
+//! `Ticket`, or
+//! 429. The ticket is held until the answer's last byte is taken; an upgraded connection holds it until
+//!      it ends. Calls in the same process have no connection and no limits.
+//!
+//! The number of requests is bounded by priority and fairness (`fair`), in whose queues they wait.
+//! Without it, a request waits up to a second for a place.
 //!
 //! Guarantee: one user holds at most half of each limit, so no user can block others. As upstream, members of
 //! `system:masters` are never rejected for the number of requests, only for bytes.
@@ -13,9 +17,9 @@ use std::{
     pin::Pin,
     sync::{
         Arc, Mutex, PoisonError, Weak,
-        atomic::{AtomicUsize, Ordering},
+        atomic::{AtomicBool, AtomicUsize, Ordering},
     },
-    task::{Context, Poll, ready},
+    task::{Context, Poll},
     time::Duration,
 };
 
@@ -27,9 +31,14 @@ use k8s_core::{
     status::{ApiStatus, Reason},
 };
 
+use k8s_store::Store;
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 
-use crate::{request::RequestInfo, user::User};
+use crate::{
+    fair::{Entry, Fairness, Rejected, Schema, Seat},
+    request::RequestInfo,
+    user::User,
+};
 
 /// Limits of socket clients. 0 means unlimited.
 ///
@@ -42,10 +51,14 @@ use crate::{request::RequestInfo, user::User};
 #[derive(Clone, Debug, PartialEq, Eq)]
 #[non_exhaustive]
 pub struct Limits {
-    /// Concurrent read-only requests (`--max-requests-inflight`). Half of it per user.
+    /// Concurrent read-only requests (`--max-requests-inflight`). Half of it per user. With priority and
+    /// fairness, its sum with `mutating` is the number of seats, which levels share.
     pub requests: usize,
     /// Concurrent mutating requests (`--max-mutating-requests-inflight`). Half of it per user.
     pub mutating: usize,
+    /// Priority and fairness (`--enable-priority-and-fairness`) in place of the two limits before.
+    /// Without any seats, it is off.
+    pub fairness: bool,
     /// Concurrent watches, execs, attaches, port-forwards, followed logs and proxied requests. Half of it per
     /// user.
     pub long_running: usize,
@@ -77,6 +90,7 @@ impl Default for Limits {
         Limits {
             requests: 400,
             mutating: 200,
+            fairness: true,
             long_running: 20_000,
             body_bytes: 24 << 20,
             request_timeout: Duration::from_secs(60),
@@ -183,6 +197,8 @@ fn share(most: usize) -> usize {
 #[derive(Debug)]
 pub(crate) struct Gate {
     pub(crate) limits: Limits,
+    /// Priority and fairness, unless it is off.
+    pub(crate) fair: Option<Arc<Fairness>>,
     all: Held,
     users: Mutex<HashMap<Box<str>, Weak<Account>>>,
 }
@@ -197,7 +213,23 @@ pub(crate) struct Account {
 /// Account of a connection's last user, since most connections have one user. In the extensions of requests
 /// that came over a socket.
 #[derive(Debug, Default)]
-pub(crate) struct LastAccount(Mutex<Option<Arc<Account>>>);
+pub(crate) struct LastAccount {
+    known: Mutex<Option<Arc<Account>>>,
+    /// True if the connection has one request at a time.
+    alone: AtomicBool,
+}
+
+impl LastAccount {
+    /// Notes whether a request that begins is the only one of its connection.
+    pub(crate) fn note(&self, alone: bool) {
+        self.alone.store(alone, Ordering::Relaxed);
+    }
+
+    /// Returns a number for the connection, if it has one request at a time.
+    fn source(&self) -> Option<usize> {
+        self.alone.load(Ordering::Relaxed).then(|| std::ptr::from_ref(self).addr())
+    }
+}
 
 /// The right of one request to be worked on.
 #[derive(Debug)]
@@ -208,20 +240,36 @@ pub(crate) struct Ticket {
     /// True for members of `system:masters`, who have no share.
     unshared: bool,
     _places: Option<Place>,
+    /// Seat in the request's level.
+    seat: Option<Seat>,
     bytes: AtomicUsize,
     /// Place for CPU-heavy work, while held.
     place: Mutex<Option<Place>>,
 }
 
 impl Gate {
-    pub(crate) fn new(limits: Limits) -> Self {
+    pub(crate) fn new(limits: Limits, metrics: &k8s_metrics::Registry) -> Self {
         let all = Held::new(numbers(&limits), heavy(), PIECES);
-        Gate { limits, all, users: Mutex::default() }
+        let seats = limits.requests + limits.mutating;
+        // As upstream, a quarter of a request's time.
+        let wait = match limits.request_timeout {
+            Duration::ZERO => LONGEST_QUEUE_WAIT,
+            timeout => (timeout / 4).min(LONGEST_QUEUE_WAIT),
+        };
+        let fair = (limits.fairness && seats > 0).then(|| Fairness::new(seats, wait, metrics));
+        Gate { limits, fair, all, users: Mutex::default() }
+    }
+
+    /// Returns the flow schema of a request; `None` if priority and fairness is off, or does not apply to it.
+    pub(crate) fn classify(&self, store: &Store, user: &User, info: &RequestInfo) -> Option<Arc<Schema>> {
+        let fair = self.fair.as_ref()?;
+        let applies = info.verb == "watch" || Class::of(info) != Class::LongRunning;
+        if applies { fair.classify(store, user, info) } else { None }
     }
 
     /// Returns the account of a user, and remembers it as the connection's last one.
     fn account(&self, last: &LastAccount, user: &str) -> Arc<Account> {
-        let mut known = last.0.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut known = last.known.lock().unwrap_or_else(PoisonError::into_inner);
         if let Some(account) = known.as_ref().filter(|account| *account.user == *user) {
             return account.clone();
         }
@@ -241,7 +289,8 @@ impl Gate {
         account
     }
 
-    /// Admits a request, at once or after others have ended.
+    /// Admits a request, at once or after others have ended. `schema` is its flow schema, if it has one, and
+    /// `seats` its width there.
     ///
     /// # Errors
     /// 429 if there are too many.
@@ -250,13 +299,26 @@ impl Gate {
         last: &LastAccount,
         user: &User,
         info: &RequestInfo,
+        schema: Option<&Arc<Schema>>,
+        seats: impl FnOnce(usize) -> usize,
     ) -> Result<Arc<Ticket>, ApiStatus> {
         let class = Class::of(info);
         let unshared = user.groups.iter().any(|group| group == "system:masters");
         let account = self.account(last, &user.name);
-        let places = match unshared {
+        let is_fair = self.fair.is_some() && class != Class::LongRunning;
+        let places = match unshared || is_fair {
             true => None,
             false => Some(self.places(&account, class).await?),
+        };
+        let seat = match (&self.fair, schema) {
+            (Some(fair), Some(schema)) => {
+                let entered = match fair.enter(schema, user, info, last.source(), seats) {
+                    Entry::Done(done) => done,
+                    Entry::Waits(waiting) => waiting.await,
+                };
+                Some(entered.map_err(|Rejected(seconds)| busy(seconds))?)
+            }
+            _ => None,
         };
         Ok(Arc::new(Ticket {
             gate: self.clone(),
@@ -264,6 +326,7 @@ impl Gate {
             class,
             unshared,
             _places: places,
+            seat,
             bytes: AtomicUsize::new(0),
             place: Mutex::default(),
         }))
@@ -283,27 +346,45 @@ impl Gate {
             if class != Class::LongRunning {
                 waiting.fetch_sub(1, Ordering::AcqRel);
             }
-            return Err(busy());
+            return Err(busy(1));
         }
         let place = tokio::time::timeout(LONGEST_WAIT, Place::take(own, all)).await;
         waiting.fetch_sub(1, Ordering::AcqRel);
-        place.map_err(|_| busy())
+        place.map_err(|_| busy(1))
     }
 }
 
 /// Time that a request may wait for a place.
 const LONGEST_WAIT: Duration = Duration::from_secs(1);
+/// Most time that a request waits for a seat.
+const LONGEST_QUEUE_WAIT: Duration = Duration::from_secs(60);
 /// Maximum number of waiting requests per user.
 const MOST_WAITING: usize = 1000;
 
-/// Returns 429 with upstream's message.
-fn busy() -> ApiStatus {
-    ApiStatus::of(Reason::TooManyRequests, "Too many requests, please try again later.").retry_after(1)
+/// Returns 429 with upstream's message, and the pause in seconds.
+fn busy(seconds: u64) -> ApiStatus {
+    let seconds = i32::try_from(seconds).unwrap_or(i32::MAX);
+    ApiStatus::of(Reason::TooManyRequests, "Too many requests, please try again later.").retry_after(seconds)
 }
 
 impl Ticket {
     pub(crate) fn is_long_running(&self) -> bool {
         self.class == Class::LongRunning
+    }
+
+    /// Gives the seat back: the request goes on, but needs none any more.
+    pub(crate) fn leave_seat(&self) {
+        self.seat.iter().for_each(Seat::leave);
+    }
+
+    /// Notes that the request waits for its client.
+    pub(crate) fn waits(&self) {
+        self.seat.iter().for_each(Seat::waits);
+    }
+
+    /// Notes that the server works on the request.
+    pub(crate) fn works(&self) {
+        self.seat.iter().for_each(Seat::works);
     }
 
     /// Accounts for body bytes until the ticket is dropped.
@@ -372,6 +453,25 @@ impl Drop for Ticket {
     }
 }
 
+/// The ticket of a watch, which gives its seat back when the initial events are sent. In the extensions
+/// of its response.
+#[derive(Clone, Debug, Default)]
+pub(crate) struct InitialEvents(Arc<Mutex<Option<Arc<Ticket>>>>);
+
+impl InitialEvents {
+    /// Sets the ticket.
+    pub(crate) fn of(&self, ticket: &Arc<Ticket>) {
+        *self.0.lock().unwrap_or_else(PoisonError::into_inner) = Some(ticket.clone());
+    }
+
+    /// Gives the seat back.
+    pub(crate) fn sent(&self) {
+        if let Some(ticket) = self.0.lock().unwrap_or_else(PoisonError::into_inner).take() {
+            ticket.leave_seat();
+        }
+    }
+}
+
 /// Body error: no bytes are left.
 #[derive(Debug, thiserror::Error)]
 #[error("too many bytes of request bodies")]
@@ -379,7 +479,7 @@ pub(crate) struct Crowded;
 
 impl From<&Crowded> for ApiStatus {
     fn from(_: &Crowded) -> Self {
-        busy()
+        busy(1)
     }
 }
 
@@ -396,7 +496,14 @@ impl http_body::Body for Counted {
         mut self: Pin<&mut Self>,
         cx: &mut Context<'_>,
     ) -> Poll<Option<Result<Frame<Bytes>, BoxError>>> {
-        let frame = ready!(Pin::new(&mut self.body).poll_frame(cx));
+        let frame = match Pin::new(&mut self.body).poll_frame(cx) {
+            Poll::Ready(frame) => frame,
+            Poll::Pending => {
+                self.ticket.waits();
+                return Poll::Pending;
+            }
+        };
+        self.ticket.works();
         let length = match &frame {
             Some(Ok(frame)) => frame.data_ref().map_or(0, Bytes::len),
             _ => 0,
@@ -448,14 +555,14 @@ mod tests {
 
     #[tokio::test(start_paused = true)]
     async fn a_user_has_half_and_masters_always_get_in() {
-        let limits = Limits { requests: 4, body_bytes: 100, ..Limits::default() };
-        let gate = Arc::new(Gate::new(limits));
+        let limits = Limits { requests: 4, body_bytes: 100, fairness: false, ..Limits::default() };
+        let gate = Arc::new(Gate::new(limits, &k8s_metrics::Registry::default()));
         let read = info("GET", "/api/v1/pods");
         let connection = LastAccount::default();
         let (gate, connection, read) = (&gate, &connection, &read);
         let enter = |user: &User| {
             let user = user.clone();
-            async move { gate.enter(connection, &user, read).await }
+            async move { gate.enter(connection, &user, read, None, |_| 1).await }
         };
         let (a, b, c) = (User::new("a", &[]), User::new("b", &[]), User::new("c", &[]));
         let held = [enter(&a).await.unwrap(), enter(&a).await.unwrap()];

@@ -9,6 +9,7 @@ pub mod convert;
 pub mod custom;
 mod enablement;
 mod fields;
+pub(crate) mod flow_defaults;
 mod registry;
 mod reviews;
 pub mod strategy;

@@ -16,6 +16,7 @@ use sha2::{Digest, Sha256};
 use crate::{
     accept::{Encoding, PROTOBUF, YAML},
     call::Call,
+    fair::Schema,
     limits::Ticket,
 };
 
@@ -27,6 +28,11 @@ const JSON: &str = "application/json";
 
 /// The header with a request's id, which a client may choose.
 const AUDIT_ID: HeaderName = HeaderName::from_static("audit-id");
+/// The headers with the uids of a request's flow schema and priority level.
+const FLOW: [HeaderName; 2] = [
+    HeaderName::from_static("x-kubernetes-pf-flowschema-uid"),
+    HeaderName::from_static("x-kubernetes-pf-prioritylevel-uid"),
+];
 /// Longest id that a client may choose, bytes.
 const LONGEST_ID: usize = 64;
 
@@ -106,6 +112,13 @@ pub(crate) fn identify(response: &mut Response<Body>, id: Option<HeaderValue>) {
     headers.entry(header::CACHE_CONTROL).or_insert(HeaderValue::from_static("no-cache, private"));
     if let Some(id) = id {
         headers.insert(AUDIT_ID, id);
+    }
+}
+
+/// Sets the headers with the uids of a request's flow schema and priority level.
+pub(crate) fn classify(response: &mut Response<Body>, schema: &Schema) {
+    for (name, uid) in FLOW.into_iter().zip(&schema.uids) {
+        response.headers_mut().insert(name, uid.clone());
     }
 }
 

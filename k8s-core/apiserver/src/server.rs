@@ -8,6 +8,7 @@ mod builder;
 mod dispatch;
 mod error;
 mod times;
+mod upkeep;
 
 pub use builder::Builder;
 pub use error::BuildError;
@@ -41,7 +42,8 @@ use crate::{
         rbac::Attributes,
     },
     call::Call,
-    limits::LastAccount,
+    fair::Schema,
+    limits::{InitialEvents, LastAccount},
     request::{Query, RequestInfo, Selectors},
     respond,
     stages::{Audited, Credentials},
@@ -68,6 +70,8 @@ struct Seen {
     user: Option<User>,
     /// The request's events; `None` if no policy asks for them.
     trail: Option<Trail>,
+    /// Flow schema of the request, with priority and fairness.
+    schema: Option<Arc<Schema>>,
 }
 
 impl std::fmt::Debug for ApiServer {
@@ -232,11 +236,15 @@ impl ApiServer {
         let gzip = crate::compress::is_wanted(request.headers(), &info);
         let is_watch = info.verb == "watch";
         let mut measured = self.state.metrics.begin(&self.state.registry, &info, &query);
-        let mut times = Times::begin();
-        let (mut response, warnings) = match self.audited(request, info, query, id, &mut times).await {
+        let (mut seen, mut times) = (Seen::default(), Times::begin());
+        let answered = self.audited(request, info, query, id, &mut seen, &mut times).await;
+        let (mut response, warnings) = match answered {
             Ok(done) => done,
             Err(status) => (respond::failure(&status), Vec::new()),
         };
+        if let Some(schema) = &seen.schema {
+            respond::classify(&mut response, schema);
+        }
         let code = response.status();
         measured.answered(code);
         let has_duration = measured.has_duration();
@@ -269,16 +277,16 @@ impl ApiServer {
         info: RequestInfo,
         query: Query,
         id: Option<&HeaderValue>,
+        seen: &mut Seen,
         times: &mut Times,
     ) -> Result<(Response<Body>, Vec<String>), ApiStatus> {
         if self.state.audit.is_empty() && self.state.auditor.is_none() {
-            return self.admitted(request, info, query, &mut Seen::default(), times).await;
+            return self.admitted(request, info, query, seen, times).await;
         }
         let (headers, asked) = (request.headers().clone(), info.clone());
-        let id = id.map(|id| String::from_utf8_lossy(id.as_bytes()).into_owned()).unwrap_or_default();
-        let mut seen = Seen { id, ..Seen::default() };
+        seen.id = id.map(|id| String::from_utf8_lossy(id.as_bytes()).into_owned()).unwrap_or_default();
         let admitted =
-            AssertUnwindSafe(self.admitted(request, info, query, &mut seen, times)).catch_unwind().await;
+            AssertUnwindSafe(self.admitted(request, info, query, seen, times)).catch_unwind().await;
         let mut answer = match (admitted, &seen.trail) {
             (Ok(answer), _) => answer,
             (Err(panic), trail) => {
@@ -388,11 +396,18 @@ impl ApiServer {
         let Some(last) = request.extensions().get::<Arc<LastAccount>>().cloned() else {
             return self.granted(request, info, query, user, seen.trail.as_ref(), times).await;
         };
-        let ticket = state.gate.enter(&last, &user, &info).await?;
+        seen.schema = state.gate.classify(&state.store, &user, &info);
+        let seats = |most| crate::fair::seats::of(&info, &query, most, || stored(state, &info));
+        let ticket = state.gate.enter(&last, &user, &info, seen.schema.as_ref(), seats).await?;
         let mut request = request.map(|body| ticket.count(body));
         request.extensions_mut().insert(ticket.clone());
         let (mut response, warnings) =
             ticket.within(self.granted(request, info, query, user, seen.trail.as_ref(), times)).await?;
+        match response.extensions().get::<InitialEvents>() {
+            Some(initial) => initial.of(&ticket),
+            None if ticket.is_long_running() => ticket.leave_seat(),
+            None => {}
+        }
         response.extensions_mut().insert(ticket);
         Ok((response, warnings))
     }
@@ -452,6 +467,13 @@ impl ApiServer {
 /// The refusal of a query that only the command line of `exec` may have.
 fn too_long() -> ApiStatus {
     ApiStatus::of(Reason::RequestEntityTooLarge, "the URI is longer than 65534 bytes")
+}
+
+/// Returns the number of stored objects of a request's resource; `None` if they are elsewhere.
+fn stored(state: &State, info: &RequestInfo) -> Option<usize> {
+    let registry = state.registry.now();
+    let resource = registry.find(&info.group, &info.version, &info.resource)?;
+    Some(state.store.snapshot(&resource.storage).len())
 }
 
 /// Returns the attributes of a request.

@@ -29,14 +29,12 @@ struct Kind(&'static str, &'static str);
 const NO_DRA: &str =
     "dynamic resource allocation is not implemented: claims are stored, and no device is allocated";
 const NO_CSI: &str = "CSI drivers are not supported: the object is stored, but not acted on";
-const NO_FAIRNESS: &str = "priority and fairness is not implemented: the object is stored, but not acted on";
 
 const KINDS: &[Kind] = &[
     Kind("csidrivers.storage.k8s.io", NO_CSI),
     Kind("csinodes.storage.k8s.io", NO_CSI),
     Kind("csistoragecapacities.storage.k8s.io", NO_CSI),
     Kind("deviceclasses.resource.k8s.io", NO_DRA),
-    Kind("flowschemas.flowcontrol.apiserver.k8s.io", NO_FAIRNESS),
     Kind("horizontalpodautoscalers.autoscaling", "no autoscaler runs in this cluster: nothing is scaled"),
     Kind(
         "ingresses.networking.k8s.io",
@@ -47,7 +45,6 @@ const KINDS: &[Kind] = &[
         "networkpolicies.networking.k8s.io",
         "network policies are stored, but not enforced: all traffic is let through",
     ),
-    Kind("prioritylevelconfigurations.flowcontrol.apiserver.k8s.io", NO_FAIRNESS),
     Kind("resourceclaims.resource.k8s.io", NO_DRA),
     Kind("resourceclaimtemplates.resource.k8s.io", NO_DRA),
     Kind("resourceslices.resource.k8s.io", NO_DRA),

@@ -143,7 +143,7 @@ impl Connection {
 
     /// Counts a request as active until the guard is dropped; an active connection is not idle.
     pub(super) fn begin(self: &Arc<Self>) -> Active {
-        self.active.fetch_add(1, Ordering::AcqRel);
+        self.account.note(self.active.fetch_add(1, Ordering::AcqRel) == 0);
         self.served.fetch_add(1, Ordering::Relaxed);
         self.begun_at.store(0, Ordering::Relaxed);
         self.progress_at.store(self.now(), Ordering::Relaxed);
@@ -231,9 +231,10 @@ impl Active {
             self.long = true;
             self.connection.long.fetch_add(1, Ordering::AcqRel);
         }
+        ticket.iter().for_each(|ticket| ticket.waits());
         let is_watch = response.extensions_mut().remove::<Watching>().is_some();
         let ends = is_watch.then(|| Box::pin(self.connection.draining.clone().cancelled_owned()));
-        response.map(|body| Holding { body, active: self, ends, _ticket: ticket }.boxed_unsync())
+        response.map(|body| Holding { body, active: self, ends, ticket }.boxed_unsync())
     }
 }
 
@@ -243,7 +244,7 @@ struct Holding {
     active: Active,
     /// Ends a watch after its last whole event, as its deadline does.
     ends: Option<Pin<Box<WaitForCancellationFutureOwned>>>,
-    _ticket: Option<Arc<Ticket>>,
+    ticket: Option<Arc<Ticket>>,
 }
 
 impl http_body::Body for Holding {
@@ -254,6 +255,7 @@ impl http_body::Body for Holding {
         mut self: Pin<&mut Self>,
         cx: &mut Context<'_>,
     ) -> Poll<Option<Result<Frame<Bytes>, BoxError>>> {
+        self.ticket.iter().for_each(|ticket| ticket.works());
         let frame = Pin::new(&mut self.body).poll_frame(cx);
         if frame.is_pending()
             && let Some(ends) = &mut self.ends
@@ -262,6 +264,7 @@ impl http_body::Body for Holding {
             return Poll::Ready(None);
         }
         if frame.is_ready() {
+            self.ticket.iter().for_each(|ticket| ticket.waits());
             let connection = &self.active.connection;
             connection.progress_at.store(connection.now(), Ordering::Relaxed);
         }

@@ -25,6 +25,7 @@ use super::{CHUNK, Presenter, Selection, revision, selection::Selected};
 use crate::{
     call::Call,
     errors::{Read, gone},
+    limits::InitialEvents,
     metrics::WatchMetrics,
     resources::Resource,
     state::State,
@@ -45,6 +46,8 @@ struct Watch {
     cursor: WatchCursor,
     /// The objects that there were when it began, and the key of the last one sent.
     initial: Option<(Selected, Arc<str>)>,
+    /// Told when the initial events are sent.
+    sent: InitialEvents,
     /// True if the end of the initial events is to be marked.
     mark_initial: bool,
     bookmarks: bool,
@@ -85,8 +88,11 @@ pub(crate) fn watch(
     let deadline = now.checked_add(timeout).unwrap_or(now + timeout.min(Duration::from_secs(3600)));
     let bookmarks = call.query.truth("allowWatchBookmarks");
     let content_type = HeaderValue::from_static(presenter.content_type(true));
+    let sent = InitialEvents::default();
+    let begins = initial.is_some();
     let watch = Watch {
         state: state.clone(),
+        sent: sent.clone(),
         selection,
         presenter,
         metrics: state.metrics.watch(resource),
@@ -103,6 +109,9 @@ pub(crate) fn watch(
     let frames = frames(watch).map(|bytes| Ok::<_, BoxError>(Frame::data(bytes)));
     let mut response = Response::new(StreamBody::new(frames).boxed_unsync());
     response.headers_mut().insert(header::CONTENT_TYPE, content_type);
+    if begins {
+        response.extensions_mut().insert(sent);
+    }
     Ok(response)
 }
 
@@ -165,8 +174,11 @@ impl Watch {
         }
         if more {
             self.initial = Some((selected, last));
-        } else if self.mark_initial {
-            self.push_bookmark(selected.revision(), true);
+        } else {
+            if self.mark_initial {
+                self.push_bookmark(selected.revision(), true);
+            }
+            self.sent.sent();
         }
         true
     }

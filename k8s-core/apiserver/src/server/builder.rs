@@ -10,7 +10,7 @@ use ipnet::Ipv4Net;
 use k8s_core::{clock::Clock, custom::CustomResource};
 use k8s_store::Store;
 
-use super::{ApiServer, BuildError};
+use super::{ApiServer, BuildError, upkeep::own_client};
 use crate::{
     admission::{Admit, Chain, Configuration, IntoAdmit, Parts, Selection},
     aggregate::Aggregator,
@@ -21,6 +21,7 @@ use crate::{
         Authenticator, Authorization, AuthorizationMode, ServiceAccountTokens, TokenUses, tokens::TokenIssuer,
     },
     crd::Definitions,
+    flow_status::Flows,
     limits::{Gate, Limits},
     policy_status::Policies,
     proxy::NodeConnector,
@@ -29,11 +30,10 @@ use crate::{
     state::{Authenticators, Observer, Pace, State},
     tls::{ClientIdentity, ClientKeys},
     token_uses,
-    user::User,
 };
 
 /// The observers of stored objects; each kind has one at most.
-static OBSERVERS: &[&dyn Observer] = &[&Definitions, &ApiServices, &Policies];
+static OBSERVERS: &[&dyn Observer] = &[&Definitions, &ApiServices, &Policies, &Flows];
 
 /// Builds an [`ApiServer`] from its parts. Each part has a default.
 pub struct Builder {
@@ -401,8 +401,8 @@ impl Builder {
         self
     }
 
-    /// Builds the server and writes the bootstrap objects (namespaces, roles, priority classes). The
-    /// `kubernetes` Service is created by the `hyperkube` crate.
+    /// Builds the server and writes the bootstrap objects (namespaces, roles, priority classes, flow
+    /// schemas and levels). The `kubernetes` Service is created by the `hyperkube` crate.
     ///
     /// # Errors
     /// If `service_account_key` or `front_proxy` is damaged or unsupported, an entry of `runtime_config`, a
@@ -462,7 +462,7 @@ impl Builder {
                 pace: self.pace,
                 warns_unenforced: self.warns_unenforced,
                 pod_range: self.pod_range,
-                gate: Arc::new(Gate::new(self.limits)),
+                gate: Arc::new(Gate::new(self.limits, &self.metrics)),
                 metrics: crate::metrics::Metrics::new(self.metrics),
                 token_uses,
                 open_api: Mutex::default(),
@@ -484,8 +484,7 @@ impl Builder {
         }
         crate::crd::load_definitions(&server.state);
         server.state.services.load(&server.state.store);
-        let own =
-            server.client_as(User::new("system:apiserver", &["system:masters"])).named("kube-apiserver");
+        let own = own_client(&server);
         let registry = server.state.registry.now();
         match (crate::bootstrap::run(server.store(), &registry, &own).await, server.state.store.ailment()) {
             // With a full disk the cluster is readable, and has its bootstrap objects from before.
@@ -499,6 +498,7 @@ impl Builder {
         }
         token_uses::start(&server.state, used);
         crate::apiservices::start(&server.state);
+        super::upkeep::start(&server.state);
         Ok(server)
     }
 }

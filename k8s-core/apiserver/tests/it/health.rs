@@ -27,6 +27,7 @@ async fn checks_are_listed_left_out_and_asked_alone() {
 [+]poststarthook/start-system-namespaces-controller ok
 [+]poststarthook/rbac/bootstrap-roles ok
 [+]poststarthook/scheduling/bootstrap-system-priority-classes ok
+[+]poststarthook/priority-and-fairness-config-producer ok
 [+]shutdown ok
 readyz check passed
 ";

@@ -18,6 +18,7 @@ mod encoding;
 mod escalation;
 mod evictions;
 mod facts;
+mod fairness;
 mod golden;
 mod health;
 mod identity_provider;

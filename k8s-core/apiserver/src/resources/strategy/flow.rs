@@ -8,6 +8,7 @@ use super::{
 };
 use crate::{
     invalid::FieldErrors,
+    resources::flow_defaults::{LEVELS, SCHEMAS, mandatory_flow},
     value::{child, default, default_number, str_at},
 };
 
@@ -29,6 +30,14 @@ pub static FLOW_SCHEMA: Strategy = Strategy {
                 "spec.matchingPrecedence",
                 1,
                 "only the schema named 'exempt' may have matchingPrecedence 1",
+            );
+        }
+        let name = str_at(schema, "/metadata/name");
+        if mandatory_flow(SCHEMAS, name).is_some_and(|fixed| !fixed.has_spec_of(schema)) {
+            errors.invalid(
+                "spec",
+                schema["spec"].clone(),
+                format!("spec of '{name}' must equal the fixed value"),
             );
         }
     },
@@ -199,7 +208,19 @@ pub static PRIORITY_LEVEL: Strategy = Strategy {
             default_number(queuing, "queueLengthLimit", 50);
         }
     },
-    validate: |level, errors| check(level, LEVEL, errors),
+    validate: |level, errors| {
+        let (name, kind) = (str_at(level, "/metadata/name"), str_at(level, "/spec/type"));
+        if (name == "exempt") != (kind == "Exempt") {
+            let detail = "must be 'Exempt' if and only if `name` is 'exempt'";
+            errors.invalid("spec.type", kind, detail);
+        }
+        check(level, LEVEL, errors);
+        if mandatory_flow(LEVELS, name).is_some_and(|fixed| !fixed.has_spec_of(level)) {
+            let but = if name == "exempt" { " except the 'spec.exempt' field" } else { "" };
+            let detail = format!("spec of '{name}'{but} must equal the fixed value");
+            errors.invalid("spec", level["spec"].clone(), detail);
+        }
+    },
     validate_update: |new, old, errors| {
         if ["exempt", "catch-all"].contains(&str_at(old, "/metadata/name")) {
             frozen(new, old, &["/spec/type"], errors);
