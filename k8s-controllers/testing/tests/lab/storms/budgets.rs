@@ -50,7 +50,7 @@ fn evictions_leave_what_the_budget_asks_for() {
             "replicas": 5, "selector": {"matchLabels": {"app": "web"}}, "template": template("web", "one"),
         }}))
         .await;
-        let budget = if random::number() % 2 == 0 {
+        let budget = if random::number().is_multiple_of(2) {
             json!({"minAvailable": 3})
         } else {
             json!({"maxUnavailable": "40%"})
@@ -66,7 +66,7 @@ fn evictions_leave_what_the_budget_asks_for() {
         let (mut gone, mut refused) = (0, 0);
         for _ in 0..20 {
             let all: Vec<Pod> = lab.list().await;
-            for pod in all.iter().filter(|_| random::number() % 2 == 0) {
+            for pod in all.iter().filter(|_| random::number().is_multiple_of(2)) {
                 match evict(&lab, pod.name()).await {
                     201 => gone += 1,
                     429 => refused += 1,
