@@ -174,11 +174,11 @@ impl Fairness {
             idle: Arc::clone(&idle),
             waiter: None,
         };
-        let hash = || self.hasher.hash_one((&schema.name, flow));
+        let flow = self.hasher.hash_one((&schema.name, flow));
         let (level, entered) = {
             let mut levels = self.levels();
-            levels.come_from(source);
-            let entered = levels.enter(now, held, hash, self.most_stuck, seats);
+            levels.come_from(now, source, flow);
+            let entered = levels.enter(now, held, || flow, self.most_stuck, seats);
             self.keep_turning(&mut levels);
             entered
         };

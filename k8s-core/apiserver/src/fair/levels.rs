@@ -21,6 +21,8 @@ use super::{
 
 /// Time that a request may wait for its client before its seats are taken back.
 pub(super) const PATIENCE: Duration = Duration::from_secs(1);
+/// Time after a change of flows for which turns keep them apart.
+const CONTESTED: Duration = Duration::from_secs(1);
 /// Interval of looks at requests that wait for their clients.
 const LOOK: Duration = Duration::from_millis(250);
 
@@ -72,6 +74,10 @@ pub(super) struct Levels {
     first: usize,
     /// The connection of the last request, if it has one request at a time.
     source: Option<usize>,
+    /// Flow of the last limited request, as a hash.
+    flow: u64,
+    /// Time until which requests of several flows are expected.
+    contested: Duration,
     last_id: u64,
     adjusted: Duration,
     looked: Duration,
@@ -93,6 +99,8 @@ impl Levels {
             all: Vec::new(),
             first: 0,
             source: None,
+            flow: 0,
+            contested: Duration::ZERO,
             last_id: 0,
             adjusted: Duration::ZERO,
             looked: Duration::ZERO,
@@ -198,10 +206,14 @@ impl Levels {
     }
 
     /// Notes the connection of a request that enters. One that is alone, request after request, delays
-    /// no other, and needs no turns.
-    pub(super) fn come_from(&mut self, source: Option<usize>) {
-        let is_same = source.is_some() && source == self.source;
-        if is_same && self.all.iter().all(|level| level.queues.waiting() == 0) {
+    /// no other, and needs no turns; neither does a flow that has been alone for a while.
+    pub(super) fn come_from(&mut self, now: Duration, source: Option<usize>, flow: u64) {
+        if flow != self.flow {
+            self.flow = flow;
+            self.contested = now + CONTESTED;
+        }
+        let alone = (source.is_some() && source == self.source) || now >= self.contested;
+        if alone && self.all.iter().all(|level| level.queues.waiting() == 0) {
             self.left = self.turn;
         }
         self.source = source;

@@ -185,3 +185,32 @@ fn requests_that_wait_for_their_clients_give_their_seats_to_others() {
     assert!(levels.stuck.is_empty());
     assert!(matches!(enter(&mut levels, ms(1500), "global-default", "slow"), Entered::Running(_)));
 }
+
+#[test]
+fn a_flow_that_is_alone_needs_no_turns() {
+    let mut levels = levels(600, 1);
+    let mut arrive = |now: Duration, user: &str, flow: u64| {
+        levels.come_from(now, None, flow);
+        let entered = enter(&mut levels, now, "global-default", user);
+        if let Entered::Running(id) = &entered {
+            levels.free(now, "global-default", *id);
+        }
+        matches!(entered, Entered::Running(_))
+    };
+    assert!(arrive(ms(0), "one", 1));
+    assert!(!arrive(ms(0), "one", 1), "it is not known yet that it is alone");
+    levels.begin_turn(ms(1));
+    let mut arrive = |now: Duration, user: &str, flow: u64| {
+        levels.come_from(now, None, flow);
+        let entered = enter(&mut levels, now, "global-default", user);
+        matches!(entered, Entered::Running(_))
+    };
+    assert!((0..20).all(|_| arrive(ms(1001), "one", 1)));
+    assert!(!arrive(ms(1002), "other", 2), "from now on they take turns");
+    levels.begin_turn(ms(1003));
+    let mut arrive = |now: Duration, user: &str, flow: u64| {
+        levels.come_from(now, None, flow);
+        matches!(enter(&mut levels, now, "global-default", user), Entered::Running(_))
+    };
+    assert!(!arrive(ms(1900), "one", 1), "the other may come again");
+}
