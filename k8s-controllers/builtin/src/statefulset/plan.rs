@@ -1,6 +1,6 @@
 //! Computes the steps of one round, and the status. Pure.
 
-use std::{sync::Arc, time::Duration};
+use std::{collections::BTreeMap, sync::Arc, time::Duration};
 
 use jiff::Timestamp;
 use k8s_core::{
@@ -18,7 +18,7 @@ use super::{
     claims::{self, Owners, Retention},
     identity::{self, POD_INDEX, POD_NAME, REVISION, claim_name, claim_templates, ordinal},
 };
-use crate::{deployment::scaled, pods};
+use crate::{batch::BURST, deployment::scaled, pods};
 
 /// A template and the name of its revision.
 #[derive(Clone, Copy, Debug)]
@@ -88,6 +88,11 @@ impl Observed<'_> {
         self.set.spec.as_ref().and_then(|spec| spec.replicas).unwrap_or(1).max(0)
     }
 
+    /// The last wanted ordinal; before the first one if none is wanted.
+    fn last(&self) -> i32 {
+        self.first().saturating_sub(1).saturating_add(self.replicas())
+    }
+
     fn is_scaled_away(&self, ordinal: i32) -> bool {
         let first = i64::from(self.first());
         !(first..first + i64::from(self.replicas())).contains(&i64::from(ordinal))
@@ -101,9 +106,8 @@ impl Observed<'_> {
         pods::available_in(pod, self.min_ready(), self.now) == Some(Duration::ZERO)
     }
 
-    /// Returns true for a pod that counts as unavailable; one that does not exist does.
-    fn is_unavailable(&self, pod: Option<&Arc<Pod>>) -> bool {
-        pod.is_none_or(|pod| pod.is_deleting() || !self.is_available(pod))
+    fn is_unavailable(&self, pod: &Pod) -> bool {
+        pod.is_deleting() || !self.is_available(pod)
     }
 
     /// Returns the claims that a pod lacks or that have wrong owners.
@@ -154,15 +158,14 @@ impl Observed<'_> {
     /// Computes the round.
     pub(super) fn plan(&self) -> Plan {
         let mut plan = Plan { status: self.status(), ..Plan::default() };
-        let count = usize::try_from(self.replicas()).unwrap_or(0);
-        let mut replicas: Vec<Option<&Arc<Pod>>> = vec![None; count];
+        let mut replicas = BTreeMap::<i32, &Arc<Pod>>::new();
         let mut condemned: Vec<(i32, &Arc<Pod>)> = Vec::new();
         for pod in self.pods {
             let Some(ordinal) = ordinal(self.set, pod) else { continue };
-            let place = usize::try_from(i64::from(ordinal) - i64::from(self.first())).ok();
-            match place.and_then(|place| replicas.get_mut(place)) {
-                Some(slot) => *slot = Some(pod),
-                None => condemned.push((ordinal, pod)),
+            if self.is_scaled_away(ordinal) {
+                condemned.push((ordinal, pod));
+            } else {
+                replicas.insert(ordinal, pod);
             }
             let wait = pods::available_in(pod, self.min_ready(), self.now).filter(|wait| !wait.is_zero());
             plan.after = plan.after.into_iter().chain(wait).min();
@@ -176,12 +179,18 @@ impl Observed<'_> {
     }
 
     /// Adds the steps towards the wanted pods. Returns false if they must be awaited before an update.
-    fn scale(&self, plan: &mut Plan, replicas: &[Option<&Arc<Pod>>], condemned: &[(i32, &Arc<Pod>)]) -> bool {
+    fn scale(
+        &self,
+        plan: &mut Plan,
+        replicas: &BTreeMap<i32, &Arc<Pod>>,
+        condemned: &[(i32, &Arc<Pod>)],
+    ) -> bool {
         let policy = self.set.spec.as_ref().and_then(|spec| spec.pod_management_policy.as_deref());
         let ordered = policy != Some("Parallel");
-        for (place, pod) in replicas.iter().enumerate() {
-            let ordinal = self.first().saturating_add(number(place));
-            if !self.settle(plan, *pod, ordinal, ordered) && ordered {
+        // However many are wanted, a round is bounded: the next one goes on.
+        for ordinal in self.first()..=self.last() {
+            let settled = self.settle(plan, replicas.get(&ordinal).copied(), ordinal, ordered);
+            if (!settled && ordered) || plan.steps.len() >= BURST {
                 return false;
             }
         }
@@ -191,8 +200,7 @@ impl Observed<'_> {
                 plan.steps.push(Step::Claims((*pod).clone(), claims));
             }
         }
-        let ailing =
-            condemned.iter().rev().find(|(_, pod)| self.is_unavailable(Some(pod))).map(|(_, pod)| *pod);
+        let ailing = condemned.iter().rev().find(|(_, pod)| self.is_unavailable(pod)).map(|(_, pod)| *pod);
         for (_, pod) in condemned {
             if pod.is_deleting() {
                 if ordered {
@@ -250,18 +258,19 @@ impl Observed<'_> {
     }
 
     /// Adds the deletions of a rolling update, highest ordinal first.
-    fn update(&self, plan: &mut Plan, replicas: &[Option<&Arc<Pod>>]) {
+    fn update(&self, plan: &mut Plan, replicas: &BTreeMap<i32, &Arc<Pod>>) {
         let strategy = self.set.spec.as_ref().and_then(|spec| spec.update_strategy.as_ref());
         if strategy.and_then(|s| s.type_.as_deref()) == Some("OnDelete") {
             return;
         }
         let rolling = strategy.and_then(|s| s.rolling_update.as_ref());
-        let partition = rolling.and_then(|r| r.partition).and_then(|p| usize::try_from(p).ok()).unwrap_or(0);
+        let partition = rolling.and_then(|r| r.partition).unwrap_or(0);
         let most = rolling.and_then(|r| r.max_unavailable.clone()).unwrap_or(IntOrString::Int(1));
-        let most = scaled(&most, number(replicas.len()), false).unwrap_or(1).max(1);
-        let unavailable = number(replicas.iter().filter(|pod| self.is_unavailable(**pod)).count());
-        let budget = usize::try_from(most - unavailable).unwrap_or(0);
-        let outdated = replicas.iter().skip(partition).rev().flatten();
+        let most = scaled(&most, self.replicas(), false).unwrap_or(1).max(1);
+        let available = number(replicas.values().filter(|pod| !self.is_unavailable(pod)).count());
+        let budget = usize::try_from(most.saturating_sub(self.replicas() - available)).unwrap_or(0);
+        let updated = replicas.range(self.first().saturating_add(partition)..);
+        let outdated = updated.rev().map(|(_, pod)| *pod);
         let outdated =
             outdated.filter(|pod| !pod.is_deleting() && pod.label(REVISION) != Some(self.update.name));
         for pod in outdated.take(budget) {

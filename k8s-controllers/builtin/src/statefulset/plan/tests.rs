@@ -204,3 +204,10 @@ fn pods_of_other_names_are_not_touched_and_labels_mended() {
     case.set.metadata.deletion_timestamp = serde_json::from_value(json!(NOW)).unwrap();
     assert_eq!(case.steps(), NONE, "a set that is being deleted only reports");
 }
+
+#[test]
+fn a_round_is_bounded_whatever_is_asked_for() {
+    let spec = json!({"replicas": i32::MAX, "podManagementPolicy": "Parallel", "ordinals": {"start": 5}});
+    let made = steps(spec, &[(5, "ready", "new"), (2, "ready", "new")]);
+    assert_eq!((made.len(), made[0].as_str()), (BURST, "+6 new"));
+}
