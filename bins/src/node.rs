@@ -172,6 +172,7 @@ async fn start_kubelet(
 ) -> Result<Kubelet, ClusterError> {
     let (root, logs) = (root.to_owned(), logs.to_owned());
     let node = config.clone();
+    let machine_pressure = network.is_some();
     let simulated = network.is_none() && !nix::unistd::geteuid().is_root();
     let mut builder = Kubelet::builder(client.named("kubelet"), &config.name)
         .configure(move |c: &mut Config| {
@@ -183,6 +184,7 @@ async fn start_kubelet(
             c.pod_cidr = node.pod_cidr;
             c.kubelet_version = k8s_apiserver::health::VERSION.into();
             c.tmpfs = !simulated;
+            c.machine_pressure = machine_pressure;
             c.allowed_unsafe_sysctls = node.allowed_unsafe_sysctls;
             match node.api {
                 Some((address, tls)) => {

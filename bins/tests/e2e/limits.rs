@@ -36,9 +36,10 @@ fn quotas(cluster: &Cluster, name: &str) -> Outcome {
     namespace.expect(&["create", "service", "clusterip", "b", "--tcp=80"], "", 1, "exceeded quota: small")?;
     namespace.ok(&["delete", "service", "web"], "")?;
     namespace.until(&["get", "quota", "small"], "services: 0/1", 5)?;
-    // More room, and the third pod comes up.
+    // More room, and the third pod comes up. The controller's delays double: it may wait as long again as it
+    // was refused.
     namespace.ok(&["patch", "quota", "small", "-p", r#"{"spec":{"hard":{"pods":"3"}}}"#], "")?;
-    namespace.until(&["get", "quota", "small"], "pods: 3/3", 60)?;
+    namespace.until(&["get", "quota", "small"], "pods: 3/3", 150)?;
     namespace.ok(&["delete", "deployment", "web", "--wait=false"], "")?;
     namespace.until(&["get", "quota", "small"], "pods: 0/3", 60)?;
     namespace.expect(&["describe", "quota", "small"], "", 0, "count/deployments.apps  0     1")?;

@@ -6,6 +6,7 @@
 #[cfg(feature = "bench")]
 mod bench;
 mod check;
+mod failures;
 mod leftovers;
 mod steps;
 mod test;

@@ -5,6 +5,7 @@ use std::{path::Path, process::Command};
 use anyhow::{Result, bail};
 
 use crate::{
+    failures,
     leftovers::Leftovers,
     steps::{self, Steps, cargo},
     tidy,
@@ -44,7 +45,8 @@ fn all(steps: &mut Steps) -> Result<()> {
     steps.step("build", || steps::run(&mut cargo(&["build", "--quiet", "--workspace", "--all-targets"])))?;
     // Includes the fuzz targets' stable driver, two seconds per target. Test programs run one after the
     // other: those with containers and clusters would disturb each other's timing.
-    steps.step("tests", || steps::run(&mut cargo(&["test", "--quiet", "--workspace", "--no-fail-fast"])))?;
+    steps
+        .step("tests", || failures::run(&mut cargo(&["test", "--quiet", "--workspace", "--no-fail-fast"])))?;
     steps.step("fuzz targets, 15 seconds each", || {
         let targets = ["test", "--quiet", "--package", "k8s-fuzz", "--test", "stable"];
         steps::run(cargo(&targets).env("FUZZ_SECONDS", "15"))

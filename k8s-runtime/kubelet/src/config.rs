@@ -52,6 +52,9 @@ pub struct Config {
     /// Mounts a tmpfs for Secrets and for `medium: Memory`. Set it to `false` only where nothing can be
     /// mounted (tests without root).
     pub tmpfs: bool,
+    /// Reports the machine's shortage of memory, disk and process ids as the node's. Set it to `false` for
+    /// nodes that are simulated: their pods use none of the machine's.
+    pub machine_pressure: bool,
     /// Unsafe sysctls that pods may set (`--allowed-unsafe-sysctls`): names, or patterns that end in `*`.
     /// Only namespaced sysctls are accepted.
     pub allowed_unsafe_sysctls: Vec<String>,
@@ -81,6 +84,7 @@ impl Default for Config {
             log_max_size: 10 << 20,
             log_max_files: 5,
             tmpfs: true,
+            machine_pressure: true,
             allowed_unsafe_sysctls: Vec::new(),
             kubernetes_service: None,
         }

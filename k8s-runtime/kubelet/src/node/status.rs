@@ -44,6 +44,7 @@ pub(super) fn labels(cx: &Context) -> BTreeMap<String, String> {
 }
 
 /// The pressure conditions: true where a resource is short.
+#[derive(Default)]
 struct Pressure {
     memory: bool,
     disk: bool,
@@ -56,6 +57,9 @@ fn disk_is_short((total, free): (i64, i64)) -> bool {
 }
 
 fn pressure(cx: &Context) -> Pressure {
+    if !cx.config.machine_pressure {
+        return Pressure::default();
+    }
     let disk = facts::disk(&cx.config).is_some_and(disk_is_short);
     let number =
         |path: &str| std::fs::read_to_string(path).ok()?.split_whitespace().next()?.parse::<i64>().ok();
