@@ -7,6 +7,7 @@ mod budgets;
 mod daemons;
 mod endpoints;
 mod jobs;
+mod nodes;
 mod owned;
 mod pods;
 mod quotas;
