@@ -6,11 +6,13 @@
 mod bootstrap_tokens;
 mod certificates;
 mod cron_jobs;
+mod daemons;
 mod deployments;
 mod garbage;
 mod jobs;
 mod lab;
 mod quotas;
+mod replication;
 mod slices;
 mod token_secrets;
 
