@@ -252,6 +252,18 @@ pub static ALL: &[BuiltIn] = &[
         volumes::start,
     ),
     row(
+        "persistentvolume-expander-controller",
+        "persistentvolume-expander",
+        "expand-controller",
+        volumes::expand::start,
+    ),
+    row(
+        "ephemeral-volume-controller",
+        "ephemeral-volume",
+        "ephemeral-volume-controller",
+        volumes::ephemeral::start,
+    ),
+    row(
         "persistentvolumeclaim-protection-controller",
         "pvc-protection",
         "pvc-protection-controller",

@@ -15,6 +15,7 @@ mod quotas;
 mod replication;
 mod slices;
 mod token_secrets;
+mod volumes;
 
 use k8s_builtin::{conditions, pods};
 use k8s_core::{

@@ -13,6 +13,7 @@ mod pods;
 mod quotas;
 mod rollouts;
 mod stateful;
+mod volumes;
 
 use std::time::Duration;
 
