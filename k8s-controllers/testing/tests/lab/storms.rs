@@ -7,11 +7,13 @@ mod budgets;
 mod daemons;
 mod endpoints;
 mod jobs;
+mod nodes;
 mod owned;
 mod pods;
 mod quotas;
 mod rollouts;
 mod stateful;
+mod volumes;
 
 use std::time::Duration;
 
