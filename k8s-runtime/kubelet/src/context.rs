@@ -12,7 +12,8 @@ use k8s_runtime::{Runtime, SandboxId};
 
 use crate::{
     config::Config, facts::Facts, images::Puller, metrics::Metrics, pod_certificates::PodCertificates,
-    sources::Sources, sysctls::Sysctls, tokens::Tokens, trust::TrustBundles, types::*, view::PodView,
+    sources::Sources, sysctls::Sysctls, tokens::Tokens, trust::TrustBundles, types::*, usage::Samples,
+    view::PodView,
 };
 
 /// Shared by the pod workers, the node status loop and the kubelet's API.
@@ -33,6 +34,7 @@ pub(crate) struct Context {
     pub(crate) facts: Facts,
     pub(crate) sysctls: Sysctls,
     pub(crate) metrics: Metrics,
+    pub(crate) samples: Samples,
     /// The pod (uid) that a sandbox belongs to.
     sandboxes: Mutex<HashMap<SandboxId, String>>,
     views: Mutex<HashMap<String, PodView>>,
@@ -79,6 +81,7 @@ impl Context {
             facts: parts.facts,
             sysctls: parts.sysctls,
             metrics: parts.metrics,
+            samples: Samples::default(),
             pods: Cache::new(),
             services: Cache::new(),
             sandboxes: Mutex::default(),

@@ -42,6 +42,7 @@ mod sources;
 mod sysctls;
 mod tokens;
 mod trust;
+mod usage;
 mod view;
 mod volumes;
 
@@ -56,7 +57,10 @@ mod types {
     pub(crate) use k8s_core::api::{
         ByteString,
         api::{
-            authentication::v1::{BoundObjectReference, TokenRequest, TokenRequestSpec},
+            authentication::v1::{
+                BoundObjectReference, TokenRequest, TokenRequestSpec, TokenReview, TokenReviewSpec,
+                TokenReviewStatus,
+            },
             authorization::v1::{ResourceAttributes, SubjectAccessReview, SubjectAccessReviewSpec},
             certificates::v1beta1::{ClusterTrustBundle, PodCertificateRequest, PodCertificateRequestSpec},
             coordination::v1::Lease,

@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 
 use k8s_core::meta::Quantity;
-use k8s_runtime::Resources;
+use k8s_runtime::{Requests, Resources};
 
 use crate::types::*;
 
@@ -98,6 +98,15 @@ fn oom_score_adj(qos: Qos, container: &Container, node_memory: i64) -> i32 {
             let share = i128::from(wanted) * 1000 / i128::from(node_memory.max(1));
             i32::try_from(1000 - share).unwrap_or(3).clamp(3, 999)
         }
+    }
+}
+
+/// CPU and memory that a container requests.
+pub(crate) fn requested(container: &Container) -> Requests {
+    let positive = |value: i64| u64::try_from(value).unwrap_or(0);
+    Requests {
+        cpu_milli: request(container, "cpu").map_or(0, |q| positive(q.milli())),
+        memory_bytes: request(container, "memory").map_or(0, |q| positive(q.units())),
     }
 }
 

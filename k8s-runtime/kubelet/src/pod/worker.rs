@@ -373,6 +373,7 @@ fn view(world: &World, status: &PodStatus) -> PodView {
         let view = ContainerView {
             id: life.current.as_ref().and_then(|r| r.id.clone()),
             running: life.is_running(),
+            running_since: life.running_since(),
             waiting: life.hold.as_ref().map(|h| h.reason.clone()),
             log: life.current.as_ref().map(|r| r.log.clone()),
             previous_log: life.last.as_ref().map(|r| r.log.clone()),
