@@ -32,7 +32,9 @@ pub enum ClusterError {
     },
     /// Another program, such as a kubelet, listens on the port of the node's kubelet. Stop it, or choose
     /// another port.
-    #[error("listen on {address} for the kubelet: {source}; stop what uses it or choose another --kubelet-port (0: none)")]
+    #[error(
+        "listen on {address} for the kubelet: {source}; stop what uses it or choose another --kubelet-port (0: none)"
+    )]
     KubeletPortInUse {
         /// The node's address with the port of [`kubelet_port`](crate::ClusterBuilder::kubelet_port).
         address: SocketAddr,
