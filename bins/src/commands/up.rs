@@ -9,7 +9,7 @@ use std::{
 
 use k8s_core::client::Kubeconfig;
 
-use super::{config::ConfigFile, exit::Failure, or_at_once, stop_signal};
+use super::{config::ConfigFile, exit::Failure, or_at_once, scheduling::SchedulerConfig, stop_signal};
 use crate::{
     Node,
     cluster::ClusterConfig,
@@ -27,6 +27,8 @@ struct Common {
     _config: ConfigFile,
     #[command(flatten)]
     cluster: ClusterSettings,
+    #[command(flatten)]
+    scheduler: SchedulerConfig,
     /// Also write the administrator's kubeconfig to this path.
     #[arg(long)]
     write_kubeconfig: Option<PathBuf>,
@@ -82,8 +84,9 @@ impl Common {
         node: Node,
         node_name: Option<String>,
         start_delay: Duration,
-        extensions: Extensions,
+        mut extensions: Extensions,
     ) -> Result<(), Failure> {
+        extensions.scheduler = self.scheduler.apply(extensions.scheduler)?;
         let started = Instant::now();
         let (settings, name) = (self.cluster, name.to_owned());
         let base =
