@@ -394,3 +394,6 @@ fn weight(path: &str, plugin: &PluginRef) -> Result<Option<i64>, ConfigError> {
         other => Ok(other.filter(|weight| *weight != 0)),
     }
 }
+
+#[cfg(test)]
+mod tests;

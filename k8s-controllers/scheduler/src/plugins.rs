@@ -137,12 +137,4 @@ fn stretched(scores: &mut [i64]) {
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn each_row_makes_a_plugin_of_its_name() {
-        let names: Vec<String> = all().iter().map(|p| p.name().to_owned()).collect();
-        assert_eq!(names, ROWS.iter().map(|row| row.name).collect::<Vec<_>>());
-    }
-}
+mod tests;

@@ -11,6 +11,7 @@ mod owned;
 mod pods;
 mod quotas;
 mod rollouts;
+mod scheduling;
 mod stateful;
 
 use std::time::Duration;
