@@ -60,6 +60,7 @@ const EDGES: &[(&str, &[&str])] = &[
         "k8s-apiserver",
         &["k8s-core", "k8s-cel", "k8s-metrics", "k8s-quota", "k8s-schema", "k8s-store", "k8s-tls"],
     ),
+    ("k8s-metrics-server", &["k8s-core", "k8s-apiserver"]),
     ("k8s-scheduler", &["k8s-core", "k8s-controllers", "k8s-metrics"]),
     ("k8s-kubelet", &["k8s-core", "k8s-metrics", "k8s-tls", "k8s-runtime", "k8s-net"]),
     (
@@ -72,6 +73,7 @@ const EDGES: &[(&str, &[&str])] = &[
         &[
             "k8s-core",
             "k8s-metrics",
+            "k8s-metrics-server",
             "k8s-store",
             "k8s-tls",
             "k8s-builtin",
