@@ -12,8 +12,9 @@
 //!    that is given up.
 //! 5. The controller deletes no volume. One with the policy `Delete` that no provisioner made is `Failed`.
 //!
-//! Not here: provisioning volumes (provisioners do that), and attaching them.
+//! Not here: provisioning volumes (provisioners do that), and attaching them ([`attach`]).
 
+pub(super) mod attach;
 pub(super) mod ephemeral;
 pub(super) mod expand;
 mod matching;
