@@ -23,7 +23,9 @@ use super::{
     config::ConfigFile,
     exit::{Code, Failure},
     health::Health,
-    or_at_once, stop_signal,
+    or_at_once,
+    scheduling::SchedulerConfig,
+    stop_signal,
 };
 use crate::{
     admission::AdmissionSettings,
@@ -395,9 +397,12 @@ pub(super) struct KubeScheduler {
     /// Port of health and metrics; 0 disables it.
     #[arg(long, default_value_t = 10259)]
     secure_port: u16,
-    /// Schedules the pods with this `schedulerName`.
-    #[arg(long, default_value = "default-scheduler")]
-    scheduler_name: String,
+    /// Schedules the pods with this `schedulerName`; with several profiles, sets that of the first one
+    /// (default: `default-scheduler`).
+    #[arg(long)]
+    scheduler_name: Option<String>,
+    #[command(flatten)]
+    profiles: SchedulerConfig,
     #[command(flatten)]
     _config: ConfigFile,
 }
@@ -405,8 +410,11 @@ pub(super) struct KubeScheduler {
 impl KubeScheduler {
     pub(super) async fn run(self, extensions: Extensions) -> Result<(), Failure> {
         let metrics = Metrics::default();
+        let mut scheduler = self.profiles.apply(extensions.scheduler)?;
+        if let Some(name) = &self.scheduler_name {
+            scheduler = scheduler.named(name);
+        }
         let client = self.connection.client("kube-scheduler", metrics.registry())?;
-        let scheduler = extensions.scheduler.named(&self.scheduler_name);
         let stop = stop_token();
         let mut environment = Environment::new(client.clone());
         environment.metrics = metrics;

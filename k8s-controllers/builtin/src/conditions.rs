@@ -3,6 +3,7 @@
 use k8s_core::api::{
     api::{
         apps::v1::{DeploymentCondition, ReplicaSetCondition},
+        autoscaling::v2::HorizontalPodAutoscalerCondition,
         batch::v1::JobCondition,
         core::v1::{NamespaceCondition, NodeCondition, PodCondition, ReplicationControllerCondition},
     },
@@ -63,6 +64,7 @@ macro_rules! condition {
 
 condition!(
     DeploymentCondition { last_update_time },
+    HorizontalPodAutoscalerCondition {},
     ReplicaSetCondition {},
     ReplicationControllerCondition {},
     JobCondition { last_probe_time },

@@ -24,9 +24,9 @@ const ACCEPT: &str = concat!(
     "application/json"
 );
 /// The group of the first years. Its resources are the same objects as those of the groups below.
-const EXTENSIONS: &str = "extensions";
+pub(crate) const EXTENSIONS: &str = "extensions";
 /// Groups that took over resources of `extensions`.
-const SUCCESSORS: [&str; 5] = ["apps", "autoscaling", "batch", "networking.k8s.io", "policy"];
+pub(crate) const SUCCESSORS: [&str; 5] = ["apps", "autoscaling", "batch", "networking.k8s.io", "policy"];
 
 /// A served resource and its verbs.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -51,6 +51,8 @@ pub struct Discovery {
     /// Every resource once, in its group's preferred version if that has it. A resource of `extensions` is
     /// left out if another group serves the same kind, and while that is uncertain.
     pub served: Vec<Served>,
+    /// Versions of each group that has resources or subresources, preferred first.
+    pub versions: BTreeMap<String, Vec<String>>,
     /// Groups and versions (`metrics.k8s.io/v1beta1`) whose discovery failed, mostly of an aggregated API
     /// server that does not respond. Their resources are unknown, not absent.
     pub failed: BTreeMap<String, Error>,
@@ -83,6 +85,9 @@ impl Discovery {
     /// Adds the resources of a version. Versions of a group come in order of preference.
     fn add(&mut self, version: Version) {
         let Version { group, version, resources } = version;
+        if resources.is_ok() {
+            self.versions.entry(group.clone()).or_default().push(version.clone());
+        }
         match resources {
             // Discovery failed for a more preferred version: do not take the group's resources from this one.
             Ok(_) if self.is_uncertain(&group) => {}

@@ -35,6 +35,7 @@ pub mod dynamic;
 pub mod hash;
 pub mod pods;
 
+mod autoscaler;
 mod bootstrap;
 mod certificates;
 mod cluster_roles;
@@ -59,6 +60,7 @@ mod trim;
 mod trust;
 mod volumes;
 
+pub use autoscaler::Autoscaling;
 pub use certificates::{Authority, AuthorityError, Signing};
 pub use token_secrets::{Signer, TokenSigner};
 pub use trim::trimmed;
@@ -93,6 +95,8 @@ pub struct Options {
     /// Time without use after which a token Secret that an account lists is marked as invalid, and then that
     /// until it is deleted.
     pub legacy_token_clean_up_period: std::time::Duration,
+    /// Options of the horizontal autoscaler.
+    pub autoscaling: Autoscaling,
     /// CAs that sign certificate requests. Default: none, and no request is signed.
     pub signing: Signing,
 }
@@ -113,6 +117,7 @@ impl Default for Options {
             unhealthy_zone_threshold: 0.55,
             terminated_pod_threshold: 12_500,
             legacy_token_clean_up_period: std::time::Duration::from_secs(365 * 24 * 3600),
+            autoscaling: Autoscaling::default(),
             signing: Signing::default(),
         }
     }
@@ -243,6 +248,12 @@ pub static ALL: &[BuiltIn] = &[
     ),
     row("resourcequota-controller", "resourcequota", "resourcequota-controller", quota::start),
     row("disruption-controller", "disruption", "disruption-controller", disruption::start),
+    row(
+        "horizontal-pod-autoscaler-controller",
+        "horizontalpodautoscaling",
+        "horizontal-pod-autoscaler",
+        autoscaler::start,
+    ),
     row("statefulset-controller", "statefulset", "statefulset-controller", statefulset::start),
     row("daemonset-controller", "daemonset", "daemon-set-controller", daemonset::start),
     row(

@@ -12,6 +12,7 @@ mod owned;
 mod pods;
 mod quotas;
 mod rollouts;
+mod scheduling;
 mod stateful;
 mod volumes;
 
