@@ -1,8 +1,8 @@
 //! PersistentVolume binder: binds claims to volumes.
 //!
-//! Flow: [`plan`] decides about claims and volumes; [`matching`] finds the closest free volume that satisfies a
-//! claim. The volume is bound first (its `claimRef` with the claim's uid), then the claim. After a crash in
-//! between the binding is completed, because the volume's `claimRef` decides.
+//! Flow: [`plan`] decides about claims and volumes; [`matching`] finds the closest free volume that
+//! satisfies a claim. The volume is bound first (its `claimRef` with the claim's uid), then the claim.
+//! After a crash in between the binding is completed, because the volume's `claimRef` decides.
 //!
 //! Invariants:
 //! 1. A volume is bound to one claim at most, and only to one that it satisfies.

@@ -1,13 +1,13 @@
 //! Attaches CSI volumes to the nodes of their pods, and detaches them.
 //!
-//! Flow: [`plan`] compares the pods of a node with the VolumeAttachments. An attacher, which belongs to the CSI
-//! driver, acts on these objects and says `attached`; the node's status then lists the volume, and its kubelet
-//! mounts it. Only nodes whose kubelet leaves attaching to this controller take part.
+//! Flow: [`plan`] compares the pods of a node with the VolumeAttachments. An attacher, which belongs to the
+//! CSI driver, acts on these objects and says `attached`; the node's status then lists the volume, and its
+//! kubelet mounts it. Only nodes whose kubelet leaves attaching to this controller take part.
 //!
 //! Invariants:
 //! 1. A volume that only one node may use has attachments to one node.
-//! 2. A volume that the kubelet has mounted is not detached, except from a node that is out of service, or not
-//!    ready for six minutes.
+//! 2. A volume that the kubelet has mounted is not detached, except from a node that is out of service,
+//!    or not ready for six minutes.
 //! 3. The node's status does not list a volume any more before its attachment is deleted.
 
 mod plan;
