@@ -101,8 +101,8 @@ impl Error {
         matches!(self, Error::Api(e) if e.is_not_found())
     }
 
-    /// Returns true if a create was refused because its namespace is being deleted. There is nothing to report
-    /// or to retry.
+    /// Returns true if a create was refused because its namespace is being deleted. There is nothing to
+    /// report or to retry.
     #[must_use]
     pub fn is_namespace_terminating(&self) -> bool {
         let Error::Api(e) = self else { return false };

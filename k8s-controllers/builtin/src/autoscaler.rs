@@ -361,7 +361,6 @@ impl Autoscalers {
     /// # Errors
     /// Reason of the event, message, and the condition's message if it is another: there is no selector, it is
     /// not valid, or another autoscaler selects one of the pods, too.
-    #[expect(clippy::type_complexity, reason = "three parts of one refusal, taken apart at once")]
     fn selector(
         &self,
         cx: &Context,

@@ -1,9 +1,9 @@
 //! DaemonSet: one pod on every eligible node.
 //!
 //! Flow: [`plan`] compares nodes and pods. Pods are created with a node affinity for their node and placed by
-//! the scheduler ([`pod`]). Each template is kept as a ControllerRevision ([`history`]), whose hash labels its
-//! pods. A rolling update deletes outdated pods on at most `maxUnavailable` nodes, or creates new ones beside
-//! at most `maxSurge` old ones.
+//! the scheduler ([`pod`]). Each template is kept as a ControllerRevision ([`history`]), whose hash labels
+//! its pods. A rolling update deletes outdated pods on at most `maxUnavailable` nodes, or creates new ones
+//! beside at most `maxSurge` old ones.
 //!
 //! Invariants:
 //! 1. Without `maxSurge` a node has at most one pod that is not being deleted, and its successor is created

@@ -263,6 +263,12 @@ pub static ALL: &[BuiltIn] = &[
         volumes::start,
     ),
     row(
+        "persistentvolume-attach-detach-controller",
+        "attachdetach",
+        "attachdetach-controller",
+        volumes::attach::start,
+    ),
+    row(
         "persistentvolume-expander-controller",
         "persistentvolume-expander",
         "expand-controller",

@@ -1,8 +1,8 @@
 //! PersistentVolume binder: binds claims to volumes.
 //!
-//! Flow: [`plan`] decides about claims and volumes; [`matching`] finds the closest free volume that satisfies a
-//! claim. The volume is bound first (its `claimRef` with the claim's uid), then the claim. After a crash in
-//! between the binding is completed, because the volume's `claimRef` decides.
+//! Flow: [`plan`] decides about claims and volumes; [`matching`] finds the closest free volume that
+//! satisfies a claim. The volume is bound first (its `claimRef` with the claim's uid), then the claim.
+//! After a crash in between the binding is completed, because the volume's `claimRef` decides.
 //!
 //! Invariants:
 //! 1. A volume is bound to one claim at most, and only to one that it satisfies.
@@ -12,8 +12,9 @@
 //!    that is given up.
 //! 5. The controller deletes no volume. One with the policy `Delete` that no provisioner made is `Failed`.
 //!
-//! Not here: provisioning volumes (provisioners do that), and attaching them.
+//! Not here: provisioning volumes (provisioners do that), and attaching them ([`attach`]).
 
+pub(super) mod attach;
 pub(super) mod ephemeral;
 pub(super) mod expand;
 mod matching;

@@ -77,6 +77,8 @@ by_name! {
     resource_quota = "resourcequota";
     /// Writes the annotation `node.alpha.kubernetes.io/ttl` of nodes.
     node_ttl = "ttl";
+    /// Attaches CSI volumes to the nodes of their pods.
+    attach_detach = "attachdetach";
     /// Creates the claims of generic ephemeral volumes.
     ephemeral_volume = "ephemeral-volume";
     /// Binds PersistentVolumes to claims.

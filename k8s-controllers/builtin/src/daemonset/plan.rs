@@ -91,6 +91,9 @@ struct Place {
     pods: Vec<Arc<Pod>>,
 }
 
+/// A pod of the current template and one of another.
+type Pair<'a> = (Option<&'a Arc<Pod>>, Option<&'a Arc<Pod>>);
+
 /// The nodes by name.
 type Places = BTreeMap<String, Place>;
 
@@ -249,7 +252,7 @@ impl Observed<'_> {
 
     /// Returns the pods of a node that are of the current and of another template; `None` if there are
     /// several.
-    fn pair<'a>(&self, here: &'a [Arc<Pod>]) -> Option<(Option<&'a Arc<Pod>>, Option<&'a Arc<Pod>>)> {
+    fn pair<'a>(&self, here: &'a [Arc<Pod>]) -> Option<Pair<'a>> {
         let (new, old): (Vec<_>, Vec<_>) =
             here.iter().filter(|pod| !pod.is_deleting()).partition(|pod| self.is_updated(pod));
         (new.len() < 2 && old.len() < 2).then(|| (new.first().copied(), old.first().copied()))

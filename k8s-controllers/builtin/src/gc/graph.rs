@@ -574,8 +574,8 @@ mod tests {
             prop_assert_eq!(left, want);
         }
 
-        /// Whatever owns whatever, in circles too: a deletion ends, and what is left has an owner left or never
-        /// had one.
+        /// Whatever owns whatever, in circles too: a deletion ends, and what is left has an owner left or
+        /// never had one.
         #[test]
         fn circles_end(
             owners in proptest::collection::vec(proptest::collection::vec(0..8usize, 0..3), 1..9),

@@ -1,9 +1,9 @@
 //! Node health: conditions, taints, and the readiness of pods.
 //!
-//! Flow: a node is alive while its Lease is renewed or its status is written. If neither is seen for the grace
-//! period, its conditions become `Unknown`. Conditions are translated to taints with the effect `NoSchedule`
-//! at once, and to those with the effect `NoExecute`, which evict pods, at the rate of its zone ([`zones`]).
-//! Pods of a node that is not ready are marked not ready.
+//! Flow: a node is alive while its Lease is renewed or its status is written. If neither is seen for the
+//! grace period, its conditions become `Unknown`. Conditions are translated to taints with the effect
+//! `NoSchedule` at once, and to those with the effect `NoExecute`, which evict pods, at the rate of its
+//! zone ([`super::zones`]). Pods of a node that is not ready are marked not ready.
 //!
 //! Invariants:
 //! 1. The grace period is measured by this process's clock, because the node's is not trusted, and excludes

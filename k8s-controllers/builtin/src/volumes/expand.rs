@@ -1,5 +1,5 @@
-//! Expansion of volumes: tells the user of a claim that asks for more than it has that a resizer of its driver
-//! must expand the volume.
+//! Expansion of volumes: tells the user of a claim that asks for more than it has that a resizer of its
+//! driver must expand the volume.
 //!
 //! No built-in volume type can be expanded by a controller; external resizers (CSI) watch the claims
 //! themselves.

@@ -5,8 +5,8 @@ use super::*;
 const NOW: &str = "2026-11-28T12:00:00Z";
 
 /// A pod: its node, state and revision. States: `ready`, `young` (ready for ten seconds), `running` (not
-/// ready), `waiting` (not scheduled), `failed`, `succeeded`, `leaving` (ready, being deleted), `gone` (failed,
-/// being deleted).
+/// ready), `waiting` (not scheduled), `failed`, `succeeded`, `leaving` (ready, being deleted), `gone`
+/// (failed, being deleted).
 type Sketch = (&'static str, &'static str, &'static str);
 
 fn pod(number: usize, (node, state, revision): Sketch) -> Arc<Pod> {

@@ -1,16 +1,23 @@
 //! Claims and volumes.
 
-use std::collections::HashMap;
+use std::{collections::HashMap, sync::Arc};
 
+use k8s_controllers::{Action, Context, Controller, Error, Reconcile};
 use k8s_core::{
-    api::api::core::v1::{PersistentVolume, PersistentVolumeClaim},
+    api::api::{
+        core::v1::{Node, PersistentVolume, PersistentVolumeClaim, Pod},
+        storage::v1::VolumeAttachment,
+    },
     meta::ObjectExt,
     random,
 };
-use k8s_testing::controllers::persistent_volume_binder;
+use k8s_testing::{
+    Faults, Lab, Script,
+    controllers::{attach_detach, persistent_volume_binder},
+};
 use serde_json::json;
 
-use super::{seconds, storm};
+use super::{seconds, slow, storm};
 
 fn claim_of(volume: &PersistentVolume) -> Option<String> {
     let reference = volume.spec.as_ref()?.claim_ref.as_ref()?;
@@ -73,7 +80,12 @@ fn a_claim_keeps_its_volume_and_shares_it_with_nobody() {
             }
             lab.sleep(seconds(0..4)).await;
         }
-        lab.assert_idempotent().await;
+        lab.settle().await;
+        lab.restart_controllers().await;
+        lab.sleep(seconds(60..61)).await;
+        // A claim that waits is told so again.
+        let written = lab.written();
+        assert!(written.iter().all(|one| one.path.contains("/events")), "{written:?}");
         let claims: Vec<PersistentVolumeClaim> = lab.list().await;
         let size = |map: Option<
             &std::collections::BTreeMap<String, k8s_core::api::apimachinery::pkg::api::resource::Quantity>,
@@ -94,6 +106,77 @@ fn a_claim_keeps_its_volume_and_shares_it_with_nobody() {
                 let name = (volume.name(), claim.name());
                 assert!(size(wanted) > size(spec.capacity.as_ref()), "{name:?} would match");
             }
+        }
+    });
+}
+
+/// The attacher of a driver that does nothing but say that it did.
+#[derive(Clone)]
+struct Fake;
+
+impl Reconcile for Fake {
+    type Kind = VolumeAttachment;
+
+    const FINALIZER: Option<&'static str> = Some("external-attacher/x-io");
+
+    async fn reconcile(&self, cx: &Context, attachment: Arc<VolumeAttachment>) -> Result<Action, Error> {
+        cx.status(&attachment, |next| next.status.get_or_insert_default().attached = true).await?;
+        Ok(Action::await_change())
+    }
+}
+
+fn attached(node: &Node) -> Vec<&str> {
+    let status = node.status.as_ref();
+    status
+        .and_then(|s| s.volumes_attached.as_ref())
+        .into_iter()
+        .flatten()
+        .map(|one| one.name.as_str())
+        .collect()
+}
+
+/// A volume that one node may use follows its pod from node to node, and is never attached to two.
+#[test]
+fn a_volume_follows_its_pod() {
+    let lab = Lab::new().nodes(3).seeds(0..10).faults(Faults::all().at_most(200)).without_scheduler();
+    let lab = lab.pods(|_: &Pod| slow(Script::runs()));
+    let fake = Controller::<VolumeAttachment>::new().named("fake-attacher");
+    lab.controllers([persistent_volume_binder(), attach_detach()]).with(fake, || Fake).run(async |lab| {
+        lab.always(|all: &[&VolumeAttachment]| {
+            let nodes: Vec<&str> = all.iter().map(|one| one.spec.node_name.as_str()).collect();
+            assert!(nodes.len() <= 1, "attached to {nodes:?}");
+        })
+        .await;
+        for i in 0..3 {
+            lab.edit(&format!("node-{i}"), |node: &mut Node| {
+                let annotations = node.metadata.annotations.get_or_insert_default();
+                annotations
+                    .insert("volumes.kubernetes.io/controller-managed-attach-detach".into(), "true".into());
+            })
+            .await;
+        }
+        let spec = json!({"capacity": {"storage": "1Gi"}, "accessModes": ["ReadWriteOnce"],
+            "csi": {"driver": "x.io", "volumeHandle": "h"}});
+        lab.create_from::<PersistentVolume>(json!({"metadata": {"name": "v"}, "spec": spec})).await;
+        let spec = json!({"accessModes": ["ReadWriteOnce"], "storageClassName": "",
+            "resources": {"requests": {"storage": "1Gi"}}});
+        lab.create_from::<PersistentVolumeClaim>(json!({"metadata": {"name": "c"}, "spec": spec})).await;
+        for i in 0..5 {
+            let node = format!("node-{}", random::range(0..3));
+            let volumes = json!([{"name": "d", "persistentVolumeClaim": {"claimName": "c"}}]);
+            let spec =
+                json!({"nodeName": node, "volumes": volumes, "containers": [{"name": "c", "image": "i"}]});
+            let name = format!("p{i}");
+            lab.create_from::<Pod>(json!({"metadata": {"name": name}, "spec": spec})).await;
+            lab.until(&node, |node: &Node| attached(node) == ["kubernetes.io/csi/x.io^h"]).await;
+            lab.sleep(seconds(0..10)).await;
+            lab.delete::<Pod>(&name).await;
+            lab.sleep(seconds(0..10)).await;
+        }
+        lab.assert_idempotent().await;
+        assert!(lab.list::<VolumeAttachment>().await.is_empty());
+        for node in lab.list::<Node>().await {
+            assert!(attached(&node).is_empty(), "{}", node.name());
         }
     });
 }
