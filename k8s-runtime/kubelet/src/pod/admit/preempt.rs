@@ -5,8 +5,9 @@
 
 use k8s_core::meta::ObjectExt;
 
-use super::{fit::Failure, ledger::Entry};
+use super::fit::Failure;
 use crate::{
+    ledger::Entry,
     resources::{Qos, qos},
     types::*,
 };
@@ -121,7 +122,8 @@ pub(super) fn victims<'a>(
 mod tests {
     use serde_json::json;
 
-    use super::{super::ledger::Held, *};
+    use super::*;
+    use crate::ledger::Held;
 
     fn pod(uid: &str, priority: i32, cpu: &str, limited: bool) -> Pod {
         let mut resources = json!({});
