@@ -10,6 +10,7 @@ mod health;
 mod image;
 mod process;
 mod reset;
+mod scheduling;
 mod text_pages;
 mod up;
 
@@ -48,6 +49,9 @@ enum Command {
     /// Load, list and remove images of the node on this machine.
     #[command(subcommand)]
     Image(image::Image),
+    /// Explain the scheduling of a pod: for each node the plugin that refuses it, or its score.
+    #[command(name = "explain-scheduling")]
+    ExplainScheduling(scheduling::Explain),
     /// Run the API server alone.
     #[command(name = "kube-apiserver")]
     ApiServer(components::ApiServer),
@@ -121,6 +125,7 @@ pub(crate) fn run(program: Program, args: Vec<OsString>, extensions: Extensions)
         Command::EnvtestKubeApiServer(server) => block_on(program, server.run()),
         Command::Reset(reset) => reset.run(name),
         Command::Image(image) => image.run(program),
+        Command::ExplainScheduling(c) => block_on(program, c.run(extensions)),
         Command::ApiServer(c) => block_on(program, c.run(name, extensions)),
         Command::ControllerManager(c) => block_on(program, c.run(extensions)),
         Command::Scheduler(c) => block_on(program, c.run(extensions)),

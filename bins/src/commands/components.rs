@@ -23,13 +23,16 @@ use super::{
     config::ConfigFile,
     exit::{Code, Failure},
     health::Health,
-    or_at_once, stop_signal,
+    or_at_once,
+    scheduling::SchedulerConfig,
+    stop_signal,
 };
 use crate::{
     admission::AdmissionSettings,
     audit::AuditSettings,
     authentication::{self, AuthenticationSettings},
     authorization::AuthorizationFlags,
+    autoscaling::AutoscalingFlags,
     control_plane::{Api, ApiConfig, ControllersConfig, Kubeconfigs, manager},
     encryption::EncryptionSettings,
     error::ClusterError,
@@ -37,6 +40,7 @@ use crate::{
     identities::{self, ServiceAccounts},
     inflight::InflightSettings,
     lifecycle::LifecycleSettings,
+    node_health::NodeHealthFlags,
     paths::{Lock, Paths},
     pki::refresh_private,
     ranges,
@@ -333,6 +337,10 @@ pub(super) struct ControllerManager {
     #[arg(long, default_value = "8760h", value_parser = crate::duration::parse)]
     legacy_service_account_token_clean_up_period: std::time::Duration,
     #[command(flatten)]
+    node_health: NodeHealthFlags,
+    #[command(flatten)]
+    autoscaling: AutoscalingFlags,
+    #[command(flatten)]
     _config: ConfigFile,
 }
 
@@ -359,6 +367,8 @@ impl ControllerManager {
             signing: self.signing.signing()?,
             token_signer,
             legacy_token_clean_up_period: self.legacy_service_account_token_clean_up_period,
+            node_health: Some(self.node_health),
+            autoscaling: self.autoscaling.options(),
         };
         let added = extensions.controllers.into_iter().map(|c| c.account(identities::EXTENSIONS)).collect();
         let stop = stop_token();
@@ -391,9 +401,12 @@ pub(super) struct KubeScheduler {
     /// Port of health and metrics; 0 disables it.
     #[arg(long, default_value_t = 10259)]
     secure_port: u16,
-    /// Schedules the pods with this `schedulerName`.
-    #[arg(long, default_value = "default-scheduler")]
-    scheduler_name: String,
+    /// Schedules the pods with this `schedulerName`; with several profiles, sets that of the first one
+    /// (default: `default-scheduler`).
+    #[arg(long)]
+    scheduler_name: Option<String>,
+    #[command(flatten)]
+    profiles: SchedulerConfig,
     #[command(flatten)]
     _config: ConfigFile,
 }
@@ -401,8 +414,11 @@ pub(super) struct KubeScheduler {
 impl KubeScheduler {
     pub(super) async fn run(self, extensions: Extensions) -> Result<(), Failure> {
         let metrics = Metrics::default();
+        let mut scheduler = self.profiles.apply(extensions.scheduler)?;
+        if let Some(name) = &self.scheduler_name {
+            scheduler = scheduler.named(name);
+        }
         let client = self.connection.client("kube-scheduler", metrics.registry())?;
-        let scheduler = extensions.scheduler.named(&self.scheduler_name);
         let stop = stop_token();
         let mut environment = Environment::new(client.clone());
         environment.metrics = metrics;

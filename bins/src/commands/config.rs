@@ -148,7 +148,7 @@ impl From<clap::Error> for Refused {
 fn with_file(command: Command, file: &Path) -> Result<Command, String> {
     let shown = file.display();
     let text = std::fs::read_to_string(file).map_err(|e| format!("--config {shown}: {e}"))?;
-    let entries = entries(&text, command.get_name()).map_err(|e| format!("--config {shown}: {e}"))?;
+    let entries = entries(&text, command.get_name(), file).map_err(|e| format!("--config {shown}: {e}"))?;
     let mut with = command.clone();
     for (key, values) in entries {
         let found = command.get_arguments().find(|arg| {
@@ -182,7 +182,7 @@ fn with_file(command: Command, file: &Path) -> Result<Command, String> {
 }
 
 /// The entries of a configuration file: flag names and their values.
-fn entries(text: &str, command: &str) -> Result<Vec<(String, Vec<String>)>, String> {
+fn entries(text: &str, command: &str, file: &Path) -> Result<Vec<(String, Vec<String>)>, String> {
     let value: Value = serde_saphyr::from_str(text).map_err(|e| e.to_string())?;
     let map = match value {
         Value::Null => Map::new(),
@@ -190,7 +190,7 @@ fn entries(text: &str, command: &str) -> Result<Vec<(String, Vec<String>)>, Stri
         _ => return Err("a mapping of flag names to values is needed".to_owned()),
     };
     if map.contains_key("kind") {
-        return upstream::entries(text, command);
+        return upstream::entries(text, command, file);
     }
     map.into_iter()
         .map(|(key, value)| {

@@ -9,7 +9,7 @@ use std::{
 
 use k8s_core::client::Kubeconfig;
 
-use super::{config::ConfigFile, exit::Failure, or_at_once, stop_signal};
+use super::{config::ConfigFile, exit::Failure, or_at_once, scheduling::SchedulerConfig, stop_signal};
 use crate::{
     Node,
     cluster::ClusterConfig,
@@ -27,6 +27,8 @@ struct Common {
     _config: ConfigFile,
     #[command(flatten)]
     cluster: ClusterSettings,
+    #[command(flatten)]
+    scheduler: SchedulerConfig,
     /// Also write the administrator's kubeconfig to this path.
     #[arg(long)]
     write_kubeconfig: Option<PathBuf>,
@@ -95,7 +97,8 @@ struct Nodes {
 }
 
 impl Common {
-    async fn run(self, name: &str, nodes: Nodes, extensions: Extensions) -> Result<(), Failure> {
+    async fn run(self, name: &str, nodes: Nodes, mut extensions: Extensions) -> Result<(), Failure> {
+        extensions.scheduler = self.scheduler.apply(extensions.scheduler)?;
         let started = Instant::now();
         let base = ClusterConfig {
             name: name.to_owned(),

@@ -18,7 +18,7 @@ use k8s_core::{
     status::ApiStatus,
 };
 use k8s_runtime::simulated::Simulated;
-use k8s_scheduler::{Cycle, Filter, NodeInfo, Plugin, PodInfo, Reject, Score};
+use k8s_scheduler::{Cycle, Filter, NodeInfo, Plugin, PodInfo, Points, Reject};
 use libtest_mimic::Failed;
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
@@ -72,8 +72,8 @@ impl Filter for Fragile {
 }
 
 impl Plugin for Fragile {
-    fn register(self, filters: &mut Vec<Box<dyn Filter>>, _: &mut Vec<(i64, Box<dyn Score>)>) {
-        filters.push(Box::new(self));
+    fn points(self) -> Points {
+        Points::of(self).filters().points()
     }
 }
 

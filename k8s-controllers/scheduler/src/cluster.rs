@@ -8,10 +8,17 @@ use std::{
 use k8s_core::{
     api::api::core::v1::{Namespace, Node},
     cache::Cache,
-    meta::ObjectExt,
+    meta::{LabelSelector, ObjectExt},
 };
 
-use crate::{NodeInfo, PodInfo, volumes::VolumeCaches};
+use crate::{
+    NodeInfo, PodInfo,
+    tally::{Counts, Tallies},
+    volumes::Lists,
+};
+
+/// The label of a node's zone.
+pub(crate) const ZONE: &str = "topology.kubernetes.io/zone";
 
 struct Placed {
     node: String,
@@ -28,9 +35,16 @@ pub struct Cluster {
     pods: HashMap<String, Placed>,
     /// Pods whose node is unknown (not yet seen, or deleted).
     elsewhere: HashMap<String, Vec<Arc<PodInfo>>>,
+    /// Pods without a node that wait for room on one, by its name.
+    nominated: HashMap<String, Vec<Arc<PodInfo>>>,
     namespaces: Option<Cache<Namespace>>,
-    pub(crate) volumes: Option<VolumeCaches>,
+    lists: Option<Lists>,
+    tallies: Tallies,
     with_affinity: usize,
+    /// Number of nodes that have each image.
+    images: HashMap<String, usize>,
+    /// Number of nodes with a zone.
+    zoned: usize,
 }
 
 impl std::fmt::Debug for Cluster {
@@ -43,8 +57,8 @@ impl std::fmt::Debug for Cluster {
 }
 
 impl Cluster {
-    pub(crate) fn watching(namespaces: Cache<Namespace>, volumes: VolumeCaches) -> Self {
-        Cluster { namespaces: Some(namespaces), volumes: Some(volumes), ..Cluster::default() }
+    pub(crate) fn watching(namespaces: Cache<Namespace>, lists: Lists) -> Self {
+        Cluster { namespaces: Some(namespaces), lists: Some(lists), ..Cluster::default() }
     }
 
     /// Returns all nodes.
@@ -64,34 +78,92 @@ impl Cluster {
         self.with_affinity > 0
     }
 
+    /// Returns true if any node has a zone.
+    pub(crate) fn has_zones(&self) -> bool {
+        self.zoned > 0
+    }
+
+    /// Returns the number of nodes that have an image, by its normalized name.
+    pub(crate) fn nodes_with(&self, image: &str) -> usize {
+        self.images.get(image).copied().unwrap_or(0)
+    }
+
+    /// Returns the other objects that plugins read; without caches there are none.
+    pub(crate) fn lists(&self) -> Option<&Lists> {
+        self.lists.as_ref()
+    }
+
     pub(crate) fn namespace_labels(&self, namespace: &str) -> BTreeMap<String, String> {
         let namespace = self.namespaces.as_ref().and_then(|n| n.get("", namespace));
         namespace.and_then(|n| n.metadata.labels.clone()).unwrap_or_default()
     }
 
+    /// Returns the number of pods per node that a selector selects in a namespace, without those being
+    /// deleted.
+    pub(crate) fn selected(&self, namespace: &str, selector: &LabelSelector) -> Arc<Counts> {
+        let all = self.nodes.iter().flat_map(|node| node.pods.iter().map(|pod| (node.name(), pod)));
+        self.tallies.of(namespace, selector, all)
+    }
+
     /// Adds or updates a node.
     pub fn set_node(&mut self, node: Arc<Node>) {
-        if let Some(at) = self.by_name.get(node.name()) {
-            self.nodes[*at].set_node(node);
-            return;
-        }
         let name = node.name().to_owned();
-        let mut info = NodeInfo::new(node);
-        for pod in self.elsewhere.remove(&name).unwrap_or_default() {
-            info.add(pod);
+        let zoned = node.label(ZONE).is_some();
+        match self.by_name.get(&name).copied() {
+            Some(at) => {
+                let same = images(&self.nodes[at].node) == images(&node);
+                self.zoned -= usize::from(self.nodes[at].label(ZONE).is_some());
+                if !same {
+                    self.count_images(at, false);
+                }
+                self.nodes[at].set_node(node);
+                if !same {
+                    self.count_images(at, true);
+                }
+            }
+            None => {
+                let mut info = NodeInfo::new(node);
+                for pod in self.elsewhere.remove(&name).unwrap_or_default() {
+                    self.tallies.moved(&pod, &name, 1);
+                    info.add(pod);
+                }
+                self.with_affinity += info.with_affinity;
+                let at = self.nodes.len();
+                self.by_name.insert(name, at);
+                self.nodes.push(info);
+                self.count_images(at, true);
+            }
         }
-        self.with_affinity += info.with_affinity;
-        self.by_name.insert(name, self.nodes.len());
-        self.nodes.push(info);
+        self.zoned += usize::from(zoned);
+    }
+
+    fn count_images(&mut self, at: usize, added: bool) {
+        for image in self.nodes[at].images.keys() {
+            match self.images.get_mut(image) {
+                Some(number) if added => *number += 1,
+                Some(number) => {
+                    *number -= 1;
+                    if *number == 0 {
+                        self.images.remove(image);
+                    }
+                }
+                None => drop(self.images.insert(image.clone(), 1)),
+            }
+        }
     }
 
     /// Removes a node. Its pods are kept until they are removed themselves.
     pub fn remove_node(&mut self, name: &str) {
         let Some(at) = self.by_name.remove(name) else { return };
+        self.count_images(at, false);
         let info = self.nodes.swap_remove(at);
         self.with_affinity -= info.with_affinity;
+        self.zoned -= usize::from(info.label(ZONE).is_some());
         if let Some(moved) = self.nodes.get(at) {
             self.by_name.insert(moved.name().to_owned(), at);
+        }
+        for pod in &info.pods {
+            self.tallies.moved(pod, name, -1);
         }
         if !info.pods.is_empty() {
             self.elsewhere.insert(name.to_owned(), info.pods);
@@ -100,10 +172,12 @@ impl Cluster {
 
     fn place(&mut self, pod: Arc<PodInfo>, node: &str, assumed: bool) {
         self.remove_pod(pod.uid());
+        self.nominate(&pod, None);
         let placed = Placed { node: node.to_owned(), assumed, info: pod.clone() };
         self.pods.insert(pod.uid().to_owned(), placed);
         match self.by_name.get(node) {
             Some(at) => {
+                self.tallies.moved(&pod, node, 1);
                 let info = &mut self.nodes[*at];
                 let before = info.with_affinity;
                 info.add(pod);
@@ -125,7 +199,7 @@ impl Cluster {
 
     /// Removes an assumed pod whose binding failed. A confirmed pod stays.
     pub fn forget(&mut self, uid: &str) -> bool {
-        self.pods.get(uid).is_some_and(|p| p.assumed) && self.remove_pod(uid)
+        self.pods.get(uid).is_some_and(|p| p.assumed) && self.remove_pod(uid).is_some()
     }
 
     /// Returns true if the pod is on a node, confirmed or assumed.
@@ -139,11 +213,12 @@ impl Cluster {
         self.pods.get(uid).filter(|p| !p.assumed && p.node == node).map(|p| &p.info)
     }
 
-    /// Removes a pod that was deleted or has ended; returns true if it was known.
-    pub fn remove_pod(&mut self, uid: &str) -> bool {
-        let Some(placed) = self.pods.remove(uid) else { return false };
+    /// Removes a pod that was deleted or has ended, and returns it.
+    pub fn remove_pod(&mut self, uid: &str) -> Option<Arc<PodInfo>> {
+        let placed = self.pods.remove(uid)?;
         match self.by_name.get(&placed.node) {
             Some(at) => {
+                self.tallies.moved(&placed.info, &placed.node, -1);
                 let info = &mut self.nodes[*at];
                 let before = info.with_affinity;
                 info.remove(uid);
@@ -158,7 +233,39 @@ impl Cluster {
                 }
             }
         }
-        true
+        Some(placed.info)
+    }
+
+    /// Sets the node that a pod without one waits for; its room there is kept from pods of lower priority.
+    pub(crate) fn nominate(&mut self, pod: &Arc<PodInfo>, node: Option<&str>) {
+        if !self.nominated.is_empty() {
+            self.withdraw(pod.uid());
+        }
+        if let Some(node) = node.filter(|node| !node.is_empty()) {
+            self.nominated.entry(node.to_owned()).or_default().push(pod.clone());
+        }
+    }
+
+    /// Forgets the nomination of a pod, and returns its node.
+    pub(crate) fn withdraw(&mut self, uid: &str) -> Option<String> {
+        let mut found = None;
+        self.nominated.retain(|node, pods| {
+            let before = pods.len();
+            pods.retain(|p| p.uid() != uid);
+            if pods.len() != before {
+                found = Some(node.clone());
+            }
+            !pods.is_empty()
+        });
+        found
+    }
+
+    /// Returns the pods that wait for room on a node.
+    pub(crate) fn nominated_on(&self, node: &str) -> &[Arc<PodInfo>] {
+        if self.nominated.is_empty() {
+            return &[];
+        }
+        self.nominated.get(node).map(Vec::as_slice).unwrap_or_default()
     }
 
     /// Returns the sorted uids of all confirmed pods.
@@ -168,4 +275,8 @@ impl Cluster {
         uids.sort_unstable();
         uids
     }
+}
+
+fn images(node: &Node) -> Option<&Vec<k8s_core::api::api::core::v1::ContainerImage>> {
+    node.status.as_ref()?.images.as_ref()
 }

@@ -5,167 +5,83 @@
     reason = "the queue takes the time as values; a binding outlives no client and reports its end to the loop"
 )]
 
-use std::{collections::HashSet, sync::Arc};
+mod binding;
+mod builder;
+mod explain;
+mod report;
 
-use futures::{FutureExt, future::BoxFuture};
-use k8s_controllers::{Environment, EventType, Handle, Recorder, involved};
+pub use builder::Builder;
+pub use explain::{ExplainError, Explanation, PluginScore, Preemption, Refusal as NodeRefusal, Verdict};
+
+use std::{
+    collections::{HashMap, HashSet},
+    sync::Arc,
+};
+
+use futures::FutureExt;
+use k8s_controllers::{Environment, EventType, Recorder, involved};
 use k8s_core::{
     api::{
-        api::core::v1::{
-            Binding, Namespace, Node, ObjectReference, PersistentVolume, PersistentVolumeClaim, Pod,
-            PodCondition,
-        },
-        api::storage::v1::StorageClass,
-        apimachinery::pkg::apis::meta::v1::{ObjectMeta, Status},
+        api::core::v1::{Namespace, Node, PersistentVolume, PersistentVolumeClaim, Pod},
+        api::storage::v1::{CSINode, StorageClass},
     },
     cache::{Cache, Change, Subscription},
-    client::{Client, DeleteOptions, Error, Patch},
+    client::{Client, Patch},
     meta::ObjectExt,
 };
 use rand::{SeedableRng, rngs::StdRng};
-use serde_json::json;
 use tokio::{sync::mpsc, time::Instant};
-use tracing::{debug, warn};
+use tracing::debug;
 
+use self::binding::{Bound, Failed};
 use crate::{
-    Cluster, Filter, Plugin, PodInfo, Score, WakeOn,
+    Cluster, Event, Nomination, Placement, PodInfo, Points, WakeOn,
+    config::ConfigError,
     decide::{Decision, Profile, Unschedulable},
     failures::{Failure, Failures},
     metrics::{Metrics, Outcome},
-    plugins,
-    preemption::{self, Preempt},
-    queue::{Attempt, Queue},
-    volumes::{self, VolumeCaches},
+    queue::{Attempt, Queue, Refusal},
+    volumes::{Controllers, Lists},
 };
 
-/// Builder of a [`Scheduler`].
-pub struct Builder {
-    name: String,
-    filters: Vec<Box<dyn Filter>>,
-    scores: Vec<(i64, Box<dyn Score>)>,
+/// A profile with the rows shared by the tasks that bind.
+struct Shared {
+    profile: Profile,
+    rows: Arc<Vec<Points>>,
+    recorder: Recorder,
+    metrics: Metrics,
 }
 
-impl std::fmt::Debug for Builder {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.debug_struct("Builder").field("name", &self.name).finish_non_exhaustive()
-    }
-}
-
-impl Builder {
-    /// Sets the `schedulerName` of the pods to schedule. Default: `default-scheduler`.
-    ///
-    /// ```
-    /// use k8s_core::client::Client;
-    /// use k8s_scheduler::{Scheduler, plugins};
-    ///
-    /// // A second scheduler, for pods with `schedulerName: packer`, that only looks at resources.
-    /// async fn packer(client: Client) {
-    ///     Scheduler::builder().named("packer").bare().filter(plugins::NodeResourcesFit).run(client).await;
-    /// }
-    /// ```
-    #[must_use]
-    pub fn named(mut self, name: &str) -> Self {
-        name.clone_into(&mut self.name);
-        self
-    }
-
-    /// Adds a plugin.
-    #[must_use]
-    pub fn plugin(mut self, plugin: impl Plugin) -> Self {
-        plugin.register(&mut self.filters, &mut self.scores);
-        self
-    }
-
-    /// Adds a filter.
-    #[must_use]
-    pub fn filter(mut self, filter: impl Filter) -> Self {
-        self.filters.push(Box::new(filter));
-        self
-    }
-
-    /// Removes the built-in plugins.
-    #[must_use]
-    pub fn bare(mut self) -> Self {
-        self.filters.clear();
-        self.scores.clear();
-        self
-    }
-
-    /// Runs with caches of its own until the future is dropped.
-    pub async fn run(self, client: Client) {
-        self.run_in(Environment::new(client)).await;
-    }
-
-    /// Starts in a task, with caches of its own.
-    ///
-    /// # Panics
-    /// Called outside of a tokio runtime.
-    ///
-    /// ```
-    /// use k8s_controllers::Stopped;
-    /// use k8s_core::client::Client;
-    /// use k8s_scheduler::Scheduler;
-    ///
-    /// async fn for_a_while(client: Client) -> Result<(), Stopped> {
-    ///     let running = Scheduler::builder().start(client);
-    ///     tokio::time::sleep(std::time::Duration::from_secs(60)).await;
-    ///     running.shutdown().await
-    /// }
-    /// ```
-    pub fn start(self, client: Client) -> Handle {
-        let mut environment = Environment::new(client);
-        Handle::start(|stop| {
-            environment.shutdown = stop;
-            self.run_in(environment)
-        })
-    }
-
-    /// Runs in an environment until that is shut down.
-    pub fn run_in(self, environment: Environment) -> BoxFuture<'static, ()> {
-        async move {
-            let shutdown = environment.shutdown.clone();
-            let mut scheduler = Scheduler::new(self, environment);
-            tokio::select! {
-                biased;
-                () = shutdown.cancelled() => {}
-                () = scheduler.run() => {}
-            }
-        }
-        .boxed()
-    }
-}
-
-/// Result of a bind task.
-struct Bound {
-    attempt: Attempt,
-    /// Start of the decision.
-    begun: Instant,
-    error: Option<Error>,
+/// Message to the loop from a task.
+enum Report {
+    Bound(Box<Bound>),
+    /// The deletion of victims failed: the preemptor is tried again.
+    NotEvicted(String),
 }
 
 /// A running scheduler.
 pub struct Scheduler {
-    name: String,
-    profile: Profile,
+    profiles: Vec<Shared>,
+    by_name: HashMap<String, usize>,
     cluster: Cluster,
     queue: Queue,
     failures: Failures,
-    metrics: Metrics,
     environment: Environment,
-    recorder: Recorder,
     client: Client,
     pods: Cache<Pod>,
     nodes: Cache<Node>,
-    volumes: VolumeCaches,
+    namespaces: Cache<Namespace>,
+    lists: Lists,
     rng: StdRng,
     start_at: usize,
-    report: mpsc::UnboundedSender<Bound>,
-    reports: mpsc::UnboundedReceiver<Bound>,
+    report: mpsc::UnboundedSender<Report>,
+    reports: mpsc::UnboundedReceiver<Report>,
 }
 
 impl std::fmt::Debug for Scheduler {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.debug_struct("Scheduler").field("name", &self.name).finish_non_exhaustive()
+        let names: Vec<&str> = self.profiles.iter().map(|p| &*p.profile.name).collect();
+        f.debug_struct("Scheduler").field("profiles", &names).finish_non_exhaustive()
     }
 }
 
@@ -176,14 +92,43 @@ struct Changes {
     claims: Subscription<PersistentVolumeClaim>,
     volumes: Subscription<PersistentVolume>,
     classes: Subscription<StorageClass>,
+    csi_nodes: Subscription<CSINode>,
+    namespaces: Subscription<Namespace>,
 }
 
-enum Event {
+enum Input {
     Pod(Change<Pod>),
     Node(Change<Node>),
-    Volume,
-    Bound(Box<Bound>),
+    /// A change of an object of this kind, by namespace and name; after missed changes without a name.
+    Object(WakeOn, String, String),
+    Report(Report),
     Due,
+}
+
+/// Returns the input of a change of an object that only wakes pods.
+fn object<K: ObjectExt>(what: WakeOn, change: &Change<K>) -> Input {
+    match change {
+        Change::Resync => Input::Object(WakeOn::ANYTHING, String::new(), String::new()),
+        Change::Added(o) | Change::Modified(_, o) | Change::Deleted(o) => {
+            Input::Object(what, o.namespace().to_owned(), o.name().to_owned())
+        }
+    }
+}
+
+/// Returns the kinds of an update of a node.
+fn node_changes(old: &Node, new: &Node) -> WakeOn {
+    let mut what = WakeOn::NOTHING;
+    let allocatable = |n: &Node| n.status.as_ref().and_then(|s| s.allocatable.clone());
+    if allocatable(old) != allocatable(new) {
+        what = what.or(WakeOn::NODE_ALLOCATABLE);
+    }
+    if old.metadata.labels != new.metadata.labels {
+        what = what.or(WakeOn::NODE_LABELS);
+    }
+    if old.spec != new.spec {
+        what = what.or(WakeOn::NODE_TAINTS);
+    }
+    what
 }
 
 fn is_terminal(pod: &Pod) -> bool {
@@ -198,58 +143,95 @@ impl Scheduler {
     /// Returns a builder with the built-in plugins.
     #[must_use]
     pub fn builder() -> Builder {
-        Builder { name: "default-scheduler".into(), filters: plugins::filters(), scores: plugins::scores() }
+        Builder::new()
     }
 
-    fn new(builder: Builder, environment: Environment) -> Self {
-        let client = environment.client.named(&builder.name);
+    fn new(builder: &Builder, environment: Environment) -> Result<Self, ConfigError> {
         let caches = &environment.caches;
-        let volumes = VolumeCaches { claims: caches.of(), volumes: caches.of(), classes: caches.of() };
+        let lists = Lists {
+            claims: caches.of(),
+            volumes: caches.of(),
+            classes: caches.of(),
+            csi_nodes: caches.of(),
+            budgets: caches.of(),
+            services: caches.of(),
+            controllers: Controllers {
+                replication: caches.of(),
+                replica_sets: caches.of(),
+                stateful_sets: caches.of(),
+            },
+        };
         let (report, reports) = mpsc::unbounded_channel();
-        let metrics = Metrics::new(environment.metrics.registry(), &builder.name);
-        Scheduler {
-            cluster: Cluster::watching(caches.of::<Namespace>(), volumes.clone()),
-            recorder: Recorder::new(&client, environment.clock.clone(), &builder.name),
-            name: builder.name,
-            profile: Profile { filters: builder.filters, scores: builder.scores },
-            queue: Queue::default(),
+        let profiles = builder.profiles()?;
+        let sort = profiles.iter().flat_map(|p| &p.rows).find_map(|row| row.queue_sort.clone());
+        let sort = sort.unwrap_or_else(|| Arc::new(crate::plugins::PrioritySort));
+        let client = environment.client.named(profiles.first().map_or("", |p| &p.name));
+        let profiles: Vec<Shared> = profiles
+            .into_iter()
+            .map(|profile| Shared {
+                rows: Arc::new(profile.rows.clone()),
+                recorder: Recorder::new(&client, environment.clock.clone(), &profile.name),
+                metrics: Metrics::new(environment.metrics.registry(), &profile.name),
+                profile,
+            })
+            .collect();
+        Ok(Scheduler {
+            cluster: Cluster::watching(caches.of::<Namespace>(), lists.clone()),
+            by_name: profiles.iter().enumerate().map(|(at, p)| (p.profile.name.clone(), at)).collect(),
+            profiles,
+            queue: Queue::new(sort, builder.backoff()),
             failures: Failures::new(Instant::now()),
-            metrics,
             pods: caches.of(),
             nodes: caches.of(),
-            volumes,
+            namespaces: caches.of(),
+            lists,
             rng: StdRng::seed_from_u64(environment.seed),
             start_at: 0,
             client,
             environment,
             report,
             reports,
-        }
+        })
     }
 
     async fn run(&mut self) {
         let mut changes = Changes {
             pods: self.pods.subscribe(),
             nodes: self.nodes.subscribe(),
-            claims: self.volumes.claims.subscribe(),
-            volumes: self.volumes.volumes.subscribe(),
-            classes: self.volumes.classes.subscribe(),
+            claims: self.lists.claims.subscribe(),
+            volumes: self.lists.volumes.subscribe(),
+            classes: self.lists.classes.subscribe(),
+            csi_nodes: self.lists.csi_nodes.subscribe(),
+            namespaces: self.namespaces.subscribe(),
         };
-        self.nodes.synced().await;
-        self.pods.synced().await;
-        self.volumes.claims.synced().await;
-        self.volumes.volumes.synced().await;
-        self.volumes.classes.synced().await;
+        let lists = self.lists.clone();
+        let controllers = &lists.controllers;
+        tokio::join!(
+            self.nodes.synced(),
+            self.pods.synced(),
+            self.namespaces.synced(),
+            lists.claims.synced(),
+            lists.volumes.synced(),
+            lists.classes.synced(),
+            lists.csi_nodes.synced(),
+            lists.budgets.synced(),
+            lists.services.synced(),
+            controllers.replication.synced(),
+            controllers.replica_sets.synced(),
+            controllers.stateful_sets.synced(),
+        );
         self.resync();
         loop {
-            while let Some(event) = self.next_event(&mut changes).now_or_never() {
-                self.take_in(event);
+            while let Some(input) = self.next_input(&mut changes).now_or_never() {
+                self.take_in(input);
             }
             while let Some(failure) = self.failures.next(Instant::now()) {
                 self.tell(&failure, None);
             }
             let next = self.queue.pop(Instant::now());
-            self.metrics.pending(&self.queue);
+            if let Some(first) = self.profiles.first() {
+                first.metrics.pending(&self.queue);
+            }
             match next {
                 Some(attempt) => {
                     self.try_one(attempt);
@@ -257,14 +239,14 @@ impl Scheduler {
                     tokio::task::yield_now().await;
                 }
                 None => {
-                    let event = self.next_event(&mut changes).await;
-                    self.take_in(event);
+                    let input = self.next_input(&mut changes).await;
+                    self.take_in(input);
                 }
             }
         }
     }
 
-    async fn next_event(&mut self, changes: &mut Changes) -> Event {
+    async fn next_input(&mut self, changes: &mut Changes) -> Input {
         let due = self.queue.next_due().into_iter().chain(self.failures.next_due()).min();
         let due = async {
             match due {
@@ -276,44 +258,51 @@ impl Scheduler {
         // this loop.
         tokio::select! {
             biased;
-            Some(change) = changes.nodes.next() => Event::Node(change),
-            Some(change) = changes.pods.next() => Event::Pod(change),
-            Some(bound) = self.reports.recv() => Event::Bound(Box::new(bound)),
-            Some(_) = changes.claims.next() => Event::Volume,
-            Some(_) = changes.volumes.next() => Event::Volume,
-            Some(_) = changes.classes.next() => Event::Volume,
-            () = due => Event::Due,
+            Some(change) = changes.nodes.next() => Input::Node(change),
+            Some(change) = changes.pods.next() => Input::Pod(change),
+            Some(report) = self.reports.recv() => Input::Report(report),
+            Some(change) = changes.claims.next() => object(WakeOn::CLAIM, &change),
+            Some(change) = changes.volumes.next() => object(WakeOn::PERSISTENT_VOLUME, &change),
+            Some(change) = changes.classes.next() => object(WakeOn::CLASS, &change),
+            Some(change) = changes.csi_nodes.next() => object(WakeOn::CSI_NODE, &change),
+            Some(change) = changes.namespaces.next() => object(WakeOn::NAMESPACE, &change),
+            () = due => Input::Due,
         }
     }
 
-    fn take_in(&mut self, event: Event) {
-        let now = Instant::now();
-        match event {
-            Event::Pod(Change::Resync) | Event::Node(Change::Resync) => self.resync(),
-            Event::Pod(Change::Added(pod)) | Event::Pod(Change::Modified(_, pod)) => self.pod_changed(&pod),
-            Event::Pod(Change::Deleted(pod)) => self.pod_gone(pod.uid()),
-            Event::Node(Change::Added(node)) => {
-                self.cluster.set_node(node);
-                self.queue.wake(WakeOn::NODE, now);
+    /// Wakes the pods that a change may help, as the plugins that refused them say.
+    fn wake(&mut self, event: &Event<'_>) {
+        wake(&mut self.queue, &self.profiles, &self.by_name, &self.cluster, event);
+    }
+
+    fn take_in(&mut self, input: Input) {
+        match input {
+            Input::Pod(Change::Resync) | Input::Node(Change::Resync) => self.resync(),
+            Input::Pod(Change::Added(pod)) | Input::Pod(Change::Modified(_, pod)) => self.pod_changed(&pod),
+            Input::Pod(Change::Deleted(pod)) => self.pod_gone(pod.uid()),
+            Input::Node(Change::Added(node)) => self.node_changed(WakeOn::NODE_ADDED, None, node),
+            Input::Node(Change::Modified(old, new)) => {
+                let what = node_changes(&old, &new);
+                self.node_changed(what, Some(&old), new);
             }
-            Event::Node(Change::Modified(old, new)) => {
-                let helps = old.spec != new.spec
-                    || old.metadata.labels != new.metadata.labels
-                    || old.status.as_ref().map(|s| &s.allocatable)
-                        != new.status.as_ref().map(|s| &s.allocatable);
-                self.cluster.set_node(new);
-                if helps {
-                    self.queue.wake(WakeOn::NODE, now);
-                }
-            }
-            Event::Node(Change::Deleted(node)) => {
+            Input::Node(Change::Deleted(node)) => {
                 self.cluster.remove_node(node.name());
                 // One topology domain less can make a spread constraint satisfiable.
-                self.queue.wake(WakeOn::NODE, now);
+                self.wake(&Event::node(WakeOn::NODE_GONE, None, Some(&node)));
             }
-            Event::Volume => self.queue.wake(WakeOn::VOLUME, now),
-            Event::Bound(bound) => self.bound(*bound),
-            Event::Due => {}
+            Input::Object(what, namespace, name) => self.wake(&Event::object(what, &namespace, &name)),
+            Input::Report(Report::Bound(bound)) => self.bound(*bound),
+            Input::Report(Report::NotEvicted(uid)) => self.queue.hurry(&uid),
+            Input::Due => {}
+        }
+    }
+
+    fn node_changed(&mut self, what: WakeOn, old: Option<&Node>, node: Arc<Node>) {
+        let name = node.name().to_owned();
+        self.cluster.set_node(node);
+        if what != WakeOn::NOTHING {
+            let event = Event::node(what, self.cluster.node(&name), old);
+            wake(&mut self.queue, &self.profiles, &self.by_name, &self.cluster, &event);
         }
     }
 
@@ -344,7 +333,7 @@ impl Scheduler {
         for pod in &pods {
             self.pod_changed(pod);
         }
-        self.queue.wake(WakeOn::ANYTHING, Instant::now());
+        self.queue.wake(WakeOn::ANYTHING, Instant::now(), &mut |_, _| true);
     }
 
     fn pod_changed(&mut self, pod: &Arc<Pod>) {
@@ -354,164 +343,214 @@ impl Scheduler {
         let Some(node) = node_of(pod) else { return self.pending(pod) };
         self.queue.remove(pod.uid());
         self.failures.remove(pod.uid());
-        let known = self.cluster.has_confirmed(pod.uid(), node);
-        let same = known.is_some_and(|known| {
+        let known = self.cluster.has_confirmed(pod.uid(), node).cloned();
+        let same = known.as_ref().is_some_and(|known| {
             known.pod.metadata.labels == pod.metadata.labels
                 && known.pod.spec == pod.spec
                 && known.pod.is_deleting() == pod.is_deleting()
+                && allocated(&known.pod) == allocated(pod)
         });
         if same {
             return;
         }
-        let change = if known.is_some() { WakeOn::ANYTHING } else { WakeOn::POD_PLACED };
-        self.cluster.set_pod(Arc::new(PodInfo::new(pod.clone())), node);
-        self.queue.wake(change, Instant::now());
-    }
-
-    fn pending(&mut self, pod: &Arc<Pod>) {
-        let spec = pod.spec.as_ref();
-        let ours = spec.and_then(|s| s.scheduler_name.as_deref()).unwrap_or("default-scheduler") == self.name;
-        let gated = spec.and_then(|s| s.scheduling_gates.as_ref()).is_some_and(|g| !g.is_empty());
-        if !ours || gated || pod.is_deleting() {
-            self.queue.remove(pod.uid());
-            self.failures.remove(pod.uid());
-        } else if !self.cluster.is_placed(pod.uid()) {
-            self.queue.set(pod.clone());
+        let info = Arc::new(PodInfo::new(pod.clone()));
+        self.cluster.set_pod(info.clone(), node);
+        let Some(known) = known else {
+            return self.wake(&Event::pod(WakeOn::POD_PLACED, &info, None));
+        };
+        if known.pod.metadata.labels != pod.metadata.labels {
+            self.wake(&Event::pod(WakeOn::POD_LABELS, &info, Some(&known)));
+        }
+        if info.requests.is_below(&known.requests) {
+            self.wake(&Event::pod(WakeOn::POD_SCALED_DOWN, &info, Some(&known)));
+        }
+        if !known.pod.is_deleting() && pod.is_deleting() {
+            // A pod that is being deleted no longer counts for spreading.
+            self.wake(&Event::pod(WakeOn::POD_LABELS, &info, Some(&known)));
         }
     }
 
-    fn pod_gone(&mut self, uid: &str) {
+    /// Returns the profile of a pod.
+    fn profile_of(&self, pod: &Pod) -> Option<&Shared> {
+        let name = pod.spec.as_ref().and_then(|s| s.scheduler_name.as_deref()).unwrap_or("default-scheduler");
+        self.profiles.get(*self.by_name.get(name)?)
+    }
+
+    fn pending(&mut self, pod: &Arc<Pod>) {
+        let uid = pod.uid();
+        let profile = self.profile_of(pod).filter(|_| !pod.is_deleting());
+        let Some(profile) = profile else { return self.leave_queue(uid) };
+        if self.cluster.is_placed(uid) {
+            return;
+        }
+        let nominated = pod.status.as_ref().and_then(|s| s.nominated_node_name.as_deref());
+        let gates: Vec<_> = profile.rows.iter().filter_map(|row| row.pre_enqueue.clone()).collect();
+        let info = self.queue.get(pod).unwrap_or_else(|| Arc::new(PodInfo::new(pod.clone())));
+        if let Some(reject) = gates.iter().find_map(|gate| gate.pre_enqueue(&info).err()) {
+            debug!(pod = %info.key, reasons = ?reject.reasons, "held back");
+            return self.leave_queue(uid);
+        }
+        self.cluster.nominate(&info, nominated);
+        self.queue.set(info);
+    }
+
+    fn leave_queue(&mut self, uid: &str) {
         self.queue.remove(uid);
         self.failures.remove(uid);
-        if self.cluster.remove_pod(uid) {
-            self.queue.wake(WakeOn::POD_GONE, Instant::now());
+        if let Some(node) = self.cluster.withdraw(uid) {
+            self.freed(&node);
+        }
+    }
+
+    /// Wakes pods after room on a node is no longer kept for another one.
+    fn freed(&mut self, node: &str) {
+        let event = Event::node(WakeOn::NODE_ALLOCATABLE, self.cluster.node(node), None);
+        wake(&mut self.queue, &self.profiles, &self.by_name, &self.cluster, &event);
+    }
+
+    fn pod_gone(&mut self, uid: &str) {
+        self.leave_queue(uid);
+        if let Some(pod) = self.cluster.remove_pod(uid) {
+            self.wake(&Event::pod(WakeOn::POD_GONE, &pod, None));
         }
     }
 
     fn try_one(&mut self, attempt: Attempt) {
         let (pod, begun) = (attempt.pod.clone(), Instant::now());
-        match self.profile.decide(&self.cluster, &pod, &mut self.start_at, &mut self.rng) {
+        let Some(at) = self.profile_of(&pod.pod).and_then(|p| self.by_name.get(&p.profile.name).copied())
+        else {
+            return;
+        };
+        let shared = &self.profiles[at];
+        match shared.profile.decide(&self.cluster, &pod, &mut self.start_at, &mut self.rng, &mut ()) {
             Decision::Fits(fit) => {
                 debug!(pod = %pod.key, node = fit.node, evaluated = fit.evaluated, feasible = fit.feasible, "placed");
                 self.failures.remove(pod.uid());
-                self.cluster.assume(pod, &fit.node);
-                self.bind(attempt, fit.node, begun);
+                self.place(at, attempt, fit.node, begun);
             }
             Decision::Nowhere(why) => {
-                self.metrics.attempted(Outcome::Unschedulable, begun.elapsed(), attempt.failures);
-                self.nowhere(attempt, why);
+                shared.metrics.attempted(Outcome::Unschedulable, begun.elapsed(), attempt.failures);
+                self.nowhere(at, attempt, why);
             }
         }
     }
 
-    fn bind(&self, attempt: Attempt, node: String, begun: Instant) {
-        let (client, recorder, report) = (self.client.clone(), self.recorder.clone(), self.report.clone());
-        let volumes = self.volumes.clone();
+    /// Reserves the node for the pod and binds the pod in a task.
+    fn place(&mut self, at: usize, attempt: Attempt, node: String, begun: Instant) {
+        let (shared, pod) = (&self.profiles[at], attempt.pod.clone());
+        let reserving = || shared.rows.iter().filter_map(|row| Some((row, row.reserve.as_ref()?)));
+        let there = self.cluster.node(&node);
+        let refused = there.and_then(|there| {
+            reserving().find_map(|(row, plugin)| {
+                let reject = plugin.reserve(&self.cluster, &pod, there).err()?;
+                Some(Failed::Refused { plugin: row.name.to_string(), reasons: reject.reasons.join(", ") })
+            })
+        });
+        if refused.is_some() {
+            return self.bound(Bound { attempt, node, begun, failure: refused });
+        }
+        let (rows, recorder, report) = (shared.rows.clone(), shared.recorder.clone(), self.report.clone());
+        self.cluster.assume(pod.clone(), &node);
+        let placement = Placement { client: self.client.clone(), pod, node };
         let shutdown = self.environment.shutdown.clone();
         tokio::spawn(async move {
-            let work = async {
-                let pod = &attempt.pod.pod;
-                bind_volumes(&client, &volumes, pod, &node).await?;
-                bind(&client, pod, &node).await?;
-                let message = format!("Successfully assigned {} to {node}", attempt.pod.key);
-                recorder.event(involved(&**pod), EventType::Normal, "Scheduled", message);
-                Ok(())
-            };
-            let error = tokio::select! {
+            let failure = tokio::select! {
                 biased;
                 () = shutdown.cancelled() => return,
-                result = work => result.err(),
+                result = binding::bind(rows, &placement, &recorder) => result.err(),
             };
             // The receiver is gone only if the scheduler has ended.
-            let _ = report.send(Bound { attempt, begun, error });
+            let _ =
+                report.send(Report::Bound(Box::new(Bound { attempt, node: placement.node, begun, failure })));
         });
     }
 
-    fn bound(&mut self, Bound { attempt, begun, error }: Bound) {
-        let outcome = if error.is_none() { Outcome::Scheduled } else { Outcome::Error };
-        self.metrics.attempted(outcome, begun.elapsed(), attempt.failures);
-        let Some(error) = error else { return };
-        let pod = &attempt.pod;
+    fn bound(&mut self, Bound { attempt, node, begun, failure }: Bound) {
+        let pod = attempt.pod.clone();
+        let Some(shared) = self.profile_of(&pod.pod) else { return };
+        let outcome = if failure.is_none() { Outcome::Scheduled } else { Outcome::Error };
+        shared.metrics.attempted(outcome, begun.elapsed(), attempt.failures);
+        let Some(failure) = failure else { return };
+        for plugin in shared.rows.iter().rev().filter_map(|row| row.reserve.as_ref()) {
+            plugin.unreserve(&pod, &node);
+        }
+        let recorder = shared.recorder.clone();
         if self.cluster.forget(pod.uid()) {
-            self.queue.wake(WakeOn::POD_GONE, Instant::now());
+            self.wake(&Event::pod(WakeOn::POD_GONE, &pod, None));
         }
         let live = self.pods.by_key(&pod.key).filter(|live| live.uid() == pod.uid());
         let waits = live.is_some_and(|live| node_of(&live).is_none() && !live.is_deleting());
-        debug!(pod = %pod.key, error = %error, "not bound");
+        if let Failed::Refused { plugin, .. } = &failure {
+            debug!(pod = %pod.key, plugin, reasons = %failure, "refused after the decision");
+        } else {
+            debug!(pod = %pod.key, error = %failure, "not bound");
+        }
         if waits {
-            let message = format!("binding rejected: {error}");
-            self.recorder.event(involved(&*pod.pod), EventType::Warning, "FailedScheduling", message);
+            let message = match &failure {
+                Failed::Refused { .. } => failure.to_string(),
+                Failed::Request(error) => format!("binding rejected: {error}"),
+            };
+            recorder.event(involved(&*pod.pod), EventType::Warning, "FailedScheduling", message);
             self.queue.retry(attempt, Instant::now());
         }
     }
 
-    fn nowhere(&mut self, attempt: Attempt, why: Unschedulable) {
+    fn nowhere(&mut self, at: usize, attempt: Attempt, why: Unschedulable) {
         let pod = attempt.pod.clone();
+        let shared = &self.profiles[at];
         let mut message = why.message.clone();
-        match preemption::plan(&self.profile, &self.cluster, &pod, &why) {
-            Preempt::No(reason) if why.nodes > 0 => {
-                message.push(' ');
-                message.push_str(&reason);
+        let refusal = Refusal { by: why.refused_by, wakes_on: why.wakes_on };
+        match shared.profile.post_filter(&self.cluster, &pod, &why) {
+            Nomination::No(reason) => {
+                if !reason.is_empty() {
+                    message.push(' ');
+                    message.push_str(&reason);
+                }
+                let waits = reason.contains("terminating pod on the nominated node");
+                let nominated = pod.pod.status.as_ref().and_then(|s| s.nominated_node_name.as_deref());
+                if nominated.is_some_and(|node| !node.is_empty()) && !waits {
+                    // Nothing will make room there any more.
+                    self.cluster.nominate(&pod, None);
+                    self.failures.remove(pod.uid());
+                    self.tell(&Failure { pod, message }, Some(""));
+                    return self.queue.wait(attempt, refusal, Instant::now());
+                }
             }
-            Preempt::No(_) => {}
-            Preempt::Victims { node, victims } => {
-                self.metrics.preempted(victims.len());
-                self.evict(&pod, &node, victims);
+            Nomination::Preempt { node, victims } => {
+                shared.metrics.preempted(victims.len());
+                self.cluster.nominate(&pod, Some(&node));
+                self.evict(at, &pod, &node, victims);
                 // Written at once: `nominatedNodeName` must reserve the freed room for this pod.
                 self.failures.remove(pod.uid());
-                self.tell(&Failure { pod, message }, Some(node));
-                return self.queue.wait(attempt, why.wakes_on.or(WakeOn::NODE), Instant::now());
+                self.tell(&Failure { pod, message }, Some(&node));
+                return self.queue.wait(attempt, refusal, Instant::now());
             }
         }
         self.failures.add(Failure { pod, message });
-        self.queue.wait(attempt, why.wakes_on.or(WakeOn::NODE), Instant::now());
+        self.queue.wait(attempt, refusal, Instant::now());
     }
 
-    fn evict(&self, pod: &PodInfo, node: &str, victims: Vec<Arc<PodInfo>>) {
+    fn evict(&self, at: usize, pod: &Arc<PodInfo>, node: &str, victims: Vec<Arc<PodInfo>>) {
         debug!(pod = %pod.key, node, victims = victims.len(), "preempting");
-        let (client, recorder) = (self.client.clone(), self.recorder.clone());
-        let by = format!("Preempted by pod {} on node {node}", pod.uid());
+        let shared = &self.profiles[at];
+        let (client, recorder, report) = (self.client.clone(), shared.recorder.clone(), self.report.clone());
+        let (clock, name) = (self.environment.clock.clone(), shared.profile.name.clone());
+        let (pod, node) = (pod.clone(), node.to_owned());
         tokio::spawn(async move {
-            for victim in victims.iter().filter(|v| !v.pod.is_deleting()) {
-                recorder.event(involved(&*victim.pod), EventType::Normal, "Preempted", by.clone());
-                let api = client.namespaced::<Pod>(&victim.key.namespace);
-                let options = DeleteOptions::default().with_uid(victim.uid());
-                if let Err(e) = api.delete_if_exists(&victim.key.name, &options).await {
-                    warn!(pod = %victim.key, error = %e, "victim not deleted");
-                }
+            if report::evict(&client, &recorder, &clock, &name, &pod, &node, &victims).await.is_err() {
+                // The receiver is gone only if the scheduler has ended.
+                let _ = report.send(Report::NotEvicted(pod.uid().to_owned()));
             }
         });
     }
 
     /// Reports an unschedulable pod by an event, and in its status unless that says so already.
-    fn tell(&self, Failure { pod, message }: &Failure, nominated: Option<String>) {
-        self.recorder.event(involved(&*pod.pod), EventType::Warning, "FailedScheduling", message.clone());
-        let status = pod.pod.status.as_ref();
-        let old = status
-            .and_then(|s| s.conditions.as_ref())
-            .and_then(|all| all.iter().find(|c| c.type_ == "PodScheduled"));
-        let said = old.is_some_and(|c| c.status == "False" && c.message.as_ref() == Some(message));
-        let nominated_before = status.and_then(|s| s.nominated_node_name.as_ref());
-        if said && (nominated.is_none() || nominated.as_ref() == nominated_before) {
-            return;
-        }
-        let transition = old
-            .filter(|c| c.status == "False")
-            .and_then(|c| c.last_transition_time.clone())
-            .unwrap_or_else(|| self.environment.clock.time());
-        let condition = PodCondition {
-            type_: "PodScheduled".into(),
-            status: "False".into(),
-            reason: Some("Unschedulable".into()),
-            message: Some(message.clone()),
-            last_transition_time: Some(transition),
-            ..PodCondition::default()
-        };
-        let mut status = json!({"conditions": [condition]});
-        if let Some(node) = nominated {
-            status["nominatedNodeName"] = node.into();
-        }
-        let patch = json!({"metadata": {"uid": pod.uid()}, "status": status});
+    fn tell(&self, failure: &Failure, nominated: Option<&str>) {
+        let pod = &failure.pod;
+        let Some(shared) = self.profile_of(&pod.pod) else { return };
+        let message = failure.message.clone();
+        shared.recorder.event(involved(&*pod.pod), EventType::Warning, "FailedScheduling", message);
+        let Some(patch) = report::unschedulable(failure, nominated, &self.environment.clock) else { return };
         let (api, name) = (self.client.namespaced::<Pod>(&pod.key.namespace), pod.key.name.clone());
         tokio::spawn(async move {
             if let Err(e) = api.patch_status(&name, &Patch::Strategic(patch)).await {
@@ -521,53 +560,30 @@ impl Scheduler {
     }
 }
 
-async fn bind(client: &Client, pod: &Pod, node: &str) -> Result<(), Error> {
-    let binding = Binding {
-        metadata: ObjectMeta {
-            name: Some(pod.name().to_owned()),
-            namespace: Some(pod.namespace().to_owned()),
-            uid: Some(pod.uid().to_owned()),
-            ..ObjectMeta::default()
-        },
-        target: ObjectReference {
-            api_version: Some("v1".into()),
-            kind: Some("Node".into()),
-            name: Some(node.to_owned()),
-            ..ObjectReference::default()
-        },
-    };
-    let api = client.namespaced::<Pod>(pod.namespace());
-    api.create_subresource::<_, Status>(pod.name(), "binding", &binding).await.map(drop)
+/// Returns the parts of a pod's status that say what its node has given it.
+fn allocated(pod: &Pod) -> Vec<(&str, String)> {
+    let statuses = pod.status.iter().flat_map(|s| s.container_statuses.iter().flatten());
+    let given = statuses.filter(|s| s.allocated_resources.is_some() || s.resources.is_some());
+    given.map(|s| (s.name.as_str(), format!("{:?}{:?}", s.allocated_resources, s.resources))).collect()
 }
 
-/// Timeout for binding the claims of a placed pod.
-const VOLUME_BINDING_TIMEOUT: std::time::Duration = std::time::Duration::from_secs(600);
-
-/// Sets the selected node on claims with delayed binding, and waits until the volume controllers have bound
-/// them.
-async fn bind_volumes(client: &Client, caches: &VolumeCaches, pod: &Pod, node: &str) -> Result<(), Error> {
-    let waiting = volumes::waiting_claims(pod, caches);
-    if waiting.is_empty() {
-        return Ok(());
-    }
-    let api = client.namespaced::<PersistentVolumeClaim>(pod.namespace());
-    let mut changes = caches.claims.subscribe();
-    for name in &waiting {
-        let patch = json!({"metadata": {"annotations": {"volume.kubernetes.io/selected-node": node}}});
-        api.patch(name, &Patch::Merge(patch)).await?;
-    }
-    let bound = |name: &String| {
-        let claim = caches.claims.get(pod.namespace(), name);
-        claim.is_some_and(|c| c.status.as_ref().and_then(|s| s.phase.as_deref()) == Some("Bound"))
-    };
-    let all = async {
-        while !waiting.iter().all(bound) {
-            if changes.next().await.is_none() {
-                return;
-            }
-        }
-    };
-    tokio::time::timeout(VOLUME_BINDING_TIMEOUT, all).await.map_err(|_| {
-        Error::Request(format!("volumes of {} were not bound in {VOLUME_BINDING_TIMEOUT:?}", pod.key()))
-    })
+/// Wakes the waiting pods for which a plugin that refused them says that the change may help.
+fn wake(
+    queue: &mut Queue,
+    profiles: &[Shared],
+    by_name: &HashMap<String, usize>,
+    cluster: &Cluster,
+    event: &Event<'_>,
+) {
+    queue.wake(event.what, Instant::now(), &mut |pod, refused_by| {
+        let name =
+            pod.pod.spec.as_ref().and_then(|s| s.scheduler_name.as_deref()).unwrap_or("default-scheduler");
+        let Some(shared) = by_name.get(name).and_then(|at| profiles.get(*at)) else { return true };
+        // Without refusals there was no node at all.
+        refused_by == 0
+            || shared.profile.refusers(refused_by).any(|row| {
+                row.wakes_on().meets(event.what)
+                    && row.enqueue.as_ref().is_none_or(|plugin| plugin.hint(cluster, pod, event))
+            })
+    });
 }

@@ -1,41 +1,65 @@
 //! The scheduler: assigns pods to nodes.
 //!
 //! Flow: changes of pods and nodes arrive from the shared caches and update a [`Cluster`] incrementally
-//! (nothing is copied per decision). Pods without a node wait in a queue. A decision runs the [`Filter`]s
-//! over nodes until enough are feasible, ranks those with the [`Score`]s, assumes the pod on the best one,
-//! and binds it in the background while the next decision is made.
+//! (nothing is copied per decision). Pods without a node wait in a queue. A decision asks the plugins of the
+//! pod's profile at upstream's extension points: [`PreFilter`] and [`Filter`] over nodes until enough are
+//! feasible, then [`PreScore`], [`Score`] and [`NormalizeScore`]. The pod is assumed on the best node
+//! ([`Reserve`]) and bound in a task ([`Permit`], [`PreBind`], [`Bind`], [`PostBind`]) while the next decision
+//! is made. If no node is feasible, [`PostFilter`] may preempt pods, and [`EnqueueExtensions`] tell the
+//! changes that wake the pod. A plugin is a row of [`Points`]; the built-in ones are rows of the same table.
 //!
 //! Guarantees:
 //! 1. A node is never overcommitted: an assumed pod counts from the decision on, until the API server
 //!    confirms it or the binding fails.
-//! 2. An unschedulable pod is retried only after a change that could help it, or after five minutes.
-//! 3. Decisions are determined by the order of changes and a seed.
+//! 2. A decision violates no required constraint: the feasible nodes are those of a naive model.
+//! 3. An unschedulable pod is retried only after a change that a plugin that refused it expects to help, or
+//!    after five minutes; never before its back-off is over.
+//! 4. Room made by preemption is kept for the preemptor from pods of lower priority. Victims are of lower
+//!    priority, none is needless, and each has the condition `DisruptionTarget` before it is deleted.
+//! 5. Decisions are determined by the order of changes and a seed. [`Builder::explain`] runs the same code.
 //!
 //! Not here: evicting pods from unreachable nodes (node lifecycle controller), provisioning volumes (volume
-//! controllers).
+//! controllers), dynamic resources, pod groups, extender webhooks.
 
 #![cfg_attr(test, allow(clippy::disallowed_methods, reason = "tests measure time and start tasks"))]
 
+pub mod args;
 mod cluster;
+mod config;
+mod cycle;
 mod decide;
 mod driver;
+mod event;
+mod extension;
 mod failures;
 mod metrics;
 mod node_info;
-mod plugin;
 pub mod plugins;
 mod pod_info;
-mod preemption;
+mod points;
 mod queue;
 mod reject;
 mod resources;
+mod tally;
 mod terms;
 mod volumes;
 
 pub use cluster::Cluster;
-pub use driver::{Builder, Scheduler};
+pub use config::{
+    ClientConnection, ConfigError, Configuration, LeaderElection, PluginArgs, PluginRef, PluginSet,
+    PluginSets, ProfileConfig,
+};
+pub use cycle::Cycle;
+pub use driver::{
+    Builder, ExplainError, Explanation, NodeRefusal, PluginScore, Preemption, Scheduler, Verdict,
+};
+pub use event::{Event, WakeOn};
+pub use extension::{
+    Bind, EnqueueExtensions, Filter, Nomination, NormalizeScore, Permit, Placement, PostBind, PostFilter,
+    PreBind, PreEnqueue, PreFilter, PreScore, QueueSort, Reserve, Score, Search,
+};
 pub use node_info::NodeInfo;
-pub use plugin::{Cycle, Filter, Plugin, Score, ScoreExt, WakeOn, Weighted};
 pub use pod_info::PodInfo;
+pub use points::{Plugin, Points, PointsOf, ScoreExt};
 pub use reject::Reject;
 pub use resources::Resources;

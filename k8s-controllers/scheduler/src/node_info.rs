@@ -3,7 +3,7 @@
 use std::{collections::HashMap, sync::Arc};
 
 use k8s_core::{
-    api::api::core::v1::{Node, Taint},
+    api::api::core::v1::{ContainerImage, Node, Taint},
     meta::{ObjectExt, Quantity},
 };
 
@@ -25,9 +25,35 @@ pub struct NodeInfo {
     /// Confirmed and assumed pods.
     pub pods: Vec<Arc<PodInfo>>,
     host_ports: Vec<HostPort>,
-    groups: HashMap<u64, i64>,
+    /// Facts about the Node object that every decision asks for.
+    pub(crate) flags: Flags,
+    /// Sizes of the node's images in bytes, by normalized name.
+    pub(crate) images: HashMap<String, i64>,
     /// Number of pods with affinity or anti-affinity terms.
     pub(crate) with_affinity: usize,
+}
+
+/// Facts about a Node object.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(crate) struct Flags {
+    /// `spec.unschedulable`.
+    pub(crate) cordoned: bool,
+    /// There are taints with the effect `NoSchedule` or `NoExecute`.
+    pub(crate) hard_taints: bool,
+    /// There are taints with the effect `PreferNoSchedule`.
+    pub(crate) soft_taints: bool,
+}
+
+impl Flags {
+    fn of(node: &Node) -> Self {
+        let spec = node.spec.as_ref();
+        let taints = spec.and_then(|s| s.taints.as_deref()).unwrap_or_default();
+        Flags {
+            cordoned: spec.and_then(|s| s.unschedulable) == Some(true),
+            hard_taints: taints.iter().any(|t| t.effect != "PreferNoSchedule"),
+            soft_taints: taints.iter().any(|t| t.effect == "PreferNoSchedule"),
+        }
+    }
 }
 
 impl NodeInfo {
@@ -42,20 +68,42 @@ impl NodeInfo {
             counted: (0, 0),
             pods: Vec::new(),
             host_ports: Vec::new(),
-            groups: HashMap::new(),
+            flags: Flags::default(),
+            images: HashMap::new(),
             with_affinity: 0,
         };
-        info.set_node(node);
+        info.read(&node);
+        info.read_images(&node);
         info
     }
 
     /// Updates the Node object; the pods stay.
     pub fn set_node(&mut self, node: Arc<Node>) {
+        fn images(node: &Node) -> Option<&Vec<ContainerImage>> {
+            node.status.as_ref()?.images.as_ref()
+        }
+        if images(&self.node) != images(&node) {
+            self.read_images(&node);
+        }
+        self.read(&node);
+        self.node = node;
+    }
+
+    fn read_images(&mut self, node: &Node) {
+        self.images.clear();
+        for image in node.status.iter().flat_map(|s| s.images.iter().flatten()) {
+            for name in image.names.iter().flatten() {
+                self.images.insert(normalized(name), image.size_bytes.unwrap_or(0));
+            }
+        }
+    }
+
+    fn read(&mut self, node: &Node) {
+        self.flags = Flags::of(node);
         let allocatable = node.status.as_ref().and_then(|s| s.allocatable.as_ref());
         self.allocatable = Resources::from_api(allocatable);
         let pods = allocatable.and_then(|a| a.get("pods")).and_then(|q| Quantity::try_from(q).ok());
         self.max_pods = pods.map_or(0, |q| q.units());
-        self.node = node;
     }
 
     /// Returns the node's name.
@@ -76,11 +124,6 @@ impl NodeInfo {
         self.node.spec.as_ref().and_then(|s| s.taints.as_deref()).unwrap_or_default()
     }
 
-    /// Returns the number of pods of one controller.
-    pub(crate) fn in_group(&self, group: u64) -> i64 {
-        self.groups.get(&group).copied().unwrap_or(0)
-    }
-
     /// Returns true if the host port is in use. `0.0.0.0` conflicts with every address.
     pub(crate) fn has_port(&self, (address, protocol, number): &HostPort) -> bool {
         let any = "0.0.0.0";
@@ -95,9 +138,6 @@ impl NodeInfo {
         self.counted.0 = self.counted.0.saturating_add(pod.counted.0);
         self.counted.1 = self.counted.1.saturating_add(pod.counted.1);
         self.host_ports.extend(pod.host_ports.iter().cloned());
-        if let Some(group) = pod.group {
-            *self.groups.entry(group).or_default() += 1;
-        }
         self.with_affinity += usize::from(is_social(&pod));
         self.pods.push(pod);
     }
@@ -114,17 +154,15 @@ impl NodeInfo {
                 self.host_ports.swap_remove(at);
             }
         }
-        if let Some(group) = pod.group
-            && let Some(count) = self.groups.get_mut(&group)
-        {
-            *count -= 1;
-            if *count <= 0 {
-                self.groups.remove(&group);
-            }
-        }
         self.with_affinity -= usize::from(is_social(&pod));
         true
     }
+}
+
+/// Returns an image's name with the tag `latest` if it has neither tag nor digest.
+pub(crate) fn normalized(image: &str) -> String {
+    let last = image.rsplit('/').next().unwrap_or(image);
+    if last.contains(':') || last.contains('@') { image.to_owned() } else { format!("{image}:latest") }
 }
 
 fn is_social(pod: &PodInfo) -> bool {

@@ -1,12 +1,11 @@
 //! A pod with everything parsed that decisions need.
 
-use std::{
-    hash::{DefaultHasher, Hash, Hasher},
-    sync::Arc,
-};
+use std::sync::Arc;
 
 use k8s_core::{
-    api::api::core::v1::{Pod, PodAffinityTerm, Toleration, WeightedPodAffinityTerm},
+    api::api::core::v1::{
+        Pod, PodAffinityTerm, Toleration, TopologySpreadConstraint, WeightedPodAffinityTerm,
+    },
     meta::{LabelSelector, ObjectExt, ObjectKey, node::NodeTerm},
 };
 
@@ -25,7 +24,7 @@ pub(crate) struct Spread {
     /// `DoNotSchedule`: the constraint filters. Otherwise it scores.
     pub(crate) required: bool,
     /// Selects the pods that are counted.
-    pub(crate) selector: LabelSelector,
+    pub(crate) selector: Option<LabelSelector>,
     /// If there are fewer domains, the global minimum counts as 0.
     pub(crate) min_domains: i64,
     /// Count only nodes that match the pod's node affinity (the default).
@@ -59,13 +58,11 @@ pub struct PodInfo {
     /// Preferred affinity; anti-affinity has negative weights.
     pub(crate) preferred_pods: Vec<(i64, AffinityTerm)>,
     pub(crate) spread: Vec<Spread>,
-    /// Hash of the pod's controller; pods of one controller are spread.
-    pub(crate) group: Option<u64>,
+    /// True if the pod has volumes of any kind but the token's.
+    pub(crate) has_volumes: bool,
+    /// Names of the claims in its volumes.
+    pub(crate) claims: Vec<String>,
 }
-
-/// Requests that scores count for a container without any: 100m CPU and 200 MB memory, as upstream.
-const COUNTED_CPU: i64 = 100;
-const COUNTED_MEMORY: i64 = 200 * 1024 * 1024;
 
 impl PodInfo {
     /// Parses a pod.
@@ -73,7 +70,8 @@ impl PodInfo {
     pub fn new(pod: Arc<Pod>) -> Self {
         let default = k8s_core::api::api::core::v1::PodSpec::default();
         let spec = pod.spec.as_ref().unwrap_or(&default);
-        let requests = Resources::of_pod(spec);
+        let requests = Resources::of_placed(&pod);
+        let counted = Resources::counted(&pod);
         let labels = pod.metadata.labels.as_ref();
         let own = pod.namespace();
         let term = |t: &PodAffinityTerm| AffinityTerm::parse(t, own, labels);
@@ -101,9 +99,13 @@ impl PodInfo {
             .filter_map(|p| Some((i64::from(p.weight), NodeTerm::parse(&p.preference)?)))
             .collect();
         let host_network = spec.host_network.unwrap_or(false);
+        // A sidecar's ports are in use as long as those of containers.
+        let sidecars =
+            spec.init_containers.iter().flatten().filter(|c| c.restart_policy.as_deref() == Some("Always"));
         let host_ports = spec
             .containers
             .iter()
+            .chain(sidecars)
             .flat_map(|c| c.ports.iter().flatten())
             .filter_map(|p| {
                 let number = p.host_port.or(host_network.then_some(p.container_port)).filter(|n| *n > 0)?;
@@ -112,18 +114,10 @@ impl PodInfo {
                 Some((address.unwrap_or_else(|| "0.0.0.0".into()), protocol, number))
             })
             .collect();
-        let group = pod.controller_ref().map(|owner| {
-            let mut hasher = DefaultHasher::new();
-            owner.uid.hash(&mut hasher);
-            hasher.finish()
-        });
         PodInfo {
             key: pod.key(),
             priority: spec.priority.unwrap_or(0),
-            counted: (
-                if requests.milli_cpu == 0 { COUNTED_CPU } else { requests.milli_cpu },
-                if requests.memory == 0 { COUNTED_MEMORY } else { requests.memory },
-            ),
+            counted: (counted.milli_cpu, counted.memory),
             requests,
             host_ports,
             node_labels: spec
@@ -139,7 +133,13 @@ impl PodInfo {
             anti_affinity: far_required.into_iter().flatten().map(term).collect(),
             preferred_pods,
             spread: spreads(&pod),
-            group,
+            has_volumes: spec.volumes.iter().flatten().any(|v| v.projected.is_none()),
+            claims: spec
+                .volumes
+                .iter()
+                .flatten()
+                .filter_map(|v| v.persistent_volume_claim.as_ref().map(|c| c.claim_name.clone()))
+                .collect(),
             pod,
         }
     }
@@ -173,12 +173,15 @@ impl PodInfo {
     }
 }
 
-fn spreads(pod: &Pod) -> Vec<Spread> {
-    let all = pod.spec.as_ref().and_then(|s| s.topology_spread_constraints.as_ref());
-    let parse = |c: &k8s_core::api::api::core::v1::TopologySpreadConstraint| {
-        let mut selector = LabelSelector::from_api(c.label_selector.as_ref()?).ok()?;
+impl Spread {
+    /// Parses a constraint of a pod. `None`: the selector is malformed. An absent one selects no pod.
+    pub(crate) fn parse(c: &TopologySpreadConstraint, pod: &Pod) -> Option<Self> {
+        let mut selector = match &c.label_selector {
+            Some(selector) => Some(LabelSelector::from_api(selector).ok()?),
+            None => None,
+        };
         for key in c.match_label_keys.iter().flatten() {
-            if let Some(value) = pod.label(key) {
+            if let (Some(value), Some(selector)) = (pod.label(key), &mut selector) {
                 selector.requirements.push(k8s_core::meta::selector::Requirement {
                     key: key.clone(),
                     operator: k8s_core::meta::selector::Operator::In(vec![value.to_owned()]),
@@ -194,6 +197,15 @@ fn spreads(pod: &Pod) -> Vec<Spread> {
             honor_affinity: c.node_affinity_policy.as_deref() != Some("Ignore"),
             honor_taints: c.node_taints_policy.as_deref() == Some("Honor"),
         })
-    };
-    all.into_iter().flatten().filter_map(parse).collect()
+    }
+
+    /// Returns true if the constraint counts a pod with the labels of this one.
+    pub(crate) fn selects(&self, pod: &PodInfo) -> bool {
+        self.selector.as_ref().is_some_and(|s| s.matches(pod.pod.metadata.labels.as_ref()))
+    }
+}
+
+fn spreads(pod: &Pod) -> Vec<Spread> {
+    let all = pod.spec.as_ref().and_then(|s| s.topology_spread_constraints.as_ref());
+    all.into_iter().flatten().filter_map(|c| Spread::parse(c, pod)).collect()
 }

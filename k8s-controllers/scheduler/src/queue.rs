@@ -1,7 +1,7 @@
 //! The scheduling queue: pods that are active, in back-off, or unschedulable until a change could help.
 
 use std::{
-    cmp::Reverse,
+    cmp::Ordering,
     collections::{BTreeSet, BinaryHeap, HashMap},
     sync::Arc,
     time::Duration,
@@ -10,10 +10,8 @@ use std::{
 use k8s_core::api::api::core::v1::Pod;
 use tokio::time::Instant;
 
-use crate::{PodInfo, WakeOn};
+use crate::{PodInfo, QueueSort, WakeOn};
 
-const FIRST_BACKOFF: Duration = Duration::from_secs(1);
-const LONGEST_BACKOFF: Duration = Duration::from_secs(10);
 /// Time after which an unschedulable pod is retried without any change.
 const LONGEST_WAIT: Duration = Duration::from_secs(300);
 
@@ -26,6 +24,15 @@ pub(crate) struct Attempt {
     pub(crate) failures: u32,
 }
 
+/// The reasons for which a pod waits.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Refusal {
+    /// The plugins that refused, one bit for each row of the profile.
+    pub(crate) by: u64,
+    /// Kinds of changes that may help.
+    pub(crate) wakes_on: WakeOn,
+}
+
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Place {
     /// Ready to be tried. The number identifies its heap entry; entries with other numbers are stale.
@@ -36,7 +43,7 @@ enum Place {
     Waiting {
         since: Instant,
         backoff_until: Instant,
-        wakes_on: WakeOn,
+        refusal: Refusal,
     },
 }
 
@@ -46,14 +53,37 @@ struct Entry {
     place: Place,
 }
 
-/// Heap order: higher priority first, then first in, first out.
-type Rank = (i32, Reverse<u64>);
+/// An entry of the heap; the greatest is scheduled first.
+struct Ranked {
+    pod: Arc<PodInfo>,
+    number: u64,
+    sort: Arc<dyn QueueSort>,
+}
+
+impl Ord for Ranked {
+    fn cmp(&self, other: &Self) -> Ordering {
+        self.sort.compare(&other.pod, &self.pod).then_with(|| other.number.cmp(&self.number))
+    }
+}
+
+impl PartialOrd for Ranked {
+    fn partial_cmp(&self, other: &Self) -> Option<Ordering> {
+        Some(self.cmp(other))
+    }
+}
+
+impl PartialEq for Ranked {
+    fn eq(&self, other: &Self) -> bool {
+        self.cmp(other) == Ordering::Equal
+    }
+}
+
+impl Eq for Ranked {}
 
 /// The scheduling queue.
-#[derive(Default)]
 pub(crate) struct Queue {
     entries: HashMap<String, Entry>,
-    active: BinaryHeap<(Rank, String)>,
+    active: BinaryHeap<Ranked>,
     next: u64,
     /// Uids of entries that are not active, so that a change need not scan thousands of active ones.
     asleep: BTreeSet<String>,
@@ -61,17 +91,14 @@ pub(crate) struct Queue {
     due: Option<Instant>,
     /// Union of the change kinds that can help any waiting pod.
     wakes_on: Option<WakeOn>,
+    sort: Arc<dyn QueueSort>,
+    backoff: (Duration, Duration),
 }
 
 impl std::fmt::Debug for Queue {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         f.debug_struct("Queue").field("pods", &self.entries.len()).finish_non_exhaustive()
     }
-}
-
-fn backoff(failures: u32) -> Duration {
-    let factor = 1u32.checked_shl(failures.saturating_sub(1)).unwrap_or(u32::MAX).max(1);
-    FIRST_BACKOFF.saturating_mul(factor).min(LONGEST_BACKOFF)
 }
 
 /// Returns true if an update could change the pod's feasibility. (The scheduler's own status writes cannot.)
@@ -82,6 +109,25 @@ fn matters(old: &Pod, new: &Pod) -> bool {
 }
 
 impl Queue {
+    /// Creates a queue in this order. `backoff` has the first and the longest back-off of a pod.
+    pub(crate) fn new(sort: Arc<dyn QueueSort>, backoff: (Duration, Duration)) -> Self {
+        Queue {
+            entries: HashMap::new(),
+            active: BinaryHeap::new(),
+            next: 0,
+            asleep: BTreeSet::new(),
+            due: None,
+            wakes_on: None,
+            sort,
+            backoff,
+        }
+    }
+
+    fn backoff(&self, failures: u32) -> Duration {
+        let factor = 1u32.checked_shl(failures.saturating_sub(1)).unwrap_or(u32::MAX).max(1);
+        self.backoff.0.saturating_mul(factor).min(self.backoff.1)
+    }
+
     /// Returns the number of pods in the queue.
     #[must_use]
     pub(crate) fn len(&self) -> usize {
@@ -98,7 +144,7 @@ impl Queue {
         let number = self.next;
         self.next += 1;
         let uid = pod.uid().to_owned();
-        self.active.push(((pod.priority, Reverse(number)), uid.clone()));
+        self.active.push(Ranked { pod: pod.clone(), number, sort: self.sort.clone() });
         self.asleep.remove(&uid);
         self.entries.insert(uid, Entry { pod, failures, place: Place::Active(number) });
     }
@@ -106,28 +152,34 @@ impl Queue {
     fn sleep(&mut self, pod: Arc<PodInfo>, failures: u32, place: Place) {
         let uid = pod.uid().to_owned();
         self.due = self.due.into_iter().chain(due(&place)).min();
-        if let Place::Waiting { wakes_on, .. } = place {
+        if let Place::Waiting { refusal: Refusal { wakes_on, .. }, .. } = place {
             self.wakes_on = Some(self.wakes_on.map_or(wakes_on, |all| all.or(wakes_on)));
         }
         self.asleep.insert(uid.clone());
         self.entries.insert(uid, Entry { pod, failures, place });
     }
 
-    /// Adds or updates a pod.
-    pub(crate) fn set(&mut self, pod: Arc<Pod>) {
-        let uid = k8s_core::meta::ObjectExt::uid(&*pod);
-        let Some(entry) = self.entries.get_mut(uid) else {
-            return self.activate(Arc::new(PodInfo::new(pod)), 0);
-        };
-        if !matters(&entry.pod.pod, &pod) {
-            // Only the status changed: keep the parsed parts and replace the Pod object.
-            let mut info = (*entry.pod).clone();
-            info.pod = pod;
-            entry.pod = Arc::new(info);
-            return;
+    /// Returns the parsed pod if it is in the queue and has not changed in a way that matters, with the newest
+    /// object in it.
+    pub(crate) fn get(&self, pod: &Arc<Pod>) -> Option<Arc<PodInfo>> {
+        let entry = self.entries.get(k8s_core::meta::ObjectExt::uid(&**pod))?;
+        if matters(&entry.pod.pod, pod) {
+            return None;
         }
-        let failures = entry.failures;
-        self.activate(Arc::new(PodInfo::new(pod)), failures);
+        // Only the status changed: keep the parsed parts and replace the Pod object.
+        let mut info = (*entry.pod).clone();
+        info.pod = pod.clone();
+        Some(Arc::new(info))
+    }
+
+    /// Adds or updates a pod. A change of anything but its status lets it be tried at once.
+    pub(crate) fn set(&mut self, pod: Arc<PodInfo>) {
+        let Some(entry) = self.entries.get_mut(pod.uid()) else { return self.activate(pod, 0) };
+        if matters(&entry.pod.pod, &pod.pod) {
+            let failures = entry.failures;
+            return self.activate(pod, failures);
+        }
+        entry.pod = pod;
     }
 
     /// Removes a pod; returns true if it was in the queue.
@@ -140,40 +192,46 @@ impl Queue {
     /// it.
     pub(crate) fn pop(&mut self, now: Instant) -> Option<Attempt> {
         self.release_due(now);
-        while let Some(((_, Reverse(number)), uid)) = self.active.pop() {
-            let current = self.entries.get(&uid).is_some_and(|e| e.place == Place::Active(number));
-            if current && let Some(entry) = self.entries.remove(&uid) {
+        while let Some(Ranked { pod, number, .. }) = self.active.pop() {
+            let current = self.entries.get(pod.uid()).is_some_and(|e| e.place == Place::Active(number));
+            if current && let Some(entry) = self.entries.remove(pod.uid()) {
                 return Some(Attempt { pod: entry.pod, failures: entry.failures });
             }
         }
         None
     }
 
-    /// Returns an unschedulable pod to the queue; it waits for a change of these kinds.
-    pub(crate) fn wait(&mut self, attempt: Attempt, wakes_on: WakeOn, now: Instant) {
+    /// Returns an unschedulable pod to the queue; it waits for a change that helps.
+    pub(crate) fn wait(&mut self, attempt: Attempt, refusal: Refusal, now: Instant) {
         let failures = attempt.failures.saturating_add(1);
-        let place = Place::Waiting { since: now, backoff_until: now + backoff(failures), wakes_on };
+        let place = Place::Waiting { since: now, backoff_until: now + self.backoff(failures), refusal };
         self.sleep(attempt.pod, failures, place);
     }
 
     /// Returns a pod after an error; it is retried after a back-off.
     pub(crate) fn retry(&mut self, attempt: Attempt, now: Instant) {
         let failures = attempt.failures.saturating_add(1);
-        let place = Place::Backoff { until: now + backoff(failures) };
+        let place = Place::Backoff { until: now + self.backoff(failures) };
         self.sleep(attempt.pod, failures, place);
     }
 
     /// Activates the pods that a change may help; those that failed recently first serve the rest of their
-    /// back-off.
-    pub(crate) fn wake(&mut self, change: WakeOn, now: Instant) {
+    /// back-off. `helps` is asked about a pod and the plugins that refused it.
+    pub(crate) fn wake(
+        &mut self,
+        change: WakeOn,
+        now: Instant,
+        helps: &mut dyn FnMut(&PodInfo, u64) -> bool,
+    ) {
         if !self.wakes_on.is_some_and(|all| all.meets(change)) {
             return;
         }
         let (mut ready, mut rest) = (Vec::new(), None::<WakeOn>);
         for uid in &self.asleep {
             let Some(entry) = self.entries.get_mut(uid) else { continue };
-            let Place::Waiting { backoff_until, wakes_on, .. } = entry.place else { continue };
-            if !wakes_on.meets(change) {
+            let Place::Waiting { backoff_until, refusal, .. } = entry.place else { continue };
+            let wakes_on = refusal.wakes_on;
+            if !wakes_on.meets(change) || !helps(&entry.pod, refusal.by) {
                 rest = Some(rest.map_or(wakes_on, |all| all.or(wakes_on)));
             } else if backoff_until > now {
                 entry.place = Place::Backoff { until: backoff_until };
@@ -184,6 +242,15 @@ impl Queue {
         }
         self.wakes_on = rest;
         self.activate_all(ready);
+    }
+
+    /// Lets a waiting pod be tried after its back-off, whatever it waits for.
+    pub(crate) fn hurry(&mut self, uid: &str) {
+        let Some(entry) = self.entries.get_mut(uid) else { return };
+        if let Place::Waiting { backoff_until, .. } = entry.place {
+            entry.place = Place::Backoff { until: backoff_until };
+            self.due = self.due.into_iter().chain([backoff_until]).min();
+        }
     }
 
     fn release_due(&mut self, now: Instant) {
@@ -231,10 +298,24 @@ fn due(place: &Place) -> Option<Instant> {
 
 #[cfg(test)]
 mod tests {
+    use std::cmp::Reverse;
+
     use k8s_core::api::{api::core::v1::PodSpec, apimachinery::pkg::apis::meta::v1::ObjectMeta};
     use proptest::prelude::*;
 
     use super::*;
+
+    fn queue() -> Queue {
+        Queue::new(Arc::new(crate::plugins::PrioritySort), (Duration::from_secs(1), Duration::from_secs(10)))
+    }
+
+    fn on(wakes_on: WakeOn) -> Refusal {
+        Refusal { by: 1, wakes_on }
+    }
+
+    fn wake(q: &mut Queue, change: WakeOn) {
+        q.wake(change, Instant::now(), &mut |_, _| true);
+    }
 
     fn pod(uid: u8, priority: i32) -> Arc<Pod> {
         Arc::new(Pod {
@@ -246,26 +327,28 @@ mod tests {
 
     #[tokio::test(start_paused = true)]
     async fn order_back_off_and_wake_up() {
-        let mut q = Queue::default();
+        let mut q = queue();
         for (uid, priority) in [(1, 0), (2, 10), (3, 0)] {
-            q.set(pod(uid, priority));
+            q.set(Arc::new(PodInfo::new(pod(uid, priority))));
         }
         let order: Vec<_> = std::iter::from_fn(|| q.pop(Instant::now())).collect();
         assert_eq!(order.iter().map(|a| a.pod.uid()).collect::<Vec<_>>(), ["2", "1", "3"]);
-        q.wait(order[0].clone(), WakeOn::NODE, Instant::now());
-        q.wake(WakeOn::POD_GONE, Instant::now());
+        q.wait(order[0].clone(), on(WakeOn::NODE), Instant::now());
+        wake(&mut q, WakeOn::POD_GONE);
         tokio::time::advance(Duration::from_secs(20)).await;
         assert!(q.pop(Instant::now()).is_none(), "not woken by what cannot help");
-        q.wake(WakeOn::NODE, Instant::now());
+        q.wake(WakeOn::NODE, Instant::now(), &mut |_, _| false);
+        assert!(q.pop(Instant::now()).is_none(), "not woken if the plugin says that it does not help");
+        wake(&mut q, WakeOn::NODE);
         let again = q.pop(Instant::now()).unwrap();
         assert_eq!(again.failures, 1);
-        q.wait(again, WakeOn::NODE, Instant::now());
-        q.wake(WakeOn::NODE, Instant::now());
+        q.wait(again, on(WakeOn::NODE), Instant::now());
+        wake(&mut q, WakeOn::NODE);
         assert!(q.pop(Instant::now()).is_none(), "its back-off is not over");
         assert_eq!(q.next_due(), Some(Instant::now() + Duration::from_secs(2)));
         tokio::time::advance(Duration::from_secs(2)).await;
         let again = q.pop(Instant::now()).unwrap();
-        q.wait(again, WakeOn::NOTHING, Instant::now());
+        q.wait(again, on(WakeOn::NOTHING), Instant::now());
         tokio::time::advance(LONGEST_WAIT).await;
         assert!(q.pop(Instant::now()).is_some(), "after five minutes anyway");
     }
@@ -276,15 +359,15 @@ mod tests {
         fn never_twice(ops in proptest::collection::vec((0..5u8, 0..6u8, -2..3i32), 1..100)) {
             let runtime = tokio::runtime::Builder::new_current_thread().enable_time().start_paused(true).build().unwrap();
             runtime.block_on(async {
-                let mut q = Queue::default();
+                let mut q = queue();
                 let mut out: HashMap<String, Attempt> = HashMap::new();
                 for (op, uid, priority) in ops {
                     let now = Instant::now();
                     match op {
-                        0 => if !out.contains_key(&uid.to_string()) { q.set(pod(uid, priority)) },
+                        0 => if !out.contains_key(&uid.to_string()) { q.set(Arc::new(PodInfo::new(pod(uid, priority)))) },
                         1 => if let Some(a) = q.pop(now) { assert!(out.insert(a.pod.uid().to_owned(), a).is_none()) },
-                        2 => if let Some(a) = out.remove(&uid.to_string()) { q.wait(a, WakeOn::NODE, now) },
-                        3 => { q.wake(WakeOn::NODE, now); q.remove(&uid.to_string()); }
+                        2 => if let Some(a) = out.remove(&uid.to_string()) { q.wait(a, on(WakeOn::NODE), now) },
+                        3 => { wake(&mut q, WakeOn::NODE); q.remove(&uid.to_string()); }
                         _ => tokio::time::advance(Duration::from_secs(uid.into())).await,
                     }
                     assert!(out.keys().all(|uid| !q.entries.contains_key(uid)));

@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 
 use k8s_core::{
     api::{
-        api::core::v1::{Container, PodSpec, ResourceRequirements},
+        api::core::v1::{Container, ContainerStatus, Pod, PodSpec, ResourceRequirements},
         apimachinery::pkg::api::resource::Quantity as ApiQuantity,
     },
     meta::Quantity,
@@ -91,6 +91,57 @@ impl Resources {
     /// ```
     #[must_use]
     pub fn of_pod(spec: &PodSpec) -> Self {
+        Self::total(spec, &|container| requests(container))
+    }
+
+    /// Computes the requests of a pod that may be in the course of a resize: for each container the larger of
+    /// its spec and of the amounts that its node allocated or applied. If the node finds the resize
+    /// infeasible, its spec does not count.
+    pub(crate) fn of_placed(pod: &Pod) -> Self {
+        let (Some(spec), status) = (&pod.spec, pod.status.as_ref()) else { return Resources::default() };
+        let infeasible = status.and_then(|s| s.conditions.as_ref()).is_some_and(|all| {
+            all.iter().any(|c| c.type_ == "PodResizePending" && c.reason.as_deref() == Some("Infeasible"))
+        });
+        let regular = status.and_then(|s| s.container_statuses.as_ref());
+        let initial = status.and_then(|s| s.init_container_statuses.as_ref());
+        let statuses: Vec<&ContainerStatus> = regular.into_iter().chain(initial).flatten().collect();
+        Self::total(spec, &|container| {
+            let mut wanted = requests(container);
+            let Some(status) = statuses.iter().find(|s| s.name == container.name) else { return wanted };
+            let applied = status.resources.as_ref().and_then(|r| r.requests.as_ref());
+            let mut there = Resources::from_api(status.allocated_resources.as_ref());
+            there.raise_to(&Resources::from_api(applied));
+            if infeasible && there != Resources::default() {
+                return there;
+            }
+            wanted.raise_to(&there);
+            wanted
+        })
+    }
+
+    /// Computes the requests as scores count them: 100m CPU and 200 MiB memory for a container without any.
+    pub(crate) fn counted(pod: &Pod) -> Self {
+        let Some(spec) = &pod.spec else { return Resources::default() };
+        Self::total(spec, &|container| {
+            let mut own = requests(container);
+            let given = |name: &str| {
+                let resources = container.resources.as_ref();
+                let listed =
+                    |map: Option<&BTreeMap<String, ApiQuantity>>| map.is_some_and(|m| m.contains_key(name));
+                listed(resources.and_then(|r| r.requests.as_ref()))
+                    || listed(resources.and_then(|r| r.limits.as_ref()))
+            };
+            if !given("cpu") {
+                own.milli_cpu = 100;
+            }
+            if !given("memory") {
+                own.memory = 200 * 1024 * 1024;
+            }
+            own
+        })
+    }
+
+    fn total(spec: &PodSpec, requests: &dyn Fn(&Container) -> Resources) -> Self {
         let mut sidecars = Resources::default();
         let mut initial = Resources::default();
         for container in spec.init_containers.iter().flatten() {
@@ -109,19 +160,59 @@ impl Resources {
             total.add(&requests(container));
         }
         total.raise_to(&initial);
-        if let Some(whole) = spec.resources.as_ref().map(of_requirements) {
-            let replace = |have: &mut i64, with: i64| {
-                if with > 0 {
-                    *have = with;
-                }
-            };
-            replace(&mut total.milli_cpu, whole.milli_cpu);
-            replace(&mut total.memory, whole.memory);
+        if let Some(whole) = &spec.resources {
+            total.replace_with(whole);
         }
         if let Some(overhead) = &spec.overhead {
             total.add(&Resources::from_api(Some(overhead)));
         }
         total
+    }
+
+    /// Replaces amounts by those of the pod's own requests: CPU, memory and huge pages.
+    fn replace_with(&mut self, whole: &ResourceRequirements) {
+        let own = of_requirements(whole);
+        let given = |name: &str| {
+            let in_map =
+                |m: &Option<BTreeMap<String, ApiQuantity>>| m.as_ref().is_some_and(|m| m.contains_key(name));
+            in_map(&whole.requests) || in_map(&whole.limits)
+        };
+        if given("cpu") {
+            self.milli_cpu = own.milli_cpu;
+        }
+        if given("memory") {
+            self.memory = own.memory;
+        }
+        for (name, amount) in own.others.iter().filter(|(name, _)| name.starts_with("hugepages-")) {
+            match self.others.iter_mut().find(|(known, _)| known == name) {
+                Some((_, have)) => *have = *amount,
+                None => self.others.push((name.clone(), *amount)),
+            }
+        }
+    }
+
+    /// Returns the amount of a resource by its API name.
+    pub(crate) fn amount(&self, name: &str) -> i64 {
+        match name {
+            "cpu" => self.milli_cpu,
+            "memory" => self.memory,
+            "ephemeral-storage" => self.ephemeral,
+            other => self.other(other),
+        }
+    }
+
+    /// Returns the names and amounts.
+    pub(crate) fn names(&self) -> impl Iterator<Item = (&str, i64)> {
+        let fixed = [("cpu", self.milli_cpu), ("memory", self.memory), ("ephemeral-storage", self.ephemeral)];
+        fixed.into_iter().chain(self.others.iter().map(|(name, amount)| (name.as_str(), *amount)))
+    }
+
+    /// Returns true if any amount is smaller than the other's.
+    pub(crate) fn is_below(&self, other: &Resources) -> bool {
+        self.milli_cpu < other.milli_cpu
+            || self.memory < other.memory
+            || self.ephemeral < other.ephemeral
+            || other.others.iter().any(|(name, amount)| self.other(name) < *amount)
     }
 }
 

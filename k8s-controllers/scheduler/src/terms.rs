@@ -46,6 +46,11 @@ impl AffinityTerm {
         AffinityTerm { topology_key: term.topology_key.clone(), selector, namespaces, namespace_selector }
     }
 
+    /// Returns true if the term selects namespaces by their labels.
+    pub(crate) fn has_namespace_selector(&self) -> bool {
+        self.namespace_selector.is_some()
+    }
+
     /// Returns true if the term selects a pod with these labels. `namespace_labels` are those of its
     /// namespace.
     pub(crate) fn selects<'a>(

@@ -91,8 +91,12 @@ fn upstreams_kinds_are_read() {
     ] {
         assert_eq!(map[key], value, "{key}");
     }
-    let text = "kind: KubeSchedulerConfiguration\nprofiles: [{schedulerName: mine}]";
-    assert_eq!(printed(&["kube-scheduler", "--kubeconfig", "/k"], text)["scheduler-name"], "mine");
+    let text = "kind: KubeSchedulerConfiguration\nleaderElection: {leaderElect: false}\nclientConnection: {kubeconfig: /k}\nprofiles: [{schedulerName: mine}]";
+    let map = printed(&["kube-scheduler"], text);
+    assert_eq!((&map["leader-elect"], &map["kubeconfig"]), (&false.into(), &"/k".into()));
+    assert!(map["scheduler-config"].as_str().is_some_and(|path| path.ends_with("settings.yaml")));
+    let refused = parsed(&["kube-scheduler"], "kind: KubeSchedulerConfiguration\nprofile: []").unwrap_err();
+    assert!(refused.contains("unknown field `profile`"), "{refused}");
     let text = "kind: KubeControllerManagerConfiguration\ncontrollers: ['*', '-job']";
     let map = printed(&["kube-controller-manager", "--kubeconfig", "/k"], text);
     assert_eq!(map["controllers"], serde_json::json!(["*", "-job"]));

@@ -1,6 +1,9 @@
 //! Upstream's component configuration files, as entries of ours.
 
-use std::net::{IpAddr, Ipv4Addr};
+use std::{
+    net::{IpAddr, Ipv4Addr},
+    path::Path,
+};
 
 use serde::{Deserialize, de::DeserializeOwned};
 
@@ -49,25 +52,8 @@ struct ControllerManager {
     controllers: Vec<String>,
 }
 
-/// Supported fields of a KubeSchedulerConfiguration.
-#[derive(Debug, Default, Deserialize)]
-#[serde(rename_all = "camelCase", deny_unknown_fields, default)]
-struct Scheduler {
-    #[serde(rename = "apiVersion")]
-    _api_version: String,
-    #[serde(rename = "kind")]
-    _kind: String,
-    profiles: Vec<Profile>,
-}
-
-#[derive(Debug, Default, Deserialize)]
-#[serde(rename_all = "camelCase", deny_unknown_fields, default)]
-struct Profile {
-    scheduler_name: String,
-}
-
-/// Parses the file of a component, by the command's name.
-pub(super) fn entries(text: &str, command: &str) -> Result<Entries, String> {
+/// Parses the file of a component, by the command's name. `file` is its path: the scheduler reads it again.
+pub(super) fn entries(text: &str, command: &str, file: &Path) -> Result<Entries, String> {
     let mut all = Entries::new();
     let mut add = |flag: &str, values: Vec<String>| {
         if !values.is_empty() {
@@ -90,8 +76,10 @@ pub(super) fn entries(text: &str, command: &str) -> Result<Entries, String> {
         "kube-proxy" => add("cluster-cidr", one(read::<Proxy>(text)?.cluster_cidr)),
         "kube-controller-manager" => add("controllers", read::<ControllerManager>(text)?.controllers),
         "kube-scheduler" => {
-            let profile = read::<Scheduler>(text)?.profiles.into_iter().next().unwrap_or_default();
-            add("scheduler-name", one(Some(profile.scheduler_name).filter(|name| !name.is_empty())));
+            let config: k8s_scheduler::Configuration = read(text)?;
+            add("scheduler-config", one(Some(file.display().to_string())));
+            add("leader-elect", one(config.leader_election.leader_elect.map(|on| on.to_string())));
+            add("kubeconfig", one(config.client_connection.kubeconfig.filter(|path| !path.is_empty())));
         }
         other => return Err(format!("{other} has no `kind` of configuration; the keys are its flags")),
     }

@@ -16,10 +16,14 @@ use proptest::prelude::*;
 use rand::SeedableRng;
 
 use super::*;
-use crate::{plugins, preemption};
+use crate::plugins;
+
+mod naive;
+mod points;
+mod preemption;
 
 fn profile() -> Profile {
-    Profile { filters: plugins::filters(), scores: plugins::scores() }
+    Profile { name: "default-scheduler".into(), rows: plugins::all(), enough: Enough::Number(100) }
 }
 
 fn map(pairs: &[(&str, &str)]) -> BTreeMap<String, String> {
@@ -69,7 +73,7 @@ fn cluster(nodes: impl IntoIterator<Item = Node>) -> Cluster {
 /// Decides and assumes; returns the node's name, or the message.
 fn place(cluster: &mut Cluster, pod: Pod) -> Result<String, String> {
     let info = Arc::new(PodInfo::new(Arc::new(pod)));
-    match profile().decide(cluster, &info, &mut 0, &mut StdRng::seed_from_u64(7)) {
+    match profile().decide(cluster, &info, &mut 0, &mut StdRng::seed_from_u64(7), &mut ()) {
         Decision::Fits(fit) => {
             cluster.assume(info, &fit.node);
             Ok(fit.node)
@@ -91,7 +95,7 @@ fn messages_are_upstreams() {
     let mut c = cluster([node("small", "500m", &[]), cordoned, tainted]);
     assert_eq!(
         place(&mut c, pod("a", "1")).unwrap_err(),
-        "0/3 nodes are available: 1 Insufficient cpu, 1 node(s) had untolerated taint {k: v}, 1 node(s) were unschedulable."
+        "0/3 nodes are available: 1 Insufficient cpu, 1 node(s) had untolerated taint(s), 1 node(s) were unschedulable."
     );
     let mut tolerant = pod("b", "1");
     let toleration =
@@ -208,20 +212,20 @@ fn preemption_takes_the_least_important_and_no_more_than_needed() {
         let mut p = pod("new", "2");
         spec(&mut p).priority = Some(priority);
         let info = PodInfo::new(Arc::new(p));
-        match profile.decide(&c, &info, &mut 0, &mut StdRng::seed_from_u64(1)) {
-            Decision::Nowhere(why) => preemption::plan(&profile, &c, &info, &why),
+        match profile.decide(&c, &info, &mut 0, &mut StdRng::seed_from_u64(1), &mut ()) {
+            Decision::Nowhere(why) => profile.post_filter(&c, &info, &why),
             Decision::Fits(fit) => panic!("{fit:?}"),
         }
     };
     match plan(10) {
-        preemption::Preempt::Victims { node, victims } => {
+        Nomination::Preempt { node, victims } => {
             assert_eq!(node, "a");
             assert_eq!(victims.iter().map(|v| v.priority).collect::<Vec<_>>(), [1]);
         }
         other => panic!("{other:?}"),
     }
     match plan(0) {
-        preemption::Preempt::No(message) => assert_eq!(
+        Nomination::No(message) => assert_eq!(
             message,
             "preemption: 0/2 nodes are available: 2 No preemption victims found for incoming pod."
         ),
@@ -268,7 +272,7 @@ fn five_thousand_pods_find_their_place() {
     for i in 0..5000 {
         let info = Arc::new(PodInfo::new(Arc::new(pod(&i.to_string(), "100m"))));
         let begin = std::time::Instant::now();
-        if let Decision::Fits(fit) = profile.decide(&c, &info, &mut start, &mut rng) {
+        if let Decision::Fits(fit) = profile.decide(&c, &info, &mut start, &mut rng, &mut ()) {
             c.assume(info, &fit.node);
             placed += 1;
         }

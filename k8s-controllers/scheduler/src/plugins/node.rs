@@ -1,80 +1,120 @@
-//! Plugins that examine the node alone: name, cordon, taints, affinity, ports, resources, images.
+//! Plugins that examine the node alone: name, cordon, taints, affinity, ports, images.
 
-use k8s_core::{api::api::core::v1::Taint, meta::node::is_tolerated};
+use k8s_core::{
+    api::api::core::v1::{Node, NodeAffinity as ApiNodeAffinity, Taint},
+    meta::node::{NodeTerm, is_tolerated},
+};
 
-use crate::{Cycle, Filter, NodeInfo, PodInfo, Reject, Score, WakeOn, plugin::proportional};
+use super::proportional;
+use crate::{
+    Cluster, Cycle, EnqueueExtensions, Event, Filter, NodeInfo, NormalizeScore, Plugin, PodInfo, Points,
+    PreFilter, PreScore, Reject, Score, WakeOn, args::NodeAffinityArgs, node_info::normalized,
+};
 
 /// Requires the node named in `spec.nodeName`.
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Copy, Debug, Default)]
 pub struct NodeName;
 
-impl Filter for NodeName {
-    fn prepare(&self, _: &mut Cycle<'_>, pod: &PodInfo) -> Result<bool, Reject> {
+impl PreFilter for NodeName {
+    fn pre_filter(&self, _: &mut Cycle<'_>, pod: &PodInfo) -> Result<bool, Reject> {
         Ok(pod.pod.spec.as_ref().is_some_and(|s| s.node_name.is_some()))
     }
+}
 
+impl Filter for NodeName {
     fn filter(&self, _: &Cycle<'_>, pod: &PodInfo, node: &NodeInfo) -> Result<(), Reject> {
         let wanted = pod.pod.spec.as_ref().and_then(|s| s.node_name.as_deref());
-        if wanted.is_none_or(|w| w == node.name()) {
+        if wanted.is_none_or(|w| w.is_empty() || w == node.name()) {
             Ok(())
         } else {
             Err(Reject::never("node(s) didn't match the requested node name"))
         }
     }
+}
 
+impl EnqueueExtensions for NodeName {
     fn wakes_on(&self) -> WakeOn {
-        WakeOn::NODE
+        WakeOn::NODE_ADDED
     }
 }
 
-/// Returns the first taint that the pod does not tolerate (`NoSchedule`, `NoExecute`).
-pub(crate) fn untolerated<'a>(pod: &PodInfo, node: &'a NodeInfo) -> Option<&'a Taint> {
+impl Plugin for NodeName {
+    fn points(self) -> Points {
+        Points::of(self).pre_filters().filters().wakes().points()
+    }
+}
+
+/// Returns true if the pod does not tolerate one of the node's taints (`NoSchedule`, `NoExecute`).
+pub(crate) fn is_tainted(pod: &PodInfo, taints: &[Taint]) -> bool {
     let hard = |t: &&Taint| matches!(t.effect.as_str(), "NoSchedule" | "NoExecute");
-    node.taints().iter().filter(hard).find(|taint| !is_tolerated(taint, pod.tolerations()))
+    taints.iter().filter(hard).any(|taint| !is_tolerated(taint, pod.tolerations()))
+}
+
+fn taints(node: &Node) -> &[Taint] {
+    node.spec.as_ref().and_then(|s| s.taints.as_deref()).unwrap_or_default()
 }
 
 /// Rejects cordoned nodes.
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Copy, Debug, Default)]
 pub struct NodeUnschedulable;
+
+fn is_cordoned_for(pod: &PodInfo, node: &Node) -> bool {
+    if node.spec.as_ref().and_then(|s| s.unschedulable) != Some(true) {
+        return false;
+    }
+    let taint = Taint {
+        key: "node.kubernetes.io/unschedulable".into(),
+        effect: "NoSchedule".into(),
+        ..Taint::default()
+    };
+    !is_tolerated(&taint, pod.tolerations())
+}
 
 impl Filter for NodeUnschedulable {
     fn filter(&self, _: &Cycle<'_>, pod: &PodInfo, node: &NodeInfo) -> Result<(), Reject> {
-        if node.node.spec.as_ref().and_then(|s| s.unschedulable) != Some(true) {
-            return Ok(());
+        if node.flags.cordoned && is_cordoned_for(pod, &node.node) {
+            Err(Reject::never("node(s) were unschedulable"))
+        } else {
+            Ok(())
         }
-        let taint = Taint {
-            key: "node.kubernetes.io/unschedulable".into(),
-            effect: "NoSchedule".into(),
-            ..Taint::default()
-        };
-        if is_tolerated(&taint, pod.tolerations()) {
-            return Ok(());
-        }
-        Err(Reject::never("node(s) were unschedulable"))
+    }
+}
+
+impl EnqueueExtensions for NodeUnschedulable {
+    fn wakes_on(&self) -> WakeOn {
+        WakeOn::NODE_ADDED.or(WakeOn::NODE_TAINTS)
     }
 
-    fn wakes_on(&self) -> WakeOn {
-        WakeOn::NODE
+    fn hint(&self, _: &Cluster, pod: &PodInfo, event: &Event<'_>) -> bool {
+        event.node.is_none_or(|node| !is_cordoned_for(pod, &node.node))
+            && event.old_node.is_none_or(|old| is_cordoned_for(pod, old))
+    }
+}
+
+impl Plugin for NodeUnschedulable {
+    fn points(self) -> Points {
+        Points::of(self).filters().wakes().points()
     }
 }
 
 /// Rejects nodes with untolerated taints; `PreferNoSchedule` taints lower the score.
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Copy, Debug, Default)]
 pub struct TaintToleration;
 
 impl Filter for TaintToleration {
     fn filter(&self, _: &Cycle<'_>, pod: &PodInfo, node: &NodeInfo) -> Result<(), Reject> {
-        match untolerated(pod, node) {
-            None => Ok(()),
-            Some(taint) => {
-                let value = taint.value.as_deref().unwrap_or_default();
-                Err(Reject::never(format!("node(s) had untolerated taint {{{}: {value}}}", taint.key)))
-            }
+        if node.flags.hard_taints && is_tainted(pod, node.taints()) {
+            Err(Reject::never("node(s) had untolerated taint(s)"))
+        } else {
+            Ok(())
         }
     }
+}
 
-    fn wakes_on(&self) -> WakeOn {
-        WakeOn::NODE
+impl PreScore for TaintToleration {
+    fn pre_score(&self, _: &mut Cycle<'_>, _: &PodInfo, nodes: &[&NodeInfo]) -> bool {
+        // Without such taints all nodes get the same score.
+        nodes.iter().any(|node| node.flags.soft_taints)
     }
 }
 
@@ -83,168 +123,236 @@ impl Score for TaintToleration {
         let disliked = |t: &&Taint| t.effect == "PreferNoSchedule" && !is_tolerated(t, pod.tolerations());
         node.taints().iter().filter(disliked).count().try_into().unwrap_or(i64::MAX)
     }
+}
 
-    fn normalize(&self, scores: &mut [i64]) {
+impl NormalizeScore for TaintToleration {
+    fn normalize(&self, _: &Cycle<'_>, _: &PodInfo, _: &[&NodeInfo], scores: &mut [i64]) {
         proportional(scores, true);
     }
 }
 
-/// Required and preferred node affinity, and `nodeSelector`.
-#[derive(Clone, Copy, Debug)]
-pub struct NodeAffinity;
-
-impl Filter for NodeAffinity {
-    fn prepare(&self, _: &mut Cycle<'_>, pod: &PodInfo) -> Result<bool, Reject> {
-        Ok(pod.node_labels.is_some() || pod.node_terms.is_some())
+impl EnqueueExtensions for TaintToleration {
+    fn wakes_on(&self) -> WakeOn {
+        WakeOn::NODE_ADDED.or(WakeOn::NODE_TAINTS)
     }
 
+    fn hint(&self, _: &Cluster, pod: &PodInfo, event: &Event<'_>) -> bool {
+        event.node.is_none_or(|node| !is_tainted(pod, node.taints()))
+            && event.old_node.is_none_or(|old| is_tainted(pod, taints(old)))
+    }
+}
+
+impl Plugin for TaintToleration {
+    fn points(self) -> Points {
+        Points::of(self).filters().pre_scores().scores(3).normalizes().wakes().points()
+    }
+}
+
+/// Required and preferred node affinity, and `nodeSelector`.
+#[derive(Clone, Debug, Default)]
+pub struct NodeAffinity {
+    required: Option<Vec<NodeTerm>>,
+    preferred: Vec<(i64, NodeTerm)>,
+}
+
+impl NodeAffinity {
+    pub(crate) fn new(args: NodeAffinityArgs) -> Self {
+        let added = args.added_affinity.unwrap_or_default();
+        NodeAffinity { required: required(&added), preferred: preferred(&added) }
+    }
+
+    fn allows(&self, pod: &PodInfo, node: &Node) -> bool {
+        self.is_added(node) && pod.allows_node(node)
+    }
+
+    fn is_added(&self, node: &Node) -> bool {
+        self.required.as_ref().is_none_or(|terms| terms.iter().any(|t| t.matches(node)))
+    }
+}
+
+/// Returns the required terms.
+pub(crate) fn required(affinity: &ApiNodeAffinity) -> Option<Vec<NodeTerm>> {
+    affinity.required_during_scheduling_ignored_during_execution.as_ref().map(NodeTerm::of)
+}
+
+/// Returns the preferred terms with their weights.
+pub(crate) fn preferred(affinity: &ApiNodeAffinity) -> Vec<(i64, NodeTerm)> {
+    let all = affinity.preferred_during_scheduling_ignored_during_execution.iter().flatten();
+    all.filter_map(|p| Some((i64::from(p.weight), NodeTerm::parse(&p.preference)?))).collect()
+}
+
+/// Returns the names that the required terms allow, if each of them names nodes.
+fn named_nodes(pod: &PodInfo) -> Option<Vec<String>> {
+    let affinity = pod.pod.spec.as_ref()?.affinity.as_ref()?.node_affinity.as_ref()?;
+    let terms = &affinity.required_during_scheduling_ignored_during_execution.as_ref()?.node_selector_terms;
+    let mut all = Vec::new();
+    for term in terms {
+        let mut names: Option<Vec<String>> = None;
+        for field in term.match_fields.iter().flatten() {
+            if field.key == "metadata.name" && field.operator == "In" {
+                let values = field.values.clone().unwrap_or_default();
+                names = Some(match names {
+                    None => values,
+                    Some(before) => before.into_iter().filter(|name| values.contains(name)).collect(),
+                });
+            }
+        }
+        all.extend(names?);
+    }
+    (!terms.is_empty()).then_some(all)
+}
+
+impl PreFilter for NodeAffinity {
+    fn pre_filter(&self, cx: &mut Cycle<'_>, pod: &PodInfo) -> Result<bool, Reject> {
+        if self.required.is_none() && pod.node_labels.is_none() && pod.node_terms.is_none() {
+            return Ok(false);
+        }
+        if pod.node_terms.is_some()
+            && let Some(names) = named_nodes(pod)
+        {
+            if names.is_empty() {
+                return Err(Reject::never("pod affinity terms conflict"));
+            }
+            cx.restrict(names);
+        }
+        Ok(true)
+    }
+}
+
+impl Filter for NodeAffinity {
     fn filter(&self, _: &Cycle<'_>, pod: &PodInfo, node: &NodeInfo) -> Result<(), Reject> {
+        if !self.is_added(&node.node) {
+            return Err(Reject::never("node(s) didn't match scheduler-enforced node affinity"));
+        }
         if pod.allows_node(&node.node) {
             Ok(())
         } else {
             Err(Reject::never("node(s) didn't match Pod's node affinity/selector"))
         }
     }
+}
 
-    fn wakes_on(&self) -> WakeOn {
-        WakeOn::NODE
+impl PreScore for NodeAffinity {
+    fn pre_score(&self, _: &mut Cycle<'_>, pod: &PodInfo, _: &[&NodeInfo]) -> bool {
+        !pod.preferred_nodes.is_empty() || !self.preferred.is_empty()
     }
 }
 
 impl Score for NodeAffinity {
-    fn prepare(&self, _: &mut Cycle<'_>, pod: &PodInfo) -> bool {
-        !pod.preferred_nodes.is_empty()
-    }
-
     fn score(&self, _: &Cycle<'_>, pod: &PodInfo, node: &NodeInfo) -> i64 {
-        pod.preferred_nodes.iter().filter(|(_, term)| term.matches(&node.node)).map(|(w, _)| w).sum()
+        let all = self.preferred.iter().chain(&pod.preferred_nodes);
+        all.filter(|(_, term)| term.matches(&node.node)).map(|(w, _)| w).sum()
     }
+}
 
-    fn normalize(&self, scores: &mut [i64]) {
+impl NormalizeScore for NodeAffinity {
+    fn normalize(&self, _: &Cycle<'_>, _: &PodInfo, _: &[&NodeInfo], scores: &mut [i64]) {
         proportional(scores, false);
     }
 }
 
-/// Rejects nodes on which a host port of the pod is in use.
-#[derive(Clone, Copy, Debug)]
-pub struct NodePorts;
-
-impl Filter for NodePorts {
-    fn prepare(&self, _: &mut Cycle<'_>, pod: &PodInfo) -> Result<bool, Reject> {
-        Ok(!pod.host_ports.is_empty())
+impl EnqueueExtensions for NodeAffinity {
+    fn wakes_on(&self) -> WakeOn {
+        WakeOn::NODE_ADDED.or(WakeOn::NODE_LABELS)
     }
 
+    fn hint(&self, _: &Cluster, pod: &PodInfo, event: &Event<'_>) -> bool {
+        event.node.is_none_or(|node| self.allows(pod, &node.node))
+            && event.old_node.is_none_or(|old| !self.allows(pod, old))
+    }
+}
+
+impl Plugin for NodeAffinity {
+    fn points(self) -> Points {
+        Points::of(self).pre_filters().filters().pre_scores().scores(2).normalizes().wakes().points()
+    }
+}
+
+/// Rejects nodes on which a host port of the pod is in use.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct NodePorts;
+
+impl PreFilter for NodePorts {
+    fn pre_filter(&self, _: &mut Cycle<'_>, pod: &PodInfo) -> Result<bool, Reject> {
+        Ok(!pod.host_ports.is_empty())
+    }
+}
+
+impl Filter for NodePorts {
     fn filter(&self, _: &Cycle<'_>, pod: &PodInfo, node: &NodeInfo) -> Result<(), Reject> {
         if pod.host_ports.iter().any(|port| node.has_port(port)) {
             return Err(Reject::full("node(s) didn't have free ports for the requested pod ports"));
         }
         Ok(())
     }
+}
 
+impl EnqueueExtensions for NodePorts {
     fn wakes_on(&self) -> WakeOn {
-        WakeOn::NODE.or(WakeOn::POD_GONE)
+        WakeOn::NODE_ADDED.or(WakeOn::POD_GONE)
+    }
+
+    fn hint(&self, _: &Cluster, pod: &PodInfo, event: &Event<'_>) -> bool {
+        let Some(gone) = event.pod else { return true };
+        let clash = |(_, protocol, number): &(String, String, i32)| {
+            gone.host_ports.iter().any(|(_, p, n)| n == number && p == protocol)
+        };
+        pod.host_ports.iter().any(clash)
     }
 }
 
-/// Rejects nodes without enough free resources.
-#[derive(Clone, Copy, Debug)]
-pub struct NodeResourcesFit;
-
-impl Filter for NodeResourcesFit {
-    fn filter(&self, _: &Cycle<'_>, pod: &PodInfo, node: &NodeInfo) -> Result<(), Reject> {
-        let (ask, have, used) = (&pod.requests, &node.allocatable, &node.requested);
-        let pods = i64::try_from(node.pods.len()).unwrap_or(i64::MAX);
-        let short = |ask: i64, have: i64, used: i64| ask > 0 && ask > have.saturating_sub(used);
-        let cpu = short(ask.milli_cpu, have.milli_cpu, used.milli_cpu);
-        let memory = short(ask.memory, have.memory, used.memory);
-        let ephemeral = short(ask.ephemeral, have.ephemeral, used.ephemeral);
-        let other = ask.others.iter().any(|(name, n)| short(*n, have.other(name), used.other(name)));
-        if pods < node.max_pods && !cpu && !memory && !ephemeral && !other {
-            return Ok(());
-        }
-        let mut reject = Reject { reasons: Vec::new(), resolvable: true };
-        let mut note = |short: bool, reason: &'static str, more_than_all: bool| {
-            if short {
-                reject.reasons.push(reason.into());
-                reject.resolvable &= !more_than_all;
-            }
-        };
-        note(pods >= node.max_pods, "Too many pods", node.max_pods == 0);
-        note(cpu, "Insufficient cpu", ask.milli_cpu > have.milli_cpu);
-        note(memory, "Insufficient memory", ask.memory > have.memory);
-        note(ephemeral, "Insufficient ephemeral-storage", ask.ephemeral > have.ephemeral);
-        for (name, n) in &ask.others {
-            if short(*n, have.other(name), used.other(name)) {
-                reject.reasons.push(format!("Insufficient {name}").into());
-                reject.resolvable &= *n <= have.other(name);
-            }
-        }
-        Err(reject)
-    }
-
-    fn wakes_on(&self) -> WakeOn {
-        WakeOn::NODE.or(WakeOn::POD_GONE)
-    }
-}
-
-/// Prefers nodes with a large share of free resources.
-#[derive(Clone, Copy, Debug)]
-pub struct LeastAllocated;
-
-impl Score for LeastAllocated {
-    fn score(&self, _: &Cycle<'_>, pod: &PodInfo, node: &NodeInfo) -> i64 {
-        let free = |have: i64, used: i64, ask: i64| {
-            let left = have.saturating_sub(used).saturating_sub(ask);
-            // i128: bytes times 100 may overflow i64.
-            if have <= 0 || left < 0 { 0 } else { (i128::from(left) * 100 / i128::from(have)) as i64 }
-        };
-        let cpu = free(node.allocatable.milli_cpu, node.counted.0, pod.counted.0);
-        let memory = free(node.allocatable.memory, node.counted.1, pod.counted.1);
-        (cpu + memory) / 2
-    }
-}
-
-/// Prefers nodes with similar CPU and memory utilization.
-#[derive(Clone, Copy, Debug)]
-pub struct BalancedAllocation;
-
-impl Score for BalancedAllocation {
-    fn prepare(&self, _: &mut Cycle<'_>, pod: &PodInfo) -> bool {
-        // Skipped for pods without requests: they do not change the balance.
-        pod.requests.milli_cpu > 0 || pod.requests.memory > 0
-    }
-
-    fn score(&self, _: &Cycle<'_>, pod: &PodInfo, node: &NodeInfo) -> i64 {
-        let used = |have: i64, used: i64, ask: i64| {
-            if have <= 0 { 1.0 } else { ((used.saturating_add(ask)) as f64 / have as f64).min(1.0) }
-        };
-        let cpu = used(node.allocatable.milli_cpu, node.requested.milli_cpu, pod.requests.milli_cpu);
-        let memory = used(node.allocatable.memory, node.requested.memory, pod.requests.memory);
-        ((1.0 - (cpu - memory).abs() / 2.0) * 100.0) as i64
+impl Plugin for NodePorts {
+    fn points(self) -> Points {
+        Points::of(self).pre_filters().filters().wakes().points()
     }
 }
 
 /// Prefers nodes that have the pod's images.
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Copy, Debug, Default)]
 pub struct ImageLocality;
 
-impl Score for ImageLocality {
-    fn prepare(&self, cx: &mut Cycle<'_>, _: &PodInfo) -> bool {
-        cx.cluster().nodes().len() > 1
-    }
+/// The pod's images that are on any node, with the share of the nodes that have them; and their number.
+struct Images(Vec<(String, f64)>, usize);
 
-    fn score(&self, _: &Cycle<'_>, pod: &PodInfo, node: &NodeInfo) -> i64 {
-        let Some(images) = node.node.status.as_ref().and_then(|s| s.images.as_ref()) else { return 0 };
-        let Some(spec) = &pod.pod.spec else { return 0 };
-        let size = |wanted: &str| {
-            let named = |n: &String| n == wanted || n.strip_suffix(":latest") == Some(wanted);
-            let found = images.iter().find(|i| i.names.iter().flatten().any(named));
-            found.and_then(|i| i.size_bytes).unwrap_or(0)
+impl PreScore for ImageLocality {
+    fn pre_score(&self, cx: &mut Cycle<'_>, pod: &PodInfo, _: &[&NodeInfo]) -> bool {
+        let Some(spec) = &pod.pod.spec else { return false };
+        let cluster = cx.cluster();
+        let total = cluster.nodes().len().max(1) as f64;
+        let containers = spec.init_containers.iter().flatten().chain(&spec.containers);
+        let images = containers.filter_map(|c| c.image.as_deref());
+        let volumes = spec.volumes.iter().flatten().filter_map(|v| v.image.as_ref()?.reference.as_deref());
+        let known: Vec<(String, f64)> = images
+            .chain(volumes)
+            .map(normalized)
+            .filter_map(|image| match cluster.nodes_with(&image) {
+                0 => None,
+                nodes => Some((image, nodes as f64 / total)),
+            })
+            .collect();
+        let any = !known.is_empty();
+        let containers = spec.containers.len() + spec.init_containers.as_ref().map_or(0, Vec::len);
+        cx.put(Images(known, containers));
+        any
+    }
+}
+
+impl Score for ImageLocality {
+    fn score(&self, cx: &Cycle<'_>, _: &PodInfo, node: &NodeInfo) -> i64 {
+        const MIB: i64 = 1024 * 1024;
+        let Some(Images(images, containers)) = cx.get::<Images>() else { return 0 };
+        let size = |(image, share): &(String, f64)| {
+            (node.images.get(image).copied().unwrap_or(0) as f64 * share) as i64
         };
-        let sum: i64 = spec.containers.iter().filter_map(|c| c.image.as_deref()).map(size).sum();
-        // Sizes count from 23 MB in total up to 1 GB per container.
-        const LEAST: i64 = 23 * 1024 * 1024;
-        let most = 1024 * 1024 * 1024 * i64::try_from(spec.containers.len().max(1)).unwrap_or(1);
-        (sum.clamp(LEAST, most) - LEAST) * 100 / (most - LEAST)
+        let sum: i64 = images.iter().map(size).sum();
+        // Sizes count from 23 MiB in total up to 1000 MiB per container.
+        let (least, most) = (23 * MIB, 1000 * MIB * i64::try_from(*containers).unwrap_or(1).max(1));
+        (sum.clamp(least, most) - least) * 100 / (most - least)
+    }
+}
+
+impl Plugin for ImageLocality {
+    fn points(self) -> Points {
+        Points::of(self).pre_scores().scores(1).points()
     }
 }
