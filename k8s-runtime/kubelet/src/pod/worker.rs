@@ -37,10 +37,10 @@ use crate::{
 /// Time for running operations to finish at a shutdown.
 const SHUTDOWN_TIMEOUT: Duration = Duration::from_secs(1);
 const RECONNECT_DELAY: Duration = Duration::from_secs(2);
-/// Time for a changed container to start again before its pod is told to be unready. Upstream stops and starts
-/// it in one step, and looks at its containers once a second.
-const REPLACEMENT: Duration = Duration::from_secs(1);
 const DELETE_DELAY: Duration = Duration::from_secs(1);
+/// Time for a changed container to start again before the pod's status tells that it does not run. Upstream
+/// stops and starts it in one step, and looks at its containers once a second.
+const REPLACEMENT: Duration = Duration::from_secs(1);
 
 /// A message to a worker.
 #[derive(Debug)]
