@@ -62,7 +62,7 @@ fn distance(needs: &[Need], entry: &Entry) -> f64 {
 }
 
 /// Chooses from pods of one class until nothing is missing.
-fn choose<'a>(mut pods: Vec<&'a Entry>, mut needs: Vec<Need>) -> Result<Vec<&'a Entry>, String> {
+fn choose(mut pods: Vec<&Entry>, mut needs: Vec<Need>) -> Result<Vec<&Entry>, String> {
     let mut chosen = Vec::new();
     while !needs.is_empty() {
         let size = |entry: &Entry| (request(entry, "memory"), request(entry, "cpu"));
