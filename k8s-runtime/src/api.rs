@@ -152,8 +152,8 @@ pub struct Resources {
     pub oom_score_adj: Option<i32>,
 }
 
-/// CPU and memory that a container requests. Not enforced: [`Resources`] has the weights and limits. A runtime
-/// without processes reports them as the container's usage.
+/// CPU and memory that a container requests. Not enforced: [`Resources`] has the weights and limits. A
+/// runtime without processes reports them as the container's usage.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Requests {
     /// Thousandths of a CPU.

@@ -11,9 +11,9 @@ use k8s_net::pod::PodNetwork;
 use k8s_runtime::{Runtime, SandboxId};
 
 use crate::{
-    config::Config, facts::Facts, images::Puller, metrics::Metrics, pod::admit::Ledger,
-    pod_certificates::PodCertificates, sources::Sources, sysctls::Sysctls, tokens::Tokens,
-    trust::TrustBundles, types::*, usage::Samples, view::PodView,
+    config::Config, facts::Facts, images::Puller, ledger::Ledger, metrics::Metrics,
+    pod_certificates::PodCertificates, samples::Samples, sources::Sources, sysctls::Sysctls, tokens::Tokens,
+    trust::TrustBundles, types::*, view::PodView,
 };
 
 /// Shared by the pod workers, the node status loop and the kubelet's API.

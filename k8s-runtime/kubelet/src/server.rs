@@ -19,6 +19,7 @@ mod query;
 mod spdy;
 mod stats;
 mod upgrade;
+mod usage;
 
 use std::sync::Arc;
 

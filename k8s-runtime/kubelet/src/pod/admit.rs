@@ -1,18 +1,17 @@
 //! Admission: rejects pods that this node cannot run as specified, before anything is created for them.
 //!
-//! Flow: [`admit`] asks, in upstream's order, whether the node is under pressure ([`under_pressure`]), whether
-//! the specification is allowed ([`before_fit`], [`isolation`]), and whether the pod fits beside the others
-//! ([`fit`]). A pod that is rejected fails for good, with the reason. A critical pod that lacks resources
-//! preempts others ([`preempt`]). [`for_sandbox`] checks what may change later, such as a missing
-//! RuntimeClass; the kubelet retries. Reasons and messages are upstream's (`pkg/kubelet/lifecycle`,
-//! `pkg/kubelet/eviction`, `pkg/kubelet/sysctl`, `pkg/security/apparmor`, `pkg/kubelet/userns`).
+//! Flow: [`admit`] checks, in upstream's order, the pressure of the node ([`under_pressure`]), the
+//! specification alone ([`before_fit`], [`isolation`]), and the room beside the other pods ([`fit`]). A pod
+//! that is rejected fails for good, with the reason. A critical pod that lacks resources preempts others
+//! ([`preempt`]). [`for_sandbox`] checks what may change later, such as a missing RuntimeClass; the kubelet
+//! retries. Reasons and messages are upstream's (`pkg/kubelet/lifecycle`, `pkg/kubelet/eviction`,
+//! `pkg/kubelet/sysctl`, `pkg/security/apparmor`, `pkg/kubelet/userns`).
 //! Guarantees:
 //! 1. A pod runs only with the isolation that it asks for.
 //! 2. The requests of admitted pods fit the node's allocatable resources, and no two have the same host port,
-//!    but for pods that an earlier kubelet admitted ([`ledger`]).
+//!    but for pods that an earlier kubelet admitted ([`crate::ledger`]).
 
 mod fit;
-mod ledger;
 mod preempt;
 
 use std::{borrow::Cow, time::Duration};
@@ -22,8 +21,6 @@ use k8s_core::{
     meta::{ObjectExt, node::is_tolerated},
 };
 use tokio_util::sync::CancellationToken;
-
-pub(crate) use ledger::Ledger;
 
 use super::records;
 use crate::{
@@ -67,7 +64,8 @@ impl Refusal {
     }
 }
 
-/// Returns `true` if a kubelet admitted the pod before: it has sandboxes here, or a start time, and is not over.
+/// Returns `true` for pods that a kubelet admitted before and that are not over: they have sandboxes here, or
+/// a start time.
 pub(crate) fn was_admitted(pod: &Pod, has_sandboxes: bool) -> bool {
     let has_started = pod.status.as_ref().is_some_and(|s| s.start_time.is_some());
     !is_over(pod) && (has_sandboxes || has_started)

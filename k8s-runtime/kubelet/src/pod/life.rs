@@ -126,6 +126,8 @@ pub(crate) struct Life {
     pub(crate) ready: bool,
     /// A liveness or startup probe failed: kill the container, with this message.
     pub(crate) kill: Option<String>,
+    /// The specification has changed, and this instance is stopped and replaced.
+    pub(crate) replaced: bool,
 }
 
 impl Life {
@@ -144,6 +146,7 @@ impl Life {
             hook_done: false,
             ready: false,
             kill: None,
+            replaced: false,
         }
     }
 
@@ -162,6 +165,11 @@ impl Life {
     /// Returns `true` if the container has a process or is being started.
     pub(crate) fn is_alive(&self) -> bool {
         self.op.is_some() || matches!(&self.current, Some(r) if r.exit().is_none())
+    }
+
+    /// Returns `true` between the end of an instance that is replaced and the start of the next one.
+    pub(crate) fn is_between(&self) -> bool {
+        self.replaced && self.exit().is_some() && self.hold.is_none()
     }
 
     /// Returns the exit of the current instance, if it has exited.
@@ -190,5 +198,6 @@ impl Life {
         self.hook_done = false;
         self.ready = false;
         self.kill = None;
+        self.replaced = false;
     }
 }

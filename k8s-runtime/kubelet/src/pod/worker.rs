@@ -18,6 +18,7 @@ use tracing::{debug, warn};
 
 use super::{
     admit,
+    life::Life,
     probes::Probes,
     records,
     sandbox::{self, Extent, PodFiles},
@@ -37,6 +38,9 @@ use crate::{
 const SHUTDOWN_TIMEOUT: Duration = Duration::from_secs(1);
 const RECONNECT_DELAY: Duration = Duration::from_secs(2);
 const DELETE_DELAY: Duration = Duration::from_secs(1);
+/// Time for a changed container to start again before the pod's status tells that it does not run. Upstream
+/// stops and starts it in one step, and looks at its containers once a second.
+const REPLACEMENT: Duration = Duration::from_secs(1);
 
 /// A message to a worker.
 #[derive(Debug)]
@@ -334,7 +338,8 @@ impl Worker {
             self.cx.ledger.release(self.world.pod.uid());
         }
         if !self.world.gone {
-            self.writer.write(status.clone());
+            let between = self.world.ending.is_none() && self.world.containers.iter().any(Life::is_between);
+            self.writer.write(status.clone(), if between { REPLACEMENT } else { Duration::ZERO });
         }
         self.cx.publish(self.world.pod.uid(), view(&self.world, &status));
         self.status = Some(status);

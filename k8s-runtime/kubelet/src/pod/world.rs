@@ -249,6 +249,7 @@ impl World {
                     && old.is_running()
                     && life.policy != RestartPolicy::Never
                 {
+                    old.replaced = true;
                     old.kill = Some(format!("Container {} definition changed, will be restarted", life.name));
                 }
                 *life = Life { role: life.role, policy: life.policy, spec: life.spec.clone(), ..old };

@@ -34,9 +34,18 @@ const OVERTAKE: Duration = Duration::from_millis(50);
 /// Minimum time between two writes that restore an overwritten status.
 const REPAIR: Duration = Duration::from_secs(1);
 
+/// A status to write.
+#[derive(Clone, Debug, Default)]
+struct Wanted {
+    number: u64,
+    status: PodStatus,
+    /// Time in which a newer status may supersede it.
+    patience: Duration,
+}
+
 /// A pod's status writer. Dropping it stops it.
 pub(crate) struct Writer {
-    wanted: watch::Sender<(u64, PodStatus)>,
+    wanted: watch::Sender<Wanted>,
     written: watch::Receiver<u64>,
     newest: Arc<Mutex<Arc<Pod>>>,
     /// Notified when somebody else has overwritten the status.
@@ -53,7 +62,7 @@ impl Drop for Writer {
 impl Writer {
     pub(crate) fn start(client: Client, pod: Arc<Pod>) -> Self {
         let newest = Arc::new(Mutex::new(pod));
-        let (wanted, requests) = watch::channel((0, PodStatus::default()));
+        let (wanted, requests) = watch::channel(Wanted::default());
         let (done, written) = watch::channel(0);
         let foreign = Arc::new(Notify::new());
         let task = tokio::spawn(run(client, newest.clone(), requests, done, foreign.clone()));
@@ -76,7 +85,7 @@ impl Writer {
 
     /// Returns `true` if the pod's status differs from the one written last and no newer one is queued.
     fn is_overwritten(&self, pod: &Pod) -> bool {
-        let (number, wanted) = self.wanted.borrow().clone();
+        let Wanted { number, status: wanted, .. } = self.wanted.borrow().clone();
         if number == 0 || *self.written.borrow() != number {
             return false;
         }
@@ -90,17 +99,14 @@ impl Writer {
         merged.status != pod.status
     }
 
-    /// Queues a status for writing.
-    pub(crate) fn write(&self, status: PodStatus) {
-        self.wanted.send_modify(|(number, slot)| {
-            *number += 1;
-            *slot = status;
-        });
+    /// Queues a status for writing. A newer one supersedes it, if it comes within `patience`.
+    pub(crate) fn write(&self, status: PodStatus, patience: Duration) {
+        self.wanted.send_modify(|wanted| *wanted = Wanted { number: wanted.number + 1, status, patience });
     }
 
     /// Resolves when every queued status is written or can no longer be written.
     pub(crate) fn flushed(&self) -> impl Future<Output = ()> + Send + 'static {
-        let number = self.wanted.borrow().0;
+        let number = self.wanted.borrow().number;
         let mut written = self.written.clone();
         async move {
             let _ = written.wait_for(|done| *done >= number).await;
@@ -111,7 +117,7 @@ impl Writer {
 async fn run(
     client: Client,
     newest: Arc<Mutex<Arc<Pod>>>,
-    mut requests: watch::Receiver<(u64, PodStatus)>,
+    mut requests: watch::Receiver<Wanted>,
     done: watch::Sender<u64>,
     foreign: Arc<Notify>,
 ) {
@@ -119,13 +125,17 @@ async fn run(
     let mut said_starting = false;
     let mut repaired: Option<Instant> = None;
     while next(&mut requests, &foreign, &mut repaired).await {
-        if said_starting && is_starting(&requests.borrow().1) {
+        let patience = {
+            let wanted = requests.borrow();
+            if said_starting && is_starting(&wanted.status) { OVERTAKE } else { wanted.patience }
+        };
+        if !patience.is_zero() {
             requests.mark_unchanged();
             // Either a newer status arrives, or the time is up and this one is written.
-            let _ = tokio::time::timeout(OVERTAKE, requests.changed()).await;
+            let _ = tokio::time::timeout(patience, requests.changed()).await;
         }
         loop {
-            let (number, wanted) = requests.borrow_and_update().clone();
+            let Wanted { number, status: wanted, .. } = requests.borrow_and_update().clone();
             if write(&client, &newest, &wanted).await {
                 said_starting = is_starting(&wanted);
                 done.send_replace(number);
@@ -141,7 +151,7 @@ async fn run(
 /// Waits for the next status to write: a new one, or the last one again after somebody overwrote it. Returns
 /// `false` if the writer is dropped.
 async fn next(
-    requests: &mut watch::Receiver<(u64, PodStatus)>,
+    requests: &mut watch::Receiver<Wanted>,
     foreign: &Notify,
     repaired: &mut Option<Instant>,
 ) -> bool {

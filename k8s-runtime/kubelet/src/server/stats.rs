@@ -7,11 +7,14 @@ use k8s_core::{client::Body, meta::ObjectExt};
 use k8s_metrics::{Encoder, MetricType};
 use serde_json::{Value, json};
 
-use super::{json as answer, text};
+use super::{
+    json as answer, text,
+    usage::{self, PodUsage},
+};
 use crate::{
     context::Context,
+    samples::Sample,
     types::{Time, Timestamp},
-    usage::{self, PodUsage, Sample},
 };
 
 /// `GET /pods`: the pods of this node with their newest statuses.

@@ -594,3 +594,29 @@ async fn a_status_that_somebody_else_wrote_is_put_right() {
         .await;
     }
 }
+
+/// As upstream, which stops and starts the container in one step.
+#[tokio::test(start_paused = true)]
+async fn a_new_image_does_not_make_the_pod_unready_on_the_way() {
+    use k8s_core::client::Patch;
+    let node = Node::start().await;
+    node.runtime.add_image("here:2");
+    node.create("p", one(&["run"])).await;
+    node.until("ready", || node.condition("p", "Ready") == "True").await;
+    let before = node.api.statuses().len();
+    let api = node.api.client().namespaced::<k8s_core::api::api::core::v1::Pod>("ns");
+    let image = |image: &str| json!({"spec": {"containers": [{"name": "c", "image": image}]}});
+    api.patch("p", &Patch::Strategic(image("here:2"))).await.unwrap();
+    let renewed = || node.container("p", "/restartCount") == 1 && node.container("p", "/image") == "here:2";
+    node.until("the new image", || renewed() && node.condition("p", "Ready") == "True").await;
+    for status in &node.api.statuses()[before..] {
+        let conditions = status["status"]["conditions"].as_array().unwrap();
+        let ready = conditions.iter().find(|c| c["type"] == "Ready").unwrap();
+        assert_eq!(ready["status"], "True", "{status}");
+    }
+    // An image that is not there is told within moments.
+    api.patch("p", &Patch::Strategic(image("gone:1"))).await.unwrap();
+    let begun = node.seconds();
+    node.until("unready", || node.condition("p", "Ready") == "False").await;
+    assert!(node.seconds() - begun <= 5, "{} s", node.seconds() - begun);
+}

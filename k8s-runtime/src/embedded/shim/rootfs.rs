@@ -6,7 +6,6 @@
 //! Guarantees: no step follows a link out of the root (see [`inroot`]). Nothing is mounted in the host's
 //! namespace, so the mounts disappear with the container's processes. In an unprivileged container all mounts
 //! are `nodev`, except the bind mounts of the default devices.
-//! achieve otherwise.
 
 use std::{
     ffi::OsString,

@@ -8,8 +8,9 @@ use k8s_core::meta::{
     node::{NodeTerm, is_tolerated},
 };
 
-use super::{Refusal, ledger::Held};
+use super::Refusal;
 use crate::{
+    ledger::{Held, host_ports},
     resources::{Amounts, pod_requests},
     types::*,
 };
@@ -121,41 +122,6 @@ fn matches_affinity(spec: &PodSpec, node: &Node) -> bool {
     selected && required.is_none_or(|terms| NodeTerm::of(terms).iter().any(|term| term.matches(node)))
 }
 
-/// A port of the node that a container takes.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub(super) struct HostPort {
-    protocol: String,
-    ip: String,
-    port: i32,
-}
-
-const ANY_ADDRESS: &str = "0.0.0.0";
-
-impl HostPort {
-    fn conflicts(&self, other: &HostPort) -> bool {
-        self.port == other.port
-            && self.protocol == other.protocol
-            && (self.ip == other.ip || self.ip == ANY_ADDRESS || other.ip == ANY_ADDRESS)
-    }
-}
-
-/// Returns the host ports of the containers and sidecars.
-pub(super) fn host_ports(spec: &PodSpec) -> impl Iterator<Item = HostPort> {
-    let sidecars = spec.init_containers.iter().flatten();
-    let sidecars = sidecars.filter(|c| c.restart_policy.as_deref() == Some("Always"));
-    let ports = spec.containers.iter().chain(sidecars).flat_map(|c| c.ports.iter().flatten());
-    ports.filter_map(|p| {
-        let or = |value: Option<&String>, default: &str| {
-            value.filter(|v| !v.is_empty()).cloned().unwrap_or_else(|| default.to_owned())
-        };
-        Some(HostPort {
-            protocol: or(p.protocol.as_ref(), "TCP"),
-            ip: or(p.host_ip.as_ref(), ANY_ADDRESS),
-            port: p.host_port.filter(|port| *port > 0)?,
-        })
-    })
-}
-
 #[cfg(test)]
 mod tests {
     use serde_json::{Value, json};
@@ -240,12 +206,5 @@ mod tests {
                 "Predicate TaintToleration failed: node(s) had taints that the pod didn't tolerate",
             ]
         );
-    }
-
-    #[test]
-    fn addresses_of_host_ports() {
-        let one = |ip: &str| host_ports(&pod("p", port(80, "TCP", ip)).spec.unwrap()).next().unwrap();
-        assert!(one("10.0.0.1").conflicts(&one("")) && one("").conflicts(&one("10.0.0.1")));
-        assert!(!one("10.0.0.1").conflicts(&one("10.0.0.2")));
     }
 }

@@ -5,8 +5,9 @@
 
 use k8s_core::meta::ObjectExt;
 
-use super::{fit::Failure, ledger::Entry};
+use super::fit::Failure;
 use crate::{
+    ledger::Entry,
     resources::{Qos, qos},
     types::*,
 };
@@ -61,7 +62,7 @@ fn distance(needs: &[Need], entry: &Entry) -> f64 {
 }
 
 /// Chooses from pods of one class until nothing is missing.
-fn choose<'a>(mut pods: Vec<&'a Entry>, mut needs: Vec<Need>) -> Result<Vec<&'a Entry>, String> {
+fn choose(mut pods: Vec<&Entry>, mut needs: Vec<Need>) -> Result<Vec<&Entry>, String> {
     let mut chosen = Vec::new();
     while !needs.is_empty() {
         let size = |entry: &Entry| (request(entry, "memory"), request(entry, "cpu"));
@@ -121,7 +122,8 @@ pub(super) fn victims<'a>(
 mod tests {
     use serde_json::json;
 
-    use super::{super::ledger::Held, *};
+    use super::*;
+    use crate::ledger::Held;
 
     fn pod(uid: &str, priority: i32, cpu: &str, limited: bool) -> Pod {
         let mut resources = json!({});

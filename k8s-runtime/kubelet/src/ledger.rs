@@ -13,39 +13,73 @@ use k8s_core::meta::ObjectExt;
 use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 
-use super::fit::{self, HostPort};
 use crate::{
     resources::{Amounts, pod_requests},
     types::*,
 };
 
+/// A port of the node that a container takes.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) struct HostPort {
+    protocol: String,
+    ip: String,
+    port: i32,
+}
+
+const ANY_ADDRESS: &str = "0.0.0.0";
+
+impl HostPort {
+    pub(crate) fn conflicts(&self, other: &HostPort) -> bool {
+        self.port == other.port
+            && self.protocol == other.protocol
+            && (self.ip == other.ip || self.ip == ANY_ADDRESS || other.ip == ANY_ADDRESS)
+    }
+}
+
+/// Returns the host ports of the containers and sidecars.
+pub(crate) fn host_ports(spec: &PodSpec) -> impl Iterator<Item = HostPort> {
+    let sidecars = spec.init_containers.iter().flatten();
+    let sidecars = sidecars.filter(|c| c.restart_policy.as_deref() == Some("Always"));
+    let ports = spec.containers.iter().chain(sidecars).flat_map(|c| c.ports.iter().flatten());
+    ports.filter_map(|p| {
+        let or = |value: Option<&String>, default: &str| {
+            value.filter(|v| !v.is_empty()).cloned().unwrap_or_else(|| default.to_owned())
+        };
+        Some(HostPort {
+            protocol: or(p.protocol.as_ref(), "TCP"),
+            ip: or(p.host_ip.as_ref(), ANY_ADDRESS),
+            port: p.host_port.filter(|port| *port > 0)?,
+        })
+    })
+}
+
 /// An admitted pod.
 #[derive(Clone, Debug)]
-pub(super) struct Entry {
-    pub(super) pod: Arc<Pod>,
-    pub(super) requests: Amounts,
+pub(crate) struct Entry {
+    pub(crate) pod: Arc<Pod>,
+    pub(crate) requests: Amounts,
     ports: Vec<HostPort>,
     /// Cancelled when the pod is preempted.
-    pub(super) preempt: CancellationToken,
+    pub(crate) preempt: CancellationToken,
 }
 
 /// The resources that the admitted pods hold.
 #[derive(Clone, Debug, Default)]
-pub(super) struct Held {
+pub(crate) struct Held {
     entries: HashMap<String, Entry>,
     used: BTreeMap<String, i64>,
 }
 
 impl Held {
     /// Adds a pod, or replaces it by a newer state.
-    pub(super) fn insert(&mut self, pod: &Pod) -> CancellationToken {
+    pub(crate) fn insert(&mut self, pod: &Pod) -> CancellationToken {
         let spec = pod.spec.clone().unwrap_or_default();
         let preempt = self.remove(pod.uid()).map(|entry| entry.preempt).unwrap_or_default();
         let requests = pod_requests(&spec);
         for (name, amount) in &requests {
             *self.used.entry(name.clone()).or_default() += amount;
         }
-        let ports = fit::host_ports(&spec).collect();
+        let ports = host_ports(&spec).collect();
         let entry = Entry { pod: Arc::new(pod.clone()), requests, ports, preempt: preempt.clone() };
         self.entries.insert(pod.uid().to_owned(), entry);
         preempt
@@ -60,25 +94,25 @@ impl Held {
     }
 
     /// Number of pods.
-    pub(super) fn count(&self) -> usize {
+    pub(crate) fn count(&self) -> usize {
         self.entries.len()
     }
 
     /// Sum of the requests of a resource, in millicores for CPU.
-    pub(super) fn used(&self, name: &str) -> i64 {
+    pub(crate) fn used(&self, name: &str) -> i64 {
         self.used.get(name).copied().unwrap_or(0)
     }
 
-    pub(super) fn ports(&self) -> impl Iterator<Item = HostPort> {
+    pub(crate) fn ports(&self) -> impl Iterator<Item = HostPort> {
         self.entries.values().flat_map(|entry| entry.ports.iter().cloned())
     }
 
-    pub(super) fn entries(&self) -> impl Iterator<Item = &Entry> {
+    pub(crate) fn entries(&self) -> impl Iterator<Item = &Entry> {
         self.entries.values()
     }
 
     /// Returns the pods without one of them.
-    pub(super) fn without(&self, uid: &str) -> Held {
+    pub(crate) fn without(&self, uid: &str) -> Held {
         let mut rest = self.clone();
         rest.remove(uid);
         rest
@@ -109,7 +143,7 @@ impl Ledger {
     }
 
     /// Admits a pod if `check` finds nothing against it.
-    pub(super) fn admit<E>(
+    pub(crate) fn admit<E>(
         &self,
         pod: &Pod,
         check: impl FnOnce(&Held) -> Result<(), E>,
@@ -127,7 +161,7 @@ impl Ledger {
     }
 
     /// Returns when none of these pods is admitted any more.
-    pub(super) async fn released(&self, uids: &[String]) {
+    pub(crate) async fn released(&self, uids: &[String]) {
         let mut releases = self.releases.subscribe();
         loop {
             if !uids.iter().any(|uid| self.held().entries.contains_key(uid)) {
@@ -146,7 +180,7 @@ impl Ledger {
 
 /// What the other pods of the node hold.
 #[derive(Debug)]
-pub(crate) struct Beside(pub(super) Held);
+pub(crate) struct Beside(pub(crate) Held);
 
 #[cfg(test)]
 mod tests {
@@ -180,5 +214,16 @@ mod tests {
         ledger.release("a");
         assert_eq!(figures(), (1, 2000));
         assert!(!token.is_cancelled());
+    }
+
+    #[test]
+    fn addresses_of_host_ports() {
+        let spec = |ip: &str| -> PodSpec {
+            let port = json!({"containerPort": 80, "hostPort": 80, "protocol": "TCP", "hostIP": ip});
+            serde_json::from_value(json!({"containers": [{"name": "c", "ports": [port]}]})).unwrap()
+        };
+        let one = |ip: &str| host_ports(&spec(ip)).next().unwrap();
+        assert!(one("10.0.0.1").conflicts(&one("")) && one("").conflicts(&one("10.0.0.1")));
+        assert!(!one("10.0.0.1").conflicts(&one("10.0.0.2")));
     }
 }
