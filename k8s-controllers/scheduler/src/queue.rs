@@ -172,6 +172,11 @@ impl Queue {
         Some(Arc::new(info))
     }
 
+    /// Returns the object of a pod in the queue.
+    pub(crate) fn object(&self, uid: &str) -> Option<&Pod> {
+        Some(&*self.entries.get(uid)?.pod.pod)
+    }
+
     /// Adds or updates a pod. A change of anything but its status lets it be tried at once.
     pub(crate) fn set(&mut self, pod: Arc<PodInfo>) {
         let Some(entry) = self.entries.get_mut(pod.uid()) else { return self.activate(pod, 0) };

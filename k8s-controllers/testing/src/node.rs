@@ -296,7 +296,7 @@ impl Report<'_> {
         }
         // The uid is a precondition: a later pod of the same name stays untouched.
         let patch = json!({"metadata": {"uid": self.pod.uid()}, "status": status});
-        match api.patch_status(self.pod.name(), &Patch::Merge(patch)).await {
+        match api.patch_status(self.pod.name(), &Patch::Strategic(patch)).await {
             Err(e) if e.is_conflict() => Ok(()),
             other => other.map(drop),
         }

@@ -234,7 +234,9 @@ impl Builder {
                 explanation.message.clone_from(&why.message);
                 match profile.post_filter(cluster, &info, &why) {
                     Nomination::No(reason) if reason.is_empty() => {}
-                    Nomination::No(reason) => explanation.message = format!("{} {reason}", why.message),
+                    Nomination::No(reason) | Nomination::Wait(reason) => {
+                        explanation.message = format!("{} {reason}", why.message)
+                    }
                     Nomination::Preempt { node, victims } => {
                         let victims = victims.iter().map(|v| v.key.to_string()).collect();
                         explanation.preemption = Some(Preemption { node, victims });
