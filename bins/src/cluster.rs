@@ -15,6 +15,7 @@ use k8s_runtime::{
     Runtime,
     images::{ImageStore, Registries},
 };
+use k8s_tls::ServerTls;
 
 use crate::{
     control_plane::{ControlPlane, Kubeconfigs},
@@ -61,6 +62,8 @@ pub struct ClusterConfig {
     pub(crate) settings: ClusterSettings,
     pub(crate) node: Node,
     pub(crate) node_name: Option<String>,
+    /// Port of the kubelet's API on this machine; 0: no socket.
+    pub(crate) kubelet_port: u16,
     /// Serve the API over TLS on the settings' address.
     pub(crate) listens: bool,
     pub(crate) memory: bool,
@@ -107,6 +110,7 @@ impl Cluster {
             settings: ClusterSettings::default(),
             node: Node::Local,
             node_name: None,
+            kubelet_port: 0,
             listens: false,
             memory: false,
             start_delay: Duration::ZERO,
@@ -424,6 +428,7 @@ impl Cluster {
                 }
             }
             Node::Local => {
+                config.api = self.kubelet_api(choices, &config)?;
                 if let Some(runtime) = runtime {
                     let root = self.paths.kubelet();
                     let client = kubelet(&config.name);
@@ -457,6 +462,25 @@ impl Cluster {
             }
         }
         Ok(())
+    }
+
+    /// Returns address and TLS of the kubelet's API on this machine. The certificate is renewed with the
+    /// cluster's.
+    fn kubelet_api(
+        &self,
+        choices: &ClusterConfig,
+        node: &NodeConfig,
+    ) -> Result<Option<(SocketAddr, ServerTls)>, ClusterError> {
+        if choices.kubelet_port == 0 {
+            return Ok(None);
+        }
+        let policy = choices.settings.serving.policy()?;
+        let (pki, name, address) = (self.plane.api.pki.clone(), node.name.clone(), node.address);
+        let configs = move || node::kubelet_tls(&pki, &policy, &name, address);
+        let tls = ServerTls::new(configs()?);
+        let renewed = tls.clone();
+        self.renewals().add("kubelet", move || configs().map(|configs| renewed.replace(configs)));
+        Ok(Some((SocketAddr::new(address, choices.kubelet_port), tls)))
     }
 
     fn add(&mut self, node: LocalNode) {

@@ -24,7 +24,9 @@ use tokio_util::sync::CancellationToken;
 pub(crate) use api::{Api, ApiConfig, Kubeconfigs, bind, limits};
 pub(crate) use store::open_store;
 
-use crate::{error::ClusterError, extensions::Extensions, identities, paths::Paths};
+use crate::{
+    error::ClusterError, extensions::Extensions, identities, node_health::NodeHealthFlags, paths::Paths,
+};
 
 /// Settings of the controllers.
 #[derive(Debug)]
@@ -41,11 +43,13 @@ pub(crate) struct ControllersConfig {
     pub(crate) token_signer: Option<Signer>,
     /// Time without use after which token Secrets are marked and then deleted.
     pub(crate) legacy_token_clean_up_period: Duration,
+    /// Health of nodes. `None`: upstream's defaults.
+    pub(crate) node_health: Option<NodeHealthFlags>,
 }
 
 /// Returns a manager of the selected and the added controllers.
 pub(crate) fn manager(client: &Client, config: ControllersConfig, added: Vec<Runnable>) -> Manager {
-    let options = builtin::Options {
+    let mut options = builtin::Options {
         root_ca: config.root_ca,
         cluster_cidr: Some(config.cluster_cidr.into()),
         signing: config.signing,
@@ -53,6 +57,9 @@ pub(crate) fn manager(client: &Client, config: ControllersConfig, added: Vec<Run
         legacy_token_clean_up_period: config.legacy_token_clean_up_period,
         ..builtin::Options::default()
     };
+    if let Some(flags) = config.node_health {
+        flags.apply(&mut options);
+    }
     Manager::new(client.named("kube-controller-manager"))
         .runnables(config.selection.runnables(&options))
         .runnables(added)
@@ -101,6 +108,7 @@ impl ControlPlane {
             signing,
             token_signer: Some(api.token_signer.clone()),
             legacy_token_clean_up_period: builtin::Options::default().legacy_token_clean_up_period,
+            node_health: None,
         };
         // The embedding program's own controllers act as the administrator.
         let manager = manager(&api.client(), config, extensions.controllers).caches(caches.clone()).accounts(

@@ -30,6 +30,18 @@ pub enum ClusterError {
         #[source]
         source: io::Error,
     },
+    /// Another program, such as a kubelet, listens on the port of the node's kubelet. Stop it, or choose
+    /// another port.
+    #[error(
+        "listen on {address} for the kubelet: {source}; stop what uses it or choose another --kubelet-port (0: none)"
+    )]
+    KubeletPortInUse {
+        /// The node's address with the port of [`kubelet_port`](crate::ClusterBuilder::kubelet_port).
+        address: SocketAddr,
+        /// The system call's error, of the kind [`io::ErrorKind::AddrInUse`].
+        #[source]
+        source: io::Error,
+    },
     /// The address cannot be listened on: it is not this machine's, or the port needs a privilege.
     #[error("listen on {address}: {source}")]
     Listen {

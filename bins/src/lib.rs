@@ -43,6 +43,7 @@ mod inflight;
 mod lifecycle;
 pub mod network;
 pub mod node;
+mod node_health;
 pub mod paths;
 pub mod pki;
 mod program;

@@ -10,7 +10,7 @@ use k8s_core::{
     api::api::core::v1::Node,
     client::{Body, BoxError, Client, ListParams, WatchEvent},
 };
-use k8s_kubelet::{Config, Kubelet, KubeletApi};
+use k8s_kubelet::{Config, Kubelet, KubeletApi, KubeletError};
 use k8s_metrics::Registry;
 use k8s_net::pod::PodNetwork;
 use k8s_runtime::{
@@ -144,8 +144,8 @@ impl LocalNode {
     }
 }
 
-/// Returns the TLS configuration of a kubelet's API: a new certificate for the node, and client certificates
-/// of the cluster's CA required.
+/// Returns the TLS configuration of a kubelet's API: a new certificate for the node. Client certificates of
+/// the cluster's CA are accepted; callers without one need a bearer token.
 ///
 /// # Errors
 /// The certificate cannot be created.
@@ -156,7 +156,7 @@ pub fn kubelet_tls(
     address: IpAddr,
 ) -> Result<k8s_tls::ServerConfigs, ClusterError> {
     let identity = pki.server(&format!("kubelet-{name}"), &[name], &[address])?;
-    let clients = k8s_tls::ClientAuth::Required(pki.ca().as_bytes());
+    let clients = k8s_tls::ClientAuth::Optional(pki.ca().as_bytes());
     let settings = k8s_tls::ServerSettings { clients, alpn: &[], named: &[], policy };
     k8s_tls::server_with(&identity.tls(), &settings).map_err(ClusterError::of("kubelet TLS"))
 }
@@ -204,7 +204,12 @@ async fn start_kubelet(
     if let Some(network) = network {
         builder = builder.network(network);
     }
-    builder.start().await.map_err(ClusterError::of("start the kubelet"))
+    builder.start().await.map_err(|e| match e {
+        KubeletError::Listen { address, source } if source.kind() == std::io::ErrorKind::AddrInUse => {
+            ClusterError::KubeletPortInUse { address, source }
+        }
+        e => ClusterError::of("start the kubelet")(e),
+    })
 }
 
 /// A kubelet in this process, called without HTTP.

@@ -87,6 +87,16 @@ pub(crate) struct ServingSettings {
     policy: PolicyFlags,
 }
 
+impl ServingSettings {
+    /// Returns the versions and cipher suites of the listeners.
+    ///
+    /// # Errors
+    /// As [`PolicyFlags::policy`].
+    pub(crate) fn policy(&self) -> Result<Policy, ClusterError> {
+        self.policy.policy()
+    }
+}
+
 impl Default for ServingSettings {
     fn default() -> Self {
         let matches = Self::augment_args(Command::new("defaults")).get_matches_from(["defaults"]);

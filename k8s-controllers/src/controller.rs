@@ -20,6 +20,9 @@ use crate::{
     predicates::Predicate,
 };
 
+/// Delay of a retry from which on a failure that usually passes is logged as a warning.
+const PATIENCE: Duration = Duration::from_secs(30);
+
 /// Brings the actual state closer to an object's desired state.
 pub trait Reconcile: Send + Sync + 'static {
     /// Type of the reconciled objects.
@@ -415,13 +418,16 @@ impl<R: Reconcile> Shared<R> {
                     self.queue.add_after(key.clone(), after);
                 }
             }
-            Ok(Err(e)) if e.is_race(&key.name) => {
-                let delay = self.queue.retry(key.clone());
-                debug!(controller = %self.name, %key, ?delay, error = %e, "conflict, retrying");
-            }
             Ok(Err(e)) => {
                 let delay = self.queue.retry(key.clone());
-                warn!(controller = %self.name, %key, ?delay, error = %e, "reconcile failed");
+                let expected = e.is_race(&key.name)
+                    || e.is_namespace_terminating()
+                    || (e.may_pass() && delay < PATIENCE);
+                if expected {
+                    debug!(controller = %self.name, %key, ?delay, error = %e, "retrying");
+                } else {
+                    warn!(controller = %self.name, %key, ?delay, error = %e, "reconcile failed");
+                }
             }
             Err(panic) => {
                 let text = panic

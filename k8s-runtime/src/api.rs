@@ -152,6 +152,16 @@ pub struct Resources {
     pub oom_score_adj: Option<i32>,
 }
 
+/// CPU and memory that a container requests. Not enforced: [`Resources`] has the weights and limits. A runtime
+/// without processes reports them as the container's usage.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Requests {
+    /// Thousandths of a CPU.
+    pub cpu_milli: u64,
+    /// Memory in bytes.
+    pub memory_bytes: u64,
+}
+
 /// The user and groups of a container's process.
 #[derive(Clone, Debug, Default, Serialize, Deserialize)]
 pub struct User {
@@ -220,6 +230,9 @@ pub struct ContainerSpec {
     pub unmasked_proc: bool,
     /// Limits of this container.
     pub resources: Resources,
+    /// CPU and memory that the container requests.
+    #[serde(default)]
+    pub requests: Requests,
     /// Keep standard input open, so that clients can attach to it.
     pub stdin: bool,
     /// Close standard input when the first attached client disconnects.
@@ -328,6 +341,9 @@ pub struct ContainerStats {
     pub memory_bytes: u64,
     /// Memory usage minus reclaimable page cache, bytes.
     pub working_set_bytes: u64,
+    /// Anonymous memory in bytes.
+    #[serde(default)]
+    pub rss_bytes: u64,
     /// Number of processes and threads.
     pub pids: u64,
 }

@@ -28,7 +28,7 @@ pub mod sysctl;
 
 pub use api::{
     Attached, ContainerId, ContainerSpec, ContainerState, ContainerStats, ContainerStatus, ExecRequest,
-    ImageInfo, Images, Mount, Resources, Runtime, RuntimeError, RuntimeEvent, SandboxId, SandboxSpec,
-    SandboxStatus, Stream, TerminalSize, User,
+    ImageInfo, Images, Mount, Requests, Resources, Runtime, RuntimeError, RuntimeEvent, SandboxId,
+    SandboxSpec, SandboxStatus, Stream, TerminalSize, User,
 };
 pub use private::private_directory;

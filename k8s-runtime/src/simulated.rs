@@ -350,11 +350,29 @@ impl Runtime for Simulated {
     }
 
     async fn stats(&self, id: &ContainerId) -> Result<ContainerStats, RuntimeError> {
-        self.with(id, |_, _| ContainerStats::default())
+        let now = self.now();
+        self.with(id, |_, container| match container.state {
+            ContainerState::Running { started_at, .. } => usage(&container.spec, started_at, now),
+            ContainerState::Created | ContainerState::Exited { .. } => ContainerStats::default(),
+        })
     }
 
     fn version(&self) -> String {
         format!("simulated://{}", env!("CARGO_PKG_VERSION"))
+    }
+}
+
+/// Usage of a running container: what it requests.
+fn usage(spec: &ContainerSpec, started_at: SystemTime, now: SystemTime) -> ContainerStats {
+    let running = now.duration_since(started_at).unwrap_or_default().as_nanos();
+    let cpu = running * u128::from(spec.requests.cpu_milli) / 1000;
+    let memory = spec.requests.memory_bytes;
+    ContainerStats {
+        cpu_nanos: u64::try_from(cpu).unwrap_or(u64::MAX),
+        memory_bytes: memory,
+        working_set_bytes: memory,
+        rss_bytes: memory,
+        pids: 1,
     }
 }
 
@@ -403,6 +421,7 @@ impl Images for SimulatedImages {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::api::Requests;
 
     #[tokio::test(start_paused = true)]
     async fn a_scripted_life() {
@@ -440,6 +459,20 @@ mod tests {
         runtime.remove_sandbox(&sandbox).await.expect("remove");
         assert!(runtime.list().await.expect("list").is_empty());
         assert!(runtime.status(&ids["web"]).await.is_err());
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn containers_use_their_requests() {
+        let runtime = Simulated::default();
+        let sandbox = runtime.run_sandbox(&SandboxSpec::default()).await.expect("sandbox").id;
+        let requests = Requests { cpu_milli: 250, memory_bytes: 64 << 20 };
+        let spec = ContainerSpec { requests, ..ContainerSpec::default() };
+        let id = runtime.create(&sandbox, &spec).await.expect("create");
+        assert_eq!(runtime.stats(&id).await.expect("stats").working_set_bytes, 0);
+        runtime.start(&id).await.expect("start");
+        tokio::time::sleep(Duration::from_secs(8)).await;
+        let stats = runtime.stats(&id).await.expect("stats");
+        assert_eq!((stats.cpu_nanos, stats.working_set_bytes), (2_000_000_000, 64 << 20));
     }
 
     #[tokio::test]

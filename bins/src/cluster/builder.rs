@@ -169,6 +169,17 @@ impl ClusterBuilder {
         self.base.node_name = Some(name.into());
         self
     }
+    /// Port of the kubelet's API on this machine's address, for clients with a certificate or a token of the
+    /// cluster; 0 for none. Nodes that are simulated have none. Default: 0; `hyperkube up` has 10250.
+    ///
+    /// ```
+    /// // As a metrics-server in the cluster needs it.
+    /// let builder = hyperkube::Cluster::builder().kubelet_port(10250);
+    /// ```
+    pub fn kubelet_port(mut self, port: u16) -> Self {
+        self.base.kubelet_port = port;
+        self
+    }
     /// Additional names and addresses (SANs) for the server certificate.
     ///
     /// ```

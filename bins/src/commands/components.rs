@@ -39,6 +39,7 @@ use crate::{
     identities::{self, ServiceAccounts},
     inflight::InflightSettings,
     lifecycle::LifecycleSettings,
+    node_health::NodeHealthFlags,
     paths::{Lock, Paths},
     pki::refresh_private,
     ranges,
@@ -335,6 +336,8 @@ pub(super) struct ControllerManager {
     #[arg(long, default_value = "8760h", value_parser = crate::duration::parse)]
     legacy_service_account_token_clean_up_period: std::time::Duration,
     #[command(flatten)]
+    node_health: NodeHealthFlags,
+    #[command(flatten)]
     _config: ConfigFile,
 }
 
@@ -361,6 +364,7 @@ impl ControllerManager {
             signing: self.signing.signing()?,
             token_signer,
             legacy_token_clean_up_period: self.legacy_service_account_token_clean_up_period,
+            node_health: Some(self.node_health),
         };
         let added = extensions.controllers.into_iter().map(|c| c.account(identities::EXTENSIONS)).collect();
         let stop = stop_token();

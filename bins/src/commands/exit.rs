@@ -80,6 +80,7 @@ impl From<ClusterError> for Failure {
                 Code::Permission
             }
             ClusterError::AddressInUse { .. }
+            | ClusterError::KubeletPortInUse { .. }
             | ClusterError::DirectoryInUse { .. }
             | ClusterError::Store(OpenError::InUse { .. }) => Code::InUse,
             ClusterError::Directory { .. }

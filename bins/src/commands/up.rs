@@ -48,6 +48,10 @@ pub(super) struct Up {
     /// Name of the node (default: the host name).
     #[arg(long)]
     node_name: Option<String>,
+    /// Port of the kubelet's API on the node's address, for clients with a certificate or a token of the
+    /// cluster (metrics-server); 0 disables it. Simulated nodes have none.
+    #[arg(long, default_value_t = 10250)]
+    kubelet_port: u16,
     /// Number of simulated nodes to run instead of this machine; does not require root.
     #[arg(long)]
     simulated_nodes: Option<usize>,
@@ -67,30 +71,45 @@ pub(super) struct Server {
 impl Up {
     pub(super) async fn run(self, name: &str, extensions: Extensions) -> Result<(), Failure> {
         let node = self.simulated_nodes.map_or(Node::Local, Node::Simulated);
-        self.common.run(name, node, self.node_name, self.simulated_start_delay, extensions).await
+        let nodes = Nodes {
+            node,
+            name: self.node_name,
+            kubelet_port: self.kubelet_port,
+            start_delay: self.simulated_start_delay,
+        };
+        self.common.run(name, nodes, extensions).await
     }
 }
 
 impl Server {
     pub(super) async fn run(self, name: &str, extensions: Extensions) -> Result<(), Failure> {
-        self.common.run(name, Node::None, None, Duration::ZERO, extensions).await
+        let nodes = Nodes { node: Node::None, name: None, kubelet_port: 0, start_delay: Duration::ZERO };
+        self.common.run(name, nodes, extensions).await
     }
 }
 
+/// The nodes of the process, as the flags say.
+struct Nodes {
+    node: Node,
+    name: Option<String>,
+    kubelet_port: u16,
+    start_delay: Duration,
+}
+
 impl Common {
-    async fn run(
-        self,
-        name: &str,
-        node: Node,
-        node_name: Option<String>,
-        start_delay: Duration,
-        mut extensions: Extensions,
-    ) -> Result<(), Failure> {
+    async fn run(self, name: &str, nodes: Nodes, mut extensions: Extensions) -> Result<(), Failure> {
         extensions.scheduler = self.scheduler.apply(extensions.scheduler)?;
         let started = Instant::now();
-        let (settings, name) = (self.cluster, name.to_owned());
-        let base =
-            ClusterConfig { name, settings, node, node_name, listens: true, memory: false, start_delay };
+        let base = ClusterConfig {
+            name: name.to_owned(),
+            settings: self.cluster,
+            node: nodes.node,
+            node_name: nodes.name,
+            kubelet_port: nodes.kubelet_port,
+            listens: true,
+            memory: false,
+            start_delay: nodes.start_delay,
+        };
         let name = base.name.clone();
         let mut cluster = Builder { base, extensions }.start().await?;
         let took = |what: &str| println!("{:>7.3} s  {what}", started.elapsed().as_secs_f64());

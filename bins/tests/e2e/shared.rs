@@ -6,7 +6,7 @@ use serde_json::json;
 
 use crate::{
     Outcome,
-    harness::{Cluster, IMAGE, WAIT, deployment, pod, until},
+    harness::{Cluster, IMAGE, WAIT, deployment, pod, run, until},
     kubectl::http_get,
 };
 
@@ -23,6 +23,7 @@ pub const TESTS: &[(&str, Test)] = &[
     ("a_service_reaches_its_pods", service),
     ("names_resolve_inside_a_pod", names),
     ("a_deleted_namespace_takes_its_contents", namespace),
+    ("a_kubelet_answers_tokens_on_its_port", kubelet_port),
 ];
 
 fn grace(cluster: &Cluster, name: &str) -> Outcome {
@@ -65,6 +66,60 @@ fn job(cluster: &Cluster, name: &str) -> Outcome {
     n.expect(&["get", "pods"], "", 0, "Completed")?;
     n.ok(&["delete", "job", "pi"], "")?;
     n.until(&["get", "pods", "-o", "name", "--ignore-not-found"], "", 20)
+}
+
+/// The node's port for other programs, such as a metrics-server: by token, on the address of the node.
+fn kubelet_port(cluster: &Cluster, name: &str) -> Outcome {
+    let n = cluster.namespace(name)?;
+    n.ok(&["apply", "-f", "-"], &pod("busy", "while true; do true; done").to_string())?;
+    n.ok(&["wait", "--for=condition=Ready", "pod/busy", "--timeout=60s"], "")?;
+    let port = "jsonpath={.status.daemonEndpoints.kubeletEndpoint.Port}";
+    let port = cluster.ok(&["get", "node", "node-1", "-o", port], "")?;
+    let address = "jsonpath={.status.addresses[?(@.type==\"InternalIP\")].address}";
+    let address = cluster.ok(&["get", "node", "node-1", "-o", address], "")?;
+    let (account, role) = (format!("system:serviceaccount:{name}:scraper"), format!("{name}-scraper"));
+    n.ok(&["create", "serviceaccount", "scraper"], "")?;
+    n.ok(&["create", "clusterrole", &role, "--verb=get", "--resource=nodes/metrics,nodes/stats"], "")?;
+    let binding = ["create", "clusterrolebinding", &role, "--clusterrole", &role];
+    n.ok(&[&binding[..], &["--serviceaccount", &format!("{name}:scraper")]].concat(), "")?;
+    let token = n.ok(&["create", "token", "scraper"], "")?;
+    let ca = cluster.data.join("pki/ca.crt").to_string_lossy().into_owned();
+    let get = |token: &str, path: &str| {
+        let mut command = cluster.net.command("kubectl");
+        let server = format!("https://{address}:{port}");
+        command.args(["--kubeconfig", "/dev/null", "--server", &server, "--certificate-authority", &ca]);
+        command.args(["--token", token, "get", "--raw", path]).env("HOME", cluster.dir.path());
+        run(&mut command, "", Duration::from_secs(20))
+    };
+    let usage = || {
+        let said = get(token.trim(), "/stats/summary")?;
+        let summary: serde_json::Value =
+            serde_json::from_str(&said.out).map_err(|e| format!("{said:?}: {e}"))?;
+        let pods = summary["pods"].as_array().cloned().unwrap_or_default();
+        let busy = pods.iter().find(|pod| pod["podRef"]["namespace"] == name).cloned().unwrap_or_default();
+        Ok::<_, libtest_mimic::Failed>(busy["containers"][0].clone())
+    };
+    until("a busy container and its memory", Duration::from_secs(20), || {
+        let used = usage().map_err(|e| format!("{e:?}"))?;
+        let figure = |pointer: &str| used.pointer(pointer).and_then(serde_json::Value::as_u64).unwrap_or(0);
+        let (cores, memory) = (figure("/cpu/usageNanoCores"), figure("/memory/workingSetBytes"));
+        if cores > 10_000_000 && memory > 0 { Ok(true) } else { Err(used.to_string()) }
+    })?;
+    let scraped = get(token.trim(), "/metrics/resource")?;
+    let sample =
+        format!("container_start_time_seconds{{container=\"main\",namespace=\"{name}\",pod=\"busy\"}} 1");
+    if !scraped.out.contains(&sample) {
+        return Err(format!("no {sample}: {scraped:?}").into());
+    }
+    let refused = get(token.trim(), "/pods")?;
+    if !refused.err.contains(&account) && !refused.err.to_lowercase().contains("forbidden") {
+        return Err(format!("not forbidden: {refused:?}").into());
+    }
+    let unknown = get("nobody", "/stats/summary")?;
+    if !unknown.err.contains("nauthorized") && !unknown.err.contains("logged in") {
+        return Err(format!("not unauthorized: {unknown:?}").into());
+    }
+    cluster.ok(&["delete", "clusterrole,clusterrolebinding", &role], "").map(drop)
 }
 
 fn crash_loop(cluster: &Cluster, name: &str) -> Outcome {

@@ -96,10 +96,7 @@ pub fn catch_up<T: Object>(cx: &Context, selector: &LabelSelector) {
 /// Returns true if a create was rejected because its namespace is terminating. Nothing to report or retry.
 #[must_use]
 pub fn is_namespace_terminating(error: &Error) -> bool {
-    let Error::Api(e) = error else { return false };
-    let causes = e.status().and_then(|s| s.status().details.as_ref()).and_then(|d| d.causes.as_ref());
-    let named = causes.into_iter().flatten().any(|c| c.reason.as_deref() == Some("NamespaceTerminating"));
-    named || (ApiError::is_forbidden(e) && e.to_string().contains("is being terminated"))
+    error.is_namespace_terminating()
 }
 
 #[cfg(test)]

@@ -6,11 +6,11 @@ use std::sync::Arc;
 use k8s_core::{
     api::apimachinery::pkg::apis::meta::v1::OwnerReference,
     client::Error as ApiError,
-    meta::{LabelSelector, Object, ObjectExt, owner_reference},
+    meta::{LabelSelector, Object, ObjectExt, ObjectKey, owner_reference},
 };
 use serde_json::json;
 
-use k8s_controllers::{Context, Error};
+use k8s_controllers::{Caches, Context, Error};
 
 /// Adoptions and releases after which `owner` controls exactly what it selects. Pure.
 #[derive(Debug)]
@@ -39,6 +39,22 @@ pub fn plan<O: Object, T: Object>(
     let release = others.into_iter().filter(|o| !o.is_deleting()).collect();
     let adopt = free.into_iter().filter(|o| !o.is_deleting() && selected(o)).collect();
     Claim { kept, adopt, release }
+}
+
+/// Returns the keys of the owners that may adopt an orphaned object: those of its namespace whose selector
+/// matches. `selector` returns `None` for an owner without one. Empty for an object with a controller.
+pub fn adopters<O: Object, T: Object>(
+    caches: &Caches,
+    object: &T,
+    selector: impl Fn(&O) -> Option<LabelSelector>,
+) -> Vec<ObjectKey> {
+    if object.controller_ref().is_some() {
+        return Vec::new();
+    }
+    let labels = object.metadata().labels.as_ref();
+    let selects = |owner: &O| selector(owner).is_some_and(|s| !s.is_everything() && s.matches(labels));
+    let owners = caches.of::<O>().in_namespace(object.namespace());
+    owners.iter().filter(|owner| selects(owner)).map(|owner| owner.key()).collect()
 }
 
 /// Adopts and releases cached objects of the owner's namespace, and returns those that it controls then.

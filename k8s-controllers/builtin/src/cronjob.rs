@@ -61,6 +61,9 @@ fn reference(job: &Job) -> ObjectReference {
     }
 }
 
+/// Why a schedule whose fields are right has no time: the 31st of February.
+const NEVER: &str = "time difference between two schedules is less than 1 second";
+
 impl Reconcile for CronJobs {
     type Kind = CronJob;
 
@@ -217,6 +220,12 @@ impl Work<'_> {
         let deadline = deadline.map(Duration::from_secs);
         if let Some(limit) = deadline.and_then(|d| now.checked_sub(d).ok()) {
             earliest = earliest.max(limit);
+        }
+        if plan.after(earliest, &zone).is_none() {
+            let schedule = &self.spec.schedule;
+            let message = format!("invalid schedule: {schedule} : {NEVER}");
+            self.warn("InvalidSchedule", message);
+            return Ok(Action::await_change());
         }
         let next = plan.after(now, &zone);
         let wake = Action::maybe_after(next.map(|t| self.cx.clock().until(t) + Duration::from_millis(10)));

@@ -8,6 +8,15 @@
 //! Foreground deletion: the owner stays, with the finalizer `foregroundDeletion`, until all dependents that
 //! block it are gone. Orphaning: the finalizer `orphan` is removed from the owner after all its dependents
 //! were released.
+//!
+//! Invariants:
+//! 1. An object is deleted only if it has owner references, and the API server or a watch has said of each
+//!    owner that it does not exist, or the owner is being deleted in the foreground.
+//! 2. A deletion has uid and resourceVersion of the object as preconditions: an owner that it got meanwhile
+//!    keeps it.
+//! 3. An owner that is deleted in the foreground is not gone before dependents that block it, except those
+//!    that it blocks itself: owners in a circle do not wait for each other for ever.
+//! 4. An owner in another namespace does not count; an event `OwnerRefInvalidNamespace` says so.
 
 mod graph;
 mod monitor;
@@ -215,8 +224,9 @@ async fn work(shared: Arc<Shared>) {
             Ok(Looked::Unseen) => drop(shared.queue.retry(uid.clone())),
             Err(e) => {
                 let delay = shared.queue.retry(uid.clone());
-                if e.is_conflict() {
-                    debug!(uid, ?delay, error = %e, "changed meanwhile");
+                // Changed or gone meanwhile, or of a kind that is not served (yet).
+                if e.is_conflict() || e.is_not_found() || matches!(e, ApiError::Request(_)) {
+                    debug!(uid, ?delay, error = %e, "not collected yet");
                 } else {
                     warn!(uid, ?delay, error = %e, "garbage not collected");
                 }

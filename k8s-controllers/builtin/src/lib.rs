@@ -74,8 +74,20 @@ pub struct Options {
     pub cluster_cidr: Option<IpNet>,
     /// Prefix length of a node's pod CIDR.
     pub node_cidr_mask: u8,
+    /// Interval at which the ready nodes of zones are counted.
+    pub node_monitor_period: std::time::Duration,
     /// Time without heartbeat after which a node's conditions become `Unknown`.
     pub node_monitor_grace: std::time::Duration,
+    /// As `node_monitor_grace`, for a node that has never reported its status.
+    pub node_startup_grace: std::time::Duration,
+    /// Nodes per second that get a taint that evicts their pods, in a zone with few that are not ready.
+    pub node_eviction_rate: f64,
+    /// As `node_eviction_rate`, in a large zone with many that are not ready. In a small one: none.
+    pub secondary_node_eviction_rate: f64,
+    /// Number of nodes above which a zone is large.
+    pub large_cluster_size_threshold: usize,
+    /// Part of a zone's nodes, from 0 to 1, that are many when they are not ready.
+    pub unhealthy_zone_threshold: f64,
     /// Signs tokens for Secrets of type `kubernetes.io/service-account-token`. `None`: they stay empty.
     pub token_signer: Option<Signer>,
     /// Number of terminated pods that are kept; the oldest above it are deleted.
@@ -96,7 +108,13 @@ impl Default for Options {
             cluster_cidr: None,
             token_signer: None,
             node_cidr_mask: 24,
+            node_monitor_period: std::time::Duration::from_secs(5),
             node_monitor_grace: std::time::Duration::from_secs(50),
+            node_startup_grace: std::time::Duration::from_secs(60),
+            node_eviction_rate: 0.1,
+            secondary_node_eviction_rate: 0.01,
+            large_cluster_size_threshold: 50,
+            unhealthy_zone_threshold: 0.55,
             terminated_pod_threshold: 12_500,
             legacy_token_clean_up_period: std::time::Duration::from_secs(365 * 24 * 3600),
             autoscaling: Autoscaling::default(),
@@ -189,6 +207,7 @@ pub static ALL: &[BuiltIn] = &[
     row("node-lifecycle-controller", "nodelifecycle", "node-controller", node::lifecycle),
     row("taint-eviction-controller", "tainteviction", "node-controller", node::eviction),
     row("node-ipam-controller", "nodeipam", "node-controller", node::ipam),
+    row("ttl-controller", "ttl", "ttl-controller", node::ttl),
     row("pod-garbage-collector-controller", "podgc", "pod-garbage-collector", node::pod_gc),
     row("cronjob-controller", "cronjob", "cronjob-controller", cronjob::start),
     row(
@@ -242,6 +261,18 @@ pub static ALL: &[BuiltIn] = &[
         "persistentvolume-binder",
         "persistent-volume-binder",
         volumes::start,
+    ),
+    row(
+        "persistentvolume-expander-controller",
+        "persistentvolume-expander",
+        "expand-controller",
+        volumes::expand::start,
+    ),
+    row(
+        "ephemeral-volume-controller",
+        "ephemeral-volume",
+        "ephemeral-volume-controller",
+        volumes::ephemeral::start,
     ),
     row(
         "persistentvolumeclaim-protection-controller",

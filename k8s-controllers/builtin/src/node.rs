@@ -2,13 +2,15 @@
 //!
 //! [`lifecycle`] derives conditions and taints from a node's Lease and status; [`eviction`] deletes pods that
 //! do not tolerate `NoExecute` taints; [`ipam`] allocates pod CIDRs; [`pod_gc`] deletes pods that no node
-//! will finish.
+//! will finish; [`ttl`] tells kubelets how long to keep ConfigMaps and Secrets.
 
 mod awake;
 mod eviction;
 mod ipam;
 mod lifecycle;
 mod pod_gc;
+mod ttl;
+mod zones;
 
 use futures::future::BoxFuture;
 use k8s_core::{
@@ -35,7 +37,7 @@ pub(super) fn lifecycle(environment: Environment, options: Options) -> BoxFuture
             if lease.namespace() == LEASES { vec![ObjectKey::new("", lease.name())] } else { Vec::new() }
         })
         .reads::<Pod>()
-        .run_in(environment, lifecycle::Lifecycle::new(options.node_monitor_grace))
+        .run_in(environment, lifecycle::Lifecycle::new(&options))
 }
 
 pub(super) fn eviction(environment: Environment, _: Options) -> BoxFuture<'static, ()> {
@@ -63,4 +65,8 @@ pub(super) fn ipam(environment: Environment, options: Options) -> BoxFuture<'sta
 
 pub(super) fn pod_gc(environment: Environment, options: Options) -> BoxFuture<'static, ()> {
     Box::pin(pod_gc::run(environment, options.terminated_pod_threshold))
+}
+
+pub(super) fn ttl(environment: Environment, _: Options) -> BoxFuture<'static, ()> {
+    Controller::<Node>::new().named("ttl-controller").run_in(environment, ttl::NodeTtl::default())
 }

@@ -4,11 +4,13 @@ use std::{cmp::Reverse, sync::Arc, time::Duration};
 
 use jiff::Timestamp;
 use k8s_core::{
-    api::api::core::v1::{ContainerStatus, Pod, PodCondition, PodTemplateSpec},
-    api::apimachinery::pkg::apis::meta::v1::ObjectMeta,
-    client::DeleteOptions,
+    api::api::core::v1::{ContainerStatus, Pod, PodCondition, PodStatus, PodTemplateSpec},
+    api::apimachinery::pkg::apis::meta::v1::{ObjectMeta, Time},
+    client::{Client, DeleteOptions, Error as ApiError, Patch},
     meta::{Object, ObjectExt, owner_reference},
 };
+
+use serde_json::json;
 
 use super::batch::is_namespace_terminating;
 use k8s_controllers::{Caches, Context, Error, EventType};
@@ -91,6 +93,45 @@ pub fn condition<'a>(pod: &'a Pod, kind: &str) -> Option<&'a PodCondition> {
 #[must_use]
 pub fn is_ready(pod: &Pod) -> bool {
     condition(pod, "Ready").is_some_and(|c| c.status == "True")
+}
+
+/// Returns the condition `DisruptionTarget`, which says that the pod is about to be deleted by the system.
+#[must_use]
+pub fn disruption_target(pod: &Pod, reason: &str, message: &str, now: Time) -> PodCondition {
+    PodCondition {
+        type_: "DisruptionTarget".into(),
+        status: "True".into(),
+        reason: Some(reason.into()),
+        message: Some(message.into()),
+        observed_generation: pod.metadata.generation,
+        last_transition_time: Some(now),
+        ..PodCondition::default()
+    }
+}
+
+/// Changes the phase and a condition of a pod of this uid, and nothing else of its status: cached pods are
+/// trimmed. Returns false if the pod no longer exists.
+///
+/// # Errors
+/// Any other failure of the request.
+pub async fn patch_status(
+    client: &Client,
+    pod: &Pod,
+    phase: Option<&str>,
+    condition: Option<PodCondition>,
+) -> Result<bool, ApiError> {
+    let status = PodStatus {
+        phase: phase.map(str::to_owned),
+        conditions: condition.map(|condition| vec![condition]),
+        ..PodStatus::default()
+    };
+    let patch = json!({"metadata": {"uid": pod.uid()}, "status": status});
+    let api = client.namespaced::<Pod>(pod.namespace());
+    match api.patch_status(pod.name(), &Patch::Strategic(patch)).await {
+        Ok(_) => Ok(true),
+        Err(e) if e.is_not_found() => Ok(false),
+        Err(e) => Err(e),
+    }
 }
 
 /// Returns the time since which the pod is ready.

@@ -13,7 +13,7 @@ use k8s_core::{
         apps::v1::ReplicaSet,
         core::v1::{Pod, ReplicationController},
     },
-    meta::{Object, ObjectExt, ObjectKey},
+    meta::{Object, ObjectExt},
 };
 
 pub(super) use kind::{ReplicaStatus, Replicated, count};
@@ -23,7 +23,7 @@ use super::{
     batch::{catch_up, is_in_doubt, slow_start},
     claim, conditions, pods,
 };
-use k8s_controllers::{Action, Caches, Context, Controller, Environment, Error, Reconcile};
+use k8s_controllers::{Action, Context, Controller, Environment, Error, Reconcile};
 
 pub(super) fn replica_sets(environment: Environment, _: Options) -> BoxFuture<'static, ()> {
     start::<ReplicaSet>(environment, "replicaset-controller")
@@ -38,19 +38,8 @@ fn start<K: Replicated>(environment: Environment, name: &str) -> BoxFuture<'stat
         .named(name)
         .workers(8)
         .owns::<Pod>()
-        .watches::<Pod>(|caches, pod| selecting::<K>(caches, pod))
+        .watches::<Pod>(|caches, pod| claim::adopters(caches, pod, |owner: &K| owner.selector().ok()))
         .run_in(environment, Replicas(std::marker::PhantomData::<fn() -> K>))
-}
-
-/// Returns the owners that may adopt an orphaned pod.
-fn selecting<K: Replicated>(caches: &Caches, pod: &Pod) -> Vec<ObjectKey> {
-    if pod.controller_ref().is_some() {
-        return Vec::new();
-    }
-    let selects = |owner: &Arc<K>| {
-        owner.selector().is_ok_and(|s| !s.is_everything() && s.matches(pod.metadata.labels.as_ref()))
-    };
-    caches.of::<K>().in_namespace(pod.namespace()).iter().filter(|o| selects(o)).map(|o| o.key()).collect()
 }
 
 /// Reconciler of ReplicaSets and ReplicationControllers.

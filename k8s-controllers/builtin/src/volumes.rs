@@ -1,12 +1,23 @@
 //! PersistentVolume binder: binds claims to volumes.
 //!
-//! Flow: [`matching`] finds the smallest free volume that satisfies a claim. The volume is bound first (its
-//! `claimRef` with the claim's uid), then the claim. After a crash in between the binding is completed,
-//! because the volume's `claimRef` decides.
+//! Flow: [`plan`] decides about claims and volumes; [`matching`] finds the closest free volume that satisfies a
+//! claim. The volume is bound first (its `claimRef` with the claim's uid), then the claim. After a crash in
+//! between the binding is completed, because the volume's `claimRef` decides.
+//!
+//! Invariants:
+//! 1. A volume is bound to one claim at most, and only to one that it satisfies.
+//! 2. A claim that was bound is never bound to another volume: without its own it is `Lost`.
+//! 3. A volume counts as released only after the API server has said that its claim does not exist.
+//! 4. A volume that a user has reserved for a claim goes to no other, and the reservation outlives a binding
+//!    that is given up.
+//! 5. The controller deletes no volume. One with the policy `Delete` that no provisioner made is `Failed`.
 //!
 //! Not here: provisioning volumes (provisioners do that), and attaching them.
 
+pub(super) mod ephemeral;
+pub(super) mod expand;
 mod matching;
+mod plan;
 pub(super) mod protection;
 
 use std::sync::Arc;
@@ -14,14 +25,17 @@ use std::sync::Arc;
 use futures::{FutureExt, future::BoxFuture};
 use k8s_core::{
     api::api::{
-        core::v1::{ObjectReference, PersistentVolume, PersistentVolumeClaim, PersistentVolumeClaimStatus},
+        core::v1::{
+            Node, ObjectReference, PersistentVolume, PersistentVolumeClaim, PersistentVolumeClaimStatus, Pod,
+        },
         storage::v1::StorageClass,
     },
-    meta::{ObjectExt, ObjectKey},
+    meta::{Object, ObjectExt, ObjectKey},
 };
 
-use super::Options;
-use k8s_controllers::{Action, Caches, Context, Controller, Environment, Error, EventType, Reconcile};
+use self::plan::{Fate, Observed, Verdict, Word};
+use super::{Options, pods};
+use k8s_controllers::{Action, Caches, Context, Controller, Environment, Error, Reconcile};
 
 const BOUND_BY_CONTROLLER: &str = "pv.kubernetes.io/bound-by-controller";
 const BIND_COMPLETED: &str = "pv.kubernetes.io/bind-completed";
@@ -34,6 +48,8 @@ pub(super) fn start(environment: Environment, _: Options) -> BoxFuture<'static, 
         .workers(1)
         .watches::<PersistentVolume>(claims_for)
         .watches::<StorageClass>(|caches, _| waiting(caches))
+        .reads::<Node>()
+        .reads::<Pod>()
         .run_in(environment.clone(), Claims);
     let volumes = Controller::<PersistentVolume>::new()
         .named("persistentvolume-controller-volumes")
@@ -71,77 +87,70 @@ impl Reconcile for Claims {
         if claim.is_deleting() {
             return Ok(Action::await_change());
         }
-        let volumes = cx.caches().of::<PersistentVolume>();
-        let wanted = volume_name(&claim);
-        let volume = if wanted.is_empty() { self.find(cx, &claim) } else { volumes.get("", wanted) };
-        let Some(volume) = volume else {
-            let was_bound = claim.annotation(BIND_COMPLETED).is_some();
-            let phase = if was_bound { "Lost" } else { "Pending" };
-            if was_bound && claim.status.as_ref().and_then(|s| s.phase.as_deref()) != Some("Lost") {
-                let message = "Bound claim has lost its PersistentVolume. Data on the volume is lost!";
-                cx.event(&*claim, EventType::Warning, "ClaimLost", message);
+        match decide(cx, &claim) {
+            Verdict::Bind(volume) => {
+                let volume = mark_volume(cx, &volume, &claim).await?;
+                let claim = mark_claim(cx, &claim, &volume).await?;
+                set_phase(cx, &claim, "Bound", Some(&volume)).await?;
             }
-            set_phase(cx, &claim, phase, None).await?;
-            return Ok(Action::await_change());
-        };
-        let theirs = matching::claim_of(&volume);
-        if theirs.is_some_and(|(ns, name, uid)| {
-            ns != claim.namespace() || name != claim.name() || uid.is_some_and(|u| u != claim.uid())
-        }) {
-            // The claim names a volume that is bound to another claim: it stays pending.
-            set_phase(cx, &claim, "Pending", None).await?;
-            return Ok(Action::await_change());
+            Verdict::Classify(class) => {
+                let mut next = (*claim).clone();
+                next.spec.get_or_insert_default().storage_class_name = Some(class);
+                cx.replace(&next).await?;
+            }
+            Verdict::Pending(word) => {
+                tell(cx, &*claim, word);
+                set_phase(cx, &claim, "Pending", None).await?;
+            }
+            Verdict::Lost(word) => {
+                let name = volume_name(&claim);
+                let missing = cx.caches().of::<PersistentVolume>().get("", name).is_none();
+                if missing
+                    && !name.is_empty()
+                    && cx.api::<PersistentVolume>("").get_opt(name).await?.is_some()
+                {
+                    // The cache is behind; the volume's arrival queues the claim again.
+                    return Ok(Action::await_change());
+                }
+                if claim.status.as_ref().and_then(|s| s.phase.as_deref()) != Some("Lost") {
+                    tell(cx, &*claim, Some(word));
+                }
+                set_phase(cx, &claim, "Lost", None).await?;
+            }
         }
-        let volume = mark_volume(cx, &volume, &claim).await?;
-        let claim = mark_claim(cx, &claim, &volume).await?;
-        set_phase(cx, &claim, "Bound", Some(&volume)).await?;
         Ok(Action::await_change())
     }
 }
 
-impl Claims {
-    /// Finds a volume for a claim without `volumeName`; otherwise sends an event with the reason.
-    fn find(&self, cx: &Context, claim: &PersistentVolumeClaim) -> Option<Arc<PersistentVolume>> {
-        let name = matching::class_of_claim(claim);
-        let class = cx.caches().of::<StorageClass>().get("", name);
-        let waits =
-            class.as_ref().is_some_and(|c| c.volume_binding_mode.as_deref() == Some("WaitForFirstConsumer"));
-        let node = claim.annotation(SELECTED_NODE);
-        if waits && node.is_none() {
-            let message = "waiting for first consumer to be created before binding";
-            cx.event(claim, EventType::Normal, "WaitForFirstConsumer", message);
-            return None;
-        }
-        let node = node.and_then(|n| cx.caches().of().get("", n));
-        let all = cx.caches().of::<PersistentVolume>().list();
-        let found = matching::best(claim, &all, node.as_deref());
-        if found.is_none() {
-            let (kind, reason, message) = match class {
-                Some(class) if class.provisioner == "kubernetes.io/no-provisioner" => {
-                    let message =
-                        "no persistent volumes available for this claim and its storage class makes none";
-                    (EventType::Normal, "FailedBinding", message.to_owned())
-                }
-                Some(class) => {
-                    let message = format!(
-                        "Waiting for a volume to be created either by the external provisioner '{}' or manually by the system administrator. If volume creation is delayed, please verify that the provisioner is running and correctly registered.",
-                        class.provisioner
-                    );
-                    (EventType::Normal, "ExternalProvisioning", message)
-                }
-                None if name.is_empty() => {
-                    let message =
-                        "no persistent volumes available for this claim and no storage class is set";
-                    (EventType::Normal, "FailedBinding", message.to_owned())
-                }
-                None => {
-                    let message = format!("storageclass.storage.k8s.io \"{name}\" not found");
-                    (EventType::Warning, "ProvisioningFailed", message)
-                }
-            };
-            cx.event(claim, kind, reason, message);
-        }
-        found
+fn decide(cx: &Context, claim: &PersistentVolumeClaim) -> Verdict {
+    let placed = claim.annotation(SELECTED_NODE);
+    let node: Option<Arc<Node>> = placed.and_then(|name| cx.caches().of().get("", name));
+    let uses = |pod: &&Arc<Pod>| {
+        let mut volumes = pod.spec.iter().flat_map(|spec| spec.volumes.iter().flatten());
+        pods::node_name(pod).is_empty()
+            && volumes
+                .any(|v| v.persistent_volume_claim.as_ref().is_some_and(|c| c.claim_name == claim.name()))
+    };
+    let all = cx.caches().of::<Pod>().in_namespace(claim.namespace());
+    let mut waiting: Vec<String> = all.iter().filter(uses).map(|pod| pod.name().to_owned()).collect();
+    waiting.sort();
+    let class = cx.caches().of::<StorageClass>().get("", matching::class_of_claim(claim));
+    let classes = cx.caches().of::<StorageClass>().list();
+    let observed = Observed {
+        claim,
+        volumes: &cx.caches().of::<PersistentVolume>().list(),
+        class: class.as_deref(),
+        default: plan::default_class(&classes),
+        is_placed: placed.is_some(),
+        node: node.as_deref(),
+        waiting: &waiting,
+    };
+    observed.verdict()
+}
+
+fn tell<K: Object>(cx: &Context, object: &K, word: Option<Word>) {
+    if let Some(Word { kind, reason, message }) = word {
+        cx.event(object, kind, reason, message);
     }
 }
 
@@ -211,33 +220,64 @@ impl Reconcile for Volumes {
     type Kind = PersistentVolume;
 
     async fn reconcile(&self, cx: &Context, volume: Arc<PersistentVolume>) -> Result<Action, Error> {
-        let phase = match matching::claim_of(&volume) {
-            None | Some((_, _, None)) => "Available",
-            Some((namespace, name, Some(uid))) => {
-                let claim = cx.caches().of::<PersistentVolumeClaim>().get(namespace, name);
-                if claim.is_some_and(|c| c.uid() == uid) { "Bound" } else { self.released(&volume) }
+        let claim = claim_of(cx, &volume).await?;
+        match plan::fate(&volume, claim.as_deref()) {
+            Fate::Phase(phase) => set_volume_phase(cx, &volume, phase, None).await?,
+            Fate::Failed(word) => {
+                let status = volume.status.as_ref();
+                if status.and_then(|s| s.message.as_deref()) != Some(&word.message) {
+                    cx.event(&*volume, word.kind, word.reason, word.message.clone());
+                }
+                set_volume_phase(cx, &volume, "Failed", Some(word.message)).await?;
             }
-        };
-        cx.status(&*volume, |next| {
-            let status = next.status.get_or_insert_default();
-            if status.phase.as_deref() != Some(phase) {
-                status.phase = Some(phase.to_owned());
-                status.last_phase_transition_time = Some(cx.clock().time());
+            Fate::Unbind => {
+                let free = cx.replace(&plan::unbound(&volume)).await?;
+                set_volume_phase(cx, &free, "Available", None).await?;
             }
-        })
-        .await?;
+            Fate::Mismatch(ours, theirs) => {
+                tell(cx, &*volume, Some(ours));
+                if let Some(claim) = claim {
+                    tell(cx, &*claim, Some(theirs));
+                }
+            }
+            Fate::Wait => {}
+        }
         Ok(Action::await_change())
     }
 }
 
-impl Volumes {
-    /// Phase of a volume whose claim is gone. The content is up to the administrator or the provisioner.
-    fn released(&self, volume: &PersistentVolume) -> &'static str {
-        let policy = volume.spec.as_ref().and_then(|s| s.persistent_volume_reclaim_policy.as_deref());
-        let provisioned = volume.annotation("pv.kubernetes.io/provisioned-by").is_some();
-        match policy {
-            Some("Delete" | "Recycle") if !provisioned => "Failed",
-            _ => "Released",
-        }
+/// Returns the claim with the uid of the volume's `claimRef`. The API server is asked before it counts as
+/// gone: the cache may be behind.
+async fn claim_of(
+    cx: &Context,
+    volume: &PersistentVolume,
+) -> Result<Option<Arc<PersistentVolumeClaim>>, Error> {
+    let Some((namespace, name, Some(uid))) = matching::claim_of(volume) else { return Ok(None) };
+    let cached = cx.caches().of::<PersistentVolumeClaim>().get(namespace, name);
+    if let Some(claim) = cached.filter(|claim| claim.uid() == uid) {
+        return Ok(Some(claim));
     }
+    let phase = volume.status.as_ref().and_then(|s| s.phase.as_deref());
+    if matches!(phase, Some("Released" | "Failed")) {
+        return Ok(None);
+    }
+    let live = cx.api::<PersistentVolumeClaim>(namespace).get_opt(name).await?;
+    Ok(live.filter(|live| live.uid() == uid).map(Arc::new))
+}
+
+async fn set_volume_phase(
+    cx: &Context,
+    volume: &PersistentVolume,
+    phase: &str,
+    message: Option<String>,
+) -> Result<(), Error> {
+    cx.status(volume, |next| {
+        let status = next.status.get_or_insert_default();
+        status.message = message;
+        if status.phase.as_deref() != Some(phase) {
+            status.phase = Some(phase.to_owned());
+            status.last_phase_transition_time = Some(cx.clock().time());
+        }
+    })
+    .await
 }

@@ -73,6 +73,10 @@ by_name! {
     pod_gc = "podgc";
     /// Counts the usage of ResourceQuotas.
     resource_quota = "resourcequota";
+    /// Writes the annotation `node.alpha.kubernetes.io/ttl` of nodes.
+    node_ttl = "ttl";
+    /// Creates the claims of generic ephemeral volumes.
+    ephemeral_volume = "ephemeral-volume";
     /// Binds PersistentVolumes to claims.
     persistent_volume_binder = "persistentvolume-binder";
 }

@@ -294,7 +294,8 @@ impl Report<'_> {
             status["podIP"] = json!(self.address);
             status["podIPs"] = json!([{"ip": self.address}]);
         }
-        // The uid is a precondition: a later pod of the same name stays untouched.
+        // The uid is a precondition: a later pod of the same name stays untouched. Conditions of others, such as
+        // DisruptionTarget, are kept.
         let patch = json!({"metadata": {"uid": self.pod.uid()}, "status": status});
         match api.patch_status(self.pod.name(), &Patch::Strategic(patch)).await {
             Err(e) if e.is_conflict() => Ok(()),

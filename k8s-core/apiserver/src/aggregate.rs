@@ -1,16 +1,19 @@
-//! Aggregation: groups and versions that an APIService gives to another server.
+//! Aggregation: groups and versions that an APIService gives to another server, or that other code of this
+//! process answers ([`LocalApi`]).
 //!
 //! A request for such a version is authenticated and authorized here, then passed on with the user in
 //! `X-Remote-*` headers. The other server trusts them because of the front proxy's certificate. While the
-//! other server is unavailable, requests get 503. Its checks are in `apiservices`.
+//! other server is unavailable, requests get 503. Its checks are in `apiservices`. An APIService that names a
+//! Service comes before a local API of its name.
 
 use std::sync::{
     Arc, Mutex, PoisonError, RwLock,
     atomic::{AtomicBool, Ordering},
 };
 
+use async_trait::async_trait;
 use http::{HeaderMap, HeaderName, HeaderValue, Request, Response, StatusCode};
-use k8s_core::client::Body;
+use k8s_core::client::{Body, Client};
 use k8s_store::Store;
 use serde_json::Value;
 
@@ -19,8 +22,59 @@ use crate::{
     tls::ClientKeys,
     user::User,
     value::{bool_at, int_at, str_at},
-    webhook_client::Callee,
+    webhook_client::{Callee, Unreachable},
 };
+
+/// A group and version that code of this process answers.
+///
+/// Requests arrive as an aggregated server gets them: authenticated, authorized, by their whole path
+/// (`/apis/GROUP/VERSION/...`), with the user in `X-Remote-*` headers.
+#[async_trait]
+pub trait LocalApi: Send + Sync + 'static {
+    /// API group (`metrics.k8s.io`).
+    fn group(&self) -> &str;
+
+    /// Version (`v1beta1`).
+    fn version(&self) -> &str;
+
+    /// Answers a request. `GET /apis/GROUP/VERSION` must answer with an `APIResourceList`. `client` acts as
+    /// the API server itself, which may do all.
+    async fn call(&self, client: &Client, request: Request<Body>) -> Response<Body>;
+}
+
+/// Priorities of the groups and versions of local APIs, as metrics-server asks for.
+pub(crate) const LOCAL_PRIORITY: i64 = 100;
+
+/// Who answers for a version.
+pub(crate) enum Peer {
+    /// A server behind a Service.
+    Server(Callee),
+    /// Code of this process.
+    Local(Arc<dyn LocalApi>),
+}
+
+impl std::fmt::Debug for Peer {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str(match self {
+            Peer::Server(_) => "Server",
+            Peer::Local(_) => "Local",
+        })
+    }
+}
+
+impl Peer {
+    pub(crate) async fn call(
+        &self,
+        store: &Store,
+        own: impl FnOnce() -> Client,
+        request: Request<Body>,
+    ) -> Result<Response<Body>, Unreachable> {
+        match self {
+            Peer::Server(callee) => callee.call(store, request).await,
+            Peer::Local(local) => Ok(local.call(&own(), request).await),
+        }
+    }
+}
 
 /// A version that another server answers for.
 #[derive(Debug)]
@@ -32,7 +86,7 @@ pub(crate) struct Remote {
     group_priority: i64,
     version_priority: i64,
     pub(crate) spec: Value,
-    pub(crate) callee: Result<Callee, String>,
+    pub(crate) peer: Result<Peer, String>,
     pub(crate) available: AtomicBool,
     /// Its APIResourceList of the last successful check.
     pub(crate) resources: Mutex<Value>,
@@ -42,6 +96,8 @@ pub(crate) struct Remote {
 #[derive(Debug, Default)]
 pub(crate) struct Aggregator {
     remotes: RwLock<Arc<Vec<Arc<Remote>>>>,
+    /// APIs of this process, which answer while no other server does.
+    locals: Vec<Arc<Remote>>,
 }
 
 impl Remote {
@@ -53,16 +109,36 @@ impl Remote {
             version: str_at(&spec, "/version").into(),
             group_priority: int_at(&spec, "/groupPriorityMinimum").unwrap_or(0),
             version_priority: int_at(&spec, "/versionPriority").unwrap_or(0),
-            callee: Callee::service(
+            peer: Callee::service(
                 &spec["service"],
                 str_at(&spec, "/caBundle"),
                 bool_at(&spec, "/insecureSkipTLSVerify"),
                 identity,
-            ),
+            )
+            .map(Peer::Server),
             spec,
             available: AtomicBool::new(false),
             resources: Mutex::default(),
         }
+    }
+
+    fn local(api: Arc<dyn LocalApi>) -> Self {
+        Remote {
+            name: format!("{}.{}", api.version(), api.group()),
+            group: api.group().to_owned(),
+            version: api.version().to_owned(),
+            group_priority: LOCAL_PRIORITY,
+            version_priority: LOCAL_PRIORITY,
+            peer: Ok(Peer::Local(api)),
+            spec: Value::Null,
+            available: AtomicBool::new(true),
+            resources: Mutex::default(),
+        }
+    }
+
+    /// Returns true for an API of this process.
+    pub(crate) fn is_local(&self) -> bool {
+        matches!(self.peer, Ok(Peer::Local(_)))
     }
 
     /// Returns true if the last check succeeded.
@@ -75,15 +151,16 @@ impl Remote {
         self.resources.lock().unwrap_or_else(PoisonError::into_inner).clone()
     }
 
-    /// Passes a request on.
+    /// Passes a request on. `own` gives the client of the API server itself.
     pub(crate) async fn forward(
         &self,
         store: &Store,
+        own: impl FnOnce() -> Client,
         user: &User,
         request: &mut Request<Body>,
     ) -> Response<Body> {
         let unavailable = |why: &str| respond::text(StatusCode::SERVICE_UNAVAILABLE, why.to_owned());
-        let Some(callee) = self.callee.as_ref().ok().filter(|_| self.is_available()) else {
+        let Some(peer) = self.peer.as_ref().ok().filter(|_| self.is_available()) else {
             return unavailable("service unavailable\n");
         };
         let target = request.uri().path_and_query().map_or("/", |p| p.as_str()).to_owned();
@@ -94,7 +171,7 @@ impl Remote {
         if let Err(why) = identify(user, out.headers_mut()) {
             return unavailable(&format!("error trying to reach service: {why}\n"));
         }
-        match callee.call(store, out).await {
+        match peer.call(store, own, out).await {
             Ok(mut response) => {
                 response.extensions_mut().insert(respond::Foreign);
                 response
@@ -142,6 +219,20 @@ pub(crate) fn identify(user: &User, headers: &mut HeaderMap) -> Result<(), Strin
 }
 
 impl Aggregator {
+    pub(crate) fn new(locals: Vec<Arc<dyn LocalApi>>) -> Self {
+        let locals: Vec<Arc<Remote>> = locals.into_iter().map(|api| Arc::new(Remote::local(api))).collect();
+        let aggregator = Aggregator { remotes: RwLock::default(), locals };
+        for local in &aggregator.locals {
+            aggregator.replace(&local.name, None);
+        }
+        aggregator
+    }
+
+    /// The APIs of this process, whether they answer now or another server does.
+    pub(crate) fn locals(&self) -> &[Arc<Remote>] {
+        &self.locals
+    }
+
     /// All of them, those of important groups first.
     pub(crate) fn all(&self) -> Arc<Vec<Arc<Remote>>> {
         self.remotes.read().unwrap_or_else(PoisonError::into_inner).clone()
@@ -153,7 +244,9 @@ impl Aggregator {
         all.iter().find(|r| r.group == group && r.version == version).cloned()
     }
 
+    /// Replaces the server of an APIService; `None`: this process answers, if it can.
     pub(crate) fn replace(&self, name: &str, remote: Option<Arc<Remote>>) {
+        let remote = remote.or_else(|| self.locals.iter().find(|local| local.name == name).cloned());
         let mut all = self.remotes.write().unwrap_or_else(PoisonError::into_inner);
         let mut new: Vec<Arc<Remote>> = all.iter().filter(|r| r.name != name).cloned().collect();
         new.extend(remote);

@@ -34,6 +34,8 @@ impl Observer for ApiServices {
 
     async fn after_delete(&self, state: &Arc<State>, _: &Resource, service: &Value) {
         state.aggregator.replace(str_at(service, "/metadata/name"), None);
+        // A version of this process gets its APIService again.
+        state.redefined.notify_one();
     }
 }
 
@@ -59,6 +61,9 @@ fn after_write(state: &Arc<State>, stored: &Arc<Stored>) {
 pub(crate) fn start(state: &Arc<State>) {
     for stored in state.store.snapshot(STORAGE).range("", "") {
         after_write(state, stored);
+    }
+    for local in state.aggregator.locals() {
+        check::start(state, local.clone());
     }
     let (weak, changed) = (Arc::downgrade(state), state.redefined.clone());
     tokio::spawn(async move {

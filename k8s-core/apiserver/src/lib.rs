@@ -82,6 +82,7 @@ mod webhook_client;
 mod write;
 mod yaml;
 
+pub use aggregate::LocalApi;
 pub use format::describe;
 pub use server::{ApiServer, BuildError, Builder};
 pub use state::Pace;

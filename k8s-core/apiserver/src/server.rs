@@ -435,7 +435,8 @@ impl ApiServer {
         times.end(Stage::Authorized);
         outcome.granted(&user, &wanted)?;
         if let Some(remote) = state.elsewhere(&info) {
-            return Ok((remote.forward(&state.store, &user, &mut request).await, Vec::new()));
+            let own = || (state.own)(state);
+            return Ok((remote.forward(&state.store, own, &user, &mut request).await, Vec::new()));
         }
         let call = Call {
             info,

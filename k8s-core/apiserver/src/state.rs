@@ -8,6 +8,7 @@ use std::{
 
 use async_trait::async_trait;
 use bytes::Bytes;
+use k8s_core::client::Client;
 use k8s_core::clock::Clock;
 use k8s_store::{Store, Stored};
 use serde_json::Value;
@@ -89,6 +90,8 @@ pub(crate) struct State {
     pub(crate) auditor: Option<Arc<Auditor>>,
     pub(crate) nodes: Option<Arc<dyn NodeConnector>>,
     pub(crate) aggregator: Aggregator,
+    /// Returns a client of the server as itself.
+    pub(crate) own: fn(&Arc<State>) -> Client,
     /// Notified when definitions change.
     pub(crate) redefined: Arc<tokio::sync::Notify>,
     pub(crate) front_proxy: Option<ClientKeys>,

@@ -161,11 +161,6 @@ const POD: &[Field] = &[
         "volumes get their group at each start",
     ),
     Field(&["securityContext", "seLinuxOptions"], SET, NO_SELINUX),
-    Field(
-        &["securityContext", "supplementalGroupsPolicy"],
-        |v, _| v == "Strict",
-        "groups of the image's user are merged all the same",
-    ),
     Field(&["securityContext", "windowsOptions"], SET, NO_WINDOWS),
     Field(
         &["volumes", "*", "emptyDir"],

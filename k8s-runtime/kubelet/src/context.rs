@@ -11,8 +11,9 @@ use k8s_net::pod::PodNetwork;
 use k8s_runtime::{Runtime, SandboxId};
 
 use crate::{
-    config::Config, facts::Facts, images::Puller, metrics::Metrics, pod_certificates::PodCertificates,
-    sources::Sources, sysctls::Sysctls, tokens::Tokens, trust::TrustBundles, types::*, view::PodView,
+    config::Config, facts::Facts, images::Puller, metrics::Metrics, pod::admit::Ledger,
+    pod_certificates::PodCertificates, sources::Sources, sysctls::Sysctls, tokens::Tokens,
+    trust::TrustBundles, types::*, usage::Samples, view::PodView,
 };
 
 /// Shared by the pod workers, the node status loop and the kubelet's API.
@@ -30,9 +31,13 @@ pub(crate) struct Context {
     pub(crate) certificates: PodCertificates,
     pub(crate) pods: Cache<Pod>,
     pub(crate) services: Cache<Service>,
+    /// The Node object of this kubelet.
+    pub(crate) node: Cache<Node>,
+    pub(crate) ledger: Ledger,
     pub(crate) facts: Facts,
     pub(crate) sysctls: Sysctls,
     pub(crate) metrics: Metrics,
+    pub(crate) samples: Samples,
     /// The pod (uid) that a sandbox belongs to.
     sandboxes: Mutex<HashMap<SandboxId, String>>,
     views: Mutex<HashMap<String, PodView>>,
@@ -79,8 +84,11 @@ impl Context {
             facts: parts.facts,
             sysctls: parts.sysctls,
             metrics: parts.metrics,
+            samples: Samples::default(),
             pods: Cache::new(),
             services: Cache::new(),
+            node: Cache::new(),
+            ledger: Ledger::default(),
             sandboxes: Mutex::default(),
             views: Mutex::default(),
             view_changes: tokio::sync::watch::channel(()).0,

@@ -29,6 +29,7 @@ use crate::{
     metrics::Metrics,
     node, orphans,
     pod::{
+        admit,
         worker::{self, Handle},
         world::Message,
     },
@@ -189,6 +190,7 @@ impl Builder {
             running: JoinSet::new(),
             known,
             services_known: false,
+            synced: false,
             shutdown: stop.clone(),
         };
         tasks.spawn(async move { router.run(events).await });
@@ -289,6 +291,8 @@ struct Router {
     /// Sandboxes at the start of the kubelet, until their worker takes them over.
     known: Vec<SandboxStatus>,
     services_known: bool,
+    /// All pods that were bound to the node at the start are known.
+    synced: bool,
     shutdown: CancellationToken,
 }
 
@@ -298,8 +302,9 @@ impl Router {
         let mut changes = cx.pods.subscribe();
         let selector = ListParams::default().fields(format!("spec.nodeName={}", cx.config.node_name));
         let _pods = reflect(cx.client.all::<Pod>(), selector, cx.pods.clone());
+        let own = ListParams::default().fields(format!("metadata.name={}", cx.config.node_name));
+        let _node = reflect(cx.client.all::<Node>(), own, cx.node.clone());
         let _services = reflect(cx.client.all::<Service>(), ListParams::default(), cx.services.clone());
-        let mut orphans_due = true;
         let mut background = JoinSet::new();
         let shutdown = self.shutdown.clone();
         loop {
@@ -324,11 +329,13 @@ impl Router {
                         handle.mailbox.send(Message::Services);
                     }
                 }
-                () = cx.pods.synced(), if orphans_due => {
-                    orphans_due = false;
+                () = cx.pods.synced(), if !self.synced => {
+                    self.synced = true;
                     // After the cache has synced, every pod has its worker, and the workers have taken over
-                    // their sandboxes.
-                    for pod in cx.pods.list() {
+                    // their sandboxes. New pods are admitted in the order of their creation.
+                    let mut pods = cx.pods.list();
+                    pods.sort_by_key(|pod| pod.metadata.creation_timestamp.as_ref().map(|t| t.0));
+                    for pod in pods {
                         self.upsert(pod);
                     }
                     let known = std::mem::take(&mut self.known);
@@ -373,7 +380,13 @@ impl Router {
             return;
         }
         let uid = pod.uid().to_owned();
-        let known = self.known.iter().filter(|s| s.spec.uid == uid).cloned().collect();
+        let known: Vec<_> = self.known.iter().filter(|s| s.spec.uid == uid).cloned().collect();
+        if admit::was_admitted(&pod, !known.is_empty()) {
+            // Before any new pod is checked.
+            self.cx.ledger.hold(&pod);
+        } else if !self.synced {
+            return;
+        }
         let (handle, work) = worker::start(worker::Start {
             cx: self.cx.clone(),
             pod,

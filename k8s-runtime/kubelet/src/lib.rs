@@ -12,7 +12,8 @@
 //!    parallel.
 //! 3. A pod's object is deleted only after its containers have exited, its network is detached and its
 //!    volumes are unmounted.
-//! 4. The newest status reaches the API server eventually, however often a write fails.
+//! 4. A pod that does not fit the node is never started; it fails with upstream's reason.
+//! 5. The newest status reaches the API server eventually, however often a write fails.
 //!
 //! Not here: container creation ([`k8s_runtime`]), pod networks (`k8s-net`), static pods, evictions, image
 //! garbage collection.
@@ -42,6 +43,7 @@ mod sources;
 mod sysctls;
 mod tokens;
 mod trust;
+mod usage;
 mod view;
 mod volumes;
 
@@ -56,7 +58,10 @@ mod types {
     pub(crate) use k8s_core::api::{
         ByteString,
         api::{
-            authentication::v1::{BoundObjectReference, TokenRequest, TokenRequestSpec},
+            authentication::v1::{
+                BoundObjectReference, TokenRequest, TokenRequestSpec, TokenReview, TokenReviewSpec,
+                TokenReviewStatus,
+            },
             authorization::v1::{ResourceAttributes, SubjectAccessReview, SubjectAccessReviewSpec},
             certificates::v1beta1::{ClusterTrustBundle, PodCertificateRequest, PodCertificateRequestSpec},
             coordination::v1::Lease,

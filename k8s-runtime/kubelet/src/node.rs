@@ -27,6 +27,23 @@ const LATE: Duration = Duration::from_secs(5);
 const RETRY: Duration = Duration::from_millis(100);
 const LONGEST_RETRY: Duration = Duration::from_secs(7);
 
+pub(crate) use status::pressure;
+
+/// Returns the Node object as the cache has it. Before it is known: what this kubelet registers.
+pub(crate) fn cached(cx: &Context) -> Arc<Node> {
+    cx.node.list().into_iter().next().unwrap_or_else(|| {
+        Arc::new(Node {
+            metadata: ObjectMeta {
+                name: Some(cx.config.node_name.clone()),
+                labels: Some(status::labels(cx)),
+                ..ObjectMeta::default()
+            },
+            spec: None,
+            status: Some(NodeStatus { allocatable: Some(cx.facts.allocatable()), ..NodeStatus::default() }),
+        })
+    })
+}
+
 /// Keeps the Node object and its Lease current. Runs until it is dropped.
 pub(crate) async fn run(cx: Arc<Context>) {
     let mut delay = RETRY;

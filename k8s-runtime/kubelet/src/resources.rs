@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 
 use k8s_core::meta::Quantity;
-use k8s_runtime::Resources;
+use k8s_runtime::{Requests, Resources};
 
 use crate::types::*;
 
@@ -98,6 +98,66 @@ fn oom_score_adj(qos: Qos, container: &Container, node_memory: i64) -> i32 {
             let share = i128::from(wanted) * 1000 / i128::from(node_memory.max(1));
             i32::try_from(1000 - share).unwrap_or(3).clamp(3, 999)
         }
+    }
+}
+
+/// Amounts of resources by name: millicores of CPU, units of all others.
+pub(crate) type Amounts = BTreeMap<String, i64>;
+
+/// Returns what a container requests; the default of a request is its limit.
+fn container_requests(requirements: Option<&ResourceRequirements>) -> Amounts {
+    let mut list = List::new();
+    for part in requirements.into_iter().flat_map(|r| [&r.limits, &r.requests]).flatten() {
+        list.extend(part.clone());
+    }
+    let amount = |name: &str, quantity: &ApiQuantity| {
+        let quantity = Quantity::try_from(quantity).unwrap_or(Quantity::ZERO);
+        if name == "cpu" { quantity.milli() } else { quantity.units() }
+    };
+    list.iter().map(|(name, quantity)| (name.clone(), amount(name, quantity))).collect()
+}
+
+fn combine(total: &mut Amounts, other: &Amounts, with: impl Fn(i64, i64) -> i64) {
+    for (name, amount) in other {
+        let have = total.entry(name.clone()).or_default();
+        *have = with(*have, *amount);
+    }
+}
+
+/// Returns what a pod requests of the node: the maximum of the containers' sum and of each init container,
+/// both with the sidecars beside it, plus the overhead. Requests of the whole pod replace those of its
+/// containers.
+pub(crate) fn pod_requests(spec: &PodSpec) -> Amounts {
+    let (mut sidecars, mut initial) = (Amounts::new(), Amounts::new());
+    for container in spec.init_containers.iter().flatten() {
+        let own = container_requests(container.resources.as_ref());
+        if container.restart_policy.as_deref() == Some("Always") {
+            combine(&mut sidecars, &own, i64::saturating_add);
+            combine(&mut initial, &sidecars, i64::max);
+        } else {
+            let mut together = own;
+            combine(&mut together, &sidecars, i64::saturating_add);
+            combine(&mut initial, &together, i64::max);
+        }
+    }
+    let mut total = sidecars;
+    for container in &spec.containers {
+        combine(&mut total, &container_requests(container.resources.as_ref()), i64::saturating_add);
+    }
+    combine(&mut total, &initial, i64::max);
+    combine(&mut total, &container_requests(spec.resources.as_ref()), |_, whole| whole);
+    let overhead =
+        ResourceRequirements { requests: spec.overhead.clone(), ..ResourceRequirements::default() };
+    combine(&mut total, &container_requests(Some(&overhead)), i64::saturating_add);
+    total
+}
+
+/// CPU and memory that a container requests.
+pub(crate) fn requested(container: &Container) -> Requests {
+    let positive = |value: i64| u64::try_from(value).unwrap_or(0);
+    Requests {
+        cpu_milli: request(container, "cpu").map_or(0, |q| positive(q.milli())),
+        memory_bytes: request(container, "memory").map_or(0, |q| positive(q.units())),
     }
 }
 
@@ -226,6 +286,46 @@ mod tests {
         assert_eq!(have.memory_bytes, Some(200 << 20));
         assert_eq!(have.oom_score_adj, Some(900));
         assert_eq!(pod(&spec).memory_bytes, Some(200 << 20));
+    }
+
+    #[test]
+    fn requests_of_a_pod() {
+        let container = |cpu: &str| serde_json::json!({"name": "c", "resources": {"requests": {"cpu": cpu}}});
+        let mut sidecar = container("100m");
+        sidecar["restartPolicy"] = "Always".into();
+        let mut limited = container("1");
+        limited["resources"] = serde_json::json!({"limits": {"memory": "64Mi"}});
+        for (spec, cpu, memory) in [
+            (
+                serde_json::json!({"containers": [container("200m"), container("300m"), limited]}),
+                500,
+                64 << 20,
+            ),
+            (
+                serde_json::json!({"initContainers": [container("900m")], "containers": [container("300m")]}),
+                900,
+                0,
+            ),
+            (
+                serde_json::json!({"initContainers": [sidecar, container("900m")], "containers": [container("300m")]}),
+                1000,
+                0,
+            ),
+            (
+                serde_json::json!({"initContainers": [sidecar], "containers": [container("300m")], "overhead": {"cpu": "50m"}}),
+                450,
+                0,
+            ),
+            (
+                serde_json::json!({"containers": [container("300m")], "resources": {"requests": {"cpu": "2"}}}),
+                2000,
+                0,
+            ),
+        ] {
+            let have = pod_requests(&serde_json::from_value(spec.clone()).unwrap());
+            let of = |name: &str| have.get(name).copied().unwrap_or(0);
+            assert_eq!((of("cpu"), of("memory")), (cpu, memory), "{spec}");
+        }
     }
 
     #[test]

@@ -1,11 +1,12 @@
 //! The kubelet's API: logs, exec, attach, port-forward, pods, metrics. The API server proxies to it.
 //!
 //! Flow: [`KubeletApi::handle`] answers a request; streaming requests take over the connection by hyper's
-//! upgrade. Callers are the listener (TLS with client certificates) and, in the same process, the API server.
+//! upgrade. Callers are the listener (TLS) and, in the same process, the API server.
 //!
-//! Guarantee: the listener answers only clients with a certificate of the cluster that the API server allows
-//! the node's subresource (see [`auth`]). There is no anonymous access.
-//! Not here: SPDY upgrades by old clients (WebSockets only), bearer tokens, `/run`, `/configz`.
+//! Guarantee: the listener answers only clients with a certificate of the cluster or a token that the API
+//! server knows, and only if the API server allows them the node's subresource (see [`auth`]). There is no
+//! anonymous access.
+//! Not here: SPDY upgrades by old clients (WebSockets only), `/run`, `/configz`.
 
 mod auth;
 mod channels;

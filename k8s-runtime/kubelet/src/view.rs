@@ -4,7 +4,7 @@ use std::{collections::HashMap, path::PathBuf};
 
 use k8s_runtime::{ContainerId, SandboxId};
 
-use crate::types::PodStatus;
+use crate::types::{PodStatus, Timestamp};
 
 /// A pod as the kubelet's API shows it.
 #[derive(Clone, Debug, Default)]
@@ -21,6 +21,8 @@ pub(crate) struct ContainerView {
     /// Id of the newest container, running or exited.
     pub(crate) id: Option<ContainerId>,
     pub(crate) running: bool,
+    /// Start of the running container. `None`: it does not run.
+    pub(crate) running_since: Option<Timestamp>,
     pub(crate) waiting: Option<String>,
     pub(crate) log: Option<PathBuf>,
     pub(crate) previous_log: Option<PathBuf>,

@@ -263,22 +263,23 @@ impl Cgroups {
             Cgroups::V1(_) => (directory("cpuacct")?, directory("memory")?, directory("pids")?),
             Cgroups::V2(_) => (directory("cpu")?, directory("memory")?, directory("pids")?),
         };
-        let (cpu_nanos, memory_bytes, reclaimable) = match self {
+        let (cpu_nanos, memory_bytes, [reclaimable, rss_bytes]) = match self {
             Cgroups::V1(_) => (
                 number(&cpu.join("cpuacct.usage")),
                 number(&memory.join("memory.usage_in_bytes")),
-                keyed(&memory.join("memory.stat"), "total_inactive_file"),
+                ["total_inactive_file", "total_rss"].map(|key| keyed(&memory.join("memory.stat"), key)),
             ),
             Cgroups::V2(_) => (
                 keyed(&cpu.join("cpu.stat"), "usage_usec") * 1000,
                 number(&memory.join("memory.current")),
-                keyed(&memory.join("memory.stat"), "inactive_file"),
+                ["inactive_file", "anon"].map(|key| keyed(&memory.join("memory.stat"), key)),
             ),
         };
         Ok(ContainerStats {
             cpu_nanos,
             memory_bytes,
             working_set_bytes: memory_bytes.saturating_sub(reclaimable),
+            rss_bytes,
             pids: number(&pids.join("pids.current")),
         })
     }

@@ -1,258 +1,278 @@
-//! Node health.
+//! Node health: conditions, taints, and the readiness of pods.
 //!
-//! A node is alive while its Lease is renewed or its status is written. If neither is seen for the grace
-//! period, its conditions become `Unknown`. The period is measured by this process's clock, because the
-//! node's is not trusted, and excludes pauses (see [`Awake`]). Conditions are translated to taints, and pods
-//! of a node that is not ready are marked not ready.
+//! Flow: a node is alive while its Lease is renewed or its status is written. If neither is seen for the grace
+//! period, its conditions become `Unknown`. Conditions are translated to taints with the effect `NoSchedule`
+//! at once, and to those with the effect `NoExecute`, which evict pods, at the rate of its zone ([`zones`]).
+//! Pods of a node that is not ready are marked not ready.
+//!
+//! Invariants:
+//! 1. The grace period is measured by this process's clock, because the node's is not trusted, and excludes
+//!    pauses (see [`Awake`]).
+//! 2. A node that is not ready has one of the `NoExecute` taints not-ready and unreachable at most: the one
+//!    of its present condition. A ready node has neither.
+//! 3. In a zone nodes are given such a taint at most at the rate of its state. While no node of the cluster
+//!    is ready, none is, and those that are there are removed.
+//! 4. A pod is marked not ready at most once for each time that its node is not ready.
+//! 5. Taints, conditions and labels of others stay as they are.
+
+mod plan;
 
 use std::{
-    collections::HashMap,
-    sync::{Arc, Mutex, PoisonError},
+    collections::{HashMap, HashSet},
+    sync::{Arc, Mutex, MutexGuard, PoisonError},
     time::Duration,
 };
 
+use jiff::Timestamp;
 use k8s_core::{
     api::{
         api::{
             coordination::v1::Lease,
-            core::v1::{Node, NodeCondition, PodCondition, Taint},
+            core::v1::{Node, Pod},
         },
         apimachinery::pkg::apis::meta::v1::Time,
     },
+    client::Patch,
     meta::ObjectExt,
 };
-use serde_json::json;
+use serde_json::{Value, json};
 
+pub(super) use self::plan::is_ready;
+use self::plan::{Evict, ready};
 use super::{
     LEASES,
     awake::{Awake, LOOK_EVERY},
-    pods::pods_on,
+    zones::{Rates, Turn, Zones, zone_of},
 };
 use crate::{
-    conditions::{self, Condition},
-    pods,
+    Options,
+    pods::{self, pods_on},
 };
 use k8s_controllers::{Action, Context, Error, EventType, Reconcile};
 
-pub(super) const NOT_READY: &str = "node.kubernetes.io/not-ready";
-pub(super) const UNREACHABLE: &str = "node.kubernetes.io/unreachable";
-/// Conditions that become unknown without heartbeats.
-const KUBELET_CONDITIONS: [&str; 4] = ["Ready", "MemoryPressure", "DiskPressure", "PIDPressure"];
-/// Conditions with the status that leads to a taint, and the taint's key.
-const CONDITION_TAINTS: [(&str, &str, &str); 6] = [
-    ("Ready", "False", NOT_READY),
-    ("Ready", "Unknown", UNREACHABLE),
-    ("MemoryPressure", "True", "node.kubernetes.io/memory-pressure"),
-    ("DiskPressure", "True", "node.kubernetes.io/disk-pressure"),
-    ("PIDPressure", "True", "node.kubernetes.io/pid-pressure"),
-    ("NetworkUnavailable", "True", "node.kubernetes.io/network-unavailable"),
-];
-const UNSCHEDULABLE: &str = "node.kubernetes.io/unschedulable";
-
-/// The last heartbeat, and the time since it was seen.
-#[derive(Clone, PartialEq)]
+/// Observations of a node.
+#[derive(Clone)]
 struct Sign {
+    uid: String,
     lease: Option<String>,
     heartbeat: Option<Time>,
+    /// Time since the last heartbeat was seen.
     seen: Awake,
+    /// Time at which the node was first seen not to be ready.
+    not_ready: Option<Timestamp>,
+    /// Pods that were marked not ready since then.
+    marked: HashSet<String>,
+}
+
+struct Known {
+    signs: HashMap<String, Sign>,
+    zones: Zones,
+    /// Time of the last count of the zones' nodes.
+    surveyed: Option<Timestamp>,
 }
 
 pub(super) struct Lifecycle {
+    /// Interval at which the nodes of zones are counted.
+    period: Duration,
     grace: Duration,
-    signs: Mutex<HashMap<String, Sign>>,
+    startup_grace: Duration,
+    known: Mutex<Known>,
 }
 
 impl Lifecycle {
-    pub(super) fn new(grace: Duration) -> Self {
-        Lifecycle { grace, signs: Mutex::default() }
+    pub(super) fn new(options: &Options) -> Self {
+        let rates = Rates {
+            normal: options.node_eviction_rate,
+            secondary: options.secondary_node_eviction_rate,
+            large: options.large_cluster_size_threshold,
+            unhealthy: options.unhealthy_zone_threshold,
+        };
+        Lifecycle {
+            period: options.node_monitor_period,
+            grace: options.node_monitor_grace,
+            startup_grace: options.node_startup_grace,
+            known: Mutex::new(Known { signs: HashMap::new(), zones: Zones::new(rates), surveyed: None }),
+        }
     }
 
-    /// Returns the time since the last heartbeat.
-    fn silence(&self, cx: &Context, node: &Node) -> Duration {
+    fn known(&self) -> MutexGuard<'_, Known> {
+        self.known.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Records heartbeats. Returns the time since the last one, and true for a node that is new.
+    fn look(&self, cx: &Context, node: &Node) -> (Duration, bool) {
         let lease = cx.caches().of::<Lease>().get(LEASES, node.name());
         let lease = lease.and_then(|l| l.spec.as_ref()?.renew_time.as_ref().map(|t| t.0.to_string()));
         let heartbeat = ready(node).and_then(|c| c.last_heartbeat_time.clone());
-        let mut signs = self.signs.lock().unwrap_or_else(PoisonError::into_inner);
         let now = cx.clock().now();
-        let sign = signs.entry(node.name().to_owned()).or_insert_with(|| Sign {
+        let mut known = self.known();
+        let first = || Sign {
+            uid: node.uid().to_owned(),
             lease: lease.clone(),
             heartbeat: heartbeat.clone(),
             seen: Awake::begin(now),
-        });
+            not_ready: None,
+            marked: HashSet::new(),
+        };
+        let is_new = known.signs.get(node.name()).is_none_or(|sign| sign.uid != node.uid());
+        if is_new {
+            known.signs.insert(node.name().to_owned(), first());
+        }
+        let sign = known.signs.entry(node.name().to_owned()).or_insert_with(first);
         // A status written by this controller is not a heartbeat.
         let ours = ready(node).is_some_and(|c| c.status == "Unknown");
         if sign.lease != lease || (sign.heartbeat != heartbeat && !ours) {
-            *sign = Sign { lease, heartbeat, seen: Awake::begin(now) };
+            (sign.lease, sign.heartbeat, sign.seen) = (lease, heartbeat, Awake::begin(now));
         }
-        sign.seen.look(now)
+        (sign.seen.look(now), is_new)
     }
-}
 
-fn ready(node: &Node) -> Option<&NodeCondition> {
-    conditions::find(node.status.as_ref().and_then(|s| s.conditions.as_ref()), "Ready")
+    /// Counts the nodes of all zones, at most once in a period.
+    fn survey(&self, cx: &Context) {
+        let now = cx.clock().now();
+        let mut known = self.known();
+        let since = known.surveyed.map(|last| Duration::try_from(now.duration_since(last)));
+        if since.is_some_and(|since| since.is_ok_and(|since| since < self.period)) {
+            return;
+        }
+        let nodes = cx.caches().of::<Node>().list();
+        if known.zones.survey(nodes.iter().map(|node| (&**node, is_ready(node)))) {
+            // The fault was on this side: other nodes get the whole grace period to be heard.
+            known.signs.values_mut().for_each(|sign| sign.seen = Awake::begin(now));
+        }
+        known.surveyed = Some(now);
+    }
+
+    /// Decides about the taint that evicts pods from a node. Returns also the time until the next decision.
+    fn evict(&self, cx: &Context, node: &Node) -> (Evict, Option<Duration>) {
+        if plan::evicting(node).is_none() {
+            return (Evict::Keep, None);
+        }
+        self.survey(cx);
+        let now = cx.clock().now();
+        let mut known = self.known();
+        if known.zones.all_down() {
+            return (Evict::Clear, Some(self.period));
+        }
+        if plan::has_evicting(node) {
+            return (Evict::Keep, Some(self.period));
+        }
+        // Nodes that fail together are counted together before the first one is tainted.
+        let since = known.signs.get(node.name()).and_then(|sign| sign.not_ready).unwrap_or(now);
+        let wait =
+            self.period.saturating_sub(Duration::try_from(now.duration_since(since)).unwrap_or_default());
+        if !wait.is_zero() {
+            return (Evict::Keep, Some(wait));
+        }
+        match known.zones.take(&zone_of(node), now) {
+            Turn::Now => (Evict::Taint, Some(self.period)),
+            Turn::After(wait) => (Evict::Keep, Some(wait.min(self.period))),
+            Turn::Stopped => (Evict::Keep, Some(self.period)),
+        }
+    }
+
+    /// Records the state of a node. Returns true if it was ready when it was last seen.
+    fn turned(&self, node: &Node, now: Timestamp) -> bool {
+        let mut known = self.known();
+        let Some(sign) = known.signs.get_mut(node.name()) else { return false };
+        if is_ready(node) {
+            (sign.not_ready, sign.marked) = (None, HashSet::new());
+            return false;
+        }
+        sign.not_ready.replace(sign.not_ready.unwrap_or(now)).is_none()
+    }
+
+    /// Marks the ready pods of a node, each once.
+    async fn mark_pods(&self, cx: &Context, node: &Node) -> Result<(), Error> {
+        for pod in pods_on(cx.caches(), node.name()).into_iter().filter(|pod| pods::is_ready(pod)) {
+            let marked =
+                self.known().signs.get(node.name()).is_some_and(|sign| sign.marked.contains(pod.uid()));
+            if !marked && mark(cx, &pod).await? {
+                let message = "Node is not ready";
+                cx.event(&*pod, EventType::Warning, "NodeNotReady", message);
+            }
+            if let Some(sign) = self.known().signs.get_mut(node.name()) {
+                sign.marked.insert(pod.uid().to_owned());
+            }
+        }
+        Ok(())
+    }
 }
 
 impl Reconcile for Lifecycle {
     type Kind = Node;
 
     async fn reconcile(&self, cx: &Context, node: Arc<Node>) -> Result<Action, Error> {
-        let silence = self.silence(cx, &node);
-        let was_ready = ready(&node).is_some_and(|c| c.status == "True");
+        let (silence, is_new) = self.look(cx, &node);
+        if is_new {
+            let message = format!("Registered Node {} in Controller", node.name());
+            cx.event(&*node, EventType::Normal, "RegisteredNode", message);
+        }
+        let was_ready = is_ready(&node);
+        let grace = if ready(&node).is_some() { self.grace } else { self.startup_grace };
         let mut node = node;
-        if silence >= self.grace {
+        if silence >= grace {
             let mut next = (*node).clone();
-            let heard = ready(&node).is_some();
-            set_unknown(&mut next, heard, &cx.clock().time());
+            plan::set_unknown(&mut next, &cx.clock().time());
             if next != *node {
                 node = Arc::new(cx.replace_status(&next).await?);
             }
         }
-        if let Some(taints) = taints(&node, &cx.clock().time()) {
-            let patch = json!({
-                "metadata": {"resourceVersion": node.metadata.resource_version},
-                "spec": {"taints": taints},
-            });
-            cx.merge(&*node, &patch).await?;
-        }
-        let is_ready = ready(&node).is_some_and(|c| c.status == "True");
-        if !is_ready {
-            if was_ready {
+        let turned = self.turned(&node, cx.clock().now());
+        let (evict, wait) = self.evict(cx, &node);
+        write(cx, &node, evict).await?;
+        if ready(&node).is_some() && !is_ready(&node) {
+            // After a start nodes that are not ready are nothing new.
+            if was_ready || (turned && !is_new) {
                 let message = format!("Node {} status is now: NodeNotReady", node.name());
                 cx.event(&*node, EventType::Normal, "NodeNotReady", message);
             }
-            mark_pods_not_ready(cx, &node).await?;
+            self.mark_pods(cx, &node).await?;
         }
-        if silence >= self.grace {
-            Ok(Action::await_change())
-        } else {
-            Ok(Action::requeue_after((self.grace - silence).min(LOOK_EVERY)))
-        }
+        let look = (silence < grace).then(|| (grace - silence).min(LOOK_EVERY));
+        Ok(Action::maybe_after(look.into_iter().chain(wait).min()))
     }
 
     async fn gone(&self, cx: &Context) -> Result<Action, Error> {
-        self.signs.lock().unwrap_or_else(PoisonError::into_inner).remove(&cx.key().name);
+        let name = &cx.key().name;
+        let sign = self.known().signs.remove(name);
+        if let Some(sign) = sign {
+            let mut node = Node::default();
+            (node.metadata.name, node.metadata.uid) = (Some(name.clone()), Some(sign.uid));
+            let message = format!("Removing Node {name} from Controller");
+            cx.event(&node, EventType::Normal, "RemovingNode", message);
+        }
         Ok(Action::await_change())
     }
 }
 
-fn set_unknown(node: &mut Node, heard: bool, now: &Time) {
-    let (reason, message) = if heard {
-        ("NodeStatusUnknown", "Kubelet stopped posting node status.")
-    } else {
-        ("NodeStatusNeverUpdated", "Kubelet never posted node status.")
-    };
-    let all = &mut node.status.get_or_insert_default().conditions;
-    for kind in KUBELET_CONDITIONS {
-        let live = conditions::find(all.as_ref(), kind);
-        if live.is_some_and(|c| c.status == "Unknown") {
-            continue;
-        }
-        let heartbeat = live.and_then(|c| c.last_heartbeat_time.clone());
-        let mut next = NodeCondition::make(kind, "Unknown", reason, message, now);
-        next.last_heartbeat_time = heartbeat.or_else(|| Some(now.clone()));
-        conditions::set(all, next);
+/// Writes taints and labels.
+async fn write(cx: &Context, node: &Node, evict: Evict) -> Result<(), Error> {
+    let mut patch = json!({"metadata": {"resourceVersion": node.metadata.resource_version}});
+    let (taints, labels) = (plan::taints(node, evict, &cx.clock().time()), plan::labels(node));
+    if taints.is_none() && labels.is_empty() {
+        return Ok(());
     }
+    if let Some(taints) = taints {
+        patch["spec"] = json!({"taints": taints});
+    }
+    for (label, value) in labels {
+        patch["metadata"]["labels"][label] = Value::from(value);
+    }
+    cx.merge(node, &patch).await.map(drop)
 }
 
-/// Returns the taints for the node's conditions; `None` if it has them already.
-fn taints(node: &Node, now: &Time) -> Option<Vec<Taint>> {
-    let before = node.spec.as_ref().and_then(|s| s.taints.clone()).unwrap_or_default();
-    let all = node.status.as_ref().and_then(|s| s.conditions.as_ref());
-    let mut wanted: Vec<(&str, &str)> = Vec::new();
-    for (kind, status, taint) in CONDITION_TAINTS {
-        if conditions::find(all, kind).is_some_and(|c| c.status == status) {
-            wanted.push((taint, "NoSchedule"));
-            if kind == "Ready" {
-                wanted.push((taint, "NoExecute"));
-            }
-        }
-    }
-    if node.spec.as_ref().and_then(|s| s.unschedulable) == Some(true) {
-        wanted.push((UNSCHEDULABLE, "NoSchedule"));
-    }
-    // A node without a Ready condition keeps the taints of its registration.
-    let reported = conditions::find(all, "Ready").is_some();
-    let ours = |t: &Taint| {
-        (reported || t.key != NOT_READY)
-            && (t.key == UNSCHEDULABLE && t.effect == "NoSchedule"
-                || CONDITION_TAINTS.iter().any(|(_, _, key)| *key == t.key))
-    };
-    let is_wanted = |t: &Taint| wanted.iter().any(|(key, effect)| *key == t.key && *effect == t.effect);
-    let mut after: Vec<Taint> = before.iter().filter(|t| !ours(t) || is_wanted(t)).cloned().collect();
-    for (key, effect) in wanted {
-        if !after.iter().any(|t| t.key == key && t.effect == effect) {
-            after.push(Taint {
-                key: key.into(),
-                effect: effect.into(),
-                time_added: Some(now.clone()),
-                value: None,
-            });
-        }
-    }
-    (after != before).then_some(after)
-}
-
-async fn mark_pods_not_ready(cx: &Context, node: &Node) -> Result<(), Error> {
-    for pod in pods_on(cx.caches(), node.name()) {
-        if !pods::is_ready(&pod) {
-            continue;
-        }
-        let mut next = (*pod).clone();
-        let all = &mut next.status.get_or_insert_default().conditions;
-        // The kubelet's message is kept.
-        if let Some(live) = all.iter_mut().flatten().find(|c: &&mut PodCondition| c.type_ == "Ready") {
-            live.status = "False".into();
-            live.last_transition_time = Some(cx.clock().time());
-        }
-        match cx.replace_status(&next).await {
-            Err(Error::Api(e)) if e.is_not_found() => {}
-            Err(e) => return Err(e),
-            Ok(_) => cx.event(&*pod, EventType::Warning, "NodeNotReady", "Node is not ready"),
-        }
-    }
-    Ok(())
-}
-
-#[cfg(test)]
-mod tests {
-    use jiff::Timestamp;
-    use k8s_core::api::api::core::v1::{NodeSpec, NodeStatus};
-
-    use super::*;
-
-    fn keys(taints: &[Taint]) -> Vec<(&str, &str)> {
-        taints.iter().map(|t| (t.key.as_str(), t.effect.as_str())).collect()
-    }
-
-    #[test]
-    fn taints_follow_conditions_and_leave_others_alone() {
-        let now = Time(Timestamp::UNIX_EPOCH);
-        let mut node = Node {
-            spec: Some(NodeSpec {
-                taints: Some(vec![Taint {
-                    key: "mine".into(),
-                    effect: "NoSchedule".into(),
-                    ..Taint::default()
-                }]),
-                ..NodeSpec::default()
-            }),
-            status: Some(NodeStatus {
-                conditions: Some(vec![NodeCondition::make("Ready", "True", "", "", &now)]),
-                ..NodeStatus::default()
-            }),
-            ..Node::default()
-        };
-        assert_eq!(taints(&node, &now), None);
-        set_unknown(&mut node, true, &now);
-        let all = taints(&node, &now).unwrap();
-        assert_eq!(
-            keys(&all),
-            [("mine", "NoSchedule"), (UNREACHABLE, "NoSchedule"), (UNREACHABLE, "NoExecute")]
-        );
-        node.spec.as_mut().unwrap().taints = Some(all);
-        assert_eq!(taints(&node, &now), None, "nothing to write twice");
-        let ready = NodeCondition::make("Ready", "True", "", "", &now);
-        conditions::set(&mut node.status.as_mut().unwrap().conditions, ready);
-        assert_eq!(keys(&taints(&node, &now).unwrap()), [("mine", "NoSchedule")]);
+/// Marks a pod not ready. The kubelet's message is kept. Returns false if the pod is gone.
+async fn mark(cx: &Context, pod: &Pod) -> Result<bool, Error> {
+    let condition = json!({"type": "Ready", "status": "False", "lastTransitionTime": cx.clock().time()});
+    // The cached pod is trimmed, so nothing else of its status is written.
+    let patch = json!({
+        "metadata": {"uid": pod.uid(), "resourceVersion": pod.metadata.resource_version},
+        "status": {"conditions": [condition]},
+    });
+    match cx.api::<Pod>(pod.namespace()).patch_status(pod.name(), &Patch::Strategic(patch)).await {
+        Ok(_) => Ok(true),
+        Err(e) if e.is_not_found() => Ok(false),
+        Err(e) => Err(e.into()),
     }
 }

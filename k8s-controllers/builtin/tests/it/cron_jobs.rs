@@ -132,3 +132,18 @@ async fn jobs_that_come_and_go_without_the_controller() {
     .await;
     assert!(!is_finished(&lab.get("by-hand").await));
 }
+
+#[tokio::test(start_paused = true)]
+async fn a_schedule_without_times_is_told() {
+    let lab = Lab::start(1, |_| "Succeeded").await;
+    lab.create(&cron_job("never", "59 23 31 2 *")).await;
+    lab.until("told", async || {
+        let message =
+            "invalid schedule: 59 23 31 2 * : time difference between two schedules is less than 1 second";
+        lab.heard("CronJob", "InvalidSchedule", message).await
+    })
+    .await;
+    lab.is_quiet().await;
+    lab.edit("never", |cron: &mut CronJob| cron.spec.schedule = "* * * * *".into()).await;
+    lab.until("a better one", async || !lab.list::<Job>().await.is_empty()).await;
+}

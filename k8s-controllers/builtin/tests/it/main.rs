@@ -6,13 +6,16 @@
 mod bootstrap_tokens;
 mod certificates;
 mod cron_jobs;
+mod daemons;
 mod deployments;
 mod garbage;
 mod jobs;
 mod lab;
 mod quotas;
+mod replication;
 mod slices;
 mod token_secrets;
+mod volumes;
 
 use k8s_builtin::{conditions, pods};
 use k8s_core::{

@@ -7,12 +7,14 @@ mod budgets;
 mod daemons;
 mod endpoints;
 mod jobs;
+mod nodes;
 mod owned;
 mod pods;
 mod quotas;
 mod rollouts;
 mod scheduling;
 mod stateful;
+mod volumes;
 
 use std::time::Duration;
 

@@ -42,11 +42,15 @@ pub(super) fn start(state: &Arc<State>, remote: Arc<Remote>) {
     tokio::spawn(async move {
         loop {
             let Some(state) = weak.upgrade() else { return };
-            if !state.aggregator.all().iter().any(|r| Arc::ptr_eq(r, &remote)) {
+            if !remote.is_local() && !state.aggregator.all().iter().any(|r| Arc::ptr_eq(r, &remote)) {
                 return;
             }
             let finding = ask(&state, &remote).await;
             let good = finding.reason == "Passed";
+            if remote.is_local() && good {
+                // Its resources are known, and it is as available as this process.
+                return;
+            }
             remote.available.store(good, Ordering::Release);
             tell(&state, &remote, &finding).await;
             drop(state);
@@ -62,8 +66,8 @@ async fn ask(state: &Arc<State>, remote: &Remote) -> Finding {
         reason: "FailedDiscoveryCheck",
         message: format!("failing or missing response from {path}: {why}"),
     };
-    let callee = match &remote.callee {
-        Ok(callee) => callee,
+    let peer = match &remote.peer {
+        Ok(peer) => peer,
         Err(why) => return failed(why.clone()),
     };
     let mut request = Request::new(empty_body());
@@ -76,7 +80,7 @@ async fn ask(state: &Arc<State>, remote: &Remote) -> Finding {
         return failed(why);
     }
     let answer = async {
-        let response = callee.call(&state.store, request).await?;
+        let response = peer.call(&state.store, || (state.own)(state), request).await?;
         let status = response.status();
         let body = response.into_body().collect().await.map_err(|e| Unreachable::Failed(e.to_string()))?;
         Ok::<_, Unreachable>((status, body.to_bytes()))

@@ -1,12 +1,13 @@
-//! APIServices of this server's own versions, so that clients list all versions in one place.
+//! APIServices of this server's own versions and of local APIs, so that clients list all versions in one place.
 
 use std::sync::Arc;
 
 use k8s_store::Expect;
-use serde_json::json;
+use serde_json::{Value, json};
 
 use super::STORAGE;
 use crate::{
+    aggregate::LOCAL_PRIORITY,
     state::State,
     storage::{put, timestamp},
     value::str_at,
@@ -48,24 +49,30 @@ pub(crate) async fn register(state: &Arc<State>) {
     let now = timestamp(state.clock.now());
     let mut names = Vec::new();
     let mut missing = Vec::new();
+    let mut wanted = Vec::new();
     // The group of APIServices has no APIService.
     for (group, versions) in registry.groups().iter().filter(|(g, _)| g != "apiregistration.k8s.io") {
         let built_in = PRIORITIES.iter().find(|(g, _)| g == group);
+        let managed = if built_in.is_some() { "onstart" } else { "true" };
         for (i, version) in versions.iter().enumerate() {
-            let name = format!("{version}.{group}");
-            if state.store.get(STORAGE, &name).is_none() {
-                let group_priority = built_in.map_or(CUSTOM, |(_, p)| *p);
-                let version_priority = (100 - i64::try_from(i).unwrap_or(0)).max(1);
-                let managed = if built_in.is_some() { "onstart" } else { "true" };
-                missing.push(json!({
-                    "kind": "APIService", "apiVersion": "apiregistration.k8s.io/v1",
-                    "metadata": {"name": name, "uid": k8s_core::random::uuid().to_string(), "creationTimestamp": now, "generation": 1, "labels": {MANAGED: managed}},
-                    "spec": {"group": group, "version": version, "groupPriorityMinimum": group_priority, "versionPriority": version_priority},
-                    "status": {"conditions": [{"type": "Available", "status": "True", "reason": "Local", "message": "Local APIServices are always available", "lastTransitionTime": now}]},
-                }));
-            }
-            names.push(name);
+            let version_priority = (100 - i64::try_from(i).unwrap_or(0)).max(1);
+            wanted.push((group, version, built_in.map_or(CUSTOM, |(_, p)| *p), version_priority, managed));
         }
+    }
+    for local in state.aggregator.locals() {
+        wanted.push((&local.group, &local.version, LOCAL_PRIORITY, LOCAL_PRIORITY, "onstart"));
+    }
+    for (group, version, group_priority, version_priority, managed) in wanted {
+        let name = format!("{version}.{group}");
+        if state.store.get(STORAGE, &name).is_none() {
+            missing.push(json!({
+                "kind": "APIService", "apiVersion": "apiregistration.k8s.io/v1",
+                "metadata": {"name": name, "uid": k8s_core::random::uuid().to_string(), "creationTimestamp": now, "generation": 1, "labels": {MANAGED: managed}},
+                "spec": {"group": group, "version": version, "groupPriorityMinimum": group_priority, "versionPriority": version_priority},
+                "status": {"conditions": [{"type": "Available", "status": "True", "reason": "Local", "message": "Local APIServices are always available", "lastTransitionTime": now}]},
+            }));
+        }
+        names.push(name);
     }
     // Written concurrently, so that they share flushes. After a conflict, another writer has created the same
     // object.
@@ -75,7 +82,10 @@ pub(crate) async fn register(state: &Arc<State>) {
     });
     futures::future::join_all(writes).await;
     for stored in state.store.snapshot(STORAGE).range("", "") {
-        let own = stored.label(MANAGED).is_some();
+        // One that somebody gave to a Service is theirs.
+        let given =
+            || serde_json::from_slice::<Value>(&stored.json).is_ok_and(|s| s["spec"]["service"].is_object());
+        let own = stored.label(MANAGED).is_some() && !given();
         if own && !names.contains(&stored.key.to_string()) {
             let json = stored.json.clone();
             let _ = state.store.delete(STORAGE, &stored.key, stored.revision, |_| json).await;

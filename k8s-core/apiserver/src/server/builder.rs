@@ -13,7 +13,7 @@ use k8s_store::Store;
 use super::{ApiServer, BuildError, upkeep::own_client};
 use crate::{
     admission::{Admit, Chain, Configuration, IntoAdmit, Parts, Selection},
-    aggregate::Aggregator,
+    aggregate::{Aggregator, LocalApi},
     allocate::ServiceAllocator,
     apiservices::ApiServices,
     audit::{Auditor, Policy, Sink},
@@ -56,6 +56,7 @@ pub struct Builder {
     audit_sinks: Vec<Arc<dyn Sink>>,
     typed: Vec<Result<Vec<Arc<Resource>>, BuildError>>,
     nodes: Option<Arc<dyn NodeConnector>>,
+    locals: Vec<Arc<dyn LocalApi>>,
     front_proxy: Option<ClientIdentity>,
     pace: Pace,
     warns_unenforced: bool,
@@ -94,6 +95,7 @@ impl Builder {
             audit_sinks: Vec::new(),
             typed: Vec::new(),
             nodes: None,
+            locals: Vec::new(),
             front_proxy: None,
             pace: Pace::default(),
             warns_unenforced: true,
@@ -322,6 +324,13 @@ impl Builder {
         self
     }
 
+    /// Serves a group and version from code of this process, until an APIService gives it to another server.
+    #[must_use]
+    pub fn local_api(mut self, api: Arc<dyn LocalApi>) -> Self {
+        self.locals.push(api);
+        self
+    }
+
     /// Client certificate presented to aggregated API servers. Default: none; they then see an anonymous
     /// request. [`ApiServer::renew_front_proxy`] replaces it.
     #[must_use]
@@ -456,7 +465,8 @@ impl Builder {
                 audit: self.audit,
                 auditor,
                 nodes: self.nodes,
-                aggregator: Aggregator::default(),
+                aggregator: Aggregator::new(self.locals),
+                own: own_client,
                 redefined: Arc::default(),
                 front_proxy,
                 pace: self.pace,
@@ -484,7 +494,7 @@ impl Builder {
         }
         crate::crd::load_definitions(&server.state);
         server.state.services.load(&server.state.store);
-        let own = own_client(&server);
+        let own = own_client(&server.state);
         let registry = server.state.registry.now();
         match (crate::bootstrap::run(server.store(), &registry, &own).await, server.state.store.ailment()) {
             // With a full disk the cluster is readable, and has its bootstrap objects from before.

@@ -14,7 +14,8 @@ use crate::{
 };
 
 /// Returns a client of the server as itself.
-pub(super) fn own_client(server: &ApiServer) -> Client {
+pub(super) fn own_client(state: &Arc<State>) -> Client {
+    let server = ApiServer { state: state.clone(), user: None };
     server.client_as(User::new("system:apiserver", &["system:masters"])).named("kube-apiserver")
 }
 
@@ -33,7 +34,7 @@ pub(super) fn start(state: &Arc<State>) {
             }
             let server = ApiServer { state, user: None };
             crate::flow_status::check_all(&server.state).await;
-            match crate::bootstrap::keep_flow(server.store(), &own_client(&server)).await {
+            match crate::bootstrap::keep_flow(server.store(), &own_client(&server.state)).await {
                 Ok(()) => kept = Some(revisions),
                 Err(error) => tracing::debug!(%error, "defaults of priority and fairness are tried again"),
             }

@@ -45,10 +45,18 @@ pub(super) fn labels(cx: &Context) -> BTreeMap<String, String> {
 
 /// The pressure conditions: true where a resource is short.
 #[derive(Default)]
-struct Pressure {
+pub(crate) struct Pressure {
     memory: bool,
     disk: bool,
     pids: bool,
+}
+
+impl Pressure {
+    /// Returns the types of the conditions that hold.
+    pub(crate) fn names(&self) -> Vec<&'static str> {
+        let holds = [self.memory, self.disk, self.pids];
+        CONDITIONS.into_iter().zip(holds).filter(|(_, holds)| *holds).map(|(name, _)| name).collect()
+    }
 }
 
 /// Returns `true` if `free` is below the threshold for a disk of `total` bytes.
@@ -56,7 +64,8 @@ fn disk_is_short((total, free): (i64, i64)) -> bool {
     free < (total / 10).min(ENOUGH_DISK)
 }
 
-fn pressure(cx: &Context) -> Pressure {
+/// Reads the pressure of the machine.
+pub(crate) fn pressure(cx: &Context) -> Pressure {
     if !cx.config.machine_pressure {
         return Pressure::default();
     }

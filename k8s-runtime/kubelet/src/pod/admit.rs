@@ -1,44 +1,253 @@
 //! Admission: rejects pods that this node cannot run as specified, before anything is created for them.
 //!
-//! Flow: [`admit`] checks the specification alone. A pod that it rejects fails for good, with the reason.
-//! [`for_sandbox`] checks what may change later, such as a missing RuntimeClass; the kubelet retries. Reasons
-//! and messages are upstream's (`pkg/kubelet/sysctl`, `pkg/security/apparmor`, `pkg/kubelet/userns`).
-//! Guarantee: a pod runs only with the isolation that it asks for.
+//! Flow: [`admit`] asks, in upstream's order, whether the node is under pressure ([`under_pressure`]), whether
+//! the specification is allowed ([`before_fit`], [`isolation`]), and whether the pod fits beside the others
+//! ([`fit`]). A pod that is rejected fails for good, with the reason. A critical pod that lacks resources
+//! preempts others ([`preempt`]). [`for_sandbox`] checks what may change later, such as a missing
+//! RuntimeClass; the kubelet retries. Reasons and messages are upstream's (`pkg/kubelet/lifecycle`,
+//! `pkg/kubelet/eviction`, `pkg/kubelet/sysctl`, `pkg/security/apparmor`, `pkg/kubelet/userns`).
+//! Guarantees:
+//! 1. A pod runs only with the isolation that it asks for.
+//! 2. The requests of admitted pods fit the node's allocatable resources, and no two have the same host port,
+//!    but for pods that an earlier kubelet admitted ([`ledger`]).
 
-use k8s_core::meta::ObjectExt;
+mod fit;
+mod ledger;
+mod preempt;
+
+use std::{borrow::Cow, time::Duration};
+
+use k8s_core::{
+    events::involved_container,
+    meta::{ObjectExt, node::is_tolerated},
+};
+use tokio_util::sync::CancellationToken;
+
+pub(crate) use ledger::Ledger;
 
 use super::records;
-use crate::{context::Context, sysctls::Sysctls, types::*};
+use crate::{
+    context::Context,
+    node,
+    resources::{Qos, qos},
+    sysctls::Sysctls,
+    types::*,
+};
 
 const APPARMOR_ANNOTATION: &str = "container.apparmor.security.beta.kubernetes.io/";
 
 /// Reason and message of a rejected pod's status.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) struct Refusal {
-    pub(crate) reason: &'static str,
+    pub(crate) reason: Cow<'static, str>,
     pub(crate) message: String,
 }
 
-/// Rejects a pod that this node must not run.
-pub(crate) fn admit(pod: &Pod, sysctls: &Sysctls) -> Result<(), Refusal> {
+/// Beginning of the status message of a rejected pod.
+const REJECTED: &str = "Pod was rejected: ";
+
+impl Refusal {
+    fn new(reason: &'static str, message: impl Into<String>) -> Self {
+        Refusal { reason: reason.into(), message: message.into() }
+    }
+
+    /// Returns the message of the pod's status.
+    pub(crate) fn status_message(&self) -> String {
+        format!("{REJECTED}{}", self.message)
+    }
+
+    /// Returns the refusal that a pod's status tells, if a kubelet rejected it before.
+    fn recorded(status: &PodStatus) -> Option<Self> {
+        let message = status.message.as_deref()?.strip_prefix(REJECTED)?;
+        let is_failed = status.phase.as_deref() == Some("Failed") && status.container_statuses.is_none();
+        is_failed.then(|| Refusal {
+            reason: status.reason.clone().unwrap_or_default().into(),
+            message: message.into(),
+        })
+    }
+}
+
+/// Returns `true` if a kubelet admitted the pod before: it has sandboxes here, or a start time, and is not over.
+pub(crate) fn was_admitted(pod: &Pod, has_sandboxes: bool) -> bool {
+    let has_started = pod.status.as_ref().is_some_and(|s| s.start_time.is_some());
+    !is_over(pod) && (has_sandboxes || has_started)
+}
+
+/// Returns `true` if the pod's phase is terminal.
+fn is_over(pod: &Pod) -> bool {
+    let phase = pod.status.as_ref().and_then(|s| s.phase.as_deref());
+    matches!(phase, Some("Failed" | "Succeeded"))
+}
+
+/// Admits a pod, or returns the reason for which it is rejected. The token is cancelled when the pod is
+/// preempted. Pods that are over or being deleted are not checked, since nothing is started for them.
+pub(crate) async fn admit(
+    cx: &Context,
+    pod: &Pod,
+    has_sandboxes: bool,
+) -> Result<CancellationToken, Refusal> {
+    if is_over(pod) {
+        let recorded = pod.status.as_ref().and_then(Refusal::recorded);
+        return recorded.map_or_else(|| Ok(CancellationToken::new()), Err);
+    }
+    if has_sandboxes {
+        return Ok(cx.ledger.hold(pod));
+    }
+    if pod.is_deleting() {
+        return Ok(CancellationToken::new());
+    }
+    if was_admitted(pod, has_sandboxes) {
+        isolation(pod, &cx.sysctls)?;
+        return Ok(cx.ledger.hold(pod));
+    }
+    under_pressure(pod, &node::pressure(cx).names())?;
+    sysctls(pod, &cx.sysctls)?;
+    before_fit(pod)?;
+    let token = fitting(cx, pod).await?;
+    if let Err(refusal) = app_armor(pod) {
+        cx.ledger.release(pod.uid());
+        return Err(refusal);
+    }
+    Ok(token)
+}
+
+/// Admits a pod if it fits. Where only resources are missing, a critical pod preempts others.
+async fn fitting(cx: &Context, pod: &Pod) -> Result<CancellationToken, Refusal> {
+    let mut node = node::cached(cx);
+    let mut is_fresh = false;
+    loop {
+        let failures = match cx.ledger.admit(pod, |held| match fit::failures(pod, &node, held) {
+            none if none.is_empty() => Ok(()),
+            some => Err(some),
+        }) {
+            Ok(token) => return Ok(token),
+            Err(failures) => failures,
+        };
+        if !is_fresh && failures.iter().all(fit::Failure::is_affinity) {
+            // The labels may have been changed a moment ago.
+            is_fresh = true;
+            if let Ok(fresh) = cx.client.all::<Node>().get(&cx.config.node_name).await {
+                node = fresh.into();
+                continue;
+            }
+        }
+        if !preempt::is_critical(pod) {
+            return Err(first(&failures));
+        }
+        let others = failures.iter().find(|f| !matches!(f, fit::Failure::Insufficient { .. }));
+        if let Some(other) = others {
+            return Err(other.refusal());
+        }
+        make_room(cx, pod, &failures).await?;
+        return Ok(cx.ledger.hold(pod));
+    }
+}
+
+fn first(failures: &[fit::Failure]) -> Refusal {
+    let unknown = "GeneralPredicates failed due to unknown reason, which is unexpected.";
+    failures.first().map_or_else(|| Refusal::new("UnknownReason", unknown), fit::Failure::refusal)
+}
+
+/// Preempts pods, and waits until they have ended.
+async fn make_room(cx: &Context, pod: &Pod, failures: &[fit::Failure]) -> Result<(), Refusal> {
+    let others = cx.ledger.beside(pod.uid()).0;
+    let victims = preempt::victims(pod, others.entries(), failures).map_err(|why| {
+        let why = format!("preemption: error finding a set of pods to preempt: {why}");
+        let text = "Unexpected error while attempting to recover from admission failure";
+        Refusal::new("UnexpectedAdmissionError", format!("{text}: {why}"))
+    })?;
+    let mut longest = 0;
+    for victim in &victims {
+        tracing::info!(pod = %victim.pod.key(), critical = %pod.key(), "pod preempted");
+        cx.events.warning(involved_container(&victim.pod, None), PREEMPTING, PREEMPTED);
+        victim.preempt.cancel();
+        let spec = victim.pod.spec.as_ref();
+        longest = longest.max(spec.and_then(|s| s.termination_grace_period_seconds).unwrap_or(30));
+    }
+    let uids: Vec<String> = victims.iter().map(|victim| victim.pod.uid().to_owned()).collect();
+    let patience =
+        Duration::from_secs(u64::try_from(longest).unwrap_or(0).saturating_mul(3) / 2).max(LEAST_PATIENCE);
+    tokio::select! {
+        () = cx.ledger.released(&uids) => {}
+        () = cx.clock.sleep(patience) => {
+            tracing::warn!(critical = %pod.key(), "preempted pods still run, admitting the critical pod");
+        }
+    }
+    Ok(())
+}
+
+/// Least time to wait for preempted pods, as upstream.
+const LEAST_PATIENCE: Duration = Duration::from_secs(10);
+/// Reason of the event and the status of a preempted pod.
+pub(crate) const PREEMPTING: &str = "Preempting";
+/// Message of the event and the status of a preempted pod.
+pub(crate) const PREEMPTED: &str = "Preempted in order to admit critical pod";
+
+/// Rejects pods that would be evicted next. Memory pressure concerns BestEffort pods only.
+fn under_pressure(pod: &Pod, conditions: &[&str]) -> Result<(), Refusal> {
+    if conditions.is_empty() || preempt::is_critical(pod) {
+        return Ok(());
+    }
+    let spec = pod.spec.clone().unwrap_or_default();
+    if conditions == ["MemoryPressure"] {
+        let taint = Taint {
+            key: "node.kubernetes.io/memory-pressure".into(),
+            effect: "NoSchedule".into(),
+            ..Taint::default()
+        };
+        let tolerations = spec.tolerations.as_deref().unwrap_or_default();
+        if qos(&spec) != Qos::BestEffort || is_tolerated(&taint, tolerations) {
+            return Ok(());
+        }
+    }
+    Err(Refusal::new("Evicted", format!("The node had condition: [{}]. ", conditions.join(" "))))
+}
+
+/// Rejects pods for other operating systems, and groups that the runtime cannot set.
+fn before_fit(pod: &Pod) -> Result<(), Refusal> {
+    if pod.label("kubernetes.io/os").is_some_and(|os| os != "linux") {
+        let message = "Failed to admit pod as the `kubernetes.io/os` label doesn't match node label";
+        return Err(Refusal::new("PodOSSelectorNodeLabelDoesNotMatch", message));
+    }
+    let spec = pod.spec.as_ref();
+    if spec.and_then(|s| s.os.as_ref()).is_some_and(|os| os.name != "linux") {
+        let message = "Failed to admit pod as the OS field doesn't match node OS";
+        return Err(Refusal::new("PodOSNotSupported", message));
+    }
+    let security = spec.and_then(|s| s.security_context.as_ref());
+    if security.and_then(|s| s.supplemental_groups_policy.as_deref()) == Some("Strict") {
+        let message = "SupplementalGroupsPolicy=Strict is not supported in this node";
+        return Err(Refusal::new("SupplementalGroupsPolicyNotSupported", message));
+    }
+    Ok(())
+}
+
+/// Rejects a pod whose isolation this node cannot provide.
+fn isolation(pod: &Pod, allowed: &Sysctls) -> Result<(), Refusal> {
+    sysctls(pod, allowed)?;
+    app_armor(pod)
+}
+
+fn sysctls(pod: &Pod, sysctls: &Sysctls) -> Result<(), Refusal> {
     let Some(spec) = &pod.spec else { return Ok(()) };
     let wanted = spec.security_context.iter().flat_map(|s| s.sysctls.iter().flatten());
     for sysctl in wanted {
-        sysctls.check(&sysctl.name, spec).map_err(|why| Refusal {
-            reason: "SysctlForbidden",
-            message: format!("forbidden sysctl: {why}"),
-        })?;
+        sysctls
+            .check(&sysctl.name, spec)
+            .map_err(|why| Refusal::new("SysctlForbidden", format!("forbidden sysctl: {why}")))?;
     }
+    Ok(())
+}
+
+fn app_armor(pod: &Pod) -> Result<(), Refusal> {
+    let Some(spec) = &pod.spec else { return Ok(()) };
     let whole = spec.security_context.as_ref().and_then(|s| s.app_armor_profile.as_ref());
     let own = contexts(spec).filter_map(|s| s.app_armor_profile.as_ref());
     let mut annotations = pod.metadata.annotations.iter().flatten();
     let by_annotation =
         annotations.any(|(key, value)| key.starts_with(APPARMOR_ANNOTATION) && value != "unconfined");
     if whole.into_iter().chain(own).any(is_confined) || by_annotation {
-        return Err(Refusal {
-            reason: "AppArmor",
-            message: format!("Cannot enforce AppArmor: {NO_APPARMOR}"),
-        });
+        return Err(Refusal::new("AppArmor", format!("Cannot enforce AppArmor: {NO_APPARMOR}")));
     }
     Ok(())
 }
@@ -103,12 +312,12 @@ mod tests {
 
     use super::*;
 
-    fn refusal(spec: Value, allowed: &[&str]) -> Option<(&'static str, String)> {
+    fn refusal(spec: Value, allowed: &[&str]) -> Option<(String, String)> {
         let annotations = spec["annotations"].clone();
         let pod = json!({"metadata": {"annotations": annotations}, "spec": spec});
         let pod: Pod = serde_json::from_value(pod).unwrap();
         let allowed: Vec<String> = allowed.iter().map(|s| (*s).to_owned()).collect();
-        admit(&pod, &Sysctls::new(&allowed).unwrap()).err().map(|r| (r.reason, r.message))
+        isolation(&pod, &Sysctls::new(&allowed).unwrap()).err().map(|r| (r.reason.into_owned(), r.message))
     }
 
     fn with_sysctl(name: &str, more: Value) -> Value {
@@ -166,7 +375,59 @@ mod tests {
             ),
         ] {
             let have = refusal(with_sysctl(name, more.clone()), allowed);
-            assert_eq!(have, want.map(|m| ("SysctlForbidden", m)), "{name} {more} {allowed:?}");
+            assert_eq!(have, want.map(|m| ("SysctlForbidden".to_owned(), m)), "{name} {more} {allowed:?}");
+        }
+    }
+
+    #[test]
+    fn pressure_refuses_all_but_critical_pods() {
+        let limits = json!([{"name": "c", "resources": {"requests": {"cpu": "1m"}}}]);
+        let tolerating = json!([{"key": "node.kubernetes.io/memory-pressure", "operator": "Exists"}]);
+        for (spec, conditions, refused) in [
+            (json!({"containers": []}), &[][..], false),
+            (json!({"containers": []}), &["MemoryPressure"], true),
+            (json!({"containers": limits}), &["MemoryPressure"], false),
+            (json!({"containers": [], "tolerations": tolerating}), &["MemoryPressure"], false),
+            (json!({"containers": limits}), &["DiskPressure"], true),
+            (
+                json!({"containers": limits, "tolerations": tolerating}),
+                &["MemoryPressure", "DiskPressure"],
+                true,
+            ),
+            (json!({"containers": [], "priority": 2_000_000_000}), &["DiskPressure"], false),
+            (json!({"containers": [], "priority": 1_999_999_999}), &["DiskPressure"], true),
+        ] {
+            let pod: Pod = serde_json::from_value(json!({"spec": spec})).unwrap();
+            let message = format!("The node had condition: [{}]. ", conditions.join(" "));
+            let want = if refused { Err(Refusal::new("Evicted", message)) } else { Ok(()) };
+            assert_eq!(under_pressure(&pod, conditions), want, "{spec} {conditions:?}");
+        }
+    }
+
+    #[test]
+    fn other_operating_systems_and_strict_groups_are_refused() {
+        for (pod, reason) in [
+            (json!({"spec": {"os": {"name": "linux"}}}), None),
+            (json!({"spec": {"os": {"name": "windows"}}}), Some("PodOSNotSupported")),
+            (json!({"metadata": {"labels": {"kubernetes.io/os": "linux"}}}), None),
+            (
+                json!({"metadata": {"labels": {"kubernetes.io/os": "plan9"}}}),
+                Some("PodOSSelectorNodeLabelDoesNotMatch"),
+            ),
+            (json!({"spec": {"securityContext": {"supplementalGroupsPolicy": "Merge"}}}), None),
+            (
+                json!({"spec": {"securityContext": {"supplementalGroupsPolicy": "Strict"}}}),
+                Some("SupplementalGroupsPolicyNotSupported"),
+            ),
+        ] {
+            let mut whole = json!({"spec": {"containers": []}});
+            for part in ["metadata", "spec"] {
+                for (key, value) in pod[part].as_object().into_iter().flatten() {
+                    whole[part][key] = value.clone();
+                }
+            }
+            let have = before_fit(&serde_json::from_value(whole).unwrap()).err();
+            assert_eq!(have.map(|r| r.reason.into_owned()).as_deref(), reason, "{pod}");
         }
     }
 
@@ -194,7 +455,8 @@ mod tests {
             (json!({"containers": [], "annotations": annotation("localhost/x")}), true),
         ] {
             let want = refused.then(|| {
-                ("AppArmor", "Cannot enforce AppArmor: AppArmor is not enabled on the host".to_owned())
+                let message = "Cannot enforce AppArmor: AppArmor is not enabled on the host";
+                ("AppArmor".to_owned(), message.to_owned())
             });
             assert_eq!(refusal(spec.clone(), &[]), want, "{spec}");
         }

@@ -87,6 +87,7 @@ pub(crate) async fn build(cx: &Context, input: &Input<'_>) -> Result<ContainerSp
         seccomp_unconfined: privileged || seccomp_unconfined(&spec, &security)?,
         unmasked_proc: false,
         resources: resources::container(resources::qos(&spec), container, cx.facts.memory),
+        requests: resources::requested(container),
         stdin: container.stdin == Some(true),
         stdin_once: container.stdin_once == Some(true),
         tty: container.tty == Some(true),

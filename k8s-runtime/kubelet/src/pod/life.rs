@@ -151,6 +151,14 @@ impl Life {
         matches!(self.current, Some(Record { phase: Phase::Running { .. }, .. }))
     }
 
+    /// Returns the start of the running instance.
+    pub(crate) fn running_since(&self) -> Option<Timestamp> {
+        match self.current.as_ref()?.phase {
+            Phase::Running { started_at } => Some(started_at),
+            Phase::Created | Phase::Exited(_) => None,
+        }
+    }
+
     /// Returns `true` if the container has a process or is being started.
     pub(crate) fn is_alive(&self) -> bool {
         self.op.is_some() || matches!(&self.current, Some(r) if r.exit().is_none())

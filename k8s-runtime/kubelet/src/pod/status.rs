@@ -7,7 +7,11 @@ use std::net::IpAddr;
 
 use k8s_core::meta::ObjectExt;
 
-use super::{admit::Refusal, life::*, world::*};
+use super::{
+    admit::{self, Refusal},
+    life::*,
+    world::*,
+};
 use crate::{resources, types::*};
 
 /// Inputs of the status other than the world.
@@ -19,6 +23,17 @@ pub(crate) struct Facts<'a> {
 /// Types of the conditions that the kubelet owns. All others belong to other writers.
 pub(crate) const OWN_CONDITIONS: [&str; 5] =
     ["PodScheduled", "PodReadyToStartContainers", "Initialized", "ContainersReady", "Ready"];
+
+/// Condition that the kubelet writes for pods that it preempts, and other writers for theirs.
+const DISRUPTION_TARGET: &str = "DisruptionTarget";
+/// Reason of the kubelet's [`DISRUPTION_TARGET`].
+const BY_KUBELET: &str = "TerminationByKubelet";
+
+/// Returns `true` for conditions that this kubelet wrote.
+fn is_own(condition: &PodCondition) -> bool {
+    OWN_CONDITIONS.contains(&condition.type_.as_str())
+        || (condition.type_ == DISRUPTION_TARGET && condition.reason.as_deref() == Some(BY_KUBELET))
+}
 
 /// Computes the status of a pod. Transition times are taken over from `old`.
 pub(crate) fn compute(
@@ -40,14 +55,27 @@ pub(crate) fn compute(
     let mains = of_role(&[Role::Main]);
     let ephemeral = of_role(&[Role::Ephemeral]);
     let deadline = world.ending.is_some_and(|e| e.cause == Cause::Deadline);
+    let preempted = world.ending.is_some_and(|e| e.cause == Cause::Preempted);
+    let alive = world.containers.iter().any(Life::is_alive);
     let old_phase = old.and_then(|o| o.phase.as_deref());
     let phase = match old_phase {
         Some(end @ ("Failed" | "Succeeded")) => end.to_owned(),
-        _ if deadline => "Failed".to_owned(),
+        _ if deadline || (preempted && !alive) => "Failed".to_owned(),
         _ => phase(world, &mains).to_owned(),
     };
     let generation = world.pod.metadata.generation;
-    let conditions = conditions(now, world, &phase, &init, &mains, old, generation);
+    let mut conditions = conditions(now, world, &phase, &init, &mains, old, generation);
+    if preempted && !conditions.iter().any(|c| c.type_ == DISRUPTION_TARGET) {
+        conditions.push(PodCondition {
+            type_: DISRUPTION_TARGET.into(),
+            status: "True".into(),
+            reason: Some(BY_KUBELET.into()),
+            message: Some("Pod was preempted by Kubelet to accommodate a critical pod.".into()),
+            last_transition_time: Some(seconds(now)),
+            observed_generation: generation,
+            last_probe_time: None,
+        });
+    }
     let ip = |ips: &[IpAddr]| ips.first().map(ToString::to_string);
     let some = |list: Vec<ContainerStatus>| (!list.is_empty()).then_some(list);
     let mut status = PodStatus {
@@ -70,6 +98,9 @@ pub(crate) fn compute(
     if deadline {
         status.reason = Some("DeadlineExceeded".into());
         status.message = Some("Pod was active on the node longer than the specified deadline".into());
+    } else if preempted {
+        status.reason = Some(admit::PREEMPTING.into());
+        status.message = Some(admit::PREEMPTED.into());
     } else if let Some(old) = old {
         status.reason = old.reason.clone();
         status.message = old.message.clone();
@@ -83,8 +114,8 @@ fn refused(world: &World, refusal: &Refusal, old: Option<&PodStatus>) -> PodStat
     let conditions = old.or(live).and_then(|s| s.conditions.clone()).unwrap_or_default();
     PodStatus {
         phase: Some("Failed".into()),
-        reason: Some(refusal.reason.into()),
-        message: Some(format!("Pod was rejected: {}", refusal.message)),
+        reason: Some(refusal.reason.clone().into_owned()),
+        message: Some(refusal.status_message()),
         conditions: Some(conditions),
         start_time: Some(seconds(world.start_time)),
         qos_class: Some(resources::qos(world.spec()).name().to_owned()),
@@ -349,12 +380,12 @@ fn readiness(world: &World, containers_ready: &Verdict, conditions: &[PodConditi
 /// Merges the kubelet's part of a status into the pod; other writers' fields and conditions stay.
 pub(crate) fn merge(pod: &mut Pod, ours: &PodStatus) {
     let base = pod.status.take().unwrap_or_default();
-    let foreign =
-        base.conditions.iter().flatten().filter(|c| !OWN_CONDITIONS.contains(&c.type_.as_str())).cloned();
-    let own =
-        ours.conditions.iter().flatten().filter(|c| OWN_CONDITIONS.contains(&c.type_.as_str())).cloned();
+    let own: Vec<PodCondition> = ours.conditions.iter().flatten().filter(|c| is_own(c)).cloned().collect();
+    let replaced = |c: &PodCondition| is_own(c) || own.iter().any(|mine| mine.type_ == c.type_);
+    let foreign: Vec<PodCondition> =
+        base.conditions.iter().flatten().filter(|c| !replaced(c)).cloned().collect();
     pod.status = Some(PodStatus {
-        conditions: Some(own.chain(foreign).collect()),
+        conditions: Some(own.into_iter().chain(foreign).collect()),
         resize: base.resize.clone(),
         nominated_node_name: base.nominated_node_name.clone(),
         resource_claim_statuses: base.resource_claim_statuses.clone(),

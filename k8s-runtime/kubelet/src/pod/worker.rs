@@ -139,7 +139,15 @@ impl Worker {
         for sandbox in &known {
             self.cx.own_sandbox(&sandbox.id, self.world.pod.uid());
         }
-        let refusal = admit::admit(&self.world.pod, &self.cx.sysctls).err();
+        let pod = self.world.pod.clone();
+        let admitted = tokio::select! {
+            admitted = admit::admit(&self.cx, &pod, !known.is_empty()) => admitted,
+            () = self.shutdown.cancelled() => return self.leave().await,
+        };
+        let (preempt, refusal) = match admitted {
+            Ok(preempt) => (preempt, None),
+            Err(refusal) => (CancellationToken::new(), Some(refusal)),
+        };
         let seen = self.seen(known);
         self.on([Message::Adopt { seen, refusal }]);
         loop {
@@ -158,6 +166,7 @@ impl Worker {
             let mail = tokio::select! {
                 mail = self.inbox.recv() => mail,
                 () = timer => None,
+                () = preempt.cancelled(), if !self.world.preempted => Some(Mail::World(Message::Preempt)),
                 () = self.shutdown.cancelled() => return self.leave().await,
             };
             let mut messages = Vec::new();
@@ -170,6 +179,7 @@ impl Worker {
             while self.tasks.try_join_next().is_some() {}
         }
         let uid = self.world.pod.uid();
+        self.cx.ledger.release(uid);
         self.cx.retract(uid);
         self.cx.tokens.forget(uid);
         self.cx.certificates.forget(uid);
@@ -221,9 +231,17 @@ impl Worker {
 
     fn on(&mut self, messages: impl IntoIterator<Item = Message>) {
         let effects = self.world.on(self.cx.clock.now(), messages);
+        self.release_if_over();
         self.wake = None;
         for effect in effects {
             self.perform(effect);
+        }
+    }
+
+    /// Frees the pod's resources once nothing of it runs, or others count it as gone.
+    fn release_if_over(&self) {
+        if self.world.gone || self.world.ending.is_some_and(|ending| ending.stage.is_down()) {
+            self.cx.ledger.release(self.world.pod.uid());
         }
     }
 
@@ -232,10 +250,10 @@ impl Worker {
         match effect {
             Effect::WakeAt(at) => self.wake = Some(self.wake.map_or(at, |wake| wake.min(at))),
             Effect::Event(PodEvent { warning: true, container, reason, message }) => {
-                cx.events.warning(involved_container(&pod, container.as_deref()), reason, message);
+                cx.events.warning(involved_container(&pod, container.as_deref()), &reason, message);
             }
             Effect::Event(PodEvent { warning: false, container, reason, message }) => {
-                cx.events.normal(involved_container(&pod, container.as_deref()), reason, message);
+                cx.events.normal(involved_container(&pod, container.as_deref()), &reason, message);
             }
             Effect::End { kill_at } => {
                 self.ending.cancel();
@@ -311,6 +329,10 @@ impl Worker {
         if self.status.as_ref() == Some(&status) {
             return;
         }
+        if matches!(status.phase.as_deref(), Some("Failed" | "Succeeded")) {
+            // The scheduler counts it as gone once it reads this.
+            self.cx.ledger.release(self.world.pod.uid());
+        }
         if !self.world.gone {
             self.writer.write(status.clone());
         }
@@ -373,6 +395,7 @@ fn view(world: &World, status: &PodStatus) -> PodView {
         let view = ContainerView {
             id: life.current.as_ref().and_then(|r| r.id.clone()),
             running: life.is_running(),
+            running_since: life.running_since(),
             waiting: life.hold.as_ref().map(|h| h.reason.clone()),
             log: life.current.as_ref().map(|r| r.log.clone()),
             previous_log: life.last.as_ref().map(|r| r.log.clone()),

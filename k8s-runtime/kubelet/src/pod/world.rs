@@ -116,6 +116,8 @@ pub(crate) enum Cause {
     Declared,
     /// This node rejected the pod.
     Refused,
+    /// The kubelet needs its resources for a critical pod.
+    Preempted,
 }
 
 /// Stage of a pod's termination.
@@ -133,6 +135,16 @@ pub(crate) enum Stage {
     Finishing,
     /// Nothing is left to do.
     Finished,
+}
+
+impl Stage {
+    /// Returns `true` if nothing of the pod runs or is mounted any more.
+    pub(crate) fn is_down(self) -> bool {
+        match self {
+            Stage::Stopping | Stage::TakingDown { .. } | Stage::Retry { .. } => false,
+            Stage::Down | Stage::Finishing | Stage::Finished => true,
+        }
+    }
 }
 
 /// A pod's termination: its cause and stage.
@@ -168,6 +180,8 @@ pub(crate) struct World {
     pub(crate) services_known: bool,
     /// Reason for which this node rejected the pod.
     pub(crate) refusal: Option<Refusal>,
+    /// A critical pod needs the pod's resources.
+    pub(crate) preempted: bool,
 }
 
 impl World {
@@ -188,6 +202,7 @@ impl World {
             start_time,
             services_known: true,
             refusal: None,
+            preempted: false,
         };
         world.take_spec();
         world

@@ -1,18 +1,19 @@
 //! Authentication and authorization of requests to the kubelet's listener.
 //!
-//! Flow: the client certificate's subject gives the user (common name) and the groups (organizations). A
+//! Flow: the client certificate's subject gives the user (common name) and the groups (organizations).
+//! Without a certificate, a TokenReview asks the API server for the user of the bearer token. A
 //! SubjectAccessReview asks the API server for access to the node's subresource: a fine-grained one first,
 //! then `nodes/proxy`, as upstream's `KubeletFineGrainedAuthz` does. Requests from within this process were
 //! authorized by the API server.
 //! Guarantee: access is denied if the API server does not answer.
 
 use std::{
-    collections::HashMap,
+    collections::{BTreeMap, HashMap},
     sync::{Mutex, PoisonError},
     time::Duration,
 };
 
-use http::{Method, Response, StatusCode};
+use http::{HeaderMap, Method, Response, StatusCode, header};
 use k8s_core::client::Body;
 
 use super::{path_parts, text};
@@ -24,11 +25,13 @@ const DENIED: Duration = Duration::from_secs(10);
 /// Maximum number of cached answers.
 const MOST: usize = 1024;
 
-/// User and groups of a client certificate.
-#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+/// The user of a client certificate or a bearer token.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Hash)]
 pub(super) struct User {
     pub(super) name: String,
     pub(super) groups: Vec<String>,
+    uid: Option<String>,
+    extra: BTreeMap<String, Vec<String>>,
 }
 
 impl User {
@@ -39,16 +42,36 @@ impl User {
         let name = subject.iter_common_name().next()?.as_str().ok()?.to_owned();
         let groups = subject.iter_organization().filter_map(|o| o.as_str().ok().map(str::to_owned));
         let groups = groups.chain(["system:authenticated".to_owned()]).collect();
-        Some(User { name, groups })
+        Some(User { name, groups, ..User::default() })
     }
+
+    /// Returns the user of an answered TokenReview. `None`: the token is not valid.
+    fn reviewed(status: TokenReviewStatus) -> Option<User> {
+        let user = status.user.filter(|_| status.authenticated == Some(true))?;
+        Some(User {
+            name: user.username.filter(|name| !name.is_empty())?,
+            groups: user.groups.unwrap_or_default(),
+            uid: user.uid,
+            extra: user.extra.unwrap_or_default(),
+        })
+    }
+}
+
+/// Returns the bearer token of a request.
+fn bearer(headers: &HeaderMap) -> Option<&str> {
+    let (scheme, token) = headers.get(header::AUTHORIZATION)?.to_str().ok()?.split_once(' ')?;
+    let token = token.trim();
+    (scheme.eq_ignore_ascii_case("bearer") && !token.is_empty()).then_some(token)
 }
 
 type Question = (User, &'static str, &'static str);
 
-/// Sends SubjectAccessReviews and caches the answers.
-#[derive(Debug, Default)]
+/// Sends TokenReviews and SubjectAccessReviews, and caches the answers.
+#[derive(Default)]
 pub(super) struct Gate {
     answers: Mutex<HashMap<Question, (bool, Timestamp)>>,
+    /// Users of valid tokens. Invalid ones are not kept, so that many of them drive out no others.
+    tokens: Mutex<HashMap<String, (User, Timestamp)>>,
 }
 
 /// Maps an HTTP method to a verb. Methods without a handler map to no verb of RBAC; only `*` allows them.
@@ -86,6 +109,46 @@ fn refuse(code: StatusCode, message: String) -> Response<Body> {
 }
 
 impl Gate {
+    /// Returns the user of the request's bearer token. `None`: there is none, or it is not valid.
+    ///
+    /// # Errors
+    /// The API server does not answer.
+    pub(super) async fn token_user(
+        &self,
+        cx: &Context,
+        headers: &HeaderMap,
+    ) -> Result<Option<User>, k8s_core::client::Error> {
+        let Some(token) = bearer(headers) else { return Ok(None) };
+        let now = cx.clock.now();
+        let holds = |at: Timestamp| {
+            let age = now.duration_since(at);
+            !age.is_negative() && age.unsigned_abs() < ALLOWED
+        };
+        {
+            let tokens = self.tokens.lock().unwrap_or_else(PoisonError::into_inner);
+            if let Some((user, _)) = tokens.get(token).filter(|(_, at)| holds(*at)) {
+                return Ok(Some(user.clone()));
+            }
+        }
+        let review = TokenReview {
+            spec: TokenReviewSpec { token: token.to_owned(), audiences: None },
+            ..TokenReview::default()
+        };
+        let answer = cx.client.all::<TokenReview>().create(&review).await?;
+        let user = answer.status.and_then(User::reviewed);
+        if let Some(user) = &user {
+            let mut tokens = self.tokens.lock().unwrap_or_else(PoisonError::into_inner);
+            if tokens.len() >= MOST {
+                tokens.retain(|_, (_, at)| holds(*at));
+                if tokens.len() >= MOST {
+                    tokens.clear();
+                }
+            }
+            tokens.insert(token.to_owned(), (user.clone(), now));
+        }
+        Ok(user)
+    }
+
     /// Returns `Ok` if the request is allowed, else the response.
     pub(super) async fn check(
         &self,
@@ -140,6 +203,8 @@ impl Gate {
             spec: SubjectAccessReviewSpec {
                 user: Some(user.name.clone()),
                 groups: Some(user.groups.clone()),
+                uid: user.uid.clone(),
+                extra: (!user.extra.is_empty()).then(|| user.extra.clone()),
                 resource_attributes: Some(ResourceAttributes {
                     verb: Some((*verb).to_owned()),
                     version: Some("v1".into()),
@@ -169,6 +234,21 @@ impl Gate {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn tokens_of_requests() {
+        for (value, want) in [
+            ("Bearer abc", Some("abc")),
+            ("bearer  abc ", Some("abc")),
+            ("Bearer ", None),
+            ("Bearer", None),
+            ("Basic YTpi", None),
+        ] {
+            let headers = HeaderMap::from_iter([(header::AUTHORIZATION, value.parse().unwrap())]);
+            assert_eq!(bearer(&headers), want, "{value:?}");
+        }
+        assert_eq!(bearer(&HeaderMap::new()), None);
+    }
 
     #[test]
     fn what_is_asked_for_each_path() {

@@ -1,4 +1,5 @@
-//! The TLS listener: client certificate authentication, then authorization of each request.
+//! The TLS listener: authentication by client certificate or bearer token, then authorization of each
+//! request.
 
 use std::{convert::Infallible, net::SocketAddr, time::Duration};
 
@@ -74,7 +75,7 @@ async fn connection(stream: TcpStream, peer: SocketAddr, acceptor: TlsAcceptor, 
         Ok(Err(e)) => return debug!(%peer, error = %e, "handshake failed"),
         Err(_) => return debug!(%peer, "handshake took too long"),
     };
-    // The verifier has checked the certificate, if there was one; require it here.
+    // The verifier has checked the certificate, if there was one. Without one a token is required.
     let certificate = stream.get_ref().1.peer_certificates().and_then(|c| c.first());
     let user = certificate.and_then(|c| User::of(c));
     let (is_http2, is_known) = (stream.get_ref().1.alpn_protocol() == Some(b"h2"), user.is_some());
@@ -84,6 +85,14 @@ async fn connection(stream: TcpStream, peer: SocketAddr, acceptor: TlsAcceptor, 
             request.extensions_mut().insert(query);
         }
         async move {
+            let user = match user {
+                Some(user) => Some(user),
+                None => api.gate.token_user(&api.cx, request.headers()).await.unwrap_or_else(|error| {
+                    tracing::warn!(%error, "bearer token not reviewed");
+                    None
+                }),
+            };
+            request.headers_mut().remove(http::header::AUTHORIZATION);
             let allowed =
                 api.gate.check(&api.cx, user.as_ref(), request.method(), request.uri().path()).await;
             Ok::<_, Infallible>(match allowed {

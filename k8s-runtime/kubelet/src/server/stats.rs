@@ -1,14 +1,18 @@
 //! The pods of the node and the resources that they use: `/pods`, `/stats/summary`, metrics.
 
-use futures::{StreamExt, stream};
+use std::fmt;
+
 use http::{HeaderValue, Response, StatusCode, header};
 use k8s_core::{client::Body, meta::ObjectExt};
 use k8s_metrics::{Encoder, MetricType};
-use k8s_runtime::ContainerStats;
 use serde_json::{Value, json};
 
 use super::{json as answer, text};
-use crate::context::Context;
+use crate::{
+    context::Context,
+    types::{Time, Timestamp},
+    usage::{self, PodUsage, Sample},
+};
 
 /// `GET /pods`: the pods of this node with their newest statuses.
 pub(super) fn pods(cx: &Context) -> Response<Body> {
@@ -27,114 +31,81 @@ pub(super) fn pods(cx: &Context) -> Response<Body> {
     answer(StatusCode::OK, &json!({"kind": "PodList", "apiVersion": "v1", "metadata": {}, "items": items}))
 }
 
-/// Resource usage of one running container.
-struct Usage {
-    namespace: String,
-    pod: String,
-    uid: String,
-    container: String,
-    stats: ContainerStats,
-}
-
-impl Usage {
-    fn labels(&self) -> [(&str, &str); 3] {
-        [("container", &self.container), ("namespace", &self.namespace), ("pod", &self.pod)]
-    }
-}
-
-/// Reads the usage of every running container from the runtime, a few at a time.
-async fn usages(cx: &Context) -> Vec<Usage> {
-    let mut wanted = Vec::new();
-    for pod in cx.pods.list() {
-        let Some(view) = cx.view(pod.uid()) else { continue };
-        for (name, container) in view.containers {
-            if let (true, Some(id)) = (container.running, container.id) {
-                wanted.push((pod.clone(), name, id));
-            }
-        }
-    }
-    let mut found: Vec<Usage> = stream::iter(wanted)
-        .map(|(pod, container, id)| async move {
-            let stats = cx.runtime.stats(&id).await.ok()?;
-            Some(Usage {
-                namespace: pod.namespace().to_owned(),
-                pod: pod.name().to_owned(),
-                uid: pod.uid().to_owned(),
-                container,
-                stats,
-            })
-        })
-        .buffer_unordered(16)
-        .filter_map(std::future::ready)
-        .collect()
-        .await;
-    found.sort_by(|a, b| (&a.namespace, &a.pod, &a.container).cmp(&(&b.namespace, &b.pod, &b.container)));
-    found
-}
-
-/// Returns the machine's CPU time (nanoseconds) and memory usage (bytes).
-fn machine() -> (u64, u64) {
-    let text = std::fs::read_to_string("/proc/stat").unwrap_or_default();
-    let fields: Vec<u64> = text
-        .lines()
-        .next()
-        .unwrap_or_default()
-        .split_whitespace()
-        .skip(1)
-        .filter_map(|f| f.parse().ok())
-        .collect();
-    // Fields user, nice, system, (idle, iowait,) irq, softirq, in ticks of 10 ms.
-    let busy: u64 =
-        fields.iter().enumerate().filter(|(n, _)| !matches!(n, 3 | 4) && *n < 8).map(|(_, v)| v).sum();
-    let memory = |key: &str| {
-        let text = std::fs::read_to_string("/proc/meminfo").unwrap_or_default();
-        let line = text.lines().find_map(|l| l.strip_prefix(key).map(str::to_owned)).unwrap_or_default();
-        line.split_whitespace().next().and_then(|v| v.parse::<u64>().ok()).unwrap_or(0) * 1024
-    };
-    (busy * 10_000_000, memory("MemTotal:").saturating_sub(memory("MemAvailable:")))
-}
-
 /// `GET /stats/summary`: the `Summary` of node and pods.
 pub(super) async fn summary(cx: &Context) -> Response<Body> {
-    let now = cx.clock.time();
-    let used = |stats: &ContainerStats| {
-        (
-            json!({"time": now, "usageCoreNanoSeconds": stats.cpu_nanos}),
-            json!({"time": now, "usageBytes": stats.memory_bytes, "workingSetBytes": stats.working_set_bytes}),
-        )
-    };
-    let mut pods: Vec<Value> = Vec::new();
-    for usage in usages(cx).await {
-        let (cpu, memory) = used(&usage.stats);
-        let container = json!({"name": usage.container, "startTime": now, "cpu": cpu, "memory": memory});
-        let same = |pod: &&mut Value| pod["podRef"]["uid"] == usage.uid.as_str();
-        if let Some(pod) = pods.iter_mut().find(same) {
-            if let Some(list) = pod["containers"].as_array_mut() {
-                list.push(container);
-            }
-            continue;
+    let cpu = |sample: &Sample| {
+        let mut cpu = json!({"time": time(sample), "usageCoreNanoSeconds": sample.cpu_nanos});
+        if let Some(rate) = sample.nano_cores {
+            cpu["usageNanoCores"] = rate.into();
         }
-        pods.push(json!({
-            "podRef": {"name": usage.pod, "namespace": usage.namespace, "uid": usage.uid},
-            "startTime": now,
-            "containers": [container],
-        }));
-    }
-    let (cpu, memory) = machine();
-    let node = json!({
+        cpu
+    };
+    let memory = |sample: &Sample| {
+        json!({
+            "time": time(sample),
+            "usageBytes": sample.memory_bytes,
+            "workingSetBytes": sample.working_set_bytes,
+            "rssBytes": sample.rss_bytes,
+        })
+    };
+    let pods = usage::containers(cx).await;
+    let of_pod = |pod: &PodUsage| {
+        let containers: Vec<Value> = pod
+            .containers
+            .iter()
+            .map(|container| {
+                json!({
+                    "name": container.name,
+                    "startTime": Time(container.started_at),
+                    "cpu": cpu(&container.sample),
+                    "memory": memory(&container.sample),
+                })
+            })
+            .collect();
+        let mut summary = json!({
+            "podRef": {"name": pod.name, "namespace": pod.namespace, "uid": pod.uid},
+            "startTime": pod.start_time,
+            "containers": containers,
+        });
+        if let Some(total) = pod.total() {
+            summary["cpu"] = cpu(&total);
+            summary["memory"] = memory(&total);
+        }
+        summary
+    };
+    let sample = usage::node(cx, &pods);
+    let mut node = json!({
         "nodeName": cx.config.node_name,
-        "startTime": now,
-        "cpu": {"time": now, "usageCoreNanoSeconds": cpu},
-        "memory": {"time": now, "usageBytes": memory, "workingSetBytes": memory},
+        "startTime": usage::boot_time().map(Time),
+        "cpu": cpu(&sample),
+        "memory": memory(&sample),
     });
+    let capacity = u64::try_from(cx.facts.memory).unwrap_or(0);
+    node["memory"]["availableBytes"] = capacity.saturating_sub(sample.working_set_bytes).into();
+    let pods: Vec<Value> = pods.iter().map(of_pod).collect();
     answer(StatusCode::OK, &json!({"node": node, "pods": pods}))
+}
+
+/// Time of a sample, to the second.
+fn time(sample: &Sample) -> Time {
+    Time(sample.at)
+}
+
+/// A value of the text format with the time of its measurement in milliseconds.
+struct Timed<T>(T, Timestamp);
+
+impl<T: fmt::Display> fmt::Display for Timed<T> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{} {}", self.0, self.1.as_millisecond())
+    }
 }
 
 /// `GET /metrics/resource`: the endpoint that metrics-server scrapes.
 pub(super) async fn resource_metrics(cx: &Context) -> Response<Body> {
-    let usages = usages(cx).await;
-    let (cpu, memory) = machine();
-    let seconds = |nanos: u64| nanos as f64 / 1e9;
+    let pods = usage::containers(cx).await;
+    let node = usage::node(cx, &pods);
+    let seconds = |sample: &Sample| Timed(sample.cpu_nanos as f64 / 1e9, sample.at);
+    let memory = |sample: &Sample| Timed(sample.working_set_bytes, sample.at);
     let mut out = String::new();
     let mut encoder = Encoder::new(&mut out);
     encoder
@@ -143,30 +114,71 @@ pub(super) async fn resource_metrics(cx: &Context) -> Response<Body> {
             "Cumulative cpu time consumed by the node in core-seconds",
             MetricType::Counter,
         )
-        .sample(&[], seconds(cpu));
+        .sample(&[], seconds(&node));
     encoder
         .describe(
             "node_memory_working_set_bytes",
             "Current working set of the node in bytes",
             MetricType::Gauge,
         )
-        .sample(&[], memory);
+        .sample(&[], memory(&node));
+    let containers = || {
+        pods.iter().flat_map(|pod| {
+            pod.containers.iter().map(move |container| {
+                let labels: [(&str, &str); 3] =
+                    [("container", &container.name), ("namespace", &pod.namespace), ("pod", &pod.name)];
+                (labels, container)
+            })
+        })
+    };
     let mut samples = encoder.describe(
         "container_cpu_usage_seconds_total",
         "Cumulative cpu time consumed by the container in core-seconds",
         MetricType::Counter,
     );
-    for usage in &usages {
-        samples.sample(&usage.labels(), seconds(usage.stats.cpu_nanos));
+    for (labels, container) in containers() {
+        samples.sample(&labels, seconds(&container.sample));
     }
     let mut samples = encoder.describe(
         "container_memory_working_set_bytes",
         "Current working set of the container in bytes",
         MetricType::Gauge,
     );
-    for usage in &usages {
-        samples.sample(&usage.labels(), usage.stats.working_set_bytes);
+    for (labels, container) in containers() {
+        samples.sample(&labels, memory(&container.sample));
     }
+    let mut samples = encoder.describe(
+        "container_start_time_seconds",
+        "Start time of the container since unix epoch in seconds",
+        MetricType::Gauge,
+    );
+    for (labels, container) in containers() {
+        samples.sample(&labels, container.started_at.as_millisecond() as f64 / 1e3);
+    }
+    let totals = || pods.iter().filter_map(|pod| Some((pod, pod.total()?)));
+    let mut samples = encoder.describe(
+        "pod_cpu_usage_seconds_total",
+        "Cumulative cpu time consumed by the pod in core-seconds",
+        MetricType::Counter,
+    );
+    for (pod, total) in totals() {
+        samples.sample(&[("namespace", &pod.namespace), ("pod", &pod.name)], seconds(&total));
+    }
+    let mut samples = encoder.describe(
+        "pod_memory_working_set_bytes",
+        "Current working set of the pod in bytes",
+        MetricType::Gauge,
+    );
+    for (pod, total) in totals() {
+        samples.sample(&[("namespace", &pod.namespace), ("pod", &pod.name)], memory(&total));
+    }
+    encoder
+        .describe(
+            "resource_scrape_error",
+            "1 if there was an error while getting container metrics, 0 otherwise",
+            MetricType::Gauge,
+        )
+        .sample(&[], 0);
     prometheus(out)
 }
 

@@ -56,6 +56,16 @@ impl Api {
         self.create("/apis/rbac.authorization.k8s.io/v1/clusterrolebindings", binding).await;
     }
 
+    /// Requests a token of a service account.
+    pub async fn token(&self, namespace: &str, account: &str) -> String {
+        let path = format!("/api/v1/namespaces/{namespace}/serviceaccounts/{account}/token");
+        let request = json!({"apiVersion": "authentication.k8s.io/v1", "kind": "TokenRequest", "spec": {"audiences": []}});
+        let kind = "application/json";
+        let answer = self.client().bytes(http::Method::POST, &path, kind, request.to_string()).await.unwrap();
+        let answer: Value = serde_json::from_slice(&answer).unwrap();
+        answer["status"]["token"].as_str().unwrap().to_owned()
+    }
+
     /// The number of the kubelet's SubjectAccessReviews so far.
     pub fn reviews(&self) -> usize {
         self.connection.count("create", "subjectaccessreviews")

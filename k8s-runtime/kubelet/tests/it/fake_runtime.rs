@@ -25,6 +25,7 @@ struct State {
     exec: HashMap<String, i32>,
     images: Vec<String>,
     fail_sandboxes: u32,
+    stats_read: usize,
 }
 
 #[derive(Clone)]
@@ -63,6 +64,11 @@ impl FakeRuntime {
 
     pub fn fail_sandboxes(&self, times: u32) {
         self.state.lock().unwrap().fail_sandboxes = times;
+    }
+
+    /// The number of calls of [`Runtime::stats`] so far.
+    pub fn stats_read(&self) -> usize {
+        self.state.lock().unwrap().stats_read
     }
 
     pub fn sandboxes(&self) -> Vec<SandboxStatus> {
@@ -279,6 +285,23 @@ impl Runtime for FakeRuntime {
             }
         })
         .boxed()
+    }
+
+    /// Every running container uses half a CPU and 64 MiB.
+    async fn stats(&self, id: &ContainerId) -> Result<ContainerStats, RuntimeError> {
+        let ContainerState::Running { started_at, .. } = self.status(id).await?.state else {
+            return Err(not_found(&id.0));
+        };
+        self.state.lock().unwrap().stats_read += 1;
+        let age = self.now().duration_since(started_at).unwrap();
+        let memory = 64 << 20;
+        Ok(ContainerStats {
+            cpu_nanos: u64::try_from(age.as_nanos() / 2).unwrap(),
+            memory_bytes: memory,
+            working_set_bytes: memory,
+            rss_bytes: memory,
+            pids: 1,
+        })
     }
 
     async fn exec(&self, _: &ContainerId, request: &ExecRequest) -> Result<Attached, RuntimeError> {

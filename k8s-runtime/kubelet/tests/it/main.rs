@@ -3,6 +3,7 @@
 #![allow(clippy::disallowed_methods, reason = "tests measure time and start tasks")]
 #![allow(missing_docs, unreachable_pub)]
 
+mod admission;
 mod cluster;
 mod fake_runtime;
 mod pods;

@@ -273,6 +273,59 @@ async fn figures() {
     assert_eq!(get(&node, "/healthz").await.1, "ok");
 }
 
+/// The fields that metrics-server and an autoscaler read.
+#[tokio::test(start_paused = true)]
+async fn usage_of_node_and_pods() {
+    let node = Node::start().await;
+    running(&node).await;
+    let started = node.container("p", "/state/running/startedAt");
+    let read = async || serde_json::from_str::<Value>(&get(&node, "/stats/summary").await.1).unwrap();
+    // The fake container uses half a CPU and 64 MiB.
+    for _ in 0..2 {
+        tokio::time::sleep(Duration::from_secs(10)).await;
+        let summary = read().await;
+        let pod = &summary["pods"][0];
+        assert_eq!(pod["podRef"]["name"], "p");
+        assert_eq!(pod["podRef"]["uid"], node.pod("p").unwrap()["metadata"]["uid"]);
+        assert_eq!(pod["startTime"], node.pod("p").unwrap()["status"]["startTime"]);
+        let container = &pod["containers"][0];
+        assert_eq!((&container["name"], &container["startTime"]), (&json!("c"), &started));
+        for of in [pod, container] {
+            let rate = of["cpu"]["usageNanoCores"].as_u64().unwrap();
+            assert!((490_000_000..=510_000_000).contains(&rate), "{of}");
+            assert_eq!(of["memory"]["workingSetBytes"], 64 << 20);
+        }
+        assert!(summary["node"]["cpu"]["usageCoreNanoSeconds"].as_u64().unwrap() > 0);
+        assert!(summary["node"]["memory"]["workingSetBytes"].as_u64().unwrap() > 0);
+    }
+    // A second caller within a second gets the same sample.
+    let before = node.runtime.stats_read();
+    assert_eq!(read().await["pods"], read().await["pods"]);
+    assert!(node.runtime.stats_read() <= before + 1);
+    let text = get(&node, "/metrics/resource").await.1;
+    let labels = r#"{container="c",namespace="ns",pod="p"}"#;
+    let sample = |name: &str| {
+        let line = text.lines().find_map(|line| line.strip_prefix(name)).unwrap_or_default();
+        let numbers: Vec<f64> = line.split_whitespace().map(|n| n.parse().unwrap()).collect();
+        numbers
+    };
+    let now = node.clock.now().as_millisecond() as f64;
+    let [cpu, at] = sample(&format!("container_cpu_usage_seconds_total{labels}"))[..] else {
+        panic!("{text}")
+    };
+    assert!((9.0..=11.0).contains(&cpu) && at <= now && at > now - 2000.0, "{cpu} {at} {now}");
+    let [memory, _] = sample(&format!("container_memory_working_set_bytes{labels}"))[..] else {
+        panic!("{text}")
+    };
+    assert_eq!(memory, 67_108_864.0);
+    let [start] = sample(&format!("container_start_time_seconds{labels}"))[..] else { panic!("{text}") };
+    assert!((1_800_000_000.0..1_800_000_010.0).contains(&start), "{start}");
+    for name in ["node_cpu_usage_seconds_total ", "node_memory_working_set_bytes "] {
+        assert!(sample(name)[0] > 0.0, "{text}");
+    }
+    assert!(text.contains("pod_memory_working_set_bytes{namespace=\"ns\",pod=\"p\"} 67108864 "), "{text}");
+}
+
 const REMOTE: [&str; 6] = [
     "",
     "channel.k8s.io",

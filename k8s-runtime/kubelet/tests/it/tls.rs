@@ -43,10 +43,10 @@ impl Authority {
 
 /// Requests `/healthz`. `None`: the connection was refused.
 async fn ask(port: u16, roots: Arc<RootCertStore>, identity: Option<Pair>) -> Option<String> {
-    request(port, roots, identity, "GET /healthz").await
+    request(port, roots, identity, "GET /healthz HTTP/1.1").await
 }
 
-/// Requests a path. `None`: the connection was refused.
+/// Sends a request line, with any headers. `None`: the connection was refused.
 async fn request(port: u16, roots: Arc<RootCertStore>, identity: Option<Pair>, what: &str) -> Option<String> {
     let provider = Arc::new(rustls::crypto::ring::default_provider());
     let builder =
@@ -59,7 +59,7 @@ async fn request(port: u16, roots: Arc<RootCertStore>, identity: Option<Pair>, w
     let tcp = TcpStream::connect(("127.0.0.1", port)).await.unwrap();
     let name = ServerName::try_from("node").unwrap();
     let mut stream = tokio_rustls::TlsConnector::from(Arc::new(config)).connect(name, tcp).await.ok()?;
-    let text = format!("{what} HTTP/1.1\r\nhost: node\r\nconnection: close\r\n\r\n");
+    let text = format!("{what}\r\nhost: node\r\nconnection: close\r\n\r\n");
     stream.write_all(text.as_bytes()).await.ok()?;
     let mut text = String::new();
     stream.read_to_string(&mut text).await.ok()?;
@@ -170,7 +170,8 @@ async fn every_request_is_authorized_by_the_api_server() {
         ("system:kube-scheduler", "GET /healthz", 403, "subresource(s)=[healthz proxy]"),
         ("monitor", &format!("POST {exec}"), 403, "verb=create"),
     ] {
-        let answer = request(port, cluster.roots(), Some(cluster.issue(user)), what).await.unwrap();
+        let what = format!("{what} HTTP/1.1");
+        let answer = request(port, cluster.roots(), Some(cluster.issue(user)), &what).await.unwrap();
         assert!(
             answer.starts_with(&format!("HTTP/1.1 {code} ")) && answer.contains(says),
             "{user} {what}: {answer}"
@@ -182,5 +183,61 @@ async fn every_request_is_authorized_by_the_api_server() {
         ask(port, cluster.roots(), Some(cluster.issue("system:kube-scheduler"))).await.unwrap();
     }
     assert_eq!(api.reviews(), asked);
+    kubelet.shutdown().await;
+}
+
+#[tokio::test]
+async fn bearer_tokens_are_reviewed_by_the_api_server() {
+    let cluster = Authority::new();
+    let (chain, key) = cluster.issue("node");
+    let runtime = Arc::new(FakeRuntime::new(k8s_core::clock::Clock::system()));
+    let dir = tempfile::tempdir().unwrap();
+    let provider = Arc::new(rustls::crypto::ring::default_provider());
+    let verifier = WebPkiClientVerifier::builder_with_provider(cluster.roots(), provider.clone());
+    let tls = ServerConfig::builder_with_provider(provider)
+        .with_safe_default_protocol_versions()
+        .unwrap()
+        .with_client_cert_verifier(verifier.allow_unauthenticated().build().unwrap())
+        .with_single_cert(chain, key)
+        .unwrap();
+    let port = std::net::TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port();
+    let api = Api::start(k8s_core::clock::Clock::system()).await;
+    api.allow("system:serviceaccount:ns:default", "get", "metrics").await;
+    let kubelet = k8s_kubelet::Kubelet::builder(api.connection.client(), "n1")
+        .configure(|c| {
+            c.root_dir = dir.path().join("kubelet");
+            c.log_dir = dir.path().join("logs");
+            c.bind_address = [127, 0, 0, 1].into();
+            c.port = port;
+            c.tls = Some(Arc::new(tls).into());
+        })
+        .runtime(runtime.clone())
+        .images(runtime)
+        .start()
+        .await
+        .unwrap();
+    let token = api.token("ns", "default").await;
+    let ask = async |path: &str, authorization: &str| {
+        let what = format!("GET {path} HTTP/1.1\r\nauthorization: {authorization}");
+        request(port, cluster.roots(), None, &what).await.unwrap()
+    };
+    for (path, authorization, code, says) in [
+        ("/metrics/resource", format!("Bearer {token}"), 200, "node_cpu_usage_seconds_total"),
+        ("/pods", format!("Bearer {token}"), 403, "user=system:serviceaccount:ns:default, verb=get"),
+        ("/metrics", format!("Bearer {token}x"), 401, "Unauthorized"),
+        ("/metrics", "Bearer stranger".into(), 401, "Unauthorized"),
+        ("/metrics", "Basic YTpi".into(), 401, "Unauthorized"),
+        ("/healthz", String::new(), 401, "Unauthorized"),
+    ] {
+        let answer = ask(path, &authorization).await;
+        assert!(
+            answer.starts_with(&format!("HTTP/1.1 {code} ")) && answer.contains(says),
+            "{path}: {answer}"
+        );
+    }
+    // A valid token is reviewed once a minute.
+    let asked = api.connection.count("create", "tokenreviews");
+    ask("/metrics/resource", &format!("Bearer {token}")).await;
+    assert_eq!(api.connection.count("create", "tokenreviews"), asked);
     kubelet.shutdown().await;
 }

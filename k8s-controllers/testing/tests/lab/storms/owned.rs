@@ -60,6 +60,38 @@ fn what_is_owned_goes_with_its_owners_and_nothing_else() {
     });
 }
 
+/// Owners in a circle, with dependents of their own, go with the first one that is deleted.
+#[test]
+fn a_circle_of_owners_goes() {
+    storm(15).controllers([garbage_collector()]).run(async |lab| {
+        let first = map(&lab, "a", &[]).await;
+        let second = map(&lab, "b", &[&first]).await;
+        let third = map(&lab, "c", &[&second]).await;
+        map(&lab, "leaf", &[&second]).await;
+        let other = map(&lab, "other", &[]).await;
+        map(&lab, "of-both", &[&third, &other]).await;
+        lab.edit("a", |map: &mut ConfigMap| {
+            let mut reference = owner_reference(&third);
+            reference.controller = None;
+            map.metadata.owner_references = Some(vec![reference]);
+        })
+        .await;
+        lab.sleep(seconds(0..20)).await;
+        let options = DeleteOptions { propagation_policy: Some("Foreground".into()), ..Default::default() };
+        for name in ["a", "b", "c"].iter().take(1 + usize::try_from(lab.seed() % 3).unwrap()) {
+            match lab.api::<ConfigMap>().delete(name, &options).await {
+                Err(e) if e.is_not_found() => {}
+                done => done.unwrap(),
+            }
+        }
+        lab.sleep(Duration::from_secs(60)).await;
+        lab.assert_idempotent().await;
+        let all: Vec<ConfigMap> = lab.list().await;
+        let names: Vec<&str> = all.iter().map(|map| map.name()).collect();
+        assert_eq!(names, ["of-both", "other"]);
+    });
+}
+
 #[test]
 fn namespaces_go_with_all_and_others_stay() {
     storm(15).controllers([namespace(), service_account()]).run(async |lab| {

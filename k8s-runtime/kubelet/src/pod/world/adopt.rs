@@ -26,7 +26,10 @@ impl World {
         for status in statuses.into_iter().flatten().flatten() {
             self.remember(now, status);
         }
-        let Some(sandbox) = sandbox else { return self.admit(refusal) };
+        let Some(sandbox) = sandbox else {
+            self.refusal = refusal;
+            return;
+        };
         let mains_made = self
             .containers
             .iter()
@@ -65,13 +68,5 @@ impl World {
             }
             Some(_) => {}
         }
-    }
-
-    /// Rejects a pod without a sandbox. A terminated pod keeps its status.
-    fn admit(&mut self, refusal: Option<Refusal>) {
-        let status = self.pod.status.as_ref();
-        let ended = status.is_some_and(|s| matches!(s.phase.as_deref(), Some("Failed" | "Succeeded")));
-        let reason = status.and_then(|s| s.reason.as_deref());
-        self.refusal = refusal.filter(|r| !ended || reason == Some(r.reason));
     }
 }

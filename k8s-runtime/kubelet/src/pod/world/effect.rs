@@ -1,6 +1,6 @@
 //! Effects: the operations that the state machine requests.
 
-use std::{net::IpAddr, sync::Arc};
+use std::{borrow::Cow, net::IpAddr, sync::Arc};
 
 use k8s_runtime::{ContainerId, SandboxId, SandboxStatus};
 
@@ -39,22 +39,24 @@ pub(crate) enum Effect {
 pub(crate) struct PodEvent {
     pub(crate) warning: bool,
     pub(crate) container: Option<String>,
-    pub(crate) reason: &'static str,
+    pub(crate) reason: Cow<'static, str>,
     pub(crate) message: String,
 }
 
 impl PodEvent {
     pub(super) fn normal(reason: &'static str, message: impl Into<String>) -> Effect {
-        Effect::Event(PodEvent { warning: false, container: None, reason, message: message.into() })
+        let (reason, message) = (reason.into(), message.into());
+        Effect::Event(PodEvent { warning: false, container: None, reason, message })
     }
 
     pub(super) fn warning(
         container: Option<&str>,
-        reason: &'static str,
+        reason: impl Into<Cow<'static, str>>,
         message: impl Into<String>,
     ) -> Effect {
         let container = container.map(str::to_owned);
-        Effect::Event(PodEvent { warning: true, container, reason, message: message.into() })
+        let (reason, message) = (reason.into(), message.into());
+        Effect::Event(PodEvent { warning: true, container, reason, message })
     }
 }
 

@@ -42,6 +42,8 @@ pub(crate) enum Message {
     Adopt { seen: Vec<Seen>, refusal: Option<Refusal> },
     /// A requested time has come.
     Tick,
+    /// The pod's resources are needed for a critical pod.
+    Preempt,
     /// The object has changed.
     Pod(Arc<Pod>),
     /// The object is gone; this is its last state.

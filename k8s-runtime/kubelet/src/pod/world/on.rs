@@ -35,6 +35,7 @@ impl World {
         match message {
             Message::Adopt { seen, refusal } => self.adopt(now, seen, refusal, effects),
             Message::Tick => {}
+            Message::Preempt => self.preempted = true,
             Message::Pod(pod) => self.on_pod(now, pod, effects),
             Message::Gone(pod) => {
                 self.pod = pod;

@@ -62,7 +62,7 @@ impl World {
     fn begin_end(&mut self, now: Timestamp, cause: Cause, effects: &mut Vec<Effect>) {
         let mut kill_at = after(now, self.grace_time());
         if let (Cause::Refused, Some(refusal)) = (cause, &self.refusal) {
-            effects.push(PodEvent::warning(None, refusal.reason, &refusal.message));
+            effects.push(PodEvent::warning(None, refusal.reason.clone(), &refusal.message));
         }
         if cause == Cause::Deadline {
             let message = "Pod was active on the node longer than the specified deadline";

@@ -204,10 +204,23 @@ fn a_completed_pod_keeps_its_traces_until_it_is_deleted() {
 
 #[test]
 fn a_refused_pod_never_gets_a_sandbox() {
-    let refusal = Refusal { reason: "SysctlForbidden", message: "no".into() };
+    let refusal = Refusal { reason: "SysctlForbidden".into(), message: "no".into() };
     let mut case = Case::one();
     let adopt = Message::Adopt { seen: vec![], refusal: Some(refusal) };
     case.check(0, adopt, &["event SysctlForbidden", "end by 30", "take down"]);
+}
+
+#[test]
+fn a_preempted_pod_is_stopped_and_not_restarted() {
+    let mut case = Case::running();
+    case.check(5, Message::Preempt, &["end by 35", "stop a"]);
+    case.check(
+        7,
+        Message::Stopped { name: "a".into(), record: Some(record("c0", 0, exited(0, 7))) },
+        &["take down"],
+    );
+    case.check(8, Message::TakenDown(Ok(())), &[]);
+    case.check(9, Message::Tick, &[]);
 }
 
 #[test]
