@@ -12,7 +12,7 @@ use std::time::Duration;
 
 use ipnet::Ipv4Net;
 use k8s_apiserver::User;
-use k8s_builtin::{self as builtin, Selection, Signer, Signing};
+use k8s_builtin::{self as builtin, Autoscaling, Selection, Signer, Signing};
 use k8s_controllers::{
     Caches, Environment, Manager, Runnable,
     metrics::{Metrics, counted},
@@ -45,6 +45,8 @@ pub(crate) struct ControllersConfig {
     pub(crate) legacy_token_clean_up_period: Duration,
     /// Health of nodes. `None`: upstream's defaults.
     pub(crate) node_health: Option<NodeHealthFlags>,
+    /// Options of the horizontal autoscaler.
+    pub(crate) autoscaling: Autoscaling,
 }
 
 /// Returns a manager of the selected and the added controllers.
@@ -55,6 +57,7 @@ pub(crate) fn manager(client: &Client, config: ControllersConfig, added: Vec<Run
         signing: config.signing,
         token_signer: config.token_signer,
         legacy_token_clean_up_period: config.legacy_token_clean_up_period,
+        autoscaling: config.autoscaling,
         ..builtin::Options::default()
     };
     if let Some(flags) = config.node_health {
@@ -84,6 +87,7 @@ impl ControlPlane {
         config: ApiConfig,
         selection: Selection,
         cluster_cidr: Ipv4Net,
+        autoscaling: Autoscaling,
         extensions: Extensions,
     ) -> Result<Self, ClusterError> {
         let api = Api::start(paths, config, extensions.api).await?;
@@ -109,6 +113,7 @@ impl ControlPlane {
             token_signer: Some(api.token_signer.clone()),
             legacy_token_clean_up_period: builtin::Options::default().legacy_token_clean_up_period,
             node_health: None,
+            autoscaling,
         };
         // The embedding program's own controllers act as the administrator.
         let manager = manager(&api.client(), config, extensions.controllers).caches(caches.clone()).accounts(

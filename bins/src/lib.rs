@@ -24,11 +24,13 @@
 
 #![cfg_attr(test, allow(clippy::disallowed_methods, reason = "tests measure time and start tasks"))]
 
+mod addons;
 mod admission;
 mod apply;
 mod audit;
 mod authentication;
 mod authorization;
+mod autoscaling;
 mod cluster;
 mod commands;
 mod control_plane;
@@ -58,6 +60,7 @@ mod simulated;
 pub mod user_kubeconfig;
 mod versions;
 
+pub use addons::Addon;
 pub use cluster::{Cluster, ClusterBuilder, ClusterConfig, Node, host_name, open_images};
 pub use distribution::{Distribution, distribution};
 pub use error::ClusterError;

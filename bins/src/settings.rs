@@ -9,9 +9,10 @@ use clap::{Args, Command, FromArgMatches};
 use ipnet::Ipv4Net;
 
 use crate::{
-    admission::AdmissionSettings, audit::AuditSettings, authentication::AuthenticationSettings,
-    authorization::AuthorizationFlags, encryption::EncryptionSettings, inflight::InflightSettings,
-    lifecycle::LifecycleSettings, ranges, serving::ServingSettings, versions::VersionSettings,
+    addons::Addon, admission::AdmissionSettings, audit::AuditSettings,
+    authentication::AuthenticationSettings, authorization::AuthorizationFlags, autoscaling::AutoscalingFlags,
+    encryption::EncryptionSettings, inflight::InflightSettings, lifecycle::LifecycleSettings, ranges,
+    serving::ServingSettings, versions::VersionSettings,
 };
 
 /// Settings of a cluster. Each field is a flag of `up` and `server`, a variable of the environment, a key of
@@ -49,6 +50,11 @@ pub(crate) struct ClusterSettings {
     /// Built-in controllers: `*` for all, `-name` to exclude one.
     #[arg(long, value_delimiter = ',', default_value = "*", allow_hyphen_values = true)]
     pub(crate) controllers: Vec<String>,
+    /// Parts to leave out.
+    #[arg(long, value_delimiter = ',', value_enum)]
+    pub(crate) disable: Vec<Addon>,
+    #[command(flatten)]
+    pub(crate) autoscaling: AutoscalingFlags,
     #[command(flatten)]
     pub(crate) encryption: EncryptionSettings,
     #[command(flatten)]

@@ -11,6 +11,7 @@ use tokio_util::sync::CancellationToken;
 
 use super::{Cluster, ClusterBuilder, Node};
 use crate::{
+    addons::Addon,
     control_plane::{ApiConfig, ControlPlane},
     error::ClusterError,
     extensions::Builder,
@@ -20,6 +21,13 @@ use crate::{
 };
 
 impl ClusterBuilder {
+    /// Leaves out a part of the cluster, to be replaced by another. Default: all are there.
+    #[must_use]
+    pub fn disable(mut self, addon: Addon) -> Self {
+        self.base.settings.disable.push(addon);
+        self
+    }
+
     /// Name of the cluster's distribution: context of its kubeconfig, default data directory `/var/lib/NAME`,
     /// directory `/run/NAME`, prefix of its control groups. 1 to 32 lower-case letters, digits or `-`. A data
     /// directory belongs to one name. Default: `hyperkube`.
@@ -247,10 +255,13 @@ impl ClusterBuilder {
             versions: settings.versions.clone(),
             authorization: settings.authorization.modes()?,
             limits: settings.inflight.limits(),
+            resource_metrics: !settings.disable.contains(&Addon::MetricsServer),
             authorization_flags: settings.authorization.clone(),
             ..ApiConfig::default()
         };
-        let plane = ControlPlane::start(&paths, api, selection, pods, extensions).await?;
+        let plane =
+            ControlPlane::start(&paths, api, selection, pods, settings.autoscaling.options(), extensions)
+                .await?;
         let mut cluster = Cluster { paths, plane, nodes: Vec::new(), network: None, _lock: lock };
         match cluster.add_nodes(&config, runtime, advertise, dns).await {
             Ok(()) => Ok(cluster),

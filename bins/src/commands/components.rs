@@ -32,6 +32,7 @@ use crate::{
     audit::AuditSettings,
     authentication::{self, AuthenticationSettings},
     authorization::AuthorizationFlags,
+    autoscaling::AutoscalingFlags,
     control_plane::{Api, ApiConfig, ControllersConfig, Kubeconfigs, manager},
     encryption::EncryptionSettings,
     error::ClusterError,
@@ -338,6 +339,8 @@ pub(super) struct ControllerManager {
     #[command(flatten)]
     node_health: NodeHealthFlags,
     #[command(flatten)]
+    autoscaling: AutoscalingFlags,
+    #[command(flatten)]
     _config: ConfigFile,
 }
 
@@ -365,6 +368,7 @@ impl ControllerManager {
             token_signer,
             legacy_token_clean_up_period: self.legacy_service_account_token_clean_up_period,
             node_health: Some(self.node_health),
+            autoscaling: self.autoscaling.options(),
         };
         let added = extensions.controllers.into_iter().map(|c| c.account(identities::EXTENSIONS)).collect();
         let stop = stop_token();

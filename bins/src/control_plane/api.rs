@@ -22,12 +22,14 @@ use k8s_core::{
     client::{Client, Kubeconfig},
     clock::Clock,
 };
+use k8s_metrics_server::MetricsServer;
 use k8s_store::Store;
 use tokio::{net::TcpListener, task::JoinHandle};
 use tokio_util::sync::CancellationToken;
 
 use super::{objects, open_store};
 use crate::{
+    addons,
     admission::AdmissionSettings,
     audit::AuditSettings,
     authentication::{self, AuthenticationSettings},
@@ -88,6 +90,8 @@ pub(crate) struct ApiConfig {
     pub(crate) audit: AuditSettings,
     /// Served versions and resources.
     pub(crate) versions: VersionSettings,
+    /// Serve the resource metrics API.
+    pub(crate) resource_metrics: bool,
     /// Send warnings about kinds and fields without effect.
     pub(crate) warn_unenforced: bool,
     /// Limits on clients over the socket.
@@ -117,6 +121,7 @@ impl Default for ApiConfig {
             admission: AdmissionSettings::default(),
             audit: AuditSettings::default(),
             versions: VersionSettings::default(),
+            resource_metrics: false,
             warn_unenforced: true,
             limits: limits(),
         }
@@ -200,6 +205,9 @@ impl Api {
         if let Some(pods) = config.pods {
             builder = builder.pod_range(pods);
         }
+        if config.resource_metrics {
+            builder = builder.local_api(Arc::new(MetricsServer::default()));
+        }
         let server = builder.build().await?;
         let (renewed, identities) = (server.clone(), front_proxy.clone());
         renewals.add("front-proxy-client", move || Ok(renewed.renew_front_proxy(&identities.identity()?)?));
@@ -266,6 +274,10 @@ impl Api {
             .map_err(ClusterError::of("make the kubernetes Service"))?;
         let bound = identities::bind(&admin, &self.kubeconfigs.name, &config.authorization).await;
         bound.map_err(ClusterError::of("bind the components' roles"))?;
+        if config.resource_metrics {
+            let made = addons::metrics_reader(&admin).await;
+            made.map_err(ClusterError::of("let viewers read the metrics"))?;
+        }
         let client_cas = own.as_ref().map_or_else(|| self.pki.ca().to_owned(), |files| files.client_cas());
         front_proxy
             .publish(&admin, &client_cas)
