@@ -14,7 +14,8 @@ use k8s_core::{
     meta::ObjectExt,
     random,
 };
-use k8s_testing::controllers::named;
+use k8s_scheduler::Scheduler;
+use k8s_testing::{Life, controllers::persistent_volume_binder};
 use serde_json::json;
 
 use super::{scheduled_storm, seconds};
@@ -65,7 +66,9 @@ fn fits(pod: &Pod, there: &[&Pod], lowest: i32) -> bool {
 /// could make room by preemption.
 #[test]
 fn nodes_are_never_overcommitted_and_the_important_pods_run() {
-    scheduled_storm(NODES, 10).run(async |lab| {
+    // As a program under test: the lab's own scheduler is spared from faults.
+    let scheduler = async |life: Life| Scheduler::builder().run_in(life.environment()).await;
+    scheduled_storm(NODES, 10).without_scheduler().program("scheduler", scheduler).run(async |lab| {
         let deleted = Arc::new(Mutex::new(HashSet::<String>::new()));
         let known = deleted.clone();
         lab.always(move |all: &[&Pod]| {
@@ -132,8 +135,7 @@ fn nodes_are_never_overcommitted_and_the_important_pods_run() {
 /// Claims that wait for their pods get the volumes of the pods' nodes, one each.
 #[test]
 fn claims_are_bound_on_the_nodes_of_their_pods() {
-    let binder = named("persistentvolume-binder").expect("a built-in controller");
-    scheduled_storm(NODES, 6).controllers([binder]).run(async |lab| {
+    scheduled_storm(NODES, 6).controllers([persistent_volume_binder()]).run(async |lab| {
         lab.create_from::<StorageClass>(json!({
             "metadata": {"name": "local"}, "provisioner": "kubernetes.io/no-provisioner",
             "volumeBindingMode": "WaitForFirstConsumer",
