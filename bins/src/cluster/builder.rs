@@ -20,6 +20,9 @@ use crate::{
     ranges,
 };
 
+/// Age of resource metrics, as with metrics-server.
+const METRICS_AGE: Duration = Duration::from_secs(15);
+
 impl ClusterBuilder {
     /// Leaves out a part of the cluster, to be replaced by another. Default: all are there.
     #[must_use]
@@ -255,7 +258,9 @@ impl ClusterBuilder {
             versions: settings.versions.clone(),
             authorization: settings.authorization.modes()?,
             limits: settings.inflight.limits(),
-            resource_metrics: !settings.disable.contains(&Addon::MetricsServer),
+            // Autoscalers that look more often see something new each time.
+            resource_metrics: (!settings.disable.contains(&Addon::MetricsServer))
+                .then(|| settings.autoscaling.options().sync_period.min(METRICS_AGE)),
             authorization_flags: settings.authorization.clone(),
             ..ApiConfig::default()
         };

@@ -90,8 +90,8 @@ pub(crate) struct ApiConfig {
     pub(crate) audit: AuditSettings,
     /// Served versions and resources.
     pub(crate) versions: VersionSettings,
-    /// Serve the resource metrics API.
-    pub(crate) resource_metrics: bool,
+    /// Serve the resource metrics API, with readings of at most this age. `None`: not served.
+    pub(crate) resource_metrics: Option<Duration>,
     /// Send warnings about kinds and fields without effect.
     pub(crate) warn_unenforced: bool,
     /// Limits on clients over the socket.
@@ -121,7 +121,7 @@ impl Default for ApiConfig {
             admission: AdmissionSettings::default(),
             audit: AuditSettings::default(),
             versions: VersionSettings::default(),
-            resource_metrics: false,
+            resource_metrics: None,
             warn_unenforced: true,
             limits: limits(),
         }
@@ -205,8 +205,8 @@ impl Api {
         if let Some(pods) = config.pods {
             builder = builder.pod_range(pods);
         }
-        if config.resource_metrics {
-            builder = builder.local_api(Arc::new(MetricsServer::default()));
+        if let Some(age) = config.resource_metrics {
+            builder = builder.local_api(Arc::new(MetricsServer::new(age, Clock::system())));
         }
         let server = builder.build().await?;
         let (renewed, identities) = (server.clone(), front_proxy.clone());
@@ -274,7 +274,7 @@ impl Api {
             .map_err(ClusterError::of("make the kubernetes Service"))?;
         let bound = identities::bind(&admin, &self.kubeconfigs.name, &config.authorization).await;
         bound.map_err(ClusterError::of("bind the components' roles"))?;
-        if config.resource_metrics {
+        if config.resource_metrics.is_some() {
             let made = addons::metrics_reader(&admin).await;
             made.map_err(ClusterError::of("let viewers read the metrics"))?;
         }

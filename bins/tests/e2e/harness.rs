@@ -228,28 +228,27 @@ impl Cluster {
 
     /// Starts `up` as a foreground process and waits for the node.
     pub fn start_up(&mut self) -> Result<(), Failed> {
-        self.launch()?;
+        self.launch(&[])?;
         self.wait_ready()
     }
 
     /// As [`Cluster::start_up`], on a disk that is full: the node may say so before it is ready.
     pub fn start_up_short_of_disk(&mut self) -> Result<(), Failed> {
-        self.launch()?;
+        self.launch(&[])?;
         self.wait_until_ready(true)
     }
 
-    fn launch(&mut self) -> Result<(), Failed> {
+    /// As [`Cluster::start_up`], with more arguments of `up`.
+    pub fn start_up_with(&mut self, more: &[&str]) -> Result<(), Failed> {
+        self.launch(more)?;
+        self.wait_ready()
+    }
+
+    fn launch(&mut self, more: &[&str]) -> Result<(), Failed> {
         let data = self.data.to_string_lossy().into_owned();
-        let mut command = self.hyperkube(&[
-            "--log",
-            "info",
-            "up",
-            "--data-dir",
-            &data,
-            "--no-kubeconfig-merge",
-            "--node-name",
-            "node-1",
-        ]);
+        let own =
+            ["--log", "info", "up", "--data-dir", &data, "--no-kubeconfig-merge", "--node-name", "node-1"];
+        let mut command = self.hyperkube(&[&own, more].concat());
         self.processes.push(Process::start(&mut command, self.dir.path().join("up.log"))?);
         Ok(())
     }

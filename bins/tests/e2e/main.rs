@@ -12,6 +12,7 @@
 mod alone;
 mod attack;
 mod authentication;
+mod autoscaling;
 mod components;
 mod distributions;
 mod envtest;
@@ -51,6 +52,7 @@ fn main() -> ExitCode {
         alone::TESTS,
         attack::TESTS,
         authentication::TESTS,
+        autoscaling::TESTS,
         envtest::TESTS,
         full_disk::TESTS,
         restart::TESTS,

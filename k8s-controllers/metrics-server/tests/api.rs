@@ -145,15 +145,14 @@ async fn the_group_is_discovered_and_read_only() {
     let names: Vec<&str> =
         list["resources"].as_array().unwrap().iter().filter_map(|r| r["name"].as_str()).collect();
     assert_eq!(names, ["nodes", "pods"]);
-    let service: Value = client
-        .json(
-            http::Method::GET,
-            "/apis/apiregistration.k8s.io/v1/apiservices/v1beta1.metrics.k8s.io",
-            "application/json",
-            "",
-        )
-        .await
-        .unwrap();
+    let path = "/apis/apiregistration.k8s.io/v1/apiservices/v1beta1.metrics.k8s.io";
+    // Written by a task of the server, beside its start.
+    let service = loop {
+        match client.json::<Value>(http::Method::GET, path, "application/json", "").await {
+            Err(e) if e.is_not_found() => tokio::time::sleep(std::time::Duration::from_millis(10)).await,
+            other => break other.unwrap(),
+        }
+    };
     assert_eq!(service["status"]["conditions"][0]["reason"], "Local");
     let refused = client
         .json::<Value>(http::Method::DELETE, &format!("{BASE}/nodes/n1"), "application/json", "")

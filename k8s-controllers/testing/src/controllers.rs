@@ -43,6 +43,8 @@ by_name! {
     replication_controller = "replicationcontroller";
     /// Computes the status of PodDisruptionBudgets.
     disruption = "disruption";
+    /// Scales the targets of HorizontalPodAutoscalers.
+    autoscaler = "horizontalpodautoscaling";
     /// The StatefulSet controller.
     stateful_set = "statefulset";
     /// The DaemonSet controller.

@@ -8,7 +8,7 @@ use std::{
 };
 
 use futures::FutureExt;
-use k8s_apiserver::{admission::IntoAdmit, stages::Authenticate};
+use k8s_apiserver::{LocalApi, admission::IntoAdmit, stages::Authenticate};
 use k8s_builtin::{BuiltIn, Options};
 use k8s_controllers::{Controller, Reconcile};
 use k8s_core::{api::api::core::v1::Pod, custom::CustomResource};
@@ -108,6 +108,13 @@ impl Lab {
     pub fn resource<T: CustomResource>(mut self) -> Self {
         self.setup.shapes.push(base::serving::<T>());
         self.setup.definitions.push(T::definition());
+        self
+    }
+
+    /// Serves a group and version from the test, such as `metrics.k8s.io` with the use that an autoscaler
+    /// shall see. All runs share it: what differs between them belongs into objects of the cluster.
+    pub fn local_api(mut self, api: Arc<dyn LocalApi>) -> Self {
+        self.setup.shapes.push(Arc::new(move |server| server.local_api(api.clone())));
         self
     }
 

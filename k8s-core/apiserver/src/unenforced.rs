@@ -35,7 +35,6 @@ const KINDS: &[Kind] = &[
     Kind("csinodes.storage.k8s.io", NO_CSI),
     Kind("csistoragecapacities.storage.k8s.io", NO_CSI),
     Kind("deviceclasses.resource.k8s.io", NO_DRA),
-    Kind("horizontalpodautoscalers.autoscaling", "no autoscaler runs in this cluster: nothing is scaled"),
     Kind(
         "ingresses.networking.k8s.io",
         "no ingress controller runs in this cluster: the Ingress is stored, but not acted on",

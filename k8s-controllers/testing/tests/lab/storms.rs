@@ -3,6 +3,7 @@
 //! CI runs a few seeds of each; `SEEDS=1000` runs that many.
 
 mod alike;
+mod autoscaling;
 mod budgets;
 mod daemons;
 mod endpoints;

@@ -70,10 +70,7 @@ async fn kinds_that_nothing_acts_on_are_warned_of_when_they_are_created() {
     let namespaced = |group: &str, plural: &str| format!("{group}/namespaces/default/{plural}");
     for (path, object) in [
         (namespaced("/apis/networking.k8s.io/v1", "networkpolicies"), json!({"spec": {"podSelector": {}}})),
-        (
-            namespaced("/apis/autoscaling/v2", "horizontalpodautoscalers"),
-            json!({"spec": {"maxReplicas": 1, "scaleTargetRef": {"kind": "Deployment", "name": "a", "apiVersion": "apps/v1"}}}),
-        ),
+        ("/apis/storage.k8s.io/v1/csidrivers".to_owned(), json!({"spec": {}})),
     ] {
         let mut object = object;
         object["metadata"] = json!({"name": "x"});
