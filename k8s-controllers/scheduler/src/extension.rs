@@ -86,8 +86,8 @@ pub enum Nomination {
         /// The pods to delete, most important first.
         victims: Vec<Arc<PodInfo>>,
     },
-    /// The pod waits for room that is being made on its nominated node. The message is appended to that of the
-    /// failure.
+    /// The pod waits for room that is being made on its nominated node. The message is appended to the
+    /// failure's.
     Wait(String),
     /// Nothing can be done. The message is appended to that of the failure, and a nomination ends.
     No(String),

@@ -188,7 +188,8 @@ impl Builder {
     /// let why = Scheduler::builder().explain(&mut cluster, &pod)?;
     /// assert_eq!(why.node.as_deref(), Some("large"));
     /// let refusal = why.nodes[1].refusal.as_ref().expect("the small one is refused");
-    /// assert_eq!((refusal.plugin.as_str(), refusal.reasons[0].as_str()), ("NodeResourcesFit", "Insufficient cpu"));
+    /// assert_eq!(refusal.plugin, "NodeResourcesFit");
+    /// assert_eq!(refusal.reasons, ["Insufficient cpu"]);
     /// # Ok::<(), Box<dyn std::error::Error>>(())
     /// ```
     ///
