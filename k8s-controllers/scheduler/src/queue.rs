@@ -159,8 +159,8 @@ impl Queue {
         self.entries.insert(uid, Entry { pod, failures, place });
     }
 
-    /// Returns the parsed pod with the newest object in it, if it is in the queue and has not changed in a way
-    /// that matters.
+    /// Returns the parsed pod with the newest object in it, if it is in the queue and has not changed in a
+    /// way that matters.
     pub(crate) fn get(&self, pod: &Arc<Pod>) -> Option<Arc<PodInfo>> {
         let entry = self.entries.get(k8s_core::meta::ObjectExt::uid(&**pod))?;
         if matters(&entry.pod.pod, pod) {
