@@ -59,6 +59,16 @@ pub(crate) fn parameter<'a>(query: &'a str, name: &str) -> Option<&'a str> {
         .map(|(_, value)| value)
 }
 
+/// Returns a field of the query's field selector that is none of a metric's. The selector is applied to pods,
+/// whose other fields a reader of metrics may not learn.
+fn foreign_field(query: &str) -> Option<String> {
+    let selector = percent_decode_str(parameter(query, "fieldSelector")?).decode_utf8_lossy().into_owned();
+    let keys = selector.split(',').map(|term| term.split(['=', '!']).next().unwrap_or_default().trim());
+    keys.filter(|key| !key.is_empty() && !matches!(*key, "metadata.name" | "metadata.namespace"))
+        .map(ToOwned::to_owned)
+        .next()
+}
+
 fn respond(status: StatusCode, object: &Value) -> Response<Body> {
     let mut response = Response::new(body_from_bytes(object.to_string()));
     *response.status_mut() = status;
@@ -167,6 +177,9 @@ pub(crate) async fn metrics(
             ("PodMetrics", format!("/api/v1/namespaces/{namespace}/pods"), one)
         }
     };
+    if let Some(field) = foreign_field(query) {
+        return refuse(&ApiStatus::bad_request(format!("field label not supported: {field}")));
+    }
     let mut selectors: Vec<String> = ["labelSelector", "fieldSelector"]
         .iter()
         .filter_map(|name| Some(format!("{name}={}", parameter(query, name)?)))
@@ -259,6 +272,11 @@ mod tests {
         );
         assert_eq!(parse(&format!("{base}/namespaces/a")), None);
         assert_eq!(parse("/apis/metrics.k8s.io/v1/pods"), None);
+        assert_eq!(foreign_field("fieldSelector=metadata.name%3Da,metadata.namespace!=b"), None);
+        assert_eq!(
+            foreign_field("fieldSelector=metadata.name=a%2Cstatus.podIP%3D1"),
+            Some("status.podIP".into())
+        );
         assert_eq!(parameter("a=1&watch=true", "watch"), Some("true"));
     }
 

@@ -81,6 +81,28 @@ struct Names {
 #[derive(Deserialize)]
 struct Named {
     metadata: Metadata,
+    #[serde(default)]
+    status: Status,
+}
+
+#[derive(Default, Deserialize)]
+#[serde(default)]
+struct Status {
+    conditions: Vec<Condition>,
+}
+
+#[derive(Deserialize)]
+struct Condition {
+    #[serde(rename = "type")]
+    kind: String,
+    status: String,
+}
+
+impl Named {
+    /// Returns true for a node that nobody has heard of lately: everyone would wait for it.
+    fn is_lost(&self) -> bool {
+        self.status.conditions.iter().any(|c| c.kind == "Ready" && c.status == "Unknown")
+    }
 }
 
 #[derive(Deserialize)]
@@ -195,9 +217,10 @@ impl Readings {
     }
 }
 
+/// Returns the names of the nodes that may answer.
 async fn names(client: &Client) -> Result<Vec<String>, Error> {
     let all: Names = client.json(Method::GET, "/api/v1/nodes", "application/json", "").await?;
-    Ok(all.items.into_iter().map(|item| item.metadata.name).collect())
+    Ok(all.items.into_iter().filter(|node| !node.is_lost()).map(|node| node.metadata.name).collect())
 }
 
 async fn summary(client: &Client, node: &str) -> Result<Summary, Error> {

@@ -160,3 +160,25 @@ async fn the_group_is_discovered_and_read_only() {
         .unwrap_err();
     assert_eq!(refused.status().unwrap().code(), 405, "{refused}");
 }
+
+#[tokio::test(start_paused = true)]
+async fn a_service_takes_over_until_its_apiservice_goes() {
+    let (_server, client, _) = server().await;
+    let path = "/apis/apiregistration.k8s.io/v1/apiservices/v1beta1.metrics.k8s.io";
+    let read = async || client.json::<Value>(http::Method::GET, path, "application/json", "").await;
+    let registered = async || loop {
+        match read().await {
+            Err(e) if e.is_not_found() => tokio::time::sleep(std::time::Duration::from_millis(10)).await,
+            other => break other.unwrap(),
+        }
+    };
+    let mut service = registered().await;
+    service["spec"]["service"] = json!({"namespace": "default", "name": "mine", "port": 443});
+    service["spec"]["insecureSkipTLSVerify"] = true.into();
+    client.json::<Value>(http::Method::PUT, path, "application/json", service.to_string()).await.unwrap();
+    let refused = get(&client, "/nodes").await.unwrap_err();
+    assert!(refused.to_string().contains("unavailable"), "{refused}");
+    client.json::<Value>(http::Method::DELETE, path, "application/json", "").await.unwrap();
+    assert_eq!(names(&get(&client, "/nodes").await.unwrap()), ["n1"]);
+    assert!(registered().await["spec"]["service"].is_null());
+}
