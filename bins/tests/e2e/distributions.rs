@@ -199,7 +199,15 @@ fn components() -> Outcome {
         Ok(pki.join("kube-proxy.kubeconfig").exists())
     })?;
     start(&mut cluster, "kube-controller-manager", &["--kubeconfig", &kubeconfig("controller-manager")])?;
-    start(&mut cluster, "kube-scheduler", &["--kubeconfig", &kubeconfig("scheduler")])?;
+    // Two profiles; the connection comes from the file, too.
+    let profiles = cluster.dir.path().join("scheduler.yaml");
+    let text = format!(
+        "apiVersion: kubescheduler.config.k8s.io/v1\nkind: KubeSchedulerConfiguration\nclientConnection: {{kubeconfig: {}}}\nprofiles:\n- schedulerName: default-scheduler\n- schedulerName: packer\n  plugins: {{multiPoint: {{disabled: [{{name: Fragile}}]}}}}\n",
+        kubeconfig("scheduler")
+    );
+    fs::write(&profiles, text)?;
+    let profiles = profiles.to_string_lossy().into_owned();
+    start(&mut cluster, "kube-scheduler", &["--config", &profiles])?;
     let root = cluster.dir.path().join("node").to_string_lossy().into_owned();
     let kubelet = kubeconfig("kubelet-shelf");
     let flags = ["--kubeconfig", &kubelet, "--root-dir", &root, "--hostname-override", "shelf"];
@@ -226,6 +234,26 @@ fn components() -> Outcome {
         "too fragile for any node",
         30,
     )?;
+    let admin = cluster.kubeconfig.to_string_lossy().into_owned();
+    let explain = |more: &[&str]| {
+        let flags =
+            ["explain-scheduling", "--kubeconfig", &admin, "-n", "toys", "--scheduler-config", &profiles];
+        finish(shopkube(&cluster, &[&flags, more].concat())?)
+    };
+    let vase = explain(&["pod", "vase"])?;
+    let plain: serde_json::Value = serde_json::from_str(&explain(&["pod/plain", "-o", "json"])?.out)?;
+    let scored = plain["nodes"][0]["scores"].as_array().is_some_and(|all| !all.is_empty());
+    if !vase.out.contains("shelf      -  Fragile: too fragile for any node")
+        || plain["node"] != "shelf"
+        || !scored
+    {
+        return Err(format!("{vase:?} {plain}").into());
+    }
+    // The other profile has no such plugin.
+    pod["metadata"]["name"] = "box".into();
+    pod["spec"]["schedulerName"] = "packer".into();
+    n.ok(&["apply", "-f", "-"], &pod.to_string())?;
+    n.until(&["get", "pod", "box", "-o", "jsonpath={.spec.nodeName}"], "shelf", 30)?;
 
     // A kubeconfig without a client certificate, which would be preferred to the token.
     let bare = cluster.dir.path().join("bare.yaml");

@@ -54,7 +54,7 @@ fn container(container: &mut Container) {
     };
 }
 
-/// Keeps name, states, readiness and restarts.
+/// Keeps name, states, readiness, restarts, and the requests that the node has given.
 fn container_status(status: &mut ContainerStatus) {
     let full = std::mem::take(status);
     *status = ContainerStatus {
@@ -64,6 +64,11 @@ fn container_status(status: &mut ContainerStatus) {
         restart_count: full.restart_count,
         state: full.state,
         last_state: full.last_state,
+        allocated_resources: full.allocated_resources,
+        resources: full.resources.map(|mut resources| {
+            resources.limits = None;
+            resources
+        }),
         ..ContainerStatus::default()
     };
 }
@@ -96,7 +101,7 @@ mod tests {
                 "volumes": [{"name": "t", "projected": {"sources": []}}, {"name": "d", "persistentVolumeClaim": {"claimName": "x"}}],
             },
             "status": {"phase": "Failed", "containerStatuses": [{"name": "c", "image": "i", "imageID": "sha256:0", "ready": false,
-                "restartCount": 2, "state": {"terminated": {"exitCode": 3}}}]},
+                "restartCount": 2, "state": {"terminated": {"exitCode": 3}}, "allocatedResources": {"cpu": "1"}}]},
         }))
         .unwrap();
         pod(&mut trimmed);
@@ -114,5 +119,6 @@ mod tests {
             json!({"controller.kubernetes.io/pod-deletion-cost": "3"})
         );
         assert_eq!(left["status"]["containerStatuses"][0]["state"]["terminated"]["exitCode"], 3);
+        assert_eq!(left["status"]["containerStatuses"][0]["allocatedResources"], json!({"cpu": "1"}));
     }
 }

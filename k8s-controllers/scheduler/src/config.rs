@@ -38,7 +38,9 @@ fn error(path: impl Into<String>, reason: impl Into<String>) -> ConfigError {
 ///         {"schedulerName": "default-scheduler"},
 ///         {
 ///             "schedulerName": "packer",
-///             "plugins": {"score": {"disabled": [{"name": "*"}], "enabled": [{"name": "NodeResourcesFit"}]}},
+///             "plugins": {"score": {
+///                 "disabled": [{"name": "*"}], "enabled": [{"name": "NodeResourcesFit"}],
+///             }},
 ///             "pluginConfig": [{
 ///                 "name": "NodeResourcesFit",
 ///                 "args": {"scoringStrategy": {"type": "MostAllocated", "resources": [{"name": "cpu"}]}},

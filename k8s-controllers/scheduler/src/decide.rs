@@ -358,7 +358,7 @@ impl Profile {
         self.rows.iter().enumerate().filter(move |(at, _)| refused_by & (1 << at) != 0).map(|(_, row)| row)
     }
 
-    /// Asks the plugins to make room; the first that nominates a node decides.
+    /// Asks the plugins to make room; the first that does something decides.
     pub(crate) fn post_filter(&self, cluster: &Cluster, pod: &PodInfo, why: &Unschedulable) -> Nomination {
         let mut reasons: Vec<String> = Vec::new();
         let mut cx = Cycle::new(cluster);
@@ -368,7 +368,7 @@ impl Profile {
         for plugin in self.rows.iter().filter_map(|row| row.post_filter.as_ref()) {
             match plugin.post_filter(&mut trial) {
                 Nomination::No(reason) => reasons.extend(Some(reason).filter(|r| !r.is_empty())),
-                nominated => return nominated,
+                other => return other,
             }
             trial.leave();
         }

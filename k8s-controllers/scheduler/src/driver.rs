@@ -135,6 +135,10 @@ fn is_terminal(pod: &Pod) -> bool {
     matches!(pod.status.as_ref().and_then(|s| s.phase.as_deref()), Some("Succeeded" | "Failed"))
 }
 
+fn nominated_node(pod: &Pod) -> Option<&str> {
+    pod.status.as_ref()?.nominated_node_name.as_deref().filter(|node| !node.is_empty())
+}
+
 fn node_of(pod: &Pod) -> Option<&str> {
     pod.spec.as_ref()?.node_name.as_deref().filter(|n| !n.is_empty())
 }
@@ -383,14 +387,17 @@ impl Scheduler {
         if self.cluster.is_placed(uid) {
             return;
         }
-        let nominated = pod.status.as_ref().and_then(|s| s.nominated_node_name.as_deref());
         let gates: Vec<_> = profile.rows.iter().filter_map(|row| row.pre_enqueue.clone()).collect();
         let info = self.queue.get(pod).unwrap_or_else(|| Arc::new(PodInfo::new(pod.clone())));
         if let Some(reject) = gates.iter().find_map(|gate| gate.pre_enqueue(&info).err()) {
             debug!(pod = %info.key, reasons = ?reject.reasons, "held back");
             return self.leave_queue(uid);
         }
-        self.cluster.nominate(&info, nominated);
+        // Without a name before and now, a nomination of ours may not be written yet.
+        let nominated = nominated_node(pod);
+        if nominated.is_some() || self.queue.object(uid).is_some_and(|old| nominated_node(old).is_some()) {
+            self.cluster.nominate(&info, nominated);
+        }
         self.queue.set(info);
     }
 
@@ -501,16 +508,15 @@ impl Scheduler {
         let mut message = why.message.clone();
         let refusal = Refusal { by: why.refused_by, wakes_on: why.wakes_on };
         match shared.profile.post_filter(&self.cluster, &pod, &why) {
+            Nomination::Wait(reason) => append(&mut message, &reason),
             Nomination::No(reason) => {
-                if !reason.is_empty() {
-                    message.push(' ');
-                    message.push_str(&reason);
-                }
-                let waits = reason.contains("terminating pod on the nominated node");
-                let nominated = pod.pod.status.as_ref().and_then(|s| s.nominated_node_name.as_deref());
-                if nominated.is_some_and(|node| !node.is_empty()) && !waits {
-                    // Nothing will make room there any more.
-                    self.cluster.nominate(&pod, None);
+                append(&mut message, &reason);
+                let kept = self.cluster.withdraw(pod.uid());
+                if kept.is_some() || nominated_node(&pod.pod).is_some() {
+                    // Nothing makes room there any more.
+                    if let Some(node) = kept {
+                        self.freed(&node);
+                    }
                     self.failures.remove(pod.uid());
                     self.tell(&Failure { pod, message }, Some(""));
                     return self.queue.wait(attempt, refusal, Instant::now());
@@ -557,6 +563,14 @@ impl Scheduler {
                 debug!(pod = name, error = %e, "condition not written");
             }
         });
+    }
+}
+
+/// Appends a plugin's message, if it has one, to that of a failure.
+fn append(message: &mut String, reason: &str) {
+    if !reason.is_empty() {
+        message.push(' ');
+        message.push_str(reason);
     }
 }
 

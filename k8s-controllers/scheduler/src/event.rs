@@ -9,7 +9,8 @@ use crate::{NodeInfo, PodInfo};
 /// ```
 /// use k8s_scheduler::WakeOn;
 /// let wakes = WakeOn::NODE.or(WakeOn::POD_GONE);
-/// assert!(wakes.meets(WakeOn::POD_GONE) && wakes.meets(WakeOn::NODE_TAINTS) && !wakes.meets(WakeOn::VOLUME));
+/// assert!(wakes.meets(WakeOn::POD_GONE) && wakes.meets(WakeOn::NODE_TAINTS));
+/// assert!(!wakes.meets(WakeOn::VOLUME));
 /// ```
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct WakeOn(u32);

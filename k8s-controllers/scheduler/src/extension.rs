@@ -86,13 +86,16 @@ pub enum Nomination {
         /// The pods to delete, most important first.
         victims: Vec<Arc<PodInfo>>,
     },
-    /// Nothing can be done. The message is appended to that of the failure.
+    /// The pod waits for room that is being made on its nominated node. The message is appended to the
+    /// failure's.
+    Wait(String),
+    /// Nothing can be done. The message is appended to that of the failure, and a nomination ends.
     No(String),
 }
 
 /// Makes room for a pod that no node passed the filters for.
 pub trait PostFilter: Send + Sync + 'static {
-    /// Called if no node is feasible; the plugins are asked in turn until one nominates a node.
+    /// Called if no node is feasible; the plugins are asked in turn until one does something.
     fn post_filter(&self, search: &mut dyn Search) -> Nomination;
 }
 

@@ -4,9 +4,9 @@
 //! (nothing is copied per decision). Pods without a node wait in a queue. A decision asks the plugins of the
 //! pod's profile at upstream's extension points: [`PreFilter`] and [`Filter`] over nodes until enough are
 //! feasible, then [`PreScore`], [`Score`] and [`NormalizeScore`]. The pod is assumed on the best node
-//! ([`Reserve`]) and bound in a task ([`Permit`], [`PreBind`], [`Bind`], [`PostBind`]) while the next decision
-//! is made. If no node is feasible, [`PostFilter`] may preempt pods, and [`EnqueueExtensions`] tell the
-//! changes that wake the pod. A plugin is a row of [`Points`]; the built-in ones are rows of the same table.
+//! ([`Reserve`]) and bound in a task ([`Permit`], [`PreBind`], [`Bind`], [`PostBind`]) while the next
+//! decision is made. If no node is feasible, [`PostFilter`] may preempt pods, and [`EnqueueExtensions`] tell
+//! the changes that wake the pod. A plugin is a row of [`Points`]; the built-in ones are rows of the same table.
 //!
 //! Guarantees:
 //! 1. A node is never overcommitted: an assumed pod counts from the decision on, until the API server

@@ -159,8 +159,8 @@ impl Queue {
         self.entries.insert(uid, Entry { pod, failures, place });
     }
 
-    /// Returns the parsed pod if it is in the queue and has not changed in a way that matters, with the newest
-    /// object in it.
+    /// Returns the parsed pod with the newest object in it, if it is in the queue and has not changed in a
+    /// way that matters.
     pub(crate) fn get(&self, pod: &Arc<Pod>) -> Option<Arc<PodInfo>> {
         let entry = self.entries.get(k8s_core::meta::ObjectExt::uid(&**pod))?;
         if matters(&entry.pod.pod, pod) {
@@ -170,6 +170,11 @@ impl Queue {
         let mut info = (*entry.pod).clone();
         info.pod = pod.clone();
         Some(Arc::new(info))
+    }
+
+    /// Returns the object of a pod in the queue.
+    pub(crate) fn object(&self, uid: &str) -> Option<&Pod> {
+        Some(&*self.entries.get(uid)?.pod.pod)
     }
 
     /// Adds or updates a pod. A change of anything but its status lets it be tried at once.

@@ -96,7 +96,7 @@ fn upstreams_kinds_are_read() {
     assert_eq!((&map["leader-elect"], &map["kubeconfig"]), (&false.into(), &"/k".into()));
     assert!(map["scheduler-config"].as_str().is_some_and(|path| path.ends_with("settings.yaml")));
     let refused = parsed(&["kube-scheduler"], "kind: KubeSchedulerConfiguration\nprofile: []").unwrap_err();
-    assert!(refused.contains("unknown field `profile`"), "{refused}");
+    assert!(refused.contains("profile"), "{refused}");
     let text = "kind: KubeControllerManagerConfiguration\ncontrollers: ['*', '-job']";
     let map = printed(&["kube-controller-manager", "--kubeconfig", "/k"], text);
     assert_eq!(map["controllers"], serde_json::json!(["*", "-job"]));

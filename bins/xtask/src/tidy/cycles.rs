@@ -80,7 +80,8 @@ fn reexports<'a>(root: &str, modules: &BTreeSet<&'a str>) -> BTreeMap<String, &'
         for (at, _) in root.match_indices(&format!("use {module}::")) {
             let rest = &root[at + "use ::".len() + module.len()..];
             let Some((items, _)) = rest.split_once(';') else { continue };
-            for item in items.trim_matches(['{', '}']).split(',') {
+            // A list over several lines ends with a comma.
+            for item in items.trim_matches(['{', '}']).split(',').filter(|item| !item.trim().is_empty()) {
                 let name = item.rsplit("::").next().unwrap_or(item);
                 let name = name.rsplit(" as ").next().unwrap_or(name);
                 all.insert(name.trim().to_owned(), *module);

@@ -188,7 +188,8 @@ impl Builder {
     /// let why = Scheduler::builder().explain(&mut cluster, &pod)?;
     /// assert_eq!(why.node.as_deref(), Some("large"));
     /// let refusal = why.nodes[1].refusal.as_ref().expect("the small one is refused");
-    /// assert_eq!((refusal.plugin.as_str(), refusal.reasons[0].as_str()), ("NodeResourcesFit", "Insufficient cpu"));
+    /// assert_eq!(refusal.plugin, "NodeResourcesFit");
+    /// assert_eq!(refusal.reasons, ["Insufficient cpu"]);
     /// # Ok::<(), Box<dyn std::error::Error>>(())
     /// ```
     ///
@@ -234,7 +235,9 @@ impl Builder {
                 explanation.message.clone_from(&why.message);
                 match profile.post_filter(cluster, &info, &why) {
                     Nomination::No(reason) if reason.is_empty() => {}
-                    Nomination::No(reason) => explanation.message = format!("{} {reason}", why.message),
+                    Nomination::No(reason) | Nomination::Wait(reason) => {
+                        explanation.message = format!("{} {reason}", why.message)
+                    }
                     Nomination::Preempt { node, victims } => {
                         let victims = victims.iter().map(|v| v.key.to_string()).collect();
                         explanation.preemption = Some(Preemption { node, victims });

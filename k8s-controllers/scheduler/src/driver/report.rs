@@ -81,7 +81,7 @@ pub(super) async fn evict(
         let patch = json!({"metadata": {"uid": victim.uid()}, "status": {"conditions": [condition]}});
         match api.patch_status(&victim.key.name, &Patch::Strategic(patch)).await {
             Ok(_) => {}
-            Err(e) if e.is_not_found() || e.is_conflict() => {
+            Err(e) if e.is_not_found() => {
                 debug!(pod = %victim.key, error = %e, "victim is gone");
                 continue;
             }

@@ -61,7 +61,7 @@ impl PostFilter for DefaultPreemption {
             return Nomination::No(String::new());
         }
         if let Some(reason) = ineligible(search) {
-            return Nomination::No(format!("preemption: {reason}"));
+            return Nomination::Wait(format!("preemption: {reason}"));
         }
         let budgets: Vec<Arc<PodDisruptionBudget>> =
             search.cluster().lists().map(|lists| lists.budgets.list()).unwrap_or_default();

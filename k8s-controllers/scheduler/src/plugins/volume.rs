@@ -119,20 +119,18 @@ impl PreBind for VolumeBinding {
         let mut changes = lists.claims.subscribe();
         let mut names = Vec::new();
         for supply in &supplies {
-            let (claim, provisioned) = match supply {
+            let claim = match supply {
                 Supply::Static(claim, volume) => {
                     let volumes = placement.client.all::<PersistentVolume>();
                     volumes.patch(volume.name(), &Patch::Merge(claimed(volume, claim))).await?;
-                    let class = lists.classes.get("", volumes::class_of(claim));
-                    (claim, class.is_some_and(|c| c.provisioner != "kubernetes.io/no-provisioner"))
+                    claim
                 }
-                Supply::Provision(claim) => (claim, false),
+                Supply::Provision(claim) => {
+                    let patch = json!({"metadata": {"annotations": {SELECTED_NODE: placement.node}}});
+                    api.patch(claim.name(), &Patch::Merge(patch)).await?;
+                    claim
+                }
             };
-            // A provisioner would take the annotation as an order; without one it tells the binder the node.
-            if !provisioned {
-                let patch = json!({"metadata": {"annotations": {SELECTED_NODE: placement.node}}});
-                api.patch(claim.name(), &Patch::Merge(patch)).await?;
-            }
             names.push(claim.name().to_owned());
         }
         let bound = |name: &String| {

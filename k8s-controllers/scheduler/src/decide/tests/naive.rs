@@ -226,9 +226,9 @@ fn feasible(profile: &Profile, cluster: &Cluster, info: &PodInfo) -> (BTreeSet<u
 proptest! {
     #![proptest_config(ProptestConfig::with_cases(300))]
 
-    /// The feasible nodes are those of the model, after any changes of pods and nodes; the chosen one is among
-    /// them; and preemption deletes only pods of lower priority, none of them needlessly, after which the pod
-    /// may run on the node.
+    /// The feasible nodes are those of the model, after any changes of pods and nodes; the chosen one is
+    /// among them; and preemption deletes only pods of lower priority, none of them needlessly, after which
+    /// the pod may run on the node.
     #[test]
     fn decisions_are_those_of_the_model(
         first in proptest::collection::vec(machine(), 1..5),

@@ -26,7 +26,7 @@ fn victims(nomination: &Nomination) -> (String, Vec<String>) {
         Nomination::Preempt { node, victims } => {
             (node.clone(), victims.iter().map(|v| v.key.name.clone()).collect())
         }
-        Nomination::No(reason) => panic!("{reason}"),
+        Nomination::No(reason) | Nomination::Wait(reason) => panic!("{reason}"),
     }
 }
 
@@ -94,7 +94,7 @@ fn it_says_why_it_does_not_help() {
     let mut c = cluster([node("a", "4", &[]), node("b", "1", &[])]);
     c.set_pod(with(pod("old", "3"), 9, json!({})), "a");
     let reason = |info: &PodInfo| match nominate(&c, info) {
-        Nomination::No(reason) => reason,
+        Nomination::No(reason) | Nomination::Wait(reason) => reason,
         other => panic!("{other:?}"),
     };
     assert_eq!(

@@ -5,15 +5,17 @@ use std::{
     sync::{Arc, Mutex},
 };
 
-use k8s_builtin::pods::is_active;
 use k8s_core::{
     api::api::{
-        core::v1::{Node, Pod},
+        core::v1::{Node, PersistentVolume, PersistentVolumeClaim, Pod},
         scheduling::v1::PriorityClass,
+        storage::v1::StorageClass,
     },
     meta::ObjectExt,
     random,
 };
+use k8s_scheduler::Scheduler;
+use k8s_testing::{Life, controllers::persistent_volume_binder};
 use serde_json::json;
 
 use super::{scheduled_storm, seconds};
@@ -33,6 +35,10 @@ fn cpu(pod: &Pod) -> i64 {
 
 fn priority(pod: &Pod) -> i32 {
     pod.spec.as_ref().and_then(|s| s.priority).unwrap_or(0)
+}
+
+fn has_ended(pod: &Pod) -> bool {
+    matches!(pod.status.as_ref().and_then(|s| s.phase.as_deref()), Some("Succeeded" | "Failed"))
 }
 
 fn is_alone(pod: &Pod) -> bool {
@@ -60,12 +66,14 @@ fn fits(pod: &Pod, there: &[&Pod], lowest: i32) -> bool {
 /// could make room by preemption.
 #[test]
 fn nodes_are_never_overcommitted_and_the_important_pods_run() {
-    scheduled_storm(NODES, 10).run(async |lab| {
+    // As a program under test: the lab's own scheduler is spared from faults.
+    let scheduler = async |life: Life| Scheduler::builder().run_in(life.environment()).await;
+    scheduled_storm(NODES, 10).without_scheduler().program("scheduler", scheduler).run(async |lab| {
         let deleted = Arc::new(Mutex::new(HashSet::<String>::new()));
         let known = deleted.clone();
         lab.always(move |all: &[&Pod]| {
             let mut used: HashMap<&str, (i64, usize)> = HashMap::new();
-            for pod in all.iter().filter(|p| is_active(p) || p.is_deleting()) {
+            for pod in all.iter().filter(|p| !has_ended(p)) {
                 let alone = usize::from(is_alone(pod));
                 let sum = used.entry(node(pod)).or_default();
                 *sum = (sum.0 + cpu(pod), sum.1 + alone);
@@ -120,6 +128,57 @@ fn nodes_are_never_overcommitted_and_the_important_pods_run() {
                 assert!(!fits(pod, &there, i32::MIN), "{} has room on {}", pod.name(), on.name());
                 assert!(!fits(pod, &there, priority(pod)), "{} may preempt on {}", pod.name(), on.name());
             }
+        }
+    });
+}
+
+/// Claims that wait for their pods get the volumes of the pods' nodes, one each.
+#[test]
+fn claims_are_bound_on_the_nodes_of_their_pods() {
+    scheduled_storm(NODES, 6).controllers([persistent_volume_binder()]).run(async |lab| {
+        lab.create_from::<StorageClass>(json!({
+            "metadata": {"name": "local"}, "provisioner": "kubernetes.io/no-provisioner",
+            "volumeBindingMode": "WaitForFirstConsumer",
+        }))
+        .await;
+        for i in 0..NODES {
+            let terms = json!([{"matchExpressions": [
+                {"key": "kubernetes.io/hostname", "operator": "In", "values": [format!("node-{i}")]},
+            ]}]);
+            lab.create_from::<PersistentVolume>(json!({
+                "metadata": {"name": format!("disk-{i}")},
+                "spec": {
+                    "capacity": {"storage": "2Gi"}, "accessModes": ["ReadWriteOnce"], "storageClassName": "local",
+                    "local": {"path": "/disk"}, "nodeAffinity": {"required": {"nodeSelectorTerms": terms}},
+                },
+            }))
+            .await;
+            lab.create_from::<PersistentVolumeClaim>(json!({
+                "metadata": {"name": format!("data-{i}")},
+                "spec": {
+                    "storageClassName": "local", "accessModes": ["ReadWriteOnce"],
+                    "resources": {"requests": {"storage": "1Gi"}},
+                },
+            }))
+            .await;
+        }
+        for i in 0..NODES {
+            let volumes = json!([{"name": "v", "persistentVolumeClaim": {"claimName": format!("data-{i}")}}]);
+            lab.create_from::<Pod>(json!({
+                "metadata": {"name": format!("db-{i}")},
+                "spec": {"containers": [{"name": "c", "image": "i"}], "volumes": volumes},
+            }))
+            .await;
+        }
+        // Longer than the longest wait of an unschedulable pod.
+        lab.sleep(seconds(900..901)).await;
+        let mut used = HashSet::new();
+        for i in 0..NODES {
+            let pod: Pod = lab.get(&format!("db-{i}")).await;
+            let claim: PersistentVolumeClaim = lab.get(&format!("data-{i}")).await;
+            let volume = claim.spec.and_then(|s| s.volume_name).unwrap_or_default();
+            assert_eq!(node(&pod).replace("node", "disk"), volume, "{}", pod.name());
+            assert!(used.insert(volume), "two claims have one volume");
         }
     });
 }
