@@ -359,8 +359,8 @@ impl Autoscalers {
     /// Returns the selector of the target's pods, and remembers it.
     ///
     /// # Errors
-    /// Reason of the event, message, and the condition's message if it is another: there is no selector, it is
-    /// not valid, or another autoscaler selects one of the pods, too.
+    /// Reason of the event, message, and the condition's message if it is another: there is no selector, it
+    /// is not valid, or another autoscaler selects one of the pods, too.
     fn selector(
         &self,
         cx: &Context,

@@ -1,4 +1,4 @@
-//! Status of ValidatingAdmissionPolicies: their expressions are checked against the types that they are about.
+//! Status of ValidatingAdmissionPolicies: their expressions are checked against the types of their rules.
 //!
 //! A problem that is found is a warning in `status.typeChecking`; the policy stays in force as it is.
 

@@ -1,4 +1,4 @@
-//! APIServices of this server's own versions and of local APIs, so that clients list all versions in one place.
+//! APIServices of this server's own versions and of local APIs: clients list all versions in one place.
 
 use std::sync::Arc;
 
