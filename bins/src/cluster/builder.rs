@@ -25,7 +25,6 @@ const METRICS_AGE: Duration = Duration::from_secs(15);
 
 impl ClusterBuilder {
     /// Leaves out a part of the cluster, to be replaced by another. Default: all are there.
-    #[must_use]
     pub fn disable(mut self, addon: Addon) -> Self {
         self.base.settings.disable.push(addon);
         self
