@@ -1,4 +1,4 @@
-//! The built-in plugins, with upstream's names, weights and messages: one row each of [`ROWS`].
+//! The built-in plugins, with upstream's names, weights and messages: one row each of `ROWS`.
 
 mod affinity;
 mod node;
