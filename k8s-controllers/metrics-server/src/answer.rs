@@ -107,6 +107,15 @@ struct Listed {
 #[derive(Deserialize)]
 struct Object {
     metadata: Metadata,
+    #[serde(default)]
+    spec: Spec,
+}
+
+#[derive(Default, Deserialize)]
+#[serde(rename_all = "camelCase", default)]
+struct Spec {
+    /// Of a pod: empty before it is scheduled.
+    node_name: String,
 }
 
 #[derive(Deserialize)]
@@ -198,7 +207,8 @@ pub(crate) async fn metrics(
         if kind == "NodeMetrics" {
             return newest.nodes.get(&object.metadata.name).map(|used| of_node(object, used));
         }
-        let key = (object.metadata.namespace.clone(), object.metadata.name.clone());
+        let Metadata { namespace, name, .. } = &object.metadata;
+        let key = (object.spec.node_name.clone(), namespace.clone(), name.clone());
         // A pod made anew under the same name has not been measured.
         let used = newest.pods.get(&key).filter(|used| used.uid == object.metadata.uid);
         used.map(|used| of_pod(object, used))

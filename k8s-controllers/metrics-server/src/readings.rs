@@ -2,11 +2,13 @@
 
 use std::{collections::HashMap, sync::Arc, time::Duration};
 
-use futures::{StreamExt, stream};
-use http::Method;
+use bytes::Bytes;
+use futures::{FutureExt, StreamExt, future::BoxFuture, stream};
+use http::{Method, Request};
+use http_body_util::{BodyExt, Collected, Limited};
 use jiff::Timestamp;
 use k8s_core::{
-    client::{Client, Error},
+    client::{Body, BoxError, Client, Error, empty_body},
     clock::Clock,
 };
 use percent_encoding::{NON_ALPHANUMERIC, utf8_percent_encode};
@@ -24,6 +26,8 @@ const SHORTEST: Duration = Duration::from_millis(500);
 const AGAIN: Duration = Duration::from_secs(1);
 /// Age of a container up to which its use since its start is its rate.
 const FRESH: Duration = Duration::from_secs(90);
+/// Bytes of a summary; a node with more is not read. One of 110 pods has less than 1 MiB.
+const MOST_BYTES: usize = 8 << 20;
 /// Window of a rate that the kubelet computed.
 const KUBELETS: Duration = Duration::from_secs(10);
 
@@ -51,8 +55,8 @@ pub(crate) struct PodUse {
 #[derive(Debug, Default)]
 pub(crate) struct Newest {
     pub nodes: HashMap<String, Use>,
-    /// By namespace and name.
-    pub pods: HashMap<(String, String), PodUse>,
+    /// By node, namespace and name: a node tells of its own pods only.
+    pub pods: HashMap<(String, String, String), PodUse>,
 }
 
 /// A counter, and when it was read.
@@ -62,8 +66,8 @@ struct Point {
     nanos: u64,
 }
 
-/// A container (uid of the pod, name) or a node (its name, empty).
-type Key = (String, String);
+/// A container (node, uid of the pod, name) or a node (its name, and empty).
+type Key = (String, String, String);
 
 #[derive(Debug, Default)]
 pub(crate) struct Readings {
@@ -158,14 +162,15 @@ impl Readings {
     fn take(&mut self, summaries: Vec<(String, Summary)>) -> bool {
         let (mut last, mut newest, mut lacking) = (HashMap::new(), Newest::default(), false);
         for (node, summary) in summaries {
-            match self.rate((node.clone(), String::new()), &summary.node, &mut last) {
-                Some(used) => drop(newest.nodes.insert(node, used)),
+            match self.rate((node.clone(), String::new(), String::new()), &summary.node, &mut last) {
+                Some(used) => drop(newest.nodes.insert(node.clone(), used)),
                 None => lacking = true,
             }
             for pod in summary.pods {
                 let uid = &pod.pod_ref.uid;
                 let of = |container: &Stats| {
-                    let used = self.rate((uid.clone(), container.name.clone()), container, &mut last)?;
+                    let used =
+                        self.rate((node.clone(), uid.clone(), container.name.clone()), container, &mut last)?;
                     Some((container.name.clone(), used))
                 };
                 // All counters are kept, also of a pod that lacks a rate.
@@ -173,7 +178,7 @@ impl Readings {
                 match all.into_iter().collect::<Option<Vec<_>>>() {
                     Some(containers) if !containers.is_empty() => {
                         let used = PodUse { uid: pod.pod_ref.uid, containers };
-                        newest.pods.insert((pod.pod_ref.namespace, pod.pod_ref.name), used);
+                        newest.pods.insert((node.clone(), pod.pod_ref.namespace, pod.pod_ref.name), used);
                     }
                     Some(_) => {}
                     None => lacking = true,
@@ -223,10 +228,24 @@ async fn names(client: &Client) -> Result<Vec<String>, Error> {
     Ok(all.items.into_iter().filter(|node| !node.is_lost()).map(|node| node.metadata.name).collect())
 }
 
+/// Reads a body of at most [`MOST_BYTES`]. Without `async`: rustc cannot prove that such a future is `Send`.
+fn whole(body: Body) -> BoxFuture<'static, Result<Bytes, BoxError>> {
+    Limited::new(body, MOST_BYTES).collect().map(|read| read.map(Collected::to_bytes)).boxed()
+}
+
 async fn summary(client: &Client, node: &str) -> Result<Summary, Error> {
     let node = utf8_percent_encode(node, NON_ALPHANUMERIC);
     let path = format!("/api/v1/nodes/{node}/proxy/stats/summary?only_cpu_and_memory=true");
-    client.json(Method::GET, &path, "application/json", "").await
+    let what = || format!("GET {path}");
+    let request =
+        Request::get(&path).body(empty_body()).map_err(|e| Error::Request(format!("{}: {e}", what())))?;
+    let response = client.send(request).await?;
+    if !response.status().is_success() {
+        return Err(Error::Request(format!("{}: status {}", what(), response.status().as_u16())));
+    }
+    let bytes = whole(response.into_body()).await;
+    let bytes = bytes.map_err(|source| Error::Transport { context: what(), source })?;
+    k8s_core::json::from_slice(&bytes).map_err(|source| Error::Decode { what: path, source })
 }
 
 #[cfg(test)]
@@ -249,7 +268,7 @@ mod tests {
     }
 
     fn of_pod(readings: &Readings) -> Option<(Duration, u64)> {
-        let pod = readings.newest.pods.get(&("n".into(), "p".into()))?;
+        let pod = readings.newest.pods.get(&("node-1".into(), "n".into(), "p".into()))?;
         Some((pod.containers[0].1.window, pod.containers[0].1.cpu))
     }
 

@@ -54,7 +54,8 @@ impl NodeConnector for Kubelet {
         };
         let mut half = pod("half", &["a", "b"]);
         half["containers"][1]["cpu"] = Value::Null;
-        let pods = [pod("web", &["a", "b"]), half, pod("gone", &["a"]), pod("anew", &["a"])];
+        let pods =
+            [pod("web", &["a", "b"]), half, pod("gone", &["a"]), pod("anew", &["a"]), pod("foreign", &["a"])];
         Ok(Response::new(body_from_bytes(json!({"node": stats(""), "pods": pods}).to_string())))
     }
 }
@@ -78,8 +79,11 @@ async fn server() -> (ApiServer, Client, Arc<AtomicU64>) {
         let node = json!({"metadata": {"name": node, "labels": {"of": node}}});
         post(&client, "/api/v1/nodes", &node).await;
     }
-    for name in ["web", "half", "anew", "other"] {
-        let pod = json!({"metadata": {"name": name, "labels": {"app": name}}, "spec": {"containers": [{"name": "a", "image": "i"}]}});
+    for name in ["web", "half", "anew", "other", "foreign"] {
+        // The kubelet of n1 tells of `foreign`, too, which is another node's.
+        let node = if name == "foreign" { "silent" } else { "n1" };
+        let pod = json!({"metadata": {"name": name, "labels": {"app": name}},
+            "spec": {"nodeName": node, "containers": [{"name": "a", "image": "i"}]}});
         let made = post(&client, "/api/v1/namespaces/default/pods", &pod).await;
         // The kubelet still has the one that was there before.
         if name != "anew" {

@@ -41,7 +41,8 @@ pub(crate) fn answer(state: &Arc<State>, call: &Call, rest: &[&str]) -> Response
                     paths.insert(path, json!({"serverRelativeURL": url}));
                 }
             }
-            for remote in state.aggregator.all().iter().filter(|r| r.is_available()) {
+            // A local API has no document.
+            for remote in state.aggregator.all().iter().filter(|r| r.is_available() && !r.is_local()) {
                 let path = format!("apis/{}/{}", remote.group, remote.version);
                 let hash = respond::etag(remote.resources().to_string().as_bytes());
                 paths.insert(
