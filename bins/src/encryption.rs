@@ -6,6 +6,9 @@
 //!
 //! Guarantee: a key that is missing or wrong refuses the start and changes nothing.
 
+mod configuration;
+mod kms;
+
 use std::{
     fs,
     path::{Path, PathBuf},
@@ -14,7 +17,7 @@ use std::{
 use base64::{Engine, engine::general_purpose::STANDARD};
 use k8s_store::{
     Embedded,
-    sealed::{Key, Provider, Rule, Sealer, is_sealed, new_secret},
+    sealed::{Algorithm, Key, Provider, Rule, Sealer, is_sealed, new_secret},
 };
 use serde_json::Value;
 use sha2::{Digest, Sha256};
@@ -29,8 +32,8 @@ const DEFAULT: &str = "secrets";
 /// Settings of encryption at rest.
 #[derive(Clone, Debug, Default, clap::Args)]
 pub(crate) struct EncryptionSettings {
-    /// EncryptionConfiguration file: types, providers (aesgcm, identity) and keys (default: Secrets are
-    /// encrypted with a key of the cluster's own, pki/encryption.key).
+    /// EncryptionConfiguration file: types, providers (aesgcm, secretbox, aescbc, kms of version 2, identity)
+    /// and keys (default: Secrets are encrypted with a key of the cluster's own, pki/encryption.key).
     #[arg(long, value_name = "FILE")]
     encryption_provider_config: Option<PathBuf>,
 }
@@ -46,17 +49,17 @@ impl EncryptionSettings {
     /// A configuration, a key or a record that cannot be used. The log stays as it is.
     pub(crate) fn seal(&self, log: Embedded, keys: &Path) -> Result<(Embedded, Sealer), ClusterError> {
         let rules = match &self.encryption_provider_config {
-            None => vec![Rule::new([DEFAULT], vec![Provider::AesGcm(vec![own_key(&log, keys)?])])],
+            None => vec![Rule::new([DEFAULT], vec![Provider::keys(vec![own_key(&log, keys)?])])],
             Some(file) => {
                 let mut rules = configured(file)?;
                 // Records that the cluster's own key sealed before are still read.
                 if keys.join(FILE).exists() {
                     let secret = read_key(&keys.join(FILE))?;
                     for rule in &mut rules {
-                        rule.providers_mut().push(Provider::AesGcm(vec![own(&secret, &keys.join(FILE))?]));
+                        rule.providers_mut().push(Provider::keys(vec![own(&secret, &keys.join(FILE))?]));
                     }
                     let rest =
-                        vec![Provider::Identity, Provider::AesGcm(vec![own(&secret, &keys.join(FILE))?])];
+                        vec![Provider::Identity, Provider::keys(vec![own(&secret, &keys.join(FILE))?])];
                     rules.push(Rule::new(["*.*"], rest));
                 }
                 rules
@@ -108,7 +111,8 @@ fn read_key(path: &Path) -> Result<Vec<u8>, ClusterError> {
 fn own(secret: &[u8], path: &Path) -> Result<Key, ClusterError> {
     let digest = Sha256::digest(secret);
     let name: String = digest.iter().take(4).map(|byte| format!("{byte:02x}")).collect();
-    Key::new(&format!("own-{name}"), secret).map_err(|e| invalid(path.display().to_string(), e.to_string()))
+    Key::new(Algorithm::AesGcm, &format!("own-{name}"), secret)
+        .map_err(|e| invalid(path.display().to_string(), e.to_string()))
 }
 
 /// Reads an EncryptionConfiguration.
@@ -116,75 +120,12 @@ fn configured(file: &Path) -> Result<Vec<Rule>, ClusterError> {
     let setting = format!("--encryption-provider-config {}", file.display());
     let text = fs::read_to_string(file).map_err(ClusterError::io(format!("read {}", file.display())))?;
     let parsed: Value = serde_saphyr::from_str(&text).map_err(|e| invalid(setting.clone(), e.to_string()))?;
-    rules(&parsed).map_err(|reason| invalid(setting, reason))
-}
-
-/// Returns the rules of an EncryptionConfiguration.
-///
-/// # Errors
-/// The path of a field, and its problem.
-fn rules(configuration: &Value) -> Result<Vec<Rule>, String> {
-    let text = |of: &Value, field: &str| of.get(field).and_then(Value::as_str).unwrap_or_default().to_owned();
-    let list = |of: &Value, field: &str| of.get(field).and_then(Value::as_array).cloned().unwrap_or_default();
-    let (version, kind) = (text(configuration, "apiVersion"), text(configuration, "kind"));
-    if kind != "EncryptionConfiguration" || !version.starts_with("apiserver.config.k8s.io/") {
-        return Err(format!(
-            "want an EncryptionConfiguration of apiserver.config.k8s.io/v1, not {kind:?} of {version:?}"
-        ));
-    }
-    let resources = list(configuration, "resources");
-    if resources.is_empty() {
-        return Err("resources: required".into());
-    }
-    let mut rules = Vec::new();
-    for (i, one) in resources.iter().enumerate() {
-        let at = format!("resources[{i}]");
-        let named: Vec<String> =
-            list(one, "resources").iter().filter_map(Value::as_str).map(str::to_owned).collect();
-        if named.is_empty() {
-            return Err(format!("{at}.resources: required"));
-        }
-        let mut providers = Vec::new();
-        for (j, provider) in list(one, "providers").iter().enumerate() {
-            let at = format!("{at}.providers[{j}]");
-            let fields: Vec<&String> =
-                provider.as_object().into_iter().flatten().map(|(name, _)| name).collect();
-            providers.push(match fields.as_slice() {
-                [name] if *name == "identity" => Provider::Identity,
-                [name] if *name == "aesgcm" => Provider::AesGcm(keys(&provider["aesgcm"], &at)?),
-                [name] if ["aescbc", "secretbox", "kms"].contains(&name.as_str()) => {
-                    return Err(format!("{at}.{name}: this provider is not supported: use aesgcm"));
-                }
-                _ => return Err(format!("{at}: want one of aesgcm, identity")),
-            });
-        }
-        if providers.is_empty() {
-            return Err(format!("{at}.providers: required"));
-        }
-        rules.push(Rule::new(named, providers));
-    }
-    Ok(rules)
-}
-
-fn keys(provider: &Value, at: &str) -> Result<Vec<Key>, String> {
-    let all = provider.get("keys").and_then(Value::as_array).cloned().unwrap_or_default();
-    if all.is_empty() {
-        return Err(format!("{at}.aesgcm.keys: required"));
-    }
-    let keys = all.iter().enumerate().map(|(i, key)| {
-        let at = format!("{at}.aesgcm.keys[{i}]");
-        let field = |name: &str| key.get(name).and_then(Value::as_str).unwrap_or_default();
-        let secret = STANDARD.decode(field("secret")).map_err(|_| format!("{at}.secret: is no base64"))?;
-        Key::new(field("name"), &secret).map_err(|e| format!("{at}: {e}"))
-    });
-    keys.collect()
+    configuration::rules(&parsed).map_err(|reason| invalid(setting, reason))
 }
 
 #[cfg(test)]
 mod tests {
     use std::os::unix::fs::PermissionsExt;
-
-    use serde_json::json;
 
     use super::*;
 
@@ -278,34 +219,5 @@ mod tests {
             .unwrap();
         let refused = settings.seal(log(path), path).map(drop).unwrap_err();
         assert!(refused.to_string().contains("\"k2\""), "{refused}");
-    }
-
-    #[test]
-    fn problems_name_the_field() {
-        let configuration = |resources: Value| json!({"apiVersion": "apiserver.config.k8s.io/v1", "kind": "EncryptionConfiguration", "resources": resources});
-        for (resources, problem) in [
-            (json!([]), "resources: required"),
-            (json!([{"resources": ["secrets"]}]), "resources[0].providers: required"),
-            (
-                json!([{"resources": ["secrets"], "providers": [{"kms": {}}]}]),
-                "resources[0].providers[0].kms: this provider is not supported",
-            ),
-            (
-                json!([{"resources": ["secrets"], "providers": [{"aesgcm": {}}]}]),
-                "resources[0].providers[0].aesgcm.keys: required",
-            ),
-            (
-                json!([{"resources": ["secrets"], "providers": [{"aesgcm": {"keys": [{"name": "a", "secret": "!"}]}}]}]),
-                "resources[0].providers[0].aesgcm.keys[0].secret: is no base64",
-            ),
-            (
-                json!([{"resources": ["secrets"], "providers": [{"aesgcm": {"keys": [{"name": "a", "secret": "AAAA"}]}}]}]),
-                "resources[0].providers[0].aesgcm.keys[0]: a secret of 3 bytes",
-            ),
-        ] {
-            let error = rules(&configuration(resources)).map(drop).unwrap_err();
-            assert!(error.starts_with(problem), "{error}");
-        }
-        assert!(rules(&json!({"kind": "Pod"})).is_err());
     }
 }

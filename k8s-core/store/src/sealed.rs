@@ -3,36 +3,39 @@
 //! Flow: [`Sealed`] wraps a backend. It seals the bytes of a write before the backend sees them, and opens
 //! the records that the backend loads and streams. Readers and watchers of the store see plain objects.
 //!
-//! Format: `k8s:enc:aesgcm:v1:KEY:`, a nonce of 12 random bytes, the encrypted bytes and their tag (AES-GCM).
-//! The type and key of the object are authenticated, so that a record cannot take the place of another one.
-//! An object of JSON never begins like this.
+//! Format: `k8s:enc:`, the algorithm (`aesgcm`, `aescbc`, `secretbox`) and `:v1:`, or `kms:v2:`; the name of the
+//! key or service and a colon; then what the algorithm makes. An object of JSON never begins like this.
+//! AES-GCM and services authenticate the type and key of the object, so that a record cannot take the place of
+//! another one.
 //!
 //! Guarantees:
 //! 1. An object of a sealed type is never given to the backend in plain.
 //! 2. A record that was changed, moved or sealed with another key is an error of the start, which names the
-//!    object; nothing is lost.
+//!    object; nothing is lost. (`secretbox` does not notice a moved one, `aescbc` not every changed one.)
 //!
 //! Not here: old versions of a record in a file's free pages ([`Embedded::convert`](crate::Embedded::convert)
 //! writes a new file), and swap.
 
+mod cipher;
+mod envelope;
 mod keys;
 
 use std::sync::{Arc, Mutex, PoisonError};
 
 use bytes::Bytes;
-use ring::{
-    aead::{Aad, Nonce},
-    rand::{SecureRandom, SystemRandom},
-};
+use ring::rand::{SecureRandom, SystemRandom};
 
+pub use cipher::Algorithm;
+pub use envelope::{Envelope, KeyService, ServiceError, WrappedKey};
+use envelope::{SALT, Writing};
 pub use keys::{Key, KeyError, Provider, Rule, new_secret};
 
 use crate::{Backend, BackendError, Change, Done, Loaded, Sink, Write};
 
 /// The beginning of every sealed record.
-const PREFIX: &[u8] = b"k8s:enc:aesgcm:v1:";
-/// Length of a nonce, bytes.
-const NONCE: usize = 12;
+const PREFIX: &[u8] = b"k8s:enc:";
+/// What follows it if a service keeps the key.
+const SERVICE: &str = "kms:v2";
 
 /// A sealed record cannot be opened.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
@@ -60,6 +63,16 @@ pub enum SealError {
         /// Name of the encryption key.
         name: String,
     },
+    /// The service that keeps the record's key does not give it.
+    #[error("{resource} {key:?} cannot be decrypted: {error}")]
+    Service {
+        /// The type of the object.
+        resource: String,
+        /// The object's key in its type.
+        key: String,
+        /// What the service says.
+        error: ServiceError,
+    },
     /// The record is plain, and plain records of its type are not accepted.
     #[error("{resource} {key:?} is not encrypted, and its type is")]
     Plain {
@@ -73,9 +86,9 @@ pub enum SealError {
 /// Rules about the types that are sealed, and their keys.
 ///
 /// ```
-/// use k8s_store::sealed::{Key, Provider, Rule, Sealer};
-/// let key = Key::new("k1", &[7; 32])?;
-/// let sealer = Sealer::new(vec![Rule::new(["secrets"], vec![Provider::AesGcm(vec![key])])]);
+/// use k8s_store::sealed::{Algorithm, Key, Provider, Rule, Sealer};
+/// let key = Key::new(Algorithm::AesGcm, "k1", &[7; 32])?;
+/// let sealer = Sealer::new(vec![Rule::new(["secrets"], vec![Provider::keys(vec![key])])]);
 /// let record = sealer.seal("secrets", "default/a", "{\"data\":{}}".into()).unwrap();
 /// assert!(record.starts_with(b"k8s:enc:aesgcm:v1:k1:"));
 /// assert_eq!(sealer.open("secrets", "default/a", record.clone()).unwrap(), "{\"data\":{}}");
@@ -100,32 +113,30 @@ impl Sealer {
         self.rules.iter().find(|rule| rule.is_about(resource)).map_or(&[], |rule| &rule.providers)
     }
 
-    /// Returns the key that new records of a type are sealed with; `None`: they are plain.
-    fn writing_key(&self, resource: &str) -> Option<&Key> {
-        match self.providers(resource).first()? {
-            Provider::AesGcm(keys) => keys.first(),
-            Provider::Identity => None,
-        }
-    }
-
     /// Returns true if new records of a type are sealed.
     fn seals(&self, resource: &str) -> bool {
-        self.writing_key(resource).is_some()
+        !matches!(self.providers(resource).first(), None | Some(Provider::Identity))
+    }
+
+    /// Returns all that sealing one new record of a type needs; `None`: records of it are plain.
+    fn prepared(&self, resource: &str) -> Result<Option<Prepared>, BackendError> {
+        let seal = match self.providers(resource).first() {
+            None | Some(Provider::Identity) => return Ok(None),
+            Some(Provider::Keys(keys)) if keys.is_empty() => return Ok(None),
+            Some(Provider::Keys(keys)) => With::Key(keys.clone()),
+            Some(Provider::Service(envelope)) => With::Service(envelope.writing()?, envelope.clone()),
+        };
+        let mut random = [0; RANDOM];
+        self.random.fill(&mut random).map_err(|_| BackendError("the system has no randomness".into()))?;
+        Ok(Some(Prepared { with: seal, random }))
     }
 
     /// Seals the bytes of an object of a sealed type.
     ///
     /// # Errors
-    /// The system has no randomness.
+    /// The system has no randomness, or the service that keeps the key was silent for too long.
     pub fn seal(&self, resource: &str, key: &str, plain: Bytes) -> Result<Bytes, BackendError> {
-        let Some(with) = self.writing_key(resource) else { return Ok(plain) };
-        Ok(with.seal(resource, key, &plain, self.nonce()?))
-    }
-
-    fn nonce(&self) -> Result<[u8; NONCE], BackendError> {
-        let mut nonce = [0; NONCE];
-        self.random.fill(&mut nonce).map_err(|_| BackendError("the system has no randomness".into()))?;
-        Ok(nonce)
+        Ok(self.prepared(resource)?.map_or(plain.clone(), |with| with.seal(resource, key, &plain)))
     }
 
     /// Opens a record. A plain one is returned as it is if its type may be plain.
@@ -135,22 +146,39 @@ impl Sealer {
     pub fn open(&self, resource: &str, key: &str, record: Bytes) -> Result<Bytes, SealError> {
         let (of, at) = (|| resource.to_owned(), || key.to_owned());
         let providers = self.providers(resource);
-        let Some((name, sealed)) = split(&record) else {
+        let Some(parts) = split(&record) else {
             let plain = providers.is_empty() || providers.iter().any(|p| matches!(p, Provider::Identity));
             return if plain { Ok(record) } else { Err(SealError::Plain { resource: of(), key: at() }) };
         };
-        let keys = providers.iter().flat_map(|provider| match provider {
-            Provider::AesGcm(keys) => keys.as_slice(),
-            Provider::Identity => &[],
-        });
-        let mut known = keys.filter(|known| known.name() == name).peekable();
-        if known.peek().is_none() {
-            return Err(SealError::NoKey { resource: of(), key: at(), name: name.to_owned() });
+        let place = place(resource, key);
+        let mut known = false;
+        for provider in providers {
+            match provider {
+                Provider::Identity => {}
+                Provider::Keys(keys) => {
+                    for one in keys.iter().filter(|one| parts.is_of(one)) {
+                        known = true;
+                        if let Some(plain) = one.cipher().open(&place, parts.sealed) {
+                            return Ok(plain.into());
+                        }
+                    }
+                }
+                Provider::Service(envelope) if parts.is_of_service(envelope) => {
+                    known = true;
+                    let opened = envelope.open(&place, parts.sealed);
+                    let opened =
+                        opened.map_err(|error| SealError::Service { resource: of(), key: at(), error })?;
+                    if let Some(plain) = opened {
+                        return Ok(plain.into());
+                    }
+                }
+                Provider::Service(_) => {}
+            }
         }
-        known.find_map(|known| known.open(resource, key, sealed)).ok_or_else(|| SealError::Damaged {
-            resource: of(),
-            key: at(),
-            name: name.to_owned(),
+        let name = parts.name.to_owned();
+        Err(match known {
+            false => SealError::NoKey { resource: of(), key: at(), name },
+            true => SealError::Damaged { resource: of(), key: at(), name },
         })
     }
 
@@ -160,8 +188,16 @@ impl Sealer {
     /// # Errors
     /// A record that cannot be opened, or no randomness.
     pub fn renewed(&self, resource: &str, key: &str, record: &[u8]) -> Result<Option<Bytes>, BackendError> {
-        let found = split(record).map(|(name, _)| name);
-        if found == self.writing_key(resource).map(Key::name) {
+        let found = split(record);
+        let same = match (self.prepared(resource)?, &found) {
+            (None, found) => found.is_none(),
+            (Some(_), None) => false,
+            (Some(Prepared { with: With::Key(keys), .. }), Some(found)) => found.is_of(&keys[0]),
+            (Some(Prepared { with: With::Service(writing, envelope), .. }), Some(found)) => {
+                found.is_of_service(&envelope) && envelope::is_of(found.sealed, &writing.key_id)
+            }
+        };
+        if same {
             return Ok(None);
         }
         let record = Bytes::copy_from_slice(record);
@@ -173,12 +209,37 @@ impl Sealer {
     }
 }
 
-/// Splits a sealed record into its key's name and the rest.
-fn split(record: &[u8]) -> Option<(&str, &[u8])> {
+/// The parts of a sealed record.
+struct Parts<'a> {
+    /// Algorithm and version, such as `aesgcm:v1`.
+    form: &'a str,
+    /// The key's or the service's name.
+    name: &'a str,
+    sealed: &'a [u8],
+}
+
+impl Parts<'_> {
+    fn is_of(&self, key: &Key) -> bool {
+        self.form.strip_suffix(":v1") == Some(key.algorithm().name()) && self.name == key.name()
+    }
+
+    fn is_of_service(&self, envelope: &Envelope) -> bool {
+        self.form == SERVICE && self.name == envelope.name()
+    }
+}
+
+/// Splits a sealed record.
+fn split(record: &[u8]) -> Option<Parts<'_>> {
     let rest = record.strip_prefix(PREFIX)?;
-    let end = rest.iter().position(|byte| *byte == b':')?;
-    let (name, sealed) = rest.split_at(end);
-    Some((std::str::from_utf8(name).ok()?, &sealed[1..]))
+    let colons: Vec<usize> =
+        rest.iter().enumerate().filter(|(_, byte)| **byte == b':').map(|(i, _)| i).take(3).collect();
+    let [_, version, name] = colons[..] else { return None };
+    let form = std::str::from_utf8(&rest[..version]).ok()?;
+    if form != SERVICE && !form.strip_suffix(":v1").is_some_and(|form| Algorithm::named(form).is_some()) {
+        return None;
+    }
+    let name_text = std::str::from_utf8(&rest[version + 1..name]).ok()?;
+    Some(Parts { form, name: name_text, sealed: &rest[name + 1..] })
 }
 
 /// Returns true if a record is sealed, whatever its key.
@@ -192,38 +253,51 @@ fn place(resource: &str, key: &str) -> Vec<u8> {
     [resource.as_bytes(), b"\0", key.as_bytes()].concat()
 }
 
-impl Key {
-    fn seal(&self, resource: &str, key: &str, plain: &[u8], nonce: [u8; NONCE]) -> Bytes {
-        let mut text = Vec::with_capacity(plain.len() + self.secret().algorithm().tag_len());
-        text.extend_from_slice(plain);
-        let sealed = self.secret().seal_in_place_append_tag(
-            Nonce::assume_unique_for_key(nonce),
-            Aad::from(place(resource, key)),
-            &mut text,
-        );
-        // AES-GCM refuses only texts of more than 64 GiB, which no object can be.
-        assert!(sealed.is_ok(), "an object of {} bytes cannot be sealed", plain.len());
-        [PREFIX, self.name().as_bytes(), b":", &nonce, &text].concat().into()
-    }
+/// Random bytes for one record: a service's salt and the longest nonce.
+const RANDOM: usize = SALT + 24;
 
-    fn open(&self, resource: &str, key: &str, sealed: &[u8]) -> Option<Bytes> {
-        let (nonce, text) = sealed.split_first_chunk::<NONCE>()?;
-        let mut text = text.to_vec();
-        let nonce = Nonce::assume_unique_for_key(*nonce);
-        let length =
-            self.secret().open_in_place(nonce, Aad::from(place(resource, key)), &mut text).ok()?.len();
-        text.truncate(length);
-        Some(text.into())
+/// What a record is sealed with.
+enum With {
+    /// The first of these keys.
+    Key(Arc<[Key]>),
+    Service(Arc<Writing>, Arc<Envelope>),
+}
+
+/// All that sealing one record needs, so that sealing cannot fail.
+struct Prepared {
+    with: With,
+    random: [u8; RANDOM],
+}
+
+impl Prepared {
+    fn seal(&self, resource: &str, key: &str, plain: &[u8]) -> Bytes {
+        let place = place(resource, key);
+        let (salt, nonce) = self.random.split_first_chunk::<SALT>().unwrap_or((&[0; SALT], &[]));
+        let mut record = Vec::with_capacity(plain.len() + 128);
+        record.extend_from_slice(PREFIX);
+        match &self.with {
+            With::Key(keys) => {
+                let key = &keys[0];
+                record.extend_from_slice(format!("{}:v1:{}:", key.algorithm().name(), key.name()).as_bytes());
+                key.cipher().seal(&place, plain, &nonce[..key.algorithm().nonce_length()], &mut record);
+            }
+            With::Service(writing, envelope) => {
+                record.extend_from_slice(format!("{SERVICE}:{}:", envelope.name()).as_bytes());
+                let nonce = &nonce[..Algorithm::AesGcm.nonce_length()];
+                writing.seal(&place, plain, salt, nonce, &mut record);
+            }
+        }
+        record.into()
     }
 }
 
 /// A backend whose records are sealed.
 ///
 /// ```
-/// use k8s_store::{Local, Opaque, Store, sealed::{Key, Provider, Rule, Sealed, Sealer}};
+/// use k8s_store::{Local, Opaque, Store, sealed::{Algorithm, Key, Provider, Rule, Sealed, Sealer}};
 /// # fn main() -> Result<(), Box<dyn std::error::Error>> {
-/// let key = Key::new("k1", &[7; 32])?;
-/// let sealer = Sealer::new(vec![Rule::new(["secrets"], vec![Provider::AesGcm(vec![key])])]);
+/// let key = Key::new(Algorithm::AesGcm, "k1", &[7; 32])?;
+/// let sealer = Sealer::new(vec![Rule::new(["secrets"], vec![Provider::keys(vec![key])])]);
 /// let store = Store::open(Sealed::new(Local::memory(0), sealer), Opaque)?;
 /// assert_eq!(store.revision(), 0);
 /// # Ok(()) }
@@ -253,14 +327,12 @@ impl<B: Backend> Backend for Sealed<B> {
 
     fn write(&self, write: Write<'_>, done: Done) {
         let Write { resource, key, expect, effect, encode } = write;
-        let Some(with) = self.sealer.writing_key(resource) else {
-            return self.backend.write(Write { resource, key, expect, effect, encode }, done);
-        };
-        let nonce = match self.sealer.nonce() {
-            Ok(nonce) => nonce,
+        let with = match self.sealer.prepared(resource) {
+            Ok(Some(with)) => with,
+            Ok(None) => return self.backend.write(Write { resource, key, expect, effect, encode }, done),
             Err(e) => return done.unavailable(&e),
         };
-        let mut sealed = |revision: Option<u64>| with.seal(resource, key, &encode(revision), nonce);
+        let mut sealed = |revision: Option<u64>| with.seal(resource, key, &encode(revision));
         self.backend.write(Write { resource, key, expect, effect, encode: &mut sealed }, done);
     }
 }

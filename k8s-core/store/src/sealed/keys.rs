@@ -1,10 +1,13 @@
 //! Keys, and the rules about which types they are for.
 
-use ring::{
-    aead::{AES_128_GCM, AES_256_GCM, LessSafeKey, UnboundKey},
-    rand::{SecureRandom, SystemRandom},
-};
+use std::sync::Arc;
 
+use ring::rand::{SecureRandom, SystemRandom};
+
+use super::{
+    cipher::{Algorithm, Cipher},
+    envelope::Envelope,
+};
 use crate::BackendError;
 
 /// A key cannot be used.
@@ -12,14 +15,19 @@ use crate::BackendError;
 #[non_exhaustive]
 pub enum KeyError {
     /// The secret has a wrong length.
-    #[error("a secret of {0} bytes: AES-GCM takes 16 or 32")]
-    Length(usize),
+    #[error("a secret of {found} bytes: {} takes {:?}", algorithm.name(), algorithm.secret_lengths())]
+    Length {
+        /// What the key is for.
+        algorithm: Algorithm,
+        /// Length of the secret, bytes.
+        found: usize,
+    },
     /// The name is empty or has a colon, which ends it in a record.
     #[error("the name {0:?} is empty or has a colon")]
     Name(String),
 }
 
-/// Returns a new secret for AES-256.
+/// Returns a new secret of 32 bytes.
 ///
 /// # Errors
 /// The system has no randomness.
@@ -30,34 +38,33 @@ pub fn new_secret() -> Result<[u8; 32], BackendError> {
     Ok(secret)
 }
 
-/// A key of AES-GCM with its name, which is in every record that it seals.
+/// Checks the name of a key or key service.
+pub(super) fn checked_name(name: &str) -> Result<String, KeyError> {
+    if name.is_empty() || name.contains(':') {
+        return Err(KeyError::Name(name.to_owned()));
+    }
+    Ok(name.to_owned())
+}
+
+/// A key with its name, which is in every record that it seals.
 pub struct Key {
     name: String,
-    secret: LessSafeKey,
+    cipher: Cipher,
 }
 
 impl std::fmt::Debug for Key {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        write!(f, "Key({:?})", self.name)
+        write!(f, "Key({:?}, {:?})", self.cipher.algorithm(), self.name)
     }
 }
 
 impl Key {
-    /// Creates a key from a secret of 16 or 32 bytes (AES-128 or AES-256).
+    /// Creates a key of an algorithm from a secret of one of [its lengths](Algorithm::secret_lengths).
     ///
     /// # Errors
     /// [`KeyError`].
-    pub fn new(name: &str, secret: &[u8]) -> Result<Self, KeyError> {
-        if name.is_empty() || name.contains(':') {
-            return Err(KeyError::Name(name.to_owned()));
-        }
-        let algorithm = match secret.len() {
-            16 => &AES_128_GCM,
-            32 => &AES_256_GCM,
-            other => return Err(KeyError::Length(other)),
-        };
-        let secret = UnboundKey::new(algorithm, secret).map_err(|_| KeyError::Length(secret.len()))?;
-        Ok(Key { name: name.to_owned(), secret: LessSafeKey::new(secret) })
+    pub fn new(algorithm: Algorithm, name: &str, secret: &[u8]) -> Result<Self, KeyError> {
+        Ok(Key { name: checked_name(name)?, cipher: Cipher::new(algorithm, secret)? })
     }
 
     /// Returns the name.
@@ -66,18 +73,34 @@ impl Key {
         &self.name
     }
 
-    pub(super) fn secret(&self) -> &LessSafeKey {
-        &self.secret
+    /// Returns what the key is for.
+    #[must_use]
+    pub fn algorithm(&self) -> Algorithm {
+        self.cipher.algorithm()
+    }
+
+    pub(super) fn cipher(&self) -> &Cipher {
+        &self.cipher
     }
 }
 
 /// A way to keep records.
-#[derive(Debug)]
+#[derive(Clone, Debug)]
 pub enum Provider {
     /// In plain.
     Identity,
-    /// Sealed with AES-GCM. The first key seals; all of them open.
-    AesGcm(Vec<Key>),
+    /// Sealed with keys. The first one seals; all of them open.
+    Keys(Arc<[Key]>),
+    /// Sealed with keys that a service outside keeps safe.
+    Service(Arc<Envelope>),
+}
+
+impl Provider {
+    /// Returns the provider of some keys.
+    #[must_use]
+    pub fn keys(keys: Vec<Key>) -> Self {
+        Provider::Keys(keys.into())
+    }
 }
 
 /// The providers of some types. The first one writes; all of them read.
@@ -127,9 +150,14 @@ mod tests {
 
     #[test]
     fn a_key_is_never_shown() {
-        let key = Key::new("k", b"0123456789abcdef").unwrap();
-        assert_eq!(format!("{key:?}"), "Key(\"k\")");
-        assert_eq!(Key::new("k", &[0; 24]).err(), Some(KeyError::Length(24)));
-        assert_eq!(Key::new("a:b", &[0; 32]).err(), Some(KeyError::Name("a:b".into())));
+        let key = Key::new(Algorithm::AesGcm, "k", b"0123456789abcdef").unwrap();
+        assert_eq!(format!("{key:?}"), "Key(AesGcm, \"k\")");
+        assert_eq!(Key::new(Algorithm::AesGcm, "a:b", &[0; 32]).err(), Some(KeyError::Name("a:b".into())));
+        let length = |algorithm, of: usize| {
+            Key::new(algorithm, "k", &vec![0; of]).err().map(|e| e.to_string()).unwrap_or_default()
+        };
+        assert_eq!(length(Algorithm::AesGcm, 24), "a secret of 24 bytes: aesgcm takes [16, 32]");
+        assert_eq!(length(Algorithm::Secretbox, 16), "a secret of 16 bytes: secretbox takes [32]");
+        assert_eq!(length(Algorithm::AesCbc, 24), "");
     }
 }

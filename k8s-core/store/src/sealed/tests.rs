@@ -1,16 +1,16 @@
 use proptest::prelude::*;
 
-use super::*;
+use super::{envelope::KeyService, *};
 use crate::{Expect, Local, Meta, Opaque, Store};
 
 fn key(name: &str) -> Key {
     let byte = name.bytes().last().unwrap_or(0);
-    Key::new(name, &[byte; 32]).unwrap()
+    Key::new(Algorithm::AesGcm, name, &[byte; 32]).unwrap()
 }
 
 /// A sealer of secrets with these keys, of which the first one seals.
 fn sealer(names: &[&str], plain: bool) -> Sealer {
-    let mut providers = vec![Provider::AesGcm(names.iter().map(|name| key(name)).collect())];
+    let mut providers = vec![Provider::keys(names.iter().map(|name| key(name)).collect())];
     if plain {
         providers.push(Provider::Identity);
     }
@@ -27,7 +27,7 @@ fn records_that_were_changed_or_moved_are_refused() {
     let record = with.seal("secrets", "default/a", "canary".into()).unwrap();
     assert!(!record.windows(6).any(|part| part == b"canary"));
     assert_eq!(opened(&with, "default/a", record.clone()).unwrap(), "canary");
-    for i in record.iter().position(|byte| *byte == b'k').into_iter().chain(PREFIX.len() + 3..record.len()) {
+    for i in 0..record.len() {
         let mut damaged = record.to_vec();
         damaged[i] ^= 1;
         assert!(opened(&with, "default/a", damaged.into()).is_err(), "byte {i}");
@@ -45,6 +45,118 @@ fn records_that_were_changed_or_moved_are_refused() {
 }
 
 #[test]
+fn every_algorithm_opens_what_it_sealed_and_keys_of_two_rotate() {
+    let one = |algorithm: Algorithm| {
+        let length = *algorithm.secret_lengths().last().unwrap();
+        Key::new(algorithm, "k1", &vec![7; length]).unwrap()
+    };
+    let sealer = |algorithms: &[Algorithm]| {
+        let providers = algorithms.iter().map(|algorithm| Provider::keys(vec![one(*algorithm)])).collect();
+        Sealer::new(vec![Rule::new(["secrets"], providers)])
+    };
+    for (old, new) in [
+        (Algorithm::AesCbc, Algorithm::Secretbox),
+        (Algorithm::Secretbox, Algorithm::AesGcm),
+        (Algorithm::AesGcm, Algorithm::AesCbc),
+    ] {
+        for text in ["", "canary", "sixteen bytes 16", &"long ".repeat(500)] {
+            let record = sealer(&[old]).seal("secrets", "a", text.to_owned().into()).unwrap();
+            assert!(record.starts_with(format!("k8s:enc:{}:v1:k1:", old.name()).as_bytes()));
+            let both = sealer(&[new, old]);
+            let renewed = both.renewed("secrets", "a", &record).unwrap().expect("of another algorithm");
+            assert_eq!(opened(&both, "a", record.clone()).unwrap(), text);
+            assert_eq!(opened(&sealer(&[new]), "a", renewed).unwrap(), text);
+            let other = opened(&sealer(&[new]), "a", record.slice(..record.len() - 1)).unwrap_err();
+            assert!(matches!(other, SealError::NoKey { .. }), "{other}");
+            assert!(opened(&both, "a", record.slice(..record.len() - 1)).is_err());
+        }
+    }
+}
+
+/// A service that adds a number to each byte; `None`: it is not there.
+#[derive(Debug, Default)]
+struct Vault {
+    shift: Mutex<Option<u8>>,
+    asked: std::sync::atomic::AtomicUsize,
+}
+
+impl Vault {
+    fn set(&self, shift: Option<u8>) {
+        *self.shift.lock().unwrap() = shift;
+    }
+
+    fn now(&self) -> Result<u8, String> {
+        self.shift.lock().unwrap().ok_or_else(|| "no answer".to_owned())
+    }
+}
+
+impl KeyService for Arc<Vault> {
+    fn key_id(&self) -> Result<String, String> {
+        self.now().map(|shift| format!("key-{shift}"))
+    }
+
+    fn encrypt(&self, plain: &[u8]) -> Result<WrappedKey, String> {
+        let shift = self.now()?;
+        let bytes = plain.iter().map(|byte| byte.wrapping_add(shift)).collect();
+        let annotations = [("shift.example.com".to_owned(), vec![shift])].into();
+        Ok(WrappedKey { key_id: format!("key-{shift}"), bytes, annotations })
+    }
+
+    fn decrypt(&self, wrapped: &WrappedKey) -> Result<Vec<u8>, String> {
+        self.now()?;
+        self.asked.fetch_add(1, std::sync::atomic::Ordering::Relaxed);
+        let shift = wrapped.annotations["shift.example.com"][0];
+        Ok(wrapped.bytes.iter().map(|byte| byte.wrapping_sub(shift)).collect())
+    }
+}
+
+#[test]
+fn a_service_keeps_the_key_of_keys() {
+    let vault = Arc::new(Vault::default());
+    vault.set(Some(1));
+    let sealer = || {
+        let envelope = Arc::new(Envelope::new("vault", vault.clone()).unwrap());
+        (Sealer::new(vec![Rule::new(["secrets"], vec![Provider::Service(envelope.clone())])]), envelope)
+    };
+    let asked = || vault.asked.load(std::sync::atomic::Ordering::Relaxed);
+    let (with, envelope) = sealer();
+    let seal = |at: &str| with.seal("secrets", at, "canary".into()).unwrap();
+    let (first, second) = (seal("a"), seal("b"));
+    assert!(first.starts_with(b"k8s:enc:kms:v2:vault:") && !first.windows(6).any(|part| part == b"canary"));
+    assert_eq!((opened(&with, "a", first.clone()).unwrap(), asked()), ("canary".into(), 0), "its own seed");
+    assert_eq!(with.renewed("secrets", "a", &first).unwrap(), None);
+    assert!(matches!(opened(&with, "b", first.clone()), Err(SealError::Damaged { .. })), "it was moved");
+    for end in 0..first.len() {
+        assert!(opened(&with, "a", first.slice(..end)).is_err(), "{end} bytes");
+    }
+
+    // Another process asks the service once for all records of a seed.
+    let before = asked();
+    let (other, _) = sealer();
+    assert_eq!(opened(&other, "a", first.clone()).unwrap(), "canary");
+    assert_eq!(opened(&other, "b", second).unwrap(), "canary");
+    assert_eq!(asked(), before + 1);
+
+    // While the service is away writes go on, until its user says that it was for too long.
+    vault.set(None);
+    assert!(envelope.refresh().is_err());
+    assert!(with.seal("secrets", "a", "x".into()).is_ok());
+    envelope.suspend("no answer for 3 minutes");
+    let refused = with.seal("secrets", "a", "x".into()).unwrap_err().to_string();
+    assert!(refused.contains("key service \"vault\": no answer for 3 minutes"), "{refused}");
+    let (late, _) = sealer();
+    assert!(matches!(opened(&late, "a", first.clone()), Err(SealError::Service { .. })));
+
+    // The service's key changes: old records are read and made anew.
+    vault.set(Some(2));
+    envelope.refresh().unwrap();
+    assert_eq!(opened(&with, "a", first.clone()).unwrap(), "canary");
+    let renewed = with.renewed("secrets", "a", &first).unwrap().expect("of the key before");
+    assert_eq!(with.renewed("secrets", "a", &renewed).unwrap(), None);
+    assert_eq!(opened(&with, "a", renewed).unwrap(), "canary");
+}
+
+#[test]
 fn keys_rotate() {
     let old = sealer(&["k1"], false).seal("secrets", "a", "x".into()).unwrap();
     let both = sealer(&["k2", "k1"], false);
@@ -58,10 +170,8 @@ fn keys_rotate() {
     let plain = both.renewed("secrets", "a", b"{}").unwrap().expect("it was plain");
     assert_eq!(opened(&both, "a", plain).unwrap(), "{}");
     // Identity first takes the encryption off.
-    let off = Sealer::new(vec![Rule::new(
-        ["secrets"],
-        vec![Provider::Identity, Provider::AesGcm(vec![key("k1")])],
-    )]);
+    let off =
+        Sealer::new(vec![Rule::new(["secrets"], vec![Provider::Identity, Provider::keys(vec![key("k1")])])]);
     assert_eq!(off.renewed("secrets", "a", &old).unwrap().unwrap(), "x");
 }
 
