@@ -3,10 +3,10 @@
 //! Flow: [`Sealed`] wraps a backend. It seals the bytes of a write before the backend sees them, and opens
 //! the records that the backend loads and streams. Readers and watchers of the store see plain objects.
 //!
-//! Format: `k8s:enc:`, the algorithm (`aesgcm`, `aescbc`, `secretbox`) and `:v1:`, or `kms:v2:`; the name of the
-//! key or service and a colon; then what the algorithm makes. An object of JSON never begins like this.
-//! AES-GCM and services authenticate the type and key of the object, so that a record cannot take the place of
-//! another one.
+//! Format: `k8s:enc:`, the algorithm (`aesgcm`, `aescbc`, `secretbox`) and `:v1:`, or `kms:v2:`; the name of
+//! the key or service and a colon; then what the algorithm makes. An object of JSON never begins like this.
+//! AES-GCM and services authenticate the type and key of the object, so that a record cannot take the place
+//! of another one.
 //!
 //! Guarantees:
 //! 1. An object of a sealed type is never given to the backend in plain.

@@ -6,7 +6,8 @@
 //! | `secretbox` | 32 | nonce of 24, tag of 16, text | changed: refused; moved: not noticed |
 //! | `aescbc` | 16, 24 or 32 | first block of 16, padded text | mostly refused; nothing is sure |
 //!
-//! The last two are as upstream's, so that its records can be read. AES-GCM authenticates the object's place too.
+//! The last two are as upstream's, so that its records can be read. AES-GCM authenticates the object's place
+//! too.
 
 use aes::{
     Aes128, Aes192, Aes256,
@@ -113,8 +114,8 @@ impl Cipher {
         }
     }
 
-    /// Appends the sealed form of `plain` to `record`: nonce, text and tag. `place` is authenticated where the
-    /// algorithm can. `nonce` has the algorithm's length.
+    /// Appends the sealed form of `plain` to `record`: nonce, text and tag. `place` is authenticated where
+    /// the algorithm can. `nonce` has the algorithm's length.
     pub(super) fn seal(&self, place: &[u8], plain: &[u8], nonce: &[u8], record: &mut Vec<u8>) {
         record.extend_from_slice(nonce);
         let sealed = match self {

@@ -1,11 +1,11 @@
 //! Keys that a service outside keeps safe (KMS, version 2 of its interface).
 //!
-//! Flow: the service wraps a seed, once per start and whenever its own key changes. Each record is sealed with
-//! a key of its own, derived from the seed and 32 random bytes. The record holds the wrapped seed, so that
-//! whoever reaches the service can open it. Wrapped seeds that were opened before are remembered.
+//! Flow: the service wraps a seed, once per start and whenever its own key changes. Each record is sealed
+//! with a key of its own, derived from the seed and 32 random bytes. The record holds the wrapped seed, so
+//! that whoever reaches the service can open it. Wrapped seeds that were opened before are remembered.
 //!
-//! Record after the name: length of the wrapped seed (4 bytes, big endian), the wrapped seed, 32 random bytes,
-//! then as with AES-GCM.
+//! Record after the name: length of the wrapped seed (4 bytes, big endian), the wrapped seed, 32 random
+//! bytes, then as with AES-GCM.
 //!
 //! Guarantee: no write waits for the service. It is asked by [`Envelope::new`], by [`Envelope::refresh`], and
 //! when a record of an unknown seed is opened.
