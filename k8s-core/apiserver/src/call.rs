@@ -2,7 +2,11 @@
 
 use std::{
     collections::BTreeMap,
-    sync::{Arc, Mutex},
+    sync::{
+        Arc, Mutex,
+        atomic::{AtomicU64, Ordering},
+    },
+    time::Duration,
 };
 
 use http::header;
@@ -31,6 +35,8 @@ pub(crate) struct Call {
     pub(crate) asked: Option<Arc<Resource>>,
     /// Charges of quotas for an object that is not stored yet.
     pub(crate) charges: Mutex<Vec<Charge>>,
+    /// Time spent waiting for webhooks, in nanoseconds; shared with inner requests.
+    pub(crate) waited: Arc<AtomicU64>,
 }
 
 /// A charge of a quota.
@@ -61,6 +67,17 @@ impl Call {
         }
     }
 
+    /// Notes that the request waited for a webhook.
+    pub(crate) fn wait(&self, time: Duration) {
+        let nanos = u64::try_from(time.as_nanos()).unwrap_or(u64::MAX);
+        self.waited.fetch_add(nanos, Ordering::Relaxed);
+    }
+
+    /// Returns the time that the request waited for webhooks.
+    pub(crate) fn waited(&self) -> Duration {
+        Duration::from_nanos(self.waited.load(Ordering::Relaxed))
+    }
+
     /// Adds an annotation to the request's audit events. The first value of a key stays.
     pub(crate) fn annotate(&self, key: String, value: String) {
         let mut all = self.annotations.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
@@ -84,6 +101,7 @@ impl Call {
             annotations: Mutex::default(),
             asked: self.asked.clone(),
             charges: Mutex::default(),
+            waited: self.waited.clone(),
         }
     }
 

@@ -8,6 +8,7 @@ use std::{
     pin::Pin,
     sync::Arc,
     task::{Context, Poll},
+    time::Duration,
 };
 
 use bytes::Bytes;
@@ -31,6 +32,11 @@ use crate::{
 const SECONDS: [f64; 23] = [
     0.005, 0.025, 0.05, 0.1, 0.2, 0.4, 0.6, 0.8, 1.0, 1.25, 1.5, 2.0, 3.0, 4.0, 5.0, 6.0, 8.0, 10.0, 15.0,
     20.0, 30.0, 45.0, 60.0,
+];
+/// Upper bounds of the buckets of durations without waiting, in seconds, as upstream's.
+const OWN_SECONDS: [f64; 21] = [
+    0.05, 0.1, 0.2, 0.4, 0.6, 0.8, 1.0, 1.25, 1.5, 2.0, 3.0, 4.0, 5.0, 6.0, 8.0, 10.0, 15.0, 20.0, 30.0,
+    45.0, 60.0,
 ];
 /// Names of the labels of a request, except for the code.
 const LABELS: [&str; 8] =
@@ -63,7 +69,11 @@ fn without_dry_run<'a>(labels: &[&'a str; 8]) -> [&'a str; 7] {
 /// The metrics of requests with equal labels.
 struct Requests {
     by_code: Family<1, Counter>,
+    /// Those that were refused because there were too many, or ended because they took too long, by code.
+    terminations: Family<1, Counter>,
     duration: Histogram,
+    /// Durations without the time that requests waited for others.
+    own_duration: Histogram,
     /// Sizes of responses; for reads only, as upstream.
     size: Option<Histogram>,
 }
@@ -187,6 +197,17 @@ impl Metrics {
             "Response latency distribution in seconds for each verb, dry run value, group, version, resource, subresource, scope and component.",
             Family::new_with_constructor(LABELS, |_| Histogram::new(SECONDS)).limit(LABEL_SETS),
         );
+        let terminations: Family<8, Counter> = registry.register(
+            "apiserver_request_terminations_total",
+            "Number of requests which apiserver terminated in self-defense.",
+            Family::new([verb, group, version, resource, subresource, scope, component, "code"])
+                .limit(LABEL_SETS),
+        );
+        let own: Family<7, Histogram> = registry.register(
+            "apiserver_request_sli_duration_seconds",
+            "Response latency distribution (not counting webhook duration and priority & fairness queue wait times) in seconds for each verb, group, version, resource, subresource, scope and component.",
+            Family::new_with_constructor(LONG_LABELS, |_| Histogram::new(OWN_SECONDS)).limit(LABEL_SETS),
+        );
         let inflight: Family<1, Gauge> = registry.register(
             "apiserver_current_inflight_requests",
             "Number of requests that are being answered, without long-running ones, by request kind.",
@@ -202,7 +223,9 @@ impl Metrics {
         let requests = move |labels: &[&str; 8]| {
             Arc::new(Requests {
                 by_code: by_code(total.clone(), labels.map(Box::from)),
+                terminations: terminations_by_code(terminations.clone(), labels.map(Box::from)),
                 duration: durations.get_or_create(labels),
+                own_duration: own.get_or_create(&without_dry_run(labels)),
                 size: matches!(labels[0], "GET" | "LIST")
                     .then(|| sizes.get_or_create(&without_dry_run(labels))),
             })
@@ -250,6 +273,15 @@ impl Metrics {
         for (resource, count) in stored {
             objects.sample(&[("resource", resource)], count);
         }
+        let mut objects = encoder.describe(
+            "apiserver_resource_objects",
+            "Number of stored objects by group and resource.",
+            MetricType::Gauge,
+        );
+        for (resource, count) in stored {
+            let (resource, group) = resource.split_once('.').unwrap_or((resource, ""));
+            objects.sample(&[("group", group), ("resource", resource)], count);
+        }
         out
     }
 
@@ -285,7 +317,14 @@ impl Metrics {
             gauge.inc();
             LongRunning(gauge)
         });
-        Measured { requests, begun: Instant::now(), inflight, long_running, code: None }
+        Measured {
+            requests,
+            begun: Instant::now(),
+            waited: Duration::ZERO,
+            inflight,
+            long_running,
+            code: None,
+        }
     }
 
     fn of<'a>(
@@ -319,6 +358,15 @@ fn by_code(total: Family<9, Counter>, labels: [Box<str>; 8]) -> Family<1, Counte
         let [verb, dry, group, version, resource, subresource, scope, component] =
             labels.each_ref().map(|label| &**label);
         total.get_or_create(&[verb, dry, group, version, resource, subresource, scope, component, code])
+    })
+}
+
+/// Returns the counters of terminated requests with equal labels, by code.
+fn terminations_by_code(total: Family<8, Counter>, labels: [Box<str>; 8]) -> Family<1, Counter> {
+    Family::new_with_constructor(["code"], move |[code]| {
+        let labels = labels.each_ref().map(|label| &**label);
+        let [verb, group, version, resource, subresource, scope, component] = without_dry_run(&labels);
+        total.get_or_create(&[verb, group, version, resource, subresource, scope, component, code])
     })
 }
 
@@ -371,6 +419,8 @@ fn is_served(served: &SharedRegistry, info: &RequestInfo) -> bool {
 pub(crate) struct Measured {
     requests: Arc<Requests>,
     begun: Instant,
+    /// Time that the request waited for others.
+    waited: Duration,
     /// `None` for a long-running request, whose duration says nothing.
     inflight: Option<Gauge>,
     long_running: Option<LongRunning>,
@@ -378,9 +428,15 @@ pub(crate) struct Measured {
 }
 
 impl Measured {
-    /// Sets the answer's code. Without it, the client has gone, and the request is not counted.
-    pub(crate) fn answered(&mut self, code: StatusCode) {
+    /// Sets the answer's code. Without it, the client has gone, and the request is not counted. `waited` is
+    /// the time that the request waited for others. `terminated`: there were too many requests, or it took
+    /// too long.
+    pub(crate) fn answered(&mut self, code: StatusCode, waited: Duration, terminated: bool) {
         self.code = Some(code);
+        self.waited = waited;
+        if terminated {
+            self.requests.terminations.get_or_create(&[code.as_str()]).inc();
+        }
     }
 
     /// Observes the size of a response in its final form, now or when it is consumed.
@@ -418,7 +474,9 @@ impl Drop for Measured {
         let requests = &self.requests;
         requests.by_code.get_or_create(&[code.as_str()]).inc();
         if self.inflight.is_some() {
-            requests.duration.observe(self.begun.elapsed().as_secs_f64());
+            let took = self.begun.elapsed();
+            requests.duration.observe(took.as_secs_f64());
+            requests.own_duration.observe(took.saturating_sub(self.waited).as_secs_f64());
         }
     }
 }
@@ -434,7 +492,7 @@ mod tests {
         let query = Query::parse(query);
         let metrics = Metrics::new(Registry::default());
         let info = RequestInfo::parse(&method, path, &query);
-        metrics.begin(&SharedRegistry::default(), &info, &query).answered(StatusCode::OK);
+        metrics.begin(&SharedRegistry::default(), &info, &query).answered(StatusCode::OK, Duration::ZERO, false);
         let text = metrics.text(&BTreeMap::new());
         let line = text.lines().find(|l| l.starts_with("apiserver_request_total{")).unwrap();
         line.split('"').skip(1).step_by(2).take(8).collect::<Vec<_>>().join(" ")
@@ -481,9 +539,14 @@ mod tests {
         for code in [StatusCode::OK, StatusCode::OK, StatusCode::NOT_FOUND] {
             let mut measured = metrics.begin(&served, &get, &query);
             assert_eq!((metrics.reading.get(), metrics.mutating.get()), (1, 0));
-            measured.answered(code);
+            measured.answered(code, Duration::from_secs(3600), code == StatusCode::NOT_FOUND);
         }
         assert_eq!((total("200"), total("404"), metrics.reading.get()), (Some(2), Some(1), 0));
-        assert_eq!(metrics.begin(&served, &get, &query).requests.duration.count(), 3);
+        let requests = metrics.begin(&served, &get, &query).requests.clone();
+        assert_eq!((requests.duration.count(), requests.own_duration.count()), (3, 3));
+        assert!(requests.own_duration.sum() < 1e-9, "all of the time was waiting");
+        assert_eq!(requests.terminations.get_or_create(&["404"]).get(), 1);
+        let line = "apiserver_request_terminations_total{verb=\"GET\",group=\"\",version=\"v1\",resource=\"nodes\",";
+        assert!(metrics.text(&BTreeMap::new()).contains(line));
     }
 }

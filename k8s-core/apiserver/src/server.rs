@@ -72,6 +72,8 @@ struct Seen {
     trail: Option<Trail>,
     /// Flow schema of the request, with priority and fairness.
     schema: Option<Arc<Schema>>,
+    /// There were too many requests, or this one took too long.
+    terminated: bool,
 }
 
 impl std::fmt::Debug for ApiServer {
@@ -246,7 +248,7 @@ impl ApiServer {
             respond::classify(&mut response, schema);
         }
         let code = response.status();
-        measured.answered(code);
+        measured.answered(code, times.waited(), seen.terminated);
         let has_duration = measured.has_duration();
         let log_if_slow = |times: &Times| {
             if has_duration && times.elapsed() >= SLOW {
@@ -398,11 +400,15 @@ impl ApiServer {
         };
         seen.schema = state.gate.classify(&state.store, &user, &info);
         let seats = |most| crate::fair::seats::of(&info, &query, most, || stored(state, &info));
-        let ticket = state.gate.enter(&last, &user, &info, seen.schema.as_ref(), seats).await?;
+        let entered = state.gate.enter(&last, &user, &info, seen.schema.as_ref(), seats).await;
+        times.wait_since(Stage::Authenticated);
+        let ticket = entered.inspect_err(|_| seen.terminated = true)?;
         let mut request = request.map(|body| ticket.count(body));
         request.extensions_mut().insert(ticket.clone());
+        let answered =
+            ticket.within(self.granted(request, info, query, user, seen.trail.as_ref(), times)).await;
         let (mut response, warnings) =
-            ticket.within(self.granted(request, info, query, user, seen.trail.as_ref(), times)).await?;
+            answered.inspect_err(|error| seen.terminated |= error.code() == 504)?;
         match response.extensions().get::<InitialEvents>() {
             Some(initial) => initial.of(&ticket),
             None if ticket.is_long_running() => ticket.leave_seat(),
@@ -448,6 +454,7 @@ impl ApiServer {
             annotations: Mutex::default(),
             asked: None,
             charges: Mutex::default(),
+            waited: Arc::default(),
         };
         if let Some(trail) = trail {
             request = trail.observe(request, &call.info);
@@ -458,6 +465,7 @@ impl ApiServer {
             crate::discovery::path(state, &call)
         };
         times.end(Stage::Handled);
+        times.wait(call.waited());
         trail.iter().for_each(|trail| trail.annotate(call.annotated()));
         let response = response?;
         let warnings = call.warned();

@@ -28,17 +28,35 @@ const STAGES: usize = 4;
 pub(super) struct Times {
     begun: Instant,
     ends: [Option<Duration>; STAGES],
+    /// Time spent waiting for others: a place among the requests in flight, webhooks.
+    waited: Duration,
 }
 
 impl Times {
     #[expect(clippy::disallowed_methods, reason = "the duration of a request, in virtual time as well")]
     pub(super) fn begin() -> Self {
-        Times { begun: Instant::now(), ends: [None; STAGES] }
+        Times { begun: Instant::now(), ends: [None; STAGES], waited: Duration::ZERO }
     }
 
     /// Notes the end of a stage.
     pub(super) fn end(&mut self, stage: Stage) {
         self.ends[stage as usize] = Some(self.begun.elapsed());
+    }
+
+    /// Adds to the time that the request waited for others.
+    pub(super) fn wait(&mut self, time: Duration) {
+        self.waited += time;
+    }
+
+    /// Adds the time since the end of a stage to the time that the request waited for others.
+    pub(super) fn wait_since(&mut self, stage: Stage) {
+        let since = self.ends[stage as usize].unwrap_or_default();
+        self.waited += self.begun.elapsed().saturating_sub(since);
+    }
+
+    /// Returns the time that the request waited for others.
+    pub(super) fn waited(&self) -> Duration {
+        self.waited
     }
 
     /// Returns the time since the request came.
@@ -74,8 +92,11 @@ mod tests {
         ms(5).await;
         times.end(Stage::Authenticated);
         ms(20).await;
+        times.wait_since(Stage::Authenticated);
         times.end(Stage::Authorized);
         ms(3).await;
         assert_eq!(times.text(), "authenticate 5 ms, authorize 20 ms, rest 3 ms");
+        times.wait(Duration::from_millis(7));
+        assert_eq!(times.waited(), Duration::from_millis(27));
     }
 }

@@ -51,6 +51,8 @@ struct Metrics {
     failed_open: Family<2, Counter>,
 }
 
+/// The step in which webhooks are called one after the other.
+const ONE_BY_ONE: &str = "admit";
 /// Upper bounds of the duration buckets in seconds, as upstream's.
 const SECONDS: [f64; 8] = [0.005, 0.025, 0.1, 0.5, 1.0, 2.5, 10.0, 25.0];
 
@@ -148,6 +150,9 @@ impl Webhooks {
         };
         let labels = [name, self.step, operation, if outcome.is_err() { "true" } else { "false" }];
         self.metrics.duration.get_or_create(&labels).observe(begun.elapsed().as_secs_f64());
+        if self.step == ONE_BY_ONE {
+            event.call.wait(begun.elapsed());
+        }
         outcome
     }
 }
@@ -161,7 +166,7 @@ pub(super) struct Mutating(Webhooks);
 
 impl Mutating {
     pub(super) fn new(parts: &Parts) -> Self {
-        Mutating(Webhooks::new(parts, MUTATING, "admit"))
+        Mutating(Webhooks::new(parts, MUTATING, ONE_BY_ONE))
     }
 
     /// Calls the webhooks for a request without an object that could be changed.
@@ -258,6 +263,7 @@ impl Validating {
         Validating(Webhooks::new(parts, VALIDATING, "validating"))
     }
 
+    #[expect(clippy::disallowed_methods, reason = "the duration of calls, in virtual time as well")]
     async fn ask_all(&self, event: &Event<'_>) -> Result<(), ApiStatus> {
         let hooks = self.0.hooks(VALIDATING);
         let mut relevant = Vec::new();
@@ -270,7 +276,10 @@ impl Validating {
             let annotation = format!("validating.webhook.admission.k8s.io/round_0_index_{i}");
             self.0.ask(hook, event, place.of(event), &annotation).await
         });
-        join_all(calls).await.into_iter().find_map(Result::err).map_or(Ok(()), Err)
+        let begun = tokio::time::Instant::now();
+        let answers = join_all(calls).await;
+        event.call.wait(begun.elapsed());
+        answers.into_iter().find_map(Result::err).map_or(Ok(()), Err)
     }
 }
 
