@@ -152,6 +152,21 @@ pub struct Resources {
     pub oom_score_adj: Option<i32>,
 }
 
+impl Resources {
+    /// Replaces the values that `newer` has.
+    pub fn merge(&mut self, newer: &Resources) {
+        fn take<T: Copy>(old: &mut Option<T>, newer: Option<T>) {
+            *old = newer.or(*old);
+        }
+        take(&mut self.cpu_shares, newer.cpu_shares);
+        take(&mut self.cpu_quota_us, newer.cpu_quota_us);
+        take(&mut self.cpu_period_us, newer.cpu_period_us);
+        take(&mut self.memory_bytes, newer.memory_bytes);
+        take(&mut self.pids, newer.pids);
+        take(&mut self.oom_score_adj, newer.oom_score_adj);
+    }
+}
+
 /// CPU and memory that a container requests. Not enforced: [`Resources`] has the weights and limits. A
 /// runtime without processes reports them as the container's usage.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
@@ -465,8 +480,18 @@ pub trait Runtime: Send + Sync + 'static {
     async fn reopen_log(&self, _id: &ContainerId) -> Result<(), RuntimeError> {
         Ok(())
     }
-    /// Changes the limits of a running container.
-    async fn update(&self, _id: &ContainerId, _resources: &Resources) -> Result<(), RuntimeError> {
+    /// Changes limits and requests of a running container without a restart, in its status, too. A limit that
+    /// is `None` stays.
+    async fn update(
+        &self,
+        _id: &ContainerId,
+        _resources: &Resources,
+        _requests: Requests,
+    ) -> Result<(), RuntimeError> {
+        Err(RuntimeError::Unsupported("update"))
+    }
+    /// Changes limits of a whole sandbox, in its status, too. A limit that is `None` stays.
+    async fn update_sandbox(&self, _id: &SandboxId, _resources: &Resources) -> Result<(), RuntimeError> {
         Err(RuntimeError::Unsupported("update"))
     }
     /// Returns the resource usage of a container.

@@ -27,7 +27,7 @@ use tokio::sync::broadcast::{self, error::RecvError};
 use crate::{
     api::{
         ContainerId, ContainerSpec, ContainerState, ContainerStats, ContainerStatus, ImageInfo, Images,
-        Resources, Runtime, RuntimeError, RuntimeEvent, SandboxId, SandboxSpec, SandboxStatus,
+        Requests, Resources, Runtime, RuntimeError, RuntimeEvent, SandboxId, SandboxSpec, SandboxStatus,
     },
     images::Reference,
 };
@@ -345,8 +345,26 @@ impl Runtime for Simulated {
         self.with(id, |_, container| container.clone())
     }
 
-    async fn update(&self, id: &ContainerId, resources: &Resources) -> Result<(), RuntimeError> {
-        self.with(id, |_, container| container.spec.resources = resources.clone())
+    async fn update(
+        &self,
+        id: &ContainerId,
+        resources: &Resources,
+        requests: Requests,
+    ) -> Result<(), RuntimeError> {
+        self.with(id, |_, container| {
+            container.spec.resources.merge(resources);
+            container.spec.requests = requests;
+        })
+    }
+
+    async fn update_sandbox(&self, id: &SandboxId, resources: &Resources) -> Result<(), RuntimeError> {
+        let mut state = self.state();
+        let sandbox = state
+            .sandboxes
+            .get_mut(&id.0)
+            .ok_or_else(|| RuntimeError::NotFound { what: "sandbox", id: id.0.clone() })?;
+        sandbox.spec.resources.merge(resources);
+        Ok(())
     }
 
     async fn stats(&self, id: &ContainerId) -> Result<ContainerStats, RuntimeError> {
@@ -421,7 +439,6 @@ impl Images for SimulatedImages {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::api::Requests;
 
     #[tokio::test(start_paused = true)]
     async fn a_scripted_life() {

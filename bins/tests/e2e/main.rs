@@ -21,6 +21,7 @@ mod harness;
 mod kubectl;
 mod limits;
 mod manifests;
+mod resize;
 mod restart;
 mod serving;
 mod shared;
@@ -42,7 +43,9 @@ fn main() -> ExitCode {
     }
     let arguments = Arguments::from_args();
     let mut tests: Vec<Trial> = Vec::new();
-    for list in [kubectl::TESTS, limits::TESTS, manifests::TESTS, shared::TESTS, stateful::TESTS] {
+    for list in
+        [kubectl::TESTS, limits::TESTS, manifests::TESTS, resize::TESTS, shared::TESTS, stateful::TESTS]
+    {
         tests.extend(list.iter().map(|(name, test)| {
             let (name, test) = (*name, *test);
             Trial::test(name, move || test(&*harness::shared()?, &name.replace('_', "-")))

@@ -153,7 +153,6 @@ const CONTAINER: &[Field] = &[
 const POD: &[Field] = &[
     Field(&["hostnameOverride"], SET, "the hostname is not overridden"),
     Field(&["resourceClaims"], SET, NO_DRA),
-    Field(&["resources"], SET, "resources of the whole pod are not applied: set them for each container"),
     Field(
         &["securityContext", "fsGroupChangePolicy"],
         |v, _| v == "OnRootMismatch",

@@ -327,14 +327,6 @@ pub(crate) async fn modify(
         if VIEWS.contains(&part) {
             resource.default(&mut new);
         }
-        if part == "resize" && !same_spec(&new, &old) {
-            let mut errors = FieldErrors::default();
-            errors.forbidden(
-                "spec",
-                "in-place resize of pods is not supported by this cluster: create the pod anew",
-            );
-            return Err(errors.into_status(&resource.group, &resource.kind, name));
-        }
         if VIEWS.contains(&part) || matches!(part, "" | "scale") {
             count_generation(resource, &mut new, &old);
         }
@@ -373,13 +365,10 @@ pub(crate) async fn modify(
             }
         };
         if !applied {
-            if part == "resize" {
-                take(&mut new, "/metadata", "managedFields");
-            }
             let manager = Manager {
                 name: call.manager(),
                 api_version: resource.api_version(),
-                subresource: if part == "resize" { String::new() } else { part.to_owned() },
+                subresource: part.to_owned(),
             };
             managed::record_update(&old, &mut new, &resource.schema, &manager, &now);
         }

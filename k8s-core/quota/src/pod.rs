@@ -102,7 +102,8 @@ pub(crate) fn usage(pod: &Value, now: Timestamp) -> Amounts {
         return usage;
     }
     let none = Value::Null;
-    let spec = pod.get("spec").unwrap_or(&none);
+    let resized = in_resize(pod);
+    let spec = resized.as_ref().or(pod.get("spec")).unwrap_or(&none);
     let overhead = Amounts::of(spec.get("overhead"));
     let (mut requests, mut limits) =
         (of_pod(spec, "requests", of_whole_pod), of_pod(spec, "limits", of_whole_pod));
@@ -111,6 +112,46 @@ pub(crate) fn usage(pod: &Value, now: Timestamp) -> Amounts {
     limits.add(&overhead.only(|name| limited.get(name).is_some()));
     usage.add(&compute(&requests, &limits));
     usage
+}
+
+/// Returns the specification of a pod in the course of a resize, with the larger of what each container asks
+/// for and of what its node allocated and applied. If the node finds the resize infeasible, only the latter
+/// counts. `None`: no container has a status that differs.
+fn in_resize(pod: &Value) -> Option<Value> {
+    let spec = pod.get("spec")?;
+    let status = pod.get("status")?;
+    let infeasible = list(status, "conditions").iter().any(|condition| {
+        let is = |field: &str, value: &str| condition.get(field).is_some_and(|found| found == value);
+        is("type", "PodResizePending") && is("reason", "Infeasible")
+    });
+    let mut changed = None;
+    for (kind, statuses) in [("containers", "containerStatuses"), ("initContainers", "initContainerStatuses")]
+    {
+        for (i, container) in list(spec, kind).iter().enumerate() {
+            let status = list(status, statuses).iter().find(|s| s.get("name") == container.get("name"));
+            let is_sidecar = container.get("restartPolicy").is_some_and(|policy| policy == "Always");
+            let Some(status) = status.filter(|s| s.get("resources").is_some()) else { continue };
+            if kind == "initContainers" && !is_sidecar {
+                continue;
+            }
+            for (name, allocated) in
+                [("requests", Amounts::of(status.get("allocatedResources"))), ("limits", Amounts::default())]
+            {
+                let asked = of_container(container, name);
+                let mut effective = if infeasible { Amounts::default() } else { asked.clone() };
+                effective.raise_to(&of_container(status, name));
+                effective.raise_to(&allocated);
+                if effective != asked {
+                    let changed: &mut Value = changed.get_or_insert_with(|| spec.clone());
+                    let texts = effective.iter();
+                    let texts =
+                        texts.map(|(name, amount)| (name.to_owned(), Value::from(amount.to_string())));
+                    changed[kind][i]["resources"][name] = texts.collect::<serde_json::Map<_, _>>().into();
+                }
+            }
+        }
+    }
+    changed
 }
 
 /// Returns true for pods that have finished, and for those that should have been gone for their grace period.

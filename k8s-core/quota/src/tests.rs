@@ -52,6 +52,27 @@ fn init_containers_sidecars_pod_level_and_overhead_count() {
 }
 
 #[test]
+fn a_pod_in_resize_uses_the_larger_of_asked_for_and_applied() {
+    let list = |cpu: &str| json!({"cpu": cpu});
+    let mut object = pod(&list("1"), &list("1"));
+    let mut set = |status: Value, conditions: Value| {
+        object["status"] = json!({"containerStatuses": [status], "conditions": conditions});
+        let used = usage("pods", &object, NOW);
+        ["requests.cpu", "limits.cpu"].map(|name| used.get(name).unwrap().to_string())
+    };
+    let status = |actual: &str, allocated: &str| {
+        json!({"name": "c", "resources": {"requests": list(actual), "limits": list(actual)},
+            "allocatedResources": list(allocated)})
+    };
+    assert_eq!(set(status("1", "1"), json!([])), ["1", "1"]);
+    assert_eq!(set(status("500m", "500m"), json!([])), ["1", "1"], "it grows");
+    assert_eq!(set(status("2", "1"), json!([])), ["2", "2"], "it shrinks");
+    assert_eq!(set(status("500m", "2"), json!([])), ["2", "1"]);
+    let infeasible = json!([{"type": "PodResizePending", "reason": "Infeasible"}]);
+    assert_eq!(set(status("500m", "500m"), infeasible), ["500m", "500m"]);
+}
+
+#[test]
 fn finished_and_overdue_pods_only_count_as_objects() {
     let mut object = pod(&json!({"cpu": "1"}), &json!({}));
     for (phase, over) in [("Running", false), ("Failed", true), ("Succeeded", true)] {

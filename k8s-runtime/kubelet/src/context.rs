@@ -12,8 +12,8 @@ use k8s_runtime::{Runtime, SandboxId};
 
 use crate::{
     config::Config, facts::Facts, images::Puller, ledger::Ledger, metrics::Metrics,
-    pod_certificates::PodCertificates, samples::Samples, sources::Sources, sysctls::Sysctls, tokens::Tokens,
-    trust::TrustBundles, types::*, view::PodView,
+    pod_certificates::PodCertificates, resizes::Resizes, samples::Samples, sources::Sources,
+    sysctls::Sysctls, tokens::Tokens, trust::TrustBundles, types::*, view::PodView,
 };
 
 /// Shared by the pod workers, the node status loop and the kubelet's API.
@@ -34,6 +34,7 @@ pub(crate) struct Context {
     /// The Node object of this kubelet.
     pub(crate) node: Cache<Node>,
     pub(crate) ledger: Ledger,
+    pub(crate) resizes: Resizes,
     pub(crate) facts: Facts,
     pub(crate) sysctls: Sysctls,
     pub(crate) metrics: Metrics,
@@ -89,6 +90,7 @@ impl Context {
             services: Cache::new(),
             node: Cache::new(),
             ledger: Ledger::default(),
+            resizes: Resizes::default(),
             sandboxes: Mutex::default(),
             views: Mutex::default(),
             view_changes: tokio::sync::watch::channel(()).0,
@@ -113,6 +115,14 @@ impl Context {
     /// Returns the uid of the sandbox's pod.
     pub(crate) fn owner_of(&self, id: &SandboxId) -> Option<String> {
         lock(&self.sandboxes).get(id).cloned()
+    }
+
+    /// Frees what a pod holds, and gives the room to resizes that wait for it.
+    pub(crate) fn release(&self, uid: &str) {
+        self.resizes.forget(uid);
+        if self.ledger.release(uid) {
+            self.resizes.retry(self);
+        }
     }
 
     /// Replaces the state of a pod that the kubelet's API reads.

@@ -20,6 +20,7 @@ use tokio_util::sync::CancellationToken;
 use tracing::{debug, warn};
 
 use crate::{
+    allocation::Allocation,
     config::Config,
     context::{Context, Parts},
     error::KubeletError,
@@ -33,6 +34,7 @@ use crate::{
         worker::{self, Handle},
         world::Message,
     },
+    resizes,
     server::{self, KubeletApi},
     sysctls::Sysctls,
     types::*,
@@ -181,6 +183,7 @@ impl Builder {
         tasks.spawn(until_stop(Box::pin(event_writer)));
         tasks.spawn(until_stop(Box::pin(node::run(cx.clone()))));
         tasks.spawn(until_stop(Box::pin(logs::rotate::run(cx.clone()))));
+        tasks.spawn(until_stop(Box::pin(resizes::run(cx.clone()))));
         if let Some(listener) = listener {
             tasks.spawn(server::serve(listener, api.clone(), stop.clone()));
         }
@@ -338,6 +341,7 @@ impl Router {
                     for pod in pods {
                         self.upsert(pod);
                     }
+                    cx.resizes.open(&cx);
                     let known = std::mem::take(&mut self.known);
                     background.spawn(orphans::remove(cx.clone(), known));
                 }
@@ -381,9 +385,12 @@ impl Router {
         }
         let uid = pod.uid().to_owned();
         let known: Vec<_> = self.known.iter().filter(|s| s.spec.uid == uid).cloned().collect();
+        let mut allocation = None;
         if admit::was_admitted(&pod, !known.is_empty()) {
             // Before any new pod is checked.
-            self.cx.ledger.hold(&pod);
+            allocation = Allocation::load(&self.cx.config.pod_dir(&uid));
+            let allocated = allocation.as_ref().map_or_else(|| pod.clone(), |known| known.apply(&pod));
+            self.cx.ledger.hold(&allocated);
         } else if !self.synced {
             return;
         }
@@ -391,6 +398,7 @@ impl Router {
             cx: self.cx.clone(),
             pod,
             known,
+            allocation,
             services_known: self.services_known,
             shutdown: self.shutdown.clone(),
         });

@@ -153,11 +153,32 @@ impl Ledger {
         Ok(held.insert(pod))
     }
 
-    /// Frees what a pod holds.
-    pub(crate) fn release(&self, uid: &str) {
-        if self.held().remove(uid).is_some() {
+    /// Replaces what an admitted pod holds by what it asks for, if `check` finds nothing against it beside
+    /// the other pods. `None`: the pod is not admitted, or not any more.
+    pub(crate) fn resize<E>(
+        &self,
+        pod: &Pod,
+        check: impl FnOnce(&Held) -> Result<(), E>,
+    ) -> Option<Result<(), E>> {
+        let mut held = self.held();
+        if !held.entries.contains_key(pod.uid()) {
+            return None;
+        }
+        Some(check(&held.without(pod.uid())).map(|()| drop(held.insert(pod))))
+    }
+
+    /// Returns what an admitted pod holds.
+    pub(crate) fn requests(&self, uid: &str) -> Option<Amounts> {
+        self.held().entries.get(uid).map(|entry| entry.requests.clone())
+    }
+
+    /// Frees what a pod holds. Returns `true` if it held something.
+    pub(crate) fn release(&self, uid: &str) -> bool {
+        let was_there = self.held().remove(uid).is_some();
+        if was_there {
             self.releases.send_replace(());
         }
+        was_there
     }
 
     /// Returns when none of these pods is admitted any more.
@@ -214,6 +235,27 @@ mod tests {
         ledger.release("a");
         assert_eq!(figures(), (1, 2000));
         assert!(!token.is_cancelled());
+    }
+
+    #[test]
+    fn a_resize_counts_the_other_pods_only() {
+        let pod = |uid: &str, cpu: &str| -> Pod {
+            let container = json!({"name": "c", "resources": {"requests": {"cpu": cpu}}});
+            serde_json::from_value(json!({"metadata": {"uid": uid}, "spec": {"containers": [container]}}))
+                .unwrap()
+        };
+        let ledger = Ledger::default();
+        ledger.hold(&pod("a", "1"));
+        ledger.hold(&pod("b", "1"));
+        // Three CPUs in all.
+        let resize = |pod: &Pod, wanted: i64| {
+            ledger.resize(pod, |others| if others.used("cpu") + wanted > 3000 { Err(()) } else { Ok(()) })
+        };
+        assert_eq!(resize(&pod("a", "2"), 2000), Some(Ok(())));
+        assert_eq!(resize(&pod("b", "2"), 2000), Some(Err(())));
+        assert_eq!(ledger.held().used("cpu"), 3000, "a refused resize changes nothing");
+        assert_eq!(resize(&pod("c", "1"), 1000), None);
+        assert_eq!(ledger.requests("a").and_then(|held| held.get("cpu").copied()), Some(2000));
     }
 
     #[test]

@@ -13,14 +13,18 @@
 //! 3. A pod's object is deleted only after its containers have exited, its network is detached and its
 //!    volumes are unmounted.
 //! 4. A pod that does not fit the node is never started; it fails with upstream's reason.
-//! 5. The newest status reaches the API server eventually, however often a write fails.
+//! 5. A resize changes a running pod only after it has room for it, and containers restart for it only if
+//!    their resize policy says so.
+//! 6. The newest status reaches the API server eventually, however often a write fails.
 //!
 //! Not here: container creation ([`k8s_runtime`]), pod networks (`k8s-net`), static pods, evictions, image
 //! garbage collection.
 
 #![cfg_attr(test, allow(clippy::disallowed_methods, reason = "tests measure time and start tasks"))]
 
+mod allocation;
 mod backoff;
+mod cgroups;
 mod config;
 mod context;
 mod dns;
@@ -38,6 +42,7 @@ mod orphans;
 mod pod;
 mod pod_certificates;
 mod probe;
+mod resizes;
 mod resources;
 mod samples;
 mod server;

@@ -8,12 +8,14 @@
 //!
 //! `on`, `decide` and `compute` are pure: the time is an argument, and they do no I/O.
 
+mod actuate;
 pub(crate) mod admit;
 pub(crate) mod container_spec;
 pub(crate) mod life;
 pub(crate) mod plan;
 mod probes;
 pub(crate) mod records;
+pub(crate) mod resize;
 #[cfg(test)]
 mod samples;
 pub(crate) mod sandbox;

@@ -1,9 +1,12 @@
-//! Quality-of-service classes, and the cgroup settings of requests and limits.
+//! Requests and limits of containers and pods, and quality-of-service classes.
+//!
+//! Resources of the whole pod (`spec.resources`) take the place of those of its containers, as upstream
+//! (`component-helpers/resource`, `PodRequests` and `PodLimits`). Not here: cgroups ([`crate::cgroups`]).
 
 use std::collections::BTreeMap;
 
 use k8s_core::meta::Quantity;
-use k8s_runtime::{Requests, Resources};
+use k8s_runtime::Requests;
 
 use crate::types::*;
 
@@ -25,7 +28,7 @@ impl Qos {
     }
 }
 
-type List = BTreeMap<String, ApiQuantity>;
+pub(crate) type List = BTreeMap<String, ApiQuantity>;
 
 /// Returns one resource of a list. Zero counts as absent.
 pub(crate) fn amount(list: Option<&List>, name: &str) -> Option<Quantity> {
@@ -33,32 +36,46 @@ pub(crate) fn amount(list: Option<&List>, name: &str) -> Option<Quantity> {
     (!quantity.is_zero()).then_some(quantity)
 }
 
-fn limits(container: &Container) -> Option<&List> {
+pub(crate) fn limits(container: &Container) -> Option<&List> {
     container.resources.as_ref()?.limits.as_ref()
 }
 
-fn requests(container: &Container) -> Option<&List> {
+pub(crate) fn requests(container: &Container) -> Option<&List> {
     container.resources.as_ref()?.requests.as_ref()
 }
 
 /// Returns a request; the default is the limit.
-fn request(container: &Container, name: &str) -> Option<Quantity> {
+pub(crate) fn request(container: &Container, name: &str) -> Option<Quantity> {
     amount(requests(container), name).or_else(|| amount(limits(container), name))
 }
 
-fn all_containers(spec: &PodSpec) -> impl Iterator<Item = &Container> {
+pub(crate) fn all_containers(spec: &PodSpec) -> impl Iterator<Item = &Container> {
     spec.containers.iter().chain(spec.init_containers.iter().flatten())
+}
+
+/// Returns `true` for resources that a whole pod may have.
+fn is_of_pods(name: &str) -> bool {
+    matches!(name, "cpu" | "memory") || name.starts_with("hugepages-")
+}
+
+/// Returns the resources of the whole pod. `None`: it has none of its own.
+pub(crate) fn whole(spec: &PodSpec) -> Option<&ResourceRequirements> {
+    let own = spec.resources.as_ref()?;
+    let mut names = own.requests.iter().chain(&own.limits).flat_map(|list| list.keys());
+    names.any(|name| is_of_pods(name)).then_some(own)
 }
 
 /// Computes the quality-of-service class of a pod, from CPU and memory only.
 pub(crate) fn qos(spec: &PodSpec) -> Qos {
+    let whole = whole(spec);
+    let containers = all_containers(spec).filter(|_| whole.is_none()).map(|c| c.resources.as_ref());
     let mut any = false;
     let mut all_limited = true;
     let mut equal = true;
-    for container in all_containers(spec) {
+    for resources in whole.into_iter().map(Some).chain(containers) {
         for name in ["cpu", "memory"] {
-            let limit = amount(limits(container), name);
-            let request = request(container, name);
+            let limit = amount(resources.and_then(|r| r.limits.as_ref()), name);
+            let request = amount(resources.and_then(|r| r.requests.as_ref()), name).or(limit);
             any |= limit.is_some() || request.is_some();
             all_limited &= limit.is_some();
             equal &= limit == request;
@@ -80,41 +97,28 @@ pub(crate) fn cgroup_parent(qos: Qos, uid: &str) -> String {
     }
 }
 
-fn shares(milli: i64) -> u64 {
-    u64::try_from(milli.saturating_mul(1024) / 1000).unwrap_or(0).clamp(2, 262_144)
-}
-
-fn quota(milli: i64) -> i64 {
-    milli.saturating_mul(100).max(1000)
-}
-
-/// The `oom_score_adj` of a container: higher is killed first when memory is short.
-fn oom_score_adj(qos: Qos, container: &Container, node_memory: i64) -> i32 {
-    match qos {
-        Qos::Guaranteed => -997,
-        Qos::BestEffort => 1000,
-        Qos::Burstable => {
-            let wanted = request(container, "memory").map_or(0, |q| q.units());
-            let share = i128::from(wanted) * 1000 / i128::from(node_memory.max(1));
-            i32::try_from(1000 - share).unwrap_or(3).clamp(3, 999)
-        }
-    }
-}
-
 /// Amounts of resources by name: millicores of CPU, units of all others.
 pub(crate) type Amounts = BTreeMap<String, i64>;
 
-/// Returns what a container requests; the default of a request is its limit.
-fn container_requests(requirements: Option<&ResourceRequirements>) -> Amounts {
-    let mut list = List::new();
-    for part in requirements.into_iter().flat_map(|r| [&r.limits, &r.requests]).flatten() {
-        list.extend(part.clone());
-    }
+fn amounts(list: Option<&List>) -> Amounts {
     let amount = |name: &str, quantity: &ApiQuantity| {
         let quantity = Quantity::try_from(quantity).unwrap_or(Quantity::ZERO);
         if name == "cpu" { quantity.milli() } else { quantity.units() }
     };
-    list.iter().map(|(name, quantity)| (name.clone(), amount(name, quantity))).collect()
+    let entries = list.into_iter().flatten();
+    entries.map(|(name, quantity)| (name.clone(), amount(name, quantity))).collect()
+}
+
+/// Returns what a container or pod requests; the default of a request is its limit.
+fn all_requests(requirements: Option<&ResourceRequirements>) -> Amounts {
+    let mut all = all_limits(requirements);
+    all.extend(amounts(requirements.and_then(|r| r.requests.as_ref())));
+    all
+}
+
+/// Returns the limits of a container or pod.
+fn all_limits(requirements: Option<&ResourceRequirements>) -> Amounts {
+    amounts(requirements.and_then(|r| r.limits.as_ref()))
 }
 
 fn combine(total: &mut Amounts, other: &Amounts, with: impl Fn(i64, i64) -> i64) {
@@ -124,13 +128,11 @@ fn combine(total: &mut Amounts, other: &Amounts, with: impl Fn(i64, i64) -> i64)
     }
 }
 
-/// Returns what a pod requests of the node: the maximum of the containers' sum and of each init container,
-/// both with the sidecars beside it, plus the overhead. Requests of the whole pod replace those of its
-/// containers.
-pub(crate) fn pod_requests(spec: &PodSpec) -> Amounts {
+/// Returns the maximum of the containers' sum and of each init container, both with the sidecars beside it.
+fn of_containers(spec: &PodSpec, of: impl Fn(Option<&ResourceRequirements>) -> Amounts) -> Amounts {
     let (mut sidecars, mut initial) = (Amounts::new(), Amounts::new());
     for container in spec.init_containers.iter().flatten() {
-        let own = container_requests(container.resources.as_ref());
+        let own = of(container.resources.as_ref());
         if container.restart_policy.as_deref() == Some("Always") {
             combine(&mut sidecars, &own, i64::saturating_add);
             combine(&mut initial, &sidecars, i64::max);
@@ -142,14 +144,41 @@ pub(crate) fn pod_requests(spec: &PodSpec) -> Amounts {
     }
     let mut total = sidecars;
     for container in &spec.containers {
-        combine(&mut total, &container_requests(container.resources.as_ref()), i64::saturating_add);
+        combine(&mut total, &of(container.resources.as_ref()), i64::saturating_add);
     }
     combine(&mut total, &initial, i64::max);
-    combine(&mut total, &container_requests(spec.resources.as_ref()), |_, whole| whole);
-    let overhead =
-        ResourceRequirements { requests: spec.overhead.clone(), ..ResourceRequirements::default() };
-    combine(&mut total, &container_requests(Some(&overhead)), i64::saturating_add);
     total
+}
+
+/// Returns what a pod requests of the node, overhead included.
+pub(crate) fn pod_requests(spec: &PodSpec) -> Amounts {
+    let mut total = of_containers(spec, all_requests);
+    total.extend(all_requests(whole(spec)).into_iter().filter(|(name, _)| is_of_pods(name)));
+    combine(&mut total, &amounts(spec.overhead.as_ref()), i64::saturating_add);
+    total
+}
+
+/// Returns the limits of a pod. Overhead is added to limits that are not zero.
+pub(crate) fn pod_limits(spec: &PodSpec) -> Amounts {
+    let mut total = of_containers(spec, all_limits);
+    total.extend(all_limits(whole(spec)).into_iter().filter(|(name, _)| is_of_pods(name)));
+    for (name, overhead) in amounts(spec.overhead.as_ref()) {
+        if let Some(limit) = total.get_mut(&name).filter(|limit| **limit != 0) {
+            *limit = limit.saturating_add(overhead);
+        }
+    }
+    total
+}
+
+/// Converts amounts back into the form of the API.
+pub(crate) fn to_api(amounts: &Amounts) -> List {
+    let quantity = |name: &str, amount: i64| match name {
+        "cpu" => Quantity::from_milli(amount),
+        "memory" | "ephemeral-storage" => Quantity::from_bytes(amount),
+        name if name.starts_with("hugepages-") => Quantity::from_bytes(amount),
+        _ => Quantity::from_units(amount),
+    };
+    amounts.iter().map(|(name, amount)| (name.clone(), quantity(name, *amount).to_api())).collect()
 }
 
 /// CPU and memory that a container requests.
@@ -158,37 +187,6 @@ pub(crate) fn requested(container: &Container) -> Requests {
     Requests {
         cpu_milli: request(container, "cpu").map_or(0, |q| positive(q.milli())),
         memory_bytes: request(container, "memory").map_or(0, |q| positive(q.units())),
-    }
-}
-
-/// The cgroup limits of a container.
-pub(crate) fn container(qos: Qos, container: &Container, node_memory: i64) -> Resources {
-    let cpu_limit = amount(limits(container), "cpu");
-    Resources {
-        cpu_shares: Some(shares(request(container, "cpu").map_or(0, |q| q.milli()))),
-        cpu_quota_us: cpu_limit.map(|q| quota(q.milli())),
-        cpu_period_us: cpu_limit.map(|_| 100_000),
-        memory_bytes: amount(limits(container), "memory").map(|q| q.units()),
-        pids: None,
-        oom_score_adj: Some(oom_score_adj(qos, container, node_memory)),
-    }
-}
-
-/// The cgroup limits of a whole pod. A resource is limited only if every container limits it.
-pub(crate) fn pod(spec: &PodSpec) -> Resources {
-    let sum = |of: &dyn Fn(&Container) -> Option<i64>| spec.containers.iter().map(of).sum::<Option<i64>>();
-    let init_max = |of: &dyn Fn(&Container) -> Option<i64>| {
-        spec.init_containers.iter().flatten().map(of).try_fold(0, |max: i64, v| v.map(|v| max.max(v)))
-    };
-    let whole = |of: &dyn Fn(&Container) -> Option<i64>| Some(sum(of)?.max(init_max(of)?));
-    let cpu_limit = whole(&|c| amount(limits(c), "cpu").map(|q| q.milli()));
-    let cpu_request: i64 = spec.containers.iter().filter_map(|c| request(c, "cpu")).map(|q| q.milli()).sum();
-    Resources {
-        cpu_shares: Some(shares(cpu_request)),
-        cpu_quota_us: cpu_limit.map(quota),
-        cpu_period_us: cpu_limit.map(|_| 100_000),
-        memory_bytes: whole(&|c| amount(limits(c), "memory").map(|q| q.units())),
-        ..Resources::default()
     }
 }
 
@@ -274,18 +272,12 @@ mod tests {
             (&[("cpu", "500m")][..], &[("cpu", "1"), ("memory", "1Gi")][..], Qos::Burstable),
         ] {
             assert_eq!(qos(&spec(requests, limits)), want, "{requests:?} {limits:?}");
+            // Resources of the whole pod take the place of those of its containers.
+            let mut whole = spec(&[("cpu", "1")], &[]);
+            whole.resources = spec(requests, limits).containers.remove(0).resources;
+            let want = if want == Qos::BestEffort { Qos::Burstable } else { want };
+            assert_eq!(qos(&whole), want, "whole pod: {requests:?} {limits:?}");
         }
-    }
-
-    #[test]
-    fn kernel_terms() {
-        let spec = spec(&[("cpu", "100m"), ("memory", "100Mi")], &[("cpu", "500m"), ("memory", "200Mi")]);
-        let have = container(Qos::Burstable, &spec.containers[0], 1000 << 20);
-        assert_eq!(have.cpu_shares, Some(102));
-        assert_eq!(have.cpu_quota_us, Some(50_000));
-        assert_eq!(have.memory_bytes, Some(200 << 20));
-        assert_eq!(have.oom_score_adj, Some(900));
-        assert_eq!(pod(&spec).memory_bytes, Some(200 << 20));
     }
 
     #[test]

@@ -25,7 +25,8 @@ use super::{
 use crate::{
     api::{
         Attached, ContainerId, ContainerSpec, ContainerState, ContainerStats, ContainerStatus, ExecRequest,
-        Resources, Runtime, RuntimeError, RuntimeEvent, SandboxId, SandboxSpec, SandboxStatus, Stream,
+        Requests, Resources, Runtime, RuntimeError, RuntimeEvent, SandboxId, SandboxSpec, SandboxStatus,
+        Stream,
     },
     images::ResolvedImage,
 };
@@ -456,9 +457,36 @@ impl Runtime for Embedded {
         self.call(id, Request::ReopenLog { id: id.0.clone() }).await.map(drop)
     }
 
-    async fn update(&self, id: &ContainerId, resources: &Resources) -> Result<(), RuntimeError> {
-        let cgroup = self.model.with_container(id, |_, c| c.record.cgroup.clone())?;
-        self.cgroups.limit(&cgroup, resources).map_err(RuntimeError::io(format!("update container {id}")))
+    async fn update(
+        &self,
+        id: &ContainerId,
+        resources: &Resources,
+        requests: Requests,
+    ) -> Result<(), RuntimeError> {
+        let (sandbox, cgroup) =
+            self.model.with_container(id, |s, c| (s.record.id.clone(), c.record.cgroup.clone()))?;
+        let failed = || RuntimeError::io(format!("update container {id}"));
+        self.cgroups.limit(&cgroup, resources).map_err(failed())?;
+        let file = self.config.sandbox(&sandbox).join("c").join(&id.0).join("container.json");
+        let mut sandboxes = self.model.sandboxes();
+        let Some(container) = sandboxes.get_mut(&sandbox).and_then(|s| s.containers.get_mut(&id.0)) else {
+            return Err(RuntimeError::NotFound { what: "container", id: id.0.clone() });
+        };
+        container.record.spec.resources.merge(resources);
+        container.record.spec.requests = requests;
+        write_json(&file, &container.record).map_err(failed())
+    }
+
+    async fn update_sandbox(&self, id: &SandboxId, resources: &Resources) -> Result<(), RuntimeError> {
+        let not_found = || RuntimeError::NotFound { what: "sandbox", id: id.0.clone() };
+        let cgroup = self.model.sandboxes().get(&id.0).map(|s| s.record.cgroup.clone());
+        let failed = || RuntimeError::io(format!("update sandbox {id}"));
+        self.cgroups.limit(&cgroup.ok_or_else(not_found)?, resources).map_err(failed())?;
+        let file = self.config.sandbox(&id.0).join("sandbox.json");
+        let mut sandboxes = self.model.sandboxes();
+        let sandbox = sandboxes.get_mut(&id.0).ok_or_else(not_found)?;
+        sandbox.record.spec.resources.merge(resources);
+        write_json(&file, &sandbox.record).map_err(failed())
     }
 
     async fn stats(&self, id: &ContainerId) -> Result<ContainerStats, RuntimeError> {

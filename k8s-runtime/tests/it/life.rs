@@ -227,7 +227,7 @@ async fn update_and_stats(f: Arc<Fixture>) -> Result<(), Failed> {
     let sandbox = f.sandbox(&runtime).await?;
     let id = launch(&runtime, &sandbox.id, &f.spec("a", "seq 1 100000 > /dev/null; sleep 1000")).await?;
     let limit = k8s_runtime::Resources { memory_bytes: Some(64 << 20), ..Default::default() };
-    runtime.update(&id, &limit).await?;
+    runtime.update(&id, &limit, k8s_runtime::Requests::default()).await?;
     tokio::time::sleep(Duration::from_millis(200)).await;
     let stats = runtime.stats(&id).await?;
     expect(stats.cpu_nanos > 100_000 && stats.memory_bytes > 4096 && stats.pids >= 1, true)?;

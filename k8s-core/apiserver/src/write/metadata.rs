@@ -143,7 +143,7 @@ pub(super) fn check_finalizers(new: &Value, old: &Value, errors: &mut FieldError
 }
 
 /// Subresources that are views of the whole object. The strategy decides which fields a write may change.
-pub(super) const VIEWS: [&str; 2] = ["approval", "ephemeralcontainers"];
+pub(super) const VIEWS: [&str; 3] = ["approval", "ephemeralcontainers", "resize"];
 
 /// Restores fields that a write cannot change.
 pub(super) fn carry_over(resource: &Resource, new: &mut Value, old: &Value, part: &str) {

@@ -43,17 +43,6 @@ async fn fields_that_are_not_enforced_are_warned_of_when_they_are_set() {
     let (code, warnings) = send(&server, "PATCH", &format!("{pods}/p/ephemeralcontainers"), &debug).await;
     assert_eq!(code, 200);
     assert!(warnings[0].starts_with("spec.ephemeralContainers[0].targetContainerName: "), "{warnings:?}");
-    let resize = json!({"spec": {"containers": [{"name": "c", "resources": {"limits": {"cpu": "2"}}}]}});
-    let answer = admin(
-        &server,
-        "PATCH",
-        &format!("{pods}/p/resize"),
-        "application/strategic-merge-patch+json",
-        resize.to_string(),
-    )
-    .await;
-    assert_eq!(answer.status, 422);
-    assert!(answer.json()["message"].as_str().unwrap().contains("in-place resize of pods is not supported"));
     let mut template = pod("t");
     template["metadata"] = json!({"labels": {"a": "b"}});
     let deployment = json!({"metadata": {"name": "d"}, "spec": {"selector": {"matchLabels": {"a": "b"}}, "template": template}});

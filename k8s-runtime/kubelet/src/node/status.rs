@@ -10,6 +10,10 @@ use crate::{
 
 /// Types of the conditions that the kubelet writes.
 pub(super) const CONDITIONS: [&str; 4] = ["MemoryPressure", "DiskPressure", "PIDPressure", "Ready"];
+/// What the API server admits for pods of this node only because the kubelet does it, by upstream's names and
+/// in their order.
+const DECLARED_FEATURES: [&str; 2] =
+    ["InPlacePodLevelResourcesVerticalScaling", "InPlacePodVerticalScalingInitContainers"];
 /// Maximum number of images in the status, as upstream's `--node-status-max-images`.
 const MOST_IMAGES: usize = 50;
 const LEAST_MEMORY: i64 = 100 << 20;
@@ -166,6 +170,7 @@ pub(super) async fn compute(cx: &Context, old: Option<&NodeStatus>) -> NodeStatu
         daemon_endpoints: Some(NodeDaemonEndpoints {
             kubelet_endpoint: Some(DaemonEndpoint { port: cx.config.port.into() }),
         }),
+        declared_features: Some(DECLARED_FEATURES.map(str::to_owned).to_vec()),
         images: Some(images(cx).await),
         node_info: Some(NodeSystemInfo {
             architecture: architecture().to_owned(),
@@ -202,6 +207,7 @@ fn own(status: &NodeStatus) -> NodeStatus {
         allocatable: status.allocatable.clone(),
         conditions: Some(timeless.collect()),
         daemon_endpoints: status.daemon_endpoints.clone(),
+        declared_features: status.declared_features.clone(),
         images: status.images.clone(),
         node_info: status.node_info.clone(),
         ..NodeStatus::default()

@@ -25,6 +25,7 @@ use tokio_util::sync::CancellationToken;
 use super::records;
 use crate::{
     context::Context,
+    ledger::Held,
     node,
     resources::{Qos, qos},
     sysctls::Sysctls,
@@ -103,7 +104,7 @@ pub(crate) async fn admit(
     before_fit(pod)?;
     let token = fitting(cx, pod).await?;
     if let Err(refusal) = app_armor(pod) {
-        cx.ledger.release(pod.uid());
+        cx.release(pod.uid());
         return Err(refusal);
     }
     Ok(token)
@@ -139,6 +140,13 @@ async fn fitting(cx: &Context, pod: &Pod) -> Result<CancellationToken, Refusal> 
         make_room(cx, pod, &failures).await?;
         return Ok(cx.ledger.hold(pod));
     }
+}
+
+/// Checks a resize beside the pods that the node has otherwise.
+pub(crate) fn resize(pod: &Pod, node: &Node, others: &Held, pressure: &[&str]) -> Result<(), Refusal> {
+    under_pressure(pod, pressure)?;
+    let failures = fit::failures(pod, node, others);
+    if failures.is_empty() { Ok(()) } else { Err(first(&failures)) }
 }
 
 fn first(failures: &[fit::Failure]) -> Refusal {

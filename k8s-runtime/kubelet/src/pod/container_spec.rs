@@ -13,6 +13,7 @@ use k8s_runtime::{ContainerSpec, ImageInfo, Mount, User, beneath::Directory};
 
 use super::{admit, records::keys};
 use crate::{
+    cgroups,
     context::Context,
     dns,
     env::{self, ConfigError, EnvSource},
@@ -86,7 +87,7 @@ pub(crate) async fn build(cx: &Context, input: &Input<'_>) -> Result<ContainerSp
         readonly_rootfs: security.read_only_root_filesystem == Some(true),
         seccomp_unconfined: privileged || seccomp_unconfined(&spec, &security)?,
         unmasked_proc: false,
-        resources: resources::container(resources::qos(&spec), container, cx.facts.memory),
+        resources: cgroups::container(&spec, container, cx.facts.memory),
         requests: resources::requested(container),
         stdin: container.stdin == Some(true),
         stdin_once: container.stdin_once == Some(true),

@@ -4,7 +4,7 @@ use std::{path::PathBuf, sync::Arc};
 
 use k8s_runtime::ContainerId;
 
-use crate::{backoff::Backoff, types::*};
+use crate::{backoff::Backoff, cgroups::Size, types::*};
 
 /// Kind of a container in its pod.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -78,6 +78,8 @@ pub(crate) struct Record {
     pub(crate) log: PathBuf,
     /// The container belongs to the pod's current sandbox.
     pub(crate) in_sandbox: bool,
+    /// CPU and memory that it has.
+    pub(crate) size: Size,
 }
 
 impl Record {

@@ -4,7 +4,7 @@
 //! back-off are in `decide_one` (the delays are in [`crate::backoff`]). A failed probe is handled in
 //! `world/on.rs`, which sets `kill`; here it becomes a stop.
 
-use super::{life::*, world::*};
+use super::{life::*, resize, world::*};
 use crate::types::*;
 
 /// A step. [`World::on`] marks it in the world, so that it starts only once.
@@ -18,6 +18,10 @@ pub(crate) enum Act {
     Start(String),
     /// Stop a container; the second field is the reason.
     Stop(String, String),
+    /// Stop a container, and start it again with its new specification.
+    Replace(String, String),
+    /// Change the sizes of the pod and its containers.
+    Resize,
     /// Disconnect the network, stop the sandbox and unmount the volumes; remove all of it for a deleted pod.
     TakeDown,
     /// Delete the Pod object.
@@ -58,7 +62,15 @@ fn decide_running(now: Timestamp, world: &World, acts: &mut Vec<Act>) {
         Sandbox::Dead(_) if !world.containers.iter().any(Life::is_alive) => acts.push(Act::MakeSandbox),
         Sandbox::Failed { retry_at, .. } if now >= *retry_at => acts.push(Act::MakeSandbox),
         Sandbox::Failed { retry_at, .. } => acts.push(Act::WakeAt(*retry_at)),
-        Sandbox::Ready(_) if world.services_known => decide_containers(now, world, acts),
+        Sandbox::Ready(_) if world.services_known => {
+            let may_start = resize::decide(now, world, acts);
+            let begin = acts.len();
+            decide_containers(now, world, acts);
+            if !may_start {
+                let later = acts.split_off(begin);
+                acts.extend(later.into_iter().filter(|act| !matches!(act, Act::Start(_))));
+            }
+        }
         Sandbox::Ready(_) | Sandbox::Dead(_) | Sandbox::Busy { .. } => {}
     }
 }
@@ -92,8 +104,11 @@ fn end_cause(now: Timestamp, world: &World, acts: &mut Vec<Act>) -> Option<Cause
 
 /// Returns `true` if all main containers are done, or an init container has failed for good.
 fn is_complete(world: &World) -> bool {
-    let ended =
-        |life: &Life| life.op.is_none() && life.exit().is_some_and(|exit| !life.policy.restarts(exit.code));
+    let ended = |life: &Life| {
+        life.op.is_none()
+            && !life.replaced
+            && life.exit().is_some_and(|exit| !life.policy.restarts(exit.code))
+    };
     let mains = || world.containers.iter().filter(|l| l.role == Role::Main);
     let init_failed = !world.initialized
         && world
@@ -153,6 +168,8 @@ fn decide_one(now: Timestamp, life: &Life, rerun: bool, acts: &mut Vec<Act>) {
             }
         }
         Some((Phase::Exited(_), false)) if rerun => acts.push(start),
+        // It was stopped for a new specification.
+        Some((Phase::Exited(_), _)) if life.replaced => acts.push(start),
         Some((Phase::Exited(exit), _)) if life.policy.restarts(exit.code) => {
             match life.backoff.blocked_until(exit.finished_at, now) {
                 None => acts.push(start),
@@ -178,7 +195,9 @@ fn decide_ending(now: Timestamp, world: &World, ending: &Ending, acts: &mut Vec<
             {
                 acts.extend(Some(next).filter(stop).map(why));
             }
-            let busy = world.volumes.is_busy() || matches!(world.sandbox, Sandbox::Busy { .. });
+            let busy = world.volumes.is_busy()
+                || world.resize.work == resize::Work::Busy
+                || matches!(world.sandbox, Sandbox::Busy { .. });
             if !busy && !world.containers.iter().any(Life::is_alive_for_end) {
                 acts.push(Act::TakeDown);
             }

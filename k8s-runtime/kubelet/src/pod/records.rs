@@ -16,7 +16,7 @@ use super::{
     life::{Exit, Phase, Record},
     world::{Observed, Seen},
 };
-use crate::{context::Context, logs, types::*};
+use crate::{cgroups::Size, context::Context, logs, types::*};
 
 /// Labels and annotations of containers and sandboxes, with upstream's names.
 pub(crate) mod keys {
@@ -88,6 +88,7 @@ pub(crate) fn from_runtime(cx: &Context, status: &RuntimeStatus) -> Record {
         image_id: image_ref(&status.spec),
         log: status.spec.log_path.clone(),
         in_sandbox: true,
+        size: Size::of(&status.spec),
     }
 }
 
@@ -127,6 +128,7 @@ pub(crate) fn from_status(status: &ContainerStatus, now: Timestamp) -> (Option<R
         image_id: status.image_id.clone(),
         log: PathBuf::new(),
         in_sandbox: false,
+        size: Size::default(),
     };
     let ended = |end: &ContainerStateTerminated| Exit {
         code: end.exit_code,

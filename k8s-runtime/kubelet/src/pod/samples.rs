@@ -5,7 +5,7 @@ use std::sync::Arc;
 use k8s_runtime::{ContainerId, SandboxId, SandboxSpec, SandboxStatus};
 
 use super::life::*;
-use crate::types::*;
+use crate::{cgroups::Size, types::*};
 
 pub(super) fn at(second: i64) -> Timestamp {
     Timestamp::from_second(second).unwrap()
@@ -36,6 +36,7 @@ pub(super) fn record(id: &str, attempt: u32, phase: Phase) -> Record {
         image_id: String::new(),
         log: Default::default(),
         in_sandbox: true,
+        size: Size::default(),
     }
 }
 

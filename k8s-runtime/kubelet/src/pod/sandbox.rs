@@ -7,7 +7,7 @@ use k8s_net::pod::{HostPort, PodAttachment};
 use k8s_runtime::{RuntimeError, SandboxId, SandboxSpec, SandboxStatus};
 
 use super::{admit, records::keys};
-use crate::{context::Context, dns, resources, types::*, volumes};
+use crate::{cgroups, context::Context, dns, resources, types::*, volumes};
 
 /// Builds the specification of a pod's sandbox.
 pub(crate) fn spec(cx: &Context, pod: &Pod, attempt: u32) -> SandboxSpec {
@@ -33,7 +33,7 @@ pub(crate) fn spec(cx: &Context, pod: &Pod, attempt: u32) -> SandboxSpec {
         share_process_namespace: spec.share_process_namespace == Some(true),
         sysctls: security.sysctls.iter().flatten().map(|s| (s.name.clone(), s.value.clone())).collect(),
         cgroup_parent: resources::cgroup_parent(resources::qos(&spec), pod.uid()),
-        resources: resources::pod(&spec),
+        resources: cgroups::pod(&spec),
         log_directory: cx.config.pod_log_dir(pod.namespace(), pod.name(), pod.uid()),
         labels: labels.chain(own).collect(),
         annotations: annotations(pod, grace),

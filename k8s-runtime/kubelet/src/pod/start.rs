@@ -13,7 +13,7 @@ use super::{
     worker::Mailbox,
     world::{Message, StartContainer, StartOutcome},
 };
-use crate::{context::Context, probe::handler, types::*, volumes::Mounted};
+use crate::{cgroups::Size, context::Context, probe::handler, types::*, volumes::Mounted};
 
 /// The start of one container.
 pub(crate) struct Job {
@@ -105,6 +105,7 @@ impl Job {
             image_id: records::image_ref(&spec),
             log: spec.log_path.clone(),
             in_sandbox: true,
+            size: Size::of(&spec),
         };
         if let Err(e) = cx.runtime.start(&id).await {
             return self.start_failed(record, &e);

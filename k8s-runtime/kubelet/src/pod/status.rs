@@ -10,9 +10,14 @@ use k8s_core::meta::ObjectExt;
 use super::{
     admit::{self, Refusal},
     life::*,
+    resize,
     world::*,
 };
-use crate::{resources, types::*};
+use crate::{
+    cgroups::{self, Size},
+    resources,
+    types::*,
+};
 
 /// Inputs of the status other than the world.
 pub(crate) struct Facts<'a> {
@@ -21,8 +26,15 @@ pub(crate) struct Facts<'a> {
 }
 
 /// Types of the conditions that the kubelet owns. All others belong to other writers.
-pub(crate) const OWN_CONDITIONS: [&str; 5] =
-    ["PodScheduled", "PodReadyToStartContainers", "Initialized", "ContainersReady", "Ready"];
+pub(crate) const OWN_CONDITIONS: [&str; 7] = [
+    "PodScheduled",
+    "PodReadyToStartContainers",
+    "Initialized",
+    "ContainersReady",
+    "Ready",
+    resize::PENDING,
+    resize::IN_PROGRESS,
+];
 
 /// Condition that the kubelet writes for pods that it preempts, and other writers for theirs.
 const DISRUPTION_TARGET: &str = "DisruptionTarget";
@@ -63,6 +75,7 @@ pub(crate) fn compute(
         _ if deadline || (preempted && !alive) => "Failed".to_owned(),
         _ => phase(world, &mains).to_owned(),
     };
+    let is_running = phase == "Running";
     let generation = world.pod.metadata.generation;
     let mut conditions = conditions(now, world, &phase, &init, &mains, old, generation);
     if preempted && !conditions.iter().any(|c| c.type_ == DISRUPTION_TARGET) {
@@ -93,6 +106,9 @@ pub(crate) fn compute(
         ephemeral_container_statuses: some(ephemeral),
         qos_class: Some(resources::qos(spec).name().to_owned()),
         observed_generation: generation,
+        resources: Some(actual_pod_resources(world, is_running)),
+        allocated_resources: Some(resources::to_api(&resources::pod_requests(spec)))
+            .filter(|list| !list.is_empty()),
         ..PodStatus::default()
     };
     if deadline {
@@ -196,7 +212,7 @@ fn container_status(world: &World, life: &Life, has_init: bool) -> ContainerStat
         last_state: Some(last.map(state_of).unwrap_or_default()),
         started: Some(running && life.started),
         ready: init_done || is_ready(life),
-        resources: life.spec.resources.clone(),
+        resources: (life.role != Role::Ephemeral).then(|| actual_resources(world, life)),
         allocated_resources: life.spec.resources.as_ref().and_then(|r| r.requests.clone()),
         volume_mounts: life.spec.volume_mounts.as_ref().map(|mounts| {
             mounts
@@ -212,6 +228,76 @@ fn container_status(world: &World, life: &Life, has_init: bool) -> ContainerStat
         }),
         ..ContainerStatus::default()
     }
+}
+
+/// Returns the resources that a container has: the allocated ones, with other amounts of CPU and memory where
+/// the running instance has others.
+fn actual_resources(world: &World, life: &Life) -> ResourceRequirements {
+    let mut resources = life.spec.resources.clone().unwrap_or_default();
+    let Some(record) = life.current.as_ref().filter(|_| life.is_running()) else { return resources };
+    let (have, want) = (&record.size, Size::wanted(world.spec(), &life.spec));
+    let number = |amount: u64| i64::try_from(amount).unwrap_or(i64::MAX);
+    if have.quota_us != want.quota_us {
+        replace(resources.limits.as_mut(), "cpu", have.cpu_limit());
+    }
+    if have.memory_bytes != want.memory_bytes {
+        replace(resources.limits.as_mut(), "memory", have.memory_bytes);
+    }
+    if have.requests.cpu_milli != want.requests.cpu_milli {
+        replace(resources.requests.as_mut(), "cpu", Some(number(have.requests.cpu_milli)));
+    }
+    if have.requests.memory_bytes != want.requests.memory_bytes {
+        replace(resources.requests.as_mut(), "memory", Some(number(have.requests.memory_bytes)));
+    }
+    resources
+}
+
+/// Replaces an amount of a list; 0 and `None` remove it.
+fn replace(list: Option<&mut resources::List>, name: &str, amount: Option<i64>) {
+    let Some(list) = list else { return };
+    list.remove(name);
+    if let Some(amount) = amount.filter(|amount| *amount > 0) {
+        list.extend(resources::to_api(&[(name.to_owned(), amount)].into()));
+    }
+}
+
+/// Returns the resources that a pod has. Those of a running pod are those of its cgroup: CPU and memory, and
+/// limits where all containers have one.
+fn actual_pod_resources(world: &World, is_running: bool) -> ResourceRequirements {
+    let spec = world.spec();
+    let some = |list: resources::List| (!list.is_empty()).then_some(list);
+    let mut requests = resources::to_api(&resources::pod_requests(spec));
+    let mut limits = resources::to_api(&resources::pod_limits(spec));
+    let want = cgroups::pod(spec);
+    if is_running {
+        let own = resources::whole(spec);
+        let is_own = |list: Option<&resources::List>, name: &str| list.is_some_and(|l| l.contains_key(name));
+        requests.retain(|name, _| {
+            matches!(name.as_str(), "cpu" | "memory") || is_own(own.and_then(|r| r.requests.as_ref()), name)
+        });
+        limits.retain(|name, _| match name.as_str() {
+            "cpu" => want.cpu_quota_us.is_some(),
+            "memory" => want.memory_bytes.is_some(),
+            name => is_own(own.and_then(|r| r.limits.as_ref()), name),
+        });
+    }
+    if let Sandbox::Ready(sandbox) = &world.sandbox
+        && world.resize.progress.is_some()
+    {
+        let have = &sandbox.spec.resources;
+        if want.memory_bytes.is_some() && have.memory_bytes != want.memory_bytes {
+            replace(Some(&mut limits), "memory", have.memory_bytes);
+        }
+        if want.cpu_quota_us.is_some() && have.cpu_quota_us != want.cpu_quota_us {
+            replace(Some(&mut limits), "cpu", have.cpu_quota_us.map(|quota| quota / 100));
+        }
+        if let Some(shares) = have.cpu_shares.filter(|_| have.cpu_shares != want.cpu_shares) {
+            // Rounded as upstream does.
+            let milli = i64::try_from(shares.saturating_mul(1000).div_ceil(1024)).unwrap_or(i64::MAX);
+            replace(Some(&mut requests), "cpu", Some(milli));
+        }
+    }
+    ResourceRequirements { requests: some(requests), limits: some(limits), claims: None }
 }
 
 fn is_ready(life: &Life) -> bool {
@@ -266,7 +352,7 @@ fn phase(world: &World, mains: &[ContainerStatus]) -> &'static str {
         .containers
         .iter()
         .filter(|l| l.role == Role::Main)
-        .any(|l| l.exit().is_none_or(|e| l.policy.restarts(e.code)));
+        .any(|l| l.replaced || l.exit().is_none_or(|e| l.policy.restarts(e.code)));
     if goes_on { "Running" } else { end(stopped == succeeded) }
 }
 
@@ -307,7 +393,8 @@ fn conditions(
         }
     });
     let foreign = old_conditions.iter().filter(|c| !OWN_CONDITIONS.contains(&c.type_.as_str())).cloned();
-    own.chain(foreign).collect()
+    let resize = world.resize.conditions().filter(|_| !matches!(phase, "Failed" | "Succeeded"));
+    own.chain(resize).chain(foreign).collect()
 }
 
 fn names(statuses: impl Iterator<Item = String>) -> String {

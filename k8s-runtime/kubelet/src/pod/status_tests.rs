@@ -24,6 +24,7 @@ fn put(world: &mut World, name: &str, phase: Phase) {
         image_id: "sha256:1".into(),
         log: Default::default(),
         in_sandbox: true,
+        size: crate::cgroups::Size::default(),
     });
     life.started = true;
     life.ready = true;

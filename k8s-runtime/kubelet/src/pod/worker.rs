@@ -17,7 +17,7 @@ use tokio_util::sync::CancellationToken;
 use tracing::{debug, warn};
 
 use super::{
-    admit,
+    actuate, admit,
     life::Life,
     probes::Probes,
     records,
@@ -28,6 +28,7 @@ use super::{
     writer::Writer,
 };
 use crate::{
+    allocation::Allocation,
     context::Context,
     types::*,
     view::{ContainerView, PodView},
@@ -85,6 +86,8 @@ pub(crate) struct Start {
     pub(crate) pod: Arc<Pod>,
     /// Existing sandboxes of this pod.
     pub(crate) known: Vec<SandboxStatus>,
+    /// What an earlier kubelet allocated to the pod.
+    pub(crate) allocation: Option<Allocation>,
     pub(crate) services_known: bool,
     pub(crate) shutdown: CancellationToken,
 }
@@ -115,10 +118,13 @@ pub(crate) fn start(start: Start) -> (Handle, impl Future<Output = ()> + Send + 
     let mailbox = Mailbox(sender);
     let handle = Handle { mailbox: mailbox.clone(), pod: start.pod.clone() };
     (handle, async move {
-        let Start { cx, pod, known, services_known, shutdown } = start;
+        let Start { cx, pod, known, allocation, services_known, shutdown } = start;
         let now = cx.clock.now();
         let mut world = World::new(pod.clone(), now);
         world.services_known = services_known;
+        if let Some(allocation) = allocation {
+            world.restore(allocation);
+        }
         let worker = Worker {
             writer: Writer::start(cx.client.clone(), pod.clone()),
             status: pod.status.clone().filter(|s| s.start_time.is_some()),
@@ -153,8 +159,13 @@ impl Worker {
             Err(refusal) => (CancellationToken::new(), Some(refusal)),
         };
         let seen = self.seen(known);
+        if self.cx.ledger.requests(pod.uid()).is_some() {
+            self.save(&self.world.allocation);
+        }
         self.on([Message::Adopt { seen, refusal }]);
         loop {
+            // The node may have decided on a resize at once: the status tells of both.
+            self.drain().await;
             self.probes.follow(&self.cx, &self.world, &self.mailbox);
             self.watches.follow(&self.cx, &self.world, &self.mailbox);
             self.report();
@@ -183,11 +194,33 @@ impl Worker {
             while self.tasks.try_join_next().is_some() {}
         }
         let uid = self.world.pod.uid();
-        self.cx.ledger.release(uid);
+        self.cx.release(uid);
         self.cx.retract(uid);
         self.cx.tokens.forget(uid);
         self.cx.certificates.forget(uid);
         self.cx.images.forget(uid);
+    }
+
+    /// Handles the mail that is there.
+    async fn drain(&mut self) {
+        let mut messages = Vec::new();
+        while let Ok(mail) = self.inbox.try_recv() {
+            messages.extend(self.read(mail).await);
+        }
+        if !messages.is_empty() {
+            self.on(messages);
+        }
+    }
+
+    /// Writes the allocation for the next kubelet, unless the file has it already.
+    fn save(&self, allocation: &Allocation) {
+        let dir = self.cx.config.pod_dir(self.world.pod.uid());
+        if Allocation::load(&dir).is_some_and(|known| known.same(allocation)) {
+            return;
+        }
+        if let Err(e) = allocation.save(&dir) {
+            warn!(pod = %self.world.pod.key(), error = %e, "allocation not saved");
+        }
     }
 
     /// Ends at a shutdown: short operations finish, no new ones start, and containers keep running.
@@ -245,7 +278,7 @@ impl Worker {
     /// Frees the pod's resources once nothing of it runs, or others count it as gone.
     fn release_if_over(&self) {
         if self.world.gone || self.world.ending.is_some_and(|ending| ending.stage.is_down()) {
-            self.cx.ledger.release(self.world.pod.uid());
+            self.cx.release(self.world.pod.uid());
         }
     }
 
@@ -294,6 +327,12 @@ impl Worker {
                 let job = stop::Job { cx, pod, what: *what, pod_ips: self.world.pod_ips.clone(), kill_at };
                 self.answer(async move { Message::Stopped { name, record: job.run().await } });
             }
+            Effect::Propose(Some(asks)) => cx.resizes.push(&cx, asks, mailbox),
+            Effect::Propose(None) => cx.resizes.forget(pod.uid()),
+            Effect::SaveAllocation(allocation) => self.save(&allocation),
+            Effect::Resize(plan) => {
+                self.answer(async move { Message::Resized(actuate::resize(&cx, *plan).await) });
+            }
             Effect::TakeDown { sandboxes, extent } => {
                 // Report the exit codes before the containers are removed.
                 self.report();
@@ -335,7 +374,7 @@ impl Worker {
         }
         if matches!(status.phase.as_deref(), Some("Failed" | "Succeeded")) {
             // The scheduler counts it as gone once it reads this.
-            self.cx.ledger.release(self.world.pod.uid());
+            self.cx.release(self.world.pod.uid());
         }
         if !self.world.gone {
             let between = self.world.ending.is_none() && self.world.containers.iter().any(Life::is_between);

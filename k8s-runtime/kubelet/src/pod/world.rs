@@ -18,6 +18,7 @@ mod effect;
 mod laws;
 mod message;
 mod on;
+mod resizing;
 mod step;
 #[cfg(test)]
 mod tests;
@@ -29,10 +30,10 @@ use k8s_runtime::{SandboxId, SandboxStatus};
 
 pub(crate) use self::{
     effect::{Effect, PodEvent, StartContainer, StopContainer},
-    message::{Message, Observed, Seen, StartOutcome},
+    message::{Message, Observed, Seen, StartOutcome, Verdict},
 };
-use super::{admit::Refusal, life::*};
-use crate::{types::*, volumes::Mounted};
+use super::{admit::Refusal, life::*, resize::Resize};
+use crate::{allocation::Allocation, types::*, volumes::Mounted};
 
 /// State of the pod's volumes.
 #[derive(Clone, Debug)]
@@ -159,7 +160,12 @@ pub(crate) struct Ending {
 /// State of a pod.
 #[derive(Clone, Debug)]
 pub(crate) struct World {
+    /// The pod with the resources that are allocated to it.
     pub(crate) pod: Arc<Pod>,
+    /// The pod as it is in the API, with the resources that it asks for.
+    pub(crate) desired: Arc<Pod>,
+    pub(crate) allocation: Allocation,
+    pub(crate) resize: Resize,
     pub(crate) volumes: Volumes,
     pub(crate) sandbox: Sandbox,
     /// Previous sandboxes, which are removed with the pod.
@@ -188,7 +194,11 @@ impl World {
     /// Creates the state of a pod without containers and sandboxes.
     pub(crate) fn new(pod: Arc<Pod>, now: Timestamp) -> Self {
         let start_time = pod.status.as_ref().and_then(|s| s.start_time.as_ref()).map_or(now, |t| t.0);
+        let status = pod.status.clone().unwrap_or_default();
         let mut world = World {
+            allocation: Allocation::of(&pod),
+            resize: Resize::read(&status, now),
+            desired: pod.clone(),
             pod,
             volumes: Volumes::Absent,
             sandbox: Sandbox::Absent { attempt: 0 },

@@ -287,6 +287,30 @@ impl Runtime for FakeRuntime {
         .boxed()
     }
 
+    async fn update(
+        &self,
+        id: &ContainerId,
+        resources: &Resources,
+        requests: Requests,
+    ) -> Result<(), RuntimeError> {
+        let name = self.status(id).await?.spec.name;
+        self.note(format!("update {name}"));
+        let mut state = self.state.lock().unwrap();
+        let mut all = state.sandboxes.iter_mut().flat_map(|s| &mut s.containers);
+        let container = all.find(|c| &c.id == id).unwrap();
+        container.spec.resources.merge(resources);
+        container.spec.requests = requests;
+        Ok(())
+    }
+
+    async fn update_sandbox(&self, id: &SandboxId, resources: &Resources) -> Result<(), RuntimeError> {
+        self.note("update sandbox".into());
+        let mut state = self.state.lock().unwrap();
+        let sandbox = state.sandboxes.iter_mut().find(|s| &s.id == id).ok_or_else(|| not_found(&id.0))?;
+        sandbox.spec.resources.merge(resources);
+        Ok(())
+    }
+
     /// Every running container uses half a CPU and 64 MiB.
     async fn stats(&self, id: &ContainerId) -> Result<ContainerStats, RuntimeError> {
         let ContainerState::Running { started_at, .. } = self.status(id).await?.state else {

@@ -7,6 +7,7 @@ mod admission;
 mod cluster;
 mod fake_runtime;
 mod pods;
+mod resize;
 mod server;
 mod tls;
 mod trust;

@@ -1,14 +1,15 @@
 //! PodResizeValidator: a pod grows only on a Linux node that has room for it.
 
 use async_trait::async_trait;
-use k8s_core::{meta::Quantity, status::ApiStatus};
+use k8s_core::{api::apimachinery::pkg::apis::meta::v1::StatusCause, meta::Quantity, status::ApiStatus};
+use k8s_quota::{Amounts, pod::of_pod};
 use k8s_store::Store;
 use serde_json::Value;
 
 use crate::{
     admission::{Admission, Admit, Operation},
     resources::Resource,
-    value::{array_at, same_spec, str_at},
+    value::{same_spec, str_at},
 };
 
 pub(super) struct PodResizeValidator {
@@ -32,23 +33,39 @@ impl Admit for PodResizeValidator {
         let Some(node) = node else {
             return Err(admission.forbidden(&format!("node {name:?} not found")));
         };
-        let os = str_at(&node, "/status/nodeInfo/operatingSystem");
+        let os = str_at(&node, "/metadata/labels/kubernetes.io~1os");
         if !matches!(os, "" | "linux") {
-            let why = format!("pod resize is only supported for linux nodes, node {name:?} runs {os}");
-            return Err(admission.forbidden(&why));
+            let why = format!("pod resize is only supported on linux nodes, node {name:?} is {os:?}");
+            return Err(cause(admission.forbidden(&why), "UnsupportedPlatform"));
         }
+        let requests = pod_requests(pod.get("spec").unwrap_or(&Value::Null));
+        let mut short = Vec::new();
         for resource in ["cpu", "memory"] {
-            let amount = |at: &str, of: &Value| str_at(of, at).parse::<Quantity>().ok();
-            let Some(most) = amount(&format!("/status/allocatable/{resource}"), &node) else { continue };
-            let requests = array_at(pod, "/spec/containers").iter();
-            let requests = requests.filter_map(|c| amount(&format!("/resources/requests/{resource}"), c));
-            let wanted =
-                requests.fold(None, |sum: Option<Quantity>, one| Some(sum.map_or(one, |sum| sum + one)));
-            if wanted.is_some_and(|wanted| wanted > most) {
-                let why = format!("requests of {resource} are more than node {name:?} has allocatable");
-                return Err(admission.forbidden(&why));
+            let most = str_at(&node, &format!("/status/allocatable/{resource}")).parse::<Quantity>();
+            let (most, wanted) = (most.unwrap_or(Quantity::ZERO), requests.get(resource));
+            let number = |amount: Quantity| if resource == "cpu" { amount.milli() } else { amount.units() };
+            if let Some(wanted) = wanted.filter(|wanted| *wanted > most) {
+                let (wanted, most) = (number(wanted), number(most));
+                short.push(format!("{resource}, requested: {wanted}, allocatable: {most}"));
             }
+        }
+        if !short.is_empty() {
+            let short = short.join("; ");
+            let why = format!("node didn't have enough allocatable resources: {short}");
+            return Err(cause(admission.forbidden(&why), "NodeCapacity"));
         }
         Ok(())
     }
+}
+
+/// Returns what a pod requests of its node, overhead included.
+fn pod_requests(spec: &Value) -> Amounts {
+    let mut requests = of_pod(spec, "requests", |name| matches!(name, "cpu" | "memory"));
+    requests.add(&Amounts::of(spec.get("overhead")));
+    requests
+}
+
+/// Adds a cause to a refusal.
+fn cause(refusal: ApiStatus, reason: &str) -> ApiStatus {
+    refusal.causes(vec![StatusCause { reason: Some(reason.to_owned()), ..StatusCause::default() }])
 }

@@ -195,6 +195,7 @@ impl Admit for ResourceQuota {
             && match (operation, subresource) {
                 (Operation::Create, "") => true,
                 (Operation::Update, "") => grows,
+                (Operation::Update, "resize") => &*resource.storage == "pods",
                 // The storage that a volume has been allocated.
                 (Operation::Update, "status") => &*resource.storage == "persistentvolumeclaims",
                 _ => false,

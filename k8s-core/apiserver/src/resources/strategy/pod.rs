@@ -1,9 +1,11 @@
 //! Pods: defaults, rules, and what may change.
 
 mod details;
+mod resize;
 mod rules;
 mod status;
 mod volumes;
+mod whole;
 
 use k8s_core::meta::Quantity;
 use serde_json::{Map, Value, json};
@@ -34,6 +36,7 @@ pub static STRATEGY: Strategy = Strategy {
     default: |pod| {
         if let Some(spec) = child(pod, "spec") {
             default_spec(spec);
+            default_pod_requests(spec);
             default(spec, "enableServiceLinks", true);
         }
     },
@@ -51,6 +54,14 @@ pub static STRATEGY: Strategy = Strategy {
         if view.part == "ephemeralcontainers" {
             keep_all_but_ephemeral_containers(new, view.old);
             rules::check_ephemeral_update(new, view.old, errors);
+        }
+        if view.part == "resize" {
+            if let Some(spec) = child(new, "spec") {
+                default_spec(spec);
+                default_pod_requests(spec);
+            }
+            resize::keep_all_but_resources(new, view.old);
+            resize::check(new, view.old, errors);
         }
     },
     ..BASE
@@ -102,6 +113,33 @@ pub(super) fn default_spec(spec: &mut Value) {
     for constraint in each(spec, "topologySpreadConstraints") {
         default_text(constraint, "whenUnsatisfiable", "DoNotSchedule");
     }
+}
+
+/// Sets missing requests of a pod that has limits of its own: what its containers request, else the limit.
+fn default_pod_requests(spec: &mut Value) {
+    let limits = spec.pointer("/resources/limits").and_then(Value::as_object).cloned().unwrap_or_default();
+    if limits.is_empty() {
+        return;
+    }
+    let of_containers = k8s_quota::pod::of_containers(spec, "requests");
+    let Some(requests) = child(spec, "resources").and_then(|resources| child(resources, "requests")) else {
+        return;
+    };
+    for (name, amount) in of_containers.iter().filter(|(name, _)| matches!(*name, "cpu" | "memory")) {
+        default(requests, name, amount.to_string());
+    }
+    for (name, limit) in limits.iter().filter(|(name, _)| is_of_pods(name)) {
+        default(requests, name, limit.clone());
+    }
+    // An empty list stays absent.
+    if requests.as_object().is_some_and(Map::is_empty) {
+        take(spec, "/resources", "requests");
+    }
+}
+
+/// Returns true for resources that a whole pod may have.
+fn is_of_pods(name: &str) -> bool {
+    matches!(name, "cpu" | "memory") || name.starts_with("hugepages-")
 }
 
 fn each<'a>(object: &'a mut Value, field: &str) -> impl Iterator<Item = &'a mut Value> {
@@ -210,9 +248,12 @@ fn default_items(source: &mut Value) {
 /// The quality of service that requests and limits amount to.
 #[must_use]
 pub fn qos_class(spec: &Value) -> &'static str {
-    let mut any = false;
-    let mut guaranteed = true;
-    for container in array_at(spec, "/containers").iter().chain(array_at(spec, "/initContainers")) {
+    let (mut any, mut guaranteed) = (false, true);
+    let containers = array_at(spec, "/containers").iter().chain(array_at(spec, "/initContainers"));
+    // Resources of the whole pod take the place of those of its containers.
+    let whole = is_pod_level(spec).then_some(spec);
+    let containers = containers.filter(|_| whole.is_none());
+    for container in whole.into_iter().chain(containers) {
         let amounts = |name: &str| -> Map<String, Value> {
             container
                 .pointer(&format!("/resources/{name}"))
@@ -238,6 +279,14 @@ pub fn qos_class(spec: &Value) -> &'static str {
         (true, true) => "Guaranteed",
         (true, false) => "Burstable",
     }
+}
+
+/// Returns true if a pod has resources of its own, beside those of its containers.
+fn is_pod_level(spec: &Value) -> bool {
+    let mut lists = ["requests", "limits"]
+        .into_iter()
+        .filter_map(|list| spec.pointer(&format!("/resources/{list}")).and_then(Value::as_object));
+    lists.any(|list| list.keys().any(|name| is_of_pods(name)))
 }
 
 /// Marks a pod as placed on a node; for the binding subresource.

@@ -10,6 +10,9 @@ impl World {
         refusal: Option<Refusal>,
         effects: &mut Vec<Effect>,
     ) {
+        if refusal.is_none() {
+            self.propose_resize(effects);
+        }
         seen.sort_by_key(|s| (s.sandbox.spec.attempt, s.sandbox.created_at));
         let newest = seen.pop();
         self.old_sandboxes = seen.into_iter().map(|s| s.sandbox).collect();

@@ -4,8 +4,11 @@ use std::{borrow::Cow, net::IpAddr, sync::Arc};
 
 use k8s_runtime::{ContainerId, SandboxId, SandboxStatus};
 
-use super::{super::sandbox::Extent, Record};
-use crate::types::*;
+use super::{
+    super::{resize::Plan, sandbox::Extent},
+    Record,
+};
+use crate::{allocation::Allocation, types::*};
 
 /// An operation outside of the world.
 #[derive(Clone, Debug)]
@@ -23,6 +26,13 @@ pub(crate) enum Effect {
     Start(Box<StartContainer>),
     /// Stop a container. Result: `Message::Stopped`.
     Stop(Box<StopContainer>),
+    /// Ask the node for the resources of this pod (`None`: for no others than it has). Result:
+    /// `Message::Resize`.
+    Propose(Option<Arc<Pod>>),
+    /// Keep the allocation for the next kubelet.
+    SaveAllocation(Allocation),
+    /// Change the sizes of the pod and its containers. Result: `Message::Resized`.
+    Resize(Box<Plan>),
     /// Terminate the pod: cancel starts without a container yet, and kill containers at this time. It may
     /// move to an earlier time.
     End { kill_at: Timestamp },

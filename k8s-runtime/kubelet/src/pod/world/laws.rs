@@ -5,8 +5,13 @@ use std::collections::BTreeMap;
 
 use proptest::prelude::*;
 
-use super::{tests::*, *};
+use super::{
+    super::resize::{self, Plan},
+    tests::*,
+    *,
+};
 use crate::{
+    cgroups::Size,
     pod::samples::{at, container, exited, record, running, sandbox},
     probe::{Kind, Report},
 };
@@ -24,6 +29,7 @@ enum Job {
         made: Option<Record>,
     },
     Stop(StopContainer),
+    Resize(Plan),
     TakeDown,
     Delete,
 }
@@ -34,7 +40,7 @@ impl Job {
         match self {
             Job::Start { what, .. } => Some(&what.container.name),
             Job::Stop(what) => Some(&what.container.name),
-            Job::Volumes | Job::Sandbox { .. } | Job::TakeDown | Job::Delete => None,
+            Job::Volumes | Job::Sandbox { .. } | Job::Resize(_) | Job::TakeDown | Job::Delete => None,
         }
     }
 }
@@ -68,6 +74,15 @@ enum Step {
     },
     Source,
     Services,
+    /// The user asks for other resources.
+    Ask {
+        container: usize,
+        cpu: i64,
+    },
+    /// The node decides on what was asked for.
+    Decide {
+        room: bool,
+    },
     Delete {
         grace: i64,
     },
@@ -87,6 +102,8 @@ fn step() -> impl Strategy<Value = Step> {
         2 => (any::<usize>(), kind, any::<Option<bool>>())
             .prop_map(|(container, kind, verdict)| Step::Probe { container, kind, verdict }),
         1 => Just(Step::Source),
+        3 => (any::<usize>(), 0_i64..4).prop_map(|(container, cpu)| Step::Ask { container, cpu }),
+        3 => prop::bool::weighted(0.7).prop_map(|room| Step::Decide { room }),
         3 => Just(Step::Services),
         1 => (0_i64..60).prop_map(|grace| Step::Delete { grace }),
         1 => Just(Step::Gone),
@@ -126,6 +143,8 @@ struct Model {
     /// Previous instances, exited.
     old: Vec<Observed>,
     made: u32,
+    /// The pod that waits for a decision.
+    asked: Option<Arc<Pod>>,
     wake: Option<Timestamp>,
     kill_at: Option<Timestamp>,
 }
@@ -142,6 +161,7 @@ impl Model {
             containers: BTreeMap::new(),
             old: Vec::new(),
             made: 0,
+            asked: None,
             wake: None,
             kill_at: None,
         };
@@ -203,6 +223,17 @@ impl Model {
                 let name = &what.container.name;
                 assert!(self.jobs.iter().all(|j| j.container() != Some(name)), "{name} is worked on already");
                 Job::Stop(*what)
+            }
+            Effect::Propose(asked) => {
+                self.asked = asked;
+                return;
+            }
+            Effect::SaveAllocation(_) => return,
+            Effect::Resize(plan) => {
+                assert!(!jobs(|j| matches!(j, Job::Resize(_) | Job::TakeDown)));
+                assert!(self.world.ending.is_none(), "a resize of a pod that ends");
+                assert!(!plan.steps.is_empty());
+                Job::Resize(*plan)
             }
             Effect::TakeDown { .. } => {
                 assert!(self.jobs.is_empty(), "taken down beside {:?}", self.jobs);
@@ -304,16 +335,40 @@ impl Model {
             }
             Step::Source => self.on([Message::Source]),
             Step::Services => self.on([Message::Services]),
+            Step::Ask { container, cpu } => {
+                let mut pod = (*self.world.desired).clone();
+                let spec = pod.spec.get_or_insert_default();
+                let mut all: Vec<&mut Container> =
+                    spec.containers.iter_mut().chain(spec.init_containers.iter_mut().flatten()).collect();
+                let at = container % all.len();
+                let request = [("cpu".to_owned(), ApiQuantity(cpu.to_string()))].into();
+                all[at].resources.get_or_insert_default().requests = Some(request);
+                // Every other container restarts for it.
+                let restart_policy = if at % 2 == 0 { "NotRequired" } else { "RestartContainer" }.into();
+                let policy = ContainerResizePolicy { resource_name: "cpu".into(), restart_policy };
+                all[at].resize_policy = Some(vec![policy]);
+                self.on([Message::Pod(Arc::new(pod))]);
+            }
+            Step::Decide { room } => {
+                let Some(asked) = self.asked.clone() else { return };
+                let verdict = if room {
+                    self.asked = None;
+                    Verdict::Allocated(asked)
+                } else {
+                    Verdict::Deferred(asked, Refusal { reason: "OutOfcpu".into(), message: "full".into() })
+                };
+                self.on([Message::Resize(verdict)]);
+            }
             Step::Delete { grace } => {
-                let pod = deleting(&self.world.pod, grace);
+                let pod = deleting(&self.world.desired, grace);
                 self.on([Message::Pod(pod)]);
             }
             Step::Gone => {
-                let pod = self.world.pod.clone();
+                let pod = self.world.desired.clone();
                 self.on([Message::Gone(pod)]);
             }
             Step::Declare => {
-                let mut pod = (*self.world.pod).clone();
+                let mut pod = (*self.world.desired).clone();
                 pod.status.get_or_insert_default().phase = Some("Failed".into());
                 self.on([Message::Pod(Arc::new(pod))]);
             }
@@ -362,7 +417,9 @@ impl Model {
                     Message::Started { name, outcome }
                 } else {
                     self.made += 1;
-                    let record = record(&format!("c{}", self.made), what.attempt, running());
+                    let size = Size::wanted(self.world.spec(), &what.container);
+                    let record =
+                        Record { size, ..record(&format!("c{}", self.made), what.attempt, running()) };
                     if let Some(record) = self.containers.insert(name.clone(), record.clone()) {
                         self.old.push(Observed { name: name.clone(), record });
                     }
@@ -376,6 +433,17 @@ impl Model {
                 let known = self.containers.get(&name).filter(|r| r.id.as_ref() == Some(&what.id));
                 Message::Stopped { name, record: known.filter(|_| well).cloned() }
             }
+            Job::Resize(plan) => {
+                let (done, error) = if well { (plan.steps, None) } else { (Vec::new(), Some(failed())) };
+                for step in &done {
+                    let resize::Step::Container { id, requests, .. } = step else { continue };
+                    let mut all = self.containers.values_mut();
+                    if let Some(record) = all.find(|record| record.id.as_ref() == Some(id)) {
+                        record.size.requests = *requests;
+                    }
+                }
+                Message::Resized(resize::Resized { done, error })
+            }
             Job::TakeDown if well => {
                 self.end_all();
                 Message::TakenDown(Ok(()))
@@ -384,6 +452,28 @@ impl Model {
             Job::Delete => Message::Deleted(if well { Ok(()) } else { Err(failed()) }),
         };
         self.on([message]);
+    }
+
+    /// Lets every operation succeed, and checks that running containers have the sizes that are allocated.
+    fn settle(&mut self) {
+        for _ in 0..8 {
+            self.step(Step::Decide { room: true });
+            self.step(Step::Services);
+            self.step(Step::Wait(400));
+            for _ in 0..50 {
+                self.answer(0, true);
+            }
+        }
+        if self.world.ending.is_some() {
+            return;
+        }
+        let resize = &self.world.resize;
+        assert!(resize.pending.is_none() && resize.progress.is_none(), "{resize:?} {:?}", self.world);
+        assert!(self.world.allocation.same(&Allocation::of(&self.world.desired)));
+        for life in self.world.containers.iter().filter(|life| life.is_running()) {
+            let size = &life.current.as_ref().unwrap().size;
+            assert_eq!(*size, Size::wanted(self.world.spec(), &life.spec), "{}", life.name);
+        }
     }
 
     /// Deletes the pod and lets every operation succeed.
@@ -413,6 +503,7 @@ proptest! {
         for step in steps {
             model.step(step);
         }
+        model.settle();
         model.wind_up();
         prop_assert!(model.world.is_finished(), "{:?}", model.world.ending);
     }

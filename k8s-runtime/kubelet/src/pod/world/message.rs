@@ -4,7 +4,10 @@ use std::{net::IpAddr, sync::Arc};
 
 use k8s_runtime::{SandboxId, SandboxStatus};
 
-use super::{super::admit::Refusal, Hold, Record};
+use super::{
+    super::{admit::Refusal, resize::Resized},
+    Hold, Record,
+};
 use crate::{probe, types::*, volumes::Mounted};
 
 /// State of a container as the runtime reports it.
@@ -32,6 +35,15 @@ pub(crate) enum StartOutcome {
     Failed(Record),
     /// The pod terminates.
     Cancelled,
+}
+
+/// The decision on a resize. The pod is the one that asked for it.
+#[derive(Clone, Debug)]
+pub(crate) enum Verdict {
+    /// The node has allocated what the pod asks for.
+    Allocated(Arc<Pod>),
+    /// The node has no room now.
+    Deferred(Arc<Pod>, Refusal),
 }
 
 /// An input of the state machine.
@@ -70,6 +82,10 @@ pub(crate) enum Message {
     Probe(probe::Report),
     /// A ConfigMap or Secret of the pod has changed.
     Source,
+    /// The node has decided on a resize.
+    Resize(Verdict),
+    /// The sizes of the pod and its containers are changed, or that failed.
+    Resized(Resized),
     /// The pod is taken down, or that failed.
     TakenDown(Result<(), String>),
     /// The object is deleted, or that failed.

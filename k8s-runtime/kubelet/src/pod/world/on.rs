@@ -22,6 +22,7 @@ impl World {
         for message in messages {
             self.take(now, message, &mut effects);
         }
+        self.follow_resize(now, &mut effects);
         self.step(now, &mut effects);
         effects
     }
@@ -38,7 +39,8 @@ impl World {
             Message::Preempt => self.preempted = true,
             Message::Pod(pod) => self.on_pod(now, pod, effects),
             Message::Gone(pod) => {
-                self.pod = pod;
+                self.desired = pod;
+                self.pod = self.allocation.apply(&self.desired);
                 self.gone = true;
                 self.shorten(now, effects);
             }
@@ -66,6 +68,8 @@ impl World {
                 self.containers.iter_mut().for_each(|life| drop(life.hold.take_if(on_source)));
                 self.refresh_volumes(effects);
             }
+            Message::Resize(verdict) => self.on_verdict(now, verdict, effects),
+            Message::Resized(resized) => self.on_resized(now, resized, effects),
             Message::TakenDown(result) => self.on_taken_down(now, result, effects),
             Message::Deleted(result) => {
                 if let Some(ending) = &mut self.ending {
@@ -78,9 +82,14 @@ impl World {
     fn on_pod(&mut self, now: Timestamp, pod: Arc<Pod>, effects: &mut Vec<Effect>) {
         let (old, new) = (&self.pod.metadata, &pod.metadata);
         let meta_changed = old.labels != new.labels || old.annotations != new.annotations;
-        self.pod = pod;
+        let asks_anew = !Allocation::of(&self.desired).same(&Allocation::of(&pod));
+        self.desired = pod;
+        self.pod = self.allocation.apply(&self.desired);
         self.take_spec();
         self.shorten(now, effects);
+        if asks_anew {
+            self.propose_resize(effects);
+        }
         if meta_changed {
             // Downward API volumes contain labels and annotations.
             self.refresh_volumes(effects);
@@ -219,7 +228,7 @@ impl World {
     }
 
     /// Refreshes the volumes if they have been set up before.
-    fn refresh_volumes(&mut self, effects: &mut Vec<Effect>) {
+    pub(super) fn refresh_volumes(&mut self, effects: &mut Vec<Effect>) {
         if self.ending.is_some() {
             return;
         }

@@ -49,6 +49,8 @@ impl World {
             Act::MakeSandbox => effects.extend(self.make_sandbox()),
             Act::Start(name) => effects.extend(self.start(now, &name)),
             Act::Stop(name, why) => effects.extend(self.stop(now, &name, why)),
+            Act::Replace(name, why) => effects.extend(self.replace(now, &name, why)),
+            Act::Resize => effects.push(self.begin_resize()),
             Act::TakeDown => effects.extend(self.take_down()),
             Act::Finish => {
                 if let Some(ending) = self.ending.as_mut() {
@@ -136,6 +138,12 @@ impl World {
         let id = life.current.as_ref()?.id.clone()?;
         life.op = Some(Op::Stopping);
         Some(Effect::Stop(Box::new(StopContainer { container: life.spec.clone(), id, why, kill_at })))
+    }
+
+    /// Stops a container in order to start it again.
+    fn replace(&mut self, now: Timestamp, name: &str, why: String) -> Option<Effect> {
+        self.life_mut(name)?.replaced = true;
+        self.stop(now, name, why)
     }
 
     /// Grace period for a container whose probe failed: the probe's own, else the pod's.

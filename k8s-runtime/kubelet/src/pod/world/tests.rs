@@ -41,6 +41,9 @@ fn say(effect: &Effect) -> String {
             let kill_at = what.kill_at.as_ref().map(|at| format!(" by {}", second(at))).unwrap_or_default();
             format!("stop {}{kill_at}", what.container.name)
         }
+        Effect::Propose(pod) => format!("propose {:?}", pod.as_ref().and_then(|p| p.metadata.generation)),
+        Effect::SaveAllocation(_) => "save allocation".into(),
+        Effect::Resize(plan) => format!("resize in {} steps", plan.steps.len()),
         Effect::End { kill_at } => format!("end by {}", second(kill_at)),
         Effect::TakeDown { extent: Extent::Stop, .. } => "take down".into(),
         Effect::TakeDown { extent: Extent::Remove, .. } => "remove".into(),

@@ -58,6 +58,8 @@ pub(super) fn check_spec(spec: &Value, at: &str, errors: &mut FieldErrors) {
     if !account.is_empty() && !names::is_subdomain(account) {
         errors.invalid(format!("{at}.serviceAccountName"), account, names::SUBDOMAIN_MESSAGE);
     }
+    check_resources(spec, at, errors);
+    super::whole::check(spec, at, errors);
     super::super::check_labels(spec, "/nodeSelector", &format!("{at}.nodeSelector"), errors);
     let spec = At::root(spec, at);
     spec.check(details::SPEC, errors);

@@ -1,0 +1,158 @@
+//! Resizes that wait for a decision: whether the node has room for what a pod asks for anew.
+//!
+//! Flow: a pod's worker calls [`push`](Resizes::push) when its pod asks for other resources than it has. The
+//! decision comes back as [`Message::Resize`]. Whatever frees room calls [`retry`](Resizes::retry): the end
+//! of a pod, another resize, and a timer. Order and reasons are upstream's (`pkg/kubelet/allocation`).
+//! Guarantees:
+//! 1. A resize is allocated only if it fits beside what all other pods hold; check and allocation are one
+//!    step ([`crate::ledger`]).
+//! 2. Nothing is decided before the pods that the node had are counted.
+//!
+//! Not here: `Infeasible`, which upstream says of nodes with swap, or with static CPU or memory managers.
+
+use std::{
+    cmp::Reverse,
+    sync::{Arc, Mutex, MutexGuard, PoisonError},
+    time::Duration,
+};
+
+use k8s_core::meta::ObjectExt;
+
+use crate::{
+    context::Context,
+    node,
+    pod::{
+        admit,
+        worker::Mailbox,
+        world::{Message, Verdict},
+    },
+    resources::{Amounts, Qos, pod_requests, qos},
+    types::*,
+};
+
+/// Longest time between two attempts, as upstream.
+const PERIOD: Duration = Duration::from_secs(180);
+
+/// A pod that asks for other resources than it has.
+struct Pending {
+    pod: Arc<Pod>,
+    mailbox: Mailbox,
+    /// Position in the order of arrival.
+    number: u64,
+}
+
+#[derive(Default)]
+struct Queue {
+    pending: Vec<Pending>,
+    next: u64,
+    /// The pods that the node had at its start are counted.
+    open: bool,
+}
+
+/// The resizes of a node that wait.
+#[derive(Default)]
+pub(crate) struct Resizes(Mutex<Queue>);
+
+/// Tries the waiting resizes again from time to time. Runs until it is dropped.
+pub(crate) async fn run(cx: Arc<Context>) {
+    loop {
+        cx.clock.sleep(PERIOD).await;
+        cx.resizes.retry(&cx);
+    }
+}
+
+impl Resizes {
+    fn queue(&self) -> MutexGuard<'_, Queue> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Begins to decide.
+    pub(crate) fn open(&self, cx: &Context) {
+        self.queue().open = true;
+        self.retry(cx);
+    }
+
+    /// Adds a resize, or replaces the pod's earlier one, and decides on all that wait.
+    pub(crate) fn push(&self, cx: &Context, pod: Arc<Pod>, mailbox: Mailbox) {
+        {
+            let mut queue = self.queue();
+            match queue.pending.iter_mut().find(|p| p.pod.uid() == pod.uid()) {
+                Some(known) => known.pod = pod,
+                None => {
+                    let number = queue.next;
+                    queue.next += 1;
+                    queue.pending.push(Pending { pod, mailbox, number });
+                }
+            }
+        }
+        self.retry(cx);
+    }
+
+    /// Removes the resize of a pod.
+    pub(crate) fn forget(&self, uid: &str) {
+        self.queue().pending.retain(|p| p.pod.uid() != uid);
+    }
+
+    /// Decides on all waiting resizes, and sends the decisions to the pods' workers.
+    pub(crate) fn retry(&self, cx: &Context) {
+        let mut queue = self.queue();
+        if !queue.open || queue.pending.is_empty() {
+            return;
+        }
+        queue.pending.sort_by_cached_key(|p| rank(&p.pod, cx.ledger.requests(p.pod.uid()), p.number));
+        let node = node::cached(cx);
+        let pressure = node::pressure(cx).names();
+        queue.pending.retain(|Pending { pod, mailbox, .. }| {
+            let decided = cx.ledger.resize(pod, |others| admit::resize(pod, &node, others, &pressure));
+            // A pod without an entry is over.
+            let Some(decided) = decided else { return false };
+            let waits = decided.is_err();
+            let verdict = match decided {
+                Ok(()) => Verdict::Allocated(pod.clone()),
+                Err(refusal) => Verdict::Deferred(pod.clone(), refusal),
+            };
+            mailbox.send(Message::Resize(verdict));
+            waits
+        });
+    }
+}
+
+/// Place in the order of decisions: resizes that ask for no more, then by priority, class and arrival.
+fn rank(pod: &Pod, held: Option<Amounts>, number: u64) -> (bool, Reverse<i32>, bool, u64) {
+    let spec = pod.spec.clone().unwrap_or_default();
+    let (wanted, held) = (pod_requests(&spec), held.unwrap_or_default());
+    let amount = |of: &Amounts, name: &str| of.get(name).copied().unwrap_or(0);
+    let grows = ["cpu", "memory"].iter().any(|name| amount(&wanted, name) > amount(&held, name));
+    (grows, Reverse(spec.priority.unwrap_or(0)), qos(&spec) != Qos::Guaranteed, number)
+}
+
+#[cfg(test)]
+mod tests {
+    use serde_json::json;
+
+    use super::*;
+
+    #[test]
+    fn smaller_ones_then_priority_then_class_then_arrival() {
+        let pod = |cpu: &str, priority: i32, limited: bool| -> Pod {
+            let mut resources = json!({"requests": {"cpu": cpu, "memory": "1Mi"}});
+            if limited {
+                resources["limits"] = resources["requests"].clone();
+            }
+            let container = json!({"name": "c", "resources": resources});
+            serde_json::from_value(json!({"spec": {"containers": [container], "priority": priority}}))
+                .unwrap()
+        };
+        let held: Amounts = [("cpu".to_owned(), 1000), ("memory".to_owned(), 1 << 20)].into();
+        let mut all = [
+            ("late", rank(&pod("2", 0, false), Some(held.clone()), 5)),
+            ("early", rank(&pod("2", 0, false), Some(held.clone()), 4)),
+            ("guaranteed", rank(&pod("2", 0, true), Some(held.clone()), 6)),
+            ("priority", rank(&pod("2", 9, false), Some(held.clone()), 7)),
+            ("shrinks", rank(&pod("500m", -1, false), Some(held), 8)),
+        ];
+        all.sort_by_key(|(_, rank)| *rank);
+        let names: Vec<&str> = all.iter().map(|(name, _)| *name).collect();
+        assert_eq!(names, ["shrinks", "priority", "guaranteed", "early", "late"]);
+    }
+}
