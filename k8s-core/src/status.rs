@@ -104,7 +104,8 @@ impl ApiStatus {
         ApiStatus::new(reason.code(), reason.name(), message)
     }
 
-    /// Creates a failure with an HTTP code, a CamelCase reason and a message, for reasons that [`Reason`] lacks.
+    /// Creates a failure with an HTTP code, a CamelCase reason and a message, for reasons that [`Reason`]
+    /// lacks.
     #[must_use]
     pub fn new(code: u16, reason: &str, message: impl Into<String>) -> Self {
         ApiStatus(Box::new(Status {
@@ -214,6 +215,13 @@ impl ApiStatus {
     #[must_use]
     pub fn expired(message: impl Into<String>) -> Self {
         ApiStatus::of(Reason::Expired, message)
+    }
+
+    /// Adds a token with which a list goes on after the failure.
+    #[must_use]
+    pub fn continued_by(mut self, token: impl Into<String>) -> Self {
+        self.0.metadata.continue_ = Some(token.into());
+        self
     }
 
     /// Returns 500 InternalError: "Internal error occurred:" and the cause.

@@ -54,6 +54,7 @@ fn pace() -> Pace {
         bookmark_every: Duration::from_secs(day),
         watch_seconds: 90 * day..120 * day,
         sweep_every: Duration::from_secs(600),
+        compact_every: Duration::ZERO,
     }
 }
 

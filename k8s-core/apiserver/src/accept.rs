@@ -41,6 +41,8 @@ pub(crate) enum Offer {
     Text,
     /// JSON, YAML and protobuf.
     All,
+    /// JSON, YAML and protobuf; no Table: answers to questions, which are no objects in a list.
+    NoTable,
     /// A watch, which has no YAML form.
     Stream {
         /// True if events have a protobuf encoding.
@@ -51,13 +53,14 @@ pub(crate) enum Offer {
 impl Offer {
     fn has(self, encoding: Encoding, form: Form) -> bool {
         match (encoding, form) {
+            (_, Form::Table) if self == Offer::NoTable => false,
             (Encoding::Json, _) => true,
             (Encoding::Yaml, _) => !matches!(self, Offer::Stream { .. }),
             // Table rows have no protobuf type; metadata has the same type for all kinds.
             (Encoding::Protobuf, Form::Table) => false,
             (Encoding::Protobuf, Form::Metadata) => true,
             (Encoding::Protobuf, Form::Whole) => {
-                matches!(self, Offer::All | Offer::Stream { protobuf: true })
+                matches!(self, Offer::All | Offer::NoTable | Offer::Stream { protobuf: true })
             }
         }
     }
@@ -65,7 +68,9 @@ impl Offer {
     fn names(self) -> &'static str {
         match self {
             Offer::Text => "application/json, application/yaml",
-            Offer::All => "application/json, application/yaml, application/vnd.kubernetes.protobuf",
+            Offer::All | Offer::NoTable => {
+                "application/json, application/yaml, application/vnd.kubernetes.protobuf"
+            }
             Offer::Stream { protobuf: true } => {
                 "application/json;stream=watch, application/vnd.kubernetes.protobuf;stream=watch"
             }
@@ -122,9 +127,16 @@ pub(crate) fn negotiate(headers: &HeaderMap, offer: Offer) -> Result<(Form, Enco
     if choices.is_empty() && headers.get_all(header::ACCEPT).iter().all(|v| v.is_empty()) {
         return Ok((Form::Whole, Encoding::Json));
     }
+    let media = |choice: &str| choice.split(';').next().map(str::trim).unwrap_or_default().to_owned();
+    let known = choices.iter().any(|choice| meaning(&media(choice)).is_some());
     let best = choices.into_iter().filter_map(meaning).find(|(form, encoding)| offer.has(*encoding, *form));
     best.ok_or_else(|| {
-        let message = format!("406: Not Acceptable\n\nAvailable representations: {}", offer.names());
+        let names = offer.names();
+        // As upstream: its router refuses media types, what is behind it refuses their parameters.
+        let message = match known {
+            true => format!("only the following media types are accepted: {names}"),
+            false => format!("406: Not Acceptable\n\nAvailable representations: {names}"),
+        };
         ApiStatus::of(Reason::NotAcceptable, message).about("", "", "")
     })
 }
@@ -173,6 +185,8 @@ mod tests {
         check("application/yaml", Offer::Stream { protobuf: true }, None);
         check("application/yaml, application/json", Offer::Stream { protobuf: true }, Some((Whole, Json)));
         check("text/html", Offer::All, None);
+        check("application/json;as=Table;v=v1;g=meta.k8s.io", Offer::NoTable, None);
+        check("application/json;as=Table;v=v1;g=meta.k8s.io, */*", Offer::NoTable, Some((Whole, Json)));
         check("application/json;q=nonsense", Offer::All, None);
     }
 }

@@ -1,6 +1,6 @@
 //! Request bodies: reading, decoding, and fitting to the type of a resource.
 
-use std::sync::Arc;
+use std::{borrow::Cow, sync::Arc};
 
 use bytes::Bytes;
 use futures::{FutureExt, future::BoxFuture};
@@ -59,12 +59,15 @@ pub(crate) fn media_type(call: &Call) -> String {
     value.split(';').next().unwrap_or_default().trim().to_owned()
 }
 
+/// What precedes the lines of YAML's problems.
+pub(crate) const YAML_ERRORS: &str = "yaml: unmarshal errors:\n  ";
+
 fn handled_as(resource: &Resource, version: &str, why: impl std::fmt::Display) -> ApiStatus {
     let kind = &resource.kind;
     ApiStatus::bad_request(format!("{kind} in version \"{version}\" cannot be handled as a {kind}: {why}"))
 }
 
-/// Decodes a body into a JSON value and the paths of duplicate fields.
+/// Decodes a body into a JSON value, with what is said about fields that are there twice.
 pub(crate) fn decode_body(call: &Call, kind: &str, body: &[u8]) -> Result<(Value, Vec<String>), ApiStatus> {
     let content_type =
         call.headers.get(header::CONTENT_TYPE).and_then(|v| v.to_str().ok()).unwrap_or("application/json");
@@ -76,8 +79,12 @@ pub(crate) fn decode_body(call: &Call, kind: &str, body: &[u8]) -> Result<(Value
         ))
     };
     let (value, duplicates) = match media {
-        "application/json" | "" => decode::json(body).map_err(|e| unrecognized(&e)),
-        "application/yaml" => decode::yaml(body).map(|v| (v, Vec::new())).map_err(|e| unrecognized(&e)),
+        "application/json" | "" => decode::json(body)
+            .map(|(v, twice)| (v, twice.iter().map(|path| format!("duplicate field \"{path}\"")).collect()))
+            .map_err(|e| unrecognized(&e)),
+        "application/yaml" => decode::yaml_with_duplicate(body)
+            .map(|(v, twice)| (v, twice.into_iter().collect()))
+            .map_err(|e| unrecognized(&e)),
         "application/vnd.kubernetes.protobuf" => {
             k8s_schema::proto::decode(body).map(|v| (v, Vec::new())).map_err(|e| {
                 ApiStatus::bad_request(format!(
@@ -96,7 +103,16 @@ pub(crate) fn decode_body(call: &Call, kind: &str, body: &[u8]) -> Result<(Value
     Ok((value, duplicates))
 }
 
-/// Makes a decoded object fit the resource's type, as `fieldValidation` says.
+/// Returns a problem as an error shows it: one of a line of YAML begins with its decoder's name.
+fn shown(problem: &str) -> Cow<'_, str> {
+    match problem.starts_with("line ") {
+        true => format!("{YAML_ERRORS}{problem}").into(),
+        false => problem.into(),
+    }
+}
+
+/// Makes a decoded object fit the resource's type, as `fieldValidation` says. `duplicates` is what
+/// [`decode_body`] found.
 pub(crate) fn fit(
     call: &Call,
     resource: &Resource,
@@ -154,12 +170,8 @@ pub(crate) fn fit(
         };
         return Err(handled_as(resource, &resource.version, why));
     }
-    let problems: Vec<String> = found
-        .unknown
-        .iter()
-        .map(|p| format!("unknown field \"{p}\""))
-        .chain(duplicates.iter().map(|p| format!("duplicate field \"{p}\"")))
-        .collect();
+    let problems: Vec<String> =
+        found.unknown.iter().map(|p| format!("unknown field \"{p}\"")).chain(duplicates).collect();
     if problems.is_empty() {
         return Ok(());
     }
@@ -167,7 +179,10 @@ pub(crate) fn fit(
         "Strict" => Err(handled_as(
             resource,
             &resource.version,
-            format!("strict decoding error: {}", problems.join(", ")),
+            format!(
+                "strict decoding error: {}",
+                problems.iter().map(|p| shown(p)).collect::<Vec<_>>().join(", ")
+            ),
         )),
         "Ignore" => Ok(()),
         _ => {

@@ -3,7 +3,11 @@
 //! Such a request is served as one for the stored version: objects are converted on the way in and out. The
 //! other handlers see stored objects only.
 
+mod chosen;
+
 use std::sync::Arc;
+
+use chosen::{Chosen, Shown};
 
 use bytes::Bytes;
 use futures::{
@@ -23,7 +27,6 @@ use serde_json::Value;
 use crate::{
     body::{decode_body, fit, media_type, read_body},
     call::Call,
-    decode,
     errors::modified,
     invalid::FieldErrors,
     read::{Presenter, object_response},
@@ -31,7 +34,7 @@ use crate::{
     state::State,
     value::{array_at, set, str_at},
     webhook_client::whole,
-    write::patch_function,
+    write::{applied, declared, patch_function},
 };
 
 /// Maximum of retries after a conflict.
@@ -48,6 +51,8 @@ struct Converting<'a> {
     webhook: &'a Arc<Webhook>,
     uri: &'a Uri,
     dispatch: Dispatch,
+    /// Which objects of the requested version are wanted, and the field selector for the stored version.
+    chosen: Option<&'a (Chosen, String)>,
 }
 
 /// The handler of requests for the stored version.
@@ -68,10 +73,15 @@ pub(crate) async fn handle(
     dispatch: Dispatch,
 ) -> Result<Response<Body>, ApiStatus> {
     let uri = request.uri().clone();
-    let this = Converting { state, call, resource, webhook, uri: &uri, dispatch };
+    let chosen = Chosen::of(call, resource)?;
+    let this = Converting { state, call, resource, webhook, uri: &uri, dispatch, chosen: chosen.as_ref() };
     let objects = matches!(call.info.subresource.as_str(), "" | "status");
     match call.info.verb.as_str() {
         "watch" => this.watch().await,
+        "deletecollection" if chosen.is_some() => {
+            let body = read_body(request).await?;
+            this.delete_chosen(body).await
+        }
         "create" | "update" if objects => {
             let body = read_body(request).await?;
             let (mut object, duplicates) = decode_body(call, &resource.kind, &body)?;
@@ -100,6 +110,9 @@ impl Converting<'_> {
         inner.info.verb = verb.to_owned();
         inner.asked = Some(self.resource.clone());
         inner.info.version = stored.version.clone();
+        if let Some((_, common)) = self.chosen {
+            inner.query.set("fieldSelector", common);
+        }
         inner.headers.remove(header::ACCEPT);
         let mut asked = Request::new(body_from_bytes(body.into().to_vec()));
         *asked.uri_mut() = self.uri.clone();
@@ -142,8 +155,8 @@ impl Converting<'_> {
         let (call, resource) = (self.call, self.resource);
         let media = media_type(call);
         if media == APPLY {
-            let mut applied = decode::yaml(body)
-                .map_err(|e| ApiStatus::bad_request(format!("error decoding YAML: {e}")))?;
+            let (mut applied, twice) = applied(body)?;
+            declared(call, resource, &applied, twice)?;
             fit(call, resource, &mut applied, Vec::new())?;
             let stored = self.stored(applied).await?;
             return self.pass("patch", stored.to_string()).await;
@@ -184,7 +197,10 @@ impl Converting<'_> {
         }
         if stored && kind == self.resource.list_kind {
             let presenter = Presenter::from_call(self.state, self.call, self.resource)?;
-            let items = self.served(array_at(&answer, "/items").to_vec()).await?;
+            let mut items = self.served(array_at(&answer, "/items").to_vec()).await?;
+            if let Some((chosen, _)) = self.chosen {
+                items.retain(|object| chosen.accepts(object));
+            }
             let items = items.iter().map(crate::value::encode);
             return Ok(crate::respond::json_bytes(
                 code,
@@ -194,8 +210,51 @@ impl Converting<'_> {
         Ok(crate::respond::json_value(code, &answer))
     }
 
+    /// Returns the list of stored objects with its items in the requested version.
+    async fn listed(&self, call: &Call) -> Result<Value, ApiStatus> {
+        let mut list = json_of(Converting { call, ..*self }.pass("list", Bytes::new()).await?).await?;
+        list["items"] = self.served(array_at(&list, "/items").to_vec()).await?.into();
+        Ok(list)
+    }
+
+    /// Deletes the chosen objects one by one: the stored version cannot choose them.
+    async fn delete_chosen(&self, body: Bytes) -> Result<Response<Body>, ApiStatus> {
+        let Some((chosen, _)) = self.chosen else { return self.pass("deletecollection", body).await };
+        let mut list = self.listed(self.call).await?;
+        let mut deleted = Vec::new();
+        for object in array_at(&list, "/items").iter().filter(|object| chosen.accepts(object)) {
+            let mut inner = self.call.inner();
+            inner.info.name = str_at(object, "/metadata/name").to_owned();
+            inner.info.namespace = str_at(object, "/metadata/namespace").to_owned();
+            match (Converting { call: &inner, ..*self }.pass("delete", body.clone()).await) {
+                Ok(_) => deleted.push(object.clone()),
+                Err(gone) if gone.code() == 404 => {}
+                Err(status) => return Err(status),
+            }
+        }
+        list["items"] = deleted.into();
+        list["apiVersion"] = self.resource.api_version().into();
+        Ok(crate::respond::json_value(StatusCode::OK, &list))
+    }
+
+    /// Returns what a watch by fields of the requested version has shown before its first event.
+    async fn shown(&self) -> Result<Option<Shown>, ApiStatus> {
+        let Some((chosen, _)) = self.chosen else { return Ok(None) };
+        let from = self.call.query.get("resourceVersion");
+        if ["", "0"].contains(&from) || self.call.query.truth("sendInitialEvents") {
+            return Ok(Some(Shown::new(chosen.clone(), &Value::Null)));
+        }
+        let mut list = self.call.inner();
+        list.query.set("resourceVersionMatch", "Exact");
+        for not_for_lists in ["watch", "allowWatchBookmarks", "sendInitialEvents", "timeoutSeconds"] {
+            list.query.set(not_for_lists, "");
+        }
+        Ok(Some(Shown::new(chosen.clone(), &self.listed(&list).await?)))
+    }
+
     /// A watch of stored objects, each converted on its way.
     async fn watch(&self) -> Result<Response<Body>, ApiStatus> {
+        let shown = self.shown().await?;
         let presenter = Presenter::from_call(self.state, self.call, self.resource)?;
         let response = self.pass("watch", Bytes::new()).await?;
         let watching = Watching {
@@ -203,6 +262,7 @@ impl Converting<'_> {
             webhook: self.webhook.clone(),
             version: self.resource.api_version(),
             presenter,
+            shown,
             first: true,
             failed: false,
         };
@@ -225,6 +285,8 @@ struct Watching {
     webhook: Arc<Webhook>,
     version: String,
     presenter: Presenter,
+    /// With a selector by fields of the version.
+    shown: Option<Shown>,
     first: bool,
     failed: bool,
 }
@@ -240,8 +302,15 @@ impl Watching {
                 match self.webhook.convert(&self.state.store, &self.version, object).await {
                     Ok(objects) => {
                         for object in objects {
+                            let kind = match &mut self.shown {
+                                None => kind.as_str(),
+                                Some(shown) => match shown.event(&kind, &object) {
+                                    Some(kind) => kind,
+                                    None => continue,
+                                },
+                            };
                             let json = crate::value::encode(&object);
-                            self.presenter.event(&kind, &json, std::mem::take(&mut self.first), &mut out);
+                            self.presenter.event(kind, &json, std::mem::take(&mut self.first), &mut out);
                         }
                     }
                     Err(status) => {

@@ -3,8 +3,9 @@
 use std::fmt;
 
 use http::{HeaderMap, header};
-use serde::de::{DeserializeSeed, Deserializer, MapAccess, SeqAccess, Visitor};
+use serde::de::{DeserializeSeed, Deserializer, Error as _, MapAccess, SeqAccess, Visitor};
 use serde_json::{Map, Number, Value};
+use serde_saphyr::{Error as YamlError, options::DuplicateKeyPolicy};
 
 use crate::blocking::run_blocking_if;
 
@@ -38,12 +39,37 @@ fn json_here(bytes: &[u8]) -> Result<(Value, Vec<String>), DecodeError> {
     Ok((value, duplicates))
 }
 
-/// Decodes YAML (one document).
+/// Decodes YAML (one document). A key that is there twice is an error.
 ///
 /// # Errors
 /// A description of where it is not YAML.
 pub fn yaml(bytes: &[u8]) -> Result<Value, DecodeError> {
-    let text = std::str::from_utf8(bytes).map_err(|e| DecodeError(e.to_string()))?;
+    yaml_with(bytes, DuplicateKeyPolicy::Error).map_err(|e| DecodeError(e.to_string()))
+}
+
+/// Decodes YAML (one document), with a description of the first key that is there twice (the last one
+/// counts).
+///
+/// # Errors
+/// A description of where it is not YAML.
+pub fn yaml_with_duplicate(bytes: &[u8]) -> Result<(Value, Option<String>), DecodeError> {
+    let failed = match yaml_with(bytes, DuplicateKeyPolicy::Error) {
+        Ok(value) => return Ok((value, None)),
+        Err(failed) => failed,
+    };
+    let duplicate = match failed.without_snippet() {
+        YamlError::DuplicateMappingKey { key, location } => {
+            let (line, key) = (location.line(), key.as_deref().unwrap_or_default());
+            format!("line {line}: key {key:?} already set in map")
+        }
+        _ => return Err(DecodeError(failed.to_string())),
+    };
+    let value = yaml_with(bytes, DuplicateKeyPolicy::LastWins).map_err(|e| DecodeError(e.to_string()))?;
+    Ok((value, Some(duplicate)))
+}
+
+fn yaml_with(bytes: &[u8], twice: DuplicateKeyPolicy) -> Result<Value, YamlError> {
+    let text = std::str::from_utf8(bytes).map_err(YamlError::custom)?;
     // Most of what is sent as YAML is JSON, which is decoded sooner.
     if is_object(bytes)
         && let Ok((value, duplicates)) = json(bytes)
@@ -55,6 +81,7 @@ pub fn yaml(bytes: &[u8]) -> Result<Value, DecodeError> {
     // text cannot become a large object.
     let replayed = (bytes.len() / 4).clamp(LEAST_REPLAYED, MOST_REPLAYED);
     let options = serde_saphyr::options! {
+        duplicate_keys: twice,
         alias_limits: serde_saphyr::alias_limits! { max_total_replayed_events: replayed },
         budget: serde_saphyr::budget! {
             max_merge_keys: MOST_MERGES,
@@ -63,10 +90,8 @@ pub fn yaml(bytes: &[u8]) -> Result<Value, DecodeError> {
             max_total_scalar_bytes: 2 * MAX_BODY,
         },
     };
-    let mut value = Err(DecodeError(String::new()));
-    run_blocking_if(true, || {
-        value = serde_saphyr::from_str_with_options(text, options).map_err(|e| DecodeError(e.to_string()));
-    });
+    let mut value = Err(YamlError::custom(""));
+    run_blocking_if(true, || value = serde_saphyr::from_str_with_options(text, options));
     value
 }
 

@@ -10,8 +10,6 @@ use crate::resources::Resource;
 pub(crate) enum Read {
     /// A list of a revision.
     List,
-    /// The next page of a list.
-    NextPage,
     /// Events after a revision, or anything else of the store.
     Events,
 }
@@ -20,9 +18,14 @@ pub(crate) enum Read {
 pub(crate) fn gone(read: Read, error: &dyn std::fmt::Display) -> ApiStatus {
     ApiStatus::expired(match read {
         Read::List => "The resourceVersion for the provided list is too old.".to_owned(),
-        Read::NextPage => "The provided continue parameter is too old to display a consistent list result. You must start a new list without the continue parameter.".to_owned(),
         Read::Events => error.to_string(),
     })
+}
+
+/// 410 Gone for the next page of a list whose moment is gone. `token` continues with what is there now.
+pub(crate) fn page_gone(token: String) -> ApiStatus {
+    let message = "The provided continue parameter is too old to display a consistent list result. You can start a new list without the continue parameter, or use the continue token in this response to retrieve the remainder of the results. Continuing with the provided token results in an inconsistent list - objects that were created, modified, or deleted between the time the first chunk was returned and now may show up in the list.";
+    ApiStatus::expired(message).continued_by(token)
 }
 
 /// The Status of a failed write to, or read of, the store: 409, 410, 503 or 500.

@@ -40,6 +40,7 @@ mod blocking;
 mod body;
 mod bootstrap;
 mod call;
+mod compaction;
 mod compress;
 mod conversion;
 mod crd;

@@ -492,7 +492,11 @@ mod tests {
         let query = Query::parse(query);
         let metrics = Metrics::new(Registry::default());
         let info = RequestInfo::parse(&method, path, &query);
-        metrics.begin(&SharedRegistry::default(), &info, &query).answered(StatusCode::OK, Duration::ZERO, false);
+        metrics.begin(&SharedRegistry::default(), &info, &query).answered(
+            StatusCode::OK,
+            Duration::ZERO,
+            false,
+        );
         let text = metrics.text(&BTreeMap::new());
         let line = text.lines().find(|l| l.starts_with("apiserver_request_total{")).unwrap();
         line.split('"').skip(1).step_by(2).take(8).collect::<Vec<_>>().join(" ")
@@ -546,7 +550,8 @@ mod tests {
         assert_eq!((requests.duration.count(), requests.own_duration.count()), (3, 3));
         assert!(requests.own_duration.sum() < 1e-9, "all of the time was waiting");
         assert_eq!(requests.terminations.get_or_create(&["404"]).get(), 1);
-        let line = "apiserver_request_terminations_total{verb=\"GET\",group=\"\",version=\"v1\",resource=\"nodes\",";
+        let line =
+            "apiserver_request_terminations_total{verb=\"GET\",group=\"\",version=\"v1\",resource=\"nodes\",";
         assert!(metrics.text(&BTreeMap::new()).contains(line));
     }
 }

@@ -2,6 +2,7 @@
 //!
 //! Documents are made when they are first asked for and kept until a definition changes.
 
+mod custom;
 mod gnostic;
 
 use std::sync::Arc;
@@ -106,12 +107,17 @@ fn definition_name(resource: &Resource) -> String {
     format!("io.k8s.api.{group}.{}.{}", resource.version, resource.kind)
 }
 
-/// Returns the definitions of resources. `prefix` is the path of references (`#/components/schemas/` or
-/// `#/definitions/`).
+/// Returns the path of references to definitions.
+fn prefix(v3: bool) -> &'static str {
+    if v3 { "#/components/schemas/" } else { "#/definitions/" }
+}
+
+/// Returns the definitions of resources.
 fn definitions<'a>(
     resources: impl Iterator<Item = &'a std::sync::Arc<Resource>>,
-    prefix: &str,
+    v3: bool,
 ) -> Map<String, Value> {
+    let prefix = prefix(v3);
     let path = prefix.trim_start_matches('#').trim_end_matches('/').to_owned();
     let settings = SchemaSettings::draft2020_12().with(|s| s.definitions_path = path.clone().into());
     let mut generator = settings.into_generator();
@@ -121,15 +127,9 @@ fn definitions<'a>(
         let identity = json!([{"group": resource.group, "version": resource.version, "kind": resource.kind}]);
         let name = definition_name(resource);
         if let Some(schema) = &resource.open_api {
-            let mut schema = (**schema).clone();
-            for (field, kind) in [("apiVersion", "string"), ("kind", "string")] {
-                if schema.pointer(&format!("/properties/{field}")).is_none() {
-                    schema["properties"][field] = json!({"type": kind});
-                }
-            }
             generator.subschema_for::<k8s_core::api::apimachinery::pkg::apis::meta::v1::ObjectMeta>();
-            schema["properties"]["metadata"] =
-                json!({"$ref": format!("{prefix}io.k8s.apimachinery.pkg.apis.meta.v1.ObjectMeta")});
+            let metadata = format!("{prefix}io.k8s.apimachinery.pkg.apis.meta.v1.ObjectMeta");
+            let mut schema = custom::published(schema, &metadata, v3);
             schema["x-kubernetes-group-version-kind"] = identity;
             out.insert(name, schema);
         } else if let Some(generate) = resource.generate {
@@ -149,19 +149,19 @@ fn definitions<'a>(
         }
     }
     for (name, schema) in &mut out {
-        annotate(name, schema);
+        annotate(name, schema, v3);
     }
     out
 }
 
 /// Adds what types alone do not say, where the document's readers look for it.
-fn annotate(name: &str, schema: &mut Value) {
+fn annotate(name: &str, schema: &mut Value, v3: bool) {
     k8s_schema::annotate(name, schema);
-    tidy(schema, 0);
+    tidy(schema, v3, 0);
 }
 
-/// OpenAPI 3.0 has `nullable`, not lists of types, and a reference stands alone or in `allOf`.
-fn tidy(schema: &mut Value, depth: usize) {
+/// OpenAPI has `nullable`, not lists of types. In version 3 a reference stands alone or in `allOf`.
+fn tidy(schema: &mut Value, v3: bool, depth: usize) {
     if depth > 60 {
         return;
     }
@@ -172,17 +172,18 @@ fn tidy(schema: &mut Value, depth: usize) {
                 map.insert("type".into(), one);
             }
             // A type may have a property of that name (JSONSchemaProps has): only a text is a reference.
-            if map.len() > 1
+            if v3
+                && map.len() > 1
                 && map.get("$ref").is_some_and(Value::is_string)
                 && let Some(reference) = map.remove("$ref")
             {
                 map.insert("allOf".into(), json!([{"$ref": reference}]));
             }
             for child in map.values_mut() {
-                tidy(child, depth + 1);
+                tidy(child, v3, depth + 1);
             }
         }
-        Value::Array(items) => items.iter_mut().for_each(|i| tidy(i, depth + 1)),
+        Value::Array(items) => items.iter_mut().for_each(|i| tidy(i, v3, depth + 1)),
         _ => {}
     }
 }
@@ -241,8 +242,8 @@ fn operations(resource: &Resource, prefix: &str, v3: bool) -> Vec<(String, Value
 
 fn document_v3(registry: &Registry, group: &str, version: &str) -> Option<Value> {
     registry.groups().iter().find(|(g, v)| g == group && v.iter().any(|v| v == version))?;
-    let prefix = "#/components/schemas/";
-    let schemas = definitions(registry.in_version(group, version), prefix);
+    let prefix = prefix(true);
+    let schemas = definitions(registry.in_version(group, version), true);
     let paths: Map<String, Value> =
         registry.in_version(group, version).flat_map(|r| operations(r, prefix, true)).collect();
     Some(json!({
@@ -252,9 +253,9 @@ fn document_v3(registry: &Registry, group: &str, version: &str) -> Option<Value>
 }
 
 fn document_v2(registry: &Registry) -> Option<Value> {
-    let prefix = "#/definitions/";
+    let prefix = prefix(false);
     let all: Vec<_> = registry.all().cloned().collect();
-    let schemas = definitions(all.iter(), prefix);
+    let schemas = definitions(all.iter(), false);
     let paths: Map<String, Value> = all.iter().flat_map(|r| operations(r, prefix, false)).collect();
     Some(json!({
         "swagger": "2.0", "info": {"title": "Kubernetes", "version": crate::health::VERSION},

@@ -29,7 +29,7 @@ use serde_json::json;
 
 use crate::{
     call::Call,
-    errors::{Read, gone},
+    errors::{Read, gone, page_gone},
     resources::Resource,
     state::State,
 };
@@ -66,14 +66,18 @@ pub(crate) fn list(
     let at = match &moment {
         Moment::Newest => None,
         Moment::Exact(revision) => Some(*revision),
-        Moment::Next(from) => Some(from.revision),
+        Moment::Next(from) => from.revision(),
     };
-    let read = match moment {
-        Moment::Next(_) => Read::NextPage,
-        _ => Read::List,
-    };
-    let selected = selection.select(store, &resource.storage, at).map_err(|e| gone(read, &e))?;
+    let selected = selection.select(store, &resource.storage, at).map_err(|e| match &moment {
+        Moment::Next(from) => page_gone(from.inconsistent().encode()),
+        _ => gone(Read::List, &e),
+    })?;
     let (after, given) = match moment {
+        // Objects may have come and gone meanwhile: those before the page are counted anew.
+        Moment::Next(from) if at.is_none() => {
+            let before = selected.total().saturating_sub(selected.after(&from.after).count());
+            (from.after, before)
+        }
         Moment::Next(from) => (from.after, from.given),
         _ => (String::new(), 0),
     };

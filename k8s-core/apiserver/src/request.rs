@@ -49,6 +49,15 @@ impl Query {
         matches!(self.get(key), "1" | "t" | "T" | "true" | "True" | "TRUE")
     }
 
+    /// Sets a parameter; an empty value removes it.
+    pub(crate) fn set(&mut self, key: &str, value: &str) {
+        if value.is_empty() {
+            self.0.remove(key);
+        } else {
+            self.0.insert(key.to_owned(), vec![value.to_owned()]);
+        }
+    }
+
     /// Parses an integer parameter.
     #[must_use]
     pub fn number(&self, key: &str) -> Option<i64> {

@@ -150,7 +150,9 @@ pub(crate) fn status_value(status: &ApiStatus) -> Value {
     let mut value = serde_json::to_value(status.status()).unwrap_or_default();
     value["kind"] = "Status".into();
     value["apiVersion"] = "v1".into();
-    value["metadata"] = json!({});
+    if !value["metadata"].is_object() {
+        value["metadata"] = json!({});
+    }
     value
 }
 

@@ -55,6 +55,7 @@ pub(crate) async fn handle(
     if info.verb != "create" || info.version != "v1" {
         return Err(ApiStatus::method_not_allowed());
     }
+    negotiate(&call.headers, Offer::NoTable)?;
     let body = read_body(request).await?;
     let (mut review, _) = decode_body(call, kind, &body)?;
     if !review.is_object() {

@@ -38,6 +38,9 @@ pub struct Pace {
     pub watch_seconds: std::ops::Range<u64>,
     /// Interval of the search for expired events.
     pub sweep_every: Duration,
+    /// Interval in which history is forgotten, after as long again: a continue token or an exact read lives
+    /// for one to two of them. Zero: history ends by its size only.
+    pub compact_every: Duration,
 }
 
 impl Default for Pace {
@@ -46,6 +49,7 @@ impl Default for Pace {
             bookmark_every: Duration::from_secs(60),
             watch_seconds: 1800..3600,
             sweep_every: Duration::from_secs(60),
+            compact_every: Duration::from_secs(300),
         }
     }
 }

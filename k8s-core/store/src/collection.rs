@@ -116,6 +116,8 @@ struct Visible {
     history_bytes: usize,
     /// `history` has all events after this revision.
     complete_after: u64,
+    /// Older states are not shown any more, even where history would do.
+    compacted: u64,
     /// Revision of the newest event.
     revision: u64,
 }
@@ -127,7 +129,7 @@ impl Visible {
     }
 
     fn at(&self, revision: u64) -> Option<Snapshot> {
-        if revision < self.complete_after {
+        if revision < self.complete_after || revision < self.compacted {
             return None;
         }
         let mut objects = self.objects.clone();
@@ -174,6 +176,7 @@ impl Collection {
                 history: VecDeque::new(),
                 history_bytes: 0,
                 complete_after: revision,
+                compacted: 0,
                 revision,
             }),
             progress: Progress::new(revision),
@@ -190,6 +193,7 @@ impl Collection {
                 history: VecDeque::new(),
                 history_bytes: 0,
                 complete_after: revision,
+                compacted: 0,
                 revision: visible.revision,
             }),
             progress: Progress::new(revision),
@@ -286,6 +290,18 @@ impl Collection {
                 visible.complete_after = old.object.revision;
             }
         }
+    }
+
+    /// Forgets the events up to a revision, and the states before it. A watch from before goes on if no event
+    /// after its revision is forgotten.
+    pub(super) fn compact(&self, revision: u64) {
+        let mut visible = self.write();
+        visible.compacted = visible.compacted.max(revision);
+        while let Some(old) = visible.history.pop_front_if(|event| event.object.revision <= revision) {
+            visible.history_bytes -= old.size();
+            visible.complete_after = old.object.revision;
+        }
+        visible.history.shrink_to_fit();
     }
 
     /// Replaces objects by a new representation, if their revision is unchanged.

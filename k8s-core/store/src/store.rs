@@ -119,6 +119,29 @@ impl Store {
             .unwrap_or_else(|e| unreachable!("memory cannot fail: {e}"))
     }
 
+    /// Forgets events up to a revision, and the states of all types before it: reads of older ones are
+    /// answered with [`StoreError::Expired`]. Objects stay as they are.
+    ///
+    /// ```
+    /// use k8s_store::{Expect, Meta, Store, StoreError};
+    /// # #[tokio::main(flavor = "current_thread")]
+    /// # async fn main() -> Result<(), Box<dyn std::error::Error>> {
+    /// let store = Store::memory();
+    /// let put = |expect| store.put("configmaps", "default/a", expect, Meta::default(), |_| "{}".into());
+    /// let first = put(Expect::Absent).await?.revision;
+    /// let second = put(Expect::Revision(first)).await?.revision;
+    /// assert!(store.snapshot_at("configmaps", first).is_ok());
+    /// store.compact(second);
+    /// assert_eq!(store.snapshot_at("configmaps", first).unwrap_err(), StoreError::Expired(first));
+    /// assert!(store.snapshot_at("configmaps", second).is_ok());
+    /// # Ok(()) }
+    /// ```
+    pub fn compact(&self, revision: u64) {
+        let all: Vec<_> =
+            self.0.collections.read().unwrap_or_else(PoisonError::into_inner).values().cloned().collect();
+        all.iter().for_each(|collection| collection.compact(revision));
+    }
+
     fn collection(&self, resource: &str) -> Arc<Collection> {
         self.0.collection(resource)
     }
@@ -168,9 +191,9 @@ impl Store {
         self.collection(resource).snapshot_at(revision).ok_or(StoreError::Expired(revision))
     }
 
-    /// A type's objects now or at an earlier revision, and the keys of candidates for a selector, in order. Each
-    /// element of `wanted` lists terms of which a matching object has at least one. `None` instead of keys: any
-    /// object may match.
+    /// A type's objects now or at an earlier revision, and the keys of candidates for a selector, in order.
+    /// Each element of `wanted` lists terms of which a matching object has at least one. `None` instead of
+    /// keys: any object may match.
     ///
     /// # Errors
     /// [`StoreError::Expired`] when history does not reach back that far.

@@ -14,9 +14,9 @@ use crate::{call::Call, invalid::FieldErrors};
 #[derive(Debug, Deserialize, PartialEq, Serialize)]
 pub(super) struct Continue {
     v: Form,
-    /// Revision of all pages.
+    /// Revision of all pages; negative: the newest of each page, so that the list is not consistent.
     #[serde(rename = "rv")]
-    pub(super) revision: u64,
+    revision: i64,
     /// Last key of the previous page.
     #[serde(rename = "start")]
     pub(super) after: String,
@@ -34,7 +34,18 @@ enum Form {
 
 impl Continue {
     pub(super) fn new(revision: u64, after: &str, given: usize) -> Self {
+        let revision = i64::try_from(revision).unwrap_or(i64::MAX);
         Continue { v: Form::V1, revision, after: after.to_owned(), given }
+    }
+
+    /// The token of the same page, of what is there now.
+    pub(super) fn inconsistent(&self) -> Self {
+        Continue { v: Form::V1, revision: -1, after: self.after.clone(), given: self.given }
+    }
+
+    /// Returns the revision of the page; `None`: the newest.
+    pub(super) fn revision(&self) -> Option<u64> {
+        u64::try_from(self.revision).ok()
     }
 
     /// Decodes a token of [`Continue::encode`].

@@ -503,6 +503,7 @@ impl Builder {
         }
         server.state.ready.store(true, Ordering::Release);
         crate::event_ttl::start(&server.state);
+        crate::compaction::start(&server.state);
         if self.tracks_tokens {
             token_uses::track(&server.state).await;
         }

@@ -12,11 +12,11 @@ use k8s_schema::patch::{
     self, PatchError, last_applied,
     managed::{self, Manager},
 };
-use serde_json::Value;
+use serde_json::{Value, json};
 
 use super::{Change, insert, modify};
 use crate::{
-    body::{fit, media_type},
+    body::{YAML_ERRORS, fit, media_type},
     call::{Call, dry_run},
     decode,
     errors::{modified, precondition},
@@ -123,8 +123,7 @@ async fn apply(
         errors.required("fieldManager", "is required for apply patch");
         return Err(errors.into_status("meta.k8s.io", "PatchOptions", ""));
     }
-    let mut config =
-        decode::yaml(body).map_err(|e| ApiStatus::bad_request(format!("error decoding YAML: {e}")))?;
+    let (mut config, twice) = applied(body)?;
     let (version, kind) = (str_at(&config, "/apiVersion"), str_at(&config, "/kind"));
     if kind.is_empty() || version.is_empty() {
         let (group, version) = version.split_once('/').unwrap_or(("", version));
@@ -134,8 +133,10 @@ async fn apply(
         return Err(ApiStatus::bad_request("metadata.managedFields must be nil"));
     }
     take(&mut config, "/metadata", "managedFields");
-    fit(call, resource, &mut config, Vec::new())?;
     let (namespace, name) = (call.info.namespace.as_str(), call.info.name.as_str());
+    let given = json!({"metadata": config["metadata"]});
+    declared(call, resource, &config, twice)?;
+    fit(call, resource, &mut config, Vec::new())?;
     set(&mut config, "/metadata/name", name.into());
     if resource.namespaced {
         set(&mut config, "/metadata/namespace", namespace.into());
@@ -143,11 +144,7 @@ async fn apply(
     let sent = config.clone();
     resource.to_storage(&mut config);
     if let Some(what) = managed::ambiguous(&config, &resource.schema) {
-        // Upstream answers 500, although it is the client's mistake.
-        let (group, version, kind) = (&resource.group, &resource.version, &resource.kind);
-        return Err(ApiStatus::bad_request(format!(
-            "failed to create typed patch object ({namespace}/{name}; {group}/{version}, Kind={kind}): {what}"
-        )));
+        return Err(untyped(resource, &given, &what));
     }
     let manager = Manager {
         name: named.to_owned(),
@@ -192,6 +189,56 @@ async fn apply(
         }
     }
     Err(modified(resource, name))
+}
+
+/// Decodes the configuration of a server-side apply, with what is said about a key that is there twice.
+pub(crate) fn applied(body: &[u8]) -> Result<(Value, Option<String>), ApiStatus> {
+    decode::yaml_with_duplicate(body).map_err(|e| ApiStatus::bad_request(format!("error decoding YAML: {e}")))
+}
+
+/// Refuses a configuration with fields that its type does not have, whatever `fieldValidation` says, as
+/// upstream: nobody could own them. A key that is there `twice` is refused, warned of or ignored as it says.
+///
+/// # Errors
+/// The fields.
+pub(crate) fn declared(
+    call: &Call,
+    resource: &Resource,
+    config: &Value,
+    twice: Option<String>,
+) -> Result<(), ApiStatus> {
+    typed(resource, config)?;
+    let Some(twice) = twice else { return Ok(()) };
+    match call.query.get("fieldValidation") {
+        "Strict" => {
+            let why =
+                format!("error strict decoding YAML: error converting YAML to JSON: {YAML_ERRORS}{twice}");
+            return Err(ApiStatus::bad_request(why));
+        }
+        "Ignore" => {}
+        _ => call.warn(twice),
+    }
+    Ok(())
+}
+
+fn typed(resource: &Resource, config: &Value) -> Result<(), ApiStatus> {
+    let found = managed::undeclared(config, resource.request_schema());
+    let lines: Vec<String> =
+        found.iter().map(|path| format!("{path}: field not declared in schema")).collect();
+    match &lines[..] {
+        [] => Ok(()),
+        [one] => Err(untyped(resource, config, one)),
+        all => Err(untyped(resource, config, &format!("errors:\n  {}", all.join("\n  ")))),
+    }
+}
+
+/// The answer about a configuration that does not fit its type. Its code and reason are upstream's, although
+/// it is the client's mistake.
+fn untyped(resource: &Resource, config: &Value, what: &str) -> ApiStatus {
+    let (namespace, name) = (str_at(config, "/metadata/namespace"), str_at(config, "/metadata/name"));
+    let (group, version, kind) = (&resource.group, &resource.version, &resource.kind);
+    let at = format!("{namespace}/{name}; {group}/{version}, Kind={kind}");
+    ApiStatus::new(500, "", format!("failed to create typed patch object ({at}): {what}"))
 }
 
 /// The answer about fields that others own.

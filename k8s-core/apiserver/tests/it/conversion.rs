@@ -235,3 +235,62 @@ async fn admission_sees_the_version_of_its_rule() {
     let last = asked.lock().unwrap().last().cloned().unwrap();
     assert_eq!((&last["operation"], &last["oldObject"]["spec"]["size"]), (&json!("DELETE"), &json!("7x7")));
 }
+
+/// Each version selects by its own fields, in lists, watches and deletions of many.
+#[tokio::test]
+async fn a_version_selects_by_its_own_fields() {
+    let ca = authority();
+    let (port, task) = serve_json(&ca, "localhost", |asked| review(&asked)).await;
+    let server = server().await;
+    let mut definition = definition(port, &ca);
+    definition["spec"]["versions"][0]["selectableFields"] = json!([{"jsonPath": ".spec.width"}]);
+    definition["spec"]["versions"][1]["selectableFields"] = json!([{"jsonPath": ".spec.size"}]);
+    done(&server, "POST", "/apis/apiextensions.k8s.io/v1/customresourcedefinitions", &definition).await;
+    let spec = |name: &str, size: &str| json!({"metadata": {"name": name}, "spec": {"size": size}});
+    let first = done(&server, "POST", V1, &spec("a", "3x4")).await;
+    done(&server, "POST", V1, &spec("b", "5x6")).await;
+    let names = |list: &Value| -> Vec<String> {
+        let items = list["items"].as_array().unwrap().iter();
+        items.map(|i| i["metadata"]["name"].as_str().unwrap().to_owned()).collect()
+    };
+    for (version, selector, want) in [
+        (V1, "spec.size=3x4", &["a"][..]),
+        (V1, "spec.size!=3x4", &["b"]),
+        (V1, "spec.size=3x4,metadata.name=b", &[]),
+        (V2, "spec.width=5", &["b"]),
+    ] {
+        let list = done(&server, "GET", &format!("{version}?fieldSelector={selector}"), &Value::Null).await;
+        assert_eq!(names(&list), want, "{selector}");
+    }
+    let refused = admin(&server, "GET", &format!("{V1}?fieldSelector=spec.width=3"), "", "").await;
+    let message = "\"spec.width\" is not a known field selector: only \"metadata.name\", \"metadata.namespace\", \"spec.size\"";
+    assert_eq!((refused.status.as_u16(), refused.json()["message"].as_str()), (400, Some(message)));
+
+    // A watch from the beginning, and one from a revision at which b was not yet there.
+    let revision = first["metadata"]["resourceVersion"].as_str().unwrap();
+    let mut now = Watcher::open(&server, &format!("{V1}?watch=true&fieldSelector=spec.size=3x4")).await;
+    let from = format!("{V1}?watch=true&fieldSelector=spec.size=3x4&resourceVersion={revision}");
+    let mut later = Watcher::open(&server, &from).await;
+    for (name, size) in [("b", "3x4"), ("a", "9x9"), ("a", "8x8"), ("b", "3x4")] {
+        let label = json!({"metadata": {"labels": {"touched": size}}, "spec": {"size": size}});
+        done(&server, "PATCH", &format!("{V1}/{name}"), &label).await;
+    }
+    done(&server, "DELETE", &format!("{V1}/b"), &Value::Null).await;
+    for (watcher, begins) in [(&mut now, true), (&mut later, false)] {
+        let mut seen = Vec::new();
+        for _ in 0..3 + usize::from(begins) {
+            let event = watcher.next().await.unwrap();
+            let name = event["object"]["metadata"]["name"].as_str().unwrap();
+            seen.push(format!("{} {name}", event["type"].as_str().unwrap()));
+        }
+        let all = ["ADDED a", "ADDED b", "DELETED a", "DELETED b"];
+        assert_eq!(seen, all[usize::from(!begins)..]);
+    }
+
+    // Only what is selected is deleted.
+    done(&server, "POST", V1, &spec("c", "1x1")).await;
+    let gone = done(&server, "DELETE", &format!("{V1}?fieldSelector=spec.size=1x1"), &Value::Null).await;
+    assert_eq!(names(&gone), ["c"]);
+    assert_eq!(names(&done(&server, "GET", V1, &Value::Null).await), ["a"]);
+    task.abort();
+}

@@ -53,6 +53,54 @@ async fn pages_show_one_moment() {
     assert!(selected["metadata"].get("remainingItemCount").is_none(), "unknown for a selection");
 }
 
+/// History is forgotten after a while; a list goes on with what is there then.
+#[tokio::test]
+async fn a_list_goes_on_after_its_moment_is_forgotten() {
+    let store = k8s_store::Store::memory();
+    let server = crate::support::server_on(store.clone()).await;
+    for i in 0..6 {
+        make(&server, &format!("m{i}"), "a").await;
+    }
+    let first = get(&server, &format!("{MAPS}?limit=2")).await;
+    let token = first["metadata"]["continue"].as_str().unwrap();
+    store.compact(store.revision());
+    get(&server, &format!("{MAPS}?limit=2&continue={token}")).await;
+    done(&server, "DELETE", &format!("{MAPS}/m0"), &Value::Null).await;
+    done(&server, "DELETE", &format!("{MAPS}/m3"), &Value::Null).await;
+    store.compact(store.revision());
+    let gone = admin(&server, "GET", &format!("{MAPS}?limit=2&continue={token}"), "", "").await;
+    assert_eq!((gone.status.as_u16(), &gone.json()["reason"]), (410, &json!("Expired")));
+    let token = gone.json()["metadata"]["continue"].as_str().unwrap().to_owned();
+    let second = get(&server, &format!("{MAPS}?limit=2&continue={token}")).await;
+    assert_eq!(
+        (names(&second), &second["metadata"]["remainingItemCount"]),
+        (vec!["m2".into(), "m4".into()], &json!(1))
+    );
+    assert_ne!(second["metadata"]["resourceVersion"], first["metadata"]["resourceVersion"]);
+    let token = second["metadata"]["continue"].as_str().unwrap();
+    assert_eq!(names(&get(&server, &format!("{MAPS}?limit=2&continue={token}")).await), ["m5"]);
+}
+
+#[tokio::test(start_paused = true)]
+async fn what_is_five_minutes_old_is_forgotten_at_the_next_turn() {
+    let server = server().await;
+    make(&server, "a", "a").await;
+    make(&server, "b", "a").await;
+    let token = get(&server, &format!("{MAPS}?limit=1")).await["metadata"]["continue"].clone();
+    let page = format!("{MAPS}?limit=1&continue={}", token.as_str().unwrap());
+    make(&server, "c", "a").await;
+    let mut expired = Vec::new();
+    // Half a minute before and after the turns.
+    tokio::time::sleep(std::time::Duration::from_secs(30)).await;
+    for minute in 1..=11 {
+        tokio::time::sleep(std::time::Duration::from_secs(60)).await;
+        if admin(&server, "GET", &page, "", "").await.status == 410 {
+            expired.push(minute);
+        }
+    }
+    assert_eq!(expired, [10, 11]);
+}
+
 #[tokio::test]
 async fn versions_and_how_they_match() {
     let server = server().await;

@@ -302,8 +302,13 @@ fn crd(plural: &str, kind: &str) -> Value {
 async fn check(server: &ApiServer, method: &str, path: &str, media: &str, body: &[u8]) {
     let answer = admin(server, method, path, media, body.to_vec()).await;
     let code = answer.status.as_u16();
+    // Upstream's code for a configuration of a type that it does not fit.
+    let untyped = code == 500
+        && answer.json()["message"]
+            .as_str()
+            .is_some_and(|m| m.starts_with("failed to create typed patch object"));
     assert!(
-        (200..300).contains(&code) || (400..500).contains(&code),
+        (200..300).contains(&code) || (400..500).contains(&code) || untyped,
         "{method} {path} {media}\n{}\n{code} {}",
         String::from_utf8_lossy(body),
         answer.json()

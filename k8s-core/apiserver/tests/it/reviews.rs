@@ -101,3 +101,15 @@ async fn a_policy_decides_about_reviews() {
         assert_eq!(answer.status, status, "{user}: {}", answer.json());
     }
 }
+
+#[tokio::test]
+async fn a_review_has_no_table() {
+    let server = server().await;
+    for (group, plural, spec) in REVIEWS {
+        let request = http::Request::post(format!("/apis/{group}/v1/{plural}"))
+            .header("accept", "application/json;as=Table;v=v1;g=meta.k8s.io")
+            .extension(User::new("admin", &["system:masters"]))
+            .body(k8s_core::client::body_from_bytes(format!("{{\"spec\": {spec}}}")));
+        assert_eq!(server.handle(request.unwrap()).await.status(), 406, "{plural}");
+    }
+}

@@ -140,15 +140,68 @@ async fn an_apply_names_each_element_once() {
     let server = server().await;
     let path = "/apis/apps/v1/namespaces/default/deployments/p?fieldManager=m";
     let container = |name: &str| json!({"name": name, "image": "i"});
-    for (second, code) in [("c", 400), ("d", 201)] {
+    for (second, code) in [("c", 500), ("d", 201)] {
         let template = json!({"metadata": {"labels": {"a": "b"}}, "spec": {"containers": [container("c"), container(second)]}});
         let spec = json!({"selector": {"matchLabels": {"a": "b"}}, "template": template});
         let body = json!({"apiVersion": "apps/v1", "kind": "Deployment", "spec": spec}).to_string();
         let answer = admin(&server, "PATCH", path, "application/apply-patch+yaml", body).await;
         assert_eq!(answer.status.as_u16(), code, "{}", answer.json());
-        if code == 400 {
-            let want = r#"failed to create typed patch object (default/p; apps/v1, Kind=Deployment): .spec.template.spec.containers: duplicate entries for key [name="c"]"#;
+        if code == 500 {
+            let want = r#"failed to create typed patch object (/; apps/v1, Kind=Deployment): .spec.template.spec.containers: duplicate entries for key [name="c"]"#;
             assert_eq!(answer.json()["message"], want);
+        }
+    }
+}
+
+/// An apply names no field that its type does not have, whatever `fieldValidation` says.
+#[tokio::test]
+async fn an_apply_names_fields_of_its_type_only() {
+    let server = server().await;
+    for directive in ["Strict", "Warn", "Ignore"] {
+        let path = format!(
+            "/api/v1/namespaces/default/pods/p?fieldManager=m&fieldValidation={directive}&dryRun=All"
+        );
+        let spec = json!({"containers": [{"name": "c", "image": "i", "imagee": "x"}], "nodename": "n"});
+        let metadata = json!({"name": "p"});
+        let body = json!({"apiVersion": "v1", "kind": "Pod", "metadata": metadata, "spec": spec}).to_string();
+        let answer = admin(&server, "PATCH", &path, "application/apply-patch+yaml", body).await;
+        let want = "failed to create typed patch object (/p; /v1, Kind=Pod): errors:\n  .spec.containers[name=\"c\"].imagee: field not declared in schema\n  .spec.nodename: field not declared in schema";
+        assert_eq!((answer.status.as_u16(), answer.json()["message"].as_str()), (500, Some(want)));
+    }
+}
+
+/// A key that is twice in a configuration in YAML is refused, warned of or ignored.
+#[tokio::test]
+async fn a_key_that_is_twice_in_yaml_is_told() {
+    let server = server().await;
+    let body = "apiVersion: v1\nkind: ConfigMap\nmetadata:\n  name: c\ndata:\n  a: b\n  a: c\n";
+    let twice = "yaml: unmarshal errors:\n  line 7: key \"a\" already set in map";
+    for (method, path, media, strict) in [
+        (
+            "PATCH",
+            "/c?fieldManager=m&",
+            "application/apply-patch+yaml",
+            format!("error strict decoding YAML: error converting YAML to JSON: {twice}"),
+        ),
+        (
+            "POST",
+            "?",
+            "application/yaml",
+            format!(
+                "ConfigMap in version \"v1\" cannot be handled as a ConfigMap: strict decoding error: {twice}"
+            ),
+        ),
+    ] {
+        for (directive, code) in [("Strict", 400), ("Warn", 201), ("Ignore", 201)] {
+            let path =
+                format!("/api/v1/namespaces/default/configmaps{path}dryRun=All&fieldValidation={directive}");
+            let answer = admin(&server, method, &path, media, body.to_owned()).await;
+            assert_eq!(answer.status.as_u16(), code, "{method} {directive}");
+            if code == 400 {
+                assert_eq!(answer.json()["message"], strict.as_str());
+            } else {
+                assert_eq!(answer.json()["data"]["a"], "c", "the last one counts");
+            }
         }
     }
 }

@@ -347,6 +347,64 @@ fn ambiguous_at(
     }
 }
 
+/// Returns the paths of fields of a configuration that its type does not have, in user notation and in order.
+/// [`apply`] would keep them.
+///
+/// # Examples
+/// ```
+/// use k8s_openapi::api::core::v1::Pod;
+/// use k8s_schema::{builtin, generate, patch::managed::undeclared};
+/// let schema = builtin(&[generate::<Pod>]).remove(0);
+/// let config = serde_json::json!({"spec": {"containers": [{"name": "c", "imagee": "i"}], "nodename": "n"}});
+/// assert_eq!(undeclared(&config, &schema), [r#".spec.containers[name="c"].imagee"#, ".spec.nodename"]);
+/// ```
+#[must_use]
+pub fn undeclared(config: &Value, schema: &Schema) -> Vec<String> {
+    let mut found = Vec::new();
+    undeclared_at(config, schema, schema.root_id(), &mut String::new(), 0, &mut found);
+    found.sort();
+    found
+}
+
+fn undeclared_at(
+    value: &Value,
+    schema: &Schema,
+    node: NodeId,
+    path: &mut String,
+    depth: usize,
+    found: &mut Vec<String>,
+) {
+    if depth > MAX_DEPTH {
+        return;
+    }
+    let length = path.len();
+    match (value, &schema.node(node).kind) {
+        (Value::Object(map), Kind::Object { preserve, .. }) => {
+            for (name, value) in map {
+                path.push('.');
+                path.push_str(name);
+                match schema.child(node, name) {
+                    Some(child) => undeclared_at(value, schema, child, path, depth + 1, found),
+                    None if *preserve => {}
+                    None => found.push(path.clone()),
+                }
+                path.truncate(length);
+            }
+        }
+        (Value::Array(items), Kind::List { item, list_type }) => {
+            let defaults = key_default(schema, *item);
+            for (i, value) in items.iter().enumerate() {
+                let id =
+                    if *list_type == ListType::Atomic { None } else { element(value, list_type, &defaults) };
+                path.push_str(&id.map_or_else(|| format!("[{i}]"), |id| fields::shown(&id)));
+                undeclared_at(value, schema, *item, path, depth + 1, found);
+                path.truncate(length);
+            }
+        }
+        _ => {}
+    }
+}
+
 /// Applies `config` to `live` (an empty object to create one) and returns the result.
 ///
 /// Reject configurations that are [`ambiguous`] before: their result is undefined.
