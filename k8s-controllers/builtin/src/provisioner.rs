@@ -118,7 +118,9 @@ impl Failure {
 
 /// A driver that makes volumes for claims.
 ///
-/// Both methods may be called again after they succeeded, and must then do nothing.
+/// Both methods may be called again after they succeeded, and must then do nothing. Storage that was made for
+/// a claim is left over if the claim is deleted before its PersistentVolume could be created, for example
+/// after a crash; the volume's name tells the claim's uid.
 pub trait Provisioner: Send + Sync + 'static {
     /// Returns the name that the field `provisioner` of its storage classes has.
     fn name(&self) -> &str;
