@@ -25,6 +25,7 @@ mod restart;
 mod serving;
 mod shared;
 mod stateful;
+mod storage;
 mod versions;
 
 use std::process::ExitCode;
@@ -57,6 +58,7 @@ fn main() -> ExitCode {
         full_disk::TESTS,
         restart::TESTS,
         serving::TESTS,
+        storage::TESTS,
         components::TESTS,
         distributions::TESTS,
         versions::TESTS,
