@@ -43,8 +43,8 @@ pub(crate) async fn metrics_reader(client: &Client) -> Result<(), Error> {
     apply(client, &format!("/apis/rbac.authorization.k8s.io/v1/clusterroles/{NAME}"), &role).await.map(drop)
 }
 
-/// Creates the class `local-path`, the default one, and the role of its provisioner. A class of that name that
-/// is there is left as it is.
+/// Creates the class `local-path`, the default one, and the role of its provisioner. A class of that name
+/// that is there is left as it is.
 ///
 /// # Errors
 /// The API server's error.

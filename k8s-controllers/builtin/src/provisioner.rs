@@ -18,7 +18,8 @@
 //!     }
 //!
 //!     async fn provision(&self, _: &Context, wanted: &Wanted<'_>) -> Result<PersistentVolumeSpec, Failure> {
-//!         let server = wanted.parameter("server").ok_or_else(|| Failure::again("parameter server is missing"))?;
+//!         let server = wanted.parameter("server");
+//!         let server = server.ok_or_else(|| Failure::again("parameter server is missing"))?;
 //!         // Here the directory is made.
 //!         let path = format!("/export/{}", wanted.volume);
 //!         let nfs = Some(NFSVolumeSource { server: server.into(), path, read_only: None });

@@ -1,6 +1,6 @@
-//! The APIs of custom and external metrics, `custom.metrics.k8s.io` and `external.metrics.k8s.io`, in front of
-//! an [`Adapter`] that knows the values. [`Scraper`] is one, for metrics that pods serve in Prometheus' text
-//! format.
+//! The APIs of custom and external metrics, `custom.metrics.k8s.io` and `external.metrics.k8s.io`, in front
+//! of an [`Adapter`] that knows the values. [`Scraper`] is one, for metrics that pods serve in Prometheus'
+//! text format.
 //!
 //! ```
 //! use std::sync::Arc;
