@@ -471,3 +471,34 @@ impl Plugin for NodeVolumeLimits {
         Points::of(self).pre_filters().filters().wakes().points()
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn claim(uid: &str, revision: u64, node: &str, phase: &str) -> PersistentVolumeClaim {
+        let annotations = if node.is_empty() { json!({}) } else { json!({SELECTED_NODE: node}) };
+        let metadata = json!({"name": "c", "namespace": "a", "uid": uid, "resourceVersion": revision.to_string(),
+            "annotations": annotations});
+        serde_json::from_value(json!({"metadata": metadata, "status": {"phase": phase}})).unwrap()
+    }
+
+    #[test]
+    fn a_binding_waits_for_its_claim_and_no_longer_than_it_can_come() {
+        let asked = claim("u", 1, "", "Pending");
+        let check = |live: Option<PersistentVolumeClaim>, told: Option<u64>| {
+            progress(&asked, live.as_ref(), told, "n").map_err(|e| e.to_string())
+        };
+        let failed = |why: &str| Err(format!("invalid request: binding volumes: {why}"));
+        assert_eq!(check(Some(claim("u", 9, "n", "Bound")), Some(5)), Ok(true));
+        assert_eq!(check(Some(claim("u", 5, "n", "Pending")), Some(5)), Ok(false));
+        assert_eq!(check(Some(claim("u", 1, "", "Pending")), Some(5)), Ok(false), "the cache is behind");
+        assert_eq!(check(Some(claim("u", 1, "", "Pending")), None), Ok(false), "nobody provisions it");
+        let refused = failed("provisioning failed for PVC \"c\"");
+        assert_eq!(check(Some(claim("u", 6, "", "Pending")), Some(5)), refused);
+        assert_eq!(check(Some(claim("u", 6, "m", "Pending")), Some(5)), refused);
+        let gone = failed("persistentvolumeclaim \"c\" not found");
+        assert_eq!(check(None, Some(5)), gone);
+        assert_eq!(check(Some(claim("v", 9, "n", "Bound")), Some(5)), gone, "made anew");
+    }
+}
