@@ -40,7 +40,7 @@
 //! ```
 //!
 //! Flow: the binder writes the provisioner's name into a claim's annotations; the scheduler, the node of the
-//! claim's first pod. [`plan`] then wants a volume: [`Provisioner::provision`] makes it, and a
+//! claim's first pod. The claim then wants a volume: [`Provisioner::provision`] makes it, and a
 //! PersistentVolume `pvc-<uid of the claim>` is created for the claim. When that volume is released and its
 //! policy is `Delete`, [`Provisioner::delete`] removes the storage, and the object goes after it.
 //!

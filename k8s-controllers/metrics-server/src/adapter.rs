@@ -20,7 +20,7 @@
 //! # Ok(()) }
 //! ```
 //!
-//! Flow: [`answer`] reads the path; the adapter returns numbers; [`answer`] writes the list of values.
+//! Flow: `answer` reads the path; the adapter returns numbers; `answer` writes the list of values.
 //! Guarantee: both versions of custom metrics have the same values.
 //! Not here: watches, metrics of objects without a namespace (but namespaces themselves).
 
